@@ -20,17 +20,19 @@ from recsys.features.feature_set import FeatureSet
 from recsys.features.session import Session
 from recsys.log.protocol import Log, Record
 from serving.pipeline import Pipeline
+from serving.query import Query
 from serving.reconstruction.reconstructed_answer import (
     Difference,
-    answer_again,
+    count_reproduced_scores,
     differences,
-    policy_then,
-    same_scores,
-    unlike,
+    policy_of,
+    query_of,
+    reconstruct_answer,
+    stamp_differences,
 )
-from serving.reconstruction.reconstructed_replica import Gone, PastReplica
+from serving.reconstruction.reconstructed_replica import NotReconstructible, ReconstructedReplica
 from serving.reconstruction.reconstructed_session import (
-    PastSessions,
+    ReconstructedSessions,
     find_impression,
     impression_of,
     known_policies,
@@ -52,6 +54,7 @@ class AnswerCheck:
     impression: Impression | None = None
     place: tuple[int, int] | None = None  # partition and offset on ``events``; None: archived
     differences: list[Difference] = field(default_factory=list)
+    query: Query | None = None
     answer: Answer | None = None
     session: Session | None = None
     policy: Policy | None = None
@@ -65,8 +68,8 @@ class AnswerChecker:
         self._log, self._config = log, config
         self._archive = Path(config.state) / "archive"
         self._labels = features.schema.labels
-        self._replica = PastReplica(log, config, features)
-        self._sessions = PastSessions(log, config, features, self._archived_records)
+        self._replica = ReconstructedReplica(log, config, features)
+        self._sessions = ReconstructedSessions(log, config, features, self._archived_records)
         self._policies: list[Policies] | None = None
 
     @property
@@ -80,15 +83,14 @@ class AnswerChecker:
         return self._replica.pipeline
 
     def check(self, impression: Impression, place: tuple[int, int]) -> AnswerCheck:
-        """``explain`` for an impression that is already read. Policies are read at the first call only: for a log
-        that still grows, use a new checker.
-        """
+        """``explain`` for an impression that is already read. Policies are read at the first call only: for a
+        log that still grows, use a new checker."""
         check = AnswerCheck(impression.request_id, impression=impression, place=place)
         if self._policies is None:
             self._policies = list(known_policies(self._log, self._config, self._labels))
         try:
             self._recompute(check, impression, self._policies)
-        except (Gone, ValueError) as error:
+        except (NotReconstructible, ValueError) as error:
             check.why = str(error)
         return check
 
@@ -98,7 +100,7 @@ class AnswerChecker:
             check.place, check.impression = self._find(request_id, user_id)
             policies = known_policies(self._log, self._config, self._labels)
             self._recompute(check, check.impression, policies)
-        except (Gone, ValueError) as error:
+        except (NotReconstructible, ValueError) as error:
             check.why = str(error)
             self._check_scores(check)
         return check
@@ -113,7 +115,7 @@ class AnswerChecker:
         if archived is not None:
             return None, archived
         user = "any user" if user_id is None else f"user {user_id}"
-        raise Gone(
+        raise NotReconstructible(
             f"no impression of request {request_id} of {user} is on {EVENTS} or in {self._archive}: the id "
             "is wrong, retention has dropped it before it was archived, or its user was forgotten"
         )
@@ -123,21 +125,24 @@ class AnswerChecker:
     ) -> None:
         stamp, asked = impression.stamp, impression.asked
         if stamp is None or asked is None:
-            raise Gone("the impression doesn't hold its request: it is older than that field")
-        check.policy = policy_then(policies, impression.user_id, stamp)
+            raise NotReconstructible(
+                "the impression doesn't hold its request: it is older than that field"
+            )
+        check.policy = policy_of(policies, impression.user_id, stamp)
         check.session = self._sessions.of(impression)
         pipeline = self._replica.at(stamp, asked)
-        check.answer = answer = answer_again(pipeline, impression, check.session, check.policy)
-        changed = unlike(stamp, answer.stamp)
+        check.query = query_of(impression, check.session, check.policy)
+        check.answer = answer = reconstruct_answer(pipeline, check.query)
+        changed = stamp_differences(stamp, answer.stamp)
         if changed:
             changes = ", ".join(
                 f"{difference.field} was {difference.logged!r} and is {difference.again!r}"
                 for difference in changed
             )
-            raise Gone(f"the state of the stamp can't be reconstructed: {changes}")
+            raise NotReconstructible(f"the state of the stamp can't be reconstructed: {changes}")
         skipped = set(impression.degraded) - set(answer.degraded)
         if skipped:
-            raise Gone(
+            raise NotReconstructible(
                 f"the answer skipped {', '.join(sorted(skipped))} because of a failure, which isn't "
                 "on any log"
             )
@@ -150,12 +155,9 @@ class AnswerChecker:
             return
         try:
             self._replica.weights_at(impression.stamp)
-            replica, pipeline = self._replica.replica, self._replica.pipeline
-            check.scores = same_scores(replica, pipeline, impression, check.policy)
-        except (Gone, ValueError) as error:
+            check.scores = count_reproduced_scores(self.pipeline, impression, check.policy)
+        except (NotReconstructible, ValueError) as error:
             check.why += f"; {error}"
-
-    # --- the archive ---
 
     def _archived(self, request_id: str) -> Impression | None:
         import pyarrow.compute as pc

@@ -244,9 +244,8 @@ def replay_through_broker(
     """
     if options.warm_up:
         raise ValueError(
-            "warm_up is True, expected False: warm-up events are folded but not learned, and all of the log is "
-            "learned; "
-            "replay in one process (without --through-broker)"
+            "warm_up is True, expected False: warm-up events are folded but not learned, and the log is "
+            "learned whole; replay in one process (without --through-broker)"
         )
     if options.frozen_after_ms is not None or options.sync_every_ms:
         raise ValueError(

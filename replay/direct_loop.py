@@ -109,8 +109,8 @@ class DirectLoop:
 class StepsUntil:
     """Wrapper of a loop's sequencer that neither cuts nor reports steps after ``last``.
 
-    A sequencer on a log may cut several steps in one turn. Their records stay on the log, but ``step`` doesn't
-    report them, so no worker is asked to learn them.
+    A sequencer on a log may cut several steps in one turn. Their records stay on the log, but ``step``
+    doesn't report them, so no worker is asked to learn them.
     """
 
     def __init__(self, sequencer: Any, last: int) -> None:

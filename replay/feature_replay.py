@@ -19,8 +19,8 @@ from recsys.features.session import Session
 class FeatureReplay:
     """Replays the server over events in time order. ``shift_ms`` is added to every time.
 
-    Event ids depend on the event alone, so an event that is written twice counts once. A user is held back until
-    their first request; an engagement is dropped when its impression wasn't written.
+    Event ids depend on the event alone, so an event that is written twice counts once. A user is held back
+    until their first request; an engagement is dropped when its impression wasn't written.
     """
 
     def __init__(self, features: FeatureSet, seen: int = 500, shift_ms: int = 0) -> None:

@@ -1,7 +1,7 @@
 """The running system in one process over a log: the classes of the live parts, called one after the other.
 
-For benches and tests that need a real but deterministic run: the clock is handed in, and viewers act by hashes
-of the request id. The live system waits; this one acts on each ``turn``.
+For benches and tests that need a real but deterministic run: the clock is handed in, and viewers act by
+hashes of the request id. The live system waits; this one acts on each ``turn``.
 """
 
 import asyncio
@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
-from parameter_server.publish.publish_trace import tell_published
+from parameter_server.publish.deltas import record_publish_spans
 from parameter_server.rpc.parameter_client import LocalClient, route_lanes
 from parameter_server.shard.shard import part_of
 from parameter_server.storage.durable_shard import DurableShard, ShardStorage
@@ -29,7 +29,7 @@ from recsys.observability.tracer import open_tracer
 from recsys.process.open_log import create_topics, open_log
 from serving.replica.state_reader import StateReader
 from serving.request import Answer, Request
-from serving.retrieval.retrieval_client import Shards
+from serving.retrieval.retrieval_client import RetrievalClient
 from serving.retrieval.retrieval_service import RetrievalService
 from serving.service import Service
 from serving.sessions.counter_loop import CounterLoop
@@ -46,7 +46,7 @@ from training.joining.joiner_loop import JoinerLoop
 from training.lines.control import config_now
 from training.lines.line import MAIN, spec_of
 from training.steps.sequencer_loop import SequencerLoop
-from training.steps.step_trace import SequenceTrace, tell_learned
+from training.steps.step_trace import SequenceTrace, trace_step
 
 START_MS: Final = 1_790_000_000_000
 _WATCH_MS: Final = 3_000
@@ -120,7 +120,8 @@ class LocalSystem:
         self._end = EpochEnd(self.log, MAIN, epoch)
 
     def restart_trainer(self) -> None:
-        """Replaces shards and worker, as after a kill: from snapshot and write-ahead file of the live epoch."""
+        """Replaces shards and worker, as after a kill: from snapshot and write-ahead file of the live
+        epoch."""
         for shard in self.shards.durable:
             shard.close()
         self._learn_in(self.epoch)
@@ -138,16 +139,17 @@ class LocalSystem:
         began_ns = time.time_ns()
         self.log.append(DELTAS, [Append(0, b"", delta) for delta in deltas])
         if self.tracer:
-            tell_published(self.tracer, deltas, began_ns, time.time_ns())
+            record_publish_spans(self.tracer, deltas, began_ns, time.time_ns())
 
     def _service(self) -> Service:
         asked = [service.search for service in self.retrieval]
-        shards = Shards(asked) if asked else None
+        shards = RetrievalClient(asked) if asked else None
         traces = SwipeTraces(self.tracer, "replica", time.time_ns) if self.tracer else None
         return Service(self.config, self.log, self.sessions, self._clock, shards, traces)
 
     async def start(self) -> None:
-        """The replica reads the log to its end. Afterwards it follows by ``turn`` instead of a thread of its own."""
+        """The replica reads the log to its end. Afterwards it follows by ``turn`` instead of a thread of its
+        own."""
         self.service.writer.start()
         for reader in self._readers():
             if not reader.ready:
@@ -204,7 +206,7 @@ class LocalSystem:
             kinds = ["like"] if draw < 0.2 else ["hide"] if draw > 0.97 else []
             events += [what | {"kind": kind} for kind in kinds]
             events.append(what | {"kind": "view", "watch_ms": int(20_000 * draw)})
-        taken = await self.service.write_api.take(events)
+        taken = await self.service.write_api.append_events(events)
         assert taken.count("accepted") == len(events), taken.results
 
     def turn(self) -> None:
@@ -235,14 +237,14 @@ class LocalSystem:
         while learned := self.worker.turn():
             if self.tracer:
                 version = (MAIN, self.epoch, self.worker.step, learned)
-                tell_learned(self.tracer, *version, began_ns, time.time_ns())
+                trace_step(self.tracer, *version, began_ns, time.time_ns())
             began_ns = time.time_ns()
 
     def follow(self) -> None:
         """The replica and the retrieval shards read and apply what is new on the log."""
         live = self.service.reader
-        self.service.canary.look(live.canary, live.arms)
-        for side in self.service.sides.all:
+        self.service.canary.update(live.canary, live.arms)
+        for side in self.service.variants.all:
             if not side.reader.ready:
                 side.reader.catch_up(lambda: False)
         for reader in self._readers():
@@ -255,5 +257,5 @@ class LocalSystem:
                 full = batch.full or reader.line.offset > before
 
     def _readers(self) -> list[StateReader]:
-        sides = [side.reader for side in self.service.sides.all]
+        sides = [side.reader for side in self.service.variants.all]
         return [self.service.reader, *(service.reader for service in self.retrieval), *sides]

@@ -27,7 +27,11 @@ from recsys.features.feature_set import FeatureSet
 from recsys.log.protocol import Log, Record, newest_first
 from recsys.process.log_consumer import UNREADABLE
 from replay.answer_check import EQUAL, AnswerChecker
-from serving.reconstruction.counterfactual_propensities import Judged, judged, same_candidates
+from serving.reconstruction.counterfactual_propensities import (
+    CounterfactualList,
+    counterfactual,
+    same_candidates,
+)
 from training.joining.sampling import represented_examples
 from training.lines.offset_lookup import first_at, served_ms_of
 
@@ -52,7 +56,8 @@ _TOLERANCE: Final = 1e-9
 
 @dataclass
 class LoggedLists:
-    """Judged lists; ``left_out`` counts by reason; ``why_gone``: reason of the first one that couldn't be recomputed."""
+    """Weighed lists; ``left_out`` counts by reason; ``why_gone``: reason of the first one that couldn't be
+    recomputed."""
 
     lists: WeightedLists
     left_out: Counter[str] = field(default_factory=Counter)
@@ -85,7 +90,7 @@ class _LoggedExample(msgspec.Struct):
 def read_lists(
     log: Log, config: Config, features: FeatureSet, target: TargetPolicy, max_lists: int
 ) -> LoggedLists:
-    """WeightedLists of the target's time range, ``max_lists`` at most."""
+    """Lists of the target's time range, ``max_lists`` at most."""
     left_out: Counter[str] = Counter()
     places = chosen(log, int(config.join.window_s * 1000), target, max_lists, left_out)
     weighed, why = _weighed(log, config, features, target, places, left_out)
@@ -106,9 +111,8 @@ def _ended_ms(log: Log, window_ms: int) -> dict[int, int]:
 def chosen(
     log: Log, window_ms: int, target: TargetPolicy, max_lists: int, left_out: Counter[str]
 ) -> list[tuple[Place, Impression]]:
-    """The impressions to judge, by place. Others are dropped at once except their user id: an impression holds all
-    its features.
-    """
+    """The impressions to judge, by place. Others are dropped at once except their user id: an impression
+    holds all its features."""
     places = _sampled(
         _usable(log, target, _ended_ms(log, window_ms), left_out), max_lists, left_out
     )
@@ -201,29 +205,22 @@ def _weighed(
     target: TargetPolicy,
     places: list[tuple[Place, Impression]],
     left_out: Counter[str],
-) -> tuple[dict[Place, tuple[int, Judged]], str]:
+) -> tuple[dict[Place, tuple[int, CounterfactualList]], str]:
     """By place: the user key and the list's weights; and the reason of the first list that is gone."""
     checker = AnswerChecker(log, config, features)
     policy = Policy(target.policy, digest(target.policy))
-    weighed_lists, why = dict[Place, tuple[int, Judged]](), ""
+    weighed_lists, why = dict[Place, tuple[int, CounterfactualList]](), ""
     for place, impression in sorted(places, key=_as_answered):
         check = checker.check(impression, place)
-        ranked = check.answer.candidates if check.answer else None
-        if (
-            check.verdict != EQUAL
-            or check.policy is None
-            or check.session is None
-            or ranked is None
-        ):
+        query, answer = check.query, check.answer
+        if check.verdict != EQUAL or query is None or answer is None or not answer.candidates:
             left_out[GONE] += 1
             why = why or f"{impression.request_id}: {check.why or check.differences[:2]}"
             continue
-        if not same_candidates(check.policy, policy):
+        if not same_candidates(query.policy, policy):
             left_out[OTHER_CANDIDATES] += 1
             continue
-        weighed = judged(
-            checker.pipeline, impression, check.session, ranked, check.policy, policy, target.reward
-        )
+        weighed = counterfactual(checker.pipeline, query, answer, policy, target.reward)
         if weighed.off > _TOLERANCE:
             left_out[PROPENSITY_MISMATCH] += 1
             why = why or f"{impression.request_id}: a propensity is off by {weighed.off:.2g}"
@@ -243,9 +240,8 @@ def _as_answered(placed: tuple[Place, Impression]) -> tuple[Any, ...]:
 def _rewards(
     log: Log, labels: Sequence[str], target: TargetPolicy, weighed: dict[Place, Any]
 ) -> tuple[dict[tuple[Place, int], float], defaultdict[int, float]]:
-    """By list and rank, the reward; and by rank, the number of shown lists, where a sampled example counts for
-    the ones that were left out.
-    """
+    """By list and rank, the reward; and by rank, the number of shown lists, where a sampled example counts
+    for the ones that were left out."""
     rewards_by_place, shown = dict[tuple[Place, int], float](), defaultdict[int, float](float)
     worth = [(labels.index(label), weight) for label, weight in target.reward.items()]
     for partition in range(log.partitions(EXAMPLES)):
@@ -273,7 +269,7 @@ def _rewards(
 
 
 def _as_lists(
-    weighed: dict[Place, tuple[int, Judged]],
+    weighed: dict[Place, tuple[int, CounterfactualList]],
     rewards_by_place: dict[tuple[Place, int], float],
     shown: defaultdict[int, float],
     ranks: int,

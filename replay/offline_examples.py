@@ -1,4 +1,5 @@
-"""Caches the examples of a data set for an offline job; the server is replayed over it, as for `recsys replay`."""
+"""Caches the examples of a data set for an offline job; the server is replayed over it, as for `recsys
+replay`."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field

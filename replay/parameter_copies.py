@@ -1,8 +1,9 @@
 """Copies of the ranker's parameters with different sync intervals, all scored over one replay.
 
-Building features is the expensive part of a replay, and on a log of the past they don't depend on weights. So one
-player builds them once, one learner learns once, and each copy scores the same requests with the parameters
-that a replica with its sync interval would have. A copy's scores are those of its own replay, bit for bit.
+Building features is the expensive part of a replay, and on a log of the past they don't depend on weights. So
+one player builds them once, one learner learns once, and each copy scores the same requests with the
+parameters that a replica with its sync interval would have. A copy's scores are those of its own replay, bit
+for bit.
 """
 
 from collections.abc import Sequence
@@ -25,9 +26,8 @@ _TOGETHER = 512  # requests scored together at the most; the scores don't depend
 
 @dataclass(frozen=True)
 class Sync:
-    """Sync schedule of a copy: at multiples of ``every_ms`` (0: at each step), without steps whose examples closed
-    at ``frozen_after_ms`` or later.
-    """
+    """Sync schedule of a copy: at multiples of ``every_ms`` (0: at each step), without steps whose examples
+    closed at ``frozen_after_ms`` or later."""
 
     name: str
     every_ms: int = 0

@@ -21,6 +21,7 @@ from recsys.features.feature_set import FeatureSet, RequestFeatures
 from recsys.features.item_counters import ItemCounters
 from recsys.features.session import Session
 from serving.pipeline import Pipeline
+from serving.query import Query
 from serving.ranking.scoring import probabilities
 from serving.replica.replica import Replica
 from serving.request import Answer, Request
@@ -122,11 +123,13 @@ class Player:
         self._sync_popularity()
         self._requests += 1
         answer = self.pipeline.recommend(
-            request,
-            self.session(request.user_id),
-            self.policies.resolve(request.user_id),
-            now_ms,
-            f"{request.user_id}-{now_ms}-{self._requests}",
+            Query(
+                request,
+                self.session(request.user_id),
+                self.policies.resolve(request.user_id),
+                now_ms,
+                f"{request.user_id}-{now_ms}-{self._requests}",
+            )
         )
         self._impression(answer.impression)
         return answer

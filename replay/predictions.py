@@ -1,7 +1,7 @@
 """Predictions as columns of a Parquet file, and the report made from them.
 
-Columns: request_id, user_id, item_id, time_ms, line, version and, per label, ``score_<label>`` (a probability)
-and ``label_<label>`` (0 or 1).
+Columns: request_id, user_id, item_id, time_ms, line, version and, per label, ``score_<label>`` (a
+probability) and ``label_<label>`` (0 or 1).
 """
 
 import json
@@ -102,7 +102,8 @@ def compare(
     samples: int = 500,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """AUC(predictions) − AUC(baseline) of one label on the rows that both scored, with a user-bootstrap interval."""
+    """AUC(predictions) − AUC(baseline) of one label on the rows that both scored, with a user-bootstrap
+    interval."""
     places = {key: i for i, key in enumerate(_keys(baseline))}
     pairs = [(i, places[key]) for i, key in enumerate(_keys(predictions)) if key in places]
     rows, baseline_rows = np.array(pairs, np.int64).reshape(-1, 2).T

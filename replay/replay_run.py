@@ -1,7 +1,7 @@
 """A replay of a data set: plays every event in event time and collects the scores.
 
-One process by default: the pure cores of every part called one after the other. docs/how-to/replay.md describes what is
-scored, learned and reported.
+One process by default: the pure cores of every part called one after the other. docs/how-to/replay.md
+describes what is scored, learned and reported.
 """
 
 import time

@@ -1,7 +1,7 @@
 """The timeline of one request, read from the log: its engagements, examples, steps, deltas and first answer.
 
-It needs no tracing. Events carry the sender's time, derived records event time; SQLite's log also keeps append
-times, and those order the moments.
+It needs no tracing. Events carry the sender's time, derived records event time; SQLite's log also keeps
+append times, and those order the moments.
 """
 
 from collections.abc import Callable, Iterator
@@ -34,9 +34,8 @@ class Dated(Protocol):
 
 @dataclass(frozen=True)
 class Moment:
-    """One record of a timeline. ``at_ms``: append time, or ``event_ms`` where the log has none; ``event_ms``: the
-    record's own time.
-    """
+    """One record of a timeline. ``at_ms``: append time, or ``event_ms`` where the log has none; ``event_ms``:
+    the record's own time."""
 
     what: str
     at_ms: int
@@ -83,9 +82,8 @@ class TimelineReader:
         return timeline
 
     def latest(self) -> str:
-        """Newest request that was learned and published; without one, the newest answer. Raises KeyError when there is
-        none.
-        """
+        """Newest request that was learned and published; without one, the newest answer. Raises KeyError when
+        there is none."""
         for step in self._newest_steps():
             for examples in reversed(step.ranges):
                 for record in reversed(

@@ -1,8 +1,9 @@
-"""Warm-up: appends past events to a new system's log, so that its parts have learned them before viewers come.
+"""Warm-up: appends past events to a new system's log, so that its parts have learned them before viewers
+come.
 
 The events are written as the server would have written them (``replay.feature_replay``), shifted so that the
-last one happens now; the real parts fold, join and learn them like any others. ``state/warmup.json`` keeps the
-progress, so that a warm-up that was killed goes on without duplicates.
+last one happens now; the real parts fold, join and learn them like any others. ``state/warmup.json`` keeps
+the progress, so that a warm-up that was killed goes on without duplicates.
 
 It must finish before anybody is served: once event time has moved on, windows of the past close at once.
 """

@@ -1,4 +1,4 @@
-"""The Serve deployment: one replica is one service with its HTTP app. Thin: all it knows is in others.
+"""Serve deployment: one replica is one service with its HTTP app.
 
 User code runs on the replica's own event loop (RAY_SERVE_THROUGHPUT_OPTIMIZED), so nothing in it may block.
 """
@@ -11,7 +11,9 @@ from typing import Any, Final
 import msgspec
 import torch
 from fastapi import FastAPI
+from prometheus_client.registry import Collector
 from ray import serve
+from ray.util.metrics import Counter, Gauge
 
 from recsys.config.system_config import Config, ServeConfig
 from recsys.observability.log_lines import LogThrottle, keep_newest, log_in_worker
@@ -19,35 +21,69 @@ from recsys.observability.tracer import open_tracer_in_actor
 from recsys.process.latency_tuning import tune_for_latency
 from recsys.process.open_log import open_log
 from serving.http_app import build_app
-from serving.retrieval.ray_retrieval import actor_options, asked_by_handle, deployments
+from serving.retrieval.ray_retrieval import actor_options, client_of, deployments
 from serving.service import Service, admin_key_file
 from serving.sessions.session_store import RedisSessions
-from serving.tracing.ray_metrics import RayMetrics
 from serving.tracing.swipe_traces import SwipeTraces
 
 APP = "recsys"
 HEALTH_PERIOD_S = 5.0
 GRACE_S = 5.0
-CATCH_UP_S = (
-    600.0  # a replica that hasn't caught up by then takes traffic all the same, and says so
-)
-_COMPLAIN_EVERY_S: Final = 60.0
+# Startup ends here at the latest: a replica still behind takes traffic all the same, and reports it.
+CATCH_UP_S = 600.0
+_LOG_EVERY_S: Final = 60.0
+_UNLIMITED: Final = 100  # requests for health, metrics and pages, beyond the admission limits
 _LOG: Final = logging.getLogger(__name__)
-_BESIDE = 100  # health, metrics and pages, beside what the gate lets in
+_EXPORTED: Final = {
+    "recsys_requests_total": ("recsys_requests", "Requests answered", ("route", "status")),
+    "recsys_degraded_total": ("recsys_degraded", "Answers that skipped a stage", ("stage",)),
+}
+
+
+class RayMetrics:
+    """Exports some of a replica's Prometheus metrics to Ray's dashboard and endpoint.
+
+    It copies them at each health check (5 s), so a request pays nothing. Tags: the labels, and ``replica``.
+    """
+
+    def __init__(self, registry: Collector, replica: str) -> None:
+        self._registry, self._replica = registry, replica
+        self._counters = {
+            source: Counter(name, description, tag_keys=(*labels, "replica"))
+            for source, (name, description, labels) in _EXPORTED.items()
+        }
+        self._step = Gauge(
+            "recsys_served_step", "Step that answers", tag_keys=("line", "epoch", "replica")
+        )
+        self._exported: dict[tuple[str, tuple[tuple[str, str], ...]], float] = {}
+
+    def export(self, line: str, epoch: int, step: int) -> None:
+        """Adds the increments since the last call."""
+        replica = {"replica": self._replica}
+        self._step.set(step, {"line": line, "epoch": str(epoch)} | replica)
+        for metric in self._registry.collect():
+            for sample in metric.samples:
+                counter = self._counters.get(sample.name)
+                if counter is None:
+                    continue
+                key = sample.name, tuple(sorted(sample.labels.items()))
+                increment = sample.value - self._exported.get(key, 0.0)
+                self._exported[key] = sample.value
+                if increment > 0:
+                    counter.inc(increment, dict(sample.labels) | replica)
 
 
 class Feed:
-    """The class behind the deployment. ``config`` is the configuration as JSON, so that nothing is pickled
-    that another version of the code would read otherwise. ``shards``: handles of those of retrieval."""
+    """Class behind the deployment. ``config``: the configuration as JSON, so that no pickle ties it to one
+    version of the code. ``shards``: handles of the retrieval shards."""
 
     def __init__(self, config: str, shards: Sequence[Any] = ()) -> None:
         self._config = msgspec.json.decode(config, type=Config)
-        torch.set_num_threads(
-            1
-        )  # sums must not depend on the number of cores; two also cost more here
+        # Sums must not depend on the number of cores; two threads also cost more here.
+        torch.set_num_threads(1)
         self._name = name = serve.get_replica_context().replica_id.unique_id
-        self._metrics: RayMetrics | None = None  # once there is an app
-        self._complaints = LogThrottle(_COMPLAIN_EVERY_S)
+        self._metrics: RayMetrics | None = None  # until there is an app
+        self._throttle = LogThrottle(_LOG_EVERY_S)
         self._log_as(name)
         log = open_log(self._config)
         self._tracer = tracer = open_tracer_in_actor(self._config, "serve", name)
@@ -55,46 +91,42 @@ class Feed:
             self._config,
             log,
             RedisSessions(self._config.sessions.url),
-            shards=asked_by_handle(shards),
+            shards=client_of(shards),
             traces=SwipeTraces(tracer, name, time.time_ns) if tracer else None,
         )
 
     def _log_as(self, name: str) -> None:
         state, form = self._config.state, self._config.logging.format
-        its = self._config.serve
-        keep_newest(state, "replica-*.log*", 8 + 2 * max(its.replicas, its.max_replicas))
+        replicas = max(self._config.serve.replicas, self._config.serve.max_replicas)
+        keep_newest(state, "replica-*.log*", 8 + 2 * replicas)
         log_in_worker("serve", state, f"replica-{name}", form, {"replica": name})
 
     def __serve_build_asgi_app__(self) -> FastAPI:
-        """Asked by Serve, once, after the constructor."""
+        """Builds the app; Serve calls this once, after the constructor."""
         app = build_app(self.service, self._admin_key, CATCH_UP_S, tune_for_latency)
         self._metrics = RayMetrics(app.state.metrics.registry, self._name)
         return app
 
     async def check_health(self) -> None:
-        """Raises where the replica can't be mended but by a new one: it stopped following the log. Asked for
-        each few seconds, so it also tells Ray's metrics."""
+        """Raises if only a new replica can help, because this one stopped following the log. Serve calls this
+        every few seconds, so it also exports the metrics; a failure to export doesn't count."""
         if self.service.failure:
             raise RuntimeError(self.service.failure)
-        if self._metrics is not None:
-            self._tell(self._metrics)
-
-    def _tell(self, metrics: RayMetrics) -> None:
-        """A replica that answers isn't replaced since Ray's metrics took nothing."""
         try:
-            metrics.tell(*self.service.replica.version)
+            if self._metrics is not None:
+                self._metrics.export(*self.service.replica.version)
         except Exception:
-            if times := self._complaints.due("metrics", time.monotonic()):
-                _LOG.exception("Ray's metrics aren't told", extra={"times": times})
+            if times := self._throttle.due("metrics", time.monotonic()):
+                _LOG.exception("metrics can't be exported to Ray", extra={"times": times})
 
     def __del__(self) -> None:
-        """Called by Serve once the service has stopped: the newest spans go out. Also where the constructor
+        """Sends the newest spans; Serve calls this once the service has stopped, or the constructor
         raised."""
         if tracer := getattr(self, "_tracer", None):
             tracer.close()
 
-    def reconfigure(self, about: dict[str, Any]) -> None:
-        """Nothing to do: ``about`` is there for Ray's dashboard."""
+    def reconfigure(self, description: dict[str, Any]) -> None:
+        """Does nothing: ``description`` is for Ray's dashboard."""
 
     def _admin_key(self) -> str:
         try:
@@ -103,22 +135,22 @@ class Feed:
             return ""
 
 
-def _scale(serve: ServeConfig) -> dict[str, Any]:
-    """How many replicas: a number, or between two by how much is asked."""
+def _scaling(serve: ServeConfig) -> dict[str, Any]:
+    """Options for the number of replicas: fixed, or autoscaled by load."""
     if not serve.max_replicas:
         return {"num_replicas": serve.replicas}
-    scaling = {
+    autoscaling = {
         "min_replicas": serve.min_replicas,
         "max_replicas": serve.max_replicas,
         "target_ongoing_requests": serve.target_ongoing,
         "upscale_delay_s": serve.upscale_s,
         "downscale_delay_s": serve.downscale_s,
     }
-    return {"autoscaling_config": scaling}
+    return {"autoscaling_config": autoscaling}
 
 
-def _about(config: Config) -> dict[str, Any]:
-    """What a deployment is, for Ray's dashboard. It says no address and no secret."""
+def _describe(config: Config) -> dict[str, Any]:
+    """Description of the deployment for Ray's dashboard, without addresses and secrets."""
     serve = config.serve
     return {
         "about": "one replica answers lists and takes events: session, retrieval, ranking, selection",
@@ -134,31 +166,34 @@ def _about(config: Config) -> dict[str, Any]:
 
 
 def application(config: Config, hooked: bool = False) -> Any:
-    """The application to give to Serve. ``hooked``: whether Ray's workers run our hook, so that a replica can
-    step back while it starts. A replica refuses by its gate, which knows what waits; Serve's own
-    limit stands above it. At a restart a new replica catches up before an old one leaves."""
-    most = 2 * config.serve.max_ongoing + config.serve.max_events + _BESIDE
+    """Builds the Serve application. ``hooked``: Ray's workers run our hook, so that a replica can lower its
+    priority while it starts.
+
+    A replica refuses requests by its own admission limits, so Serve's limit lies above them. On a restart a
+    new replica catches up before an old one leaves.
+    """
+    most = 2 * config.serve.max_ongoing + config.serve.max_events + _UNLIMITED
     deployment = serve.deployment(
         name="Feed",
-        **_scale(config.serve),
+        **_scaling(config.serve),
         max_ongoing_requests=most,
         max_queued_requests=most,
         max_surge_percent=1,  # of the replicas, rounded up: one at a time
         backpressure_config={"status_code": 503, "retry_after_s": 1},
         ray_actor_options=actor_options(hooked),
-        user_config=_about(config),
+        user_config=_describe(config),
         health_check_period_s=HEALTH_PERIOD_S,
         graceful_shutdown_timeout_s=GRACE_S,
         graceful_shutdown_wait_loop_s=0.5,
-        logging_config={"log_level": "WARNING", "enable_access_log": False},  # a line a request
+        logging_config={"log_level": "WARNING", "enable_access_log": False},  # a line per request
     )
     encoded = msgspec.json.encode(config).decode()
     return deployment(serve.ingress()(Feed)).bind(encoded, deployments(config, encoded, hooked))
 
 
 def build(arguments: dict[str, str]) -> Any:
-    """The application for `serve deploy` and KubeRay's RayService: ``import_path: serving.app:build``, with
-    ``args: {config: NAME_OR_FILE}``; the environment (RECSYS__...) wins, as everywhere."""
+    """Builds the application for `serve deploy` and KubeRay's RayService: ``import_path: serving.app:build``,
+    ``args: {config: NAME_OR_FILE}``. The environment (RECSYS__...) overrides, as everywhere."""
     from recsys.config.loader import load
 
     return application(load(arguments.get("config", "cluster")))

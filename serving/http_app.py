@@ -115,9 +115,9 @@ def _add_viewer_routes(app: FastAPI, service: Service, metrics: ServingMetrics) 
 
     @app.post("/v1/events", status_code=202, response_model=models.EventsOut, responses=_PROBLEMS)
     async def events(body: models.EventsIn) -> Response:
-        """Engagements of viewers. The answer comes after the commit; without an answer send them again: repeats
-        of an `event_id` count once."""
-        batch = await service.write_api.take(body.events)
+        """Engagements of viewers. The answer comes after the commit; without an answer send them again:
+        repeats of an `event_id` count once."""
+        batch = await service.write_api.append_events(body.events)
         metrics.count_batch(batch)
         return json_response(_results_out(batch.results), 202)
 
@@ -183,8 +183,8 @@ def _add_admin_routes(app: FastAPI, service: Service, admin_key: Callable[[], st
 
     @app.get("/v1/inspect/users/{user_id:path}", **read)
     async def inspect_user(user_id: str) -> Response:
-        """State of a user, and a list as the feed would serve it now, with explanations. Nothing is logged: it
-        counts neither as an impression nor as a list."""
+        """State of a user, and a list as the feed would serve it now, with explanations. Nothing is logged:
+        it counts neither as an impression nor as a list."""
         name = _id(user_id, "user_id")
         session, policy = await service.session_of(name), service.reader.policies.resolve(name)
         request = values.Request(name, n=inspection.SHOWN, explain=True)

@@ -27,11 +27,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from experiments.assignment.policy import Policy
-from recsys.events.event_types import RequestInputs, Impression, ServedItem, Stamp
+from recsys.events.event_types import Impression, RequestInputs, ServedItem, Stamp
 from recsys.features.feature_builder import FeatureBuilder
 from recsys.features.feature_set import RequestFeatures
 from recsys.model.ranker import watch_seconds
-from serving.admission.deadline import POPULAR, SHORT, UNRANKED, shortened
+from serving.admission.deadline import POPULAR, SHORT, UNRANKED, shorten_candidates
 from serving.query import Query, VectorVersion
 from serving.ranking.explanation import reasons
 from serving.ranking.scoring import popular_scores, probabilities
@@ -80,7 +80,7 @@ def run_stages(stages: Iterable[Stage], query: Query, candidates: Candidates) ->
     for stage in stages:
         if not stage.applies(query):
             continue
-        late = stage.instead is not None and query.deadline.misses(stage.deadline)
+        late = stage.instead is not None and query.deadline.skips(stage.deadline)
         run = stage.instead if late and stage.instead else stage.run
         candidates = run(query, candidates)
         if stage.span:
@@ -137,7 +137,7 @@ class Pipeline:
         """What to ask the retrieval shards before ``recommend``; None where there are no shards, nothing to
         ask of them, or results of this version."""
         given = query.request.candidate_ids is not None
-        if self.replica.indexed or given or query.deadline.misses(POPULAR):
+        if self.replica.indexed or given or query.deadline.skips(POPULAR):
             return None
         if query.shard_results is not None and query.shard_results.version == self.version:
             return None
@@ -146,7 +146,9 @@ class Pipeline:
         if not vector_queries:
             return None
         _, _, taken = allowed_items(self.replica.catalogue, query)
-        return RetrievalPlan(self.version, vector_queries, self.replica.catalogue.keys[taken, 0].copy())
+        return RetrievalPlan(
+            self.version, vector_queries, self.replica.catalogue.keys[taken, 0].copy()
+        )
 
     # --- stages ---
 
@@ -177,7 +179,9 @@ class Pipeline:
         most = self.replica.config.serve.short_candidates
         if len(candidates.sources) <= most:
             return candidates
-        return replace(candidates, sources=shortened(candidates.sources, most)).degrade(SHORT)
+        return replace(candidates, sources=shorten_candidates(candidates.sources, most)).degrade(
+            SHORT
+        )
 
     def _give(self, query: Query, candidates: Candidates) -> Candidates:
         indices, removed = given_items(self.replica.catalogue, query)

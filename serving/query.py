@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from experiments.assignment.policy import Policy
 from recsys.features.session import Session
-from serving.admission.deadline import UNHURRIED, Deadline
+from serving.admission.deadline import NO_DEADLINE, Deadline
 from serving.request import Request
 from serving.tracing.request_trace import Mark, unmarked
 
@@ -46,6 +46,6 @@ class Query:
     policy: Policy
     now_ms: int
     request_id: str = ""
-    deadline: Deadline = UNHURRIED
+    deadline: Deadline = NO_DEADLINE
     shard_results: ShardResults | None = None
     mark: Mark = unmarked

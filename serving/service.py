@@ -1,7 +1,7 @@
-"""The service behind the API: one replica's state, its session store, its log; no HTTP, no Ray.
+"""Service behind the API: one replica's state, its session store and its log; no HTTP, no Ray.
 
-Everything but the log runs in one event loop. The log is written by a thread of its own, and read by another
-that hands small batches over; they are applied between requests.
+Everything but the log runs in one event loop. One thread writes the log; another reads it and hands over
+small batches, which are applied between requests.
 """
 
 import asyncio
@@ -9,13 +9,13 @@ import logging
 import time
 import uuid
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
 import msgspec
 
-from experiments.assignment.policy import Policy
 from recsys.config.system_config import Config
 from recsys.events.event_types import encode
 from recsys.events.hashing import Id, partition_of
@@ -32,14 +32,14 @@ from serving.ingestion.disk_spool import DiskSpool
 from serving.ingestion.log_writer import LogWriter
 from serving.ingestion.write_api import Unavailable, WriteApi
 from serving.pipeline import Pipeline
-from serving.replica.log_follower import Follower
+from serving.query import Query
+from serving.replica.log_follower import LogFollower
 from serving.replica.replica import Replica
 from serving.replica.state_reader import StateReader
-from serving.request import SESSION, STALE, Answer, Request, without
-from serving.retrieval.retrieval_client import Shards
-from serving.retrieval.retrieval_plan import Near
+from serving.request import SESSION, STALE, Answer, Request, with_degraded
+from serving.retrieval.retrieval_client import RetrievalClient
 from serving.sessions.session_store import SessionReader, StoreUnavailable
-from serving.sessions.session_timeout import LONGEST_S, SLICE_S, TimedSessionReader
+from serving.sessions.session_timeout import MAX_WAIT_S, SLICE_S, TimedSessionReader
 from serving.sessions.session_view import view_of
 from serving.tracing.request_trace import ANSWER, WAIT, Mark, RequestTrace, unmarked
 from serving.tracing.request_trace import SESSION as SESSION_READ
@@ -47,14 +47,14 @@ from serving.tracing.swipe_traces import SwipeTraces
 from serving.variants.canary_routing import CanaryRouter
 from serving.variants.model_variants import ModelVariants
 
-_log = logging.getLogger(__name__)
-_SAY_EVERY_S: Final = 30.0
-_TURNS: Final = 4  # of a request whose shards are asked: at the last it is answered without them
+_LOG: Final = logging.getLogger(__name__)
+_LOG_DEGRADED_EVERY_S: Final = 30.0
+_ATTEMPTS: Final = 4  # of a request that asks retrieval shards: the last answers without them
 _STARTING: Final = "the replica is still reading the catalogue and the model"
 
 
 class Service:
-    """One replica at work. ``start`` and ``stop`` belong to the event loop that the rest is called in."""
+    """One replica. All methods belong to the event loop that called ``start``."""
 
     def __init__(
         self,
@@ -62,11 +62,11 @@ class Service:
         log: Log,
         sessions: SessionReader,
         now_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000,
-        shards: Shards | None = None,
+        shards: RetrievalClient | None = None,
         traces: SwipeTraces | None = None,
     ) -> None:
-        """``shards``: of retrieval, where the replica is to hold no vectors and no index. ``traces``: where
-        some requests are traced."""
+        """``shards``: retrieval shards; with them the replica holds no vectors and no index. ``traces``:
+        traces a sample of the requests."""
         self.traces = traces
         self.config, self.log, self.now_ms, self.shards = config, log, now_ms, shards
         self.sessions = TimedSessionReader(sessions)
@@ -74,37 +74,31 @@ class Service:
         self.replica = Replica(self.features, config, 0 if shards is None else len(shards))
         self.pipeline = Pipeline(self.replica)
         self.reader = StateReader(log, self.replica, config, now_ms, traces=traces)
-        kept = DiskSpool(Path(config.state) / "kept", log.id, int(config.serve.kept_disk_mb * 2**20))
-        self.writer = LogWriter(log, keep_bytes=int(config.serve.kept_mb * 2**20), kept=kept)
-        self.write_api = WriteApi(
-            config,
-            self.writer,
-            sessions,
-            self.reader.freshness,
-            self._duration_ms_of,
-            now_ms,
-            traces,
-        )
-        self.follower = Follower(log, self.reader)
-        self.sides = ModelVariants(config, log, self.features, now_ms)
-        self.canary = CanaryRouter(self.sides)
         serve = config.serve
+        spool = DiskSpool(Path(config.state) / "kept", log.id, int(serve.kept_disk_mb * 2**20))
+        self.writer = LogWriter(log, keep_bytes=int(serve.kept_mb * 2**20), spool=spool)
+        self.write_api = WriteApi(
+            config, self.writer, sessions, self.reader.freshness, self._duration_ms, now_ms, traces
+        )
+        self.follower = LogFollower(log, self.reader)
+        self.variants = ModelVariants(config, log, self.features, now_ms)
+        self.canary = CanaryRouter(self.variants)
         self.admission = Admission(
             serve.deadline_ms / 1000, serve.queue_ms / 1000, serve.max_ongoing
         )
-        self.turnstile = FairLock()
+        self._lock = FairLock()  # of the thread's computations
         self._needs_ms = {
             POPULAR: serve.retrieval_ms,
             SHORT: serve.rank_ms,
             UNRANKED: serve.short_rank_ms,
         }
         self.session_misses = 0
-        self._degraded = LogThrottle(_SAY_EVERY_S)
+        self._degraded = LogThrottle(_LOG_DEGRADED_EVERY_S)
 
     async def start(self) -> None:
-        """Begins to follow the log. The service is ready when it has caught up."""
+        """Starts the threads. The service is ready once it has caught up with the log."""
         self.writer.start()
-        self.sides.start(asyncio.get_running_loop())
+        self.variants.start(asyncio.get_running_loop())
         self.follower.start(asyncio.get_running_loop())
 
     async def caught_up(self, wait_s: float) -> None:
@@ -112,10 +106,10 @@ class Service:
         await self.follower.caught_up(wait_s)
 
     async def stop(self) -> None:
-        """Writes what waits, and ends the threads."""
+        """Writes pending records and ends the threads."""
         self.write_api.close()
         await asyncio.to_thread(self.follower.stop)
-        await self.sides.stop()
+        await self.variants.stop()
         await asyncio.to_thread(self.writer.close)
         await self.sessions.close()
 
@@ -125,14 +119,14 @@ class Service:
 
     @property
     def unready(self) -> str:
-        """Why the replica shouldn't be asked now; empty where it is ready. It may answer all the same."""
+        """Reason not to send requests here; empty if ready. The replica may answer all the same."""
         if self.failure or self.follower.away:
             return self.failure or self.follower.away
         return "" if self.reader.ready else _STARTING
 
     @property
     def stale(self) -> bool:
-        """Whether the model is older than it should be: examples have waited, or the log has been away, for
+        """Whether the model is too old: examples have waited, or the log has been away, for
         ``serve.stale_s``."""
         if self.reader.stale(self.now_ms()):
             return True
@@ -140,52 +134,51 @@ class Service:
 
     @property
     def failure(self) -> str:
-        """Why the replica doesn't follow the log any more; empty where it does."""
+        """Reason why the replica stopped following the log; empty while it follows."""
         return self.follower.failure
 
     async def recommend(self, request: Request, request_id: str = "") -> Answer:
-        """Answers, and hands the impression to the writer. ``request_id``: where the caller has one that no
-        other request has. Raises Unavailable before it has caught up."""
+        """Answers a request and logs the impression. ``request_id``: a unique id of the caller's. Raises
+        Unavailable before the replica has caught up."""
         if not self.reader.ready:
             raise Unavailable(_STARTING)
-        asked_s, arrived_s = time.monotonic(), _arrived_s()
+        began_s, arrived_s = time.monotonic(), _arrived_s()
         request_id = request_id or uuid.uuid4().hex
-        before = LOG_CONTEXT.set({"request_id": request_id})
+        token = LOG_CONTEXT.set({"request_id": request_id})
         try:
-            return await self._recommend(request, request_id, asked_s, arrived_s)
+            return await self._recommend(request, request_id, began_s, arrived_s)
         finally:
-            LOG_CONTEXT.reset(before)
+            LOG_CONTEXT.reset(token)
 
     async def _recommend(
-        self, request: Request, request_id: str, asked_s: float, arrived_s: float
+        self, request: Request, request_id: str, began_s: float, arrived_s: float
     ) -> Answer:
-        traced = None
+        trace = None
         if self.traces:
-            traced = self.traces.request(request_id, time.monotonic() - arrived_s)
-        mark = traced.mark if traced else unmarked
-        session, known = await self._session(request.user_id)
+            trace = self.traces.request(request_id, time.monotonic() - arrived_s)
+        mark = trace.mark if trace else unmarked
+        session, read = await self._session(request.user_id)
         mark(SESSION_READ)
-        answer = await self._answer(
-            request, session, arrived_s, time.monotonic() - asked_s, request_id, mark
-        )
-        if not known:
-            answer = without(answer, SESSION)
+        waited_s = time.monotonic() - began_s
+        answer = await self._answer(request, session, arrived_s, waited_s, request_id, mark)
+        if not read:
+            answer = with_degraded(answer, SESSION)
         if self.stale:
-            answer = without(answer, STALE)
-        if traced:
+            answer = with_degraded(answer, STALE)
+        if trace:
             mark(ANSWER)
-            traced.answered(answer)
-        self._log_impression(answer, traced)
+            trace.answered(answer)
+        self._log_impression(answer, trace)
         if answer.degraded:
-            self._say_degraded(answer)
+            self._log_degraded(answer)
         return answer
 
     async def recommend_unlogged(
         self, request: Request, session: Session, counts: bool = True
     ) -> Answer:
-        """Answers from a session that the caller made. No impression is logged: its viewer is nobody whom a
-        log knows. ``counts``: whether it is one of the lists whose number and waiting are told; False where
-        somebody only looks. Raises Unavailable before it has caught up."""
+        """Answers from a given session and logs no impression. ``counts``: whether the list counts in the
+        metrics of lists and waiting times; False for inspection. Raises Unavailable before the replica has
+        caught up."""
         if not self.reader.ready:
             raise Unavailable(_STARTING)
         return await self._answer(request, session, _arrived_s(), 0.0, counts=counts)
@@ -200,84 +193,90 @@ class Service:
         mark: Mark = unmarked,
         counts: bool = True,
     ) -> Answer:
-        """From the version of the moment in which it is made, in what is left of the request's time. Shards
-        are asked before, and again where the version is another by then. ``waited_s``: what the request has
-        waited for others, and kept no thread; admission hears of it once, with the shards' part."""
+        """Answers from the version current at the time of ranking, within the rest of the request's time.
+
+        Retrieval shards are asked before, and again if the version changed meanwhile. ``waited_s``: I/O wait
+        so far, which occupied no thread; admission gets it once, with the wait for shards added.
+        """
         deadline_ms = self.config.serve.deadline_ms
 
         def left_ms() -> float:
             return deadline_ms - 1000 * (time.monotonic() - arrived_s)
 
-        deadline, request_id = ClockDeadline(left_ms, self._needs_ms), request_id or uuid.uuid4().hex
-        asked: tuple[Request, Session, Policy, int] | None = None
+        deadline, request_id = (
+            ClockDeadline(left_ms, self._needs_ms),
+            request_id or uuid.uuid4().hex,
+        )
+        query: Query | None = None
         pipeline = self.pipeline
-        near: Near | None = None
-        for turns_left in range(_TURNS - 1, -1, -1):
-            await self.turnstile.turn()
+        for attempts_left in range(_ATTEMPTS - 1, -1, -1):
+            await self._lock.acquire()
             try:
-                if asked is None:  # once: the user side that is searched with is the one that ranks
-                    self.canary.look(self.reader.canary, self.reader.arms)
+                if query is None:  # once: retrieval and ranking use the same user features
+                    self.canary.update(self.reader.canary, self.reader.arms)
                     policy = self.reader.policies.resolve(request.user_id)
-                    its = self.canary.pipeline(request.user_id, policy.line, counts)
-                    pipeline = its or self.pipeline
-                    asked = request, session, policy, self.now_ms()
-                plan = pipeline.plan(*asked, deadline, near) if turns_left else None
+                    variant = self.canary.pipeline(request.user_id, policy.line, counts)
+                    pipeline = variant or self.pipeline
+                    query = Query(
+                        request, session, policy, self.now_ms(), request_id, deadline, mark=mark
+                    )
+                plan = pipeline.plan(query) if attempts_left else None
                 if plan is None or self.shards is None:
                     if counts:
-                        self.admission.read(waited_s, time.monotonic())
+                        self.admission.observe_io_wait(waited_s, time.monotonic())
                     mark(WAIT)
-                    return pipeline.recommend(*asked, request_id, deadline, near, mark)
+                    return pipeline.recommend(query)
             finally:
-                self.turnstile.pass_on()
+                self._lock.release_later()
             began_s = time.monotonic()
-            near = await self.shards.search(plan, (left_ms() - self.config.serve.rank_ms) / 1000)
+            timeout_s = (left_ms() - self.config.serve.rank_ms) / 1000
+            query = replace(query, shard_results=await self.shards.search(plan, timeout_s))
             waited_s += time.monotonic() - began_s
-        raise AssertionError("the last turn answers")
+        raise AssertionError("the last attempt answers")
 
     async def session(self, user_id: Id) -> dict[str, Any]:
-        """What is known of a user. Raises Unavailable without a store."""
+        """Session of a user, for display. Raises Unavailable without a store."""
         session = await self.session_of(user_id)
         policy = self.reader.policies.resolve(user_id)
         return view_of(session, self.replica.catalogue, policy.config.weights)
 
     async def session_of(self, user_id: Id) -> Session:
-        """A user's session. Raises Unavailable without a store."""
-        session, known = await self._session(user_id, LONGEST_S)
-        if not known:
+        """Session of a user. Raises Unavailable without a store."""
+        session, read = await self._session(user_id, MAX_WAIT_S)
+        if not read:
             raise Unavailable("the session store doesn't answer")
         return session
 
-    async def _session(self, user_id: Id, patience_s: float = SLICE_S) -> tuple[Session, bool]:
-        """The user's session, and whether the store said so: without it, it is that of a new user."""
+    async def _session(self, user_id: Id, slice_s: float = SLICE_S) -> tuple[Session, bool]:
+        """Session of a user, and whether the store was read; a new user's session if it wasn't."""
         seen = self.config.sessions.seen
         try:
-            blob = await self.sessions.get(user_id, patience_s)
-            if blob is None:
-                return Session(user_id, self.features, seen), True
-            session = Session.unpack(blob, self.features, seen)
+            blob = await self.sessions.get(user_id, slice_s)
+            if blob is not None:
+                return Session.unpack(blob, self.features, seen), True
         except (StoreUnavailable, msgspec.MsgspecError, ValueError):
             self.session_misses += 1
             return Session(user_id, self.features, seen), False
-        return session, True
+        return Session(user_id, self.features, seen), True
 
-    def _log_impression(self, answer: Answer, traced: RequestTrace | None = None) -> None:
+    def _log_impression(self, answer: Answer, trace: RequestTrace | None = None) -> None:
         impression = answer.impression
         partition = partition_of(impression.user_id, self.config.log.partitions)
         key = str(impression.user_id).encode()
-        told = partial(traced.appended, EVENTS, partition) if traced else None
-        self.writer.impression(EVENTS, Append(partition, key, encode(impression)), told)
+        on_commit = partial(trace.appended, EVENTS, partition) if trace else None
+        self.writer.impression(EVENTS, Append(partition, key, encode(impression)), on_commit)
 
-    def _say_degraded(self, answer: Answer) -> None:
-        """Of each stage now and then: how often answers went without it, and one of them."""
+    def _log_degraded(self, answer: Answer) -> None:
+        """Logs each skipped stage at intervals, with the number of answers and one of them."""
         for stage in answer.degraded:
             if count := self._degraded.due(stage, time.monotonic()):
                 level = logging.INFO if stage == "model" else logging.WARNING
                 stamp = answer.stamp
-                about = {"stage": stage, "answers": count, "line": stamp.line}
-                about |= {"epoch": stamp.epoch, "step": stamp.step}
-                _log.log(level, "answers go without a stage", extra=about)
+                extra = {"stage": stage, "answers": count, "line": stamp.line}
+                extra |= {"epoch": stamp.epoch, "step": stamp.step}
+                _LOG.log(level, "answers skip a stage", extra=extra)
 
-    def _duration_ms_of(self, item_id: Id) -> float | None:
+    def _duration_ms(self, item_id: Id) -> float | None:
         catalogue = self.replica.catalogue
         index = catalogue.index_of(item_id)
         duration = None if index is None else catalogue.fields[index].get("duration_ms")
@@ -286,7 +285,7 @@ class Service:
         return None
 
     def status(self) -> dict[str, Any]:
-        """What the page and ``recsys status`` show."""
+        """State shown by the page and by ``recsys status``."""
         reader, replica = self.reader, self.replica
         line, epoch, step = replica.version
         fresh = reader.freshness
@@ -304,42 +303,42 @@ class Service:
             "lag": reader.lag,
             "gaps": reader.line.gaps,
             "impressions_dropped": self.writer.dropped,
-            "canary": self._canary(),
-            "arms": self._arms(),
+            "canary": self._canary_status(),
+            "arms": self._arms_status(),
         }
 
-    def _canary(self) -> dict[str, Any] | None:
-        """The candidate that answers a share of the users, if one does."""
-        side, standing = self.canary.side, self.canary.standing
-        if side is None or standing is None:
+    def _canary_status(self) -> dict[str, Any] | None:
+        """Candidate that answers a share of the users, if there is one."""
+        variant, state = self.canary.variant, self.canary.state
+        if variant is None or state is None:
             return None
         return {
-            "line": side.line,
-            "share": standing.share,
-            "step": side.pipeline.replica.step,
-            "ready": side.reader.ready,
-            "answered": self.canary.answered[side.line],
+            "line": variant.line,
+            "share": state.share,
+            "step": variant.pipeline.replica.step,
+            "ready": variant.reader.ready,
+            "answered": self.canary.answered[variant.line],
         }
 
-    def _arms(self) -> dict[str, dict[str, Any]]:
-        """The lines that answer arms of experiments, by their names."""
-        sides = {line: self.sides.get(line) for line in self.reader.arms}
+    def _arms_status(self) -> dict[str, dict[str, Any]]:
+        """Model lines that answer arms of experiments, by name."""
+        variants = {line: self.variants.get(line) for line in self.reader.arms}
         return {
             line: {
-                "step": 0 if side is None else side.pipeline.replica.step,
-                "ready": side is not None and self.sides.fit(side),
+                "step": 0 if variant is None else variant.pipeline.replica.step,
+                "ready": variant is not None and self.variants.is_servable(variant),
                 "answered": self.canary.answered[line],
             }
-            for line, side in sides.items()
+            for line, variant in variants.items()
         }
 
 
 def _arrived_s() -> float:
-    """When the request at work came in."""
+    """Arrival time of the current request."""
     arrived_s = ARRIVED_S.get()
     return time.monotonic() if arrived_s is None else arrived_s
 
 
 def admin_key_file(config: Config) -> Path:
-    """Where ``recsys up`` puts the admin key."""
+    """File of the admin key, written by ``recsys up``."""
     return Path(config.state) / "run" / "admin.key"

@@ -251,7 +251,6 @@ def test_event_types_are_cheap_to_import() -> None:
 
 def test_modules_that_describe_spans_know_neither_tracer_nor_clock() -> None:
     traces = [(path, tree) for path, tree in files() if path.endswith(("_trace.py", "_traces.py"))]
-    pure = [entry for entry in traces if entry[0] != "training/continual/learn_trace.py"]
-    assert len(pure) == 5
-    for path, tree in pure:
+    assert len(traces) == 5
+    for path, tree in traces:
         assert not {"time", "recsys.observability.tracer"} & imported(path, tree), path

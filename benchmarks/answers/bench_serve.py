@@ -1,33 +1,35 @@
-"""``recsys bench serve``: requests a second and latency of the whole answer, at four doors of one app.
+"""``recsys bench serve``: requests a second and latency of whole answers, at four doors of one app.
 
-The doors: the replica's own port (Serve's direct ingress), the public one behind HAProxy, the same app object
-behind bare uvicorn, and Serve as it comes with its own proxy. The first three take turns in one run over one
-state; the last one is started when they have ended, for its settings are those of a whole Ray head.
+The doors: the replica's own port (Serve's direct ingress), the public port behind HAProxy, the same app
+object behind bare uvicorn, and Serve's default proxy. The first three take turns in one run over one state;
+the last starts after they end, because its settings concern a whole Ray head.
 
-The peak is what a few clients get that options again once they are answered. Latencies are those of an open loop
-at half of it. See ``load_client`` for how requests are sent, ``bench_serve_state`` for what is answered from.
+The peak is the rate of a closed loop with a few clients. Latencies are those of an open loop at half of the
+peak. ``load_client`` sends the requests, ``bench_serve_state`` builds the state.
 """
 
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Final
 
 from benchmarks.answers.bench_serve_stages import stages
 from benchmarks.answers.bench_serve_state import USERS, Built, build
-from benchmarks.answers.serve_load import Door, Figures, ServeOptions, bodies, send
+from benchmarks.answers.bench_serve_training import with_shadow, with_training
+from benchmarks.answers.serve_load import Door, ServeOptions, bodies, send
 from benchmarks.harness import serve_doors as doors
-from benchmarks.harness.worker_processes import answers, end, ways
+from benchmarks.harness.commands import Figures, Log, no_log
+from benchmarks.harness.worker_processes import collect, end_processes, process_starter, run_process
 from recsys.config.system_config import Config
 
 CLIENTS: Final = (4, 16)  # of the closed loop: the better of the two is the peak
 ROUNDS: Final = 3
 
 
-def measure_serve(options: ServeOptions, say: Callable[[str], None] = lambda text: None) -> Figures:
-    """The figures of all doors. ``say`` is told what is going on."""
+def measure_serve(options: ServeOptions, log_progress: Log = no_log) -> Figures:
+    """Figures of all doors."""
     doors.check_platform()
     with ExitStack() as stack:
         stack.enter_context(doors.ended_by_term())
@@ -36,134 +38,135 @@ def measure_serve(options: ServeOptions, say: Callable[[str], None] = lambda tex
         config, plan = doors.planned(doors.bench_config(folder, options.candidates, options.shards))
         began = time.monotonic()
         built = build(config, options.items, options.seed, time.time_ns() // 1_000_000)
-        say(f"{options.items} items, built in {time.monotonic() - began:.0f} s")
+        log_progress(f"{options.items} items, built in {time.monotonic() - began:.0f} s")
         stack.enter_context(doors.parts(config, ("valkey",)))
         doors.fill_sessions(config, built.sessions)
-        found, more = _ours(config, options, say)
+        doors_figures, more = _own_doors(config, options, log_progress)
         more |= _stages(config, options)
         if options.plain:
             doors.plainly(config, plan)
-            found |= _plain(config, options, say)
-    figures = found.pop("direct") | more
-    return {"what": _what(options, built), "figures": figures, "comparators": found}
+            doors_figures |= _serve_proxy(config, options, log_progress)
+    figures = doors_figures.pop("direct") | more
+    return {"what": _what(options, built), "figures": figures, "comparators": doors_figures}
 
 
-def _ours(
-    config: Config, options: ServeOptions, say: Callable[[str], None]
+def _own_doors(
+    config: Config, options: ServeOptions, log_progress: Log
 ) -> tuple[dict[str, Figures], Figures]:
-    """The replica's own port, the public one and bare uvicorn, in turn; then, once uvicorn has ended (its app
-    follows the log too), what else is asked."""
-    from benchmarks.answers.bench_serve_training import with_shadow, with_training
-
+    """Figures of the replica's own port, the public port and bare uvicorn, in turns; then of the optional
+    measurements, once uvicorn has ended (its app follows the log too)."""
     with doors.parts(config, ("ray", "serve")) as running:
         pid = doors.replica_pid(running["ray"])
-        ours = [
+        own_doors = [
             Door("direct", doors.direct_port(pid), pid),
             Door("haproxy", config.serve.port, pid),
         ]
         with _uvicorn(config) as bare:
-            say("ready: " + ", ".join(f"{door.name} at {door.port}" for door in (*ours, bare)))
-            found = _measure([*ours, bare], options, say)
-            _remember(found, [*ours, bare])
-        for door in ours:
-            its, theirs = found[door.name], found[bare.name]
-            its["of_uvicorn"] = _ratio(its["rounds"], theirs["rounds"])
+            log_progress(
+                "ready: " + ", ".join(f"{door.name} at {door.port}" for door in (*own_doors, bare))
+            )
+            figures = _measure([*own_doors, bare], options, log_progress)
+            _add_memory(figures, [*own_doors, bare])
+        for door in own_doors:
+            measured, baseline = figures[door.name], figures[bare.name]
+            measured["of_uvicorn"] = _ratio(measured["rounds"], baseline["rounds"])
         more: Figures = {}
         if options.overload:
-            more["overload"] = {door.name: _overload(door, found[door.name], options) for door in ours}
+            more["overload"] = {
+                door.name: _overload(door, figures[door.name], options) for door in own_doors
+            }
         if options.training:
-            more["training"] = with_training(config, ours[0], options, say)
+            more["training"] = with_training(config, own_doors[0], options, log_progress)
         if options.shadow:
-            more["shadow"] = with_shadow(config, ours[0], options, say)
-    return found, more
+            more["shadow"] = with_shadow(config, own_doors[0], options, log_progress)
+    return figures, more
 
 
-def _remember(found: dict[str, Figures], its: list[Door]) -> None:
-    for door in its:
-        found[door.name]["rss_mb"], found[door.name]["peak_rss_mb"] = doors.memory_mb(door.pid)
+def _add_memory(figures: dict[str, Figures], measured_doors: list[Door]) -> None:
+    for door in measured_doors:
+        figures[door.name]["rss_mb"], figures[door.name]["peak_rss_mb"] = doors.memory_mb(door.pid)
 
 
-def _plain(config: Config, options: ServeOptions, say: Callable[[str], None]) -> dict[str, Figures]:
+def _serve_proxy(config: Config, options: ServeOptions, log_progress: Log) -> dict[str, Figures]:
     with doors.parts(config, ("ray", "serve")) as running:
         door = Door("serve_proxy", config.serve.port, doors.replica_pid(running["ray"]))
-        found = _measure([door], options, say)
-        _remember(found, [door])
-    return found
+        figures = _measure([door], options, log_progress)
+        _add_memory(figures, [door])
+    return figures
 
 
 @contextmanager
 def _uvicorn(config: Config) -> Iterator[Door]:
-    told, stop, start = ways(True)
+    messages, stop, start = process_starter(True)
     port = doors.free_port()
-    part = start(doors.uvicorn, config, port, told, stop)
+    part = start(doors.uvicorn, config, port, messages, stop)
     try:
-        pid = answers(told, "uvicorn", 1, [part])[1]
+        pid = collect(messages, "uvicorn", 1, [part])[1]
         yield Door("uvicorn", port, pid)
     finally:
-        end([part], stop)
+        end_processes([part], stop)
 
 
-def _measure(its: list[Door], options: ServeOptions, say: Callable[[str], None]) -> dict[str, Figures]:
-    """Each door's peak, taken in turns and in the middle of the rounds, then its latency at a rate."""
-    peaks: dict[str, list[float]] = {door.name: [] for door in its}
-    for door in its:
+def _measure(
+    measured_doors: list[Door], options: ServeOptions, log_progress: Log
+) -> dict[str, Figures]:
+    """Each door's peak, taken in turns as the median of the rounds, then its latency at a rate."""
+    peaks: dict[str, list[float]] = {door.name: [] for door in measured_doors}
+    for door in measured_doors:
         send(door, options, 1.0, clients=CLIENTS[0])  # what is compiled or opened at first use
     for number in range(ROUNDS):
-        for door in its:
+        for door in measured_doors:
             best = max(
                 send(door, options, options.seconds / ROUNDS, clients=clients)["requests_per_s"]
                 for clients in CLIENTS
             )
             peaks[door.name].append(best)
-        say(f"round {number + 1}: " + ", ".join(f"{n} {p[-1]:.0f}/s" for n, p in peaks.items()))
-    found = {}
-    for door in its:
+        log_progress(
+            f"round {number + 1}: " + ", ".join(f"{n} {p[-1]:.0f}/s" for n, p in peaks.items())
+        )
+    figures = {}
+    for door in measured_doors:
         peak = statistics.median(peaks[door.name])
         rate = options.rate or peak / 2
         at_rate = send(door, options, options.seconds, rate=rate)
         at_rate["rate"] = round(rate, 1)
         del at_rate["requests_per_s"]
-        found[door.name] = {"requests_per_s": peak, "rounds": peaks[door.name]} | at_rate
-    return found
+        figures[door.name] = {"requests_per_s": peak, "rounds": peaks[door.name]} | at_rate
+    return figures
 
 
-def _ratio(ours: list[float], theirs: list[float]) -> float:
-    """The median over the rounds: the two of a round saw the same machine."""
-    ratios = (our / their for our, their in zip(ours, theirs, strict=True))
+def _ratio(rates: list[float], baseline: list[float]) -> float:
+    """Median of the ratios within each round, whose two rates saw the same machine."""
+    ratios = (rate / baseline_rate for rate, baseline_rate in zip(rates, baseline, strict=True))
     return round(statistics.median(ratios), 3)
 
 
 def _overload(door: Door, before: Figures, options: ServeOptions) -> Figures:
-    """More than the door can take: what comes through, how soon, and what it does to memory."""
+    """Goodput, latency and memory at more than the door's peak."""
     rss_mb, _ = doors.memory_mb(door.pid)
     rate = options.overload * before["requests_per_s"]
-    found = send(door, options, options.seconds, rate=rate)
-    goodput = found.pop("requests_per_s")
-    return found | {
+    figures = send(door, options, options.seconds, rate=rate)
+    goodput = figures.pop("requests_per_s")
+    return figures | {
         "rate": round(rate, 1),
         "goodput_per_s": goodput,
         "goodput_of_peak": round(goodput / before["requests_per_s"], 3),
-        "p99_of_half_peak": round(found["p99_ms"] / before["p99_ms"], 3)
-        if found["p99_ms"]
+        "p99_of_half_peak": round(figures["p99_ms"] / before["p99_ms"], 3)
+        if figures["p99_ms"]
         else None,
         "grown_mb": round(doors.memory_mb(door.pid)[0] - rss_mb, 1),
     }
 
 
 def _stages(config: Config, options: ServeOptions) -> Figures:
-    """Microseconds of a request by stage, with nothing beside it."""
-    told, stop, start = ways(True)
-    part = start(stages, config, bodies(options), options.seconds, told)
-    try:
-        found: Figures = answers(told, "stages", 1, [part])[0]
-    finally:
-        end([part], stop)
-    return found
+    """Microseconds of a request by stage, without other load."""
+    figures: Figures = run_process("stages", stages, config, bodies(options), options.seconds)
+    return figures
 
 
 def _what(options: ServeOptions, built: Built) -> str:
     return (
-        f"{options.items} items, {options.candidates} candidates, lists of 10, {USERS} users with sessions of "
-        f"{built.session_bytes} bytes; peak: the median of {ROUNDS} rounds, the better of {CLIENTS} clients; "
-        f"latencies in ms of an open loop at half of the peak or at --rate, from the intended time"
+        f"{options.items} items, {options.candidates} candidates, lists of 10, {USERS} users with sessions "
+        f"of {built.session_bytes} bytes; peak: median of {ROUNDS} rounds, better of {CLIENTS} clients; "
+        "latencies in ms of an open loop at half of the peak or at --rate, from the intended time"
     )

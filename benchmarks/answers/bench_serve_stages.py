@@ -1,9 +1,9 @@
-"""Where a request's time goes: the app called over and over in one process, and a look at its stack every
-two milliseconds of the clock. No server and no socket but the session store's are in it.
+"""Time of a request by stage: a sampling profiler over the app, called in a loop in one process. No server
+and no socket but the session store's are involved.
 
-A look belongs to a stage by the files on the stack, so that it needs no marks in the code it measures. What
-does the work of a stage (retrieval, ranking) may call helpers of another: the outermost counts. What only
-passes on (routes, the service) is on every stack: there the innermost counts, where no stage is at work.
+A sample belongs to a stage by the files on its stack, so the measured code needs no marks. Files that do the
+work of a stage (retrieval, ranking) may call helpers of another: the outermost counts. Files that only pass
+the request on (routes, the service) are on every stack: there the innermost counts, if no stage is at work.
 """
 
 import asyncio
@@ -16,8 +16,13 @@ from functools import lru_cache
 from types import FrameType
 from typing import Any, Final
 
-from benchmarks.harness.worker_processes import Told, telling
+from benchmarks.harness.worker_processes import Messages, reporting_errors
 from recsys.config.system_config import Config
+from recsys.process.latency_tuning import tune_for_latency
+from recsys.process.open_log import open_log
+from serving.http_app import build_app
+from serving.service import Service
+from serving.sessions.session_store import RedisSessions
 
 _EVERY_S: Final = 0.002  # a look takes some 15 µs
 _WARM: Final = 100  # requests
@@ -56,20 +61,20 @@ WAY: Final = {
 
 
 def stage_of(files: Sequence[str]) -> str:
-    """The stage that a stack is in, by its files, the innermost first."""
+    """Stage of a stack, by its files from the innermost outwards."""
     for file in reversed(files):
-        if stage := _working(file):
+        if stage := _work_stage(file):
             return stage
-    return next((stage for file in files if (stage := _passing(file))), "other")
+    return next((stage for file in files if (stage := _way_stage(file))), "other")
 
 
 @lru_cache(maxsize=10_000)
-def _working(file: str) -> str:
+def _work_stage(file: str) -> str:
     return _of(WORK, file)
 
 
 @lru_cache(maxsize=10_000)
-def _passing(file: str) -> str:
+def _way_stage(file: str) -> str:
     return _of(WAY, file)
 
 
@@ -78,35 +83,29 @@ def _of(table: dict[str, tuple[str, ...]], file: str) -> str:
 
 
 @contextmanager
-def looking() -> Iterator["Counter[str]"]:
-    """Counts looks by stage, in the main thread, while it lasts."""
-    found: Counter[str] = Counter()
+def sampling() -> Iterator["Counter[str]"]:
+    """Counts samples of the main thread by stage inside the context."""
+    counts: Counter[str] = Counter()
 
     def look(number: int, frame: FrameType | None) -> None:
         files = []
         while frame is not None:
             files.append(frame.f_code.co_filename)
             frame = frame.f_back
-        found[stage_of(files)] += 1
+        counts[stage_of(files)] += 1
 
     before = signal.signal(signal.SIGALRM, look)
     signal.setitimer(signal.ITIMER_REAL, _EVERY_S, _EVERY_S)
     try:
-        yield found
+        yield counts
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
 
 
-def stages(config: Config, bodies: Sequence[bytes], seconds: float, told: Told) -> None:
-    """For a process of its own: tells microseconds of a request, in all and by stage."""
-    from recsys.process.latency_tuning import tune_for_latency
-    from recsys.process.open_log import open_log
-    from serving.http_app import build_app
-    from serving.service import Service
-    from serving.sessions.session_store import RedisSessions
-
-    with telling(told, 0):
+def stages(config: Config, bodies: Sequence[bytes], seconds: float, messages: Messages) -> None:
+    """Main function of a process: sends microseconds of a request, in all and by stage."""
+    with reporting_errors(messages, 0):
         service = Service(config, open_log(config), RedisSessions(config.sessions.url))
         app = build_app(service, lambda: "")
 
@@ -116,19 +115,19 @@ def stages(config: Config, bodies: Sequence[bytes], seconds: float, told: Told) 
                     await asyncio.sleep(0.05)
                 tune_for_latency()
                 for number in range(_WARM):
-                    await _ask(app, bodies[number % len(bodies)])
+                    await _request(app, bodies[number % len(bodies)])
                 asked, began = 0, time.perf_counter()
-                with looking() as found:
+                with sampling() as counts:
                     while time.perf_counter() - began < seconds:
-                        await _ask(app, bodies[asked % len(bodies)])
+                        await _request(app, bodies[asked % len(bodies)])
                         asked += 1
                 passed = time.perf_counter() - began
-            return _figures(found, passed, asked)
+            return _figures(counts, passed, asked)
 
-        told.put(("stages", 0, asyncio.run(run())))
+        messages.put(("stages", 0, asyncio.run(run())))
 
 
-async def _ask(app: Any, body: bytes) -> None:
+async def _request(app: Any, body: bytes) -> None:
     scope = {
         "type": "http", "asgi": {"version": "3.0"}, "http_version": "1.1", "method": "POST",
         "scheme": "http", "path": "/v1/recommend", "query_string": b"", "root_path": "",
@@ -147,7 +146,7 @@ async def _ask(app: Any, body: bytes) -> None:
         raise RuntimeError(f"the app answers {statuses[0]}, expected 200")
 
 
-def _figures(found: "Counter[str]", passed_s: float, asked: int) -> dict[str, Any]:
-    looks, whole_us = max(1, found.total()), 1e6 * passed_s / asked
-    its = {stage: round(whole_us * count / looks, 1) for stage, count in found.most_common()}
-    return {"request_us": round(whole_us, 1), "stages_us": its, "requests": asked}
+def _figures(counts: "Counter[str]", passed_s: float, asked: int) -> dict[str, Any]:
+    looks, whole_us = max(1, counts.total()), 1e6 * passed_s / asked
+    stages_us = {stage: round(whole_us * count / looks, 1) for stage, count in counts.most_common()}
+    return {"request_us": round(whole_us, 1), "stages_us": stages_us, "requests": asked}

@@ -1,6 +1,5 @@
-"""The state of ``recsys bench serve``: catalogue, counters, a snapshot and sessions, as a system that has run
-for a while has them. Nothing is trained: rows are moved once by drawn gradients, so that no two score alike.
-"""
+"""State of ``recsys bench serve``: catalogue, counters, a snapshot and sessions, as after running for a
+while. Nothing is trained: drawn gradients move the rows once, so that no two items score alike."""
 
 # N items of a block, R rows of a table
 
@@ -12,11 +11,21 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from parameter_server.shard.shard import Shard
+from parameter_server.storage.snapshots import write_part
 from recsys.config.system_config import Config
 from recsys.events.event_types import Engagement, Impression, Item, encode
 from recsys.events.hashing import key_of
+from recsys.events.records import ITEM_STATE, ITEMS, STEPS, ItemState, Step, pack
+from recsys.features.counters import SPEEDS
 from recsys.features.feature_set import FeatureSet
+from recsys.features.feature_set_file import feature_set
+from recsys.features.item_counters import GLOBAL, context_entities
+from recsys.features.session import Session
 from recsys.log.protocol import Append, Log
+from recsys.model.model import build_model
+from recsys.process.open_log import create_topics, open_log
+from training.lines.line import spec_of
 
 USERS: Final = 1_000
 STEP: Final = 1  # of the snapshot
@@ -30,18 +39,15 @@ Keys = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Built:
-    """What there is: the sessions by user, and how long making all of it took."""
+    """Sessions by user, and their mean size."""
 
     sessions: dict[str, bytes]
     session_bytes: int
 
 
 def build(config: Config, items: int, seed: int, now_ms: int) -> Built:
-    """Writes log and snapshot into the state folder, as of ``now_ms``; the sessions are for who starts the
+    """Writes log and snapshot into the state folder, as of ``now_ms``; the caller puts the sessions into the
     store."""
-    from recsys.features.feature_set_file import feature_set
-    from recsys.process.open_log import create_topics, open_log
-
     features, log = feature_set(config), open_log(config)
     create_topics(log, config)
     try:
@@ -59,7 +65,7 @@ def build(config: Config, items: int, seed: int, now_ms: int) -> Built:
 
 
 def draw_items(count: int, seed: int, now_ms: int) -> Iterator[list[Item]]:
-    """Items in blocks: an author of ten items on average, three tags of 200, a duration."""
+    """Items in blocks: ten items per author on average, three of 200 tags, a duration."""
     draw = np.random.default_rng(seed)
     for start in range(0, count, _BLOCK):
         n = min(_BLOCK, count - start)
@@ -82,29 +88,23 @@ def draw_items(count: int, seed: int, now_ms: int) -> Iterator[list[Item]]:
 
 def _catalogue(log: Log, features: FeatureSet, count: int, seed: int, now_ms: int) -> Keys:
     """Appends the items; returns their keys (N, I)."""
-    from recsys.events.records import ITEMS
-
-    found = []
+    blocks = []
     for block in draw_items(count, seed, now_ms):
         log.append(ITEMS, [Append(0, str(item.item_id).encode(), encode(item)) for item in block])
-        found += [features.item_keys(item.item_id, item.fields) for item in block]
-    return np.array(found)
+        blocks += [features.item_keys(item.item_id, item.fields) for item in block]
+    return np.array(blocks)
 
 
 def _item_state(log: Log, features: FeatureSet, keys_NI: Keys, seed: int, now_ms: int) -> None:
-    """What viewers did with items, authors, tags and durations, as the counters' part tells it."""
-    from recsys.events.records import ITEM_STATE, ItemState, pack
-    from recsys.features.counters import SPEEDS
-    from recsys.features.item_counters import GLOBAL, context_entities
-
+    """Appends counters of items, authors, tags and durations, as the counters part publishes them."""
     draw = np.random.default_rng(seed + 1)
     duration = features.slot("duration").start
     groups = [features.slot(f"item.{name}") for name in features.schema.groups]
     parts = [keys_NI[:, [0, duration]], *(keys_NI[:, slot.start : slot.stop] for slot in groups)]
     context = features.context_keys("feed", {})[0]
     crossed = context_entities(features, context, keys_NI)
-    found = np.unique(np.concatenate([part.ravel() for part in (*parts, crossed)]))
-    keys = np.concatenate([[GLOBAL, context], found[found != 0]]).astype(np.int64)
+    entities = np.unique(np.concatenate([part.ravel() for part in (*parts, crossed)]))
+    keys = np.concatenate([[GLOBAL, context], entities[entities != 0]]).astype(np.int64)
     shown = draw.gamma(0.5, 40.0, len(keys)).astype(np.float32)
     rates = draw.beta(1.0, 4.0, (len(keys), len(features.kinds))).astype(np.float32)
     rates[:, 0], rates[:, -1] = 1.0, 2.0  # shown; the logarithm of the seconds watched
@@ -120,12 +120,7 @@ def _item_state(log: Log, features: FeatureSet, keys_NI: Keys, seed: int, now_ms
 
 
 def _snapshot(config: Config, features: FeatureSet, keys_NI: Keys, seed: int, now_ms: int) -> None:
-    """A row for whatever the items and users have one for, in a snapshot of a shard that learned one step."""
-    from parameter_server.shard.shard import Shard
-    from parameter_server.storage.snapshots import write_part
-    from recsys.model.model import build_model
-    from training.lines.line import spec_of
-
+    """Writes a snapshot of a shard after one step, with rows for all keys of items and users."""
     spec, draw = spec_of(config), np.random.default_rng(seed + 2)
     dense = build_model(features, config.model).read_dense()
     shard = Shard(spec, dense)
@@ -136,9 +131,9 @@ def _snapshot(config: Config, features: FeatureSet, keys_NI: Keys, seed: int, no
     for name, table in shard.tables.items():
         keys = np.unique(wanted[name])
         for at in range(0, len(keys), _BLOCK):
-            its = keys[at : at + _BLOCK]
-            gradients = draw.standard_normal((len(its), table.config.dim)).astype(np.float32)
-            table.apply(its, gradients, np.ones(len(its), np.int32), now_ms)
+            block = keys[at : at + _BLOCK]
+            gradients = draw.standard_normal((len(block), table.config.dim)).astype(np.float32)
+            table.apply(block, gradients, np.ones(len(block), np.int32), now_ms)
     shard.applied, shard.clock_ms = STEP, now_ms
     arrays, meta = shard.export()
     folder = Path(config.state) / "snapshots"
@@ -146,9 +141,7 @@ def _snapshot(config: Config, features: FeatureSet, keys_NI: Keys, seed: int, no
 
 
 def _step_record(log: Log, config: Config, now_ms: int) -> None:
-    """The record of the snapshot's step: a sequencer goes on behind it."""
-    from recsys.events.records import STEPS, Step, pack
-
+    """Appends the record of the snapshot's step, behind which a sequencer continues."""
     step = Step(
         line="main", epoch=0, step=STEP, ranges=[], examples=0, lanes=config.step.lanes,
         time_ms=now_ms, config="",
@@ -162,20 +155,18 @@ def user_of(number: int) -> str:
 
 def _sessions(patterns: list[Any]) -> Built:
     """A session for each user."""
-    found = dict[str, bytes]()
+    blobs = dict[str, bytes]()
     for number in range(USERS):
         session = patterns[number % len(patterns)]
         session.user_id = user_of(number)
-        found[session.user_id] = session.pack()
-    return Built(found, sum(map(len, found.values())) // USERS)
+        blobs[session.user_id] = session.pack()
+    return Built(blobs, sum(map(len, blobs.values())) // USERS)
 
 
 def _session(
     features: FeatureSet, keys_NI: Keys, seen: int, draw: np.random.Generator, now_ms: int
 ) -> Any:
-    """What is known of somebody after some 60 items."""
-    from recsys.features.session import Session
-
+    """Session after some 60 viewed items."""
     session = Session("", features, seen)
     viewed = draw.choice(len(keys_NI), min(_VIEWED, len(keys_NI)), replace=False)
     for place, index in enumerate(viewed.tolist()):

@@ -1,9 +1,9 @@
-"""How much training beside it costs an answer: the replica's p99 with events and a delta each second, and
-without them, in interleaved pairs.
+"""Cost of training for an answer: the replica's p99 with events and a delta each second, and without, in
+interleaved pairs.
 
 Joiner, sequencer, one worker and one shard are the classes of the running system, each in a process of its
-own at nice 10, as in ``bench_freshness``. Events are appended to the log by another. Without training these
-processes are there and idle: they look at the log some twenty times a second and find nothing.
+own at nice 10, as in ``bench_freshness``; another process appends events. Without training these processes
+are idle: they poll the log some twenty times a second.
 """
 
 import os
@@ -16,12 +16,35 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
+from msgspec.structs import replace as changed
+
 from benchmarks.answers.serve_load import Door, ServeOptions, send
 from benchmarks.harness import serve_doors as doors
-from benchmarks.harness.worker_processes import Told, answers, end, telling, ways
+from benchmarks.harness.commands import Log
+from benchmarks.harness.worker_processes import (
+    Messages,
+    collect,
+    end_processes,
+    process_starter,
+    reporting_errors,
+)
 from benchmarks.system.bench_freshness import Task, cut, join, learn, serve
+from benchmarks.system.synthetic_views import draw_items, draw_views
+from parameter_server.shard.shard import Shard
+from recsys.clock import wall_ms
 from recsys.config.system_config import Config
+from recsys.events.control_records import Live
+from recsys.events.event_types import Engagement, Impression, Stamp, encode
+from recsys.events.hashing import partition_of
+from recsys.events.records import EVENTS, SCORES, STEPS, pack
+from recsys.features.feature_set_file import feature_set
+from recsys.log.protocol import Append
+from recsys.model.model import build_model
+from recsys.process.open_log import open_log
 from recsys.process.process_priority import lower_session_priority
+from training.candidates.shadow import Shadow
+from training.lines.line import MAIN, whole_spec
+from training.steps.sequencer_loop import last_position
 
 NICE: Final = 10
 EVENTS_PER_S: Final = 1_000
@@ -35,39 +58,43 @@ _WARM_S: Final = 8.0  # of events before the first pair: what is compiled at fir
 
 
 @dataclass(frozen=True)
-class _Sender:
-    """Who appends events while ``on`` is set."""
+class _Switch:
+    """Event that turns a process's work on and off, with its message queue and stop event."""
 
-    told: Told
+    messages: Messages
     stop: Any
     on: Any
 
 
 def with_training(
-    config: Config, door: Door, options: ServeOptions, say: Callable[[str], None]
+    config: Config, door: Door, options: ServeOptions, log_progress: Log
 ) -> dict[str, Any]:
-    """p99 with training beside it and without, by pair."""
+    """p99 with and without training, by pair."""
     with _parts(config, options.seed) as (on, _):
         on.set()
         time.sleep(_WARM_S)
-        pairs = _pairs(door, options, on, say)
+        pairs = _pairs(door, options, on, log_progress)
         steps = _learned(door)
     return _figures(pairs, options, steps)
 
 
-def with_shadow(config: Config, door: Door, options: ServeOptions, say: Callable[[str], None]) -> dict[str, Any]:
-    """p99 with a candidate that is scored on ``promotion.share`` of the stream, and without: training goes on
-    in both."""
+def with_shadow(
+    config: Config, door: Door, options: ServeOptions, log_progress: Log
+) -> dict[str, Any]:
+    """p99 with and without a candidate that scores ``promotion.share`` of the stream; training runs in
+    both."""
     with _parts(config, options.seed) as (on, scoring):
         on.set()
         time.sleep(_WARM_S)
-        pairs = _pairs(door, options, scoring, say)
+        pairs = _pairs(door, options, scoring, log_progress)
         steps = _learned(door)
     return _figures(pairs, options, steps) | {"share": config.promotion.share}
 
 
-def _pairs(door: Door, options: ServeOptions, switch: Any, say: Callable[[str], None]) -> list[dict[str, float]]:
-    """p99 while a switch is set, and while it isn't; which comes first changes from pair to pair."""
+def _pairs(
+    door: Door, options: ServeOptions, switch: Any, log_progress: Log
+) -> list[dict[str, float]]:
+    """p99 with a switch on and off; the order alternates from pair to pair."""
     pairs: list[dict[str, float]] = []
     for number in range(PAIRS):
         pair: dict[str, float] = {}
@@ -75,15 +102,15 @@ def _pairs(door: Door, options: ServeOptions, switch: Any, say: Callable[[str], 
             (switch.set if beside else switch.clear)()
             time.sleep(_SETTLE_S)
             seeded = replace(options, seed=options.seed + number)
-            found = send(door, seeded, options.seconds, rate=options.rate or RATE)
-            pair["with" if beside else "without"] = found["p99_ms"]
+            figures = send(door, seeded, options.seconds, rate=options.rate or RATE)
+            pair["with" if beside else "without"] = figures["p99_ms"]
         pairs.append(pair)
-        say(f"pair {number + 1}: p99 {pair['with']} ms with, {pair['without']} ms without")
+        log_progress(f"pair {number + 1}: p99 {pair['with']} ms with, {pair['without']} ms without")
     return pairs
 
 
 def _learned(door: Door) -> int:
-    """The step that the replica is at. Raises RuntimeError where nothing was learned meanwhile."""
+    """The replica's step. Raises RuntimeError when nothing was learned."""
     steps = doors.served_step(door.port)
     if steps < PAIRS:
         raise RuntimeError(
@@ -106,75 +133,69 @@ def _figures(pairs: list[dict[str, float]], options: ServeOptions, steps: int) -
 
 @contextmanager
 def _parts(config: Config, seed: int) -> Iterator[tuple[Any, Any]]:
-    """The training parts and a shadow, all ready; what is yielded has events come, and the shadow score,
-    while it is set."""
+    """Starts the training parts and a shadow, and waits until all are ready; yields the switches of events
+    and of shadow scoring."""
     step = replace(config.step, every_ms=EVERY_MS, examples=STEP_EXAMPLES, snapshot_every=10**6)
     task = Task(replace(config, step=step), secrets.token_hex(16))
-    told, stop, start = ways(True)
-    told_shard, over, _ = ways(True)  # a worker may be asking the shard when it is told to stop
-    _, on, _ = ways(True)
-    _, scoring, _ = ways(True)
+    messages, stop, start = process_starter(True)
+    shard_messages, stop_shards, _ = process_starter(
+        True
+    )  # a worker may be asking the shard when it is told to stop
+    _, on, _ = process_starter(True)
+    _, scoring, _ = process_starter(True)
     parts: list[Any] = []
-    shards = [start(_nicely, serve, (task, 0, told_shard, over))]
+    shards = [start(_nicely, serve, (task, 0, shard_messages, stop_shards))]
     try:
-        ports = answers(told_shard, "shard", 1, shards)
-        parts += [start(_nicely, part, (task, told, stop)) for part in (join, cut)]
-        parts.append(start(_nicely, learn, (task, ports, told, stop)))
-        sender = _Sender(told, stop, on)
+        ports = collect(shard_messages, "shard", 1, shards)
+        parts += [start(_nicely, part, (task, messages, stop)) for part in (join, cut)]
+        parts.append(start(_nicely, learn, (task, ports, messages, stop)))
+        sender = _Switch(messages, stop, on)
         parts.append(start(_nicely, _send_events, (task, seed, sender)))
-        parts.append(start(_nicely, _score, (task, _Sender(told, stop, scoring))))
+        parts.append(start(_nicely, _score, (task, _Switch(messages, stop, scoring))))
         for number in (0, 1, 3, 4, 5):
-            _ready(told, number, parts)
+            _ready(messages, number, parts)
         yield on, scoring
     finally:
-        for queue in (told, told_shard):
+        for queue in (messages, shard_messages):
             threading.Thread(target=_drain, args=(queue,), daemon=True).start()
-        end(parts, stop)
-        end(shards, over)
+        end_processes(parts, stop)
+        end_processes(shards, stop_shards)
 
 
-def _drain(told: Told) -> None:
-    """Takes what the parts noted, which nobody wants here: a process doesn't end before that is read."""
+def _drain(messages: Messages) -> None:
+    """Drops the parts' notes: a process doesn't end before its queue is read."""
     while True:
-        told.get()
+        messages.get()
 
 
-def _ready(told: Told, number: int, parts: Sequence[Any]) -> None:
+def _ready(messages: Messages, number: int, parts: Sequence[Any]) -> None:
     del number  # they come in any order; each says so once
-    kind, who, value = told.get(timeout=120.0)
+    kind, who, value = messages.get(timeout=120.0)
     if kind != "ready":
         raise RuntimeError(f"part {who} of the bench failed: {value}")
 
 
 def _nicely(part: Callable[..., None], arguments: tuple[Any, ...]) -> None:
-    """In a session of its own that steps back, as the parts of the running system do: Linux may share
-    processors between sessions first, and the replica is in another."""
+    """Runs a part in a session of its own at low priority, as the running system does: Linux may share
+    processors between sessions first, and the replica is in another one."""
     os.setsid()
     lower_session_priority(NICE)
     part(*arguments)
 
 
-def _send_events(task: Task, seed: int, sender: _Sender) -> None:
-    """Appends events while it is asked for; once used up, the same come again under other requests."""
-    from msgspec.structs import replace as changed
+def _send_events(task: Task, seed: int, sender: _Switch) -> None:
+    """Appends events while switched on; when they are used up, they repeat under new request ids."""
 
-    from benchmarks.system.synthetic_views import draw_items, draw_views
-    from recsys.clock import wall_ms
-    from recsys.events.event_types import Engagement, Impression, Stamp, encode
-    from recsys.events.hashing import partition_of
-    from recsys.events.records import EVENTS
-    from recsys.features.feature_set_file import feature_set
-    from recsys.log.protocol import Append
-    from recsys.process.open_log import open_log
-
-    with telling(sender.told, 4):
+    with reporting_errors(sender.messages, 4):
         config, log = task.config, open_log(task.config)
         events = draw_views(config, draw_items(seed), 20 * EVENTS_PER_S, seed)
-        said = b"\0" * 4 * (len(feature_set(config).schema.labels) + 1)  # by live, of each item
+        predicted = (
+            b"\0" * 4 * (len(feature_set(config).schema.labels) + 1)
+        )  # by live, of each item
         span_ms, round_ = events[-1].time_ms - events[0].time_ms + 1, 0
         # The load's own lists are of today: what is years behind them, the joiner passes over.
         shift_ms = wall_ms() - events[0].time_ms
-        sender.told.put(("ready", 4, None))
+        sender.messages.put(("ready", 4, None))
         at = 0
         while not sender.stop.is_set():
             if not sender.on.wait(0.2):
@@ -192,8 +213,8 @@ def _send_events(task: Task, seed: int, sender: _Sender) -> None:
                             time_ms=event.time_ms + shift_ms + round_ * span_ms,
                         )
                     if isinstance(event, Impression):
-                        told = said * len(event.items)
-                        event = changed(event, stamp=Stamp(), predicted=told)
+                        block = predicted * len(event.items)
+                        event = changed(event, stamp=Stamp(), predicted=block)
                     user = event.user_id
                     batch.append(
                         Append(partition_of(user, config.log.partitions), b"", encode(event))
@@ -208,32 +229,21 @@ def _send_events(task: Task, seed: int, sender: _Sender) -> None:
         log.close()
 
 
-def _score(task: Task, its: _Sender) -> None:
-    """Scores the steps that are learned, as a candidate that doesn't learn, while it is asked for."""
-    from parameter_server.shard.shard import Shard
-    from recsys.events.control_records import Live
-    from recsys.events.records import SCORES, STEPS, pack
-    from recsys.features.feature_set_file import feature_set
-    from recsys.log.protocol import Append
-    from recsys.model.model import build_model
-    from recsys.process.open_log import open_log
-    from training.candidates.shadow import Shadow
-    from training.lines.line import MAIN, whole_spec
-    from training.steps.sequencer_loop import last_place
-
-    with telling(its.told, 5):
+def _score(task: Task, sender: _Switch) -> None:
+    """Scores learned steps as a candidate that doesn't learn, while switched on."""
+    with reporting_errors(sender.messages, 5):
         config, log = task.config, open_log(task.config)
         features = feature_set(config)
         dense = build_model(features, config.model).read_dense()
         shadow: Shadow | None = None
-        its.told.put(("ready", 5, None))
-        while not its.stop.is_set():
-            if not its.on.wait(0.2):
+        sender.messages.put(("ready", 5, None))
+        while not sender.stop.is_set():
+            if not sender.on.wait(0.2):
                 shadow = None
                 continue
             if shadow is None:  # from the newest step on: what was missed is of no interest
                 shard = Shard(whole_spec(config, "cand"), dense)
-                shard.applied = last_place(log, MAIN, 0, config.log.partitions).step
+                shard.applied = last_position(log, MAIN, 0, config.log.partitions).step
                 lives = [Live(line=MAIN, epoch=0)]
                 shadow = Shadow(log, config, features, "cand", shard, lives, learns=False)
             taken = shadow.turn()

@@ -1,15 +1,15 @@
-"""``recsys bench stamp``: is every answer of one version, while everything changes under it?
+"""``recsys bench stamp``: checks that every answer is of one version while everything changes.
 
-In process: a service whose follower reads in its thread, asked one request after the other by several
-clients at once. Over HTTP: the same behind uvicorn and sockets. Both in the canary's world, where an answer
-shows each version that it was made from. AnswerCheck: answers of a run of all parts, made again from its log.
+In process: several clients ask a service whose follower reads in its own thread. Over HTTP: the same behind
+uvicorn and sockets. Both in the canary's world, where an answer reveals each version that it was made from.
+Recomputed: answers of a run of all parts, checked against its log.
 """
 
 import asyncio
 import socket
 import tempfile
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -23,8 +23,9 @@ from benchmarks.answers.versioned_world import NOW_MS, Canary, CanaryLog, canary
 from recsys.events.event_types import Stamp
 from recsys.events.hashing import Id, uniform
 from recsys.process.open_log import create_topics
+from serving.http_app import build_app
 from serving.request import Answer, Request
-from serving.retrieval.retrieval_client import Shards
+from serving.retrieval.retrieval_client import RetrievalClient
 from serving.retrieval.retrieval_service import RetrievalService
 from serving.service import Service
 from serving.sessions.session_store import MemorySessions
@@ -42,7 +43,7 @@ EVERY: Final = {
 
 
 class YieldingSessions(MemorySessions):
-    """Gives the loop away in each read, as a store over a socket does: others' turns come in between."""
+    """Yields to the event loop in each read, as a store over a socket does."""
 
     async def get(self, user_id: Id) -> bytes | None:
         await asyncio.sleep(0)
@@ -50,8 +51,8 @@ class YieldingSessions(MemorySessions):
 
 
 @dataclass
-class Bird:
-    """A service in the canary's world, in a folder; with shards of retrieval, if it has any."""
+class CanaryService:
+    """A service in the canary's world, in a folder, optionally with retrieval shards."""
 
     service: Service
     canary: Canary
@@ -64,61 +65,63 @@ class Bird:
     @staticmethod
     def in_folder(
         folder: Path, seed: int = 0, every: Mapping[str, int] = EVERY, shards: int = 0
-    ) -> "Bird":
-        """All that is there is published once; more comes as requests are made."""
+    ) -> "CanaryService":
+        """Publishes everything once; later versions follow as requests are made."""
         config, log, sessions = canary_config(folder), CanaryLog(), YieldingSessions()
         create_topics(log, config)
         canary = Canary(config, log, sessions.blobs)
         canary.publish_all()
-        its = [RetrievalService(config, log, n, shards, lambda: NOW_MS) for n in range(shards)]
-        asked = Shards([one.search for one in its]) if its else None
+        services = [RetrievalService(config, log, n, shards, lambda: NOW_MS) for n in range(shards)]
+        asked = RetrievalClient([service.search for service in services]) if services else None
         service = Service(config, log, sessions, lambda: NOW_MS, asked)
-        return Bird(service, canary, Oracle(config), seed, every, shards=its)
+        return CanaryService(service, canary, Oracle(config), seed, every, shards=services)
 
-    def sing(self) -> None:
-        """Publishes what is due after the next request."""
+    def publish_due(self) -> None:
+        """Publishes the versions that are due after the next request."""
         self.asked += 1
-        its, n = self.canary, self.asked + self.seed
+        world, n = self.canary, self.asked + self.seed
         due = {name for name, every in self.every.items() if n % every == 0}
         if "session" in due:
-            its.publish_session(f"u{n // self.every['session'] % len(its.users)}")
+            world.publish_session(f"u{n // self.every['session'] % len(world.users)}")
         if "states" in due:
-            its.publish_states()
+            world.publish_states()
         if "items" in due:
-            its.publish_items()
+            world.publish_items()
         if "policy" in due:
-            its.publish_policy()
+            world.publish_policy()
         if "epoch" in due:
-            its.publish_epoch()
+            world.publish_epoch()
         elif "step" in due:
-            its.publish_step()
+            world.publish_step()
 
     def user(self, n: int) -> str:
         return f"u{int(len(self.canary.users) * uniform(self.seed, n))}"
 
 
-async def in_process(bird: Bird, requests: int, clients: int = _CLIENTS) -> list[Watch]:
-    """Asks the service itself; the event loop is shared with what is applied, as in a replica."""
-    watches = [Watch(bird.oracle) for _ in range(clients)]
-    for shard in bird.shards:
+async def in_process(
+    canary_service: CanaryService, requests: int, clients: int = _CLIENTS
+) -> list[Watch]:
+    """Asks the service directly; applied updates share its event loop, as in a replica."""
+    watches = [Watch(canary_service.oracle) for _ in range(clients)]
+    for shard in canary_service.shards:
         await shard.start()
-        await shard.caught_up(10.0)
-    await bird.service.start()
+        await shard.follower.caught_up(10.0)
+    await canary_service.service.start()
     try:
-        while not bird.service.ready and not bird.service.failure:
+        while not canary_service.service.ready and not canary_service.service.failure:
             await asyncio.sleep(0.001)
 
         async def client(watch: Watch) -> None:
-            while bird.asked < requests:
-                bird.sing()
-                user = bird.user(bird.asked)
-                answer = await bird.service.recommend(Request(user, n=8))
+            while canary_service.asked < requests:
+                canary_service.publish_due()
+                user = canary_service.user(canary_service.asked)
+                answer = await canary_service.service.recommend(Request(user, n=8))
                 _see(watch, user, answer)
 
         await asyncio.gather(*map(client, watches))
     finally:
-        await bird.service.stop()
-        for shard in bird.shards:
+        await canary_service.service.stop()
+        for shard in canary_service.shards:
             await shard.stop()
     return watches
 
@@ -128,34 +131,37 @@ def _see(watch: Watch, user: str, answer: Answer) -> None:
     watch.see(user, answer.stamp, items, answer.degraded, answer.impression.features)
 
 
-class _Said(msgspec.Struct):
+class _HttpAnswer(msgspec.Struct):
     items: list[dict[str, Any]]
     stamp: Stamp
     degraded: list[str]
 
 
-async def over_http(bird: Bird, requests: int, clients: int = _CLIENTS) -> list[Watch]:
-    """Asks over sockets of loopback, kept open, a uvicorn server on the service's loop."""
+async def over_http(
+    canary_service: CanaryService, requests: int, clients: int = _CLIENTS
+) -> list[Watch]:
+    """Asks over kept-alive loopback sockets; a uvicorn server runs on the service's loop."""
     import uvicorn
 
-    from serving.http_app import build_app
-
-    watches = [Watch(bird.oracle) for _ in range(clients)]
+    watches = [Watch(canary_service.oracle) for _ in range(clients)]
     # asyncio sends at once what is small only where a socket says that it is TCP.
     door = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     door.bind(("127.0.0.1", 0))
-    settings = uvicorn.Config(build_app(bird.service, lambda: ""), log_level="warning")
+    settings = uvicorn.Config(build_app(canary_service.service, lambda: ""), log_level="warning")
     server = uvicorn.Server(settings)
     serving = asyncio.create_task(server.serve([door]))
     try:
-        while not (server.started and bird.service.ready) and not bird.service.failure:
+        while (
+            not (server.started and canary_service.service.ready)
+            and not canary_service.service.failure
+        ):
             await asyncio.sleep(0.01)
 
         async def client(watch: Watch) -> None:
             reader, writer = await asyncio.open_connection(*door.getsockname())
-            while bird.asked < requests:
-                bird.sing()
-                user = bird.user(bird.asked)
+            while canary_service.asked < requests:
+                canary_service.publish_due()
+                user = canary_service.user(canary_service.asked)
                 await _ask(reader, writer, user, watch)
             writer.close()
 
@@ -178,39 +184,44 @@ async def _ask(
     if " 200 " not in head.partition("\r\n")[0]:
         watch.fail(f"{head.partition(chr(13))[0]} {answer[:200]!r}")
         return
-    said = msgspec.json.decode(answer, type=_Said)
-    items = [(its["item_id"], its["score"], its["sources"], its["fields"]) for its in said.items]
-    watch.see(user, said.stamp, items, said.degraded)
+    answer_values = msgspec.json.decode(answer, type=_HttpAnswer)
+    items = [
+        (item["item_id"], item["score"], item["sources"], item["fields"])
+        for item in answer_values.items
+    ]
+    watch.see(user, answer_values.stamp, items, answer_values.degraded)
 
 
-def counts(bird: Bird, watches: Sequence[Watch], took_s: float) -> dict[str, Any]:
-    """What was seen, and how many versions there were."""
-    its = bird.canary
+def counts(
+    canary_service: CanaryService, watches: Sequence[Watch], took_s: float
+) -> dict[str, Any]:
+    """Counts of all clients, and the number of published versions."""
+    world = canary_service.canary
     names = ("requests", "mixed", "failed", "went_back")
-    found: dict[str, Any] = {name: sum(getattr(w, name) for w in watches) for name in names}
-    published = {"epochs": its.epoch, "steps": its.steps, "catalogues": its.items}
-    published |= {"item_states": its.states, "policies": its.policies}
-    published |= {"sessions": sum(its.users.values())}
+    figures: dict[str, Any] = {name: sum(getattr(w, name) for w in watches) for name in names}
+    published = {"epochs": world.epoch, "steps": world.steps, "catalogues": world.items}
+    published |= {"item_states": world.states, "policies": world.policies}
+    published |= {"sessions": sum(world.users.values())}
     first = [line for watch in watches for line in watch.first][:5]
-    found |= {"seconds": round(took_s, 1), "published": published}
-    return found | ({"first": first} if first else {})
+    figures |= {"seconds": round(took_s, 1), "published": published}
+    return figures | ({"first": first} if first else {})
 
 
 def measure_stamp(requests: int, http: int, explained: int, seed: int) -> dict[str, Any]:
-    """The figures of all three; 0 leaves one out."""
+    """Figures of all three parts; 0 leaves one out."""
     torch.set_num_threads(1)  # as a replica has it
     figures: dict[str, Any] = {}
-    ways: dict[str, tuple[int, Callable[[Bird, int], Awaitable[list[Watch]]]]] = {
+    ways: dict[str, tuple[int, Callable[..., Coroutine[Any, Any, list[Watch]]]]] = {
         "in_process": (requests, in_process),
         "over_http": (http, over_http),
     }
     with tempfile.TemporaryDirectory() as folder:
         for name, (count, way) in ways.items():
             if count:
-                bird = Bird.in_folder(Path(folder) / name, seed)
+                canary_service = CanaryService.in_folder(Path(folder) / name, seed)
                 began = time.monotonic()
-                watches = asyncio.run(way(bird, count))  # type: ignore[arg-type]
-                figures[name] = counts(bird, watches, time.monotonic() - began)
+                watches = asyncio.run(way(canary_service, count))
+                figures[name] = counts(canary_service, watches, time.monotonic() - began)
         if explained:
             figures["of_a_run"] = explain_run(Path(folder) / "run", explained, seed)
     parts = figures.values()

@@ -1,7 +1,7 @@
-"""What tracing costs a request: one service in one process, answering with no tracer, with one that takes a
-share of the requests, and with one that takes all. Seconds of the answering thread, so that what else runs
-counts less; the thread that sends spans isn't in it. ``hook`` is all that is done where tracing is off,
-by itself: marks that nobody hears, and the id that logs may want."""
+"""Cost of tracing for a request: one service in one process without a tracer, with one that samples requests,
+and with one that traces all. Measures processor time of the answering thread, so other load counts less; the
+thread that sends spans isn't included. ``hook`` is the cost when tracing is off: unheard marks, and the
+request id for log lines."""
 
 import asyncio
 import tempfile
@@ -49,11 +49,13 @@ async def _measure(
             spent[kind] += each if turn else []
     system.service.traces = None
     await system.stop()
-    return {"hook": {"mean_us": hook_us()}} | {kind: _figures(its) for kind, its in spent.items()}
+    return {"hook": {"mean_us": hook_us()}} | {
+        kind: _figures(times_us) for kind, times_us in spent.items()
+    }
 
 
 def hook_us(times: int = 100_000) -> float:
-    """Of one request, in a loop of nothing else, less the loop."""
+    """Microseconds of the hooks of one request, measured in a loop of their own, less the loop."""
 
     def hooked() -> None:
         before = LOG_CONTEXT.set({"request_id": "r1"})
@@ -73,12 +75,12 @@ def hook_us(times: int = 100_000) -> float:
 
 
 async def _timed(system: LocalSystem, requests: int) -> list[float]:
-    found = []
+    times_us = []
     for n in range(requests):
         began = time.thread_time()
         await system.service.recommend(Request(f"u{n % 50}", n=10))
-        found.append(1e6 * (time.thread_time() - began))
-    return found
+        times_us.append(1e6 * (time.thread_time() - began))
+    return times_us
 
 
 def _figures(each: Sequence[float]) -> dict[str, float]:

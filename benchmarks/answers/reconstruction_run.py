@@ -1,7 +1,7 @@
-"""A run of all parts in one process on a SQLite log, and its answers made again from what it left there.
+"""A run of all parts in one process on a SQLite log, and the reconstruction of its answers.
 
-Viewers ask, watch, like and hide; items come, change and go; an experiment begins; the replica is another one
-now and then. Nothing is told to who explains but the log, the snapshots and the ids of the requests.
+Viewers ask, watch, like and hide; items come, change and go; an experiment begins; the replica restarts now
+and then. The checker gets only the log, the snapshots and the request ids.
 """
 
 import asyncio
@@ -28,21 +28,23 @@ arms:
 
 
 def explain_run(folder: Path, requests: int, seed: int) -> dict[str, Any]:
-    """Runs, then explains every answer; how many were equal to the last bit."""
+    """Runs the system, then recomputes every answer; counts those equal to the last bit."""
     config = small_config(folder)
     began = time.monotonic()
     asked, steps = asyncio.run(run_system(LocalSystem(config), requests, seed))
     ran_s, began = time.monotonic() - began, time.monotonic()
     system = LocalSystem(config)  # as after a restart: nothing of the run is in memory
     explainer = AnswerChecker(system.log, config, system.features)
-    found = [explainer.explain(request_id, user) for request_id, user in asked]
+    checks = [explainer.explain(request_id, user) for request_id, user in asked]
     system.close()
     unequal = [
-        f"{its.verdict}: {its.why} {its.differences[:2]}" for its in found if its.verdict != EQUAL
+        f"{check.verdict}: {check.why} {check.differences[:2]}"
+        for check in checks
+        if check.verdict != EQUAL
     ]
     figures = {
-        "explained": len(found),
-        "equal": len(found) - len(unequal),
+        "explained": len(checks),
+        "equal": len(checks) - len(unequal),
         "steps": steps,
         "run_s": round(ran_s, 1),
         "explain_s": round(time.monotonic() - began, 1),
@@ -90,7 +92,7 @@ def _request(n: int, user: str, seed: int) -> Request:
 
 
 async def _change(system: LocalSystem, n: int, seed: int) -> None:
-    """Something happens to the catalogue, the experiments or the replica."""
+    """Changes the catalogue, the experiments or the replica."""
     turn = n // 25
     changed = _item(int(ITEMS * uniform(seed, "changed", n)), seed, turn)
     changed.time_ms = system.now_ms

@@ -1,6 +1,6 @@
-"""What an answer of the canary's world must be, by its stamp alone; and whether answers are that.
+"""Expected answers of the canary's world by their stamps alone, and checks of answers against them.
 
-``Oracle`` works by the formulas: it has no replica and no pipeline, and sees no delta. Scores are compared to
+``Oracle`` computes by formulas: it has no replica and no pipeline, and sees no delta. Scores are compared to
 the last bit, and every item is in every list.
 """
 
@@ -45,7 +45,8 @@ _ANSWERS: Final = 4_000  # expected answers that are remembered
 
 @dataclass(frozen=True)
 class Expected:
-    """What must be in an answer: scores by item, who comes by which source, and the features of all items."""
+    """Expected content of an answer: scores by item, the items of each source, and the features of all
+    items."""
 
     scores: dict[str, float]
     vector: str
@@ -55,7 +56,7 @@ class Expected:
 
 
 class Oracle:
-    """Works out answers from stamps, by the formulas alone: no replica, no pipeline, no deltas."""
+    """Computes answers from stamps by formulas alone: no replica, no pipeline, no deltas."""
 
     def __init__(self, config: Config) -> None:
         self.features, self._config = feature_set(config), config
@@ -68,16 +69,16 @@ class Oracle:
         self._answers: dict[tuple[Any, ...], Expected] = {}
 
     def of(self, stamp: Stamp, user: str) -> Expected:
-        """Raises KeyError for a stamp whose policy isn't that of its arms."""
+        """Expected answer. Raises KeyError for a stamp whose policy isn't that of its arms."""
         key = (stamp.epoch, stamp.step, stamp.catalogue_offset, stamp.item_state_offset,
                stamp.session_offset, stamp.policy, stamp.arms.get("canary"), user)  # fmt: skip
-        found = self._answers.get(key)
-        if found is None:
+        expected = self._answers.get(key)
+        if expected is None:
             if len(self._answers) >= _ANSWERS:
                 self._answers.clear()
                 self._built.clear()
-            found = self._answers[key] = self._expect(stamp, user)
-        return found
+            expected = self._answers[key] = self._expect(stamp, user)
+        return expected
 
     def _expect(self, stamp: Stamp, user: str) -> Expected:
         features, model = self._features(stamp, user), self._models[stamp.epoch % 2]
@@ -120,7 +121,7 @@ class Oracle:
         return self._built[key]
 
     def _score(self, predicted: Rows, policy: Policy) -> NDArray[np.float64]:
-        """As the pipeline defines it: the weighted sum, watch time in minutes."""
+        """Score as the pipeline defines it: the weighted sum, watch time in minutes."""
         labels, weights = self.features.schema.labels, policy.config.weights
         total = np.zeros(len(predicted))
         for k, label in enumerate(labels):
@@ -143,7 +144,7 @@ class Oracle:
 
 @dataclass
 class Watch:
-    """Looks at the answers that one client got, one after the other."""
+    """Checks the answers of one client, one after the other."""
 
     oracle: Oracle
     requests: int = 0
@@ -161,7 +162,7 @@ class Watch:
         degraded: Sequence[str],
         features: FeatureBlock | None = None,
     ) -> None:
-        """One answer: item, score, sources and fields of each rank."""
+        """Checks one answer, given as item, score, sources and fields of each rank."""
         self.requests += 1
         if degraded or len(items) != ITEMS_N:
             self._note("failed", f"degraded {list(degraded)}, {len(items)} items")

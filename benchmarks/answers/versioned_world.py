@@ -1,8 +1,8 @@
-"""A small world in which everything says its version: rows, dense parameters, vectors, fields, counters,
-sessions, policies. So an answer shows what each part of it was made from, and none can be of another version.
+"""A small world whose every part reveals its version: rows, dense parameters, vectors, fields, counters,
+sessions, policies. So an answer shows the version of each part it was made from, and a mix is detected.
 
-What each version holds is a formula. ``Canary.publish_…`` puts the next one where the live parts would; what
-must come of it is ``benchmarks.answers.versioned_oracle``'s.
+A formula gives the content of each version. ``Canary.publish_…`` publishes the next one as the live parts
+would; ``benchmarks.answers.versioned_oracle`` computes the expected answers.
 """
 
 from collections.abc import Mapping, Sequence
@@ -58,7 +58,7 @@ _KEPT: Final = 1_000  # records of each topic that stay behind
 
 
 def canary_config(state: Path) -> Config:
-    """Every candidate is ranked and listed; nothing is rounded."""
+    """Configuration in which every candidate is ranked and listed, and nothing is rounded."""
     sources = {"vector": 1, "popular": 1, "fresh": ITEMS_N}
     return replace(
         Config(),
@@ -75,7 +75,7 @@ def canary_config(state: Path) -> Config:
 
 
 class CanaryLog(MemoryLog):
-    """Keeps no impressions: a long run makes many, and nobody reads them."""
+    """Drops impressions: a long run makes many, and nobody reads them."""
 
     def append(self, topic: str, records: Sequence[Append]) -> list[int]:
         if topic == EVENTS:
@@ -84,7 +84,7 @@ class CanaryLog(MemoryLog):
 
 
 def item_of(n: int, version: int) -> Item:
-    """Item ``n`` as it is published the ``version``-th time, from 1 on."""
+    """Item ``n`` in its ``version``-th publication, from 1 on."""
     turn = version % CYCLE
     fields = {"author": f"c{turn}", "tags": [f"t{n % 3}"], "topic": "x",
               "duration_ms": 1_000 * (1 + turn)}  # fmt: skip
@@ -92,7 +92,7 @@ def item_of(n: int, version: int) -> Item:
 
 
 def version_of_item(n: int, offset: int) -> int:
-    """Which version of item ``n`` stands before an offset of ``items``; all are published in turn."""
+    """Version of item ``n`` before an offset of ``items``; all items are published in turn."""
     return (offset - 1 - n) // ITEMS_N + 1
 
 
@@ -103,7 +103,7 @@ def experiment_of(revision: int) -> str:
 
 @dataclass(frozen=True)
 class Formula:
-    """What rows and dense parameters of a version are: the store that an oracle looks rows up in."""
+    """Rows and dense parameters of a version, as a store for lookups."""
 
     table: str
     width: int
@@ -122,7 +122,7 @@ class Formula:
 
 
 def config_in(config: Config, epoch: int) -> Config:
-    """With the model of an epoch: every other one's is of another size than the one before."""
+    """Configuration of an epoch: every other epoch has a model of another size."""
     return with_size(config, size_in(epoch))
 
 
@@ -131,13 +131,13 @@ def size_in(epoch: int) -> ModelSize | None:
 
 
 def small(epoch: int, step: int) -> np.float32:
-    """A number that says the version, so small that no prediction saturates."""
+    """A number that identifies the version, so small that no prediction saturates."""
     return np.float32(0.004 * (1 + ((7 * step + 29 * epoch) % 101) / 101))
 
 
 def counted(features: FeatureSet, version: int) -> tuple[Keys, Rows, Keys]:
-    """Counters of a version: all alike, but for the one item that is the most popular. All that versions of
-    the fields have in common is counted; a version's second of event time is its own."""
+    """Counters of a version: all equal, except those of the most popular item. Only keys common to all
+    versions of the fields are counted; each version has its own second of event time."""
     items = [features.item_keys(f"v{n}", item_of(n, 1).fields) for n in range(ITEMS_N)]
     context = features.context_keys("feed", {})[0]
     own = np.array([key_of("item", f"v{n}") for n in range(ITEMS_N)], np.int64)
@@ -149,7 +149,7 @@ def counted(features: FeatureSet, version: int) -> tuple[Keys, Rows, Keys]:
 
 
 def session_of(features: FeatureSet, user: str, version: int) -> Session:
-    """A user's session: its offset is its version, and profile, history and counters say so too."""
+    """A user's session: offset, profile, history and counters all reveal its version."""
     session = Session(user, features)
     session.profile = [key_of("user.country", f"c{version % CYCLE}")]
     for back in (2, 1, 0):
@@ -162,7 +162,7 @@ def session_of(features: FeatureSet, user: str, version: int) -> Session:
 
 
 class Canary:
-    """Publishes versions: to the log what comes by it, to ``sessions`` what a request reads there."""
+    """Publishes versions: to the log, and to ``sessions`` for parts that a request reads there."""
 
     def __init__(self, config: Config, log: MemoryLog, sessions: dict[str, bytes]) -> None:
         self.config, self.log, self.sessions = config, log, sessions
@@ -176,20 +176,20 @@ class Canary:
         self._keys = self._keys_of_rows()
 
     def _keys_of_rows(self) -> dict[str, Keys]:
-        """Of every value that any version of anything has."""
-        features, found = self.features, set[int]()
+        """Keys of every value that any version has."""
+        features, keys = self.features, set[int]()
         for turn in range(CYCLE):
-            found |= {
+            keys |= {
                 k
                 for n in range(ITEMS_N)
                 for k in features.item_keys(f"v{n}", item_of(n, turn).fields)
             }
-            found.add(key_of("user.country", f"c{turn}"))
+            keys.add(key_of("user.country", f"c{turn}"))
         users = [key_of("user", user) for user in self.users]
-        found |= {*users, *features.context_keys("feed", {})}
-        found |= {key_of("hour", hour) for hour in range(24)}
+        keys |= {*users, *features.context_keys("feed", {})}
+        keys |= {key_of("hour", hour) for hour in range(24)}
         return {
-            "features": np.array(sorted(found - {0}), np.int64),
+            "features": np.array(sorted(keys - {0}), np.int64),
             "items": np.array(list(self._numbers), np.int64),
             "users": np.array(users, np.int64),
         }
@@ -226,7 +226,7 @@ class Canary:
         self._put(DELTAS, pack(seal(delta)))
 
     def publish_epoch(self) -> None:
-        """History is replaced: a snapshot some steps back, of a model of another size, goes live."""
+        """Goes live with a snapshot some steps back, of a model of another size."""
         self.epoch, self.step = self.epoch + 1, max(1, self.step - 3)
         arrays: dict[str, NDArray[Any]] = {"dense/averaged": self._dense()}
         for name, (keys, rows) in self._rows().items():
@@ -243,9 +243,8 @@ class Canary:
 
     def publish_states(self) -> None:
         self.states += 1
-        columns = (column.tobytes() for column in counted(self.features, self.states))
-        names = ("keys", "values", "last_ms")
-        state = ItemState(offsets=[0], **dict(zip(names, columns, strict=True)))
+        keys, values, last_ms = (c.tobytes() for c in counted(self.features, self.states))
+        state = ItemState(offsets=[0], keys=keys, values=values, last_ms=last_ms)
         self._put(ITEM_STATE, pack(state))
 
     def publish_policy(self) -> None:
@@ -262,7 +261,7 @@ class Canary:
         self._trim(topic)
 
     def _trim(self, topic: str) -> None:
-        """A replica is never so far behind; who begins anew reads what is kept."""
+        """Trims a topic: a replica is never so far behind, and a new one reads the rest."""
         end = self.log.end(topic, 0)
         if end % _KEPT == 0:
             self.log.trim(topic, 0, end - _KEPT)

@@ -1,1 +1,1 @@
-"""What benchmarks share: load clients, live systems, synthetic traffic and comparators."""
+"""Shared parts of benchmarks: command lines, load clients, live systems, processes and world logs."""

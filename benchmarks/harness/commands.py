@@ -53,8 +53,9 @@ def bench_command(app: typer.Typer, name: str = "") -> Callable[..., Callable[..
 
 
 def study_command(measure: Callable[..., Figures | Iterable[Figures]]) -> Callable[..., None]:
-    """Wraps a function that prints and returns a study's figures: ``--json`` writes them to a file. A function
-    that yields figures several times has its file rewritten each time, so that finished parts survive a stop."""
+    """Wraps a function that prints and returns a study's figures: ``--json`` writes them to a file. A
+    function that yields figures several times has its file rewritten each time, so that finished parts
+    survive a stop."""
 
     def run(options: dict[str, Any], json_file: Path | None) -> None:
         check_folders(json_file)

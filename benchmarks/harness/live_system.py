@@ -1,7 +1,7 @@
-"""A whole system of a bench's own: started as ``recsys up`` starts it, in a folder of its own, with viewers.
+"""A whole system for a bench: started as ``recsys up`` starts it, in a temporary folder, with viewers.
 
-The viewers keep learning, sessions and counters at work; what is counted are the requests of an open loop
-beside them. The processes are found by their part and by what their command lines say, as an operator would.
+The viewers keep learning, sessions and counters busy; the requests of an open loop beside them are counted.
+Processes are found by part and command line, as an operator would find them.
 """
 
 import contextlib
@@ -11,7 +11,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,11 +20,16 @@ from typing import Any, Final
 import numpy as np
 
 from benchmarks.harness import serve_doors as doors
+from benchmarks.harness.commands import Figures, Log
 from benchmarks.harness.load_client import Load, Sent, offer_until, post
-from benchmarks.harness.worker_processes import answers, end, ways
+from benchmarks.harness.worker_processes import collect, end_processes, process_starter
 from recsys.client import ApiError, Client
 from recsys.config.system_config import Config
+from recsys.events.event_types import Impression, decode
+from recsys.events.records import EVENTS
+from recsys.process.open_log import open_log
 from recsys.process.part_process import read_beat
+from replay.simulation.world import World
 from runtime.supervision import launch_plan as plans
 from runtime.supervision import run_file
 from runtime.supervision.processes import Identity, kill_session, members_matching
@@ -37,13 +42,11 @@ _LOOK_S: Final = 0.25
 _WHOLE_LISTS: Final = 5  # in a row, not degraded: then a system is whole
 _STEPS: Final = 2  # learned since
 _LOG_S: Final = 60.0  # in which impressions that were kept have to arrive
-Figures = dict[str, Any]
-Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
 class Whole:
-    """What a whole system has."""
+    """Requirements of a system that counts as whole."""
 
     replicas: int
     step: int  # served at least
@@ -65,9 +68,7 @@ class Live:
         return Client(self.url, admin_key=key, timeout_s=3.0)
 
     def publish_world(self) -> None:
-        """The items and people that the viewers know."""
-        from replay.simulation.world import World
-
+        """Publishes the items and users that the viewers know."""
         world = World(start_ms=time.time_ns() // 1_000_000)
         with self.client(admin=True) as client:
             client.upsert_items({i.item_id: i.fields for i in world.items(world.start_ms)})
@@ -76,7 +77,7 @@ class Live:
     # --- processes ---
 
     def leader(self, part: str) -> Identity:
-        """The process of a part, as the supervisor started it. Raises RuntimeError where there is none."""
+        """Process of a part, as the supervisor started it. Raises RuntimeError when there is none."""
         running = run_file.read(self.state)
         for record in running.parts if running is not None else ():
             if record.name == part and record.process is not None:
@@ -84,17 +85,17 @@ class Live:
         raise RuntimeError(f"part {part} has no process in {self.state}, expected one that runs")
 
     def within(self, part: str, words: str) -> list[int]:
-        """The processes that a part started whose command lines have all of these words."""
+        """Processes that a part started whose command lines contain all of these words."""
         return members_matching(self.leader(part), words)
 
     def replicas(self) -> set[int]:
-        """The processes of the replicas; none while Ray is away."""
+        """Processes of the replicas; none while Ray is away."""
         with contextlib.suppress(RuntimeError):
             return set(self.within("ray", doors.REPLICA))
         return set()
 
     def signal(self, pids: list[int], number: signal.Signals) -> None:
-        """Raises RuntimeError where there is nobody to be signalled."""
+        """Signals processes. Raises RuntimeError when there is none."""
         if not pids:
             raise RuntimeError(f"there is no process to send {number.name} to, expected one")
         for pid in pids:
@@ -108,7 +109,7 @@ class Live:
             return int(client.status()["version"]["step"])
 
     def why_not_whole(self, expected: Whole) -> str:
-        """What a whole system would have; empty where all is there."""
+        """Reason why the system isn't whole; empty when it is."""
         running = run_file.read(self.state)
         if running is None:
             return "nothing runs"
@@ -133,7 +134,7 @@ class Live:
         return ""
 
     def wait_whole(self, expected: Whole, patience_s: float) -> float | None:
-        """Seconds until the system is whole; None where it isn't after ``patience_s``."""
+        """Seconds until the system is whole; None when it isn't after ``patience_s``."""
         began_s = time.monotonic()
         while time.monotonic() - began_s < patience_s:
             try:
@@ -145,7 +146,7 @@ class Live:
         return None
 
     def expected(self) -> Whole:
-        """What it should have again after what happens now."""
+        """Requirements to be met again after a fault that happens now."""
         try:
             step = self.step()
         except ApiError:
@@ -155,10 +156,7 @@ class Live:
     # --- what stands on the log ---
 
     def ends(self) -> list[int]:
-        """Where the next event of each partition will stand."""
-        from recsys.events.records import EVENTS
-        from recsys.process.open_log import open_log
-
+        """End offset of each partition of events."""
         log = open_log(self.config)
         try:
             return [log.end(EVENTS, p) for p in range(log.partitions(EVENTS))]
@@ -168,13 +166,9 @@ class Live:
     def logged(
         self, requests: set[str], since: list[int], patience_s: float = _LOG_S
     ) -> Counter[str]:
-        """How often the impression of each of the requests stands on the log from ``since`` on: waits until
-        all are there, or for ``patience_s``."""
-        from recsys.events.event_types import Impression, decode
-        from recsys.events.records import EVENTS
-        from recsys.process.open_log import open_log
-
-        log, found, at = open_log(self.config), Counter[str](), list(since)
+        """Counts impressions of the requests on the log from ``since`` on: waits until all are there, or for
+        ``patience_s``."""
+        log, counts, at = open_log(self.config), Counter[str](), list(since)
         until_s = time.monotonic() + patience_s
         try:
             while True:
@@ -182,19 +176,19 @@ class Live:
                     while records := log.read(EVENTS, partition, offset):
                         offset = records[-1].offset + 1
                         events = (decode(record.value) for record in records)
-                        its = [e.request_id for e in events if isinstance(e, Impression)]
-                        found.update(request for request in its if request in requests)
+                        logged = [e.request_id for e in events if isinstance(e, Impression)]
+                        counts.update(request for request in logged if request in requests)
                     at[partition] = offset
-                if len(found) == len(requests) or time.monotonic() > until_s:
-                    return found
+                if len(counts) == len(requests) or time.monotonic() > until_s:
+                    return counts
                 time.sleep(_LOOK_S)
         finally:
             log.close()
 
 
 @contextmanager
-def live(config: Config, say: Say, only: tuple[str, ...] = ()) -> Iterator[Live]:
-    """Starts a system in a temporary folder, and ends it. Raises RuntimeError where it can't be started, or
+def live(config: Config, log_progress: Log, only: tuple[str, ...] = ()) -> Iterator[Live]:
+    """Starts a system in a temporary folder, and ends it. Raises RuntimeError when it can't be started or
     isn't whole in time."""
     from runtime.cli.up import start
 
@@ -221,7 +215,7 @@ def live(config: Config, say: Say, only: tuple[str, ...] = ()) -> Iterator[Live]
                 f"after {SLOW_START_S:.0f} s the system isn't whole ({system.why_not_whole(whole)}), "
                 "expected all parts ready and steps learned: run it with nothing beside it"
             )
-        say("a whole system runs")
+        log_progress("a whole system runs")
         yield system
 
 
@@ -238,43 +232,43 @@ def _end(state: Path) -> None:
 
 @contextmanager
 def offered(live: Live, rate: float, seconds: float, seed: int) -> "Iterator[Offered]":
-    """Sends an open loop for ``seconds``, or until it is asked to stop, from a process of its own."""
+    """Sends an open loop from a process of its own, for ``seconds`` or until stopped."""
     order = np.random.default_rng(seed).permutation(USERS).tolist()
     bodies = [f'{{"user_id":"u{n}","n":10}}'.encode() for n in order]
     requests = [post(HOST, "/v1/recommend", body) for body in bodies]
     load = Load(HOST, live.config.serve.port, requests, seconds, rate, seed=seed, noted=True)
-    told, stop, start = ways(True)
-    part = start(offer_until, load, told, stop)
+    messages, stop, start = process_starter(True)
+    part = start(offer_until, load, messages, stop)
     try:
-        yield Offered(told, stop, part)
+        yield Offered(messages, stop, part)
     finally:
-        end([part], stop)
+        end_processes([part], stop)
 
 
 class Offered:
-    """A load that is being sent."""
+    """A running load."""
 
-    def __init__(self, told: Any, stop: Any, part: Any) -> None:
-        self._told, self._stop, self._part = told, stop, part
+    def __init__(self, messages: Any, stop: Any, part: Any) -> None:
+        self._told, self._stop, self._part = messages, stop, part
 
     def stop(self) -> Sent:
-        """Sends nothing more; what was sent and what came of it."""
+        """Stops sending; returns all requests and their outcomes."""
         self._stop.set()
         return self.all()
 
     def all(self) -> Sent:
-        """The same, once all was sent."""
-        found: Sent = answers(self._told, "load", 1, [self._part])[0]
-        return found
+        """Returns all requests and their outcomes once everything was sent."""
+        sent: Sent = collect(self._told, "load", 1, [self._part])[0]
+        return sent
 
 
 def counted(sent: Sent) -> Figures:
-    """What became of the requests: answered is 200 with items, refused 429 or 503; all else failed."""
+    """Outcomes of the requests: answered is 200 with items, refused 429 or 503; all others failed."""
     status, due, done = np.array(sent.status), np.array(sent.due), np.array(sent.done)
     good, refused = status == 200, np.isin(status, (429, 503))
     answered = int(good.sum()) - sent.empty
     stages = Counter(stage for _, lacked in sent.notes for stage in lacked)
-    found: Figures = {
+    figures: Figures = {
         "requests": len(status),
         "answered": answered,
         "answered_share": round(answered / max(1, len(status)), 5),
@@ -283,11 +277,11 @@ def counted(sent: Sent) -> Figures:
         "refused": int(refused.sum()),
         "failed": int((~good & ~refused).sum()) + sent.empty,
     }
-    statuses = Counter(str(one) for one in sent.status if one not in (200, 429, 503))
-    found["failed_by_status"] = dict(sorted(statuses.items()))  # 0: no answer came
+    statuses = Counter(str(code) for code in sent.status if code not in (200, 429, 503))
+    figures["failed_by_status"] = dict(sorted(statuses.items()))  # 0: no answer came
     took_ms = 1000 * (done[good] - due[good])
     for name, p in (("p50_ms", 50), ("p99_ms", 99), ("slowest_ms", 100)):
-        found[name] = round(float(np.percentile(took_ms, p)), 1) if good.any() else None
+        figures[name] = round(float(np.percentile(took_ms, p)), 1) if good.any() else None
     bad = due[~good]
-    found["bad_for_s"] = round(float(bad.max() - bad.min()), 2) if len(bad) else 0.0
-    return found
+    figures["bad_for_s"] = round(float(bad.max() - bad.min()), 2) if len(bad) else 0.0
+    return figures

@@ -1,11 +1,11 @@
-"""A load generator over kept-alive connections: open loop at a rate, or closed loop with so many clients.
+"""A load generator over kept-alive connections: an open loop at a rate, or a closed loop of some clients.
 
-In the open loop the times at which requests are sent are drawn beforehand (Poisson), and latency counts from
-the intended time, not from when the generator got round to sending: a server that stalls is charged for all
-that should have been sent meanwhile (Tene calls the opposite "coordinated omission"). Where no connection is
-free, another is opened; where none can be opened, the request stays without an answer. Sockets are raw and
-waited for with select(2), whose timeout has microseconds where that of epoll has milliseconds. It imports
-numpy and nothing of ours, so a process of its own starts at once.
+The open loop draws its send times beforehand (Poisson), and latency counts from the intended time instead of
+the actual one: a server that stalls is charged for every request that was due meanwhile (Tene calls the
+opposite "coordinated omission"). When no connection is free, another is opened; when none can be opened, the
+request stays without an answer. Sockets are raw and polled with select(2), whose timeout has microseconds
+where that of epoll has milliseconds. It imports numpy and no project code, so a process of its own starts at
+once.
 """
 
 import gc
@@ -29,7 +29,8 @@ _DEGRADED: Final = b'"degraded":['
 
 @dataclass(frozen=True)
 class Load:
-    """What to send where. ``rate`` requests a second, or as fast as ``clients`` of them are answered."""
+    """Requests and their target. ``rate`` requests a second, or as fast as ``clients`` of them are
+    answered."""
 
     host: str
     port: int
@@ -59,21 +60,21 @@ class Sent:
 
 
 def post(host: str, path: str, body: bytes) -> bytes:
-    """A whole request."""
+    """Bytes of a POST request."""
     head = f"POST {path} HTTP/1.1\r\nhost: {host}\r\ncontent-type: application/json\r\n"
     return f"{head}content-length: {len(body)}\r\n\r\n".encode() + body
 
 
 def poisson_times(rate: float, seconds: float, seed: int) -> NDArray[np.float64]:
-    """When requests are due, in seconds from the start: gaps are independent and exponential."""
+    """Send times in seconds from the start, with independent exponential gaps."""
     gaps = np.random.default_rng(seed).exponential(1.0 / rate, int(rate * seconds * 1.5) + 50)
     times = np.cumsum(gaps)
-    found: NDArray[np.float64] = times[times < seconds]
-    return found
+    due: NDArray[np.float64] = times[times < seconds]
+    return due
 
 
 def answer_in(data: bytes) -> tuple[int, int] | None:
-    """(status, where the body begins) of a whole answer; None while more of it is to come."""
+    """(status, begin of the body) of a complete answer; None while it is incomplete."""
     end = data.find(b"\r\n\r\n")
     if end < 0:
         return None
@@ -89,7 +90,7 @@ def answer_in(data: bytes) -> tuple[int, int] | None:
 
 
 def note_of(data: bytes, body: int) -> tuple[str, tuple[str, ...]]:
-    """(request, stages it had to do without) of a whole answer with 200, whose body begins at ``body``."""
+    """(request id, skipped stages) of a complete answer with 200, whose body begins at ``body``."""
     at = data.find(_REQUEST, body)
     request = data[at + len(_REQUEST) : data.find(b'"', at + len(_REQUEST))] if at >= 0 else b""
     at = data.rfind(_DEGRADED)
@@ -100,14 +101,14 @@ def note_of(data: bytes, body: int) -> tuple[str, tuple[str, ...]]:
 
 
 def summary(sent: Sent) -> dict[str, Any]:
-    """Rates and latencies of what was answered with 200; what the generator took, and how late it sent."""
+    """Rates and latencies of requests answered with 200; processor time and lateness of the generator."""
     status, due = np.array(sent.status), np.array(sent.due)
     done, began = np.array(sent.done), np.array(sent.sent)
     good = status == 200
     took_ms = 1000 * (done[good] - due[good])
     late_ms = 1000 * (began - due)
     passed = float(done[good].max() - due[0]) if good.any() else sent.wall_s
-    found: dict[str, Any] = {
+    figures: dict[str, Any] = {
         "requests_per_s": round(float(good.sum()) / passed, 1),
         "offered": len(status),
         "refused": int(np.isin(status, (429, 503)).sum()),
@@ -115,18 +116,18 @@ def summary(sent: Sent) -> dict[str, Any]:
         "degraded": sent.degraded,
     }
     for p in (50, 95, 99):
-        found[f"p{p}_ms"] = round(float(np.percentile(took_ms, p)), 3) if good.any() else None
-    found["generator"] = {
+        figures[f"p{p}_ms"] = round(float(np.percentile(took_ms, p)), 3) if good.any() else None
+    figures["generator"] = {
         "cores_busy": round(sent.cpu_s / sent.wall_s, 3),
         "us_a_request": round(1e6 * sent.cpu_s / max(1, len(status)), 1),
         "late_p99_ms": round(float(np.percentile(late_ms, 99)), 3) if len(late_ms) else None,
         "connections": sent.connections,
     }
-    return found
+    return figures
 
 
 class _Line:
-    """One connection, and the number of the request that it waits for the answer of."""
+    """One connection, with the number of its open request."""
 
     __slots__ = ("socket", "buffer", "number")
 
@@ -138,8 +139,8 @@ class _Line:
 
     @property
     def open(self) -> bool:
-        """Whether an idle connection can be used: the server may have closed it, which is no failure of the
-        request that comes next. Every client of HTTP looks."""
+        """Whether an idle connection is usable. The server may have closed it, which is no failure of the
+        next request; every HTTP client checks this."""
         try:
             return bool(self.socket.recv(1, socket.MSG_PEEK))
         except BlockingIOError:
@@ -149,7 +150,7 @@ class _Line:
 
 
 class Client:
-    """Sends one load, and nothing more once ``stopped`` says so. Not used twice."""
+    """Sends one load, until ``stopped`` returns True. Can't be reused."""
 
     def __init__(self, load: Load, stopped: Callable[[], bool] = lambda: False) -> None:
         self._load, self._found, self._stopped = load, Sent(), stopped
@@ -159,7 +160,7 @@ class Client:
         self._waiting = 0
 
     def run(self) -> Sent:
-        """Sends all, waits for the answers (some seconds at most), and closes the connections."""
+        """Sends all requests, waits some seconds for the answers, and closes the connections."""
         gc.disable()
         began, cpu = time.perf_counter(), time.process_time()
         try:
@@ -172,9 +173,9 @@ class Client:
             for line in self._lines.values():
                 line.socket.close()
             self._poll.close()
-        found = self._found
-        found.wall_s, found.cpu_s = time.perf_counter() - began, time.process_time() - cpu
-        return found
+        sent = self._found
+        sent.wall_s, sent.cpu_s = time.perf_counter() - began, time.process_time() - cpu
+        return sent
 
     def _open(self, began: float) -> None:
         due = (began + poisson_times(self._load.rate, self._load.seconds, self._load.seed)).tolist()
@@ -227,13 +228,13 @@ class Client:
         return line
 
     def _begin(self, due: float) -> int:
-        """The number of a request that has no answer yet."""
-        found = self._found
-        found.due.append(due)
-        found.sent.append(time.perf_counter())
-        found.done.append(0.0)
-        found.status.append(0)
-        return len(found.due) - 1
+        """Adds a request without an answer; returns its number."""
+        sent = self._found
+        sent.due.append(due)
+        sent.sent.append(time.perf_counter())
+        sent.done.append(0.0)
+        sent.status.append(0)
+        return len(sent.due) - 1
 
     def _send(self, line: _Line, due: float) -> None:
         requests = self._load.requests
@@ -265,19 +266,19 @@ class Client:
             line.buffer = data
             return
         status, body = answer
-        found, number = self._found, line.number
-        found.done[number], found.status[number] = time.perf_counter(), status
+        sent, number = self._found, line.number
+        sent.done[number], sent.status[number] = time.perf_counter(), status
         if status == 200:
-            found.degraded += data.find(_WHOLE, body) < 0
-            found.empty += data.find(_NO_ITEMS, body) >= 0
+            sent.degraded += data.find(_WHOLE, body) < 0
+            sent.empty += data.find(_NO_ITEMS, body) >= 0
             if self._load.noted:
-                found.notes.append(note_of(data, body))
+                sent.notes.append(note_of(data, body))
         line.buffer, line.number = b"", -1
         self._waiting -= 1
         self._idle.append(line)
 
     def _drop(self, line: _Line) -> None:
-        """The server closed it. What was asked on it stays without an answer."""
+        """Removes a connection that the server closed. Its request stays without an answer."""
         if line.number >= 0:
             self._waiting -= 1
         if line in self._idle:
@@ -287,17 +288,17 @@ class Client:
         line.socket.close()
 
 
-def offer(load: Load, told: Any) -> None:
-    """For a process of its own: sends, and tells the summary."""
-    from benchmarks.harness.worker_processes import telling
+def offer(load: Load, messages: Any) -> None:
+    """Main function of a process: sends a load and reports the summary."""
+    from benchmarks.harness.worker_processes import reporting_errors
 
-    with telling(told, 0):
-        told.put(("load", 0, summary(Client(load).run())))
+    with reporting_errors(messages, 0):
+        messages.put(("load", 0, summary(Client(load).run())))
 
 
-def offer_until(load: Load, told: Any, stop: Any) -> None:
-    """For a process of its own: sends until it is asked to stop, and tells all that it saw."""
-    from benchmarks.harness.worker_processes import telling
+def offer_until(load: Load, messages: Any, stop: Any) -> None:
+    """Main function of a process: sends a load until stopped and reports all requests."""
+    from benchmarks.harness.worker_processes import reporting_errors
 
-    with telling(told, 0):
-        told.put(("load", 0, Client(load, stop.is_set).run()))
+    with reporting_errors(messages, 0):
+        messages.put(("load", 0, Client(load, stop.is_set).run()))

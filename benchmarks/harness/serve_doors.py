@@ -1,6 +1,6 @@
-"""What ``recsys bench serve`` sends its requests to: the parts of a running system, and the app alone.
+"""Doors of ``recsys bench serve``: the parts of a running system, and the bare app.
 
-``system`` starts Valkey, the Ray head and the Serve application as ``recsys up`` does, each as a part in a
+``parts`` starts Valkey, the Ray head and the Serve application as ``recsys up`` does, each as a part in a
 session of its own, in the bench's state folder; ``uvicorn`` runs the same app object in one plain process.
 Both end what they started, however the bench ends.
 """
@@ -18,13 +18,18 @@ from typing import Any, Final
 
 import msgspec
 
-from benchmarks.harness.worker_processes import Told, telling
-from recsys.config.system_config import Config
+from benchmarks.harness.worker_processes import Messages, reporting_errors
+from recsys.config.system_config import Config, ParameterServerConfig
+from recsys.process.latency_tuning import tune_for_latency
+from recsys.process.open_log import open_log
 from recsys.process.part_process import run_folder
 from runtime.supervision import launch_plan as plans
 from runtime.supervision.launch_plan import Plan
 from runtime.supervision.processes import Child, end_sessions, members_matching
 from runtime.supervision.supervisor_loop import ONE_THREAD
+from serving.http_app import build_app
+from serving.service import Service
+from serving.sessions.session_store import FoldPosition, RedisFoldStore, RedisSessions
 
 REPLICA: Final = "ServeReplica Feed"  # in its command line; shards of retrieval are no Feed
 _READY_S: Final = 300.0
@@ -34,7 +39,7 @@ _DIRECT_PORTS: Final = range(30_000, 31_000)  # Serve's default
 
 
 def check_platform() -> None:
-    """Raises RuntimeError where what the benches of a whole system need isn't there."""
+    """Raises RuntimeError on a platform without the requirements of a whole system."""
     if sys.platform != "linux":
         raise RuntimeError(
             f"the platform is {sys.platform}, expected linux: HAProxy, epoll and /proc are needed; run this "
@@ -44,7 +49,7 @@ def check_platform() -> None:
 
 @contextmanager
 def ended_by_term() -> Iterator[None]:
-    """A plain kill is as Ctrl-C: what was started ends too."""
+    """Makes SIGTERM act as Ctrl-C, so that started processes end too."""
 
     def leave(number: int, frame: object) -> None:
         signal.signal(number, signal.SIG_IGN)  # timeout(1) sends it twice: ending goes on
@@ -59,7 +64,7 @@ def ended_by_term() -> Iterator[None]:
 
 @contextmanager
 def one_thread_each() -> Iterator[None]:
-    """Every process that is started runs its kernels on one thread, as parts and replicas do."""
+    """Limits kernels of started processes to one thread, as parts and replicas do."""
     before = {name: os.environ.get(name) for name in ONE_THREAD}
     os.environ.update(dict.fromkeys(ONE_THREAD, "1"))
     try:
@@ -74,10 +79,10 @@ def one_thread_each() -> Iterator[None]:
 
 @contextmanager
 def parts(config: Config, names: tuple[str, ...]) -> Iterator[dict[str, Child]]:
-    """Runs some parts of the plan that stands in the state folder, in order of need, each once the one before
-    is ready. Raises RuntimeError where one fails."""
+    """Runs parts of the plan in the state folder, each once the one before is ready. Raises RuntimeError when
+    one fails."""
     folder, running = run_folder(config.state), dict[str, Child]()
-    environment = {name: its for name, its in os.environ.items() if name != "RAY_ADDRESS"}
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
     with (
         ExitStack() as stack
     ):  # what needs others ends before them, and each whatever becomes of another
@@ -101,28 +106,25 @@ def _wait(name: str, child: Child, folder: Path) -> None:
         status = child.exit_status()
         if status is not None or time.monotonic() > until:
             why = child.failure() or f"exit status {status} within {_READY_S:.0f} s"
-            said = (folder / f"{name}.out").read_text(errors="replace")[-2_000:]
-            raise RuntimeError(f"part {name} of the bench isn't ready: {why}\n{said}")
+            output = (folder / f"{name}.out").read_text(errors="replace")[-2_000:]
+            raise RuntimeError(f"part {name} of the bench isn't ready: {why}\n{output}")
         time.sleep(0.05)
 
 
 def planned(config: Config) -> tuple[Config, Plan]:
-    """The configuration with ports and secrets, and the plan: written to the state folder for the parts."""
+    """Configuration with ports and secrets, and the plan, both written to the state folder for the parts."""
     resolved, plan = plans.resolve(config)
     plans.write(resolved, plan)
     return resolved, plan
 
 
 def plainly(config: Config, plan: Plan) -> None:
-    """From now on the same plan with Serve as it comes: its own proxy, its own settings."""
+    """Rewrites the plan for Serve's default proxy and settings."""
     plans.write(config, msgspec.structs.replace(plan, plain_serve=True))
 
 
 def fill_sessions(config: Config, sessions: dict[str, bytes]) -> None:
-    """Puts the sessions into the store that runs, as the fold would."""
-    from recsys.process.open_log import open_log
-    from serving.sessions.session_store import FoldPosition, RedisFoldStore
-
+    """Writes sessions to the running store, as the fold would."""
     log, fold = open_log(config), RedisFoldStore(config.sessions.url, config.sessions.ttl_s)
     place = FoldPosition(log.id, [0] * config.log.partitions, 0)
     fold.commit(fold.position(), place, sessions)
@@ -131,59 +133,54 @@ def fill_sessions(config: Config, sessions: dict[str, bytes]) -> None:
 
 
 def direct_port(pid: int) -> int:
-    """The port at which a replica lets requests in itself: of those that it listens on, the one in the range
-    that Serve takes them from. Serve's own interface names HAProxy's port alone."""
+    """Port of a replica's direct ingress: the listening port in Serve's range. Serve's own API names
+    HAProxy's port only."""
     import psutil
 
     listening = [c.laddr.port for c in psutil.Process(pid).net_connections("tcp")
                  if c.status == psutil.CONN_LISTEN]  # fmt: skip
-    found: list[int] = [port for port in listening if port in _DIRECT_PORTS]
-    if len(found) != 1:
+    ports: list[int] = [port for port in listening if port in _DIRECT_PORTS]
+    if len(ports) != 1:
         raise RuntimeError(
             f"replica {pid} listens on {listening}, expected one of {_DIRECT_PORTS}: is direct ingress off?"
         )
-    return found[0]
+    return ports[0]
 
 
 def replica_pid(ray: Child) -> int:
-    """The process of the replica, among those that the Ray head started."""
+    """Process of the replica, among those that the Ray head started."""
     for pid in members_matching(ray.identity, REPLICA):
         return pid
     raise RuntimeError("there is no replica among Ray's processes, expected one")
 
 
 def served_step(port: int) -> int:
-    """The step that answers come from at this moment."""
+    """Model step of current answers."""
     import httpx
 
-    found = httpx.get(f"http://{_LOOPBACK}:{port}/v1/status", timeout=10.0).json()
-    return int(found["version"]["step"])
+    status = httpx.get(f"http://{_LOOPBACK}:{port}/v1/status", timeout=10.0).json()
+    return int(status["version"]["step"])
 
 
 def memory_mb(pid: int) -> tuple[float, float]:
-    """What a process holds now and held at most, in MB."""
-    found = {}
+    """Current and peak resident memory of a process in MB."""
+    sizes = {}
     for line in Path(f"/proc/{pid}/status").read_text().splitlines():
         name, _, value = line.partition(":")
         if name in ("VmRSS", "VmHWM"):
-            found[name] = int(value.split()[0]) / 1_000
-    return round(found["VmRSS"], 1), round(found["VmHWM"], 1)
+            sizes[name] = int(value.split()[0]) / 1_000
+    return round(sizes["VmRSS"], 1), round(sizes["VmHWM"], 1)
 
 
-def uvicorn(config: Config, port: int, told: Told, stop: Any) -> None:
-    """The same app in this process, with uvicorn as Serve runs it, and no Ray. It tells when it is ready."""
+def uvicorn(config: Config, port: int, messages: Messages, stop: Any) -> None:
+    """Main function of a process: the same app behind uvicorn as Serve configures it, without Ray. It reports
+    when it is ready."""
     import logging
 
     from uvicorn import Config as ServerConfig
     from uvicorn import Server
 
-    from recsys.process.latency_tuning import tune_for_latency
-    from recsys.process.open_log import open_log
-    from serving.http_app import build_app
-    from serving.service import Service
-    from serving.sessions.session_store import RedisSessions
-
-    with telling(told, 1):
+    with reporting_errors(messages, 1):
         logging.getLogger("recsys").setLevel(logging.WARNING)
         service = Service(config, open_log(config), RedisSessions(config.sessions.url))
         app = build_app(service, lambda: "", _READY_S, tune_for_latency)
@@ -197,7 +194,7 @@ def uvicorn(config: Config, port: int, told: Told, stop: Any) -> None:
             served = asyncio.create_task(server.serve())
             while not service.ready and not served.done():
                 await asyncio.sleep(0.05)
-            told.put(("uvicorn", 1, os.getpid()))
+            messages.put(("uvicorn", 1, os.getpid()))
             while not stop.is_set() and not served.done():
                 await asyncio.sleep(0.2)
             server.should_exit = True
@@ -217,9 +214,7 @@ def free_port() -> int:
 
 
 def bench_config(state: str, candidates: int, retrieval_shards: int = 0) -> Config:
-    """One replica, one shard of the parameter server, any free ports."""
-    from recsys.config.system_config import ParameterServerConfig
-
+    """Configuration with one replica, one shard of the parameter server, and free ports."""
     base = Config()
     return replace(
         base,

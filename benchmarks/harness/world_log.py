@@ -1,8 +1,8 @@
-"""A log of the simulated world, as a data set: lists drawn at random, answered by people whose tastes drift.
+"""A log of the simulated world as a data set: randomly drawn lists, answered by people whose tastes drift.
 
-The lists hang on no model, so every sync interval is judged on the same rows. Three in four of what is shown
-was published within the last day, as in a feed of short videos; the rest may be of any age. What a viewer
-didn't reach is left out of the list: there is nothing to be judged by.
+The lists don't depend on a model, so every sync interval is judged on the same rows. Three in four shown
+items were published within the last day, as in a feed of short videos; the others may be of any age. Items
+that the viewer didn't reach are left out of the list: they have no outcome to judge by.
 """
 
 from collections import Counter
@@ -24,7 +24,7 @@ _NEW = round(86_400 / _PUBLISH_EVERY_S)  # items published in a day
 
 @dataclass
 class WorldLog:
-    """``hours`` of a drifting world. The seed changes people, items, drift, and what is shown."""
+    """``hours`` of a drifting world. The seed changes people, items, drift, and the lists."""
 
     seed: int
     hours: float = 72.0
@@ -64,11 +64,11 @@ class WorldLog:
                 yield event
 
     def warmup(self) -> Iterator[Event]:
-        """Nothing is known from before."""
+        """Nothing: there is no history from before."""
         return iter(())
 
     def world(self) -> World:
-        """Who watches what: another world tells another story."""
+        """The simulated world; subclasses return another one."""
         return World(
             self.seed,
             self.users,
@@ -93,21 +93,21 @@ class WorldLog:
     def _shown(
         self, world: World, catalogue: list[Item], request_id: str, ids: list[Id], now_ms: int
     ) -> list[Id]:
-        """What a list of drawn items becomes before it is shown. ``catalogue``: what is there."""
+        """Hook to change a drawn list before it is shown. ``catalogue``: the published items."""
         return ids
 
     def _answered(
         self, world: World, catalogue: list[Item], request_id: str, user_id: str, now_ms: int
     ) -> list[Event]:
-        """One list with what was done with it. ``catalogue``: oldest first, some of it still to come."""
-        there = sum(item.time_ms <= now_ms for item in catalogue)
+        """One list with its engagements. ``catalogue``: oldest first, including items of the future."""
+        num_published = sum(item.time_ms <= now_ms for item in catalogue)
         draws = [uniform(self.seed, "what", request_id, rank) for rank in range(_LIST)]
         ages = [
-            draw * (there if n % _OF_ANY_AGE == 0 else min(_NEW, there))
+            draw * (num_published if n % _OF_ANY_AGE == 0 else min(_NEW, num_published))
             for n, draw in enumerate(draws)
         ]
-        ids = list(dict.fromkeys(catalogue[there - 1 - int(age)].item_id for age in ages))
-        ids = self._shown(world, catalogue[:there], request_id, ids, now_ms)
+        ids = list(dict.fromkeys(catalogue[num_published - 1 - int(age)].item_id for age in ages))
+        ids = self._shown(world, catalogue[:num_published], request_id, ids, now_ms)
         done = world.react(user_id, ids, request_id, now_ms)
         seen = {str(e.item_id) for e in done if e.kind == "view"}
         served = [ServedItem(item_id=item_id) for item_id in ids if str(item_id) in seen]

@@ -1,21 +1,30 @@
 """``recsys bench index``: the live index of a replica while its vectors move, beside FAISS's indexes.
 
-A replica holds ``--items`` items, in lists. ``--seconds`` of updates are applied as fast as they go: in each
-second four steps that move 250 vectors each, two items that are published and one that is removed. In the
-middle, the lists are made anew and take the place of those that were there. Recall is against a search
-through all vectors, with user sides as they are at that moment, all through it.
+A replica holds ``--items`` items in lists. ``--seconds`` of updates are applied as fast as they go: each
+second four steps that move 250 vectors each, two published items and one removed. Halfway, the lists are
+rebuilt and swapped in. Recall is measured throughout against a search of all vectors, with the user sides of
+that moment.
 """
 
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, Final
 
 import numpy as np
 
+from benchmarks.index.bench_index_peers import measure_peers
 from benchmarks.index.index_figures import FOUND, MOVED, _ms, best, percentiles, recall, recalls
 from benchmarks.index.synthetic_catalogue import Plan, plan
+from parameter_server.publish.deltas import Changed, StepDelta
 from recsys.arrays.bitmap import Bitmap
+from recsys.config.system_config import Config
+from recsys.features.feature_set import FeatureSet
+from recsys.features.feature_set_file import FEED_SCHEMA
+from serving.index.faiss_centroids import lists_for, sample_of, train
+from serving.replica.index_maintenance import IndexMaintenance
+from serving.replica.replica import Replica
 
 STEPS_PER_S: Final = 4
 QUERIES: Final = 64
@@ -26,7 +35,7 @@ _TURNS: Final = 12  # of the reading thread between two steps, 20 ms each at mos
 
 @dataclass
 class Times:
-    """How long each thing took, in seconds, and recall as sampled."""
+    """Durations in seconds, and samples of recall."""
 
     searches: list[float] = field(default_factory=list)
     updates: list[float] = field(default_factory=list)  # of a step's vectors
@@ -40,31 +49,29 @@ class Times:
 
 
 def measure_index(items: int, seconds: int, seed: int) -> dict[str, Any]:
-    """Recall, latency and what changes cost; the same moves for each of the others."""
-    from benchmarks.index.bench_index_peers import measure_peers
-
-    its = plan(items, 32, seed)
-    live = Live(its, items)
+    """Recall, latency and cost of changes, with the same moves for all indexes."""
+    catalogue = plan(items, 32, seed)
+    live = Live(catalogue, items)
     vectors = live.replica.index.vectors[:items].copy()
-    liked = its.liked(QUERIES)
-    moves = Moves(its, vectors, seconds * STEPS_PER_S)
+    liked = catalogue.liked(QUERIES)
+    moves = Moves(catalogue, vectors, seconds * STEPS_PER_S)
     figures = live.run(moves, liked)
     return {
         "what": f"{items} vectors of 32 floats; {seconds} s of updates, {MOVED * STEPS_PER_S} a second",
         "figures": figures,
-        "comparators": measure_peers(vectors, moves, its.user_sides(vectors, liked)),
+        "comparators": measure_peers(vectors, moves, catalogue.user_sides(vectors, liked)),
     }
 
 
 class Moves:
-    """Which vectors move in each step, and where to: the same for all that are measured."""
+    """Numbers and new values of the vectors that move in each step, the same for all indexes."""
 
-    def __init__(self, its: Plan, vectors: Any, steps: int) -> None:
+    def __init__(self, catalogue: Plan, vectors: Any, steps: int) -> None:
         draw = np.random.default_rng(len(vectors))
         self.which = [draw.choice(len(vectors), MOVED, replace=False) for _ in range(steps)]
         now, self.to = vectors.copy(), []
         for chosen in self.which:
-            now[chosen] = its.moves(now[chosen])
+            now[chosen] = catalogue.moves(now[chosen])
             self.to.append(now[chosen].copy())
         self.final = now
 
@@ -73,39 +80,30 @@ class Moves:
 
 
 class Live:
-    """Ours: a replica and what looks after its index, as the reading thread drives them."""
+    """The replica and its index maintenance, driven as by the reading thread."""
 
-    def __init__(self, its: Plan, items: int) -> None:
-        from recsys.config.system_config import Config
-        from recsys.features.feature_set import FeatureSet
-        from recsys.features.feature_set_file import FEED_SCHEMA
-        from serving.index.faiss_centroids import lists_for, sample_of, train
-        from serving.replica.index_maintenance import IndexCare
-        from serving.replica.replica import Replica
-
+    def __init__(self, catalogue: Plan, items: int) -> None:
         config = Config()
         serve = replace(config.serve, index="ivf")
-        config = replace(config, serve=serve, model=replace(config.model, vector_dim=its.dim))
-        self.plan, self.items = its, items
+        config = replace(config, serve=serve, model=replace(config.model, vector_dim=catalogue.dim))
+        self.plan, self.items = catalogue, items
         self.replica = Replica(FeatureSet(FEED_SCHEMA), config)
         for start in range(0, items, 1_000):
-            some = [its.item(n) for n in range(start, min(items, start + 1_000))]
+            some = [catalogue.item(n) for n in range(start, min(items, start + 1_000))]
             self.replica.apply_items(some, start)
         self.keys = self.replica.catalogue.keys[:items, 0].copy()
         for start in range(0, items, 10_000):
             some_n = np.arange(start, min(items, start + 10_000))
-            self._step(some_n, its.rows(some_n))
-        self.care = IndexCare(self.replica, train, sample_of, lists_for)
+            self._step(some_n, catalogue.rows(some_n))
+        self.maintenance = IndexMaintenance(self.replica, train, sample_of, lists_for)
         began = time.perf_counter()
-        index = self.care.whole()
+        index = self.maintenance.build_now()
         self.start_s = time.perf_counter() - began
         if index is not None:
             self.replica.swap(index)
 
-    def _step(self, its: Any, rows: Any) -> None:
-        from parameter_server.publish.deltas import Changed, StepDelta
-
-        changed = Changed(self.keys[its], rows, np.empty(0, np.int64))
+    def _step(self, numbers: Any, rows: Any) -> None:
+        changed = Changed(self.keys[numbers], rows, np.empty(0, np.int64))
         self.replica.apply_step(StepDelta(self.replica.step + 1, 0, {"items": changed}, None, {}))
 
     def run(self, moves: Moves, liked: list[Any]) -> dict[str, Any]:
@@ -116,22 +114,22 @@ class Live:
         began = ended = 0.0
         for step in range(len(moves)):
             if step == middle:
-                self.care.asked, began = True, time.perf_counter()
+                self.maintenance.requested, began = True, time.perf_counter()
             rows = moves.to[step] - content[moves.which[step]]
-            _timed(times.updates, lambda s=step, r=rows: self._step(moves.which[s], r))  # type: ignore[misc]
+            _timed(times.updates, partial(self._step, moves.which[step], rows))
             self._items(step, times)
             query = sides[step % len(sides)]
             replica.queries.append(query)
-            _timed(
-                times.searches,
-                lambda q=query: replica.index.search(q, FOUND, replica.catalogue.living),
-            )  # type: ignore[misc]
+            living = replica.catalogue.living
+            _timed(times.searches, partial(replica.index.search, query, FOUND, living))
             if self._turns(times) and began:
                 ended = ended or time.perf_counter()
             if step % every == 0 or (began and not ended):
                 times.recalls.append(self._recall(sides, step))
                 sides = self.plan.user_sides(replica.index.vectors, liked)
-        while self.care.asked and self.care.due:  # a short run ends before the lists are ready
+        while (
+            self.maintenance.requested and self.maintenance.due
+        ):  # a short run ends before the lists are ready
             self._turns(times)
             ended = time.perf_counter()
         times.recalls.append(self._recall(sides, 0))
@@ -139,7 +137,7 @@ class Live:
         return self._figures(times)
 
     def _items(self, step: int, times: Times) -> None:
-        """Now and then an item is published, or one of those removed, and looked for."""
+        """Every few steps publishes an item, or removes one, and searches for it."""
         if step % 2:
             return
         number = self.items + step
@@ -149,25 +147,27 @@ class Live:
             gone = item.__class__(time_ms=1, item_id=item.item_id, removed=True)
             _timed(times.removed, lambda: self._seen(gone, False))
 
-    def _seen(self, item: Any, there: bool) -> None:
-        """Applies an item and searches for it until it is there, or isn't any more."""
+    def _seen(self, item: Any, is_present: bool) -> None:
+        """Applies an item and searches until it is present, or absent."""
         replica = self.replica
         replica.apply_items([item], replica.catalogue_offset + 1)
-        number = replica.catalogue.index_of(item.item_id)
+        number = replica.catalogue.ensure(item.item_id)
         alone = Bitmap(len(replica.catalogue))  # nothing else is wanted: so no other is in the way
         alone.put(number, replica.catalogue.living[number])
-        found = replica.index.search(replica.index.vectors[number], 1, alone)[0]
-        assert (number in found) == there, f"{item.item_id} {'is missing' if there else 'is there'}"
+        hits = replica.index.search(replica.index.vectors[number], 1, alone)[0]
+        assert (number in hits) == is_present, (
+            f"{item.item_id} {'is missing' if is_present else 'is is_present'}"
+        )
 
     def _turns(self, times: Times) -> bool:
-        """What the reading thread does between two steps; whether another index took the place."""
+        """Work of the reading thread between two steps; returns whether an index was swapped in."""
         swapped = False
         for _ in range(_TURNS):
-            found = self.care.turn()
-            if found is not None:
-                before = self.care.replica.index
-                _timed(times.pauses, lambda f=found: self.care.apply(f))  # type: ignore[misc]
-                swapped = swapped or self.care.replica.index is not before
+            message = self.maintenance.turn()
+            if message is not None:
+                before = self.maintenance.replica.index
+                _timed(times.pauses, partial(self.maintenance.apply, message))
+                swapped = swapped or self.maintenance.replica.index is not before
         if self.replica.building is not None:
             times.pauses.append(times.updates[-1])
         return swapped
@@ -176,8 +176,8 @@ class Live:
         living = self.replica.catalogue.living
         some = sides[np.arange(step, step + _SAMPLE) % len(sides)]
         exact = best(self.replica.index.vectors, some, living.mask())
-        found = [self.replica.index.search(query, FOUND, living)[0] for query in some]
-        return recall(found, exact)
+        hits = [self.replica.index.search(query, FOUND, living)[0] for query in some]
+        return recall(hits, exact)
 
     def _figures(self, times: Times) -> dict[str, Any]:
         index = self.replica.index

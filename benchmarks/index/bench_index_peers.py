@@ -1,13 +1,13 @@
-"""FAISS's indexes under the moves of ``recsys bench index``, each changed in the way that it can be.
+"""FAISS's indexes under the moves of ``recsys bench index``, each changed in the way that it supports.
 
-``flat``      all vectors are looked through; written over in place
+``flat``      searches all vectors; updated in place
 ``ivf_flat``  lists; ``update_vectors`` with a direct map of an array. It can't remove: a direct map of a
-              hashtable can, and can't update (``ivf_flat_hashtable`` removes and adds instead)
-``ivf_sq8``   the same lists of bytes, with which it answers
-``hnsw``      a graph: it can neither move nor remove a vector, so it answers from the vectors as they were
+              hashtable can, but can't update (``ivf_flat_hashtable`` removes and adds instead)
+``ivf_sq8``   the same lists with vectors as bytes
+``hnsw``      a graph: it can neither move nor remove a vector, so it answers from the original vectors
 
-Those with lists have as many as ours, and look through as many as find 0.97 of the best 300 at the start; the
-graph looks as far as it takes for that, or at 2,048 vectors.
+Those with lists have as many as our index, and probe as many as find 0.97 of the best 300 at the start; the
+graph searches as far as that takes, or 2,048 vectors.
 """
 
 import time
@@ -38,7 +38,7 @@ def _flat(vectors: Any, lists: int) -> Any:
 
 def _ivf(kind: str, direct_map: int) -> Any:
     def make(vectors: Any, lists: int) -> Any:
-        index = faiss.index_factory(
+        index: Any = faiss.index_factory(
             vectors.shape[1], f"IVF{lists},{kind}", faiss.METRIC_INNER_PRODUCT
         )
         index.cp.max_points_per_centroid, index.cp.min_points_per_centroid = 48, 1
@@ -71,7 +71,8 @@ def _update(index: Any, which: Any, to: Any) -> None:
     index.update_vectors(which, to)
 
 
-_ARRAY, _HASHTABLE = faiss.DirectMap.Array, faiss.DirectMap.Hashtable
+_LIBRARY: Any = faiss  # whose stubs lack DirectMap
+_ARRAY, _HASHTABLE = _LIBRARY.DirectMap.Array, _LIBRARY.DirectMap.Hashtable
 _PEERS: dict[str, tuple[Any, Any]] = {
     "flat": (_flat, _write),
     "ivf_flat": (_ivf("Flat", _ARRAY), _update),
@@ -94,27 +95,27 @@ def _peer(name: str, vectors: Any, moves: Any, queries: Any, exact: list[Any]) -
         began = time.perf_counter()
         move(index, which, to)
         updates.append(time.perf_counter() - began)
-    found, times = _search(index, queries, 4)
-    known = {
+    hits, times = _search(index, queries, 4)
+    update_figures = {
         "us_per_update": round(float(np.median(updates)) / ours.MOVED * 1e6, 2)
         if updates
         else "cannot",
         "updates": _WHY.get(name, "in place"),
     }
     return {
-        "recall_at_300": round(ours.recall(found, exact[1]), 4),
+        "recall_at_300": round(ours.recall(hits, exact[1]), 4),
         "recall_at_300_before": round(ours.recall(_search(index, queries)[0], exact[0]), 4)
         if not move
         else settings.pop("recall", 1.0),
         **ours.percentiles(times),
-        **known,
+        **update_figures,
         "start_s": round(built_s, 2),
         **{key: value for key, value in settings.items() if key != "recall"},
     }
 
 
 def _set(index: Any, queries: Any, exact: Any) -> dict[str, Any]:
-    """Has an index look as far as it takes, by steps of a fifth."""
+    """Raises an index's search effort by steps of a fifth until it reaches the recall."""
     holder, name = {
         "IndexIVFFlat": (index, "nprobe"),
         "IndexIVFScalarQuantizer": (index, "nprobe"),
@@ -133,12 +134,12 @@ def _set(index: Any, queries: Any, exact: Any) -> dict[str, Any]:
 
 
 def _search(index: Any, queries: Any, rounds: int = 1) -> tuple[list[Any], list[float]]:
-    """What is found for each query, one at a time; and how long each took."""
-    k, times, found = min(ours.FOUND, index.ntotal), list[float](), []
+    """Hits of each query, searched one at a time, and the durations."""
+    k, times, hits = min(ours.FOUND, index.ntotal), list[float](), list[Any]()
     for _ in range(rounds):
-        found = []
+        hits = []
         for query in queries:
             began = time.perf_counter()
-            found.append(index.search(query[None], k)[1][0])
+            hits.append(index.search(query[None], k)[1][0])
             times.append(time.perf_counter() - began)
-    return found, times
+    return hits, times

@@ -1,8 +1,8 @@
 """``recsys bench int8``: lookups and bytes of a replica's rows as int8, beside float32 and FBGEMM's own int8.
 
-The keys are 64-bit ids, the rows as they are published in the format int8. FBGEMM's tables take dense
-indices: they are told where our map says that a row is, and the time to find it isn't counted. Their scale
-and bias don't give a published row back; ``largest_error`` is by how much.
+The keys are 64-bit ids, the rows as published in the format int8. FBGEMM's tables take dense indices, which
+they get from our map; that lookup isn't counted. Their scale and bias don't reproduce a published row;
+``largest_error`` is the difference.
 """
 
 import time
@@ -25,7 +25,7 @@ Take = Callable[[Ids, Ids], Any]  # of keys, which stand at these slots
 
 
 def measure_int8(rows: int, batches: int, seed: int) -> dict[str, Any]:
-    """The figures of each dimension of row."""
+    """Figures of each row width."""
     import fbgemm_gpu  # noqa: F401  its operations are torch's from now on
 
     before = torch.get_num_threads()
@@ -41,17 +41,17 @@ def _measure(rows: int, dim: int, batches: int, seed: int) -> dict[str, Any]:
     keys = np.unique(draw.integers(-(2**62), 2**62, rows))
     values = round_rows(draw.normal(0, 0.1, (len(keys), dim)).astype(np.float32), "int8").rows
     table = TableConfig("features", dim, 0.1, initial=0.01)
-    whole, ours = (kind.filled(table, 0, keys, values) for kind in (RowStore, Int8Rows))
+    whole, int8_rows = (kind.filled(table, 0, keys, values) for kind in (RowStore, Int8Rows))
     asked = [
         draw.choice(len(keys), min(_REQUEST, len(keys)), replace=False) for _ in range(batches)
     ]
-    assert ours.digest == whole.digest, "the two stores hold other rows"
+    assert int8_rows.digest == whole.digest, "the two stores hold other rows"
     fused = torch.ops.fbgemm.FloatToFused8BitRowwiseQuantized(torch.from_numpy(values))
     again = torch.ops.fbgemm.Fused8BitRowwiseQuantizedToFloat(fused[:1000]).numpy()
     ways: dict[str, Take] = {
-        "float32": lambda its, slots: whole.lookup(its),
-        "int8": lambda its, slots: ours.lookup(its),
-        "fbgemm_fused": lambda its, slots: torch.ops.fbgemm.Fused8BitRowwiseQuantizedToFloat(
+        "float32": lambda keys_, slots: whole.lookup(keys_),
+        "int8": lambda keys_, slots: int8_rows.lookup(keys_),
+        "fbgemm_fused": lambda keys_, slots: torch.ops.fbgemm.Fused8BitRowwiseQuantizedToFloat(
             fused[torch.from_numpy(slots)]
         ),
         "fbgemm_int_nbit": _int_nbit(len(keys), dim),
@@ -60,7 +60,7 @@ def _measure(rows: int, dim: int, batches: int, seed: int) -> dict[str, Any]:
         "rows": len(keys),
         "bytes_a_row": {
             "float32": round(whole.nbytes / len(keys), 1),
-            "int8": round(ours.nbytes / len(keys), 1),
+            "int8": round(int8_rows.nbytes / len(keys), 1),
             "fbgemm_fused": fused.shape[1],
         },
         "largest_error": {"int8": 0.0, "fbgemm_fused": float(np.abs(again - values[:1000]).max())},
@@ -83,7 +83,7 @@ def _int_nbit(rows: int, dim: int) -> Take:
     )
     table.fill_random_weights()
 
-    def take(its: Ids, slots: Ids) -> Any:
+    def take(keys: Ids, slots: Ids) -> Any:
         offsets = torch.arange(len(slots) + 1, dtype=torch.int32)
         return table(torch.from_numpy(slots.astype(np.int32)), offsets)
 
@@ -91,13 +91,13 @@ def _int_nbit(rows: int, dim: int) -> Take:
 
 
 def _median_us(take: Take, asked: list[Ids], keys: Ids) -> float:
-    """Each way for itself, over batches that are drawn anew, so that most rows are in no cache."""
+    """Measures each way separately, over newly drawn batches, so that most rows are in no cache."""
     for slots in asked[:3]:
         take(keys[slots], slots)
     taken = []
     for slots in asked:
-        its = keys[slots]
+        batch_keys = keys[slots]
         began = time.perf_counter()
-        take(its, slots)
+        take(batch_keys, slots)
         taken.append(time.perf_counter() - began)
     return round(float(np.median(taken)) * 1e6, 1)

@@ -1,4 +1,4 @@
-"""How an index is judged in `recsys bench index`: recall against a search through all vectors, and times."""
+"""Figures of `recsys bench index`: recall against an exact search, and durations."""
 
 from typing import Any, Final
 
@@ -9,22 +9,25 @@ FOUND: Final = 300
 
 
 def best(vectors: Any, queries: Any, alive: Any) -> list[Any]:
-    """The exact best of each query, by matrix products in blocks."""
-    k, found = min(FOUND, int(alive.sum())), [np.empty(0, np.int64)] * len(queries)
+    """Exact best ids of each query, by matrix products in blocks."""
+    k, best_ids = min(FOUND, int(alive.sum())), [np.empty(0, np.int64)] * len(queries)
     scores = [np.empty(0, np.float32)] * len(queries)
     for start in range(0, len(vectors), 65_536):
         block = queries @ vectors[start : start + 65_536].T
         block[:, ~alive[start : start + 65_536]] = -np.inf
         for i, row in enumerate(block):
-            its = np.argpartition(-row, min(k, len(row) - 1))[:k]
-            merged = np.concatenate([scores[i], row[its]]), np.concatenate([found[i], its + start])
+            candidates = np.argpartition(-row, min(k, len(row) - 1))[:k]
+            merged = (
+                np.concatenate([scores[i], row[candidates]]),
+                np.concatenate([best_ids[i], candidates + start]),
+            )
             order = np.argsort(-merged[0], kind="stable")[:k]
-            scores[i], found[i] = merged[0][order], merged[1][order]
-    return found
+            scores[i], best_ids[i] = merged[0][order], merged[1][order]
+    return best_ids
 
 
-def recall(found: list[Any], exact: list[Any]) -> float:
-    shares = [len(np.intersect1d(a, b)) / len(b) for a, b in zip(found, exact, strict=True)]
+def recall(hits: list[Any], exact: list[Any]) -> float:
+    shares = [len(np.intersect1d(a, b)) / len(b) for a, b in zip(hits, exact, strict=True)]
     return float(np.mean(shares))
 
 

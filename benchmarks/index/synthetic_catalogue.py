@@ -1,11 +1,11 @@
-"""A catalogue whose vectors look like those that training leaves, and user sides that look for them.
+"""A catalogue whose vectors resemble those that training leaves, and user sides that search for them.
 
-Each item has an author and tags, which give its vector its content (recsys/model/retrieval_vectors.py), and a learned row: a
-pull towards its topic and something of its own, by lognormal sizes; topics vary more in some directions than
-in others. Measured against what a replay of KuaiRand leaves (7,583 items): norms of 0.64, 0.91 and 1.34 (1st,
-50th and 99th percentile) there, 0.65, 0.92 and 1.93 here; share of the variance in the first 4, 8 and 16 of
-32 directions 0.36, 0.52 and 0.73 there, 0.33, 0.51 and 0.74 here; with 256 lists, 32 of them hold 0.95 of the
-best 27 there and 0.93 here, 64 of them 0.99 and 0.98.
+Each item has an author and tags, which give its vector its content (recsys/model/retrieval_vectors.py), and a
+learned row: a pull towards its topic and a part of its own, with lognormal sizes; topics vary more in some
+directions than in others. Compared with the vectors after a replay of KuaiRand (7,583 items): norms of 0.64,
+0.91 and 1.34 (1st, 50th and 99th percentile) there, 0.65, 0.92 and 1.93 here; share of the variance in the
+first 4, 8 and 16 of 32 directions 0.36, 0.52 and 0.73 there, 0.33, 0.51 and 0.74 here; with 256 lists, 32 of
+them hold 0.95 of the best 27 there and 0.93 here, 64 of them 0.99 and 0.98.
 """
 
 from dataclasses import dataclass
@@ -26,7 +26,7 @@ _PULL, _OWN, _STRAY = (
 
 @dataclass
 class Plan:
-    """What the items are about, and how their rows are drawn."""
+    """Topics and authors of the items, and the distribution of their rows."""
 
     draw: np.random.Generator
     dim: int
@@ -50,34 +50,34 @@ class Plan:
         fields = {"author": f"a{self.author[n]}", "tags": tags, "duration_ms": 9_000}
         return Item(time_ms=1, item_id=f"v{n if number is None else number}", fields=fields)
 
-    def rows(self, its: Any) -> Any:
+    def rows(self, numbers: Any) -> Any:
         """Learned rows (n, V) of some items."""
-        sizes = self.draw.lognormal(-0.5, 0.6, (len(its), 1))
-        rows = _PULL * self._centres[self.topic[its]] + _OWN * self.directions(len(its))
+        sizes = self.draw.lognormal(-0.5, 0.6, (len(numbers), 1))
+        rows = _PULL * self._centres[self.topic[numbers]] + _OWN * self.directions(len(numbers))
         return (sizes * rows).astype(np.float32)
 
     def moves(self, rows: Any) -> Any:
-        """Rows as they are after they were learned from once more."""
+        """Rows after one more step of learning."""
         size = 0.05 * np.linalg.norm(rows, axis=1, keepdims=True)
         return (rows + size * self.directions(len(rows))).astype(np.float32)
 
     def liked(self, count: int) -> list[Any]:
-        """Numbers of what ``count`` people liked lately: of two topics, and of one author."""
+        """Numbers of items that ``count`` people liked lately: of two topics, and of one author."""
         by_topic, by_author = (np.argsort(a, kind="stable") for a in (self.topic, self.author))
         topics, authors = self.topic[by_topic], self.author[by_author]
-        found = []
+        liked = []
         for _ in range(count):
             some = self.draw.integers(0, len(topics), 2)
             picked = [self._near(by_topic, topics, topics[i], 4) for i in some]
             picked.append(
                 self._near(by_author, authors, authors[self.draw.integers(len(authors))], 2)
             )
-            found.append(np.concatenate(picked))
-        return found
+            liked.append(np.concatenate(picked))
+        return liked
 
     def user_sides(self, vectors: Any, liked: list[Any]) -> Any:
-        """What these people look for (n, V)."""
-        sides = np.array([1.2 * vectors[its].mean(0) for its in liked])
+        """User vectors of these people (n, V)."""
+        sides = np.array([1.2 * vectors[numbers].mean(0) for numbers in liked])
         return (sides + 0.2 * self.directions(len(sides))).astype(np.float32)
 
     def _near(self, order: Any, ordered: Any, value: Any, count: int) -> Any:

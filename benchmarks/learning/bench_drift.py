@@ -1,14 +1,13 @@
-"""Planted shifts and stationary streams through the drift monitors: how soon, how often for nothing.
-
-Figures of docs/explanation/drift.md. Each run is seeded; streams are benchmarks/learning/drift_stream.py's.
-"""
+"""``recsys bench drift``: planted shifts and stationary streams through the drift monitors, to measure
+detection delay and false alarms. Each run is seeded; the streams come from ``drift_stream``."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, Final
 
 import numpy as np
 
+from benchmarks.harness.commands import Log, no_log
 from benchmarks.learning.drift_stream import COLUMNS, LABELS, SLOTS, Shift, Stream, make_stream
 from training.drift.monitors import DriftAlarm, DriftConfig, FeatureMonitor, LossMonitor
 
@@ -41,24 +40,24 @@ _TELLS: Final = {
 
 
 def measure_drift(
-    runs: int, stationary: int, seed: int, say: Callable[[str], None] = lambda text: None
+    runs: int, stationary: int, seed: int, log_progress: Log = no_log
 ) -> dict[str, Any]:
-    """``runs`` of each shift, and so many stationary runs of 500,000 examples for each length of a day."""
+    """``runs`` of each shift, and ``stationary`` runs of 500,000 examples for each length of a day."""
     began = time.monotonic()
-    found = {}
+    shifts = {}
     for number, (name, shift) in enumerate(SHIFTS.items()):
-        found[name] = _shifted(shift, runs, seed + 1_000 * number)
-        say(f"{name}: {found[name]}")
+        shifts[name] = _shifted(shift, runs, seed + 1_000 * number)
+        log_progress(f"{name}: {shifts[name]}")
     calm = {}
     for a_day in _A_DAY:
         calm[f"{a_day} a day"] = _stationary(a_day, stationary, seed + 500_000)
-        say(f"stationary, {a_day} a day: {calm[f'{a_day} a day']}")
-    total = sum(its["examples"] for its in calm.values())
-    alarms = sum(its["alarms"] for its in calm.values())
+        log_progress(f"stationary, {a_day} a day: {calm[f'{a_day} a day']}")
+    total = sum(figures["examples"] for figures in calm.values())
+    alarms = sum(figures["alarms"] for figures in calm.values())
     return {
         "config": vars(DriftConfig()),
         "within": WITHIN,
-        "shifts": found,
+        "shifts": shifts,
         "stationary": calm,
         "false_alarms_per_100000": round(100_000 * alarms / max(1, total), 3),
         "seconds": round(time.monotonic() - began, 1),
@@ -71,9 +70,9 @@ def _shifted(shift: Shift, runs: int, seed: int) -> dict[str, Any]:
         stream = make_stream(
             seed + run, _BEFORE + 3 * WITHIN + shift.ramp, _A_DAY[run % 3], shift, _BEFORE
         )
-        told = watch(stream)
-        early += sum(at <= _BEFORE for at, _ in told)
-        late = [at for at, alarm in told if at > _BEFORE and alarm.kind in _TELLS[shift.kind]]
+        alarms = watch(stream)
+        early += sum(at <= _BEFORE for at, _ in alarms)
+        late = [at for at, alarm in alarms if at > _BEFORE and alarm.kind in _TELLS[shift.kind]]
         delays.append(late[0] - _BEFORE if late else np.inf)
         after = stream.losses_NK[_BEFORE + shift.ramp :, 0].mean()
         worse.append(after - stream.losses_NK[:_BEFORE, 0].mean())
@@ -104,24 +103,24 @@ def _stationary(a_day: int, runs: int, seed: int) -> dict[str, Any]:
 
 
 def watch(stream: Stream, config: DriftConfig | None = None) -> list[tuple[int, DriftAlarm]]:
-    """All alarms of a stream in steps of 256, each with how many examples had been seen."""
+    """All alarms of a stream in steps of 256, each with the number of examples so far."""
     losses = LossMonitor(LABELS, config)
     features = FeatureMonitor(COLUMNS, SLOTS, config or DriftConfig())
-    found: list[tuple[int, DriftAlarm]] = []
+    alarms: list[tuple[int, DriftAlarm]] = []
     for step, start in enumerate(range(0, len(stream.losses_NK), _STEP), 1):
-        its = slice(start, start + _STEP)
+        rows = slice(start, start + _STEP)
         stop, at_ms = min(start + _STEP, len(stream.losses_NK)), int(stream.times_ms[start])
-        told: Sequence[DriftAlarm] = losses.step(_metrics(stream, its), at_ms, step)
-        keys = {slot: column[its] for slot, column in stream.keys.items()}
-        told = [*told, *features.step(stream.dense_NF[its], keys, at_ms, step)]
-        found += [(stop, alarm) for alarm in told]
-    return found
+        step_alarms: Sequence[DriftAlarm] = losses.step(_metrics(stream, rows), at_ms, step)
+        keys = {slot: column[rows] for slot, column in stream.keys.items()}
+        step_alarms = [*step_alarms, *features.step(stream.dense_NF[rows], keys, at_ms, step)]
+        alarms += [(stop, alarm) for alarm in step_alarms]
+    return alarms
 
 
-def _metrics(stream: Stream, its: slice) -> dict[str, float]:
-    metrics = {"examples": float(len(stream.losses_NK[its]))}
+def _metrics(stream: Stream, rows: slice) -> dict[str, float]:
+    metrics = {"examples": float(len(stream.losses_NK[rows]))}
     for k, label in enumerate(LABELS):
-        metrics[f"loss.{label}"] = float(stream.losses_NK[its, k].sum())
-        metrics[f"predicted.{label}"] = float(stream.predicted_NK[its, k].sum())
-        metrics[f"happened.{label}"] = float(stream.happened_NK[its, k].sum())
+        metrics[f"loss.{label}"] = float(stream.losses_NK[rows, k].sum())
+        metrics[f"predicted.{label}"] = float(stream.predicted_NK[rows, k].sum())
+        metrics[f"happened.{label}"] = float(stream.happened_NK[rows, k].sum())
     return metrics

@@ -1,9 +1,8 @@
 """``recsys bench join``: events per second through the joiner, alone and as the loop over a log in memory.
 
-Impressions of ten items with features of the feed's size, views, likes; some come late, so that corrections
-read their impression again, and some come twice. Beside it stands a join of the whole log at once in Polars,
-which knows neither event time, repeats nor corrections: it is what a nightly job would do. All that the
-loop emits is checked against it.
+Impressions of ten items with features of the feed's size, views, likes; some are late, so that corrections
+read their impression again, and some are repeated. The comparator is a join of the whole log at once in
+Polars, without event time, repeats or corrections, as in a nightly job. The labels of both must be equal.
 """
 
 import time
@@ -31,6 +30,8 @@ from recsys.features.feature_set import FeatureSet
 from recsys.features.feature_set_file import FEED_SCHEMA
 from recsys.log.protocol import Append, MemoryLog
 from recsys.process.latency_tuning import freeze_gc
+from training.joining.joiner import Joiner, Recall
+from training.joining.joiner_loop import JoinerLoop
 
 ITEMS: Final = 10  # of an impression
 START_MS: Final = 1_700_000_000_000
@@ -43,7 +44,7 @@ _TWICE: Final = 0.01  # of the engagements
 
 @dataclass(frozen=True)
 class Written:
-    """Events with their partitions, in time order, as they stand on the log."""
+    """Encoded events with their partitions, in time order."""
 
     records: list[tuple[int, bytes]]
 
@@ -52,14 +53,14 @@ class Written:
 
 
 def measure_join(events: int, seed: int) -> dict[str, Any]:
-    """Events per second over at least ``events`` events; raises RuntimeError where the joins differ."""
+    """Events per second over at least ``events`` events; raises RuntimeError when the joins differ."""
     written = write_events(draw_events(events, seed))
     core = _core(written)
-    loop, busy, ours = _loop(written)
-    batch, theirs = _polars(written)
-    if ours != theirs:
+    loop, busy, labels = _loop(written)
+    batch, polars_labels = _polars(written)
+    if labels != polars_labels:
         raise RuntimeError(
-            f"{len(ours ^ theirs)} labels differ between the joiner and the join of the whole log, "
+            f"{len(labels ^ polars_labels)} labels differ between the joiner and the join of the whole log, "
             "expected none: a bench of wrong labels says nothing"
         )
     return {
@@ -71,14 +72,16 @@ def measure_join(events: int, seed: int) -> dict[str, Any]:
 
 
 def draw_events(count: int, seed: int) -> list[Event]:
-    """At least ``count`` impressions and engagements in time order: the same seed, the same events."""
+    """At least ``count`` impressions and engagements in time order, determined by the seed."""
     draw = np.random.default_rng(seed)
     block = _block(draw)
     events: list[Event] = []
     number = 0
     while len(events) < count:
         time_ms, user = START_MS + number * _GAP_MS, f"u{int(draw.integers(5_000))}"
-        items = [ServedItem(item_id=f"v{item}") for item in draw.choice(20_000, ITEMS, replace=False)]
+        items = [
+            ServedItem(item_id=f"v{item}") for item in draw.choice(20_000, ITEMS, replace=False)
+        ]
         request_id = f"r{number}"
         events.append(
             Impression(
@@ -112,7 +115,7 @@ def _engagements(
 
 
 def _block(draw: np.random.Generator) -> FeatureBlock:
-    """A block of the sizes of a real one; the joiner cuts it and looks into nothing."""
+    """A block of realistic size; the joiner cuts it without reading it."""
     history = FEATURES.history_length
     return FeatureBlock(
         feature_set=FEATURES.digest,
@@ -125,7 +128,7 @@ def _block(draw: np.random.Generator) -> FeatureBlock:
 
 
 def write_events(events: list[Event]) -> Written:
-    """Encoded, each in the partition of its user; at last a tick in each, by which every window is over."""
+    """Encodes events by partition of the user; a final tick in each partition closes every window."""
     partitions = CONFIG.log.partitions
     records = [(partition_of(_user(event), partitions), encode(event)) for event in events]
     tick = encode(Tick(time_ms=events[-1].time_ms + 120_000))
@@ -138,9 +141,7 @@ def _user(event: Event) -> str:
 
 
 def _core(written: Written) -> float:
-    """Decoded events through the pure joiners: what the join itself costs."""
-    from training.joining.joiner import Joiner, Recall
-
+    """Decoded events through the pure joiners: the cost of the join itself."""
     parts: list[list[Event]] = [[] for _ in range(CONFIG.log.partitions)]
     for partition, value in written.records:
         parts[partition].append(decode(value))
@@ -162,10 +163,8 @@ def _core(written: Written) -> float:
 
 
 def _loop(written: Written) -> tuple[float, float, set[tuple[Any, ...]]]:
-    """The part's loop: reads, decodes, joins, encodes, appends; by the clock, and by the processor's time.
-    Also returns the final labels."""
-    from training.joining.joiner_loop import JoinerLoop
-
+    """The part's loop: reads, decodes, joins, encodes, appends; by wall clock and by processor time. Also
+    returns the final labels."""
     log = MemoryLog()
     for topic in topics(CONFIG.log.partitions):
         log.create(topic)
@@ -194,10 +193,10 @@ def _loop(written: Written) -> tuple[float, float, set[tuple[Any, ...]]]:
 
 
 def _polars(written: Written) -> tuple[float, set[tuple[Any, ...]]]:
-    """The shown items of the whole log with their labels, joined at once."""
+    """Shown items of the whole log with their labels, joined at once."""
     import polars as pl
 
-    labels, found = FEATURES.schema.labels, list[Any]()
+    labels, joined = FEATURES.schema.labels, list[Any]()
 
     def join() -> None:
         served, done = list[tuple[str, str]](), list[tuple[str, str, str]]()
@@ -212,9 +211,9 @@ def _polars(written: Written) -> tuple[float, set[tuple[Any, ...]]]:
         happened = kinds.group_by("request", "item").agg(
             [(pl.col("kind") == label).any().cast(pl.Int8).alias(label) for label in labels]
         )
-        found.append(shown.join(happened, on=["request", "item"]))
+        joined.append(shown.join(happened, on=["request", "item"]))
 
-    return _rate(len(written), join), set(found[0].rows())
+    return _rate(len(written), join), set(joined[0].rows())
 
 
 def _rate(count: int, work: Callable[[], None]) -> float:

@@ -1,13 +1,13 @@
-"""``recsys bench shadow``: what it costs to judge a candidate, beside what it costs to train the live line.
+"""``recsys bench shadow``: cost of judging a candidate, beside the cost of training the live line.
 
-All three go over the same steps of the same log, one after the other in this process: the trainer (worker and
-two shards with write-ahead files and published deltas), a candidate that is scored as it is on a share of the
-stream, and one that learns the stream as well. Told is the processor's time. Examples are of the simulated
-world, with all features.
+All three process the same steps of the same log, one after the other in this process: the trainer (worker and
+two shards with write-ahead files and published deltas), a candidate that only scores a share of the stream,
+and one that also learns the stream. The figures are processor time. Examples come from the simulated world,
+with all features.
 
-Then, of a candidate's snapshot with many rows: the memory of one as it is mapped and of one that is read, and
-how long both take to look up rows. A frozen candidate stays at that; one that learns takes the memory of an
-ordinary one for each row that it changes.
+A second part compares a large snapshot of a candidate, memory-mapped and read: memory, and time to look up
+rows. A frozen candidate stays mapped; one that learns takes the memory of an ordinary one for each changed
+row.
 """
 
 import tempfile
@@ -21,9 +21,8 @@ from typing import Any, Final
 import numpy as np
 from msgspec.structs import replace as changed
 
-from parameter_server.rpc.parameter_client import part_of
 from parameter_server.shard.lanes import RowGradients, StepSum
-from parameter_server.shard.shard import Shard, ShardSpec
+from parameter_server.shard.shard import Shard, ShardSpec, part_of
 from parameter_server.storage import snapshots
 from parameter_server.storage.durable_shard import DurableShard, ShardStorage, load_shard
 from parameter_server.storage.mmap_shard import open_mmap_shard
@@ -53,7 +52,7 @@ _LOOKED_UP: Final = 4_000  # rows at once, about as a step does
 
 
 def measure_shadow(lists: int, share: float, rows: int, seed: int) -> dict[str, Any]:
-    """Microseconds of the processor an example: of the trainer, and of either candidate as a share of it."""
+    """Processor microseconds an example: of the trainer, and of either candidate relative to it."""
     warm()
     with tempfile.TemporaryDirectory(prefix="recsys-bench-") as folder, ExitStack() as stack:
         config = _config(folder, share)
@@ -67,7 +66,7 @@ def measure_shadow(lists: int, share: float, rows: int, seed: int) -> dict[str, 
         candidates = {}
         for name, learns in (("scored", False), ("learning", True)):
             candidate = _candidate(log, config, learns)
-            candidates[name] = _timed(lambda its=candidate: its.turn() is not None, steps, examples)
+            candidates[name] = _timed(candidate.turn, steps, examples)
     return {
         "what": f"{steps} steps of {config.step.examples} examples; {share:.0%} of the stream is scored; "
         f"a snapshot of {rows} rows of the table features",
@@ -84,8 +83,8 @@ def measure_shadow(lists: int, share: float, rows: int, seed: int) -> dict[str, 
 
 
 def measure_mapped(rows: int, seed: int) -> dict[str, float]:
-    """Bytes a row of a candidate that is mapped and of one that is read, before either learns, and
-    microseconds a row that they take to look up ids that have one."""
+    """Bytes a row of a mapped and of a read candidate, before either learns, and microseconds a row to look
+    up existing ids."""
     (table,) = (t for t in tables_of(ModelConfig()) if t.name == "features")
     spec, draw = ShardSpec((replace(table, ttl_s=0),), 1, line="cand"), np.random.default_rng(seed)
     keys = np.unique(draw.integers(-(2**63), 2**63 - 1, rows, dtype=np.int64))
@@ -99,16 +98,16 @@ def measure_mapped(rows: int, seed: int) -> dict[str, float]:
         assert snapshot is not None, "it was written just now"
         ordinary, mapped = Shard(spec), open_mmap_shard(spec, None, snapshot)
         load_shard(ordinary, snapshot)
-        sizes = {its: its.nbytes / len(keys) for its in (ordinary, mapped)}
+        sizes = {shard: shard.nbytes / len(keys) for shard in (ordinary, mapped)}
         chosen = [draw.choice(keys, min(_LOOKED_UP, len(keys)), replace=False) for _ in range(64)]
-        us = {its: 1e9 for its in (ordinary, mapped)}
+        us = {shard: 1e9 for shard in (ordinary, mapped)}
         for _ in range(3):  # by turns: what disturbs one disturbs the other
-            for its in us:
+            for shard in us:
                 began = time.process_time()
                 for batch in chosen:
-                    its.lookup(1, {table.name: batch})
+                    shard.lookup(1, {table.name: batch})
                 spent = 1e6 * (time.process_time() - began) / sum(map(len, chosen))
-                us[its] = min(us[its], spent)
+                us[shard] = min(us[shard], spent)
     return {
         "mapped_bytes_per_row": round(sizes[mapped], 1),
         "ordinary_bytes_per_row": round(sizes[ordinary], 1),
@@ -124,7 +123,8 @@ def _config(folder: str, share: float) -> Config:
 
 
 def _write(log: Log, config: Config, lists: int, seed: int) -> tuple[int, int]:
-    """Examples as the joiner writes them, each with what live said of it, then the records of their steps."""
+    """Appends examples as the joiner writes them, each with live predictions, then the records of their
+    steps."""
     features = feature_set(config)
     past = warmup_from_world(_START_MS, requests=lists, seed=seed)
     served = FeatureReplay(features)
@@ -133,10 +133,12 @@ def _write(log: Log, config: Config, lists: int, seed: int) -> tuple[int, int]:
     for past_event in past.events():
         for event in served.play(past_event):
             if isinstance(event, Impression):
-                said = np.full((len(event.items), outputs), 0.3, np.float32)
-                event = changed(event, stamp=Stamp(), predicted=said.tobytes())
+                predicted = np.full((len(event.items), outputs), 0.3, np.float32)
+                event = changed(event, stamp=Stamp(), predicted=predicted.tobytes())
             if made := joiners.feed(event):
-                log.append(EXAMPLES, [Append(its.partition, b"", pack(its)) for its in made])
+                log.append(
+                    EXAMPLES, [Append(example.partition, b"", pack(example)) for example in made]
+                )
     sequencer = SequencerLoop(log, config, features, lambda: 0)
     while sequencer.turn():
         pass
@@ -170,7 +172,7 @@ def _candidate(log: Log, config: Config, learns: bool) -> Shadow:
 
 
 def _timed(turn: Callable[[], Any], steps: int, examples: int) -> float:
-    """Microseconds of the processor an example, over all steps but the first few."""
+    """Processor microseconds an example, over all steps but the first few."""
     for _ in range(_WARM):
         turn()
     began, timed = time.process_time(), 0

@@ -1,11 +1,11 @@
-"""``recsys bench sync``: what a step costs on its way from a shard to a replica, by format and budget.
+"""``recsys bench sync``: cost of a step on its way from a shard to a replica, by format and budget.
 
-One shard learns the examples of ``recsys bench train`` in steps of the usual size. What it learned is applied
-again for each way of publishing, so all publish the same change of the same rows. The clock runs over what
-publishing adds to a step (look up the changed rows, choose, round, digest, checksum, pack), and over what a
-replica does with the bytes (read, check, put together, set rows, remove rows, take the dense parameters).
+One shard learns the examples of ``recsys bench train`` in steps of the usual size. Its updates are applied
+again for each way of publishing, so all publish the same changes of the same rows. Measured are the
+publishing work of a step (look up the changed rows, choose, round, digest, checksum, pack), and the replica's
+work on the bytes (read, check, assemble, set rows, remove rows, take the dense parameters).
 
-Beside it: the whole table each step, and the touched rows as one would send them oneself.
+Comparators: the whole table each step, and the touched rows, by common serializers.
 """
 
 import io
@@ -45,7 +45,7 @@ Floats = NDArray[np.float32]
 
 
 class _Kept(Shard):
-    """A shard that keeps what it learned from."""
+    """A shard that keeps its step sums."""
 
     def __init__(self, spec: ShardSpec, dense: Floats) -> None:
         super().__init__(spec, dense)
@@ -57,7 +57,7 @@ class _Kept(Shard):
 
 
 class _Timed(Shard):
-    """A shard that says how long it took to make what it publishes (seconds of the processor)."""
+    """A shard that measures its publishing work (processor seconds)."""
 
     publishing_s = 0.0
 
@@ -79,7 +79,7 @@ class _Timed(Shard):
 
 @dataclass(frozen=True)
 class _Learned:
-    """What was learned, and what it is judged by."""
+    """Learned step sums, and held-out examples."""
 
     spec: ShardSpec
     dense: Floats
@@ -102,12 +102,12 @@ class _Reader:
         if delta.dense is not None:
             self.dense = delta.dense
         if delta.digest is not None:
-            its = sum(store.digest for store in self.rows.values()) % 2**64
-            assert its == delta.digest, f"replica and shard differ after step {delta.step}"
+            digest = sum(store.digest for store in self.rows.values()) % 2**64
+            assert digest == delta.digest, f"replica and shard differ after step {delta.step}"
 
 
 def measure_sync(ids: int, batches: int, seed: int, budget_kb: int = 64) -> dict[str, Any]:
-    """Bytes, time and error of each way. ``batches``: steps that are learned."""
+    """Bytes, time and error of each way. ``batches``: number of learned steps."""
     learned = _learn(ids, batches, seed)
     spec = learned.spec
     ways = {name: replace(spec, delta_format=name) for name in ("fp32", "fp16", "int8")}
@@ -154,7 +154,8 @@ def _learn(ids: int, steps: int, seed: int) -> _Learned:
 
 
 def _without_traffic(total: StepSum) -> StepSum:
-    """The same sum, in which no row matters more than another: they go by their key, which is a hash."""
+    """The same sum with equal counts, so that rows are chosen by their hashed key instead of their
+    traffic."""
     tables = {
         n: rows._replace(counts=np.zeros_like(rows.counts)) for n, rows in total.tables.items()
     }
@@ -171,18 +172,18 @@ def _ours(learned: _Learned, spec: ShardSpec) -> dict[str, float]:
         started = time.process_time()
         value = pack(delta)
         packed = time.process_time()
-        found = assembler.feed(value)
-        assert not isinstance(found, Gap), found
-        for step in found:
+        steps = assembler.feed(value)
+        assert not isinstance(steps, Gap), steps
+        for step in steps:
             reader.take(step)
         packing_s += packed - started
         reading_s += time.process_time() - packed
         size, dense = size + len(value), dense + len(delta.dense)
         rows += sum(len(table.keys) // 8 for table in delta.tables)
-    its = _cost(len(learned.totals), size, rows, shard.publishing_s + packing_s, reading_s)
-    its["dense_bytes_per_step"] = dense // len(learned.totals)
-    its["held_back_at_the_end"] = sum(shard.published.withheld.values())
-    return its | _errors(learned, shard, reader)
+    figures = _cost(len(learned.totals), size, rows, shard.publishing_s + packing_s, reading_s)
+    figures["dense_bytes_per_step"] = dense // len(learned.totals)
+    figures["held_back_at_the_end"] = sum(shard.published.withheld.values())
+    return figures | _errors(learned, shard, reader)
 
 
 def _cost(steps: int, size: int, rows: int, writing_s: float, reading_s: float) -> dict[str, float]:
@@ -198,12 +199,14 @@ def _cost(steps: int, size: int, rows: int, writing_s: float, reading_s: float) 
 
 
 def _errors(learned: _Learned, shard: Shard, reader: _Reader) -> dict[str, float]:
-    """What is served against what is true: of rows, dense parameters, and scores of examples not learned."""
+    """Error of the served rows, dense parameters, and scores of held-out examples."""
     keys = {name: table.export()["keys"] for name, table in shard.tables.items()}
     differ = [
-        np.abs(shard.tables[name].lookup(its) - reader.rows[name].lookup(its)).reshape(-1)
-        for name, its in keys.items()
-        if len(its)
+        np.abs(
+            shard.tables[name].lookup(table_keys) - reader.rows[name].lookup(table_keys)
+        ).reshape(-1)
+        for name, table_keys in keys.items()
+        if len(table_keys)
     ]
     rows = np.concatenate(differ)
     assert shard.dense is not None
@@ -245,8 +248,8 @@ def _others(
     read: Callable[[bytes], Arrays],
     whole: bool = False,
 ) -> dict[str, float]:
-    """Touched rows (or all) and dense parameters as float32, by the means of others. Neither who reads nor
-    who writes checks, chooses or remembers anything: the next reader that misses a step goes wrong unseen."""
+    """Touched rows (or all) and dense parameters as float32, by a common serializer. Neither side checks,
+    chooses or keeps a digest: a reader that misses a step goes wrong unnoticed."""
     shard, reader = Shard(learned.spec, learned.dense), _Reader(learned.spec, learned.dense)
     steps = size = rows = 0
     writing_s = reading_s = 0.0
@@ -260,16 +263,16 @@ def _others(
         for name, table in shard.tables.items():
             keys = total.tables[name].keys if name in total.tables else np.empty(0, np.int64)
             if whole:
-                its = table.export()
-                arrays |= {f"{name}/keys": its["keys"], f"{name}/values": its["values"]}
+                export = table.export()
+                arrays |= {f"{name}/keys": export["keys"], f"{name}/values": export["values"]}
             elif len(keys):
                 arrays |= {f"{name}/keys": keys, f"{name}/values": table.lookup(keys)}
         value = write(arrays)
         written = time.process_time()
-        found = read(value)
-        for name, keys in found.items():
+        read_arrays = read(value)
+        for name, keys in read_arrays.items():
             if name.endswith("/keys"):
-                table_name, values = name.removesuffix("/keys"), found[f"{name[:-5]}/values"]
+                table_name, values = name.removesuffix("/keys"), read_arrays[f"{name[:-5]}/values"]
                 if whole:
                     its_config = reader.rows[table_name].config
                     fresh = RowStore.filled(its_config, learned.spec.seed, keys, values)
@@ -277,7 +280,7 @@ def _others(
                 else:
                     reader.rows[table_name].set(keys, values)
                 rows += len(keys)
-        reader.dense = found["dense"]
+        reader.dense = read_arrays["dense"]
         writing_s += written - started
         reading_s += time.process_time() - written
         steps, size = steps + 1, size + len(value)
@@ -307,5 +310,5 @@ def _torch_save(arrays: Arrays) -> bytes:
 
 
 def _torch_load(value: bytes) -> Arrays:
-    found = torch.load(io.BytesIO(value), weights_only=True)
-    return {name: tensor.numpy() for name, tensor in found.items()}
+    tensors = torch.load(io.BytesIO(value), weights_only=True)
+    return {name: tensor.numpy() for name, tensor in tensors.items()}

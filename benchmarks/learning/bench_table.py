@@ -1,15 +1,28 @@
-"""``recsys bench table``: one shard's rows in one process, beside tables that one would pick instead.
+"""``recsys bench table``: one shard's rows in one process, beside common embedding tables.
 
-Ids are of 64 bits and no row collides; admission is on (a row after the second sight), and which rows a batch
-touched is kept, as publishing needs it. A batch has distinct ids, drawn uniformly; of those that ours learns
-from, one in a hundred has no row yet: half of these come for the first time, half for the second.
+Ids have 64 bits and no row collides; admission is on (a row after the second sight), and the touched rows of
+a batch are kept, as publishing needs them. A batch has distinct ids, drawn uniformly; of the ids of an
+update, one in a hundred has no row yet: half of these come for the first time, half for the second.
 """
 
 from typing import Any, Final
 
 import numpy as np
 
-from benchmarks.learning.table_load import BATCH, DIM, NEW, RATE, rate
+from benchmarks.learning.other_tables import (
+    BATCH,
+    DIM,
+    NEW,
+    RATE,
+    embedding_bag,
+    fbgemm,
+    python_dict,
+    rate,
+    torchrec,
+)
+from parameter_server.shard.lanes import RowGradients, StepSum
+from parameter_server.shard.shard import Shard, ShardSpec
+from parameter_server.table.kernels import warm
 from recsys.config.system_config import TableConfig
 
 _CONFIG: Final = TableConfig("bench", DIM, RATE, initial=0.01, admit_after=2)
@@ -17,9 +30,7 @@ _BATCHES: Final = 32  # different ones: together they touch far more rows than c
 
 
 def measure_table(rows: int, batches: int, seed: int) -> dict[str, Any]:
-    """Ids per second, ours beside the others, over the same rows, batches and gradients."""
-    from benchmarks.learning.other_tables import embedding_bag, fbgemm, python_dict, torchrec
-
+    """Ids per second of all tables, over the same rows, batches and gradients."""
     draw = np.random.default_rng(seed)
     keys = np.unique(draw.integers(-(2**63), 2**63 - 1, rows, dtype=np.int64))
     draw.shuffle(keys)
@@ -39,14 +50,9 @@ def measure_table(rows: int, batches: int, seed: int) -> dict[str, Any]:
 
 
 def ours(keys: Any, chosen: list[Any], gradients: Any, new: Any, batches: int) -> dict[str, float]:
-    """``lookups``: ids to values, copied out. ``updates``: they learn, the ``new`` ids are counted,
-    those seen twice get a row, and the rows that changed are told. ``published``: a whole step of a shard,
-    which also keeps what it needs to go back by one step and makes the delta, with the changed rows' values
-    and its checksum."""
-    from parameter_server.shard.lanes import RowGradients, StepSum
-    from parameter_server.shard.shard import Shard, ShardSpec
-    from parameter_server.table.kernels import warm
-
+    """``lookups``: copies the rows of ids. ``updates``: learns, counts the ``new`` ids, admits those seen
+    twice, and returns the changed rows. ``published``: a whole step of a shard, which also keeps an undo of
+    one step and makes the delta with the changed rows' values and its checksum."""
     warm()
     shard = Shard(ShardSpec((_CONFIG,), lanes=1))
     table, counts = shard.tables[_CONFIG.name], np.ones(BATCH, np.int32)
@@ -55,8 +61,10 @@ def ours(keys: Any, chosen: list[Any], gradients: Any, new: Any, batches: int) -
         size = len(part)
         table.apply(part, gradients[:size], 2 * counts[:size], 0)  # seen twice: admitted
     picked = [keys[indices] for indices in chosen]
-    learned = [with_new(picked, its, i) for its in np.split(new, 2) for i in range(batches + 1)]
-    sums = [{_CONFIG.name: RowGradients(its, gradients, counts)} for its in learned[batches + 1 :]]
+    learned = [with_new(picked, batch, i) for batch in np.split(new, 2) for i in range(batches + 1)]
+    sums = [
+        {_CONFIG.name: RowGradients(batch, gradients, counts)} for batch in learned[batches + 1 :]
+    ]
     touched = rows = 0
 
     def update(i: int) -> None:
@@ -68,7 +76,7 @@ def ours(keys: Any, chosen: list[Any], gradients: Any, new: Any, batches: int) -
         step = shard.applied + 1
         shard.apply(StepSum(step, step, sums[i], None, {}))
 
-    found = {
+    figures = {
         "lookups_per_s": rate(lambda i: table.lookup(picked[i % _BATCHES]), batches),
         "updates_per_s": rate(update, batches),
         "published_per_s": rate(publish, batches),
@@ -78,12 +86,12 @@ def ours(keys: Any, chosen: list[Any], gradients: Any, new: Any, batches: int) -
     # An id that the sketch takes for another gets its row at the first sight, and learns at the second again.
     early = touched - (BATCH - 2 * NEW) * (batches + 1) - rows
     assert 0 <= early <= rows / 5 and rows >= 0.8 * NEW * batches, f"{touched=}, {rows=}"
-    return found
+    return figures
 
 
 def with_new(picked: list[Any], new: Any, i: int) -> Any:
-    """Batch ``i`` (N,): distinct ids, of which ``NEW`` came for the first time in the batch before, and as
-    many do now. In the first batch, which isn't timed, all of them do."""
+    """Batch ``i`` (N,): distinct ids, of which ``NEW`` came for the first time in the batch before, and
+    ``NEW`` come now. In the first, untimed batch all of them are new."""
     batch = picked[i % len(picked)].copy()
     batch[-2 * NEW :] = new[NEW * i : NEW * (i + 2)]
     return batch

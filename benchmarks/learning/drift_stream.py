@@ -1,8 +1,8 @@
-"""A stream of examples as a trainer sees them, made up: predictions, labels, features, and planted shifts.
+"""A synthetic stream of examples as a trainer sees them: predictions, labels, features, and planted shifts.
 
-Viewers come in lists of eight of one viewer, some viewers far more than others; rates and mixes turn with the
-day; some features wander by themselves. All of that is no drift. A shift is: from an example on, tastes are
-others than the model thinks, labels are rarer or commoner, a feature is another, a share is another.
+Viewers come in lists of eight of one viewer, some viewers far more often than others; rates and mixes vary
+with the time of day; some features wander on their own. None of that is drift. A shift starts at one example:
+tastes differ from the model's belief, labels get rarer or commoner, a feature or a share changes.
 """
 
 # N examples, F dense columns, K labels
@@ -32,9 +32,9 @@ _DAY_MS: Final = 86_400_000
 
 @dataclass(frozen=True)
 class Shift:
-    """What changes, by how much, and over how many examples (0: at once).
+    """The changed quantity, its size, and the number of examples that it takes (0: at once).
 
-    ``taste``: the share of a viewer's taste that is another; ``rate``: added to the log odds of labels;
+    ``taste``: fraction of a viewer's taste that changes; ``rate``: added to the log odds of labels;
     ``feature``: standard deviations of the column plain_0 or viewer_0; ``share``: of one tag, beside 0.1.
     """
 
@@ -80,14 +80,14 @@ def _labels(
 ) -> tuple[Floats, Floats, Floats]:
     n = len(user)
     viewer = rng.normal(0, 0.6, _USERS)[user]
-    taste, other = rng.normal(0, 0.9, n), rng.normal(0, 0.9, n)
+    taste, new_taste = rng.normal(0, 0.9, n), rng.normal(0, 0.9, n)
     share = shift.size * grown if shift.kind == "taste" else np.zeros(n)
     added = shift.size * grown if shift.kind == "rate" else np.zeros(n)
     mistaken = rng.normal(0, 0.15, _USERS)[user] + rng.normal(0, 0.25, n)
     losses, predicted, happened = [], [], []
     for base in _BASE:
         thought = base + viewer + taste + 0.25 * np.sin(turn)
-        true = thought + share * (other - taste) + added
+        true = thought + share * (new_taste - taste) + added
         p = 1 / (1 + np.exp(-(thought + mistaken)))
         y = (rng.random(n) < 1 / (1 + np.exp(-true))).astype(np.float64)
         losses.append(-np.log(np.where(y > 0, p, 1 - p)))

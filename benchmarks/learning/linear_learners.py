@@ -1,8 +1,9 @@
-"""Online learners for ``recsys bench train``: Vowpal Wabbit and River, where the extra ``bench`` is there.
+"""Online linear learners for ``recsys bench train``: Vowpal Wabbit and River, if the extra ``bench`` is
+installed.
 
 Each learns a logistic regression of the first label from the same examples in order, predicting first: far
-less than a ranker with embeddings does, which is what a user would trade for their speed. Neither reads our
-log, so the time to bring an example into their form counts and the time to read it doesn't.
+less than a ranker with embeddings does, which a user would trade for their speed. Neither reads our log, so
+converting an example to their form counts and reading it doesn't.
 """
 
 import importlib.util
@@ -10,6 +11,7 @@ import time
 from itertools import chain
 from typing import Any, Final
 
+from benchmarks.learning.single_process_loops import batches_of
 from benchmarks.learning.synthetic_examples import FIELDS, Drawn
 from recsys.config.system_config import Config
 
@@ -30,9 +32,9 @@ def vowpal_wabbit(config: Config, examples: int) -> dict[str, Any]:
     for keys, label in drawn:
         user, item = " ".join(map(str, keys[:_USER])), " ".join(map(str, keys[_USER:]))
         learner.learn(f"{2 * label - 1} |u {user} |i {item}")
-    found = _figures(len(drawn), started, busy)
+    figures = _figures(len(drawn), started, busy)
     learner.finish()
-    return found
+    return figures
 
 
 def river(config: Config, examples: int) -> dict[str, Any]:
@@ -41,8 +43,8 @@ def river(config: Config, examples: int) -> dict[str, Any]:
         return {"absent": ABSENT}
     from river.linear_model import LogisticRegression
 
-    learner, drawn = LogisticRegression(), _read(config, examples)
-    names = range(FIELDS)
+    learner: Any = LogisticRegression()
+    drawn, names = _read(config, examples), range(FIELDS)
     started, busy = time.perf_counter(), time.process_time()
     for keys, label in drawn:
         features = dict.fromkeys(zip(names, keys, strict=True), 1.0)
@@ -60,10 +62,8 @@ def _figures(count: int, started: float, busy: float) -> dict[str, Any]:
 
 def _read(config: Config, examples: int) -> list[tuple[list[int], int]]:
     """Keys and first label of the first examples on the log."""
-    from benchmarks.learning.single_process_loops import batches_of
-
-    found = chain.from_iterable(_pairs(drawn) for drawn in batches_of(config, _BATCH))
-    return [pair for pair, _ in zip(found, range(examples), strict=False)]
+    pairs = chain.from_iterable(_pairs(drawn) for drawn in batches_of(config, _BATCH))
+    return [pair for pair, _ in zip(pairs, range(examples), strict=False)]
 
 
 def _pairs(drawn: Drawn) -> list[tuple[list[int], int]]:

@@ -1,7 +1,8 @@
-"""Other tables for ``recsys bench table``: FBGEMM's, torchrec's, PyTorch's, and a dict of rows.
+"""Timing of ``recsys bench table``, and its comparators: tables of FBGEMM, torchrec and PyTorch, and a dict
+of rows.
 
-The first three take dense indices from 0 to rows - 1: none finds an id of 64 bits, admits, or says which rows
-it touched. Forward is the lookup, backward (with the optimizer's step) the update.
+The first three take dense indices from 0 to rows - 1: none finds an id of 64 bits, admits, or returns the
+touched rows. Forward is the lookup, backward (with the optimizer's step) the update.
 """
 
 import time
@@ -12,14 +13,33 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks.learning.table_load import BATCH, DIM, RATE, per_second, rate
-
 _THREADS: Final = (1, 2)
+BATCH: Final = 10_000
+DIM: Final = 32
+RATE: Final = 0.05
+NEW: Final = BATCH // 200  # ids that a batch is the first to have, and the next one has too
 Forward = Callable[[Tensor], Tensor]  # indices (N,) -> rows (N, D), which learn by backward
 
 
-def fbgemm(rows: int, chosen: list[Any], gradients: Any, batches: int) -> dict[str, float]:
-    """Bags of one id, fused row-wise Adagrad; the better of 1 and 2 threads."""
+def rate(work: Callable[[int], object], batches: int) -> float:
+    """Ids per second by the median batch: the first is a warm-up, and an interrupted one counts no more than
+    others."""
+    work(0)
+    return per_second([_timed(work, i) for i in range(1, batches + 1)])
+
+
+def per_second(seconds: list[float]) -> float:
+    return round(BATCH / float(np.median(seconds)), 1)
+
+
+def _timed(work: Callable[[int], object], i: int) -> float:
+    started = time.perf_counter()
+    work(i)
+    return time.perf_counter() - started
+
+
+def fused_tables(count: int, rows: int, dim: int, rate: float) -> Any:
+    """FBGEMM's embedding tables with fused row-wise Adagrad, which torchrec trains with on a CPU."""
     from fbgemm_gpu.split_embedding_configs import EmbOptimType
     from fbgemm_gpu.split_table_batched_embeddings_ops_common import EmbeddingLocation
     from fbgemm_gpu.split_table_batched_embeddings_ops_training import (
@@ -27,12 +47,28 @@ def fbgemm(rows: int, chosen: list[Any], gradients: Any, batches: int) -> dict[s
         SplitTableBatchedEmbeddingBagsCodegen,
     )
 
-    table = SplitTableBatchedEmbeddingBagsCodegen(
-        [(rows, DIM, EmbeddingLocation.HOST, ComputeDevice.CPU)],
+    return SplitTableBatchedEmbeddingBagsCodegen(
+        [(rows, dim, EmbeddingLocation.HOST, ComputeDevice.CPU)] * count,
         optimizer=EmbOptimType.EXACT_ROWWISE_ADAGRAD,
-        learning_rate=RATE,
+        learning_rate=rate,
     )
-    offsets = torch.arange(BATCH + 1)
+
+
+def by_threads(measure: Callable[[], Any]) -> dict[int, Any]:
+    """Results of a measurement with 1 and with 2 threads of torch."""
+    before, results = torch.get_num_threads(), {}
+    try:
+        for threads in _THREADS:
+            torch.set_num_threads(threads)
+            results[threads] = measure()
+    finally:
+        torch.set_num_threads(before)
+    return results
+
+
+def fbgemm(rows: int, chosen: list[Any], gradients: Any, batches: int) -> dict[str, float]:
+    """Bags of one id, fused row-wise Adagrad; the better of 1 and 2 threads."""
+    table, offsets = fused_tables(1, rows, DIM, RATE), torch.arange(BATCH + 1)
     return _better(lambda indices: table(indices, offsets), _no_step, chosen, gradients, batches)
 
 
@@ -51,8 +87,8 @@ def torchrec(rows: int, chosen: list[Any], gradients: Any, batches: int) -> dict
     lengths = torch.ones(BATCH, dtype=torch.int64)
 
     def forward(indices: Tensor) -> Tensor:
-        found: Tensor = table(KeyedJaggedTensor(["id"], indices, lengths=lengths))["id"]
-        return found
+        rows: Tensor = table(KeyedJaggedTensor(["id"], indices, lengths=lengths))["id"]
+        return rows
 
     return _better(forward, _no_step, chosen, gradients, batches)
 
@@ -90,27 +126,24 @@ def python_dict(keys: Any, chosen: list[Any], gradients: Any, batches: int) -> d
 
 
 def _no_step() -> None:
-    """What is fused with backward needs no step of an optimizer."""
+    """Optimizer step of a table that is updated within backward."""
 
 
 def _better(
     forward: Forward, step: Callable[[], None], chosen: list[Any], gradients: Any, batches: int
 ) -> dict[str, float]:
     """Each figure is the better one of 1 and 2 threads."""
-    before, found = torch.get_num_threads(), list[dict[str, float]]()
-    try:
-        for threads in _THREADS:
-            torch.set_num_threads(threads)
-            found.append(_rates(forward, step, chosen, gradients, batches))
-    finally:
-        torch.set_num_threads(before)
-    return {name: max(its[name] for its in found) for name in found[0]}
+    runs = by_threads(lambda: _rates(forward, step, chosen, gradients, batches)).values()
+    return {name: max(run[name] for run in runs) for name in ("lookups_per_s", "updates_per_s")}
 
 
 def _rates(
     forward: Forward, step: Callable[[], None], chosen: list[Any], gradients: Any, batches: int
 ) -> dict[str, float]:
-    indices, upstream = [torch.from_numpy(its) for its in chosen], torch.from_numpy(gradients)
+    indices, upstream = (
+        [torch.from_numpy(numbers) for numbers in chosen],
+        torch.from_numpy(gradients),
+    )
 
     def lookup(i: int) -> None:
         with torch.no_grad():

@@ -1,9 +1,9 @@
 """Loops of one process for ``recsys bench train``: our ranker over FBGEMM's fused tables, and over PyTorch's.
 
-They read the same records from the same log, learn the same network with the same losses and rates, and keep
-nothing: no write-ahead file, no deltas, no ids of 64 bits (a key is hashed to one of ``ids`` rows, so some
-share one). The network is of torch's own layers, as whoever uses these tables would write it; or of ours,
-and then all that differs is where rows live and how they learn.
+They read the same records from the same log, and learn the same network with the same losses and rates. They
+keep no write-ahead file, no deltas and no 64-bit ids (a key is hashed to one of ``ids`` rows, so some share
+one). The network consists of torch's own layers, as a user of these tables would write it; or of our layers,
+and then only the placement and update of rows differ.
 """
 
 import time
@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
+from benchmarks.learning.other_tables import by_threads, fused_tables
 from benchmarks.learning.synthetic_examples import FEATURES, FIELDS, Drawn, one_hot
 from recsys.config.system_config import Config
 from recsys.events.records import EXAMPLES, TrainingExample, unpack_all
@@ -27,7 +28,6 @@ from recsys.process.malloc_tuning import keep_freed_memory
 from recsys.process.open_log import open_log
 
 _WARM: Final = 8  # batches before the clock starts
-_THREADS: Final = (1, 2)
 Rows = Callable[[Tensor], Tensor]  # indices (F, B) -> rows (B, F, D + 1), which learn by backward
 Network = Callable[[Ranker, Tensor], Tensor]  # rows (B, F, D + 1) -> logits (B, L)
 
@@ -36,23 +36,11 @@ def fused(
     config: Config, ids: int, batch: int, batches: int, our_layers: bool = False
 ) -> dict[str, Any]:
     """FBGEMM's fused row-wise Adagrad, what torchrec trains with on a CPU; the better of 1 and 2 threads."""
-    from fbgemm_gpu.split_embedding_configs import EmbOptimType
-    from fbgemm_gpu.split_table_batched_embeddings_ops_common import EmbeddingLocation
-    from fbgemm_gpu.split_table_batched_embeddings_ops_training import (
-        ComputeDevice,
-        SplitTableBatchedEmbeddingBagsCodegen,
-    )
-
     width = config.model.dim + 1
     wide = -(-width // 4) * 4  # FBGEMM wants a multiple of four
 
     def made() -> tuple[Rows, Callable[[], None]]:
-        one = (ids, wide, EmbeddingLocation.HOST, ComputeDevice.CPU)
-        tables = SplitTableBatchedEmbeddingBagsCodegen(
-            [one] * FIELDS,
-            optimizer=EmbOptimType.EXACT_ROWWISE_ADAGRAD,
-            learning_rate=config.model.row_rate,
-        )
+        tables = fused_tables(FIELDS, ids, wide, config.model.row_rate)
         tables.init_embedding_weights_uniform(-config.model.row_initial, config.model.row_initial)
 
         def rows(indices_FB: Tensor) -> Tensor:
@@ -98,8 +86,8 @@ def by_ours(ranker: Ranker, rows_BFR: Tensor) -> Tensor:
 
 
 def by_torch(ranker: Ranker, rows_BFR: Tensor) -> Tensor:
-    """The same by torch's own operations: ``bmm``, the pairs by index as torchrec's interaction takes them,
-    and ``nn.Linear``."""
+    """The same by torch's own operations: ``bmm``, pairs by index as in torchrec's interaction, and
+    ``nn.Linear``."""
     x, main_B = interacted_by_torch(rows_BFR)
     for layer in ranker.layers[:-1]:
         x = F.relu(layer(x))
@@ -115,13 +103,15 @@ def batches_of(config: Config, batch: int) -> Iterator[Drawn]:
     try:
         while True:
             with gc_paused():  # read and decoded as our workers do
-                found: list[TrainingExample] = []
+                lessons: list[TrainingExample] = []
                 for partition in range(partitions):
                     records = log.read(EXAMPLES, partition, offset[partition], share)
-                    found.extend(unpack_all([record.value for record in records], TrainingExample))
+                    lessons.extend(
+                        unpack_all([record.value for record in records], TrainingExample)
+                    )
                     offset[partition] += len(records)
-                drawn = one_hot(found)
-            if not found:
+                drawn = one_hot(lessons)
+            if not lessons:
                 return
             yield drawn
     finally:
@@ -136,15 +126,9 @@ def _better(
     made: Callable[[], tuple[Rows, Callable[[], None]]],
     network: Network,
 ) -> dict[str, Any]:
-    before, found = torch.get_num_threads(), list[dict[str, Any]]()
-    try:
-        for threads in _THREADS:
-            torch.set_num_threads(threads)
-            rate = _rate(config, ids, batch, batches, *made(), network)
-            found.append(rate | {"threads": threads})
-    finally:
-        torch.set_num_threads(before)
-    return max(found, key=lambda its: float(its["examples_per_s"]))
+    runs = by_threads(lambda: _rate(config, ids, batch, batches, *made(), network))
+    figures = [rate | {"threads": threads} for threads, rate in runs.items()]
+    return max(figures, key=lambda run: float(run["examples_per_s"]))
 
 
 def _rate(
@@ -157,8 +141,9 @@ def _rate(
     network: Network,
 ) -> dict[str, Any]:
     """Examples per second, and what each takes of the processor, over all batches but the first few."""
-    model = build_model(FEATURES, config.model)
-    optimizer = torch.optim.Adam(model.ranker.parameters(), lr=config.model.dense_rate, fused=True)
+    ranker = build_model(FEATURES, config.model).ranker
+    assert isinstance(ranker, Ranker)
+    optimizer = torch.optim.Adam(ranker.parameters(), lr=config.model.dense_rate, fused=True)
     weights = torch.tensor([1.0] + [config.model.side_weight] * len(FEATURES.schema.labels))
     freeze_gc()
     keep_freed_memory()
@@ -170,7 +155,7 @@ def _rate(
         wanted = targets(
             torch.from_numpy(drawn.labels_NK), torch.from_numpy(drawn.watch_ms_N.astype(np.float32))
         )
-        logits = network(model.ranker, rows(indices))
+        logits = network(ranker, rows(indices))
         torch.sigmoid(logits.detach())  # it predicts before it learns, as ours does
         (loss_per_output(logits, wanted) * weights).sum().backward()  # type: ignore[no-untyped-call]
         optimizer.step()

@@ -1,8 +1,8 @@
-"""Examples for ``recsys bench train``: 24 one-hot fields whose ids are drawn by Zipf's law, from a seed.
+"""Examples for ``recsys bench train``: 24 one-hot fields with ids from Zipf's law, seeded.
 
-They stand on a log as the joiner writes them, so whoever is measured reads and decodes the same records. The
-labels follow a planted effect of each id: there is something to learn. Keys are mixed 64-bit numbers, as
-hashed ids are.
+They are on a log as the joiner writes them, so every variant reads and decodes the same records. The labels
+follow a planted effect of each id, so there is something to learn. Keys are mixed 64-bit numbers, as hashed
+ids are.
 
 Legend: N examples, F fields, K labels.
 """
@@ -42,7 +42,7 @@ class Drawn:
 
 
 def draw_examples(count: int, ids: int, seed: int) -> Drawn:
-    """``count`` examples with ``ids`` ids in each field: the same seed, the same examples."""
+    """``count`` examples with ``ids`` ids in each field, determined by the seed."""
     draw = np.random.default_rng(seed)
     below = np.cumsum(np.arange(1, ids + 1, dtype=np.float64) ** -EXPONENT)
     ids_NF = np.searchsorted(below, draw.random((count, FIELDS)) * below[-1])
@@ -56,7 +56,7 @@ def draw_examples(count: int, ids: int, seed: int) -> Drawn:
 
 
 def append_examples(log: Log, drawn: Drawn) -> None:
-    """Writes them to ``examples`` in the order of their numbers, one partition after the other in turn."""
+    """Appends them to ``examples`` in the order of their numbers, to the partitions in turn."""
     places = {partition: 0 for partition in range(_PARTITIONS)}
     slots = [slot.start for slot in FEATURES.user_slots]
     slots += [FEATURES.user_columns + slot.start for slot in FEATURES.item_slots]
@@ -96,7 +96,7 @@ def _example(drawn: Drawn, n: int, partition: int, offset: int, row: NDArray[np.
 
 
 def one_hot(examples: list[TrainingExample]) -> Drawn:
-    """The arrays of decoded examples again: a key for each field, without what a slot leaves empty."""
+    """Arrays of decoded examples: a key for each field, without empty columns."""
     blocks = [example.features for example in examples]
     user = np.frombuffer(b"".join([b.user_keys for b in blocks if b]), np.int64)
     item = np.frombuffer(b"".join([b.item_keys for b in blocks if b]), np.int64)

@@ -1,7 +1,7 @@
-"""``recsys bench control-room``: what the control room takes of the processor, looked at and not looked at.
+"""``recsys bench control-room``: processor time of the control room, with and without open pages.
 
-It looks at a system that runs, as pages do, over the same stream; the processor's time is that of the part
-alone, with all of its threads.
+It attaches to a running system over the same stream as pages use; the measured process is the part alone,
+with all of its threads.
 """
 
 import http.client
@@ -22,17 +22,19 @@ _SETTLE_S: Final = 3.0
 
 
 def measure_control_room(state: Path, seconds: int, pages: int) -> dict[str, Any]:
-    """Shares of one core. Raises ValueError where the system runs without a control room."""
+    """Shares of one core. Raises ValueError when the system runs without a control room."""
     config, _ = plans.read(state)
     url = plans.control_room_url(config)
     running = run_file.read(state)
-    found = [its for its in running.parts if its.name == PART and its.process] if running else []
-    if not url or not found or found[0].process is None:
+    parts = (
+        [part for part in running.parts if part.name == PART and part.process] if running else []
+    )
+    if not url or not parts or parts[0].process is None:
         raise ValueError(
             f"{state} runs without a control room: `recsys demo --state {state}` has one, `recsys up` where "
             "control_room.port is set"
         )
-    process = psutil.Process(found[0].process.pid)
+    process = psutil.Process(parts[0].process.pid)
     measured: dict[str, Any] = {"nobody looks": _share(process, seconds)}
     for count in sorted({1, pages}):
         looking = [Page(url) for _ in range(count)]
@@ -54,8 +56,8 @@ def measure_control_room(state: Path, seconds: int, pages: int) -> dict[str, Any
 
 def _share(process: psutil.Process, seconds: int) -> dict[str, Any]:
     def used_s() -> float:
-        its = process.cpu_times()
-        return float(its.user + its.system)
+        times = process.cpu_times()
+        return float(times.user + times.system)
 
     before, began = used_s(), time.monotonic()
     time.sleep(seconds)
@@ -63,13 +65,13 @@ def _share(process: psutil.Process, seconds: int) -> dict[str, Any]:
 
 
 class Page:
-    """Reads the stream as a page does, in a thread, and draws nothing."""
+    """Reads the stream in a thread as a page does, without drawing."""
 
     def __init__(self, url: str) -> None:
-        its = urlsplit(url)
-        self._connection = http.client.HTTPConnection(its.hostname or "", its.port, timeout=10)
+        parts = urlsplit(url)
+        self._connection = http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=10)
         self._connection.request(
-            "GET", "/control/api/stream", headers={"authorization": f"Bearer {its.fragment}"}
+            "GET", "/control/api/stream", headers={"authorization": f"Bearer {parts.fragment}"}
         )
         self._answer = self._connection.getresponse()
         if self._answer.status != 200:
@@ -79,7 +81,6 @@ class Page:
         self._thread.start()
 
     def close(self) -> None:
-        """Leaves."""
         sock = self._connection.sock
         if sock is not None:
             sock.shutdown(2)

@@ -1,11 +1,11 @@
-"""``recsys bench faults``: of the requests that come while one thing after the other is killed, stopped or
-made unwritable, how many are answered, and whether their impressions stand on the log in the end.
+"""``recsys bench faults``: answered requests, and impressions on the log, while one part after the other is
+killed, stopped or made unwritable.
 
 A system of its own is started as ``recsys up`` starts it. For each fault an open loop asks for lists; after
-some seconds the fault begins, and where it lasts, it ends by itself or is mended. The next one comes when all
-is whole again: every part ready, as many replicas as asked, answers not degraded, and steps learned since.
+some seconds the fault begins, and ends by itself or is repaired. The next one follows once the system is
+whole again: every part ready, as many replicas as configured, answers not degraded, and new steps learned.
 
-What a request needs within the replica (the index, the ranker) can't be taken away from outside:
+Parts inside the replica (index, ranker) can't be broken from outside:
 ``tests/training/joining/test_pressure.py`` breaks these at their adapters.
 """
 
@@ -19,7 +19,8 @@ from typing import Final
 
 import psutil
 
-from benchmarks.harness.live_system import Figures, Live, Say, counted, live, offered
+from benchmarks.harness.commands import Figures, Log, no_log
+from benchmarks.harness.live_system import Live, counted, live, offered
 from benchmarks.harness.serve_doors import REPLICA
 from recsys.config.system_config import Config, LogConfig
 from runtime.supervision.launch_plan import EMBEDDED_KAFKA
@@ -34,7 +35,7 @@ Mend = Callable[[], None]
 
 @dataclass(frozen=True)
 class Fault:
-    """``begin`` breaks it, and returns what mends it, which is called after ``lasts_s``."""
+    """``begin`` breaks something and returns its repair, which is called after ``lasts_s``."""
 
     name: str
     about: str
@@ -47,7 +48,7 @@ class Fault:
 
 @dataclass(frozen=True)
 class FaultOptions:
-    """What is asked of the bench. ``seconds``: of load for each fault."""
+    """Options of the bench. ``seconds``: of load for each fault."""
 
     rate: float = 100.0
     seconds: float = 32.0
@@ -62,7 +63,7 @@ def _nothing() -> None:
 
 
 def _kill_part(name: str) -> Callable[[Live], Mend]:
-    """The part's process and all that it started."""
+    """Kills a part's process and all that it started."""
 
     def begin(system: Live) -> Mend:
         kill_session(system.leader(name))
@@ -94,7 +95,7 @@ def _hang_within(part: str, words: str) -> Callable[[Live], Mend]:
 
 
 def _lock_log(system: Live) -> Mend:
-    """Somebody holds the one write lock of ``events``."""
+    """Holds the single write lock of ``events``."""
     file = system.state / "log" / "events.sqlite"
     db = sqlite3.connect(file, timeout=30.0, isolation_level=None)
     db.execute("BEGIN IMMEDIATE")
@@ -107,7 +108,7 @@ def _lock_log(system: Live) -> Mend:
 
 
 def _fill_disk(system: Live) -> Mend:
-    """No replica can make a file longer: neither the log nor what it keeps while the log is away."""
+    """Stops replicas from growing files: neither the log nor the disk spool."""
     processes = [psutil.Process(pid) for pid in system.replicas()]
     before = [process.rlimit(psutil.RLIMIT_FSIZE) for process in processes]
     for process, (_, hard) in zip(processes, before, strict=True):
@@ -153,19 +154,19 @@ FAULTS: Final = (
 
 
 def chosen(only: Sequence[str], kafka: bool) -> list[Fault]:
-    """The faults of a run. Raises ValueError for a name that isn't known, or of the other log."""
+    """Faults of a run. Raises ValueError for an unknown name, or one of the other log."""
     kind = "kafka" if kafka else "sqlite"
-    there = [fault for fault in FAULTS if fault.log in ("", kind)]
-    unknown = sorted(set(only) - {fault.name for fault in there})
+    faults = [fault for fault in FAULTS if fault.log in ("", kind)]
+    unknown = sorted(set(only) - {fault.name for fault in faults})
     if unknown:
         raise ValueError(
-            f"--only names {', '.join(unknown)}, expected of {', '.join(f.name for f in there)} over {kind}"
+            f"--only names {', '.join(unknown)}, expected of {', '.join(f.name for f in faults)} over {kind}"
         )
-    return [fault for fault in there if not only or fault.name in only]
+    return [fault for fault in faults if not only or fault.name in only]
 
 
-def measure_faults(options: FaultOptions, say: Say = lambda text: None) -> Figures:
-    """A row for each fault, and which fall short. ``say`` is told what is going on."""
+def measure_faults(options: FaultOptions, log_progress: Log = no_log) -> Figures:
+    """A row for each fault, and the rows below the bar."""
     faults = chosen(options.only, options.kafka)
     base = Config()
     config = replace(
@@ -174,29 +175,29 @@ def measure_faults(options: FaultOptions, say: Say = lambda text: None) -> Figur
         log=LogConfig(url=EMBEDDED_KAFKA) if options.kafka else base.log,
     )
     rows: dict[str, Figures] = {}
-    with live(config, say) as system:
+    with live(config, log_progress) as system:
         for number, fault in enumerate(faults):
             rows[fault.name] = row = _row(system, fault, options, options.seed + number)
-            say(
+            log_progress(
                 f"{fault.name}: {row['answered']} of {row['requests']} answered, {row['degraded']} degraded, "
                 f"{row['refused']} refused, {row['failed']} failed; whole after {row['whole_after_s']} s, "
                 f"{row['logged']} impressions on the log"
             )
             if row["whole_after_s"] is None and not fault.last:
-                say(
+                log_progress(
                     f"not whole again: {system.why_not_whole(system.expected())}; the others are left out"
                 )
                 break
     return {
-        "what": f"{options.rate:.0f} requests/s for {options.seconds:.0f} s each, {options.replicas} replicas, log: "
-        f"{'kafka' if options.kafka else 'sqlite'}; the fault comes after {_LEAD_S:.0f} s",
+        "what": f"{options.rate:.0f} requests/s for {options.seconds:.0f} s each, {options.replicas} "
+        f"replicas, log: {'kafka' if options.kafka else 'sqlite'}; the fault comes after {_LEAD_S:.0f} s",
         "figures": {"faults": rows, **judged(rows, faults)},
         "comparators": {},
     }
 
 
 def judged(rows: dict[str, Figures], faults: Sequence[Fault]) -> Figures:
-    """What falls short of the bar; ``doors``: rows of what there is only one of, on every request's way."""
+    """Rows below the bar; ``doors``: single components on every request's way."""
     bad = [name for name, row in rows.items() if row["answered_share"] < BAR]
     doors = [fault.name for fault in faults if fault.door]
     return {
@@ -209,7 +210,7 @@ def judged(rows: dict[str, Figures], faults: Sequence[Fault]) -> Figures:
 
 
 def _row(system: Live, fault: Fault, options: FaultOptions, seed: int) -> Figures:
-    """One fault under load. The load always lasts as long; it is whole when it is."""
+    """One fault under load. The load always has the same length."""
     expected, since = system.expected(), system.ends()
     with offered(system, options.rate, options.seconds, seed) as load:
         time.sleep(_LEAD_S)
@@ -226,11 +227,11 @@ def _row(system: Live, fault: Fault, options: FaultOptions, seed: int) -> Figure
             whole_s = None if waited_s is None else round(passed_s + waited_s, 1)
         sent = load.all()
     requests = {request for request, _ in sent.notes}
-    found = {"about": fault.about, **counted(sent), "whole_after_s": whole_s}
+    figures = {"about": fault.about, **counted(sent), "whole_after_s": whole_s}
     if fault.last:  # there is no log to look at
-        return found | {"logged": None, "unlogged": None, "logged_twice": None}
+        return figures | {"logged": None, "unlogged": None, "logged_twice": None}
     logged = system.logged(requests, since)
-    return found | {
+    return figures | {
         "logged": len(logged),
         "unlogged": len(requests) - len(logged),
         "logged_twice": sum(count > 1 for count in logged.values()),

@@ -1,27 +1,53 @@
-"""``recsys bench freshness``: from the end of a view to the first answer that has learned it, under load.
+"""``recsys bench freshness``: time from the end of a view to the first answer that has learned it, under
+load.
 
 Events are appended at a steady rate to a SQLite log. Joiner, sequencer, worker, shard and replica are the
-classes of the running system, each in a process of its own, as its parts are; Ray, which places some of them,
-and HTTP are left out. After each batch of steps the replica makes an answer: only then are they "applied".
+classes of the running system, each in a process of its own; Ray, which places some of them, and HTTP are left
+out. The replica makes an answer after each batch of steps, which counts as "applied" only then.
 
-All processes read one monotonic clock. What stands on the log at last says which example a view became and
-which step learned it; what the processes noted says when.
+All processes read one monotonic clock. The final log says which example a view became and which step learned
+it; the notes of the processes say when.
 """
 
 import bisect
+import operator
 import secrets
 import tempfile
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from pathlib import Path
+from functools import partial
 from typing import Any, Final
 
 import numpy as np
 
-from benchmarks.harness.worker_processes import Told, answers, end, telling, ways
+from benchmarks.harness.training_processes import shard_server, shard_worker
+from benchmarks.harness.worker_processes import (
+    Messages,
+    collect,
+    end_processes,
+    process_starter,
+    reporting_errors,
+)
+from benchmarks.system.synthetic_views import draw_items, draw_views
+from recsys.clock import wall_ms
 from recsys.config.system_config import Config, ParameterServerConfig, StepConfig
+from recsys.events.event_types import Engagement, encode
+from recsys.events.hashing import partition_of
+from recsys.events.records import DELTAS, EVENTS, EXAMPLES, ITEMS, STEPS, Example, Step, unpack
+from recsys.features.feature_set_file import feature_set
+from recsys.features.session import Session
+from recsys.log.protocol import Append
+from recsys.process.open_log import create_topics, open_log
+from recsys.process.part_snapshot import PartState
+from serving.pipeline import Pipeline
+from serving.query import Query
+from serving.replica.replica import Replica
+from serving.replica.state_reader import StateReader
+from serving.request import Request
+from training.joining.joiner_loop import JoinerLoop
+from training.steps.sequencer_loop import SequencerLoop
 
 WARM_S: Final = 5.0  # before the clock starts
 STAGES: Final = ("joined", "cut", "published", "applied")
@@ -34,7 +60,7 @@ Notes = list[tuple[float, Any]]  # when, and what had happened by then; ascendin
 
 @dataclass(frozen=True)
 class Task:
-    """What a process of the bench is told."""
+    """Arguments of a process of the bench."""
 
     config: Config
     token: str
@@ -58,11 +84,11 @@ def measure_freshness(
             parameter_server=ParameterServerConfig(shards=shards),
         )
         task = Task(config, secrets.token_hex(16))
-        found = _run(task, seconds + warm_s, rate, seed, after_s)
-        begun = found.sent[0][0] + warm_s
-        figures = _figures(config, [view for view in found.sent if view[0] >= begun], found.notes)
+        run = _run(task, seconds + warm_s, rate, seed, after_s)
+        begun = run.sent[0][0] + warm_s
+        figures = _figures(config, [view for view in run.sent if view[0] >= begun], run.notes)
         passed = seconds + warm_s + after_s
-        cores = {kind: round(cpu_s / passed, 3) for kind, cpu_s in found.cpu_s.items()}
+        cores = {kind: round(cpu_s / passed, 3) for kind, cpu_s in run.cpu_s.items()}
     return {
         "what": f"{rate:.0f} events/s offered for {seconds:.0f} s after {warm_s:.0f} s; step.every_ms "
         f"{every_ms}, {shards} shard(s), 1 worker, 1 replica; delays in ms",
@@ -72,62 +98,53 @@ def measure_freshness(
 
 
 @dataclass(frozen=True)
-class Found:
-    """When which (request, item) was viewed, and what each kind of part noted, with its processor time."""
+class Run:
+    """Times of views by (request, item), notes of each kind of part, and their processor time."""
 
     sent: list[tuple[float, str, str]]
     notes: dict[str, list[Notes]]
     cpu_s: dict[str, float]
 
 
-def _run(task: Task, seconds: float, rate: float, seed: int, after_s: float) -> Found:
-    """Sends at a steady rate, and waits for what was sent last."""
-    from benchmarks.system.synthetic_views import draw_items, draw_views
-    from recsys.events.event_types import encode
-    from recsys.events.records import ITEMS
-    from recsys.log.protocol import Append
-    from recsys.process.open_log import create_topics, open_log
-
+def _run(task: Task, seconds: float, rate: float, seed: int, after_s: float) -> Run:
+    """Sends at a steady rate, and waits for the last events to arrive."""
     config, shards = task.config, task.config.parameter_server.shards
     log = open_log(config)
     create_topics(log, config)
     items = draw_items(seed)
     log.append(ITEMS, [Append(0, str(item.item_id).encode(), encode(item)) for item in items])
     events = draw_views(config, items, int(seconds * rate), seed)[: int(seconds * rate)]
-    told, stop, start = ways(True)
-    _, over, _ = ways(True)  # for the shards: a worker may be asking one when it is told to stop
+    messages, stop, start = process_starter(True)
+    _, stop_shards, _ = process_starter(
+        True
+    )  # for the shards: a worker may be asking one when it is told to stop
     with ExitStack() as stack:
-        parts = [start(serve, task, part, told, over) for part in range(shards)]
-        stack.callback(end, parts, over)
+        parts = [start(serve, task, part, messages, stop_shards) for part in range(shards)]
+        stack.callback(end_processes, parts, stop_shards)
         stack.callback(stop.set)
-        ports = answers(told, "shard", shards, parts)
-        parts += [start(part, task, told, stop) for part in (join, cut, follow)]
-        parts.append(start(learn, task, ports, told, stop))
-        answers(told, "ready", 4, parts)
+        ports = collect(messages, "shard", shards, parts)
+        parts += [start(part, task, messages, stop) for part in (join, cut, follow)]
+        parts.append(start(learn, task, ports, messages, stop))
+        collect(messages, "ready", 4, parts)
         sent = _send(log, config, events, rate)
         time.sleep(after_s)
         stop.set()
         notes: dict[str, list[Notes]] = {kind: [] for kind in STAGES}
         busy: dict[str, float] = {}
-        told_by = list(answers(told, "noted", 4, parts).values())
-        over.set()
-        told_by += answers(told, "noted", shards, parts).values()
-        for kind, noted, cpu_s in told_by:
+        reports = list(collect(messages, "noted", 4, parts).values())
+        stop_shards.set()
+        reports += collect(messages, "noted", shards, parts).values()
+        for kind, noted, cpu_s in reports:
             notes.setdefault(kind, []).append(noted)
             busy[kind] = busy.get(kind, 0.0) + cpu_s
     log.close()
-    return Found(sent, notes, busy)
+    return Run(sent, notes, busy)
 
 
 def _send(
     log: Any, config: Config, events: Sequence[Any], rate: float
 ) -> list[tuple[float, str, str]]:
     """Appends events when they are due; returns the views with the time just before their append."""
-    from recsys.events.event_types import Engagement, encode
-    from recsys.events.hashing import partition_of
-    from recsys.events.records import EVENTS
-    from recsys.log.protocol import Append
-
     due = [Append(partition_of(e.user_id, config.log.partitions), b"", encode(e)) for e in events]
     views = [isinstance(e, Engagement) and e.kind == "view" for e in events]
     sent: list[tuple[float, str, str]] = []
@@ -137,23 +154,16 @@ def _send(
         until = min(len(due), int((now - started) * rate) + 1)
         if until > done:
             log.append(EVENTS, due[done:until])
-            its = zip(events[done:until], views[done:until], strict=True)
-            sent += [(now, e.request_id, str(e.item_id)) for e, is_view in its if is_view]
+            batch = zip(events[done:until], views[done:until], strict=True)
+            sent += [(now, e.request_id, str(e.item_id)) for e, is_view in batch if is_view]
             done = until
         time.sleep(_BEAT_S)
     return sent
 
 
-def join(task: Task, told: Told, stop: Any) -> None:
-    """The joiner; notes how many examples stood in each partition."""
-    from recsys.clock import wall_ms
-    from recsys.events.records import EVENTS, EXAMPLES
-    from recsys.features.feature_set_file import feature_set
-    from recsys.process.open_log import open_log
-    from recsys.process.part_snapshot import PartState
-    from training.joining.joiner_loop import JoinerLoop
-
-    with telling(told, 0):
+def join(task: Task, messages: Messages, stop: Any) -> None:
+    """The joiner process; notes the number of examples in each partition."""
+    with reporting_errors(messages, 0):
         config, log = task.config, open_log(task.config)
         state = PartState(config.state, "joiner")
         loop = JoinerLoop(log, config, feature_set(config), wall_ms, state, open_log(config))
@@ -163,171 +173,124 @@ def join(task: Task, told: Told, stop: Any) -> None:
             partitions = range(config.log.partitions) if moved else ()
             return tuple(log.end(EXAMPLES, partition) for partition in partitions) or None
 
-        _loop("joined", 0, turn, lambda: log.wait(EVENTS, _IDLE_S), told, stop)
+        _loop("joined", 0, turn, lambda: log.wait(EVENTS, _IDLE_S), messages, stop)
 
 
-def cut(task: Task, told: Told, stop: Any) -> None:
-    """The sequencer; notes the newest step."""
-    from recsys.clock import wall_ms
-    from recsys.events.records import EXAMPLES
-    from recsys.features.feature_set_file import feature_set
-    from recsys.process.open_log import open_log
-    from training.steps.sequencer_loop import SequencerLoop
-
-    with telling(told, 1):
+def cut(task: Task, messages: Messages, stop: Any) -> None:
+    """The sequencer process; notes the newest step."""
+    with reporting_errors(messages, 1):
         log = open_log(task.config)
         loop = SequencerLoop(log, task.config, feature_set(task.config), wall_ms)
 
         def wait() -> None:
             log.wait(EXAMPLES, 0.01 if loop.waiting else _IDLE_S)
 
-        _loop("cut", 1, lambda: loop.step if loop.turn() else None, wait, told, stop)
+        _loop("cut", 1, lambda: loop.step if loop.turn() else None, wait, messages, stop)
 
 
-def follow(task: Task, told: Told, stop: Any) -> None:
-    """A replica that follows the log as a serving one does; notes the step of its newest answer."""
-    from recsys.clock import wall_ms
-    from recsys.events.records import DELTAS
-    from recsys.features.feature_set_file import feature_set
-    from recsys.features.session import Session
-    from recsys.process.open_log import open_log
-    from serving.pipeline import Pipeline
-    from serving.replica.replica import Replica
-    from serving.replica.state_reader import StateReader
-    from serving.request import Request
-
-    with telling(told, 2):
+def follow(task: Task, messages: Messages, stop: Any) -> None:
+    """A process with a replica that follows the log as a serving one; notes the step of its newest answer."""
+    with reporting_errors(messages, 2):
         features, log = feature_set(task.config), open_log(task.config)
         replica = Replica(features, task.config)
         reader = StateReader(log, replica, task.config, wall_ms)
         reader.catch_up(stop.is_set)
-        pipeline, session, known = Pipeline(replica), Session("u0", features), 0
+        pipeline, session, known_step = Pipeline(replica), Session("u0", features), 0
 
         def turn() -> Any:
-            nonlocal known
+            nonlocal known_step
             reader.apply(reader.read())
-            if replica.step == known:
+            if replica.step == known_step:
                 return None
-            known = replica.step
+            known_step = replica.step
             policy = reader.policies.resolve("u0")
-            answer = pipeline.recommend(Request("u0"), session, policy, wall_ms(), f"r{known}")
+            answer = pipeline.recommend(
+                Query(Request("u0"), session, policy, wall_ms(), f"r{known_step}")
+            )
             if answer.degraded or answer.stamp is None:
                 raise RuntimeError(
                     f"an answer is degraded: {answer.degraded}, expected a whole one"
                 )
             return answer.stamp.step
 
-        _loop("applied", 2, turn, lambda: log.wait(DELTAS, 0.02), told, stop)
+        _loop("applied", 2, turn, lambda: log.wait(DELTAS, 0.02), messages, stop)
 
 
-def learn(task: Task, ports: dict[int, int], told: Told, stop: Any) -> None:
-    """The one worker; the shards note what it has done."""
-    from parameter_server.rpc.parameter_client import ShardedClient, hello
-    from parameter_server.rpc.parameter_client import Worker as WorkerId
-    from parameter_server.rpc.transport import Address, SocketChannel
-    from recsys.events.records import STEPS
-    from recsys.features.feature_set_file import feature_set
-    from recsys.model.model import build_model
-    from recsys.process.open_log import open_log
-    from training.continual.jagged import keyed_jagged
-    from training.continual.learner import Learner
-    from training.continual.worker import Worker
-    from training.lines.line import spec_of
+def learn(task: Task, ports: dict[int, int], messages: Messages, stop: Any) -> None:
+    """The worker process; the shards report its steps."""
+    with reporting_errors(messages, 3):
+        log = open_log(task.config)
+        with shard_worker(task.config, feature_set(task.config), task.token, ports) as worker:
 
-    with telling(told, 3):
-        config, spec, who, log = (
-            task.config,
-            spec_of(task.config),
-            WorkerId(0, 1, 1),
-            open_log(task.config),
-        )
-        channels = [
-            SocketChannel(
-                lambda port=port: Address("127.0.0.1", port, task.token),  # type: ignore[misc]
-                lambda token, part=part: hello(spec, part, who, token),  # type: ignore[misc]
-            )
-            for part, port in sorted(ports.items())
-        ]
-        client = ShardedClient(spec, channels, who)
-        learner = Learner(build_model(feature_set(config), config.model), keyed_jagged)
-        worker = Worker(0, 1, log, client, learner, config)
+            def turn() -> Any:
+                return worker.step if worker.turn() else None
 
-        def turn() -> Any:
-            return worker.step if worker.turn() else None
-
-        _loop("learned", 3, turn, lambda: log.wait(STEPS, _IDLE_S), told, stop)
-        client.close()
+            _loop("learned", 3, turn, lambda: log.wait(STEPS, _IDLE_S), messages, stop)
 
 
-def serve(task: Task, part: int, told: Told, stop: Any) -> None:
-    """One shard with its write-ahead file; notes how many steps it has published."""
-    from parameter_server.rpc.parameter_client import part_of
-    from parameter_server.rpc.shard_service import ShardService
-    from parameter_server.rpc.transport import SocketServer
-    from parameter_server.storage.durable_shard import DurableShard, ShardStorage
-    from parameter_server.table.kernels import warm
-    from recsys.events.records import DELTAS
-    from recsys.features.feature_set_file import feature_set
-    from recsys.log.protocol import Append
-    from recsys.model.model import build_model
-    from recsys.process.open_log import open_log
-    from training.lines.line import spec_of
+def serve(task: Task, part: int, messages: Messages, stop: Any) -> None:
+    """One shard process; reports when it published its steps."""
+    with reporting_errors(messages, part):
+        notes = list[tuple[float, Any]]()
 
-    with telling(told, part):
-        warm()
-        config, log = task.config, open_log(task.config)
-        spec, folder, notes = spec_of(config), Path(config.state), list[tuple[float, Any]]()
+        def note(deltas: int) -> None:
+            notes.append((time.monotonic(), deltas + (notes[-1][1] if notes else 0)))
 
-        def publish(deltas: Sequence[bytes]) -> None:
-            log.append(DELTAS, [Append(0, b"", delta) for delta in deltas])
-            notes.append((time.monotonic(), len(deltas) + (notes[-1][1] if notes else 0)))
-
-        dense = build_model(feature_set(config), config.model).read_dense() if part == 0 else None
-        home = ShardStorage(folder / "snapshots", folder / f"{part}.wal", config.step.snapshot_every)
-        shard = DurableShard(part_of(spec, part), home, publish, dense, background=True)
-        server = SocketServer(ShardService(shard, task.token))
-        told.put(("shard", part, server.address.port))
-        began_s = time.process_time()
-        stop.wait()
-        told.put(("noted", _SHARD + part, ("published", notes, time.process_time() - began_s)))
-        server.close()
-        shard.close()
+        features = feature_set(task.config)
+        with shard_server(task.config, features, task.token, part, note) as (_, port):
+            messages.put(("shard", part, port))
+            began_s = time.process_time()
+            stop.wait()
+            busy_s = time.process_time() - began_s
+            messages.put(("noted", _SHARD + part, ("published", notes, busy_s)))
 
 
 def _loop(
-    kind: str, number: int, turn: Callable[[], Any], wait: Callable[[], None], told: Told, stop: Any
+    kind: str,
+    number: int,
+    turn: Callable[[], Any],
+    wait: Callable[[], None],
+    messages: Messages,
+    stop: Any,
 ) -> None:
-    """Turns until asked to stop; then tells when ``turn`` said something, and what."""
+    """Turns until asked to stop; then sends its notes."""
     notes: Notes = []
-    told.put(("ready", number, None))
+    messages.put(("ready", number, None))
     began_s = time.process_time()
     while not stop.is_set():
-        said = turn()
-        if said is None:
+        reached = turn()
+        if reached is None:
             wait()
         else:
-            notes.append((time.monotonic(), said))
-    told.put(("noted", number, (kind, notes, time.process_time() - began_s)))
+            notes.append((time.monotonic(), reached))
+    messages.put(("noted", number, (kind, notes, time.process_time() - began_s)))
 
 
 def _figures(
     config: Config, sent: list[tuple[float, str, str]], notes: dict[str, list[Notes]]
 ) -> dict[str, Any]:
-    """Percentiles of each stage, from the one before, and of all. A view that never arrived counts as having
-    taken until the end."""
+    """Percentiles of each stage, counted from the previous one, and of the whole. A view that never arrived
+    counts as taking until the end."""
     examples, steps = _examples(config), _steps(config)
-    ended = max(its[-1][0] for parts in notes.values() for its in parts if its)
+    ended = max(
+        notes_of_part[-1][0] for parts in notes.values() for notes_of_part in parts if notes_of_part
+    )
     rows, unlearned = [], 0
+    joined = [
+        [(at, ends[p]) for at, ends in notes["joined"][0]] for p in range(config.log.partitions)
+    ]
     first: dict[tuple[str, str], float] = {}
     for at, request, item in sent:
         first.setdefault((request, item), at)  # some come twice
     for place, at in first.items():
         partition, offset = examples.get(place, (0, -1))
         step = _step_of(steps, partition, offset) if offset >= 0 else None
-        joined = _when(notes["joined"][0], lambda ends, p=partition, o=offset: ends[p] > o)  # type: ignore[misc]
-        times = [at, joined if offset >= 0 else None]
+        joined_s = _when(joined[partition], partial(operator.lt, offset)) if offset >= 0 else None
+        times = [at, joined_s]
         for kind in STAGES[1:]:
-            reached = [_when(its, lambda done, s=step: done >= s) for its in notes[kind]] if step else [None]  # type: ignore[misc] # fmt: skip
+            reached = [None] if step is None else [
+                _when(part_notes, partial(operator.le, step)) for part_notes in notes[kind]
+            ]  # fmt: skip
             times.append(None if None in reached else max(t for t in reached if t is not None))
         unlearned += times[-1] is None
         rows.append([ended if t is None else t for t in times])
@@ -339,7 +302,7 @@ def _figures(
         "views_per_s": round(len(first) / (sent[-1][0] - sent[0][0]), 1),
         "unlearned": unlearned,
         "examples_a_step": round(float(np.mean([step.examples for step in steps])), 1),
-        **{name: _percentiles(its) for name, its in delays.items()},
+        **{name: _percentiles(notes_of_part) for name, notes_of_part in delays.items()},
     }
 
 
@@ -348,45 +311,39 @@ def _percentiles(delays_s: Any) -> dict[str, float]:
 
 
 def _when(notes: Notes, holds: Callable[[Any], bool]) -> float | None:
-    """When what was noted first held: once it does, it does for good."""
+    """Time of the first note that satisfies a monotonic condition."""
     at = bisect.bisect_left(notes, True, key=lambda note: holds(note[1]))
     return notes[at][0] if at < len(notes) else None
 
 
 def _examples(config: Config) -> dict[tuple[str, str], tuple[int, int]]:
-    """Where each view's first example stands, by request and item."""
-    from recsys.events.records import EXAMPLES, Example, unpack
-    from recsys.process.open_log import open_log
-
-    log, found = open_log(config), dict[tuple[str, str], tuple[int, int]]()
+    """Place of each view's first example, by request and item."""
+    log, places = open_log(config), dict[tuple[str, str], tuple[int, int]]()
     for partition in range(config.log.partitions):
         at = 0
         while records := log.read(EXAMPLES, partition, at):
             for record in records:
-                its = unpack(record.value, Example)
-                place = its.request_id, str(its.item_id)
-                if not its.correction:
-                    found.setdefault(place, (partition, record.offset))
+                example = unpack(record.value, Example)
+                place = example.request_id, str(example.item_id)
+                if not example.correction:
+                    places.setdefault(place, (partition, record.offset))
             at = records[-1].offset + 1
     log.close()
-    return found
+    return places
 
 
 def _steps(config: Config) -> list[Any]:
-    from recsys.events.records import STEPS, Step, unpack
-    from recsys.process.open_log import open_log
-
     log = open_log(config)
-    found, at = list[Any](), 0
+    steps, at = list[Any](), 0
     while records := log.read(STEPS, 0, at):
-        found += [unpack(record.value, Step) for record in records]
+        steps += [unpack(record.value, Step) for record in records]
         at = records[-1].offset + 1
     log.close()
-    return found
+    return steps
 
 
 def _step_of(steps: list[Any], partition: int, offset: int) -> int | None:
-    """The step whose range of a partition reaches an offset first."""
+    """First step whose range of a partition contains an offset."""
     for step in steps:
         for part in step.ranges:
             if part.partition == partition and part.start <= offset < part.stop:

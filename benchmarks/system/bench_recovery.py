@@ -1,9 +1,9 @@
-"""How long trainers wait for a shard that was killed: it has a million rows, and comes back from its newest
-snapshot and its write-ahead file.
+"""``recsys bench recovery``: wait of a trainer for a killed shard of a million rows, which recovers from its
+newest snapshot and its write-ahead file.
 
-The shard is a named Ray actor, as in a running system, and a worker goes on sending it steps over its socket.
-Its process is killed with -9 in the middle of a step. Ray starts another, which reads the snapshot, applies
-the file, listens on a new port; the worker's client finds it and sends the step again.
+The shard is a named Ray actor, as in a running system, and a worker keeps sending it steps over its socket.
+Its process is killed with -9 within a step. Ray starts another, which reads the snapshot, applies the file
+and listens on a new port; the worker's client finds it and sends the step again.
 """
 
 import os
@@ -15,11 +15,13 @@ from typing import Any, Final
 
 import numpy as np
 
+from parameter_server.rpc import shard_actor as actors
 from parameter_server.rpc.parameter_client import ParameterClient, Worker
 from parameter_server.shard.lanes import LaneGradients, RowGradients
 from parameter_server.shard.shard import ShardSpec
 from parameter_server.storage import snapshots
 from recsys.config.system_config import Config, StepConfig, TableConfig
+from recsys.process.open_log import create_topics, open_log
 
 DIM: Final = 32
 _BLOCK: Final = 20_000  # rows that a step makes, until all are there
@@ -29,12 +31,8 @@ _SPEC: Final = ShardSpec((TableConfig("items", DIM, 0.05, initial=0.01),), lanes
 
 
 def measure_recovery(rows: int, steps: int, kills: int, seed: int) -> dict[str, Any]:
-    """Seconds that the worker waited, for each of ``kills``. ``steps``: how many stand in the file behind the
-    snapshot."""
+    """Seconds that the worker waited, for each of ``kills``. ``steps``: in the file after the snapshot."""
     import ray
-
-    from parameter_server.rpc import shard_actor as actors
-    from recsys.process.open_log import create_topics, open_log
 
     root = str(Path(__file__).parents[2])
     environment = {"env_vars": {"PYTHONPATH": root}}
@@ -62,7 +60,7 @@ def measure_recovery(rows: int, steps: int, kills: int, seed: int) -> dict[str, 
 
 
 class _Feed:
-    """A worker's steps: first ones that make rows, then ones that touch some."""
+    """Steps of a worker: first ones that create rows, then ones that touch some."""
 
     def __init__(self, client: ParameterClient, rows: int, seed: int) -> None:
         self._client, self._rows = client, rows
@@ -87,7 +85,7 @@ class _Feed:
 
 
 def _snapshot(ray: Any, shard: Any, folder: Path, step: int) -> None:
-    """Has the shard take one, and waits until it is on the disk."""
+    """Requests a snapshot, and waits until it is on the disk."""
     ray.get(shard.snapshot.remote())
     while step not in snapshots.complete_steps(folder, _SPEC.line, _SPEC.epoch):
         time.sleep(0.05)

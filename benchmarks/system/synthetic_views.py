@@ -1,7 +1,7 @@
 """Views for ``recsys bench freshness``: a catalogue, and lists with features of the feed's size, from a seed.
 
-The keys are those of a real catalogue, so that steps touch as many rows as they would. What is watched and
-liked follows a planted taste of each item.
+The keys are those of a real catalogue, so that steps touch realistic numbers of rows. Watch times and likes
+follow a planted taste of each item.
 """
 
 from typing import Any, Final
@@ -25,13 +25,13 @@ START_MS: Final = 1_700_000_000_000
 def draw_items(seed: int) -> list[Item]:
     """The catalogue: every item has an author, three tags and a duration."""
     draw = np.random.default_rng(seed)
-    found = []
+    items = []
     for n in range(ITEMS):
         tags = [f"t{tag}" for tag in draw.integers(0, 200, 3)]
         fields: dict[str, Any] = {"author": f"a{draw.integers(2_000)}", "tags": tags}
         fields["duration_ms"] = int(draw.integers(5_000, 60_000))
-        found.append(Item(time_ms=START_MS, item_id=f"v{n}", fields=fields))
-    return found
+        items.append(Item(time_ms=START_MS, item_id=f"v{n}", fields=fields))
+    return items
 
 
 def draw_views(config: Config, items: list[Item], count: int, seed: int) -> list[Event]:
@@ -60,7 +60,7 @@ def _block(
     features = FEATURES
     user = np.zeros(features.user_columns, np.int64)
     user[0] = key_of("user", shown.user_id)
-    rows = [catalogue.index_of(served.item_id) for served in shown.items]
+    rows = [catalogue.ensure(served.item_id) for served in shown.items]
     past = history[draw.integers(0, ITEMS, features.history_length)]
     outcomes = draw.random((features.history_length, features.outcomes), np.float32)
     dense = draw.random((len(rows), FeatureBuilder(features).dense_width), np.float32)

@@ -26,7 +26,7 @@ PUBLIC = {
         promotion.promotion promotion.guard promotion.lifecycle""",
     "training": """lines.line joining.joiner joining.delay joining.sampling steps.sequencer
         continual.learner continual.local_line steps.rehearsal offline.examples
-        offline.vocabulary offline.loop merging.refit merging.merge drift.monitors
+        offline.vocabulary offline.loop merging.merge drift.monitors
         drift.baseline drift.reaction""",
     "serving": """request pipeline ranking.stages retrieval.filters retrieval.retrieval ranking.scoring
         ranking.selection replica.replica index.item_index ingestion.event_validation

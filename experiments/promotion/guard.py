@@ -14,8 +14,8 @@ from typing import Final
 import numpy as np
 
 from experiments.promotion.canary_engagement import EngagementRates
-from experiments.promotion.promotion import Evidence, Hold, Rollback, CanaryEngagement, window
-from experiments.statistics.comparison import ComparisonResult, Comparison, PairedPredictions
+from experiments.promotion.promotion import CanaryEngagement, Evidence, Hold, Rollback, window
+from experiments.statistics.comparison import Comparison, ComparisonResult, PairedPredictions
 from experiments.statistics.significance import AnytimeEstimate, ClusteredMean
 from recsys.config.promotion_config import PromotionConfig
 

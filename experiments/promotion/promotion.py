@@ -9,7 +9,7 @@ import math
 from dataclasses import dataclass, field
 
 from experiments.promotion.lifecycle import CANARY, SHADOW
-from experiments.statistics.comparison import ComparisonResult, Comparison
+from experiments.statistics.comparison import Comparison, ComparisonResult
 from experiments.statistics.significance import AnytimeEstimate
 from recsys.config.promotion_config import PromotionConfig
 

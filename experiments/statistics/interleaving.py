@@ -33,10 +33,10 @@ from scipy.stats import binomtest
 from experiments.statistics.effect import (
     AT_LEAST,
     LEAST_COUNT,
-    Effect,
     ArmUsers,
-    paired_effect,
+    Effect,
     eta_of,
+    paired_effect,
 )
 from experiments.statistics.sample_ratio import SampleRatio, sample_ratio
 from recsys.events.hashing import uniform

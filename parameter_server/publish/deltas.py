@@ -1,13 +1,13 @@
-"""Deltas: their checksum, their arrays, and putting a step together from the parts that shards publish.
+"""Deltas: checksum, arrays, trace spans, and assembly of whole steps from the parts that shards publish.
 
-The log may repeat parts (a shard that came back publishes again), mix those of several shards, and hold
-other lines. Whatever comes, the assembler yields a step only when all its parts are there, unharmed, and it
-builds on the step yielded before; what can't be mended by waiting is a ``Gap``, whose remedy is a snapshot.
+The log may repeat parts (a restarted shard publishes again), interleave shards, and hold other lines. The
+assembler yields a step only when all its parts are intact and it builds on the step before. Anything that
+waiting can't repair is a ``Gap``: load a snapshot.
 """
 
 import struct
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -17,11 +17,12 @@ import numpy as np
 from parameter_server.publish.rounding import FORMATS, dense_bytes, read_dense, read_rows, row_bytes
 from parameter_server.table.dense import Vector
 from parameter_server.table.routing import Keys, Rows
-from recsys.events.records import Delta, unpack
+from recsys.events.records import DELTAS, Delta, unpack
+from recsys.observability.spans import PUBLISH, Span, SpanAttributes, SpanRecorder, step_span
 
 
 class Changed(NamedTuple):
-    """Rows of one table after a step: keys (N,), values (N, D); and the keys that lost their row (M,)."""
+    """Rows of one table after a step: keys (N,), values (N, D); keys of removed rows (M,)."""
 
     keys: Keys
     values: Rows
@@ -29,7 +30,7 @@ class Changed(NamedTuple):
 
 
 def checksum(delta: Delta) -> int:
-    """The CRC-32 of everything in a delta except ``checksum`` itself."""
+    """CRC-32 of a delta without its ``checksum`` field."""
     head = (delta.epoch, delta.step, delta.base_step, delta.part, delta.parts, delta.time_ms)
     digest = b"" if delta.digest is None else struct.pack("<Q", delta.digest)
     crc = _add(zlib.crc32(struct.pack("<6q", *head)), delta.line.encode())
@@ -51,11 +52,11 @@ def seal(delta: Delta) -> Delta:
 
 
 def is_sound(delta: Delta) -> bool:
-    """Whether the checksum is right and every array has the length that it should."""
+    """Whether the checksum and the length of every array are right."""
     try:
         if not 0 <= (delta.digest or 0) < 2**64 or delta.checksum != checksum(delta):
             return False
-    except struct.error:  # a damaged number that no sender could have sealed
+    except struct.error:  # a damaged number out of range
         return False
     if not 0 <= delta.part < delta.parts or delta.format not in FORMATS:
         return False
@@ -72,7 +73,7 @@ def is_sound(delta: Delta) -> bool:
 
 
 def to_arrays(delta: Delta) -> dict[str, Changed]:
-    """The changed and removed rows by table, rows as float32."""
+    """Changed and removed rows by table, as float32."""
     return {
         rows.table: Changed(
             np.frombuffer(rows.keys, np.int64),
@@ -85,8 +86,8 @@ def to_arrays(delta: Delta) -> dict[str, Changed]:
 
 @dataclass(frozen=True)
 class StepDelta:
-    """One step with all its parts: apply it whole, between two requests. ``digest``: where it isn't None, of
-    all rows that are there after it."""
+    """One step with all its parts, to be applied between two requests. ``digest``: of all published rows
+    after the step, if given."""
 
     step: int
     time_ms: int
@@ -98,7 +99,7 @@ class StepDelta:
 
 @dataclass(frozen=True)
 class Gap:
-    """What follows can't be applied: load a snapshot, and read on with a new assembler from its step."""
+    """End of an assembly: load a snapshot and read on with a new assembler from its step."""
 
     expected: int
     got: int
@@ -107,20 +108,19 @@ class Gap:
 
 @dataclass
 class RejectedDeltas:
-    """What was not used, counted."""
+    """Counts of unused deltas."""
 
     corrupt: int = 0
     repeated: int = 0
-    other: int = 0  # of another line, or of an epoch that has been replaced
+    other: int = 0  # of another line or a replaced epoch
 
 
 @dataclass
 class DeltaAssembler:
-    """Folds the parts of one (line, epoch) into whole steps, in order, starting after ``step``.
+    """Assembles the parts of one (line, epoch) into whole steps, in order, starting after ``step``.
 
-    ``patience``: how many steps may be waited for before a missing one is a gap. Shards are at most one step
-    apart and publish in order, so two are enough where the log keeps order. A gap is final, and nothing is
-    kept from then on: what follows a snapshot is read again.
+    ``patience``: later steps that may arrive before a missing one is a gap. Two are enough on an ordered log,
+    since shards are at most one step apart. A gap is final and frees all waiting parts.
     """
 
     line: str
@@ -132,7 +132,7 @@ class DeltaAssembler:
     _waiting: dict[tuple[int, int, int], dict[int, Delta]] = field(default_factory=dict)
 
     def feed(self, value: bytes) -> list[StepDelta] | Gap:
-        """Takes one record of ``deltas``; returns the steps that are now complete, in order (mostly none)."""
+        """Adds one record of ``deltas``; returns the steps now complete, in order."""
         if self._gap:
             return self._gap
         try:
@@ -143,7 +143,7 @@ class DeltaAssembler:
         return self.feed_delta(delta)
 
     def feed_delta(self, delta: Delta) -> list[StepDelta] | Gap:
-        """As ``feed``, for a delta that has been read."""
+        """As ``feed``, for a decoded delta."""
         if self._gap:
             return self._gap
         if not is_sound(delta):
@@ -160,7 +160,7 @@ class DeltaAssembler:
         return self._gap or self._take()
 
     def diverge(self, step: int) -> Gap:
-        """Says that what was folded up to ``step`` isn't what was published: a gap, though nothing lacks."""
+        """Ends with a gap because the replica's rows after ``step`` differ from the published ones."""
         return self._end(step, f"the rows held after step {step} aren't those that were published")
 
     def _end(self, got: int, reason: str) -> Gap:
@@ -170,15 +170,13 @@ class DeltaAssembler:
 
     def _keep(self, delta: Delta) -> None:
         parts = self._waiting.setdefault((delta.step, delta.base_step, delta.parts), {})
-        there = parts.get(delta.part)
-        if there is None:
-            parts[delta.part] = delta
-        else:
+        if delta.part in parts:
             self.rejected.repeated += 1
-            if there != delta:
+            if parts[delta.part] != delta:
                 reason = f"part {delta.part} of step {delta.step} came twice with other content"
                 self._end(delta.step, reason)
                 return
+        parts[delta.part] = delta
         if delta.step > self.step + self.patience and not self._next():
             self._end(delta.step, f"step {self.step + 1} is missing")
 
@@ -196,12 +194,9 @@ class DeltaAssembler:
             parts = self._waiting.pop(key)
             steps.append(_join([parts[part] for part in sorted(parts)]))
             self.step = key[0]
-            self._forget()
+            for old in [key for key in self._waiting if key[0] <= self.step]:
+                del self._waiting[old]
         return steps
-
-    def _forget(self) -> None:
-        for key in [key for key in self._waiting if key[0] <= self.step]:
-            del self._waiting[key]
 
 
 def _join(parts: list[Delta]) -> StepDelta:
@@ -219,6 +214,31 @@ def _join(parts: list[Delta]) -> StepDelta:
     whole = sum(digests) % 2**64 if len(digests) == len(parts) else None
     first = parts[0]
     return StepDelta(first.step, first.time_ms, joined, dense[0] if dense else None, metrics, whole)
+
+
+class _Head(msgspec.Struct):
+    """Fields of a delta that its span needs; decoding skips the rows."""
+
+    line: str
+    epoch: int
+    step: int
+    part: int
+
+
+_head_decoder = msgspec.msgpack.Decoder(_Head)
+
+
+def record_publish_spans(
+    tracer: SpanRecorder, deltas: Iterable[bytes], began_ns: int, ended_ns: int
+) -> None:
+    """Records the span of each delta's append to the log."""
+    for delta in deltas:
+        head = _head_decoder.decode(delta)
+        step = (head.line, head.epoch, head.step)
+        attributes: SpanAttributes = {"line": head.line, "epoch": head.epoch, "step": head.step}
+        attributes |= {"part": head.part, "topic": DELTAS, "bytes": len(delta)}
+        span = step_span(*step, PUBLISH, head.part)
+        tracer.record(Span(span, PUBLISH, began_ns, ended_ns, step_span(*step), (), attributes))
 
 
 def _add(crc: int, data: bytes) -> int:

@@ -1,20 +1,18 @@
-"""What replicas hold of a shard's rows: the published state, and which change of it goes out next.
+"""Published state of a shard (the rows that replicas hold) and the choice of rows to send next.
 
-A row that isn't held back is published as its rounded value, so the published state needs no second copy of
-the rows: what was last sent is kept for held-back rows alone. Since values are sent and no increments, the
-residual (true - published) of a row is its newest rounding error, however often it was published, or what
-is held back of it; nothing adds up and nothing is lost.
+A row that isn't withheld is published as its rounded value, so only withheld rows keep a copy of the last
+sent value. Deltas carry values, not differences: the residual (true - published) of a row is its newest
+rounding error or its withheld change, and never accumulates.
 
-A step may send ``budget`` bytes of rows. Rows go in the order of traffic × change, ties by key and table:
-examples that used the row since it was last sent, times how far its rounded value is from what replicas hold.
-What doesn't fit goes with later steps; a step that *settles* sends all. Tombstones are never held back.
-A row whose rounded value is what replicas hold already isn't sent. Of a step that is *held*, as its record
-may say while little changes, no row is sent: each goes once, with the next step that isn't. Whatever the
-budget, and also where a step settles, no step sends more than ``MOST_BYTES``, so that a delta fits into one
-record of any log.
+A step may send ``budget`` bytes of rows, in the order of traffic × change, ties by key and table: examples
+that used the row since it was last sent, times the distance of its rounded value from the replicas' one.
+Other rows go with later steps; a *settling* step sends all. Tombstones are never withheld, and rows whose
+rounded value is unchanged aren't sent. A *held* step (set in its record while little changes) sends no rows;
+each goes once, with the next step that isn't held. Even a settling step sends at most ``MAX_BYTES``, so a
+delta fits into one record of any log.
 """
 
-# N rows that a step touched, M rows that it removed, R rows held back, D dimension
+# N rows that a step touched, M rows that it removed, R withheld rows, D dimension
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -39,26 +37,26 @@ from recsys.config.system_config import TableConfig
 from recsys.events.records import TableRows
 
 KEY_BYTES: Final = 8
-MOST_BYTES: Final = 8 << 20  # of rows and tombstones in a step: half of Kafka's largest record
+MAX_BYTES: Final = 8 << 20  # of rows and tombstones in a step: half of Kafka's largest record
 Mask = NDArray[np.bool_]
 RowsOf = Callable[[str, Keys], Rows]
 
 
 class Removed(NamedTuple):
-    """Rows that left in a step: keys (M,), what they were before it (M, D), whether they were there (M,)."""
+    """Rows removed by a step: keys (M,), values before it (M, D), whether they existed (M,)."""
 
     keys: Keys
     before: Rows
-    there: Mask
+    existed: Mask
 
 
 class Change(NamedTuple):
-    """What a step did to a table: keys (N,) of the rows that it changed, before and after (N, D), whether
-    they were there before (N,), the examples behind each (N,); and what left. No key is in both."""
+    """Effect of a step on a table: keys (N,) of changed rows, values before and after (N, D), whether they
+    existed before (N,), number of examples (N,); and removed rows. No key is in both."""
 
     keys: Keys
     before: Rows
-    there: Mask
+    existed: Mask
     after: Rows
     counts: NDArray[np.int32]
     removed: Removed
@@ -66,7 +64,7 @@ class Change(NamedTuple):
 
 @dataclass(frozen=True)
 class _Moved:
-    """Rows whose rounded value isn't what replicas hold: that (``last``, if ``had``), and what it is now."""
+    """Rows whose rounded value ``now`` differs from the last sent one (``last``, if ``had``)."""
 
     keys: Keys
     last: Rows
@@ -85,30 +83,24 @@ class _Moved:
 
 
 class PublishedRows:
-    """The published state of one shard's tables. Values in, values out; it never sees the tables."""
+    """Published state of one shard's tables; it never sees the tables."""
 
     def __init__(
         self, tables: Sequence[TableConfig], seed: int, format: str = "fp32", budget: int = 0
     ) -> None:
-        """``budget``: bytes of keys and rows of a step, 0 for all that ``MOST_BYTES`` lets through; one row
-        goes whatever it is."""
+        """``budget``: bytes of keys and rows of a step, at least one row; 0: up to ``MAX_BYTES``."""
         self.format, self._budget = check_format(format), budget
         self._tables = {table.name: table for table in tables}
         self._seeds = {name: table_seed(seed, name) for name in self._tables}
-        self._held = {
+        self._withheld = {
             name: WithheldRows(table.dim, format == "fp16") for name, table in self._tables.items()
         }
-        self._digest = 0
-
-    @property
-    def digest(self) -> int:
-        """Of all published rows, modulo 2⁶⁴: those of shards add up, whatever their number."""
-        return self._digest
+        self.digest = 0  # of all published rows, modulo 2⁶⁴: the sum over any number of shards
 
     @property
     def withheld(self) -> dict[str, int]:
-        """How many rows are held back, by table."""
-        return {name: len(held) for name, held in self._held.items()}
+        """Number of withheld rows by table."""
+        return {name: len(rows) for name, rows in self._withheld.items()}
 
     def publish(
         self,
@@ -117,83 +109,80 @@ class PublishedRows:
         settle: bool = False,
         hold: bool = False,
     ) -> list[TableRows]:
-        """What a step sends of each table: of one that is to ``hold``, tombstones alone. ``rows_of`` looks up
-        rows as they are after the step."""
+        """Rows and tombstones that a step sends of each table; with ``hold`` tombstones only. ``rows_of``
+        looks up rows after the step."""
         moved = {name: self._moved(name, change) for name, change in changes.items()}
         tombstones = KEY_BYTES * sum(len(change.removed.keys) for change in changes.values())
-        most = max(0, MOST_BYTES - tombstones)
+        most = max(0, MAX_BYTES - tombstones)
         if self._budget and not settle:
             most = min(most, self._budget)
-        if hold:
-            chosen = self._all(moved, False)
+        if hold or self._fits(moved, most):
+            chosen = self._all(moved, not hold)
         else:
-            chosen = self._all(moved) if self._fits(moved, most) else self._choose(moved, most)
+            chosen = self._choose(moved, most)
         out = []
         for name, change in changes.items():
-            removed = change.removed.keys
-            rows = self._send(name, moved[name], *chosen[name], rows_of)
-            if len(rows.keys) or len(removed):
-                dim = self._tables[name].dim
-                keys, values = rows.keys.tobytes(), rows.packed.tobytes()
+            removed, dim = change.removed.keys.tobytes(), self._tables[name].dim
+            sent = self._send(name, moved[name], *chosen[name], rows_of)
+            keys, values = (array.tobytes() for array in sent)
+            if keys or removed:
                 out.append(
-                    TableRows(
-                        table=name, dim=dim, keys=keys, values=values, removed=removed.tobytes()
-                    )
+                    TableRows(table=name, dim=dim, keys=keys, values=values, removed=removed)
                 )
         return out
 
     def _moved(self, name: str, change: Change) -> _Moved:
-        """Takes out of the held-back rows whatever the step touched, and says what replicas must learn."""
-        self._remove(name, change.removed)
-        last, had = round_rows(change.before, self.format).rows, change.there
+        """Releases withheld rows that the step touched; returns the rows that replicas must learn."""
+        removed, no_traffic = change.removed, np.zeros(len(change.removed.keys), np.int64)
+        last, had = self._last_sent(name, removed.keys, removed.before, removed.existed, no_traffic)
+        self._count(name, removed.keys, last, had, -1)
         traffic = change.counts.astype(np.int64)
-        held = self._held[name]
-        if len(held):
-            last, had = last.copy(), had.copy()
-            at, old = held.pop(change.keys)
-            last[at], had[at] = old.last, old.had
-            traffic[at] += old.traffic
+        last, had = self._last_sent(name, change.keys, change.before, change.existed, traffic)
         packed, now = round_rows(change.after, self.format)
         moved = _Moved(change.keys, last, had, traffic, packed, now)
         return moved.take(differ(now, last) | ~had)
 
-    def _remove(self, name: str, removed: Removed) -> None:
-        last, had = round_rows(removed.before, self.format).rows, removed.there
-        if len(self._held[name]) and len(removed.keys):
+    def _last_sent(
+        self, name: str, keys: Keys, before: Rows, existed: Mask, traffic: NDArray[np.int64]
+    ) -> tuple[Rows, Mask]:
+        """Last sent rows (N, D) and whether there are any (N,); adds withheld traffic to ``traffic``."""
+        last, had = round_rows(before, self.format).rows, existed
+        if len(self._withheld[name]) and len(keys):
             last, had = last.copy(), had.copy()
-            at, old = self._held[name].pop(removed.keys)
+            at, old = self._withheld[name].pop(keys)
             last[at], had[at] = old.last, old.had
-        self._count(name, removed.keys, last, had, -1)
+            traffic[at] += old.traffic
+        return last, had
 
     def _count(self, name: str, keys: Keys, rows: Rows, chosen: Mask, sign: int) -> None:
-        its = digest_of_rows(self._seeds[name], keys, rows, chosen)
-        self._digest = (self._digest + sign * its) % 2**64
+        digest = digest_of_rows(self._seeds[name], keys, rows, chosen)
+        self.digest = (self.digest + sign * digest) % 2**64
 
     def _cost(self, name: str) -> int:
         return KEY_BYTES + row_bytes(self._tables[name].dim, self.format)
 
     def _fits(self, moved: Mapping[str, _Moved], most: int) -> bool:
-        rows = {name: len(its.keys) + len(self._held[name]) for name, its in moved.items()}
+        rows = {name: len(table.keys) + len(self._withheld[name]) for name, table in moved.items()}
         return most >= sum(count * self._cost(name) for name, count in rows.items())
 
-    def _all(self, moved: Mapping[str, _Moved], go: bool = True) -> dict[str, tuple[Mask, Mask]]:
+    def _all(self, moved: Mapping[str, _Moved], go: bool) -> dict[str, tuple[Mask, Mask]]:
         return {
-            name: (np.full(len(its.keys), go), np.full(len(self._held[name]), go))
-            for name, its in moved.items()
+            name: (np.full(len(table.keys), go), np.full(len(self._withheld[name]), go))
+            for name, table in moved.items()
         }
 
     def _choose(self, moved: Mapping[str, _Moved], budget: int) -> dict[str, tuple[Mask, Mask]]:
-        """Which of the moved and of the held-back rows of each table go: the first that fit ``budget``."""
+        """Masks of the moved and the withheld rows to send, by table: the first that fit ``budget``."""
         keys, weights, costs, tables = [], [], [], []
-        for number, (name, its) in enumerate(moved.items()):
-            held = self._held[name]
-            keys += [its.keys, held.keys]
-            weights += [its.traffic * distances(its.now, its.last), held.weights]
-            rows = len(its.keys) + len(held)
+        for number, (name, table) in enumerate(moved.items()):
+            withheld = self._withheld[name]
+            keys += [table.keys, withheld.keys]
+            weights += [table.traffic * distances(table.now, table.last), withheld.weights]
+            rows = len(table.keys) + len(withheld)
             costs.append(np.full(rows, self._cost(name), np.int64))
             tables.append(np.full(rows, number))
         weight, cost = np.concatenate(weights), np.concatenate(costs)
-        # No more rows than this fit, so only they and their equals need be put in order.
+        # No more rows than this fit, so only they and their ties are sorted.
         most = budget // min(map(self._cost, moved)) + 1
         first = np.arange(len(weight))
         if most < len(weight):
@@ -206,59 +195,55 @@ class PublishedRows:
         cuts = np.split(goes, np.cumsum([len(part) for part in keys])[:-1])
         return {name: (cuts[2 * n], cuts[2 * n + 1]) for n, name in enumerate(moved)}
 
-    def _send(self, name: str, moved: _Moved, goes: Mask, tail: Mask, rows_of: RowsOf) -> "_Sent":
-        """Sends some rows, the step's own first, then those held back before, by key; holds back others."""
-        held, sent = self._held[name], moved.take(goes)
-        rows = _Sent(sent.keys, sent.packed)
+    def _send(
+        self, name: str, moved: _Moved, goes: Mask, tail: Mask, rows_of: RowsOf
+    ) -> tuple[Keys, Packed]:
+        """Keys and values to send: the step's own first, then withheld ones by key. Withholds the others."""
+        withheld, sent = self._withheld[name], moved.take(goes)
+        rows = sent.keys, sent.packed
         self._count(name, sent.keys, sent.last, sent.had, -1)
         self._count(name, sent.keys, sent.now, np.ones(len(sent.keys), np.bool_), 1)
         if tail.any():
-            keys = np.sort(held.keys[tail])
-            _, old = held.pop(keys)
+            keys = np.sort(withheld.keys[tail])
+            _, old = withheld.pop(keys)
             packed, now = round_rows(rows_of(name, keys), self.format)
             self._count(name, keys, old.last.astype(np.float32), old.had, -1)
             self._count(name, keys, now, np.ones(len(keys), np.bool_), 1)
-            rows = _Sent(np.concatenate([rows.keys, keys]), np.concatenate([rows.packed, packed]))
+            rows = np.concatenate([rows[0], keys]), np.concatenate([rows[1], packed])
         if not goes.all():
-            waits = moved.take(~goes)
-            change = distances(waits.now, waits.last)
-            held.put(waits.keys, waits.last, waits.had, waits.traffic, change)
+            rest = moved.take(~goes)
+            change = distances(rest.now, rest.last)
+            withheld.put(rest.keys, rest.last, rest.had, rest.traffic, change)
         return rows
 
     def export(self) -> Arrays:
-        """What is held back, for a snapshot ("held/NAME/COLUMN"), by key; the rest follows from the rows."""
+        """Withheld rows for a snapshot ("held/NAME/COLUMN"), by key; the rest follows from the rows."""
         return {
             f"held/{name}/{column}": array
-            for name, held in self._held.items()
-            for column, array in held.export().items()
+            for name, withheld in self._withheld.items()
+            for column, array in withheld.export().items()
         }
 
-    def load(self, name: str, keys: Keys, values: Rows, held: Arrays) -> None:
-        """Goes on from rows of a snapshot that this shard owns, and what was held back of them (nothing, in a
-        snapshot without these columns); more of the same table may follow, where several shards wrote it."""
-        if held:
-            self._held[name].put(*(held[column] for column in WITHHELD_COLUMNS))
-        its, rows = published_rows(keys, values, held, self.format)
-        self._count(name, its, rows, np.ones(len(its), np.bool_), 1)
-
-
-class _Sent(NamedTuple):
-    keys: Keys
-    packed: Packed
+    def load(self, name: str, keys: Keys, values: Rows, withheld: Arrays) -> None:
+        """Adds a snapshot's rows that this shard owns, and their withheld columns (empty in old snapshots).
+        May be called once for each shard that wrote the snapshot."""
+        if withheld:
+            self._withheld[name].put(*(withheld[column] for column in WITHHELD_COLUMNS))
+        keys, rows = published_rows(keys, values, withheld, self.format)
+        self._count(name, keys, rows, np.ones(len(keys), np.bool_), 1)
 
 
 def published_rows(
-    keys: Keys, values: Rows, held: Mapping[str, NDArray[Any]], format: str
+    keys: Keys, values: Rows, withheld: Mapping[str, NDArray[Any]], format: str
 ) -> tuple[Keys, Rows]:
-    """What replicas hold of true rows (R, D), given what is held back of them (if anything is): keys, and
-    rounded rows."""
+    """Keys and rounded rows that replicas hold of true rows (R, D), given the withheld columns."""
     rows = round_rows(values, format).rows
-    if not held or not len(held["keys"]):
+    if not withheld or not len(withheld["keys"]):
         return keys, rows
     order = np.argsort(keys)
-    at = order[np.searchsorted(keys, held["keys"], sorter=order)]
+    at = order[np.searchsorted(keys, withheld["keys"], sorter=order)]
     rows = rows.copy()
-    rows[at] = held["last"]
-    known = np.ones(len(keys), np.bool_)
-    known[at] = held["had"]
-    return keys[known], rows[known]
+    rows[at] = withheld["last"]
+    sent = np.ones(len(keys), np.bool_)
+    sent[at] = withheld["had"]
+    return keys[sent], rows[sent]

@@ -1,13 +1,12 @@
-"""What rows and dense parameters are rounded to before they are published, and the digest of a set of rows.
+"""Rounding of published rows and dense parameters, and the digest of a set of rows.
 
     format   a row of dimension D on the wire                           error of a component x
     fp32     D float32, little-endian                                   none
     fp16     D float16, to nearest, ties to even; beyond ±65,504 that   2⁻¹¹ |x|, at least 2⁻²⁵
     int8     its scale s = max |x| / 127 as float32, then D int8        s / 2
 
-Rounding is a function of the row alone, the same in every process: shard and replica agree on what a row is
-published as without sending it. Dense parameters are float16 in the format int8 too: they have no rows, and
-one scale for all of them would lose the small ones.
+Rounding is a pure function of the row, so shard and replica agree on its published value. Dense parameters
+are float16 under int8 too: one scale for all of them would lose the small ones.
 """
 
 # N rows, D dimension, S bytes of a row on the wire
@@ -19,43 +18,41 @@ import numpy as np
 from numba import types
 from numpy.typing import NDArray
 
-from parameter_server.table.kernels import kernel, mix
 from parameter_server.table.routing import Keys, Rows, as_keys, as_rows
+from recsys.arrays.compiled import kernel, mix, read_only
 from recsys.events.hashing import splitmix64
 
 FORMATS: Final = ("fp32", "fp16", "int8")
 Packed = NDArray[np.uint8]
 _SCALE_BYTES: Final = 4
-_HUGE: Final = np.float32(
-    3e38
-)  # int8: beyond it is as it, or 127 times the scale might be infinite
+_HUGE: Final = np.float32(3e38)  # int8: larger values saturate, or 127 · scale might overflow
 _TINY: Final = np.float32(1e-30)  # int8: smaller rows are zero, their scale has no inverse
 
 
-def _read(kind: Any, dimensions: int) -> Any:
-    return types.Array(kind, dimensions, "C", readonly=True)
-
-
-_KEYS, _ROWS, _U32 = _read(types.int64, 1), _read(types.float32, 2), _read(types.uint32, 2)
+_KEYS, _ROWS, _U32 = (
+    read_only(types.int64, 1),
+    read_only(types.float32, 2),
+    read_only(types.uint32, 2),
+)
 _ROWS_OUT, _U32_OUT = types.float32[:, ::1], types.uint32[:, ::1]
 
 
 class Rounded(NamedTuple):
-    """Rows as they go over the wire (N, S), and what a reader makes of them (N, D)."""
+    """Encoded rows (N, S) and their decoded values (N, D)."""
 
     packed: Packed
     rows: Rows
 
 
 def check_format(name: str) -> str:
-    """The format; raises ValueError for one that isn't there."""
+    """Returns the format; raises ValueError for an unknown one."""
     if name not in FORMATS:
         raise ValueError(f"delta format is {name!r}, expected one of {', '.join(FORMATS)}")
     return name
 
 
 def row_bytes(dim: int, format: str) -> int:
-    """S, the bytes of one row on the wire, without its key."""
+    """S, the bytes of one encoded row without its key."""
     return {"fp32": 4 * dim, "fp16": 2 * dim, "int8": _SCALE_BYTES + dim}[format]
 
 
@@ -79,7 +76,7 @@ def round_rows(rows: Rows, format: str) -> Rounded:
 
 
 def read_rows(data: bytes, dim: int, format: str) -> Rows:
-    """The rows (N, D) that ``data`` holds, N times S bytes."""
+    """Decodes rows (N, D) from N times S bytes."""
     packed = np.frombuffer(data, np.uint8).reshape(-1, row_bytes(dim, format))
     if format == "fp32":
         return packed.view(np.float32)
@@ -92,13 +89,13 @@ def read_rows(data: bytes, dim: int, format: str) -> Rows:
 
 
 def round_dense(dense: NDArray[np.float32], format: str) -> tuple[bytes, NDArray[np.float32]]:
-    """Dense parameters (P,) as bytes on the wire, and what a reader makes of them."""
+    """Encoded dense parameters and their decoded values (P,)."""
     packed, rows = round_rows(dense.reshape(1, -1), _dense_format(format))
     return packed.tobytes(), rows.reshape(-1)
 
 
 def read_dense(data: bytes, format: str) -> NDArray[np.float32]:
-    """The dense parameters (P,) that ``data`` holds."""
+    """Decodes dense parameters (P,)."""
     if _dense_format(format) == "fp32":
         return np.frombuffer(data, np.float32)
     return _floats(np.frombuffer(data, np.uint16).reshape(1, -1)).reshape(-1)
@@ -111,7 +108,7 @@ def _floats(halves: NDArray[np.uint16]) -> Rows:
 
 
 def dense_bytes(format: str) -> int:
-    """The bytes of one dense parameter on the wire."""
+    """Bytes of one encoded dense parameter."""
     return 4 if _dense_format(format) == "fp32" else 2
 
 
@@ -120,12 +117,12 @@ def _dense_format(format: str) -> str:
 
 
 def digest_of_rows(seed: int, keys: Keys, rows: Rows, chosen: NDArray[np.bool_]) -> int:
-    """The sum, modulo 2⁶⁴, of a hash of each ``chosen`` (key, row): whatever their order, and a row more or
-    less, or another in its place, costs no more than its own hash.
+    """Sum, modulo 2⁶⁴, of a hash of each ``chosen`` (key, row): independent of order, and updated by hashing
+    only the changed rows. ``seed``: of the table.
 
     A row is hashed by one multiplier for each of its 32-bit words (Carter, Wegman 1979; Lemire, Kaser 2014):
-    two rows of one key agree by chance with 2⁻³³ at most. A set of wrong rows goes unnoticed with 2⁻⁶⁴ beside
-    that. It is no defence against one who chooses rows to that end. ``seed``: of the table.
+    two rows of one key collide with probability 2⁻³³ at most, sets of rows with 2⁻⁶⁴ more. No defence against
+    adversarial rows.
     """
     words = as_rows(rows).view(np.uint32)
     multipliers = _multipliers(seed, words.shape[1])
@@ -138,14 +135,14 @@ def _multipliers(seed: int, dim: int) -> NDArray[np.uint64]:
 
 
 def distances(left: Rows, right: Rows) -> NDArray[np.float64]:
-    """The Euclidean distance of each pair of rows (N,), summed in order."""
+    """Euclidean distance of each pair of rows (N,), summed in order."""
     out = np.empty(len(left), np.float64)
     _distances(as_rows(left), as_rows(right), out)
     return out
 
 
 def differ(left: Rows, right: Rows) -> NDArray[np.bool_]:
-    """Which pairs of rows aren't bit for bit the same (N,)."""
+    """Mask of the pairs of rows that differ in any bit (N,)."""
     out = np.empty(len(left), np.bool_)
     _differ(as_rows(left).view(np.uint32), as_rows(right).view(np.uint32), out)
     return out
@@ -153,12 +150,12 @@ def differ(left: Rows, right: Rows) -> NDArray[np.bool_]:
 
 @kernel(types.void(_U32, types.uint16[:, ::1], _U32_OUT))
 def _halve(bits: Any, halves: Any, out_bits: Any) -> None:
-    """Rounds float32 (as bits) to float16, to nearest, ties to even; saturates. ``out_bits`` are the same
+    """Rounds float32 (as bits) to float16, to nearest, ties to even; saturates. ``out_bits``: the same
     numbers as float32.
 
-    A normal half is the upper bits of the float after half a step was added; for one below 2⁻¹⁴ the addition
-    of 0.5 shifts out what a half doesn't hold (both after F. Giesen, float_to_half_fast3_rtne). Both are
-    computed and one is chosen, and no array is given twice, so that the loop is compiled to vectors.
+    A normal half is the upper bits of the float after half a step was added; below 2⁻¹⁴ the addition of 0.5
+    shifts out the excess bits (both after F. Giesen, float_to_half_fast3_rtne). Both are computed and one is
+    chosen, and no array is passed twice, so that the loop vectorizes.
     """
     for i in range(bits.shape[0]):
         for j in range(bits.shape[1]):
@@ -177,9 +174,9 @@ def _halve(bits: Any, halves: Any, out_bits: Any) -> None:
             halves[i, j] = np.uint16(code | np.uint32(sign >> np.uint32(16)))
 
 
-@kernel(types.void(_read(types.uint16, 2), _U32_OUT))
+@kernel(types.void(read_only(types.uint16, 2), _U32_OUT))
 def _widen(halves: Any, out_bits: Any) -> None:
-    """float16 as float32, exactly. What isn't finite is never published."""
+    """Converts finite float16 to float32, exactly."""
     for i in range(halves.shape[0]):
         for j in range(halves.shape[1]):
             word = np.uint32(halves[i, j])
@@ -194,7 +191,7 @@ def _widen(halves: Any, out_bits: Any) -> None:
 
 @kernel(types.void(_ROWS, types.float32[::1], types.int8[:, ::1], _ROWS_OUT))
 def _quantise(values: Any, scales: Any, codes: Any, out: Any) -> None:
-    """Rounds each row to 255 steps of its own size."""
+    """Rounds each row to 255 steps of its own scale."""
     for i in range(values.shape[0]):
         top = np.float32(0)
         for j in range(values.shape[1]):
@@ -210,7 +207,9 @@ def _quantise(values: Any, scales: Any, codes: Any, out: Any) -> None:
             out[i, j] = np.float32(code) * scale
 
 
-@kernel(types.uint64(types.uint64, _read(types.uint64, 1), _KEYS, _U32, _read(types.boolean, 1)))
+@kernel(
+    types.uint64(types.uint64, read_only(types.uint64, 1), _KEYS, _U32, read_only(types.boolean, 1))
+)
 def _sum_of_rows(seed: Any, multipliers: Any, keys: Any, words: Any, chosen: Any) -> Any:
     total = np.uint64(0)
     for i in range(keys.shape[0]):
@@ -235,7 +234,7 @@ def _distances(left: Any, right: Any, out: Any) -> None:
 @kernel(types.void(_U32, _U32, types.boolean[::1]))
 def _differ(left: Any, right: Any, out: Any) -> None:
     for i in range(left.shape[0]):
-        other = False
+        differs = False
         for j in range(left.shape[1]):
-            other |= left[i, j] != right[i, j]
-        out[i] = other
+            differs |= left[i, j] != right[i, j]
+        out[i] = differs

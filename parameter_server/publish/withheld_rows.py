@@ -1,6 +1,7 @@
-"""Rows of one table whose change is held back: what replicas hold of them, and how much that matters."""
+"""Withheld rows of one table: last sent values and priorities of rows whose change waits for the byte
+budget."""
 
-# R rows held back, N keys asked for, D dimension
+# R withheld rows, N keys of a call, D dimension
 
 from typing import Any, Final, NamedTuple
 
@@ -15,8 +16,8 @@ from recsys.arrays.growable import grown, written_bytes
 WITHHELD_COLUMNS: Final = ("keys", "last", "had", "traffic", "change")
 
 
-class Old(NamedTuple):
-    """What was kept of rows: as last sent (N, D), if ever (N,), and the examples since (N,)."""
+class LastSent(NamedTuple):
+    """Last sent rows (N, D), whether ever sent (N,), and the number of examples since (N,)."""
 
     last: Rows
     had: NDArray[np.bool_]
@@ -24,23 +25,23 @@ class Old(NamedTuple):
 
 
 class WithheldRows:
-    """WithheldRows-back rows by key. Where each stands depends on history; nothing that is published does."""
+    """Withheld rows by key. Slots depend on history; nothing published does."""
 
     def __init__(self, dim: int, halves: bool = False) -> None:
-        """``halves``: what was sent is exact in float16, and kept as that."""
+        """``halves``: sent values are exact in float16 and stored as such."""
         self._ids = IdMap()
         self._last: NDArray[Any] = np.zeros((8, dim), np.float16 if halves else np.float32)
         self._had = np.zeros(8, np.bool_)
         self._traffic = np.zeros(8, np.int64)
         self._change = np.zeros(8, np.float64)
-        self._written = 0  # rows from the first on that were ever written to
+        self._written = 0  # length of the prefix ever written
 
     def __len__(self) -> int:
         return len(self._ids)
 
     @property
     def keys(self) -> Keys:
-        """The keys (R,): a view, valid until the next change."""
+        """Keys (R,): a view, valid until the next change."""
         return self._ids.keys
 
     @property
@@ -51,8 +52,11 @@ class WithheldRows:
 
     @property
     def nbytes(self) -> int:
-        columns = (self._last, self._had, self._traffic, self._change)
-        return self._ids.nbytes + sum(written_bytes(column, self._written) for column in columns)
+        return self._ids.nbytes + sum(written_bytes(c, self._written) for c in self._columns)
+
+    @property
+    def _columns(self) -> tuple[NDArray[Any], ...]:
+        return self._last, self._had, self._traffic, self._change
 
     def put(
         self,
@@ -62,7 +66,7 @@ class WithheldRows:
         traffic: NDArray[np.int64],
         change: NDArray[np.float64],
     ) -> None:
-        """Holds back rows of distinct keys that aren't."""
+        """Adds rows of distinct keys that aren't withheld yet."""
         slots = self._ids.insert(keys)
         rows = len(self._ids)
         self._written = max(self._written, rows)
@@ -71,22 +75,22 @@ class WithheldRows:
         self._last[slots], self._had[slots] = last, had
         self._traffic[slots], self._change[slots] = traffic, change
 
-    def pop(self, keys: Keys) -> tuple[Keys, Old]:
-        """Lets go of rows by distinct keys: which of these were held back, and what was kept of them."""
+    def pop(self, keys: Keys) -> tuple[Keys, LastSent]:
+        """Removes rows by distinct keys; returns the positions of withheld ones among the keys, and their
+        state."""
         slots = self._ids.find(as_keys(keys))
         at = np.flatnonzero(slots >= 0)
         slots = slots[at]
         last: Rows = self._last[slots].astype(np.float32)
-        old = Old(last, self._had[slots], self._traffic[slots])
+        old = LastSent(last, self._had[slots], self._traffic[slots])
         if len(slots):
             moves = self._ids.remove(slots)
-            for column in (self._last, self._had, self._traffic, self._change):
+            for column in self._columns:
                 moves.apply(column)
         return at, old
 
     def export(self) -> Arrays:
-        """Copies of everything by key, ascending."""
+        """Copies of all columns, ascending by key."""
         order = np.argsort(self.keys)
-        columns = (self.keys, self._last, self._had, self._traffic, self._change)
-        pairs = zip(WITHHELD_COLUMNS, columns, strict=True)
+        pairs = zip(WITHHELD_COLUMNS, (self.keys, *self._columns), strict=True)
         return {name: column[: len(self)][order] for name, column in pairs}

@@ -1,18 +1,20 @@
-"""What a worker sees of the parameter server: where it is, look up, exchange.
+"""Parameter client of a worker: applied steps, lookup, exchange.
 
-``exchange`` is one message per shard and step: the gradients of a step out, the rows of the next one back.
-The same client stands over sockets, Ray calls or shards in this process, and each gives the same bits.
+``exchange`` sends one message per shard and step: a step's gradients out, the next step's rows back. Clients
+over sockets, Ray calls and in-process shards give the same bits.
 """
 
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import NoReturn, Protocol
+from typing import Final, NoReturn, Protocol
 
 import numpy as np
 
 from parameter_server.rpc.protocol import (  # fmt: skip
     Answer,
+    AppliedQuery,
     Array,
     CommonStepQuery,
     Frame,
@@ -20,7 +22,6 @@ from parameter_server.rpc.protocol import (  # fmt: skip
     Lookup,
     Refusal,
     Rewind,
-    AppliedQuery,
 )
 from parameter_server.rpc.protocol import exchange as exchange_frame
 from parameter_server.shard.lanes import LaneGradients
@@ -31,27 +32,28 @@ from recsys.events.records import Delta
 
 KeysByTable = Mapping[str, Keys]
 RowsByTable = dict[str, Rows]
+MAX_HELLO_REFUSALS: Final = 8
 
 
 class ShardUnreachable(ConnectionError):
-    """A shard didn't come back in time."""
+    """A shard didn't answer in time."""
 
 
 class StaleWorker(RuntimeError):
-    """A newer generation of workers has taken over: end this one."""
+    """A newer generation of workers has taken over: this one must end."""
 
 
 class ParameterClient(Protocol):
-    """Every worker has one. Steps are those of one line and epoch."""
+    """Interface of a worker to the shards of one line and epoch."""
 
     def applied_steps(self) -> list[int]:
-        """The applied step of each shard: equal, or one apart while a step is being finished."""
+        """Applied step of each shard: equal, or one apart while a step is being finished."""
 
     def lookup(self, step: int, keys: KeysByTable) -> RowsByTable:
         """Rows after ``step``, in the order of the keys (which may repeat). Raises StepMismatch."""
 
     def dense(self, step: int) -> Vector:
-        """The flat dense parameters after ``step`` (empty where the line has none). Raises StepMismatch."""
+        """Flat dense parameters after ``step`` (empty if the line has none). Raises StepMismatch."""
 
     def exchange(
         self,
@@ -61,30 +63,28 @@ class ParameterClient(Protocol):
         next_keys: KeysByTable | None,
         meanwhile: Callable[[], None] = lambda: None,
     ) -> tuple[RowsByTable | None, Vector]:
-        """Gives this worker's lanes of ``step``; returns, once everyone's are learned, the rows of
-        ``next_keys`` and the dense parameters after it. Giving a step again does no harm.
-
-        ``meanwhile`` is called where an answer is waited for, once all is on its way."""
+        """Sends this worker's lanes of ``step``; once all workers' lanes are applied, returns the rows of
+        ``next_keys`` and the dense parameters after it. Idempotent. Calls ``meanwhile`` while waiting."""
 
     def align(self) -> int:
-        """The step that everyone can go on from; brings shards that lost steps back to a common snapshot.
-        Call it from one worker, at the start and after a StepMismatch, and compute the step after it."""
+        """Step from which all shards can continue; rewinds shards to a common snapshot if one lost steps.
+        Call it from one worker, at the start and after a StepMismatch, then compute the next step."""
 
     def close(self) -> None: ...
 
 
 class LocalClient:
-    """All shards in this process and on this thread: replay, tests, and the oracle of the other clients."""
+    """Client of shards in this process and thread: for replay, tests, and as oracle of the other clients."""
 
     def __init__(self, shards: Sequence[Shard], publish: Callable[[Delta], None] | None = None):
-        """``shards`` by part; ``publish`` is given the delta of each shard and step."""
+        """``shards`` by part; ``publish`` gets the delta of each shard and step."""
         self._shards, self._publish = list(shards), publish
 
     @staticmethod
     def fresh(
         spec: ShardSpec, dense: Vector | None, publish: Callable[[Delta], None] | None = None
     ) -> "LocalClient":
-        """A line at its beginning, in ``spec.parts`` shards."""
+        """Client of a new line in ``spec.parts`` shards."""
         return LocalClient(fresh_shards(spec, dense), publish)
 
     @property
@@ -110,7 +110,7 @@ class LocalClient:
         next_keys: KeysByTable | None,
         meanwhile: Callable[[], None] = lambda: None,
     ) -> tuple[RowsByTable | None, Vector]:
-        """All lanes at once: there is nobody else, and nobody to wait for."""
+        """Takes all lanes at once and never waits."""
         for shard, own in zip(self._shards, route_lanes(lanes, len(self._shards)), strict=True):
             delta = shard.learn(step, time_ms, own)
             if delta is not None and self._publish is not None:
@@ -124,15 +124,39 @@ class LocalClient:
 
 
 class Channel(ABC):
-    """A way to one shard: a request, then its reply. It waits for a shard that is away, and asks it again."""
+    """Connection to one shard: a request, then its reply. Retries while the shard is unreachable."""
+
+    _give_up_s: float
+    _sleep: Callable[[float], None] = staticmethod(time.sleep)
 
     @abstractmethod
     def send(self, frame: Frame) -> None:
-        """Starts a request; never raises for a shard that is away."""
+        """Starts a request; never raises for an unreachable shard."""
+
+    def receive(self) -> Frame:
+        """Reply to the request. Raises ShardUnreachable."""
+        deadline, pause_s, hello_refusals = time.monotonic() + self._give_up_s, 0.02, 0
+        while True:
+            reply = self._attempt()
+            if isinstance(reply, Frame):
+                if not isinstance(reply.message, Refusal):
+                    return reply
+                # A restarted shard has a new token, and its port may be another's now: resolve again.
+                hello_refusals += reply.message.kind == "hello"
+                retry = reply.message.kind in ("failed", "hello")
+                if not retry or hello_refusals > MAX_HELLO_REFUSALS:
+                    return reply
+                reply = reply.message.text
+            self.close()
+            if time.monotonic() > deadline:
+                raise ShardUnreachable(f"no answer in {self._give_up_s:.0f} s: {reply}")
+            self._sleep(pause_s)
+            pause_s = min(2 * pause_s, 1.0)
 
     @abstractmethod
-    def receive(self) -> Frame:
-        """The reply to what was sent. Raises ShardUnreachable."""
+    def _attempt(self) -> Frame | str:
+        """Sends the request if needed and waits for its reply; the error as text if the shard is
+        unreachable."""
 
     @abstractmethod
     def close(self) -> None: ...
@@ -140,7 +164,7 @@ class Channel(ABC):
 
 @dataclass(frozen=True)
 class Worker:
-    """Who asks. ``generation`` grows with every (re)start of the worker group."""
+    """Identity of a worker. ``generation`` grows with each (re)start of the worker group."""
 
     worker: int = 0
     workers: int = 1
@@ -148,13 +172,13 @@ class Worker:
 
 
 class ShardedClient:
-    """A client over one channel per shard. For one thread."""
+    """Client over one channel per shard. Not thread-safe."""
 
     def __init__(self, spec: ShardSpec, channels: Sequence[Channel], worker: Worker) -> None:
-        """``spec`` of any part: which line it is and what its tables are."""
+        """``spec``: of any part of the line."""
         if len(channels) != spec.parts:
             raise ValueError(f"there are {len(channels)} channels, expected {spec.parts}")
-        self._dims, self._channels, self._worker = spec.dims, list(channels), worker
+        self._channels, self._worker = list(channels), worker
 
     def applied_steps(self) -> list[int]:
         return self._applied(Frame(AppliedQuery()))
@@ -183,11 +207,11 @@ class ShardedClient:
         return None if next_keys is None else rows, dense
 
     def align(self) -> int:
-        where = self.applied_steps()
-        if max(where) - min(where) > 1:
+        steps = self.applied_steps()
+        if max(steps) - min(steps) > 1:
             common = min(self._applied(Frame(CommonStepQuery())))
-            where = self._applied(Frame(Rewind(self._worker.generation, common)))
-        return min(where)
+            steps = self._applied(Frame(Rewind(self._worker.generation, common)))
+        return min(steps)
 
     def close(self) -> None:
         for channel in self._channels:
@@ -208,15 +232,15 @@ class ShardedClient:
     def _ask(
         self, frames: Sequence[Frame], meanwhile: Callable[[], None] = lambda: None
     ) -> list[tuple[Answer, Sequence[Array]]]:
-        """Sends to all before it reads from any, so that shards work at the same time; and reads from all
-        before it raises for one, so that no reply is left on the way."""
+        """Sends to all shards before reading, so that they work in parallel; reads all replies before
+        raising, so that none stays in transit."""
         try:
             for channel, frame in zip(self._channels, frames, strict=True):
                 channel.send(frame)
             meanwhile()
             replies = [channel.receive() for channel in self._channels]
         except BaseException:
-            self.close()  # else a reply still on the way would be taken for the next one
+            self.close()  # else a late reply would be taken for the next one
             raise
         answers = []
         for part, (message, arrays) in enumerate(replies):
@@ -245,7 +269,7 @@ class ShardedClient:
 
 
 class Routed:
-    """Keys by table, cut up by shard; and the rows that come back, put together."""
+    """Keys by table, split by shard; merges the shards' rows."""
 
     def __init__(self, keys: KeysByTable, shards: int) -> None:
         self._keys = {name: as_keys(ids) for name, ids in keys.items()}
@@ -254,7 +278,7 @@ class Routed:
             self._splits = {name: split(ids, shards) for name, ids in self._keys.items()}
 
     def of(self, part: int) -> dict[str, Keys]:
-        """The keys that one shard owns."""
+        """Keys that one shard owns."""
         if not self._splits:
             return self._keys
         return {name: self._keys[name][by.of(part)] for name, by in self._splits.items()}
@@ -270,7 +294,7 @@ class Routed:
 
 
 def route_lanes(lanes: Sequence[LaneGradients], shards: int) -> list[list[LaneGradients]]:
-    """Each shard's part of the lanes: its keys; dense gradients and metrics go to shard 0 alone."""
+    """Lanes by shard: each shard's keys; dense gradients and metrics for shard 0 only."""
     routed: list[list[LaneGradients]] = [[] for _ in range(shards)]
     for lane in lanes:
         splits = {name: split(rows.keys, shards) for name, rows in lane.tables.items()}
@@ -291,27 +315,18 @@ def route_lanes(lanes: Sequence[LaneGradients], shards: int) -> list[list[LaneGr
 
 
 def fresh_shards(spec: ShardSpec, dense: Vector | None) -> list[Shard]:
-    """The shards of a line at its beginning."""
+    """Shards of a new line."""
     return [Shard(part_of(spec, p), dense if p == 0 else None) for p in range(spec.parts)]
 
 
 def hello(spec: ShardSpec, part: int, worker: Worker, token: str) -> Hello:
-    """The greeting of a worker to one shard."""
-    return Hello(
-        token=token,
-        line=spec.line,
-        epoch=spec.epoch,
-        part=part,
-        parts=spec.parts,
-        lanes=spec.lanes,
-        worker=worker.worker,
-        workers=worker.workers,
-        generation=worker.generation,
-    )
+    """Greeting of a worker to one shard."""
+    shard = (spec.line, spec.epoch, part, spec.parts, spec.lanes)
+    return Hello(token, *shard, worker.worker, worker.workers, worker.generation)
 
 
 def raise_refusal(part: int, refusal: Refusal) -> NoReturn:
-    """A refusal as the error that it stands for."""
+    """Raises the error that a refusal stands for."""
     if refusal.kind == "mismatch":
         raise StepMismatch(part, refusal.asked, refusal.applied)
     if refusal.kind == "stale":

@@ -1,10 +1,10 @@
-"""The messages between workers and shards: a small MessagePack header and raw arrays, nothing else.
+"""Messages between workers and shards: a MessagePack header and raw arrays.
 
     [header length u32][body length u64][header][body]
 
-The header says which arrays follow and how long each is; the body holds them one after the other,
-little-endian, each padded to 8 bytes. Sizes are checked against limits and against each other before anything
-is allocated or viewed, so a broken or hostile peer gets an error, never a wrong array.
+The header has the kind and shape of each array; the body holds them in order, little-endian, each padded to 8
+bytes. Sizes are checked before anything is allocated, so a broken or hostile peer gets an error, never a
+wrong array.
 """
 
 import struct
@@ -28,22 +28,22 @@ Array = NDArray[Any]
 
 
 class ProtocolError(ValueError):
-    """A message that can't be read: the peer is broken, hostile, or of another version."""
+    """Unreadable message: the peer is broken, hostile, or of another version."""
 
 
 class Part(msgspec.Struct, frozen=True, array_like=True):
-    """One array of the body: its kind (k int64, f float32, c int32) and shape."""
+    """Kind (k int64, f float32, c int32) and shape of one array of the body."""
 
     kind: str
     shape: list[int]
 
 
 class Message(msgspec.Struct, frozen=True):
-    """A header without its arrays. Subclasses say what the arrays are."""
+    """Base of headers. Subclasses document their arrays."""
 
 
 class Hello(Message, frozen=True, tag="hello"):
-    """The first message of a connection. Of two generations of workers, only the newer is served."""
+    """First message of a connection. Only the newest generation of workers is served."""
 
     token: str
     line: str
@@ -57,29 +57,29 @@ class Hello(Message, frozen=True, tag="hello"):
 
 
 class AppliedQuery(Message, frozen=True, tag="where"):
-    """Asks for the applied step."""
+    """Request for the applied step."""
 
 
 class CommonStepQuery(Message, frozen=True, tag="common"):
-    """Asks for the newest step of a complete snapshot without a flaw."""
+    """Request for the step of the newest complete, intact snapshot."""
 
 
 class Rewind(Message, frozen=True, tag="rewind"):
-    """Goes back to the complete snapshot at ``step``."""
+    """Request to return to the complete snapshot at ``step``."""
 
     generation: int
     step: int
 
 
 class Lookup(Message, frozen=True, tag="lookup"):
-    """Asks for rows after ``step``. Arrays: keys, by table."""
+    """Request for rows after ``step``. Arrays: keys by table."""
 
     step: int
     tables: list[str]
 
 
 class LaneHead(msgspec.Struct, frozen=True, array_like=True):
-    """One lane: its arrays are (keys, gradients, counts) by table, keys to forget by table, the dense one."""
+    """One lane. Arrays: (keys, gradients, counts) by table, keys to forget by table, dense gradient."""
 
     lane: int
     tables: list[str]
@@ -91,7 +91,7 @@ class LaneHead(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Exchange(Message, frozen=True, tag="exchange"):
-    """Lanes of ``step``, and a question for rows after it. Arrays: those of the lanes, then keys by table."""
+    """Lanes of ``step`` and request for rows after it. Arrays: those of the lanes, then keys by table."""
 
     generation: int
     step: int
@@ -101,7 +101,7 @@ class Exchange(Message, frozen=True, tag="exchange"):
 
 
 class Answer(Message, frozen=True, tag="answer"):
-    """Arrays: rows by table, then the dense parameters where there are any."""
+    """Reply. Arrays: rows by table, then the dense parameters if any."""
 
     applied: int
     tables: list[str] = []
@@ -109,7 +109,7 @@ class Answer(Message, frozen=True, tag="answer"):
 
 
 class Refusal(Message, frozen=True, tag="refusal"):
-    """``kind``: mismatch (of steps), stale (generation), hello, invalid, or failed (try again)."""
+    """Error reply. ``kind``: mismatch (of steps), stale (generation), hello, invalid, or failed (retry)."""
 
     kind: str
     text: str
@@ -137,7 +137,7 @@ _decoder = msgspec.msgpack.Decoder(_Header)
 
 
 def encode(frame: Frame) -> list[bytes | memoryview]:
-    """The buffers of a message, to be sent one after the other; arrays are not copied."""
+    """Buffers of a message, to be sent in order; arrays aren't copied."""
     parts, body, size = [], [], 0
     for array in frame.arrays:
         kind = "k" if array.dtype == np.int64 else "c" if array.dtype == np.int32 else "f"
@@ -154,7 +154,7 @@ def encode(frame: Frame) -> list[bytes | memoryview]:
 
 
 def sizes(head: bytes, max_header: int = MAX_HEADER, max_body: int = MAX_BODY) -> tuple[int, int]:
-    """The lengths of header and body that a message announces; raises ProtocolError beyond the limits."""
+    """Lengths of header and body from a message's head; raises ProtocolError beyond the limits."""
     header, body = HEAD.unpack(head)
     if header > max_header or body > max_body:
         raise ProtocolError(
@@ -164,7 +164,7 @@ def sizes(head: bytes, max_header: int = MAX_HEADER, max_body: int = MAX_BODY) -
 
 
 def decode(header: bytes | memoryview, body: bytearray | memoryview | bytes) -> Frame:
-    """A message with its arrays, as views of ``body``. Raises ProtocolError."""
+    """Decodes a message; its arrays are views of ``body``. Raises ProtocolError."""
     try:
         head = _decoder.decode(header)
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
@@ -185,14 +185,16 @@ def decode(header: bytes | memoryview, body: bytearray | memoryview | bytes) -> 
 
 
 def from_bytes(data: bytes) -> Frame:
-    """Reads a message that came as a whole (through a Ray call)."""
+    """Decodes a whole message (from a Ray call)."""
     if len(data) < HEAD.size:
         raise ProtocolError(f"a message has {len(data)} bytes, expected at least {HEAD.size}")
     header, body = sizes(data[: HEAD.size])
     if HEAD.size + header + body != len(data):
-        raise ProtocolError(f"a message has {len(data)} bytes, expected {HEAD.size + header + body}")
+        raise ProtocolError(
+            f"a message has {len(data)} bytes, expected {HEAD.size + header + body}"
+        )
     view = memoryview(data)[HEAD.size :]
-    # The header's length is odd: copy the body, so that its arrays are aligned.
+    # Copied, so that its arrays are aligned after a header of any length.
     return decode(view[:header], bytearray(view[header:]))
 
 
@@ -200,34 +202,24 @@ def exchange(
     generation: int, step: int, time_ms: int, lanes: Sequence[LaneGradients],
     next_keys: Mapping[str, NDArray[np.int64]] | None,
 ) -> Frame:  # fmt: skip
-    """The message of one step to one shard."""
+    """Message of one step to one shard."""
     heads: list[LaneHead] = []
     arrays: list[Array] = []
     for lane in lanes:
-        dense = lane.dense is not None
-        heads.append(
-            LaneHead(
-                lane.lane,
-                list(lane.tables),
-                list(lane.forget),
-                dense,
-                dict(lane.metrics),
-                lane.held,
-                lane.rate,
-            )
-        )
+        names = list(lane.tables), list(lane.forget), lane.dense is not None
+        heads.append(LaneHead(lane.lane, *names, dict(lane.metrics), lane.held, lane.rate))
         for rows in lane.tables.values():
             arrays += [rows.keys, rows.gradients, np.asarray(rows.counts, np.int32)]
         arrays += lane.forget.values()
         if lane.dense is not None:
             arrays.append(lane.dense)
     arrays += (next_keys or {}).values()
-    names = None if next_keys is None else list(next_keys)
-    return Frame(Exchange(generation, step, time_ms, heads, names), arrays)
+    tables = None if next_keys is None else list(next_keys)
+    return Frame(Exchange(generation, step, time_ms, heads, tables), arrays)
 
 
 def read_exchange(frame: Frame) -> tuple[list[LaneGradients], dict[str, Array] | None]:
-    """The lanes and next keys of an ``Exchange``. Raises ProtocolError where arrays are missing or left over."""
+    """Lanes and next keys of an ``Exchange``. Raises ProtocolError if arrays are missing or left over."""
     message = frame.message
     assert isinstance(message, Exchange)
     left = iter(frame.arrays)
@@ -237,19 +229,21 @@ def read_exchange(frame: Frame) -> tuple[list[LaneGradients], dict[str, Array] |
             tables = {n: RowGradients(next(left), next(left), next(left)) for n in head.tables}
             forget = {name: next(left) for name in head.forget}
             dense = next(left) if head.dense else None
-            its = (dense, head.metrics, forget, head.held, head.rate)
-            lanes.append(LaneGradients(head.lane, tables, *its))
+            lane = LaneGradients(
+                head.lane, tables, dense, head.metrics, forget, head.held, head.rate
+            )
+            lanes.append(lane)
         keys = None if message.next is None else {name: next(left) for name in message.next}
     except StopIteration:
         raise ProtocolError("an exchange has fewer arrays than its lanes and keys need") from None
     if next(left, None) is not None:
         raise ProtocolError("an exchange has more arrays than its lanes and keys need")
-    for array in (*(k for k in (keys or {}).values()), *_key_arrays(lanes)):
+    for array in (*(keys or {}).values(), *_key_arrays(lanes)):
         if array.dtype != np.int64 or array.ndim != 1:
             raise ProtocolError(f"keys are {array.dtype} {array.shape}, expected int64 (N,)")
     return lanes, keys
 
 
 def _key_arrays(lanes: Sequence[LaneGradients]) -> list[Array]:
-    named = [rows.keys for lane in lanes for rows in lane.tables.values()]
-    return named + [keys for lane in lanes for keys in lane.forget.values()]
+    learned = [rows.keys for lane in lanes for rows in lane.tables.values()]
+    return learned + [keys for lane in lanes for keys in lane.forget.values()]

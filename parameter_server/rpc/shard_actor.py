@@ -1,8 +1,7 @@
-"""Shards as named Ray actors: Ray places and restarts them; rows travel over a socket of their own.
+"""Shards as named, detached Ray actors: Ray places and restarts them; rows travel over their own sockets.
 
-A shard is detached and comes back by itself from snapshot + write-ahead file. Its address and token are
-handed out by a Ray call. The same requests also go through plain Ray calls (``call``): the fallback where a
-socket can't pass, and the oracle of the transport.
+A restarted shard recovers from its files. A Ray call returns its address and token. The same requests also
+work as plain Ray calls (``call``): the fallback without sockets, and the oracle of the transport.
 """
 
 import contextlib
@@ -11,6 +10,7 @@ import secrets
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -18,15 +18,14 @@ import numpy as np
 import ray
 from ray.util.metrics import Gauge
 
-from parameter_server.publish.publish_trace import tell_published
+from parameter_server.publish.deltas import record_publish_spans
 from parameter_server.rpc.parameter_client import (
     Channel,
     ShardedClient,
-    ShardUnreachable,
     Worker,
     hello,
 )
-from parameter_server.rpc.protocol import Frame, Refusal, encode, from_bytes
+from parameter_server.rpc.protocol import Frame, encode, from_bytes
 from parameter_server.rpc.shard_service import ShardService
 from parameter_server.rpc.transport import Address, SocketChannel, SocketServer
 from parameter_server.shard.shard import ShardSpec, part_of
@@ -44,24 +43,24 @@ from recsys.process.open_log import open_log
 
 NAMESPACE = "recsys"
 _PIECE: Final = 64 << 10  # bytes; Ray takes up to 100 KB into a call
-_LOGS: Final = 32  # of each part: three files of ten lines that live
+_LOGS: Final = 32  # log files kept per part: three of each of ten live lines
 _LOG: Final = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Placement:
-    """What Ray needs to know of a shard."""
+    """Ray resources of a shard."""
 
     cpus: float = 0.1
-    host: str = "127.0.0.1"  # what its socket binds to
-    calls: int = 64  # at once: every waiting worker takes one
+    host: str = "127.0.0.1"  # for its socket
+    calls: int = 64  # concurrent ones: each waiting worker takes one
 
 
 class ShardActor:
-    """One shard behind a socket. The rest is ``DurableShard`` and ``ShardService``."""
+    """Ray actor of one shard: a ``DurableShard`` and its ``ShardService`` behind a socket."""
 
     def __init__(self, spec: ShardSpec, config: Config, host: str, *dense: bytes) -> None:
-        """``dense``: the initial parameters of part 0, in pieces."""
+        """``dense``: initial parameters of part 0, in pieces."""
         self._spec = spec
         log_as(spec, config)
         warm()
@@ -82,27 +81,24 @@ class ShardActor:
         self._step = Gauge("recsys_shard_step", "The newest step of a shard", tag_keys=tags)
 
     def __repr__(self) -> str:
-        """As Ray's dashboard and logs name it."""
-        its = self._spec
-        return f"Shard({its.line}/{its.epoch}, {its.part + 1} of {its.parts})"
+        """Name in Ray's dashboard and logs."""
+        spec = self._spec
+        return f"Shard({spec.line}/{spec.epoch}, {spec.part + 1} of {spec.parts})"
 
     def address(self) -> Address:
-        """AppliedQuery it listens now: another port and token after each restart."""
+        """Current address; port and token change with each restart."""
         return self._server.address
 
     def call(self, greeting: bytes, request: bytes) -> bytes:
-        """A request as over the socket: greeting and request in, reply out."""
+        """Answers a request as over the socket: greeting and request in, reply out."""
         refusal = self._service.hello(from_bytes(greeting).message)
         reply = Frame(refusal) if refusal is not None else self._service.answer(from_bytes(request))
-        self._service.publish()  # before the answer here: a Ray call has nothing after it
+        self._service.publish()  # before the answer: a Ray call ends with it
         return b"".join(encode(reply))
 
     def status(self) -> dict[str, Any]:
-        """Rows, bytes, applied step, what was refused and expired.
-
-        Asked for about once a second: a delta whose publication failed goes out once the log is back, though
-        no step follows.
-        """
+        """Figures of the shard. Called about once a second, it also retries a failed publication, so that a
+        delta goes out once the log is back even without a further step."""
         status = self._shard.status()
         if status["unpublished"]:
             self._service.publish()
@@ -112,8 +108,8 @@ class ShardActor:
         self._step.set(status["step"], tags)
         for table, rows in status["rows"].items():
             self._rows.set(rows, tags | {"table": table})
-        traced = self._tracer
-        spans = {"spans_sent": traced.sent, "spans_dropped": traced.dropped} if traced else {}
+        tracer = self._tracer
+        spans = {"spans_sent": tracer.sent, "spans_dropped": tracer.dropped} if tracer else {}
         return status | {"refused_connections": self._server.refused} | spans
 
     def digest(self) -> str:
@@ -125,11 +121,11 @@ class ShardActor:
         self._shard.snapshot()
 
     def abandon(self) -> None:
-        """Frees the workers of an epoch that the line has left."""
+        """Releases the workers of an epoch that the line has left."""
         self._service.abandon()
 
     def stop(self) -> None:
-        """Takes a last snapshot, where one is due, and closes everything; kill the actor after it."""
+        """Takes a last snapshot if needed and closes everything; kill the actor afterwards."""
         self._server.close()
         self._shard.stop()
         if self._tracer:
@@ -137,15 +133,15 @@ class ShardActor:
 
 
 def log_as(spec: ShardSpec, config: Config) -> None:
-    """To a file of this shard's own. Those of lines and epochs that were left stay for a while."""
+    """Logs to this shard's own file; removes the oldest files of former lines and epochs."""
     keep_newest(config.state, "shard-*.log*", _LOGS * spec.parts)
-    who = {"shard": spec.part, "line": spec.line, "epoch": spec.epoch}
+    fields = {"shard": spec.part, "line": spec.line, "epoch": spec.epoch}
     name = f"shard-{spec.line}-{spec.epoch}-{spec.part}"
-    log_in_worker("shards", config.state, name, config.logging.format, who)
+    log_in_worker("shards", config.state, name, config.logging.format, fields)
 
 
 def home_of(spec: ShardSpec, config: Config) -> ShardStorage:
-    """AppliedQuery a shard keeps its files, under the state folder."""
+    """Storage of a shard under the state folder."""
     files = files_of(config)
     return ShardStorage(
         snapshots=files.snapshots,
@@ -157,15 +153,14 @@ def home_of(spec: ShardSpec, config: Config) -> ShardStorage:
 
 
 def files_of(config: Config) -> ShardFiles:
-    """AppliedQuery all shards keep theirs."""
+    """Files of all shards under the state folder."""
     state = Path(config.state).resolve()
     power = config.log.durability == "power"
     return ShardFiles(state / "snapshots", state / "parts" / "shards", power)
 
 
 def prepare(spec: ShardSpec, config: Config, dense: Vector | None) -> Resharded | None:
-    """Before the shards start: stops those of another number of shards that still run, and cuts what they
-    left for the number that there is now."""
+    """Stops running shards of another number of shards and re-partitions their state, before a start."""
     files = files_of(config)
     for parts in files.counts(spec):
         if parts != spec.parts:
@@ -180,7 +175,7 @@ def prepare(spec: ShardSpec, config: Config, dense: Vector | None) -> Resharded 
 def start_shards(
     spec: ShardSpec, config: Config, dense: Vector | None, placement: Placement | None = None
 ) -> list[Any]:
-    """Starts the shards of a line, or finds those that run; returns their handles, by part, when ready."""
+    """Starts the shards of a line, or finds running ones; returns their handles by part when ready."""
     placement = placement or Placement()
     config = replace(config, state=str(Path(config.state).resolve()))  # actors run elsewhere
     handles = []
@@ -204,19 +199,19 @@ def start_shards(
 
 
 def _pieces(dense: Vector) -> list[bytes]:
-    """The parameters as arguments that travel within the call. A larger one would be an object of its own in
-    Ray, which goes when the actor has started: then Ray can't start it again."""
+    """Splits the parameters into arguments small enough to travel within the call. Ray would store a larger
+    one as an object that is gone once the actor has started, so it couldn't restart the actor."""
     data = np.ascontiguousarray(dense, np.float32).tobytes()
     return [data[at : at + _PIECE] for at in range(0, len(data), _PIECE)]
 
 
 def find_shards(spec: ShardSpec) -> list[Any]:
-    """The handles of a line's running shards, by part. Raises ValueError naming one that doesn't run."""
+    """Handles of a line's shards by part. Raises ValueError naming one that doesn't run."""
     return [ray.get_actor(actor_name(spec, part), NAMESPACE) for part in range(spec.parts)]
 
 
 def running_shards(spec: ShardSpec) -> list[Any]:
-    """The handles of those shards of a line that have a name now, whether they answer or not."""
+    """Handles of a line's registered shards, responsive or not."""
     handles = []
     for part in range(spec.parts):
         with contextlib.suppress(ValueError):
@@ -225,20 +220,19 @@ def running_shards(spec: ShardSpec) -> list[Any]:
 
 
 def stop_shards(handles: Sequence[Any], timeout_s: float = 10.0) -> None:
-    """Stops shards for good and frees their names; their state stays on disk.
-
-    One that doesn't close its files within ``timeout_s`` (seconds, for all together) is killed all the same:
-    it comes back from them as after any kill.
-    """
+    """Stops shards for good and frees their names; their state stays on disk. Kills those that don't close
+    their files within ``timeout_s`` (for all together); they recover as after any kill."""
     asked = [handle.stop.remote() for handle in handles]
     done, late = ray.wait(asked, num_returns=len(asked), timeout=timeout_s) if asked else ([], [])
     for answer in done:
         try:
             ray.get(answer)
         except ray.exceptions.RayError as error:
-            _LOG.warning("a shard stops without having closed its files: %r", error)
+            _LOG.warning("a shard stopped without closing its files: %r", error)
     if late:
-        _LOG.warning("%d shards don't close their files in %.0f s: killed", len(late), timeout_s)
+        _LOG.warning(
+            "killed %d shards that didn't close their files in %.0f s", len(late), timeout_s
+        )
     for handle in handles:
         ray.kill(handle, no_restart=True)
 
@@ -250,59 +244,41 @@ def actor_name(spec: ShardSpec, part: int) -> str:
 def connect(
     spec: ShardSpec, handles: Sequence[Any], worker: Worker, transport: str = "socket"
 ) -> ShardedClient:
-    """A worker's client of running shards, over sockets or (``ray``) plain Ray calls."""
+    """Client of running shards, over sockets or (``ray``) plain Ray calls."""
     channels: list[Channel] = []
     for part, handle in enumerate(handles):
+        greet = partial(hello, spec, part, worker)
         if transport == "socket":
-            channels.append(
-                SocketChannel(_resolver(spec, part, handle), _greeter(spec, part, worker))
-            )
+            channels.append(SocketChannel(_resolver(spec, part, handle), greet))
         else:
-            channels.append(RayChannel(handle, _greeter(spec, part, worker)))
+            channels.append(RayChannel(handle, greet))
     return ShardedClient(spec, channels, worker)
 
 
 class RayChannel(Channel):
-    """One worker's way to one shard through Ray calls."""
+    """One worker's channel to one shard through Ray calls."""
 
     def __init__(self, handle: Any, greet: Callable[[str], Any], give_up_s: float = 120.0) -> None:
         self._handle, self._greet, self._give_up_s = handle, greet, give_up_s
         self._request = b""
-        self._reply: Any = None
 
     def send(self, frame: Frame) -> None:
         self._request = b"".join(encode(frame))
-        self._reply = None
 
-    def receive(self) -> Frame:
-        deadline, pause_s = time.monotonic() + self._give_up_s, 0.05
-        while True:
-            try:
-                reply = from_bytes(ray.get(self._start(), timeout=self._give_up_s))
-                if not isinstance(reply.message, Refusal) or reply.message.kind != "failed":
-                    return reply
-                problem = reply.message.text
-            except (ray.exceptions.RayActorError, ray.exceptions.GetTimeoutError) as error:
-                problem = repr(error)
-            self._reply = None
-            if time.monotonic() > deadline:
-                raise ShardUnreachable(f"no answer in {self._give_up_s:.0f} s: {problem}")
-            time.sleep(pause_s)
-            pause_s = min(2 * pause_s, 1.0)
-
-    def close(self) -> None:
-        self._reply = None
-
-    def _start(self) -> Any:
-        if self._reply is None:
+    def _attempt(self) -> Frame | str:
+        try:
             token = ray.get(self._handle.address.remote()).token
             greeting = b"".join(encode(Frame(self._greet(token))))
-            self._reply = self._handle.call.remote(greeting, self._request)
-        return self._reply
+            reply = self._handle.call.remote(greeting, self._request)
+            return from_bytes(ray.get(reply, timeout=self._give_up_s))
+        except (ray.exceptions.RayActorError, ray.exceptions.GetTimeoutError) as error:
+            return repr(error)
+
+    def close(self) -> None: ...
 
 
 def _resolver(spec: ShardSpec, part: int, handle: Any) -> Callable[[], Address]:
-    """AppliedQuery a shard listens now. One that Ray gave up on has been made anew under the same name."""
+    """Function for a shard's current address; finds an actor created anew under the same name."""
     current = handle
 
     def resolve() -> Address:
@@ -318,18 +294,14 @@ def _resolver(spec: ShardSpec, part: int, handle: Any) -> Callable[[], Address]:
     return resolve
 
 
-def _greeter(spec: ShardSpec, part: int, worker: Worker) -> Callable[[str], Any]:
-    return lambda token: hello(spec, part, worker, token)
-
-
 def publisher(log: Log, line: str, tracer: Tracer | None = None) -> Publish:
-    """Appends deltas of a line."""
+    """Function that appends deltas of a line to the log."""
     key = line.encode()
 
     def publish(deltas: Sequence[bytes]) -> None:
         began_ns = time.time_ns()
         log.append(DELTAS, [Append(0, key, delta) for delta in deltas])
         if tracer:
-            tell_published(tracer, deltas, began_ns, time.time_ns())
+            record_publish_spans(tracer, deltas, began_ns, time.time_ns())
 
     return publish

@@ -1,14 +1,14 @@
-"""What a shard answers to workers: the barrier over lanes, and one reply per request, over any transport.
+"""Request service of a shard over any transport: a barrier over lanes, and one reply per request.
 
-Several workers send their lanes of a step, each on a thread of its own; the step is learned once, when all
-lanes are there, and everyone is answered. A worker that dies would make the others wait for ever, so each run
-of the workers has a generation: a newer one's hello frees whoever waits in an older one, with a refusal.
+Several workers send their lanes of a step, each on its own thread. The step is learned once all lanes have
+arrived, and all are answered. Since a dead worker would block the others, each run of the workers has a
+generation: a newer one's hello releases threads of older ones with a refusal.
 """
 
 import hmac
 import logging
 import threading
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 import numpy as np
@@ -16,15 +16,15 @@ import numpy as np
 from parameter_server.rpc.protocol import (  # fmt: skip
     Answer,
     AnyMessage,
+    AppliedQuery,
     CommonStepQuery,
     Exchange,
     Frame,
     Hello,
     Lookup,
+    ProtocolError,
     Refusal,
     Rewind,
-    AppliedQuery,
-    ProtocolError,
     read_exchange,
 )
 from parameter_server.shard.lanes import LaneGradients
@@ -32,98 +32,94 @@ from parameter_server.shard.shard import StepMismatch
 from parameter_server.storage.durable_shard import DurableShard
 from parameter_server.table.routing import Keys
 
-_NOBODYS: Final = 1 << 62  # a generation that no workers have
+_ABANDONED: Final = 1 << 62  # a generation that no workers have
 _LOG: Final = logging.getLogger(__name__)
 
 
-class Stale(RuntimeError):
+class StaleGeneration(RuntimeError):
     """A newer generation of workers has said hello: this one must end."""
 
 
 @dataclass
-class Waiting:
-    """The lanes of the next step that have arrived. A lane that is sent again replaces its equal."""
+class LaneBarrier:
+    """Arrived lanes of the next step. A lane sent again replaces its equal."""
 
     lanes: int
     step: int = 0
-
-    def __post_init__(self) -> None:
-        self._there: dict[int, LaneGradients] = {}
+    _arrived: dict[int, LaneGradients] = field(default_factory=dict)
 
     def add(self, step: int, lanes: list[LaneGradients]) -> list[LaneGradients] | None:
-        """All lanes of the step once they are there, else None. They stay until another step begins, for the
-        step may have to be learned again: a full disk, a log that is away."""
+        """All lanes of the step once complete, else None. They stay until another step begins, since the step
+        may have to be learned again (full disk, unreachable log)."""
         if step != self.step:
-            self._there, self.step = {}, step
-        self._there |= {lane.lane: lane for lane in lanes}
-        if len(self._there) < self.lanes:
-            return None
-        return list(self._there.values())
+            self._arrived, self.step = {}, step
+        self._arrived |= {lane.lane: lane for lane in lanes}
+        return list(self._arrived.values()) if len(self._arrived) == self.lanes else None
 
     def missing(self) -> list[int]:
-        return sorted(set(range(self.lanes)) - self._there.keys())
+        return sorted(set(range(self.lanes)) - self._arrived.keys())
 
     def clear(self) -> None:
-        self._there = {}
+        self._arrived = {}
 
 
 class ShardService:
-    """Answers requests for one shard. Any number of threads may call it."""
+    """Answers requests for one shard. Thread-safe."""
 
     def __init__(self, shard: DurableShard, token: str, patience_s: float = 600.0) -> None:
-        self._shard, self._token, self._patience_s = shard, token, patience_s
+        self._shard, self.token, self._patience_s = shard, token, patience_s
         self._changed = threading.Condition()
-        self._waiting = Waiting(shard.spec.lanes)
+        self._barrier = LaneBarrier(shard.spec.lanes)
         self._generation = 0
         self._closed = False
 
-    @property
-    def token(self) -> str:
-        return self._token
-
     def hello(self, hello: AnyMessage) -> Refusal | None:
-        """Checks who connects; None where it is welcome."""
+        """Checks a greeting; None if accepted."""
         spec = self._shard.spec
         if not isinstance(hello, Hello):
             return Refusal("hello", "the first message of a connection must be a hello")
-        if not hmac.compare_digest(hello.token.encode(), self._token.encode()):
+        if not hmac.compare_digest(hello.token.encode(), self.token.encode()):
             return Refusal("hello", "the token is wrong: ask the shard's actor for its address")
-        theirs = (hello.line, hello.epoch, hello.part, hello.parts, hello.lanes)
-        ours = (spec.line, spec.epoch, spec.part, spec.parts, spec.lanes)
-        if theirs != ours:
-            return Refusal(
-                "hello", f"(line, epoch, part, parts, lanes) is {theirs}, this shard has {ours}"
-            )
+        asked = (hello.line, hello.epoch, hello.part, hello.parts, hello.lanes)
+        own = (spec.line, spec.epoch, spec.part, spec.parts, spec.lanes)
+        if asked != own:
+            fields = "(line, epoch, part, parts, lanes)"
+            return Refusal("hello", f"{fields} is {asked}, this shard has {own}")
         with self._changed:
             if hello.generation > self._generation:
-                self._generation = hello.generation
-                self._waiting.clear()
-                self._changed.notify_all()
-        return self._stale(hello.generation)
+                self._begin_generation(hello.generation)
+        try:
+            self._check(hello.generation, closed=False)
+        except StaleGeneration as error:
+            return Refusal("stale", str(error))
+        return None
 
     def abandon(self) -> None:
-        """The line has left this epoch: whoever waits here, or comes, is refused as stale."""
+        """Refuses all workers as stale, since the line has left this epoch."""
         with self._changed:
-            self._generation = _NOBODYS
-            self._waiting.clear()
-            self._changed.notify_all()
+            self._begin_generation(_ABANDONED)
+
+    def _begin_generation(self, generation: int) -> None:
+        self._generation = generation
+        self._barrier.clear()
+        self._changed.notify_all()
 
     def answer(self, frame: Frame) -> Frame:
-        """One reply to one request; whatever goes wrong is a Refusal."""
+        """Reply to one request; errors become a Refusal."""
         try:
             return self._answer(frame)
         except StepMismatch as error:
             return Frame(Refusal("mismatch", str(error), error.asked, error.applied))
-        except Stale as error:
+        except StaleGeneration as error:
             return Frame(Refusal("stale", str(error)))
         except (ValueError, KeyError) as error:
             return Frame(Refusal("invalid", str(error)))
-        except Exception as error:  # a disk or a log that is away: the worker tries again
+        except Exception as error:  # disk or log unavailable: the worker retries
             return Frame(Refusal("failed", repr(error)))
 
     def publish(self) -> None:
-        """Publishes what was learned: call it when an answer is on its way, as no worker need wait for that.
-        What fails is tried again with the next answer, and before the next step is written down."""
+        """Publishes learned steps; call it after the answer, since no worker needs to wait for it. A failure
+        is retried with the next answer and before the next step is logged."""
         try:
             self._shard.flush()
         except Exception as error:
@@ -131,7 +127,7 @@ class ShardService:
             _LOG.warning("the delta of step %d waits: %r", step, error, extra={"step": step})
 
     def close(self) -> None:
-        """Frees whoever waits."""
+        """Releases waiting threads."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()
@@ -154,24 +150,24 @@ class ShardService:
             lanes, keys = read_exchange(frame)
             self._learn(message, lanes)
             return self._rows(message.step, keys or {})
-        raise ProtocolError(f"a {type(message).__name__} is no request")
+        raise ProtocolError(f"{type(message).__name__} isn't a request")
 
     def _learn(self, message: Exchange, lanes: list[LaneGradients]) -> None:
-        """Learns the step once all its lanes are there; returns when it has been learned."""
+        """Learns the step once all its lanes have arrived; returns when it is learned."""
         step = message.step
         with self._changed:
             self._check(message.generation)
-            everything: list[LaneGradients] | None = lanes
             if step == self._shard.applied + 1:
-                everything = self._waiting.add(step, lanes)
-                if everything is None:
+                arrived = self._barrier.add(step, lanes)
+                if arrived is None:
                     self._wait(message)
                     return
-            # Else a repeat, which still may have to be published, or a hole, which is refused.
+                lanes = arrived
+            # Else a repeat, which may still have to be published, or a gap, which is refused.
             try:
-                self._shard.learn(step, message.time_ms, everything, publish=False)
+                self._shard.learn(step, message.time_ms, lanes, publish=False)
             finally:
-                # Also where a snapshot failed: the step may have been applied, and others wait for it.
+                # Also after a failed snapshot: the step may be applied, and others wait for it.
                 self._changed.notify_all()
 
     def _wait(self, message: Exchange) -> None:
@@ -180,30 +176,23 @@ class ShardService:
             return ahead or self._closed or message.generation < self._generation
 
         if not self._changed.wait_for(done, self._patience_s):
-            missing = self._waiting.missing()
-            raise TimeoutError(f"lanes {missing} of step {message.step} haven't come")
+            missing = self._barrier.missing()
+            raise TimeoutError(f"lanes {missing} of step {message.step} haven't arrived")
         if self._shard.applied >= message.step:
             return
         self._check(message.generation)
 
-    def _check(self, generation: int) -> None:
-        if self._closed:
+    def _check(self, generation: int, closed: bool = True) -> None:
+        if closed and self._closed:
             raise ConnectionError("this shard is stopping")
         if generation < self._generation:
-            raise Stale(
-                f"generation {generation} of the workers was followed by {self._generation}"
-            )
-
-    def _stale(self, generation: int) -> Refusal | None:
-        if generation >= self._generation:
-            return None
-        text = f"generation {generation} of the workers was followed by {self._generation}"
-        return Refusal("stale", text)
+            text = f"generation {generation} of the workers was followed by {self._generation}"
+            raise StaleGeneration(text)
 
     def _rewind(self, message: Rewind) -> Frame:
         with self._changed:
             self._check(message.generation)
-            self._waiting.clear()
+            self._barrier.clear()
             self._shard.rewind(message.step)
             self._changed.notify_all()
         return Frame(Answer(self._shard.applied))

@@ -1,7 +1,7 @@
-"""Sockets under client and service: one connection per worker and shard, one message each way at a time.
+"""Socket transport: one connection per worker and shard, one message each way at a time.
 
-A server thread reads a whole request before it answers, and a client sends to all shards before it reads from
-any; so neither side ever blocks in sending while the other does. Nothing is pickled.
+A server thread reads a whole request before it answers, and a client sends to all shards before it reads, so
+the two sides never block in sending at the same time. Nothing is pickled.
 """
 
 import contextlib
@@ -15,12 +15,11 @@ from typing import Final
 
 import numpy as np
 
-from parameter_server.rpc.parameter_client import Channel, ShardUnreachable
+from parameter_server.rpc.parameter_client import Channel
 from parameter_server.rpc.protocol import (
     HEAD,
     Frame,
     Hello,
-    Refusal,
     ProtocolError,
     decode,
     encode,
@@ -29,17 +28,16 @@ from parameter_server.rpc.protocol import (
 from parameter_server.rpc.shard_service import ShardService
 
 HELLO_TIMEOUT_S = 5.0
-MAX_HELLO_REFUSALS = 8
 _HELLO_BYTES = 4096
 _ACCEPT_PAUSE_S = 0.1
 _LOG: Final = logging.getLogger(__name__)
-_BUFFER = 1 << 21  # bytes; the system may give less
+_BUFFER = 1 << 21  # bytes; the system may cap it
 _BUFFERS_AT_ONCE = 512  # below the limit of one sendmsg
 
 
 @dataclass(frozen=True)
 class Address:
-    """AppliedQuery a shard listens, and the token that its hello needs."""
+    """Address of a shard and the token for its hello."""
 
     host: str
     port: int
@@ -63,14 +61,14 @@ def send(sock: socket.socket, frame: Frame) -> None:
 def receive(
     sock: socket.socket, max_header: int | None = None, max_body: int | None = None
 ) -> Frame:
-    """Reads a whole message. Raises ConnectionError at the end of the stream, ProtocolError for rubbish."""
+    """Reads a whole message. Raises ConnectionError at the end of the stream, ProtocolError for bad data."""
     limits = () if max_header is None or max_body is None else (max_header, max_body)
     header, body = sizes(bytes(_read(sock, HEAD.size)), *limits)
     return decode(_read(sock, header), _read(sock, body))
 
 
 def _read(sock: socket.socket, length: int) -> memoryview:
-    """So many bytes, in memory that isn't zeroed first, and with as few wake-ups as the kernel allows."""
+    """Reads ``length`` bytes into uninitialised memory with as few wake-ups as the kernel allows."""
     view, done = np.empty(length, np.uint8).data, 0
     while done < length:
         count = sock.recv_into(view[done:], 0, socket.MSG_WAITALL)
@@ -81,10 +79,10 @@ def _read(sock: socket.socket, length: int) -> memoryview:
 
 
 def _prepare(sock: socket.socket) -> None:
-    """Small messages go at once, and a peer whose machine is gone is noticed within half a minute."""
+    """Sends small messages at once and detects a dead peer machine within half a minute."""
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    for buffer in (socket.SO_SNDBUF, socket.SO_RCVBUF):  # most messages of a step fit, so that
-        sock.setsockopt(socket.SOL_SOCKET, buffer, _BUFFER)  # nobody waits for the other to read
+    for buffer in (socket.SO_SNDBUF, socket.SO_RCVBUF):  # most messages of a step fit
+        sock.setsockopt(socket.SOL_SOCKET, buffer, _BUFFER)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     for name, value in (("TCP_KEEPIDLE", 10), ("TCP_KEEPINTVL", 5), ("TCP_KEEPCNT", 4)):
         if hasattr(socket, name):
@@ -92,13 +90,13 @@ def _prepare(sock: socket.socket) -> None:
 
 
 class SocketServer:
-    """Listens in front of a service; a thread per connection."""
+    """Socket server of a shard service, with one thread per connection."""
 
     def __init__(self, service: ShardService, host: str = "127.0.0.1", port: int = 0) -> None:
         self._service = service
         self._listener = socket.create_server((host, port))
         self.address = Address(host, self._listener.getsockname()[1], service.token)
-        self.refused = 0  # connections that had no right hello, or sent what can't be read
+        self.refused = 0  # connections with a wrong hello or unreadable data
         self._connections: set[socket.socket] = set()
         self._lock = threading.Lock()
         self._closed = False
@@ -106,7 +104,7 @@ class SocketServer:
         self._thread.start()
 
     def close(self) -> None:
-        """Stops listening, cuts every connection and frees whoever waits."""
+        """Stops listening, cuts all connections and releases waiting threads."""
         self._closed = True
         self._service.close()
         with contextlib.suppress(OSError):
@@ -123,9 +121,9 @@ class SocketServer:
         while not self._closed:
             try:
                 sock, _ = self._listener.accept()
-            except OSError as error:  # closed, or for a while no file can be opened
+            except OSError as error:  # closed, or out of file descriptors for a while
                 if not self._closed:
-                    _LOG.warning("a connection can't be accepted, trying again: %r", error)
+                    _LOG.warning("can't accept a connection, trying again: %r", error)
                     time.sleep(_ACCEPT_PAUSE_S)
                 continue
             with self._lock:
@@ -135,8 +133,8 @@ class SocketServer:
     def _begin(self, sock: socket.socket) -> None:
         try:
             threading.Thread(target=self._serve, args=(sock,), daemon=True).start()
-        except RuntimeError as error:  # for a while no thread can be started
-            _LOG.warning("a connection can't be served, its peer will come again: %r", error)
+        except RuntimeError as error:  # out of threads for a while
+            _LOG.warning("can't serve a connection, its peer will retry: %r", error)
             sock.close()
             with self._lock:
                 self._connections.discard(sock)
@@ -152,7 +150,7 @@ class SocketServer:
         except ProtocolError:
             self._refuse()
         except OSError:
-            pass  # the worker went away; it comes back on a new connection
+            pass  # the worker is gone; it will reconnect
         finally:
             sock.close()
             with self._lock:
@@ -174,7 +172,7 @@ class SocketServer:
 
 
 class SocketChannel(Channel):
-    """One worker's connection to one shard. A shard that goes away is waited for, and asked again."""
+    """One worker's connection to one shard; reconnects and sends again if the shard restarts."""
 
     def __init__(
         self,
@@ -183,7 +181,7 @@ class SocketChannel(Channel):
         give_up_s: float = 120.0,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
-        """``resolve`` says where the shard is now; ``hello`` makes the greeting from its token."""
+        """``resolve`` returns the shard's current address; ``hello`` makes the greeting from its token."""
         self._resolve, self._hello = resolve, hello
         self._give_up_s, self._sleep = give_up_s, sleep
         self._sock: socket.socket | None = None
@@ -198,29 +196,15 @@ class SocketChannel(Channel):
         except OSError:
             self.close()  # ``receive`` connects and sends again
 
-    def receive(self) -> Frame:
+    def _attempt(self) -> Frame | str:
         assert self._frame is not None, "receive without send"
-        deadline, pause_s, unwelcome = time.monotonic() + self._give_up_s, 0.02, 0
-        while True:
-            try:
-                if self._sock is None:
-                    self._sock = self._connect()
-                    send(self._sock, self._frame)
-                reply = receive(self._sock)
-                if not isinstance(reply.message, Refusal):
-                    return reply
-                # A restarted shard has a new token, and its port may be another's now: resolve again.
-                unwelcome += reply.message.kind == "hello"
-                if reply.message.kind not in ("failed", "hello") or unwelcome > MAX_HELLO_REFUSALS:
-                    return reply
-                problem = reply.message.text
-            except (OSError, ProtocolError) as error:
-                problem = repr(error)
-            self.close()
-            if time.monotonic() > deadline:
-                raise ShardUnreachable(f"no answer in {self._give_up_s:.0f} s: {problem}")
-            self._sleep(pause_s)
-            pause_s = min(2 * pause_s, 1.0)
+        try:
+            if self._sock is None:
+                self._sock = self._connect()
+                send(self._sock, self._frame)
+            return receive(self._sock)
+        except (OSError, ProtocolError) as error:
+            return repr(error)
 
     def close(self) -> None:
         if self._sock is not None:

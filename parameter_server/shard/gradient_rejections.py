@@ -1,8 +1,8 @@
-"""Gradients that a shard refuses: which lanes they came from, told in the delta of their step.
+"""Rejected gradients: the step's metrics name the shard and the lanes that they came from.
 
-A summed gradient with a component that isn't finite, or is beyond the bound, changes nothing
-(``Table.apply``, ``Dense.apply``). What is told of it is a function of the lanes alone and stands in the
-write-ahead file with the sum, so a delta that is published again says the same.
+``Table.apply`` and ``Dense.apply`` ignore a summed gradient with a component that is not finite or beyond the
+bound. The metrics depend on the lanes alone and are written to the write-ahead file with the sum, so a delta
+published again has the same ones.
 """
 
 from collections.abc import Mapping, Sequence
@@ -17,28 +17,29 @@ from parameter_server.table import kernels
 from parameter_server.table.dense import fits
 from parameter_server.table.routing import as_rows
 
-PREFIX: Final = "refused_"  # of the metrics that tell it; then what, and the shard's part
+PREFIX: Final = "refused_"  # of these metrics; then the kind and the shard's part
 
 
-def mark_rejected(total: StepSum, lanes: Sequence[LaneGradients], bound: float, part: int) -> StepSum:
-    """The sum, with what will be refused of it among its metrics: rows, dense, and how much each lane has
-    of it that would be refused alone (none, where only the sum is beyond the bound)."""
-    rows = {name: _unsound(its.gradients, bound) for name, its in total.tables.items()}
+def mark_rejected(
+    total: StepSum, lanes: Sequence[LaneGradients], bound: float, part: int
+) -> StepSum:
+    """The sum with its rejections as metrics: rows, dense, and each lane's gradients that would be rejected
+    alone (none if only the sum is beyond the bound)."""
+    rows = sum(_rejected_rows(table.gradients, bound) for table in total.tables.values())
     dense = total.dense is not None and not fits(total.dense, bound)
-    refused = sum(int(its.sum()) for its in rows.values())
-    if not refused and not dense:
+    if not rows and not dense:
         return total
-    told = {f"{PREFIX}rows.{part}": float(refused), f"{PREFIX}dense.{part}": float(dense)}
+    metrics = {f"{PREFIX}rows.{part}": float(rows), f"{PREFIX}dense.{part}": float(dense)}
     for lane in lanes:
-        its = sum(int(_unsound(t.gradients, bound).sum()) for t in lane.tables.values())
-        its += lane.dense is not None and not fits(lane.dense, bound)
-        if its:
-            told[f"{PREFIX}lane.{part}.{lane.lane}"] = float(its)
-    return replace(total, metrics={**total.metrics, **told})
+        count = sum(_rejected_rows(table.gradients, bound) for table in lane.tables.values())
+        count += lane.dense is not None and not fits(lane.dense, bound)
+        if count:
+            metrics[f"{PREFIX}lane.{part}.{lane.lane}"] = float(count)
+    return replace(total, metrics={**total.metrics, **metrics})
 
 
 def describe_rejections(metrics: Mapping[str, float], part: int) -> str:
-    """What a delta's metrics say that its shard refused, in words; empty where that is nothing."""
+    """Text on what a delta's metrics say that its shard rejected; empty if nothing."""
     rows = int(metrics.get(f"{PREFIX}rows.{part}", 0))
     dense = bool(metrics.get(f"{PREFIX}dense.{part}", 0))
     if not rows and not dense:
@@ -46,12 +47,10 @@ def describe_rejections(metrics: Mapping[str, float], part: int) -> str:
     lane = f"{PREFIX}lane.{part}."
     lanes = sorted(int(name.removeprefix(lane)) for name in metrics if name.startswith(lane))
     what = [f"the gradients of {rows} rows"] * bool(rows) + ["the dense gradient"] * dense
-    whose = f"of lanes {', '.join(map(str, lanes))}" if lanes else "of no lane alone, of their sum"
-    return f"shard {part} refused {' and '.join(what)}, {whose}"
+    origin = f"of lanes {', '.join(map(str, lanes))}" if lanes else "of no lane alone, of their sum"
+    return f"shard {part} refused {' and '.join(what)}, {origin}"
 
 
-def _unsound(gradients: NDArray[np.float32], bound: float) -> NDArray[np.bool_]:
+def _rejected_rows(gradients: NDArray[np.float32], bound: float) -> int:
     gradients = as_rows(gradients)
-    sound = np.empty(len(gradients), np.bool_)
-    kernels.screen(gradients, bound, sound)
-    return ~sound
+    return int(kernels.screen(gradients, bound, np.empty(len(gradients), np.bool_)))

@@ -1,7 +1,7 @@
-"""Gradients by lane, and their sum over a step: what a shard learns from and what its write-ahead file holds.
+"""Gradients by lane and their sum over a step, which a shard applies and its write-ahead file stores.
 
-Floating-point addition depends on its order, so lanes are always added 0, 1, 2, …, whichever worker sent them
-and whenever they came. That alone makes a step's result independent of the number of workers.
+Floating-point addition depends on its order, so lanes are always added 0, 1, 2, … whichever worker sent them.
+That makes a step's result independent of the number of workers.
 """
 
 from collections.abc import Mapping, Sequence
@@ -17,30 +17,30 @@ from parameter_server.table.dense import Vector
 from parameter_server.table.routing import Keys, Rows, as_keys, as_rows, new_index
 
 Counts = NDArray[np.int32]
-# Of a step, times the usual: beyond that Adagrad unlearns more than any drift does.
+# Factor on a step's learning rate: beyond it Adagrad unlearns more than any drift does.
 MAX_RATE: Final = 10.0
 
 
 class RowGradients(NamedTuple):
-    """Keys (N,), distinct; their summed gradients (N, D); how many examples are behind each (N,)."""
+    """Distinct keys (N,), summed gradients (N, D), number of examples of each key (N,)."""
 
     keys: Keys
     gradients: Rows
     counts: Counts
 
     def take(self, positions: Keys) -> "RowGradients":
-        """Some of the rows, in the order of ``positions``."""
+        """Rows at ``positions``, in that order."""
         columns = (self.keys[positions], self.gradients[positions], self.counts[positions])
         return RowGradients(*columns)
 
 
 @dataclass(frozen=True)
 class LaneGradients:
-    """What one lane learned in one step. ``dense`` and ``metrics`` are read by shard 0 alone.
+    """Gradients of one lane in one step. Only shard 0 reads ``dense`` and ``metrics``.
 
-    ``forget``: keys by table whose rows leave with this step (a user asked to be forgotten). ``held``: the
-    step's rows are published with a later one's. ``rate``: times the usual learning rates. Both are as the
-    step's record says; all its lanes say the same.
+    ``forget``: keys by table whose rows are removed with this step (a user asked to be forgotten). ``held``:
+    the step's rows are published with a later step. ``rate``: factor on the learning rates. The step's record
+    sets ``held`` and ``rate``, equally for all its lanes.
     """
 
     lane: int
@@ -72,7 +72,7 @@ class _SumRecord(msgspec.Struct, frozen=True):
 
 @dataclass(frozen=True)
 class StepSum:
-    """The lanes of one step, added up: a pure function of the lanes, in lane order."""
+    """Sum of one step's lanes, a pure function of the lanes in lane order."""
 
     step: int
     time_ms: int
@@ -81,10 +81,10 @@ class StepSum:
     metrics: Mapping[str, float]
     forget: Mapping[str, Keys] = field(default_factory=dict)
     held: bool = False
-    rate: float = 1.0  # times the usual; a scaled gradient would be none: Adagrad and Adam undo it
+    rate: float = 1.0  # on the learning rate: Adagrad and Adam undo a scaled gradient
 
     def encode(self) -> bytes:
-        """As it stands in the write-ahead file."""
+        """Bytes for the write-ahead file."""
         tables = [
             _SumRows(name, rows.keys.tobytes(), rows.gradients.tobytes(), rows.counts.tobytes())
             for name, rows in self.tables.items()
@@ -98,7 +98,7 @@ class StepSum:
 
     @staticmethod
     def decode(payload: bytes) -> "StepSum":
-        """The sum that was encoded, bit for bit."""
+        """Inverse of ``encode``, bit for bit."""
         record = msgspec.msgpack.decode(payload, type=_SumRecord)
         tables = {}
         for rows in record.tables:
@@ -109,24 +109,16 @@ class StepSum:
             tables[rows.table] = RowGradients(keys, gradients.reshape(len(keys), width), counts)
         dense = None if record.dense is None else np.frombuffer(record.dense, np.float32)
         forget = {name: np.frombuffer(keys, np.int64) for name, keys in record.forget.items()}
-        return StepSum(
-            record.step,
-            record.time_ms,
-            tables,
-            dense,
-            record.metrics,
-            forget,
-            record.held,
-            record.rate,
-        )
+        step, metrics = (record.step, record.time_ms), record.metrics
+        return StepSum(*step, tables, dense, metrics, forget, record.held, record.rate)
 
 
 def add_lanes(
     step: int, time_ms: int, lanes: Sequence[LaneGradients], dims: Mapping[str, int]
 ) -> StepSum:
-    """Adds lanes up, in lane order, table by table in the order of ``dims``.
+    """Sums lanes in lane order, table by table in the order of ``dims``.
 
-    Raises ValueError for a table that isn't in ``dims``, rows of another dimension, or several rates.
+    Raises ValueError for a table not in ``dims``, rows of another dimension, or several rates.
     """
     lanes = sorted(lanes, key=lambda lane: lane.lane)
     rate = _rate_of(step, lanes)
@@ -160,7 +152,7 @@ def _rate_of(step: int, lanes: Sequence[LaneGradients]) -> float:
     if len(rates) > 1 or not 0 < rates[0] <= MAX_RATE:
         raise ValueError(
             f"step {step} came with the learning rates {rates} times the usual, expected one above 0, at "
-            f"most {MAX_RATE:g}, for all its lanes: that of its record"
+            f"most {MAX_RATE:g}, equal in all its lanes"
         )
     return rates[0]
 
@@ -171,18 +163,13 @@ def _add_rows(name: str, dim: int, parts: Sequence[RowGradients]) -> RowGradient
     counts, sums = np.zeros(most, np.int32), np.zeros((most, dim), np.float32)
     rows = 0
     for part in parts:
-        gradients, lane_counts = (
-            as_rows(part.gradients),
-            np.ascontiguousarray(part.counts, np.int32),
-        )
+        gradients, lane_keys = as_rows(part.gradients), as_keys(part.keys)
+        lane_counts = np.ascontiguousarray(part.counts, np.int32)
         if gradients.shape != (len(part.keys), dim) or len(lane_counts) != len(part.keys):
             raise ValueError(
                 f"table {name}: {len(part.keys)} keys come with gradients {gradients.shape} and "
                 f"{len(lane_counts)} counts, expected {(len(part.keys), dim)} and {len(part.keys)}"
             )
-        rows = int(
-            kernels.add_lane(
-                index, keys, counts, sums, rows, as_keys(part.keys), gradients, lane_counts
-            )
-        )
+        arrays = lane_keys, gradients, lane_counts
+        rows = int(kernels.add_lane(index, keys, counts, sums, rows, *arrays))
     return RowGradients(keys[:rows], sums[:rows], counts[:rows])

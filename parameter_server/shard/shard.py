@@ -1,9 +1,8 @@
-"""A shard: the part of all tables that one process owns, as a pure state machine over steps.
+"""Shard: one process's part of all tables, as a pure state machine over steps.
 
-Step *s* moves the state from "after s-1" to "after s", once: a step that has been applied is ignored, one
-that leaves a hole is refused. One step of undo is kept, so that a shard which is a step ahead of its sibling
-(which died before it wrote the step down) still answers for "after s-1" while workers compute *s* again.
-Nothing here reads a clock, a file or a socket; ``parameter_server.storage.durable_shard`` makes it last.
+Step *s* moves the state from "after s-1" to "after s" once: a repeated step is ignored, a gap is refused. One
+step of undo lets a shard that is a step ahead of a crashed sibling answer for "after s-1" while workers
+compute *s* again. ``parameter_server.storage.durable_shard`` adds files.
 """
 
 import hashlib
@@ -18,23 +17,30 @@ from parameter_server.publish.deltas import seal
 from parameter_server.publish.published import Change, PublishedRows, Removed
 from parameter_server.publish.rounding import check_format, round_dense
 from parameter_server.publish.withheld_rows import WITHHELD_COLUMNS
-from parameter_server.shard import gradient_rejections as refusals
+from parameter_server.shard.gradient_rejections import PREFIX, mark_rejected
 from parameter_server.shard.lanes import LaneGradients, StepSum, add_lanes
 from parameter_server.table.dense import DENSE_COLUMNS, Dense, Vector
 from parameter_server.table.routing import Keys, Rows, as_keys, shard_of
 from parameter_server.table.sketch import SKETCH_COLUMNS
-from parameter_server.table.table import MAX_GRADIENT, ROW_COLUMNS, Arrays, Table, digest_of_exports
+from parameter_server.table.table import (
+    MAX_GRADIENT,
+    ROW_COLUMNS,
+    Arrays,
+    Table,
+    columns_in,
+    digest_of_exports,
+)
 from recsys.config.system_config import TableConfig
 from recsys.events.records import Delta
 
 
 class StepMismatch(RuntimeError):
-    """A shard isn't where the caller thinks. Ask ``where()`` and go on from the step before the slowest."""
+    """The shard is at another step. Ask ``applied_steps()`` and go on from the slowest shard."""
 
     def __init__(self, part: int, asked: int, applied: int) -> None:
         super().__init__(
             f"shard {part} has applied step {applied}, and was asked for step {asked}: "
-            f"it can look up after {applied} or {applied - 1} and learn {applied + 1}; ask where() and "
+            f"it can look up after {applied} or {applied - 1} and learn {applied + 1}; ask applied_steps(), "
             "compute the missing step again, or go back to the newest common snapshot"
         )
         self.part, self.asked, self.applied = part, asked, applied
@@ -42,7 +48,7 @@ class StepMismatch(RuntimeError):
 
 @dataclass(frozen=True)
 class ShardSpec:
-    """What a shard is: equal specs and equal steps give equal bits."""
+    """Settings of a shard: equal specs and equal steps give equal bits."""
 
     tables: tuple[TableConfig, ...]
     lanes: int
@@ -54,14 +60,12 @@ class ShardSpec:
     dense_rate: float = 0.001
     dense_average: float = 0.0  # see parameter_server.table.dense
     dense_first: float = 1.0
-    expire_every: int = 64  # steps between two looks for rows past their time-to-live
+    expire_every: int = 64  # steps between two searches for rows past their time-to-live
     bound: float = MAX_GRADIENT
     delta_format: str = "fp32"  # see parameter_server.publish.rounding
-    delta_bytes: int = (
-        0  # of rows that a step sends; 0 sends all. See parameter_server.publish.published
-    )
-    settle_every: int = 500  # steps between two that send whatever is held back
-    digest_every: int = 64  # steps between two that say the digest of what was published
+    delta_bytes: int = 0  # of rows a step sends; 0: all (see parameter_server.publish.published)
+    settle_every: int = 500  # steps between two that send all withheld rows
+    digest_every: int = 64  # steps between two deltas with a digest of the published rows
 
     def __post_init__(self) -> None:
         names = [table.name for table in self.tables]
@@ -81,26 +85,26 @@ class ShardSpec:
 
 @dataclass
 class Counters:
-    """What happened since the line began: part of the state, so a replay counts the same."""
+    """Counts since the line began: part of the state, so a replay counts the same."""
 
     updated: int = 0
     inserted: int = 0
     expired: int = 0
-    evicted: int = 0  # left because of the budget, the least recently used first
+    evicted: int = 0  # removed because of the budget
     refused_rows: int = 0
     refused_dense: int = 0
 
 
 @dataclass(frozen=True)
 class _Undo:
-    """Rows and dense parameters as they were before the newest step, keys in no order."""
+    """Rows and dense parameters before the newest step, keys in no order."""
 
     rows: Mapping[str, tuple[Keys, Rows]] = field(default_factory=dict)
     dense: Vector | None = None
 
 
 def part_of(spec: ShardSpec, part: int) -> ShardSpec:
-    """The spec of one part of a line."""
+    """Spec of one part of a line."""
     return replace(spec, part=part)
 
 
@@ -113,8 +117,8 @@ class Shard:
         dense: Vector | None = None,
         tables: Mapping[str, Table] | None = None,
     ) -> None:
-        """A line's beginning, before step 1. ``dense`` (P,): the initial parameters, for part 0 alone.
-        ``tables``: by name, where they are others than new ones of ``spec`` (see ``open_mmap_shard``)."""
+        """Starts before step 1. ``dense`` (P,): initial parameters, for part 0 only.
+        ``tables``: by name, instead of new ones of ``spec`` (see ``open_mmap_shard``)."""
         if dense is not None and spec.part != 0:
             raise ValueError(f"part is {spec.part}, but dense parameters live on part 0 alone")
         self.spec = spec
@@ -128,14 +132,14 @@ class Shard:
             )
         self.published = PublishedRows(spec.tables, spec.seed, spec.delta_format, spec.delta_bytes)
         self.applied = 0
-        self.clock_ms = 0  # the newest event time seen: it never goes back, whatever steps say
+        self.clock_ms = 0  # newest event time seen; never goes back
         self.counters = Counters()
         self._undo: _Undo | None = None
 
     def lookup(self, step: int, keys: Mapping[str, Keys]) -> dict[str, Rows]:
-        """Rows by table, in the order of the keys, as they are after ``step``.
+        """Rows by table after ``step``, in the order of the keys.
 
-        Raises StepMismatch unless ``step`` is the newest or, through the undo, the one before it.
+        Raises StepMismatch unless ``step`` is the newest or, by undo, the one before it.
         """
         undo = self._undo_for(step)
         for name in keys.keys() - self.tables.keys():
@@ -152,19 +156,19 @@ class Shard:
         return rows
 
     def dense_after(self, step: int) -> Vector | None:
-        """The dense parameters after ``step``, None on other parts than 0; raises as ``lookup`` does."""
+        """Dense parameters after ``step``, None on parts other than 0; raises as ``lookup`` does."""
         undo = self._undo_for(step)
         if self.dense is None:
             return None
         return self.dense.values if undo is None or undo.dense is None else undo.dense
 
     def learn(self, step: int, time_ms: int, lanes: Sequence[LaneGradients]) -> Delta | None:
-        """Learns from all lanes of a step; None where it has been applied. Raises StepMismatch for a hole."""
+        """Applies all lanes of a step; None if already applied. Raises StepMismatch for a gap."""
         total = self.merge(step, time_ms, lanes)
         return None if total is None else self.apply(total)
 
     def merge(self, step: int, time_ms: int, lanes: Sequence[LaneGradients]) -> StepSum | None:
-        """The sum that ``apply`` would learn from, changing nothing; None where the step has been applied."""
+        """Sum for ``apply``, changing nothing; None if the step was applied already."""
         if step <= self.applied:
             return None
         if step != self.applied + 1:
@@ -176,22 +180,22 @@ class Shard:
             )
         self._check_dense(lanes)
         total = add_lanes(step, time_ms, lanes, self.spec.dims)
-        return refusals.mark_rejected(total, lanes, self.spec.bound, self.spec.part)
+        return mark_rejected(total, lanes, self.spec.bound, self.spec.part)
 
     def _check_dense(self, lanes: Sequence[LaneGradients]) -> None:
-        """Before anything is written down: what can't be applied would come back at each start."""
+        """Refuses gradients before they are logged: a replay would fail on them at each start."""
         for lane in lanes:
             if self.dense is None or lane.dense is None:
                 continue
-            its, expected = np.asarray(lane.dense), self.dense.values
-            if (its.shape, its.dtype) != (expected.shape, expected.dtype):
+            gradient, expected = np.asarray(lane.dense), self.dense.values
+            if (gradient.shape, gradient.dtype) != (expected.shape, expected.dtype):
                 raise ValueError(
-                    f"lane {lane.lane}: the dense gradient is {its.dtype} {its.shape}, expected "
+                    f"lane {lane.lane}: the dense gradient is {gradient.dtype} {gradient.shape}, expected "
                     f"{expected.dtype} {expected.shape}; start workers and shards with one configuration"
                 )
 
     def apply(self, total: StepSum) -> Delta:
-        """Applies the next step's sum, made now or read from the write-ahead file: equal sums, equal bits."""
+        """Applies the next step's sum, new or from the write-ahead file: equal sums, equal bits."""
         if total.step != self.applied + 1:
             raise StepMismatch(self.spec.part, total.step, self.applied)
         self.clock_ms = max(self.clock_ms, total.time_ms)
@@ -207,7 +211,7 @@ class Shard:
         return self._delta(total, changes)
 
     def _delta(self, total: StepSum, changes: Mapping[str, Change]) -> Delta:
-        """What is published of the newest step."""
+        """Delta to publish for the newest step."""
         spec, dense = self.spec, b""
         settle = total.step % spec.settle_every == 0
         held = total.held and not settle
@@ -216,6 +220,9 @@ class Shard:
         )
         if self.dense is not None and not held:
             dense, _ = round_dense(self.dense.averaged, spec.delta_format)
+        metrics = total.metrics
+        if spec.part:
+            metrics = {name: value for name, value in metrics.items() if name.startswith(PREFIX)}
         return seal(
             Delta(
                 line=spec.line,
@@ -227,25 +234,22 @@ class Shard:
                 tables=rows,
                 format=spec.delta_format,
                 dense=dense,
-                metrics={
-                    name: value
-                    for name, value in total.metrics.items()
-                    if spec.part == 0 or name.startswith(refusals.PREFIX)
-                },
+                metrics=dict(metrics),
                 time_ms=self.clock_ms,
                 digest=self.published.digest if total.step % spec.digest_every == 0 else None,
             )
         )
 
     def _apply_table(self, total: StepSum, table: Table) -> tuple[Change, tuple[Keys, Rows]]:
-        """Learns, then removes what expired or is to be forgotten; returns the change and how to undo it."""
+        """Applies gradients, then removes expired and forgotten rows; returns the change and its undo."""
         name, none = table.config.name, np.empty(0, np.int64)
         part, forget = total.tables.get(name), total.forget.get(name, none)
         expiry = total.step % self.spec.expire_every == 0
         learned = none if part is None else part.keys
         stale = table.stale(self.clock_ms) if expiry else none
         leaving = np.union1d(forget, stale)
-        (old, there), (left, was_there) = table.lookup_known(learned), table.lookup_known(leaving)
+        old, existed = table.lookup_known(learned)
+        left, left_existed = table.lookup_known(leaving)
         counts, changed = np.empty(0, np.int32), np.empty(0, np.bool_)
         evicted, evicted_rows = none, left[:0]
         if part is not None:
@@ -268,20 +272,15 @@ class Shard:
         removed = Removed(
             np.concatenate([evicted, gone]),
             np.concatenate([evicted_rows, left[at]]),
-            np.concatenate([np.ones(len(evicted), np.bool_), was_there[at]]),
+            np.concatenate([np.ones(len(evicted), np.bool_), left_existed[at]]),
         )
+        keys, before = learned, old
         if not changed.all():
-            kept, rows, known, counts = (
-                learned[changed],
-                old[changed],
-                there[changed],
-                counts[changed],
-            )
-        else:
-            kept, rows, known = learned, old, there
-        moved = part is None or len(gone)  # rows may stand elsewhere since they were learned
-        after = table.lookup(kept) if moved else table.rows_at(done.slots)
-        change = Change(kept, rows, known, after, counts, removed)
+            keys, before = keys[changed], before[changed]
+            existed, counts = existed[changed], counts[changed]
+        moved = part is None or len(gone)  # removals move rows to other slots
+        after = table.lookup(keys) if moved else table.rows_at(done.slots)
+        change = Change(keys, before, existed, after, counts, removed)
         undo = (
             np.concatenate([learned, leaving, evicted]),
             np.concatenate([old, left, evicted_rows]),
@@ -296,35 +295,27 @@ class Shard:
         raise StepMismatch(self.spec.part, step, self.applied)
 
     def export(self) -> tuple[Arrays, dict[str, Any]]:
-        """Everything, for a snapshot: arrays by name ("table/NAME/COLUMN", "held/NAME/COLUMN",
-        "dense/COLUMN"), and numbers and the format that was published in."""
+        """All state, for a snapshot: arrays named "table/NAME/COLUMN", "held/NAME/COLUMN" and "dense/COLUMN",
+        and metadata (counts, delta format)."""
         arrays: Arrays = {}
         for name, table in self.tables.items():
             arrays |= {f"table/{name}/{k}": v for k, v in table.export().items()}
         if self.dense is not None:
             arrays |= {f"dense/{k}": v for k, v in self.dense.export().items()}
         arrays |= self.published.export()
-        meta = {
-            "step": self.applied,
-            "clock_ms": self.clock_ms,
-            "delta_format": self.spec.delta_format,
-        }
-        return arrays, meta | vars(self.counters)
+        meta = {"step": self.applied, "clock_ms": self.clock_ms}
+        return arrays, meta | {"delta_format": self.spec.delta_format} | vars(self.counters)
 
     def load(self, parts: Sequence[Mapping[str, NDArray[Any]]], meta: Mapping[str, Any]) -> None:
-        """Becomes what was exported, from its own part or, where the number of shards changes, from all:
-        it takes the rows that it owns. Only for a shard that has learned nothing."""
+        """Restores exports, of its own part or (after a change of the number of shards) of all parts, taking
+        the rows that it owns. Only for a shard without steps."""
         for arrays in parts:
             for name, table in self.tables.items():
-                columns = {k: arrays[f"table/{name}/{k}"] for k in ROW_COLUMNS}
-                counted = {k: arrays[f"table/{name}/{k}"] for k in SKETCH_COLUMNS
-                           if f"table/{name}/{k}" in arrays}  # fmt: skip
-                columns = self._owned(columns)
-                table.load(columns | counted)
-                held = {k: arrays[f"held/{name}/{k}"] for k in WITHHELD_COLUMNS
-                        if f"held/{name}/{k}" in arrays}  # fmt: skip
-                held = self._owned(held) if held else held
-                self.published.load(name, columns["keys"], columns["values"], held)
+                rows = self._owned(columns_in(arrays, f"table/{name}/", ROW_COLUMNS))
+                table.load(rows | columns_in(arrays, f"table/{name}/", SKETCH_COLUMNS))
+                withheld = columns_in(arrays, f"held/{name}/", WITHHELD_COLUMNS)
+                withheld = self._owned(withheld) if withheld else withheld
+                self.published.load(name, rows["keys"], rows["values"], withheld)
             if self.dense is not None and "dense/values" in arrays:
                 self.dense.load({k: arrays[f"dense/{k}"] for k in DENSE_COLUMNS})
         self.applied, self.clock_ms = meta["step"], meta["clock_ms"]
@@ -333,16 +324,16 @@ class Shard:
     def _owned(self, arrays: Arrays) -> Arrays:
         if self.spec.parts == 1:
             return arrays
-        mine = shard_of(as_keys(arrays["keys"]), self.spec.parts) == self.spec.part
-        return {name: column[mine] for name, column in arrays.items()}
+        owned = shard_of(as_keys(arrays["keys"]), self.spec.parts) == self.spec.part
+        return {name: column[owned] for name, column in arrays.items()}
 
     @property
     def nbytes(self) -> int:
         return sum(table.nbytes for table in self.tables.values())
 
     def digest(self) -> str:
-        """SHA-256 of all state. Shards that together hold one line: see ``digest_of_shards``, without what is
-        held back from replicas, for that depends on their number."""
+        """SHA-256 of all state, with the withheld rows, which depend on the number of shards
+        (see ``digest_of_shards``)."""
         sha = hashlib.sha256(digest_of_shards([self]).encode())
         for array in self.published.export().values():
             sha.update(array.tobytes())
@@ -350,7 +341,7 @@ class Shard:
 
 
 def digest_of_shards(shards: Sequence[Shard]) -> str:
-    """SHA-256 of a line's rows, optimizer and dense parameters: the same for any number of shards."""
+    """SHA-256 of a line's rows, optimizer and dense parameters, equal for any number of shards."""
     sha = hashlib.sha256()
     for name in sorted(shards[0].tables):
         sha.update(name.encode())

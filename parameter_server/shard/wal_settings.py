@@ -1,6 +1,6 @@
-"""What decides, besides a step's sum, what it does to the weights: the rules by which a file is replayed.
+"""Settings that a write-ahead file was written with: those that, besides a step's sum, determine the weights.
 
-Neither the number of shards is in them nor how deltas are rounded and held back: those change no weight.
+The number of shards and the rounding and withholding of deltas change no weight, so they aren't included.
 """
 
 import json
@@ -11,49 +11,47 @@ from typing import Any, Final
 
 from parameter_server.shard.shard import ShardSpec
 
-_ABOUT: Final = (
+_SETTINGS: Final = (
     "lanes", "seed", "dense_rate", "dense_first", "dense_average", "expire_every", "bound",
 )  # fmt: skip
-
-
-# What a file means that was written before there was such a rule.
-_BEFORE: Final = {"dense_first": 1.0}
+_DEFAULTS: Final = {"dense_first": 1.0}  # for files older than the setting
 
 
 class WalSettingsChanged(ValueError):
-    """Steps were written down by other rules: to replay them by these would give weights that never were."""
+    """Logged steps were learned with other settings: a replay with the current ones would give other
+    weights."""
 
     def __init__(self, path: Path, steps: tuple[int, int], changes: Sequence[str]) -> None:
         super().__init__(
-            f"{path} holds steps {steps[0]} to {steps[1]}, which are in no snapshot yet and were learned by "
-            f"other settings: {'; '.join(changes)}. Start with the settings of before and stop with recsys "
+            f"{path} holds steps {steps[0]} to {steps[1]}, in no snapshot yet and learned with "
+            f"other settings: {'; '.join(changes)}. Start with the previous settings and stop with recsys "
             "down, which takes a snapshot; then change them. Or move this file away, and those of all "
             "shards, and lose these steps"
         )
 
 
 def wal_settings_of(spec: ShardSpec) -> str:
-    """The rules as text, one for each setting: as a write-ahead file carries them."""
-    rules = {name: getattr(spec, name) for name in _ABOUT}
+    """JSON text of the settings, as a write-ahead file stores them."""
+    settings = {name: getattr(spec, name) for name in _SETTINGS}
     for table in spec.tables:
-        rules |= {f"tables.{table.name}.{name}": value for name, value in asdict(table).items()}
-    return json.dumps(rules, sort_keys=True)
+        settings |= {f"tables.{table.name}.{name}": value for name, value in asdict(table).items()}
+    return json.dumps(settings, sort_keys=True)
 
 
-def spec_by_settings(rules: str, spec: ShardSpec) -> ShardSpec:
-    """The spec with what the rules say in the place of its own, for the tables that it has."""
-    said = _said(rules)
+def spec_by_settings(text: str, spec: ShardSpec) -> ShardSpec:
+    """The spec with stored settings instead of its own, for the tables that it has."""
+    stored = _parse(text)
     tables = tuple(
-        replace(table, **{f.name: said.get(f"tables.{table.name}.{f.name}", getattr(table, f.name))
+        replace(table, **{f.name: stored.get(f"tables.{table.name}.{f.name}", getattr(table, f.name))
                           for f in fields(table)})
         for table in spec.tables
     )  # fmt: skip
-    return replace(spec, tables=tables, **{name: said[name] for name in _ABOUT if name in said})
+    return replace(spec, tables=tables, **{k: stored[k] for k in _SETTINGS if k in stored})
 
 
 def changes(before: str, now: str) -> list[str]:
-    """What differs between two rules, in words."""
-    old, new = _said(before), json.loads(now)
+    """Differences between two settings texts, one sentence each."""
+    old, new = _parse(before), json.loads(now)
     return [
         f"{name} was {old.get(name, 'not there')}, is {new.get(name, 'not there')}"
         for name in sorted(old.keys() | new.keys())
@@ -61,6 +59,5 @@ def changes(before: str, now: str) -> list[str]:
     ]
 
 
-def _said(rules: str) -> dict[str, Any]:
-    """What rules say. Of a line without any, nothing is known."""
-    return _BEFORE | json.loads(rules) if rules else {}
+def _parse(text: str) -> dict[str, Any]:
+    return _DEFAULTS | json.loads(text) if text else {}

@@ -1,10 +1,10 @@
-"""A shard that lasts: snapshot + write-ahead file + publication around the pure state machine.
+"""Durable shard: snapshots, write-ahead file and publication around the pure state machine.
 
-The order within a step is: write down, apply, answer, publish; and it is published before the next step is
-written down. So after a crash anywhere, snapshot and file give the state back bit for bit, and only the
-newest step's publication is in doubt: its delta is published again, identical, and consumers drop the repeat.
-The file reaches back to the newest *complete* snapshot, which is also what a shard starts from; so shards
-come back on their own, and to one step when they must.
+A step is logged, applied, answered and published, in this order, and published before the next step is
+logged. After any crash, snapshot and file restore the state bit for bit. Only the newest step's publication
+is in doubt: its delta is published again, identical, and consumers drop the repeat. The file reaches back to
+the newest *complete* snapshot, from which a shard starts; so each shard recovers on its own, and all to one
+step if needed.
 """
 
 import logging
@@ -24,49 +24,50 @@ from parameter_server.table.routing import Keys, Rows
 from parameter_server.table.table import Arrays
 from recsys.events.records import pack
 
-TIDY_EVERY: Final = 16  # steps between two looks for siblings' parts of a snapshot
+TIDY_EVERY: Final = 16  # steps between two checks whether siblings completed a snapshot
 Publish = Callable[[Sequence[bytes]], None]
 
 
 @dataclass(frozen=True)
 class ShardStorage:
-    """Where a shard keeps its state and how hard."""
+    """Paths of a shard's files and how durably they are written."""
 
     snapshots: Path
     wal: Path
     snapshot_every: int = 500
     snapshots_kept: int = 3
-    sync: bool = False  # ask the disk at each step: outlives a power cut
+    sync: bool = False  # fsync each step, to survive a power cut
 
 
 class DurableShard:
-    """Owns a shard and its files. Every method may be called from any thread."""
+    """Owns a shard and its files. Thread-safe."""
 
     def __init__(
         self,
         spec: ShardSpec,
-        home: ShardStorage,
+        storage: ShardStorage,
         publish: Publish,
         dense: Vector | None = None,
         background: bool = False,
     ) -> None:
-        """Starts from the newest complete snapshot and the file after it; else at the line's beginning.
+        """Recovers from the newest complete snapshot and the write-ahead file, else starts a new line.
 
-        ``dense``: the initial parameters, used on part 0 of a new line. ``background``: write snapshots in a
-        thread, so that a step waits only for the copy. Where the file doesn't reach back to the snapshot
-        (``lost`` says so), the shard stands at the snapshot, and the line must ``rewind``.
+        ``dense``: initial parameters, used on part 0 of a new line. ``background``: write snapshots in a
+        thread, so that a step waits only for the copy. If the file doesn't reach back to the snapshot
+        (``lost`` says so), the shard is at the snapshot and the line must ``rewind``.
         """
-        self.spec, self._home, self._publish = spec, home, publish
+        self.spec, self._storage, self._publish = spec, storage, publish
         self._dense, self._background = dense, background
         self._lock = threading.RLock()
-        # Taken within ``_lock`` or alone: rows are looked up while a delta is published.
+        # Taken within ``_lock`` or alone: lookups go on while a delta is published.
         self._publishing = threading.RLock()
         self._unpublished: list[bytes] = []  # grows and is replaced within ``_lock``
         self._writer: threading.Thread | None = None
-        self._untidy: int | None = None  # the newest snapshot, until all its parts are there
-        self._saved = 0  # the newest step that a snapshot was begun from, or written of
-        self.snapshot_error = ""  # of the newest snapshot that could not be written
-        self._wal = Wal(home.wal, owner_of(spec), home.sync, wal_settings_of(spec))
+        self._snapshot_due = False  # the newest step's snapshot is still to be taken
+        self._untidy: int | None = None  # newest snapshot of which parts may be missing
+        self._saved = 0  # newest step of which a snapshot was written
+        self.snapshot_error = ""  # of the newest snapshot, if it could not be written
+        self._wal = Wal(storage.wal, owner_of(spec), storage.sync, wal_settings_of(spec))
         self.passed_over: list[str] = []
         self.lost = ""
         try:
@@ -81,7 +82,7 @@ class DurableShard:
 
     @property
     def shard(self) -> Shard:
-        """The state machine, to look at."""
+        """State machine, for inspection."""
         return self._shard
 
     def lookup(self, step: int, keys: Mapping[str, Keys]) -> tuple[dict[str, Rows], Vector | None]:
@@ -92,44 +93,50 @@ class DurableShard:
     def learn(
         self, step: int, time_ms: int, lanes: Sequence[LaneGradients], publish: bool = True
     ) -> None:
-        """Learns a step for good, or does nothing where it has been. When it returns, its delta is published;
-        without ``publish`` that of the step before is, and its own waits for ``flush``.
+        """Logs and applies a step, unless already applied, and publishes its delta; without ``publish`` only
+        the previous step's, and its own waits for ``flush``.
 
-        Raises StepMismatch for a hole, and whatever writing or publishing raises: call it again then.
+        Raises StepMismatch for a gap, and any error of writing or publishing; call it again after that. A
+        snapshot that such an error interrupted is completed first, while the state is still that of its step.
         """
         with self._lock:
             self.flush()
+            self._retry_snapshot()
             total = self._shard.merge(step, time_ms, lanes)
             if total is None:
                 return
             self._wal.append(step, total.encode())
-            self._apply(total)
+            self._unpublished.append(pack(self._shard.apply(total)))
+            self._snapshot_due = step % self._storage.snapshot_every == 0
             if publish:
                 self.flush()
-            if step % self._home.snapshot_every == 0:
+            if self._snapshot_due:
                 self.snapshot()
             elif step % TIDY_EVERY == 0:
                 self._tidy()
 
     def snapshot(self) -> None:
-        """Writes this shard's part of a snapshot at the newest step, and tidies up behind it. Whatever is in
-        it has been published: the file, which could tell it again, may be cut behind it."""
+        """Writes this shard's part of a snapshot at the newest step and tidies up. Publishes first: the file,
+        which could publish the step again, may be cut after it."""
         with self._lock:
             self.flush()
             step = self._shard.applied
             if self._writer is not None and self._writer.is_alive():
+                self._snapshot_due = False
                 self.snapshot_error = f"step {step}: the one before is still being written"
                 return
             arrays, meta = self._shard.export()
-            if not self._background:
+            if self._background:
+                arguments = (step, arrays, meta)
+                self._writer = threading.Thread(target=self._write_in_background, args=arguments)
+                self._writer.start()
+            else:
                 self._write(step, arrays, meta)
-                return
-            self._writer = threading.Thread(target=self._try_to_write, args=(step, arrays, meta))
-            self._writer.start()
+            self._snapshot_due = False
 
     def rewind(self, step: int) -> None:
-        """Goes back to the complete snapshot at ``step`` and forgets what came after: all shards of the line
-        must do the same. Trainers then repeat the steps, whose deltas are identical to those published."""
+        """Returns to the complete snapshot at ``step`` and forgets later steps. All shards of the line must
+        do the same; trainers then repeat the steps, with identical deltas."""
         self._join_writer()
         with self._lock, self._publishing:
             if self._shard.applied != step:
@@ -142,16 +149,13 @@ class DurableShard:
             return self._shard.digest()
 
     def common_step(self) -> int:
-        """The newest step that the whole line can go back to: of a complete snapshot without a flaw."""
-        found = snapshots.latest(self._home.snapshots, self.spec.line, self.spec.epoch)
-        if found.snapshot is None:
-            raise snapshots.NoSnapshot(f"{self._home.snapshots}/{self.spec.line}", found.reasons)
-        return found.snapshot.step
+        """Step of the newest complete and intact snapshot, to which the whole line can return."""
+        return snapshots.require(self._storage.snapshots, self.spec.line, self.spec.epoch).step
 
     def status(self) -> dict[str, Any]:
-        """Numbers for the dashboard."""
+        """Figures for the dashboard."""
         with self._lock:
-            tables = {name: len(table) for name, table in self._shard.tables.items()}
+            tables = self._shard.tables.items()
             return {
                 "line": self.spec.line,
                 "epoch": self.spec.epoch,
@@ -159,11 +163,11 @@ class DurableShard:
                 "parts": self.spec.parts,
                 "step": self._shard.applied,
                 "time_ms": self._shard.clock_ms,
-                "rows": tables,
-                "waiting": {name: t.waiting for name, t in self._shard.tables.items()},
+                "rows": {name: len(table) for name, table in tables},
+                "waiting": {name: table.waiting for name, table in tables},
                 "held_back": self._shard.published.withheld,
                 "bytes": self._shard.nbytes,
-                "table_bytes": {name: t.nbytes for name, t in self._shard.tables.items()},
+                "table_bytes": {name: table.nbytes for name, table in tables},
                 "wal_bytes": self._wal.nbytes,
                 "wal_cut_bytes": self._wal.cut_bytes,
                 "unpublished": len(self._unpublished),
@@ -174,107 +178,118 @@ class DurableShard:
             }
 
     def stop(self) -> None:
-        """A clean stop: takes a snapshot of what no snapshot holds yet, and closes. So the next start replays
-        nothing, and settings may change in between."""
+        """Takes a snapshot of steps that no snapshot holds, and closes. The next start replays nothing, so
+        settings may change in between."""
         self._join_writer()
         with self._lock:
             if self._shard.applied > self._saved:
                 try:
                     self.flush()
                     self._write(self._shard.applied, *self._shard.export())
-                except Exception as error:  # the file has it all the same
+                except Exception as error:  # the write-ahead file still has the steps
                     self.snapshot_error = f"step {self._shard.applied}: {error!r}"
                     logging.getLogger(__name__).warning("no snapshot: %s", self.snapshot_error)
         self.close()
 
     def close(self) -> None:
-        """Closes the file; the next start replays it, and publishes what waits. When it returns, nothing is
-        being published, or will be: the log may be closed."""
+        """Closes the file; the next start replays it and publishes what waits. Nothing is published after it
+        returns: the log may be closed."""
         self._join_writer()
         with self._lock, self._publishing:
             self._unpublished = []
             self._wal.close()
 
-    def _start(self, step: int | None = None) -> None:
-        """Whoever looks meanwhile sees the state of before: it is replaced when the new one is whole."""
-        spec, home, wal = self.spec, self._home, self._wal
-        shard = Shard(spec, self._dense if spec.part == 0 else None)
-        found = snapshots.latest(home.snapshots, spec.line, spec.epoch, step)
-        if step is not None and found.snapshot is None:
-            raise snapshots.NoSnapshot(f"{home.snapshots}/{spec.line} at {step}", found.reasons)
-        if found.snapshot is not None:
-            load_shard(shard, found.snapshot)
-        base = shard.applied
-        if step is not None:
-            wal.clear()
-        self._check_file(base, found)
-        self._unpublished = []
-        for _, payload in wal.records(after=base):
-            # Only the newest: published before the step after it was written down.
-            self._unpublished = [pack(shard.apply(StepSum.decode(payload)))]
-        self._shard, self.passed_over, self._saved = shard, found.reasons, base
-        if found.snapshot is None and shard.applied == 0:
-            arrays, meta = shard.export()
-            self._write(0, arrays, meta)  # replicas need something to start from
-
-    def _check_file(self, base: int, found: snapshots.LatestSnapshot) -> None:
-        """Whether the file goes on from a start at step ``base``: what doesn't is cleared, and what would be
-        lost by that, or replayed as it never was, is refused."""
-        spec, home, wal = self.spec, self._home, self._wal
-        first, last = wal.steps or (base + 1, base)
-        reach = last if first == 1 else 0
-        newest = snapshots.newest_step(home.snapshots, spec.line, spec.epoch)
-        if found.snapshot is None and newest > reach:
-            raise snapshots.NoUsableSnapshot(f"{home.snapshots}/{spec.line}", home.wal, found.reasons)
-        if first > base + 1:
-            self.lost = f"snapshot {base}, write-ahead file {first} to {last}"
-            wal.clear()
-        elif last < base:
-            # A power cut took its end, or it is of an earlier number of shards: the snapshot holds all of it,
-            # and the next step behind it would leave a hole, at which the file would be cut.
-            wal.clear()
-        elif differs := changes(wal.rules, wal_settings_of(spec)):
-            if last > base:
-                raise WalSettingsChanged(home.wal, (base + 1, last), differs)
-            wal.clear()
-
-    def _apply(self, total: StepSum) -> None:
-        self._unpublished.append(pack(self._shard.apply(total)))
-
     def flush(self) -> None:
-        """Publishes what waits for it, or what a crash left in doubt. Steps may be looked up meanwhile."""
+        """Publishes waiting deltas, also those that a crash left in doubt. Lookups go on meanwhile."""
         with self._publishing:
             deltas = list(self._unpublished)
             if deltas:
                 self._publish(deltas)
                 del self._unpublished[: len(deltas)]
 
-    def _try_to_write(self, step: int, arrays: Arrays, meta: Mapping[str, Any]) -> None:
+    def _start(self, step: int | None = None) -> None:
+        """Loads a snapshot and replays the file. Replaces the state at the end, for concurrent readers."""
+        spec, storage, wal = self.spec, self._storage, self._wal
+        shard = Shard(spec, self._dense if spec.part == 0 else None)
+        newest = snapshots.latest(storage.snapshots, spec.line, spec.epoch, step)
+        if step is not None and newest.snapshot is None:
+            raise snapshots.NoSnapshot(f"{storage.snapshots}/{spec.line} at {step}", newest.reasons)
+        if newest.snapshot is not None:
+            load_shard(shard, newest.snapshot)
+        base = shard.applied
+        if step is not None:
+            wal.clear()
+        self._check_file(base, newest)
+        self._unpublished = []
+        for _, payload in wal.records(after=base):
+            # The newest alone: each was published before the next step was logged.
+            self._unpublished = [pack(shard.apply(StepSum.decode(payload)))]
+        self._shard, self.passed_over, self._saved = shard, newest.reasons, base
+        # A crash may have come between a step and its snapshot.
+        self._snapshot_due = shard.applied > base and shard.applied % storage.snapshot_every == 0
+        if newest.snapshot is None and shard.applied == 0:
+            self._write(0, *shard.export())  # replicas need a snapshot to start from
+
+    def _check_file(self, base: int, newest: snapshots.LatestSnapshot) -> None:
+        """Clears a file that doesn't continue from step ``base``. Refuses to lose steps or to replay them
+        with other settings."""
+        spec, storage, wal = self.spec, self._storage, self._wal
+        first, last = wal.steps or (base + 1, base)
+        reach = last if first == 1 else 0
+        newest_step = snapshots.newest_step(storage.snapshots, spec.line, spec.epoch)
+        if newest.snapshot is None and newest_step > reach:
+            line = f"{storage.snapshots}/{spec.line}"
+            raise snapshots.NoUsableSnapshot(line, storage.wal, newest.reasons)
+        if first > base + 1:
+            self.lost = f"snapshot {base}, write-ahead file {first} to {last}"
+            wal.clear()
+        elif last < base:
+            # A power cut lost its end, or the number of shards changed: the snapshot holds all of it, and the
+            # next step would leave a gap, at which the file would be cut.
+            wal.clear()
+        elif changed := changes(wal.settings, wal_settings_of(spec)):
+            if last > base:
+                raise WalSettingsChanged(storage.wal, (base + 1, last), changed)
+            wal.clear()
+
+    def _retry_snapshot(self) -> None:
+        """Takes the snapshot that a failed flush or write, or a crash, left out. A second failure is recorded
+        and the line goes on: the file reaches back to the snapshot before."""
+        if self._snapshot_due:
+            self._snapshot_due = False
+            self._try(self._shard.applied, self.snapshot)
+
+    def _write_in_background(self, step: int, arrays: Arrays, meta: Mapping[str, Any]) -> None:
+        if not self._try(step, lambda: self._write(step, arrays, meta)):
+            self._try(step, lambda: self._write(step, arrays, meta))
+
+    def _try(self, step: int, write: Callable[[], None]) -> bool:
         try:
-            self._write(step, arrays, meta)
-        except Exception as error:  # the line goes on: the file reaches back to the snapshot before
+            write()
+        except Exception as error:
             self.snapshot_error = f"step {step}: {error!r}"
+            return False
+        return True
 
     def _write(self, step: int, arrays: Arrays, meta: Mapping[str, Any]) -> None:
-        spec, home = self.spec, self._home
-        snapshots.write_part(
-            home.snapshots, spec.line, spec.epoch, step, spec.part, spec.parts, arrays, meta
-        )
+        spec, folder = self.spec, self._storage.snapshots
+        part = (spec.part, spec.parts)
+        snapshots.write_part(folder, spec.line, spec.epoch, step, *part, arrays, meta)
         with self._lock:
             self.snapshot_error = ""
             self._untidy, self._saved = step, max(step, self._saved)
             self._tidy()
 
     def _tidy(self) -> None:
-        """Drops what the newest complete snapshot makes needless. Siblings may still be writing theirs."""
+        """Removes files superseded by the newest complete snapshot. Siblings may still write their parts."""
         if self._untidy is None:
             return
-        spec, home = self.spec, self._home
-        complete = snapshots.complete_steps(home.snapshots, spec.line, spec.epoch)
+        spec, storage = self.spec, self._storage
+        complete = snapshots.complete_steps(storage.snapshots, spec.line, spec.epoch)
         if complete:
-            snapshots.sync_snapshot(home.snapshots, spec.line, spec.epoch, complete[-1])
+            snapshots.sync_snapshot(storage.snapshots, spec.line, spec.epoch, complete[-1])
             self._wal.truncate_before(complete[-1] + 1)
-            snapshots.prune(home.snapshots, spec.line, home.snapshots_kept, spec.epoch)
+            snapshots.prune(storage.snapshots, spec.line, storage.snapshots_kept, spec.epoch)
             if complete[-1] >= self._untidy:
                 self._untidy = None
 
@@ -284,23 +299,26 @@ class DurableShard:
 
 
 def owner_of(spec: ShardSpec) -> str:
-    """Whose a write-ahead file is."""
+    """Owner text of a shard's write-ahead file."""
     return f"{spec.line}/{spec.epoch}/{spec.part}-of-{spec.parts}"
 
 
 def load_shard(shard: Shard, snapshot: snapshots.Snapshot) -> None:
-    """Fills a new shard from a snapshot, whatever number of shards wrote it."""
+    """Fills a new shard from a snapshot written by any number of shards."""
     if snapshot.parts == shard.spec.parts:
         part = shard.spec.part
         shard.load([snapshot.read(part)], snapshot.meta(part))
         return
     parts = range(snapshot.parts)
-    load_resharded(shard, [snapshot.read(part) for part in parts], [snapshot.meta(p) for p in parts])
+    arrays = [snapshot.read(part) for part in parts]
+    load_resharded(shard, arrays, [snapshot.meta(part) for part in parts])
 
 
-def load_resharded(shard: Shard, parts: Sequence[Arrays], metas: Sequence[Mapping[str, Any]]) -> None:
+def load_resharded(
+    shard: Shard, parts: Sequence[Arrays], metas: Sequence[Mapping[str, Any]]
+) -> None:
     """Fills a new shard from the exports of all parts of another number of shards."""
-    meta = dict(metas[0]) | {  # what was counted goes to part 0, so that the sum over shards stays
+    meta = dict(metas[0]) | {  # part 0 takes all counts, to keep their sum over shards
         name: sum(m[name] for m in metas) if shard.spec.part == 0 else 0
         for name in metas[0].keys() - {"step", "clock_ms", "delta_format"}
     }

@@ -1,8 +1,7 @@
-"""What changed between two exports of a shard, and an export put together from a full one and increments.
+"""Incremental exports of a shard: differences between two exports, and their application.
 
-Arrays that belong to rows are told by their names: "GROUP/keys" and its columns beside it. An increment has
-the rows that are new or differ in any bit, and as "GROUP/removed" the keys that are gone; all other arrays it
-has whole. Rows come out in another order than they went in: no shard minds.
+Row arrays are named "GROUP/keys" and "GROUP/COLUMN". An increment holds new or changed rows (in any bit),
+removed keys as "GROUP/removed", and all other arrays whole. Applying it reorders rows, which shards allow.
 """
 
 # R rows
@@ -22,11 +21,8 @@ _COLUMNS: Final = {*ROW_COLUMNS, *WITHHELD_COLUMNS} - {"keys"}
 
 
 def difference(before: Arrays, after: Arrays) -> dict[str, NDArray[Any]]:
-    """The increment that makes ``after`` of ``before``."""
-    out: dict[str, NDArray[Any]] = {}
-    for name, array in after.items():
-        if not _group(name, after):
-            out[name] = array
+    """The increment from ``before`` to ``after``."""
+    out = {name: array for name, array in after.items() if not _is_row_array(name, after)}
     for group in _groups(after):
         columns = _columns(group, after)
         if group not in _groups(before) or columns != _columns(group, before):
@@ -40,11 +36,8 @@ def difference(before: Arrays, after: Arrays) -> dict[str, NDArray[Any]]:
 
 
 def apply(before: Arrays, increment: Arrays) -> dict[str, NDArray[Any]]:
-    """What ``increment`` was made from, the rows in some order."""
-    out: dict[str, NDArray[Any]] = {}
-    for name, array in increment.items():
-        if not _group(name, increment):
-            out[name] = array
+    """The export after ``increment``, rows in any order."""
+    out = {name: array for name, array in increment.items() if not _is_row_array(name, increment)}
     for group in _groups(increment):
         keys = increment[f"{group}keys"]
         old = before.get(f"{group}keys")
@@ -62,7 +55,7 @@ def apply(before: Arrays, increment: Arrays) -> dict[str, NDArray[Any]]:
 def _changed(
     group: str, columns: tuple[str, ...], before: Arrays, after: Arrays
 ) -> tuple[NDArray[np.bool_], NDArray[np.int64]]:
-    """Which rows of ``after`` (R,) are new or differ, and the keys that are gone."""
+    """Mask of new or changed rows of ``after`` (R,), and the removed keys."""
     old, new = before[f"{group}keys"], after[f"{group}keys"]
     if not len(old):
         return np.ones(len(new), np.bool_), old
@@ -70,19 +63,18 @@ def _changed(
     at = order[np.minimum(np.searchsorted(old, new, sorter=order), len(old) - 1)]
     changed = old[at] != new
     for column in columns:
-        was, now = before[f"{group}{column}"], after[f"{group}{column}"]
-        if was.dtype != now.dtype or was.shape[1:] != now.shape[1:]:
+        source, target = before[f"{group}{column}"], after[f"{group}{column}"]
+        if source.dtype != target.dtype or source.shape[1:] != target.shape[1:]:
             changed[:] = True
         else:
-            differs = _bits(was)[at] != _bits(now)
+            differs = _bits(source)[at] != _bits(target)
             changed |= differs.any(axis=tuple(range(1, differs.ndim)))
     return changed, old[~np.isin(old, new)]
 
 
 def _bits(array: NDArray[Any]) -> NDArray[Any]:
-    """Floats as integers: two NaNs are equal, and 0 isn't -0."""
-    contiguous = np.ascontiguousarray(array)
-    return contiguous.view(f"u{array.dtype.itemsize}")
+    """Array viewed as integers: NaNs compare equal, 0 and -0 don't."""
+    return np.ascontiguousarray(array).view(f"u{array.dtype.itemsize}")
 
 
 def _groups(arrays: Arrays) -> list[str]:
@@ -93,8 +85,6 @@ def _columns(group: str, arrays: Arrays) -> tuple[str, ...]:
     return tuple(sorted(c for c in _COLUMNS if f"{group}{c}" in arrays))
 
 
-def _group(name: str, arrays: Arrays) -> bool:
-    """Whether an array belongs to rows."""
+def _is_row_array(name: str, arrays: Arrays) -> bool:
     group, _, column = name.rpartition("/")
-    of_rows = column == "keys" or column == REMOVED or column in _COLUMNS
-    return of_rows and f"{group}/keys" in arrays
+    return column in {"keys", REMOVED, *_COLUMNS} and f"{group}/keys" in arrays

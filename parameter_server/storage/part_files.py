@@ -1,9 +1,8 @@
-"""The files of one part of a snapshot: its arrays, and where it is an increment, those that it builds on.
+"""Files of one part of a snapshot: its arrays and, for an increment, the files that it builds on.
 
     {arrays.safetensors, manifest.json, chain-0.safetensors, …}
 
-The manifest carries the SHA-256 of each. What it builds on lies in its own folder, linked, the full
-file first.
+The manifest holds the SHA-256 of each. The chain is hard-linked into the part's folder, the full file first.
 """
 
 import hashlib
@@ -23,11 +22,11 @@ Manifest = Mapping[str, Any]
 Wanted = Callable[[str], bool]
 ARRAYS: Final = "arrays.safetensors"
 MANIFEST: Final = "manifest.json"
-FULL_EVERY: Final = 8  # of so many snapshots at least one is full
+FULL_EVERY: Final = 8  # snapshots, of which at least one is full
 
 
 def files_of(folder: Path, manifest: Manifest) -> list[tuple[Path, str]]:
-    """All files of a part in the order in which they build on each other, each with its SHA-256."""
+    """Files of a part with their SHA-256, the full one first, then increments in order."""
     chain = _chain(manifest)
     names = [*map(_link, range(len(chain))), ARRAYS]
     digests = [link["sha256"] for link in (*chain, manifest)]
@@ -37,17 +36,17 @@ def files_of(folder: Path, manifest: Manifest) -> list[tuple[Path, str]]:
 def read_files(
     folder: Path, manifest: Manifest, wanted: Wanted = lambda name: True
 ) -> dict[str, NDArray[Any]]:
-    """The arrays whose names are ``wanted``, all increments applied."""
+    """Arrays whose names are ``wanted``, with all increments applied."""
     arrays: dict[str, NDArray[Any]] = {}
     for place, (path, _) in enumerate(files_of(folder, manifest)):
         with safe_open(path, framework="numpy") as file:
-            its = {name: file.get_tensor(name) for name in file.keys() if wanted(name)}
-        arrays = increments.apply(arrays, its) if place else its
+            update = {name: file.get_tensor(name) for name in file.keys() if wanted(name)}
+        arrays = increments.apply(arrays, update) if place else update
     return arrays
 
 
 def check_files(folder: Path, manifest: Manifest) -> None:
-    """Raises ValueError where a file isn't what its digest says."""
+    """Raises ValueError if a file doesn't match its digest or can't be opened."""
     for path, sha256 in files_of(folder, manifest):
         if sha256_of(path) != sha256:
             raise ValueError(f"{path.name} is corrupt: its SHA-256 isn't the manifest's")
@@ -59,7 +58,7 @@ def check_files(folder: Path, manifest: Manifest) -> None:
 
 
 def full_file(manifest: Manifest) -> str:
-    """The SHA-256 of the full file that a part builds on, its own where it is one."""
+    """SHA-256 of the full file that a part builds on, or of its own arrays if full."""
     sha256: str = [*_chain(manifest), manifest][0]["sha256"]
     return sha256
 
@@ -67,9 +66,8 @@ def full_file(manifest: Manifest) -> str:
 def increment(
     base: Path | None, arrays: Arrays, beside: Path
 ) -> tuple[Arrays, list[dict[str, Any]]]:
-    """What to write of a part whose folder will be ``beside``, where ``base`` is that of the part before it:
-    its increment and the chain that it goes on, which is linked into ``beside``; or all of it and no chain,
-    where there is nothing to go on, or it wouldn't pay."""
+    """Arrays to write for a part in the folder ``beside``, and the chain linked there: an increment on the
+    part at ``base``, or all arrays without a chain if there is no base or the increment isn't smaller."""
     if base is None:
         return arrays, []
     try:
@@ -78,17 +76,17 @@ def increment(
         if len(chain) >= FULL_EVERY:
             return arrays, []
         check_files(base, manifest)
-        its = increments.difference(read_files(base, manifest), arrays)
-        grown = sum(link["bytes"] for link in chain[1:]) + sum(a.nbytes for a in its.values())
+        update = increments.difference(read_files(base, manifest), arrays)
+        grown = sum(link["bytes"] for link in chain[1:]) + sum(a.nbytes for a in update.values())
         if grown > chain[0]["bytes"]:
             return arrays, []
         for place, link in enumerate([*map(_link, range(len(chain) - 1)), ARRAYS]):
             os.link(base / link, beside / _link(place))
-    except (OSError, ValueError, KeyError, SafetensorError):  # damaged, or a disk without links
+    except (OSError, ValueError, KeyError, SafetensorError):  # damaged, or no hard links
         for place in range(FULL_EVERY):  # a full part has no chain beside it
             (beside / _link(place)).unlink(missing_ok=True)
         return arrays, []
-    return its, chain
+    return update, chain
 
 
 def sha256_of(path: Path) -> str:
@@ -97,11 +95,11 @@ def sha256_of(path: Path) -> str:
 
 
 def _link(place: int) -> str:
-    """The name of a file that a part builds on, the full one first."""
+    """File name of a link of the chain, the full file first."""
     return f"chain-{place}.safetensors"
 
 
 def _chain(manifest: Manifest) -> list[dict[str, Any]]:
-    """What a part builds on: nothing, where it was written before there were increments."""
+    """Chain of a part; empty in manifests older than increments."""
     chain: list[dict[str, Any]] = manifest.get("chain", [])
     return chain

@@ -1,10 +1,9 @@
-"""Another number of shards: what the old ones had is cut anew, before the new ones start.
+"""Change of the number of shards: re-partitions the old shards' state before the new ones start.
 
-The old shards are made again from the newest snapshot and their write-ahead files, up to the step that all of
-them have written down, by the settings that these files name: others may come with the new number. Together
-they become a snapshot of that step in as many parts as there are shards now, and the new ones start from it:
-nothing is learned again, and nothing that replicas were sent changes. The old files go last, so a kill at any
-time leaves the old shards or the new.
+The old shards are recovered from the newest snapshot and their write-ahead files, up to the last step that
+all of them logged, with the settings stored in these files. Their state becomes a snapshot of that step in
+the new number of parts, from which the new shards start: nothing is learned again or sent differently to
+replicas. The old files are deleted last, so a kill at any time leaves the old or the new shards.
 """
 
 import re
@@ -26,7 +25,7 @@ _FILE: Final = re.compile(r"(?P<line>.+)-(?P<epoch>\d+)-(?P<part>\d+)-of-(?P<par
 
 
 class Resharded(NamedTuple):
-    """What was done: from how many shards, at which step."""
+    """Result: old number of shards, and the step."""
 
     parts: int
     step: int
@@ -34,31 +33,31 @@ class Resharded(NamedTuple):
 
 @dataclass(frozen=True)
 class ShardFiles:
-    """Where a line's shards keep their files."""
+    """Locations of the files of a line's shards."""
 
     snapshots: Path
-    wals: Path  # the folder
+    wals: Path  # folder
     sync: bool = False
 
     def wal(self, spec: ShardSpec) -> Path:
-        """The write-ahead file of one shard."""
+        """Write-ahead file of one shard."""
         return self.wals / f"{spec.line}-{spec.epoch}-{spec.part}-of-{spec.parts}.wal"
 
     def counts(self, spec: ShardSpec) -> list[int]:
-        """The numbers of shards of which a line and epoch has write-ahead files."""
-        found = (_FILE.fullmatch(file.name) for file in self.wals.glob("*.wal"))
-        own = (m for m in found if m and (m["line"], int(m["epoch"])) == (spec.line, spec.epoch))
+        """Numbers of shards for which a line and epoch have write-ahead files."""
+        matches = (_FILE.fullmatch(file.name) for file in self.wals.glob("*.wal"))
+        own = (m for m in matches if m and (m["line"], int(m["epoch"])) == (spec.line, spec.epoch))
         return sorted({int(m["parts"]) for m in own})
 
 
 def reshard_line(
     spec: ShardSpec, files: ShardFiles, publish: Publish, dense: Vector | None = None
 ) -> Resharded | None:
-    """Cuts what other numbers of shards left for ``spec.parts``; None where they left no more than is in the
-    snapshot and the own files. No shard of the line may run. ``dense``: as a line begins. Raises
-    snapshots.NoUsableSnapshot where snapshots are there, none can be used, and the files don't hold what they did.
+    """Re-partitions the state of other numbers of shards into ``spec.parts``; None if they have no more than
+    the snapshot and the current files. No shard of the line may run. ``dense``: initial parameters.
 
-    The newest delta of each old shard is published once more: a crash may have kept it from being so.
+    Publishes the newest delta of each old shard again, which a crash may have prevented. Raises
+    snapshots.NoUsableSnapshot if snapshots exist, none is usable, and the files don't hold their steps.
     """
     others = [parts for parts in files.counts(spec) if parts != spec.parts]
     if not others:
@@ -67,8 +66,8 @@ def reshard_line(
     base = 0 if newest is None else newest.step
     reach = {parts: _reach(replace(spec, parts=parts), files, base) for parts in others}
     best = max(others, key=lambda parts: reach[parts])
-    held = snapshots.newest_step(files.snapshots, spec.line, spec.epoch)
-    if newest is None and held > reach[best]:
+    newest_step = snapshots.newest_step(files.snapshots, spec.line, spec.epoch)
+    if newest is None and newest_step > reach[best]:
         raise snapshots.NoUsableSnapshot(f"{files.snapshots}/{spec.line}", files.wals, reasons)
     done = None
     if reach[best] > _reach(spec, files, base):
@@ -82,7 +81,7 @@ def reshard_line(
 
 
 def _reach(spec: ShardSpec, files: ShardFiles, base: int) -> int:
-    """The newest step that all shards of a layout have, going on from a snapshot at ``base``."""
+    """Newest step that all shards of a layout have logged, continuing from a snapshot at ``base``."""
     reached = []
     for part in range(spec.parts):
         own = part_of(spec, part)
@@ -107,7 +106,7 @@ def _recover(
     for part in range(spec.parts):
         own = part_of(spec, part)
         wal = Wal(files.wal(own), owner_of(own), files.sync)
-        shard = Shard(spec_by_settings(wal.rules, own), dense if part == 0 else None)
+        shard = Shard(spec_by_settings(wal.settings, own), dense if part == 0 else None)
         if newest is not None:
             load_shard(shard, newest)
         delta = None
@@ -123,15 +122,12 @@ def _recover(
 
 
 def _write(spec: ShardSpec, files: ShardFiles, old: Sequence[Shard]) -> None:
-    """A snapshot in the new number of parts. One new shard is in memory at a time."""
+    """Writes a snapshot in the new number of parts, with one new shard in memory at a time."""
     exports = [shard.export() for shard in old]
     first = old[0].dense
     for part in range(spec.parts):
         own = part_of(spec, part)
         shard = Shard(own, first.values if part == 0 and first is not None else None)
         load_resharded(shard, [arrays for arrays, _ in exports], [meta for _, meta in exports])
-        arrays, meta = shard.export()
-        step, parts = old[0].applied, spec.parts
-        snapshots.write_part(
-            files.snapshots, spec.line, spec.epoch, step, part, parts, arrays, meta
-        )
+        place = (spec.line, spec.epoch, old[0].applied, part, spec.parts)
+        snapshots.write_part(files.snapshots, *place, *shard.export())

@@ -1,13 +1,13 @@
-"""Snapshots: everything of a line at one step, in parts that shards write on their own.
+"""Snapshots: the state of a line at one step, in parts that shards write independently.
 
     FOLDER/LINE/EPOCH-STEP/part-00000-of-00002/{arrays.safetensors, manifest.json}
 
-A part is written beside and renamed, so it is there whole or not at all; its manifest carries the SHA-256
-of its arrays. A snapshot is complete when all parts are there. Weights are safetensors: reading runs no code.
+A part is written to a temporary folder and renamed, hence atomic; its manifest holds the SHA-256 of its
+arrays. A snapshot is complete when all parts exist. Weights are safetensors: reading runs no code.
 
-Mostly a part holds what changed since the snapshot before it. The files that it builds on, a full one and
-other increments, lie in its folder too, as hard links: so a snapshot needs no other one, removing one harms
-none, and no byte is written or kept twice. After some increments a full one is written again.
+Most parts are increments on the snapshot before. The files that they build on are hard-linked into their
+folder, so snapshots are independent of each other and no byte is stored twice. A full part follows some
+increments.
 """
 
 import json
@@ -43,7 +43,7 @@ _LINE: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
 class NoSnapshot(LookupError):
-    """There is no complete snapshot; ``reasons`` say what was passed over."""
+    """No complete snapshot; ``reasons`` name the skipped ones."""
 
     def __init__(self, where: str, reasons: Sequence[str]) -> None:
         passed = f"; passed over: {'; '.join(reasons)}" if reasons else ""
@@ -52,20 +52,20 @@ class NoSnapshot(LookupError):
 
 
 class NoUsableSnapshot(NoSnapshot):
-    """There are snapshots, and none can be used: to begin at step 0 would throw away what they hold."""
+    """Snapshots exist but none is usable: a start at step 0 would lose their steps."""
 
     def __init__(self, where: str, wal: Path, reasons: Sequence[str]) -> None:
         super().__init__(where, reasons)
         self.args = (
-            f"{self.args[0]}. This shard doesn't begin at step 0 in their place: mend what is said of them "
-            "(a file from a backup, a disk that is away, the rights to read); or give up what was learned, "
-            f"and move {where} and {wal} away, and those of every shard",
+            f"{self.args[0]}. This shard doesn't begin at step 0 instead: repair them (restore a backup, "
+            f"mount the disk, fix permissions), or lose what was learned and move {where}, {wal} "
+            "and those of every shard away",
         )
 
 
 @dataclass(frozen=True)
 class Snapshot:
-    """A complete snapshot whose digests have been checked. ``manifests`` are by part."""
+    """A complete snapshot with checked digests. ``manifests`` by part."""
 
     folder: Path
     line: str
@@ -75,22 +75,22 @@ class Snapshot:
     manifests: tuple[Mapping[str, Any], ...]
 
     def meta(self, part: int) -> dict[str, Any]:
-        """What the writer of a part said beside its arrays."""
+        """Metadata of one part."""
         return dict(self.manifests[part]["meta"])
 
     def files(self, part: int) -> list[Path]:
-        """The files of one part in the order in which they build on each other, the full one first."""
-        its = files_of(_part(self.folder, part, self.parts), self.manifests[part])
-        return [path for path, _ in its]
+        """Files of one part, the full one first, then increments in order."""
+        folder = _part(self.folder, part, self.parts)
+        return [path for path, _ in files_of(folder, self.manifests[part])]
 
     def read(self, part: int, wanted: Wanted = lambda name: True) -> dict[str, NDArray[Any]]:
-        """The arrays of one part whose names are ``wanted``; rows in no particular order. Whoever wants a
-        column of rows must want their keys."""
+        """Arrays of one part whose names are ``wanted``; rows in no particular order. A wanted row column
+        needs its keys."""
         return read_files(_part(self.folder, part, self.parts), self.manifests[part], wanted)
 
 
 class LatestSnapshot(NamedTuple):
-    """The newest usable snapshot, if any, and why newer ones were passed over."""
+    """The newest usable snapshot, if any, and why newer ones were skipped."""
 
     snapshot: Snapshot | None
     reasons: list[str]
@@ -100,14 +100,14 @@ def write_part(
     folder: Path, line: str, epoch: int, step: int, part: int, parts: int,
     arrays: Arrays, meta: Mapping[str, Any],
 ) -> Path:  # fmt: skip
-    """Writes one part and returns its folder. Writing a part again replaces it."""
+    """Writes or replaces one part; returns its folder."""
     version = _line(folder, line) / f"{epoch:06d}-{step:012d}"
     version.mkdir(parents=True, exist_ok=True)
     beside = version / f".{part}-{uuid.uuid4().hex}"
     beside.mkdir()
     base = _before(folder, line, (epoch, step), part, parts)
-    its, chain = increment(base, arrays, beside)
-    save_file(dict(its), beside / ARRAYS)
+    update, chain = increment(base, arrays, beside)
+    save_file(dict(update), beside / ARRAYS)
     manifest = {
         "line": line,
         "epoch": epoch,
@@ -124,7 +124,7 @@ def write_part(
         _sync_file(beside / name)
     sync_folder(beside)
     target = _part(version, part, parts)
-    if target.exists():  # a step that is taken again after a crash
+    if target.exists():  # a step repeated after a crash
         target.rename(version / f".old-{uuid.uuid4().hex}")
     beside.rename(target)
     sync_folder(version)
@@ -134,8 +134,10 @@ def write_part(
     return target
 
 
-def latest(folder: Path, line: str, epoch: int | None = None, step: int | None = None) -> LatestSnapshot:
-    """The newest complete snapshot of a line (of an epoch, a step, if given) whose digests are right."""
+def latest(
+    folder: Path, line: str, epoch: int | None = None, step: int | None = None
+) -> LatestSnapshot:
+    """The newest complete and intact snapshot of a line (of an epoch or step, if given)."""
     reasons: list[str] = []
     for version in reversed(_versions(folder, line)):
         number = _number(version)
@@ -148,64 +150,72 @@ def latest(folder: Path, line: str, epoch: int | None = None, step: int | None =
     return LatestSnapshot(None, reasons)
 
 
+def require(folder: Path, line: str, epoch: int | None = None, step: int | None = None) -> Snapshot:
+    """As ``latest``; raises NoSnapshot if there is none."""
+    newest, reasons = latest(folder, line, epoch, step)
+    if newest is None:
+        raise NoSnapshot(f"{folder}/{line}", reasons)
+    return newest
+
+
 def newest_step(folder: Path, line: str, epoch: int) -> int:
-    """The newest step of an epoch that anything of a snapshot is there of, usable or not; 0 without any."""
+    """Newest step of an epoch with any part of a snapshot, usable or not; 0 without any."""
     numbers = map(_number, _versions(folder, line))
     return max((step for e, step in numbers if e == epoch), default=0)
 
 
 def complete_steps(folder: Path, line: str, epoch: int) -> list[int]:
-    """The steps of an epoch that have all their parts, ascending; their digests are not checked."""
+    """Steps of an epoch with complete snapshots, ascending; digests aren't checked."""
     numbers = [_number(version) for version in _versions(folder, line) if _is_complete(version)]
     return [step for e, step in numbers if e == epoch]
 
 
 def epochs(folder: Path, line: str) -> list[int]:
-    """The epochs that anything of a snapshot is there of."""
+    """Epochs with any part of a snapshot, ascending."""
     return sorted({_number(version)[0] for version in _versions(folder, line)})
 
 
 def adopt(folder: Path, line: str, version: tuple[int, int], epoch: int) -> None:
-    """Makes the complete snapshot of an (epoch, step) that of another epoch, too: the same files, linked, not
-    copied. Raises NoSnapshot where it can't be used."""
-    found, reasons = latest(folder, line, *version)
-    if found is None:
+    """Links the complete snapshot of an (epoch, step) into another epoch. Raises NoSnapshot if unusable."""
+    source, reasons = latest(folder, line, *version)
+    if source is None:
         raise NoSnapshot(f"{folder}/{line} of epoch {version[0]}, step {version[1]}", reasons)
-    target = _line(folder, line) / f"{epoch:06d}-{found.step:012d}"
+    target = _line(folder, line) / f"{epoch:06d}-{source.step:012d}"
     target.mkdir(exist_ok=True)
-    for part, manifest in enumerate(found.manifests):
+    for part, manifest in enumerate(source.manifests):
         beside = target / f".{part}-{uuid.uuid4().hex}"
         beside.mkdir()
-        source = _part(found.folder, part, found.parts)
-        for path, _ in files_of(source, manifest):
+        for path in source.files(part):
             try:
                 os.link(path, beside / path.name)
-            except OSError:  # a disk without links
+            except OSError:  # no hard links
                 shutil.copyfile(path, beside / path.name)
         (beside / MANIFEST).write_text(json.dumps(dict(manifest) | {"epoch": epoch}, indent=1))
         _sync_file(beside / MANIFEST)
         sync_folder(beside)
-        if _part(target, part, found.parts).exists():  # a kill ended this before
+        if _part(target, part, source.parts).exists():  # left by a killed call
             shutil.rmtree(beside)
         else:
-            beside.rename(_part(target, part, found.parts))
+            beside.rename(_part(target, part, source.parts))
     sync_folder(target)
     sync_folder(target.parent)
 
 
 def sync_snapshot(folder: Path, line: str, epoch: int, step: int) -> None:
-    """Makes a complete snapshot outlive a power cut. Whoever gives something up for it must ask for this: a
-    sibling may have died after it renamed its part and before it synced the folder."""
+    """Syncs a complete snapshot. Needed before older state is deleted: a sibling may have died between the
+    rename of its part and the sync of the folder."""
     version = _line(folder, line) / f"{epoch:06d}-{step:012d}"
     sync_folder(version)
     sync_folder(version.parent)
 
 
 def prune(folder: Path, line: str, keep: int, epoch: int | None = None) -> list[str]:
-    """Removes what is older than the ``keep`` newest complete snapshots; returns the names removed. Where all
-    of these build on one full file, the newest that builds on another stays too, should that one go bad; and
-    so does the newest of either epoch before, which the line may go back to. ``epoch``: the one that counts;
-    what was made for later ones, and isn't live, neither counts nor goes."""
+    """Removes snapshots older than the ``keep`` newest complete ones; returns their names.
+
+    If all of these build on one full file, the newest one with another full file stays as a spare. The newest
+    of each of the two epochs before stays for a rollback. Epochs later than ``epoch`` aren't counted or
+    removed.
+    """
     if keep < 1:
         raise ValueError(f"keep is {keep}, expected at least 1")
     complete = [
@@ -217,33 +227,29 @@ def prune(folder: Path, line: str, keep: int, epoch: int | None = None) -> list[
         _discard(_line(folder, line), [])
         return []
     for version in complete[-keep:]:
-        with suppress(FileNotFoundError):  # a sibling knows of newer ones, and has removed it
-            sync_folder(version)  # see ``settle``
-    spare = {_spare(complete, keep), *_way_back(complete)}
-    old = [
-        v
-        for v in _versions(folder, line)
-        if _number(v) < _number(complete[-keep]) and v not in spare
-    ]
+        with suppress(FileNotFoundError):  # removed by a sibling
+            sync_folder(version)  # see ``sync_snapshot``
+    spare, oldest = {_spare(complete, keep), *_rollback_targets(complete)}, _number(complete[-keep])
+    old = [v for v in _versions(folder, line) if _number(v) < oldest and v not in spare]
     _discard(_line(folder, line), old)
     return [version.name for version in old]
 
 
 def remove(folder: Path, line: str) -> None:
-    """Removes all snapshots of a line that nobody asks for any more."""
+    """Removes all snapshots of a line."""
     _discard(_line(folder, line), _versions(folder, line))
     shutil.rmtree(_line(folder, line), ignore_errors=True)
 
 
 def _discard(line: Path, versions: Sequence[Path]) -> None:
-    """Removes snapshots, each at once: a kill amid the files leaves none that still bears its name. What
-    such a kill left goes with the next."""
+    """Removes snapshots, renaming each first, so that a kill leaves no named half of one. The next call
+    removes leftovers."""
     for version in versions:
-        with suppress(OSError):  # a sibling shard has removed it, or is about to
+        with suppress(OSError):  # removed by a sibling
             version.rename(line / f".old-{uuid.uuid4().hex}")
     if versions:
         with suppress(FileNotFoundError):
-            sync_folder(line)  # the new names before the files: a power cut must not undo them
+            sync_folder(line)  # renames before deletions: a power cut must not undo them
     for old in line.glob(".old-*"):
         shutil.rmtree(old, ignore_errors=True)
 
@@ -256,24 +262,24 @@ def _spare(complete: Sequence[Path], keep: int) -> Path | None:
     return max(others, default=None, key=_number)
 
 
-def _way_back(complete: Sequence[Path]) -> set[Path]:
-    """The newest of each of the two epochs before: one of them may never have come to be live."""
+def _rollback_targets(complete: Sequence[Path]) -> set[Path]:
+    """Newest snapshot of each of the two epochs before, one of which may never have been live."""
     newest = {_number(version)[0]: version for version in complete}
     return {newest[epoch] for epoch in sorted(newest)[-3:-1]}
 
 
 def _bases(version: Path) -> frozenset[str]:
-    """The SHA-256 of the full file of each part; none where a manifest can't be read."""
-    found = set()
+    """SHA-256 of the full files of the parts with readable manifests."""
+    digests = set()
     for part in range(parts := _parts(version)):
         with suppress(OSError, ValueError, KeyError, TypeError):
             manifest = json.loads((_part(version, part, parts) / MANIFEST).read_text())
-            found.add(full_file(manifest))
-    return frozenset(found)
+            digests.add(full_file(manifest))
+    return frozenset(digests)
 
 
 def _before(folder: Path, line: str, number: tuple[int, int], part: int, parts: int) -> Path | None:
-    """The folder of the same part in the snapshot before, of the same epoch and as many parts."""
+    """Folder of the same part in the previous snapshot of the epoch with as many parts."""
     before = [
         v for v in _versions(folder, line)
         if _number(v)[0] == number[0] and _number(v) < number and _parts(v) == parts and _is_complete(v)
@@ -293,7 +299,7 @@ def _check(version: Path, line: str) -> Snapshot:
         manifest = json.loads((folder / MANIFEST).read_text())
         expected = {"line": line, "epoch": epoch, "step": step, "part": part, "parts": parts}
         if any(manifest[name] != value for name, value in expected.items()):
-            raise ValueError(f"the manifest of part {part} says {manifest}, expected {expected}")
+            raise ValueError(f"the manifest of part {part} is {manifest}, expected {expected}")
         try:
             check_files(folder, manifest)
         except ValueError as error:
@@ -309,10 +315,10 @@ def _line(folder: Path, line: str) -> Path:
 
 
 def _versions(folder: Path, line: str) -> list[Path]:
-    """The folders of a line's snapshots, complete or not, oldest first."""
-    there = _line(folder, line)
-    found = there.iterdir() if there.is_dir() else iter(())
-    return sorted(v for v in found if _VERSION.fullmatch(v.name) and v.is_dir())
+    """Folders of a line's snapshots, complete or not, oldest first."""
+    parent = _line(folder, line)
+    children = parent.iterdir() if parent.is_dir() else iter(())
+    return sorted(v for v in children if _VERSION.fullmatch(v.name) and v.is_dir())
 
 
 def _number(version: Path) -> tuple[int, int]:
@@ -321,14 +327,14 @@ def _number(version: Path) -> tuple[int, int]:
 
 
 def _parts(version: Path) -> int:
-    """How many parts a snapshot should have: as its parts' names say, the highest count that is complete.
+    """Number of parts that a snapshot should have, by its parts' names: the highest complete count.
 
-    A snapshot that was taken again after the number of shards changed holds parts of both counts.
+    A snapshot repeated after a change of the number of shards holds parts of both counts.
     """
     names = [path.name.split("-") for path in version.glob("part-*-of-*")]
     counts = sorted({int(name[3]) for name in names})
-    whole = [n for n in counts if sum(int(name[3]) == n for name in names) == n]
-    return (whole or counts or [0])[-1]
+    complete = [n for n in counts if sum(int(name[3]) == n for name in names) == n]
+    return (complete or counts or [0])[-1]
 
 
 def _is_complete(version: Path) -> bool:

@@ -1,9 +1,8 @@
-"""The write-ahead file: one record a step, written before the step is answered, read back after a crash.
+"""Write-ahead file: one record a step, written before the step is answered, replayed after a crash.
 
-A record is [length u32][CRC-32 u32][step u64][payload]; the CRC covers step and payload. A tail that a
-crash tore is cut at opening, and so is what follows a record that doesn't check (after a hole it can't
-be applied); ``cut_bytes`` says how much. A crash of the process loses nothing; ``sync`` asks the disk at
-each append, so that a power cut doesn't either.
+A record is [length u32][CRC-32 u32][step u64][payload]; the CRC covers step and payload. Opening cuts the
+file at the first torn or corrupt record or gap in the steps; ``cut_bytes`` counts the bytes. A crash of the
+process loses nothing; with ``sync`` (fsync at each append) neither does a power cut.
 """
 
 import os
@@ -15,7 +14,7 @@ from typing import Final
 
 _MAGIC: Final = b"recsys-wal-2\n\0\0\0"
 _HEAD: Final = struct.Struct("<IIQ")
-_TEXTS: Final = struct.Struct("<QQ")  # the lengths of owner and rules, which follow
+_TEXTS: Final = struct.Struct("<QQ")  # lengths of owner and settings, which follow
 
 
 class WalMismatch(ValueError):
@@ -23,19 +22,19 @@ class WalMismatch(ValueError):
 
 
 class Wal:
-    """An append-only file of steps, for one owner (text that says whose it is). Not thread-safe.
+    """Append-only file of steps of one ``owner`` (text). Not thread-safe.
 
-    ``rules``, text, say what its records mean. A file that was written by others keeps them (``rules`` says
-    them) until it is cleared.
+    ``settings``: text on the meaning of the records (see ``wal_settings``). An existing file keeps the
+    settings that it was written with until it is cleared.
     """
 
-    def __init__(self, path: Path, owner: str, sync: bool = False, rules: str = "") -> None:
+    def __init__(self, path: Path, owner: str, sync: bool = False, settings: str = "") -> None:
         self.path = path
-        self.rules = self._own_rules = rules
+        self.settings = self._own_settings = settings
         self.cut_bytes = 0
         self._sync, self._owner = sync, owner
-        self._head = _head(owner, rules)
-        self._offsets: list[tuple[int, int]] = []  # (step, where its record begins), ascending
+        self._head = _head(owner, settings)
+        self._offsets: list[tuple[int, int]] = []  # (step, offset of its record), ascending
         path.parent.mkdir(parents=True, exist_ok=True)
         if not path.exists():
             _put(path, self._head)
@@ -43,13 +42,13 @@ class Wal:
         self._file = path.open("r+b", buffering=0)
         self._end = self._open()
         if sync:
-            # A process may have died between writing and syncing: what is found is answered for from now on.
+            # The process before may have died between writing and syncing.
             os.fdatasync(self._file.fileno())
             sync_folder(path.parent)
 
     @property
     def steps(self) -> tuple[int, int] | None:
-        """The first and the last step in the file; None where it is empty."""
+        """First and last step in the file; None if empty."""
         return (self._offsets[0][0], self._offsets[-1][0]) if self._offsets else None
 
     @property
@@ -57,14 +56,13 @@ class Wal:
         return self._end
 
     def append(self, step: int, payload: bytes) -> None:
-        """Writes one step, the one after the last (any, where the file is empty). When it returns, the record
-        outlives the process (``sync``: a power cut too).
-
-        Where writing fails (a full disk), nothing of the record stays, and the error goes on.
+        """Appends the step after the last (any step to an empty file). On return the record survives a crash
+        of the process (``sync``: also a power cut). If writing fails, the record is removed and the error
+        raised.
         """
         last = self._offsets[-1][0] if self._offsets else step - 1
         assert step == last + 1, (
-            f"{self.path} ends with step {last}: {step} would be cut off at the next start"
+            f"{self.path} ends with step {last}: step {step} would be cut at the next start"
         )
         crc = zlib.crc32(payload, zlib.crc32(struct.pack("<Q", step)))
         data = memoryview(_HEAD.pack(len(payload), crc, step) + payload)
@@ -82,7 +80,7 @@ class Wal:
         self._end += len(data)
 
     def records(self, after: int = 0) -> Iterator[tuple[int, bytes]]:
-        """(step, payload) of every record with a step > ``after``, in order."""
+        """(step, payload) of each record with a step > ``after``, in order."""
         for step, offset in list(self._offsets):
             if step > after:
                 self._file.seek(offset)
@@ -90,30 +88,27 @@ class Wal:
                 yield step, self._file.read(length)
 
     def truncate_before(self, step: int) -> None:
-        """Drops the records of steps < ``step``, by writing a new file beside and renaming it."""
-        kept = [(s, offset) for s, offset in self._offsets if s >= step]
-        if len(kept) == len(self._offsets):
+        """Drops records of steps < ``step`` by writing a new file and renaming it."""
+        offsets = [(s, offset) for s, offset in self._offsets if s >= step]
+        if len(offsets) == len(self._offsets):
             return
-        start = kept[0][1] if kept else self._end
+        start = offsets[0][1] if offsets else self._end
         self._file.seek(start)
-        shift = start - len(self._head)
-        self._renew(
-            self._head + self._file.read(self._end - start),
-            [(s, offset - shift) for s, offset in kept],
-        )
+        data, shift = self._file.read(self._end - start), start - len(self._head)
+        self._renew(self._head + data, [(s, offset - shift) for s, offset in offsets])
 
     def clear(self) -> None:
-        """Drops every record: the state goes back to a snapshot. From now on the rules are one's own."""
-        head = _head(self._owner, self._own_rules)
+        """Drops all records and takes on this process's settings."""
+        head = _head(self._owner, self._own_settings)
         self._renew(head, [])
-        self._head, self.rules = head, self._own_rules
+        self._head, self.settings = head, self._own_settings
 
     def close(self) -> None:
         self._file.close()
 
     def _renew(self, data: bytes, offsets: list[tuple[int, int]]) -> None:
-        """Goes on in a new file. The folder is synced last: once the name is the new file's, an error of that
-        must not leave this writing into the old one, which nobody finds again."""
+        """Continues in a new file. Syncs the folder last: after the rename, an error of the sync must not
+        leave this object writing to the old, unnamed file."""
         _put(self.path, data)
         self._file.close()
         self._file = self.path.open("r+b", buffering=0)
@@ -121,22 +116,22 @@ class Wal:
         sync_folder(self.path.parent)
 
     def _read_head(self) -> None:
-        """Whose it is, and by which rules it was written."""
+        """Checks the owner and reads the settings that the file was written with."""
         begin, owner = self._file.read(len(_MAGIC) + _TEXTS.size), b""
         if begin.startswith(_MAGIC) and len(begin) == len(_MAGIC) + _TEXTS.size:
-            whose, rules = _TEXTS.unpack(begin[len(_MAGIC) :])
-            owner = self._file.read(whose)
-            self.rules = self._file.read(rules).decode(errors="replace")
+            owner_size, settings_size = _TEXTS.unpack(begin[len(_MAGIC) :])
+            owner = self._file.read(owner_size)
+            self.settings = self._file.read(settings_size).decode(errors="replace")
         if owner != self._owner.encode():
             raise WalMismatch(
                 f"{self.path} begins with {(begin + owner)[:80]!r}, expected {_MAGIC!r} and {self._owner!r}: "
                 "it belongs to another shard, or to another version of this program; move it away to start "
                 "from the snapshot"
             )
-        self._head = _head(self._owner, self.rules)
+        self._head = _head(self._owner, self.settings)
 
     def _open(self) -> int:
-        """Reads the file through once, notes where records begin and cuts what doesn't check."""
+        """Scans the file, collects record offsets and cuts a bad tail; returns the end."""
         self._read_head()
         end, size = len(self._head), os.fstat(self._file.fileno()).st_size
         while end + _HEAD.size <= size:
@@ -155,14 +150,13 @@ class Wal:
         return end
 
 
-def _head(owner: str, rules: str) -> bytes:
-    texts = owner.encode(), rules.encode()
+def _head(owner: str, settings: str) -> bytes:
+    texts = owner.encode(), settings.encode()
     return _MAGIC + _TEXTS.pack(*map(len, texts)) + b"".join(texts)
 
 
 def _put(path: Path, data: bytes) -> None:
-    """Writes a file so that it is there whole or not at all; whether it outlives a power cut is its folder's
-    matter."""
+    """Writes a file atomically. It survives a power cut once its folder is synced too."""
     beside = path.with_suffix(f".{os.getpid()}.new")
     with beside.open("wb") as file:
         file.write(data)
@@ -172,7 +166,7 @@ def _put(path: Path, data: bytes) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Makes renames in a folder outlive a power cut."""
+    """Syncs a folder, so that renames in it survive a power cut."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)

@@ -86,8 +86,9 @@ class Dense:
 
     def export(self) -> dict[str, NDArray[Any]]:
         """Copies of all state, for a snapshot."""
-        columns = (self.values, self.averaged, self._m, self._v, np.array([self._t], np.int64))
-        return {name: column.copy() for name, column in zip(DENSE_COLUMNS, columns, strict=True)}
+        vectors = (self.values, self.averaged, self._m, self._v)
+        out = {name: v.copy() for name, v in zip(DENSE_COLUMNS, vectors, strict=False)}
+        return out | {"t": np.array([self._t], np.int64)}
 
     def load(self, arrays: Mapping[str, NDArray[Any]]) -> None:
         """Restores an export. Raises ValueError if its number of parameters differs."""

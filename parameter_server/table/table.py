@@ -45,6 +45,11 @@ MAX_REMOVED: Final = 1 << 18
 Arrays = dict[str, NDArray[Any]]
 
 
+def columns_in(arrays: Mapping[str, NDArray[Any]], prefix: str, names: Sequence[str]) -> Arrays:
+    """The columns of one group of an export, without the prefix and without missing ones."""
+    return {name: arrays[prefix + name] for name in names if prefix + name in arrays}
+
+
 def table_seed(seed: int, table: str) -> int:
     """Seed of a table's initial values, so the same id differs between tables."""
     return key_of(f"table\x1f{seed}", table) & 0xFFFF_FFFF_FFFF_FFFF

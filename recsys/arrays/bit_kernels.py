@@ -1,7 +1,7 @@
 """Compiled loops of a bitmap, over hundreds of indices in one pass.
 
-``bits``: uint8; index i is bit i % 8 (lowest first) of byte i // 8. A kernel changes nothing and reports failure
-if an index is out of range.
+``bits``: uint8; index i is bit i % 8 (lowest first) of byte i // 8. A kernel changes nothing and reports
+failure if an index is out of range.
 """
 
 from typing import Any

@@ -1,15 +1,15 @@
 """Decorator of all numba kernels, and the SplitMix64 functions that they share.
 
-Every kernel has an explicit signature, so it is compiled (or loaded from the cache on disk) at import and never
-in the middle of a step. No fast maths: each loop is IEEE arithmetic in the order written, whatever the machine's
-vector width.
+Every kernel has an explicit signature, so it is compiled (or loaded from the cache on disk) at import and
+never in the middle of a step. No fast maths: each loop is IEEE arithmetic in the order written, whatever the
+machine's vector width.
 """
 
 import hashlib
 import os
 import sys
 from collections.abc import Callable, Iterator
-from functools import lru_cache
+from functools import cache
 from types import CodeType, ModuleType
 from typing import Any, TypeVar
 
@@ -32,31 +32,34 @@ def kernel(signature: Any) -> Callable[[F], F]:
     """Compiles a function; cached on disk if numba finds a writable cache folder."""
 
     def compiled(function: F) -> F:
-        dispatcher = njit(nogil=True)(function)
-        if not isinstance(dispatcher, Dispatcher):  # NUMBA_DISABLE_JIT
-            return dispatcher  # type: ignore[no-any-return]
-        try:
-            dispatcher._cache = _KernelCache(function)
-        except RuntimeError:  # a read-only install without a home: compile in every process
-            pass
-        with register_dispatcher(dispatcher):
-            dispatcher.compile(signature)
-            dispatcher.disable_compile()
+        dispatcher: Any = njit(nogil=True)(function)
+        if hasattr(dispatcher, "compile"):  # a plain function under NUMBA_DISABLE_JIT
+            _compile(dispatcher, signature)
         return dispatcher  # type: ignore[no-any-return]
 
     return compiled
 
 
-class _KernelCache(FunctionCache):  # type: ignore[misc]
+def _compile(dispatcher: Any, signature: Any) -> None:
+    try:
+        dispatcher._cache = _KernelCache(dispatcher.py_func)
+    except RuntimeError:  # a read-only install without a home: compile in every process
+        pass
+    with register_dispatcher(dispatcher):
+        dispatcher.compile(signature)
+        dispatcher.disable_compile()
+
+
+class _KernelCache(FunctionCache):
     """numba's cache on disk, invalidated by callees and constants of other files too.
 
-    numba itself compares only the digest of the file that defines the function, although compiled code contains
-    the callees: after a change of a callee in another file, callers would stay stale.
+    numba itself compares only the digest of the file that defines the function, although compiled code
+    contains the callees: after a change of a callee in another file, callers would stay stale.
     """
 
     def __init__(self, function: Callable[..., Any]) -> None:
-        super().__init__(function)
-        self._cache_file = IndexDataCacheFile(
+        super().__init__(function)  # type: ignore[no-untyped-call]
+        self._cache_file = IndexDataCacheFile(  # type: ignore[no-untyped-call]
             self._cache_path, self._impl.filename_base, source_digest(function)
         )
 
@@ -73,7 +76,9 @@ def source_digest(function: Callable[..., Any]) -> bytes:
             if module.partition(".")[0] not in _LIBRARIES:
                 digest.update(_file_digest(sys.modules[module].__file__ or ""))
         else:
-            digest.update(value.tobytes() if isinstance(value, np.ndarray) else repr(value).encode())
+            digest.update(
+                value.tobytes() if isinstance(value, np.ndarray) else repr(value).encode()
+            )
     return digest.digest()
 
 
@@ -95,7 +100,7 @@ def _file_digest(path: str) -> bytes:
     return _content_digest(path, status.st_mtime_ns, status.st_size)
 
 
-@lru_cache(maxsize=None)
+@cache
 def _content_digest(path: str, mtime_ns: int, size: int) -> bytes:
     with open(path, "rb") as file:
         return hashlib.sha256(file.read()).digest()

@@ -1,8 +1,8 @@
 """Hash index from 64-bit keys to row positions ("places"), as compiled loops with open addressing.
 
 An index is int64 (H, 2): [key, place]; place -1 marks an empty cell. Probing is linear from a key's home, the
-low half of ``mix(key)`` scaled to H: H may be any number below 2³², so an index can grow by less than doubling.
-At least one cell must be empty.
+low half of ``mix(key)`` scaled to H: H may be any number below 2³², so an index can grow by less than
+doubling. At least one cell must be empty.
 """
 
 import math
@@ -48,7 +48,8 @@ def find(index: Any, keys: Any, places: Any) -> None:
 
 @kernel(_int(_INDEX, _OUT, _int, _KEYS, _OUT))
 def insert(index: Any, placed_keys: Any, count: Any, keys: Any, places: Any) -> Any:
-    """Writes each key's place, assigning the next after ``count`` to new keys; returns the new number of keys.
+    """Writes each key's place, assigning the next after ``count`` to new keys; returns the new number of
+    keys.
 
     The caller has made room for ``len(keys)`` more in both ``index`` and ``placed_keys``.
     """
@@ -71,8 +72,8 @@ def insert(index: Any, placed_keys: Any, count: Any, keys: Any, places: Any) -> 
 def spread(index: Any, out: Any) -> None:
     """Copies all entries of an index into an empty, larger one.
 
-    Homes are scaled hashes, so both indexes have nearly the same order. Copying cell by cell writes memory from
-    front to back, several times faster than key by key in the order of places.
+    Homes are scaled hashes, so both indexes have nearly the same order. Copying cell by cell writes memory
+    from front to back, several times faster than key by key in the order of places.
     """
     one, zero, cells = np.uint64(1), np.uint64(0), np.uint64(out.shape[0])
     for i in range(index.shape[0]):

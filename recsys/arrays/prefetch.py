@@ -1,7 +1,7 @@
 """Memory prefetch hints for compiled kernels that read scattered addresses.
 
-A loop that knows its next addresses early overlaps their memory latency with work. A hint changes no result, and
-a hint for an invalid address does nothing.
+A loop that knows its next addresses early overlaps their memory latency with work. A hint changes no result,
+and a hint for an invalid address does nothing.
 """
 
 from typing import Any, Final
@@ -36,7 +36,8 @@ def _line(typing: Any, array: Any, offset: Any) -> Any:
 
 
 def _line_once(typing: Any, array: Any, offset: Any) -> Any:
-    """Like ``prefetch_line``, for data read only once: it bypasses the outer caches and evicts nothing there."""
+    """Like ``prefetch_line``, for data read only once: it bypasses the outer caches and evicts nothing
+    there."""
     return _hint(_NO_LOCALITY, typing, array, offset)
 
 

@@ -1,4 +1,5 @@
-"""What stands on the topic `control`: what is live, candidates and decisions, wishes, experiments, alarms."""
+"""Records of the topic `control`: live pointer, candidates, decisions, operator requests, experiments,
+alarms."""
 
 from typing import Annotated
 
@@ -8,21 +9,20 @@ from recsys.events.hashing import Id
 
 
 class ModelSize(msgspec.Struct, frozen=True):
-    """What may differ between the models of one system: the dimension of a feature's row, and the hidden
-    layers of the ranker. All else, the vectors of items and users too, is as configured (``model``)."""
+    """Parameters that may differ between the models of one system: the dimension of feature rows and the
+    ranker's hidden layers. Everything else, item and user vectors too, is as configured (``model``)."""
 
     dim: Annotated[int, msgspec.Meta(ge=1, le=1024)]
     hidden: tuple[Annotated[int, msgspec.Meta(ge=1, le=65_536)], ...]
 
 
 class Live(msgspec.Struct, frozen=True, kw_only=True, tag="live"):
-    """The live pointer: the line that serves. Appended by the director alone.
+    """The live pointer: the line that serves. Appended by the director only.
 
-    The epoch begins from a snapshot of step ``since``, and learns again what the epoch ``of`` learned then.
-    Where that isn't the epoch before it, the line went back: what came between is quarantined, and it goes
-    on after that. ``candidate``: the line that became live; empty where none did. ``guarded``: the epoch
-    ``of`` goes on learning beside this one, and takes its place again where this one is known to be worse.
-    ``size``: of its model; None: as configured.
+    The epoch starts from a snapshot of step ``since`` and relearns what the epoch ``of`` learned after it. If
+    ``of`` isn't the previous epoch, the line was rolled back: the epochs between are quarantined and skipped.
+    ``candidate``: the line that became live, or empty. ``guarded``: the epoch ``of`` keeps learning beside
+    this one and replaces it if this one is known to be worse. ``size``: of its model; None: as configured.
     """
 
     line: str
@@ -37,7 +37,7 @@ class Live(msgspec.Struct, frozen=True, kw_only=True, tag="live"):
 
 
 class ArmLine(msgspec.Struct, frozen=True, kw_only=True):
-    """Whose line it is that answers the users of an arm alone. ``trains``: experiments/assignment/arm_line.py."""
+    """The experiment arm whose users a line answers. ``trains``: experiments/assignment/arm_line.py."""
 
     experiment: str
     arm: str
@@ -45,9 +45,9 @@ class ArmLine(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Candidate(msgspec.Struct, frozen=True, kw_only=True, tag="candidate"):
-    """A line wants to be live. ``registry``: the folder that it stands in. ``learns``: whether it goes on
-    learning from the stream; else it is scored as it is. ``size``: of its model; None: as configured.
-    ``arm``: it doesn't want to be live, but goes on from what is live and answers an arm of an experiment."""
+    """A line that applies to become live. ``registry``: its folder. ``learns``: whether it keeps learning
+    from the stream or is scored unchanged. ``size``: of its model; None: as configured. ``arm``: instead of
+    applying, it branches off the live line and answers an arm of an experiment."""
 
     line: str
     registry: str
@@ -59,12 +59,13 @@ class Candidate(msgspec.Struct, frozen=True, kw_only=True, tag="candidate"):
 
 
 class Decision(msgspec.Struct, frozen=True, kw_only=True, tag="decision"):
-    """What was decided of a candidate (experiments/promotion/promotion.py), or by a guard (experiments/promotion/guard.py): its
-    ``rollback`` is that of the live line which it guards. Appended by the director alone.
+    """Decision about a candidate (experiments/promotion/promotion.py), or of a guard
+    (experiments/promotion/guard.py), whose ``rollback`` concerns the live line. Appended by the director
+    only.
 
-    ``said``: promote, hold or rollback. ``to``: the stage that it is promoted to, canary or all; ``epoch`` is
-    that of the live line which is to begin with it. ``share``: of the users who are answered by it from now
-    on, as canary. ``final``: it is given up. ``evidence``: the numbers.
+    ``said``: promote, hold or rollback. ``to``: the stage after promotion, canary or all; ``epoch``: of the
+    live line that starts with it. ``share``: of users whom it answers from now on, as canary. ``final``: the
+    candidate is given up. ``evidence``: the numbers.
     """
 
     line: str
@@ -79,8 +80,8 @@ class Decision(msgspec.Struct, frozen=True, kw_only=True, tag="decision"):
 
 
 class OperatorRequest(msgspec.Struct, frozen=True, kw_only=True, tag="wish"):
-    """What a person asks the director to do: ``approve`` what waits for approval, or ``rollback``. ``line``
-    is the candidate's; empty: whatever is live."""
+    """Request of an operator to the director: ``approve`` a waiting candidate, or ``rollback``. ``line``: the
+    candidate's; empty: the live one."""
 
     what: str
     line: str = ""
@@ -89,9 +90,9 @@ class OperatorRequest(msgspec.Struct, frozen=True, kw_only=True, tag="wish"):
 
 
 class ExperimentState(msgspec.Struct, frozen=True, kw_only=True):
-    """Where an experiment stands: ``state`` is waiting (for its start), running or stopped, ``traffic`` the
-    share of its layer's users by now, ``step`` that of its ramp, since ``since_ms``. ``given``: its text came
-    with a wish, and isn't one of the files beside the code."""
+    """State of an experiment: ``state`` is waiting (for its start), running or stopped; ``traffic`` is the
+    current share of its layer's users, ``step`` its step of the ramp since ``since_ms``. ``given``: its text
+    came with a request and is not a file beside the code."""
 
     state: str = "running"
     traffic: float = 0.0
@@ -105,8 +106,8 @@ class ExperimentState(msgspec.Struct, frozen=True, kw_only=True):
 class Experiments(msgspec.Struct, frozen=True, kw_only=True, tag="experiments"):
     """A new revision of the experiments, as their YAML texts by the names of their files.
 
-    ``stands``: by experiment; one without has its file's traffic, and always had. ``answers``: the offset of
-    the wish that brought it about, which was ``refused`` where that isn't empty.
+    ``stands``: state by experiment; without one an experiment has always had its file's traffic. ``answers``:
+    the offset of the request that caused the revision. ``refused``: why that request was refused, or empty.
     """
 
     revision: int
@@ -118,8 +119,8 @@ class Experiments(msgspec.Struct, frozen=True, kw_only=True, tag="experiments"):
 
 
 class ExperimentRequest(msgspec.Struct, frozen=True, kw_only=True, tag="experiment_wish"):
-    """What a person asks the director to do with an experiment: ``start`` what ``text`` says, or ``stop`` the
-    one of that ``name``. ``at_once``: without its ramp."""
+    """Request of an operator about an experiment: ``start`` the one in ``text``, or ``stop`` the one named
+    ``name``. ``at_once``: without its ramp."""
 
     what: str
     name: str = ""
@@ -130,8 +131,8 @@ class ExperimentRequest(msgspec.Struct, frozen=True, kw_only=True, tag="experime
 
 
 class Erasure(msgspec.Struct, frozen=True, kw_only=True, tag="erasure"):
-    """A user asked to be forgotten: all that stands before ``offset`` among their events, and what came of
-    it. ``user_id`` is empty once that is done."""
+    """A user asked to be forgotten: their events before ``offset``, and everything derived from them.
+    ``user_id`` is empty once that is done."""
 
     user_id: Id
     time_ms: int = 0
@@ -139,9 +140,9 @@ class Erasure(msgspec.Struct, frozen=True, kw_only=True, tag="erasure"):
 
 
 class Alarm(msgspec.Struct, frozen=True, kw_only=True, tag="alarm"):
-    """The world has changed, as a monitor of the director found (training/drift/monitors.py). ``kind``: loss,
-    calibration, feature or share; ``what``: of which number; ``at_ms``: event time. ``expected`` and
-    ``found`` are means of blocks, ``scale`` is the standard deviation of one."""
+    """Drift detected by a monitor of the director (training/drift/monitors.py). ``kind``: loss, calibration,
+    feature or share; ``what``: name of the number; ``at_ms``: event time. ``expected`` and ``found`` are
+    means of blocks, ``scale`` is the standard deviation of one block."""
 
     kind: str
     what: str
@@ -154,11 +155,11 @@ class Alarm(msgspec.Struct, frozen=True, kw_only=True, tag="alarm"):
 
 
 class Reaction(msgspec.Struct, frozen=True, kw_only=True, tag="reaction"):
-    """How the live line learns and publishes from the next step on, until the next reaction. Appended by the
-    director alone.
+    """Learning and publishing rates of the live line from the next step on, until the next reaction. Appended
+    by the director only.
 
-    ``rate``: times the usual learning rates. ``publish_every``: so many steps' rows go out together.
-    ``offline``: the offline job should run. ``because``: the alarms, in words; empty where there were none.
+    ``rate``: factor on the usual learning rates. ``publish_every``: steps whose rows are published together.
+    ``offline``: the offline job should run. ``because``: the alarms in words, if any.
     """
 
     rate: float = 1.0
@@ -169,5 +170,13 @@ class Reaction(msgspec.Struct, frozen=True, kw_only=True, tag="reaction"):
 
 
 Control = (
-    Live | Experiments | ExperimentRequest | Erasure | Candidate | Decision | OperatorRequest | Alarm | Reaction
+    Live
+    | Experiments
+    | ExperimentRequest
+    | Erasure
+    | Candidate
+    | Decision
+    | OperatorRequest
+    | Alarm
+    | Reaction
 )

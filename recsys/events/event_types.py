@@ -1,8 +1,8 @@
-"""The records of the log: item, user, impression, engagement, tick. Everything else is a fold over them.
+"""Event types of the log: item, user, impression, engagement, tick. Everything else is a fold over them.
 
 One definition serves the API (JSON), data sets (JSON Lines) and the log (MessagePack). Unknown fields are
-ignored, so that the schema can grow; an unknown ``type`` is an error of that one event. This module knows
-nothing of features or models: an impression carries its features as opaque arrays (``recsys.features.feature_set``).
+ignored, so that the schema can grow; an unknown ``type`` is an error of that event. This module knows nothing
+of features or models: an impression carries its features as opaque arrays (``recsys.features.feature_set``).
 """
 
 from typing import Any, Final
@@ -20,11 +20,11 @@ MAX_EVENT_BYTES: Final = 64 * 1024
 MAX_FUTURE_MS: Final = 5_000
 MAX_WATCH_MS: Final = 365 * 86_400_000
 MAX_ID_LENGTH: Final = 256
-MAX_TIME_MS: Final = 253_402_300_799_999  # the last of the year 9999: dates end there
+MAX_TIME_MS: Final = 253_402_300_799_999  # end of the year 9999, the last date
 
 
 class Stamp(msgspec.Struct, frozen=True, kw_only=True, gc=False):
-    """What an answer was made from. ``step`` never goes back within one replica and epoch."""
+    """Versions of everything an answer was made from. ``step`` never decreases within a replica and epoch."""
 
     line: str = "main"
     epoch: int = 0
@@ -34,7 +34,7 @@ class Stamp(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     session_offset: int = 0
     policy: str = ""
     arms: dict[str, str] = {}
-    index: str = ""  # the centroids and how many lists were looked through; empty: exact
+    index: str = ""  # the centroids and the number of lists searched; empty: exact search
 
 
 class ServedItem(msgspec.Struct, kw_only=True, gc=False):
@@ -47,14 +47,14 @@ class ServedItem(msgspec.Struct, kw_only=True, gc=False):
 
 
 class RequestInputs(msgspec.Struct, frozen=True, kw_only=True, gc=False, omit_defaults=True):
-    """What was asked, and what an answer rests on beside its stamp: with both it can be made again.
+    """Inputs of an answer beside its stamp; with both it can be reconstructed.
 
-    ``candidates`` is ``serve.candidates`` as it was. ``session`` is the digest of the packed session: the
-    offset alone doesn't say of which fields of its items it was folded; empty where nothing was known.
-    ``item_state_from``: the first offset of ``item_state`` that the replica had read; -1 where some after it
-    had been trimmed before they were read. ``counted``: the next offsets of ``events``, by partition, up to
-    which the item counters had been counted: with them the archive alone can count them again.
-    ``by_score``: nothing was drawn, the list is in the order of its scores.
+    ``candidates``: ``serve.candidates`` at the time. ``session``: digest of the packed session, since the
+    offset doesn't determine the item fields it was folded with; empty for an unknown user.
+    ``item_state_from``: the first offset of ``item_state`` that the replica had read; -1 if later records
+    were trimmed before it read them. ``counted``: next offsets of ``events``, by partition, that the item
+    counters cover: with them the archive alone can recount. ``by_score``: nothing was sampled, the list is in
+    order of scores.
     """
 
     n: int = 0
@@ -68,11 +68,11 @@ class RequestInputs(msgspec.Struct, frozen=True, kw_only=True, gc=False, omit_de
 
 
 class FeatureBlock(msgspec.Struct, frozen=True, kw_only=True, gc=False):
-    """Features as served of one request with N items, as raw little-endian arrays.
+    """Features as served for one request with N items, as raw little-endian arrays.
 
-    ``user_keys`` int64 (U,) and ``item_keys`` int64 (N, I), 0 where a slot has fewer values; ``history``
-    int64 (T, H) with ``outcomes`` float32 (T, O), newest first; ``dense`` float32 (N, F). The feature set
-    says what U, I, H, O and F are (recsys/features/feature_set.py).
+    ``user_keys`` int64 (U,) and ``item_keys`` int64 (N, I), padded with 0; ``history`` int64 (T, H) with
+    ``outcomes`` float32 (T, O), newest first; ``dense`` float32 (N, F). The feature set defines U, I, H, O
+    and F (recsys/features/feature_set.py).
     """
 
     feature_set: str
@@ -85,7 +85,7 @@ class FeatureBlock(msgspec.Struct, frozen=True, kw_only=True, gc=False):
 
 
 class Item(msgspec.Struct, tag="item", kw_only=True):
-    """An item was published, changed, or (``removed``) taken away."""
+    """An item was published, changed, or removed (``removed``)."""
 
     time_ms: int
     item_id: Id
@@ -96,7 +96,7 @@ class Item(msgspec.Struct, tag="item", kw_only=True):
 
 
 class User(msgspec.Struct, tag="user", kw_only=True):
-    """A user's profile, or (``removed``) the wish to be forgotten."""
+    """A user's profile, or a request to be forgotten (``removed``)."""
 
     time_ms: int
     user_id: Id
@@ -107,13 +107,13 @@ class User(msgspec.Struct, tag="user", kw_only=True):
 
 
 class Impression(msgspec.Struct, tag="impression", kw_only=True, gc=False):
-    """One request's list as served, with the features, stamp and propensities that it was made with.
+    """One request's list as served, with its features, stamp and propensities.
 
-    ``predicted``: the probabilities that its items were ranked by, little-endian float32 (N, L): each label,
-    then the fraction of watch time; empty where no ranker answered. Where it gave no number for any candidate
-    (``degraded`` has "rank"), what it gave: items were ranked by what is popular. ``teams``: by rank the arm
-    that picked the item, of a list that two arms drew in turns; "" where nobody is credited. ``shares``: by
-    rank P(the second arm picked it | the list), 0 where nobody is credited (experiments/statistics/interleaving.py).
+    ``predicted``: the ranker's probabilities, little-endian float32 (N, L): each label, then the fraction of
+    watch time; empty without a ranker. If a candidate got no finite number (``degraded`` has "rank"), items
+    were ranked by popularity instead. For an interleaved list (experiments/statistics/interleaving.py):
+    ``teams`` is the arm that picked the item at each rank, "" if nobody is credited; ``shares`` is P(the
+    second arm picked it | the list) by rank, 0 if nobody is credited.
     """
 
     time_ms: int
@@ -134,10 +134,10 @@ class Impression(msgspec.Struct, tag="impression", kw_only=True, gc=False):
 
 
 class Engagement(msgspec.Struct, tag="engagement", kw_only=True, gc=False):
-    """What the viewer did with one served item. A ``view`` says that it left the screen, and ends it.
+    """A viewer's engagement with one served item. A ``view`` is sent when the item leaves the screen.
 
-    ``request_id`` is empty where the client of another recommender didn't tell it: the joiner then looks for
-    the impression (training/joining/joiner.py).
+    ``request_id`` is empty if a client of another recommender's API doesn't know it: the joiner then looks
+    for the impression (training/joining/joiner.py).
     """
 
     time_ms: int
@@ -158,7 +158,7 @@ class Tick(msgspec.Struct, tag="tick", kw_only=True, gc=False):
 
 
 Event = Item | User | Impression | Engagement | Tick
-# What may come from outside: impressions are written by the server.
+# Events that clients may send; the server writes impressions.
 ClientEvent = Item | User | Engagement
 
 TYPES: Final = ("item", "user", "impression", "engagement", "tick")
@@ -168,12 +168,12 @@ _from_wire: msgspec.msgpack.Decoder[Event] = msgspec.msgpack.Decoder(Event)
 
 
 def encode(event: Event) -> bytes:
-    """The event as it stands on the log (MessagePack)."""
+    """The event as stored on the log (MessagePack)."""
     return _to_wire.encode(event)
 
 
 def decode(value: bytes) -> Event:
-    """Reads a record of the log; raises Rejected for what isn't an event (it goes to ``dead_letters``)."""
+    """Reads a record of the log; raises Rejected for an invalid one (it goes to ``dead_letters``)."""
     try:
         return _from_wire.decode(value)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
@@ -181,19 +181,18 @@ def decode(value: bytes) -> Event:
 
 
 def event_id_of(event: Event) -> str:
-    """The id by which repeats are recognised: the client's own, else a digest of the event."""
-    given = getattr(event, "event_id", None)
-    return given if given else digest_of(_to_wire.encode(event))
+    """The client's event id, or else a digest of the event."""
+    return getattr(event, "event_id", None) or digest_of(_to_wire.encode(event))
 
 
 def dedupe_key(event: Event) -> str:
-    """What a repeat is known by: the user's own event id. Two users may count their events alike."""
+    """The key by which repeats are recognised: event id and user, since users may share event ids."""
     user_id = getattr(event, "user_id", None)
     return event_id_of(event) if user_id is None else dedupe_prefix(user_id) + event_id_of(event)
 
 
 def dedupe_prefix(user_id: Id) -> str:
-    """What the keys of all of a user's own events begin with."""
+    """Prefix of the keys of a user's events."""
     return f"{user_id}\x1f"
 
 
@@ -204,11 +203,11 @@ def parse(
     oldest_ms: int | None = None,
     unattributed: bool = False,
 ) -> Event:
-    """Reads one event from outside: a decoded JSON object.
+    """Reads one external event: a decoded JSON object.
 
-    ``now_ms`` refuses events of more than five seconds in the future, ``oldest_ms`` those before it; a data
-    set of the past passes neither. ``unattributed`` lets an engagement's ``request_id`` be empty. Raises
-    Rejected, naming the field, the value and what was expected.
+    With ``now_ms`` it refuses events more than five seconds in the future, with ``oldest_ms`` earlier ones;
+    for historical data sets neither is given. ``unattributed`` allows an engagement's ``request_id`` to be
+    empty. Raises Rejected, naming the field, the value and the expectation.
     """
     if not isinstance(raw, dict):
         raise Rejected("event", raw, "a JSON object with a 'type'")
@@ -227,14 +226,13 @@ def parse(
         )
         raise Rejected("time_ms", event.time_ms, latest)
     if oldest_ms is not None and event.time_ms < oldest_ms:
-        raise Rejected(
-            "time_ms", event.time_ms, f"at least {oldest_ms}: older events are not taken"
-        )
+        oldest = f"at least {oldest_ms}: older events are not taken"
+        raise Rejected("time_ms", event.time_ms, oldest)
     return event
 
 
 def parse_json(raw: bytes, *, now_ms: int | None = None, oldest_ms: int | None = None) -> Event:
-    """``parse`` for one JSON text, which may be at most 64 KB."""
+    """``parse`` for one JSON text of at most 64 KB."""
     if len(raw) > MAX_EVENT_BYTES:
         raise Rejected("event", Unquoted(f"{len(raw)} bytes"), f"at most {MAX_EVENT_BYTES} bytes")
     try:

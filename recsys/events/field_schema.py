@@ -1,7 +1,7 @@
-"""Which fields items, users and contexts have: names and kinds, never values.
+"""Schema of the free fields of items, users and contexts: names and kinds.
 
-The free ``fields`` of events become features by their kind: text and lists of text are categorical, numbers
-numeric, a list of numbers of a declared length is a vector. A schema is part of a feature set's digest.
+Fields of events become features by their kind: text and lists of text are categorical, numbers numeric, a
+list of numbers of declared length is a vector. A schema is part of a feature set's digest.
 """
 
 from dataclasses import dataclass
@@ -14,11 +14,11 @@ VECTOR: Final = "vector"
 
 @dataclass(frozen=True)
 class Schema:
-    """Field names with their kinds, sorted by name; ``groups`` are the item fields that items share.
+    """Field names with their kinds, sorted by name.
 
-    Counters and history know items by their groups: an author, a tag. ``labels`` are engagement kinds, the
-    first of them the one that matters most. ``shown_by`` says when an item counts as shown: ``impression``
-    (all that was served was shown) or ``view`` (the client names what was on screen).
+    ``groups``: item fields with shared values (author, tags), used by counters and history. ``labels``:
+    engagement kinds, the most important first. ``shown_by``: when an item counts as shown: ``impression``
+    (every served item) or ``view`` (the client reports what was on screen).
     """
 
     item: tuple[tuple[str, str], ...] = ()
@@ -37,11 +37,11 @@ class Schema:
 
     def names(self, part: str, kind: str) -> tuple[str, ...]:
         """The names of one kind of one part ("item", "user", "context"), in order."""
-        return tuple(name for name, its in getattr(self, part) if its == kind)
+        return tuple(name for name, field_kind in getattr(self, part) if field_kind == kind)
 
 
 def kind_of(value: Any) -> str | None:
-    """The kind of a field by one of its values; None where it can't be a feature (a mapping, a null)."""
+    """The kind of a field from one of its values; None if it can't be a feature (a mapping, a null)."""
     if isinstance(value, bool | str):
         return CATEGORICAL
     if isinstance(value, int | float):
@@ -52,13 +52,13 @@ def kind_of(value: Any) -> str | None:
 
 
 def default_groups(categorical: tuple[str, ...]) -> tuple[str, ...]:
-    """The item fields to group by, where a data set doesn't say: author and tags, else the first two."""
+    """Default item fields to group by: author, tags, category and topic, else the first two."""
     usual = tuple(name for name in ("author", "tags", "category", "topic") if name in categorical)
     return (usual or categorical)[:2]
 
 
 def values_of(value: Any) -> list[str]:
-    """A categorical value as a list of texts: one for text, many for a list."""
+    """A categorical value as a list of texts."""
     if value is None or value == "":
         return []
     if isinstance(value, list):

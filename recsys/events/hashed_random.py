@@ -1,4 +1,4 @@
-"""Draws by hash as one compiled loop, for where requests wait for them."""
+"""Hash-based random draws as one compiled loop, for the request path."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ from recsys.arrays.compiled import GAMMA, kernel, mix, read_only, unit
 
 
 def draws(seed: int, keys: NDArray[np.int64]) -> NDArray[np.float64]:
-    """One draw in [0, 1) for each key: the first column of ``recsys.events.hashing.uniforms``."""
+    """One draw in [0, 1) per key: the first column of ``recsys.events.hashing.uniforms``."""
     out = np.empty(len(keys))
     _draw(np.uint64(seed), np.ascontiguousarray(keys), out)
     return out

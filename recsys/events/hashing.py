@@ -1,7 +1,7 @@
-"""Ids become 64-bit keys, and every random draw is a hash of ids.
+"""Hashes: 64-bit keys of ids, and random draws as hashes of ids.
 
-Nothing that is replayed may depend on a generator's state or on Python's salted ``hash``: the same log must
-give the same keys, partitions, initial values and samples on every machine.
+Replayed code must not depend on a generator's state or on Python's salted ``hash``: the same log must give
+the same keys, partitions, initial values and samples on every machine.
 """
 
 from typing import Final
@@ -33,7 +33,7 @@ def partition_of(user_id: Id, partitions: int) -> int:
 
 
 def digest_of(text: str | bytes) -> str:
-    """A short stable digest (32 hex digits) for ids of configurations, feature sets and repeated lines."""
+    """A short stable digest (32 hex digits) of configurations, feature sets and events."""
     return mmh3.hash_bytes(text, 0).hex()
 
 
@@ -61,7 +61,7 @@ def uniform(seed: int, *ids: Id) -> float:
 
 
 def cross(left: NDArray[np.int64] | int, right: NDArray[np.int64]) -> NDArray[np.int64]:
-    """The keys of pairs, element by element; 0 (absent) where the right key is 0. Not symmetric."""
+    """The keys of pairs, element by element; 0 (absent) for a right key of 0. Not symmetric."""
     start = np.asarray(left, np.int64).view(np.uint64)
     with np.errstate(over="ignore"):
         mixed = splitmix64(splitmix64(start) + np.asarray(right).view(np.uint64) * _MIX_1)

@@ -1,7 +1,7 @@
-"""Records that the system derives from events: examples, steps, deltas, item state, control, dead letters.
+"""Records derived from events: examples, steps, deltas, item state, scores, dead letters.
 
-Each derived record says where it came from, so that a consumer drops repeats: exactly once through state.
-Training and serving meet only in these records (and in snapshots); all are MessagePack on the log.
+Each carries its source, so that consumers drop repeats: exactly once through state. Training and serving
+share only these records and snapshots. All are MessagePack on the log.
 """
 
 from collections.abc import Iterable
@@ -17,16 +17,16 @@ R = TypeVar("R")
 
 
 class TrainingExample(msgspec.Struct, kw_only=True, gc=False):
-    """What is learned of an example, and its id. Whoever learns decodes this much of it: the rest takes five
-    times as long. A field that learning needs belongs here, all others into ``Example``.
+    """The fields of an example that training needs, and its id. Training decodes only these: decoding all
+    fields takes five times as long. Other fields belong into ``Example``.
 
-    ``labels`` are in the order of the feature set's labels. A ``correction`` carries the labels as they are
-    now, and ``previous`` those that were learned before.
+    ``labels`` are in the order of the feature set's labels. A ``correction`` carries the current labels, and
+    in ``previous`` the labels learned before.
 
-    ``arrived``: of the engagements that a label stands for, the share that comes by the time such an example
-    is emitted, in (0, 1]; empty: all. In a correction, 0 where the example was weighted for it already.
-    ``kept``: the rate at which examples without an engagement are kept. ``sampled_out``: this one was not,
-    and an engagement came later; its ``previous`` were never learned (training/continual/open_labels.py).
+    ``arrived``: by label, the share of its engagements that arrive before such an example is emitted, in (0,
+    1]; empty: all. In a correction, 0 if the example was weighted for it already. ``kept``: the sampling rate
+    of examples without an engagement. ``sampled_out``: this one was left out and an engagement came later;
+    its ``previous`` were never learned (training/continual/open_labels.py).
     """
 
     partition: int
@@ -39,42 +39,42 @@ class TrainingExample(msgspec.Struct, kw_only=True, gc=False):
     arrived: list[float] = []
     kept: float = 1.0
     sampled_out: bool = False
-    served_by: str = ""  # line/epoch: one that is rolled back teaches nothing more
-    features: FeatureBlock | None = None  # of this one item: N = 1
+    served_by: str = ""  # line/epoch; examples of one that was rolled back are not learned
+    features: FeatureBlock | None = None  # of this item: N = 1
 
 
 class Example(TrainingExample, kw_only=True):
     """One shown item with its engagements. (partition, offset, index) of its impression is its id."""
 
-    sequence: int  # the how-manyth example of its partition: repeats after a restart have the same
+    sequence: int  # running number in its partition; repeats after a restart have the same
     request_id: str
     user_id: Id
     item_id: Id
     surface: str
     shown_ms: int
     closed_ms: int  # event time at which it was emitted
-    view_ended_ms: int = 0  # by its client's clock, of the view that brought it about; 0: none did
+    view_ended_ms: int = 0  # end of the view that caused it, by the client's clock; 0: no view
     propensity: float = 1.0
     stamp: Stamp | None = None
-    predicted: bytes = b""  # of this one item, as in its impression: float32 (L,)
+    predicted: bytes = b""  # of this item, as in its impression: float32 (L,)
 
 
 def served_by(stamp: Stamp | None) -> str:
-    """Who answered, as lessons and step records name it; empty where nobody says."""
+    """The line/epoch that answered, as in examples and step records; empty without a stamp."""
     return f"{stamp.line}/{stamp.epoch}" if stamp else ""
 
 
 class ErasedExample(msgspec.Struct, frozen=True, kw_only=True, tag="erased"):
-    """What is left of an example, or of a ``Forget``, whose user was forgotten: an empty place among
-    ``examples``, so that the others stay where they were and steps are cut into the same lanes."""
+    """Placeholder for an example or ``Forget`` of an erased user: the other ``examples`` keep their
+    positions, and steps are cut into the same lanes."""
 
     sequence: int
     closed_ms: int
 
 
 class Forget(msgspec.Struct, frozen=True, kw_only=True, tag="forget"):
-    """After a user's last example: the step that it is in drops the user's rows. (partition, offset) is the
-    request's place among the user's events."""
+    """Marks the end of an erased user's examples: its step drops the user's rows. (partition, offset) is the
+    position of the user's request among ``events``."""
 
     partition: int
     offset: int
@@ -101,18 +101,18 @@ class Step(msgspec.Struct, frozen=True, kw_only=True):
     examples: int
     lanes: int
     time_ms: int  # event time: the newest closed_ms in it
-    config: str  # digest of what learning depends on
+    config: str  # digest of the settings that learning depends on
     lookahead: int = 0  # k: rows are those after step - 1 - k
-    without: list[str] = []  # line/epoch that were rolled back: what they served is left out
-    rehearsed: list[Range] = []  # older examples that it learns again, so as not to forget them …
-    rehearsed_weight: float = 1.0  # … each with such a weight; they are not judged
-    held: bool = False  # replicas are given its rows with a later step
-    rate: float = 1.0  # times the usual learning rates, of rows and dense parameters
+    without: list[str] = []  # line/epoch that were rolled back: examples they served are left out
+    rehearsed: list[Range] = []  # older examples, replayed against forgetting …
+    rehearsed_weight: float = 1.0  # … with this weight; excluded from prequential metrics
+    held: bool = False  # its rows are published with a later step
+    rate: float = 1.0  # factor on the usual learning rates, of rows and dense parameters
 
 
 class TableRows(msgspec.Struct, frozen=True, kw_only=True):
-    """Rows of one table: keys int64 (n,), values (n, dim) in the delta's format, removed int64 (m,),
-    little-endian."""
+    """Little-endian rows of one table: keys int64 (n,), values (n, dim) in the delta's format, removed int64
+    (m,)."""
 
     table: str
     dim: int
@@ -122,7 +122,7 @@ class TableRows(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Delta(msgspec.Struct, frozen=True, kw_only=True):
-    """What one shard publishes of one step. A step is complete with all its ``parts``.
+    """Changes that one shard publishes for one step. A step is complete with all its ``parts``.
 
     ``base_step`` is the step that this part builds on; ``checksum`` is the CRC-32 of everything else.
     """
@@ -136,19 +136,19 @@ class Delta(msgspec.Struct, frozen=True, kw_only=True):
     tables: list[TableRows] = []
     format: str = "fp32"  # of rows and dense parameters: parameter_server/publish/rounding.py
     dense: bytes = b""  # the flat dense parameters; from part 0 only
-    # Prequential sums of the step, from part 0 only; from every part what it refused ("refused_…").
+    # Prequential sums of the step, from part 0 only; from every part the rejected gradients ("refused_…").
     metrics: dict[str, float] = {}
     time_ms: int = 0
-    digest: int | None = None  # now and then: of all that this part has published
+    digest: int | None = None  # from time to time: of everything that this part has published
     checksum: int = 0
 
 
 class ItemState(msgspec.Struct, frozen=True, kw_only=True):
-    """Running counters as they are now, absolute: setting them twice does no harm.
+    """Absolute values of running counters; applying them twice is harmless.
 
     ``keys`` int64 (n,), ``values`` float32 (n, C), ``last_ms`` int64 (n,): see recsys/features/counters.py.
-    ``offsets`` are those of ``events``, by partition, up to which they were folded. Where all counters are
-    told again, ``part`` of ``parts`` says so: who has read all of them knows what there is.
+    ``offsets``: next offsets of ``events``, by partition, that the counters cover. ``part`` of ``parts``:
+    part of a full copy of all counters, from which a reader can start.
     """
 
     offsets: list[int]
@@ -160,10 +160,10 @@ class ItemState(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Scores(msgspec.Struct, frozen=True, kw_only=True):
-    """What a candidate gave a part of a step's examples before it learned them, beside what live had given
-    them when they were served. Of the first label; arrays are little-endian, one entry an example.
+    """Scores of the first label for part of a step's examples: the candidate's before learning them, and the
+    live line's when they were served. Arrays are little-endian with one entry per example.
 
-    ``against``: (line, epoch) that served them. ``segments``: int64, a bit for each of ``names``.
+    ``against``: (line, epoch) that served them. ``segments``: int64, one bit for each of ``names``.
     """
 
     line: str
@@ -176,19 +176,17 @@ class Scores(msgspec.Struct, frozen=True, kw_only=True):
     labels: bytes = b""  # uint8
     segments: bytes = b""
     names: list[str] = []
-    weights: bytes = (
-        b""  # float32: of those that stand for others, which weren't kept; empty: 1 each
-    )
-    # Now and then: whether engaged items were among the best 300 of live (1) and of the candidate (2), of
-    # whose (int64), uint8; and what it costs and would pick.
+    weights: bytes = b""  # float32: inverse sampling rates; empty: 1 each
+    # From time to time: whether engaged items were among the best 300 of live (bit 1) and of the candidate
+    # (bit 2), uint8; their users' hashes, int64; cost of the candidate and concentration of its picks.
     hits: bytes = b""
     hit_users: bytes = b""
     figures: dict[str, float] = {}
-    refused: str = ""  # why it can't be scored
+    refused: str = ""  # reason why it can't be scored
 
 
 class DeadLetter(msgspec.Struct, frozen=True, kw_only=True):
-    """What could not be read, raw, with the reason and where it stood."""
+    """An unreadable record, raw, with its position and the reason."""
 
     topic: str
     partition: int
@@ -214,36 +212,36 @@ _DELTA_BYTES = 4 << 30
 
 def topics(partitions: int, retention_hours: int = 72) -> list[Topic]:
     """All topics of a system. The catalogue, the step records and control never expire."""
-    kept = retention_hours * _HOUR_MS
+    retention_ms = retention_hours * _HOUR_MS
     return [
-        Topic(EVENTS, partitions, kept),
+        Topic(EVENTS, partitions, retention_ms),
         Topic(ITEMS, 1),
-        Topic(ITEM_STATE, 1, kept),
-        Topic(EXAMPLES, partitions, kept),
+        Topic(ITEM_STATE, 1, retention_ms),
+        Topic(EXAMPLES, partitions, retention_ms),
         Topic(STEPS, 1),
         # Each step publishes all dense parameters: a replica further behind starts from a snapshot.
-        Topic(DELTAS, 1, kept, _DELTA_BYTES),
-        Topic(SCORES, 1, kept),
+        Topic(DELTAS, 1, retention_ms, _DELTA_BYTES),
+        Topic(SCORES, 1, retention_ms),
         Topic(CONTROL, 1),
-        Topic(DEAD_LETTERS, 1, kept),
+        Topic(DEAD_LETTERS, 1, retention_ms),
     ]
 
 
 def pack(record: msgspec.Struct) -> bytes:
-    """A derived record as it stands on the log."""
+    """Encodes a derived record for the log."""
     return _encoder.encode(record)
 
 
 def unpack(value: bytes, kind: type[R]) -> R:
-    """Reads a derived record; raises msgspec.MsgspecError where it isn't one."""
+    """Reads a derived record; raises msgspec.MsgspecError for anything else."""
     try:
         return _decoder(kind).decode(value)
-    except UnicodeDecodeError as error:  # msgspec lets it through: a text in it is no UTF-8
+    except UnicodeDecodeError as error:  # msgspec doesn't wrap it: a text isn't UTF-8
         raise msgspec.DecodeError(str(error)) from None
 
 
 def unpack_all(values: Iterable[bytes], kind: type[R]) -> list[R]:
-    """As ``unpack``, for many; raises at the first that isn't one."""
+    """Reads many derived records of one kind; raises msgspec.MsgspecError at the first other record."""
     try:
         return list(map(_decoder(kind).decode, values))
     except UnicodeDecodeError as error:
@@ -251,21 +249,24 @@ def unpack_all(values: Iterable[bytes], kind: type[R]) -> list[R]:
 
 
 def _decoder(kind: type[R]) -> "msgspec.msgpack.Decoder[R]":
-    """One for each kind: to make one takes longer than to read a small record."""
-    found = _decoders.get(kind)
-    if found is None:
-        found = _decoders[kind] = msgspec.msgpack.Decoder(kind)
-    return found
+    """Cached: creating a decoder takes longer than reading a small record."""
+    decoder = _decoders.get(kind)
+    if decoder is None:
+        decoder = _decoders[kind] = msgspec.msgpack.Decoder(kind)
+    return decoder
 
 
 def non_example(value: bytes) -> ErasedExample | Forget | None:
-    """A record of ``examples`` that isn't one by intent; None where it is one, or can't be read."""
+    """An ``ErasedExample`` or ``Forget`` of the topic ``examples``; None for an example or an unreadable
+    record."""
     try:
-        return _without.decode(value)
+        return _non_example_decoder.decode(value)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return None
 
 
 _encoder = msgspec.msgpack.Encoder()
 _decoders: dict[type, "msgspec.msgpack.Decoder[Any]"] = {}
-_without: "msgspec.msgpack.Decoder[ErasedExample | Forget]" = msgspec.msgpack.Decoder(ErasedExample | Forget)
+_non_example_decoder: "msgspec.msgpack.Decoder[ErasedExample | Forget]" = msgspec.msgpack.Decoder(
+    ErasedExample | Forget
+)

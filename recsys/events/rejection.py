@@ -1,6 +1,6 @@
-"""Why an event can't be taken, said so that its sender can mend it: field, value, expectation.
+"""Errors for rejected events, so that the sender can fix them: field, value, expectation.
 
-Knows JSON and msgspec's messages, nothing of what an event is.
+Knows JSON and msgspec's messages, but no event types.
 """
 
 import math
@@ -11,7 +11,7 @@ from typing import Any, Final
 import msgspec
 
 MAX_DEPTH: Final = 8
-SHOWN: Final = 80  # characters of a value, and of a field's path
+SHOWN: Final = 80  # maximal characters of a value and of a field's path
 
 _NAMES: Final = {
     "int": "an integer",
@@ -29,7 +29,7 @@ _STEP: Final = re.compile(r"\.?([^.\[\]]+)|\[(\d+)\]")
 
 
 class Unquoted(str):
-    """Stands for a value and is shown without quotes."""
+    """A value description that is shown without quotes."""
 
     def __repr__(self) -> str:
         return str(self)
@@ -39,7 +39,7 @@ MISSING: Final = Unquoted("missing")
 
 
 class Rejected(ValueError):
-    """An event that cannot be read: which field, what was there, and what was expected."""
+    """An event that can't be read: the field, its value, and the expectation."""
 
     def __init__(self, field: str, value: object, expected: str) -> None:
         self.field = field if len(field) <= SHOWN else field[: SHOWN - 3] + "..."
@@ -48,7 +48,7 @@ class Rejected(ValueError):
 
 
 class _Repr(reprlib.Repr):
-    """Bounded in depth, length and time: what it shows comes from outside."""
+    """Bounded in depth, length and time, since values come from outside."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -73,8 +73,8 @@ def show(value: object) -> str:
 
 
 def check_values(raw: dict[str, Any]) -> None:
-    """Refuses what JSON lets through and the log or arithmetic doesn't survive: NaN, infinities, integers of
-    more than 64 bits, text that isn't Unicode, nesting of more than eight levels."""
+    """Rejects JSON values that the log or arithmetic can't handle: NaN, infinities, integers of more than 64
+    bits, invalid Unicode, nesting of more than eight levels."""
     fault = _fault(raw, 1)
     if fault is not None:
         steps, value, expected = fault
@@ -99,15 +99,15 @@ def _fault(value: object, depth: int) -> tuple[list[str], object, str] | None:
         for name, inner in value.items():
             if not isinstance(name, str) or not _is_unicode(name):
                 return [], name, "field names that are text in Unicode"
-            if (found := _fault(inner, depth + 1)) is not None:
-                found[0].append(f".{name}")
-                return found
+            if (fault := _fault(inner, depth + 1)) is not None:
+                fault[0].append(f".{name}")
+                return fault
         return None
     if isinstance(value, list | tuple):
         for i, inner in enumerate(value):
-            if (found := _fault(inner, depth + 1)) is not None:
-                found[0].append(f"[{i}]")
-                return found
+            if (fault := _fault(inner, depth + 1)) is not None:
+                fault[0].append(f"[{i}]")
+                return fault
         return None
     return [], value, "a JSON value"
 
@@ -123,10 +123,10 @@ def _is_unicode(text: str) -> bool:
 
 
 def explain(raw: dict[str, Any], error: msgspec.ValidationError) -> Rejected:
-    """What msgspec's message means, with the value that it points at by ``$.path``."""
-    said, _, where = str(error).partition(" - at `")
+    """Translates msgspec's message, with the value at its ``$.path``."""
+    message, _, where = str(error).partition(" - at `")
     path = where.rstrip("`").removeprefix("$").removeprefix(".")
-    if required := _REQUIRED.search(said):
+    if required := _REQUIRED.search(message):
         field = f"{path}.{required[1]}" if path else required[1]
         return Rejected(field, MISSING, "a value: the field is required")
     value: object = raw
@@ -135,9 +135,9 @@ def explain(raw: dict[str, Any], error: msgspec.ValidationError) -> Rejected:
             value = value[name]
         elif isinstance(value, list | tuple) and index and int(index) < len(value):
             value = value[int(index)]
-    expected = said[:1].lower() + said[1:]
-    if types := _EXPECTED.search(said):
+    expected = message[:1].lower() + message[1:]
+    if types := _EXPECTED.search(message):
         expected = " or ".join(_NAMES.get(name, name) for name in types[1].split(" | "))
-    if "base64" in said:
+    if "base64" in message:
         expected = _NAMES["bytes"]
     return Rejected(path or "event", value, expected)

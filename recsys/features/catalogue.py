@@ -1,6 +1,6 @@
-"""The items as columns: what the fold of the `items` topic leaves, ready to be gathered by index.
+"""The catalogue: items as columns, folded from the `items` topic, gathered by index.
 
-Each item has an index for as long as the process lives; a removed item keeps its index and is not alive.
+An item keeps its index for the lifetime of the process; a removed item is no longer alive.
 """
 
 import math
@@ -23,7 +23,7 @@ _LARGEST = float(np.finfo(np.float32).max)
 class Catalogue:
     """Items by index: keys int64 (n, I), numbers float32 (n, M), alive bool (n,). See FeatureSet for I, M.
 
-    ``living`` is ``alive`` in bits, which a request copies instead.
+    ``living`` is ``alive`` as a bitmap, cheap to copy for each request.
     """
 
     def __init__(self, features: FeatureSet, capacity: int = 1024) -> None:
@@ -31,7 +31,7 @@ class Catalogue:
         self.ids: list[Id] = []
         self.fields: list[dict[str, Any]] = []
         self._index: dict[str, int] = {}
-        # The indices of keys, by their places: two ids with one key (see ``key_of``) share a place.
+        # Index by place of the key: two ids with colliding keys (see ``key_of``) share a place.
         self._places = empty_index(cells_for(capacity))
         self._place_keys = np.zeros(capacity, np.int64)
         self._at = np.zeros(capacity, np.int64)
@@ -57,16 +57,16 @@ class Catalogue:
         return self._alive[: len(self.ids)]
 
     def index_of(self, item_id: Id) -> int | None:
-        """The index of an item, alive or not; None where it was never published."""
+        """The index of an item, alive or not; None if it was never published."""
         return self._index.get(str(item_id))
 
     def index_of_key(self, key: int) -> int | None:
-        """The index of the item whose row has this key."""
+        """The index of the item with this key."""
         place = int(place_of(self._places, key))
         return None if place < 0 else int(self._at[place])
 
     def indices_of_keys(self, keys: NDArray[np.int64]) -> NDArray[np.int64]:
-        """The index of each key's item, -1 where it is of none."""
+        """The index of each key's item, or -1."""
         places = np.empty(len(keys), np.int64)
         find(self._places, np.ascontiguousarray(keys, np.int64), places)
         return np.where(places < 0, np.int64(-1), self._at[places])
@@ -85,12 +85,12 @@ class Catalogue:
         return index
 
     def ensure(self, item_id: Id) -> int:
-        """The index of an item, which is added with no fields where it was never published."""
+        """The index of an item; an unpublished one is added without fields."""
         index = self._index.get(str(item_id))
         return self.apply(Item(time_ms=0, item_id=item_id)) if index is None else index
 
     def reserve(self, more: int) -> None:
-        """Makes room for so many more items. Another thread may read meanwhile, and none may write."""
+        """Makes room for ``more`` items. Other threads may read meanwhile, none may write."""
         rows = len(self.ids) + more
         for name in ("_keys", "_numbers", "_alive", "_place_keys", "_at"):
             setattr(self, name, grown(getattr(self, name), rows))
@@ -105,7 +105,7 @@ class Catalogue:
         self.living.grow(len(self.ids))
         key = key_of("item", item_id)
         self._place(key, index)
-        self._keys[index, 0] = key  # known by its key even where its fields never come
+        self._keys[index, 0] = key  # found by its key even if its fields never arrive
         return index
 
     def _place(self, key: int, index: int) -> None:
@@ -115,19 +115,18 @@ class Catalogue:
 
 
 def _numbers(features: FeatureSet, fields: dict[str, Any]) -> NDArray[np.float32]:
-    """Numeric fields on a logarithmic scale (sign kept), then vectors as they are; 0 where there is none,
-    or where what is there is no number that a float32 holds."""
+    """Numeric fields on a signed log scale, then vectors unchanged; 0 for missing or invalid numbers."""
     out: list[float] = []
     for name in features.schema.names("item", NUMERIC):
         number = _number(fields.get(name))
         out.append(math.copysign(math.log1p(abs(number)), number))
     for name, length in features.schema.vectors:
         value = fields.get(name)
-        good = isinstance(value, list) and len(value) == length
-        out.extend(map(_number, value) if good and value else [0.0] * length)
+        valid = isinstance(value, list) and len(value) == length
+        out.extend(map(_number, value) if valid and value else [0.0] * length)
     return np.array(out, np.float32)
 
 
 def _number(value: Any) -> float:
-    sound = isinstance(value, int | float) and abs(value) <= _LARGEST
-    return float(value) if sound else 0.0
+    valid = isinstance(value, int | float) and abs(value) <= _LARGEST
+    return float(value) if valid else 0.0

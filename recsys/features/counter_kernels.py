@@ -1,4 +1,4 @@
-"""The compiled loops under running counters: many keys at once, each aged to the time that is asked for.
+"""Compiled loops of running counters: many keys at once, each decayed to the requested time.
 
 Legend: N keys, R counter rows, C columns = 2 speeds × K kinds, fast ones first, H cells of an index.
 """
@@ -22,7 +22,7 @@ _VALUES, _TIMES, _AMOUNTS = read_only(_float, 2), read_only(_int, 1), read_only(
 
 @kernel(types.void(_VALUES, _TIMES, _int, _int, _float[::1]))
 def add_row(values: Any, last_ms: Any, row: Any, now_ms: Any, out: Any) -> None:
-    """Adds one row's counters, aged to ``now_ms``, to ``out`` (C,)."""
+    """Adds one row's counters, decayed to ``now_ms``, to ``out`` (C,)."""
     age, kinds = max(now_ms - last_ms[row], 0), values.shape[1] // 2
     fast = np.float32(np.exp2(-age / FAST_MS))
     slow = np.float32(np.exp2(-age / SLOW_MS))
@@ -34,7 +34,7 @@ def add_row(values: Any, last_ms: Any, row: Any, now_ms: Any, out: Any) -> None:
 
 @kernel(types.void(_INDEX, _VALUES, _TIMES, _int, _int, _float[::1]))
 def add_aged(index: Any, values: Any, last_ms: Any, key: Any, now_ms: Any, out: Any) -> None:
-    """Adds one key's counters to ``out`` (C,): nothing for 0 and for a key that was never added."""
+    """Adds one key's counters to ``out`` (C,); nothing for 0 and unknown keys."""
     row = place_of(index, key) if key != 0 else -1
     if row >= 0:
         add_row(values, last_ms, row, now_ms, out)
@@ -49,8 +49,8 @@ def read(index: Any, values: Any, last_ms: Any, keys: Any, now_ms: Any, out: Any
 
 @kernel(types.void(_float[:, ::1], _int[::1], _KEYS, _AMOUNTS, _int))
 def add(values: Any, last_ms: Any, rows: Any, amounts: Any, now_ms: Any) -> None:
-    """Adds ``amounts`` (K,) to rows. What comes in order ages the row to its own time, what comes late is
-    aged to the row's."""
+    """Adds ``amounts`` (K,) to rows. An event in order decays the row to its own time; a late one is decayed
+    to the row's time."""
     kinds = amounts.shape[0]
     for i in range(rows.shape[0]):
         row, age = rows[i], now_ms - last_ms[rows[i]]

@@ -1,8 +1,8 @@
-"""Running counters that forget: how often an entity was shown and what viewers did, lately and for long.
+"""Running counters with exponential decay: impressions and engagements of an entity, recent and long-term.
 
-A counter is a sum of what happened, each weighted by 2^(-age / half-life). Two half-lives stand side by side:
-the fast one follows the hour, the slow one the week. Decay is by event time and additions commute, so the
-order in which partitions are read changes no more than the last bits.
+A counter is a sum of events, each weighted by 2^(-age / half-life), at two half-lives: the fast one follows
+the hour, the slow one the week. Decay is by event time and additions commute, so the order in which
+partitions are read changes only the last bits.
 """
 
 from collections.abc import Iterable, Sequence
@@ -24,7 +24,7 @@ Values = NDArray[np.float32]
 
 
 class Counters:
-    """Counter rows by 64-bit key: values float32 (n, C), as of their own last time. 0 is no key."""
+    """Counter rows by 64-bit key: values float32 (n, C), as of each row's last update. 0 is no key."""
 
     _count: int
     _index: Keys
@@ -54,20 +54,20 @@ class Counters:
         kernels.add(self._values, self._last_ms, rows, np.asarray(amounts, np.float32), now_ms)
 
     def read(self, keys: Keys, now_ms: int) -> Values:
-        """Counters as of ``now_ms``, shape keys.shape + (C,); zeros for 0 and for keys never added."""
+        """Counters as of ``now_ms``, shape keys.shape + (C,); zeros for 0 and unknown keys."""
         out = np.zeros((keys.size, self.columns), np.float32)
         kernels.read(*self.arrays, np.ascontiguousarray(keys).ravel(), now_ms, out)
         return out.reshape(*keys.shape, self.columns)
 
     def reserve(self, more: int) -> None:
-        """Makes room for so many more keys. Another thread may read meanwhile, and none may write."""
+        """Makes room for ``more`` keys. Other threads may read meanwhile, none may write."""
         rows = self._count + more
         self._keys, self._values = grown(self._keys, rows), grown(self._values, rows)
         self._last_ms = grown(self._last_ms, rows)
         self._index = with_room(self._index, rows)
 
     def export(self, keys: Sequence[int] | None = None) -> tuple[Keys, Values, NDArray[np.int64]]:
-        """Keys, values and times of the given keys (all, without), as they are."""
+        """Keys, values and times of the given keys (default: all), not decayed."""
         if keys is None:
             all_ = slice(self._count)
             return self._keys[all_].copy(), self._values[all_].copy(), self._last_ms[all_].copy()
@@ -77,20 +77,20 @@ class Counters:
         return self._keys[rows], self._values[rows], self._last_ms[rows]
 
     def set(self, keys: Keys, values: Values, last_ms: NDArray[np.int64]) -> None:
-        """Overwrites rows with absolute values: doing it twice does no harm."""
+        """Overwrites rows with absolute values; idempotent."""
         rows = self._rows_of(np.ascontiguousarray(keys, np.int64))
         self._values[rows] = values
         self._last_ms[rows] = last_ms
 
     def keep_newest(self, limit: int) -> int:
-        """Drops the rows longest untouched so that ``limit`` remain; returns how many went."""
+        """Drops the least recently updated rows so that ``limit`` remain; returns the number dropped."""
         surplus = self._count - limit
         if surplus <= 0:
             return 0
         keys, values, last_ms = self.export()
-        kept = np.sort(np.argsort(last_ms, kind="stable")[surplus:])
+        newest = np.sort(np.argsort(last_ms, kind="stable")[surplus:])
         self._begin(max(16, limit))
-        self.set(keys[kept], values[kept], last_ms[kept])
+        self.set(keys[newest], values[newest], last_ms[newest])
         return surplus
 
     def _begin(self, capacity: int) -> None:
@@ -101,7 +101,7 @@ class Counters:
         self._last_ms = np.zeros(capacity, np.int64)
 
     def _rows_of(self, keys: Keys) -> Keys:
-        """The rows of keys; new ones get a row of zeros."""
+        """The rows of keys; new keys get a row of zeros."""
         self.reserve(len(keys))
         rows = np.empty(len(keys), np.int64)
         self._count = int(insert(self._index, self._keys, self._count, keys, rows))
@@ -111,7 +111,7 @@ class Counters:
 def amounts(
     kinds: Sequence[str], happened: str, watch_ms: int | None = None
 ) -> NDArray[np.float32]:
-    """What one event adds: 1 in the column of its kind, the logarithm of its seconds under ``watch``."""
+    """The increment of one event: 1 in the column of its kind, log seconds under ``watch``."""
     added = np.zeros(len(kinds), np.float32)
     if happened in kinds:
         added[list(kinds).index(happened)] = 1.0

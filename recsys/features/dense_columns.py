@@ -1,14 +1,14 @@
-"""What stands in each dense column, by name and in order: ``recsys.features.feature_builder`` writes them so.
+"""Names of the dense columns, in the order in which ``recsys.features.feature_builder`` writes them.
 
-The names are part of a feature set's digest. So a column that is added, left out or moved makes another
-feature set, and nothing that was logged or trained by the one is read as the other.
+The names are part of a feature set's digest. Adding, removing or moving a column makes another feature set,
+so data logged or trained with one is never read as the other.
 """
 
 from typing import Final
 
 from recsys.events.field_schema import NUMERIC, Schema
 
-# Running rates are of these entities, and of two for each group: all viewers and the user with it.
+# Entities with running rates, plus two per group: the group for all viewers and for the user.
 _ENTITIES: Final = (
     "all",
     "context",
@@ -24,20 +24,22 @@ MOMENT: Final = ("hour.sin", "hour.cos", "since_last_event", "events")
 
 
 def entities(schema: Schema) -> tuple[str, ...]:
-    """Whose running rates are columns."""
-    groups = (f"{whose}.{name}" for name in schema.groups for whose in ("group", "user×group"))
+    """Entities whose running rates are columns."""
+    groups = (f"{kind}.{name}" for name in schema.groups for kind in ("group", "user×group"))
     return (*_ENTITIES, *groups)
 
 
 def numbers(main_labels: tuple[str, ...]) -> tuple[str, ...]:
-    """The numbers of each entity, at both speeds."""
+    """Numbers of each entity, at both speeds."""
     rates = (f"{label}.{speed}" for speed in ("fast", "slow") for label in main_labels)
     return ("shown.fast", "shown.slow", *rates, "watch.slow")
 
 
 def dense_names(schema: Schema, main_labels: tuple[str, ...]) -> tuple[str, ...]:
     """All columns (F,): entity/number, the item's own numbers, the moment."""
-    counters = (f"{its}/{number}" for its in entities(schema) for number in numbers(main_labels))
+    counters = (
+        f"{entity}/{number}" for entity in entities(schema) for number in numbers(main_labels)
+    )
     numeric = (f"item.{name}" for name in schema.names("item", NUMERIC))
     vectors = (f"item.{name}[{n}]" for name, length in schema.vectors for n in range(length))
     return (*counters, *numeric, *vectors, *MOMENT)

@@ -1,7 +1,7 @@
-"""Builds a request's features from what is known when it is answered.
+"""Builds a request's features from the state at the time of the answer.
 
-One function for the server, for replay and for backfill. Vectorised over the N candidates: a few gathers, no
-work per candidate in Python.
+Serving, replay and backfill share it. Vectorised over the N candidates: a few gathers, no Python per
+candidate.
 
 Legend: N candidates, C counter columns, K kinds, F dense.
 """
@@ -19,10 +19,10 @@ from recsys.features.feature_set import GROUP_WIDTH, FeatureSet, Floats, Keys, R
 from recsys.features.item_counters import GLOBAL
 from recsys.features.session import USER, Session
 
-_SMOOTHING: Final = 4.0  # prior examples behind every running rate
-_SAME_AT: Final = np.array([0, 1, 5, 6])  # of the entities, those that are the same for all items
-_RARE: Final = np.float32(1e-4)  # how near to 0 and 1 a rate may come
-_WATCH: Final = 8.0  # log seconds: 50 minutes
+_SMOOTHING: Final = 4.0  # prior examples added to every running rate
+_SAME_AT: Final = np.array([0, 1, 5, 6])  # indices of the entities that are the same for all items
+_RARE: Final = np.float32(1e-4)  # minimal distance of a rate from 0 and 1
+_WATCH: Final = 8.0  # bound in log seconds: 50 minutes
 _DAY_MS: Final = 86_400_000
 _HOURS: Final = np.array([key_of("hour", hour) for hour in range(24)], np.int64)
 
@@ -57,8 +57,10 @@ class FeatureBuilder:
         now_ms: int,
         known: RequestFeatures | None = None,
     ) -> RequestFeatures:
-        """Features of the candidates, given by their indices (N,) in the catalogue. ``known``: those of
-        the same request with other candidates, or none: what is the viewer's is taken from there."""
+        """Features of the candidates, given by their catalogue indices (N,).
+
+        ``known``: features of the same request with other candidates, whose user part is reused.
+        """
         items_NI = catalogue.keys[candidates]
         if known is None:
             contexts = self.features.context_keys(surface, context)
@@ -68,19 +70,12 @@ class FeatureBuilder:
             user, history, outcomes = known.user_U, known.history_TH, known.outcomes_TO
         dense = np.zeros((len(candidates), self.dense_width), np.float32)
         if dense.size:
-            whole = int(user[self._context])
-            self._fill_dense(dense, session, whole, items_NI, counters, now_ms)
+            main_context = int(user[self._context])
+            self._fill_dense(dense, session, main_context, items_NI, counters, now_ms)
             moment = self.dense_width - len(MOMENT)
             dense[:, moment - self.features.number_columns : moment] = catalogue.numbers[candidates]
             dense[:, moment:] = _moment(session, now_ms)
-        return RequestFeatures(
-            self.features.digest,
-            user,
-            items_NI,
-            history,
-            outcomes,
-            dense,
-        )
+        return RequestFeatures(self.features.digest, user, items_NI, history, outcomes, dense)
 
     def _user_keys(self, session: Session, contexts: list[int], now_ms: int) -> Keys:
         keys = np.zeros(self.features.user_columns, np.int64)
@@ -100,9 +95,9 @@ class FeatureBuilder:
         counters: Counters,
         now_ms: int,
     ) -> None:
-        """Rates of ``dense_columns.entities``: all viewers and the context; the item, it and its duration in
-        the context; the user as a whole and in the context; the user with the item and its duration; all
-        viewers and the user with each group. What is the same for all items is computed once."""
+        """Writes the rates of ``dense_columns.entities``: all viewers and the context; the item, and the item
+        and its duration in the context; the user overall and in the context; the user with the item and its
+        duration; all viewers and the user with each group. Rates shared by all items are computed once."""
         shared = counters.read(np.array([GLOBAL, context], np.int64), now_ms)
         own = session.counters.read(np.array([USER, context], np.int64), now_ms)
         sums = np.zeros((len(items_NI), len(self._each_at), counters.columns), np.float32)
@@ -116,7 +111,7 @@ class FeatureBuilder:
 
 
 class _Rates:
-    """Counts as logarithms, smoothed rates as log odds against the overall rate, mean log watch time."""
+    """Log counts, smoothed rates as log odds relative to the overall rate, and mean log watch time."""
 
     def __init__(self, builder: FeatureBuilder, overall_C: Floats) -> None:
         self._rates, self._watch = builder.rates, builder.watch
@@ -127,18 +122,18 @@ class _Rates:
         self._mean_watch = overall[-1, self._watch] / max(float(overall[-1, 0]), 1.0)
 
     def write(self, sums_NEC: Floats, places_E: Keys, dense: Floats) -> None:
-        """Writes the rates of counters to their entities' places; one row of them (N = 1) is for all."""
+        """Writes the rates of counters to their entities' places; one row (N = 1) applies to all items."""
         n, entities, _ = sums_NEC.shape
         logs = np.empty((n, entities, SPEEDS * (1 + len(self._rates))), np.float32)
         ratios(sums_NEC, self._rates, self._prior, _SMOOTHING, _RARE, logs)
         np.log(logs, out=logs)
-        # Bounded, as a foreign log may report what was watched and not what was shown.
+        # Bounded, since an imported log may report watch time without impressions.
         lay(logs, sums_NEC, self._watch, self._prior_odds, self._mean_watch, _SMOOTHING, _WATCH,
             places_E, dense)  # fmt: skip
 
 
 def _moment(session: Session, now_ms: int) -> Floats:
-    """Where the user is: time of day, how long since the last event, how much is known."""
+    """Time of day, time since the last event, and number of events of the user."""
     turn = 2 * np.pi * (now_ms % _DAY_MS) / _DAY_MS
     gap_s = (now_ms - session.last_ms) / 1000.0 if session.last_ms else 1e6
     return np.array(

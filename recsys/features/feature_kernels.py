@@ -1,4 +1,4 @@
-"""The compiled loops from a request's counters to its running rates: all entities of all candidates at once.
+"""Compiled loops from a request's counters to its running rates, for all entities of all candidates at once.
 
 Legend: N candidates, I item columns, E entities of a candidate, C counter columns (2 speeds × K kinds),
 G groups, L labels whose rates are taken.
@@ -21,7 +21,7 @@ _MIX_1 = np.uint64(0xBF58476D1CE4E5B9)
 
 @kernel(_int(_int, _int))
 def crossed(left: Any, right: Any) -> Any:
-    """The key of a pair: the same function as ``recsys.events.hashing.cross``."""
+    """The key of a pair, as ``recsys.events.hashing.cross``."""
     if right == 0:
         return 0
     return np.int64(mix(mix(np.uint64(left)) + np.uint64(right) * _MIX_1))
@@ -34,11 +34,11 @@ def gather(index: Any, values: Any, last_ms: Any, own_index: Any, own_values: An
            out: Any) -> None:  # fmt: skip
     """Adds the counters of each candidate's entities to ``out`` (N, 5 + 2 · G, C), zeros before.
 
-    Of all viewers (``index``, ``values``, ``last_ms``) the item, and it and its duration with the context; of
-    the user (``own_…``) the item and its duration; then for each group, ``width`` columns from
-    ``groups[g]`` on, their sum of all viewers and of the user. ``duration`` is the duration's column.
+    For all viewers (``index``, ``values``, ``last_ms``): the item, and the item and its duration with the
+    context. For the user (``own_…``): the item and its duration. Then for each group, over ``width`` columns
+    from ``groups[g]`` on: the sum for all viewers and for the user. ``duration`` is the duration's column.
     """
-    # Where all rows stand is found first: reads that wait for memory then wait together, not one by one.
+    # All row positions are looked up first, so that memory reads overlap instead of waiting one by one.
     size, each = items.shape[0], 3 + width * groups.shape[0]
     places, row = np.empty((size, each), np.int64), 4 * values.shape[1]
     for n in range(size):
@@ -73,34 +73,33 @@ def gather(index: Any, values: Any, last_ms: Any, own_index: Any, own_values: An
 
 @kernel(types.void(read_only(_float, 3), _TIMES, _VALUES, _float, _float, _float[:, :, ::1]))
 def ratios(sums: Any, rates: Any, prior: Any, weight: Any, rare: Any, out: Any) -> None:
-    """Of counters (N, E, C), what logarithms are taken of, (N, E, 2 + 2 · L): 1 and what was shown, then the
-    odds of each label, fast ones first.
+    """Writes the arguments of logarithms (N, E, 2 + 2 · L) from counters (N, E, C): 1 + shown, then the odds
+    of each label, fast ones first.
 
-    A rate is smoothed by ``weight`` examples of ``prior`` (2, L), and kept off 0 and 1 by ``rare`` (a label
-    may come more than once per showing). ``rates`` (L,) are the labels' places among the kinds.
+    A rate is smoothed by ``weight`` examples of ``prior`` (2, L) and clipped to ``rare`` from 0 and 1 (a
+    label may occur more than once per impression). ``rates`` (L,) are the labels' indices among the kinds.
     """
     one, kinds, labels = np.float32(1), sums.shape[2] // 2, rates.shape[0]
     for n in range(sums.shape[0]):
         for e in range(sums.shape[1]):
-            cells, its = sums[n, e], out[n, e]
+            cells, ratio = sums[n, e], out[n, e]
             for s in range(2):
                 shown = cells[s * kinds]
-                its[s] = one + shown
+                ratio[s] = one + shown
                 for k in range(labels):
                     happened = cells[s * kinds + rates[k]]
                     rate = (happened + weight * prior[s, k]) / (shown + weight)
                     rate = min(max(rate, rare), one - rare)
-                    its[2 + s * labels + k] = rate / (one - rate)
+                    ratio[2 + s * labels + k] = rate / (one - rate)
 
 
 @kernel(types.void(read_only(_float, 3), read_only(_float, 3), _int, _VALUES, _float, _float, _float,
                    _TIMES, _float[:, ::1]))  # fmt: skip
 def lay(logs: Any, sums: Any, watch: Any, prior_odds: Any, mean_watch: Any, weight: Any, bound: Any,
         places: Any, dense: Any) -> None:  # fmt: skip
-    """Writes rates into ``dense`` (N, at least E · (3 + 2 · L)), each entity to its place: logarithms of
-    counts over 3, log odds against ``prior_odds`` (2, L), and the smoothed mean of log watch time against
-    ``mean_watch``, within ±``bound``. ``logs`` (N or 1, E, 2 + 2 · L) and ``sums`` with one row are for all.
-    """
+    """Writes rates into ``dense`` (N, at least E · (3 + 2 · L)), each entity to its place: log counts / 3,
+    log odds minus ``prior_odds`` (2, L), and the smoothed mean log watch time minus ``mean_watch``, clipped
+    to ±``bound``. ``logs`` (N or 1, E, 2 + 2 · L) and ``sums`` with one row apply to all items."""
     labels, kinds, last = prior_odds.shape[1], sums.shape[2] // 2, logs.shape[2]
     for n in range(dense.shape[0]):
         m = n if logs.shape[0] > 1 else 0

@@ -1,15 +1,15 @@
-"""The feature set: which numbers the ranker reads, defined once for stream, batch and backfill.
+"""The feature set: inputs of the ranker, defined once for stream, batch and backfill.
 
-A request's features are built when it is answered, written into the impression, and read from there when it
-is learned from. Categorical values are 64-bit keys in named slots; the ranker sees the slots' rows, never the
-ids. Everything here is computed from what had happened before the request: nothing looks ahead.
+A request's features are built when it is answered, written into the impression, and read from there in
+training. Categorical values are 64-bit keys in named slots; the ranker sees the slots' rows, never the ids.
+Features use only events before the request.
 
 Legend: N items of a request, U user columns, I item columns, T history, H keys and O outcomes of one entry,
 F dense.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Final
 
@@ -25,14 +25,14 @@ from recsys.features.dense_columns import dense_names
 Keys = NDArray[np.int64]
 Floats = NDArray[np.float32]
 
-GROUP_WIDTH: Final = 4  # values kept of a group field (an author has one, tags a few)
+GROUP_WIDTH: Final = 4  # values of a group field (one author, a few tags)
 CONTENT_WIDTH: Final = 12  # other categorical item fields, all in one slot
 PROFILE_WIDTH: Final = 40
 CONTEXT_WIDTH: Final = 4
-HISTORY_GROUP: Final = 2  # values of each group that a history entry keeps
+HISTORY_GROUP: Final = 2  # values of each group in a history entry
 ENTITIES_KEPT: Final = 200_000
 MAIN_LABELS: Final = 3  # labels whose running rates are features
-_LONGEST_MS: Final = 2.0**53  # whatever stands in a duration, its logarithm can be taken
+_LONGEST_MS: Final = 2.0**53  # bounds durations, so that their logarithm exists
 
 
 @dataclass(frozen=True)
@@ -46,8 +46,8 @@ class Slot:
 
 @dataclass(frozen=True)
 class FeatureSet:
-    """The named list of features that a model reads; two sets are the same when their digests are: that is
-    made of these fields and of ``columns``.
+    """The named list of features that a model reads; sets are equal if their digests are, which cover these
+    fields and ``columns``.
 
     ``kind`` is ``ids`` (keys only), ``ids+history`` (with the recent history and its outcomes) or ``all``
     (with running counters).
@@ -59,24 +59,24 @@ class FeatureSet:
 
     @cached_property
     def digest(self) -> str:
-        what = [msgspec.to_builtins(self), self.columns]
-        return digest_of(msgspec.json.encode(what, order="deterministic"))
+        content = [msgspec.to_builtins(self), self.columns]
+        return digest_of(msgspec.json.encode(content, order="deterministic"))
 
     @cached_property
     def columns(self) -> dict[str, list[str]]:
-        """The name of every column of the arrays that a model reads, in order."""
-        kept = (f"item.{name}" for name in self.schema.groups for _ in range(HISTORY_GROUP))
+        """The names of the columns of each input array, in order."""
+        groups = (f"item.{name}" for name in self.schema.groups for _ in range(HISTORY_GROUP))
         return {
             "user": [slot.name for slot in self.user_slots for _ in range(slot.start, slot.stop)],
             "item": [slot.name for slot in self.item_slots for _ in range(slot.start, slot.stop)],
-            "history": ["item", *kept],
+            "history": ["item", *groups],
             "outcomes": [*self.schema.labels, "watch", "recency"],
             "dense": list(self.dense_names),
         }
 
     @cached_property
     def dense_names(self) -> tuple[str, ...]:
-        """What stands in each dense column (F,): nothing unless the set is ``all``."""
+        """The names of the dense columns (F,); empty unless the kind is ``all``."""
         return dense_names(self.schema, self.main_labels) if self.kind == "all" else ()
 
     @cached_property
@@ -105,18 +105,18 @@ class FeatureSet:
 
     @cached_property
     def vector_fields(self) -> tuple[tuple[str, int], ...]:
-        """The vectors that an item brings along and that its own vector starts from, with their lengths: none
-        where examples don't carry them, as what is served must be what is learned from."""
+        """The item's vector fields and lengths that its retrieval vector starts from; empty if examples don't
+        carry them, since serving must match training."""
         return self.schema.vectors if self.kind == "all" else ()
 
     @property
     def vector_columns(self) -> int:
-        """How many numbers these are together: the last of a catalogue's numbers."""
+        """Total length of the vector fields, which are the last of a catalogue's numbers."""
         return sum(length for _, length in self.vector_fields)
 
     @cached_property
     def kinds(self) -> tuple[str, ...]:
-        """What counters count: shown, each label, watch."""
+        """Kinds of counters: shown, each label, watch."""
         return ("shown", *self.schema.labels, "watch")
 
     @property
@@ -136,34 +136,34 @@ class FeatureSet:
         return self.schema.labels[:MAIN_LABELS]
 
     def slot(self, name: str) -> Slot:
-        """The slot of this name; KeyError where there is none."""
+        """The slot of this name; raises KeyError."""
         try:
             return self._slots_by_name[name]
         except KeyError:
             raise KeyError(f"no slot {name!r} in feature set {self.digest}") from None
 
     def group_columns(self) -> list[int]:
-        """The item columns that an item vector's content starts from: those that a history entry keeps."""
+        """The item columns of groups that history entries and content vectors use."""
         starts = [self.slot(f"item.{name}").start for name in self.schema.groups]
         return [column for start in starts for column in range(start, start + HISTORY_GROUP)]
 
     def entities(self, keys_I: Keys) -> tuple[int, ...]:
-        """What counters know an item by, each once: itself, its groups' values, its duration.
+        """The keys of an item's counters, each once: itself, its groups' values, its duration.
 
-        Asked for every event, so it is kept by the keys (which change when an item's fields do).
+        Called for every event, so it is cached by the item's keys (which change with its fields).
         """
         packed = keys_I.tobytes()
-        found = self._entities.get(packed)
-        if found is None:
+        entities = self._entities.get(packed)
+        if entities is None:
             if len(self._entities) >= ENTITIES_KEPT:
                 self._entities.clear()
             columns = [0, self.slot("duration").start]
             for name in self.schema.groups:
                 slot = self.slot(f"item.{name}")
                 columns.extend(range(slot.start, slot.stop))
-            found = tuple(dict.fromkeys(int(key) for key in keys_I[columns] if key))
-            self._entities[packed] = found
-        return found
+            entities = tuple(dict.fromkeys(int(key) for key in keys_I[columns] if key))
+            self._entities[packed] = entities
+        return entities
 
     @cached_property
     def _entities(self) -> dict[bytes, tuple[int, ...]]:
@@ -196,15 +196,15 @@ class FeatureSet:
         return [int(key) for key in keys if key]
 
     def context_keys(self, surface: str, context: dict[str, Any]) -> list[int]:
-        """The keys of a request's context, at most CONTEXT_WIDTH: the first stands for all in crosses."""
+        """The keys of a request's context, at most CONTEXT_WIDTH; crosses use only the first."""
         keys = np.zeros(CONTEXT_WIDTH, np.int64)
         names = self.schema.names("context", CATEGORICAL)
         _fill_many(keys, Slot("context", 0, CONTEXT_WIDTH), "context.", names, context)
-        found = [int(key) for key in keys if key]
-        return found or [key_of("context.surface", surface)]
+        present = [int(key) for key in keys if key]
+        return present or [key_of("context.surface", surface)]
 
     def history_entry(self, item_keys: Keys) -> list[int]:
-        """The keys (H,) by which a history entry remembers an item: itself and its first group values."""
+        """The keys (H,) of an item in a history entry: itself and its first group values."""
         return [int(key) for key in item_keys[[0, *self.group_columns()]]]
 
 
@@ -221,17 +221,10 @@ class RequestFeatures:
 
     def rows(self, chosen: list[int] | Keys) -> "RequestFeatures":
         """The features of some of the items, in that order."""
-        return RequestFeatures(
-            self.feature_set,
-            self.user_U,
-            self.items_NI[chosen],
-            self.history_TH,
-            self.outcomes_TO,
-            self.dense_NF[chosen],
-        )
+        return replace(self, items_NI=self.items_NI[chosen], dense_NF=self.dense_NF[chosen])
 
     def block(self) -> FeatureBlock:
-        """As written into the impression."""
+        """The features as written into the impression."""
         return FeatureBlock(
             feature_set=self.feature_set,
             user_keys=self.user_U.tobytes(),
@@ -243,11 +236,11 @@ class RequestFeatures:
 
 
 class UnknownFeatureSet(ValueError):
-    """A model was given features that it does not know."""
+    """A model was given features of another set."""
 
 
 def read_block(block: FeatureBlock, features: FeatureSet) -> RequestFeatures:
-    """The arrays of an impression's features; raises UnknownFeatureSet where they are of another set."""
+    """The arrays of an impression's features; raises UnknownFeatureSet for another set."""
     if block.feature_set != features.digest:
         raise UnknownFeatureSet(
             f"feature set is {block.feature_set!r}, expected {features.digest!r}: "
@@ -268,25 +261,21 @@ def read_block(block: FeatureBlock, features: FeatureSet) -> RequestFeatures:
 def item_block(block: FeatureBlock, index: int, items: int) -> FeatureBlock:
     """The features of one of a block's ``items`` items, without reading the rest."""
     keys, dense = len(block.item_keys) // items, len(block.dense) // items
-    return FeatureBlock(
-        feature_set=block.feature_set,
-        user_keys=block.user_keys,
+    return msgspec.structs.replace(
+        block,
         item_keys=block.item_keys[index * keys : (index + 1) * keys],
-        history=block.history,
-        outcomes=block.outcomes,
         dense=block.dense[index * dense : (index + 1) * dense],
-        backfilled=block.backfilled,
     )
 
 
 def item_predictions(impression: Impression, index: int) -> bytes:
-    """What the ranker said of one item when it was served, float32 (L,); empty where none did."""
+    """The ranker's predictions of one item when it was served, float32 (L,); empty without a ranker."""
     width = len(impression.predicted) // max(1, len(impression.items))
     return impression.predicted[index * width : (index + 1) * width]
 
 
 def _array(data: bytes, kind: type[Any]) -> NDArray[Any]:
-    """A copy, as tensors want to be able to write."""
+    """A writable copy, as torch expects."""
     return np.frombuffer(bytearray(data), kind)
 
 
@@ -306,9 +295,10 @@ def _fill(keys: Keys, slot: Slot, prefix: str, values: list[str]) -> None:
 def _fill_many(
     keys: Keys, slot: Slot, prefix: str, names: list[str] | tuple[str, ...], fields: dict[str, Any]
 ) -> None:
-    """All values of several fields in one slot, each salted by its field's name; the surplus is left out."""
-    found = [
+    """Writes all values of several fields into one slot, each salted by its field's name; drops the
+    surplus."""
+    hashed = [
         key_of(prefix + name, value) for name in names for value in values_of(fields.get(name))
     ]
-    found = found[: slot.stop - slot.start]
-    keys[slot.start : slot.start + len(found)] = found
+    hashed = hashed[: slot.stop - slot.start]
+    keys[slot.start : slot.start + len(hashed)] = hashed

@@ -1,7 +1,7 @@
-"""The feature set of a state folder: every process of a system reads it here, and needs no model for it.
+"""The feature set file of a state folder, which every process of a system reads.
 
-It is decided once, when a state folder is first used, and written there: a folder that holds a log of one
-feature set refuses another, and so one that was written by a version with other columns.
+It is written when a state folder is first used. A folder with the log of one feature set refuses another,
+including one written by a version with other columns.
 """
 
 from pathlib import Path
@@ -16,7 +16,7 @@ from recsys.process.part_process import write_atomically
 
 FILE: Final = "feature_set.json"
 
-# What the simulated world and the feed's own items have.
+# Fields of the simulated world and of the feed's own items.
 FEED_SCHEMA: Final = Schema(
     item=(
         ("author", CATEGORICAL),
@@ -35,8 +35,8 @@ class _Digest(msgspec.Struct):
 
 
 def feature_set(config: Config) -> FeatureSet:
-    """The feature set of a state folder; that of the feed where none was decided yet. Raises ValueError
-    where its columns were others when it was decided."""
+    """The feature set of a state folder, by default the feed's. Raises ValueError if its columns have changed
+    since it was written."""
     path = Path(config.state) / FILE
     if not path.exists():
         return FeatureSet(FEED_SCHEMA, config.model.features, config.sessions.history)
@@ -51,22 +51,22 @@ def feature_set(config: Config) -> FeatureSet:
         ) from error
     if digest != features.digest:
         raise ValueError(
-            f"{path} has digest {digest or '(none)'}, expected {features.digest}: a version wrote it whose "
-            "models read other columns, and so is the log beside it. Begin a new state folder, warmed up "
-            "with the log, or fill the archive anew (`recsys backfill --features`)"
+            f"{path} has digest {digest or '(none)'}, expected {features.digest}: a version whose models "
+            "read other columns wrote it and the log beside it. Begin a new state folder, warmed up with the "
+            "log, or fill the archive anew (`recsys backfill --features`)"
         )
     return features
 
 
 def decide(config: Config, features: FeatureSet) -> None:
-    """Writes the feature set of a state folder; raises ValueError where another was decided before."""
+    """Writes the feature set of a state folder; raises ValueError if the folder has another."""
     path = Path(config.state) / FILE
     if path.exists():
-        stands = feature_set(config).digest
-        if stands != features.digest:
+        written = feature_set(config).digest
+        if written != features.digest:
             raise ValueError(
-                f"{path} holds feature set {stands}, expected {features.digest}: its log was made with other "
-                "features; use another state folder (--state)"
+                f"{path} holds feature set {written}, expected {features.digest}: its log was made with "
+                "other features; use another state folder (--state)"
             )
         return  # parts may be reading it
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -74,7 +74,7 @@ def decide(config: Config, features: FeatureSet) -> None:
 
 
 def as_file(features: FeatureSet) -> bytes:
-    """As it stands in a folder: its fields, and the digest of the columns that they mean today."""
+    """The file's content: the fields, and the digest of the columns that they mean today."""
     fields = msgspec.to_builtins(features) | {"digest": features.digest}
     return msgspec.json.format(msgspec.json.encode(fields))
 

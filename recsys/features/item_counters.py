@@ -1,8 +1,7 @@
-"""Item-side counters: what all viewers did with an item, its author, its tags, and with each per context.
+"""Item counters: engagements of all viewers with an item, its author and tags, and with each per context.
 
-The fold of impressions and engagements behind the `item_state` topic. An engagement finds the context of its
-request among the requests remembered, and the segment of its viewer; one that doesn't still counts for the
-item itself.
+The fold of impressions and engagements behind the `item_state` topic. An engagement takes its context and its
+viewer's segment from the remembered requests; without them it still counts for the item itself.
 """
 
 from collections import OrderedDict
@@ -27,9 +26,8 @@ class ItemCounters:
         self.features = features
         self.counters = Counters(len(features.kinds), 1024)
         self._requests: OrderedDict[str, int] = OrderedDict()
-        self._segments: OrderedDict[str, int] = (
-            OrderedDict()
-        )  # of requests by viewers with a profile
+        # Segment by request, for viewers with a profile.
+        self._segments: OrderedDict[str, int] = OrderedDict()
         self._changed: set[int] = set()
         self._kinds = set(features.kinds) | {"view"}
         self._duration = features.slot("duration").start
@@ -37,7 +35,7 @@ class ItemCounters:
         self._crosses: dict[tuple[int, int, int], tuple[int, ...]] = {}
 
     def impression(self, impression: Impression, items_NI: Keys) -> None:
-        """Remembers the context; counts all items as shown where that is what an impression means."""
+        """Remembers the context; counts all items as shown if the schema says that impressions are."""
         context = self.features.context_keys(impression.surface, impression.context)[0]
         self._requests[impression.request_id] = context
         if len(self._requests) > REQUESTS:
@@ -51,7 +49,7 @@ class ItemCounters:
                 self._add(keys_I, context, segment, shown, impression.time_ms)
 
     def engagement(self, engagement: Engagement, keys_I: Keys) -> None:
-        """Counts what a viewer did with an item, whose keys (I,) come from the catalogue."""
+        """Counts an engagement with an item, whose keys (I,) come from the catalogue."""
         kind = engagement.kind
         if kind not in self._kinds:
             return
@@ -63,39 +61,35 @@ class ItemCounters:
         self._add(keys_I, context, segment, added, engagement.time_ms)
 
     def take_changed(self) -> list[int]:
-        """The keys changed since the last call: what `item_state` has to be told."""
+        """The keys changed since the last call, to be published on `item_state`."""
         changed = sorted(self._changed)
         self._changed.clear()
         return changed
 
     def requests(self) -> list[tuple[str, int]]:
-        """The requests remembered, oldest first, for the fold's own snapshot."""
+        """The remembered requests with their contexts, oldest first, for the fold's snapshot."""
         return list(self._requests.items())
 
     def segments(self) -> list[tuple[str, int]]:
-        """The segments of these requests, where their viewers have one."""
+        """The segments of remembered requests, for the fold's snapshot."""
         return list(self._segments.items())
 
     def remember(
         self, requests: list[tuple[str, int]], segments: list[tuple[str, int]] | None = None
     ) -> None:
+        """Restores the remembered requests and segments from a snapshot."""
         self._requests.update(requests)
         self._segments.update(segments or [])
 
     def _profile(self, impression: Impression) -> int:
-        """The first key of the viewer's profile, as it was served; 0 where there is none."""
+        """The first key of the viewer's profile as served; 0 without a profile."""
         block, slot = impression.features, self._profile_slot
         if block is None or len(block.user_keys) < 8 * slot.stop:
             return 0
         return int(np.frombuffer(block.user_keys, np.int64, 1, 8 * slot.start)[0])
 
     def _add(
-        self,
-        keys_I: Keys,
-        context: int,
-        segment: int,
-        added: NDArray[np.float32],
-        now_ms: int,
+        self, keys_I: Keys, context: int, segment: int, added: NDArray[np.float32], now_ms: int
     ) -> None:
         if not added.any():
             return
@@ -108,24 +102,23 @@ class ItemCounters:
         self._changed.update(entities)
 
     def _crossed(self, context: int, keys_I: Keys) -> tuple[int, ...]:
-        """The context's crosses with one item, kept: the same few are asked for again and again."""
+        """The context's crosses with one item, cached."""
         pair = (context, int(keys_I[0]), int(keys_I[self._duration]))
-        found = self._crosses.get(pair)
-        if found is None:
+        crosses = self._crosses.get(pair)
+        if crosses is None:
             if len(self._crosses) >= REQUESTS:
                 self._crosses.clear()
             keys = context_entities(self.features, context, keys_I[None, :])[0].tolist()
-            found = self._crosses[pair] = tuple(key for key in keys if key)
-        return found
+            crosses = self._crosses[pair] = tuple(key for key in keys if key)
+        return crosses
 
 
 def context_entities(features: FeatureSet, context: int, items_NI: Keys) -> Keys:
-    """(N, 2): the item and its duration, each crossed with the context."""
+    """The item and its duration, each crossed with the context, (N, 2)."""
     return cross(context, items_NI[:, [0, features.slot("duration").start]])
 
 
 def segment_of(features: FeatureSet, user_U: Keys) -> int:
-    """Whom a viewer is taken to be like before they have done anything: those of the same profile (its first
-    field), or where there is none, those in the same context."""
+    """Segment of a viewer without history: the first field of the profile, or else the context."""
     profile = int(user_U[features.slot("profile").start])
     return profile or int(user_U[features.slot("context").start])

@@ -1,8 +1,8 @@
-"""A session: what is known of one user right now, as a fold of that user's events.
+"""Session state of one user, folded from that user's events.
 
-It holds the profile, the recent history with outcomes, running counters of what the user did with authors,
-tags and durations, what was seen and what was hidden. It packs into one blob, so that a request reads it with
-one round trip, and it carries the log offset last folded: events up to there are skipped.
+It holds the profile, the recent history with outcomes, running counters by author, tag and duration, and the
+seen and hidden items. It packs into one blob, which a request reads in one round trip, and carries the next
+log offset: earlier events are skipped.
 """
 
 from collections import deque
@@ -54,7 +54,7 @@ class Session:
         self.user_id = user_id
         self.features = features
         self.offset = 0
-        self.digest = ""  # of what it was unpacked from; empty for one that was folded here
+        self.digest = ""  # of the unpacked blob; empty for a session folded in this process
         self.last_ms = 0
         self.events = 0  # engagements folded
         self.profile: list[int] = []
@@ -68,7 +68,7 @@ class Session:
         self.profile = self.features.profile_keys(user.fields)
 
     def fold_impression(self, impression: Impression, items_NI: Keys) -> None:
-        """Remembers the request's context; counts what was shown, where all that is served is shown."""
+        """Remembers the request's context; counts items as shown if the schema says that impressions are."""
         context = self.features.context_keys(impression.surface, impression.context)[0]
         self.requests.append((impression.request_id, context))
         self.last_ms = max(self.last_ms, impression.time_ms)
@@ -78,7 +78,7 @@ class Session:
                 self._enter(impression.request_id, keys_I, impression.time_ms)
 
     def fold_engagement(self, engagement: Engagement, keys_I: Keys) -> None:
-        """What the viewer did with one item, whose keys (I,) come from the catalogue."""
+        """Folds an engagement with one item, whose keys (I,) come from the catalogue."""
         now_ms, kind = engagement.time_ms, engagement.kind
         context = next((c for r, c in reversed(self.requests) if r == engagement.request_id), 0)
         if kind == "view" and self.features.schema.shown_by == "view":
@@ -95,7 +95,7 @@ class Session:
         self.events += 1
 
     def read_history(self, now_ms: int) -> tuple[Keys, Floats]:
-        """Keys int64 (T, H) and outcomes float32 (T, O), newest first, zeros where there is no more."""
+        """Keys int64 (T, H) and outcomes float32 (T, O), newest first, padded with zeros."""
         length, labels = self.features.history_length, len(self.features.schema.labels)
         keys = np.zeros((length, self.features.history_keys), np.int64)
         outcomes = np.zeros((length, self.features.outcomes), np.float32)
@@ -107,7 +107,7 @@ class Session:
             watch = np.array([entry.watch_ms for entry in newest], np.float32)
             age = np.array([max(0, now_ms - entry.time_ms) for entry in newest], np.float32)
             outcomes[:n, labels] = np.log1p(watch / 1000.0) / 4.0
-            # Never 0 for a real entry: that is how the ranker tells it from an empty one.
+            # Positive for a real entry: the ranker recognises padding by 0.
             outcomes[:n, labels + 1] = 1.0 / (1.0 + age / _RECENCY_MS)
         return keys, outcomes
 
@@ -133,8 +133,8 @@ class Session:
 
     @classmethod
     def unpack(cls, blob: bytes, features: FeatureSet, seen: int = 500) -> "Session":
-        """Reads a packed session; raises msgspec.MsgspecError where it isn't one, ValueError where it was
-        made with another feature set."""
+        """Reads a packed session; raises msgspec.MsgspecError for anything else, ValueError for another
+        feature set."""
         packed = _decoder.decode(blob)
         for entry in packed.history:
             widths = len(entry.keys), len(entry.outcomes)

@@ -1,8 +1,8 @@
-"""A linear layer through oneDNN, where torch has it: half the time of what torch takes by itself.
+"""Linear layer through oneDNN, if torch has it: half the time of torch's own.
 
 Torch multiplies float32 matrices by MKL, which on some processors uses half of their vector width. oneDNN
 compiles for each shape what the processor has (a few ms, once). As with MKL, the rows of a whole block are
-the same bit for bit whatever else is in the batch, but not those of a batch of one.
+bit for bit independent of the rest of the batch, but not in a batch of one.
 
 Legend: B batch, I inputs, O outputs.
 """
@@ -14,18 +14,18 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.nn import functional as F  # noqa: N812
 
-NARROW: Final = 16  # fewer outputs than this aren't worth the call
+NARROW: Final = 16  # with fewer outputs the call isn't worth it
 
 
-def _found() -> Any:
+def _onednn_linear() -> Any:
     try:
-        there = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
-        return torch.ops.mkldnn._linear_pointwise if there else None
+        available = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+        return torch.ops.mkldnn._linear_pointwise if available else None
     except AttributeError:  # built without it
         return None
 
 
-_multiply: Final = _found()
+_multiply: Final = _onednn_linear()
 
 
 def linear(x_BI: Tensor, weight_OI: Tensor, bias_O: Tensor) -> Tensor:
@@ -46,9 +46,7 @@ class _Linear(Function):
     def backward(ctx: Any, gradient_BO: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         x_BI, weight_OI = ctx.saved_tensors
         gradient_BO = gradient_BO.contiguous()
-        x = _product(
-            gradient_BO, weight_OI.t(), None
-        )  # oneDNN turns matrices faster than torch does
+        x = _product(gradient_BO, weight_OI.t(), None)  # oneDNN transposes faster than torch
         return x, _product(gradient_BO.t(), x_BI.t(), None), gradient_BO.sum(0)
 
 

@@ -1,9 +1,9 @@
-"""Ranks whole lists: what ``Model.rank`` gives, with what the items of a request share computed once.
+"""Ranks whole lists for answering and replay: the logits of ``Model.rank``, up to the last bits.
 
-For answering and replay; training has its own forward, whose numbers are the same but for the last bits. The
-first layer is split into the columns that a request's items share (the user's rows, what the history says of
-itself) and those that are an item's own: the former are multiplied once for each request. An item's logits
-don't hang on what is ranked beside it (``serving/ranking/scoring.py``).
+``rank_by_torch`` serves any ranker module through its forward. ``rank_compiled`` is an optimisation of the
+built-in ``Ranker``, which computes once what the items of a request share: its first layer is split into
+shared input columns (the user's rows, summaries of the history), multiplied once per request, and an item's
+own. An item's logits don't depend on the items ranked beside it (``serving/ranking/scoring.py``).
 
 Legend: R requests, N items (whole tiles of ``LANES``), U unique keys, L outputs; as in ``tile_kernels``.
 """
@@ -27,13 +27,15 @@ from recsys.model.tile_kernels import LANES, add_shared, lay_items, lay_shared, 
 
 Keys = NDArray[np.int64]
 Floats = NDArray[np.float32]
-_LINE: Final = 16  # float32 numbers of a cache line
+_LINE: Final = 16  # float32 numbers in a cache line
 
 
 @dataclass(frozen=True)
 class Lists:
-    """Requests ready to be ranked: unique keys (U,), and where each place finds its row among them. A place
-    without a key finds the row of zeros after the last."""
+    """Requests ready to be ranked: unique keys (U,), and the row index of each place among them.
+
+    A place without a key has the index of the row of zeros after the last.
+    """
 
     keys: Keys
     user_RC: Keys
@@ -42,7 +44,7 @@ class Lists:
     owner_N: Keys  # the request of each item
     outcomes_RTO: Floats
     dense_NF: Floats
-    total: int  # items asked for; the rest fill the last tile
+    total: int  # requested items; the rest pad the last tile
 
 
 def lists_of(requests: Sequence[RequestFeatures]) -> Lists:
@@ -53,20 +55,20 @@ def lists_of(requests: Sequence[RequestFeatures]) -> Lists:
     first = requests[0]
     columns, fields = first.items_NI.shape[1], first.dense_NF.shape[1]
     users = [request.user_U for request in requests]
-    pasts = [request.history_TH.reshape(-1) for request in requests]
+    histories = [request.history_TH.reshape(-1) for request in requests]
     items = [request.items_NI.reshape(-1) for request in requests]
-    keys, at = unique_keys(*users, *pasts, *items, np.zeros(fill * columns, np.int64))
+    keys, at = unique_keys(*users, *histories, *items, np.zeros(fill * columns, np.int64))
     size, t, h = len(requests), *first.history_TH.shape
     end_user = size * len(first.user_U)
-    end_past = end_user + size * t * h
+    end_history = end_user + size * t * h
     dense = np.zeros((total + fill, fields), np.float32)
     np.concatenate([request.dense_NF for request in requests], out=dense[:total])
     owner = np.repeat(np.arange(size), counts)
     return Lists(
         keys,
         at[:end_user].reshape(size, -1),
-        at[end_user:end_past].reshape(size, t, h),
-        at[end_past:].reshape(total + fill, columns),
+        at[end_user:end_history].reshape(size, t, h),
+        at[end_history:].reshape(total + fill, columns),
         np.concatenate([owner, np.full(fill, size - 1)]),
         np.stack([request.outcomes_TO for request in requests]),
         dense,
@@ -75,25 +77,61 @@ def lists_of(requests: Sequence[RequestFeatures]) -> Lists:
 
 
 def rank_lists(model: Model, lists: Lists, rows_UW: Floats) -> Floats:
-    """The logits (total, L). ``rows_UW``: those of the keys, and the row of zeros after the last."""
-    shape, features = model.ranker.shape, model.features
+    """The logits (total, L). ``rows_UW``: rows of the keys, then the row of zeros."""
+    rank = rank_compiled if type(model.ranker) is Ranker else rank_by_torch
+    return rank(model, lists, rows_UW)
+
+
+def rank_by_torch(model: Model, lists: Lists, rows_UW: Floats) -> Floats:
+    """``rank_lists`` for any ranker module, by its forward."""
+    features, rows = model.features, torch.from_numpy(rows_UW)
+    owner_N = torch.from_numpy(lists.owner_N)
+    user_RSW = _pooled_by_torch(rows, lists.user_RC, features.user_slots)
+    items_NSW = _pooled_by_torch(rows, lists.items_NC, features.item_slots)
+    size, t, h = lists.history_RTH.shape
+    entries = lists.history_RTH.reshape(size * t, h)
+    history_RTW = _pooled_by_torch(rows, entries, (Slot("entry", 0, h),))
+    history_RTW = history_RTW.view(size, t, rows.shape[1])
+    logits: Floats = model.ranker(
+        torch.cat([user_RSW[owner_N], items_NSW], 1),
+        history_RTW[owner_N],
+        torch.from_numpy(lists.outcomes_RTO)[owner_N],
+        torch.from_numpy(lists.dense_NF),
+    ).numpy()
+    return logits[: lists.total]
+
+
+def _pooled_by_torch(rows: Tensor, index: Keys, slots: Sequence[Slot]) -> Tensor:
+    bags = torch.from_numpy(index)
+    pooled = [
+        F.embedding_bag(
+            bags[:, slot.start : slot.stop], rows, mode="mean", padding_idx=len(rows) - 1
+        )
+        for slot in slots
+    ]
+    return torch.stack(pooled, 1)
+
+
+def rank_compiled(model: Model, lists: Lists, rows_UW: Floats) -> Floats:
+    """``rank_lists`` for the built-in ``Ranker``, by compiled loops."""
+    ranker, features = model.ranker, model.features
+    assert isinstance(ranker, Ranker)
     user = _pooled(rows_UW, lists.user_RC, features.user_slots)
     items = _pooled(rows_UW, lists.items_NC, features.item_slots)
     size, t, h = lists.history_RTH.shape
-    entry = (Slot("entry", 0, h),)
-    past = _pooled(rows_UW, lists.history_RTH.reshape(size * t, h), entry)
-    history = past.reshape(size, t, rows_UW.shape[1])
-    split = _split_of(model.ranker, len(features.user_slots))
+    entries = _pooled(rows_UW, lists.history_RTH.reshape(size * t, h), (Slot("entry", 0, h),))
+    history = entries.reshape(size, t, rows_UW.shape[1])
+    split = _split_of(ranker, len(features.user_slots))
     shared = np.empty((size, split.shared_IJ.shape[0]), np.float32)
     lay_shared(user, history, lists.outcomes_RTO, shared)
     begun = np.repeat(split.bias_J[None], size, 0)
     times(shared, split.shared_IJ, begun)
-    # Torch's own memory begins at a cache line: the last bits of some products hang on that.
+    # Torch aligns its memory to cache lines; the last bits of some products depend on that.
     own: Floats = torch.empty((len(items), split.own_JI.shape[1])).numpy()
     main = np.empty(len(items), np.float32)
-    lay_items(user, items, lists.owner_N, history, lists.outcomes_RTO, shape.item_slot,
+    lay_items(user, items, lists.owner_N, history, lists.outcomes_RTO, ranker.shape.item_slot,
               split.sharpness, lists.dense_NF, own, main)  # fmt: skip
-    logits = _layers(model.ranker, split, own, begun, lists.owner_N)
+    logits = _layers(ranker, split, own, begun, lists.owner_N)
     logits[:, 0] += main
     return logits[: lists.total]
 
@@ -107,24 +145,24 @@ def _pooled(rows: Floats, index: Keys, slots: Sequence[Slot]) -> Floats:
 
 
 def _layers(ranker: Ranker, split: "_Split", own: Floats, begun: Floats, owner: Keys) -> Floats:
-    """The network (N, L) from its own inputs (N, I) and what the request's part has come to (R, J)."""
-    _, *others = ranker.layers
-    x = linear(torch.from_numpy(own), split.own_JI, split.nothing_J)
+    """The network (N, L), from own inputs (N, I) and the partial sums of the shared inputs (R, J)."""
+    _, *rest = ranker.layers
+    x = linear(torch.from_numpy(own), split.own_JI, split.zeros_J)
     hidden: Floats = x.numpy()
-    add_shared(hidden, begun, owner, bool(others))
-    for layer in others[:-1]:
+    add_shared(hidden, begun, owner, bool(rest))
+    for layer in rest[:-1]:
         assert isinstance(layer, nn.Linear)
         x = F.relu(linear(x, layer.weight, layer.bias))
-    return _last(x, others[-1]) if others else hidden
+    return _last(x, rest[-1]) if rest else hidden
 
 
 def _last(x: Tensor, layer: nn.Module) -> Floats:
-    """The narrow last layer. Where its inputs aren't whole cache lines, torch's product of a row hangs on the
-    row's place; then it is multiplied row by row."""
+    """The narrow last layer. Unless its inputs are whole cache lines, torch's product of a row depends on the
+    row's position, so it is multiplied row by row."""
     assert isinstance(layer, nn.Linear)
     if layer.in_features % _LINE == 0:
-        found: Floats = F.linear(x, layer.weight, layer.bias).numpy()
-        return found
+        logits: Floats = F.linear(x, layer.weight, layer.bias).numpy()
+        return logits
     out = np.repeat(layer.bias.detach().numpy()[None], len(x), 0)
     times(x.numpy(), layer.weight.detach().t().contiguous().numpy(), out)
     return out
@@ -132,13 +170,13 @@ def _last(x: Tensor, layer: nn.Module) -> Floats:
 
 @dataclass(frozen=True)
 class _Split:
-    """The first layer's weights, apart: of what a request's items share, and of what is an item's own."""
+    """The first layer's weights, split by input: shared by a request's items, and an item's own."""
 
     version: int
     shared_IJ: Floats
     own_JI: Tensor
     bias_J: Floats
-    nothing_J: Tensor
+    zeros_J: Tensor
     sharpness: np.float32
 
 
@@ -146,15 +184,15 @@ _splits: Final[WeakKeyDictionary[Ranker, _Split]] = WeakKeyDictionary()
 
 
 def _split_of(ranker: Ranker, user_slots: int) -> _Split:
-    """Cut once for each change of the parameters: torch counts what is written to each of them."""
+    """Splits once per change of the parameters, by torch's version counters."""
     first = ranker.layers[0]
     assert isinstance(first, nn.Linear)
     version = first.weight._version + first.bias._version + ranker.sharpness._version
-    known = _splits.get(ranker)
-    if known is None or known.version != version:
+    split = _splits.get(ranker)
+    if split is None or split.version != version:
         weight = first.weight.detach()
         shared, own = _columns(ranker.shape, user_slots)
-        known = _Split(
+        split = _Split(
             version,
             torch.cat([weight[:, part] for part in shared], 1).t().contiguous().numpy(),
             torch.cat([weight[:, part] for part in own], 1).contiguous(),
@@ -162,12 +200,12 @@ def _split_of(ranker: Ranker, user_slots: int) -> _Split:
             torch.zeros_like(first.bias.detach()),
             np.float32(ranker.sharpness.item()),
         )
-        _splits[ranker] = known
-    return known
+        _splits[ranker] = split
+    return split
 
 
 def _columns(shape: RankerShape, user_slots: int) -> tuple[list[slice], list[slice]]:
-    """Which inputs of the first layer are shared, and which are an item's own, in ``Ranker``'s order."""
+    """Shared and own inputs of the first layer, in ``Ranker``'s order."""
     user = user_slots * shape.dim
     wide = shape.slots * shape.dim + shape.slots * (shape.slots - 1) // 2 + shape.dense
     if not shape.history:

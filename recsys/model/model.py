@@ -1,11 +1,12 @@
 """The model: ranker and user side over the rows of three tables, all dense parameters in one flat vector.
 
-Tables: ``features`` (a row for every categorical value, D + 1 wide), ``items`` (item vectors) and ``users``
-(user vectors). The model takes rows and the flat vector; where they come from is not its business.
+Tables: ``features`` (a row per categorical value, D + 1 wide), ``items`` (item vectors) and ``users`` (user
+vectors). The model takes rows and the flat vector; it does not know where they come from.
 
 Legend: B batch, S slots, D embedding, T history, V vector, U unique keys of a table.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,7 +18,7 @@ from recsys.config.system_config import ModelConfig
 from recsys.features.feature_builder import FeatureBuilder
 from recsys.features.feature_set import FeatureSet
 from recsys.model.batch import Batch
-from recsys.model.ranker import Ranker, RankerShape
+from recsys.model.ranker import Ranker, RankerModule, RankerShape
 from recsys.model.retrieval_vectors import UserSide, content_vectors, field_vectors
 from recsys.model.row_kernels import distinct
 from recsys.model.row_layers import pooled
@@ -27,51 +28,58 @@ Keys = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Lookup:
-    """Which rows a batch needs: unique keys by table, and where each place of the batch finds its row.
+    """Rows that a batch needs: unique keys by table, and the row index of each place of the batch.
 
-    A place without a key (0) finds the row of zeros after the last.
+    A place without a key (0) has the index of the row of zeros after the last.
     """
 
     keys: dict[str, Keys]
     slot_index: Tensor  # of sparse.values() into the unique feature keys
     history_index: Tensor  # (B or 1, T, H) into the unique feature keys
     item_index: Tensor  # (B,) into the unique item keys
-    past_index: Tensor  # (B or 1, T) into the unique item keys
+    history_item_index: Tensor  # (B or 1, T) into the unique item keys
     user_index: Tensor  # (B,) into the unique user keys
 
 
 def lookup_of(batch: Batch) -> Lookup:
     """De-duplicates the keys of a batch."""
     slots = batch.sparse.values().numpy()
-    past = batch.history_BTH[..., 0]
+    history_items = batch.history_BTH[..., 0]
     features, at = unique_keys(slots, batch.history_BTH.reshape(-1))
-    items, at_items = unique_keys(batch.item_B, past.reshape(-1))
+    items, at_items = unique_keys(batch.item_B, history_items.reshape(-1))
     users, at_users = unique_keys(batch.user_B)
     return Lookup(
         {"features": features, "items": items, "users": users},
         torch.from_numpy(at[: len(slots)]),
         torch.from_numpy(at[len(slots) :].reshape(batch.history_BTH.shape)),
         torch.from_numpy(at_items[: len(batch)]),
-        torch.from_numpy(at_items[len(batch) :].reshape(past.shape)),
+        torch.from_numpy(at_items[len(batch) :].reshape(history_items.shape)),
         torch.from_numpy(at_users),
     )
 
 
 def unique_keys(*parts: Keys) -> tuple[Keys, Keys]:
-    """Unique non-zero keys in the order first seen, and each key's place among them: the place after the
-    last for 0."""
+    """Unique non-zero keys in order of first occurrence, and each key's index among them; for key 0 the index
+    after the last."""
     keys = np.concatenate(parts)
     cells = np.full(1 << (2 * len(keys)).bit_length(), -1, np.int32)
-    found, at = np.empty(len(keys), np.int64), np.empty(len(keys), np.int64)
-    count = distinct(keys, cells, found, at)
-    return found[:count], at
+    unique, at = np.empty(len(keys), np.int64), np.empty(len(keys), np.int64)
+    count = distinct(keys, cells, unique, at)
+    return unique[:count], at
 
 
 class Model(nn.Module):
-    """Ranker and user side. ``forward`` needs a batch, its lookup, and the rows by table, each with one row
-    of zeros after the last."""
+    """Ranker and user side. Methods take a batch, its lookup, and rows with one row of zeros after the
+    last."""
 
-    def __init__(self, features: FeatureSet, config: ModelConfig, dense_width: int) -> None:
+    def __init__(
+        self,
+        features: FeatureSet,
+        config: ModelConfig,
+        dense_width: int,
+        ranker: Callable[[RankerShape, int], RankerModule] = Ranker,
+    ) -> None:
+        """``ranker`` makes the ranker from its shape and a seed; any RankerModule will do."""
         super().__init__()
         self.features = features
         self.config = config
@@ -86,11 +94,11 @@ class Model(nn.Module):
             labels=len(features.schema.labels),
             hidden=config.hidden,
         )
-        self.ranker = Ranker(shape, config.seed)
+        self.ranker = ranker(shape, config.seed)
         self.user_side = UserSide(config.vector_dim)
 
     def rank(self, batch: Batch, lookup: Lookup, rows_UR: Tensor) -> Tensor:
-        """The ranker's logits (B, L), where the rows are."""
+        """The ranker's logits (B, L), on the device of the rows."""
         size, device = len(batch), rows_UR.device
         pooled_BSR = pooled(rows_UR, lookup.slot_index, batch.sparse.lengths(), size)
         history_BTR = self._history(lookup, rows_UR)
@@ -110,24 +118,25 @@ class Model(nn.Module):
     def user_vectors(
         self, batch: Batch, lookup: Lookup, users_UV: Tensor, items_UV: Tensor
     ) -> Tensor:
-        """The user side (B, V)."""
+        """User vectors (B, V)."""
         content = content_vectors(batch.history_BTH[..., 1:], self.config.vector_dim)
         device = items_UV.device
-        past_BTV = items_UV[lookup.past_index.to(device)] + torch.from_numpy(content).to(device)
+        history_BTV = items_UV[lookup.history_item_index.to(device)]
+        history_BTV = history_BTV + torch.from_numpy(content).to(device)
         outcomes = torch.from_numpy(batch.outcomes_BTO).to(device)
         users_BV = users_UV[lookup.user_index.to(device)]
         size = len(users_BV)
         vectors: Tensor = self.user_side(
-            users_BV, past_BTV.expand(size, -1, -1), outcomes.expand(size, -1, -1)
+            users_BV, history_BTV.expand(size, -1, -1), outcomes.expand(size, -1, -1)
         )
         return vectors
 
     def item_vectors(self, batch: Batch, lookup: Lookup, items_UV: Tensor) -> Tensor:
-        """The batch's items as vectors (B, V)."""
+        """Item vectors (B, V)."""
         content = content_vectors(batch.item_groups_BG, self.config.vector_dim)
         if self.features.vector_fields:
             columns = self.features.vector_columns
-            # The features' last four say where the user is; the item's numbers stand before them.
+            # The last four dense features are the moment; the item's numbers precede them.
             own = batch.dense_BF[:, -4 - columns : -4]
             content += field_vectors(own, self.features.vector_fields, self.config.vector_dim)
         device = items_UV.device
@@ -143,7 +152,7 @@ class Model(nn.Module):
         return out
 
     def write_dense(self, flat: NDArray[np.float32]) -> None:
-        """Sets the dense parameters; raises ValueError where the length is another model's."""
+        """Sets the dense parameters; raises ValueError for the length of another model."""
         if len(flat) != self.dense_size():
             raise ValueError(
                 f"dense has {len(flat)} numbers, this model {self.dense_size()}: it was trained with "
@@ -156,17 +165,21 @@ class Model(nn.Module):
                 at += p.numel()
 
     def dense_gradient(self) -> NDArray[np.float32]:
-        """The gradients of all dense parameters, flat; zeros where there is none."""
+        """The gradients of all dense parameters, flat; zeros for missing ones."""
         parts = [(p.grad if p.grad is not None else torch.zeros_like(p)) for p in self.parameters()]
         out: NDArray[np.float32] = torch.cat([g.reshape(-1) for g in parts]).cpu().numpy()
         return out
 
 
 def padded(rows: NDArray[np.float32]) -> Tensor:
-    """Rows (U, R) with the row of zeros after the last that stands for "none"."""
+    """Rows (U, R), followed by the row of zeros that represents a missing key."""
     return torch.from_numpy(np.concatenate([rows, np.zeros((1, rows.shape[1]), np.float32)]))
 
 
-def build_model(features: FeatureSet, config: ModelConfig) -> Model:
-    """The model with its initial dense parameters, the same wherever it is built."""
-    return Model(features, config, FeatureBuilder(features).dense_width)
+def build_model(
+    features: FeatureSet,
+    config: ModelConfig,
+    ranker: Callable[[RankerShape, int], RankerModule] = Ranker,
+) -> Model:
+    """The model with its initial dense parameters, identical in every process that builds it."""
+    return Model(features, config, FeatureBuilder(features).dense_width, ranker)

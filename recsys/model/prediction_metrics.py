@@ -1,7 +1,7 @@
-"""How good predicted probabilities are: ranking (AUC), and calibration (log loss and its kin).
+"""Metrics of predicted probabilities: ranking (AUC) and calibration (log loss and related).
 
-Pure numpy. ``scores`` are (N,) and higher is better, ``labels`` (N,) are 0 or 1, ``groups`` (N,) are user
-ids of any kind. What can't be said (no positives, nobody with both) is NaN, never a made-up number.
+Pure numpy. ``scores`` are (N,), higher is better; ``labels`` (N,) are 0 or 1; ``groups`` (N,) are user ids of
+any kind. An undefined metric (no positives, no user with both labels) is NaN.
 """
 
 from collections.abc import Callable
@@ -14,22 +14,23 @@ from numpy.typing import ArrayLike, NDArray
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
-_SMALLEST: Final = 1e-7  # probabilities are kept this far from 0 and 1
+_SMALLEST: Final = 1e-7  # distance of clipped probabilities from 0 and 1
 _HOUR_MS: Final = 3_600_000
 _DAY_MS: Final = 24 * _HOUR_MS
 
 
 def auc(scores: ArrayLike, labels: ArrayLike, weights: ArrayLike | None = None) -> float:
-    """P(a positive scores above a negative), a tie counting half. ``weights`` (N,) count rows so often."""
+    """P(a positive scores above a negative), a tie counting half. ``weights`` (N,) are multiplicities of
+    rows."""
     order = _Order(scores, labels)
     return order.auc(np.ones(order.size) if weights is None else _floats(weights)[order.rows])
 
 
 def grouped_auc(scores: ArrayLike, labels: ArrayLike, groups: ArrayLike, by: str = "rows") -> float:
-    """The mean of the AUC within each user, over users with both labels.
+    """Mean AUC within each user, over users with both labels.
 
-    A user weighs as many rows as they have (``by="rows"``; Zhu et al. 2017, arXiv:1706.06978, equation 10)
-    or 1 (``by="users"``).
+    A user's weight is their number of rows (``by="rows"``; Zhu et al. 2017, arXiv:1706.06978, equation 10) or
+    1 (``by="users"``).
     """
     if by not in ("rows", "users"):
         raise ValueError(f"by is {by!r}, expected 'rows' or 'users'")
@@ -46,7 +47,7 @@ def grouped_auc(scores: ArrayLike, labels: ArrayLike, groups: ArrayLike, by: str
     total = np.diff(np.append(starts, score.size)).astype(np.float64)
     positives = np.add.reduceat(label, starts)
     negatives = total - positives
-    # The ranks run through all groups: take off those before the group's first row.
+    # Ranks run through all groups: subtract those before the group's first row.
     above = np.add.reduceat(rank * label, starts) - starts * positives
     pairs = positives * negatives
     both = pairs > 0
@@ -57,14 +58,14 @@ def grouped_auc(scores: ArrayLike, labels: ArrayLike, groups: ArrayLike, by: str
 
 
 def log_loss(probabilities: ArrayLike, labels: ArrayLike) -> float:
-    """The mean of −log of the probability given to what happened, in nats."""
+    """Mean −log probability of the observed label, in nats."""
     p = np.clip(_floats(probabilities), _SMALLEST, 1 - _SMALLEST)
     y = _floats(labels)
     return float(-np.mean(y * np.log(p) + (1 - y) * np.log1p(-p))) if p.size else float("nan")
 
 
 def normalized_entropy(probabilities: ArrayLike, labels: ArrayLike) -> float:
-    """Log loss as a share of that of always predicting the base rate (He et al. 2014): below 1 is useful."""
+    """Log loss divided by that of always predicting the base rate (He et al. 2014): useful below 1."""
     y = _floats(labels)
     rate = float(np.mean(y)) if y.size else 0.0
     if not 0 < rate < 1:
@@ -73,14 +74,14 @@ def normalized_entropy(probabilities: ArrayLike, labels: ArrayLike) -> float:
 
 
 def calibration(probabilities: ArrayLike, labels: ArrayLike) -> float:
-    """How many positives were expected per one that came: 1 is right, above 1 is too confident."""
-    came = float(np.sum(_floats(labels)))
-    return float(np.sum(_floats(probabilities))) / came if came else float("nan")
+    """Expected positives per observed positive: 1 is right, above 1 is too confident."""
+    positives = float(np.sum(_floats(labels)))
+    return float(np.sum(_floats(probabilities))) / positives if positives else float("nan")
 
 
 @dataclass(frozen=True)
 class Interval:
-    """A difference (or a ratio) with its bootstrap interval; it is told apart where none lies outside."""
+    """A difference (or ratio) with its bootstrap interval; significant if the interval excludes "equal"."""
 
     difference: float
     low: float
@@ -99,28 +100,29 @@ def paired_auc_interval(
     level: float = 0.95,
     seed: int = 0,
 ) -> Interval:
-    """AUC(ours) − AUC(theirs) on the same rows, with the percentile interval of drawing users anew.
+    """AUC(ours) − AUC(theirs) on the same rows, with the percentile interval of a bootstrap over users.
 
-    Users are drawn, not rows, because one user's rows aren't independent. The same seed, the same interval.
+    It resamples users, not rows, because one user's rows aren't independent. Deterministic by seed.
     """
     a, b = _Order(ours, labels), _Order(theirs, labels)
     if a.size != b.size:
         raise ValueError(f"ours has {a.size} rows, theirs {b.size}: compare the same rows")
-    known, user = np.unique(np.asarray(users), return_inverse=True)
-    if len(known) == 0:
+    unique_users, user = np.unique(np.asarray(users), return_inverse=True)
+    count = len(unique_users)
+    if count == 0:
         return Interval(float("nan"), float("nan"), float("nan"), level, 0)
     ones = np.ones(a.size)
     user_of_a, user_of_b = user[a.rows], user[b.rows]
     generator = np.random.default_rng(seed)
-    drawn = []
+    differences = []
     for _ in range(samples):
-        draw = generator.integers(0, len(known), len(known))
-        times = np.bincount(draw, minlength=len(known)).astype(np.float64)
-        drawn.append(a.auc(times[user_of_a]) - b.auc(times[user_of_b]))
-    kept = np.array(drawn)[np.isfinite(drawn)]
+        draw = generator.integers(0, count, count)
+        times = np.bincount(draw, minlength=count).astype(np.float64)
+        differences.append(a.auc(times[user_of_a]) - b.auc(times[user_of_b]))
+    finite = np.array(differences)[np.isfinite(differences)]
     tail = (1 - level) / 2
-    low, high = np.quantile(kept, [tail, 1 - tail]) if kept.size else (np.nan, np.nan)
-    return Interval(a.auc(ones) - b.auc(ones), float(low), float(high), level, len(kept))
+    low, high = np.quantile(finite, [tail, 1 - tail]) if finite.size else (np.nan, np.nan)
+    return Interval(a.auc(ones) - b.auc(ones), float(low), float(high), level, len(finite))
 
 
 def paired_ratio_interval(
@@ -131,9 +133,10 @@ def paired_ratio_interval(
     level: float = 0.95,
     seed: int = 0,
 ) -> Interval:
-    """mean(ours) / mean(theirs) over the same units (N,), with the percentile interval of drawing units anew.
+    """mean(ours) / mean(theirs) over the same units (N,), with the percentile interval of a bootstrap over
+    units.
 
-    ``difference`` is the ratio: it is told apart from none where 1 lies outside. NaN where theirs is 0.
+    ``difference`` is the ratio: significant if the interval excludes 1. NaN if theirs is 0.
     """
     a, b = _floats(ours), _floats(theirs)
     if a.shape != b.shape:
@@ -159,13 +162,13 @@ def by_day(
     day = days(time_ms, utc_offset_h)
     columns = [np.asarray(array) for array in arrays]
     return {
-        str(np.datetime64(int(one), "D")): metric(*(column[day == one] for column in columns))
-        for one in np.unique(day)
+        str(np.datetime64(int(date), "D")): metric(*(column[day == date] for column in columns))
+        for date in np.unique(day)
     }
 
 
 class _Order:
-    """Rows in the order of their scores: sorted once, weighed often."""
+    """Rows in the order of their scores, sorted once for many weightings."""
 
     def __init__(self, scores: ArrayLike, labels: ArrayLike) -> None:
         score, label = _floats(scores), _floats(labels)
@@ -178,12 +181,12 @@ class _Order:
         self._positive = np.flatnonzero(label > 0)
         starts = np.flatnonzero(np.diff(score[self.rows], prepend=np.nan) != 0)
         sizes = np.diff(np.append(starts, self.size))
-        # Where the rows that tie with each positive one begin and end.
+        # Start and end of the rows that tie with each positive.
         self._from = np.repeat(starts, sizes)[self._positive]
         self._to = self._from + np.repeat(sizes, sizes)[self._positive]
 
     def auc(self, weights: Floats) -> float:
-        """The AUC where the i-th row in this order counts ``weights[i]`` times."""
+        """The AUC if the i-th row in this order counts ``weights[i]`` times."""
         below = np.concatenate([[0.0], np.cumsum(weights * self._negative)])
         positive = weights[self._positive]
         pairs = positive.sum() * below[-1]
@@ -194,7 +197,7 @@ class _Order:
 
 
 def _mean_ranks(new_tie: NDArray[np.bool_]) -> Floats:
-    """Ranks from 1 of rows in order; rows that tie share the mean of theirs."""
+    """Ranks from 1 of rows in order; ties share their mean rank."""
     starts = np.flatnonzero(new_tie)
     sizes = np.diff(np.append(starts, new_tie.size))
     return np.repeat(starts + (sizes + 1) / 2, sizes)
@@ -208,14 +211,10 @@ def _floats(values: ArrayLike) -> Floats:
     return array
 
 
-# B examples, N bins
-
-
-
-Floats = NDArray[np.float64]
-
+# Score bins: counts of probabilities that add up over lanes, steps and model lines. A bin is a tenth of a
+# logit wide, from −6 to 6, with one more at either end. Pairs within a bin count half in the AUC, which costs
+# it less than 0.002 (tests/recsys/model/test_score_bins.py). B examples, N bins.
 _EDGES: Final = np.linspace(-6.0, 6.0, 121)
-_SMALLEST: Final = 1e-7
 BINS: Final = len(_EDGES) + 1
 
 
@@ -226,13 +225,13 @@ def bins_of(probabilities_B: NDArray[np.floating]) -> NDArray[np.int64]:
 
 
 def bin_weights(bins_B: NDArray[np.int64], weights_B: NDArray[np.floating]) -> dict[int, float]:
-    """The weight in each bin that has any."""
+    """Weight by non-empty bin."""
     total = np.bincount(bins_B, weights_B.astype(np.float64), BINS)
     return {int(n): float(total[n]) for n in np.flatnonzero(total)}
 
 
 def auc_of(all_N: Floats, positives_N: Floats) -> float:
-    """P(a positive lies above a negative), half where they share a bin; NaN where one kind is missing."""
+    """P(a positive lies above a negative), half if they share a bin; NaN if one label is missing."""
     negatives_N = all_N - positives_N
     pairs = positives_N.sum() * negatives_N.sum()
     if pairs <= 0:

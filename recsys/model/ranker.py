@@ -1,9 +1,9 @@
 """The ranker: from rows, history and counters to the probability of each engagement.
 
-It never sees ids, only rows: the same module runs on parameter-server rows online and on torchrec tables
-offline. Its parts: a linear term per row, dot products between slots (a factorisation machine, Rendle 2010),
-attention of the candidate over the recent history with outcomes (dot products, no network per pair), and a
-network over all of it with running counters.
+It sees only rows, never ids: the same module runs on parameter-server rows online and on torchrec tables
+offline. Parts: a linear term per row, dot products between slots (a factorisation machine, Rendle 2010),
+attention of the candidate over the recent history with outcomes (dot products, no network per pair), and an
+MLP over all of it and the running counters.
 
 Legend: B batch, S slots, D embedding, T history, O outcomes, F dense, L outputs (labels, then watch time).
 """
@@ -21,16 +21,16 @@ from recsys.model.linear_layer import linear
 from recsys.model.row_layers import interacted
 
 WATCH_SCALE: Final = 6.4  # log1p(600 s): the watch output is a fraction of it
-_PRIOR_LOGIT: Final = -1.5  # where every output starts: engagements are rarer than not
+_PRIOR_LOGIT: Final = -1.5  # initial bias of every output: most items get no engagement
 
 
 @dataclass(frozen=True)
 class RankerShape:
-    """The sizes that the ranker is made for, all from the feature set and the configuration."""
+    """Sizes of a ranker, from the feature set and the configuration."""
 
     slots: int
     dim: int
-    item_slot: int  # which slot is the item: it attends over the history
+    item_slot: int  # index of the item's slot, which attends over the history
     history: int  # T; 0 for no history
     outcomes: int
     dense: int
@@ -42,12 +42,25 @@ class RankerShape:
         return self.labels + 1
 
 
-class Ranker(nn.Module):
-    """Predicts L logits per example; ``forward`` gives logits, not probabilities."""
+class RankerModule(nn.Module):
+    """Interface of rankers: ``forward(pooled_BSR, history_BTR, outcomes_BTO, dense_BF)`` returns logits (B,
+    L).
 
-    def __init__(self, shape: RankerShape, seed: int = 0) -> None:
+    R = D + 1: a row's last number is its linear term. ``history_BTR`` holds the pooled row of each entry,
+    zeros without one. It and ``outcomes_BTO`` may have one row for all examples. An example's logits must not
+    depend on its position in the batch (serving/ranking/scoring.py).
+    """
+
+    def __init__(self, shape: RankerShape) -> None:
         super().__init__()
         self.shape = shape
+
+
+class Ranker(RankerModule):
+    """The built-in ranker."""
+
+    def __init__(self, shape: RankerShape, seed: int = 0) -> None:
+        super().__init__(shape)
         pairs = shape.slots * (shape.slots - 1) // 2
         width = shape.slots * shape.dim + pairs + shape.dense
         if shape.history:
@@ -61,11 +74,6 @@ class Ranker(nn.Module):
     def forward(
         self, pooled_BSR: Tensor, history_BTR: Tensor, outcomes_BTO: Tensor, dense_BF: Tensor
     ) -> Tensor:
-        """Logits (B, L). R = D + 1: a row's last number is its linear term.
-
-        ``history_BTR``: the pooled row of each entry, zeros where there is none. It and ``outcomes_BTO`` may
-        have one row for all. An example's logits don't hang on its place in the batch (serving/ranking/scoring.py).
-        """
         dim = self.shape.dim
         wide, main_B = interacted(pooled_BSR)
         parts = [wide, dense_BF] if self.shape.dense else [wide]
@@ -80,17 +88,17 @@ class Ranker(nn.Module):
         return torch.cat([logits_BL[:, :1] + main_B[:, None], logits_BL[:, 1:]], 1)
 
     def _attend(self, item_BD: Tensor, history_BTD: Tensor, outcomes_BTO: Tensor) -> list[Tensor]:
-        """What the viewer did with items like this one, and with all of the recent ones.
+        """Outcomes of similar and of all recent items.
 
-        Sums of products instead of matrix products: faster for so little, and nothing hangs on alignment.
-        Softmax instead of exp: that takes other instructions for the last elements of an array.
+        Sums of products instead of matrix products: faster at this size, and independent of alignment.
+        Softmax instead of exp, which uses other instructions for the last elements of an array.
         """
-        there_BT = (outcomes_BTO[..., -1] > 0).float()  # recency is positive for a real entry
-        count_B1 = there_BT.sum(1, keepdim=True).clamp(min=1.0)
+        real_BT = (outcomes_BTO[..., -1] > 0).float()  # recency is positive for a real entry
+        count_B1 = real_BT.sum(1, keepdim=True).clamp(min=1.0)
         similar_BT = (item_BD[:, None] * history_BTD).sum(2) * self.sharpness
-        similar_BT = similar_BT.clamp(-8.0, 8.0).masked_fill(there_BT == 0, -1e9)
-        weight_BT1 = (torch.softmax(similar_BT, 1) * there_BT)[..., None]  # 0 without any entry
-        liked_BT1 = (there_BT * outcomes_BTO[..., 0])[..., None]
+        similar_BT = similar_BT.clamp(-8.0, 8.0).masked_fill(real_BT == 0, -1e9)
+        weight_BT1 = (torch.softmax(similar_BT, 1) * real_BT)[..., None]  # 0 without any entry
+        liked_BT1 = (real_BT * outcomes_BTO[..., 0])[..., None]
         liked_BD = (liked_BT1 * history_BTD).sum(1) / count_B1
         mean_BO = outcomes_BTO.sum(1) / count_B1
         newest_BO = outcomes_BTO[:, 0]
@@ -102,7 +110,7 @@ class Ranker(nn.Module):
 
 @torch.no_grad()
 def _reset(layers: list[nn.Linear], seed: int) -> None:
-    """Where the layers start: uniform (Glorot and Bengio 2010), the last one near the prior."""
+    """Initialises the layers uniformly (Glorot and Bengio 2010), the last one near the prior."""
     draw = torch.Generator().manual_seed(seed)
     for layer in layers:
         bound = (6.0 / (layer.in_features + layer.out_features)) ** 0.5
@@ -113,18 +121,17 @@ def _reset(layers: list[nn.Linear], seed: int) -> None:
 
 
 def targets(labels_BK: Tensor, watch_ms_B: Tensor) -> Tensor:
-    """What the outputs are held against (B, L): the labels, and watch time as a fraction of ten minutes'
-    logarithm."""
+    """Training targets (B, L): the labels, and log watch time as a fraction of that of ten minutes."""
     watch = (torch.log1p(watch_ms_B / 1000.0) / WATCH_SCALE).clamp(0.0, 1.0)
     return torch.cat([labels_BK, watch[:, None]], 1)
 
 
 def watch_seconds(output: ArrayLike) -> NDArray[np.float64]:
-    """Predicted watch time in seconds from the last output's probability: what ``targets`` took it from."""
+    """Predicted watch time in seconds from the last output's probability; inverse of ``targets``."""
     seconds: NDArray[np.float64] = np.expm1(np.asarray(output, np.float64) * WATCH_SCALE)
     return seconds
 
 
 def loss_per_output(logits_BL: Tensor, targets_BL: Tensor) -> Tensor:
-    """Log loss (B, L); for watch time the target is a fraction, and the minimum its mean."""
+    """Log loss (B, L). The watch target is a fraction; the loss is minimal at its mean."""
     return F.binary_cross_entropy_with_logits(logits_BL, targets_BL, reduction="none")

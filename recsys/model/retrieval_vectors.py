@@ -1,10 +1,10 @@
-"""Item vectors and the user side: what retrieval searches with.
+"""Item vectors and user vectors for retrieval.
 
-An item's vector is a row of its own, laid over a projection of its content: each author and tag has a fixed
-random direction (a hash of its key), and so has each component of a vector that the item brings along; so a
-new item starts near items like it, on every replica and every worker, with nothing to send. The user side, a
-row and two small matrices over the recent history, learns at every step; the item side has no dense
-parameters, so a step moves only the vectors whose rows it touched.
+An item's vector is its own row plus a projection of its content: each author and tag has a fixed random
+direction (a hash of its key), and so has each component of the item's own vector fields. So a new item starts
+near similar items on every replica and worker, with nothing to send. The user side, a row and two small
+matrices over the recent history, learns at every step. The item side has no dense parameters, so a step moves
+only the vectors whose rows it touched.
 """
 
 from functools import lru_cache
@@ -25,10 +25,10 @@ _CONTENT_NORM = 0.8
 
 
 def content_vectors(groups_NG: NDArray[np.int64], dim: int) -> NDArray[np.float32]:
-    """The projection of items' content (N, dim) from their group keys (N, G), 0 where there is none.
+    """The projection of items' content (N, dim) from their group keys (N, G), 0 for no key.
 
-    The sum of each key's direction (uniform in ±√(3/dim), so of norm about 1), scaled so that any number
-    of keys gives about the same norm; zeros for an item with no groups.
+    It sums each key's direction (uniform in ±√(3/dim), norm about 1), scaled so that any number of keys gives
+    about the same norm; zeros for an item without groups.
     """
     keys = np.ascontiguousarray(groups_NG, np.int64)
     out = np.empty((*keys.shape[:-1], dim), np.float32)
@@ -42,7 +42,7 @@ _int, _float = types.int64, types.float32
 
 @kernel(types.void(read_only(_int, 2), _float[:, ::1]))
 def project(groups: Any, out: Any) -> None:
-    """``content_vectors`` into ``out``. The draws are those of ``recsys.events.hashing.uniforms``."""
+    """Writes ``content_vectors`` into ``out``, with the draws of ``recsys.events.hashing.uniforms``."""
     dim, seed = out.shape[1], mix(np.uint64(_CONTENT_SEED))
     one, two, bound = np.float32(1), np.float32(2), np.float32(np.sqrt(3.0 / dim))
     for n in range(groups.shape[0]):
@@ -63,32 +63,32 @@ def project(groups: Any, out: Any) -> None:
 
 
 def field_vectors(numbers_NM: NDArray[np.float32], fields: Fields, dim: int) -> NDArray[np.float32]:
-    """The projection of items' own vectors (N, dim): to be added to that of their groups.
+    """The projection of items' vector fields (N, dim), to be added to that of their groups.
 
-    ``numbers_NM`` holds the fields side by side. Each is taken at length 1, so that its scale doesn't matter,
-    and projected by a fixed random matrix, which keeps what is near near (Johnson and Lindenstrauss 1984);
-    any number of fields gives about the norm of one group projection. Zeros for an item that has none.
+    ``numbers_NM`` holds the fields side by side. Each is normalised to length 1 and projected by a fixed
+    random matrix, which preserves distances (Johnson and Lindenstrauss 1984); any number of fields gives
+    about the norm of one group projection. Zeros for an item without any.
     """
     total = np.zeros((len(numbers_NM), dim), np.float32)
-    there = np.zeros((len(numbers_NM), 1), np.float32)
+    present = np.zeros((len(numbers_NM), 1), np.float32)
     start = 0
     for name, length in fields:
         own = numbers_NM[:, start : start + length]
         norm = np.sqrt((own * own).sum(1, keepdims=True))
         units = own / np.maximum(norm, np.float32(1e-12))
-        # One component after the other: a matrix product's last bits hang on how many items there are.
+        # Component by component: a matrix product's last bits depend on the number of items.
         for place, direction in enumerate(_directions(name, length, dim)):
             total += units[:, place, None] * direction
-        there += norm > 0
+        present += norm > 0
         start += length
-    scale = np.float32(_CONTENT_NORM) / np.sqrt(np.maximum(there, np.float32(1)))
+    scale = np.float32(_CONTENT_NORM) / np.sqrt(np.maximum(present, np.float32(1)))
     out: NDArray[np.float32] = (total * scale).astype(np.float32)
     return out
 
 
 @lru_cache(maxsize=64)
 def _directions(name: str, length: int, dim: int) -> NDArray[np.float32]:
-    """The direction of each component (length, dim), of norm about 1: hashes of the field and its place."""
+    """The direction of each component (length, dim), of norm about 1, from hashes of field and position."""
     keys = np.array([key_of(f"vector.{name}", place) for place in range(length)], np.int64)
     draws = uniforms(_CONTENT_SEED, keys, dim).astype(np.float32)
     directions: NDArray[np.float32] = (2.0 * draws - 1.0) * np.float32(np.sqrt(3.0 / dim))
@@ -96,7 +96,8 @@ def _directions(name: str, length: int, dim: int) -> NDArray[np.float32]:
 
 
 class UserSide(nn.Module):
-    """The user's vector from their row and what they liked and saw lately, in the space of item vectors."""
+    """Makes the user's vector from their row and recently liked and seen items, in the space of item
+    vectors."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()
@@ -106,12 +107,12 @@ class UserSide(nn.Module):
         self.sharpness = nn.Parameter(torch.tensor(3.0))
 
     def forward(self, user_BV: Tensor, history_BTV: Tensor, outcomes_BTO: Tensor) -> Tensor:
-        """Vectors (B, V). The first outcome is the label that matters most, the last one recency."""
-        there_BT = (outcomes_BTO[..., -1] > 0).float()
-        liked_BT = there_BT * outcomes_BTO[..., 0]
+        """Vectors (B, V). The first outcome is the most important label, the last one recency."""
+        real_BT = (outcomes_BTO[..., -1] > 0).float()
+        liked_BT = real_BT * outcomes_BTO[..., 0]
         liked_BV = torch.einsum("bt,btv->bv", liked_BT, history_BTV)
         liked_BV = liked_BV / liked_BT.sum(1, keepdim=True).clamp(min=1.0)
-        passed_BT = there_BT - liked_BT
+        passed_BT = real_BT - liked_BT
         passed_BV = torch.einsum("bt,btv->bv", passed_BT, history_BTV)
         passed_BV = passed_BV / passed_BT.sum(1, keepdim=True).clamp(min=1.0)
         return user_BV + liked_BV @ self.liked + passed_BV @ self.seen + self.start
@@ -122,7 +123,7 @@ def retrieval_loss(
 ) -> Tensor:
     """Softmax of each liked item against the other items of the batch (in-batch negatives), summed.
 
-    The same item elsewhere in the batch is no negative. 0 where nothing was liked or there is no other.
+    The same item elsewhere in the batch is no negative. 0 if nothing was liked or there is no other item.
     """
     logits_BB = sharpness * (user_BV @ item_BV.T)
     same_BB = (items_B[:, None] == items_B[None, :]) & ~torch.eye(

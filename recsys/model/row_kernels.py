@@ -1,7 +1,7 @@
-"""The compiled loops between keys and the ranker: de-duplication, jagged columns, pooled rows, their pairs.
+"""Compiled loops between keys and the ranker: de-duplication, jagged columns, pooled rows, their pairs.
 
-What torch does with a sort, an index and two copies each is one pass here. Every example's numbers are
-computed by themselves, in the order written: they hang neither on the batch nor on where an array begins.
+One pass each, for which torch needs a sort, an index and two copies. Each example is computed alone, in the
+order written: its numbers depend neither on the batch nor on memory alignment.
 
 Legend: N places, U unique keys, B batch, S slots, R a row's numbers, D = R - 1 of them an embedding,
 P pairs of slots.
@@ -20,9 +20,9 @@ _ROWS, _ROWS_3, _NUMBERS = read_only(_float, 2), read_only(_float, 3), read_only
 
 
 @kernel(_int(_KEYS, _short[::1], _OUT, _OUT))
-def distinct(keys: Any, cells: Any, found: Any, at: Any) -> Any:
-    """Writes the non-zero keys, each once, in the order first seen, and where each key is among them: after
-    the last for 0. Returns how many there are. ``cells``: a power of two above N, all below 0."""
+def distinct(keys: Any, cells: Any, unique: Any, at: Any) -> Any:
+    """Writes the unique non-zero keys in order of first occurrence, and each key's index among them (after
+    the last for 0); returns their number. ``cells``: a power of two above N, all below 0."""
     mask, count = np.uint64(cells.shape[0] - 1), 0
     for i in range(keys.shape[0]):
         key = keys[i]
@@ -30,11 +30,11 @@ def distinct(keys: Any, cells: Any, found: Any, at: Any) -> Any:
             at[i] = -1
             continue
         cell = mix(np.uint64(key)) & mask
-        while cells[cell] >= 0 and found[cells[cell]] != key:
+        while cells[cell] >= 0 and unique[cells[cell]] != key:
             cell = (cell + np.uint64(1)) & mask
         if cells[cell] < 0:
             cells[cell] = count
-            found[count] = key
+            unique[count] = key
             count += 1
         at[i] = cells[cell]
     for i in range(keys.shape[0]):
@@ -45,8 +45,8 @@ def distinct(keys: Any, cells: Any, found: Any, at: Any) -> Any:
 
 @kernel(_int(_KEYS_2, _KEYS, _KEYS, _OUT, _OUT, _int))
 def jag(matrix: Any, starts: Any, stops: Any, values: Any, lengths: Any, count: Any) -> Any:
-    """Appends the non-zero keys of some columns after the first ``count`` values, slot by slot and within it
-    row by row, with a length for each; returns how many values there are now."""
+    """Appends the non-zero keys of some columns after the first ``count`` values, slot by slot and within a
+    slot row by row, with a length for each; returns the new number of values."""
     size = matrix.shape[0]
     for s in range(starts.shape[0]):
         for b in range(size):
@@ -61,7 +61,7 @@ def jag(matrix: Any, starts: Any, stops: Any, values: Any, lengths: Any, count: 
 
 @kernel(types.void(_KEYS, _OUT))
 def begin(lengths: Any, starts: Any) -> None:
-    """Where each bag's places begin."""
+    """Writes the start of each bag's places."""
     at = 0
     for bag in range(lengths.shape[0]):
         starts[bag] = at
@@ -70,11 +70,11 @@ def begin(lengths: Any, starts: Any) -> None:
 
 @kernel(types.void(_ROWS, _KEYS, _KEYS, _float[:, :, ::1]))
 def pool(rows: Any, index: Any, lengths: Any, out: Any) -> None:
-    """The mean row of each bag into ``out`` (B, S, R): bag s · B + b goes to (b, s), zeros where it is empty.
-    A place of the last row counts as none.
+    """Writes the mean row of each bag into ``out`` (B, S, R): bag s · B + b goes to (b, s), zeros for an
+    empty one. Places of the last row don't count.
 
-    Example by example, though bags stand slot by slot: ``out`` is then written from front to back, which
-    takes less than half the time once it is larger than a core's cache. So does ``spread``.
+    Bags are stored slot by slot, but the loop goes example by example, as in ``spread``: writing ``out`` from
+    front to back takes less than half the time once it is larger than a core's cache.
     """
     none = rows.shape[0] - 1
     size, slots, width = out.shape
@@ -90,21 +90,21 @@ def pool(rows: Any, index: Any, lengths: Any, out: Any) -> None:
                 continue
             for r in range(width):
                 out[b, s, r] = np.float32(0)
-            there = 0
+            pooled = 0
             for i in range(start, start + count):
                 row = index[i]
                 if row != none:
-                    there += 1
+                    pooled += 1
                     for r in range(width):
                         out[b, s, r] += rows[row, r]
-            if there > 1:
+            if pooled > 1:
                 for r in range(width):
-                    out[b, s, r] /= np.float32(there)
+                    out[b, s, r] /= np.float32(pooled)
 
 
 @kernel(types.void(_ROWS_3, _KEYS, _KEYS, _float[:, ::1]))
 def spread(gradients: Any, index: Any, lengths: Any, out: Any) -> None:
-    """Adds the gradients of ``pool``'s bags (B, S, R) to those of their rows, example after example."""
+    """Adds the gradients of ``pool``'s bags (B, S, R) to the gradients of their rows, example by example."""
     none = out.shape[0] - 1
     size, slots, width = gradients.shape
     starts = np.empty(lengths.shape[0], np.int64)
@@ -113,25 +113,25 @@ def spread(gradients: Any, index: Any, lengths: Any, out: Any) -> None:
         for s in range(slots):
             start = starts[s * size + b]
             stop = start + lengths[s * size + b]
-            there = 0
+            pooled = 0
             for i in range(start, stop):
-                there += index[i] != none
+                pooled += index[i] != none
             for i in range(start, stop):
                 row = index[i]
                 if row == none:
                     continue
-                if there == 1:
+                if pooled == 1:
                     for r in range(width):
                         out[row, r] += gradients[b, s, r]
                 else:
                     for r in range(width):
-                        out[row, r] += gradients[b, s, r] / np.float32(there)
+                        out[row, r] += gradients[b, s, r] / np.float32(pooled)
 
 
 @kernel(types.void(_ROWS_3, _float[:, :, ::1], _float[:, ::1], _float[::1]))
 def lay_out(rows: Any, aligned: Any, wide: Any, main: Any) -> None:
-    """Embeddings into ``aligned`` (B, S, at least D) and in front of ``wide`` (B, S · D + P); the sum of the
-    linear terms into ``main`` (B,)."""
+    """Writes embeddings into ``aligned`` (B, S, at least D) and the front of ``wide`` (B, S · D + P), and the
+    sum of the linear terms into ``main`` (B,)."""
     slots, dim = rows.shape[1], rows.shape[2] - 1
     for b in range(rows.shape[0]):
         row, near, far, total = rows[b], aligned[b], wide[b], np.float32(0)
@@ -145,8 +145,8 @@ def lay_out(rows: Any, aligned: Any, wide: Any, main: Any) -> None:
 
 @kernel(types.void(_ROWS_3, _float[:, ::1], _float[::1]))
 def take_pairs(dots: Any, wide: Any, main: Any) -> None:
-    """The dot product of each two slots, out of those of all (B, S, S), behind the embeddings of ``wide``;
-    their sum is added to ``main``."""
+    """Copies the upper triangle of dot products (B, S, S) behind the embeddings of ``wide``, and adds its sum
+    to ``main``."""
     slots = dots.shape[1]
     sums = np.empty(slots, np.float32)
     for b in range(dots.shape[0]):
@@ -165,7 +165,7 @@ def take_pairs(dots: Any, wide: Any, main: Any) -> None:
 
 @kernel(types.void(_ROWS, _NUMBERS, _float[:, :, ::1]))
 def lay_pairs(wide: Any, main: Any, pairs: Any) -> None:
-    """The gradients of the products into ``pairs`` (B, S, S) on both sides of an empty diagonal."""
+    """Writes the gradients of the products into ``pairs`` (B, S, S), symmetric with a zero diagonal."""
     slots = pairs.shape[1]
     for b in range(pairs.shape[0]):
         at, each, more = wide.shape[1] - slots * (slots - 1) // 2, pairs[b], main[b]
@@ -181,8 +181,8 @@ def lay_pairs(wide: Any, main: Any, pairs: Any) -> None:
 
 @kernel(types.void(_ROWS_3, _ROWS, _NUMBERS, _float[:, :, ::1]))
 def add_up(products: Any, wide: Any, main: Any, out: Any) -> None:
-    """The gradients of rows (B, S, R): those through the products and through ``wide``; ``main`` is that of
-    each linear term."""
+    """Writes the gradients of rows (B, S, R): through the products and through ``wide``; ``main`` is the
+    gradient of each linear term."""
     slots, dim = out.shape[1], out.shape[2] - 1
     for b in range(out.shape[0]):
         each, near, far = out[b], products[b], wide[b]

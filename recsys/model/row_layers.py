@@ -1,6 +1,6 @@
-"""Pooled rows and their interactions as layers: compiled loops on the processor, torch's operations on a GPU.
+"""Pooled rows and their interactions as layers: compiled loops on the CPU, torch's operations on a GPU.
 
-Both give the same numbers but for the last bits, which differ between a processor and a GPU in any case.
+Both give the same numbers up to the last bits, which differ between a CPU and a GPU in any case.
 
 Legend: U unique keys, B batch, S slots, R a row's numbers, D = R - 1 of them an embedding, P pairs of slots.
 """
@@ -16,9 +16,9 @@ from recsys.model import row_kernels
 
 
 def pooled(rows_UR: Tensor, index: Tensor, lengths: Tensor, batch: int) -> Tensor:
-    """The mean row of each bag (B, S, R), zeros where it is empty; a place of the last row counts as none.
+    """The mean row of each bag (B, S, R), zeros for an empty one; places of the last row don't count.
 
-    ``index``: the row of each place; ``lengths`` (S · B,): the places of each bag, slot by slot.
+    ``index``: the row of each place; ``lengths`` (S · B,): the number of places of each bag, slot by slot.
     """
     if rows_UR.is_cuda:
         return pooled_by_torch(rows_UR, index, lengths, batch)
@@ -27,12 +27,12 @@ def pooled(rows_UR: Tensor, index: Tensor, lengths: Tensor, batch: int) -> Tenso
 
 
 def interacted(rows_BSR: Tensor) -> tuple[Tensor, Tensor]:
-    """Embeddings and the dot product of each two slots (B, S · D + P); the sum of products and linear terms
+    """Embeddings and pairwise dot products of slots (B, S · D + P); the sum of products and linear terms
     (B,)."""
     if rows_BSR.is_cuda:
         return interacted_by_torch(rows_BSR)
-    found: tuple[Tensor, Tensor] = _Interacted.apply(rows_BSR)  # type: ignore[no-untyped-call]
-    return found
+    out: tuple[Tensor, Tensor] = _Interacted.apply(rows_BSR)  # type: ignore[no-untyped-call]
+    return out
 
 
 def pooled_by_torch(rows_UR: Tensor, index: Tensor, lengths: Tensor, batch: int) -> Tensor:
@@ -71,15 +71,15 @@ class _Pooled(Function):
 
 
 class _Interacted(Function):
-    """The products are a matrix product for each example. Its rows begin at a cache line there: the last bits
-    of a product hang on the alignment."""
+    """Computes the products by one matrix product per example. Rows are aligned to cache lines: the last bits
+    of a product depend on alignment."""
 
     @staticmethod
     def forward(ctx: Any, rows_BSR: Tensor) -> tuple[Tensor, Tensor]:
         size, slots, width = rows_BSR.shape
-        beside = -(width - 1) % 16
-        made = rows_BSR.new_zeros if beside else rows_BSR.new_empty
-        aligned = made((size, slots, width - 1 + beside))
+        padding = -(width - 1) % 16
+        allocate = rows_BSR.new_zeros if padding else rows_BSR.new_empty
+        aligned = allocate((size, slots, width - 1 + padding))
         wide = rows_BSR.new_empty((size, slots * (width - 1) + slots * (slots - 1) // 2))
         main = rows_BSR.new_empty(size)
         rows = rows_BSR.detach().contiguous().numpy()

@@ -1,7 +1,7 @@
-"""What a student may be beside its teacher: the model of a system, with narrower rows and smaller layers.
+"""Model configuration of a student: the system's, with narrower rows and smaller layers.
 
-A student answers in its teacher's place, so all that isn't the ranker's own must stay: the feature set, with
-which impressions are written, and what retrieval is made of, for which indexes and user vectors are built.
+A student replaces its teacher in serving, so everything outside the ranker must stay: the feature set, with
+which impressions are written, and the parameters of retrieval, for which indexes and user vectors are built.
 """
 
 from collections.abc import Sequence
@@ -11,13 +11,13 @@ from typing import Final
 from recsys.config.system_config import ModelConfig
 
 MAY_DIFFER: Final = ("dim", "hidden")
-_HOW: Final = "e.g. dim=8,hidden=64x32"
+_EXAMPLE: Final = "e.g. dim=8,hidden=64x32"
 
 
 def student_model(text: str, system: ModelConfig) -> ModelConfig:
-    """The model that a text asks for, e.g. ``dim=8,hidden=64x32``: what it doesn't name is the system's.
+    """Parses a model, e.g. ``dim=8,hidden=64x32``; other fields are the system's.
 
-    Raises ValueError for what may not differ, what can't be read, and for a model that is no smaller.
+    Raises ValueError for a field that may not differ, an unreadable value, and a model that is no smaller.
     """
     changes: dict[str, int | tuple[int, ...]] = {}
     for part in text.split(","):
@@ -25,7 +25,7 @@ def student_model(text: str, system: ModelConfig) -> ModelConfig:
         if name not in MAY_DIFFER or not equals or name in changes:
             raise ValueError(
                 f"student: {part.strip()!r} is given, expected {' and '.join(MAY_DIFFER)}, each once at "
-                f"most, {_HOW}: all else is the system's"
+                f"most, {_EXAMPLE}: all else is the system's"
             )
         sizes = _sizes(name, value)
         changes[name] = sizes if name == "hidden" else sizes[0]
@@ -33,20 +33,20 @@ def student_model(text: str, system: ModelConfig) -> ModelConfig:
     if not is_smaller(model, system):
         raise ValueError(
             f"student: dim is {model.dim}, hidden {shown(model.hidden)}, expected no number above the "
-            f"system's ({system.dim}, {shown(system.hidden)}) and one below: give smaller ones"
+            f"system's ({system.dim}, {shown(system.hidden)}) and one below: give smaller numbers"
         )
     return model
 
 
 def is_smaller(model: ModelConfig, system: ModelConfig) -> bool:
-    """Whether a model has nothing wider than the system's, and something narrower."""
+    """Whether no layer is wider than the system's, and one is narrower."""
     fits = model.dim <= system.dim and len(model.hidden) <= len(system.hidden)
     fits = fits and all(a <= b for a, b in zip(model.hidden, system.hidden, strict=False))
     return fits and (model.dim, model.hidden) != (system.dim, system.hidden)
 
 
 def fixed_differences(model: ModelConfig, system: ModelConfig) -> dict[str, tuple[object, object]]:
-    """By name, what a student's model and the system's have that may not differ, and does: both values."""
+    """Fields that may not differ and do, with the student's and the system's value."""
     pairs = {f.name: (getattr(model, f.name), getattr(system, f.name)) for f in fields(ModelConfig)}
     return {
         name: pair for name, pair in pairs.items() if name not in MAY_DIFFER and pair[0] != pair[1]
@@ -54,12 +54,12 @@ def fixed_differences(model: ModelConfig, system: ModelConfig) -> dict[str, tupl
 
 
 def shown(hidden: Sequence[int]) -> str:
-    """Hidden layers as a person writes them, e.g. ``64x32``; ``none`` where there are none."""
+    """Hidden layers as written in options, e.g. ``64x32``; ``none`` without any."""
     return "x".join(map(str, hidden)) or "none"
 
 
 def _sizes(name: str, text: str) -> tuple[int, ...]:
     words = text.split("x") if name == "hidden" else [text]
     if not all(word.isdecimal() and int(word) > 0 for word in words):
-        raise ValueError(f"student: {name} is {text!r}, expected positive numbers, {_HOW}")
+        raise ValueError(f"student: {name} is {text!r}, expected positive numbers, {_EXAMPLE}")
     return tuple(map(int, words))

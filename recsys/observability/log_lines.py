@@ -1,7 +1,7 @@
 """Log formatters of a process: one JSON object per line, or text for people; both redact secrets.
 
-They plug into Python's own logging, which Ray and uvicorn use too. ``LOG_CONTEXT`` (request_id, line, epoch, step)
-is added to each record.
+They plug into Python's own logging, which Ray and uvicorn use too. ``LOG_CONTEXT`` (request_id, line, epoch,
+step) is added to each record.
 """
 
 import json
@@ -26,8 +26,8 @@ _HOST: Final = re.compile(r"(?:\[[^\]]*\]|[^/@:?#]*)(?::\d{1,5})?[/?#]")
 _HEADERS: Final = re.compile(
     r"""(otlp\w*headers\s*=\s*)(?:[^\s"']*(?:basic|bearer)\s+)*[^\s"']+""", re.IGNORECASE
 )
-# Also within a dict, a header, a query, or JSON in JSON: the value after such a name is redacted up to its closing
-# quote, which has as many backslashes as the opening one. An unterminated value ends with the line.
+# Also within a dict, a header, a query, or JSON in JSON: the value after such a name is redacted up to its
+# closing quote, which has as many backslashes as the opening one. An unterminated value ends with the line.
 _NAMED: Final = re.compile(
     r"""((?:(?:admin|control|api|access|private)[_-]?key|token|passwo?r?d|secret|authorization|otlp\w*headers)"""
     r"""(?:\\*["']\s*[:=,]|\s*[:=])\s*(?:b(?=["']))?)"""

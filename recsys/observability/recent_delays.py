@@ -1,7 +1,8 @@
 """Ring of the newest delays, with exact percentiles. Pure.
 
-A batch is one copy into the ring; percentiles are computed on request. They can be limited to recent additions: what
-a stage did before it stalled, or while an old log was replayed, says nothing about the present.
+A batch is one copy into the ring; percentiles are computed on request. They can be limited to recent
+additions: what a stage did before it stalled, or while an old log was replayed, says nothing about the
+present.
 """
 
 from typing import Final

@@ -22,8 +22,8 @@ MISSING: Final = (
 class SpanFile:
     """Appends batches of spans to a file, one OTLP request per line. Raises OSError on failure.
 
-    All processes append to one file, under a lock. A full file is renamed to NAME.1, replacing the previous one:
-    together they take at most twice the size.
+    All processes append to one file, under a lock. A full file is renamed to NAME.1, replacing the previous
+    one: together they take at most twice the size.
     """
 
     def __init__(self, path: str | Path, max_bytes: int, resource: Mapping[str, str]) -> None:
@@ -55,9 +55,8 @@ class SpanFile:
 
 
 class OtlpExport:
-    """Sends spans with OpenTelemetry's OTLP/HTTP exporter, which retries for some seconds, compresses, and reads
-    OTEL_EXPORTER_OTLP_HEADERS and the like. Raises ConnectionError if spans are not accepted.
-    """
+    """Sends spans with OpenTelemetry's OTLP/HTTP exporter, which retries for some seconds, compresses, and
+    reads OTEL_EXPORTER_OTLP_HEADERS and the like. Raises ConnectionError if spans are not accepted."""
 
     def __init__(self, endpoint: str, resource: Mapping[str, str]) -> None:
         """Raises ValueError if the library is missing."""

@@ -1,7 +1,7 @@
 """Spans with deterministic ids: no part has to pass a trace context to the next one. Pure.
 
-The trace of a swipe is a hash of its request id, the trace of a step a hash of (line, epoch, step). A span's id is a
-hash of its trace and subject, so that any later part can name it as parent or link.
+The trace of a swipe is a hash of its request id, the trace of a step a hash of (line, epoch, step). A span's
+id is a hash of its trace and subject, so that any later part can name it as parent or link.
 """
 
 from collections.abc import Iterable, Mapping

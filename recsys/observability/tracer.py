@@ -1,7 +1,8 @@
 """Samples requests and exports their spans through a bounded queue and a thread.
 
-A part has a ``Tracer`` or None and calls only ``is_sampled`` and ``record``, which neither wait nor raise. Spans that
-find the queue full or can't be sent are dropped and counted. OpenTelemetry's BatchSpanProcessor counts no drops.
+A part has a ``Tracer`` or None and calls only ``is_sampled`` and ``record``, which neither wait nor raise.
+Spans that find the queue full or can't be sent are dropped and counted. OpenTelemetry's BatchSpanProcessor
+counts no drops.
 """
 
 import logging

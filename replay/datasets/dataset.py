@@ -43,9 +43,8 @@ class Dataset(Protocol):
         """Names and kinds of the fields; an event log without ``fields`` is scanned for them once."""
 
     def events(self, from_ms: int | None = None, until_ms: int | None = None) -> Iterator[Event]:
-        """Events with ``from_ms`` ≤ time < ``until_ms``, in time order; items and users known at the beginning
-        come first. Items and users from before ``from_ms`` are included: they are state.
-        """
+        """Events with ``from_ms`` ≤ time < ``until_ms``, in time order; items and users known at the
+        beginning come first. Items and users from before ``from_ms`` are included: they are state."""
 
     def warmup(self) -> Iterator[Event]:
         """Events from before the log, in time order, to warm up sessions and counters; often none."""

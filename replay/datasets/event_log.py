@@ -1,7 +1,7 @@
 """An event log: JSON Lines, one event a line, sorted by time, with a ``dataset.yaml`` beside it.
 
-docs/how-to/data.md describes the format. A malformed line is an error with file and line; a line of unknown type or
-engagement kind is skipped and counted in ``dead_letters``, because the format may grow.
+docs/how-to/data.md describes the format. A malformed line is an error with file and line; a line of unknown
+type or engagement kind is skipped and counted in ``dead_letters``, because the format may grow.
 """
 
 import gzip

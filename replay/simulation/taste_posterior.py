@@ -1,7 +1,7 @@
 """Bayesian posterior of a user's taste after a few swipes, given the distribution of tastes.
 
-A taste is a vector with one number per tag. Its prior is a mixture of a few Gaussians (``Taste``). A swipe on an
-item with tag weights x and base b depends on the logit f = b + x · taste alone, by the probability of the
+A taste is a vector with one number per tag. Its prior is a mixture of a few Gaussians (``Taste``). A swipe on
+an item with tag weights x and base b depends on the logit f = b + x · taste alone, by the probability of the
 outcome given f; swipes are independent given the taste.
 
 ``learn`` replaces each Gaussian by the one at the mode of its posterior, with the curvature there (Laplace's

@@ -68,7 +68,8 @@ class Viewer:
 
     @property
     def watches(self) -> bool:
-        """Whether it is still watching; a viewer who left may still report something, such as a share a minute later."""
+        """Whether it is still watching; a viewer who left may still report something, such as a share a
+        minute later."""
         return self._waiting or self._views_left > 0 or self._next_list_ms < _NEVER
 
     @property

@@ -1,7 +1,7 @@
 """Events to warm a system up with: the end of a data set, or a stretch of the simulated world.
 
-A live feed differs from a log of the past in two ways, which are evened out here. Its clients report views, so
-an impression alone shows nothing; and its requests carry no context of their own, so a data set's main
+A live feed differs from a log of the past in two ways, which are evened out here. Its clients report views,
+so an impression alone shows nothing; and its requests carry no context of their own, so a data set's main
 context value becomes the feed's surface, and the other values become surfaces beside it.
 """
 
@@ -92,9 +92,8 @@ def _on_surface(event: Event, field: str, main: str) -> Event:
 
 
 def with_views(events: Iterator[Event], window_ms: int) -> Iterator[Event]:
-    """Adds a view of each shown item at the end of its window: for a log whose items were all shown and that has no
-    views. Keeps time order.
-    """
+    """Adds a view of each shown item at the end of its window: for a log whose items were all shown and that
+    has no views. Keeps time order."""
     waiting: list[tuple[int, int, Impression]] = []
     numbers = 0
     for event in events:

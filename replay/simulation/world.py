@@ -53,7 +53,8 @@ class Request:
 
 @dataclass(frozen=True)
 class Traits:
-    """Properties of an item that decide P(long view): its logit is ``base`` + Σ weight · taste(tag) at rank 0."""
+    """Properties of an item that decide P(long view): its logit is ``base`` + Σ weight · taste(tag) at rank
+    0."""
 
     tags: tuple[tuple[str, float], ...]  # with their weights
     base: float  # from quality and length
@@ -204,8 +205,8 @@ class World:
     ) -> list[Engagement]:
         """The viewer's engagements with a list served at ``time_ms``, in time order.
 
-        Items are watched one after the other until the viewer has had enough: unreached ones get no ``view`` and
-        were never shown. Engagements with the view precede it; a few come later.
+        Items are watched one after the other until the viewer has had enough: unreached ones get no ``view``
+        and were never shown. Engagements with the view precede it; a few come later.
         """
         engagements: list[Engagement] = []
         now_ms = time_ms + 300

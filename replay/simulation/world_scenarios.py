@@ -1,4 +1,5 @@
-"""Scenarios: the simulated world with one seeded change of taste or traffic that a recommender must cope with.
+"""Scenarios: the simulated world with one seeded change of taste or traffic that a recommender must cope
+with.
 
     session_turn   a viewer's taste turns within a session, in every second one
     sale_day       for a day everybody wants what is on sale, and afterwards no more

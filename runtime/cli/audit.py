@@ -24,7 +24,9 @@ def features(
     share: Annotated[
         float, typer.Option(help="Fraction of impressions to sample, by a hash of the request.")
     ] = 0.01,
-    most: Annotated[int, typer.Option(min=1, help="Maximum number of sampled impressions.")] = 2_000,
+    most: Annotated[
+        int, typer.Option(min=1, help="Maximum number of sampled impressions.")
+    ] = 2_000,
     tolerance: Annotated[
         float, typer.Option(help="Accepted difference of counter features.")
     ] = TOLERANCE,

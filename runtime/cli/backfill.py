@@ -16,9 +16,7 @@ def backfill(
         Path | None,
         typer.Option("--features", help="Wanted feature set file; by default the folder's."),
     ] = None,
-    from_: Annotated[
-        str | None, typer.Option("--from", help="First day, e.g. 2026-11-24.")
-    ] = None,
+    from_: Annotated[str | None, typer.Option("--from", help="First day, e.g. 2026-11-24.")] = None,
     until: Annotated[str | None, typer.Option(help="Day after the last one.")] = None,
     json: JsonOption = False,
 ) -> None:

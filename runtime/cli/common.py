@@ -1,12 +1,18 @@
 """Options, error handling and output that several commands share."""
 
+import inspect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import fields
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import msgspec
 import typer
+
+if TYPE_CHECKING:
+    from recsys.config.system_config import Config
+    from recsys.log.protocol import Log
 
 StateOption = Annotated[Path, typer.Option(help="State folder of the system.")]
 StateOverride = Annotated[
@@ -32,6 +38,19 @@ def exit_on(*errors: type[Exception], status: int = 2) -> Iterator[None]:
         message = error.args[0] if isinstance(error, KeyError) and error.args else error
         fail(message)
         raise typer.Exit(status) from error
+
+
+@contextmanager
+def with_system(state: Path) -> "Iterator[tuple[Config, Log]]":
+    """Opens a system's configuration and log; prints errors in one line and exits with status 2."""
+    from recsys.log.protocol import LogLost, LogUnavailable
+    from runtime.supervision.launch_plan import open_system
+
+    with (
+        exit_on(OSError, ValueError, KeyError, LogLost, LogUnavailable),
+        open_system(state) as system,
+    ):
+        yield system
 
 
 def fail(message: object) -> None:
@@ -60,3 +79,28 @@ def check_folders(*files: Path | None) -> None:
             raise ValueError(
                 f"{file}: there is no folder {file.parent}; create it, or name another"
             )
+
+
+def options_from(kind: type[Any]) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Decorator: gives a command with ``**values`` one option per field of a dataclass of defaults."""
+
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        hints = get_type_hints(kind, include_extras=True)
+        signature = inspect.signature(command, eval_str=True)
+        named = [
+            inspect.Parameter(
+                field.name, inspect.Parameter.KEYWORD_ONLY, default=field.default,
+                annotation=hints[field.name],
+            )
+            for field in fields(kind)
+        ]  # fmt: skip
+        named += [
+            parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY)
+            for parameter in signature.parameters.values()
+            if parameter.kind is not inspect.Parameter.VAR_KEYWORD
+        ]
+        setattr(command, "__signature__", signature.replace(parameters=named))  # noqa: B010
+        command.__annotations__ = {parameter.name: parameter.annotation for parameter in named}
+        return command
+
+    return decorate

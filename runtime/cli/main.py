@@ -21,13 +21,13 @@ COMMANDS = {
     "up": ("runtime.cli.up:up", "Starts and supervises all parts of the system."),
     "down": ("runtime.cli.down:down", "Stops the system that `up` started."),
     "restart": (
-        "runtime.parts.restart:restart",
+        "runtime.cli.restart:restart",
         "Replaces the serving replicas without downtime.",
     ),
     "status": ("runtime.cli.status:status", "Shows the state and the lag of each part."),
-    "metrics": ("runtime.parts.metrics:metrics", "Prints or serves the parts' Prometheus metrics."),
+    "metrics": ("runtime.cli.metrics:metrics", "Prints or serves the parts' Prometheus metrics."),
     "part": ("runtime.cli.part:part", "Runs one part of the system in this process."),
-    "viewers": ("runtime.parts.viewers:viewers", "Sends simulated viewers to a running server."),
+    "viewers": ("runtime.cli.viewers:viewers", "Sends simulated viewers to a running server."),
     "explain": (
         "runtime.cli.explain:explain",
         "Recomputes a past answer and explains it.",

@@ -1,4 +1,4 @@
-"""`recsys merge`: a candidate between an offline one and what is live, for the system to judge."""
+"""``recsys merge``: interpolates an offline candidate and the live model into a new candidate."""
 
 from pathlib import Path
 from typing import Annotated
@@ -7,7 +7,8 @@ import typer
 
 from recsys.clock import wall_ms
 from recsys.features.feature_set_file import feature_set
-from runtime.cli.candidates import StateOption, propose_to, with_system
+from runtime.cli.candidates import propose_to
+from runtime.cli.common import RegistryOption, StateOption, with_system
 from training.candidates.registry import Registry, new_name
 from training.lines.control import ControlReader
 from training.merging.merge import Blend, Blends
@@ -15,35 +16,34 @@ from training.merging.merge_live import LiveMerge
 
 
 def merge(
-    name: Annotated[str, typer.Argument(help="A candidate that began from a snapshot of live.")],
+    name: Annotated[str, typer.Argument(help="Candidate that started from a snapshot of live.")],
     rare: Annotated[
-        float, typer.Option(help="Live's share of a row that no example used since.")
+        float, typer.Option(help="Weight of live in rows without examples since the snapshot.")
     ] = 0.5,
     frequent: Annotated[
-        float, typer.Option(help="Live's share of a row that many examples used since.")
+        float, typer.Option(help="Weight of live in rows with many examples since the snapshot.")
     ] = 0.9,
     half: Annotated[
-        float, typer.Option(help="Examples at which a row is half of the way between.")
+        float, typer.Option(help="Number of examples at which the weight is halfway between.")
     ] = 20.0,
-    dense: Annotated[float, typer.Option(help="Live's share of the dense parameters.")] = 0.5,
+    dense: Annotated[float, typer.Option(help="Weight of live in the dense parameters.")] = 0.5,
     state: StateOption = Path("state"),
-    registry: Annotated[
-        Path | None, typer.Option(help="The registry's folder: STATE/registry without.")
-    ] = None,
-    propose: Annotated[bool, typer.Option(help="Have it judged at once.")] = False,
+    registry: RegistryOption = None,
+    propose: Annotated[bool, typer.Option(help="Propose the new candidate at once.")] = False,
 ) -> None:
-    """Interpolates an offline candidate with what live has learned since, into another candidate. Several
-    weights may be proposed: all are judged on the same examples."""
+    """Interpolates an offline candidate with what the live model has learned since.
+
+    Several weightings may be proposed: all are evaluated on the same examples.
+    """
     candidates = Registry((registry or state / "registry").resolve())
     with with_system(state) as (config, log):
         control, now_ms = ControlReader(log), wall_ms()
         control.turn()
         blends = Blends(Blend(rare, frequent, half), dense)
         live = LiveMerge(log, config, feature_set(config), control.lifecycle, now_ms)
-        made = live.merge(candidates, name, blends, new_name("merged", now_ms))
-        candidates.add(made.provenance, made.arrays, made.meta, made.step)
-    new = made.provenance.name
-    typer.echo(f"{new}: {name} with main, epoch {live.live.epoch}, as of step {made.step}")
+        merged = live.merge(candidates, name, blends, new_name("merged", now_ms))
+        candidates.add(merged.provenance, merged.arrays, merged.meta, merged.step)
+    new = merged.provenance.name
+    typer.echo(f"{new}: {name} with main, epoch {live.live.epoch}, as of step {merged.step}")
     if propose:
         propose_to(state, new, candidates.folder)
-        typer.echo(f"{new} is proposed: watch it with `recsys shadow --state {state} --watch`")

@@ -1,1 +1,1 @@
-"""The control-room part: gathers the status of a running system for the page."""
+"""The control room's part: gathers the status of a running system for the page."""

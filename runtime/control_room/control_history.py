@@ -1,4 +1,4 @@
-"""What ``control`` and ``dead_letters`` say, as the control room tells it: folds that read on."""
+"""Histories of ``control`` and ``dead_letters`` for the control room, updated incrementally."""
 
 from collections import deque
 from typing import Any, Final
@@ -13,35 +13,32 @@ from recsys.events.control_records import (
     Decision,
     Experiments,
     Live,
-    Reaction,
     OperatorRequest,
+    Reaction,
 )
 from recsys.events.records import CONTROL, DEAD_LETTERS, unpack
 from recsys.log.protocol import Log, LogLost
 from recsys.process.log_consumer import UNREADABLE
 
-KEPT: Final = 40  # of each kind
-_LETTERS: Final = 8
-_TOLD: Final = (Live, Candidate, Decision, OperatorRequest)
+MAX_RECORDS: Final = 40  # of each kind
+_MAX_LETTERS: Final = 8
+_DECISIONS: Final = (Live, Candidate, Decision, OperatorRequest)
 
 
-class ControlStory:
-    """The newest records of ``control`` by what they are about, each with its offset. Whom it names stays
-    out: an erasure's user isn't told."""
+class ControlHistory:
+    """Newest records of ``control`` by kind, each with its offset. Erasures are left out: they name users."""
 
     def __init__(self, log: Log) -> None:
         self._log, self._offset = log, log.begin(CONTROL, 0)
         self.lifecycle = Lifecycle()
-        self.decisions: deque[dict[str, Any]] = deque(maxlen=KEPT)
-        self.alarms: deque[dict[str, Any]] = deque(maxlen=KEPT)
+        self.decisions: deque[dict[str, Any]] = deque(maxlen=MAX_RECORDS)
+        self.alarms: deque[dict[str, Any]] = deque(maxlen=MAX_RECORDS)
         self.reaction: dict[str, Any] | None = None
-        self.experiments = Experiments(revision=0)
         self.revisions: deque[Experiments] = deque(maxlen=1_000)
-        self.erasures = 0
         self.unreadable = 0
 
     def turn(self) -> None:
-        """Reads what is new."""
+        """Reads new records."""
         while records := self._log.read(CONTROL, 0, self._offset):
             for record in records:
                 self._offset = record.offset + 1
@@ -50,34 +47,27 @@ class ControlStory:
                 except UNREADABLE:
                     self.unreadable += 1
 
-    def _fold(self, offset: int, said: Control) -> None:
-        self.lifecycle.fold(said)
-        if isinstance(said, _TOLD):
-            self.decisions.append(_told(offset, said))
-        elif isinstance(said, Alarm):
-            self.alarms.append(_told(offset, said))
-        elif isinstance(said, Reaction):
-            self.reaction = _told(offset, said)
-        elif isinstance(said, Experiments):
-            self.experiments = said
-            self.revisions.append(said)
+    def _fold(self, offset: int, record: Control) -> None:
+        self.lifecycle.fold(record)
+        if isinstance(record, _DECISIONS):
+            self.decisions.append(_values(offset, record))
+        elif isinstance(record, Alarm):
+            self.alarms.append(_values(offset, record))
+        elif isinstance(record, Reaction):
+            self.reaction = _values(offset, record)
+        elif isinstance(record, Experiments):
+            self.revisions.append(record)
 
     def panel(self) -> dict[str, Any]:
-        """Newest first."""
+        """Plain values, newest first."""
         live = self.lifecycle.live
+        names = ("line", "stage", "share", "since_ms", "why")
         return {
             "live": None if live is None else msgspec.to_builtins(live),
             "candidates": [
-                {
-                    "line": its.line,
-                    "kind": its.candidate.kind,
-                    "stage": its.stage,
-                    "share": its.share,
-                    "since_ms": its.since_ms,
-                    "why": its.why,
-                }
-                for its in reversed(self.lifecycle.candidates.values())
-            ][:KEPT],
+                {"kind": state.candidate.kind} | {name: getattr(state, name) for name in names}
+                for state in reversed(self.lifecycle.candidates.values())
+            ][:MAX_RECORDS],
             "decisions": list(reversed(self.decisions)),
             "alarms": list(reversed(self.alarms)),
             "reaction": self.reaction,
@@ -85,7 +75,7 @@ class ControlStory:
 
 
 class _Letter(msgspec.Struct):
-    """What is told of a dead letter. Its raw bytes may be about somebody, and aren't."""
+    """A dead letter without its raw bytes, which may be personal data."""
 
     topic: str
     partition: int
@@ -94,19 +84,20 @@ class _Letter(msgspec.Struct):
     time_ms: int = 0
 
 
-class LettersStory:
-    """The newest dead letters. It begins near the end: what is older is counted, not told."""
+class DeadLetterHistory:
+    """Newest dead letters. Starts near the end of the topic; older ones are only counted elsewhere."""
 
     def __init__(self, log: Log) -> None:
         self._log = log
-        self._offset = max(log.begin(DEAD_LETTERS, 0), log.end(DEAD_LETTERS, 0) - _LETTERS)
-        self._newest: deque[dict[str, Any]] = deque(maxlen=_LETTERS)
+        self._offset = max(log.begin(DEAD_LETTERS, 0), log.end(DEAD_LETTERS, 0) - _MAX_LETTERS)
+        self._newest: deque[dict[str, Any]] = deque(maxlen=_MAX_LETTERS)
         self._decoder = msgspec.msgpack.Decoder(_Letter)
 
     def turn(self) -> None:
+        """Reads new records."""
         try:
             records = self._log.read(DEAD_LETTERS, 0, self._offset)
-        except LogLost:  # retention passed it
+        except LogLost:  # retention has dropped this offset
             self._offset = self._log.begin(DEAD_LETTERS, 0)
             return
         for record in records:
@@ -115,14 +106,13 @@ class LettersStory:
                 letter = self._decoder.decode(record.value)
             except UNREADABLE:
                 continue
-            told: dict[str, Any] = msgspec.to_builtins(letter)
-            self._newest.append(told | {"at": record.offset, "reason": letter.reason[:200]})
+            self._newest.append(_values(record.offset, letter) | {"reason": letter.reason[:200]})
 
     def panel(self) -> list[dict[str, Any]]:
-        """Newest first."""
+        """Plain values, newest first."""
         return list(reversed(self._newest))
 
 
-def _told(offset: int, said: msgspec.Struct) -> dict[str, Any]:
-    found: dict[str, Any] = msgspec.to_builtins(said)
-    return found | {"at": offset}
+def _values(offset: int, record: msgspec.Struct) -> dict[str, Any]:
+    values: dict[str, Any] = msgspec.to_builtins(record)
+    return values | {"at": offset}

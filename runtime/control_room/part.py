@@ -1,4 +1,4 @@
-"""The part ``control-room``: the page at ``/control``, where ``control_room.port`` is set."""
+"""The part ``control-room``: serves the page at ``/control``, where ``control_room.port`` is set."""
 
 import logging
 import threading
@@ -12,11 +12,11 @@ from recsys.clock import wall_ms
 from recsys.config.system_config import Config
 from recsys.process.open_log import open_log
 from recsys.process.part_process import Stop, run_folder
-from runtime.control_room.system_watch import Watch
-from runtime.supervision import launch_plan as plans
+from runtime.control_room.system_watch import SystemWatch
+from runtime.supervision.launch_plan import CONTROL_KEY
 from serving.control_room.curves import EVERY_MS, Curves
 from serving.control_room.hub import Hub
-from serving.control_room.picture import Painter
+from serving.control_room.picture import PictureBuilder
 from serving.control_room.room_app import build_room
 
 _START_S: Final = 10.0
@@ -24,21 +24,22 @@ _LOG: Final = logging.getLogger(__name__)
 
 
 def run(config: Config, stop: Stop) -> None:
-    """Serves until asked to stop. Raises RuntimeError where its port can't be had."""
+    """Serves until asked to stop. Raises RuntimeError where the port can't be bound."""
     log = open_log(config)
-    room = Room(config, Watch(config, log), stop)
-    its = config.control_room
+    room = ControlRoom(config, SystemWatch(config, log), stop)
+    host = config.control_room.host
     server = uvicorn.Server(
         uvicorn.Config(
-            room.app, host=its.host, port=its.port, log_config=None, access_log=False, ws="none",
-            lifespan="off", timeout_graceful_shutdown=1, limit_concurrency=256, server_header=False,
+            room.app, host=host, port=config.control_room.port, log_config=None, access_log=False,
+            ws="none", lifespan="off", timeout_graceful_shutdown=1, limit_concurrency=256,
+            server_header=False,
         )
     )  # fmt: skip
     thread = threading.Thread(target=server.run, name="http", daemon=True)
     thread.start()
-    _await(server, thread)
+    _await_start(server, thread)
     port = server.servers[0].sockets[0].getsockname()[1]
-    stop.heartbeat.address("control_room", f"http://{its.host}:{port}/control")
+    stop.heartbeat.address("control_room", f"http://{host}:{port}/control")
     while not stop.wait(1.0):
         if not thread.is_alive():
             raise RuntimeError("the server of the control room has ended")
@@ -48,46 +49,46 @@ def run(config: Config, stop: Stop) -> None:
     log.close()
 
 
-class Room:
-    """Pictures of one system, and who is told them."""
+class ControlRoom:
+    """Connects one system's data with the hub and the HTTP app."""
 
-    def __init__(self, config: Config, watch: Watch, stop: Stop) -> None:
+    def __init__(self, config: Config, watch: SystemWatch, stop: Stop) -> None:
         self._watch, self._stop = watch, stop
-        self._painter, self._lock = Painter(watch, Curves()), threading.Lock()
+        self._builder, self._lock = PictureBuilder(watch, Curves()), threading.Lock()
         self._encoder = msgspec.json.Encoder()
-        self._told, self._noted_ms = 0, 0
-        self.hub = Hub(self.paint)
-        key = (run_folder(config.state) / plans.CONTROL_KEY).read_text().strip()
+        self._reported, self._observed_ms = 0, 0
+        self.hub = Hub(self.render)
+        key = (run_folder(config.state) / CONTROL_KEY).read_text().strip()
         self.app = build_room(self.hub, self.curves, watch.inspect, key)
 
-    def paint(self) -> bytes:
-        """The next picture, as JSON."""
+    def render(self) -> bytes:
+        """Builds the next picture, as JSON."""
         began_s = time.thread_time()
         with self._lock:
-            painted = self._encoder.encode(self._painter.paint(wall_ms()))
+            picture = self._encoder.encode(self._builder.build(wall_ms()))
         took_ms = 1000 * (time.thread_time() - began_s)
         self._stop.heartbeat.gauge("picture_ms", round(took_ms, 2))
-        return painted
+        return picture
 
     def curves(self) -> bytes:
-        """Those of the past, as JSON. Waits for no picture."""
-        return msgspec.json.encode(self._painter.curves.all())
+        """History of the curves, as JSON. Doesn't wait for a picture."""
+        return msgspec.json.encode(self._builder.curves.all())
 
     def beat(self) -> None:
-        """Tells how many look; where nobody does, the curves go on by themselves."""
+        """Reports open pages and pictures; continues the curves while no page is open."""
         beat, pictures = self._stop.heartbeat, self.hub.pictures
         beat.gauge("pages", self.hub.pages)
-        beat.add("pictures", pictures - self._told)
-        self._told = pictures
+        beat.add("pictures", pictures - self._reported)
+        self._reported = pictures
         now_ms = wall_ms()
-        if not self.hub.pages and now_ms - self._noted_ms >= EVERY_MS:
-            self._noted_ms = now_ms
+        if not self.hub.pages and now_ms - self._observed_ms >= EVERY_MS:
+            self._observed_ms = now_ms
             with self._lock:
-                self._painter.curves.tell(self._watch.quiet(), now_ms)
+                self._builder.curves.observe(self._watch.curve_samples(), now_ms)
 
 
-def _await(server: uvicorn.Server, thread: threading.Thread) -> None:
-    """Until it listens. uvicorn ends its thread where the port is taken."""
+def _await_start(server: uvicorn.Server, thread: threading.Thread) -> None:
+    """Returns once the server listens. uvicorn ends its thread where the port is taken."""
     until_s = time.monotonic() + _START_S
     while not server.started:
         if not thread.is_alive() or time.monotonic() > until_s:

@@ -22,15 +22,15 @@ def audit_features(
 ) -> AuditReport:
     """Compares logged with recomputed features, for a hashed sample of the archived impressions."""
     from recsys.events.hashing import uniform
-    from serving.reconstruction.reconstructed_replica import Gone
-    from serving.reconstruction.reconstructed_session import PastSessions
+    from serving.reconstruction.reconstructed_replica import NotReconstructible
+    from serving.reconstruction.reconstructed_session import ReconstructedSessions
     from serving.sessions.session_fold import fold_event, shown_keys
     from training.archive.audit import Audit, is_sampled
     from training.archive.raw_events import ArchiveSource
     from training.archive.recompute import (
         CantRecompute,
+        CountersAsOf,
         Folds,
-        PastCounters,
         PlacedImpression,
         Recomputer,
         split_by_counter_offsets,
@@ -46,7 +46,7 @@ def audit_features(
         sample = sorted(sample, key=lambda placed: uniform(1, placed.impression.request_id))[:limit]
     source.keep({str(placed.impression.user_id).encode() for placed in sample})
     items, folds = source.items(features), Folds(fold_event, shown_keys)
-    sessions = PastSessions(source, config, features)  # type: ignore[arg-type]  # it reads like a log
+    sessions = ReconstructedSessions(source, config, features)  # type: ignore[arg-type]  # it reads like a log
 
     def session_of(placed: PlacedImpression) -> Any:
         impression = placed.impression
@@ -54,12 +54,12 @@ def audit_features(
             if impression.stamp is None or impression.asked is None:
                 return sessions.before(impression, placed.offset)
             return sessions.of(impression)
-        except Gone as error:  # its message names the user, the report must not
+        except NotReconstructible as error:  # its message names the user, the report must not
             raise CantRecompute("its session can't be folded again as it was") from error
 
     audit = Audit(Recomputer(items), features, tolerance)
     for placed in split_by_counter_offsets(sample).values():
-        counters = PastCounters(items, source.events, source.partitions("events"), folds)
+        counters = CountersAsOf(items, source.events, source.partitions("events"), folds)
         audit.look(placed, session_of, counters)
     return audit.report
 
@@ -111,10 +111,10 @@ def backfill(
     from training.archive.files import files_of
     from training.archive.raw_events import ArchiveSource
     from training.archive.recompute import (
+        CountersAsOf,
         Folds,
-        PastCounters,
-        PastSessions,
         Recomputer,
+        SessionsAsOf,
         split_by_counter_offsets,
     )
 
@@ -133,8 +133,8 @@ def backfill(
     wanted = [p for p in source.impressions() if (p.partition, p.offset) in places]
     users = {str(placed.impression.user_id) for placed in wanted}
     for placed in split_by_counter_offsets(wanted).values():
-        sessions = PastSessions(items, source.events, folds, users, config.sessions.seen)
-        counters = PastCounters(items, source.events, source.partitions("events"), folds)
+        sessions = SessionsAsOf(items, source.events, folds, users, config.sessions.seen)
+        counters = CountersAsOf(items, source.events, source.partitions("events"), folds)
         fill.compute(placed, sessions, counters)
     out.mkdir(parents=True)
     write_atomically(out / FILE, as_file(features))
@@ -151,31 +151,34 @@ def _is_within(path: Path, first: str | None, until: str | None) -> bool:
 
 def _examples(path: Path) -> Iterator[Any]:
     """Yields the examples of a file, None for a record of another type."""
-    import polars as pl
+    import pyarrow.parquet as pq
 
     from recsys.events.records import Example, unpack
 
-    for kind, value in pl.read_parquet(path, columns=["type", "value"]).iter_rows():
-        yield unpack(value, Example) if kind == "example" else None
+    with pq.ParquetFile(path) as file:
+        for batch in file.iter_batches(columns=["type", "value"], use_threads=False):
+            for kind, value in zip(*(column.to_pylist() for column in batch.columns), strict=True):
+                yield unpack(value, Example) if kind == "example" else None
 
 
 def _write_filled(path: Path, target: Path, fill: Any) -> None:
     """Copies a file with filled examples; drops examples that can't be filled, keeps other records."""
-    import polars as pl
+    import pyarrow as pa
+    import pyarrow.parquet as pq
 
     from recsys.events.records import pack
-    from training.archive.files import beside
+    from training.archive.files import FORMAT, beside
 
-    frame = pl.read_parquet(path, hive_partitioning=False)
+    with pq.ParquetFile(path) as file:
+        table = file.read()
     values: list[bytes | None] = []
-    for old, example in zip(frame["value"].to_list(), _examples(path), strict=True):
+    for old, example in zip(table["value"].to_pylist(), _examples(path), strict=True):
         filled = None if example is None else fill.fill(example)
         if example is None or filled is example:
             values.append(old)
         else:
             values.append(None if filled is None else pack(filled))
-    frame = frame.with_columns(pl.Series("value", values, pl.Binary)).filter(
-        pl.col("value").is_not_null()
-    )
+    place, column = table.schema.get_field_index("value"), table.schema.field("value")
+    table = table.set_column(place, column, pa.array(values, column.type))
     with beside(target) as partial:
-        frame.write_parquet(partial, compression="zstd")
+        pq.write_table(table.filter(table["value"].is_valid()), partial, **FORMAT)

@@ -1,4 +1,4 @@
-"""The part that carries the embedded broker, where the log is ``kafka://`` without an address."""
+"""The embedded broker's part, for ``log.url`` ``kafka://`` without an address."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ from runtime.supervision.launch_plan import port_of
 
 
 def run(config: Config, stop: Stop) -> None:
-    """Runs the broker on the port of ``log.url`` and ends with it, either way round."""
+    """Runs the broker on the port of ``log.url``; part and broker end together."""
     from recsys.log.embedded_broker import EmbeddedBroker
 
     broker = EmbeddedBroker(port_of(config.log.url), Path(config.state) / "run" / "broker.out")
@@ -19,8 +19,8 @@ def run(config: Config, stop: Stop) -> None:
         while not stop.wait(0.2):
             if not broker.is_running():
                 raise LogLost(
-                    f"the broker at {broker.url} ended, and the log that it held in memory with it: end "
-                    "everything (`recsys down`), and start with a new state folder"
+                    f"the broker at {broker.url} ended, and with it the log that it held in memory: stop the "
+                    "system (`recsys down`), and start with a new state folder"
                 )
     finally:
         broker.stop()

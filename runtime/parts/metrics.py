@@ -1,7 +1,6 @@
-"""``recsys metrics``: the parts' counters and the facts of ``recsys status``, for Prometheus.
+"""Serves Prometheus metrics of the parts at ``/metrics``, from their heartbeats and the system status.
 
-Printed once, or served at ``/metrics``: by the command, or by the part ``metrics`` where ``metrics.port`` is
-set. What a replica counts it tells itself, at ``/metrics`` of the API.
+Used by ``recsys metrics``, and by the part ``metrics``, where ``metrics.port`` is set. Replicas serve their own metrics at ``/metrics`` of the API.
 """
 
 import logging
@@ -9,9 +8,7 @@ import threading
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Annotated, Final
-
-import typer
+from typing import Final
 
 from recsys.config.system_config import Config
 from recsys.process.part_process import Stop
@@ -21,25 +18,8 @@ _REQUEST_S: Final = 10.0
 _log = logging.getLogger(__name__)
 
 
-def metrics(
-    state: Annotated[Path, typer.Option(help="The state folder.")] = Path("state"),
-    port: Annotated[int, typer.Option(help="Serve them there until Ctrl-C; 0: print once.")] = 0,
-    host: Annotated[str, typer.Option(help="What to bind to.")] = "127.0.0.1",
-) -> None:
-    """Tells what Prometheus reads of the parts."""
-    if not port:
-        typer.echo(text(state).decode(), nl=False)
-        return
-    with Server(host, port, lambda: text(state)) as server:
-        typer.echo(f"http://{host}:{server.port}/metrics, until Ctrl-C")
-        try:
-            threading.Event().wait()
-        except KeyboardInterrupt:
-            return
-
-
 def text(state: Path) -> bytes:
-    """As of now."""
+    """Current metrics as exposition text."""
     from runtime.supervision.part_metrics import text_of
     from runtime.supervision.system_status import gather
 
@@ -47,18 +27,18 @@ def text(state: Path) -> bytes:
 
 
 def run(config: Config, stop: Stop) -> None:
-    """The part: serves until asked to stop."""
-    its = config.metrics
-    with Server(its.host, its.port, lambda: text(Path(config.state))) as server:
-        stop.heartbeat.address("metrics", f"http://{its.host}:{server.port}/metrics")
+    """Runs the part ``metrics`` until it is asked to stop."""
+    host, port = config.metrics.host, config.metrics.port
+    with Server(host, port, lambda: text(Path(config.state))) as server:
+        stop.heartbeat.address("metrics", f"http://{host}:{server.port}/metrics")
         while not stop.wait(1.0):
             stop.heartbeat.gauge("scrapes", server.scrapes)
 
 
 class Server:
-    """``/metrics`` over HTTP, in threads of its own, as a context. Port 0 takes a free one."""
+    """Context that serves ``/metrics`` over HTTP, in threads of its own. Port 0 means any free port."""
 
-    def __init__(self, host: str, port: int, tell: Callable[[], bytes]) -> None:
+    def __init__(self, host: str, port: int, render: Callable[[], bytes]) -> None:
         self.scrapes = 0
         server, lock = self, threading.Lock()
 
@@ -69,13 +49,13 @@ class Server:
                 if self.path.partition("?")[0] != "/metrics":
                     return self._answer(404, b"/metrics\n")
                 try:
-                    with lock:  # one look at log and server at a time is enough
-                        told = tell()
+                    with lock:  # one query of log and server at a time
+                        body = render()
                         server.scrapes += 1
-                except Exception as error:  # the next scrape may find all well
-                    _log.exception("metrics can't be told")
+                except Exception as error:  # the next scrape may succeed
+                    _log.exception("metrics can't be collected")
                     return self._answer(503, f"{type(error).__name__}: {error}\n".encode())
-                self._answer(200, told)
+                self._answer(200, body)
 
             def _answer(self, status: int, body: bytes) -> None:
                 self.send_response(status)
@@ -85,7 +65,7 @@ class Server:
                 self.wfile.write(body)
 
             def log_message(self, format: str, *args: object) -> None:
-                """No line a scrape."""
+                """Suppresses a log line per scrape."""
 
         self._server = ThreadingHTTPServer((host, port), Handler)
         self._server.daemon_threads = True

@@ -1,11 +1,9 @@
-"""Keeps Ray Serve's own ports on loopback: HAProxy's statistics and metrics, and a replica's handle port.
+"""Keeps three ports of Ray Serve on loopback: HAProxy's statistics and metrics, and replicas' handle ports.
 
-Only the API's own port goes where ``serve.host`` says.
-
-Ray's settings reach all its other ports (see ``ray_head``). These three are bound to all interfaces by fixed
-strings, and the last reads pickled requests from whoever connects. ``keep_on_loopback`` is called in each
-worker process before it imports Serve (``ray_worker``); ``write_haproxy`` makes the program that Serve
-starts in HAProxy's place.
+Only the API's port binds to ``serve.host``. Ray's settings cover all its other ports (see ``ray_head``), but
+these three are hard-coded to all interfaces, and the last one unpickles requests from any client.
+``keep_on_loopback`` runs in each worker process before it imports Serve; ``write_haproxy`` writes the program
+that Serve starts instead of HAProxy.
 """
 
 import shlex
@@ -14,13 +12,13 @@ from typing import Any
 
 
 def loopback_of(address: str) -> str:
-    """The same port on loopback, for an address that means all interfaces."""
+    """Replaces an address on all interfaces by the same port on loopback."""
     host, _, port = address.rpartition(":")
     return f"127.0.0.1:{port}" if host in ("", "*", "[::]", "::", "0.0.0.0") else address
 
 
 def keep_on_loopback() -> None:
-    """Wraps the one function through which Serve opens a replica's handle port."""
+    """Wraps the function by which Serve opens a replica's handle port."""
     from ray._common import tls_utils
 
     opened = tls_utils.add_port_to_grpc_server
@@ -35,19 +33,18 @@ def keep_on_loopback() -> None:
 
 
 def write_haproxy(path: Path, binary: str, host: str, port: int) -> None:
-    """Writes a shell script that puts each ``bind`` of the configuration in its place, then becomes HAProxy.
+    """Writes a shell script that corrects the ``bind`` lines of the configuration, then becomes HAProxy.
 
-    The API's port is bound on ``host`` and nowhere else, every other on loopback; who asks is told in
-    ``X-Forwarded-For``. Serve writes the
-    configuration anew before each start, so the script runs at each; its process id stays that of HAProxy,
-    which Serve signals.
+    It binds the API's port to ``host`` only, every other port to loopback, and has HAProxy send the client's
+    address in ``X-Forwarded-For``. Serve rewrites the configuration before each start, so the script runs each
+    time; it keeps its process id, which Serve signals.
     """
     any_host = r"^([[:space:]]*bind[[:space:]]+)[^[:space:]]*:"
     all_interfaces = r"^([[:space:]]*bind[[:space:]]+)(\*|0\.0\.0\.0|::)?:"
     rules = [
         f"s/{all_interfaces}([0-9]+)/\\1127.0.0.1:\\3/",
         f"s/{any_host}{port}([[:space:]]|$)/\\1{host}:{port}\\2/",
-        # So that a replica knows who asks (serve.client_rate).
+        # Replicas limit the rate by client address (serve.client_rate).
         r"s/^([[:space:]]*)option httplog$/\1option httplog\n\1option forwardfor/",
     ]
     path.write_text(

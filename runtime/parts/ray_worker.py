@@ -1,4 +1,4 @@
-"""What each of Ray's worker processes does first of all: Ray's worker setup hook, where the head is ours."""
+"""Ray's worker setup hook: runs first in each Ray worker process of a head that the system started."""
 
 import os
 
@@ -13,8 +13,7 @@ from runtime.parts.ray_loopback import keep_on_loopback
 
 
 def begin() -> None:
-    """A session of its own; a lower priority for what was started to step back, for good or until it has
-    caught up, before its imports; and no port beyond loopback."""
+    """Begins a session, lowers the priority if requested (also just until caught up), and stays on loopback."""
     begin_session()
     lower_session_priority(int(os.environ.get(VARIABLE, "0")))
     if starting := os.environ.get(STARTING):

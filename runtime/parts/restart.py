@@ -1,49 +1,32 @@
-"""``recsys restart serve``: new replicas in the place of the old ones, with no request that fails.
+"""Replaces the serving replicas without a failed request, on request of ``recsys restart``.
 
-The part that drives Serve is asked through a file, and says in its heartbeat which request it has fulfilled.
-It starts a replica beside the old ones; each takes traffic once it has caught up with the log, and only then
-does an old one leave: it refuses new connections, answers what it has begun, and writes what waits.
+The request goes to the Serve part through a file; its heartbeat reports the last completed request. The part
+starts a new replica beside the old ones. Each new replica takes traffic once it has caught up with the log,
+and only then an old one leaves: it refuses new connections, answers the open requests, and flushes its
+writes.
 """
 
 import time
 from pathlib import Path
-from typing import Annotated, Final
-
-import typer
+from typing import Final
 
 from recsys.process.part_process import Beat, read_beat, run_folder, write_atomically
-from runtime.supervision import run_file as runs
+from runtime.supervision import run_file
 from runtime.supervision.processes import alive
 
 RESTARTABLE: Final = "serve"
-GAUGE: Final = "restarts"  # of the heartbeat: the last request that was fulfilled
+GAUGE: Final = "restarts"  # heartbeat gauge: number of the last completed request
 
 
-def restart(
-    part: Annotated[str, typer.Argument(help="The part: serve.")],
-    state: Annotated[Path, typer.Option(help="The state folder.")] = Path("state"),
-    timeout_s: Annotated[float, typer.Option(help="How long to wait for it.")] = 600.0,
-) -> None:
-    """Replaces the replicas one by one, while requests are answered."""
-    try:
-        asked = ask(part, state)
-        typer.echo("new replicas start; an old one leaves once a new one has caught up")
-        wait(state, asked, timeout_s)
-    except (ValueError, TimeoutError) as error:
-        typer.secho(f"recsys: {error}", fg="red", err=True)
-        raise typer.Exit(2) from error
-    typer.echo("all replicas are new")
-
-
-def ask(part: str, state: Path) -> int:
-    """Asks for it; returns the request's number. Raises ValueError where nobody is there to be asked."""
+def request_restart(part: str, state: Path) -> int:
+    """Writes a restart request; returns its number. Raises ValueError where the part isn't ready."""
     if part != RESTARTABLE:
         raise ValueError(
-            f"part is {part!r}, expected {RESTARTABLE!r}: any other one may be ended (kill PID, see "
+            f"part is {part!r}, expected {RESTARTABLE!r}: any other part may be killed (kill PID, see "
             "`recsys status`), and `recsys up` starts it again"
         )
     beat = _beat(state)
-    running = runs.read(state)
+    running = run_file.read(state)
     if beat is None or beat.state != "ready" or running is None or not alive(running.supervisor):
         raise ValueError(
             f"{RESTARTABLE} isn't ready in {state.resolve()}: see `recsys status --state {state}`"
@@ -54,19 +37,19 @@ def ask(part: str, state: Path) -> int:
 
 
 def wait(state: Path, number: int, timeout_s: float) -> None:
-    """Returns once the request is fulfilled; raises TimeoutError."""
+    """Returns once the request is completed; raises TimeoutError."""
     deadline_s = time.monotonic() + timeout_s
     while (beat := _beat(state)) is None or beat.gauges.get(GAUGE, -1.0) < number:
         if time.monotonic() > deadline_s:
             raise TimeoutError(
-                f"not all replicas are new after {timeout_s:g} s; the old ones answer on, and it goes on "
-                f"trying: see `recsys status --state {state}` and {run_folder(state) / 'serve.log'}"
+                f"not all replicas are new after {timeout_s:g} s; old ones still answer, and the restart "
+                f"continues: see `recsys status --state {state}` and {run_folder(state) / 'serve.log'}"
             )
         time.sleep(0.2)
 
 
 def requested(state: str | Path) -> int:
-    """The number of the newest request; 0 before the first."""
+    """Number of the newest request; 0 before the first."""
     try:
         return int(_file(state).read_text())
     except (OSError, ValueError):

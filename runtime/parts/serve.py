@@ -1,4 +1,4 @@
-"""The part that drives the Serve application: starts it, watches it, takes it down at the end."""
+"""The Serve application's part: deploys it, monitors it, and takes it down at the end."""
 
 import logging
 import os
@@ -10,28 +10,29 @@ from typing import Any, Final
 from recsys.config.system_config import Config
 from recsys.process.part_process import Stop
 from runtime.parts.restart import GAUGE, requested
-from runtime.supervision import launch_plan as plans
+from runtime.supervision import launch_plan
 from runtime.supervision.ray_environment import client_environment, serve_host
 
-AWAY: Final = "retrieval_shards_away"  # of the heartbeat: how many don't run
+SHARDS_AWAY: Final = "retrieval_shards_away"  # heartbeat gauge: number of shards that are down
 _REQUEST_TIMEOUT_S: Final = 30.0
-_LOOK_EVERY_S: Final = 2.0
-# Serve replaces replicas by itself: only what it can't mend ends the part.
+_CHECK_EVERY_S: Final = 2.0
+# Serve replaces replicas itself: only what it can't repair ends the part.
 _UNHEALTHY_S: Final = 60.0
-_STARTING_S: Final = 660.0  # where a replica is still catching up: it counts as started after that
+_STARTING_S: Final = 660.0  # limit while a replica is still catching up
 _log = logging.getLogger(__name__)
 
 
 def run(config: Config, stop: Stop) -> None:
-    """The part. Ready once a replica has caught up with the log and answers."""
-    _, plan = plans.read(config.state)
+    """Runs the part; it is ready once a replica has caught up with the log and answers."""
+    _, plan = launch_plan.read(config.state)
     if "RAY_ADDRESS" not in os.environ:
-        # A part that a person runs: what Ray's client needs, before its import.
+        # Started by hand: Ray's client reads these at import.
         os.environ.update(client_environment(config, plan))
     import ray
     from ray import serve
 
-    from serving.app import APP, application
+    from serving.app import APP
+    from serving.app import application as build_application
 
     ray.init(
         address=os.environ["RAY_ADDRESS"],
@@ -47,44 +48,47 @@ def run(config: Config, stop: Stop) -> None:
                 "keep_alive_timeout_s": 75,
             }
         )
-        asked = requested(config.state)
-        deploy = partial(_deploy, serve, APP, partial(application, config, plan.owns_ray))
+        number = requested(config.state)
+        deploy = partial(_deploy, serve, APP, partial(build_application, config, plan.owns_ray))
         deploy()
-        url = plans.feed_url(config)
+        url = launch_plan.feed_url(config)
         stop.heartbeat.address("feed", url)
         _wait_until_ready(serve, APP, url, stop)
-        restarts = Restarts(config.state, asked, deploy)
-        _watch(serve, APP, stop, restarts, config.serve.retrieval_shards)
+        restarts = RestartRequests(config.state, number, deploy)
+        _monitor(serve, APP, stop, restarts, config.serve.retrieval_shards)
     finally:
         take_down(serve, APP, plan.owns_ray)
         ray.shutdown()
 
 
 def _deploy(serve: Any, app: str, application: Callable[[], Any]) -> None:
-    """Deploys, and doesn't wait. Where the application runs, its replicas are replaced one by one."""
+    """Deploys without waiting. Replicas of a running application are replaced one by one."""
     target = serve.RunTarget(target=application(), name=app, route_prefix="/")
     serve.run_many([target], wait_for_applications_running=False)
 
 
-class Restarts:
-    """Deploys again where ``recsys restart`` asks for it. ``done`` is the last request that was fulfilled."""
+class RestartRequests:
+    """Redeploys on request of ``recsys restart``. ``completed``: number of the last completed request."""
 
-    def __init__(self, state: str, asked: int, deploy: Callable[[], None]) -> None:
+    def __init__(self, state: str, number: int, deploy: Callable[[], None]) -> None:
         self._state, self._deploy = state, deploy
-        self.done = self._asked = asked
+        self.completed = self._number = number
 
-    def look(self) -> None:
-        if (asked := requested(self._state)) != self._asked:
-            self._asked = asked
+    def check(self) -> None:
+        """Redeploys where there is a new request."""
+        if (number := requested(self._state)) != self._number:
+            self._number = number
             self._deploy()
 
-    def fulfilled(self) -> None:
-        self.done = self._asked
+    def complete(self) -> None:
+        self.completed = self._number
 
 
-class Shards:
-    """The shards of retrieval, by their deployments. Lists go on without one, so that nothing else tells of
-    one that never comes up."""
+class RetrievalShards:
+    """Monitors the deployments of retrieval shards.
+
+    Lists are answered without a missing shard, so nothing else would report one that never starts.
+    """
 
     def __init__(self, count: int, stop: Stop) -> None:
         from serving.retrieval.ray_retrieval import name_of
@@ -92,8 +96,8 @@ class Shards:
         self._names = [name_of(shard) for shard in range(count)]
         self._stop, self._away = stop, list[str]()
 
-    def look(self, deployments: Mapping[str, Any]) -> None:
-        """Tells the heartbeat how many don't run, and the log which, where they are others than before."""
+    def check(self, deployments: Mapping[str, Any]) -> None:
+        """Reports the number of missing shards in the heartbeat, and logs changes."""
         if not self._names:
             return
         away = [
@@ -101,19 +105,19 @@ class Shards:
             for name in self._names
             if name not in deployments or not deployments[name].replica_states.get("RUNNING")
         ]
-        self._stop.heartbeat.gauge(AWAY, len(away))
+        self._stop.heartbeat.gauge(SHARDS_AWAY, len(away))
         if away == self._away:
             return
         self._away = away
         if away:
             why = {name: deployments[name].message for name in away if name in deployments}
-            _log.warning("shards of retrieval don't run", extra={"away": away, "why": why})
+            _log.warning("retrieval shards are down", extra={"away": away, "why": why})
         else:
-            _log.info("all shards of retrieval run")
+            _log.info("all retrieval shards run")
 
 
 def take_down(serve: Any, app: str, owns_ray: bool) -> None:
-    """Ends all of Serve where the Ray cluster is ours; else our application alone: others may run there."""
+    """Shuts Serve down on an own Ray cluster; on a shared one, deletes this application alone."""
     if owns_ray:
         serve.shutdown()
     elif app in serve.status().applications:
@@ -121,43 +125,45 @@ def take_down(serve: Any, app: str, owns_ray: bool) -> None:
 
 
 def _wait_until_ready(serve: Any, app: str, url: str, stop: Stop) -> None:
-    """Returns once a replica answers. Raises where none can be started: the constructor failed, again and
-    again."""
+    """Returns once a replica answers. Raises RuntimeError where Serve gave up on starting one."""
     import httpx
 
     while not stop.is_set(starting=True):
-        found = serve.status().applications.get(app)
-        if found is not None and found.status.value == "DEPLOY_FAILED":
-            raise RuntimeError(f"the Serve application can't be started: {found.message}")
+        application = serve.status().applications.get(app)
+        if application is not None and application.status.value == "DEPLOY_FAILED":
+            raise RuntimeError(f"the Serve application can't be started: {application.message}")
         try:
             if httpx.get(f"{url}/readyz", timeout=5.0).status_code == 200:
                 return
         except httpx.HTTPError:
-            pass  # HAProxy reads its configuration, or the replica its catalogue
+            pass  # HAProxy is still reading its configuration, or the replica its catalogue
         stop.wait(0.2, starting=True)
 
 
-def _watch(serve: Any, app: str, stop: Stop, restarts: Restarts, shards: int = 0) -> None:
-    """Returns when asked to stop; raises where the application stays unhealthy. ``shards``: of retrieval."""
-    well_at, retrieval = time.monotonic(), Shards(shards, stop)
-    while not stop.wait(_LOOK_EVERY_S):
-        restarts.look()
-        found = serve.status().applications.get(app)
-        status = "GONE" if found is None else str(found.status.value)
-        its: dict[str, Any] = {} if found is None else found.deployments
-        states = its["Feed"].replica_states if "Feed" in its else {}
+def _monitor(serve: Any, app: str, stop: Stop, restarts: RestartRequests, shards: int = 0) -> None:
+    """Returns when asked to stop; raises RuntimeError where the application stays unhealthy.
+
+    ``shards``: number of retrieval shards.
+    """
+    healthy_at, retrieval = time.monotonic(), RetrievalShards(shards, stop)
+    while not stop.wait(_CHECK_EVERY_S):
+        restarts.check()
+        application = serve.status().applications.get(app)
+        status = "GONE" if application is None else str(application.status.value)
+        deployments: dict[str, Any] = {} if application is None else application.deployments
+        states = deployments["Feed"].replica_states if "Feed" in deployments else {}
         answering = states.get("RUNNING", 0)
-        starting = any(one.replica_states.get("STARTING") for one in its.values())
+        starting = any(d.replica_states.get("STARTING") for d in deployments.values())
         stop.heartbeat.gauge("replicas", answering)
-        retrieval.look(its)
+        retrieval.check(deployments)
         if status == "RUNNING":
-            restarts.fulfilled()
-        stop.heartbeat.gauge(GAUGE, restarts.done)
-        # Lists go on without a shard of retrieval, and Serve starts another by itself.
-        lists_go_on = answering and str(its["Feed"].status.value) == "HEALTHY"
-        if status == "RUNNING" or (status == "DEPLOYING" and answering) or lists_go_on:
-            well_at = time.monotonic()
-        elif time.monotonic() - well_at > (_STARTING_S if starting else _UNHEALTHY_S):
+            restarts.complete()
+        stop.heartbeat.gauge(GAUGE, restarts.completed)
+        # Lists are answered without a retrieval shard, and Serve restarts it.
+        feed_is_healthy = answering and str(deployments["Feed"].status.value) == "HEALTHY"
+        if status == "RUNNING" or (status == "DEPLOYING" and answering) or feed_is_healthy:
+            healthy_at = time.monotonic()
+        elif time.monotonic() - healthy_at > (_STARTING_S if starting else _UNHEALTHY_S):
             raise RuntimeError(
-                f"the Serve application is {status}: {found.message if found else ''}"
+                f"the Serve application is {status}: {application.message if application else ''}"
             )

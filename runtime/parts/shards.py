@@ -1,9 +1,9 @@
-"""The part that looks after the shards: it sees to it that the live line's named actors exist and answer.
+"""The shards' part: keeps the live line's named parameter server actors running.
 
-The actors are detached: they outlive this part where it dies, and Ray restarts one that dies. Only where Ray
-gave one up (its record is dead, or the cluster is a new one) it is made anew, from its snapshot and
-write-ahead file. Asked to stop, the part stops them, and each takes a last snapshot. Only where our own Ray
-head is gone, or a shard hangs, it leaves them to end with the head.
+The actors are detached: they outlive this part where it dies, and Ray restarts one that dies. Where Ray gave
+one up (its record is dead, or the cluster is new), the part recreates it from its snapshot and write-ahead
+log. Asked to stop, the part stops the actors, and each takes a last snapshot. Where the system's own Ray head
+is gone, or a shard hangs, it leaves them to end with the head.
 """
 
 import logging
@@ -19,7 +19,7 @@ from recsys.features.feature_set_file import feature_set
 from recsys.model.model import build_model
 from recsys.process.open_log import open_log
 from recsys.process.part_process import Heartbeat, Stop
-from runtime.supervision import launch_plan as plans
+from runtime.supervision import launch_plan
 from training.lines.control import ControlReader
 from training.lines.line import MAIN, spec_of
 
@@ -28,70 +28,72 @@ _LOG: Final = logging.getLogger(__name__)
 
 
 def run(config: Config, stop: Stop) -> None:
-    """Starts what is missing, asks every shard each second, and tells what they say."""
+    """Starts missing shards, polls their status each second, and reports it in the heartbeat."""
     import ray
 
     from parameter_server.rpc.shard_actor import NAMESPACE
 
     config = replace(config, state=str(Path(config.state).resolve()))
     if not ray.is_initialized():
-        asked = signal.getsignal(signal.SIGTERM)
-        about = ray.job_config.JobConfig(metadata={"part": "shards", "line": MAIN})
-        ray.init(namespace=NAMESPACE, log_to_driver=False, job_config=about)
-        signal.signal(signal.SIGTERM, asked)  # Ray's own would end this process before its shards
+        handler = signal.getsignal(signal.SIGTERM)
+        job = ray.job_config.JobConfig(metadata={"part": "shards", "line": MAIN})
+        ray.init(namespace=NAMESPACE, log_to_driver=False, job_config=job)
+        signal.signal(
+            signal.SIGTERM, handler
+        )  # Ray's handler would end this process before its shards
     log = open_log(config)
     control = ControlReader(log)
     control.turn()
-    keeper = Keeper.of(config, control, control.live_epoch(MAIN))
-    keeper.prepare()
+    group = ShardGroup.of(config, control, control.live_epoch(MAIN))
+    group.prepare()
     while not stop.is_set(starting=True):
-        if keeper.start() and keeper.ask():
+        if group.start() and group.poll():
             break
         stop.wait(0.5, starting=True)
-    flaws: dict[int, str] = {}
-    # Of epochs that aren't live any more: also those that this part was leaving when it was killed.
-    before = (Keeper.of(config, control, epoch) for epoch in earlier(control))
-    left = [its for its in before if its.find()]
+    errors: dict[int, str] = {}
+    # Groups of earlier epochs, also those that this part was stopping when it was killed.
+    earlier = (ShardGroup.of(config, control, epoch) for epoch in earlier_epochs(control))
+    retiring = [old for old in earlier if old.find()]
     while not stop.wait(1.0):
         control.turn()
-        if (epoch := control.live_epoch(MAIN)) != keeper.epoch:
-            left.append(keeper)
+        if (epoch := control.live_epoch(MAIN)) != group.epoch:
+            retiring.append(group)
             live = control.lifecycle.live
-            if live is not None and live.of != keeper.epoch:
-                keeper.abandon()  # the line went back: what it still has to learn is of no use
-            keeper = Keeper.of(config, control, epoch)
-            keeper.start()
-        if not keeper.ask():
+            if live is not None and live.of != group.epoch:
+                group.abandon()  # the line was rolled back: its remaining steps are useless
+            group = ShardGroup.of(config, control, epoch)
+            group.start()
+        if not group.poll():
             stop.heartbeat.add("unanswered")
-            keeper.start()
-        tell(stop.heartbeat, keeper.statuses)
-        flaws = log_flaws(keeper.statuses, flaws)
+            group.start()
+        report(stop.heartbeat, group.statuses)
+        errors = log_errors(group.statuses, errors)
         live = control.lifecycle.live
-        if left and live is not None and keeper.step > live.since:
-            left.pop(0).end()  # its workers have gone on; it takes a last snapshot, the way back
-        stop.heartbeat.gauge("started", keeper.started)
-    _, plan = plans.read(config.state)
-    if not plan.owns_ray or keeper.ask():
-        for each in (*left, keeper):
-            each.end()
+        if retiring and live is not None and group.step > live.since:
+            retiring.pop(0).end()  # its workers have moved on; its last snapshot allows a rollback
+        stop.heartbeat.gauge("started", group.started)
+    _, plan = launch_plan.read(config.state)
+    if not plan.owns_ray or group.poll():
+        for running in (*retiring, group):
+            running.end()
     log.close()
     ray.shutdown()
 
 
-def earlier(control: ControlReader) -> list[int]:
-    """The epochs that were live before."""
+def earlier_epochs(control: ControlReader) -> list[int]:
+    """Epochs that were live before the current one."""
     return sorted({live.epoch for live in control.lifecycle.lives[:-1]})
 
 
-class Keeper:
-    """The handles of a line's shards and what each said last."""
+class ShardGroup:
+    """Actor handles of a line's shards, with their latest statuses."""
 
     def __init__(self, config: Config, spec: ShardSpec) -> None:
         self._config, self._spec = config, spec
         self._dense = build_model(feature_set(config), config.model).read_dense()
         self._handles: list[Any] = []
         self.statuses: list[dict[str, Any]] = []
-        self.started = 0  # times that at least one actor had to be made
+        self.started = 0  # times that at least one actor had to be created
 
     @property
     def epoch(self) -> int:
@@ -99,11 +101,11 @@ class Keeper:
 
     @property
     def step(self) -> int:
-        """The newest that all shards have learned, as far as they said."""
+        """Newest step that all shards have reported as learned."""
         return min((status["step"] for status in self.statuses), default=0)
 
     def start(self) -> bool:
-        """Finds the actors, or makes those that are missing; False where they don't come up now."""
+        """Finds the actors, or creates missing ones; returns False where they can't start now."""
         import ray
 
         from parameter_server.rpc.shard_actor import find_shards, start_shards
@@ -120,57 +122,57 @@ class Keeper:
         return True
 
     @classmethod
-    def of(cls, config: Config, control: ControlReader, epoch: int) -> "Keeper":
-        """That of the live line in an epoch, with the model that it has then."""
+    def of(cls, config: Config, control: ControlReader, epoch: int) -> "ShardGroup":
+        """Builds the group of the live line in an epoch, with that epoch's model size."""
         config = config_at(config, control.lifecycle, MAIN, epoch)
         return cls(config, spec_of(config, epoch=epoch))
 
     def find(self) -> bool:
-        """Whether any actors of it run."""
+        """Finds running actors; returns whether there are any."""
         from parameter_server.rpc.shard_actor import running_shards
 
         self._handles = running_shards(self._spec)
         return bool(self._handles)
 
     def abandon(self) -> None:
-        """Frees the workers that still learn in this epoch."""
+        """Releases workers that still learn in this epoch."""
         import ray
 
         try:
             ray.get([handle.abandon.remote() for handle in self._handles], timeout=_ANSWER_S)
         except ray.exceptions.RayError as error:
-            _LOG.warning("a shard that is left doesn't answer: %s", error)
+            _LOG.warning("a retiring shard doesn't answer: %s", error)
 
     def prepare(self) -> None:
-        """Where there were more or fewer shards before, their state is cut anew: once, before any starts."""
+        """Resplits the state after a change of the number of shards: once, before any shard starts."""
         from parameter_server.rpc.shard_actor import prepare
 
-        done = prepare(self._spec, self._config, self._dense)
-        if done is not None:
-            _LOG.info("%d shards became %d at step %d", done.parts, self._spec.parts, done.step)
+        old = prepare(self._spec, self._config, self._dense)
+        if old is not None:
+            _LOG.info("%d shards became %d at step %d", old.parts, self._spec.parts, old.step)
 
     def end(self) -> None:
-        """Stops every actor that has one of the line's names, and so frees the names."""
+        """Stops every actor with one of the line's names, and so frees the names."""
         from parameter_server.rpc.shard_actor import running_shards, stop_shards
 
         stop_shards(running_shards(self._spec))
         self._handles = []
 
-    def ask(self) -> bool:
-        """Whether all shards answer; keeps what they said."""
+    def poll(self) -> bool:
+        """Updates ``statuses``; returns whether all shards answered."""
         import ray
 
-        asked = [handle.status.remote() for handle in self._handles]
+        pending = [handle.status.remote() for handle in self._handles]
         try:
-            self.statuses = ray.get(asked, timeout=_ANSWER_S)
+            self.statuses = ray.get(pending, timeout=_ANSWER_S)
         except ray.exceptions.RayError as error:  # restarting, gone, or too busy to answer
             _LOG.warning("a shard doesn't answer: %s", error)
             return False
         return True
 
 
-def tell(beat: Heartbeat, statuses: list[dict[str, Any]]) -> None:
-    """Sums over the shards, and of each its applied step."""
+def report(beat: Heartbeat, statuses: list[dict[str, Any]]) -> None:
+    """Writes sums over the shards, and each shard's step, into the heartbeat."""
     if not statuses:
         return
     beat.gauge("step", min(status["step"] for status in statuses))
@@ -189,10 +191,10 @@ def tell(beat: Heartbeat, statuses: list[dict[str, Any]]) -> None:
         beat.gauge(f"step.{status['part']}", status["step"])
 
 
-def log_flaws(statuses: list[dict[str, Any]], before: dict[int, str]) -> dict[int, str]:
-    """Logs what is wrong with each shard (by part), where that isn't what was ``before``; returns it."""
+def log_errors(statuses: list[dict[str, Any]], before: dict[int, str]) -> dict[int, str]:
+    """Logs each shard's error that differs from the one ``before``; returns errors by shard number."""
     now = {s["part"]: f"{s['lost']} {s['snapshot_error']}".strip() for s in statuses}
-    for part, flaw in now.items():
-        if flaw and flaw != before.get(part):
-            _LOG.error("shard %d: %s", part, flaw)
+    for part, error in now.items():
+        if error and error != before.get(part):
+            _LOG.error("shard %d: %s", part, error)
     return now

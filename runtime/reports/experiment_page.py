@@ -1,4 +1,4 @@
-"""An experiment's report as one page: tables and SVG, no script, nothing fetched; on a phone, in the dark."""
+"""HTML report of an experiment: one self-contained page of tables and SVG, without scripts."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -20,7 +20,7 @@ _TONES: Final = {
     BROKEN: "bad",
 }
 _WIDTH, _LEFT, _RIGHT, _ROW, _TOP = 720, 220, 44, 34, 34
-_LONGEST: Final = 28  # characters of a name in a plot; all of it is in its tooltip and in the table
+_LONGEST: Final = 28  # characters of a name in a plot; tooltip and table have the full name
 _STYLE: Final = """
 :root { color-scheme: light dark; --ink: #1c1c1e; --dim: #6b6b70; --paper: #fff; --line: #d9d9de;
   --good: #1a7f4b; --bad: #c2293a; --open: #57606a; }
@@ -45,43 +45,43 @@ svg .bad { stroke: var(--bad); fill: var(--bad); } svg .open { stroke: var(--ope
 
 @dataclass(frozen=True)
 class Bar:
-    """One interval of a plot, in a tone."""
+    """One interval of a plot. ``tone``: its CSS class."""
 
     name: str
     effect: Effect
     tone: str = "open"
 
 
-def page(seen: Readout, notes: Sequence[str]) -> str:
-    """The whole page, as HTML."""
-    until = datetime.fromtimestamp(seen.until_ms / 1000, UTC).isoformat(" ", "minutes")
-    metrics = [Bar(f"{n.metric} · {n.arm}", n.effect, _tone(n.said)) for n in seen.lines]
+def page(readout: Readout, notes: Sequence[str]) -> str:
+    """Renders the whole page as HTML."""
+    until = datetime.fromtimestamp(readout.until_ms / 1000, UTC).isoformat(" ", "minutes")
+    metrics = [Bar(f"{n.metric} · {n.arm}", n.effect, _tone(n.said)) for n in readout.lines]
     parts = [
-        f"<h1>{escape(seen.experiment)}: {_said(seen.verdict)}</h1>",
-        f"<p>{escape(seen.hypothesis)}</p>" if seen.hypothesis else "",
-        *(f"<p>{escape(why)}</p>" for why in seen.why),
-        f'<p class="dim">as of {until}; intervals hold however often one looks, α {seen.alpha:g}</p>',
-        "<h2>Users by arm</h2>", _arms(seen),
-        "<h2>Against the control</h2>", plot(metrics), _metrics(seen),
+        f"<h1>{escape(readout.experiment)}: {_verdict(readout.verdict)}</h1>",
+        f"<p>{escape(readout.hypothesis)}</p>" if readout.hypothesis else "",
+        *(f"<p>{escape(why)}</p>" for why in readout.why),
+        f'<p class="dim">as of {until}; intervals are valid at every look, α {readout.alpha:g}</p>',
+        "<h2>Users by arm</h2>", _arms(readout),
+        "<h2>Against the control</h2>", plot(metrics), _metrics(readout),
     ]  # fmt: skip
-    for title, cells in (("day since exposure", seen.days), ("segment", seen.segments)):
+    for title, cells in (("day since exposure", readout.days), ("segment", readout.segments)):
         if cells:
             bars = [Bar(f"{cell.part} · {cell.arm}", cell.effect) for cell in cells]
-            parts += [f"<h2>{escape(seen.metric)} by {title}</h2>", plot(bars)]
+            parts += [f"<h2>{escape(readout.metric)} by {title}</h2>", plot(bars)]
     if notes:
         parts.append(f'<ul class="dim">{"".join(f"<li>{escape(n)}</li>" for n in notes)}</ul>')
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{escape(seen.experiment)}</title><style>{_STYLE}</style></head>"
+        f"<title>{escape(readout.experiment)}</title><style>{_STYLE}</style></head>"
         f"<body>{''.join(parts)}</body></html>\n"
     )
 
 
 def plot(bars: Sequence[Bar]) -> str:
-    """Intervals beside each other around 0, as SVG. Of who has none yet, the name alone."""
-    known = [bar for bar in bars if math.isfinite(bar.effect.high)]
-    reach = _reach([max(abs(bar.effect.low), abs(bar.effect.high)) for bar in known])
+    """Draws intervals around 0 as SVG; of arms with too few users, the name alone."""
+    bounded = [bar for bar in bars if math.isfinite(bar.effect.high)]
+    reach = _reach([max(abs(bar.effect.low), abs(bar.effect.high)) for bar in bounded])
     height = _TOP + _ROW * len(bars) + 8
 
     def x(value: float) -> float:
@@ -94,13 +94,13 @@ def plot(bars: Sequence[Bar]) -> str:
         drawn.append(
             f'<line class="{kind}" x1="{at:.1f}" x2="{at:.1f}" y1="{_TOP - 8}" y2="{height}"/>'
         )
-        said = f"{100 * share * reach:+.3g}%" if share else "0"
-        drawn.append(f'<text class="dim" x="{at:.1f}" y="20" text-anchor="middle">{said}</text>')
+        label = f"{100 * share * reach:+.3g}%" if share else "0"
+        drawn.append(f'<text class="dim" x="{at:.1f}" y="20" text-anchor="middle">{label}</text>')
     for number, bar in enumerate(bars):
         y = _TOP + _ROW * number + _ROW / 2
         name = bar.name if len(bar.name) <= _LONGEST else f"{bar.name[: _LONGEST - 1]}…"
         drawn.append(f'<text x="0" y="{y + 4:.1f}">{escape(name)}</text>')
-        if bar in known:
+        if bar in bounded:
             drawn.append(_interval(bar, x, y))
         else:
             drawn.append(f'<text class="dim" x="{_LEFT + 8}" y="{y + 4:.1f}">too few users</text>')
@@ -111,16 +111,16 @@ def plot(bars: Sequence[Bar]) -> str:
 
 
 def _interval(bar: Bar, x: Callable[[float], float], y: float) -> str:
-    its = bar.effect
+    effect, left, right = bar.effect, x(bar.effect.low), x(bar.effect.high)
     return (
-        f'<g class="{bar.tone}"><title>{escape(bar.name)}: {percent(its)}, {bounds(its)}</title>'
-        f'<line stroke-width="3" x1="{x(its.low):.1f}" x2="{x(its.high):.1f}" y1="{y:.1f}" y2="{y:.1f}"/>'
-        f'<circle cx="{x(its.relative):.1f}" cy="{y:.1f}" r="5"/></g>'
+        f'<g class="{bar.tone}"><title>{escape(bar.name)}: {percent(effect)}, {bounds(effect)}</title>'
+        f'<line stroke-width="3" x1="{left:.1f}" x2="{right:.1f}" y1="{y:.1f}" y2="{y:.1f}"/>'
+        f'<circle cx="{x(effect.relative):.1f}" cy="{y:.1f}" r="5"/></g>'
     )
 
 
 def _reach(values: Sequence[float]) -> float:
-    """A round number that is past most of them: wide intervals of small parts are cut off at the edge."""
+    """Round limit of the axis, beyond most values; wide intervals of small groups are cut off."""
     if not values:
         return 0.1
     wanted = min(max(values), 4 * min(values) + 1e-6)
@@ -128,29 +128,33 @@ def _reach(values: Sequence[float]) -> float:
     return float(next(power * step for step in (1, 2, 5, 10) if power * step >= wanted))
 
 
-def _arms(seen: Readout) -> str:
+def _arms(readout: Readout) -> str:
     rows = [
         (arm.name, f"{arm.share:.1%}", f"{arm.users:,}", f"{expected:,.0f}", f"{arm.shown:,.0f}")
-        for arm, expected in zip(seen.arms, seen.sample_ratio.expected, strict=True)
+        for arm, expected in zip(readout.arms, readout.sample_ratio.expected, strict=True)
     ]
-    alarm = seen.sample_ratio.alarm
-    said = "the arms don't have the users that their shares say" if alarm else "as their shares say"
+    alarm = readout.sample_ratio.alarm
+    text = (
+        "user counts don't match the arms' shares"
+        if alarm
+        else "user counts match the arms' shares"
+    )
     tone = "bad" if alarm else "dim"
     return _table(("arm", "share", "users", "expected", "shown"), rows) + (
-        f'<p class="{tone}">{said}: p {seen.sample_ratio.p:.3g}</p>'
+        f'<p class="{tone}">{text}: p {readout.sample_ratio.p:.3g}</p>'
     )
 
 
-def _metrics(seen: Readout) -> str:
+def _metrics(readout: Readout) -> str:
     rows = [
         (
             f"{line.metric} ({line.role})", line.arm, value(line.effect.control),
             value(line.effect.treatment), percent(line.effect), bounds(line.effect),
             f"{line.p:.3g}", line.said,
         )
-        for line in seen.lines
+        for line in readout.lines
     ]  # fmt: skip
-    names = ("metric", "arm", "control", "arm's", "effect", "interval", "p", "said")
+    names = ("metric", "arm", "control", "arm's", "effect", "interval", "p", "verdict")
     return _table(names, rows)
 
 
@@ -160,9 +164,9 @@ def _table(names: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return f'<div class="wide"><table><tr>{head}</tr>{body}</table></div>'
 
 
-def _said(verdict: str) -> str:
+def _verdict(verdict: str) -> str:
     return f'<span class="{_tone(verdict)}">{escape(verdict)}</span>'
 
 
-def _tone(said: str) -> str:
-    return _TONES.get(said, "open")
+def _tone(verdict: str) -> str:
+    return _TONES.get(verdict, "open")

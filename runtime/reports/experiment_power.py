@@ -1,4 +1,4 @@
-"""What ``recsys experiment power`` answers, as values: from a log, or from given numbers."""
+"""Power analysis of ``recsys experiment power``: from a log, or from given numbers."""
 
 import math
 from dataclasses import dataclass
@@ -18,88 +18,89 @@ _HALVES: Final = (0.5, 0.5)
 
 
 @dataclass(frozen=True)
-class Guess:
-    """``effect``: 0 takes the one that the experiment is to find. ``wanted``: the power."""
+class PowerQuestion:
+    """``effect``: relative; 0 takes the one that the experiment is to find. ``wanted``: the power."""
 
     effect: float
     wanted: float
 
 
-def answer_from_log(
-    guess: Guess, log: Log, labels: tuple[str, ...], its: Experiment | None, metric: str
-) -> dict[str, Any]:
-    """Of each primary metric of an experiment, or of one metric and two halves of all users. Users are
-    expected to come as they did on the log, for as long. Raises ValueError where it says too little."""
-    metrics = its.metrics if its is not None else Metrics()
-    names = its.primary if its is not None else (metric or labels[0],)
-    asked = [metric_of(name, labels) for name in names]
-    arms = [arm.share for arm in its.arms] if its is not None else list(_HALVES)
-    traffic = its.traffic if its is not None else 1.0
+def power_from_log(
+    question: PowerQuestion, log: Log, labels: tuple[str, ...], experiment: Experiment | None,
+    metric: str,
+) -> dict[str, Any]:  # fmt: skip
+    """Power of an experiment's primary metrics, or of one metric with two halves of all users.
+
+    Assumes that users come as they did on the log, for as long. Raises ValueError where the log has too
+    little.
+    """
+    metrics = experiment.metrics if experiment is not None else Metrics()
+    names = experiment.primary if experiment is not None else (metric or labels[0],)
+    primary = [metric_of(name, labels) for name in names]
+    arms = [arm.share for arm in experiment.arms] if experiment is not None else list(_HALVES)
+    traffic = experiment.traffic if experiment is not None else 1.0
     if len(arms) < 2:
-        raise ValueError(
-            f"experiment {its.name if its else ''!r} has one arm, expected two or more"
-        )
-    seen = read_population(log, labels, asked)
-    alpha = metrics.alpha / (len(asked) * (len(arms) - 1))
+        name = experiment.name if experiment else ""
+        raise ValueError(f"experiment {name!r} has one arm, expected two or more")
+    population = read_population(log, labels, primary)
+    alpha = metrics.alpha / (len(primary) * (len(arms) - 1))
     eta = eta_of(metrics.find, alpha)
-    effect = guess.effect or metrics.find
-    shares = (min(arms[1:]), arms[0])  # the smallest treatment: the others find more
+    effect = question.effect or metrics.find
+    shares = (min(arms[1:]), arms[0])  # the smallest treatment: larger ones have more power
     rows = []
-    for one in asked:
-        looks = SequentialPower(seen.covariance(one), alpha, eta)
-        users = seen.users * traffic
-        row = _row(one, seen.mean(one), looks, shares, users, effect, guess.wanted)
+    for item in primary:
+        power = SequentialPower(population.covariance(item), alpha, eta)
+        users = population.users * traffic
+        row = _row(item, population.mean(item), power, shares, users, effect, question.wanted)
         rows.append(row | {"users_needed": math.ceil(row["users_needed"] / sum(shares))})
     return {
-        "from": f"{seen.users:,} users in {seen.days:.3g} days of the log",
-        "traffic": traffic, "arms": len(arms), "alpha": alpha, "power": guess.wanted,
-        "effect": effect, "users": round(seen.users * traffic), "metrics": rows,
+        "from": f"{population.users:,} users in {population.days:.3g} days of the log",
+        "traffic": traffic, "arms": len(arms), "alpha": alpha, "power": question.wanted,
+        "effect": effect, "users": round(population.users * traffic), "metrics": rows,
     }  # fmt: skip
 
 
-def answer_given(
-    guess: Guess, mean: float, sd: float, users_per_day: float, days: int
+def power_from_numbers(
+    question: PowerQuestion, mean: float, sd: float, users_per_day: float, days: int
 ) -> dict[str, Any]:
-    """Of a metric of each user with this mean and deviation; users come once, two halves are compared.
-    Raises ValueError for what makes no sense."""
+    """Power for a user metric with this mean and deviation; each user comes once, two halves are compared.
+
+    Raises ValueError for invalid numbers.
+    """
     for name, value in (("--mean", mean), ("--sd", sd), ("--users-per-day", users_per_day)):
         if not value > 0:
             raise ValueError(f"{name} is {value:g}, expected a number above 0")
     if days < 1:
         raise ValueError(f"--days is {days}, expected 1 or more")
     metrics = Metrics()
-    effect = guess.effect or metrics.find
+    effect = question.effect or metrics.find
     eta = eta_of(metrics.find, metrics.alpha)
-    looks = SequentialPower(single_visit_covariance((sd / mean) ** 2, days), metrics.alpha, eta)
+    covariance = single_visit_covariance((sd / mean) ** 2, days)
+    power = SequentialPower(covariance, metrics.alpha, eta)
     users, given = users_per_day * days, Metric("given", "given")
-    row = _row(given, mean, looks, _HALVES, users, effect, guess.wanted)
-    found = looks.power(_arms(users, _HALVES), effect)
-    reached = np.flatnonzero(found >= guess.wanted)
+    row = _row(given, mean, power, _HALVES, users, effect, question.wanted)
+    by_day = power.power(_arms(users, _HALVES), effect)
+    reached = np.flatnonzero(by_day >= question.wanted)
     row["days_needed"] = int(reached[0]) + 1 if len(reached) else None
     return {
         "from": f"given: {users_per_day:g} users a day for {days} days, each of whom comes once",
-        "traffic": 1.0, "arms": 2, "alpha": metrics.alpha, "power": guess.wanted, "effect": effect,
-        "users": round(users_per_day * days), "metrics": [row],
+        "traffic": 1.0, "arms": 2, "alpha": metrics.alpha, "power": question.wanted,
+        "effect": effect, "users": round(users_per_day * days), "metrics": [row],
     }  # fmt: skip
 
 
 def _row(
-    metric: Metric,
-    mean: float,
-    looks: SequentialPower,
-    shares: tuple[float, float],
-    users: float,
-    effect: float,
-    wanted: float,
-) -> dict[str, Any]:
+    metric: Metric, mean: float, power: SequentialPower, shares: tuple[float, float], users: float,
+    effect: float, wanted: float,
+) -> dict[str, Any]:  # fmt: skip
     arms = _arms(users, shares)
     signed = effect if metric.higher_is_better else -abs(effect)
     return {
         "metric": metric.name,
         "mean": mean,
-        "power_there": float(looks.power(arms, signed)[-1]),
-        "smallest_effect": looks.smallest_effect(arms, wanted),
-        "users_needed": looks.users_needed(shares, signed, wanted),  # of the two arms
+        "power_there": float(power.power(arms, signed)[-1]),
+        "smallest_effect": power.smallest_effect(arms, wanted),
+        "users_needed": power.users_needed(shares, signed, wanted),  # of the two arms
     }
 
 

@@ -1,19 +1,29 @@
-"""What is told of an experiment beside its readout: since when it runs, where it stands, what to know."""
+"""Facts about an experiment: start time, state, readout from the log, and notes on the readout."""
 
 import re
 from collections.abc import Iterable
 from typing import Any
 
 from experiments.assignment.definition import Experiment
-from experiments.statistics.readout import Readout
+from experiments.statistics.readout import Readout, metrics_needed
+from recsys.config.system_config import Config
 from recsys.events.control_records import Control, Experiments
+from recsys.events.records import CONTROL
+from recsys.features.feature_set_file import labels_of
+from recsys.log.protocol import Log
+from recsys.process.log_consumer import readable
 from training.outcomes.experiment_fold import OTHER_SURFACES, ExperimentFold
 
 
-def began_ms(told: Iterable[Control], name: str) -> int:
-    """When an experiment first gave arms: as it stands, else by the first revision that has it."""
+def start_ms_on(log: Log, name: str) -> int:
+    """Time at which an experiment first assigned arms, from the log; 0 where it never did."""
+    return start_ms(readable(log, CONTROL, Control), name)
+
+
+def start_ms(records: Iterable[Control], name: str) -> int:
+    """Time at which an experiment first assigned arms: its recorded start, else its first revision."""
     named = re.compile(rf"^name:\s*['\"]?{re.escape(name)}['\"]?\s*(#.*)?$", re.MULTILINE)
-    for control in told:
+    for control in records:
         if isinstance(control, Experiments):
             stand = control.stands.get(name)
             if stand is not None and stand.started_ms:
@@ -23,44 +33,59 @@ def began_ms(told: Iterable[Control], name: str) -> int:
     return 0
 
 
-def row_of(its: Experiment, said: Experiments) -> dict[str, Any]:
-    """One experiment as `list` tells it."""
-    stand = said.stands.get(its.name)
+def read_report(log: Log, config: Config, experiment: Experiment) -> tuple[Readout, list[str]]:
+    """Reads an experiment's effects from the whole log, with notes."""
+    labels = labels_of(config)
+    metrics_needed(experiment, labels)
+    fold = ExperimentFold(log, config, labels, experiment, start_ms_on(log, experiment.name))
+    while fold.read():
+        pass
+    readout = fold.readout()
+    return readout, notes_of(fold, readout)
+
+
+def summary_row(experiment: Experiment, revision: Experiments) -> dict[str, Any]:
+    """One row of `recsys experiment list`."""
+    stand = revision.stands.get(experiment.name)
     return {
-        "name": its.name,
-        "kind": its.kind,
+        "name": experiment.name,
+        "kind": experiment.kind,
         "state": stand.state if stand else "running",
-        "layer": its.layer,
-        "traffic": stand.traffic if stand else its.traffic,
-        "of": its.traffic,
+        "layer": experiment.layer,
+        "traffic": stand.traffic if stand else experiment.traffic,
+        "of": experiment.traffic,
         "since_ms": stand.since_ms if stand else 0,
-        "arms": {arm.name: arm.share for arm in its.arms},
-        "primary": list(its.credited if its.interleaves else its.primary),
-        "guardrails": dict(its.metrics.guardrails),
-        "hypothesis": its.hypothesis or its.about,
+        "arms": {arm.name: arm.share for arm in experiment.arms},
+        "primary": list(experiment.credited if experiment.interleaves else experiment.primary),
+        "guardrails": dict(experiment.metrics.guardrails),
+        "hypothesis": experiment.hypothesis or experiment.about,
         "why": stand.why if stand else "",
     }
 
 
-def notes_of(fold: ExperimentFold, seen: Readout) -> list[str]:
-    """What one must know beside a readout of a fold."""
+def notes_of(fold: ExperimentFold, readout: Readout) -> list[str]:
+    """Caveats of a fold's readout: missing, pending and sampled data."""
     notes = []
     if not fold.complete:
-        notes.append("the log begins after the experiment did: what retention dropped is missing")
+        notes.append(
+            "the log begins after the experiment did: events dropped by retention are missing"
+        )
     if fold.waiting:
-        notes.append(f"{fold.waiting:,} shown items are still in their window, and not counted yet")
+        notes.append(
+            f"{fold.waiting:,} shown items are still in their attribution window, and not counted yet"
+        )
     if fold.pooled_surfaces:
         notes.append(
             f"{fold.pooled_surfaces:,} further surfaces are pooled into the segment `{OTHER_SURFACES}`"
         )
     if fold.unreadable:
-        notes.append(f"{fold.unreadable:,} places of the log were empty or couldn't be read")
-    if seen.outside:
-        notes.append(f"{seen.outside:,} items were shown to its users, but not under their arm")
-    if seen.sampled < 1:
+        notes.append(f"{fold.unreadable:,} log records were empty or couldn't be read")
+    if readout.outside:
+        notes.append(f"{readout.outside:,} items were shown to its users outside their arm")
+    if readout.sampled < 1:
         notes.append(
-            f"effects are of a share of {seen.sampled:g} of the users, as is `shown`: memory is bounded"
+            f"effects and `shown` cover a sample of {readout.sampled:g} of the users, to bound memory"
         )
-    if seen.counted < 1:
-        notes.append(f"users by arm are of a share of {seen.counted:g} of them")
+    if readout.counted < 1:
+        notes.append(f"users by arm cover a sample of {readout.counted:g} of them")
     return notes

@@ -1,4 +1,4 @@
-"""How an offline job goes, a line on a terminal, and the closing table of what it made."""
+"""Progress of an offline job on a terminal, and the summary of the candidate that it made."""
 
 import sys
 import threading
@@ -10,12 +10,14 @@ from typing import Any, Final
 import msgspec
 import typer
 
+from runtime.reports.tables import plain_table
+
 _LINE_EVERY_S: Final = 1.0
-_LOOK_EVERY_S: Final = 1.0
+_POLL_EVERY_S: Final = 1.0
 
 
-class Told:
-    """A line on a terminal about how it goes, at most one a second."""
+class ProgressLine:
+    """Progress callback that rewrites one line on a terminal, at most once a second."""
 
     def __init__(self) -> None:
         self._next, self._started = 0.0, time.monotonic()
@@ -32,14 +34,14 @@ class Told:
         typer.echo(f"\r\x1b[K{text}", nl=False, err=True)
 
 
-class Followed:
-    """While it lasts, a line for each word that worker 0 leaves in a file: what `ray job logs` shows."""
+class ProgressFileFollower:
+    """Context that prints each progress record that worker 0 writes to a file, for `ray job logs`."""
 
     def __init__(self, file: Path, kind: type[Any]) -> None:
         self._file, self._kind, self._done = file, kind, threading.Event()
         self._thread = threading.Thread(target=self._follow, daemon=True)
 
-    def __enter__(self) -> "Followed":
+    def __enter__(self) -> "ProgressFileFollower":
         self._thread.start()
         return self
 
@@ -49,21 +51,21 @@ class Followed:
 
     def _follow(self) -> None:
         before = None
-        while not self._done.wait(_LOOK_EVERY_S):
+        while not self._done.wait(_POLL_EVERY_S):
             try:
-                its = msgspec.json.decode(self._file.read_bytes(), type=self._kind)
+                progress = msgspec.json.decode(self._file.read_bytes(), type=self._kind)
             except (OSError, msgspec.MsgspecError):
                 continue
-            if its != before:
-                before = its
+            if progress != before:
+                before = progress
                 typer.echo(
-                    f"{its.stage}, epoch {its.epoch}, step {its.steps}: {its.learned:,} learned, log loss "
-                    f"{its.log_loss:.4f}", err=True,
+                    f"{progress.stage}, epoch {progress.epoch}, step {progress.steps}: "
+                    f"{progress.learned:,} learned, log loss {progress.log_loss:.4f}", err=True,
                 )  # fmt: skip
 
 
-def begun(job: Any, workers: int) -> str:
-    """What a job is about to do, in a line."""
+def describe_job(job: Any, workers: int) -> str:
+    """Describes a job that is about to start, in one line."""
     from training.candidates.registry import iso
     from training.offline.cache import Cache
 
@@ -71,49 +73,50 @@ def begun(job: Any, workers: int) -> str:
     return (
         f"candidate {job.name}: {about.examples:,} examples from {iso(about.from_ms)} to "
         f"{iso(about.until_ms)}, at most {job.plan.epochs} epochs, model dim={job.model.dim} "
-        f"hidden={hidden}, features {job.features.kind}, {workers or 'no'} workers of Ray"
+        f"hidden={hidden}, features {job.features.kind}, {workers or 'no'} Ray workers"
     )
 
 
-def summary(registry: Path, name: str, seconds: float, stood: bool) -> dict[str, Any]:
-    """The closing table."""
-    from training.candidates.registry import Registry, iso, describe_model, describe_teacher
+def summary(registry: Path, name: str, seconds: float, existed: bool) -> dict[str, Any]:
+    """Summarises a candidate and its metrics."""
+    from training.candidates.registry import Registry, describe_model, describe_teacher, iso
 
-    its = Registry(registry).provenance(name)
-    teacher = (
-        {}
-        if its.teacher is None
-        else {"model": describe_model(its), "teacher": describe_teacher(its.teacher)}
-    )
+    provenance = Registry(registry).provenance(name)
+    distilled = {}
+    if provenance.teacher is not None:
+        distilled = {
+            "model": describe_model(provenance),
+            "teacher": describe_teacher(provenance.teacher),
+        }
+    metrics = provenance.metrics
     return {
         "candidate": name,
-        "stood already": stood,
-        **teacher,
-        "learned": f"{iso(its.from_ms)} to {iso(its.until_ms)}",
-        "examples": its.examples,
-        "epochs": its.epochs,
+        "stood already": existed,
+        **distilled,
+        "learned": f"{iso(provenance.from_ms)} to {iso(provenance.until_ms)}",
+        "examples": provenance.examples,
+        "epochs": provenance.epochs,
         "last day, held out": {
-            "log loss": its.metrics.get("last_day.log_loss"),
-            "AUC": its.metrics.get("last_day.auc"),
+            "log loss": metrics.get("last_day.log_loss"),
+            "AUC": metrics.get("last_day.auc"),
         },
         "last day, as it was learned": {
-            "log loss": its.metrics.get("prequential.log_loss"),
-            "AUC": its.metrics.get("prequential.auc"),
+            "log loss": metrics.get("prequential.log_loss"),
+            "AUC": metrics.get("prequential.auc"),
         },
         "seconds": round(seconds, 1),
     }
 
 
-def print_done(done: dict[str, Any]) -> None:
+def print_summary(values: dict[str, Any]) -> None:
+    """Prints ``summary`` as a table."""
     from rich.console import Console
-    from rich.table import Table
 
-    table = Table(box=None, pad_edge=False, show_header=False)
-    for name, value in done.items():
+    def text(value: Any) -> str:
         if isinstance(value, dict):
-            value = (
-                ", ".join(f"{k} {v:.4f}" for k, v in value.items() if v is not None) or "unknown"
-            )
-        table.add_row(name, f"{value:,}" if isinstance(value, int) and not isinstance(value, bool)
-                      else str(value))  # fmt: skip
-    Console().print(table)
+            parts = (f"{k} {v:.4f}" for k, v in value.items() if v is not None)
+            return ", ".join(parts) or "unknown"
+        is_count = isinstance(value, int) and not isinstance(value, bool)
+        return f"{value:,}" if is_count else str(value)
+
+    Console().print(plain_table(("", ""), [(name, text(v)) for name, v in values.items()]))

@@ -7,7 +7,7 @@ reads it from there.
 import secrets
 import socket
 from collections.abc import Iterable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Final
@@ -15,6 +15,7 @@ from typing import Final
 import msgspec
 
 from recsys.config.system_config import Config, digest
+from recsys.log.protocol import Log
 from recsys.process.part_process import run_folder, write_atomically
 from runtime.supervision.processes import holders
 
@@ -207,3 +208,16 @@ def read(state: str | Path) -> tuple[Config, Plan]:
             f"nothing was started in {Path(state).resolve()}: run `recsys up --state {state}` first"
         ) from None
     return config, plan
+
+
+@contextmanager
+def open_system(state: Path) -> Iterator[tuple[Config, Log]]:
+    """Opens configuration and log of a running or stopped system, whose folder may have been moved."""
+    from recsys.process.open_log import open_log
+
+    config = replace(read(state)[0], state=str(state.resolve()))
+    log = open_log(config)
+    try:
+        yield config, log
+    finally:
+        log.close()

@@ -1,34 +1,34 @@
-"""Who is let in: a request is refused at the door where its answer would come too late. Pure.
+"""Decides which requests are admitted: one whose answer would come too late is refused at once. Pure.
 
 One event loop answers one request after the other, so a request waits for those before it: their number times
-the time that one takes. A queue that is gone now and then is a burst, and may grow until the deadline. One
-that wasn't gone for 30 ms and five answers stands: it makes every answer late and not one more of them, so
-it is cut short (the rule of CoDel: Nichols and Jacobson, "Controlling queue delay", 2012).
+the time of one answer. A queue that empties now and then is a burst, and may grow until the deadline. A queue
+that hasn't been empty for 30 ms and five answers is a standing queue: it delays every answer without
+increasing throughput, so it is cut short (CoDel: Nichols and Jacobson, "Controlling queue delay", 2012).
 """
 
 import math
 from collections import OrderedDict
 from typing import Final
 
-ONGOING, WAIT, CLIENT = "ongoing", "wait", "client"  # why somebody is refused
-_LEAST: Final = 4  # always let in: fewer would leave the thread without work
-_INTERVAL_S: Final = 0.03  # a queue that was never gone for so long stands
+ONGOING, WAIT, CLIENT = "ongoing", "wait", "client"  # reasons for a refusal
+_LEAST: Final = 4  # always admitted: fewer would leave the thread without work
+_INTERVAL_S: Final = 0.03  # without an empty queue, before it counts as standing
 _ANSWERS: Final = 5  # given meanwhile: behind a loop that hung for a moment no queue stands
-_READ_S: Final = 1.0  # for so long the shortest reading of a session counts
+_IO_WINDOW_S: Final = 1.0  # during which the shortest I/O wait counts
 _SMOOTHING: Final = 0.05
-_FIRST_S: Final = 0.005  # what an answer takes, until one was seen
-_CLIENTS: Final = 10_000  # remembered at a time: who was longest away begins with a full bucket
+_FIRST_S: Final = 0.005  # assumed time of an answer, until one was observed
+_CLIENTS: Final = 10_000  # remembered at a time; a client absent longest restarts with a full bucket
 
 
 class Limit:
-    """At most ``most`` inside at a time. Times are seconds of one clock that never goes back."""
+    """Limits the requests in progress. Times are seconds of one monotonic clock."""
 
     def __init__(self, most: int) -> None:
         self.most = most
         self.inside = 0
 
     def refusal(self, now_s: float) -> str:
-        """Why the next request isn't let in; empty where it is."""
+        """Reason for refusing the next request; empty if it is admitted."""
         return ONGOING if self.inside >= self.most else ""
 
     def enter(self, now_s: float) -> None:
@@ -39,78 +39,75 @@ class Limit:
 
 
 class Admission(Limit):
-    """A limit where one thread answers one after the other: nobody is let in who would wait for longer than
-    ``deadline_s``, or for longer than ``queue_s`` where the queue stands."""
+    """Limit for a single thread: refuses a request that would wait longer than ``deadline_s``, or longer than
+    ``queue_s`` behind a standing queue."""
 
     def __init__(self, deadline_s: float, queue_s: float, most: int) -> None:
         super().__init__(most)
         self.deadline_s, self.queue_s = deadline_s, queue_s
-        self.answer_s = (
-            _FIRST_S  # smoothed time between two answers while there is something to answer
-        )
+        self.answer_s = _FIRST_S  # smoothed time between two answers while requests are inside
         self._since_s = 0.0
-        self._short_s = -math.inf  # when there was last no queue
+        self._empty_s = -math.inf  # when the queue was last empty
         self._answers = 0  # given since
-        self._read_s, self._read_at_s = 0.0, -math.inf
+        self._io_s, self._io_at_s = 0.0, -math.inf
 
     def refusal(self, now_s: float) -> str:
         if self.inside < min(_LEAST, self.most):
             return ""
-        if full := super().refusal(now_s):
-            return full
-        longest_s = self.queue_s if self.standing(now_s) else self.deadline_s
-        return WAIT if self._wait_s() > longest_s else ""
+        if reason := super().refusal(now_s):
+            return reason
+        limit_s = self.queue_s if self.has_standing_queue(now_s) else self.deadline_s
+        return WAIT if self._wait_s() > limit_s else ""
 
-    def standing(self, now_s: float) -> bool:
-        """Whether the queue has been there for too long."""
-        return self._answers >= _ANSWERS and now_s - self._short_s > _INTERVAL_S
+    def has_standing_queue(self, now_s: float) -> bool:
+        return self._answers >= _ANSWERS and now_s - self._empty_s > _INTERVAL_S
 
     def enter(self, now_s: float) -> None:
         if self.inside == 0:
-            self._since_s = self._short_s = now_s
+            self._since_s = self._empty_s = now_s
             self._answers = 0
         super().enter(now_s)
 
-    def read(self, took_s: float, now_s: float) -> None:
-        """A session was read: a wait that keeps no thread. The shortest of a second is what the store takes,
-        and what is more the thread's queue."""
-        if took_s <= self._read_s or now_s - self._read_at_s > _READ_S:
-            self._read_s, self._read_at_s = took_s, now_s
+    def observe_io_wait(self, took_s: float, now_s: float) -> None:
+        """Notes a request's wait for sessions and shards, which occupies no thread. The shortest of a second
+        is the latency of the store; anything beyond it is queueing for the thread."""
+        if took_s <= self._io_s or now_s - self._io_at_s > _IO_WINDOW_S:
+            self._io_s, self._io_at_s = took_s, now_s
 
     def leave(self, now_s: float) -> None:
-        """An answer was given: since the one before it, or since nobody was inside, so much time went by."""
+        """Notes an answer, and the time since the one before it or since the queue was empty."""
         self.answer_s += _SMOOTHING * (now_s - self._since_s - self.answer_s)
         self._since_s = now_s
         super().leave(now_s)
         self._answers += 1
         if self._wait_s() < self.answer_s / 2:
-            self._short_s, self._answers = now_s, 0
+            self._empty_s, self._answers = now_s, 0
 
     def _wait_s(self) -> float:
-        """How long the next one would wait for the thread: all of the time that those inside take (Little's
-        law), less what the store takes of it."""
-        return self.inside * self.answer_s - self._read_s
+        """Expected wait of the next request for the thread: the time of all answers before it (Little's law),
+        without their I/O wait."""
+        return self.inside * self.answer_s - self._io_s
 
 
 class TokenBuckets:
-    """What each client may ask: ``rate`` requests a second, and a second's worth at once. 0 is no limit."""
+    """Rate limit by client: ``rate`` requests a second, with bursts of a second's worth. 0: no limit."""
 
     def __init__(self, rate: float, clients: int = _CLIENTS) -> None:
         self._rate, self._clients = rate, clients
-        self._most = max(1.0, rate)
-        self._left: OrderedDict[str, tuple[float, float]] = OrderedDict()  # tokens, and when
+        self._capacity = max(1.0, rate)
+        self._buckets: OrderedDict[str, tuple[float, float]] = OrderedDict()  # tokens, as of when
 
     def __len__(self) -> int:
-        return len(self._left)
+        return len(self._buckets)
 
     def take(self, client: str, now_s: float) -> float:
-        """Takes a token, 0 s; or the seconds until there is one."""
+        """Takes a token and returns 0; without one returns the seconds until the next."""
         if self._rate <= 0:
             return 0.0
-        tokens, at_s = self._left.pop(client, (self._most, now_s))
-        tokens = min(self._most, tokens + (now_s - at_s) * self._rate)
+        tokens, at_s = self._buckets.pop(client, (self._capacity, now_s))
+        tokens = min(self._capacity, tokens + (now_s - at_s) * self._rate)
         wait_s = 0.0 if tokens >= 1.0 else (1.0 - tokens) / self._rate
-        self._left[client] = (tokens - 1.0 if wait_s == 0.0 else tokens, now_s)
-        if len(self._left) > self._clients:
-            self._left.popitem(last=False)
+        self._buckets[client] = (tokens - 1.0 if wait_s == 0.0 else tokens, now_s)
+        if len(self._buckets) > self._clients:
+            self._buckets.popitem(last=False)
         return wait_s

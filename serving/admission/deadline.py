@@ -1,26 +1,26 @@
-"""What an answer leaves out where its time runs short, and what a past answer left out. Pure.
+"""Chooses the stages that an answer skips when time is short, and repeats that choice for past answers. Pure.
 
-A stage is asked for before it begins. What is left out stands in ``degraded``, and so in the impression: who
-makes a past answer again asks ``RecordedDeadline``, which says the same without a clock.
+The pipeline asks before each stage. Skipped stages are listed in ``degraded``, and so in the impression: a
+reconstruction of the answer uses ``RecordedDeadline``, which skips the same ones without a clock.
 """
 
 from collections.abc import Callable, Iterable, Mapping
 from typing import Final, Protocol
 
-POPULAR: Final = "retrieval:popular"  # candidates are the popular alone: a list that is ready
-SHORT: Final = "rank:short"  # only the first of each source are ranked
-UNRANKED: Final = "rank:none"  # nothing is ranked: popularity is the order
+POPULAR: Final = "retrieval:popular"  # the only candidates are the popular items: a ready list
+SHORT: Final = "rank:short"  # only the first candidates of each source are ranked
+UNRANKED: Final = "rank:none"  # nothing is ranked: the order is by popularity
 
 
 class Deadline(Protocol):
-    """When an answer is due."""
+    """Decides whether a stage still fits."""
 
     def skips(self, stage: str) -> bool:
-        """Whether a stage is left out: too little time is left for it."""
+        """Whether to skip a stage because too little time is left."""
 
 
 class ClockDeadline:
-    """``left_ms`` says how much time is left; ``needs_ms`` how much must be left for each stage."""
+    """Compares ``left_ms()``, the remaining time, with ``needs_ms``, the time each stage requires."""
 
     def __init__(self, left_ms: Callable[[], float], needs_ms: Mapping[str, float]) -> None:
         self._left_ms, self._needs_ms = left_ms, needs_ms
@@ -30,28 +30,29 @@ class ClockDeadline:
 
 
 class RecordedDeadline:
-    """Leaves out what an impression's ``degraded`` says was left out. Empty: nothing is."""
+    """Skips the stages that an impression's ``degraded`` lists. Empty: skips none."""
 
     def __init__(self, degraded: Iterable[str] = ()) -> None:
-        self._missed = frozenset(degraded)
+        self._skipped = frozenset(degraded)
 
     def skips(self, stage: str) -> bool:
-        return stage in self._missed
+        return stage in self._skipped
 
 
 NO_DEADLINE: Final[Deadline] = RecordedDeadline()
 
 
-def shorten_candidates(found: Mapping[int, list[str]], most: int) -> dict[int, list[str]]:
-    """At most ``most`` candidates, of each source's first ones its share: sources find the best first."""
-    if len(found) <= most:
-        return dict(found)
+def shorten_candidates(candidates: Mapping[int, list[str]], most: int) -> dict[int, list[str]]:
+    """Keeps at most ``most`` candidates, a proportional share of each source's first: sources list the best
+    first."""
+    if len(candidates) <= most:
+        return dict(candidates)
     groups: dict[str, list[int]] = {}
-    for index, sources in found.items():
+    for index, sources in candidates.items():
         groups.setdefault(sources[0], []).append(index)
-    kept = [
+    chosen = [
         index
         for members in groups.values()
-        for index in members[: max(1, most * len(members) // len(found))]
+        for index in members[: max(1, most * len(members) // len(candidates))]
     ]
-    return {index: found[index] for index in kept[:most]}
+    return {index: candidates[index] for index in chosen[:most]}

@@ -1,8 +1,8 @@
-"""Tells Serve not to stand watch over each request: no clock of its own ends one, and no client who leaves.
+"""Disables Serve's tracking of each request: no timeout of its own, and no cancellation when a client leaves.
 
-An answer takes milliseconds; what may wait in it has a limit of its own (a body ten seconds, a commit five, a
-session one); and an event that was sent is to be committed whether or not the client stays for the answer. To
-watch, Serve runs two more tasks and a queue for each request, which is a third of all that it costs.
+An answer takes milliseconds, and each wait in it has its own limit (body 10 s, commit 5 s, session 1 s). An
+event that was sent must be committed even if its client leaves. For the tracking Serve runs two more tasks
+and a queue per request: a third of a request's cost.
 """
 
 from typing import Final
@@ -10,7 +10,8 @@ from typing import Final
 from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-CALLBACK: Final = "serving.admission.disable_request_tracking:middlewares"  # for RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH
+# value of RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH
+CALLBACK: Final = "serving.admission.disable_request_tracking:middlewares"
 _HEADERS: Final = [
     (b"x-request-disconnect-disabled", b"?1"),
     (b"x-request-timeout-seconds", b"0"),  # none
@@ -18,8 +19,7 @@ _HEADERS: Final = [
 
 
 class RequestTrackingOff:
-    """ASGI, around what Serve puts around the app: says so in each request's headers. What a client says
-    there itself doesn't count."""
+    """ASGI middleware outside Serve's own: sets the headers last, so that a client can't override them."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -31,5 +31,5 @@ class RequestTrackingOff:
 
 
 def middlewares() -> list[Middleware]:
-    """What Serve asks for, in each process that takes requests in."""
+    """Middlewares that Serve loads in each process that accepts requests."""
     return [Middleware(RequestTrackingOff)]

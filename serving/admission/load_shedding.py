@@ -1,51 +1,47 @@
-"""The outermost layer of a replica's HTTP: counts and times every request, and turns away early what can't be
-answered in time: before its body is read, at a small part of what an answer costs.
+"""Outermost ASGI layer of a replica: counts and times every request, and refuses early what would come too
+late: before its body is read, at a small part of an answer's cost.
 
-Lists and events have limits of their own, so that neither starves the other: a list that is refused is asked
-for again, an event is the truth. Health, metrics and pages always pass.
+Lists and events have separate limits, so that neither starves the other: a refused list is asked for again,
+an event is the truth. Health, metrics and pages always pass.
 """
 
 import json
 import math
 import time
-from collections.abc import Awaitable, Callable, MutableMapping
 from contextvars import ContextVar
-from typing import Any, Final, Protocol
+from typing import Final, Protocol
 
-from serving.admission.admission import CLIENT, WAIT, TokenBuckets, Limit
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-Scope = MutableMapping[str, Any]
-Message = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
-App = Callable[[Scope, Receive, Send], Awaitable[None]]
+from serving.admission.admission import CLIENT, WAIT, Limit, TokenBuckets
 
 LISTS, EVENTS, OTHERS = "/v1/recommend", "/v1/events", "/v1/"
-# Of other recommenders' clients: lists, events, and all that they may ask but health.
-_FOREIGN_LISTS: Final = ("/api/recommend/", "/api/session/recommend", "/rank/", "/recommend/")
-_FOREIGN_EVENTS: Final = ("/api/feedback", "/feedback")
-_FOREIGN: Final = ("/api/", "/train/", "/inference/", "/flush")
+# Paths of the Gorse and Metarank APIs: lists, events, and the rest without health.
+_COMPAT_LISTS: Final = ("/api/recommend/", "/api/session/recommend", "/rank/", "/recommend/")
+_COMPAT_EVENTS: Final = ("/api/feedback", "/feedback")
+_COMPAT: Final = ("/api/", "/train/", "/inference/", "/flush")
 _HEALTH: Final = "/api/health/"
 _LOOPBACK: Final = ("127.0.0.1", "::1")
-# When the request at work came in, of time.monotonic: what its deadline counts from.
+# Arrival of the current request, by time.monotonic: its deadline counts from it.
 ARRIVED_S: ContextVar[float | None] = ContextVar("arrived_s", default=None)
 
 
-class Tally(Protocol):
-    """Where it is counted."""
+class RequestMetrics(Protocol):
+    """Receives the counts."""
 
-    def answered(self, route: str, status: int, seconds: float) -> None: ...
+    def observe_request(self, route: str, status: int, seconds: float) -> None: ...
 
-    def turned_away(self, route: str, reason: str) -> None: ...
+    def count_refused(self, route: str, reason: str) -> None: ...
 
 
 class LoadShedder:
-    """ASGI. ``lists`` is told by the service how long requests wait for the thread."""
+    """ASGI middleware. The service reports to ``lists`` how long requests wait for the thread."""
 
     def __init__(
-        self, app: App, tally: Tally, lists: Limit, events: Limit, others: Limit, clients: TokenBuckets
-    ) -> None:
-        self._app, self._tally, self._clients = app, tally, clients
+        self, app: ASGIApp, metrics: RequestMetrics, lists: Limit, events: Limit, others: Limit,
+        clients: TokenBuckets,
+    ) -> None:  # fmt: skip
+        self._app, self._metrics, self._clients = app, metrics, clients
         self._lists, self._events, self._others = lists, events, others
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -58,60 +54,60 @@ class LoadShedder:
         wait_s = self._clients.take(_client(scope), now_s)
         reason = CLIENT if wait_s > 0 else limit.refusal(now_s)
         if reason:
-            self._tally.turned_away(route, reason)
+            self._metrics.count_refused(route, reason)
             return await _refuse(send, reason, wait_s, limit)
         limit.enter(now_s)
-        before = ARRIVED_S.set(now_s)
+        token = ARRIVED_S.set(now_s)
         try:
             await self._timed(scope, receive, send, now_s)
         finally:
-            ARRIVED_S.reset(before)
+            ARRIVED_S.reset(token)
             limit.leave(time.monotonic())
 
     def _limit(self, path: str) -> tuple[Limit | None, str]:
-        if path == LISTS or path.startswith(_FOREIGN_LISTS):
+        if path == LISTS or path.startswith(_COMPAT_LISTS):
             return self._lists, LISTS
-        if path == EVENTS or path in _FOREIGN_EVENTS:
+        if path == EVENTS or path in _COMPAT_EVENTS:
             return self._events, EVENTS
-        limited = path.startswith((OTHERS, *_FOREIGN)) and not path.startswith(_HEALTH)
+        limited = path.startswith((OTHERS, *_COMPAT)) and not path.startswith(_HEALTH)
         return (self._others, "other") if limited else (None, "")
 
     async def _timed(self, scope: Scope, receive: Receive, send: Send, began_s: float) -> None:
         status = 500
 
-        async def seen(message: Message) -> None:
+        async def send_noting_status(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
             await send(message)
 
         try:
-            await self._app(scope, receive, seen)
+            await self._app(scope, receive, send_noting_status)
         finally:
             route = getattr(scope.get("route"), "path", "other")
-            self._tally.answered(route, status, time.monotonic() - began_s)
+            self._metrics.observe_request(route, status, time.monotonic() - began_s)
 
 
 def _client(scope: Scope) -> str:
-    """Who asks: the address; behind a proxy of this machine the one that the proxy saw, if it says so."""
+    """Address of the client; behind a proxy on this machine, the address that the proxy reports."""
     client = scope.get("client")
     address = str(client[0]) if client else ""
     if address in _LOOPBACK:
-        # The last is our proxy's word; those before it are the caller's, who may say anything.
-        told = [value for name, value in scope["headers"] if name == b"x-forwarded-for"]
-        if told:
-            return str(told[-1].decode("latin-1").rpartition(",")[2].strip())
+        # Our proxy appended the last entry; the caller may have written the earlier ones.
+        hops = [value for name, value in scope["headers"] if name == b"x-forwarded-for"]
+        if hops:
+            return str(hops[-1].decode("latin-1").rpartition(",")[2].strip())
     return address
 
 
 async def _refuse(send: Send, reason: str, wait_s: float, limit: Limit) -> None:
-    """A whole answer that says no, and when to try again."""
-    status, told = 503, f"more than {limit.most} requests at a time"
+    """Sends a whole response that refuses and says when to retry."""
+    status, message = 503, f"more than {limit.most} requests at a time"
     if reason == CLIENT:
-        status, told = 429, "one caller alone asks for more than serve.client_rate allows"
+        status, message = 429, "one client asks for more than serve.client_rate allows"
     elif reason == WAIT:
-        told = "it would take too long: too many wait already"
-    body = json.dumps({"error": told, "details": []}).encode()
+        message = "overloaded: the queue wait would exceed the deadline"
+    body = json.dumps({"error": message, "details": []}).encode()
     headers = [
         (b"content-type", b"application/json"),
         (b"content-length", str(len(body)).encode()),

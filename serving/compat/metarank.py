@@ -1,17 +1,17 @@
-"""Metarank's events and rankings as our records. Pure.
+"""Translates Metarank's events and rankings to our records. Pure.
 
-| theirs | ours |
+| Metarank | here |
 |---|---|
-| item event | the item, its fields laid over those it has |
+| item event | the item, its fields merged into the current ones |
 | user event | the user's profile |
-| ranking event: what was displayed | a ``view`` of each item: it was shown |
-| interaction event | the engagement of the kind that ``compat.kinds`` says |
+| ranking event: items displayed | a ``view`` of each item: it was shown |
+| interaction event | the engagement of the kind that ``compat.kinds`` assigns |
 | ``id`` of a ranking, with its user | the request id |
-| ``user``, else ``session`` | the user; without both, each ranking has one of its own |
+| ``user``, else ``session`` | the user; without both, each ranking has its own |
 | ``fields`` of a ranking | the request's context |
 
-Two users may name their rankings alike, so a request id is the digest of both. ``relevancy``, ``label`` and
-the fields of a ranking's items have no counterpart. All functions that read raise Rejected.
+Two users may use the same ranking id, so a request id is the digest of both. ``relevancy``, ``label`` and the
+fields of a ranking's items have no counterpart. All parsing functions raise Rejected.
 """
 
 from collections.abc import Mapping
@@ -24,11 +24,12 @@ from recsys.events.hashing import Id, digest_of
 from recsys.events.rejection import Unquoted, check_values
 from serving.compat.times import time_ms_of
 from serving.compat.values import (
-    MOST_EVENTS,
+    MAX_EVENTS,
     Raw,
     at_most,
     checked,
     id_of,
+    is_texts,
     kind_of,
     list_of,
     object_of,
@@ -39,13 +40,13 @@ from serving.compat.values import (
 EVENTS: Final = ("item", "user", "ranking", "interaction")
 MAX_ITEMS: Final = 1000  # of a ranking
 MAX_FIELDS: Final = 50  # of a ranking
-_WATCH: Final = "watch_ms"  # a field of an interaction that we know
+_WATCH: Final = "watch_ms"  # field of an interaction with a meaning here
 
 
 @dataclass
 class Batch:
-    """The events of one body, as WriteApi takes them; ``events`` is how many there were, ``places`` where each
-    of ``items`` stands in the body."""
+    """Events of one body, for the write API. ``events``: their number; ``places``: path of each of ``items``
+    in the body."""
 
     events: int = 0
     items: list[dict[str, Any]] = field(default_factory=list)
@@ -55,13 +56,13 @@ class Batch:
 
     @property
     def records(self) -> int:
-        """How many will stand on the log."""
+        """Number of log records."""
         return len(self.items) + len(self.users) + len(self.engagements)
 
 
 @dataclass(frozen=True)
 class Ranking:
-    """What /rank asks for."""
+    """Request of /rank."""
 
     request_id: str
     user_id: str
@@ -69,95 +70,98 @@ class Ranking:
     context: dict[str, Any]
 
 
-def batch_in(body: Any, config: Config, now_ms: int) -> Batch:
-    """One event, or a list of them: of ``MOST_EVENTS`` at most, where each item displayed counts as one."""
+def parse_batch(body: Any, config: Config, now_ms: int) -> Batch:
+    """Parses one event or a list: at most ``MAX_EVENTS``, where each displayed item counts as one."""
     batch = Batch()
     several = isinstance(body, list)
-    for index, value in enumerate(list_of(body, "", MOST_EVENTS) if several else [body]):
+    for index, value in enumerate(list_of(body, "", MAX_EVENTS) if several else [body]):
         where = f"[{index}]" if several else ""
         raw = object_of(value, where)
         kind = raw.get("event")
         if kind not in EVENTS:
             raise Rejected(path(where, "event"), kind, f"one of {', '.join(EVENTS)}")
         id_of(raw, "id", where)
-        time_ms = _time_of(raw, where, now_ms)
+        time_ms = _time_ms(raw, where, now_ms)
         batch.events += 1
         if kind == "item":
             item = {"type": "item", "item_id": id_of(raw, "item", where), "time_ms": time_ms,
-                    "fields": fields_in(raw, where)}  # fmt: skip
+                    "fields": parse_fields(raw, where)}  # fmt: skip
             batch.items.append(checked(item, where, now_ms))
             batch.places.append(where)
         elif kind == "user":
             user = {"type": "user", "user_id": id_of(raw, "user", where), "time_ms": time_ms,
-                    "fields": fields_in(raw, where)}  # fmt: skip
+                    "fields": parse_fields(raw, where)}  # fmt: skip
             batch.users.append(checked(user, where, now_ms))
         elif kind == "ranking":
-            shown = _shown(raw, where, time_ms)
-            batch.engagements += [checked(view, where, now_ms) for view in shown]
+            views = _views(raw, where, time_ms)
+            batch.engagements += [checked(view, where, now_ms) for view in views]
         else:
-            done = _done(raw, where, time_ms, config)
-            batch.engagements.append(checked(done, where, now_ms))
-        at_most(batch.records, MOST_EVENTS, "body")
+            interaction = _interaction(raw, where, time_ms, config)
+            batch.engagements.append(checked(interaction, where, now_ms))
+        at_most(batch.records, MAX_EVENTS, "body")
     return batch
 
 
-def ranking_in(body: Any, now_ms: int) -> Ranking:
-    """The body of /rank: a ranking, whose ``event`` needn't be said."""
+def parse_ranking(body: Any, now_ms: int) -> Ranking:
+    """Parses the body of /rank: a ranking, whose ``event`` is optional."""
     raw = object_of(body, "")
     if raw.get("timestamp") is not None:
-        _time_of(raw, "", now_ms)
+        _time_ms(raw, "", now_ms)
     name = id_of(raw, "id", "")
     user_id = _user_of(raw, name, "")
-    return Ranking(request_id_of(user_id, name), user_id, _items_of(raw, ""), _context_of(raw))
+    context = parse_fields(raw, "")
+    if len(context) > MAX_FIELDS:
+        number = Unquoted(f"{len(context)} fields")
+        raise Rejected("fields", number, f"at most {MAX_FIELDS} fields")
+    check_values({"fields": context})  # the impression will contain it
+    return Ranking(request_id_of(user_id, name), user_id, _items_of(raw, ""), context)
 
 
 def request_id_of(user_id: Id, ranking: str) -> str:
-    """The request of a user's ranking."""
+    """Request id of a user's ranking."""
     return digest_of(f"metarank\x1f{user_id}\x1f{ranking}")
 
 
-def fields_in(raw: Raw, where: str) -> dict[str, Any]:
+def parse_fields(raw: Raw, where: str) -> dict[str, Any]:
     """``[{"name": ..., "value": ...}]`` as a mapping."""
-    found: dict[str, Any] = {}
+    fields: dict[str, Any] = {}
     place = path(where, "fields")
-    for index, one in enumerate(list_of(raw.get("fields") or [], place)):
-        here = f"{place}[{index}]"
-        its = object_of(one, here)
-        if not _is_value(its.get("value")):
-            kinds = "true, false, text, a number, or a list of texts or of numbers"
-            raise Rejected(path(here, "value"), its.get("value"), kinds)
-        found[id_of(its, "name", here)] = its["value"]
-    return found
+    for index, entry in enumerate(list_of(raw.get("fields") or [], place)):
+        at = f"{place}[{index}]"
+        pair = object_of(entry, at)
+        if not _is_value(pair.get("value")):
+            expected = "true, false, text, a number, or a list of texts or of numbers"
+            raise Rejected(path(at, "value"), pair.get("value"), expected)
+        fields[id_of(pair, "name", at)] = pair["value"]
+    return fields
 
 
-def fields_out(values: Mapping[str, Any]) -> list[dict[str, Any]]:
+def format_fields(values: Mapping[str, Any]) -> list[dict[str, Any]]:
     return [{"name": name, "value": value} for name, value in values.items()]
 
 
-def _shown(raw: Raw, where: str, time_ms: int) -> list[dict[str, Any]]:
+def _views(raw: Raw, where: str, time_ms: int) -> list[dict[str, Any]]:
     name = id_of(raw, "id", where)
     user_id = _user_of(raw, name, where)
     request_id = request_id_of(user_id, name)
     return [
-        _engagement(request_id, user_id, item_id, "view", time_ms, _shown_id(request_id, item_id))
+        _engagement(
+            request_id, user_id, item_id, "view", time_ms, digest_of(f"{request_id}\x1f{item_id}\x1fshown")
+        )
         for item_id in _items_of(raw, where)
-    ]
+    ]  # fmt: skip
 
 
-def _shown_id(request_id: str, item_id: str) -> str:
-    return digest_of(f"{request_id}\x1f{item_id}\x1fshown")
-
-
-def _done(raw: Raw, where: str, time_ms: int, config: Config) -> dict[str, Any]:
+def _interaction(raw: Raw, where: str, time_ms: int, config: Config) -> dict[str, Any]:
     ranking = optional_id(raw, "ranking", where)
     user_id = _user_of(raw, ranking, where)
     request_id = request_id_of(user_id, ranking) if ranking else ""
-    found = _engagement(
+    engagement = _engagement(
         request_id, user_id, id_of(raw, "item", where), kind_of(raw, "type", where, config), time_ms,
         id_of(raw, "id", where),
     )  # fmt: skip
-    watch_ms = fields_in(raw, where).get(_WATCH)
-    return found if watch_ms is None else found | {_WATCH: watch_ms}
+    watch_ms = parse_fields(raw, where).get(_WATCH)
+    return engagement if watch_ms is None else engagement | {_WATCH: watch_ms}
 
 
 def _engagement(
@@ -177,32 +181,22 @@ def _user_of(raw: Raw, ranking: str | None, where: str) -> str:
 
 
 def _items_of(raw: Raw, where: str) -> tuple[str, ...]:
-    """The ids of a ranking's items, each once, in order."""
+    """Ids of a ranking's items in order, without repeats."""
     place = path(where, "items")
     items = list_of(raw.get("items"), place)
     if not 0 < len(items) <= MAX_ITEMS:
         raise Rejected(place, f"{len(items)} items", f"1 to {MAX_ITEMS} items")
-    ids = (
-        id_of(object_of(one, f"{place}[{n}]"), "id", f"{place}[{n}]") for n, one in enumerate(items)
-    )
+    paths = [f"{place}[{index}]" for index in range(len(items))]
+    ids = (id_of(object_of(item, at), "id", at) for item, at in zip(items, paths, strict=True))
     return tuple(dict.fromkeys(ids))
 
 
-def _context_of(raw: Raw) -> dict[str, Any]:
-    """It will stand in the impression, so it must be what the log can hold."""
-    found = fields_in(raw, "")
-    if len(found) > MAX_FIELDS:
-        raise Rejected("fields", Unquoted(f"{len(found)} fields"), f"at most {MAX_FIELDS} fields")
-    check_values({"fields": found})
-    return found
-
-
-def _time_of(raw: Raw, where: str, now_ms: int) -> int:
+def _time_ms(raw: Raw, where: str, now_ms: int) -> int:
     return time_ms_of(raw.get("timestamp"), path(where, "timestamp"), now_ms)
 
 
 def _is_value(value: Any) -> bool:
     if isinstance(value, list):
-        numbers = all(isinstance(one, int | float) and not isinstance(one, bool) for one in value)
-        return numbers or all(isinstance(one, str) for one in value)
+        numbers = all(isinstance(v, int | float) and not isinstance(v, bool) for v in value)
+        return numbers or is_texts(value)
     return isinstance(value, bool | str | int | float)

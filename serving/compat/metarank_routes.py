@@ -125,7 +125,7 @@ def _add_rank(router: APIRouter, desk: SharedHandlers) -> None:
 def _in_order(desk: SharedHandlers, answer: asked.Answer, given: Sequence[str]) -> Scored:
     """The list as it was logged, then what was ranked beyond it, then what isn't known: nothing that was
     given is missing but what was removed. What isn't known has the lowest score of all, or 0."""
-    ranked, catalogue = answer.ranked, desk.service.replica.catalogue
+    ranked, catalogue = answer.candidates, desk.service.replica.catalogue
     assert ranked is not None
     final_N = np.nan_to_num(ranked.final_N, nan=-1e9)
     scores = {str(catalogue.ids[i]): float(s) for i, s in zip(ranked.indices, final_N, strict=True)}

@@ -1,7 +1,7 @@
-"""What the newest records of the log say of users and what they did, newest first. Pure but for the log.
+"""Reads users and their engagements from the newest records of the log, newest first. Pure but for the log.
 
-Nothing is kept for it: who asks has a bounded part of the log read, backwards from its end. So one sees what
-stands there now, and what is older isn't told although the log may have it.
+Nothing is kept for it: each call reads a bounded part of the log, backwards from its end. Older records are not
+reported, even if the log still has them.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -13,32 +13,32 @@ from recsys.events.event_types import Engagement, Rejected, User, decode, dedupe
 from recsys.events.records import EVENTS
 from recsys.log.protocol import Log, LogLost, Record, newest_first
 
-MOST_RECORDS: Final = 50_000  # that are looked at: an idle partition has a tick each second
-MOST_BYTES: Final = 32 * 2**20  # as many: impressions carry their features
-_FIRST, _READ = 16, 500  # records of the first block, and of one at the most
-Wanted = Callable[[Engagement], bool]
+MOST_RECORDS: Final = 50_000  # examined: an idle partition has a tick each second
+MOST_BYTES: Final = 32 * 2**20  # examined: impressions contain their features
+_FIRST, _READ = 16, 500  # records of the first block, and of the largest
+Matches = Callable[[Engagement], bool]
 
 
 @dataclass(frozen=True)
-class Page:
-    """Engagements, newest first. ``before``: by partition, the offset that the next page's are before; None
-    where there are no more within what is looked at."""
+class EngagementPage:
+    """Engagements, newest first. ``before``: by partition, the offset where the next page ends; None if there
+    are no more within the examined records."""
 
     engagements: tuple[Engagement, ...]
     before: tuple[int, ...] | None
 
 
 @dataclass(frozen=True)
-class Known:
-    """A user. ``profile``: as it was sent last; ``sure``: whether it is that, and where there is none, that
-    none is older than what was looked at; ``gone``: they are forgotten, and did nothing since."""
+class UserRecord:
+    """State of a user. ``profile``: as sent last; ``certain``: whether that is known, including that there is
+    none; ``gone``: the user was erased, and did nothing since."""
 
     profile: User | None
-    sure: bool
+    certain: bool
     gone: bool = False
 
 
-class _Partition:
+class _BackwardReader:
     """Profiles and engagements of one partition, from its end backwards; ``head`` is the next one."""
 
     def __init__(self, log: Log, partition: int, parts: int, key: bytes | None) -> None:
@@ -48,96 +48,91 @@ class _Partition:
         self.offset = -1  # of the head
         self.head = next(self._events, None)
 
-    def step(self) -> None:
+    def advance(self) -> None:
         self.head = next(self._events, None)
 
     def _read(self) -> Iterator[User | Engagement]:
-        for record in self._backwards():
-            event = None if self._key not in (None, record.key) else _event(record)
-            if event is not None:
-                self.offset = record.offset
-                yield event
-
-    def _backwards(self) -> Iterator[Record]:
         begin = self._log.end(EVENTS, self._partition) - self._records
         newest = newest_first(self._log, EVENTS, self._partition, begin, first=_FIRST, most=_READ)
-        with suppress(LogLost):  # retention passed it meanwhile: what is older went with it
+        with suppress(LogLost):  # retention removed the records meanwhile
             for record in newest:
                 self._bytes -= len(record.value)
                 if self._bytes < 0:
                     return
-                yield record
+                event = None if self._key not in (None, record.key) else _decode(record)
+                if event is not None:
+                    self.offset = record.offset
+                    yield event
 
 
-def page_of(
-    log: Log, most: int, wanted: Wanted, before: Sequence[int] | None = None,
+def read_page(
+    log: Log, most: int, matches: Matches, before: Sequence[int] | None = None,
     partition: int | None = None, key: bytes | None = None,
-) -> Page:  # fmt: skip
-    """The newest engagements that are wanted, at most so many, of all partitions or of one. ``key`` leaves
-    the records of others undecoded. Raises LogUnavailable, and ValueError for another log's ``before``.
+) -> EngagementPage:  # fmt: skip
+    """Reads the newest matching engagements, at most ``most``, of all partitions or of one. ``key``: decodes
+    only records with it. Raises LogUnavailable, and ValueError for another log's ``before``.
 
-    Repeats come once in a page. What somebody did who was forgotten since isn't told, though it may stand
-    there still: so each page is read from the end.
+    A page holds repeats once, and nothing that a user did before being erased, although the log may still have
+    it: for that each page is read from the end.
     """
     parts = range(log.partitions(EVENTS)) if partition is None else (partition,)
     if before is not None and len(before) != len(parts):
         raise ValueError(f"{len(before)} offsets, expected {len(parts)}")
-    reading = [_Partition(log, part, len(parts), key) for part in parts]
+    readers = [_BackwardReader(log, part, len(parts), key) for part in parts]
     ends = list(before or [1 << 62] * len(parts))
-    found, seen, forgotten = list[Engagement](), set[str](), set[str]()
-    while (at := _newest(reading)) is not None and len(found) < most:
-        event, offset = reading[at].head, reading[at].offset
-        reading[at].step()
+    engagements, seen, erased = list[Engagement](), set[str](), set[str]()
+    while (at := _newest(readers)) is not None and len(engagements) < most:
+        event, offset = readers[at].head, readers[at].offset
+        readers[at].advance()
         if isinstance(event, User) and event.removed:
-            forgotten.add(str(event.user_id))
+            erased.add(str(event.user_id))
         if not isinstance(event, Engagement) or offset >= ends[at]:
             continue
         ends[at], name = offset, dedupe_key(event)
-        if str(event.user_id) not in forgotten and name not in seen and wanted(event):
+        if str(event.user_id) not in erased and name not in seen and matches(event):
             seen.add(name)
-            found.append(event)
-    return Page(tuple(found), None if _newest(reading) is None else tuple(ends))
+            engagements.append(event)
+    return EngagementPage(tuple(engagements), None if _newest(readers) is None else tuple(ends))
 
 
-def known_of(log: Log, partition: int, key: bytes) -> Known | None:
-    """What is known of one user; None where nothing is found. Raises LogUnavailable."""
-    found = _known(_Partition(log, partition, 1, key), one=True)
-    return next(iter(found.values()), None)
+def read_user(log: Log, partition: int, key: bytes) -> UserRecord | None:
+    """Reads one user; None without any record. Raises LogUnavailable."""
+    users = _read_users(_BackwardReader(log, partition, 1, key), one=True)
+    return next(iter(users.values()), None)
 
 
-def users_of(log: Log) -> dict[str, Known]:
-    """Everybody whom the newest records say something of, by id, but for those who are gone. Raises
-    LogUnavailable."""
+def read_users(log: Log) -> dict[str, UserRecord]:
+    """Reads the users in the newest records, by id, without those that are gone. Raises LogUnavailable."""
     parts = log.partitions(EVENTS)
-    found = dict[str, Known]()
+    users = dict[str, UserRecord]()
     for partition in range(parts):
-        found |= _known(_Partition(log, partition, parts, None))
-    return {user_id: its for user_id, its in found.items() if not its.gone}
+        users |= _read_users(_BackwardReader(log, partition, parts, None))
+    return {user_id: user for user_id, user in users.items() if not user.gone}
 
 
-def _known(part: _Partition, one: bool = False) -> dict[str, Known]:
-    """Backwards, so that of a user's profiles and wishes the first one met counts; ``one``: of one user, so
-    that nothing more is read then."""
-    did, found = set[str](), dict[str, Known]()
-    while part.head is not None and not (one and found):
-        event, user_id = part.head, str(part.head.user_id)
-        part.step()
+def _read_users(reader: _BackwardReader, one: bool = False) -> dict[str, UserRecord]:
+    """Reads backwards, so that the first profile or erasure of a user counts. ``one``: all records are of one
+    user, and the rest needn't be read."""
+    active, users = set[str](), dict[str, UserRecord]()
+    while reader.head is not None and not (one and users):
+        event, user_id = reader.head, str(reader.head.user_id)
+        reader.advance()
         if isinstance(event, Engagement):
-            did.add(user_id)
-        elif user_id not in found:
+            active.add(user_id)
+        elif user_id not in users:
             profile = None if event.removed else event
-            found[user_id] = Known(profile, True, event.removed and user_id not in did)
-    return {user_id: Known(None, False) for user_id in did} | found
+            users[user_id] = UserRecord(profile, True, event.removed and user_id not in active)
+    return {user_id: UserRecord(None, False) for user_id in active} | users
 
 
-def _newest(reading: Sequence[_Partition]) -> int | None:
-    heads = [(one.head.time_ms, at) for at, one in enumerate(reading) if one.head is not None]
+def _newest(readers: Sequence[_BackwardReader]) -> int | None:
+    heads = [(r.head.time_ms, at) for at, r in enumerate(readers) if r.head is not None]
     return max(heads)[1] if heads else None
 
 
-def _event(record: Record) -> User | Engagement | None:
+def _decode(record: Record) -> User | Engagement | None:
     try:
         event = decode(record.value)
-    except Rejected:  # the joiner counts it, and puts it into dead_letters
+    except Rejected:  # the joiner counts it and puts it into dead_letters
         return None
     return event if isinstance(event, User | Engagement) else None

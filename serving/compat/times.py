@@ -1,4 +1,4 @@
-"""Time stamps and durations as clients of Gorse and Metarank write them."""
+"""Parses timestamps and durations as Gorse and Metarank clients write them."""
 
 import math
 import re
@@ -13,18 +13,18 @@ _EXPECTED: Final = (
 _DURATION: Final = re.compile(r"(?:\d+(?:\.\d+)?(?:h|m|s|ms))+")
 _PART: Final = re.compile(r"(\d+(?:\.\d+)?)(h|ms|m|s)")
 _UNITS_S: Final = {"h": 3600.0, "m": 60.0, "s": 1.0, "ms": 0.001}
-_LONGEST_S: Final = 86_400.0
+_MAX_S: Final = 86_400.0
 
 
 def time_ms_of(value: Any, field: str, now_ms: int) -> int:
-    """Milliseconds since 1970; a text without a zone is UTC. Raises Rejected for what isn't a time from 1970
-    to five seconds after ``now_ms``."""
-    found = _time_ms(value)
-    if found is None or not 0 <= found <= MAX_TIME_MS:
+    """Milliseconds since 1970; a text without a zone is UTC. Raises Rejected unless the time lies between 1970
+    and five seconds after ``now_ms``."""
+    time_ms = _time_ms(value)
+    if time_ms is None or not 0 <= time_ms <= MAX_TIME_MS:
         raise Rejected(field, value, _EXPECTED)
-    if found > now_ms + MAX_FUTURE_MS:
+    if time_ms > now_ms + MAX_FUTURE_MS:
         raise Rejected(field, value, f"at most {MAX_FUTURE_MS // 1000} s after now: set the clock")
-    return found
+    return time_ms
 
 
 def _time_ms(value: Any) -> int | None:
@@ -47,19 +47,19 @@ def _time_ms(value: Any) -> int | None:
 
 
 def text_of(time_ms: int) -> str:
-    """A time in ISO 8601, in UTC, to the millisecond."""
+    """Time in ISO 8601, UTC, to the millisecond."""
     moment = datetime.fromtimestamp(time_ms / 1000, UTC)
     return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 def seconds_of(text: str, field: str) -> float:
-    """A duration as Go writes it: ``10m``, ``1h0m30s``, ``0``. Raises Rejected for what isn't one of at most
-    a day."""
+    """Parses a duration in Go's notation: ``10m``, ``1h0m30s``, ``0``. Raises Rejected for anything else and
+    for more than a day."""
     if text == "0":
         return 0.0
     seconds = math.inf
     if _DURATION.fullmatch(text):
         seconds = sum(float(number) * _UNITS_S[unit] for number, unit in _PART.findall(text))
-    if seconds > _LONGEST_S:
+    if seconds > _MAX_S:
         raise Rejected(field, text, "a duration of at most a day, as 10m or 1h0m30s")
     return seconds

@@ -1,7 +1,7 @@
-"""Lists that belong to nobody: the latest, the popular, the items near an item. Pure reads of one replica.
+"""Lists that don't depend on a user: latest items, popular items, items near an item. Pure reads of one replica.
 
-All return (item id, score), best first. ``unwanted`` are catalogue indices that may not come, and
-``category`` keeps those alone that hold it in the field ``compat.categories``.
+Each returns (item id, score), best first. ``excluded`` holds catalogue indices; ``category`` restricts a list to
+the items that have it in the field ``compat.categories``.
 """
 
 from collections.abc import Collection
@@ -20,81 +20,77 @@ from serving.replica.replica import Replica
 
 Scored = list[tuple[Id, float]]
 Indices = NDArray[np.int64]
-NEWEST: Final = 2000  # looked at for the latest, as for the source ``fresh``
+NEWEST: Final = 2000  # newest items examined for the latest, as for the source ``fresh``
 
 
 class Unsupported(ValueError):
-    """What is asked for isn't there, and what to do instead."""
+    """The request has no counterpart here; the message names the alternative."""
 
 
-def latest(replica: Replica, n: int, unwanted: Collection[int], category: str) -> Scored:
-    """Of the newest items by their coming, the newest by their own time; the score is that, in seconds, and 0
-    where an item says none."""
-    wanted = _wanted(replica, unwanted, category)
-    start = max(0, len(wanted) - NEWEST)
-    newest = np.arange(start, len(wanted))
-    found = newest[wanted[newest]].tolist()
-    times_s = {index: _seconds(replica.catalogue.fields[index].get("timestamp")) for index in found}
-    ordered = sorted(found, key=lambda index: (-times_s[index], -index))[:n]
+def latest(replica: Replica, n: int, excluded: Collection[int], category: str) -> Scored:
+    """Newest items by their own timestamps, among the newest by arrival. The score is the timestamp in
+    seconds, 0 without one."""
+    allowed = _allowed(replica, excluded, category)
+    newest = np.arange(max(0, len(allowed) - NEWEST), len(allowed))
+    indices = newest[allowed[newest]].tolist()
+    times_s = {i: _seconds(replica.catalogue.fields[i].get("timestamp")) for i in indices}
+    ordered = sorted(indices, key=lambda index: (-times_s[index], -index))[:n]
     return [(replica.catalogue.ids[index], times_s[index]) for index in ordered]
 
 
-def popular(replica: Replica, n: int, unwanted: Collection[int], category: str) -> Scored:
-    """What engages most lately: scores compare with each other, and say nothing else."""
-    wanted = _wanted(replica, unwanted, category)
+def popular(replica: Replica, n: int, excluded: Collection[int], category: str) -> Scored:
+    """Items with the most recent engagement. Scores are comparable with each other only."""
     top = replica.popularity.top
-    top = top[wanted[top]][:n]
+    top = top[_allowed(replica, excluded, category)[top]][:n]
     return _scored(replica, top, replica.popularity.values[top])
 
 
 def near(replica: Replica, item_ids: Collection[Id], n: int, category: str = "") -> Scored | None:
-    """What is nearest to some items, by the product with the mean of their vectors, without themselves; None
-    where none of them is known. Raises Unsupported where the replica has no index."""
+    """Items nearest to the given ones, without these, by the dot product with the mean of their vectors; None
+    if none of them exists. Raises Unsupported if the replica has no index."""
     if not replica.indexed:
-        raise Unsupported(
-            "items near an item aren't searched with serve.retrieval_shards above 0"
-        )
-    known = [i for i in map(replica.catalogue.index_of, item_ids) if i is not None]
-    if not known:
+        raise Unsupported("items near an item can't be searched with serve.retrieval_shards above 0")
+    given = [i for i in map(replica.catalogue.index_of, item_ids) if i is not None]
+    if not given:
         return None
-    query_V = replica.vectors_of(np.array(known, np.int64)).mean(0).astype(np.float32)
-    wanted = _wanted(replica, known, category)
-    indices, products = replica.index.search(query_V, n, wanted, rough=True)
+    query_V = replica.vectors_of(np.array(given, np.int64)).mean(0).astype(np.float32)
+    allowed = _allowed(replica, given, category)
+    indices, products = replica.index.search(query_V, n, allowed, rough=True)
     return _scored(replica, indices, products)
 
 
-def of_category(replica: Replica, category: str, unwanted: Collection[int], most: int) -> list[Id]:
-    """Candidates of a category: the popular, then the newest."""
-    wanted = _wanted(replica, unwanted, category)
+def category_candidates(
+    replica: Replica, category: str, excluded: Collection[int], most: int
+) -> list[Id]:
+    """Items of a category: the popular first, then the newest."""
+    allowed = _allowed(replica, excluded, category)
     top = replica.popularity.top
-    top = top[wanted[top]]
-    newest = np.flatnonzero(wanted.mask())[-most:][::-1]
-    return [replica.catalogue.ids[i] for i in dict.fromkeys([*top.tolist(), *newest.tolist()])][
-        :most
-    ]
+    newest = np.flatnonzero(allowed.mask())[-most:][::-1]
+    indices = dict.fromkeys([*top[allowed[top]].tolist(), *newest.tolist()])
+    return [replica.catalogue.ids[i] for i in indices][:most]
 
 
-def _wanted(replica: Replica, unwanted: Collection[int], category: str) -> Bitmap:
-    wanted = replica.catalogue.living.copy()
-    wanted.take(np.fromiter(unwanted, np.int64, len(unwanted)))
+def _allowed(replica: Replica, excluded: Collection[int], category: str) -> Bitmap:
+    allowed = replica.catalogue.living.copy()
+    allowed.take(np.fromiter(excluded, np.int64, len(excluded)))
     if category:
-        wanted.take(np.flatnonzero(~_holding(replica, category)))
-    return wanted
+        allowed.take(np.flatnonzero(~_in_category(replica, category)))
+    return allowed
 
 
-def _holding(replica: Replica, category: str) -> NDArray[np.bool_]:
-    """Which items hold the category, by the keys that are made of the field."""
+def _in_category(replica: Replica, category: str) -> NDArray[np.bool_]:
+    """Mask of the items in a category, by the keys of the field."""
     field = replica.config.compat.categories
     if not has_categories(replica.features, field):
         raise Unsupported(
             f"categories need the field {field!r} as a categorical feature of items; set compat.categories "
-            "to one that is"
+            "to such a field"
         )
     grouped = field in replica.features.schema.groups
     slot = replica.features.slot(f"item.{field}" if grouped else "content")
     keys = replica.catalogue.keys[:, slot.start : slot.stop]
-    holds: NDArray[np.bool_] = (keys == key_of(f"item.{field}", category)).any(1)
-    return holds
+    mask: NDArray[np.bool_] = (keys == key_of(f"item.{field}", category)).any(1)
+    return mask
 
 
 def has_categories(features: FeatureSet, field: str) -> bool:

@@ -1,10 +1,14 @@
-"""What is taken out of a foreign client's JSON: each value strictly, unknown ones not at all.
+"""Reads values out of the JSON of Gorse and Metarank clients: strict about each value, lenient about unknown ones.
 
-All raise Rejected with the value's path, as ``[2].ItemId``.
+All functions raise Rejected with the path of the value, as ``[2].ItemId``.
 """
 
+import json
+import re
 from collections.abc import Mapping
 from typing import Any, Final
+
+import msgspec
 
 from recsys.config.system_config import Config
 from recsys.events.event_types import MAX_ID_LENGTH, Rejected, parse
@@ -12,7 +16,41 @@ from recsys.events.rejection import MISSING, Unquoted
 from serving.ingestion.event_validation import check_storable
 
 Raw = Mapping[str, Any]
-MOST_EVENTS: Final = 500  # of one body, as of POST /v1/events: what is more would hold up the lists
+MAX_EVENTS: Final = 500  # of one body, as of POST /v1/events: more would delay the lists
+_SPACE: Final = re.compile(r"[ \t\r\n]*")
+_JSON: Final = json.JSONDecoder()
+_JSON_EXPECTED: Final = "JSON: a value, a list, or a value in each line"
+
+
+def parse_values(body: bytes, most: int) -> list[Any]:
+    """Parses JSON values that follow one another, as Metarank does: one a line, or without a separator, for
+    ``curl -d @file`` strips the line ends. Raises Rejected for no value and for more than ``most``."""
+    try:
+        text = body.decode()
+    except UnicodeDecodeError as error:
+        raise _not_json("body", error) from error
+    values, at = list[Any](), _skip_space(text, 0)
+    while at < len(text):
+        if len(values) == most:
+            at_most(most + 1, most, "body")
+        try:  # the standard library finds the end of a value; msgspec parses it strictly
+            _, end = _JSON.raw_decode(text, at)
+            values.append(msgspec.json.decode(text[at:end]))
+        except (ValueError, msgspec.MsgspecError, RecursionError) as error:
+            raise _not_json(f"[{len(values)}]", error) from error
+        at = _skip_space(text, end)
+    if not values:
+        raise Rejected("body", Unquoted("empty"), _JSON_EXPECTED)
+    return values
+
+
+def _skip_space(text: str, at: int) -> int:
+    space = _SPACE.match(text, at)
+    return at if space is None else space.end()
+
+
+def _not_json(where: str, error: Exception) -> Rejected:
+    return Rejected(where, Unquoted(f"not JSON: {error}"), _JSON_EXPECTED)
 
 
 def path(where: str, name: str) -> str:
@@ -34,29 +72,30 @@ def list_of(value: Any, where: str, most: int | None = None) -> list[Any]:
 
 
 def at_most(count: int, most: int, where: str) -> None:
-    """Raises Rejected for more than may be sent at once."""
+    """Raises Rejected if a body holds more than ``most``."""
     if count > most:
-        raise Rejected(where, Unquoted(f"{count} long"), f"at most {most} at a time: send it in parts")
+        expected = f"at most {most} at a time: send it in parts"
+        raise Rejected(where, Unquoted(f"{count} long"), expected)
 
 
 def id_of(raw: Raw, name: str, where: str) -> str:
-    """A text that must be there."""
-    found = optional_id(raw, name, where)
-    if found is None:
+    """Required id, as text."""
+    value = optional_id(raw, name, where)
+    if value is None:
         raise Rejected(path(where, name), raw.get(name, MISSING), "an id, as text")
-    return found
+    return value
 
 
 def id_of_path(raw: Raw, name: str, where: str) -> str:
-    """As ``id_of``, of what is named in a path: one that no path can name could never be taken away."""
-    found = id_of(raw, name, where)
-    if "/" in found or found in (".", ".."):
-        raise Rejected(path(where, name), found, "an id without a slash: it is part of a path")
-    return found
+    """Required id that a URL path can name: without a path it could never be removed."""
+    value = id_of(raw, name, where)
+    if "/" in value or value in (".", ".."):
+        raise Rejected(path(where, name), value, "an id without a slash: it is part of a path")
+    return value
 
 
 def optional_id(raw: Raw, name: str, where: str) -> str | None:
-    """A text of 1 to 256 characters; None where there is none, or an empty one."""
+    """Text of 1 to 256 characters; None if missing or empty."""
     value = raw.get(name)
     if value is None or value == "":
         return None
@@ -66,13 +105,14 @@ def optional_id(raw: Raw, name: str, where: str) -> str | None:
 
 
 def checked(record: dict[str, Any], where: str, now_ms: int) -> dict[str, Any]:
-    """The item, user or engagement, once nothing in it will be refused where it is written: what comes whole
-    must be known to be good before the first of it is."""
+    """Returns an item, user or engagement that the write API will accept: a body is accepted whole or not at
+    all, so each record is checked before the first is written."""
     try:
         event = {"time_ms": now_ms} | record
         check_storable(parse(event, now_ms=now_ms, unattributed=True), event)
     except Rejected as error:
-        raise Rejected(path(where, error.field), Unquoted(error.value), error.expected) from error
+        value = Unquoted(error.value)
+        raise Rejected(path(where, error.field), value, error.expected) from error
     return record
 
 
@@ -84,19 +124,23 @@ def text_or_empty(raw: Raw, name: str, where: str) -> str:
 
 
 def texts(raw: Raw, name: str, where: str) -> list[str]:
-    """A list of texts; none where there is no list."""
+    """List of texts; empty if missing."""
     value = raw.get(name)
     if value is None:
         return []
-    if not isinstance(value, list) or not all(isinstance(one, str) for one in value):
+    if not is_texts(value):
         raise Rejected(path(where, name), value, "a list of texts")
-    return value
+    return list(value)
+
+
+def is_texts(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(text, str) for text in value)
 
 
 def kind_of(raw: Raw, name: str, where: str, config: Config) -> str:
-    """The engagement kind of a feedback or interaction type."""
+    """Engagement kind of a feedback or interaction type."""
     value, kinds = raw.get(name, MISSING), config.compat.kinds
     if not isinstance(value, str) or value not in kinds:
-        known = f"one of {', '.join(kinds)}; what else it may be is set in compat.kinds"
-        raise Rejected(path(where, name), value, known)
+        expected = f"one of {', '.join(kinds)}; set further types in compat.kinds"
+        raise Rejected(path(where, name), value, expected)
     return kinds[value]

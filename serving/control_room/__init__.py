@@ -1,5 +1,5 @@
-"""The control room: one picture a second of a whole system, for whoever looks, and the page that draws it.
+"""The control room: a live picture of a whole system once a second, its HTTP app, and the page that draws it.
 
-It owns what a picture is, who is told it, and the HTTP of it. What a system says comes from outside, through
-``picture.Look``: this package knows no part, no log and no training.
+The system's data come in through ``picture.SystemSource``: this package knows no part, no log and no
+training.
 """

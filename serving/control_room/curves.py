@@ -1,4 +1,4 @@
-"""How some samples went over the last two hours: a point every few seconds. Pure."""
+"""History of selected samples over the last two hours: one point every few seconds. Pure."""
 
 import math
 import threading
@@ -10,8 +10,8 @@ from serving.control_room.exposition import Samples, name_of
 
 EVERY_MS: Final = 5_000
 POINTS: Final = 1_440
-_MOST: Final = 40  # series: labels come from outside
-# What is drawn as a curve.
+_MAX_SERIES: Final = 40  # a limit, since labels come from outside
+# Metrics drawn as curves.
 FOLLOWED: Final = frozenset(
     f"recsys_{name}"
     for name in (
@@ -23,45 +23,44 @@ Points = list[tuple[int, float]]
 
 
 class Curves:
-    """Told as often as one likes; keeps a point of each series when its time has come. Any thread may ask."""
+    """Ring buffers of points per series. Readable from any thread."""
 
     def __init__(self, every_ms: int = EVERY_MS, points: int = POINTS) -> None:
         self._every_ms, self._points = every_ms, points
-        self._kept: dict[str, deque[tuple[int, float]]] = {}
+        self._series: dict[str, deque[tuple[int, float]]] = {}
         self._due_ms = 0
         self._lock = threading.Lock()
 
-    def tell(self, samples: Samples, now_ms: int) -> Samples:
-        """Returns what was kept: empty where it is too soon."""
+    def observe(self, samples: Samples, now_ms: int) -> Samples:
+        """Adds a point per followed series if one is due; returns the added samples."""
         if now_ms < self._due_ms:
             return {}
         self._due_ms = now_ms + self._every_ms
-        found = {s: v for s, v in samples.items() if name_of(s) in FOLLOWED and math.isfinite(v)}
+        current = {s: v for s, v in samples.items() if name_of(s) in FOLLOWED and math.isfinite(v)}
         with self._lock:
-            self._make_room(found, now_ms)
-            kept = {s: v for s, v in found.items() if s in self._kept}
-            for series, value in kept.items():
-                self._kept[series].append((now_ms, value))
-        return kept
+            self._make_room(current, now_ms)
+            added = {s: v for s, v in current.items() if s in self._series}
+            for series, value in added.items():
+                self._series[series].append((now_ms, value))
+        return added
 
     def all(self, series: Iterable[str] = ()) -> dict[str, Points]:
-        """Every point of these series; of all, without any."""
+        """All points of these series, or of every series."""
         with self._lock:
-            names = [name for name in series or self._kept if name in self._kept]
-            return {name: list(self._kept[name]) for name in names}
+            names = [name for name in series or self._series if name in self._series]
+            return {name: list(self._series[name]) for name in names}
 
-    def _make_room(self, found: Samples, now_ms: int) -> None:
-        """What had no point for as long as points are kept leaves; for a new series also the one that had
-        none for the longest time, as long as it isn't told of now."""
+    def _make_room(self, current: Samples, now_ms: int) -> None:
+        """Drops series without a recent point; for a new series also the longest idle one."""
         since_ms = now_ms - self._every_ms * self._points
-        self._kept = {s: its for s, its in self._kept.items() if its[-1][0] > since_ms}
-        gone = sorted(
-            (s for s in self._kept if s not in found), key=lambda s: -self._kept[s][-1][0]
+        self._series = {s: points for s, points in self._series.items() if points[-1][0] > since_ms}
+        idle = sorted(
+            (s for s in self._series if s not in current), key=lambda s: -self._series[s][-1][0]
         )
-        for series in found:
-            if series in self._kept:
+        for series in current:
+            if series in self._series:
                 continue
-            if len(self._kept) >= _MOST and gone:
-                del self._kept[gone.pop()]
-            if len(self._kept) < _MOST:
-                self._kept[series] = deque(maxlen=self._points)
+            if len(self._series) >= _MAX_SERIES and idle:
+                del self._series[idle.pop()]
+            if len(self._series) < _MAX_SERIES:
+                self._series[series] = deque(maxlen=self._points)

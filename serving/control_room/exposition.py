@@ -1,4 +1,4 @@
-"""Samples as Prometheus names them: ``recsys_part_lag{part="joiner",topic="events"}`` and its value. Pure."""
+"""Samples by Prometheus series: ``recsys_part_lag{part="joiner",topic="events"}`` and its value. Pure."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Final, Protocol
@@ -8,7 +8,7 @@ _LEFT_OUT: Final = ("_bucket", "_created")
 
 
 class Sample(Protocol):
-    """As prometheus_client's families have them."""
+    """A sample of a prometheus_client metric family."""
 
     @property
     def name(self) -> str: ...
@@ -26,35 +26,42 @@ class Family(Protocol):
 
 
 def key(name: str, labels: Mapping[str, str]) -> str:
-    """A series as the exposition format writes it: labels by name, no braces where there are none."""
+    """Formats a series like the exposition format: labels sorted by name, no braces without labels."""
     if not labels:
         return name
-    told = ",".join(f'{label}="{_escaped(value)}"' for label, value in sorted(labels.items()))
-    return f"{name}{{{told}}}"
+    pairs = ",".join(f'{label}="{_escaped(value)}"' for label, value in sorted(labels.items()))
+    return f"{name}{{{pairs}}}"
 
 
-def keyed(families: Iterable[Family]) -> Samples:
-    """What some families say."""
-    return {key(its.name, its.labels): its.value for family in families for its in family.samples}
+def samples_of(families: Iterable[Family]) -> Samples:
+    """Collects the samples of metric families."""
+    return {
+        key(sample.name, sample.labels): sample.value
+        for family in families
+        for sample in family.samples
+    }
 
 
-def read(text: str) -> Samples:
-    """What an exposition text says, as prometheus_client writes it: one sample a line, labels by name, no
-    time behind the value. Buckets of histograms are left out."""
-    found = Samples()
+def parse(text: str) -> Samples:
+    """Parses exposition text from prometheus_client; leaves out histogram buckets.
+
+    Assumes its form: one sample per line, labels by name, no timestamps. The general prometheus_client.parser
+    takes 50 times as long (12 ms instead of 0.25 ms for 800 lines), and this runs once a second.
+    """
+    samples = Samples()
     for line in text.splitlines():
         if line.startswith("#"):
             continue
         series, _, value = line.rpartition(" ")
-        if series and not series.partition("{")[0].endswith(_LEFT_OUT):
-            found[series] = float(value)
-    return found
+        if series and not name_of(series).endswith(_LEFT_OUT):
+            samples[series] = float(value)
+    return samples
 
 
 def label_of(series: str, label: str) -> str:
-    """The value of one label of a series; empty where it has none. For values without quotes in them."""
-    _, there, rest = series.partition(f'{label}="')
-    return rest.partition('"')[0] if there else ""
+    """Value of one label of a series, empty where it has none. For values without quotes."""
+    _, separator, rest = series.partition(f'{label}="')
+    return rest.partition('"')[0] if separator else ""
 
 
 def name_of(series: str) -> str:

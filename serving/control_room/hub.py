@@ -1,4 +1,4 @@
-"""Whoever looks is told the same picture: one is made a second, and none while nobody looks."""
+"""Broadcasts one picture a second to all open pages; makes none while no page is open."""
 
 import asyncio
 import logging
@@ -7,75 +7,75 @@ from collections.abc import AsyncGenerator, Callable
 from contextlib import suppress
 from typing import Final
 
-MOST: Final = 32  # pages at once
+MAX_PAGES: Final = 32
 _LOG: Final = logging.getLogger(__name__)
 
 
 class Full(RuntimeError):
-    """So many look already."""
+    """The maximum number of pages is open."""
 
 
 class Hub:
-    """Belongs to one event loop. ``paint`` runs in a thread; its errors are told, and it is tried again."""
+    """Broadcaster that belongs to one event loop. ``render`` runs in a thread, and is retried after errors."""
 
-    def __init__(self, paint: Callable[[], bytes], every_s: float = 1.0, most: int = MOST) -> None:
-        self._paint, self._every_s, self._most = paint, every_s, most
-        self._news = asyncio.Condition()
-        self._painting: asyncio.Task[None] | None = None
+    def __init__(
+        self, render: Callable[[], bytes], every_s: float = 1.0, max_pages: int = MAX_PAGES
+    ) -> None:
+        self._render, self._every_s, self._max_pages = render, every_s, max_pages
+        self._changed = asyncio.Condition()
+        self._task: asyncio.Task[None] | None = None
         self._latest, self._number, self._closed = b"", 0, False
         self.pages = 0
         self.pictures = 0
 
-    async def watch(self) -> AsyncGenerator[bytes]:
-        """Every picture from now on; one who is slow misses some. Raises Full."""
-        if self.pages >= self._most:
-            raise Full(f"{self.pages} pages look already, and there are {self._most} at most")
+    async def subscribe(self) -> AsyncGenerator[bytes]:
+        """Yields every picture from now on; a slow consumer misses some. Raises Full."""
+        if self.pages >= self._max_pages:
+            raise Full(f"{self.pages} pages are open, expected at most {self._max_pages}: close one")
         self.pages += 1
         try:
-            if self._painting is None:
-                self._painting = asyncio.create_task(self._paint_on())
+            if self._task is None:
+                self._task = asyncio.create_task(self._run())
             seen = self._number
             while not self._closed:
-                async with self._news:
-                    await self._news.wait_for(lambda: self._closed or self._number > seen)  # noqa: B023
+                async with self._changed:
+                    await self._changed.wait_for(lambda: self._closed or self._number > seen)  # noqa: B023
                     seen = self._number
                 if not self._closed:
                     yield self._latest
         finally:
             self.pages -= 1
-            if not self.pages and self._painting is not None:
-                self._painting.cancel()
-                self._painting = None
+            if not self.pages and self._task is not None:
+                self._task.cancel()
+                self._task = None
 
     async def close(self) -> None:
-        """Everybody's stream ends."""
+        """Ends all subscriptions."""
         self._closed = True
-        async with self._news:
-            self._news.notify_all()
+        async with self._changed:
+            self._changed.notify_all()
 
-    async def _paint_on(self) -> None:
+    async def _run(self) -> None:
         due_s = time.monotonic()
         with suppress(asyncio.CancelledError):
             while True:
-                await self._tell(await asyncio.to_thread(self._painted))
+                picture = await asyncio.to_thread(self._render_event)
+                async with self._changed:
+                    self._latest, self._number = picture, self._number + 1
+                    self._changed.notify_all()
                 due_s = max(due_s + self._every_s, time.monotonic())
                 await asyncio.sleep(due_s - time.monotonic())
 
-    async def _tell(self, picture: bytes) -> None:
-        async with self._news:
-            self._latest, self._number = picture, self._number + 1
-            self._news.notify_all()
-
-    def _painted(self) -> bytes:
+    def _render_event(self) -> bytes:
         try:
-            painted = self._paint()
+            data = self._render()
             self.pictures += 1
-            return event("picture", painted)
-        except Exception as error:  # a log that is away, a file that is being replaced
+            return event("picture", data)
+        except Exception as error:  # an unreachable log, a file that is being replaced
             _LOG.exception("no picture")
             return event("trouble", type(error).__name__.encode())
 
 
 def event(name: str, data: bytes) -> bytes:
-    """One server-sent event; ``data`` has no line breaks."""
+    """Encodes a server-sent event; ``data`` has no line breaks."""
     return b"event: " + name.encode() + b"\ndata: " + data + b"\n\n"

@@ -1,7 +1,7 @@
-"""One picture of a system: samples, what their counters do a second, and what isn't a number. Pure.
+"""One picture of a system: its samples, the rates of counters, and panels of other data. Pure.
 
-Every number on the page is one of ``samples``, by its name, or a rate of one of them: so a page can be held
-to a scrape of the same system.
+Every number on the page is one of ``samples``, by its name, or the rate of one: so the page can be compared
+with a scrape of the same system.
 """
 
 import math
@@ -14,24 +14,27 @@ from serving.control_room.curves import Curves
 from serving.control_room.exposition import Samples, label_of, name_of
 from serving.tracing.freshness import Rate
 
-RATED_MS: Final = 10_000  # rates are over so long
-_GAP_MS: Final = 5_000  # without a picture: rates begin anew
-_REPLICA_MS: Final = 60_000  # a replica that no scrape met for so long isn't shown
+RATE_WINDOW_MS: Final = 10_000
+_GAP_MS: Final = 5_000  # without a picture: rates restart
+_REPLICA_MS: Final = 60_000  # a replica without a scrape for this long is dropped
 
 
-class Look(Protocol):
-    """What is asked of a system for one picture; called by one thread at a time."""
+class SystemSource(Protocol):
+    """Data of a system; called by one thread at a time."""
 
     def samples(self) -> Samples:
-        """Of the parts and of the replica that answered."""
+        """Samples of the parts, and of the replica that answered."""
 
     def panels(self) -> Mapping[str, Any]:
-        """What stands beside the numbers: parts, decisions, experiments, dead letters."""
+        """Data other than samples: parts, decisions, experiments, dead letters."""
 
 
 class Picture(msgspec.Struct, frozen=True, kw_only=True):
-    """``asked``: the replica that answered the newest scrape, where replicas have names. ``replicas``: when
-    each was met last. ``points``: what was added to the curves."""
+    """State of the system at one time.
+
+    ``asked``: the replica that answered the newest scrape, where replicas have names. ``replicas``: time of
+    each one's last scrape. ``points``: added to the curves.
+    """
 
     number: int
     time_ms: int
@@ -44,57 +47,61 @@ class Picture(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Rates:
-    """What each counter does a second, over the last ten."""
+    """Rate of each counter per second, over the last ten seconds."""
 
     def __init__(self) -> None:
         self._rates: dict[str, Rate] = {}
-        self._told_ms = 0
+        self._observed_ms = 0
 
-    def tell(self, samples: Samples, now_ms: int) -> dict[str, float]:
-        if now_ms - self._told_ms > _GAP_MS:
+    def observe(self, samples: Samples, now_ms: int) -> dict[str, float]:
+        """Adds the current values; returns the rates."""
+        if now_ms - self._observed_ms > _GAP_MS:
             self._rates.clear()
-        self._told_ms = now_ms
+        self._observed_ms = now_ms
         for series, value in samples.items():
             if name_of(series).endswith(("_total", "_count", "_sum")):
-                self._rates.setdefault(series, Rate(RATED_MS)).tell(value, now_ms)
+                self._rates.setdefault(series, Rate(RATE_WINDOW_MS)).observe(value, now_ms)
         self._rates = {s: rate for s, rate in self._rates.items() if s in samples}
         return {s: round(rate.per_s(), 3) for s, rate in self._rates.items()}
 
 
-class Painter:
-    """Makes pictures of what ``look`` sees. One thread at a time calls it."""
+class PictureBuilder:
+    """Builds pictures of a system; called by one thread at a time."""
 
-    def __init__(self, look: Look, curves: Curves) -> None:
-        self._look, self.curves = look, curves
+    def __init__(self, source: SystemSource, curves: Curves) -> None:
+        self._source, self.curves = source, curves
         self._rates, self._number = Rates(), 0
         self._replicas: dict[str, tuple[int, Samples]] = {}
 
-    def paint(self, now_ms: int) -> Picture:
-        samples = self._look.samples()
-        asked = self._met(samples, now_ms)
-        for _, kept in self._replicas.values():
-            samples = kept | samples
+    def build(self, now_ms: int) -> Picture:
+        """Queries the source and builds the next picture."""
+        samples = self._source.samples()
+        asked = self._record_replica(samples, now_ms)
+        for _, replica_samples in self._replicas.values():
+            samples = replica_samples | samples
         self._number += 1
         return Picture(
             number=self._number, time_ms=now_ms, asked=asked,
             samples={s: v if math.isfinite(v) else None for s, v in samples.items() if not _idle(s, v)},
-            rates=self._rates.tell(samples, now_ms), points=self.curves.tell(samples, now_ms),
-            replicas={name: met_ms for name, (met_ms, _) in sorted(self._replicas.items())},
-            panels=self._look.panels(),
+            rates=self._rates.observe(samples, now_ms), points=self.curves.observe(samples, now_ms),
+            replicas={name: scraped_ms for name, (scraped_ms, _) in sorted(self._replicas.items())},
+            panels=self._source.panels(),
         )  # fmt: skip
 
-    def _met(self, samples: Samples, now_ms: int) -> str:
-        """Keeps what a named replica said: the next scrape may meet another."""
-        its = {s: v for s, v in samples.items() if 'replica="' in s}
-        name = label_of(next(iter(its)), "replica") if its else ""
+    def _record_replica(self, samples: Samples, now_ms: int) -> str:
+        """Stores the samples of a named replica, since the next scrape may reach another; returns the name."""
+        named = {s: v for s, v in samples.items() if 'replica="' in s}
+        name = label_of(next(iter(named)), "replica") if named else ""
         if name:
-            self._replicas[name] = now_ms, its
+            self._replicas[name] = now_ms, named
         self._replicas = {
-            name: kept for name, kept in self._replicas.items() if now_ms - kept[0] <= _REPLICA_MS
+            name: replica
+            for name, replica in self._replicas.items()
+            if now_ms - replica[0] <= _REPLICA_MS
         }
         return name
 
 
 def _idle(series: str, value: float) -> bool:
-    """Whether it says that a part isn't in a state: it is in one of ten, and that one says so."""
+    """Whether a sample is the zero of a part state: the part's actual state has a sample of value 1."""
     return not value and series.startswith("recsys_part_state{")

@@ -1,7 +1,7 @@
-"""The control room over HTTP: the page's files for anyone, everything else for who says the key.
+"""HTTP app of the control room: the page's files are public, everything else needs the key.
 
-The key comes in ``Authorization: Bearer``: the page has it from its address, behind the #, where no server
-and no log sees it.
+The page reads the key from its URL's fragment (after the #), which no server and no log sees, and sends it in
+``Authorization: Bearer``.
 """
 
 import hmac
@@ -34,38 +34,40 @@ _HEADERS: Final = {
     "cross-origin-resource-policy": "same-origin",
     "cache-control": "no-cache",
 }
-_SECRET: Final = _HEADERS | {"cache-control": "no-store"}
+_NO_STORE: Final = _HEADERS | {"cache-control": "no-store"}
 KINDS: Final = ("items", "users")
 Inspect = Callable[[str, str], tuple[int, bytes]]  # kind, id → status, JSON
-_MOST_ID: Final = 256
+_MAX_ID_LENGTH: Final = 256
 
 
 def build_room(hub: Hub, curves: Callable[[], bytes], inspect: Inspect, key: str) -> Starlette:
-    """``curves``: those of the past, as JSON, for a page that begins. Both it and ``inspect`` run in
-    threads. An empty key opens nothing."""
+    """Builds the app. ``curves``: the history as JSON, for a new page. It and ``inspect`` run in threads.
 
-    def known(request: Request) -> bool:
-        said = request.headers.get("authorization", "").removeprefix("Bearer ")
-        return bool(key) and hmac.compare_digest(said.encode(), key.encode())
+    An empty key refuses every request.
+    """
+
+    def has_key(request: Request) -> bool:
+        token = request.headers.get("authorization", "").removeprefix("Bearer ")
+        return bool(key) and hmac.compare_digest(token.encode(), key.encode())
 
     async def stream(request: Request) -> Response:
-        if not known(request):
+        if not has_key(request):
             return _refused()
-        pictures = hub.watch()
+        pictures = hub.subscribe()
         return StreamingResponse(
-            _told(pictures, curves), headers=_SECRET, media_type="text/event-stream"
+            _events(pictures, curves), headers=_NO_STORE, media_type="text/event-stream"
         )
 
     async def inspected(request: Request) -> Response:
-        if not known(request):
+        if not has_key(request):
             return _refused()
         kind, name = request.path_params["kind"], request.path_params["name"]
-        if kind not in KINDS or not 0 < len(name) <= _MOST_ID:
+        if kind not in KINDS or not 0 < len(name) <= _MAX_ID_LENGTH:
             return _problem(
-                404, f"expected one of {', '.join(KINDS)} and 1 to {_MOST_ID} characters"
+                404, f"expected one of {', '.join(KINDS)} and 1 to {_MAX_ID_LENGTH} characters"
             )
         status, body = await run_in_threadpool(inspect, kind, name)
-        return Response(body, status, _SECRET, "application/json")
+        return Response(body, status, _NO_STORE, "application/json")
 
     return Starlette(
         routes=[
@@ -79,7 +81,7 @@ def build_room(hub: Hub, curves: Callable[[], bytes], inspect: Inspect, key: str
     )
 
 
-async def _told(
+async def _events(
     pictures: AsyncGenerator[bytes], curves: Callable[[], bytes]
 ) -> AsyncIterator[bytes]:
     yield event("curves", await run_in_threadpool(curves))
@@ -99,7 +101,7 @@ async def _file(request: Request) -> Response:
     name = request.path_params.get("file", "index.html")
     file = WEB / name
     if file.suffix not in _TYPES or file.parent != WEB or not file.is_file():
-        return _problem(404, "there is no such file")
+        return _problem(404, "file not found")
     return Response(file.read_bytes(), 200, _HEADERS, _TYPES[file.suffix])
 
 
@@ -108,8 +110,8 @@ async def _healthy(_: Request) -> Response:
 
 
 def _refused() -> Response:
-    return _problem(401, "the key is missing or wrong: it stands in state/run/control.key")
+    return _problem(401, "the key is missing or wrong, expected the one in STATE/run/control.key")
 
 
 def _problem(status: int, error: str) -> Response:
-    return JSONResponse({"error": error}, status, _SECRET)
+    return JSONResponse({"error": error}, status, _NO_STORE)

@@ -1,4 +1,4 @@
-"""The API's bodies, checked strictly at the edge, with the examples that stand in /docs."""
+"""Bodies of the API as pydantic models: strict validation, and the schemas and examples of /docs."""
 
 from typing import Annotated, Any
 
@@ -40,24 +40,22 @@ class RecommendIn(_In):
     )
 
     user_id: IdIn
-    n: int = Field(
-        10, ge=1, le=100, description="How many items; fewer come where there are no more."
-    )
-    surface: Text = Field("feed", description="Where the items are shown.")
+    n: int = Field(10, ge=1, le=100, description="Number of items; fewer if there are no more.")
+    surface: Text = Field("feed", description="Place where the items are shown.")
     context: Fields = Field(
-        default_factory=dict, max_length=50, description="What else is known of the request."
+        default_factory=dict, max_length=50, description="Further facts about the request."
     )
     exclude_ids: list[IdIn] = Field(
-        default_factory=list, max_length=1000, description="Items not to return."
+        default_factory=list, max_length=1000, description="Items to exclude."
     )
     candidate_ids: list[IdIn] | None = Field(
-        None, max_length=1000, description="Rank just these. Without: all items are candidates."
+        None, max_length=1000, description="Items to rank; null: all items are candidates."
     )
     explain: bool = Field(False, description="Adds predictions and reasons to the items.")
 
 
 class EventsIn(_In):
-    """Engagements, each checked on its own: one that is wrong doesn't keep back the others."""
+    """Engagements, each checked on its own: a wrong one doesn't hold back the others."""
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"events": [_ENGAGEMENT]}]})
 
@@ -65,11 +63,11 @@ class EventsIn(_In):
 
 
 class ItemIn(_In):
-    """An item to publish or change. A change replaces all its fields."""
+    """Item to publish or change. A change replaces all fields."""
 
     item_id: IdIn
     fields: Fields = Field(default_factory=dict)
-    time_ms: int | None = Field(None, ge=0, description="Now, if left out.")
+    time_ms: int | None = Field(None, ge=0, description="Default: now.")
 
 
 class ItemsIn(_In):
@@ -92,11 +90,11 @@ class ItemsIn(_In):
 
 
 class UserIn(_In):
-    """A user's profile: it replaces what was there."""
+    """Profile of a user. It replaces the profile before."""
 
     user_id: IdIn
     fields: Fields = Field(default_factory=dict)
-    time_ms: int | None = Field(None, ge=0, description="Now, if left out.")
+    time_ms: int | None = Field(None, ge=0, description="Default: now.")
 
 
 class UsersIn(_In):
@@ -109,11 +107,11 @@ class UsersIn(_In):
     users: list[UserIn] = Field(min_length=1, max_length=1000)
 
 
-# --- answers: for /docs; they are encoded without pydantic ---
+# --- responses: schemas for /docs; msgspec encodes them ---
 
 
 class StampOut(BaseModel):
-    """What an answer was made from."""
+    """Versions that an answer was computed from."""
 
     line: str
     epoch: int
@@ -126,7 +124,7 @@ class StampOut(BaseModel):
 
 
 class RecommendedItem(BaseModel):
-    """One item of the list. ``propensity``: the probability of this item at this rank, given those above."""
+    """Item of the list. ``propensity``: probability of this item at this rank, given the items above."""
 
     item_id: str | int
     rank: int
@@ -139,7 +137,7 @@ class RecommendedItem(BaseModel):
 
 
 class RecommendOut(BaseModel):
-    """The list. Send ``request_id`` with what the viewer does. ``degraded``: stages that were skipped."""
+    """List of items. Send ``request_id`` with the viewer's engagements. ``degraded``: skipped stages."""
 
     request_id: str
     items: list[RecommendedItem]
@@ -149,7 +147,7 @@ class RecommendOut(BaseModel):
 
 
 class ErrorOut(BaseModel):
-    """What is wrong: which field, what was there, and what was expected."""
+    """Error in a field: its value, and the expected one."""
 
     field: str
     value: str
@@ -163,7 +161,7 @@ class ResultOut(BaseModel):
 
 
 class EventsOut(BaseModel):
-    """What is accepted is committed to the log."""
+    """Result for each event. Accepted events are committed to the log."""
 
     accepted: int
     duplicates: int
@@ -172,7 +170,7 @@ class EventsOut(BaseModel):
 
 
 class ProblemOut(BaseModel):
-    """Why a request was refused."""
+    """Reason for a refusal."""
 
     error: str
     details: list[ErrorOut] = Field(default_factory=list)
@@ -191,7 +189,7 @@ class RecentOut(BaseModel):
 
 
 class SessionOut(BaseModel):
-    """What is known of a user right now."""
+    """Current session of a user."""
 
     user_id: str | int
     events: int
@@ -208,7 +206,7 @@ class VersionOut(BaseModel):
 
 
 class StatusOut(BaseModel):
-    """How fresh this replica is. ``age_ms``: how long ago the newest example of the newest step closed."""
+    """Freshness of this replica. ``age_ms``: age of the newest example of the newest step."""
 
     version: VersionOut
     age_ms: int | None

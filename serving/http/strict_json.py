@@ -1,9 +1,8 @@
 """Reads request bodies as strict JSON, writes JSON responses, and checks the admin key.
 
-Strict: no NaN, bounded nesting, no integer beyond MessagePack's.
-
-FastAPI would use the standard library, which accepts all of these. Events are the exception: if the whole body
-can't be read, each event is read on its own, and the good ones are kept.
+Strict: no NaN, bounded nesting, no integer beyond MessagePack's; the standard library, which FastAPI uses,
+accepts all of these. Events are the exception: if the whole body can't be read, each event is read on its
+own, and the good ones are kept.
 """
 
 import asyncio
@@ -70,9 +69,7 @@ class StrictRoute(APIRoute):
         return handle_strictly
 
 
-def json_response(
-    value: Any, status: int = 200, headers: dict[str, str] | None = None
-) -> Response:
+def json_response(value: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
     return Response(msgspec.json.encode(value), status, headers, "application/json")
 
 
@@ -87,8 +84,8 @@ def check_admin_key(given: str | None, expected: str, header: str) -> None:
 def read_events(body: bytes) -> list[Any] | None:
     """Events of a body that isn't strict JSON, each read on its own; None if the body is no list of events.
 
-    Cuts the array by brackets and strings, without recursion. NaN, 1e999 and lone surrogates are read, so that
-    the check of each event can name the field; an event that is no JSON at all is returned as text.
+    Cuts the array by brackets and strings, without recursion. NaN, 1e999 and lone surrogates are read, so
+    that the check of each event can name the field; an event that is no JSON at all is returned as text.
     """
     opening = _EVENTS.fullmatch(body)
     if opening is None:

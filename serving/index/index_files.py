@@ -1,7 +1,7 @@
-"""Centroids on disk, by their digest: with them, the vectors and a stamp, a past search can be repeated.
+"""Centroids on disk, by digest: with them, the vectors and a stamp, a past search can be repeated.
 
-A stamp's ``index`` is empty where the search was exact; else it is the digest of the centroids and how many
-lists were looked through: ``3f0c5b9d12e87a64-96``.
+A stamp's ``index`` is empty for an exact search; else it is the digest of the centroids and the number of
+probed lists: ``3f0c5b9d12e87a64-96``.
 """
 
 import os
@@ -20,8 +20,8 @@ _NAME: Final = "centroids"
 _BLOCK: Final = 4096
 
 
-def keep(folder: Path, index: ItemIndex) -> None:
-    """Writes down what the index's name stands for, if that is anything and isn't there."""
+def save_centroids(folder: Path, index: ItemIndex) -> None:
+    """Writes the centroids of an index with lists, unless they are there."""
     if not isinstance(index, IvfIndex):
         return
     centroids = index.lists.centroids
@@ -34,15 +34,15 @@ def keep(folder: Path, index: ItemIndex) -> None:
 
 
 def index_named(folder: Path, name: str, dim: int, room: int = 8) -> ItemIndex:
-    """An empty index that, once it holds the vectors, finds what the one with this name did. Raises
-    ValueError where the centroids aren't there, or aren't those."""
+    """An empty index that, with the same vectors, finds what the one of this name found. Raises ValueError
+    where the centroids are missing or damaged."""
     if not name:
         return FlatIndex(dim)
     digest, _, probes = name.rpartition("-")
     file = _file(folder, digest)
     if not digest.isalnum() or not probes.isdigit() or not file.exists():
-        raise ValueError(f"index {name!r} isn't known: expected its centroids in {file}; they are "
-                         "written by the replica that answered, into its state folder")  # fmt: skip
+        raise ValueError(f"index {name!r} is unknown: expected its centroids in {file}; the replica that "
+                         "answered writes them into its state folder")  # fmt: skip
     centroids = Centroids(load_file(file)[_NAME].astype(np.float32, copy=False))
     if centroids.digest != digest or centroids.dim != dim:
         raise ValueError(f"{file} has digest {centroids.digest} and dimension {centroids.dim}, expected "
@@ -51,15 +51,20 @@ def index_named(folder: Path, name: str, dim: int, room: int = 8) -> ItemIndex:
 
 
 def as_named(folder: Path, name: str, index: ItemIndex, alive: Mask) -> ItemIndex:
-    """An index of this name with the vectors of another, which is given back where it has the name. Raises
-    ValueError as ``index_named`` does. ``alive``: which of the vectors are to be found."""
+    """The index of this name with the vectors of ``index``, which is returned where it has the name. Raises
+    ValueError as ``index_named``. ``alive``: which vectors can be found."""
     if index.name == name:
         return index
-    its = index_named(folder, name, index.dim, len(index))
-    for start in range(0, len(index), _BLOCK):
-        part = np.arange(start, min(len(index), start + _BLOCK))
-        its.set(part, index.vectors[part], alive[part])
-    return its
+    other = index_named(folder, name, index.dim, len(index))
+    fill(other, index, alive)
+    return other
+
+
+def fill(index: ItemIndex, source: ItemIndex, alive: Mask) -> None:
+    """Copies all vectors of another index."""
+    for start in range(0, len(source), _BLOCK):
+        block = np.arange(start, min(len(source), start + _BLOCK))
+        index.set(block, source.vectors[block], alive[block])
 
 
 def _file(folder: Path, digest: str) -> Path:

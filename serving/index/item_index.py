@@ -1,7 +1,7 @@
-"""The item vectors, searched by inner product: what every index does, and the exact one, FAISS flat.
+"""Indexes of item vectors, searched by inner product: the interface, and the exact index, FAISS flat.
 
-A vector's number in the index is its item's index in the catalogue. No index is safe to change while it is
-searched: one thread does both. Which items are gone, or not wanted in this request, bits say.
+A vector's number in the index is its item's index in the catalogue. No index may be changed during a search:
+one thread does both. Bitmaps mark the items that may be returned.
 """
 
 from collections.abc import Sequence
@@ -19,8 +19,8 @@ Mask = NDArray[np.bool_]
 
 
 class ItemIndex(Protocol):
-    """Vectors (n, V) by catalogue index. ``name`` is what a stamp says: with it and the vectors, whoever is
-    asked again finds the same. ``missing``: whether some of the vectors can't be searched here."""
+    """Vectors (n, V) by catalogue index. ``name`` goes into stamps: an index of the same name and vectors has
+    the same hits. ``missing``: whether some of the vectors can't be searched here."""
 
     dim: int
     missing: bool
@@ -38,35 +38,33 @@ class ItemIndex(Protocol):
         """Another of the same name, without vectors."""
 
     def reserve(self, more: int) -> None:
-        """Makes room for so many more vectors, if what is copied for that may be while another searches."""
+        """Makes room for more vectors, if another thread may search meanwhile; does nothing by default."""
+        return None
 
     def set(self, indices: Indices, vectors: Vectors, alive: Mask | None = None) -> None:
-        """Adds or overwrites vectors of distinct numbers; the index grows to hold the largest. Those that
+        """Adds or overwrites vectors of distinct numbers; the index grows to hold the largest. Items that
         aren't ``alive`` keep a vector, and needn't be found."""
-
-    def compact(self) -> None:
-        """All that there is has been set: puts it as a search reads it fastest. None may search meanwhile."""
 
     def search(
         self, query_V: Vectors, k: int, wanted: Bitmap, rough: bool = False
     ) -> tuple[Indices, Vectors]:
-        """The k wanted items with the largest inner product: indices and products, best first. ``rough``:
-        some of them will do, where others are as good, as beside an item."""
+        """The k wanted items with the largest inner products: indices and products, best first. ``rough``:
+        lower recall will do, as for neighbours of an item."""
 
 
-FLAT: Final = "flat"  # in the name of several: one that is exact
-ABSENT: Final = "none"  # one that wasn't searched
+FLAT: Final = "flat"  # in the name of several: an exact index
+ABSENT: Final = "none"  # in the name of several: one that was not searched
 
 
 def sharded_name(names: Sequence[str | None]) -> str:
-    """The name of what several shards searched, by the names of their indexes: ``2:flat+none``. None: a shard
-    that gave no answer."""
-    its = (ABSENT if name is None else name or FLAT for name in names)
-    return f"{len(names)}:{'+'.join(its)}"
+    """Name of the searched indexes of several shards: ``2:flat+none``. None: a shard without an answer."""
+    parts = (ABSENT if name is None else name or FLAT for name in names)
+    return f"{len(names)}:{'+'.join(parts)}"
 
 
-class FlatIndex:
-    """Exact: all vectors are looked through. FAISS flat can be changed in place, between searches."""
+class FlatIndex(ItemIndex):
+    """Exact: compares all vectors. FAISS flat can be changed in place, between searches. It doubles by itself
+    and isn't large, so ``reserve``, which would move the searched vectors, does nothing."""
 
     name = ""
     missing = False
@@ -86,9 +84,6 @@ class FlatIndex:
     def empty(self) -> "FlatIndex":
         return FlatIndex(self.dim)
 
-    def reserve(self, more: int) -> None:
-        """Nothing: FAISS would move what is searched. It doubles by itself, and isn't large."""
-
     def set(self, indices: Indices, vectors: Vectors, alive: Mask | None = None) -> None:
         if not len(indices):
             return
@@ -99,9 +94,6 @@ class FlatIndex:
             self._view = flat.reshape(len(self), self.dim)
         self._view[indices] = vectors
 
-    def compact(self) -> None:
-        """Nothing: all of it is read from front to back."""
-
     def search(
         self, query_V: Vectors, k: int, wanted: Bitmap, rough: bool = False
     ) -> tuple[Indices, Vectors]:
@@ -109,16 +101,17 @@ class FlatIndex:
         if k <= 0:
             return np.empty(0, np.int64), np.empty(0, np.float32)
         selector = faiss.IDSelectorBitmap(wanted.bits)
-        found = self._index.search(
+        products, indices = self._index.search(
             np.ascontiguousarray(query_V[None, :]), k, params=faiss.SearchParameters(sel=selector)
         )
-        indices: Indices = found[1][0]
-        return indices[indices >= 0], found[0][0][indices >= 0]
+        hit = indices[0] >= 0
+        return indices[0][hit], products[0][hit]
 
 
-class NoIndex:
-    """Where so many shards hold the vectors: takes none and finds none."""
+class NoIndex(ItemIndex):
+    """Stands in where shards hold the vectors: stores none and finds none."""
 
+    name = ""
     missing = True
 
     def __init__(self, dim: int, shards: int) -> None:
@@ -134,15 +127,6 @@ class NoIndex:
 
     def empty(self) -> "NoIndex":
         return NoIndex(self.dim, self.shards)
-
-    def reserve(self, more: int) -> None:
-        """Nothing is kept."""
-
-    def set(self, indices: Indices, vectors: Vectors, alive: Mask | None = None) -> None:
-        """Nothing is kept."""
-
-    def compact(self) -> None:
-        """Nothing is kept."""
 
     def search(
         self, query_V: Vectors, k: int, wanted: Bitmap, rough: bool = False

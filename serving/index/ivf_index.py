@@ -1,8 +1,8 @@
-"""The index of a large catalogue: vectors in inverted lists, of which a search looks through the nearest few.
+"""The index of a large catalogue: vectors in inverted lists, of which a search probes the nearest few.
 
-Approximate, and measured (``serving/replica/index_maintenance.py``): how many lists that are is ``probes``. With all of them
-a search is exact. Beside the lists the vectors stand once more by number, where ``similar`` looks them up and
-another index is filled from.
+Approximate, with measured recall (``serving/replica/index_maintenance.py``), which decides ``probes``, the
+number of lists. With all of them a search is exact. The vectors are also stored by number, for ``similar`` and
+for filling another index.
 """
 
 from dataclasses import dataclass
@@ -15,39 +15,43 @@ from recsys.arrays.growable import grown, written_bytes
 from serving.index.inverted_lists import Centroids, Indices, InvertedLists, Vectors
 from serving.index.item_index import Mask
 
-TARGET: Final = 0.97  # of the best 300, on average over the queries; what is promised is 0.95
-# A rough search looks through one list of so many, and a few at least. That holds 0.89 of the best 27 near an
-# item of a million, and 0.87 of 60,000 (half of the lists: 0.98, for four times the time).
+TARGET: Final = 0.97  # recall of the best 300, on average over the queries; 0.95 is promised
+# A rough search probes 1/8 of the lists, and at least a few. Its recall of the 27 items nearest to an item is
+# 0.89 for a million items, and 0.87 for 60,000 (half of the lists: 0.98, for four times the time).
 _ROUGH: Final = 8
 _LEAST: Final = 8
 
 
 @dataclass
-class Measured:
-    """How many lists must be looked through to find each of the best of some queries."""
+class RecallMeasurement:
+    """Number of lists that must be probed to find each of the best items for some queries."""
 
     queries: Vectors
     ranks: list[Indices]
-    recent: bool  # whether they are of requests
+    recent: bool  # whether the queries come from requests
 
     @property
     def done(self) -> bool:
         return len(self.ranks) >= len(self.queries)
 
+    @property
+    def _all_ranks(self) -> Indices:
+        return np.concatenate([np.empty(0, np.int64), *self.ranks])
+
     def probes(self, target: float = TARGET) -> int:
-        """The fewest lists with which ``target`` of them are found."""
-        ranks = np.sort(np.concatenate(self.ranks)) if self.ranks else np.empty(0, np.int64)
+        """The fewest lists with a recall of ``target``."""
+        ranks = np.sort(self._all_ranks)
         if not len(ranks):
             return 1
         return int(ranks[min(len(ranks) - 1, int(np.ceil(target * len(ranks))) - 1)]) + 1
 
     def recall(self, probes: int) -> float:
-        """The share of them that so many lists hold."""
-        ranks = np.concatenate(self.ranks) if self.ranks else np.empty(0, np.int64)
+        """Share of the best items in so many lists."""
+        ranks = self._all_ranks
         return float((ranks < probes).mean()) if len(ranks) else 1.0
 
 
-class Numbered:
+class VectorArray:
     """Vectors (n, V) by number: an array that grows."""
 
     def __init__(self, dim: int, room: int = 8) -> None:
@@ -57,7 +61,7 @@ class Numbered:
         self._rows = grown(self._rows, self._count + more)
 
     def set(self, indices: Indices, vectors: Vectors) -> None:
-        """Zeros stand where nothing was set."""
+        """Sets vectors; numbers in between that were never set are zeros."""
         self._count = max(self._count, int(indices.max()) + 1)
         self._rows = grown(self._rows, self._count)
         self._rows[indices] = vectors
@@ -72,18 +76,18 @@ class Numbered:
 
 
 class IvfIndex:
-    """An ``ItemIndex`` over inverted lists. ``moved`` counts the vectors that were set since it was made, and
-    ``strayed`` those that changed their list."""
+    """An ``ItemIndex`` over inverted lists. ``moved`` counts the vectors set since its creation, ``strayed``
+    those that changed their list."""
 
     missing = False
 
     def __init__(
-        self, centroids: Centroids, probes: int, room: int, numbered: Numbered | None = None
+        self, centroids: Centroids, probes: int, room: int, by_number: VectorArray | None = None
     ) -> None:
-        """``numbered``: of an index whose place this one takes, and which sets the same."""
+        """``by_number``: the vectors of the index that this one will replace; both set the same."""
         self.dim, self.probes = centroids.dim, probes
-        self.lists = InvertedLists(centroids, room)
-        self.numbered = numbered or Numbered(centroids.dim, room)
+        self.lists = InvertedLists(centroids)
+        self.by_number = by_number or VectorArray(centroids.dim, room)
         self.moved = self.strayed = 0
 
     @property
@@ -92,35 +96,31 @@ class IvfIndex:
 
     @property
     def vectors(self) -> Vectors:
-        return self.numbered.rows
+        return self.by_number.rows
 
     @property
     def nbytes(self) -> int:
-        return self.numbered.nbytes + self.lists.nbytes
+        return self.by_number.nbytes + self.lists.nbytes
 
     def __len__(self) -> int:
-        return len(self.numbered.rows)
+        return len(self.by_number.rows)
 
     def empty(self) -> "IvfIndex":
         return IvfIndex(self.lists.centroids, self.probes, len(self))
 
     def reserve(self, more: int) -> None:
-        """By arrays that are copied and then take the place of the old: either will do for a search."""
-        self.numbered.reserve(more)
-        self.lists.reserve(len(self) + more, more)
+        """Copies arrays, which then replace the old ones: a search may use either."""
+        self.by_number.reserve(more)
 
     def set(self, indices: Indices, vectors: Vectors, alive: Mask | None = None) -> None:
         if not len(indices):
             return
-        self.numbered.set(indices, vectors)
+        self.by_number.set(indices, vectors)
         self.moved += len(indices)
         if alive is not None and not alive.all():
-            self.lists.take_out(indices[~alive])
+            self.lists.remove(indices[~alive])
             indices, vectors = indices[alive], vectors[alive]
         self.strayed += self.lists.put(indices, vectors)
-
-    def compact(self) -> None:
-        self.lists.compact()
 
     def search(
         self, query_V: Vectors, k: int, wanted: Bitmap, rough: bool = False
@@ -128,7 +128,7 @@ class IvfIndex:
         return self.probing(query_V, k, wanted, self.probes_for(rough))
 
     def probes_for(self, rough: bool) -> int:
-        """How many lists are looked through."""
+        """Number of lists that a search probes."""
         exact = self.probes >= self.lists.centroids.count
         if exact or not rough:
             return self.probes
@@ -137,22 +137,21 @@ class IvfIndex:
     def probing(
         self, query_V: Vectors, k: int, wanted: Bitmap, probes: int
     ) -> tuple[Indices, Vectors]:
-        """A search through so many lists, or as many more as it takes to find k: a filter may have taken
-        all that is near."""
+        """Searches so many lists, or as many as it takes to find k: filters may remove everything near."""
         k = min(k, wanted.count)
         if k <= 0:
             return np.empty(0, np.int64), np.empty(0, np.float32)
         while True:
-            found = self.lists.search(self.vectors, query_V, k, wanted, probes)
-            if len(found[0]) == k or probes >= self.lists.centroids.count:
-                return found
+            indices, products = self.lists.search(self.vectors, query_V, k, wanted, probes)
+            if len(indices) == k or probes >= self.lists.centroids.count:
+                return indices, products
             probes *= 2
 
     def ranks(self, query_V: Vectors, k: int, wanted: Bitmap) -> Indices:
-        """How near the lists of the k best are, 0 for the nearest: a search through more than so many
-        lists finds that one. Costs a search through all of them."""
+        """Ranks of the lists of the k best items, 0 for the nearest list: a search that probes more lists than
+        an item's rank finds it. Costs a search of all lists."""
         every = self.lists.centroids.count
-        found, _ = self.probing(query_V, k, wanted, every)
+        indices, _ = self.probing(query_V, k, wanted, every)
         places = np.empty(every, np.int64)
         places[self.lists.centroids.nearest(query_V, every)] = np.arange(every)
-        return places[self.lists.list_of(found)]
+        return places[self.lists.list_of(indices)]

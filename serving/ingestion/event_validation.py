@@ -1,6 +1,6 @@
-"""Events from outside become records of the log: checked one by one, repeats dropped, long views derived.
+"""Validates events from clients and turns them into log records: drops repeats, derives long views.
 
-Pure: what is taken is told to ``keep`` once it is committed, so that an event whose append failed isn't taken
+Pure: a batch is passed to ``remember`` once it is committed, so that an event whose append failed isn't taken
 for a repeat when its client sends it again.
 """
 
@@ -28,17 +28,17 @@ from recsys.log.protocol import Append
 ACCEPTED: Final = "accepted"
 DUPLICATE: Final = "duplicate"
 REJECTED: Final = "rejected"
-LOST: Final = "lost"  # of a write-back: the log was away when its time came
-LONG_SHARE: Final = 0.6  # of the item's duration ...
-LONG_MS: Final = 18_000  # ... or so long, whichever is less
+LOST: Final = "lost"  # a write-back whose log was away when it was due
+LONG_SHARE: Final = 0.6  # a view of this share of the item's duration is a long view ...
+LONG_MS: Final = 18_000  # ... or of this time, whichever is less
 _LONG: Final = ":long_view"
 _HOUR_MS: Final = 3_600_000
-_SHOWN: Final = 200  # characters of a refused value
+_SHOWN: Final = 200  # characters of a rejected value
 
 
 @dataclass(frozen=True)
 class Result:
-    """What became of one event: ``error`` is (field, value, expected) where it was rejected."""
+    """Outcome of one event. ``error``: (field, value, expected) of a rejected one."""
 
     index: int
     status: str
@@ -47,7 +47,7 @@ class Result:
 
 @dataclass(frozen=True)
 class ValidatedBatch:
-    """One batch: what to append to ``events``, in order, and a result per event."""
+    """Records to append to ``events``, in order, and a result per event."""
 
     records: tuple[Append, ...]
     engagements: tuple[Engagement, ...]  # of the records, in order
@@ -59,53 +59,55 @@ class ValidatedBatch:
 
 
 class EventValidator:
-    """Takes batches of decoded JSON events. ``duration_ms_of`` knows an item's duration, or None."""
+    """Validates batches of decoded JSON events. ``duration_ms``: duration of an item, if known."""
 
     def __init__(
         self,
         config: Config,
-        duration_ms_of: Callable[[Id], float | None] = lambda item_id: None,
+        duration_ms: Callable[[Id], float | None] = lambda item_id: None,
         window: int = 200_000,
     ) -> None:
         self._partitions = config.log.partitions
         self._retention_ms = config.log.retention_hours * _HOUR_MS
-        self._duration_ms_of = duration_ms_of
+        self._duration_ms = duration_ms
         self._recent = RecentIds(window)
 
-    def take(self, raw_events: Sequence[object], now_ms: int, foreign: bool = False) -> ValidatedBatch:
-        """Reads the events of one batch; never raises for what is in them. ``foreign``: from the client of
-        another recommender, who may tell the past, and needn't know which request it is about."""
+    def validate(
+        self, raw_events: Sequence[object], now_ms: int, foreign: bool = False
+    ) -> ValidatedBatch:
+        """Validates the events of one batch; never raises for their content. ``foreign``: from a client of
+        Gorse or Metarank, which may send old events and needn't name the request."""
         results: list[Result] = []
-        read: list[Engagement] = []
+        accepted: list[Engagement] = []
         ids: dict[str, None] = {}
         for index, raw in enumerate(raw_events):
             try:
                 event = self._parse(raw, now_ms, foreign)
             except Rejected as error:
-                told = (error.field, error.value[:_SHOWN], error.expected)
-                results.append(Result(index, REJECTED, told))
+                reason = (error.field, error.value[:_SHOWN], error.expected)
+                results.append(Result(index, REJECTED, reason))
                 continue
             names = _names(event)
             if any(name in ids or name in self._recent for name in names):
                 results.append(Result(index, DUPLICATE))
                 continue
             ids.update(dict.fromkeys(names))
-            read.append(event)
+            accepted.append(event)
             results.append(Result(index, ACCEPTED))
-        out = self._with_long_views(read, ids)
+        engagements = self._with_long_views(accepted, ids)
         records = tuple(
             Append(
                 partition_of(event.user_id, self._partitions),
                 str(event.user_id).encode(),
                 encode(event),
             )
-            for event in out
+            for event in engagements
         )
-        return ValidatedBatch(records, tuple(out), tuple(results), tuple(ids))
+        return ValidatedBatch(records, tuple(engagements), tuple(results), tuple(ids))
 
-    def keep(self, taken: ValidatedBatch) -> None:
-        """The batch is committed: its events are repeats from now on."""
-        for name in taken.ids:
+    def remember(self, batch: ValidatedBatch) -> None:
+        """Notes a committed batch: its events are repeats from now on."""
+        for name in batch.ids:
             self._recent.add(name)
 
     def _parse(self, raw: object, now_ms: int, foreign: bool) -> Engagement:
@@ -118,29 +120,33 @@ class EventValidator:
         check_storable(event, raw)
         return event
 
-    def _with_long_views(self, read: list[Engagement], ids: dict[str, None]) -> list[Engagement]:
-        """Puts a long_view before each view that was one, unless the client said it itself."""
-        out: list[Engagement] = []
-        for event in read:
+    def _with_long_views(
+        self, accepted: list[Engagement], ids: dict[str, None]
+    ) -> list[Engagement]:
+        """Inserts a long_view before each long view, unless the client sent it itself."""
+        engagements: list[Engagement] = []
+        for event in accepted:
             if event.kind == "view" and self._is_long(event):
                 name = _long_name(event)
                 if name not in ids and name not in self._recent:
                     ids[name] = None
                     long_id = event_id_of(event) + _LONG
-                    out.append(msgspec.structs.replace(event, kind="long_view", event_id=long_id))
-            out.append(event)
-        return out
+                    engagements.append(
+                        msgspec.structs.replace(event, kind="long_view", event_id=long_id)
+                    )
+            engagements.append(event)
+        return engagements
 
     def _is_long(self, view: Engagement) -> bool:
         if view.watch_ms is None:
             return False
-        duration_ms = self._duration_ms_of(view.item_id)
-        enough_ms = LONG_MS if not duration_ms else min(LONG_SHARE * duration_ms, LONG_MS)
-        return view.watch_ms >= enough_ms
+        duration_ms = self._duration_ms(view.item_id)
+        long_ms = LONG_MS if not duration_ms else min(LONG_SHARE * duration_ms, LONG_MS)
+        return view.watch_ms >= long_ms
 
 
 def check_storable(event: Event, raw: object) -> None:
-    """Raises Rejected for an event that is too large, or that MessagePack can't hold."""
+    """Raises Rejected for an event that is too large or that MessagePack can't store."""
     try:
         size = len(msgspec.json.encode(raw))
         encode(event)
@@ -153,13 +159,13 @@ def check_storable(event: Event, raw: object) -> None:
 
 
 def _names(event: Engagement) -> list[str]:
-    """What an event is known by: its id, and a long view also by what it is about."""
+    """Dedupe keys of an event: its id, and for a long view also its subject."""
     names = [dedupe_key(event)]
     return [*names, _long_name(event)] if event.kind == "long_view" else names
 
 
 def _long_name(event: Engagement) -> str:
-    if not event.request_id:  # of another time, perhaps: only the view itself says which
+    if not event.request_id:  # perhaps of another time: only the view itself identifies it
         return dedupe_key(event) + _LONG
     return f"{event.request_id}\x1f{event.item_id}\x1f{event.user_id}{_LONG}"
 

@@ -1,4 +1,4 @@
-"""What comes in: events of viewers, and changes of items and users; acknowledged once they are committed."""
+"""Accepts viewers' events and changes of items and users; acknowledges them once they are committed."""
 
 import asyncio
 import time
@@ -29,11 +29,11 @@ from serving.tracing.swipe_traces import SwipeTraces
 
 COMMIT_WAIT_S: Final = 5.0
 FOLLOW_S: Final = 10.0
-_LOOK_S: Final = 0.004
+_POLL_S: Final = 0.004
 
 
 class Unavailable(RuntimeError):
-    """Not now: try again after ``retry_after_s``."""
+    """Temporary refusal: try again after ``retry_after_s``."""
 
     def __init__(self, reason: str, retry_after_s: int = 1) -> None:
         super().__init__(reason)
@@ -41,7 +41,7 @@ class Unavailable(RuntimeError):
 
 
 class WriteApi:
-    """Appends what comes from outside, in the event loop. All methods raise Unavailable."""
+    """Appends clients' writes to the log, in the event loop. All methods raise Unavailable."""
 
     def __init__(
         self,
@@ -49,67 +49,66 @@ class WriteApi:
         writer: LogWriter,
         sessions: SessionReader,
         freshness: Freshness,
-        duration_ms_of: Callable[[Id], float | None],
+        duration_ms: Callable[[Id], float | None],
         now_ms: Callable[[], int],
         traces: SwipeTraces | None = None,
     ) -> None:
         self._config, self._writer, self._sessions = config, writer, sessions
         self._traces = traces
         self._freshness, self._now_ms = freshness, now_ms
-        self._ingest = EventValidator(config, duration_ms_of)
+        self._validator = EventValidator(config, duration_ms)
         self._following: asyncio.Task[None] | None = None
-        self.items_end = 0  # the offset of ``items`` after the newest that was committed here
+        self.items_end = 0  # offset of ``items`` after the newest committed here
 
     def close(self) -> None:
         if self._following is not None:
             self._following.cancel()
 
-    async def take(self, raw_events: Sequence[object], foreign: bool = False) -> ValidatedBatch:
-        """Takes a batch of events; when it returns, what was accepted is committed. ``foreign``: as in
-        EventValidator. Raises Unavailable."""
+    async def append_events(
+        self, raw_events: Sequence[object], foreign: bool = False
+    ) -> ValidatedBatch:
+        """Validates a batch of events and commits the accepted ones. ``foreign``: as in EventValidator."""
         began_ns = self._traces.now_ns() if self._traces else 0
-        taken = self._ingest.take(raw_events, self._now_ms(), foreign)
-        offsets = await self._commit(EVENTS, taken.records)
-        self._ingest.keep(taken)
+        batch = self._validator.validate(raw_events, self._now_ms(), foreign)
+        offsets = await self._commit(EVENTS, batch.records)
+        self._validator.remember(batch)
         if self._traces:
-            self._traces.engaged(taken.engagements, taken.records, offsets, began_ns)
+            self._traces.engaged(batch.engagements, batch.records, offsets, began_ns)
         now_ms = self._now_ms()
-        for event in taken.engagements:
+        for event in batch.engagements:
             if event.kind == "view":
-                its = event.request_id, event.item_id
-                self._freshness.acknowledged(*its, now_ms, event.time_ms)
-        if taken.engagements and self._following is None:
-            follow = self._follow_to_session(taken.engagements[-1].user_id, offsets[-1])
+                view = event.request_id, event.item_id
+                self._freshness.acknowledged(*view, now_ms, event.time_ms)
+        if batch.engagements and self._following is None:
+            follow = self._follow_to_session(batch.engagements[-1].user_id, offsets[-1])
             self._following = asyncio.create_task(follow)
-        return taken
+        return batch
 
     async def _follow_to_session(self, user_id: Id, offset: int) -> None:
-        """Measures how long one event takes from its acknowledgement to its user's session."""
-        started = time.perf_counter()
+        """Measures the time of one event from its acknowledgement to its user's session."""
+        began_s = time.perf_counter()
         try:
-            while time.perf_counter() - started < FOLLOW_S:
-                await asyncio.sleep(_LOOK_S)
+            while time.perf_counter() - began_s < FOLLOW_S:
+                await asyncio.sleep(_POLL_S)
                 blob = await self._sessions.get(user_id)
-                passed_ms = (time.perf_counter() - started) * 1000
+                passed_ms = (time.perf_counter() - began_s) * 1000
                 if blob is not None and offset_of(blob) > offset:
                     self._freshness.to_session.add(passed_ms)
                     return
         except (StoreUnavailable, msgspec.MsgspecError):
-            pass  # nothing to measure: requests say that they are degraded
+            pass  # nothing to measure: answers list "session" in ``degraded``
         finally:
             self._following = None
 
     async def put_items(self, items: Sequence[Mapping[str, Any]]) -> tuple[Result, ...]:
-        """Publishes or changes items; those that are refused don't keep back the others."""
-        raws = [{"type": "item", "time_ms": self._now_ms()} | dict(item) for item in items]
-        records, results = self._read_upserts(raws)
+        """Publishes or changes items; rejected ones don't hold back the others."""
+        records, results = self._validate("item", items)
         await self._commit_items(records)
         return results
 
     async def put_users(self, users: Sequence[Mapping[str, Any]]) -> tuple[Result, ...]:
-        """Sets users' profiles."""
-        raws = [{"type": "user", "time_ms": self._now_ms()} | dict(user) for user in users]
-        records, results = self._read_upserts(raws)
+        """Sets users' profiles; rejected ones don't hold back the others."""
+        records, results = self._validate("user", users)
         await self._commit(EVENTS, records)
         return results
 
@@ -118,28 +117,29 @@ class WriteApi:
         await self._commit_items([self._record(item)])
 
     async def erase_user(self, user_id: Id) -> None:
-        """Asks everybody to forget a user: a tombstone among the user's events, for who folds them, and an
-        erasure that says where it stands, for what was written before it. docs/how-to/operations.md says who does
-        what, and when."""
+        """Requests the erasure of a user: a tombstone among the user's events, for the folds, and an erasure
+        record with the tombstone's offset, for everything written before. See docs/operations.md."""
         now_ms = self._now_ms()
         tombstone = User(time_ms=now_ms, user_id=user_id, removed=True)
         (offset,) = await self._commit(EVENTS, [self._record(tombstone)])
         erasure = Erasure(user_id=user_id, time_ms=now_ms, offset=offset)
         await self._commit(CONTROL, [Append(0, b"", pack(erasure))])
 
-    def _read_upserts(
-        self, raws: Sequence[Mapping[str, Any]]
+    def _validate(
+        self, kind: str, values: Sequence[Mapping[str, Any]]
     ) -> tuple[list[Append], tuple[Result, ...]]:
-        """What to append, and a result for each."""
+        """Records to append, and a result per item or user."""
         records: list[Append] = []
         results: list[Result] = []
-        for index, raw in enumerate(raws):
+        now_ms = self._now_ms()
+        for index, value in enumerate(values):
+            raw = {"type": kind, "time_ms": now_ms} | dict(value)
             try:
-                event = parse(dict(raw), now_ms=self._now_ms())
+                event = parse(raw, now_ms=now_ms)
                 check_storable(event, raw)
             except Rejected as error:
-                told = (error.field, error.value, error.expected)
-                results.append(Result(index, REJECTED, told))
+                reason = (error.field, error.value, error.expected)
+                results.append(Result(index, REJECTED, reason))
                 continue
             assert isinstance(event, Item | User)
             records.append(self._record(event))
@@ -166,5 +166,5 @@ class WriteApi:
             raise Unavailable(str(error)) from error
         except TimeoutError as error:
             raise Unavailable(
-                f"the log took none of it within {COMMIT_WAIT_S:g} s: send it again, repeats are dropped"
+                f"the log committed nothing within {COMMIT_WAIT_S:g} s: send it again, repeats are dropped"
             ) from error

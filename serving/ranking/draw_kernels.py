@@ -157,7 +157,9 @@ def draw_list(
     placed, count, waiting = np.empty(size, np.int64), 0, 0
     for rank in range(ranks):
         if pinned[rank] >= 0:
-            place(pinned[rank], vectors, diversity, penalty, groups, caps, placed, count, left, closed)
+            place(
+                pinned[rank], vectors, diversity, penalty, groups, caps, placed, count, left, closed
+            )
             count, waiting = count + 1, waiting + 1
     pins, first = pinned.copy(), 0
     for rank in range(min(ranks, size)):

@@ -97,9 +97,7 @@ class PinnedRanks:
         return position
 
 
-def probabilities_along(
-    given: SamplingInput, positions_R: Indices, n: int
-) -> tuple[Floats, bool]:
+def probabilities_along(given: SamplingInput, positions_R: Indices, n: int) -> tuple[Floats, bool]:
     """Probability (R, N) of every candidate at each rank of a list, given the items above it; and whether the
     policy would have gone on, of ``n`` ranks, after the last item of the list."""
     walk, pinned = SlateWalk(given, n), PinnedRanks(given, n)

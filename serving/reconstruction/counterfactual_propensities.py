@@ -1,38 +1,36 @@
-"""What another policy would have drawn, rank by rank, along a list that was served: from the same candidates.
+"""Propensities of another policy along a served list, rank by rank, from the same candidates.
 
-The answer is made again (serving/reconstruction/reconstructed_answer.py), so candidates, predictions and session are those of then.
-Both policies then go along the list as it was served, and at each rank both chances of every candidate are
-known exactly. Pure.
+The answer is reconstructed (serving/reconstruction/reconstructed_answer.py), so candidates, predictions and
+session are those of its time. Both policies then walk along the served list, and at each rank both
+probabilities of every candidate are exact. Pure.
 """
 
-# N candidates, R ranks asked for, L labels
+# N candidates, R requested ranks, L labels
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from experiments.assignment.policy import Policy
-from recsys.events.event_types import Impression
-from recsys.features.session import Session
 from serving.pipeline import Pipeline
-from serving.ranking.pinned_items import fixed
-from serving.ranking.selection import Ballot, Floats, Indices
-from serving.ranking.slate_propensities import chances_along
-from serving.reconstruction.reconstructed_answer import request_of
-from serving.request import Ranked, Request
+from serving.query import Query
+from serving.ranking.selection import Floats, Indices
+from serving.ranking.slate_propensities import probabilities_along
+from serving.request import Answer, Candidates
+from serving.retrieval.filters import pinned_items
 
-NO_CHANCE: Final = 1e-9  # a chance below is none: no log is long enough to have met it
+NO_CHANCE: Final = 1e-9  # a lower probability counts as none: no log is long enough to contain it
 
 
 @dataclass(frozen=True)
-class Judged:
-    """One served list as the target would weigh it (experiments/statistics/off_policy.py says what each part is).
+class CounterfactualList:
+    """One served list as the target policy weighs it (experiments/statistics/off_policy.py defines each part).
 
-    ``said_R`` and ``expected_R`` are of an item that is shown. ``off``: the largest difference between a
-    propensity on the log and the one that was found again, which is 0.
+    ``said_R`` and ``expected_R`` are predicted rewards: of the shown item, and expected under the target.
+    ``off``: largest difference between a logged and a recomputed propensity, 0 where all is well.
     """
 
     ratios_R: Floats
@@ -43,82 +41,66 @@ class Judged:
     off: float
 
 
-def judged(
-    pipeline: Pipeline,
-    impression: Impression,
-    session: Session,
-    ranked: Ranked,
-    logged: Policy,
-    target: Policy,
-    reward: Mapping[str, float],
-) -> Judged:
-    """``pipeline`` stands at the impression's stamp, and ``ranked`` are the candidates of the answer as it
-    was made again there. ``reward``: weights of labels."""
-    request, catalogue = request_of(impression), pipeline.replica.catalogue
-    places = {index: place for place, index in enumerate(ranked.indices)}
-    found = [catalogue.index_of(its.item_id) for its in impression.items]
-    positions_R = np.array([places[index] for index in found if index is not None], np.int64)
-    mine, mine_ends = _chances(pipeline, request, session, ranked, logged, positions_R)
-    theirs, theirs_end = _chances(pipeline, request, session, ranked, target, positions_R)
-    said_N = _said(pipeline, ranked, reward)
-    shown, ranks = np.arange(len(positions_R)), max(request.n, len(positions_R))
-    propensities_R = np.array([its.propensity for its in impression.items])
+def counterfactual(
+    pipeline: Pipeline, query: Query, answer: Answer, target: Policy, reward: Mapping[str, float]
+) -> CounterfactualList:
+    """Weighs a served list. ``query`` and ``answer`` are reconstructed, and equal the log; ``pipeline`` has
+    their stamp. ``reward``: weights of labels."""
+    candidates, impression = answer.candidates, answer.impression
+    assert candidates is not None and candidates.slate is not None
+    positions_R = candidates.slate.positions
+    logged_RN, logged_goes_on = _probabilities(pipeline, query, candidates)
+    target_query = replace(query, policy=target)
+    target_RN, target_goes_on = _probabilities(pipeline, target_query, candidates)
+    reward_N = _predicted_reward(pipeline, candidates, reward)
+    count, ranks = len(positions_R), max(query.request.n, len(positions_R))
+    propensities_R = np.array([item.propensity for item in impression.items])
     ratios_R, said_R, ended_R = np.ones(ranks), np.zeros(ranks), np.zeros(ranks, np.bool_)
     expected_R, unsupported_R = np.zeros(ranks), np.zeros(ranks)
-    count = len(shown)
-    ratios_R[:count], over_R = ratios_along(theirs, positions_R, propensities_R)
+    ratios_R[:count], over_R = propensity_ratios(target_RN, positions_R, propensities_R)
     ended_R[:count] = over_R
-    said_R[:count] = np.where(over_R, 0.0, said_N[positions_R])
-    expected_R[:count] = theirs @ said_N
-    unsupported_R[:count] = np.where(mine < NO_CHANCE, theirs, 0.0).sum(1)
-    if theirs_end and not mine_ends and count < ranks:
-        unsupported_R[count] = (
-            1.0  # the target would have gone on where the log's policy had nothing left
-        )
-    off = float(np.abs(mine[shown, positions_R] - propensities_R).max(initial=0.0))
-    return Judged(ratios_R, said_R, expected_R, unsupported_R, ended_R, off)
+    said_R[:count] = np.where(over_R, 0.0, reward_N[positions_R])
+    expected_R[:count] = target_RN @ reward_N
+    unsupported_R[:count] = np.where(logged_RN < NO_CHANCE, target_RN, 0.0).sum(1)
+    if target_goes_on and not logged_goes_on and count < ranks:
+        unsupported_R[count] = 1.0  # the logging policy had nothing left where the target goes on
+    recomputed_R = logged_RN[np.arange(count), positions_R]
+    off = float(np.abs(recomputed_R - propensities_R).max(initial=0.0))
+    return CounterfactualList(ratios_R, said_R, expected_R, unsupported_R, ended_R, off)
 
 
-def ratios_along(
-    theirs_RN: Floats, positions_R: Indices, propensities_R: Floats
+def propensity_ratios(
+    target_RN: Floats, positions_R: Indices, propensities_R: Floats
 ) -> tuple[Floats, NDArray[np.bool_]]:
-    """The ratio at each rank of a list, of the target's chances along it; and where the target's own list has
-    ended. It does so for sure whatever comes below on the log, so the ratio is 1 there."""
-    ended_R: NDArray[np.bool_] = theirs_RN.sum(1) == 0
-    chances_R = theirs_RN[np.arange(len(positions_R)), positions_R]
-    return np.where(ended_R, 1.0, chances_R / propensities_R), ended_R
+    """Ratio at each rank of the target's probability to the propensity; and the ranks at which the target's
+    own list has ended. It ends there whatever the log shows below, so the ratio is 1."""
+    ended_R: NDArray[np.bool_] = target_RN.sum(1) == 0
+    probabilities_R = target_RN[np.arange(len(positions_R)), positions_R]
+    return np.where(ended_R, 1.0, probabilities_R / propensities_R), ended_R
 
 
 def same_candidates(logged: Policy, target: Policy) -> bool:
-    """Whether the policies look for the same candidates, and fix the same items."""
-    one, other = logged.config, target.config
-    return (one.sources, one.trust_after, one.fixed) == (
-        other.sources,
-        other.trust_after,
-        other.fixed,
-    )
+    """Whether the policies retrieve the same candidates and pin the same items."""
+    settings = [(p.config.sources, p.config.trust_after, p.config.fixed) for p in (logged, target)]
+    return settings[0] == settings[1]
 
 
-def _chances(
-    pipeline: Pipeline,
-    request: Request,
-    session: Session,
-    ranked: Ranked,
-    policy: Policy,
-    positions_R: np.ndarray,
-) -> tuple[Floats, bool]:
-    its, _ = pipeline.under(policy, ranked, session)
-    pinned = fixed(pipeline.replica.catalogue, request, session, policy.config, set(ranked.indices))
-    ballot: Ballot = pipeline.ballot(request, policy, its, pinned)
-    return chances_along(ballot, positions_R, request.n)
+def _probabilities(pipeline: Pipeline, query: Query, candidates: Candidates) -> tuple[Floats, bool]:
+    assert candidates.slate is not None
+    pinned = pinned_items(pipeline.replica.catalogue, query, candidates)
+    adjusted = pipeline.adjusted(query, replace(candidates, pinned=pinned))
+    given = pipeline.sampling_input(query, adjusted)
+    return probabilities_along(given, candidates.slate.positions, query.request.n)
 
 
-def _said(pipeline: Pipeline, ranked: Ranked, reward: Mapping[str, float]) -> Floats:
-    """What the ranker said of each candidate's reward, (N,); 0 where it said nothing."""
-    said_N = np.zeros(len(ranked.indices))
-    if ranked.predictions_NL is None:
-        return said_N
+def _predicted_reward(
+    pipeline: Pipeline, candidates: Candidates, reward: Mapping[str, float]
+) -> Floats:
+    """Predicted reward of each candidate (N,); 0 without a prediction."""
+    reward_N = np.zeros(len(candidates.sources))
+    if candidates.predictions_NL is None:
+        return reward_N
     for column, label in enumerate(pipeline.replica.features.schema.labels):
-        said_N += reward.get(label, 0.0) * ranked.predictions_NL[:, column]
-    out: Floats = np.nan_to_num(said_N)
+        reward_N += reward.get(label, 0.0) * candidates.predictions_NL[:, column]
+    out: Floats = np.nan_to_num(reward_N)
     return out

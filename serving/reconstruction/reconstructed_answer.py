@@ -1,8 +1,8 @@
-"""An answer of the past, made again and compared with what was logged of it, to the last bit. Pure.
+"""Reconstructs a past answer and compares it with its log entry, to the last bit. Pure.
 
-What an answer depends on is the replica at its stamp, the session, the policy, the time, the request id and
-what was asked; the impression names all of them. Whoever can put them together again calls the pipeline as it
-was called then: there is no second way to an answer.
+An answer depends on the replica at its stamp, the session, the policy, the time, the request id and the
+request; the impression names all of them. With these pieces the same pipeline runs again: there is no second
+way to an answer.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -19,9 +19,9 @@ from recsys.features.feature_set import read_block
 from recsys.features.session import Session
 from serving.admission.deadline import RecordedDeadline
 from serving.pipeline import Pipeline
+from serving.query import Query
 from serving.ranking.scoring import probabilities
-from serving.replica.replica import Replica
-from serving.request import SESSION, STALE, Answer, Request, without
+from serving.request import SESSION, STALE, Answer, Request, with_degraded
 from serving.sessions.session_fold import KeysOf, fold_event
 
 _ARRAYS: Final = ("user_keys", "item_keys", "history", "outcomes", "dense")
@@ -29,22 +29,23 @@ _ARRAYS: Final = ("user_keys", "item_keys", "history", "outcomes", "dense")
 
 @dataclass(frozen=True)
 class Difference:
-    """A field that isn't what was logged, by its path: ``items[2].score``."""
+    """A field that differs from the log, by its path: ``items[2].score``."""
 
     field: str
     logged: Any
     again: Any
 
 
-def request_of(impression: Impression) -> Request:
-    """What was asked. Raises ValueError for an impression that doesn't say it."""
+def query_of(impression: Impression, session: Session, policy: Policy) -> Query:
+    """The query that an impression answered, skipping what its deadline skipped. Raises ValueError for an
+    impression without its request."""
     asked = impression.asked
     if asked is None:
         raise ValueError(
-            f"impression {impression.request_id} doesn't say what was asked: it was made before impressions "
-            "did, or elsewhere; only newer ones can be made again"
+            f"impression {impression.request_id} doesn't record its request: it is older than this record, "
+            "or was made elsewhere; only newer ones can be reconstructed"
         )
-    return Request(
+    request = Request(
         user_id=impression.user_id,
         n=asked.n,
         surface=impression.surface,
@@ -52,93 +53,91 @@ def request_of(impression: Impression) -> Request:
         exclude_ids=tuple(asked.exclude_ids),
         candidate_ids=None if asked.candidate_ids is None else tuple(asked.candidate_ids),
         by_score=asked.by_score,
-        explain=True,  # it adds predictions and reasons, and changes nothing else
+        explain=True,  # adds predictions and reasons, and changes nothing else
     )
+    deadline = RecordedDeadline(impression.degraded)
+    return Query(request, session, policy, impression.time_ms, impression.request_id, deadline)
 
 
-def answer_again(
-    pipeline: Pipeline, impression: Impression, session: Session, policy: Policy
-) -> Answer:
-    """The answer, from the same time and request id, without what too little time was left for. Raises
-    ValueError as ``request_of`` does."""
-    request, its = request_of(impression), impression
-    as_served = RecordedDeadline(its.degraded)
-    answer = pipeline.recommend(request, session, policy, its.time_ms, its.request_id, as_served)
+def reconstruct_answer(pipeline: Pipeline, query: Query) -> Answer:
+    """The answer to a query of ``query_of``, with what the service named in ``degraded``."""
+    answer = pipeline.recommend(query)
     for stage in (SESSION, STALE):
-        if stage in its.degraded:
-            answer = without(answer, stage)
+        if query.deadline.skips(stage):
+            answer = with_degraded(answer, stage)
     return answer
 
 
-def unlike(logged: Stamp | None, again: Stamp) -> list[Difference]:
-    """Where the state that was made again isn't that of the stamp."""
+def stamp_differences(logged: Stamp | None, again: Stamp) -> list[Difference]:
+    """Fields in which the reconstructed state differs from the stamp."""
     return _fields("stamp", logged, again, again.__struct_fields__)
 
 
 def differences(logged: Impression, again: Impression) -> list[Difference]:
-    """Every field of the answer that isn't equal to the last bit; empty where all are."""
+    """Fields of the answer that aren't equal to the last bit."""
     again = msgspec.msgpack.decode(msgspec.msgpack.encode(again), type=Impression)
     names = ["time_ms", "request_id", "user_id", "asked", "degraded", "teams"]
-    if logged.shares or not logged.teams:  # lists of before shares were logged have none
+    if logged.shares or not logged.teams:  # older lists have none
         names.append("shares")
-    found = _fields("", logged, again, names)
+    different = _fields("", logged, again, names)
     if logged.stamp is not None and again.stamp is not None:
-        found += unlike(logged.stamp, again.stamp)
+        different += stamp_differences(logged.stamp, again.stamp)
     if len(logged.items) != len(again.items):
-        found.append(Difference("len(items)", len(logged.items), len(again.items)))
-    for rank, (its, our) in enumerate(zip(logged.items, again.items, strict=False)):
-        found += _fields(f"items[{rank}]", its, our, ServedItem.__struct_fields__)
-    return found + _features(logged.features, again.features)
+        different.append(Difference("len(items)", len(logged.items), len(again.items)))
+    for rank, (old, new) in enumerate(zip(logged.items, again.items, strict=False)):
+        different += _fields(f"items[{rank}]", old, new, ServedItem.__struct_fields__)
+    return different + _features(logged.features, again.features)
 
 
 def _fields(of: str, logged: Any, again: Any, names: Sequence[str]) -> list[Difference]:
-    """By what stands on the log: -0.0 isn't 0.0 there, nor 7 the text "7"."""
+    """Compares encoded values: -0.0 isn't 0.0 on the log, nor 7 the text "7"."""
     pairs = [(name, getattr(logged, name, None), getattr(again, name, None)) for name in names]
     return [
-        Difference(f"{of}.{name}" if of else name, its, our)
-        for name, its, our in pairs
-        if _encode(its) != _encode(our)
+        Difference(f"{of}.{name}" if of else name, old, new)
+        for name, old, new in pairs
+        if _encode(old) != _encode(new)
     ]
 
 
 def _features(logged: FeatureBlock | None, again: FeatureBlock | None) -> list[Difference]:
     if logged is None or again is None or logged.feature_set != again.feature_set:
         return _fields("features", logged, again, ("feature_set",))
-    found = []
+    different = []
     for name in _ARRAYS:
-        its, our = getattr(logged, name), getattr(again, name)
-        if its != our:
+        old, new = getattr(logged, name), getattr(again, name)
+        if old != new:
             kind = np.float32 if name in ("outcomes", "dense") else np.int64
-            found.append(_first(f"features.{name}", its, our, kind))
-    return found
+            different.append(_first(f"features.{name}", old, new, kind))
+    return different
 
 
 def _first(field: str, logged: bytes, again: bytes, kind: Any) -> Difference:
-    """The first number of an array that isn't the same."""
+    """The first number of an array that differs."""
     if len(logged) != len(again):
         return Difference(f"len({field})", len(logged), len(again))
-    its, our = np.frombuffer(logged, kind), np.frombuffer(again, kind)
+    old, new = np.frombuffer(logged, kind), np.frombuffer(again, kind)
     bits = np.int32 if kind is np.float32 else np.int64
-    at = int(np.flatnonzero(its.view(bits) != our.view(bits))[0])
-    return Difference(f"{field}[{at}]", its[at].item(), our[at].item())
+    at = int(np.flatnonzero(old.view(bits) != new.view(bits))[0])
+    return Difference(f"{field}[{at}]", old[at].item(), new[at].item())
 
 
-def policy_then(known: Iterable[Policies], user_id: Id, stamp: Stamp) -> Policy:
-    """The policy of the stamp's digest among ``known``, the newest first: with its arms where there is one.
-    Raises ValueError where none has the digest."""
-    same = [p for p in (its.resolve(user_id) for its in known) if p.digest == stamp.policy]
-    if not same:
+def policy_of(known: Iterable[Policies], user_id: Id, stamp: Stamp) -> Policy:
+    """The policy with the stamp's digest among ``known``, the newest first, preferably with its arms. Raises
+    ValueError where none has the digest."""
+    resolved = (policies.resolve(user_id) for policies in known)
+    matching = [policy for policy in resolved if policy.digest == stamp.policy]
+    if not matching:
         raise ValueError(
             f"no known policy has the digest {stamp.policy}: the configuration was another (policy.*), or an "
-            "experiment's revision isn't on the topic control any more"
+            "experiment's revision is no longer on the topic control"
         )
-    return next((policy for policy in same if policy.arms == stamp.arms), same[0])
+    return next((policy for policy in matching if policy.arms == stamp.arms), matching[0])
 
 
-def fold_again(
+def fold_events(
     session: Session, events: Iterable[tuple[int, Event]], keys_at: Callable[[int], KeysOf]
 ) -> Session:
-    """The session after a user's events, given with their offsets, repeats left out. ``keys_at`` gives the
+    """The session after a user's events, given with their offsets and without repeats. ``keys_at`` gives the
     keys that items had when an event of a time was folded."""
     for offset, event in events:
         if isinstance(event, User) and event.removed:
@@ -149,22 +148,22 @@ def fold_again(
     return session
 
 
-def same_scores(
-    replica: Replica, pipeline: Pipeline, impression: Impression, policy: Policy
+def count_reproduced_scores(
+    pipeline: Pipeline, impression: Impression, policy: Policy
 ) -> tuple[int, int]:
-    """How many of the list's scores follow from its logged features and the rows of its version alone, and
-    how many there are: what can still be said where session or counters of then are gone."""
-    block = impression.features
+    """Number of the list's scores that follow from its logged features and the rows of its version alone, and
+    the number of all scores: a weaker check where session or counters are gone."""
+    block, replica = impression.features, pipeline.replica
     if block is None or not impression.items:
         return 0, 0
     features = read_block(block, replica.features)
-    said_RL = probabilities(replica.model, replica.rows, [features])
-    scores = pipeline.score(said_RL, policy)
+    predictions_RL = probabilities(replica.model, replica.rows, [features])
+    scores = pipeline.score(predictions_RL, policy)
     for name, rival in policy.rivals:  # each item has the score of the arm that picked it
         picked = np.array([team == name for team in impression.teams], np.bool_)
-        scores = np.where(picked, pipeline.score(said_RL, rival), scores)
+        scores = np.where(picked, pipeline.score(predictions_RL, rival), scores)
     logged = [item.score for item in impression.items]
-    same = sum(its == float(our) for its, our in zip(logged, scores, strict=True))
+    same = sum(old == float(new) for old, new in zip(logged, scores, strict=True))
     return same, len(logged)
 
 

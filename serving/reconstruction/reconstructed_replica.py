@@ -1,12 +1,13 @@
-"""A replica as it was at a stamp: catalogue, counters and weights, folded again from log and snapshots.
+"""Reconstructs a replica at a stamp: catalogue, counters and weights, folded from log and snapshots.
 
-One replica is kept and goes forward from stamp to stamp; to go back it begins anew. Where log and snapshots
-don't reach, ``Gone`` says which topic, from where on it could be read, and what was needed.
+One replica goes forward from stamp to stamp; to go back it starts anew. Where log and snapshots don't reach,
+``NotReconstructible`` names the topic, the offset from which it could be read, and the offset needed.
 """
 
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -17,29 +18,31 @@ from experiments.promotion.epoch_model import config_at
 from experiments.promotion.lifecycle import Lifecycle
 from parameter_server.publish.deltas import StepDelta
 from parameter_server.storage import snapshots
-from parameter_server.storage.serving_rows import load_rows
+from parameter_server.storage.snapshot_rows import load_rows
 from recsys.config.system_config import Config
 from recsys.events.control_records import Control
 from recsys.events.event_types import Item, Rejected, RequestInputs, Stamp, decode
 from recsys.events.records import CONTROL, DELTAS, ITEM_STATE, ITEMS, ItemState, unpack
-from recsys.features.feature_set import FeatureSet
+from recsys.features.catalogue import Catalogue
+from recsys.features.feature_set import FeatureSet, Keys
 from recsys.log.protocol import Log, LogLost, Record, read_range
 from recsys.process.log_consumer import readable
 from serving.index import index_files
 from serving.pipeline import Pipeline
-from serving.replica.line_reader import LineReader, Loaded
+from serving.replica.item_vectors import ModelVersion
+from serving.replica.line_reader import LineReader, LoadedSnapshot
 from serving.replica.replica import Replica, published_model
 from serving.retrieval.sharded_index import is_sharded, sharded_as_named
 
-_SECOND_MS: Final = 1_000  # of event time: when it is over, the popular are looked for anew
+_SECOND_MS: Final = 1_000  # of event time, after which the most popular items are determined anew
 
 
-class Gone(ValueError):
-    """Something of the past can't be made again; says why, and what would have been needed."""
+class NotReconstructible(ValueError):
+    """A past state or answer can't be reconstructed; names the reason and what would be needed."""
 
 
-class PastReplica:
-    """Goes to stamps, best in the order in which answers were given."""
+class ReconstructedReplica:
+    """Goes to stamps, fastest in the order of the answers."""
 
     def __init__(self, log: Log, config: Config, features: FeatureSet) -> None:
         self._log, self._config, self._features = log, config, features
@@ -50,13 +53,13 @@ class PastReplica:
         self.replica = Replica(self._features, self._config)
         self.pipeline = Pipeline(self.replica)
         self._items = self._states = 0
-        self._states_from: int | None = None  # as the stamp's replica had it; None: nothing is read
-        self._telling: Telling | None = None
+        self._states_from: int | None = None  # as of the stamp's replica; None: nothing is read yet
+        self._coverage: CounterCoverage | None = None
         self._line: LineReader | None = None
         self._steps: deque[StepDelta] = deque()
 
     def at(self, stamp: Stamp, asked: RequestInputs) -> Pipeline:
-        """The pipeline of the replica as it was. Raises Gone."""
+        """The pipeline of the replica at a stamp. Raises NotReconstructible."""
         since = asked.item_state_from
         other = self._states_from not in (None, since)
         behind = max(stamp.item_state_offset, since) < self._states
@@ -86,36 +89,37 @@ class PastReplica:
         self._items = max(self._items, stop)
 
     def _to_states(self, stop: int, since: int) -> None:
-        """Counters are absolute, so who begins in the middle knows them all once all were told again; which
-        items are the most popular is then known from the next look at them on."""
+        """Reads counters. They are absolute, so a reader that starts in the middle is complete once all were
+        written again; the most popular items are then right from their next refresh on."""
         begin = self._log.begin(ITEM_STATE, 0)
         if self._states_from is None:
             self._states_from = self.replica.item_state_from = since
             self._states = max(since, begin)
-            self._telling = Telling() if since < begin else None
+            self._coverage = CounterCoverage() if since < begin else None
         for record in records(self._log, ITEM_STATE, 0, self._states, stop):
             try:
                 state = unpack(record.value, ItemState)
             except msgspec.MsgspecError:
                 continue
             self.replica.apply_item_state(state, record.offset + 1)
-            if self._telling is not None:
-                self._telling.read(state)
+            if self._coverage is not None:
+                self._coverage.read(state)
         self._states = max(self._states, stop)
-        if stop > since and self._telling is not None and not self._telling.settled:
-            raise Gone(
-                f"{ITEM_STATE} begins at offset {begin} and was read from {since} to {stop}: the counters of "
-                "then aren't whole, as they weren't all told again in between"
+        if stop > since and self._coverage is not None and not self._coverage.settled:
+            raise NotReconstructible(
+                f"{ITEM_STATE} begins at offset {begin} and was read from {since} to {stop}: the counters are "
+                "incomplete, since they were not all written again in between"
             )
 
     # --- weights ---
 
     def weights_at(self, stamp: Stamp) -> None:
-        """Rows, dense parameters and vectors of the stamp's version; raises Gone."""
-        its = self.replica
-        if its.version == (stamp.line, stamp.epoch, stamp.step):
+        """Goes to the rows, dense parameters and vectors of the stamp's version. Raises NotReconstructible."""
+        replica = self.replica
+        if replica.version == (stamp.line, stamp.epoch, stamp.step):
             return
-        ahead = (its.line, its.epoch) == (stamp.line, stamp.epoch) and its.step < stamp.step
+        same_epoch = (replica.line, replica.epoch) == (stamp.line, stamp.epoch)
+        ahead = same_epoch and replica.step < stamp.step
         if self._line is not None and ahead and self._forward(self._line, stamp.step):
             return
         loaded = self._newest(stamp)
@@ -124,38 +128,37 @@ class PastReplica:
         config = self._config_of(stamp)
         if dense is None:
             dense = published_model(self._features, config).read_dense()
-        version = {"epoch": stamp.epoch, "step": loaded.step}
-        its.take(its.prepare(rows, dense, line=stamp.line, **version, model=config.model))
+        version = ModelVersion(stamp.line, stamp.epoch, loaded.step)
+        replica.install(replica.prepare(rows, dense, version, config.model))
         self._steps.clear()
         self._line = LineReader(self._log, self._folder)
         self._line.start_after(loaded)
         if not self._forward(self._line, stamp.step):
-            raise Gone(self._missing(self._line, stamp, loaded))
+            raise NotReconstructible(self._missing(self._line, stamp, loaded))
 
     def _config_of(self, stamp: Stamp) -> Config:
-        """With the model that the stamp's line had in its epoch."""
+        """The configuration with the model of the stamp's line and epoch."""
         lifecycle = Lifecycle()
-        for said in readable(self._log, CONTROL, Control):
-            lifecycle.fold(said)
+        for record in readable(self._log, CONTROL, Control):
+            lifecycle.fold(record)
         return config_at(self._config, lifecycle, stamp.line, stamp.epoch)
 
     def _index_of(self, stamp: Stamp) -> None:
-        """The index that was searched, or those of several shards: of the same vectors, by the centroids that
-        were written down."""
-        its, folder = self.replica, Path(self._config.state) / index_files.FOLDER
-        alive = its.catalogue.alive
+        """Replaces the index by the one that was searched, or those of several shards: with the same vectors
+        and the stored centroids."""
+        replica, folder = self.replica, Path(self._config.state) / index_files.FOLDER
+        catalogue, name = replica.catalogue, stamp.index
         try:
-            if is_sharded(stamp.index):
-                its.index = sharded_as_named(
-                    folder, stamp.index, its.index, lambda: its.catalogue.keys[:, 0], alive
-                )
+            if is_sharded(name):
+                keys = partial(_item_keys, catalogue)
+                replica.index = sharded_as_named(folder, name, replica.index, keys, catalogue.alive)
             else:
-                its.index = index_files.as_named(folder, stamp.index, its.index, alive)
+                replica.index = index_files.as_named(folder, name, replica.index, catalogue.alive)
         except ValueError as error:
-            raise Gone(str(error)) from error
+            raise NotReconstructible(str(error)) from error
 
-    def _newest(self, stamp: Stamp) -> Loaded:
-        """The newest usable snapshot that isn't after the stamp; the line's beginning without one."""
+    def _newest(self, stamp: Stamp) -> LoadedSnapshot:
+        """The newest usable snapshot up to the stamp; without one, the line's beginning."""
         line, epoch = stamp.line, stamp.epoch
         for step in reversed(snapshots.complete_steps(self._folder, line, epoch)):
             if step <= stamp.step:
@@ -163,11 +166,11 @@ class PastReplica:
                     rows = load_rows(self._folder, line, epoch, step)
                 except snapshots.NoSnapshot:  # damaged: an older one may do
                     continue
-                return Loaded(line, epoch, step, rows)
-        return Loaded(line, epoch, 0, None)
+                return LoadedSnapshot(line, epoch, step, rows)
+        return LoadedSnapshot(line, epoch, 0, None)
 
     def _forward(self, line: LineReader, step: int) -> bool:
-        """Applies deltas up to a step; False where they don't lead there."""
+        """Applies deltas up to a step; False where they don't reach it."""
         while self.replica.step < step:
             if not self._steps:
                 before = line.offset
@@ -181,19 +184,24 @@ class PastReplica:
                 return False
         return True
 
-    def _missing(self, line: LineReader, stamp: Stamp, loaded: Loaded) -> str:
+    def _missing(self, line: LineReader, stamp: Stamp, loaded: LoadedSnapshot) -> str:
         begin, end = self._log.begin(DELTAS, 0), self._log.end(DELTAS, 0)
         start = f"the snapshot of step {loaded.step}" if loaded.rows else "no snapshot before it"
-        why = line.gap.reason if line.gap else f"the deltas lead to step {self.replica.step} only"
+        why = line.gap.reason if line.gap else f"the deltas only reach step {self.replica.step}"
         return (
             f"the weights of {stamp.line} {stamp.epoch}/{stamp.step} are gone: there is {start}, {DELTAS} "
             f"holds offsets {begin} to {end}, and {why}"
         )
 
 
-class Telling:
-    """Whether counters that were read from the middle of ``item_state`` on are those of who has read it from
-    elsewhere: all were told again (its parts in a row), and a second of event time began after that."""
+def _item_keys(catalogue: Catalogue) -> Keys:
+    keys: Keys = catalogue.keys[:, 0]
+    return keys
+
+
+class CounterCoverage:
+    """Whether counters that were read from the middle of ``item_state`` on equal those of a reader from an
+    earlier offset: all parts were written again in a row, and a second of event time began after that."""
 
     def __init__(self) -> None:
         self.settled = False
@@ -201,12 +209,12 @@ class Telling:
         self._newest_ms = -1
 
     def read(self, state: ItemState) -> None:
-        told = 0 < self._parts == self._next
+        complete = 0 < self._parts == self._next
         newest_ms = int(np.frombuffer(state.last_ms, np.int64).max(initial=-1))
         later = newest_ms // _SECOND_MS > self._newest_ms // _SECOND_MS
-        self.settled = self.settled or (told and later)
+        self.settled = self.settled or (complete and later)
         self._newest_ms = max(self._newest_ms, newest_ms)
-        if told:
+        if complete:
             return
         if state.parts and state.part == 0:
             self._parts, self._next = state.parts, 1
@@ -217,14 +225,14 @@ class Telling:
 
 
 def records(log: Log, topic: str, partition: int, start: int, stop: int) -> Iterator[Record]:
-    """The records of [start, stop), in order. Raises Gone where the log doesn't reach there."""
+    """Records of [start, stop), in order. Raises NotReconstructible where the log doesn't reach there."""
     end = log.end(topic, partition)
     if end < stop:
-        raise Gone(
-            f"{topic}/{partition} ends at offset {end}, and {stop} was read: the log lost records, or is "
+        raise NotReconstructible(
+            f"{topic}/{partition} ends at offset {end}, but was read up to {stop}: the log lost records, or is "
             "another one"
         )
     try:
         yield from read_range(log, topic, partition, start, stop)
     except LogLost as error:
-        raise Gone(str(error)) from error
+        raise NotReconstructible(str(error)) from error

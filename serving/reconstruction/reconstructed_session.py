@@ -1,8 +1,8 @@
-"""A user's session as it was at an offset, folded again; the impression of a request; the policies known.
+"""Reconstructs a user's session at an offset; finds the impression of a request, and the known policies.
 
-The part that folds sessions reads the catalogue as it goes, and no record says how far it had come at each
-event. It matters only for items whose fields were changed: their versions are tried, those of the event's
-time, of a little before or after it, and the newest; the digest in the impression says which is right.
+The part that folds sessions reads the catalogue meanwhile, and no record says how far it had read at each
+event. This matters only for items whose fields changed: their versions of the event's time, of some moments
+before or after it, and the newest are tried; the digest in the impression decides.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -21,21 +21,20 @@ from recsys.features.catalogue import Catalogue
 from recsys.features.feature_set import FeatureSet, Keys
 from recsys.features.session import Session
 from recsys.log.protocol import Log, Record
-from serving.reconstruction.reconstructed_answer import fold_again
-from serving.reconstruction.reconstructed_replica import Gone, records
+from serving.reconstruction.reconstructed_answer import fold_events
+from serving.reconstruction.reconstructed_replica import NotReconstructible, records
 from serving.request import SESSION
 from serving.sessions.session_fold import KeysOf
 
 _READ: Final = 1_000
-# From an event's time to when it was folded: clocks differ, and the fold may be behind.
+# Delays from an event's time to its fold: clocks differ, and the fold may be behind.
 _SHIFTS_MS: Final = (0, -1, 100, 1_000, -100, -1_000, 5_000, -5_000, 60_000, -60_000)
-Older = Callable[
-    [int, bytes, int], Iterable[Record]
-]  # (partition, key, before): archived, in order
+# (partition, key, before): archived records, in order
+Older = Callable[[int, bytes, int], Iterable[Record]]
 
 
-class Version(NamedTuple):
-    """An item's fields from a place of ``items`` on, as keys (I,)."""
+class ItemVersion(NamedTuple):
+    """An item's fields from an offset of ``items`` on, as keys (I,)."""
 
     offset: int
     time_ms: int
@@ -43,28 +42,28 @@ class Version(NamedTuple):
 
 
 class ItemVersions:
-    """Every version of the items of a log: those that never changed cost no more than a catalogue."""
+    """All versions of the items of a log. Items that never changed cost no more than a catalogue."""
 
     def __init__(self, log: Log, features: FeatureSet) -> None:
         self._log, self._features = log, features
         self._catalogue = Catalogue(features)
         self._first: list[tuple[int, int]] = []  # offset and time, by index in the catalogue
-        self._changed: dict[str, list[Version]] = {}
-        self._at = log.begin(ITEMS, 0)
+        self._changed: dict[str, list[ItemVersion]] = {}
+        self._offset = log.begin(ITEMS, 0)
 
     def read(self) -> None:
         """Reads on to the end of the log."""
         end = self._log.end(ITEMS, 0)
-        for record in records(self._log, ITEMS, 0, self._at, end):
+        for record in records(self._log, ITEMS, 0, self._offset, end):
             try:
                 event = decode(record.value)
             except Rejected:
                 continue
             if isinstance(event, Item):
-                self._take(event, record.offset)
-        self._at = end
+                self._apply(event, record.offset)
+        self._offset = end
 
-    def _take(self, item: Item, offset: int) -> None:
+    def _apply(self, item: Item, offset: int) -> None:
         index, name = self._catalogue.index_of(item.item_id), str(item.item_id)
         before = None if index is None else self._catalogue.keys[index].copy()
         index = self._catalogue.apply(item)
@@ -72,25 +71,26 @@ class ItemVersions:
         if before is None:
             self._first.append((offset, item.time_ms))
         elif (before != keys).any():
-            there = self._changed.setdefault(name, [Version(*self._first[index], before)])
-            there.append(Version(offset, item.time_ms, keys.copy()))
+            first = ItemVersion(*self._first[index], before)
+            versions = self._changed.setdefault(name, [first])
+            versions.append(ItemVersion(offset, item.time_ms, keys.copy()))
 
     def changed(self, item_ids: Iterable[Id]) -> list[str]:
-        """Those of the items that have had several versions."""
+        """The items that have had several versions."""
         return sorted({str(item_id) for item_id in item_ids} & self._changed.keys())
 
     def by_time(self, time_ms: int) -> KeysOf:
-        """Keys as they were published by a time; the first where all are newer."""
-        return lambda item_id: self._keys(item_id, lambda its: its.time_ms <= time_ms)
+        """Keys as published by a time; the first where all are newer."""
+        return lambda item_id: self._keys(item_id, lambda version: version.time_ms <= time_ms)
 
     def before(self, offset: int) -> KeysOf:
-        """Keys as they were at an offset of ``items``."""
-        return lambda item_id: self._keys(item_id, lambda its: its.offset < offset)
+        """Keys at an offset of ``items``."""
+        return lambda item_id: self._keys(item_id, lambda version: version.offset < offset)
 
-    def _keys(self, item_id: Id, holds: Callable[[Version], bool]) -> Keys:
+    def _keys(self, item_id: Id, holds: Callable[[ItemVersion], bool]) -> Keys:
         versions = self._changed.get(str(item_id))
         if versions is not None:
-            return next((its.keys for its in reversed(versions) if holds(its)), versions[0].keys)
+            return next((v.keys for v in reversed(versions) if holds(v)), versions[0].keys)
         index = self._catalogue.index_of(item_id)
         if index is None:
             return self._features.item_keys(item_id, {})
@@ -98,8 +98,8 @@ class ItemVersions:
         return keys
 
 
-class PastSessions:
-    """Sessions of the past. ``older`` gives archived records, for what the log has no more."""
+class ReconstructedSessions:
+    """Reconstructs sessions. ``older`` gives archived records that the log no longer has."""
 
     def __init__(
         self,
@@ -112,48 +112,51 @@ class PastSessions:
         self._items = ItemVersions(log, features)
 
     def of(self, impression: Impression) -> Session:
-        """The session that an answer was made from. Raises Gone."""
+        """The session of an answer. Raises NotReconstructible."""
         stamp, asked, seen = impression.stamp, impression.asked, self._config.sessions.seen
         assert stamp is not None and asked is not None
         if SESSION in impression.degraded or not stamp.session_offset:
             return Session(impression.user_id, self._features, seen)
         events = self._events_of(impression.user_id, stamp.session_offset)
         self._items.read()
-        for keys_at in self._ways(events, stamp.catalogue_offset):
+        for keys_at in self._item_keys(events, stamp.catalogue_offset):
             session = Session(_user_of(events[0][1]), self._features, seen)
-            blob = fold_again(session, events, keys_at).pack()
+            blob = fold_events(session, events, keys_at).pack()
             if not asked.session or digest_of(blob) == asked.session:
                 return Session.unpack(blob, self._features, seen)
-        raise Gone(self._why(impression.user_id, stamp.session_offset, events))
+        raise NotReconstructible(self._why(impression.user_id, stamp.session_offset, events))
 
     def before(self, impression: Impression, offset: int) -> Session:
-        """The session of all events before an impression's offset: of one that names no state."""
+        """The session of all events before an offset, for an impression that names no state."""
         events = self._events_of(impression.user_id, offset)
         self._items.read()
         session = Session(impression.user_id, self._features, self._config.sessions.seen)
-        return fold_again(session, events, self._items.by_time)
+        return fold_events(session, events, self._items.by_time)
 
-    def _ways(
+    def _item_keys(
         self, events: Sequence[tuple[int, Event]], offset: int
     ) -> Iterator[Callable[[int], KeysOf]]:
-        """How the keys of items may have been known, the likeliest first; one is enough where no item that
-        the session met was changed."""
-        met = [getattr(event, "item_id", None) for _, event in events]
-        several = bool(self._items.changed(its for its in met if its is not None))
+        """Keys that items may have had at each event, the likeliest first; one choice is enough where no item
+        of the session changed."""
+        several = bool(self._changed_items(events))
         for shift_ms in _SHIFTS_MS if several else _SHIFTS_MS[:1] if events else ():
             yield lambda time_ms, by_ms=shift_ms: self._items.by_time(time_ms + by_ms)  # type: ignore[misc]
         if several:
             yield lambda _: self._items.before(offset)
 
+    def _changed_items(self, events: Sequence[tuple[int, Event]]) -> list[str]:
+        item_ids = [getattr(event, "item_id", None) for _, event in events]
+        return self._items.changed(item_id for item_id in item_ids if item_id is not None)
+
     def _events_of(self, user_id: Id, stop: int) -> list[tuple[int, Event]]:
         """The user's events before an offset, each once."""
         partition, key = self._place(user_id)
         begin = self._log.begin(EVENTS, partition)
-        found = list(self._older(partition, key, min(begin, stop)))
+        user_records = list(self._older(partition, key, min(begin, stop)))
         for offset in self._log.keyed(EVENTS, partition, [key], stop):
-            found += self._log.read(EVENTS, partition, offset, 1)
+            user_records += self._log.read(EVENTS, partition, offset, 1)
         events: dict[str, tuple[int, Event]] = {}
-        for record in found:
+        for record in user_records:
             try:
                 event = decode(record.value)
             except Rejected:
@@ -168,16 +171,15 @@ class PastSessions:
     def _why(self, user_id: Id, stop: int, events: Sequence[tuple[int, Event]]) -> str:
         partition, _ = self._place(user_id)
         begin = self._log.begin(EVENTS, partition)
-        met = [str(its) for _, event in events if (its := getattr(event, "item_id", None))]
-        changed = self._items.changed(met)
-        said = (
-            f"{EVENTS}/{partition} begins at offset {begin}, and older events of theirs may be missing"
+        changed = self._changed_items(events)
+        why = (
+            f"{EVENTS}/{partition} begins at offset {begin}, and older events of the user may be missing"
             if begin
-            else "a repeat of an event may have been counted then and not now, or the other way round"
+            else "a repeated event may have been counted then and not now, or the other way round"
         )
         if changed:
-            said += f"; and the fields of items that it met were changed: {', '.join(changed[:5])}"
-        return f"the session of {user_id} at offset {stop} can't be folded again as it was: {said}"
+            why += f"; and the fields of items in it were changed: {', '.join(changed[:5])}"
+        return f"the session of {user_id} at offset {stop} can't be reconstructed: {why}"
 
 
 def _user_of(event: Event) -> Id:
@@ -188,11 +190,11 @@ def _user_of(event: Event) -> Id:
 def find_impression(
     log: Log, request_id: str, user_id: Id | None = None
 ) -> tuple[int, int, Impression] | None:
-    """Partition, offset and impression of a request, the newest records first; all partitions are looked
-    through where the user isn't given."""
-    partitions = log.partitions(EVENTS)
-    where = range(partitions) if user_id is None else [partition_of(user_id, partitions)]
-    for partition in where:
+    """Partition, offset and impression of a request, searched from the newest records on; in all partitions
+    where the user isn't given."""
+    count = log.partitions(EVENTS)
+    partitions = range(count) if user_id is None else [partition_of(user_id, count)]
+    for partition in partitions:
         begin, stop = log.begin(EVENTS, partition), log.end(EVENTS, partition)
         while stop > begin:
             start = max(begin, stop - _READ)
@@ -205,7 +207,7 @@ def find_impression(
 
 
 def impression_of(value: bytes, request_id: str) -> Impression | None:
-    """The impression of a request, where a record is that."""
+    """The record's impression, if it is that of the request."""
     if request_id.encode() not in value:  # decoding takes far longer
         return None
     try:
@@ -216,15 +218,15 @@ def impression_of(value: bytes, request_id: str) -> Impression | None:
 
 
 def known_policies(log: Log, config: Config, labels: Sequence[str]) -> Iterator[Policies]:
-    """The policies of every revision of the experiments on the log, the newest first; at last those without
-    any. Their base is the configuration of today."""
-    found = []
+    """Policies of every revision of the experiments on the log, the newest first, and at last without any.
+    Their base is the current configuration."""
+    policies = []
     for record in records(log, CONTROL, 0, log.begin(CONTROL, 0), log.end(CONTROL, 0)):
         try:
-            said: Control = unpack(record.value, Control)  # type: ignore[arg-type]
-            if isinstance(said, Experiments):
-                found.append(Policies(config.policy, running(said, config.policy, labels)))
-        except (msgspec.MsgspecError, ValueError):  # a replica passes over it, too
+            decoded: Control = unpack(record.value, Control)  # type: ignore[arg-type]
+            if isinstance(decoded, Experiments):
+                policies.append(Policies(config.policy, running(decoded, config.policy, labels)))
+        except (msgspec.MsgspecError, ValueError):  # a replica ignores it, too
             continue
-    yield from reversed(found)
+    yield from reversed(policies)
     yield Policies(config.policy)

@@ -1,4 +1,4 @@
-"""Which items share an author or a tag: indices by group key."""
+"""Items by author and tag: indices by group key."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -10,8 +10,8 @@ Indices = NDArray[np.int64]
 
 
 @dataclass
-class _Column:
-    """The members of one group as an array with room behind, so that one more costs no copy of the rest."""
+class _Members:
+    """Members of one group as an array with spare room, so that adding one doesn't copy the rest."""
 
     room: Indices
     count: int
@@ -28,38 +28,38 @@ class _Column:
         self.count -= 1
 
 
-class Inverted:
-    """Item indices by group key, each a set that reads as an array. ``moves``: how often one moved."""
+class GroupIndex:
+    """Item indices by group key, each a set that reads as an array. ``moves`` counts calls of ``move``."""
 
     def __init__(self) -> None:
         self.moves = 0
         self._items: dict[int, dict[int, None]] = {}
-        self._columns: dict[int, _Column] = {}  # of the groups that were asked for
+        self._arrays: dict[int, _Members] = {}  # of the groups that were read
 
     def move(self, index: int, old: Iterable[int], new: Iterable[int]) -> None:
-        """An item left some groups and entered others."""
+        """Moves an item from its old to its new groups."""
         self.moves += 1
         for key in old:
-            members, column = self._items.get(key, {}), self._columns.get(key)
-            if column is not None and index in members:
-                column.remove(index)
+            members, array = self._items.get(key, {}), self._arrays.get(key)
+            if array is not None and index in members:
+                array.remove(index)
             members.pop(index, None)
             if not members:
                 self._items.pop(key, None)
-                self._columns.pop(key, None)
+                self._arrays.pop(key, None)
         for key in new:
-            members, column = self._items.setdefault(key, {}), self._columns.get(key)
-            if column is not None and index not in members:
-                column.append(index)
+            members, array = self._items.setdefault(key, {}), self._arrays.get(key)
+            if array is not None and index not in members:
+                array.append(index)
             members[index] = None
 
-    def of(self, key: int) -> Indices:
-        """The items of a group, in the order in which they entered; none of a group never met. A view, valid
-        until the next move."""
-        column = self._columns.get(key)
-        if column is None:
+    def members(self, key: int) -> Indices:
+        """Items of a group in the order in which they joined; empty for an unknown group. A view, valid until
+        the next move."""
+        array = self._arrays.get(key)
+        if array is None:
             members = self._items.get(key, {})
-            column = _Column(np.fromiter(members, np.int64, len(members)), len(members))
+            array = _Members(np.fromiter(members, np.int64, len(members)), len(members))
             if members:
-                self._columns[key] = column
-        return column.room[: column.count]
+                self._arrays[key] = array
+        return array.room[: array.count]

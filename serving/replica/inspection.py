@@ -1,4 +1,4 @@
-"""What a replica knows of one item, or of one user, for a person who looks. Pure reads of its state."""
+"""State of one item or one user in a replica, for inspection by a person. Read-only."""
 
 from typing import Any, Final
 
@@ -19,13 +19,14 @@ _MET: Final = 12
 
 
 def item(replica: Replica, item_id: Id, now_ms: int) -> dict[str, Any] | None:
-    """None where it was never published. ``vector.moved_at``: the step that moved it last; 0: none has since
-    the snapshot that the replica began with. ``near`` is None where shards of retrieval have the index."""
+    """State of an item; None for an unknown one. ``vector.moved_at``: the last step that moved it, 0 for none
+    since the replica's snapshot. ``near`` is None where retrieval shards hold the index."""
     index = replica.catalogue.index_of(item_id)
     if index is None:
         return None
     key = replica.catalogue.keys[index, :1].copy()
     vector_V = replica.vectors_of(np.array([index], np.int64))[0]
+    norm = float(np.linalg.norm(vector_V))
     moved = int(replica.moved_at[index]) if index < len(replica.moved_at) else 0
     return {
         "item_id": replica.catalogue.ids[index],
@@ -34,24 +35,17 @@ def item(replica: Replica, item_id: Id, now_ms: int) -> dict[str, Any] | None:
         "counters": _counters(replica, replica.counters.read(key, now_ms)[0]),
         "popularity": float(replica.popularity.values[index]),
         "shown": float(replica.popularity.shown[index]),
-        "vector": {
-            "norm": float(np.linalg.norm(vector_V)),
-            "moved_at": moved,
-            "dim": len(vector_V),
-        },
+        "vector": {"norm": norm, "moved_at": moved, "dim": len(vector_V)},
         "near": _near(replica, index, vector_V) if replica.indexed else None,
-        "version": dict(zip(("line", "epoch", "step"), replica.version, strict=True)),
+        "version": replica.version._asdict(),
     }
 
 
 def user(replica: Replica, session: Session, policy: Policy) -> dict[str, Any]:
-    """The session as its viewer may see it, what they met most, and the arms that they are given."""
-    found = view_of(session, replica.catalogue, policy.config.weights)
-    return found | {
-        "met": _met(replica, session),
-        "arms": dict(policy.arms),
-        "policy": policy.digest,
-    }
+    """The session as its viewer may see it, its most frequent authors and tags, and the policy's arms."""
+    view = view_of(session, replica.catalogue, policy.config.weights)
+    details = {"met": _met(replica, session), "arms": dict(policy.arms), "policy": policy.digest}
+    return view | details
 
 
 def _counters(replica: Replica, row_C: NDArray[np.float32]) -> dict[str, dict[str, float]]:
@@ -75,7 +69,7 @@ def _near(replica: Replica, index: int, vector_V: NDArray[np.float32]) -> list[d
 
 
 def _met(replica: Replica, session: Session) -> list[dict[str, Any]]:
-    """Authors and tags of the history by how often they were met, most first (slow counters)."""
+    """Authors and tags of the history with their slow counters, most shown first."""
     features, keys = replica.features, dict[tuple[str, Any], int]()
     for entry in session.history:
         index = replica.catalogue.index_of_key(entry.keys[0])
@@ -90,9 +84,9 @@ def _met(replica: Replica, session: Session) -> list[dict[str, Any]]:
         return []
     read = session.counters.read(np.array(list(keys.values()), np.int64), session.last_ms)
     slow_NK = read.reshape(len(keys), SPEEDS, len(features.kinds))[:, 1]
-    found = [
+    entries = [
         {"feature": name, "value": value}
         | {kind: round(float(n), 2) for kind, n in zip(features.kinds, row, strict=True) if n}
         for (name, value), row in zip(keys, slow_NK, strict=True)
     ]
-    return sorted(found, key=lambda one: -float(one.get("shown", 0.0)))[:_MET]
+    return sorted(entries, key=lambda entry: -float(entry.get("shown", 0.0)))[:_MET]

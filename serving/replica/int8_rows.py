@@ -1,15 +1,15 @@
-"""Rows kept as they are published in the format int8: a scale and D bytes instead of D floats.
+"""Stores rows as published in the format int8: a scale and D bytes instead of D floats.
 
-A published row (``parameter_server.publish.rounding``) is a float32 scale times whole numbers within ±127, so it can
-be kept as those and given back bit for bit: lookups and digests are those of ``RowStore``. The scale is found
-again from the row, which needs no other form of a delta or a snapshot. A row that isn't such a product
-(published in another format, before that was changed) is kept whole beside them until it changes.
+A published row (``parameter_server.publish.rounding``) is a float32 scale times whole numbers within ±127, so it
+can be stored as these and restored bit for bit: lookups and digests equal those of ``RowStore``. The scale is
+derived from the row, so deltas and snapshots keep their format. A row that isn't such a product (published
+earlier in another format) is stored as float32 until it changes.
 
-Not FBGEMM's tables: theirs are slower here (``recsys bench int8``), have no removal, and a half-precision
-scale and a bias, which don't give a published row back.
+Not FBGEMM's tables: these are slower here (``recsys bench int8``), have no removal, and use a half-precision
+scale and a bias, which don't restore a published row.
 """
 
-# N keys, D dimension, R rows kept as codes, S = D + 4 bytes of one: its scale, then its codes
+# N keys, D dimension, R rows stored as codes, S = D + 4 bytes of a row: its scale, then its codes
 
 from typing import Any, Final
 
@@ -26,11 +26,11 @@ from serving.replica.row_store import Keys, Rows, RowStore
 
 Packed = NDArray[np.uint8]
 _SCALE_BYTES: Final = 4
-_MOST = np.float32(127)  # a code's size
+_MOST = np.float32(127)  # largest absolute value of a code
 
 
 class Int8Rows(RowStore):
-    """A ``RowStore`` with a quarter to a third of the bytes of a row. What it inherits holds the rest."""
+    """A ``RowStore`` with a quarter to a third of the bytes per row. Inherited storage holds the float32 rows."""
 
     def __init__(self, config: TableConfig, seed: int, room: int = 8) -> None:
         super().__init__(config, seed)
@@ -40,11 +40,11 @@ class Int8Rows(RowStore):
         self._written = 0
 
     def __len__(self) -> int:
-        return len(self._codes_of) + self.whole
+        return len(self._codes_of) + self.float_rows
 
     @property
-    def whole(self) -> int:
-        """How many rows are kept as float32, because int8 doesn't hold them exactly."""
+    def float_rows(self) -> int:
+        """Number of rows stored as float32, because int8 isn't exact for them."""
         return super().__len__()
 
     @property
@@ -53,12 +53,12 @@ class Int8Rows(RowStore):
         return own + self._codes_of.nbytes + super().nbytes
 
     def lookup(self, keys: Keys) -> Rows:
-        """The rows of keys, (N, D)."""
+        """Rows of keys, (N, D)."""
         slots = self._codes_of.find(keys)
         out = np.empty((len(keys), self.config.dim), np.float32)
         if _read(self._packed, slots, out):
-            elsewhere = slots < 0
-            out[elsewhere] = super().lookup(keys[elsewhere])
+            missing = slots < 0
+            out[missing] = super().lookup(keys[missing])
         return out
 
     def set(self, keys: Keys, values: Rows) -> None:
@@ -71,7 +71,7 @@ class Int8Rows(RowStore):
             self._drop(keys[~exact])
             super().set(keys[~exact], values[~exact])
             keys, values, packed = keys[exact], values[exact], packed[exact]
-        if self.whole:
+        if self.float_rows:
             super().remove(keys)
         before = len(self._codes_of)
         slots = self._codes_of.insert(keys)
@@ -83,17 +83,17 @@ class Int8Rows(RowStore):
         self._packed[slots] = packed
 
     def reserve(self, more: int) -> None:
-        """Makes room for so many more rows. Another thread may read meanwhile, and none may write."""
+        """Makes room for more rows. Another thread may read meanwhile, and none may write."""
         self._codes_of.reserve(more)
         self._packed = grown(self._packed, len(self._codes_of) + more)
 
     def remove(self, keys: Keys) -> None:
-        """Drops rows: their ids have the initial value again."""
+        """Drops rows: their ids return to the initial value."""
         self._drop(keys)
         super().remove(keys)
 
     def export(self) -> tuple[Keys, Rows]:
-        """All keys, ascending, with their rows: what a digest is made of."""
+        """All keys, ascending, with their rows: the input of a digest."""
         own = self._codes_of.keys
         keys, rows = super().export()
         keys = np.concatenate([own, keys])
@@ -105,8 +105,8 @@ class Int8Rows(RowStore):
         slots = self._codes_of.find(keys)
         slots = slots[slots >= 0]
         if len(slots):
-            there = np.ones(len(slots), np.bool_)
-            self._count(self._codes_of.keys[slots], self._unpacked(slots), there, -1)
+            every = np.ones(len(slots), np.bool_)
+            self._count(self._codes_of.keys[slots], self._unpacked(slots), every, -1)
             self._codes_of.remove(slots).apply(self._packed)
 
     def _unpacked(self, slots: Keys) -> Rows:
@@ -117,7 +117,7 @@ class Int8Rows(RowStore):
 
 @kernel(types.int64(read_only(types.uint8, 2), read_only(types.int64, 1), types.float32[:, ::1]))
 def _read(packed: Any, slots: Any, out: Any) -> Any:
-    """Writes the rows of slots; returns how many slots are below 0, whose rows are left as they are."""
+    """Writes the rows of slots; returns the number of negative slots, whose rows stay as they are."""
     missing = 0
     for i in range(slots.shape[0]):
         slot = slots[i]
@@ -136,7 +136,7 @@ def _read(packed: Any, slots: Any, out: Any) -> Any:
 
 @kernel(types.boolean(read_only(types.float32, 1), types.uint32, types.uint8[::1]))
 def _try(row: Any, word: Any, to: Any) -> Any:
-    """Writes the scale with these bits and the codes that it makes of a row; whether they give it back."""
+    """Writes a scale by its bits and a row's codes for it; returns whether they restore the row."""
     scale, same = np.uint32(word).view(np.float32), True
     for k in range(4):
         to[k] = np.uint8((word >> np.uint32(8 * k)) & np.uint32(255))
@@ -152,10 +152,10 @@ def _try(row: Any, word: Any, to: Any) -> Any:
 
 @kernel(types.void(read_only(types.float32, 2), types.uint8[:, ::1], types.boolean[::1]))
 def _pack(rows: Any, packed: Any, exact: Any) -> None:
-    """Finds scale and codes of each row, and whether they give it back bit for bit.
+    """Finds scale and codes of each row, and whether they restore it bit for bit.
 
-    A published row's largest code is 127. Its scale times 127 was rounded, and so is the division here: the
-    scale is the quotient or one of its two neighbours. Where two would do, they give the same row.
+    A published row's largest code is 127. Its scale times 127 was rounded, as is the division here: the scale
+    is the quotient or one of its two neighbours. Where two are possible, they restore the same row.
     """
     for i in range(rows.shape[0]):
         top = np.float32(0)

@@ -1,4 +1,4 @@
-"""The thread that follows the log for a replica: it reads; the event loop applies, between two requests."""
+"""Follows the log for a replica: a thread reads, and the event loop applies between two requests."""
 
 import asyncio
 import logging
@@ -12,28 +12,28 @@ from recsys.events.records import DELTAS
 from recsys.log.protocol import Log, LogUnavailable
 from serving.replica.state_reader import Batch, StateReader
 
-_IDLE_S: Final = 0.02  # how long it waits for more
-_LOOK_S: Final = 0.02  # between two looks at whether it has caught up
+_IDLE_S: Final = 0.02  # wait for more records
+_LOOK_S: Final = 0.02  # between two checks whether it has caught up
 _RETRY_S: Final = 0.5
-PATIENCE_S: Final = 5.0  # a log that is away for longer leaves the replica too far behind
+PATIENCE_S: Final = 5.0  # a longer outage of the log leaves the replica too far behind
 
 
-class Follower:
-    """Runs a ``StateReader``. ``failure`` says why it ended, if it did without being asked."""
+class LogFollower:
+    """Runs a ``StateReader`` in a thread. ``failure``: the reason, where it ended unasked."""
 
     def __init__(
         self, log: Log, reader: StateReader, now_s: Callable[[], float] = time.monotonic
     ) -> None:
         self._log, self._reader, self._now_s = log, reader, now_s
         self.failure = ""
-        self._away: tuple[float, str] | None = None  # since when, and why; the thread sets it
+        self._away: tuple[float, str] | None = None  # since when, and the error; set by the thread
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._follow, name="state-reader", daemon=True)
         self._loop: asyncio.AbstractEventLoop | None = None
 
     @property
     def away(self) -> str:
-        """Why the log can't be reached, once that has lasted for ``PATIENCE_S``; empty before and after."""
+        """Reason why the log can't be reached, after an outage of ``PATIENCE_S``; otherwise empty."""
         away = self._away
         if away is None or self._now_s() - away[0] <= PATIENCE_S:
             return ""
@@ -41,7 +41,7 @@ class Follower:
 
     @property
     def away_s(self) -> float:
-        """For how long the log hasn't been read; 0 while it is there."""
+        """Duration of the outage of the log, 0 for none."""
         away = self._away
         return 0.0 if away is None else self._now_s() - away[0]
 
@@ -50,24 +50,26 @@ class Follower:
         self._thread.start()
 
     async def caught_up(self, wait_s: float) -> None:
-        """Returns once all there was has been read, or can't be, or after ``wait_s``."""
+        """Returns once the log has been read to its end, or can't be, or after ``wait_s``."""
         until_s = self._now_s() + wait_s
         while not self._reader.ready and not self.failure and self._now_s() < until_s:
             await asyncio.sleep(_LOOK_S)
 
     def stop(self, timeout_s: float = 5.0) -> None:
-        """Waits for the thread. Not called in the event loop, which the thread may be waiting for."""
+        """Ends the thread and waits for it. Not in the event loop, for which the thread may be waiting."""
         self._stopping.set()
         if self._thread.ident is not None:
             self._thread.join(timeout_s)
 
     def _follow(self) -> None:
-        """The reading thread."""
+        """Runs in the reading thread."""
         try:
-            self._patiently(lambda: self._reader.catch_up(self._stopping.is_set))
+            self._retry(lambda: self._reader.catch_up(self._stopping.is_set))
             while not self._stopping.is_set():
-                self._patiently(self._follow_once)
-        except Exception as error:  # the replica answers on, and says that it is not ready
+                self._retry(self._follow_once)
+        except (
+            Exception
+        ) as error:  # the replica goes on answering, and reports that it is not ready
             self.failure = f"{type(error).__name__}: {error}"
             logging.getLogger(__name__).exception("the replica can't follow the log")
 
@@ -79,14 +81,14 @@ class Follower:
             self._log.wait(DELTAS, _IDLE_S)
             self._stopping.wait(0.002)  # a log in memory doesn't wait
 
-    def _patiently(self, act: Callable[[], None]) -> None:
-        """Tries again while the log is away."""
+    def _retry(self, act: Callable[[], None]) -> None:
+        """Retries while the log is unavailable."""
         while not self._stopping.is_set():
             began = self._now_s()
             try:
                 act()
             except LogUnavailable as error:
-                # Counted from where it was asked: that too may take seconds.
+                # Counted from before the call, which may take seconds.
                 self._away = (self._away[0] if self._away else began), str(error)
                 logging.getLogger(__name__).warning("log is away", extra={"error": str(error)})
                 self._stopping.wait(_RETRY_S)
@@ -95,7 +97,7 @@ class Follower:
                 return
 
     def _hand_over(self, batch: Batch) -> None:
-        """Has the event loop apply a batch, and waits until it did: so no more than one waits."""
+        """Lets the event loop apply a batch, and waits for it, so that at most one batch is pending."""
         assert self._loop is not None
         done: Future[None] = Future()
 

@@ -1,7 +1,7 @@
-"""Everything that one replica answers from, and how the log changes it. Pure: no clock, no I/O.
+"""State that one replica answers from, and how the log changes it. Pure: no clock, no I/O.
 
-Items, item state and steps are applied between requests, never during one, so that a request sees one
-version of everything, and its stamp says which. Another snapshot is made beside it, and then takes its place.
+Items, item state and steps are applied between requests, never during one, so that a request sees one version
+of everything, and its stamp names it. Another snapshot is prepared beside it, and then installed.
 """
 
 from collections.abc import Mapping, Sequence
@@ -19,8 +19,8 @@ from recsys.events.records import ItemState
 from recsys.features.counters import Counters
 from recsys.features.feature_set import FeatureSet
 from recsys.model.model import Model, build_model
-from serving.replica.group_index import Inverted
-from serving.replica.item_vectors import Fresh, ItemVectors
+from serving.replica.group_index import GroupIndex
+from serving.replica.item_vectors import ItemVectors, ModelVersion, PreparedVersion
 from serving.replica.popularity import Popularity
 
 Keys = NDArray[np.int64]
@@ -28,8 +28,8 @@ Rows = NDArray[np.float32]
 
 
 def published_model(features: FeatureSet, config: Config) -> Model:
-    """The model as a line begins, its dense parameters rounded as they are published: what a replica has
-    before the first snapshot is what it reads from that."""
+    """A line's initial model, with dense parameters rounded as published: before the first snapshot a replica
+    has the model that it reads from it."""
     model = build_model(features, config.model)
     _, dense = round_dense(model.read_dense(), config.parameter_server.delta_format)
     model.write_dense(dense)
@@ -37,17 +37,17 @@ def published_model(features: FeatureSet, config: Config) -> Model:
 
 
 class Replica(ItemVectors):
-    """Catalogue, item counters, rows, dense parameters and index, all of one version. ``shards``: how many
-    shards of retrieval have vectors and index in its place; 0: it has them itself."""
+    """Catalogue, item counters, rows, dense parameters and index, all of one version. ``shards``: number of
+    retrieval shards that hold vectors and index in its place; 0: it holds them itself."""
 
     def __init__(self, features: FeatureSet, config: Config, shards: int = 0) -> None:
         super().__init__(features, config, tables_of(config.model), shards)
         self.counters = Counters(len(features.kinds), 1024)
-        self.counted: list[int] = []  # offsets of ``events`` up to which they were counted
+        self.counted: list[int] = []  # offsets of ``events`` up to which the counters count
         self.model = published_model(features, config)
-        self.groups = Inverted()
+        self.groups = GroupIndex()
         self.popularity = Popularity(features, self.catalogue)
-        # By item: the step that moved its vector last; 0: none has since the replica's snapshot.
+        # Last step that moved each item's vector, 0 for none since the replica's snapshot.
         self.moved_at: Keys = np.zeros(0, np.int64)
         self._group_slots = [features.slot(f"item.{name}") for name in features.schema.groups]
 
@@ -62,11 +62,11 @@ class Replica(ItemVectors):
         self.apply_items([item for item, _ in records], records[-1][1])
 
     def apply_item(self, item: Item, offset: int) -> None:
-        """An item was published, changed or removed. ``offset`` is the next to read of ``items``."""
+        """Applies a published, changed or removed item. ``offset`` is the next to read of ``items``."""
         self.apply_items([item], offset)
 
     def apply_items(self, items: Sequence[Item], offset: int) -> None:
-        """Several at once, in order: their vectors are made together, in an eighth of the time."""
+        """Applies several items in order. Computing their vectors together takes an eighth of the time."""
         moved = [self._enter(item) for item in items]
         self._place(np.unique(np.array(moved, np.int64)))
         self.catalogue_offset = offset
@@ -81,7 +81,6 @@ class Replica(ItemVectors):
         return index
 
     def apply_item_state(self, state: ItemState, offset: int) -> None:
-        """Item counters as they are now. ``offset`` is the next to read of ``item_state``."""
         keys = np.frombuffer(state.keys, np.int64)
         values = np.frombuffer(state.values, np.float32).reshape(-1, self.counters.columns)
         last_ms = np.frombuffer(state.last_ms, np.int64)
@@ -100,45 +99,42 @@ class Replica(ItemVectors):
             self.model.write_dense(delta.dense)
         if "items" in delta.tables:
             moved = delta.tables["items"]
-            known = self._known(np.concatenate([moved.keys, moved.removed]))
-            self._place(known)
+            indices = self._indices_of(np.concatenate([moved.keys, moved.removed]))
+            self._place(indices)
             self.moved_at = grown(self.moved_at, len(self.catalogue))
-            self.moved_at[known] = delta.step
+            self.moved_at[indices] = delta.step
         self.step, self.step_time_ms = delta.step, delta.time_ms
         return delta.digest is None or delta.digest == self.digest
 
     @property
     def digest(self) -> int:
-        """Of all rows, modulo 2⁶⁴."""
+        """Digest of all rows, modulo 2⁶⁴."""
         return sum(store.digest for store in self.rows.values()) % 2**64
 
     def prepare(
         self,
         tables: Mapping[str, tuple[Keys, Rows]],
         dense: Rows | None,
-        *,
-        line: str,
-        epoch: int,
-        step: int,
+        version: ModelVersion,
         model: ModelConfig | None = None,
-    ) -> Fresh:
-        its = super().prepare(tables, dense, line=line, epoch=epoch, step=step, model=model)
+    ) -> PreparedVersion:
+        prepared = super().prepare(tables, dense, version, model)
         if model is None or model == self.model.config:
-            return its
-        return replace(its, model=published_model(self.features, replace(self.config, model=model)))
+            return prepared
+        resized = published_model(self.features, replace(self.config, model=model))
+        return replace(prepared, model=resized)
 
     def _tables_of(self, model: ModelConfig | None) -> tuple[TableConfig, ...]:
         return self._tables if model is None else tables_of(model)
 
-    def take(self, fresh: Fresh) -> None:
-        """Starts from what was prepared: rows, dense parameters and vectors are replaced whole, at once; the
-        model too, where it is of another size."""
-        super().take(fresh)
+    def install(self, prepared: PreparedVersion) -> None:
+        """Replaces rows, dense parameters, vectors and, where its size differs, the model, at once."""
+        super().install(prepared)
         self.moved_at = np.zeros(0, np.int64)
-        if fresh.model is not None:
-            self.model, self._tables = fresh.model, tables_of(fresh.model.config)
-        if fresh.dense is not None and len(fresh.dense):
-            self.model.write_dense(fresh.dense)
+        if prepared.model is not None:
+            self.model, self._tables = prepared.model, tables_of(prepared.model.config)
+        if prepared.dense is not None and len(prepared.dense):
+            self.model.write_dense(prepared.dense)
 
     def _groups_of(self, index: int) -> tuple[int, ...]:
         keys = self.catalogue.keys[index].tolist()

@@ -1,6 +1,6 @@
-"""The rows that a replica serves from: the fold of published deltas over a serving snapshot, no optimizer.
+"""Rows that a replica serves from: published deltas folded over a serving snapshot, without optimizer state.
 
-An id without a row gets the initial value that it has at its shard, so both sides agree on it unasked.
+An id without a row has the same initial value as at its parameter shard, so both sides agree unasked.
 """
 
 from typing import Final
@@ -20,7 +20,7 @@ _BLOCK: Final = 8192
 
 
 class RowStore:
-    """Rows of one table by key, with ``room`` for so many at first. One thread reads and writes it."""
+    """Rows of one table by key, with initial ``room``. One thread reads and writes it."""
 
     def __init__(self, config: TableConfig, seed: int, room: int = 8) -> None:
         self.config = config
@@ -29,15 +29,15 @@ class RowStore:
         self._digest = 0
         self._ids = IdMap(max(room, 8))
         self._values = np.zeros((max(room, 8), config.dim), np.float32)
-        self._written = 0  # rows from the first slot on that were ever written
+        self._written = 0  # slots, from the first on, that were ever written
 
     @classmethod
     def filled(cls, config: TableConfig, seed: int, keys: Keys, values: Rows) -> "RowStore":
-        """A store of distinct keys. It is filled in blocks, so that no other thread waits long for it."""
+        """A store of distinct keys, filled in blocks, so that no other thread waits long."""
         store = cls(config, seed, room=len(keys))
         for start in range(0, len(keys), _BLOCK):
-            part = slice(start, start + _BLOCK)
-            store.set(keys[part], values[part])
+            block = slice(start, start + _BLOCK)
+            store.set(keys[block], values[block])
         return store
 
     def __len__(self) -> int:
@@ -45,17 +45,17 @@ class RowStore:
 
     @property
     def nbytes(self) -> int:
-        """The memory behind the rows, with their map."""
+        """Bytes of the rows and their map."""
         return self._ids.nbytes + written_bytes(self._values, self._written)
 
     @property
     def digest(self) -> int:
-        """Of all rows, modulo 2⁶⁴: what ``parameter_server.publish.published`` says of the same rows. It is kept by
-        what each change replaces, so a row that isn't what was set shows once it changes again."""
+        """Digest of all rows, modulo 2⁶⁴, as ``parameter_server.publish.published`` computes it. Each change updates
+        it by the rows that it replaces, so a corrupt row shows once it changes again."""
         return self._digest
 
     def lookup(self, keys: Keys) -> Rows:
-        """The rows of keys, (N, D)."""
+        """Rows of keys, (N, D)."""
         out = np.empty((len(keys), self.config.dim), np.float32)
         if self._ids.gather(keys, self._values, out):
             missing = self._ids.find(keys) < 0
@@ -74,24 +74,24 @@ class RowStore:
         self._values[slots] = values
 
     def reserve(self, more: int) -> None:
-        """Makes room for so many more rows. Another thread may read meanwhile, and none may write."""
+        """Makes room for more rows. Another thread may read meanwhile, and none may write."""
         self._ids.reserve(more)
         self._values = grown(self._values, len(self._ids) + more)
 
     def remove(self, keys: Keys) -> None:
-        """Drops rows: their ids have the initial value again."""
+        """Drops rows: their ids return to the initial value."""
         slots = self._ids.find(keys)
         slots = slots[slots >= 0]
         if len(slots):
-            there = np.ones(len(slots), np.bool_)
-            self._count(self._ids.keys[slots], self._values[slots], there, -1)
+            every = np.ones(len(slots), np.bool_)
+            self._count(self._ids.keys[slots], self._values[slots], every, -1)
             self._ids.remove(slots).apply(self._values)
 
     def _count(self, keys: Keys, rows: Rows, chosen: NDArray[np.bool_], sign: int) -> None:
-        its = digest_of_rows(self._digest_seed, keys, rows, chosen)
-        self._digest = (self._digest + sign * its) % 2**64
+        change = digest_of_rows(self._digest_seed, keys, rows, chosen)
+        self._digest = (self._digest + sign * change) % 2**64
 
     def export(self) -> tuple[Keys, Rows]:
-        """All keys, ascending, with their rows: what a digest is made of."""
+        """All keys, ascending, with their rows: the input of a digest."""
         order = np.argsort(self._ids.keys, kind="stable")
         return self._ids.keys[order], self._values[: len(self._ids)][order]

@@ -1,8 +1,8 @@
-"""What a replica follows: items, item state, the live line's weights, control; and how far it has come.
+"""Reads everything that a replica follows: items, item state, the live line's weights, control; and its progress.
 
-``read`` waits on disks, decodes and makes the tables of a snapshot, in a thread; ``apply`` changes the
+``read`` waits for disks, decodes and builds the tables of a snapshot, in a thread; ``apply`` changes the
 replica, between two requests. A batch is small, and a snapshot is only swapped in, so that no request waits
-long for it. A replica is ready when it has once caught up with the log.
+long. A replica is ready once it has caught up with the log.
 """
 
 import logging
@@ -15,7 +15,7 @@ import msgspec
 
 from experiments.assignment.policy import Policies
 from experiments.promotion.epoch_model import config_at
-from experiments.promotion.lifecycle import Lifecycle, CandidateState
+from experiments.promotion.lifecycle import CandidateState, Lifecycle
 from experiments.statistics.revision import running
 from parameter_server.publish.deltas import StepDelta
 from recsys.config.policy_config import check_rules, check_weights
@@ -40,23 +40,21 @@ from recsys.events.records import (
 from recsys.log.protocol import Log, LogLost
 from serving.index import index_files
 from serving.index.faiss_centroids import lists_for, sample_of, train
-from serving.replica.index_maintenance import IndexCare, Probe, Swap
-from serving.replica.item_vectors import Fresh, ItemVectors
-from serving.replica.line_reader import LineReader, Loaded
+from serving.replica.index_maintenance import IndexMaintenance, SetProbes, SwapIndex
+from serving.replica.item_vectors import ItemVectors, ModelVersion, PreparedVersion
+from serving.replica.line_reader import MAIN, LineReader, LoadedSnapshot
 from serving.tracing.freshness import Freshness, Rate
 from serving.tracing.swipe_traces import SwipeTraces
 
 R = TypeVar("R")
-MAIN: Final = "main"
 _ITEMS, _STATES, _DELTAS, _EXAMPLES = 50, 8, 16, 500  # records in a batch
-_STARTING: Final = 20  # times as many while nobody is answered yet
+_STARTING: Final = 20  # factor on these while the replica doesn't answer yet
 _STEPS_KEPT: Final = 2_000
 _LAG_EVERY_MS: Final = 1_000
 
 
 class _Example(msgspec.Struct):
-    """What is read of an example: not its features. A place without one, of a user who is forgotten, has no
-    request."""
+    """Fields read of an example, without its features. The tombstone of a forgotten user has no request."""
 
     request_id: str = ""
     item_id: Id = ""
@@ -64,35 +62,36 @@ class _Example(msgspec.Struct):
 
 @dataclass
 class Batch:
-    """What one reading found, in the order in which it is to be applied."""
+    """Records of one ``read``, in the order of their application."""
 
-    fresh: Fresh | None = None  # a snapshot's, made from the items that were applied before
+    prepared: PreparedVersion | None = (
+        None  # from a snapshot and the items that were applied before
+    )
     items: list[tuple[Item, int]] = field(default_factory=list)
     states: list[tuple[ItemState, int]] = field(default_factory=list)
     steps: list[StepDelta] = field(default_factory=list)
-    care: Swap | Probe | None = None  # of the index
+    index_change: SwapIndex | SetProbes | None = None
     policies: Policies | None = None
-    records: list[Step] = field(default_factory=list)  # of steps
+    step_records: list[Step] = field(default_factory=list)
     examples: list[tuple[int, int, str, Id]] = field(default_factory=list)
     events_end: int | None = None
-    passed_over: bool = False  # counters were trimmed before they were read
+    skipped_states: bool = False  # counters were trimmed before they were read
 
     def __bool__(self) -> bool:
         return bool(
-            self.fresh or self.items or self.states or self.steps or self.policies
-            or self.care or self.records or self.examples or self.events_end is not None
-            or self.passed_over
+            self.full or self.policies or self.index_change or self.step_records
+            or self.examples or self.events_end is not None or self.skipped_states
         )  # fmt: skip
 
     @property
     def full(self) -> bool:
-        """Whether there may be more of what answers are made from."""
-        return bool(self.fresh or self.items or self.states or self.steps)
+        """Whether there may be more of the state that answers depend on."""
+        return bool(self.prepared or self.items or self.states or self.steps)
 
 
 class StateReader:
-    """Reads for one replica, and applies to it. ``read`` belongs to one thread, all else to another; what one
-    ``read`` found is applied before the next begins."""
+    """Reads for one replica, and applies to it. ``read`` belongs to one thread, all else to another; each batch
+    is applied before the next ``read``."""
 
     def __init__(
         self,
@@ -103,31 +102,30 @@ class StateReader:
         pinned: tuple[str, int] | None = None,
         traces: SwipeTraces | None = None,
     ) -> None:
-        """``pinned``: the (line, epoch) to follow, whatever is live. ``traces``: is told which examples came
-        and which steps were applied. Raises ValueError where the
-        configuration names what the replica's schema doesn't have."""
+        """``pinned``: the (line, epoch) to follow, whatever is live. ``traces``: records new examples and applied
+        steps. Raises ValueError where the configuration names fields or labels outside of the schema."""
         schema = replica.features.schema
         check_weights(config.policy, schema.labels)
         check_rules(config.policy, schema.names("item", CATEGORICAL))
         self._log, self.replica, self._config, self._now_ms = log, replica, config, now_ms
         self.line = LineReader(log, Path(config.state) / "snapshots")
-        self.care = IndexCare(replica, train, sample_of, lists_for)
+        self.maintenance = IndexMaintenance(replica, train, sample_of, lists_for)
         self._indexes = Path(config.state) / index_files.FOLDER
         self.freshness, self._traces = Freshness(), traces
         self.policies = Policies(config.policy)
         self.examples, self.events = Rate(), Rate()
         self.ready = False
         self.unreadable = 0
-        self.lag: dict[str, int] = {}  # records not read yet, by topic, as of about a second ago
+        self.lag: dict[str, int] = {}  # unread records by topic, as of about a second ago
         self._learned = 0
-        self._unlearned_ms: int | None = None  # since when examples wait for a step
+        self._unlearned_ms: int | None = None  # since when examples have been waiting for a step
         self._ranges: dict[int, Step] = {}
         self._live: tuple[str, int | None] | None = None  # None: nothing is loaded yet
         self._pinned = pinned
         self._wanted: tuple[str, int | None] = pinned or (MAIN, None)
         self.lifecycle = Lifecycle()
-        self.canary: CandidateState | None = None  # the candidate that answers a share of the users
-        self.arms: frozenset[str] = frozenset()  # the lines that answer arms of experiments
+        self.canary: CandidateState | None = None  # the candidate that answers a share of users
+        self.arms: frozenset[str] = frozenset()  # lines that answer arms of experiments
         self._items, self._states = log.begin(ITEMS, 0), log.begin(ITEM_STATE, 0)
         self.items_applied = self._items  # every record of ``items`` before it is in the catalogue
         replica.item_state_from = self._states
@@ -140,14 +138,12 @@ class StateReader:
     # --- in the reading thread ---
 
     def read(self) -> Batch:
-        """The next of everything. Raises LogUnavailable, and LogLost where the catalogue is gone."""
+        """Reads the next records of all topics. Raises LogUnavailable, and LogLost where the catalogue is gone."""
         scale = 1 if self.ready else _STARTING
-        batch = self._batch  # what was read before an error is in it, and isn't read again
+        batch = self._batch  # holds the records that were read before an error
         self._read_control(batch)
         self._read_items(batch, _ITEMS * scale)
-        if (
-            not batch.items
-        ):  # what was read last is applied, and what couldn't be read is passed over
+        if not batch.items:  # the last ones are applied, and unreadable ones are skipped
             self.items_applied = self._items
         self._read_states(batch, _STATES * scale)
         self._read_line(batch, _DELTAS * scale)
@@ -155,16 +151,15 @@ class StateReader:
         self.replica.make_room(
             [item for item, _ in batch.items], [s for s, _ in batch.states], batch.steps
         )
-        if self.ready and batch.care is None:
-            batch.care = self.care.turn()
-            if isinstance(batch.care, Swap):
-                index_files.keep(self._indexes, batch.care.index)
+        if self.ready and batch.index_change is None:
+            batch.index_change = self.maintenance.turn()
+            if isinstance(batch.index_change, SwapIndex):
+                index_files.save_centroids(self._indexes, batch.index_change.index)
         self._batch = Batch()
         return batch
 
     def catch_up(self, stopped: Callable[[], bool]) -> None:
-        """Reads and applies, in this thread, until there is nothing more. For the start: while the replica
-        answers nobody."""
+        """Reads and applies in this thread up to the end of the log: at the start, before the first answer."""
         while not stopped():
             batch = self.read()
             self.apply(batch)
@@ -174,37 +169,36 @@ class StateReader:
                 return
 
     def _index_all(self) -> None:
-        """Makes the index that so many items ask for, before anybody is answered."""
-        index = self.care.whole()
+        """Builds an index, if one is due, before the first answer."""
+        index = self.maintenance.build_now()
         if index is not None:
-            index_files.keep(self._indexes, index)
-            self.care.apply(Swap(index))
+            index_files.save_centroids(self._indexes, index)
+            self.maintenance.apply(SwapIndex(index))
 
     def _read_control(self, batch: Batch) -> None:
         while records := self._log.read(CONTROL, 0, self._control):
             for record in records:
-                said = self._unpack(record.value, _control)
-                if said is None:
+                message = self._unpack(record.value, _control)
+                if message is None:
                     continue
-                if self.lifecycle.fold(said):
+                if self.lifecycle.fold(message):
                     self.canary = self.lifecycle.canary
                     self.arms = frozenset(self.lifecycle.arms)
-                if isinstance(said, Live) and self._pinned is None:
-                    self._wanted = (said.line, said.epoch)
-                elif isinstance(said, Experiments):
-                    batch.policies = self._policies_of(said) or batch.policies
+                if isinstance(message, Live) and self._pinned is None:
+                    self._wanted = (message.line, message.epoch)
+                elif isinstance(message, Experiments):
+                    batch.policies = self._policies_of(message) or batch.policies
             self._control = records[-1].offset + 1
 
-    def _policies_of(self, said: Experiments) -> Policies | None:
+    def _policies_of(self, message: Experiments) -> Policies | None:
+        schema, base = self.replica.features.schema, self._config.policy
         try:
-            found = running(said, self._config.policy, self.replica.features.schema.labels)
+            return Policies(base, running(message, base, schema.labels))
         except (YamlError, ValueError) as error:
             self.unreadable += 1
-            logging.getLogger(__name__).error(
-                "experiments not taken", extra={"revision": said.revision, "error": str(error)}
-            )
+            extra = {"revision": message.revision, "error": str(error)}
+            logging.getLogger(__name__).error("experiments rejected", extra=extra)
             return None
-        return Policies(self._config.policy, found)
 
     def _read_items(self, batch: Batch, limit: int) -> None:
         for record in self._log.read(ITEMS, 0, self._items, limit):
@@ -219,11 +213,11 @@ class StateReader:
 
     def _read_states(self, batch: Batch, limit: int) -> None:
         if not self.ready and self._items < self._log.end(ITEMS, 0):
-            return  # at first the items that the counters are of, so that the popular are among them
+            return  # at first the items, so that counters find theirs
         try:
             records = self._log.read(ITEM_STATE, 0, self._states, limit)
-        except LogLost:  # trimmed: everything was told again after it
-            self._states, batch.passed_over = self._log.begin(ITEM_STATE, 0), True
+        except LogLost:  # trimmed: all counters were written again after it
+            self._states, batch.skipped_states = self._log.begin(ITEM_STATE, 0), True
             return
         for record in records:
             self._states = record.offset + 1
@@ -233,40 +227,37 @@ class StateReader:
 
     def _read_line(self, batch: Batch, limit: int) -> None:
         if self._live != self._wanted:
-            loaded: Loaded | None = self.line.start(*self._wanted)
+            loaded: LoadedSnapshot | None = self.line.start(*self._wanted)
             self._live = self._wanted
         else:
             loaded = self.line.mend(self._now_ms())
         if loaded is not None:
-            batch.fresh, batch.steps = self._prepared(loaded), []
+            batch.prepared, batch.steps = self._prepared(loaded), []
         batch.steps.extend(self.line.read(limit))
 
-    def _prepared(self, loaded: Loaded) -> Fresh:
+    def _prepared(self, loaded: LoadedSnapshot) -> PreparedVersion:
         rows = loaded.rows
         tables = {} if rows is None else rows.tables
         dense = None if rows is None else rows.dense
-        line, epoch = loaded.line, loaded.epoch
-        place = {"line": line, "epoch": epoch, "step": loaded.step}
-        logging.getLogger(__name__).info("weights loaded", extra=place)
-        model = config_at(self._config, self.lifecycle, line, epoch).model
-        return self.replica.prepare(
-            tables, dense, line=line, epoch=epoch, step=loaded.step, model=model
-        )
+        version = ModelVersion(loaded.line, loaded.epoch, loaded.step)
+        logging.getLogger(__name__).info("weights loaded", extra=version._asdict())
+        config = config_at(self._config, self.lifecycle, loaded.line, loaded.epoch)
+        return self.replica.prepare(tables, dense, version, config.model)
 
     def _read_progress(self, batch: Batch) -> None:
-        """What says how fast the system learns: steps, examples, ends. Nothing is answered from it."""
+        """Reads steps, examples and ends of topics, for the speed of learning. Answers don't depend on them."""
         for record in self._log.read(STEPS, 0, self._steps, _EXAMPLES):
             self._steps = record.offset + 1
             step = self._unpack(record.value, _step)
             if step is not None:
-                batch.records.append(step)
+                batch.step_records.append(step)
         for partition, offset in enumerate(self._examples):
             for record in self._log.read(EXAMPLES, partition, offset, _EXAMPLES):
                 self._examples[partition] = record.offset + 1
                 example = self._unpack(record.value, _example)
                 if example is not None and example.request_id:
-                    found = (partition, record.offset, example.request_id, example.item_id)
-                    batch.examples.append(found)
+                    place = partition, record.offset
+                    batch.examples.append((*place, example.request_id, example.item_id))
         now_ms = self._now_ms()
         if now_ms - self._lagged_ms >= _LAG_EVERY_MS:
             self._lagged_ms = now_ms
@@ -290,19 +281,19 @@ class StateReader:
     def apply(self, batch: Batch) -> None:
         """Changes the replica. Never during a request."""
         now_ms = self._now_ms()
-        if batch.fresh is not None:
-            self.replica.take(batch.fresh)
-        if batch.care is not None:
-            self.care.apply(batch.care)
+        if batch.prepared is not None:
+            self.replica.install(batch.prepared)
+        if batch.index_change is not None:
+            self.maintenance.apply(batch.index_change)
         if batch.items:
             self.replica.apply_records(batch.items)
             self.items_applied = batch.items[-1][1]
-        if batch.passed_over:
+        if batch.skipped_states:
             self.replica.item_state_from = -1
         for state, offset in batch.states:
             self.replica.apply_item_state(state, offset)
         self.policies = batch.policies or self.policies
-        for record in batch.records:
+        for record in batch.step_records:
             self._ranges[record.step] = record
         while len(self._ranges) > _STEPS_KEPT:
             del self._ranges[next(iter(self._ranges))]
@@ -315,12 +306,12 @@ class StateReader:
         for delta in batch.steps:
             self._apply_step(delta, now_ms)
         if batch.events_end is not None:
-            self.events.tell(batch.events_end, now_ms)
-            self.examples.tell(self._learned, now_ms)
+            self.events.observe(batch.events_end, now_ms)
+            self.examples.observe(self._learned, now_ms)
 
     def stale(self, now_ms: int) -> bool:
-        """Whether the weights are older than they should be: examples have waited for ``serve.stale_s``, and
-        no step was applied. Where nobody does anything, weights don't age."""
+        """Whether the weights are too old: examples have waited for a step for ``serve.stale_s``. Without new
+        examples, weights don't age."""
         if self._unlearned_ms is None or self.replica.step == 0:
             return False
         return now_ms - self._unlearned_ms > 1000 * self._config.serve.stale_s

@@ -11,9 +11,7 @@ from serving.query import Query
 from serving.request import Candidates
 
 
-def allowed_items(
-    catalogue: Catalogue, query: Query
-) -> tuple[Bitmap, dict[str, int], Indices]:
+def allowed_items(catalogue: Catalogue, query: Query) -> tuple[Bitmap, dict[str, int], Indices]:
     """Items that may be retrieved, removals by filter, and the living items that were removed.
 
     The cost depends on the session: only bits of the catalogue are copied. Where fewer items than requested
@@ -21,7 +19,9 @@ def allowed_items(
     """
     request, session, allowed = query.request, query.session, catalogue.living.copy()
     gone = len(allowed) - allowed.count
-    excluded = [index for index in map(catalogue.index_of, request.exclude_ids) if index is not None]
+    excluded = [
+        index for index in map(catalogue.index_of, request.exclude_ids) if index is not None
+    ]
     taken = {
         "excluded": allowed.take(np.array(excluded, np.int64)),
         "hidden": allowed.take(_indices_of(catalogue, session.hidden)),

@@ -1,8 +1,8 @@
-"""The shards of retrieval as Serve deployments, one for each: thin, all it knows is in others.
+"""The retrieval shards as Serve deployments, one for each.
 
-A shard is a deployment of its own, and not one of the replicas of a single one: a request is for all shards,
-and which replica of a deployment gets a call is Serve's to choose. Serve starts another where one dies, and
-at a restart has it catch up before the old one leaves, as replicas of the feed do.
+Each shard is a deployment, not one of several replicas of a single deployment: a request goes to all shards,
+and Serve chooses which replica of a deployment gets a call. Serve restarts a shard that dies, and lets a new
+one catch up before the old one leaves, as for replicas of the feed.
 """
 
 import asyncio
@@ -17,37 +17,38 @@ from recsys.observability.log_lines import keep_newest, log_in_worker
 from recsys.process.latency_tuning import tune_for_latency
 from recsys.process.open_log import open_log
 from recsys.process.process_priority import STARTING, STARTS
-from serving.retrieval.retrieval_client import Shard, Shards
+from serving.retrieval.retrieval_client import RetrievalClient, ShardCall
 from serving.retrieval.retrieval_service import RetrievalService
 
 NAME: Final = "Retrieval"  # and the shard's number
 HEALTH_PERIOD_S: Final = 5.0
-CATCH_UP_S: Final = 600.0  # then it takes calls all the same, and refuses them with a reason
-_CALLS: Final = 1_000  # at work in a shard: each replica lets in far fewer
+CATCH_UP_S: Final = 600.0  # afterwards it takes calls all the same, and refuses them with a reason
+_CALLS: Final = 1_000  # concurrent calls of a shard: each replica lets in far fewer
 
 
 class Retrieval:
     """The class behind a shard's deployment. ``config`` is the configuration as JSON, as for the feed."""
 
     async def __init__(self, config: str, shard: int) -> None:
-        its = msgspec.json.decode(config, type=Config)
+        decoded = msgspec.json.decode(config, type=Config)
+        state, log_format = decoded.state, decoded.logging.format
         name = serve.get_replica_context().replica_id.unique_id
-        keep_newest(its.state, f"retrieval-{shard}-*.log*")
-        who = {"shard": shard, "replica": name}
-        log_in_worker("serve", its.state, f"retrieval-{shard}-{name}", its.logging.format, who)
-        log, shards = open_log(its), its.serve.retrieval_shards
-        self.service = RetrievalService(its, log, shard, shards)
+        keep_newest(state, f"retrieval-{shard}-*.log*")
+        labels = {"shard": shard, "replica": name}
+        log_in_worker("serve", state, f"retrieval-{shard}-{name}", log_format, labels)
+        shards = decoded.serve.retrieval_shards
+        self.service = RetrievalService(decoded, open_log(decoded), shard, shards)
         await self.service.start()
-        await self.service.caught_up(CATCH_UP_S)
+        await self.service.follower.caught_up(CATCH_UP_S)
         await asyncio.to_thread(tune_for_latency)
 
-    async def search(self, asked: bytes) -> bytes:
-        return await self.service.search(asked)
+    async def search(self, request: bytes) -> bytes:
+        return await self.service.search(request)
 
     async def check_health(self) -> None:
-        """Raises where the shard can't be mended but by a new one: it stopped following the log."""
-        if self.service.failure:
-            raise RuntimeError(self.service.failure)
+        """Raises once the shard has stopped following the log: only a restart helps."""
+        if self.service.follower.failure:
+            raise RuntimeError(self.service.follower.failure)
 
 
 def name_of(shard: int) -> str:
@@ -56,20 +57,19 @@ def name_of(shard: int) -> str:
 
 
 def actor_options(hooked: bool) -> dict[str, Any]:
-    """Of a replica. Where our hook doesn't run, nothing is said of its environment: Serve gives it the
-    driver's, which one of its own would replace."""
-    its: dict[str, Any] = {"num_cpus": 1}
-    return its | {"runtime_env": {"env_vars": {STARTING: STARTS}}} if hooked else its
+    """Ray options of a replica. Without our hook they set no environment: it would replace the driver's."""
+    options: dict[str, Any] = {"num_cpus": 1}
+    return options | {"runtime_env": {"env_vars": {STARTING: STARTS}}} if hooked else options
 
 
 def deployments(config: Config, encoded: str, hooked: bool = False) -> list[Any]:
-    """All shards, bound, for the feed's constructor: it gets their handles."""
+    """All shards, bound: arguments of the feed's constructor, which gets their handles."""
     return [
         serve.deployment(
             name=name_of(shard),
             num_replicas=1,
             max_ongoing_requests=_CALLS,
-            max_surge_percent=100,  # another catches up beside the one that is there
+            max_surge_percent=100,  # a new one catches up beside the old one
             ray_actor_options=actor_options(hooked),
             health_check_period_s=HEALTH_PERIOD_S,
             graceful_shutdown_timeout_s=HEALTH_PERIOD_S,
@@ -80,14 +80,14 @@ def deployments(config: Config, encoded: str, hooked: bool = False) -> list[Any]
     ]
 
 
-def asked_by_handle(handles: Sequence[Any]) -> Shards | None:
-    """The shards behind handles; None without any."""
+def client_of(handles: Sequence[Any]) -> RetrievalClient | None:
+    """A client of the shards behind handles; None without any."""
 
-    def ask(handle: Any) -> Shard:
-        async def search(asked: bytes) -> bytes:
-            found: bytes = await handle.search.remote(asked)
-            return found
+    def call_of(handle: Any) -> ShardCall:
+        async def search(request: bytes) -> bytes:
+            response: bytes = await handle.search.remote(request)
+            return response
 
         return search
 
-    return Shards([ask(handle) for handle in handles]) if handles else None
+    return RetrievalClient([call_of(handle) for handle in handles]) if handles else None

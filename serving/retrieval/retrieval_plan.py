@@ -48,7 +48,10 @@ class RetrievalPlan:
         """One request for each shard."""
         vectors = np.array([query.vector_V for query in self.sent], np.float32).tobytes()
         ks = [query.k for query in self.sent]
-        sides, split_keys = sum(q.source == VECTOR for q in self.queries), split(self.without, shards)
+        sides, split_keys = (
+            sum(q.source == VECTOR for q in self.queries),
+            split(self.without, shards),
+        )
         return [
             ShardRequest(
                 self.version, vectors, ks, sides, self.without[split_keys.of(shard)].tobytes(),

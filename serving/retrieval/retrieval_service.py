@@ -1,6 +1,6 @@
-"""One shard of retrieval at work: its state, the thread that follows the log for it, its answers; no Ray.
+"""One retrieval shard at work: its state, the thread that follows the log for it, its responses; no Ray.
 
-It follows the log as a replica does, by the same reader, and leaves out what it has no use for.
+It follows the log with the replica's reader, without the topics that it doesn't need.
 """
 
 import asyncio
@@ -13,16 +13,15 @@ import msgspec
 from recsys.config.system_config import Config
 from recsys.features.feature_set_file import feature_set
 from recsys.log.protocol import Log
-from serving.replica.log_follower import Follower
+from serving.replica.log_follower import LogFollower
 from serving.replica.state_reader import Batch, StateReader
-from serving.retrieval.retrieval_shard import BEHIND, Ask, RetrievalShard, Told
+from serving.retrieval.retrieval_shard import BEHIND, RetrievalShard, ShardRequest, ShardResponse
 
 STARTING: Final = "starting"
 
 
 class ShardReader(StateReader):
-    """Reads items and weights for a shard; counters, experiments and examples are none of its matter.
-    ``applied`` is called after each batch."""
+    """Reads items and weights, but no counters, experiments or examples. Calls ``applied`` after each batch."""
 
     def __init__(
         self, log: Log, shard: RetrievalShard, config: Config, now_ms: Callable[[], int],
@@ -43,7 +42,7 @@ class ShardReader(StateReader):
 
 
 class RetrievalService:
-    """``start``, ``search`` and ``stop`` belong to one event loop."""
+    """Answers the requests of one shard. ``start``, ``search`` and ``stop`` belong to one event loop."""
 
     def __init__(
         self, config: Config, log: Log, shard: int, shards: int,
@@ -52,49 +51,41 @@ class RetrievalService:
         self.log = log
         self.shard = RetrievalShard(feature_set(config), config, shard, shards)
         self.reader = ShardReader(log, self.shard, config, now_ms, self._wake)
-        self.follower = Follower(log, self.reader)
+        self.follower = LogFollower(log, self.reader)
         self._waiting: set[asyncio.Future[None]] = set()
 
     async def start(self) -> None:
         """Begins to follow the log."""
         self.follower.start(asyncio.get_running_loop())
 
-    async def caught_up(self, wait_s: float) -> None:
-        """Returns once the shard has caught up with the log, or can't, or after ``wait_s``."""
-        await self.follower.caught_up(wait_s)
-
     async def stop(self) -> None:
         await asyncio.to_thread(self.follower.stop)
 
-    @property
-    def failure(self) -> str:
-        """Why the shard doesn't follow the log any more; empty where it does."""
-        return self.follower.failure
-
-    async def search(self, asked: bytes) -> bytes:
-        """An ``Ask``, answered by a ``Told``. Waits for a version that is to come for as long as is asked."""
-        ask = _decode(asked)
+    async def search(self, encoded: bytes) -> bytes:
+        """Answers a ``ShardRequest`` with a ``ShardResponse``. Waits up to ``wait_ms`` for its version."""
+        request = _decode(encoded)
         if not self.reader.ready:
-            return _encode(Told(refused=STARTING))
-        until_s = time.monotonic() + ask.wait_ms / 1000
-        while self.shard.refusal_of(ask) == BEHIND and not self.failure:  # then nothing comes
+            return _encode(ShardResponse(refused=STARTING))
+        until_s = time.monotonic() + request.wait_ms / 1000
+        # After a failure of the follower no newer version comes.
+        while self.shard.refusal_of(request) == BEHIND and not self.follower.failure:
             left_s = until_s - time.monotonic()
             if left_s <= 0:
                 break
-            more: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-            self._waiting.add(more)
+            applied: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            self._waiting.add(applied)
             try:
-                await asyncio.wait({more}, timeout=left_s)
+                await asyncio.wait({applied}, timeout=left_s)
             finally:
-                self._waiting.discard(more)
-        return _encode(self.shard.search(ask))
+                self._waiting.discard(applied)
+        return _encode(self.shard.search(request))
 
     def _wake(self) -> None:
         waiting, self._waiting = self._waiting, set()
-        for more in waiting:
-            if not more.done():
-                more.set_result(None)
+        for applied in waiting:
+            if not applied.done():
+                applied.set_result(None)
 
 
-_decode = msgspec.msgpack.Decoder(Ask).decode
+_decode = msgspec.msgpack.Decoder(ShardRequest).decode
 _encode = msgspec.msgpack.Encoder().encode

@@ -1,12 +1,12 @@
-"""The vectors of the items that fall to one shard of retrieval, searched as they were at a version. Pure.
+"""The vectors of the items of one retrieval shard, searched as they were at a version. Pure.
 
-An answer is of one version, and a shard follows the log by itself: it may be a step ahead of the replica that
-asks. So it remembers, for its last steps and items, what each of them replaced, and searches as it was before
-them: what has changed since is left out of the index's answer and looked at by its old vector. What it hasn't
-come to yet, or has forgotten, it doesn't answer, and says so.
+A response has one version, and a shard follows the log by itself: it may be a step ahead of the replica that
+asks. So it remembers what its last steps and items replaced, and searches the state before them: items that
+changed since the version are left out of the index's hits and compared by their old vectors. Versions that it
+has not reached yet, or has forgotten, are refused.
 
 A vector is made of an item's fields (by the offset of ``items``) and of its row (by the step), and either may
-be ahead of the other: so rows and fields are remembered apart.
+be ahead of the other, so rows and fields are remembered separately.
 """
 
 from collections import deque
@@ -28,46 +28,37 @@ from recsys.events.hashing import key_of
 from recsys.events.records import ItemState
 from recsys.features.feature_set import FeatureSet
 from serving.index.nearest import Overlay, nearest
-from serving.replica.item_vectors import Fresh, ItemVectors
+from serving.query import VectorVersion
+from serving.replica.item_vectors import ItemVectors, PreparedVersion
 
 Keys = NDArray[np.int64]
 Rows = NDArray[np.float32]
 STEPS_KEPT: Final = 64  # at four steps a second: for a replica that is 16 seconds behind
 ROWS_KEPT: Final = 65_536  # of all those steps; 8 MiB, 32 numbers wide
 ITEMS_KEPT: Final = 4_096
-BEHIND, FORGOTTEN, OTHER_LINE = "behind", "forgotten", "line"  # why a version can't be searched
-OTHER_PART = "part"  # the ask was meant for another shard, or for one of another number of them
+BEHIND, FORGOTTEN, OTHER_LINE = "behind", "forgotten", "line"  # reasons to refuse a version
+OTHER_PART = "part"  # the request was for another shard, or for another number of shards
 _NO_FIELDS: Final[dict[str, Any]] = {}
 
 
-class Version(msgspec.Struct, frozen=True):
-    """What vectors depend on: the weights, and how far ``items`` was read."""
+class ShardRequest(msgspec.Struct, frozen=True):
+    """Searches of one request. ``queries`` (Q, V) float32: first ``sides`` user vectors, then vectors of items,
+    for which a rough search will do; ``ks`` the number of hits for each; ``without`` int64 keys that must not
+    be returned. ``shard`` of ``shards`` is the addressee: one with other items would silently miss some."""
 
-    line: str
-    epoch: int
-    step: int
-    catalogue_offset: int
-
-
-class Ask(msgspec.Struct, frozen=True):
-    """All that a request asks of one shard. ``queries`` (Q, V) float32, of which the first ``sides`` are user
-    sides, and the others vectors of items, for which a rough search will do; ``ks`` how many are wanted of
-    each; ``without`` the int64 keys that mustn't come. ``shard`` of ``shards`` is who is asked: one that
-    holds other items would leave some out, and nobody would know."""
-
-    version: Version
+    version: VectorVersion
     queries: bytes
     ks: list[int]
     sides: int = 0
     without: bytes = b""
-    wait_ms: float = 0.0  # for a version that the shard hasn't come to yet
+    wait_ms: float = 0.0  # for a version that the shard has not reached yet
     shard: int = 0
-    shards: int = 0  # 0: asked by who knows one shard alone
+    shards: int = 0  # 0: the caller knows one shard alone
 
 
-class Told(msgspec.Struct, frozen=True):
-    """A shard's answer: of each query so many ``counts``, best first, as int64 ``keys`` and float32
-    ``products``; or why there is none, ``refused``. ``index``: the name of the index that was searched."""
+class ShardResponse(msgspec.Struct, frozen=True):
+    """Hits of a shard: for each query ``counts`` of them, best first, as int64 ``keys`` and float32
+    ``products``; or the reason why there are none, ``refused``. ``index``: name of the searched index."""
 
     index: str = ""
     counts: list[int] = []
@@ -77,8 +68,8 @@ class Told(msgspec.Struct, frozen=True):
 
 
 @dataclass(frozen=True)
-class _Replaced:
-    """The rows that a step replaced: the keys may be of items that aren't known (yet)."""
+class _ReplacedRows:
+    """Rows that a step replaced. The keys may be of items that are not known (yet)."""
 
     step: int
     keys: Keys
@@ -86,7 +77,7 @@ class _Replaced:
 
 
 @dataclass(frozen=True)
-class _Before:
+class _ReplacedItem:
     """An item as it was before a record. ``offset``: the next to read after that record."""
 
     offset: int
@@ -97,26 +88,24 @@ class _Before:
 
 
 class RetrievalShard(ItemVectors):
-    """One of ``shards``: catalogue, rows of ``items``, vectors and index of the items whose keys fall to it.
-    It keeps no counters, no fields, and no rows of other tables."""
+    """Shard ``shard`` of ``shards``: catalogue, ``items`` rows, vectors and index of its items. It keeps no
+    counters, no fields, and no rows of other tables."""
 
     def __init__(self, features: FeatureSet, config: Config, shard: int, shards: int) -> None:
         items = [table for table in tables_of(config.model) if table.name == "items"]
         super().__init__(features, config, items)
         self.shard, self.shards = shard, shards
-        self._item_keys = np.empty(
-            8, np.int64
-        )  # by index: a column of the catalogue's, side by side
-        self._replaced: deque[_Replaced] = deque()
+        self._item_keys = np.empty(8, np.int64)  # by index: contiguous copy of a catalogue column
+        self._replaced_rows: deque[_ReplacedRows] = deque()
         self._rows_kept = 0
-        self._items_before: deque[_Before] = deque()
+        self._replaced_items: deque[_ReplacedItem] = deque()
         self._oldest_step = self._oldest_offset = 0  # of the versions that can be searched
 
     def apply_records(self, records: Sequence[tuple[Item, int]]) -> None:
-        """Items, each with the offset to read next: those of other shards only move the offset."""
+        """Applies items, each with the offset to read next. Items of other shards only move the offset."""
         keys = np.array([key_of("item", item.item_id) for item, _ in records], np.int64)
-        mine = shard_of(keys, self.shards) == self.shard
-        moved = [self._enter(*records[place]) for place in np.flatnonzero(mine).tolist()]
+        own = shard_of(keys, self.shards) == self.shard
+        moved = [self._enter(*records[place]) for place in np.flatnonzero(own).tolist()]
         self._place(np.unique(np.array(moved, np.int64)))
         self.catalogue_offset = records[-1][1]
 
@@ -127,22 +116,22 @@ class RetrievalShard(ItemVectors):
             index = catalogue.apply(item)
             self._item_keys = grown(self._item_keys, len(catalogue))
             self._item_keys[index] = catalogue.keys[index, 0]
-            before = self._before(index, offset, alive=False)  # that it wasn't there is all
+            before = self._item_at(index, offset, alive=False)  # only its absence matters
         else:
-            before = self._before(index, offset, bool(catalogue.alive[index]))
+            before = self._item_at(index, offset, bool(catalogue.alive[index]))
             catalogue.apply(item)
         catalogue.fields[index] = _NO_FIELDS  # the largest part of an item: replicas hold them
-        self._items_before.append(before)
-        if len(self._items_before) > ITEMS_KEPT:
-            self._oldest_offset = self._items_before.popleft().offset
+        self._replaced_items.append(before)
+        if len(self._replaced_items) > ITEMS_KEPT:
+            self._oldest_offset = self._replaced_items.popleft().offset
         return index
 
-    def _before(self, index: int, offset: int, alive: bool) -> _Before:
-        keys, numbers = self.catalogue.keys[index].copy(), self.catalogue.numbers[index].copy()
-        return _Before(offset, index, alive, keys, numbers)
+    def _item_at(self, index: int, offset: int, alive: bool) -> _ReplacedItem:
+        keys_I, numbers_M = self.catalogue.keys[index].copy(), self.catalogue.numbers[index].copy()
+        return _ReplacedItem(offset, index, alive, keys_I, numbers_M)
 
     def apply_step(self, delta: StepDelta) -> bool:
-        """The shard's part of a step. True: what it holds is too little to be compared with a digest."""
+        """Applies the shard's share of a step. Returns True: a share can't be compared with the digest."""
         if delta.step <= self.step:
             raise ValueError(f"step {delta.step} came after {self.step}; a shard never goes back")
         changed = delta.tables.get("items")
@@ -150,34 +139,34 @@ class RetrievalShard(ItemVectors):
             keys, values = self._own(changed.keys, changed.values)
             removed = changed.removed[shard_of(changed.removed, self.shards) == self.shard]
             touched, store = np.concatenate([keys, removed]), self.rows["items"]
-            self._remember(_Replaced(delta.step, touched, store.lookup(touched)))
+            self._remember(_ReplacedRows(delta.step, touched, store.lookup(touched)))
             store.set(keys, values)
             if len(removed):
                 store.remove(removed)
-            self._place(self._known(touched))
+            self._place(self._indices_of(touched))
         self.step, self.step_time_ms = delta.step, delta.time_ms
         return True
 
     def apply_item_state(self, state: ItemState, offset: int) -> None:
-        """Nothing: what is near has nothing to do with what is popular."""
+        """Does nothing: popularity is no part of nearness."""
 
-    def _remember(self, replaced: _Replaced) -> None:
-        self._replaced.append(replaced)
+    def _remember(self, replaced: _ReplacedRows) -> None:
+        self._replaced_rows.append(replaced)
         self._rows_kept += len(replaced.keys)
-        while len(self._replaced) > STEPS_KEPT or self._rows_kept > ROWS_KEPT:
-            forgotten = self._replaced.popleft()
+        while len(self._replaced_rows) > STEPS_KEPT or self._rows_kept > ROWS_KEPT:
+            forgotten = self._replaced_rows.popleft()
             self._rows_kept -= len(forgotten.keys)
             self._oldest_step = forgotten.step
 
-    def take(self, fresh: Fresh) -> None:
-        """Starts from a snapshot: of the steps before it nothing is known."""
-        super().take(fresh)
-        self._replaced.clear()
-        self._rows_kept, self._oldest_step = 0, fresh.step
+    def install(self, prepared: PreparedVersion) -> None:
+        """Starts from a snapshot, without knowledge of the steps before it."""
+        super().install(prepared)
+        self._replaced_rows.clear()
+        self._rows_kept, self._oldest_step = 0, prepared.version.step
 
     def _own(self, keys: Keys, rows: Rows) -> tuple[Keys, Rows]:
-        mine = shard_of(keys, self.shards) == self.shard
-        return keys[mine], rows[mine]
+        own = shard_of(keys, self.shards) == self.shard
+        return keys[own], rows[own]
 
     def make_room(
         self, items: Sequence[Item], states: Sequence[ItemState], steps: Sequence[StepDelta]
@@ -187,14 +176,15 @@ class RetrievalShard(ItemVectors):
 
     # --- searching ---
 
-    def refusal_of(self, ask: Ask) -> str:
-        """Why an ask can't be answered; empty where it can."""
-        if ask.shards and (ask.shard, ask.shards) != (self.shard, self.shards):
+    def refusal_of(self, request: ShardRequest) -> str:
+        """Reason why a request can't be answered; empty where it can."""
+        addressee = request.shard, request.shards
+        if request.shards and addressee != (self.shard, self.shards):
             return OTHER_PART
-        return self.refusal(ask.version)
+        return self.refusal(request.version)
 
-    def refusal(self, version: Version) -> str:
-        """Why a version can't be searched; empty where it can."""
+    def refusal(self, version: VectorVersion) -> str:
+        """Reason why a version can't be searched; empty where it can."""
         if (version.line, version.epoch) != (self.line, self.epoch):
             return OTHER_LINE
         if version.step < self._oldest_step or version.catalogue_offset < self._oldest_offset:
@@ -203,50 +193,57 @@ class RetrievalShard(ItemVectors):
             return BEHIND
         return ""
 
-    def search(self, ask: Ask) -> Told:
-        """What is nearest to each query, of the items that lived at the version, less what mustn't come."""
-        refused = self.refusal_of(ask)
+    def search(self, request: ShardRequest) -> ShardResponse:
+        """The nearest items to each query that lived at the version and aren't excluded."""
+        refused = self.refusal_of(request)
         if refused:
-            return Told(refused=refused)
-        without = self._known(np.frombuffer(ask.without, np.int64))
-        changed, overlay = self._as_of(ask.version, without)
+            return ShardResponse(refused=refused)
+        without = self._indices_of(np.frombuffer(request.without, np.int64))
+        changed, overlay = self._as_of(request.version, without)
         wanted = self.catalogue.living.copy()
         wanted.take(np.concatenate([without, changed]))
-        queries = np.frombuffer(ask.queries, np.float32).reshape(len(ask.ks), self.index.dim)
-        self.queries.extend(queries[: ask.sides])
+        queries = np.frombuffer(request.queries, np.float32)
+        queries = queries.reshape(len(request.ks), self.index.dim)
+        self.queries.extend(queries[: request.sides])
         keys = self._item_keys[: len(self.catalogue)]
-        found = [
-            nearest(self.index, keys, query, k, wanted, overlay, rough=place >= ask.sides)
-            for place, (query, k) in enumerate(zip(queries, ask.ks, strict=True))
+        hits = [
+            nearest(self.index, keys, query, k, wanted, overlay, rough=place >= request.sides)
+            for place, (query, k) in enumerate(zip(queries, request.ks, strict=True))
         ]
-        return Told(
+        return ShardResponse(
             index=self.index.name,
-            counts=[len(keys) for keys, _ in found],
-            keys=b"".join(keys.tobytes() for keys, _ in found),
-            products=b"".join(products.tobytes() for _, products in found),
+            counts=[len(keys) for keys, _ in hits],
+            keys=b"".join(keys.tobytes() for keys, _ in hits),
+            products=b"".join(products.tobytes() for _, products in hits),
         )
 
-    def _as_of(self, version: Version, without: Keys) -> tuple[Keys, Overlay]:
-        """The items that have changed since a version, and as what those of them that may come stood then."""
-        offset = version.catalogue_offset  # newest first, so that what is older isn't looked at
-        steps = list(takewhile(lambda its: its.step > version.step, reversed(self._replaced)))[::-1]
-        records = list(takewhile(lambda its: its.offset > offset, reversed(self._items_before)))
+    def _as_of(self, version: VectorVersion, without: Keys) -> tuple[Keys, Overlay]:
+        """The items that changed since a version, and the old vectors of those that may be returned."""
+        offset = version.catalogue_offset  # newest first, so that older entries aren't looked at
+        newer_steps = takewhile(
+            lambda rows: rows.step > version.step, reversed(self._replaced_rows)
+        )
+        newer_items = takewhile(lambda item: item.offset > offset, reversed(self._replaced_items))
+        steps, records = list(newer_steps)[::-1], list(newer_items)
         if not steps and not records:
             return np.empty(0, np.int64), Overlay.none(self.index.dim)
+        step_keys = np.concatenate([np.empty(0, np.int64), *(rows.keys for rows in steps)])
         row_keys, first = np.unique(
-            np.concatenate([np.empty(0, np.int64), *(its.keys for its in steps)]),
-            return_index=True,
-        )  # the oldest of each is what stood then
-        old_rows = np.concatenate(
-            [np.empty((0, self.index.dim), np.float32), *(its.rows for its in steps)]
-        )[first]
-        fields = {its.index: its for its in records}
-        its_fields = np.array(list(fields), np.int64)
-        changed = np.union1d(self._known(row_keys), its_fields)
+            step_keys, return_index=True
+        )  # the oldest of each is the state then
+        no_rows = np.empty((0, self.index.dim), np.float32)
+        old_rows = np.concatenate([no_rows, *(rows.rows for rows in steps)])[first]
+        items = {item.index: item for item in records}
+        item_indices = np.array(list(items), np.int64)
+        changed = np.union1d(self._indices_of(row_keys), item_indices)
         keys_MI, numbers_MM = self.catalogue.keys[changed], self.catalogue.numbers[changed]
         alive_M = self.catalogue.alive[changed]
-        for place, its in zip(np.searchsorted(changed, its_fields), fields.values(), strict=True):
-            keys_MI[place], numbers_MM[place], alive_M[place] = its.keys_I, its.numbers_M, its.alive
+        for place, item in zip(np.searchsorted(changed, item_indices), items.values(), strict=True):
+            keys_MI[place], numbers_MM[place], alive_M[place] = (
+                item.keys_I,
+                item.numbers_M,
+                item.alive,
+            )
         keys_M = keys_MI[:, 0].copy()
         rows_MV = self.rows["items"].lookup(keys_M)
         if len(row_keys):

@@ -1,13 +1,12 @@
-"""How long a click takes to be known: to the session, and to the model that answers. Pure.
+"""Measures how long a click takes to reach the session, and the model that answers. Pure.
 
-The clock is that of one process: it starts when an event was acknowledged here. To the session it ends when
-the store has a session folded past the event (one event at a time is followed, by looking every few ms); to
-the model, when the first step is applied here whose range covers the click's example.
+The clock is that of one process, and starts when this replica acknowledged an event. For the session it stops
+when the store holds a session folded past the event (one event at a time is followed, by polling); for the
+model, when this replica applies the first step that learned from the click's example.
 
-A client gathers views before it sends them, so the same is told from the end of a view as well, by the
-client's clock: until it was acknowledged here, and until the model has learned it. Where a client had been
-away it says nothing of this system: that is judged once, by when the view came, so what takes long after that
-is told as it is.
+A client collects views before it sends them, so both are also measured from the end of the view, by the
+client's clock. A client that was away says nothing about this system; that is decided once, when the view
+arrives, so a later delay of ours counts in full.
 """
 
 from collections import OrderedDict, deque
@@ -15,66 +14,67 @@ from typing import Final
 
 from recsys.events.hashing import Id
 from recsys.events.records import Range
-from recsys.observability.recent_delays import RecentDelays
+from recsys.observability.recent_delays import Delays
 
-KEPT: Final = 5_000  # clicks followed at a time: older ones are let go
-AWAY_MS: Final = 60_000  # a client that sends a view so late was away, or plays the past again
+FOLLOWED: Final = 5_000  # clicks at a time: older ones are given up
+AWAY_MS: Final = 60_000  # a client that sends a view later than this was away, or replays the past
 _Times = tuple[int, int | None]
 
 
 class Rate:
-    """How much per second over the last seconds, from a sum that is told now and then."""
+    """Rate per second over the last seconds, from a running total observed now and then."""
 
     def __init__(self, window_ms: int = 10_000) -> None:
         self._window_ms = window_ms
-        self._sums: deque[tuple[int, float]] = deque()
+        self._totals: deque[tuple[int, float]] = deque()
 
-    def tell(self, total: float, now_ms: int) -> None:
-        self._sums.append((now_ms, total))
-        while len(self._sums) > 2 and self._sums[0][0] < now_ms - self._window_ms:
-            self._sums.popleft()
+    def observe(self, total: float, now_ms: int) -> None:
+        self._totals.append((now_ms, total))
+        while len(self._totals) > 2 and self._totals[0][0] < now_ms - self._window_ms:
+            self._totals.popleft()
 
     def per_s(self) -> float:
-        if len(self._sums) < 2 or self._sums[-1][0] == self._sums[0][0]:
+        if len(self._totals) < 2 or self._totals[-1][0] == self._totals[0][0]:
             return 0.0
-        (first_ms, first), (last_ms, last) = self._sums[0], self._sums[-1]
+        (first_ms, first), (last_ms, last) = self._totals[0], self._totals[-1]
         return max(0.0, (last - first) * 1000.0 / (last_ms - first_ms))
 
 
 class Freshness:
-    """Follows acknowledged views to the session and to the model. One thread uses it."""
+    """Follows acknowledged views to the session and to the model. Belongs to one thread."""
 
     def __init__(self) -> None:
-        self.to_session, self.to_served = RecentDelays(), RecentDelays()
-        self.view_to_acknowledged, self.view_to_served = RecentDelays(), RecentDelays()
-        # request, item -> when it was acknowledged, when it had ended, where its client wasn't away
+        self.to_session, self.to_served = Delays(), Delays()
+        self.view_to_acknowledged, self.view_to_served = Delays(), Delays()
+        # (request, item) -> time of acknowledgement, and end of the view unless its client was away
         self._unjoined: OrderedDict[tuple[str, str], _Times] = OrderedDict()
-        # partition -> (example offset, the same two)
+        # partition -> (offset of the example, the same two times)
         self._unlearned: dict[int, deque[tuple[int, _Times]]] = {}
 
     def acknowledged(self, request_id: str, item_id: Id, now_ms: int, ended_ms: int) -> None:
-        """A view was committed, that ended at ``ended_ms`` by its client's clock."""
-        its = request_id, str(item_id)
-        if its not in self._unjoined:
+        """Follows a committed view. ``ended_ms``: its end by the client's clock."""
+        view = request_id, str(item_id)
+        if view not in self._unjoined:
             held_ms = now_ms - ended_ms
-            known = 0 <= held_ms < AWAY_MS
-            self._unjoined[its] = now_ms, ended_ms if known else None
-            if known:
+            present = 0 <= held_ms < AWAY_MS
+            self._unjoined[view] = now_ms, ended_ms if present else None
+            if present:
                 self.view_to_acknowledged.add(held_ms, now_ms)
-        if len(self._unjoined) > KEPT:
+        if len(self._unjoined) > FOLLOWED:
             self._unjoined.popitem(last=False)
 
     def example(self, partition: int, offset: int, request_id: str, item_id: Id) -> None:
-        """An example stands at ``offset`` of a partition of ``examples``."""
+        """Follows an example at ``offset`` of a partition of ``examples``."""
         times = self._unjoined.pop((request_id, str(item_id)), None)
         if times is not None:
-            self._unlearned.setdefault(partition, deque(maxlen=KEPT)).append((offset, times))
+            waiting = self._unlearned.setdefault(partition, deque(maxlen=FOLLOWED))
+            waiting.append((offset, times))
 
     def learned(self, ranges: list[Range], now_ms: int) -> None:
-        """A step that learned these examples is applied here, and with it all before."""
-        for there in ranges:
-            waiting = self._unlearned.get(there.partition)
-            while waiting and waiting[0][0] < there.stop:
+        """Measures the examples of a step that was applied here, and of all steps before."""
+        for learned in ranges:
+            waiting = self._unlearned.get(learned.partition)
+            while waiting and waiting[0][0] < learned.stop:
                 _, (at_ms, ended_ms) = waiting.popleft()
                 self.to_served.add(now_ms - at_ms)
                 if ended_ms is not None:

@@ -1,7 +1,7 @@
-"""The spans of one traced request: the feed's stages in order, and its impression's way to the log. Pure.
+"""Spans of one traced request: the stages of its answer in order, and the log append of its impression. Pure.
 
-A stage ends where it is marked, and begins where the one before it ended: the sum is the whole. The pipeline
-knows no spans, only the ``mark`` that it is handed.
+A stage begins where the one before it ended, so the stages add up to the whole. The pipeline knows no spans,
+only the callback ``mark``.
 """
 
 from collections.abc import Callable
@@ -16,41 +16,40 @@ from recsys.observability.spans import (
 )
 from serving.request import Answer
 
-# In this order; "wait": for shards of retrieval, and before it what they are asked with.
+# In this order. WAIT covers the retrieval shards, and computing their queries.
 SESSION, WAIT, FILTER, RETRIEVE = "session", "wait", "filter", "retrieve"
 RANK, SELECT, ANSWER = "rank", "select", "answer"
-Tell = Callable[[Span], None]
+Record = Callable[[Span], None]
 Mark = Callable[[str], None]
 
 
 def unmarked(stage: str) -> None:
-    """The ``mark`` of a request that isn't traced."""
+    """``mark`` of a request that isn't traced."""
 
 
 class RequestTrace:
-    """Marks of one request. ``now_ns`` is asked at each; ``arrived_ns``: when its first byte was seen."""
+    """Collects the stages of one request. ``now_ns``: clock; ``arrived_ns``: time of the first byte."""
 
     def __init__(
-        self, request_id: str, tell: Tell, now_ns: Callable[[], int], arrived_ns: int
+        self, request_id: str, record: Record, now_ns: Callable[[], int], arrived_ns: int
     ) -> None:
         self.request_id = request_id
-        self._tell, self._now_ns, self._arrived_ns = tell, now_ns, arrived_ns
+        self._record, self._now_ns, self._arrived_ns = record, now_ns, arrived_ns
         self._marks: list[tuple[str, int]] = []
-        self._handed_ns = 0
+        self._answered_ns = 0
 
     def mark(self, stage: str) -> None:
-        """The stage ends here. One that comes again is one span more."""
+        """Ends a stage. A stage that comes again makes a second span."""
         self._marks.append((stage, self._now_ns()))
 
     def answered(self, answer: Answer) -> None:
-        """Tells the feed's span and its stages'."""
-        feed, began_ns = self._place(FEED), self._arrived_ns
+        """Records the span of the feed and those of its stages."""
+        feed, began_ns = self._context(FEED), self._arrived_ns
         for number, (stage, ended_ns) in enumerate(self._marks):
-            place = self._place(stage, number)
-            self._tell(Span(place, stage, began_ns, ended_ns, feed))
+            self._record(Span(self._context(stage, number), stage, began_ns, ended_ns, feed))
             began_ns = ended_ns
         stamp = answer.stamp
-        about: SpanAttributes = {
+        attributes: SpanAttributes = {
             "request_id": self.request_id,
             "surface": answer.impression.surface,
             "items": len(answer.items),
@@ -59,18 +58,19 @@ class RequestTrace:
             "step": stamp.step,
             "degraded": ",".join(answer.degraded),
         }
-        self._handed_ns = began_ns
-        self._tell(Span(feed, FEED, self._arrived_ns, began_ns, attributes=about))
+        self._answered_ns = began_ns
+        self._record(Span(feed, FEED, self._arrived_ns, began_ns, attributes=attributes))
 
     def appended(self, topic: str, partition: int, offset: int) -> None:
-        """The impression is committed. Called by the thread that writes."""
-        about: SpanAttributes = {"topic": topic, "partition": partition, "offset": offset}
-        self._tell(
+        """Records the commit of the impression. Called by the writing thread."""
+        attributes: SpanAttributes = {"topic": topic, "partition": partition, "offset": offset}
+        contexts = self._context(IMPRESSION), self._context(FEED)
+        self._record(
             Span(
-                self._place(IMPRESSION), IMPRESSION, self._handed_ns, self._now_ns(),
-                self._place(FEED), attributes=about,
+                contexts[0], IMPRESSION, self._answered_ns, self._now_ns(), contexts[1],
+                attributes=attributes,
             )
         )  # fmt: skip
 
-    def _place(self, name: str, *about: int) -> SpanContext:
-        return request_span(self.request_id, name, *about)
+    def _context(self, name: str, *key: int) -> SpanContext:
+        return request_span(self.request_id, name, *key)

@@ -1,5 +1,5 @@
-"""What one replica tells of traced swipes: their requests, their engagements, and which step was first served
-with what they taught. Thin bookkeeping; whoever isn't traced costs a hash of the request's id."""
+"""Spans that one replica records of traced swipes: requests, engagements, and the first step served that
+learned from them. A request that isn't traced costs a hash of its id."""
 
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -23,28 +23,23 @@ from recsys.observability.spans import (
 )
 from serving.tracing.request_trace import RequestTrace
 
-_KEPT: Final = 5_000  # examples followed at a time, of each partition
+_FOLLOWED: Final = 5_000  # examples at a time, of each partition
 
 
 class SwipeTraces:
-    """Used by the event loop. ``instance``: the replica's name, for there may be several."""
+    """Records spans; belongs to the event loop. ``instance``: name of the replica among several."""
 
     def __init__(self, tracer: SpanRecorder, instance: str, now_ns: Callable[[], int]) -> None:
-        self.tracer, self._instance, self._now_ns = tracer, instance, now_ns
-        self._unlearned: dict[int, deque[tuple[int, str, int]]] = {}  # offset, request, since
+        self.tracer, self._instance, self.now_ns = tracer, instance, now_ns
+        # by partition: offset and request id of examples that no step has learned
+        self._unlearned: dict[int, deque[tuple[int, str]]] = {}
 
     def request(self, request_id: str, waited_s: float) -> RequestTrace | None:
-        """The trace of a request that begins now; None where it isn't traced. ``waited_s``:
-        since its first byte was seen."""
+        """Starts the trace of a request; None if it isn't sampled. ``waited_s``: since its first byte."""
         if not self.tracer.is_sampled(request_id):
             return None
-        waited_ns = round(1e9 * waited_s)
-        return RequestTrace(
-            request_id, self.tracer.record, self._now_ns, self._now_ns() - max(0, waited_ns)
-        )
-
-    def now_ns(self) -> int:
-        return self._now_ns()
+        arrived_ns = self.now_ns() - max(0, round(1e9 * waited_s))
+        return RequestTrace(request_id, self.tracer.record, self.now_ns, arrived_ns)
 
     def engaged(
         self,
@@ -53,42 +48,41 @@ class SwipeTraces:
         offsets: Sequence[int],
         began_ns: int,
     ) -> None:
-        """Traces committed engagements. ``records``, ``offsets``: of the same events, in order."""
-        ended_ns = self._now_ns()
+        """Records committed engagements. ``records``, ``offsets``: of the same events, in order."""
+        ended_ns = self.now_ns()
         for event, record, offset in zip(engagements, records, offsets, strict=False):
             if self.tracer.is_sampled(event.request_id):
-                self.tracer.record(_engagement(event, record, offset, began_ns, ended_ns))
+                self.tracer.record(_engagement_span(event, record, offset, began_ns, ended_ns))
 
     def example(self, partition: int, offset: int, request_id: str) -> None:
-        """An example stands at ``offset`` of a partition of ``examples``."""
+        """Follows an example at ``offset`` of a partition of ``examples``."""
         if self.tracer.is_sampled(request_id):
-            waiting = self._unlearned.setdefault(partition, deque(maxlen=_KEPT))
-            waiting.append((offset, request_id, self._now_ns()))
+            waiting = self._unlearned.setdefault(partition, deque(maxlen=_FOLLOWED))
+            waiting.append((offset, request_id))
 
     def applied(self, step: Step, began_ns: int) -> None:
-        """A step is in every answer from now on, and with it all before it."""
-        ended_ns = self._now_ns()
-        of = (step.line, step.epoch, step.step)
-        place = step_span(*of, APPLY, self._instance)
-        about: SpanAttributes = {"line": step.line, "epoch": step.epoch, "step": step.step}
-        about |= {"replica": self._instance}
-        self.tracer.record(Span(place, APPLY, began_ns, ended_ns, step_span(*of), (), about))
-        for there in step.ranges:
-            waiting = self._unlearned.get(there.partition)
-            while waiting and waiting[0][0] < there.stop:
-                offset, request_id, _ = waiting.popleft()
-                at = (there.partition, offset)
-                its = request_span(request_id, SERVED, *at, self._instance)
-                parent = request_span(request_id, SEQUENCE, *at)
-                self.tracer.record(
-                    Span(its, SERVED, began_ns, ended_ns, parent, (place,), about)
-                )  # fmt: skip
+        """Records that answers use a step, and with it all steps before, from now on."""
+        ended_ns = self.now_ns()
+        version = (step.line, step.epoch, step.step)
+        context = step_span(*version, APPLY, self._instance)
+        attributes: SpanAttributes = {"line": step.line, "epoch": step.epoch, "step": step.step}
+        attributes |= {"replica": self._instance}
+        times_ns = began_ns, ended_ns
+        self.tracer.record(Span(context, APPLY, *times_ns, step_span(*version), (), attributes))
+        for learned in step.ranges:
+            waiting = self._unlearned.get(learned.partition)
+            while waiting and waiting[0][0] < learned.stop:
+                offset, request_id = waiting.popleft()
+                example = (learned.partition, offset)
+                served = request_span(request_id, SERVED, *example, self._instance)
+                parent = request_span(request_id, SEQUENCE, *example)
+                self.tracer.record(Span(served, SERVED, *times_ns, parent, (context,), attributes))
 
 
-def _engagement(
+def _engagement_span(
     event: Engagement, record: Append, offset: int, began_ns: int, ended_ns: int
 ) -> Span:
-    about: SpanAttributes = {
+    attributes: SpanAttributes = {
         "kind": event.kind,
         "item_id": str(event.item_id),
         "time_ms": event.time_ms,
@@ -96,17 +90,17 @@ def _engagement(
         "partition": record.partition,
         "offset": offset,
     }
-    place = request_span(event.request_id, ENGAGEMENT, dedupe_key(event))
+    context = request_span(event.request_id, ENGAGEMENT, dedupe_key(event))
     feed = request_span(event.request_id, FEED)
-    return Span(place, ENGAGEMENT, began_ns, ended_ns, feed, (), about)
+    return Span(context, ENGAGEMENT, began_ns, ended_ns, feed, (), attributes)
 
 
 def folded(tracer: SpanRecorder, events: Sequence[object], began_ns: int, ended_ns: int) -> None:
-    """Engagements are in their users' sessions."""
+    """Records engagements that were folded into their users' sessions."""
     for event in events:
         if isinstance(event, Engagement) and tracer.is_sampled(event.request_id):
             key = dedupe_key(event)
             parent = request_span(event.request_id, ENGAGEMENT, key)
-            about: SpanAttributes = {"kind": event.kind, "item_id": str(event.item_id)}
-            place = request_span(event.request_id, FOLD, key)
-            tracer.record(Span(place, FOLD, began_ns, ended_ns, parent, (), about))
+            attributes: SpanAttributes = {"kind": event.kind, "item_id": str(event.item_id)}
+            context = request_span(event.request_id, FOLD, key)
+            tracer.record(Span(context, FOLD, began_ns, ended_ns, parent, (), attributes))

@@ -1,4 +1,4 @@
-"""Which side of a replica answers a user: that of their arm's line, the canary's, or live's."""
+"""Chooses the model variant that answers a user: the variant of the user's arm, the canary, or live."""
 
 from collections import Counter
 from collections.abc import Collection
@@ -6,37 +6,39 @@ from collections.abc import Collection
 from experiments.promotion.lifecycle import CandidateState, answers
 from recsys.events.hashing import Id
 from serving.pipeline import Pipeline
-from serving.variants.model_variants import ModelVariants, ModelVariant
+from serving.variants.model_variants import ModelVariant, ModelVariants
 
 
 class CanaryRouter:
-    """Belongs to the event loop that answers. ``look`` before each request."""
+    """Routes users to variants; belongs to the event loop that answers. ``update`` precedes each request."""
 
-    def __init__(self, sides: ModelVariants) -> None:
-        self.sides = sides
-        self.standing: CandidateState | None = None
+    def __init__(self, variants: ModelVariants) -> None:
+        self.variants = variants
+        self.state: CandidateState | None = None
         self.answered = Counter[str]()  # by line
 
     @property
-    def side(self) -> ModelVariant | None:
-        """The canary's."""
-        return None if self.standing is None else self.sides.get(self.standing.line)
+    def variant(self) -> ModelVariant | None:
+        """Variant of the canary."""
+        return None if self.state is None else self.variants.get(self.state.line)
 
-    def look(self, standing: CandidateState | None, arms: Collection[str] = ()) -> None:
-        """Takes note of the candidate that answers now, if any does, and of the lines that answer arms.
-        Never waits, never raises."""
-        self.standing = standing
-        self.sides.want([*arms] if standing is None else [*arms, standing.line])
+    def update(self, state: CandidateState | None, arms: Collection[str] = ()) -> None:
+        """Sets the candidate that answers now, if there is one, and the lines that answer arms. Neither waits
+        nor raises."""
+        self.state = state
+        self.variants.set_wanted([*arms] if state is None else [*arms, state.line])
 
     def pipeline(self, user_id: Id, line: str = "", counts: bool = True) -> Pipeline | None:
-        """That of the user's own line, or of the canary where it answers this user; None where live answers:
-        also where the side isn't fit to. ``line``: that of the user's arm; such a user is never
-        answered by the canary, which would mix what the arms are. ``counts``: whether it is a list."""
-        side = self.sides.get(line) if line else self.side
-        if side is None or not self.sides.fit(side):
+        """Pipeline for a user; None if live answers, also because the variant can't serve yet.
+
+        ``line``: line of the user's arm. The canary never answers such a user: it would blur the arms.
+        ``counts``: whether to count the list.
+        """
+        variant = self.variants.get(line) if line else self.variant
+        if variant is None or not self.variants.is_servable(variant):
             return None
-        if not line and not answers(self.standing, user_id):
+        if not line and not answers(self.state, user_id):
             return None
         if counts:
-            self.answered[side.line] += 1
-        return side.pipeline
+            self.answered[variant.line] += 1
+        return variant.pipeline

@@ -1,8 +1,8 @@
-"""The other sides of a replica: lines of weights beside the live one, each for some of the users.
+"""Model variants of a replica: model lines beside the live one, each for some of the users.
 
-A side is a replica of its own beside live's, with a reader and a thread of its own, made when it is wanted
-and its line has a snapshot, and dropped when it isn't wanted any more. Until it has caught up, live answers.
-A request is answered by one side alone, and its stamp says by which.
+A variant is a second replica with a reader and a thread of its own. It is created when its line is wanted and
+has a snapshot, and dropped when it isn't wanted any more. Until it has caught up, live answers. Exactly one
+variant answers a request, and the stamp names its line.
 """
 
 import asyncio
@@ -20,32 +20,33 @@ from recsys.config.system_config import Config
 from recsys.features.feature_set import FeatureSet
 from recsys.log.protocol import Log
 from serving.pipeline import Pipeline
-from serving.replica.log_follower import Follower
+from serving.replica.log_follower import LogFollower
 from serving.replica.replica import Replica
 from serving.replica.state_reader import StateReader
 
-_PAUSE_S: Final = 5.0  # before one that couldn't be made, or failed, is tried again
-_LOOK_S: Final = 1.0  # between two looks for a line's first snapshot
+_RETRY_S: Final = 5.0  # after a variant couldn't be created or failed
+_SNAPSHOT_POLL_S: Final = 1.0  # for a line's first snapshot
 
 
 @dataclass(frozen=True)
 class ModelVariant:
-    """What answers for one line."""
+    """Replica of one model line."""
 
     line: str
     pipeline: Pipeline
     reader: StateReader
-    follower: Follower
+    follower: LogFollower
 
     @property
     def ready(self) -> bool:
-        """Whether it may answer: it has caught up, and has weights."""
-        fine = self.reader.ready and not self.follower.failure
-        return fine and self.pipeline.replica.step > 0
+        """Whether it has caught up and has weights."""
+        healthy = self.reader.ready and not self.follower.failure
+        return healthy and self.pipeline.replica.step > 0
 
 
 class ModelVariants:
-    """Belongs to the event loop that answers. ``want`` before each request."""
+    """Creates and drops variants; belongs to the event loop that answers. ``set_wanted`` precedes each
+    request."""
 
     def __init__(
         self, config: Config, log: Log, features: FeatureSet, now_ms: Callable[[], int]
@@ -53,79 +54,87 @@ class ModelVariants:
         self._config, self._log, self._features, self._now_ms = config, log, features, now_ms
         self._snapshots = Path(config.state) / "snapshots"
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._sides: dict[str, ModelVariant] = {}  # changed by whoever calls ``want`` alone
-        self._made: deque[ModelVariant] = deque()  # by threads, and not among these yet
+        self._variants: dict[
+            str, ModelVariant
+        ] = {}  # changed by the caller of ``set_wanted`` alone
+        self._created: deque[ModelVariant] = deque()  # by threads, not yet in ``_variants``
         self._wanted: frozenset[str] = frozenset()
-        self._making: set[str] = set()
-        self._again_s: dict[str, float] = {}
+        self._creating: set[str] = set()
+        self._retry_at_s: dict[str, float] = {}
 
     def start(self, loop: asyncio.AbstractEventLoop) -> None:
-        """From now on, sides follow the log in threads of their own."""
+        """Lets variants follow the log in threads of their own."""
         self._loop = loop
 
-    def want(self, lines: Collection[str]) -> None:
-        """Which lines are to be there. Never waits, never raises."""
+    def set_wanted(self, lines: Collection[str]) -> None:
+        """Sets the lines that need a variant. Neither waits nor raises."""
         self._wanted = frozenset(lines)
-        making = frozenset(self._making)  # before what was made is taken in: none is made twice
-        self._take_in()
-        for line, side in list(self._sides.items()):
-            if side.follower.failure:
-                self._again_s[line] = time.monotonic() + _PAUSE_S
-            if line not in self._wanted or side.follower.failure:
-                self._drop(self._sides.pop(line))
-        for line in self._wanted - self._sides.keys() - making:
+        creating = frozenset(self._creating)  # before collecting, so that none is created twice
+        self._collect_created()
+        for line, variant in list(self._variants.items()):
+            if variant.follower.failure:
+                self._retry_at_s[line] = time.monotonic() + _RETRY_S
+            if line not in self._wanted or variant.follower.failure:
+                self._drop(self._variants.pop(line))
+        for line in self._wanted - self._variants.keys() - creating:
             if self._loop is None:
-                self._make(line)
-                self._take_in()
-            elif time.monotonic() >= self._again_s.get(line, 0.0):
-                self._making.add(line)
-                threading.Thread(target=self._make, args=(line,), name="side", daemon=True).start()
+                self._create(line)
+                self._collect_created()
+            elif time.monotonic() >= self._retry_at_s.get(line, 0.0):
+                self._creating.add(line)
+                thread = threading.Thread(
+                    target=self._create, args=(line,), name="variant", daemon=True
+                )
+                thread.start()
 
-    def _take_in(self) -> None:
-        while self._made:
-            side = self._made.popleft()
-            self._sides[side.line] = side
+    def _collect_created(self) -> None:
+        while self._created:
+            variant = self._created.popleft()
+            self._variants[variant.line] = variant
 
     def get(self, line: str) -> ModelVariant | None:
-        """The side of a line, whether or not it has caught up; None where there is none, or not yet."""
-        return self._sides.get(line)
+        """Variant of a line, whether or not it has caught up; None if there is none yet."""
+        return self._variants.get(line)
 
-    def fit(self, side: ModelVariant) -> bool:
-        """Whether a side may answer now: one whose line stands still while others learn may not."""
-        return side.ready and not side.reader.stale(self._now_ms())
+    def is_servable(self, variant: ModelVariant) -> bool:
+        """Whether a variant may answer now: it is ready, and its line doesn't lag behind."""
+        return variant.ready and not variant.reader.stale(self._now_ms())
 
     @property
     def all(self) -> list[ModelVariant]:
-        return list(self._sides.values())
+        return list(self._variants.values())
 
     async def stop(self) -> None:
-        """Ends their threads."""
+        """Ends the threads of all variants."""
         self._loop = None
-        self._take_in()
-        sides, self._sides = list(self._sides.values()), {}
-        for side in sides:
-            await asyncio.to_thread(side.follower.stop)
+        self._collect_created()
+        variants, self._variants = list(self._variants.values()), {}
+        for variant in variants:
+            await asyncio.to_thread(variant.follower.stop)
 
-    def _make(self, line: str) -> None:
-        """In a thread of its own: a model is made, and the log is asked where it ends. What goes wrong, or
-        isn't there yet, is tried again after a while."""
+    def _create(self, line: str) -> None:
+        """Creates a variant, in a thread: builds a model and asks the log for its end. A failure, or a
+        missing snapshot, is retried after a while."""
         try:
             if not snapshots.complete_steps(self._snapshots, line, 0):
-                self._again_s[line] = time.monotonic() + _LOOK_S
+                self._retry_at_s[line] = time.monotonic() + _SNAPSHOT_POLL_S
                 return
             replica = Replica(self._features, self._config)
             reader = StateReader(self._log, replica, self._config, self._now_ms, pinned=(line, 0))
-            made = ModelVariant(line, Pipeline(replica), reader, Follower(self._log, reader))
+            variant = ModelVariant(line, Pipeline(replica), reader, LogFollower(self._log, reader))
             if self._loop is not None:
-                made.follower.start(self._loop)
-            self._made.append(made)
+                variant.follower.start(self._loop)
+            self._created.append(variant)
         except Exception:
-            logging.getLogger(__name__).exception("the side of %s can't be made", line)
-            self._again_s[line] = time.monotonic() + _PAUSE_S
+            logging.getLogger(__name__).exception("the variant %s can't be created", line)
+            self._retry_at_s[line] = time.monotonic() + _RETRY_S
         finally:
-            self._making.discard(line)
+            self._creating.discard(line)
 
-    def _drop(self, side: ModelVariant) -> None:
-        """Nobody is answered by it any more; its thread ends by itself."""
+    def _drop(self, variant: ModelVariant) -> None:
+        """Stops a variant that answers no more, without waiting for its thread."""
         if self._loop is not None:
-            threading.Thread(target=side.follower.stop, name="side-stop", daemon=True).start()
+            thread = threading.Thread(
+                target=variant.follower.stop, name="variant-stop", daemon=True
+            )
+            thread.start()

@@ -199,7 +199,9 @@ def test_ids_hang_on_the_event_alone() -> None:
 
 
 def test_a_user_is_told_when_they_come_and_only_then() -> None:
-    users = [event for event in _events(pasts.warmup_from_dataset(Toy())) if isinstance(event, User)]
+    users = [
+        event for event in _events(pasts.warmup_from_dataset(Toy())) if isinstance(event, User)
+    ]
     assert [user.user_id for user in users] == [7]
     assert users[0].time_ms > NOW_MS - 1_000_000
 

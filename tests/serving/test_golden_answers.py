@@ -4,22 +4,28 @@ import pytest
 
 from serving.admission.deadline import RecordedDeadline
 from serving.pipeline import Pipeline
+from serving.query import Query, ShardResults
 from serving.request import Answer
-from serving.retrieval.retrieval_plan import Near
-from tests.support.golden_answers import GoldenCase, answers, digest_of_answers, hashed_predictions, item_keys
+from tests.support.golden_answers import (
+    GoldenCase,
+    answers,
+    digest_of_answers,
+    hashed_predictions,
+    item_keys,
+)
 from tests.support.replica_harness import NOW_MS
 
-DIGEST = ""
+DIGEST = "0ad9337cb21acdb2"
 
 
 def ask(case: GoldenCase, request_id: str, deadline: RecordedDeadline) -> Answer:
-    pipeline, near = Pipeline(case.replica), None
+    pipeline, results = Pipeline(case.replica), None
     if case.from_shards is not None:
-        found = {name: item_keys(*its) for name, its in case.from_shards.items()}
-        near = Near(pipeline.version, "2:flat+none", found, missing=True)
-    return pipeline.recommend(
-        case.request, case.session, case.policy, NOW_MS, request_id, deadline, near
-    )
+        keys = {name: item_keys(*numbers) for name, numbers in case.from_shards.items()}
+        results = ShardResults(pipeline.version, "2:flat+none", keys, missing=True)
+    request, session = case.request, case.session
+    query = Query(request, session, case.policy, NOW_MS, request_id, deadline, results)
+    return pipeline.recommend(query)
 
 
 def test_answers_are_those_that_were_recorded(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -117,13 +117,13 @@ def correction_counted_twice(patch: Patch) -> None:
 
 @bug("steps cover examples once", "steps are numbered")
 def sequencer_forgets_its_newest_step(patch: Patch) -> None:
-    real = sequencer_loop.last_place
+    real = sequencer_loop.last_position
 
-    def last_place(*args: Any) -> Any:
+    def last_position(*args: Any) -> Any:
         place = real(*args)
         return place._replace(offsets={p: max(0, o - 1) for p, o in place.offsets.items()})
 
-    patch.setattr(sequencer_loop, "last_place", last_place)
+    patch.setattr(sequencer_loop, "last_position", last_position)
 
 
 @bug(AGAIN, COUNTED, DIGEST, AS_PUBLISHED)

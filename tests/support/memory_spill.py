@@ -1,9 +1,9 @@
-"""A joiner's spill in memory, with the same contract as ``SqliteSpill``."""
+"""A joiner's spill in memory, with the contract of ``Spill``."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from training.joining.spill import KEPT, NEVER, Row, check_generation, check_rows
+from training.joining.spill import KEPT, NEVER, Row, Spill, check_generation, check_rows
 
 
 @dataclass
@@ -14,7 +14,7 @@ class _Stored:
 
 
 @dataclass
-class MemorySpill:
+class MemorySpill(Spill):
     _rows: list[_Stored] = field(default_factory=list)
     _generation: int = 0
 

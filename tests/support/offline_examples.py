@@ -16,7 +16,7 @@ from training.continual.learner import Learner
 from training.offline.examples import Examples, examples_of
 from training.offline.setup import count_vocabularies
 from training.offline.tables import OwnTable
-from training.offline.trainer import OfflineTrainer, alone
+from training.offline.trainer import OfflineTrainer, no_exchange
 
 MODEL = ModelConfig(dim=4, vector_dim=4, hidden=(8,))
 
@@ -74,7 +74,7 @@ def toy_trainer(
     made: Any = OwnTable,
     rank: int = 0,
     workers: int = 1,
-    exchange: Any = alone,
+    exchange: Any = no_exchange,
 ) -> OfflineTrainer:
     model = build_model(FEATURES, MODEL)
     learner, tables = Learner(model), tables_of(MODEL)

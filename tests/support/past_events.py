@@ -13,7 +13,14 @@ from recsys.features.session import Session
 from replay.feature_replay import FeatureReplay
 from serving.sessions.session_fold import fold_event, shown_keys
 from tests.support.small_feed import FEATURES, PARTITIONS, START_MS, feed
-from training.archive.recompute import PastCounters, Folds, ItemHistory, Read, PastSessions, PlacedImpression
+from training.archive.recompute import (
+    CountersAsOf,
+    Folds,
+    ItemHistory,
+    PlacedImpression,
+    Read,
+    SessionsAsOf,
+)
 
 FOLDS = Folds(fold_event, shown_keys)
 
@@ -50,12 +57,12 @@ class ToyPast:
             if isinstance(event, Impression)
         ]
 
-    def counters(self, items: ItemHistory) -> PastCounters:
-        return PastCounters(items, self.events, PARTITIONS, FOLDS)
+    def counters(self, items: ItemHistory) -> CountersAsOf:
+        return CountersAsOf(items, self.events, PARTITIONS, FOLDS)
 
-    def sessions(self, items: ItemHistory) -> PastSessions:
+    def sessions(self, items: ItemHistory) -> SessionsAsOf:
         users = {str(its.impression.user_id) for its in self.shown()}
-        return PastSessions(items, self.events, FOLDS, users)
+        return SessionsAsOf(items, self.events, FOLDS, users)
 
     def session_of(self, items: ItemHistory, shown: PlacedImpression) -> Session:
         """One session, from the beginning: an oracle without state."""

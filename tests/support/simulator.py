@@ -29,7 +29,7 @@ from recsys.events.event_types import Event
 from recsys.events.records import DELTAS, EVENTS, Delta, topics, unpack
 from recsys.log.protocol import Append, LogUnavailable, MemoryLog
 from recsys.process.part_snapshot import PartState
-from serving.replica.line_reader import LineReader, Loaded
+from serving.replica.line_reader import LineReader, LoadedSnapshot
 from serving.replica.row_store import RowStore
 from tests.support.simulator_faults import Chance, Crash, Disk, FaultyLog, Wire
 from tests.support.simulator_learner import CountingLearner, whole_examples
@@ -160,7 +160,7 @@ class Copy:
             )
             hold("a step is applied as it was published", same, (delta.step, name))
 
-    def _take(self, loaded: Loaded) -> None:
+    def _take(self, loaded: LoadedSnapshot) -> None:
         self.step, self.dense = loaded.step, DENSE
         self.rows = {table.name: RowStore(table, SPEC.seed) for table in TABLES}
         if loaded.rows is not None:

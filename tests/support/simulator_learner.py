@@ -19,7 +19,7 @@ from recsys.events.hashing import key_of, uniforms
 from recsys.events.records import Example
 from tests.support.small_feed import DENSE as DENSE_WIDTH
 from tests.support.small_feed import FEATURES
-from training.continual.rows_behind import examples_behind
+from training.continual.row_usage import examples_per_row
 from training.steps import step_reader
 
 
@@ -65,7 +65,7 @@ class CountingLearner:
     def learn(
         self, lane: SimpleNamespace, rows: Mapping[str, np.ndarray], dense: np.ndarray
     ) -> Any:
-        gradients, counts = {}, examples_behind(lane.lookup)
+        gradients, counts = {}, examples_per_row(lane.lookup)
         for table, keys in lane.lookup.keys.items():
             seen = np.bincount(lane.index[table], minlength=len(keys)).astype(np.float32)
             wanted = -np.repeat(seen[:, None], rows[table].shape[1], axis=1)

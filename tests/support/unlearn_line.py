@@ -18,7 +18,7 @@ from training.continual.learner import Learner
 from training.continual.worker import Worker
 from training.lines.line import spec_of
 from training.lines.live_epoch import live_epoch
-from training.steps.sequencer_loop import last_place
+from training.steps.sequencer_loop import last_position
 
 
 class Shards(DurableClient):
@@ -46,7 +46,7 @@ def learn(config: Config, log: Log, until: int | None = None) -> str:
     shards = Shards(config, log, epoch)
     learner = Learner(build_model(FEATURES, config.model))
     worker = Worker(0, 1, log, shards, learner, config, epoch=epoch)
-    last = until or last_place(log, "main", epoch, PARTITIONS).step
+    last = until or last_position(log, "main", epoch, PARTITIONS).step
     while min(shards.applied_steps()) < last:
         worker.turn()
     shards.close()

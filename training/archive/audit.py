@@ -22,7 +22,7 @@ from recsys.events.hashing import uniform
 from recsys.features.feature_builder import FeatureBuilder
 from recsys.features.feature_set import FeatureSet, RequestFeatures, UnknownFeatureSet, read_block
 from recsys.features.session import Session
-from training.archive.recompute import CantRecompute, PastCounters, PlacedImpression, Recomputer
+from training.archive.recompute import CantRecompute, CountersAsOf, PlacedImpression, Recomputer
 
 TOLERANCE: Final = 1e-4  # of dense columns from counters
 _EXACT: Final = 1e-6  # of other dense columns
@@ -82,7 +82,7 @@ class Audit:
         self,
         impressions: Iterable[PlacedImpression],
         session_of: Callable[[PlacedImpression], Session],
-        counters: PastCounters,
+        counters: CountersAsOf,
     ) -> None:
         """Audits impressions, in the order that ``counters`` requires. A ValueError of ``session_of`` becomes
         the reason why an impression can't be recomputed."""
@@ -93,7 +93,7 @@ class Audit:
         self,
         placed: PlacedImpression,
         session_of: Callable[[PlacedImpression], Session],
-        counters: PastCounters,
+        counters: CountersAsOf,
     ) -> None:
         report = self.report
         report.sampled += 1

@@ -18,10 +18,10 @@ from recsys.events.records import Example
 from recsys.features.feature_set import FeatureSet, item_block
 from training.archive.recompute import (
     CantRecompute,
-    PastCounters,
-    PastSessions,
+    CountersAsOf,
     PlacedImpression,
     Recomputer,
+    SessionsAsOf,
 )
 
 KEPT: Final = "had the wanted features"
@@ -47,8 +47,8 @@ class Backfill:
     def compute(
         self,
         impressions: Iterable[PlacedImpression],
-        sessions: PastSessions,
-        counters: PastCounters,
+        sessions: SessionsAsOf,
+        counters: CountersAsOf,
     ) -> None:
         """Computes the features of impressions, in the order that ``counters`` requires."""
         for placed in impressions:

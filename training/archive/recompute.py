@@ -140,7 +140,7 @@ class _Reader:
         self.missing |= offset is not None and offset > self.offset
 
 
-class PastCounters:
+class CountersAsOf:
     """Rebuilds past item counters, going forward through the events of all partitions."""
 
     def __init__(
@@ -179,7 +179,7 @@ class PastCounters:
             self._fold.engagement(event, keys_of(event.item_id))
 
 
-class PastSessions:
+class SessionsAsOf:
     """Rebuilds past sessions of some users, going forward. Item keys are those at the time of an event."""
 
     def __init__(
@@ -209,7 +209,7 @@ class PastSessions:
             stop = shown.offset
         before = self._sessions.get(name)
         if before is not None and before.offset > stop:  # answers of two replicas, in another order
-            past = PastSessions(self._items, self._events_of, self._folds, {name}, self._seen)
+            past = SessionsAsOf(self._items, self._events_of, self._folds, {name}, self._seen)
             return past.of(shown)
         self._read(shown.partition, stop)
         session = self._sessions.setdefault(name, Session(user_id, features, self._seen))
@@ -266,8 +266,8 @@ def counted_of(impression: Impression) -> list[int] | None:
 
 
 def order_of(shown: PlacedImpression) -> tuple[int, int]:
-    """Sort key for ``PastCounters``: as the counters grew, then by time. Impressions with and without stated
-    offsets need a ``PastCounters`` each."""
+    """Sort key for ``CountersAsOf``: as the counters grew, then by time. Impressions with and without stated
+    offsets need a ``CountersAsOf`` each."""
     counted = counted_of(shown.impression)
     return (0 if counted is None else sum(counted), shown.impression.time_ms)
 

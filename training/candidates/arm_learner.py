@@ -15,7 +15,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from experiments.assignment.arm_line import ALL, ArmWeights, arm_line_name, arm_features
+from experiments.assignment.arm_line import ALL, ArmWeights, arm_features, arm_line_name
 from recsys.events.control_records import ArmLine
 from recsys.events.event_types import Stamp
 from recsys.events.hashed_random import draws
@@ -23,7 +23,7 @@ from recsys.events.hashing import key_of
 from recsys.events.records import TrainingExample
 from recsys.model.model import Model
 from training.continual.learner import Floats, Lane, Learned, Learner
-from training.continual.rows_behind import rows_of_some
+from training.continual.row_usage import rows_in_examples
 
 Keys = NDArray[np.int64]
 _PREFIX: Final = "arm/"
@@ -70,15 +70,17 @@ class ArmLearner(Learner):
     def learn(self, lane: Lane, rows: Mapping[str, Floats], dense: Floats) -> Learned:
         assert isinstance(lane, ArmLane), "prepared here"
         weights_B = self._weights(lane)
-        told = lane.told
+        targets = lane.label_targets
         weighted = replace(
-            told, weights_BL=told.weights_BL * weights_B[:, None], liked_B=told.liked_B * weights_B
+            targets,
+            weights_BL=targets.weights_BL * weights_B[:, None],
+            liked_B=targets.liked_B * weights_B,
         )
-        learned = super().learn(replace(lane, told=weighted), rows, dense)
+        learned = super().learn(replace(lane, label_targets=weighted), rows, dense)
         if not weights_B.all():
             learned = without_rows(learned, lane, weights_B > 0)
         if self._arm.trains != ALL:
-            first_B = lane.told.fresh_B[: len(lane.own_B)]  # each was shown once
+            first_B = lane.label_targets.fresh_B[: len(lane.own_B)]  # each was shown once
             self.weights.learn(lane.telling_BF[first_B], lane.own_B[first_B])
         return learned
 
@@ -117,7 +119,7 @@ def without_rows(learned: Learned, lane: Lane, weigh_B: NDArray[np.bool_]) -> Le
     """Without the rows that only examples of no weight have, and that they teach nothing: a line whose rows
     are copied once they are touched needn't hold these. As negatives of retrieval they may teach something.
     """
-    behind = rows_of_some(lane.batch, lane.lookup, weigh_B)
+    behind = rows_in_examples(lane.batch, lane.lookup, weigh_B)
     gradients = {
         table: its.take(np.flatnonzero(behind[table] | its.gradients.any(1)))
         for table, its in learned.gradients.items()

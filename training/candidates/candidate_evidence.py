@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from experiments.promotion import gates, guard
 from experiments.promotion.canary_engagement import EngagementRates
 from experiments.promotion.guard import GuardEvidence
-from experiments.promotion.promotion import Evidence, CanaryEngagement, comparison, window
-from experiments.statistics.comparison import ComparisonResult, Comparison, PairedPredictions
+from experiments.promotion.promotion import CanaryEngagement, Evidence, comparison, window
+from experiments.statistics.comparison import Comparison, ComparisonResult, PairedPredictions
 from recsys.config.promotion_config import PromotionConfig
 from recsys.events.records import Scores
 

@@ -20,8 +20,8 @@ from experiments.promotion.lifecycle import (
     SHADOW,
     TAKING_BACK,
     TAKING_OVER,
-    Lifecycle,
     CandidateState,
+    Lifecycle,
 )
 from experiments.promotion.promotion import Evidence, Hold, Promote, Rollback, Verdict, judge
 from parameter_server.storage import snapshots

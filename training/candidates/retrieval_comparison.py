@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from parameter_server.storage.serving_rows import load_rows
+from parameter_server.storage.snapshot_rows import load_rows
 from parameter_server.storage.snapshots import NoSnapshot, complete_steps
 from parameter_server.table.table import initial_rows
 from recsys.config.system_config import Config, ModelConfig, tables_of

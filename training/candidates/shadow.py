@@ -98,7 +98,7 @@ class Shadow:
         self._reader = Lineage(self._log, MAIN, lives)
         self._worker = Worker(
             0, 1, self._log, self._client, self._learner, self._config,
-            reader=self._reader, tells=False, kind=None if self.arm is None else ArmExample,
+            reader=self._reader, reports=False, kind=None if self.arm is None else ArmExample,
         )  # fmt: skip
 
     def turn(self, scores: bool = True) -> tuple[Step, Scores | None] | None:

@@ -1,1 +1,1 @@
-"""The continual trainer: steps are cut, recorded, learned by workers, and published."""
+"""Trains the live line continually: workers, learner, label targets, and the Ray Train driver."""

@@ -1,11 +1,11 @@
-"""The continual trainer: workers as a Ray Train run, and the driver that keeps it going.
+"""Drives the continual trainer: its workers are a Ray Train run.
 
-Ray places the workers, starts them as one group and restarts the group when one of them dies. What they
-learned is in the shards, which have a write-ahead file and snapshots of their own; so a restarted group asks
-the shards where they are, and nothing is checkpointed through Ray, whose ``report`` takes one call in two
-seconds and calls a checkpoint done before it is. It is called rarely, for Ray's dashboard alone.
+Ray places the workers, starts them as one group and restarts the group when one dies. The shards contain what
+was learned, with write-ahead files and snapshots of their own; so a restarted group asks the shards for their
+position. Nothing is checkpointed through Ray, whose ``report`` accepts one call in two seconds and reports a
+checkpoint as done too early; it is called rarely, for Ray's dashboard alone.
 
-Stopping is the same as being killed: the driver ends, and Ray ends what it owns.
+Stopping equals being killed: the driver ends, and Ray ends what it owns.
 """
 
 import logging
@@ -39,7 +39,7 @@ from recsys.events.records import STEPS
 from recsys.features.feature_set_file import feature_set
 from recsys.log.protocol import LogLost
 from recsys.model.model import build_model
-from recsys.observability.log_lines import KNOWN, LogThrottle, hide, log_in_worker
+from recsys.observability.log_lines import LOG_CONTEXT, LogThrottle, hide, log_in_worker
 from recsys.observability.tracer import open_tracer_in_actor
 from recsys.process.latency_tuning import freeze_gc
 from recsys.process.malloc_tuning import keep_freed_memory
@@ -49,10 +49,9 @@ from recsys.process.process_priority import VARIABLE, lower_priority
 from recsys.process.retry_loop import run_turn
 from training.continual.epoch_end import EpochEnd
 from training.continual.jagged import keyed_jagged, load
-from training.continual.learn_trace import LearnTrace
 from training.continual.learner import Learner
 from training.continual.progress import Progress
-from training.continual.trainer_run import Failure, TrainerRun
+from training.continual.trainer_run import Failure, LearnTrace, TrainerRun
 from training.continual.worker import Worker
 from training.lines.control import config_now
 from training.lines.line import MAIN, spec_of
@@ -61,53 +60,50 @@ from training.lines.live_epoch import live_epoch
 PART: Final = "trainer"
 _REPORT_STEPS: Final = 1_000  # by step, since all workers must report together
 _MEET_S: Final = 60
-_NICE: Final = 5  # answers go before learning
-_TELL_EVERY_S: Final = 10.0  # of the newest step
-_PAUSE_S: Final = 2.0  # before a group is started again that fails at once
+_NICE: Final = 5  # serving has priority over learning
+_LOG_EVERY_S: Final = 10.0  # the newest step
+_PAUSE_S: Final = 2.0  # before a group that fails at once is restarted
 _LOG: Final = logging.getLogger(__name__)
 
 
 def run(config: Config, stop: Stop) -> None:
-    """The part: starts the run on the Ray cluster of the environment, and tells how it goes.
+    """Starts the run on the Ray cluster of the environment, and reports its progress.
 
-    Raises RuntimeError where the run ends by itself: that of a newer driver has taken its place, or Ray
-    gave it up.
+    Raises RuntimeError if the run ends by itself: a newer driver has taken over, or Ray gave it up.
     """
     config = replace(config, state=str(Path(config.state).resolve()))
     if not ray.is_initialized():
-        # All that Ray starts for this run steps back, before its imports.
-        later = {"env_vars": {VARIABLE: str(_NICE)}}
-        about = ray.job_config.JobConfig(metadata={"part": PART, "line": MAIN})
-        ray.init(namespace=NAMESPACE, log_to_driver=False, runtime_env=later, job_config=about)
+        # Processes that Ray starts for this run lower their priority before their imports.
+        environment = {"env_vars": {VARIABLE: str(_NICE)}}
+        job = ray.job_config.JobConfig(metadata={"part": PART, "line": MAIN})
+        ray.init(namespace=NAMESPACE, log_to_driver=False, runtime_env=environment, job_config=job)
     log = open_log(config)
     epoch = live_epoch(log)
     if not _await_shards(spec_of(config, epoch=epoch), stop):
         return
     name = f"{MAIN}-epoch-{epoch}-{uuid.uuid4().hex[:8]}"
-    its = _run_of(config)
-    its.begin(name)
-    its.keep_endpoint(config.tracing.endpoint)
-    ended = _Fit(_trainer(config, name, epoch))
-    progress, beat, told_of = Progress(log, MAIN, epoch), stop.heartbeat, LogThrottle(_TELL_EVERY_S)
-    told: Failure | None = None
+    run_files = _run_of(config)
+    run_files.begin(name)
+    run_files.keep_endpoint(config.tracing.endpoint)
+    fit = _Fit(_trainer(config, name, epoch))
+    progress, beat, throttle = Progress(log, MAIN, epoch), stop.heartbeat, LogThrottle(_LOG_EVERY_S)
+    reported: Failure | None = None
     metrics = _RayMetrics()
-    while not stop.wait(0.05, starting=its.read().starts == 0):
-        if ended.is_set():
-            raise RuntimeError(
-                f"run {name} ended: {ended.reason or 'another driver has taken over'}"
-            )
+    while not stop.wait(0.05, starting=run_files.read().starts == 0):
+        if fit.is_ended():
+            raise RuntimeError(f"run {name} ended: {fit.reason or 'another driver has taken over'}")
         if run_turn(lambda: progress.turn(wall_ms()), stop, _LOG):
-            if told_of.due("step", time.monotonic()):
+            if throttle.due("step", time.monotonic()):
                 _LOG.info("learned", extra=progress.place | progress.losses())
             metrics.tell(progress)
         progress.tell(beat)
-        beat.gauge("group_starts", its.read().starts)
-        if spans := its.spans():
+        beat.gauge("group_starts", run_files.read().starts)
+        if spans := run_files.spans():
             beat.gauge("spans_sent", spans.sent)
             beat.gauge("spans_dropped", spans.dropped)
-        failure = its.failure()
-        if failure is not None and failure != told:
-            told = failure
+        failure = run_files.failure()
+        if failure is not None and failure != reported:
+            reported = failure
             beat.add("worker_failures")
             _LOG.error("worker %d ended: %s", failure.rank, failure.text)
             if failure.text.startswith(LogLost.__name__):
@@ -118,17 +114,17 @@ def run(config: Config, stop: Stop) -> None:
 
 @dataclass
 class GlooByFile(TorchConfig):
-    """gloo, met through a file. What Ray sets up meets through a store that listens on all interfaces."""
+    """gloo with rendezvous through a file: Ray's own setup opens a store that listens on all interfaces."""
 
     backend: str | None = "gloo"
 
     @property
     def backend_cls(self) -> type[Backend]:
-        return Backend  # sets nothing up: ``train_loop`` does
+        return Backend  # without setup, which ``train_loop`` does
 
 
 class _Fit:
-    """``trainer.fit()`` in a thread."""
+    """Runs ``trainer.fit()`` in a thread."""
 
     def __init__(self, trainer: TorchTrainer) -> None:
         self._trainer, self.reason = trainer, ""
@@ -141,12 +137,12 @@ class _Fit:
         except Exception as error:
             self.reason = f"{type(error).__name__}: {error}"
 
-    def is_set(self) -> bool:
+    def is_ended(self) -> bool:
         return not self._thread.is_alive()
 
 
 class _RayMetrics:
-    """How learning goes, for Ray's dashboard and its Prometheus endpoint."""
+    """Exports learning progress to Ray's dashboard and its Prometheus endpoint."""
 
     def __init__(self) -> None:
         version = ("line", "epoch")
@@ -157,14 +153,14 @@ class _RayMetrics:
             "Prequential log loss of the newest step",
             tag_keys=(*version, "label"),
         )
-        self._told = 0.0
+        self._counted = 0.0
 
     def tell(self, progress: Progress) -> None:
         tags = {name: str(value) for name, value in progress.place.items() if name != "step"}
         learned = progress.sums.get("examples", 0.0)
-        if learned > self._told:
-            self._examples.inc(learned - self._told, tags)
-            self._told = learned
+        if learned > self._counted:
+            self._examples.inc(learned - self._counted, tags)
+            self._counted = learned
         self._step.set(progress.step, tags)
         for name, value in progress.losses().items():
             self._loss.set(value, tags | {"label": name.removeprefix("loss.")})
@@ -185,10 +181,10 @@ def _await_shards(spec: ShardSpec, stop: Stop) -> bool:
 
 
 def _trainer(config: Config, name: str, epoch: int) -> TorchTrainer:
-    # How soon a dead worker is noticed; 2 s without.
+    # Time until a dead worker is noticed; default 2 s.
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
     runs = Path(config.state) / "parts" / PART / "runs"
-    shutil.rmtree(runs, ignore_errors=True)  # what was written about earlier ones
+    shutil.rmtree(runs, ignore_errors=True)  # of earlier drivers
     (runs / "groups").mkdir(parents=True)
     environment = {"OMP_NUM_THREADS": "1"}
     config = shown(config)
@@ -213,8 +209,8 @@ def _trainer(config: Config, name: str, epoch: int) -> TorchTrainer:
 
 
 def shown(config: Config) -> Config:
-    """As Ray's dashboard may show it, which has what the loop is given: the workers read no session, and
-    where spans go from a file."""
+    """The configuration without secrets, as Ray's dashboard shows the arguments of the loop: workers read no
+    sessions, and the tracing endpoint from a file."""
     return replace(
         config,
         sessions=replace(config.sessions, url=hide(config.sessions.url)),
@@ -223,7 +219,7 @@ def shown(config: Config) -> Config:
 
 
 def _epoch_now(config: Config, started: int) -> int:
-    """The live epoch, when a group starts: maybe a later one than when its driver did."""
+    """The live epoch at the start of a group, which may be later than at the start of its driver."""
     log = open_log(config)
     try:
         return max(started, live_epoch(log))
@@ -231,9 +227,9 @@ def _epoch_now(config: Config, started: int) -> int:
         log.close()
 
 
-def _found(spec: ShardSpec, ended: EpochEnd) -> list[Any] | None:
-    """The shards of an epoch, waited for: those of one that has just become live are still starting. None
-    where the line has left it meanwhile."""
+def _wait_for_shards(spec: ShardSpec, ended: EpochEnd) -> list[Any] | None:
+    """Waits for the shards of an epoch, which may still be starting; None if the line has left it
+    meanwhile."""
     deadline = time.monotonic() + _MEET_S
     while ended.left_for() is None:
         try:
@@ -246,23 +242,23 @@ def _found(spec: ShardSpec, ended: EpochEnd) -> list[Any] | None:
 
 
 def resources_of(trainer: TrainerConfig) -> dict[str, float]:
-    """What Ray books for a worker."""
-    booked = {"CPU": trainer.cpus_per_worker}
-    return booked | ({"GPU": trainer.gpus_per_worker} if trainer.device == "cuda" else {})
+    """Ray resources of a worker."""
+    resources = {"CPU": trainer.cpus_per_worker}
+    return resources | ({"GPU": trainer.gpus_per_worker} if trainer.device == "cuda" else {})
 
 
 def train_loop(settings: dict[str, Any]) -> None:
-    """One worker, until it is killed; it returns where another run has taken over."""
-    lower_priority(_NICE)  # where nothing of ours ran before, in a cluster of others
+    """Runs one worker until it is killed; returns if another run has taken over."""
+    lower_priority(_NICE)  # in a cluster of others no earlier code of this project did
     config = msgspec.convert(settings["config"], Config)
-    its, name = _run_of(config), settings["run"]
+    run_files, name = _run_of(config), settings["run"]
     if config.tracing.endpoint:
-        config = replace(config, tracing=replace(config.tracing, endpoint=its.endpoint()))
+        config = replace(config, tracing=replace(config.tracing, endpoint=run_files.endpoint()))
     rank = ray.train.get_context().get_world_rank()
     log_in_worker(PART, config.state, f"worker-{rank}", config.logging.format, {"worker": rank})
     try:
         generation, epoch = broadcast_from_rank_zero(
-            (its.next_generation(name, wall_ms()), _epoch_now(config, settings["epoch"]))
+            (run_files.next_generation(name, wall_ms()), _epoch_now(config, settings["epoch"]))
             if rank == 0
             else None
         )
@@ -271,15 +267,15 @@ def train_loop(settings: dict[str, Any]) -> None:
             while True:
                 epoch = _work(config, rank, generation, epoch)
     except Exception as error:
-        if isinstance(error, StaleWorker) and not its.is_newest(name):
+        if isinstance(error, StaleWorker) and not run_files.is_newest(name):
             return
-        its.failed(Failure(rank, f"{type(error).__name__}: {error}"[:500], wall_ms()))
+        run_files.failed(Failure(rank, f"{type(error).__name__}: {error}"[:500], wall_ms()))
         time.sleep(_PAUSE_S)
         raise
 
 
 def _meet(config: Config, rank: int, generation: int) -> None:
-    """Waits for all workers of the group; raises where one doesn't come, or sees another state folder."""
+    """Waits for all workers of the group; raises if one is missing or uses another state folder."""
     file = Path(config.state) / "parts" / PART / "runs" / "groups" / str(generation)
     torch.distributed.init_process_group(
         "gloo",
@@ -291,12 +287,12 @@ def _meet(config: Config, rank: int, generation: int) -> None:
 
 
 def _work(config: Config, rank: int, generation: int, epoch: int) -> int:
-    """Learns the steps of an epoch; returns the next one, once it is live and all of this one is learned."""
+    """Learns the steps of an epoch; returns the next epoch once that is live and this one is learned."""
     workers, log = ray.train.get_context().get_world_size(), open_log(config)
     config = config_now(log, config, MAIN, epoch)
     spec = spec_of(config, epoch=epoch)
     ended = EpochEnd(log, MAIN, epoch)
-    shards = _found(spec, ended)
+    shards = _wait_for_shards(spec, ended)
     if shards is None:
         following = ended.left_for()
         log.close()
@@ -333,15 +329,15 @@ def _learn(
     trace: LearnTrace | None,
     wait: Callable[[], object],
 ) -> int:
-    """Until the line goes on to another epoch, which is returned."""
+    """Learns until the line continues in another epoch, which is returned."""
     reported = 0
     while True:
         following = None
         began_ns = time.time_ns()
-        KNOWN.set({"line": MAIN, "epoch": epoch, "step": worker.step + 1})
+        LOG_CONTEXT.set({"line": MAIN, "epoch": epoch, "step": worker.step + 1})
         try:
             learned = worker.turn()
-        except StaleWorker:  # where the line went back, its shards send everyone away
+        except StaleWorker:  # after a rollback the shards reject all workers
             learned, following = 0, ended.left_for()
             if following is None:
                 raise

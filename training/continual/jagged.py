@@ -1,7 +1,7 @@
-"""The sparse features of a batch as torchrec's KeyedJaggedTensor, where torchrec is installed.
+"""Converts the sparse features of a batch to torchrec's KeyedJaggedTensor, if torchrec is installed.
 
-The numbers are the same either way, so are the gradients, bit for bit: a batch that came from the trainer
-goes into torchrec's modules as it is, and a laptop without torchrec still trains.
+Numbers and gradients are the same either way, bit for bit: the trainer's batches fit torchrec's modules, and
+a laptop without torchrec still trains.
 """
 
 import importlib
@@ -11,12 +11,12 @@ from recsys.model.batch import Jagged
 
 
 def installed() -> bool:
-    """Whether torchrec is there. Its import takes a second, so it waits for the first use."""
+    """Whether torchrec is installed. Its import takes a second, so it waits for the first use."""
     return importlib.util.find_spec("torchrec") is not None
 
 
 def load() -> None:
-    """Imports torchrec now, where it is there, instead of at the first use."""
+    """Imports torchrec now, if installed, instead of at the first use."""
     if installed():
         importlib.import_module("torchrec.sparse.jagged_tensor")
 
@@ -27,7 +27,7 @@ def keyed_jagged(sparse: Jagged) -> Jagged:
         return sparse
     from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
-    made: Jagged = KeyedJaggedTensor(
+    tensor: Jagged = KeyedJaggedTensor(
         keys=sparse.keys(), values=sparse.values(), lengths=sparse.lengths()
     )
-    return made
+    return tensor

@@ -1,7 +1,7 @@
-"""One lane of one step: rows and dense parameters in, predictions and gradients out.
+"""Learns one lane of one step: rows and dense parameters in, predictions and gradients out.
 
-It predicts before it learns: the probabilities that it returns are those of the model that had not yet seen
-these examples. It holds no state between steps but buffers; parameters live in the shards.
+Prequential: the returned probabilities are those of the model before it learned the examples. It has no state
+between steps but buffers; parameters live in the shards.
 
 Legend: B examples of the lane, K labels, L outputs (labels, then watch time), U unique keys of a table.
 """
@@ -23,8 +23,8 @@ from recsys.model.model import Lookup, Model, lookup_of, padded
 from recsys.model.prediction_metrics import bin_weights, bins_of
 from recsys.model.ranker import loss_per_output, targets
 from recsys.model.retrieval_vectors import retrieval_loss
-from training.continual.open_labels import Told, rehearsing, told
-from training.continual.rows_behind import examples_behind
+from training.continual.open_labels import LabelTargets, label_targets, with_rehearsed
+from training.continual.row_usage import examples_per_row
 
 Keys = NDArray[np.int64]
 Floats = NDArray[np.float32]
@@ -32,18 +32,18 @@ Floats = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Lane:
-    """The examples of one lane as arrays: what can be prepared before the rows are there."""
+    """The examples of one lane as arrays, which need no rows yet."""
 
     batch: Batch
     lookup: Lookup
     labels_BK: Floats
     watch_ms_B: Floats
-    told: Told  # what the labels tell: open ones, corrections, those that stand for others
+    label_targets: LabelTargets
 
 
 @dataclass(frozen=True)
 class Learned:
-    """Gradients of one lane, summed over its examples, and its predictions from before."""
+    """Gradients of one lane, summed over its examples, and its predictions before learning."""
 
     probabilities_BL: Floats
     gradients: dict[str, RowGradients]
@@ -52,7 +52,7 @@ class Learned:
 
 
 class Learner:
-    """Learns lanes with a model whose dense parameters are set from outside."""
+    """Computes lanes with a model whose dense parameters are set from outside."""
 
     def __init__(
         self,
@@ -60,11 +60,10 @@ class Learner:
         jagged: Callable[[Jagged], Jagged] | None = None,
         device: str = "cpu",
     ) -> None:
-        """``jagged`` may put another jagged tensor in the place of a batch's own
-        (training/continual/jagged.py).
+        """``jagged`` may replace a batch's jagged tensor (training/continual/jagged.py).
 
-        ``device``: where the network and a lane's rows are while it learns; arrays come from the processor
-        and go back to it. Raises ValueError for "cuda" where there is none.
+        ``device`` of the network and a lane's rows while it learns; arrays come from and return to the CPU.
+        Raises ValueError for "cuda" without a CUDA device.
         """
         self.model = model.to(checked_device(device))
         self._device = device
@@ -72,27 +71,32 @@ class Learner:
         self._jagged = jagged
 
     def prepare(
-        self, examples: Sequence[TrainingExample], rehearsed: Sequence[TrainingExample] = (), weight: float = 1.0
+        self,
+        examples: Sequence[TrainingExample],
+        rehearsed: Sequence[TrainingExample] = (),
+        weight: float = 1.0,
     ) -> Lane:
-        """Arrays of a lane's examples, and of those that are learned again with a weight. Raises
-        UnknownFeatureSet where they were served with another set."""
+        """Arrays of a lane's examples, and of rehearsed ones with a weight. Raises UnknownFeatureSet if they
+        were served with another feature set."""
         first, examples = len(examples), [*examples, *rehearsed]
         batch = self._batch([_features(e, self.features.digest) for e in examples])
         labels = np.array([e.labels for e in examples], np.float32)
         watch_ms = np.array([e.watch_ms for e in examples], np.float32)
-        its = told(examples, labels)
+        targets = label_targets(examples, labels)
         if rehearsed:
-            its = rehearsing(its, first, weight)
-        return self.lane_of(batch, labels, watch_ms, its)
+            targets = with_rehearsed(targets, first, weight)
+        return self.lane_of(batch, labels, watch_ms, targets)
 
-    def lane_of(self, batch: Batch, labels_BK: Floats, watch_ms_B: Floats, its: Told) -> Lane:
+    def lane_of(
+        self, batch: Batch, labels_BK: Floats, watch_ms_B: Floats, targets: LabelTargets
+    ) -> Lane:
         """A lane of examples that are arrays already."""
         if self._jagged:
             batch = replace(batch, sparse=self._jagged(batch.sparse))
-        return Lane(batch, self._lookup(batch), labels_BK, watch_ms_B, its)
+        return Lane(batch, self._lookup(batch), labels_BK, watch_ms_B, targets)
 
     def _lookup(self, batch: Batch) -> Lookup:
-        """Which rows a batch learns: where retrieval isn't, nothing is of users' and items' vectors."""
+        """The rows that a batch learns: without retrieval none of users' and items' vectors."""
         lookup = lookup_of(batch)
         if self._learns_retrieval:
             return lookup
@@ -103,7 +107,7 @@ class Learner:
         return bool(self.features.history_length and self.model.config.retrieval_weight)
 
     def _batch(self, blocks: Sequence[FeatureBlock]) -> Batch:
-        """One column of all blocks at a time: array by array, it takes five times as long."""
+        """Assembles column by column over all blocks: array by array takes five times as long."""
         features, size = self.features, len(blocks)
 
         def column(name: str, kind: type[np.generic], *shape: int) -> NDArray[Any]:
@@ -121,21 +125,23 @@ class Learner:
         )
 
     def learn(self, lane: Lane, rows: Mapping[str, Floats], dense: Floats) -> Learned:
-        """Predicts, then returns the gradients. ``rows[table]`` are those of ``lane.lookup.keys``."""
+        """Predicts, and returns the gradients. ``rows[table]`` belong to ``lane.lookup.keys``."""
         self.model.write_dense(dense)
         self.model.zero_grad(set_to_none=True)
         leaves = {
             name: padded(rows[name]).to(self._device).requires_grad_() for name in lane.lookup.keys
         }
         logits_BL = self.model.rank(lane.batch, lane.lookup, leaves["features"]).cpu()
-        wanted = targets(torch.from_numpy(lane.labels_BK), torch.from_numpy(lane.watch_ms_B))
-        losses_BL = lane.told.losses(logits_BL, wanted)
-        total = (self._descended(lane, logits_BL, losses_BL) * self._output_weights(lane)).sum()
+        targets_BL = targets(torch.from_numpy(lane.labels_BK), torch.from_numpy(lane.watch_ms_B))
+        losses_BL = lane.label_targets.losses(logits_BL, targets_BL)
+        total = (
+            self._training_losses(lane, logits_BL, losses_BL) * self._output_weights(lane)
+        ).sum()
         if len(lane.batch) > 1 and self._learns_retrieval:
             total = total + self.model.config.retrieval_weight * self._retrieval(lane, leaves)
         total.backward()  # type: ignore[no-untyped-call]
         probabilities = torch.sigmoid(logits_BL.detach()).numpy()
-        counts = examples_behind(lane.lookup)
+        counts = examples_per_row(lane.lookup)
         return Learned(
             probabilities,
             {
@@ -143,21 +149,24 @@ class Learner:
                 for name, keys in lane.lookup.keys.items()
             },
             self.model.dense_gradient(),
-            self._metrics(lane, self._judged(lane, losses_BL, logits_BL, wanted), probabilities),
+            self._metrics(
+                lane, self._eval_losses(lane, losses_BL, logits_BL, targets_BL), probabilities
+            ),
         )
 
     def predict(self, lane: Lane, rows: Mapping[str, Floats], dense: Floats) -> Floats:
-        """The probabilities (B, L) alone, of the same rows and dense parameters that ``learn`` takes."""
+        """The probabilities (B, L) alone, with the arguments of ``learn``."""
         self.model.write_dense(dense)
         with torch.no_grad():
-            its = padded(rows["features"]).to(self._device)
-            out: Floats = torch.sigmoid(self.model.rank(lane.batch, lane.lookup, its)).cpu().numpy()
+            features = padded(rows["features"]).to(self._device)
+            logits_BL = self.model.rank(lane.batch, lane.lookup, features)
+            out: Floats = torch.sigmoid(logits_BL).cpu().numpy()
         return out
 
-    def _descended(
+    def _training_losses(
         self, lane: Lane, logits_BL: torch.Tensor, losses_BL: torch.Tensor
     ) -> torch.Tensor:
-        """What is learned, for each output and before weights, where the labels' losses are these."""
+        """The losses to descend, unweighted by output; subclasses may change them."""
         return losses_BL
 
     def _output_weights(self, lane: Lane) -> torch.Tensor:
@@ -165,37 +174,38 @@ class Learner:
         side = self.model.config.side_weight
         weights = torch.full((lane.labels_BK.shape[1] + 1,), side)
         weights[0] = 1.0
-        return weights * torch.from_numpy(lane.told.weights_BL)
+        return weights * torch.from_numpy(lane.label_targets.weights_BL)
 
     def _retrieval(self, lane: Lane, leaves: dict[str, torch.Tensor]) -> torch.Tensor:
         users = self.model.user_vectors(lane.batch, lane.lookup, leaves["users"], leaves["items"])
         items = self.model.item_vectors(lane.batch, lane.lookup, leaves["items"])
-        liked = torch.from_numpy(lane.told.liked_B).to(self._device)
+        liked = torch.from_numpy(lane.label_targets.liked_B).to(self._device)
         ids = torch.from_numpy(lane.batch.item_B).to(self._device)
         return retrieval_loss(users, items, ids, liked, self.model.user_side.sharpness).cpu()
 
-    def _judged(
-        self, lane: Lane, losses_BL: torch.Tensor, logits_BL: torch.Tensor, wanted_BL: torch.Tensor
+    def _eval_losses(
+        self, lane: Lane, losses_BL: torch.Tensor, logits_BL: torch.Tensor, targets_BL: torch.Tensor
     ) -> Floats:
-        """The losses of what would be seen without sampling: those learned, where nothing is open."""
-        seen = lane.told.seen
-        if seen is not None:
-            losses_BL = loss_per_output(seen.logits(logits_BL), wanted_BL)
+        """Losses of the observed labels without sampling; the learned losses if all labels are final."""
+        observed = lane.label_targets.observed
+        if observed is not None:
+            losses_BL = loss_per_output(observed.logits(logits_BL), targets_BL)
         out: Floats = losses_BL.detach().numpy()
         return out
 
     def _metrics(self, lane: Lane, losses_BL: Floats, probabilities_BL: Floats) -> dict[str, float]:
-        """Prequential sums over the lane's first-time examples, and those that sampling left out; of the
-        first label also how many lie in each bin of its probability, and how many of them are positive."""
-        fresh, stands = lane.told.fresh_B, lane.told.stands_B[lane.told.fresh_B]
-        out = {"examples": float(stands.sum())}
+        """Prequential sums over the lane's first-time examples, and those they represent; for the first label
+        also the number, and the number of positives, in each bin of its probability."""
+        lane_targets, fresh = lane.label_targets, lane.label_targets.fresh_B
+        weights = lane_targets.represented_B[fresh]
+        out = {"examples": float(weights.sum())}
         for k, label in enumerate(self.features.schema.labels):
-            out[f"loss.{label}"] = float((losses_BL[fresh, k] * stands).sum())
-            out[f"predicted.{label}"] = float((probabilities_BL[fresh, k] * stands).sum())
-            out[f"happened.{label}"] = float((lane.told.happened_BK[fresh, k] * stands).sum())
+            out[f"loss.{label}"] = float((losses_BL[fresh, k] * weights).sum())
+            out[f"predicted.{label}"] = float((probabilities_BL[fresh, k] * weights).sum())
+            out[f"happened.{label}"] = float((lane_targets.unbiased_BK[fresh, k] * weights).sum())
         first, bins = self.features.schema.labels[0], bins_of(probabilities_BL[fresh, 0])
-        happened = lane.told.happened_BK[fresh, 0] * stands
-        out |= {f"bin.{first}.{n}": count for n, count in bin_weights(bins, stands).items()}
+        happened = lane_targets.unbiased_BK[fresh, 0] * weights
+        out |= {f"bin.{first}.{n}": count for n, count in bin_weights(bins, weights).items()}
         out |= {f"bin1.{first}.{n}": count for n, count in bin_weights(bins, happened).items()}
         return out
 
@@ -213,7 +223,7 @@ def _features(example: TrainingExample, digest: str) -> FeatureBlock:
 
 
 def checked_device(device: str) -> str:
-    """A device of ``trainer.device``, where it is there. Raises ValueError where it isn't."""
+    """Returns ``trainer.device`` if it is available, else raises ValueError."""
     if device == "cuda" and not torch.cuda.is_available():
         raise ValueError(
             "trainer.device is 'cuda', and torch sees no CUDA device here: set it to cpu, or see that the "
@@ -224,7 +234,7 @@ def checked_device(device: str) -> str:
 
 
 def _gradient(leaf: torch.Tensor) -> Floats:
-    """The gradient without the row of zeros."""
+    """The gradient without the padding row of zeros."""
     if leaf.grad is None:
         return np.zeros((leaf.shape[0] - 1, leaf.shape[1]), np.float32)
     out: Floats = leaf.grad[:-1].cpu().numpy()

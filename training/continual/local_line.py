@@ -1,7 +1,7 @@
-"""A line whose shard and learner stand in this process: nightly training, candidates, studies.
+"""A line with its shard and learner in this process: for nightly training, candidates and studies.
 
-It holds no log and no clock. What it learned is in its shard, so its export is a snapshot's, and any shard of
-the same tables goes on from it. Several lines of one shape may share a learner: it holds nothing of theirs.
+It uses no log and no clock. Its shard contains what it learned, so its export is that of a snapshot, and any
+shard of the same tables can continue from it. Lines of one shape may share a learner, which has no state.
 
 Legend: N items that are scored, B examples of a lane, L outputs.
 """
@@ -27,10 +27,10 @@ Export = tuple[Arrays, dict[str, Any]]
 
 
 class LocalLine:
-    """Scores with what replicas are given (rounded, the running average), learns as a worker does."""
+    """Scores with the weights of replicas (rounded, running average), and learns like a worker."""
 
     def __init__(self, learner: Learner, spec: ShardSpec, dense: Floats) -> None:
-        """A line at its beginning, in one shard. ``dense`` (P,): where its dense parameters start."""
+        """Creates an untrained line in one shard. ``dense`` (P,): initial dense parameters."""
         if spec.parts != 1:
             raise ValueError(f"parts is {spec.parts}, expected 1: a local line has one shard")
         self.learner, self.spec = learner, spec
@@ -38,7 +38,7 @@ class LocalLine:
 
     @classmethod
     def loaded(cls, learner: Learner, spec: ShardSpec, *parts: Export) -> "LocalLine":
-        """A line that goes on from an export of its tables, from that of all shards where it had several."""
+        """Loads a line from an export of its tables, or from the exports of all its shards."""
         line = cls(learner, spec, parts[0][0]["dense/values"])
         line.shard.load([arrays for arrays, _ in parts], parts[0][1])
         return line
@@ -57,7 +57,7 @@ class LocalLine:
         return out
 
     def predict(self, lane: Lane) -> Floats:
-        """Probabilities (B, L) of a lane's examples, as ``score`` gives them but for the last bits."""
+        """Probabilities (B, L) of a lane's examples, equal to those of ``score`` but for the last bits."""
         rows, model = self._served(lane.lookup.keys["features"]), self.learner.model
         with torch.inference_mode():
             logits = model.rank(lane.batch, lane.lookup, padded(rows))
@@ -65,7 +65,7 @@ class LocalLine:
         return out
 
     def _served(self, keys: Keys) -> Floats:
-        """Gives the model what replicas have of the dense parameters; returns the rows that they have."""
+        """Sets the model's dense parameters to those of replicas; returns the rows of replicas."""
         assert self.shard.dense is not None
         form = self.spec.delta_format
         self.learner.model.write_dense(round_dense(self.shard.dense.averaged, form)[1])
@@ -75,17 +75,17 @@ class LocalLine:
     def learn(
         self, time_ms: int, lanes: Sequence[Lane], forget: Mapping[str, Keys] | None = None
     ) -> list[Floats]:
-        """Learns one step; returns the probabilities (B, L) of each lane from before. ``forget``: keys by
-        table whose rows leave with it."""
+        """Learns one step; returns the prior probabilities (B, L) of each lane. ``forget``: keys, by table,
+        of rows to remove."""
         step, dense = self.step + 1, self.shard.dense_after(self.step)
         assert dense is not None
         gradients, before = [], []
         for number, lane in enumerate(lanes):
             rows = self.shard.lookup(self.step, lane.lookup.keys)
             learned = self.learner.learn(lane, rows, dense)
-            gone = forget or {} if number == 0 else {}
+            removed = forget or {} if number == 0 else {}
             gradients.append(
-                LaneGradients(number, learned.gradients, learned.dense, learned.metrics, gone)
+                LaneGradients(number, learned.gradients, learned.dense, learned.metrics, removed)
             )
             before.append(learned.probabilities_BL)
         gradients += [LaneGradients(n) for n in range(len(lanes), self.spec.lanes)]
@@ -93,5 +93,5 @@ class LocalLine:
         return before
 
     def export(self) -> Export:
-        """Everything, as ``Shard.export`` has it."""
+        """The state, as of ``Shard.export``."""
         return self.shard.export()

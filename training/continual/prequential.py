@@ -1,7 +1,7 @@
-"""AUC, normalized entropy and calibration of what steps said before they learned, over newest examples.
+"""AUC, normalized entropy and calibration of prequential predictions over the newest examples.
 
-It is made of sums alone, as deltas carry them (``metrics``: training/continual/learner.py), so whoever reads
-deltas has it. A window of examples, not of time: a figure is as sure on a quiet night as at noon.
+Computed from the sums in deltas (``metrics``: training/continual/learner.py), so any reader of deltas can
+compute them. The window counts examples, not time: a figure is as reliable on a quiet night as at noon.
 """
 
 import math
@@ -14,8 +14,8 @@ import numpy as np
 from recsys.model.prediction_metrics import BINS, Floats, auc_of
 
 WINDOW: Final = 4_096  # examples: an AUC of 0.7 is then known to within 0.02, 19 times in 20
-ALL, POSITIVE = "bin.", "bin1."  # of the first label: how names of its bins begin
-_LEAST: Final = 200  # examples below which nothing is said
+ALL, POSITIVE = "bin.", "bin1."  # prefixes of the names of the first label's bins
+_LEAST: Final = 200  # examples below which there are no figures
 
 
 class Prequential:
@@ -28,11 +28,11 @@ class Prequential:
 
     @property
     def examples(self) -> float:
-        """In the window: at least as many as it is long, once so many came."""
+        """Number of examples in the window: at least its length, once so many came."""
         return self._sums.get("examples", 0.0)
 
     def take(self, metrics: Mapping[str, float]) -> None:
-        """A step was learned. One whose sums aren't finite, or that judged nothing, is passed over."""
+        """Adds a learned step. Skips one without examples or with sums that aren't finite."""
         if not metrics.get("examples") or not all(map(math.isfinite, metrics.values())):
             return
         self._steps.append(metrics)
@@ -41,19 +41,17 @@ class Prequential:
             self._add(self._steps.popleft(), -1.0)
 
     def figures(self) -> dict[str, float]:
-        """By kind and label, as ``calibration.like``; what can't be said is left out."""
+        """Figures by kind and label, such as ``calibration.like``; undefined ones are omitted."""
         if self.examples < _LEAST:
             return {}
-        found = {"judged": self.examples}
+        figures = {"judged": self.examples}
         for name in self._sums:
             kind, _, label = name.partition(".")
             if kind == "loss":
-                found |= self._of_label(label)
-        labels = {
-            name[len(ALL) :].rpartition(".")[0] for name in self._sums if name.startswith(ALL)
-        }
-        found |= {f"auc.{label}": self._auc(label) for label in labels}
-        return {name: value for name, value in found.items() if math.isfinite(value)}
+                figures |= self._of_label(label)
+        labels = {n.removeprefix(ALL).rpartition(".")[0] for n in self._sums if n.startswith(ALL)}
+        figures |= {f"auc.{label}": self._auc(label) for label in labels}
+        return {name: value for name, value in figures.items() if math.isfinite(value)}
 
     def _of_label(self, label: str) -> dict[str, float]:
         happened = self._sums.get(f"happened.{label}", 0.0)
@@ -68,10 +66,9 @@ class Prequential:
 
     def _auc(self, label: str) -> float:
         def bins(kind: str) -> Floats:
-            # What left the window leaves no less than nothing, but for the last bits.
-            return np.array(
-                [max(0.0, self._sums.get(f"{kind}{label}.{n}", 0.0)) for n in range(BINS)]
-            )
+            # Rounding may leave tiny negative sums of steps that left the window.
+            sums = [self._sums.get(f"{kind}{label}.{n}", 0.0) for n in range(BINS)]
+            return np.array([max(0.0, value) for value in sums])
 
         return auc_of(bins(ALL), bins(POSITIVE))
 

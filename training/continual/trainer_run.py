@@ -1,18 +1,26 @@
-"""Which run of the trainer is the one: a file that the newest driver writes and its workers look at.
+"""Files through which the trainer's driver and workers agree on the current run, failures and traces.
 
-A driver that was killed may leave workers behind for some seconds. They must not fight those of the driver
-after it: the shards serve the highest generation only, and the file says which run may take a new one.
+A killed driver may leave workers behind for some seconds. They must not interfere with those of the next
+driver: the shards serve the highest generation only, and a file says which run may take a new generation.
 """
 
+from contextlib import suppress
 from pathlib import Path
+from typing import Final, TypeVar
 
 import msgspec
 
+from recsys.observability.log_lines import LogThrottle
+from recsys.observability.tracer import Tracer
 from recsys.process.part_process import write_atomically
+from training.steps.step_trace import trace_step
+
+_COUNT_EVERY_S: Final = 2.0
+T = TypeVar("T")
 
 
 class Run(msgspec.Struct, frozen=True):
-    """``generation`` grows with every start of a group of workers, ``starts`` counts those of this run."""
+    """``generation`` grows with every start of a worker group, ``starts`` counts those of this run."""
 
     run: str = ""
     generation: int = 0
@@ -20,7 +28,7 @@ class Run(msgspec.Struct, frozen=True):
 
 
 class Failure(msgspec.Struct, frozen=True):
-    """Why a worker ended last."""
+    """The newest failure of a worker."""
 
     rank: int
     text: str
@@ -28,78 +36,105 @@ class Failure(msgspec.Struct, frozen=True):
 
 
 class Spans(msgspec.Struct, frozen=True):
-    """What worker 0 told of its steps."""
+    """Numbers of spans that worker 0 sent and dropped."""
 
     sent: int = 0
     dropped: int = 0
 
 
 class TrainerRun:
-    """The file ``run.json`` of a folder, written by the driver and by worker 0 of each group that starts; and
-    beside it what they tell each other otherwise."""
+    """``run.json`` in a folder, written by the driver and by worker 0 of each starting group, and the other
+    files through which they communicate."""
 
     def __init__(self, folder: Path) -> None:
         self._file, self._failure = folder / "run.json", folder / "failure.json"
         self._spans, self._endpoint = folder / "spans.json", folder / "endpoint"
 
     def read(self) -> Run:
-        """The newest run; an empty one where there was none."""
-        try:
-            return msgspec.json.decode(self._file.read_bytes(), type=Run)
-        except FileNotFoundError:
-            return Run()
+        """The newest run; an empty one without a file."""
+        return _read(self._file, Run) or Run()
 
     def begin(self, run: str) -> None:
-        """A driver starts: from now on workers of other runs get no generation."""
+        """Registers the run of a starting driver: workers of other runs get no generation any more."""
         self._file.parent.mkdir(parents=True, exist_ok=True)
         self._failure.unlink(missing_ok=True)
         self._spans.unlink(missing_ok=True)
-        self._write(Run(run, self.read().generation))
+        _write(self._file, Run(run, self.read().generation))
 
     def next_generation(self, run: str, now_ms: int) -> int:
-        """The generation of a group that starts now; 0 where ``run`` isn't the newest any more.
+        """The generation of a starting group; 0 if ``run`` isn't the newest any more.
 
-        The clock makes it grow also where the file was lost.
+        The clock makes it grow even after the file was lost.
         """
         before = self.read()
         if before.run != run:
             return 0
         generation = max(before.generation + 1, now_ms)
-        self._write(Run(run, generation, before.starts + 1))
+        _write(self._file, Run(run, generation, before.starts + 1))
         return generation
 
     def is_newest(self, run: str) -> bool:
         return self.read().run == run
 
     def failed(self, failure: Failure) -> None:
-        """A worker says why it ends."""
-        write_atomically(self._failure, msgspec.json.encode(failure))
+        """Records a worker's failure."""
+        _write(self._failure, failure)
 
     def failure(self) -> Failure | None:
-        """What a worker of this run said last."""
-        try:
-            return msgspec.json.decode(self._failure.read_bytes(), type=Failure)
-        except FileNotFoundError:
-            return None
+        """The newest failure of a worker of this run."""
+        return _read(self._failure, Failure)
 
     def traced(self, spans: Spans) -> None:
-        """Worker 0 says how many spans it sent, and how many it didn't."""
-        write_atomically(self._spans, msgspec.json.encode(spans))
+        """Records worker 0's numbers of spans."""
+        _write(self._spans, spans)
 
     def spans(self) -> Spans | None:
-        """What it said last, in this run."""
-        try:
-            return msgspec.json.decode(self._spans.read_bytes(), type=Spans)
-        except FileNotFoundError:
-            return None
+        """The newest numbers of spans in this run."""
+        return _read(self._spans, Spans)
 
     def keep_endpoint(self, endpoint: str) -> None:
-        """The driver leaves to the workers where spans go: what Ray hands to them its dashboard shows."""
+        """Passes the tracing endpoint to the workers: Ray's dashboard would show it as an argument."""
         write_atomically(self._endpoint, endpoint.encode())
 
     def endpoint(self) -> str:
-        """Where spans go. Empty where no driver said it."""
+        """The tracing endpoint; empty if no driver wrote it."""
         return self._endpoint.read_text() if self._endpoint.exists() else ""
 
-    def _write(self, run: Run) -> None:
-        write_atomically(self._file, msgspec.json.encode(run))
+
+class LearnTrace:
+    """Emits the spans of the steps that worker 0 learns in an epoch, and reports their number to its driver.
+
+    Call ``count`` in each turn, and ``close`` however learning ends.
+    """
+
+    def __init__(self, tracer: Tracer, run: TrainerRun, line: str, epoch: int) -> None:
+        self._tracer, self._run = tracer, run
+        self._line, self._epoch = line, epoch
+        self._throttle = LogThrottle(_COUNT_EVERY_S)
+
+    def learned(self, step: int, examples: int, began_ns: int, ended_ns: int) -> None:
+        trace_step(self._tracer, self._line, self._epoch, step, examples, began_ns, ended_ns)
+
+    def count(self, now_s: float) -> None:
+        if self._throttle.due("count", now_s):
+            self._report()
+
+    def close(self) -> None:
+        """Sends pending spans."""
+        self._tracer.close()
+        self._report()
+
+    def _report(self) -> None:
+        with suppress(OSError):  # no step may fail because of it
+            self._run.traced(Spans(self._tracer.sent, self._tracer.dropped))
+
+
+def _read(file: Path, kind: type[T]) -> T | None:
+    try:
+        return msgspec.json.decode(file.read_bytes(), type=kind)
+    except FileNotFoundError:
+        return None
+
+
+def _write(file: Path, value: msgspec.Struct) -> None:
+    write_atomically(file, msgspec.json.encode(value))

@@ -1,8 +1,8 @@
-"""One worker of the continual trainer, as a plain class: no Ray, no thread, no clock.
+"""Worker of the continual trainer, as a plain class: no Ray, no thread, no clock.
 
-A worker holds no state that matters: rows and dense parameters live in the shards, and which examples make a
-step stands on the log. So one that starts anywhere asks the shards where they are and computes the step after
-it; and each step is predicted before it is learned. Lane *l* is computed by worker ``l % workers``.
+A worker has no durable state: rows and dense parameters are in the shards, and the log says which examples
+make a step. So a worker that starts anywhere asks the shards for their position and computes the next step;
+each step is predicted before it is learned. Lane *l* is computed by worker ``l % workers``.
 """
 
 import logging
@@ -37,11 +37,11 @@ _LOG: Final = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class _Prepared:
-    """A step's own lanes as arrays, and which rows they need.
+    """The own lanes of a step as arrays, and the rows they need.
 
-    ``keys`` are those of all the own lanes, each once; ``places[lane][table]`` says where a lane's rows are
-    among them, and is empty where there is but one lane. A lane without examples has no ``Lane``. ``forget``:
-    by lane, the keys of users whose rows leave with the step.
+    ``keys``: unique keys of all own lanes; ``places[lane][table]``: indices of a lane's rows among them,
+    empty if there is one lane. A lane without examples has no ``Lane``. ``forget``: by lane, the keys of
+    users whose rows the step removes.
     """
 
     step: Step
@@ -55,8 +55,8 @@ class _Prepared:
 class Worker:
     """Worker ``rank`` of ``workers``. ``turn`` computes at most one step.
 
-    Raises StaleWorker once a newer generation of workers has taken over; LogLost and ShardUnreachable where
-    there is nothing to learn from or with. After any of them, make a new one.
+    Raises StaleWorker once a newer generation of workers has taken over; LogLost and ShardUnreachable without
+    a usable log or shard. Create a new worker after any of them.
     """
 
     def __init__(
@@ -71,32 +71,32 @@ class Worker:
         epoch: int = 0,
         *,
         reader: StepReader | Lineage | None = None,
-        tells: bool = True,
+        reports: bool = True,
         kind: type[TrainingExample] | None = None,
     ) -> None:
-        """``reader``: of step records, where it isn't to be those of one epoch alone. ``tells``: whether what
-        it leaves out becomes dead letters: a line's own workers do that. ``kind``: what examples are read
-        as."""
+        """``reader`` of step records, if not of one epoch alone. ``reports``: whether examples left out
+        become dead letters, as a line's own workers do. ``kind``: the type that examples are decoded as."""
         torch.set_num_threads(1)  # the order of a sum must not depend on the number of cores
         self._log, self._client, self._learner = log, client, learner
         self._aligns = rank == 0
         self._own = range(rank, config.step.lanes, workers)
         self._lanes = config.step.lanes
         self._digest = learning_digest(config, learner.features)
-        self._check = ExampleCheck(learner.features, learner.model.ranker.shape.dense, kind)
+        dense_width = learner.model.ranker.shape.dense
+        self._check = ExampleCheck(learner.features, dense_width, kind or TrainingExample)
         self._reader = reader or StepReader(log, line, epoch)
-        self._letters, self._tells = DeadLetters(log, (EXAMPLES,)), tells
+        self._letters, self._reports = DeadLetters(log, (EXAMPLES,)), reports
         self._step: int | None = None  # the newest learned; None: ask the shards
         self._next: _Prepared | None = None
         self._after: _Prepared | None = None  # the step after ``_next``
-        self._rows: dict[str, Floats] | None = None  # those of ``_next``
+        self._rows: dict[str, Floats] | None = None  # of ``_next``
         self._dense: Floats | None = None
         self.counts = {"steps": 0, "examples": 0, "left_out": 0, "realigned": 0, "other_config": 0,
                        "empty_steps": 0, "quarantined": 0}  # fmt: skip
 
     @property
     def step(self) -> int:
-        """The newest step that was learned with this worker; 0 before the first."""
+        """The newest step learned with this worker; 0 before the first."""
         return self._step or 0
 
     @property
@@ -105,16 +105,16 @@ class Worker:
         return self._reader.offset
 
     def turn(self) -> int:
-        """Learns the next step, where its record is there; returns how many examples it has in all lanes."""
+        """Learns the next step if its record exists; returns its number of examples in all lanes."""
         try:
             return self._turn()
-        except StepMismatch:  # a shard came back from its snapshot: compute again what it lost
+        except StepMismatch:  # a shard restarted from its snapshot: compute again what it lost
             self.counts["realigned"] += 1
-            self._forget()
+            self._step = self._next = self._after = self._rows = self._dense = None
             return 0
 
     def _turn(self) -> int:
-        if self._step is None and not self._find_place():
+        if self._step is None and not self._align():
             return 0
         assert self._step is not None
         prepared = self._next or self._prepare(self._step + 1)
@@ -142,29 +142,26 @@ class Worker:
         self.counts["empty_steps"] += not prepared.step.ranges
         return prepared.step.examples
 
-    def _find_place(self) -> bool:
-        """Whether all shards stand where one can go on. One worker brings them there, the others wait."""
+    def _align(self) -> bool:
+        """Whether all shards are at a step to continue from. Worker 0 brings them there, the others wait."""
         if self._aligns:
             self._step = self._client.align()
         else:
-            where = self._client.applied_steps()
-            if max(where) - min(where) > 1:
+            applied = self._client.applied_steps()
+            if max(applied) - min(applied) > 1:
                 return False
-            self._step = min(where)
+            self._step = min(applied)
         return True
 
-    def _forget(self) -> None:
-        self._step = self._next = self._after = self._rows = self._dense = None
-
     def _prepare_ahead(self, number: int) -> None:
-        """While the shards learn: the step after the next, where it is there already."""
+        """Prepares the step after the next while the shards learn, if its record exists."""
         try:
             self._after = self._prepare(number)
         except Exception:
-            self._after = None  # it is met again when the step is due
+            self._after = None  # raised again when the step is due
 
     def _prepare(self, number: int) -> _Prepared | None:
-        """All of a step that can be done before its rows are there; None where it has no record yet."""
+        """Prepares everything of a step that needs no rows; None without a record."""
         step = self._reader.record(number)
         if step is None:
             self._reader.check_to_come(number)
@@ -183,15 +180,15 @@ class Worker:
         with gc_paused():
             read = read_lanes(self._log, step, self._own, self._check)
             lanes = {
-                lane: self._learner.prepare(its.examples, its.rehearsed, step.rehearsed_weight)
-                if its.examples or its.rehearsed
+                number: self._learner.prepare(lane.examples, lane.rehearsed, step.rehearsed_weight)
+                if lane.examples or lane.rehearsed
                 else None
-                for lane, its in read.items()
+                for number, lane in read.items()
             }
         left_out = self._report(read)
         self.counts["quarantined"] += sum(lane.quarantined for lane in read.values())
         keys, places = _together({n: lane.lookup.keys for n, lane in lanes.items() if lane})
-        forget = {lane: rows_of(its.forget) for lane, its in read.items()}
+        forget = {number: rows_of_users(lane.forget) for number, lane in read.items()}
         return _Prepared(step, lanes, left_out, forget, keys, places)
 
     def _learn(
@@ -204,22 +201,22 @@ class Worker:
         if lane is None:
             return LaneGradients(number, {}, None, metrics, forget, held, rate)
         places = prepared.places[number]
-        own = {table: its[places[table]] if places else its for table, its in rows.items()}
+        own = {table: values[places[table]] if places else values for table, values in rows.items()}
         learned = self._learner.learn(lane, own, dense)
         metrics |= learned.metrics
         return LaneGradients(number, learned.gradients, learned.dense, metrics, forget, held, rate)
 
     def _report(self, read: Mapping[int, LaneExamples]) -> dict[int, int]:
-        """Dead letters for what is left out, by the worker of its lane; returns how many, by lane."""
-        for lane in read.values() if self._tells else ():
+        """Writes dead letters for the records left out; returns their number, by lane."""
+        for lane in read.values() if self._reports else ():
             for out in lane.left_out:
                 self._letters.put(EXAMPLES, out.partition, out.record, out.reason)
         self._letters.send()
         return {number: len(lane.left_out) for number, lane in read.items()}
 
 
-def rows_of(users: Sequence[Id]) -> dict[str, Keys]:
-    """The rows that stand for some users alone, by table: their own, and that of the id as a feature."""
+def rows_of_users(users: Sequence[Id]) -> dict[str, Keys]:
+    """Keys of the rows that belong to some users alone, by table: their own, and that of the id feature."""
     if not users:
         return {}
     keys = np.array(sorted({key_of("user", user) for user in users}), np.int64)
@@ -232,14 +229,14 @@ def _nothing() -> None: ...
 def _together(
     lanes: Mapping[int, Mapping[str, Keys]],
 ) -> tuple[dict[str, Keys], dict[int, dict[str, Keys]]]:
-    """Each key of several lanes once, by table, and where each lane's keys are among them. Those of a lane
-    alone are as they should be; ``places`` has nothing for it."""
+    """The unique keys of several lanes, by table, and the indices of each lane's keys among them. A single
+    lane's keys are unique already; its ``places`` are empty."""
     if len(lanes) == 1:
         return dict(*lanes.values()), {lane: {} for lane in lanes}
     keys: dict[str, Keys] = {}
     places: dict[int, dict[str, Keys]] = {lane: {} for lane in lanes}
     for table in next(iter(lanes.values()), {}):
-        parts = [its[table] for its in lanes.values()]
+        parts = [lane_keys[table] for lane_keys in lanes.values()]
         keys[table], at = unique(np.concatenate(parts))
         cuts = np.cumsum([len(part) for part in parts])[:-1]
         for lane, own in zip(lanes, np.split(at, cuts), strict=True):

@@ -23,7 +23,7 @@ from recsys.events.records import DELTAS, EXAMPLES
 from recsys.features.feature_set import FeatureSet
 from recsys.log.protocol import Log, LogLost, Record, read_range
 from recsys.process.log_consumer import UNREADABLE
-from training.continual.progress import Told
+from training.continual.progress import DeltaMetrics
 from training.drift.monitors import DriftAlarm, FeatureMonitor, LossMonitor
 from training.drift.reaction import (
     PublishEvery,
@@ -67,7 +67,7 @@ class DriftWatch:
         self._features = SampledFeatures(log, features)
         self._watches = config.drift.watch
         self._offset = log.end(DELTAS, 0)
-        self._decoder = msgspec.msgpack.Decoder(Told)
+        self._decoder = msgspec.msgpack.Decoder(DeltaMetrics)
         self._pending: list[DriftAlarm] = []  # not seen by the policy yet
         self.step = 0
         self.alarms = 0
@@ -110,7 +110,7 @@ class DriftWatch:
         self.alarms += len(alarms)
         return [record_of(alarm) for alarm in alarms]
 
-    def _steps(self) -> Iterator[Told]:
+    def _steps(self) -> Iterator[DeltaMetrics]:
         """New steps of the line, each once: a line that was rolled back repeats some."""
         while records := self._deltas():
             for record in records:
@@ -132,14 +132,14 @@ class DriftWatch:
             self._offset = self._log.begin(DELTAS, 0)
             return self._log.read(DELTAS, 0, self._offset, _DELTAS)
 
-    def _judge(self, progress: Told) -> list[DriftAlarm]:
+    def _judge(self, progress: DeltaMetrics) -> list[DriftAlarm]:
         try:
             return self._losses.step(progress.metrics, progress.time_ms, progress.step)
         except ValueError:  # not finite: that isn't drift
             self.unreadable += 1
             return []
 
-    def _reacts(self, progress: Told) -> bool:
+    def _reacts(self, progress: DeltaMetrics) -> bool:
         """Whether ``reaction`` changes after a step."""
         alarms, self._pending = self._pending, []
         if not self._react:

@@ -15,7 +15,7 @@ import msgspec
 import numpy as np
 
 from recsys.events.hashing import Id
-from recsys.events.records import EXAMPLES, TrainingExample, Step, unpack
+from recsys.events.records import EXAMPLES, Step, TrainingExample, unpack
 from recsys.log.protocol import Log, LogLost, Record, read_range
 from recsys.process.log_consumer import UNREADABLE
 from training.forgetting.panels import LEAST, ROW, Panel

@@ -1,22 +1,21 @@
-"""What a joiner holds of an impression: who did what with which item, as columns that pack small."""
+"""State of a pending impression: engagements by item, in a form that packs compactly."""
 
 import msgspec
 
 from recsys.events.event_types import Engagement, Impression
 
-NEVER = -1  # in ``learned``: no example was made yet
-SHOWN, SAMPLED_OUT, BY_WINDOW, AFTER = 1, 2, 4, 8  # marks; above them the labels that were late_labels
-FORESEEN = 4  # by how many bits a mark's labels are shifted
+NEVER = -1  # in ``learned``: no example was emitted yet
+SHOWN, SAMPLED_OUT, BY_WINDOW, AFTER = 1, 2, 4, 8  # marks
+LATE_SHIFT = 4  # above the marks: labels that were expected to come late, shifted by so many bits
 
 
-class Held(msgspec.Struct, array_like=True, gc=False):
-    """What was done with an impression's items, by rank.
+class ImpressionState(msgspec.Struct, array_like=True, gc=False):
+    """Engagements with an impression's items, in lists by rank.
 
-    ``labels``: bit *l* is label *l*; ``learned``: those of the newest example, ``NEVER`` before the first.
-    ``marks``: ``SHOWN``; ``SAMPLED_OUT``, the first example was; ``BY_WINDOW``, the window ended it;
-    ``AFTER``, what made it came after the window; and the labels that were late_labels
-    (training/joining/delay.py).
-    ``kept``: the impression, where it can't be read again.
+    ``labels``: bit *l* is label *l*; ``learned``: the labels of the newest example, ``NEVER`` before the
+    first. ``marks``: ``SHOWN``; ``SAMPLED_OUT``: sampling dropped the first example; ``BY_WINDOW``: the
+    window ended it; ``AFTER``: its engagement came after the window; and the labels expected to come late
+    (training/joining/delay.py). ``encoded``: the impression, if it can't be read again.
     """
 
     offset: int
@@ -27,29 +26,29 @@ class Held(msgspec.Struct, array_like=True, gc=False):
     learned: list[int]
     marks: list[int]
     watch_ms: list[int]
-    closed: bool = False  # its window is
-    kept: bytes = b""
+    closed: bool = False  # whether its window is over
+    encoded: bytes = b""
 
 
 class StateOffset(msgspec.Struct, array_like=True):
-    """All that is read of a packed ``Held`` to know where its impression stands."""
+    """Decodes only the offset of a packed ``ImpressionState``."""
 
     offset: int
 
 
-class Open(msgspec.Struct, gc=False):
-    """An impression whose window is open. ``impression`` is None after a restart, until it is needed."""
+class OpenImpression(msgspec.Struct, gc=False):
+    """An impression whose window is open. After a restart ``impression`` is None until needed."""
 
-    held: Held
+    state: ImpressionState
     impression: Impression | None
-    size: int  # bytes, roughly
+    size: int  # approximate bytes
 
 
-def new_state(offset: int, impression: Impression, shown: bool) -> Held:
-    """An impression with which nothing was done yet."""
+def new_state(offset: int, impression: Impression, shown: bool) -> ImpressionState:
+    """State of an impression without engagements."""
     items = impression.items
     count = len(items)
-    return Held(
+    return ImpressionState(
         offset,
         impression.time_ms,
         str(impression.user_id),
@@ -61,18 +60,18 @@ def new_state(offset: int, impression: Impression, shown: bool) -> Held:
     )
 
 
-def rank_of(held: Held, engagement: Engagement) -> int | None:
-    """The rank of the engagement's item; None where it wasn't served, or to somebody else."""
-    if held.user_id != str(engagement.user_id):
+def rank_of(state: ImpressionState, engagement: Engagement) -> int | None:
+    """Rank of the engagement's item; None if the impression has another user or no such item."""
+    if state.user_id != str(engagement.user_id):
         return None
     try:
-        return held.item_ids.index(str(engagement.item_id))
+        return state.item_ids.index(str(engagement.item_id))
     except ValueError:
         return None
 
 
 def size_of(impression: Impression) -> int:
-    """About how many bytes an impression takes in memory, with what is held of it."""
+    """Approximate bytes of memory that an impression takes with its state."""
     size = 1_000 + 500 * len(impression.items)
     block = impression.features
     if block is not None:

@@ -1,30 +1,29 @@
 """Labels impressions with the engagements that follow them, in event time.
 
-One joiner per partition, fed with that partition's events in offset order: a pure function of them. So after
-a restart the same events give the same examples with the same sequence numbers, and what was already
-appended is skipped by its sequence.
+There is one joiner per partition, fed with its events in offset order. It is a pure function of them: after a
+restart the same events give the same examples with the same sequence numbers, and examples that were already
+appended are skipped by number.
 
-An example is emitted at the first of: its view ended, or its window closed. What the viewer does later emits
-a correction, until the horizon; after that it is counted as late. What belongs to no impression that is known
-is counted as unmatched. What was served but never shown (where the client names what was on screen) is
-counted and is no negative. The joiner knows nothing of features: it cuts the block that the impression
-carries.
+An example is emitted when its view ends or its window closes, whichever is first. Later engagements emit
+corrections until the horizon, and are counted as late after it. Engagements without a known impression are
+counted as unmatched. Items that were served but never shown (if the client reports what was on screen) are
+counted and are no negatives. The joiner doesn't interpret features: it cuts the impression's block.
 
-Where a user's tombstone comes (a ``User`` that is removed), what is held of the user goes, and a ``Forget``
-is emitted in the place of what would have followed: no example of theirs comes after it.
+A ``User`` with ``removed`` deletes the pending state of that user and emits a ``Forget`` in its place: no
+example of theirs follows.
 
-Labels still open when an example is emitted are told by ``arrived``, the share of each label that comes by
-then (training/joining/delay.py); training/continual/open_labels.py learns by it. Of examples without any
-engagement a share is kept (training/joining/sampling.py). One that was left out and gets an engagement later
-is emitted then, and says so.
+An example carries ``arrived``, the share of each label that comes by then (training/joining/delay.py), from
+which training/continual/open_labels.py learns. Examples without engagements are sampled
+(training/joining/sampling.py). A sampled-out example that gets an engagement later is emitted then, and
+marked.
 
-An engagement that doesn't say its request (the clients of other recommenders have none) is attributed to the
-newest impression, of those whose window is open, that served its user the item. Where there is none it is
-counted as unattributed: no example comes of it, only the session and the counters know it.
+An engagement without a request id (clients of other recommenders have none) is attributed to the newest
+impression with an open window that served the item to its user. Without one it is counted as unattributed: it
+yields no example, and reaches only the session and the counters.
 
-While its window is open, an impression is held whole. After it, all that is held is who did what with which
-item, as packed bytes: few engagements come so late, and for each of them the impression is read again. Beyond
-a cap, what is held goes to disk (training/joining/pending_impressions.py); it changes nothing of the result.
+An impression is held whole while its window is open. Afterwards only its engagements are, packed: few come so
+late, and each reads the impression again. Beyond a cap, state goes to disk
+(training/joining/pending_impressions.py), without effect on the output.
 """
 
 from collections.abc import Callable, Sequence
@@ -50,44 +49,49 @@ from training.joining.delay import DelayState, LabelDelays
 from training.joining.impression_state import (
     AFTER,
     BY_WINDOW,
-    FORESEEN,
+    LATE_SHIFT,
     NEVER,
     SAMPLED_OUT,
     SHOWN,
-    Held,
-    Open,
+    ImpressionState,
+    OpenImpression,
     new_state,
     rank_of,
     size_of,
 )
-from training.joining.pending_impressions import PendingImpressions, PendingState
+from training.joining.pending_impressions import (
+    PendingImpressions,
+    PendingState,
+    decode_state,
+    stored_impression,
+)
 from training.joining.sampling import is_kept
 from training.joining.spill import Spill
 
 Recall = Callable[[int], Impression | None]
 Joined = Example | Forget
-_RECENT: Final = 100_000  # events by whose ids repeats are known
-_LOOKED: Final = 200  # newest open requests of a user that an engagement without one may be of
-_LEFT: Final = 20_000  # impressions of which it is known that their horizon is over
+_RECENT: Final = 100_000  # events whose ids are remembered to detect repeats
+_LOOKED: Final = 200  # newest open requests of a user that are candidates for attribution
+_EXPIRED: Final = 20_000  # impressions remembered after their horizon
 
 
 class _State(msgspec.Struct, array_like=True):
-    shelf: PendingState
+    pending: PendingState
     watermark_ms: int
     sequence: int
     counts: dict[str, int]
     recent: list[str]
-    left: list[str]
+    expired: list[str]
     delays: DelayState
     opened: dict[str, list[str]] = {}
 
 
 class Joiner:
-    """The join of one partition. Feed it every event with its offset, in order.
+    """Joins one partition. Feed it every event with its offset, in order.
 
-    ``recall`` reads an impression again by its offset, None where it is gone: then its example is counted as
-    ``lost``, and its sequence number is used up all the same. Without ``recall`` impressions are kept.
-    ``spill`` takes what is beyond ``memory_bytes``; without one, all stays in memory.
+    ``recall`` reads an impression again by its offset; None if it is gone: then its example is counted as
+    ``lost``, and its sequence number is used up all the same. Without ``recall`` impressions are stored.
+    ``spill`` takes state beyond ``memory_bytes``; without one, all stays in memory.
     """
 
     def __init__(
@@ -113,13 +117,13 @@ class Joiner:
         self._horizon_ms = int(config.horizon_s * 1000)
         self._delays = LabelDelays(len(self.labels), config.window_s, config.horizon_s)
         self._recall = recall
-        self._shelf = PendingImpressions(recall is None, spill, memory_bytes)
+        self._pending = PendingImpressions(recall is None, spill, memory_bytes)
         self._recent = RecentIds(_RECENT)
-        self._left = RecentIds(_LEFT)
-        self._opened: dict[str, list[str]] = {}  # requests whose window is open, by user, in order
+        self._expired = RecentIds(_EXPIRED)
+        self._opened: dict[str, list[str]] = {}  # requests with an open window, by user, in order
 
     def feed(self, offset: int, event: Event) -> list[Joined]:
-        """Takes one event; returns the examples and corrections that it brought about, in order."""
+        """Takes one event; returns the resulting examples and corrections, in order."""
         out: list[Joined] = []
         self._move(event.time_ms, out)
         if isinstance(event, Engagement):
@@ -130,7 +134,7 @@ class Joiner:
             else:
                 self._attribute(event, out)
         elif isinstance(event, Impression):
-            # By its request: one that was told otherwise is a repeat too.
+            # By request id alone: a second impression of a request is a repeat even if it differs.
             if self._recent.add("\x1e" + event.request_id):
                 self._show(offset, event)
             else:
@@ -140,74 +144,75 @@ class Joiner:
         return out
 
     def advance(self, now_ms: int) -> list[Joined]:
-        """Moves event time and closes every window that has run out. Time never goes back."""
+        """Advances event time and closes expired windows. Time never goes back."""
         out: list[Joined] = []
         self._move(now_ms, out)
         return out
 
     def pending(self) -> int:
-        """Impressions held, open or within the horizon."""
-        return len(self._shelf)
+        """Number of pending impressions, open or within the horizon."""
+        return len(self._pending)
 
     def spilled(self) -> int:
-        """Of these, in the spill."""
-        return self._shelf.spilled
+        """Number of pending impressions in the spill."""
+        return self._pending.spilled
 
     def memory(self) -> int:
-        """About how many bytes of memory they take."""
-        return self._shelf.bytes
+        """Approximate bytes of memory of the pending impressions."""
+        return self._pending.bytes
 
     def oldest(self) -> int | None:
-        """The lowest offset that an impression may have to be read again from; None where none is held."""
-        return self._shelf.oldest()
+        """The lowest offset of a pending impression, which may be read again; None if none is pending."""
+        return self._pending.oldest()
 
     def pack(self) -> bytes:
-        """The whole state, for the part's snapshot. The spill stays where it is, and is marked."""
+        """The state for the part's snapshot. The content of the spill stays there and is marked."""
         return _encoder.encode(
-            _State(self._shelf.mark(), self.watermark_ms, self.sequence, self.counts,
-                   self._recent.export(), self._left.export(), self._delays.state, self._opened)
+            _State(self._pending.mark(), self.watermark_ms, self.sequence, self.counts,
+                   self._recent.export(), self._expired.export(), self._delays.state, self._opened)
         )  # fmt: skip
 
     def restore(self, blob: bytes) -> None:
-        """Continues from a packed state. Raises msgspec.MsgspecError or ValueError where it isn't one, or not
-        of these labels; SpillLost where its spilled rows aren't there."""
+        """Continues from a packed state. Raises msgspec.MsgspecError or ValueError if it is none, or one of
+        other labels; SpillLost if its spilled rows are missing."""
         state = _decoder.decode(blob)
         self._delays.restore(state.delays)
-        self._shelf.restore(state.shelf)
+        self._pending.restore(state.pending)
         self.watermark_ms, self.sequence = state.watermark_ms, state.sequence
-        self.counts |= state.counts  # one of before has fewer names
+        self.counts |= state.counts  # an older state has fewer names
         self._opened = state.opened
-        self._recent, self._left = RecentIds(_RECENT, state.recent), RecentIds(_LEFT, state.left)
+        self._recent = RecentIds(_RECENT, state.recent)
+        self._expired = RecentIds(_EXPIRED, state.expired)
 
     def _move(self, now_ms: int, out: list[Joined]) -> None:
         if now_ms > self.watermark_ms:
             self.watermark_ms = now_ms
             if now_ms >= self._delays.next_ms:
                 self._delays.advance(now_ms)
-        timers, spilled_ms = self._shelf.timers, self._shelf.next_ms
+        timers, spilled_ms = self._pending.timers, self._pending.next_ms
         if (timers and timers[0][0] <= self.watermark_ms) or (
             spilled_ms is not None and spilled_ms <= self.watermark_ms
         ):
-            for due_ms, request_id in self._shelf.due(self.watermark_ms):
-                if request_id in self._shelf.open:
+            for due_ms, request_id in self._pending.due(self.watermark_ms):
+                if request_id in self._pending.open:
                     self._close(request_id, due_ms, out)
-                elif request_id in self._shelf.closed:  # else its user was forgotten
-                    self._shelf.drop(request_id)
-                    self._left.add(request_id)
+                elif request_id in self._pending.closed:  # else its user was forgotten
+                    self._pending.drop(request_id)
+                    self._expired.add(request_id)
 
     def _show(self, offset: int, impression: Impression) -> None:
         request_id = impression.request_id
-        if self._shelf.has(request_id):
+        if self._pending.has(request_id):
             self.counts["repeats"] += 1
             return
-        held = new_state(offset, impression, self.config.all_shown)
-        opened = Open(held, impression, size_of(impression))
-        self._opened.setdefault(held.user_id, []).append(request_id)
-        self._shelf.add(request_id, opened, impression.time_ms + self._window_ms)
+        state = new_state(offset, impression, self.config.all_shown)
+        opened = OpenImpression(state, impression, size_of(impression))
+        self._opened.setdefault(state.user_id, []).append(request_id)
+        self._pending.add(request_id, opened, impression.time_ms + self._window_ms)
 
     def _forget(self, offset: int, user_id: Id) -> Forget:
-        """Lets go of all that is held of a user. Timers run out by themselves."""
-        self._shelf.forget(str(user_id))
+        """Deletes the state of a user. Timers expire without effect."""
+        self._pending.forget(str(user_id))
         self._opened.pop(str(user_id), None)
         self._recent.drop(dedupe_prefix(user_id))
         self.sequence += 1
@@ -220,121 +225,118 @@ class Joiner:
         )
 
     def _attribute(self, engagement: Engagement, out: list[Joined]) -> None:
-        """Joins an engagement that doesn't say its request. One that happened before an impression, by
-        clocks that may differ by some seconds, isn't of it."""
-        shelf, latest_ms = self._shelf, engagement.time_ms + MAX_FUTURE_MS
+        """Joins an engagement without a request id. It can't belong to an impression that came after it, by
+        clocks that may differ by some seconds."""
+        pending, latest_ms = self._pending, engagement.time_ms + MAX_FUTURE_MS
         opened = self._opened.get(str(engagement.user_id), [])
         for request_id in reversed(opened[-_LOOKED:]):
-            shelf.reach(request_id)
-            held = shelf.open[request_id].held
-            if held.time_ms <= latest_ms and rank_of(held, engagement) is not None:
+            pending.load(request_id)
+            state = pending.open[request_id].state
+            if state.time_ms <= latest_ms and rank_of(state, engagement) is not None:
                 self.counts["attributed"] += 1
                 self._engage(msgspec.structs.replace(engagement, request_id=request_id), out)
                 return
         self.counts["unattributed"] += 1
 
     def _engage(self, engagement: Engagement, out: list[Joined]) -> None:
-        request_id, shelf = engagement.request_id, self._shelf
-        opened = shelf.open.get(request_id)
+        request_id, pending = engagement.request_id, self._pending
+        opened = pending.open.get(request_id)
         if opened is not None:
-            held = opened.held
+            state = opened.state
         else:
-            shelf.reach(request_id)
-            opened, packed = shelf.open.get(request_id), shelf.closed.get(request_id)
+            pending.load(request_id)
+            opened, packed = pending.open.get(request_id), pending.closed.get(request_id)
             if opened is None and packed is None:
-                self.counts["late" if request_id in self._left else "unmatched"] += 1
+                self.counts["late" if request_id in self._expired else "unmatched"] += 1
                 return
-            held = opened.held if opened is not None else _held.decode(packed or b"")
-        index = rank_of(held, engagement)
+            state = opened.state if opened is not None else decode_state(packed or b"")
+        index = rank_of(state, engagement)
         if index is None:
             self.counts["unmatched"] += 1
             return
-        self._note(held, index, engagement)
-        if held.learned[index] != NEVER:
-            due = held.learned[index] != held.labels[index]
+        state.marks[index] |= SHOWN
+        if engagement.watch_ms is not None and engagement.watch_ms > state.watch_ms[index]:
+            state.watch_ms[index] = engagement.watch_ms
+        state.labels[index] |= self._bits.get(engagement.kind, 0)
+        if state.learned[index] != NEVER:
+            due = state.learned[index] != state.labels[index]
         else:
             due = opened is None or engagement.kind == "view"
-        if due and self._is_example(request_id, held, index, 0 if opened is not None else AFTER):
-            impression = self._again(held) if opened is None else self._of_open(opened)
+        if due and self._is_example(request_id, state, index, 0 if opened is not None else AFTER):
+            impression = self._read_again(state) if opened is None else self._impression_of(opened)
             ended_ms = engagement.time_ms if engagement.kind == "view" else 0
-            self._emit(held, index, impression, (self.watermark_ms, ended_ms), out)
+            self._emit(state, index, impression, (self.watermark_ms, ended_ms), out)
         if opened is None:
-            shelf.change(request_id, held)
-
-    def _note(self, held: Held, index: int, engagement: Engagement) -> None:
-        held.marks[index] |= SHOWN
-        if engagement.watch_ms is not None and engagement.watch_ms > held.watch_ms[index]:
-            held.watch_ms[index] = engagement.watch_ms
-        held.labels[index] |= self._bits.get(engagement.kind, 0)
+            pending.update(request_id, state)
 
     def _close(self, request_id: str, due_ms: int, out: list[Joined]) -> None:
-        opened = self._shelf.open[request_id]
-        held = opened.held
-        for index, mark in enumerate(held.marks):
+        opened = self._pending.open[request_id]
+        state = opened.state
+        for index, mark in enumerate(state.marks):
             if not mark & SHOWN:
                 self.counts["never_shown"] += 1
-            elif held.learned[index] == NEVER:
-                if self._is_example(request_id, held, index, BY_WINDOW):
-                    self._emit(held, index, self._of_open(opened), (due_ms, 0), out)
-        self._shelf.close(request_id, due_ms + self._horizon_ms)
-        of_user = self._opened.get(held.user_id, [])
-        if request_id in of_user:  # not of a snapshot from before they were noted
+            elif state.learned[index] == NEVER:
+                if self._is_example(request_id, state, index, BY_WINDOW):
+                    self._emit(state, index, self._impression_of(opened), (due_ms, 0), out)
+        self._pending.close(request_id, due_ms + self._horizon_ms)
+        of_user = self._opened.get(state.user_id, [])
+        if request_id in of_user:  # older snapshots don't list it
             of_user.remove(request_id)
         if not of_user:
-            self._opened.pop(held.user_id, None)
+            self._opened.pop(state.user_id, None)
 
-    def _of_open(self, opened: Open) -> Impression | None:
+    def _impression_of(self, opened: OpenImpression) -> Impression | None:
         if opened.impression is None:
-            impression = self._again(opened.held)
+            impression = self._read_again(opened.state)
             if impression is not None:
-                self._shelf.whole_again(opened, impression)
+                self._pending.set_impression(opened, impression)
         return opened.impression
 
-    def _again(self, held: Held) -> Impression | None:
-        """An impression that isn't in memory any more."""
+    def _read_again(self, state: ImpressionState) -> Impression | None:
+        """Reads an impression that left memory."""
         if self._recall is not None:
-            return self._recall(held.offset)
-        return self._shelf.impression_of(held)
+            return self._recall(state.offset)
+        return stored_impression(state)
 
-    def _is_example(self, request_id: str, held: Held, index: int, way: int) -> bool:
-        """Takes note of what an item's labels are now; False where sampling leaves its first example out.
+    def _is_example(self, request_id: str, state: ImpressionState, index: int, way: int) -> bool:
+        """Records an item's labels; False if sampling drops its first example.
 
-        ``way``: how the example ended, where it is the first.
+        ``way``: how the first example ended.
         """
-        labels, learned, mark = held.labels[index], held.learned[index], held.marks[index]
+        labels, learned, mark = state.labels[index], state.learned[index], state.marks[index]
         if learned != NEVER:
             if not mark & AFTER:
                 by_window = 1 if mark & BY_WINDOW else 0
-                self._delays.later(held.time_ms, by_window, labels & ~learned, self.watermark_ms)
+                self._delays.later(state.time_ms, by_window, labels & ~learned, self.watermark_ms)
             return True
         mark |= way
         if way != AFTER:
             by_window = 1 if way == BY_WINDOW else 0
-            self._delays.first(held.time_ms, by_window, labels)
-            mark |= self._delays.late_labels(by_window) << FORESEEN
-        kept = labels or is_kept(request_id, index, self.config.negatives)
-        if not kept:
+            self._delays.first(state.time_ms, by_window, labels)
+            mark |= self._delays.late_labels(by_window) << LATE_SHIFT
+        is_example = labels != 0 or is_kept(request_id, index, self.config.negatives)
+        if not is_example:
             mark |= SAMPLED_OUT
-            held.learned[index] = 0
+            state.learned[index] = 0
             self.counts["sampled_out"] += 1
-        held.marks[index] = mark
-        return bool(kept)
+        state.marks[index] = mark
+        return is_example
 
     def _emit(
         self,
-        held: Held,
+        state: ImpressionState,
         index: int,
         impression: Impression | None,
         times_ms: tuple[int, int],
         out: list[Joined],
     ) -> None:
-        """The example of one item; none where its impression is gone. ``times_ms``: when it is emitted, and
-        when the view ended that brings it about, or 0. Either way what follows is the same:
-        whoever joins the events again, before or after it went, gives the same numbers."""
-        labels, learned, mark = held.labels[index], held.learned[index], held.marks[index]
-        held.learned[index] = labels
+        """Emits the example of one item, unless its impression is gone. ``times_ms``: of emission, and of the
+        view end that causes it, or 0. Later output doesn't depend on whether the impression is gone, so
+        joining the events again gives the same numbers before and after it went."""
+        labels, learned, mark = state.labels[index], state.learned[index], state.marks[index]
+        state.learned[index] = labels
         sampled_out = mark & SAMPLED_OUT != 0
-        again = learned != NEVER  # it was emitted before, or left out
+        again = learned != NEVER  # emitted or sampled out before
         correction = again and not (sampled_out and learned == 0)
         self.sequence += 1
         if impression is None:
@@ -345,7 +347,7 @@ class Joiner:
         out.append(
             Example(
                 partition=self.partition,
-                offset=held.offset,
+                offset=state.offset,
                 index=index,
                 sequence=self.sequence,
                 request_id=impression.request_id,
@@ -356,7 +358,7 @@ class Joiner:
                 closed_ms=times_ms[0],
                 view_ended_ms=times_ms[1],
                 labels=self._labels(labels),
-                watch_ms=held.watch_ms[index],
+                watch_ms=state.watch_ms[index],
                 correction=correction,
                 previous=self._labels(learned) if again else [],
                 propensity=served.propensity,
@@ -371,23 +373,19 @@ class Joiner:
         )
 
     def _arrived(self, mark: int, again: bool) -> list[float]:
-        by_window = 1 if mark & BY_WINDOW else 0
+        by_window, late = 1 if mark & BY_WINDOW else 0, mark >> LATE_SHIFT
         if not again:
-            return self._delays.arrived(by_window) if mark >> FORESEEN else []
-        # Once a share is known, negatives count for less: corrections of those from before don't fit in.
-        late_labels = mark >> FORESEEN
+            return self._delays.arrived(by_window) if late else []
+        # Once F is known, negatives are weighted down: corrections of earlier ones don't fit in.
         if not mark & AFTER:
-            late_labels |= self._delays.late_labels(by_window)
-        return [1.0 - label for label in self._labels(late_labels)] if late_labels else []
+            late |= self._delays.late_labels(by_window)
+        return [1.0 - label for label in self._labels(late)] if late else []
 
     def _labels(self, bits: int) -> list[float]:
-        found = self._lists.get(bits)
-        if found is None:
-            found = [float(bits >> number & 1) for number in range(len(self.labels))]
-            self._lists[bits] = found
-        return found
+        if bits not in self._lists:
+            self._lists[bits] = [float(bits >> n & 1) for n in range(len(self.labels))]
+        return self._lists[bits]
 
 
 _encoder = msgspec.msgpack.Encoder()
 _decoder = msgspec.msgpack.Decoder(_State)
-_held = msgspec.msgpack.Decoder(Held)

@@ -1,17 +1,19 @@
-"""The joiner as a part: one joiner per partition of ``events``, its examples appended to the same partition.
+"""Runs the joiners as a part: one per partition of ``events``, appending to the same partition of
+``examples``.
 
-Exactly once, by its own output: after a restart the joiners go back to their snapshot and are fed again from
-the offset that belongs to it; what comes out is the same, with the same sequence numbers, and what stands in
-``examples`` already is not appended again. An append that failed halfway is treated in the same way.
+Exactly once, by its own output: after a restart the joiners return to their snapshot and read from its offset
+again. The output and its sequence numbers are the same, and numbers that ``examples`` already contains aren't
+appended again. The same covers an append that failed halfway.
 
-Beyond ``join.memory_mb`` what the joiners hold is on disk, beside the snapshot and in step with it.
+State beyond ``join.memory_mb`` is on disk, beside the snapshot and in step with it.
 
-An impression is read again from the log where something is done with it after its window. So the log keeps
-what comes after the oldest impression of the snapshot, not only after the snapshot itself.
+An engagement after the window reads its impression from the log again. So the log retains everything after
+the oldest pending impression of the snapshot, not only after the snapshot itself.
 """
 
 import logging
 import time
+from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -38,45 +40,44 @@ from recsys.process.retry_loop import RetryLoop, run_turn
 from training.joining.join_trace import JoinTrace
 from training.joining.joiner import Joined, Joiner
 from training.joining.spill import Spill, SpillLost
-from training.joining.sqlite_spill import SqliteSpill
 
 PART: Final = "joiner"
 _READ: Final = 500  # records of each partition in a turn
 _SAVE_EVERY_MS: Final = 5_000
-_SAVE_SHARE: Final = 0.05  # of the time at most: the state tells of an hour's impressions
+_SAVE_SHARE: Final = 0.05  # of the time at most: the state covers an hour's impressions
 _P95: Final = "view_to_example_p95_ms"
 _LOG: Final = logging.getLogger(__name__)
 _BACK: Final = 1_000  # examples read at once, backwards
 
 
 class _Packed(msgspec.Struct):
-    """The snapshot's blob: the joiners' states by partition."""
+    """Snapshot blob: the joiners' states by partition."""
 
     features: str
     joiners: dict[int, bytes]
 
 
 class _Sequence(msgspec.Struct):
-    """All that is read of an example to know whether it was appended."""
+    """Decodes only the sequence number of an example."""
 
     sequence: int
 
 
 @dataclass
 class _Place:
-    """Where the loop goes on from: joiners, and what of their output is there already."""
+    """Joiners, their next offsets, and the sequence numbers that ``examples`` already contains."""
 
     joiners: dict[int, Joiner]
     offsets: dict[int, int]
-    appended: dict[int, set[int]] = field(default_factory=dict)  # sequences
+    appended: dict[int, set[int]] = field(default_factory=dict)
 
 
 class JoinerLoop(RetryLoop):
-    """The joiners of all partitions over a log. ``state`` keeps their snapshot; without it they start afresh.
+    """Runs the joiners of all partitions over a log. ``state`` stores snapshots; without it they start
+    afresh.
 
-    ``clock`` (milliseconds) says when to save; the join itself knows event time only. ``again`` is another
-    client of the same log, for impressions that are read again: a client that reads on from where it was is
-    slow to jump back and forth (Kafka).
+    ``clock`` (milliseconds) decides when to save; the join itself uses event time only. ``again`` is another
+    client of the same log for reading impressions again: a Kafka client is slow to jump back and forth.
     """
 
     def __init__(
@@ -96,15 +97,14 @@ class JoinerLoop(RetryLoop):
         self._partitions = list(range(log.partitions(EVENTS)))
         self._letters = DeadLetters(log, (EVENTS,))
         self._spills: dict[int, Spill] = {}
-        self._needed: dict[int, int] | None = None  # by the newest snapshot, where there is one
+        self._needed: dict[int, int] | None = None  # by the newest snapshot, if there is one
         self._due_ms = clock() + _SAVE_EVERY_MS
         self.unreadable = 0
-        self.skipped = 0  # events passed over for want of a snapshot and of the beginning
-        self.joined_after_ms: int | None = (
-            None  # of the newest example, from the event that made it
-        )
+        self.skipped = 0  # events passed over, without a snapshot and without the log's beginning
+        # Delay of the newest example, from the event that caused it.
+        self.joined_after_ms: int | None = None
         self._newest_ms = 0
-        self._ended_ms: list[int] = []  # of views, whose examples are appended in this turn
+        self._ended_ms: list[int] = []  # ends of views whose examples are appended in this turn
         self.delays = RecentDelays()  # from the end of a view to its example on the log
         self._restore()
 
@@ -114,23 +114,22 @@ class JoinerLoop(RetryLoop):
         return dict(self._consumer.offsets)
 
     def counts(self) -> dict[str, int]:
-        """What the joiners counted since the log began, and what couldn't be read since the start."""
-        total = {"unreadable": self.unreadable, "skipped": self.skipped}
+        """The joiners' counts since the beginning of the log, and unreadable records since the start."""
+        total = Counter({"unreadable": self.unreadable, "skipped": self.skipped})
         for joiner in self._place.joiners.values():
-            for name, count in joiner.counts.items():
-                total[name] = total.get(name, 0) + count
-        return total
+            total.update(joiner.counts)
+        return dict(total)
 
     def pending(self) -> int:
-        """Impressions held."""
+        """Number of pending impressions."""
         return sum(joiner.pending() for joiner in self._place.joiners.values())
 
     def spilled(self) -> int:
-        """Of these, on disk."""
+        """Number of pending impressions on disk."""
         return sum(joiner.spilled() for joiner in self._place.joiners.values())
 
     def save(self) -> None:
-        """Takes a snapshot; the log then keeps what is needed to go on from the one before it."""
+        """Takes a snapshot; the log then retains what resuming from the previous snapshot needs."""
         if self._state is None or self.needs_restore:
             return
         started_ms = self._clock()
@@ -144,19 +143,19 @@ class JoinerLoop(RetryLoop):
         self._due_ms = now_ms + max(_SAVE_EVERY_MS, int((now_ms - started_ms) / _SAVE_SHARE))
 
     def close(self) -> None:
-        """Lets go of the files; what came after the last ``save`` is gone from them."""
+        """Closes the files, which revert to the last ``save``."""
         for spill in self._spills.values():
             spill.close()
 
     def _turn(self) -> int:
-        """Joins what is there. When it returns, the examples are appended."""
+        """Joins new events; the examples are appended when it returns."""
         examples: list[Append] = []
         self._ended_ms.clear()
         if self._trace:
             self._trace.begin()
-        read = self._consumer.poll(_READ)
+        events = self._consumer.poll(_READ)
         with gc_paused():
-            for partition, record in read:
+            for partition, record in events:
                 self._join(partition, record, examples)
         if examples:
             offsets = self._log.append(EXAMPLES, examples)
@@ -168,7 +167,7 @@ class JoinerLoop(RetryLoop):
         self._letters.send()
         if self._clock() >= self._due_ms:
             self.save()
-        return len(read)
+        return len(events)
 
     def _join(self, partition: int, record: Record, examples: list[Append]) -> None:
         joiner = self._place.joiners[partition]
@@ -182,8 +181,8 @@ class JoinerLoop(RetryLoop):
             self._emit(examples, example)
 
     def _needed_from(self) -> dict[int, int]:
-        """The lowest offset that is read again when one goes on from here, by partition; where retention has
-        passed that (Kafka can't be held), the lowest that is left."""
+        """The lowest offset that resuming reads, by partition; if retention has passed it (Kafka ignores
+        holds), the lowest that is left."""
         needed = {}
         for partition, offset in self._consumer.offsets.items():
             oldest = self._place.joiners[partition].oldest()
@@ -193,7 +192,7 @@ class JoinerLoop(RetryLoop):
         return needed
 
     def _recall(self, partition: int, offset: int) -> Impression | None:
-        """An impression, read again; None where retention has passed it. Raises LogLost for another log."""
+        """Reads an impression again; None if retention has passed it. Raises LogLost for another log."""
         try:
             records = self._again.read(EVENTS, partition, offset, 1)
         except LogLost:
@@ -212,17 +211,16 @@ class JoinerLoop(RetryLoop):
         appended = self._place.appended[example.partition]
         if example.sequence in appended:
             appended.remove(example.sequence)
-        else:
-            key = str(example.user_id).encode()
-            if self._trace and isinstance(example, Example):
-                self._trace.made(len(appends), example)
-            appends.append(Append(example.partition, key, pack(example)))
-            self._newest_ms = example.closed_ms
-            if isinstance(example, Example) and example.view_ended_ms and not example.correction:
-                self._ended_ms.append(example.view_ended_ms)
+            return
+        if self._trace and isinstance(example, Example):
+            self._trace.made(len(appends), example)
+        appends.append(Append(example.partition, str(example.user_id).encode(), pack(example)))
+        self._newest_ms = example.closed_ms
+        if isinstance(example, Example) and example.view_ended_ms and not example.correction:
+            self._ended_ms.append(example.view_ended_ms)
 
     def _restore(self) -> None:
-        """Goes to the snapshot, and looks up what was put out after it."""
+        """Returns to the snapshot, and looks up the output that followed it."""
         labels, join = self._features.schema.labels, self._join_config()
         cap = int(join.memory_mb * 2**20 / len(self._partitions))
         self.close()
@@ -243,7 +241,7 @@ class JoinerLoop(RetryLoop):
                     f"{self._features.digest}: use another state folder for another feature set"
                 )
             for partition, joiner in place.joiners.items():
-                self._restore_one(joiner, packed.joiners[partition])
+                self._restore_joiner(joiner, packed.joiners[partition])
             place.offsets = dict(saved.offsets[EVENTS])
         for partition, joiner in place.joiners.items():
             place.appended[partition] = sequences_after(self._log, partition, joiner.sequence)
@@ -256,60 +254,59 @@ class JoinerLoop(RetryLoop):
 
     def _spill(self, partition: int) -> Spill:
         assert self._state is not None
-        return SqliteSpill(self._state.folder / f"spill-{partition}.sqlite")
+        return Spill(self._state.folder / f"spill-{partition}.sqlite")
 
-    def _restore_one(self, joiner: Joiner, packed: bytes) -> None:
+    def _restore_joiner(self, joiner: Joiner, packed: bytes) -> None:
         try:
             joiner.restore(packed)
-        except ValueError as error:  # msgspec's too
+        except ValueError as error:  # includes msgspec's
             folder = self._state.folder if self._state is not None else ""
-            what = (
-                "doesn't fit its spill" if isinstance(error, SpillLost) else "is of another version"
-            )
+            is_spill = isinstance(error, SpillLost)
+            mismatch = "doesn't fit its spill" if is_spill else "is of another version"
             raise ValueError(
-                f"the joiner's snapshot in {folder} {what} ({error}): remove that folder to join "
-                "again. What stands in examples isn't appended again; where the log's beginning is gone, or "
-                "somebody was forgotten, it goes on from the log's end, and counts what it passes over"
+                f"the joiner's snapshot in {folder} {mismatch} ({error}): remove that "
+                "folder to join again. Examples on the log aren't appended again; where the log's beginning "
+                "is gone, or a user was forgotten, joining continues at the log's end, and counts the "
+                "skipped events"
             ) from error
 
     def _join_config(self) -> JoinConfig:
-        """The schema may say too that all that is served is shown: it goes with the data."""
-        join = self._config.join
-        return replace(
-            join, all_shown=join.all_shown or self._features.schema.shown_by == "impression"
-        )
+        """The configuration of the join; the schema of the data may also declare all served items shown."""
+        join, shown_by = self._config.join, self._features.schema.shown_by
+        return replace(join, all_shown=join.all_shown or shown_by == "impression")
 
     def _begin_without_snapshot(self, place: _Place) -> None:
-        """From the beginning. Where that is gone, or somebody was forgotten, and there are examples already,
-        their sequence numbers can't be found again: then from the end, and what lies between counts as
+        """Starts at the beginning of the log. If that is gone, or a user was forgotten, sequence numbers of
+        existing examples can't be reproduced: then starts at the end, and counts the events between as
         skipped."""
         for partition, joiner in place.joiners.items():
             begin, end = self._log.begin(EVENTS, partition), self._log.end(EVENTS, partition)
             place.offsets[partition] = begin
-            if place.appended[partition] and (begin > 0 or has_erased_examples(self._log, partition)):
-                joiner.sequence = max(place.appended[partition])
+            appended = place.appended[partition]
+            if appended and (begin > 0 or has_erased_examples(self._log, partition)):
+                joiner.sequence = max(appended)
                 place.appended[partition] = set()
                 place.offsets[partition] = end
                 self.skipped += end - begin
 
 
 def has_erased_examples(log: Log, partition: int) -> bool:
-    """Whether events of a user may be ticks by now, whose examples have or had numbers."""
-    may_be_half = PART in log.holds(EVENTS, partition)  # who asked, by the first pass
+    """Whether events of a user may be erased whose examples have or had sequence numbers."""
+    may_be_half = PART in log.holds(EVENTS, partition)  # erased by a first pass only
     offset, end = log.begin(EXAMPLES, partition), log.end(EXAMPLES, partition)
     while offset < end and (block := log.read(EXAMPLES, partition, offset, _BACK)):
         for record in block:
-            its = non_example(record.value)
-            if isinstance(its, ErasedExample) or (its is not None and may_be_half):
+            erased = non_example(record.value)
+            if isinstance(erased, ErasedExample) or (erased is not None and may_be_half):
                 return True
         offset = block[-1].offset + 1
     return False
 
 
 def sequences_after(log: Log, partition: int, sequence: int) -> set[int]:
-    """The sequence numbers above ``sequence`` that stand in a partition of ``examples``."""
+    """The sequence numbers above ``sequence`` in a partition of ``examples``."""
     decoder = msgspec.msgpack.Decoder(_Sequence)
-    found: set[int] = set()
+    sequences: set[int] = set()
     begin, stop = log.begin(EXAMPLES, partition), log.end(EXAMPLES, partition)
     while stop > begin:
         start = max(begin, stop - _BACK)
@@ -317,21 +314,21 @@ def sequences_after(log: Log, partition: int, sequence: int) -> set[int]:
         for record in read_range(log, EXAMPLES, partition, start, stop):
             with suppress(*UNREADABLE):
                 block.append(decoder.decode(record.value).sequence)
-        found.update(number for number in block if number > sequence)
+        sequences.update(number for number in block if number > sequence)
         if block and max(block) <= sequence:
             break
         stop = start
-    return found
+    return sequences
 
 
 def run(config: Config, stop: Stop) -> None:
-    """The part: joins until asked to stop, then takes a last snapshot."""
+    """Joins until asked to stop, then takes a last snapshot."""
     log, again = open_log(config), open_log(config)
     state = PartState(config.state, PART)
     tracer = open_tracer(config, PART)
     trace = JoinTrace(tracer, time.time_ns) if tracer else None
     loop = JoinerLoop(log, config, feature_set(config), wall_ms, state, again, trace)
-    beat, told = stop.heartbeat, loop.counts()
+    beat, reported = stop.heartbeat, loop.counts()
     while not stop.is_set():
         moved = run_turn(loop.turn, stop, _LOG)
         beat.only(_P95, loop.delays.p95(_P95, wall_ms()))
@@ -340,8 +337,8 @@ def run(config: Config, stop: Stop) -> None:
         beat.add("events", moved)
         counts = loop.counts()
         for name, count in counts.items():
-            beat.add(name, max(0, count - told[name]))
-        told = counts
+            beat.add(name, max(0, count - reported[name]))
+        reported = counts
         beat.gauge("pending", loop.pending())
         beat.gauge("spilled", loop.spilled())
         if loop.joined_after_ms is not None:

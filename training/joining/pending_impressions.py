@@ -1,8 +1,8 @@
-"""The impressions that a joiner holds, with their timers: in memory up to a cap, beyond it in a spill.
+"""Pending impressions of a joiner with their timers: in memory up to a cap, beyond it in a spill.
 
-While its window is open an impression is held whole; after it, packed. Where memory is full the closed ones
-go to the spill first, each kind the oldest first, until half is free. Where something is held changes nothing
-of what comes out: timers run out in the order of (due, id), wherever they are.
+An impression is whole while its window is open, and packed afterwards. When memory is full, closed
+impressions are spilled first, then open ones, each oldest first, until half is free. Placement never changes
+the output: timers expire in the order of (due, id) wherever they are.
 """
 
 import heapq
@@ -13,44 +13,43 @@ import msgspec
 from msgspec.structs import replace
 
 from recsys.events.event_types import Impression, decode, encode
-from training.joining.impression_state import Held, StateOffset, Open, size_of
+from training.joining.impression_state import ImpressionState, OpenImpression, StateOffset, size_of
 from training.joining.spill import Row, Spill
 
-_AROUND: Final = 300  # bytes around a packed Held: its id, its place in a dictionary, its timer
-_AT_ONCE: Final = 1_000  # rows of the spill that are due
+_AROUND: Final = 300  # bytes around a packed state: its id, its dictionary entry, its timer
+_AT_ONCE: Final = 1_000  # due rows taken from the spill
 _ALL: Final = (1 << 63, "")  # after every timer
 
 
 class PendingState(msgspec.Struct, array_like=True):
-    open: dict[str, Held]
+    open: dict[str, ImpressionState]
     closed: dict[str, bytes]
     timers: list[tuple[int, str]]
     generation: int  # of the spill
-    spilled: int  # rows there
+    spilled: int  # number of its rows
 
 
 class PendingImpressions:
-    """Impressions by request id. ``keep``: they can't be read again, and are kept whole for ever.
+    """Impressions by request id. ``keep``: they can't be read again, so they are stored whole for ever.
 
-    Without a ``spill`` everything stays in memory; ``cap`` is in bytes. ``reach`` an id before looking for it
-    in ``open`` and ``closed``.
+    Without a ``spill`` everything stays in memory; ``cap`` is in bytes. Call ``load`` for an id before
+    looking it up in ``open`` and ``closed``.
     """
 
     def __init__(self, keep: bool, spill: Spill | None, cap: int) -> None:
         self._keep, self._spill, self._cap = keep, spill, cap
-        self.open: dict[str, Open] = {}
-        self.closed: dict[str, bytes] = {}  # packed Held, until the horizon
+        self.open: dict[str, OpenImpression] = {}
+        self.closed: dict[str, bytes] = {}  # packed ImpressionState, until the horizon
         self.timers: list[tuple[int, str]] = []
-        self.bytes = 0  # about so many in memory
+        self.bytes = 0  # approximate use of memory
         self.next_ms: int | None = None  # when the first row of the spill is due
-        self.put_away = 0  # impressions, since the start
 
     def __len__(self) -> int:
         return len(self.open) + len(self.closed) + self.spilled
 
     @property
     def spilled(self) -> int:
-        """Impressions in the spill."""
+        """Number of impressions in the spill."""
         return len(self._spill) if self._spill is not None else 0
 
     def has(self, id_: str) -> bool:
@@ -58,8 +57,8 @@ class PendingImpressions:
             return True
         return self._spill is not None and self._spill.has(id_)
 
-    def reach(self, id_: str) -> None:
-        """Has an impression in memory, where it is in the spill."""
+    def load(self, id_: str) -> None:
+        """Moves an impression from the spill into memory, if it is there."""
         if self._spill is None or id_ in self.open or id_ in self.closed:
             return
         row = self._spill.take(id_)
@@ -67,60 +66,52 @@ class PendingImpressions:
             self._into_memory(row)
             self.next_ms = self._spill.next_ms()
 
-    def add(self, id_: str, opened: Open, due_ms: int) -> None:
+    def add(self, id_: str, opened: OpenImpression, due_ms: int) -> None:
         self.open[id_] = opened
         heapq.heappush(self.timers, (due_ms, id_))
         self.bytes += opened.size
         if self._spill is not None and self.bytes > self._cap:
-            self._put_away(self._spill)
+            self._spill_oldest(self._spill)
 
     def close(self, id_: str, due_ms: int) -> None:
-        """The window is over; ``due_ms`` is when the horizon is."""
+        """Packs an impression whose window is over; its horizon ends at ``due_ms``."""
         opened = self.open.pop(id_)
-        held = self._to_keep(opened)
-        held.closed = True
-        packed = self.closed[id_] = _encoder.encode(held)
+        state = self._stored_state(opened)
+        state.closed = True
+        packed = self.closed[id_] = _encoder.encode(state)
         self.bytes += len(packed) + _AROUND - opened.size
         heapq.heappush(self.timers, (due_ms, id_))
 
-    def change(self, id_: str, held: Held) -> None:
-        """Something was done with a closed one."""
-        packed = _encoder.encode(held)
+    def update(self, id_: str, state: ImpressionState) -> None:
+        """Replaces the state of a closed impression."""
+        packed = _encoder.encode(state)
         self.bytes += len(packed) - len(self.closed[id_])
         self.closed[id_] = packed
 
     def drop(self, id_: str) -> None:
-        """The horizon of a closed one is over."""
+        """Removes a closed impression whose horizon is over."""
         self.bytes -= len(self.closed.pop(id_)) + _AROUND
 
     def forget(self, user_id: str) -> None:
-        """Lets go of a user's impressions; their timers in memory run out by themselves."""
-        for id_ in [id_ for id_, opened in self.open.items() if opened.held.user_id == user_id]:
+        """Removes a user's impressions; their timers in memory expire without effect."""
+        for id_ in [id_ for id_, opened in self.open.items() if opened.state.user_id == user_id]:
             self.bytes -= self.open.pop(id_).size
-        packed = self.closed.items()
-        for id_ in [id_ for id_, its in packed if _held.decode(its).user_id == user_id]:
+        packed_states = self.closed.items()
+        for id_ in [id_ for id_, b in packed_states if decode_state(b).user_id == user_id]:
             self.drop(id_)
         if self._spill is not None:
             self._spill.forget(user_id)
             self.next_ms = self._spill.next_ms()
 
-    def impression_of(self, held: Held) -> Impression | None:
-        """The impression that is kept with it; None where it must be read again."""
-        if not held.kept:
-            return None
-        impression = decode(held.kept)
-        assert isinstance(impression, Impression)
-        return impression
-
-    def whole_again(self, opened: Open, impression: Impression) -> None:
-        """An open one was read again."""
+    def set_impression(self, opened: OpenImpression, impression: Impression) -> None:
+        """Attaches the impression that was read again to an open entry."""
         size = size_of(impression)
         self.bytes += size - opened.size
         opened.impression, opened.size = impression, size
 
     def due(self, now_ms: int) -> Iterator[tuple[int, str]]:
-        """The timers that have run out, in the order of (due, id), also those set meanwhile. Each one's
-        impression is in memory."""
+        """Yields the expired timers in the order of (due, id), including those set meanwhile; the impression
+        of each is in memory."""
         timers, spill = self.timers, self._spill
         while True:
             until = _ALL
@@ -137,71 +128,79 @@ class PendingImpressions:
                 return
 
     def oldest(self) -> int | None:
-        """The lowest offset of all impressions held."""
-        offsets = [opened.held.offset for opened in self.open.values()]
-        offsets += [_held_at.decode(packed).offset for packed in self.closed.values()]
+        """The lowest offset of all pending impressions."""
+        offsets = [opened.state.offset for opened in self.open.values()]
+        offsets += [_state_offset.decode(packed).offset for packed in self.closed.values()]
         spilled = self._spill.oldest() if self._spill is not None else None
         return min(offsets if spilled is None else [*offsets, spilled], default=None)
 
     def mark(self) -> PendingState:
-        """The state. What is in the spill stays there, and is marked."""
-        held = {id_: self._to_keep(opened) for id_, opened in self.open.items()}
+        """Returns the state for a snapshot; the content of the spill stays there and is marked."""
+        states = {id_: self._stored_state(opened) for id_, opened in self.open.items()}
         generation = self._spill.mark() if self._spill is not None else 0
-        return PendingState(held, self.closed, self.timers, generation, self.spilled)
+        return PendingState(states, self.closed, self.timers, generation, self.spilled)
 
     def restore(self, state: PendingState) -> None:
-        """Goes back to a state; raises SpillLost where its rows in the spill aren't there."""
+        """Returns to a state; raises SpillLost if its rows in the spill are missing."""
         if self._spill is not None:
             self._spill.back(state.generation, state.spilled)
             self.next_ms = self._spill.next_ms()
-        self.open = {id_: Open(held, None, _AROUND) for id_, held in state.open.items()}
+        self.open = {id_: OpenImpression(s, None, _AROUND) for id_, s in state.open.items()}
         self.closed, self.timers = state.closed, state.timers
         packed = sum(map(len, self.closed.values()))
         self.bytes = packed + _AROUND * (len(self.open) + len(self.closed))
 
-    def _to_keep(self, opened: Open) -> Held:
-        """What is held of an open impression, from which it can be had again."""
+    def _stored_state(self, opened: OpenImpression) -> ImpressionState:
+        """State of an open impression from which the impression can be recovered."""
         if self._keep and opened.impression is not None:
-            return replace(opened.held, kept=encode(opened.impression))
-        return opened.held
+            return replace(opened.state, encoded=encode(opened.impression))
+        return opened.state
 
-    def _put_away(self, spill: Spill) -> None:
+    def _spill_oldest(self, spill: Spill) -> None:
         due = {id_: due_ms for due_ms, id_ in self.timers}
         rows = list[Row]()
         for id_, packed in list(self.closed.items()):
             if self.bytes <= self._cap // 2:
                 break
             self.drop(id_)
-            rows.append(_row(id_, due[id_], _held.decode(packed), packed))
+            rows.append(_row(id_, due[id_], decode_state(packed), packed))
         for id_, opened in list(self.open.items()):
             if self.bytes <= self._cap // 2:
                 break
             del self.open[id_]
             self.bytes -= opened.size
-            packed = _encoder.encode(self._to_keep(opened))
-            rows.append(_row(id_, due[id_], opened.held, packed))
+            packed = _encoder.encode(self._stored_state(opened))
+            rows.append(_row(id_, due[id_], opened.state, packed))
         spill.put(rows)
-        self.put_away += len(rows)
-        gone = {row.id for row in rows}
-        self.timers[:] = [timer for timer in self.timers if timer[1] not in gone]
+        spilled = {row.id for row in rows}
+        self.timers[:] = [timer for timer in self.timers if timer[1] not in spilled]
         heapq.heapify(self.timers)
         self.next_ms = spill.next_ms()
 
     def _into_memory(self, row: Row) -> None:
-        held = _held.decode(row.value)
+        state = decode_state(row.value)
         size = len(row.value) + _AROUND
-        if held.closed:
+        if state.closed:
             self.closed[row.id] = row.value
         else:
-            self.open[row.id] = Open(held, None, size)
+            self.open[row.id] = OpenImpression(state, None, size)
         self.bytes += size
         heapq.heappush(self.timers, (row.due_ms, row.id))
 
 
-def _row(id_: str, due_ms: int, held: Held, packed: bytes) -> Row:
-    return Row(id_, due_ms, held.offset, held.user_id, packed)
+def stored_impression(state: ImpressionState) -> Impression | None:
+    """The impression that is stored with its state; None if it must be read again."""
+    if not state.encoded:
+        return None
+    impression = decode(state.encoded)
+    assert isinstance(impression, Impression)
+    return impression
 
 
-_encoder = msgspec.msgpack.Encoder()
-_held = msgspec.msgpack.Decoder(Held)
-_held_at = msgspec.msgpack.Decoder(StateOffset)
+def _row(id_: str, due_ms: int, state: ImpressionState, packed: bytes) -> Row:
+    return Row(id_, due_ms, state.offset, state.user_id, packed)
+
+
+_encoder: Final = msgspec.msgpack.Encoder()
+decode_state: Final = msgspec.msgpack.Decoder(ImpressionState).decode
+_state_offset: Final = msgspec.msgpack.Decoder(StateOffset)

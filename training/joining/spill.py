@@ -1,18 +1,18 @@
 """Stores joiner state beyond its memory cap on disk: rows that are taken back by id or when due.
 
-A spill follows the joiner's snapshots. Rows never change: they are put, and taken. ``mark`` ends a generation,
-whose number goes into the snapshot; ``back`` returns to the rows of a generation: the newest or one of the two
-before it. So a killed joiner resumes from a snapshot with the rows that belong to it.
+A spill follows the joiner's snapshots. Rows never change: they are put, and taken. ``mark`` ends a
+generation, whose number goes into the snapshot; ``back`` returns to the rows of a generation: the newest or
+one of the two before it. So a killed joiner resumes from a snapshot with the rows that belong to it.
 """
 
 import contextlib
 import sqlite3
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Final, NamedTuple, Protocol
+from typing import Final, NamedTuple
 
-# Generations before the newest that ``back`` supports. A part has two snapshots, and a kill between mark() and
-# its save leaves the newest generation without a snapshot.
+# Generations before the newest that ``back`` supports. A part has two snapshots, and a kill between mark()
+# and its save leaves the newest generation without a snapshot.
 KEPT: Final = 2
 NEVER: Final = (1 << 63) - 1
 
@@ -46,46 +46,12 @@ class SpillLost(ValueError):
     """The rows of a snapshot are missing."""
 
 
-class Spill(Protocol):
-    """Rows with unique ids. ``len`` is their number."""
+class Spill:
+    """Rows with unique ids in one SQLite file, created with the first row. For one process at a time.
 
-    def __len__(self) -> int: ...
-
-    def put(self, rows: Sequence[Row]) -> None:
-        """Adds rows, whose ids must be absent."""
-
-    def take(self, id_: str) -> Row | None:
-        """Removes and returns a row; None if absent."""
-
-    def has(self, id_: str) -> bool: ...
-
-    def next_ms(self) -> int | None:
-        """The lowest ``due_ms``."""
-
-    def take_due(self, now_ms: int, limit: int) -> list[Row]:
-        """Removes and returns the first ``limit`` rows due at ``now_ms``, by (due_ms, id)."""
-
-    def oldest(self) -> int | None:
-        """The lowest offset."""
-
-    def forget(self, user_id: str) -> None:
-        """Removes a user's rows. Scans all rows: calls are rare."""
-
-    def mark(self) -> int:
-        """Ends a generation, durably, and returns its number. 0: nothing was ever put."""
-
-    def back(self, generation: int, rows: int) -> None:
-        """Returns to a generation of so many ``rows``; 0 is empty. Raises SpillLost if it is missing."""
-
-    def close(self) -> None: ...
-
-
-class SqliteSpill:
-    """A spill in one SQLite file, created with the first row. For one process at a time.
-
-    Everything between two marks is one transaction: after kill -9 the file is at the newest mark. A row has the
-    generations in which it was put and taken. A generation consists of rows put by then and not taken by then;
-    rows that no supported generation contains are deleted.
+    Everything between two marks is one transaction: after kill -9 the file is at the newest mark. A row has
+    the generations in which it was put and taken. A generation consists of rows put by then and not taken by
+    then; rows that no supported generation contains are deleted.
 
     Data of a forgotten user leaves the file: when the rows are deleted the file is vacuumed, as SQLite leaves
     copies in free space and in the WAL. ``forgot`` lists the generations in which that is due.
@@ -101,6 +67,7 @@ class SqliteSpill:
         return self._count
 
     def put(self, rows: Sequence[Row]) -> None:
+        """Adds rows, whose ids must be absent."""
         if self._db is None:
             self._remove()
             self._open()
@@ -112,6 +79,7 @@ class SqliteSpill:
         self._count += len(rows)
 
     def take(self, id_: str) -> Row | None:
+        """Removes and returns a row; None if absent."""
         if not self._count:
             return None
         rows = self._do().execute(
@@ -126,9 +94,11 @@ class SqliteSpill:
         return bool(self._count) and self._do().execute(query, (id_,)).fetchone() is not None
 
     def next_ms(self) -> int | None:
+        """The lowest ``due_ms``."""
         return self._least("due_ms")
 
     def take_due(self, now_ms: int, limit: int) -> list[Row]:
+        """Removes and returns the first ``limit`` rows due at ``now_ms``, by (due_ms, id)."""
         if not self._count:
             return []
         rows = self._do().execute(
@@ -144,9 +114,11 @@ class SqliteSpill:
         return [Row(*row) for row in rows]
 
     def oldest(self) -> int | None:
+        """The lowest offset."""
         return self._least("offset")
 
     def forget(self, user_id: str) -> None:
+        """Removes a user's rows. Scans all rows: calls are rare."""
         if self._db is None:
             return
         generation = self._generation + 1
@@ -158,6 +130,7 @@ class SqliteSpill:
         self._do().execute("INSERT OR IGNORE INTO forgot VALUES (?)", (generation + KEPT,))
 
     def mark(self) -> int:
+        """Ends a generation, durably, and returns its number. 0: nothing was ever put."""
         if self._db is None:
             return 0
         self._generation += 1
@@ -172,6 +145,7 @@ class SqliteSpill:
         return self._generation
 
     def back(self, generation: int, rows: int) -> None:
+        """Returns to a generation of so many ``rows``; 0 is empty. Raises SpillLost if it is missing."""
         self.close()
         if generation == 0:
             self._remove()

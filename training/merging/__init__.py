@@ -1,1 +1,1 @@
-"""Two lines made one: catch-up, interpolation, averages and their distillation."""
+"""Merges two lines of models by interpolation of their weights."""

@@ -1,21 +1,20 @@
-"""Merges an offline model with what was learned online since: catch-up, and interpolation of weights.
+"""Interpolates the weights of an offline model and of the online line, row by row.
 
-Both take exports of ``Shard.export`` and give one, which any shard of the same tables loads and learns on
-from. **Catch-up** starts from the offline model at offset b and learns the steps after b, as they were cut:
-it needs nothing in common. **Interpolation** goes from one parent's weights to the other's in a straight line
-(Izmailov et al. 2018, Wortsman et al. 2022), and that means something only between two descendants of one
-snapshot: two lines that began apart give the same answer by other numbers, and the middle of them gives none.
+Takes exports of ``Shard.export`` and gives one, which any shard of the same tables loads and learns on from.
+Linear interpolation between parents (Izmailov et al. 2018, Wortsman et al. 2022) is meaningful only for two
+descendants of one snapshot: lines that began apart give the same answer by other numbers, and the middle of
+them gives none.
 
     w(n) = rare + (frequent - rare) n / (n + half)      of the online parent, for a row with n examples since
 
-A row that online traffic used often since is better known there, one that it hardly touched is better known
-to the parent that saw it several times. The averages of logits of two lines are in training/merging/merge_variants.py.
+A row that online traffic used often since is better trained there; one that it hardly touched is better
+trained in the parent that saw it several times.
 
 Legend: R rows of a table, D dimension, P dense parameters, N online, O offline.
 """
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -24,57 +23,55 @@ from numpy.typing import NDArray
 
 from parameter_server.table.sketch import SKETCH_COLUMNS
 from parameter_server.table.table import ROW_COLUMNS, Arrays, digest_of_exports
-from training.continual.learner import Lane
-from training.continual.local_line import Floats, Keys, LocalLine
+from training.continual.local_line import Keys
 
 Mask = NDArray[np.bool_]
 Doubles = NDArray[np.float64]
 _DENSE: Final = ("values", "averaged", "m", "v")
+_NO_KEYS: Final = np.empty(0, np.int64)
 
 
 class NoCommonAncestor(ValueError):
     """Two parents whose weights can't be interpolated."""
 
 
+def _check_share(name: str, share: float) -> None:
+    if not 0 <= share <= 1:
+        raise ValueError(f"{name} is {share}, expected a share from 0 (offline) to 1 (online)")
+
+
 @dataclass(frozen=True)
 class Blend:
-    """How much of the online parent a row gets: ``rare`` where no example used it since the ancestor, towards
-    ``frequent`` as more did, half of the way at ``half`` examples."""
+    """The online parent's share of a row: ``rare`` if no example used the row since the ancestor, rising
+    towards ``frequent`` with the examples, half of the way at ``half`` examples."""
 
     rare: float = 0.5
     frequent: float = 0.5
     half: float = 10.0
 
     def __post_init__(self) -> None:
-        for name in ("rare", "frequent"):
-            share = getattr(self, name)
-            if not 0 <= share <= 1:
-                raise ValueError(
-                    f"{name} is {share}, expected a share from 0 (offline) to 1 (online)"
-                )
+        _check_share("rare", self.rare)
+        _check_share("frequent", self.frequent)
         if self.half <= 0:
             raise ValueError(f"half is {self.half}, expected a positive number of examples")
 
     def shares(self, uses_R: NDArray[Any]) -> Doubles:
-        """w (R,) of rows that so many examples used."""
-        known = uses_R / (uses_R + self.half)
-        shares: Doubles = (1 - known) * self.rare + known * self.frequent
+        """w (R,) of rows, by the number of examples that used each."""
+        weight = uses_R / (uses_R + self.half)
+        shares: Doubles = (1 - weight) * self.rare + weight * self.frequent
         return shares
 
 
 @dataclass(frozen=True)
 class Blends:
-    """One for each table, ``rows`` where none is named, and the online parent's share of the dense ones."""
+    """Blends by table, ``rows`` for all others, and the online parent's share of the dense parameters."""
 
     rows: Blend = Blend()
     dense: float = 0.5
     tables: Mapping[str, Blend] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if not 0 <= self.dense <= 1:
-            raise ValueError(
-                f"dense is {self.dense}, expected a share from 0 (offline) to 1 (online)"
-            )
+        _check_share("dense", self.dense)
 
     @classmethod
     def all(cls, share: float) -> "Blends":
@@ -84,9 +81,9 @@ class Blends:
 
 @dataclass(frozen=True)
 class Parent:
-    """An export and the snapshots that it came from, by digest: ``descent``, the oldest first.
+    """An export and ``descent``, the digests of the snapshots it descends from, the oldest first.
 
-    Of a line in several shards, parts are merged one by one, each with the same part of the others.
+    The parts of a sharded line are merged one by one, each with the same part of the others.
     """
 
     arrays: Arrays
@@ -94,30 +91,21 @@ class Parent:
     descent: tuple[str, ...] = ()
 
     def child(self, arrays: Arrays, meta: Mapping[str, Any]) -> "Parent":
-        """What was trained from this one."""
+        """A model that was trained from this one."""
         return Parent(arrays, meta, (*self.descent, export_digest(self.arrays)))
 
 
 @dataclass(frozen=True)
 class Since:
-    """What happened online since the ancestor, where it is known: by table, keys with how many examples used
-    each, and keys that lost their row (tombstones)."""
+    """Changes online since the ancestor, by table: keys with the number of examples that used each, and keys
+    that lost their row (tombstones)."""
 
     uses: Mapping[str, tuple[Keys, NDArray[Any]]] = field(default_factory=dict)
     removed: Mapping[str, Keys] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
-class Replayed:
-    """A step to learn again: its time, its lanes, and the keys by table whose rows leave with it."""
-
-    time_ms: int
-    lanes: Sequence[Lane]
-    forget: Mapping[str, Keys] = field(default_factory=dict)
-
-
 def export_digest(arrays: Mapping[str, NDArray[Any]]) -> str:
-    """SHA-256 of rows, optimizer and dense parameters of an export, in whatever order its rows are."""
+    """SHA-256 of rows, optimizer and dense parameters of an export, whatever the order of its rows."""
     sha = hashlib.sha256()
     for name in tables_in(arrays):
         sha.update(name.encode())
@@ -127,27 +115,13 @@ def export_digest(arrays: Mapping[str, NDArray[Any]]) -> str:
     return sha.hexdigest()
 
 
-def export_at_step(export: tuple[Arrays, dict[str, Any]], step: int) -> tuple[Arrays, dict[str, Any]]:
-    """An offline model as if it had learned up to a step of the live line, the one that ended at offset b.
-    Its own steps don't count, and nothing of it is held back."""
-    arrays, meta = export
-    kept = {name: array for name, array in arrays.items() if not name.startswith("held/")}
-    return kept, meta | {"step": step}
-
-
-def catch_up(line: LocalLine, steps: Iterable[Replayed]) -> list[list[Floats]]:
-    """Learns the steps after b. Returns the probabilities (B, L) of each lane from before it was learned, by
-    which a candidate can be judged that nobody has seen."""
-    return [line.learn(step.time_ms, step.lanes, step.forget) for step in steps]
-
-
 def common_ancestor(online: Parent, offline: Parent) -> str:
-    """The digest of the newest snapshot that both parents come from. Raises NoCommonAncestor."""
+    """Digest of the newest snapshot that both parents descend from. Raises NoCommonAncestor."""
     for digest in reversed(online.descent):
         if digest in offline.descent:
             return digest
     raise NoCommonAncestor(
-        "the parents have no snapshot in common, so that the middle between their weights means nothing; "
+        "the parents have no snapshot in common, so interpolating their weights is meaningless; "
         "start the offline job from a snapshot of the online line, or merge by catch-up, or by averaging "
         "logits and distilling them"
     )
@@ -156,56 +130,47 @@ def common_ancestor(online: Parent, offline: Parent) -> str:
 def interpolate(
     online: Parent, offline: Parent, ancestor: Parent, blends: Blends, since: Since | None = None
 ) -> Parent:
-    """The parent between two, which stands where the online one does.
+    """Merges two parents into one that continues at the online one's step.
 
-    Weights and optimizer state go alike; a time of use is the newer one. Rows that are new in a parent are
-    kept, and those that left online stay away; one that left offline stays away unless it was used online
-    since. Sightings of ids without a row are the online parent's, and nothing is held back from replicas: a
-    merged line begins with a snapshot, which they read whole. Raises NoCommonAncestor, and ValueError where
-    the three aren't of one model.
+    Weights and optimizer state are blended alike; the newer time of use wins. Rows new in a parent are kept,
+    and rows removed online stay away; a row removed offline stays away unless it was used online since.
+    Sightings of ids without a row are the online parent's. Nothing is held back from replicas: a merged line
+    begins with a snapshot, which they read whole. Raises NoCommonAncestor, and ValueError if the three aren't
+    of one model.
     """
-    its = export_digest(ancestor.arrays)
-    common_ancestor(online, offline)
-    if its not in online.descent or its not in offline.descent:
+    digest, newest = export_digest(ancestor.arrays), common_ancestor(online, offline)
+    if digest not in online.descent or digest not in offline.descent:
         raise NoCommonAncestor(
-            f"the ancestor given is {its[:12]}, which isn't a snapshot that both parents come from; give "
-            f"{common_ancestor(online, offline)[:12]}"
+            f"the ancestor given is {digest[:12]}, which isn't a snapshot that both parents come from; give "
+            f"{newest[:12]}"
         )
-    _check_alike(online.arrays, offline.arrays, ancestor.arrays)
+    _check_same_model(online.arrays, offline.arrays, ancestor.arrays)
     since = since or Since()
+    clock_ms = int(ancestor.meta["clock_ms"])
     arrays: Arrays = {}
     for name in tables_in(online.arrays):
-        own, its_offline, old = (
-            _table(parent.arrays, name) for parent in (online, offline, ancestor)
-        )
-        clock_ms, removed = int(ancestor.meta["clock_ms"]), since.removed.get(name, _NONE)
-        rows = _Rows(own, its_offline, old, clock_ms, removed)
-        shares = blends.tables.get(name, blends.rows).shares(
-            _uses(rows.keys, since.uses.get(name, (_NONE, _NONE)))
-        )
-        arrays |= {f"table/{name}/{column}": its for column, its in rows.columns(shares).items()}
-        arrays |= {f"table/{name}/{k}": own[k] for k in SKETCH_COLUMNS if k in own}
+        own, other, old = (_table(parent.arrays, name) for parent in (online, offline, ancestor))
+        rows = _MergedRows(own, other, old, clock_ms, since.removed.get(name, _NO_KEYS))
+        uses = _uses(rows.keys, *since.uses.get(name, (_NO_KEYS, _NO_KEYS)))
+        columns = rows.columns(blends.tables.get(name, blends.rows).shares(uses))
+        columns |= {column: own[column] for column in SKETCH_COLUMNS if column in own}
+        arrays |= {f"table/{name}/{column}": array for column, array in columns.items()}
     if "dense/values" in online.arrays:
         arrays |= _dense(online.arrays, offline.arrays, blends.dense)
     newest_ms = max(online.meta["clock_ms"], offline.meta["clock_ms"])
-    meta = dict(online.meta) | {"clock_ms": newest_ms}
-    return Parent(
-        arrays, meta, (*online.descent, export_digest(online.arrays), export_digest(offline.arrays))
-    )
+    descent = (*online.descent, export_digest(online.arrays), export_digest(offline.arrays))
+    return Parent(arrays, dict(online.meta) | {"clock_ms": newest_ms}, descent)
 
 
 def tables_in(arrays: Mapping[str, NDArray[Any]]) -> list[str]:
-    """The names of the tables of an export, in order."""
+    """Names of the tables of an export, in order."""
     names = (name.split("/") for name in arrays)
     return sorted({parts[1] for parts in names if parts[0] == "table"})
 
 
-_NONE: Final = np.empty(0, np.int64)
-
-
-class _Rows:
-    """One table's rows of two parents beside each other: those of the online one that stay, in its order,
-    then those that only the offline one has."""
+class _MergedRows:
+    """Rows of one table of two parents, aligned: the online parent's rows that stay, in its order, then the
+    rows that only the offline parent has."""
 
     def __init__(
         self, online: Arrays, offline: Arrays, ancestor: Arrays, clock_ms: int, removed: Keys
@@ -220,80 +185,80 @@ class _Rows:
         comes &= ~np.isin(offline["keys"], ancestor["keys"]) & ~np.isin(offline["keys"], removed)
         self.keys: Keys = np.concatenate([online["keys"][stays], offline["keys"][comes]])
         self._online, self._offline = online, offline
-        self._in_online, self._at_online = _places(online["keys"], self.keys)
-        self._in_offline, self._at_offline = _places(offline["keys"], self.keys)
+        self._in_online, self._at_online = _find(online["keys"], self.keys)
+        self._in_offline, self._at_offline = _find(offline["keys"], self.keys)
 
     def columns(self, shares_R: Doubles) -> Arrays:
-        """The merged columns: a row of one parent alone as it is, the others in between."""
+        """The merged columns: rows of one parent alone unchanged, the others interpolated."""
         shares_R = np.where(self._in_offline, shares_R, 1.0)
         shares_R = np.where(self._in_online, shares_R, 0.0)
         out: Arrays = {"keys": self.keys}
         for name in ROW_COLUMNS[1:]:
-            n = _taken(self._online[name], self._at_online)
-            o = _taken(self._offline[name], self._at_offline)
+            n = _gather(self._online[name], self._at_online)
+            o = _gather(self._offline[name], self._at_offline)
             if name == "used_ms":
                 only = np.where(self._in_online, n, o)
                 out[name] = np.where(self._in_online & self._in_offline, np.maximum(n, o), only)
             else:
-                out[name] = between(o, n, shares_R if n.ndim == 1 else shares_R[:, None])
+                out[name] = _lerp(o, n, shares_R if n.ndim == 1 else shares_R[:, None])
         return out
 
 
-def between(a: NDArray[Any], b: NDArray[Any], share: NDArray[Any] | float) -> NDArray[Any]:
+def _lerp(a: NDArray[Any], b: NDArray[Any], share: NDArray[Any] | float) -> NDArray[Any]:
     """The point at ``share`` of the way from a to b: at 0 a, and at 1 b, bit for bit."""
     inside = (a + share * (b.astype(np.float64) - a)).astype(a.dtype)
     out: NDArray[Any] = np.where(np.equal(share, 0), a, np.where(np.equal(share, 1), b, inside))
     return out
 
 
-def _places(own: Keys, keys: Keys) -> tuple[Mask, Keys]:
-    """Which of the keys are among ``own``, and where: the first place for those that aren't."""
+def _find(own: Keys, keys: Keys) -> tuple[Mask, Keys]:
+    """Which keys are among ``own``, and at which index; 0 for the others."""
+    if not len(own):
+        return np.zeros(len(keys), np.bool_), np.zeros(len(keys), np.int64)
     order = np.argsort(own, kind="stable")
-    at = np.searchsorted(own, keys, sorter=order)
-    at = order[np.minimum(at, len(own) - 1)] if len(own) else np.zeros(len(keys), np.int64)
-    there = own[at] == keys if len(own) else np.zeros(len(keys), np.bool_)
-    return there, np.where(there, at, 0)
+    at = order[np.minimum(np.searchsorted(own, keys, sorter=order), len(own) - 1)]
+    is_found = own[at] == keys
+    return is_found, np.where(is_found, at, 0)
 
 
-def _taken(column: NDArray[Any], at: Keys) -> NDArray[Any]:
-    """Rows at places that mean nothing where there is none."""
+def _gather(column: NDArray[Any], at: Keys) -> NDArray[Any]:
+    """Rows of a column; zeros if it is empty."""
     if not len(column):
         return np.zeros((len(at), *column.shape[1:]), column.dtype)
     out: NDArray[Any] = column[at]
     return out
 
 
-def _uses(keys: Keys, uses: tuple[Keys, NDArray[Any]]) -> NDArray[Any]:
-    known, counts = uses
-    there, at = _places(known, keys)
-    out: NDArray[Any] = np.where(there, counts[at], 0) if len(known) else np.zeros(len(keys))
+def _uses(keys: Keys, used: Keys, counts: NDArray[Any]) -> NDArray[Any]:
+    is_used, at = _find(used, keys)
+    out: NDArray[Any] = np.where(is_used, counts[at], 0) if len(used) else np.zeros(len(keys))
     return out
 
 
 def _dense(online: Arrays, offline: Arrays, share: float) -> Arrays:
     out = {
-        f"dense/{name}": between(offline[f"dense/{name}"], online[f"dense/{name}"], share)
+        f"dense/{name}": _lerp(offline[f"dense/{name}"], online[f"dense/{name}"], share)
         for name in _DENSE
     }
-    steps = np.rint(between(offline["dense/t"], online["dense/t"], share))
+    steps = np.rint(_lerp(offline["dense/t"], online["dense/t"], share))
     return out | {"dense/t": steps.astype(np.int64)}
 
 
 def _table(arrays: Mapping[str, NDArray[Any]], name: str) -> Arrays:
-    start = f"table/{name}/"
-    return {key.removeprefix(start): its for key, its in arrays.items() if key.startswith(start)}
+    prefix = f"table/{name}/"
+    return {k.removeprefix(prefix): array for k, array in arrays.items() if k.startswith(prefix)}
 
 
-def _check_alike(*parents: Arrays) -> None:
-    """Raises ValueError where two exports aren't of one model."""
+def _check_same_model(*parents: Arrays) -> None:
+    """Raises ValueError if the shapes of the exports differ."""
     shapes = [
         {name: array.shape[1:] for name, array in arrays.items() if name.endswith("/values")}
         | {name: array.shape for name, array in arrays.items() if name == "dense/values"}
         for arrays in parents
     ]
-    for which, its in zip(("offline parent", "ancestor"), shapes[1:], strict=True):
-        if its != shapes[0]:
+    for which, shape in zip(("offline parent", "ancestor"), shapes[1:], strict=True):
+        if shape != shapes[0]:
             raise ValueError(
-                f"the {which} has {its}, the online parent {shapes[0]}: they are of two models; train the "
+                f"the {which} has {shape}, the online parent {shapes[0]}: they are of two models; train the "
                 "candidate with the configuration of the live line"
             )

@@ -1,1 +1,1 @@
-"""The offline job: epochs over the archive, rows in torchrec's tables or our own, alone or on Ray."""
+"""Offline training: epochs over the archive, with torchrec's tables or our own, alone or on Ray."""

@@ -1,18 +1,18 @@
-"""The examples of an archive, for an offline job: in event time, each once, with its labels of the end.
+"""Reads the examples of an archive for an offline job: in event time, each once, with its final labels.
 
-Event time doesn't go back within a partition: an example that closed late counts at the newest time before
-it, as the archive files it. So what is learned is a range of offsets in each partition, and where it ends is
-known to the offset. What is missing is found before anything is learned: files' names say which offsets they
-hold, and the archive of the events says how far event time has come.
+Event time is non-decreasing within a partition: an example that closed late counts at the newest time before
+it, as in the archive's folders. So a range of event time is a range of offsets in each partition, and its end
+is exact. Gaps are reported before anything is learned: file names say which offsets they hold, and the
+archive of the events says how far event time has come.
 """
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import wraps
-from itertools import pairwise
+from itertools import groupby, pairwise
 from pathlib import Path
-from typing import Any, Final, ParamSpec, TypeVar
+from typing import Final, ParamSpec, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -27,7 +27,7 @@ from recsys.process.log_consumer import UNREADABLE
 from training.archive.files import ArchiveFile, files_of, hour_of
 from training.candidates.registry import iso
 from training.offline.cache import Cache, CacheWriter
-from training.offline.examples import TaughtLesson
+from training.offline.examples import OfflineExample
 
 HOUR_MS: Final = 3_600_000
 _COLUMNS: Final = ["partition", "offset", "time_ms", "type", "value", "user_id"]
@@ -37,25 +37,27 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 
-class Missing(ValueError):
+class MissingExamples(ValueError):
     """Examples that should be in the archive, and aren't."""
 
 
 @dataclass(frozen=True)
-class Range:
+class Range:  # its repr is part of a digest
     """Event time ``from_ms`` (None: from the archive's beginning) ≤ t < ``until_ms``."""
 
     until_ms: int
     from_ms: int | None = None
 
+    def overlaps(self, start_ms: int, stop_ms: int) -> bool:
+        return start_ms < self.until_ms and stop_ms > (self.from_ms or 0)
+
     def has_hour(self, hour: int) -> bool:
-        """Whether some of an hour is in it."""
-        return hour * HOUR_MS < self.until_ms and (hour + 1) * HOUR_MS > (self.from_ms or 0)
+        return self.overlaps(hour * HOUR_MS, (hour + 1) * HOUR_MS)
 
 
 @dataclass
-class _Partition:
-    """How far a partition was read. ``next``: the first offset that isn't learned."""
+class _Progress:
+    """Progress in a partition. ``next``: the first offset that isn't learned."""
 
     time_ms: int = 0
     next: int = 0
@@ -69,12 +71,12 @@ class _Rows:
     partition: int
     offsets: NDArray[np.int64]
     time_ms: NDArray[np.int64]
-    lessons: list[TaughtLesson] = field(default_factory=list)
+    examples: list[OfflineExample] = field(default_factory=list)
 
 
-def _as_files_are_merged(read: Callable[P, R]) -> Callable[P, R]:
-    """Lists and reads anew where a file is gone: once an hour a system that runs puts an hour's files into
-    one. Raises ValueError where one stays away."""
+def _retrying_merged_files(read: Callable[P, R]) -> Callable[P, R]:
+    """Lists and reads again if a file is gone: a running system merges an hour's files once an hour. Raises
+    ValueError if a file stays away."""
 
     @wraps(read)
     def again(*args: P.args, **kwargs: P.kwargs) -> R:
@@ -93,7 +95,7 @@ def is_archive(folder: Path) -> bool:
     return (folder / "log_id").is_file()
 
 
-@_as_files_are_merged
+@_retrying_merged_files
 def cache_archive(
     archive: Path,
     folder: Path,
@@ -103,57 +105,58 @@ def cache_archive(
     asked: Range,
     allow_gaps: bool = False,
 ) -> Cache:
-    """Reads the examples of a range into a cache. Raises Missing where some aren't there and ``allow_gaps``
-    is False; ValueError for examples of another feature set, or files that can't be read."""
+    """Reads the examples of a range into a cache. Raises MissingExamples for gaps unless ``allow_gaps``;
+    ValueError for examples of another feature set, or unreadable files."""
     files = files_of(archive, EXAMPLES)
     gaps = gaps_of(archive, files, asked)
     if gaps and not allow_gaps:
         more = f" (and {len(gaps) - 1} more)" if len(gaps) > 1 else ""
-        raise Missing(f"{gaps[0]}{more}")
+        raise MissingExamples(f"{gaps[0]}{more}")
     forgotten = _forgotten(files)
     writer = CacheWriter(folder, features, dense_width, horizon_ms, asked.until_ms)
-    places = {held.partition: _Partition(next=held.first) for held in reversed(files)}
-    for hour in sorted({hour_of(held.path) for held in files}):
-        its = [held for held in files if hour_of(held.path) == hour]
-        if not asked.has_hour(hour):
-            if hour * HOUR_MS < asked.until_ms:
-                _pass_over(its, places)
-            continue
-        parts = [
-            _read(held, hour, places[held.partition], asked, forgotten, writer.counts)
-            for held in its
-        ]
-        for lessons, time_ms in _in_time(parts):
-            writer.add(lessons, time_ms)
+    progress = {file.partition: _Progress(next=file.first) for file in reversed(files)}
+    by_hour = sorted(files, key=lambda file: hour_of(file.path))
+    for hour, hour_files in groupby(by_hour, key=lambda file: hour_of(file.path)):
+        if asked.has_hour(hour):
+            parts = [
+                _read(file, hour, progress[file.partition], asked, forgotten, writer.counts)
+                for file in hour_files
+            ]
+            _write_in_time(parts, writer)
+        elif hour * HOUR_MS < asked.until_ms:  # before the range: not to be learned later either
+            for file in hour_files:
+                progress[file.partition].next = file.last + 1
+                progress[file.partition].time_ms = hour * HOUR_MS
     return writer.close(
         asked.from_ms,
         (archive / "log_id").read_text(),
-        {partition: place.next for partition, place in sorted(places.items())},
+        {partition: state.next for partition, state in sorted(progress.items())},
         sorted({key_of("user", user) for _, user in forgotten}),
         gaps,
     )
 
 
-@_as_files_are_merged
+@_retrying_merged_files
 def fingerprint(archive: Path, asked: Range) -> str:
-    """What a range of an archive holds and whom it has to forget. Merging its files changes nothing of it,
-    nor does what comes after the range."""
+    """Digest of a range's offsets and of the users to be forgotten. Merging files doesn't change it, nor do
+    examples after the range."""
     files = files_of(archive, EXAMPLES)
     spans: list[list[int]] = []
-    for held in files:
-        if not asked.has_hour(hour_of(held.path)):
+    for file in files:
+        hour = hour_of(file.path)
+        if not asked.has_hour(hour):
             continue
-        open_hour = (hour_of(held.path) + 1) * HOUR_MS > asked.until_ms
-        if spans and spans[-1][0] == held.partition and spans[-1][2] == held.first - 1:
-            spans[-1][2] = -1 if open_hour else held.last
+        last = -1 if (hour + 1) * HOUR_MS > asked.until_ms else file.last
+        if spans and spans[-1][0] == file.partition and spans[-1][2] == file.first - 1:
+            spans[-1][2] = last
         else:
-            spans.append([held.partition, held.first, -1 if open_hour else held.last])
-    forgotten = sorted((*place, offset) for place, offset in _forgotten(files).items())
+            spans.append([file.partition, file.first, last])
+    forgotten = sorted((*user, offset) for user, offset in _forgotten(files).items())
     return digest_of(repr((archive.resolve().as_posix(), asked, spans, forgotten)))
 
 
 def gaps_of(archive: Path, files: Sequence[ArchiveFile], asked: Range) -> list[str]:
-    """What is missing of a range, in words, each with the remedy."""
+    """Describes the gaps of a range, each with the remedy."""
     if not files:
         return [
             f"{archive} holds no examples: give the archive of a system that has learned, {_ALLOW}"
@@ -167,21 +170,20 @@ def gaps_of(archive: Path, files: Sequence[ArchiveFile], asked: Range) -> list[s
 
 
 def _before(archive: Path, files: Sequence[ArchiveFile], asked: Range) -> Iterator[str]:
-    first = min(hour_of(held.path) for held in files)
-    if asked.from_ms is not None and first * HOUR_MS > asked.from_ms:
+    first_ms = min(hour_of(file.path) for file in files) * HOUR_MS
+    if asked.from_ms is not None and first_ms > asked.from_ms:
         yield (
-            f"{archive} begins at {iso(first * HOUR_MS)}, after --from {iso(asked.from_ms)}: give a later "
+            f"{archive} begins at {iso(first_ms)}, after --from {iso(asked.from_ms)}: give a later "
             f"--from, {_ALLOW}"
         )
 
 
 def _holes(files: Sequence[ArchiveFile], asked: Range) -> Iterator[str]:
-    """Between two files of a partition, where what should lie between may be in the range."""
+    """Gaps between two files of a partition that may be in the range."""
     for a, b in pairwise(files):
         if a.partition != b.partition or b.first == a.last + 1:
             continue
-        last = (hour_of(b.path) + 1) * HOUR_MS
-        if _last_ms(a) < asked.until_ms and last > (asked.from_ms or 0):
+        if asked.overlaps(_last_ms(a), (hour_of(b.path) + 1) * HOUR_MS):
             yield (
                 f"examples {a.last + 1} to {b.first - 1} of partition {a.partition} are missing, between "
                 f"{'/'.join(a.path.parts[-3:])} and {'/'.join(b.path.parts[-3:])}: bring the files back, "
@@ -192,135 +194,123 @@ def _holes(files: Sequence[ArchiveFile], asked: Range) -> Iterator[str]:
 def _empty_days(archive: Path, asked: Range) -> Iterator[str]:
     for folder in sorted((archive / EXAMPLES).glob("day=*")):
         day = np.datetime64(folder.name.partition("=")[2], "ms").astype(int)
-        inside = day < asked.until_ms and day + 24 * HOUR_MS > (asked.from_ms or 0)
+        inside = asked.overlaps(day, day + 24 * HOUR_MS)
         if inside and not any(folder.glob("hour=*/part-*.parquet")):
             yield f"{folder} has no files: bring them back, choose a range without that day, {_ALLOW}"
 
 
 def _after(archive: Path, files: Sequence[ArchiveFile], asked: Range) -> Iterator[str]:
-    end = end_of(archive, files)
-    if end < asked.until_ms:
+    end_ms = end_of(archive, files)
+    if end_ms < asked.until_ms:
         yield (
-            f"{archive} ends at {iso(end)}, before --until {iso(asked.until_ms)}: wait until it is written, "
-            f"give an earlier --until, {_ALLOW}"
+            f"{archive} ends at {iso(end_ms)}, before --until {iso(asked.until_ms)}: wait until it is "
+            f"written, give an earlier --until, {_ALLOW}"
         )
 
 
-@_as_files_are_merged
+@_retrying_merged_files
 def end_of(archive: Path, files: Sequence[ArchiveFile]) -> int:
-    """How far event time has come in the archive, milliseconds: in all partitions of the events, of which
-    idle ones tick; or in any of the examples, where no events are archived."""
-    newest = {held.partition: held for held in files_of(archive, EVENTS)}
-    if newest:
-        return min(_last_ms(held) for held in newest.values())
-    newest = {held.partition: held for held in files}
-    return max((_last_ms(held) for held in newest.values()), default=0)
+    """Event time reached by the archive, milliseconds: the minimum over all partitions of the events, of
+    which idle ones tick; or the maximum over those of the examples, if no events are archived."""
+    if last_events := _last_by_partition(files_of(archive, EVENTS)):
+        return min(last_events)
+    return max(_last_by_partition(files), default=0)
 
 
-@_as_files_are_merged
+@_retrying_merged_files
 def newest(archive: Path) -> int:
-    """The end of what is archived so far, milliseconds, in whole seconds: no later than the second of the
-    newest example, for where nothing came after it there is nothing to hold out."""
+    """End of the archive, milliseconds, in whole seconds: no later than the second of the newest example,
+    since a range that ends without examples has nothing to hold out."""
     files = files_of(archive, EXAMPLES)
-    last = max(
-        (_last_ms(held) for held in {held.partition: held for held in files}.values()), default=0
-    )
-    return min(end_of(archive, files) // 1000, last // 1000 + 1) * 1000
+    last_ms = max(_last_by_partition(files), default=0)
+    return min(end_of(archive, files) // 1000, last_ms // 1000 + 1) * 1000
 
 
-def _last_ms(held: ArchiveFile) -> int:
-    times = _table(held.path, ["time_ms"]).column("time_ms").to_numpy()
-    return int(times.max()) if len(times) else hour_of(held.path) * HOUR_MS
+def _last_by_partition(files: Sequence[ArchiveFile]) -> list[int]:
+    return [_last_ms(file) for file in {file.partition: file for file in files}.values()]
+
+
+def _last_ms(file: ArchiveFile) -> int:
+    times = _table(file.path, ["time_ms"]).column("time_ms").to_numpy()
+    return int(times.max()) if len(times) else hour_of(file.path) * HOUR_MS
 
 
 def _forgotten(files: Sequence[ArchiveFile]) -> dict[tuple[int, str], int]:
-    """The offset before which nothing of a user may be learned, by (partition, user). It counts whenever it
-    was asked for: also after the range."""
-    found: dict[tuple[int, str], int] = {}
-    for held in files:
-        for row in _forgets(held):
-            found[held.partition, str(row["user_id"])] = int(row["offset"])
-    return found
-
-
-def _forgets(held: ArchiveFile) -> list[dict[str, Any]]:
-    table = _table(held.path, ["offset", "type", "user_id"])
-    rows: list[dict[str, Any]] = table.filter(pc.equal(table["type"], "forget")).to_pylist()
-    return rows
-
-
-def _pass_over(files: Sequence[ArchiveFile], places: dict[int, _Partition]) -> None:
-    """What is before the range isn't learned, and nobody has to learn it after."""
-    for held in files:
-        places[held.partition].next = held.last + 1
-        places[held.partition].time_ms = hour_of(held.path) * HOUR_MS
+    """By (partition, user), the offset before which nothing of the user may be learned. Requests after the
+    range count as well."""
+    forgotten: dict[tuple[int, str], int] = {}
+    for file in files:
+        table = _table(file.path, ["offset", "type", "user_id"])
+        for row in table.filter(pc.equal(table["type"], "forget")).to_pylist():
+            forgotten[file.partition, str(row["user_id"])] = int(row["offset"])
+    return forgotten
 
 
 def _read(
-    held: ArchiveFile,
+    file: ArchiveFile,
     hour: int,
-    place: _Partition,
+    progress: _Progress,
     asked: Range,
     forgotten: dict[tuple[int, str], int],
     counts: Counter[str],
 ) -> _Rows:
     """The examples of a file that are in the range."""
-    none = np.empty(0, np.int64)
-    if place.over:
-        return _Rows(held.partition, none, none)
-    table = _table(held.path, _COLUMNS)
+    if progress.over:
+        none = np.empty(0, np.int64)
+        return _Rows(file.partition, none, none)
+    table = _table(file.path, _COLUMNS)
     offsets = table.column("offset").to_numpy()
-    times = np.maximum(table.column("time_ms").to_numpy(), max(place.time_ms, hour * HOUR_MS))
+    times = np.maximum(table.column("time_ms").to_numpy(), max(progress.time_ms, hour * HOUR_MS))
     times = np.maximum.accumulate(times)
     stop = int(np.searchsorted(times, asked.until_ms))
-    place.over = stop < len(offsets)
-    place.next = int(offsets[stop]) if place.over else held.last + 1
-    place.time_ms = int(times[-1]) if len(times) else place.time_ms
+    progress.over = stop < len(offsets)
+    progress.next = int(offsets[stop]) if progress.over else file.last + 1
+    progress.time_ms = int(times[-1]) if len(times) else progress.time_ms
     start = int(np.searchsorted(times, asked.from_ms or 0))
     kinds = np.array(table.column("type").to_pylist(), object)[start:stop]
     counts.update({str(kind): int((kinds == kind).sum()) for kind in set(kinds) - {"example"}})
     at = start + np.flatnonzero(kinds == "example")
     if forgotten:
         users = table.column("user_id").take(pa.array(at)).to_pylist()
-        ends = [forgotten.get((held.partition, str(user)), -1) for user in users]
+        ends = [forgotten.get((file.partition, str(user)), -1) for user in users]
         counts["of_forgotten"] += int((offsets[at] < ends).sum())
         at = at[offsets[at] >= ends]
     values = table.column("value").take(pa.array(at)).to_pylist()
-    lessons, well = _decoded(values)
-    counts["unreadable"] += len(values) - len(lessons)
-    return _Rows(held.partition, offsets[at][well], times[at][well], lessons)
+    examples, readable = _decoded(values)
+    counts["unreadable"] += len(values) - len(examples)
+    return _Rows(file.partition, offsets[at][readable], times[at][readable], examples)
 
 
-def _decoded(values: Sequence[bytes]) -> tuple[list[TaughtLesson], NDArray[np.bool_]]:
-    """Examples, and which of the values they are."""
+def _decoded(values: Sequence[bytes]) -> tuple[list[OfflineExample], NDArray[np.bool_]]:
+    """Decoded examples, and which of the values are readable."""
     try:
-        return unpack_all(values, TaughtLesson), np.ones(len(values), np.bool_)
+        return unpack_all(values, OfflineExample), np.ones(len(values), np.bool_)
     except UNREADABLE:
         pass
-    lessons, well = list[TaughtLesson](), np.zeros(len(values), np.bool_)
+    examples, readable = list[OfflineExample](), np.zeros(len(values), np.bool_)
     for number, value in enumerate(values):
         try:
-            lessons.append(unpack(value, TaughtLesson))
-            well[number] = True
+            examples.append(unpack(value, OfflineExample))
+            readable[number] = True
         except UNREADABLE:
             continue
-    return lessons, well
+    return examples, readable
 
 
-def _in_time(parts: Sequence[_Rows]) -> Iterator[tuple[list[TaughtLesson], list[int]]]:
-    """All partitions' examples of an hour by (time, partition, offset)."""
-    lessons = [lesson for part in parts for lesson in part.lessons]
-    if not lessons:
+def _write_in_time(parts: Sequence[_Rows], writer: CacheWriter) -> None:
+    """Writes all partitions' examples of an hour by (time, partition, offset)."""
+    examples = [example for part in parts for example in part.examples]
+    if not examples:
         return
     time_ms = np.concatenate([part.time_ms for part in parts])
     offsets = np.concatenate([part.offsets for part in parts])
-    partitions = np.repeat([part.partition for part in parts], [len(p.lessons) for p in parts])
+    partitions = np.repeat([part.partition for part in parts], [len(p.examples) for p in parts])
     order = np.lexsort((offsets, partitions, time_ms))
-    yield [lessons[at] for at in order], time_ms[order].tolist()
+    writer.add([examples[at] for at in order], time_ms[order].tolist())
 
 
 def _table(path: Path, columns: list[str]) -> pa.Table:
-    """Columns of a file. Raises FileNotFoundError where it is gone, ValueError where it can't be read."""
+    """Columns of a file. Raises FileNotFoundError if it is gone, ValueError if it can't be read."""
     try:
         return pq.read_table(path, columns=columns, partitioning=None)
     except FileNotFoundError:

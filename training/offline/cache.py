@@ -1,10 +1,10 @@
-"""The examples of an offline job in a folder of its own: each epoch reads them, none makes them again.
+"""Caches the examples of an offline job in a folder, which each epoch reads.
 
     FOLDER/{examples.parquet, corrections.safetensors, about.json}
 
-``examples.parquet`` holds columns in event time, a row group to a block; corrections lie beside and are laid
-over a block when it is read, so that one pass over the data is enough. The folder is made beside and renamed.
-"""
+``examples.parquet`` holds columns in event time, a row group to a block. Corrections are stored separately
+and applied to a block when it is read, so that one pass over the data suffices. The folder is built under
+another name and renamed."""
 
 import os
 import shutil
@@ -23,22 +23,29 @@ from safetensors.numpy import load_file, save_file
 
 from recsys.events.records import TrainingExample
 from recsys.features.feature_set import FeatureSet
-from training.offline.examples import BLOCKS, Examples, examples_of, id_hash, joined, widths
+from training.offline.examples import (
+    BLOCKS,
+    Examples,
+    column_widths,
+    concatenated,
+    examples_of,
+    id_hash,
+)
 from training.steps.step_reader import ExampleCheck
 
 DAY_MS: Final = 86_400_000
 BLOCK: Final = 16_384  # examples: about 40 MB of features
-FORMAT: Final = (
-    2  # of the files; 2: what was predicted of examples when they were served is in them
-)
+FORMAT: Final = 2  # of the files; since 2 with the predictions at serving time
 _EXAMPLES, _CORRECTIONS, _ABOUT = "examples.parquet", "corrections.safetensors", "about.json"
 
 
 class About(msgspec.Struct, frozen=True, kw_only=True):
-    """What a cache holds. ``blocks``: (row group, start, stop), in event time; those from ``last`` on are the
-    last day. ``forgotten``: users who asked to be, as keys. ``gaps``: what is known to be missing.
-    ``predicted``: by epoch of the live line (line/epoch), of how many examples it is known what it
-    predicted."""
+    """Description of a cache.
+
+    ``blocks``: (row group, start, stop), in event time; from number ``last`` on they are the last day.
+    ``forgotten``: keys of users who asked to be forgotten. ``gaps``: gaps of the archive. ``predicted``:
+    number of examples with predictions, by line/epoch of the live line.
+    """
 
     format: int = 1
     feature_set: str
@@ -58,12 +65,12 @@ class About(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def last_day(from_ms: int, until_ms: int) -> int:
-    """Where the held-out end begins: a day before the end, or a fifth of what is shorter than five days."""
+    """Start of the held-out end: the last day, or the last fifth of a range shorter than five days."""
     return until_ms - min(DAY_MS, (until_ms - from_ms) // 5)
 
 
 class Cache:
-    """Blocks of examples, by number. Raises ValueError where the folder isn't a complete cache."""
+    """Blocks of examples, by number. Raises ValueError for an incomplete cache."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -84,7 +91,7 @@ class Cache:
         return len(self.about.blocks)
 
     def read(self, number: int) -> Examples:
-        """One block, with the labels that were known in the end."""
+        """One block, with final labels."""
         group, start, stop = self.about.blocks[number]
         return self._corrected(
             _columns(self._file.read_row_group(group).slice(start, stop - start))
@@ -95,16 +102,16 @@ class Cache:
         if not len(ids):
             return block
         at = np.minimum(np.searchsorted(ids, block.ids), len(ids) - 1)
-        its = np.flatnonzero(ids[at] == block.ids)
+        rows = np.flatnonzero(ids[at] == block.ids)
         labels, watch, arrived = block.labels.copy(), block.watch_ms.copy(), block.arrived.copy()
-        labels[its] = self._corrections["labels"][at[its]]
-        watch[its] = self._corrections["watch_ms"][at[its]]
-        arrived[its] = 1.0
+        labels[rows] = self._corrections["labels"][at[rows]]
+        watch[rows] = self._corrections["watch_ms"][at[rows]]
+        arrived[rows] = 1.0
         return replace(block, labels=labels, watch_ms=watch, arrived=arrived)
 
 
 class CacheWriter:
-    """Writes a cache from examples and corrections in the order in which they came."""
+    """Writes a cache from examples and corrections in their order of arrival."""
 
     def __init__(
         self,
@@ -116,15 +123,14 @@ class CacheWriter:
         block: int = BLOCK,
     ) -> None:
         """``horizon_ms``: how long after an example its labels may be corrected."""
-        self._folder, self._beside = folder, folder.with_name(f"{folder.name}.partial")
-        shutil.rmtree(self._beside, ignore_errors=True)  # of a job that was killed
-        self._beside.mkdir(parents=True)
+        self._folder, self._partial = folder, folder.with_name(f"{folder.name}.partial")
+        shutil.rmtree(self._partial, ignore_errors=True)  # of a job that was killed
+        self._partial.mkdir(parents=True)
         self._features, self._labels = features, len(features.schema.labels)
         self._check = ExampleCheck(features, dense_width)
         self._final_ms, self._until_ms, self._block = until_ms - horizon_ms, until_ms, block
-        self._widths = widths(features, dense_width)
-        self._schema = _schema(self._widths, self._labels)
-        self._file = pq.ParquetWriter(self._beside / _EXAMPLES, self._schema, compression="zstd",
+        self._schema = _schema(column_widths(features, dense_width), self._labels)
+        self._file = pq.ParquetWriter(self._partial / _EXAMPLES, self._schema, compression="zstd",
                                       compression_level=1)  # fmt: skip
         self._waiting: list[Examples] = []
         self._corrections: dict[tuple[int, int, int], tuple[list[float], int]] = {}
@@ -132,39 +138,37 @@ class CacheWriter:
         self._predicted: Counter[str] = Counter()
         self.counts: Counter[str] = Counter()
 
-    def add(self, lessons: Sequence[TrainingExample], time_ms: Sequence[int]) -> None:
-        """Takes examples and corrections; event time doesn't go back. Raises ValueError for another feature
-        set; what else doesn't fit is left out and counted."""
+    def add(self, examples: Sequence[TrainingExample], time_ms: Sequence[int]) -> None:
+        """Takes examples and corrections in event time. Raises ValueError for another feature set; other
+        invalid examples are left out and counted."""
         first: list[TrainingExample] = []
         times: list[int] = []
-        well = self._check.all_fit(lessons)
-        for lesson, time in zip(lessons, time_ms, strict=True):
-            if not well and (reason := self._check.reason(lesson)):
-                self._leave_out(lesson, reason)
-            elif lesson.correction:
-                place = (lesson.partition, lesson.offset, lesson.index)
-                self._corrections[place] = (lesson.labels, lesson.watch_ms)
+        all_fit = self._check.all_fit(examples)
+        for example, time in zip(examples, time_ms, strict=True):
+            if not all_fit and (reason := self._check.reason(example)):
+                self._leave_out(example, reason)
+            elif example.correction:
+                example_id = (example.partition, example.offset, example.index)
+                self._corrections[example_id] = (example.labels, example.watch_ms)
             else:
-                first.append(lesson)
+                first.append(example)
                 times.append(time)
         if not first:
             return
         at = np.array(times, np.int64)
         block = examples_of(first, at, self._labels, at <= self._final_ms)
         self._waiting.append(block)
-        known = np.isfinite(block.taught[:, 0]).tolist()
-        self._predicted.update(
-            its.served_by for its, there in zip(first, known, strict=True) if there
-        )
+        is_predicted = np.isfinite(block.taught[:, 0]).tolist()
+        self._predicted.update(e.served_by for e, p in zip(first, is_predicted, strict=True) if p)
         if sum(map(len, self._waiting)) >= self._block:
             self._write()
 
-    def _leave_out(self, lesson: TrainingExample, reason: str) -> None:
-        block = lesson.features
+    def _leave_out(self, example: TrainingExample, reason: str) -> None:
+        block = example.features
         if block is None or block.feature_set != self._features.digest:
             raise ValueError(
-                f"the example {lesson.partition}/{lesson.offset}/{lesson.index} can't be learned: {reason}. "
-                "Begin after the change (--from), name the feature set of the examples (--state of the "
+                f"the example {example.partition}/{example.offset}/{example.index} can't be learned: "
+                f"{reason}. Begin after the change (--from), name the feature set of the examples (--state of the "
                 "system, --features), or fill features in first"
             )
         self.counts["left_out"] += 1
@@ -177,7 +181,7 @@ class CacheWriter:
         forgotten: Sequence[int] = (),
         gaps: Sequence[str] = (),
     ) -> Cache:
-        """Ends the cache and puts it in its place. Raises ValueError where there is nothing to learn from."""
+        """Completes the cache and moves it into place. Raises ValueError if it has no examples."""
         self._write(all_=True)
         self._file.close()
         if not self._times:
@@ -196,15 +200,15 @@ class CacheWriter:
             offsets=offsets or {}, counts=dict(self.counts), forgotten=list(forgotten), gaps=list(gaps),
             predicted=dict(self._predicted),
         )  # fmt: skip
-        (self._beside / _ABOUT).write_bytes(msgspec.json.encode(about))
+        (self._partial / _ABOUT).write_bytes(msgspec.json.encode(about))
         shutil.rmtree(self._folder, ignore_errors=True)
-        os.rename(self._beside, self._folder)
+        os.rename(self._partial, self._folder)
         return Cache(self._folder)
 
     def _write(self, all_: bool = False) -> None:
         if not self._waiting:
             return
-        waiting = joined(self._waiting)
+        waiting = concatenated(self._waiting)
         stop = len(waiting) if all_ else len(waiting) // self._block * self._block
         for start in range(0, stop, self._block):
             block = waiting.take(slice(start, min(start + self._block, stop)))
@@ -213,40 +217,38 @@ class CacheWriter:
         self._waiting = [waiting.take(slice(stop, None))] if stop < len(waiting) else []
 
     def _write_corrections(self) -> None:
-        places = np.array(list(self._corrections), np.int64).reshape(-1, 3)
-        ids, its = id_hash(places), list(self._corrections.values())
+        ids = id_hash(np.array(list(self._corrections), np.int64).reshape(-1, 3))
+        corrections = list(self._corrections.values())
         order = np.argsort(ids)
-        labels = np.array([labels for labels, _ in its], np.float32).reshape(-1, self._labels)
+        labels = np.array([labels for labels, _ in corrections], np.float32)
         arrays: dict[str, NDArray[Any]] = {
             "ids": ids[order],
-            "labels": labels[order],
-            "watch_ms": np.array([watch for _, watch in its], np.float32)[order],
+            "labels": labels.reshape(-1, self._labels)[order],
+            "watch_ms": np.array([watch for _, watch in corrections], np.float32)[order],
         }
         self.counts["corrections"] = len(ids)
-        save_file(arrays, self._beside / _CORRECTIONS)
+        save_file(arrays, self._partial / _CORRECTIONS)
 
 
 def _cut(
     times: Sequence[NDArray[np.int64]], last_ms: int
 ) -> tuple[list[tuple[int, int, int]], int]:
-    """Blocks, one of them cut where the last day begins, and the number of the first that is of it."""
+    """Blocks, one of them cut where the last day begins, and the number of the last day's first."""
     blocks: list[tuple[int, int, int]] = []
     last: int | None = None
     for group, time_ms in enumerate(times):
-        at = int(np.searchsorted(time_ms, last_ms))
-        if last is None and at < len(time_ms):
-            if at:
-                blocks.append((group, 0, at))
-            last = len(blocks)
+        at = int(np.searchsorted(time_ms, last_ms)) if last is None else 0
+        if at:
+            blocks.append((group, 0, at))
+        if at < len(time_ms):
+            last = len(blocks) if last is None else last
             blocks.append((group, at, len(time_ms)))
-        else:
-            blocks.append((group, 0, len(time_ms)))
     return blocks, len(blocks) if last is None else last
 
 
-def _schema(sizes: dict[str, int], labels: int) -> pa.Schema:
+def _schema(widths: dict[str, int], labels: int) -> pa.Schema:
     """A column of no bytes isn't written."""
-    packed = [(name, pa.binary(size)) for name, size in sizes.items() if size]
+    packed = [(name, pa.binary(width)) for name, width in widths.items() if width]
     packed += [(name, pa.binary(4 * labels)) for name in ("labels", "arrived")]
     packed += [("taught", pa.binary(4 * (labels + 1)))]
     plain = [("time_ms", pa.int64()), ("ids", pa.uint64()), ("watch_ms", pa.float32()),
@@ -259,28 +261,27 @@ def _table(block: Examples, schema: pa.Schema) -> pa.Table:
     for field in schema:
         array = np.ascontiguousarray(getattr(block, field.name))
         if pa.types.is_fixed_size_binary(field.type):
-            buffer = pa.py_buffer(array.tobytes())
-            columns.append(
-                pa.FixedSizeBinaryArray.from_buffers(field.type, len(block), [None, buffer])
-            )
+            buffers = [None, pa.py_buffer(array.tobytes())]
+            column = pa.FixedSizeBinaryArray.from_buffers(field.type, len(block), buffers)
         else:
-            columns.append(pa.array(array, field.type))
+            column = pa.array(array, field.type)
+        columns.append(column)
     return pa.table(columns, schema=schema)
 
 
 def _columns(table: pa.Table) -> Examples:
     """Writable copies, as tensors want them."""
-    found: dict[str, NDArray[Any]] = {}
+    columns: dict[str, NDArray[Any]] = {}
     for name in table.column_names:
         column = table.column(name).combine_chunks()
         if pa.types.is_fixed_size_binary(column.type):
             width = column.type.byte_width
             data = np.frombuffer(column.buffers()[1], np.uint8)
             data = data[column.offset * width : (column.offset + len(column)) * width]
-            found[name] = data.reshape(len(column), width).copy()
+            columns[name] = data.reshape(len(column), width).copy()
         else:
-            found[name] = column.to_numpy(zero_copy_only=False).copy()
+            columns[name] = column.to_numpy(zero_copy_only=False).copy()
     for name in ("labels", "arrived", "taught"):
-        found[name] = found[name].view(np.float32)
+        columns[name] = columns[name].view(np.float32)
     empty = np.zeros((table.num_rows, 0), np.uint8)
-    return Examples(**({name: empty for name in BLOCKS} | found))
+    return Examples(**({name: empty for name in BLOCKS} | columns))

@@ -1,7 +1,7 @@
-"""Examples as columns: what offline training reads, shuffles and cuts into lanes, without an object for each.
+"""Examples as columns, which offline training reads, shuffles and cuts into lanes without objects.
 
-Each example is here once, with the labels that it had in the end. The bytes of its features are those that
-were served; ``widths`` says how many there are of each.
+Each example is here once, with its final labels. The bytes of its features are as served; ``column_widths``
+gives their number.
 
 Legend: N examples, U user columns, I item columns, T history, H keys of an entry, O outcomes, F dense,
 K labels, L outputs (labels, then watch time).
@@ -14,7 +14,6 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from recsys.events.event_types import FeatureBlock
 from recsys.events.hashing import splitmix64
 from recsys.events.records import TrainingExample
 from recsys.features.feature_set import FeatureSet
@@ -23,23 +22,22 @@ from training.lines.line import MAIN
 
 BLOCKS: Final = ("user_keys", "item_keys", "history", "outcomes", "dense")
 Bytes = NDArray[np.uint8]
-_LIVE: Final = f"{MAIN}/"  # what ``served_by`` begins with, whichever epoch it was
+_LIVE: Final = f"{MAIN}/"  # prefix of ``served_by`` for any epoch of the live line
 
 
-class TaughtLesson(TrainingExample, kw_only=True, gc=False):
-    """A lesson with what was predicted of it when it was served: as much as an offline job reads."""
+class OfflineExample(TrainingExample, kw_only=True, gc=False):
+    """An example with its predictions at serving time."""
 
-    predicted: bytes = b""  # float32 (L,); empty where no ranker answered
+    predicted: bytes = b""  # float32 (L,); empty if no ranker answered
 
 
 @dataclass(frozen=True)
 class Examples:
     """N examples in order. The five columns of features are bytes (N, width), as in a ``FeatureBlock``.
 
-    ``time_ms``: event time, which doesn't go back within a partition; ``ids``: a hash of the example's id;
-    ``kept``: the rate at which examples like it were kept; ``arrived``: see ``recsys.events.records.TrainingExample``, 1
-    where a label is final; ``taught``: the probabilities that a teacher gives (N, L), NaN where it says
-    nothing.
+    ``time_ms``: event time, non-decreasing within a partition; ``ids``: a hash of the example's id; ``kept``:
+    sampling rate; ``arrived``: see ``recsys.events.records.TrainingExample``, 1 where a label is final;
+    ``taught``: a teacher's probabilities (N, L), NaN without a prediction.
     """
 
     time_ms: NDArray[np.int64]
@@ -59,7 +57,7 @@ class Examples:
         return len(self.time_ms)
 
     def take(self, which: NDArray[np.int64] | slice) -> "Examples":
-        """Some of them, in the order given."""
+        """Selects examples, in the order given."""
         return Examples(*(getattr(self, f.name)[which] for f in fields(self)))
 
     def batch(self, features: FeatureSet) -> Batch:
@@ -84,7 +82,7 @@ class Examples:
         )
 
 
-def widths(features: FeatureSet, dense_width: int) -> dict[str, int]:
+def column_widths(features: FeatureSet, dense_width: int) -> dict[str, int]:
     """Bytes of an example in each column of features."""
     length = features.history_length
     return {
@@ -97,39 +95,40 @@ def widths(features: FeatureSet, dense_width: int) -> dict[str, int]:
 
 
 def examples_of(
-    lessons: Sequence[TrainingExample], time_ms: NDArray[np.int64], labels: int, final: NDArray[np.bool_]
+    examples: Sequence[TrainingExample],
+    time_ms: NDArray[np.int64],
+    labels: int,
+    final: NDArray[np.bool_],
 ) -> Examples:
-    """Columns of decoded examples that were checked (``ExampleCheck``). ``final`` (N,): whose labels are."""
-    blocks = [_block(lesson) for lesson in lessons]
-    ones = [1.0] * labels
-    arrived = np.array([its.arrived or ones for its in lessons], np.float32)
-    ids = np.array([(its.partition, its.offset, its.index) for its in lessons], np.int64)
-    packed = {name: _packed([getattr(block, name) for block in blocks]) for name in BLOCKS}
+    """Columns of decoded examples that passed ``ExampleCheck``. ``final`` (N,): whether labels are final."""
+    blocks = [example.features for example in examples]
+    all_arrived = [1.0] * labels
+    arrived = np.array([e.arrived or all_arrived for e in examples], np.float32)
+    ids = np.array([(e.partition, e.offset, e.index) for e in examples], np.int64)
     return Examples(
         time_ms=np.asarray(time_ms, np.int64),
         ids=id_hash(ids.reshape(-1, 3)),
-        labels=np.array([its.labels for its in lessons], np.float32).reshape(-1, labels),
-        watch_ms=np.array([its.watch_ms for its in lessons], np.float32),
-        kept=np.array([its.kept for its in lessons], np.float32),
+        labels=np.array([e.labels for e in examples], np.float32).reshape(-1, labels),
+        watch_ms=np.array([e.watch_ms for e in examples], np.float32),
+        kept=np.array([e.kept for e in examples], np.float32),
         arrived=np.where(final[:, None], np.float32(1), arrived.reshape(-1, labels)),
-        taught=predictions(lessons, labels + 1),
-        **packed,
+        taught=served_predictions(examples, labels + 1),
+        **{name: _packed([getattr(block, name) for block in blocks]) for name in BLOCKS},
     )
 
 
-def predictions(lessons: Sequence[TrainingExample], outputs: int) -> NDArray[np.float32]:
-    """What the live line predicted of examples when it served them (N, outputs).
+def served_predictions(examples: Sequence[TrainingExample], outputs: int) -> NDArray[np.float32]:
+    """The live line's predictions of examples when it served them (N, outputs).
 
-    NaN where they don't say, where another line served, which has proved nothing yet (a canary), and where
-    what is said isn't so many probabilities.
+    NaN without a prediction, for another line, which is unproven (a canary), and for anything but that many
+    probabilities.
     """
-    said = [  # of a ``TaughtLesson``, or an ``Example``
-        getattr(its, "predicted", b"") if its.served_by.startswith(_LIVE) else b""
-        for its in lessons
-    ]
-    nothing = np.full(outputs, np.nan, np.float32).tobytes()
-    joined_bytes = b"".join([its if len(its) == len(nothing) else nothing for its in said])
-    out = np.frombuffer(joined_bytes, np.float32).reshape(-1, outputs).copy()
+    missing = np.full(outputs, np.nan, np.float32).tobytes()
+    values = []
+    for example in examples:  # an ``OfflineExample`` or ``Example`` has predictions
+        value = getattr(example, "predicted", b"") if example.served_by.startswith(_LIVE) else b""
+        values.append(value if len(value) == len(missing) else missing)
+    out = np.frombuffer(b"".join(values), np.float32).reshape(-1, outputs).copy()
     out[~((out >= 0) & (out <= 1)).all(1)] = np.nan
     return out
 
@@ -148,16 +147,11 @@ def shuffled(seed: int, epoch: int, ids: NDArray[np.uint64]) -> NDArray[np.int64
     return np.argsort(splitmix64(ids ^ salt[0] ^ (salt[1] << np.uint64(1))), kind="stable")
 
 
-def joined(parts: Sequence[Examples]) -> Examples:
-    """All of some examples, in order; of one at least."""
+def concatenated(parts: Sequence[Examples]) -> Examples:
+    """Concatenates one or more blocks of examples."""
     return Examples(
         *(np.concatenate([getattr(p, f.name) for p in parts]) for f in fields(Examples))
     )
-
-
-def _block(lesson: TrainingExample) -> FeatureBlock:
-    assert lesson.features is not None, "it was checked"
-    return lesson.features
 
 
 def _packed(values: Sequence[bytes]) -> Bytes:

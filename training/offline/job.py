@@ -1,11 +1,12 @@
-"""An offline job in a folder of its own: what it was asked for, its vocabulary, its checkpoints.
+"""Runs an offline job in a folder of its own: its options, its vocabulary, its checkpoints.
 
-    WORK/examples-DIGEST/          the cache: of a range of data, for all jobs on it
+    WORK/examples-DIGEST/          the cache of a range of data, for all jobs on it
     WORK/job-DIGEST/{job.json, lock, vocabulary/, taught/, checkpoints/}
+    WORK/job-DIGEST/checkpoints/{work,best}/000000-STEP/part-00000-of-00001/…    snapshots
 
-The digest is of everything that decides the result, so the same command finds the same folder and goes on;
-the number of workers isn't in it, for it changes no bit. When the candidate is in the registry, checkpoints
-are removed and the job's folder keeps its name: the same command again says that it stands.
+The digest covers everything that decides the result, so the same command resumes in the same folder; the
+number of workers isn't in it, since it changes no bit. When the candidate is in the registry, checkpoints are
+removed and the job's folder stays: the same command then reports that the candidate exists.
 """
 
 import fcntl
@@ -18,42 +19,49 @@ from typing import Any, Final
 import msgspec
 from numpy.typing import NDArray
 
-from parameter_server.storage.snapshots import latest, write_part
-from recsys.config.system_config import JoinConfig, ModelConfig, digest, tables_of
+from parameter_server.storage.snapshots import latest, prune, write_part
+from recsys.config.system_config import JoinConfig, ModelConfig, digest
 from recsys.events.hashing import digest_of
 from recsys.features.feature_set import FeatureSet
-from recsys.model.model import build_model
+from recsys.model.blueprint import build_model
+from recsys.model.model_tables import tables_of
 from recsys.process.part_process import write_atomically
 from training.candidates.registry import STUDENT, Provenance, Refused, Registry, plain_config
 from training.continual.learner import Learner
 from training.offline.cache import FORMAT, Cache
-from training.offline.checkpoints import FileCheckpoints
-from training.offline.loop import OfflineLoop, Plan, Tell
+from training.offline.loop import Blocks, OfflineLoop, Plan, Report
 from training.offline.setup import (
     Ancestor,
-    ancestor_at,
     build_trainer,
     count_vocabularies,
     export_meta,
-    packed,
+    load_ancestor,
     table_maker,
-    unpacked,
 )
-from training.offline.teacher_labels import Teaching, taught_blocks, teacher_of
-from training.offline.teacher_labels import prepare as teach
-from training.offline.trainer import Exchange, alone
+from training.offline.teacher_labels import (
+    TeacherBlocks,
+    TeacherConfig,
+    prepare_labels,
+    teacher_provenance,
+)
+from training.offline.trainer import Exchange, no_exchange
+from training.offline.vocabulary import Vocabulary
 
 FILE: Final = "job.json"
 _ANCESTOR: Final = "ancestor"
 _VOCABULARY: Final = "vocabulary"
 _TAUGHT: Final = "taught"
 _CACHES_KEPT: Final = 2
+_CHECKPOINTS_KEPT: Final = 2
 
 
 class Job(msgspec.Struct, frozen=True, kw_only=True):
-    """What a job was asked for. ``init``: folder, line and version ("" for the newest) of the snapshot that
-    it starts from; it is copied when the job begins, for a line goes on and drops its old ones. ``teaching``:
-    where the candidate is a student."""
+    """Options of a job.
+
+    ``init``: folder, line and version ("" for the newest) of the snapshot that it starts from; it is copied
+    when the job begins, since a line drops its old ones. ``teaching``: the teacher, if the candidate is a
+    student.
+    """
 
     registry: str
     cache: str
@@ -65,7 +73,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     delta_format: str = "fp32"
     tables: str = "torchrec"
     init: tuple[str, str, str] | None = None
-    teaching: Teaching | None = None
+    teaching: TeacherConfig | None = None
     keeps_cache: bool = False
     name: str = ""
     made_ms: int = 0
@@ -73,34 +81,56 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def digest(self) -> str:
-        """Of all that decides the result."""
-        asked = msgspec.structs.replace(self, name="", made_ms=0, code="", registry="")
-        return digest_of(msgspec.json.encode(asked, order="deterministic"))
+        """Digest of everything that decides the result."""
+        options = msgspec.structs.replace(self, name="", made_ms=0, code="", registry="")
+        return digest_of(msgspec.json.encode(options, order="deterministic"))
 
 
 class Busy(ValueError):
     """The same job is running already."""
 
 
-def begin(work: Path, job: Job) -> Path:
-    """The folder of a job; what was begun before keeps its name and time."""
+class FileCheckpoints:
+    """Checkpoints in files: snapshots, mostly increments, written atomically with digests; a damaged one is
+    skipped for the previous one. ``writes``: False for workers that only read, as all would write the
+    same."""
+
+    def __init__(self, folder: Path, writes: bool = True) -> None:
+        self._folder, self._writes = folder, writes
+
+    def save(self, kind: str, step: int, arrays: Mapping[str, Any], state: bytes) -> None:
+        """Saves a state, replacing one of the same step, and removes old ones."""
+        if not self._writes:
+            return
+        write_part(self._folder, kind, 0, step, 0, 1, arrays, {"state": state.decode()})
+        prune(self._folder, kind, _CHECKPOINTS_KEPT)
+
+    def newest(self, kind: str) -> tuple[dict[str, NDArray[Any]], bytes] | None:
+        """The newest valid state, if any."""
+        snapshot = latest(self._folder, kind).snapshot
+        if snapshot is None:
+            return None
+        return snapshot.read(0), str(snapshot.meta(0)["state"]).encode()
+
+
+def create_folder(work: Path, job: Job) -> Path:
+    """Creates the folder of a job; an existing one keeps its name and time."""
     folder = work / f"job-{job.digest[:16]}"
     folder.mkdir(parents=True, exist_ok=True)
     if job.init:
-        _copy(job.init, folder / _ANCESTOR)
+        _copy_snapshot(job.init, folder / _ANCESTOR)
     if not (folder / FILE).exists():
         write_atomically(folder / FILE, msgspec.json.encode(job), mode=0o644)
     return folder
 
 
 def read_job(folder: Path) -> Job:
-    """What a job was asked for."""
     return msgspec.json.decode((folder / FILE).read_bytes(), type=Job)
 
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """For one process at a time; a killed one lets go. Raises Busy."""
+    """Locks a folder for one process; the lock of a killed one is released. Raises Busy."""
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "lock").open("w") as file:
         try:
@@ -110,47 +140,47 @@ def locked(folder: Path) -> Iterator[None]:
         yield
 
 
-def stands(job: Job) -> bool:
-    """Whether a job's candidate is in the registry already."""
+def is_registered(job: Job) -> bool:
+    """Whether a job's candidate is in the registry."""
     return job.name in Registry(job.registry).names()
 
 
-def learn(
+def run_worker(
     folder: Path,
     rank: int = 0,
     workers: int = 1,
-    exchange: Exchange = alone,
-    tell: Tell | None = None,
+    exchange: Exchange = no_exchange,
+    report: Report = lambda state, sums: None,
 ) -> None:
-    """Worker ``rank`` of a job, from its newest checkpoint to the end; worker 0 adds the candidate."""
+    """Runs worker ``rank`` of a job, from its newest checkpoint to the end; worker 0 adds the candidate."""
     job = read_job(folder)
-    if stands(job):
+    if is_registered(job):
         return
     cache = Cache(Path(job.cache))
-    ancestor = ancestor_of(folder, job, cache)
-    vocabularies = unpacked(_vocabulary(folder, job, cache, ancestor))
-    make, model, teaching = table_maker(job.tables), job.model, job.teaching
+    ancestor = _ancestor(folder, job, cache)
+    teacher = job.teaching
     trainer = build_trainer(
-        job.features, model, job.lanes, vocabularies, make, ancestor, rank, workers, exchange,
-        share=teaching.share if teaching else None,
+        job.features, job.model, job.lanes, _vocabularies(folder, job, cache, ancestor),
+        table_maker(job.tables), ancestor, rank, workers, exchange,
+        share=teacher.share if teacher else None,
     )  # fmt: skip
     checkpoints = FileCheckpoints(folder / "checkpoints", writes=rank == 0)
-    blocks = taught_blocks(folder / _TAUGHT, teaching, cache)
-    loop = OfflineLoop(blocks, trainer, checkpoints, job.plan, tell or (lambda place, sums: None))
+    is_prepared = teacher is not None and teacher.needs_pass
+    blocks: Blocks = TeacherBlocks(cache, folder / _TAUGHT) if is_prepared else cache
+    loop = OfflineLoop(blocks, trainer, checkpoints, job.plan, report)
     metrics = loop.run()
     if rank:
         return
-    arrays, refused = trainer.export(), trainer.refused
-    meta = export_meta(arrays, loop.place.steps, refused.rows, refused.dense, job.delta_format)
-    its = provenance_of(job, cache, metrics, loop.place.best, ancestor)
-    Registry(job.registry).add(
-        its, arrays, meta, loop.place.steps, folder / _ANCESTOR if job.init else None
-    )
+    arrays, refused, steps = trainer.export(), trainer.refused, loop.state.steps
+    meta = export_meta(arrays, steps, refused.rows, refused.dense, job.delta_format)
+    provenance = _provenance(job, cache, metrics, loop.state.best, ancestor)
+    start = folder / _ANCESTOR if job.init else None
+    Registry(job.registry).add(provenance, arrays, meta, steps, start)
 
 
-def tidy(folder: Path) -> None:
-    """Removes what a job that is done needs no more, the examples of an archive with it: who is forgotten
-    is to be nowhere."""
+def clean_up(folder: Path) -> None:
+    """Removes the intermediate files of a finished job, and the cached examples of an archive with them:
+    users who are forgotten must not remain in any file."""
     job = read_job(folder)
     for name in ("checkpoints", _VOCABULARY, _ANCESTOR, _TAUGHT, "ray", "groups"):
         shutil.rmtree(folder / name, ignore_errors=True)
@@ -158,35 +188,34 @@ def tidy(folder: Path) -> None:
         shutil.rmtree(job.cache, ignore_errors=True)
 
 
-def _copy(init: tuple[str, str, str], to: Path) -> None:
-    """Copies a snapshot where it isn't yet. Raises Refused where it isn't there, or corrupt."""
-    where, line, version = init
+def _copy_snapshot(init: tuple[str, str, str], to: Path) -> None:
+    """Copies a snapshot unless it was copied before. Raises Refused if it is missing or corrupt."""
+    source, line, version = init
     if (to / line).exists():
         return
     epoch, _, step = version.partition("-")
     numbers = (int(epoch), int(step)) if version else (None, None)
-    found, reasons = latest(Path(where), line, *numbers)
-    if found is None:
+    snapshot, reasons = latest(Path(source), line, *numbers)
+    if snapshot is None:
         why = "; ".join(reasons) or "there is none"
-        raise Refused(f"no snapshot to start from in {where}/{line}: {why}")
-    beside = to / f".{line}"
-    shutil.rmtree(beside, ignore_errors=True)
-    shutil.copytree(found.folder, beside / found.folder.name)
-    beside.rename(to / line)
+        raise Refused(f"no snapshot to start from in {source}/{line}: {why}")
+    temporary = to / f".{line}"
+    shutil.rmtree(temporary, ignore_errors=True)
+    shutil.copytree(snapshot.folder, temporary / snapshot.folder.name)
+    temporary.rename(to / line)
 
 
-def ancestor_of(folder: Path, job: Job, cache: Cache) -> Ancestor | None:
-    """The snapshot that a job starts from. Raises Refused where it can't."""
+def _ancestor(folder: Path, job: Job, cache: Cache) -> Ancestor | None:
+    """The snapshot that a job starts from. Raises Refused if it can't."""
     if job.init is None:
         return None
     dense = build_model(job.features, job.model).dense_size()
-    return ancestor_at(folder / _ANCESTOR, job.init[1], job.model, dense, cache.about.forgotten)
+    return load_ancestor(folder / _ANCESTOR, job.init[1], job.model, dense, cache.about.forgotten)
 
 
-def provenance_of(
+def _provenance(
     job: Job, cache: Cache, metrics: Mapping[str, float], epochs: int, ancestor: Ancestor | None
 ) -> Provenance:
-    """What the candidate says of itself."""
     about = cache.about
     return Provenance(
         name=job.name,
@@ -205,43 +234,50 @@ def provenance_of(
         metrics=dict(metrics),
         ancestor=ancestor.parent if ancestor else None,
         seed=job.model.seed,
-        teacher=teacher_of(job.teaching, cache) if job.teaching else None,
+        teacher=teacher_provenance(job.teaching, cache) if job.teaching else None,
     )
 
 
 def prepare(folder: Path) -> None:
-    """Counts the vocabulary once, and asks a student's teacher, before workers start."""
+    """Counts the vocabulary, and computes the teacher's predictions, before workers start."""
     job = read_job(folder)
     cache = Cache(Path(job.cache))
-    _vocabulary(folder, job, cache, ancestor_of(folder, job, cache))
+    _vocabularies(folder, job, cache, _ancestor(folder, job, cache))
     if job.teaching:
-        teach(
+        prepare_labels(
             folder / _TAUGHT, job.teaching, job.features, Path(job.registry), cache, job.lanes,
             job.plan.step_examples,
         )  # fmt: skip
 
 
-def _vocabulary(
+def _vocabularies(
     folder: Path, job: Job, cache: Cache, ancestor: Ancestor | None
-) -> dict[str, NDArray[Any]]:
-    found = latest(folder, _VOCABULARY).snapshot
-    if found is not None:
-        return found.read(0)
+) -> dict[str, Vocabulary]:
+    """Vocabularies by table, stored in the job's folder when they are counted."""
+    stored = latest(folder, _VOCABULARY).snapshot
+    if stored is not None:
+        arrays = stored.read(0)
+        names = sorted({name.partition("/")[0] for name in arrays})
+        return {n: Vocabulary(arrays[f"{n}/keys"], arrays[f"{n}/used_ms"]) for n in names}
     learner = Learner(build_model(job.features, job.model))
     vocabularies = count_vocabularies(cache, learner, tables_of(job.model), ancestor, job.shards)
-    arrays = packed(vocabularies)
+    arrays = {
+        f"{name}/{column}": array
+        for name, keys in vocabularies.items()
+        for column, array in (("keys", keys.keys), ("used_ms", keys.used_ms))
+    }
     write_part(folder, _VOCABULARY, 0, 0, 0, 1, arrays, {})
-    return arrays
+    return vocabularies
 
 
 def cache_key(data: str, features: FeatureSet, join: JoinConfig, allow_gaps: bool) -> str:
-    """The digest of a cache: of what it is made from (``data``), and how."""
-    what = (FORMAT, data, features, join, allow_gaps)
-    return digest_of(msgspec.json.encode(what, order="deterministic"))
+    """The digest of a cache: of its source (``data``), and of how it is made."""
+    content = (FORMAT, data, features, join, allow_gaps)
+    return digest_of(msgspec.json.encode(content, order="deterministic"))
 
 
 def cached(work: Path, key: str, make: Callable[[Path], Cache]) -> Cache:
-    """The cache of a range of data, made where it isn't there; of others, the newest stay."""
+    """The cache of a range of data, made if it is missing; of other caches, the newest stay."""
     folder = work / f"examples-{key[:16]}"
     if folder.exists():
         try:

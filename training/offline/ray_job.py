@@ -1,8 +1,8 @@
-"""An offline job on Ray Train: workers that share lanes, on one node or several, over a folder all can reach.
+"""Runs an offline job on Ray Train: workers share lanes, on one node or several, over a common folder.
 
-Ray Train places, watches and restarts the workers; it carries neither checkpoints (they are the job's own)
-nor gradients: those go by gloo, met through a file in the job's folder, as Ray's own store would listen on
-all interfaces. A group that lost a worker starts again from the newest checkpoint.
+Ray Train places, watches and restarts the workers. It carries neither checkpoints (they are the job's own)
+nor gradients: those go by gloo, which meets through a file in the job's folder, as Ray's own store would
+listen on all interfaces. A group that lost a worker restarts from the newest checkpoint.
 """
 
 import os
@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any, Final
 
 import msgspec
-import numpy as np
 import ray
 import ray.train
 import torch
@@ -23,21 +22,20 @@ from ray.train.collective import broadcast_from_rank_zero
 from ray.train.torch import TorchTrainer
 from ray.util.metrics import Gauge
 
-from parameter_server.shard.lanes import LaneGradients, StepSum
 from recsys.process.part_process import write_atomically
 from training.continual.driver import GlooByFile
-from training.offline.job import learn, read_job
-from training.offline.loop import Place
+from training.offline.job import read_job, run_worker
+from training.offline.loop import LoopState
 from training.offline.trainer import LaneResult
 
 PROGRESS: Final = "progress.json"
 _MEET_S: Final = 120
-_REPORT_S: Final = 5.0  # Ray takes one report in two seconds, and makes whoever is quicker wait
-_FAILURES: Final = 3  # of workers, before the job gives up
+_REPORT_S: Final = 5.0  # Ray takes one report in two seconds, and delays faster callers
+_FAILURES: Final = 3  # of workers, before the job fails
 
 
 class OfflineProgress(msgspec.Struct, frozen=True):
-    """How far a job has come, for the driver, whose output is what a job's log shows."""
+    """Progress of a job, for the driver, whose output is the job's log."""
 
     stage: str
     epoch: int
@@ -46,20 +44,8 @@ class OfflineProgress(msgspec.Struct, frozen=True):
     log_loss: float
 
 
-class _Lane(msgspec.Struct, array_like=True):
-    lane: int
-    gradients: bytes
-    probabilities: bytes
-    outputs: int
-
-
-class _Told(msgspec.Struct, array_like=True):
-    report: bool
-    lanes: list[_Lane]
-
-
 def fit(folder: Path, workers: int, cpus: float = 1.0) -> None:
-    """Runs a job that was prepared on the Ray that is initialised. Raises RuntimeError where it failed."""
+    """Runs a prepared job on the initialised Ray. Raises RuntimeError if it fails."""
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "2.0")
     (folder / "groups").mkdir(parents=True, exist_ok=True)
     environment = {"OMP_NUM_THREADS": "1"}
@@ -88,7 +74,7 @@ def fit(folder: Path, workers: int, cpus: float = 1.0) -> None:
 
 
 def train_loop(settings: dict[str, Any]) -> None:
-    """One worker, until the candidate is in the registry."""
+    """Runs one worker, until the candidate is in the registry."""
     context, folder = ray.train.get_context(), Path(settings["folder"])
     rank, workers = context.get_world_rank(), context.get_world_size()
     group = broadcast_from_rank_zero(uuid.uuid4().hex if rank == 0 else None)
@@ -99,16 +85,16 @@ def train_loop(settings: dict[str, Any]) -> None:
         world_size=workers,
         timeout=timedelta(seconds=_MEET_S),
     )
-    its = Reporter(rank, time.monotonic, folder / PROGRESS)
+    reporter = Reporter(rank, time.monotonic, folder / PROGRESS)
     try:
-        learn(folder, rank, workers, Gathered(its, workers), its.tell)
+        run_worker(folder, rank, workers, LaneExchange(reporter, workers), reporter.report)
     finally:
         torch.distributed.destroy_process_group()
 
 
 class Reporter:
-    """Says how it goes, now and then: to Ray Train (all workers at the same step, as it waits for all), and
-    as gauges to the dashboard. Worker 0's clock decides; its word goes with its lanes."""
+    """Reports progress now and then: to Ray Train (all workers at the same step, as it waits for all), and as
+    gauges to the dashboard. Worker 0's clock decides; its decision travels with its lanes."""
 
     def __init__(self, rank: int, clock: Callable[[], float], progress: Path | None = None) -> None:
         self._rank, self._clock, self._progress = rank, clock, progress
@@ -128,72 +114,33 @@ class Reporter:
         """Whether worker 0 wants all to report."""
         return self._rank == 0 and self._clock() >= self._next
 
-    def tell(self, place: Place, sums: Mapping[str, float]) -> None:
-        """At each step of each worker."""
+    def report(self, state: LoopState, sums: Mapping[str, float]) -> None:
+        """Call at each step of each worker."""
         if not self.agreed:
             return
         self.agreed, self._next = False, self._clock() + _REPORT_S
         loss = next((v for name, v in sums.items() if name.startswith("loss.")), 0.0)
         loss /= max(1.0, sums.get("examples", 0.0))
-        for gauge, value in zip(self._gauges, (place.learned, place.epoch, loss), strict=False):
+        for gauge, value in zip(self._gauges, (state.learned, state.epoch, loss), strict=False):
             gauge.set(float(value))
-        told = OfflineProgress(place.stage, place.epoch, place.learned, place.steps, loss)
         if self._rank == 0 and self._progress is not None:
-            write_atomically(self._progress, msgspec.json.encode(told))
+            progress = OfflineProgress(state.stage, state.epoch, state.learned, state.steps, loss)
+            write_atomically(self._progress, msgspec.json.encode(progress))
         ray.train.report(
-            {"learned": place.learned, "epoch": place.epoch, "stage": place.stage, "log_loss": loss}
+            {"learned": state.learned, "epoch": state.epoch, "stage": state.stage, "log_loss": loss}
         )
 
 
-class Gathered:
-    """The exchange between workers: each tells all others its lanes, as bytes."""
+class LaneExchange:
+    """Exchanges lanes between workers: each sends its own to all others."""
 
     def __init__(self, reporter: Reporter, workers: int) -> None:
         self._reporter, self._workers = reporter, workers
 
     def __call__(self, own: Sequence[LaneResult]) -> list[LaneResult]:
-        told = [
-            msgspec.msgpack.decode(part, type=_Told)
-            for part in _all_gather(packed(own, self._reporter.due()), self._workers)
-        ]
-        self._reporter.agreed = any(part.report for part in told)
-        return sorted(
-            (unpacked(lane) for part in told for lane in part.lanes),
-            key=lambda result: result.gradients.lane,
-        )
-
-
-def packed(own: Sequence[LaneResult], report: bool) -> bytes:
-    """A worker's lanes as bytes."""
-    lanes = []
-    for its in own:
-        lane = its.gradients
-        total = StepSum(lane.lane, 0, lane.tables, lane.dense, lane.metrics, lane.forget)
-        probabilities = np.ascontiguousarray(its.probabilities_BL)
-        lanes.append(
-            _Lane(lane.lane, total.encode(), probabilities.tobytes(), probabilities.shape[1])
-        )
-    return msgspec.msgpack.encode(_Told(report, lanes))
-
-
-def unpacked(lane: _Lane) -> LaneResult:
-    """A lane as it was packed, bit for bit."""
-    total = StepSum.decode(lane.gradients)
-    probabilities = np.frombuffer(lane.probabilities, np.float32).reshape(-1, lane.outputs)
-    its = LaneGradients(lane.lane, total.tables, total.dense, total.metrics, total.forget)
-    return LaneResult(its, probabilities)
-
-
-def _all_gather(data: bytes, workers: int) -> list[bytes]:
-    """The bytes of all workers, by rank."""
-    if workers == 1:
-        return [data]
-    size = torch.tensor([len(data)])
-    sizes = [torch.zeros_like(size) for _ in range(workers)]
-    torch.distributed.all_gather(sizes, size)
-    longest = max(int(its) for its in sizes)
-    own = torch.zeros(longest, dtype=torch.uint8)
-    own[: len(data)] = torch.frombuffer(bytearray(data), dtype=torch.uint8)
-    parts = [torch.empty_like(own) for _ in range(workers)]
-    torch.distributed.all_gather(parts, own)
-    return [part[: int(its)].numpy().tobytes() for part, its in zip(parts, sizes, strict=True)]
+        parts: list[Any] = [(self._reporter.due(), list(own))] * self._workers
+        if self._workers > 1:  # pickled, which keeps arrays bit for bit
+            torch.distributed.all_gather_object(parts, parts[0])
+        self._reporter.agreed = any(is_due for is_due, _ in parts)
+        results = (result for _, lanes in parts for result in lanes)
+        return sorted(results, key=lambda result: result.gradients.lane)

@@ -1,7 +1,7 @@
-"""The rows that an offline job learns, behind one small protocol: the shards' own tables, or torchrec's.
+"""Tables of an offline job behind one protocol: the shards' own implementation, or torchrec's.
 
-Both take the same summed gradients of the same keys and learn by row-wise Adagrad; a test holds them to each
-other. Which keys have rows is decided before (training/offline/vocabulary.py): neither admits or evicts.
+Both take the same summed gradients of the same keys and learn by row-wise Adagrad; a test compares them.
+Which keys have rows is decided before (training/offline/vocabulary.py): neither admits or evicts.
 
 Legend: N keys of a batch, R rows, D dimension.
 """
@@ -27,12 +27,12 @@ class RowTable(Protocol):
     """One table whose keys are those of a vocabulary."""
 
     def lookup(self, keys: Keys) -> Rows:
-        """The rows (N, D); a key without one reads its initial value."""
+        """Rows (N, D); a key without a row reads its initial value."""
         ...
 
     def learn(self, rows: RowGradients) -> int:
-        """Learns from summed gradients of distinct keys; returns how many were refused: not finite, or
-        beyond the bound. Keys without a row are passed over."""
+        """Applies summed gradients of distinct keys; returns the number rejected (not finite, or beyond the
+        bound). Keys without a row are skipped."""
         ...
 
     def export(self) -> Columns:
@@ -40,12 +40,12 @@ class RowTable(Protocol):
         ...
 
     def load(self, columns: Mapping[str, NDArray[Any]]) -> None:
-        """Becomes what was exported."""
+        """Restores an export."""
         ...
 
 
 class OwnTable:
-    """The table of a shard (``parameter_server.rows.Table``) without admission and expiry: the oracle."""
+    """A shard's table (``parameter_server.table.table``) without admission and expiry: the reference."""
 
     def __init__(self, config: TableConfig, vocabulary: Vocabulary, seed: int) -> None:
         self._vocabulary = vocabulary
@@ -57,22 +57,22 @@ class OwnTable:
         return self._table.lookup(keys)
 
     def learn(self, rows: RowGradients) -> int:
-        known = np.flatnonzero(self._vocabulary.find(rows.keys) >= 0)
-        return self._table.apply(*rows.take(known), now_ms=0).refused
+        has_row = np.flatnonzero(self._vocabulary.find(rows.keys) >= 0)
+        return self._table.apply(*rows.take(has_row), now_ms=0).refused
 
     def export(self) -> Columns:
-        its = self._table.export()
-        order = np.argsort(its["keys"])
-        return {name: its[name][order] for name in COLUMNS}
+        columns = self._table.export()
+        order = np.argsort(columns["keys"])
+        return {name: columns[name][order] for name in COLUMNS}
 
     def load(self, columns: Mapping[str, NDArray[Any]]) -> None:
         self._table = Table(self._config, self._seed)
-        used = np.zeros(len(self._vocabulary), np.int64)
-        self._table.load({"keys": self._vocabulary.keys, "used_ms": used, **columns})
+        used_ms = np.zeros(len(self._vocabulary), np.int64)
+        self._table.load({"keys": self._vocabulary.keys, "used_ms": used_ms, **columns})
 
 
 def initial_columns(config: TableConfig, vocabulary: Vocabulary, seed: int) -> Columns:
-    """Rows that have learned nothing yet."""
+    """Untrained rows."""
     values = initial_rows(config, seed, vocabulary.keys)
     return {"values": values, "accumulator": np.zeros(len(vocabulary), np.float32)}
 
@@ -80,11 +80,11 @@ def initial_columns(config: TableConfig, vocabulary: Vocabulary, seed: int) -> C
 def started_columns(
     config: TableConfig, vocabulary: Vocabulary, seed: int, before: Mapping[str, NDArray[Any]]
 ) -> Columns:
-    """Rows of a vocabulary, of which some go on from a snapshot's: ``before`` has keys, in any order, values
-    and accumulator."""
+    """Rows of a vocabulary, initialised from a snapshot where it has them: ``before`` has keys, in any order,
+    values and accumulator."""
     columns = initial_columns(config, vocabulary, seed)
     at = vocabulary.find(before["keys"])
-    there = at >= 0
+    has_row = at >= 0
     for name in COLUMNS:
-        columns[name][at[there]] = before[name][there]
+        columns[name][at[has_row]] = before[name][has_row]
     return columns

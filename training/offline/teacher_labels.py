@@ -1,11 +1,11 @@
-"""What a student's teacher says of the examples of a job, worked out once, before anything is learned.
+"""Computes the predictions of a student's teacher for the examples of a job, before anything is learned.
 
-    JOB/taught/{000000.npy, …}    a block each, float32 (N, L): NaN where nothing is said
+    JOB/taught/{000000.npy, …}    a block each, float32 (N, L): NaN without a prediction
 
-The live line needs no such files: examples have what it predicted. Of other teachers one pass over all blocks
-makes them: a line of the system's model that *learns along*, each step predicted before it is learned, as
-what is live would have answered; or a candidate of the registry, frozen. No teacher may have learned an
-example of the last day before it speaks of it, or the student would be judged by answers that were told.
+The live line needs no such files: examples have its predictions. For other teachers one pass over all blocks
+makes them: a line of the system's model that *learns along*, predicting each step before it learns it, as
+live would have answered; or a candidate of the registry, frozen. No teacher may have learned an example of
+the last day before predicting it, or the student's evaluation would leak.
 
 Legend: N examples of a block, L outputs (labels, then watch time).
 """
@@ -22,43 +22,48 @@ import numpy as np
 from numpy.typing import NDArray
 
 from parameter_server.storage.wal import sync_folder
-from recsys.config.system_config import ModelConfig, tables_of
+from recsys.config.system_config import ModelConfig
 from recsys.features.feature_set import FeatureSet
-from recsys.model.model import build_model
+from recsys.model.blueprint import build_model
+from recsys.model.model_tables import tables_of
 from training.candidates.registry import (
     ALONG,
     SERVED,
-    Parent,
     Refused,
     Registry,
+    SnapshotRef,
     Teacher,
     model_config,
-    parent_of,
+    reference_to,
 )
 from training.continual.learner import Learner
 from training.offline.cache import Cache
 from training.offline.examples import Examples
 from training.offline.loop import Blocks
-from training.offline.setup import Ancestor, ancestor_at, build_trainer, count_vocabularies
+from training.offline.setup import Ancestor, build_trainer, count_vocabularies, load_ancestor
 from training.offline.tables import OwnTable
 
-FOLDER: Final = "taught"
 _PREDICTED_AT_ONCE: Final = 1_024
 Floats = NDArray[np.float32]
 
 
-class Teaching(msgspec.Struct, frozen=True, kw_only=True):
-    """How a student is taught. ``by``: served, along, or the name of a candidate in the registry, whose
-    ``snapshot`` this is; ``model`` is the teacher's, or where it served the system's."""
+class TeacherConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """Teacher of a student. ``by``: served, along, or the name of a candidate in the registry, with its
+    ``snapshot``; ``model``: the teacher's, or for served the system's."""
 
     by: str
     share: float
     model: ModelConfig
-    snapshot: Parent | None = None
+    snapshot: SnapshotRef | None = None
+
+    @property
+    def needs_pass(self) -> bool:
+        """Whether its predictions must be computed before training."""
+        return self.share > 0 and self.by != SERVED
 
 
 class TeacherBlocks:
-    """Blocks with what a teacher says in the place of what was predicted when they were served."""
+    """Blocks with a teacher's predictions in place of those from serving time."""
 
     def __init__(self, blocks: Blocks, folder: Path) -> None:
         self._blocks, self._folder = blocks, folder
@@ -68,31 +73,31 @@ class TeacherBlocks:
 
     def read(self, number: int) -> Examples:
         block = self._blocks.read(number)
-        said: Floats = np.load(_file(self._folder, number))
-        assert said.shape == block.taught.shape, "it was written for other blocks"
-        return replace(block, taught=said)
+        taught: Floats = np.load(_file(self._folder, number))
+        assert taught.shape == block.taught.shape, "it was written for other blocks"
+        return replace(block, taught=taught)
 
 
 def online_teacher(
     blocks: Blocks, features: FeatureSet, model: ModelConfig, lanes: int, step_examples: int
 ) -> Iterator[Floats]:
-    """What a line says that learns all blocks once, in event time: of each step before it learns it, with
-    the averaged dense parameters, as replicas would."""
+    """Predictions by block of a line that learns all blocks once, in event time: each step before it learns
+    it, with the averaged dense parameters, as replicas would."""
     tables = tables_of(model)
     vocabularies = count_vocabularies(blocks, Learner(build_model(features, model)), tables)
     trainer = build_trainer(features, model, lanes, vocabularies, OwnTable)
     for number in range(len(blocks)):
-        said = []
-        for some in _cut(blocks.read(number), step_examples):
-            said.append(trainer.predict(some))
-            trainer.learn(some)
-        yield np.concatenate(said)
+        predictions = []
+        for step in _cut(blocks.read(number), step_examples):
+            predictions.append(trainer.predict(step))
+            trainer.learn(step)
+        yield np.concatenate(predictions)
 
 
-def frozen(
+def frozen_teacher(
     blocks: Blocks, features: FeatureSet, model: ModelConfig, teacher: Ancestor
 ) -> Iterator[Floats]:
-    """What a candidate of this model says, as it is."""
+    """Predictions by block of a candidate of this model, unchanged."""
     vocabularies = {table.name: teacher.vocabulary(table.name) for table in tables_of(model)}
     trainer = build_trainer(features, model, 1, vocabularies, OwnTable, teacher)
     for number in range(len(blocks)):
@@ -100,94 +105,88 @@ def frozen(
         yield np.concatenate([trainer.predict(some) for some in _cut(block, _PREDICTED_AT_ONCE)])
 
 
-def write(folder: Path, said: Iterator[Floats]) -> None:
-    """Keeps what a teacher says of each block, in order; whole or not at all."""
-    beside = folder.with_name(f"{folder.name}.partial")
-    shutil.rmtree(beside, ignore_errors=True)  # of a job that was killed
-    beside.mkdir(parents=True)
-    for number, block_NL in enumerate(said):
-        with _file(beside, number).open("wb") as file:
+def write_labels(folder: Path, predictions: Iterator[Floats]) -> None:
+    """Stores a teacher's predictions of each block, in order; all or nothing."""
+    partial = folder.with_name(f"{folder.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)  # of a job that was killed
+    partial.mkdir(parents=True)
+    for number, block_NL in enumerate(predictions):
+        with _file(partial, number).open("wb") as file:
             np.save(file, block_NL)
             file.flush()
             os.fsync(file.fileno())
-    sync_folder(beside)
-    os.rename(beside, folder)
+    sync_folder(partial)
+    os.rename(partial, folder)
     sync_folder(folder.parent)
 
 
-def chosen(
+def choose_teacher(
     teacher: str,
     share: float,
     model: ModelConfig,
     features: FeatureSet,
     registry: Path,
     cache: Cache,
-) -> Teaching:
-    """The teaching that was asked for. ``teacher``: a candidate; empty: the live line, or where the examples
-    are of no log, a line of ``model``, the system's, that learns along.
+) -> TeacherConfig:
+    """Resolves the teacher asked for. ``teacher``: a candidate; empty: the live line, or for examples of no
+    log a line of ``model``, the system's, that learns along.
 
-    Raises Refused for a candidate that can't be a teacher here, ValueError where nobody would teach.
+    Raises Refused for a candidate that can't be a teacher here, ValueError if no example would be taught.
     """
     about = cache.about
     if teacher:
-        its = Registry(registry).provenance(teacher)
-        theirs = model_config(its)
-        _, snapshot = Registry(registry).check(
-            teacher, features, theirs, holdout_from_ms=about.last_ms, log_id=None
+        candidates = Registry(registry)
+        model = model_config(candidates.provenance(teacher))
+        _, snapshot = candidates.check(
+            teacher, features, model, holdout_from_ms=about.last_ms, log_id=None
         )
-        return Teaching(by=teacher, share=share, model=theirs, snapshot=parent_of(snapshot))
+        reference = reference_to(snapshot)
+        return TeacherConfig(by=teacher, share=share, model=model, snapshot=reference)
     if not about.log_id:
-        return Teaching(by=ALONG, share=share, model=model)
+        return TeacherConfig(by=ALONG, share=share, model=model)
     if share and not about.predicted:
         raise ValueError(
             f"none of {about.examples} examples says what the live line predicted of it, and the "
             f"teacher's share is {share}: name a candidate that teaches (--teacher), or learn from the "
             "labels alone (--teacher-share 0)"
         )
-    return Teaching(by=SERVED, share=share, model=model)
+    return TeacherConfig(by=SERVED, share=share, model=model)
 
 
-def prepare(
-    folder: Path, teaching: Teaching, features: FeatureSet, registry: Path, cache: Cache, lanes: int,
+def prepare_labels(
+    folder: Path,
+    teacher: TeacherConfig,
+    features: FeatureSet,
+    registry: Path,
+    cache: Cache,
+    lanes: int,
     step_examples: int,
-) -> None:  # fmt: skip
-    """Works out what the teacher says, where that isn't done and examples don't have it. Raises Refused where
-    the candidate that teaches isn't there any more."""
-    if not _is_asked(teaching) or folder.exists():
+) -> None:
+    """Computes a teacher's predictions unless they exist or come with the examples. Raises Refused if the
+    teaching candidate is gone."""
+    if not teacher.needs_pass or folder.exists():
         return
-    model = teaching.model
-    if teaching.by == ALONG:
-        write(folder, online_teacher(cache, features, model, lanes, step_examples))
+    model = teacher.model
+    if teacher.by == ALONG:
+        write_labels(folder, online_teacher(cache, features, model, lanes, step_examples))
         return
     dense = build_model(features, model).dense_size()
-    its = ancestor_at(registry, teaching.by, model, dense, cache.about.forgotten)
-    if its.parent != teaching.snapshot:
-        raise Refused(f"candidate {teaching.by} isn't the one that was to teach: begin anew")
-    write(folder, frozen(cache, features, model, its))
+    ancestor = load_ancestor(registry, teacher.by, model, dense, cache.about.forgotten)
+    if ancestor.parent != teacher.snapshot:
+        raise Refused(f"candidate {teacher.by} isn't the one that was to teach: begin anew")
+    write_labels(folder, frozen_teacher(cache, features, model, ancestor))
 
 
-def taught_blocks(folder: Path, teaching: Teaching | None, cache: Cache) -> Blocks:
-    """The blocks that a job learns, with what its teacher says, where it has one."""
-    asked = teaching is not None and _is_asked(teaching)
-    return TeacherBlocks(cache, folder) if asked else cache
-
-
-def teacher_of(teaching: Teaching, cache: Cache) -> Teacher:
-    """Who taught, as the candidate says it."""
-    about = cache.about
-    served = about.predicted if teaching.by == SERVED else {}
+def teacher_provenance(teacher: TeacherConfig, cache: Cache) -> Teacher:
+    """The teacher in a candidate's provenance."""
+    served = cache.about.predicted if teacher.by == SERVED else {}
     return Teacher(
-        by=teaching.by,
-        share=teaching.share,
-        examples=sum(served.values()) if teaching.by == SERVED else about.examples,
+        by=teacher.by,
+        share=teacher.share,
+        examples=sum(served.values()) if teacher.by == SERVED else cache.about.examples,
         served=served,
-        snapshot=teaching.snapshot,
+        snapshot=teacher.snapshot,
     )
-
-
-def _is_asked(teaching: Teaching) -> bool:
-    """Whether a teacher has to be asked before learning."""
-    return teaching.share > 0 and teaching.by != SERVED
 
 
 def _cut(block: Examples, size: int) -> Iterator[Examples]:

@@ -1,9 +1,9 @@
 """Rows in torchrec's fused tables: FBGEMM's row-wise Adagrad, on one core.
 
-Three things about FBGEMM on CPU decide how it is used here. Length-1 bags with SUM do what no pooling does,
-thirty times faster. An id out of range is silently row 0, so every id comes from the vocabulary. And a
-dimension must be a multiple of 4: a row is padded with zeros that stay zeros. As the accumulator adds the
-*mean* of the squares over the padded row, of whose P columns D are in use, the table is given
+Three properties of FBGEMM on CPU decide its use here. Length-1 bags with SUM equal no pooling, and are thirty
+times faster. An id out of range silently means row 0, so every id comes from the vocabulary. And a dimension
+must be a multiple of 4, so a row is padded with zeros that stay zeros. As the accumulator adds the *mean* of
+the squares over the padded row, of whose P columns D are in use, the table is given
 
     g' = g · √(P/D)        rate' = rate · √(D/P)
 
@@ -42,23 +42,22 @@ class TorchrecTable:
     def __init__(self, config: TableConfig, vocabulary: Vocabulary, seed: int) -> None:
         self._config, self._vocabulary, self._seed = config, vocabulary, seed
         self._width = -(-config.dim // _MULTIPLE) * _MULTIPLE
-        self._name = name = (
-            f"table {config.name}"  # what modules have as attributes ("items") is no name of a table
-        )
+        self._name = name = f"table {config.name}"  # "items" alone is an attribute of modules
         self._scale = np.float32(math.sqrt(self._width / config.dim))
+        bag = EmbeddingBagConfig(
+            name=name,
+            embedding_dim=self._width,
+            num_embeddings=max(1, len(vocabulary)),
+            feature_names=[name],
+            pooling=PoolingType.SUM,
+        )
         self._bags = FusedEmbeddingBagCollection(
-            [
-                EmbeddingBagConfig(
-                    name=name, embedding_dim=self._width,
-                    num_embeddings=max(1, len(vocabulary)), feature_names=[name],
-                    pooling=PoolingType.SUM,
-                )
-            ],
+            [bag],
             optimizer_type=RowWiseAdagrad,
             optimizer_kwargs={"lr": config.learning_rate / float(self._scale), "eps": EPSILON},
             device=torch.device("cpu"),
-        )  # fmt: skip
-        # Views of what FBGEMM itself reads and writes.
+        )
+        # Views of FBGEMM's own memory.
         self._weight = self._bags.state_dict()[f"embedding_bags.{name}.weight"]
         (state,) = self._bags.fused_optimizer().state_dict()["state"].values()
         (self._squares,) = state.values()
@@ -66,18 +65,18 @@ class TorchrecTable:
 
     def lookup(self, keys: Keys) -> Rows:
         at = self._vocabulary.find(keys)
-        known = at >= 0
+        has_row = at >= 0
         out: Rows = np.empty((len(keys), self._config.dim), np.float32)
-        out[known] = self._weight.numpy()[at[known], : self._config.dim]
-        if not known.all():
-            out[~known] = initial_rows(self._config, self._seed, keys[~known])
+        out[has_row] = self._weight.numpy()[at[has_row], : self._config.dim]
+        if not has_row.all():
+            out[~has_row] = initial_rows(self._config, self._seed, keys[~has_row])
         return out
 
     def learn(self, rows: RowGradients) -> int:
         at = self._vocabulary.find(rows.keys)
-        sound = np.empty(len(at), np.bool_)
-        refused = int(kernels.screen(rows.gradients, MAX_GRADIENT, sound))
-        chosen = np.flatnonzero((at >= 0) & sound)
+        valid = np.empty(len(at), np.bool_)
+        refused = int(kernels.screen(rows.gradients, MAX_GRADIENT, valid))
+        chosen = np.flatnonzero((at >= 0) & valid)
         if not len(chosen):
             return refused
         gradient = np.zeros((len(chosen), self._width), np.float32)
@@ -87,7 +86,7 @@ class TorchrecTable:
             values=torch.from_numpy(at[chosen]),
             lengths=torch.ones(len(chosen), dtype=torch.int64),
         )
-        # The optimizer is fused: to go backward is to learn.
+        # The optimizer is fused: the backward pass updates the rows.
         self._bags(bags).values().backward(torch.from_numpy(gradient))
         return refused
 
@@ -99,7 +98,5 @@ class TorchrecTable:
     def load(self, columns: Mapping[str, NDArray[Any]]) -> None:
         size, dim = len(self._vocabulary), self._config.dim
         weight, squares = self._weight.numpy(), self._squares.numpy()
-        weight[:] = 0.0
-        weight[:size, :dim] = columns["values"]
-        squares[:] = 0.0
-        squares[:size] = columns["accumulator"]
+        weight[:], squares[:] = 0.0, 0.0
+        weight[:size, :dim], squares[:size] = columns["values"], columns["accumulator"]

@@ -1,8 +1,8 @@
-"""Which keys get rows of their own in offline training: those of its range, seen as often as admission asks.
+"""Chooses the keys that get rows of their own in offline training.
 
-What an online line finds out as it goes (who has been seen often enough, who was used when), a job that has
-its range before it counts exactly, once. An id that isn't in the vocabulary reads its initial value and
-learns nothing, as online before it is admitted.
+An online line admits and expires keys as it goes. An offline job has its whole range in advance, so it counts
+the keys exactly, once. A key outside the vocabulary reads its initial value and learns nothing, as online
+before admission.
 
 Legend: N keys asked for, R rows.
 """
@@ -22,7 +22,7 @@ Counts = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """The keys of one table, ascending (R,), and when each was used last (R,)."""
+    """Keys of one table, ascending (R,), and the time of each one's last use (R,)."""
 
     keys: Keys
     used_ms: Counts
@@ -31,7 +31,7 @@ class Vocabulary:
         return len(self.keys)
 
     def find(self, keys: Keys) -> Keys:
-        """The row of each key (N,), -1 where it has none."""
+        """The row of each key (N,), -1 for a key without one."""
         if not len(self.keys):
             return np.full(len(keys), -1, np.int64)
         at = np.minimum(np.searchsorted(self.keys, keys), len(self.keys) - 1)
@@ -40,41 +40,35 @@ class Vocabulary:
 
 @dataclass(frozen=True)
 class KeyCounts:
-    """How often keys were seen as features of examples, and when last: keys ascending."""
+    """Examples and last time of each key, keys ascending."""
 
     keys: Keys
     counts: Counts
     last_ms: Counts
 
-    @staticmethod
-    def none() -> "KeyCounts":
-        empty = np.empty(0, np.int64)
-        return KeyCounts(empty, empty, empty)
 
-
-class Counter:
+class KeyCounter:
     """Counts the keys of all tables over batches. Merges now and then, so memory follows the keys."""
 
     def __init__(self, tables: Iterable[str], merge_every: int = 64) -> None:
-        self._seen = {name: [KeyCounts.none()] for name in tables}
+        none = np.empty(0, np.int64)
+        self._counts = {name: [KeyCounts(none, none, none)] for name in tables}
         self._every = merge_every
 
-    def see(self, table: str, keys: Keys, counts: NDArray[np.int32], time_ms: int) -> None:
-        """Distinct keys of a batch, and the examples behind each."""
-        waiting = self._seen[table]
-        waiting.append(
-            KeyCounts(keys, counts.astype(np.int64), np.full(len(keys), time_ms, np.int64))
-        )
-        if len(waiting) > self._every:
-            waiting[:] = [merged(waiting)]
+    def add(self, table: str, keys: Keys, counts: NDArray[np.int32], time_ms: int) -> None:
+        """Adds the distinct keys of a batch, with the number of examples behind each."""
+        parts, last_ms = self._counts[table], np.full(len(keys), time_ms, np.int64)
+        parts.append(KeyCounts(keys, counts.astype(np.int64), last_ms))
+        if len(parts) > self._every:
+            parts[:] = [merge_counts(parts)]
 
-    def sightings(self) -> dict[str, KeyCounts]:
-        """What was seen, by table."""
-        return {name: merged(waiting) for name, waiting in self._seen.items()}
+    def totals(self) -> dict[str, KeyCounts]:
+        """Counts by table."""
+        return {name: merge_counts(parts) for name, parts in self._counts.items()}
 
 
-def merged(parts: Sequence[KeyCounts]) -> KeyCounts:
-    """KeyCounts of several batches as one: counts are added, the last time stands."""
+def merge_counts(parts: Sequence[KeyCounts]) -> KeyCounts:
+    """Adds the counts of several batches and keeps the last times."""
     keys, at = np.unique(np.concatenate([part.keys for part in parts]), return_inverse=True)
     counts, last_ms = np.zeros(len(keys), np.int64), np.zeros(len(keys), np.int64)
     np.add.at(counts, at, np.concatenate([part.counts for part in parts]))
@@ -83,21 +77,17 @@ def merged(parts: Sequence[KeyCounts]) -> KeyCounts:
 
 
 def select_keys(
-    config: TableConfig,
-    seen: KeyCounts,
-    before: Vocabulary | None,
-    shards: int,
+    config: TableConfig, seen: KeyCounts, before: Vocabulary | None, shards: int
 ) -> Vocabulary:
-    """Who gets a row: seen ``admit_after`` times, or in the ancestor's table ``before``; not past its
-    time-to-live at the end; of more than ``shards`` budgets hold, those used last."""
-    known = np.empty(0, np.int64) if before is None else before.keys
-    used = np.empty(0, np.int64) if before is None else before.used_ms
-    old = KeyCounts(known, np.full(len(known), config.admit_after), used)
-    both = merged([seen, old])
-    keeps = both.counts >= config.admit_after
-    if config.ttl_s and len(both.last_ms):
-        keeps &= both.last_ms >= both.last_ms.max() - 1000 * config.ttl_s
-    keys, last_ms = both.keys[keeps], both.last_ms[keeps]
+    """Selects keys seen ``admit_after`` times or present in the ancestor's table ``before``, within their
+    time-to-live at the end; if they exceed ``shards`` budgets, those used last."""
+    if before is not None:
+        admitted = np.full(len(before), config.admit_after)
+        seen = merge_counts([seen, KeyCounts(before.keys, admitted, before.used_ms)])
+    keeps = seen.counts >= config.admit_after
+    if config.ttl_s and len(seen.last_ms):
+        keeps &= seen.last_ms >= seen.last_ms.max() - 1000 * config.ttl_s
+    keys, last_ms = seen.keys[keeps], seen.last_ms[keeps]
     limit = shards * rows_within(config.budget_mb, config.dim)
     if limit and len(keys) > limit:
         newest = np.sort(np.lexsort((keys, -last_ms))[:limit])

@@ -51,7 +51,7 @@ class _LabelledExample(msgspec.Struct):
 
 @dataclass(frozen=True)
 class InterleavingCredits:
-    """ArmCredits read so far.
+    """Credits read so far.
 
     ``waiting``: lists whose window isn't over. ``repeats``: duplicates of lists on the log; the first one
     counts. ``complete``: whether the log still had all records of the experiment. ``uncredited``: engaged
@@ -150,7 +150,7 @@ def _earned(
 def _summed(
     lists: dict[_Position, _List], earned: dict[tuple[_Position, int], float]
 ) -> tuple[ArmCredits, int]:
-    """ArmCredits by user, and the number of items that earned a credit for no arm."""
+    """Credits by user, and the number of items that earned a credit for no arm."""
     rows: dict[int, int] = {}
     for shown in lists.values():
         rows.setdefault(shown.user, len(rows))

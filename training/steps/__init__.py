@@ -1,1 +1,1 @@
-"""Micro-batches as data: cutting step records from the example stream, and reading them back."""
+"""Cuts examples into numbered steps, as records on the log, and reads them back."""

@@ -1,4 +1,4 @@
-"""Whether an example tells all that it must to be learned from. Loads no model, so that anybody may ask."""
+"""Validates the label fields of training examples. Imports no model, so that any part can use it."""
 
 from typing import Final
 
@@ -8,12 +8,12 @@ _LEAST: Final = 1e-6  # share that may have arrived
 
 
 def is_open(example: TrainingExample) -> bool:
-    """Whether its labels tell less, or more, than what they are."""
+    """Whether its labels aren't final, or it represents other examples."""
     return bool(example.arrived) or example.sampled_out or example.kept != 1.0
 
 
-def fault_of(example: TrainingExample, labels: int) -> str:
-    """Why it can't be told what an example of so many labels tells; empty where it can."""
+def label_fault(example: TrainingExample, labels: int) -> str:
+    """The reason why an example with so many labels is invalid; empty if it is valid."""
     if example.sampled_out and len(example.previous) != labels:
         return f"it has {len(example.previous)} previous labels, expected {labels}"
     if not 0.0 < example.kept <= 1.0:

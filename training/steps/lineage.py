@@ -1,7 +1,7 @@
-"""The step records that led to where a line is, over all its epochs: each begins with what it replaced.
+"""Reads the step records that led to a line's state, across its epochs.
 
-An epoch that begins from the snapshot of step s has records of its own from s + 1 on; those of earlier epochs
-after s are no part of the line's history any more.
+An epoch that begins from the snapshot of step s has records of its own from s + 1 on, which replace those of
+earlier epochs in the line's history.
 """
 
 from collections.abc import Sequence
@@ -15,15 +15,14 @@ from recsys.log.protocol import Log, newest_first
 from recsys.process.log_consumer import UNREADABLE
 from training.steps.step_reader import StepReader
 
-CAUGHT_UP: Final = (
-    32  # steps behind the newest, some seconds: what is scored then is the traffic of now
-)
-_AHEAD: Final = 256  # steps looked at for where each partition goes on
-_AT_END: Final = 64  # step records that are read for the newest
+# Steps behind the newest, some seconds: within them, current traffic is scored.
+CAUGHT_UP: Final = 32
+_AHEAD: Final = 256  # steps searched for the start of each partition
+_AT_END: Final = 64  # step records read for the newest
 
 
 class Lineage:
-    """As a ``StepReader``, of a line with several epochs. ``lives``: its live records, in order."""
+    """A ``StepReader`` for a line with several epochs. ``lives``: its live records, in order."""
 
     def __init__(self, log: Log, line: str, lives: Sequence[Live]) -> None:
         self._log, self._line = log, line
@@ -32,11 +31,11 @@ class Lineage:
 
     @property
     def offset(self) -> int:
-        """The next offset of ``steps`` that would be read."""
+        """The next offset of ``steps`` to read."""
         return max((reader.offset for reader in self._readers.values()), default=0)
 
     def epoch_of(self, step: int) -> int:
-        """The epoch whose record of a step counts."""
+        """The epoch whose record of a step is part of the history."""
         return max((e for e, since in self._since.items() if since < step), default=0)
 
     def record(self, step: int) -> Step | None:
@@ -56,33 +55,33 @@ class Lineage:
 
 
 def last_steps(log: Log) -> list[Step]:
-    """The newest step records, of any line, in order."""
-    found = list[Step]()
+    """The newest step records of any line, in order."""
+    steps = list[Step]()
     for record in islice(newest_first(log, STEPS, 0, first=_AT_END), _AT_END):
         with suppress(*UNREADABLE):
-            found.append(unpack(record.value, Step))
-    return found[::-1]
+            steps.append(unpack(record.value, Step))
+    return steps[::-1]
 
 
 def newest_step(log: Log, line: str, epoch: int) -> int:
-    """The newest step of an epoch among these; 0 where there is none."""
+    """The newest step of an epoch among ``last_steps``; 0 if it has none."""
     own = [step.step for step in last_steps(log) if (step.line, step.epoch) == (line, epoch)]
     return max(own, default=0)
 
 
 def ancestors(lives: Sequence[Live], epoch: int) -> set[int]:
-    """An epoch, and those that it came of: what they learned is its history."""
-    found, of = {epoch}, {live.epoch: live.of for live in lives}
-    while epoch in of and of[epoch] < epoch:
-        epoch = of[epoch]
-        found.add(epoch)
-    return found
+    """An epoch with those that it descends from, whose learning is its history."""
+    epochs, parents = {epoch}, {live.epoch: live.of for live in lives}
+    while epoch in parents and parents[epoch] < epoch:
+        epoch = parents[epoch]
+        epochs.add(epoch)
+    return epochs
 
 
 def starts_after(reader: StepReader | Lineage, step: int) -> dict[int, int]:
-    """Where the steps after ``step`` begin in ``examples``, by partition, of those that the next ones touch.
+    """The offsets in ``examples`` at which the steps after ``step`` begin, for the partitions they touch.
 
-    For those that they don't touch see ``training.candidates.director.ends_before``.
+    For other partitions see ``training.candidates.director.ends_before``.
     """
     starts: dict[int, int] = {}
     for number in range(step + 1, step + 1 + _AHEAD):

@@ -1,13 +1,13 @@
-"""Keeps a line from forgetting: a panel of old examples is scored each window, and others are learned again.
+"""Limits forgetting: scores a panel of old examples each window, and learns other old examples again.
 
-Of each window of event time a few examples are kept, by the hashes of their places: a *cohort*. Half of a
+Of each window of event time a few examples are selected, by the hashes of their places: a *cohort*. Half of a
 cohort is the panel, which is scored and never learned again; of the other half, some are rehearsed in each
-step (Robins 1995, "Catastrophic forgetting, rehearsal and pseudorehearsal"). What is kept are places on the
-log, no contents: a step's record names what it rehearses, so learning it again gives the same bits, and who
-is forgotten is an empty place here too.
+step (Robins 1995, "Catastrophic forgetting, rehearsal and pseudorehearsal"). Cohorts are places on the log,
+without contents: a step's record names the examples that it rehearses, so learning it again gives the same
+bits, and examples of deleted users are tombstones here too.
 
-How much is rehearsed follows the panel: a cohort's loss may rise above its best by ``band``; beyond that more
-is rehearsed, well below it less, down to nothing.
+The panel controls the amount: a cohort's loss may rise above its best by ``band``; above that, rehearsal
+grows; well below it, rehearsal shrinks, down to nothing.
 """
 
 import heapq
@@ -23,13 +23,13 @@ _LEAST_SHARE: Final = 0.02  # below it nothing is rehearsed
 
 @dataclass(frozen=True)
 class ForgettingConfig:
-    window_ms: int = 6 * 3_600_000  # of event time, of a cohort
+    window_ms: int = 6 * 3_600_000  # event time of a cohort
     kept: int = 512  # examples of a cohort, half of them panel
     cohorts: int = 28  # the newest; places older than the log's retention can't be learned from
     young: int = 1  # windows after which a cohort counts as old
-    band: float = 0.02  # a cohort's loss may be so much above its best, relatively
-    most: float = 0.5  # rehearsed examples beside one fresh one
-    start: float = 0.05  # where rehearsing begins
+    band: float = 0.02  # relative rise of a cohort's loss above its best that is tolerated
+    most: float = 0.5  # rehearsed examples per fresh one
+    start: float = 0.05  # the first share of rehearsal
     weight: float = 1.0  # of a rehearsed example
 
     def __post_init__(self) -> None:
@@ -45,27 +45,27 @@ class ForgettingConfig:
             )
 
 
-class Place(NamedTuple):
-    """Where an example stands on ``examples``."""
+class ExamplePlace(NamedTuple):
+    """Place of an example on ``examples``."""
 
     partition: int
     offset: int
 
 
 class Cohorts:
-    """The places kept of each window: those with the smallest hashes, whatever the order they come in."""
+    """Selects the places of each window with the smallest hashes, whatever their order of arrival."""
 
     def __init__(self, config: ForgettingConfig, seed: int = 0) -> None:
         self._config, self._seed = config, seed
-        self._heaps: dict[int, list[tuple[float, Place]]] = {}
+        self._heaps: dict[int, list[tuple[float, ExamplePlace]]] = {}
 
     @property
     def windows(self) -> list[int]:
-        """The numbers of the windows that have a cohort, oldest first."""
+        """The numbers of the windows with a cohort, oldest first."""
         return sorted(self._heaps)
 
     def take(self, partition: int, offset: int, at_ms: int) -> None:
-        """An example came. Corrections and empty places may be taken too: whoever reads them passes over."""
+        """Considers an example. Corrections and tombstones are allowed: readers skip them."""
         window = at_ms // self._config.window_ms
         heap = self._heaps.get(window)
         if heap is None:
@@ -74,39 +74,33 @@ class Cohorts:
                 del self._heaps[min(self._heaps)]
             if window not in self._heaps:
                 return
-        entry = (-uniform(self._seed, "kept", partition, offset), Place(partition, offset))
+        place = ExamplePlace(partition, offset)
+        entry = (-uniform(self._seed, "kept", partition, offset), place)
         if len(heap) < self._config.kept:
             heapq.heappush(heap, entry)
         else:
             heapq.heappushpop(heap, entry)
 
-    def panel(self, window: int) -> list[Place]:
-        """What is scored of a cohort, in the order of the log."""
+    def panel(self, window: int) -> list[ExamplePlace]:
+        """The scored places of a cohort, in the order of the log."""
         return self._half(window, 0)
 
-    def rehearsed(self, window: int) -> list[Place]:
-        """What may be learned again of a cohort, in the order of the log."""
+    def rehearsed(self, window: int) -> list[ExamplePlace]:
+        """The places of a cohort that may be learned again, in the order of the log."""
         return self._half(window, 1)
 
     def oldest(self, partition: int) -> int | None:
-        """The first offset that has to be kept on the log; None where none has."""
-        return min(
-            (
-                p.offset
-                for heap in self._heaps.values()
-                for _, p in heap
-                if p.partition == partition
-            ),
-            default=None,
-        )
+        """The first offset that the log must retain; None without a place in the partition."""
+        places = (place for heap in self._heaps.values() for _, place in heap)
+        return min((p.offset for p in places if p.partition == partition), default=None)
 
-    def _half(self, window: int, half: int) -> list[Place]:
+    def _half(self, window: int, half: int) -> list[ExamplePlace]:
         places = sorted(place for _, place in self._heaps.get(window, ()))
         return [place for place in places if int(2 * uniform(self._seed, "half", *place)) == half]
 
 
 class Rehearsal:
-    """Says what a step learns again. ``share``: examples beside one fresh one, 0 for none."""
+    """Draws the examples that a step learns again. ``share``: number per fresh example, 0 for none."""
 
     def __init__(self, config: ForgettingConfig, seed: int = 0) -> None:
         self.config, self._seed = config, seed
@@ -124,11 +118,12 @@ class Rehearsal:
         self.cohorts.take(partition, offset, at_ms)
 
     def draw(self, step: int, examples: int) -> list[Range]:
-        """What a step of so many examples rehearses: every old cohort is as likely; each place once."""
+        """The rehearsed places of a step of so many examples: old cohorts with equal chance, each place
+        once."""
         count, windows = round(self.share * examples), self.old
         if not count or not windows:
             return []
-        chosen: set[Place] = set()
+        chosen: set[ExamplePlace] = set()
         for n in range(count):
             window = windows[int(uniform(self._seed, "cohort", step, n) * len(windows))]
             places = self.cohorts.rehearsed(window)
@@ -139,16 +134,16 @@ class Rehearsal:
 
 @dataclass(frozen=True)
 class Strength:
-    """How much to rehearse from now on, and why: the cohort that has lost most, and by how much."""
+    """The share to rehearse from now on, and the reason: the cohort that lost most, and how much."""
 
     share: float
     worst: int | None
-    excess: float  # its loss above its best, relatively
+    excess: float  # its loss above its best, relative
     losses: Mapping[int, float]
 
 
 class ForgettingControl:
-    """Tunes how much is rehearsed so that no cohort's loss rises above its best by more than the band."""
+    """Tunes rehearsal so that no cohort's loss rises above its best by more than the band."""
 
     def __init__(self, config: ForgettingConfig) -> None:
         self._config = config
@@ -156,9 +151,8 @@ class ForgettingControl:
         self.share = 0.0
 
     def window(self, losses: Mapping[int, float]) -> Strength:
-        """Takes the panel's mean losses by cohort, at the end of a window; none of them may be NaN."""
-        its = self._config
-        excess = {}
+        """Takes the panel's mean losses by cohort at the end of a window; they must not be NaN."""
+        config, excess = self._config, dict[int, float]()
         for cohort, loss in losses.items():
             if not loss >= 0:
                 raise ValueError(f"the loss of cohort {cohort} is {loss}, expected 0 or more")
@@ -166,9 +160,9 @@ class ForgettingControl:
             excess[cohort] = loss / max(best, 1e-9) - 1.0
         worst = max(excess, key=lambda cohort: excess[cohort], default=None)
         most = 0.0 if worst is None else excess[worst]
-        if most > its.band:
-            self.share = min(its.most, max(its.start, 2.0 * self.share))
-        elif most < its.band / 2:
+        if most > config.band:
+            self.share = min(config.most, max(config.start, 2.0 * self.share))
+        elif most < config.band / 2:
             self.share /= 2.0
         if self.share < _LEAST_SHARE:
             self.share = 0.0

@@ -1,7 +1,7 @@
-"""Cuts the stream of examples into steps. A step is data: its record is appended before anyone learns it.
+"""Cuts the stream of examples into steps. A step is data: its record is appended before it is learned.
 
-Pure: examples that arrived and the time go in, step records come out. Where the sequencer stands is in its
-own output: the last record's ranges say which examples are next.
+Pure: arrived examples and the time go in, step records come out. The sequencer's position is in its own
+output: the ranges of the last record say which examples are next.
 """
 
 from collections import deque
@@ -13,7 +13,7 @@ from training.steps.rehearsal import Rehearsal
 
 
 class Sequencer:
-    """Steps of one line. ``arrived`` is called once for each example, in order within its partition."""
+    """Cuts the steps of one line. Call ``arrived`` once per example, in order within its partition."""
 
     def __init__(
         self,
@@ -26,64 +26,60 @@ class Sequencer:
         offsets: dict[int, int] | None = None,
         rehearsal: Rehearsal | None = None,
     ) -> None:
-        """``rehearsal`` says what each step learns again; without it, nothing."""
+        """``rehearsal`` selects examples that a step learns again; without it there are none."""
         self.config, self._rehearsal = config, rehearsal
         self.line, self.epoch, self.digest = line, epoch, digest
         self.step = step
         self.gathered = 1  # steps whose rows are published together, with the last of them
-        self.rate = 1.0  # times the usual learning rates
+        self.rate = 1.0  # factor of the configured learning rates
         self.offsets = dict(offsets or {})  # where the next step begins, by partition
-        self._waiting: deque[tuple[int, int, int, int]] = (
-            deque()
-        )  # arrival, partition, offset, closed_ms
+        # Of each example: arrival, partition, offset, closed_ms.
+        self._waiting: deque[tuple[int, int, int, int]] = deque()
 
     @property
     def waiting(self) -> int:
         return len(self._waiting)
 
     def arrived(self, partition: int, offset: int, closed_ms: int, now_ms: int) -> None:
-        """An example stands at (partition, offset) of ``examples`` since ``now_ms``."""
+        """Takes the example at (partition, offset) of ``examples``, which arrived at ``now_ms``."""
         self._waiting.append((now_ms, partition, offset, closed_ms))
         if self._rehearsal is not None:
             self._rehearsal.arrived(partition, offset, closed_ms)
 
     def cut(self, now_ms: int) -> Step | None:
-        """The next step, where enough examples wait or the oldest has waited long enough; else None."""
+        """The next step if enough examples wait or the oldest has waited long enough; else None."""
         if not self._waiting:
             return None
         full = len(self._waiting) >= self.config.examples
         if not full and now_ms - self._waiting[0][0] < self.config.every_ms:
             return None
-        taken = [
-            self._waiting.popleft() for _ in range(min(len(self._waiting), self.config.examples))
-        ]
+        count = min(len(self._waiting), self.config.examples)
+        taken = [self._waiting.popleft() for _ in range(count)]
         self.step += 1
-        again = self._rehearsal
+        rehearsal = self._rehearsal
         return Step(
             line=self.line,
             epoch=self.epoch,
             step=self.step,
             ranges=self._ranges((partition, offset) for _, partition, offset, _ in taken),
-            examples=len(taken),
+            examples=count,
             lanes=self.config.lanes,
             time_ms=max(closed_ms for *_, closed_ms in taken),
             config=self.digest,
             held=self.step % self.gathered != 0,
             rate=self.rate,
-            rehearsed=again.draw(self.step, len(taken)) if again else [],
-            rehearsed_weight=again.config.weight if again else 1.0,
+            rehearsed=rehearsal.draw(self.step, count) if rehearsal else [],
+            rehearsed_weight=rehearsal.config.weight if rehearsal else 1.0,
         )
 
     def _ranges(self, places: Iterable[tuple[int, int]]) -> list[Range]:
-        """One range per partition, from where the last step ended to after the last example taken."""
-        stops: dict[int, int] = {}
-        for partition, offset in places:
-            stops[partition] = offset + 1
+        """One range per partition, from the end of the last step to after the last example taken."""
+        stops = {partition: offset + 1 for partition, offset in places}
         ranges = [Range(p, self.offsets.get(p, 0), stop) for p, stop in sorted(stops.items())]
         self.offsets.update(stops)
         return ranges
 
 
 def lanes_of(count: int, lanes: int) -> list[range]:
-    """How ``count`` examples, ordered by (partition, offset), are cut into lanes, for any workers."""
+    """Cuts ``count`` examples, ordered by (partition, offset), into lanes, whatever the number of workers."""
     return [range(count * lane // lanes, count * (lane + 1) // lanes) for lane in range(lanes)]

@@ -1,17 +1,17 @@
-"""The sequencer as a part: reads ``examples``, appends each step's record before anyone learns the step.
+"""Runs the sequencer as a part: reads ``examples`` and appends each step's record before it is learned.
 
-It keeps no state of its own: where the next step begins stands in its last records. Where ``control`` says
-that another epoch is live, it writes down what that one learns again, and goes on in it: after the first
-record of an epoch none of an earlier one comes. How ``control`` says that drift is reacted to becomes part of
-the next step's record, so that whoever learns the step again does the same. The same process writes the ticks
-of ``events`` (recsys/process/ticker.py), because it runs always and turns often.
+It has no state of its own: its last records say where the next step begins. When ``control`` makes another
+epoch live, it writes the steps that this epoch learns again, and continues in it: after an epoch's first
+record none of an earlier epoch follows. A reaction to drift in ``control`` becomes part of the next step's
+record, so that learning the step again does the same. This process also writes the ticks of ``events``
+(recsys/process/ticker.py), as it always runs and turns often.
 """
 
 import logging
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 import msgspec
 from msgspec.structs import replace
@@ -37,21 +37,23 @@ from training.steps.lineage import Lineage, ancestors
 from training.steps.sequencer import Sequencer
 from training.steps.step_trace import SeenExample, SequenceTrace
 
-PART = "sequencer"
-_READ = 1000
-_WAITING = 8  # steps' worth of examples held before more are read
-_LOG = logging.getLogger(__name__)
+PART: Final = "sequencer"
+_READ: Final = 1000
+_WAITING: Final = 8  # stop reading while so many steps' worth of examples wait
+_LOG: Final = logging.getLogger(__name__)
 
 
 class _Closed(msgspec.Struct):
-    """All that the sequencer reads of an example."""
+    """Decodes only the time of an example."""
 
     closed_ms: int
 
 
-class Place(NamedTuple):
-    """Where a line's steps go on: its newest step, and where the next one begins in ``examples``, by
-    partition; a partition is missing where no step has touched it. ``unreadable``: records passed over."""
+class LinePosition(NamedTuple):
+    """The newest step of a line, and where the next one begins in ``examples``, by partition.
+
+    Partitions that no step has touched are missing. ``unreadable``: number of skipped records.
+    """
 
     step: int
     offsets: dict[int, int]
@@ -59,7 +61,7 @@ class Place(NamedTuple):
 
 
 class SequencerLoop(RetryLoop):
-    """Cuts one line's steps. ``clock`` gives milliseconds: wall time live, event time in replay."""
+    """Cuts the steps of one line. ``clock`` (milliseconds) is wall time live, event time in replay."""
 
     def __init__(
         self,
@@ -86,7 +88,7 @@ class SequencerLoop(RetryLoop):
 
     @property
     def waiting(self) -> int:
-        """Examples read and not yet in a step."""
+        """Number of examples read and not yet in a step."""
         return self._sequencer.waiting
 
     @property
@@ -95,39 +97,35 @@ class SequencerLoop(RetryLoop):
         return dict(self._consumer.offsets)
 
     def _turn(self) -> int:
-        """Takes the examples that are there, cuts the steps that are due."""
+        """Reads new examples and cuts the steps that are due."""
         now_ms, moved = self._clock(), 0
-        if (
-            self._control.turn()
-            and self._control.live_epoch(self._line, self._epoch) != self._epoch
-        ):
+        control = self._control
+        if control.turn() and control.live_epoch(self._line, self._epoch) != self._epoch:
             self._restore()
-        self._react()
+        # The next step is learned and published by the newest reaction; invalid values mean the default.
+        reaction, sequencer = control.reaction, self._sequencer
+        sequencer.rate = reaction.rate if 0 < reaction.rate <= MAX_RATE else 1.0
+        sequencer.gathered = max(1, reaction.publish_every)
         if self.waiting < _WAITING * self._config.step.examples:
             for partition, record in self._consumer.poll(_READ):
-                self._sequencer.arrived(
-                    partition, record.offset, self._closed_ms(record.value), now_ms
-                )
+                closed_ms = self._closed_ms(record.value)
+                sequencer.arrived(partition, record.offset, closed_ms, now_ms)
                 if self._trace:
-                    self._arrived(self._trace, partition, record.offset, record.value)
+                    self._trace_arrival(self._trace, partition, record.offset, record.value)
                 moved += 1
         steps = []
-        while (step := self._sequencer.cut(now_ms)) is not None:
+        while (step := sequencer.cut(now_ms)) is not None:
             steps.append(step)
         self._append(steps)
         if self._trace:
             self._trace.cut(steps)
         return moved + len(steps)
 
-    def _arrived(self, trace: SequenceTrace, partition: int, offset: int, value: bytes) -> None:
+    def _trace_arrival(
+        self, trace: SequenceTrace, partition: int, offset: int, value: bytes
+    ) -> None:
         with suppress(*UNREADABLE):  # counted by ``_closed_ms``
             trace.arrived(partition, offset, self._seen.decode(value).request_id)
-
-    def _react(self) -> None:
-        """The next step learns and is published as the newest reaction says; what makes no sense is usual."""
-        its, sequencer = self._control.reaction, self._sequencer
-        sequencer.rate = its.rate if 0 < its.rate <= MAX_RATE else 1.0
-        sequencer.gathered = max(1, its.publish_every)
 
     def _append(self, steps: Sequence[Step]) -> None:
         if steps:
@@ -137,24 +135,24 @@ class SequencerLoop(RetryLoop):
             self._log.append(STEPS, [Append(0, key, pack(step)) for step in steps])
 
     def _begin_epoch(self, newest: int, offsets: dict[int, int]) -> int:
-        """Writes down what the live epoch learns again of the one that it came of, as far as it isn't there;
-        returns the newest step. ``offsets`` then say where the next step begins. Ended by a kill, it goes on
-        where it was."""
+        """Writes the missing records of steps that the live epoch learns again from its parent; returns the
+        newest step, and updates ``offsets`` to where the next one begins. Resumes after a kill."""
         live = self._control.lifecycle.live
         if live is None or (live.line, live.epoch) != (self._line, self._epoch):
             return newest
         newest = max(newest, live.since)
-        lives = [its for its in self._control.lifecycle.lives if its.epoch <= live.of]
+        lives = [life for life in self._control.lifecycle.lives if life.epoch <= live.of]
         lineage, again = Lineage(self._log, self._line, lives), list[Step]()
         while (step := lineage.record(newest + 1)) is not None:
             newest += 1
             again.append(replace(step, epoch=self._epoch, config=self._digest))
-            offsets |= {its.partition: its.stop for its in step.ranges}
+            offsets |= {part.partition: part.stop for part in step.ranges}
         self._append(again)
         return newest
 
     def _closed_ms(self, value: bytes) -> int:
-        """What isn't an example still is part of a step: the worker leaves it out, and says so."""
+        """The time of an example; 0 if it is unreadable, which stays in the step and is reported by its
+        worker."""
         try:
             return self._decoder.decode(value).closed_ms
         except UNREADABLE:
@@ -162,19 +160,21 @@ class SequencerLoop(RetryLoop):
             return 0
 
     def _restore(self) -> None:
-        """Finds its place from what the log did take."""
+        """Finds its position from the records that the log accepted."""
         partitions = self._log.partitions(EXAMPLES)
         self._control.turn()
+        lifecycle = self._control.lifecycle
         self._epoch = self._control.live_epoch(self._line, self._epoch)
-        its = config_at(self._config, self._control.lifecycle, self._line, self._epoch)
-        self._digest = learning_digest(its, self._features)
-        lived = ancestors(self._control.lifecycle.lives, self._epoch)
-        step, offsets, unreadable = last_place(
-            self._log, self._line, self._epoch, partitions, lived
-        )
-        if unreadable:
-            _LOG.warning("%d records of %s can't be read: see dead_letters", unreadable, STEPS)
-        step = self._begin_epoch(step, offsets)
+        config = config_at(self._config, lifecycle, self._line, self._epoch)
+        self._digest = learning_digest(config, self._features)
+        lived = ancestors(lifecycle.lives, self._epoch)
+        position = last_position(self._log, self._line, self._epoch, partitions, lived)
+        offsets = position.offsets
+        if position.unreadable:
+            _LOG.warning(
+                "%d records of %s can't be read: see dead_letters", position.unreadable, STEPS
+            )
+        step = self._begin_epoch(position.step, offsets)
         for partition in range(partitions):
             offsets.setdefault(partition, self._log.begin(EXAMPLES, partition))
         self._sequencer = Sequencer(
@@ -190,13 +190,15 @@ class SequencerLoop(RetryLoop):
             self._trace.forget()
 
 
-def last_place(
+def last_position(
     log: Log, line: str, epoch: int, partitions: int, lived: set[int] | None = None
-) -> Place:
-    """A line's place, read backwards from the end. What can't be read is passed over: where that was the
-    newest record, its step is cut again. An epoch begins with steps of the one before it: what those haven't
-    touched, that one has. One that never came to be live is no part of it, nor one that the line went back
-    over: ``lived`` are those that count; without, all that were live before."""
+) -> LinePosition:
+    """Reads a line's position backwards from the end of ``steps``.
+
+    Skips unreadable records: if the newest is one, its step is cut again. An epoch begins with steps of its
+    parent, which supply the partitions that its own steps haven't touched. ``lived``: the epochs that count;
+    default: all that were live before. Epochs that never were live, or were rolled back, don't count.
+    """
     if lived is None:
         lived = {epoch} | ({e for e in live_epochs(log, line) if e < epoch} if epoch else set())
     newest, offsets, unreadable = 0, dict[int, int](), 0
@@ -212,11 +214,11 @@ def last_place(
             newest = max(newest, step.step if step.epoch == epoch else 0)
             for part in step.ranges:
                 offsets.setdefault(part.partition, part.stop)
-    return Place(newest, offsets, unreadable)
+    return LinePosition(newest, offsets, unreadable)
 
 
 def run(config: Config, stop: Stop) -> None:
-    """The part: cuts steps, and ticks idle partitions of ``events``, until asked to stop."""
+    """Cuts steps, and ticks idle partitions of ``events``, until asked to stop."""
     log = open_log(config)
     tracer = open_tracer(config, PART)
     trace = SequenceTrace(tracer, time.time_ns) if tracer else None

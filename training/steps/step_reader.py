@@ -1,12 +1,12 @@
-"""From a step record to its examples: which they are is in the record, so every worker reads the same.
+"""Reads step records and their examples. The record names the examples, so every worker reads the same.
 
-Examples are ordered by (partition, offset) and cut into lanes by their number alone. A worker decodes only
-its own lanes. What can't be learned from (not an example, of another feature set, not finite) is left out,
-by a rule that looks at nothing but its bytes: whoever learns the step again leaves the same out. The place of
-one whose user was forgotten stays, empty, so that the others keep their lanes.
+Examples are ordered by (partition, offset) and cut into lanes by number alone; a worker decodes only its own
+lanes. Unusable records (no example, another feature set, not finite) are left out by a rule on their bytes
+alone, so learning a step again leaves out the same ones. Tombstones keep the places of deleted users'
+examples, so that the other examples keep their lanes.
 
-So it is with a record that can't be read: where its step is missing between two others of its line, it is an
-empty step for everyone. Its examples aren't learned, and the steps after it are.
+An unreadable step record that is missing between two others of its line is an empty step for everyone: its
+examples aren't learned, and later steps are.
 """
 
 from collections.abc import Container, Sequence
@@ -19,7 +19,7 @@ from msgspec.structs import replace
 
 from recsys.events.event_types import FeatureBlock
 from recsys.events.hashing import Id
-from recsys.events.records import (  # fmt: skip
+from recsys.events.records import (
     EXAMPLES,
     STEPS,
     Forget,
@@ -33,7 +33,7 @@ from recsys.events.records import (  # fmt: skip
 from recsys.features.feature_set import FeatureSet
 from recsys.log.protocol import Log, LogLost, Record
 from recsys.process.log_consumer import UNREADABLE
-from training.steps.example_validation import fault_of, is_open
+from training.steps.example_validation import is_open, label_fault
 from training.steps.sequencer import lanes_of
 
 _READ_AHEAD = 64  # step records
@@ -41,37 +41,37 @@ _MAX_WATCH_MS = 1 << 53
 
 
 class StepReader:
-    """The step records of one (line, epoch), found by their number. ``unreadable``: records passed over."""
+    """Reads the step records of one (line, epoch) by number. ``unreadable``: number of skipped records."""
 
     def __init__(self, log: Log, line: str, epoch: int) -> None:
         self._log, self._line, self._epoch = log, line, epoch
-        self._read: dict[int, tuple[int, Step]] = {}  # a few with their offsets, the newest read
+        self._read: dict[int, tuple[int, Step]] = {}  # the latest read, with their offsets
         self._offset = 0
-        self._newest: int | None = None  # own step read last; None where an earlier one isn't known
-        self._passed: list[int] = []  # offsets that couldn't be read since then
+        self._newest: int | None = None  # own step read last; None if an earlier one is unknown
+        self._passed: list[int] = []  # offsets of unreadable records since then
         self._lost, self._lost_at = range(0), list[int]()
         self._judged = 0
         self.unreadable = 0
 
     @property
     def offset(self) -> int:
-        """The next offset of ``steps`` that would be read."""
+        """The next offset of ``steps`` to read."""
         return self._offset
 
     def record(self, step: int) -> Step | None:
-        """The record of a step, an empty one where it can't be read; None where it isn't there yet. Never
+        """The record of a step, an empty one if it is unreadable; None if it isn't written yet. Never
         waits."""
-        found = self._find(step)
-        return found[1] if found else None
+        entry = self._find(step)
+        return entry[1] if entry else None
 
     def place(self, step: int) -> int | None:
-        """The offset of a step's record; None where it isn't there yet."""
-        found = self._find(step)
-        return found[0] if found else None
+        """The offset of a step's record; None if it isn't written yet."""
+        entry = self._find(step)
+        return entry[0] if entry else None
 
     def check_to_come(self, step: int) -> None:
-        """Raises LogLost where a step can't come any more: more steps are missing than records can't be read,
-        so that nobody can say which of them were there."""
+        """Raises LogLost if a step can't come any more: more steps are missing than records are unreadable,
+        so it is unknown which of them existed."""
         if step in self._lost:
             raise LogLost(
                 f"{STEPS}/0 has no step {step} of line {self._line}, epoch {self._epoch}, but later ones: "
@@ -83,15 +83,16 @@ class StepReader:
     def _find(self, step: int) -> tuple[int, Step] | None:
         if step not in self._read:
             if self._read and step < max(self._read):
-                self._read.clear()  # a line that went back
+                self._read.clear()  # the line went back
             if not self._read:
-                self._seek(self._start(step))
+                self._offset, self._passed, self._lost = self._start(step), [], range(0)
+                self._newest = 0 if self._offset == 0 else None
             self._advance(step)
         return self._read.get(step)
 
     def _start(self, step: int) -> int:
-        """Where to look for a step first. A line's records are in order, and mostly alone in the topic, so
-        that of step s stands at s - 1 or a little later; where that doesn't show, all are read."""
+        """The offset at which the search for a step begins. A line's records are in order, and mostly alone
+        in the topic, so that of step s is at s - 1 or a little later; otherwise all are read."""
         begin, end = self._log.begin(STEPS, 0), self._log.end(STEPS, 0)
         near = max(begin, min(step - 1, end) - _READ_AHEAD)
         for record in self._log.read(STEPS, 0, near, _READ_AHEAD):
@@ -100,10 +101,6 @@ class StepReader:
                 if own is not None:  # the first of them
                     return near if own.step < step else begin
         return begin
-
-    def _seek(self, offset: int) -> None:
-        self._offset, self._passed, self._lost = offset, [], range(0)
-        self._newest = 0 if offset == 0 else None
 
     def _advance(self, step: int) -> None:
         while step not in self._read:
@@ -114,8 +111,8 @@ class StepReader:
             self._offset = records[-1].offset + 1
 
     def _take(self, records: Sequence[Record]) -> dict[int, tuple[int, Step]]:
-        """The own steps among some records, with those whose records can't be read."""
-        found: dict[int, tuple[int, Step]] = {}
+        """The own steps among some records, including those whose records are unreadable."""
+        steps: dict[int, tuple[int, Step]] = {}
         for record in records:
             try:
                 step = self._own(record)
@@ -124,15 +121,15 @@ class StepReader:
                 self.unreadable += record.offset >= self._judged
                 continue
             if step is not None:
-                found |= self._missing_before(step)
-                found[step.step] = (record.offset, step)
+                steps |= self._missing_before(step)
+                steps[step.step] = (record.offset, step)
                 self._newest, self._passed = max(step.step, self._newest or 0), []
         self._judged = max(self._judged, records[-1].offset + 1)
-        return found
+        return steps
 
     def _missing_before(self, step: Step) -> dict[int, tuple[int, Step]]:
-        """The steps between the own one read last and this one, where as many records can't be read. They
-        are those of one log for whoever reads it, wherever he begins."""
+        """Empty steps between the own one read last and this one, if as many records are unreadable. They are
+        the same for every reader of a log, wherever it begins."""
         if self._newest is None:
             return {}
         missing = range(self._newest + 1, step.step)
@@ -152,7 +149,7 @@ class StepReader:
 
 @dataclass(frozen=True)
 class LeftOut:
-    """A record of ``examples`` that isn't learned from, and why."""
+    """A record of ``examples`` that isn't learned, and the reason."""
 
     partition: int
     record: Record
@@ -161,7 +158,7 @@ class LeftOut:
 
 @dataclass
 class LaneExamples:
-    """What one lane of a step learns from, what it doesn't, and the users whose rows leave with it."""
+    """Examples of one lane of a step, the records left out, and the users whose rows it removes."""
 
     examples: list[TrainingExample] = field(default_factory=list)
     left_out: list[LeftOut] = field(default_factory=list)
@@ -173,68 +170,58 @@ class LaneExamples:
 def read_lanes(
     log: Log, step: Step, own: Container[int], check: "ExampleCheck"
 ) -> dict[int, LaneExamples]:
-    """The own lanes of a step, by lane. Raises LogLost where the log no longer has its examples.
+    """The own lanes of a step, by lane. Raises LogLost if the log no longer has its examples.
 
-    What it rehearses is cut into lanes as its examples are, and is left out in silence where it can't be
-    learned from: that was told when it was fresh, and the place of who was forgotten is empty.
+    Rehearsed examples are cut into lanes likewise. Unusable ones are skipped silently: they were reported
+    when they were fresh.
     """
-    found = _fresh_lanes(log, step, own, check)
+    lanes = _fresh_lanes(log, step, own, check)
     if step.rehearsed:
         count = sum(part.stop - part.start for part in step.rehearsed)
         records = _read(log, step, step.rehearsed, count)
-        for lane, places in enumerate(lanes_of(count, step.lanes)):
-            if lane in own:
-                its = _read_lane(records[places.start : places.stop], check, step.without)
-                found[lane].rehearsed = [e for e in its.examples if not e.correction]
-    return found
+        for number, places in enumerate(lanes_of(count, step.lanes)):
+            if number in own:
+                lane = _read_lane(records[places.start : places.stop], check, step.without)
+                lanes[number].rehearsed = [e for e in lane.examples if not e.correction]
+    return lanes
 
 
 def _fresh_lanes(
     log: Log, step: Step, own: Container[int], check: "ExampleCheck"
 ) -> dict[int, LaneExamples]:
-    """What is learned for the first time.
+    """The examples that are learned for the first time.
 
-    Where offsets have no holes, a record's place among the step's follows from its offset, and no more than
-    the own lanes is read.
+    If offsets have no holes, a record's index in the step follows from its offset, and only own lanes are
+    read.
     """
-    mine = {
-        lane: places
-        for lane, places in enumerate(lanes_of(step.examples, step.lanes))
-        if lane in own
-    }
+    own_places = [(n, p) for n, p in enumerate(lanes_of(step.examples, step.lanes)) if n in own]
     if sum(part.stop - part.start for part in step.ranges) == step.examples:
-        return {
-            lane: _read_lane(
-                _read(log, step, _cut(step.ranges, places), len(places)), check, step.without
-            )
-            for lane, places in mine.items()
-        }
-    records = records_of(log, step)
-    return {
-        lane: _read_lane(records[places.start : places.stop], check, step.without)
-        for lane, places in mine.items()
-    }
+        lanes = {n: _read(log, step, _cut(step.ranges, p), len(p)) for n, p in own_places}
+    else:
+        records = records_of(log, step)
+        lanes = {n: records[p.start : p.stop] for n, p in own_places}
+    return {n: _read_lane(records, check, step.without) for n, records in lanes.items()}
 
 
 def records_of(log: Log, step: Step) -> list[tuple[int, Record]]:
-    """All records of a step's ranges as (partition, record), in the order that lanes are cut from."""
+    """All records of a step's ranges as (partition, record), in the order in which lanes are cut."""
     return _read(log, step, step.ranges, step.examples)
 
 
 def _cut(ranges: Sequence[Range], places: range) -> list[Range]:
-    """The ranges of some places among all offsets of a step's ranges."""
-    found, before = [], 0
+    """The ranges of some indices among all offsets of a step's ranges."""
+    cut, before = [], 0
     for part in sorted(ranges, key=lambda part: part.partition):
         start = part.start + max(0, places.start - before)
         stop = min(part.stop, part.start + places.stop - before)
         if start < stop:
-            found.append(Range(part.partition, start, stop))
+            cut.append(Range(part.partition, start, stop))
         before += part.stop - part.start
-    return found
+    return cut
 
 
 def _read(log: Log, step: Step, ranges: Sequence[Range], examples: int) -> list[tuple[int, Record]]:
-    found: list[tuple[int, Record]] = []
+    placed: list[tuple[int, Record]] = []
     for part in sorted(ranges, key=lambda part: part.partition):
         offset = part.start
         while offset < part.stop:
@@ -242,18 +229,18 @@ def _read(log: Log, step: Step, ranges: Sequence[Range], examples: int) -> list[
             beyond = bool(records) and records[-1].offset >= part.stop
             if beyond:
                 records = [record for record in records if record.offset < part.stop]
-            found.extend(zip(repeat(part.partition), records, strict=False))
+            placed.extend(zip(repeat(part.partition), records, strict=False))
             if beyond or not records:
                 break
             offset = records[-1].offset + 1
-    if len(found) != examples:
+    if len(placed) != examples:
         raise LogLost(
             f"step {step.step} of {step.line} was cut from {step.examples} examples in {step.ranges}, and of "
-            f"{examples} in {list(ranges)} the log has {len(found)}: it lost some. Start again from a "
+            f"{examples} in {list(ranges)} the log has {len(placed)}: it lost some. Start again from a "
             "snapshot of a later step, and keep examples for longer than the trainer may be away "
             "(log.retention_hours)"
         )
-    return found
+    return placed
 
 
 def _read_lane(
@@ -261,44 +248,44 @@ def _read_lane(
 ) -> LaneExamples:
     lane = _read_all(records, check)
     if without:
-        kept = [example for example in lane.examples if example.served_by not in without]
-        lane.quarantined, lane.examples = len(lane.examples) - len(kept), kept
+        allowed = [example for example in lane.examples if example.served_by not in without]
+        lane.quarantined, lane.examples = len(lane.examples) - len(allowed), allowed
     return lane
 
 
 def _read_all(records: Sequence[tuple[int, Record]], check: "ExampleCheck") -> LaneExamples:
-    """All of a lane at once; one by one where not every record is what it should be, which is rare."""
+    """Decodes a lane at once; record by record if one is invalid, which is rare."""
     with suppress(*UNREADABLE):
-        lessons = unpack_all([record.value for _, record in records], check.kind)
-        if check.all_fit(lessons):
-            return LaneExamples(list(lessons))
+        examples = unpack_all([record.value for _, record in records], check.kind)
+        if check.all_fit(examples):
+            return LaneExamples(list(examples))
     lane = LaneExamples()
     for partition, record in records:
         try:
-            lesson = unpack(record.value, check.kind)
-            reason = check.reason(lesson)
+            example = unpack(record.value, check.kind)
+            reason = check.reason(example)
         except UNREADABLE as error:
             reason = f"not an example: {error}"
-            empty = non_example(record.value)
-            if isinstance(empty, Forget):
-                lane.forget.append(empty.user_id)
-            if empty is not None:
+            tombstone = non_example(record.value)
+            if isinstance(tombstone, Forget):
+                lane.forget.append(tombstone.user_id)
+            if tombstone is not None:
                 continue
         if reason:
             lane.left_out.append(LeftOut(partition, record, reason))
         else:
-            lane.examples.append(lesson)
+            lane.examples.append(example)
     return lane
 
 
 class ExampleCheck:
-    """Whether an example fits a model: its feature set, the sizes of its arrays, finite numbers."""
+    """Checks whether examples fit a model: feature set, array sizes, finite numbers."""
 
     def __init__(
-        self, features: FeatureSet, dense_width: int, kind: type[TrainingExample] | None = None
+        self, features: FeatureSet, dense_width: int, kind: type[TrainingExample] = TrainingExample
     ) -> None:
-        """``kind``: what examples are read as: whoever learns needs no more than a ``TrainingExample``."""
-        self.features, self._kind = features, kind
+        """``kind``: the type that examples are decoded as."""
+        self.features, self.kind = features, kind
         self._digest = features.digest
         length, outcomes = features.history_length, features.outcomes
         self._bytes = {
@@ -311,12 +298,8 @@ class ExampleCheck:
         self._sizes = tuple(self._bytes.values())
         self._labels = len(features.schema.labels)
 
-    @property
-    def kind(self) -> type[TrainingExample]:
-        return self._kind or TrainingExample
-
     def reason(self, example: TrainingExample) -> str:
-        """Why an example can't be learned from; empty where it can."""
+        """The reason why an example can't be learned from; empty if it can."""
         block = example.features
         if block is None:
             return "it has no features: they must be filled in first"
@@ -325,17 +308,15 @@ class ExampleCheck:
         return (
             self._wrong_size(example, block)
             or self._wrong_number(example, block)
-            or fault_of(example, self._labels)
+            or label_fault(example, self._labels)
         )
 
     def all_fit(self, examples: Sequence[TrainingExample]) -> bool:
-        """Whether ``reason`` has none against any of some examples, of all at once."""
+        """Whether ``reason`` is empty for all examples, computed for all at once."""
         sizes = {
-            (b.feature_set, len(b.user_keys), len(b.item_keys), len(b.history), len(b.outcomes), len(b.dense))
-            if b is not None
-            else None
-            for b in [example.features for example in examples]
-        }  # fmt: skip
+            (block.feature_set, *_sizes(block)) if block is not None else None
+            for block in [example.features for example in examples]
+        }
         lengths = {len(example.labels) for example in examples}
         lengths |= {len(example.previous) for example in examples if example.correction}
         if not sizes <= {(self._digest, *self._sizes)} or not lengths <= {self._labels}:
@@ -347,21 +328,14 @@ class ExampleCheck:
             and min(watch_ms, default=0) >= 0
             and max(watch_ms, default=0) < _MAX_WATCH_MS
             and not any(
-                [fault_of(example, self._labels) for example in examples if is_open(example)]
+                [label_fault(example, self._labels) for example in examples if is_open(example)]
             )
             and _finite([e.features for e in examples if e.features])
         )
 
     def _wrong_size(self, example: TrainingExample, block: FeatureBlock) -> str:
-        sizes = (
-            len(block.user_keys),
-            len(block.item_keys),
-            len(block.history),
-            len(block.outcomes),
-            len(block.dense),
-        )
-        if sizes != self._sizes:
-            return f"arrays have {sizes} bytes, expected {self._bytes}"
+        if _sizes(block) != self._sizes:
+            return f"arrays have {_sizes(block)} bytes, expected {self._bytes}"
         previous = len(example.previous) if example.correction else self._labels
         if len(example.labels) != self._labels or previous != self._labels:
             return f"it has {len(example.labels)} labels, expected {self._labels}"
@@ -377,7 +351,17 @@ class ExampleCheck:
         return ""
 
 
+def _sizes(block: FeatureBlock) -> tuple[int, int, int, int, int]:
+    return (
+        len(block.user_keys),
+        len(block.item_keys),
+        len(block.history),
+        len(block.outcomes),
+        len(block.dense),
+    )
+
+
 def _finite(blocks: Sequence[FeatureBlock]) -> bool:
-    """Whether dense features and outcomes, of the right sizes, are finite in all of some blocks."""
+    """Whether dense features and outcomes, of the right sizes, are finite in all blocks."""
     joined = b"".join([block.dense for block in blocks] + [block.outcomes for block in blocks])
     return bool(np.isfinite(np.frombuffer(joined, np.float32)).all())

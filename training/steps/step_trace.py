@@ -1,4 +1,4 @@
-"""The spans of steps: which traced examples the sequencer put into one, and how a worker learned it."""
+"""Emits tracing spans of steps: traced examples that the sequencer put into one, and learning of a step."""
 
 from collections import deque
 from collections.abc import Callable, Iterable
@@ -18,19 +18,18 @@ from recsys.observability.spans import (
     step_span,
 )
 
-_KEPT: Final = 20_000  # of a partition
+_KEPT: Final = 20_000  # waiting examples of a partition
 
 
 class SeenExample(msgspec.Struct):
-    """All that the sequencer reads of an example while it traces. A place of who is forgotten has no
-    request."""
+    """The fields of an example that the tracing sequencer decodes. Tombstones have no request."""
 
     closed_ms: int
     request_id: str = ""
 
 
 class SequenceTrace:
-    """Of the sequencer's loop: which examples arrived, and which steps were cut and appended."""
+    """Traces the sequencer's loop: arrived examples, and steps that were cut and appended."""
 
     def __init__(self, tracer: SpanRecorder, now_ns: Callable[[], int]) -> None:
         self.tracer, self._now_ns = tracer, now_ns
@@ -42,29 +41,38 @@ class SequenceTrace:
             waiting.append((offset, request_id, self._now_ns()))
 
     def forget(self) -> None:
-        """They will arrive again: the loop goes back to what stands on the log."""
+        """Clears the waiting examples: they arrive again, as the loop returns to its place on the log."""
         self._waiting.clear()
 
     def cut(self, steps: Iterable[Step]) -> None:
-        """The records of these steps are appended."""
+        """Emits the spans of steps whose records are appended."""
         ended_ns = self._now_ns()
         for step in steps:
-            linked = step_span(step.line, step.epoch, step.step)
-            about: SpanAttributes = {"line": step.line, "epoch": step.epoch, "step": step.step}
-            for there in step.ranges:
-                waiting = self._waiting.get(there.partition)
-                while waiting and waiting[0][0] < there.stop:
+            links = (step_span(step.line, step.epoch, step.step),)
+            attributes: SpanAttributes = {
+                "line": step.line, "epoch": step.epoch, "step": step.step,
+            }  # fmt: skip
+            for part in step.ranges:
+                waiting = self._waiting.get(part.partition)
+                while waiting and waiting[0][0] < part.stop:
                     offset, request_id, since_ns = waiting.popleft()
-                    place = request_span(request_id, SEQUENCE, there.partition, offset)
-                    parent = request_span(request_id, JOIN, there.partition, offset)
+                    span_id = request_span(request_id, SEQUENCE, part.partition, offset)
+                    parent = request_span(request_id, JOIN, part.partition, offset)
                     self.tracer.record(
-                        Span(place, SEQUENCE, since_ns, ended_ns, parent, (linked,), about)
+                        Span(span_id, SEQUENCE, since_ns, ended_ns, parent, links, attributes)
                     )
 
 
-def tell_learned(
-    tracer: SpanRecorder, line: str, epoch: int, step: int, examples: int, began_ns: int, ended_ns: int
+def trace_step(
+    tracer: SpanRecorder,
+    line: str,
+    epoch: int,
+    step: int,
+    examples: int,
+    began_ns: int,
+    ended_ns: int,
 ) -> None:
-    """One span for the step, whatever it learned: the examples' own traces link to it."""
-    about: SpanAttributes = {"line": line, "epoch": epoch, "step": step, "examples": examples}
-    tracer.record(Span(step_span(line, epoch, step), STEP, began_ns, ended_ns, attributes=about))
+    """Emits one span for a learned step; the traces of its examples link to it."""
+    attributes: SpanAttributes = {"line": line, "epoch": epoch, "step": step, "examples": examples}
+    span_id = step_span(line, epoch, step)
+    tracer.record(Span(span_id, STEP, began_ns, ended_ns, attributes=attributes))

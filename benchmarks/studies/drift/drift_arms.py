@@ -1,8 +1,7 @@
-"""The arms of the drift study: all score the same rows of one stream, each before it learns from them.
+"""Arms of the drift study: all score the same rows of one stream, each before it learns from them.
 
-An arm differs from another by where its weights come from; features, sessions and counters are the same, but
-for the lists of the night. What a nightly job makes is trained at midnight on all days until then, and serves
-from six on.
+Arms differ in the origin of their weights; features, sessions and counters are the same, except for the
+nightly lists. A nightly job trains at midnight on all days so far, and its result serves from six on.
 
 Legend: N rows, L outputs.
 """
@@ -13,18 +12,18 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from benchmarks.studies.drift.merge_variants import Lead, LogitAverage, VariantChooser, losses
+from benchmarks.studies.drift.refit import Batch, Refit, export_at_step, refit, student_of
 from benchmarks.studies.drift.scenario_stream import Night, Stream
 from recsys.model.list_ranker import lists_of
 from recsys.model.model import build_model
 from training.continual.learner import Floats, Lane, Learner
 from training.continual.local_line import LocalLine
-from training.continual.rows_behind import examples_behind
+from training.continual.row_usage import examples_per_row
 from training.lines.line import spec_of
-from training.merging.merge import Blend, Blends, Parent, Since, export_at_step, interpolate
-from training.merging.merge_variants import Averages, Chooser, Lead, losses
-from training.merging.refit import Batch, Refit, refit
-from training.offline.distill import Distiller, student_of, taught
-from training.offline.vocabulary import Counter
+from training.merging.merge import Blend, Blends, Parent, Since, interpolate
+from training.offline.distill import Distiller, with_teacher
+from training.offline.vocabulary import KeyCounter
 
 Doubles = NDArray[np.float64]
 TOGETHER = 4  # steps that a nightly job learns at once
@@ -35,7 +34,7 @@ BLENDS = Blends(Blend(rare=0.5, frequent=0.9, half=20.0), dense=0.5)
 
 
 class Track:
-    """A stream made ready: the lane of each step, and what is scored before it is learned."""
+    """A prepared stream: the lane of each step, and the requests to score before it is learned."""
 
     def __init__(self, stream: Stream) -> None:
         self.stream = stream
@@ -56,11 +55,11 @@ class Track:
         return len(self.lanes)
 
     def fresh(self) -> LocalLine:
-        """A line that has learned nothing."""
+        """An untrained line."""
         return LocalLine(self.learner, self.spec, self.dense)
 
     def batches(self, first: int, stop: int) -> list[Batch]:
-        """Some steps as a nightly job learns them."""
+        """Steps batched as a nightly job learns them."""
         bounds = [first, *range(first - first % TOGETHER + TOGETHER, stop, TOGETHER), stop]
         return [self._batch(a, b) for a, b in zip(bounds[:-1], bounds[1:], strict=True) if b > a]
 
@@ -74,13 +73,13 @@ class Track:
 
 @dataclass(eq=False)
 class Runner:
-    """A line on a track: it scores what is asked for, then learns. ``scores``: of the first label (N,), NaN
-    where it wasn't asked; ``told``: what it said of the newest step before it learned it."""
+    """A line on a track: it scores rows, then learns. ``scores``: of the first label (N,), NaN where not
+    scored; ``predicted``: its predictions for the newest step before learning it."""
 
     track: Track
     line: LocalLine
     scores: Floats = field(init=False)
-    told: Floats = field(init=False)
+    predicted: Floats = field(init=False)
 
     def __post_init__(self) -> None:
         self.scores = np.full(len(self.track.stream.time_ms), np.nan, np.float32)
@@ -93,41 +92,41 @@ class Runner:
 
     def learn(self, place: int, lane: Lane | None = None) -> None:
         time_ms = self.track.stream.cuts[place].time_ms
-        (self.told,) = self.line.learn(time_ms, [lane or self.track.lanes[place]])
+        (self.predicted,) = self.line.learn(time_ms, [lane or self.track.lanes[place]])
 
     def copy(self, learner: Learner | None = None) -> "Runner":
-        """Another runner that goes on from the same line."""
+        """Another runner that continues from the same line."""
         line = LocalLine.loaded(learner or self.line.learner, self.line.spec, self.line.export())
         return Runner(self.track, line)
 
 
 class Pair:
-    """Online and a candidate answering together. It learns nothing but its weights: both are runners too."""
+    """Online line and a candidate answering together. Only the weights of the average are learned here."""
 
     def __init__(self, online: Runner, candidate: Runner) -> None:
-        self.runners, self.averages = (online, candidate), Averages()
+        self.runners, self.averages = (online, candidate), LogitAverage()
         self.scores = np.full_like(online.scores, np.nan)
 
     @property
-    def told(self) -> Floats:
-        """What it said of the newest step before it was learned."""
-        return self.averages.average(*(r.told for r in self.runners)).astype(np.float32)
+    def predicted(self) -> Floats:
+        """Predictions for the newest step before it was learned."""
+        return self.averages.average(*(r.predicted for r in self.runners)).astype(np.float32)
 
     def score(self, first: int, stop: int) -> None:
-        """Rows that both have scored."""
+        """Averages rows that both have scored."""
         both = (runner.scores[first:stop] for runner in self.runners)
         self.scores[first:stop] = self.averages.average(*both)
 
     def weigh(self, rows: NDArray[np.int64], labels: NDArray[np.int64]) -> None:
-        """Labels of some rows have come."""
+        """Updates the weights by labels of some rows."""
         online, candidate = self.runners
         self.averages.update(online.scores[rows], candidate.scores[rows], labels)
 
 
 @dataclass
 class Job:
-    """What a nightly job made: a line trained from nothing on all days, and one that went on from the online
-    line; and the snapshot that the latter began from."""
+    """Results of a nightly job: a line trained from nothing on all days, one that continued from the online
+    line, and that line's starting snapshot."""
 
     fitted: LocalLine
     tuned: Parent
@@ -136,8 +135,8 @@ class Job:
 
 @dataclass
 class Played:
-    """The scores of each arm (N,); how often each job learned, which form of ``merged`` took over when, and
-    the weight of the candidate in the average at the end of each day."""
+    """Scores of each arm (N,); epochs of each job; times at which a variant of ``merged`` took over; and the
+    weight of the candidate in the average at the end of each day."""
 
     scores: Mapping[str, Floats]
     epochs: list[int]
@@ -158,7 +157,7 @@ ARMS = (
 
 
 class Arms:
-    """All arms side by side on one track. ``student``: with one more, which learns from the online line."""
+    """All arms side by side on one track. ``student``: adds an arm that learns from the online line."""
 
     def __init__(self, track: Track, how: Refit, student: bool = False) -> None:
         self.track, self._how = track, how
@@ -168,7 +167,7 @@ class Arms:
         self.warm = Runner(track, track.fresh())
         self.lines: dict[str, Runner] = {"online": self.online}
         self.pairs: dict[str, Pair] = {}
-        self.choosers = {MERGED: Chooser("online"), ONE_LINE: Chooser("online")}
+        self.choosers = {MERGED: VariantChooser("online"), ONE_LINE: VariantChooser("online")}
         rows = len(track.stream.time_ms)
         empty = np.full(rows, np.nan, np.float32)
         self.lists = empty.copy()
@@ -181,7 +180,7 @@ class Arms:
         self._before = 0  # steps until the last midnight
 
     def play(self) -> Played:
-        """The whole track."""
+        """Plays the whole track."""
         nights = self.track.stream.nights
         for place in range(self.track.steps + 1):
             for number, night in enumerate(nights):
@@ -205,11 +204,11 @@ class Arms:
         return Played(scores, self.epochs, self.changes, self.weights)
 
     def _or_online(self, scores: Floats) -> Floats:
-        """Before the first job is there, every arm is the online line."""
+        """Scores of the online line before the first job is ready."""
         return np.where(np.isnan(scores), self.online.scores, scores)
 
     def _begin(self, number: int, night: Night) -> None:
-        """Midnight: the job has all steps until now, and a snapshot of the online line."""
+        """Midnight: the job gets all steps so far, and a snapshot of the online line."""
         track = self.track
         fitted = refit(track.fresh(), track.batches(0, night.steps), self._how)
         self.epochs.append(fitted.epochs)
@@ -226,7 +225,7 @@ class Arms:
         self.pairs[_averaged(number)] = Pair(self.online, candidate)
 
     def _ready(self, number: int, night: Night) -> None:
-        """Six o'clock: what the job made is there. The candidates before it go, but for those that serve."""
+        """Six o'clock: the job's results are ready. Earlier candidates are dropped unless they serve."""
         job, track = self._job, self.track
         assert job is not None
         self._note_weight()
@@ -245,26 +244,26 @@ class Arms:
             chooser.add(f"distilled {number + 1}")
 
     def _drop_old(self, number: int) -> None:
-        kept = {"online", _caught(number), _averaged(number)}
+        current = {"online", _caught(number), _averaged(number)}
         for chooser in self.choosers.values():
-            kept |= {
+            current |= {
                 chooser.live,
                 chooser.live.replace("averaged", "catch-up"),
             }  # a pair needs both
         for forms in (self.lines, self.pairs):
-            for form in [form for form in forms if form not in kept]:
+            for form in [form for form in forms if form not in current]:
                 del forms[form]
         for chooser in self.choosers.values():
-            for form in [form for form in chooser.leads if form not in kept]:
+            for form in [form for form in chooser.leads if form not in current]:
                 chooser.drop(form)
 
     def _note_weight(self) -> None:
-        """The candidate's weight in the average, before another takes its place."""
+        """Records the candidate's weight in the average before another replaces it."""
         if self._night >= 0:
             self.weights.append(self.pairs[_averaged(self._night)].averages.weight)
 
     def _caught_up(self, live: str, form: str, night: Night) -> Lead:
-        """The lead of a form on what serves, from what came since midnight."""
+        """Lead of a variant over the serving one, from examples since midnight."""
         lead = Lead()
         for place in range(night.steps, night.ready_steps):
             lead.add(self._better(place, live, [form])[form])
@@ -281,16 +280,16 @@ class Arms:
     def _uses(
         self, first: int, stop: int
     ) -> dict[str, tuple[NDArray[np.int64], NDArray[np.int64]]]:
-        """How many examples of some steps used each row, by table."""
-        counter = Counter(table.name for table in self.track.spec.tables)
+        """Number of examples of some steps that used each row, by table."""
+        counter = KeyCounter(table.name for table in self.track.spec.tables)
         for place in range(first, stop):
             lookup, time_ms = self.track.lanes[place].lookup, self.track.stream.cuts[place].time_ms
-            for table, counts in examples_behind(lookup).items():
-                counter.see(table, lookup.keys[table], counts, time_ms)
-        return {table: (its.keys, its.counts) for table, its in counter.sightings().items()}
+            for table, counts in examples_per_row(lookup).items():
+                counter.add(table, lookup.keys[table], counts, time_ms)
+        return {table: (rows.keys, rows.counts) for table, rows in counter.totals().items()}
 
     def _lists(self, number: int, line: LocalLine) -> None:
-        """Scores all pairs of the day to come at once. An item published since midnight gets the mean."""
+        """Scores all pairs of the coming day at once. An item published since midnight gets the mean."""
         nights, firsts = self.track.stream.nights, self.track.firsts
         night, at = nights[number], 0
         for start in range(0, len(night.requests), _REQUESTS):
@@ -319,14 +318,14 @@ class Arms:
         for runner in (*own, *([self.warm] if self._night >= 0 else [])):
             runner.learn(place)
         for runner in distilled:
-            runner.learn(place, taught(lane, self.pairs[_averaged(self._night)].told))
+            runner.learn(place, with_teacher(lane, self.pairs[_averaged(self._night)].predicted))
         if self.student is not None:
-            self.student.learn(place, taught(lane, self.online.told))
+            self.student.learn(place, with_teacher(lane, self.online.predicted))
         self._judge(place)
 
     @property
     def _others(self) -> list[Runner]:
-        """Runners that are no forms of a merge; two of them begin with the first job."""
+        """Runners outside of the merge; two of them start with the first job."""
         begun = [self.offline, self.warm] if self._night >= 0 else []
         return [*begun, *([self.student] if self.student is not None else [])]
 
@@ -334,7 +333,7 @@ class Arms:
         return self.pairs[form] if form in self.pairs else self.lines[form]
 
     def _judge(self, place: int) -> None:
-        """Labels of a step have come: which form was better, and by which weights."""
+        """Compares the variants by labels of a step, and updates the averages."""
         for arm, chooser in self.choosers.items():
             before = chooser.live
             live = chooser.update(self._better(place, before, list(chooser.leads)))
@@ -345,22 +344,22 @@ class Arms:
             pair.weigh(rows, self.track.stream.labels[rows])
 
     def _better(self, place: int, live: str, forms: list[str]) -> dict[str, float]:
-        """By how many nats forms were better on a step's examples than the one that serves."""
-        serves, found = self._form(live), {}
+        """Gain in nats of variants over the serving one on a step's examples."""
+        serves, gains = self._form(live), {}
         for name in forms:
             form = self._form(name)
             rows = self._rows(place, form, serves)
             labels = self.track.stream.labels[rows]
-            lost = [losses(one.scores[rows], labels).sum() for one in (serves, form)]
-            found[name] = float(lost[0] - lost[1])
-        return found
+            lost = [losses(runner.scores[rows], labels).sum() for runner in (serves, form)]
+            gains[name] = float(lost[0] - lost[1])
+        return gains
 
     def _rows(self, place: int, *forms: Runner | Pair) -> NDArray[np.int64]:
-        """The rows of a step's examples that some forms have scored."""
+        """Rows of a step's examples that all given variants have scored."""
         rows = self.track.stream.cuts[place].places
-        there = [np.isfinite(form.scores[rows]) for form in forms]
-        found: NDArray[np.int64] = rows[np.all(there, axis=0)]
-        return found
+        is_scored = [np.isfinite(form.scores[rows]) for form in forms]
+        scored: NDArray[np.int64] = rows[np.all(is_scored, axis=0)]
+        return scored
 
 
 def _averaged(night: int) -> str:

@@ -1,7 +1,8 @@
-"""From the scores of all arms to AUC, paired intervals, AUC over time, and a picture of it. Pure.
+"""Figures of the drift study from the scores of all arms: AUC, paired intervals, AUC over time, and a plot.
+Pure.
 
-Draws and intervals are those of study_figures.py: users are drawn anew, for all arms alike, and the mean of
-the seeds is judged.
+Bootstrap draws and intervals are those of study_figures.py: the same users are drawn for all arms, and the
+mean of the seeds is judged.
 """
 
 # K arms, N judged rows, S draws, W windows of time, R seeds
@@ -35,7 +36,8 @@ COLORS: Final = {
 
 @dataclass(frozen=True)
 class Run:
-    """One seed: AUC by arm (K,), drawn (S, K), log loss (K,), AUC in windows (W, K), and rows judged."""
+    """One seed: AUC by arm (K,), drawn (S, K), log loss (K,), AUC in windows (W, K), and number of judged
+    rows."""
 
     points_K: Floats
     drawn_SK: Floats
@@ -54,10 +56,10 @@ def run_of(
     samples: int,
     seed: int,
 ) -> Run:
-    """What came of one seed. Arrays are (N,) of all rows; ``window`` numbers those that are ``judged``."""
-    rows = np.array([its[judged] for its in scores.values()], np.float32)
+    """Figures of one seed. Arrays are (N,) of all rows; ``window`` numbers the ``judged`` ones."""
+    rows = np.array([arm_scores[judged] for arm_scores in scores.values()], np.float32)
     points, drawn = draw_aucs(Judged(rows, labels[judged], users[judged]), samples, seed)
-    lost = np.array([log_loss(its, labels[judged]) for its in rows])
+    lost = np.array([log_loss(arm_scores, labels[judged]) for arm_scores in rows])
     windows = _by_window(rows, labels[judged], window[judged])
     return Run(points, drawn, lost, windows, int(judged.sum()))
 
@@ -66,25 +68,25 @@ def _by_window(rows_KN: NDArray[Any], labels: NDArray[Any], window: NDArray[np.i
     count = int(window.max()) + 1 if len(window) else 0
     return np.array(
         [
-            [auc(its[window == number], labels[window == number]) for its in rows_KN]
+            [auc(arm_scores[window == number], labels[window == number]) for arm_scores in rows_KN]
             for number in range(count)
         ]
     )
 
 
 def figures_of(arms: Sequence[str], runs: Sequence[Run]) -> dict[str, Any]:
-    """AUC of each arm, the difference of each merged arm to every other, and what is to be shown."""
+    """AUC of each arm, the difference of each merged arm to every other, and AUC in windows."""
     points_RK = np.array([run.points_K for run in runs])
     mean_K = points_RK.mean(axis=0)
     lost_K = np.mean([run.losses_K for run in runs], axis=0)
     drawn_SK = np.mean([run.drawn_SK for run in runs], axis=0)
     place = {arm: k for k, arm in enumerate(arms)}
     beside = [
-        (other, merged)
+        (baseline, merged)
         for merged in arms
         if merged.startswith("merged")
-        for other in arms
-        if other not in (merged, STUDENT)
+        for baseline in arms
+        if baseline not in (merged, STUDENT)
     ]
     beside += [("online only", STUDENT)] if STUDENT in arms else []
     pairs = [
@@ -112,22 +114,22 @@ def figures_of(arms: Sequence[str], runs: Sequence[Run]) -> dict[str, Any]:
 
 
 def shown(story: Mapping[str, Any], merged: str = "merged") -> dict[str, bool]:
-    """What is to be shown, and whether it is."""
-    said = {p["from"]: p["said"] for p in story["pairs"] if p["to"] == merged}
-    found = {
+    """Claims of the study, and whether the figures support them."""
+    verdicts = {p["from"]: p["said"] for p in story["pairs"] if p["to"] == merged}
+    shown_by_claim = {
         "not below the better parent": story["to_better_parent"][merged] >= -MARGIN,
-        "better than warm start": said["warm start"] == "better",
+        "better than warm start": verdicts["warm start"] == "better",
     }
-    if "nightly lists" in said:
-        found["better than nightly lists"] = said["nightly lists"] == "better"
-    return found
+    if "nightly lists" in verdicts:
+        shown_by_claim["better than nightly lists"] = verdicts["nightly lists"] == "better"
+    return shown_by_claim
 
 
 _WIDE, _TALL, _LEFT, _GAP = 400, 150, 62, 40
 
 
 def plot(stories: Sequence[Mapping[str, Any]], title: str) -> str:
-    """For each story AUC over time by arm, and beside it what each arm is above or below online only."""
+    """For each scenario AUC over time by arm, and beside it the difference of each arm to online only."""
     height = 70 + len(stories) * (_TALL + _GAP)
     width = 2 * (_WIDE + _LEFT) + 20
     parts = [
@@ -147,7 +149,9 @@ def plot(stories: Sequence[Mapping[str, Any]], title: str) -> str:
         curves = dict(zip(names, np.array(story["windows"]), strict=True))
         parts += _panel(_LEFT, top, f"{story['story']}: AUC", curves, story, "{:.2f}")
         base = curves["online only"]
-        above = {arm: 1000 * (its - base) for arm, its in curves.items() if arm != "nightly lists"}
+        above = {
+            arm: 1000 * (curve - base) for arm, curve in curves.items() if arm != "nightly lists"
+        }
         left = 2 * _LEFT + _WIDE
         parts += _panel(left, top, "AUC − online only, in thousandths", above, story, "{:+.1f}")
     return "\n".join([*parts, "</svg>"]) + "\n"
@@ -161,8 +165,8 @@ def _panel(
     story: Mapping[str, Any],
     form: str,
 ) -> list[str]:
-    """Curves in a frame. One that is far off at times may leave it: the others must be told apart."""
-    near = {arm: its for arm, its in curves.items() if arm != FAR or "nightly lists" in curves}
+    """Curves in a frame. The ``FAR`` arm may leave it, so that the others can be told apart."""
+    near = {arm: curve for arm, curve in curves.items() if arm != FAR or "nightly lists" in curves}
     values = np.concatenate(list(near.values()))
     low, high = float(np.nanmin(values)), float(np.nanmax(values))
     space = max(high - low, 1e-4) * 0.1
@@ -183,9 +187,11 @@ def _panel(
         x = at((time_h - start) / step, low)[0]
         parts.append(f'<path d="M{x} 0v{_TALL}" stroke="#bbb" stroke-dasharray="3 3"/>')
         parts.append(f'<text x="{x + 3}" y="{_TALL + 13}">job {number + 1}</text>')
-    for arm, its in curves.items():
+    for arm, curve in curves.items():
         points = " ".join(
-            "{},{}".format(*at(n + 0.5, value)) for n, value in enumerate(its) if np.isfinite(value)
+            "{},{}".format(*at(n + 0.5, value))
+            for n, value in enumerate(curve)
+            if np.isfinite(value)
         )
         parts.append(
             f'<polyline points="{points}" fill="none" stroke="{COLORS[arm]}" stroke-width="1.6" '

@@ -1,8 +1,8 @@
-"""A player that keeps what it answered from, each few hours, and lets all that speak beside what is live.
+"""A player that keeps past states of the replica, and lets them predict beside the live one.
 
-A kept state is the weights and the viewers' sessions as they were; items and their counters go on. Nothing of
-it learns or folds any more. What all say of an example is mixed by how right each has been lately
-(experiments/statistics/online_ensemble.py). Nothing hangs on what they say, so live learns as if they weren't there.
+A kept state consists of weights and viewers' sessions as they were; items and their counters stay live. It
+neither learns nor folds. The predictions are mixed by the recent accuracy of each state
+(experiments/statistics/online_ensemble.py). They don't affect the live model.
 """
 
 # N examples, E models (live, then the kept ones, oldest first)
@@ -28,7 +28,7 @@ _KNOWN_AFTER_MS: Final = 600_000  # when a label counts as known: a step of the 
 
 @dataclass(frozen=True)
 class KeptState:
-    """What a replica answered from at ``at_ms``."""
+    """Weights and sessions of a replica at ``at_ms``."""
 
     at_ms: int
     model: Any
@@ -38,14 +38,15 @@ class KeptState:
 
 @dataclass(frozen=True)
 class Parts:
-    """What is of the weights, and what of the sessions: each as kept, the other as it is live; (N,)."""
+    """Predictions of the past weights with live sessions, and of live weights with the past sessions;
+    (N,)."""
 
     weights_N: Floats
     sessions_N: Floats
 
 
 class KeepingPlayer(Player):
-    """Keeps a state at each of ``keep_at_ms``. ``split``: the number of the one whose parts are judged."""
+    """Keeps a state at each of ``keep_at_ms``. ``split``: number of the state whose parts are judged."""
 
     keep_at_ms: tuple[int, ...] = ()
     split: int = -1
@@ -70,33 +71,35 @@ class KeepingPlayer(Player):
             self.states.append(self._state(event.time_ms))
         super().play(event)
 
-    def said_NE(self) -> Floats:
-        """What each kept state says of the first label of every example; NaN before it was kept."""
-        found = np.full((sum(len(its) for its in self._said), len(self.keep_at_ms)), np.nan)
+    def scores_NE(self) -> Floats:
+        """Prediction of the first label of every example by each kept state; NaN before it was kept."""
+        scores_NE = np.full((sum(len(part) for part in self._said), len(self.keep_at_ms)), np.nan)
         start = 0
-        for its in self._said:
-            found[start : start + len(its), : its.shape[1]] = its
-            start += len(its)
-        return found
+        for part in self._said:
+            scores_NE[start : start + len(part), : part.shape[1]] = part
+            start += len(part)
+        return scores_NE
 
     def parts(self) -> Parts:
-        """NaN before the state was kept."""
+        """Parts of the state ``split``; NaN before it was kept."""
         both = np.concatenate(self._parts)
         return Parts(both[:, 0], both[:, 1])
 
     def flush(self) -> None:
-        live, told = [features for features, _ in self._waiting], self._told
+        live, state_features = [features for features, _ in self._waiting], self._told
         self._told = []
         if live:
             rows = sum(len(features.items_NI) for features in live)
-            said, parts = np.empty((rows, len(self.states))), np.full((rows, 2), np.nan)
+            scores, parts = np.empty((rows, len(self.states))), np.full((rows, 2), np.nan)
             for n, state in enumerate(self.states):
-                its = [features[n] for features in told]
-                said[:, n] = probabilities(state.model, state.rows, its)[:, 0]
+                features_of_state = [features[n] for features in state_features]
+                scores[:, n] = probabilities(state.model, state.rows, features_of_state)[:, 0]
                 if n == self.split:
                     parts[:, 0] = probabilities(state.model, state.rows, live)[:, 0]
-                    parts[:, 1] = probabilities(self.replica.model, self.replica.rows, its)[:, 0]
-            self._said.append(said)
+                    parts[:, 1] = probabilities(
+                        self.replica.model, self.replica.rows, features_of_state
+                    )[:, 0]
+            self._said.append(scores)
             self._parts.append(parts)
         super().flush()
 
@@ -131,19 +134,19 @@ class KeepingPlayer(Player):
         )
 
 
-def mixed(time_ms_N: NDArray[np.int64], said_NE: Floats, labels_N: Floats) -> Floats:
-    """What live and the kept states say together (N,), in order of time. A column is NaN until its state is
-    there. What happened is told ten minutes later, so nobody knows what they couldn't."""
-    out, mix, learned = np.empty(len(said_NE)), FixedShare(), 0
+def mixed(time_ms_N: NDArray[np.int64], scores_NE: Floats, labels_N: Floats) -> Floats:
+    """Mixed prediction of live and kept states (N,), in order of time. A column is NaN until its state
+    exists. Labels arrive ten minutes late, so that no future label is used."""
+    out, mix, learned = np.empty(len(scores_NE)), FixedShare(), 0
     starts = [0, *(np.flatnonzero(np.diff(time_ms_N)) + 1).tolist(), len(time_ms_N)]
     for start, stop in zip(starts, starts[1:], strict=False):
         while learned < start and time_ms_N[learned] <= time_ms_N[start] - _KNOWN_AFTER_MS:
             models = len(mix.weights_E)
-            its = said_NE[learned, :models]
-            its = np.where(np.isnan(its), its[0], its)  # what wasn't there yet counts as live
-            mix.learn(its[None], labels_N[learned : learned + 1])
+            rows = scores_NE[learned, :models]
+            rows = np.where(np.isnan(rows), rows[0], rows)  # what wasn't there yet counts as live
+            mix.learn(rows[None], labels_N[learned : learned + 1])
             learned += 1
-        while len(mix.weights_E) < np.isfinite(said_NE[start]).sum():
+        while len(mix.weights_E) < np.isfinite(scores_NE[start]).sum():
             mix.add()
-        out[start:stop] = mix.mix(said_NE[start:stop, : len(mix.weights_E)])
+        out[start:stop] = mix.mix(scores_NE[start:stop, : len(mix.weights_E)])
     return out

@@ -1,4 +1,4 @@
-"""The log of a story, as a data set: lists drawn at random, so that no arm chooses what it is judged by."""
+"""The log of a scenario as a data set: randomly drawn lists, so that no arm chooses its own test rows."""
 
 from dataclasses import dataclass
 
@@ -17,7 +17,7 @@ _READY = 6 / 24  # of the day, when what a nightly job made is there
 
 @dataclass
 class ScenarioLog(WorldLog):
-    """``hours`` for a story of five days: fewer than 120 make its days shorter."""
+    """``hours`` of a scenario of five days: fewer than 120 make its days shorter."""
 
     hours: float = 24.0 * DAYS
     users: int = 100
@@ -33,7 +33,7 @@ class ScenarioLog(WorldLog):
         self._told = self._teller()
 
     def world(self) -> ScenarioWorld:
-        """The world that the story is of."""
+        """The world of the scenario."""
         return self._told
 
     def _teller(self) -> ScenarioWorld:
@@ -48,7 +48,8 @@ class ScenarioLog(WorldLog):
         )
 
     def nights(self) -> list[tuple[int, int]]:
-        """When each nightly job begins, with all days until then, and when what it made is there."""
+        """Begin of each nightly job, which sees all days so far, and the time at which its result is
+        ready."""
         start_ms, day_ms = self._told.start_ms, self._told.day_ms
         return [
             (start_ms + day * day_ms, start_ms + round((day + _READY) * day_ms))
@@ -58,14 +59,16 @@ class ScenarioLog(WorldLog):
     def _shown(
         self, world: World, catalogue: list[Item], request_id: str, ids: list[Id], now_ms: int
     ) -> list[Id]:
-        """In a drawn half of the lists, something of an author who is shown everywhere takes a place."""
+        """In a drawn half of the lists, an item of an author who is shown everywhere takes one rank."""
         assert isinstance(world, ScenarioWorld)
         author = world.shown_too(now_ms)
         if author is None or uniform(self.seed, "with", request_id) >= _WITH_AUTHOR:
             return ids
-        its = [item.item_id for item in catalogue if item.fields["author"] == author]
-        if not its:
+        items_of_author = [item.item_id for item in catalogue if item.fields["author"] == author]
+        if not items_of_author:
             return ids
-        item_id = its[int(uniform(self.seed, "which", request_id) * len(its))]
+        item_id = items_of_author[
+            int(uniform(self.seed, "which", request_id) * len(items_of_author))
+        ]
         place = int(uniform(self.seed, "place", request_id) * len(ids))
         return list(dict.fromkeys([*ids[:place], item_id, *ids[place + 1 :]]))

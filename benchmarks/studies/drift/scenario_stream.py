@@ -1,8 +1,8 @@
-"""What all arms of the study see: the rows of a log with their features, built once, and the steps.
+"""Common input of all arms of the study: the rows of a log with their features, built once, and the steps.
 
-On a log of the past no feature hangs on a weight. So the log is played once, with nobody learning, and what
-came of it is kept in the order in which a trainer and a replica would have met it: rows that are asked for,
-then a step that is learned, and so on. Arms then differ by their weights alone.
+On a log of the past no feature depends on weights. So the log is played once without learning, and its rows
+and steps are kept in the order in which a trainer and a replica would have met them. Arms then differ by
+their weights alone.
 
 Legend: N rows (one shown item each), L outputs.
 """
@@ -29,7 +29,7 @@ Ints = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Cut:
-    """A step: it is learned once the first ``rows`` rows have been scored. ``places`` are its examples'."""
+    """A step, learned once the first ``rows`` rows have been scored. ``places``: rows of its examples."""
 
     time_ms: int
     rows: int
@@ -39,9 +39,8 @@ class Cut:
 
 @dataclass(frozen=True)
 class Night:
-    """When a nightly job begins and when what it made is there; how many steps it has, and how many have been
-    learned when it is there; and what it asks for the lists of the day after: features as of its beginning,
-    and the row (N,) that each is for."""
+    """A nightly job: its begin and end, its number of steps, the number of steps learned when it is ready,
+    and its requests for the lists of the next day, with features as of its begin and their rows (N,)."""
 
     cut_ms: int
     ready_ms: int
@@ -53,7 +52,7 @@ class Night:
 
 @dataclass(frozen=True)
 class Stream:
-    """A log as its arms see it. ``requests`` in order, with their first rows; steps, and nights."""
+    """A log as the arms see it. ``requests`` in order with their first rows; steps; nights."""
 
     features: FeatureSet
     config: Config
@@ -67,7 +66,7 @@ class Stream:
 
 
 class CutLoop:
-    """The loop behind a log in which nobody learns: examples are joined and cut into steps."""
+    """Loop behind a log without a learner: examples are joined and cut into steps."""
 
     def __init__(self, features: FeatureSet, config: Config) -> None:
         partitions = config.log.partitions
@@ -79,12 +78,12 @@ class CutLoop:
 
     def advance(self, now_ms: int) -> list[StepDelta]:
         while (step := self._sequencer.cut(now_ms)) is not None:
-            its = [
+            examples = [
                 self._examples[cut.partition].pop(offset)
                 for cut in step.ranges
                 for offset in range(cut.start, cut.stop)
             ]
-            self.cuts.append((step.time_ms, its))
+            self.cuts.append((step.time_ms, examples))
         return []
 
     def append(self, event: Event) -> None:
@@ -99,7 +98,7 @@ class CutLoop:
 
 @dataclass
 class Watch(Player):
-    """A player that keeps features and steps, and scores nothing."""
+    """Player that keeps features and steps, and scores nothing."""
 
     nights: Sequence[tuple[int, int]] = ()
     ahead: Sequence[Impression] = ()  # all that will be shown: what lists of the night must hold
@@ -134,7 +133,7 @@ class Watch(Player):
         self._waiting.clear()
 
     def _begin(self) -> Night:
-        """The night's features of all that will be asked for the day after, of what is published by now."""
+        """Features at night of all requests of the next day, for items that are published already."""
         number = len(self.begun)
         cut_ms, ready_ms = self.nights[number]
         until_ms = self.nights[number + 1][1] if number + 1 < len(self.nights) else None
@@ -146,15 +145,15 @@ class Watch(Player):
             if shown.time_ms < ready_ms or (until_ms is not None and shown.time_ms >= until_ms):
                 continue
             indices = [self.replica.catalogue.index_of(served.item_id) for served in shown.items]
-            known = [n for n, index in enumerate(indices) if index is not None]
-            if known:
+            published = [n for n, index in enumerate(indices) if index is not None]
+            if published:
                 features = self.pipeline.builder.build(
                     self.session(shown.user_id), shown.surface, shown.context,
-                    np.array([indices[n] for n in known], np.int64),
+                    np.array([indices[n] for n in published], np.int64),
                     self.replica.catalogue, self.replica.counters, cut_ms,
                 )  # fmt: skip
                 requests.append(features)
-                rows.extend(first + n for n in known)
+                rows.extend(first + n for n in published)
         return Night(cut_ms, ready_ms, len(self.cuts), 0, requests, np.array(rows, np.int64))
 
 
@@ -166,7 +165,7 @@ def watch(
     lists: bool = True,
     progress: Progress = iter,
 ) -> Stream:
-    """Plays a data set once. ``nights``: when each job begins, and is there; ``lists``: if it makes any."""
+    """Plays a data set once. ``nights``: begin and end of each job; ``lists``: whether jobs make lists."""
     config = config_for(dataset, options, base)
     features = FeatureSet(dataset.schema, options.features, config.sessions.history)
     recorder = ScoreRecorder(dataset.schema.labels, None)
@@ -192,10 +191,12 @@ def _with_warmup(player: Player, dataset: Dataset) -> Iterator[Event]:
 
 
 def _stream(player: Watch, recorder: ScoreRecorder) -> Stream:
-    found = recorder.predictions()
+    predictions = recorder.predictions()
     place = {
         (request, str(item)): row
-        for row, (request, item) in enumerate(zip(found.request_id, found.item_id, strict=True))
+        for row, (request, item) in enumerate(
+            zip(predictions.request_id, predictions.item_id, strict=True)
+        )
     }
     cuts = [
         Cut(
@@ -206,7 +207,7 @@ def _stream(player: Watch, recorder: ScoreRecorder) -> Stream:
         )
         for time_ms, rows, examples in player.cuts
     ]
-    time_ms = np.asarray(found.time_ms)
+    time_ms = np.asarray(predictions.time_ms)
     nights = [
         Night(
             n.cut_ms, n.ready_ms, n.steps, _steps_at(cuts, time_ms, n.ready_ms), n.requests, n.rows
@@ -214,7 +215,7 @@ def _stream(player: Watch, recorder: ScoreRecorder) -> Stream:
         for n in player.begun
     ]
     counts = [len(request.items_NI) for request in player.requests]
-    label = next(iter(found.labels))
+    label = next(iter(predictions.labels))
     return Stream(
         player.features,
         player.config,
@@ -223,12 +224,12 @@ def _stream(player: Watch, recorder: ScoreRecorder) -> Stream:
         cuts,
         nights,
         time_ms,
-        np.asarray(found.labels[label]),
-        np.array([str(user) for user in found.user_id]),
+        np.asarray(predictions.labels[label]),
+        np.array([str(user) for user in predictions.user_id]),
     )
 
 
 def _steps_at(cuts: Iterable[Cut], time_ms: Ints, now_ms: int) -> int:
-    """How many steps are learned before the first row at or after a time is scored."""
+    """Number of steps learned before the first row at or after a time is scored."""
     rows = int(np.searchsorted(time_ms, now_ms))
     return sum(cut.rows <= rows for cut in cuts)

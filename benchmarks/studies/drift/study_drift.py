@@ -1,4 +1,4 @@
-"""`recsys study drift`: what a merge of offline and online models is worth where the world changes."""
+"""`recsys study drift`: the benefit of merging offline and online models when the world changes."""
 
 import time
 from collections.abc import Iterator, Mapping
@@ -14,6 +14,7 @@ import typer
 from benchmarks.harness.commands import check_at_least, study_command
 from benchmarks.studies.drift.drift_arms import Arms, Played, Track
 from benchmarks.studies.drift.drift_figures import Run, figures_of, plot, run_of, shown
+from benchmarks.studies.drift.refit import Refit
 from benchmarks.studies.drift.scenario_log import DAYS, ScenarioLog
 from benchmarks.studies.drift.scenario_stream import Stream, watch
 from recsys.config.system_config import Config, ModelConfig, ParameterServerConfig, StepConfig
@@ -22,7 +23,6 @@ from replay.replay_report import judged_from_ms, with_bar
 from replay.replay_run import ReplayOptions
 from replay.simulation.world_scenarios import SCENARIOS
 from runtime.cli.common import check_folders
-from training.merging.refit import Refit
 
 _SAMPLES = 500  # draws of users
 _WINDOWS_A_DAY = 4
@@ -52,7 +52,7 @@ def drift(
         Path | None, typer.Option("--plot", help="Write a picture here, as SVG.")
     ] = None,
 ) -> Iterator[Found]:
-    """Nightly lists, offline, online, warm start and merged models, where the world changes."""
+    """Nightly lists, offline, online, warm start and merged models in a changing world."""
     torch.set_num_threads(1)
     check_at_least(1, seeds=seeds)
     if data is not None and story:
@@ -71,7 +71,9 @@ def drift(
         scenarios.append(scenario)
         _print(scenario)
         if plot_file is not None:
-            plot_file.write_text(plot(scenarios, f"AUC of long_view over time by arm, {seeds} seeds"))
+            plot_file.write_text(
+                plot(scenarios, f"AUC of long_view over time by arm, {seeds} seeds")
+            )
         yield {
             "label": "long_view",
             "options": {
@@ -86,7 +88,8 @@ def drift(
 
 
 def _base(seed: int) -> Config:
-    """One lane and one shard, as nobody shares the work; no retrieval, as the ranker alone is judged."""
+    """One lane and one shard, because nothing is parallel; no retrieval, because only the ranker is
+    judged."""
     return Config(
         step=StepConfig(lanes=1),
         model=ModelConfig(seed=seed, retrieval_weight=0.0),
@@ -125,7 +128,7 @@ def _folder(data: Path, options: ReplayOptions, seeds: range, student: bool) -> 
         model = replace(stream.config.model, seed=seed)
         own = replace(stream, config=replace(stream.config, model=model))
         played = Arms(Track(own), _REFIT, student).play()
-        lists = {arm: its for arm, its in played.scores.items() if arm != "nightly lists"}
+        lists = {arm: scores for arm, scores in played.scores.items() if arm != "nightly lists"}
         played = replace(played, scores=lists)
         runs.append(_judge(own, played, stream.time_ms >= from_ms, window, 0))
         about.append(_about(played, from_ms))
@@ -162,9 +165,9 @@ def _found(
     started: float,
     times: Mapping[str, Any],
 ) -> Found:
-    found = {"story": name} | figures_of(list(played.scores), runs) | dict(times)
-    return found | {
-        "shown": {arm: shown(found, arm) for arm in found["to_better_parent"]},
+    figures = {"story": name} | figures_of(list(played.scores), runs) | dict(times)
+    return figures | {
+        "shown": {arm: shown(figures, arm) for arm in figures["to_better_parent"]},
         "runs": about,
         "rows": len(stream.time_ms),
         "judged_rows": runs[-1].rows,

@@ -1,13 +1,13 @@
-"""`recsys study forgetting`: tastes are A, then B, then A again; how much of A is left on return.
+"""`recsys study forgetting`: tastes are A, then B, then A again; measures what is left of A on return.
 
-The same log is learned twice: plainly, and with old examples rehearsed as the panel asks for
-(training/steps/rehearsal.py). Lists hang on no model, so both are judged on the same rows. Two things
-are judged. *Memory*: the panel of the first A, with features as they were served then, scored at the end of A
-and once B is over: what the weights have forgotten. *On return*: the first window of the second A, as it is
-predicted: there the viewers' own sessions and counters are still full of B, which no weight can know to be
-over. Windows differ in how much of them can be known at all, so beside each AUC stands that of the true
-probabilities on the same rows (``ceiling``). A third way keeps past states, and mixes what they say with what
-is live (benchmarks/studies/drift/kept_states.py).
+The same log is learned twice: plainly, and with old examples rehearsed by the panel's request
+(training/steps/rehearsal.py). Lists don't depend on a model, so both are judged on the same rows. Two
+quantities are judged. *Memory*: the panel of the first A, with its features as served, scored at the end of A
+and at the end of B: the forgetting of the weights. *On return*: predictions in the first window of the second
+A, where the viewers' sessions and counters are still full of B, which weights can't know to be over. Windows
+differ in predictability, so beside each AUC stands that of the true probabilities on the same rows
+(``ceiling``). A third variant keeps past states and mixes their predictions with the live one
+(``kept_states``).
 """
 
 import json
@@ -36,9 +36,9 @@ from training.continual.learner import Learner
 from training.drift.monitors import LossMonitor
 from training.lines.line import MAIN, learning_digest
 from training.steps.rehearsal import (
+    ExamplePlace,
     ForgettingConfig,
     ForgettingControl,
-    Place,
     Rehearsal,
     Strength,
 )
@@ -50,7 +50,7 @@ _KEPT: Final = 0.95  # of A's AUC, wanted on return
 
 @dataclass
 class LogABA(WorldLog):
-    """The log of a world that changes and changes back."""
+    """Log of a world that changes and changes back."""
 
     change: str = "tastes"
 
@@ -68,7 +68,7 @@ class LogABA(WorldLog):
 
 
 class RehearsedLoop(DirectLoop):
-    """A loop that scores its panel each window, and rehearses as that asks for, or not (``rehearses``)."""
+    """Loop that scores its panel each window, and rehearses as requested if ``rehearses``."""
 
     def __init__(
         self, features: FeatureSet, config: Config, forgetting: ForgettingConfig, rehearses: bool
@@ -92,11 +92,11 @@ class RehearsedLoop(DirectLoop):
         self._forgetting, self._rehearses, self._window = forgetting, rehearses, -1
         self.exams: list[int] = []  # when the panel of the first A is scored
         self.memory: list[dict[str, float]] = []
-        self._first: list[Place] = []
+        self._first: list[ExamplePlace] = []
 
     def advance(self, now_ms: int) -> list[StepDelta]:
-        found = super().advance(now_ms)
-        for delta in found:
+        deltas = super().advance(now_ms)
+        for delta in deltas:
             self.seen += delta.metrics.get("examples", 0.0)
             for alarm in self._watch.step(delta.metrics, delta.time_ms, delta.step):
                 self.alarms.append((round(self.seen), alarm.kind, alarm.what))
@@ -107,7 +107,7 @@ class RehearsedLoop(DirectLoop):
             ]
             self.memory.append(self._score(self._first))
         window = now_ms // self._forgetting.window_ms
-        if found and window != self._window:
+        if deltas and window != self._window:
             self._window = window
             strength = self.control.window(
                 {
@@ -117,10 +117,10 @@ class RehearsedLoop(DirectLoop):
             )
             self.strengths.append((now_ms, strength))
             self.rehearsal.share = strength.share if self._rehearses else 0.0
-        return found
+        return deltas
 
-    def _score(self, places: list[Place]) -> dict[str, float]:
-        """How the model as it is predicts the first label of a panel."""
+    def _score(self, places: list[ExamplePlace]) -> dict[str, float]:
+        """Score of the current model for the first label of a panel."""
         lessons = [
             unpack(self.log.read(EXAMPLES, p.partition, p.offset, 1)[0].value, TrainingExample)
             for p in places
@@ -160,48 +160,52 @@ def judge(data: LogABA, kind: str, window_h: float, rehearses: bool) -> dict[str
     label = next(iter(rows.labels))
     time_ms, labels = np.asarray(rows.time_ms), np.asarray(rows.labels[label], np.float64)
     live, truth = np.asarray(rows.scores[label], np.float64), _truth(world, rows)
-    found = _kept({n: _judged(time_ms, live, labels, truth, *its) for n, its in parts.items()})
+    figures = _kept(
+        {n: _judged(time_ms, live, labels, truth, *window) for n, window in parts.items()}
+    )
     if keep:
-        said = np.column_stack([live, player.said_NE()])
-        mix = mixed(time_ms, said, labels)
-        its = {n: _judged(time_ms, mix, labels, truth, *its) for n, its in parts.items()}
-        found["mixed"] = _kept(its)
+        scores_NE = np.column_stack([live, player.scores_NE()])
+        mix = mixed(time_ms, scores_NE, labels)
+        window = {n: _judged(time_ms, mix, labels, truth, *window) for n, window in parts.items()}
+        figures["mixed"] = _kept(window)
         split = player.parts()
         by = {
             "live": live,
             "weights": split.weights_N,
             "sessions": split.sessions_N,
-            "both": said[:, 1 + player.split],
+            "both": scores_NE[:, 1 + player.split],
         }
-        found["of_the_past"] = {
+        figures["of_the_past"] = {
             what: _judged(time_ms, scores, labels, truth, *parts["return"])["auc"]
             for what, scores in by.items()
         }
-    found["memory"] = loop.memory
-    found["remembered"] = round(loop.memory[1]["auc"] / loop.memory[0]["auc"], 4)
-    found["shares"] = [round(s.share, 3) for _, s in loop.strengths]
-    found["excess"] = [round(s.excess, 3) for _, s in loop.strengths]
-    found["alarms"] = [f"{seen}: {kind} {what}" for seen, kind, what in loop.alarms]
-    found["examples"] = round(loop.seen)
-    return found
+    figures["memory"] = loop.memory
+    figures["remembered"] = round(loop.memory[1]["auc"] / loop.memory[0]["auc"], 4)
+    figures["shares"] = [round(s.share, 3) for _, s in loop.strengths]
+    figures["excess"] = [round(s.excess, 3) for _, s in loop.strengths]
+    figures["alarms"] = [f"{seen}: {kind} {what}" for seen, kind, what in loop.alarms]
+    figures["examples"] = round(loop.seen)
+    return figures
 
 
 def _times(from_ms: int, until_ms: int, every_ms: int) -> list[int]:
-    """Moments at whole multiples of an interval, or of several of them where there are too many. They are
-    blind to when tastes turn."""
+    """Multiples of an interval, or of several intervals when there are too many. They don't depend on the
+    phases."""
     every_ms *= -(-(until_ms - from_ms) // (every_ms * MOST_STATES + every_ms))
     return list(range(from_ms + every_ms, until_ms, every_ms))
 
 
 def _truth(world: World, rows: Predictions) -> NDArray[np.float64]:
-    """The probability that the world drew each row's first label from. A list's rows stand together."""
-    found, rank, before = np.empty(len(rows.request_id)), 0, ""
-    its = zip(rows.request_id, rows.user_id, rows.item_id, np.asarray(rows.time_ms), strict=True)
-    for n, (request, user, item, time_ms) in enumerate(its):
+    """Probability that the world drew each row's first label from. Rows of a list are adjacent."""
+    truth, rank, before = np.empty(len(rows.request_id)), 0, ""
+    columns = zip(
+        rows.request_id, rows.user_id, rows.item_id, np.asarray(rows.time_ms), strict=True
+    )
+    for n, (request, user, item, time_ms) in enumerate(columns):
         rank = rank + 1 if request == before else 0
-        found[n] = world.true_long_view(user, item, int(time_ms), rank)
+        truth[n] = world.true_long_view(user, item, int(time_ms), rank)
         before = request
-    return found
+    return truth
 
 
 def _judged(
@@ -212,21 +216,21 @@ def _judged(
     from_ms: int,
     until_ms: int,
 ) -> dict[str, float]:
-    its: NDArray[np.bool_] = (time_ms >= from_ms) & (time_ms < until_ms)
+    rows: NDArray[np.bool_] = (time_ms >= from_ms) & (time_ms < until_ms)
     return {
-        "rows": int(its.sum()),
-        "auc": round(auc(scores[its], labels[its]), 4),
-        "ceiling": round(auc(truth[its], labels[its]), 4),
-        "log_loss": round(log_loss(scores[its], labels[its]), 4),
+        "rows": int(rows.sum()),
+        "auc": round(auc(scores[rows], labels[rows]), 4),
+        "ceiling": round(auc(truth[rows], labels[rows]), 4),
+        "log_loss": round(log_loss(scores[rows], labels[rows]), 4),
     }
 
 
 def _kept(parts: dict[str, dict[str, float]]) -> dict[str, Any]:
-    """The parts, with what is kept on return: of the AUC, and of its share of the ceiling."""
+    """The windows, with the share that is kept on return: of the AUC, and of its ratio to the ceiling."""
     end, back = parts["a_end"], parts["return"]
-    kept = back["auc"] / end["auc"]
-    of_ceiling = kept * end["ceiling"] / back["ceiling"]
-    return {**parts, "kept": round(kept, 4), "kept_of_ceiling": round(of_ceiling, 4)}
+    kept_share = back["auc"] / end["auc"]
+    of_ceiling = kept_share * end["ceiling"] / back["ceiling"]
+    return {**parts, "kept": round(kept_share, 4), "kept_of_ceiling": round(of_ceiling, 4)}
 
 
 @study_command
@@ -243,7 +247,7 @@ def forgetting(
     first_seed: Annotated[int, typer.Option(min=0, help="Where the seeds begin.")] = 0,
     kind: Annotated[str, typer.Option("--features", help="ids, ids+history or all.")] = "all",
 ) -> dict[str, Any]:
-    """How much of a taste is left once it comes back: plainly, rehearsed, and with past states beside."""
+    """Remaining quality of a taste that comes back: plain, rehearsed, and mixed with past states."""
     runs = []
     ways = ("plain", "rehearsed", "mixed") if rehearsed else ("plain", "mixed")
     for seed in range(first_seed, first_seed + seeds):
@@ -256,7 +260,7 @@ def forgetting(
         for name in ways:
             typer.echo(f"seed {seed} {name:>9}: {_line(run[name])}")
         runs.append(run)
-    found = {
+    figures = {
         "hours": hours,
         "window_h": window_h,
         "wanted": _KEPT,
@@ -273,15 +277,18 @@ def forgetting(
         },
     }
     shown = ("kept", "kept_of_ceiling", "remembered", "of_the_past")
-    typer.echo(json.dumps({what: found[what] for what in shown}))
-    return found
+    typer.echo(json.dumps({what: figures[what] for what in shown}))
+    return figures
 
 
-def _line(its: dict[str, Any]) -> str:
-    """AUC and its ceiling in each window, and what is kept."""
+def _line(windows_figures: dict[str, Any]) -> str:
+    """AUC and its ceiling in each window, and the kept share."""
     windows = ("a_end", "b_start", "b_end", "return")
-    aucs = ", ".join(f"{part} {its[part]['auc']} of {its[part]['ceiling']}" for part in windows)
-    return f"{aucs}; kept {its['kept']}, of the ceiling {its['kept_of_ceiling']}"
+    aucs = ", ".join(
+        f"{part} {windows_figures[part]['auc']} of {windows_figures[part]['ceiling']}"
+        for part in windows
+    )
+    return f"{aucs}; kept {windows_figures['kept']}, of the ceiling {windows_figures['kept_of_ceiling']}"
 
 
 def _mean(runs: list[Any], name: str, what: str) -> dict[str, float]:

@@ -1,9 +1,10 @@
-"""A small feed whose arms learn: what an experiment finds, and what is true where everybody is in an arm.
+"""A small feed whose arms learn: the estimate of an experiment beside the true effect, with everybody in one
+arm.
 
-In rounds: everybody is shown a few of some candidates, by what their line thinks of them, and the lines learn
-what was done. Lines, learners and weights are those of the live parts. Nothing but rows tells what an item is
-worth (feature set ``ids``: no history, no counters), so what one arm learns reaches the other through lines
-alone. Chance is the same in every run of a seed: runs differ by what they are about.
+In rounds, everybody is shown a few of some candidates, ranked by their line's predictions, and the lines
+learn the outcomes. Lines, learners and weights are those of the live parts. Only rows carry an item's worth
+(feature set ``ids``: no history, no counters), so one arm influences the other through lines alone. Random
+draws are the same in every run of a seed.
 """
 
 # U users, C candidates of each, K shown to each, I items, B examples, F features that tell arms apart
@@ -27,7 +28,7 @@ from replay.simulation.world import World
 from training.candidates.arm_learner import without_rows
 from training.continual.learner import Lane, Learned, Learner
 from training.continual.local_line import LocalLine
-from training.continual.open_labels import Told, told_once
+from training.continual.open_labels import LabelTargets, single_pass_targets
 from training.lines.line import whole_spec
 
 Floats = NDArray[np.float64]
@@ -47,8 +48,8 @@ _EXPLORE: Final = 0.02
 
 @dataclass(frozen=True)
 class Setting:
-    """``share`` of the users are treated: fresh items gain ``boost`` for them, in P(long view). ``warm``
-    rounds before it begins are everybody's control."""
+    """``share`` of the users are treated: fresh items gain ``boost`` for them, in P(long view). The first
+    ``warm`` rounds treat nobody."""
 
     share: float
     boost: float
@@ -61,26 +62,26 @@ class Setting:
 
 @dataclass(frozen=True)
 class Shown:
-    """What was shown in a round, users first: items, what their line thought, what they were worth
-    (P(long view)) and whether they were viewed long, all (U·K,)."""
+    """Shown items of a round, users first: predictions of their line, worth (P(long view)) and long-view
+    labels, all (U·K,)."""
 
     users_B: Numbers
     items_B: Numbers
-    thought_B: Floats
+    predicted_B: Floats
     worth_B: Floats
     labels_B: Floats
 
 
 class _Weighing(Learner):
-    """Leaves out the rows that an arm's line leaves out."""
+    """Learner that skips rows which an arm's line leaves out."""
 
     def learn(self, lane: Lane, rows: Mapping[str, Any], dense: Any) -> Learned:
-        learned, weigh_B = super().learn(lane, rows, dense), lane.told.weights_BL[:, 0] > 0
+        learned, weigh_B = super().learn(lane, rows, dense), lane.label_targets.weights_BL[:, 0] > 0
         return learned if weigh_B.all() else without_rows(learned, lane, weigh_B)
 
 
 class ArmsWorld:
-    """One world. ``run`` plays it from the beginning, the same each time but for who is treated how."""
+    """One world. ``run`` plays it from the beginning; only the treatment differs between runs."""
 
     def __init__(self, seed: int, setting: Setting) -> None:
         self.seed, self.setting = seed, setting
@@ -104,8 +105,8 @@ class ArmsWorld:
         self.treated_U = draw.permutation(setting.users) < round(setting.share * setting.users)
 
     def run(self, how: str) -> Floats:
-        """What each user's slots were worth on average (U,), once the experiment has begun. ``how``: TREATED,
-        CONTROL, or one of ESTIMATES."""
+        """Mean worth of each user's slots (U,) during the experiment. ``how``: TREATED, CONTROL, or one of
+        ESTIMATES."""
         main = LocalLine(self._learner, whole_spec(self._config), self._first_dense)
         lines, of_arm_U = [main], np.zeros(self.setting.users, np.int64)
         boosts_U = np.zeros(self.setting.users)
@@ -131,25 +132,30 @@ class ArmsWorld:
     def _round(
         self, number: int, lines: list[LocalLine], of_arm_U: Numbers, boosts_U: Floats
     ) -> Shown:
-        its, draw = self.setting, np.random.default_rng((self.seed, 2, number))
-        there = 300 + _NEW * number
-        candidates_UC = there - 1 - draw.integers(0, its.living, (its.users, its.candidates))
-        thought_UC = np.zeros(candidates_UC.shape)
+        setting, draw = self.setting, np.random.default_rng((self.seed, 2, number))
+        num_items = 300 + _NEW * number
+        candidates_UC = (
+            num_items - 1 - draw.integers(0, setting.living, (setting.users, setting.candidates))
+        )
+        predicted_UC = np.zeros(candidates_UC.shape)
         for arm, line in enumerate(lines):
-            mine = np.flatnonzero(of_arm_U == arm)
-            users_B, items_B = mine.repeat(its.candidates), candidates_UC[mine].ravel()
-            if len(mine):
+            users_of_arm = np.flatnonzero(of_arm_U == arm)
+            users_B, items_B = (
+                users_of_arm.repeat(setting.candidates),
+                candidates_UC[users_of_arm].ravel(),
+            )
+            if len(users_of_arm):
                 lane = self._lane(users_B, items_B, np.zeros(len(users_B)), np.ones(len(users_B)))
-                thought_UC[mine] = line.predict(lane)[:, 0].reshape(len(mine), -1)
+                predicted_UC[users_of_arm] = line.predict(lane)[:, 0].reshape(len(users_of_arm), -1)
         ages_UC = number - self._born[candidates_UC]
-        scores_UC = thought_UC + boosts_U[:, None] * (ages_UC <= _YOUNG)
+        scores_UC = predicted_UC + boosts_U[:, None] * (ages_UC <= _YOUNG)
         places_UK = np.argsort(-scores_UC, axis=1, kind="stable")[:, :_SHOWN]
         explored_UK = draw.random(places_UK.shape) < _EXPLORE
-        any_UK = draw.integers(0, its.candidates, places_UK.shape)
+        any_UK = draw.integers(0, setting.candidates, places_UK.shape)
         places_UK = np.where(explored_UK, any_UK, places_UK)
-        rows = np.arange(its.users)[:, None]
+        rows = np.arange(setting.users)[:, None]
         users_B, items_B = (
-            np.arange(its.users).repeat(_SHOWN),
+            np.arange(setting.users).repeat(_SHOWN),
             candidates_UC[rows, places_UK].ravel(),
         )
         now_ms = self._world.start_ms + number * _ROUND_MS
@@ -160,7 +166,7 @@ class ArmsWorld:
             ]
         )
         labels_B = (draw.random(len(worth_B)) < worth_B).astype(np.float64)
-        return Shown(users_B, items_B, thought_UC[rows, places_UK].ravel(), worth_B, labels_B)
+        return Shown(users_B, items_B, predicted_UC[rows, places_UK].ravel(), worth_B, labels_B)
 
     def _learn(
         self, line: LocalLine, number: int, shown: Shown, own_B: NDArray[np.bool_],
@@ -172,7 +178,7 @@ class ArmsWorld:
             at = order_B[start : start + _STEP]
             labels_B, mine_B = shown.labels_B[at], own_B[at]
             items_BI = self._item_keys[shown.items_B[at]]
-            telling_BF = arm_features(items_BI, shown.thought_B[at], labels_B > 0)
+            telling_BF = arm_features(items_BI, shown.predicted_B[at], labels_B > 0)
             if how == ALONE:
                 weights_B = mine_B.astype(np.float64)
             else:
@@ -186,33 +192,35 @@ class ArmsWorld:
         labels_BK = np.zeros((size, self._labels), np.float32)
         labels_BK[:, 0] = first_B
         ones_B = np.ones(size, np.float32)
-        its: Told = told_once(labels_BK, ones_B, np.ones_like(labels_BK))
-        its = replace(its, weights_BL=its.weights_BL * weights_B[:, None].astype(np.float32))
+        told_labels: LabelTargets = single_pass_targets(labels_BK, ones_B, np.ones_like(labels_BK))
+        told_labels = replace(
+            told_labels, weights_BL=told_labels.weights_BL * weights_B[:, None].astype(np.float32)
+        )
         return self._learner.lane_of(
-            self._batch(users_B, items_B), labels_BK, np.zeros(size, np.float32), its
+            self._batch(users_B, items_B), labels_BK, np.zeros(size, np.float32), told_labels
         )
 
     def _batch(self, users_B: Numbers, items_B: Numbers) -> Batch:
-        size, its = len(users_B), self._features
+        size, features = len(users_B), self._features
         return assemble(
-            its,
+            features,
             self._user_keys[users_B],
             self._item_keys[items_B],
-            np.zeros((size, 0, its.history_keys), np.int64),
-            np.zeros((size, 0, its.outcomes), np.float32),
+            np.zeros((size, 0, features.history_keys), np.int64),
+            np.zeros((size, 0, features.outcomes), np.float32),
             np.zeros((size, self._dense), np.float32),
         )
 
 
 def biases(world: ArmsWorld) -> dict[str, Any]:
-    """The true effect on what a slot is worth, and how far each estimate is from it. Each arm is compared
-    with the same users in the world where everybody is in it: so who is in which arm adds nothing."""
+    """True effect on the worth of a slot, and the bias of each estimate. Each arm is compared with the same
+    users in the world where everybody is in it, so the assignment adds no noise."""
     truth_T, truth_C = world.run(TREATED), world.run(CONTROL)
     treated = world.treated_U
-    found: dict[str, Any] = {"true": float(truth_T.mean() - truth_C.mean())}
+    estimates: dict[str, Any] = {"true": float(truth_T.mean() - truth_C.mean())}
     for how in ESTIMATES:
         seen_U = world.run(how)
         of_treatment = (seen_U - truth_T)[treated].mean()
         of_control = (seen_U - truth_C)[~treated].mean()
-        found[how] = float(of_treatment - of_control)
-    return found
+        estimates[how] = float(of_treatment - of_control)
+    return estimates

@@ -1,9 +1,10 @@
-"""Lists of the simulated world, drawn by the serving draw and watched as its people watch, many times over.
+"""Lists of the simulated world, drawn by the serving sampler and watched by the world's people, many times
+over.
 
-For studies whose truth must be known: ``replay.simulation.world`` says with what probability each person watches each
-item; a model is that with an error of its own, which stays. A policy is the real one (scores, temperature,
-exploration, nearness, caps) on the real draw. Who comes and what they do is drawn by a generator, since
-studies repeat themselves with other seeds; the world stands still at one moment.
+For studies with a known truth: ``replay.simulation.world`` gives the probability that each person watches
+each item; a model is that plus a fixed error of its own. Policies are real ones (scores, temperature,
+exploration, diversity, caps) with the real sampler. Arrivals and outcomes come from a random generator, since
+studies repeat with other seeds; the world stays at one moment.
 """
 
 # U people, I items, C candidates, R ranks
@@ -16,7 +17,7 @@ from numpy.typing import NDArray
 
 from recsys.config.policy_config import PolicyConfig
 from replay.simulation.world import IMPATIENCE, World
-from serving.ranking.selection import Ballot, Cap, Chance
+from serving.ranking.selection import Cap, SamplingInput, SamplingParams
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -26,7 +27,7 @@ _AHEAD_MS: Final = 3_600_000  # the moment: an hour after the world began
 
 @dataclass(frozen=True)
 class Shown:
-    """One list: whose, its candidates (C) and the positions among these, by rank."""
+    """One list: its user, its candidates (C) and their positions by rank."""
 
     user: int
     candidates_C: Ints
@@ -34,7 +35,7 @@ class Shown:
 
 
 class ListWorld:
-    """``error``: the standard deviation of the model's error, in logits; the world's own is about 1.7."""
+    """``error``: standard deviation of the model's error in logits; the world's own is about 1.7."""
 
     def __init__(
         self, seed: int = 0, users: int = 300, items: int = 200, candidates: int = 50, ranks: int = 5,
@@ -53,27 +54,29 @@ class ListWorld:
         draw = np.random.default_rng(seed)
         self.said_UI: Floats = _sigmoid(self.logits_UI + draw.normal(0, error, (users, items)))
         fields = [world.item(i).fields for i in range(items)]
-        names = sorted({tag for its in fields for tag in its["tags"]})
+        names = sorted({tag for item_fields in fields for tag in item_fields["tags"]})
         self.vectors_IV: NDArray[np.float32] = np.array(
-            [[tag in its["tags"] for tag in names] for its in fields], np.float32
+            [[tag in item_fields["tags"] for tag in names] for item_fields in fields], np.float32
         )
-        authors = sorted({its["author"] for its in fields})
-        self.authors_I: Ints = np.array([1 + authors.index(its["author"]) for its in fields])
+        authors = sorted({item_fields["author"] for item_fields in fields})
+        self.authors_I: Ints = np.array(
+            [1 + authors.index(item_fields["author"]) for item_fields in fields]
+        )
 
     def worse_model(self, error: float, seed: int = 1) -> Floats:
-        """What a model says (U, I) whose error has another standard deviation, and other draws."""
+        """Predictions (U, I) of a model with another error and other draws."""
         draw = np.random.default_rng(seed)
         return _sigmoid(self.logits_UI + draw.normal(0, error, self.logits_UI.shape))
 
     def ballot(
         self, policy: PolicyConfig, user: int, candidates_C: Ints, said_UI: Floats | None = None
-    ) -> Ballot:
-        """What a policy draws by for somebody. ``weights.long_view`` alone counts of its weights.
-        ``said_UI``: of another model."""
+    ) -> SamplingInput:
+        """Sampling input of a policy for a user. Of its weights only ``weights.long_view`` counts.
+        ``said_UI``: predictions of another model."""
         said_UI = self.said_UI if said_UI is None else said_UI
-        chance = Chance(policy.temperature, policy.explore, 0.0, policy.diversity)
+        chance = SamplingParams(policy.temperature, policy.explore, 0.0, policy.diversity)
         cap = Cap("per_author", self.authors_I[candidates_C], policy.per_author)
-        return Ballot(
+        return SamplingInput(
             policy.weights["long_view"] * said_UI[user, candidates_C],
             chance,
             (cap,) if policy.per_author else (),
@@ -81,7 +84,7 @@ class ListWorld:
         )
 
     def some_candidates(self, draw: np.random.Generator) -> Ints:
-        """What retrieval may have found."""
+        """Random candidates, in place of retrieval."""
         return draw.choice(self.items, self.candidates, replace=False).astype(np.int64)
 
     def liked_R(self, shown: Shown) -> Floats:
@@ -91,12 +94,12 @@ class ListWorld:
         return _sigmoid(logits)
 
     def worth(self, shown: Shown) -> float:
-        """The expected long views of a list: what is looked at, as much as it is liked."""
+        """Expected long views of a list."""
         liked_R = self.liked_R(shown)
         return float(liked_R @ STAYS ** np.arange(len(liked_R)))
 
     def watched_R(self, shown: Shown, draw: np.random.Generator) -> Floats:
-        """Long views by rank, 0 or 1, once."""
+        """One draw of long views by rank, 0 or 1."""
         liked_R = self.liked_R(shown)
         stays = draw.random(len(liked_R)) < STAYS
         stays[0] = True

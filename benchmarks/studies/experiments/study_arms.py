@@ -1,4 +1,4 @@
-"""`recsys study arms`: how far off experiments are whose arms change what is learned."""
+"""`recsys study arms`: bias of experiments whose arms change the training data."""
 
 import json
 from typing import Annotated, Any, Final
@@ -28,34 +28,39 @@ SETTINGS: Final = {
 def arms(
     seeds: Annotated[int, typer.Option(help="Worlds of each setting.")] = 6,
 ) -> dict[str, Any]:
-    """The bias of an effect where arms share a line, and where each learns one of its own."""
+    """Bias of an effect when arms share a line, and when each learns its own."""
     check_at_least(2, seeds=seeds)
-    found = measure(SETTINGS, seeds)
+    figures = measure(SETTINGS, seeds)
     typer.echo(f"\n{'bias of':<24}" + "".join(f"{how:>20}" for how in ESTIMATES))
-    for name, its in found["settings"].items():
-        cells = [f"{its[how]['bias']:+.4f} ± {its[how]['error']:.4f}" for how in ESTIMATES]
+    for name, setting_figures in figures["settings"].items():
+        cells = [
+            f"{setting_figures[how]['bias']:+.4f} ± {setting_figures[how]['error']:.4f}"
+            for how in ESTIMATES
+        ]
         typer.echo(f"{name:<24}" + "".join(f"{cell:>20}" for cell in cells))
-    return found
+    return figures
 
 
 def measure(settings: dict[str, Setting], seeds: int) -> dict[str, Any]:
-    """Means over worlds, each with its standard error. ``ratios``: of the size of a corrected estimate's bias
-    to that of each naive one's; None where that has none."""
-    found: dict[str, Any] = {"seeds": seeds, "settings": {}}
+    """Means over worlds with standard errors. ``ratios``: bias of a corrected estimate relative to that of
+    each naive one; None when the latter is 0."""
+    figures: dict[str, Any] = {"seeds": seeds, "settings": {}}
     for name, setting in settings.items():
         runs = []
         for seed in range(seeds):
             runs.append(biases(ArmsWorld(seed, setting)))
             typer.echo(f"{name}, world {seed}: {json.dumps(runs[-1])}")
-        its: dict[str, Any] = {"true": float(np.mean([run["true"] for run in runs]))}
+        setting_figures: dict[str, Any] = {"true": float(np.mean([run["true"] for run in runs]))}
         for how in ESTIMATES:
             values = [run[how] for run in runs]
             error = float(np.std(values, ddof=1) / len(values) ** 0.5)
-            its[how] = {"bias": float(np.mean(values)), "error": error}
+            setting_figures[how] = {"bias": float(np.mean(values)), "error": error}
         for how in (DIVERTED, WEIGHTED):
-            its[how]["ratios"] = {
-                naive: abs(its[how]["bias"] / its[naive]["bias"]) if its[naive]["bias"] else None
+            setting_figures[how]["ratios"] = {
+                naive: abs(setting_figures[how]["bias"] / setting_figures[naive]["bias"])
+                if setting_figures[naive]["bias"]
+                else None
                 for naive in (SHARED, ALONE)
             }
-        found["settings"][name] = its
-    return found
+        figures["settings"][name] = setting_figures
+    return figures

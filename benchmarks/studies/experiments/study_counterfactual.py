@@ -1,8 +1,8 @@
-"""`recsys study counterfactual`: whether estimates of another policy hold what they promise.
+"""`recsys study counterfactual`: checks coverage and bias of off-policy estimates.
 
-In the simulated world the value of a policy is known by running it. Logs of one policy are drawn over and
-over, each of other people; from each, by the functions that `recsys counterfactual` is made of, other
-policies are judged: how often intervals hold their value, how far off estimates are, how wide they are.
+In the simulated world the value of a policy is known by running it. Logs of one policy are drawn repeatedly,
+each of other people; the functions behind `recsys counterfactual` estimate other policies from each log. The
+study counts how often intervals contain the true value, and measures bias and width.
 """
 
 from collections.abc import Mapping
@@ -23,8 +23,8 @@ from experiments.statistics.off_policy import (
     support,
 )
 from recsys.config.policy_config import PolicyConfig
-from serving.ranking.selection import draw_from
-from serving.ranking.slate_propensities import chances_along
+from serving.ranking.selection import sample_slate
+from serving.ranking.slate_propensities import probabilities_along
 from serving.reconstruction.counterfactual_propensities import NO_CHANCE
 
 Floats = NDArray[np.float64]
@@ -42,9 +42,12 @@ _TRUTH_LISTS: Final = 100  # of each person, by which a policy's value is known
 
 
 def policies() -> dict[str, PolicyConfig]:
-    """The policies that are judged, by name."""
+    """The target policies by name."""
     base = logging_policy()
-    return {name: apply_overrides(base, [Arm(name, 1.0, its)]) for name, its in TARGETS.items()}
+    return {
+        name: apply_overrides(base, [Arm(name, 1.0, overrides)])
+        for name, overrides in TARGETS.items()
+    }
 
 
 def logging_policy() -> PolicyConfig:
@@ -52,72 +55,76 @@ def logging_policy() -> PolicyConfig:
 
 
 def true_value(world: ListWorld, policy: PolicyConfig, lists: int) -> tuple[float, float]:
-    """The long views of a list when the policy runs, and the standard error of that."""
+    """Long views of a list when the policy runs, with the standard error."""
     draw = np.random.default_rng(_WORLD_SEED)
-    found = np.zeros((world.users, lists))
+    worths = np.zeros((world.users, lists))
     for user in range(world.users):
         for number in range(lists):
             shown, _ = one_list(world, policy, user, draw, f"true {user} {number}")
-            found[user, number] = world.worth(shown)
-    return float(found.mean()), float(found.std(1).mean() / np.sqrt(found.size))
+            worths[user, number] = world.worth(shown)
+    return float(worths.mean()), float(worths.std(1).mean() / np.sqrt(worths.size))
 
 
 def one_list(
     world: ListWorld, policy: PolicyConfig, user: int, draw: np.random.Generator, request_id: str
 ) -> tuple[Shown, Floats]:
-    """A list for somebody, with its propensities."""
+    """A list for a user, with its propensities."""
     candidates_C = world.some_candidates(draw)
-    drawn = draw_from(world.ballot(policy, user, candidates_C), world.ranks, request_id=request_id)
+    drawn = sample_slate(
+        world.ballot(policy, user, candidates_C), world.ranks, request_id=request_id
+    )
     return Shown(user, candidates_C, drawn.positions), drawn.propensities
 
 
 def logged(
     world: ListWorld, targets: Mapping[str, PolicyConfig], seed: int, users: int
 ) -> dict[str, WeightedLists]:
-    """A log of the logging policy as each target would weigh it. Its users are drawn from the world's, each
-    draw a user of their own."""
+    """A log of the logging policy, weighed for each target. Its users are drawn from the world's; each draw
+    counts as a user of its own."""
     draw, policy = np.random.default_rng(seed), logging_policy()
-    whose = np.repeat(np.arange(users), 1 + draw.poisson(EACH - 1, users))
+    user_of_list = np.repeat(np.arange(users), 1 + draw.poisson(EACH - 1, users))
     people = draw.integers(0, world.users, users)
-    shape = (len(whose), world.ranks)
+    shape = (len(user_of_list), world.ranks)
     rewards, propensities = np.zeros(shape), np.zeros(shape)
     arrays = {name: np.zeros((4, *shape)) for name in targets}
     reach_R = STAYS ** np.arange(world.ranks)
-    for row, user in enumerate(whose):
+    for row, user in enumerate(user_of_list):
         shown, propensities[row] = one_list(world, policy, int(people[user]), draw, f"{seed} {row}")
         rewards[row] = world.watched_R(shown, draw)
-        mine = _along(world, policy, shown)
+        logged_chances = _along(world, policy, shown)
         said_C = world.said_UI[shown.user, shown.candidates_C]
         at = (np.arange(world.ranks), shown.positions_R)
         for name, target in targets.items():
-            theirs = _along(world, target, shown)
+            target_chances = _along(world, target, shown)
             arrays[name][:, row] = (
-                theirs[at] / propensities[row],
+                target_chances[at] / propensities[row],
                 said_C[shown.positions_R] * reach_R,
-                theirs @ said_C * reach_R,
-                np.where(mine < NO_CHANCE, theirs, 0.0).sum(1),
+                target_chances @ said_C * reach_R,
+                np.where(logged_chances < NO_CHANCE, target_chances, 0.0).sum(1),
             )
     return {
-        name: WeightedLists(ratios, rewards, said, expected, gap, whose)
-        for name, (ratios, said, expected, gap) in arrays.items()
+        name: WeightedLists(ratios, rewards, expected_rewards, expected, gap, user_of_list)
+        for name, (ratios, expected_rewards, expected, gap) in arrays.items()
     }
 
 
 def _along(world: ListWorld, policy: PolicyConfig, shown: Shown) -> Floats:
     ballot = world.ballot(policy, shown.user, shown.candidates_C)
-    return chances_along(ballot, shown.positions_R, world.ranks)[0]
+    return probabilities_along(ballot, shown.positions_R, world.ranks)[0]
 
 
 def measure(runs: int, users: int = USERS, world: ListWorld | None = None) -> dict[str, Any]:
     """Coverage, bias, width and effective sample size of each estimator, by policy."""
     world = world or ListWorld(_WORLD_SEED)
     targets = policies()
-    truths = {name: true_value(world, its, _TRUTH_LISTS) for name, its in targets.items()}
+    truths = {name: true_value(world, policy, _TRUTH_LISTS) for name, policy in targets.items()}
     base = true_value(world, logging_policy(), _TRUTH_LISTS)[0]
-    found: dict[str, list[tuple[Support, tuple[PolicyValue, ...]]]] = {name: [] for name in targets}
+    results: dict[str, list[tuple[Support, tuple[PolicyValue, ...]]]] = {
+        name: [] for name in targets
+    }
     for run in range(runs):
         for name, lists in logged(world, targets, _RUN_SEED + run, users).items():
-            found[name].append((support(lists), estimates(lists)))
+            results[name].append((support(lists), estimates(lists)))
     return {
         "runs": runs,
         "users": users,
@@ -127,35 +134,48 @@ def measure(runs: int, users: int = USERS, world: ListWorld | None = None) -> di
         "logged": LOGGED | {"true": base},
         "targets": {
             name: {"overrides": TARGETS[name], "true": truths[name][0],
-                   "true_error": truths[name][1], **_summary(found[name], truths[name][0], base)}
+                   "true_error": truths[name][1], **_summary(results[name], truths[name][0], base)}
             for name in targets
         },
     }  # fmt: skip
 
 
 def _summary(
-    found: list[tuple[Support, tuple[PolicyValue, ...]]], truth: float, base: float
+    results: list[tuple[Support, tuple[PolicyValue, ...]]], truth: float, base: float
 ) -> dict[str, Any]:
     out: dict[str, Any] = {
-        "ess": float(np.mean([its.ess for its, _ in found])),
-        "unsupported": float(np.mean([its.unsupported for its, _ in found])),
-        "refused": float(np.mean([bool(its.problems()) for its, _ in found])),
+        "ess": float(np.mean([target_support.ess for target_support, _ in results])),
+        "unsupported": float(
+            np.mean([target_support.unsupported for target_support, _ in results])
+        ),
+        "refused": float(
+            np.mean([bool(target_support.problems()) for target_support, _ in results])
+        ),
     }
-    names = [one.name for one in found[0][1]]
+    names = [estimate.name for estimate in results[0][1]]
     for place, name in enumerate(names):
-        its = [told[place] for _, told in found]
-        values = np.array([one.value for one in its])
+        target_support = [run_estimates[place] for _, run_estimates in results]
+        values = np.array([estimate.value for estimate in target_support])
         out[name] = {
-            "coverage": float(np.mean([one.low <= truth <= one.high for one in its])),
+            "coverage": float(
+                np.mean([estimate.low <= truth <= estimate.high for estimate in target_support])
+            ),
             "lift_coverage": float(
-                np.mean([one.lift_low <= truth - base <= one.lift_high for one in its])
+                np.mean(
+                    [
+                        estimate.lift_low <= truth - base <= estimate.lift_high
+                        for estimate in target_support
+                    ]
+                )
             ),
             "bias": float(values.mean() - truth),
             "bias_error": float(values.std() / np.sqrt(len(values))),
             "spread": float(values.std()),
-            "width": float(np.mean([one.high - one.low for one in its])),
-            "lift_width": float(np.mean([one.lift_high - one.lift_low for one in its])),
-            "worth_lists": float(np.median([one.worth_lists for one in its])),
+            "width": float(np.mean([estimate.high - estimate.low for estimate in target_support])),
+            "lift_width": float(
+                np.mean([estimate.lift_high - estimate.lift_low for estimate in target_support])
+            ),
+            "worth_lists": float(np.median([estimate.worth_lists for estimate in target_support])),
         }
     return out
 
@@ -163,20 +183,21 @@ def _summary(
 @study_command
 def counterfactual(
     runs: Annotated[int, typer.Option(help="Logs, each of other users.")] = 400,
-    users: Annotated[int, typer.Option(help="ArmUsers of a log.")] = USERS,
+    users: Annotated[int, typer.Option(help="Users of a log.")] = USERS,
 ) -> dict[str, Any]:
-    """Coverage, bias and width of estimates of other policies, whose value is known by running them."""
+    """Coverage, bias and width of estimates of other policies, against their true values."""
     check_at_least(2, runs=runs, users=users)
-    found = {"alpha": 0.05, **measure(runs, users)}
-    for name, its in found["targets"].items():
+    figures = {"alpha": 0.05, **measure(runs, users)}
+    for name, target in figures["targets"].items():
         typer.echo(
-            f"{name}: true {its['true']:.4f}, ess {its['ess']:.0f}, refused {its['refused']:.1%}"
+            f"{name}: true {target['true']:.4f}, ess {target['ess']:.0f}, "
+            f"refused {target['refused']:.1%}"
         )
         for estimator in ("ips", "snips", "dr", "sndr"):
-            one = its[estimator]
+            values = target[estimator]
             typer.echo(
-                f"  {estimator:<6} coverage {one['coverage']:.1%}, bias {one['bias']:+.4f}, width "
-                f"{one['width']:.4f}; of the lift {one['lift_coverage']:.1%}, width {one['lift_width']:.4f}; "
-                f"worth {one['worth_lists']:.0f} lists"
+                f"  {estimator:<6} coverage {values['coverage']:.1%}, bias {values['bias']:+.4f}, width "
+                f"{values['width']:.4f}; of the lift {values['lift_coverage']:.1%}, width "
+                f"{values['lift_width']:.4f}; worth {values['worth_lists']:.0f} lists"
             )
-    return found
+    return figures

@@ -1,8 +1,8 @@
-"""`recsys study experiments`: whether experiments keep what they promise (docs/explanation/experiments.md).
+"""`recsys study experiments`: checks the promises of experiment reports (docs/explanation/experiments.md).
 
-Simulated, by the functions that reports are made of: how often an A/A test looked at after every batch finds
-something, how often intervals hold, whether +2 % is found as often as ``power`` said, whether assignment is
-uniform and layers independent, and how soon a leak of one percent raises the sample-ratio alarm.
+Simulated with the functions behind reports: false alarms of an A/A test with a look after every batch,
+coverage of intervals, power at +2 % against the promise of ``power``, uniformity of assignment and
+independence of layers, and the delay of the sample-ratio alarm for a leak of one percent.
 """
 
 import json
@@ -43,7 +43,7 @@ _WORLDS: Final = (
 
 
 def looked_at(trial: Trial, find: float, covariates: bool = False) -> list[Effect]:
-    """The effect after every batch."""
+    """Effect after every batch."""
     eta = eta_of(find, ALPHA)
     looks = range(len(trial.numerators_TU))
     return [
@@ -53,71 +53,72 @@ def looked_at(trial: Trial, find: float, covariates: bool = False) -> list[Effec
 
 
 def peeked(looks: list[Effect]) -> bool:
-    """Whether a test of fixed size at 5 %, looked at as often, ever finds something."""
-    return any(abs(np.log1p(its.relative)) > 1.96 * its.error for its in looks)
+    """Whether a fixed-size test at 5 % with as many looks ever finds an effect."""
+    return any(abs(np.log1p(look.relative)) > 1.96 * look.error for look in looks)
 
 
 def measure_aa(runs: int) -> dict[str, Any]:
-    """Experiments without an effect, by what their users are like."""
-    found = {}
+    """Experiments without an effect, by kind of users."""
+    worlds = {}
     for name, world in _WORLDS:
         ever, covered, naive, saved = 0, 0, 0, 0.0
         for seed in range(runs):
             trial = simulate(np.random.default_rng(seed), AA_USERS, AA_LOOKS, **world)
             looks = looked_at(trial, AA_FIND, covariates="before" in world)
-            ever += any(its.excludes_zero for its in looks)
-            covered += sum(its.low <= 0 <= its.high for its in looks)
+            ever += any(look.excludes_zero for look in looks)
+            covered += sum(look.low <= 0 <= look.high for look in looks)
             naive += peeked(looks)
             saved += looks[-1].saved / runs
-        found[name] = {
+        worlds[name] = {
             "ever_significant": ever / runs,
             "coverage_of_a_look": covered / (runs * AA_LOOKS),
             "coverage_at_all_looks": 1 - ever / runs,
             "fixed_size_test_ever_significant": naive / runs,
             "variance_saved": saved,
         }
-    return {"runs": runs, "users": AA_USERS, "looks": AA_LOOKS, "worlds": found}
+    return {"runs": runs, "users": AA_USERS, "looks": AA_LOOKS, "worlds": worlds}
 
 
 def measure_lift(runs: int) -> dict[str, Any]:
-    """+2 %, with the users that ``power`` asks for by a pilot of others without an effect."""
+    """Experiments with +2 %, with the number of users that ``power`` requires, from a pilot without an
+    effect."""
     pilot = simulate(np.random.default_rng(_PILOT_SEED), _PILOT_USERS, LIFT_LOOKS)
     seen = covariance(pilot.numerators_TU.T, pilot.denominators_TU.T)
     looks = SequentialPower(seen, ALPHA, eta_of(LIFT, ALPHA))
     users = looks.users_needed((0.5, 0.5), LIFT, 0.8)
     promised = looks.power((users / 2, users / 2), LIFT)
-    found, held, held_at = np.zeros(LIFT_LOOKS), 0, 0
+    detected, held, held_at = np.zeros(LIFT_LOOKS), 0, 0
     for seed in range(runs):
         draw = np.random.default_rng(_LIFT_SEED + seed)
-        its = looked_at(simulate(draw, users, LIFT_LOOKS, LIFT), LIFT)
-        found += np.maximum.accumulate([one.low > 0 for one in its])
-        inside = [one.low <= LIFT <= one.high for one in its]
+        looks_at_trial = looked_at(simulate(draw, users, LIFT_LOOKS, LIFT), LIFT)
+        detected += np.maximum.accumulate([look.low > 0 for look in looks_at_trial])
+        inside = [look.low <= LIFT <= look.high for look in looks_at_trial]
         held, held_at = held + all(inside), held_at + sum(inside)
     return {
         "runs": runs,
         "users": users,
         "looks": LIFT_LOOKS,
         "promised": [round(float(p), 4) for p in promised],
-        "found": [round(float(f) / runs, 4) for f in found],
+        "found": [round(float(f) / runs, 4) for f in detected],
         "coverage_at_all_looks": held / runs,
         "coverage_of_a_look": held_at / (runs * LIFT_LOOKS),
     }
 
 
 def measure_assignment(users: int) -> dict[str, Any]:
-    """The arms of so many users in two experiments of two layers, by ``assign`` itself."""
-    one = _four("one", "ranking", (0.4, 0.3, 0.2, 0.1), 0.8)
-    other = _four("other", "mixing", (0.25, 0.25, 0.25, 0.25), 0.5)
-    places = {arm.name: number for number, arm in enumerate(one.arms)}
+    """Arms of users in two experiments of two layers, by ``assign`` itself."""
+    first = _four("one", "ranking", (0.4, 0.3, 0.2, 0.1), 0.8)
+    second = _four("other", "mixing", (0.25, 0.25, 0.25, 0.25), 0.5)
+    places = {arm.name: number for number, arm in enumerate(first.arms)}
     table = np.zeros((5, 5), np.int64)  # arms of either, and nobody's
     for user in range(users):
-        a, b = assign(user, one), assign(user, other)
+        a, b = assign(user, first), assign(user, second)
         table[places[a.name] if a else 4, places[b.name] if b else 4] += 1
     return {
         "users": users,
         "uniform_p": [
-            float(chisquare(table.sum(axis), _expected(its, users)).pvalue)
-            for axis, its in ((1, one), (0, other))
+            float(chisquare(table.sum(axis), _expected(experiment, users)).pvalue)
+            for axis, experiment in ((1, first), (0, second))
         ],
         "independent_p": float(chi2_contingency(table).pvalue),
     }
@@ -128,24 +129,24 @@ def _four(name: str, layer: str, shares: tuple[float, ...], traffic: float) -> E
     return Experiment(name, arms, layer=layer, traffic=traffic)
 
 
-def _expected(its: Experiment, users: int) -> list[float]:
-    inside = [users * its.traffic * arm.share for arm in its.arms]
-    return [*inside, users * (1 - its.traffic)]
+def _expected(experiment: Experiment, users: int) -> list[float]:
+    inside = [users * experiment.traffic * arm.share for arm in experiment.arms]
+    return [*inside, users * (1 - experiment.traffic)]
 
 
 def measure_leak(runs: int) -> dict[str, Any]:
-    """Days of a million new users, looked at each minute: without a leak, with 1 % of the treatment's users
-    moved to the control, and with as many lost from the log. ``through_outcomes``: the first of the second
-    kind again, counted by what the director counts with, which keeps of a share of them what they did."""
-    found: dict[str, Any] = {"runs": runs, "users_a_day": DAY_USERS, "leak": LEAK}
+    """Days of a million new users with a look each minute: without a leak, with 1 % of the treatment's users
+    moved to the control, and with as many lost from the log. ``through_outcomes``: the first runs of the
+    second kind again, counted by the director's code, which keeps outcomes of a sample of users."""
+    figures: dict[str, Any] = {"runs": runs, "users_a_day": DAY_USERS, "leak": LEAK}
     for name, shares, leaks in (
         ("none", (0.5, 0.5), CLEAN_DAYS),
         ("moved", (0.5 + LEAK / 2, 0.5 - LEAK / 2), runs),
         ("lost", (1 / (2 - LEAK), (1 - LEAK) / (2 - LEAK)), runs),
     ):
         hours = [_alarm_h(np.random.default_rng(seed), shares) for seed in range(leaks)]
-        raised = sorted(its for its in hours if its is not None)
-        found[name] = {
+        raised = sorted(outcomes for outcomes in hours if outcomes is not None)
+        figures[name] = {
             "raised": len(raised) / leaks,
             "median_hours": raised[len(raised) // 2] if raised else None,
             "latest_hours": raised[-1] if raised else None,
@@ -155,20 +156,21 @@ def measure_leak(runs: int) -> dict[str, Any]:
                 UserOutcomes(("control", "treatment"), (SHOWN,), most_users=KEPT) for _ in hours[:3]
             ]
             again = [
-                _alarm_h(np.random.default_rng(seed), shares, its) for seed, its in enumerate(held)
+                _alarm_h(np.random.default_rng(seed), shares, outcomes)
+                for seed, outcomes in enumerate(held)
             ]
-            found["through_outcomes"] = {
+            figures["through_outcomes"] = {
                 "hours": again,
                 "as_counted": again == hours[:3],
-                "kept": [its.sampled for its in held],
+                "kept": [outcomes.sampled for outcomes in held],
             }
-    return found
+    return figures
 
 
 def _alarm_h(
     draw: np.random.Generator, shares: tuple[float, float], outcomes: UserOutcomes | None = None
 ) -> float | None:
-    """When the alarm was raised; None where it wasn't within the day. ``outcomes``: what counts the users."""
+    """Hour of the alarm; None when there was none within the day. ``outcomes``: counts the users."""
     minutes = draw.multinomial(DAY_USERS // _MINUTES, shares, size=_MINUTES)
     for minute, counts in enumerate(minutes.cumsum(0).tolist()):
         if outcomes is not None:
@@ -185,9 +187,9 @@ def _alarm_h(
 @study_command
 def experiments(
     runs: Annotated[int, typer.Option(help="Simulated experiments of each kind.")] = 1_000,
-    users: Annotated[int, typer.Option(help="ArmUsers who are assigned.")] = 10_000_000,
+    users: Annotated[int, typer.Option(help="Assigned users.")] = 10_000_000,
 ) -> dict[str, Any]:
-    """Whether experiments keep what they promise: false alarms, coverage, power, assignment, leaks."""
+    """Checks of experiment reports: false alarms, coverage, power, assignment, leaks."""
     check_at_least(1, runs=runs, users=users)
     parts: dict[str, Callable[[], dict[str, Any]]] = {
         "aa": lambda: measure_aa(runs),
@@ -195,9 +197,9 @@ def experiments(
         "leak": lambda: measure_leak(min(runs, _LEAK_RUNS)),
         "assignment": lambda: measure_assignment(users),
     }
-    found: dict[str, Any] = {"alpha": ALPHA}
+    figures: dict[str, Any] = {"alpha": ALPHA}
     for name, measure in parts.items():
         began_s = time.monotonic()
-        found[name] = measure() | {"seconds": round(time.monotonic() - began_s, 1)}
-        typer.echo(f"{name}: {json.dumps(found[name])}")
-    return found
+        figures[name] = measure() | {"seconds": round(time.monotonic() - began_s, 1)}
+        typer.echo(f"{name}: {json.dumps(figures[name])}")
+    return figures

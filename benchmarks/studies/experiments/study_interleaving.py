@@ -1,14 +1,15 @@
-"""`recsys study interleaving`: how many lists two rankers need, apart and in one list (docs/explanation/experiments.md).
+"""`recsys study interleaving`: lists needed to compare two rankers, apart and interleaved
+(docs/explanation/experiments.md).
 
-The same two rankers in the simulated world, once as arms of an experiment and once interleaved; the same call
-(which is better), the same test (two-sided at 5 %, on the logarithm of the ratio of long views, by users),
-the same power. What is needed follows from the variance of a pool of users; that it does what it says is
-looked at by experiments of so many users, drawn from the pool (about whose own ratio they are centred).
+The same two rankers in the simulated world, once as arms of an experiment and once interleaved, with the same
+test (two-sided at 5 %, on the logarithm of the ratio of long views, by users) and the same power. The
+required number follows from the variance of a pool of users; simulated experiments of that size, drawn from
+the pool and centred at its own ratio, verify the power.
 
-ArmUsers who come again make the difference: apart, each user adds what is their own to one arm, however many
-lists of theirs there are; in one list it is taken out. So it is measured by lists of a user. ArmCredits are
-shared as the report shares them (``experiments.statistics.interleaving.shares``); what it would take if each item were
-its picker's alone is told beside it.
+Users who come again make the difference: apart, each user's own level adds noise to one arm, however many
+lists they have; interleaved, it cancels. So the result depends on lists per user. Credits are shared as in
+the report (``experiments.statistics.interleaving.shares``); the figure for credits by picks alone is given
+beside it.
 """
 
 import math
@@ -27,8 +28,8 @@ from benchmarks.studies.experiments.study_counterfactual import logging_policy
 from experiments.assignment.definition import Arm, apply_overrides
 from experiments.statistics.effect import AT_LEAST, ArmUsers, influence
 from recsys.config.policy_config import PolicyConfig
-from serving.ranking.selection import draw_from
-from serving.ranking.team_draft import draft
+from serving.ranking.selection import sample_slate
+from serving.ranking.team_draft import draft_slate
 
 Floats = NDArray[np.float64]
 ALPHA, POWER = 0.05, 0.8
@@ -41,7 +42,7 @@ _WORSE: Final = 1.0  # the error of the control's model in one pair, where other
 
 @dataclass(frozen=True)
 class Ranker:
-    """A policy, and what its model says (U, I)."""
+    """A policy with the predictions (U, I) of its model."""
 
     policy: PolicyConfig
     said_UI: Floats
@@ -49,8 +50,8 @@ class Ranker:
 
 @dataclass(frozen=True)
 class Pool:
-    """ArmUsers with sums of what they did: long views and lists; or long views of treatment and of control.
-    ``ratio``: the true one, to which chance adds little."""
+    """Users with sums of their outcomes: long views and lists; or long views of treatment and of control.
+    ``ratio``: the true one, nearly without noise."""
 
     users: ArmUsers
     ratio: float
@@ -72,12 +73,12 @@ def pairs(world: ListWorld) -> dict[str, tuple[Ranker, Ranker]]:
 
 
 def alone(world: ListWorld, ranker: Ranker, users: int, each: int, seed: int) -> Pool:
-    """ArmUsers of one arm."""
+    """Pool of users of one arm."""
     views, expected, lists = np.zeros(users), 0.0, _lists_of(users, each, seed)
     for user, request_id, draw, person in _requests(world, lists, seed):
         candidates_C = world.some_candidates(draw)
         ballot = world.ballot(ranker.policy, person, candidates_C, ranker.said_UI)
-        drawn = draw_from(ballot, world.ranks, request_id=request_id)
+        drawn = sample_slate(ballot, world.ranks, request_id=request_id)
         shown = Shown(person, candidates_C, drawn.positions)
         views[user] += world.watched_R(shown, draw).sum()
         expected += world.worth(shown)
@@ -87,27 +88,32 @@ def alone(world: ListWorld, ranker: Ranker, users: int, each: int, seed: int) ->
 def together(
     world: ListWorld, control: Ranker, treatment: Ranker, users: int, each: int, seed: int
 ) -> tuple[Pool, Pool]:
-    """ArmUsers whose lists both draw: with what each of the two earned by shares, and by picks."""
+    """Pools of users with interleaved lists: credits by shares, and by picks."""
     shared_U2, picked_U2, expected_2 = np.zeros((users, 2)), np.zeros((users, 2)), np.zeros(2)
     lists = _lists_of(users, each, seed)
     for user, request_id, draw, person in _requests(world, lists, seed):
         candidates_C = world.some_candidates(draw)
-        one, other = (
-            world.ballot(its.policy, person, candidates_C, its.said_UI)
-            for its in (control, treatment)
+        control_ballot, treatment_ballot = (
+            world.ballot(ranker.policy, person, candidates_C, ranker.said_UI)
+            for ranker in (control, treatment)
         )
-        drawn = draft((one, other), world.ranks, _TEAMS, request_id=request_id)
+        drawn = draft_slate(
+            (control_ballot, treatment_ballot), world.ranks, _TEAMS, request_id=request_id
+        )
         shown = Shown(person, candidates_C, drawn.positions)
         did_R = world.watched_R(shown, draw)
         liked_R = world.liked_R(shown) * STAYS ** np.arange(len(did_R))
-        picked_R2 = np.array([[whose == name for name in _TEAMS] for whose in drawn.teams], float)
+        picked_R2 = np.array([[team == name for name in _TEAMS] for team in drawn.teams], float)
         somebodys_R, shares_R = picked_R2.sum(1), np.array(drawn.shares)
         shared_R2 = np.column_stack([somebodys_R - shares_R, shares_R])
         shared_U2[user] += did_R @ shared_R2
         picked_U2[user] += did_R @ picked_R2
         expected_2 += liked_R @ shared_R2
     ratio = float(expected_2[1] / expected_2[0])
-    shared, picked = (Pool(ArmUsers(its[:, 1], its[:, 0]), ratio) for its in (shared_U2, picked_U2))
+    shared, picked = (
+        Pool(ArmUsers(credit_U2[:, 1], credit_U2[:, 0]), ratio)
+        for credit_U2 in (shared_U2, picked_U2)
+    )
     return shared, picked
 
 
@@ -117,7 +123,7 @@ def _lists_of(users: int, each: int, seed: int) -> NDArray[np.int64]:
 
 
 def _requests(world: ListWorld, lists: NDArray[np.int64], seed: int) -> Any:
-    """The same users ask the same, and find the same candidates, whoever ranks for them."""
+    """Requests and candidates of the users, the same for every ranker."""
     people = np.random.default_rng(seed + 1).integers(0, world.users, len(lists))
     for user, count in enumerate(lists):
         for number in range(count):
@@ -128,9 +134,9 @@ def _requests(world: ListWorld, lists: NDArray[np.int64], seed: int) -> Any:
 def compare(
     world: ListWorld, control: Ranker, treatment: Ranker, users: int, each: int, runs: int
 ) -> dict[str, Any]:
-    """Lists needed apart and together, the power that so many have, and false alarms where the same pair
-    earned as much."""
-    a, b = (alone(world, its, users, each, _SEED) for its in (control, treatment))
+    """Lists needed apart and interleaved, the power at that size, and false alarms of the pair without a
+    difference."""
+    a, b = (alone(world, ranker, users, each, _SEED) for ranker in (control, treatment))
     both, picked = together(world, control, treatment, users, each, _SEED)
     apart_n = _users_needed(math.log(b.ratio / a.ratio), 2 * (_spread(a) + _spread(b)))
     both_n = _users_needed(math.log(both.ratio), _spread(both))
@@ -151,42 +157,42 @@ def compare(
 
 
 def _spread(pool: Pool) -> float:
-    """The variance of ψ, a user's part in the error of the ratio's logarithm."""
+    """Variance of ψ, a user's contribution to the error of the ratio's logarithm."""
     return float(influence(pool.users).var())
 
 
 def _users_needed(difference: float, spread: float) -> float:
-    """Of a two-sided test, on all users; ``spread``: the variance of the difference times their number. As
-    many at least as the report waits for."""
+    """Users of a two-sided test in all; ``spread``: variance of the difference times the number of users. At
+    least the minimum of the report."""
     quantiles = norm.ppf(1 - ALPHA / 2) + norm.ppf(POWER)
     return max(AT_LEAST, float((quantiles / difference) ** 2 * spread))
 
 
 def _found(statistic: Callable[[], float], runs: int) -> float:
-    """How often the treatment is found to be better."""
+    """Fraction of runs in which the treatment is found to be better."""
     bar = float(norm.ppf(1 - ALPHA / 2))
     return float(np.mean([statistic() > bar for _ in range(runs)]))
 
 
 def _apart(a: Pool, b: Pool, users: float, draw: np.random.Generator) -> float:
-    """z of an experiment of two arms with so many users in all."""
-    (one, variance), (other, more) = (_some(its, users / 2, draw) for its in (a, b))
-    return (other - one) / math.sqrt(variance + more)
+    """z of an experiment of two arms with that many users in all."""
+    (log_a, variance), (log_b, more) = (_some(pool, users / 2, draw) for pool in (a, b))
+    return (log_b - log_a) / math.sqrt(variance + more)
 
 
 def _within(pool: Pool, users: float, draw: np.random.Generator) -> float:
-    """z of an interleaving with so many users."""
+    """z of an interleaving with that many users."""
     difference, variance = _some(pool, users, draw)
     return difference / math.sqrt(variance)
 
 
 def _some(pool: Pool, users: float, draw: np.random.Generator) -> tuple[float, float]:
-    """The logarithm of the ratio of so many users of a pool, and its variance as it is estimated of them.
-    What the pool's own ratio is off by chance is taken out."""
-    its = pool.users
-    at = draw.integers(0, len(its), max(2, round(users)))
-    some = ArmUsers(its.numerators_U[at], its.denominators_U[at])
-    off = math.log(its.ratio / pool.ratio)
+    """Logarithm of the ratio of users drawn from a pool, and its estimated variance. The pool's own deviation
+    from the true ratio is removed."""
+    pool_users = pool.users
+    at = draw.integers(0, len(pool_users), max(2, round(users)))
+    some = ArmUsers(pool_users.numerators_U[at], pool_users.denominators_U[at])
+    off = math.log(pool_users.ratio / pool.ratio)
     return math.log(some.ratio) - off, float(influence(some).var()) / len(some)
 
 
@@ -211,21 +217,21 @@ def measure(
 
 @study_command
 def interleaving(
-    users: Annotated[int, typer.Option(help="ArmUsers of a pool.")] = 1_000,
+    users: Annotated[int, typer.Option(help="Users of a pool.")] = 1_000,
     each: Annotated[int, typer.Option("--lists", help="Lists of a user, on average.")] = EACH,
     runs: Annotated[int, typer.Option(help="Experiments by which power is looked at.")] = 2_000,
 ) -> dict[str, Any]:
-    """How many lists it takes to find the better of two rankers: apart, and in one list."""
+    """Number of lists needed to find the better of two rankers: apart, and interleaved."""
     check_at_least(2, users=users, runs=runs)
     check_at_least(1, lists=each)
-    found = measure(users, runs, each)
-    for name, its in found["pairs"].items():
-        powers = [its[key] for key in ("ab_power", "interleaved_power", "interleaved_false")]
+    figures = measure(users, runs, each)
+    for name, pair in figures["pairs"].items():
+        powers = [pair[key] for key in ("ab_power", "interleaved_power", "interleaved_false")]
         apart, alike, false = (f"{power:.1%}" for power in powers)
         typer.echo(
-            f"{name}: {its['lift']:+.2%} alone, {its['credit']:+.2%} of credit; lists needed "
-            f"{its['ab_lists']:,} apart (power {apart}), {its['interleaved_lists']:,} interleaved "
-            f"(power {alike}, false alarms {false}): {its['times_fewer']:.1f} times fewer "
-            f"({its['times_fewer_by_picks']:.1f} by picks alone)"
+            f"{name}: {pair['lift']:+.2%} alone, {pair['credit']:+.2%} of credit; lists needed "
+            f"{pair['ab_lists']:,} apart (power {apart}), {pair['interleaved_lists']:,} interleaved "
+            f"(power {alike}, false alarms {false}): {pair['times_fewer']:.1f} times fewer "
+            f"({pair['times_fewer_by_picks']:.1f} by picks alone)"
         )
-    return found
+    return figures

@@ -32,11 +32,15 @@ class Trial:
     treated_U: NDArray[np.bool_]
 
     def at(self, look: int, treated: bool, covariates: bool = False) -> ArmUsers:
-        """The users of one arm who had come by a look."""
-        mine = np.flatnonzero((self.treated_U == treated) & (self.denominators_TU[look] > 0))
-        before = self.before_U2[mine]
-        known = np.column_stack([before, before[:, 1] > 0]) if covariates else np.zeros((0, 0))
-        return ArmUsers(self.numerators_TU[look, mine], self.denominators_TU[look, mine], known)
+        """Users of one arm who had come by a look."""
+        is_of_arm = np.flatnonzero((self.treated_U == treated) & (self.denominators_TU[look] > 0))
+        before = self.before_U2[is_of_arm]
+        covariates_U = (
+            np.column_stack([before, before[:, 1] > 0]) if covariates else np.zeros((0, 0))
+        )
+        return ArmUsers(
+            self.numerators_TU[look, is_of_arm], self.denominators_TU[look, is_of_arm], covariates_U
+        )
 
 
 def simulate(
@@ -47,9 +51,8 @@ def simulate(
     before: float = 0.0,
     again: bool = True,
 ) -> Trial:
-    """``before``: how many looks' worth was watched before exposure. ``again``: half of the users are there
-    from the beginning, the others come for the first time between two looks, and all stay; else each comes
-    once."""
+    """``before``: number of looks of history before exposure. ``again``: half of the users are present from
+    the beginning, the others come between two looks, and all stay; else each comes once."""
     treated_U = draw.random(users) < 0.5
     of_user = _SHARE * (1 - _SHARE) / _SHARE_SPREAD**2 - 1
     share_U = draw.beta(_SHARE * of_user, (1 - _SHARE) * of_user, users)

@@ -1,7 +1,7 @@
-"""A system in one process whose viewers have tastes, and candidates for it: some better, some broken.
+"""A system in one process whose viewers have tastes, and candidates for it: better ones, and broken ones.
 
-For studies and tests of the way from proposal to live. A candidate is trained on what the log has, again and
-again; ``change`` may then break it.
+For studies and tests of the way from proposal to live. A candidate is trained repeatedly on the log; a
+``change`` may then break it.
 """
 
 from collections.abc import Callable, Sequence
@@ -29,8 +29,7 @@ from recsys.model.model import build_model
 from replay.local_system import LocalSystem, small_config
 from replay.simulation.world import World
 from serving.request import Answer, Request
-from training.candidates.model_size_check import size_of
-from training.candidates.registry import Provenance, Registry, plain_config
+from training.candidates.registry import Provenance, Registry, model_size_of, plain_config
 from training.continual.learner import Learner
 from training.lines.line import MAIN, whole_spec
 from training.steps.lineage import Lineage
@@ -42,7 +41,7 @@ Relabel = Callable[[TrainingExample], TrainingExample]
 
 
 class Made(NamedTuple):
-    """A candidate's arrays and meta, the offsets of ``examples`` that it has learned up to, and its model's
+    """A candidate's arrays and meta, the offsets of ``examples`` up to which it has learned, and its model
     configuration."""
 
     arrays: dict[str, Any]
@@ -52,38 +51,41 @@ class Made(NamedTuple):
 
 
 class Viewers(Protocol):
-    """Who looks at lists, and at what."""
+    """People who look at lists."""
 
     def items(self) -> list[Item]: ...
 
     def user(self, number: int) -> str: ...
 
     def watch(self, answer: Answer, now_ms: int) -> list[dict[str, Any]]:
-        """The engagements with a list, in order, as clients send them."""
+        """Engagements with a list, in order, as clients send them."""
 
 
 class EvenViewers:
-    """What is even is mostly watched to its end, what is odd mostly not: quick to learn."""
+    """Viewers who mostly watch even items to the end and skip odd ones: quick to learn."""
 
     def __init__(self, items: int = 60, users: int = 40) -> None:
         self._items, self._users = items, users
 
     def items(self) -> list[Item]:
         fields = [{"tags": [f"t{n % 7}"], "duration_ms": 10_000} for n in range(self._items)]
-        return [Item(time_ms=1, item_id=f"i{n}", fields=its) for n, its in enumerate(fields)]
+        return [
+            Item(time_ms=1, item_id=f"i{n}", fields=item_fields)
+            for n, item_fields in enumerate(fields)
+        ]
 
     def user(self, number: int) -> str:
         return f"u{number % self._users}"
 
     def watch(self, answer: Answer, now_ms: int) -> list[dict[str, Any]]:
-        found = []
+        engagements = []
         for shown in answer.items:
             now_ms += 100
             even = int(str(shown.item_id)[1:]) % 2 == 0
             liked = uniform(0, answer.request_id, shown.rank) < (0.9 if even else 0.1)
             what = {"kind": "view", "watch_ms": 9_900 if liked else 500}
-            found.append(what | _about(answer, shown.item_id, now_ms))
-        return found
+            engagements.append(what | _about(answer, shown.item_id, now_ms))
+        return engagements
 
 
 class WorldViewers:
@@ -119,7 +121,7 @@ def _about(answer: Answer, item_id: object, time_ms: int) -> dict[str, Any]:
 
 
 def config_of(state: Path, **rules: Any) -> Config:
-    """A small model, a warm draw, and rules that need few examples."""
+    """Small model, high temperature, and rules that need few examples."""
     defaults: dict[str, Any] = {
         "share": 1.0, "block_examples": 32, "least_examples": 200, "auc_margin": 0.02,
         "loss_margin": 0.02, "recall_examples": 40, "recall_margin": 1.0, "canary_share": 0.5,
@@ -134,7 +136,7 @@ def config_of(state: Path, **rules: Any) -> Config:
 
 
 class PromotionRun:
-    """A system at work. ``show`` has people look at some lists, one after the other."""
+    """A running system. ``show`` lets people look at lists, one after the other."""
 
     def __init__(self, config: Config, viewers: Viewers | None = None) -> None:
         self.config, self.system = config, LocalSystem(config)
@@ -158,7 +160,7 @@ class PromotionRun:
     async def _watch(self, answer: Answer) -> None:
         events = self.viewers.watch(answer, self.system.now_ms)
         self.system.now_ms = max([self.system.now_ms, *(e["time_ms"] for e in events)])
-        taken = await self.system.service.write_api.take(events)
+        taken = await self.system.service.write_api.append_events(events)
         assert taken.count("accepted") == len(events), taken.results
 
     @property
@@ -174,8 +176,8 @@ class PromotionRun:
         began: Snapshot | None = None,
         size: ModelSize | None = None,
     ) -> Made:
-        """One that has gone over all steps so often, from initial values or from a snapshot. ``relabel`` may
-        change what it learns; ``size``: of its model, where it isn't to be the configured one."""
+        """A candidate after ``epochs`` passes over all steps, from initial values or a snapshot. ``relabel``
+        may change its examples; ``size``: model size, if not the configured one."""
         system, config = self.system, with_size(self.config, size)
         learner = Learner(build_model(system.features, config.model))
         shard = Shard(whole_spec(config, "cand"), learner.model.read_dense())
@@ -187,11 +189,11 @@ class PromotionRun:
                 lanes = self._gradients(step, learner, shard, relabel)
                 shard.learn(shard.applied + 1, step.time_ms, lanes)
         arrays, meta = shard.export()
-        offsets = {its.partition: its.stop for step in steps for its in step.ranges}
+        offsets = {cut.partition: cut.stop for step in steps for cut in step.ranges}
         return Made(dict(arrays), dict(meta), offsets, config.model)
 
     def steps(self) -> list[Step]:
-        """All records that led to where the live line is."""
+        """Step records that led to the live line's current state."""
         lineage, steps = Lineage(self.system.log, MAIN, self.lifecycle.lives), list[Step]()
         while (step := lineage.record(len(steps) + 1)) is not None:
             steps.append(step)
@@ -201,17 +203,19 @@ class PromotionRun:
         self, step: Step, learner: Learner, shard: Shard, relabel: Relabel
     ) -> list[LaneGradients]:
         check = ExampleCheck(learner.features, learner.model.ranker.shape.dense)
-        found = []
-        for lane, its in read_lanes(self.system.log, step, range(step.lanes), check).items():
-            if not its.examples:
-                found.append(LaneGradients(lane))
+        gradients = []
+        for lane, lane_examples in read_lanes(
+            self.system.log, step, range(step.lanes), check
+        ).items():
+            if not lane_examples.examples:
+                gradients.append(LaneGradients(lane))
                 continue
-            prepared = learner.prepare([relabel(example) for example in its.examples])
+            prepared = learner.prepare([relabel(example) for example in lane_examples.examples])
             assert shard.dense is not None
             rows = shard.lookup(shard.applied, prepared.lookup.keys)
             learned = learner.learn(prepared, rows, shard.dense.values)
-            found.append(LaneGradients(lane, learned.gradients, learned.dense, {}))
-        return found
+            gradients.append(LaneGradients(lane, learned.gradients, learned.dense, {}))
+        return gradients
 
     def propose(
         self,
@@ -221,32 +225,32 @@ class PromotionRun:
         learns: bool = True,
         **about: Any,
     ) -> None:
-        """Puts it into the registry, after it was changed, and asks for it to be judged."""
+        """Adds a changed candidate to the registry, and proposes it."""
         arrays = {name: np.array(values) for name, values in made.arrays.items()}
         for change in changes:
             change(arrays)
-        said: dict[str, Any] = {
+        fields: dict[str, Any] = {
             "name": name, "kind": "offline", "feature_set": self.system.features.digest,
             "model": digest(made.model), "config": plain_config(made.model),
             "code": "", "made_ms": self.system.now_ms, "from_ms": 0,
             "until_ms": self.system.now_ms, "log_id": self.system.log.id, "offsets": made.offsets,
         }  # fmt: skip
-        its = Provenance(**said | about)
-        self.registry.add(its, arrays, made.meta, made.meta["step"])
+        provenance = Provenance(**fields | about)
+        self.registry.add(provenance, arrays, made.meta, made.meta["step"])
         self.ask_for(name, learns)
 
     def ask_for(self, name: str, learns: bool = True) -> None:
-        """Asks for a candidate of the registry to be judged."""
-        its = self.registry.provenance(name)
+        """Proposes a candidate of the registry."""
+        provenance = self.registry.provenance(name)
         self.say(
             Candidate(
-                line=name, registry=str(self.registry.folder), kind=its.kind, learns=learns,
-                time_ms=self.system.now_ms, size=size_of(its, self.config.model),
+                line=name, registry=str(self.registry.folder), kind=provenance.kind, learns=learns,
+                time_ms=self.system.now_ms, size=model_size_of(provenance, self.config.model),
             )
         )  # fmt: skip
 
     def say(self, record: Control) -> None:
-        """Appends to ``control``."""
+        """Appends a record to ``control``."""
         self.system.log.append(CONTROL, [Append(0, b"", pack(record))])
 
     def wish(self, what: str, line: str = "", reason: str = "") -> None:

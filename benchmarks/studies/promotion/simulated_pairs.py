@@ -1,7 +1,7 @@
-"""Two models of a given AUC, simulated: what both say of examples that are shown, step by step.
+"""Two simulated models of a given AUC: their predictions of shown examples, step by step.
 
 Each sees an example's true logit through noise of its own, part of which stays with the user; the noise
-decides its AUC.
+determines its AUC.
 """
 
 from dataclasses import dataclass
@@ -28,8 +28,8 @@ _LARGE: Final = 400_000
 
 @dataclass(frozen=True)
 class Pair:
-    """Two models by the standard deviations of their noise. ``sure``: both take what they see for the truth,
-    and so are too sure of it."""
+    """Two models by the standard deviations of their noise. ``sure``: both ignore their noise, and so are
+    overconfident."""
 
     live: float
     candidate: float
@@ -37,20 +37,20 @@ class Pair:
 
 
 def predicted(seen_N: Floats, noise: float, sure: bool = False) -> Floats:
-    """The probability by a logit seen through noise: calibrated (MacKay 1992, equation for the moderated
-    output), or too sure."""
+    """Probability from a logit seen through noise: calibrated (MacKay 1992, equation for the moderated
+    output), or overconfident."""
     if sure:
         out: Floats = 1 / (1 + np.exp(-seen_N))
         return out
-    kept = _SPREAD**2 / (_SPREAD**2 + noise**2)
-    mean_N, variance = _MEAN + kept * (seen_N - _MEAN), kept * noise**2
+    shrinkage = _SPREAD**2 / (_SPREAD**2 + noise**2)
+    mean_N, variance = _MEAN + shrinkage * (seen_N - _MEAN), shrinkage * noise**2
     calibrated: Floats = 1 / (1 + np.exp(-mean_N / np.sqrt(1 + pi * variance / 8)))
     return calibrated
 
 
 class Stream:
     """Examples of a pair of models, step by step. ``chosen``: live draws each list from a pool of ``POOL``,
-    as it does where it serves; else they are anybody's."""
+    as a serving line does; else lists are random."""
 
     def __init__(self, pair: Pair, seed: int, users: int = _USERS, chosen: bool = False) -> None:
         self._pair, self._draw, self._chosen = pair, np.random.default_rng(seed), chosen
@@ -67,11 +67,11 @@ class Stream:
         live = predicted(true_N + pair.live * noise_2N[0], pair.live, pair.sure)
         candidate = predicted(true_N + pair.candidate * noise_2N[1], pair.candidate, pair.sure)
         labels = (draw.random(lists * pool) < 1 / (1 + np.exp(-true_N))).astype(np.float64)
-        kept = self._kept(live, lists, pool)[:size]
-        return PairedPredictions(users[kept], live[kept], candidate[kept], labels[kept])
+        shown = self._kept(live, lists, pool)[:size]
+        return PairedPredictions(users[shown], live[shown], candidate[shown], labels[shown])
 
     def _kept(self, live_N: Floats, lists: int, pool: int) -> NDArray[np.int64]:
-        """The places of those that are shown: drawn without replacement by softmax (Gumbel's trick)."""
+        """Places of shown examples, drawn without replacement by softmax (Gumbel's trick)."""
         if pool == LIST:
             return np.arange(lists * pool)
         keys = live_N / _TEMPERATURE + self._draw.gumbel(size=len(live_N))
@@ -81,11 +81,12 @@ class Stream:
 
 def _correlated(draw: np.random.Generator, size: int) -> Floats:
     shared, own = draw.normal(size=size), draw.normal(size=(2, size))
-    return np.sqrt(_SHARED) * shared + np.sqrt(1 - _SHARED) * own
+    out: Floats = np.sqrt(_SHARED) * shared + np.sqrt(1 - _SHARED) * own
+    return out
 
 
 def noise_for(wanted: float) -> float:
-    """The noise with which a model has this AUC, by bisection over one large sample."""
+    """Noise with which a model has this AUC, by bisection over one large sample."""
     draw = np.random.default_rng(0)
     true_N, noise_N = draw.normal(_MEAN, _SPREAD, _LARGE), draw.normal(size=_LARGE)
     labels = draw.random(_LARGE) < 1 / (1 + np.exp(-true_N))
@@ -101,7 +102,7 @@ def noise_for(wanted: float) -> float:
 
 @dataclass(frozen=True)
 class Ended:
-    """How a run ended: promoted, held for good, or neither by its last example; and at which example."""
+    """End of a run: promoted, held for good, or open; and the number of examples."""
 
     how: str
     examples: int

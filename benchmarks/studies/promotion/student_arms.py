@@ -1,7 +1,8 @@
-"""What the study of students compares: models trained as an offline job does, and judged on what came later.
+"""Arms of the student study: models trained as by an offline job, and judged on later examples.
 
-Nothing is on disk: blocks and checkpoints are in memory, all else is the job's own. The teacher is a line of
-the system's model that learns along: it says what it thinks of each example before, as what is live would.
+Nothing is on disk: blocks and checkpoints are in memory, the rest is the job's own code. The teacher is a
+line of the system's model that learns along: it predicts each example before it learns it, as a live line
+would.
 
 Legend: N judged examples, L outputs (labels, then watch time).
 """
@@ -56,7 +57,7 @@ def blocks_of(examples: Examples) -> MemoryBlocks:
 
 @dataclass
 class _Checkpoints:
-    """The newest of each kind: nobody is killed here."""
+    """Newest checkpoint of each kind, in memory."""
 
     saved: dict[str, tuple[dict[str, NDArray[Any]], bytes]] = field(default_factory=dict)
 
@@ -69,8 +70,8 @@ class _Checkpoints:
 
 @dataclass(frozen=True)
 class ArmScores:
-    """What an arm said of the judged examples' first label (N,): as it stood when they began, the same with
-    its rows as int8, and while it learned on from their labels."""
+    """An arm's predictions (N,) of the judged examples' first label: frozen at their begin, the same with
+    int8 rows, and while learning on from their labels."""
 
     frozen: Floats
     int8: Floats
@@ -80,7 +81,7 @@ class ArmScores:
 @dataclass(frozen=True)
 class Cost:
     """``row_bytes``: of a feature's row with its place in the map; ``bytes``: of all rows and dense
-    parameters; ``rank_us``: of the processor, to rank 300 items of one request, the median."""
+    parameters; ``rank_us``: median processor time to rank 300 items of one request."""
 
     row_bytes: float
     bytes: int
@@ -88,7 +89,7 @@ class Cost:
 
 
 class Arms:
-    """Trains on what came before the judged examples; all arms have rows for the same keys."""
+    """Trains on examples before the judged ones; all arms have rows for the same keys."""
 
     def __init__(
         self,
@@ -99,8 +100,8 @@ class Arms:
         plan: Plan,
         lanes: int,
     ) -> None:
-        """``every``: examples in event time, those from number ``first`` on are judged. ``plan.last``
-        is decided here: the last fifth of what is trained on says when to stop."""
+        """``every``: examples in event time, judged from number ``first`` on. ``plan.last`` is set here: the
+        last fifth of the training examples decides when to stop."""
         self._features, self._lanes = features, lanes
         self._before, self._judged = (
             blocks_of(every.take(slice(first))),
@@ -110,12 +111,11 @@ class Arms:
         blocks = blocks_of(every)
         learner = Learner(build_model(features, system))
         self._vocabularies = count_vocabularies(blocks, learner, tables_of(system))
-        said = online_teacher(blocks, features, system, lanes, plan.step_examples)
-        self.teacher_NL: Floats = np.concatenate(list(said))  # of all examples, in order
+        teacher_parts = online_teacher(blocks, features, system, lanes, plan.step_examples)
+        self.teacher_NL: Floats = np.concatenate(list(teacher_parts))  # of all examples, in order
 
     def train(self, model: ModelConfig, share: float | None = None) -> Arrays:
-        """A model as an offline job leaves it. ``share``: the teacher's in what it learns; None: it has no
-        teacher."""
+        """A model after an offline job. ``share``: weight of the teacher's labels; None: no teacher."""
         blocks = self._before
         if share:
             said_NL, starts = self.teacher_NL, range(0, BLOCK * len(blocks), BLOCK)
@@ -129,7 +129,7 @@ class Arms:
         return trainer.export()
 
     def judge(self, model: ModelConfig, arrays: Arrays) -> ArmScores:
-        """What a trained model says of what came later."""
+        """Predictions of a trained model for later examples."""
         trainer = self._trainer(model)
         trainer.load(arrays)
         frozen = self._said(trainer, learns=False)
@@ -139,7 +139,7 @@ class Arms:
         return ArmScores(frozen, int8, self._said(trainer, learns=True))
 
     def cost(self, model: ModelConfig, arrays: Arrays, kind: type[RowStore], repeats: int) -> Cost:
-        """Of serving a trained model from stores of a kind: ``RowStore``, or ``Int8Rows``."""
+        """Cost of serving a trained model from stores of a kind: ``RowStore``, or ``Int8Rows``."""
         arrays = as_int8(arrays) if kind is Int8Rows else arrays
         stores = {
             table.name: kind.filled(
@@ -158,7 +158,9 @@ class Arms:
 
     def _trainer(self, model: ModelConfig, share: float | None = None) -> OfflineTrainer:
         vocabularies: Mapping[str, Vocabulary] = self._vocabularies
-        return build_trainer(self._features, model, self._lanes, vocabularies, OwnTable, share=share)
+        return build_trainer(
+            self._features, model, self._lanes, vocabularies, OwnTable, share=share
+        )
 
     def _said(self, trainer: OfflineTrainer, learns: bool) -> Floats:
         size = self._plan.step_examples if learns else BLOCK
@@ -172,7 +174,7 @@ class Arms:
 
 
 def replace_last(plan: Plan, blocks: int) -> Plan:
-    """The plan, with the last fifth of so many blocks held out. Raises ValueError where none is left."""
+    """The plan with the last fifth of the blocks held out. Raises ValueError when none is left."""
     if blocks < 2:
         raise ValueError(
             f"there are {blocks} blocks of {BLOCK} examples to train on, expected 2 or more: give a longer "
@@ -185,7 +187,7 @@ def replace_last(plan: Plan, blocks: int) -> Plan:
 
 
 def as_int8(arrays: Arrays) -> dict[str, NDArray[Any]]:
-    """What replicas have of a model whose rows are published as int8."""
+    """Arrays of a model as replicas get them when rows are published as int8."""
     out = dict(arrays)
     for name, array in arrays.items():
         if name.endswith("/values") and name.startswith("table/"):
@@ -195,27 +197,29 @@ def as_int8(arrays: Arrays) -> dict[str, NDArray[Any]]:
 
 
 def requests_of(features: FeatureSet, examples: Examples, count: int) -> list[RequestFeatures]:
-    """Requests of 300 items: each an example's user and history, with items of the examples from there on,
-    round to the first."""
+    """Requests of 300 items: each an example's user and history, with items of the following examples,
+    cyclically."""
     user = examples.user_keys.view(np.int64)
     items = np.ascontiguousarray(examples.item_keys).view(np.int64)
     history = examples.history.view(np.int64).reshape(len(user), -1, features.history_keys)
     outcomes = examples.outcomes.view(np.float32).reshape(len(user), -1, features.outcomes)
     dense = examples.dense.view(np.float32)
-    found = []
+    requests = []
     for n in range(count):
         at = n * len(user) // count
-        its = (at + np.arange(CANDIDATES)) % len(user)
-        found.append(
-            RequestFeatures(features.digest, user[at], items[its], history[at], outcomes[at], dense[its])
-        )  # fmt: skip
-    return found
+        places = (at + np.arange(CANDIDATES)) % len(user)
+        requests.append(
+            RequestFeatures(
+                features.digest, user[at], items[places], history[at], outcomes[at], dense[places]
+            )
+        )
+    return requests
 
 
 def rank_us(
     model: Model, stores: Mapping[str, RowStore], requests: Sequence[RequestFeatures]
 ) -> float:
-    """Microseconds of this thread to look up and rank a request, the median of all but the first few."""
+    """Median processor microseconds to look up and rank a request, without the first few."""
     taken = []
     for request in requests:
         began = time.thread_time_ns()

@@ -1,9 +1,9 @@
-"""`recsys study broken`: candidates that are broken in ten ways, five seeds each, all judged on one system's
-traffic. How far does each come, and whom does it answer?
+"""`recsys study broken`: candidates broken in ten ways, five seeds each, all judged on one system's traffic,
+to see how far each gets and which users it answers.
 
-The system runs in one process: the parts' own classes, people of the simulated world, default rules. Each
-candidate is as good as its training made it, and then broken; so one that is broken in its retrieval alone
-may rank better than live.
+The system runs in one process: the parts' own classes, people of the simulated world, default rules. A
+candidate is trained well and then broken; so one that is broken in its retrieval alone may rank better than
+live.
 """
 
 import asyncio
@@ -42,7 +42,7 @@ Arrays = dict[str, Any]
 
 @dataclass(frozen=True)
 class Broken:
-    """One way to be broken. ``change`` is given the arrays, a generator, and the model's layout."""
+    """One way to break a candidate. ``change`` gets the arrays, a generator, and the model's layout."""
 
     name: str
     change: Callable[[Arrays, np.random.Generator, "Layout"], None]
@@ -50,7 +50,7 @@ class Broken:
 
 
 class Layout:
-    """Where each parameter stands in the flat dense vector."""
+    """Slices of the parameters in the flat dense vector."""
 
     def __init__(self, model: Model) -> None:
         self._at: dict[str, slice] = {}
@@ -60,12 +60,12 @@ class Layout:
             start += parameter.numel()
 
     def of(self, arrays: Arrays, name: str) -> list[Any]:
-        """Views of a parameter: as it is served, and as it learns on."""
+        """Views of a parameter: as served, and as learned."""
         return [arrays[f"dense/{column}"][self._at[name]] for column in ("averaged", "values")]
 
     @property
     def last_bias(self) -> str:
-        """The network's last bias: of all outputs."""
+        """Name of the last bias, that of all outputs."""
         biases = [n for n in self._at if n.startswith("ranker.") and n.endswith("bias")]
         return biases[-1]
 
@@ -147,7 +147,8 @@ def _relabelled(how: str, seed: int) -> Callable[[TrainingExample], TrainingExam
 
 
 def study_config(state: Path) -> Config:
-    """Default rules but for a system of five lists a second: everything is scored, and a third is canary."""
+    """Default rules, adapted to a system of five lists a second: everything is scored, and a third is
+    canary."""
     rules = PromotionConfig(share=1.0, least_examples=1_000, block_examples=64, canary_share=0.3)
     config = config_of(state)
     step = replace(config.step, examples=64, every_ms=5_000, snapshot_every=8)
@@ -156,7 +157,7 @@ def study_config(state: Path) -> Config:
 
 
 async def measure(folder: Path, lists: int, seeds: int, items: int) -> dict[str, Any]:
-    """All candidates at once, until each is at an end, or ``lists`` were shown."""
+    """Judges all candidates at once, until each has ended, or ``lists`` were shown."""
     world = World(3, users=300, items=items, start_ms=START_MS)
     run = PromotionRun(study_config(folder), WorldViewers(world))
     await run.start()
@@ -172,7 +173,7 @@ async def measure(folder: Path, lists: int, seeds: int, items: int) -> dict[str,
     while shown < lists and (run.lifecycle.active or not shown):
         await run.show(10)
         shown += 10
-    found = [
+    candidates = [
         _came_to(run, f"{kind.name.replace(' ', '-')}-{seed}")
         for kind in KINDS
         for seed in range(seeds)
@@ -180,11 +181,11 @@ async def measure(folder: Path, lists: int, seeds: int, items: int) -> dict[str,
     await run.system.stop()
     live = {(stamp.line, stamp.epoch) for stamp in (answer.stamp for answer in run.answers)}
     return {
-        "candidates": found,
+        "candidates": candidates,
         "lists": shown,
-        "went live": sum(its["stage"] in ("live", "taking over") for its in found),
-        "answered as canary": sum(its["answered"] > 0 for its in found),
-        "given up": sum(its["stage"] == "ended" for its in found),
+        "went live": sum(candidate["stage"] in ("live", "taking over") for candidate in candidates),
+        "answered as canary": sum(candidate["answered"] > 0 for candidate in candidates),
+        "given up": sum(candidate["stage"] == "ended" for candidate in candidates),
         "live epochs": sorted(epoch for line, epoch in live if line == MAIN),
     }
 
@@ -206,7 +207,8 @@ def _propose(run: PromotionRun, kind: Broken, seed: int, made: Made, layout: Lay
 
 
 def _came_to(run: PromotionRun, line: str) -> dict[str, Any]:
-    """How far one came, why it ended, and whether those it answered are exactly those that are listed."""
+    """Stage of a candidate, the reason of its end, and whether the rollback report lists exactly its
+    answers."""
     standing = run.lifecycle.candidates[line]
     answered = [a.request_id for a in run.answers if a.stamp.line == line]
     listed = affected(run.system.log, f"{line}/0", 0, run.lifecycle.lives)
@@ -227,13 +229,15 @@ def broken(
     seeds: Annotated[int, typer.Option(help="Of each of the ten ways to be broken.")] = 5,
     items: Annotated[int, typer.Option(help="Of the world.")] = 1_500,
 ) -> dict[str, Any]:
-    """How far broken candidates come."""
+    """Progress of broken candidates."""
     with tempfile.TemporaryDirectory() as folder, np.errstate(all="ignore"):
-        found = asyncio.run(measure(Path(folder), lists, seeds, items))
-    for its in found["candidates"]:
-        typer.echo(f"{its['line']:<24} {its['stage']:<8} {its['examples']:>6}  {its['why']}")
+        figures = asyncio.run(measure(Path(folder), lists, seeds, items))
+    for candidate in figures["candidates"]:
+        typer.echo(
+            f"{candidate['line']:<24} {candidate['stage']:<8} {candidate['examples']:>6}  {candidate['why']}"
+        )
     typer.echo(
-        f"{len(found['candidates'])} candidates: {found['given up']} given up, {found['answered as canary']} "
-        f"answered as canary, {found['went live']} went live"
+        f"{len(figures['candidates'])} candidates: {figures['given up']} given up, "
+        f"{figures['answered as canary']} answered as canary, {figures['went live']} went live"
     )
-    return found
+    return figures

@@ -1,9 +1,8 @@
-"""`recsys study promotion --guard`: how often a new live line is taken back by itself that shouldn't be, and
-how soon one that should.
+"""`recsys study promotion --guard`: false rollbacks of a new live line, and the delay of justified ones.
 
-The simulated models of `recsys study promotion`, the other way round: one is live and chooses what is shown,
-the other is what it replaced, as good as ever. What viewers do is counted beside the time before the switch.
-All is judged at every step, as long as a live line is guarded.
+The simulated models of `recsys study promotion` with swapped roles: one is live and chooses the lists, the
+other is the unchanged line that it replaced. Engagement is compared with the time before the switch.
+Everything is judged at every step, as long as a live line is guarded.
 """
 
 from dataclasses import dataclass, replace
@@ -35,9 +34,9 @@ class Course:
 
 
 def run_once(course: Course, seed: int, rules: PromotionConfig, chosen: bool = False) -> Ended:
-    """One new live line, guarded to the end: taken back, or not."""
+    """One new live line, guarded until it is rolled back or the guard ends."""
     # Users' noise is the same before and after: the seed's.
-    before, after = (Stream(its, seed, chosen=chosen) for its in (course.pair, course.then))
+    before, after = (Stream(pair, seed, chosen=chosen) for pair in (course.pair, course.then))
     whole, recent = guard.comparison(rules), guard.lately(rules)
     missed, served = guard.Calibration(rules), guard.engagement_rates(["long_view"], rules)
     old = Stream(replace(course.pair, live=course.pair.candidate), seed + 1_000_000, chosen=chosen)
@@ -50,24 +49,24 @@ def run_once(course: Course, seed: int, rules: PromotionConfig, chosen: bool = F
         seen += STEP
         if recent.examples > window(rules):
             recent = guard.lately(rules)
-        for its in (whole, recent, missed):
-            its.add(pairs)
+        for pair in (whole, recent, missed):
+            pair.add(pairs)
         _show(served, pairs, True)
         evidence = GuardEvidence(
             SHADOW, whole.result(), served=served.result(), recent=recent.result(),
             missed=missed.result(),
         )  # fmt: skip
-        said = judge_guard(evidence, rules)
-        if isinstance(said, Rollback):
+        decision = judge_guard(evidence, rules)
+        if isinstance(decision, Rollback):
             return Ended("back", seen)
-        if isinstance(said, Hold) and said.final:
+        if isinstance(decision, Hold) and decision.final:
             return Ended("stays", seen)
 
 
 def _show(served: EngagementRates, shown: PairedPredictions, since: bool) -> None:
     size = len(shown)
-    ours, ranked = np.full(size, since), np.ones(size, np.bool_)
-    served.add(shown.users_N, ours, shown.labels_N[:, None], ranked)
+    is_live, ranked = np.full(size, since), np.ones(size, np.bool_)
+    served.add(shown.users_N, is_live, shown.labels_N[:, None], ranked)
 
 
 def _in_segments(pairs: PairedPredictions) -> PairedPredictions:
@@ -78,8 +77,8 @@ def _in_segments(pairs: PairedPredictions) -> PairedPredictions:
 def measure_guard(
     runs: int, base: float, step: float, chosen: bool = False, sure: bool = False
 ) -> dict[str, Any]:
-    """Lines as good as what they replaced, ``step`` of AUC worse, five times as much worse, and one that gets
-    so when half of the time is over; ``runs`` of each."""
+    """``runs`` each of lines as good as the one before, ``step`` of AUC worse, five times as much worse, and
+    one that gets that bad halfway."""
     rules = PromotionConfig()
     half = rules.guard_examples // 2
     pairs = {
@@ -93,28 +92,28 @@ def measure_guard(
         "far worse": (-_FAR * step, Course(far, far)),
         "breaks": (-_FAR * step, Course(equal, far, half)),
     }
-    found: dict[str, Any] = {
+    figures: dict[str, Any] = {
         "guard": True, "runs": runs, "guard_examples": rules.guard_examples,
         "auc": base, "alpha": rules.alpha, "chosen": chosen, "sure": sure, "breaks_at": half,
     }  # fmt: skip
     for name, (gain, course) in courses.items():
         ended = [run_once(course, seed, rules, chosen) for seed in range(runs)]
-        at = [one.examples - course.at for one in ended if one.how == "back"]
-        found[name] = {
+        at = [run.examples - course.at for run in ended if run.how == "back"]
+        figures[name] = {
             "auc_gain": gain,
             "back": len(at) / runs,
             "median_examples_to_go_back": float(np.median(at)) if at else None,
         }
-    return found
+    return figures
 
 
-def told(found: dict[str, Any]) -> list[str]:
-    """The figures as lines to read."""
+def text_lines(figures: dict[str, Any]) -> list[str]:
+    """The figures as lines of text."""
     lines = []
     for name in ("equal", "worse", "far worse", "breaks"):
-        its = found[name]
+        course = figures[name]
         lines.append(
-            f"{name:>9} ({its['auc_gain']:+.3f} AUC): taken back {its['back']:.1%}, median examples until "
-            f"then {its['median_examples_to_go_back']}"
+            f"{name:>9} ({course['auc_gain']:+.3f} AUC): rolled back {course['back']:.1%}, median examples "
+            f"until then {course['median_examples_to_go_back']}"
         )
     return lines

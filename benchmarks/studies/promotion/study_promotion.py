@@ -1,8 +1,8 @@
-"""`recsys study promotion`: how often a candidate is promoted that shouldn't be, how soon one that should.
+"""`recsys study promotion`: wrong promotions of candidates, and the delay of right ones.
 
 Runs are simulated: two models see each example's true logit through noise of their own, part of which stays
-with the user, and are judged at every step by the rules that the director judges by. The noise decides their
-AUC. Beside it stands the test that one would pick instead: a sample size fixed beforehand, looked at once.
+with the user, and the director's rules judge them at every step. The noise determines their AUC. The
+comparator is a test of fixed sample size, looked at once.
 """
 
 from statistics import NormalDist
@@ -21,7 +21,8 @@ from benchmarks.studies.promotion.simulated_pairs import (
     Stream,
     noise_for,
 )
-from experiments.promotion.promotion import SHADOW, Evidence, Hold, Promote, comparison, judge
+from experiments.promotion.lifecycle import SHADOW
+from experiments.promotion.promotion import Evidence, Hold, Promote, comparison, judge
 from experiments.statistics.comparison import log_losses
 from recsys.config.promotion_config import PromotionConfig
 
@@ -34,16 +35,16 @@ def run_once(
     while seen < most:
         compared.add(stream.step())
         seen += STEP
-        said = judge(Evidence(SHADOW, compared.result()), rules)
-        if isinstance(said, Promote):
+        decision = judge(Evidence(SHADOW, compared.result()), rules)
+        if isinstance(decision, Promote):
             return Ended("promoted", seen)
-        if isinstance(said, Hold) and said.final:
+        if isinstance(decision, Hold) and decision.final:
             return Ended("held", seen)
     return Ended("open", seen)
 
 
 def fixed_horizon(pair: Pair, alpha: float = 0.05, power: float = 0.8) -> int:
-    """The examples that a two-sided test of the log losses needs, looked at once, with this power."""
+    """Examples that a two-sided test of the log losses needs, looked at once, with this power."""
     rows = Stream(pair, 1, users=_LARGE // 20).step(_LARGE)
     gained = log_losses(rows.live_N, rows.labels_N) - log_losses(rows.candidate_N, rows.labels_N)
     per_list = gained.reshape(-1, LIST).mean(1)
@@ -55,9 +56,9 @@ def fixed_horizon(pair: Pair, alpha: float = 0.05, power: float = 0.8) -> int:
 def measure(
     runs: int, most: int, base: float, step: float, chosen: bool = False, sure: bool = False
 ) -> dict[str, Any]:
-    """Candidates as good as live, ``step`` of AUC worse, and as much better; ``runs`` of each."""
+    """``runs`` each of candidates as good as live, ``step`` of AUC worse, and as much better."""
     rules, live = PromotionConfig(), noise_for(base)
-    found: dict[str, Any] = {
+    figures: dict[str, Any] = {
         "runs": runs,
         "most_examples": most,
         "auc": base,
@@ -67,14 +68,14 @@ def measure(
     for name, gain in (("equal", 0.0), ("worse", -step), ("better", step)):
         pair = Pair(live, noise_for(base + gain), sure)
         ended = [run_once(pair, seed, rules, most, chosen) for seed in range(runs)]
-        at = [one.examples for one in ended if one.how == "promoted"]
-        found[name] = {
+        at = [run.examples for run in ended if run.how == "promoted"]
+        figures[name] = {
             "auc_gain": gain,
-            **{how: sum(one.how == how for one in ended) / runs for how in ("promoted", "held", "open")},
+            **{how: sum(run.how == how for run in ended) / runs for how in ("promoted", "held", "open")},
             "median_examples_to_promote": float(np.median(at)) if at else None,
             "fixed_horizon_examples": fixed_horizon(pair) if gain > 0 else None,
         }  # fmt: skip
-    return found
+    return figures
 
 
 @study_command
@@ -94,27 +95,27 @@ def promotion(
         typer.Option("--guard", help="How often a new live line is taken back by itself, instead."),
     ] = False,
 ) -> dict[str, Any]:
-    """How often a candidate is promoted that is no better, and how soon one that is; or, with --guard, a live
-    line taken back that is no worse, and how soon one that is."""
+    """Wrong promotions and the delay of right ones; or, with --guard, wrong rollbacks and the delay of right
+    ones."""
     if guard:
-        from benchmarks.studies.promotion.study_guard import measure_guard, told
+        from benchmarks.studies.promotion.study_guard import measure_guard, text_lines
 
-        found = measure_guard(runs, auc_live, step, chosen, sure)
-        typer.echo("\n".join(told(found)))
+        figures = measure_guard(runs, auc_live, step, chosen, sure)
+        typer.echo("\n".join(text_lines(figures)))
     else:
-        found = measure(runs, most, auc_live, step, chosen, sure)
-        _tell(found)
-    return found
+        figures = measure(runs, most, auc_live, step, chosen, sure)
+        _tell(figures)
+    return figures
 
 
-def _tell(found: dict[str, Any]) -> None:
+def _tell(figures: dict[str, Any]) -> None:
     for name in ("equal", "worse", "better"):
-        its = found[name]
+        kind = figures[name]
         typer.echo(
-            f"{name:>7} ({its['auc_gain']:+.3f} AUC): promoted {its['promoted']:.1%}, held for good "
-            f"{its['held']:.1%}, still open {its['open']:.1%}"
+            f"{name:>7} ({kind['auc_gain']:+.3f} AUC): promoted {kind['promoted']:.1%}, held for good "
+            f"{kind['held']:.1%}, still open {kind['open']:.1%}"
         )
-    better = found["better"]
+    better = figures["better"]
     typer.echo(
         f"median examples until the better one is promoted: {better['median_examples_to_promote']}; "
         f"a fixed horizon needs {better['fixed_horizon_examples']}, known beforehand"

@@ -1,4 +1,4 @@
-"""`recsys study student`: what a narrower model loses, what its teacher gives back, what serving costs."""
+"""`recsys study student`: loss of a narrower model, gain by its teacher, and serving cost."""
 
 import tempfile
 from dataclasses import replace
@@ -24,7 +24,7 @@ from replay.replay_run import Progress, ReplayOptions, config_for
 from serving.replica.int8_rows import Int8Rows
 from serving.replica.row_store import RowStore
 from training.offline.distill import SHARE, checked_share
-from training.offline.examples import Examples, joined
+from training.offline.examples import Examples, concatenated
 from training.offline.loop import Plan
 
 _SAMPLES: Final = 500  # draws of users
@@ -52,10 +52,10 @@ def student(
     check_at_least(1, seeds=seeds, epochs=epochs, step_examples=step_examples)
     small = student_model(model, ModelConfig())
     plan = Plan(last=1, epochs=epochs, step_examples=step_examples)
-    found = measure_student(data, small, checked_share(share), plan, seeds, hours)
-    for line in lines_of(found):
+    figures = measure_student(data, small, checked_share(share), plan, seeds, hours)
+    for line in lines_of(figures):
         typer.echo(line)
-    return found
+    return figures
 
 
 def measure_student(
@@ -67,18 +67,18 @@ def measure_student(
     hours: float,
     progress: Progress = with_bar,
 ) -> Found:
-    """The figures of all seeds. Of a folder, every seed is judged with the same draws of its users."""
+    """Figures of all seeds. On a folder every seed is judged with the same bootstrap draws of its users."""
     torch.set_num_threads(
         1
     )  # the order of a sum, and what is timed, must not hang on the number of cores
     world, runs = data == "world", list[Found]()
     folder: Dataset | None = None if world else open_dataset(Path(data))
-    kept: tuple[FeatureSet, Examples, int] | None = None
+    examples: tuple[FeatureSet, Examples, int] | None = None
     for seed in range(seeds):
         dataset = cast(Dataset, WorldLog(seed, hours)) if folder is None else folder
-        if world or kept is None:
-            kept = _examples(dataset, progress)
-        runs.append(_run(*kept, small, share, plan, seed, seed if world else 0))
+        if world or examples is None:
+            examples = _examples(dataset, progress)
+        runs.append(_run(*examples, small, share, plan, seed, seed if world else 0))
     return {
         "data": dataset.name,
         "label": dataset.labels[0],
@@ -102,7 +102,7 @@ def _examples(dataset: Dataset, progress: Progress) -> tuple[FeatureSet, Example
         cache = cache_dataset(
             dataset, Path(folder) / "examples", features, config, None, until_ms, progress
         )
-        every = joined([cache.read(number) for number in range(len(cache))])
+        every = concatenated([cache.read(number) for number in range(len(cache))])
     first = int(np.searchsorted(every.time_ms, judged_from_ms(dataset)))
     if not 0 < first < len(every):
         raise ValueError(
@@ -122,7 +122,7 @@ def _run(
     seed: int,
     draws: int,
 ) -> Found:
-    """One seed: scores of all arms, drawn, and what they cost."""
+    """One seed: bootstrapped scores of all arms, and their cost."""
     small = replace(small, features=features.kind, seed=seed)
     system = replace(ModelConfig(), features=features.kind, seed=seed)
     arms = Arms(features, system, every, first, plan, Config().step.lanes)
@@ -131,8 +131,10 @@ def _run(
         ALONE: (small, arms.train(small)),
         TAUGHT: (small, arms.train(small, share)),
     }
-    said = {arm: arms.judge(*its) for arm, its in trained.items()}
-    names, scores = _scores(arms.teacher_NL[first:, 0], said)
+    scores_by_arm = {
+        arm: arms.judge(*model_and_arrays) for arm, model_and_arrays in trained.items()
+    }
+    names, scores = _scores(arms.teacher_NL[first:, 0], scores_by_arm)
     judged = every.take(slice(first, None))
     start = features.slot("user").start
     users = judged.user_keys.view(np.int64)[:, start].astype(str)
@@ -150,13 +152,15 @@ def _run(
     }
 
 
-def _scores(teacher_N: Any, said: dict[str, ArmScores]) -> tuple[list[tuple[str, str]], list[Any]]:
-    """(arm, way) of each row of scores. The teacher learns all along: it stands nowhere still."""
+def _scores(
+    teacher_N: Any, scores_by_arm: dict[str, ArmScores]
+) -> tuple[list[tuple[str, str]], list[Any]]:
+    """(arm, way) of each row of scores. The teacher always learns: it has no frozen scores."""
     names, scores = [(TEACHER, "learning")], [teacher_N]
-    for arm, its in said.items():
+    for arm, arm_scores in scores_by_arm.items():
         for way in _WAYS:
             names.append((arm, way))
-            scores.append(getattr(its, way))
+            scores.append(getattr(arm_scores, way))
     return names, scores
 
 
@@ -172,13 +176,13 @@ def _figures(runs: list[Found]) -> Found:
 
     costs: list[Found] = []
     for arm, kind in runs[0]["cost"]:
-        its = [run["cost"][arm, kind] for run in runs]
+        arm_costs = [run["cost"][arm, kind] for run in runs]
         costs.append({
             "arm": arm,
             "rows": "int8" if kind == Int8Rows.__name__ else "float32",
-            "bytes_a_row": round(float(np.mean([c.row_bytes for c in its])), 1),
-            "mib": round(float(np.mean([c.bytes for c in its])) / 2**20, 2),
-            "rank_300_us": round(float(np.median([c.rank_us for c in its]))),
+            "bytes_a_row": round(float(np.mean([c.row_bytes for c in arm_costs])), 1),
+            "mib": round(float(np.mean([c.bytes for c in arm_costs])) / 2**20, 2),
+            "rank_300_us": round(float(np.median([c.rank_us for c in arm_costs]))),
         })  # fmt: skip
     return {
         "aucs": [
@@ -198,24 +202,24 @@ def _figures(runs: list[Found]) -> Found:
     }  # fmt: skip
 
 
-def lines_of(found: Found) -> list[str]:
-    """The figures for people."""
-    its = found["student"]
+def lines_of(figures: Found) -> list[str]:
+    """The figures as lines of text."""
+    student = figures["student"]
     lines = [
-        f"{found['data']}: {found['learned']} examples learned, {found['rows']} judged; student: dim "
-        f"{its['dim']}, hidden {shown(its['hidden'])}, the teacher's share {its['share']:g}"
+        f"{figures['data']}: {figures['learned']} examples learned, {figures['rows']} judged; student: dim "
+        f"{student['dim']}, hidden {shown(student['hidden'])}, the teacher's share {student['share']:g}"
     ]
-    aucs = {(row["arm"], row["way"]): row["auc"] for row in found["aucs"]}
+    aucs = {(row["arm"], row["way"]): row["auc"] for row in figures["aucs"]}
     for arm in dict.fromkeys(arm for arm, _ in aucs):
-        told = [f"{way} {aucs[arm, way]:.4f}" for way in _WAYS if (arm, way) in aucs]
-        lines.append(f"{arm:>18}  AUC {', '.join(told)}")
+        ways = [f"{way} {aucs[arm, way]:.4f}" for way in _WAYS if (arm, way) in aucs]
+        lines.append(f"{arm:>18}  AUC {', '.join(ways)}")
     lines += [
         f"  {pair['to']} − {pair['from']}: {pair['difference']:+.4f} "
         f"({pair['low']:+.4f} to {pair['high']:+.4f}), {pair['said']}"
-        for pair in found["pairs"]
+        for pair in figures["pairs"]
     ]
     return lines + [
         f"{cost['arm']:>18}  {cost['rows']:>7}  {cost['bytes_a_row']} bytes a row, {cost['mib']} MiB, "
         f"{cost['rank_300_us']} µs to rank 300"
-        for cost in found["costs"]
+        for cost in figures["costs"]
     ]

@@ -1,13 +1,14 @@
-"""What somebody would show who knows the simulated world's laws, but not the person: the study's ceiling.
+"""The ceiling of the coldstart study: lists by full knowledge of the simulated world's laws, but not of the
+person.
 
-They know each item's quality, length and tags, each cluster's taste, the fashion of the hour, and which
-clusters people of an age are of. Of the person they know the age, and what came of each swipe until now:
-a long view or none, and what followed it (a like says more than the view alone). From these they have the
-person's taste as well as it can be known (``replay.simulation.taste_posterior``), and show what has the best mean
-P(long view). Nobody who has seen these swipes, and no others, has a better list on average.
+Known are each item's quality, length and tags, each cluster's taste, the fashion of the hour, and the
+clusters of each age band. Of the person only the age and the outcomes of swipes so far are known: a long view
+or none, and the following engagements (a like is more informative than the view alone). From these follows
+the posterior of the person's taste (``replay.simulation.taste_posterior``), and the list with the best mean
+P(long view). No recommender that has seen only these swipes has a better list on average.
 
-A taste holds still through a visit here. That is exact where no mood turns in it, so for visits that begin at
-a full or half hour of the world and take less than half an hour.
+A taste is assumed constant during a visit. That is exact while no mood changes, so for visits that begin at a
+full or half hour of the world and take less than half an hour.
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -30,7 +31,7 @@ from replay.simulation.world import (
 
 @dataclass(frozen=True)
 class Swipe:
-    """An item that was seen at a rank, and the kinds of what is known to have come of it."""
+    """An item seen at a rank, and the kinds of its known outcomes."""
 
     item_id: Id
     rank: int
@@ -39,7 +40,7 @@ class Swipe:
 
 
 class Ceiling:
-    """Lists for strangers. The catalogue is that of ``now_ms``."""
+    """Lists for strangers, from the catalogue of ``now_ms``."""
 
     def __init__(self, world: World, now_ms: int) -> None:
         items = world.items(now_ms)
@@ -48,29 +49,31 @@ class Ceiling:
         self._index = {item_id: n for n, item_id in enumerate(self.ids)}
         self._authors = [item.fields["author"] for item in items]
         traits = [world.traits(item_id) for item_id in self.ids]
-        self._tags = sorted({tag for its in traits for tag, _ in its.tags})
+        self._tags = sorted({tag for item_traits in traits for tag, _ in item_traits.tags})
         column = {tag: n for n, tag in enumerate(self._tags)}
-        self._base_N = np.array([its.base for its in traits])
+        self._base_N = np.array([item_traits.base for item_traits in traits])
         self._x_NT = np.zeros((len(items), len(self._tags)))
-        for its, x_T in zip(traits, self._x_NT, strict=True):
-            for tag, weight in its.tags:
+        for item_traits, x_T in zip(traits, self._x_NT, strict=True):
+            for tag, weight in item_traits.tags:
                 x_T[column[tag]] = weight
 
     def prior(self, user_id: Id, now_ms: int) -> Taste:
-        """What the age says of a taste."""
+        """Prior of a taste, given the age."""
         clusters = self.world.clusters_of(self.world.user(user_id).fields["age_band"])
         means = [[self.world.shared_taste(c, tag, now_ms) for tag in self._tags] for c in clusters]
         return isotropic(np.array(means), OWN_VARIANCE)
 
     def rows(self, swipes: Sequence[Swipe]) -> tuple[Floats, Floats]:
-        """The weights of tags (S, T) and the bases (S,) of what was swiped, each at its rank."""
+        """Tag weights (S, T) and bases (S,) of swiped items, each at its rank."""
         indices = [self._index[swipe.item_id] for swipe in swipes]
         ranks_S = np.array([swipe.rank for swipe in swipes], np.float64)
         return self._x_NT[indices], self._base_N[indices] - IMPATIENCE * ranks_S
 
     def chances(self, user_id: Id, swipes: Sequence[Swipe], now_ms: int) -> Floats:
-        """The mean P(long view) of each item at the first rank, (N,)."""
-        taste = learn(self.prior(user_id, now_ms), *self.rows(swipes), told(swipes, now_ms))
+        """Mean P(long view) of each item at the first rank, (N,)."""
+        taste = learn(
+            self.prior(user_id, now_ms), *self.rows(swipes), outcome_likelihood(swipes, now_ms)
+        )
         return taste.chances(self._x_NT, self._base_N)
 
     def show(
@@ -82,22 +85,23 @@ class Ceiling:
         n: int,
         per_author: int,
     ) -> list[Id]:
-        """The best ``n`` items by P(long view), ``gone`` left out, not too many of one author (0: any)."""
-        found: list[Id] = []
+        """The best ``n`` items by P(long view), without ``gone`` and with at most ``per_author`` of one
+        author (0: any)."""
+        shown: list[Id] = []
         authors: dict[str, int] = {}
         for index in np.argsort(-self.chances(user_id, swipes, now_ms), kind="stable"):
             author = self._authors[index]
             if self.ids[index] in gone or (per_author and authors.get(author, 0) >= per_author):
                 continue
-            found.append(self.ids[index])
+            shown.append(self.ids[index])
             authors[author] = authors.get(author, 0) + 1
-            if len(found) == n:
+            if len(shown) == n:
                 break
-        return found
+        return shown
 
 
 def swipes_of(events: Sequence[Engagement], ranks: Mapping[Id, int]) -> list[Swipe]:
-    """What was seen, in order, with what came of it so far."""
+    """Seen items in order, with their outcomes so far."""
     kinds: dict[Id, set[str]] = {}
     ends: dict[Id, int] = {}
     for event in events:
@@ -109,25 +113,27 @@ def swipes_of(events: Sequence[Engagement], ranks: Mapping[Id, int]) -> list[Swi
     ]
 
 
-def told(swipes: Sequence[Swipe], now_ms: int) -> LogLikelihood:
-    """log P(what came of each swipe until now | its logit), by the laws of ``World.react``.
+def outcome_likelihood(swipes: Sequence[Swipe], now_ms: int) -> LogLikelihood:
+    """log P(outcomes of each swipe until now | its logit), by the laws of ``World.react``.
 
-    What comes late may still come: that it isn't there says the less, the less time has passed. When it came,
-    and for how long an item was watched beyond a long view or not, says nothing of the taste.
+    Late outcomes may still come: their absence is the less informative, the less time has passed. Their
+    delays, and the watch time beyond long view or not, are independent of the taste.
     """
     long_S, hid_S = (np.array([kind in s.kinds for s in swipes]) for kind in ("long_view", "hide"))
     passed_S = np.array([max(0, now_ms - swipe.end_ms) for swipe in swipes], np.float64)
 
     def log_likelihood(logits: Floats) -> Floats:
         liked = np.exp(-np.logaddexp(0.0, -logits))
-        found = np.where(long_S, -np.logaddexp(0.0, -logits), -np.logaddexp(0.0, logits))
+        log_likelihoods = np.where(long_S, -np.logaddexp(0.0, -logits), -np.logaddexp(0.0, logits))
         for kind, (_, delay_ms) in AFTER.items():
             chance = after_chance(kind, liked)
             arrived_S = 1 - np.exp(-passed_S / delay_ms) if delay_ms else np.ones(len(swipes))
             did_S = np.array([kind in swipe.kinds for swipe in swipes])
-            found += long_S * np.where(did_S, np.log(chance), np.log1p(-chance * arrived_S))
+            log_likelihoods += long_S * np.where(
+                did_S, np.log(chance), np.log1p(-chance * arrived_S)
+            )
         chance = hide_chance(liked)
-        found += ~long_S * np.where(hid_S, np.log(chance), np.log1p(-chance))
-        return np.asarray(found)
+        log_likelihoods += ~long_S * np.where(hid_S, np.log(chance), np.log1p(-chance))
+        return np.asarray(log_likelihoods)
 
     return log_likelihood

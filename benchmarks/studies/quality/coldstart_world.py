@@ -1,8 +1,9 @@
-"""The simulated world answered by the whole system in one process: what newcomers get and new items earn.
+"""The simulated world answered by the whole system in one process: lists of newcomers, and exposure of new
+items.
 
-Pipeline, folds, joiner and learner are those of the live parts (``Player``, ``DirectLoop``); nothing is told
-to them that a live system wouldn't know. What a slot is worth is ``World.true_long_view``: what the viewer
-would do on average, not what they happened to do, so that fewer viewers say as much.
+Pipeline, folds, joiner and learner are those of the live parts (``Player``, ``DirectLoop``); they get no more
+information than a live system. The worth of a slot is ``World.true_long_view``, the expected outcome instead
+of the drawn one, which needs fewer viewers.
 """
 
 import heapq
@@ -26,6 +27,7 @@ from replay.direct_loop import DirectLoop
 from replay.player import Player
 from replay.simulation.warmup_data import SURFACE
 from replay.simulation.world import World
+from serving.query import Query
 from serving.request import Request
 
 LIST: Final = 8  # items of a list
@@ -36,7 +38,7 @@ _HOUR_MS: Final = 3_600_000
 
 
 def small(policy: PolicyConfig, candidates: int = 200) -> Config:
-    """A configuration that learns quickly from little: steps of 64 examples, a smaller network."""
+    """Configuration that learns quickly from little data: steps of 64 examples, a smaller network."""
     return Config(
         step=StepConfig(examples=64, every_ms=600_000, snapshot_every=10**9),
         join=JoinConfig(window_s=60.0, horizon_s=600.0),
@@ -48,7 +50,7 @@ def small(policy: PolicyConfig, candidates: int = 200) -> Config:
 
 @dataclass(frozen=True)
 class Slot:
-    """One item that a viewer got to see, and what it was worth: P(long view) there and then."""
+    """One seen item, and its worth: P(long view) there and then."""
 
     time_ms: int
     item_id: Id
@@ -57,11 +59,11 @@ class Slot:
 
 @dataclass
 class Feed:
-    """A world and the system that answers it. Viewers in ``away`` don't come by themselves.
+    """A world and the system that answers it. Viewers in ``away`` don't come on their own.
 
-    ``panel`` people try each item published from ``measured_ms`` on at once: the system learns what they do,
-    and they count for nothing else. That is the oracle, which knows new items from the beginning.
-    ``past``: counters from before, as ``past_of`` makes them.
+    ``panel`` people try each item published from ``measured_ms`` on at once: the system learns their
+    outcomes, which count for nothing else. That is the oracle, which knows new items from the beginning.
+    ``past``: earlier counters, from ``past_of``.
     """
 
     world: World
@@ -90,7 +92,7 @@ class Feed:
             self.player.replica.popularity.update(*self.past)
 
     def run(self, until_ms: int) -> None:
-        """Serves everybody who comes until then, and learns from them."""
+        """Serves all visitors until then, and learns from them."""
         for request in self.world.next_requests(self.now_ms, until_ms):
             if request.user_id not in self.away:
                 self._pass(request.time_ms)
@@ -98,12 +100,12 @@ class Feed:
         self._pass(until_ms)
 
     def earned(self, items: Mapping[Id, int], within_ms: int) -> dict[Id, float]:
-        """What each item's slots were worth together in its first ``within_ms``. ``items``: since when."""
-        found = dict.fromkeys(items, 0.0)
+        """Total worth of each item's slots in its first ``within_ms``. ``items``: publication times."""
+        worth_by_item = dict.fromkeys(items, 0.0)
         for slot in self.slots:
             if slot.item_id in items and slot.time_ms - items[slot.item_id] < within_ms:
-                found[slot.item_id] += slot.worth
-        return found
+                worth_by_item[slot.item_id] += slot.worth
+        return worth_by_item
 
     def _serve(self, user_id: str, now_ms: int) -> None:
         answer = self.player.recommend(Request(user_id, LIST), now_ms)
@@ -124,7 +126,7 @@ class Feed:
                 self.slots.append(Slot(now_ms, item.item_id, worth))
 
     def _pass(self, until_ms: int) -> None:
-        """Time passes: items are published, and what viewers did arrives."""
+        """Moves time: items are published, and engagements arrive."""
         for item in self.world.new_items(self.now_ms + 1, until_ms + 1):
             self._await(item)
         self.now_ms = max(self.now_ms, until_ms)
@@ -148,10 +150,10 @@ class Feed:
 
 
 def past_of(world: World, people: int) -> Past:
-    """The counters of a first catalogue of which each item was shown to so many people from elsewhere.
+    """Counters of a first catalogue whose items were each shown to ``people`` outsiders.
 
-    So its items are no longer on trial, as those of a feed that has run for long. Only counters know of it:
-    the model has learned nothing, and no viewer has seen anything.
+    So its items are no longer on trial, as in a feed that has run for long. Only counters contain them: the
+    model has learned nothing, and no viewer has seen anything.
     """
     counters = (player := Feed(world, small(PolicyConfig())).player).item_counters
     at_ms = world.start_ms - _HOUR_MS // 6
@@ -166,7 +168,7 @@ def past_of(world: World, people: int) -> Past:
 
 
 def _alone(item: Item, request_id: str, at_ms: int) -> Impression:
-    """One item shown to somebody who comes for it alone; the request has the viewer's name."""
+    """One item shown alone to a one-time viewer; the request has the viewer's name."""
     return Impression(
         time_ms=at_ms,
         request_id=request_id,
@@ -177,11 +179,11 @@ def _alone(item: Item, request_id: str, at_ms: int) -> Impression:
 
 
 def newcomers(feed: Feed, users: Sequence[str], swipes: Sequence[int]) -> NDArray[np.float64]:
-    """The hit rate (users, swipes, arms) of a list of 8 after so many swipes: the mean P(long view) of its
-    items, each at its rank. Arms: see ``ARMS``; all are asked at the same moment for the same viewer.
+    """Hit rate (users, swipes, arms) of a list of 8 after some swipes: mean P(long view) of its items, each
+    at its rank. ``ARMS`` names the arms; all are asked at the same moment for the same viewer.
 
-    Viewers swipe along the lists of the whole system. What they do reaches their session and the counters;
-    the model learns nothing from them, so what is gained is the session's doing.
+    Viewers swipe along the lists of the whole system. Their actions reach their session and the counters; the
+    model learns nothing from them, so any gain is due to the session.
     """
     ceiling = Ceiling(feed.world, feed.now_ms)
     return np.array([_Visit(feed, ceiling, user_id).rates(swipes) for user_id in users])
@@ -199,14 +201,14 @@ class _Visit:
         self._ranks: dict[Id, int] = {}
 
     def rates(self, swipes: Sequence[int]) -> list[list[float]]:
-        """The hit rate of each arm's list after so many swipes."""
-        found: dict[int, list[float]] = {}
+        """Hit rate of each arm's list after the given numbers of swipes."""
+        rates: dict[int, list[float]] = {}
         while True:
             swiped = len(self.session.seen)
-            if swiped in swipes and swiped not in found:
-                found[swiped] = [self._worth(items) for items in self._lists()]
-            if len(found) == len(swipes):
-                return [found[number] for number in swipes]
+            if swiped in swipes and swiped not in rates:
+                rates[swiped] = [self._worth(items) for items in self._lists()]
+            if len(rates) == len(swipes):
+                return [rates[number] for number in swipes]
             self._swipe()
 
     def _worth(self, items: Sequence[Id]) -> float:
@@ -216,7 +218,7 @@ class _Visit:
         )
 
     def _swipe(self) -> None:
-        """The next item is seen, of a new list where the last has come to its end."""
+        """Sees the next item, of a new list when the last one has ended."""
         player = self.feed.player
         if not self._waiting:
             request_id = f"{self.user_id}-{len(self.session.seen)}-{self.now_ms}"
@@ -234,7 +236,7 @@ class _Visit:
                 break
 
     def _lists(self) -> list[list[Id]]:
-        """What each arm would show now. All know what was seen and hidden, and repeat none of it."""
+        """Current list of each arm. All know the seen and hidden items, and repeat none."""
         player, session, user_id = self.feed.player, self.session, self.user_id
         player._sync_popularity()
         policy = player.policies.resolve(user_id)
@@ -259,7 +261,7 @@ class _Visit:
         self, session: Session, policy: Policy, request_id: str, *, fold: bool = False
     ) -> list[Id]:
         player, asked = self.feed.player, Request(self.user_id, LIST)
-        answer = player.pipeline.recommend(asked, session, policy, self.now_ms, request_id)
+        answer = player.pipeline.recommend(Query(asked, session, policy, self.now_ms, request_id))
         if fold:
             player.fold(answer.impression)
         return [item.item_id for item in answer.items]
@@ -271,5 +273,5 @@ def without(policy: PolicyConfig) -> PolicyConfig:
 
 
 def greedy(policy: PolicyConfig) -> PolicyConfig:
-    """The policy that shows the best by its scores, one below the other: nothing is left to chance."""
+    """The policy that lists the best scores in order, without sampling."""
     return replace(without(policy), temperature=1e-4)

@@ -1,20 +1,21 @@
-"""`recsys study coldstart`: what new users and new items get, in the simulated world (docs/explanation/coldstart.md).
+"""`recsys study coldstart`: quality for new users and new items in the simulated world
+(docs/explanation/coldstart.md).
 
-New users. A part of the people stays away while the system learns from the others. Then each of them comes:
-the hit rate of the list that they are given after 0, 1, 5 and 20 swipes, of the whole system, of the same
-system without their session and without exploration (greedy), of somebody who knows the world's laws but not
-the person (the ceiling: benchmarks/studies/quality/coldstart_ceiling.py), and of the most popular items.
+New users. Some people stay away while the system learns from the others. Then each of them comes: the study
+measures the hit rate of their list after 0, 1, 5 and 20 swipes, for the whole system, for the same system
+without their session and without exploration (greedy), for the ceiling (``coldstart_ceiling``), and for the
+most popular items.
 
-New items. The **regret** of a policy is what it lost on good new items because it didn't know them:
+New items. The **regret** of a policy is its loss on good new items because it didn't know them:
 
     Σ over new items in the better half by true appeal of  max(0, worth(oracle) - worth(policy))
 
 where true appeal is the mean P(long view) over all people when the item is published, and worth is the sum of
 P(long view) over the slots that the item had in its first hour. The oracle is the same system without
-exploration, for which a panel of people tries each new item on when it is published. Too much of one item
-doesn't make up for too little of another: hence the 0. All policies meet the same people at the same times.
+exploration, with a panel of people who try each new item when it is published. Too much exposure of one item
+doesn't compensate too little of another: hence the 0. All policies meet the same people at the same times.
 The first catalogue is well known: each of its items was shown often enough before not to be on trial, so
-that the quota goes to what is new, as where a feed has run for long.
+that the quota goes to new items, as in a feed that has run for long.
 """
 
 from collections.abc import Sequence
@@ -49,7 +50,7 @@ _BEFORE: Final = PolicyConfig().trust_after + 2  # 2: counters fade while the st
 
 @dataclass(frozen=True)
 class Tried:
-    """What the policies came to in one world; ``regrets`` of each good new item, by policy."""
+    """Results of the policies in one world; ``regrets`` of each good new item, by policy."""
 
     regrets: dict[str, list[float]]
     hit_rate: dict[str, float]
@@ -70,15 +71,15 @@ def coldstart(
     ] = 300.0,
     only: Annotated[str, typer.Option(help="users or items; all without.")] = "",
 ) -> dict[str, Any]:
-    """What new users and new items get, and whether the quota is kept."""
+    """Quality for new users and new items, and the quota that was given."""
     check_at_least(1, seeds=seeds)
     if only not in ("", "users", "items"):
         raise ValueError(f"--only is {only!r}, expected users or items")
     if hours < 2:
         raise ValueError(f"--hours is {hours}, expected 2 or more: new items need an hour")
-    found = measure(range(seeds), users, items, hours, requests_per_s, publish_every_s, only)
-    _print(found)
-    return found
+    figures = measure(range(seeds), users, items, hours, requests_per_s, publish_every_s, only)
+    _print(figures)
+    return figures
 
 
 def measure(
@@ -95,16 +96,16 @@ def measure(
         World(seed, users, items, publish_every_s=publish_every_s, requests_per_s=requests_per_s)
         for seed in seeds
     ]
-    found: dict[str, Any] = {
+    figures: dict[str, Any] = {
         "options": {"users": users, "items": items, "hours": hours,
                     "requests_per_s": requests_per_s, "publish_every_s": publish_every_s},
         "seeds": list(seeds),
     }  # fmt: skip
     if only != "items":
-        found["new_users"] = new_users([_newcomers(world, hours) for world in worlds])
+        figures["new_users"] = new_users([_newcomers(world, hours) for world in worlds])
     if only != "users":
-        found |= new_items([_policies(world, hours) for world in worlds])
-    return found
+        figures |= new_items([_policies(world, hours) for world in worlds])
+    return figures
 
 
 def _newcomers(world: World, hours: float) -> NDArray[np.float64]:
@@ -115,7 +116,7 @@ def _newcomers(world: World, hours: float) -> NDArray[np.float64]:
 
 
 def _policies(world: World, hours: float) -> Tried:
-    """The same people served by each policy. The first quarter of the time isn't measured."""
+    """Serves the same people by each policy. The first quarter of the time isn't measured."""
     usual, past = PolicyConfig(), past_of(world, _BEFORE)
     feeds = {}
     for name, policy in (
@@ -143,7 +144,7 @@ def _policies(world: World, hours: float) -> Tried:
 
 
 def new_users(rates: Sequence[NDArray[np.float64]]) -> list[dict[str, Any]]:
-    """A row for each number of swipes: the hit rate of each arm, and the ratio of some to popularity.
+    """A row for each number of swipes: hit rate of each arm, and the ratio of some to popularity.
 
     ``rates``: the hit rates (users, swipes, arms) of each world.
     """
@@ -176,7 +177,7 @@ def new_users(rates: Sequence[NDArray[np.float64]]) -> list[dict[str, Any]]:
 
 
 def new_items(worlds: Sequence[Tried]) -> dict[str, Any]:
-    """The regret of each policy over all worlds, what it came to, and the quota that was given."""
+    """Regret of each policy over all worlds, and the quota that was given."""
     regrets = {
         name: [lost for world in worlds for lost in world.regrets[name]]
         for name in worlds[0].regrets
@@ -187,10 +188,10 @@ def new_items(worlds: Sequence[Tried]) -> dict[str, Any]:
             "items": len(regrets["default"]),
             "regret": {name: round(float(np.mean(lost)), 3) for name, lost in regrets.items()},
             **{
-                f"{ours}_to_{theirs}".replace(" ", "_"): _rounded(
-                    paired_ratio_interval(regrets[ours], regrets[theirs])
+                f"{policy}_to_{baseline}".replace(" ", "_"): _rounded(
+                    paired_ratio_interval(regrets[policy], regrets[baseline])
                 )
-                for ours, theirs in (
+                for policy, baseline in (
                     ("default", "none"), ("quota 0", "none"), ("default", "quota 0"),
                 )
             },
@@ -214,7 +215,7 @@ def new_items(worlds: Sequence[Tried]) -> dict[str, Any]:
 
 
 def _regrets(feeds: dict[str, Feed]) -> dict[str, list[float]]:
-    """What each policy lost on each good new item, those that had their first hour."""
+    """Loss of each policy on each good new item that had its first hour."""
     world, measured_ms = feeds["oracle"].world, feeds["oracle"].measured_ms
     new = world.new_items(measured_ms, feeds["oracle"].now_ms - _HOUR_MS)
     people = [f"u{n}" for n in range(0, world.num_users, max(1, world.num_users // 200))]
@@ -227,12 +228,12 @@ def _regrets(feeds: dict[str, Feed]) -> dict[str, list[float]]:
     good = sorted(appeal, key=lambda item_id: -appeal[item_id])[: -(-len(appeal) // 2)]
     since = {item.item_id: item.time_ms for item in new if item.item_id in good}
     most = feeds["oracle"].earned(since, _HOUR_MS)
-    found = {}
+    regrets = {}
     for name, feed in feeds.items():
         if name != "oracle":
             earned = feed.earned(since, _HOUR_MS)
-            found[name] = [max(0.0, most[item_id] - earned[item_id]) for item_id in since]
-    return found
+            regrets[name] = [max(0.0, most[item_id] - earned[item_id]) for item_id in since]
+    return regrets
 
 
 def _rounded(interval: Interval) -> dict[str, float]:
@@ -243,20 +244,20 @@ def _rounded(interval: Interval) -> dict[str, float]:
     }
 
 
-def _print(found: dict[str, Any]) -> None:
-    for row in found.get("new_users", ()):
+def _print(figures: dict[str, Any]) -> None:
+    for row in figures.get("new_users", ()):
         rates = ", ".join(f"{arm} {rate:.3f}" for arm, rate in row["hit_rate"].items())
         typer.echo(f"after {row['swipes']:>2} swipes: {rates}")
         for arm, ratio in row["to_popularity"].items():
             typer.echo(f"{'':>16} {arm} to popularity: {_said(ratio)}")
-    if "new_items" in found:
-        its, quota = found["new_items"], found["quota"]
-        rates = ", ".join(f"{name} {lost:.2f}" for name, lost in its["regret"].items())
-        typer.echo(f"regret of each of {its['items']} good new items: {rates}")
-        typer.echo(f"default to no exploration: {_said(its['default_to_none'])}")
-        typer.echo(f"quota 0 to no exploration: {_said(its['quota_0_to_none'])}")
-        typer.echo(f"default to quota 0: {_said(its['default_to_quota_0'])}")
-        rates = ", ".join(f"{name} {rate:.4f}" for name, rate in its["hit_rate"].items())
+    if "new_items" in figures:
+        new, quota = figures["new_items"], figures["quota"]
+        rates = ", ".join(f"{name} {lost:.2f}" for name, lost in new["regret"].items())
+        typer.echo(f"regret of each of {new['items']} good new items: {rates}")
+        typer.echo(f"default to no exploration: {_said(new['default_to_none'])}")
+        typer.echo(f"quota 0 to no exploration: {_said(new['quota_0_to_none'])}")
+        typer.echo(f"default to quota 0: {_said(new['default_to_quota_0'])}")
+        rates = ", ".join(f"{name} {rate:.4f}" for name, rate in new["hit_rate"].items())
         typer.echo(f"hit rate of all slots: {rates}")
         typer.echo(
             f"quota {quota['asked']}: {quota['given']} of {quota['offered']} ranks at which it could be "

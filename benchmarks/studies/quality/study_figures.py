@@ -1,7 +1,8 @@
-"""From scores by kind of sync to AUC, intervals between neighbours, and a plot. Pure.
+"""AUC, intervals between neighbours, and a plot, from scores by sync schedule. Pure.
 
-A pair is told apart where the 95 % interval of its difference doesn't hold 0. Users are drawn anew, not rows;
-a draw weighs the rows of all kinds of sync alike, so differences are paired. The mean of the seeds is judged.
+A pair is separable when the 95 % interval of its difference doesn't contain 0. The bootstrap draws users
+instead of rows; a draw weighs the rows of all schedules alike, so differences are paired. The mean of the
+seeds is judged.
 """
 
 from collections.abc import Sequence
@@ -20,7 +21,7 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Judged:
-    """The judged rows of one seed: scores (K, N) by kind of sync, labels (N,), users (N,)."""
+    """Judged rows of one seed: scores (K, N) by sync schedule, labels (N,), users (N,)."""
 
     scores_KN: NDArray[np.float32]
     labels_N: NDArray[np.int64]
@@ -28,25 +29,25 @@ class Judged:
 
 
 def draw_aucs(judged: Judged, samples: int, seed: int) -> tuple[Floats, Floats]:
-    """The AUC of each kind of sync (K,), and with users drawn anew (samples, K)."""
-    known, user = np.unique(judged.users_N, return_inverse=True)
+    """AUC of each sync schedule (K,), and with bootstrapped users (samples, K)."""
+    users, user = np.unique(judged.users_N, return_inverse=True)
     generator = np.random.default_rng(seed)
-    drawn_SU = generator.multinomial(len(known), np.full(len(known), 1 / len(known)), samples)
+    drawn_SU = generator.multinomial(len(users), np.full(len(users), 1 / len(users)), samples)
     points, columns = [], []
     for scores in judged.scores_KN:
         order = np.argsort(scores, kind="stable")  # sorted once: sorting what is sorted is quick
-        score, label, whose = scores[order], judged.labels_N[order], user[order]
+        score, label, user_of_row = scores[order], judged.labels_N[order], user[order]
         points.append(auc(score, label))
-        columns.append([auc(score, label, times_U[whose]) for times_U in drawn_SU])
+        columns.append([auc(score, label, times_U[user_of_row]) for times_U in drawn_SU])
     return np.array(points), np.array(columns).T
 
 
 def figures(
     names: Sequence[str], seeds: Sequence[tuple[Floats, Floats]], level: float = 0.95
 ) -> dict[str, Any]:
-    """AUC of each kind of sync, the mean over the seeds, and the paired differences of neighbours.
+    """AUC of each sync schedule, the mean over the seeds, and the paired differences of neighbours.
 
-    The last pair is that of the first and the last.
+    The last pair is the first and the last schedule.
     """
     points_RK = np.array([points for points, _ in seeds])
     drawn_SK = np.mean([drawn for _, drawn in seeds], axis=0)
@@ -69,9 +70,9 @@ def figures(
 def pair_of(
     a: str, b: str, difference: float, drawn_S: Floats, level: float = 0.95
 ) -> dict[str, Any]:
-    """What is said of b − a, whose draws are ``drawn_S``."""
-    kept, tail = drawn_S[np.isfinite(drawn_S)], (1 - level) / 2
-    low, high = np.quantile(kept, [tail, 1 - tail]) if kept.size else (0.0, 0.0)
+    """Verdict on b − a, whose bootstrap draws are ``drawn_S``."""
+    finite_S, tail = drawn_S[np.isfinite(drawn_S)], (1 - level) / 2
+    low, high = np.quantile(finite_S, [tail, 1 - tail]) if finite_S.size else (0.0, 0.0)
     return {
         "from": a,
         "to": b,
@@ -82,9 +83,9 @@ def pair_of(
     }
 
 
-def plot(found: dict[str, Any], title: str) -> str:
-    """The AUC of each kind of sync as an SVG picture: the mean as a line, each seed as a dot."""
-    syncs = found["syncs"]
+def plot(figures: dict[str, Any], title: str) -> str:
+    """AUC of each sync schedule as SVG: the mean as a line, each seed as a dot."""
+    syncs = figures["syncs"]
     values = [value for sync in syncs for value in sync["auc_by_seed"]]
     low, high = min(values), max(values)
     space = max(high - low, 1e-4) * 0.1

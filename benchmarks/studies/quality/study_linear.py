@@ -1,7 +1,7 @@
-"""Online linear learners that score a replay's requests beside ours: what one would pick instead.
+"""Online linear learners that score a replay's requests, as comparators of the quality study.
 
-They read the very keys of our feature set, score a request when it is made, and learn an example as soon as
-the joiner has it: fresher than ours, which waits for its step. Both come with the extra ``bench``.
+They read the keys of our feature set, score a request when it is made, and learn an example as soon as the
+joiner emits it: earlier than our model, which waits for its step. Both come with the extra ``bench``.
 """
 
 import importlib.util
@@ -20,7 +20,7 @@ _BITS: Final = (1 << 62) - 1
 
 
 class Linear(Protocol):
-    """A learner of the first label."""
+    """Learner of the first label."""
 
     name: str
 
@@ -32,18 +32,18 @@ class Linear(Protocol):
 
 
 def linear_learners(features: FeatureSet) -> list[Linear]:
-    """Those that are installed; Vowpal Wabbit twice: with ids alone, and with all of our numbers."""
-    found: list[Linear] = []
+    """Installed learners; Vowpal Wabbit twice: with ids alone, and with all numeric features."""
+    learners: list[Linear] = []
     if importlib.util.find_spec("vowpalwabbit") is not None:
-        found += [VowpalWabbit(features, counters=False), VowpalWabbit(features, counters=True)]
+        learners += [VowpalWabbit(features, counters=False), VowpalWabbit(features, counters=True)]
     if importlib.util.find_spec("river") is not None:
-        found.append(River(features))
-    return found
+        learners.append(River(features))
+    return learners
 
 
 class VowpalWabbit:
     """Logistic regression with default rates; the user crossed with the item's groups, duration and context,
-    the first group with the others, and duration with context. ``counters``: our running numbers too."""
+    the first group with the others, and duration with context. ``counters``: adds our numeric features."""
 
     def __init__(self, features: FeatureSet, counters: bool) -> None:
         from vowpalwabbit import Workspace
@@ -62,7 +62,7 @@ class VowpalWabbit:
         groups = [letters[f"item.{name}"] for name in self._features.schema.groups]
         others = [*groups, letters["duration"], letters["context"]]
         return [
-            *(letters["user"] + other for other in others),
+            *(letters["user"] + crossed for crossed in others),
             *(groups[0] + group for group in groups[1:]),
             letters["duration"] + letters["context"],
         ]
@@ -98,8 +98,10 @@ class River:
 
     def score(self, request: RequestFeatures) -> list[float]:
         user = _ones(request.user_U)
-        found = [self._learner.predict_proba_one(user | _ones(keys)) for keys in request.items_NI]
-        return [float(chance.get(True, 0.5)) for chance in found]
+        predictions = [
+            self._learner.predict_proba_one(user | _ones(keys)) for keys in request.items_NI
+        ]
+        return [float(chance.get(True, 0.5)) for chance in predictions]
 
     def learn(self, features: FeatureBlock, label: bool) -> None:
         user, item, _ = _arrays(features)
@@ -109,7 +111,7 @@ class River:
 def _arrays(
     block: FeatureBlock,
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32]]:
-    """An example's keys of the user and of its item, and its numbers."""
+    """An example's keys of user and item, and its numbers."""
     return (
         np.frombuffer(block.user_keys, np.int64),
         np.frombuffer(block.item_keys, np.int64),
@@ -118,7 +120,7 @@ def _arrays(
 
 
 def _spaces(letters: dict[str, str], slots: Any, keys: NDArray[np.int64]) -> str:
-    """Keys as Vowpal Wabbit's text, a namespace for each slot; numbers are its own hashes."""
+    """Keys in Vowpal Wabbit's text format, a namespace for each slot; numbers are its own hashes."""
     parts = []
     for slot in slots:
         own = keys[slot.start : slot.stop]

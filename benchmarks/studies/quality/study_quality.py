@@ -1,6 +1,6 @@
-"""`recsys study quality DATA`: what each idea of the learner is worth, and what others reach on the same log.
+"""`recsys study quality DATA`: ablations of the learner, and comparators on the same log.
 
-Ours is replayed whole, and again with one thing taken away at a time. Beside the first replay online linear
+Our model is replayed whole, and again with one idea removed at a time. In the first replay online linear
 learners score the same requests. All are judged on the same rows (docs/explanation/quality.md).
 """
 
@@ -33,7 +33,7 @@ WHOLE: Final = "all"
 
 @dataclass(frozen=True)
 class Variant:
-    """Ours with something changed: ``options`` of the replay, ``model`` of the configuration."""
+    """Our model with a change: ``options`` of the replay, ``model`` of the configuration."""
 
     name: str
     options: dict[str, Any] = field(default_factory=dict)
@@ -41,7 +41,7 @@ class Variant:
 
 
 def variants(frozen_after_ms: int) -> list[Variant]:
-    """The whole model first, then what is taken away, one thing at a time."""
+    """The whole model first, then its ablations, one at a time."""
     return [
         Variant(WHOLE),
         Variant("newest dense parameters", model={"dense_average": 0.0}),
@@ -55,29 +55,29 @@ def variants(frozen_after_ms: int) -> list[Variant]:
 
 
 class _LoopBeside(DirectLoop):
-    """A loop that shows every example to the others as soon as the joiner has it."""
+    """Loop that passes every example to the other learners as soon as the joiner emits it."""
 
     others: Sequence[Linear] = ()
 
     def _arrive(self, examples: Iterable[Example | Forget], now_ms: int) -> None:
-        found = list(examples)
-        for example in found:
+        arrived = list(examples)
+        for example in arrived:
             if isinstance(example, Example) and example.features and not example.correction:
-                for other in self.others:
-                    other.learn(example.features, bool(example.labels[0]))
-        super()._arrive(found, now_ms)
+                for learner in self.others:
+                    learner.learn(example.features, bool(example.labels[0]))
+        super()._arrive(arrived, now_ms)
 
 
 @dataclass
 class _PlayerBeside(Player):
-    """A player that asks the others for their scores when it makes an impression."""
+    """Player that collects the other learners' scores when it makes an impression."""
 
     others: Sequence[Linear] = ()
-    theirs: dict[str, list[float]] = field(default_factory=dict)
+    learner_scores: dict[str, list[float]] = field(default_factory=dict)
 
     def _as_served(self, event: Impression, features: RequestFeatures) -> Impression:
-        for other in self.others:
-            self.theirs.setdefault(other.name, []).extend(other.score(features))
+        for learner in self.others:
+            self.learner_scores.setdefault(learner.name, []).extend(learner.score(features))
         return super()._as_served(event, features)
 
 
@@ -88,30 +88,30 @@ def measure_quality(
     progress: Progress = iter,
     learners: Callable[[FeatureSet], list[Linear]] = linear_learners,
 ) -> dict[str, Any]:
-    """The figures of the whole model, of the others, and of the ``chosen`` variants (none named: all).
+    """Figures of the whole model, of the other learners, and of the ``chosen`` variants (none named: all).
 
-    Raises ValueError for a name that isn't there.
+    Raises ValueError for an unknown variant.
     """
-    known = variants(judged_from_ms(dataset))
-    names = [variant.name for variant in known]
+    all_variants = variants(judged_from_ms(dataset))
+    names = [variant.name for variant in all_variants]
     for name in chosen:
         if name not in names:
             raise ValueError(f"--only is {name!r}, expected one of: {', '.join(names)}")
-    whole, theirs = _replay(dataset, options, known[0], progress, learners)
+    whole, learner_scores = _replay(dataset, options, all_variants[0], progress, learners)
     label, rows = dataset.labels[0], []
     rows.append(_row(WHOLE, dataset, whole, None))
-    for name, scores in theirs.items():
-        other = replace(whole.predictions, scores={label: np.array(scores, np.float32)},
+    for name, scores in learner_scores.items():
+        predictions = replace(whole.predictions, scores={label: np.array(scores, np.float32)},
                         labels={label: whole.predictions.labels[label]})  # fmt: skip
-        rows.append(_row(name, dataset, replace(whole, predictions=other), whole))
-    for variant in known[1:]:
+        rows.append(_row(name, dataset, replace(whole, predictions=predictions), whole))
+    for variant in all_variants[1:]:
         if not chosen or variant.name in chosen:
-            found, _ = _replay(dataset, options, variant, progress, lambda features: [])
-            rows.append(_row(variant.name, dataset, found, whole))
+            replayed, _ = _replay(dataset, options, variant, progress, lambda features: [])
+            rows.append(_row(variant.name, dataset, replayed, whole))
     return {
         "data": dataset.name,
         "label": label,
-        "others": "there" if theirs else ABSENT,
+        "others": "there" if learner_scores else ABSENT,
         "rows": rows,
     }
 
@@ -131,15 +131,16 @@ def _replay(
     loop = _LoopBeside(features, config, own.frozen_after_ms)
     loop.others = others
     player = _PlayerBeside(features, config, loop, others=others)
-    return replay_with(player, dataset, own, progress, loop.digest), player.theirs
+    return replay_with(player, dataset, own, progress, loop.digest), player.learner_scores
 
 
-def _row(name: str, dataset: Dataset, found: Replayed, whole: Replayed | None) -> dict[str, Any]:
-    """AUC and calibration of the judged rows and of their commonest context; the difference to the whole."""
+def _row(name: str, dataset: Dataset, replayed: Replayed, whole: Replayed | None) -> dict[str, Any]:
+    """AUC and calibration of the judged rows and of their commonest context, with the difference to the whole
+    model."""
     label = dataset.labels[0]
-    scores = np.asarray(found.predictions.scores[label], np.float64)
-    happened = np.asarray(found.predictions.labels[label], np.float64)
-    test, *slices = slices_of(dataset, found).items()
+    scores = np.asarray(replayed.predictions.scores[label], np.float64)
+    happened = np.asarray(replayed.predictions.labels[label], np.float64)
+    test, *slices = slices_of(dataset, replayed).items()
     mask = test[1]
     row: dict[str, Any] = {
         "name": name,
@@ -151,18 +152,20 @@ def _row(name: str, dataset: Dataset, found: Replayed, whole: Replayed | None) -
         row["slice"] = where
         row["slice_auc"] = round(auc(scores[part], happened[part]), 5)
     if whole is not None:
-        row["to_whole"] = _difference(dataset, found.predictions, whole.predictions, label)
+        row["to_whole"] = _difference(dataset, replayed.predictions, whole.predictions, label)
     return row
 
 
 def _difference(
-    dataset: Dataset, these: Predictions, whole: Predictions, label: str
+    dataset: Dataset, predictions: Predictions, whole: Predictions, label: str
 ) -> dict[str, float]:
-    """AUC of these minus that of the whole model, with its interval from drawing users anew."""
-    found = compare(
-        these.rows(judged_rows(dataset, these)), whole.rows(judged_rows(dataset, whole)), label
+    """AUC difference to the whole model, with its user-bootstrap interval."""
+    comparison = compare(
+        predictions.rows(judged_rows(dataset, predictions)),
+        whole.rows(judged_rows(dataset, whole)),
+        label,
     )
-    return {name: round(found[name], 5) for name in ("difference", "low", "high")}
+    return {name: round(comparison[name], 5) for name in ("difference", "low", "high")}
 
 
 @study_command
@@ -172,13 +175,13 @@ def quality(
         list[str] | None, typer.Option(help="Only this variant (may be given more than once).")
     ] = None,
 ) -> dict[str, Any]:
-    """AUC of ours, of ours without each idea, and of online linear learners."""
-    found = measure_quality(open_dataset(data), ReplayOptions(), only or (), with_bar)
-    for row in found["rows"]:
+    """AUC of our model, of its ablations, and of online linear learners."""
+    figures = measure_quality(open_dataset(data), ReplayOptions(), only or (), with_bar)
+    for row in figures["rows"]:
         typer.echo(_line(row))
-    if found["others"] != "there":
-        typer.echo(f"Vowpal Wabbit and River: {found['others']}")
-    return found
+    if figures["others"] != "there":
+        typer.echo(f"Vowpal Wabbit and River: {figures['others']}")
+    return figures
 
 
 def _line(row: dict[str, Any]) -> str:
@@ -187,6 +190,6 @@ def _line(row: dict[str, Any]) -> str:
         text += f"  {row['slice']} {row['slice_auc']:.4f}"
     text += f"  calibration {row['calibration']:.3f}"
     if "to_whole" in row:
-        its = row["to_whole"]
-        text += f"  {its['difference']:+.4f} ({its['low']:+.4f} to {its['high']:+.4f})"
+        difference = row["to_whole"]
+        text += f"  {difference['difference']:+.4f} ({difference['low']:+.4f} to {difference['high']:+.4f})"
     return text

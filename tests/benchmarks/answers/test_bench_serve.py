@@ -142,14 +142,14 @@ def test_parts_end_though_one_was_killed_while_it_waited_to_be_asked(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(bench_parts, "_ASK_S", 0.5)
-    told, stop, start = bench_parts.ways(True)
+    told, stop, start = bench_parts.process_starter(True)
     parts = [start(_waits, told, stop) for _ in range(2)]
     for _ in parts:
         assert told.get(timeout=60)[0] == "ready"
     time.sleep(0.1)
     parts[0].kill()
     parts[0].join(10)
-    bench_parts.end(parts, stop)
+    bench_parts.end_processes(parts, stop)
     assert not parts[1].is_alive()
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from benchmarks.answers.bench_serve_stages import _figures, looking, stage_of
+from benchmarks.answers.bench_serve_stages import _figures, sampling, stage_of
 
 APP = [
     "/x/serving/service.py",
@@ -36,7 +36,7 @@ def test_what_is_on_no_list_is_other_and_ways_count_where_nothing_works() -> Non
 
 
 def test_looks_are_counted_and_make_up_the_whole_time() -> None:
-    with looking() as found:
+    with sampling() as found:
         while found.total() < 3:
             sum(range(1_000))
     its = _figures(found, passed_s=0.5, asked=100)

@@ -10,14 +10,14 @@ import pytest
 import torch
 from msgspec.structs import replace as changed
 
-from benchmarks.answers.bench_stamp import Bird, counts, in_process, measure_stamp, over_http
+from benchmarks.answers.bench_stamp import CanaryService, counts, in_process, measure_stamp, over_http
 from benchmarks.answers.versioned_oracle import Oracle
 from benchmarks.answers.versioned_world import ITEMS_N, NOW_MS, Canary, CanaryLog, canary_config
 from recsys.events.event_types import Stamp
 from recsys.process.open_log import create_topics
 from serving import pipeline as pipelines
 from serving.pipeline import Pipeline
-from serving.replica.log_follower import Follower
+from serving.replica.log_follower import LogFollower
 from serving.replica.replica import Replica
 from serving.request import Request
 from serving.retrieval import retrieval_client
@@ -41,7 +41,7 @@ def one_thread() -> Iterator[None]:
 def seen(
     folder: Path, requests: int, way: Any = in_process, every: dict[str, int] = EVERY
 ) -> dict[str, Any]:
-    bird = Bird.in_folder(folder, every=every)
+    bird = CanaryService.in_folder(folder, every=every)
     return counts(bird, asyncio.run(way(bird, requests)), 0.0)
 
 
@@ -58,7 +58,7 @@ def test_no_answer_is_of_two_versions(tmp_path: Path, way: Any, requests: int) -
 
 def with_shards(folder: Path, requests: int) -> dict[str, Any]:
     """Two shards follow the log by themselves, so that they are ahead or behind as it comes."""
-    bird = Bird.in_folder(folder, every=EVERY, shards=2)
+    bird = CanaryService.in_folder(folder, every=EVERY, shards=2)
     return counts(bird, asyncio.run(in_process(bird, requests)), 0.0)
 
 
@@ -149,8 +149,8 @@ def applied_during_a_request(patch: pytest.MonkeyPatch) -> None:
             waiting.pop(0)()
         return scored(*arguments)
 
-    start = Follower.start
-    patch.setattr(Follower, "start", lambda self, _: start(self, Loop()))  # type: ignore[arg-type]
+    start = LogFollower.start
+    patch.setattr(LogFollower, "start", lambda self, _: start(self, Loop()))  # type: ignore[arg-type]
     patch.setattr(pipelines, "probabilities", probabilities)
 
 
@@ -200,7 +200,7 @@ def test_a_planted_bug_is_met(name: str, tmp_path: Path, monkeypatch: pytest.Mon
 
 def test_a_step_that_goes_back_is_met(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The answers are of one version each, but one is of before."""
-    bird = Bird.in_folder(tmp_path, every=EVERY)
+    bird = CanaryService.in_folder(tmp_path, every=EVERY)
     older = Service(
         bird.service.config, bird.service.log, bird.service.sessions.sessions, lambda: NOW_MS
     )

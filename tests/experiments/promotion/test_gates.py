@@ -1,6 +1,12 @@
 import numpy as np
 
-from experiments.promotion.gates import PickConcentration, ScoreMoments, ModelCost, failures, logits_of
+from experiments.promotion.gates import (
+    ModelCost,
+    PickConcentration,
+    ScoreMoments,
+    failures,
+    logits_of,
+)
 from recsys.config.promotion_config import PromotionConfig
 
 RULES = PromotionConfig()

@@ -7,9 +7,9 @@ import pytest
 from benchmarks.studies.promotion.simulated_pairs import Pair
 from benchmarks.studies.promotion.study_guard import Course, run_once
 from experiments.promotion import guard
-from experiments.promotion.guard import GuardEvidence, CalibrationGap, judge_guard
+from experiments.promotion.guard import CalibrationGap, GuardEvidence, judge_guard
 from experiments.promotion.lifecycle import SHADOW
-from experiments.promotion.promotion import Hold, Rollback, CanaryEngagement
+from experiments.promotion.promotion import CanaryEngagement, Hold, Rollback
 from experiments.statistics.comparison import ComparisonResult, PairedPredictions
 from experiments.statistics.significance import AnytimeEstimate
 from recsys.config.promotion_config import PromotionConfig

@@ -11,7 +11,14 @@ from experiments.promotion.lifecycle import (
     Lifecycle,
     answers,
 )
-from recsys.events.control_records import Candidate, Control, Decision, Experiments, Live, OperatorRequest
+from recsys.events.control_records import (
+    Candidate,
+    Control,
+    Decision,
+    Experiments,
+    Live,
+    OperatorRequest,
+)
 from recsys.events.records import pack, unpack
 
 

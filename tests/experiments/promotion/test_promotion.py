@@ -5,11 +5,11 @@ import pytest
 from experiments.promotion.promotion import (
     CANARY,
     SHADOW,
+    CanaryEngagement,
     Evidence,
     Hold,
     Promote,
     Rollback,
-    CanaryEngagement,
     judge,
 )
 from experiments.statistics.comparison import ComparisonResult

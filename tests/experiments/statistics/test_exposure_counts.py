@@ -1,4 +1,4 @@
-"""ArmUsers by arm: each once, by the first, however many there are."""
+"""Users by arm: each once, by the first, however many there are."""
 
 import numpy as np
 import pytest

@@ -17,8 +17,8 @@ from experiments.statistics.interleaving import (
     WORSE,
     ArmCredits,
     TeamDraft,
-    preference,
     pick_shares,
+    preference,
 )
 from recsys.config.policy_config import PolicyConfig
 from recsys.config.yaml_with_lines import YamlError

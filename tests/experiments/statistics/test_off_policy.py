@@ -20,9 +20,9 @@ from experiments.statistics.off_policy import (
     estimates,
     support,
 )
-from serving.ranking.selection import Ballot, Cap, Chance, draw_from
-from serving.ranking.slate_propensities import chances_along
-from serving.reconstruction.counterfactual_propensities import ratios_along
+from serving.ranking.selection import SamplingInput, Cap, Chance, sample_slate
+from serving.ranking.slate_propensities import probabilities_along
+from serving.reconstruction.counterfactual_propensities import propensity_ratios
 from tests.support.paths import ROOT
 
 REFERENCE = json.loads((ROOT / "tests/support/obp_cases.json").read_text())
@@ -41,7 +41,7 @@ def lists_of(case: dict) -> WeightedLists:
 def bandit(
     seed: int, users: int, each: int = 1, ranks: int = 1, arms: int = 4, bold: float = 0.7, loved: float = 0.0
 ) -> tuple[WeightedLists, float]:  # fmt: skip
-    """WeightedLists of a bandit in which items' worth is known and users differ by ``loved``; and the true value of
+    """Lists of a bandit in which items' worth is known and users differ by ``loved``; and the true value of
     the target, which draws rank by rank with replacement."""
     draw = np.random.default_rng(seed)
     worth = np.linspace(0.1, 0.6, arms)
@@ -166,18 +166,18 @@ def shorter(seed: int, lists: int = 3000) -> tuple[WeightedLists, float]:
     worth_N, draw = np.array([0.1, 0.2, 0.3, 0.4, 0.5, 0.6]), np.random.default_rng(seed)
     authors = (np.array([1, 1, 1, 2, 2, 2]), np.arange(6))
     mine, theirs = (
-        [Ballot(tilt * worth_N, Chance(1.0, 0.1, 0.0), (Cap("author", its_N, most),)) for its_N in authors]
+        [SamplingInput(tilt * worth_N, Chance(1.0, 0.1, 0.0), (Cap("author", its_N, most),)) for its_N in authors]
         for tilt, most in ((0.0, 2), (2.0, 1))
     )  # fmt: skip
     along, rewards = [], np.zeros((lists, 3))
     for row in range(lists):
-        its = draw_from(mine[row % 2], 3, request_id=f"{seed} {row}")
-        theirs_RN = chances_along(theirs[row % 2], its.positions, 3)[0]
-        along.append(ratios_along(theirs_RN, its.positions, its.propensities))
+        its = sample_slate(mine[row % 2], 3, request_id=f"{seed} {row}")
+        theirs_RN = probabilities_along(theirs[row % 2], its.positions, 3)[0]
+        along.append(propensity_ratios(theirs_RN, its.positions, its.propensities))
         rewards[row] = draw.random(3) < worth_N[its.positions]
     ratios, ended = (np.array(part) for part in zip(*along, strict=True))
     none = np.zeros((lists, 3))
-    run = [draw_from(theirs[n % 2], 3, request_id=f"t{n}").positions for n in range(8_000)]
+    run = [sample_slate(theirs[n % 2], 3, request_id=f"t{n}").positions for n in range(8_000)]
     truth = np.mean([worth_N[positions].sum() for positions in run])
     return WeightedLists(ratios, rewards, none, none, none, np.arange(lists), ended), float(truth)
 

@@ -7,7 +7,7 @@ import pytest
 
 from benchmarks.studies.experiments.trial_world import simulate
 from experiments.statistics.effect import effect, eta_of, radius
-from experiments.statistics.power import SequentialPower, single_visit_covariance, covariance
+from experiments.statistics.power import SequentialPower, covariance, single_visit_covariance
 
 ALPHA = 0.05
 ETA = eta_of(0.1, ALPHA)

@@ -34,7 +34,7 @@ TWO = Experiment(
 def filled(
     experiment: Experiment, rates: list[tuple[float, float]], users: int = 3_000, **more: Any
 ) -> UserOutcomes:
-    """ArmUsers whose share of long views and hides is that of their arm. ``only``: users of each arm that are
+    """Users whose share of long views and hides is that of their arm. ``only``: users of each arm that are
     kept; ``fades``: the treatment's effect is of the first day alone."""
     its, draw = outcomes_for(experiment, LABELS, 10**6), np.random.default_rng(0)
     base = rates[0][0]

@@ -5,7 +5,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from experiments.statistics.significance import AnytimeEstimate, ClusteredMean, crossing, tightest_at
+from experiments.statistics.significance import (
+    AnytimeEstimate,
+    ClusteredMean,
+    crossing,
+    tightest_at,
+)
 
 
 def looked(

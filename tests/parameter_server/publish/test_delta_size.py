@@ -26,7 +26,7 @@ def size(delta):
 @pytest.mark.parametrize("budget", [0, 60])
 def test_a_step_that_settles_sends_no_more_and_the_rest_follows(monkeypatch, budget):
     most = 200
-    monkeypatch.setattr(published, "MOST_BYTES", most)
+    monkeypatch.setattr(published, "MAX_BYTES", most)
     monkeypatch.setattr(rows, "MAX_REMOVED", 3)
     spec = toy_spec(delta_format="fp16", delta_bytes=budget, settle_every=7, digest_every=1)
     deltas = []
@@ -95,4 +95,4 @@ def test_a_record_that_is_too_large_is_told_with_its_size_before_anything_is_app
     ):
         check_appends("deltas", 1, [(0, b"", b"x"), (0, b"k" * 8, b"x" * 2992)], 2_000)
     check_appends("deltas", 1, [(0, b"", b"x" * 2000)], 2_000)
-    assert KEY_BYTES * rows.MAX_REMOVED * 3 < published.MOST_BYTES
+    assert KEY_BYTES * rows.MAX_REMOVED * 3 < published.MAX_BYTES

@@ -7,7 +7,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from parameter_server.publish.published import KEY_BYTES, Change, PublishedRows, Removed, published_rows
+from parameter_server.publish.published import (
+    KEY_BYTES,
+    Change,
+    PublishedRows,
+    Removed,
+    published_rows,
+)
 from parameter_server.publish.rounding import (
     FORMATS,
     digest_of_rows,

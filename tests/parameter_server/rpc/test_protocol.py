@@ -6,11 +6,11 @@ from hypothesis import strategies as st
 from parameter_server.rpc.protocol import (  # fmt: skip
     HEAD,
     Answer,
+    AppliedQuery,
     Exchange,
     Frame,
     LaneHead,
     Lookup,
-    AppliedQuery,
     ProtocolError,
     encode,
     exchange,

@@ -14,7 +14,7 @@ from parameter_server.rpc.parameter_client import (
     Worker,
     hello,
 )
-from parameter_server.rpc.protocol import Exchange, Frame, Refusal, AppliedQuery
+from parameter_server.rpc.protocol import AppliedQuery, Exchange, Frame, Refusal
 from parameter_server.rpc.transport import SocketChannel, receive, send
 from parameter_server.shard.lanes import LaneGradients
 from parameter_server.shard.shard import StepMismatch, digest_of_shards

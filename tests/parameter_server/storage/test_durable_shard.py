@@ -18,7 +18,7 @@ from parameter_server.shard.wal_settings import WalSettingsChanged
 from parameter_server.storage import durable_shard as durable
 from parameter_server.storage import snapshots
 from parameter_server.storage.durable_shard import DurableShard, ShardStorage
-from parameter_server.storage.serving_rows import load_rows
+from parameter_server.storage.snapshot_rows import load_rows
 from recsys.events.records import Delta
 from tests.support.durable_line import ALL, PARTS, SPEC, STEPS, Line
 from tests.support.small_line import DENSE, LANES, toy_spec, work
@@ -64,6 +64,7 @@ def test_a_crash_around_a_snapshot_changes_no_bit(tmp_path, point, part):
     work(line, ALL, STEPS)
     assert line.crashes == 1
     check(line)
+    assert 10 in snapshots.complete_steps(tmp_path / "snapshots", "main", 0)
 
 
 def test_only_what_is_in_doubt_is_published_again(tmp_path):
@@ -170,6 +171,48 @@ def test_snapshots_in_the_background_change_no_bit(tmp_path):
     assert again.digest() == DIGEST
 
 
+def failing_once(call):
+    """The function, whose first call raises OSError."""
+    errors = [OSError("no space left")]
+
+    def wrapped(*arguments):
+        if errors:
+            raise errors.pop()
+        return call(*arguments)
+
+    return wrapped
+
+
+@pytest.mark.parametrize("start", [9, None], ids=["same step again", "next step"])
+@pytest.mark.parametrize("fault", ["flush", "fsync"])
+def test_a_snapshot_that_a_fault_interrupts_is_completed(tmp_path, monkeypatch, fault, start):
+    line = Line(tmp_path)
+    work(line, ALL, 9)
+    if fault == "flush":
+        line.shards[1]._publish = failing_once(line.shards[1]._publish)
+    else:
+        monkeypatch.setattr(snapshots.os, "fsync", failing_once(snapshots.os.fsync))
+    with pytest.raises(OSError, match="no space left"):
+        work(line, ALL, 10)
+    assert snapshots.complete_steps(tmp_path / "snapshots", "main", 0) == [0]
+    work(line, ALL, 11, start)
+    assert snapshots.complete_steps(tmp_path / "snapshots", "main", 0) == [0, 10]
+    assert not any(shard.snapshot_error for shard in line.shards)
+    work(line, ALL, STEPS)
+    check(line)
+
+
+def test_a_snapshot_that_a_fault_interrupts_in_the_background_is_completed(tmp_path, monkeypatch):
+    line = Line(tmp_path, background=True)
+    work(line, ALL, 9)
+    monkeypatch.setattr(snapshots.os, "fsync", failing_once(snapshots.os.fsync))
+    work(line, ALL, 11)
+    for shard in line.shards:
+        shard._join_writer()
+    assert snapshots.complete_steps(tmp_path / "snapshots", "main", 0) == [0, 10]
+    assert not any(shard.snapshot_error for shard in line.shards)
+
+
 def test_a_snapshot_that_fails_leaves_the_line_going(tmp_path, monkeypatch):
     line = Line(tmp_path, background=True, snapshot_every=10)
 
@@ -262,7 +305,7 @@ def test_a_line_goes_on_with_another_number_of_shards(tmp_path, parts):
     theirs = [shard.shard.published for shard in line.shards]
     mine = [shard.published for shard in inner]
     assert sum(p.digest for p in mine) % 2**64 == sum(p.digest for p in theirs) % 2**64
-    assert sum(p.held["features"] for p in mine) == sum(p.held["features"] for p in theirs) > 0
+    assert sum(p.withheld["features"] for p in mine) == sum(p.withheld["features"] for p in theirs) > 0
     work(LocalClient(inner), ALL, STEPS)
     assert digest_of_shards(inner) == DIGEST
     inserted = sum(shard.counters.inserted for shard in inner)

@@ -16,7 +16,7 @@ from parameter_server.shard.shard import ShardSpec, digest_of_shards
 from parameter_server.shard.wal_settings import changes, spec_by_settings, wal_settings_of
 from parameter_server.storage import reshard, snapshots
 from parameter_server.storage.durable_shard import DurableShard, ShardStorage
-from parameter_server.storage.reshard import ShardFiles, Resharded, reshard_line
+from parameter_server.storage.reshard import Resharded, ShardFiles, reshard_line
 from parameter_server.table.table import ROW_COLUMNS, digest_of_exports
 from recsys.config.system_config import laptop
 from serving.replica.row_store import RowStore

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from parameter_server.storage import part_files, snapshots
-from parameter_server.storage.serving_rows import load_rows
+from parameter_server.storage.snapshot_rows import load_rows
 from parameter_server.storage.snapshots import (  # fmt: skip
     NoSnapshot,
     complete_steps,

@@ -102,7 +102,7 @@ def test_a_sketch_of_another_size_begins_anew():
 
 
 def test_a_number_of_shards_that_would_share_a_block_is_refused():
-    with pytest.raises(ValueError, match="parts is 11, expected a divisor of 5040.*take 8, 16"):
+    with pytest.raises(ValueError, match="parts is 11, expected a divisor of 5040.*use 8, 16"):
         Sketch(0, BLOCK_UNIT, 2, 0, 11)
 
 

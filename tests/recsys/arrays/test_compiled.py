@@ -12,7 +12,9 @@ from recsys.arrays.compiled import kernel
 HEADER = "from numba import types\nfrom recsys.arrays.compiled import kernel\n"
 SIGNATURE = "@kernel(types.int64(types.int64))\n"
 LEAF = f"{HEADER}STEP = 1\n{SIGNATURE}def step(x):\n    return x + 1\n"
-MIDDLE = f"{HEADER}import kernel_leaf\n{SIGNATURE}def twice(x):\n    return 2 * kernel_leaf.step(x)\n"
+MIDDLE = (
+    f"{HEADER}import kernel_leaf\n{SIGNATURE}def twice(x):\n    return 2 * kernel_leaf.step(x)\n"
+)
 CALLER = (
     f"{HEADER}from kernel_leaf import STEP\nfrom kernel_middle import twice\n"
     f"{SIGNATURE}def call(x):\n    return twice(x) + 100 * STEP\n"

@@ -2,7 +2,8 @@ import numpy as np
 import pytest
 
 from recsys.features.feature_set import RequestFeatures, read_block
-from recsys.model.batch import Batch, batch_of
+from recsys.model.batch import Batch
+from tests.support.request_batches import batch_of
 from tests.support.small_feed import FEATURES, block
 
 

@@ -1,5 +1,6 @@
-"""Lists are ranked as ``Model.rank`` ranks their items one by one, but for the last bits."""
+"""Contract of list ranking: compiled loops and plain torch agree with ``Model.rank``, but for the last bits."""
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
@@ -9,16 +10,23 @@ import torch
 from recsys.config.system_config import ModelConfig
 from recsys.features.feature_set import FeatureSet, RequestFeatures
 from recsys.features.feature_set_file import FEED_SCHEMA
-from recsys.model.batch import batch_of
-from recsys.model.list_ranker import lists_of, rank_lists
+from recsys.model.list_ranker import Lists, lists_of, rank_by_torch, rank_compiled, rank_lists
 from recsys.model.model import Model, build_model, lookup_of, padded
+from recsys.model.ranker import Ranker, RankerModule, RankerShape
+from tests.support.request_batches import batch_of
 
 DIM = 6
 CONFIG = ModelConfig(dim=DIM - 1, vector_dim=4, hidden=(24, 18))
 
 
-def model_of(kind: str, **changes: object) -> Model:
-    model = build_model(FeatureSet(FEED_SCHEMA, kind, 7), replace(CONFIG, **changes))  # type: ignore[arg-type]
+Rank = Callable[[Model, Lists, np.ndarray], np.ndarray]
+
+
+def model_of(
+    kind: str, ranker: Callable[[RankerShape, int], RankerModule] = Ranker, **changes: object
+) -> Model:
+    config = replace(CONFIG, **changes)  # type: ignore[arg-type]
+    model = build_model(FeatureSet(FEED_SCHEMA, kind, 7), config, ranker)
     draw = np.random.default_rng(3)
     model.write_dense(draw.normal(0, 0.3, model.dense_size()).astype(np.float32))
     return model
@@ -55,22 +63,57 @@ def one_by_one(model: Model, requests: list[RequestFeatures]) -> np.ndarray:
         return model.rank(batch, lookup, rows).numpy()
 
 
-def together(model: Model, requests: list[RequestFeatures]) -> np.ndarray:
+def together(model: Model, requests: list[RequestFeatures], rank: Rank = rank_lists) -> np.ndarray:
     lists = lists_of(requests)
     with torch.inference_mode():
-        return rank_lists(model, lists, rows_of(lists.keys))
+        return rank(model, lists, rows_of(lists.keys))
 
 
+@pytest.mark.parametrize("rank", [rank_by_torch, rank_compiled])
 @pytest.mark.parametrize("kind", ["ids", "ids+history", "all"])
 @pytest.mark.parametrize("hidden", [(24, 18), (9,), ()])
-def test_the_logits_are_those_of_the_model(kind: str, hidden: tuple[int, ...]) -> None:
+def test_the_logits_are_those_of_the_model(kind: str, hidden: tuple[int, ...], rank: Rank) -> None:
     model = model_of(kind, hidden=hidden)
     requests = [
         request(model, n, n, entries) for n, entries in ((1, 7), (17, 0), (40, 3), (300, 5))
     ]
     expected = one_by_one(model, requests)
     assert expected.std() > 0.1
+    np.testing.assert_allclose(together(model, requests, rank), expected, rtol=2e-5, atol=2e-5)
+
+
+class FirstSlot(RankerModule):
+    """A ranker without layers or history: a linear function of the first slot's row."""
+
+    def __init__(self, shape: RankerShape, seed: int) -> None:
+        super().__init__(shape)
+        self.head = torch.nn.Linear(shape.dim, shape.outputs)
+
+    def forward(self, pooled_BSR, history_BTR, outcomes_BTO, dense_BF):  # type: ignore[no-untyped-def]
+        return self.head(pooled_BSR[:, 0, : self.shape.dim])
+
+
+class Scaled(Ranker):
+    """The built-in ranker with another forward: its compiled loops would be wrong."""
+
+    def forward(self, *inputs: torch.Tensor) -> torch.Tensor:
+        return 2 * super().forward(*inputs)
+
+
+@pytest.mark.parametrize("ranker", [FirstSlot, Scaled])
+@pytest.mark.parametrize("kind", ["ids", "all"])
+def test_any_ranker_module_ranks_lists(kind: str, ranker: type[RankerModule]) -> None:
+    model = model_of(kind, ranker)
+    requests = [request(model, n, n) for n in (1, 17, 40)]
+    expected = one_by_one(model, requests)
+    assert expected.std() > 0.1
     np.testing.assert_allclose(together(model, requests), expected, rtol=2e-5, atol=2e-5)
+
+
+def test_the_built_in_ranker_uses_the_compiled_loops() -> None:
+    model = model_of("all")
+    requests = [request(model, 33, 1)]
+    assert together(model, requests).tobytes() == together(model, requests, rank_compiled).tobytes()
 
 
 def test_a_list_s_logits_do_not_hang_on_the_lists_beside_it() -> None:

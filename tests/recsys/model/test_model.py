@@ -7,8 +7,9 @@ import torch
 from recsys.config.system_config import tables_of
 from recsys.events.hashing import uniforms
 from recsys.features.feature_set import FeatureSet, read_block
-from recsys.model.batch import Batch, batch_of
+from recsys.model.batch import Batch
 from recsys.model.model import Lookup, build_model, lookup_of, padded, unique_keys
+from tests.support.request_batches import batch_of
 from tests.support.small_feed import FEATURES, SCHEMA, block, toy_config
 
 CONFIG = toy_config().model
@@ -60,7 +61,7 @@ def test_a_lookup_finds_every_place_its_row(counts: tuple[int, ...]) -> None:
     check("features", lookup.slot_index, its.sparse.values().numpy())
     check("features", lookup.history_index, its.history_BTH)
     check("items", lookup.item_index, its.item_B)
-    check("items", lookup.past_index, its.history_BTH[..., 0])
+    check("items", lookup.history_item_index, its.history_BTH[..., 0])
     check("users", lookup.user_index, its.user_B)
 
 

@@ -16,7 +16,7 @@ import pytest
 
 from recsys.config.system_config import Config
 from recsys.observability.log_lines import (
-    KNOWN,
+    LOG_CONTEXT,
     JsonLines,
     LogThrottle,
     TextLines,
@@ -53,13 +53,13 @@ def test_text_has_the_same_for_people() -> None:
 
 def test_what_is_known_goes_into_each_record_of_its_task_alone() -> None:
     form, told = JsonLines("serve"), dict[str, Any]()
-    before = KNOWN.set({"request_id": "r1", "step": 3})
+    before = LOG_CONTEXT.set({"request_id": "r1", "step": 3})
     inner = json.loads(form.format(record(step=4)))
     outer = json.loads(form.format(record()))
     other = threading.Thread(target=lambda: told.update(json.loads(form.format(record()))))
     other.start()
     other.join()
-    KNOWN.reset(before)
+    LOG_CONTEXT.reset(before)
     after = json.loads(form.format(record()))
     assert (inner["request_id"], inner["step"], outer["step"]) == ("r1", 4, 3)
     assert "request_id" not in after and "request_id" not in told

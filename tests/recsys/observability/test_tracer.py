@@ -117,7 +117,7 @@ def test_an_actor_goes_on_without(
     monkeypatch.setitem(__import__("sys").modules, gone, None)
     assert open_tracer_in_actor(traced(endpoint="http://127.0.0.1:4318/v1/traces"), "serve") is None
     [said] = caplog.records
-    assert said.getMessage() == "nothing is traced here" and "recsys-swipe[tracing]" in said.error
+    assert said.getMessage() == "tracing is off here" and "recsys-swipe[tracing]" in said.error
     tracer = open_tracer_in_actor(traced(file=str(tmp_path / "spans.jsonl")), "serve")
     assert tracer is not None
     tracer.close()

@@ -27,7 +27,7 @@ from runtime.supervision.processes import identify
 from tests.support.small_feed import FEATURES, PARTITIONS, append_events, feed, toy_config
 from tests.support.unlearn_line import learn
 from training.lines.live_epoch import live_epoch
-from training.steps.drain import finish
+from training.steps.drain import drain
 
 USER = "u3"
 WHERE = partition_of(USER, PARTITIONS)
@@ -50,7 +50,7 @@ def stopped(tmp_path: Path) -> Iterator[tuple[Config, Log]]:
     log = open_log(config)
     create_topics(log, config)
     append_events(log, feed(24))
-    finish(log, config, FEATURES)
+    drain(log, config, FEATURES)
     learn(config, log)
     yield config, log
     log.close()

@@ -33,7 +33,7 @@ from tests.support.small_log import write_log
 from training.candidates.registry import Registry, model_config
 from training.offline import job as offline_job
 from training.offline import teacher_labels as teaching
-from training.offline.checkpoints import FileCheckpoints
+from training.offline.job import FileCheckpoints
 
 
 @pytest.fixture(scope="module")
@@ -151,7 +151,7 @@ def test_killed_after_the_candidate_was_added_it_is_not_made_twice(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(offline_job, "tidy", dies)
+        patch.setattr(offline_job, "clean_up", dies)
         with pytest.raises(KeyboardInterrupt):
             run(asked(system, tmp_path))
     assert run(asked(system, tmp_path))["stood already"] and len(Registry(tmp_path).names()) == 1

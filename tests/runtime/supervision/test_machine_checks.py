@@ -15,17 +15,17 @@ import pytest
 from typer.testing import CliRunner
 
 from recsys.config.system_config import laptop
-from runtime.supervision import machine as command
 from runtime.cli.main import COMMANDS, app, load
+from runtime.supervision import machine as command
 from runtime.supervision.machine_checks import (
     REQUIREMENTS,
     GiB,
     Machine,
     MiB,
     Port,
-    run_checks,
     normalised,
     release,
+    run_checks,
 )
 from tests.support.paths import ROOT
 

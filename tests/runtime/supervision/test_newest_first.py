@@ -16,7 +16,7 @@ from training.candidates.director import ends_before
 from training.joining.joiner_loop import sequences_after
 from training.outcomes.population import _span
 from training.steps.lineage import last_steps, newest_step
-from training.steps.sequencer_loop import last_place
+from training.steps.sequencer_loop import last_position
 
 STEPS_CUT = 300
 
@@ -90,7 +90,7 @@ def test_the_newest_steps_are_found(cut):
 
 
 def test_a_line_goes_on_where_it_was(cut):
-    assert last_place(cut, "main", 0, 2) == (STEPS_CUT, {0: 4 * STEPS_CUT, 1: 10}, 0)
+    assert last_position(cut, "main", 0, 2) == (STEPS_CUT, {0: 4 * STEPS_CUT, 1: 10}, 0)
 
 
 def test_it_is_known_where_a_step_ends(cut):

@@ -10,7 +10,14 @@ import pytest
 import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
-from runtime.supervision.part_metrics import FACTS, PART_METRICS, STATES, UNLISTED, families, text_of
+from runtime.supervision.part_metrics import (
+    FACTS,
+    PART_METRICS,
+    STATES,
+    UNLISTED,
+    families,
+    text_of,
+)
 from runtime.supervision.part_table import NAMES
 from runtime.supervision.system_status import PartStatus, Status, Version
 from serving.http.serving_metrics import STAGES, STATUSES, ServingMetrics

@@ -5,7 +5,7 @@ from collections import deque
 
 import pytest
 
-from serving.admission.admission import ONGOING, WAIT, Admission, TokenBuckets, Limit
+from serving.admission.admission import ONGOING, WAIT, Admission, Limit, TokenBuckets
 
 SERVICE_S = 0.004
 
@@ -15,7 +15,7 @@ def admission_of() -> Admission:
     return Admission(0.1, 0.025, 100)
 
 
-class Desk:
+class SimulatedQueue:
     """One thread that takes ``SERVICE_S`` for an answer; requests come at random, at a rate."""
 
     def __init__(self, admission: Admission, seed: int = 1) -> None:
@@ -52,8 +52,8 @@ class Desk:
         return sorted(self.latencies_s)[int(0.99 * len(self.latencies_s))]
 
 
-def desk(rate: float, seconds: float = 20.0) -> Desk:
-    made = Desk(admission_of())
+def simulate(rate: float, seconds: float = 20.0) -> SimulatedQueue:
+    made = SimulatedQueue(admission_of())
     made.run(rate, 1.0)
     made.latencies_s.clear()
     made.refused = 0
@@ -62,12 +62,12 @@ def desk(rate: float, seconds: float = 20.0) -> Desk:
 
 
 def test_at_half_of_the_peak_nobody_is_refused() -> None:
-    half = desk(0.5 / SERVICE_S)
+    half = simulate(0.5 / SERVICE_S)
     assert half.refused == 0
 
 
 def test_at_three_times_the_peak_all_time_is_used_and_the_admitted_wait_little() -> None:
-    half, over = desk(0.5 / SERVICE_S), desk(3.0 / SERVICE_S)
+    half, over = simulate(0.5 / SERVICE_S), simulate(3.0 / SERVICE_S)
     assert len(over.latencies_s) * SERVICE_S > 0.97 * 20.0
     assert over.p99_s() < 2 * half.p99_s()
     assert over.refused > len(over.latencies_s)
@@ -102,13 +102,13 @@ def test_a_store_that_takes_its_time_is_no_queue() -> None:
         assert admission.refusal(now_s) == ""
         admission.enter(now_s)
         if n >= 8:
-            admission.read(0.04 + 0.001 * (n % 3), now_s)
+            admission.observe_io_wait(0.04 + 0.001 * (n % 3), now_s)
             admission.leave(now_s)
     assert admission.inside == 8 and admission.answer_s == pytest.approx(0.005, rel=0.2)
     for _ in range(20):  # as many inside with a quick store are a queue
         now_s += 0.005
         admission.enter(now_s)
-        admission.read(0.0005, now_s)
+        admission.observe_io_wait(0.0005, now_s)
         admission.leave(now_s)
     assert admission.refusal(now_s) == WAIT
 
@@ -122,7 +122,7 @@ def test_what_came_while_the_loop_hung_is_let_in() -> None:
 
 
 def test_the_queue_is_bounded_however_much_comes() -> None:
-    slow = Desk(admission_of())
+    slow = SimulatedQueue(admission_of())
     slow.run(50.0 / SERVICE_S, 2.0)
     assert slow.longest <= 0.1 / SERVICE_S + 2
 

@@ -2,7 +2,14 @@
 
 import pytest
 
-from serving.admission.deadline import POPULAR, SHORT, UNRANKED, RecordedDeadline, ClockDeadline, shorten_candidates
+from serving.admission.deadline import (
+    POPULAR,
+    SHORT,
+    UNRANKED,
+    ClockDeadline,
+    RecordedDeadline,
+    shorten_candidates,
+)
 from serving.pipeline import Pipeline
 from serving.request import Request
 from tests.support.replica_harness import NOW_MS, config, made, policy, popular, viewer

@@ -9,19 +9,19 @@ from typing import Any
 import httpx
 
 from recsys.config.system_config import ServeConfig
-from serving.admission.admission import TokenBuckets, Limit
+from serving.admission.admission import Limit, TokenBuckets
 from serving.admission.load_shedding import ARRIVED_S, LoadShedder
 from tests.support.service_harness import Slow, World, run, view
 
 
-class Tally:
+class Counts:
     def __init__(self) -> None:
         self.counts: Counter[tuple[str, Any]] = Counter()
 
-    def answered(self, route: str, status: int, seconds: float) -> None:
+    def observe_request(self, route: str, status: int, seconds: float) -> None:
         self.counts[route, status] += 1
 
-    def turned_away(self, route: str, reason: str) -> None:
+    def count_refused(self, route: str, reason: str) -> None:
         self.counts[route, reason] += 1
 
 
@@ -47,9 +47,9 @@ def client_of(gate: LoadShedder) -> httpx.AsyncClient:
 
 def test_each_kind_has_its_own_limit_and_health_always_passes() -> None:
     async def scenario() -> None:
-        inner, tally = Inner(), Tally()
+        inner, metrics = Inner(), Counts()
         limits = [Limit(1), Limit(1), Limit(1)]
-        client = client_of(LoadShedder(inner, tally, *limits, TokenBuckets(0.0)))
+        client = client_of(LoadShedder(inner, metrics, *limits, TokenBuckets(0.0)))
         kinds = ["/v1/recommend", "/v1/events", "/v1/sessions/u", "/metrics"]
         waiting = [asyncio.ensure_future(client.get(path)) for path in kinds]
         await asyncio.sleep(0.01)
@@ -64,7 +64,7 @@ def test_each_kind_has_its_own_limit_and_health_always_passes() -> None:
         assert [a.status_code for a in answers] == [200] * 5
         assert [limit.inside for limit in limits] == [0, 0, 0]
         assert sum(at is not None for at in inner.arrived) == 3 and ARRIVED_S.get() is None
-        refused = {key: n for key, n in tally.counts.items() if key[1] == "ongoing"}
+        refused = {key: n for key, n in metrics.counts.items() if key[1] == "ongoing"}
         assert refused == {
             (name, "ongoing"): 1 for name in ("/v1/recommend", "/v1/events", "other")
         }
@@ -74,9 +74,9 @@ def test_each_kind_has_its_own_limit_and_health_always_passes() -> None:
 
 def test_other_recommenders_clients_share_the_limits_and_their_health_passes() -> None:
     async def scenario() -> None:
-        inner, tally = Inner(), Tally()
+        inner, metrics = Inner(), Counts()
         inner.go.set()
-        client = client_of(LoadShedder(inner, tally, Limit(0), Limit(0), Limit(0), TokenBuckets(0.0)))
+        client = client_of(LoadShedder(inner, metrics, Limit(0), Limit(0), Limit(0), TokenBuckets(0.0)))
         kinds = {
             "/v1/recommend": [
                 "/api/recommend/bob",
@@ -92,7 +92,7 @@ def test_other_recommenders_clients_share_the_limits_and_their_health_passes() -
                 assert (await client.get(path)).status_code == 503, path
         for path in ("/api/health/live", "/api/health/ready", "/health", "/metrics"):
             assert (await client.get(path)).status_code == 200, path
-        refused = {key: n for key, n in tally.counts.items() if key[1] == "ongoing"}
+        refused = {key: n for key, n in metrics.counts.items() if key[1] == "ongoing"}
         assert refused == {(name, "ongoing"): len(paths) for name, paths in kinds.items()}
 
     asyncio.run(scenario())
@@ -100,9 +100,9 @@ def test_other_recommenders_clients_share_the_limits_and_their_health_passes() -
 
 def test_a_caller_with_more_than_its_share_is_told_429_and_others_pass() -> None:
     async def scenario() -> None:
-        inner, tally = Inner(), Tally()
+        inner, metrics = Inner(), Counts()
         inner.go.set()
-        gate = LoadShedder(inner, tally, Limit(9), Limit(9), Limit(9), TokenBuckets(1.0))
+        gate = LoadShedder(inner, metrics, Limit(9), Limit(9), Limit(9), TokenBuckets(1.0))
         client = client_of(gate)
 
         async def ask(seen_by_proxy: str, claimed: str = "") -> int:
@@ -114,7 +114,7 @@ def test_a_caller_with_more_than_its_share_is_told_429_and_others_pass() -> None
         assert await ask("192.0.2.1", claimed="192.0.2.99") == 429  # its own word counts nothing
         assert await ask("192.0.2.2") == 200
         assert (await client.get("/healthz")).status_code == 200
-        assert tally.counts["/v1/events", "client"] == 2
+        assert metrics.counts["/v1/events", "client"] == 2
 
     asyncio.run(scenario())
 

@@ -12,7 +12,7 @@ import pytest
 from recsys.config.system_config import ServeConfig
 from recsys.log.protocol import LogUnavailable
 from serving.http_app import build_app
-from serving.replica.log_follower import Follower
+from serving.replica.log_follower import LogFollower
 from tests.support.service_harness import World, run
 
 
@@ -74,7 +74,7 @@ def test_a_replica_that_is_cut_off_from_the_log_is_not_ready_and_answers_on(
 ) -> None:
     monkeypatch.setattr("serving.replica.log_follower._RETRY_S", 0.01)
     now_s = [100.0]
-    world.service.follower = Follower(world.log, world.service.reader, lambda: now_s[0])
+    world.service.follower = LogFollower(world.log, world.service.reader, lambda: now_s[0])
     read = world.log.read
     failed = []
 

@@ -31,17 +31,17 @@ def drained(its: DiskSpool, most: int = 2) -> list[Waiting]:
     found = []
     while batch := its.peek(most):
         found += batch
-        its.sent_peeked()
+        its.mark_sent()
     return found
 
 
 def test_what_was_put_first_comes_first_and_a_failed_batch_comes_again(tmp_path: Path) -> None:
     its = kept(tmp_path)
-    assert its.put(waiting(0, 1, 2)) == 3 and its.put(waiting(3)) == 1
+    assert its.append(waiting(0, 1, 2)) == 3 and its.append(waiting(3)) == 1
     assert its.peek(2) == its.peek(2) == waiting(0, 1)
     assert drained(its) == waiting(0, 1, 2, 3)
     assert its.pending == 0
-    its.put(waiting(4))  # the file begins anew
+    its.append(waiting(4))  # the file begins anew
     assert drained(its) == waiting(4)
     its.close()
     assert list(tmp_path.iterdir()) == []
@@ -49,13 +49,13 @@ def test_what_was_put_first_comes_first_and_a_failed_batch_comes_again(tmp_path:
 
 def test_what_a_replica_left_is_sent_by_another_and_goes_on_where_it_was(tmp_path: Path) -> None:
     first = kept(tmp_path)
-    first.put(waiting(0, 1, 2, 3))
+    first.append(waiting(0, 1, 2, 3))
     first.peek(2)
-    first.sent_peeked()
+    first.mark_sent()
     first.peek(2)  # sent perhaps, and not noted: it is sent again
     killed(first)
     second = kept(tmp_path)
-    second.put(waiting(9))
+    second.append(waiting(9))
     second.adopt()
     second.adopt()
     assert drained(second) == waiting(2, 3, 9)
@@ -65,8 +65,8 @@ def test_what_a_replica_left_is_sent_by_another_and_goes_on_where_it_was(tmp_pat
 
 def test_the_file_of_one_who_lives_and_that_of_another_log_are_left_alone(tmp_path: Path) -> None:
     lives, foreign, third = kept(tmp_path), kept(tmp_path, "another log"), kept(tmp_path)
-    lives.put(waiting(0))
-    foreign.put(waiting(1))
+    lives.append(waiting(0))
+    foreign.append(waiting(1))
     killed(foreign)
     (tmp_path / "torn.kept").write_bytes(b"kept")  # killed while it was made
     third.adopt()
@@ -77,21 +77,21 @@ def test_the_file_of_one_who_lives_and_that_of_another_log_are_left_alone(tmp_pa
 
 def test_a_file_is_bounded(tmp_path: Path) -> None:
     its = kept(tmp_path, most_bytes=200)
-    count = its.put(waiting(*range(20)))
-    assert 0 < count < 20 and its.put(waiting(20)) == 0
+    count = its.append(waiting(*range(20)))
+    assert 0 < count < 20 and its.append(waiting(20)) == 0
     assert its._own is not None and its._own.path.stat().st_size <= 200
     assert drained(its) == waiting(*range(count))
-    assert its.put(waiting(21)) == 1
-    assert kept(tmp_path, most_bytes=0).put(waiting(0)) == 0
+    assert its.append(waiting(21)) == 1
+    assert kept(tmp_path, most_bytes=0).append(waiting(0)) == 0
 
 
 @pytest.mark.parametrize("damage", ["cut", "flipped", "length"])
 def test_behind_damage_nothing_is_read_and_it_is_counted(tmp_path: Path, damage: str) -> None:
     its = kept(tmp_path)
-    its.put(waiting(0, 1))
+    its.append(waiting(0, 1))
     assert its._own is not None
     path, second = its._own.path, its._own.end
-    its.put(waiting(2, 3))
+    its.append(waiting(2, 3))
     killed(its)
     data = bytearray(path.read_bytes())
     if damage == "cut":
@@ -112,12 +112,12 @@ def test_a_full_disk_keeps_what_stands_and_takes_no_more(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     its = kept(tmp_path)
-    its.put(waiting(0))
+    its.append(waiting(0))
     real = os.pwrite
     monkeypatch.setattr(os, "pwrite", lambda fd, data, at: real(fd, data[: len(data) // 2], at))
-    assert its.put(waiting(1, 2)) == 0
+    assert its.append(waiting(1, 2)) == 0
     monkeypatch.setattr(os, "pwrite", real)
-    assert its.put(waiting(3)) == 1
+    assert its.append(waiting(3)) == 1
     assert drained(its) == waiting(0, 3)
 
 
@@ -126,32 +126,32 @@ def test_a_disk_without_room_for_a_head_leaves_no_file_behind(
 ) -> None:
     its, real = kept(tmp_path), os.write
     monkeypatch.setattr(os, "write", lambda fd, data: real(fd, data[:1]))
-    assert its.put(waiting(0)) == 0 and its.pending == 0
+    assert its.append(waiting(0)) == 0 and its.pending == 0
     assert list(tmp_path.iterdir()) == []
     monkeypatch.setattr(os, "write", real)
-    assert its.put(waiting(1)) == 1 and drained(its) == waiting(1)
+    assert its.append(waiting(1)) == 1 and drained(its) == waiting(1)
 
 
 def test_a_disk_that_takes_nothing_at_all_raises_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     its = kept(tmp_path)
-    its.put(waiting(0, 1, 2))
+    its.append(waiting(0, 1, 2))
     for name in ("pwrite", "ftruncate"):
         monkeypatch.setattr(os, name, refused)
-    assert its.put(waiting(3)) == 0
+    assert its.append(waiting(3)) == 0
     assert drained(its) == waiting(0, 1, 2) and its.pending == 0
     monkeypatch.undo()
-    assert its.put(waiting(4)) == 1 and drained(its) == waiting(4)
+    assert its.append(waiting(4)) == 1 and drained(its) == waiting(4)
 
 
 def test_a_folder_that_cannot_be_made_keeps_nothing(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
     its = kept(tmp_path / "file")
-    assert its.put(waiting(0)) == 0 and its.pending == 0
+    assert its.append(waiting(0)) == 0 and its.pending == 0
     its.adopt()
     its.close()
-    assert SpoolFile.left(tmp_path / "nowhere.kept", "log") is None
+    assert SpoolFile.adopt(tmp_path / "nowhere.kept", "log") is None
 
 
 STEPS = ("pwrite", "ftruncate", "pwrite")  # by which a file that is sent whole begins anew
@@ -192,18 +192,18 @@ def test_what_is_put_after_a_failure_to_begin_anew_is_found_by_who_comes_after(
     again: list[int],
 ) -> None:
     first, second = kept(tmp_path), kept(tmp_path)
-    first.put(waiting(0, 1, 2))
+    first.append(waiting(0, 1, 2))
     first.peek(2)
-    first.sent_peeked()
+    first.mark_sent()
     assert first.peek(2) == waiting(2)
     with monkeypatch.context() as patch:
         failing_at(step, how, patch)
-        first.sent_peeked()
+        first.mark_sent()
         assert first.pending == 0
         assert first._own is not None
-        patch.setattr(first._own, "note_sent", lambda: None, raising=False)  # nor later
+        patch.setattr(first._own, "write_progress", lambda: None, raising=False)  # nor later
         patch.setattr(os, "pwrite", REAL_PWRITE)
-        assert first.put(waiting(4)) == 1
+        assert first.append(waiting(4)) == 1
     killed(first)
     second.adopt()
     assert drained(second) == waiting(*again, 4) and second.torn == 0
@@ -216,13 +216,13 @@ def test_one_that_is_killed_while_it_begins_anew_repeats_one_batch_at_most(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int, again: list[int]
 ) -> None:
     first, second = kept(tmp_path), kept(tmp_path)
-    first.put(waiting(0, 1, 2))
+    first.append(waiting(0, 1, 2))
     first.peek(2)
-    first.sent_peeked()
+    first.mark_sent()
     first.peek(2)
     with monkeypatch.context() as patch, pytest.raises(SystemExit):
         failing_at(step, ended, patch)
-        first.sent_peeked()
+        first.mark_sent()
     killed(first)
     second.adopt()
     assert second.pending >= 0 and drained(second) == waiting(*again)
@@ -231,7 +231,7 @@ def test_one_that_is_killed_while_it_begins_anew_repeats_one_batch_at_most(
 
 def test_a_head_that_points_behind_the_end_means_all_of_the_file(tmp_path: Path) -> None:
     first, second = kept(tmp_path), kept(tmp_path)
-    first.put(waiting(0, 1))
+    first.append(waiting(0, 1))
     assert first._own is not None
     os.pwrite(first._own._fd, _HEAD.pack(b"kept-1\n\0", first._own._log, 10_000), 0)
     killed(first)
@@ -244,12 +244,12 @@ def test_a_full_file_that_could_not_begin_anew_does_so_later(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     its = kept(tmp_path, most_bytes=100)
-    count = its.put(waiting(*range(20)))
+    count = its.append(waiting(*range(20)))
     its.peek(20)
     with monkeypatch.context() as patch:
         failing_at(0, refused, patch)
-        its.sent_peeked()
-    assert its.pending == 0 and its.put(waiting(*range(20))) == count
+        its.mark_sent()
+    assert its.pending == 0 and its.append(waiting(*range(20))) == count
     assert drained(its) == waiting(*range(count))
 
 
@@ -257,13 +257,13 @@ def test_a_file_that_cannot_be_removed_is_let_go_of(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     its = kept(tmp_path)
-    its.put(waiting(0))
+    its.append(waiting(0))
     drained(its)
     with monkeypatch.context() as patch:
         patch.setattr(Path, "unlink", refused)
         its.close()
     (path,) = tmp_path.iterdir()
-    after = SpoolFile.left(path, "log")
+    after = SpoolFile.adopt(path, "log")
     assert after is not None and after.pending == 0
     after.close()
     assert list(tmp_path.iterdir()) == []

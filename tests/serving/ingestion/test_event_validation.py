@@ -9,14 +9,20 @@ from hypothesis import strategies as st
 from recsys.config.system_config import Config
 from recsys.events.event_types import Engagement, decode
 from recsys.events.hashing import partition_of
-from serving.ingestion.event_validation import ACCEPTED, DUPLICATE, REJECTED, EventValidator, ValidatedBatch
+from serving.ingestion.event_validation import (
+    ACCEPTED,
+    DUPLICATE,
+    REJECTED,
+    EventValidator,
+    ValidatedBatch,
+)
 
 NOW_MS = 1_790_000_000_000
 DURATIONS: dict[Any, float] = {"short": 5_000, "long": 60_000}
 
 
 @pytest.fixture
-def ingest() -> EventValidator:
+def validator() -> EventValidator:
     return EventValidator(Config(), DURATIONS.get, window=100)
 
 
@@ -32,9 +38,9 @@ def view(item_id: str = "short", watch_ms: int | None = 100, **more: Any) -> dic
     } | more
 
 
-def take(ingest: EventValidator, *events: object, now_ms: int = NOW_MS) -> ValidatedBatch:
-    taken = ingest.take(events, now_ms)
-    ingest.keep(taken)
+def take(validator: EventValidator, *events: object, now_ms: int = NOW_MS) -> ValidatedBatch:
+    taken = validator.validate(events, now_ms)
+    validator.remember(taken)
     return taken
 
 
@@ -59,17 +65,17 @@ def kinds(taken: ValidatedBatch) -> list[str]:
     ],
 )
 def test_a_view_of_most_of_an_item_is_a_long_view(
-    ingest: EventValidator, item_id: str, watch_ms: int | None, long: bool
+    validator: EventValidator, item_id: str, watch_ms: int | None, long: bool
 ) -> None:
-    taken = take(ingest, view(item_id, watch_ms, event_id="e"))
+    taken = take(validator, view(item_id, watch_ms, event_id="e"))
     assert kinds(taken) == (["long_view", "view"] if long else ["view"])
     if long:
         assert taken.engagements[0].event_id == "e:long_view"
         assert taken.engagements[0].watch_ms == watch_ms
 
 
-def test_records_are_what_is_taken_in_the_users_partition(ingest: EventValidator) -> None:
-    taken = take(ingest, view(user_id=7), view("long", 20_000, user_id="x"))
+def test_records_are_what_is_taken_in_the_users_partition(validator: EventValidator) -> None:
+    taken = take(validator, view(user_id=7), view("long", 20_000, user_id="x"))
     assert [decode(r.value) for r in taken.records] == list(taken.engagements)
     assert [r.partition for r in taken.records] == [
         partition_of(e.user_id, 4) for e in taken.engagements
@@ -77,29 +83,32 @@ def test_records_are_what_is_taken_in_the_users_partition(ingest: EventValidator
     assert [r.key for r in taken.records] == [b"7", b"x", b"x"]
 
 
-def test_a_long_view_that_the_client_sends_counts_once(ingest: EventValidator) -> None:
+def test_a_long_view_that_the_client_sends_counts_once(validator: EventValidator) -> None:
     said = view(kind="long_view", event_id="mine")
-    taken = take(ingest, view(watch_ms=5_000), said)
+    taken = take(validator, view(watch_ms=5_000), said)
     assert statuses(taken) == [ACCEPTED, ACCEPTED] and kinds(taken) == ["view", "long_view"]
-    assert kinds(take(ingest, view(watch_ms=5_000, event_id="again"))) == ["view"]
-    other = take(ingest, view(watch_ms=5_000, request_id="r2"))
+    assert kinds(take(validator, view(watch_ms=5_000, event_id="again"))) == ["view"]
+    other = take(validator, view(watch_ms=5_000, request_id="r2"))
     assert kinds(other) == ["long_view", "view"]
-    late = take(ingest, view(kind="long_view", request_id="r2", event_id="late"))
+    late = take(validator, view(kind="long_view", request_id="r2", event_id="late"))
     assert statuses(late) == [DUPLICATE]
 
 
-def test_repeats_are_known_by_id_or_content_within_the_window(ingest: EventValidator) -> None:
-    assert statuses(take(ingest, view(event_id="a"), view(event_id="a"))) == [ACCEPTED, DUPLICATE]
-    assert statuses(take(ingest, view(), view())) == [ACCEPTED, DUPLICATE]
-    assert statuses(take(ingest, view(event_id="a"), view())) == [DUPLICATE, DUPLICATE]
-    take(ingest, *[view(event_id=f"new{i}") for i in range(100)])
-    assert statuses(take(ingest, view(event_id="a"))) == [ACCEPTED]
+def test_repeats_are_known_by_id_or_content_within_the_window(validator: EventValidator) -> None:
+    assert statuses(take(validator, view(event_id="a"), view(event_id="a"))) == [
+        ACCEPTED,
+        DUPLICATE,
+    ]
+    assert statuses(take(validator, view(), view())) == [ACCEPTED, DUPLICATE]
+    assert statuses(take(validator, view(event_id="a"), view())) == [DUPLICATE, DUPLICATE]
+    take(validator, *[view(event_id=f"new{i}") for i in range(100)])
+    assert statuses(take(validator, view(event_id="a"))) == [ACCEPTED]
 
 
-def test_what_was_not_committed_is_no_repeat(ingest: EventValidator) -> None:
-    assert statuses(ingest.take([view(event_id="a")], NOW_MS)) == [ACCEPTED]
-    assert statuses(take(ingest, view(event_id="a"))) == [ACCEPTED]
-    assert statuses(take(ingest, view(event_id="a"))) == [DUPLICATE]
+def test_what_was_not_committed_is_no_repeat(validator: EventValidator) -> None:
+    assert statuses(validator.validate([view(event_id="a")], NOW_MS)) == [ACCEPTED]
+    assert statuses(take(validator, view(event_id="a"))) == [ACCEPTED]
+    assert statuses(take(validator, view(event_id="a"))) == [DUPLICATE]
 
 
 @pytest.mark.parametrize(
@@ -126,8 +135,10 @@ def test_what_was_not_committed_is_no_repeat(ingest: EventValidator) -> None:
         (None, "event"),
     ],
 )
-def test_a_wrong_event_is_refused_alone(ingest: EventValidator, event: object, field: str) -> None:
-    taken = take(ingest, view(event_id="before"), event, view(event_id="after"))
+def test_a_wrong_event_is_refused_alone(
+    validator: EventValidator, event: object, field: str
+) -> None:
+    taken = take(validator, view(event_id="before"), event, view(event_id="after"))
     assert statuses(taken) == [ACCEPTED, REJECTED, ACCEPTED]
     assert len(taken.records) == 2
     error = taken.results[1].error
@@ -146,26 +157,28 @@ _JSON = st.recursive(
 
 @given(st.lists(_JSON | st.dictionaries(st.sampled_from([*view(), "event_id"]), _JSON), max_size=5))
 def test_nothing_that_comes_in_raises(events: list[Any]) -> None:
-    taken = EventValidator(Config()).take([*events, view()], NOW_MS)
+    taken = EventValidator(Config()).validate([*events, view()], NOW_MS)
     assert [r.index for r in taken.results] == list(range(len(events) + 1))
     assert taken.results[-1].status == ACCEPTED
     assert all(isinstance(decode(r.value), Engagement) for r in taken.records)
 
 
-def test_only_a_foreign_client_may_tell_the_past_and_no_request(ingest: EventValidator) -> None:
+def test_only_a_foreign_client_may_tell_the_past_and_no_request(validator: EventValidator) -> None:
     old = view(request_id="", time_ms=NOW_MS - 10 * 365 * 86_400_000, watch_ms=9_000)
-    assert statuses(take(ingest, old)) == [REJECTED]
-    taken = ingest.take([old], NOW_MS, foreign=True)
+    assert statuses(take(validator, old)) == [REJECTED]
+    taken = validator.validate([old], NOW_MS, foreign=True)
     assert statuses(taken) == [ACCEPTED] and kinds(taken) == ["long_view", "view"]
     ahead = view(request_id="", time_ms=NOW_MS + 6_000)
-    assert statuses(ingest.take([ahead], NOW_MS, foreign=True)) == [REJECTED]
+    assert statuses(validator.validate([ahead], NOW_MS, foreign=True)) == [REJECTED]
 
 
-def test_without_a_request_a_long_view_is_known_by_its_view_alone(ingest: EventValidator) -> None:
+def test_without_a_request_a_long_view_is_known_by_its_view_alone(
+    validator: EventValidator,
+) -> None:
     """The same item may be watched on two days; with a request it is watched once in it."""
     watched = [view(request_id="", time_ms=NOW_MS - day, watch_ms=9_000, event_id=f"e{day}")
                for day in (0, 86_400_000)]  # fmt: skip
-    taken = ingest.take(watched, NOW_MS, foreign=True)
+    taken = validator.validate(watched, NOW_MS, foreign=True)
     assert kinds(taken) == ["long_view", "view", "long_view", "view"]
-    ingest.keep(taken)
-    assert statuses(ingest.take(watched, NOW_MS, foreign=True)) == [DUPLICATE, DUPLICATE]
+    validator.remember(taken)
+    assert statuses(validator.validate(watched, NOW_MS, foreign=True)) == [DUPLICATE, DUPLICATE]

@@ -45,7 +45,7 @@ def log() -> Log:
 
 @pytest.fixture
 def writer(log: Log) -> Iterator[LogWriter]:
-    made = LogWriter(log, keep_bytes=100, waiting=10, retry_s=0.02)
+    made = LogWriter(log, keep_bytes=100, max_waiting=10, retry_s=0.02)
     made.start()
     yield made
     log.away = False
@@ -86,9 +86,7 @@ def test_what_waits_goes_out_at_once_and_in_order(writer: LogWriter, log: Log) -
     assert writer.written == 6 and writer.waiting == 0
 
 
-def test_impressions_outlast_the_log_and_events_are_refused(
-    writer: LogWriter, log: Log
-) -> None:
+def test_impressions_outlast_the_log_and_events_are_refused(writer: LogWriter, log: Log) -> None:
     log.away = True
     assert writer.impression("events", record(b"1"))
     refused = None
@@ -156,9 +154,9 @@ class Disk:
     """A writer that keeps on disk, and its log."""
 
     def __init__(self, folder: Path, log: Log | None = None, **more: int) -> None:
-        self.log, self.kept = log or Log(), DiskSpool(folder, "log", more.pop("disk", 1 << 20))
+        self.log, self.spool = log or Log(), DiskSpool(folder, "log", more.pop("disk", 1 << 20))
         self.writer = LogWriter(
-            self.log, keep_bytes=more.pop("keep_bytes", 1000), retry_s=0.01, kept=self.kept
+            self.log, keep_bytes=more.pop("keep_bytes", 1000), retry_s=0.01, spool=self.spool
         )
         self.writer.start()
 
@@ -256,9 +254,7 @@ def test_a_log_that_goes_and_comes_loses_nothing_and_repeats_nothing(tmp_path: P
     its.writer.close()
 
 
-def test_a_record_that_the_log_never_takes_keeps_nobody_back(
-    writer: LogWriter, log: Log
-) -> None:
+def test_a_record_that_the_log_never_takes_keeps_nobody_back(writer: LogWriter, log: Log) -> None:
     log.open.clear()
     writer.impression("events", record(b"0"))
     until(lambda: not writer._entries)
@@ -273,20 +269,20 @@ def test_a_record_that_the_log_never_takes_keeps_nobody_back(
 def test_the_thread_outlives_whatever_goes_wrong_in_it(
     log: Log, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    kept = DiskSpool(tmp_path, "log", 1 << 20)
-    writer = LogWriter(log, retry_s=0.02, kept=kept)
+    spool = DiskSpool(tmp_path, "log", 1 << 20)
+    writer = LogWriter(log, retry_s=0.02, spool=spool)
     log.away = True
     writer.start()
     writer.impression("events", record(b"0"))
     until(lambda: writer.on_disk_bytes > 0)
-    peek, failures = kept.peek, iter([MemoryError("by chance"), OSError("no space")])
+    peek, failures = spool.peek, iter([MemoryError("by chance"), OSError("no space")])
 
     def broken(most: int) -> list[Waiting]:
         for error in failures:
             raise error
         return peek(most)
 
-    monkeypatch.setattr(kept, "peek", broken)
+    monkeypatch.setattr(spool, "peek", broken)
     log.away = False
     writer.impression("events", record(b"1"))
     until(lambda: log.end("events", 0) == 2)
@@ -302,10 +298,10 @@ def test_what_cannot_be_put_on_disk_stays_in_memory_and_is_sent(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     its = Disk(tmp_path)
-    monkeypatch.setattr(its.kept, "put", broken)
+    monkeypatch.setattr(its.spool, "append", broken)
     its.log.away = True
     its.show(0, 1)
-    until(lambda: its.writer._in_a_row > 3)
+    until(lambda: its.writer._failures_in_a_row > 3)
     its.show(2)
     assert its.writer.kept_bytes == 3
     its.log.away = False  # and "put" still fails
@@ -323,7 +319,7 @@ def test_what_cannot_be_put_on_disk_at_the_end_is_counted(
     its.log.away = True
     its.show(0)
     until(lambda: its.writer.on_disk_bytes and not its.writer.kept_bytes)
-    monkeypatch.setattr(its.kept, "put", broken)
+    monkeypatch.setattr(its.spool, "append", broken)
     its.show(1, 2)
     its.writer.close()
     assert its.writer.drops[CLOSED] == 2
@@ -335,7 +331,7 @@ def test_what_cannot_be_put_on_disk_at_the_end_is_counted(
 def test_a_folder_that_cannot_be_searched_does_not_end_the_thread(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("serving.ingestion.log_writer._ADOPT_S", 0.0)
+    monkeypatch.setattr("serving.ingestion.log_writer._ADOPT_EVERY_S", 0.0)
     monkeypatch.setattr(DiskSpool, "adopt", broken)
     its = Disk(tmp_path)
     its.show(0)
@@ -356,7 +352,7 @@ def test_while_the_disk_cannot_be_read_what_comes_is_put_there(
         patch.setattr(DiskSpool, "peek", broken)
         its = Disk(tmp_path)
         its.show(1, 2)
-        until(lambda: its.kept.own_pending and not its.writer.kept_bytes)
+        until(lambda: its.spool.own_pending and not its.writer.kept_bytes)
     until(lambda: its.numbers() == [0, 1, 2])
     its.writer.close()
     assert list(tmp_path.iterdir()) == []

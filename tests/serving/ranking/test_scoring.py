@@ -8,12 +8,12 @@ from recsys.config.system_config import laptop
 from recsys.features.feature_builder import FeatureBuilder
 from recsys.features.feature_set import FeatureSet, RequestFeatures
 from recsys.features.feature_set_file import FEED_SCHEMA
-from recsys.model.batch import batch_of
 from recsys.model.model import lookup_of, padded
 from recsys.model.tile_kernels import LANES
 from serving.ranking.scoring import probabilities, user_vector
 from serving.replica.replica import Replica
 from tests.support.replica_harness import NOW_MS, made, viewer
+from tests.support.request_batches import batch_of
 
 ITEMS = 320
 SMALL = made(items=ITEMS, steps=3)

@@ -8,22 +8,22 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from experiments.statistics.interleaving import NOBODY, TeamDraft
-from serving.ranking.selection import BY_SCORE, Ballot, Cap, Chance, draw_from
-from serving.ranking.slate_propensities import chances_along
-from serving.ranking.team_draft import draft
+from serving.ranking.selection import BY_SCORE, SamplingInput, Cap, Chance, sample_slate
+from serving.ranking.slate_propensities import probabilities_along
+from serving.ranking.team_draft import draft_slate
 
 TEAMS = ("a", "b")
 GROUPS = np.array([1, 1, 1, 2, 2, 0, 3, 3])
 N = len(GROUPS)
 
 
-def ballot(seed: int = 0, fixed: dict[int, int] | None = None, **chance: float) -> Ballot:
+def ballot(seed: int = 0, fixed: dict[int, int] | None = None, **chance: float) -> SamplingInput:
     draw = np.random.default_rng(seed)
     its = {"temperature": 0.3, "explore": 0.1, "quota": 0.2, "diversity": 0.2} | chance
     trust = np.array([0, 0.5, 0, 0, 1.0, 0, 0, 0.2])
     vectors = draw.normal(size=(N, 3)).astype(np.float32)
     open_N = np.arange(N) != 6
-    return Ballot(draw.normal(size=N), Chance(**its), (Cap("author", GROUPS, 2),), trust, vectors, open_N,
+    return SamplingInput(draw.normal(size=N), Chance(**its), (Cap("author", GROUPS, 2),), trust, vectors, open_N,
                   fixed or {})  # fmt: skip
 
 
@@ -38,8 +38,8 @@ def test_against_itself_a_policy_draws_the_list_that_it_draws_alone(
     seed, n, fixed, request_id
 ) -> None:
     its = ballot(seed, fixed)
-    alone = draw_from(its, n, request_id=request_id)
-    both = draft((its, its), n, TEAMS, request_id=request_id)
+    alone = sample_slate(its, n, request_id=request_id)
+    both = draft_slate((its, its), n, TEAMS, request_id=request_id)
     assert both.positions.tolist() == alone.positions.tolist()
     assert both.propensities == pytest.approx(alone.propensities, abs=1e-12)
     assert both.trial_R.tolist() == alone.trial_R.tolist() and both.offered == alone.offered
@@ -59,8 +59,8 @@ def test_against_itself_a_policy_draws_the_list_that_it_draws_alone(
 @given(st.integers(0, 50), st.integers(0, 9), st.sampled_from([{}, {1: 3}, {0: 0, 2: 6}]))
 def test_chances_along_a_list_are_the_propensities_that_it_was_drawn_with(seed, n, fixed) -> None:
     its = ballot(seed, fixed)
-    alone = draw_from(its, n, request_id="r")
-    along_RN, more = chances_along(its, alone.positions, n)
+    alone = sample_slate(its, n, request_id="r")
+    along_RN, more = probabilities_along(its, alone.positions, n)
     ranks = np.arange(len(alone.positions))
     assert along_RN[ranks, alone.positions].tolist() == alone.propensities.tolist()
     assert along_RN.sum(1) == pytest.approx(np.ones(len(ranks)))
@@ -70,8 +70,8 @@ def test_chances_along_a_list_are_the_propensities_that_it_was_drawn_with(seed, 
 
 def test_a_list_that_a_policy_would_go_on_with_is_told() -> None:
     its = ballot()
-    short = draw_from(its, 2, request_id="r").positions
-    assert chances_along(its, short, 4)[1] and not chances_along(its, short, 2)[1]
+    short = sample_slate(its, 2, request_id="r").positions
+    assert probabilities_along(its, short, 4)[1] and not probabilities_along(its, short, 2)[1]
 
 
 def test_propensities_are_how_often_items_come_where_a_coin_decides_and_after() -> None:
@@ -79,7 +79,7 @@ def test_propensities_are_how_often_items_come_where_a_coin_decides_and_after() 
     first, told, then = Counter[int](), {}, Counter[tuple[int, int]]()
     after, runs = {}, 4_000
     for n in range(runs):
-        its = draft((one, other), 2, TEAMS, request_id=f"r{n}")
+        its = draft_slate((one, other), 2, TEAMS, request_id=f"r{n}")
         a, b = its.positions.tolist()
         first[a] += 1
         told[a] = its.propensities[0]
@@ -103,7 +103,7 @@ def test_a_share_is_how_often_the_second_picked_it_of_those_lists() -> None:
     one, other = (ballot(seed, quota=0.0, temperature=1.0) for seed in (1, 2))
     lists: dict[tuple[int, ...], list[tuple[tuple[str, ...], tuple[float, ...]]]] = {}
     for n in range(6_000):
-        its = draft((one, other), 2, TEAMS, request_id=f"r{n}")
+        its = draft_slate((one, other), 2, TEAMS, request_id=f"r{n}")
         lists.setdefault(tuple(its.positions.tolist()), []).append((its.teams, its.shares))
     often = sorted(lists.values(), key=len, reverse=True)[:8]
     assert min(map(len, often)) > 40
@@ -117,10 +117,10 @@ def test_a_share_is_how_often_the_second_picked_it_of_those_lists() -> None:
 
 def test_each_pick_is_by_its_own_policy_and_caps_count_what_both_picked() -> None:
     cold = {"temperature": 1e-6, "explore": 0.0, "quota": 0.0, "diversity": 0.0}
-    up = Ballot(np.arange(N, dtype=float), Chance(**cold), (Cap("author", GROUPS, 2),))
-    down = Ballot(-np.arange(N, dtype=float), Chance(**cold), (Cap("author", GROUPS, 2),))
+    up = SamplingInput(np.arange(N, dtype=float), Chance(**cold), (Cap("author", GROUPS, 2),))
+    down = SamplingInput(-np.arange(N, dtype=float), Chance(**cold), (Cap("author", GROUPS, 2),))
     for n in range(20):
-        its = draft((down, up), N, TEAMS, request_id=f"r{n}")
+        its = draft_slate((down, up), N, TEAMS, request_id=f"r{n}")
         left = list(range(N))
         for rank, (position, team) in enumerate(
             zip(its.positions.tolist(), its.teams, strict=True)
@@ -138,11 +138,11 @@ def test_each_pick_is_by_its_own_policy_and_caps_count_what_both_picked() -> Non
 rankings = st.lists(st.integers(0, N - 1), unique=True)
 
 
-def ranking(positions: list[int]) -> Ballot:
+def ranking(positions: list[int]) -> SamplingInput:
     """Draws them in their order, and no others."""
     scores_N, open_N = np.zeros(N), np.zeros(N, np.bool_)
     scores_N[positions], open_N[positions] = -np.arange(len(positions)), True
-    return Ballot(scores_N, Chance(1e-6, 0.0, 0.0), open_N=open_N)
+    return SamplingInput(scores_N, Chance(1e-6, 0.0, 0.0), open_N=open_N)
 
 
 @settings(max_examples=100, deadline=None)
@@ -150,7 +150,7 @@ def ranking(positions: list[int]) -> Ballot:
 def test_a_draft_is_a_list_of_both_in_which_neither_has_two_picks_more(
     one, other, n, request_id
 ) -> None:
-    its = draft((ranking(one), ranking(other)), n, TEAMS, request_id=request_id)
+    its = draft_slate((ranking(one), ranking(other)), n, TEAMS, request_id=request_id)
     items, teams = its.positions.tolist(), its.teams
     assert len(items) == len(set(items)) == min(n, len({*one, *other}))
     for end in range(len(teams) + 1):
@@ -167,17 +167,17 @@ def test_a_draft_is_a_list_of_both_in_which_neither_has_two_picks_more(
 
 
 def test_once_one_has_nothing_left_the_other_fills_the_list_for_nobody() -> None:
-    few = Ballot(np.zeros(N), BY_SCORE, open_N=np.arange(N) < 2)
-    its = draft((few, Ballot(np.zeros(N), BY_SCORE)), N, TEAMS, request_id="r")
+    few = SamplingInput(np.zeros(N), BY_SCORE, open_N=np.arange(N) < 2)
+    its = draft_slate((few, SamplingInput(np.zeros(N), BY_SCORE)), N, TEAMS, request_id="r")
     assert sorted(its.positions.tolist()) == list(range(N))
     ends = its.teams.index("")
     assert 2 <= ends <= 5 and set(its.teams[ends:]) == {""}
-    assert draft((few, few), 5, TEAMS, request_id="r").positions.size == 2
-    assert draft((few, few), 0, TEAMS, request_id="r").teams == ()
+    assert draft_slate((few, few), 5, TEAMS, request_id="r").positions.size == 2
+    assert draft_slate((few, few), 0, TEAMS, request_id="r").teams == ()
 
 
 def test_whose_turn_it_is_is_as_a_draft_says() -> None:
     its = ballot()
     for n in range(20):
-        turns, teams = TeamDraft(f"r{n}", TEAMS), draft((its, its), 6, TEAMS, request_id=f"r{n}").teams
+        turns, teams = TeamDraft(f"r{n}", TEAMS), draft_slate((its, its), 6, TEAMS, request_id=f"r{n}").teams
         assert list(teams) == [turns.picked(turns.turn()) for _ in teams]

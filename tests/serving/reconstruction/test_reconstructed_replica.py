@@ -5,7 +5,7 @@ import pytest
 
 from recsys.events.records import ITEM_STATE, ItemState, topics
 from recsys.log.protocol import Append, MemoryLog
-from serving.reconstruction.reconstructed_replica import Gone, Telling, records
+from serving.reconstruction.reconstructed_replica import NotReconstructible, CounterCoverage, records
 
 
 def told(last_ms: int, part: int = 0, parts: int = 0) -> ItemState:
@@ -27,7 +27,7 @@ WHOLE = [told(900, 0, 3), told(500, 1, 3), told(1_400, 2, 3)]
     ([told(1_000), told(2_000), told(3_000)], False),
 ])  # fmt: skip
 def test_all_must_be_told_and_a_second_begin(read: list[ItemState], settled: bool) -> None:
-    telling = Telling()
+    telling = CounterCoverage()
     for state in read:
         telling.read(state)
     assert telling.settled == settled
@@ -41,7 +41,7 @@ def test_records_that_are_gone_or_were_never_there_are_told() -> None:
     log.trim(ITEM_STATE, 0, 4)
     assert [r.offset for r in records(log, ITEM_STATE, 0, 4, 7)] == [4, 5, 6]
     assert list(records(log, ITEM_STATE, 0, 7, 7)) == []
-    with pytest.raises(Gone, match="offset 2 is gone, the log begins at 4"):
+    with pytest.raises(NotReconstructible, match="offset 2 is gone, the log begins at 4"):
         list(records(log, ITEM_STATE, 0, 2, 7))
-    with pytest.raises(Gone, match="ends at offset 9, and 12 was read"):
+    with pytest.raises(NotReconstructible, match="ends at offset 9, and 12 was read"):
         list(records(log, ITEM_STATE, 0, 5, 12))

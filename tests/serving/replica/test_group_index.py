@@ -1,7 +1,7 @@
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from serving.replica.group_index import Inverted
+from serving.replica.group_index import GroupIndex
 
 
 @given(
@@ -12,7 +12,7 @@ from serving.replica.group_index import Inverted
 def test_each_group_has_the_items_that_are_in_it_now(
     moves: list[tuple[int, set[int], bool]],
 ) -> None:
-    its, groups = Inverted(), dict[int, set[int]]()
+    its, groups = GroupIndex(), dict[int, set[int]]()
     for index, new, look in moves:
         its.move(index, groups.get(index, set()), new)
         groups[index] = new
@@ -24,7 +24,7 @@ def test_each_group_has_the_items_that_are_in_it_now(
 
 
 def test_leaving_a_group_that_one_was_never_in_is_nothing() -> None:
-    its = Inverted()
+    its = GroupIndex()
     its.move(3, [7, 8], [9])
     assert its.of(9).tolist() == [3] and its.of(7).tolist() == []
 
@@ -37,7 +37,7 @@ def test_leaving_a_group_that_one_was_never_in_is_nothing() -> None:
     )
 )
 def test_groups_read_alike_whether_they_are_asked_for_all_along_or_at_the_end(moves: list) -> None:
-    asked, quiet, order = Inverted(), Inverted(), {key: list[int]() for key in range(4)}
+    asked, quiet, order = GroupIndex(), GroupIndex(), {key: list[int]() for key in range(4)}
     for index, old, new in moves:
         for inverted in (asked, quiet):
             inverted.move(index, old, new)

@@ -96,11 +96,11 @@ def test_a_list_is_drawn_as_the_feed_draws_and_counts_as_none(
             return recommend(request, *rest)
 
         side = SimpleNamespace(line="arm", pipeline=w.service.pipeline)
-        monkeypatch.setattr(canary.sides, "fit", lambda side: True)
-        monkeypatch.setattr(canary.sides, "get", lambda line: side)
+        monkeypatch.setattr(canary.variants, "is_servable", lambda side: True)
+        monkeypatch.setattr(canary.variants, "get", lambda line: side)
         monkeypatch.setattr(CanaryRouter, "pipeline", lambda of, user, _, c: its(of, user, "arm", c))
         monkeypatch.setattr(w.service.pipeline, "recommend", noted)
-        monkeypatch.setattr(w.service.admission, "read", lambda s, now_s: read.append(s))
+        monkeypatch.setattr(w.service.admission, "observe_io_wait", lambda s, now_s: read.append(s))
         found = await seen(w, "users/u1")
         assert len(found["answer"]["items"]) == inspection.SHOWN
         assert not asked[0].by_score and asked[0].explain

@@ -7,7 +7,7 @@ import pytest
 
 from recsys.events.records import topics
 from recsys.log.protocol import LogUnavailable, MemoryLog
-from serving.replica.log_follower import PATIENCE_S, Follower
+from serving.replica.log_follower import PATIENCE_S, LogFollower
 from serving.replica.state_reader import Batch
 
 
@@ -45,7 +45,7 @@ def test_a_log_that_is_away_is_told_once_it_lasts_and_no_longer_than_it_does(
     log, reader, now_s = MemoryLog(), Reader(), [100.0]
     for topic in topics(1):
         log.create(topic)
-    follower = Follower(log, reader, lambda: now_s[0])  # type: ignore[arg-type]
+    follower = LogFollower(log, reader, lambda: now_s[0])  # type: ignore[arg-type]
     if from_the_start:
         reader.away = "disk gone"
     follower.start(None)  # type: ignore[arg-type]

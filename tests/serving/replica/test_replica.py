@@ -14,11 +14,11 @@ from recsys.events.records import ItemState
 from recsys.features.feature_builder import FeatureBuilder
 from recsys.features.feature_set import FeatureSet
 from recsys.features.session import Session
-from recsys.model.batch import batch_of
 from recsys.model.model import lookup_of, padded
 from serving.replica.replica import Replica
 from tests.support.replica_harness import config, item, made, popular, step_delta
 from tests.support.replica_rows import DIM, row_of
+from tests.support.request_batches import batch_of
 from tests.support.small_feed import FEATURES
 
 

@@ -276,7 +276,7 @@ def test_admission_hears_once_of_a_list_what_it_waited_for_all_that_it_asked(
         assert isinstance(w, Sharded)
         await liked(w)
         heard: list[float] = []
-        w.service.admission.read = lambda took_s, now_s: heard.append(took_s)  # type: ignore[method-assign]
+        w.service.admission.observe_io_wait = lambda took_s, now_s: heard.append(took_s)  # type: ignore[method-assign]
         search = w.shards.search
 
         async def late(asked: Plan, patience_s: float) -> Any:

@@ -14,7 +14,7 @@ from parameter_server.table.routing import shard_of
 from recsys.arrays.bitmap import Bitmap
 from recsys.events.event_types import Item
 from recsys.events.hashing import key_of, uniforms
-from serving.index import list_kernels
+from serving.index.exact_order import products as exact_products
 from serving.index.inverted_lists import Centroids
 from serving.index.ivf_index import IvfIndex
 from serving.index.nearest import merged
@@ -61,8 +61,7 @@ class Then:
     vectors: np.ndarray
 
     def nearest(self, query: np.ndarray, k: int, without: np.ndarray) -> tuple[Any, Any]:
-        products = np.empty(len(self.keys), np.float32)
-        list_kernels.products(self.vectors, query, products)
+        products = exact_products(self.vectors, query)
         may = self.alive & ~np.isin(self.keys, without)
         return merged([(self.keys[may], products[may])], k)
 

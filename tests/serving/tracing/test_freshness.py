@@ -1,14 +1,14 @@
 """How long a click takes to be known."""
 
 from recsys.events.records import Range
-from serving.tracing.freshness import AWAY_MS, KEPT, Freshness, Rate
+from serving.tracing.freshness import AWAY_MS, FOLLOWED, Freshness, Rate
 
 
 def test_a_rate_is_over_the_window_alone() -> None:
     rate = Rate(window_ms=10_000)
     assert rate.per_s() == 0.0
     for second in range(60):
-        rate.tell(100 * second if second < 30 else 3_000 + 10 * (second - 30), second * 1_000)
+        rate.observe(100 * second if second < 30 else 3_000 + 10 * (second - 30), second * 1_000)
     assert rate.per_s() == 10.0
 
 
@@ -52,9 +52,9 @@ def test_a_client_that_was_away_is_judged_when_its_view_comes_and_a_slow_model_i
 
 def test_clicks_that_are_never_learned_are_let_go() -> None:
     fresh = Freshness()
-    for i in range(KEPT + 10):
+    for i in range(FOLLOWED + 10):
         fresh.acknowledged(f"r{i}", "v", i, i)
     fresh.example(0, 0, "r0", "v")
-    fresh.example(0, 1, f"r{KEPT + 9}", "v")
+    fresh.example(0, 1, f"r{FOLLOWED + 9}", "v")
     fresh.learned([Range(0, 0, 2)], 10_000)
     assert len(fresh.to_served) == 1

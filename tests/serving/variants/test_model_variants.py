@@ -25,14 +25,14 @@ async def wanted(its: ModelVariants, for_s: float) -> None:
     its.start(asyncio.get_running_loop())
     until = time.monotonic() + for_s
     while time.monotonic() < until:
-        its.want(["e.a"])
+        its.set_wanted(["e.a"])
         await asyncio.sleep(0.01)
     await its.stop()
 
 
 def test_a_line_without_a_snapshot_has_no_side(tmp_path: Path) -> None:
     its = sides(tmp_path)
-    its.want(["e.a"])
+    its.set_wanted(["e.a"])
     assert its.get("e.a") is None and not its.all
 
 
@@ -64,7 +64,7 @@ def test_one_whose_thread_failed_waits_before_it_is_made_again(
         def stop(self) -> None: ...
 
     monkeypatch.setattr("serving.variants.model_variants.snapshots.complete_steps", lambda *_: [1])
-    monkeypatch.setattr("serving.variants.model_variants.Follower", Failing)
+    monkeypatch.setattr("serving.variants.model_variants.LogFollower", Failing)
 
     asyncio.run(wanted(sides(tmp_path), 2.0))
     assert len(made) == 1

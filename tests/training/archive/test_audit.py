@@ -11,7 +11,7 @@ from recsys.features.feature_set import read_block
 from tests.support.past_events import ToyPast, toy_past
 from tests.support.small_feed import DENSE, FEATURES
 from training.archive.audit import Audit, AuditReport, is_sampled
-from training.archive.recompute import Recomputer, PlacedImpression, split_by_counter_offsets
+from training.archive.recompute import PlacedImpression, Recomputer, split_by_counter_offsets
 
 
 @pytest.fixture

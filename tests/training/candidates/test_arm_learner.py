@@ -15,7 +15,7 @@ from recsys.model.model import build_model
 from tests.support.small_feed import FEATURES, block, toy_config
 from training.candidates.arm_learner import ArmExample, ArmLearner
 from training.continual.learner import Learned, Learner
-from training.continual.rows_behind import examples_behind, rows_of_some
+from training.continual.row_usage import examples_per_row, rows_in_examples
 
 MODEL = toy_config().model
 
@@ -77,7 +77,7 @@ def test_rows_that_are_taught_nothing_are_not_touched(retrieval: float) -> None:
     others = [example(n, "a") for n in range(3, 12)]
     lane, alone = its.prepare([*own, *others]), usual.prepare(own)
     found, all_keys = learned(its, lane), lane.lookup.keys
-    counts = examples_behind(lane.lookup)
+    counts = examples_per_row(lane.lookup)
     for table, (keys, found_UD, counts_U) in found.gradients.items():
         left = dict(zip(keys.tolist(), found_UD, strict=True))
         assert set(alone.lookup.keys[table].tolist()) <= left.keys()  # all that is learned is
@@ -97,7 +97,7 @@ def test_rows_of_some_examples_are_those_of_a_lane_of_them(some: list[bool]) -> 
     usual = Learner(build_model(FEATURES, MODEL))
     examples = [example(n) for n in range(6)]
     lane = usual.prepare(examples)
-    found = rows_of_some(lane.batch, lane.lookup, np.array(some))
+    found = rows_in_examples(lane.batch, lane.lookup, np.array(some))
     chosen = [e for e, its in zip(examples, some, strict=True) if its]
     keys = usual.prepare(chosen).lookup.keys if chosen else {}
     for table, there_U in found.items():

@@ -154,7 +154,7 @@ def test_lines_end_with_their_experiment(tmp_path: Path) -> None:
         wish(run, "stop")
         await run.show(3)
         assert {its.stage for its in run.lifecycle.candidates.values()} == {ENDED}
-        assert not run.system.shadow.shadows and not run.system.service.sides.all
+        assert not run.system.shadow.shadows and not run.system.service.variants.all
         assert run.answers[-1].stamp.line == MAIN
         assert not any(
             name.startswith("shadow/")

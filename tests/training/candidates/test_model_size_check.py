@@ -19,7 +19,7 @@ from runtime.cli import candidates as shadow
 from runtime.cli.candidates import propose_to
 from runtime.supervision import launch_plan as plans
 from tests.support.plan_config import FREE
-from training.candidates.model_size_check import size_of
+from training.candidates.registry import model_size_of
 from training.candidates.registry import Provenance, Refused, Registry, plain_config
 from training.lines.line import spec_of
 
@@ -37,18 +37,18 @@ def provenance(name: str, model: ModelConfig, **changes: object) -> Provenance:
 
 def test_its_size_is_known_from_its_file() -> None:
     student = with_size(replace(Config(), model=MODEL), SMALL).model
-    assert size_of(provenance("s", student), MODEL) == SMALL
-    assert size_of(provenance("s", MODEL), MODEL) is None
+    assert model_size_of(provenance("s", student), MODEL) == SMALL
+    assert model_size_of(provenance("s", MODEL), MODEL) is None
 
 
 def test_one_that_differs_in_more_or_says_nothing_sensible_is_refused() -> None:
     other = replace(MODEL, dim=2, vector_dim=4)
     with pytest.raises(Refused, match="candidate s has .* model.vector_dim is 4, expected 8; only"):
-        size_of(provenance("s", other), MODEL)
+        model_size_of(provenance("s", other), MODEL)
     for config in ({"dim": "two"}, {"dim": 0}, {"hidden": [4, 0]}):
         name = next(iter(config))
         with pytest.raises(Refused, match=f"candidate s has another model configuration: .*{name}"):
-            size_of(provenance("s", MODEL, config=plain_config(MODEL) | config), MODEL)
+            model_size_of(provenance("s", MODEL, config=plain_config(MODEL) | config), MODEL)
 
 
 @pytest.fixture

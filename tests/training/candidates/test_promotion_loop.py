@@ -13,7 +13,7 @@ from benchmarks.studies.promotion.promotion_run import PromotionRun, config_of
 from parameter_server.storage import snapshots
 from recsys.events.control_records import Decision
 from recsys.events.event_types import Impression, decode
-from recsys.events.records import EVENTS, SCORES, STEPS, TrainingExample, Scores, Step
+from recsys.events.records import EVENTS, SCORES, STEPS, Scores, Step, TrainingExample
 from recsys.process.log_consumer import readable
 from runtime.cli.candidates import View
 from tests.support.promotion_checks import never_back, stamps, until

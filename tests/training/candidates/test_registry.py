@@ -9,26 +9,26 @@ import pytest
 from parameter_server.shard.lanes import LaneGradients, RowGradients
 from parameter_server.shard.shard import Shard
 from parameter_server.storage.durable_shard import load_shard
-from parameter_server.storage.serving_rows import load_rows
+from parameter_server.storage.snapshot_rows import load_rows
 from recsys.config.system_config import ModelConfig, digest
 from recsys.events.control_records import Live
 from recsys.features.feature_set import FeatureSet
 from tests.support.registry_cases import MODEL, SPEC, provenance, shard
 from tests.support.small_feed import FEATURES, START_MS
-from training.candidates.model_size_check import size_of
+from training.candidates.registry import model_size_of
 from training.candidates.registry import (
     FILE,
-    Parent,
     Provenance,
     Refused,
     Registry,
+    SnapshotRef,
     Teacher,
-    model_config,
     describe_model,
-    new_name,
-    parent_of,
-    plain_config,
     describe_teacher,
+    model_config,
+    new_name,
+    plain_config,
+    reference_to,
 )
 
 
@@ -56,7 +56,7 @@ def test_a_candidate_is_a_line_that_a_shard_goes_on_from(registry: Registry) -> 
     assert again.digest() == shard().digest()
     rows = load_rows(registry.folder, "cand-1")
     assert sorted(rows.tables["features"][0]) == [3, 11, 12]
-    assert parent_of(snapshot).line == "cand-1" and len(parent_of(snapshot).sha256) == 64
+    assert reference_to(snapshot).line == "cand-1" and len(reference_to(snapshot).sha256) == 64
 
 
 def test_a_name_is_given_once(registry: Registry) -> None:
@@ -117,7 +117,7 @@ def test_a_model_may_be_of_another_size_and_nothing_else(
 
     def proposed() -> None:
         found = registry.provenance("cand-2")
-        size_of(found, MODEL)
+        model_size_of(found, MODEL)
         registry.check("cand-2", FEATURES, model_config(found), **asked)  # type: ignore[arg-type]
 
     if not reason:
@@ -230,15 +230,15 @@ def test_what_may_have_learned_from_a_user_who_was_unlearned_since_is_refused(
     late = dict(made_ms=START_MS + 100)
     for name, its in {
         "of-data": dict(log_id="", offsets={}, made_ms=START_MS),
-        "of-live": late | dict(ancestor=Parent("main", 2, 5, "")),
-        "of-live-before": late | dict(ancestor=Parent("main", 1, 5, "")),
-        "of-a-candidate-before": late | dict(ancestor=Parent("cand-1", 0, 2, "")),
-        "of-its-child": late | dict(ancestor=Parent("of-a-candidate-before", 0, 2, "")),
-        "of-one-that-is-gone": late | dict(ancestor=Parent("cand-0", 0, 2, "")),
+        "of-live": late | dict(ancestor=SnapshotRef("main", 2, 5, "")),
+        "of-live-before": late | dict(ancestor=SnapshotRef("main", 1, 5, "")),
+        "of-a-candidate-before": late | dict(ancestor=SnapshotRef("cand-1", 0, 2, "")),
+        "of-its-child": late | dict(ancestor=SnapshotRef("of-a-candidate-before", 0, 2, "")),
+        "of-one-that-is-gone": late | dict(ancestor=SnapshotRef("cand-0", 0, 2, "")),
         "taught-by-it": late
         | dict(
             kind="student",
-            teacher=Teacher(by="cand-1", share=0.5, snapshot=Parent("cand-1", 0, 2, "")),
+            teacher=Teacher(by="cand-1", share=0.5, snapshot=SnapshotRef("cand-1", 0, 2, "")),
         ),
     }.items():
         registry.add(provenance(name, **its), arrays, meta, step=2)

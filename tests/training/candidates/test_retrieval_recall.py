@@ -22,8 +22,8 @@ from recsys.features.feature_builder import FeatureBuilder
 from recsys.features.feature_set import FeatureSet
 from recsys.features.feature_set_file import FEED_SCHEMA
 from recsys.features.session import Session
-from recsys.model.batch import batch_of
 from recsys.model.model import build_model, lookup_of
+from tests.support.request_batches import batch_of
 from training.candidates import retrieval_recall as recall
 from training.candidates.retrieval_recall import Search, Weights, sorted_rows
 

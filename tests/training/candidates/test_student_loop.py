@@ -146,7 +146,7 @@ def test_parts_that_are_killed_come_back_with_the_model_of_their_epoch(tmp_path:
         await run.show(2)
         await killed(run)
         await run.show(6)
-        side = run.system.service.canary.side
+        side = run.system.service.canary.variant
         assert side is not None and side.pipeline.replica.model.config.dim == SIZE.dim
         assert "small" in {line for line, _, _ in stamps(run, len(run.answers) - 6)}
         for size, moved in ((SIZE, ""), (run.config.model, "main/1")):

@@ -55,7 +55,7 @@ def test_a_correction_learns_only_the_labels_that_became_true() -> None:
     its = learner()
     correction = example(1, labels=[1.0, 1.0], previous=[1.0, 0.0], correction=True)
     lane = its.prepare([example(0), correction])
-    assert lane.told.weights_BL.tolist() == [[1.0, 1.0, 1.0], [0.0, 1.0, 0.0]]
+    assert lane.label_targets.weights_BL.tolist() == [[1.0, 1.0, 1.0], [0.0, 1.0, 0.0]]
     assert learned(its, lane).metrics["examples"] == 1.0
     nothing = its.prepare([example(1, labels=[1.0, 0.0], previous=[1.0, 0.0], correction=True)])
     assert not learned(its, nothing).dense.any()

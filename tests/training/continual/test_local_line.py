@@ -6,6 +6,8 @@ from functools import cache
 import numpy as np
 import pytest
 
+from benchmarks.studies.drift.merge_variants import losses
+from benchmarks.studies.drift.refit import Batch, Refit, export_at_step, refit, student_of
 from benchmarks.studies.drift.scenario_log import ScenarioLog
 from benchmarks.studies.drift.scenario_stream import Stream, watch
 from recsys.config.system_config import Config, ModelConfig, ParameterServerConfig, StepConfig
@@ -16,10 +18,7 @@ from replay.replay_run import ReplayOptions
 from training.continual.learner import Lane, Learner
 from training.continual.local_line import LocalLine
 from training.lines.line import spec_of
-from training.merging.merge import Replayed, catch_up, export_at_step
-from training.merging.merge_variants import losses
-from training.merging.refit import Batch, Refit, refit
-from training.offline.distill import Distiller, student_of, taught
+from training.offline.distill import Distiller, with_teacher
 
 CONFIG = Config(
     step=StepConfig(lanes=1),
@@ -87,12 +86,11 @@ def test_a_catch_up_begins_where_the_offline_model_ended_and_predicts_first() ->
     offline = learned(line_of(), lanes()[:8] * 2)
     line = LocalLine.loaded(offline.learner, offline.spec, export_at_step(offline.export(), 8))
     expected = line.predict(lanes()[8])
-    told = catch_up(line, [Replayed(n, [lane]) for n, lane in enumerate(lanes()[8:11])])
+    told = [line.learn(n, [lane], {}) for n, lane in enumerate(lanes()[8:11])]
     assert line.step == 11 and len(told) == 3
     assert np.allclose(told[0][0], expected, atol=0.05)  # served are averages of the dense ones
     user = int(lanes()[8].batch.user_B[0])
-    gone = Replayed(99, [lanes()[1]], {"features": np.array([user])})
-    catch_up(line, [gone])
+    line.learn(99, [lanes()[1]], {"features": np.array([user])})
     assert user not in line.export()[0]["table/features/keys"]
 
 
@@ -104,7 +102,7 @@ def test_a_student_learns_what_its_teacher_says() -> None:
     student, alone = line_of(small, distils=True), line_of(small)
     assert student.shard.nbytes < teacher.shard.nbytes
     for lane in lanes()[:half]:
-        student.learn(1, [taught(lane, teacher.predict(lane))])
+        student.learn(1, [with_teacher(lane, teacher.predict(lane))])
     learned(alone, lanes()[:half])
     late = lanes()[half:]
     far = [
@@ -118,7 +116,7 @@ def test_a_student_learns_what_its_teacher_says() -> None:
     scores = np.concatenate([student.predict(lane)[:, 0] for lane in late])
     assert auc(scores, labels) > 0.5 and np.isfinite(losses(scores, labels)).all()
     with pytest.raises(ValueError, match="the teacher's probabilities are"):
-        taught(lanes()[0], np.zeros((1, 1), np.float32))
+        with_teacher(lanes()[0], np.zeros((1, 1), np.float32))
 
 
 def test_a_distiller_without_a_teacher_is_a_learner() -> None:

@@ -19,7 +19,7 @@ from recsys.events.records import Example
 from recsys.model.model import build_model
 from tests.support.small_feed import FEATURES, block, example, toy_config
 from training.continual.learner import Learner
-from training.continual.open_labels import told
+from training.continual.open_labels import label_targets
 from training.joining.joiner import Joiner
 
 LABELS = FEATURES.schema.labels
@@ -197,7 +197,7 @@ def test_a_tenth_of_the_negatives_gives_the_same_predictions() -> None:
 def slopes(made: Example, logit: float) -> list[float]:
     """The weighted slope of each output at a logit."""
     labels = np.array([made.labels], np.float32)
-    its = told([made], labels)
+    its = label_targets([made], labels)
     logits = torch.full((1, 3), logit, requires_grad=True)
     targets = torch.cat([torch.from_numpy(labels), torch.zeros(1, 1)], 1)
     (its.losses(logits, targets) * torch.from_numpy(its.weights_BL)).sum().backward()  # type: ignore[no-untyped-call]
@@ -248,7 +248,7 @@ def test_what_was_foreseen_is_not_learned_again_but_liked() -> None:
     made = example(
         0, labels=[1.0, 1.0], previous=[0.0, 0.0], correction=True, arrived=[0.0, 1.0]
     )  # fmt: skip
-    its = told([made], np.ones((1, 2), np.float32))
+    its = label_targets([made], np.ones((1, 2), np.float32))
     assert its.weights_BL.tolist() == [[0.0, 1.0, 0.0]] and its.liked_B.tolist() == [1.0]
     assert not its.fresh_B.any()
 
@@ -257,8 +257,8 @@ def test_labels_that_are_final_are_learned_as_ever() -> None:
     """Bit for bit, beside others that are not."""
     made = [example(n) for n in range(6)]
     labels = np.array([e.labels for e in made], np.float32)
-    plain = told(made, labels)
-    assert plain.seen is None and (plain.weights_BL == 1).all() and plain.fresh_B.all()
+    plain = label_targets(made, labels)
+    assert plain.observed is None and (plain.weights_BL == 1).all() and plain.fresh_B.all()
     for one in made:
         marked = structs.replace(one, arrived=[1.0, 1.0])
         np.testing.assert_allclose(slopes(one, 0.3), slopes(marked, 0.3), rtol=1e-6)

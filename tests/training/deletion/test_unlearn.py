@@ -38,8 +38,8 @@ from training.deletion.unlearn import CantUnlearn, unlearn
 from training.lines.control import ControlReader
 from training.lines.line import spec_of
 from training.lines.live_epoch import live_epoch
-from training.steps.drain import finish
-from training.steps.sequencer_loop import last_place
+from training.steps.drain import drain
+from training.steps.sequencer_loop import last_position
 from training.steps.step_reader import StepReader
 
 LATE = "u91"  # only in the newer part of the log
@@ -59,7 +59,7 @@ def history(config: Config) -> MemoryLog:
         if first >= 24:
             events = [named(event) for event in events]
         append_events(log, events)
-        finish(log, config, FEATURES)
+        drain(log, config, FEATURES)
     return log
 
 
@@ -95,7 +95,7 @@ def test_the_digest_is_that_of_a_line_that_never_saw_the_user(tmp_path: Path) ->
     config = config_of(tmp_path / "a")
     log = history(config)
     before = request(log, LATE)
-    finish(log, config, FEATURES)
+    drain(log, config, FEATURES)
     seen = learn(config, log)
     expected = learn(config_of(tmp_path / "b", shards=3), never_seen(log, LATE))
     done = unlearn(log, config, FEATURES, LATE, before, 5)
@@ -119,7 +119,7 @@ def test_the_epoch_goes_on_with_the_steps_where_the_one_before_it_ended(tmp_path
     config = config_of(tmp_path)
     log = history(config)
     before = request(log, LATE)
-    finish(log, config, FEATURES)
+    drain(log, config, FEATURES)
     learn(config, log)
     done = unlearn(log, config, FEATURES, LATE, before, 5)
     assert done is not None
@@ -128,11 +128,11 @@ def test_the_epoch_goes_on_with_the_steps_where_the_one_before_it_ended(tmp_path
     for number in range(done.since + 1, done.step + 1):
         was, now = by_version[0, number], by_version[1, number]
         assert (was.ranges, was.examples, was.time_ms) == (now.ranges, now.examples, now.time_ms)
-    place = last_place(log, "main", 1, PARTITIONS)
+    place = last_position(log, "main", 1, PARTITIONS)
     assert place.step == done.step
-    assert place.offsets == last_place(log, "main", 0, PARTITIONS).offsets
+    assert place.offsets == last_position(log, "main", 0, PARTITIONS).offsets
     append_events(log, feed(8, first=100_000))
-    assert finish(log, config, FEATURES) > done.step
+    assert drain(log, config, FEATURES) > done.step
     learn(config, log)
 
 
@@ -141,7 +141,7 @@ def test_without_a_snapshot_from_before_it_goes_back_to_the_beginning(tmp_path: 
     config = config_of(tmp_path / "a")
     log = history(config)
     before = request(log, EARLY)
-    finish(log, config, FEATURES)
+    drain(log, config, FEATURES)
     learn(config, log)
     expected = learn(config_of(tmp_path / "b"), never_seen(log, EARLY))
     snapshots.prune(tmp_path / "a" / "snapshots", "main", keep=1)
@@ -154,7 +154,7 @@ def test_a_second_user_is_unlearned_from_a_history_that_was_replaced(tmp_path: P
     config = config_of(tmp_path / "a")
     log = history(config)
     places = [request(log, LATE), request(log, EARLY)]
-    finish(log, config, FEATURES)
+    drain(log, config, FEATURES)
     learn(config, log)
     unlearn(log, config, FEATURES, LATE, places[0], 5)
     expected = learn(config_of(tmp_path / "b"), never_seen(never_seen(log, LATE), EARLY))
@@ -174,7 +174,7 @@ def test_killed_anywhere_it_is_done_again(
     config = config_of(tmp_path / "a")
     log = history(config)
     before = request(log, LATE)
-    finish(log, config, FEATURES)
+    drain(log, config, FEATURES)
     learn(config, log)
     expected = learn(config_of(tmp_path / "b"), never_seen(log, LATE))
     where = {
@@ -217,7 +217,7 @@ def test_the_model_is_that_of_the_snapshot_that_it_begins_from(tmp_path: Path, s
     config, student = config_of(tmp_path / "a"), ModelSize(2, (4,))
     log, folder = history(config), tmp_path / "a" / "snapshots"
     before = request(log, LATE)
-    finish(log, config, FEATURES)
+    drain(log, config, FEATURES)
     learn(config, log, since)
     small = with_size(config, student)
     line = fresh_shards(spec_of(small), build_model(FEATURES, small.model).read_dense())
@@ -226,7 +226,7 @@ def test_the_model_is_that_of_the_snapshot_that_it_begins_from(tmp_path: Path, s
         snapshots.write_part(folder, "main", 1, since, part, 2, arrays, meta | {"step": since})
     shutil.copytree(folder, tmp_path / "b" / "snapshots")
     point(log, "main", 1, "a student", 4, since, 0, student)
-    finish(log, config, FEATURES)
+    drain(log, config, FEATURES)
     learn(small, log)
 
     done = unlearn(log, config, FEATURES, LATE, before, 5)
@@ -261,7 +261,7 @@ def test_what_is_gone_from_the_log_is_said_and_nothing_is_changed(tmp_path: Path
     config = config_of(tmp_path)
     log = history(config)
     before = request(log, EARLY)
-    finish(log, config, FEATURES)
+    drain(log, config, FEATURES)
     learn(config, log)
     snapshots.prune(tmp_path / "snapshots", "main", keep=1)
     for partition in range(PARTITIONS):
@@ -277,7 +277,7 @@ def learned_of(config: Config, user: str) -> tuple[MemoryLog, int, int]:
     step of the oldest snapshot that stands, but for the one at the beginning."""
     log = history(config)
     before = request(log, user)
-    finish(log, config, FEATURES)
+    drain(log, config, FEATURES)
     learn(config, log)
     return log, before, snapshots.complete_steps(Path(config.state) / "snapshots", "main", 0)[1]
 
@@ -367,7 +367,7 @@ def test_rows_that_another_user_had_removed_do_not_come_back(tmp_path: Path) -> 
     config = config_of(tmp_path / "a")
     log = history(config)
     befores = {user: request(log, user) for user in (LATE, EARLY)}
-    finish(log, config, FEATURES)
+    drain(log, config, FEATURES)
     learn(config, log)
     other = "late too"
     append_events(
@@ -378,7 +378,7 @@ def test_rows_that_another_user_had_removed_do_not_come_back(tmp_path: Path) -> 
         ],
     )
     befores[other] = request(log, other)
-    finish(log, config, FEATURES)
+    drain(log, config, FEATURES)
     learn(config, log)
     first = unlearn(log, config, FEATURES, LATE, befores[LATE], 5)
     assert first is not None and first.since > 0
@@ -410,11 +410,11 @@ def test_an_epoch_that_never_came_to_be_live_is_no_part_of_history(
             for its in feed(8, first=number * 100_000)
         ]
         append_events(log, events)
-        finish(log, config, FEATURES)
+        drain(log, config, FEATURES)
         learn(config, log)
     for user in ("second", "first"):
         asked[user] = request(log, user)
-        finish(log, config, FEATURES)
+        drain(log, config, FEATURES)
         learn(config, log)
         done = unlearn(log, config, FEATURES, user, asked[user], 6)
         assert done is not None and done.examples > 10

@@ -6,7 +6,7 @@ from tests.support.small_feed import toy_log
 from training.candidates.director import point
 from training.deletion.user_history import Past
 from training.lines.live_epoch import live_epoch, live_epochs
-from training.steps.sequencer_loop import last_place
+from training.steps.sequencer_loop import last_position
 
 
 def cut(log: MemoryLog, epoch: int, step: int, partition: int, start: int, stop: int) -> None:
@@ -43,4 +43,4 @@ def test_history_is_that_of_the_epochs_that_were_live() -> None:
 
 
 def test_steps_go_on_behind_what_was_learned_and_not_where_a_half_made_epoch_ended() -> None:
-    assert last_place(half_made(), "main", 2, 2) == (3, {0: 20, 1: 8}, 0)
+    assert last_position(half_made(), "main", 2, 2) == (3, {0: 20, 1: 8}, 0)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from training.drift.monitors import DriftAlarm, AlarmEvidence
+from training.drift.monitors import AlarmEvidence, DriftAlarm
 from training.drift.reaction import (
     PublishEvery,
     ReactionConfig,

@@ -10,6 +10,7 @@ from recsys.config.system_config import JoinConfig
 from recsys.events.event_types import Engagement, Impression, Tick, User
 from recsys.events.records import Example, Forget
 from recsys.features.feature_set import read_block
+from tests.support.memory_spill import MemorySpill
 from tests.support.small_feed import FEATURES, START_MS, engagement, feed, impression
 from training.joining.joiner import Joiner
 

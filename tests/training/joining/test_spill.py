@@ -26,11 +26,11 @@ from tests.support.small_feed import (
     toy_config,
     toy_log,
 )
-from training.joining import pending_impressions as shelf
-from training.joining.impression_state import Open, new_state
+from training.joining import pending_impressions
+from training.joining.impression_state import OpenImpression, new_state
 from training.joining.joiner import Joiner
 from training.joining.joiner_loop import JoinerLoop
-from training.joining.spill import Row, Spill, SpillLost, SqliteSpill
+from training.joining.spill import Row, Spill, SpillLost
 
 CONFIG = JoinConfig(window_s=20, horizon_s=100, negatives=0.5)
 CAP = 40_000  # bytes: some open impressions, or a hundred closed ones
@@ -38,9 +38,7 @@ CAP = 40_000  # bytes: some open impressions, or a hundred closed ones
 
 @pytest.fixture(params=["memory", "sqlite"])
 def spill(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Spill]:
-    its: Spill = (
-        MemorySpill() if request.param == "memory" else SqliteSpill(tmp_path / "x" / "spill")
-    )
+    its: Spill = MemorySpill() if request.param == "memory" else Spill(tmp_path / "x" / "spill")
     yield its
     its.close()
 
@@ -90,11 +88,11 @@ def test_it_goes_back_to_what_was_marked(spill: Spill) -> None:
 def test_what_isnt_there_any_more_is_refused(spill: Spill) -> None:
     spill.put([row(1)])
     marks = [spill.mark() for _ in range(4)]
-    with pytest.raises(SpillLost, match="generation 5"):
+    with pytest.raises(SpillLost, match="generation is 5"):
         spill.back(5, 1)
-    with pytest.raises(SpillLost, match="generation 1"):
+    with pytest.raises(SpillLost, match="generation is 1"):
         spill.back(marks[0], 1)
-    with pytest.raises(SpillLost, match="1 rows are there, the snapshot has 2"):
+    with pytest.raises(SpillLost, match="1 rows are stored, the snapshot has 2"):
         spill.back(marks[3], 2)
 
 
@@ -105,7 +103,7 @@ def test_a_users_rows_are_forgotten(spill: Spill) -> None:
 
 
 def test_nothing_of_a_forgotten_user_stays_in_the_file(tmp_path: Path) -> None:
-    spill = SqliteSpill(tmp_path / "spill")
+    spill = Spill(tmp_path / "spill")
     spill.put([Row("r1", 0, 0, "somebody", b"what they did")])
     spill.mark()
     spill.forget("somebody")
@@ -119,7 +117,7 @@ def test_nothing_of_a_forgotten_user_stays_in_the_file(tmp_path: Path) -> None:
 def test_of_a_forgotten_user_no_copy_stays_in_pages_or_wal(tmp_path: Path) -> None:
     """Many rows in many orders, so that pages are split, and a kill between forgetting and deleting."""
     path, draw = tmp_path / "spill.sqlite", random.Random(2)
-    its = SqliteSpill(path)
+    its = Spill(path)
     for _ in range(6):
         rows = []
         for n in range(300):
@@ -135,7 +133,7 @@ def test_of_a_forgotten_user_no_copy_stays_in_pages_or_wal(tmp_path: Path) -> No
     left = len(its)
     for path in tmp_path.glob("spill.sqlite*"):  # as it stands on disk
         path.with_name(path.name.replace("spill", "copy")).write_bytes(path.read_bytes())
-    killed = SqliteSpill(tmp_path / "copy.sqlite")
+    killed = Spill(tmp_path / "copy.sqlite")
     killed.back(marked, left)
     for after in (its, killed):
         after.mark()
@@ -149,7 +147,7 @@ def test_of_a_forgotten_user_no_copy_stays_in_pages_or_wal(tmp_path: Path) -> No
 
 
 def test_deleting_what_was_taken_looks_at_nothing_else(tmp_path: Path) -> None:
-    its, path = SqliteSpill(tmp_path / "spill.sqlite"), tmp_path / "spill.sqlite"
+    its, path = Spill(tmp_path / "spill.sqlite"), tmp_path / "spill.sqlite"
     its.put([row(n) for n in range(10)])
     its.mark()
     said: list[str] = []
@@ -163,7 +161,7 @@ def test_deleting_what_was_taken_looks_at_nothing_else(tmp_path: Path) -> None:
 
 
 def test_a_file_that_was_killed_stands_at_its_newest_mark(tmp_path: Path) -> None:
-    first = SqliteSpill(tmp_path / "spill")
+    first = Spill(tmp_path / "spill")
     first.put([row(1)])
     generation = first.mark()
     first.put([row(2)])
@@ -171,13 +169,13 @@ def test_a_file_that_was_killed_stands_at_its_newest_mark(tmp_path: Path) -> Non
     copy = tmp_path / "copy"  # as it stands on disk, with a transaction open
     copy.write_bytes((tmp_path / "spill").read_bytes())
     copy.with_name("copy-wal").write_bytes((tmp_path / "spill-wal").read_bytes())
-    second = SqliteSpill(copy)
+    second = Spill(copy)
     second.back(generation, 1)
     assert [its.id for its in second.take_due(0, 9)] == ["r1"]
     first.close()
     second.close()
     with pytest.raises(SpillLost, match="is gone"):
-        SqliteSpill(tmp_path / "nothing").back(1, 1)
+        Spill(tmp_path / "nothing").back(1, 1)
 
 
 # --- a joiner with one ---
@@ -186,10 +184,10 @@ def test_a_file_that_was_killed_stands_at_its_newest_mark(tmp_path: Path) -> Non
 @settings(max_examples=25, deadline=None)
 @given(due=st.lists(st.integers(0, 20), min_size=30, max_size=60), now_ms=st.integers(0, 25))
 def test_timers_run_out_in_one_order_wherever_they_are(due: list[int], now_ms: int) -> None:
-    its = shelf.PendingImpressions(False, MemorySpill(), 20_000)
+    its = pending_impressions.PendingImpressions(False, MemorySpill(), 20_000)
     for n, due_ms in enumerate(due):
         shown = impression(n, 1, START_MS)
-        its.add(f"r{n:02}", Open(new_state(n, shown, False), shown, 1_000), due_ms)
+        its.add(f"r{n:02}", OpenImpression(new_state(n, shown, False), shown, 1_000), due_ms)
         assert its.bytes <= 20_000 and len(its) == n + 1
     assert its.spilled and len(its.open) > 5
     expected = sorted((due_ms, f"r{n:02}") for n, due_ms in enumerate(due) if due_ms <= now_ms)
@@ -198,7 +196,7 @@ def test_timers_run_out_in_one_order_wherever_they_are(due: list[int], now_ms: i
 
 @pytest.fixture(autouse=True)
 def few_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shelf, "_AT_ONCE", 2)
+    monkeypatch.setattr(pending_impressions, "_AT_ONCE", 2)
 
 
 def shaken(requests: int, order: list[int]) -> list[Event]:

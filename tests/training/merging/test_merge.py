@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from benchmarks.studies.drift.refit import export_at_step
 from parameter_server.shard.lanes import LaneGradients, RowGradients
 from parameter_server.shard.shard import Shard, ShardSpec
 from recsys.config.system_config import TableConfig
@@ -21,7 +22,6 @@ from training.merging.merge import (
     common_ancestor,
     export_digest,
     interpolate,
-    export_at_step,
 )
 
 TABLES = (

@@ -15,7 +15,7 @@ from recsys.config.system_config import digest
 from recsys.events.control_records import Live
 from recsys.events.event_types import User
 from recsys.events.hashing import key_of
-from training.candidates.registry import Provenance, Refused, parent_of, plain_config
+from training.candidates.registry import Provenance, Refused, plain_config, reference_to
 from training.lines.line import MAIN
 from training.merging.merge import Blend, Blends
 from training.merging.merge_live import LiveMerge, Merged
@@ -42,7 +42,7 @@ def add(run: PromotionRun, name: str, made: Made, ancestor: Snapshot | None) -> 
         "model": digest(run.config.model), "config": plain_config(run.config.model), "code": "",
         "made_ms": run.system.now_ms, "from_ms": 0, "until_ms": run.system.now_ms,
         "log_id": run.system.log.id, "offsets": made.offsets,
-        "ancestor": parent_of(ancestor) if ancestor else None,
+        "ancestor": reference_to(ancestor) if ancestor else None,
     }  # fmt: skip
     folder = None
     if ancestor is not None:  # as the job's own copy stands
@@ -76,8 +76,8 @@ def test_it_stands_where_live_does_with_weights_between_both(tmp_path: Path) -> 
         live, made = merged_of(run)
         assert made.step == live.live.step > ancestor.step
         its = made.provenance
-        assert its.kind == "merged" and its.ancestor == parent_of(ancestor)
-        assert its.parents == [parent_of(live.live), parent_of(run.registry.snapshot("cand-1"))]
+        assert its.kind == "merged" and its.ancestor == reference_to(ancestor)
+        assert its.parents == [reference_to(live.live), reference_to(run.registry.snapshot("cand-1"))]
         assert its.metrics["merge.dense"] == 0.5
         online = live.live.read(0, lambda name: name == "dense/values")["dense/values"]
         offline = run.registry.snapshot("cand-1").read(0)["dense/values"]

@@ -19,7 +19,7 @@ from tests.support.small_feed import (
     START_MS,
 )
 from training.archive.files import ArchiveFile, files_of
-from training.offline.archive import Missing, Range, cache_archive, fingerprint
+from training.offline.archive import MissingExamples, Range, cache_archive, fingerprint
 from training.offline.cache import Cache
 from training.offline.examples import id_hash
 from training.offline.job import cached
@@ -200,7 +200,7 @@ def test_what_is_missing_is_refused_unless_it_is_allowed(
     archive: Path, harm: Callable[[Path], None], reason: str, left: int
 ) -> None:
     harm(archive)
-    with pytest.raises(Missing, match=reason):
+    with pytest.raises(MissingExamples, match=reason):
         cache(archive)
     its = cache(archive, gaps=True)
     assert len(learned(its)) == left and len(its.about.gaps) >= 1
@@ -214,7 +214,7 @@ def test_a_range_beside_the_hole_is_not_touched_by_it(archive: Path) -> None:
 def test_a_begin_before_the_archive_an_empty_one_and_a_broken_file_are_refused(
     archive: Path,
 ) -> None:
-    with pytest.raises(Missing, match="begins at 2023-11-14 22:00:00Z"):
+    with pytest.raises(MissingExamples, match="begins at 2023-11-14 22:00:00Z"):
         cache(archive, from_=-20)
     hour_file(archive, 0, 0).write_bytes(b"PAR1")
     with pytest.raises(ValueError, match="can't be read.*from a backup"):
@@ -222,7 +222,7 @@ def test_a_begin_before_the_archive_an_empty_one_and_a_broken_file_are_refused(
     empty = archive.parent / "empty"
     empty.mkdir()
     (empty / "log_id").write_text("x")
-    with pytest.raises(Missing, match="holds no examples"):
+    with pytest.raises(MissingExamples, match="holds no examples"):
         cache(empty)
 
 

@@ -36,10 +36,10 @@ def same(a: dict[str, Any], b: dict[str, Any]) -> bool:
 
 def test_all_examples_are_learned_as_often_as_the_best_epoch_says() -> None:
     loop, _, metrics = whole()
-    best = loop.place.best
-    assert loop.place.stage == DONE and 1 <= best <= 2
-    epochs = len(loop.place.judged)
-    assert loop.place.learned == 72 * epochs + 24 * best
+    best = loop.state.best
+    assert loop.state.stage == DONE and 1 <= best <= 2
+    epochs = len(loop.state.judged)
+    assert loop.state.learned == 72 * epochs + 24 * best
     assert metrics["last_day.log_loss"] == min(
         metrics[f"epoch_{epoch}.log_loss"] for epoch in range(1, epochs + 1)
     )
@@ -50,8 +50,8 @@ def test_all_examples_are_learned_as_often_as_the_best_epoch_says() -> None:
 def test_the_epoch_before_is_taken_again_where_the_last_day_gets_worse() -> None:
     """By hand: as many epochs as were best, and no more, give the same rows."""
     loop, trainer, metrics = run(Plan(last=3, epochs=8, step_examples=8))
-    best = loop.place.best
-    assert best < len(loop.place.judged), "the small feed is learned by heart in a few epochs"
+    best = loop.state.best
+    assert best < len(loop.state.judged), "the small feed is learned by heart in a few epochs"
     _, fewer, _ = run(Plan(last=3, epochs=best, step_examples=8))
     assert same(trainer.export(), fewer.export())
 
@@ -124,11 +124,11 @@ def test_the_number_of_workers_changes_no_bit() -> None:
 def test_it_is_an_export_that_a_shard_goes_on_from() -> None:
     loop, trainer, _ = whole()
     arrays = trainer.export()
-    meta = export_meta(arrays, loop.place.steps, 0, 0, "fp32")
+    meta = export_meta(arrays, loop.state.steps, 0, 0, "fp32")
     shard = Shard(ShardSpec(tables_of(MODEL), lanes=4), arrays["dense/values"])
     shard.load([arrays], meta)
     out, its = shard.export()
-    assert its == meta and shard.applied == loop.place.steps
+    assert its == meta and shard.applied == loop.state.steps
     order = np.argsort(out["table/users/keys"])
     for column in ("keys", "values", "accumulator", "used_ms"):
         name = f"table/users/{column}"

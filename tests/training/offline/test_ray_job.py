@@ -1,9 +1,11 @@
 """An offline job on Ray: two workers on two nodes, with data and registry in a folder that both reach."""
 
 import os
+import pickle
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -67,15 +69,23 @@ def test_two_workers_on_two_nodes_learn_what_one_process_learns(
     assert ours.metrics == Registry(tmp_path / "two").provenance(name).metrics
 
 
-def test_lanes_travel_bit_for_bit() -> None:
+def test_lanes_travel_bit_for_bit(monkeypatch: pytest.MonkeyPatch) -> None:
     ray_offline = pytest.importorskip("training.offline.ray_job")
     keys = np.array([5, -9], np.int64)
     rows = RowGradients(keys, np.array([[1.5], [np.nan]], np.float32), np.array([1, 2], np.int32))
     lane = LaneGradients(3, {"users": rows}, np.arange(4, dtype=np.float32), {"loss.like": 0.1})
-    told = ray_offline.packed([LaneResult(lane, np.eye(2, 3, dtype=np.float32))], True)
-    its = ray_offline.msgspec.msgpack.decode(told, type=ray_offline._Told)
-    assert its.report
-    (again,) = map(ray_offline.unpacked, its.lanes)
+    own = [LaneResult(lane, np.eye(2, 3, dtype=np.float32))]
+    received: list[Any] = []
+
+    def all_gather_object(parts: list[Any], part: Any) -> None:
+        """As torch's: what all workers sent, pickled; the other one has no lane, and is due to report."""
+        received[:] = pickle.loads(pickle.dumps([part, (True, [])]))
+        parts[:] = received
+
+    monkeypatch.setattr(ray_offline.torch.distributed, "all_gather_object", all_gather_object)
+    reporter = ray_offline.Reporter(1, lambda: 0.0)
+    (again,) = ray_offline.LaneExchange(reporter, 2)(own)
+    assert reporter.agreed and again is received[0][1][0]
     assert np.array_equal(again.probabilities_BL, np.eye(2, 3, dtype=np.float32))
     assert again.gradients.lane == 3 and again.gradients.metrics == {"loss.like": 0.1}
     assert again.gradients.tables["users"].gradients.tobytes() == rows.gradients.tobytes()

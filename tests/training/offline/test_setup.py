@@ -5,12 +5,12 @@ from recsys.config.system_config import tables_of
 from recsys.model.model import build_model
 from tests.support.offline_examples import MODEL, toy_blocks, toy_trainer
 from tests.support.small_feed import FEATURES
-from training.candidates.registry import Parent
+from training.candidates.registry import SnapshotRef
 from training.continual.learner import Learner
 from training.offline.setup import Ancestor, build_trainer, count_vocabularies, table_maker
 from training.offline.tables import OwnTable
 
-PARENT = Parent("main", 0, 7, "0" * 64)
+PARENT = SnapshotRef("main", 0, 7, "0" * 64)
 
 
 def test_rows_go_on_from_an_ancestor_but_not_those_of_who_is_forgotten() -> None:

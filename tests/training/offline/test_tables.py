@@ -7,7 +7,7 @@ from parameter_server.shard.lanes import RowGradients
 from parameter_server.table.table import initial_rows
 from recsys.config.system_config import TableConfig
 from training.offline.tables import OwnTable, RowTable, started_columns
-from training.offline.vocabulary import Counter, KeyCounts, Vocabulary, merged, select_keys
+from training.offline.vocabulary import KeyCounter, KeyCounts, Vocabulary, merge_counts, select_keys
 
 CONFIG = TableConfig("videos", 17, 0.05, 0.01)
 KEYS = np.arange(2, 202, dtype=np.int64) * 7
@@ -88,10 +88,10 @@ def test_rows_go_on_from_a_snapshot() -> None:
 
 
 def seen(*keys_counts_times: tuple[int, int, int]) -> KeyCounts:
-    counter = Counter(["videos"], merge_every=2)
+    counter = KeyCounter(["videos"], merge_every=2)
     for key, count, time_ms in keys_counts_times:
-        counter.see("videos", np.array([key], np.int64), np.array([count], np.int32), time_ms)
-    return counter.sightings()["videos"]
+        counter.add("videos", np.array([key], np.int64), np.array([count], np.int32), time_ms)
+    return counter.totals()["videos"]
 
 
 def test_who_gets_a_row() -> None:
@@ -106,7 +106,7 @@ def test_who_gets_a_row() -> None:
 
 
 def test_rows_past_their_time_or_the_budget_get_none() -> None:
-    found = merged([seen((key, 1, 1000 * key)) for key in range(1, 101)])
+    found = merge_counts([seen((key, 1, 1000 * key)) for key in range(1, 101)])
     lives = select_keys(TableConfig("videos", 4, 0.1, ttl_s=10), found, None, 1)
     assert lives.keys.tolist() == list(range(90, 101))
     tight = TableConfig("videos", 4, 0.1, budget_mb=0.001)

@@ -16,12 +16,17 @@ from tests.support.offline_examples import (
     toy_trainer,
 )
 from tests.support.small_feed import FEATURES
-from training.candidates.registry import Parent
+from training.candidates.registry import SnapshotRef
 from training.continual.learner import Learner
 from training.offline.loop import OfflineLoop, Plan
 from training.offline.setup import Ancestor, build_trainer, count_vocabularies
 from training.offline.tables import OwnTable
-from training.offline.teacher_labels import TeacherBlocks, frozen, online_teacher, write
+from training.offline.teacher_labels import (
+    TeacherBlocks,
+    frozen_teacher,
+    online_teacher,
+    write_labels,
+)
 from training.offline.trainer import OfflineTrainer
 
 SMALL = replace(MODEL, dim=2, hidden=(4,))
@@ -111,8 +116,8 @@ def test_a_line_that_learns_along_tells_before_it_learns() -> None:
 def test_a_frozen_teacher_says_what_it_predicts() -> None:
     blocks = toy_blocks(2)
     trained = learned(toy_trainer(blocks), blocks)
-    ancestor = Ancestor(Parent("cand-1", 0, 2, "0" * 64), [trained.export()])
-    said = list(frozen(blocks, FEATURES, MODEL, ancestor))
+    ancestor = Ancestor(SnapshotRef("cand-1", 0, 2, "0" * 64), [trained.export()])
+    said = list(frozen_teacher(blocks, FEATURES, MODEL, ancestor))
     for number, block_NL in enumerate(said):
         assert np.allclose(block_NL, trained.predict(blocks.read(number)), atol=1e-6)
 
@@ -125,9 +130,9 @@ def test_what_is_said_is_kept_whole_or_not_at_all(tmp_path: Path) -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        write(folder, dies())
+        write_labels(folder, dies())
     assert not folder.exists()
-    write(folder, iter([np.full((24, 3), k / 10, np.float32) for k in (1, 2)]))
+    write_labels(folder, iter([np.full((24, 3), k / 10, np.float32) for k in (1, 2)]))
     kept = TeacherBlocks(blocks, folder)
     assert len(kept) == 2 and (kept.read(1).taught == np.float32(0.2)).all()
     assert np.array_equal(kept.read(1).labels, blocks.read(1).labels)

@@ -1,4 +1,4 @@
-"""ArmCredits of interleaved lists, from a log: each list once, and what its items earned in the end."""
+"""Credits of interleaved lists, from a log: each list once, and what its items earned in the end."""
 
 from collections.abc import Sequence
 from pathlib import Path

@@ -34,7 +34,7 @@ def test_nothing_hangs_on_what_is_kept(both: tuple[Replayed, KeepingPlayer]) -> 
     assert np.array_equal(
         plain.predictions.scores["long_view"], kept.predictions.scores["long_view"]
     )
-    assert player.said_NE().shape == (len(plain.predictions.request_id), 0)
+    assert player.scores_NE().shape == (len(plain.predictions.request_id), 0)
 
 
 def test_a_kept_state_speaks_from_when_it_was_kept_and_learns_no_more(
@@ -42,7 +42,7 @@ def test_a_kept_state_speaks_from_when_it_was_kept_and_learns_no_more(
 ) -> None:
     rows, player = both[0].predictions, both[1]
     since_h = (np.asarray(rows.time_ms) - LOG.world().start_ms) / 3_600_000
-    said, live = player.said_NE(), np.asarray(rows.scores["long_view"])
+    said, live = player.scores_NE(), np.asarray(rows.scores["long_view"])
     for n, hour in enumerate((0.2, 0.4)):
         assert np.isnan(said[since_h < hour, n]).all()
         assert np.isfinite(said[since_h > hour, n]).all()

@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 
 from benchmarks.studies.drift.drift_arms import ARMS, Arms, Played, Track
 from benchmarks.studies.drift.drift_figures import figures_of, plot, run_of, shown
+from benchmarks.studies.drift.refit import Refit
 from benchmarks.studies.drift.scenario_log import ScenarioLog
 from benchmarks.studies.drift.scenario_stream import Stream, watch
 from benchmarks.studies.drift.study_drift import _base
@@ -19,7 +20,6 @@ from recsys.config.system_config import Config, ModelConfig, ParameterServerConf
 from recsys.events.event_types import Impression
 from replay.replay_run import ReplayOptions, replay_data
 from runtime.cli.main import app
-from training.merging.refit import Refit
 
 OPTIONS = ReplayOptions(step_examples=64)
 SMALL = Config(
@@ -162,7 +162,7 @@ def test_the_ranker_alone_is_judged() -> None:
     ("arguments", "said"),
     [(["nowhere"], "nowhere"), (["--seeds", "0"], "--seeds is 0"),
      (["--story", "flood"], "story is 'flood'"), (["--hours", "0"], "hours is 0"),
-     (["nowhere", "--story", "bots"], "leave one out"),
+     (["nowhere", "--story", "bots"], "expected one of them"),
      (["--json", "no/such/f.json"], "there is no folder")],
 )  # fmt: skip
 def test_what_can_not_be_studied_is_said(arguments: list[str], said: str) -> None:

@@ -19,7 +19,7 @@ from serving.replica.row_store import RowStore
 from tests.support.offline_examples import MODEL, toy_blocks
 from tests.support.small_feed import FEATURES
 from tests.support.small_log import write_log
-from training.offline.examples import Examples, joined
+from training.offline.examples import Examples, concatenated
 from training.offline.loop import Plan
 
 SMALL = replace(MODEL, dim=2, hidden=(4,))
@@ -29,7 +29,7 @@ PLAN = Plan(last=1, epochs=1, step_examples=16)
 @pytest.fixture
 def examples(monkeypatch: pytest.MonkeyPatch) -> Examples:
     monkeypatch.setattr(student_arms, "BLOCK", 24)
-    return joined(toy_blocks(5).blocks)
+    return concatenated(toy_blocks(5).blocks)
 
 
 @pytest.fixture

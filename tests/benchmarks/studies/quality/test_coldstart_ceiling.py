@@ -5,7 +5,12 @@ from itertools import combinations
 import numpy as np
 import pytest
 
-from benchmarks.studies.quality.coldstart_ceiling import Ceiling, Swipe, swipes_of, told
+from benchmarks.studies.quality.coldstart_ceiling import (
+    Ceiling,
+    Swipe,
+    swipes_of,
+    outcome_likelihood,
+)
 from recsys.events.hashing import uniform
 from replay.simulation.taste_posterior import learn
 from replay.simulation.world import AFTER, World
@@ -23,15 +28,15 @@ def test_the_probabilities_of_all_that_may_come_of_a_swipe_are_1_in_sum() -> Non
     ]
     swipes = [Swipe("w0", 0, 0, kinds) for kinds in outcomes]
     for logit in (-4.0, -1.0, 0.5, 3.0):
-        logs = told(swipes, LONG)(np.full(len(swipes), logit))
+        logs = outcome_likelihood(swipes, LONG)(np.full(len(swipes), logit))
         assert np.exp(logs).sum() == pytest.approx(1)
 
 
 def test_what_comes_late_says_nothing_by_not_being_there_yet() -> None:
     view = Swipe("w0", 0, 1000, frozenset({"view", "long_view", "click", "like"}))
-    at_once, later = (told([view], now)(np.array([0.5]))[0] for now in (1000, LONG))
+    at_once, later = (outcome_likelihood([view], now)(np.array([0.5]))[0] for now in (1000, LONG))
     assert at_once > later  # later there could have been a comment, and there is none
-    assert told([view], 0)(np.array([0.5]))[0] == at_once
+    assert outcome_likelihood([view], 0)(np.array([0.5]))[0] == at_once
 
 
 def test_swipes_are_what_was_seen_in_order_with_what_came_of_it_so_far() -> None:
@@ -94,7 +99,11 @@ def test_it_expects_what_comes_and_is_near_the_true_posterior(swipes: int) -> No
         said.append(chances[best].mean())
         worth.append(np.mean([world.true_long_view(user, ceiling.ids[i], now) for i in best]))
         if its and n < 20:
-            prior, rows, law = ceiling.prior(user, now), ceiling.rows(its), told(its, now)
+            prior, rows, law = (
+                ceiling.prior(user, now),
+                ceiling.rows(its),
+                outcome_likelihood(its, now),
+            )
             tastes_DT, weights_D, share = reweighed(
                 learn(prior, *rows, law), prior, *rows, law, 5000, np.random.default_rng(n)
             )

@@ -10,8 +10,7 @@ from recsys.config.part_configs import TracingConfig
 from recsys.config.system_config import Config
 from recsys.observability.spans import Span
 from recsys.observability.tracer import Tracer
-from training.continual.learn_trace import LearnTrace
-from training.continual.trainer_run import Spans, TrainerRun
+from training.continual.trainer_run import LearnTrace, Spans, TrainerRun
 
 
 def test_spans_are_counted_for_the_driver_and_sent_at_the_end(tmp_path: Path) -> None:

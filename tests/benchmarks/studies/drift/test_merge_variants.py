@@ -5,11 +5,11 @@ import math
 import numpy as np
 import pytest
 
-from training.merging.merge_variants import (
-    Averages,
-    Chooser,
+from benchmarks.studies.drift.merge_variants import (
     LatencyGate,
     Lead,
+    LogitAverage,
+    VariantChooser,
     average_logits,
     losses,
 )
@@ -38,7 +38,7 @@ def test_an_average_of_logits_is_that_and_refuses_other_weights() -> None:
 
 def test_two_lines_with_noise_of_their_own_are_better_as_one() -> None:
     one, other, labels, _ = stream(4000, 0.7)
-    averages, told = Averages(), []
+    averages, told = LogitAverage(), []
     for start in range(0, 4000, 100):
         some = slice(start, start + 100)
         told.append(averages.average(one[some], other[some]))
@@ -50,7 +50,7 @@ def test_two_lines_with_noise_of_their_own_are_better_as_one() -> None:
 
 def test_a_bad_candidate_gets_no_weight_and_costs_next_to_nothing() -> None:
     one, _, labels, _ = stream(3000, 0.2)
-    averages, cost = Averages(), 0.0
+    averages, cost = LogitAverage(), 0.0
     assert averages.weight > 0  # as likely as not
     for start in range(0, 3000, 50):
         some = slice(start, start + 50)
@@ -59,11 +59,11 @@ def test_a_bad_candidate_gets_no_weight_and_costs_next_to_nothing() -> None:
         averages.update(one[some], 1 - one[some], labels[some])
     assert averages.weight == 0 and cost < 20
     with pytest.raises(ValueError, match="grid is"):
-        Averages((0.5, 1.0))
+        LogitAverage((0.5, 1.0))
 
 
 def test_a_form_takes_over_once_it_has_been_better_and_not_before() -> None:
-    chooser = Chooser("online")
+    chooser = VariantChooser("online")
     for form in ("catch-up", "other", "online"):
         chooser.add(form)
     assert set(chooser.leads) == {"catch-up", "other"}
@@ -85,7 +85,7 @@ def test_a_form_takes_over_once_it_has_been_better_and_not_before() -> None:
 
 def test_a_lead_by_chance_is_not_enough() -> None:
     draw = np.random.default_rng(3)
-    chooser = Chooser("a", clear=4.0)
+    chooser = VariantChooser("a", clear=4.0)
     chooser.add("b", Lead(1.0, 1.0))
     for gain in draw.normal(size=300):
         assert chooser.update({"b": float(gain)}) == "a"

@@ -1,0 +1,39 @@
+"""``recsys viewers``: sends simulated viewers to a running server."""
+
+import time
+from typing import Annotated
+
+import typer
+
+from recsys.client import Client
+from replay.simulation.crowd import Crowd
+from replay.simulation.world import World
+from runtime.parts.viewers import TICK_S, drive
+
+
+def viewers(
+    url: Annotated[str, typer.Option(help="URL of the server.")] = "http://127.0.0.1:8000",
+    rate: Annotated[float, typer.Option(help="Maximum events per second, lists included.")] = 20.0,
+    seconds: Annotated[float, typer.Option(help="Duration; 0: until stopped.")] = 0.0,
+    seed: Annotated[int, typer.Option(help="Seed of the world: who likes what.")] = 0,
+    users: Annotated[int, typer.Option(help="Number of simulated users.")] = 1000,
+    items: Annotated[int, typer.Option(help="Number of the world's items, with --publish.")] = 2000,
+    publish: Annotated[
+        bool, typer.Option(help="Publish the world's items, and new ones over time.")
+    ] = False,
+) -> None:
+    """Sends simulated viewers to a running server."""
+    if rate <= 0 or seconds < 0:
+        raise typer.BadParameter(f"rate is {rate}, seconds {seconds}: expected a positive rate")
+    start_s = time.time()
+    world = World(seed, users, items, start_ms=int(start_s * 1000))
+    crowd = Crowd(world, rate, int(start_s * 1000), publish=publish)
+
+    def until() -> bool:
+        time.sleep(TICK_S)
+        return 0 < seconds <= time.time() - start_s
+
+    try:
+        drive(crowd, Client(url), until, lambda line: print(line, flush=True))
+    except KeyboardInterrupt:
+        raise typer.Exit(0) from None

@@ -1,0 +1,188 @@
+"""Experiments for the control room: incremental folds, updated in a thread every half minute.
+
+Effects by day and segment, the most expensive part, are left to `recsys experiment report`.
+"""
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Set
+from typing import Any, Final
+
+import msgspec
+
+from experiments.assignment.definition import Experiment
+from experiments.statistics.ramp import STOPPED
+from experiments.statistics.readout import Readout
+from experiments.statistics.revision import parse_each
+from recsys.clock import wall_ms
+from recsys.config.system_config import Config
+from recsys.events.control_records import Experiments, ExperimentState
+from recsys.features.feature_set_file import labels_of
+from recsys.log.protocol import Log
+from runtime.reports.experiment_summary import notes_of, start_ms, summary_row
+from training.outcomes.experiment_fold import ExperimentFold
+
+EVERY_S: Final = 30.0
+CPU_S: Final = 0.15  # CPU time of one update, for all experiments
+_MAX_EXPERIMENTS: Final = 12
+_MAX_USERS: Final = 20_000  # users with outcomes in memory: enough for a page, not for a verdict
+_LOG: Final = logging.getLogger(__name__)
+
+
+class ExperimentPanel:
+    """Rows of experiments. ``panel`` is called each second, and starts an update every half minute."""
+
+    def __init__(self, config: Config, open_: Callable[[], Log]) -> None:
+        self._config, self._open = config, open_
+        self._log: Log | None = None
+        self._folds: dict[str, tuple[Experiment, ExperimentFold]] = {}
+        self._rows: dict[str, dict[str, Any]] = {}  # latest report by name; ``read_ms``: its time
+        self._report_s: dict[str, float] = {}  # CPU time of the latest report
+        self._read_in: dict[str, int] = {}  # number of the latest update that read the experiment
+        self._updates = 0
+        self._due_s = 0.0
+        self._thread: threading.Thread | None = None
+        self._latest: list[dict[str, Any]] = []
+        self.left_out = 0
+
+    def panel(self, revisions: list[Experiments]) -> list[dict[str, Any]]:
+        """Rows of the latest update."""
+        idle = self._thread is None or not self._thread.is_alive()
+        if revisions and idle and time.monotonic() >= self._due_s:
+            self._due_s = time.monotonic() + EVERY_S
+            thread = threading.Thread(target=self._run, args=(revisions,), daemon=True)
+            self._thread = thread
+            thread.start()
+        return self._latest
+
+    def update(self, revisions: list[Experiments]) -> list[dict[str, Any]]:
+        """Reads new records and returns the rows: running experiments first, the newest before older ones.
+
+        Stopped experiments aren't read; they keep their last report.
+        """
+        labels, revision = labels_of(self._config), revisions[-1]
+        experiments, unreadable = parse_each(
+            revision, self._config.policy, labels, stopped=False
+        )
+        experiments.sort(key=lambda e: (-start_ms(revisions, e.name), e.name))
+        stopped = {n: stand for n, stand in revision.stands.items() if stand.state == STOPPED}
+        shown = [e for e in experiments[:_MAX_EXPERIMENTS] if not e.interleaves]
+        self._read(shown, revisions, labels)
+        rows = [self._row(experiment, revision) for experiment in experiments]
+        rows += [{"name": name, "unread": why} for name, why in sorted(unreadable.items())]
+        rows += [
+            self._stopped_row(name, stand)
+            for name, stand in sorted(stopped.items(), key=lambda pair: -pair[1].since_ms)
+        ]
+        self.left_out, rows = max(0, len(rows) - _MAX_EXPERIMENTS), rows[:_MAX_EXPERIMENTS]
+        self._forget_others({row["name"] for row in rows}, stopped.keys())
+        return rows
+
+    def _run(self, revisions: list[Experiments]) -> None:
+        try:
+            self._latest = self.update(revisions)
+        except Exception:  # any error: the next update retries, and rows show their age
+            _LOG.exception("experiments can't be read")
+            self._folds.clear()
+
+    def _read(
+        self, shown: list[Experiment], revisions: list[Experiments], labels: tuple[str, ...]
+    ) -> None:
+        """Reads experiments, the least recently read first; each gets an equal share of the time left."""
+        self._updates += 1
+        until_s = time.thread_time() + CPU_S
+        queue = sorted(shown, key=lambda experiment: self._read_in.get(experiment.name, 0))
+        for number, experiment in enumerate(queue):
+            name, left_s = experiment.name, until_s - time.thread_time()
+            if number and left_s <= 0:
+                return
+            self._read_in[name] = self._updates
+            try:
+                self._read_one(experiment, revisions, labels, left_s / (len(queue) - number))
+            except Exception as error:
+                _LOG.exception("experiment %s can't be read", name)
+                self._folds.pop(name, None)  # retention may have passed it: restart from what is left
+                why = f"can't be read now: {type(error).__name__}"
+                self._rows[name] = self._rows.get(name, {}) | {"failed": why}
+
+    def _read_one(
+        self, experiment: Experiment, revisions: list[Experiments], labels: tuple[str, ...],
+        share_s: float,
+    ) -> None:  # fmt: skip
+        """Polls at least once, if there is any time, and renews the report if there was something new."""
+        name = experiment.name
+        until_s = time.thread_time() + share_s - self._report_s.get(name, 0.0)
+        fold, row = self._fold_of(experiment, revisions, labels), self._rows.get(name, {})
+        outdated, behind = "report" not in row or "failed" in row, True
+        if share_s > 0:
+            outdated |= (behind := fold.read(polls=1) > 0)
+        while behind and time.thread_time() < until_s:
+            behind = fold.read(polls=1) > 0
+        if outdated:
+            began_s = time.thread_time()
+            row = {"report": _report(fold)}
+            self._report_s[name] = time.thread_time() - began_s
+        progress = {"behind": behind, "until_ms": fold.until_ms, "read_ms": wall_ms()}
+        self._rows[name] = row | progress
+
+    def _row(self, experiment: Experiment, revision: Experiments) -> dict[str, Any]:
+        name = experiment.name
+        if experiment.interleaves:
+            why = f"its arms share interleaved lists: `recsys experiment report {name}`"
+            return {"name": name, "unread": why}
+        row = self._rows.get(name, {})
+        if "report" not in row:
+            return {"name": name, "unread": row.get("failed", "not read yet")}
+        return summary_row(experiment, revision) | row
+
+    def _stopped_row(self, name: str, stand: ExperimentState) -> dict[str, Any]:
+        row = {"name": name, "state": stand.state, "why": stand.why}
+        if "report" in self._rows.get(name, {}):
+            return {"hypothesis": ""} | self._rows[name] | row | {"behind": False}
+        return row | {"unread": f"stopped: {stand.why}. `recsys experiment report {name}`"}
+
+    def _forget_others(self, shown: Set[str], stopped: Set[str]) -> None:
+        self._folds = {n: f for n, f in self._folds.items() if n in shown and n not in stopped}
+        self._rows = {n: row for n, row in self._rows.items() if n in shown}
+        self._report_s = {n: s for n, s in self._report_s.items() if n in self._folds}
+        self._read_in = {n: update for n, update in self._read_in.items() if n in shown}
+
+    def _fold_of(
+        self, experiment: Experiment, revisions: list[Experiments], labels: tuple[str, ...]
+    ) -> ExperimentFold:
+        cached = self._folds.get(experiment.name)
+        if cached is None or cached[0] != experiment:
+            if self._log is None:
+                self._log = self._open()
+            began_ms = start_ms(revisions, experiment.name)
+            fold = ExperimentFold(
+                self._log, self._config, labels, experiment, began_ms, most_users=_MAX_USERS
+            )
+            cached = self._folds[experiment.name] = experiment, fold
+            self._rows.pop(experiment.name, None)
+        return cached[1]
+
+
+def _report(fold: ExperimentFold) -> dict[str, Any]:
+    readout = fold.readout(parts=False)
+    return {
+        "verdict": readout.verdict,
+        "why": list(readout.why),
+        "arms": [msgspec.to_builtins(arm) for arm in readout.arms],
+        "ratio_p": readout.sample_ratio.p,
+        "alarm": readout.sample_ratio.alarm,
+        "lines": [_line(readout, number) for number in range(len(readout.lines))],
+        "notes": notes_of(fold, readout),
+    }
+
+
+def _line(readout: Readout, number: int) -> dict[str, Any]:
+    line = readout.lines[number]
+    effect = line.effect
+    return {
+        "metric": line.metric, "role": line.role, "arm": line.arm, "said": line.said, "p": line.p,
+        "control": effect.control, "treatment": effect.treatment, "relative": effect.relative,
+        "low": effect.low, "high": effect.high, "known": effect.excludes_zero,
+        "tolerated": line.tolerated, "higher_is_better": line.higher_is_better,
+    }  # fmt: skip

@@ -1,0 +1,221 @@
+"""Requests of an operator to the director, over the log's control topic. The director alone decides."""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final, NamedTuple, TypeVar
+
+import msgspec
+
+from experiments.assignment.definition import Experiment, read_experiments
+from experiments.promotion.epoch_model import with_size
+from experiments.promotion.lifecycle import Lifecycle, is_guard_name
+from experiments.statistics.revision import ExperimentSet, apply_request, parse_each
+from recsys.clock import wall_ms
+from recsys.config.system_config import Config
+from recsys.events.control_records import (
+    Candidate,
+    Control,
+    Decision,
+    ExperimentRequest,
+    Experiments,
+    Live,
+    OperatorRequest,
+)
+from recsys.events.records import CONTROL, pack
+from recsys.features.feature_set_file import feature_set, labels_of
+from recsys.log.protocol import Append, Log
+from recsys.process.log_consumer import readable
+from runtime.supervision.acceptance_file import check_accepted
+from training.candidates import rollback_impact
+from training.candidates.promoter import answers_request
+from training.candidates.registry import Refused, Registry, model_size_of
+from training.lines.control import ControlReader
+from training.lines.line import spec_of
+
+ANSWER_S: Final = 30.0  # how long to wait for the director
+_POLL_S: Final = 0.05
+Answer = TypeVar("Answer")
+
+
+def send(log: Log, record: Control) -> int:
+    """Appends a record to the control topic; returns its offset."""
+    (offset,) = log.append(CONTROL, [Append(0, b"", pack(record))])
+    return offset
+
+
+def await_answer(find: Callable[[], Answer | None]) -> Answer:
+    """Polls ``find`` until it returns the director's answer. Raises Refused after ``ANSWER_S``."""
+    until_s = time.monotonic() + ANSWER_S
+    while time.monotonic() < until_s:
+        if (answer := find()) is not None:
+            return answer
+        time.sleep(_POLL_S)
+    raise Refused(
+        f"the director didn't answer in {ANSWER_S:.0f} s: check that it runs (`recsys status`); the request "
+        "stays on the log, and takes effect once it does"
+    )
+
+
+def propose(config: Config, log: Log, name: str, folder: Path, frozen: bool = False) -> None:
+    """Proposes a registry's candidate for evaluation. Raises Refused where it doesn't fit the system."""
+    if is_guard_name(name):
+        raise Refused(f"{name} is a name of a guard: add the candidate under another one")
+    if "." in name:
+        raise Refused(
+            f"{name} has a dot, as arms' lines have: add the candidate under another name"
+        )
+    registry, features = Registry(folder.resolve()), feature_set(config)
+    size = model_size_of(registry.provenance(name), config.model)
+    resized = with_size(config, size)
+    spec_of(resized, name)  # its tables must split into as many shards as the system has
+    check_accepted(resized, features)
+    control = ControlReader(log)
+    control.turn()
+    provenance, _ = registry.check(
+        name, features, resized.model, holdout_from_ms=wall_ms(), log_id=log.id, or_data=True,
+        unlearned=control.lifecycle.unlearned,
+    )  # fmt: skip
+    if name in control.lifecycle.candidates:
+        stage = control.lifecycle.candidates[name].stage
+        raise Refused(f"{name} was proposed before, and is {stage}: a name is used once")
+    candidate = Candidate(
+        line=name, registry=str(folder.resolve()), kind=provenance.kind, learns=not frozen,
+        time_ms=wall_ms(), size=size,
+    )  # fmt: skip
+    send(log, candidate)
+
+
+def approve(log: Log, name: str) -> None:
+    """Approves a candidate, where ``promotion.manual`` requires it. Raises Refused for any other name."""
+    control = ControlReader(log)
+    control.turn()
+    candidate = control.lifecycle.candidates.get(name)
+    if candidate is None or not candidate.active or candidate.guards:
+        stage = candidate.stage if candidate else "not known"
+        raise Refused(f"{name} is {stage}: nothing to approve")
+    send(log, OperatorRequest(what="approve", line=name, time_ms=wall_ms()))
+
+
+class Rollback(NamedTuple):
+    """Outcome of a rollback. ``served_by``: line/epoch of the model that was taken back."""
+
+    answer: Decision | Live
+    served_by: str
+    seconds: float
+
+
+def roll_back(log: Log, name: str, reason: str) -> Rollback:
+    """Ends a canary or guard, or takes the live line back to before its newest promotion.
+
+    Raises Refused where the director refuses or doesn't answer.
+    """
+    control = ControlReader(log)
+    control.turn()
+    lives, began_s = list(control.lifecycle.lives), time.monotonic()
+    request = OperatorRequest(
+        what="rollback", line=_rollback_target(control.lifecycle, name), reason=reason,
+        time_ms=wall_ms(),
+    )  # fmt: skip
+    send(log, request)
+
+    def find() -> Decision | Live | None:
+        for record in control.turn():
+            if isinstance(record, Live | Decision) and answers_request(request, record):
+                return record
+        return None
+
+    answer = await_answer(find)
+    if isinstance(answer, Decision) and answer.said != "rollback" and not answer.final:
+        raise Refused(answer.why)
+    served_by = f"{answer.line}/0"
+    if isinstance(answer, Live):
+        served_by = f"{lives[-1].line}/{lives[-1].epoch}"
+    return Rollback(answer, served_by, time.monotonic() - began_s)
+
+
+def await_impact(state: Path, served_by: str) -> rollback_impact.Affected | None:
+    """Waits for the report on requests that a rolled-back model answered; None where it doesn't come."""
+    file, until_s = rollback_impact.file_of(state, served_by), time.monotonic() + ANSWER_S
+    while not file.exists() and time.monotonic() < until_s:
+        time.sleep(_POLL_S)
+    if not file.exists():
+        return None
+    return msgspec.json.decode(file.read_bytes(), type=rollback_impact.Affected)
+
+
+def _rollback_target(lifecycle: Lifecycle, name: str) -> str:
+    """The active candidate of a name, or the live line with its epoch. Raises Refused for other names."""
+    candidate, live = lifecycle.candidates.get(name), lifecycle.live
+    version = None if live is None else f"{live.line}/{live.epoch}"
+    if not name:
+        return lifecycle.canary.line if lifecycle.canary else version or ""
+    if candidate is not None and candidate.active:
+        return name
+    if version and (name == version or (live is not None and live.candidate == name)):
+        return version
+    stage = candidate.stage if candidate else "not known"
+    raise Refused(f"{name} is {stage}; the live version is {version}")
+
+
+def newest_experiments(log: Log) -> Experiments:
+    """Newest readable revision; an empty one where there is none."""
+    newest = Experiments(revision=0)
+    for control in readable(log, CONTROL, Control):
+        if isinstance(control, Experiments):
+            newest = control
+    return newest
+
+
+def find_experiment(name: str, revision: Experiments, config: Config) -> Experiment:
+    """The system's experiment of this name, or the one in a file. Raises ValueError without one."""
+    experiments, unreadable = parse_each(revision, config.policy, labels_of(config))
+    if name in unreadable:
+        raise ValueError(f"{name} can't be read: {unreadable[name]}")
+    for experiment in experiments:
+        if experiment.name == name:
+            return experiment
+    if Path(name).is_file():
+        texts = {name: Path(name).read_text("utf-8")}
+        return read_experiments(texts, config.policy, labels_of(config))[0]
+    names = ", ".join(experiment.name for experiment in experiments) or "none"
+    raise ValueError(f"no experiment {name!r}, and no such file; there are {names}")
+
+
+def check_startable(
+    texts: dict[str, str], revision: Experiments, config: Config
+) -> tuple[Experiment, ...]:
+    """Parses experiment files as if they were started one after the other, next to the running ones.
+
+    A file that already runs counts as itself. Raises ValueError for one that can't be started.
+    """
+    labels, current = labels_of(config), ExperimentSet(revision.configs, revision.stands)
+    experiments = []
+    for file, text in texts.items():
+        experiments += read_experiments({file: text}, config.policy, labels)
+        if text not in current.configs.values():
+            request = ExperimentRequest(what="start", name=file, text=text)
+            current = apply_request(current, request, config.policy, labels, wall_ms())
+    return tuple(experiments)
+
+
+def request_experiment(log: Log, config: Config, request: ExperimentRequest) -> Experiments:
+    """Has the director start or stop an experiment; returns the new revision.
+
+    Raises ValueError where it refuses or doesn't answer.
+    """
+    revision = newest_experiments(log)
+    current = ExperimentSet(revision.configs, revision.stands)
+    apply_request(current, request, config.policy, labels_of(config), wall_ms())
+    offset = send(log, request)
+
+    def find() -> Experiments | None:
+        for control in readable(log, CONTROL, Control):
+            if isinstance(control, Experiments) and control.answers == offset:
+                return control
+        return None
+
+    answer = await_answer(find)
+    if answer.refused:
+        raise ValueError(answer.refused)
+    return answer

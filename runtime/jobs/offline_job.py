@@ -1,0 +1,363 @@
+"""Offline training of a candidate, from an archive or a data set, in this process or on a Ray cluster.
+
+See docs/how-to/offline.md. The same options find an earlier, unfinished job and continue it.
+"""
+
+import os
+import subprocess
+import time
+from dataclasses import dataclass, replace
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Annotated, Any, Final
+
+import typer
+
+from recsys.config.system_config import Config, ModelConfig
+from runtime.jobs.time_option import parse_time
+from runtime.reports.offline_progress import (
+    ProgressFileFollower,
+    ProgressLine,
+    describe_job,
+    summary,
+)
+from runtime.supervision import launch_plan
+
+NOW: Final = "now"  # up to the newest archived event
+_WORK: Final = ".work"  # within the registry, which all nodes reach
+
+
+@dataclass(frozen=True)
+class OfflineOptions:
+    """Options of `recsys offline`. Times are unparsed: a data set has a time zone of its own."""
+
+    data: Annotated[
+        Path | None, typer.Option(help="Archive or data set; by default STATE/archive.")
+    ] = None
+    until: Annotated[
+        str,
+        typer.Option(
+            help="Event time to learn up to, e.g. 2026-11-25T00:00; now: all archived events."
+        ),
+    ] = NOW
+    registry: Annotated[
+        Path | None, typer.Option(help="Candidate registry; by default STATE/registry or registry.")
+    ] = None
+    from_: Annotated[
+        str | None, typer.Option("--from", help="Event time to start at; by default the first.")
+    ] = None
+    epochs: Annotated[int, typer.Option(help="Maximum; the last day decides when to stop.")] = 3
+    workers: Annotated[
+        int, typer.Option(help="Number of Ray Train workers; 0: in this process, without Ray.")
+    ] = 1
+    cpus_per_worker: Annotated[float, typer.Option(help="CPUs that Ray reserves per worker.")] = 1.0
+    features: Annotated[
+        str, typer.Option(help="ids, ids+history or all; by default the state folder's.")
+    ] = ""
+    state: Annotated[
+        Path | None, typer.Option(help="System whose configuration and feature set to use.")
+    ] = None
+    config: Annotated[str, typer.Option(help="laptop, cluster, or the path of a YAML file.")] = (
+        "laptop"
+    )
+    init: Annotated[
+        str | None, typer.Option(help="Candidate or line's snapshot folder to start from.")
+    ] = None
+    step_examples: Annotated[int, typer.Option(help="Examples per step.")] = 64
+    checkpoint_every: Annotated[int, typer.Option(help="Steps between two checkpoints.")] = 500
+    tables: Annotated[str, typer.Option(help="torchrec, or own: the shards' tables.")] = "torchrec"
+    allow_gaps: Annotated[
+        bool, typer.Option("--allow-gaps", help="Learn even if examples are missing.")
+    ] = False
+    propose: Annotated[
+        Path | None, typer.Option(help="State folder of a system to propose the candidate to.")
+    ] = None
+    student: Annotated[
+        str, typer.Option(help="Train a smaller model by distillation, e.g. dim=8,hidden=64x32.")
+    ] = ""
+    teacher: Annotated[
+        str, typer.Option(help="Teacher candidate; by default the live line, as it served.")
+    ] = ""
+    teacher_share: Annotated[
+        float | None,
+        typer.Option(help="Weight of the teacher in the student's targets, 0 to 1; default 0.5."),
+    ] = None
+
+    @property
+    def data_folder(self) -> Path:
+        """Folder of the examples. Raises ValueError without --data and --state."""
+        if self.data is None and self.state is None:
+            raise ValueError("give --state FOLDER, of a system, or --data FOLDER")
+        return self.data or (self.state or Path()) / "archive"
+
+    @property
+    def registry_folder(self) -> Path:
+        return self.registry or (self.state or Path()) / "registry"
+
+
+def run(options: OfflineOptions) -> dict[str, Any]:
+    """Trains the candidate; returns its summary. Raises ValueError for bad input."""
+    from training.offline import job as jobs
+
+    _check(options)
+    started = time.monotonic()
+    work = options.registry_folder.resolve() / _WORK
+    folder = _begin(options, work)
+    with jobs.locked(folder):
+        job = jobs.read_job(folder)
+        existed = jobs.is_registered(job)
+        if not existed:
+            jobs.prepare(folder)
+            typer.echo(describe_job(job, options.workers), err=True)
+            if options.workers:
+                _train_on_ray(folder, options)
+            else:
+                jobs.run_worker(folder, report=ProgressLine())
+            if not jobs.is_registered(job):
+                raise RuntimeError(f"the job ended without a candidate; see {folder}/ray")
+        jobs.clean_up(folder)
+    return summary(options.registry_folder, job.name, time.monotonic() - started, existed)
+
+
+def _check(options: OfflineOptions) -> None:
+    for name in ("epochs", "step_examples", "checkpoint_every"):
+        if (value := getattr(options, name)) < 1:
+            raise ValueError(f"--{name.replace('_', '-')} is {value}, expected 1 or more")
+    if options.workers < 0 or options.cpus_per_worker <= 0:
+        raise ValueError(
+            f"--workers is {options.workers} and --cpus-per-worker {options.cpus_per_worker}, expected 0 or "
+            "more and more than 0"
+        )
+    if options.tables not in ("torchrec", "own"):
+        raise ValueError(f"--tables is {options.tables!r}, expected 'torchrec' or 'own'")
+    if not options.student and (options.teacher or options.teacher_share is not None):
+        raise ValueError(
+            "--teacher and --teacher-share are given without --student: name the model to teach, e.g. "
+            "--student dim=8,hidden=64x32"
+        )
+    if not options.data_folder.is_dir():
+        raise ValueError(f"--data is {options.data_folder}, and there is no such folder")
+    if options.propose is not None:
+        try:
+            launch_plan.read(options.propose)  # fails now, not after hours of training
+        except FileNotFoundError as error:
+            raise ValueError(
+                f"--propose is {options.propose}, and no system was started there"
+            ) from error
+
+
+def _begin(options: OfflineOptions, work: Path) -> Path:
+    """Caches the examples and creates the job's folder, or finds the folder of the same job."""
+    from training.candidates.registry import new_name
+    from training.offline import job as jobs
+    from training.offline.archive import is_archive
+    from training.offline.loop import Plan
+    from training.offline.teacher_labels import choose_teacher
+
+    config = _config(options)
+    model, share = _student(options, config.model)
+    prepare = _cache_archive if is_archive(options.data_folder) else _cache_dataset
+    features, cache, keeps_cache = prepare(options, config, work)
+    model, teaching = replace(model, features=features.kind), None
+    registry = options.registry_folder
+    if options.student:
+        system = replace(config.model, features=features.kind)
+        teaching = choose_teacher(options.teacher, share, system, features, registry, cache)
+    now_ms = int(time.time() * 1000)
+    job = jobs.Job(
+        registry=str(registry.resolve()),
+        cache=str(cache.folder),
+        features=features,
+        model=model,
+        lanes=config.step.lanes,
+        plan=Plan(
+            last=cache.about.last, epochs=options.epochs, step_examples=options.step_examples,
+            checkpoint_every=options.checkpoint_every, seed=config.model.seed,
+        ),
+        shards=config.parameter_server.shards,
+        delta_format=config.parameter_server.delta_format,
+        tables=options.tables,
+        init=_init(options),
+        teaching=teaching,
+        keeps_cache=keeps_cache,
+        name=new_name("student" if teaching else "offline", now_ms),
+        made_ms=now_ms,
+        code=code_version(),
+    )  # fmt: skip
+    for gap in cache.about.gaps:
+        typer.secho(f"recsys: learning without: {gap}", fg="yellow", err=True)
+    return jobs.create_folder(work, job)
+
+
+def _student(options: OfflineOptions, system: ModelConfig) -> tuple[ModelConfig, float]:
+    """The model to train, a student's or the system's, and the teacher's weight.
+
+    Raises ValueError for invalid options, before hours of examples are read.
+    """
+    from recsys.model.student_model import student_model
+    from training.candidates.registry import Registry
+    from training.offline.distill import SHARE, checked_share
+
+    if not options.student:
+        return system, 0.0
+    if options.teacher:
+        Registry(options.registry_folder).provenance(options.teacher)
+    share = SHARE if options.teacher_share is None else options.teacher_share
+    return student_model(options.student, system), checked_share(share)
+
+
+def _config(options: OfflineOptions) -> Config:
+    """The state folder's configuration, or the one named by ``--config``."""
+    from recsys.config.loader import load
+
+    if options.state is None:
+        return load(options.config)
+    try:
+        return launch_plan.read(options.state)[0]
+    except FileNotFoundError:  # copied without its run/ folder, or never started
+        return replace(load(options.config), state=str(options.state))
+
+
+def _cache_archive(options: OfflineOptions, config: Config, work: Path) -> tuple[Any, Any, bool]:
+    from recsys.features.feature_builder import FeatureBuilder
+    from recsys.features.feature_set_file import FILE, feature_set
+    from training.offline import archive as archives
+    from training.offline import job as jobs
+
+    data = options.data_folder
+    beside = data.resolve().parent
+    if options.state is None and (beside / FILE).exists():
+        config = replace(config, state=str(beside))
+    features = feature_set(config)
+    if options.features:
+        features = replace(features, kind=options.features)
+    span = archives.Range(_until_ms(options), parse_time(options.from_, 0.0))
+    horizon_ms = int(config.join.horizon_s * 1000)
+    key = jobs.cache_key(
+        archives.fingerprint(data, span), features, config.join, options.allow_gaps
+    )
+    dense = FeatureBuilder(features).dense_width
+
+    def make(folder: Path) -> Any:
+        return archives.cache_archive(
+            data, folder, features, dense, horizon_ms, span, options.allow_gaps
+        )
+
+    with jobs.locked(work / "examples"):
+        return features, jobs.cached(work, key, make), False
+
+
+def _until_ms(options: OfflineOptions) -> int:
+    """End of the time range.
+
+    ``now`` is the newest archived event, and is printed: later the same command has another end, and begins
+    another job.
+    """
+    from training.candidates.registry import iso
+    from training.offline.archive import newest
+
+    if options.until != NOW:
+        until_ms = parse_time(options.until, 0.0)
+        assert until_ms is not None
+        return until_ms
+    until_ms = newest(options.data_folder)
+    typer.echo(f"learns all archived events, until {iso(until_ms)}", err=True)
+    return until_ms
+
+
+def _cache_dataset(options: OfflineOptions, config: Config, work: Path) -> tuple[Any, Any, bool]:
+    from recsys.features.feature_set import FeatureSet
+    from recsys.features.feature_set_file import feature_set
+    from replay.datasets.open_dataset import open_dataset
+    from replay.offline_examples import cache_dataset
+    from replay.replay_report import with_bar
+    from replay.replay_run import ReplayOptions, config_for
+    from training.offline import job as jobs
+
+    data = options.data_folder
+    if options.until == NOW:
+        raise ValueError(f"--until is now, and {data} is a data set: give its last time")
+    dataset = open_dataset(data)
+    if options.state is not None and not options.features:
+        features = feature_set(config)
+    else:
+        kind = options.features or "all"
+        features = FeatureSet(dataset.schema, kind, config.sessions.history)
+    zone = dataset.utc_offset_h
+    until_ms, from_ms = parse_time(options.until, zone), parse_time(options.from_, zone)
+    assert until_ms is not None
+    played = config_for(dataset, ReplayOptions(features.kind), config)
+    files = [(f.name, f.stat().st_size, f.stat().st_mtime_ns) for f in sorted(data.glob("*"))]
+    source = repr((data.resolve().as_posix(), files, from_ms, until_ms))
+    key = jobs.cache_key(source, features, played.join, False)
+
+    def make(folder: Path) -> Any:
+        return cache_dataset(dataset, folder, features, played, from_ms, until_ms, with_bar)
+
+    with jobs.locked(work / "examples"):
+        return features, jobs.cached(work, key, make), True
+
+
+def _init(options: OfflineOptions) -> tuple[str, str, str] | None:
+    """Folder, line and version of the snapshot to start from."""
+    from training.candidates.registry import Registry
+
+    registry = options.registry_folder
+    if options.init is None:
+        return None
+    if options.init in Registry(registry).names():
+        return str(registry.resolve()), options.init, ""
+    path = Path(options.init).resolve()
+    if not path.is_dir():
+        names = ", ".join(Registry(registry).names()) or "none"
+        raise ValueError(
+            f"--init is {options.init!r}, neither a candidate in {registry} (there is {names}) nor a "
+            "folder of a line's snapshots"
+        )
+    if any(path.glob("part-*")):
+        return str(path.parent.parent), path.parent.name, path.name
+    return str(path.parent), path.name, ""
+
+
+def _train_on_ray(folder: Path, options: OfflineOptions) -> None:
+    """Trains on the cluster in RAY_ADDRESS, as set by `ray job submit`; without one, starts Ray."""
+    starts_ray = not os.environ.get("RAY_ADDRESS")
+    if starts_ray:  # read when Ray is imported
+        os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    import ray
+
+    root = str(Path(__file__).parents[2])
+    paths = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH", ""))))
+    settings: dict[str, Any] = {"log_to_driver": False}
+    if starts_ray:
+        settings |= {
+            "num_cpus": max(1, round(options.workers * options.cpus_per_worker)),
+            "include_dashboard": False, "_node_ip_address": "127.0.0.1",
+            "runtime_env": {"env_vars": {"PYTHONPATH": paths}},
+        }  # fmt: skip
+    connects = not ray.is_initialized()
+    if connects:
+        ray.init(**settings)
+    try:
+        from training.offline.ray_job import PROGRESS, OfflineProgress, fit
+
+        with ProgressFileFollower(folder / PROGRESS, OfflineProgress):
+            fit(folder, options.workers, options.cpus_per_worker)
+    finally:
+        if connects:
+            ray.shutdown()
+
+
+def code_version() -> str:
+    """Version of the package, with the commit in a git checkout."""
+    try:
+        package = version("recsys-swipe")
+    except PackageNotFoundError:
+        package = "unknown"
+    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short=12", "HEAD"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=5)
+    except (OSError, subprocess.SubprocessError):
+        return package
+    return f"{package}+{done.stdout.strip()}" if done.returncode == 0 else package
