@@ -34,7 +34,7 @@ from recsys.model.model import build_model
 from recsys.process.open_log import create_topics, open_log
 from replay.datasets.dataset import Dataset
 from replay.player import Player
-from replay.replay_run import Replayed, ReplayOptions, config_for, replay_with
+from replay.replay_run import ReplayOptions, ReplayResult, config_for, replay_with
 from serving.replica.replica import Replica
 from serving.replica.state_reader import StateReader
 from serving.sessions.counter_loop import CounterLoop
@@ -236,7 +236,7 @@ def replay_through_broker(
     dataset: Dataset,
     options: ReplayOptions,
     progress: Callable[[Iterator[Event]], Iterator[Event]],
-) -> Replayed:
+) -> ReplayResult:
     """Replays through real parts in a temporary folder.
 
     Raises ValueError for freezing, held-back updates and warm-up, which only the one-process replay does:
@@ -249,7 +249,7 @@ def replay_through_broker(
         )
     if options.frozen_after_ms is not None or options.sync_every_ms:
         raise ValueError(
-            "--frozen-after and --sync-every only work in one process; leave out --through-broker"
+            "--frozen-after and --sync-every only work in one process, without --through-broker"
         )
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="recsys-replay-")))

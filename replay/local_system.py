@@ -34,7 +34,7 @@ from serving.retrieval.retrieval_service import RetrievalService
 from serving.service import Service
 from serving.sessions.counter_loop import CounterLoop
 from serving.sessions.session_loop import SessionLoop
-from serving.sessions.session_store import MemoryFoldStore, MemorySessions
+from serving.sessions.session_store import MemorySessions
 from serving.tracing.swipe_traces import SwipeTraces
 from training.candidates.director import Director
 from training.candidates.shadow_loop import ShadowLoop
@@ -86,10 +86,9 @@ class LocalSystem:
         create_topics(self.log, config)
         self.features = feature_set(config)
         self.sessions = MemorySessions()
-        fold = MemoryFoldStore(self.sessions)
         self.tracer = tracer = open_tracer(config, "all")
         self.fold = SessionLoop(
-            self.log, fold, self.features, config.sessions.seen, self._clock, tracer
+            self.log, self.sessions, self.features, config.sessions.seen, self._clock, tracer
         )
         self.counters = CounterLoop(self.log, self.features, None, self._clock)
         joins = JoinTrace(tracer, time.time_ns) if tracer else None

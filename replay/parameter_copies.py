@@ -16,7 +16,7 @@ from parameter_server.publish.deltas import StepDelta
 from parameter_server.publish.rounding import round_dense, round_rows
 from recsys.config.system_config import Config, tables_of
 from recsys.features.feature_set import FeatureSet, RequestFeatures
-from replay.player import Player, Scored
+from replay.player import Player, ScoredImpression
 from serving.ranking.scoring import probabilities
 from serving.replica.replica import published_model
 from serving.replica.row_store import RowStore
@@ -124,7 +124,7 @@ class SideBySide(Player):
         outputs = len(self.features.schema.labels) + 1
         for features, impression in self._waiting:
             nothing = np.zeros((len(features.items_NI), outputs), np.float32)
-            self.on_scored(Scored(impression, nothing, line, epoch, step))
+            self.on_scored(ScoredImpression(impression, nothing, line, epoch, step))
         requests = [features for features, _ in self._waiting]
         self._waiting.clear()
         for copy in self.copies:

@@ -37,7 +37,7 @@ class Loop(Protocol):
 
 
 @dataclass(frozen=True)
-class Scored:
+class ScoredImpression:
     """One impression with the probabilities (N, L) of its items and the version of the model."""
 
     impression: Impression
@@ -58,7 +58,7 @@ class Player:
     config: Config
     loop: Loop
     sync_every_ms: int = 0
-    on_scored: Callable[[Scored], None] = lambda scored: None
+    on_scored: Callable[[ScoredImpression], None] = lambda scored: None
     replica: Replica = field(init=False)
     sessions: dict[str, Session] = field(init=False, default_factory=dict)
     now_ms: int = field(init=False, default=0)
@@ -149,7 +149,7 @@ class Player:
         start = 0
         for features, impression in self._waiting:
             stop = start + len(features.items_NI)
-            self.on_scored(Scored(impression, scores[start:stop], line, epoch, step))
+            self.on_scored(ScoredImpression(impression, scores[start:stop], line, epoch, step))
             start = stop
         self._waiting.clear()
 

@@ -17,7 +17,7 @@ from recsys.events.field_schema import CATEGORICAL
 from recsys.model.prediction_metrics import days
 from replay.datasets.dataset import Dataset
 from replay.predictions import Predictions, build_report, compare
-from replay.replay_run import Replayed, ReplayOptions
+from replay.replay_run import ReplayOptions, ReplayResult
 
 _DAY_MS = 86_400_000
 
@@ -26,7 +26,7 @@ def report_of(
     data: Path,
     dataset: Dataset,
     options: ReplayOptions,
-    replayed: Replayed,
+    replayed: ReplayResult,
     baseline: Predictions | None,
 ) -> dict[str, Any]:
     """The report of a replay. ``baseline``: predictions to compare with, on the judged rows."""
@@ -72,7 +72,7 @@ def judged_from_ms(dataset: Dataset) -> int:
     return first_judged_day(shown) * _DAY_MS - round(dataset.utc_offset_h * 3_600_000)
 
 
-def slices_of(dataset: Dataset, replayed: Replayed) -> dict[str, NDArray[np.bool_]]:
+def slices_of(dataset: Dataset, replayed: ReplayResult) -> dict[str, NDArray[np.bool_]]:
     """Masks by name: ``test`` and, within it, the commonest values of the first context field."""
     test = judged_rows(dataset, replayed.predictions)
     masks = {"test": test}
@@ -85,7 +85,7 @@ def slices_of(dataset: Dataset, replayed: Replayed) -> dict[str, NDArray[np.bool
 
 
 def _about(
-    data: Path, dataset: Dataset, options: ReplayOptions, replayed: Replayed
+    data: Path, dataset: Dataset, options: ReplayOptions, replayed: ReplayResult
 ) -> dict[str, Any]:
     return {
         "data": dataset.name,
@@ -102,7 +102,7 @@ def _about(
     }
 
 
-def print_report(report: dict[str, Any], replayed: Replayed) -> None:
+def print_report(report: dict[str, Any], replayed: ReplayResult) -> None:
     """Prints the first lines of the report as a table."""
     from rich.console import Console
     from rich.table import Table

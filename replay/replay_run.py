@@ -19,7 +19,7 @@ from recsys.events.hashing import Id
 from recsys.features.feature_set import FeatureSet
 from replay.datasets.dataset import Dataset
 from replay.direct_loop import DirectLoop, StepsUntil
-from replay.player import Player, Scored
+from replay.player import Player, ScoredImpression
 from replay.predictions import Predictions
 
 Progress = Callable[[Iterator[Event]], Iterator[Event]]
@@ -42,7 +42,7 @@ class ReplayOptions:
 
 
 @dataclass(frozen=True)
-class Replayed:
+class ReplayResult:
     """Result of a replay."""
 
     predictions: Predictions
@@ -72,7 +72,7 @@ class ScoreRecorder:
         self._scores: list[NDArray[np.float32]] = []
         self._happened: dict[tuple[str, str], int] = {}  # a bit per label
 
-    def scored(self, scored: Scored) -> None:
+    def scored(self, scored: ScoredImpression) -> None:
         """Adds one impression's scores, a row for each item."""
         impression, version = scored.impression, f"{scored.epoch}.{scored.step}"
         context = str(impression.context.get(self._context_field or "", ""))
@@ -134,7 +134,7 @@ def replay_data(
     options: ReplayOptions,
     base: Config | None = None,
     progress: Progress = iter,
-) -> Replayed:
+) -> ReplayResult:
     """Replays a data set in this process. ``progress`` wraps the events."""
     config = config_for(dataset, options, base or Config())
     features = FeatureSet(dataset.schema, options.features, config.sessions.history)
@@ -149,7 +149,7 @@ def replay_with(
     options: ReplayOptions,
     progress: Progress,
     digest: Callable[[], str],
-) -> Replayed:
+) -> ReplayResult:
     """Plays all events of a data set and collects the result. ``digest`` is called at the end.
 
     With ``until_step`` it ends once that step is learned; raises ValueError when the log ends before.
@@ -176,7 +176,7 @@ def replay_with(
     for joiner in getattr(player.loop, "joiners", ()):
         for name, count in joiner.counts.items():
             counts[name] = counts.get(name, 0) + count
-    return Replayed(
+    return ReplayResult(
         recorder.predictions(),
         recorder.contexts(),
         player.replica.step,

@@ -51,40 +51,27 @@ Run = Callable[[Query, Candidates], Candidates]
 _NO_ITEMS: Final = np.zeros(0, np.int64)
 
 
-def _always(_: Query) -> bool:
-    return True
-
-
-def _retrieves(query: Query) -> bool:
-    return query.request.candidate_ids is None
-
-
-def _gives(query: Query) -> bool:
-    return query.request.candidate_ids is not None
-
-
 @dataclass(frozen=True)
 class Stage:
-    """One step. ``instead`` runs in its place where the deadline misses ``deadline``; ``span`` is the trace
-    span that ends with it."""
+    """One step. ``skip`` is the name under which the deadline skips it, and ``instead`` then runs in its place.
+    ``given``: only with (True) or without (False) candidates of the caller. ``span``: trace span that it ends."""
 
     name: str
     run: Run
-    applies: Callable[[Query], bool] = _always
-    deadline: str = ""
+    skip: str = ""
     instead: Run | None = None
+    given: bool | None = None
     span: str = ""
 
 
 def run_stages(stages: Iterable[Stage], query: Query, candidates: Candidates) -> Candidates:
+    given = query.request.candidate_ids is not None
     for stage in stages:
-        if not stage.applies(query):
-            continue
-        late = stage.instead is not None and query.deadline.skips(stage.deadline)
-        run = stage.instead if late and stage.instead else stage.run
-        candidates = run(query, candidates)
-        if stage.span:
-            query.mark(stage.span)
+        if stage.given in (None, given):
+            skipped = stage.instead if stage.skip and query.deadline.skips(stage.skip) else None
+            candidates = (skipped or stage.run)(query, candidates)
+            if stage.span:
+                query.mark(stage.span)
     return candidates
 
 
@@ -100,19 +87,19 @@ class Pipeline:
             Stage(RULES, partial(rules, replica)),
         )
         self.stages = (
-            Stage("filter", self._filter, _retrieves, span=FILTER),
-            Stage("retrieve", self._retrieve, _retrieves, POPULAR, self._retrieve_popular),
-            Stage("shorten", lambda _, all: all, _retrieves, SHORT, self._shorten, span=RETRIEVE),
-            Stage("given", self._give, _gives, span=RETRIEVE),
+            Stage("filter", self._filter, given=False, span=FILTER),
+            Stage("retrieve", self._retrieve, POPULAR, self._retrieve_popular, given=False),
+            Stage("shorten", _unchanged, SHORT, self._shorten, given=False, span=RETRIEVE),
+            Stage("given", self._give, given=True, span=RETRIEVE),
             Stage("pin", self._pin),
             Stage("features", self._build_features),
-            Stage("rank", self._rank, deadline=UNRANKED, instead=self._rank_nothing, span=RANK),
+            Stage("rank", self._rank, UNRANKED, self._rank_by_popularity, span=RANK),
             *self.adjustments,
             Stage("draw", self._draw, span=SELECT),
         )
 
     def recommend(self, query: Query) -> Answer:
-        """The list, and the impression that records how it was made."""
+        """Answers with the list, and the impression that records how it was made."""
         results = query.shard_results
         if results is not None and results.version != self.version:
             query = replace(query, shard_results=None)
@@ -121,12 +108,10 @@ class Pipeline:
 
     def adjusted(self, query: Query, candidates: Candidates) -> Candidates:
         """Ranked candidates as the query's policy scores and adjusts them, by the same predictions."""
+        scores_N = candidates.scores_N
         if _has_numbers(candidates.predictions_NL):
             scores_N = self.score(candidates.predictions_NL, query.policy)
-            candidates = replace(candidates, scores_N=scores_N)
-        everyone = np.ones(len(candidates.sources), np.bool_)
-        fresh = replace(candidates, added={}, removed={}, open_N=everyone)
-        return run_stages(self.adjustments, query, fresh)
+        return run_stages(self.adjustments, query, candidates.scored(scores_N))
 
     @property
     def version(self) -> VectorVersion:
@@ -134,12 +119,12 @@ class Pipeline:
         return VectorVersion(*self.replica.version, self.replica.catalogue_offset)
 
     def plan(self, query: Query) -> RetrievalPlan | None:
-        """What to ask the retrieval shards before ``recommend``; None where there are no shards, nothing to
-        ask of them, or results of this version."""
-        given = query.request.candidate_ids is not None
+        """Searches for the retrieval shards before ``recommend``; None without shards or searches, or where the
+        query has results of this version."""
+        given, results = query.request.candidate_ids is not None, query.shard_results
         if self.replica.indexed or given or query.deadline.skips(POPULAR):
             return None
-        if query.shard_results is not None and query.shard_results.version == self.version:
+        if results is not None and results.version == self.version:
             return None
         viewer = self._features(query)
         vector_queries = self.retrieval.vector_queries(query.session, viewer, self._shares(query))
@@ -156,24 +141,22 @@ class Pipeline:
         allowed, removed, _ = allowed_items(self.replica.catalogue, query)
         return replace(candidates, allowed=allowed, removed=removed)
 
-    def _retrieve(self, query: Query, candidates: Candidates) -> Candidates:
-        return self._retrieve_by(query, candidates, self._shares(query))
-
-    def _retrieve_popular(self, query: Query, candidates: Candidates) -> Candidates:
-        popular = {"popular": self.replica.config.serve.candidates}
-        return self._retrieve_by(query, candidates.degrade(POPULAR), popular)
-
-    def _retrieve_by(
-        self, query: Query, candidates: Candidates, shares: dict[str, int]
+    def _retrieve(
+        self, query: Query, candidates: Candidates, shares: dict[str, int] | None = None
     ) -> Candidates:
         allowed, n = candidates.allowed, query.request.n
         assert allowed is not None, "filter first"
+        shares = self._shares(query) if shares is None else shares
         retrieved = self.retrieval.collect(query, candidates.features, allowed, shares)
         if len(retrieved.sources) < n:
             for index in allowed.first(n * 5).tolist():
                 retrieved.sources.setdefault(index, ["any"])
         candidates = replace(candidates, sources=retrieved.sources)
         return candidates.degrade("retrieval") if retrieved.failed else candidates
+
+    def _retrieve_popular(self, query: Query, candidates: Candidates) -> Candidates:
+        popular = {"popular": self.replica.config.serve.candidates}
+        return self._retrieve(query, candidates.degrade(POPULAR), popular)
 
     def _shorten(self, _: Query, candidates: Candidates) -> Candidates:
         most = self.replica.config.serve.short_candidates
@@ -197,47 +180,41 @@ class Pipeline:
         return replace(candidates, features=self._features(query, indices, candidates.features))
 
     def _rank(self, query: Query, candidates: Candidates) -> Candidates:
-        if self.replica.step == 0:
-            return self._rank_nothing(query, candidates)
+        replica = self.replica
+        if replica.step == 0:
+            return self._rank_by_popularity(query, candidates)
         try:
-            predictions_NL = probabilities(
-                self.replica.model, self.replica.rows, [candidates.features]
-            )
-            # Predictions that are not numbers are logged all the same: they tell a broken model from a late one.
+            predictions_NL = probabilities(replica.model, replica.rows, [candidates.features])
+            # Logged even if they are not numbers: they tell a broken model from a late one.
             candidates = replace(candidates, predictions_NL=predictions_NL)
             if not _has_numbers(predictions_NL) and candidates.sources:
                 raise FloatingPointError("no candidate has a prediction that is a number")
         except Exception:
             _log.exception("ranking failed")
-            return self._rank_by_popularity(candidates.degrade("rank"))
-        return self._scored(candidates, self.score(predictions_NL, query.policy))
+            return self._rank_by_popularity(query, candidates, "rank")
+        return candidates.scored(self.score(predictions_NL, query.policy))
 
-    def _rank_nothing(self, _: Query, candidates: Candidates) -> Candidates:
-        missing = "model" if self.replica.step == 0 else UNRANKED
-        return self._rank_by_popularity(candidates.degrade(missing))
-
-    def _rank_by_popularity(self, candidates: Candidates) -> Candidates:
-        popularity_N = self.replica.popularity.values[candidates.indices]
-        return self._scored(candidates, popular_scores(popularity_N))
-
-    def _scored(self, candidates: Candidates, scores_N: NDArray[np.float64]) -> Candidates:
-        return replace(candidates, scores_N=scores_N, open_N=np.ones(len(scores_N), np.bool_))
+    def _rank_by_popularity(
+        self, _: Query, candidates: Candidates, reason: str = UNRANKED
+    ) -> Candidates:
+        reason = "model" if self.replica.step == 0 else reason
+        scores_N = popular_scores(self.replica.popularity.values[candidates.indices])
+        return candidates.scored(scores_N).degrade(reason)
 
     def _draw(self, query: Query, candidates: Candidates) -> Candidates:
-        rivals, n, request_id = query.policy.rivals, query.request.n, query.request_id
+        n, request_id, scores_N = query.request.n, query.request_id, candidates.scores_N
         control = self.sampling_input(query, candidates)
-        if not rivals:
-            slate = sample_slate(control, n, request_id=request_id)
-            scores_R = candidates.scores_N[slate.positions]
-        else:
-            (control_name, _), (name, policy) = rivals
-            treated_query = replace(query, policy=policy)
-            treated = self.adjusted(treated_query, candidates)
-            inputs = control, self.sampling_input(treated_query, treated)
+        if query.policy.rivals:
+            (control_name, _), (name, policy) = query.policy.rivals
+            query = replace(query, policy=policy)
+            treated = self.adjusted(query, candidates)
+            inputs = control, self.sampling_input(query, treated)
             slate = draft_slate(inputs, n, (control_name, name), request_id=request_id)
-            by_treatment_R = np.array(slate.drawers, np.bool_)
-            both = treated.scores_N[slate.positions], candidates.scores_N[slate.positions]
-            scores_R = np.where(by_treatment_R, *both)
+            both = treated.scores_N[slate.positions], scores_N[slate.positions]
+            scores_R = np.where(np.array(slate.drawers, np.bool_), *both)
+        else:
+            slate = sample_slate(control, n, request_id=request_id)
+            scores_R = scores_N[slate.positions]
         removed = candidates.removed | slate.closed
         return replace(candidates, slate=slate, slate_scores_R=scores_R, removed=removed)
 
@@ -258,12 +235,8 @@ class Pipeline:
         """Input of the draw: candidates as ``adjusted`` for the query's policy."""
         config, replica = query.policy.config, self.replica
         indices = np.array(candidates.indices, np.int64)
-        params = BY_SCORE
-        if not query.request.by_score:
-            params = SamplingParams(
-                config.temperature, config.explore, config.quota, config.diversity
-            )
-        positions = {i: candidates.indices.index(i) for i in candidates.pinned.values()}
+        exploration = config.temperature, config.explore, config.quota, config.diversity
+        params = BY_SCORE if query.request.by_score else SamplingParams(*exploration)
         return SamplingInput(
             candidates.final_N,
             params,
@@ -271,7 +244,7 @@ class Pipeline:
             trust_of(replica.popularity.shown[indices], config),
             replica.vectors_of(indices) if params.diversity else None,
             candidates.open_N,
-            {rank: positions[index] for rank, index in candidates.pinned.items()},
+            {rank: candidates.indices.index(i) for rank, i in candidates.pinned.items()},
         )
 
     def _shares(self, query: Query) -> dict[str, int]:
@@ -387,9 +360,11 @@ def _has_numbers(predictions_NL: Floats | None) -> TypeGuard[Floats]:
 
 
 def _served(item: AnswerItem) -> ServedItem:
+    score, sources = item.score, list(item.sources)
     return ServedItem(
-        item_id=item.item_id,
-        propensity=item.propensity,
-        score=item.score,
-        sources=list(item.sources),
+        item_id=item.item_id, propensity=item.propensity, score=score, sources=sources
     )
+
+
+def _unchanged(_: Query, candidates: Candidates) -> Candidates:
+    return candidates

@@ -37,8 +37,9 @@ class ShardResults:
 class Query:
     """Input of every stage. Equal queries to equal replica versions have equal answers.
 
-    ``deadline`` decides which stages are skipped; for a reconstruction it is ``RecordedDeadline``. ``shard_results``
-    count only where they have the version that answers. ``mark`` is called at the end of each traced stage.
+    ``deadline`` decides which stages are skipped; for a reconstruction it is ``RecordedDeadline``.
+    ``shard_results`` count only where they have the version that answers. ``mark`` is called at the end of
+    each traced stage.
     """
 
     request: Request

@@ -37,8 +37,8 @@ class Request:
 class Slate:
     """A drawn list: positions among the candidates in rank order (R), with their propensities.
 
-    ``trial_R`` marks ranks that the quota filled. ``offered`` counts the drawn ranks at which a trial item was
-    available. ``closed`` counts the candidates that each cap excluded. Lists of a team draft also have
+    ``trial_R`` marks ranks that the quota filled. ``offered`` counts the drawn ranks at which a trial item
+    was available. ``closed`` counts the candidates that each cap excluded. Lists of a team draft also have
     ``teams``, the arm of each rank ("" for none); ``shares``, P(the treatment picked it | the list), 0 for
     none; and ``drawers``, 0 for the control (and pinned items), 1 for the treatment, also where no team owns
     the rank.
@@ -59,10 +59,10 @@ class Candidates:
     """Candidate items of one request (N) and the results of the stages that have run.
 
     ``features`` are the viewer's alone until the candidates are complete. ``sources`` names the sources that
-    retrieved each item, by catalogue index. ``allowed`` are the items that passed the filters; ``pinned`` maps
-    ranks to catalogue indices. ``scores_N`` come from the ranker; ``added`` holds what each later stage added
-    to them, and ``open_N`` marks the candidates that none of these removed. ``removed`` counts removals by
-    stage or filter; ``degraded`` names the stages that were skipped or failed.
+    retrieved each item, by catalogue index. ``allowed`` are the items that passed the filters; ``pinned``
+    maps ranks to catalogue indices. ``scores_N`` come from the ranker; ``added`` holds what each later stage
+    added to them, and ``open_N`` marks the candidates that none of these removed. ``removed`` counts removals
+    by stage or filter; ``degraded`` names the stages that were skipped or failed.
     """
 
     features: RequestFeatures
@@ -87,6 +87,11 @@ class Candidates:
     def final_N(self) -> Floats:
         """Scores that the list is drawn by."""
         return sum(self.added.values(), start=self.scores_N)
+
+    def scored(self, scores_N: Floats) -> "Candidates":
+        """The candidates with new scores, all open, without what later stages added."""
+        open_N = np.ones(len(scores_N), np.bool_)
+        return replace(self, scores_N=scores_N, open_N=open_N, added={})
 
     def add_scores(self, stage: str, added_N: Floats) -> "Candidates":
         return replace(self, added={**self.added, stage: added_N})

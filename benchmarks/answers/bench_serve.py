@@ -16,7 +16,7 @@ from contextlib import ExitStack, contextmanager
 from typing import Final
 
 from benchmarks.answers.bench_serve_stages import stages
-from benchmarks.answers.bench_serve_state import USERS, Built, build
+from benchmarks.answers.bench_serve_state import USERS, BenchState, build
 from benchmarks.answers.bench_serve_training import with_shadow, with_training
 from benchmarks.answers.serve_load import Door, ServeOptions, bodies, send
 from benchmarks.harness import serve_doors as doors
@@ -24,7 +24,7 @@ from benchmarks.harness.commands import Figures, Log, no_log
 from benchmarks.harness.worker_processes import collect, end_processes, process_starter, run_process
 from recsys.config.system_config import Config
 
-CLIENTS: Final = (4, 16)  # of the closed loop: the better of the two is the peak
+CLIENTS: Final = (4, 16)  # of the closed loop; the better one gives the peak
 ROUNDS: Final = 3
 
 
@@ -32,10 +32,12 @@ def measure_serve(options: ServeOptions, log_progress: Log = no_log) -> Figures:
     """Figures of all doors."""
     doors.check_platform()
     with ExitStack() as stack:
-        stack.enter_context(doors.ended_by_term())
+        stack.enter_context(doors.sigterm_as_exit())
         stack.enter_context(doors.one_thread_each())
         folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="recsys-bench-"))
-        config, plan = doors.planned(doors.bench_config(folder, options.candidates, options.shards))
+        config, plan = doors.write_plan(
+            doors.bench_config(folder, options.candidates, options.shards)
+        )
         began = time.monotonic()
         built = build(config, options.items, options.seed, time.time_ns() // 1_000_000)
         log_progress(f"{options.items} items, built in {time.monotonic() - began:.0f} s")
@@ -44,7 +46,7 @@ def measure_serve(options: ServeOptions, log_progress: Log = no_log) -> Figures:
         doors_figures, more = _own_doors(config, options, log_progress)
         more |= _stages(config, options)
         if options.plain:
-            doors.plainly(config, plan)
+            doors.use_default_serve(config, plan)
             doors_figures |= _serve_proxy(config, options, log_progress)
     figures = doors_figures.pop("direct") | more
     return {"what": _what(options, built), "figures": figures, "comparators": doors_figures}
@@ -113,7 +115,7 @@ def _measure(
     """Each door's peak, taken in turns as the median of the rounds, then its latency at a rate."""
     peaks: dict[str, list[float]] = {door.name: [] for door in measured_doors}
     for door in measured_doors:
-        send(door, options, 1.0, clients=CLIENTS[0])  # what is compiled or opened at first use
+        send(door, options, 1.0, clients=CLIENTS[0])  # warm-up: compilation and connections
     for number in range(ROUNDS):
         for door in measured_doors:
             best = max(
@@ -164,7 +166,7 @@ def _stages(config: Config, options: ServeOptions) -> Figures:
     return figures
 
 
-def _what(options: ServeOptions, built: Built) -> str:
+def _what(options: ServeOptions, built: BenchState) -> str:
     return (
         f"{options.items} items, {options.candidates} candidates, lists of 10, {USERS} users with sessions "
         f"of {built.session_bytes} bytes; peak: median of {ROUNDS} rounds, better of {CLIENTS} clients; "

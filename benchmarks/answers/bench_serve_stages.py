@@ -24,7 +24,7 @@ from serving.http_app import build_app
 from serving.service import Service
 from serving.sessions.session_store import RedisSessions
 
-_EVERY_S: Final = 0.002  # a look takes some 15 µs
+_EVERY_S: Final = 0.002  # a sample takes some 15 µs
 _WARM: Final = 100  # requests
 WORK: Final = {
     "session get": ("serving/sessions/",),

@@ -31,21 +31,21 @@ USERS: Final = 1_000
 STEP: Final = 1  # of the snapshot
 _BLOCK: Final = 20_000
 _TAGS: Final = 200
-_STATED: Final = 200_000  # items, the first ones, that somebody has seen
-_PATTERNS: Final = 50  # distinct histories that the users have
+_STATED: Final = 200_000  # the first items, which have counters
+_PATTERNS: Final = 50  # distinct histories among the users
 _VIEWED: Final = 60  # items of a history
 Keys = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
-class Built:
+class BenchState:
     """Sessions by user, and their mean size."""
 
     sessions: dict[str, bytes]
     session_bytes: int
 
 
-def build(config: Config, items: int, seed: int, now_ms: int) -> Built:
+def build(config: Config, items: int, seed: int, now_ms: int) -> BenchState:
     """Writes log and snapshot into the state folder, as of ``now_ms``; the caller puts the sessions into the
     store."""
     features, log = feature_set(config), open_log(config)
@@ -153,14 +153,14 @@ def user_of(number: int) -> str:
     return f"u{number}"
 
 
-def _sessions(patterns: list[Any]) -> Built:
+def _sessions(patterns: list[Any]) -> BenchState:
     """A session for each user."""
     blobs = dict[str, bytes]()
     for number in range(USERS):
         session = patterns[number % len(patterns)]
         session.user_id = user_of(number)
         blobs[session.user_id] = session.pack()
-    return Built(blobs, sum(map(len, blobs.values())) // USERS)
+    return BenchState(blobs, sum(map(len, blobs.values())) // USERS)
 
 
 def _session(

@@ -49,12 +49,12 @@ from training.steps.sequencer_loop import last_position
 NICE: Final = 10
 EVENTS_PER_S: Final = 1_000
 EVERY_MS: Final = 1_000  # a step, and so a delta, each second
-STEP_EXAMPLES: Final = 4_096  # more than come in a second: time cuts the step
+STEP_EXAMPLES: Final = 4_096  # more than a second brings: time cuts the step
 PAIRS: Final = 5
 RATE: Final = 100.0
 _BEAT_S: Final = 0.005
-_SETTLE_S: Final = 2.0  # until the first steps with events are learned, or the last without
-_WARM_S: Final = 8.0  # of events before the first pair: what is compiled at first use
+_SETTLE_S: Final = 2.0  # until steps reflect the new state of the switch
+_WARM_S: Final = 8.0  # of events before the first pair, for compilation
 
 
 @dataclass(frozen=True)
@@ -140,7 +140,7 @@ def _parts(config: Config, seed: int) -> Iterator[tuple[Any, Any]]:
     messages, stop, start = process_starter(True)
     shard_messages, stop_shards, _ = process_starter(
         True
-    )  # a worker may be asking the shard when it is told to stop
+    )  # a stopping worker may still be calling the shard
     _, on, _ = process_starter(True)
     _, scoring, _ = process_starter(True)
     parts: list[Any] = []
@@ -169,7 +169,7 @@ def _drain(messages: Messages) -> None:
 
 
 def _ready(messages: Messages, number: int, parts: Sequence[Any]) -> None:
-    del number  # they come in any order; each says so once
+    del number  # they come in any order, each once
     kind, who, value = messages.get(timeout=120.0)
     if kind != "ready":
         raise RuntimeError(f"part {who} of the bench failed: {value}")
@@ -191,9 +191,9 @@ def _send_events(task: Task, seed: int, sender: _Switch) -> None:
         events = draw_views(config, draw_items(seed), 20 * EVENTS_PER_S, seed)
         predicted = (
             b"\0" * 4 * (len(feature_set(config).schema.labels) + 1)
-        )  # by live, of each item
+        )  # predictions by live for each item
         span_ms, round_ = events[-1].time_ms - events[0].time_ms + 1, 0
-        # The load's own lists are of today: what is years behind them, the joiner passes over.
+        # The load's own lists are of today, and the joiner skips events years older than them.
         shift_ms = wall_ms() - events[0].time_ms
         sender.messages.put(("ready", 4, None))
         at = 0
@@ -241,7 +241,7 @@ def _score(task: Task, sender: _Switch) -> None:
             if not sender.on.wait(0.2):
                 shadow = None
                 continue
-            if shadow is None:  # from the newest step on: what was missed is of no interest
+            if shadow is None:  # from the newest step on, without the missed ones
                 shard = Shard(whole_spec(config, "cand"), dense)
                 shard.applied = last_position(log, MAIN, 0, config.log.partitions).step
                 lives = [Live(line=MAIN, epoch=0)]

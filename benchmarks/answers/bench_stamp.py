@@ -14,12 +14,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
+import httpx
 import msgspec
 import torch
 
 from benchmarks.answers.reconstruction_run import explain_run
 from benchmarks.answers.versioned_oracle import Oracle, Watch
-from benchmarks.answers.versioned_world import NOW_MS, Canary, CanaryLog, canary_config
+from benchmarks.answers.versioned_world import (
+    NOW_MS,
+    ImpressionlessLog,
+    VersionPublisher,
+    versioned_config,
+)
 from recsys.events.event_types import Stamp
 from recsys.events.hashing import Id, uniform
 from recsys.process.open_log import create_topics
@@ -31,7 +37,7 @@ from serving.service import Service
 from serving.sessions.session_store import MemorySessions
 
 _CLIENTS: Final = 4
-# After how many requests the next version of each is published.
+# Requests between published versions.
 EVERY: Final = {
     "step": 24,
     "session": 56,
@@ -51,11 +57,11 @@ class YieldingSessions(MemorySessions):
 
 
 @dataclass
-class CanaryService:
+class VersionedService:
     """A service in the canary's world, in a folder, optionally with retrieval shards."""
 
     service: Service
-    canary: Canary
+    canary: VersionPublisher
     oracle: Oracle
     seed: int = 0
     every: Mapping[str, int] = field(default_factory=lambda: EVERY)
@@ -65,16 +71,16 @@ class CanaryService:
     @staticmethod
     def in_folder(
         folder: Path, seed: int = 0, every: Mapping[str, int] = EVERY, shards: int = 0
-    ) -> "CanaryService":
+    ) -> "VersionedService":
         """Publishes everything once; later versions follow as requests are made."""
-        config, log, sessions = canary_config(folder), CanaryLog(), YieldingSessions()
+        config, log, sessions = versioned_config(folder), ImpressionlessLog(), YieldingSessions()
         create_topics(log, config)
-        canary = Canary(config, log, sessions.blobs)
+        canary = VersionPublisher(config, log, sessions.blobs)
         canary.publish_all()
         services = [RetrievalService(config, log, n, shards, lambda: NOW_MS) for n in range(shards)]
         asked = RetrievalClient([service.search for service in services]) if services else None
         service = Service(config, log, sessions, lambda: NOW_MS, asked)
-        return CanaryService(service, canary, Oracle(config), seed, every, shards=services)
+        return VersionedService(service, canary, Oracle(config), seed, every, shards=services)
 
     def publish_due(self) -> None:
         """Publishes the versions that are due after the next request."""
@@ -99,29 +105,29 @@ class CanaryService:
 
 
 async def in_process(
-    canary_service: CanaryService, requests: int, clients: int = _CLIENTS
+    target: VersionedService, requests: int, clients: int = _CLIENTS
 ) -> list[Watch]:
     """Asks the service directly; applied updates share its event loop, as in a replica."""
-    watches = [Watch(canary_service.oracle) for _ in range(clients)]
-    for shard in canary_service.shards:
+    watches = [Watch(target.oracle) for _ in range(clients)]
+    for shard in target.shards:
         await shard.start()
         await shard.follower.caught_up(10.0)
-    await canary_service.service.start()
+    await target.service.start()
     try:
-        while not canary_service.service.ready and not canary_service.service.failure:
+        while not target.service.ready and not target.service.failure:
             await asyncio.sleep(0.001)
 
         async def client(watch: Watch) -> None:
-            while canary_service.asked < requests:
-                canary_service.publish_due()
-                user = canary_service.user(canary_service.asked)
-                answer = await canary_service.service.recommend(Request(user, n=8))
+            while target.asked < requests:
+                target.publish_due()
+                user = target.user(target.asked)
+                answer = await target.service.recommend(Request(user, n=8))
                 _see(watch, user, answer)
 
         await asyncio.gather(*map(client, watches))
     finally:
-        await canary_service.service.stop()
-        for shard in canary_service.shards:
+        await target.service.stop()
+        for shard in target.shards:
             await shard.stop()
     return watches
 
@@ -131,39 +137,31 @@ def _see(watch: Watch, user: str, answer: Answer) -> None:
     watch.see(user, answer.stamp, items, answer.degraded, answer.impression.features)
 
 
-class _HttpAnswer(msgspec.Struct):
-    items: list[dict[str, Any]]
-    stamp: Stamp
-    degraded: list[str]
-
-
 async def over_http(
-    canary_service: CanaryService, requests: int, clients: int = _CLIENTS
+    target: VersionedService, requests: int, clients: int = _CLIENTS
 ) -> list[Watch]:
     """Asks over kept-alive loopback sockets; a uvicorn server runs on the service's loop."""
     import uvicorn
 
-    watches = [Watch(canary_service.oracle) for _ in range(clients)]
-    # asyncio sends at once what is small only where a socket says that it is TCP.
+    watches = [Watch(target.oracle) for _ in range(clients)]
+    # asyncio sends small writes at once only on a socket that is declared as TCP.
     door = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     door.bind(("127.0.0.1", 0))
-    settings = uvicorn.Config(build_app(canary_service.service, lambda: ""), log_level="warning")
+    settings = uvicorn.Config(build_app(target.service, lambda: ""), log_level="warning")
     server = uvicorn.Server(settings)
     serving = asyncio.create_task(server.serve([door]))
     try:
-        while (
-            not (server.started and canary_service.service.ready)
-            and not canary_service.service.failure
-        ):
+        while not (server.started and target.service.ready) and not target.service.failure:
             await asyncio.sleep(0.01)
 
         async def client(watch: Watch) -> None:
-            reader, writer = await asyncio.open_connection(*door.getsockname())
-            while canary_service.asked < requests:
-                canary_service.publish_due()
-                user = canary_service.user(canary_service.asked)
-                await _ask(reader, writer, user, watch)
-            writer.close()
+            url = f"http://127.0.0.1:{door.getsockname()[1]}"
+            async with httpx.AsyncClient(base_url=url, timeout=60.0) as http:
+                while target.asked < requests:
+                    target.publish_due()
+                    user = target.user(target.asked)
+                    body = {"user_id": user, "n": 8}
+                    _see_http(watch, user, await http.post("/v1/recommend", json=body))
 
         await asyncio.gather(*map(client, watches))
     finally:
@@ -172,31 +170,19 @@ async def over_http(
     return watches
 
 
-async def _ask(
-    reader: asyncio.StreamReader, writer: asyncio.StreamWriter, user: str, watch: Watch
-) -> None:
-    body = msgspec.json.encode({"user_id": user, "n": 8})
-    writer.write(b"POST /v1/recommend HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
-                 b"content-length: %d\r\n\r\n%b" % (len(body), body))  # fmt: skip
-    head = (await reader.readuntil(b"\r\n\r\n")).decode().lower()
-    length = int(head.partition("content-length:")[2].split()[0])
-    answer = await reader.readexactly(length)
-    if " 200 " not in head.partition("\r\n")[0]:
-        watch.fail(f"{head.partition(chr(13))[0]} {answer[:200]!r}")
+def _see_http(watch: Watch, user: str, response: httpx.Response) -> None:
+    if response.status_code != 200:
+        watch.fail(f"{response.status_code} {response.text[:200]!r}")
         return
-    answer_values = msgspec.json.decode(answer, type=_HttpAnswer)
-    items = [
-        (item["item_id"], item["score"], item["sources"], item["fields"])
-        for item in answer_values.items
-    ]
-    watch.see(user, answer_values.stamp, items, answer_values.degraded)
+    answer = response.json()
+    stamp = msgspec.convert(answer["stamp"], Stamp)
+    items = [(i["item_id"], i["score"], i["sources"], i["fields"]) for i in answer["items"]]
+    watch.see(user, stamp, items, answer["degraded"])
 
 
-def counts(
-    canary_service: CanaryService, watches: Sequence[Watch], took_s: float
-) -> dict[str, Any]:
+def counts(target: VersionedService, watches: Sequence[Watch], took_s: float) -> dict[str, Any]:
     """Counts of all clients, and the number of published versions."""
-    world = canary_service.canary
+    world = target.canary
     names = ("requests", "mixed", "failed", "went_back")
     figures: dict[str, Any] = {name: sum(getattr(w, name) for w in watches) for name in names}
     published = {"epochs": world.epoch, "steps": world.steps, "catalogues": world.items}
@@ -209,7 +195,7 @@ def counts(
 
 def measure_stamp(requests: int, http: int, explained: int, seed: int) -> dict[str, Any]:
     """Figures of all three parts; 0 leaves one out."""
-    torch.set_num_threads(1)  # as a replica has it
+    torch.set_num_threads(1)  # as in a replica
     figures: dict[str, Any] = {}
     ways: dict[str, tuple[int, Callable[..., Coroutine[Any, Any, list[Watch]]]]] = {
         "in_process": (requests, in_process),
@@ -218,10 +204,10 @@ def measure_stamp(requests: int, http: int, explained: int, seed: int) -> dict[s
     with tempfile.TemporaryDirectory() as folder:
         for name, (count, way) in ways.items():
             if count:
-                canary_service = CanaryService.in_folder(Path(folder) / name, seed)
+                target = VersionedService.in_folder(Path(folder) / name, seed)
                 began = time.monotonic()
-                watches = asyncio.run(way(canary_service, count))
-                figures[name] = counts(canary_service, watches, time.monotonic() - began)
+                watches = asyncio.run(way(target, count))
+                figures[name] = counts(target, watches, time.monotonic() - began)
         if explained:
             figures["of_a_run"] = explain_run(Path(folder) / "run", explained, seed)
     parts = figures.values()

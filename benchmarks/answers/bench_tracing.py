@@ -21,7 +21,7 @@ from serving.request import Request
 from serving.tracing.request_trace import unmarked
 from serving.tracing.swipe_traces import SwipeTraces
 
-_TURNS: Final = 40  # each kind in turn, so that a machine that slows down slows all alike
+_TURNS: Final = 40  # the kinds take turns, so that a slower machine affects all alike
 _SHARE: Final = 0.01
 _STAGES: Final = ("session", "wait", "filter", "retrieve", "rank", "select", "answer")
 
@@ -37,7 +37,7 @@ async def _measure(
 ) -> dict[str, dict[str, float]]:
     system.publish([_item(n, seed) for n in range(items)])
     await system.start()
-    for n in range(10):  # a model that ranks
+    for n in range(10):  # train the ranker a little
         await system.watch(await system.ask(Request(f"u{n % 5}", n=8)))
         system.turn()
     kinds = {"off": None, f"{_SHARE:.0%} traced": _traces(_SHARE), "all traced": _traces(1.0)}

@@ -33,7 +33,7 @@ def explain_run(folder: Path, requests: int, seed: int) -> dict[str, Any]:
     began = time.monotonic()
     asked, steps = asyncio.run(run_system(LocalSystem(config), requests, seed))
     ran_s, began = time.monotonic() - began, time.monotonic()
-    system = LocalSystem(config)  # as after a restart: nothing of the run is in memory
+    system = LocalSystem(config)  # as after a restart, without memory of the run
     explainer = AnswerChecker(system.log, config, system.features)
     checks = [explainer.explain(request_id, user) for request_id, user in asked]
     system.close()

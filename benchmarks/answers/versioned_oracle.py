@@ -40,7 +40,7 @@ from recsys.model.ranker import watch_seconds
 from recsys.model.retrieval_vectors import content_vectors
 from serving.ranking.scoring import probabilities, user_vector
 
-_ANSWERS: Final = 4_000  # expected answers that are remembered
+_ANSWERS: Final = 4_000  # size of the cache
 
 
 @dataclass(frozen=True)
@@ -151,7 +151,7 @@ class Watch:
     mixed: int = 0
     failed: int = 0
     went_back: int = 0
-    first: list[str] = field(default_factory=list)  # what was wrong, the first few
+    first: list[str] = field(default_factory=list)  # messages of the first few errors
     _seen: dict[str, tuple[int, ...]] = field(default_factory=dict)
 
     def see(

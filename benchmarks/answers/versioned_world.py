@@ -1,8 +1,8 @@
 """A small world whose every part reveals its version: rows, dense parameters, vectors, fields, counters,
 sessions, policies. So an answer shows the version of each part it was made from, and a mix is detected.
 
-A formula gives the content of each version. ``Canary.publish_…`` publishes the next one as the live parts
-would; ``benchmarks.answers.versioned_oracle`` computes the expected answers.
+A formula gives the content of each version. ``VersionPublisher`` publishes the next one as the
+live parts would; ``benchmarks.answers.versioned_oracle`` computes the expected answers.
 """
 
 from collections.abc import Mapping, Sequence
@@ -53,11 +53,11 @@ NOW_MS: Final = 1_790_000_000_000
 ITEMS_N: Final = 8
 USERS: Final = 2
 CYCLE: Final = 16  # of fields and weights: a version's neighbours differ
-_FAR: Final = 8.0  # the length of what tells vectors apart, against 0.8 of content
-_KEPT: Final = 1_000  # records of each topic that stay behind
+_FAR: Final = 8.0  # length of the distinguishing part of a vector, against 0.8 of content
+_KEPT: Final = 1_000  # records kept in each topic
 
 
-def canary_config(state: Path) -> Config:
+def versioned_config(state: Path) -> Config:
     """Configuration in which every candidate is ranked and listed, and nothing is rounded."""
     sources = {"vector": 1, "popular": 1, "fresh": ITEMS_N}
     return replace(
@@ -66,15 +66,15 @@ def canary_config(state: Path) -> Config:
         log=LogConfig(partitions=1),
         model=ModelConfig(
             dim=2, vector_dim=8, hidden=(16,)
-        ),  # narrower, and places in a batch show
+        ),  # if narrower, results depend on the place in a batch
         parameter_server=ParameterServerConfig(shards=1, delta_format="fp32"),
         policy=PolicyConfig(sources=sources, per_author=0),
-        # Nothing is left out or refused for want of time, however busy the machine is.
+        # No stage is skipped and no request refused for lack of time on a busy machine.
         serve=ServeConfig(deadline_ms=6e5, queue_ms=6e5),
     )
 
 
-class CanaryLog(MemoryLog):
+class ImpressionlessLog(MemoryLog):
     """Drops impressions: a long run makes many, and nobody reads them."""
 
     def append(self, topic: str, records: Sequence[Append]) -> list[int]:
@@ -113,7 +113,9 @@ class Formula:
 
     def lookup(self, keys: Keys) -> Rows:
         rows = np.full((len(keys), self.width), small(self.epoch, self.step), np.float32)
-        if self.table == "users":  # three directions a step, items one: neither may lag
+        if (
+            self.table == "users"
+        ):  # users turn three directions a step, items one, so that a lag of either shows
             rows[:, (3 * self.step + self.epoch) % self.width] += _FAR
         if self.table == "items":
             for row, key in zip(rows, keys.tolist(), strict=True):
@@ -161,7 +163,7 @@ def session_of(features: FeatureSet, user: str, version: int) -> Session:
     return session
 
 
-class Canary:
+class VersionPublisher:
     """Publishes versions: to the log, and to ``sessions`` for parts that a request reads there."""
 
     def __init__(self, config: Config, log: MemoryLog, sessions: dict[str, bytes]) -> None:

@@ -13,7 +13,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -37,19 +37,19 @@ from runtime.supervision.processes import Identity, kill_session, members_matchi
 HOST: Final = "127.0.0.1"
 USERS: Final = 1_000
 SLOW_START_S: Final = 240.0
-_LISTS_PER_S: Final = 1.0  # of the viewers; each brings some twelve events
+_LISTS_PER_S: Final = 1.0  # of the viewers, each with some twelve events
 _LOOK_S: Final = 0.25
-_WHOLE_LISTS: Final = 5  # in a row, not degraded: then a system is whole
-_STEPS: Final = 2  # learned since
-_LOG_S: Final = 60.0  # in which impressions that were kept have to arrive
+_WHOLE_LISTS: Final = 5  # consecutive complete lists of a whole system
+_STEPS: Final = 2  # new steps of a whole system
+_LOG_S: Final = 60.0  # for spooled impressions to arrive
 
 
 @dataclass(frozen=True)
-class Whole:
+class HealthTarget:
     """Requirements of a system that counts as whole."""
 
     replicas: int
-    step: int  # served at least
+    step: int  # minimum served step
 
 
 class Live:
@@ -74,8 +74,6 @@ class Live:
             client.upsert_items({i.item_id: i.fields for i in world.items(world.start_ms)})
             client.upsert_users({u.user_id: u.fields for u in world.users()})
 
-    # --- processes ---
-
     def leader(self, part: str) -> Identity:
         """Process of a part, as the supervisor started it. Raises RuntimeError when there is none."""
         running = run_file.read(self.state)
@@ -84,14 +82,14 @@ class Live:
                 return record.process
         raise RuntimeError(f"part {part} has no process in {self.state}, expected one that runs")
 
-    def within(self, part: str, words: str) -> list[int]:
+    def processes_matching(self, part: str, words: str) -> list[int]:
         """Processes that a part started whose command lines contain all of these words."""
         return members_matching(self.leader(part), words)
 
     def replicas(self) -> set[int]:
         """Processes of the replicas; none while Ray is away."""
         with contextlib.suppress(RuntimeError):
-            return set(self.within("ray", doors.REPLICA))
+            return set(self.processes_matching("ray", doors.REPLICA))
         return set()
 
     def signal(self, pids: list[int], number: signal.Signals) -> None:
@@ -102,13 +100,11 @@ class Live:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, number)
 
-    # --- whole again ---
-
     def step(self) -> int:
         with self.client() as client:
             return int(client.status()["version"]["step"])
 
-    def why_not_whole(self, expected: Whole) -> str:
+    def unhealthy_reason(self, expected: HealthTarget) -> str:
         """Reason why the system isn't whole; empty when it is."""
         running = run_file.read(self.state)
         if running is None:
@@ -133,27 +129,25 @@ class Live:
             return "nothing was learned since"
         return ""
 
-    def wait_whole(self, expected: Whole, patience_s: float) -> float | None:
+    def wait_healthy(self, expected: HealthTarget, patience_s: float) -> float | None:
         """Seconds until the system is whole; None when it isn't after ``patience_s``."""
         began_s = time.monotonic()
         while time.monotonic() - began_s < patience_s:
             try:
-                if not self.why_not_whole(expected):
+                if not self.unhealthy_reason(expected):
                     return time.monotonic() - began_s
             except (ApiError, OSError):
-                pass  # nobody answers at this moment
+                pass  # no answer at this moment
             time.sleep(_LOOK_S)
         return None
 
-    def expected(self) -> Whole:
+    def expected(self) -> HealthTarget:
         """Requirements to be met again after a fault that happens now."""
         try:
             step = self.step()
         except ApiError:
             step = 0
-        return Whole(self.config.serve.replicas, step + _STEPS)
-
-    # --- what stands on the log ---
+        return HealthTarget(self.config.serve.replicas, step + _STEPS)
 
     def ends(self) -> list[int]:
         """End offset of each partition of events."""
@@ -194,25 +188,21 @@ def live(config: Config, log_progress: Log, only: tuple[str, ...] = ()) -> Itera
 
     doors.check_platform()
     with ExitStack() as stack:
-        stack.enter_context(doors.ended_by_term())
+        stack.enter_context(doors.sigterm_as_exit())
         folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="recsys-bench-"))
-        from dataclasses import replace
-
         config = replace(config, state=str(Path(folder) / "state"))
         stack.callback(_end, Path(config.state))
-        with contextlib.redirect_stdout(sys.stderr):  # the figures alone go there
+        with contextlib.redirect_stdout(sys.stderr):  # stdout is for the figures
             status = start(config, detach=True, viewers=_LISTS_PER_S, only=list(only))
         if status:
-            raise RuntimeError(
-                f"`recsys up` ended with {status}, expected 0: see what it said above"
-            )
+            raise RuntimeError(f"`recsys up` ended with {status}, expected 0: see its output above")
         system = Live(plans.read(config.state)[0])
         system.publish_world()
         serve = config.serve
-        whole = Whole(serve.min_replicas if serve.max_replicas else serve.replicas, 5)
-        if system.wait_whole(whole, SLOW_START_S) is None:
+        whole = HealthTarget(serve.min_replicas if serve.max_replicas else serve.replicas, 5)
+        if system.wait_healthy(whole, SLOW_START_S) is None:
             raise RuntimeError(
-                f"after {SLOW_START_S:.0f} s the system isn't whole ({system.why_not_whole(whole)}), "
+                f"after {SLOW_START_S:.0f} s the system isn't whole ({system.unhealthy_reason(whole)}), "
                 "expected all parts ready and steps learned: run it with nothing beside it"
             )
         log_progress("a whole system runs")
@@ -225,9 +215,6 @@ def _end(state: Path) -> None:
         run_file.stop(state, running)
         for leader in [*(run_file.read(state) or running).processes, running.supervisor]:
             kill_session(leader)
-
-
-# --- the load ---
 
 
 @contextmanager
@@ -249,7 +236,7 @@ class Offered:
     """A running load."""
 
     def __init__(self, messages: Any, stop: Any, part: Any) -> None:
-        self._told, self._stop, self._part = messages, stop, part
+        self._messages, self._stop, self._part = messages, stop, part
 
     def stop(self) -> Sent:
         """Stops sending; returns all requests and their outcomes."""
@@ -258,7 +245,7 @@ class Offered:
 
     def all(self) -> Sent:
         """Returns all requests and their outcomes once everything was sent."""
-        sent: Sent = collect(self._told, "load", 1, [self._part])[0]
+        sent: Sent = collect(self._messages, "load", 1, [self._part])[0]
         return sent
 
 

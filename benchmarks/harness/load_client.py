@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 MOST_CONNECTIONS: Final = 512
-_AFTER_S: Final = 10.0  # in which answers may still come
+_AFTER_S: Final = 10.0  # wait for late answers
 _WHOLE: Final = b'"degraded":[]'
 _NO_ITEMS: Final = b'"items":[]'
 _REQUEST: Final = b'"request_id":"'
@@ -34,12 +34,12 @@ class Load:
 
     host: str
     port: int
-    requests: Sequence[bytes]  # sent in turn, whole: see ``post``
+    requests: Sequence[bytes]  # complete requests, sent in turn: see ``post``
     seconds: float
     rate: float = 0.0
     clients: int = 0
     seed: int = 0
-    noted: bool = False  # keep of each answer what it says of itself
+    noted: bool = False  # keep request id and skipped stages of each answer
 
 
 @dataclass
@@ -50,9 +50,9 @@ class Sent:
     sent: list[float] = field(default_factory=list)
     done: list[float] = field(default_factory=list)
     status: list[int] = field(default_factory=list)
-    degraded: int = 0  # answered without a stage
-    empty: int = 0  # answered without an item
-    # With ``noted``: of each answer, in the order in which they came, its request and the stages it lacked.
+    degraded: int = 0  # answers with skipped stages
+    empty: int = 0  # answers without items
+    # With ``noted``: request id and skipped stages of each answer, in order of arrival.
     notes: list[tuple[str, tuple[str, ...]]] = field(default_factory=list)
     connections: int = 0
     cpu_s: float = 0.0
@@ -153,7 +153,7 @@ class Client:
     """Sends one load, until ``stopped`` returns True. Can't be reused."""
 
     def __init__(self, load: Load, stopped: Callable[[], bool] = lambda: False) -> None:
-        self._load, self._found, self._stopped = load, Sent(), stopped
+        self._load, self._sent, self._stopped = load, Sent(), stopped
         self._poll = select.epoll()
         self._lines: dict[int, _Line] = {}
         self._idle: list[_Line] = []
@@ -173,7 +173,7 @@ class Client:
             for line in self._lines.values():
                 line.socket.close()
             self._poll.close()
-        sent = self._found
+        sent = self._sent
         sent.wall_s, sent.cpu_s = time.perf_counter() - began, time.process_time() - cpu
         return sent
 
@@ -191,7 +191,7 @@ class Client:
                 try:
                     line = self._free_line()
                 except OSError:
-                    self._begin(due[number])  # nobody is at the door
+                    self._begin(due[number])  # no connection possible
                 else:
                     if line is None:
                         break  # it stays due, and its latency grows
@@ -199,7 +199,7 @@ class Client:
                 number += 1
             wait_s = max(0.0, due[number] - time.perf_counter()) if number < len(due) else 0.5
             self._receive(wait_s)
-        for at in due[number:]:  # no connection was free for them: they were asked for all the same
+        for at in due[number:]:  # due requests for which no connection was free
             self._begin(at)
 
     def _closed(self, began: float) -> None:
@@ -224,12 +224,12 @@ class Client:
         line = _Line(self._load.host, self._load.port)
         self._lines[line.socket.fileno()] = line
         self._poll.register(line.socket.fileno(), select.EPOLLIN)
-        self._found.connections += 1
+        self._sent.connections += 1
         return line
 
     def _begin(self, due: float) -> int:
         """Adds a request without an answer; returns its number."""
-        sent = self._found
+        sent = self._sent
         sent.due.append(due)
         sent.sent.append(time.perf_counter())
         sent.done.append(0.0)
@@ -266,7 +266,7 @@ class Client:
             line.buffer = data
             return
         status, body = answer
-        sent, number = self._found, line.number
+        sent, number = self._sent, line.number
         sent.done[number], sent.status[number] = time.perf_counter(), status
         if status == 200:
             sent.degraded += data.find(_WHOLE, body) < 0

@@ -31,7 +31,7 @@ from serving.http_app import build_app
 from serving.service import Service
 from serving.sessions.session_store import FoldPosition, RedisFoldStore, RedisSessions
 
-REPLICA: Final = "ServeReplica Feed"  # in its command line; shards of retrieval are no Feed
+REPLICA: Final = "ServeReplica Feed"  # in its command line; retrieval shards have another name
 _READY_S: Final = 300.0
 _GRACE_S: Final = 20.0
 _LOOPBACK: Final = "127.0.0.1"
@@ -48,11 +48,11 @@ def check_platform() -> None:
 
 
 @contextmanager
-def ended_by_term() -> Iterator[None]:
+def sigterm_as_exit() -> Iterator[None]:
     """Makes SIGTERM act as Ctrl-C, so that started processes end too."""
 
     def leave(number: int, frame: object) -> None:
-        signal.signal(number, signal.SIG_IGN)  # timeout(1) sends it twice: ending goes on
+        signal.signal(number, signal.SIG_IGN)  # timeout(1) sends it twice
         raise SystemExit(128 + number)
 
     before = signal.signal(signal.SIGTERM, leave)
@@ -83,9 +83,7 @@ def parts(config: Config, names: tuple[str, ...]) -> Iterator[dict[str, Child]]:
     one fails."""
     folder, running = run_folder(config.state), dict[str, Child]()
     environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
-    with (
-        ExitStack() as stack
-    ):  # what needs others ends before them, and each whatever becomes of another
+    with ExitStack() as stack:  # parts end in reverse order, each regardless of the others
         for name in names:
             command = [sys.executable, "-m", "runtime.cli.part", name, "--state", config.state]
             output, beat = folder / f"{name}.out", folder / f"{name}.json"
@@ -97,7 +95,7 @@ def parts(config: Config, names: tuple[str, ...]) -> Iterator[dict[str, Child]]:
 
 def _end(child: Child) -> None:
     end_sessions([child.identity], _GRACE_S)
-    child.exit_status()  # or it stays as a zombie
+    child.exit_status()  # reaps the process
 
 
 def _wait(name: str, child: Child, folder: Path) -> None:
@@ -111,14 +109,14 @@ def _wait(name: str, child: Child, folder: Path) -> None:
         time.sleep(0.05)
 
 
-def planned(config: Config) -> tuple[Config, Plan]:
+def write_plan(config: Config) -> tuple[Config, Plan]:
     """Configuration with ports and secrets, and the plan, both written to the state folder for the parts."""
     resolved, plan = plans.resolve(config)
     plans.write(resolved, plan)
     return resolved, plan
 
 
-def plainly(config: Config, plan: Plan) -> None:
+def use_default_serve(config: Config, plan: Plan) -> None:
     """Rewrites the plan for Serve's default proxy and settings."""
     plans.write(config, msgspec.structs.replace(plan, plain_serve=True))
 

@@ -16,7 +16,7 @@ from recsys.config.system_config import Config
 from recsys.events.records import DELTAS
 from recsys.features.feature_set import FeatureSet
 from recsys.log.protocol import Append
-from recsys.model.blueprint import build_model
+from recsys.model.model import build_model
 from recsys.process.open_log import open_log
 from training.continual.jagged import keyed_jagged
 from training.continual.learner import Learner

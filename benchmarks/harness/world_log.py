@@ -16,7 +16,7 @@ from recsys.features.feature_set_file import FEED_SCHEMA
 from replay.simulation.world import World
 
 _HOUR_MS = 3_600_000
-_LIST = 8  # items in a list, before the viewer has had enough
+_LIST = 8  # items in a list
 _OF_ANY_AGE = 4  # one rank in so many
 _PUBLISH_EVERY_S = 900.0
 _NEW = round(86_400 / _PUBLISH_EVERY_S)  # items published in a day

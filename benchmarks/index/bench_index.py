@@ -41,9 +41,7 @@ class Times:
     updates: list[float] = field(default_factory=list)  # of a step's vectors
     published: list[float] = field(default_factory=list)
     removed: list[float] = field(default_factory=list)
-    pauses: list[float] = field(
-        default_factory=list
-    )  # what keeps a request waiting while lists are made
+    pauses: list[float] = field(default_factory=list)  # waits of requests while lists are rebuilt
     recalls: list[float] = field(default_factory=list)
     rebuild_s: float = 0.0
 
@@ -152,7 +150,7 @@ class Live:
         replica = self.replica
         replica.apply_items([item], replica.catalogue_offset + 1)
         number = replica.catalogue.ensure(item.item_id)
-        alone = Bitmap(len(replica.catalogue))  # nothing else is wanted: so no other is in the way
+        alone = Bitmap(len(replica.catalogue))  # only this item is searched for
         alone.put(number, replica.catalogue.living[number])
         hits = replica.index.search(replica.index.vectors[number], 1, alone)[0]
         assert (number in hits) == is_present, (

@@ -18,10 +18,10 @@ from recsys.config.system_config import TableConfig
 from serving.replica.int8_rows import Int8Rows
 from serving.replica.row_store import RowStore
 
-_REQUEST: Final = 900  # distinct rows that a request of 300 candidates needs, about
+_REQUEST: Final = 900  # distinct rows of a request with 300 candidates, about
 _DIMS: Final = (17, 32)  # of the feed's tables
 Ids = NDArray[np.int64]
-Take = Callable[[Ids, Ids], Any]  # of keys, which stand at these slots
+Take = Callable[[Ids, Ids], Any]  # of keys at these slots
 
 
 def measure_int8(rows: int, batches: int, seed: int) -> dict[str, Any]:

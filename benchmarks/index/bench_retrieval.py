@@ -31,15 +31,17 @@ from serving.retrieval.retrieval_shard import RetrievalShard, ShardRequest
 WITH, WITHOUT, SHARD = "replica_with_index", "replica_without", "shard"
 _BLOCK: Final = 10_000
 _ROUNDS: Final = 40
-_ASKED: Final = (150, 27, 27, 27)  # of the user side and of three liked items, as policies ask
-_SEEN: Final = 500  # items that mustn't come
-_BEHIND: Final = 4  # steps that a shard is ahead of who asks: a second
+_ASKED: Final = (150, 27, 27, 27)  # of the user vector and of three liked items, as in policies
+_SEEN: Final = 500  # excluded items
+_BEHIND: Final = 4  # steps that a shard is ahead of the request: a second
 _MOVED: Final = 250  # vectors of a step
 
 
 def measure_retrieval(items: int, shards: int, seed: int) -> dict[str, Any]:
     """Bytes an item in each variant, and the time of a request's searches in a shard."""
-    measured = {name: _apart(name, items, shards, seed) for name in (WITH, WITHOUT, SHARD)}
+    measured = {
+        name: _measure_in_process(name, items, shards, seed) for name in (WITH, WITHOUT, SHARD)
+    }
     times = {key: measured[SHARD].pop(key) for key in ("search_ms", "search_behind_ms", "index")}
     sizes = {name: figures["bytes_per_item"] for name, figures in measured.items()}
     return {
@@ -53,19 +55,19 @@ def measure_retrieval(items: int, shards: int, seed: int) -> dict[str, Any]:
     }
 
 
-def _apart(name: str, items: int, shards: int, seed: int) -> dict[str, Any]:
+def _measure_in_process(name: str, items: int, shards: int, seed: int) -> dict[str, Any]:
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
-        figures: dict[str, Any] = pool.submit(held, name, items, shards, seed).result()
+        figures: dict[str, Any] = pool.submit(measure_memory, name, items, shards, seed).result()
     return figures
 
 
-def held(name: str, items: int, shards: int, seed: int) -> dict[str, Any]:
+def measure_memory(name: str, items: int, shards: int, seed: int) -> dict[str, Any]:
     """Memory of one variant, and for a shard the time of searches."""
     import psutil
 
     catalogue, process = plan(items, 32, seed), psutil.Process()
     made = _empty(name, shards)
-    _fill(_empty(name, shards), catalogue, 2_000)  # what is compiled or loaded at first use
+    _fill(_empty(name, shards), catalogue, 2_000)  # warm-up: compilation
     gc.collect()
     before = process.memory_info().rss
     _fill(made, catalogue, items)

@@ -43,7 +43,7 @@ _TWICE: Final = 0.01  # of the engagements
 
 
 @dataclass(frozen=True)
-class Written:
+class EncodedEvents:
     """Encoded events with their partitions, in time order."""
 
     records: list[tuple[int, bytes]]
@@ -127,12 +127,12 @@ def _block(draw: np.random.Generator) -> FeatureBlock:
     )
 
 
-def write_events(events: list[Event]) -> Written:
+def write_events(events: list[Event]) -> EncodedEvents:
     """Encodes events by partition of the user; a final tick in each partition closes every window."""
     partitions = CONFIG.log.partitions
     records = [(partition_of(_user(event), partitions), encode(event)) for event in events]
     tick = encode(Tick(time_ms=events[-1].time_ms + 120_000))
-    return Written(records + [(partition, tick) for partition in range(partitions)])
+    return EncodedEvents(records + [(partition, tick) for partition in range(partitions)])
 
 
 def _user(event: Event) -> str:
@@ -140,7 +140,7 @@ def _user(event: Event) -> str:
     return str(event.user_id)
 
 
-def _core(written: Written) -> float:
+def _core(written: EncodedEvents) -> float:
     """Decoded events through the pure joiners: the cost of the join itself."""
     parts: list[list[Event]] = [[] for _ in range(CONFIG.log.partitions)]
     for partition, value in written.records:
@@ -162,7 +162,7 @@ def _core(written: Written) -> float:
     return _rate(len(written), join)
 
 
-def _loop(written: Written) -> tuple[float, float, set[tuple[Any, ...]]]:
+def _loop(written: EncodedEvents) -> tuple[float, float, set[tuple[Any, ...]]]:
     """The part's loop: reads, decodes, joins, encodes, appends; by wall clock and by processor time. Also
     returns the final labels."""
     log = MemoryLog()
@@ -192,7 +192,7 @@ def _loop(written: Written) -> tuple[float, float, set[tuple[Any, ...]]]:
     return rate, busy, {(*place, *labels) for place, labels in final.items()}
 
 
-def _polars(written: Written) -> tuple[float, set[tuple[Any, ...]]]:
+def _polars(written: EncodedEvents) -> tuple[float, set[tuple[Any, ...]]]:
     """Shown items of the whole log with their labels, joined at once."""
     import polars as pl
 
@@ -217,7 +217,7 @@ def _polars(written: Written) -> tuple[float, set[tuple[Any, ...]]]:
 
 
 def _rate(count: int, work: Callable[[], None]) -> float:
-    freeze_gc()  # the drawn events aren't the joiner's to look through
+    freeze_gc()  # takes the drawn events out of garbage collection
     started = time.perf_counter()
     work()
     return round(count / (time.perf_counter() - started), 1)

@@ -101,7 +101,7 @@ def measure_mapped(rows: int, seed: int) -> dict[str, float]:
         sizes = {shard: shard.nbytes / len(keys) for shard in (ordinary, mapped)}
         chosen = [draw.choice(keys, min(_LOOKED_UP, len(keys)), replace=False) for _ in range(64)]
         us = {shard: 1e9 for shard in (ordinary, mapped)}
-        for _ in range(3):  # by turns: what disturbs one disturbs the other
+        for _ in range(3):  # in turns, so that disturbances hit both
             for shard in us:
                 began = time.process_time()
                 for batch in chosen:

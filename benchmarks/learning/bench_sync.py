@@ -38,9 +38,9 @@ from training.lines.line import spec_of
 from training.steps.sequencer_loop import SequencerLoop
 
 EXAMPLES_A_STEP: Final = 256
-EVENTS_PER_S: Final = 1_000  # at which bytes a second are told: an example each
+EVENTS_PER_S: Final = 1_000  # rate of the bytes_per_s figures, an example each
 _HELD_OUT: Final = 8  # steps whose examples are scored and not learned
-_WHOLE: Final = 5  # steps at which the whole table is pushed: it is the same work each time
+_WHOLE: Final = 5  # steps at which the whole table is pushed, always the same work
 Floats = NDArray[np.float32]
 
 
@@ -64,8 +64,8 @@ class _Timed(Shard):
     def _apply_table(self, total: StepSum, table: Table) -> Any:
         change, undo = super()._apply_table(total, table)
         started = time.process_time()
-        # A shard knows where the rows that it has just learned stand. Here they are looked up, as the others
-        # do: so that all clocks hold the same work.
+        # A shard knows the slots of the rows that it has just learned. Here they are looked up as in the
+        # comparators, so that all clocks include the same work.
         table.lookup(change.keys)
         self.publishing_s += time.process_time() - started
         return change, undo
@@ -116,14 +116,14 @@ def measure_sync(ids: int, batches: int, seed: int, budget_kb: int = 64) -> dict
     return {
         "what": f"steps of {EXAMPLES_A_STEP} examples, {len(learned.dense)} dense parameters; bytes a second "
         f"at {EVENTS_PER_S} events/s",
-        "figures": {name: _ours(learned, way) for name, way in ways.items()}
-        | {f"fp16, {budget_kb} KiB of rows": _ours(learned, bounded)},
+        "figures": {name: _published(learned, way) for name, way in ways.items()}
+        | {f"fp16, {budget_kb} KiB of rows": _published(learned, bounded)},
         "comparators": {
-            f"fp16, {budget_kb} KiB of rows, any first": _ours(unordered, bounded),
-            "whole table, safetensors": _others(learned, _safe, _unsafe, whole=True),
-            "touched rows, safetensors": _others(learned, _safe, _unsafe),
-            "touched rows, safetensors and zstd": _others(learned, _squeezed, _unsqueezed),
-            "touched rows, torch.save": _others(learned, _torch_save, _torch_load),
+            f"fp16, {budget_kb} KiB of rows, any first": _published(unordered, bounded),
+            "whole table, safetensors": _baseline(learned, _safe, _unsafe, whole=True),
+            "touched rows, safetensors": _baseline(learned, _safe, _unsafe),
+            "touched rows, safetensors and zstd": _baseline(learned, _squeezed, _unsqueezed),
+            "touched rows, torch.save": _baseline(learned, _torch_save, _torch_load),
         },
     }
 
@@ -162,7 +162,7 @@ def _without_traffic(total: StepSum) -> StepSum:
     return replace(total, tables=tables)
 
 
-def _ours(learned: _Learned, spec: ShardSpec) -> dict[str, float]:
+def _published(learned: _Learned, spec: ShardSpec) -> dict[str, float]:
     shard, reader = _Timed(spec, learned.dense), _Reader(spec, learned.dense)
     assembler = DeltaAssembler(spec.line, spec.epoch, 0)
     size = rows = dense = 0
@@ -242,7 +242,7 @@ def _logits(learned: _Learned, lookup: Callable[[Any], Floats], dense: Floats) -
 Arrays = dict[str, NDArray[Any]]
 
 
-def _others(
+def _baseline(
     learned: _Learned,
     write: Callable[[Arrays], bytes],
     read: Callable[[bytes], Arrays],

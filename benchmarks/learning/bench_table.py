@@ -26,7 +26,7 @@ from parameter_server.table.kernels import warm
 from recsys.config.system_config import TableConfig
 
 _CONFIG: Final = TableConfig("bench", DIM, RATE, initial=0.01, admit_after=2)
-_BATCHES: Final = 32  # different ones: together they touch far more rows than caches hold
+_BATCHES: Final = 32  # distinct batches, which together touch far more rows than caches hold
 
 
 def measure_table(rows: int, batches: int, seed: int) -> dict[str, Any]:
@@ -83,7 +83,7 @@ def ours(keys: Any, chosen: list[Any], gradients: Any, new: Any, batches: int) -
         "bytes_per_row": round(table.nbytes / len(table), 1),
         "times_its_floats": round(table.nbytes / len(table) / (4 * DIM), 3),
     }
-    # An id that the sketch takes for another gets its row at the first sight, and learns at the second again.
+    # An id that collides in the sketch gets its row at the first sight, and learns again at the second.
     early = touched - (BATCH - 2 * NEW) * (batches + 1) - rows
     assert 0 <= early <= rows / 5 and rows >= 0.8 * NEW * batches, f"{touched=}, {rows=}"
     return figures

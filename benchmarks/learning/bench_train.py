@@ -31,7 +31,7 @@ from training.steps.sequencer_loop import SequencerLoop
 
 WORKERS: Final = 2
 SHARDS: Final = 2
-BATCH: Final = 1024  # examples of one worker in a step; of a loop in one process, in a step
+BATCH: Final = 1024  # examples of one worker in a step, or of a one-process loop in a step
 WARM: Final = 4  # steps before the clock starts
 
 
@@ -86,7 +86,7 @@ def ours(job: Job, apart: bool = True) -> dict[str, float]:
         "examples_per_s": round(timed / passed, 1),
         "step_ms": round(1000 * passed / (job.steps - WARM), 2),
     }
-    # Threads share one clock of the processor, so that their times can't be added.
+    # Threads share the process's CPU clock, so their times can't be added.
     return figures | ({"cpu_us_per_example": round(1e6 * sum(busy) / timed, 2)} if apart else {})
 
 

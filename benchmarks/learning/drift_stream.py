@@ -127,7 +127,7 @@ def _keys(
     profile = 1 + rng.integers(0, 7, _USERS)[user]
     weights = np.array([0.22, 0.16, 0.13, 0.11, 0.1, 0.08, 0.08, 0.06, 0.04, 0.02])
     tag = 1 + np.searchsorted(np.cumsum(weights), rng.random(n) * 0.9999)
-    if shift.kind == "share":  # of tag 5, from 0.1 to ``size``: so many others become it
+    if shift.kind == "share":  # of tag 5, from 0.1 to ``size``: others turn into it
         turned = (shift.size - 0.1) / 0.9 * grown
         tag = np.where(rng.random(n) < turned, 5, tag)
     return {

@@ -12,7 +12,7 @@ from itertools import chain
 from typing import Any, Final
 
 from benchmarks.learning.single_process_loops import batches_of
-from benchmarks.learning.synthetic_examples import FIELDS, Drawn
+from benchmarks.learning.synthetic_examples import FIELDS, DrawnExamples
 from recsys.config.system_config import Config
 
 ABSENT: Final = "not installed: pip install 'recsys-swipe[bench]'"
@@ -66,6 +66,6 @@ def _read(config: Config, examples: int) -> list[tuple[list[int], int]]:
     return [pair for pair, _ in zip(pairs, range(examples), strict=False)]
 
 
-def _pairs(drawn: Drawn) -> list[tuple[list[int], int]]:
+def _pairs(drawn: DrawnExamples) -> list[tuple[list[int], int]]:
     labels = drawn.labels_NK[:, 0].astype(int).tolist()
     return list(zip(drawn.keys_NF.tolist(), labels, strict=True))

@@ -17,7 +17,7 @@ _THREADS: Final = (1, 2)
 BATCH: Final = 10_000
 DIM: Final = 32
 RATE: Final = 0.05
-NEW: Final = BATCH // 200  # ids that a batch is the first to have, and the next one has too
+NEW: Final = BATCH // 200  # new ids of a batch, which the next batch repeats
 Forward = Callable[[Tensor], Tensor]  # indices (N,) -> rows (N, D), which learn by backward
 
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
 from benchmarks.learning.other_tables import by_threads, fused_tables
-from benchmarks.learning.synthetic_examples import FEATURES, FIELDS, Drawn, one_hot
+from benchmarks.learning.synthetic_examples import FEATURES, FIELDS, DrawnExamples, one_hot
 from recsys.config.system_config import Config
 from recsys.events.records import EXAMPLES, TrainingExample, unpack_all
 from recsys.model.model import build_model
@@ -95,7 +95,7 @@ def by_torch(ranker: Ranker, rows_BFR: Tensor) -> Tensor:
     return torch.cat([logits_BL[:, :1] + main_B[:, None], logits_BL[:, 1:]], 1)
 
 
-def batches_of(config: Config, batch: int) -> Iterator[Drawn]:
+def batches_of(config: Config, batch: int) -> Iterator[DrawnExamples]:
     """The examples on the log, ``batch`` at a time, decoded."""
     log = open_log(config)
     partitions = log.partitions(EXAMPLES)

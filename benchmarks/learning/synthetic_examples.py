@@ -33,7 +33,7 @@ _AT_ONCE: Final = 10_000
 
 
 @dataclass(frozen=True)
-class Drawn:
+class DrawnExamples:
     """``keys_NF``: one 64-bit key for each field; ``labels_NK`` 0 or 1; ``watch_ms_N``."""
 
     keys_NF: NDArray[np.int64]
@@ -41,7 +41,7 @@ class Drawn:
     watch_ms_N: NDArray[np.int64]
 
 
-def draw_examples(count: int, ids: int, seed: int) -> Drawn:
+def draw_examples(count: int, ids: int, seed: int) -> DrawnExamples:
     """``count`` examples with ``ids`` ids in each field, determined by the seed."""
     draw = np.random.default_rng(seed)
     below = np.cumsum(np.arange(1, ids + 1, dtype=np.float64) ** -EXPONENT)
@@ -52,10 +52,10 @@ def draw_examples(count: int, ids: int, seed: int) -> Drawn:
     labels = (draw.random(chance_NK.shape) < chance_NK).astype(np.float32)
     watch = (draw.random(count) * 20_000 * (1 + labels[:, 0])).astype(np.int64)
     plain = ids_NF.astype(np.uint64) + (np.arange(1, FIELDS + 1, dtype=np.uint64) << np.uint64(40))
-    return Drawn(splitmix64(plain).view(np.int64), labels, watch)
+    return DrawnExamples(splitmix64(plain).view(np.int64), labels, watch)
 
 
-def append_examples(log: Log, drawn: Drawn) -> None:
+def append_examples(log: Log, drawn: DrawnExamples) -> None:
     """Appends them to ``examples`` in the order of their numbers, to the partitions in turn."""
     places = {partition: 0 for partition in range(_PARTITIONS)}
     slots = [slot.start for slot in FEATURES.user_slots]
@@ -73,7 +73,9 @@ def append_examples(log: Log, drawn: Drawn) -> None:
         log.append(EXAMPLES, appends)
 
 
-def _example(drawn: Drawn, n: int, partition: int, offset: int, row: NDArray[np.int64]) -> Example:
+def _example(
+    drawn: DrawnExamples, n: int, partition: int, offset: int, row: NDArray[np.int64]
+) -> Example:
     return Example(
         partition=partition,
         offset=offset,
@@ -95,7 +97,7 @@ def _example(drawn: Drawn, n: int, partition: int, offset: int, row: NDArray[np.
     )
 
 
-def one_hot(examples: list[TrainingExample]) -> Drawn:
+def one_hot(examples: list[TrainingExample]) -> DrawnExamples:
     """Arrays of decoded examples: a key for each field, without empty columns."""
     blocks = [example.features for example in examples]
     user = np.frombuffer(b"".join([b.user_keys for b in blocks if b]), np.int64)
@@ -106,7 +108,7 @@ def one_hot(examples: list[TrainingExample]) -> Drawn:
         user.reshape(-1, FEATURES.user_columns)[:, first],
         item.reshape(-1, FEATURES.item_columns)[:, others],
     )
-    return Drawn(
+    return DrawnExamples(
         np.concatenate(parts, 1),
         np.array([example.labels for example in examples], np.float32),
         np.array([example.watch_ms for example in examples], np.int64),

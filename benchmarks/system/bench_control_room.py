@@ -5,7 +5,6 @@ with all of its threads.
 """
 
 import http.client
-import json
 import threading
 import time
 from pathlib import Path
@@ -76,7 +75,7 @@ class Page:
         self._answer = self._connection.getresponse()
         if self._answer.status != 200:
             raise ValueError(f"the control room answered {self._answer.status}, expected 200")
-        self.pictures, self.bytes, self.newest = 0, 0, dict[str, Any]()
+        self.pictures, self.bytes = 0, 0
         self._thread = threading.Thread(target=self._read, daemon=True)
         self._thread.start()
 
@@ -95,7 +94,6 @@ class Page:
                     name = line[7:].strip()
                 elif line.startswith(b"data: ") and name == b"picture":
                     self.bytes += len(line)
-                    self.newest = json.loads(line[6:])
                     self.pictures += 1
         except (OSError, http.client.HTTPException, ValueError):
             return  # closed

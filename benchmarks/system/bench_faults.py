@@ -28,7 +28,7 @@ from runtime.supervision.processes import kill_session
 
 BAR: Final = 0.999
 _LEAD_S: Final = 3.0  # of load before the fault
-_SEEN_S: Final = 1.0  # a supervisor has to see a fault before it can be asked whether all is whole
+_SEEN_S: Final = 1.0  # time for the supervisor to notice a fault
 _WHOLE_S: Final = 150.0
 Mend = Callable[[], None]
 
@@ -42,7 +42,7 @@ class Fault:
     begin: Callable[[Live], Mend]
     lasts_s: float = 0.0
     log: str = ""  # "sqlite" or "kafka": only over that one
-    door: bool = False  # what every request goes through: there is no other one
+    door: bool = False  # a single component on every request's way
     last: bool = False  # nothing works afterwards
 
 
@@ -74,7 +74,7 @@ def _kill_part(name: str) -> Callable[[Live], Mend]:
 
 def _kill_within(part: str, words: str, most: int = 1) -> Callable[[Live], Mend]:
     def begin(system: Live) -> Mend:
-        system.signal(system.within(part, words)[:most], signal.SIGKILL)
+        system.signal(system.processes_matching(part, words)[:most], signal.SIGKILL)
         return _nothing
 
     return begin
@@ -82,7 +82,7 @@ def _kill_within(part: str, words: str, most: int = 1) -> Callable[[Live], Mend]
 
 def _hang_within(part: str, words: str) -> Callable[[Live], Mend]:
     def begin(system: Live) -> Mend:
-        pids = system.within(part, words)
+        pids = system.processes_matching(part, words)
         system.signal(pids, signal.SIGSTOP)
 
         def mend() -> None:
@@ -122,7 +122,7 @@ def _fill_disk(system: Live) -> Mend:
     return mend
 
 
-# In the order in which they come: what is back soonest first.
+# In order of execution: the fastest recovery first.
 FAULTS: Final = (
     Fault("nothing", "nothing is done: what the machine costs by itself", lambda system: _nothing),
     Fault("valkey", "the session store is killed", _kill_part("valkey")),
@@ -185,7 +185,7 @@ def measure_faults(options: FaultOptions, log_progress: Log = no_log) -> Figures
             )
             if row["whole_after_s"] is None and not fault.last:
                 log_progress(
-                    f"not whole again: {system.why_not_whole(system.expected())}; the others are left out"
+                    f"not whole again: {system.unhealthy_reason(system.expected())}; the others are left out"
                 )
                 break
     return {
@@ -220,15 +220,15 @@ def _row(system: Live, fault: Fault, options: FaultOptions, seed: int) -> Figure
         whole_s = None
         if not fault.last:
             time.sleep(_SEEN_S)
-            later = system.expected()  # steps that were under way have come
+            later = system.expected()  # steps in flight have arrived
             expected = later if later.step > expected.step else expected
             passed_s = time.monotonic() - began_s
-            waited_s = system.wait_whole(expected, _WHOLE_S)
+            waited_s = system.wait_healthy(expected, _WHOLE_S)
             whole_s = None if waited_s is None else round(passed_s + waited_s, 1)
         sent = load.all()
     requests = {request for request, _ in sent.notes}
     figures = {"about": fault.about, **counted(sent), "whole_after_s": whole_s}
-    if fault.last:  # there is no log to look at
+    if fault.last:  # the log is lost
         return figures | {"logged": None, "unlogged": None, "logged_twice": None}
     logged = system.logged(requests, since)
     return figures | {

@@ -51,11 +51,11 @@ from training.steps.sequencer_loop import SequencerLoop
 
 WARM_S: Final = 5.0  # before the clock starts
 STAGES: Final = ("joined", "cut", "published", "applied")
-AFTER_S: Final = 3.0  # in which what was sent last may arrive
+AFTER_S: Final = 3.0  # for the last events to arrive
 _BEAT_S: Final = 0.005  # between two appends
-_IDLE_S: Final = 0.05  # as the parts wait
-_SHARD: Final = 10  # the number of the first shard's notes
-Notes = list[tuple[float, Any]]  # when, and what had happened by then; ascending
+_IDLE_S: Final = 0.05  # as in the parts
+_SHARD: Final = 10  # message number of the first shard
+Notes = list[tuple[float, Any]]  # (time, progress), ascending
 
 
 @dataclass(frozen=True)
@@ -117,7 +117,7 @@ def _run(task: Task, seconds: float, rate: float, seed: int, after_s: float) -> 
     messages, stop, start = process_starter(True)
     _, stop_shards, _ = process_starter(
         True
-    )  # for the shards: a worker may be asking one when it is told to stop
+    )  # for the shards: a stopping worker may still call one
     with ExitStack() as stack:
         parts = [start(serve, task, part, messages, stop_shards) for part in range(shards)]
         stack.callback(end_processes, parts, stop_shards)
@@ -281,7 +281,7 @@ def _figures(
     ]
     first: dict[tuple[str, str], float] = {}
     for at, request, item in sent:
-        first.setdefault((request, item), at)  # some come twice
+        first.setdefault((request, item), at)  # some are repeated
     for place, at in first.items():
         partition, offset = examples.get(place, (0, -1))
         step = _step_of(steps, partition, offset) if offset >= 0 else None

@@ -24,8 +24,8 @@ from recsys.config.system_config import Config, StepConfig, TableConfig
 from recsys.process.open_log import create_topics, open_log
 
 DIM: Final = 32
-_BLOCK: Final = 20_000  # rows that a step makes, until all are there
-_STEP_ROWS: Final = 2_000  # that a step of 256 examples touches
+_BLOCK: Final = 20_000  # rows that a step creates, at first
+_STEP_ROWS: Final = 2_000  # touched rows of a step of 256 examples
 _DENSE: Final = 57_000  # parameters: about as many as the ranker's
 _SPEC: Final = ShardSpec((TableConfig("items", DIM, 0.05, initial=0.01),), lanes=1, line="recovery")
 

@@ -20,8 +20,8 @@ from recsys.config.system_config import Config
 from runtime.parts import restart
 
 PARTS: Final = ("restart", "scaling")
-_LEAD_S: Final = 5.0  # of load before anything is asked for
-_AFTER_S: Final = 8.0  # and once it is done
+_LEAD_S: Final = 5.0  # of load before the change
+_AFTER_S: Final = 8.0  # of load after the change
 _PATIENCE_S: Final = 240.0
 _LOOK_S: Final = 0.25
 _LISTS: Final = 'recsys_requests_total{route="/v1/recommend",status="200"} '
@@ -46,15 +46,15 @@ class ReplicaTimes:
     """Observed times of one replica, in seconds since the watch began; None: not observed."""
 
     seen_s: float
-    ready_s: float | None = None  # it says that it has caught up
-    answered_s: float | None = None  # a list of its own
+    ready_s: float | None = None  # it reports that it has caught up
+    answered_s: float | None = None  # its first list
     gone_s: float | None = None
-    unready_lists: int = 0  # answered before it said that it had caught up
+    unready_lists: int = 0  # answered before it was ready
 
     def look(self, now_s: float, ready: bool, lists: int) -> None:
         if lists and self.answered_s is None:
             self.answered_s = now_s
-            # A look asks for both at a time: ready comes first, or it answered without.
+            # One poll reads both, so an unready replica with lists answered too early.
             self.unready_lists = 0 if ready else lists
         if ready and self.ready_s is None:
             self.ready_s = now_s

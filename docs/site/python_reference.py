@@ -20,9 +20,9 @@ PUBLIC = {
     "replay": """simulation.world""",
     "parameter_server": """table.table table.id_map shard.lanes table.routing shard.shard shard.wal_settings
         publish.rounding publish.published publish.deltas storage.wal storage.snapshots""",
-    "experiments": """assignment.definition assignment.assignment assignment.policy assignment.design
-        assignment.metric statistics.effect statistics.sample_ratio statistics.power
-        statistics.readout statistics.ramp statistics.comparison promotion.gates
+    "experiments": """assignment.definition assignment.policy assignment.design
+        statistics.effect statistics.sample_ratio statistics.power
+        statistics.readout statistics.revision statistics.comparison promotion.gates
         promotion.promotion promotion.guard promotion.lifecycle""",
     "training": """lines.line joining.joiner joining.delay joining.sampling steps.sequencer
         continual.learner continual.local_line steps.rehearsal offline.examples

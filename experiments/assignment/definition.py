@@ -1,25 +1,26 @@
-"""What an experiment is, and how its YAML file is read: every mistake is told with its file and line.
+"""Experiment definition and its YAML file; errors name file and line.
 
 A file is one experiment::
 
     name: more_exploration
-    hypothesis: who is shown more new things stays longer
+    hypothesis: users who see more new items stay longer
     layer: ranking            # experiments of one layer never share a user; layers are independent
-    traffic: 0.2              # the share of the layer's users ...
-    offset: 0.0               # ... that begins here, so that two experiments of a layer can lie side by side
+    traffic: 0.2              # share of the layer's users ...
+    offset: 0.0               # ... from here on, so that experiments of a layer can lie side by side
     metrics: {primary: [long_view], guardrails: {hide: 0.05}}
     ramp: {steps: [0.01, 0.05], hours: 24}
     arms:
       control: {share: 0.5}
       treatment: {share: 0.5, overrides: {explore: 0.1, weights.like: 2.0}}
 
-``overrides`` are dotted paths into ``recsys.config.system_config.PolicyConfig``. The first arm is the control. Instead of
-``metrics`` a file may name one ``metric``. Of metrics and ramp experiments/assignment/design.py says more. An arm with
-``trains`` learns a line of its own (experiments/assignment/arm_line.py).
+``overrides`` are dotted paths into ``recsys.config.system_config.PolicyConfig``. The first arm is the
+control. Instead of ``metrics`` a file may name one ``metric``. Of metrics and ramp
+experiments/assignment/design.py says more. An arm with ``trains`` has its own line
+(experiments/assignment/arm_line.py).
 
-With ``kind: interleaving`` every user who is in gets lists that both arms draw in turns, and what is done
-with an item is credited to the arm that picked it (experiments/statistics/interleaving.py): by ``credit``, weights of
-labels, else by its metric.
+With ``kind: interleaving`` all users of the experiment get lists to which both arms contribute by team draft,
+and an engagement is credited to the arm that picked the item (experiments/statistics/interleaving.py): by
+``credit``, weights of labels, else by its metric.
 """
 
 import re
@@ -35,17 +36,16 @@ from experiments.assignment.arm_line import (
     TRAINS,
     arm_line_name,
 )
-from experiments.assignment.design import UNIT, Metrics, Ramp, time_ms_of
-from experiments.assignment.metric import metric_of
+from experiments.assignment.design import UNIT, Metrics, Ramp, check, metric_of, time_ms_of
 from recsys.config.policy_config import PolicyConfig, check_weights
 from recsys.config.system_config import override
 from recsys.config.yaml_with_lines import YamlError, YamlWithLines
 
 _NAME: Final = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
 _TIMES: Final = ("start", "stop")
-ARMS, INTERLEAVING = "arms", "interleaving"  # the kinds of experiments
-INTERLEAVED: Final = "interleaved"  # the arm in the stamp of a list that both arms drew
-# Both rankers of an interleaving choose among the same candidates, by the same predictions.
+ARMS, INTERLEAVING = "arms", "interleaving"  # kinds of experiments
+INTERLEAVED: Final = "interleaved"  # arm in the stamp of an interleaved list
+# Both rankers of an interleaving choose among the same candidates with the same predictions.
 SHARED: Final = ("sources", "trust_after", "fixed")
 _UNWANTED: Final = ("hide", "skip")
 _KEYS: Final = {
@@ -56,15 +56,10 @@ _ARM_KEYS: Final = {"share", "overrides", "trains"}
 _ROUNDING: Final = 1e-9  # shares are written in decimals
 
 
-def _check(holds: bool, name: str, value: object, expected: str) -> None:
-    if not holds:
-        raise ValueError(f"{name} is {value!r}, expected {expected}")
-
-
 @dataclass(frozen=True)
 class Arm:
-    """One variant. ``trains``: from what it learns a line of its own, that answers its users
-    (experiments/assignment/arm_line.py); empty: the live line answers them."""
+    """One variant. ``trains``: the examples from which it learns its own line
+    (experiments/assignment/arm_line.py); empty: the live line answers its users."""
 
     name: str
     share: float
@@ -72,16 +67,16 @@ class Arm:
     trains: str = ""
 
     def __post_init__(self) -> None:
-        _check(bool(_NAME.fullmatch(self.name)), "arm", self.name, "a name like 'treatment_2'")
-        _check(0 < self.share <= 1, f"arm {self.name}: share", self.share, "above 0, at most 1")
+        check(bool(_NAME.fullmatch(self.name)), "arm", self.name, "a name like 'treatment_2'")
+        check(0 < self.share <= 1, f"arm {self.name}: share", self.share, "above 0, at most 1")
         kinds = f"one of {', '.join(TRAINS)}"
-        _check(self.trains in ("", *TRAINS), f"arm {self.name}: trains", self.trains, kinds)
+        check(self.trains in ("", *TRAINS), f"arm {self.name}: trains", self.trains, kinds)
 
 
 @dataclass(frozen=True)
 class Experiment:
-    """Arms, and the users among whom they are drawn. Another ``salt`` draws everybody anew. ``start`` and
-    ``stop`` are milliseconds; 0: at once, never."""
+    """Arms and the users who are assigned to them. Another ``salt`` reassigns everybody. ``start`` and
+    ``stop``: milliseconds; 0: at once, never."""
 
     name: str
     arms: tuple[Arm, ...]
@@ -103,51 +98,51 @@ class Experiment:
     def __post_init__(self) -> None:
         for key in ("name", "layer"):
             value = getattr(self, key)
-            _check(bool(_NAME.fullmatch(value)), key, value, "a name like 'exploration'")
-        _check(0 <= self.traffic <= 1, "traffic", self.traffic, "0 to 1")
+            check(bool(_NAME.fullmatch(value)), key, value, "a name like 'exploration'")
+        check(0 <= self.traffic <= 1, "traffic", self.traffic, "0 to 1")
         inside = 0 <= self.offset and self.offset + self.traffic <= 1 + _ROUNDING
-        _check(inside, "offset", self.offset, f"0 to {1 - self.traffic:g}, so that traffic fits")
-        _check(self.unit == UNIT, "unit", self.unit, f"{UNIT!r}")
-        least = self.start or 0
-        _check(
-            not self.stop or self.stop > least, "stop", self.stop, f"a time after start, {least}"
-        )
+        check(inside, "offset", self.offset, f"0 to {1 - self.traffic:g}, so that traffic fits")
+        check(self.unit == UNIT, "unit", self.unit, f"{UNIT!r}")
+        after = not self.stop or self.stop > self.start
+        check(after, "stop", self.stop, f"a time after start, {self.start}")
         steps = self.ramp.steps
         below = not steps or steps[-1] < self.traffic
-        _check(below, "ramp", list(steps), f"steps below the traffic, {self.traffic:g}")
+        check(below, "ramp", list(steps), f"steps below the traffic, {self.traffic:g}")
         names = [arm.name for arm in self.arms]
-        _check(len(names) > 0, "arms", names, "at least one arm")
-        _check(len(set(names)) == len(names), "arms", names, "a name of its own for each arm")
-        _check(
-            self.kind in (ARMS, INTERLEAVING), "kind", self.kind, f"{ARMS!r} or {INTERLEAVING!r}"
-        )
+        check(len(names) > 0, "arms", names, "at least one arm")
+        check(len(set(names)) == len(names), "arms", names, "a name of its own for each arm")
+        kinds = (ARMS, INTERLEAVING)
+        check(self.kind in kinds, "kind", self.kind, f"{ARMS!r} or {INTERLEAVING!r}")
         if self.interleaves:
             self._check_interleaving()
         else:
-            _check(not self.credit, "credit", self.credit, f"none: it is for kind {INTERLEAVING!r}")
-        self._check_trains()
+            check(not self.credit, "credit", self.credit, f"none: it is for kind {INTERLEAVING!r}")
+        lines = [arm_line_name(self.name, arm.name) for arm in self.arms if arm.trains]
+        longest = max(lines, key=len, default="")
+        expected = (
+            f"at most {MAX_LINE_NAME} letters in the names of experiment and arm with a dot between"
+        )
+        check(len(longest) <= MAX_LINE_NAME, "name", longest, expected)
         total = sum(arm.share for arm in self.arms)
-        _check(abs(total - 1) < 1e-6, "the sum of the arms' shares", total, "1")
+        check(abs(total - 1) < 1e-6, "the sum of the arms' shares", total, "1")
 
     def _check_interleaving(self) -> None:
         shares = {arm.name: arm.share for arm in self.arms}
         even = len(shares) == 2 and set(shares.values()) == {0.5}
-        _check(even, "arms", shares, "two of share 0.5 (or without one): both are in every list")
+        check(even, "arms", shares, "two of share 0.5 (or without one): both are in every list")
         for arm in self.arms:
-            _check(
-                not arm.trains, f"arm {arm.name}: trains", arm.trains, "none: both rank by one line"
-            )
+            trains = f"arm {arm.name}: trains"
+            check(not arm.trains, trains, arm.trains, "none: both rank by one line")
             paths = [path for path in arm.overrides if path.split(".")[0] in SHARED]
-            _check(not paths, f"arm {arm.name}: overrides", paths, f"none of {', '.join(SHARED)}: both "
+            check(not paths, f"arm {arm.name}: overrides", paths, f"none of {', '.join(SHARED)}: both "
                    "rank the same candidates; compare these with kind 'arms'")  # fmt: skip
-        _check(
-            not self.ramp.steps, "ramp", list(self.ramp.steps), "none: an interleaving has no ramp"
-        )
+        steps = list(self.ramp.steps)
+        check(not steps, "ramp", steps, "none: an interleaving has no ramp")
         guards = self.metrics.guardrails
-        _check(not guards, "guardrails", guards, "none: lists of both arms have the same users")
+        check(not guards, "guardrails", guards, "none: lists of both arms have the same users")
         for name, weight in self.credited.items():
-            _check(name not in _UNWANTED, "credit", name, "a label that is wanted")
-            _check(weight > 0, "credit", {name: weight}, "weights above 0")
+            check(name not in _UNWANTED, "credit", name, "a label that is wanted")
+            check(weight > 0, "credit", {name: weight}, "weights above 0")
 
     @property
     def interleaves(self) -> bool:
@@ -155,25 +150,17 @@ class Experiment:
 
     @property
     def credited(self) -> dict[str, float]:
-        """What an engagement is worth, by label, to the arm that picked the item."""
+        """Credit of an engagement, by label, for the arm that picked the item."""
         return self.credit or {name: 1.0 for name in self.primary}
-
-    def _check_trains(self) -> None:
-        lines = [arm_line_name(self.name, arm.name) for arm in self.arms if arm.trains]
-        longest = max(lines, key=len, default="")
-        most = (
-            f"at most {MAX_LINE_NAME} letters in the names of experiment and arm with a dot between"
-        )
-        _check(len(longest) <= MAX_LINE_NAME, "name", longest, most)
 
     @property
     def trains(self) -> bool:
-        """Whether any arm trains a line of its own."""
+        """Whether any arm trains its own line."""
         return any(arm.trains for arm in self.arms)
 
     @property
     def primary(self) -> tuple[str, ...]:
-        """The names of the metrics that decide."""
+        """Names of the deciding metrics."""
         return self.metrics.primary or (self.metric,)
 
 
@@ -184,11 +171,11 @@ def read_experiment(
     labels: Sequence[str] | None = None,
     judged: bool = True,
 ) -> Experiment:
-    """One experiment from its YAML text; ``policy`` is what its overrides are checked against, and ``labels``
-    (of the schema, where it is known) what may have a weight, and what metrics there are. ``judged``: False
-    for who only gives arms: its metrics are nothing to them.
+    """Reads one experiment from its YAML text. Checks overrides against ``policy``, and weights and metrics
+    against ``labels`` (of the schema, if known). ``judged``: False to skip the metrics, for callers that only
+    assign arms.
 
-    Raises YamlError with the file, the line and the reason.
+    Raises YamlError with file, line and reason.
     """
     marked = YamlWithLines(text, file)
     values = marked.mapping(_KEYS)
@@ -207,16 +194,16 @@ def read_experiment(
             except ValueError as error:
                 raise marked.error(f"{key}: {error}", key) from None
     even = {"share": 0.5} if values.get("kind") == INTERLEAVING else {}
-    made = [_arm(marked, name, policy, labels, even) for name in arms]
-    for key, known in (("metrics", Metrics), ("ramp", Ramp)):
+    arms = [_arm(marked, name, policy, labels, even) for name in arms]
+    for key, kind in (("metrics", Metrics), ("ramp", Ramp)):
         if key in values:
-            marked.mapping({its.name for its in fields(known)}, key)
-            values = {**values, key: _made(marked, known, values[key], key)}
-    experiment: Experiment = _made(marked, Experiment, {**values, "arms": made})
+            marked.mapping({field.name for field in fields(kind)}, key)
+            values = {**values, key: _convert(marked, kind, values[key], key)}
+    experiment: Experiment = _convert(marked, Experiment, {**values, "arms": arms})
     if all(arm.trains for arm in experiment.arms) and experiment.traffic > MAX_TRAINED_TRAFFIC:
         raise marked.error(
-            f"traffic is {experiment.traffic:g}, expected at most {MAX_TRAINED_TRAFFIC:g} where all arms train: "
-            "candidates are judged on what live answers the others",
+            f"traffic is {experiment.traffic:g}, expected at most {MAX_TRAINED_TRAFFIC:g} where all arms "
+            "train: candidates are judged on the others, whom live answers",
             "traffic" if "traffic" in values else "arms",
         )
     if labels is not None and judged:
@@ -231,22 +218,20 @@ def read_experiments(
     stopped: Collection[str] = (),
     judged: bool = True,
 ) -> tuple[Experiment, ...]:
-    """Several experiments, by the names of their files; raises YamlError also where two don't fit. Those that
-    are ``stopped`` are in nobody's way. ``judged``: as of ``read_experiment``."""
-    found: list[Experiment] = []
+    """Reads experiments by file name; raises YamlError also for conflicts, except with ``stopped`` ones.
+    ``judged``: see ``read_experiment``."""
+    experiments: list[Experiment] = []
     for file, text in sorted(texts.items()):
         experiment = read_experiment(text, file, policy, labels, judged)
-        clashes = (_clash(other, experiment, stopped) for other in found)
-        clash = next((its for its in clashes if its), None)
-        if clash:
-            raise YamlError(file, 1, clash)
-        found.append(experiment)
-    return tuple(found)
+        for earlier in experiments:
+            if conflict := _conflict(earlier, experiment, stopped):
+                raise YamlError(file, 1, conflict)
+        experiments.append(experiment)
+    return tuple(experiments)
 
 
 def name_in(text: str) -> str:
-    """The name that a YAML text gives its experiment, whether or not the rest of it can be read; '' where it
-    gives none."""
+    """Name of the experiment in a YAML text, even if the rest is invalid; '' if it has none."""
     try:
         value = YamlWithLines(text).value
     except YamlError:
@@ -258,10 +243,10 @@ def name_in(text: str) -> str:
 def apply_overrides(
     policy: PolicyConfig, arms: Sequence[Arm], where: str = "the arms"
 ) -> PolicyConfig:
-    """The policy with the overrides of arms laid over it; raises ValueError for what doesn't fit."""
+    """The policy with the arms' overrides; raises ValueError for invalid ones."""
     changes = {path: value for arm in arms for path, value in arm.overrides.items()}
     changed = override(policy, changes)
-    try:  # a mapping such as weights takes any value as it is: check the whole
+    try:  # ``override`` doesn't check values of mappings such as weights
         return msgspec.convert(msgspec.to_builtins(changed), PolicyConfig)
     except msgspec.ValidationError as error:
         raise ValueError(f"{where}: {error}") from None
@@ -277,14 +262,14 @@ def _check_metrics(marked: YamlWithLines, experiment: Experiment, labels: Sequen
                     f"credit is for {label!r}, expected labels: {', '.join(labels)}", key
                 )
         return
-    inside = experiment.metrics
-    named: list[tuple[str, tuple[str | int, ...]]]
-    named = [(name, ("metrics", "primary", at)) for at, name in enumerate(inside.primary)]
-    if not inside.primary:
-        short = "metric" if "metric" in marked.value else "metrics"
-        named = [(name, (short,)) for name in experiment.primary]
-    named += [(name, ("metrics", "guardrails", name)) for name in inside.guardrails]
-    for name, path in named:
+    metrics = experiment.metrics
+    paths: list[tuple[str, tuple[str | int, ...]]]
+    paths = [(name, ("metrics", "primary", at)) for at, name in enumerate(metrics.primary)]
+    if not metrics.primary:
+        key = "metric" if "metric" in marked.value else "metrics"
+        paths = [(name, (key,)) for name in experiment.primary]
+    paths += [(name, ("metrics", "guardrails", name)) for name in metrics.guardrails]
+    for name, path in paths:
         try:
             metric_of(name, labels)
         except ValueError as error:
@@ -296,13 +281,13 @@ def _arm(
     name: Any,
     policy: PolicyConfig,
     labels: Sequence[str] | None,
-    usual: Mapping[str, float],
+    defaults: Mapping[str, float],
 ) -> Arm:
-    if marked.value["arms"][name] is None and not usual:
-        raise marked.error(f"arm {name!r} is empty, expected {{share: ...}}", "arms", name)
     empty = marked.value["arms"][name] is None
+    if empty and not defaults:
+        raise marked.error(f"arm {name!r} is empty, expected {{share: ...}}", "arms", name)
     values = {} if empty else marked.mapping(_ARM_KEYS, "arms", name)
-    arm: Arm = _made(marked, Arm, {**usual, **values, "name": name}, "arms", name)
+    arm: Arm = _convert(marked, Arm, {**defaults, **values, "name": name}, "arms", name)
     for path, value in arm.overrides.items():
         try:
             changed = apply_overrides(policy, [Arm(arm.name, 1.0, {path: value})], path)
@@ -310,57 +295,49 @@ def _arm(
                 check_weights(changed, labels)
         except ValueError as error:
             raise marked.error(str(error), "arms", name, "overrides", path) from None
-    try:  # each fits alone; together they may put one item at two ranks
+    try:  # each is valid alone; together they may put one item at two ranks
         apply_overrides(policy, [arm])
     except ValueError as error:
         raise marked.error(str(error), "arms", name, "overrides") from None
     return arm
 
 
-def _made(marked: YamlWithLines, kind: Any, values: dict[str, Any], *path: str) -> Any:
-    """The dataclass of the values; an error points at the key that it speaks of, where it names one."""
+def _convert(marked: YamlWithLines, kind: Any, values: dict[str, Any], *path: str) -> Any:
+    """Dataclass of the values; an error points at the key that its text names."""
     try:
         return msgspec.convert(values, kind)
     except msgspec.ValidationError as error:
-        said = str(error)
-        named = re.search(r"`\$\.(\w+)|^(\w+) is |: (\w+) is ", said)
-        key = next((group for group in named.groups() if group), "") if named else ""
-        raise marked.error(said, *path, key) from None
+        match = re.search(r"`\$\.(\w+)|^(\w+) is |: (\w+) is ", str(error))
+        key = next((group for group in match.groups() if group), "") if match else ""
+        raise marked.error(str(error), *path, key) from None
 
 
-def _clash(one: Experiment, other: Experiment, stopped: Collection[str]) -> str | None:
-    """Why two experiments can't run together, if so."""
-    if one.name == other.name:
-        return f"the experiment {one.name!r} is there twice"
-    if one.name in stopped or other.name in stopped:
+def _conflict(a: Experiment, b: Experiment, stopped: Collection[str]) -> str | None:
+    """Reason why two experiments can't run together."""
+    if a.name == b.name:
+        return f"the experiment {a.name!r} is there twice"
+    if a.name in stopped or b.name in stopped:
         return None
-    if one.layer == other.layer:
-        gap = max(one.offset, other.offset) - min(
-            one.offset + one.traffic, other.offset + other.traffic
-        )
-        if gap < -_ROUNDING and min(one.traffic, other.traffic) > 0:
+    if a.layer == b.layer:
+        gap = max(a.offset, b.offset) - min(a.offset + a.traffic, b.offset + b.traffic)
+        if gap < -_ROUNDING and min(a.traffic, b.traffic) > 0:
             return (
-                f"{other.name!r} shares users of the layer {one.layer!r} with {one.name!r}; "
+                f"{b.name!r} shares users of the layer {a.layer!r} with {a.name!r}; "
                 "give it another offset, less traffic or another layer"
             )
         return None
-    if one.interleaves and other.interleaves and min(one.traffic, other.traffic) > 0:
-        return (
-            f"{other.name!r} and {one.name!r} both interleave, in different layers: a user may be in both; "
-            "put them into one layer"
-        )
-    for mine in _paths(one):
-        for theirs in _paths(other):
-            if f"{mine}.".startswith(f"{theirs}.") or f"{theirs}.".startswith(f"{mine}."):
-                return (
-                    f"{other.name!r} and {one.name!r} both change {theirs!r}, in different layers: "
-                    "a user may be in both; put them into one layer"
-                )
+    remedy = "in different layers: a user may be in both; put them into one layer"
+    if a.interleaves and b.interleaves and min(a.traffic, b.traffic) > 0:
+        return f"{b.name!r} and {a.name!r} both interleave, {remedy}"
+    for path_a in _paths(a):
+        for path_b in _paths(b):
+            if f"{path_a}.".startswith(f"{path_b}.") or f"{path_b}.".startswith(f"{path_a}."):
+                return f"{b.name!r} and {a.name!r} both change {path_b!r}, {remedy}"
     return None
 
 
 def _paths(experiment: Experiment) -> list[str]:
-    """What an experiment changes; fixed slots as one, since an item may be fixed at one rank only."""
+    """Paths that an experiment changes; fixed slots as one, since an item may be fixed at one rank only."""
     paths = {path for arm in experiment.arms for path in arm.overrides}
     paths = {"fixed" if path.startswith("fixed.") else path for path in paths}
     return sorted(paths | {"trains"} if experiment.trains else paths)

@@ -1,75 +1,89 @@
-"""The policy that answers a user: the base configuration with the overrides of the user's arms."""
+"""Assignment of users to arms, and the policy of a user: the base configuration with the arms' overrides.
+
+Assignment is a hash without state. Layers are independent of each other, and so are the experiments' draws.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Final
 
 from experiments.assignment.arm_line import arm_line_name
-from experiments.assignment.assignment import assign
 from experiments.assignment.definition import INTERLEAVED, Arm, Experiment, apply_overrides
 from recsys.config.policy_config import PolicyConfig
 from recsys.config.system_config import digest
-from recsys.events.hashing import Id, digest_of
+from recsys.events.hashing import Id, digest_of, uniform
+
+_SEED: Final = 0  # changing it reassigns every user of every experiment
+
+
+def assign(user_id: Id, experiment: Experiment) -> Arm | None:
+    """Arm of a user, the same on every server; None if not in the experiment.
+
+    The layer decides whether a user is in, the experiment (and its salt) which arm: so a position in one
+    layer says nothing about another, and the next experiment on the same users mixes them anew.
+    """
+    position = uniform(_SEED, "layer", experiment.layer, user_id)
+    if not experiment.offset <= position < experiment.offset + experiment.traffic:
+        return None
+    draw = uniform(_SEED, "arm", experiment.name, experiment.salt, user_id)
+    for arm in experiment.arms:
+        if draw < arm.share:
+            return arm
+        draw -= arm.share
+    return experiment.arms[-1]  # the shares add up to 1 except for rounding
 
 
 @dataclass(frozen=True)
 class Policy:
-    """A resolved policy. ``line`` is the line of weights that answers; empty: the live one. ``rivals``: the
-    two policies that draw a list in turns, by their arms' names, the control (whose ``config`` this one has)
-    first; empty: this one draws alone."""
+    """A resolved policy. ``line``: line of weights that answers; empty: the live one. ``rivals``: the two
+    policies of an interleaved list by arm name, the control (whose ``config`` this one has) first; else
+    empty."""
 
     config: PolicyConfig
     digest: str
-    arms: dict[str, str] = field(default_factory=dict)  # the arm by experiment
+    arms: dict[str, str] = field(default_factory=dict)  # arm by experiment
     line: str = ""
     rivals: tuple[tuple[str, "Policy"], ...] = ()
 
 
 class Policies:
-    """Resolves policies of one base and one set of experiments. A new revision is a new object.
-
-    Users of the same arms get the same object: what is made is kept, and there are few combinations.
-    """
+    """Resolves policies of one base and one set of experiments; a new revision is a new object. Users of the
+    same arms get the same cached policy."""
 
     def __init__(self, base: PolicyConfig, experiments: Sequence[Experiment] = ()) -> None:
         self._base, self._experiments = base, tuple(experiments)
-        self._made: dict[tuple[str | None, ...], Policy] = {}
+        self._cache: dict[tuple[str | None, ...], Policy] = {}
 
     def resolve(self, user_id: Id) -> Policy:
-        """The policy of a user."""
+        """Policy of a user."""
         arms = [assign(user_id, experiment) for experiment in self._experiments]
-        # Of an interleaving all who are in get the same, whichever arm the hash would give them.
+        # All users of an interleaving get the same policy, whichever arm the hash gives them.
         key = tuple(
-            None if arm is None else INTERLEAVED if its.interleaves else arm.name
-            for its, arm in zip(self._experiments, arms, strict=True)
+            None if arm is None else INTERLEAVED if experiment.interleaves else arm.name
+            for experiment, arm in zip(self._experiments, arms, strict=True)
         )
-        policy = self._made.get(key)
+        policy = self._cache.get(key)
         if policy is None:
-            policy = self._made[key] = self._make(arms)
+            policy = self._cache[key] = self._resolve(arms)
         return policy
 
-    def _make(self, arms: Sequence[Arm | None]) -> Policy:
-        given = {e.name: arm for e, arm in zip(self._experiments, arms, strict=True) if arm}
-        interleaving = next(
-            (e for e in self._experiments if e.interleaves and e.name in given), None
-        )
-        if interleaving is not None:
-            return self._interleaved(interleaving, given)
-        config = apply_overrides(self._base, list(given.values()))
-        line = next((arm_line_name(name, arm.name) for name, arm in given.items() if arm.trains), "")
-        return Policy(
-            config=config,
-            digest=digest_of(f"{digest(config)} {line}") if line else digest(config),
-            arms={name: arm.name for name, arm in given.items()},
-            line=line,
-        )
-
-    def _interleaved(self, experiment: Experiment, given: dict[str, Arm]) -> Policy:
-        """The policies of both arms as rivals, each with the overrides of the user's other arms."""
+    def _resolve(self, arms: Sequence[Arm | None]) -> Policy:
+        pairs = [(e, arm) for e, arm in zip(self._experiments, arms, strict=True) if arm]
+        arm_of = {experiment.name: arm for experiment, arm in pairs}
+        names = {name: arm.name for name, arm in arm_of.items()}
+        lines = (arm_line_name(name, arm.name) for name, arm in arm_of.items() if arm.trains)
+        line = next(lines, "")
+        interleaving = next((experiment for experiment, _ in pairs if experiment.interleaves), None)
+        if interleaving is None:
+            config = apply_overrides(self._base, list(arm_of.values()))
+            key = digest_of(f"{digest(config)} {line}") if line else digest(config)
+            return Policy(config, key, names, line)
         rivals = []
-        for arm in experiment.arms:
-            config = apply_overrides(self._base, list((given | {experiment.name: arm}).values()))
+        for arm in interleaving.arms:  # each with the overrides of the user's other arms
+            others = arm_of | {interleaving.name: arm}
+            config = apply_overrides(self._base, list(others.values()))
             rivals.append((arm.name, Policy(config, digest(config))))
-        named = {name: arm.name for name, arm in given.items()} | {experiment.name: INTERLEAVED}
-        line = next((arm_line_name(name, arm.name) for name, arm in given.items() if arm.trains), "")
-        told = " ".join((INTERLEAVED, *(f"{name} {its.digest}" for name, its in rivals), line))
-        return Policy(rivals[0][1].config, digest_of(told), named, line, tuple(rivals))
+        names |= {interleaving.name: INTERLEAVED}
+        texts = (INTERLEAVED, *(f"{name} {rival.digest}" for name, rival in rivals), line)
+        key = digest_of(" ".join(texts))
+        return Policy(rivals[0][1].config, key, names, line, tuple(rivals))

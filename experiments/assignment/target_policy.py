@@ -1,15 +1,15 @@
-"""A policy that isn't served, and what it is to be judged by: the file of ``recsys counterfactual``.
+"""Target policy of an off-policy evaluation: the file of ``recsys counterfactual``.
 
     name: bolder
     about: does a warmer draw cost long views?
-    overrides: {temperature: 0.05, weights.like: 2.0}   # as of an experiment's arm
+    overrides: {temperature: 0.05, weights.like: 2.0}   # as in an experiment's arm
     reward: {long_view: 1.0, like: 0.5}                 # or one label: long_view
-    from: 2026-11-20                                    # optional, as is until
-    ranks: 5                                            # optional: only the first so many are judged
-    state: state                                        # optional: the folder of the system
+    from: 2026-11-20                                    # optional, like until
+    ranks: 5                                            # optional: evaluate the first ranks only
+    state: state                                        # optional: state folder of the system
 
-What a log can judge is another way to draw from the candidates that it has scores of. What would have brought
-other candidates, or other scores, is refused by name (``NOT_ESTIMABLE``).
+A log can evaluate another way to sample from the candidates that it has scores of. Overrides that would have
+brought other candidates or scores are refused by name (``NOT_ESTIMABLE``).
 """
 
 from collections.abc import Sequence
@@ -35,8 +35,8 @@ _KEYS: Final = {"name", "about", "overrides", "reward", "from", "until", "ranks"
 
 @dataclass(frozen=True)
 class TargetPolicy:
-    """``reward``: weights of labels. Times are milliseconds, ``until_ms`` not included; 0: from the log's
-    beginning, to its end. ``ranks``: 0 for all."""
+    """Policy to evaluate. ``reward``: weights of labels. Times in milliseconds, ``until_ms`` excluded; 0: the
+    log's beginning or end. ``ranks``: 0 for all."""
 
     name: str
     policy: PolicyConfig
@@ -49,9 +49,11 @@ class TargetPolicy:
     state: str = ""
 
 
-def read_target(text: str, file: object, policy: PolicyConfig, labels: Sequence[str]) -> TargetPolicy:
-    """The target policy of a YAML text, its overrides laid over ``policy``. Raises YamlError with file, line
-    and reason, also for what no log can judge."""
+def read_target(
+    text: str, file: object, policy: PolicyConfig, labels: Sequence[str]
+) -> TargetPolicy:
+    """Reads a target policy from YAML text, as overrides of ``policy``. Raises YamlError with file, line and
+    reason, also for overrides that no log can evaluate."""
     marked = YamlWithLines(text, file)
     values = marked.mapping(_KEYS)
     if "line" in values:
@@ -90,34 +92,30 @@ def _overridden(
     marked: YamlWithLines, overrides: Any, policy: PolicyConfig, labels: Sequence[str]
 ) -> PolicyConfig:
     if not isinstance(overrides, dict):
-        raise marked.error(
-            f"overrides is {overrides!r}, expected values by dotted paths", "overrides"
-        )
+        text = f"overrides is {overrides!r}, expected values by dotted paths"
+        raise marked.error(text, "overrides")
     for path, value in overrides.items():
         why = NOT_ESTIMABLE.get(str(path).split(".")[0])
         if why is not None:
             raise marked.error(f"{path} can't be judged from a log: {why}", "overrides", path)
         try:
-            check_weights(
-                apply_overrides(policy, [Arm("target", 1.0, {path: value})], path), labels
-            )
+            arm = Arm("target", 1.0, {path: value})
+            check_weights(apply_overrides(policy, [arm], path), labels)
         except ValueError as error:
             raise marked.error(str(error), "overrides", path) from None
     return apply_overrides(policy, [Arm("target", 1.0, overrides)], "overrides")
 
 
 def _reward(marked: YamlWithLines, reward: Any, labels: Sequence[str]) -> dict[str, float]:
-    known = ", ".join(labels)
-    given = {reward: 1.0} if isinstance(reward, str) else reward
-    if not isinstance(given, dict) or not given:
-        raise marked.error(
-            f"reward is {reward!r}, expected a label or weights of labels: {known}", "reward"
-        )
-    for label, weight in given.items():
+    names = ", ".join(labels)
+    weights = {reward: 1.0} if isinstance(reward, str) else reward
+    if not isinstance(weights, dict) or not weights:
+        text = f"reward is {reward!r}, expected a label or weights of labels: {names}"
+        raise marked.error(text, "reward")
+    for label, weight in weights.items():
         if label not in labels:
-            raise marked.error(f"reward has {label!r}, expected labels: {known}", "reward", label)
+            raise marked.error(f"reward has {label!r}, expected labels: {names}", "reward", label)
         if not isinstance(weight, int | float) or isinstance(weight, bool):
-            raise marked.error(
-                f"reward of {label} is {weight!r}, expected a number", "reward", label
-            )
-    return {label: float(weight) for label, weight in given.items()}
+            text = f"reward of {label} is {weight!r}, expected a number"
+            raise marked.error(text, "reward", label)
+    return {label: float(weight) for label, weight in weights.items()}

@@ -94,7 +94,7 @@ def judge_guard(evidence: GuardEvidence, rules: PromotionConfig) -> Rollback | H
     compared = evidence.compared
     so_far = "nothing against what is live"
     if compared.loss.weight:
-        so_far += f"; what it replaced would gain {compared.loss.told} nats"
+        so_far += f"; what it replaced would gain {compared.loss.text} nats"
     if compared.examples >= rules.guard_examples:
         return Hold(True, f"{compared.examples} examples compared, {so_far}", evidence)
     if 0 < rules.guard_hours <= evidence.hours:
@@ -130,7 +130,7 @@ def _worse(compared: ComparisonResult, rules: PromotionConfig) -> str:
     for name, (estimate, margin) in found.items():
         if estimate.low > margin:
             worse = f"live's {name} is worse than that of what it replaced"
-            return f"{worse}: {estimate.told}, allowed {margin}"
+            return f"{worse}: {estimate.text}, allowed {margin}"
     return ""
 
 
@@ -159,7 +159,7 @@ def _served(served: CanaryEngagement, rules: PromotionConfig) -> str:
         return f"{share}, {served.live_degraded:.1%} before, expected at most {most:.1%}"
     for kind, estimate in served.gained.items():
         if estimate.high < -rules.guard_engagement_margin:
-            return f"viewers give fewer {kind} than before: gained {estimate.told} an item"
+            return f"viewers give fewer {kind} than before: gained {estimate.text} an item"
     return ""
 
 

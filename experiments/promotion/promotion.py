@@ -111,23 +111,23 @@ def _bad(evidence: Evidence, rules: PromotionConfig) -> str:
             return f"{served.degraded:.1%} of its lists went without its ranker, {most}"
         for kind, estimate in served.gained.items():
             if estimate.high < -rules.engagement_margin:
-                return f"viewers give fewer {kind}: gained {estimate.told} an item"
+                return f"viewers give fewer {kind}: gained {estimate.text} an item"
     return ""
 
 
 def _worse(compared: ComparisonResult, rules: PromotionConfig) -> str:
     """In what it is known to be worse; empty where it isn't."""
     if compared.loss.high < 0:
-        return f"its log loss is worse: gained {compared.loss.told} nats"
+        return f"its log loss is worse: gained {compared.loss.text} nats"
     if compared.auc.high < -rules.auc_margin:
-        return f"its AUC is worse: gained {compared.auc.told}"
+        return f"its AUC is worse: gained {compared.auc.text}"
     if compared.user_auc.high < -rules.auc_margin:
-        return f"its AUC within users is worse: gained {compared.user_auc.told}"
+        return f"its AUC within users is worse: gained {compared.user_auc.text}"
     if compared.recall.high < -rules.recall_margin:
-        return f"it retrieves less of what viewers engage with: gained {compared.recall.told} of it"
+        return f"it retrieves less of what viewers engage with: gained {compared.recall.text} of it"
     for name, estimate in compared.segments.items():
         if estimate.high < -rules.segment_margin:
-            return f"its log loss is worse in {name}: gained {estimate.told} nats"
+            return f"its log loss is worse in {name}: gained {estimate.text} nats"
     return ""
 
 
@@ -144,19 +144,19 @@ def _in_shadow(evidence: Evidence, rules: PromotionConfig) -> Verdict:
     if evidence.retrieves and not compared.recall.weight:
         return Hold(False, "what it would retrieve wasn't looked at yet", evidence)
     if better and no_worse and calibrated:
-        why = f"log loss gained {compared.loss.told} nats, AUC {compared.auc.told}"
+        why = f"log loss gained {compared.loss.text} nats, AUC {compared.auc.text}"
         return Promote(CANARY, why, evidence)
     if compared.examples >= rules.most_examples:
         shown = f"nothing was shown by {compared.examples} examples"
-        return Hold(True, f"{shown}: log loss gained {compared.loss.told} nats", evidence)
+        return Hold(True, f"{shown}: log loss gained {compared.loss.text} nats", evidence)
     return Hold(False, _open(better, no_worse, calibrated, compared), evidence)
 
 
 def _open(better: bool, no_worse: bool, calibrated: bool, compared: ComparisonResult) -> str:
     if not better:
-        return f"not told apart yet: log loss gained {compared.loss.told} nats"
+        return f"not told apart yet: log loss gained {compared.loss.text} nats"
     if not no_worse:
-        other = f"AUC gained {compared.auc.told}, log loss {compared.loss.told} nats"
+        other = f"AUC gained {compared.auc.text}, log loss {compared.loss.text} nats"
         return f"better in one measure, and not yet known to be no worse in the other: {other}"
     return f"its calibration is {compared.candidate_calibration:.3f}, live's {compared.live_calibration:.3f}"
 

@@ -1,10 +1,10 @@
-"""Two models compared on the same examples, as they come: what a candidate is judged by.
+"""Comparison of a candidate model with the live one on the same stream of examples.
 
-Pairwise: each example has the probability that live gave it when it was served, and the one that the
-candidate gave before it learned it. So whatever both find hard cancels out. All bounds hold at all times.
+Paired: each example has the probability that live gave it when it was served, and the candidate's before
+learning it. So difficulty common to both cancels out. All bounds are always valid.
 """
 
-# N examples, B examples of a block
+# N examples
 
 import math
 from collections.abc import Mapping
@@ -19,18 +19,18 @@ from experiments.statistics.user_auc import UserAuc
 from recsys.model.prediction_metrics import auc
 
 Floats = NDArray[np.float64]
-BLOCK: Final = 128  # examples whose AUCs are compared: a step may have too few of either label
-_BLOCKS: Final = 15  # without which nothing is said of AUC
-_SMALLEST: Final = 1e-6  # probabilities are kept this far from 0 and 1: a loss is 13.8 at most
-_MOST_SEGMENTS: Final = 16
+BLOCK: Final = 128  # examples of an AUC; a step may have too few of either label
+_LEAST_BLOCKS: Final = 15  # before AUC has bounds
+_SMALLEST: Final = 1e-6  # probabilities stay this far from 0 and 1: a loss is 13.8 at most
+_MAX_SEGMENTS: Final = 16
+_MAX_USERS: Final = 100_000  # that are counted
 
 
 @dataclass(frozen=True)
 class PairedPredictions:
-    """Examples that both models have scored. ``users`` int64, all (N,); ``segments``: masks (N,) by name.
+    """Examples scored by both models. ``users`` int64, all (N,); ``segments``: masks (N,) by name.
 
-    Probabilities must be finite: those of a candidate that gives others never come so far (see
-    ``experiments.promotion.gates``).
+    Probabilities must be finite: ``experiments.promotion.gates`` refuses other candidates first.
     """
 
     users_N: NDArray[np.int64]
@@ -38,7 +38,7 @@ class PairedPredictions:
     candidate_N: Floats
     labels_N: Floats
     segments: Mapping[str, NDArray[np.bool_]] = field(default_factory=dict)
-    weights_N: Floats | None = None  # of losses, where some stand for others; None: 1 each
+    weights_N: Floats | None = None  # of losses, for sampled examples; None: 1 each
 
     def __post_init__(self) -> None:
         sizes = {len(self.users_N), len(self.live_N), len(self.candidate_N), len(self.labels_N)}
@@ -48,15 +48,18 @@ class PairedPredictions:
     def __len__(self) -> int:
         return len(self.labels_N)
 
+    @property
+    def loss_weights_N(self) -> Floats:
+        return np.ones(len(self)) if self.weights_N is None else self.weights_N
+
 
 @dataclass(frozen=True)
 class ComparisonResult:
-    """What is known so far. Differences are the candidate's gain: above 0 it is better.
+    """Current results. Differences are the candidate's gain: above 0 it is better.
 
-    ``loss``: live's log loss minus the candidate's, in nats an example; ``auc``: the candidate's minus
-    live's, within blocks; ``user_auc``: the same within users; ``recall``: that of engaged items among the
-    best 300 which each would retrieve.
-    ``segments``: the loss gained in each. ``calibration``: predicted over happened.
+    ``loss``: live's log loss minus the candidate's, in nats an example, and in each of ``segments``; ``auc``:
+    the candidate's minus live's within blocks, ``user_auc`` within users; ``recall``: difference of the share
+    of engaged items among the best 300 that each would retrieve. ``calibration``: predicted / observed.
     """
 
     examples: int = 0
@@ -72,15 +75,16 @@ class ComparisonResult:
 
 
 class Comparison:
-    """One candidate beside live. ``alpha``: the probability that any of the bounds on log loss and AUC is
-    ever wrong; each segment has bounds of its own, wrong with probability ``alpha`` in all together."""
+    """One candidate beside live. ``alpha``: probability that any bound on log loss or AUC is ever wrong; the
+    bounds on segments are wrong with probability ``alpha`` in all together."""
 
     def __init__(self, alpha: float = 0.05, tight_at: float = 5_000, block: int = BLOCK) -> None:
-        # Of log loss and AUC, each with two bounds: a union bound over all four. The others have their own.
-        self._alpha, self._tight_at = alpha, tight_at
-        self._loss, self._recall = ClusteredMean(alpha / 4, tight_at), ClusteredMean(alpha / 4, tight_at / 10)
-        self._auc, self._block = ClusteredMean(alpha / 4, tight_at, at_least=_BLOCKS), block
-        self._user_auc, self._orders = ClusteredMean(alpha / 4, tight_at), UserAuc()
+        # Union bound over the two bounds of log loss and of AUC. The others have their own.
+        self._alpha, self._tight_at, self._block = alpha, tight_at, block
+        self._loss = ClusteredMean(alpha / 4, tight_at)
+        self._recall = ClusteredMean(alpha / 4, tight_at / 10)
+        self._auc = ClusteredMean(alpha / 4, tight_at, at_least=_LEAST_BLOCKS)
+        self._user_auc, self._pairs = ClusteredMean(alpha / 4, tight_at), UserAuc()
         self._segments: dict[str, ClusteredMean] = {}
         self._blocks = 0
         self._waiting: list[PairedPredictions] = []
@@ -88,26 +92,25 @@ class Comparison:
         self._users: set[int] = set()
 
     def add(self, pairs: PairedPredictions) -> None:
-        """Examples in the order in which they came."""
+        """Adds examples in the order of arrival."""
         if not len(pairs):
             return
-        live, candidate = (
-            log_losses(pairs.live_N, pairs.labels_N),
-            log_losses(pairs.candidate_N, pairs.labels_N),
+        live_loss = log_losses(pairs.live_N, pairs.labels_N)
+        gain, weights = (
+            live_loss - log_losses(pairs.candidate_N, pairs.labels_N),
+            pairs.loss_weights_N,
         )
-        gained = live - candidate
-        weights = np.ones(len(pairs)) if pairs.weights_N is None else pairs.weights_N
-        self._loss.add(pairs.users_N, gained, weights)
+        self._loss.add(pairs.users_N, gain, weights)
         for name, mask in pairs.segments.items():
-            if mask.any() and self._segment(name) is not None:
-                self._segments[name].add(pairs.users_N[mask], gained[mask], weights[mask])
-        sums = np.stack([live, pairs.live_N, pairs.candidate_N, pairs.labels_N])
+            segment = self._segment(name) if mask.any() else None
+            if segment is not None:
+                segment.add(pairs.users_N[mask], gain[mask], weights[mask])
+        sums = np.stack([live_loss, pairs.live_N, pairs.candidate_N, pairs.labels_N])
         self._totals += sums @ weights
-        if len(self._users) < 100_000:
+        if len(self._users) < _MAX_USERS:
             self._users.update(pairs.users_N.tolist())
-        self._user_auc.add(
-            *self._orders.add(pairs.users_N, pairs.live_N, pairs.candidate_N, pairs.labels_N)
-        )
+        scores = (pairs.users_N, pairs.live_N, pairs.candidate_N, pairs.labels_N)
+        self._user_auc.add(*self._pairs.add(*scores))
         self._waiting.append(pairs)
         if sum(map(len, self._waiting)) >= self._block:
             self._end_block()
@@ -115,7 +118,7 @@ class Comparison:
     def add_hits(
         self, users_N: NDArray[np.int64], live_N: NDArray[np.bool_], candidate_N: NDArray[np.bool_]
     ) -> None:
-        """Engaged items: whose, and whether each model would have retrieved them."""
+        """Adds engaged items: the user, and whether each model would have retrieved the item."""
         self._recall.add(users_N, candidate_N.astype(np.float64) - live_N)
 
     @property
@@ -124,7 +127,7 @@ class Comparison:
 
     def result(self) -> ComparisonResult:
         live_loss, live, candidate, positives = self._totals.tolist()
-        examples = int(self._loss.weight)
+        examples = self.examples
         return ComparisonResult(
             examples,
             len(self._users),
@@ -139,11 +142,10 @@ class Comparison:
         )
 
     def _segment(self, name: str) -> ClusteredMean | None:
-        if name not in self._segments:
-            if len(self._segments) >= _MOST_SEGMENTS:
-                return None
-            self._segments[name] = ClusteredMean(self._alpha / (2 * _MOST_SEGMENTS), self._tight_at)
-        return self._segments[name]
+        if name not in self._segments and len(self._segments) < _MAX_SEGMENTS:
+            alpha = self._alpha / (2 * _MAX_SEGMENTS)
+            self._segments[name] = ClusteredMean(alpha, self._tight_at)
+        return self._segments.get(name)
 
     def _end_block(self) -> None:
         labels = np.concatenate([p.labels_N for p in self._waiting])
@@ -157,7 +159,7 @@ class Comparison:
 
 
 def log_losses(probabilities_N: Floats, labels_N: Floats) -> Floats:
-    """−log of the probability given to what happened, (N,), in nats."""
+    """−log of the probability of the observed label, (N,), in nats."""
     p = np.clip(probabilities_N, _SMALLEST, 1 - _SMALLEST)
     out: Floats = -(labels_N * np.log(p) + (1 - labels_N) * np.log1p(-p))
     return out

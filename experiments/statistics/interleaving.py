@@ -1,25 +1,24 @@
-"""Two rankers in one list: team-draft interleaving (Radlinski, Kurup, Joachims 2008), and what credits say.
+"""Team-draft interleaving of two rankers (Radlinski, Kurup, Joachims 2008), and the preference from credits.
 
-As captains pick teams, so two rankers fill a list: who has fewer picks is next, and a coin decides where they
-have as many. Each pick is what that ranker would show at this rank, given all that stands above; whoever put
-an item there is credited with what the viewer does with it. Both rankers meet the same viewer, list and
-moment, so a difference shows with far fewer lists than between two groups of users. Coins are hashes of the
-request's id: a list can be made again, and nobody keeps a generator.
+Two rankers fill a list by turns: the one with fewer picks is next, and a coin decides ties. Each pick is the
+item that the ranker would show at this rank, given the items above; its ranker is credited with the viewer's
+engagement. Both rankers get the same viewer, list and moment, so a difference shows with far fewer lists than
+between groups of users. Coins are hashes of the request's id, so a list can be reproduced without stored
+random state.
 
-**Shares.** Which of the two a coin let pick says nothing of the viewer, who sees only the list. So bounds are
-of shared credits: each has of an item the chance that it was who picked it, given the list (``shares``;
-marginalization of Hofmann, Whiteson, de Rijke 2011, here in closed form). By Rao and Blackwell such a credit
-has the mean of the other and never more variance; rankers that agree share evenly, and add no noise. Only
-pairs are shared: of one item alone, a ranker that explores less would have a little more of nearly all, and
-nothing of the few that make up for it, so until these came it would look better for certain. In a pair what
-one item leans to one side, the other leans to the other. Which of the two earned more of one user is still
-told by picks.
+**Shared credits.** The coins say nothing of the viewer, who sees only the list. So bounds are on shared
+credits: each ranker gets the probability that it picked the item, given the list (``pick_shares``;
+marginalization of Hofmann, Whiteson, de Rijke 2011, here in closed form). By Rao-Blackwell such a credit has
+the same mean and never more variance; rankers that agree share evenly and add no noise. Only pairs are
+shared. Sharing single items would give a ranker that explores less slightly more of nearly all items, and
+nothing of the few that compensate, so it would look better for certain until these came; within a pair the
+two items lean to opposite sides. Wins per user are still counted by picks.
 
-The ratio of the two credits isn't the effect that the better ranker would have alone: each list has half of
-either. It says which is better, and how surely.
+The ratio of the two credits isn't the effect that the better ranker would have alone, since each list is half
+of either. It says which is better, and how surely.
 """
 
-# U users, L lists
+# U users, R ranks, P pairs of picks
 
 import math
 from collections.abc import Sequence
@@ -42,14 +41,14 @@ from experiments.statistics.sample_ratio import SampleRatio, sample_ratio
 from recsys.events.hashing import uniform
 
 Floats = NDArray[np.float64]
-NOBODY: Final = ""  # the team of a rank that one ranker couldn't have competed for
-_EVEN: Final = 2.0  # of a sign test: any share of users who gave more is as likely
+NOBODY: Final = ""  # team of a rank for which one ranker couldn't compete
+_EVEN: Final = 2.0  # Dirichlet weight of the sign test: a uniform prior
 BETTER, WORSE, OPEN, BROKEN = "better", "worse", "open", "broken"
 
 
 @dataclass
 class TeamDraft:
-    """Whose turn it is, of two teams by name; the control is the first."""
+    """Turns of two teams by name, the control first."""
 
     request_id: str
     teams: tuple[str, str]
@@ -62,41 +61,40 @@ class TeamDraft:
         return self.picks[0] == self.picks[1]
 
     def turn(self) -> int:
-        """0 or 1. The same until somebody has picked."""
+        """Team whose turn it is, 0 or 1; the same until the next pick."""
         if self.tied:
             return int(uniform(self.seed, self.request_id, "team", self.picks[0]) >= 0.5)
         return int(self.picks[0] > self.picks[1])
 
     def picked(self, team: int) -> str:
-        """Counts a pick; the team's name."""
+        """Counts a pick; returns the team's name."""
         self.picks[team] += 1
         return self.teams[team]
 
 
-def pick_shares(chances_R2: Floats, sides_R: Sequence[int]) -> Floats:
-    """P(the treatment picked it | the list), (R,), of picks in the order of a draft. ``chances_R2``: how
-    likely control and treatment were each to pick it there; ``sides_R``: who did.
+def pick_shares(probabilities_R2: Floats, sides_R: Sequence[int]) -> Floats:
+    """P(the treatment picked it | the list), (R,), of picks in draft order. ``probabilities_R2``: of control
+    and treatment picking it there; ``sides_R``: who did.
 
-    Picks come in pairs, of which a coin gives one to each, so the two ways to have made a pair are weighed
-    against each other. The last pick of an odd number is its picker's alone, and so is each of a pair whose
-    chances are 0 in double precision.
+    Picks come in pairs, one for each side in an order set by a coin; the two orders are weighed by
+    probability. The last pick of an odd number belongs to its picker, and so do pairs with probability 0 in
+    double precision.
     """
     out = np.asarray(sides_R, np.float64).copy()
     pairs = len(out) // 2 * 2
-    first_P2, then_P2 = chances_R2[0:pairs:2], chances_R2[1:pairs:2]
+    first_P2, then_P2 = probabilities_R2[0:pairs:2], probabilities_R2[1:pairs:2]
     treatment_first_P, control_first_P = (first_P2[:, a] * then_P2[:, 1 - a] for a in (1, 0))
     both_P = treatment_first_P + control_first_P
-    known = both_P > 0
-    out[0:pairs:2][known] = treatment_first_P[known] / both_P[known]
-    out[1:pairs:2][known] = control_first_P[known] / both_P[known]
+    possible = both_P > 0
+    out[0:pairs:2][possible] = treatment_first_P[possible] / both_P[possible]
+    out[1:pairs:2][possible] = control_first_P[possible] / both_P[possible]
     return out
 
 
 @dataclass(frozen=True)
 class ArmCredits:
-    """Of each user: ``picked_U2``, what the items earned that each arm picked, control first; ``shared_U2``,
-    the same by shares; and ``lists_U``. ``first_picks``: lists by who picked first, which a fair coin makes
-    as many."""
+    """Credits by user: ``picked_U2`` of the items that each arm picked, control first; ``shared_U2`` by
+    shares; ``lists_U``. ``first_picks``: lists by first picker, equal for a fair coin."""
 
     picked_U2: Floats
     shared_U2: Floats
@@ -106,13 +104,13 @@ class ArmCredits:
 
 @dataclass(frozen=True)
 class Preference:
-    """How much more the treatment earned in the same lists, relatively, by shares; bounds and ``p`` hold
-    however often one looks. ``wins``: users of whom the treatment, the control, and neither earned more by
-    picks; ``sign_p``: of a sign test over them, for one look.
+    """Relative difference of the treatment's shared credits to the control's in the same lists, with
+    always-valid bounds and ``p``. ``wins``: users with more picked credit for the treatment, for the control,
+    and for neither; ``sign_p``: of a sign test over them, for one look.
 
-    There are no bounds where fewer than 20 users gave the picks of either any credit, or make up what either
-    has more of. ``p`` is then that of a sign test for any look, which decides below 0.001: so that two tests
-    are hardly more often wrong than one.
+    There are no bounds if fewer than 20 users gave either arm's picks a credit, or make up either one's lead.
+    ``p`` is then that of an always-valid sign test, which decides below 0.001: so that two tests are hardly
+    more often wrong than one.
     """
 
     users: int
@@ -130,32 +128,38 @@ class Preference:
 
 
 def preference(credits: ArmCredits, alpha: float = 0.05, find: float = 0.02) -> Preference:
-    """What the credits say as of now. ``find``: the relative difference at which bounds are tightest."""
-    picked_U2, its = credits.picked_U2, Effect()
-    # A share of a credit is none to count, and many small ones can't tell how large a seldom one is.
-    if min(*_givers(picked_U2), *_leaning(credits.shared_U2)) >= LEAST_COUNT:
-        shared = ArmUsers(credits.shared_U2[:, 1], credits.shared_U2[:, 0])
-        its = paired_effect(shared, alpha, eta_of(find, alpha))
+    """Current preference. ``find``: relative difference at which bounds are tightest."""
+    picked_U2, shared_U2, estimate = credits.picked_U2, credits.shared_U2, Effect()
+    # Counts by picks, since shares of credits don't count, and many small ones hide the size of rare ones.
+    if min(*_givers(picked_U2), *_effective_users(shared_U2)) >= LEAST_COUNT:
+        users = ArmUsers(shared_U2[:, 1], shared_U2[:, 0])
+        estimate = paired_effect(users, alpha, eta_of(find, alpha))
     won, lost = (int((picked_U2[:, a] > picked_U2[:, 1 - a]).sum()) for a in (1, 0))
     coins = sample_ratio(credits.first_picks, (0.5, 0.5))
-    enough, bounded = len(picked_U2) >= AT_LEAST, math.isfinite(its.relative)
+    enough, bounded = len(picked_U2) >= AT_LEAST, math.isfinite(estimate.relative)
     signs = sample_ratio((won, lost) if enough else (0, 0), (0.5, 0.5), weight=_EVEN)
     if coins.alarm:
-        verdict, why = BROKEN, _broken(coins)
+        counts = f"first picks are {coins.counts}, p {coins.p:.1e}"
+        verdict, why = BROKEN, f"{counts}: lists are lost or changed"
     elif bounded:
-        verdict, why = _by_bounds(its)
+        verdict, why = _by_bounds(estimate)
     elif signs.alarm:
-        verdict, why = _by_signs(signs)
+        verdict = BETTER if won > lost else WORSE
+        why = (
+            f"{won} users gave more to the treatment, {lost} to the control (sign test, p {signs.p:.1e} at any "
+            "look); how much more isn't known"
+        )
     else:
         verdict, why = OPEN, _missing(credits)
+    earned = (float(shared_U2[:, 1].sum()), float(shared_U2[:, 0].sum()))
     return Preference(
         users=len(picked_U2),
         lists=int(credits.lists_U.sum()),
-        earned=(float(credits.shared_U2[:, 1].sum()), float(credits.shared_U2[:, 0].sum())),
-        relative=its.relative,
-        low=its.low,
-        high=its.high,
-        p=its.p if bounded else signs.p,
+        earned=earned,
+        relative=estimate.relative,
+        low=estimate.low,
+        high=estimate.high,
+        p=estimate.p if bounded else signs.p,
         wins=(won, lost, len(picked_U2) - won - lost),
         sign_p=float(binomtest(won, won + lost).pvalue) if won + lost else 1.0,
         coins=coins,
@@ -164,56 +168,42 @@ def preference(credits: ArmCredits, alpha: float = 0.05, find: float = 0.02) -> 
     )
 
 
-def _broken(coins: SampleRatio) -> str:
-    return f"first picks are {coins.counts}, p {coins.p:.1e}: lists are lost or changed"
-
-
-def _by_bounds(its: Effect) -> tuple[str, str]:
-    told = f"{its.relative:+.2%} ({its.low:+.2%} to {its.high:+.2%})"
-    if its.low > 0:
-        return BETTER, f"the treatment earned more in the same lists: {told}"
-    if its.high < 0:
-        return WORSE, f"the treatment earned less in the same lists: {told}"
-    return OPEN, f"not known to differ yet: {told}"
-
-
-def _by_signs(signs: SampleRatio) -> tuple[str, str]:
-    won, lost = signs.counts
-    return BETTER if won > lost else WORSE, (
-        f"{won} users gave more to the treatment, {lost} to the control (sign test, p {signs.p:.1e} at any "
-        "look); how much more isn't known"
-    )
+def _by_bounds(estimate: Effect) -> tuple[str, str]:
+    if estimate.low > 0:
+        return BETTER, f"the treatment earned more in the same lists: {estimate.interval}"
+    if estimate.high < 0:
+        return WORSE, f"the treatment earned less in the same lists: {estimate.interval}"
+    return OPEN, f"not known to differ yet: {estimate.interval}"
 
 
 def _givers(picked_U2: Floats) -> tuple[int, int]:
-    """ArmUsers who gave control and treatment any credit."""
+    """Number of users who gave control and treatment any credit."""
     control, treatment = np.count_nonzero(picked_U2, axis=0).tolist()
     return control, treatment
 
 
-def _leaning(shared_U2: Floats) -> tuple[float, float]:
-    """Of how many users what control has more of is made up, and what the treatment has: (Σ d)² / Σ d², as
-    Kish (1965) counts unequal weights."""
-    differs_U = shared_U2[:, 1] - shared_U2[:, 0]
-    sides = (np.maximum(-differs_U, 0.0), np.maximum(differs_U, 0.0))
-    control, treatment = (float(its.sum() ** 2 / max((its**2).sum(), 1e-300)) for its in sides)
+def _effective_users(shared_U2: Floats) -> tuple[float, float]:
+    """Effective number of users behind the control's lead and the treatment's: (Σ d)² / Σ d² (Kish 1965)."""
+    difference_U = shared_U2[:, 1] - shared_U2[:, 0]
+    leads = (np.maximum(-difference_U, 0.0), np.maximum(difference_U, 0.0))
+    control, treatment = (float(d.sum() ** 2 / max((d**2).sum(), 1e-300)) for d in leads)
     return control, treatment
 
 
 def _missing(credits: ArmCredits) -> str:
-    """Why there are no bounds."""
+    """Reason why there are no bounds."""
     users, (control, treatment) = len(credits.picked_U2), _givers(credits.picked_U2)
+    expected = f"expected {LEAST_COUNT} or more each"
     if users < AT_LEAST:
         return f"{users} users, expected {AT_LEAST} or more"
-    if min(control, treatment) >= LEAST_COUNT:
-        if (credits.shared_U2[:, 0] == credits.shared_U2[:, 1]).all():
-            return "both rank alike: every item was as likely to be picked by either"
-        fewer, more = _leaning(credits.shared_U2)
+    if min(control, treatment) < LEAST_COUNT:
         return (
-            f"what the control has more of comes from some {fewer:.0f} users, what the treatment has from "
-            f"{more:.0f}, expected {LEAST_COUNT} or more each"
+            f"{treatment} users gave the treatment any credit and {control} the control, {expected}"
         )
+    if (credits.shared_U2[:, 0] == credits.shared_U2[:, 1]).all():
+        return "both rank alike: every item was as likely to be picked by either"
+    control_lead, treatment_lead = _effective_users(credits.shared_U2)
     return (
-        f"{treatment} users gave the treatment any credit and {control} the control, expected {LEAST_COUNT} "
-        "or more each"
+        f"what the control has more of comes from some {control_lead:.0f} users, what the treatment has from "
+        f"{treatment_lead:.0f}, {expected}"
     )

@@ -1,10 +1,9 @@
-"""Several models' probabilities as one: each weighs as much as it has been right lately.
+"""Online ensemble of models' probabilities, weighted by their recent log loss.
 
-Exponential weights by log loss, of which a small share goes to all alike after each example, so that a model
-that was wrong for long counts again soon after it is right (fixed share: Herbster and Warmuth 1998, "Tracking
-the best expert"). The mean loss is never far above that of the best sequence of few changes between models.
-
-Knows nothing of what the models are, nor when a label is known: whoever calls ``learn`` waits for that.
+Exponential weights by log loss, with a small share redistributed to all models after each example, so that a
+model that becomes right soon counts again (fixed share: Herbster and Warmuth 1998, "Tracking the best
+expert"). The mean loss stays close to that of the best sequence of models with few changes. Callers delay
+``learn`` until the label is known.
 """
 
 # N examples, E models
@@ -16,12 +15,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
-_SMALLEST: Final = 1e-6  # probabilities are kept this far from 0 and 1
+_SMALLEST: Final = 1e-6  # probabilities stay this far from 0 and 1
 SHARE: Final = 0.005  # a change in 200 examples: unproven beyond the simulated worlds
 
 
 class FixedShare:
-    """Models come one by one (``add``) and stay. The first one begins with all of the weight."""
+    """Weights of models, which are added one by one and stay. The first one begins with all of the weight."""
 
     def __init__(self, share: float = SHARE) -> None:
         if not 0 < share < 1:
@@ -31,25 +30,25 @@ class FixedShare:
 
     @property
     def weights_E(self) -> Floats:
-        """What each model counts, together 1."""
+        """Weight of each model, with sum 1."""
         return self._weights_E.copy()
 
     def add(self) -> None:
-        """One more model: it begins with its part of the share."""
+        """Adds a model, with its part of the share."""
         models = len(self._weights_E) + 1
         part = self._share / models
         self._weights_E = np.append(self._weights_E * (1 - part), part)
 
     def mix(self, probabilities_NE: Floats) -> Floats:
-        """The weighted mean (N,) of what the models say."""
+        """Weighted mean (N,) of the models' probabilities."""
         mixed: Floats = self._checked(probabilities_NE) @ self._weights_E
         return mixed
 
     def learn(self, probabilities_NE: Floats, labels_N: Floats) -> None:
-        """What they had said, and what happened, one example after the other."""
-        said = np.clip(self._checked(probabilities_NE), _SMALLEST, 1 - _SMALLEST)
-        for said_E, label in zip(said, labels_N, strict=True):
-            weights_E = self._weights_E * (said_E if label else 1 - said_E)
+        """Updates the weights by earlier predictions and their labels, example by example."""
+        clipped_NE = np.clip(self._checked(probabilities_NE), _SMALLEST, 1 - _SMALLEST)
+        for row_E, label in zip(clipped_NE, labels_N, strict=True):
+            weights_E = self._weights_E * (row_E if label else 1 - row_E)
             total = float(weights_E.sum())
             if not math.isfinite(total):
                 raise ValueError("a model's probability isn't finite; leave that model out")

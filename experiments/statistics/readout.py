@@ -1,31 +1,31 @@
-"""What is read off an experiment, as values: what is known, how surely, and what follows from it.
+"""Readout of an experiment: effects with always-valid intervals, and a verdict.
 
-The intervals of primary metrics hold together, over metrics and arms, at all times, with probability 1 − α
-(Bonferroni); their p-values are adjusted over the same family (Holm). Guardrails are a family of their own,
-and so are days and segments: these are for looking, and decide nothing.
+Intervals of the primary metrics hold jointly over metrics, arms and time with probability 1 − α (Bonferroni);
+their p-values are adjusted over the same family (Holm). Guardrails are a family of their own. Days and
+segments are exploratory: each is a family too, and decides nothing.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
 from experiments.assignment.definition import Experiment
-from experiments.assignment.metric import Metric, metric_of, sums_of
-from experiments.statistics.effect import Effect, effect, eta_of, holm
+from experiments.assignment.design import Metric, metric_of, sums_of
+from experiments.statistics.effect import ArmUsers, Effect, effect, eta_of, holm
 from experiments.statistics.outcomes import UserOutcomes
 from experiments.statistics.sample_ratio import SampleRatio, sample_ratio
 
-BROKEN: Final = "broken"  # nothing that it says can be trusted
+BROKEN: Final = "broken"  # the data can't be trusted
 HARM: Final = "harm"  # a guardrail is known to be worse than tolerated
 BETTER: Final = "better"
 WORSE: Final = "worse"
-MIXED: Final = "mixed"  # one primary metric of an arm is better, another worse: people weigh them
+MIXED: Final = "mixed"  # one primary metric of an arm is better, another worse
 OPEN: Final = "open"
-SAFE: Final = "safe"  # of a guardrail: known not to be worse than tolerated
+SAFE: Final = "safe"  # a guardrail is known not to be worse than tolerated
 PRIMARY: Final = "primary"
 GUARDRAIL: Final = "guardrail"
-# Which lines are the reasons of a verdict, the weightiest first: what is worse is among them in any case.
-_WHY: Final = {
+# Results given as reasons of a verdict, most important first; worse ones are always among them.
+_REASONS: Final = {
     HARM: (HARM, WORSE),
     BETTER: (BETTER, WORSE),
     MIXED: (WORSE, BETTER),
@@ -43,8 +43,8 @@ class ArmSummary:
 
 @dataclass(frozen=True)
 class MetricEffect:
-    """One metric of one arm against the control. ``p``: adjusted over its family. ``said``: better, worse or
-    open; of a guardrail harm, safe or open. ``tolerated``: the relative loss."""
+    """Effect of one arm on one metric against the control. ``p``: adjusted over its family. ``said``: better,
+    worse or open; for a guardrail harm, safe or open. ``tolerated``: relative loss."""
 
     metric: str
     role: str
@@ -58,7 +58,7 @@ class MetricEffect:
 
 @dataclass(frozen=True)
 class SubgroupEffect:
-    """The first primary metric in a part of what was seen: a day since exposure, or a segment of users."""
+    """Effect on the first primary metric on one day since exposure or in one segment of users."""
 
     part: str
     arm: str
@@ -67,8 +67,8 @@ class SubgroupEffect:
 
 @dataclass(frozen=True)
 class Readout:
-    """``verdict`` with its reasons, the weightiest first. ``sampled``: the share of users of whom it was kept
-    what they did; ``counted``: of whom it was counted which arm they have, which is mostly all."""
+    """``verdict`` with its reasons, most important first. ``sampled``: share of users with outcomes;
+    ``counted``: share of users in the counts by arm, mostly 1."""
 
     experiment: str
     hypothesis: str
@@ -102,14 +102,14 @@ def metrics_needed(
 
 
 def outcomes_for(experiment: Experiment, labels: Sequence[str], most_users: int) -> UserOutcomes:
-    """Empty outcomes with the arms and the sums that its report needs."""
+    """Empty outcomes with the experiment's arms and the sums that its readout needs."""
     primary, guardrails = metrics_needed(experiment, labels)
     arms = [arm.name for arm in experiment.arms]
     return UserOutcomes(arms, sums_of([*primary, *guardrails]), most_users=most_users)
 
 
 def ratio_of(experiment: Experiment, outcomes: UserOutcomes, before: float = 1.0) -> SampleRatio:
-    """ArmUsers by arm against the arms' shares. ``before``: the least p-value so far."""
+    """Sample ratio of users by arm. ``before``: the least p-value so far."""
     total = sum(arm.share for arm in experiment.arms)
     return sample_ratio(outcomes.counts(), [arm.share / total for arm in experiment.arms], before)
 
@@ -125,14 +125,14 @@ def readout(
     ratio_before: float = 1.0,
     parts: bool = True,
 ) -> Readout:
-    """``segments``: names by their numbers in the outcomes. ``parts``: with days and segments, which take
-    most of the time. ``ratio_before``: the least p-value of the sample
-    ratio so far. ``misassigned``: users whose arm on the log isn't the one that the hash gives."""
+    """``segments``: names by their numbers in the outcomes. ``parts``: include days and segments, which take
+    most of the time. ``ratio_before``: least p-value of the sample ratio so far. ``misassigned``: users whose
+    arm on the log differs from the hash's."""
     primary, guardrails = metrics_needed(experiment, labels)
     ratio = ratio_of(experiment, outcomes, ratio_before)
     lines = (
-        *_lines(experiment, outcomes, primary, PRIMARY),
-        *_lines(experiment, outcomes, guardrails, GUARDRAIL),
+        *_metric_effects(experiment, outcomes, primary, PRIMARY),
+        *_metric_effects(experiment, outcomes, guardrails, GUARDRAIL),
     )
     arms = tuple(
         ArmSummary(arm.name, arm.share, count, outcomes.shown(number))
@@ -148,7 +148,7 @@ def readout(
     )  # fmt: skip
 
 
-def _lines(
+def _metric_effects(
     experiment: Experiment, outcomes: UserOutcomes, metrics: Sequence[Metric], role: str
 ) -> list[MetricEffect]:
     family = len(metrics) * (len(experiment.arms) - 1)
@@ -156,32 +156,35 @@ def _lines(
         return []
     alpha = experiment.metrics.alpha / family
     eta = eta_of(experiment.metrics.find, alpha)
-    found: list[tuple[Metric, str, Effect]] = []
+    effects: list[tuple[Metric, str, Effect]] = []
     for metric in metrics:
         control = outcomes.users(metric, 0)
         for number, arm in enumerate(experiment.arms[1:], 1):
-            its = effect(outcomes.users(metric, number), control, alpha, eta)
-            found.append((metric, arm.name, its))
-    adjusted = holm([its.p for _, _, its in found])
+            treatment = outcomes.users(metric, number)
+            effects.append((metric, arm.name, effect(treatment, control, alpha, eta)))
     lines = []
-    for (metric, name, its), p in zip(found, adjusted, strict=True):
-        lost = experiment.metrics.guardrails[metric.name] if role == GUARDRAIL else 0.0
-        said = _guarded(metric, its, lost) if role == GUARDRAIL else _said(metric, its)
-        lines.append(MetricEffect(metric.name, role, name, its, p, said, metric.higher_is_better, lost))
+    for (metric, arm_name, estimate), p in zip(
+        effects, holm([estimate.p for _, _, estimate in effects]), strict=True
+    ):
+        guarded = role == GUARDRAIL
+        loss = experiment.metrics.guardrails[metric.name] if guarded else 0.0
+        said = _guardrail_result(metric, estimate, loss) if guarded else _result(metric, estimate)
+        place = (metric.name, role, arm_name, estimate, p, said)
+        lines.append(MetricEffect(*place, metric.higher_is_better, loss))
     return lines
 
 
-def _said(metric: Metric, its: Effect) -> str:
-    if not its.excludes_zero:
+def _result(metric: Metric, estimate: Effect) -> str:
+    if not estimate.excludes_zero:
         return OPEN
-    return BETTER if (its.low > 0) == metric.higher_is_better else WORSE
+    return BETTER if (estimate.low > 0) == metric.higher_is_better else WORSE
 
 
-def _guarded(metric: Metric, its: Effect, lost: float) -> str:
-    """Harm, safe or open: where fewer are better, a loss is an increase."""
+def _guardrail_result(metric: Metric, estimate: Effect, loss: float) -> str:
+    """Harm, safe or open. For metrics that should be low, a loss is an increase."""
     if metric.higher_is_better:
-        return HARM if its.high < -lost else SAFE if its.low > -lost else OPEN
-    return HARM if its.low > lost else SAFE if its.high < lost else OPEN
+        return HARM if estimate.high < -loss else SAFE if estimate.low > -loss else OPEN
+    return HARM if estimate.low > loss else SAFE if estimate.high < loss else OPEN
 
 
 def _verdict(
@@ -199,71 +202,70 @@ def _verdict(
         broken.append(f"{crossed:,} users were given more than one arm")
     if broken:
         return BROKEN, tuple(broken)
-    verdict = _of_lines(lines)
+    verdict = _overall(lines)
     if verdict == OPEN:
         return OPEN, ("no primary metric is known to differ yet",)
-    told = [in_words(line) for said in _WHY[verdict] for line in lines if line.said == said]
+    reasons = [in_words(line) for said in _REASONS[verdict] for line in lines if line.said == said]
     unsure = [line for line in lines if line.role == GUARDRAIL and line.said == OPEN]
-    return verdict, (*told, *(f"{line.metric} of {line.arm} is open" for line in unsure))
+    return verdict, (*reasons, *(f"{line.metric} of {line.arm} is open" for line in unsure))
 
 
-def _of_lines(lines: Sequence[MetricEffect]) -> str:
-    """Harm of any arm, else the verdict of the best arm: it is an arm that people choose, whole, so what is
-    better in one metric doesn't make up for what is worse in another."""
+def _overall(lines: Sequence[MetricEffect]) -> str:
+    """Harm by any arm, else the verdict of the best arm. An arm is chosen as a whole, so a better metric
+    doesn't make up for a worse one."""
     if any(line.said == HARM for line in lines):
         return HARM
     by_arm: dict[str, set[str]] = {}
     for line in lines:
         by_arm.setdefault(line.arm, set()).add(line.said)
-    arms = list(by_arm.values())
-    if any(BETTER in said and WORSE not in said for said in arms):
-        return BETTER
-    if any(BETTER in said for said in arms):
-        return MIXED
-    return WORSE if any(WORSE in said for said in arms) else OPEN
+    better = [results for results in by_arm.values() if BETTER in results]
+    if better:
+        return BETTER if any(WORSE not in results for results in better) else MIXED
+    return WORSE if any(WORSE in results for results in by_arm.values()) else OPEN
 
 
 def in_words(line: MetricEffect) -> str:
-    """One line's effect as a sentence."""
-    its = line.effect
-    bounds = f"{its.relative:+.2%} ({its.low:+.2%} to {its.high:+.2%})"
-    said = f", tolerated {line.tolerated:.0%}" if line.role == GUARDRAIL else ""
-    return f"{line.metric} of {line.arm}: {bounds}{said}: {line.said}"
+    """One metric's effect as a sentence."""
+    tolerated = f", tolerated {line.tolerated:.0%}" if line.role == GUARDRAIL else ""
+    return f"{line.metric} of {line.arm}: {line.effect.interval}{tolerated}: {line.said}"
 
 
 def _days(
     experiment: Experiment, outcomes: UserOutcomes, metric: Metric, until_ms: int
 ) -> tuple[SubgroupEffect, ...]:
-    """By days since exposure: an effect of novelty is large at first, and leaves."""
-    family = outcomes.days * max(1, len(experiment.arms) - 1)
-    alpha = experiment.metrics.alpha / family
-    eta = eta_of(experiment.metrics.find, alpha)
-    cells = []
+    """Effects by day since exposure: a novelty effect is large at first and fades."""
+    groups = []
     for day in range(outcomes.days):
-        control = outcomes.users(metric, 0, day=day, until_ms=until_ms)
-        name = f"day {day}" if day < outcomes.days - 1 else f"day {day} and later"
-        for number, arm in enumerate(experiment.arms[1:], 1):
-            mine = outcomes.users(metric, number, day=day, until_ms=until_ms)
-            if mine.denominators_U.sum() > 0 and control.denominators_U.sum() > 0:
-                cells.append(SubgroupEffect(name, arm.name, effect(mine, control, alpha, eta)))
-    return tuple(cells)
+        arms = range(len(experiment.arms))
+        users = [outcomes.users(metric, arm, day=day, until_ms=until_ms) for arm in arms]
+        groups.append((f"day {day}" + " and later" * (day == outcomes.days - 1), users))
+    by_day = _subgroups(experiment, groups)
+    return tuple(
+        part for part, a, b in by_day if a.denominators_U.sum() > 0 and b.denominators_U.sum() > 0
+    )
 
 
 def _segments(
     experiment: Experiment, outcomes: UserOutcomes, metric: Metric, names: Sequence[str]
 ) -> tuple[SubgroupEffect, ...]:
-    parts: list[tuple[str, int | None, bool | None]] = [
-        ("new", None, True),
-        ("returning", None, False),
-    ]
+    parts: list[tuple[str, int | None, bool | None]]
+    parts = [("new", None, True), ("returning", None, False)]
     parts += [(names[s], s, None) for s in outcomes.segments() if s < len(names)]
-    alpha = experiment.metrics.alpha / (len(parts) * max(1, len(experiment.arms) - 1))
-    eta = eta_of(experiment.metrics.find, alpha)
-    cells = []
+    groups = []
     for name, segment, new in parts:
-        control = outcomes.users(metric, 0, segment=segment, new=new)
-        for number, arm in enumerate(experiment.arms[1:], 1):
-            mine = outcomes.users(metric, number, segment=segment, new=new)
-            if len(mine) and len(control):
-                cells.append(SubgroupEffect(name, arm.name, effect(mine, control, alpha, eta)))
-    return tuple(cells)
+        arms = range(len(experiment.arms))
+        users = [outcomes.users(metric, arm, segment=segment, new=new) for arm in arms]
+        groups.append((name, users))
+    return tuple(part for part, a, b in _subgroups(experiment, groups) if len(a) and len(b))
+
+
+def _subgroups(
+    experiment: Experiment, groups: Sequence[tuple[str, Sequence[ArmUsers]]]
+) -> Iterator[tuple[SubgroupEffect, ArmUsers, ArmUsers]]:
+    """Effects by subgroup, given the users of each arm, the control first; with the users compared."""
+    alpha = experiment.metrics.alpha / (len(groups) * max(1, len(experiment.arms) - 1))
+    eta = eta_of(experiment.metrics.find, alpha)
+    for name, (control, *treatments) in groups:
+        for arm, users in zip(experiment.arms[1:], treatments, strict=True):
+            estimate = effect(users, control, alpha, eta)
+            yield SubgroupEffect(name, arm.name, estimate), users, control

@@ -1,138 +1,211 @@
-"""What a revision of the experiments says: who is given arms now, and what a wish makes of it."""
+"""Revisions of the set of experiments, and the ramp of each: begin, grow, stop.
+
+The users of an experiment are those below a bound of the layer's hash, so a larger share keeps all earlier
+users.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Final
+
+import msgspec
 
 from experiments.assignment.definition import Experiment, name_in, read_experiment, read_experiments
 from experiments.assignment.design import Ramp
-from experiments.statistics.ramp import STOPPED, begin, stop
+from experiments.statistics.readout import BROKEN, HARM, Readout
 from recsys.config.policy_config import PolicyConfig
 from recsys.events.control_records import ExperimentRequest, Experiments, ExperimentState
+
+WAITING: Final = "waiting"
+RUNNING: Final = "running"
+STOPPED: Final = "stopped"
+_HOUR_MS: Final = 3_600_000
 
 
 @dataclass(frozen=True)
 class ExperimentSet:
-    """Texts by file, and where their experiments stand: what a revision carries."""
+    """Content of a revision: YAML texts by file, and the state of each experiment by name."""
 
     configs: Mapping[str, str] = field(default_factory=dict)
     stands: Mapping[str, ExperimentState] = field(default_factory=dict)
 
 
+def begin(
+    experiment: Experiment, now_ms: int, *, given: bool = True, at_once: bool = False
+) -> ExperimentState:
+    """State of a new experiment. ``at_once``: with all of its traffic, without a ramp."""
+    step = 0 if experiment.ramp.steps and not at_once else len(experiment.ramp.steps)
+    return move(experiment, ExperimentState(state=WAITING, step=step, given=given), now_ms, None)
+
+
+def stop(stand: ExperimentState, now_ms: int, why: str) -> ExperimentState:
+    """State after a stop: no arms from the next request on."""
+    return msgspec.structs.replace(stand, state=STOPPED, traffic=0.0, since_ms=now_ms, why=why)
+
+
+def move(
+    experiment: Experiment, stand: ExperimentState, now_ms: int, seen: Readout | None
+) -> ExperimentState:
+    """The next state; the same object if nothing changes. Without a readout (``seen``) the ramp doesn't
+    grow."""
+    if stand.state == STOPPED:
+        return stand
+    if experiment.stop and now_ms >= experiment.stop:
+        return stop(stand, now_ms, "its time is over")
+    if stand.state == WAITING:
+        if now_ms < experiment.start:
+            return stand
+        return msgspec.structs.replace(
+            stand, state=RUNNING, traffic=_traffic_at(experiment, stand.step), since_ms=now_ms,
+            started_ms=now_ms, why="",
+        )  # fmt: skip
+    if seen is not None and seen.verdict in (BROKEN, HARM):
+        return stop(stand, now_ms, f"{seen.verdict}: {'; '.join(seen.why)}")
+    if stand.step < len(experiment.ramp.steps) and seen is not None:
+        hours = (now_ms - stand.since_ms) / _HOUR_MS
+        users = seen.users / seen.counted  # only a share of very many is counted
+        if hours >= experiment.ramp.hours and users >= experiment.ramp.users:
+            step, traffic = stand.step + 1, _traffic_at(experiment, stand.step + 1)
+            return msgspec.structs.replace(stand, step=step, traffic=traffic, since_ms=now_ms)
+    return stand
+
+
+def _traffic_at(experiment: Experiment, step: int) -> float:
+    """Share of the layer's users at a step of the ramp."""
+    return (*experiment.ramp.steps, experiment.traffic)[step]
+
+
 def parse_all(
-    told: ExperimentSet | Experiments, policy: PolicyConfig, labels: Sequence[str] | None = None
+    revision: ExperimentSet | Experiments,
+    policy: PolicyConfig,
+    labels: Sequence[str] | None = None,
 ) -> tuple[Experiment, ...]:
-    """Its experiments as their files say, also those that give nobody an arm. Raises YamlError."""
-    return read_experiments(told.configs, policy, labels, _stopped(told))
+    """All experiments as defined in their files, also those without traffic. Raises YamlError."""
+    return read_experiments(revision.configs, policy, labels, _stopped(revision))
 
 
 def parse_each(
-    told: ExperimentSet | Experiments,
+    revision: ExperimentSet | Experiments,
     policy: PolicyConfig,
     labels: Sequence[str] | None = None,
     stopped: bool = True,
 ) -> tuple[list[Experiment], dict[str, str]]:
-    """Each read by itself: those that can be read, and by name why others can't, since what was told by other
-    code, or under another schema, may mean nothing today. ``stopped``: also those."""
-    found, unread, over = list[Experiment](), dict[str, str](), _stopped(told)
-    for file, text in sorted(told.configs.items()):
+    """Readable experiments, and errors of the others by name: texts from another version of the code or the
+    schema may be invalid today. ``stopped``: include these."""
+    experiments, errors, over = list[Experiment](), dict[str, str](), _stopped(revision)
+    for file, text in sorted(revision.configs.items()):
         name = name_in(text) or file.removesuffix(".yaml")
         if name in over and not stopped:
             continue
         try:
-            found.append(read_experiment(text, file, policy, labels))
+            experiments.append(read_experiment(text, file, policy, labels))
         except ValueError as error:
-            unread[name] = str(error)
-    return found, unread
+            errors[name] = str(error)
+    return experiments, errors
 
 
 def running(
-    told: ExperimentSet | Experiments, policy: PolicyConfig, labels: Sequence[str] | None = None
+    revision: ExperimentSet | Experiments,
+    policy: PolicyConfig,
+    labels: Sequence[str] | None = None,
 ) -> tuple[Experiment, ...]:
-    """Those that give arms, with the traffic that they have by now. Raises YamlError."""
-    now = []
-    for its in read_experiments(_going(told), policy, labels, judged=False):
-        stand = told.stands.get(its.name)
+    """Experiments that assign arms, with their current traffic. Raises YamlError."""
+    experiments = []
+    for experiment in read_experiments(_not_stopped(revision), policy, labels, judged=False):
+        stand = revision.stands.get(experiment.name)
         if stand is not None:
-            its = replace(its, traffic=stand.traffic, ramp=Ramp())
+            experiment = replace(experiment, traffic=stand.traffic, ramp=Ramp())
         if stand is None or stand.traffic > 0:
-            now.append(its)
-    return tuple(now)
+            experiments.append(experiment)
+    return tuple(experiments)
 
 
 def apply_request(
-    told: ExperimentSet, wish: ExperimentRequest, policy: PolicyConfig, labels: Sequence[str], now_ms: int
+    revision: ExperimentSet,
+    request: ExperimentRequest,
+    policy: PolicyConfig,
+    labels: Sequence[str],
+    now_ms: int,
 ) -> ExperimentSet:
-    """What holds once a wish is granted. Raises ValueError, saying why, where it can't be."""
-    if wish.what == "start":
-        return _start(told, wish, policy, labels, now_ms)
-    if wish.what != "stop":
-        raise ValueError(f"the wish is {wish.what!r}, expected 'start' or 'stop'")
-    # By name alone: what can't be read any more is what most needs to be stopped.
-    names = _names(told)
-    if wish.name not in told.stands and wish.name not in names:
-        raise ValueError(f"no experiment {wish.name!r}; there are {', '.join(names) or 'none'}")
-    stand = told.stands.get(wish.name, ExperimentState(state="running"))
+    """The set after a request to start or stop an experiment. Raises ValueError with the reason if
+    refused."""
+    if request.what == "start":
+        return _start(revision, request, policy, labels, now_ms)
+    if request.what != "stop":
+        raise ValueError(f"the request is {request.what!r}, expected 'start' or 'stop'")
+    # By name alone: unreadable experiments most need to be stopped.
+    names = _names(revision)
+    if request.name not in revision.stands and request.name not in names:
+        raise ValueError(f"no experiment {request.name!r}; there are {', '.join(names) or 'none'}")
+    stand = revision.stands.get(request.name, ExperimentState(state="running"))
     if stand.state == STOPPED:
-        raise ValueError(f"{wish.name} is stopped already: {stand.why}")
-    stopped = stop(stand, now_ms, wish.reason or "asked for")
-    return ExperimentSet(told.configs, {**told.stands, wish.name: stopped})
+        raise ValueError(f"{request.name} is stopped already: {stand.why}")
+    stopped = stop(stand, now_ms, request.reason or "asked for")
+    return ExperimentSet(revision.configs, {**revision.stands, request.name: stopped})
 
 
 def _start(
-    told: ExperimentSet, wish: ExperimentRequest, policy: PolicyConfig, labels: Sequence[str], now_ms: int
+    revision: ExperimentSet,
+    request: ExperimentRequest,
+    policy: PolicyConfig,
+    labels: Sequence[str],
+    now_ms: int,
 ) -> ExperimentSet:
-    its = read_experiment(wish.text, wish.name or "<text>", policy, labels)
-    if its.name in _names(told):
+    experiment = read_experiment(request.text, request.name or "<text>", policy, labels)
+    name, file = experiment.name, f"{experiment.name}.yaml"
+    if name in _names(revision):
         raise ValueError(
-            f"an experiment {its.name!r} is there already; a name is used once, since who was in it then has "
-            "seen it: give it another name"
+            f"an experiment {name!r} is there already; a name is used once, since its former users have seen "
+            "it: give it another name"
         )
-    file = f"{its.name}.yaml"
-    if file in told.configs:
+    if file in revision.configs:
         raise ValueError(
-            f"the file name {file!r} is held by the experiment {name_in(told.configs[file])!r}, which would "
-            f"be overwritten: give {its.name!r} another name"
+            f"the file name {file!r} is held by the experiment {name_in(revision.configs[file])!r}, which "
+            f"would be overwritten: give {name!r} another name"
         )
-    stand = begin(its, now_ms, at_once=wish.at_once)
+    stand = begin(experiment, now_ms, at_once=request.at_once)
     if stand.state == STOPPED:
-        raise ValueError(f"{its.name}: {stand.why}; give it a later stop")
-    new = ExperimentSet({**told.configs, file: wish.text}, {**told.stands, its.name: stand})
-    read_experiments(_going(new), policy, labels)  # whether it fits beside the others
+        raise ValueError(f"{name}: {stand.why}; give it a later stop")
+    configs = {**revision.configs, file: request.text}
+    new = ExperimentSet(configs, {**revision.stands, name: stand})
+    read_experiments(_not_stopped(new), policy, labels)  # raises for conflicts
     return new
 
 
-def _names(told: ExperimentSet | Experiments) -> list[str]:
-    return sorted({name_in(text) for text in told.configs.values()} - {""})
+def _names(revision: ExperimentSet | Experiments) -> list[str]:
+    return sorted({name_in(text) for text in revision.configs.values()} - {""})
 
 
-def _stopped(told: ExperimentSet | Experiments) -> set[str]:
-    return {name for name, its in told.stands.items() if its.state == STOPPED}
+def _stopped(revision: ExperimentSet | Experiments) -> set[str]:
+    return {name for name, stand in revision.stands.items() if stand.state == STOPPED}
 
 
-def _going(told: ExperimentSet | Experiments) -> dict[str, str]:
-    """The texts of those that aren't stopped: of the others nothing needs to be readable."""
-    over = _stopped(told)
-    return {file: text for file, text in told.configs.items() if name_in(text) not in over}
+def _not_stopped(revision: ExperimentSet | Experiments) -> dict[str, str]:
+    """Texts of experiments that aren't stopped; the others may be unreadable."""
+    over = _stopped(revision)
+    return {file: text for file, text in revision.configs.items() if name_in(text) not in over}
 
 
 def with_files(
-    told: ExperimentSet, files: Mapping[str, str], policy: PolicyConfig, labels: Sequence[str], now_ms: int
+    revision: ExperimentSet,
+    files: Mapping[str, str],
+    policy: PolicyConfig,
+    labels: Sequence[str],
+    now_ms: int,
 ) -> ExperimentSet:
-    """What holds with these files beside the code. What was started by a wish stays as it is; a file that
-    says when, how or by what it may be stopped, or whose arms train lines, has a place where it stands.
-    Raises ValueError."""
-    given = {f"{name}.yaml" for name, its in told.stands.items() if its.given}
-    configs = {**files, **{file: text for file, text in told.configs.items() if file in given}}
-    named = [name_in(text) for text in configs.values()]
-    for name in named:
-        if named.count(name) > 1:  # also where it is stopped, and not read below
-            raise ValueError(
-                f"the experiment {name!r} is there twice; give one of them another name"
-            )
-    stands = dict(told.stands)
-    for its in read_experiments(_going(ExperimentSet(configs, stands)), policy, labels):
-        if its.name not in stands and (
-            its.ramp.steps or its.start or its.stop or its.metrics.guardrails or its.trains
-        ):
-            stands[its.name] = begin(its, now_ms, given=False)
+    """The set with these files of the code. Experiments started by request stay. Files with a ramp, times,
+    guardrails or trained lines get a state. Raises ValueError."""
+    given = {f"{name}.yaml" for name, stand in revision.stands.items() if stand.given}
+    requested = {file: text for file, text in revision.configs.items() if file in given}
+    configs = {**files, **requested}
+    names = [name_in(text) for text in configs.values()]
+    for name in names:
+        if names.count(name) > 1:  # also stopped ones, which aren't read below
+            text = f"the experiment {name!r} is there twice; give one of them another name"
+            raise ValueError(text)
+    stands = dict(revision.stands)
+    for each in read_experiments(_not_stopped(ExperimentSet(configs, stands)), policy, labels):
+        managed = each.ramp.steps or each.start or each.stop or each.metrics.guardrails
+        if each.name not in stands and (managed or each.trains):
+            stands[each.name] = begin(each, now_ms, given=False)
     return ExperimentSet(configs, stands)

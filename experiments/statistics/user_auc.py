@@ -1,13 +1,12 @@
-"""By how much a candidate orders one user's own items better than live: AUC within users, as examples come.
+"""Streaming AUC within users: how much better a candidate orders each user's own items than live.
 
-AUC over a stretch of time rewards a model that knows which users engage with anything. A list is of one user,
-so what it gains by is the order within. Each example is held against the user's latest ones with the other
-label; what is counted is how many of these pairs each model has the right way round (ties as a half). The
-mean over examples is a GAUC in which each example has the same weight (Zhou et al. 2018, "Deep Interest
-Network", section 5.2, weights by impressions).
+AUC over a period rewards predicting which users engage at all, but a list belongs to one user, so only the
+order within matters. Each example is paired with the user's latest ones of the other label; each model's
+share of correctly ordered pairs counts (ties as a half). The mean over examples is a GAUC with equal weights
+(Zhou et al. 2018, "Deep Interest Network", section 5.2, weights by impressions).
 """
 
-# N examples, M of them with something to be held against, K kept of a user and label
+# N examples, M of them with pairs, K stored examples of a user and label
 
 from typing import Final
 
@@ -15,56 +14,53 @@ import numpy as np
 from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
-_KEPT: Final = 8  # of a user and label; an example further back is of another mood
-_SLOTS: Final = 16_384  # users that are remembered; one who shares a slot takes it over
-_FIRST: Final = 64  # rows; more are made as users come
+_STORED: Final = 8  # of a user and label; older examples are of another mood
+_SLOTS: Final = 16_384  # for users by hash; the newest user of a slot replaces the one before
+_FIRST: Final = 64  # initial rows
 _NOBODY: Final = np.iinfo(np.int64).min
 
 
 class UserAuc:
-    """Pairs of one user's examples, across batches. Memory is bounded: who shares a slot takes it over. A
-    slot has a row once somebody takes it, so few users need little."""
+    """Pairs of each user's examples, across batches. Memory is bounded: users of one slot replace each other.
+    A slot gets a row at its first use, so few users need little."""
 
-    def __init__(self, kept: int = _KEPT, slots: int = _SLOTS) -> None:
-        self._kept, self._slots = kept, slots
-        self._row = np.full(slots, -1, np.int32)  # of each slot; −1: nobody took it yet
+    def __init__(self, stored: int = _STORED, slots: int = _SLOTS) -> None:
+        self._stored, self._slots = stored, slots
+        self._row = np.full(slots, -1, np.int32)  # of each slot; −1: unused
         self._rows = 0
         self._owner = np.full(_FIRST, _NOBODY)
-        self._scores = np.zeros(
-            (_FIRST, 2, kept, 2), np.float32
-        )  # by label; live's, the candidate's
-        self._seen = np.zeros((_FIRST, 2), np.int64)  # put there so far, by label
+        # By label; scores of live and of the candidate.
+        self._scores = np.zeros((_FIRST, 2, stored, 2), np.float32)
+        self._seen = np.zeros((_FIRST, 2), np.int64)  # examples so far, by label
 
     @property
     def nbytes(self) -> int:
-        """Of memory."""
-        return sum(its.nbytes for its in (self._row, self._owner, self._scores, self._seen))
+        return sum(a.nbytes for a in (self._row, self._owner, self._scores, self._seen))
 
     def add(
         self, users_N: NDArray[np.int64], live_N: Floats, candidate_N: Floats, labels_N: Floats
     ) -> tuple[NDArray[np.int64], Floats]:
-        """Examples in the order in which they came: users (M,), and the candidate's gain for each (M,), from
-        −1 to 1. Examples of one batch aren't held against each other."""
+        """Adds examples in the order of arrival; returns users (M,) and the candidate's gains (M,), from −1
+        to 1. Examples of one batch aren't paired with each other."""
         users, slots = users_N.astype(np.int64), users_N.astype(np.uint64) % np.uint64(self._slots)
         at, label = self._rows_of(slots.astype(np.int64)), (labels_N > 0.5).astype(np.int64)
-        both = np.stack([live_N, candidate_N], 1).astype(np.float32)
-        gains = self._gains(users, at, label, both)
-        self._keep(users, at, label, both)
-        found = np.isfinite(gains)
-        return users[found], gains[found]
+        scores = np.stack([live_N, candidate_N], 1).astype(np.float32)
+        gains = self._gains(users, at, label, scores)
+        self._store(users, at, label, scores)
+        paired = np.isfinite(gains)
+        return users[paired], gains[paired]
 
     def _rows_of(self, slots_N: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Where slots have their rows; those that none took before get one."""
+        """Rows of slots; new slots get one."""
         fresh = np.unique(slots_N[self._row[slots_N] < 0])
         self._row[fresh] = np.arange(self._rows, self._rows + len(fresh))
         self._rows += len(fresh)
         if self._rows > len(self._owner):
-            size = min(self._slots, 1 << (self._rows - 1).bit_length())
-            more = size - len(self._owner)
+            more = min(self._slots, 1 << (self._rows - 1).bit_length()) - len(self._owner)
             self._owner = np.append(self._owner, np.full(more, _NOBODY))
             self._scores, self._seen = (
-                np.concatenate([its, np.zeros((more, *its.shape[1:]), its.dtype)])
-                for its in (self._scores, self._seen)
+                np.concatenate([array, np.zeros((more, *array.shape[1:]), array.dtype)])
+                for array in (self._scores, self._seen)
             )
         out: NDArray[np.int64] = self._row[slots_N].astype(np.int64)
         return out
@@ -74,40 +70,39 @@ class UserAuc:
         users_N: NDArray[np.int64],
         at_N: NDArray[np.int64],
         label_N: NDArray[np.int64],
-        both_N2: NDArray[np.float32],
+        scores_N2: NDArray[np.float32],
     ) -> Floats:
-        """NaN where nothing is there to be held against."""
-        others = self._scores[at_N, 1 - label_N]  # (N, K, 2)
-        known = np.minimum(self._seen[at_N, 1 - label_N], self._kept)
-        known = np.where(self._owner[at_N] == users_N, known, 0)
-        there = np.arange(self._kept) < known[:, None]  # (N, K)
+        """Gains (N,), NaN without pairs."""
+        others_NK2 = self._scores[at_N, 1 - label_N]
+        count_N = np.minimum(self._seen[at_N, 1 - label_N], self._stored)
+        count_N = np.where(self._owner[at_N] == users_N, count_N, 0)
+        present_NK = np.arange(self._stored) < count_N[:, None]
         sign = np.where(label_N > 0, 1.0, -1.0)[:, None, None]
-        right = (np.sign(both_N2[:, None, :] - others) * sign + 1) / 2
-        gained = np.where(there, right[:, :, 1] - right[:, :, 0], 0.0).sum(1)
-        out: Floats = np.where(known > 0, gained / np.maximum(known, 1), np.nan)
+        right_NK2 = (np.sign(scores_N2[:, None, :] - others_NK2) * sign + 1) / 2
+        gain_N = np.where(present_NK, right_NK2[:, :, 1] - right_NK2[:, :, 0], 0.0).sum(1)
+        out: Floats = np.where(count_N > 0, gain_N / np.maximum(count_N, 1), np.nan)
         return out
 
-    def _keep(
+    def _store(
         self,
         users_N: NDArray[np.int64],
         at_N: NDArray[np.int64],
         label_N: NDArray[np.int64],
-        both_N2: NDArray[np.float32],
+        scores_N2: NDArray[np.float32],
     ) -> None:
-        last = np.zeros(len(users_N), np.bool_)  # of those in one slot the last owner takes it
+        last = np.zeros(len(users_N), np.bool_)  # the last user of a slot takes it
         last[len(at_N) - 1 - np.unique(at_N[::-1], return_index=True)[1]] = True
         fresh = at_N[last][self._owner[at_N[last]] != users_N[last]]
         self._seen[fresh], self._owner[at_N[last]] = 0, users_N[last]
-        mine = self._owner[at_N] == users_N
-        at, label, both = at_N[mine], label_N[mine], both_N2[mine]
+        owned = self._owner[at_N] == users_N
+        at, label = at_N[owned], label_N[owned]
         cell = at * 2 + label
         order = np.argsort(cell, kind="stable")
         starts = np.flatnonzero(np.diff(cell[order], prepend=-1))
         counts = np.diff(np.append(starts, len(order)))
         nth = np.empty(len(order), np.int64)
         nth[order] = np.arange(len(order)) - np.repeat(starts, counts)
-        place = (self._seen[at, label] + nth) % self._kept
-        self._scores[at, label, place] = (
-            both  # of two in one place the later stays: numpy assigns in order
-        )
+        place = (self._seen[at, label] + nth) % self._stored
+        # Of two in one place the later stays: numpy assigns in order.
+        self._scores[at, label, place] = scores_N2[owned]
         np.add.at(self._seen, (at, label), 1)

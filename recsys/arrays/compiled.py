@@ -6,10 +6,10 @@ machine's vector width.
 """
 
 import hashlib
-import os
 import sys
 from collections.abc import Callable, Iterator
 from functools import cache
+from pathlib import Path
 from types import CodeType, ModuleType
 from typing import Any, TypeVar
 
@@ -96,14 +96,12 @@ def _references(function: Callable[..., Any]) -> Iterator[tuple[str, Any]]:
 
 
 def _file_digest(path: str) -> bytes:
-    status = os.stat(path)
-    return _content_digest(path, status.st_mtime_ns, status.st_size)
+    return _content_digest(Path(path), Path(path).stat().st_mtime_ns)
 
 
 @cache
-def _content_digest(path: str, mtime_ns: int, size: int) -> bytes:
-    with open(path, "rb") as file:
-        return hashlib.sha256(file.read()).digest()
+def _content_digest(path: Path, mtime_ns: int) -> bytes:
+    return hashlib.sha256(path.read_bytes()).digest()
 
 
 def read_only(kind: Any, dimensions: int) -> Any:

@@ -1,13 +1,12 @@
-"""Loads the configuration: a named run, over it a YAML file, over both the environment.
+"""Loads the configuration: a named run, overridden by a YAML file, overridden by the environment.
 
 ``load("laptop")`` is the run of that name; ``load("mine.yaml")`` reads a file like
 
-    extends: cluster          # a run's name; laptop where it isn't said
+    extends: cluster          # a run's name; default: laptop
     log: {url: "kafka://broker:9092"}
 
-and ``RECSYS__LOG__URL=kafka://broker:9092`` in the environment wins over either. The types are the
-dataclasses of ``recsys.config.system_config``; a key that they don't have is an error that says where it stands and what
-is known.
+and ``RECSYS__LOG__URL=kafka://broker:9092`` in the environment overrides both. The types are the dataclasses
+of ``recsys.config.system_config``; an unknown key is an error that names its position and the known keys.
 """
 
 import os
@@ -22,31 +21,31 @@ from recsys.config.system_config import RUNS, Config
 from recsys.config.yaml_with_lines import YamlError, YamlWithLines
 
 PREFIX = "RECSYS__"
-KeyPath = tuple[str, ...]  # of a value: ("log", "url")
+KeyPath = tuple[str, ...]  # e.g. ("log", "url")
 
 
 class ConfigError(ValueError):
-    """What is wrong with the settings, where it stands, and what was expected."""
+    """An error in the configuration, with its position and the expectation."""
 
 
 def load(name_or_yaml: str) -> Config:
-    """The configuration of a run's name or of a YAML file, with the environment laid over it.
+    """The configuration of a run's name or a YAML file, overridden by the environment.
 
-    Raises ConfigError for a name, key or value that doesn't fit.
+    Raises ConfigError for an unknown name or key, or an invalid value.
     """
-    base, changes, said_in = _named(name_or_yaml)
+    base, changes, position = _named(name_or_yaml)
     values: dict[str, Any] = msgspec.to_builtins(base)
-    values = _lay(values, changes, Config, said_in)
+    values = _lay(values, changes, Config, position)
     values = _lay(values, _environment(), Config, _variable)
     try:
         return msgspec.convert(values, Config)
     except msgspec.ValidationError as error:
-        # Each value fits its type by now: this is a check of the dataclass itself, which names the key.
+        # Each value has its type by now: this is a check of the dataclass itself, which names the key.
         raise ConfigError(f"{name_or_yaml}, with the environment: {error}") from None
 
 
 def _named(name_or_yaml: str) -> tuple[Config, Mapping[str, Any], Callable[[KeyPath], str]]:
-    """The run to start from, what a file changes, and how to say where in the file."""
+    """The base run, the file's changes, and a function that gives the file position of a key."""
     if name_or_yaml in RUNS:
         return RUNS[name_or_yaml](), {}, str
     file = Path(name_or_yaml)
@@ -63,21 +62,20 @@ def _named(name_or_yaml: str) -> tuple[Config, Mapping[str, Any], Callable[[KeyP
         raise ConfigError(f"{file}:1: expected a mapping, found {marked.value!r}")
     changes = {"name": file.stem, **(marked.value or {})}
     extends = changes.pop("extends", "laptop")
-    if extends not in list(RUNS):  # a list, since YAML may give what has no hash
-        there = ", ".join(sorted(RUNS))
-        raise ConfigError(
-            f"{file}:{marked.line('extends')}: extends is {extends!r}, expected {there}"
-        )
+    if extends not in list(RUNS):  # a list, since YAML values may be unhashable
+        runs = ", ".join(sorted(RUNS))
+        line = marked.line("extends")
+        raise ConfigError(f"{file}:{line}: extends is {extends!r}, expected {runs}")
     return RUNS[extends](), changes, lambda path: f"{file}:{marked.line(*path)}"
 
 
 def _environment() -> dict[str, Any]:
-    """The nested values of ``RECSYS__...`` variables, as strings where they aren't JSON objects."""
+    """The nested values of ``RECSYS__...`` variables: JSON objects or strings."""
     from pydantic import create_model
     from pydantic_settings import BaseSettings, EnvSettingsSource, SettingsError
 
     known = {field.name: (field.type, None) for field in fields(Config)}
-    for variable in os.environ:  # pydantic-settings passes over the sections that it doesn't know
+    for variable in os.environ:  # pydantic-settings ignores unknown sections
         section = variable.upper().removeprefix(PREFIX).partition("__")[0].lower()
         if variable.upper().startswith(PREFIX) and section not in known:
             raise _unknown(f"environment variable {variable}", (section,), known)
@@ -96,31 +94,31 @@ def _lay(
     values: dict[str, Any],
     changes: Mapping[str, Any],
     kind: Any,
-    said_in: Callable[[KeyPath], str],
+    position: Callable[[KeyPath], str],
     above: KeyPath = (),
 ) -> dict[str, Any]:
-    """``values`` with ``changes`` over them, each checked against ``kind``: a dataclass or dict type."""
+    """``values`` overridden by ``changes``, each checked against ``kind``: a dataclass or dict type."""
     laid = dict(values)
     types = get_type_hints(kind) if is_dataclass(kind) else {}
     for key, value in changes.items():
         path = (*above, str(key))
         if types and key not in types:
-            raise _unknown(said_in(path), path, types)
+            raise _unknown(position(path), path, types)
         inner = types[key] if types else get_args(kind)[1]
         if is_dataclass(inner) or get_origin(inner) is dict:
             changed = _decoded(value) if isinstance(value, str) else value
             if not isinstance(changed, dict):
                 raise ConfigError(
-                    f"{said_in(path)}: {'.'.join(path)} is {value!r}, expected a mapping"
+                    f"{position(path)}: {'.'.join(path)} is {value!r}, expected a mapping"
                 )
-            laid[key] = _lay(laid[key], changed, inner, said_in, path)
+            laid[key] = _lay(laid[key], changed, inner, position, path)
         else:
-            laid[key] = _converted(value, inner, said_in(path), path)
+            laid[key] = _converted(value, inner, position(path), path)
     return laid
 
 
 def _converted(value: Any, kind: Any, where: str, path: KeyPath) -> Any:
-    """The value as ``kind``; a string from the environment may be a number, a boolean or JSON."""
+    """Converts the value to ``kind``; a string from the environment may be a number, a boolean or JSON."""
     if isinstance(value, str) and get_origin(kind) is tuple:
         value = _decoded(value)
     try:
@@ -133,9 +131,9 @@ def _decoded(text: str) -> Any:
     try:
         return msgspec.json.decode(text)
     except msgspec.DecodeError:
-        return text  # its type is what is wrong with it, and the caller says so
+        return text  # the caller reports the wrong type
 
 
 def _unknown(where: str, path: KeyPath, known: Mapping[str, Any]) -> ConfigError:
-    there = ", ".join(sorted(known))
-    return ConfigError(f"{where}: there is no {'.'.join(path)}; there are {there}")
+    names = ", ".join(sorted(known))
+    return ConfigError(f"{where}: there is no {'.'.join(path)}; there are {names}")

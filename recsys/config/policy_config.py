@@ -1,4 +1,4 @@
-"""The policy: how an answer is made of what was predicted. An experiment's arm may override any of it."""
+"""The serving policy: from predictions to an answer. An experiment's arm may override any of it."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -6,23 +6,23 @@ from typing import Any, Final
 
 import msgspec
 
-from recsys.config.checks import check
+from recsys.config.checks import Section, bounded, check, positive
 from recsys.events.event_types import ENGAGEMENT_KINDS
 from recsys.events.hashing import Id
 
 WATCH: Final = "watch"  # the weight of predicted watch time, beside those of the labels
-# Of candidates. What is on trial comes first: the others may fill all places, and the quota needs some of it.
+# Sources of candidates. Items on trial come first: the others may fill all places, and the quota needs some.
 SOURCES: Final = ("trial", "vector", "similar", "topic", "segment", "popular", "fresh")
-RANKS: Final = 100  # of the longest list that may be asked for
+RANKS: Final = 100  # length of the longest list that may be requested
 RULES: Final = ("boost", "bury", "require", "limit")
 
 
 @dataclass(frozen=True)
 class Rule:
-    """A business rule for items whose ``field`` holds ``value``: a text, or one of a list of texts.
+    """A business rule for items whose ``field`` is ``value`` or a list that contains it.
 
-    ``boost`` adds ``amount`` to their score, ``bury`` takes it away; ``require`` leaves no other items (of
-    several on one field, one must hold); ``limit`` lets ``amount`` of them into a list, 0 none.
+    ``boost`` adds ``amount`` to their score, ``bury`` subtracts it; ``require`` excludes other items (of
+    several rules on one field, one must hold); ``limit`` allows ``amount`` of them in a list, 0 none.
     """
 
     field: str
@@ -40,9 +40,10 @@ class Rule:
 
 
 @dataclass(frozen=True)
-class PolicyConfig:
-    """What an arm may override by a dotted path: it changes the answer, never the model."""
+class PolicyConfig(Section):
+    """Settings that an arm may override by dotted paths: they change the answer, never the model."""
 
+    section = "policy"
     # The weighted sum of predicted engagements: probabilities, and watch time in minutes.
     weights: dict[str, float] = field(
         default_factory=lambda: {
@@ -54,20 +55,21 @@ class PolicyConfig:
             "share": 1.5,
             "hide": -3.0,
             "watch": 0.5,
-        }  # fmt: skip
+        }
     )
-    temperature: float = 0.03  # of the Plackett–Luce draw over scores: lower is greedier
-    explore: float = 0.05  # share of each rank given to a uniform draw over the candidates
+    temperature: float = positive(0.03)  # of Plackett–Luce sampling over scores: lower is greedier
+    explore: float = bounded(
+        0.05, 0, 1
+    )  # share of each rank given to a uniform draw over the candidates
     per_author: int = 2  # items of one author in one list
-    # What an item loses of its score for being as near as can be to one above it in the list; 0 is off.
-    diversity: float = 0.0
-    # What an item loses at most for its author or tags being those of items that the viewer hid; 0 is off.
-    not_interested: float = 0.3
+    # Score penalty of an item identical in content to one above it in the list; 0 is off.
+    diversity: float = bounded(0.0, 0, 1e6)
+    # Maximal score penalty for sharing author or tags with items that the viewer hid; 0 is off.
+    not_interested: float = bounded(0.3, 0, 1e6)
     rules: tuple[Rule, ...] = ()
-    quota: float = (
-        0.05  # share of each rank given to items on trial: those shown less often than ...
-    )
-    trust_after: int = 50  # ... so many times; their part of the quota falls as they are shown
+    # Share of each rank given to items on trial: those shown less often than trust_after.
+    quota: float = bounded(0.05, 0, 1)
+    trust_after: int = bounded(50, 0)  # an item's part of the quota falls as it is shown
     sources: dict[str, int] = field(
         default_factory=lambda: {
             "trial": 20,
@@ -79,31 +81,23 @@ class PolicyConfig:
             "fresh": 30,
         }
     )
-    # Items that stand at a rank, 0 being the first: {0: "v7"}. Text that is a number is a rank too.
+    # Pinned items by rank, 0 being the first: {0: "v7"}. Ranks may be given as text.
     fixed: dict[int | str, Id] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for name, weight in self.weights.items():
-            known = name == WATCH or name in ENGAGEMENT_KINDS
-            check(known, f"policy.weights.{name}", weight,
-                   f"only labels of the schema (of {', '.join(ENGAGEMENT_KINDS)}) and {WATCH!r}")  # fmt: skip
+            labels = f"only labels of the schema (of {', '.join(ENGAGEMENT_KINDS)}) and {WATCH!r}"
+            check(name in (WATCH, *ENGAGEMENT_KINDS), f"policy.weights.{name}", weight, labels)
         for name, share in self.sources.items():
-            check(name in SOURCES, f"policy.sources.{name}", share,
-                   f"only the sources {', '.join(SOURCES)}")  # fmt: skip
+            sources = f"only the sources {', '.join(SOURCES)}"
+            check(name in SOURCES, f"policy.sources.{name}", share, sources)
         object.__setattr__(self, "fixed", _ranks(self.fixed))
         object.__setattr__(self, "rules", _rules(self.rules))
-        for name in ("diversity", "not_interested"):
-            weight = getattr(self, name)
-            check(0 <= weight < 1e6, f"policy.{name}", weight, "0 (off) or more, below a million")
-        check(0 <= self.quota <= 1, "policy.quota", self.quota, "0 to 1")
-        check(self.trust_after >= 0, "policy.trust_after", self.trust_after,
-               "0 (nothing is on trial) or more impressions")  # fmt: skip
-        check(self.temperature > 0, "policy.temperature", self.temperature, "a positive number")
-        check(0 <= self.explore <= 1, "policy.explore", self.explore, "0 to 1")
 
 
 def _rules(rules: Sequence[Any]) -> tuple[Rule, ...]:
-    """The rules, also those that an experiment gives as mappings."""
+    """Converts rules that an experiment gives as mappings."""
     try:
         return tuple(r if isinstance(r, Rule) else msgspec.convert(r, Rule) for r in rules)
     except msgspec.ValidationError as error:
@@ -111,42 +105,41 @@ def _rules(rules: Sequence[Any]) -> tuple[Rule, ...]:
 
 
 def _ranks(fixed: dict[int | str, Id]) -> dict[int | str, Id]:
-    """The items by rank, as numbers, in order."""
-    found: dict[int, Id] = {}
+    """Pinned items by integer rank, in order."""
+    pinned: dict[int, Id] = {}
     for key, item_id in fixed.items():
         rank = int(key) if isinstance(key, str) and key.isdecimal() else key
-        sound = isinstance(rank, int) and not isinstance(rank, bool) and 0 <= rank < RANKS
-        check(sound, f"policy.fixed.{key}", item_id, f"a rank of 0 to {RANKS - 1} before the item")
+        valid = isinstance(rank, int) and not isinstance(rank, bool) and 0 <= rank < RANKS
+        check(valid, f"policy.fixed.{key}", item_id, f"a rank of 0 to {RANKS - 1} before the item")
         text = isinstance(item_id, str) and 0 < len(item_id) <= 256
         whole = isinstance(item_id, int) and not isinstance(item_id, bool)
         check(text or whole, f"policy.fixed.{key}", item_id, "an item's id")
         assert isinstance(rank, int)
-        found[rank] = item_id
-    for rank, item_id in found.items():
-        twice = [other for other, its in found.items() if str(its) == str(item_id)]
-        check(
-            len(twice) == 1, f"policy.fixed.{rank}", item_id, f"an item at one rank, not at {twice}"
-        )
-    return {rank: found[rank] for rank in sorted(found)}
+        pinned[rank] = item_id
+    for rank, item_id in pinned.items():
+        ranks = [r for r, pinned_id in pinned.items() if str(pinned_id) == str(item_id)]
+        expected = f"an item at one rank, not at {ranks}"
+        check(len(ranks) == 1, f"policy.fixed.{rank}", item_id, expected)
+    return {rank: pinned[rank] for rank in sorted(pinned)}
 
 
 def check_weights(policy: PolicyConfig, labels: Sequence[str]) -> None:
-    """Raises ValueError for a weight of what isn't predicted: neither a label of the schema nor watch time.
+    """Raises ValueError for a weight that is neither a label of the schema nor watch time.
 
-    A default that nobody changed may stay, though a data set knows fewer labels: it weighs nothing.
+    Unchanged defaults may stay, though a data set has fewer labels: they have no effect.
     """
-    usual = PolicyConfig().weights
+    defaults = PolicyConfig().weights
     for name, weight in policy.weights.items():
-        known = name == WATCH or name in labels or usual.get(name) == weight
-        check(known, f"policy.weights.{name}", weight,
-               f"only labels of the schema ({', '.join(labels)}) and {WATCH!r}")  # fmt: skip
+        valid = name == WATCH or name in labels or defaults.get(name) == weight
+        check(valid, f"policy.weights.{name}", weight,
+              f"only labels of the schema ({', '.join(labels)}) and {WATCH!r}")  # fmt: skip
 
 
 def check_rules(policy: PolicyConfig, fields: Sequence[str]) -> None:
-    """Raises ValueError for a rule on a field that no item has, or that isn't text: it would never hold.
+    """Raises ValueError for a rule on a field that no item has or that isn't text: it would never apply.
 
     ``fields`` are the categorical item fields of the schema.
     """
     for rule in policy.rules:
         check(rule.field in fields, f"policy.rules, {rule.do}: field", rule.field,
-               f"a field of items that holds text: one of {', '.join(fields)}")  # fmt: skip
+              f"a field of items that holds text: one of {', '.join(fields)}")  # fmt: skip

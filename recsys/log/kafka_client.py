@@ -1,4 +1,5 @@
-"""How this project's Kafka clients are made, and how a broker's failures are told."""
+"""Kafka clients with this project's settings, a buffer for fetched records, and the error of a failing
+broker."""
 
 import importlib.util
 from collections import deque
@@ -9,18 +10,18 @@ from kafka.net.compat import KafkaNetClient
 
 from recsys.log.protocol import LogUnavailable, Record
 
-FETCH_BYTES: Final = 1 << 20  # of a partition at once; a larger record comes alone
+FETCH_BYTES: Final = 1 << 20  # per partition and fetch; a larger record comes alone
 
 
 def consumer_of(servers: list[str], patience_s: float, fetch_max_wait_ms: int) -> KafkaConsumer:
-    """A consumer that is assigned and sought, and never joins a group: where a fold stands is part of its
-    state, not of the broker's. Raises KafkaError where no broker answers."""
+    """A consumer with manual assignment and no group: a fold's offsets are part of its own state, not the
+    broker's. Raises KafkaError if no broker answers."""
     return KafkaConsumer(
         bootstrap_servers=servers,
         group_id=None,
         enable_auto_commit=False,
         auto_offset_reset="none",
-        kafka_client=creating_nothing,
+        kafka_client=_client_without_topic_creation,
         fetch_max_wait_ms=fetch_max_wait_ms,
         max_partition_fetch_bytes=FETCH_BYTES,
         max_poll_records=2_000,
@@ -28,22 +29,22 @@ def consumer_of(servers: list[str], patience_s: float, fetch_max_wait_ms: int) -
         bootstrap_timeout_ms=int(patience_s * 1000),
         reconnect_backoff_max_ms=1_000,
         metrics_enabled=False,
-        # In pure Python the check costs eight times the rest of a read; TCP checks the way here.
+        # In pure Python the check costs eight times the rest of a read; TCP has checksums of its own.
         check_crcs=importlib.util.find_spec("crc32c") is not None,
     )
 
 
 class Producer:
-    """A KafkaProducer that waits for all acknowledgements and repeats nothing by its own retries.
+    """An idempotent KafkaProducer that waits for all acknowledgements.
 
-    It is told each topic before the first record of it. kafka-python 3.0.12 knows all topics from its start
-    and, when it asks for a new one, forgets those that it wasn't told. If it had sent to one of them, it then
-    asks for that one's leader in an endless loop that takes a whole core.
+    It registers each topic before the first record. kafka-python 3.0.12 knows all topics after its start and,
+    when it looks up a new one, forgets unregistered topics. If it had sent to one of them, it then looks up
+    that topic's leader in an endless loop that takes a whole core.
     """
 
     def __init__(self, servers: list[str], patience_s: float, max_record_bytes: int) -> None:
-        """Raises KafkaError where no broker answers."""
-        self._told: set[str] = set()
+        """Raises KafkaError if no broker answers."""
+        self._registered: set[str] = set()
         patience_ms = int(patience_s * 1000)
         self._producer = KafkaProducer(
             bootstrap_servers=servers,
@@ -61,23 +62,23 @@ class Producer:
         )
 
     def send(self, topic: str, partition: int, key: bytes, value: bytes) -> Any:
-        """A future of the record's metadata, of which ``offset`` is one. Raises KafkaError."""
-        if topic not in self._told:
+        """Returns a future of the record's metadata, including ``offset``. Raises KafkaError."""
+        if topic not in self._registered:
             self._client.cluster.add_topic(topic)
-            self._told.add(topic)
+            self._registered.add(topic)
         return self._producer.send(topic, value, key, partition=partition)
 
     def close(self, timeout_s: float) -> None:
         self._producer.close(timeout=timeout_s)
 
     def _client_of(self, **configs: Any) -> Any:
-        self._client = creating_nothing(**configs)
+        self._client = _client_without_topic_creation(**configs)
         return self._client
 
 
-def creating_nothing(**configs: Any) -> Any:
-    """A client whose questions create no topic. kafka-python 3.0.12 loses ``allow_auto_create_topics``, and
-    clients that lived through the loss of a broker's memory made its topics anew, with any partitions."""
+def _client_without_topic_creation(**configs: Any) -> Any:
+    """A client whose lookups create no topic. kafka-python 3.0.12 loses ``allow_auto_create_topics``: clients
+    that survived a broker's loss of memory recreated its topics, with any number of partitions."""
     client = KafkaNetClient(**configs)
     client.cluster.config["allow_auto_create_topics"] = False
     return client
@@ -86,13 +87,13 @@ def creating_nothing(**configs: Any) -> Any:
 def unavailable(what: str, error: BaseException) -> LogUnavailable:
     """The error for a broker that doesn't answer or refuses."""
     return LogUnavailable(
-        f"{what}: Kafka doesn't do it: {type(error).__name__}: {error}. See that the broker of log.url runs "
+        f"{what}: Kafka failed: {type(error).__name__}: {error}. See that the broker of log.url runs "
         "and answers"
     )
 
 
 class Buffer:
-    """Records in order, with their bytes counted as they come and go."""
+    """Fetched records of a partition in order, with a count of their bytes."""
 
     def __init__(self) -> None:
         self._records: deque[Record] = deque()
@@ -116,5 +117,5 @@ class Buffer:
         return taken
 
     def is_full(self, records: int, size: int) -> bool:
-        """Whether so many records or bytes wait."""
+        """Whether the buffer has reached ``records`` records or ``size`` bytes."""
         return len(self._records) >= records or self._bytes >= size

@@ -1,8 +1,8 @@
-"""The log on Kafka (or what speaks its protocol), through kafka-python.
+"""The log on Kafka or a compatible broker, through kafka-python.
 
-The log's id is the first record of the topic ``__recsys_log_id``: a broker that lost its memory has another,
-and whoever continues from the old one gets LogLost. The broker's retention drops records, by time and bytes;
-nothing can be held there. Transactions and groups aren't used: state carries its offsets.
+The log's id is the first record of the topic ``__recsys_log_id``: a broker that lost its data has another id,
+and clients that continue from the old one get LogLost. The broker's retention drops records, by time and
+bytes; there are no holds. Transactions and groups aren't used: state carries its offsets.
 """
 
 import threading
@@ -36,21 +36,21 @@ from recsys.log.protocol import (
 C = TypeVar("C", KafkaReader, KafkaTail)
 ID_TOPIC: Final = "__recsys_log_id"
 MAX_RECORD_BYTES: Final = 16 << 20  # a delta of a big step; Kafka's own default is 1 MB
-_FRAME_BYTES: Final = 1 << 10  # at most, of the batch around a record
-CHECK_S: Final = 1.0  # a broker that came back empty is noticed so soon
-OWN_S: Final = 0.1  # what this client appended comes to its tail within it, or is sought
+_FRAME_BYTES: Final = 1 << 10  # maximal overhead of the batch around a record
+CHECK_S: Final = 1.0  # interval of checks for a broker that restarted empty
+OWN_S: Final = 0.1  # wait for this client's own appends in its tail, before seeking them
 
 
 class KafkaLog:
     """The log on the brokers of ``url`` (``kafka://host:port[,host:port]``).
 
-    A partition that a thread has read to its end is followed from then on: a read of it takes what has come
-    (``recsys.log.kafka_tail``), so it may miss what *another* client appended in the last few hundredths of a
-    second. What this client appended is always found.
+    A partition that a thread has read to its end is followed from then on: reads return the records that have
+    arrived (``recsys.log.kafka_tail``), and may miss those that *another* client appended in the last few
+    hundredths of a second. This client's own appends are always included.
 
-    An append waits for all acknowledgements. Retries within one producer make no repeats (idempotence);
-    once it gives up, after ``patience_s``, the records may be there or not, and a caller that appends
-    them again may repeat them: consumers drop repeats by event id or source.
+    An append waits for all acknowledgements. Retries within one producer make no repeats (idempotence). After
+    it gives up, at ``patience_s``, the records may have been committed or not, and appending them again may
+    repeat them: consumers drop repeats by event id or source.
     """
 
     def __init__(self, url: str, *, patience_s: float = 15.0) -> None:
@@ -59,13 +59,13 @@ class KafkaLog:
         self._lock = threading.RLock()
         self._local = threading.local()
         self._clients: list[tuple[threading.Thread, KafkaReader | KafkaTail]] = []
-        # What this client appended is there up to here.
+        # End of this client's own appends, by topic and partition.
         self._appended: dict[tuple[str, int], int] = {}
         self._producer: Producer | None = None
         self._partitions: dict[str, int] = {}
         self._appends = 0
         self._id, self._checked = "", 0.0  # no checks until the id is known
-        self._absent_since = 0.0  # since when the broker doesn't know the id's topic
+        self._absent_since = 0.0  # when the broker stopped knowing the id's topic
         patience_ms = int(patience_s * 1000)
         try:
             self._admin = KafkaAdminClient(
@@ -77,13 +77,13 @@ class KafkaLog:
         except KafkaError as error:
             raise unavailable(url, error) from error
         self._make(Topic(ID_TOPIC))
-        if (found := self._first_id()) is None:
-            # Two clients may both come here: the record that came first counts, for both.
+        if (log_id := self._first_id()) is None:
+            # Two clients may race here: the first record counts, for both.
             self.append(ID_TOPIC, [Append(0, b"", uuid.uuid4().hex.encode())])
-            found = self._first_id()
-        if found is None:
+            log_id = self._first_id()
+        if log_id is None:
             raise LogUnavailable(f"{url}: the log's id was written and can't be read back")
-        self._id = found
+        self._id = log_id
         self._incarnation = self._topic_id()
 
     @property
@@ -97,11 +97,11 @@ class KafkaLog:
 
     def partitions(self, topic: str) -> int:
         if topic not in self._partitions:
-            found = len(self._described(topic)["partitions"])
-            if not found:
+            partitions = len(self._described(topic)["partitions"])
+            if not partitions:
                 self._check_id(now=True)
                 raise no_topic(topic, self._topics())
-            self._partitions[topic] = found
+            self._partitions[topic] = partitions
         return self._partitions[topic]
 
     def append(self, topic: str, records: Sequence[Append]) -> list[int]:
@@ -118,8 +118,8 @@ class KafkaLog:
             self._check_id(now=True)
             done = sum(future.succeeded() for future in futures)
             raise LogUnavailable(
-                f"{topic}: {done} of {len(records)} records were acknowledged, of the others any may be "
-                f"there: {type(error).__name__}: {error}. See that the broker at {self._url} runs; "
+                f"{topic}: {done} of {len(records)} records were acknowledged, any of the others may have "
+                f"been committed: {type(error).__name__}: {error}. See that the broker at {self._url} runs; "
                 "appending again may repeat records, which consumers drop"
             ) from error
         with self._lock:
@@ -161,7 +161,7 @@ class KafkaLog:
             self._reader(topic).wait(timeout_s)
 
     def trim(self, topic: str, partition: int, before: int) -> None:
-        """The broker's retention drops; some can't do it on request."""
+        """Does nothing: the broker's retention drops, and some brokers can't on request."""
 
     def retain(self, topic: str, now_ms: int) -> int:
         return 0
@@ -169,12 +169,12 @@ class KafkaLog:
     def hold(self, name: str, topic: str, partition: int, offset: int) -> None:
         self._check(topic, partition)
         reader = self._reader(topic)
-        there = self._known_end(topic, partition)
-        end = there if offset <= there else reader.end(partition)
+        end = self._known_end(topic, partition)
+        end = end if offset <= end else reader.end(partition)
         check_range(topic, partition, offset, reader.begin(partition), end)
 
     def release(self, name: str, topic: str) -> None:
-        """Nothing is held."""
+        """Does nothing: there are no holds."""
 
     def holds(self, topic: str, partition: int) -> dict[str, int]:
         return {}
@@ -184,8 +184,8 @@ class KafkaLog:
 
     def replace(self, topic: str, partition: int, records: Sequence[Record]) -> int:
         raise LogUnchangeable(
-            f"{topic}: Kafka keeps records as they were appended, until retention drops them "
-            "(log.retention_hours); what can't wait for it must be deleted in Kafka, with the topic"
+            f"{topic}: Kafka can't change records; retention drops them (log.retention_hours). To "
+            "remove them earlier, delete the topic in Kafka"
         )
 
     def scrub(self, topic: str) -> bool:
@@ -203,7 +203,7 @@ class KafkaLog:
             self._admin.close()
 
     def _known_end(self, topic: str, partition: int) -> int:
-        """An end that needs no asking: what was followed or appended; there may be more."""
+        """Lower bound of the end without a request, from followed and appended records."""
         followed = self._tail().end(topic, partition) or 0
         return max(followed, self._appended.get((topic, partition), 0))
 
@@ -216,7 +216,7 @@ class KafkaLog:
             return self._producer
 
     def _give_up(self, producer: Producer) -> None:
-        """After a failure the next append starts with a new producer: the old one's order is broken."""
+        """Replaces the producer for the next append: after a failure its order is broken."""
         with self._lock:
             if self._producer is producer:
                 self._producer = None
@@ -227,17 +227,19 @@ class KafkaLog:
         self._check_id()
 
     def _tail(self) -> KafkaTail:
-        """This thread's."""
+        """This thread's tail."""
         tail: KafkaTail | None = self._local.__dict__.get("tail")
         if tail is None:
-            tail = self._local.tail = self._kept(lambda: KafkaTail(self._servers, self._patience_s))
+            tail = self._local.tail = self._make_client(
+                lambda: KafkaTail(self._servers, self._patience_s)
+            )
         return tail
 
     def _reader(self, topic: str) -> KafkaReader:
-        """This thread's of the topic."""
+        """This thread's reader of the topic."""
         readers: dict[str, tuple[KafkaReader, int]] = self._local.__dict__.setdefault("readers", {})
         if topic not in readers:
-            reader = self._kept(
+            reader = self._make_client(
                 lambda: KafkaReader(self._servers, topic, self._patience_s, self._listed)
             )
             readers[topic] = (reader, self._appends)
@@ -247,19 +249,18 @@ class KafkaLog:
             readers[topic] = (reader, self._appends)
         return reader
 
-    def _kept(self, make: Callable[[], C]) -> C:
-        """Makes a consumer for this thread, and closes those of threads that ended."""
+    def _make_client(self, make: Callable[[], C]) -> C:
+        """Makes a consumer for this thread, and closes those of ended threads."""
         try:
-            made = make()
+            client = make()
         except KafkaError as error:
             raise unavailable(self._url, error) from error
         with self._lock:
-            ended = [kept for kept in self._clients if not kept[0].is_alive()]
-            for kept in ended:
-                kept[1].close()
-                self._clients.remove(kept)
-            self._clients.append((threading.current_thread(), made))
-        return made
+            for entry in [entry for entry in self._clients if not entry[0].is_alive()]:
+                entry[1].close()
+                self._clients.remove(entry)
+            self._clients.append((threading.current_thread(), client))
+        return client
 
     # --- topics and the id ---
 
@@ -280,17 +281,17 @@ class KafkaLog:
 
     def _described(self, topic: str) -> dict[str, Any]:
         try:
-            found: dict[str, Any] = self._admin.describe_topics([topic])[0]
+            description: dict[str, Any] = self._admin.describe_topics([topic])[0]
         except UnknownTopicOrPartitionError:
             return {"partitions": [], "topic_id": None}
         except KafkaError as error:
             raise unavailable(self._url, error) from error
-        return found
+        return description
 
     def _listed(self, topic: str, partitions: list[int], begins: bool) -> dict[int, int]:
         spec = OffsetSpec.EARLIEST if begins else OffsetSpec.LATEST
         try:
-            found = self._admin.list_partition_offsets(
+            offsets = self._admin.list_partition_offsets(
                 {TopicPartition(topic, partition): spec for partition in partitions}
             )
         except UnknownTopicOrPartitionError:
@@ -298,7 +299,7 @@ class KafkaLog:
             raise no_topic(topic, self._topics()) from None
         except KafkaError as error:
             raise unavailable(topic, error) from error
-        return {at.partition: answer.offset for at, answer in found.items()}
+        return {at.partition: answer.offset for at, answer in offsets.items()}
 
     def _topics(self) -> list[str]:
         try:
@@ -316,8 +317,8 @@ class KafkaLog:
         return records[0].value.decode() if records else None
 
     def _check_id(self, now: bool = False) -> None:
-        """Raises LogLost where the broker isn't the one that this client opened. A made-again topic has
-        another topic id, which is cheap to ask for; the record decides."""
+        """Raises LogLost if the broker lost the log that this client opened. A recreated topic has another
+        topic id, which is cheap to request; the id record decides."""
         moment = time.monotonic()
         if not self._id or (not now and moment - self._checked < CHECK_S):
             return
@@ -325,18 +326,18 @@ class KafkaLog:
         if topic_id is None:
             self._absent_since = self._absent_since or moment
             if moment - self._absent_since < self._patience_s:
-                # A broker that was just started, or that elects a leader, may not know its topics yet.
+                # A broker that has just started, or elects a leader, may not know its topics yet.
                 raise LogUnavailable(
-                    f"{self._url} doesn't know topic {ID_TOPIC} now; see that it is up"
+                    f"{self._url} doesn't know topic {ID_TOPIC} now; check that it is up"
                 )
         else:
             self._absent_since = 0.0
         if topic_id is None or topic_id != self._incarnation:
-            found = self._first_id() if topic_id is not None else None
-            if found != self._id:
+            log_id = self._first_id() if topic_id is not None else None
+            if log_id != self._id:
                 raise LogLost(
-                    f"the log at {self._url} was {self._id} and is {found or 'empty'}: the broker lost what "
-                    "it held. Restart the parts: each starts again from the new log's beginning, and the "
+                    f"the log at {self._url} was {self._id} and is {log_id or 'empty'}: the broker lost "
+                    "its data. Restart the parts: each starts again from the new log's beginning, and the "
                     "model from its last snapshot"
                 )
             self._incarnation = topic_id

@@ -1,8 +1,8 @@
-"""What one thread follows: the ends of its partitions, of all topics, in one consumer.
+"""Follows the ends of partitions of all topics for one thread, in one consumer.
 
-Most reads of a system that keeps up find nothing, or what came a moment ago. Here one fetch stands open at
-the broker for all partitions that the thread has read to their end, and a read of them asks nothing: it takes
-what that fetch brought. Catching up, seeking and finding out what was lost are ``recsys.log.kafka_reader``'s.
+Most reads of a system that keeps up find nothing or a recent record. For all partitions that the thread has
+read to the end, one fetch stays open at the broker, and a read takes its records without a request.
+``recsys.log.kafka_reader`` catches up, seeks and detects lost records.
 """
 
 import time
@@ -14,22 +14,22 @@ from kafka.errors import KafkaError, OffsetOutOfRangeError
 from recsys.log.kafka_client import Buffer, consumer_of, unavailable
 from recsys.log.protocol import Record
 
-# How long a fetch stays open. The embedded broker sometimes answers only when half of it has passed; and a
-# partition that is newly followed waits for the end of the fetch that stands open.
+# Maximal wait of a fetch. The embedded broker sometimes answers only after half of it; a newly followed
+# partition waits for the end of the open fetch.
 OPEN_MS: Final = 100
-# Between two polls: a fetch that brings one record costs as much as one that brings many.
+# Pause between polls: a fetch of one record costs as much as one of many.
 PACE_S: Final = 0.02
-# Records and bytes of a partition that wait here; then it is let go.
+# Limits of a partition's buffer; beyond them it is no longer followed.
 BUFFERED: Final = 10_000
 BUFFERED_BYTES: Final = 32 << 20
 
 
 class _Followed:
-    """One partition: what came of it, and the offset after that."""
+    """Buffer and position of one followed partition."""
 
     def __init__(self, offset: int) -> None:
         self.next = offset  # of the next read
-        self.position = offset  # after what is in the buffer
+        self.position = offset  # after the buffered records
         self.buffer = Buffer()
 
     def put(self, record: Record) -> None:
@@ -48,7 +48,7 @@ class _Followed:
 
 
 class KafkaTail:
-    """Used by one thread. A partition is followed from an offset at which there was nothing yet."""
+    """For one thread. A partition is followed from an offset at its end."""
 
     def __init__(self, servers: list[str], patience_s: float) -> None:
         self._consumer: KafkaConsumer = consumer_of(servers, patience_s, fetch_max_wait_ms=OPEN_MS)
@@ -57,48 +57,48 @@ class KafkaTail:
         self._polled_at = 0.0
 
     def follow(self, topic: str, partition: int, offset: int) -> None:
-        """From now on ``read`` answers for this partition, beginning with this offset."""
+        """Follows a partition from this offset on; ``read`` then returns its records."""
         self._followed[TopicPartition(topic, partition)] = _Followed(offset)
         self._assign(seek=TopicPartition(topic, partition))
 
     def leave(self, topic: str, partition: int) -> None:
-        """Forgets a partition; does nothing where it isn't followed."""
+        """Stops following a partition, if it is followed."""
         if self._followed.pop(TopicPartition(topic, partition), None) is not None:
             self._assign()
 
     def read(self, topic: str, partition: int, offset: int, limit: int) -> list[Record] | None:
-        """What came at and after ``offset``; empty while there is nothing. None where it doesn't know: the
-        partition isn't followed, or not from there."""
+        """New records at and after ``offset``, possibly none. None if the partition isn't followed, or not
+        from this offset."""
         at = TopicPartition(topic, partition)
-        there = self._followed.get(at)
-        if there is None or there.next != offset:
+        followed = self._followed.get(at)
+        if followed is None or followed.next != offset:
             return None
-        if not there.buffer and at in self._assigned and self._pace() <= 0:
+        if not followed.buffer and at in self._assigned and self._pace() <= 0:
             self._poll(0)
-            there = self._followed.get(at)
-            if there is None:
+            followed = self._followed.get(at)
+            if followed is None:
                 return None
-        if not there.buffer and at not in self._assigned:
-            # It was let go, and all that had come is read: the reader catches up.
+        if not followed.buffer and at not in self._assigned:
+            # Unassigned with a full buffer that is read by now: the reader catches up.
             del self._followed[at]
             return None
-        return there.take(limit)
+        return followed.take(limit)
 
     def end(self, topic: str, partition: int) -> int | None:
-        """The end as the last answer of the broker told it. None where the partition isn't followed."""
+        """The end according to the broker's last answer. None if the partition isn't followed."""
         at = TopicPartition(topic, partition)
         if at not in self._assigned:
             return None
-        told: int | None = self._consumer.highwater(at)
-        return max(told or 0, self._followed[at].position)
+        highwater: int | None = self._consumer.highwater(at)
+        return max(highwater or 0, self._followed[at].position)
 
     def wait(self, topic: str, timeout_s: float) -> bool:
-        """Until something of what is followed came, or the timeout. False, at once, where nothing of the
+        """Waits for a record of a followed partition, or the timeout. False, at once, if no partition of the
         topic is followed."""
-        mine = [there for at, there in self._followed.items() if at.topic == topic]
-        if not mine:
+        of_topic = [followed for at, followed in self._followed.items() if at.topic == topic]
+        if not of_topic:
             return False
-        if not any(there.buffer for there in mine):
+        if not any(followed.buffer for followed in of_topic):
             rest = min(timeout_s, max(0.0, self._pace()))
             time.sleep(rest)
             self._poll(int((timeout_s - rest) * 1000))
@@ -116,7 +116,7 @@ class KafkaTail:
             return
         try:
             polled = self._consumer.poll(timeout_ms)
-        except OffsetOutOfRangeError:  # of one of them: the reader finds out which, and says so
+        except OffsetOutOfRangeError:  # the reader finds out which partition, and raises
             self._followed.clear()
             return self._assign()
         except KafkaError as error:
@@ -126,17 +126,19 @@ class KafkaTail:
         finally:
             self._polled_at = time.monotonic()
         for at, records in polled.items():
-            there = self._followed.get(at)
-            for r in records if there is not None else ():
-                if r.offset >= there.position:
-                    there.put(Record(r.offset, r.key or b"", r.value or b""))
+            followed = self._followed.get(at)
+            if followed is None:
+                continue
+            for r in records:
+                if r.offset >= followed.position:
+                    followed.put(Record(r.offset, r.key or b"", r.value or b""))
         if any(self._followed[at].full for at in self._assigned):
             self._assign()
 
     def _assign(self, seek: TopicPartition | None = None) -> None:
-        """Fetches what is followed and has room. What was let go comes back through ``follow`` only."""
-        kept = {at for at in self._assigned if at in self._followed and not self._followed[at].full}
-        self._assigned = kept | ({seek} if seek else set())
+        """Assigns followed partitions with room. A dropped partition comes back only through ``follow``."""
+        room = {at for at in self._assigned if at in self._followed and not self._followed[at].full}
+        self._assigned = room | ({seek} if seek else set())
         self._consumer.assign(sorted(self._assigned))
         if seek is not None:
             self._consumer.seek(seek, self._followed[seek].position)

@@ -1,10 +1,10 @@
 """The log protocol: append, read from an offset, retention. Three implementations, one contract suite.
 
-``MemoryLog`` (here) is for tests and for replay in one process, ``recsys.log.sqlite_log`` for a laptop,
-``recsys.log.kafka_log`` for a cluster. A log knows bytes only: what they mean is ``recsys.events.event_types``' business.
-Offsets grow within a partition and needn't be dense. A log has an id, made at its creation: state that was
-folded from a log of another id must not be continued. A fold *holds* the offset that it would start again
-from, and nothing at or after a held offset is dropped.
+``MemoryLog`` (here) is for tests and single-process replay, ``recsys.log.sqlite_log`` for a laptop,
+``recsys.log.kafka_log`` for a cluster. A log stores bytes; ``recsys.events.event_types`` defines their
+meaning. Offsets grow within a partition and needn't be dense. A log has an id, made at its creation: state
+folded from a log with another id must not be continued. A fold *holds* the offset that it would restart from;
+records at or after a held offset are not dropped.
 """
 
 import re
@@ -35,8 +35,8 @@ class Append(NamedTuple):
 class Topic:
     """A named sequence of records in partitions.
 
-    ``retention_ms`` / ``retention_bytes``: what is older, or beyond so many bytes in a partition, may be
-    dropped, oldest first; 0 keeps everything.
+    Records older than ``retention_ms``, or beyond ``retention_bytes`` per partition, may be dropped, oldest
+    first; 0 keeps everything.
     """
 
     name: str
@@ -48,35 +48,35 @@ class Topic:
         if not re.fullmatch(r"[A-Za-z0-9._-]{1,100}", self.name):
             raise ValueError(f"topic name is {self.name!r}, expected 1 to 100 of A-Z a-z 0-9 . _ -")
         if self.partitions < 1:
-            raise ValueError(
-                f"topic {self.name!r} has {self.partitions} partitions, expected at least 1"
-            )
+            count = self.partitions
+            raise ValueError(f"topic {self.name!r} has {count} partitions, expected at least 1")
 
 
 class LogLost(RuntimeError):
-    """The log is not the one that a state was folded from (its id differs, or offsets are beyond its end)."""
+    """The log is not the one a state was folded from (its id differs, or offsets are beyond its end)."""
 
 
 class LogUnavailable(RuntimeError):
-    """The log can't take or give records now (broker away, disk full). What it acknowledged is still there;
-    of the records of a failed append, any may have been committed: consumers drop repeats by their ids."""
+    """The log can't be read or written now (broker down, disk full). Acknowledged records are safe. Any
+    record of a failed append may have been committed: consumers drop repeats by their ids."""
 
 
 class LogUnchangeable(RuntimeError):
-    """The log's records can't be changed (Kafka): they go with its retention alone."""
+    """The log's records can't be changed (Kafka): only retention removes them."""
 
 
-def no_topic(topic: str, there: Iterable[str]) -> KeyError:
+def no_topic(topic: str, topics: Iterable[str]) -> KeyError:
     """The error for a topic that wasn't created."""
-    return KeyError(f"no topic {topic!r}; there are: {', '.join(sorted(there)) or 'none'}")
+    return KeyError(f"no topic {topic!r}; there are: {', '.join(sorted(topics)) or 'none'}")
 
 
-def check_partitions(topic: Topic, there: int) -> None:
-    """Raises ValueError where a topic exists with another number of partitions than is asked for."""
-    if there != topic.partitions:
+def check_partitions(topic: Topic, partitions: int) -> None:
+    """Raises ValueError if an existing topic has another number of partitions than requested."""
+    if partitions != topic.partitions:
         raise ValueError(
-            f"topic {topic.name!r} has {there} partitions, expected {topic.partitions}: they are fixed when "
-            f"a log is made. Set log.partitions to {there}, or start with a new log (another state folder)"
+            f"topic {topic.name!r} has {partitions} partitions, expected {topic.partitions}: they are fixed "
+            f"when a log is made. Set log.partitions to {partitions}, or start with a new log (another state "
+            "folder)"
         )
 
 
@@ -92,8 +92,8 @@ def check_partition(topic: str, partition: int, partitions: int) -> None:
 def check_appends(
     topic: str, partitions: int, records: Sequence[Append], most_bytes: int | None = None
 ) -> None:
-    """Raises ValueError for a partition that the topic doesn't have, or a record of more than ``most_bytes``,
-    before anything is appended."""
+    """Raises ValueError, before anything is appended, for an unknown partition or a record of more than
+    ``most_bytes``."""
     for partition in {record[0] for record in records}:
         check_partition(topic, partition, partitions)
     largest = max((len(key) + len(value) for _, key, value in records), default=0)
@@ -106,7 +106,7 @@ def check_appends(
 
 
 def check_range(topic: str, partition: int, offset: int, begin: int, end: int) -> None:
-    """Raises LogLost, saying what to do, for an offset that can't be read."""
+    """Raises LogLost, with the remedy, for an offset that can't be read."""
     if offset < begin:
         raise LogLost(
             f"{topic}/{partition}: offset {offset} is gone, the log begins at {begin}: retention passed it. "
@@ -120,7 +120,7 @@ def check_range(topic: str, partition: int, offset: int, begin: int, end: int) -
 
 
 class RangeReader(Protocol):
-    """What a range of a log is read by."""
+    """The part of ``Log`` that reading a range needs."""
 
     def begin(self, topic: str, partition: int) -> int: ...
 
@@ -134,62 +134,61 @@ class Log(Protocol):
 
     @property
     def id(self) -> str:
-        """Made when the log was created; the same for every client of it, for ever."""
+        """Unique id, made when the log was created."""
 
     def create(self, topic: Topic) -> None:
-        """Creates a topic; does nothing where it exists with as many partitions, else raises ValueError."""
+        """Creates a topic unless it exists; raises ValueError for another number of partitions."""
 
     def partitions(self, topic: str) -> int:
-        """How many partitions a topic has. Raises KeyError naming the topic where there is none."""
+        """Number of a topic's partitions. Raises KeyError for an unknown topic."""
 
     def append(self, topic: str, records: Sequence[Append]) -> list[int]:
-        """Appends and returns the offsets, in order. When it returns, the records are committed, and all
-        records of one call are committed together (Kafka: all acknowledged)."""
+        """Appends and returns the offsets, in order. On return all records are committed, together (Kafka:
+        all acknowledged)."""
 
     def read(self, topic: str, partition: int, offset: int, limit: int = 1000) -> list[Record]:
-        """Up to ``limit`` records with offsets ≥ ``offset``, in order; empty at the end. It may be fewer
-        than there are (Kafka: what one poll brought): ``read_range`` reads on. Never waits.
-        Raises LogLost where ``offset`` lies before the beginning (retention) or beyond the end."""
+        """Up to ``limit`` records with offsets ≥ ``offset``, in order; empty at the end. It may return fewer
+        than available (Kafka: one poll): ``read_range`` reads on. Never waits. Raises LogLost if ``offset``
+        is before the beginning (retention) or beyond the end."""
 
     def begin(self, topic: str, partition: int) -> int:
-        """The first offset that can still be read (the end, where there is none)."""
+        """The first readable offset (the end of an empty partition)."""
 
     def end(self, topic: str, partition: int) -> int:
         """The offset after the last record: read(end) is empty, and the next record has an offset ≥ end."""
 
     def wait(self, topic: str, timeout_s: float) -> None:
-        """Returns when something may have been appended to the topic, or after the timeout."""
+        """Waits until something may have been appended to the topic, or for the timeout."""
 
     def trim(self, topic: str, partition: int, before: int) -> None:
-        """Drops the records with offsets < ``before``, where the implementation can (Kafka: only the broker
-        drops, by time and bytes). Stops at the lowest held offset."""
+        """Drops records with offsets < ``before``, up to the lowest held offset (Kafka: only the broker
+        drops, by time and bytes)."""
 
     def retain(self, topic: str, now_ms: int) -> int:
-        """Drops one slice of what the topic's retention allows and returns how many records that were; call
-        it again while it drops. Stops at the lowest held offset. Kafka does this by itself."""
+        """Drops a slice of the records that the topic's retention allows, up to the lowest held offset;
+        returns their number. Call it again while it drops. Kafka does this by itself."""
 
     def hold(self, name: str, topic: str, partition: int, offset: int) -> None:
-        """Keeps what is at or after ``offset``, until ``name`` (a fold, a snapshot) holds another offset or
-        releases it. Raises LogLost where it can't be read any more. Kafka can't be held: there it only
-        checks, so set the retention longer than the oldest snapshot that is to be of use."""
+        """Keeps records at or after ``offset``, until ``name`` (a fold, a snapshot) holds another offset or
+        releases it. Raises LogLost if it can't be read any more. Kafka has no holds: there it only checks, so
+        set the retention longer than the age of the oldest snapshot to be used."""
 
     def release(self, name: str, topic: str) -> None:
-        """Ends what ``name`` holds of the topic; does nothing where it holds nothing."""
+        """Releases the holds of ``name`` on the topic, if any."""
 
     def holds(self, topic: str, partition: int) -> dict[str, int]:
-        """The held offsets by name: the lowest is what keeps the log from being dropped."""
+        """The held offsets by name; the lowest limits dropping."""
 
     def keyed(self, topic: str, partition: int, keys: Collection[bytes], before: int) -> list[int]:
-        """The offsets < ``before`` of the records that have one of some keys, ascending. It looks at all."""
+        """The offsets < ``before`` of records with one of the keys, ascending. It scans all records."""
 
     def replace(self, topic: str, partition: int, records: Sequence[Record]) -> int:
-        """Puts other keys and values in the place of records; returns how many of them were still there.
-        What stood there can't be read any more, by nobody. Raises LogUnchangeable (Kafka). Who reads the
-        records a second time finds others than before: see that nobody has to (``holds``)."""
+        """Overwrites keys and values of records irrecoverably; returns how many still existed. Raises
+        LogUnchangeable (Kafka). Readers of the old records must not need to read them again (``holds``)."""
 
     def scrub(self, topic: str) -> bool:
-        """Leaves nothing of what was replaced or dropped where the log keeps its records; appends to the
-        topic wait for it. False where that can't be done now: call again."""
+        """Removes all traces of replaced and dropped records from storage; appends to the topic wait
+        meanwhile. False if that can't be done now: call again."""
 
     def close(self) -> None: ...
 
@@ -197,11 +196,11 @@ class Log(Protocol):
 def read_range(
     log: RangeReader, topic: str, partition: int, start: int, stop: int, most: int = 1000
 ) -> Iterator[Record]:
-    """All records with offsets in [start, stop), in order, in as many reads as that takes of up to ``most``.
+    """All records with offsets in [start, stop), in order, in reads of up to ``most`` records.
     Raises LogLost as ``Log.read``."""
-    while start < stop and (found := log.read(topic, partition, start, min(most, stop - start))):
-        yield from (record for record in found if record.offset < stop)
-        start = found[-1].offset + 1
+    while start < stop and (records := log.read(topic, partition, start, min(most, stop - start))):
+        yield from (record for record in records if record.offset < stop)
+        start = records[-1].offset + 1
 
 
 def newest_first(
@@ -213,9 +212,9 @@ def newest_first(
     first: int = 1,
     most: int = 1000,
 ) -> Iterator[Record]:
-    """All records with offsets in [begin, stop), without: all there are, the newest first, however short
-    reads are and whatever gaps lie between offsets. Reads ``first`` offsets, then four times as many, to
-    ``most`` at a time. Raises LogLost as ``Log.read``."""
+    """All records with offsets in [begin, stop) (default: all), the newest first, whatever the length of
+    reads and the gaps between offsets. Reads ``first`` offsets, then four times as many each, up to ``most``
+    at a time. Raises LogLost as ``Log.read``."""
     begin = max(begin or 0, log.begin(topic, partition))
     stop, span = log.end(topic, partition) if stop is None else stop, first
     while stop > begin:
@@ -227,19 +226,16 @@ def newest_first(
 def find_keyed(
     log: Log, topic: str, partition: int, keys: Collection[bytes], before: int
 ) -> list[int]:
-    """``Log.keyed`` for a log that can do no better than read everything."""
-    found, offset = list[int](), log.begin(topic, partition)
+    """``Log.keyed`` by reading everything."""
     stop = min(before, log.end(topic, partition))
-    while offset < stop and (records := log.read(topic, partition, offset)):
-        found += [r.offset for r in records if r.key in keys and r.offset < stop]
-        offset = records[-1].offset + 1
-    return found
+    records = read_range(log, topic, partition, log.begin(topic, partition), stop)
+    return [record.offset for record in records if record.key in keys]
 
 
 class MemoryLog:
-    """The log as lists, for tests and for replay in one process. Kept by nobody after the process.
+    """The log as lists, for tests and single-process replay; not persistent.
 
-    It has no clock, so retention drops nothing by itself; ``trim`` does.
+    It has no clock, so only ``trim`` drops records.
     """
 
     def __init__(self) -> None:
@@ -251,8 +247,8 @@ class MemoryLog:
 
     def create(self, topic: Topic) -> None:
         with self._lock:
-            there = self._topics.setdefault(topic.name, [[] for _ in range(topic.partitions)])
-        check_partitions(topic, len(there))
+            partitions = self._topics.setdefault(topic.name, [[] for _ in range(topic.partitions)])
+        check_partitions(topic, len(partitions))
 
     def partitions(self, topic: str) -> int:
         return len(self._partitions(topic))
@@ -261,11 +257,11 @@ class MemoryLog:
         check_appends(topic, self.partitions(topic), records)
         offsets = []
         with self._lock:
-            there = self._partitions(topic)
-            begins = [self.begin(topic, partition) for partition in range(len(there))]
+            partitions = self._partitions(topic)
+            begins = [self.begin(topic, partition) for partition in range(len(partitions))]
             for partition, key, value in records:
-                offset = begins[partition] + len(there[partition])
-                there[partition].append(Record(offset, key, value))
+                offset = begins[partition] + len(partitions[partition])
+                partitions[partition].append(Record(offset, key, value))
                 offsets.append(offset)
         return offsets
 
@@ -284,7 +280,7 @@ class MemoryLog:
             return self.begin(topic, partition) + len(self._records(topic, partition))
 
     def wait(self, topic: str, timeout_s: float) -> None:
-        """Returns at once: in one thread, nothing can be appended while it waits."""
+        """Returns at once: in one thread, nothing can be appended meanwhile."""
 
     def trim(self, topic: str, partition: int, before: int) -> None:
         with self._lock:
@@ -318,10 +314,10 @@ class MemoryLog:
     def replace(self, topic: str, partition: int, records: Sequence[Record]) -> int:
         with self._lock:
             begin, end = self.begin(topic, partition), self.end(topic, partition)
-            there = [record for record in records if begin <= record.offset < end]
-            for record in there:
+            existing = [record for record in records if begin <= record.offset < end]
+            for record in existing:
                 self._records(topic, partition)[record.offset - begin] = record
-        return len(there)
+        return len(existing)
 
     def scrub(self, topic: str) -> bool:
         return True

@@ -1,8 +1,8 @@
-"""The files under the SQLite log: a catalogue with the log's id, and one WAL file per topic.
+"""Files of the SQLite log: a catalogue with the log's id, and one WAL-mode file per topic.
 
-Knows files, connections, locks and transactions; what stands in them is ``recsys.log.sqlite_log``'s business.
-The folder must be on a local disk: WAL needs shared memory, which network file systems don't give. Open it
-after a fork, never before.
+Manages files, connections, locks and transactions; ``recsys.log.sqlite_log`` manages their content. The
+folder must be on a local disk: WAL needs shared memory, which network file systems lack. Open it after a
+fork, never before.
 """
 
 import contextlib
@@ -21,16 +21,14 @@ from recsys.log.protocol import LogLost, LogUnavailable, Topic, check_partitions
 
 T = TypeVar("T")
 
-# An example of the feed takes 2.7 KB and goes into a page with others; at SQLite's own 4 KB each record above
-# 1 KB takes a page for itself.
+# An example of the feed takes 2.7 KB and shares a page with others; with SQLite's default of 4 KB each record
+# above 1 KB takes its own page.
 PAGE_BYTES: Final = 16_384
-CHECKPOINT_PAGES: Final = 1_000  # copy the WAL back at 16 MB: larger saves syncs and costs space
-WAL_BYTES: Final = 64 << 20  # with readers always there the WAL may not start over: cut it here
+CHECKPOINT_PAGES: Final = 1_000  # copies the WAL back at 16 MB: more saves syncs and costs space
+WAL_BYTES: Final = 64 << 20  # constant readers may prevent the WAL from restarting: truncated here
 CUT_PATIENCE_MS: Final = 200
-_ROOM: Final = 3  # files: a new one is made aside, and goes through the WAL
-RETRY_S: Final = (
-    0.0005  # SQLite's own wait goes up to 100 ms, which writers of other processes feel
-)
+_ROOM: Final = 3  # files: the new copy is made aside and goes through the WAL
+RETRY_S: Final = 0.0005  # SQLite's own wait is up to 100 ms, which delays other processes' writers
 _BUSY: Final = (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
 
 _CATALOGUE: Final = """
@@ -48,7 +46,7 @@ _TOPIC: Final = """
 
 
 class Connection:
-    """One thread's connection to one topic. ``seen``: the file's version when ``wait`` last looked."""
+    """One thread's connection to one topic. ``seen``: the file's version at the last ``wait``."""
 
     def __init__(self, db: sqlite3.Connection, partitions: int) -> None:
         self.db, self.partitions, self.seen = db, partitions, -1
@@ -58,13 +56,15 @@ class Connection:
 
 
 class SqliteFiles:
-    """Makes, finds and opens the files. Raises LogLost where a topic's file is gone or another log's."""
+    """Creates and opens the files. Raises LogLost if a topic's file is missing or belongs to another log."""
 
     def __init__(self, folder: Path, sync: str, patience_s: float) -> None:
         self.folder, self._sync, self._patience_s = folder, sync, patience_s
         self._local = threading.local()
         self._open: weakref.WeakSet[Connection] = weakref.WeakSet()
-        self._turns: dict[str, threading.Lock] = {}  # threads take turns here, not by polling
+        self._write_locks: dict[
+            str, threading.Lock
+        ] = {}  # so that threads don't poll SQLite's lock
         self._commits = 0
         folder.mkdir(parents=True, exist_ok=True)
         with self._catalogue() as db:
@@ -74,7 +74,7 @@ class SqliteFiles:
             self.id: str = db.execute("SELECT id FROM log").fetchone()[0]
 
     def create(self, topic: Topic) -> None:
-        """Makes the topic's file and names it in the catalogue, or checks and updates the one there."""
+        """Creates the topic's file and catalogue entry, or checks and updates the existing ones."""
         with self._catalogue() as db:
             row = db.execute(
                 "SELECT partitions FROM topics WHERE name = ?", (topic.name,)
@@ -82,12 +82,12 @@ class SqliteFiles:
             if row is not None:
                 check_partitions(topic, row[0])
             else:
-                if not self.path(topic.name).exists():  # else from a crash between these two lines
+                if not self.path(topic.name).exists():  # else left by a crash before the INSERT
                     self._make(topic)
                 db.execute("INSERT INTO topics VALUES (?, ?)", (topic.name, topic.partitions))
         check_partitions(topic, self.connection(topic.name).partitions)
-        with self.writing(topic.name) as there:
-            there.db.execute(
+        with self.writing(topic.name) as connection:
+            connection.db.execute(
                 "UPDATE about SET retention_ms = ?, retention_bytes = ?",
                 (topic.retention_ms, topic.retention_bytes),
             )
@@ -96,25 +96,25 @@ class SqliteFiles:
         return self.folder / f"{topic}.sqlite"
 
     def connection(self, topic: str) -> Connection:
-        """This thread's connection. Raises KeyError where there is no such topic."""
+        """This thread's connection. Raises KeyError for an unknown topic."""
         try:
-            there: Connection = self._local.topics[topic]
-            return there
+            connection: Connection = self._local.topics[topic]
+            return connection
         except AttributeError:
             self._local.topics = {}
         except KeyError:
             pass
-        there = self._connect(topic)
-        self._local.topics[topic] = there
-        self._open.add(there)
-        return there
+        connection = self._connect(topic)
+        self._local.topics[topic] = connection
+        self._open.add(connection)
+        return connection
 
     @contextlib.contextmanager
     def writing(self, topic: str) -> Iterator[Connection]:
-        """A transaction that holds the topic's one write lock; rolled back on an error."""
-        there = self.connection(topic)
-        with self._turns.setdefault(topic, threading.Lock()), self.transaction(there.db):
-            yield there
+        """A transaction with the topic's write lock; rolled back on an error."""
+        connection = self.connection(topic)
+        with self._write_locks.setdefault(topic, threading.Lock()), self.transaction(connection.db):
+            yield connection
 
     @contextlib.contextmanager
     def transaction(self, db: sqlite3.Connection) -> Iterator[None]:
@@ -130,7 +130,7 @@ class SqliteFiles:
             raise
 
     def patiently(self, act: Callable[[], T]) -> T:
-        """Tries again while another process holds a lock; raises LogUnavailable in the end."""
+        """Retries while another process holds a lock; raises LogUnavailable after ``patience_s``."""
         deadline: float | None = None
         while True:
             try:
@@ -144,15 +144,15 @@ class SqliteFiles:
             time.sleep(RETRY_S)
 
     def bound_wal(self, topic: str) -> None:
-        """Called after an append. SQLite starts the WAL over only when no reader is in it; where readers
-        always are, it grows, and is cut here: it waits for those that are in it, new ones needn't it."""
+        """Truncates a large WAL after an append. SQLite restarts it only while it has no readers; with
+        constant readers it grows. Truncation waits for current readers; new ones don't need the WAL."""
         self._commits += 1
         wal = self.folder / f"{topic}.sqlite-wal"
         if self._commits % 16 == 0 and wal.exists() and wal.stat().st_size > WAL_BYTES:
             self.cut_wal(topic)
 
     def cut_wal(self, topic: str) -> bool:
-        """Copies the WAL back and cuts it; False where a reader is in it for longer than
+        """Copies the WAL back and truncates it; False if a reader uses it for longer than
         ``CUT_PATIENCE_MS``."""
         db, busy = self.connection(topic).db, 1
         with contextlib.suppress(sqlite3.OperationalError):
@@ -162,11 +162,10 @@ class SqliteFiles:
         return not busy
 
     def rewrite(self, topic: str) -> bool:
-        """Writes the file anew, with what a query finds and nothing else: free space in a page, too, has
-        copies of what once stood there. False where the disk has no room for it, or a reader stays in the
-        WAL, which has the old pages."""
+        """Rewrites the file without old data, of which free space in pages has copies. False if the disk has
+        no room, or a reader keeps the WAL, which has the old pages."""
         db = self.connection(topic).db
-        with self._turns.setdefault(topic, threading.Lock()):
+        with self._write_locks.setdefault(topic, threading.Lock()):
             if shutil.disk_usage(self.folder).free < _ROOM * self.path(topic).stat().st_size:
                 return False
             self.patiently(lambda: db.execute("VACUUM"))
@@ -174,15 +173,15 @@ class SqliteFiles:
 
     def close(self) -> None:
         """Closes the connections of all threads; none may be in use."""
-        for there in list(self._open):
-            there.db.close()
+        for connection in list(self._open):
+            connection.db.close()
         self._open.clear()
         self._local = threading.local()
 
     def _unusable(self, error: sqlite3.DatabaseError) -> LogUnavailable:
         return LogUnavailable(
             f"the log in {self.folder} can't be used: {error}. See that its disk has space and is local, and "
-            "that no other program keeps its files locked"
+            "that no other program locks its files"
         )
 
     def _connect(self, topic: str) -> Connection:
@@ -192,8 +191,10 @@ class SqliteFiles:
                 names = {name for (name,) in db.execute("SELECT name FROM topics")}
             if topic not in names:
                 raise no_topic(topic, names)
-            raise LogLost(f"{path} is gone, but the log in {self.folder} had it: restore the file, "
-                          "or start with a new state folder")  # fmt: skip
+            raise LogLost(
+                f"{path} is gone, but the log in {self.folder} had it: restore the file, or start with a "
+                "new state folder"
+            )
         db = _open(path)
         self.patiently(lambda: db.execute(f"PRAGMA synchronous = {self._sync}"))
         db.execute(f"PRAGMA wal_autocheckpoint = {CHECKPOINT_PAGES}")
@@ -202,12 +203,14 @@ class SqliteFiles:
         )
         if log_id != self.id:
             db.close()
-            raise LogLost(f"{path} belongs to log {log_id}, this one is {self.id}: files of two logs are "
-                          "mixed; start with a new state folder")  # fmt: skip
+            raise LogLost(
+                f"{path} belongs to log {log_id}, this one is {self.id}: files of two logs are mixed; start "
+                "with a new state folder"
+            )
         return Connection(db, partitions)
 
     def _make(self, topic: Topic) -> None:
-        """Makes the file aside and renames it, so that nobody sees half of one."""
+        """Creates the file under another name and renames it, so that it appears complete."""
         aside = self.folder / f".{topic.name}.{uuid.uuid4().hex}"
         db = _open(aside)
         db.execute(f"PRAGMA page_size = {PAGE_BYTES}")
@@ -221,12 +224,12 @@ class SqliteFiles:
         db.close()  # the last connection: the WAL goes into the file
         os.replace(aside, self.path(topic.name))
         folder = os.open(self.folder, os.O_RDONLY)
-        os.fsync(folder)  # the name too outlives a power cut
+        os.fsync(folder)  # so that the name survives a power cut too
         os.close(folder)
 
     @contextlib.contextmanager
     def _catalogue(self) -> Iterator[sqlite3.Connection]:
-        """The catalogue in a transaction: one process at a time. Not in WAL mode, it is used so rarely."""
+        """The catalogue in a transaction, for one process at a time. Rarely used, so not in WAL mode."""
         db = _open(self.folder / "catalogue.db")
         try:
             with self.transaction(db):
@@ -236,5 +239,5 @@ class SqliteFiles:
 
 
 def _open(path: Path) -> sqlite3.Connection:
-    # Threads keep to their own; the check would only keep close() from closing them all.
+    # Each thread uses its own connection; the check would only prevent close() from closing them all.
     return sqlite3.connect(path, timeout=0, isolation_level=None, check_same_thread=False)

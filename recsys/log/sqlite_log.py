@@ -1,7 +1,7 @@
-"""The log as SQLite files: one per topic, for a laptop.
+"""The log as SQLite files, one per topic, for a laptop.
 
-Several processes append and read at once; every thread has a connection of its own. Offsets are dense, and go
-on where they were after everything was dropped.
+Several processes append and read concurrently; every thread has its own connection. Offsets are dense and
+continue after everything was dropped.
 """
 
 import contextlib
@@ -24,21 +24,21 @@ from recsys.log.protocol import (
 )
 from recsys.log.sqlite_files import Connection, SqliteFiles
 
-SLICE: Final = 2_000  # records dropped in one transaction: a few ms, which appends wait for
+SLICE: Final = 2_000  # records dropped per transaction: appends wait a few ms
 RETAIN_EVERY_MS: Final = 1_000
 POLL_S: Final = 0.002
 IDLE_POLL_S: Final = 0.005  # after IDLE_S without a record, so that idle parts cost little
 IDLE_S: Final = 0.25
-# As ``Record._make``, without a call into Python for each.
+# ``Record._make`` without a Python call per record.
 _record: Final[Callable[[tuple[int, bytes, bytes]], Record]] = partial(tuple.__new__, Record)
 
 
 class SqliteLog:
-    """The log in a folder. ``durability``: "process" outlives kill -9, "power" a power cut as well.
+    """The log in a folder. ``durability``: "process" survives kill -9, "power" a power cut too.
 
-    Raises LogLost where a topic's file was removed or comes from another log, LogUnavailable where it can't
-    be written for ``patience_s`` (full disk, a lock that nobody gives back). ``clock`` gives append times,
-    which retention goes by.
+    Raises LogLost if a topic's file was removed or belongs to another log, LogUnavailable if it can't be
+    written for ``patience_s`` (full disk, a lock that is never released). ``clock`` gives append times, which
+    retention uses.
     """
 
     def __init__(
@@ -73,42 +73,42 @@ class SqliteLog:
         now_ms = self._clock()
         size: Counter[int] = Counter()
         rows, offsets = [], []
-        with self._files.writing(topic) as there:
-            ends = {p: self._bounds(there, topic, p)[1] for p in {r[0] for r in records}}
+        with self._files.writing(topic) as connection:
+            ends = {p: self._bounds(connection, topic, p)[1] for p in {r[0] for r in records}}
             for partition, key, value in records:
                 offset = ends[partition]
                 ends[partition] = offset + 1
                 size[partition] += len(key) + len(value)
                 rows.append((partition, offset, now_ms, key, value))
                 offsets.append(offset)
-            there.db.executemany("INSERT INTO records VALUES (?, ?, ?, ?, ?)", rows)
-            there.db.executemany(
+            connection.db.executemany("INSERT INTO records VALUES (?, ?, ?, ?, ?)", rows)
+            connection.db.executemany(
                 "UPDATE bounds SET end = ?, bytes = bytes + ? WHERE partition = ?",
                 [(end, size[partition], partition) for partition, end in ends.items()],
             )
-        there.seen = -1  # one's own commits don't change data_version
+        connection.seen = -1  # a connection's own commits don't change its data_version
         self._tidy(topic, now_ms)
         return offsets
 
     def read(self, topic: str, partition: int, offset: int, limit: int = 1000) -> list[Record]:
-        there = self._files.connection(topic)
+        connection = self._files.connection(topic)
         rows = self._files.patiently(
-            lambda: there.db.execute(
+            lambda: connection.db.execute(
                 "SELECT offset, key, value FROM records WHERE partition = ? AND offset >= ? "
                 "ORDER BY offset LIMIT ?",
                 (partition, offset, limit),
             ).fetchall()
         )
         if not rows or rows[0][0] != offset:
-            begin, end, _ = self._bounds(there, topic, partition)
+            begin, end, _ = self._bounds(connection, topic, partition)
             check_range(topic, partition, offset, begin, end)
         return list(map(_record, rows))
 
     def appended_ms(self, topic: str, partition: int, offset: int) -> int | None:
-        """When a record was appended, by the clock of who did; None where there is none."""
-        there = self._files.connection(topic)
+        """Append time of a record, by its writer's clock; None without such a record."""
+        connection = self._files.connection(topic)
         row = self._files.patiently(
-            lambda: there.db.execute(
+            lambda: connection.db.execute(
                 "SELECT time_ms FROM records WHERE partition = ? AND offset = ?",
                 (partition, offset),
             ).fetchone()
@@ -122,15 +122,15 @@ class SqliteLog:
         return self._bounds(self._files.connection(topic), topic, partition)[1]
 
     def wait(self, topic: str, timeout_s: float) -> None:
-        """Polls the file's version: as it was when this thread last waited, so that nothing is missed."""
-        there = self._files.connection(topic)
+        """Polls the file's version against that of this thread's last wait, so that nothing is missed."""
+        connection = self._files.connection(topic)
         started = time.monotonic()
         while True:
             seen = self._files.patiently(
-                lambda: there.db.execute("PRAGMA data_version").fetchone()[0]
+                lambda: connection.db.execute("PRAGMA data_version").fetchone()[0]
             )
-            if seen != there.seen:
-                there.seen = seen
+            if seen != connection.seen:
+                connection.seen = seen
                 return
             waited = time.monotonic() - started
             if waited >= timeout_s:
@@ -142,12 +142,12 @@ class SqliteLog:
     def trim(self, topic: str, partition: int, before: int) -> None:
         check_partition(topic, partition, self.partitions(topic))
         while True:
-            with self._files.writing(topic) as there:
-                begin, end, _ = self._bounds(there, topic, partition)
-                to = min(before, end, self._floor(there, partition), begin + SLICE)
+            with self._files.writing(topic) as connection:
+                begin, end, _ = self._bounds(connection, topic, partition)
+                to = min(before, end, self._floor(connection, partition), begin + SLICE)
                 if to <= begin:
                     return
-                self._drop(there, partition, to)
+                self._drop(connection, partition, to)
 
     def retain(self, topic: str, now_ms: int) -> int:
         keep_ms, keep_bytes = (
@@ -160,37 +160,39 @@ class SqliteLog:
         oldest_ms = now_ms - keep_ms if keep_ms else -1
         dropped = 0
         for partition in range(self.partitions(topic)):
-            with self._files.writing(topic) as there:
-                dropped += self._slice(there, topic, partition, oldest_ms, keep_bytes)
+            with self._files.writing(topic) as connection:
+                dropped += self._slice(connection, topic, partition, oldest_ms, keep_bytes)
         return dropped
 
     def hold(self, name: str, topic: str, partition: int, offset: int) -> None:
-        with self._files.writing(topic) as there:
-            begin, end, _ = self._bounds(there, topic, partition)
+        with self._files.writing(topic) as connection:
+            begin, end, _ = self._bounds(connection, topic, partition)
             check_range(topic, partition, offset, begin, end)
-            there.db.execute(
+            connection.db.execute(
                 "INSERT OR REPLACE INTO holds VALUES (?, ?, ?)", (name, partition, offset)
             )
 
     def release(self, name: str, topic: str) -> None:
-        with self._files.writing(topic) as there:
-            there.db.execute("DELETE FROM holds WHERE name = ?", (name,))
+        with self._files.writing(topic) as connection:
+            connection.db.execute("DELETE FROM holds WHERE name = ?", (name,))
 
     def holds(self, topic: str, partition: int) -> dict[str, int]:
-        there = self._files.connection(topic)
-        check_partition(topic, partition, there.partitions)
+        connection = self._files.connection(topic)
+        check_partition(topic, partition, connection.partitions)
         return dict(
-            there.db.execute("SELECT name, offset FROM holds WHERE partition = ?", (partition,))
+            connection.db.execute(
+                "SELECT name, offset FROM holds WHERE partition = ?", (partition,)
+            )
         )
 
     # --- forgetting ---
 
     def keyed(self, topic: str, partition: int, keys: Collection[bytes], before: int) -> list[int]:
-        there = self._files.connection(topic)
-        check_partition(topic, partition, there.partitions)
+        connection = self._files.connection(topic)
+        check_partition(topic, partition, connection.partitions)
         marks = ", ".join("?" * len(keys))
         rows = self._files.patiently(
-            lambda: there.db.execute(
+            lambda: connection.db.execute(
                 f"SELECT offset FROM records WHERE partition = ? AND offset < ? AND key IN ({marks}) "
                 "ORDER BY offset",
                 (partition, before, *keys),
@@ -202,13 +204,13 @@ class SqliteLog:
         check_partition(topic, partition, self.partitions(topic))
         done = 0
         for start in range(0, len(records), SLICE):
-            with self._files.writing(topic) as there:
-                # Else the old bytes stay in free pages. Copies that SQLite left behind in a page when it
-                # split another one it doesn't find: ``scrub`` does.
-                there.db.execute("PRAGMA secure_delete = ON")
+            with self._files.writing(topic) as connection:
+                # Zeroes freed bytes. Copies that a page split left in other pages remain: ``scrub`` removes
+                # them.
+                connection.db.execute("PRAGMA secure_delete = ON")
                 for record in records[start : start + SLICE]:
-                    done += self._replace(there, partition, record)
-        self._files.cut_wal(topic)  # what was replaced stands there too
+                    done += self._replace(connection, partition, record)
+        self._files.cut_wal(topic)  # it has the old bytes too
         return done
 
     def scrub(self, topic: str) -> bool:
@@ -218,29 +220,29 @@ class SqliteLog:
         """Closes the connections of all threads; none may be in use."""
         self._files.close()
 
-    def _replace(self, there: Connection, partition: int, record: Record) -> bool:
+    def _replace(self, connection: Connection, partition: int, record: Record) -> bool:
         at = (partition, record.offset)
-        row = there.db.execute(
+        row = connection.db.execute(
             "SELECT length(key) + length(value) FROM records WHERE partition = ? AND offset = ?", at
         ).fetchone()
         if row is None:
             return False
-        there.db.execute(
+        connection.db.execute(
             "UPDATE records SET key = ?, value = ? WHERE partition = ? AND offset = ?",
             (record.key, record.value, *at),
         )
-        there.db.execute(
+        connection.db.execute(
             "UPDATE bounds SET bytes = bytes + ? WHERE partition = ?",
             (len(record.key) + len(record.value) - row[0], partition),
         )
         return True
 
     def _slice(
-        self, there: Connection, topic: str, partition: int, oldest_ms: int, keep_bytes: int
+        self, connection: Connection, topic: str, partition: int, oldest_ms: int, keep_bytes: int
     ) -> int:
-        begin, _, size = self._bounds(there, topic, partition)
-        floor, to = self._floor(there, partition), begin
-        rows = there.db.execute(
+        begin, _, size = self._bounds(connection, topic, partition)
+        floor, to = self._floor(connection, partition), begin
+        rows = connection.db.execute(
             "SELECT offset, time_ms, length(key) + length(value) FROM records WHERE partition = ? "
             "ORDER BY offset LIMIT ?",
             (partition, SLICE),
@@ -253,40 +255,40 @@ class SqliteLog:
             to = offset + 1
         rows.close()
         if to > begin:
-            self._drop(there, partition, to)
+            self._drop(connection, partition, to)
         return to - begin
 
-    def _floor(self, there: Connection, partition: int) -> int:
-        """Below this nothing is held."""
-        held = there.db.execute(
+    def _floor(self, connection: Connection, partition: int) -> int:
+        """The lowest held offset."""
+        held = connection.db.execute(
             "SELECT min(offset) FROM holds WHERE partition = ?", (partition,)
         ).fetchone()[0]
         return 1 << 62 if held is None else held
 
-    def _drop(self, there: Connection, partition: int, to: int) -> None:
+    def _drop(self, connection: Connection, partition: int, to: int) -> None:
         where = "WHERE partition = ? AND offset < ?"
-        size = there.db.execute(
+        size = connection.db.execute(
             f"SELECT total(length(key) + length(value)) FROM records {where}", (partition, to)
         ).fetchone()[0]
-        there.db.execute(f"DELETE FROM records {where}", (partition, to))
-        there.db.execute(
+        connection.db.execute(f"DELETE FROM records {where}", (partition, to))
+        connection.db.execute(
             "UPDATE bounds SET begin = ?, bytes = bytes - ? WHERE partition = ?",
             (to, int(size), partition),
         )
 
     def _tidy(self, topic: str, now_ms: int) -> None:
-        """After an append, now and then: retention (again at once while it drops), and the WAL's length."""
-        with contextlib.suppress(LogUnavailable):  # the append stands; the next one meets it
+        """Applies retention from time to time (continuously while it drops), and bounds the WAL."""
+        with contextlib.suppress(LogUnavailable):  # this append succeeded; the next one will raise
             if abs(now_ms - self._retained_ms.get(topic, 0)) >= RETAIN_EVERY_MS:
                 self._retained_ms[topic] = 0 if self.retain(topic, now_ms) else now_ms
             self._files.bound_wal(topic)
 
-    def _bounds(self, there: Connection, topic: str, partition: int) -> tuple[int, int, int]:
+    def _bounds(self, connection: Connection, topic: str, partition: int) -> tuple[int, int, int]:
         """(begin, end, bytes)."""
-        check_partition(topic, partition, there.partitions)
-        found: tuple[int, int, int] = self._files.patiently(
-            lambda: there.db.execute(
+        check_partition(topic, partition, connection.partitions)
+        bounds: tuple[int, int, int] = self._files.patiently(
+            lambda: connection.db.execute(
                 "SELECT begin, end, bytes FROM bounds WHERE partition = ?", (partition,)
             ).fetchone()
         )
-        return found
+        return bounds

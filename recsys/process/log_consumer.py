@@ -1,4 +1,4 @@
-"""What every fold does with the log: reads on from where it was, and puts aside what it can't read."""
+"""Log consumer of folds: reads on from saved offsets, and sends unreadable records to the dead letters."""
 
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -12,12 +12,12 @@ from recsys.events.records import DEAD_LETTERS, DeadLetter, pack, unpack
 from recsys.log.protocol import Append, Log, LogLost, LogUnavailable, Record
 
 REASON_CHARACTERS: Final = 500
-LETTERS_KNOWN: Final = 100_000  # the newest letters, among which none is put twice
+LETTERS_KNOWN: Final = 100_000  # newest letters, checked for duplicates
 UNREADABLE: Final = (Rejected, msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 
 
 def readable(log: Log, topic: str, kind: Any) -> Iterator[Any]:
-    """All records of a topic of one partition that can be read as ``kind``, in order."""
+    """All records of a single-partition topic that can be read as ``kind``, in order."""
     offset = log.begin(topic, 0)
     while records := log.read(topic, 0, offset):
         for record in records:
@@ -29,9 +29,9 @@ def readable(log: Log, topic: str, kind: Any) -> Iterator[Any]:
 
 
 class Consumer:
-    """Reads some partitions of a topic in turns, and remembers where it is.
+    """Reads some partitions of a topic in turn.
 
-    ``offsets`` are the next to read, by partition; partitions without one begin where the log does.
+    ``offsets`` are the next to read, by partition; by default the beginning of the log.
     """
 
     def __init__(
@@ -42,8 +42,8 @@ class Consumer:
         offsets: Mapping[int, int] | None = None,
     ) -> None:
         self._log, self._topic = log, topic
-        given = offsets or {}
-        self.offsets = {p: given.get(p, -1) for p in partitions}
+        start = offsets or {}
+        self.offsets = {p: start.get(p, -1) for p in partitions}
         for partition, offset in self.offsets.items():
             if offset < 0:
                 self.offsets[partition] = log.begin(topic, partition)
@@ -52,17 +52,17 @@ class Consumer:
     def resume(
         cls, log: Log, topic: str, saved_id: str, saved_offsets: Mapping[int, int]
     ) -> "Consumer":
-        """Goes on with a saved state. Raises LogLost where the log is another one, or where it no longer has
-        (or never had) what comes next: reading on would skip records in silence."""
+        """Continues from a saved state. Raises LogLost if the log is another one, or doesn't have the next
+        records (any more): reading on would skip records silently."""
         check_same(log, saved_id, f"a state of topic {topic!r}")
         for partition, offset in saved_offsets.items():
             log.read(topic, partition, offset, 1)
         return cls(log, topic, list(saved_offsets), saved_offsets)
 
     def poll(self, limit: int = 1000) -> list[tuple[int, Record]]:
-        """The next records with their partition, at most ``limit`` of each partition, in order within it.
+        """The next records with their partition, at most ``limit`` per partition, in order within it.
 
-        Never waits. Raises LogLost, having moved nothing, where an offset can't be read any more.
+        Never waits. Raises LogLost, without advancing, if an offset can't be read any more.
         """
         read = {p: self._log.read(self._topic, p, at, limit) for p, at in self.offsets.items()}
         for partition, records in read.items():
@@ -72,7 +72,7 @@ class Consumer:
 
 
 def check_same(log: Log, saved_id: str, what: str) -> None:
-    """Raises LogLost, saying what to do, where ``what`` was folded from a log of another id."""
+    """Raises LogLost, with the remedy, if ``what`` was folded from a log with another id."""
     if log.id != saved_id:
         raise LogLost(
             f"{what} was folded from log {saved_id}, this one is {log.id}: the log was removed, replaced, or "
@@ -81,33 +81,34 @@ def check_same(log: Log, saved_id: str, what: str) -> None:
 
 
 def hold_available(log: Log, name: str, topic: str, offsets: Mapping[int, int]) -> None:
-    """Holds ``offsets`` by partition, or where the log begins by now: it may not be held everywhere, and
-    retention may have passed a place that was noted a while ago."""
+    """Holds ``offsets`` by partition, or the log's beginning if retention has passed an offset noted
+    earlier."""
     for partition, offset in offsets.items():
         log.hold(name, topic, partition, max(offset, log.begin(topic, partition)))
 
 
 class DeadLetters:
-    """Puts aside what can't be read of some ``topics``, raw, with the reason: each record once.
+    """Sends unreadable records of some ``topics`` to ``dead_letters``, raw, with the reason: each record
+    once, also across restarts.
 
-    One part owns a topic's letters; who else reads the topic skips the record and counts it. What stands in
-    ``dead_letters`` is not put again, also after a restart. ``counts`` is how many it sent, by topic.
+    One part owns a topic's letters; other readers skip and count such records. ``counts``: letters sent by
+    topic.
     """
 
     def __init__(self, log: Log, topics: Collection[str]) -> None:
         self._log, self._topics = log, topics
-        self._known: RecentIds | None = None  # read from the log when the first letter comes
+        self._written: RecentIds | None = None  # read from the log with the first letter
         self._unsent: list[tuple[str, Append]] = []
         self.counts: Counter[str] = Counter()
 
     def put(
         self, topic: str, partition: int, record: Record, reason: str, time_ms: int = 0
     ) -> None:
-        """Writes a letter, which ``send`` sends. ``time_ms``: event time, where there is one."""
+        """Queues a letter for ``send``. ``time_ms``: event time, if known."""
         assert topic in self._topics, f"the dead letters of {topic!r} belong to another part"
-        if self._known is None:
-            self._known = self._standing()
-        if not self._known.add(_place(topic, partition, record.offset)):
+        if self._written is None:
+            self._written = self._read_written()
+        if not self._written.add(_place(topic, partition, record.offset)):
             return
         letter = DeadLetter(
             topic=topic,
@@ -120,28 +121,28 @@ class DeadLetters:
         self._unsent.append((topic, Append(0, record.key, pack(letter))))
 
     def send(self) -> int:
-        """Appends what was put; returns how many letters that were. After LogUnavailable put them again:
-        which of them the log took is then looked up."""
+        """Appends the queued letters; returns their number. After LogUnavailable put them again: the log is
+        then searched for those that were written."""
         unsent, self._unsent = self._unsent, []
         if not unsent:
             return 0
         try:
             self._log.append(DEAD_LETTERS, [append for _, append in unsent])
         except LogUnavailable:
-            self._known = None
+            self._written = None
             raise
         self.counts.update(topic for topic, _ in unsent)
         return len(unsent)
 
     def forget(self) -> None:
-        """Throws away what was put and not sent: it will be put again."""
+        """Drops queued letters: they will be put again."""
         if self._unsent:
-            self._unsent, self._known = [], None
+            self._unsent, self._written = [], None
 
-    def _standing(self) -> RecentIds:
-        known, end = RecentIds(LETTERS_KNOWN), self._log.end(DEAD_LETTERS, 0)
+    def _read_written(self) -> RecentIds:
+        written, end = RecentIds(LETTERS_KNOWN), self._log.end(DEAD_LETTERS, 0)
         offset = max(self._log.begin(DEAD_LETTERS, 0), end - LETTERS_KNOWN)
-        # Not until a read finds nothing: a Kafka client would follow the topic from then on.
+        # Stops at the end: after an empty read a Kafka client would follow the topic.
         while offset < end and (records := self._log.read(DEAD_LETTERS, 0, offset)):
             for record in records:
                 try:
@@ -149,9 +150,9 @@ class DeadLetters:
                 except UNREADABLE:
                     continue
                 if letter.topic in self._topics:
-                    known.add(_place(letter.topic, letter.partition, letter.offset))
+                    written.add(_place(letter.topic, letter.partition, letter.offset))
             offset = records[-1].offset + 1
-        return known
+        return written
 
 
 def _place(topic: str, partition: int, offset: int) -> str:

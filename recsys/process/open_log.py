@@ -1,4 +1,4 @@
-"""Opens the log that a configuration names; imports the library of that one only."""
+"""Opens the log that a configuration names; imports only that implementation's library."""
 
 from pathlib import Path
 
@@ -19,6 +19,6 @@ def open_log(config: Config) -> Log:
 
 
 def create_topics(log: Log, config: Config) -> None:
-    """Creates a system's topics; raises ValueError where one has another number of partitions."""
+    """Creates a system's topics; raises ValueError if one exists with another number of partitions."""
     for topic in topics(config.log.partitions, config.log.retention_hours):
         log.create(topic)

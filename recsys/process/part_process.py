@@ -1,4 +1,4 @@
-"""The run loop of a part process: a stop flag, a heartbeat file, its log.
+"""Run loop of a part process: stop flag, heartbeat file, log file.
 
 A part is ``run(config, stop)``. Its loop turns until it is asked to stop::
 
@@ -8,9 +8,8 @@ A part is ``run(config, stop)``. Its loop turns until it is asked to stop::
         if not moved:
             stop.wait(0.002)
 
-The part counts as ready at its first turn. The heartbeat is ``state/run/<part>.json``, replaced whole about
-each second by a thread, so a reader never sees half of one; ``turned_ms`` tells a part that beats but no
-longer turns. This module knows nothing of what a part does.
+The part is ready at its first turn. A thread replaces the heartbeat ``state/run/<part>.json`` atomically
+about once a second; ``turned_ms`` reveals a part whose thread runs but whose loop doesn't turn.
 """
 
 import logging
@@ -27,11 +26,11 @@ import msgspec
 from recsys.log.protocol import LogLost
 from recsys.observability.log_lines import hide, log_to_file
 
-EXIT_LOG_LOST: Final = 4  # of a part whose log is lost: starting it again can't help
+EXIT_LOG_LOST: Final = 4  # exit status of a part whose log is lost: restarting can't help
 
 
 def run_folder(state: str | Path) -> Path:
-    """``state/run``: who runs, where it listens, what it says. Readable by its owner only."""
+    """The folder ``state/run`` of heartbeats, addresses and logs. Readable by its owner only."""
     folder = Path(state) / "run"
     folder.mkdir(parents=True, exist_ok=True)
     folder.chmod(0o700)
@@ -39,7 +38,7 @@ def run_folder(state: str | Path) -> Path:
 
 
 def write_atomically(path: Path, data: bytes, mode: int = 0o600) -> None:
-    """Replaces a file whole: a reader sees the old or the new one. Not synced to the disk."""
+    """Replaces a file atomically: readers see the old or the new one. Not synced to disk."""
     partial = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}")
     descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
     with os.fdopen(descriptor, "wb") as file:
@@ -48,7 +47,7 @@ def write_atomically(path: Path, data: bytes, mode: int = 0o600) -> None:
 
 
 class Beat(msgspec.Struct, kw_only=True):
-    """What a heartbeat file says."""
+    """Content of a heartbeat file."""
 
     part: str
     pid: int
@@ -84,13 +83,13 @@ class Heartbeat:
             self._beat.gauges[name] = value
 
     def only(self, begins: str, gauges: Mapping[str, float]) -> None:
-        """These gauges in the place of all whose names begin so: for what may have nothing more to say."""
+        """Replaces all gauges whose names begin with ``begins``, so that outdated ones disappear."""
         with self._lock:
-            others = {n: v for n, v in self._beat.gauges.items() if not n.startswith(begins)}
-            self._beat.gauges = others | dict(gauges)
+            rest = {n: v for n, v in self._beat.gauges.items() if not n.startswith(begins)}
+            self._beat.gauges = rest | dict(gauges)
 
     def offsets(self, topic: str, offsets: Sequence[int]) -> None:
-        """The next offset that the part will read, by partition: ``status`` makes its lag of it."""
+        """Sets the next offsets that the part will read, by partition: ``status`` derives its lag."""
         with self._lock:
             self._beat.offsets[topic] = [int(offset) for offset in offsets]
 
@@ -102,7 +101,7 @@ class Heartbeat:
         self._beat.turned_ms = int(self._clock() * 1000)
 
     def state(self, state: str, failure: str = "") -> None:
-        """Moves to another state and writes it at once. What stops or failed is not ready again."""
+        """Changes the state and writes it at once. A stopping or failed part never becomes ready again."""
         with self._lock:
             if state == "ready" and self._beat.state != "starting":
                 return
@@ -114,7 +113,7 @@ class Heartbeat:
             self.state("ready")
 
     def now(self) -> Beat:
-        """A copy, with the rates as of now."""
+        """A copy with current rates."""
         with self._lock:
             self._rate(self._clock())
             self._beat.time_ms = int(self._clock() * 1000)
@@ -137,7 +136,7 @@ class Heartbeat:
 
 
 def read_beat(path: Path) -> Beat | None:
-    """A part's heartbeat, or None where there is none that can be read."""
+    """A part's heartbeat, or None if it can't be read."""
     try:
         return msgspec.json.decode(path.read_bytes(), type=Beat)
     except (OSError, msgspec.MsgspecError):
@@ -145,10 +144,10 @@ def read_beat(path: Path) -> Beat | None:
 
 
 class Stop:
-    """Whether a part was asked to stop (SIGTERM, SIGINT, or ``set``), and its heartbeat.
+    """Stop flag of a part (SIGTERM, SIGINT, or ``set``), with its heartbeat.
 
-    Asking is turning: the first ``is_set`` or ``wait`` marks the part ready. While still setting up, ask
-    with ``starting=True``.
+    ``is_set`` and ``wait`` count as turns: the first one marks the part ready. During set-up pass
+    ``starting=True``.
     """
 
     def __init__(self, heartbeat: Heartbeat | None = None) -> None:
@@ -164,7 +163,7 @@ class Stop:
         return self._event.is_set()
 
     def wait(self, timeout_s: float, starting: bool = False) -> bool:
-        """Sleeps until the timeout or until asked to stop; True where asked."""
+        """Sleeps until the timeout or a stop; True for a stop."""
         if not starting:
             self._turn()
         return self._event.wait(timeout_s)
@@ -177,10 +176,10 @@ class Stop:
 def run_part(
     part: str, state: str | Path, body: Callable[[Stop], None], format: str = "json"
 ) -> int:
-    """Runs a part's body in this process, to its end; returns the exit status. ``format``: of its log.
+    """Runs a part's body in this process; returns the exit status. ``format``: of its log.
 
-    Called in the main thread: it takes SIGTERM and SIGINT. An exception of the body is logged and told in
-    the heartbeat's ``failure``, and is status 1; ``EXIT_LOG_LOST`` where the log is lost.
+    Call it in the main thread: it handles SIGTERM and SIGINT. An exception of the body is logged and written
+    to the heartbeat's ``failure``; the status is then 1, or ``EXIT_LOG_LOST`` for LogLost.
     """
     folder = run_folder(state)
     heartbeat = Heartbeat(part, folder / f"{part}.json")

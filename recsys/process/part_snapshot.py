@@ -1,8 +1,8 @@
-"""A part's own snapshot: its state and the offsets up to which it was folded, in one file.
+"""Snapshot of a part: its state and next offsets, in one file.
 
-``state/parts/<name>/state.msgpack`` is replaced whole, so that state and offsets always belong together, and
-the one before it is kept beside it. A file is its SHA-256 and then MessagePack. It names the log that it was
-folded from: with another log it is refused, not continued.
+``state/parts/<name>/state.msgpack`` is replaced atomically, so that state and offsets always match; the
+previous file is kept. A file is a SHA-256 followed by MessagePack. It contains the id of its log: with
+another log it is rejected.
 """
 
 import hashlib
@@ -24,7 +24,7 @@ Offsets = Mapping[str, Mapping[int, int]]
 
 
 class Saved(msgspec.Struct, frozen=True):
-    """``offsets[topic][partition]`` is the next to read; ``blob`` is the part's own business."""
+    """A saved state. ``offsets[topic][partition]`` is the next to read; ``blob`` is opaque."""
 
     log_id: str
     offsets: dict[str, dict[int, int]]
@@ -32,9 +32,9 @@ class Saved(msgspec.Struct, frozen=True):
 
 
 class PartState:
-    """The snapshot of one part, in a folder of its own. One process at a time uses it.
+    """The snapshot of one part in its own folder, for one process at a time.
 
-    ``note`` says, after ``load``, what was wrong with the newest snapshot where an older one was taken.
+    After ``load``, ``note`` is the error of the newest snapshot if the previous one was loaded.
     """
 
     def __init__(self, state: str | Path, part: str) -> None:
@@ -43,9 +43,9 @@ class PartState:
         self._newest: Offsets | None = None
 
     def load(self, log_id: str) -> Saved | None:
-        """What was saved last, or before that where the last can't be read; None where nothing was saved.
+        """Loads the last snapshot, or the previous one if the last can't be read; None without any.
 
-        Raises LogLost where it was folded from another log, ValueError where nothing there can be read.
+        Raises LogLost if it was folded from another log, ValueError if none can be read.
         """
         self.note = ""
         faults = []
@@ -64,7 +64,7 @@ class PartState:
                     f"{self.folder} to begin with the new one"
                 )
             if faults:
-                # Out of the way: the next save() would put it in the place of the good one.
+                # Moved, since the next save() would replace the good one with it.
                 os.replace(self.folder / _FILE, self.folder / _BROKEN)
                 self.note = f"{faults[0]}: went on from the snapshot before it; it is now {_BROKEN}"
             self._newest = saved.offsets
@@ -77,26 +77,26 @@ class PartState:
         return None
 
     def drop_broken(self) -> None:
-        """Removes what couldn't be read, of all parts: nobody can tell whom it knows."""
+        """Removes unreadable snapshots of all parts: they may contain data of erased users."""
         for path in self.folder.parent.glob(f"*/{_BROKEN}"):
             path.unlink(missing_ok=True)
 
     def save(self, log_id: str, offsets: Offsets, blob: bytes) -> Offsets:
-        """Replaces what was saved; on the disk when it returns.
+        """Replaces the snapshot and syncs it to disk.
 
-        Returns the offsets of the snapshot before this one: holding those (``Log.hold``) keeps it of use.
+        Returns the offsets of the previous snapshot: holding them (``Log.hold``) keeps it usable.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         path = self.folder / _FILE
         partial = path.with_name(f".{_FILE}.{os.getpid()}")
-        plain = {topic: dict(its) for topic, its in offsets.items()}
+        plain = {topic: dict(by_partition) for topic, by_partition in offsets.items()}
         body = msgspec.msgpack.encode(Saved(log_id, plain, blob))
         with partial.open("wb") as file:
             file.write(hashlib.sha256(body).digest())
             file.write(body)
             file.flush()
             os.fsync(file.fileno())
-        # Ending between these two lines leaves the previous one, which load() takes.
+        # A crash between these two lines leaves the previous snapshot, which load() uses.
         if path.exists():
             os.replace(path, self.folder / _PREVIOUS)
         os.replace(partial, path)

@@ -1,12 +1,13 @@
-"""How what learns steps back for what answers, where processors are few. It imports nothing of ours: it runs
-before all imports.
+"""Lowers the priority of learning processes below answering ones, if CPUs are few.
 
-Linux shares processors between sessions first ("autogroup", where it is switched on), and each part is the
-leader of one: its nice value then says nothing to other parts, and that of the session has to be set too.
+Imports nothing of this project, since it runs before all imports.
 
-All that Ray runs would be one session. Measured (Linux 6.18, two cores): while processes of it start, others
-wait for a processor for up to a second, whatever their nice value; with a session for each, for 75 ms. So
-Ray's workers begin one.
+Linux shares CPUs between sessions first ("autogroup", if enabled), and each part leads a session: its nice
+value has no effect on other parts, so the session's priority must be set too.
+
+By default all of Ray is one session. Measured (Linux 6.18, two cores): while its processes start, others wait
+for a CPU for up to a second, whatever their nice value; with one session per process, 75 ms. So Ray's workers
+begin their own.
 """
 
 import errno
@@ -16,44 +17,45 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
-# Of a process that Ray starts: how far it steps back before its first import, which takes a core for seconds.
+# Nice value of a process that Ray starts, set before its first import, which takes a core for seconds.
 VARIABLE: Final = "RECSYS_NICE"
-# Of one that answers, once it has caught up: how far its session steps back until then.
+# Session priority of an answering process until it has caught up.
 STARTING: Final = "RECSYS_NICE_STARTING"
-# As far as what learns: beside it an answer has three quarters of a core that both want.
+# The same as of learning processes: an answer beside it gets three quarters of a core that both want.
 STARTS: Final = "5"
-# Of all that a part starts: the part's process, by id and start. By it are known those of other sessions.
+# Set in all processes that a part starts: the part's process, by id and start time. It identifies processes
+# of other sessions.
 PART: Final = "RECSYS_PART"
 _SESSION: Final = Path("/proc/self/autogroup")
-_TRIES: Final = 20  # who isn't root may set it ten times a second, counted over the whole machine
+_TRIES: Final = 20  # without root it may be set ten times a second, counted over the whole machine
 _AGAIN_S: Final = 0.1
 
 
 def lower_priority(nice: int) -> None:
-    """Lowers this process's priority to ``nice`` (0 to 19), once: what is lower already stays."""
+    """Lowers this process's priority to ``nice`` (0 to 19), unless it is lower already."""
     os.nice(max(0, nice - os.nice(0)))
 
 
 def begin_session() -> bool:
-    """A session of its own for this process, which another started in its: whether it has one."""
+    """Moves this process into its own session; returns whether it leads one."""
     with suppress(OSError):
         os.setsid()
     if os.getsid(0) != os.getpid():
         with suppress(OSError):
-            os.setpgid(0, os.getpgid(os.getppid()))  # who leads a group can't begin a session
+            os.setpgid(0, os.getpgid(os.getppid()))  # a group leader can't begin a session
             os.setsid()
     return os.getsid(0) == os.getpid()
 
 
 def lower_session_priority(nice: int, session: Path = _SESSION) -> bool:
-    """Lowers the priority of this process and, as the leader of its session, of that: whether that of the
-    session was set. It isn't where the system knows none."""
+    """Lowers the priority of this process and, if it leads one, of its session; returns whether the session's
+    was set, which needs autogroup."""
     lower_priority(nice)
     return nice > 0 and set_session_priority(nice, session)
 
 
 def set_session_priority(nice: int, session: Path = _SESSION) -> bool:
-    """Sets the priority (0 to 19) of the session that this process leads, up or down: whether it was set."""
+    """Sets the priority (0 to 19) of the session that this process leads; returns whether it was set."""
     if os.getsid(0) != os.getpid() or not session.exists():
         return False
     for _ in range(_TRIES):

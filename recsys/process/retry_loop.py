@@ -1,4 +1,4 @@
-"""Loops over a log that may be away: a turn that broke off is taken again from where all is safe."""
+"""Retries of loops over a log that may be unavailable: a failed turn restarts from a safe state."""
 
 import logging
 from collections.abc import Callable
@@ -11,15 +11,17 @@ _PAUSE_S: Final = 0.5
 
 
 class RetryLoop:
-    """A loop over the log. Says what a turn does in ``_turn``, and in ``_restore`` how to go back to what is
-    safe: a snapshot, or what it wrote."""
+    """A loop over the log. Subclasses implement a turn in ``_turn``, and in ``_restore`` the return to a safe
+    state: a snapshot, or what they wrote."""
 
-    needs_restore = False  # a turn broke off: what is in memory may be half of it, and isn't to be saved
+    needs_restore = (
+        False  # a turn failed: the state in memory may be inconsistent and must not be saved
+    )
 
     def turn(self) -> int:
-        """Does what there is to do; returns how many records it took or made.
+        """Processes what is available; returns the number of records read or made.
 
-        After LogUnavailable call it again: it goes back first, however often that takes.
+        After LogUnavailable call it again: it restores first, as often as needed.
         """
         if self.needs_restore:
             self._restore()
@@ -38,7 +40,7 @@ class RetryLoop:
 
 
 def run_turn(turn: Callable[[], int], stop: Stop, logger: logging.Logger) -> int | None:
-    """One turn of a part; None where the log was away: that is told, counted, and waited for a little."""
+    """Runs one turn; None if the log was unavailable, which is logged, counted, and followed by a pause."""
     try:
         return turn()
     except LogUnavailable as error:

@@ -1,12 +1,11 @@
-"""Ticks: event time goes on where nothing happens.
+"""Ticks: advance event time on idle partitions.
 
-A window closes when event time passes its end, and event time moves with events; so where a partition of
-``events`` has had none for a second, a tick is appended. Its time is that of the newest record and what has
-passed since that came: for live events this is now, and where a past is being written, or was when everything
-stood still, event time goes on from there instead of jumping. Where a partition never had any event, no
-window waits, and it isn't ticked.
+Windows close when event time passes their end, and events advance event time; so a partition of ``events``
+that was idle for a second gets a tick. Its time is that of the newest record plus the time since it arrived:
+for live events this is now, and while historical events are written, or after an outage, event time continues
+from there instead of jumping. A partition without any event has no open window and gets no tick.
 
-One process of a system ticks, the part of the sequencer; two would do no harm, since time only goes forward.
+The sequencer's process ticks; a second ticker would be harmless, since time only advances.
 """
 
 from collections.abc import Callable, Sequence
@@ -19,48 +18,48 @@ from recsys.events.records import EVENTS
 from recsys.log.protocol import Append, Log, newest_first
 
 EVERY_MS: Final = 1_000
-_BACK: Final = 1_000  # records read backwards at the most
+_BACK: Final = 1_000  # records read backwards at most
 
 
-class Idle:
-    """Which partitions have had no append for a while, from where they end. Pure."""
+class IdlePartitions:
+    """Finds partitions without recent appends, from their ends. Pure."""
 
     def __init__(self, every_ms: int = EVERY_MS) -> None:
         self.every_ms = every_ms
         self._moved: dict[int, tuple[int, int]] = {}  # partition -> (end, since when)
 
     def due(self, ends: Sequence[int], now_ms: int) -> list[int]:
-        """The partitions that need a tick now, given the ends of all."""
-        found = []
+        """The partitions that need a tick, given the ends of all."""
+        idle = []
         for partition, end in enumerate(ends):
             seen, since_ms = self._moved.get(partition, (-1, now_ms))
             if end != seen:
                 self._moved[partition] = (end, now_ms)
             elif now_ms - since_ms >= self.every_ms:
-                found.append(partition)
-        return found
+                idle.append(partition)
+        return idle
 
     def since(self, partition: int, now_ms: int) -> int:
         """Milliseconds since the partition last moved."""
         return now_ms - self._moved[partition][1]
 
     def appended(self, partition: int, end: int, now_ms: int) -> None:
-        """The partition ends there now: known at once, so that no time is lost until the next look."""
+        """Records our own append at once: idle time counts from now, not from the next check."""
         self._moved[partition] = (end, now_ms)
 
 
 class Ticker:
-    """Appends a tick to each partition of ``events`` that is idle. ``turn`` is cheap to call often."""
+    """Appends a tick to each idle partition of ``events``. ``turn`` is cheap to call often."""
 
     def __init__(self, log: Log, clock: Callable[[], int], every_ms: int = EVERY_MS) -> None:
-        """``clock``: milliseconds; no tick is later than that."""
+        """``clock``: milliseconds; the latest time of a tick."""
         self._log, self._clock = log, clock
-        self._idle = Idle(every_ms)
+        self._idle = IdlePartitions(every_ms)
         self._partitions = log.partitions(EVENTS)
-        self._look_ms = 0  # when the ends are looked at next
+        self._look_ms = 0  # time of the next check
 
     def turn(self) -> int:
-        """Returns how many ticks it appended."""
+        """Returns the number of ticks appended."""
         now_ms = self._clock()
         if now_ms < self._look_ms:
             return 0
@@ -79,7 +78,7 @@ class Ticker:
         return len(ticks)
 
     def _newest_ms(self, partition: int, end: int) -> int | None:
-        """The time of the newest record; None where there is none, or none that can be read."""
+        """The time of the newest readable record, or None."""
         for record in islice(newest_first(self._log, EVENTS, partition, stop=end), _BACK):
             with suppress(Rejected):
                 return decode(record.value).time_ms

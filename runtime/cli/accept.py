@@ -6,7 +6,7 @@ from typing import Annotated
 import msgspec
 import typer
 
-from experiments.promotion.acceptance import Evidence, Refuse, decide
+from experiments.promotion.acceptance import Refuse, RowFormEvidence, decide
 from recsys.config.loader import load
 from replay.datasets.dataset import DataError
 from replay.datasets.open_dataset import open_dataset
@@ -51,7 +51,7 @@ def accept(
     typer.echo(f"accepted, at most {at_most}: {file}")
 
 
-def _lines(evidence: Evidence) -> list[str]:
+def _lines(evidence: RowFormEvidence) -> list[str]:
     lines = [f"{evidence.data}: {evidence.rows:,} rows of {evidence.users:,} users"]
     for name in FORMATS:
         line = f"{name:>8}  AUC {evidence.auc[name]:.5f}  {evidence.bytes_a_row[name]:6.1f} bytes a row"

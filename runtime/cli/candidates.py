@@ -89,7 +89,7 @@ def rollback(
             return
         epoch = "" if isinstance(answer, Decision) else f", epoch {answer.epoch}"
         typer.echo(f"rolled back in {seconds:.1f} s: {answer.line}{epoch}")
-        file = rollback_impact.file_of(state, served_by)
+        file = rollback_impact.impact_file(state, served_by)
         typer.echo(f"affected requests: {file}, in about ten seconds")
         impact = director_requests.await_impact(state, served_by)
     if impact is not None:

@@ -10,7 +10,7 @@ from replay.datasets.dataset import DataError, Dataset
 from replay.datasets.open_dataset import open_dataset
 from replay.predictions import Predictions, read_predictions, write_predictions, write_report
 from replay.replay_report import print_report, report_of, with_bar
-from replay.replay_run import Replayed, ReplayOptions, replay_data
+from replay.replay_run import ReplayResult, ReplayOptions, replay_data
 from runtime.cli.common import check_folders, exit_on
 from runtime.jobs.time_option import parse_time
 
@@ -119,7 +119,7 @@ def _read_baseline(file: Path, label: str) -> Predictions:
     return baseline
 
 
-def _run(dataset: Dataset, options: ReplayOptions) -> Replayed:
+def _run(dataset: Dataset, options: ReplayOptions) -> ReplayResult:
     if options.through_broker:
         from replay.broker_loop import replay_through_broker
 

@@ -12,7 +12,7 @@ from typing import Any, Final
 import msgspec
 
 from experiments.assignment.definition import Experiment
-from experiments.statistics.ramp import STOPPED
+from experiments.statistics.revision import STOPPED
 from experiments.statistics.readout import Readout
 from experiments.statistics.revision import parse_each
 from recsys.clock import wall_ms
@@ -62,9 +62,7 @@ class ExperimentPanel:
         Stopped experiments aren't read; they keep their last report.
         """
         labels, revision = labels_of(self._config), revisions[-1]
-        experiments, unreadable = parse_each(
-            revision, self._config.policy, labels, stopped=False
-        )
+        experiments, unreadable = parse_each(revision, self._config.policy, labels, stopped=False)
         experiments.sort(key=lambda e: (-start_ms(revisions, e.name), e.name))
         stopped = {n: stand for n, stand in revision.stands.items() if stand.state == STOPPED}
         shown = [e for e in experiments[:_MAX_EXPERIMENTS] if not e.interleaves]
@@ -102,7 +100,9 @@ class ExperimentPanel:
                 self._read_one(experiment, revisions, labels, left_s / (len(queue) - number))
             except Exception as error:
                 _LOG.exception("experiment %s can't be read", name)
-                self._folds.pop(name, None)  # retention may have passed it: restart from what is left
+                self._folds.pop(
+                    name, None
+                )  # retention may have passed it: restart from what is left
                 why = f"can't be read now: {type(error).__name__}"
                 self._rows[name] = self._rows.get(name, {}) | {"failed": why}
 

@@ -1,1 +1,1 @@
-"""`recsys demo`: data, warm-up, simulated viewers and the check that measures a fresh system."""
+"""The demo: data, warm-up and addresses of a whole system, and its unattended check."""

@@ -1,6 +1,7 @@
-"""What the log and the archive of a running system say: read only, from a mark on."""
+"""Counts the events, examples and steps on the log and in the archive since a mark. Read-only."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -13,7 +14,7 @@ from recsys.events.records import DEAD_LETTERS, DELTAS, EVENTS, EXAMPLES, STEPS,
 from recsys.log.protocol import Log
 
 _READ: Final = 2_000
-_DERIVED: Final = ":long_view"  # the server's own, beside the view that it follows from
+_DERIVED: Final = ":long_view"  # suffix of ids of events that the server derives from views
 
 
 class _Event(msgspec.Struct):
@@ -36,10 +37,10 @@ class _Delta(msgspec.Struct):
 
 
 @dataclass(frozen=True)
-class Entries:
-    """What stands on ``events`` from the mark on. ``engagements`` are those that clients sent."""
+class EventCounts:
+    """Events on the log since the mark. ``engagements`` counts those that clients sent."""
 
-    places: set[tuple[int, int]]  # of the engagements: partition, offset
+    places: set[tuple[int, int]]  # partition and offset of each engagement
     impressions: int
     degraded: int
 
@@ -52,8 +53,8 @@ class Entries:
         return len(self.places) + self.impressions
 
 
-class Books:
-    """Reads a log from where its topics ended when it was made."""
+class LogAccounting:
+    """Reads a log from the ends that its topics had at construction (the mark)."""
 
     def __init__(self, log: Log) -> None:
         self._log = log
@@ -63,8 +64,8 @@ class Books:
             for partition in range(log.partitions(topic))
         }
 
-    def events(self) -> Entries:
-        """Engagements as their clients sent them, each once; impressions; those with skipped stages."""
+    def events(self) -> EventCounts:
+        """Counts distinct client engagements, impressions, and impressions with skipped stages."""
         places: set[tuple[int, int]] = set()
         ids: set[str] = set()
         impressions = degraded = 0
@@ -78,17 +79,17 @@ class Books:
                 if not name.endswith(_DERIVED) and name not in ids:
                     ids.add(name)
                     places.add((partition, offset))
-        return Entries(places, impressions, degraded)
+        return EventCounts(places, impressions, degraded)
 
-    def archived(self, folder: Path, entries: Entries) -> int:
-        """How many of the engagements stand in the archive, byte for byte the event that the log has."""
+    def archived(self, folder: Path, events: EventCounts) -> int:
+        """Number of these engagements that are in the archive."""
         from training.archive.writer import archived_rows
 
         columns = ("partition", "offset")
-        return len(entries.places.intersection(archived_rows(folder, EVENTS, columns)))
+        return len(events.places.intersection(archived_rows(folder, EVENTS, columns)))
 
     def examples_before(self) -> int:
-        """How many examples stood there at the mark."""
+        """Number of examples on the log at the mark."""
         return sum(
             end - self._log.begin(EXAMPLES, partition)
             for (topic, partition), end in self._mark.items()
@@ -96,36 +97,36 @@ class Books:
         )
 
     def examples(self) -> dict[tuple[str, str], tuple[int, int]]:
-        """(request, item) → (partition, offset) of the first example of each."""
-        found: dict[tuple[str, str], tuple[int, int]] = {}
+        """Maps (request, item) to (partition, offset) of its first example."""
+        places: dict[tuple[str, str], tuple[int, int]] = {}
         for partition, offset, value in self._since(EXAMPLES):
             example = _example.decode(value)
             if not example.correction:
-                found.setdefault((example.request_id, str(example.item_id)), (partition, offset))
-        return found
+                places.setdefault((example.request_id, str(example.item_id)), (partition, offset))
+        return places
 
     def steps(self) -> list[Step]:
-        """The step records since the mark."""
+        """Step records since the mark."""
         return [unpack(value, Step) for _, _, value in self._since(STEPS)]
 
     def metrics(self, records: int = 400) -> list[dict[str, float]]:
-        """What the newest steps published, from about so many records of ``deltas``."""
+        """Metrics published with the newest steps, from about this many records of ``deltas``."""
         start = max(self._log.begin(DELTAS, 0), self._log.end(DELTAS, 0) - records)
-        found = {}
+        metrics = {}
         for _, _, value in self._read(DELTAS, 0, start):
             delta = _delta.decode(value)
             if delta.part == 0:
-                found[delta.line, delta.step] = delta.metrics
-        return list(found.values())
+                metrics[delta.line, delta.step] = delta.metrics
+        return list(metrics.values())
 
     def dead_letters(self) -> int:
-        """All of them, also from before the mark."""
+        """Number of dead letters, including those before the mark."""
         start = self._log.begin(DEAD_LETTERS, 0)
         return sum(1 for _ in self._read(DEAD_LETTERS, 0, start))
 
     def _since(self, topic: str) -> Iterable[tuple[int, int, bytes]]:
-        for (its, partition), start in self._mark.items():
-            if its == topic:
+        for (marked, partition), start in self._mark.items():
+            if marked == topic:
                 yield from self._read(topic, partition, start)
 
     def _read(self, topic: str, partition: int, offset: int) -> Iterable[tuple[int, int, bytes]]:
@@ -135,12 +136,16 @@ class Books:
             offset = records[-1].offset + 1
 
 
-def open_books(config: Config) -> tuple[Log, Books]:
-    """Books of the log that a configuration names, from now on."""
+@contextmanager
+def open_accounting(config: Config) -> Iterator[LogAccounting]:
+    """Opens a configuration's log, with the mark at its current ends."""
     from recsys.process.open_log import open_log
 
     log = open_log(config)
-    return log, Books(log)
+    try:
+        yield LogAccounting(log)
+    finally:
+        log.close()
 
 
 _event = msgspec.msgpack.Decoder(_Event)

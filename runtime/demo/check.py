@@ -1,8 +1,7 @@
-"""``recsys demo --check``: acts as a viewer of a running system, and measures what it promises.
+"""``recsys demo --check``: acts as a viewer of a running system, and measures the effects.
 
-It knows the system by its public API and its log alone. The viewer's part is here, testable against any
-``Feed``; what the log and the archive say is read by ``runtime.demo.accounting``; what is made of it all is in
-``runtime.demo.check_figures``.
+Uses the public API and the log alone. The viewer is here, testable against any ``Feed``;
+``runtime.demo.accounting`` reads the log and the archive, ``runtime.demo.check_figures`` judges the results.
 """
 
 import threading
@@ -18,22 +17,22 @@ from runtime.demo import check_figures as figures
 from runtime.demo.check_figures import Figure
 
 LIST: Final = 10
-LOOK: Final = 20  # items of which the share of a topic is taken
-LIKED: Final = 10  # swipes at a topic
-MOST: Final = 150  # swipes in all until so many of the topic have come
+LONG_LIST: Final = 20  # items over which a topic's share is measured
+LIKED: Final = 10  # liked items of a topic
+MAX_SWIPES: Final = 150  # until that many items of the topic have been shown
 TOPICS: Final = 5
-LOOKERS: Final = 10  # new viewers whose first items say which topics are usual
+NEW_VIEWERS: Final = 10  # their first items determine the common topics
 RATIO_BAR: Final = 3.0
 SESSION_BAR_MS: Final = 250.0
 SERVED_BAR_MS: Final = 5_000.0
 SAMPLES: Final = 120
 _POLL_S: Final = 0.005
-_LOST_S: Final = 5.0  # a view that isn't in its session by then counts as that late
-_WATCH_EVERY_S: Final = 0.05
+_LOST_S: Final = 5.0  # delay recorded for a view that isn't in its session by then
+_PROBE_EVERY_S: Final = 0.05
 
 
 class Feed(Protocol):
-    """What a viewer needs of a server: ``recsys.client.Client`` has it."""
+    """API calls of a viewer, as ``recsys.client.Client`` has them."""
 
     def recommend(self, user_id: Id, n: int) -> Recommendations: ...
 
@@ -44,7 +43,7 @@ class Feed(Protocol):
 
 @dataclass
 class Clock:
-    """Time, handed in by tests."""
+    """Clocks and sleep, replaceable in tests."""
 
     now_s: Callable[[], float] = time.monotonic
     wall_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000
@@ -53,7 +52,7 @@ class Clock:
 
 @dataclass
 class Counts:
-    """What the feed said while it was used."""
+    """Counts of the feed's answers."""
 
     accepted: int = 0
     refused: int = 0
@@ -62,25 +61,26 @@ class Counts:
 
     @property
     def total(self) -> int:
-        """Events that it brought about."""
+        """Number of events that these calls put on the log."""
         return self.accepted + self.answers
 
 
 class Viewer:
-    """Somebody who uses the feed, and counts what it says."""
+    """A user of the feed who counts its answers."""
 
     def __init__(self, feed: Feed, clock: Clock, counts: Counts) -> None:
         self.feed, self.clock, self.counts = feed, clock, counts
 
-    def ask(self, user_id: str, n: int) -> Recommendations:
+    def recommend(self, user_id: str, n: int) -> Recommendations:
+        """Requests a list."""
         answer = self.feed.recommend(user_id, n)
         self.counts.answers += 1
         self.counts.degraded += bool(answer.degraded)
         return answer
 
-    def tell(self, answer: Recommendations, user_id: str, item_id: Id,
-             *happened: tuple[str, int | None]) -> float:  # fmt: skip
-        """Tells what was done with an item; returns when that was acknowledged."""
+    def engage(self, answer: Recommendations, user_id: str, item_id: Id,
+               *happened: tuple[str, int | None]) -> float:  # fmt: skip
+        """Sends engagements with an item; returns the time of the acknowledgement."""
         now_ms = self.clock.wall_ms()
         events = [
             Engagement(
@@ -94,8 +94,8 @@ class Viewer:
         self.counts.refused += len(receipt.rejected)
         return self.clock.now_s()
 
-    def until_known(self, user_id: str, item_id: Id) -> float:
-        """Asks for the session until it has the item; returns when that was."""
+    def await_session(self, user_id: str, item_id: Id) -> float:
+        """Polls the session until it has the item, 5 s at most; returns the time."""
         since_s = self.clock.now_s()
         while True:
             recent = self._recent(user_id)
@@ -113,18 +113,18 @@ class Viewer:
         except ApiError as error:
             if not error.passing:
                 raise
-            return []  # the store was late: asked again
+            return []  # the store was late: retried
 
 
 def tags_of(answer: Recommendations) -> list[list[str]]:
-    """The tags of each item of a list."""
-    found = [item.fields.get("tags") or [] for item in answer.items]
-    return [[str(tag) for tag in (tags if isinstance(tags, list) else [tags])] for tags in found]
+    """Tags of each item of a list."""
+    fields = [item.fields.get("tags") or [] for item in answer.items]
+    return [[str(tag) for tag in (tags if isinstance(tags, list) else [tags])] for tags in fields]
 
 
 @dataclass(frozen=True)
-class Swiped:
-    """One topic's trial: its share of a new viewer's items before and after, and of others' meanwhile."""
+class TopicResult:
+    """A topic's share of a new viewer's items before and after liking it, and of another new viewer's."""
 
     tag: str
     before: float
@@ -135,24 +135,24 @@ class Swiped:
 
     @property
     def ratio(self) -> float:
-        return figures.ratio(self.before, self.after, LOOK)
+        return figures.ratio(self.before, self.after, LONG_LIST)
 
 
-def usual(viewer: Viewer) -> list[str]:
-    """The topics that are tried."""
+def choose_topics(viewer: Viewer) -> list[str]:
+    """Chooses the topics to try."""
     seen: list[list[str]] = []
-    for number in range(LOOKERS):
-        seen += tags_of(viewer.ask(f"check-looker-{number}", LOOK))
-    return figures.usual_topics(seen, TOPICS)
+    for number in range(NEW_VIEWERS):
+        seen += tags_of(viewer.recommend(f"check-looker-{number}", LONG_LIST))
+    return figures.common_topics(seen, TOPICS)
 
 
-def try_topic(viewer: Viewer, tag: str) -> Swiped:
-    """A new viewer watches and likes what has a tag, and skips what hasn't."""
+def try_topic(viewer: Viewer, tag: str) -> TopicResult:
+    """Simulates a new viewer who likes items with a tag and skips the others."""
     user_id = f"check-{tag}"
-    first = viewer.ask(user_id, LOOK)
+    first = viewer.recommend(user_id, LONG_LIST)
     liked = swipes = 0
-    while liked < LIKED and swipes < MOST:
-        answer = viewer.ask(user_id, LIST)
+    while liked < LIKED and swipes < MAX_SWIPES:
+        answer = viewer.recommend(user_id, LIST)
         if not answer.items:
             break
         for item, tags in zip(answer.items, tags_of(answer), strict=True):
@@ -160,15 +160,15 @@ def try_topic(viewer: Viewer, tag: str) -> Swiped:
             if tag in tags:
                 liked += 1
                 watch_ms = int(item.fields.get("duration_ms") or 10_000)
-                viewer.tell(answer, user_id, item.item_id, ("like", None), ("view", watch_ms))
+                viewer.engage(answer, user_id, item.item_id, ("like", None), ("view", watch_ms))
             else:
-                viewer.tell(answer, user_id, item.item_id, ("skip", None), ("view", 600))
+                viewer.engage(answer, user_id, item.item_id, ("skip", None), ("view", 600))
             if liked == LIKED:
                 break
-        viewer.until_known(user_id, item.item_id)
-    after = viewer.ask(user_id, LOOK)
-    others = viewer.ask(f"{user_id}-other", LOOK)
-    return Swiped(
+        viewer.await_session(user_id, item.item_id)
+    after = viewer.recommend(user_id, LONG_LIST)
+    others = viewer.recommend(f"{user_id}-other", LONG_LIST)
+    return TopicResult(
         tag,
         figures.share_of(tag, tags_of(first)),
         figures.share_of(tag, tags_of(after)),
@@ -178,59 +178,59 @@ def try_topic(viewer: Viewer, tag: str) -> Swiped:
     )
 
 
-def topic_figures(tried: Sequence[Swiped]) -> dict[str, Figure]:
-    """The median over topics decides; each is told."""
-    found = {
-        f"topic_{one.tag}": Figure(
-            f"{one.before:.0%} → {one.after:.0%} after {one.swipes} swipes, others {one.others:.0%}, "
-            f"steps {one.steps[0]} → {one.steps[1]}"
+def topic_figures(results: Sequence[TopicResult]) -> dict[str, Figure]:
+    """Judges the median over topics, and lists each topic."""
+    by_topic = {
+        f"topic_{topic.tag}": Figure(
+            f"{topic.before:.0%} → {topic.after:.0%} after {topic.swipes} swipes, others "
+            f"{topic.others:.0%}, steps {topic.steps[0]} → {topic.steps[1]}"
         )
-        for one in tried
+        for topic in results
     }
-    ratio = figures.median([one.ratio for one in tried])
-    own = figures.median([one.after for one in tried])
-    others = figures.median([one.others for one in tried])
-    return found | {
-        "topics": figures.at_least(len(tried), TOPICS),
+    ratio = figures.median([topic.ratio for topic in results])
+    own = figures.median([topic.after for topic in results])
+    others = figures.median([topic.others for topic in results])
+    return by_topic | {
+        "topics": figures.at_least(len(results), TOPICS),
         "topic_ratio": figures.at_least(ratio, RATIO_BAR),
         "topic_share_after": Figure(own),
-        # What a new viewer gets from the same model: the difference is the session's.
+        # Another new viewer has the same model: the difference is the session's effect.
         "topic_share_of_others": Figure(others),
     }
 
 
 @dataclass
-class Sampled:
-    """Views that were acknowledged, how long each took to the session, and answers with their steps."""
+class FreshnessSample:
+    """Times of acknowledged views, delays to the session, and (time, step) of answers."""
 
     acknowledged: dict[tuple[str, str], float] = field(default_factory=dict)
     to_session_ms: list[float] = field(default_factory=list)
     answers: list[tuple[float, int]] = field(default_factory=list)
 
 
-def sample(viewer: Viewer, sampled: Sampled, samples: int = SAMPLES) -> None:
-    """Watches items, and asks for the session after each until it knows."""
+def sample(viewer: Viewer, sampled: FreshnessSample, samples: int = SAMPLES) -> None:
+    """Watches items, and polls the session after each."""
     number = 0
     while len(sampled.to_session_ms) < samples:
-        user_id = f"check-viewer-{number}"  # a new one for each list: they fall into all partitions
+        user_id = f"check-viewer-{number}"  # a new user per list, to reach all partitions
         number += 1
-        answer = viewer.ask(user_id, LIST)
+        answer = viewer.recommend(user_id, LIST)
         for item in answer.items[: samples - len(sampled.to_session_ms)]:
-            at_s = viewer.tell(answer, user_id, item.item_id, ("view", 1_500))
-            known_s = viewer.until_known(user_id, item.item_id)
+            at_s = viewer.engage(answer, user_id, item.item_id, ("view", 1_500))
+            in_session_s = viewer.await_session(user_id, item.item_id)
             sampled.acknowledged[answer.request_id, str(item.item_id)] = at_s
-            sampled.to_session_ms.append((known_s - at_s) * 1000)
+            sampled.to_session_ms.append((in_session_s - at_s) * 1000)
 
 
-class Watcher:
-    """Asks for one item again and again, in a thread, and notes the versions that answer."""
+class VersionProbe:
+    """Context that requests one item repeatedly, in a thread, and records the answering versions."""
 
-    def __init__(self, viewer: Viewer, sampled: Sampled) -> None:
+    def __init__(self, viewer: Viewer, sampled: FreshnessSample) -> None:
         self._viewer, self._sampled = viewer, sampled
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="watcher", daemon=True)
 
-    def __enter__(self) -> "Watcher":
+    def __enter__(self) -> "VersionProbe":
         self._thread.start()
         return self
 
@@ -239,10 +239,10 @@ class Watcher:
         self._thread.join(10.0)
 
     def _run(self) -> None:
-        while not self._stop.wait(_WATCH_EVERY_S):
+        while not self._stop.wait(_PROBE_EVERY_S):
             try:
-                answer = self._viewer.ask("check-watcher", 1)
-            except Exception:  # refused or late: the next is soon; views wait on
+                answer = self._viewer.recommend("check-watcher", 1)
+            except Exception:  # refused or late: the next request follows soon
                 self._viewer.counts.refused += 1
                 continue
             self._sampled.answers.append((self._viewer.clock.now_s(), _step(answer)))
@@ -253,22 +253,25 @@ def _step(answer: Recommendations) -> int:
 
 
 def delay_figures(
-    sampled: Sampled, steps: Mapping[tuple[str, str], int], events_per_s: float, asked_per_s: float
+    sampled: FreshnessSample,
+    steps: Mapping[tuple[str, str], int],
+    events_per_s: float,
+    asked_per_s: float,
 ) -> dict[str, Figure]:
-    """Both freshness figures, and the load under which they were taken."""
+    """Judges both freshness delays, and the background load during the measurement."""
     delays = figures.served_delays(sampled.acknowledged, steps, sampled.answers)
     session, served = sampled.to_session_ms, delays
     return {
         "samples": figures.at_least(len(session), 100),
-        "click_to_session_p50_ms": Figure(_short(figures.percentile(session, 0.5))),
+        "click_to_session_p50_ms": Figure(_rounded(figures.percentile(session, 0.5))),
         "click_to_session_p95_ms": figures.at_most(
             figures.percentile(session, 0.95), SESSION_BAR_MS
         ),
-        "click_to_served_p50_ms": Figure(_short(figures.percentile(served, 0.5))),
+        "click_to_served_p50_ms": Figure(_rounded(figures.percentile(served, 0.5))),
         "click_to_served_p95_ms": figures.at_most(figures.percentile(served, 0.95), SERVED_BAR_MS),
         "background_events_per_s": figures.at_least(events_per_s, 0.8 * asked_per_s),
     }
 
 
-def _short(value: float | None) -> float | None:
+def _rounded(value: float | None) -> float | None:
     return None if value is None else round(value, 1)

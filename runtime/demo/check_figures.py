@@ -1,4 +1,4 @@
-"""What `recsys demo --check` makes of its measurements: figures with their bars. Pure."""
+"""Figures of `recsys demo --check` with the bars that they have to meet. Pure."""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -8,13 +8,11 @@ import msgspec
 
 from recsys.events.records import Range, Step
 
-_DOMINANT: Final = (
-    0.15  # a topic of more than this share of everybody's lists can't be tripled fairly
-)
+_DOMINANT: Final = 0.15  # a topic with a larger share of all lists can hardly triple
 
 
 class Figure(msgspec.Struct, frozen=True):
-    """A measured value and the bar that it has to keep; without a bar it is told for the record."""
+    """A measured value and the bar that it has to meet; without a bar it is for information."""
 
     value: float | int | str | list[float] | None
     bar: float | int | str | None = None
@@ -22,7 +20,7 @@ class Figure(msgspec.Struct, frozen=True):
 
 
 class Verdict(msgspec.Struct, frozen=True, kw_only=True):
-    """The one JSON object that the check prints."""
+    """JSON object that the check prints."""
 
     ok: bool
     figures: dict[str, Figure]
@@ -32,7 +30,7 @@ class Verdict(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def at_most(value: float | None, bar: float) -> Figure:
-    """Not measured is not kept."""
+    """A figure that fails where it wasn't measured."""
     return Figure(_rounded(value), bar, value is not None and value <= bar)
 
 
@@ -49,7 +47,7 @@ def _rounded(value: float | None) -> float | None:
 
 
 def percentile(values: Sequence[float], share: float) -> float | None:
-    """The smallest of the values that at least ``share`` (0 to 1) of them don't exceed; None of none."""
+    """Smallest value that a ``share`` (0 to 1) of the values doesn't exceed; None without values."""
     if not values:
         return None
     ordered = sorted(values)
@@ -61,19 +59,18 @@ def median(values: Sequence[float]) -> float | None:
 
 
 def share_of(tag: str, lists: Iterable[Sequence[str]]) -> float:
-    """The share of items that have a tag, given the tags of each."""
-    there = [tag in tags for tags in lists]
-    return sum(there) / len(there) if there else 0.0
+    """Share of items that have a tag, given the tags of each item."""
+    has_tag = [tag in tags for tags in lists]
+    return sum(has_tag) / len(has_tag) if has_tag else 0.0
 
 
 def ratio(before: float, after: float, items: int) -> float:
-    """How many times as much of a topic; where there was none before, one item counts as there."""
+    """Growth factor of a topic's share; a share of 0 before counts as one item."""
     return after / max(before, 1 / items)
 
 
-def usual_topics(lists: Sequence[Sequence[str]], count: int) -> list[str]:
-    """Topics that a new viewer meets, given the tags of what they are shown: the commonest, but those that
-    dominate. Seldom ones fill up where there are too few."""
+def common_topics(lists: Sequence[Sequence[str]], count: int) -> list[str]:
+    """Most common topics of a new viewer's items, given each item's tags; leaves out dominant ones."""
     shares = {tag: share_of(tag, lists) for tags in lists for tag in tags}
     ordered = sorted(shares, key=lambda tag: (-shares[tag], tag))
     return [tag for tag in ordered if shares[tag] <= _DOMINANT][:count]
@@ -82,18 +79,18 @@ def usual_topics(lists: Sequence[Sequence[str]], count: int) -> list[str]:
 def learned_at(
     places: Mapping[tuple[str, str], tuple[int, int]], steps: Sequence[Step]
 ) -> dict[tuple[str, str], int]:
-    """The step that learned each example, given (request, item) → (partition, offset); those that were."""
+    """Maps (request, item) to the step that learned its example, given the example's place on the log."""
     by_partition: dict[int, list[tuple[Range, int]]] = {}
     for step in sorted(steps, key=lambda step: step.step):
         for part in step.ranges:
             by_partition.setdefault(part.partition, []).append((part, step.step))
-    found = {}
+    learned = {}
     for key, (partition, offset) in places.items():
         for part, number in by_partition.get(partition, ()):
             if part.start <= offset < part.stop:
-                found[key] = number
+                learned[key] = number
                 break
-    return found
+    return learned
 
 
 def served_delays(
@@ -101,22 +98,25 @@ def served_delays(
     steps: Mapping[tuple[str, str], int],
     answers: Sequence[tuple[float, int]],
 ) -> list[float]:
-    """Milliseconds from each acknowledgement to the first answer of a version that has learned from it.
+    """Milliseconds from each view's acknowledgement to the first answer by a model that had learned it.
 
-    ``answers`` are (when it came in seconds, its step), in order. A view that no answer had learned from is
-    infinitely late: it isn't left out.
+    ``answers`` are (time in seconds, step), in order. A view that was never learned counts as infinitely late.
     """
     delays = []
     for key, at_s in acknowledged.items():
         step = steps.get(key)
-        came = (when for when, its in answers if step is not None and when >= at_s and its >= step)
-        delays.append((next(came, math.inf) - at_s) * 1000)
+        times = (
+            t for t, answered in answers if step is not None and t >= at_s and answered >= step
+        )
+        delays.append((next(times, math.inf) - at_s) * 1000)
     return delays
 
 
 def prequential(sums: Iterable[Mapping[str, float]], label: str) -> tuple[float, float] | None:
-    """A label's mean prequential loss over steps, from the sums that they published, and the loss that the
-    label's mean rate alone would have had, told beforehand; None of no examples."""
+    """Mean prequential log loss of a label over steps, and that of a constant prediction of its mean rate.
+
+    ``sums``: published per step. None without examples.
+    """
     loss = happened = examples = 0.0
     for step in sums:
         loss += step.get(f"loss.{label}", 0.0)

@@ -1,6 +1,6 @@
-"""``recsys demo``: everything at once: data, all parts, a warm-up, simulated viewers, the feed.
+"""``recsys demo``: starts a whole system with warm-up data, simulated viewers and the feed page.
 
-``--check`` does the same unattended, measures it as a viewer would, prints one JSON object and ends.
+``--check`` does the same unattended, measures it as a viewer, prints one JSON object and ends.
 """
 
 import contextlib
@@ -18,35 +18,37 @@ from rich.console import Console
 
 from recsys.config.system_config import Config
 from runtime.demo import demo_data
-from runtime.demo.demo_system import NotReady, _check_lost, started
-from runtime.supervision import launch_plan as plans
-from runtime.supervision import run_file as runs
+from runtime.demo.demo_system import NotReady, check_lost, started
+from runtime.reports.status_table import dashboard_address
+from runtime.supervision import launch_plan, run_file
 from runtime.supervision.processes import alive
 from runtime.supervision.system_status import server_status
 
-VIEWERS: Final = 1.0  # lists a second
+VIEWERS: Final = 1.0  # lists per second
 _LINE_S: Final = 10.0
 
 
 def demo(
     check: Annotated[
-        bool, typer.Option(help="Unattended: measure, print one JSON object, and end.")
+        bool, typer.Option(help="Run unattended: measure, print one JSON object, and end.")
     ] = False,
     state: Annotated[
-        Path | None, typer.Option(help="The state folder. --check: a new one, if left out.")
+        Path | None, typer.Option(help="State folder; by default state, with --check a new one.")
     ] = None,
     log: Annotated[
-        str, typer.Option(help="sqlite, kafka (a broker of our own), or kafka://host:port.")
+        str, typer.Option(help="sqlite, kafka (an embedded broker), or kafka://host:port.")
     ] = "sqlite",
     viewers: Annotated[
-        float, typer.Option(help="Lists a second that simulated viewers ask for.")
+        float, typer.Option(help="Lists per second that simulated viewers request.")
     ] = VIEWERS,
     limit: Annotated[
-        int, typer.Option(help="Impressions of a data set to warm up with, the last ones.")
+        int, typer.Option(help="Number of a data set's last impressions to warm up with.")
     ] = demo_data.LIMIT,
-    json: Annotated[Path | None, typer.Option(help="Writes what --check prints here too.")] = None,
+    json: Annotated[
+        Path | None, typer.Option(help="Also write the output of --check to this file.")
+    ] = None,
 ) -> None:
-    """Starts everything, warms it up with data, and shows it; Ctrl-C ends what it started."""
+    """Starts a whole system and warms it up with data. Ctrl-C ends it."""
     signal.signal(signal.SIGTERM, _interrupt)
     if check:
         raise typer.Exit(_check(state, log, limit, json))
@@ -54,9 +56,9 @@ def demo(
     console = Console()
     try:
         with started(settings, viewers, limit, console, control_room=True):
-            config, _ = plans.read(settings.state)
-            _say_where(config, console)
-            _stay(config, console)
+            config, _ = launch_plan.read(settings.state)
+            _print_addresses(config, console)
+            _monitor(config, console)
     except KeyboardInterrupt:
         raise typer.Exit(0) from None
     except (NotReady, ValueError) as error:
@@ -74,69 +76,59 @@ def _settings(state: Path, log: str) -> Config:
 
     settings = load("laptop")
     return replace(
-        settings,
-        state=str(state.resolve()),
-        log=replace(settings.log, url=log_url(log)),
+        settings, state=str(state.resolve()), log=replace(settings.log, url=log_url(log))
     )
 
 
-def _say_where(config: Config, console: Console) -> None:
-    url, room = plans.feed_url(config), plans.control_room_url(config)
-    dashboard = (
-        f"dashboard  http://127.0.0.1:{config.serve.dashboard_port}"
-        f"  (Ray's; token in {config.state}/run/ray.token)\n"
-    )
-    console.print(
-        f"\nfeed       {url}\nAPI docs   {url}/docs\n"
-        + (f"control    {room}\n" if room else "")
-        + f"{dashboard if config.serve.dashboard else ''}\n"
-        "Swipe in the feed and watch it change. Ctrl-C ends everything.\n",
-        highlight=False,
-        soft_wrap=True,
-    )
+def _print_addresses(config: Config, console: Console) -> None:
+    url, room = launch_plan.feed_url(config), launch_plan.control_room_url(config)
+    lines = [f"\nfeed       {url}", f"API docs   {url}/docs"]
+    lines += [f"control    {room}"] if room else []
+    lines += [f"dashboard  {dashboard_address(config)}"] if config.serve.dashboard else []
+    lines.append("\nSwipe in the feed and watch it change. Ctrl-C ends everything.\n")
+    console.print("\n".join(lines), highlight=False, soft_wrap=True)
 
 
-def _stay(config: Config, console: Console) -> None:
-    """A line each ten seconds, until Ctrl-C or the system's end."""
+def _monitor(config: Config, console: Console) -> None:
+    """Prints a line every ten seconds, until Ctrl-C or the system's end."""
     while True:
         time.sleep(_LINE_S)
-        running = runs.read(config.state)
+        running = run_file.read(config.state)
         if running is None or not alive(running.supervisor):
             raise NotReady("the system has ended; see `recsys status`")
-        _check_lost(running.lost)
-        said = server_status(config)
-        if said:
-            console.print(_line(said), highlight=False, soft_wrap=True)
+        check_lost(running.lost)
+        if status := server_status(config):
+            console.print(_status_line(status), highlight=False, soft_wrap=True)
 
 
-def _line(said: dict[str, Any]) -> str:
-    version = said.get("version") or {}
+def _status_line(status: dict[str, Any]) -> str:
+    version = status.get("version") or {}
 
     def ms(name: str) -> str:
-        value = said.get(name)
+        value = status.get(name)
         return "–" if value is None else f"{value:,.0f} ms"
 
     return (
         f"{time.strftime('%H:%M:%S')}  model {version.get('line')}/{version.get('epoch')}/"
-        f"{version.get('step')}  {said.get('events_per_s', 0):,.0f} events/s  click → session "
+        f"{version.get('step')}  {status.get('events_per_s', 0):,.0f} events/s  click → session "
         f"{ms('click_to_session_p95_ms')}  click → model {ms('click_to_served_p95_ms')} (p95)"
     )
 
 
 def _check(state: Path | None, log: str, limit: int, json: Path | None) -> int:
-    """Prints the verdict; 0 where every bar is kept. Everything else goes to stderr."""
+    """Prints the verdict; returns 0 where every bar is met. All other output goes to stderr."""
     import msgspec
 
-    from runtime.demo.check_run import trial
+    from runtime.demo.check_run import run_check
 
     began = time.monotonic()
     folder = Path(tempfile.mkdtemp(prefix="recsys-check-")) if state is None else state
     console = Console(stderr=True)
     settings = _settings(folder, log)
-    # Unattended, so no port has to be known beforehand, and none that is in use stops it.
+    # Unattended, so any free port will do.
     settings = replace(settings, serve=replace(settings.serve, port=0, dashboard_port=0))
     with contextlib.redirect_stdout(sys.stderr):
-        verdict = trial(settings, limit, console, began)
+        verdict = run_check(settings, limit, console, began)
     text = msgspec.json.format(msgspec.json.encode(verdict), indent=2)
     print(text.decode(), flush=True)
     if json is not None:

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Final, NamedTuple, TypeVar
+from typing import Any, Final, NamedTuple
 
 import msgspec
 
@@ -35,7 +35,6 @@ from training.lines.line import spec_of
 
 ANSWER_S: Final = 30.0  # how long to wait for the director
 _POLL_S: Final = 0.05
-Answer = TypeVar("Answer")
 
 
 def send(log: Log, record: Control) -> int:
@@ -44,7 +43,7 @@ def send(log: Log, record: Control) -> int:
     return offset
 
 
-def await_answer(find: Callable[[], Answer | None]) -> Answer:
+def await_answer(find: Callable[[], Any]) -> Any:
     """Polls ``find`` until it returns the director's answer. Raises Refused after ``ANSWER_S``."""
     until_s = time.monotonic() + ANSWER_S
     while time.monotonic() < until_s:
@@ -125,7 +124,7 @@ def roll_back(log: Log, name: str, reason: str) -> Rollback:
                 return record
         return None
 
-    answer = await_answer(find)
+    answer: Decision | Live = await_answer(find)
     if isinstance(answer, Decision) and answer.said != "rollback" and not answer.final:
         raise Refused(answer.why)
     served_by = f"{answer.line}/0"
@@ -134,14 +133,14 @@ def roll_back(log: Log, name: str, reason: str) -> Rollback:
     return Rollback(answer, served_by, time.monotonic() - began_s)
 
 
-def await_impact(state: Path, served_by: str) -> rollback_impact.Affected | None:
+def await_impact(state: Path, served_by: str) -> rollback_impact.RollbackImpact | None:
     """Waits for the report on requests that a rolled-back model answered; None where it doesn't come."""
-    file, until_s = rollback_impact.file_of(state, served_by), time.monotonic() + ANSWER_S
+    file, until_s = rollback_impact.impact_file(state, served_by), time.monotonic() + ANSWER_S
     while not file.exists() and time.monotonic() < until_s:
         time.sleep(_POLL_S)
     if not file.exists():
         return None
-    return msgspec.json.decode(file.read_bytes(), type=rollback_impact.Affected)
+    return msgspec.json.decode(file.read_bytes(), type=rollback_impact.RollbackImpact)
 
 
 def _rollback_target(lifecycle: Lifecycle, name: str) -> str:
@@ -190,7 +189,7 @@ def check_startable(
     A file that already runs counts as itself. Raises ValueError for one that can't be started.
     """
     labels, current = labels_of(config), ExperimentSet(revision.configs, revision.stands)
-    experiments = []
+    experiments: list[Experiment] = []
     for file, text in texts.items():
         experiments += read_experiments({file: text}, config.policy, labels)
         if text not in current.configs.values():
@@ -215,7 +214,7 @@ def request_experiment(log: Log, config: Config, request: ExperimentRequest) -> 
                 return control
         return None
 
-    answer = await_answer(find)
+    answer: Experiments = await_answer(find)
     if answer.refused:
         raise ValueError(answer.refused)
     return answer

@@ -12,7 +12,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from experiments.promotion.acceptance import Evidence, what_is_read
+from experiments.promotion.acceptance import RowFormEvidence, input_digest
 from recsys.config.system_config import Config, digest
 from recsys.features.feature_set import FeatureSet
 from recsys.model.prediction_metrics import auc, paired_auc_interval
@@ -34,7 +34,7 @@ _LOOKUPS: Final = 300
 class FormatComparison(SideBySide):
     """Replay player that serves the learner's rows in each format."""
 
-    def _made(self) -> list[Copy]:
+    def _make_copies(self) -> list[Copy]:
         copies = []
         for name in FORMATS:
             published = "fp32" if name == "float32" else name
@@ -47,7 +47,7 @@ class FormatComparison(SideBySide):
 
 def measure(
     dataset: Dataset, options: ReplayOptions, base: Config, progress: Progress = iter
-) -> Evidence:
+) -> RowFormEvidence:
     """Replays the data set and measures AUC, memory and lookup time of each format."""
     exact = replace(base.parameter_server, delta_format="fp32", delta_kb=0.0)
     config = config_for(dataset, options, replace(base, parameter_server=exact))
@@ -61,8 +61,8 @@ def measure(
     scores = dict(zip(FORMATS, (copy.scores()[judged_N] for copy in player.copies), strict=True))
     cost = paired_auc_interval(scores["float32"], scores["int8"], labels, users)
     stores = {copy.sync.name: copy.rows for copy in player.copies}
-    return Evidence(
-        features=what_is_read(features),
+    return RowFormEvidence(
+        features=input_digest(features),
         model=digest(base.model),
         data=dataset.name,
         rows=int(judged_N.sum()),

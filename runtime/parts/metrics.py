@@ -1,6 +1,7 @@
 """Serves Prometheus metrics of the parts at ``/metrics``, from their heartbeats and the system status.
 
-Used by ``recsys metrics``, and by the part ``metrics``, where ``metrics.port`` is set. Replicas serve their own metrics at ``/metrics`` of the API.
+Used by ``recsys metrics``, and by the part ``metrics``, where ``metrics.port`` is set. Replicas serve their
+own metrics at ``/metrics`` of the API.
 """
 
 import logging

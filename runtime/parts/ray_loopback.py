@@ -21,7 +21,7 @@ def keep_on_loopback() -> None:
     """Wraps the function by which Serve opens a replica's handle port."""
     from ray._common import tls_utils
 
-    opened = tls_utils.add_port_to_grpc_server
+    opened: Any = tls_utils.add_port_to_grpc_server
     if getattr(opened, "on_loopback", False):
         return
 
@@ -36,8 +36,8 @@ def write_haproxy(path: Path, binary: str, host: str, port: int) -> None:
     """Writes a shell script that corrects the ``bind`` lines of the configuration, then becomes HAProxy.
 
     It binds the API's port to ``host`` only, every other port to loopback, and has HAProxy send the client's
-    address in ``X-Forwarded-For``. Serve rewrites the configuration before each start, so the script runs each
-    time; it keeps its process id, which Serve signals.
+    address in ``X-Forwarded-For``. Serve rewrites the configuration before each start, so the script runs
+    each time; it keeps its process id, which Serve signals.
     """
     any_host = r"^([[:space:]]*bind[[:space:]]+)[^[:space:]]*:"
     all_interfaces = r"^([[:space:]]*bind[[:space:]]+)(\*|0\.0\.0\.0|::)?:"

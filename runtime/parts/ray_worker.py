@@ -13,7 +13,7 @@ from runtime.parts.ray_loopback import keep_on_loopback
 
 
 def begin() -> None:
-    """Begins a session, lowers the priority if requested (also just until caught up), and stays on loopback."""
+    """Begins a session, lowers the priority where requested, and stays on loopback."""
     begin_session()
     lower_session_priority(int(os.environ.get(VARIABLE, "0")))
     if starting := os.environ.get(STARTING):

@@ -1,1 +1,1 @@
-"""Terminal tables and pages that commands print."""
+"""Reports for terminals, JSON output and HTML pages."""

@@ -12,7 +12,7 @@ from recsys.config.system_config import Config
 from recsys.features.feature_set_file import feature_set
 from recsys.log.protocol import Log
 from runtime.reports.tables import plain_table
-from training.candidates.candidate_evidence import numbers
+from training.candidates.candidate_evidence import evidence_numbers
 from training.candidates.promoter import Promoter
 from training.lines.control import ControlReader
 
@@ -41,10 +41,10 @@ class CandidateView:
             "kind": state.candidate.kind,
             "stage": state.stage,
             "share": state.share,
-            "step": self.promoter.cases[state.line].step,
+            "step": self.promoter.candidates[state.line].step,
             "failed": list(evidence.failed),
             "why": self.promoter.opinion(state) if state.active else state.why,
-            **numbers(evidence),
+            **evidence_numbers(evidence),
         }
 
     def table(self, rows: list[dict[str, Any]]) -> Table:

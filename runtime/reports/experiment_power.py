@@ -7,8 +7,7 @@ from typing import Any, Final
 import numpy as np
 
 from experiments.assignment.definition import Experiment
-from experiments.assignment.design import Metrics
-from experiments.assignment.metric import Metric, metric_of
+from experiments.assignment.design import Metric, Metrics, metric_of
 from experiments.statistics.effect import eta_of
 from experiments.statistics.power import SequentialPower, single_visit_covariance
 from recsys.log.protocol import Log

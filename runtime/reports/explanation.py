@@ -56,9 +56,12 @@ def explanation_values(check: AnswerCheck, catalogue: Catalogue) -> dict[str, An
         values["policy"] = check.policy.config
     if check.session is not None and check.policy is not None:
         values["session"] = _session_values(check.session, catalogue, check.policy)
-    if answer is not None and answer.ranked is not None:
-        sources = Counter(name for names in answer.ranked.sources for name in names)
-        values["candidates"] = {"ranked": len(answer.ranked.indices), "by_source": dict(sources)}
+    if answer is not None and answer.candidates is not None:
+        sources = Counter(name for names in answer.candidates.sources.values() for name in names)
+        values["candidates"] = {
+            "ranked": len(answer.candidates.indices),
+            "by_source": dict(sources),
+        }
         values["removed"] = answer.removed
     if check.scores is not None:
         scores = dict(zip(("equal", "of"), check.scores, strict=True))

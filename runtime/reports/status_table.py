@@ -83,17 +83,20 @@ def addresses(config: Config) -> list[str]:
     """Lists the addresses of feed, control room, dashboard, session store and log."""
     serve, room = config.serve, control_room_url(config).partition("#")[0]
     key = f"{config.state}/run/{CONTROL_KEY}"
-    dashboard = (
-        f"http://127.0.0.1:{serve.dashboard_port}  (Ray's; token in {config.state}/run/ray.token)"
-    )
     return [
         f"feed       {feed_url(config)}",
         *([f"control    {room}  (key in {key})"] if room else []),
-        *([f"dashboard  {dashboard}"] if serve.dashboard else []),
+        *([f"dashboard  {dashboard_address(config)}"] if serve.dashboard else []),
         f"sessions   {hide_password(config.sessions.url)}",
         f"log        {hide_password(config.log.url)}"
         + (f" in {config.state}/log" if config.log.url == "sqlite" else ""),
     ]
+
+
+def dashboard_address(config: Config) -> str:
+    """URL of Ray's dashboard, and the place of its token."""
+    url = f"http://127.0.0.1:{config.serve.dashboard_port}"
+    return f"{url}  (Ray's; token in {config.state}/run/ray.token)"
 
 
 def exposure_warning(config: Config) -> str:

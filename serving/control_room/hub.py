@@ -16,7 +16,7 @@ class Full(RuntimeError):
 
 
 class Hub:
-    """Broadcaster that belongs to one event loop. ``render`` runs in a thread, and is retried after errors."""
+    """Broadcaster of one event loop. ``render`` runs in a thread, and is retried after errors."""
 
     def __init__(
         self, render: Callable[[], bytes], every_s: float = 1.0, max_pages: int = MAX_PAGES
@@ -31,7 +31,9 @@ class Hub:
     async def subscribe(self) -> AsyncGenerator[bytes]:
         """Yields every picture from now on; a slow consumer misses some. Raises Full."""
         if self.pages >= self._max_pages:
-            raise Full(f"{self.pages} pages are open, expected at most {self._max_pages}: close one")
+            raise Full(
+                f"{self.pages} pages are open, expected at most {self._max_pages}: close one"
+            )
         self.pages += 1
         try:
             if self._task is None:

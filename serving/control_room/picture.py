@@ -89,7 +89,7 @@ class PictureBuilder:
         )  # fmt: skip
 
     def _record_replica(self, samples: Samples, now_ms: int) -> str:
-        """Stores the samples of a named replica, since the next scrape may reach another; returns the name."""
+        """Keeps a named replica's samples, since the next scrape may reach another; returns the name."""
         named = {s: v for s, v in samples.items() if 'replica="' in s}
         name = label_of(next(iter(named)), "replica") if named else ""
         if name:

@@ -37,7 +37,8 @@ class ServingMetrics:
         serve = service.config.serve
         several = max(serve.replicas, serve.max_replicas) > 1
         # A scrape reaches any of several replicas: without a label the counters would seem to jump.
-        self._exposed = _labelled(registry, uuid.uuid4().hex[:8]) if several else registry
+        replica = uuid.uuid4().hex[:8]
+        self._exposed = _LabelledCollector(registry, replica) if several else registry
         self.requests = Counter(
             "recsys_requests", "Requests answered", ["route", "status"], registry=registry
         )
@@ -171,12 +172,6 @@ class _LabelledCollector(Collector):
             for name, labels, value, *_ in family.samples:
                 metric.add_sample(name, labels | {"replica": self._replica}, value)
             yield metric
-
-
-def _labelled(registry: CollectorRegistry, replica: str) -> CollectorRegistry:
-    labelled = CollectorRegistry()
-    labelled.register(_LabelledCollector(registry, replica))
-    return labelled
 
 
 def _or_nan(read: Callable[[], float | None]) -> float:

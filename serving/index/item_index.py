@@ -128,6 +128,9 @@ class NoIndex(ItemIndex):
     def empty(self) -> "NoIndex":
         return NoIndex(self.dim, self.shards)
 
+    def set(self, indices: Indices, vectors: Vectors, alive: Mask | None = None) -> None:
+        """Stores nothing."""
+
     def search(
         self, query_V: Vectors, k: int, wanted: Bitmap, rough: bool = False
     ) -> tuple[Indices, Vectors]:

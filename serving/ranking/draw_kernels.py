@@ -3,7 +3,8 @@
 Plain IEEE arithmetic in the order of the candidates, so a list can be drawn again to the bit. The meaning of
 the numbers is documented in ``serving.ranking.selection``.
 
-Legend: N candidates, V vector, G groupings, R ranks. ``params``: temperature, explore, quota, diversity, heat.
+Legend: N candidates, V vector, G groupings, R ranks. ``params``: temperature, explore, quota, diversity,
+heat.
 """
 
 import math

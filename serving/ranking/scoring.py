@@ -1,10 +1,10 @@
 """Probabilities of every engagement for candidates, from the rows of one version.
 
-An item's score doesn't depend on the items that it is scored with. A matrix product computes left-over rows at
-the end with another kernel, whose sums differ in the last bit, so lists are padded to whole blocks of rows; all
-else is computed by independent lanes (``recsys.model.tile_kernels``) or element by element with operations that
-treat the last elements of an array like the others. ``tests/serving/ranking/test_scoring.py`` checks that a
-list of 1 and a list of 300 agree bit for bit.
+An item's score doesn't depend on the items that it is scored with. A matrix product computes left-over rows
+at the end with another kernel, whose sums differ in the last bit, so lists are padded to whole blocks of
+rows; all else is computed by independent lanes (``recsys.model.tile_kernels``) or element by element with
+operations that treat the last elements of an array like the others. ``tests/serving/ranking/test_scoring.py``
+checks that a list of 1 and a list of 300 agree bit for bit.
 """
 
 from collections.abc import Mapping, Sequence

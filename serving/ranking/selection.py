@@ -1,10 +1,10 @@
 """From scores to a list: a Plackett–Luce draw with two kinds of exploration and closed-form propensities.
 
 At each rank one of the remaining items is drawn. With probability q, the quota, it is a trial item, drawn by
-trust × softmax(score / (τ · HEAT)), where trust falls from 1 to 0 as an item is shown. Otherwise, and wherever
-no trial item is left, it is any item: with probability 1 - ε by softmax(score / τ) (Plackett 1975, Luce 1959),
-with ε uniformly. Scores are diversified at each rank: an item loses ``diversity`` × its largest cosine (0 at
-least) to the items above it (maximal marginal relevance, Carbonell and Goldstein 1998).
+trust × softmax(score / (τ · HEAT)), where trust falls from 1 to 0 as an item is shown. Otherwise, and
+wherever no trial item is left, it is any item: with probability 1 - ε by softmax(score / τ) (Plackett 1975,
+Luce 1959), with ε uniformly. Scores are diversified at each rank: an item loses ``diversity`` × its largest
+cosine (0 at least) to the items above it (maximal marginal relevance, Carbonell and Goldstein 1998).
 
 The propensity, P(item at this rank | ranks above, policy, candidates), is the mixture's probability at that
 rank, exactly. Draws are hashes of (seed, request, rank): the same request gives the same list. An item that
@@ -60,8 +60,8 @@ class Cap:
 class SamplingInput:
     """Candidates (N) as one policy scores them: the input of a draw, without request and length.
 
-    NaN scores rank below all others: they are drawn, evenly, once nothing else is left. ``trust_N`` is above 0
-    for trial items. ``vectors_NV``, of any length, measure similarity. ``open_N`` (None: all) may be drawn.
+    NaN scores rank below all others: they are drawn, evenly, once nothing else is left. ``trust_N`` is above
+    0 for trial items. ``vectors_NV``, of any length, measure similarity. ``open_N`` (None: all) may be drawn.
     ``pinned`` are positions by rank: they ignore full caps, count for caps and similarity from the first rank
     on, and move up where all others run out before.
     """

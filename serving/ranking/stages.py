@@ -46,7 +46,8 @@ def _hidden_groups(replica: Replica, session: Session) -> tuple[NDArray[np.int64
 
 
 def rules(_: Replica, query: Query, candidates: Candidates) -> Candidates:
-    """Applies ``policy.rules``: boost, bury, require, and limit to none. Other limits are caps of the draw."""
+    """Applies ``policy.rules``: boost, bury, require, and limit to none. Other limits are caps of the
+    draw."""
     if not query.policy.config.rules:
         return candidates
     added_N = np.zeros(len(candidates.sources))

@@ -27,7 +27,8 @@ NO_CHANCE: Final = 1e-9  # a lower probability counts as none: no log is long en
 
 @dataclass(frozen=True)
 class CounterfactualList:
-    """One served list as the target policy weighs it (experiments/statistics/off_policy.py defines each part).
+    """One served list as the target policy weighs it (experiments/statistics/off_policy.py defines each
+    part).
 
     ``said_R`` and ``expected_R`` are predicted rewards: of the shown item, and expected under the target.
     ``off``: largest difference between a logged and a recomputed propensity, 0 where all is well.

@@ -107,14 +107,15 @@ class ReconstructedReplica:
         self._states = max(self._states, stop)
         if stop > since and self._coverage is not None and not self._coverage.settled:
             raise NotReconstructible(
-                f"{ITEM_STATE} begins at offset {begin} and was read from {since} to {stop}: the counters are "
-                "incomplete, since they were not all written again in between"
+                f"{ITEM_STATE} begins at offset {begin} and was read from {since} to {stop}: the counters "
+                "are incomplete, since they were not all written again in between"
             )
 
     # --- weights ---
 
     def weights_at(self, stamp: Stamp) -> None:
-        """Goes to the rows, dense parameters and vectors of the stamp's version. Raises NotReconstructible."""
+        """Goes to the rows, dense parameters and vectors of the stamp's version. Raises
+        NotReconstructible."""
         replica = self.replica
         if replica.version == (stamp.line, stamp.epoch, stamp.step):
             return
@@ -229,8 +230,8 @@ def records(log: Log, topic: str, partition: int, start: int, stop: int) -> Iter
     end = log.end(topic, partition)
     if end < stop:
         raise NotReconstructible(
-            f"{topic}/{partition} ends at offset {end}, but was read up to {stop}: the log lost records, or is "
-            "another one"
+            f"{topic}/{partition} ends at offset {end}, but was read up to {stop}: the log lost records, or "
+            "is another one"
         )
     try:
         yield from read_range(log, topic, partition, start, stop)

@@ -50,8 +50,8 @@ class SetProbes:
 
 
 class IndexMaintenance:
-    """Maintains one replica's index. ``recall``: the last measurement; ``builds``: indexes built; ``requested``:
-    build another one though none is due."""
+    """Maintains one replica's index. ``recall``: the last measurement; ``builds``: indexes built;
+    ``requested``: build another one though none is due."""
 
     def __init__(
         self, replica: ItemVectors, train: Train, sample_of: Callable[[Indices, int], Indices],

@@ -1,8 +1,8 @@
 """Stores rows as published in the format int8: a scale and D bytes instead of D floats.
 
-A published row (``parameter_server.publish.rounding``) is a float32 scale times whole numbers within ±127, so it
-can be stored as these and restored bit for bit: lookups and digests equal those of ``RowStore``. The scale is
-derived from the row, so deltas and snapshots keep their format. A row that isn't such a product (published
+A published row (``parameter_server.publish.rounding``) is a float32 scale times whole numbers within ±127, so
+it can be stored as these and restored bit for bit: lookups and digests equal those of ``RowStore``. The scale
+is derived from the row, so deltas and snapshots keep their format. A row that isn't such a product (published
 earlier in another format) is stored as float32 until it changes.
 
 Not FBGEMM's tables: these are slower here (``recsys bench int8``), have no removal, and use a half-precision
@@ -30,7 +30,8 @@ _MOST = np.float32(127)  # largest absolute value of a code
 
 
 class Int8Rows(RowStore):
-    """A ``RowStore`` with a quarter to a third of the bytes per row. Inherited storage holds the float32 rows."""
+    """A ``RowStore`` with a quarter to a third of the bytes per row. Inherited storage holds the float32
+    rows."""
 
     def __init__(self, config: TableConfig, seed: int, room: int = 8) -> None:
         super().__init__(config, seed)

@@ -117,9 +117,9 @@ class ItemVectors(ABC):
         version: ModelVersion,
         model: ModelConfig | None = None,
     ) -> PreparedVersion:
-        """Builds everything that a serving snapshot replaces, without side effects, in a thread beside the one
-        that answers. Nothing may be applied before ``install``. ``model``: the epoch's model, whose size may
-        differ; all have vectors of the same size."""
+        """Builds everything that a serving snapshot replaces, without side effects, in a thread beside the
+        one that answers. Nothing may be applied before ``install``. ``model``: the epoch's model, whose size
+        may differ; all have vectors of the same size."""
         seed, rows = self.config.model.seed, dict[str, RowStore]()
         for table in self._tables_of(model):
             if table.name in tables:
@@ -130,7 +130,6 @@ class ItemVectors(ABC):
         for start in range(0, total if self.indexed else 0, _BLOCK):
             block = np.arange(start, min(start + _BLOCK, total))
             index.set(block, self._vectors(block, rows["items"]), self.catalogue.alive[block])
-        index.compact()
         return PreparedVersion(version, rows, dense, index, self.catalogue_offset)
 
     def install(self, prepared: PreparedVersion) -> None:

@@ -57,7 +57,8 @@ class LineReader:
         self._from_beginning = False  # whether the deltas were read from their beginning
 
     def start(self, line: str, epoch: int | None) -> LoadedSnapshot:
-        """Switches to a line (without an epoch: the newest); returns the snapshot to load before its steps."""
+        """Switches to a line (without an epoch: the newest); returns the snapshot to load before its
+        steps."""
         self._epoch = epoch
         loaded = self._load(line)
         self._continue_after(loaded)
@@ -104,8 +105,8 @@ class LineReader:
         return steps
 
     def diverge(self, step: int) -> None:
-        """Reports that the applied rows differ from the published ones at ``step``: only a newer snapshot helps,
-        not reading further back. Called between two reads, in any thread."""
+        """Reports that the applied rows differ from the published ones at ``step``: only a newer snapshot
+        helps, not reading further back. Called between two reads, in any thread."""
         assert self.assembler is not None, "start first"
         self._note_gap(self.assembler.diverge(step))
         self._from_beginning = True
@@ -129,7 +130,8 @@ class LineReader:
         return None
 
     def _newest(self, line: str) -> tuple[int, int]:
-        """Version of the newest complete snapshot of the line and requested epoch, without a check of digests."""
+        """Version of the newest complete snapshot of the line and requested epoch, without a check of
+        digests."""
         if self._epoch is not None:
             steps = snapshots.complete_steps(self._folder, line, self._epoch)
             return (self._epoch, steps[-1]) if steps else (-1, -1)

@@ -50,8 +50,8 @@ class RowStore:
 
     @property
     def digest(self) -> int:
-        """Digest of all rows, modulo 2⁶⁴, as ``parameter_server.publish.published`` computes it. Each change updates
-        it by the rows that it replaces, so a corrupt row shows once it changes again."""
+        """Digest of all rows, modulo 2⁶⁴, as ``parameter_server.publish.published`` computes it. Each change
+        updates it by the rows that it replaces, so a corrupt row shows once it changes again."""
         return self._digest
 
     def lookup(self, keys: Keys) -> Rows:

@@ -1,4 +1,5 @@
-"""Reads everything that a replica follows: items, item state, the live line's weights, control; and its progress.
+"""Reads everything that a replica follows: items, item state, the live line's weights, control; and its
+progress.
 
 ``read`` waits for disks, decodes and builds the tables of a snapshot, in a thread; ``apply`` changes the
 replica, between two requests. A batch is small, and a snapshot is only swapped in, so that no request waits
@@ -90,8 +91,8 @@ class Batch:
 
 
 class StateReader:
-    """Reads for one replica, and applies to it. ``read`` belongs to one thread, all else to another; each batch
-    is applied before the next ``read``."""
+    """Reads for one replica, and applies to it. ``read`` belongs to one thread, all else to another; each
+    batch is applied before the next ``read``."""
 
     def __init__(
         self,
@@ -102,8 +103,9 @@ class StateReader:
         pinned: tuple[str, int] | None = None,
         traces: SwipeTraces | None = None,
     ) -> None:
-        """``pinned``: the (line, epoch) to follow, whatever is live. ``traces``: records new examples and applied
-        steps. Raises ValueError where the configuration names fields or labels outside of the schema."""
+        """``pinned``: the (line, epoch) to follow, whatever is live. ``traces``: records new examples and
+        applied steps. Raises ValueError where the configuration names fields or labels outside of the
+        schema."""
         schema = replica.features.schema
         check_weights(config.policy, schema.labels)
         check_rules(config.policy, schema.names("item", CATEGORICAL))
@@ -138,7 +140,8 @@ class StateReader:
     # --- in the reading thread ---
 
     def read(self) -> Batch:
-        """Reads the next records of all topics. Raises LogUnavailable, and LogLost where the catalogue is gone."""
+        """Reads the next records of all topics. Raises LogUnavailable, and LogLost where the catalogue is
+        gone."""
         scale = 1 if self.ready else _STARTING
         batch = self._batch  # holds the records that were read before an error
         self._read_control(batch)
@@ -159,7 +162,8 @@ class StateReader:
         return batch
 
     def catch_up(self, stopped: Callable[[], bool]) -> None:
-        """Reads and applies in this thread up to the end of the log: at the start, before the first answer."""
+        """Reads and applies in this thread up to the end of the log: at the start, before the first
+        answer."""
         while not stopped():
             batch = self.read()
             self.apply(batch)
@@ -245,7 +249,8 @@ class StateReader:
         return self.replica.prepare(tables, dense, version, config.model)
 
     def _read_progress(self, batch: Batch) -> None:
-        """Reads steps, examples and ends of topics, for the speed of learning. Answers don't depend on them."""
+        """Reads steps, examples and ends of topics, for the speed of learning. Answers don't depend on
+        them."""
         for record in self._log.read(STEPS, 0, self._steps, _EXAMPLES):
             self._steps = record.offset + 1
             step = self._unpack(record.value, _step)

@@ -1,8 +1,8 @@
 """The indexes of all retrieval shards in one place: for the reconstruction of past answers.
 
 Items belong to the same shards, are numbered in the same order, and are searched and merged by the same code,
-so the hits equal those of the shards to the last bit, exact or from lists. Hits of a shard that gave no answer
-are missing here as well.
+so the hits equal those of the shards to the last bit, exact or from lists. Hits of a shard that gave no
+answer are missing here as well.
 """
 
 from collections.abc import Callable

@@ -14,7 +14,7 @@ from typing import Final
 
 from recsys.events.hashing import Id
 from recsys.events.records import Range
-from recsys.observability.recent_delays import Delays
+from recsys.observability.recent_delays import RecentDelays
 
 FOLLOWED: Final = 5_000  # clicks at a time: older ones are given up
 AWAY_MS: Final = 60_000  # a client that sends a view later than this was away, or replays the past
@@ -44,8 +44,8 @@ class Freshness:
     """Follows acknowledged views to the session and to the model. Belongs to one thread."""
 
     def __init__(self) -> None:
-        self.to_session, self.to_served = Delays(), Delays()
-        self.view_to_acknowledged, self.view_to_served = Delays(), Delays()
+        self.to_session, self.to_served = RecentDelays(), RecentDelays()
+        self.view_to_acknowledged, self.view_to_served = RecentDelays(), RecentDelays()
         # (request, item) -> time of acknowledgement, and end of the view unless its client was away
         self._unjoined: OrderedDict[tuple[str, str], _Times] = OrderedDict()
         # partition -> (offset of the example, the same two times)

@@ -1,4 +1,4 @@
-// Who is in which arm, as every server assigns it (experiments/assignment/assignment.py): for a client that must know
+// Who is in which arm, as every server assigns it (experiments/assignment/policy.py): for a client that must know
 // its arm before it asks. tests/experiments/assignment/test_assign_js.py holds the two to each other.
 
 const SEED = 0n; // as the server's

@@ -16,8 +16,8 @@ from recsys.features.feature_set_file import feature_set
 from recsys.process.open_log import open_log
 from recsys.process.part_process import read_beat
 from replay.answer_check import EQUAL, AnswerChecker
-from runtime.cli.forget import Refused, forget_user
-from runtime.cli.trace import life_of
+from runtime.jobs.user_deletion import Refused, forget_user
+from runtime.reports.timeline_report import read_timeline
 from runtime.supervision.launch_plan import _free_ports
 from tests.support import telemetry
 from tests.support.control_room_checks import check_control_page
@@ -76,10 +76,10 @@ def test_the_log_tells_the_same_life(learned, receiver):
     system, traffic = learned
     with system.client() as client:
         client.recommend("u1", 3)  # an answer by a step after that of the swipe
-    life = life_of(telemetry.whole(receiver, traffic.asked), system.state)
+    life = read_timeline(telemetry.whole(receiver, traffic.asked), system.state)
     whats = {moment.what for moment in life.moments}
     assert {"impression", "engagement", "example", "step", "delta", "stamp"} == whats
-    assert life_of("", system.state).of("delta"), "the latest was learned too"
+    assert read_timeline("", system.state).of("delta"), "the latest was learned too"
 
 
 def test_logs_say_which_replica_shard_and_worker_and_no_secret(learned):

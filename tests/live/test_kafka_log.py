@@ -51,7 +51,7 @@ def test_a_broker_that_lost_its_memory_is_another_log(broker: EmbeddedBroker) ->
         lambda: log.read("t", 0, 10),
         lambda: log.end("t", 0),
     ):
-        with pytest.raises(LogLost, match="the broker lost what it held"):
+        with pytest.raises(LogLost, match="the broker lost its data"):
             act()
     assert [r.value for _, r in Consumer(other, "t", [0]).poll()] == [b"%d" % i for i in range(20)]
     log.close()

@@ -28,7 +28,7 @@ from runtime.cli.candidates import propose, rollback
 from tests.support.live_system import LiveSystem, Traffic
 from tests.support.promotion_checks import never_back
 from training.candidates.registry import Provenance, Registry, plain_config
-from training.candidates.rollback_impact import file_of
+from training.candidates.rollback_impact import impact_file
 from training.candidates.shadow import Shadow
 from training.lines.control import ControlReader
 from training.lines.line import MAIN, whole_spec
@@ -127,7 +127,7 @@ def there_and_back(
     until(lambda: answering(asker)[2] > live(log).since + 2, 90, learns)
 
     asking.join(60)
-    assert file_of(system.state, f"main/{epoch}").exists()
+    assert impact_file(system.state, f"main/{epoch}").exists()
     print(f"{name} rolled back in {seen_s:.2f} s, {len(asker.stamps)} answers")
     assert seen_s < SEEN_WITHIN_S
 

@@ -8,7 +8,7 @@ import pytest
 from recsys.config.system_config import Config
 from recsys.events.event_types import Engagement, Impression, Item, ServedItem, User
 from replay.direct_loop import DirectLoop
-from replay.player import Player, Scored
+from replay.player import Player, ScoredImpression
 from serving.request import Request
 from tests.support.small_crowd import (
     FEATURES,
@@ -107,7 +107,7 @@ class Past:
         base = crowd_config()
         config = replace(base, join=replace(base.join, all_shown=True))
         self.loop = DirectLoop(FEATURES, config, frozen_after_ms)
-        self.scored: list[Scored] = []
+        self.scored: list[ScoredImpression] = []
         self.player = Player(
             FEATURES, config, self.loop, sync_every_ms=sync_every_ms, on_scored=self.scored.append
         )

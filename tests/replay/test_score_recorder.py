@@ -1,17 +1,17 @@
 import numpy as np
 
 from recsys.events.event_types import Engagement, Impression, ServedItem
-from replay.player import Scored
+from replay.player import ScoredImpression
 from replay.replay_run import ScoreRecorder
 
 
-def scored(request: str, *items: str | int, step: int = 1, **context: str) -> Scored:
+def scored(request: str, *items: str | int, step: int = 1, **context: str) -> ScoredImpression:
     impression = Impression(
         time_ms=5, request_id=request, user_id="u", items=[ServedItem(item_id=i) for i in items],
         context=context,
     )  # fmt: skip
     scores = np.arange(3 * len(items), dtype=np.float32).reshape(-1, 3) / 10
-    return Scored(impression, scores, "main", 0, step)
+    return ScoredImpression(impression, scores, "main", 0, step)
 
 
 def happened(request: str, item: str | int, kind: str) -> Engagement:

@@ -12,6 +12,7 @@ from recsys.features.feature_set import read_block
 from recsys.features.session import Session
 from serving import pipeline as module
 from serving.pipeline import Pipeline
+from serving.query import Query
 from serving.ranking.scoring import probabilities
 from serving.replica.replica import Replica
 from serving.request import Answer, Request
@@ -27,7 +28,7 @@ def ask(
 ) -> Answer:  # fmt: skip
     wanted = Request("u", **({"n": 5} | request))
     session = its or viewer(replica, liked=(3, 8), seen=(1,))
-    return Pipeline(replica).recommend(wanted, session, by, NOW_MS, request_id)
+    return Pipeline(replica).recommend(Query(wanted, session, by, NOW_MS, request_id))
 
 
 def ids(answer: Answer) -> list[str]:
@@ -170,8 +171,8 @@ def test_by_score_nothing_is_drawn_and_nothing_moved() -> None:
     loose = policy(temperature=5.0, explore=0.5, quota=0.5, diversity=0.5)
     given = tuple(f"v{n}" for n in range(30))
     answer = ask(replica, by=loose, n=12, candidate_ids=given, by_score=True)
-    assert answer.ranked is not None
-    final = dict(zip(answer.ranked.indices, answer.ranked.final_N.tolist(), strict=True))
+    assert answer.candidates is not None
+    final = dict(zip(answer.candidates.indices, answer.candidates.final_N.tolist(), strict=True))
     best = sorted(final, key=lambda index: -final[index])[:12]
     assert ids(answer) == [f"v{index}" for index in best] and len(set(final.values())) == 30
     assert {shown.propensity for shown in answer.items} == {1.0}
@@ -333,5 +334,6 @@ def test_the_impression_says_what_was_asked_and_what_else_the_answer_rests_on() 
 
 def test_candidates_come_with_the_answer() -> None:
     answer = ask(made(), candidate_ids=("v5", "v6", "v7"), n=2)
-    assert answer.ranked is not None
-    assert answer.ranked.sources == [["given"]] * 3 and len(answer.ranked.scores_N) == 3
+    assert answer.candidates is not None
+    assert list(answer.candidates.sources.values()) == [["given"]] * 3
+    assert len(answer.candidates.scores_N) == 3

@@ -4,7 +4,7 @@ import urllib.request
 
 from runtime.parts.metrics import text
 from runtime.supervision import launch_plan as plans
-from serving.control_room.exposition import Samples, name_of, read
+from serving.control_room.exposition import Samples, name_of, parse
 from tests.support.control_room_stub import NUMBERS, wrong_numbers
 from tests.support.live_system import LiveSystem
 from tests.support.webdriver import Browser, chromium_is_there
@@ -16,7 +16,7 @@ MOVES_BOTH_WAYS = ("_ms", "_s", "_lag", "_waiting", "_pending", "_ratio", "_byte
 def scrape(system: LiveSystem) -> Samples:
     """Of the parts and of the replica, as Prometheus asks for them."""
     with urllib.request.urlopen(f"{system.url}/metrics", timeout=5) as answer:
-        return read(text(system.state).decode()) | read(answer.read().decode())
+        return parse(text(system.state).decode()) | parse(answer.read().decode())
 
 
 def check_control_page(system: LiveSystem) -> None:

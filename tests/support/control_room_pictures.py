@@ -69,7 +69,7 @@ class MadeUp(ControlStub):
                 for n in range(600)
             ]
             points = [(now_ms - 5_000 * (600 - n), value) for n, value in enumerate(its)]
-            self.painter.curves._kept[series] = deque(points, maxlen=1_440)
+            self.painter.curves._series[series] = deque(points, maxlen=1_440)
         super().start()
 
     def _samples(self) -> Samples:

@@ -13,9 +13,9 @@ import uvicorn
 from runtime.supervision.part_metrics import PART_METRICS, families
 from runtime.supervision.system_status import PartStatus, Status, Version
 from serving.control_room.curves import Curves
-from serving.control_room.exposition import Samples, keyed
+from serving.control_room.exposition import Samples, samples_of
 from serving.control_room.hub import Hub
-from serving.control_room.picture import Painter
+from serving.control_room.picture import PictureBuilder
 from serving.control_room.room_app import build_room
 
 KEY = "stub_key-" + "k" * 34
@@ -74,7 +74,7 @@ def made_up() -> Samples:
         state="s", running=True, ready=True, cut=Version("main", 2, 1_240), served=Version("main", 2, 1_234),
         dead_letters=0, parts=parts,
     )  # fmt: skip
-    return keyed(families(status)) | OF_REPLICA  # type: ignore[arg-type]
+    return samples_of(families(status)) | OF_REPLICA  # type: ignore[arg-type]
 
 
 class Look:
@@ -101,7 +101,7 @@ class ControlStub:
             probe.bind(("127.0.0.1", 0))
             self.port = int(probe.getsockname()[1])
         self.look = Look()
-        self.painter = Painter(self.look, Curves(every_ms=200))
+        self.painter = PictureBuilder(self.look, Curves(every_ms=200))
         self.start()
 
     @property
@@ -110,7 +110,7 @@ class ControlStub:
 
     def start(self) -> None:
         self.hub = Hub(
-            lambda: msgspec.json.encode(self.painter.paint(time.time_ns() // 1_000_000)),
+            lambda: msgspec.json.encode(self.painter.build(time.time_ns() // 1_000_000)),
             every_s=0.2,
         )
         app = build_room(

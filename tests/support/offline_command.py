@@ -8,7 +8,7 @@ import numpy as np
 
 from recsys.config.system_config import Config
 from recsys.features import feature_set_file as feature_sets
-from runtime.cli.offline import Asked
+from runtime.jobs.offline_job import OfflineOptions
 from tests.support.archived_examples import COUNT, MINUTE_MS, archived
 from tests.support.small_feed import FEATURES, START_MS
 from training.candidates.registry import Registry
@@ -24,8 +24,8 @@ def state_with_archive(folder: Path) -> Path:
     return folder
 
 
-def asked(system: Path, registry: Path, **changes: Any) -> Asked:
-    its = Asked(
+def asked(system: Path, registry: Path, **changes: Any) -> OfflineOptions:
+    its = OfflineOptions(
         data=system / "archive", registry=registry, until=str(START_MS + COUNT * MINUTE_MS),
         config=str(system / "small.yaml"), workers=0, tables="own", epochs=2, step_examples=16,
         checkpoint_every=2,

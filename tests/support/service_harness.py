@@ -18,7 +18,7 @@ from recsys.process.open_log import create_topics
 from serving.http_app import build_app
 from serving.service import Service
 from serving.sessions.session_loop import SessionLoop
-from serving.sessions.session_store import MemoryFoldStore, MemorySessions, StoreUnavailable
+from serving.sessions.session_store import MemorySessions, StoreUnavailable
 
 NOW_MS = 1_790_000_000_000
 KEY = "the admin key"
@@ -46,7 +46,7 @@ class World:
         self.now_ms = NOW_MS
         self.restart()
         self.fold = SessionLoop(
-            self.log, MemoryFoldStore(self.sessions), self.service.features, now_ms=lambda: self.now_ms
+            self.log, self.sessions, self.service.features, now_ms=lambda: self.now_ms
         )
         self.client: httpx.AsyncClient
 

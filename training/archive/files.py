@@ -39,10 +39,8 @@ class ArchiveFile(NamedTuple):
 
 
 def files_of(folder: Path, topic: str) -> list[ArchiveFile]:
-    """Lists the files of a topic that contain each record once, by partition and offset.
-
-    Skips a file whose offsets another file covers: a kill between merging and removing leaves such files.
-    """
+    """Lists the files of a topic that contain each record once, by partition and offset. A kill between
+    merging and removing may leave covered files, which are skipped."""
     files: list[ArchiveFile] = []
     for file in listed((folder / topic).glob("day=*/hour=*/*")):
         before = files[-1] if files else None
@@ -70,10 +68,7 @@ def tidy(folder: Path, topic: str) -> list[ArchiveFile]:
 
 
 def merge(parts: Sequence[ArchiveFile]) -> None:
-    """Merges the files of one hour and partition into one that covers their offsets, and removes them.
-
-    An hour may exceed memory, so at most one row group is loaded at a time.
-    """
+    """Merges the files of one hour and partition, one row group at a time: an hour may exceed memory."""
     if len(parts) < 2:
         return
     name = f"part-{parts[0].partition}-{parts[0].first}-{parts[-1].last}.parquet"
@@ -108,12 +103,10 @@ def _row_groups(paths: Iterable[Path]) -> Iterator[pa.Table]:
 
 
 def erase_rows(
-    folder: Path, topic: str, partition: int, key: bytes, is_erased: Callable[[Record], bool]
+    folder: Path, topic: str, partition: int, key: bytes, is_erased: Callable[[Record], object]
 ) -> int:
-    """Removes the records with a key for which ``is_erased``; returns the number of removed rows.
-
-    Rewritten files keep their names, which state the offsets that were archived.
-    """
+    """Removes the records with a key for which ``is_erased``; returns their number. Files keep their names,
+    which state the archived offsets."""
     erased = 0
     for part in files_of(folder, topic):
         if part.partition != partition or not _has_key(part.path, key):

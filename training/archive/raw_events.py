@@ -24,10 +24,8 @@ _ROWS: Final = 2_000  # read at once
 
 
 class ArchiveSource:
-    """Reads an archive folder like a log: the methods that rebuilding a past session needs.
-
-    These are ``begin``, ``end``, ``read``, ``keyed`` and ``partitions``, for ``events`` and ``items``.
-    """
+    """Reads ``events`` and ``items`` of an archive folder like a log, as far as rebuilding a session needs
+    it."""
 
     def __init__(self, folder: Path) -> None:
         """Raises FileNotFoundError if the folder contains no archive."""

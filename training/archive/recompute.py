@@ -152,10 +152,8 @@ class CountersAsOf:
         self.nothing = Counters(len(items.features.kinds))
 
     def of(self, shown: PlacedImpression) -> Counters:
-        """The counters of the server when it made an impression. Call it in the order of ``order_of``.
-
-        Raises CantRecompute if earlier events are missing: erased, or not archived.
-        """
+        """The server's counters when it made an impression; call it in the order of ``order_of``. Raises
+        CantRecompute if earlier events are missing: erased, or not archived."""
         counted = counted_of(shown.impression)
         if counted is not None and not counted:
             return self.nothing
@@ -266,8 +264,7 @@ def counted_of(impression: Impression) -> list[int] | None:
 
 
 def order_of(shown: PlacedImpression) -> tuple[int, int]:
-    """Sort key for ``CountersAsOf``: as the counters grew, then by time. Impressions with and without stated
-    offsets need a ``CountersAsOf`` each."""
+    """Sort key for ``CountersAsOf``: as the counters grew, then by time."""
     counted = counted_of(shown.impression)
     return (0 if counted is None else sum(counted), shown.impression.time_ms)
 

@@ -164,10 +164,8 @@ class Archive(RetryLoop):
 
 
 def read_archive(folder: Path, topic: str) -> "ds.Dataset":
-    """All archived records of a topic, each once, with ``day`` and ``hour``, by partition and offset.
-
-    Lazy: ``to_table`` and ``to_batches`` read the columns and row groups that they are asked for.
-    """
+    """All archived records of a topic, each once, with ``day`` and ``hour``, by partition and offset. Lazy:
+    it reads the columns and row groups that are asked for."""
     import pyarrow.dataset as ds  # 50 MB that a process which only writes can do without
 
     paths = [str(file.path) for file in files_of(folder, topic)]
@@ -195,25 +193,19 @@ def archived_rows(
 
 def _row(topic: str, partition: int, record: Record, now_ms: int) -> tuple[tuple[Any, ...], int]:
     """A record as a row of ``SCHEMA``, and its event time (``now_ms`` if it is unreadable)."""
-    kind, time_ms, fields = "unreadable", now_ms, (None,) * 5
+    kind, time_ms = "unreadable", now_ms
+    message: Any = None
     try:
         if topic == EXAMPLES:
-            message: Any = non_example(record.value) or unpack(record.value, Example)
+            message = non_example(record.value) or unpack(record.value, Example)
             time_ms = message.closed_ms
         else:
             message = decode(record.value)
             time_ms = message.time_ms
-        kind, fields = message.__struct_config__.tag or "example", _fields(message)
+        kind = type(message).__struct_config__.tag or "example"
     except UNREADABLE:
         pass  # archived raw: its dead letter states the reason
-    row = (topic, partition, record.offset, time_ms, record.key, kind, record.value, *fields)
-    return row, time_ms
-
-
-def _fields(record: object) -> tuple[Any, ...]:
-    def text(name: str) -> str | None:
-        value = getattr(record, name, None)
-        return None if value is None else str(value)
-
-    watch_ms = getattr(record, "watch_ms", None)
-    return text("user_id"), text("item_id"), text("request_id"), text("kind"), watch_ms
+    ids = (getattr(message, name, None) for name in ("user_id", "item_id", "request_id", "kind"))
+    texts = (None if value is None else str(value) for value in ids)
+    row = (topic, partition, record.offset, time_ms, record.key, kind, record.value, *texts)
+    return (*row, getattr(message, "watch_ms", None)), time_ms

@@ -1,1 +1,1 @@
-"""Lines that want to be live: the registry, scoring in shadow, what retrieval would be, and what decides."""
+"""Candidates for the live line: registry, shadow scoring, retrieval comparison, and promotion."""

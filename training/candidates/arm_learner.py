@@ -1,12 +1,10 @@
-"""How the line of an arm learns: from everybody's examples, each weighted for the arm.
+"""Learner of an arm's line: learns from all users' examples, each weighted for the arm.
 
-Weights are taken when a lane is learned, by what came before it, so a snapshot after a step holds all that
-the next step's hang on.
-
-How often each is learned is a whole number, by chance: a hash of the example's id.
+Weights are computed when a lane is learned, from what came before it, so a snapshot after a step holds all
+state of the next step's. Each example is learned a whole number of times, drawn by a hash of its id.
 """
 
-# B examples of a lane (of what is rehearsed, too, where told), F features that tell arms apart, L outputs
+# B examples of a lane (rehearsed ones included where noted), F features that tell arms apart, L outputs
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -31,7 +29,7 @@ _SEEDS: Final = 2**31 - 1
 
 
 class ArmExample(TrainingExample, kw_only=True):
-    """What the line of an arm reads of an example: also which arm was answered, and what was said of it."""
+    """An example with the arm it was served by, and its predictions."""
 
     predicted: bytes = b""
     stamp: Stamp | None = None
@@ -39,16 +37,18 @@ class ArmExample(TrainingExample, kw_only=True):
 
 @dataclass(frozen=True)
 class ArmLane(Lane):
-    """With what tells arms apart, and which examples the arm's users gave."""
+    """A lane with the features that tell arms apart, and which examples came from the arm's users.
 
-    telling_BF: Keys
+    Examples beyond ``own_B`` are rehearsed, and keep their weight.
+    """
+
+    features_BF: Keys
     own_B: NDArray[np.bool_]
     draws_B: NDArray[np.float64]  # in [0, 1)
-    # Examples behind these are rehearsed, and keep the weight that they have.
 
 
 class ArmLearner(Learner):
-    """Learns for one arm. ``weights`` is the state that it has between steps; see ``export``."""
+    """Learns for one arm. ``weights``: its state between steps; see ``export``."""
 
     def __init__(self, model: Model, arm: ArmLine) -> None:
         super().__init__(model)
@@ -56,21 +56,25 @@ class ArmLearner(Learner):
         self._seed = key_of("line", arm_line_name(arm.experiment, arm.arm)) & _SEEDS
 
     def prepare(
-        self, examples: Sequence[TrainingExample], rehearsed: Sequence[TrainingExample] = (), weight: float = 1.0
+        self,
+        examples: Sequence[TrainingExample],
+        rehearsed: Sequence[TrainingExample] = (),
+        weight: float = 1.0,
     ) -> Lane:
-        """As a learner's; ``examples`` are ``ArmExample``s."""
+        """As ``Learner.prepare``; ``examples`` are ``ArmExample``s."""
         lane = super().prepare(examples, rehearsed, weight)
-        own_B = np.array([self._is_own(e) for e in examples], np.bool_)
-        telling_BF = self._telling(examples, len(own_B))
         fields = {name: getattr(lane, name) for name in Lane.__dataclass_fields__}
         ids_B = np.array([e.partition << 48 ^ e.offset << 8 ^ e.index for e in examples], np.int64)
-        draws_B = draws(self._seed, ids_B)
-        return ArmLane(**fields, telling_BF=telling_BF, own_B=own_B, draws_B=draws_B)
+        return ArmLane(
+            **fields,
+            features_BF=self._features(examples),
+            own_B=np.array([self._is_own(e) for e in examples], np.bool_),
+            draws_B=draws(self._seed, ids_B),
+        )
 
     def learn(self, lane: Lane, rows: Mapping[str, Floats], dense: Floats) -> Learned:
         assert isinstance(lane, ArmLane), "prepared here"
-        weights_B = self._weights(lane)
-        targets = lane.label_targets
+        weights_B, targets = self.example_weights(lane), lane.label_targets
         weighted = replace(
             targets,
             weights_BL=targets.weights_BL * weights_B[:, None],
@@ -80,54 +84,54 @@ class ArmLearner(Learner):
         if not weights_B.all():
             learned = without_rows(learned, lane, weights_B > 0)
         if self._arm.trains != ALL:
-            first_B = lane.label_targets.fresh_B[: len(lane.own_B)]  # each was shown once
-            self.weights.learn(lane.telling_BF[first_B], lane.own_B[first_B])
+            first_B = targets.fresh_B[: len(lane.own_B)]  # each was shown once
+            self.weights.learn(lane.features_BF[first_B], lane.own_B[first_B])
         return learned
 
+    def example_weights(self, lane: ArmLane) -> Floats:
+        """Weight of each example (B,); 1 for rehearsed ones."""
+        trains, own_B = self._arm.trains, lane.own_B
+        weights_B = np.ones(len(lane.batch), np.float32)
+        weights_B[: len(own_B)] = self.weights.repeats(
+            trains, lane.features_BF, own_B, lane.draws_B
+        )
+        return weights_B
+
     def export(self) -> dict[str, NDArray[Any]]:
-        """What belongs into a snapshot of the line, beside its rows."""
+        """Arrays for a snapshot of the line, in addition to its rows."""
         return {f"{_PREFIX}{name}": array for name, array in self.weights.export().items()}
 
     def load(self, arrays: Mapping[str, NDArray[Any]]) -> None:
-        """Goes on from a snapshot; one that isn't of an arm's line begins it."""
-        its = {k.removeprefix(_PREFIX): v for k, v in arrays.items() if k.startswith(_PREFIX)}
-        if its:
-            self.weights.load(its)
-
-    def _weights(self, lane: ArmLane) -> Floats:
-        weights_B, trains = np.ones(len(lane.batch), np.float32), self._arm.trains
-        weights_B[: len(lane.own_B)] = self.weights.repeats(
-            trains, lane.telling_BF, lane.own_B, lane.draws_B
-        )
-        return weights_B
+        """Restores a snapshot of an arm's line; another snapshot starts a new line."""
+        weights = {k.removeprefix(_PREFIX): v for k, v in arrays.items() if k.startswith(_PREFIX)}
+        if weights:
+            self.weights.load(weights)
 
     def _is_own(self, example: TrainingExample) -> bool:
         stamp = example.stamp if isinstance(example, ArmExample) else None
         return stamp is not None and stamp.arms.get(self._arm.experiment) == self._arm.arm
 
-    def _telling(self, examples: Sequence[TrainingExample], size: int) -> Keys:
-        columns = self.features.item_columns
+    def _features(self, examples: Sequence[TrainingExample]) -> Keys:
         keys = b"".join(e.features.item_keys for e in examples if e.features is not None)
-        items_BI = np.frombuffer(keys, np.int64).reshape(size, columns)
-        worth_B = np.array([_worth(e) for e in examples], np.float64)
-        # A correction weighs what the example weighed that it corrects, but for what was learned between.
+        items_BI = np.frombuffer(keys, np.int64).reshape(len(examples), self.features.item_columns)
+        scores_B = np.array([_served_score(e) for e in examples], np.float64)
+        # A correction weighs as much as the example it corrects, but for what was learned in between.
         labels = [(e.previous if e.correction else e.labels)[0] for e in examples]
-        return arm_features(items_BI, worth_B, np.array(labels, np.float32) > 0)
+        return arm_features(items_BI, scores_B, np.array(labels, np.float32) > 0)
 
 
 def without_rows(learned: Learned, lane: Lane, weigh_B: NDArray[np.bool_]) -> Learned:
-    """Without the rows that only examples of no weight have, and that they teach nothing: a line whose rows
-    are copied once they are touched needn't hold these. As negatives of retrieval they may teach something.
-    """
+    """Drops rows with zero gradients that only examples of weight 0 have: a line whose rows are copied once
+    they are touched needn't hold these. As negatives of retrieval they may have gradients."""
     behind = rows_in_examples(lane.batch, lane.lookup, weigh_B)
     gradients = {
-        table: its.take(np.flatnonzero(behind[table] | its.gradients.any(1)))
-        for table, its in learned.gradients.items()
+        table: rows.take(np.flatnonzero(behind[table] | rows.gradients.any(1)))
+        for table, rows in learned.gradients.items()
     }
     return replace(learned, gradients=gradients)
 
 
-def _worth(example: TrainingExample) -> float:
-    """What the line that answered thought of it: the first label's probability."""
+def _served_score(example: TrainingExample) -> float:
+    """Probability of the first label, as predicted by the line that served the example."""
     predicted = example.predicted if isinstance(example, ArmExample) else b""
     return float(np.frombuffer(predicted, np.float32, 1)[0]) if predicted else 0.0

@@ -1,9 +1,8 @@
-"""The director: the one part that moves the live pointer, and that keeps what a line may go back to.
+"""The director: the one part that moves the live pointer, and that keeps the snapshots for rollbacks.
 
-It appends the first live record where there is none, and each revision of the experiments
-(training/outcomes/trials.py). A line goes back to a snapshot at most, so the log keeps the examples from
-the oldest kept snapshot on; older snapshots go. Alarms of drift, and what is done about them, are its to
-tell as well (training/drift/watch.py).
+It appends the first live record, each revision of the experiments (training/outcomes/experiment_control.py),
+and drift alarms with the reactions to them (training/drift/watch.py). A line goes back to a snapshot at most,
+so the log keeps the examples from the oldest kept snapshot on; older snapshots are removed.
 """
 
 import logging
@@ -11,7 +10,7 @@ import threading
 from collections.abc import Callable, Mapping, Sequence, Set
 from functools import partial
 from pathlib import Path
-from typing import Any, Final, cast
+from typing import Any, Final
 
 import msgspec
 
@@ -27,7 +26,7 @@ from recsys.log.protocol import Append, Log, LogLost, LogUnavailable, newest_fir
 from recsys.process.log_consumer import UNREADABLE
 from recsys.process.open_log import open_log
 from recsys.process.part_process import Heartbeat, Stop
-from training.candidates import rollback_impact as affected
+from training.candidates import rollback_impact
 from training.candidates.promoter import Promoter
 from training.drift.offline_command import OfflineCommand
 from training.drift.watch import DriftWatch
@@ -44,15 +43,13 @@ from training.steps.step_reader import StepReader
 PART: Final = "director"
 CONFIGS: Final = Path(experiments.__file__).parent / "configs"
 _KEEP_EVERY_MS: Final = 5_000
-_LIST_AFTER_MS: Final = 10_000  # replicas have heard by then
-_AHEAD: Final = (
-    256  # steps looked at for where each partition goes on, and at once for where one ended
-)
+_LIST_AFTER_MS: Final = 10_000  # replicas have switched by then
+_AHEAD: Final = 256  # steps per read when searching for the end of a partition
 _LOG: Final = logging.getLogger(__name__)
 
 
 class Director:
-    """Decides over the lines of one system. ``clock`` gives milliseconds."""
+    """Decides on the lines of one system. ``clock``: milliseconds."""
 
     def __init__(
         self,
@@ -62,39 +59,39 @@ class Director:
         experiments: Mapping[str, str] | None = None,
         open_again: Callable[[], Log] | None = None,
     ) -> None:
-        """``experiments``: YAML texts by file name; what can't be read is refused before anyone is told.
-        None: whoever has told of some is not contradicted. ``open_again``: another way to the same log, for
-        what takes long."""
+        """``experiments``: YAML texts by file name, refused before anything is appended if unreadable; None:
+        keep the experiments on the log. ``open_again``: opens the same log again, for slow work."""
         self._log, self._clock = log, clock
         features = feature_set(config)
         self.experiments = ExperimentController(log, config, features.schema.labels, experiments)
         self.promoter = Promoter(log, config, features, clock)
         self.drift = DriftWatch(log, config, features)
         self.offline = OfflineCommand(config.drift.offline_command)
-        self._unsaid: list[Control] = []  # of drift, not appended yet
+        self._unsent: list[Control] = []  # drift records that aren't appended yet
         self._state = Path(config.state)
         self._folder = self._state / "snapshots"
-        self._open, self._lister = open_again, cast("threading.Thread | None", None)
-        self._to_list: list[tuple[int, str, int]] = []  # when; line/epoch; since when it answered
+        self._open = open_again
+        self._lister: threading.Thread | None = None
+        self._to_list: list[tuple[int, str, int]] = []  # due time, line/epoch, start of its answers
         self._kept = config.step.snapshots_kept
         self._offset = log.begin(CONTROL, 0)
         self._due_ms = 0
         self.live: Live | None = None
-        self._looked = 0  # offset of steps before which ends are held already
+        self._searched = 0  # offset of steps before which ends are held already
         self.removed = 0  # snapshots
-        self.oldest: int | None = None  # the step of the oldest kept snapshot of the live line
+        self.oldest: int | None = None  # step of the oldest kept snapshot of the live line
 
     def turn(self) -> int:
-        """Folds ``control``, and does what is due; returns how many records it read and wrote."""
+        """Folds ``control``, and does what is due; returns the number of records read and written."""
         moved = self._fold()
         if self.live is None:
-            point(self._log, MAIN, 0, "the first line", self._clock())
+            append_live_record(self._log, MAIN, 0, "the first line", self._clock())
             moved += 1 + self._fold()
         moved += self._publish_experiments() + self._promote() + self._watch_drift()
         if self._clock() >= self._due_ms:
             self._due_ms = self._clock() + _KEEP_EVERY_MS
             self._keep()
-        self._list()
+        self._list_impact()
         return moved
 
     def _fold(self) -> int:
@@ -108,39 +105,39 @@ class Director:
                 except (msgspec.MsgspecError, RecursionError) as error:
                     _LOG.error("control record %d can't be read: %s", record.offset, error)
                     continue
-                self._left(control)
+                self._note_end(control)
                 self.promoter.fold(control)
                 self.experiments.fold(record.offset, control)
                 if isinstance(control, Live):
                     self.live = control
         return moved
 
-    def _left(self, control: Control) -> None:
-        """Notes a line that answers nobody any more: whom it had answered is to be listed."""
-        standings, due_ms = self.promoter.lifecycle.candidates, self._clock() + _LIST_AFTER_MS
+    def _note_end(self, control: Control) -> None:
+        """Schedules the impact list of a line that no longer answers."""
+        states, due_ms = self.promoter.lifecycle.candidates, self._clock() + _LIST_AFTER_MS
         if isinstance(control, Decision) and control.said == "rollback":
-            its = standings.get(control.line)
-            if its is not None and not its.guards:  # a guard has answered nobody
-                self._to_list.append((due_ms, f"{control.line}/0", its.candidate.time_ms))
+            state = states.get(control.line)
+            if state is not None and not state.guards:  # a guard has answered no request
+                self._to_list.append((due_ms, f"{control.line}/0", state.candidate.time_ms))
         elif isinstance(control, Live) and self.live is not None and control.of != self.live.epoch:
             left = f"{self.live.line}/{self.live.epoch}"
             self._to_list.append((due_ms, left, self.live.time_ms))
-            its = standings.get(self.live.candidate)
-            if its is not None:  # what it answered as canary is quarantined, too
-                self._to_list.append((due_ms, f"{its.line}/0", its.candidate.time_ms))
+            state = states.get(self.live.candidate)
+            if state is not None:  # its answers as a canary are quarantined, too
+                self._to_list.append((due_ms, f"{state.line}/0", state.candidate.time_ms))
 
-    def _list(self) -> None:
-        """Lists what was left, once the last answers of it are on the log; each once. That takes as long as
-        the line had answered, so it is done beside, where the log can be opened again."""
+    def _list_impact(self) -> None:
+        """Lists the impact of an ended line, once its last answers are on the log; each once. That takes as
+        long as the line had answered, so it runs in a thread if the log can be opened again."""
         if not self._to_list or self._to_list[0][0] > self._clock():
             return
         if self._lister is not None and self._lister.is_alive():
             return
         _, served_by, since_ms = self._to_list.pop(0)
-        if affected.file_of(self._state, served_by).exists():
+        if rollback_impact.impact_file(self._state, served_by).exists():
             return
         lives = list(self.promoter.lifecycle.lives)
-        work = partial(_write_list, self._open or (lambda: self._log), self._state, lives)
+        work = partial(_write_impact, self._open or (lambda: self._log), self._state, lives)
         if self._open is None:
             work(served_by, since_ms)
             return
@@ -148,7 +145,7 @@ class Director:
         self._lister.start()
 
     def _publish_experiments(self) -> int:
-        """Tells everyone of the experiments, once for each change: of files, by wishes, by what is seen."""
+        """Appends new revisions of the experiments: by files, requests, or readouts."""
         moved, self.experiments.lost = 0, experiments_without_line(self.promoter.lifecycle)
         while (revision := self.experiments.turn(self._clock())) is not None:
             self._log.append(CONTROL, [Append(0, b"", pack(revision))])
@@ -157,7 +154,7 @@ class Director:
         return moved
 
     def _promote(self) -> int:
-        """What is decided of candidates and of arms' lines stands on ``control`` before anyone acts on it."""
+        """Appends decisions on candidates and arms' lines before any part acts on them."""
         lifecycle, refused = self.promoter.lifecycle, self.promoter.refused
         decided = [
             *self.promoter.turn(),
@@ -165,24 +162,24 @@ class Director:
         ]
         for record in decided:
             self._log.append(CONTROL, [Append(0, b"", pack(record))])
-            _LOG.info("decided: %s", record, extra=_about(record))
+            _LOG.info("decided: %s", record, extra=_search_fields(record))
         return len(decided) and len(decided) + self._fold()
 
     def _watch_drift(self) -> int:
-        """Tells of drift, and starts the offline job where a reaction says so."""
-        self._unsaid += self.drift.turn(self._clock())
-        said = list(self._unsaid)
-        if said:
-            self._log.append(CONTROL, [Append(0, b"", pack(record)) for record in said])
-            self._unsaid.clear()
-        for record in said:
+        """Appends drift records, and starts the offline job if a reaction asks for it."""
+        self._unsent += self.drift.turn(self._clock())
+        records = list(self._unsent)
+        if records:
+            self._log.append(CONTROL, [Append(0, b"", pack(record)) for record in records])
+            self._unsent.clear()
+        for record in records:
             _LOG.info("drift: %s", record)
             if isinstance(record, Reaction) and record.offline:
                 self.offline.start()
-        return len(said) and len(said) + self._fold()
+        return len(records) and len(records) + self._fold()
 
     def _keep(self) -> None:
-        """Removes old snapshots, then has the log keep what follows the oldest that is left."""
+        """Removes old snapshots, then holds the log from the oldest one left."""
         assert self.live is not None
         line, epoch = self.live.line, self.live.epoch
         self.removed += len(snapshots.prune(self._folder, line, self._kept, epoch))
@@ -197,11 +194,11 @@ class Director:
         quiet = {p for p in partitions if p not in starts and self._log.end(EXAMPLES, p) > 0}
         if quiet:
             lived = {e for e in live_epochs(self._log, line) if e < epoch} | {epoch}
-            among = range(self._looked, stop)
+            among = range(self._searched, stop)
             starts |= ends_before(self._log, line, lived, steps[0], among, quiet)
         for partition in partitions:
             self._hold(f"snapshots/{line}", partition, starts.get(partition))
-        self.oldest, self._looked = steps[0], stop
+        self.oldest, self._searched = steps[0], stop
 
     def _hold(self, name: str, partition: int, offset: int | None) -> None:
         if offset is None:
@@ -214,17 +211,17 @@ class Director:
             _LOG.error("%s: %s", name, error)
 
 
-def _about(record: Control) -> dict[str, Any]:
-    """What a log can be searched by."""
+def _search_fields(record: Control) -> dict[str, Any]:
+    """Fields by which logs can be searched."""
     names = ("line", "epoch", "said", "to", "final")
     return {name: getattr(record, name) for name in names if hasattr(record, name)}
 
 
-def point(
+def append_live_record(
     log: Log, line: str, epoch: int, reason: str, time_ms: int, since: int = 0, of: int = 0,
     size: ModelSize | None = None,
 ) -> None:  # fmt: skip
-    """Moves the live pointer to an epoch that begins from step ``since`` of the epoch ``of``, with a model
+    """Moves the live pointer to an epoch that begins after step ``since`` of the epoch ``of``, with a model
     of this size."""
     live = Live(
         line=line, epoch=epoch, reason=reason, time_ms=time_ms, since=since, of=of, size=size
@@ -235,43 +232,44 @@ def point(
 def ends_before(
     log: Log, line: str, epochs: Set[int], step: int, among: range, partitions: Set[int]
 ) -> dict[int, int]:
-    """Where the steps up to ``step`` end in some partitions of ``examples``, of those that the records at
-    the offsets ``among`` touch. Read backwards. ``epochs``: an epoch begins with steps of those it came of.
+    """End offsets in ``partitions`` of ``examples`` of the steps up to ``step``, among the step records at
+    the offsets ``among``. Read backwards. ``epochs``: with those it descends from.
 
-    A partition that they don't touch keeps what was held of it before: too much is kept, never too little.
+    A partition that they don't touch keeps its previous hold: too much is kept, never too little.
     """
     ends = dict[int, int]()
     for record in newest_first(log, STEPS, 0, among.start, among.stop, _AHEAD):
         if len(ends) >= len(partitions):
             break
         try:
-            said = unpack(record.value, Step)
+            other = unpack(record.value, Step)
         except UNREADABLE:
             continue
-        if said.line == line and said.epoch in epochs and said.step <= step:
-            for part in said.ranges:
+        if other.line == line and other.epoch in epochs and other.step <= step:
+            for part in other.ranges:
                 if part.partition in partitions:
                     ends.setdefault(part.partition, part.stop)
     return ends
 
 
-def _write_list(
+def _write_impact(
     open_: Callable[[], Log], state: Path, lives: Sequence[Live], served_by: str, since_ms: int
 ) -> None:
     log = open_()
     try:
-        affected.write(state, affected.affected(log, served_by, since_ms, lives))
+        impact = rollback_impact.find_impact(log, served_by, since_ms, lives)
+        rollback_impact.write_impact(state, impact)
     except (LogLost, LogUnavailable, OSError) as error:
-        _LOG.error("whom %s answered isn't listed: %s", served_by, error)
+        _LOG.error("the requests that %s answered can't be listed: %s", served_by, error)
 
 
 def experiment_texts(folder: Path = CONFIGS) -> dict[str, str]:
-    """The experiments that stand beside the code, as they are."""
+    """YAML texts of the experiments that ship with the code, by file name."""
     return {file.name: file.read_text("utf-8") for file in sorted(folder.glob("*.yaml"))}
 
 
 def run(config: Config, stop: Stop) -> None:
-    """The part: directs until asked to stop."""
+    """Runs the part until asked to stop."""
     log = open_log(config)
     director = Director(log, config, wall_ms, experiment_texts(), lambda: open_log(config))
     beat = stop.heartbeat
@@ -293,15 +291,15 @@ def run(config: Config, stop: Stop) -> None:
 
 
 def report_drift(director: Director, beat: Heartbeat) -> None:
-    """Puts it into the heartbeat: alarms since this director began, and what the newest reaction says."""
-    its = director.drift.reaction
+    """Reports the alarms since this director began, and the newest reaction."""
+    reaction = director.drift.reaction
     beat.gauge("alarms", director.drift.alarms)
-    beat.gauge("rate", its.rate)
-    beat.gauge("publish_every", its.publish_every)
+    beat.gauge("rate", reaction.rate)
+    beat.gauge("publish_every", reaction.publish_every)
     beat.gauge("offline_runs", float(director.offline.runs))
 
 
 def report_experiments(director: Director, beat: Heartbeat) -> None:
-    """Puts into the heartbeat how many experiments ended by themselves, of all that were ever told."""
+    """Reports how many of all experiments ended by themselves."""
     beat.gauge("experiments_broken", director.experiments.stopped_for(BROKEN))
     beat.gauge("experiments_harmed", director.experiments.stopped_for(HARM))

@@ -1,7 +1,7 @@
-"""Where a line beside live begins: a candidate from the registry, a guard and an arm's line from a snapshot
-of live, and each that was at work before from its own.
+"""Starts a line beside live: a candidate from the registry, a guard or an arm's line from a snapshot of live,
+and each that ran before from its own.
 
-What it is asked about begins after what it was trained on, in all partitions.
+It is scored only on examples after those it was trained on, in all partitions.
 """
 
 from collections.abc import Callable, Mapping
@@ -29,7 +29,7 @@ from training.steps.lineage import Lineage
 
 
 class LineStart:
-    """``clock`` gives milliseconds."""
+    """Builds shadows. ``clock``: milliseconds."""
 
     def __init__(
         self, log: Log, config: Config, features: FeatureSet, clock: Callable[[], int]
@@ -38,83 +38,83 @@ class LineStart:
         self._folder = Path(config.state) / "snapshots"
 
     def begin(self, standing: CandidateState, lifecycle: Lifecycle, epoch: int) -> Shadow:
-        """From its own newest snapshot; at first from the registry, or a guard from the newest of the epoch
-        that it is. ``epoch``: the live one. Raises Refused, LogLost, NoSnapshot."""
-        line, its = standing.line, standing.candidate
-        config = with_size(self._config, its.size)
-        spec, dense = (
-            whole_spec(config, line),
-            build_model(self._features, config.model).read_dense(),
-        )
+        """Starts from the line's own newest snapshot; the first time from the registry, or for a guard from
+        the newest snapshot of its epoch. ``epoch``: the live one. Raises Refused, LogLost, NoSnapshot."""
+        line, candidate = standing.line, standing.candidate
+        config = with_size(self._config, candidate.size)
+        spec = whole_spec(config, line)
+        dense = build_model(self._features, config.model).read_dense()
         own = snapshots.latest(self._folder, line, 0).snapshot
         if own is None and _is_of_live(standing):
             # Live may have several shards: mapped, and copied on write, is a snapshot of one.
-            found = self._from_live(standing, lifecycle, epoch)
-            write_line(self._folder, line, *open_mmap_shard(spec, dense, *found).export())
+            source = self._from_live(standing, lifecycle, epoch)
+            write_line(self._folder, line, *open_mmap_shard(spec, dense, *source).export())
             own = snapshots.latest(self._folder, line, 0).snapshot
         if own is not None:
             shard = open_mmap_shard(spec, dense, own)
         else:
-            found = self._from_registry(standing, lifecycle, epoch, config.model)
-            shard = open_mmap_shard(spec, dense, *found)
+            source = self._from_registry(standing, lifecycle, epoch, config.model)
+            shard = open_mmap_shard(spec, dense, *source)
         shadow = Shadow(
-            self._log, config, self._features, line, shard, lifecycle.lives, its.learns, its.arm
-        )
+            self._log, config, self._features, line, shard, lifecycle.lives, candidate.learns,
+            candidate.arm,
+        )  # fmt: skip
         if shadow.arm is not None:
             assert own is not None, "written above"
             shadow.arm.load(own.read(0, lambda name: name.startswith(ARM)))
         if not _is_of_live(standing):
-            with suppress(Refused):  # a registry that is away says nothing of one that is at work
-                made = Registry(its.registry).provenance(line)
-                if made.log_id:
-                    shadow.unseen_from = 1 + self._last_known(made.offsets, lifecycle.lives)[1]
+            with suppress(Refused):  # an unavailable registry doesn't stop a running line
+                provenance = Registry(candidate.registry).provenance(line)
+                if provenance.log_id:
+                    last = self._last_learned(provenance.offsets, lifecycle.lives)[1]
+                    shadow.unseen_from = 1 + last
         return shadow
 
     def _from_registry(
         self, standing: CandidateState, lifecycle: Lifecycle, epoch: int, model: ModelConfig
     ) -> tuple[snapshots.Snapshot, int]:
-        """Its snapshot, and the step that it stands after. Raises Refused, LogLost."""
+        """The candidate's snapshot, and the step it continues after. Raises Refused, LogLost."""
         registry = Registry(standing.candidate.registry)
-        its, snapshot = registry.check(
+        provenance, snapshot = registry.check(
             standing.line, self._features, model,
             holdout_from_ms=self._clock(), log_id=self._log.id, or_data=True,
             unlearned=lifecycle.unlearned,
         )  # fmt: skip
-        if not its.log_id:
+        if not provenance.log_id:
             return snapshot, max((s.step for s in self._steps() if s.epoch == epoch), default=0)
-        step = self._last_known(its.offsets, lifecycle.lives)[0]
-        self._check_there(step + 1, lifecycle.lives)
+        step = self._last_learned(provenance.offsets, lifecycle.lives)[0]
+        self._check_available(step + 1, lifecycle.lives)
         return snapshot, step
 
     def _from_live(
         self, standing: CandidateState, lifecycle: Lifecycle, epoch: int
     ) -> tuple[snapshots.Snapshot, int]:
-        """The newest snapshot of what was live before, for a guard, or of what is live, for an arm's line. It
-        learns again what was learned after that, and then goes on. Raises NoSnapshot, LogLost."""
+        """The newest snapshot of the previous epoch, for a guard, or of the live one, for an arm's line. It
+        repeats the steps since, then goes on. Raises NoSnapshot, LogLost."""
         of = lifecycle.guarded_live(standing).of if standing.guards else epoch
-        found = snapshots.latest(self._folder, MAIN, of)
-        if found.snapshot is None:
-            raise snapshots.NoSnapshot(f"{self._folder}/{MAIN} of epoch {of}", found.reasons)
-        self._check_there(found.snapshot.step + 1, lifecycle.lives)
-        return found.snapshot, found.snapshot.step
+        snapshot, reasons = snapshots.latest(self._folder, MAIN, of)
+        if snapshot is None:
+            raise snapshots.NoSnapshot(f"{self._folder}/{MAIN} of epoch {of}", reasons)
+        self._check_available(snapshot.step + 1, lifecycle.lives)
+        return snapshot, snapshot.step
 
-    def _last_known(self, offsets: dict[int, int], lives: list[Live]) -> tuple[int, int]:
-        """The last step before the first that has an example at or after these offsets, and the last that has
-        one before them: partitions end at different steps."""
+    def _last_learned(self, offsets: dict[int, int], lives: list[Live]) -> tuple[int, int]:
+        """The last step before the first with an example at or after these offsets, and the last step with an
+        example before them: partitions end at different steps."""
         lineage = Lineage(self._log, MAIN, lives)
-        whole, some, open_ = 0, 0, False
+        whole, some, is_open = 0, 0, False
         for step in self._steps():
             if step.epoch != lineage.epoch_of(step.step):
                 continue
             if any(r.start < offsets.get(r.partition, 0) for r in step.ranges):
                 some = step.step
-            open_ = open_ or any(r.stop > offsets.get(r.partition, 0) for r in step.ranges)
-            if not open_:
+            is_open = is_open or any(r.stop > offsets.get(r.partition, 0) for r in step.ranges)
+            if not is_open:
                 whole = step.step
         return whole, max(whole, some)
 
-    def _check_there(self, number: int, lives: list[Live]) -> None:
-        """Whether the log still has a step's examples. Raises LogLost."""
+    def _check_available(self, number: int, lives: list[Live]) -> None:
+        """Raises LogLost if the log no longer has a step's examples."""
         step = Lineage(self._log, MAIN, lives).record(number)
         ranges = step.ranges if step else []
         if any(r.start < self._log.begin(EXAMPLES, r.partition) for r in ranges):
@@ -135,5 +135,5 @@ def write_line(
 
 
 def _is_of_live(standing: CandidateState) -> bool:
-    """Whether it begins from a snapshot of the live line, and stands in no registry."""
+    """Whether it starts from a snapshot of the live line, and is in no registry."""
     return bool(standing.guards) or standing.stage == ARM

@@ -1,4 +1,4 @@
-"""How two candidates differ: in what they learned from, in configuration, in weights."""
+"""Compares two candidates: provenance, configuration and weights."""
 
 # R rows of a table, D dimension
 
@@ -14,13 +14,14 @@ from parameter_server.storage.snapshots import Snapshot
 from training.candidates.registry import Provenance
 
 Arrays = Mapping[str, NDArray[Any]]
-_SMALLEST: Final = 1e-12  # a norm that is divided by
+Rows = tuple[NDArray[np.int64], NDArray[np.float32]]  # keys (R,) ascending and values (R, D)
+_SMALLEST: Final = 1e-12  # of a norm in a denominator
 
 
 @dataclass(frozen=True)
 class TableDiff:
-    """``distance``: of rows in both, the mean of ‖a − b‖ / max(‖a‖, ‖b‖), 0 to 2; None where there is no
-    such row, or their dimensions differ."""
+    """``distance``: over common rows, the mean of ‖a − b‖ / max(‖a‖, ‖b‖), 0 to 2; None without common rows,
+    or if dimensions differ."""
 
     rows_a: int
     rows_b: int
@@ -31,8 +32,8 @@ class TableDiff:
 
 @dataclass(frozen=True)
 class Diff:
-    """``fields``: of the provenance, by dotted name, both values. ``dense``: the distance of the dense
-    parameters; None where their numbers differ."""
+    """``fields``: differing fields of the provenance, by dotted name, both values. ``dense``: the distance of
+    the dense parameters; None if their numbers differ."""
 
     fields: dict[str, tuple[Any, Any]]
     tables: dict[str, TableDiff]
@@ -44,16 +45,16 @@ def diff(
 ) -> Diff:
     """Compares two candidates; arrays are those of all parts of their snapshots."""
     tables_a, tables_b = rows_of(arrays_a), rows_of(arrays_b)
-    nothing = np.empty(0, np.int64), np.empty((0, 0), np.float32)
+    none: Rows = np.empty(0, np.int64), np.empty((0, 0), np.float32)
     tables = {
-        name: _table(*tables_a.get(name, nothing), *tables_b.get(name, nothing))
+        name: _table(*tables_a.get(name, none), *tables_b.get(name, none))
         for name in sorted({*tables_a, *tables_b})
     }
     return Diff(_fields(a, b), tables, _dense(dense_of(arrays_a), dense_of(arrays_b)))
 
 
 def arrays_of(snapshot: Snapshot) -> list[dict[str, NDArray[Any]]]:
-    """All that ``diff`` needs of a snapshot."""
+    """Reads the arrays of a snapshot that ``diff`` needs."""
 
     def wanted(name: str) -> bool:
         return name.endswith(("/keys", "/values")) and not name.startswith("held/")
@@ -61,20 +62,20 @@ def arrays_of(snapshot: Snapshot) -> list[dict[str, NDArray[Any]]]:
     return [snapshot.read(part, wanted) for part in range(snapshot.parts)]
 
 
-def rows_of(parts: Sequence[Arrays]) -> dict[str, tuple[NDArray[np.int64], NDArray[np.float32]]]:
-    """Keys (R,) ascending and values (R, D), by table."""
-    found: dict[str, tuple[NDArray[np.int64], NDArray[np.float32]]] = {}
+def rows_of(parts: Sequence[Arrays]) -> dict[str, Rows]:
+    """Keys and values by table."""
+    tables: dict[str, Rows] = {}
     names = sorted({name.split("/")[1] for part in parts for name in part if name.count("/") == 2})
     for name in names:
         keys = np.concatenate([part[f"table/{name}/keys"] for part in parts])
         values = np.concatenate([part[f"table/{name}/values"] for part in parts])
         order = np.argsort(keys)
-        found[name] = keys[order], values[order]
-    return found
+        tables[name] = keys[order], values[order]
+    return tables
 
 
 def dense_of(parts: Sequence[Arrays]) -> NDArray[np.float32] | None:
-    """The dense parameters that learning goes on from; None where no part has them."""
+    """The dense training parameters; None if no part has them."""
     return next((part["dense/values"] for part in parts if "dense/values" in part), None)
 
 
@@ -88,9 +89,10 @@ def _table(
     distance = None
     if len(both) and rows_a.shape[1] == rows_b.shape[1]:
         apart = np.linalg.norm(rows_a[at_a] - rows_b[at_b], axis=1)
-        # By the larger: a row that learned nothing in one of them is zero there.
-        of = np.maximum(np.linalg.norm(rows_a[at_a], axis=1), np.linalg.norm(rows_b[at_b], axis=1))
-        distance = float(np.mean(np.where(apart > 0, apart / np.maximum(of, _SMALLEST), 0.0)))
+        # Relative to the larger: a row untrained in one of them is zero there.
+        norm_a, norm_b = (np.linalg.norm(r, axis=1) for r in (rows_a[at_a], rows_b[at_b]))
+        larger = np.maximum(np.maximum(norm_a, norm_b), _SMALLEST)
+        distance = float(np.mean(np.where(apart > 0, apart / larger, 0.0)))
     only_a, only_b = len(keys_a) - len(both), len(keys_b) - len(both)
     return TableDiff(len(keys_a), len(keys_b), only_a, only_b, distance)
 
@@ -98,18 +100,14 @@ def _table(
 def _dense(a: NDArray[np.float32] | None, b: NDArray[np.float32] | None) -> float | None:
     if a is None or b is None or a.shape != b.shape:
         return None
-    of = max(float(np.linalg.norm(a)), float(np.linalg.norm(b)), _SMALLEST)
-    return float(np.linalg.norm(a - b) / of)
+    larger = max(float(np.linalg.norm(a)), float(np.linalg.norm(b)), _SMALLEST)
+    return float(np.linalg.norm(a - b) / larger)
 
 
 def _fields(a: Provenance, b: Provenance) -> dict[str, tuple[Any, Any]]:
-    ours, theirs = (_flat(msgspec.to_builtins(its, str_keys=True)) for its in (a, b))
-    names = [name for name in {**ours, **theirs} if name != "name"]
-    return {
-        name: (ours.get(name), theirs.get(name))
-        for name in names
-        if ours.get(name) != theirs.get(name)
-    }
+    flat_a, flat_b = (_flat(msgspec.to_builtins(p, str_keys=True)) for p in (a, b))
+    values = {name: (flat_a.get(name), flat_b.get(name)) for name in {**flat_a, **flat_b}}
+    return {name: pair for name, pair in values.items() if name != "name" and pair[0] != pair[1]}
 
 
 def _flat(values: Mapping[str, Any], above: str = "") -> dict[str, Any]:

@@ -1,7 +1,7 @@
-"""What a candidate would retrieve: both models as of one step, then what viewers engaged with after it.
+"""Compares the retrieval of a candidate and of live: both models as of one step, on later engagements.
 
-It begins when live has written a snapshot: that, and the candidate's rows as they are then, are kept until
-enough was engaged with. So neither model has learned from what it is asked about.
+A comparison begins when live has written a snapshot: that and the candidate's current rows are kept until
+there are enough engagements. So neither model has learned the examples it is tested on.
 """
 
 import time
@@ -38,16 +38,16 @@ Keys = NDArray[np.int64]
 Floats = NDArray[np.float32]
 
 
-class Look(NamedTuple):
-    """What came of it. ``hits`` (E,): 1 for live, 2 for the candidate, 3 for both."""
+class RetrievalResult(NamedTuple):
+    """Result of a comparison. ``hits`` (E,): 1 for live, 2 for the candidate, 3 for both."""
 
     users_E: Keys
     hits_E: NDArray[np.uint8]
     figures: dict[str, float]
 
 
-class Items:
-    """The catalogue, followed."""
+class CatalogueFollower:
+    """Keeps a catalogue up to date from the log."""
 
     def __init__(self, log: Log, features: FeatureSet) -> None:
         self._log, self._offset = log, log.begin(ITEMS, 0)
@@ -66,84 +66,87 @@ class Items:
 
 
 class RetrievalComparison:
-    """Looks at one candidate, again and again: once for each snapshot of live."""
+    """Compares one candidate with live, once for each snapshot of live."""
 
-    def __init__(self, features: FeatureSet, config: Config, items: Items) -> None:
+    def __init__(self, features: FeatureSet, config: Config, items: CatalogueFollower) -> None:
         self._features, self._config, self._items = features, config, items
         self._folder = Path(config.state) / "snapshots"
         self._enough = config.promotion.recall_examples
         self._learner = Learner(build_model(features, config.model))
-        self._seen = (-1, -1)  # epoch and step of the snapshot that was looked at last
+        self._compared = (-1, -1)  # epoch and step of the snapshot compared last
         self._both: tuple[Weights, Weights] | None = None
         self._sizes: dict[str, float] = {}
         self._engaged: list[ScoredExample] = []
 
     def begin(self, shadow: Shadow, live_model: ModelConfig) -> None:
-        """Keeps both models as they are, where live has a snapshot that wasn't looked at. Cheap, if not.
-        ``live_model``: live's may be of another size than the candidate's."""
+        """Keeps both models if live has a new snapshot; cheap otherwise. ``live_model``: may be of another
+        size than the candidate's."""
         steps = complete_steps(self._folder, MAIN, shadow.epoch)
-        if self._both is not None or not steps or (shadow.epoch, steps[-1]) == self._seen:
+        if self._both is not None or not steps or (shadow.epoch, steps[-1]) == self._compared:
             return
         if shadow.step < steps[-1] or not self._features.history_length:
-            return  # it still catches up; or nothing is learned of vectors
+            return  # it still catches up; or no vectors are learned
         try:
             live = load_rows(self._folder, MAIN, shadow.epoch, steps[-1])
         except NoSnapshot:
             return
-        self._seen = (shadow.epoch, steps[-1])
+        self._compared = (shadow.epoch, steps[-1])
         if live.dense is None:
             return
-        own = {name: shadow.shard.tables[name].export() for name in _TABLES}
-        dense = shadow.shard.dense
+        tables, dense = shadow.shard.tables, shadow.shard.dense
         assert dense is not None
-        theirs, its = (build_model(self._features, model) for model in (live_model, shadow.model))
-        ours = sorted_rows({n: (a["keys"], a["values"]) for n, a in own.items()}, self._initial)
+        exports = {name: tables[name].export() for name in _TABLES}
+        rows = {name: (export["keys"], export["values"]) for name, export in exports.items()}
+        models = [build_model(self._features, model) for model in (live_model, shadow.model)]
         self._both = (
-            Weights(sorted_rows(live.tables, self._initial), live.dense, theirs),
-            Weights(ours, dense.averaged.copy(), its),
+            Weights(sorted_rows(live.tables, self._initial), live.dense, models[0]),
+            Weights(sorted_rows(rows, self._initial), dense.averaged.copy(), models[1]),
         )
         self._engaged = []
         self._sizes = {
             "live_bytes": float(sum(k.nbytes + v.nbytes for k, v in live.tables.values())),
-            "bytes": float(sum(len(t) * (8 + 4 * t.config.dim) for t in shadow.shard.tables.values())),
-        }  # fmt: skip
+            "bytes": float(sum(len(t) * (8 + 4 * t.config.dim) for t in tables.values())),
+        }
 
     def take(self, shown: Sequence[Any]) -> None:
-        """Examples of the steps after it began, before the candidate learned them."""
+        """Takes examples of later steps, before the candidate learns them."""
         if self._both is not None:
             self._engaged += [example for example in shown if example.labels[0] > 0]
 
-    def end(self) -> Look | None:
-        """What came of it, once enough was engaged with."""
+    def end(self) -> RetrievalResult | None:
+        """Returns the result once there are enough engagements."""
         if self._both is None or len(self._engaged) < self._enough:
             return None
-        live, candidate = self._both
-        self._both, shown = None, self._engaged[: self._enough]
+        (live, candidate), engaged = self._both, self._engaged[: self._enough]
+        self._both = None
         self._items.turn()
-        lane = self._learner.prepare(shown)
+        lane = self._learner.prepare(engaged)
         dim, catalogue = self._config.model.vector_dim, self._items.catalogue
         search = Search(self._features, dim, catalogue, lane.batch, lane.lookup)
-        theirs, ours = search.run(live), search.run(candidate)
-        users = np.array([key_of("user", e.user_id) for e in shown], np.int64)[search.known_E]
-        hits = theirs.hits_E.astype(np.uint8) | ours.hits_E.astype(np.uint8) << 1
-        figures = {"picks": ours.picks, "live_picks": theirs.picks, "pickers": float(len(shown))}
-        return Look(users, hits, figures | self._sizes)
+        by_live, by_candidate = search.run(live), search.run(candidate)
+        users = np.array([key_of("user", e.user_id) for e in engaged], np.int64)[search.known_E]
+        hits = by_live.hits_E.astype(np.uint8) | by_candidate.hits_E.astype(np.uint8) * np.uint8(2)
+        figures = {
+            "picks": by_candidate.picks, "live_picks": by_live.picks,
+            "pickers": float(len(engaged)),
+        }  # fmt: skip
+        return RetrievalResult(users, hits, figures | self._sizes)
 
     def _initial(self, table: str, keys: Keys) -> Floats:
         (config,) = (t for t in tables_of(self._config.model) if t.name == table)
         return initial_rows(config, self._config.model.seed, keys)
 
 
-def ranks_us(models: Sequence[Model]) -> list[float]:
-    """Microseconds that each of some models takes to rank a list of candidates, as a replica does; their rows
-    are zeros. The best of a few, in turns, so that what else the machine does hits all of them alike."""
+def rank_times_us(models: Sequence[Model]) -> list[float]:
+    """Microseconds that each model takes to rank a list of candidates, as a replica does; rows are zeros. The
+    best of several rounds over all models, so that other load affects all alike."""
     lists = [_list_of(model) for model in models]
     best = [float("inf")] * len(models)
     for _ in range(_REPEATS):
-        for n, (model, (its, rows_UR)) in enumerate(zip(models, lists, strict=True)):
+        for n, (model, (request, rows_UR)) in enumerate(zip(models, lists, strict=True)):
             began = time.perf_counter()
             with torch.inference_mode():
-                rank_lists(model, its, rows_UR)
+                rank_lists(model, request, rows_UR)
             best[n] = min(best[n], time.perf_counter() - began)
     return [1e6 * seconds for seconds in best]
 
@@ -158,5 +161,5 @@ def _list_of(model: Model) -> tuple[Lists, Floats]:
         np.zeros((features.history_length, features.outcomes), np.float32),
         np.zeros((_RANKED, model.ranker.shape.dense), np.float32),
     )
-    its = lists_of([request])
-    return its, np.zeros((len(its.keys) + 1, model.config.dim + 1), np.float32)
+    lists = lists_of([request])
+    return lists, np.zeros((len(lists.keys) + 1, model.config.dim + 1), np.float32)

@@ -1,9 +1,9 @@
-"""Whom a line that was rolled back has answered, and which steps have learned what came of it.
+"""Lists the requests that a rolled-back model answered, and the steps trained on their examples.
 
-Read from the log, where stamps and step records say so exactly; what retention has dropped is missing.
+Read from the log, whose stamps and step records are exact; records dropped by retention are missing.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
@@ -12,20 +12,19 @@ import msgspec
 from recsys.events.control_records import Live
 from recsys.events.event_types import Stamp
 from recsys.events.hashing import Id
-from recsys.events.records import EVENTS, EXAMPLES, STEPS, Step, unpack
-from recsys.log.protocol import Log, Record
-from recsys.process.log_consumer import UNREADABLE
+from recsys.events.records import EVENTS, EXAMPLES, STEPS, Step
+from recsys.log.protocol import Log, read_range
+from recsys.process.log_consumer import UNREADABLE, readable
 from recsys.process.part_process import write_atomically
 from training.lines.line import MAIN
 from training.lines.offset_lookup import first_at, served_ms_of
 from training.steps.lineage import Lineage
 
 FOLDER: Final = "quarantine"
-_READ: Final = 1_000
 _MARGIN_MS: Final = 600_000  # clocks of several servers differ
 
 
-class Asked(msgspec.Struct, frozen=True):
+class AffectedRequest(msgspec.Struct, frozen=True):
     """A request that was answered by the line."""
 
     request_id: str
@@ -34,9 +33,8 @@ class Asked(msgspec.Struct, frozen=True):
     step: int
 
 
-class Learned(msgspec.Struct, frozen=True):
-    """A step of the live line with examples of such requests: ``learned`` before it was known, or left out
-    (``quarantined``)."""
+class AffectedStep(msgspec.Struct, frozen=True):
+    """A step of the live line with examples of such requests: ``learned``, or left out (``quarantined``)."""
 
     epoch: int
     step: int
@@ -44,16 +42,16 @@ class Learned(msgspec.Struct, frozen=True):
     quarantined: int = 0
 
 
-class Affected(msgspec.Struct, frozen=True):
-    """``complete``: whether the log still has all since the line began to answer."""
+class RollbackImpact(msgspec.Struct, frozen=True):
+    """``complete``: whether the log still has all records since the line began to answer."""
 
     served_by: str
-    requests: list[Asked]
-    steps: list[Learned]
+    requests: list[AffectedRequest]
+    steps: list[AffectedStep]
     complete: bool = True
 
 
-class _Shown(msgspec.Struct, tag="impression", tag_field="type"):
+class _Impression(msgspec.Struct, tag="impression", tag_field="type"):
     request_id: str
     user_id: Id
     time_ms: int
@@ -64,50 +62,46 @@ class _Example(msgspec.Struct):
     served_by: str = ""
 
 
-def affected(log: Log, served_by: str, since_ms: int, lives: Sequence[Live]) -> Affected:
-    """Everything of a (line/epoch) that answered from ``since_ms`` on. ``lives``: of the live line, all."""
-    requests, complete = list[Asked](), True
+def find_impact(log: Log, served_by: str, since_ms: int, lives: Sequence[Live]) -> RollbackImpact:
+    """Impact of a line/epoch that answered from ``since_ms`` on. ``lives``: all live records of the live
+    line."""
+    requests, complete = list[AffectedRequest](), True
     line, _, epoch = served_by.rpartition("/")
     for partition in range(log.partitions(EVENTS)):
         start = first_at(log, EVENTS, partition, since_ms - _MARGIN_MS, served_ms_of)
         complete = complete and (start > log.begin(EVENTS, partition) or start == 0)
-        for record in _from(log, EVENTS, partition, start):
+        for record in read_range(log, EVENTS, partition, start, log.end(EVENTS, partition)):
             try:
-                shown = _shown.decode(record.value)
+                shown = _impression.decode(record.value)
             except UNREADABLE:
                 continue
             stamp = shown.stamp
             if stamp is not None and (stamp.line, stamp.epoch) == (line, int(epoch)):
-                requests.append(Asked(shown.request_id, shown.user_id, shown.time_ms, stamp.step))
-    requests.sort(key=lambda asked: (asked.time_ms, asked.request_id))
-    return Affected(served_by, requests, _steps(log, served_by, since_ms, lives), complete)
+                requests.append(
+                    AffectedRequest(shown.request_id, shown.user_id, shown.time_ms, stamp.step)
+                )
+    requests.sort(key=lambda request: (request.time_ms, request.request_id))
+    return RollbackImpact(served_by, requests, _steps(log, served_by, since_ms, lives), complete)
 
 
-def _steps(log: Log, served_by: str, since_ms: int, lives: Sequence[Live]) -> list[Learned]:
-    """The steps of the line's history that have such examples. Those of an epoch that was left for another
-    are no part of it any more."""
-    lineage, found = Lineage(log, MAIN, lives), list[Learned]()
-    for record in _from(log, STEPS, 0, log.begin(STEPS, 0)):
-        try:
-            step = unpack(record.value, Step)
-        except UNREADABLE:
-            continue
+def _steps(log: Log, served_by: str, since_ms: int, lives: Sequence[Live]) -> list[AffectedStep]:
+    """Affected steps of the line's history; those of an abandoned epoch are no longer part of it."""
+    lineage, steps = Lineage(log, MAIN, lives), list[AffectedStep]()
+    for step in readable(log, STEPS, Step):
         counts = step.line == MAIN and step.epoch == lineage.epoch_of(step.step)
         if not counts or step.time_ms < since_ms - _MARGIN_MS:
             continue
-        own = sum(_count(log, served_by, its.partition, its.start, its.stop) for its in step.ranges)
-        if own:
-            left_out = served_by in step.without
-            found.append(
-                Learned(step.epoch, step.step, 0 if left_out else own, own if left_out else 0)
-            )
-    return found
+        examples = sum(_count(log, served_by, r.partition, r.start, r.stop) for r in step.ranges)
+        if examples:
+            name = "quarantined" if served_by in step.without else "learned"
+            steps.append(AffectedStep(step.epoch, step.step, **{name: examples}))
+    return steps
 
 
 def _count(log: Log, served_by: str, partition: int, start: int, stop: int) -> int:
     start = max(start, log.begin(EXAMPLES, partition))
     count = 0
-    for record in _from(log, EXAMPLES, partition, start, stop):
+    for record in read_range(log, EXAMPLES, partition, start, stop):
         try:
             count += _example.decode(record.value).served_by == served_by
         except UNREADABLE:
@@ -115,27 +109,17 @@ def _count(log: Log, served_by: str, partition: int, start: int, stop: int) -> i
     return count
 
 
-def _from(
-    log: Log, topic: str, partition: int, start: int, stop: int | None = None
-) -> Iterator[Record]:
-    end = log.end(topic, partition) if stop is None else stop
-    while start < end and (records := log.read(topic, partition, start, min(_READ, end - start))):
-        yield from (record for record in records if record.offset < end)
-        start = records[-1].offset + 1
-
-
-def file_of(state: Path, served_by: str) -> Path:
-    """Where the list of a line/epoch stands."""
+def impact_file(state: Path, served_by: str) -> Path:
+    """Path of the stored impact of a line/epoch."""
     return state / FOLDER / f"{served_by.replace('/', '-')}.json"
 
 
-def write(state: Path, found: Affected) -> Path:
-    """Keeps it in the state folder, as JSON."""
-    file = file_of(state, found.served_by)
+def write_impact(state: Path, impact: RollbackImpact) -> None:
+    """Stores it in the state folder, as JSON."""
+    file = impact_file(state, impact.served_by)
     file.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(file, msgspec.json.format(msgspec.json.encode(found)))
-    return file
+    write_atomically(file, msgspec.json.format(msgspec.json.encode(impact)))
 
 
-_shown = msgspec.msgpack.Decoder(_Shown)
+_impression = msgspec.msgpack.Decoder(_Impression)
 _example = msgspec.msgpack.Decoder(_Example)

@@ -1,10 +1,10 @@
-"""A candidate beside live: it scores the examples of each step, then learns them, and nobody sees it.
+"""A candidate in shadow of live: scores the examples of each step, then learns them, unseen by viewers.
 
-It stands for itself: its rows are here, in one process, and what it learns by are the live line's own step
-records. So it is scored on the very examples that live was, from features as served, before it learned
-them; what live said of them stands in the examples. A candidate that doesn't learn is scored as it is.
+Its rows are in this process, and it learns by the live line's own step records. So it is scored on the same
+examples as live, from features as served, before it learned them; live's predictions are in the examples. A
+candidate that doesn't learn is scored unchanged.
 
-Knows nothing of promotion, files or topics but ``steps`` and ``examples``.
+Promotion, files and topics other than ``steps`` and ``examples`` are unknown here.
 """
 
 # B examples, L outputs
@@ -34,15 +34,15 @@ from training.lines.line import MAIN
 from training.steps.lineage import Lineage
 from training.steps.step_reader import ExampleCheck, read_lanes
 
-_SEED: Final = 0  # changing it draws anew which lanes are scored
-_FEW: Final = 5  # a viewer with so few items in the session is new
+_SEED: Final = 0  # changing it draws the scored lanes anew
+_FEW: Final = 5  # items in the session of a viewer who counts as new
 NEW_VIEWERS: Final = "new viewers"
 _MOST_SURFACES: Final = 6
-_STILL: Final = Stamp(line="")
+_NO_STAMP: Final = Stamp(line="")
 
 
 class ScoredExample(TrainingExample, kw_only=True):
-    """What is read of an example that is scored."""
+    """An example with the fields that scoring reads."""
 
     user_id: Id = ""
     surface: str = "feed"
@@ -64,9 +64,9 @@ class Shadow:
         learns: bool = True,
         arm: ArmLine | None = None,
     ) -> None:
-        """``config``: with the candidate's own model. ``shard``: all of the candidate, as it is after step
-        ``shard.applied``. ``lives``: all live records of the live line so far. ``arm``: whose line it is;
-        then it isn't scored."""
+        """``config``: with the candidate's own model. ``shard``: the whole candidate, after step
+        ``shard.applied``. ``lives``: all live records of the live line. ``arm``: of an arm's line, which
+        isn't scored."""
         self.line, self.shard, self.learns = line, shard, learns
         self._log, self._config, self._features = log, config, features
         self.publish: Callable[[Delta], None] = lambda delta: None
@@ -76,24 +76,19 @@ class Shadow:
         self._learner = self.arm or Learner(model)
         self._scoring = build_model(features, config.model)
         self._check = ExampleCheck(features, self._scoring.ranker.shape.dense, ScoredExample)
-        self._step = shard.applied
-        self.shown: list[ScoredExample] = []  # what it scored of the newest step
+        self.step = shard.applied  # the newest step scored, and learned if it learns
+        self.shown: list[ScoredExample] = []  # scored examples of the newest step
         self.scored = 0  # examples
-        self.unseen_from = 0  # the first step with nothing that it was trained on
+        self.unseen_from = 0  # the first step without examples it was trained on
         self.follow(lives)
 
     @property
     def model(self) -> ModelConfig:
-        """Its own: live's may be of another size."""
+        """Its model; live's may be of another size."""
         return self._config.model
 
-    @property
-    def step(self) -> int:
-        """The newest step that it has scored, and learned if it learns."""
-        return self._step
-
     def follow(self, lives: Sequence[Live]) -> None:
-        """Goes on with the live line as it is by now, from the same step on."""
+        """Follows the current live line, from the same step on."""
         self.epoch = lives[-1].epoch if lives else 0
         self._reader = Lineage(self._log, MAIN, lives)
         self._worker = Worker(
@@ -102,29 +97,29 @@ class Shadow:
         )  # fmt: skip
 
     def turn(self, scores: bool = True) -> tuple[Step, Scores | None] | None:
-        """Scores and learns the next step; None where it isn't there yet. ``scores``: whether it is of now,
-        and is to be scored. Raises LogLost where the log no longer has its examples."""
-        step = self._reader.record(self._step + 1)
+        """Scores and learns the next step; None before it is there. ``scores``: whether the step is recent
+        enough to be scored. Raises LogLost if the log no longer has its examples."""
+        step = self._reader.record(self.step + 1)
         if step is None:
             return None
         self.shown = []
-        fresh = scores and self.arm is None and step.step >= self.unseen_from
-        said = self.score(step) if fresh else None
+        is_scored = scores and self.arm is None and step.step >= self.unseen_from
+        result = self.score(step) if is_scored else None
         while self.learns and self.shard.applied < step.step:
             self._worker.turn()
-        self._step = step.step
-        return step, said
+        self.step = step.step
+        return step, result
 
     def score(self, step: Step) -> Scores | None:
-        """What it says of the chosen lanes of a step, beside what live said; None where none is chosen or
-        live said nothing of them."""
+        """Scores the sampled lanes of a step, beside live's predictions; None without examples."""
         share = self._config.promotion.share
         own = {n for n in range(step.lanes) if uniform(_SEED, "shadow", step.step, n) < share}
         if not own:
             return None
         lanes = read_lanes(self._log, step, own, self._check)
-        read = [e for lane in lanes.values() for e in lane.examples]
-        shown = self.shown = [e for e in read if isinstance(e, ScoredExample) and self._counts(e)]
+        examples = [e for lane in lanes.values() for e in lane.examples]
+        shown = [e for e in examples if isinstance(e, ScoredExample) and self._counts(e)]
+        self.shown = shown
         if not shown:
             return None
         candidate_B = self.probabilities(shown)[:, 0]
@@ -145,8 +140,8 @@ class Shadow:
         )
 
     def _counts(self, example: ScoredExample) -> bool:
-        """Whether live has served this example, in the epoch that is compared with, and said something."""
-        stamp = example.stamp or _STILL
+        """Whether live served this example, in the compared epoch, with a prediction."""
+        stamp = example.stamp or _NO_STAMP
         return (
             (stamp.line, stamp.epoch) == (MAIN, self.epoch)
             and len(example.predicted) >= 4
@@ -154,12 +149,12 @@ class Shadow:
         )
 
     def export(self) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
-        """What a snapshot of it holds, after the last step that it learned."""
+        """Arrays and metadata of a snapshot, after the last step it learned."""
         arrays, meta = self.shard.export()
         return (dict(arrays) if self.arm is None else arrays | self.arm.export()), meta
 
     def probabilities(self, examples: Sequence[TrainingExample]) -> NDArray[np.float32]:
-        """What it would serve for some examples, (B, L): by the dense parameters that replicas are given."""
+        """Predictions (B, L) as it would serve them: with the dense parameters that replicas get."""
         lane = self._learner.prepare(examples)
         dense = self.shard.dense
         assert dense is not None, "a candidate is one shard, with the dense parameters"
@@ -173,7 +168,7 @@ class Shadow:
 
 
 def segments_of(shown: Sequence[Any]) -> tuple[list[str], NDArray[np.int64]]:
-    """The names of the segments that some examples are in, and a bit for each, (B,)."""
+    """Names of the segments of some examples, and a bit for each, (B,)."""
     bits_B = np.zeros(len(shown), np.int64)
     names = [NEW_VIEWERS]
     for n, example in enumerate(shown):
@@ -191,11 +186,11 @@ def segments_of(shown: Sequence[Any]) -> tuple[list[str], NDArray[np.int64]]:
 
 
 def _first(predicted: bytes) -> float:
-    """The first label's probability."""
+    """Probability of the first label."""
     return float(np.frombuffer(predicted, np.float32, 1)[0])
 
 
 def _weights(shown: Sequence[ScoredExample]) -> bytes:
-    """Of how many examples each tells; empty where each tells of itself."""
+    """Number of examples each one represents; empty if each represents itself."""
     weights = [represented_examples(e.labels, e.kept, e.sampled_out) for e in shown]
     return np.array(weights, np.float32).tobytes() if any(w != 1.0 for w in weights) else b""

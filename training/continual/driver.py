@@ -15,6 +15,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
@@ -67,10 +68,8 @@ _LOG: Final = logging.getLogger(__name__)
 
 
 def run(config: Config, stop: Stop) -> None:
-    """Starts the run on the Ray cluster of the environment, and reports its progress.
-
-    Raises RuntimeError if the run ends by itself: a newer driver has taken over, or Ray gave it up.
-    """
+    """Starts the run on the environment's Ray cluster, and reports its progress. Raises RuntimeError if the
+    run ends by itself: a newer driver has taken over, or Ray gave it up."""
     config = replace(config, state=str(Path(config.state).resolve()))
     if not ray.is_initialized():
         # Processes that Ray starts for this run lower their priority before their imports.
@@ -94,7 +93,7 @@ def run(config: Config, stop: Stop) -> None:
             raise RuntimeError(f"run {name} ended: {fit.reason or 'another driver has taken over'}")
         if run_turn(lambda: progress.turn(wall_ms()), stop, _LOG):
             if throttle.due("step", time.monotonic()):
-                _LOG.info("learned", extra=progress.place | progress.losses())
+                _LOG.info("learned", extra={**progress.place, **progress.losses()})
             metrics.tell(progress)
         progress.tell(beat)
         beat.gauge("group_starts", run_files.read().starts)
@@ -220,16 +219,12 @@ def shown(config: Config) -> Config:
 
 def _epoch_now(config: Config, started: int) -> int:
     """The live epoch at the start of a group, which may be later than at the start of its driver."""
-    log = open_log(config)
-    try:
+    with closing(open_log(config)) as log:
         return max(started, live_epoch(log))
-    finally:
-        log.close()
 
 
 def _wait_for_shards(spec: ShardSpec, ended: EpochEnd) -> list[Any] | None:
-    """Waits for the shards of an epoch, which may still be starting; None if the line has left it
-    meanwhile."""
+    """Waits for the shards of an epoch, which may be starting; None if the line has left it meanwhile."""
     deadline = time.monotonic() + _MEET_S
     while ended.left_for() is None:
         try:

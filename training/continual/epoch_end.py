@@ -26,8 +26,7 @@ class EpochEnd:
         return live if live > self._epoch else None
 
     def following(self, learned: int) -> int | None:
-        """The next epoch if ``learned`` is the last step of this one, else None. Call it when there is
-        nothing to learn."""
+        """The next epoch if ``learned`` is the last step of this one, else None. Call it when idle."""
         live = self.left_for()
         if live is None:
             return None

@@ -60,11 +60,9 @@ class Learner:
         jagged: Callable[[Jagged], Jagged] | None = None,
         device: str = "cpu",
     ) -> None:
-        """``jagged`` may replace a batch's jagged tensor (training/continual/jagged.py).
-
-        ``device`` of the network and a lane's rows while it learns; arrays come from and return to the CPU.
-        Raises ValueError for "cuda" without a CUDA device.
-        """
+        """``jagged`` may replace a batch's jagged tensor (training/continual/jagged.py). ``device`` of the
+        network and a lane's rows; arrays come from and return to the CPU. Raises ValueError for "cuda"
+        without a CUDA device."""
         self.model = model.to(checked_device(device))
         self._device = device
         self.features: FeatureSet = model.features
@@ -76,8 +74,7 @@ class Learner:
         rehearsed: Sequence[TrainingExample] = (),
         weight: float = 1.0,
     ) -> Lane:
-        """Arrays of a lane's examples, and of rehearsed ones with a weight. Raises UnknownFeatureSet if they
-        were served with another feature set."""
+        """Arrays of a lane's examples, and of rehearsed ones with a weight. Raises UnknownFeatureSet."""
         first, examples = len(examples), [*examples, *rehearsed]
         batch = self._batch([_features(e, self.features.digest) for e in examples])
         labels = np.array([e.labels for e in examples], np.float32)

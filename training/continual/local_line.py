@@ -75,8 +75,8 @@ class LocalLine:
     def learn(
         self, time_ms: int, lanes: Sequence[Lane], forget: Mapping[str, Keys] | None = None
     ) -> list[Floats]:
-        """Learns one step; returns the prior probabilities (B, L) of each lane. ``forget``: keys, by table,
-        of rows to remove."""
+        """Learns one step; returns the prior probabilities (B, L) of each lane. ``forget``: row keys to
+        remove."""
         step, dense = self.step + 1, self.shard.dense_after(self.step)
         assert dense is not None
         gradients, before = [], []

@@ -58,11 +58,8 @@ _CLOSED = -100.0  # ln(1 − F) for F = 1: its exponential is 0 in float32
 
 @dataclass(frozen=True)
 class ObservedLabels:
-    """How logits of observed labels differ from the model's, and which negatives are undone.
-
-    ``log_arrived_BL`` = ln F, ``log_open_BL`` = ln(1 − F), ``log_kept_BL`` = ln r, ``undone_BL`` 0 or 1; no
-    difference for watch time.
-    """
+    """How logits of observed labels differ from the model's, and which negatives are undone (0 or 1): ln F,
+    ln(1 − F), ln r. Watch time has no difference."""
 
     log_arrived_BL: Tensor
     log_open_BL: Tensor
@@ -86,8 +83,7 @@ class LabelTargets:
     observed: ObservedLabels | None = None
 
     def losses(self, logits_BL: Tensor, targets_BL: Tensor) -> Tensor:
-        """Unweighted losses to descend, for each output (B, L); with ``observed`` only their slopes are
-        meaningful, not their values."""
+        """Unweighted losses to descend (B, L); with ``observed`` their slopes are meant, not their values."""
         observed = self.observed
         if observed is None:
             return loss_per_output(logits_BL, targets_BL)
@@ -114,8 +110,7 @@ def label_targets(examples: Sequence[TrainingExample], labels_BK: Floats) -> Lab
 
 
 def single_pass_targets(labels_BK: Floats, kept_B: Floats, arrived_BK: Floats) -> LabelTargets:
-    """Learning targets of examples that occur once: corrections are merged into the labels.
-    ``arrived_BK`` is 1 where a label is final."""
+    """Targets of examples that occur once, with corrections merged. ``arrived_BK``: 1 if a label is final."""
     if (kept_B == 1.0).all() and (arrived_BK == 1.0).all():
         return _final_targets(labels_BK)
     never_B1 = np.zeros((len(labels_BK), 1), np.bool_)

@@ -12,10 +12,8 @@ Flags = NDArray[np.bool_]
 
 
 def examples_per_row(lookup: Lookup) -> dict[str, NDArray[np.int32]]:
-    """Number of occurrences of each key of a lane as a feature of its examples (U,), for row admission.
-
-    A key that occurs in histories alone counts once.
-    """
+    """Number of examples that have each key of a lane as a feature (U,), for row admission. A key that occurs
+    in histories alone counts once."""
     indices = {
         "features": lookup.slot_index,
         "items": lookup.item_index,

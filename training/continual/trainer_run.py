@@ -43,8 +43,7 @@ class Spans(msgspec.Struct, frozen=True):
 
 
 class TrainerRun:
-    """``run.json`` in a folder, written by the driver and by worker 0 of each starting group, and the other
-    files through which they communicate."""
+    """``run.json`` and other files in a folder, written by the driver and by worker 0 of each group."""
 
     def __init__(self, folder: Path) -> None:
         self._file, self._failure = folder / "run.json", folder / "failure.json"
@@ -62,10 +61,8 @@ class TrainerRun:
         _write(self._file, Run(run, self.read().generation))
 
     def next_generation(self, run: str, now_ms: int) -> int:
-        """The generation of a starting group; 0 if ``run`` isn't the newest any more.
-
-        The clock makes it grow even after the file was lost.
-        """
+        """The generation of a starting group; 0 if ``run`` isn't the newest any more. The clock makes it grow
+        even after the file was lost."""
         before = self.read()
         if before.run != run:
             return 0
@@ -102,10 +99,8 @@ class TrainerRun:
 
 
 class LearnTrace:
-    """Emits the spans of the steps that worker 0 learns in an epoch, and reports their number to its driver.
-
-    Call ``count`` in each turn, and ``close`` however learning ends.
-    """
+    """Emits the spans of the steps of worker 0, and reports their number. Call ``count`` in each turn, and
+    ``close`` at the end."""
 
     def __init__(self, tracer: Tracer, run: TrainerRun, line: str, epoch: int) -> None:
         self._tracer, self._run = tracer, run

@@ -37,12 +37,9 @@ _LOG: Final = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class _Prepared:
-    """The own lanes of a step as arrays, and the rows they need.
-
-    ``keys``: unique keys of all own lanes; ``places[lane][table]``: indices of a lane's rows among them,
-    empty if there is one lane. A lane without examples has no ``Lane``. ``forget``: by lane, the keys of
-    users whose rows the step removes.
-    """
+    """The own lanes of a step as arrays, and the rows they need. ``keys``: unique keys of all own lanes;
+    ``places[lane][table]``: indices of a lane's rows among them, empty if there is one lane. A lane without
+    examples has no ``Lane``. ``forget``: by lane, the keys of users whose rows the step removes."""
 
     step: Step
     lanes: Mapping[int, Lane | None]
@@ -53,11 +50,9 @@ class _Prepared:
 
 
 class Worker:
-    """Worker ``rank`` of ``workers``. ``turn`` computes at most one step.
-
-    Raises StaleWorker once a newer generation of workers has taken over; LogLost and ShardUnreachable without
-    a usable log or shard. Create a new worker after any of them.
-    """
+    """Worker ``rank`` of ``workers``; ``turn`` computes at most one step. Raises StaleWorker once a newer
+    generation of workers has taken over; LogLost and ShardUnreachable without a usable log or shard. Create a
+    new worker after any of them."""
 
     def __init__(
         self,
@@ -98,11 +93,6 @@ class Worker:
     def step(self) -> int:
         """The newest step learned with this worker; 0 before the first."""
         return self._step or 0
-
-    @property
-    def steps_offset(self) -> int:
-        """The next offset of ``steps`` to read."""
-        return self._reader.offset
 
     def turn(self) -> int:
         """Learns the next step if its record exists; returns its number of examples in all lanes."""
@@ -229,8 +219,8 @@ def _nothing() -> None: ...
 def _together(
     lanes: Mapping[int, Mapping[str, Keys]],
 ) -> tuple[dict[str, Keys], dict[int, dict[str, Keys]]]:
-    """The unique keys of several lanes, by table, and the indices of each lane's keys among them. A single
-    lane's keys are unique already; its ``places`` are empty."""
+    """The unique keys of several lanes, by table, and the indices of each lane's keys among them; no indices
+    for a single lane, whose keys are unique already."""
     if len(lanes) == 1:
         return dict(*lanes.values()), {lane: {} for lane in lanes}
     keys: dict[str, Keys] = {}

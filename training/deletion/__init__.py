@@ -1,1 +1,1 @@
-"""Deletes users who asked to be forgotten, from the log, the archive and what was learned."""
+"""Deletes users on request, from the log, the archive and the model."""

@@ -1,10 +1,10 @@
-"""What is known of the places among ``examples`` that are gone from the log, or empty.
+"""Tracks tombstones in ``examples``: places whose example was erased, or fell out of retention.
 
-An empty place doesn't say whose it was, and neither does one that retention dropped; the archive may. So from
-the first of them on that nobody can tell, a user may have had examples. And one may have been the ``Forget``
-at which a user's rows were dropped: whoever learns from before it would bring these rows back. Neither holds
-for those that unlearning leaves: no step of the live epoch has learned from them, and no snapshot from before
-them has rows of that user. So it notes where they are.
+A tombstone doesn't name its user, and neither does an example dropped by retention; the archive may. So from
+the first unidentified one on, a user may have had examples. And one may have been the ``Forget`` that removed
+a user's rows: learning from before it would restore these rows. Neither applies to tombstones that unlearning
+leaves: no step of the live epoch has learned from them, and no earlier snapshot has rows of that user. So
+unlearning records their offsets.
 """
 
 from collections.abc import Collection
@@ -20,7 +20,7 @@ from recsys.process.part_snapshot import PartState
 from training.archive.files import files_of
 
 PART: Final = "unlearning"
-_EMPTY: Final = b""  # the key of a place whose user was forgotten
+_ERASED: Final = b""  # the key of a tombstone
 _ROWS: Final = 10_000
 _Noted = dict[int, list[int]]
 
@@ -28,41 +28,41 @@ _Noted = dict[int, list[int]]
 def free_until(
     log: Log, archive: Path, partition: int, key: bytes, own: int | None, spared: Collection[int]
 ) -> int:
-    """The offset before which no example of a partition that was learned can be of the user of ``key``, by
-    the log and, where that begins later, by the archive's files in the folder ``archive``. ``own``: that of
-    the user's first example on the log. ``spared``: empty places that no step has learned from."""
+    """The offset before which no learned example of a partition can belong to the user of ``key``, by the log
+    and, before its begin, the files in the folder ``archive``. ``own``: offset of the user's first example on
+    the log. ``spared``: tombstones that no step has learned from."""
     begin, end = log.begin(EXAMPLES, partition), log.end(EXAMPLES, partition)
-    known = _archived_until(archive, partition, key, begin)
-    if known < begin:
-        return known
-    empty = log.keyed(EXAMPLES, partition, [_EMPTY], end)
-    first = next((offset for offset in empty if offset not in spared), end)
+    archived = _archived_until(archive, partition, key, begin)
+    if archived < begin:
+        return archived
+    tombstones = log.keyed(EXAMPLES, partition, [_ERASED], end)
+    first = next((offset for offset in tombstones if offset not in spared), end)
     return first if own is None else min(first, own)
 
 
 def _archived_until(archive: Path, partition: int, key: bytes, begin: int) -> int:
-    """As ``free_until``, by the archive, which leaves rows out when it erases. At most about ``begin``."""
-    known = 0
-    for held in files_of(archive, EXAMPLES):
-        if held.partition != partition or held.last < known:
+    """As ``free_until`` by the archive, which drops erased rows; at most ``begin``."""
+    free = 0
+    for part in files_of(archive, EXAMPLES):
+        if part.partition != partition or part.last < free:
             continue
-        if known >= begin or held.first > known:
+        if free >= begin or part.first > free:
             break
-        with pq.ParquetFile(held.path) as file:
+        with pq.ParquetFile(part.path) as file:
             for batch in file.iter_batches(_ROWS, columns=["offset", "key"], use_threads=False):
                 columns = (batch["offset"].to_pylist(), batch["key"].to_pylist())
-                for offset, its in zip(*columns, strict=True):
-                    if offset > known or its in (key, _EMPTY, None):
-                        return known
-                    known = max(known, offset + 1)
-    return min(known, begin)
+                for offset, row_key in zip(*columns, strict=True):
+                    if offset > free or row_key in (key, _ERASED, None):
+                        return free
+                    free = max(free, offset + 1)
+    return min(free, begin)
 
 
-class Emptied:
-    """The places that unlearning left empty, in a file of the state folder."""
+class UnlearnedPlaces:
+    """Offsets of the tombstones that unlearning left, in a file of the state folder."""
 
     def __init__(self, log: Log, state: str) -> None:
-        """Raises LogLost where the file is of another log, ValueError where it can't be read."""
+        """Raises LogLost if the file is of another log, ValueError if it is unreadable."""
         self._log, self._state = log, PartState(state, PART)
         saved = self._state.load(log.id)
         self._noted = msgspec.msgpack.decode(saved.blob, type=_Noted) if saved else _Noted()
@@ -71,20 +71,19 @@ class Emptied:
         return set(self._noted.get(partition, []))
 
     def others(self) -> dict[int, int]:
-        """By partition, the last empty place that something else left: nothing may be learned again from
-        before it on."""
-        found = {}
+        """The last tombstone of another origin, by partition: steps up to it must not be learned again."""
+        last = {}
         for partition in range(self._log.partitions(EXAMPLES)):
             end = self._log.end(EXAMPLES, partition)
             noted = self.noted(partition)
-            places = self._log.keyed(EXAMPLES, partition, [_EMPTY], end)
-            others = [offset for offset in places if offset not in noted]
+            tombstones = self._log.keyed(EXAMPLES, partition, [_ERASED], end)
+            others = [offset for offset in tombstones if offset not in noted]
             if others:
-                found[partition] = others[-1]
-        return found
+                last[partition] = others[-1]
+        return last
 
     def note(self, partition: int, offsets: list[int]) -> None:
-        """Before they become empty."""
+        """Records offsets, before their examples are erased."""
         begin = self._log.begin(EXAMPLES, partition)
         before = [offset for offset in self._noted.get(partition, []) if offset >= begin]
         self._noted[partition] = sorted({*before, *offsets})

@@ -1,10 +1,10 @@
-"""Unlearns a user: history without them, from before their first example on, becomes the line's next epoch.
+"""Unlearns a user exactly: replays history without their examples, as the line's next epoch.
 
-The steps stay what they were: the same records, the same offsets, the same lanes. The user's examples are
-empty places in them. So the weights that come out are, bit for bit, those of a line that never saw the user's
-examples. What others' examples carry of the user is not undone: item counters, as they were served.
+The steps stay the same: records, offsets and lanes. The user's examples become tombstones in them. So the
+resulting weights are, bit for bit, those of a line that never saw these examples. The user's influence on
+other examples isn't undone: item counters, as they were served.
 
-The system must stand still meanwhile: nobody else appends to the log or writes snapshots.
+The system must be stopped meanwhile: nothing else may append to the log or write snapshots.
 """
 
 import shutil
@@ -36,12 +36,12 @@ from recsys.features.feature_set import FeatureSet
 from recsys.log.protocol import Append, Log, LogLost, Record, read_range
 from recsys.model.model import build_model
 from recsys.process.log_consumer import UNREADABLE
-from training.candidates.director import point
+from training.candidates.director import append_live_record
 from training.continual.learner import Learner
 from training.continual.worker import Worker
-from training.deletion.erasure import changes_records, erase_records, left_of, read_at
-from training.deletion.tombstones import Emptied, free_until
-from training.deletion.user_history import CantUnlearn, Past
+from training.deletion.erasure import changes_records, erase_records, erased_record, read_at
+from training.deletion.tombstones import UnlearnedPlaces, free_until
+from training.deletion.user_history import CantUnlearn, UserHistory
 from training.lines.control import ControlReader
 from training.lines.line import MAIN, learning_digest, spec_of
 
@@ -51,8 +51,8 @@ _APPEND: Final = 500  # step records at once
 
 
 class Unlearned(NamedTuple):
-    """What came out. ``since``: the step whose snapshot it began from. ``other_config``: how many steps had
-    been learned with another configuration, and were learned with today's."""
+    """Result of unlearning. ``since``: the step of the initial snapshot. ``other_config``: number of steps
+    replayed with the current configuration that had been learned with another one."""
 
     epoch: int
     since: int
@@ -65,50 +65,47 @@ class Unlearned(NamedTuple):
 def unlearn(
     log: Log, config: Config, features: FeatureSet, user_id: Id, before: int, time_ms: int
 ) -> Unlearned | None:
-    """Replays the live line without what came of a user's events up to offset ``before``, and makes it the
-    live epoch; None where no step can have learned an example of theirs.
-
-    It begins before the first step that isn't known to have none of theirs: a place may be empty already, or
-    gone. Raises CantUnlearn where it can't go back so far; what is live is as it was then. Ended by a kill,
-    it may be called again: the user's examples go last.
-    """
+    """Replays the live line without examples of a user's events up to offset ``before``, and makes the result
+    the live epoch; None if no step can have learned such an example. Starts before the first step that may
+    contain one: a place may be a tombstone, or gone. Raises CantUnlearn if that is too far back; the live
+    model is unchanged then. May be repeated after a kill: the user's examples are erased last."""
     line, key = MAIN, str(user_id).encode()
     partition = partition_of(user_id, log.partitions(EXAMPLES))
-    view, emptied = _Without(log, key, before), Emptied(log, config.state)
+    view, unlearned = _LogWithout(log, key, before), UnlearnedPlaces(log, config.state)
     places = view.places(partition)
     own, archive = min(places, default=None), Path(config.state) / "archive"
-    free = free_until(log, archive, partition, key, own, emptied.noted(partition))
-    past = Past.read(log, line, (partition, free), emptied.others())
-    first = past.first_step()
+    free = free_until(log, archive, partition, key, own, unlearned.noted(partition))
+    history = UserHistory.read(log, line, (partition, free), unlearned.others())
+    first = history.first_step()
     if first is None:
         return None
     folder, control = Path(config.state) / "snapshots", ControlReader(log)
     control.turn()
-    found = _snapshot_before(folder, past, first)
-    began = 0 if found is None else found.epoch
+    snapshot = _snapshot_before(folder, history, first)
+    began, since = (0, 0) if snapshot is None else (snapshot.epoch, snapshot.step)
     config = config_at(config, control.lifecycle, line, began)
-    shards, since = _shards_of(found, config, features), 0 if found is None else found.step
-    new = 1 + max(past.newest_epoch, *_epochs(folder, line), past.epoch)
-    _check(view, config, features, past, since)
-    _append_steps(log, past, since, new)
-    worker = _replay(view, config, features, shards, new, past.last)
+    shards = _shards_of(snapshot, config, features)
+    new = 1 + max(history.newest_epoch, *_epochs(folder, line), history.epoch)
+    _check(view, config, features, history, since)
+    _append_steps(log, history, since, new)
+    worker = _replay(view, config, features, shards, new, history.last)
     for shard in shards:
         arrays, meta = shard.export()
         part, parts = shard.spec.part, shard.spec.parts
-        snapshots.write_part(folder, line, new, past.last, part, parts, arrays, meta)
+        snapshots.write_part(folder, line, new, history.last, part, parts, arrays, meta)
     size = control.lifecycle.size(line, began)
-    point(log, line, new, "a user was unlearned", time_ms, since, past.epoch, size)
-    _remove_replaced(Path(config.state), past, first, new)
-    log.trim(DELTAS, 0, log.end(DELTAS, 0))  # they tell of the replaced history
+    append_live_record(log, line, new, "a user was unlearned", time_ms, since, history.epoch, size)
+    _remove_replaced(Path(config.state), history, first, new)
+    log.trim(DELTAS, 0, log.end(DELTAS, 0))  # of the replaced history
     if changes_records(log):
-        emptied.note(partition, view.changed(partition))
+        unlearned.note(partition, view.changed(partition))
         erase_records(log, EXAMPLES, partition, key, before, log.end(EXAMPLES, partition))
-    others = worker.counts["other_config"]
-    return Unlearned(new, since, past.last, len(places), others, digest_of_shards(shards))
+    other_config = worker.counts["other_config"]
+    return Unlearned(new, since, history.last, len(places), other_config, digest_of_shards(shards))
 
 
-class _Without:
-    """A log in which a user's examples are empty places. All else is the log's own."""
+class _LogWithout:
+    """A log in which a user's examples are tombstones, otherwise unchanged."""
 
     def __init__(self, log: Log, key: bytes, before: int) -> None:
         self._log, self._key, self._before = log, key, before
@@ -118,42 +115,40 @@ class _Without:
 
     def read(self, topic: str, partition: int, offset: int, limit: int = 1000) -> list[Record]:
         records = self._log.read(topic, partition, offset, limit)
-        return (
-            [self._left(record) or record for record in records] if topic == EXAMPLES else records
-        )
+        if topic != EXAMPLES:
+            return records
+        return [self._erased(record) or record for record in records]
 
     def places(self, partition: int) -> list[int]:
-        """The offsets of the examples that are left out, ascending."""
+        """The offsets of the user's examples, ascending."""
         return [r.offset for r in self._own(partition) if non_example(r.value) is None]
 
     def changed(self, partition: int) -> list[int]:
-        """As ``places``, with those of what isn't an example."""
+        """The offsets of all changed records: ``places``, and those of records that aren't examples."""
         return [record.offset for record in self._own(partition)]
 
     def _own(self, partition: int) -> list[Record]:
-        offsets = self._log.keyed(
-            EXAMPLES, partition, [self._key], self._log.end(EXAMPLES, partition)
-        )
+        end = self._log.end(EXAMPLES, partition)
+        offsets = self._log.keyed(EXAMPLES, partition, [self._key], end)
         records = read_at(self._log, EXAMPLES, partition, offsets)
-        return [record for record in records if self._left(record) is not None]
+        return [record for record in records if self._erased(record) is not None]
 
-    def _left(self, record: Record) -> Record | None:
+    def _erased(self, record: Record) -> Record | None:
         if record.key != self._key:
             return None
-        return left_of(EXAMPLES, record, self._before)
+        return erased_record(EXAMPLES, record, self._before)
 
 
-def _snapshot_before(folder: Path, past: Past, first: int) -> snapshots.Snapshot | None:
-    """The newest sound snapshot from before step ``first`` that stands and that may be learned on from; None:
-    the line's beginning."""
-    found = [
+def _snapshot_before(folder: Path, history: UserHistory, first: int) -> snapshots.Snapshot | None:
+    """The newest sound snapshot before step ``first`` from which learning may continue; None: start anew."""
+    candidates = [
         (step, epoch)
-        for epoch in past.firsts
-        for step in snapshots.complete_steps(folder, past.line, epoch)
-        if past.fixed_step() <= step < min(first, past.replaced_from(epoch))
+        for epoch in history.firsts
+        for step in snapshots.complete_steps(folder, history.line, epoch)
+        if history.fixed_step() <= step < min(first, history.replaced_from(epoch))
     ]
-    for step, epoch in sorted(found, reverse=True):
-        snapshot = snapshots.latest(folder, past.line, epoch, step).snapshot
+    for step, epoch in sorted(candidates, reverse=True):
+        snapshot = snapshots.latest(folder, history.line, epoch, step).snapshot
         if snapshot is not None:
             return snapshot
     return None
@@ -162,7 +157,7 @@ def _snapshot_before(folder: Path, past: Past, first: int) -> snapshots.Snapshot
 def _shards_of(
     snapshot: snapshots.Snapshot | None, config: Config, features: FeatureSet
 ) -> list[Shard]:
-    """The line as it was then. Raises CantUnlearn where the snapshot can't be loaded."""
+    """The shards of a snapshot, or new ones. Raises CantUnlearn if the snapshot can't be loaded."""
     shards = fresh_shards(spec_of(config), build_model(features, config.model).read_dense())
     if snapshot is None:
         return shards
@@ -177,24 +172,25 @@ def _shards_of(
     return shards
 
 
-def _check(log: Any, config: Config, features: FeatureSet, past: Past, since: int) -> None:
-    """Whether the steps after ``since`` can be learned again: their lanes and features are today's, and the
-    log still has their examples."""
+def _check(
+    log: Any, config: Config, features: FeatureSet, history: UserHistory, since: int
+) -> None:
+    """Raises CantUnlearn if the steps after ``since`` can't be learned again: their lanes or features differ
+    from the current ones, or the log no longer has their examples."""
     starts: dict[int, int] = {}
     digest = learning_digest(config, features)
-    for step in past.records(log, since):
+    for step in history.records(log, since):
         if step.lanes != config.step.lanes:
             raise CantUnlearn(
                 f"step {step.step} was cut into {step.lanes} lanes, and step.lanes is {config.step.lanes}: "
                 f"set it to {step.lanes}, the one that learned it"
             )
-        for its in step.ranges:
-            starts.setdefault(its.partition, its.start)
-            if step.config != digest and its.start >= log.begin(EXAMPLES, its.partition):
-                _check_features(log, its, features)
-    gone = {
-        p: log.begin(EXAMPLES, p) for p, start in starts.items() if start < log.begin(EXAMPLES, p)
-    }
+        for part in step.ranges:
+            starts.setdefault(part.partition, part.start)
+            if step.config != digest and part.start >= log.begin(EXAMPLES, part.partition):
+                _check_features(log, part, features)
+    begins = {p: log.begin(EXAMPLES, p) for p in starts}
+    gone = {p: begin for p, begin in begins.items() if starts[p] < begin}
     if gone:
         raise CantUnlearn(
             "the newest snapshot that is sure to be from before the user's first example is of step "
@@ -206,22 +202,22 @@ def _check(log: Any, config: Config, features: FeatureSet, past: Past, since: in
         )
 
 
-def _check_features(log: Any, its: Range, features: FeatureSet) -> None:
-    """A replay would leave out, in silence, examples of other features."""
-    for record in read_range(log, EXAMPLES, its.partition, its.start, its.stop):
+def _check_features(log: Any, part: Range, features: FeatureSet) -> None:
+    """Raises CantUnlearn for examples with other features, which a replay would silently leave out."""
+    for record in read_range(log, EXAMPLES, part.partition, part.start, part.stop):
         with suppress(*UNREADABLE):
             block = unpack(record.value, TrainingExample).features
             if block is not None and block.feature_set != features.digest:
                 raise CantUnlearn(
-                    f"the example at {its.partition}/{record.offset} has feature set {block.feature_set}, "
+                    f"the example at {part.partition}/{record.offset} has feature set {block.feature_set}, "
                     f"expected {features.digest}: it can't be learned again with the features of today"
                 )
 
 
-def _append_steps(log: Log, past: Past, since: int, epoch: int) -> None:
-    """A step is data: the records of the new epoch stand on the log before anyone learns by them."""
-    key, waiting = past.line.encode(), list[Append]()
-    for step in past.records(log, since):
+def _append_steps(log: Log, history: UserHistory, since: int, epoch: int) -> None:
+    """Appends the records of the new epoch, before it is learned."""
+    key, waiting = history.line.encode(), list[Append]()
+    for step in history.records(log, since):
         waiting.append(Append(0, key, pack(replace(step, epoch=epoch))))
         if len(waiting) >= _APPEND:
             log.append(STEPS, waiting)
@@ -246,22 +242,19 @@ def _replay(
 
 
 def _epochs(folder: Path, line: str) -> list[int]:
-    there = folder / line
-    return (
-        [int(p.name.split("-")[0]) for p in there.glob("[0-9]*-[0-9]*")] if there.is_dir() else []
-    )
+    return [int(version.name.split("-")[0]) for version in (folder / line).glob("[0-9]*-[0-9]*")]
 
 
-def _remove_replaced(state: Path, past: Past, first: int, new: int) -> None:
-    """Removes what holds the user's influence: snapshots from their first example on, write-ahead files; and
-    the snapshots of epochs that never came to be live."""
-    for other in (state / "snapshots").iterdir():  # candidates may have learned from them too
-        if other.is_dir() and other.name != past.line:
-            shutil.rmtree(other)
-    for version in (state / "snapshots" / past.line).glob("[0-9]*-[0-9]*"):
+def _remove_replaced(state: Path, history: UserHistory, first: int, new: int) -> None:
+    """Removes files with the user's influence: snapshots from their first example on, and write-ahead files;
+    and the snapshots of epochs that never were live."""
+    for folder in (state / "snapshots").iterdir():  # candidates may have learned from them too
+        if folder.is_dir() and folder.name != history.line:
+            shutil.rmtree(folder)
+    for version in (state / "snapshots" / history.line).glob("[0-9]*-[0-9]*"):
         epoch, step = map(int, version.name.split("-"))
-        if epoch < new and (step >= first or epoch not in past.firsts):
+        if epoch < new and (step >= first or epoch not in history.firsts):
             shutil.rmtree(version)
     for epoch in range(new):
-        for file in (state / "parts" / "shards").glob(f"{past.line}-{epoch}-*"):
+        for file in (state / "parts" / "shards").glob(f"{history.line}-{epoch}-*"):
             file.unlink()

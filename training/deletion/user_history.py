@@ -1,7 +1,7 @@
-"""The steps that led to where a line is, and from which of them on an example may be a certain user's.
+"""The steps in a line's history, and the first of them that may contain an example of a certain user.
 
-An epoch's records replace those of earlier ones from its first step on. Epochs that never came to be live are
-no part of it.
+An epoch's records replace those of earlier epochs from its first step on. Epochs that never were live are no
+part of the history.
 """
 
 from collections.abc import Iterator, Mapping
@@ -15,60 +15,61 @@ from training.steps.step_reader import StepReader
 
 
 class CantUnlearn(ValueError):
-    """History can't be repeated from before the user's first example; says what still can be done."""
+    """History can't be replayed from before the user's first example; the text names the alternatives."""
 
 
 @dataclass
-class Past:
-    """``firsts``: the first step of each epoch that was live. ``touching``: of each of them, the first step
-    with a place at or after the wanted one. ``holding``: (epoch, step) of places that no replay may pass."""
+class UserHistory:
+    """``firsts``: the first step of each epoch that was live. ``touching``: for each of them, the first step
+    with an offset at or after the wanted one. ``fixed``: (epoch, step) that no replay may repeat."""
 
     line: str
     epoch: int
     firsts: dict[int, int] = field(default_factory=dict)
     touching: dict[int, int] = field(default_factory=dict)
-    holding: list[tuple[int, int]] = field(default_factory=list)
+    fixed: list[tuple[int, int]] = field(default_factory=list)
     last: int = 0
-    newest_epoch: int = 0  # of any record, also of one that never came to be live
+    newest_epoch: int = 0  # of any record, live or not
 
     @staticmethod
-    def read(log: Log, line: str, wanted: tuple[int, int], fixed: Mapping[int, int]) -> "Past":
+    def read(
+        log: Log, line: str, wanted: tuple[int, int], fixed: Mapping[int, int]
+    ) -> "UserHistory":
         """Reads all step records. ``wanted``: the (partition, offset) from which on an example may be the
-        user's. ``fixed``: by partition, the last offset that must not be learned a second time."""
+        user's. ``fixed``: by partition, the last offset that must not be learned again."""
         lived = live_epochs(log, line)
-        past, (partition, offset) = Past(line, lived[-1]), wanted
+        history, (partition, offset) = UserHistory(line, lived[-1]), wanted
         for step in readable(log, STEPS, Step):
             if step.line != line:
                 continue
-            past.newest_epoch = max(past.newest_epoch, step.epoch)
+            history.newest_epoch = max(history.newest_epoch, step.epoch)
             if step.epoch not in lived:
                 continue
-            past.firsts.setdefault(step.epoch, step.step)
-            if step.epoch == past.epoch:
-                past.last = step.step
-            for its in step.ranges:
-                if its.partition == partition and offset < its.stop:
-                    past.touching.setdefault(step.epoch, step.step)
-                if its.start <= fixed.get(its.partition, -1) < its.stop:
-                    past.holding.append((step.epoch, step.step))
-        return past
+            history.firsts.setdefault(step.epoch, step.step)
+            if step.epoch == history.epoch:
+                history.last = step.step
+            for part in step.ranges:
+                if part.partition == partition and offset < part.stop:
+                    history.touching.setdefault(step.epoch, step.step)
+                if part.start <= fixed.get(part.partition, -1) < part.stop:
+                    history.fixed.append((step.epoch, step.step))
+        return history
 
     def replaced_from(self, epoch: int) -> int:
-        """The first step of an epoch that a later one has replaced."""
+        """The first step of an epoch that a later epoch replaces."""
         return min((s for e, s in self.firsts.items() if e > epoch), default=self.last + 1)
 
     def first_step(self) -> int | None:
-        """The step with the first example that may be the user's, in the history as it is now; None where no
-        step has one."""
-        found = [s for e, s in self.touching.items() if s < self.replaced_from(e)]
-        return min(found, default=None)
+        """The first step of the history with an example that may be the user's; None if there is none."""
+        steps = [s for e, s in self.touching.items() if s < self.replaced_from(e)]
+        return min(steps, default=None)
 
     def fixed_step(self) -> int:
-        """The last step that must not be learned a second time; 0 where there is none."""
-        return max((s for e, s in self.holding if s < self.replaced_from(e)), default=0)
+        """The last step that must not be learned again; 0 if there is none."""
+        return max((s for e, s in self.fixed if s < self.replaced_from(e)), default=0)
 
     def records(self, log: Log, after: int) -> Iterator[Step]:
-        """The records of the steps after ``after``, in order; empty ones where they can't be read."""
+        """Yields the records of the steps after ``after``, in order; empty steps for unreadable records."""
         for epoch in sorted(self.firsts):
             reader = StepReader(log, self.line, epoch)
             for number in range(max(after + 1, self.firsts[epoch]), self.replaced_from(epoch)):

@@ -1,7 +1,7 @@
-"""Panels on the log: the newest examples before a step, the same ones again, and what came to correct them.
+"""Reads panels from the log: the newest examples before a step, the same ones again, and their corrections.
 
-A panel is places, so it has what the log has: who is erased is an empty place here too, and who has asked for
-it is left out before that.
+A panel consists of places, so it has what the log has: examples of erased users are tombstones, and those of
+users who asked for erasure are omitted before that.
 """
 
 # N examples
@@ -23,22 +23,22 @@ from training.joining.sampling import represented_examples
 from training.steps.lineage import Lineage
 from training.steps.step_reader import ExampleCheck, records_of
 
-_STEPS: Final = 64  # step records looked at together
+_STEPS: Final = 64  # step records read together
 _MOST_STEPS: Final = 2_048  # that a panel may reach back
-_LOOKED: Final = 8  # examples that are looked at for each one of a panel, at most
-CORRECTIONS: Final = 50_000  # newest records of a partition that are looked through for corrections
-# A field of MessagePack that is true: what has it isn't decoded for nothing.
+_LOOKED: Final = 8  # candidates per example of a panel, at most
+CORRECTIONS: Final = 50_000  # newest records of a partition that are searched for corrections
+# The MessagePack field ``correction`` that is true: records without it needn't be decoded.
 _CORRECTION: Final = b"\xaacorrection\xc3"
 
 
 class PanelExample(TrainingExample, kw_only=True):
-    """What is read of an example of a panel."""
+    """The fields of an example that a panel needs."""
 
     user_id: Id = ""
     predicted: bytes = b""
 
 
-class _Corrected(msgspec.Struct):
+class _Correction(msgspec.Struct):
     partition: int
     offset: int
     index: int
@@ -46,71 +46,69 @@ class _Corrected(msgspec.Struct):
     correction: bool = False
 
 
-class Found(NamedTuple):
+class LoggedPanel(NamedTuple):
     panel: Panel
     examples: list[PanelExample]  # in the order of the panel
 
 
 _Placed = tuple[int, int, PanelExample]  # partition, offset
-Gone = Callable[[PanelExample], bool]  # whether its user has asked to be forgotten
+IsErased = Callable[[PanelExample], bool]  # whether its user asked for erasure
 
 
-def newest(
-    log: Log, lineage: Lineage, step: Step, wanted: int, check: ExampleCheck, gone: Gone
-) -> Found:
-    """The newest ``wanted`` examples that were learned up to a step, or fewer. Those of which nothing was
-    said when they were served are taken where there are hardly any others. Of each kind no more than these
-    are in memory. Raises LogLost."""
-    said, unsaid = list[_Placed](), list[_Placed]()
-    back = (
-        (its, partition, record)
-        for its in _back_from(lineage, step.step)
-        for partition, record in reversed(records_of(log, its))
+def read_newest(
+    log: Log, lineage: Lineage, step: Step, count: int, check: ExampleCheck, is_erased: IsErased
+) -> LoggedPanel:
+    """Reads up to ``count`` newest examples learned by a step. Examples without a served prediction are used
+    only if there are hardly any others. At most ``count`` of each kind are in memory. Raises LogLost."""
+    served, unserved = list[_Placed](), list[_Placed]()
+    backwards = (
+        (past, partition, record)
+        for past in _steps_before(lineage, step.step)
+        for partition, record in reversed(records_of(log, past))
     )
-    for its, partition, record in islice(back, _LOOKED * wanted):
+    for past, partition, record in islice(backwards, _LOOKED * count):
         example = _read(record, check)
-        if example is None or example.served_by in its.without or gone(example):
+        if example is None or example.served_by in past.without or is_erased(example):
             continue
-        found = said if example.predicted else unsaid
-        if len(found) < wanted:
-            found.append((partition, record.offset, example))
-        if len(said) == wanted:
+        same_kind = served if example.predicted else unserved
+        if len(same_kind) < count:
+            same_kind.append((partition, record.offset, example))
+        if len(served) == count:
             break
-    taken = said if len(said) >= min(LEAST, len(unsaid)) else unsaid
-    taken = sorted(taken, key=lambda its: its[:2])
-    rows_N = np.array([_row(*its) for its in taken], ROW)
+    taken = served if len(served) >= min(LEAST, len(unserved)) else unserved
+    taken = sorted(taken, key=lambda placed: placed[:2])
+    rows_N = np.array([_row(*placed) for placed in taken], ROW)
     panel = Panel(lineage.epoch_of(step.step), step.step, step.time_ms, rows_N)
-    return Found(panel, [example for *_, example in taken])
+    return LoggedPanel(panel, [example for *_, example in taken])
 
 
-def again(log: Log, panel: Panel, check: ExampleCheck, gone: Gone) -> Found:
-    """A panel as it is on the log by now."""
-    there_N, examples = np.zeros(len(panel), np.bool_), list[PanelExample]()
+def read_again(log: Log, panel: Panel, check: ExampleCheck, is_erased: IsErased) -> LoggedPanel:
+    """Reads the examples of a panel that are still on the log."""
+    present_N, examples = np.zeros(len(panel), np.bool_), list[PanelExample]()
     for partition in np.unique(panel.rows_N["partition"]):
         of_N = np.flatnonzero(panel.rows_N["partition"] == partition)
         places = {int(panel.rows_N["offset"][n]): int(n) for n in of_N}
         for record in _records(log, int(partition), min(places), 1 + max(places)):
             n = places.get(record.offset)
             example = None if n is None else _read(record, check)
-            if example is not None and not gone(example):
-                there_N[n] = True
+            if example is not None and not is_erased(example):
+                present_N[n] = True
                 examples.append(example)
-    return Found(panel.only(there_N), examples)
+    return LoggedPanel(panel.only(present_N), examples)
 
 
-class Came(NamedTuple):
-    """Corrections. ``labels``: those of each example, by its id. ``ends``: the offsets to go on from.
-    ``skipped``: records that weren't looked through, since there were too many."""
+class Corrections(NamedTuple):
+    """``labels`` by example id. ``ends``: the offsets to continue from. ``skipped``: records that weren't
+    searched because there were too many."""
 
     labels: dict[tuple[int, int, int], list[float]]
     ends: dict[int, int]
     skipped: int
 
 
-def corrections(log: Log, starts: dict[int, int], most: int = CORRECTIONS) -> Came:
-    """What was corrected from these offsets on. Of each partition the newest ``most`` records are looked
-    through at most."""
-    found, ends, skipped = dict[tuple[int, int, int], list[float]](), dict[int, int](), 0
+def read_corrections(log: Log, starts: dict[int, int], most: int = CORRECTIONS) -> Corrections:
+    """Reads the corrections from some offsets on, in the ``most`` newest records of each partition."""
+    labels, ends, skipped = dict[tuple[int, int, int], list[float]](), dict[int, int](), 0
     for partition, start in starts.items():
         ends[partition] = end = log.end(EXAMPLES, partition)
         start = max(start, log.begin(EXAMPLES, partition))
@@ -118,21 +116,21 @@ def corrections(log: Log, starts: dict[int, int], most: int = CORRECTIONS) -> Ca
         for record in _records(log, partition, max(start, end - most), end):
             if _CORRECTION in record.value:
                 with suppress(*UNREADABLE):
-                    its = unpack(record.value, _Corrected)
-                    if its.correction and its.labels:
-                        found[its.partition, its.offset, its.index] = its.labels
-    return Came(found, ends, skipped)
+                    new = unpack(record.value, _Correction)
+                    if new.correction and new.labels:
+                        labels[new.partition, new.offset, new.index] = new.labels
+    return Corrections(labels, ends, skipped)
 
 
-def _back_from(lineage: Lineage, step: int) -> Iterator[Step]:
-    """Step records from a step on backwards; they are read forwards, some at a time."""
+def _steps_before(lineage: Lineage, step: int) -> Iterator[Step]:
+    """Yields step records from a step backwards, reading blocks of them forwards."""
     for stop in range(step + 1, max(1, step + 1 - _MOST_STEPS), -_STEPS):
-        found = [lineage.record(number) for number in range(max(1, stop - _STEPS), stop)]
-        yield from (its for its in reversed(found) if its is not None)
+        steps = [lineage.record(number) for number in range(max(1, stop - _STEPS), stop)]
+        yield from (past for past in reversed(steps) if past is not None)
 
 
 def _records(log: Log, partition: int, start: int, stop: int) -> Iterator[Record]:
-    """What the log still has of [start, stop) of a partition of ``examples``."""
+    """Yields the records in [start, stop) of a partition of ``examples`` that the log still has."""
     while (start := max(start, log.begin(EXAMPLES, partition))) < stop:
         try:
             for record in read_range(log, EXAMPLES, partition, start, stop):
@@ -145,7 +143,7 @@ def _records(log: Log, partition: int, start: int, stop: int) -> Iterator[Record
 
 
 def _read(record: Record, check: ExampleCheck) -> PanelExample | None:
-    """An example that can be learned from, and is no correction; None for anything else."""
+    """Decodes a usable example; None for a correction or anything else."""
     try:
         example = unpack(record.value, PanelExample)
     except UNREADABLE:
@@ -153,7 +151,8 @@ def _read(record: Record, check: ExampleCheck) -> PanelExample | None:
     return None if example.correction or check.reason(example) else example
 
 
-def _row(partition: int, offset: int, its: PanelExample) -> tuple[float, ...]:
-    said = np.frombuffer(its.predicted, np.float32, 1)[0] if its.predicted else np.nan
-    weight = represented_examples(its.labels, its.kept, its.sampled_out)
-    return (partition, offset, its.offset, its.index, its.labels[0], weight, said, np.nan)
+def _row(partition: int, offset: int, example: PanelExample) -> tuple[float, ...]:
+    predicted, labels = example.predicted, example.labels
+    served = np.frombuffer(predicted, np.float32, 1)[0] if predicted else np.nan
+    weight = represented_examples(labels, example.kept, example.sampled_out)
+    return (partition, offset, example.offset, example.index, labels[0], weight, served, np.nan)

@@ -10,13 +10,10 @@ LATE_SHIFT = 4  # above the marks: labels that were expected to come late, shift
 
 
 class ImpressionState(msgspec.Struct, array_like=True, gc=False):
-    """Engagements with an impression's items, in lists by rank.
-
-    ``labels``: bit *l* is label *l*; ``learned``: the labels of the newest example, ``NEVER`` before the
-    first. ``marks``: ``SHOWN``; ``SAMPLED_OUT``: sampling dropped the first example; ``BY_WINDOW``: the
-    window ended it; ``AFTER``: its engagement came after the window; and the labels expected to come late
-    (training/joining/delay.py). ``encoded``: the impression, if it can't be read again.
-    """
+    """Engagements with an impression's items, in lists by rank. ``labels``: bit *l* is label *l*;
+    ``learned``: the labels of the newest example, ``NEVER`` before the first. ``marks``: ``SHOWN``;
+    ``SAMPLED_OUT``: sampling dropped the first example; ``BY_WINDOW``: the window ended it; ``AFTER``: its
+    engagement came after the window; and the labels expected late (training/joining/delay.py)."""
 
     offset: int
     time_ms: int

@@ -87,12 +87,10 @@ class _State(msgspec.Struct, array_like=True):
 
 
 class Joiner:
-    """Joins one partition. Feed it every event with its offset, in order.
-
-    ``recall`` reads an impression again by its offset; None if it is gone: then its example is counted as
-    ``lost``, and its sequence number is used up all the same. Without ``recall`` impressions are stored.
-    ``spill`` takes state beyond ``memory_bytes``; without one, all stays in memory.
-    """
+    """Joins one partition. Feed it every event with its offset, in order. ``recall`` reads an impression
+    again by its offset; None if it is gone: then its example is counted as ``lost``, and its sequence number
+    is used up all the same. Without ``recall`` impressions are stored. ``spill`` takes state beyond
+    ``memory_bytes``; without one, all stays in memory."""
 
     def __init__(
         self,
@@ -173,8 +171,8 @@ class Joiner:
         )  # fmt: skip
 
     def restore(self, blob: bytes) -> None:
-        """Continues from a packed state. Raises msgspec.MsgspecError or ValueError if it is none, or one of
-        other labels; SpillLost if its spilled rows are missing."""
+        """Continues from a packed state. Raises ValueError (or msgspec's) if it is none, or one of other
+        labels; SpillLost if its spilled rows are missing."""
         state = _decoder.decode(blob)
         self._delays.restore(state.delays)
         self._pending.restore(state.pending)
@@ -225,8 +223,8 @@ class Joiner:
         )
 
     def _attribute(self, engagement: Engagement, out: list[Joined]) -> None:
-        """Joins an engagement without a request id. It can't belong to an impression that came after it, by
-        clocks that may differ by some seconds."""
+        """Joins an engagement without a request id, if the impression isn't later, but for clock
+        differences."""
         pending, latest_ms = self._pending, engagement.time_ms + MAX_FUTURE_MS
         opened = self._opened.get(str(engagement.user_id), [])
         for request_id in reversed(opened[-_LOOKED:]):
@@ -299,10 +297,7 @@ class Joiner:
         return stored_impression(state)
 
     def _is_example(self, request_id: str, state: ImpressionState, index: int, way: int) -> bool:
-        """Records an item's labels; False if sampling drops its first example.
-
-        ``way``: how the first example ended.
-        """
+        """Records an item's labels; False if sampling drops its first example, which ended in a ``way``."""
         labels, learned, mark = state.labels[index], state.learned[index], state.marks[index]
         if learned != NEVER:
             if not mark & AFTER:
@@ -330,9 +325,8 @@ class Joiner:
         times_ms: tuple[int, int],
         out: list[Joined],
     ) -> None:
-        """Emits the example of one item, unless its impression is gone. ``times_ms``: of emission, and of the
-        view end that causes it, or 0. Later output doesn't depend on whether the impression is gone, so
-        joining the events again gives the same numbers before and after it went."""
+        """Emits the example of one item, unless its impression is gone, which changes no later output or
+        number. ``times_ms``: of emission, and of the view end that causes it, or 0."""
         labels, learned, mark = state.labels[index], state.learned[index], state.marks[index]
         state.learned[index] = labels
         sampled_out = mark & SAMPLED_OUT != 0

@@ -23,7 +23,7 @@ from typing import Final
 import msgspec
 
 from recsys.clock import wall_ms
-from recsys.config.system_config import Config, JoinConfig
+from recsys.config.system_config import Config
 from recsys.events.event_types import Impression, Rejected, decode
 from recsys.events.records import EVENTS, EXAMPLES, ErasedExample, Example, non_example, pack
 from recsys.features.feature_set import FeatureSet
@@ -73,12 +73,9 @@ class _Place:
 
 
 class JoinerLoop(RetryLoop):
-    """Runs the joiners of all partitions over a log. ``state`` stores snapshots; without it they start
-    afresh.
-
-    ``clock`` (milliseconds) decides when to save; the join itself uses event time only. ``again`` is another
-    client of the same log for reading impressions again: a Kafka client is slow to jump back and forth.
-    """
+    """Runs the joiners of all partitions over a log; ``state`` stores their snapshots, if any. ``clock``
+    (milliseconds) decides when to save; the join itself uses event time only. ``again`` is another client of
+    the same log for reading impressions again: a Kafka client is slow to jump back and forth."""
 
     def __init__(
         self,
@@ -221,18 +218,21 @@ class JoinerLoop(RetryLoop):
 
     def _restore(self) -> None:
         """Returns to the snapshot, and looks up the output that followed it."""
-        labels, join = self._features.schema.labels, self._join_config()
+        schema, join, state = self._features.schema, self._config.join, self._state
+        # The schema of the data may also declare all served items shown.
+        join = replace(join, all_shown=join.all_shown or schema.shown_by == "impression")
         cap = int(join.memory_mb * 2**20 / len(self._partitions))
         self.close()
-        self._spills = {p: self._spill(p) for p in self._partitions} if self._state else {}
+        if state is not None:
+            self._spills = {p: Spill(state.folder / f"spill-{p}.sqlite") for p in self._partitions}
         joiners = {
-            p: Joiner(p, labels, join, partial(self._recall, p), self._spills.get(p), cap)
+            p: Joiner(p, schema.labels, join, partial(self._recall, p), self._spills.get(p), cap)
             for p in self._partitions
         }
         place = _Place(joiners, {})
-        saved = self._state.load(self._log.id) if self._state is not None else None
-        if self._state is not None and self._state.note:
-            _LOG.warning("%s", self._state.note)
+        saved = state.load(self._log.id) if state is not None else None
+        if state is not None and state.note:
+            _LOG.warning("%s", state.note)
         if saved is not None:
             packed = msgspec.msgpack.decode(saved.blob, type=_Packed)
             if packed.features != self._features.digest:
@@ -252,10 +252,6 @@ class JoinerLoop(RetryLoop):
         self._place = place
         self._needed = self._needed_from() if saved is not None else None
 
-    def _spill(self, partition: int) -> Spill:
-        assert self._state is not None
-        return Spill(self._state.folder / f"spill-{partition}.sqlite")
-
     def _restore_joiner(self, joiner: Joiner, packed: bytes) -> None:
         try:
             joiner.restore(packed)
@@ -270,15 +266,9 @@ class JoinerLoop(RetryLoop):
                 "skipped events"
             ) from error
 
-    def _join_config(self) -> JoinConfig:
-        """The configuration of the join; the schema of the data may also declare all served items shown."""
-        join, shown_by = self._config.join, self._features.schema.shown_by
-        return replace(join, all_shown=join.all_shown or shown_by == "impression")
-
     def _begin_without_snapshot(self, place: _Place) -> None:
         """Starts at the beginning of the log. If that is gone, or a user was forgotten, sequence numbers of
-        existing examples can't be reproduced: then starts at the end, and counts the events between as
-        skipped."""
+        existing examples can't be reproduced: then skips to the end."""
         for partition, joiner in place.joiners.items():
             begin, end = self._log.begin(EVENTS, partition), self._log.end(EVENTS, partition)
             place.offsets[partition] = begin

@@ -31,10 +31,8 @@ class PendingState(msgspec.Struct, array_like=True):
 
 class PendingImpressions:
     """Impressions by request id. ``keep``: they can't be read again, so they are stored whole for ever.
-
-    Without a ``spill`` everything stays in memory; ``cap`` is in bytes. Call ``load`` for an id before
-    looking it up in ``open`` and ``closed``.
-    """
+    Without a ``spill`` everything stays in memory; ``cap`` is in bytes. Call ``load`` before looking an id up
+    in ``open`` and ``closed``."""
 
     def __init__(self, keep: bool, spill: Spill | None, cap: int) -> None:
         self._keep, self._spill, self._cap = keep, spill, cap
@@ -110,8 +108,8 @@ class PendingImpressions:
         opened.impression, opened.size = impression, size
 
     def due(self, now_ms: int) -> Iterator[tuple[int, str]]:
-        """Yields the expired timers in the order of (due, id), including those set meanwhile; the impression
-        of each is in memory."""
+        """Yields expired timers in the order of (due, id), also those set meanwhile, with impressions in
+        memory."""
         timers, spill = self.timers, self._spill
         while True:
             until = _ALL

@@ -14,8 +14,6 @@ def is_kept(request_id: str, index: int, rate: float) -> bool:
 
 
 def represented_examples(labels: Iterable[float], rate: float, sampled_out: bool) -> float:
-    """Number of examples this one represents: 1 / sampling rate for a sampled negative, else 1.
-
-    A sampled-out example that came back with a label represents itself only.
-    """
+    """Number of examples this one represents: 1 / sampling rate for a sampled negative. A sampled-out example
+    that came back with a label represents itself only."""
     return 1.0 if any(labels) or sampled_out else 1.0 / rate

@@ -10,10 +10,7 @@ from recsys.process.log_consumer import UNREADABLE
 
 
 class ControlReader:
-    """Folds ``control`` from its beginning, in turns; skips unreadable records.
-
-    ``reaction``: the newest reaction to drift.
-    """
+    """Folds ``control`` from its beginning, in turns; skips unreadable records."""
 
     def __init__(self, log: Log) -> None:
         self._log, self._offset = log, log.begin(CONTROL, 0)

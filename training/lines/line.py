@@ -15,10 +15,8 @@ MAIN: Final = "main"
 
 
 def spec_of(config: Config, line: str = MAIN, epoch: int = 0) -> ShardSpec:
-    """The spec of part 0 of a line; ``parameter_server.shard.shard.part_of`` derives the others.
-
-    Raises ValueError for a table that can't be split into so many shards.
-    """
+    """The spec of part 0 of a line; ``parameter_server.shard.shard.part_of`` derives the others. Raises
+    ValueError for a table that can't be split into so many shards."""
     tables, shards = tables_of(config.model), config.parameter_server.shards
     for table in tables:
         try:
@@ -50,11 +48,9 @@ def whole_spec(config: Config, line: str = MAIN, epoch: int = 0) -> ShardSpec:
 
 
 def learning_digest(config: Config, features: FeatureSet) -> str:
-    """Digest of the settings that determine a step's effect on the weights, besides its examples.
-
-    Excludes the number of workers, which changes no bit. Includes the number of shards only if a table has a
-    budget, as each shard evicts its own rows; otherwise it changes no bit either.
-    """
+    """Digest of the settings that determine a step's effect on the weights, besides its examples. Includes
+    the number of shards only if a table has a budget, as each shard evicts its own rows; otherwise neither it
+    nor the number of workers changes a bit."""
     settings = {"model": config.model, "lanes": config.step.lanes, "features": features.digest}
     if any(table.budget_mb for table in tables_of(config.model)):
         settings["shards"] = config.parameter_server.shards

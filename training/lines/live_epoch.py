@@ -13,7 +13,7 @@ def live_epoch(log: Log, line: str = MAIN) -> int:
 
 
 def live_epochs(log: Log, line: str = MAIN) -> list[int]:
-    """All epochs in which a line was live, in order, 0 first. Excludes epochs whose creation was interrupted,
-    though step records of them exist."""
+    """All epochs in which a line was live, in order, 0 first; without those whose creation was
+    interrupted."""
     records = readable(log, CONTROL, Control)
     return [0, *(live.epoch for live in records if isinstance(live, Live) and live.line == line)]

@@ -19,11 +19,9 @@ def first_at(
     log: Log, topic: str, partition: int, time_ms: int, time_of: Callable[[bytes], int | None]
 ) -> int:
     """An offset from which on all records of ``time_ms`` or later follow; the first if times are in order.
-
     Subtract a margin from the time for records out of order. ``time_of`` returns None for a record whose time
     doesn't fit its place; then up to 10,000 following records are tried. If none has a time, or a record is
-    unreadable, the returned offset is too low, never too high.
-    """
+    unreadable, the offset is too low, never too high."""
     low, high = log.begin(topic, partition), log.end(topic, partition)
     while low < high:
         middle = (low + high) // 2

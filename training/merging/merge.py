@@ -212,7 +212,7 @@ def _lerp(a: NDArray[Any], b: NDArray[Any], share: NDArray[Any] | float) -> NDAr
 
 
 def _find(own: Keys, keys: Keys) -> tuple[Mask, Keys]:
-    """Which keys are among ``own``, and at which index; 0 for the others."""
+    """Finds keys among ``own``: whether each is there, and its index, 0 for the others."""
     if not len(own):
         return np.zeros(len(keys), np.bool_), np.zeros(len(keys), np.int64)
     order = np.argsort(own, kind="stable")

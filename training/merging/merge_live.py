@@ -17,13 +17,12 @@ from parameter_server.shard.shard import Shard
 from parameter_server.storage.durable_shard import load_shard
 from parameter_server.storage.snapshots import Snapshot, latest
 from parameter_server.table.table import Arrays
-from recsys.config.system_config import Config
+from recsys.config.system_config import Config, tables_of
 from recsys.events.hashing import Id
 from recsys.events.records import Step
 from recsys.features.feature_set import FeatureSet
 from recsys.log.protocol import Log, LogLost
-from recsys.model.blueprint import build_model
-from recsys.model.model_tables import tables_of
+from recsys.model.model import build_model
 from training.candidates.registry import Provenance, Refused, Registry, SnapshotRef, reference_to
 from training.continual.learner import Learner
 from training.continual.row_usage import examples_per_row

@@ -168,8 +168,8 @@ class CacheWriter:
         if block is None or block.feature_set != self._features.digest:
             raise ValueError(
                 f"the example {example.partition}/{example.offset}/{example.index} can't be learned: "
-                f"{reason}. Begin after the change (--from), name the feature set of the examples (--state of the "
-                "system, --features), or fill features in first"
+                f"{reason}. Begin after the change (--from), name the feature set of the examples "
+                "(--state of the system, --features), or fill features in first"
             )
         self.counts["left_out"] += 1
 

@@ -20,11 +20,10 @@ import msgspec
 from numpy.typing import NDArray
 
 from parameter_server.storage.snapshots import latest, prune, write_part
-from recsys.config.system_config import JoinConfig, ModelConfig, digest
+from recsys.config.system_config import JoinConfig, ModelConfig, digest, tables_of
 from recsys.events.hashing import digest_of
 from recsys.features.feature_set import FeatureSet
-from recsys.model.blueprint import build_model
-from recsys.model.model_tables import tables_of
+from recsys.model.model import build_model
 from recsys.process.part_process import write_atomically
 from training.candidates.registry import STUDENT, Provenance, Refused, Registry, plain_config
 from training.continual.learner import Learner

@@ -11,10 +11,9 @@ from numpy.typing import NDArray
 from parameter_server.shard.shard import Counters
 from parameter_server.storage.snapshots import latest
 from parameter_server.table.dense import DENSE_COLUMNS, Dense
-from recsys.config.system_config import ModelConfig, TableConfig
+from recsys.config.system_config import ModelConfig, TableConfig, tables_of
 from recsys.features.feature_set import FeatureSet
-from recsys.model.blueprint import build_model
-from recsys.model.model_tables import tables_of
+from recsys.model.model import build_model
 from training.candidates.registry import Refused, SnapshotRef, reference_to
 from training.continual.learner import Learner
 from training.continual.row_usage import examples_per_row

@@ -22,10 +22,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from parameter_server.storage.wal import sync_folder
-from recsys.config.system_config import ModelConfig
+from recsys.config.system_config import ModelConfig, tables_of
 from recsys.features.feature_set import FeatureSet
-from recsys.model.blueprint import build_model
-from recsys.model.model_tables import tables_of
+from recsys.model.model import build_model
 from training.candidates.registry import (
     ALONG,
     SERVED,

@@ -11,13 +11,16 @@ from typing import Final
 from experiments.assignment.arm_line import arm_line_name
 from experiments.assignment.definition import Experiment
 from experiments.promotion.lifecycle import Lifecycle
-from experiments.statistics.ramp import RUNNING, STOPPED, move, stop
 from experiments.statistics.readout import BROKEN, HARM, Readout
 from experiments.statistics.revision import (
+    RUNNING,
+    STOPPED,
     ExperimentSet,
     apply_request,
+    move,
     parse_all,
     parse_each,
+    stop,
     with_files,
 )
 from recsys.config.system_config import Config
@@ -139,7 +142,9 @@ class ExperimentController:
                 _LOG.warning("experiment %s is stopped: %s", name, stand.why)
         return self._revision(ExperimentSet(self.newest.configs, changed), now_ms)
 
-    def _moved(self, experiment: Experiment, stand: ExperimentState, now_ms: int, due: bool) -> ExperimentState:
+    def _moved(
+        self, experiment: Experiment, stand: ExperimentState, now_ms: int, due: bool
+    ) -> ExperimentState:
         """The next state of an experiment. One that can't be judged stops; all others go on."""
         if experiment.name in self.lost and stand.state == RUNNING:
             return stop(stand, now_ms, f"{BROKEN}: {self.lost[experiment.name]}")

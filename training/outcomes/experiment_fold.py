@@ -15,16 +15,16 @@ from typing import Any, Final, NamedTuple
 import msgspec
 import numpy as np
 
-from experiments.assignment.assignment import assign
 from experiments.assignment.definition import Experiment
 from experiments.assignment.design import Ramp
+from experiments.assignment.policy import assign
 from experiments.statistics.outcomes import NOBODY
 from experiments.statistics.readout import Readout, outcomes_for, ratio_of, readout
 from recsys.config.system_config import Config
 from recsys.events.event_types import Stamp
 from recsys.events.hashing import Id, key_of
 from recsys.events.records import EVENTS, EXAMPLES
-from recsys.log.protocol import Log, LogLost
+from recsys.log.protocol import Log, LogLost, Record
 from recsys.process.log_consumer import UNREADABLE, Consumer
 from training.lines.offset_lookup import first_at, served_ms_of
 from training.outcomes.shown_item import closed_ms_of, metric_increments, read_shown
@@ -115,10 +115,10 @@ class ExperimentFold:
         once all events are read that existed when the examples were read.
         """
         ends = self._ends()
-        moved = self._read_events(polls)
+        moved = self._read(EVENTS, polls)
         if self._has_read(ends):
             self._settle()
-            read = self._read_examples(polls)
+            read = self._read(EXAMPLES, polls)
             if read and self._ends() == ends:
                 self._settle()
             moved += read
@@ -126,25 +126,17 @@ class ExperimentFold:
             self._ratio = ratio_of(self.experiment, self.outcomes, self._ratio).p
         return moved
 
-    def _read_events(self, polls: int) -> int:
+    def _read(self, topic: str, polls: int) -> int:
         moved = 0
         for _ in range(polls):
-            records = self._poll(EVENTS, self._events)
+            records = self._poll(topic)
             if not records:
                 break
             moved += len(records)
-            self._expose([record.value for _, record in records])
-        return moved
-
-    def _read_examples(self, polls: int) -> int:
-        moved = 0
-        for _ in range(polls):
-            records = self._poll(EXAMPLES, self._examples)
-            if not records:
-                break
-            moved += len(records)
-            for partition, record in records:
-                self._take(partition, record.value)
+            if topic == EVENTS:
+                self._expose([record.value for _, record in records])
+            else:
+                self._take(records)
         return moved
 
     def _ends(self) -> dict[int, int]:
@@ -172,7 +164,8 @@ class ExperimentFold:
             offsets[partition] = start
         return Consumer(self._log, topic, list(offsets), offsets)
 
-    def _poll(self, topic: str, consumer: Consumer) -> list[Any]:
+    def _poll(self, topic: str) -> list[tuple[int, Record]]:
+        consumer = self._events if topic == EVENTS else self._examples
         try:
             return consumer.poll(_READ)
         except LogLost:  # retention has passed this fold: go on with what is left
@@ -203,19 +196,20 @@ class ExperimentFold:
             rows.append((user, arm, impression.time_ms, self._segment(impression.surface)))
         self.outcomes.expose(*np.array(rows, np.int64).reshape(-1, 4).T)
 
-    def _take(self, partition: int, value: bytes) -> None:
-        item = read_shown(value)
-        if item is None:  # a tombstone, or unreadable: a worker reports that
-            self.unreadable += 1
-            return
-        self._newest[partition] = max(self._newest.get(partition, 0), item.closed_ms)
-        arm = self._arm_of(item.stamp)
-        # Users who are never in the experiment take no memory.
-        if arm == NOBODY and assign(item.user_id, self._whole) is None:
-            return
-        increments = metric_increments(item, self.outcomes.sums, self._labels)
-        row = _Row(key_of("user", item.user_id), arm, item.shown_ms, increments)
-        self._waiting.setdefault(partition, []).append(row)
+    def _take(self, records: Sequence[tuple[int, Record]]) -> None:
+        for partition, record in records:
+            item = read_shown(record.value)
+            if item is None:  # a tombstone, or unreadable: a worker reports that
+                self.unreadable += 1
+                continue
+            self._newest[partition] = max(self._newest.get(partition, 0), item.closed_ms)
+            arm = self._arm_of(item.stamp)
+            # Users who are never in the experiment take no memory.
+            if arm == NOBODY and assign(item.user_id, self._whole) is None:
+                continue
+            increments = metric_increments(item, self.outcomes.sums, self._labels)
+            row = _Row(key_of("user", item.user_id), arm, item.shown_ms, increments)
+            self._waiting.setdefault(partition, []).append(row)
 
     def _settle(self) -> None:
         for partition, rows in self._waiting.items():

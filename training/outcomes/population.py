@@ -11,7 +11,7 @@ from typing import Final
 
 import numpy as np
 
-from experiments.assignment.metric import Metric, sums_of
+from experiments.assignment.design import Metric, sums_of
 from experiments.statistics.outcomes import DAY_MS, UserOutcomes
 from experiments.statistics.power import Floats, covariance
 from recsys.events.hashing import key_of

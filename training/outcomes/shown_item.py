@@ -5,7 +5,7 @@ from typing import Any
 
 import msgspec
 
-from experiments.assignment.metric import SHOWN, WATCH
+from experiments.assignment.design import SHOWN, WATCH
 from recsys.events.event_types import Stamp
 from recsys.events.hashing import Id
 from recsys.process.log_consumer import UNREADABLE

@@ -29,11 +29,6 @@ class Lineage:
         self._since = {0: 0} | {live.epoch: live.since for live in lives if live.line == line}
         self._readers: dict[int, StepReader] = {}
 
-    @property
-    def offset(self) -> int:
-        """The next offset of ``steps`` to read."""
-        return max((reader.offset for reader in self._readers.values()), default=0)
-
     def epoch_of(self, step: int) -> int:
         """The epoch whose record of a step is part of the history."""
         return max((e for e, since in self._since.items() if since < step), default=0)
@@ -79,10 +74,8 @@ def ancestors(lives: Sequence[Live], epoch: int) -> set[int]:
 
 
 def starts_after(reader: StepReader | Lineage, step: int) -> dict[int, int]:
-    """The offsets in ``examples`` at which the steps after ``step`` begin, for the partitions they touch.
-
-    For other partitions see ``training.candidates.director.ends_before``.
-    """
+    """The offsets in ``examples`` at which the steps after ``step`` begin, for the partitions they touch (for
+    others: ``training.candidates.director.ends_before``)."""
     starts: dict[int, int] = {}
     for number in range(step + 1, step + 1 + _AHEAD):
         record = reader.record(number)

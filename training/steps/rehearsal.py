@@ -118,8 +118,7 @@ class Rehearsal:
         self.cohorts.take(partition, offset, at_ms)
 
     def draw(self, step: int, examples: int) -> list[Range]:
-        """The rehearsed places of a step of so many examples: old cohorts with equal chance, each place
-        once."""
+        """The rehearsed places of a step of so many examples: each once, cohorts with equal chance."""
         count, windows = round(self.share * examples), self.old
         if not count or not windows:
             return []

@@ -50,10 +50,8 @@ class _Closed(msgspec.Struct):
 
 
 class LinePosition(NamedTuple):
-    """The newest step of a line, and where the next one begins in ``examples``, by partition.
-
-    Partitions that no step has touched are missing. ``unreadable``: number of skipped records.
-    """
+    """The newest step of a line, where the next one begins in ``examples`` by partition (unless no step has
+    touched it), and the number of skipped records."""
 
     step: int
     offsets: dict[int, int]
@@ -111,7 +109,9 @@ class SequencerLoop(RetryLoop):
                 closed_ms = self._closed_ms(record.value)
                 sequencer.arrived(partition, record.offset, closed_ms, now_ms)
                 if self._trace:
-                    self._trace_arrival(self._trace, partition, record.offset, record.value)
+                    with suppress(*UNREADABLE):  # counted by ``_closed_ms``
+                        request_id = self._seen.decode(record.value).request_id
+                        self._trace.arrived(partition, record.offset, request_id)
                 moved += 1
         steps = []
         while (step := sequencer.cut(now_ms)) is not None:
@@ -120,12 +120,6 @@ class SequencerLoop(RetryLoop):
         if self._trace:
             self._trace.cut(steps)
         return moved + len(steps)
-
-    def _trace_arrival(
-        self, trace: SequenceTrace, partition: int, offset: int, value: bytes
-    ) -> None:
-        with suppress(*UNREADABLE):  # counted by ``_closed_ms``
-            trace.arrived(partition, offset, self._seen.decode(value).request_id)
 
     def _append(self, steps: Sequence[Step]) -> None:
         if steps:
@@ -151,8 +145,7 @@ class SequencerLoop(RetryLoop):
         return newest
 
     def _closed_ms(self, value: bytes) -> int:
-        """The time of an example; 0 if it is unreadable, which stays in the step and is reported by its
-        worker."""
+        """The time of an example; 0 if unreadable: it stays in the step, and its worker reports it."""
         try:
             return self._decoder.decode(value).closed_ms
         except UNREADABLE:
@@ -193,12 +186,10 @@ class SequencerLoop(RetryLoop):
 def last_position(
     log: Log, line: str, epoch: int, partitions: int, lived: set[int] | None = None
 ) -> LinePosition:
-    """Reads a line's position backwards from the end of ``steps``.
-
-    Skips unreadable records: if the newest is one, its step is cut again. An epoch begins with steps of its
-    parent, which supply the partitions that its own steps haven't touched. ``lived``: the epochs that count;
-    default: all that were live before. Epochs that never were live, or were rolled back, don't count.
-    """
+    """Reads a line's position backwards from the end of ``steps``. Skips unreadable records: if the newest is
+    one, its step is cut again. An epoch begins with steps of its parent, which supply the partitions that its
+    own steps haven't touched. ``lived``: the epochs that count, by default all that were live before: neither
+    those that never were live, nor those that were rolled back."""
     if lived is None:
         lived = {epoch} | ({e for e in live_epochs(log, line) if e < epoch} if epoch else set())
     newest, offsets, unreadable = 0, dict[int, int](), 0

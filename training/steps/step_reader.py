@@ -53,14 +53,8 @@ class StepReader:
         self._judged = 0
         self.unreadable = 0
 
-    @property
-    def offset(self) -> int:
-        """The next offset of ``steps`` to read."""
-        return self._offset
-
     def record(self, step: int) -> Step | None:
-        """The record of a step, an empty one if it is unreadable; None if it isn't written yet. Never
-        waits."""
+        """The record of a step, an empty one if it is unreadable; None if it isn't written yet."""
         entry = self._find(step)
         return entry[1] if entry else None
 
@@ -170,11 +164,8 @@ class LaneExamples:
 def read_lanes(
     log: Log, step: Step, own: Container[int], check: "ExampleCheck"
 ) -> dict[int, LaneExamples]:
-    """The own lanes of a step, by lane. Raises LogLost if the log no longer has its examples.
-
-    Rehearsed examples are cut into lanes likewise. Unusable ones are skipped silently: they were reported
-    when they were fresh.
-    """
+    """The own lanes of a step, by lane. Raises LogLost if the log no longer has its examples. Unusable
+    rehearsed examples are skipped silently: they were reported when they were fresh."""
     lanes = _fresh_lanes(log, step, own, check)
     if step.rehearsed:
         count = sum(part.stop - part.start for part in step.rehearsed)
@@ -189,11 +180,7 @@ def read_lanes(
 def _fresh_lanes(
     log: Log, step: Step, own: Container[int], check: "ExampleCheck"
 ) -> dict[int, LaneExamples]:
-    """The examples that are learned for the first time.
-
-    If offsets have no holes, a record's index in the step follows from its offset, and only own lanes are
-    read.
-    """
+    """The examples learned for the first time. Without holes in the offsets, only own lanes are read."""
     own_places = [(n, p) for n, p in enumerate(lanes_of(step.examples, step.lanes)) if n in own]
     if sum(part.stop - part.start for part in step.ranges) == step.examples:
         lanes = {n: _read(log, step, _cut(step.ranges, p), len(p)) for n, p in own_places}
@@ -305,11 +292,18 @@ class ExampleCheck:
             return "it has no features: they must be filled in first"
         if block.feature_set != self._digest:
             return f"feature set is {block.feature_set}, expected {self._digest}"
-        return (
-            self._wrong_size(example, block)
-            or self._wrong_number(example, block)
-            or label_fault(example, self._labels)
-        )
+        if _sizes(block) != self._sizes:
+            return f"arrays have {_sizes(block)} bytes, expected {self._bytes}"
+        previous = len(example.previous) if example.correction else self._labels
+        if len(example.labels) != self._labels or previous != self._labels:
+            return f"it has {len(example.labels)} labels, expected {self._labels}"
+        if not all([0.0 <= label <= 1.0 for label in example.labels]):
+            return f"labels are {example.labels}, expected 0 to 1"
+        if not 0 <= example.watch_ms < _MAX_WATCH_MS:
+            return f"watch_ms is {example.watch_ms}, expected milliseconds, not negative"
+        if not _finite([block]):
+            return "dense or outcomes has a number that isn't finite"
+        return label_fault(example, self._labels)
 
     def all_fit(self, examples: Sequence[TrainingExample]) -> bool:
         """Whether ``reason`` is empty for all examples, computed for all at once."""
@@ -332,23 +326,6 @@ class ExampleCheck:
             )
             and _finite([e.features for e in examples if e.features])
         )
-
-    def _wrong_size(self, example: TrainingExample, block: FeatureBlock) -> str:
-        if _sizes(block) != self._sizes:
-            return f"arrays have {_sizes(block)} bytes, expected {self._bytes}"
-        previous = len(example.previous) if example.correction else self._labels
-        if len(example.labels) != self._labels or previous != self._labels:
-            return f"it has {len(example.labels)} labels, expected {self._labels}"
-        return ""
-
-    def _wrong_number(self, example: TrainingExample, block: FeatureBlock) -> str:
-        if not all([0.0 <= label <= 1.0 for label in example.labels]):
-            return f"labels are {example.labels}, expected 0 to 1"
-        if not 0 <= example.watch_ms < _MAX_WATCH_MS:
-            return f"watch_ms is {example.watch_ms}, expected milliseconds, not negative"
-        if not _finite([block]):
-            return "dense or outcomes has a number that isn't finite"
-        return ""
 
 
 def _sizes(block: FeatureBlock) -> tuple[int, int, int, int, int]:

@@ -27,9 +27,9 @@ from training.offline.vocabulary import KeyCounter
 
 Doubles = NDArray[np.float64]
 TOGETHER = 4  # steps that a nightly job learns at once
-TUNED = 2  # epochs over the last day, of a job that starts from the online line
-_REQUESTS = 64  # scored together, of the lists of the night
-# Of the online parent: the other one saw the last day twice more, and what came since midnight not at all.
+TUNED = 2  # epochs over the last day in a job that starts from the online line
+_REQUESTS = 64  # nightly requests scored together
+# Weights of the online parent: the other one saw the last day twice more, and nothing since midnight.
 BLENDS = Blends(Blend(rare=0.5, frequent=0.9, half=20.0), dense=0.5)
 
 
@@ -134,7 +134,7 @@ class Job:
 
 
 @dataclass
-class Played:
+class ArmResults:
     """Scores of each arm (N,); epochs of each job; times at which a variant of ``merged`` took over; and the
     weight of the candidate in the average at the end of each day."""
 
@@ -176,10 +176,10 @@ class Arms:
         self.weights: list[float] = []
         self.epochs: list[int] = []
         self._job: Job | None = None
-        self._night = -1  # the newest that is there
+        self._night = -1  # the newest ready one
         self._before = 0  # steps until the last midnight
 
-    def play(self) -> Played:
+    def play(self) -> ArmResults:
         """Plays the whole track."""
         nights = self.track.stream.nights
         for place in range(self.track.steps + 1):
@@ -201,7 +201,7 @@ class Arms:
         if self.student is not None:
             scores[STUDENT] = self.student.scores
         self._note_weight()
-        return Played(scores, self.epochs, self.changes, self.weights)
+        return ArmResults(scores, self.epochs, self.changes, self.weights)
 
     def _or_online(self, scores: Floats) -> Floats:
         """Scores of the online line before the first job is ready."""

@@ -15,12 +15,12 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.studies.quality.study_figures import Floats, Judged, draw_aucs, pair_of
+from benchmarks.studies.quality.study_figures import Floats, JudgedRows, draw_aucs, pair_of
 from recsys.model.prediction_metrics import auc, log_loss
 
-MARGIN: Final = 0.0005  # of AUC, that merged may lie below the better of its parents
+MARGIN: Final = 0.0005  # of AUC, tolerance of merged against the better parent
 STUDENT: Final = "student"  # of the online line
-FAR: Final = "offline nightly"  # it may leave the picture of differences
+FAR: Final = "offline nightly"  # may leave the frame of differences
 PARENTS: Final = (FAR, "online only")
 COLORS: Final = {
     "nightly lists": "#999",
@@ -58,7 +58,7 @@ def run_of(
 ) -> Run:
     """Figures of one seed. Arrays are (N,) of all rows; ``window`` numbers the ``judged`` ones."""
     rows = np.array([arm_scores[judged] for arm_scores in scores.values()], np.float32)
-    points, drawn = draw_aucs(Judged(rows, labels[judged], users[judged]), samples, seed)
+    points, drawn = draw_aucs(JudgedRows(rows, labels[judged], users[judged]), samples, seed)
     lost = np.array([log_loss(arm_scores, labels[judged]) for arm_scores in rows])
     windows = _by_window(rows, labels[judged], window[judged])
     return Run(points, drawn, lost, windows, int(judged.sum()))

@@ -23,7 +23,7 @@ from serving.ranking.scoring import probabilities
 
 Floats = NDArray[np.float64]
 MOST_STATES: Final = 16  # kept
-_KNOWN_AFTER_MS: Final = 600_000  # when a label counts as known: a step of the replay is as late
+_KNOWN_AFTER_MS: Final = 600_000  # delay of a label, as late as a step of the replay
 
 
 @dataclass(frozen=True)
@@ -58,9 +58,9 @@ class KeepingPlayer(Player):
             )
         self.keep_at_ms, self.split = tuple(keep_at_ms), split
         self.states: list[KeptState] = []
-        # Of each impression that waits: its features as each state would tell them.
-        self._told: list[list[RequestFeatures]] = []
-        self._said: list[Floats] = []
+        # Features of each waiting impression, by state.
+        self._state_features: list[list[RequestFeatures]] = []
+        self._scores: list[Floats] = []
         self._parts: list[Floats] = []
 
     def play(self, event: Event) -> None:
@@ -73,9 +73,9 @@ class KeepingPlayer(Player):
 
     def scores_NE(self) -> Floats:
         """Prediction of the first label of every example by each kept state; NaN before it was kept."""
-        scores_NE = np.full((sum(len(part) for part in self._said), len(self.keep_at_ms)), np.nan)
+        scores_NE = np.full((sum(len(part) for part in self._scores), len(self.keep_at_ms)), np.nan)
         start = 0
-        for part in self._said:
+        for part in self._scores:
             scores_NE[start : start + len(part), : part.shape[1]] = part
             start += len(part)
         return scores_NE
@@ -86,8 +86,8 @@ class KeepingPlayer(Player):
         return Parts(both[:, 0], both[:, 1])
 
     def flush(self) -> None:
-        live, state_features = [features for features, _ in self._waiting], self._told
-        self._told = []
+        live, state_features = [features for features, _ in self._waiting], self._state_features
+        self._state_features = []
         if live:
             rows = sum(len(features.items_NI) for features in live)
             scores, parts = np.empty((rows, len(self.states))), np.full((rows, 2), np.nan)
@@ -99,13 +99,13 @@ class KeepingPlayer(Player):
                     parts[:, 1] = probabilities(
                         self.replica.model, self.replica.rows, features_of_state
                     )[:, 0]
-            self._said.append(scores)
+            self._scores.append(scores)
             self._parts.append(parts)
         super().flush()
 
     def _impression(self, event: Impression) -> None:
         indices = self._indices(event)
-        self._told.append(
+        self._state_features.append(
             [
                 self.pipeline.builder.build(
                     state.sessions.get(str(event.user_id)) or self.session(event.user_id),
@@ -143,7 +143,9 @@ def mixed(time_ms_N: NDArray[np.int64], scores_NE: Floats, labels_N: Floats) -> 
         while learned < start and time_ms_N[learned] <= time_ms_N[start] - _KNOWN_AFTER_MS:
             models = len(mix.weights_E)
             rows = scores_NE[learned, :models]
-            rows = np.where(np.isnan(rows), rows[0], rows)  # what wasn't there yet counts as live
+            rows = np.where(
+                np.isnan(rows), rows[0], rows
+            )  # a state that doesn't exist yet counts as live
             mix.learn(rows[None], labels_N[learned : learned + 1])
             learned += 1
         while len(mix.weights_E) < np.isfinite(scores_NE[start]).sum():

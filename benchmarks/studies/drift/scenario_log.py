@@ -8,11 +8,11 @@ from recsys.events.hashing import Id, uniform
 from replay.simulation.world import World
 from replay.simulation.world_scenarios import SCENARIOS, ScenarioWorld
 
-DAYS = 5  # that a story is told in
+DAYS = 5  # of a scenario
 _HOUR_MS = 3_600_000
 _PUBLISHED = 96  # items a day
-_WITH_AUTHOR = 0.5  # of the lists hold something of the author that is shown everywhere
-_READY = 6 / 24  # of the day, when what a nightly job made is there
+_WITH_AUTHOR = 0.5  # of the lists include the author who is shown everywhere
+_READY = 6 / 24  # of the day, when a nightly job is ready
 
 
 @dataclass
@@ -30,13 +30,13 @@ class ScenarioLog(WorldLog):
         if self.story not in SCENARIOS:
             raise ValueError(f"story is {self.story!r}, expected one of {', '.join(SCENARIOS)}")
         self.name = self.story
-        self._told = self._teller()
+        self._world = self._make_world()
 
     def world(self) -> ScenarioWorld:
         """The world of the scenario."""
-        return self._told
+        return self._world
 
-    def _teller(self) -> ScenarioWorld:
+    def _make_world(self) -> ScenarioWorld:
         day_s = self.hours * 3_600 / DAYS
         return SCENARIOS[self.story](
             self.seed,
@@ -50,7 +50,7 @@ class ScenarioLog(WorldLog):
     def nights(self) -> list[tuple[int, int]]:
         """Begin of each nightly job, which sees all days so far, and the time at which its result is
         ready."""
-        start_ms, day_ms = self._told.start_ms, self._told.day_ms
+        start_ms, day_ms = self._world.start_ms, self._world.day_ms
         return [
             (start_ms + day * day_ms, start_ms + round((day + _READY) * day_ms))
             for day in range(1, DAYS)

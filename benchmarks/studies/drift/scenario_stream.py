@@ -7,7 +7,7 @@ their weights alone.
 Legend: N rows (one shown item each), L outputs.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -15,13 +15,13 @@ from numpy.typing import NDArray
 
 from parameter_server.publish.deltas import StepDelta
 from recsys.config.system_config import Config
-from recsys.events.event_types import Engagement, Event, Impression, Item, User
+from recsys.events.event_types import Engagement, Event, Impression
 from recsys.events.records import Example
 from recsys.features.feature_set import FeatureSet, RequestFeatures
 from replay.datasets.dataset import Dataset
 from replay.direct_loop import Joiners
-from replay.player import Player, Scored
-from replay.replay_run import Progress, ReplayOptions, ScoreRecorder, config_for
+from replay.player import Player, ScoredImpression
+from replay.replay_run import Progress, ReplayOptions, ScoreRecorder, config_for, with_warm_up
 from training.steps.sequencer import Sequencer
 
 Ints = NDArray[np.int64]
@@ -57,7 +57,7 @@ class Stream:
     features: FeatureSet
     config: Config
     requests: list[RequestFeatures]
-    starts: Ints  # of each request among the rows, and then how many rows there are
+    starts: Ints  # first row of each request, then the number of rows
     cuts: list[Cut]
     nights: list[Night]
     time_ms: Ints
@@ -101,7 +101,7 @@ class Watch(Player):
     """Player that keeps features and steps, and scores nothing."""
 
     nights: Sequence[tuple[int, int]] = ()
-    ahead: Sequence[Impression] = ()  # all that will be shown: what lists of the night must hold
+    ahead: Sequence[Impression] = ()  # all future impressions, for the nightly lists
     requests: list[RequestFeatures] = field(init=False, default_factory=list)
     rows: int = field(init=False, default=0)
     cuts: list[tuple[int, int, list[Example]]] = field(init=False, default_factory=list)
@@ -127,7 +127,7 @@ class Watch(Player):
         outputs = len(self.features.schema.labels) + 1
         for features, impression in self._waiting:
             nothing = np.zeros((len(features.items_NI), outputs), np.float32)
-            self.on_scored(Scored(impression, nothing, "", 0, 0))
+            self.on_scored(ScoredImpression(impression, nothing, "", 0, 0))
             self.requests.append(features)
             self.rows += len(features.items_NI)
         self._waiting.clear()
@@ -172,22 +172,12 @@ def watch(
     ahead = [e for e in dataset.events() if isinstance(e, Impression)] if lists else []
     player = Watch(features, config, CutLoop(features, config), nights=nights, ahead=ahead)
     player.on_scored = recorder.scored
-    for event in progress(_with_warmup(player, dataset)):
+    for event in progress(with_warm_up(player, dataset, ReplayOptions())):
         if isinstance(event, Engagement):
             recorder.happened(event)
         player.play(event)
     player.finish()
     return _stream(player, recorder)
-
-
-def _with_warmup(player: Player, dataset: Dataset) -> Iterator[Event]:
-    warm = False
-    for event in dataset.events():
-        if not warm and not isinstance(event, Item | User):
-            for old in dataset.warmup():
-                player.fold(old)
-            warm = True
-        yield event
 
 
 def _stream(player: Watch, recorder: ScoreRecorder) -> Stream:

@@ -12,7 +12,7 @@ import torch
 import typer
 
 from benchmarks.harness.commands import check_at_least, study_command
-from benchmarks.studies.drift.drift_arms import Arms, Played, Track
+from benchmarks.studies.drift.drift_arms import ArmResults, Arms, Track
 from benchmarks.studies.drift.drift_figures import Run, figures_of, plot, run_of, shown
 from benchmarks.studies.drift.refit import Refit
 from benchmarks.studies.drift.scenario_log import DAYS, ScenarioLog
@@ -27,7 +27,7 @@ from runtime.cli.common import check_folders
 _SAMPLES = 500  # draws of users
 _WINDOWS_A_DAY = 4
 _HOUR_MS = 3_600_000
-_READY_MS = 6 * _HOUR_MS  # of a folder: how long the job takes
+_READY_MS = 6 * _HOUR_MS  # duration of the job on a folder
 _REFIT = Refit(epochs=3)
 Found = dict[str, Any]
 
@@ -35,21 +35,22 @@ Found = dict[str, Any]
 @study_command
 def drift(
     data: Annotated[
-        Path | None, typer.Argument(help="A folder as for replay, instead of stories.")
+        Path | None, typer.Argument(help="A folder as for replay, instead of scenarios.")
     ] = None,
     story: Annotated[
         list[str] | None, typer.Option(help=f"One of {', '.join(SCENARIOS)}; all if none is named.")
     ] = None,
     seeds: Annotated[int, typer.Option(help="Runs with other initial values (and worlds).")] = 5,
-    first_seed: Annotated[int, typer.Option(help="The first of them.")] = 0,
-    hours: Annotated[float, typer.Option(help="Of a story, which has five days.")] = 24.0 * DAYS,
+    first_seed: Annotated[int, typer.Option(help="First seed.")] = 0,
+    hours: Annotated[float, typer.Option(help="Hours of a scenario, which has five days.")] = 24.0
+    * DAYS,
     features: Annotated[str, typer.Option(help="ids, ids+history or all.")] = "all",
-    step_examples: Annotated[int, typer.Option(help="Examples in a step, at the most.")] = 128,
+    step_examples: Annotated[int, typer.Option(help="Examples in a step, at most.")] = 128,
     student: Annotated[
-        bool, typer.Option(help="One arm more: a small int8 line that the online one teaches.")
+        bool, typer.Option(help="Adds an arm: a small int8 line taught by the online one.")
     ] = False,
     plot_file: Annotated[
-        Path | None, typer.Option("--plot", help="Write a picture here, as SVG.")
+        Path | None, typer.Option("--plot", help="Write a plot to this file, as SVG.")
     ] = None,
 ) -> Iterator[Found]:
     """Nightly lists, offline, online, warm start and merged models in a changing world."""
@@ -109,7 +110,7 @@ def _scenario(log: ScenarioLog, options: ReplayOptions, seeds: range, student: b
         runs.append(_judge(stream, played, real & (stream.time_ms >= from_ms), window, seed))
         about.append(_about(played, log.world().start_ms))
     start_ms = log.world().start_ms
-    return _found(log.story, played, runs, about, stream, started, {
+    return _with_figures(log.story, played, runs, about, stream, started, {
         "from_h": (from_ms - start_ms) / _HOUR_MS,
         "window_h": window_ms / _HOUR_MS,
         "ready_h": [(ready_ms - start_ms) / _HOUR_MS for _, ready_ms in log.nights()],
@@ -134,7 +135,7 @@ def _folder(data: Path, options: ReplayOptions, seeds: range, student: bool) -> 
         about.append(_about(played, from_ms))
     zone = timezone(timedelta(hours=dataset.utc_offset_h))
     since = datetime.fromtimestamp(from_ms / 1000, zone).isoformat()
-    return _found(dataset.name, played, runs, about, stream, started, {
+    return _with_figures(dataset.name, played, runs, about, stream, started, {
         "from": since,
         "from_h": 0.0,
         "window_h": window_ms / _HOUR_MS,
@@ -142,13 +143,13 @@ def _folder(data: Path, options: ReplayOptions, seeds: range, student: bool) -> 
     })  # fmt: skip
 
 
-def _judge(stream: Stream, played: Played, judged: Any, window: Any, seed: int) -> Run:
+def _judge(stream: Stream, played: ArmResults, judged: Any, window: Any, seed: int) -> Run:
     return run_of(
         played.scores, judged, stream.labels, stream.users, window, samples=_SAMPLES, seed=seed
     )
 
 
-def _about(played: Played, start_ms: int) -> Found:
+def _about(played: ArmResults, start_ms: int) -> Found:
     return {
         "epochs": played.epochs,
         "weights": [round(weight, 3) for weight in played.weights],
@@ -156,9 +157,9 @@ def _about(played: Played, start_ms: int) -> Found:
     }
 
 
-def _found(
+def _with_figures(
     name: str,
-    played: Played,
+    played: ArmResults,
     runs: list[Run],
     about: list[Found],
     stream: Stream,

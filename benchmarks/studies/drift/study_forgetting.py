@@ -45,11 +45,11 @@ from training.steps.rehearsal import (
 from training.steps.sequencer import Sequencer
 
 _HOUR_MS: Final = 3_600_000
-_KEPT: Final = 0.95  # of A's AUC, wanted on return
+_KEPT: Final = 0.95  # of A's AUC, the goal on return
 
 
 @dataclass
-class LogABA(WorldLog):
+class WorldABALog(WorldLog):
     """Log of a world that changes and changes back."""
 
     change: str = "tastes"
@@ -135,7 +135,7 @@ class RehearsedLoop(DirectLoop):
         return {"auc": round(auc(scores, labels), 4), "log_loss": log_loss(scores, labels)}
 
 
-def judge(data: LogABA, kind: str, window_h: float, rehearses: bool) -> dict[str, Any]:
+def judge(data: WorldABALog, kind: str, window_h: float, rehearses: bool) -> dict[str, Any]:
     """One run: AUC and log loss of the last window of A, of the last of B, and of the first on return."""
     seed, options = data.seed, ReplayOptions(features=kind)
     config = config_for(data, options, Config(model=ModelConfig(seed=seed)))
@@ -160,14 +160,14 @@ def judge(data: LogABA, kind: str, window_h: float, rehearses: bool) -> dict[str
     label = next(iter(rows.labels))
     time_ms, labels = np.asarray(rows.time_ms), np.asarray(rows.labels[label], np.float64)
     live, truth = np.asarray(rows.scores[label], np.float64), _truth(world, rows)
-    figures = _kept(
+    figures = _with_kept_share(
         {n: _judged(time_ms, live, labels, truth, *window) for n, window in parts.items()}
     )
     if keep:
         scores_NE = np.column_stack([live, player.scores_NE()])
         mix = mixed(time_ms, scores_NE, labels)
         window = {n: _judged(time_ms, mix, labels, truth, *window) for n, window in parts.items()}
-        figures["mixed"] = _kept(window)
+        figures["mixed"] = _with_kept_share(window)
         split = player.parts()
         by = {
             "live": live,
@@ -225,7 +225,7 @@ def _judged(
     }
 
 
-def _kept(parts: dict[str, dict[str, float]]) -> dict[str, Any]:
+def _with_kept_share(parts: dict[str, dict[str, float]]) -> dict[str, Any]:
     """The windows, with the share that is kept on return: of the AUC, and of its ratio to the ceiling."""
     end, back = parts["a_end"], parts["return"]
     kept_share = back["auc"] / end["auc"]
@@ -236,22 +236,24 @@ def _kept(parts: dict[str, dict[str, float]]) -> dict[str, Any]:
 @study_command
 def forgetting(
     seeds: Annotated[int, typer.Option(min=1, help="Worlds and initial values.")] = 5,
-    hours: Annotated[float, typer.Option(help="Of all three phases together.")] = 72.0,
+    hours: Annotated[float, typer.Option(help="Hours of all three phases together.")] = 72.0,
     window_h: Annotated[
-        float, typer.Option(help="Hours of a cohort, and of what is judged.")
+        float, typer.Option(help="Hours of a cohort, and of a judged window.")
     ] = 3.0,
     change: Annotated[
-        str, typer.Option(help="What is another in B: tastes, people, or nothing.")
+        str, typer.Option(help="Change in B: tastes, people, or nothing.")
     ] = "tastes",
-    rehearsed: Annotated[bool, typer.Option(help="Judge rehearsal too: as long again.")] = True,
-    first_seed: Annotated[int, typer.Option(min=0, help="Where the seeds begin.")] = 0,
+    rehearsed: Annotated[
+        bool, typer.Option(help="Also judge rehearsal, which doubles the time.")
+    ] = True,
+    first_seed: Annotated[int, typer.Option(min=0, help="First seed.")] = 0,
     kind: Annotated[str, typer.Option("--features", help="ids, ids+history or all.")] = "all",
 ) -> dict[str, Any]:
     """Remaining quality of a taste that comes back: plain, rehearsed, and mixed with past states."""
     runs = []
     ways = ("plain", "rehearsed", "mixed") if rehearsed else ("plain", "mixed")
     for seed in range(first_seed, first_seed + seeds):
-        data = LogABA(seed, hours, change=change)
+        data = WorldABALog(seed, hours, change=change)
         run: dict[str, Any] = {"seed": seed, "plain": judge(data, kind, window_h, False)}
         run["mixed"] = run["plain"].pop("mixed")
         if rehearsed:

@@ -52,7 +52,7 @@ class ListWorld:
         )
         self.logits_UI: Floats = np.log(chances_UI / (1 - chances_UI))
         draw = np.random.default_rng(seed)
-        self.said_UI: Floats = _sigmoid(self.logits_UI + draw.normal(0, error, (users, items)))
+        self.predicted_UI: Floats = _sigmoid(self.logits_UI + draw.normal(0, error, (users, items)))
         fields = [world.item(i).fields for i in range(items)]
         names = sorted({tag for item_fields in fields for tag in item_fields["tags"]})
         self.vectors_IV: NDArray[np.float32] = np.array(
@@ -69,15 +69,19 @@ class ListWorld:
         return _sigmoid(self.logits_UI + draw.normal(0, error, self.logits_UI.shape))
 
     def ballot(
-        self, policy: PolicyConfig, user: int, candidates_C: Ints, said_UI: Floats | None = None
+        self,
+        policy: PolicyConfig,
+        user: int,
+        candidates_C: Ints,
+        predicted_UI: Floats | None = None,
     ) -> SamplingInput:
         """Sampling input of a policy for a user. Of its weights only ``weights.long_view`` counts.
-        ``said_UI``: predictions of another model."""
-        said_UI = self.said_UI if said_UI is None else said_UI
+        ``predicted_UI``: predictions of another model."""
+        predicted_UI = self.predicted_UI if predicted_UI is None else predicted_UI
         chance = SamplingParams(policy.temperature, policy.explore, 0.0, policy.diversity)
         cap = Cap("per_author", self.authors_I[candidates_C], policy.per_author)
         return SamplingInput(
-            policy.weights["long_view"] * said_UI[user, candidates_C],
+            policy.weights["long_view"] * predicted_UI[user, candidates_C],
             chance,
             (cap,) if policy.per_author else (),
             vectors_NV=self.vectors_IV[candidates_C] if policy.diversity else None,

@@ -38,7 +38,7 @@ TARGETS: Final[dict[str, dict[str, Any]]] = {
 USERS: Final = 200  # of a log
 EACH: Final = 2  # lists of a user, on average
 _WORLD_SEED, _RUN_SEED = 0, 1_000_000
-_TRUTH_LISTS: Final = 100  # of each person, by which a policy's value is known
+_TRUTH_LISTS: Final = 100  # of each person, to compute a policy's true value
 
 
 def policies() -> dict[str, PolicyConfig]:
@@ -92,7 +92,7 @@ def logged(
         shown, propensities[row] = one_list(world, policy, int(people[user]), draw, f"{seed} {row}")
         rewards[row] = world.watched_R(shown, draw)
         logged_chances = _along(world, policy, shown)
-        said_C = world.said_UI[shown.user, shown.candidates_C]
+        said_C = world.predicted_UI[shown.user, shown.candidates_C]
         at = (np.arange(world.ranks), shown.positions_R)
         for name, target in targets.items():
             target_chances = _along(world, target, shown)

@@ -16,9 +16,9 @@ from scipy.stats import chi2_contingency, chisquare
 
 from benchmarks.harness.commands import check_at_least, study_command
 from benchmarks.studies.experiments.trial_world import Trial, simulate
-from experiments.assignment.assignment import assign
 from experiments.assignment.definition import Arm, Experiment
-from experiments.assignment.metric import SHOWN
+from experiments.assignment.design import SHOWN
+from experiments.assignment.policy import assign
 from experiments.statistics.effect import Effect, effect, eta_of
 from experiments.statistics.outcomes import UserOutcomes
 from experiments.statistics.power import SequentialPower, covariance
@@ -30,7 +30,7 @@ LIFT, LIFT_LOOKS = 0.02, 14
 _PILOT_USERS: Final = 20_000
 DAY_USERS: Final = 1_000_000
 LEAK: Final = 0.01
-KEPT: Final = 100_000  # users of whom the director keeps what they did
+KEPT: Final = 100_000  # users whose outcomes the director keeps
 CLEAN_DAYS: Final = 1_000
 _MINUTES: Final = 1_440
 _LEAK_RUNS: Final = 200
@@ -42,7 +42,7 @@ _WORLDS: Final = (
 )
 
 
-def looked_at(trial: Trial, find: float, covariates: bool = False) -> list[Effect]:
+def effects_by_look(trial: Trial, find: float, covariates: bool = False) -> list[Effect]:
     """Effect after every batch."""
     eta = eta_of(find, ALPHA)
     looks = range(len(trial.numerators_TU))
@@ -64,7 +64,7 @@ def measure_aa(runs: int) -> dict[str, Any]:
         ever, covered, naive, saved = 0, 0, 0, 0.0
         for seed in range(runs):
             trial = simulate(np.random.default_rng(seed), AA_USERS, AA_LOOKS, **world)
-            looks = looked_at(trial, AA_FIND, covariates="before" in world)
+            looks = effects_by_look(trial, AA_FIND, covariates="before" in world)
             ever += any(look.excludes_zero for look in looks)
             covered += sum(look.low <= 0 <= look.high for look in looks)
             naive += peeked(looks)
@@ -90,7 +90,7 @@ def measure_lift(runs: int) -> dict[str, Any]:
     detected, held, held_at = np.zeros(LIFT_LOOKS), 0, 0
     for seed in range(runs):
         draw = np.random.default_rng(_LIFT_SEED + seed)
-        looks_at_trial = looked_at(simulate(draw, users, LIFT_LOOKS, LIFT), LIFT)
+        looks_at_trial = effects_by_look(simulate(draw, users, LIFT_LOOKS, LIFT), LIFT)
         detected += np.maximum.accumulate([look.low > 0 for look in looks_at_trial])
         inside = [look.low <= LIFT <= look.high for look in looks_at_trial]
         held, held_at = held + all(inside), held_at + sum(inside)
@@ -110,7 +110,7 @@ def measure_assignment(users: int) -> dict[str, Any]:
     first = _four("one", "ranking", (0.4, 0.3, 0.2, 0.1), 0.8)
     second = _four("other", "mixing", (0.25, 0.25, 0.25, 0.25), 0.5)
     places = {arm.name: number for number, arm in enumerate(first.arms)}
-    table = np.zeros((5, 5), np.int64)  # arms of either, and nobody's
+    table = np.zeros((5, 5), np.int64)  # arms of both, and none
     for user in range(users):
         a, b = assign(user, first), assign(user, second)
         table[places[a.name] if a else 4, places[b.name] if b else 4] += 1
@@ -145,7 +145,7 @@ def measure_leak(runs: int) -> dict[str, Any]:
         ("lost", (1 / (2 - LEAK), (1 - LEAK) / (2 - LEAK)), runs),
     ):
         hours = [_alarm_h(np.random.default_rng(seed), shares) for seed in range(leaks)]
-        raised = sorted(outcomes for outcomes in hours if outcomes is not None)
+        raised = sorted(hour for hour in hours if hour is not None)
         figures[name] = {
             "raised": len(raised) / leaks,
             "median_hours": raised[len(raised) // 2] if raised else None,

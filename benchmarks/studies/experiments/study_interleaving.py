@@ -33,7 +33,7 @@ from serving.ranking.team_draft import draft_slate
 
 Floats = NDArray[np.float64]
 ALPHA, POWER = 0.05, 0.8
-EACH: Final = 5  # lists of a user, on average: of an experiment of a day or two
+EACH: Final = 5  # lists of a user on average, in a day or two
 _SEED: Final = 0
 _TEAMS: Final = ("control", "treatment")
 _RANKS: Final = 8
@@ -45,7 +45,7 @@ class Ranker:
     """A policy with the predictions (U, I) of its model."""
 
     policy: PolicyConfig
-    said_UI: Floats
+    predicted_UI: Floats
 
 
 @dataclass(frozen=True)
@@ -64,20 +64,20 @@ def pairs(world: ListWorld) -> dict[str, tuple[Ranker, Ranker]]:
     def changed(**overrides: Any) -> PolicyConfig:
         return apply_overrides(base, [Arm("treatment", 1.0, overrides)])
 
-    usual = Ranker(base, world.said_UI)
+    usual = Ranker(base, world.predicted_UI)
     return {
-        "colder": (usual, Ranker(changed(temperature=0.08), world.said_UI)),
-        "less_exploration": (usual, Ranker(changed(explore=0.02), world.said_UI)),
+        "colder": (usual, Ranker(changed(temperature=0.08), world.predicted_UI)),
+        "less_exploration": (usual, Ranker(changed(explore=0.02), world.predicted_UI)),
         "better_model": (Ranker(base, world.worse_model(_WORSE)), usual),
     }
 
 
-def alone(world: ListWorld, ranker: Ranker, users: int, each: int, seed: int) -> Pool:
+def single_arm_pool(world: ListWorld, ranker: Ranker, users: int, each: int, seed: int) -> Pool:
     """Pool of users of one arm."""
     views, expected, lists = np.zeros(users), 0.0, _lists_of(users, each, seed)
     for user, request_id, draw, person in _requests(world, lists, seed):
         candidates_C = world.some_candidates(draw)
-        ballot = world.ballot(ranker.policy, person, candidates_C, ranker.said_UI)
+        ballot = world.ballot(ranker.policy, person, candidates_C, ranker.predicted_UI)
         drawn = sample_slate(ballot, world.ranks, request_id=request_id)
         shown = Shown(person, candidates_C, drawn.positions)
         views[user] += world.watched_R(shown, draw).sum()
@@ -85,7 +85,7 @@ def alone(world: ListWorld, ranker: Ranker, users: int, each: int, seed: int) ->
     return Pool(ArmUsers(views, lists.astype(np.float64)), expected / lists.sum())
 
 
-def together(
+def interleaved_pools(
     world: ListWorld, control: Ranker, treatment: Ranker, users: int, each: int, seed: int
 ) -> tuple[Pool, Pool]:
     """Pools of users with interleaved lists: credits by shares, and by picks."""
@@ -94,7 +94,7 @@ def together(
     for user, request_id, draw, person in _requests(world, lists, seed):
         candidates_C = world.some_candidates(draw)
         control_ballot, treatment_ballot = (
-            world.ballot(ranker.policy, person, candidates_C, ranker.said_UI)
+            world.ballot(ranker.policy, person, candidates_C, ranker.predicted_UI)
             for ranker in (control, treatment)
         )
         drawn = draft_slate(
@@ -136,8 +136,8 @@ def compare(
 ) -> dict[str, Any]:
     """Lists needed apart and interleaved, the power at that size, and false alarms of the pair without a
     difference."""
-    a, b = (alone(world, ranker, users, each, _SEED) for ranker in (control, treatment))
-    both, picked = together(world, control, treatment, users, each, _SEED)
+    a, b = (single_arm_pool(world, ranker, users, each, _SEED) for ranker in (control, treatment))
+    both, picked = interleaved_pools(world, control, treatment, users, each, _SEED)
     apart_n = _users_needed(math.log(b.ratio / a.ratio), 2 * (_spread(a) + _spread(b)))
     both_n = _users_needed(math.log(both.ratio), _spread(both))
     equals = Pool(both.users, 1.0)
@@ -150,9 +150,11 @@ def compare(
         "interleaved_lists": round(both_n * each),
         "times_fewer": apart_n / both_n,
         "times_fewer_by_picks": apart_n / picked_n,
-        "ab_power": _found(lambda: _apart(a, b, apart_n, draw), runs),
-        "interleaved_power": _found(lambda: _within(both, both_n, draw), runs),
-        "interleaved_false": _found(lambda: abs(_within(equals, both_n, draw)), runs),
+        "ab_power": _detection_rate(lambda: _z_of_experiment(a, b, apart_n, draw), runs),
+        "interleaved_power": _detection_rate(lambda: _z_of_interleaving(both, both_n, draw), runs),
+        "interleaved_false": _detection_rate(
+            lambda: abs(_z_of_interleaving(equals, both_n, draw)), runs
+        ),
     }
 
 
@@ -168,25 +170,25 @@ def _users_needed(difference: float, spread: float) -> float:
     return max(AT_LEAST, float((quantiles / difference) ** 2 * spread))
 
 
-def _found(statistic: Callable[[], float], runs: int) -> float:
+def _detection_rate(statistic: Callable[[], float], runs: int) -> float:
     """Fraction of runs in which the treatment is found to be better."""
     bar = float(norm.ppf(1 - ALPHA / 2))
     return float(np.mean([statistic() > bar for _ in range(runs)]))
 
 
-def _apart(a: Pool, b: Pool, users: float, draw: np.random.Generator) -> float:
+def _z_of_experiment(a: Pool, b: Pool, users: float, draw: np.random.Generator) -> float:
     """z of an experiment of two arms with that many users in all."""
-    (log_a, variance), (log_b, more) = (_some(pool, users / 2, draw) for pool in (a, b))
+    (log_a, variance), (log_b, more) = (_sample_log_ratio(pool, users / 2, draw) for pool in (a, b))
     return (log_b - log_a) / math.sqrt(variance + more)
 
 
-def _within(pool: Pool, users: float, draw: np.random.Generator) -> float:
+def _z_of_interleaving(pool: Pool, users: float, draw: np.random.Generator) -> float:
     """z of an interleaving with that many users."""
-    difference, variance = _some(pool, users, draw)
+    difference, variance = _sample_log_ratio(pool, users, draw)
     return difference / math.sqrt(variance)
 
 
-def _some(pool: Pool, users: float, draw: np.random.Generator) -> tuple[float, float]:
+def _sample_log_ratio(pool: Pool, users: float, draw: np.random.Generator) -> tuple[float, float]:
     """Logarithm of the ratio of users drawn from a pool, and its estimated variance. The pool's own deviation
     from the true ratio is removed."""
     pool_users = pool.users
@@ -219,7 +221,7 @@ def measure(
 def interleaving(
     users: Annotated[int, typer.Option(help="Users of a pool.")] = 1_000,
     each: Annotated[int, typer.Option("--lists", help="Lists of a user, on average.")] = EACH,
-    runs: Annotated[int, typer.Option(help="Experiments by which power is looked at.")] = 2_000,
+    runs: Annotated[int, typer.Option(help="Simulated experiments to verify power.")] = 2_000,
 ) -> dict[str, Any]:
     """Number of lists needed to find the better of two rankers: apart, and interleaved."""
     check_at_least(2, users=users, runs=runs)

@@ -40,7 +40,7 @@ Change = Callable[[dict[str, Any]], None]
 Relabel = Callable[[TrainingExample], TrainingExample]
 
 
-class Made(NamedTuple):
+class TrainedCandidate(NamedTuple):
     """A candidate's arrays and meta, the offsets of ``examples`` up to which it has learned, and its model
     configuration."""
 
@@ -175,7 +175,7 @@ class PromotionRun:
         relabel: Relabel = lambda lesson: lesson,
         began: Snapshot | None = None,
         size: ModelSize | None = None,
-    ) -> Made:
+    ) -> TrainedCandidate:
         """A candidate after ``epochs`` passes over all steps, from initial values or a snapshot. ``relabel``
         may change its examples; ``size``: model size, if not the configured one."""
         system, config = self.system, with_size(self.config, size)
@@ -190,7 +190,7 @@ class PromotionRun:
                 shard.learn(shard.applied + 1, step.time_ms, lanes)
         arrays, meta = shard.export()
         offsets = {cut.partition: cut.stop for step in steps for cut in step.ranges}
-        return Made(dict(arrays), dict(meta), offsets, config.model)
+        return TrainedCandidate(dict(arrays), dict(meta), offsets, config.model)
 
     def steps(self) -> list[Step]:
         """Step records that led to the live line's current state."""
@@ -220,7 +220,7 @@ class PromotionRun:
     def propose(
         self,
         name: str,
-        made: Made,
+        made: TrainedCandidate,
         changes: Sequence[Change] = (),
         learns: bool = True,
         **about: Any,

@@ -17,7 +17,7 @@ from recsys.model.prediction_metrics import auc
 Floats = NDArray[np.float64]
 STEP: Final = 128  # examples of a step that are scored
 LIST: Final = 8  # of one user in a row
-POOL: Final = 100  # that live draws a list from
+POOL: Final = 100  # candidates of a list
 _TEMPERATURE: Final = 0.03
 _MEAN, _SPREAD = -0.6, 1.3  # of true logits
 _OF_USER: Final = 0.3  # the share of a model's noise variance that stays with a user
@@ -67,10 +67,10 @@ class Stream:
         live = predicted(true_N + pair.live * noise_2N[0], pair.live, pair.sure)
         candidate = predicted(true_N + pair.candidate * noise_2N[1], pair.candidate, pair.sure)
         labels = (draw.random(lists * pool) < 1 / (1 + np.exp(-true_N))).astype(np.float64)
-        shown = self._kept(live, lists, pool)[:size]
+        shown = self._shown_places(live, lists, pool)[:size]
         return PairedPredictions(users[shown], live[shown], candidate[shown], labels[shown])
 
-    def _kept(self, live_N: Floats, lists: int, pool: int) -> NDArray[np.int64]:
+    def _shown_places(self, live_N: Floats, lists: int, pool: int) -> NDArray[np.int64]:
         """Places of shown examples, drawn without replacement by softmax (Gumbel's trick)."""
         if pool == LIST:
             return np.arange(lists * pool)
@@ -101,7 +101,7 @@ def noise_for(wanted: float) -> float:
 
 
 @dataclass(frozen=True)
-class Ended:
+class RunEnd:
     """End of a run: promoted, held for good, or open; and the number of examples."""
 
     how: str

@@ -132,11 +132,11 @@ class Arms:
         """Predictions of a trained model for later examples."""
         trainer = self._trainer(model)
         trainer.load(arrays)
-        frozen = self._said(trainer, learns=False)
+        frozen = self._predictions(trainer, learns=False)
         trainer.load(as_int8(arrays))
-        int8 = self._said(trainer, learns=False)
+        int8 = self._predictions(trainer, learns=False)
         trainer.load(arrays)
-        return ArmScores(frozen, int8, self._said(trainer, learns=True))
+        return ArmScores(frozen, int8, self._predictions(trainer, learns=True))
 
     def cost(self, model: ModelConfig, arrays: Arrays, kind: type[RowStore], repeats: int) -> Cost:
         """Cost of serving a trained model from stores of a kind: ``RowStore``, or ``Int8Rows``."""
@@ -162,7 +162,7 @@ class Arms:
             self._features, model, self._lanes, vocabularies, OwnTable, share=share
         )
 
-    def _said(self, trainer: OfflineTrainer, learns: bool) -> Floats:
+    def _predictions(self, trainer: OfflineTrainer, learns: bool) -> Floats:
         size = self._plan.step_examples if learns else BLOCK
         parts = []
         for start in range(0, len(self._judged), size):

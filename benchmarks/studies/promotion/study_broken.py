@@ -20,8 +20,8 @@ from msgspec.structs import replace as changed
 from benchmarks.harness.commands import study_command
 from benchmarks.studies.promotion.promotion_run import (
     Change,
-    Made,
     PromotionRun,
+    TrainedCandidate,
     WorldViewers,
     config_of,
 )
@@ -32,7 +32,7 @@ from recsys.events.records import TrainingExample
 from recsys.model.model import Model
 from replay.local_system import START_MS
 from replay.simulation.world import World
-from training.candidates.rollback_impact import affected
+from training.candidates.rollback_impact import find_impact
 from training.lines.line import MAIN
 
 _WARM: Final = 700  # lists before anything is proposed
@@ -46,7 +46,7 @@ class Broken:
 
     name: str
     change: Callable[[Arrays, np.random.Generator, "Layout"], None]
-    labels: str = "true"  # that it is trained on: true, shuffled, turned
+    labels: str = "true"  # training labels: true, shuffled, turned
 
 
 class Layout:
@@ -190,7 +190,9 @@ async def measure(folder: Path, lists: int, seeds: int, items: int) -> dict[str,
     }
 
 
-def _propose(run: PromotionRun, kind: Broken, seed: int, made: Made, layout: Layout) -> None:
+def _propose(
+    run: PromotionRun, kind: Broken, seed: int, made: TrainedCandidate, layout: Layout
+) -> None:
     draw = np.random.default_rng(seed)
     change: Change = lambda arrays: kind.change(arrays, draw, layout)  # noqa: E731
     with np.errstate(over="ignore"):
@@ -201,7 +203,7 @@ def _propose(run: PromotionRun, kind: Broken, seed: int, made: Made, layout: Lay
         if values.dtype.kind == "f"
         else values
         for name, values in arrays.items()
-    }  # the registry refuses what isn't finite; what overflows when it is used is met later
+    }  # the registry refuses non-finite values; overflow in use is detected later
     name = f"{kind.name.replace(' ', '-')}-{seed}"
     run.propose(name, made._replace(arrays=finite), learns=seed % 2 == 0)
 
@@ -211,12 +213,12 @@ def _came_to(run: PromotionRun, line: str) -> dict[str, Any]:
     answers."""
     standing = run.lifecycle.candidates[line]
     answered = [a.request_id for a in run.answers if a.stamp.line == line]
-    listed = affected(run.system.log, f"{line}/0", 0, run.lifecycle.lives)
-    case = run.system.director.promoter.cases[line]
+    listed = find_impact(run.system.log, f"{line}/0", 0, run.lifecycle.lives)
+    case = run.system.director.promoter.candidates[line]
     return {
         "line": line,
         "stage": standing.stage,
-        "why": standing.why or case.said,
+        "why": standing.why or case.opinion,
         "examples": case.compared.examples,
         "answered": len(answered),
         "listed": sorted(a.request_id for a in listed.requests) == sorted(answered),
@@ -225,9 +227,9 @@ def _came_to(run: PromotionRun, line: str) -> dict[str, Any]:
 
 @study_command
 def broken(
-    lists: Annotated[int, typer.Option(help="Lists shown after the proposals, at the most.")] = 900,
-    seeds: Annotated[int, typer.Option(help="Of each of the ten ways to be broken.")] = 5,
-    items: Annotated[int, typer.Option(help="Of the world.")] = 1_500,
+    lists: Annotated[int, typer.Option(help="Lists shown after the proposals, at most.")] = 900,
+    seeds: Annotated[int, typer.Option(help="Seeds of each of the ten ways to be broken.")] = 5,
+    items: Annotated[int, typer.Option(help="Items in the world.")] = 1_500,
 ) -> dict[str, Any]:
     """Progress of broken candidates."""
     with tempfile.TemporaryDirectory() as folder, np.errstate(all="ignore"):

@@ -10,7 +10,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from benchmarks.studies.promotion.simulated_pairs import STEP, Ended, Pair, Stream, noise_for
+from benchmarks.studies.promotion.simulated_pairs import STEP, Pair, RunEnd, Stream, noise_for
 from experiments.promotion import guard
 from experiments.promotion.canary_engagement import EngagementRates
 from experiments.promotion.guard import GuardEvidence, judge_guard
@@ -21,7 +21,7 @@ from recsys.config.promotion_config import PromotionConfig
 
 BEFORE: Final = 8_000  # examples that are shown before the switch
 _NEW: Final = 0.1  # of users are new viewers: a segment of its own
-_FAR: Final = 5  # times ``step``: a line that one wants to be rid of
+_FAR: Final = 5  # times ``step``: a clearly bad line
 
 
 @dataclass(frozen=True)
@@ -33,9 +33,9 @@ class Course:
     at: int = 0
 
 
-def run_once(course: Course, seed: int, rules: PromotionConfig, chosen: bool = False) -> Ended:
+def run_once(course: Course, seed: int, rules: PromotionConfig, chosen: bool = False) -> RunEnd:
     """One new live line, guarded until it is rolled back or the guard ends."""
-    # Users' noise is the same before and after: the seed's.
+    # The seed gives users the same noise before and after.
     before, after = (Stream(pair, seed, chosen=chosen) for pair in (course.pair, course.then))
     whole, recent = guard.comparison(rules), guard.lately(rules)
     missed, served = guard.Calibration(rules), guard.engagement_rates(["long_view"], rules)
@@ -49,8 +49,8 @@ def run_once(course: Course, seed: int, rules: PromotionConfig, chosen: bool = F
         seen += STEP
         if recent.examples > window(rules):
             recent = guard.lately(rules)
-        for pair in (whole, recent, missed):
-            pair.add(pairs)
+        for evidence_part in (whole, recent, missed):
+            evidence_part.add(pairs)
         _show(served, pairs, True)
         evidence = GuardEvidence(
             SHADOW, whole.result(), served=served.result(), recent=recent.result(),
@@ -58,9 +58,9 @@ def run_once(course: Course, seed: int, rules: PromotionConfig, chosen: bool = F
         )  # fmt: skip
         decision = judge_guard(evidence, rules)
         if isinstance(decision, Rollback):
-            return Ended("back", seen)
+            return RunEnd("back", seen)
         if isinstance(decision, Hold) and decision.final:
-            return Ended("stays", seen)
+            return RunEnd("stays", seen)
 
 
 def _show(served: EngagementRates, shown: PairedPredictions, since: bool) -> None:

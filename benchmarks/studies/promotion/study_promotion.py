@@ -16,8 +16,8 @@ from benchmarks.studies.promotion.simulated_pairs import (
     _LARGE,
     LIST,
     STEP,
-    Ended,
     Pair,
+    RunEnd,
     Stream,
     noise_for,
 )
@@ -29,7 +29,7 @@ from recsys.config.promotion_config import PromotionConfig
 
 def run_once(
     pair: Pair, seed: int, rules: PromotionConfig, most: int, chosen: bool = False
-) -> Ended:
+) -> RunEnd:
     """One candidate in shadow, judged at every step, for ``most`` examples."""
     stream, compared, seen = Stream(pair, seed, chosen=chosen), comparison(rules), 0
     while seen < most:
@@ -37,10 +37,10 @@ def run_once(
         seen += STEP
         decision = judge(Evidence(SHADOW, compared.result()), rules)
         if isinstance(decision, Promote):
-            return Ended("promoted", seen)
+            return RunEnd("promoted", seen)
         if isinstance(decision, Hold) and decision.final:
-            return Ended("held", seen)
-    return Ended("open", seen)
+            return RunEnd("held", seen)
+    return RunEnd("open", seen)
 
 
 def fixed_horizon(pair: Pair, alpha: float = 0.05, power: float = 0.8) -> int:
@@ -81,18 +81,16 @@ def measure(
 @study_command
 def promotion(
     runs: Annotated[int, typer.Option(help="Simulated runs of each kind of candidate.")] = 1000,
-    most: Annotated[int, typer.Option(help="Examples in a run, at the most.")] = 40_000,
-    auc_live: Annotated[float, typer.Option("--auc", help="Of the live model.")] = 0.75,
-    step: Annotated[float, typer.Option(help="How much AUC the others differ by.")] = 0.01,
+    most: Annotated[int, typer.Option(help="Examples in a run, at most.")] = 40_000,
+    auc_live: Annotated[float, typer.Option("--auc", help="AUC of the live model.")] = 0.75,
+    step: Annotated[float, typer.Option(help="AUC difference of the other candidates.")] = 0.01,
     chosen: Annotated[
-        bool, typer.Option("--chosen", help="Live chooses what is shown, as where it serves.")
+        bool, typer.Option("--chosen", help="The live model chooses the lists, as in serving.")
     ] = False,
-    sure: Annotated[
-        bool, typer.Option("--sure", help="Both models take what they see for the truth.")
-    ] = False,
+    sure: Annotated[bool, typer.Option("--sure", help="Both models are overconfident.")] = False,
     guard: Annotated[
         bool,
-        typer.Option("--guard", help="How often a new live line is taken back by itself, instead."),
+        typer.Option("--guard", help="Measure automatic rollbacks of a new live line instead."),
     ] = False,
 ) -> dict[str, Any]:
     """Wrong promotions and the delay of right ones; or, with --guard, wrong rollbacks and the delay of right

@@ -12,7 +12,7 @@ import typer
 from benchmarks.harness.commands import check_at_least, study_command
 from benchmarks.harness.world_log import WorldLog
 from benchmarks.studies.promotion.student_arms import Arms, ArmScores
-from benchmarks.studies.quality.study_figures import Judged, draw_aucs, pair_of
+from benchmarks.studies.quality.study_figures import JudgedRows, draw_aucs, pair_of
 from recsys.config.system_config import Config, ModelConfig
 from recsys.features.feature_set import FeatureSet
 from recsys.model.student_model import shown, student_model
@@ -41,11 +41,11 @@ def student(
         str, typer.Option("--student", help="The student's model, as for `recsys offline`.")
     ] = "dim=8,hidden=64x32",
     share: Annotated[
-        float, typer.Option("--teacher-share", help="The teacher's in what a student learns.")
+        float, typer.Option("--teacher-share", help="Weight of the teacher's labels.")
     ] = SHARE,
     seeds: Annotated[int, typer.Option(help="Runs with other initial values (and worlds).")] = 3,
-    hours: Annotated[float, typer.Option(help="Of the world: how long it is watched.")] = 72.0,
-    epochs: Annotated[int, typer.Option(help="At most.")] = 3,
+    hours: Annotated[float, typer.Option(help="Duration of the world's log.")] = 72.0,
+    epochs: Annotated[int, typer.Option(help="Maximum number of epochs.")] = 3,
     step_examples: Annotated[int, typer.Option(help="Examples of a step.")] = 64,
 ) -> Found:
     """A student with and without its teacher beside models of full size: AUC, bytes, time to rank."""
@@ -68,9 +68,7 @@ def measure_student(
     progress: Progress = with_bar,
 ) -> Found:
     """Figures of all seeds. On a folder every seed is judged with the same bootstrap draws of its users."""
-    torch.set_num_threads(
-        1
-    )  # the order of a sum, and what is timed, must not hang on the number of cores
+    torch.set_num_threads(1)  # sums and timings must not depend on the number of cores
     world, runs = data == "world", list[Found]()
     folder: Dataset | None = None if world else open_dataset(Path(data))
     examples: tuple[FeatureSet, Examples, int] | None = None
@@ -141,7 +139,7 @@ def _run(
     labels = (judged.labels[:, 0] > 0.5).astype(np.int64)
     return {
         "names": names,
-        "drawn": draw_aucs(Judged(np.array(scores), labels, users), _SAMPLES, draws),
+        "drawn": draw_aucs(JudgedRows(np.array(scores), labels, users), _SAMPLES, draws),
         "rows": len(judged),
         "learned": first,
         "cost": {

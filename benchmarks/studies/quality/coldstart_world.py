@@ -73,9 +73,9 @@ class Feed:
     measured_ms: int = _NEVER
     past: Past | None = None
     slots: list[Slot] = field(default_factory=list)
-    ranks: int = 0  # of all lists served while measured ...
-    offered: int = 0  # ... at which something was on trial ...
-    given: int = 0  # ... and that the quota took
+    ranks: int = 0  # of all measured lists ...
+    offered: int = 0  # ... with an item on trial ...
+    given: int = 0  # ... and taken by the quota
 
     def __post_init__(self) -> None:
         features = FeatureSet(FEED_SCHEMA, "all", self.config.sessions.history)
@@ -248,7 +248,7 @@ class _Visit:
         catalogue, seen = player.replica.catalogue, {*session.seen, *session.hidden}
         best = (i for i in player.replica.popularity.top if int(catalogue.keys[i, 0]) not in seen)
         swipes = swipes_of(self._happened, self._ranks)
-        gone = {swipe.item_id for swipe in swipes}  # what was hidden was seen
+        gone = {swipe.item_id for swipe in swipes}  # hidden items were seen
         return [
             self._ask(session, policy, request_id),
             self._ask(bare, policy, request_id),

@@ -42,14 +42,14 @@ from replay.simulation.world import World
 
 SWIPES: Final = (0, 1, 5, 20)
 _HOUR_MS: Final = 3_600_000
-_AWAY: Final = 4  # one in so many people stays away at first
-_COMPARED: Final = ("whole", "greedy", "ceiling")  # each to popularity
-_PANEL: Final = 60  # people who try an item on for the oracle
-_BEFORE: Final = PolicyConfig().trust_after + 2  # 2: counters fade while the study goes on
+_AWAY: Final = 4  # one in this many people stays away at first
+_COMPARED: Final = ("whole", "greedy", "ceiling")  # with popularity
+_PANEL: Final = 60  # people who try an item for the oracle
+_BEFORE: Final = PolicyConfig().trust_after + 2  # 2: counters decay during the study
 
 
 @dataclass(frozen=True)
-class Tried:
+class PolicyResults:
     """Results of the policies in one world; ``regrets`` of each good new item, by policy."""
 
     regrets: dict[str, list[float]]
@@ -61,15 +61,13 @@ class Tried:
 
 @study_command
 def coldstart(
-    seeds: Annotated[int, typer.Option(help="Worlds that are drawn.")] = 5,
+    seeds: Annotated[int, typer.Option(help="Simulated worlds.")] = 5,
     users: Annotated[int, typer.Option(help="People in each.")] = 800,
-    items: Annotated[int, typer.Option(help="Items at first.")] = 800,
-    hours: Annotated[float, typer.Option(help="How long the system learns, in the world.")] = 4.0,
+    items: Annotated[int, typer.Option(help="Initial items.")] = 800,
+    hours: Annotated[float, typer.Option(help="Hours of learning in the world.")] = 4.0,
     requests_per_s: Annotated[float, typer.Option(help="Lists a second.")] = 0.3,
-    publish_every_s: Annotated[
-        float, typer.Option(help="Seconds from new item to new item.")
-    ] = 300.0,
-    only: Annotated[str, typer.Option(help="users or items; all without.")] = "",
+    publish_every_s: Annotated[float, typer.Option(help="Seconds between new items.")] = 300.0,
+    only: Annotated[str, typer.Option(help="users or items; empty: both.")] = "",
 ) -> dict[str, Any]:
     """Quality for new users and new items, and the quota that was given."""
     check_at_least(1, seeds=seeds)
@@ -115,7 +113,7 @@ def _newcomers(world: World, hours: float) -> NDArray[np.float64]:
     return newcomers(feed, away, SWIPES)
 
 
-def _policies(world: World, hours: float) -> Tried:
+def _policies(world: World, hours: float) -> PolicyResults:
     """Serves the same people by each policy. The first quarter of the time isn't measured."""
     usual, past = PolicyConfig(), past_of(world, _BEFORE)
     feeds = {}
@@ -134,7 +132,7 @@ def _policies(world: World, hours: float) -> Tried:
         )
         feed.run(world.start_ms + round(hours * _HOUR_MS))
         feeds[name] = feed
-    return Tried(
+    return PolicyResults(
         _regrets(feeds),
         {name: float(np.mean([slot.worth for slot in f.slots])) for name, f in feeds.items()},
         feeds["default"].ranks,
@@ -176,7 +174,7 @@ def new_users(rates: Sequence[NDArray[np.float64]]) -> list[dict[str, Any]]:
     return rows
 
 
-def new_items(worlds: Sequence[Tried]) -> dict[str, Any]:
+def new_items(worlds: Sequence[PolicyResults]) -> dict[str, Any]:
     """Regret of each policy over all worlds, and the quota that was given."""
     regrets = {
         name: [lost for world in worlds for lost in world.regrets[name]]
@@ -249,14 +247,14 @@ def _print(figures: dict[str, Any]) -> None:
         rates = ", ".join(f"{arm} {rate:.3f}" for arm, rate in row["hit_rate"].items())
         typer.echo(f"after {row['swipes']:>2} swipes: {rates}")
         for arm, ratio in row["to_popularity"].items():
-            typer.echo(f"{'':>16} {arm} to popularity: {_said(ratio)}")
+            typer.echo(f"{'':>16} {arm} to popularity: {_ratio_text(ratio)}")
     if "new_items" in figures:
         new, quota = figures["new_items"], figures["quota"]
         rates = ", ".join(f"{name} {lost:.2f}" for name, lost in new["regret"].items())
         typer.echo(f"regret of each of {new['items']} good new items: {rates}")
-        typer.echo(f"default to no exploration: {_said(new['default_to_none'])}")
-        typer.echo(f"quota 0 to no exploration: {_said(new['quota_0_to_none'])}")
-        typer.echo(f"default to quota 0: {_said(new['default_to_quota_0'])}")
+        typer.echo(f"default to no exploration: {_ratio_text(new['default_to_none'])}")
+        typer.echo(f"quota 0 to no exploration: {_ratio_text(new['quota_0_to_none'])}")
+        typer.echo(f"default to quota 0: {_ratio_text(new['default_to_quota_0'])}")
         rates = ", ".join(f"{name} {rate:.4f}" for name, rate in new["hit_rate"].items())
         typer.echo(f"hit rate of all slots: {rates}")
         typer.echo(
@@ -265,5 +263,5 @@ def _print(figures: dict[str, Any]) -> None:
         )
 
 
-def _said(ratio: dict[str, float]) -> str:
+def _ratio_text(ratio: dict[str, float]) -> str:
     return f"{ratio['ratio']:.3f} times ({ratio['low']:.3f} to {ratio['high']:.3f})"

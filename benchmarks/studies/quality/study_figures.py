@@ -20,22 +20,22 @@ Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
-class Judged:
-    """Judged rows of one seed: scores (K, N) by sync schedule, labels (N,), users (N,)."""
+class JudgedRows:
+    """JudgedRows rows of one seed: scores (K, N) by sync schedule, labels (N,), users (N,)."""
 
     scores_KN: NDArray[np.float32]
     labels_N: NDArray[np.int64]
     users_N: NDArray[np.str_]
 
 
-def draw_aucs(judged: Judged, samples: int, seed: int) -> tuple[Floats, Floats]:
+def draw_aucs(judged: JudgedRows, samples: int, seed: int) -> tuple[Floats, Floats]:
     """AUC of each sync schedule (K,), and with bootstrapped users (samples, K)."""
     users, user = np.unique(judged.users_N, return_inverse=True)
     generator = np.random.default_rng(seed)
     drawn_SU = generator.multinomial(len(users), np.full(len(users), 1 / len(users)), samples)
     points, columns = [], []
     for scores in judged.scores_KN:
-        order = np.argsort(scores, kind="stable")  # sorted once: sorting what is sorted is quick
+        order = np.argsort(scores, kind="stable")  # sorting sorted values is quick
         score, label, user_of_row = scores[order], judged.labels_N[order], user[order]
         points.append(auc(score, label))
         columns.append([auc(score, label, times_U[user_of_row]) for times_U in drawn_SU])

@@ -8,7 +8,7 @@ import typer
 
 from benchmarks.harness.commands import check_at_least, study_command
 from benchmarks.harness.world_log import WorldLog
-from benchmarks.studies.quality.study_figures import Judged, draw_aucs, figures, plot
+from benchmarks.studies.quality.study_figures import JudgedRows, draw_aucs, figures, plot
 from recsys.config.system_config import Config, ModelConfig
 from recsys.features.feature_set import FeatureSet
 from replay.datasets.dataset import Dataset
@@ -39,7 +39,7 @@ def syncs_of(frozen_after_ms: int) -> list[Sync]:
 
 def judge(
     dataset: Dataset, options: ReplayOptions, seed: int, progress: Progress = iter
-) -> tuple[Judged, int]:
+) -> tuple[JudgedRows, int]:
     """One replay with all sync schedules side by side: the judged rows, and the number of learned steps.
 
     ``seed``: of the model's initial values.
@@ -51,7 +51,7 @@ def judge(
     player = SideBySide(features, config, loop, syncs=syncs_of(from_ms))
     rows = replay_with(player, dataset, options, progress, loop.digest).predictions
     judged_N = np.asarray(rows.time_ms) >= from_ms
-    judged = Judged(
+    judged = JudgedRows(
         np.array([copy.scores()[judged_N] for copy in player.copies]),
         np.asarray(rows.labels[dataset.labels[0]])[judged_N],
         np.array([str(user) for user in rows.user_id])[judged_N],

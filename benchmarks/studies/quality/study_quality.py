@@ -26,7 +26,7 @@ from replay.direct_loop import DirectLoop
 from replay.player import Player
 from replay.predictions import Predictions, compare
 from replay.replay_report import judged_from_ms, judged_rows, slices_of, with_bar
-from replay.replay_run import Progress, Replayed, ReplayOptions, config_for, replay_with
+from replay.replay_run import Progress, ReplayOptions, ReplayResult, config_for, replay_with
 
 WHOLE: Final = "all"
 
@@ -122,7 +122,7 @@ def _replay(
     variant: Variant,
     progress: Progress,
     learners: Callable[[FeatureSet], list[Linear]],
-) -> tuple[Replayed, dict[str, list[float]]]:
+) -> tuple[ReplayResult, dict[str, list[float]]]:
     own = replace(options, **variant.options)
     base = Config()
     config = config_for(dataset, own, replace(base, model=replace(base.model, **variant.model)))
@@ -134,7 +134,9 @@ def _replay(
     return replay_with(player, dataset, own, progress, loop.digest), player.learner_scores
 
 
-def _row(name: str, dataset: Dataset, replayed: Replayed, whole: Replayed | None) -> dict[str, Any]:
+def _row(
+    name: str, dataset: Dataset, replayed: ReplayResult, whole: ReplayResult | None
+) -> dict[str, Any]:
     """AUC and calibration of the judged rows and of their commonest context, with the difference to the whole
     model."""
     label = dataset.labels[0]

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from benchmarks.answers import bench_serve
-from benchmarks.answers.bench_serve_state import STEP, Built, build
+from benchmarks.answers.bench_serve_state import STEP, BenchState, build
 from benchmarks.answers.serve_load import Door, ServeOptions
 from benchmarks.harness import serve_doors as doors
 from benchmarks.harness import worker_processes as bench_parts
@@ -26,7 +26,7 @@ def test_the_app_behind_uvicorn_answers_whole_lists_from_the_benchs_state(
 ) -> None:
     monkeypatch.setattr(bench_serve, "ROUNDS", 1)
     ask = ServeOptions(items=400, seconds=0.6, rate=20.0)
-    config, _ = doors.planned(doors.bench_config(str(tmp_path), candidates=50))
+    config, _ = doors.write_plan(doors.bench_config(str(tmp_path), candidates=50))
     built = build(config, ask.items, ask.seed, now_ms=1_790_000_000_000)
     assert len(built.sessions) == 1_000 and built.session_bytes > 10_000
     with doors.parts(config, ("valkey",)) as running:
@@ -43,7 +43,7 @@ def test_the_app_behind_uvicorn_answers_whole_lists_from_the_benchs_state(
 
 def test_being_told_to_end_is_said_once_and_does_not_cut_the_ending_short() -> None:
     before, ended = signal.getsignal(signal.SIGTERM), False
-    with pytest.raises(SystemExit), doors.ended_by_term():
+    with pytest.raises(SystemExit), doors.sigterm_as_exit():
         try:
             os.kill(os.getpid(), signal.SIGTERM)
             signal.pause()
@@ -116,7 +116,7 @@ def test_the_figures_are_those_of_the_direct_port_and_the_others_stand_beside(
         "memory_mb": lambda _: (50.0, 60.0),
     }.items():
         monkeypatch.setattr(doors, name, value)
-    monkeypatch.setattr(bench_serve, "build", lambda *_: Built({}, 25_000))
+    monkeypatch.setattr(bench_serve, "build", lambda *_: BenchState({}, 25_000))
     monkeypatch.setattr(bench_serve, "_uvicorn", bare)
     monkeypatch.setattr(bench_serve, "send", send)
     monkeypatch.setattr(bench_serve, "_stages", lambda *_: {"request_us": 900.0})

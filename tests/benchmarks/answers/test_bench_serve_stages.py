@@ -7,7 +7,7 @@ from benchmarks.answers.bench_serve_stages import _figures, sampling, stage_of
 APP = [
     "/x/serving/service.py",
     "/x/serving/http_app.py",
-    "/x/serving/http/fast_route.py",
+    "/x/serving/http/strict_json.py",
     "/y/starlette/routing.py",
 ]
 

@@ -10,9 +10,21 @@ import pytest
 import torch
 from msgspec.structs import replace as changed
 
-from benchmarks.answers.bench_stamp import CanaryService, counts, in_process, measure_stamp, over_http
+from benchmarks.answers.bench_stamp import (
+    VersionedService,
+    counts,
+    in_process,
+    measure_stamp,
+    over_http,
+)
 from benchmarks.answers.versioned_oracle import Oracle
-from benchmarks.answers.versioned_world import ITEMS_N, NOW_MS, Canary, CanaryLog, canary_config
+from benchmarks.answers.versioned_world import (
+    ITEMS_N,
+    NOW_MS,
+    ImpressionlessLog,
+    VersionPublisher,
+    versioned_config,
+)
 from recsys.events.event_types import Stamp
 from recsys.process.open_log import create_topics
 from serving import pipeline as pipelines
@@ -41,7 +53,7 @@ def one_thread() -> Iterator[None]:
 def seen(
     folder: Path, requests: int, way: Any = in_process, every: dict[str, int] = EVERY
 ) -> dict[str, Any]:
-    bird = CanaryService.in_folder(folder, every=every)
+    bird = VersionedService.in_folder(folder, every=every)
     return counts(bird, asyncio.run(way(bird, requests)), 0.0)
 
 
@@ -58,7 +70,7 @@ def test_no_answer_is_of_two_versions(tmp_path: Path, way: Any, requests: int) -
 
 def with_shards(folder: Path, requests: int) -> dict[str, Any]:
     """Two shards follow the log by themselves, so that they are ahead or behind as it comes."""
-    bird = CanaryService.in_folder(folder, every=EVERY, shards=2)
+    bird = VersionedService.in_folder(folder, every=EVERY, shards=2)
     return counts(bird, asyncio.run(in_process(bird, requests)), 0.0)
 
 
@@ -87,9 +99,9 @@ def stamp(**fields: Any) -> Stamp:
     {"catalogue_offset": 5 * ITEMS_N - 1}, {"item_state_offset": 8}, {"session_offset": 3}, {"policy": 2},
 ])  # fmt: skip
 def test_every_version_shows_in_the_answer(tmp_path: Path, part: dict[str, int]) -> None:
-    config, log = canary_config(tmp_path), CanaryLog()
+    config, log = versioned_config(tmp_path), ImpressionlessLog()
     create_topics(log, config)
-    canary, sessions = Canary(config, log, {}), MemorySessions()
+    canary, sessions = VersionPublisher(config, log, {}), MemorySessions()
     canary.publish_all()
     service = Service(config, log, sessions, lambda: NOW_MS)
     service.reader.catch_up(lambda: False)
@@ -200,7 +212,7 @@ def test_a_planted_bug_is_met(name: str, tmp_path: Path, monkeypatch: pytest.Mon
 
 def test_a_step_that_goes_back_is_met(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The answers are of one version each, but one is of before."""
-    bird = CanaryService.in_folder(tmp_path, every=EVERY)
+    bird = VersionedService.in_folder(tmp_path, every=EVERY)
     older = Service(
         bird.service.config, bird.service.log, bird.service.sessions.sessions, lambda: NOW_MS
     )

@@ -25,4 +25,4 @@ def test_a_shard_of_retrieval_is_no_replica(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(Live, "leader", lambda self, part: None)
     system = Live(Config())
     assert system.replicas() == {7}
-    assert system.within("ray", "ServeController") == [9]
+    assert system.processes_matching("ray", "ServeController") == [9]

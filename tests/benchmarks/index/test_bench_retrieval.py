@@ -8,7 +8,7 @@ from benchmarks.index import bench_retrieval
 @pytest.mark.slow
 def test_each_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     """In this process: one for each takes ten seconds more."""
-    monkeypatch.setattr(bench_retrieval, "_apart", bench_retrieval.held)
+    monkeypatch.setattr(bench_retrieval, "_measure_in_process", bench_retrieval.measure_memory)
     figures = bench_retrieval.measure_retrieval(2_000, 2, 0)["figures"]
     held = figures["bytes_per_item"]
     assert set(held) == {"replica_with_index", "replica_without", "shard"}

@@ -7,7 +7,7 @@ from dataclasses import asdict
 
 import pytest
 
-from experiments.assignment.assignment import assign
+from experiments.assignment.policy import assign
 from experiments.assignment.definition import Arm, Experiment
 from recsys.events.hashing import uniform
 from tests.support.feed_stub import FeedStub

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from experiments.assignment.assignment import assign
+from experiments.assignment.policy import assign
 from experiments.assignment.definition import Arm, Experiment, apply_overrides
 from experiments.assignment.policy import Policies
 from recsys.config.policy_config import PolicyConfig, Rule, check_rules

@@ -74,6 +74,6 @@ def test_shipped_examples_can_be_read(file: Path) -> None:
 
 
 def test_the_documented_example_can_be_read() -> None:
-    page = (ROOT / "docs" / "counterfactual.md").read_text()
+    page = (ROOT / "docs" / "explanation" / "counterfactual.md").read_text()
     (text,) = re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)
     assert read(text).ranks == 5 and EXAMPLES

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from experiments.statistics import exposure_counts as exposed
-from experiments.statistics.exposure_counts import ExposureCounts, kept
+from experiments.statistics import outcomes as exposed
+from experiments.statistics.outcomes import ExposureCounts, in_sample
 from experiments.statistics.outcomes import NOBODY, UserOutcomes
 from experiments.statistics.sample_ratio import sample_ratio
 
@@ -14,7 +14,7 @@ def keys_of(count: int, seed: int = 0) -> np.ndarray:
 
 
 def test_each_user_counts_once_for_the_first_arm(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(exposed, "_NEW", 50)
+    monkeypatch.setattr(exposed, "_BUFFER", 50)
     its, first = ExposureCounts(3), dict[int, int]()
     draw = np.random.default_rng(1)
     users = keys_of(400)
@@ -33,7 +33,7 @@ def test_beyond_the_most_a_share_by_hash_is_counted() -> None:
         for start in range(0, 5_000, 500):
             some = users[start : start + 500]
             its.add(some, some % 2)
-    left = users[kept(users, its.sampled)]
+    left = users[in_sample(users, its.sampled)]
     assert its.sampled == 0.125 and its.counts() == np.bincount(left % 2).tolist()
     assert its.nbytes < 1_000 * 100
 

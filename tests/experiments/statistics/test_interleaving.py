@@ -290,7 +290,7 @@ def test_what_cannot_be_interleaved_is_refused(old: str, new: str, said: str) ->
 
 
 def test_the_documented_example_can_be_read() -> None:
-    page = (ROOT / "docs" / "experiments.md").read_text()
+    page = (ROOT / "docs" / "explanation" / "experiments.md").read_text()
     blocks = re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)
     (text,) = [block for block in blocks if "kind: interleaving" in block]
     its = read_experiment(text, "docs", PolicyConfig(), (*LABELS, "share"))

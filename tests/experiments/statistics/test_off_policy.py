@@ -20,7 +20,7 @@ from experiments.statistics.off_policy import (
     estimates,
     support,
 )
-from serving.ranking.selection import SamplingInput, Cap, Chance, sample_slate
+from serving.ranking.selection import SamplingInput, Cap, SamplingParams, sample_slate
 from serving.ranking.slate_propensities import probabilities_along
 from serving.reconstruction.counterfactual_propensities import propensity_ratios
 from tests.support.paths import ROOT
@@ -166,7 +166,7 @@ def shorter(seed: int, lists: int = 3000) -> tuple[WeightedLists, float]:
     worth_N, draw = np.array([0.1, 0.2, 0.3, 0.4, 0.5, 0.6]), np.random.default_rng(seed)
     authors = (np.array([1, 1, 1, 2, 2, 2]), np.arange(6))
     mine, theirs = (
-        [SamplingInput(tilt * worth_N, Chance(1.0, 0.1, 0.0), (Cap("author", its_N, most),)) for its_N in authors]
+        [SamplingInput(tilt * worth_N, SamplingParams(1.0, 0.1, 0.0), (Cap("author", its_N, most),)) for its_N in authors]
         for tilt, most in ((0.0, 2), (2.0, 1))
     )  # fmt: skip
     along, rewards = [], np.zeros((lists, 3))

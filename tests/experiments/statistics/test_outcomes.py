@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from experiments.assignment.metric import metric_of, sums_of
+from experiments.assignment.design import metric_of, sums_of
 from experiments.statistics.outcomes import DAY_MS, NOBODY, UserOutcomes
 
 LABELS = ("long_view", "hide")

@@ -9,7 +9,7 @@ import pytest
 
 from experiments.assignment.definition import Arm, Experiment, read_experiment
 from experiments.assignment.design import Metrics, Ramp, time_ms_of
-from experiments.statistics.ramp import begin, move, stop
+from experiments.statistics.revision import begin, move, stop
 from experiments.statistics.readout import BETTER, BROKEN, HARM, OPEN, WORSE
 from experiments.statistics.revision import (
     ExperimentSet,
@@ -101,7 +101,7 @@ def test_at_once_leaves_the_ramp_out() -> None:
 
 
 def test_whoever_was_in_stays_in_as_it_grows() -> None:
-    from experiments.assignment.assignment import assign
+    from experiments.assignment.policy import assign
 
     users = [f"u{n}" for n in range(3_000)]
     told = ExperimentSet({"m.yaml": TEXT}, {"mine": ExperimentState(traffic=0.1)})
@@ -258,7 +258,7 @@ def test_times_are_read_as_people_write_them() -> None:
 
 
 def test_the_example_of_the_page_is_read() -> None:
-    page = (ROOT / "docs" / "experiments.md").read_text()
+    page = (ROOT / "docs" / "explanation" / "experiments.md").read_text()
     text = page.partition("```yaml\n")[2].partition("```")[0]
     its = read_experiment(text, "page", POLICY, (*LABELS, "like"))
     assert its.primary == ("long_view", "shown_per_user") and its.ramp.steps == (0.01, 0.1)

@@ -472,7 +472,7 @@ def test_where_no_snapshot_can_be_used_a_shard_refuses_to_begin_anew(tmp_path, h
             shutil.rmtree(path.parent)
     before = (tmp_path / "0.wal").read_bytes()
     line.shards[0]._wal.close()
-    said = "passed over: 000000-000000000020.*doesn't begin at step 0.*move .*0.wal away"
+    said = "passed over: 000000-000000000020.*doesn't begin at step 0.*move .*0.wal .*away"
     with pytest.raises(snapshots.NoSnapshot, match=said):
         line.open(0)
     assert (tmp_path / "0.wal").read_bytes() == before

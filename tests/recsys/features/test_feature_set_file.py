@@ -61,5 +61,5 @@ def test_a_folder_from_before_columns_changed_is_refused(
 def test_who_asks_for_labels_needs_no_model(tmp_path: Path) -> None:
     decide(Config(state=str(tmp_path)), FEATURES)
     assert labels_of(Config(state=str(tmp_path))) == FEATURES.schema.labels
-    code = "import sys, runtime.control_room.experiment_folds; sys.exit('torch' in sys.modules)"
+    code = "import sys, runtime.control_room.experiment_panel; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0

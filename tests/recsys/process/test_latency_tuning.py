@@ -5,12 +5,12 @@ import sys
 
 SCRIPT = """
 import gc, sys
-from recsys.process import latency_tuning as tune_for_latency
+from recsys.process import latency_tuning
 told = []
-tune_for_latency.set_session_priority = told.append
-tune_for_latency.tune_for_latency()
+latency_tuning.set_session_priority = told.append
+latency_tuning.tune_for_latency()
 assert told == [0], told
-assert abs(sys.getswitchinterval() - tune_for_latency.SWITCH_S) < 1e-6, sys.getswitchinterval()
+assert abs(sys.getswitchinterval() - latency_tuning.SWITCH_S) < 1e-6, sys.getswitchinterval()
 assert gc.get_freeze_count() > 1000, gc.get_freeze_count()
 """
 

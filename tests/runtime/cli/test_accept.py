@@ -17,8 +17,9 @@ from recsys.features.feature_set import FeatureSet
 from replay.direct_loop import DirectLoop
 from replay.replay_run import ReplayOptions, config_for, replay_data, replay_with
 from runtime.cli import accept as accepting
-from runtime.cli.accept import ByForm, measure
 from runtime.cli.main import app
+from runtime.jobs import row_formats
+from runtime.jobs.row_formats import FormatComparison, measure
 from runtime.supervision.acceptance_file import check_accepted, file_of, write_accepted
 from tests.support.acceptance_cases import EVIDENCE, FEATURES
 
@@ -40,7 +41,7 @@ def test_each_form_scores_as_a_replay_of_its_own() -> None:
     config = config_for(small(), OPTIONS, replace(Config(), parameter_server=whole))
     features = FeatureSet(small().schema, "ids", config.sessions.history)
     loop = DirectLoop(features, config)
-    player = ByForm(features, config, loop)
+    player = FormatComparison(features, config, loop)
     replay_with(player, small(), OPTIONS, iter, loop.digest)
     scores = {copy.sync.name: copy.scores() for copy in player.copies}
     rows = {copy.sync.name: copy.rows for copy in player.copies}
@@ -77,7 +78,7 @@ def test_what_was_accepted_is_written_down_and_served(
 
 
 def test_it_judges_the_later_half(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(accepting, "_LOOKUPS", 2)
+    monkeypatch.setattr(row_formats, "_LOOKUPS", 2)
     found = measure(WorldLog(2, hours=1, users=6, items=20, requests_per_s=0.01), OPTIONS, Config())
     assert found.rows > 10 and found.users <= 6 and set(found.auc) == {"float32", "fp16", "int8"}
     assert found.features == input_digest(FeatureSet(small().schema, "ids", 20))
@@ -124,7 +125,7 @@ def test_up_refuses_before_anything_starts(tmp_path: Path, monkeypatch: pytest.M
 
 @pytest.mark.parametrize(
     ("arguments", "said"),
-    [(["int4", "nowhere"], "the form is 'int4'"), (["int8", "nowhere"], "nowhere"),
+    [(["int4", "nowhere"], "the format is 'int4'"), (["int8", "nowhere"], "nowhere"),
      (["int8", ".", "--at-most", "-1"], "--at-most is -1"),
      (["int8", ".", "--json", "no/such/f.json"], "there is no folder")],
 )  # fmt: skip

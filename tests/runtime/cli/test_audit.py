@@ -19,8 +19,8 @@ from recsys.features.feature_set_file import feature_set
 from recsys.log.protocol import Record
 from recsys.process.open_log import open_log
 from replay.local_system import LocalSystem, small_config
-from runtime.cli.audit import audited
 from runtime.cli.main import app
+from runtime.jobs.archive_jobs import audit_features
 from serving.reconstruction.reconstructed_session import find_impression
 from training.archive.writer import Archive, read_archive
 
@@ -48,7 +48,7 @@ def test_a_real_run_has_no_skew_and_needs_nothing_but_the_archive(
     ran: tuple[Path, list[str]], tmp_path: Path
 ) -> None:
     folder = archived(ran[0], tmp_path / "archive")
-    report = audited(folder, 1.0, 1_000)
+    report = audit_features(folder, 1.0, 1_000)
     assert (report.sampled, report.equal) == (REQUESTS, REQUESTS)
     assert not report.differing and not report.without_counters
     done = CliRunner().invoke(app, ["audit", "features", str(folder), "--share", "1", "--json"])
@@ -110,7 +110,7 @@ def test_backfill_writes_an_archive_of_examples_with_the_wanted_features(
             was, features=None
         )
     again = CliRunner().invoke(app, asked)
-    assert again.exit_code == 2 and "name a folder that isn't" in again.output
+    assert again.exit_code == 2 and "name a new folder" in again.output
 
 
 def test_a_folder_without_an_archive_is_refused_with_what_to_give(tmp_path: Path) -> None:

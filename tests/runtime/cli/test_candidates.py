@@ -14,6 +14,7 @@ from recsys.features.feature_set_file import feature_set
 from recsys.log.protocol import Append, Log, MemoryLog
 from runtime.cli import candidates as command
 from runtime.cli.main import app
+from runtime.jobs import director_requests
 from training.candidates.promoter import Promoter
 from training.lines.control import ControlReader
 
@@ -41,7 +42,7 @@ def log(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> MemoryLog:
         yield config, log
 
     monkeypatch.setattr(command, "with_system", system)
-    monkeypatch.setattr(command, "_say", say)
+    monkeypatch.setattr(director_requests, "send", say)
     say(
         log, Live(line="main", epoch=0), Candidate(line="good", registry="r"),
         Live(line="main", epoch=1, candidate="good", guarded=True),
@@ -57,10 +58,14 @@ def run(*said: str) -> tuple[str, Exception | None]:
 def test_a_person_ends_a_guard_and_what_is_live_stays(log: MemoryLog) -> None:
     told, error = run("rollback", "guard-1", "--reason", "it is fine")
     assert error is None
-    assert told.strip() == "guard-1 is at its end: what is live stays, and nothing guards it"
+    assert told.strip() == "guard-1 has ended: the live model stays, without a guard"
     control = ControlReader(log)
     wish, answer = control.turn()[-2:]
-    assert isinstance(wish, OperatorRequest) and isinstance(answer, Decision) and answer.why == "it is fine"
+    assert (
+        isinstance(wish, OperatorRequest)
+        and isinstance(answer, Decision)
+        and answer.why == "it is fine"
+    )
     assert control.lifecycle.active == [] and control.live_epoch("main") == 1
 
 

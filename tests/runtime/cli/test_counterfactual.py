@@ -24,8 +24,8 @@ from recsys.process.open_log import open_log
 from replay.answer_check import EQUAL, AnswerChecker
 from replay.logged_lists import BY_SCORE, EARLY, GONE, OTHER_CANDIDATES, SAMPLED, read_lists
 from replay.logged_lists import TEAM_DRAFT as DRAFTED
-from runtime.cli.counterfactual import measured
 from runtime.cli.main import app
+from runtime.reports.counterfactual_report import estimate_policy
 from serving.reconstruction.reconstructed_session import find_impression
 from tests.support import policy_cases as toy
 from training.outcomes.credit_fold import interleaving_readout, read_credits
@@ -108,8 +108,8 @@ def test_ratios_are_those_of_the_policies_own_draws(run: Run) -> None:
     for place, its in run.impressions().items():
         if not its.teams and its.asked is not None and not its.asked.by_score:
             answer = explainer.check(its, place).answer
-            assert answer is not None and answer.ranked is not None
-            places.append(1 / len(answer.ranked.indices) / its.items[0].propensity)
+            assert answer is not None and answer.candidates is not None
+            places.append(1 / len(answer.candidates.indices) / its.items[0].propensity)
     assert np.sort(first) == pytest.approx(np.sort(places))
 
 
@@ -254,9 +254,9 @@ def test_lists_that_cannot_be_made_again_are_counted_and_many_of_them_refuse(
     log.close()
     file = folder / "p.yaml"
     file.write_text(SAME)
-    found = measured(file, folder, 5_000, 0.05)
+    found = estimate_policy(file, folder, 5_000, 0.05)
     assert found["left_out"][GONE] > 100
-    assert "can't be made again" in found["refused"][0] and "weights of main" in found["refused"][0]
+    assert "can't be recomputed" in found["refused"][0] and "weights of main" in found["refused"][0]
 
 
 def test_lists_of_other_candidates_and_open_windows_are_left_out(run: Run) -> None:

@@ -21,8 +21,8 @@ from recsys.features.feature_set import FeatureSet
 from recsys.features.feature_set_file import FEED_SCHEMA, decide
 from recsys.log.protocol import Append
 from recsys.process.open_log import create_topics, open_log
-from runtime.cli import experiment as command
 from runtime.cli.main import app
+from runtime.jobs import director_requests
 from runtime.supervision import launch_plan as plans
 from tests.support.experiment_log import ToyTrial
 from training.candidates.director import Director
@@ -70,7 +70,7 @@ class System:
         return json.loads(self.run(*words, "--json"))
 
     def newest(self) -> Experiments:
-        return command.newest(self.log)
+        return director_requests.newest_experiments(self.log)
 
     def close(self) -> None:
         self._stop.set()
@@ -150,7 +150,7 @@ def test_a_director_that_does_not_answer_is_told(
     system.run("list")
     system._stop.set()
     system._director.join()
-    monkeypatch.setattr(command, "_ANSWER_S", 0.1)
+    monkeypatch.setattr(director_requests, "ANSWER_S", 0.1)
     assert "the director didn't answer" in system.run("start", str(file), fails=True)
 
 

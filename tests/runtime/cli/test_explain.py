@@ -23,8 +23,8 @@ from recsys.log.protocol import Log, Record
 from recsys.process.open_log import open_log
 from replay.answer_check import DIFFERENT, EQUAL, GONE, AnswerCheck, AnswerChecker
 from replay.local_system import START_MS, LocalSystem, small_config
-from runtime.cli.explain import as_values, drawn
 from runtime.cli.main import app
+from runtime.reports.explanation import explanation_lines, explanation_values
 from runtime.supervision import launch_plan as plans
 from runtime.supervision.launch_plan import Plan, RayPorts
 from serving.reconstruction.reconstructed_session import find_impression
@@ -257,8 +257,8 @@ def test_what_too_little_time_was_left_for_is_left_out_again(tmp_path: Path) -> 
 def test_what_is_shown_of_an_answer(past: Past) -> None:
     explainer = AnswerChecker(past.log, past.config, feature_set(past.config))
     found = explainer.explain(past.asked[44], "u2")
-    shown = as_values(found, explainer.catalogue)
-    lines = drawn(shown)
+    shown = explanation_values(found, explainer.catalogue)
+    lines = explanation_lines(shown)
     assert lines[0].endswith("equal to the last bit") and "u2" in lines[1]
     assert shown["candidates"]["ranked"] >= len(shown["items"]) > 0
     assert {"vector", "popular"} <= set(shown["candidates"]["by_source"])
@@ -301,7 +301,7 @@ def test_a_request_that_nobody_made_is_not_found(past: Past) -> None:
 def test_an_impression_of_before_says_too_little(past: Past) -> None:
     past.change(past.asked[30], asked=None)
     (found,) = past.explain([past.asked[30]])
-    assert found.verdict == GONE and "doesn't say what was asked" in found.why
+    assert found.verdict == GONE and "doesn't hold its request" in found.why
 
 
 def test_another_configuration_is_told(past: Past) -> None:
@@ -314,7 +314,7 @@ def test_a_session_of_another_digest_is_refused_and_scores_still_follow(past: Pa
     asked = past.impression(past.asked[40])[2].asked
     past.change(past.asked[40], asked=msgspec.structs.replace(asked, session="another"))
     (found,) = past.explain([past.asked[40]])
-    assert found.verdict == GONE and "can't be folded again" in found.why
+    assert found.verdict == GONE and "can't be reconstructed" in found.why
     assert found.scores is not None and found.scores[0] == found.scores[1] > 0
 
 

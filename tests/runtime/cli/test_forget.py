@@ -19,8 +19,8 @@ from recsys.features.feature_set_file import decide
 from recsys.log.protocol import Log
 from recsys.process.open_log import create_topics, open_log
 from recsys.process.part_process import write_atomically
-from runtime.cli.forget import Refused, forget_user
 from runtime.cli.main import app
+from runtime.jobs.user_deletion import Refused, forget_user
 from runtime.supervision import launch_plan as plans
 from runtime.supervision import run_file
 from runtime.supervision.processes import identify
@@ -61,7 +61,7 @@ def test_a_stopped_system_is_told_and_unlearns(stopped: tuple[Config, Log], tmp_
     keyed = log.keyed(EXAMPLES, WHERE, [USER.encode()], 1 << 60)
     done = CliRunner().invoke(app, ["forget", USER, "--state", str(tmp_path), "--unlearn"])
     assert done.exit_code == 0, done.output
-    assert f"unlearned {len(keyed)} examples of theirs" in done.output and "epoch 1" in done.output
+    assert f"unlearned {len(keyed)} of the user's examples" in done.output and "epoch 1" in done.output
     tombstone = log.read(EVENTS, WHERE, log.end(EVENTS, WHERE) - 1)[0]
     event = decode(tombstone.value)
     assert isinstance(event, User) and event.removed and str(event.user_id) == USER

@@ -22,7 +22,7 @@ from recsys.events.records import CONTROL, topics, unpack
 from recsys.features import feature_set_file as feature_sets
 from recsys.process.open_log import open_log
 from runtime.cli.main import COMMANDS, load
-from runtime.cli.offline import run
+from runtime.jobs.offline_job import run
 from runtime.supervision import launch_plan as plans
 from tests.support.archived_examples import COUNT, MINUTE_MS, archived, at, remove_hour
 from tests.support.offline_command import CONFIG, arrays_of, asked, state_with_archive

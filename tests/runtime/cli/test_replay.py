@@ -13,7 +13,7 @@ from recsys.model.prediction_metrics import auc
 from replay.datasets.open_dataset import open_dataset
 from replay.predictions import Predictions, read_predictions
 from replay.replay_report import judged_rows
-from replay.replay_run import Replayed, ReplayOptions, replay_data
+from replay.replay_run import ReplayResult, ReplayOptions, replay_data
 from runtime.cli.main import app
 from tests.support.small_crowd import START_MS
 
@@ -56,7 +56,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def whole(data: Path) -> Replayed:
+def whole(data: Path) -> ReplayResult:
     return replayed(data)
 
 
@@ -64,7 +64,7 @@ def run(*arguments: object) -> Any:
     return CliRunner().invoke(app, ["replay", *map(str, arguments)])
 
 
-def replayed(folder: Path, **options: Any) -> Replayed:
+def replayed(folder: Path, **options: Any) -> ReplayResult:
     return replay_data(open_dataset(folder), ReplayOptions(**options))
 
 
@@ -101,7 +101,7 @@ def test_it_writes_every_score_and_a_report(data: Path, tmp_path: Path) -> None:
 
 
 def test_it_learns_what_is_to_be_found_out_and_gives_the_same_bits_twice(
-    data: Path, whole: Replayed
+    data: Path, whole: ReplayResult
 ) -> None:
     first, second = whole, replayed(data)
     assert late_auc(first.predictions) > 0.75
@@ -113,7 +113,7 @@ def test_it_learns_what_is_to_be_found_out_and_gives_the_same_bits_twice(
 
 
 @pytest.mark.slow
-def test_after_the_freeze_no_parameter_changes(data: Path, whole: Replayed) -> None:
+def test_after_the_freeze_no_parameter_changes(data: Path, whole: ReplayResult) -> None:
     freeze_ms = START_MS + 60 * EVERY_MS
     frozen = replayed(data, frozen_after_ms=freeze_ms)
     times = np.asarray(frozen.predictions.time_ms)
@@ -126,7 +126,9 @@ def test_after_the_freeze_no_parameter_changes(data: Path, whole: Replayed) -> N
 
 
 @pytest.mark.slow
-def test_updates_are_held_back_to_multiples_of_the_interval(data: Path, whole: Replayed) -> None:
+def test_updates_are_held_back_to_multiples_of_the_interval(
+    data: Path, whole: ReplayResult
+) -> None:
     held = replayed(data, sync_every_ms=3 * 3_600_000)
     hours = np.asarray(held.predictions.time_ms) // (3 * 3_600_000)
     versions = np.array(held.predictions.version)
@@ -144,7 +146,7 @@ def test_only_the_rows_of_the_time_asked_for_are_scored(data: Path, tmp_path: Pa
 
 
 @pytest.mark.parametrize("features", ["ids", "ids+history"])
-def test_the_ranker_may_read_less(data: Path, whole: Replayed, features: str) -> None:
+def test_the_ranker_may_read_less(data: Path, whole: ReplayResult, features: str) -> None:
     part = replayed(data, features=features, until_ms=START_MS + 50 * EVERY_MS)
     assert part.steps > 1 and 100 < len(part.predictions.request_id) < 200
     scores = np.asarray(part.predictions.scores["click"])
@@ -162,7 +164,7 @@ def test_what_was_not_seen_is_no_negative(tmp_path: Path) -> None:
     assert rows - 12 <= shown.counts["examples"] <= rows and seen.counts["examples"] <= clicks
 
 
-def test_the_second_half_of_the_days_is_judged(data: Path, whole: Replayed) -> None:
+def test_the_second_half_of_the_days_is_judged(data: Path, whole: ReplayResult) -> None:
     dataset, predictions = open_dataset(data), whole.predictions
     days = np.asarray(predictions.time_ms) // DAY_MS
     known = np.unique(days)
@@ -179,7 +181,7 @@ def test_a_log_of_nothing_has_an_empty_report(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_it_ends_when_the_step_asked_for_has_been_learned(data: Path, whole: Replayed) -> None:
+def test_it_ends_when_the_step_asked_for_has_been_learned(data: Path, whole: ReplayResult) -> None:
     fourth = replayed(data, until_step=4)
     assert fourth.steps == 4 and fourth.digest != whole.digest
     n = len(fourth.predictions.request_id)
@@ -199,7 +201,7 @@ def test_several_steps_that_are_due_at_once_end_with_the_one_asked_for(data: Pat
 
 
 @pytest.mark.slow
-def test_the_digest_is_all_that_is_printed(data: Path, whole: Replayed) -> None:
+def test_the_digest_is_all_that_is_printed(data: Path, whole: ReplayResult) -> None:
     assert run(data, "--digest").stdout == whole.digest + "\n"
     asked = run(data, "--digest", "--until-version", "0.3").stdout
     assert asked == replayed(data, until_step=3).digest + "\n" != whole.digest + "\n"
@@ -262,7 +264,7 @@ def test_what_can_not_be_done_is_said_before_the_work(
      (["--through-broker", "sqlite", "--no-warm-up"], False, False)],
 )  # fmt: skip
 def test_a_warm_up_that_is_left_out_is_told(
-    data: Path, whole: Replayed, arguments: list[str], warm: bool, told: bool, monkeypatch: pytest.MonkeyPatch
+    data: Path, whole: ReplayResult, arguments: list[str], warm: bool, told: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:  # fmt: skip
     asked: list[ReplayOptions] = []
     monkeypatch.setattr(
@@ -270,11 +272,11 @@ def test_a_warm_up_that_is_left_out_is_told(
     )
     result = run(data, *arguments)
     assert result.exit_code == 0, result.output
-    assert asked[0].warm_up is warm and ("leaves the warm-up out" in result.stderr) is told
+    assert asked[0].warm_up is warm and ("skips the warm-up" in result.stderr) is told
 
 
 @pytest.mark.slow
-def test_a_step_that_the_log_does_not_reach_is_named(data: Path, whole: Replayed) -> None:
+def test_a_step_that_the_log_does_not_reach_is_named(data: Path, whole: ReplayResult) -> None:
     result = run(data, "--until-version", 5000)
     assert result.exit_code == 2
     assert f"ends at step {whole.steps}" in " ".join(result.stderr.split())

@@ -5,8 +5,8 @@ import io
 from rich.console import Console
 
 from recsys.config.system_config import Config
-from runtime.cli.status import _drawn
-from runtime.parts.serve import AWAY
+from runtime.parts.serve import SHARDS_AWAY
+from runtime.reports.status_table import status_table
 from runtime.supervision.processes import Identity
 from runtime.supervision.run_file import Running
 from runtime.supervision.system_status import PartStatus, Status
@@ -17,17 +17,19 @@ def drawn(**gauges: float) -> str:
     found = Status(state="", running=False, ready=False, parts=[part])
     running = Running(supervisor=Identity(1, 0.0), asked="", started_ms=0, time_ms=0)
     console = Console(file=io.StringIO(), width=100)
-    console.print(_drawn(found, running, Config()))
+    console.print(status_table(found, running, Config()))
     assert isinstance(console.file, io.StringIO)
     return console.file.getvalue()
 
 
 def test_it_says_what_the_director_says_of_drift() -> None:
     text = drawn(alarms=2.0, rate=1.5, publish_every=4.0, offline_runs=1.0)
-    assert "2 alarms, learning rates × 1.5, rows go out each 4 steps, the offline command" in text
+    assert (
+        "2 alarms, learning rates × 1.5, rows published every 4 steps, the offline command" in text
+    )
     assert "drift" not in drawn()
 
 
 def test_it_says_how_many_shards_of_retrieval_are_away() -> None:
-    assert "2 shards don't run" in drawn(**{AWAY: 2.0})
-    assert "shards" not in drawn(**{AWAY: 0.0}) and "shards" not in drawn()
+    assert "2 shards are down" in drawn(**{SHARDS_AWAY: 2.0})
+    assert "shards" not in drawn(**{SHARDS_AWAY: 0.0}) and "shards" not in drawn()

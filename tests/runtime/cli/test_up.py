@@ -84,7 +84,9 @@ def test_valkey_comes_back_with_its_data_and_orphans_are_ended(state):
         if "valkey-server" in psutil.Process(pid).name()
     )
     os.kill(server, signal.SIGKILL)
-    wait_for(lambda: seen_of(run_file.read(state), "valkey").restarts == 1 and run_file.read(state).ready)
+    wait_for(
+        lambda: seen_of(run_file.read(state), "valkey").restarts == 1 and run_file.read(state).ready
+    )
     assert Redis.from_url(config.sessions.url).get("user") == b"17"
 
     status, text = recsys("up", "--state", state, "--only", "valkey,log")
@@ -186,7 +188,10 @@ def test_serve_answers_behind_haproxy_and_all_ports_are_loopback(state, tmp_path
     head = run_file.read(state)
     raylet = next(pid for pid in members(sessions["ray"]) if psutil.Process(pid).name() == "raylet")
     os.kill(raylet, signal.SIGKILL)
-    wait_for(lambda: seen_of(run_file.read(state), "ray").restarts == 1 and run_file.read(state).ready, 60)
+    wait_for(
+        lambda: seen_of(run_file.read(state), "ray").restarts == 1 and run_file.read(state).ready,
+        60,
+    )
     assert members(sessions["ray"]) == []
     sessions = sessions_of(run_file.read(state))
     folder = (state / "run" / "ray").readlink()

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from runtime.control_room.api_client import Door
+from runtime.control_room.api_client import ApiConnection
 
 
 @pytest.fixture
@@ -34,14 +34,14 @@ def test_one_that_does_not_answer_is_asked_once(
     silent: tuple[str, list[socket.socket]],
 ) -> None:
     url, taken = silent
-    door, began_s = Door(url, 0.2), time.monotonic()
+    door, began_s = ApiConnection(url, 0.2), time.monotonic()
     assert door.text("/metrics") == ""
     assert time.monotonic() - began_s < 0.35 and len(taken) == 1
 
 
 def test_several_paths_share_a_time(silent: tuple[str, list[socket.socket]]) -> None:
     url, taken = silent
-    door, began_s = Door(url, 5.0), time.monotonic()
+    door, began_s = ApiConnection(url, 5.0), time.monotonic()
     until_s = began_s + 0.2
     assert door.text("/v1/status", until_s) == door.text("/metrics", until_s) == ""
     assert time.monotonic() - began_s < 0.35 and len(taken) == 1
@@ -63,7 +63,7 @@ def test_one_that_drips_is_not_waited_for() -> None:
 
     threading.Thread(target=drip, daemon=True).start()
     began_s = time.monotonic()
-    assert Door(f"http://127.0.0.1:{server.getsockname()[1]}", 0.3).text("/metrics") == ""
+    assert ApiConnection(f"http://127.0.0.1:{server.getsockname()[1]}", 0.3).text("/metrics") == ""
     assert time.monotonic() - began_s < 1.0
     server.close()
 
@@ -79,7 +79,7 @@ def test_a_connection_that_was_closed_meanwhile_is_opened_again() -> None:
             its.close()
 
     threading.Thread(target=answer_once_each, daemon=True).start()
-    door = Door(f"http://127.0.0.1:{server.getsockname()[1]}")
+    door = ApiConnection(f"http://127.0.0.1:{server.getsockname()[1]}")
     assert door.text("/a") == "ok"
     time.sleep(0.05)
     assert door.text("/a") == "ok"

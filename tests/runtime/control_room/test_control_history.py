@@ -13,7 +13,7 @@ from recsys.events.control_records import (
 )
 from recsys.events.records import CONTROL, DEAD_LETTERS, DeadLetter, pack, topics
 from recsys.log.protocol import Append, MemoryLog
-from runtime.control_room.control_history import KEPT, ControlStory, LettersStory
+from runtime.control_room.control_history import MAX_RECORDS, ControlHistory, DeadLetterHistory
 
 
 def log_with(*control: msgspec.Struct) -> MemoryLog:
@@ -33,7 +33,7 @@ def test_it_reads_on_and_tells_the_newest_first() -> None:
     log = log_with(
         Live(line="main", epoch=0), Candidate(line="cand-1", registry="/secret/place", time_ms=5)
     )
-    story = ControlStory(log)
+    story = ControlHistory(log)
     story.turn()
     assert story.panel()["live"]["epoch"] == 0
     tell(
@@ -72,12 +72,15 @@ def test_it_reads_on_and_tells_the_newest_first() -> None:
 def test_who_is_forgotten_is_not_told_and_neither_is_what_cannot_be_read() -> None:
     log = log_with(Live(line="main", epoch=0), Erasure(user_id="alice", offset=3))
     log.append(CONTROL, [Append(0, b"", b"\xc1 not a record")])
-    tell(log, *(Live(line="main", epoch=n, of=n - 1) for n in range(1, KEPT + 20)))
-    story = ControlStory(log)
+    tell(log, *(Live(line="main", epoch=n, of=n - 1) for n in range(1, MAX_RECORDS + 20)))
+    story = ControlHistory(log)
     story.turn()
     said = msgspec.json.encode(story.panel())
     assert b"alice" not in said and story.unreadable == 1
-    assert len(story.panel()["decisions"]) == KEPT and story.panel()["live"]["epoch"] == KEPT + 19
+    assert (
+        len(story.panel()["decisions"]) == MAX_RECORDS
+        and story.panel()["live"]["epoch"] == MAX_RECORDS + 19
+    )
 
 
 def test_dead_letters_say_where_and_why_and_not_what() -> None:
@@ -87,7 +90,7 @@ def test_dead_letters_say_where_and_why_and_not_what() -> None:
             topic="events", partition=0, offset=n, reason="no " * 200, raw=b"alice likes cats"
         )
         log.append(DEAD_LETTERS, [Append(0, b"alice", pack(letter))])
-    story = LettersStory(log)
+    story = DeadLetterHistory(log)
     story.turn()
     found = story.panel()
     assert [its["offset"] for its in found] == list(range(29, 21, -1))

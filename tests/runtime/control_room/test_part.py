@@ -15,17 +15,17 @@ from recsys.events.records import CONTROL, EVENTS, pack
 from recsys.log.protocol import Append, Log
 from recsys.process.open_log import create_topics, open_log
 from recsys.process.part_process import Heartbeat, Stop, write_atomically
-from runtime.control_room import experiment_folds as control_room_trials
-from runtime.control_room.experiment_folds import Trials
-from runtime.control_room.part import Room, run
-from runtime.control_room.system_watch import Watch
+from runtime.control_room import experiment_panel
+from runtime.control_room.experiment_panel import ExperimentPanel
+from runtime.control_room.part import ControlRoom, run
+from runtime.control_room.system_watch import SystemWatch
 from runtime.supervision import launch_plan as plans
 from runtime.supervision import run_file
 from runtime.supervision.part_metrics import families
 from runtime.supervision.part_table import table
 from runtime.supervision.processes import identify
 from runtime.supervision.system_status import gather
-from serving.control_room.exposition import keyed
+from serving.control_room.exposition import samples_of
 from tests.support.experiment_log import LABELS, ToyTrial
 from tests.support.plan_config import config_in
 from training.outcomes.experiment_fold import ExperimentFold
@@ -88,17 +88,17 @@ def test_its_address_has_a_key_of_its_own_behind_the_hash(tmp_path: Path) -> Non
 
 def test_it_sees_what_metrics_tell(system: tuple[Config, Log]) -> None:
     config, log = system
-    seen = Watch(config, log).samples()
-    assert seen == keyed(families(gather(Path(config.state))))
+    seen = SystemWatch(config, log).samples()
+    assert seen == samples_of(families(gather(Path(config.state))))
     assert seen['recsys_part_lag{part="joiner",topic="events"}'] == 2
     assert seen['recsys_trainer_auc{label="like"}'] == 0.71
     log.append(EVENTS, [Append(0, b"", b"x")])
-    assert Watch(config, log).samples()['recsys_part_lag{part="joiner",topic="events"}'] == 3
+    assert SystemWatch(config, log).samples()['recsys_part_lag{part="joiner",topic="events"}'] == 3
 
 
 def test_the_ends_of_a_topic_are_asked_once_for_a_picture(system: tuple[Config, Log]) -> None:
     config, log = system
-    watch, asked, end = Watch(config, log), list[tuple[str, int]](), log.end
+    watch, asked, end = SystemWatch(config, log), list[tuple[str, int]](), log.end
 
     def counted(topic: str, partition: int) -> int:
         asked.append((topic, partition))
@@ -112,12 +112,12 @@ def test_the_ends_of_a_topic_are_asked_once_for_a_picture(system: tuple[Config, 
 def test_pictures_are_made_for_pages_and_curves_go_on_without(system: tuple[Config, Log]) -> None:
     config, log = system
     stop = Stop()
-    room = Room(config, Watch(config, log), stop)
+    room = ControlRoom(config, SystemWatch(config, log), stop)
     for _ in range(3):
         room.beat()
     assert stop.heartbeat.now().counters.get("pictures", 0) == 0
     assert b"recsys_trainer_auc" in room.curves() and b"system_running" not in room.curves()
-    painted = room.paint()
+    painted = room.render()
     assert (
         b'"epoch":0' in painted and b'recsys_part_restarts_total{part=\\"joiner\\"}":2' in painted
     )
@@ -127,27 +127,27 @@ def test_pictures_are_made_for_pages_and_curves_go_on_without(system: tuple[Conf
 def test_what_the_api_said_stays_for_a_minute_where_it_says_nothing(
     system: tuple[Config, Log], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    watch, said = Watch(*system), {"/metrics": 'recsys_a 1\nrecsys_b{replica="r"} 2\n'}
+    watch, said = SystemWatch(*system), {"/metrics": 'recsys_a 1\nrecsys_b{replica="r"} 2\n'}
     monkeypatch.setattr(watch._api, "text", lambda path, until_s: said.get(path, ""))
     assert {"recsys_a", 'recsys_b{replica="r"}'} < set(watch.samples())
     said.clear()
     seen = watch.samples()
     assert seen["recsys_a"] == 1 and 'recsys_b{replica="r"}' not in seen
-    watch._told_s -= 61
+    watch._cached_s -= 61
     assert "recsys_a" not in watch.samples()
 
 
 def test_curves_wait_for_no_picture(
     system: tuple[Config, Log], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    room, began, goes_on = Room(system[0], Watch(*system), Stop()), Event(), Event()
+    room, began, goes_on = ControlRoom(system[0], SystemWatch(*system), Stop()), Event(), Event()
 
     def slow(now_ms: int) -> None:
         began.set()
         goes_on.wait(5)
 
-    monkeypatch.setattr(room._painter, "paint", slow)
-    painting = Thread(target=room.paint)
+    monkeypatch.setattr(room._builder, "build", slow)
+    painting = Thread(target=room.render)
     painting.start()
     assert began.wait(5)
     asked = Thread(target=room.curves, daemon=True)
@@ -170,13 +170,13 @@ def test_it_serves_until_asked_to_stop_and_says_where(system: tuple[Config, Log]
 
 def test_an_item_is_asked_of_an_api_that_may_be_away(system: tuple[Config, Log]) -> None:
     config, log = system
-    status, body = Watch(config, log).inspect("items", "v1")
+    status, body = SystemWatch(config, log).inspect("items", "v1")
     assert status == 503 and b"does not answer" in body
 
 
-def trials_of(toy: ToyTrial, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Trials:
-    monkeypatch.setattr(control_room_trials, "labels_of", lambda config: LABELS)
-    return Trials(replace(toy.config, state=str(tmp_path)), lambda: toy.log)
+def trials_of(toy: ToyTrial, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ExperimentPanel:
+    monkeypatch.setattr(experiment_panel, "labels_of", lambda config: LABELS)
+    return ExperimentPanel(replace(toy.config, state=str(tmp_path)), lambda: toy.log)
 
 
 def test_experiments_are_told_as_the_report_tells_them(
@@ -188,8 +188,8 @@ def test_experiments_are_told_as_the_report_tells_them(
         toy.serve(f"u{n}")
     toy.pass_time(1)
     its = trials_of(toy, tmp_path, monkeypatch)
-    monkeypatch.setattr(control_room_trials, "CPU_S", 60.0)
-    [found] = its.look([said])
+    monkeypatch.setattr(experiment_panel, "CPU_S", 60.0)
+    [found] = its.update([said])
     assert found["name"] == "mine" and not found["behind"]
     assert sum(arm["users"] for arm in found["report"]["arms"]) == 40
     assert found["report"]["lines"][0]["metric"] == "long_view"
@@ -202,11 +202,11 @@ def test_a_look_reads_no_longer_than_it_may_and_the_next_goes_on(
     toy.take(said)
     toy.serve("u1")
     its = trials_of(toy, tmp_path, monkeypatch)
-    monkeypatch.setattr(control_room_trials, "CPU_S", -1.0)
-    [found] = its.look([said])
+    monkeypatch.setattr(experiment_panel, "CPU_S", -1.0)
+    [found] = its.update([said])
     assert found["behind"] and not sum(arm["users"] for arm in found["report"]["arms"])
-    monkeypatch.setattr(control_room_trials, "CPU_S", 60.0)
-    [found] = its.look([said])
+    monkeypatch.setattr(experiment_panel, "CPU_S", 60.0)
+    [found] = its.update([said])
     assert not found["behind"] and sum(arm["users"] for arm in found["report"]["arms"]) == 1
 
 
@@ -215,7 +215,9 @@ def test_an_experiment_that_cannot_be_read_is_told_with_its_reason(
 ) -> None:
     toy = ToyTrial()
     its = trials_of(toy, tmp_path, monkeypatch)
-    [found] = its.look([Experiments(revision=1, configs={"bad.yaml": "name: bad\nnonsense: 1\n"})])
+    [found] = its.update(
+        [Experiments(revision=1, configs={"bad.yaml": "name: bad\nnonsense: 1\n"})]
+    )
     assert found["name"] == "bad" and found["unread"]
 
 
@@ -233,10 +235,10 @@ def test_who_runs_comes_first_and_the_newest_of_them(
     stands = {name: ExperimentState(state="running", started_ms=n) for n, name in enumerate(names)}
     stands["e13"] = ExperimentState(state="stopped", started_ms=99, why="harm")
     its = trials_of(ToyTrial(), tmp_path, monkeypatch)
-    monkeypatch.setattr(control_room_trials, "CPU_S", 60.0)
-    told = its.look([several(*names, **stands)])
+    monkeypatch.setattr(experiment_panel, "CPU_S", 60.0)
+    told = its.update([several(*names, **stands)])
     assert [row["name"] for row in told] == names[12:0:-1] and its.left_out == 2
-    told = its.look([several("e03", "e13", e03=stands["e03"], e13=stands["e13"])])
+    told = its.update([several("e03", "e13", e03=stands["e03"], e13=stands["e13"])])
     assert [row["name"] for row in told] == ["e03", "e13"] and its.left_out == 0
     assert "stopped: harm" in told[1]["unread"]
 
@@ -248,11 +250,11 @@ def test_one_that_is_stopped_is_told_as_it_was_and_not_read_on(
     toy.take(said)
     toy.serve("u1")
     its = trials_of(toy, tmp_path, monkeypatch)
-    monkeypatch.setattr(control_room_trials, "CPU_S", 60.0)
-    its.look([said])
+    monkeypatch.setattr(experiment_panel, "CPU_S", 60.0)
+    its.update([said])
     over = several("mine", mine=ExperimentState(state="stopped", why="harm"))
     monkeypatch.setattr(ExperimentFold, "read", None)
-    [row] = its.look([said, over])
+    [row] = its.update([said, over])
     assert row["state"] == "stopped" and sum(arm["users"] for arm in row["report"]["arms"]) == 1
     assert not its._folds
 
@@ -263,7 +265,7 @@ def test_each_has_its_turn_where_time_is_short(
     toy, said = ToyTrial(), several("a", "b", "c")
     its = trials_of(toy, tmp_path, monkeypatch)
     now_s, read = [0.0], list[str]()
-    monkeypatch.setattr(control_room_trials.time, "thread_time", lambda: now_s[0])
+    monkeypatch.setattr(experiment_panel.time, "thread_time", lambda: now_s[0])
 
     def takes(fold: ExperimentFold, **_: object) -> int:
         now_s[0] += 0.02
@@ -275,10 +277,10 @@ def test_each_has_its_turn_where_time_is_short(
         return {"arms": []}
 
     monkeypatch.setattr(ExperimentFold, "read", takes)
-    monkeypatch.setattr(control_room_trials, "_report", report)
+    monkeypatch.setattr(experiment_panel, "_report", report)
     for _ in range(6):
         before_s = now_s[0]
-        its.look([said])
+        its.update([said])
         assert now_s[0] - before_s <= 0.15 + 0.02 + 0.1
     assert set(read) == {"a", "b", "c"}
     assert max(map(read.count, "abc")) <= 2 * min(map(read.count, "abc"))
@@ -288,24 +290,24 @@ def test_one_that_fails_stops_no_other_and_says_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     toy, said = ToyTrial(), several("bad", "mine")
-    its, report = trials_of(toy, tmp_path, monkeypatch), control_room_trials._report
-    monkeypatch.setattr(control_room_trials, "CPU_S", 60.0)
-    its.look([said])
+    its, report = trials_of(toy, tmp_path, monkeypatch), experiment_panel._report
+    monkeypatch.setattr(experiment_panel, "CPU_S", 60.0)
+    its.update([said])
 
     def fails(fold: ExperimentFold) -> dict[str, object]:
         if fold.experiment.name == "bad":
             raise ZeroDivisionError
         return report(fold)
 
-    monkeypatch.setattr(control_room_trials, "_report", fails)
+    monkeypatch.setattr(experiment_panel, "_report", fails)
     toy.serve("u1")
     assert toy.log  # with what was served
-    bad, mine = its.look([said])
+    bad, mine = its.update([said])
     assert bad["failed"] == "can't be read now: ZeroDivisionError" and "failed" not in mine
     assert bad["read_ms"] <= mine["read_ms"] and "experiment bad can't be read" in caplog.text
-    monkeypatch.setattr(its, "look", lambda revisions: 1 / 0)
-    its._work([said])
+    monkeypatch.setattr(its, "update", lambda revisions: 1 / 0)
+    its._run([said])
     assert "experiments can't be read" in caplog.text
     monkeypatch.undo()
     trials = trials_of(toy, tmp_path, monkeypatch)
-    assert all("failed" not in row for row in trials.look([said]))
+    assert all("failed" not in row for row in trials.update([said]))

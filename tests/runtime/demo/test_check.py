@@ -25,13 +25,13 @@ from recsys.events.records import (
 )
 from recsys.log.protocol import Append, MemoryLog
 from replay.simulation import warmup_data as pasts
-from runtime.cli.data import NotFetched
+from runtime.jobs.dataset_download import NotFetched
 from runtime.demo import check as demo_check
 from runtime.demo import check_figures as figures
 from runtime.demo import demo_data
 from runtime.demo import demo_system as demo_start
-from runtime.demo.accounting import Books
-from runtime.demo.check import Clock, Counts, Sampled, Viewer, Watcher
+from runtime.demo.accounting import LogAccounting
+from runtime.demo.check import Clock, Counts, FreshnessSample, VersionProbe, Viewer
 from runtime.supervision.system_status import PartStatus, Status, Version
 
 # --- figures ---
@@ -61,8 +61,8 @@ def test_a_topic_that_was_not_there_counts_as_one_item() -> None:
 
 def test_usual_topics_are_common_and_do_not_dominate() -> None:
     lists = [["big", "a"]] * 3 + [["big", "b"]] * 2 + [["big"]] * 94 + [["c"]]
-    assert figures.usual_topics(lists, 2) == ["a", "b"]
-    assert figures.usual_topics(lists, 9) == ["a", "b", "c"]
+    assert figures.common_topics(lists, 2) == ["a", "b"]
+    assert figures.common_topics(lists, 9) == ["a", "b", "c"]
 
 
 def _step(number: int, *ranges: Range) -> Step:
@@ -163,7 +163,7 @@ def _viewer(feed: Feed) -> Viewer:
 
 def test_a_feed_that_learns_within_the_session_keeps_the_bar() -> None:
     viewer = _viewer(Feed(learns=0.8))
-    tried = [demo_check.try_topic(viewer, tag) for tag in demo_check.usual(viewer)]
+    tried = [demo_check.try_topic(viewer, tag) for tag in demo_check.choose_topics(viewer)]
     found = demo_check.topic_figures(tried)
     assert len(tried) == 5
     assert found["topic_ratio"].ok and found["topic_ratio"].value == pytest.approx(8.0, abs=1.0)
@@ -172,7 +172,7 @@ def test_a_feed_that_learns_within_the_session_keeps_the_bar() -> None:
 
 def test_a_feed_that_does_not_learn_fails_the_bar() -> None:
     viewer = _viewer(Feed(learns=0.0))
-    tried = [demo_check.try_topic(viewer, tag) for tag in demo_check.usual(viewer)]
+    tried = [demo_check.try_topic(viewer, tag) for tag in demo_check.choose_topics(viewer)]
     assert not demo_check.topic_figures(tried)["topic_ratio"].ok
     assert not demo_check.topic_figures(tried[:2])["topics"].ok
 
@@ -188,7 +188,7 @@ def test_ten_of_the_topic_are_liked_and_all_others_skipped_quickly() -> None:
 
 
 def test_a_delay_runs_from_the_acknowledgement_to_the_session_that_knows() -> None:
-    feed, sampled = Feed(slow=3), Sampled()
+    feed, sampled = Feed(slow=3), FreshnessSample()
     demo_check.sample(_viewer(feed), sampled, 25)
     assert len(sampled.acknowledged) == 25
     # Four asks of 2 ms, three waits of 5 ms between them.
@@ -196,17 +196,17 @@ def test_a_delay_runs_from_the_acknowledgement_to_the_session_that_knows() -> No
 
 
 def test_a_session_that_never_knows_is_late_and_one_that_is_refused_is_asked_again() -> None:
-    feed, sampled = Feed(slow=10**9), Sampled()
+    feed, sampled = Feed(slow=10**9), FreshnessSample()
     demo_check.sample(_viewer(feed), sampled, 1)
     assert sampled.to_session_ms[0] > 5_000
     feed = Feed(slow=0)
-    feed.fails, sampled = 3, Sampled()
+    feed.fails, sampled = 3, FreshnessSample()
     demo_check.sample(_viewer(feed), sampled, 1)
     assert sampled.to_session_ms == pytest.approx([23.0])
 
 
 def test_freshness_figures_need_samples_load_and_versions() -> None:
-    sampled = Sampled({("r", str(n)): 0.0 for n in range(100)}, [20.0] * 100, [(1.0, 7)])
+    sampled = FreshnessSample({("r", str(n)): 0.0 for n in range(100)}, [20.0] * 100, [(1.0, 7)])
     steps = {("r", str(n)): 7 for n in range(100)}
     good = demo_check.delay_figures(sampled, steps, 190.0, 200.0)
     assert all(figure.ok for figure in good.values())
@@ -214,7 +214,7 @@ def test_freshness_figures_need_samples_load_and_versions() -> None:
     unlearned = demo_check.delay_figures(sampled, {}, 190.0, 200.0)
     assert not unlearned["click_to_served_p95_ms"].ok
     assert not demo_check.delay_figures(sampled, steps, 100.0, 200.0)["background_events_per_s"].ok
-    assert not demo_check.delay_figures(Sampled(), {}, 190.0, 200.0)["samples"].ok
+    assert not demo_check.delay_figures(FreshnessSample(), {}, 190.0, 200.0)["samples"].ok
 
 
 def test_the_watcher_notes_versions_and_survives_refusals() -> None:
@@ -227,9 +227,9 @@ def test_the_watcher_notes_versions_and_survives_refusals() -> None:
                 raise ApiError("POST", "/v1/recommend", 503, "full")
             return super().recommend(user_id, n)
 
-    feed, sampled = Refusing(), Sampled()
+    feed, sampled = Refusing(), FreshnessSample()
     viewer = _viewer(feed)
-    with Watcher(viewer, sampled):
+    with VersionProbe(viewer, sampled):
         deadline = time.monotonic() + 5
         while len(sampled.answers) < 2 and time.monotonic() < deadline:
             time.sleep(0.01)
@@ -255,7 +255,7 @@ def test_books_count_what_clients_sent_once_and_only_since_the_mark(tmp_path: Pa
         log.create(topic)
     log.append(EVENTS, [_event(0, "before"), _event(1, "before, too")])
     log.append(EXAMPLES, [Append(0, b"", b"?")])
-    books = Books(log)
+    books = LogAccounting(log)
     assert books.examples_before() == 1
     served = Impression(
         time_ms=5, request_id="r", user_id=1, items=[ServedItem(item_id=1)], degraded=["model"]
@@ -275,7 +275,7 @@ def test_books_know_where_examples_stand_and_what_steps_published() -> None:
     log = MemoryLog()
     for topic in topics(2):
         log.create(topic)
-    books = Books(log)
+    books = LogAccounting(log)
     for index, correction in ((0, False), (0, True), (1, False)):
         example = Example(partition=1, offset=9, index=index, sequence=1, request_id="r", user_id=1,
                           item_id=index, surface="feed", shown_ms=0, closed_ms=0, labels=[1.0],
@@ -321,7 +321,7 @@ def test_the_data_is_what_was_named_else_what_is_there_else_the_world(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     small = pasts.warmup_from_world(10**12, requests=5, items=20)
-    monkeypatch.setattr(demo_data.pasts, "warmup_from_world", lambda now_ms: small)
+    monkeypatch.setattr(demo_data, "warmup_from_world", lambda now_ms: small)
     tiny = tmp_path / "tiny"
     tiny.mkdir()
     (tiny / "dataset.yaml").write_text(

@@ -12,7 +12,7 @@ from recsys.process.part_process import Heartbeat, Stop, run_folder, write_atomi
 from recsys.process.process_priority import STARTING, STARTS
 from runtime.parts import restart
 from runtime.parts import serve as part
-from runtime.parts.serve import Restarts, take_down
+from runtime.parts.serve import RestartRequests, take_down
 from runtime.supervision.launch_plan import feed_url
 from runtime.supervision.processes import identify
 from runtime.supervision.run_file import Running
@@ -86,7 +86,9 @@ def up_in(state):
 def test_replicas_are_replaced_once_for_each_request_and_told_when_all_are_new(tmp_path):
     serve, deployed, told = FakeServe(), [], []
     up_in(tmp_path)
-    restarts = Restarts(str(tmp_path), restart.requested(tmp_path), lambda: deployed.append(1))
+    restarts = RestartRequests(
+        str(tmp_path), restart.requested(tmp_path), lambda: deployed.append(1)
+    )
     stop = Looks(tmp_path / "run" / "serve.json", [])
     stop.heartbeat.ready()
 
@@ -96,7 +98,7 @@ def test_replicas_are_replaced_once_for_each_request_and_told_when_all_are_new(t
 
     def asked():
         tell()
-        assert restart.ask("serve", tmp_path) == 1
+        assert restart.request_restart("serve", tmp_path) == 1
         app_is(serve, "DEPLOYING", 1)()
 
     looks = [
@@ -106,11 +108,11 @@ def test_replicas_are_replaced_once_for_each_request_and_told_when_all_are_new(t
         lambda: (tell(), app_is(serve, "RUNNING", 2)()),
     ]
     stop._before = iter([*looks, tell, tell])
-    part._watch(serve, "recsys", stop, restarts)
+    part._monitor(serve, "recsys", stop, restarts)
     assert deployed == [1]
     assert told == [0, 0, 0, 1, 1]
     restart.wait(tmp_path, 1, timeout_s=0.0)
-    with pytest.raises(TimeoutError, match="the old ones answer on"):
+    with pytest.raises(TimeoutError, match="old ones still answer"):
         restart.wait(tmp_path, 2, timeout_s=0.0)
 
 
@@ -118,20 +120,20 @@ def test_a_long_restart_is_well_as_long_as_somebody_answers(tmp_path, monkeypatc
     now_s = [0.0]
     monkeypatch.setattr(part, "time", SimpleNamespace(monotonic=lambda: now_s[0]))
     serve = FakeServe()
-    restarts = Restarts(str(tmp_path), 0, lambda: None)
+    restarts = RestartRequests(str(tmp_path), 0, lambda: None)
 
     def later():
         now_s[0] += 50.0
 
     looks = [app_is(serve, "DEPLOYING", 1), later, later, later]
-    part._watch(serve, "recsys", Looks(None, looks), restarts)
+    part._monitor(serve, "recsys", Looks(None, looks), restarts)
     looks = [app_is(serve, "UNHEALTHY", 0, starting=1), later, later, later]
-    part._watch(serve, "recsys", Looks(None, looks), restarts)
+    part._monitor(serve, "recsys", Looks(None, looks), restarts)
     looks = [app_is(serve, "UNHEALTHY", 1, feed="HEALTHY"), later, later, later]
-    part._watch(serve, "recsys", Looks(None, looks), restarts)  # a shard of retrieval is gone
+    part._monitor(serve, "recsys", Looks(None, looks), restarts)  # a shard of retrieval is gone
     with pytest.raises(RuntimeError, match="is DEPLOYING: why"):
         looks = [app_is(serve, "DEPLOYING", 0), later, later]
-        part._watch(serve, "recsys", Looks(None, looks), restarts)
+        part._monitor(serve, "recsys", Looks(None, looks), restarts)
 
 
 def shard_is(serve, name, running):
@@ -145,7 +147,7 @@ def test_a_shard_of_retrieval_that_does_not_run_is_told_of(tmp_path, caplog):
     stop = Looks(None, [])
 
     def tell():
-        told.append(stop.heartbeat.now().gauges.get(part.AWAY))
+        told.append(stop.heartbeat.now().gauges.get(part.SHARDS_AWAY))
 
     def looks(*shards):
         def look():
@@ -160,7 +162,7 @@ def test_a_shard_of_retrieval_that_does_not_run_is_told_of(tmp_path, caplog):
     whole = looks(("Retrieval-0", 1), ("Retrieval-1", 1))
     stop._before = iter([looks(), one_away, one_away, whole, whole, tell])
     with caplog.at_level("INFO", logger="runtime.parts.serve"):
-        part._watch(serve, "recsys", stop, Restarts(str(tmp_path), 0, lambda: None), 2)
+        part._monitor(serve, "recsys", stop, RestartRequests(str(tmp_path), 0, lambda: None), 2)
     assert told == [None, 2, 1, 1, 0, 0]
     both, one, none = caplog.records  # once for each change
     assert both.away == ["Retrieval-0", "Retrieval-1"] and one.away == ["Retrieval-1"]
@@ -168,17 +170,17 @@ def test_a_shard_of_retrieval_that_does_not_run_is_told_of(tmp_path, caplog):
 
 
 def test_where_there_are_no_shards_of_retrieval_none_is_away(tmp_path):
-    serve, restarts = FakeServe(), Restarts(str(tmp_path), 0, lambda: None)
+    serve, restarts = FakeServe(), RestartRequests(str(tmp_path), 0, lambda: None)
     stop = Looks(None, [app_is(serve, "RUNNING", 1)])
-    part._watch(serve, "recsys", stop, restarts)
-    assert part.AWAY not in stop.heartbeat.now().gauges
+    part._monitor(serve, "recsys", stop, restarts)
+    assert part.SHARDS_AWAY not in stop.heartbeat.now().gauges
 
 
 def test_who_cannot_be_restarted_is_told_why(tmp_path):
     with pytest.raises(ValueError, match="part is 'joiner', expected 'serve'"):
-        restart.ask("joiner", tmp_path)
+        restart.request_restart("joiner", tmp_path)
     with pytest.raises(ValueError, match="serve isn't ready"):
-        restart.ask("serve", tmp_path)
+        restart.request_restart("serve", tmp_path)
 
 
 @pytest.mark.slow

@@ -30,7 +30,7 @@ def test_the_actors_are_stopped_with_the_part_but_where_our_own_head_is_gone(
     stop, said = Stop(), []
     asked = iter([True, answers])
 
-    class Keeper:
+    class ShardGroup:
         statuses, started, epoch, step = (), 1, 0, 0
 
         def __init__(self, *_):
@@ -47,13 +47,13 @@ def test_the_actors_are_stopped_with_the_part_but_where_our_own_head_is_gone(
             stop.set()
             return True
 
-        def ask(self):
+        def poll(self):
             return next(asked)
 
         def end(self):
             said.append("ended")
 
-    monkeypatch.setattr(shards, "Keeper", Keeper)
+    monkeypatch.setattr(shards, "ShardGroup", ShardGroup)
     log = open_log(config)
     create_topics(log, config)
     log.close()
@@ -73,7 +73,7 @@ def test_what_is_wrong_with_a_shard_is_logged_once(caplog):
     def turn(before, lost="", error=""):
         both = [{"part": 0, "lost": "", "snapshot_error": ""},
                 {"part": 1, "lost": lost, "snapshot_error": error}]  # fmt: skip
-        return shards.log_flaws(both, before)
+        return shards.log_errors(both, before)
 
     flaws = turn({}, "snapshot 10")
     for _ in range(3):
@@ -109,7 +109,7 @@ def test_the_heartbeat_says_what_each_table_holds_and_let_go(tmp_path):
         statuses.append(shard.status() | told)
         shard.close()
     beat = Heartbeat("shards")
-    shards.tell(beat, statuses)
+    shards.report(beat, statuses)
     said = beat._beat.gauges
     assert said["evicted"] > 0 and said["evicted"] + said["rows.a"] <= 200
     assert said["rows"] == said["rows.a"] + said["rows.b"] and said["rows.b"] == 0

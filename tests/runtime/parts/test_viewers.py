@@ -14,7 +14,7 @@ from recsys.client import Recommendations, Recommended
 from recsys.events.hashing import uniform
 from replay.simulation.crowd import Crowd, Pacer
 from replay.simulation.world import World
-from runtime.parts.viewers import EVENTS_PER_LIST, Lines, Sender, drive
+from runtime.parts.viewers import EVENTS_PER_LIST, SummaryLines, Sender, drive
 
 T = 1_650_812_400_000
 
@@ -175,4 +175,4 @@ def test_the_lines_say_what_happened() -> None:
     assert "events/s" in said[1] and "viewers" in said[1] and "long views" in said[1]
     assert counts["events"] == len(api.events) and counts["lists"] <= api.lists
     assert counts["events"] + counts["lists"] <= 30 * 35.2 + 4
-    assert Lines(0.0).line(Sender(crowd, api, clock), crowd, 5.0) is None
+    assert SummaryLines(0.0).line(Sender(crowd, api, clock), crowd, 5.0) is None

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from recsys.config.system_config import Config, ServeConfig, SessionConfig
-from runtime.reports.status_table import addresses, duration, note, ports, said_beyond_loopback
+from runtime.reports.status_table import addresses, duration, note, ports, exposure_warning
 from runtime.supervision.processes import Socket, is_loopback
 from runtime.supervision.run_file import PartRecord
 
@@ -48,7 +48,7 @@ def test_passwords_are_not_shown():
      ("127.0.0.1", False), ("::1", False), ("localhost", False)],
 )  # fmt: skip
 def test_an_api_beyond_loopback_is_told_with_what_guards_it(host, told):
-    said = said_beyond_loopback(replace(Config(), state="s", serve=ServeConfig(host=host)))
+    said = exposure_warning(replace(Config(), state="s", serve=ServeConfig(host=host)))
     assert bool(said) is told
     assert not told or (f"{host}:8000" in said and "s/run/admin.key" in said)
 

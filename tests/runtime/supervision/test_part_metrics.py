@@ -32,7 +32,9 @@ Row = tuple[str, tuple[str, ...], str]  # kind, labels, meaning
 
 
 def of_parts() -> dict[str, Row]:
-    said = {one.name: (one.kind, (one.label,) if one.label else (), one.about) for one in PART_METRICS}
+    said = {
+        one.name: (one.kind, (one.label,) if one.label else (), one.about) for one in PART_METRICS
+    }
     return FACTS | said
 
 
@@ -60,7 +62,7 @@ def series(of_replica: dict[str, Row]) -> dict[str, set[str]]:
 
 
 def test_the_page_says_what_the_code_says(of_replica: dict[str, Row]) -> None:
-    page = (ROOT / "docs" / "metrics.md").read_text()
+    page = (ROOT / "docs" / "reference" / "metrics.md").read_text()
     told = {
         name: (kind, tuple(re.findall(r"`(\w+)`", labels)), about)
         for name, kind, labels, about in ROWS.findall(page)
@@ -128,7 +130,7 @@ def told(its: Status) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
 def test_what_the_shards_the_joiner_and_the_trainer_say_is_listed() -> None:
     from recsys.config.system_config import JoinConfig
     from recsys.process.part_process import Heartbeat
-    from runtime.parts.shards import tell
+    from runtime.parts.shards import report as tell
     from training.joining.joiner import Joiner
 
     beat = Heartbeat("shards")
@@ -191,7 +193,7 @@ def test_what_has_not_happened_is_told_as_0_once_the_part_speaks() -> None:
 
 def test_stages_and_statuses_that_are_known_are_told_as_0(tmp_path: Path) -> None:
     text = ServingMetrics(World(tmp_path, items=1).service).text().decode()
-    page = (ROOT / "docs" / "operations.md").read_text().split("| stage | left out, and why |")[1]
+    page = (ROOT / "docs" / "how-to" / "operations.md").read_text().split("| stage | left out, and why |")[1]
     stages = re.findall(
         r"`([a-z:]+)`", "".join(re.findall(r"^\|([^|]+)\|", page.split("\n\n")[0], re.M))
     )

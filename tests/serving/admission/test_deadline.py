@@ -1,5 +1,7 @@
 """What is left out where time is short; and that a past answer can be made again from what it says."""
 
+from dataclasses import replace
+
 import pytest
 
 from serving.admission.deadline import (
@@ -11,6 +13,7 @@ from serving.admission.deadline import (
     shorten_candidates,
 )
 from serving.pipeline import Pipeline
+from serving.query import Query
 from serving.request import Request
 from tests.support.replica_harness import NOW_MS, config, made, policy, popular, viewer
 
@@ -52,12 +55,12 @@ def test_an_answer_says_what_it_did_without_and_is_made_again(
     pipeline, session = Pipeline(replica), viewer(replica, liked=(3, 8))
     request, by = Request("u", n=10), policy()
     late = ClockDeadline(lambda: left_ms, NEEDS_MS)
-    answer = pipeline.recommend(request, session, by, NOW_MS, "r1", late)
+    query = Query(request, session, by, NOW_MS, "r1", late)
+    answer = pipeline.recommend(query)
     assert len(answer.items) == 10
     assert answer.degraded == missed
     assert (answer.items[0].sources == ("popular",)) == (POPULAR in missed)
     assert answer.impression.degraded == list(answer.degraded)
-    again = pipeline.recommend(
-        request, session, by, NOW_MS, "r1", RecordedDeadline(answer.impression.degraded)
-    )
+    recorded = RecordedDeadline(answer.impression.degraded)
+    again = pipeline.recommend(replace(query, deadline=recorded))
     assert again == answer

@@ -44,9 +44,9 @@ def record(raw: dict[str, Any], kind: str) -> Any:
 
 @given(items)
 def test_an_item_goes_there_and_back(item: dict[str, Any]) -> None:
-    its = record(gorse.item_in(item, "", CONFIG, NOW_MS), "item")
+    its = record(gorse.parse_item(item, "", CONFIG, NOW_MS), "item")
     assert isinstance(its, Item) and not its.removed
-    assert gorse.item_out(its.item_id, its.fields, CONFIG) == item
+    assert gorse.format_item(its.item_id, its.fields, CONFIG) == item
 
 
 users = st.fixed_dictionaries(
@@ -64,9 +64,9 @@ users = st.fixed_dictionaries(
 
 @given(users)
 def test_a_user_goes_there_and_back(user: dict[str, Any]) -> None:
-    its = record(gorse.user_in(user, "", NOW_MS), "user")
+    its = record(gorse.parse_user(user, "", NOW_MS), "user")
     assert isinstance(its, User)
-    assert gorse.user_out(its.user_id, its.fields) == user
+    assert gorse.format_user(its.user_id, its.fields) == user
 
 
 @given(
@@ -80,8 +80,8 @@ def test_an_item_of_ours_comes_back_with_its_fields(
     """But for the form of a category: one is a list of one."""
     fields = fields | {"topic": topic, "comment": comment}
     fields = {name: value for name, value in fields.items() if value not in ([], "")}
-    shown = gorse.item_out("v1", fields, CONFIG)
-    again = record(gorse.item_in(shown, "", CONFIG, NOW_MS) | {"time_ms": NOW_MS}, "item")
+    shown = gorse.format_item("v1", fields, CONFIG)
+    again = record(gorse.parse_item(shown, "", CONFIG, NOW_MS) | {"time_ms": NOW_MS}, "item")
     assert {n: v for n, v in again.fields.items() if n != "timestamp"} == fields
 
 
@@ -89,51 +89,51 @@ def test_an_item_of_ours_comes_back_with_its_fields(
 def test_a_patch_changes_what_it_says_and_nothing_else(
     item: dict[str, Any], changed: set[str], other: dict[str, Any]
 ) -> None:
-    before = record(gorse.item_in(item, "", CONFIG, NOW_MS), "item").fields
+    before = record(gorse.parse_item(item, "", CONFIG, NOW_MS), "item").fields
     patch = {name: other[name] for name in changed}
-    after = record(gorse.item_patched(patch, item["ItemId"], before, CONFIG, NOW_MS), "item")
-    assert gorse.item_out(item["ItemId"], after.fields, CONFIG) == item | patch
+    after = record(gorse.patch_item(patch, item["ItemId"], before, CONFIG, NOW_MS), "item")
+    assert gorse.format_item(item["ItemId"], after.fields, CONFIG) == item | patch
 
 
 @given(ids, ids, st.sampled_from(sorted(CONFIG.compat.kinds)), times)
 def test_feedback_loses_nothing_that_both_know(user: str, item: str, kind: str, time: str) -> None:
     told = {"UserId": user, "ItemId": item, "FeedbackType": kind, "Timestamp": time, "Value": 3}
-    its = record(gorse.feedback_in(told, "", CONFIG, NOW_MS), "engagement")
-    again = record(gorse.feedback_in(told, "", CONFIG, NOW_MS + 5), "engagement")
+    its = record(gorse.parse_feedback(told, "", CONFIG, NOW_MS), "engagement")
+    again = record(gorse.parse_feedback(told, "", CONFIG, NOW_MS + 5), "engagement")
     assert isinstance(its, Engagement) and its == again, "the same is a repeat, whenever it comes"
     assert (its.user_id, its.item_id, its.kind) == (user, item, CONFIG.compat.kinds[kind])
     other = record(
-        gorse.feedback_in(told | {"ItemId": item + "x"}, "", CONFIG, NOW_MS), "engagement"
+        gorse.parse_feedback(told | {"ItemId": item + "x"}, "", CONFIG, NOW_MS), "engagement"
     )
     assert other.event_id != its.event_id
 
 
 def test_a_profile_has_the_labels_by_name_where_they_have_names() -> None:
     raw = {"UserId": "u", "Labels": {"country": "NZ"}, "Subscribe": ["fish"], "Comment": ""}
-    its = record(gorse.user_in(raw, "", NOW_MS), "user")
+    its = record(gorse.parse_user(raw, "", NOW_MS), "user")
     assert isinstance(its, User) and its.fields == {"country": "NZ", "subscribe": ["fish"]}
-    listed = record(gorse.user_in({"UserId": "u", "Labels": ["a"]}, "", NOW_MS), "user")
+    listed = record(gorse.parse_user({"UserId": "u", "Labels": ["a"]}, "", NOW_MS), "user")
     assert listed.fields == {"labels": ["a"]}
 
 
 @pytest.mark.parametrize("labels", [[1], "a", {"comment": "x"}, {"timestamp": 1}, {"topic": "x"}])
 def test_labels_that_would_hide_a_field_are_refused(labels: Any) -> None:
     with pytest.raises(Rejected) as error:
-        gorse.item_in({"ItemId": "v", "Labels": labels}, "[3]", CONFIG, NOW_MS)
+        gorse.parse_item({"ItemId": "v", "Labels": labels}, "[3]", CONFIG, NOW_MS)
     assert error.value.field.startswith("[3].Labels")
 
 
 def test_unknown_fields_are_passed_over() -> None:
-    assert gorse.item_in({"ItemId": "v", "Colour": "red"}, "", CONFIG, NOW_MS)["fields"] == {}
+    assert gorse.parse_item({"ItemId": "v", "Colour": "red"}, "", CONFIG, NOW_MS)["fields"] == {}
 
 
 @pytest.mark.parametrize("name", ["a/b", "/", ".", ".."])
 def test_an_id_that_no_path_can_name_is_refused(name: str) -> None:
     feedback = {"UserId": "u", "ItemId": name, "FeedbackType": "star"}
     reads: list[Callable[[], dict[str, Any]]] = [
-        lambda: gorse.item_in({"ItemId": name}, "[3]", CONFIG, NOW_MS),
-        lambda: gorse.user_in({"UserId": name}, "[3]", NOW_MS),
-        lambda: gorse.feedback_in(feedback, "[3]", CONFIG, NOW_MS),
+        lambda: gorse.parse_item({"ItemId": name}, "[3]", CONFIG, NOW_MS),
+        lambda: gorse.parse_user({"UserId": name}, "[3]", NOW_MS),
+        lambda: gorse.parse_feedback(feedback, "[3]", CONFIG, NOW_MS),
     ]
     for read in reads:
         with pytest.raises(Rejected, match="without a slash") as error:

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from recsys.config.system_config import Config
 from recsys.events.event_types import Engagement, parse
 from serving.compat import metarank
-from serving.compat.metarank_routes import laid_over
+from serving.compat.metarank_routes import merge_fields
 
 CONFIG, NOW_MS = Config(), 1_790_000_000_000
 ids = st.text(st.characters(codec="utf-8"), min_size=1, max_size=20)
@@ -24,9 +24,9 @@ def test_the_fields_of_an_item_go_there_and_back(item: str, its: dict[str, Any])
         "id": "e",
         "item": item,
         "timestamp": 5,
-        "fields": metarank.fields_out(its),
+        "fields": metarank.format_fields(its),
     }
-    [made] = metarank.batch_in(event, CONFIG, NOW_MS).items
+    [made] = metarank.parse_batch(event, CONFIG, NOW_MS).items
     assert (made["item_id"], made["fields"], made["time_ms"]) == (item, its, 5)
 
 
@@ -35,10 +35,10 @@ def test_a_ranking_and_what_was_displayed_of_it_have_one_request(
     user: str, name: str, item_ids: list[str], context: dict[str, Any]
 ) -> None:
     told = {"event": "ranking", "id": name, "user": user, "timestamp": str(NOW_MS),
-            "items": [{"id": i} for i in item_ids], "fields": metarank.fields_out(context)}  # fmt: skip
-    ranking = metarank.ranking_in(told, NOW_MS)
+            "items": [{"id": i} for i in item_ids], "fields": metarank.format_fields(context)}  # fmt: skip
+    ranking = metarank.parse_ranking(told, NOW_MS)
     assert (ranking.user_id, list(ranking.item_ids), ranking.context) == (user, item_ids, context)
-    raws = metarank.batch_in(told, CONFIG, NOW_MS).engagements
+    raws = metarank.parse_batch(told, CONFIG, NOW_MS).engagements
     shown = [parse(raw, now_ms=NOW_MS) for raw in raws]
     assert [e.item_id for e in shown if isinstance(e, Engagement)] == item_ids
     assert {(e.request_id, e.kind) for e in shown if isinstance(e, Engagement)} == {
@@ -46,7 +46,7 @@ def test_a_ranking_and_what_was_displayed_of_it_have_one_request(
     }
     assert len({e.event_id for e in shown if isinstance(e, Engagement)}) == len(item_ids)
     done = told | {"event": "interaction", "type": "like", "item": item_ids[0], "ranking": name}
-    [like] = metarank.batch_in([done | {"fields": []}], CONFIG, NOW_MS).engagements
+    [like] = metarank.parse_batch([done | {"fields": []}], CONFIG, NOW_MS).engagements
     assert (like["request_id"], like["user_id"], like["kind"]) == (ranking.request_id, user, "like")
 
 
@@ -56,11 +56,11 @@ def test_rankings_of_two_users_are_two_requests(name: str, one: str, other: str)
     assert same == (one == other)
 
 
-def test_a_later_event_of_a_batch_is_laid_over_an_earlier_one() -> None:
+def test_a_later_event_of_a_batch_is_merge_fields_an_earlier_one() -> None:
     items = [{"item_id": "v", "fields": {"a": 1, "b": 1}}, {"item_id": "v", "fields": {"a": 2}},
              {"item_id": "w", "fields": {}}]  # fmt: skip
     had = {"v": {"c": 0, "a": 0}}
-    made = laid_over(items, had.get)  # type: ignore[arg-type]
+    made = merge_fields(items, had.get)  # type: ignore[arg-type]
     assert [one["fields"] for one in made] == [
         {"c": 0, "a": 1, "b": 1},
         {"c": 0, "a": 2, "b": 1},

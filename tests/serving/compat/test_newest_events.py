@@ -10,7 +10,7 @@ from recsys.events.event_types import Engagement, Event, Tick, User, encode
 from recsys.events.records import EVENTS, topics
 from recsys.log.protocol import Append, MemoryLog, Record
 from serving.compat import newest_events
-from serving.compat.newest_events import Known, known_of, page_of, users_of
+from serving.compat.newest_events import UserRecord, read_page, read_user, read_users
 
 PARTS = 2
 
@@ -35,7 +35,7 @@ def deed(time_ms: int, user: str = "u0", item: str = "v0", **more: Any) -> Engag
 def all_pages(log: MemoryLog, n: int) -> list[int]:
     told, before = list[int](), None
     while True:
-        page = page_of(log, n, lambda _: True, before)
+        page = read_page(log, n, lambda _: True, before)
         told += [one.time_ms for one in page.engagements]
         if (before := page.before) is None:
             return told
@@ -71,10 +71,10 @@ def test_repeats_come_once_and_nothing_comes_of_who_was_forgotten() -> None:
         (1, deed(6, "u1")),
     ]
     log = log_of((0, twice), (0, twice), *gone)
-    assert [one.time_ms for one in page_of(log, 9, lambda _: True).engagements] == [6, 3]
+    assert [one.time_ms for one in read_page(log, 9, lambda _: True).engagements] == [6, 3]
     one_by_one = all_pages(log, 1)
     assert 4 not in one_by_one, "nor on a page after the wish"
-    of_one = page_of(log, 9, lambda _: True, partition=1, key=b"u1")
+    of_one = read_page(log, 9, lambda _: True, partition=1, key=b"u1")
     assert [one.time_ms for one in of_one.engagements] == [6]
 
 
@@ -83,9 +83,9 @@ def test_the_newest_profile_is_found_and_what_cant_be_read_is_passed_over() -> N
     log.append(
         EVENTS, [Append(0, b"u0", b"\xff no event"), Append(0, b"u1", encode(deed(3, "u1")))]
     )
-    found = known_of(log, 0, b"u0")
+    found = read_user(log, 0, b"u0")
     assert found is not None and found.profile is not None and found.profile.fields == {"age": 2}
-    assert known_of(log, 0, b"u1") == Known(None, False) and known_of(log, 1, b"u0") is None
+    assert read_user(log, 0, b"u1") == UserRecord(None, False) and read_user(log, 1, b"u0") is None
 
 
 def test_users_are_those_of_their_newest_profile_wish_or_deed() -> None:
@@ -101,13 +101,13 @@ def test_users_are_those_of_their_newest_profile_wish_or_deed() -> None:
         (0, profile(9, "back", age=4)), (0, wish(10, "back")), (0, deed(11, "back")),
         (1, wish(12, "anew")), (1, profile(13, "anew", age=5)), (1, Tick(time_ms=14)),
     )  # fmt: skip
-    users = users_of(log)
+    users = read_users(log)
     fields = {user: its.profile and its.profile.fields for user, its in users.items()}
     assert fields == {"u0": {"age": 2}, "doer": None, "back": None, "anew": {"age": 5}}
-    assert [user for user, its in users.items() if not its.sure] == ["doer"]
+    assert [user for user, its in users.items() if not its.certain] == ["doer"]
     for part, user in ((0, "u0"), (1, "doer"), (0, "back"), (1, "anew")):
-        assert known_of(log, part, user.encode()) == users[user], "one is told as in the list"
-    assert known_of(log, 1, b"gone") == Known(None, True, gone=True)
+        assert read_user(log, part, user.encode()) == users[user], "one is told as in the list"
+    assert read_user(log, 1, b"gone") == UserRecord(None, True, gone=True)
 
 
 class ShortReads(MemoryLog):
@@ -130,4 +130,4 @@ def test_a_log_that_reads_short_is_read_whole() -> None:
 
 def test_a_place_of_another_log_is_refused() -> None:
     with pytest.raises(ValueError, match="3 offsets, expected 2"):
-        page_of(log_of(), 1, lambda _: True, (1, 2, 3))
+        read_page(log_of(), 1, lambda _: True, (1, 2, 3))

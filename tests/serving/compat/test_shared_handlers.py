@@ -12,7 +12,7 @@ import pytest
 
 from recsys.events.records import ITEMS
 from recsys.log.protocol import Append
-from serving.compat import shared_handlers as desk
+from serving.compat import shared_handlers
 from tests.support.gorse_cases import API, EXAMPLES, FEEDBACK, ROWS
 from tests.support.service_harness import COMPAT, World, item, run
 
@@ -99,7 +99,7 @@ def test_a_change_keeps_what_another_replica_changed_before_it(world: World) -> 
 def test_a_replica_that_is_behind_changes_nothing(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(desk, "_APPLIED_S", 0.2)
+    monkeypatch.setattr(shared_handlers, "_APPLIED_S", 0.2)
 
     async def scenario(w: World) -> None:
         with held(w):

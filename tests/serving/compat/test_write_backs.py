@@ -2,7 +2,7 @@
 
 import asyncio
 
-from serving.compat.write_backs import WriteBacks
+from serving.compat.shared_handlers import WriteBacks
 from serving.ingestion.write_api import Unavailable
 
 
@@ -18,7 +18,9 @@ def test_each_is_written_at_its_time_and_at_the_end_the_others_are() -> None:
         its = WriteBacks(most=4)
         for name, delay_s in (("late", 3600.0), ("soon", 0.02), ("away", 0.01), ("sooner", 0.01)):
             assert not its.full()
-            its.later(delay_s, lambda name=name: write(name), lambda name=name: lost.append(name))
+            its.schedule(
+                delay_s, lambda name=name: write(name), lambda name=name: lost.append(name)
+            )
         assert its.full() and len(its) == 4
         await asyncio.sleep(0.2)
         assert sorted(written) == ["soon", "sooner"] and lost == ["away"] and len(its) == 1

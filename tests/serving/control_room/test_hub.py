@@ -21,7 +21,7 @@ class Painted:
 
 async def some(hub: Hub, count: int) -> list[bytes]:
     found = []
-    async with aclosing(hub.watch()) as pictures:
+    async with aclosing(hub.subscribe()) as pictures:
         async for picture in pictures:
             found.append(picture)
             if len(found) == count:
@@ -49,7 +49,7 @@ def test_a_failure_is_told_and_the_next_picture_comes() -> None:
         paint = Painted()
         paint.fails = True
         hub = Hub(paint, every_s=0.01)
-        async with aclosing(hub.watch()) as pictures:
+        async with aclosing(hub.subscribe()) as pictures:
             assert await anext(pictures) == event("trouble", b"OSError")
             paint.fails = False
             found = [await anext(pictures) for _ in range(3)]
@@ -60,10 +60,10 @@ def test_a_failure_is_told_and_the_next_picture_comes() -> None:
 
 def test_so_many_may_look_and_the_end_is_everybodys() -> None:
     async def go() -> None:
-        hub = Hub(Painted(), every_s=0.01, most=2)
+        hub = Hub(Painted(), every_s=0.01, max_pages=2)
         watching = [asyncio.create_task(some(hub, 10_000)) for _ in range(2)]
         await asyncio.sleep(0.05)
-        with pytest.raises(Full, match="2 at most"):
+        with pytest.raises(Full, match="at most 2"):
             await some(hub, 1)
         assert hub.pages == 2
         await hub.close()

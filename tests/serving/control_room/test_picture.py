@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 from serving.control_room.curves import POINTS, Curves
-from serving.control_room.exposition import Samples, key, keyed, label_of, read
-from serving.control_room.picture import Painter, Rates
+from serving.control_room.exposition import Samples, key, samples_of, label_of, parse
+from serving.control_room.picture import PictureBuilder, Rates
 
 
 class Given:
@@ -39,7 +39,7 @@ def test_a_series_has_one_name_whoever_tells_it(labels: dict[str, str]) -> None:
         for value in labels.values()
         for sign in "\r\x0b\x0c\x1c\x1d\x1e\x85\u2028\u2029"
     ):
-        assert read(told) == keyed(registry.collect()) == {key("recsys_x", labels): 2.5}  # type: ignore[arg-type]
+        assert parse(told) == samples_of(registry.collect()) == {key("recsys_x", labels): 2.5}  # type: ignore[arg-type]
 
 
 def test_what_a_replica_says_is_read_without_buckets() -> None:
@@ -51,7 +51,7 @@ def test_what_a_replica_says_is_read_without_buckets() -> None:
         "/v1/events"
     ).observe(0.5)
     Gauge("recsys_late", "c", registry=registry).set(float("nan"))
-    found = read(generate_latest(registry).decode())
+    found = parse(generate_latest(registry).decode())
     assert found['recsys_requests_total{route="/v1/events",status="202"}'] == 3
     assert found['recsys_request_seconds_count{route="/v1/events"}'] == 1
     assert math.isnan(found["recsys_late"]) and not [
@@ -63,24 +63,24 @@ def test_what_a_replica_says_is_read_without_buckets() -> None:
 def test_rates_are_of_ten_seconds_and_begin_anew_after_a_gap_or_a_restart() -> None:
     rates = Rates()
     for second in range(30):
-        found = rates.tell({"a_total": 5.0 * second, "gauge": 9.0 * second}, 1000 * second)
+        found = rates.observe({"a_total": 5.0 * second, "gauge": 9.0 * second}, 1000 * second)
     assert found == {"a_total": 5.0}
-    assert rates.tell({"a_total": 2.0}, 30_000)["a_total"] == 0.0  # its part began again
-    assert rates.tell({"a_total": 1e6}, 90_000) == {"a_total": 0.0}  # nobody looked meanwhile
-    assert rates.tell({"a_total": 1e6 + 7}, 91_000) == {"a_total": 7.0}
+    assert rates.observe({"a_total": 2.0}, 30_000)["a_total"] == 0.0  # its part began again
+    assert rates.observe({"a_total": 1e6}, 90_000) == {"a_total": 0.0}  # nobody looked meanwhile
+    assert rates.observe({"a_total": 1e6 + 7}, 91_000) == {"a_total": 7.0}
 
 
 def test_a_picture_holds_the_samples_it_was_made_of() -> None:
     look = Given()
-    painter = Painter(look, Curves())
+    builder = PictureBuilder(look, Curves())
     look.now = {
         "recsys_a_total": 3.0,
         "recsys_b": float("nan"),
         'recsys_trainer_auc{label="like"}': 0.7,
     }
-    first = painter.paint(1_000)
+    first = builder.build(1_000)
     look.now |= {"recsys_a_total": 8.0}
-    second = painter.paint(2_000)
+    second = builder.build(2_000)
     assert (first.number, second.number) == (1, 2)
     assert second.samples == {
         "recsys_a_total": 8.0,
@@ -94,24 +94,24 @@ def test_a_picture_holds_the_samples_it_was_made_of() -> None:
 
 def test_replicas_that_a_scrape_met_stay_for_a_minute_each_with_its_own_numbers() -> None:
     look = Given()
-    painter = Painter(look, Curves())
+    builder = PictureBuilder(look, Curves())
     for second, name in enumerate(["r1", "r2", "r1"]):
         look.now = {f'recsys_step{{replica="{name}"}}': 10.0 + second, "recsys_system_ready": 1.0}
-        picture = painter.paint(1000 * second)
+        picture = builder.build(1000 * second)
     assert picture.asked == "r1" and picture.replicas == {"r1": 2_000, "r2": 1_000}
     assert (
         picture.samples['recsys_step{replica="r1"}'] == 12
         and picture.samples['recsys_step{replica="r2"}'] == 11
     )
     look.now = {"recsys_system_ready": 1.0}
-    assert painter.paint(61_500).replicas == {"r1": 2_000}
-    assert painter.paint(70_000).replicas == {}
+    assert builder.build(61_500).replicas == {"r1": 2_000}
+    assert builder.build(70_000).replicas == {}
 
 
 def test_curves_keep_a_bounded_past_a_point_each_five_seconds() -> None:
     curves, auc = Curves(), 'recsys_trainer_auc{label="like"}'
     for second in range(5 * (POINTS + 50)):
-        curves.tell(
+        curves.observe(
             {auc: second / 1e4, "recsys_other": 1.0, 'recsys_trainer_auc{label="x"}': float("nan")},
             1000 * second,
         )
@@ -119,7 +119,7 @@ def test_curves_keep_a_bounded_past_a_point_each_five_seconds() -> None:
     assert list(kept) == [auc] and len(kept[auc]) == POINTS
     assert {b[0] - a[0] for a, b in zip(kept[auc], kept[auc][1:], strict=False)} == {5_000}
     for label in range(100):
-        curves.tell({f'recsys_trainer_auc{{label="{label}"}}': 0.5}, 10**9 + 5_000 * label)
+        curves.observe({f'recsys_trainer_auc{{label="{label}"}}': 0.5}, 10**9 + 5_000 * label)
     assert len(curves.all()) <= 40
 
 
@@ -127,21 +127,21 @@ def test_curves_of_those_that_ended_make_room_for_those_that_began() -> None:
     curves = Curves()
     old, new = (f'recsys_view_to_served_p95_ms{{replica="{n}"}}' for n in ("old", "new"))
     shards = {f'recsys_trainer_auc{{label="{n}"}}': 0.5 for n in range(38)}
-    curves.tell(shards | {old: 1.0}, 0)
-    curves.tell(shards | {f"{old} b": 1.0}, 5_000)
-    assert curves.tell(shards | {new: 1.0, f"{old} b": 2.0}, 10_000)[new] == 1.0
+    curves.observe(shards | {old: 1.0}, 0)
+    curves.observe(shards | {f"{old} b": 1.0}, 5_000)
+    assert curves.observe(shards | {new: 1.0, f"{old} b": 2.0}, 10_000)[new] == 1.0
     assert old not in curves.all() and f"{old} b" in curves.all()
     two_hours_ms = 5_000 * POINTS
-    assert curves.tell({new: 2.0}, two_hours_ms + 9_000) == {new: 2.0}
+    assert curves.observe({new: 2.0}, two_hours_ms + 9_000) == {new: 2.0}
     assert set(curves.all()) == set(shards) | {new, f"{old} b"}
-    curves.tell({new: 2.0}, two_hours_ms + 20_000)
+    curves.observe({new: 2.0}, two_hours_ms + 20_000)
     assert set(curves.all()) == {new}
 
 
 def test_rates_of_what_is_told_no_more_are_dropped() -> None:
     rates = Rates()
     for n in range(50):
-        rates.tell({f'recsys_lists_total{{replica="{n}"}}': 1.0}, 1_000 * n)
+        rates.observe({f'recsys_lists_total{{replica="{n}"}}': 1.0}, 1_000 * n)
     assert len(rates._rates) == 1
 
 
@@ -149,4 +149,4 @@ def test_rates_of_what_is_told_no_more_are_dropped() -> None:
 def test_states_that_a_part_is_not_in_take_no_room(value: float) -> None:
     look = Given()
     look.now = {'recsys_part_state{part="a",state="ready"}': value}
-    assert bool(Painter(look, Curves()).paint(0).samples) is bool(value)
+    assert bool(PictureBuilder(look, Curves()).build(0).samples) is bool(value)

@@ -4,7 +4,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import chisquare
 
-from serving.ranking.selection import HEAT, Cap, Chance, Drawn, draw, mixture
+from serving.ranking.selection import HEAT, Cap, SamplingInput, SamplingParams, sample_slate
+from serving.ranking.slate_propensities import SlateWalk
+from serving.request import Slate
 
 SCORES = np.array([1.0, 0.6, 0.6, 0.2, -0.5])
 
@@ -12,17 +14,22 @@ awkward = st.sampled_from([0.0, 1.0, -1.0, 1e-9, 1e300, -1e300, np.inf, -np.inf,
 scores = st.lists(st.floats(-5, 5) | awkward, max_size=20).map(np.array)
 
 
-def drawn(scores_N: np.ndarray, n: int = 5, request_id: str = "r", **more: object) -> Drawn:
+def drawn(scores_N: np.ndarray, n: int = 5, request_id: str = "r", **more: object) -> Slate:
     named = {"temperature": 0.3, "explore": 0.1, "quota": 0.0, "diversity": 0.0}
-    chance = Chance(**{name: more.pop(name, usual) for name, usual in named.items()})  # type: ignore[arg-type]
+    params = SamplingParams(**{name: more.pop(name, usual) for name, usual in named.items()})  # type: ignore[arg-type]
     groups_N, per_group = more.pop("groups_N", None), more.pop("per_group", 0)
     caps = [Cap("group", groups_N, per_group)] if per_group else []  # type: ignore[arg-type]
-    scores = np.asarray(scores_N, np.float64)
-    return draw(scores, n, chance, request_id=request_id, caps=caps, **more)  # type: ignore[arg-type]
+    scores, seed = np.asarray(scores_N, np.float64), more.pop("seed", 0)
+    given = SamplingInput(scores, params, caps, **more)  # type: ignore[arg-type]
+    return sample_slate(given, n, request_id=request_id, seed=seed)  # type: ignore[arg-type]
 
 
-def chance_of(explore: float, temperature: float = 0.1) -> Chance:
-    return Chance(temperature, explore)
+def mixture(
+    scores_N: np.ndarray, open_N: np.ndarray, explore: float, temperature: float = 0.1
+) -> np.ndarray:
+    """The probability of each candidate at the first rank."""
+    params = SamplingParams(temperature, explore)
+    return SlateWalk(SamplingInput(scores_N, params, open_N=open_N), 1).step().total_N
 
 
 @settings(max_examples=120, deadline=None)
@@ -50,7 +57,7 @@ def test_probabilities_sum_to_1_at_every_rank(
     open_N &= ~np.isnan(scores)
     if not open_N.any():
         return
-    p_N = mixture(scores, open_N, chance_of(explore))
+    p_N = mixture(scores, open_N, explore)
     assert p_N.sum() == pytest.approx(1.0)
     assert (p_N[~open_N] == 0).all() and (p_N >= 0).all()
 
@@ -78,7 +85,7 @@ def test_items_come_as_often_as_their_propensity_says() -> None:
             second[b] += 1
     open_N = np.ones(5, np.bool_)
     for counts in (first, second):
-        p_N = mixture(SCORES, open_N, chance_of(0.1, 0.3))
+        p_N = mixture(SCORES, open_N, 0.1, 0.3)
         total = counts.sum()
         sigma = np.sqrt(total * p_N * (1 - p_N))
         assert (np.abs(counts - total * p_N) <= 4 * sigma + 1e-9).all()
@@ -117,7 +124,7 @@ def test_a_group_has_no_more_places_than_it_may(per_group: int) -> None:
 
 def test_beside_fixed_items_each_propensity_is_the_mixture_of_what_is_left() -> None:
     for n in range(50):
-        out = drawn(SCORES, request_id=f"r{n}", explore=0.2, fixed={1: 0, 3: 4})
+        out = drawn(SCORES, request_id=f"r{n}", explore=0.2, pinned={1: 0, 3: 4})
         assert (out.positions[1], out.positions[3]) == (0, 4)
         assert sorted(out.positions.tolist()) == [0, 1, 2, 3, 4]
         left = np.array([False, True, True, True, False])
@@ -138,14 +145,14 @@ def test_beside_a_fixed_item_the_others_come_as_often_as_their_propensity_says()
     draws = 20_000
     first, third = np.zeros(5), np.zeros(5)  # the third, given that item 1 came first
     for n in range(draws):
-        a, pinned, b = drawn(SCORES, 3, f"r{n}", fixed={1: 0, 8: 2}).positions
+        a, pinned, b = drawn(SCORES, 3, f"r{n}", pinned={1: 0, 8: 2}).positions
         assert pinned == 0
         first[a] += 1
         if a == 1:
             third[b] += 1
     open_N = np.array([False, True, True, True, True])
     for counts in (first, third):
-        p_N = mixture(SCORES, open_N, chance_of(0.1, 0.3))
+        p_N = mixture(SCORES, open_N, 0.1, 0.3)
         total = counts.sum()
         sigma = np.sqrt(total * p_N * (1 - p_N))
         assert (np.abs(counts - total * p_N) <= 4 * sigma + 1e-9).all()
@@ -155,7 +162,7 @@ def test_beside_a_fixed_item_the_others_come_as_often_as_their_propensity_says()
 def test_fixed_items_count_for_their_group_first_and_stand_whatever_it_has() -> None:
     groups = np.array([7, 7, 7, 0, 9, 9])
     for n in range(50):
-        out = drawn(np.zeros(6), 6, f"r{n}", groups_N=groups, per_group=1, fixed={2: 0, 3: 1})
+        out = drawn(np.zeros(6), 6, f"r{n}", groups_N=groups, per_group=1, pinned={2: 0, 3: 1})
         assert out.positions[2:4].tolist() == [0, 1]
         chosen = groups[out.positions].tolist()
         assert (chosen.count(7), chosen.count(0), chosen.count(9)) == (2, 1, 1)
@@ -163,9 +170,9 @@ def test_fixed_items_count_for_their_group_first_and_stand_whatever_it_has() -> 
 
 
 def test_where_the_others_run_out_fixed_items_move_up_in_order() -> None:
-    out = drawn(SCORES[:3], 9, fixed={4: 2, 6: 0})
+    out = drawn(SCORES[:3], 9, pinned={4: 2, 6: 0})
     assert out.positions.tolist() == [1, 2, 0] and out.propensities == pytest.approx([1.0] * 3)
-    assert drawn(SCORES[:1], 3, fixed={2: 0}).positions.tolist() == [0]
+    assert drawn(SCORES[:1], 3, pinned={2: 0}).positions.tolist() == [0]
 
 
 def test_a_score_that_is_no_number_comes_after_all_others() -> None:
@@ -178,19 +185,19 @@ def test_a_score_that_is_no_number_comes_after_all_others() -> None:
 
 def test_infinite_scores_share_evenly() -> None:
     everywhere = np.ones(3, np.bool_)
-    assert mixture(np.array([np.inf, 5.0, np.inf]), everywhere, chance_of(0.0)).tolist() == [
+    assert mixture(np.array([np.inf, 5.0, np.inf]), everywhere, 0.0).tolist() == [
         0.5,
         0,
         0.5,
     ]
     low = np.array([-np.inf] * 3)
-    assert mixture(low, everywhere, chance_of(0.0)) == pytest.approx([1 / 3] * 3)
-    one = mixture(np.array([-np.inf, 1.0, -np.inf]), everywhere, chance_of(0.3))
+    assert mixture(low, everywhere, 0.0) == pytest.approx([1 / 3] * 3)
+    one = mixture(np.array([-np.inf, 1.0, -np.inf]), everywhere, 0.3)
     assert one == pytest.approx([0.1, 0.8, 0.1])
 
 
 def by_hand(
-    scores: np.ndarray, left: np.ndarray, above: list[int], chance: Chance,
+    scores: np.ndarray, left: np.ndarray, above: list[int], chance: SamplingParams,
     trust: np.ndarray, vectors: np.ndarray,
 ) -> np.ndarray:  # fmt: skip
     """The chances at a rank as the docstring says them, one after the other."""
@@ -217,11 +224,9 @@ def test_given_the_ranks_above_each_rank_s_chances_are_as_said_and_sum_to_1(
     scores, trust = random.normal(size=size), random.choice([0.0, 0.3, 1.0], size)
     vectors = random.normal(size=(size, 3)).astype(np.float32)
     groups = random.integers(0, 4, size)
-    chance = Chance(0.4, explore, quota, diversity)
-    out = draw(
-        scores, size, chance, request_id=f"r{seed}", caps=[Cap("group", groups, 2)],
-        trust_N=trust, vectors_NV=vectors,
-    )  # fmt: skip
+    chance = SamplingParams(0.4, explore, quota, diversity)
+    given = SamplingInput(scores, chance, [Cap("group", groups, 2)], trust, vectors)
+    out = sample_slate(given, size, request_id=f"r{seed}")
     left, above = np.ones(size, np.bool_), []
     for rank, position in enumerate(out.positions.tolist()):
         p_N = by_hand(scores, left, above, chance, trust, vectors)
@@ -242,13 +247,9 @@ def test_over_many_requests_items_come_as_often_as_their_propensity_says(
 ) -> None:
     scores, trust = np.array([1.0, 0.9, 0.5, 0.2, 0.0]), np.array([0.0, 0.0, 1.0, 0.0, 0.5])
     vectors = np.array([[1, 0], [0.9, 0.1], [0, 1], [1, 1], [-1, 0.2]], np.float32)
-    chance = Chance(0.3, 0.1, quota, diversity)
-    lists = np.array(
-        [
-            draw(scores, 3, chance, request_id=f"r{n}", trust_N=trust, vectors_NV=vectors).positions
-            for n in range(6_000)
-        ]
-    )
+    chance = SamplingParams(0.3, 0.1, quota, diversity)
+    given = SamplingInput(scores, chance, (), trust, vectors)
+    lists = np.array([sample_slate(given, 3, request_id=f"r{n}").positions for n in range(6_000)])
     for above in ([], [0], [0, 2]):
         left = np.isin(np.arange(5), above, invert=True)
         then = lists[(lists[:, : len(above)] == above).all(1)]
@@ -285,6 +286,6 @@ def test_what_is_near_to_an_item_above_comes_later() -> None:
 
 def test_what_is_not_open_is_never_drawn_unless_it_is_fixed() -> None:
     open_N = np.array([True, False, True, False, True])
-    out = drawn(SCORES, open_N=open_N, fixed={1: 3})
+    out = drawn(SCORES, open_N=open_N, pinned={1: 3})
     assert sorted(out.positions.tolist()) == [0, 2, 3, 4] and out.positions[1] == 3
     assert open_N.sum() == 3  # the caller's mask is its own

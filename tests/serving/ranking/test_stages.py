@@ -6,11 +6,11 @@ import pytest
 from recsys.events.event_types import Engagement
 from recsys.events.hashing import key_of
 from recsys.features.session import Session
-from serving.pipeline import Pipeline
-from serving.ranking import stages
-from serving.ranking.stages import STAGES, Staged, trust_of
+from serving.pipeline import Pipeline, Stage
+from serving.query import Query
+from serving.ranking.stages import trust_of
 from serving.replica.replica import Replica
-from serving.request import Answer, Request
+from serving.request import Answer, Candidates, Request
 from tests.support.replica_harness import NOW_MS, made, policy, popular, viewer
 from tests.support.small_feed import FEATURES, START_MS
 
@@ -18,8 +18,8 @@ QUIET = {"explore": 0.0, "quota": 0.0, "temperature": 1e-3, "per_author": 0}
 
 
 def ask(replica: Replica, session: Session, n: int = 6, request_id: str = "r", **by: Any) -> Answer:
-    request = Request("u", n)
-    return Pipeline(replica).recommend(request, session, policy(**(QUIET | by)), NOW_MS, request_id)
+    query = Query(Request("u", n), session, policy(**(QUIET | by)), NOW_MS, request_id)
+    return Pipeline(replica).recommend(query)
 
 
 def rule(do: str, field: str, value: str, amount: float = 1.0) -> dict[str, Any]:
@@ -42,8 +42,10 @@ def test_who_hides_an_item_sees_less_of_its_author_and_tags() -> None:
     session = viewer(replica)
     hides(session, replica, 4)  # author a4, tag t4
     answer = ask(replica, session, n=30, not_interested=2.0)
-    assert answer.ranked is not None
-    added = dict(zip(answer.ranked.indices, answer.ranked.added["not_interested"], strict=True))
+    assert answer.candidates is not None
+    added = dict(
+        zip(answer.candidates.indices, answer.candidates.added["not_interested"], strict=True)
+    )
     assert added[13] == added[9] == -1.0  # one hide, nothing liked: half of it, by author or tag
     assert added[7] == 0.0 and "v4" not in [item.item_id for item in answer.items]
     ordered = [
@@ -51,7 +53,8 @@ def test_who_hides_an_item_sees_less_of_its_author_and_tags() -> None:
         for a, t in zip(of(answer, "author"), of(answer, "tags"), strict=True)
     ]
     assert ordered == sorted(ordered)  # what is damped comes last
-    assert "not_interested" not in ask(replica, session, not_interested=0.0).ranked.added  # type: ignore[union-attr]
+    indifferent = ask(replica, session, not_interested=0.0).candidates
+    assert indifferent is not None and "not_interested" not in indifferent.added
 
 
 def test_what_is_liked_beside_weighs_against_a_hide() -> None:
@@ -59,8 +62,10 @@ def test_what_is_liked_beside_weighs_against_a_hide() -> None:
     session = viewer(replica, liked=(9, 14, 19))  # three of tag t4
     hides(session, replica, 4)
     answer = ask(replica, session, n=30, not_interested=1.0)
-    assert answer.ranked is not None
-    added = dict(zip(answer.ranked.indices, answer.ranked.added["not_interested"], strict=True))
+    assert answer.candidates is not None
+    added = dict(
+        zip(answer.candidates.indices, answer.candidates.added["not_interested"], strict=True)
+    )
     assert added[13] == pytest.approx(-0.5)  # author a4: hidden once, never liked
     assert added[24] == pytest.approx(-1 / 5, abs=0.01)  # tag t4: one hide, three likes
 
@@ -112,19 +117,20 @@ def test_items_on_trial_have_their_quota_and_the_answer_says_which_they_are() ->
 
 def test_trust_grows_with_every_showing() -> None:
     shown = np.array([0.0, 10.0, 50.0, 999.0])
-    assert trust_of(shown, 50).tolist() == pytest.approx([1.0, 0.8, 0.0, 0.0])
-    assert not trust_of(shown, 0).any()
+    trust = trust_of(shown, policy(trust_after=50).config)
+    assert trust.tolist() == pytest.approx([1.0, 0.8, 0.0, 0.0])
+    assert not trust_of(shown, policy(trust_after=0).config).any()
 
 
-def test_a_stage_is_done_in_its_place_and_counted_under_its_name(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    def odd(replica: Replica, session: Session, config: Any, ranked: Any) -> Staged:
-        return Staged(None, np.array(ranked.indices) % 2 == 1)
+def test_a_stage_runs_in_its_place_and_its_removals_are_counted_under_its_name() -> None:
+    def odd(query: Query, candidates: Candidates) -> Candidates:
+        return candidates.keep("odd", np.array(candidates.indices) % 2 == 1)
 
-    monkeypatch.setattr(stages, "STAGES", (*STAGES, ("odd", odd)))
-    answer = ask(made(), viewer(made()), n=40)
-    assert len(answer.items) == 20 == answer.removed["odd"]
+    replica = made()
+    pipeline, query = Pipeline(replica), Query(Request("u", 40), viewer(replica), policy(), NOW_MS)
+    pipeline.stages = (*pipeline.stages[:-1], Stage("odd", odd), pipeline.stages[-1])
+    answer = pipeline.recommend(query)
+    assert len(answer.items) <= 20 == answer.removed["odd"]
     assert {int(str(item.item_id)[1:]) % 2 for item in answer.items} == {1}
 
 
@@ -132,5 +138,5 @@ def test_a_viewer_without_a_past_that_is_told_apart_has_nothing_added() -> None:
     session = Session("u", FEATURES)
     session.hidden.append(key_of("item", "unheard of"))
     answer = ask(made(), session)
-    assert answer.ranked is not None and not answer.ranked.added
-    assert answer.ranked.final_N is answer.ranked.scores_N
+    assert answer.candidates is not None and not answer.candidates.added
+    assert answer.candidates.final_N is answer.candidates.scores_N

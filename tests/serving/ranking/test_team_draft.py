@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from experiments.statistics.interleaving import NOBODY, TeamDraft
-from serving.ranking.selection import BY_SCORE, SamplingInput, Cap, Chance, sample_slate
+from serving.ranking.selection import BY_SCORE, Cap, SamplingInput, SamplingParams, sample_slate
 from serving.ranking.slate_propensities import probabilities_along
 from serving.ranking.team_draft import draft_slate
 
@@ -23,8 +23,9 @@ def ballot(seed: int = 0, fixed: dict[int, int] | None = None, **chance: float) 
     trust = np.array([0, 0.5, 0, 0, 1.0, 0, 0, 0.2])
     vectors = draw.normal(size=(N, 3)).astype(np.float32)
     open_N = np.arange(N) != 6
-    return SamplingInput(draw.normal(size=N), Chance(**its), (Cap("author", GROUPS, 2),), trust, vectors, open_N,
-                  fixed or {})  # fmt: skip
+    params, caps = SamplingParams(**its), (Cap("author", GROUPS, 2),)
+    scores_N = draw.normal(size=N)
+    return SamplingInput(scores_N, params, caps, trust, vectors, open_N, fixed or {})
 
 
 @settings(max_examples=60, deadline=None)
@@ -117,8 +118,12 @@ def test_a_share_is_how_often_the_second_picked_it_of_those_lists() -> None:
 
 def test_each_pick_is_by_its_own_policy_and_caps_count_what_both_picked() -> None:
     cold = {"temperature": 1e-6, "explore": 0.0, "quota": 0.0, "diversity": 0.0}
-    up = SamplingInput(np.arange(N, dtype=float), Chance(**cold), (Cap("author", GROUPS, 2),))
-    down = SamplingInput(-np.arange(N, dtype=float), Chance(**cold), (Cap("author", GROUPS, 2),))
+    up = SamplingInput(
+        np.arange(N, dtype=float), SamplingParams(**cold), (Cap("author", GROUPS, 2),)
+    )
+    down = SamplingInput(
+        -np.arange(N, dtype=float), SamplingParams(**cold), (Cap("author", GROUPS, 2),)
+    )
     for n in range(20):
         its = draft_slate((down, up), N, TEAMS, request_id=f"r{n}")
         left = list(range(N))
@@ -142,7 +147,7 @@ def ranking(positions: list[int]) -> SamplingInput:
     """Draws them in their order, and no others."""
     scores_N, open_N = np.zeros(N), np.zeros(N, np.bool_)
     scores_N[positions], open_N[positions] = -np.arange(len(positions)), True
-    return SamplingInput(scores_N, Chance(1e-6, 0.0, 0.0), open_N=open_N)
+    return SamplingInput(scores_N, SamplingParams(1e-6, 0.0, 0.0), open_N=open_N)
 
 
 @settings(max_examples=100, deadline=None)
@@ -179,5 +184,8 @@ def test_once_one_has_nothing_left_the_other_fills_the_list_for_nobody() -> None
 def test_whose_turn_it_is_is_as_a_draft_says() -> None:
     its = ballot()
     for n in range(20):
-        turns, teams = TeamDraft(f"r{n}", TEAMS), draft_slate((its, its), 6, TEAMS, request_id=f"r{n}").teams
+        turns, teams = (
+            TeamDraft(f"r{n}", TEAMS),
+            draft_slate((its, its), 6, TEAMS, request_id=f"r{n}").teams,
+        )
         assert list(teams) == [turns.picked(turns.turn()) for _ in teams]

@@ -5,7 +5,11 @@ import pytest
 
 from recsys.events.records import ITEM_STATE, ItemState, topics
 from recsys.log.protocol import Append, MemoryLog
-from serving.reconstruction.reconstructed_replica import NotReconstructible, CounterCoverage, records
+from serving.reconstruction.reconstructed_replica import (
+    CounterCoverage,
+    NotReconstructible,
+    records,
+)
 
 
 def told(last_ms: int, part: int = 0, parts: int = 0) -> ItemState:
@@ -43,5 +47,5 @@ def test_records_that_are_gone_or_were_never_there_are_told() -> None:
     assert list(records(log, ITEM_STATE, 0, 7, 7)) == []
     with pytest.raises(NotReconstructible, match="offset 2 is gone, the log begins at 4"):
         list(records(log, ITEM_STATE, 0, 2, 7))
-    with pytest.raises(NotReconstructible, match="ends at offset 9, and 12 was read"):
+    with pytest.raises(NotReconstructible, match="ends at offset 9, but was read up to 12"):
         list(records(log, ITEM_STATE, 0, 5, 12))

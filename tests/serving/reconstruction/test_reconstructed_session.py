@@ -14,7 +14,11 @@ from recsys.features.feature_set_file import FEED_SCHEMA
 from recsys.features.session import Session
 from recsys.log.protocol import Append, MemoryLog
 from serving.reconstruction.reconstructed_replica import NotReconstructible
-from serving.reconstruction.reconstructed_session import ItemVersions, ReconstructedSessions, find_impression
+from serving.reconstruction.reconstructed_session import (
+    ItemVersions,
+    ReconstructedSessions,
+    find_impression,
+)
 
 FEATURES = FeatureSet(FEED_SCHEMA)
 
@@ -101,5 +105,5 @@ def test_a_session_is_found_though_its_fold_was_behind(lag_ms: int) -> None:
     past = ReconstructedSessions(log, config, FEATURES)
     assert past.of(shown).pack() == session.pack()
     other = replace_fields(shown, asked=RequestInputs(n=1, session="another"))
-    with pytest.raises(NotReconstructible, match="items that it met were changed: v1"):
+    with pytest.raises(NotReconstructible, match="items in it were changed: v1"):
         past.of(other)

@@ -17,16 +17,16 @@ def test_each_group_has_the_items_that_are_in_it_now(
         its.move(index, groups.get(index, set()), new)
         groups[index] = new
         if look:  # what was read before a move is not what is read after it
-            its.of(1)
+            its.members(1)
     for key in range(6):
-        found = its.of(key).tolist()
+        found = its.members(key).tolist()
         assert sorted(found) == sorted(i for i, keys in groups.items() if key in keys)
 
 
 def test_leaving_a_group_that_one_was_never_in_is_nothing() -> None:
     its = GroupIndex()
     its.move(3, [7, 8], [9])
-    assert its.of(9).tolist() == [3] and its.of(7).tolist() == []
+    assert its.members(9).tolist() == [3] and its.members(7).tolist() == []
 
 
 @settings(max_examples=60, deadline=None)
@@ -46,5 +46,5 @@ def test_groups_read_alike_whether_they_are_asked_for_all_along_or_at_the_end(mo
                 order[key].remove(index)
             if key in new and index not in order[key]:
                 order[key].append(index)
-            assert asked.of(key).tolist() == order[key]
-    assert [quiet.of(key).tolist() for key in range(4)] == list(order.values())
+            assert asked.members(key).tolist() == order[key]
+    assert [quiet.members(key).tolist() for key in range(4)] == list(order.values())

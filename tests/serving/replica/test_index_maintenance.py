@@ -12,8 +12,9 @@ from recsys.config.system_config import Config, ServeConfig
 from recsys.events.hashing import key_of
 from serving.index import index_files
 from serving.index.faiss_centroids import lists_for, sample_of, train
-from serving.index.ivf_index import TARGET, IvfIndex, Measured
+from serving.index.ivf_index import TARGET, IvfIndex, RecallMeasurement
 from serving.replica.index_maintenance import IndexMaintenance, SetProbes, SwapIndex
+from serving.replica.item_vectors import ModelVersion
 from serving.replica.replica import Replica
 from tests.support.replica_harness import config, item, made, step_delta
 from tests.support.replica_rows import row_of
@@ -29,7 +30,9 @@ def care_of(replica: Replica) -> IndexMaintenance:
     return IndexMaintenance(replica, train, sample_of, lists_for)
 
 
-def until(care: IndexMaintenance, kind: type, between: Callable[[int], None] = lambda n: None) -> None:
+def until(
+    care: IndexMaintenance, kind: type, between: Callable[[int], None] = lambda n: None
+) -> None:
     """Turns until one comes to ``kind``, which is applied. ``between`` comes after each that has a say."""
     turns = 0
     for _ in range(20_000):
@@ -62,7 +65,7 @@ def test_few_items_are_looked_through_and_more_get_lists() -> None:
     until(care_of(many), SwapIndex)
     assert isinstance(many.index, IvfIndex) and exact(many) and many.building is None
     assert many.index.vectors.tobytes() == before.tobytes()
-    fresh = many.prepare({}, None, line="main", epoch=1, step=1).index
+    fresh = many.prepare({}, None, ModelVersion("main", 1, 1)).index
     assert isinstance(fresh, IvfIndex) and exact(many)
     for kind, items, due in (("flat", 300, False), ("ivf", 100, True), ("ivf", 20, False)):
         assert care_of(made(items=items, its_config=its_config(index=kind))).due == due
@@ -142,12 +145,12 @@ def test_queries_of_requests_are_what_it_is_measured_with_once_there_are_enough(
 
 
 def test_the_fewest_lists_that_reach_the_target() -> None:
-    measured = Measured(np.zeros((2, 1)), [np.arange(50), np.array([0] * 50)], True)
+    measured = RecallMeasurement(np.zeros((2, 1)), [np.arange(50), np.array([0] * 50)], True)
     assert measured.probes(0.5) == 1 and measured.probes(1.0) == 50 and measured.probes(0.97) == 47
     for target in (0.6, 0.75, 0.97):
         probes = measured.probes(target)
         assert measured.recall(probes) >= target > measured.recall(probes - 1)
-    assert Measured(np.zeros((0, 1)), [], True).probes() == 1
+    assert RecallMeasurement(np.zeros((0, 1)), [], True).probes() == 1
 
 
 def test_a_snapshot_that_comes_meanwhile_ends_what_is_made() -> None:
@@ -158,7 +161,7 @@ def test_a_snapshot_that_comes_meanwhile_ends_what_is_made() -> None:
     care.turn()
     tables = {name: store.export() for name, store in other.rows.items()}
     dense = other.model.read_dense()
-    replica.take(replica.prepare(tables, dense, line="main", epoch=0, step=4))
+    replica.install(replica.prepare(tables, dense, ModelVersion("main", 0, 4)))
     assert replica.building is None
     until(care, SwapIndex)
     assert exact(replica) and replica.index.vectors.tobytes() == other.index.vectors.tobytes()
@@ -167,7 +170,7 @@ def test_a_snapshot_that_comes_meanwhile_ends_what_is_made() -> None:
     care.apply(SwapIndex(late))  # of before the snapshot
     assert replica.index is not late
     name = replica.index.name
-    replica.take(replica.prepare(tables, dense, line="main", epoch=0, step=4))
+    replica.install(replica.prepare(tables, dense, ModelVersion("main", 0, 4)))
     assert replica.index.name == name and exact(replica)  # with the lists that there were
     replica.apply_step(step_delta(replica, 5))
     assert exact(replica)
@@ -179,17 +182,17 @@ def test_an_index_that_cant_be_made_leaves_the_one_that_is() -> None:
 
     replica = made(items=300, its_config=its_config())
     care = IndexMaintenance(replica, broken, sample_of, lists_for)  # type: ignore[arg-type]
-    assert care.whole() is None and not care.due and replica.index.name == ""
+    assert care.build_now() is None and not care.due and replica.index.name == ""
     assert all(care.turn() is None for _ in range(5))
 
 
 def test_centroids_on_disk_find_the_same_again(tmp_path: Path) -> None:
     replica = made(items=600, its_config=its_config())
-    index = care_of(replica).whole()
+    index = care_of(replica).build_now()
     assert index is not None and index is replica.building
     replica.swap(index)
     for _ in range(2):
-        index_files.keep(tmp_path, index)
+        index_files.save_centroids(tmp_path, index)
     assert len(list(tmp_path.iterdir())) == 1
     flat = made(items=600).index
     again = index_files.as_named(tmp_path, index.name, flat, replica.catalogue.alive)
@@ -200,7 +203,7 @@ def test_centroids_on_disk_find_the_same_again(tmp_path: Path) -> None:
     found = [its.search(query, 50, replica.catalogue.living) for its in (index, again)]
     assert found[0][0].tolist() == found[1][0].tolist()
     assert found[0][1].tobytes() == found[1][1].tobytes()
-    index_files.keep(tmp_path, made().index)  # exact: nothing to keep
+    index_files.save_centroids(tmp_path, made().index)  # exact: nothing to keep
     assert index_files.index_named(tmp_path, "", DIM).name == ""
     for name in ("nothing-3", index.name + "x", index.name.split("-")[0], "../x-1"):
         with pytest.raises(ValueError, match="expected its centroids in"):

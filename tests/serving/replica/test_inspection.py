@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from recsys.events.records import ITEMS
+from serving.query import Query
 from serving.replica import inspection
 from serving.request import Request
 from serving.variants.canary_routing import CanaryRouter
@@ -89,16 +90,22 @@ def test_a_list_is_drawn_as_the_feed_draws_and_counts_as_none(
 ) -> None:
     async def scenario(w: World) -> None:
         asked, read = list[Request](), list[float]()
-        canary, recommend, its = w.service.canary, w.service.pipeline.recommend, CanaryRouter.pipeline
+        canary, recommend, its = (
+            w.service.canary,
+            w.service.pipeline.recommend,
+            CanaryRouter.pipeline,
+        )
 
-        def noted(request: Request, *rest: Any) -> Any:
-            asked.append(request)
-            return recommend(request, *rest)
+        def noted(query: Query) -> Any:
+            asked.append(query.request)
+            return recommend(query)
 
         side = SimpleNamespace(line="arm", pipeline=w.service.pipeline)
         monkeypatch.setattr(canary.variants, "is_servable", lambda side: True)
         monkeypatch.setattr(canary.variants, "get", lambda line: side)
-        monkeypatch.setattr(CanaryRouter, "pipeline", lambda of, user, _, c: its(of, user, "arm", c))
+        monkeypatch.setattr(
+            CanaryRouter, "pipeline", lambda of, user, _, c: its(of, user, "arm", c)
+        )
         monkeypatch.setattr(w.service.pipeline, "recommend", noted)
         monkeypatch.setattr(w.service.admission, "observe_io_wait", lambda s, now_s: read.append(s))
         found = await seen(w, "users/u1")

@@ -12,6 +12,7 @@ from parameter_server.publish.rounding import round_rows
 from recsys.config.system_config import TableConfig
 from recsys.events.hashing import uniforms
 from serving.replica.int8_rows import Int8Rows
+from serving.replica.item_vectors import ModelVersion
 from serving.replica.replica import Replica
 from serving.replica.row_store import RowStore
 from tests.support.replica_harness import config, made, step_delta
@@ -35,7 +36,7 @@ def test_a_published_row_comes_back_bit_for_bit(size: float, dim: int, seed: int
     rows = ((uniforms(seed, keys, dim) * 2 - 1) * size).astype(np.float32)
     published, store = round_rows(rows, "int8").rows, Int8Rows(table(dim), 7)
     store.set(keys, published)
-    assert store.whole == 0 and len(store) == 40
+    assert store.float_rows == 0 and len(store) == 40
     assert same(store.lookup(keys), published)
 
 
@@ -49,7 +50,7 @@ def test_scales_that_division_misses_are_found() -> None:
     assert missed.any()
     store = Int8Rows(table(4), 7)
     store.set(np.arange(4096), rows)
-    assert store.whole == 0 and same(store.lookup(np.arange(4096)), rows)
+    assert store.float_rows == 0 and same(store.lookup(np.arange(4096)), rows)
 
 
 @pytest.mark.parametrize(
@@ -58,11 +59,11 @@ def test_scales_that_division_misses_are_found() -> None:
 def test_what_int8_does_not_hold_is_kept_whole_until_it_changes(row: list[float]) -> None:
     store, odd, key = Int8Rows(table(3), 7), np.array([row], np.float32), np.array([5])
     store.set(key, odd)
-    assert store.whole == len(store) == 1 and same(store.lookup(key), odd)
+    assert store.float_rows == len(store) == 1 and same(store.lookup(key), odd)
     plain = np.array([[127.0, 0.0, -1.0]], np.float32)
     for rows, whole in ((plain, 0), (odd, 1), (plain, 0)):
         store.set(key, rows)
-        assert (store.whole, len(store)) == (whole, 1) and same(store.lookup(key), rows)
+        assert (store.float_rows, len(store)) == (whole, 1) and same(store.lookup(key), rows)
     store.remove(key)
     assert len(store) == 0 == store.digest
 
@@ -72,7 +73,7 @@ def test_it_takes_a_third_of_the_bytes_of_the_rows(dim: int, share: float) -> No
     keys = np.arange(20_000) * 11
     rows = round_rows((uniforms(3, keys, dim) - 0.5).astype(np.float32), "int8").rows
     ours, theirs = (kind.filled(table(dim), 7, keys, rows) for kind in (Int8Rows, RowStore))
-    assert ours.digest == theirs.digest and ours.whole == 0
+    assert ours.digest == theirs.digest and ours.float_rows == 0
     maps = ours._codes_of.nbytes
     assert (ours.nbytes - maps) < share * (theirs.nbytes - maps)
 
@@ -95,12 +96,12 @@ def test_a_replica_of_int8_rows_holds_what_its_siblings_hold() -> None:
         for replica in (ours, theirs):
             assert replica.apply_step(step(theirs, number))
     tables = {name: store.export() for name, store in theirs.rows.items()}
-    at = {"line": "main", "epoch": 0, "step": 3}
+    at = ModelVersion("main", 0, 3)
     for _ in range(2):
         assert ours.digest == theirs.digest
         assert same(ours.index.vectors, theirs.index.vectors)
         for name, store in ours.rows.items():
-            assert isinstance(store, Int8Rows) and store.whole == 0 < len(store)
+            assert isinstance(store, Int8Rows) and store.float_rows == 0 < len(store)
             keys = np.arange(-3, 3)
             assert same(store.lookup(keys), theirs.rows[name].lookup(keys))
-        ours.take(ours.prepare(tables, None, **at))
+        ours.install(ours.prepare(tables, None, at))

@@ -15,6 +15,7 @@ from recsys.features.feature_builder import FeatureBuilder
 from recsys.features.feature_set import FeatureSet
 from recsys.features.session import Session
 from recsys.model.model import lookup_of, padded
+from serving.replica.item_vectors import ModelVersion
 from serving.replica.replica import Replica
 from tests.support.replica_harness import config, item, made, popular, step_delta
 from tests.support.replica_rows import DIM, row_of
@@ -33,8 +34,8 @@ def digest(replica: Replica) -> str:
 
 def load_from(replica: Replica, other: Replica, **version: object) -> None:
     tables = {name: store.export() for name, store in other.rows.items()}
-    its = {"line": other.line, "epoch": other.epoch, "step": other.step} | version
-    replica.take(replica.prepare(tables, other.model.read_dense(), **its))  # type: ignore[arg-type]
+    loaded = other.version._replace(**version)  # type: ignore[arg-type]
+    replica.install(replica.prepare(tables, other.model.read_dense(), loaded))
 
 
 def test_steps_applied_and_a_snapshot_loaded_are_the_same_version() -> None:
@@ -55,17 +56,17 @@ def test_a_model_of_another_size_takes_the_place_of_what_answers_at_once() -> No
     tables = {name: store.export() for name, store in other.rows.items()}
     kept = digest(usual)
     fresh = usual.prepare(
-        tables, other.model.read_dense(), line="main", epoch=1, step=5, model=small.model
+        tables, other.model.read_dense(), ModelVersion("main", 1, 5), model=small.model
     )
     assert digest(usual) == kept and usual.model.config == config().model  # nothing is changed yet
-    usual.take(fresh)
+    usual.install(fresh)
     assert usual.model.config == small.model and digest(usual) == digest(other)
     assert usual.index.vectors.tobytes() == other.index.vectors.tobytes()
     for replica in (usual, other):
         replica.apply_step(step_delta(other, 6))
     assert digest(usual) == digest(other)
     # Of an epoch whose snapshot can't be read nothing of the model before may stay.
-    usual.take(usual.prepare({}, None, line="main", epoch=2, step=0, model=config().model))
+    usual.install(usual.prepare({}, None, ModelVersion("main", 2, 0), model=config().model))
     assert digest(usual) == digest(made(steps=0))
 
 
@@ -83,15 +84,15 @@ def test_what_is_prepared_changes_nothing_until_it_is_taken() -> None:
     before, vectors, version = digest(replica), replica.index.vectors.copy(), replica.version
     tables = {name: store.export() for name, store in other.rows.items()}
     dense = other.model.read_dense()
-    fresh = replica.prepare(tables, dense, line="main", epoch=0, step=9)
+    fresh = replica.prepare(tables, dense, ModelVersion("main", 0, 9))
     assert (digest(replica), replica.version) == (before, version)
     assert replica.index.vectors.tobytes() == vectors.tobytes()
-    replica.take(fresh)
+    replica.install(fresh)
     assert digest(replica) == digest(other) != before
-    late = replica.prepare(tables, dense, line="main", epoch=0, step=9)
+    late = replica.prepare(tables, dense, ModelVersion("main", 0, 9))
     replica.apply_item(item(50), 41)
     with pytest.raises(AssertionError):  # it would have no vector for the new item
-        replica.take(late)
+        replica.install(late)
 
 
 def test_a_step_never_goes_back() -> None:
@@ -162,22 +163,22 @@ def test_a_changed_item_leaves_its_groups_and_its_place() -> None:
     old, new = key_of("item.tags", "t3"), key_of("item.tags", "other")
     before = replica.index.vectors[3].copy()
     replica.apply_item(item(3, tags=["other"]), 41)
-    assert 3 not in replica.groups.of(old) and replica.groups.of(new).tolist() == [3]
+    assert 3 not in replica.groups.members(old) and replica.groups.members(new).tolist() == [3]
     assert (replica.index.vectors[3] != before).any() and replica.catalogue_offset == 41
     replica.apply_item(item(3), 42)
     assert replica.index.vectors[3].tobytes() == before.tobytes()
-    assert replica.groups.of(new).tolist() == [] and 3 in replica.groups.of(old)
+    assert replica.groups.members(new).tolist() == [] and 3 in replica.groups.members(old)
 
 
 def test_a_removed_item_leaves_its_groups_and_may_come_back() -> None:
     replica = made()
     author = key_of("item.author", "a3")
-    assert replica.groups.of(author).tolist() == [3, 12, 21, 30, 39]
+    assert replica.groups.members(author).tolist() == [3, 12, 21, 30, 39]
     for removal in range(2):  # twice is as once
         replica.apply_item(Item(time_ms=1, item_id="v3", removed=True), 41 + removal)
-    assert not replica.catalogue.alive[3] and 3 not in replica.groups.of(author)
+    assert not replica.catalogue.alive[3] and 3 not in replica.groups.members(author)
     replica.apply_item(item(3), 43)
-    assert replica.catalogue.alive[3] and 3 in replica.groups.of(author)
+    assert replica.catalogue.alive[3] and 3 in replica.groups.members(author)
 
 
 def test_an_unknown_item_that_is_removed_is_never_shown() -> None:
@@ -199,7 +200,7 @@ def test_many_items_at_once_are_as_one_after_the_other() -> None:
     assert one.catalogue.alive.tolist() == many.catalogue.alive.tolist()
     for tag in range(4):
         key = key_of("item.tags", f"t{tag}")
-        assert one.groups.of(key).tolist() == many.groups.of(key).tolist()
+        assert one.groups.members(key).tolist() == many.groups.members(key).tolist()
     assert one.catalogue_offset == many.catalogue_offset == 50
     many.apply_items([], 50)
 

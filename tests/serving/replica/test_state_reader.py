@@ -415,7 +415,11 @@ def test_experiments_change_policies_and_bad_ones_do_not(fixture: Fixture) -> No
 
 def test_an_experiment_grows_and_ends_between_two_requests(fixture: Fixture) -> None:
     given = []
-    for stand in (ExperimentState(traffic=0.1), ExperimentState(traffic=0.5), ExperimentState(state="stopped")):
+    for stand in (
+        ExperimentState(traffic=0.1),
+        ExperimentState(traffic=0.5),
+        ExperimentState(state="stopped"),
+    ):
         said = Experiments(revision=1, configs={"more": EXPERIMENT}, stands={"more": stand})
         fixture.put(CONTROL, said)
         fixture.turn()

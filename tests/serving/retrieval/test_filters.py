@@ -1,8 +1,12 @@
+from dataclasses import replace
+
 import numpy as np
 
 from recsys.events.hashing import key_of
-from serving.retrieval.filters import wanted_items
-from tests.support.replica_harness import item, made, viewer
+from serving.query import Query
+from serving.request import Request
+from serving.retrieval.filters import allowed_items
+from tests.support.replica_harness import NOW_MS, item, made, policy, viewer
 
 
 def test_each_filter_says_how_many_it_removed() -> None:
@@ -11,7 +15,8 @@ def test_each_filter_says_how_many_it_removed() -> None:
     session = viewer(replica, seen=(1, 2, 3), liked=(4,))
     session.hidden.append(key_of("item", "v5"))
     excluded = ("v6", 7, "v6", "nobody", "v5")
-    wanted, removed, taken = wanted_items(replica.catalogue, session, excluded, 5)
+    query = Query(Request("u", 5, exclude_ids=excluded), session, policy(), NOW_MS)
+    wanted, removed, taken = allowed_items(replica.catalogue, query)
     assert sorted(taken.tolist()) == [1, 2, 3, 4, 5, 6]
     assert removed == {"gone": 1, "excluded": 2, "hidden": 0, "seen": 4}
     assert np.flatnonzero(~wanted.mask()).tolist() == [1, 2, 3, 4, 5, 6, 19]
@@ -21,9 +26,10 @@ def test_what_was_seen_comes_again_rather_than_an_empty_feed_but_never_what_was_
     replica = made(items=6)
     session = viewer(replica, seen=(0, 1, 2, 3))
     session.hidden.append(key_of("item", "v4"))
-    wanted, removed, _ = wanted_items(replica.catalogue, session, (), 1)
+    query = Query(Request("u", 1), session, policy(), NOW_MS)
+    wanted, removed, _ = allowed_items(replica.catalogue, query)
     assert np.flatnonzero(wanted.mask()).tolist() == [5] and removed["seen"] == 4
-    wanted, removed, _ = wanted_items(replica.catalogue, session, (), 2)
+    wanted, removed, _ = allowed_items(replica.catalogue, replace(query, request=Request("u", 2)))
     assert np.flatnonzero(wanted.mask()).tolist() == [0, 1, 2, 3, 5] and removed["seen"] == 0
 
 
@@ -31,5 +37,6 @@ def test_of_an_empty_catalogue_nothing_is_wanted() -> None:
     replica = made(items=0, steps=0)
     session = viewer(replica)
     session.hidden.append(key_of("item", "v4"))
-    wanted, removed, _ = wanted_items(replica.catalogue, session, ("v1",), 5)
+    query = Query(Request("u", 5, exclude_ids=("v1",)), session, policy(), NOW_MS)
+    wanted, removed, _ = allowed_items(replica.catalogue, query)
     assert len(wanted) == 0 and not any(removed.values())

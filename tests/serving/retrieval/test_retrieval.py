@@ -1,4 +1,5 @@
 from collections import deque
+from dataclasses import replace
 
 import msgspec
 import numpy as np
@@ -11,10 +12,12 @@ from recsys.events.hashing import key_of
 from recsys.events.records import ItemState
 from recsys.features.feature_builder import FeatureBuilder
 from recsys.features.item_counters import ItemCounters
+from serving.query import Query
 from serving.ranking.scoring import user_vector
 from serving.replica.replica import Replica
-from serving.retrieval.retrieval import Found, Retrieval, liked_groups
-from tests.support.replica_harness import NOW_MS, item, made, popular, viewer
+from serving.request import Request
+from serving.retrieval.retrieval import Retrieval, Retrieved, liked_groups
+from tests.support.replica_harness import NOW_MS, item, made, policy, popular, viewer
 from tests.support.small_feed import FEATURES, block
 
 ALL = {
@@ -31,14 +34,16 @@ ALL = {
 def collect(
     replica: Replica, shares: dict[str, int], wanted: np.ndarray | None = None, limit: int = 60,
     salt: int = 1, **session: tuple[int, ...],
-) -> Found:  # fmt: skip
+) -> Retrieved:  # fmt: skip
     its = viewer(replica, **session)
     none = np.zeros(0, np.int64)
     user = FeatureBuilder(replica.features).build(
         its, "feed", {}, none, replica.catalogue, replica.counters, NOW_MS
     )
     mask = np.ones(len(replica.catalogue), np.bool_) if wanted is None else wanted
-    return Retrieval(replica).collect(its, user, Bitmap.of(mask), shares, limit, salt, 50)
+    replica.config = replace(replica.config, serve=replace(replica.config.serve, candidates=limit))
+    query = Query(Request("u"), its, policy(trust_after=50), NOW_MS, f"r{salt}")
+    return Retrieval(replica).collect(query, user, Bitmap.of(mask), shares)
 
 
 def test_the_policy_names_the_sources_that_there_are() -> None:
@@ -139,13 +144,15 @@ def test_a_segment_has_its_favourites_among_the_popular_until_the_viewer_is_know
         its, "feed", {}, np.zeros(0, np.int64), replica.catalogue, replica.counters, NOW_MS
     )
     user.user_U[replica.features.slot("profile").start] = own
-    mask = np.ones(40, np.bool_)
-    found = Retrieval(replica).collect(its, user, mask, {"segment": 1}, 60, 1)
+    every = Bitmap.of(np.ones(40, np.bool_))
+    query = Query(Request("u"), its, policy(), NOW_MS)
+    found = Retrieval(replica).collect(query, user, every, {"segment": 1})
     assert list(found.sources) == [9]  # liked by one of theirs; by all, 7 is liked more
     known = viewer(replica, liked=tuple(range(25)))
     known.history = deque(known.history, maxlen=30)
     known.history.extend([known.history[-1]] * 20)
-    assert not Retrieval(replica).collect(known, user, mask, {"segment": 9}, 60, 1).sources
+    query = replace(query, session=known)
+    assert not Retrieval(replica).collect(query, user, every, {"segment": 9}).sources
 
 
 def shown_to(request_id: str, segment: int) -> Impression:
@@ -186,7 +193,7 @@ def test_a_source_that_fails_leaves_the_others(monkeypatch: pytest.MonkeyPatch) 
 
 def test_an_empty_catalogue_has_no_candidates() -> None:
     found = collect(made(items=0, steps=0), ALL)
-    assert found == Found({}, [])
+    assert found == Retrieved({}, [])
     replica = made(items=0, steps=0)
     replica.apply_item(item(0), 1)
     assert set(collect(replica, ALL).sources) == {0}
@@ -199,7 +206,9 @@ def test_of_a_large_group_the_popular_ones_come_and_others_by_chance(
     replica = made(items=300)
     popular(replica, {5: 9, 15: 8, 295: 7, 4: 99})  # 4 is of another tag
     group = set(
-        replica.groups.of(int(replica.catalogue.keys[0, replica.features.slot("item.tags").start]))
+        replica.groups.members(
+            int(replica.catalogue.keys[0, replica.features.slot("item.tags").start])
+        )
     )
     assert len(group) == 60
     wanted, draws = np.ones(300, np.bool_), set[int]()

@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,26 +14,34 @@ import pytest
 from recsys.config.system_config import Config, ServeConfig
 from recsys.events.records import ITEMS
 from recsys.log.protocol import MemoryLog
-from serving.retrieval.retrieval_client import APART_S, FAILURES, FULL_S, LONGEST_S, SHUN_S, Shards
-from serving.retrieval.retrieval_plan import Plan, Query, asks_of, near_of
+from serving.query import VectorVersion
+from serving.retrieval.retrieval_client import (
+    APART_S,
+    FAILURES,
+    FULL_S,
+    LONGEST_S,
+    SHUN_S,
+    RetrievalClient,
+)
+from serving.retrieval.retrieval_plan import RetrievalPlan, VectorQuery
 from serving.retrieval.retrieval_service import RetrievalService
-from serving.retrieval.retrieval_shard import Ask, Told, Version
+from serving.retrieval.retrieval_shard import ShardRequest, ShardResponse
 from serving.service import Service
 from tests.support.service_harness import World, item, run, view
 
-VERSION = Version("main", 0, 3, 40)
+VERSION = VectorVersion("main", 0, 3, 40)
 ONES = np.ones(4, np.float32)
 LATER_S = 1.5 * APART_S  # failures count each
 Answer = Callable[[bytes], Awaitable[bytes]]
 
 
-def plan(*queries: Query, without: list[int] | None = None) -> Plan:
-    its = queries or (Query("vector", ONES, 2),)
-    return Plan(VERSION, its, np.array(without or [], np.int64))
+def plan(*queries: VectorQuery, without: list[int] | None = None) -> RetrievalPlan:
+    its = queries or (VectorQuery("vector", ONES, 2),)
+    return RetrievalPlan(VERSION, its, np.array(without or [], np.int64))
 
 
-def told(keys: list[int], products: list[float], counts: list[int] | None = None) -> Told:
-    return Told(
+def told(keys: list[int], products: list[float], counts: list[int] | None = None) -> ShardResponse:
+    return ShardResponse(
         index="",
         counts=counts or [len(keys)],
         keys=np.array(keys, np.int64).tobytes(),
@@ -40,7 +49,7 @@ def told(keys: list[int], products: list[float], counts: list[int] | None = None
     )
 
 
-def answering(value: Told) -> Answer:
+def answering(value: ShardResponse) -> Answer:
     async def search(asked: bytes) -> bytes:
         return msgspec.msgpack.encode(value)
 
@@ -57,8 +66,12 @@ async def slow(asked: bytes) -> bytes:
 
 
 def test_user_sides_come_first_and_each_shard_hears_of_its_own_items() -> None:
-    queries = (Query("similar", 2 * ONES, 5), Query("vector", ONES, 7), Query("similar", ONES, 5))
-    asks = asks_of(plan(*queries, without=list(range(100))), 3, 40.0)
+    queries = (
+        VectorQuery("similar", 2 * ONES, 5),
+        VectorQuery("vector", ONES, 7),
+        VectorQuery("similar", ONES, 5),
+    )
+    asks = plan(*queries, without=list(range(100))).requests(3, 40.0)
     assert [ask.ks for ask in asks] == [[7, 5, 5]] * 3 and {ask.sides for ask in asks} == {1}
     assert np.frombuffer(asks[0].queries, np.float32)[:4].tolist() == ONES.tolist()
     parts = [np.frombuffer(ask.without, np.int64).tolist() for ask in asks]
@@ -67,20 +80,20 @@ def test_user_sides_come_first_and_each_shard_hears_of_its_own_items() -> None:
 
 
 def test_answers_are_put_together_by_product_and_then_by_key() -> None:
-    queries = (Query("vector", ONES, 3), Query("similar", ONES, 1))
+    queries = (VectorQuery("vector", ONES, 3), VectorQuery("similar", ONES, 1))
     one = told([9, 4, 7], [2.0, 1.0, 5.0], [2, 1])
     other = told([3, 5, 6], [2.0, 1.0, 5.0], [2, 1])
-    near = near_of(plan(*queries), [one, other])
-    assert near.found["vector"].tolist() == [3, 9, 4] and near.found["similar"].tolist() == [6]
+    near = plan(*queries).merge([one, other])
+    assert near.keys["vector"].tolist() == [3, 9, 4] and near.keys["similar"].tolist() == [6]
     assert near.index == "2:flat+flat" and not near.missing
-    half = near_of(plan(*queries), [one, Told(refused="behind")])
-    assert half.found["vector"].tolist() == [9, 4] and half.missing
+    half = plan(*queries).merge([one, ShardResponse(refused="behind")])
+    assert half.keys["vector"].tolist() == [9, 4] and half.missing
     assert half.index == "2:flat+none"
-    none = near_of(plan(*queries), [None, None])
-    assert none.found["vector"].tolist() == [] and none.index == "2:none+none"
+    none = plan(*queries).merge([None, None])
+    assert none.keys["vector"].tolist() == [] and none.index == "2:none+none"
 
 
-@pytest.mark.parametrize("broken", [gone, slow, answering(Told(refused="behind"))])
+@pytest.mark.parametrize("broken", [gone, slow, answering(ShardResponse(refused="behind"))])
 def test_a_shard_that_gives_no_answer_is_missing_and_then_left_alone(broken: Answer) -> None:
     async def scenario() -> None:
         now_s, asked = [100.0], []
@@ -89,17 +102,17 @@ def test_a_shard_that_gives_no_answer_is_missing_and_then_left_alone(broken: Ans
             asked.append(ask)
             return await broken(ask)
 
-        shards = Shards([answering(told([1], [1.0])), counted], lambda: now_s[0])
+        shards = RetrievalClient([answering(told([1], [1.0])), counted], lambda: now_s[0])
         for _ in range(FAILURES + 2):
             began = time.monotonic()
             near = await shards.search(plan(), FULL_S)
-            assert near.missing and near.found["vector"].tolist() == [1]
+            assert near.missing and near.keys["vector"].tolist() == [1]
             assert time.monotonic() - began < LONGEST_S + 1
             now_s[0] += LATER_S
         assert len(asked) == FAILURES and shards.failures == FAILURES + 2
         now_s[0] += SHUN_S
         shards._shards[1] = answering(told([2], [2.0]))
-        assert (await shards.search(plan(), 1.0)).found["vector"].tolist() == [2, 1]
+        assert (await shards.search(plan(), 1.0)).keys["vector"].tolist() == [2, 1]
 
     asyncio.run(scenario())
 
@@ -122,12 +135,12 @@ class Counting:
 def test_who_has_no_time_left_asks_nobody_and_has_nobody_left_alone() -> None:
     async def scenario() -> None:
         shard = Counting(answering(told([1], [1.0])))
-        shards = Shards([shard])
+        shards = RetrievalClient([shard])
         for _ in range(FAILURES + 2):
             near = await shards.search(plan(), 0.0)
             assert near.missing and near.version == VERSION and near.index == "1:none"
         assert shard.asked == shards.failures == 0
-        assert (await shards.search(plan(), 1.0)).found["vector"].tolist() == [1]
+        assert (await shards.search(plan(), 1.0)).keys["vector"].tolist() == [1]
 
     asyncio.run(scenario())
 
@@ -135,7 +148,7 @@ def test_who_has_no_time_left_asks_nobody_and_has_nobody_left_alone() -> None:
 def test_a_shard_that_had_less_than_a_full_wait_did_not_fail() -> None:
     async def scenario() -> None:
         now_s, shard = [100.0], Counting(slow)
-        shards = Shards([shard], lambda: now_s[0])
+        shards = RetrievalClient([shard], lambda: now_s[0])
         for _ in range(FAILURES + 2):
             assert (await shards.search(plan(), FULL_S / 5)).missing
             now_s[0] += LATER_S
@@ -147,7 +160,7 @@ def test_a_shard_that_had_less_than_a_full_wait_did_not_fail() -> None:
 def test_what_many_miss_at_one_moment_counts_once() -> None:
     async def scenario() -> None:
         now_s, shard = [100.0], Counting(slow)
-        shards = Shards([shard], lambda: now_s[0])
+        shards = RetrievalClient([shard], lambda: now_s[0])
         for moment in range(1, FAILURES + 1):
             await asyncio.gather(*(shards.search(plan(), FULL_S) for _ in range(FAILURES)))
             assert shard.asked == moment * FAILURES
@@ -162,7 +175,7 @@ def test_what_many_miss_at_one_moment_counts_once() -> None:
 def test_a_request_that_is_given_up_gives_up_its_shards() -> None:
     async def scenario() -> None:
         shard = Counting(slow)
-        search = asyncio.create_task(Shards([shard, shard]).search(plan(), LONGEST_S))
+        search = asyncio.create_task(RetrievalClient([shard, shard]).search(plan(), LONGEST_S))
         await asyncio.sleep(0.01)
         search.cancel()
         await asyncio.gather(search, return_exceptions=True)
@@ -182,13 +195,13 @@ def test_a_shard_waits_for_a_version_that_is_to_come(tmp_path: Path) -> None:
     async def scenario() -> None:
         [shard] = shards_over(world.log, world.config, 1)
         await shard.start()
-        await shard.caught_up(10.0)
+        await shard.follower.caught_up(10.0)
 
-        async def ask(offset: int, wait_ms: float) -> Told:
+        async def ask(offset: int, wait_ms: float) -> ShardResponse:
             query = np.ones(shard.shard.index.dim, np.float32).tobytes()
-            asked = Ask(Version("main", 0, 0, offset), query, [50], wait_ms=wait_ms)
+            asked = ShardRequest(VectorVersion("main", 0, 0, offset), query, [50], wait_ms=wait_ms)
             answer = await shard.search(msgspec.msgpack.encode(asked))
-            return msgspec.msgpack.decode(answer, type=Told)
+            return msgspec.msgpack.decode(answer, type=ShardResponse)
 
         assert (await ask(20, 0.0)).counts == [20]
         assert (await ask(21, 5.0)).refused == "behind"
@@ -198,7 +211,7 @@ def test_a_shard_waits_for_a_version_that_is_to_come(tmp_path: Path) -> None:
         world.put(item(20))
         assert (await waiting).counts == [21]
         assert (await ask(20, 0.0)).counts == [20]  # as it was
-        assert len(shard.shard.catalogue) == 21 and not shard.failure
+        assert len(shard.shard.catalogue) == 21 and not shard.follower.failure
         shard.follower.failure = "gone"
         told_in_time = asyncio.wait_for(ask(22, 60_000.0), 5.0)  # for what never comes nobody waits
         assert (await told_in_time).refused == "behind"
@@ -213,7 +226,7 @@ class Sharded(World):
 
     def restart(self) -> None:
         self.retrieval = shards_over(self.log, self.config, 2)
-        self.shards = Shards([its.search for its in self.retrieval])
+        self.shards = RetrievalClient([its.search for its in self.retrieval])
         self.service = Service(
             self.config, self.log, self.sessions, lambda: self.now_ms, self.shards
         )
@@ -223,7 +236,7 @@ async def liked(w: Sharded) -> None:
     """The shards follow, and the viewer likes something: so there is something to look around."""
     for its in w.retrieval:
         await its.start()
-        await its.caught_up(10.0)
+        await its.follower.caught_up(10.0)
     answer = await w.recommend(n=1)
     sent = [view(answer["request_id"], answer["items"][0]["item_id"], "e1", watch_ms=9_000)]
     assert (await w.client.post("/v1/events", json={"events": sent})).status_code == 202
@@ -279,7 +292,7 @@ def test_admission_hears_once_of_a_list_what_it_waited_for_all_that_it_asked(
         w.service.admission.observe_io_wait = lambda took_s, now_s: heard.append(took_s)  # type: ignore[method-assign]
         search = w.shards.search
 
-        async def late(asked: Plan, patience_s: float) -> Any:
+        async def late(asked: RetrievalPlan, patience_s: float) -> Any:
             found = await search(asked, patience_s)
             before = w.service.replica.catalogue_offset
             if len(searches) < 2:  # so that it has to be asked twice
@@ -310,7 +323,7 @@ def test_what_was_found_at_another_version_is_asked_for_again_or_not_used(world:
         await liked(w)
         left, search = [1], w.shards.search
 
-        async def overtaken(asked: Plan, patience_s: float) -> Any:
+        async def overtaken(asked: RetrievalPlan, patience_s: float) -> Any:
             found = await search(asked, patience_s)
             if left[0]:
                 left[0] -= 1

@@ -17,7 +17,9 @@ from recsys.events.hashing import key_of, uniforms
 from serving.index.exact_order import products as exact_products
 from serving.index.inverted_lists import Centroids
 from serving.index.ivf_index import IvfIndex
-from serving.index.nearest import merged
+from serving.index.nearest import merge_hits
+from serving.query import VectorVersion
+from serving.replica.item_vectors import ModelVersion
 from serving.replica.replica import Replica
 from serving.retrieval.retrieval_shard import (
     BEHIND,
@@ -25,10 +27,9 @@ from serving.retrieval.retrieval_shard import (
     OTHER_LINE,
     OTHER_PART,
     STEPS_KEPT,
-    Ask,
     RetrievalShard,
-    Told,
-    Version,
+    ShardRequest,
+    ShardResponse,
 )
 from tests.support.replica_harness import config, item
 from tests.support.small_feed import FEATURES
@@ -55,7 +56,7 @@ def record_of(number: int, n: int) -> Item:
 class Then:
     """What a replica held at a version."""
 
-    version: Version
+    version: VectorVersion
     keys: np.ndarray
     alive: np.ndarray
     vectors: np.ndarray
@@ -63,11 +64,11 @@ class Then:
     def nearest(self, query: np.ndarray, k: int, without: np.ndarray) -> tuple[Any, Any]:
         products = exact_products(self.vectors, query)
         may = self.alive & ~np.isin(self.keys, without)
-        return merged([(self.keys[may], products[may])], k)
+        return merge_hits([(self.keys[may], products[may])], k)
 
 
 def then(replica: Replica) -> Then:
-    version = Version(replica.line, replica.epoch, replica.step, replica.catalogue_offset)
+    version = VectorVersion(replica.line, replica.epoch, replica.step, replica.catalogue_offset)
     keys = replica.catalogue.keys[:, 0].copy()
     return Then(version, keys, replica.catalogue.alive.copy(), replica.index.vectors.copy())
 
@@ -83,22 +84,22 @@ def shards_of(count: int) -> list[RetrievalShard]:
     return [RetrievalShard(FEATURES, config(), n, count) for n in range(count)]
 
 
-def parts(told: Told) -> list[tuple[np.ndarray, np.ndarray]]:
+def parts(told: ShardResponse) -> list[tuple[np.ndarray, np.ndarray]]:
     ends = np.cumsum(told.counts)[:-1]
     keys, products = np.frombuffer(told.keys, np.int64), np.frombuffer(told.products, np.float32)
     return list(zip(np.split(keys, ends), np.split(products, ends), strict=True))
 
 
 def asked(
-    shards: Sequence[RetrievalShard], version: Version, queries: np.ndarray, k: int,
+    shards: Sequence[RetrievalShard], version: VectorVersion, queries: np.ndarray, k: int,
     without: np.ndarray,
 ) -> list[tuple[np.ndarray, np.ndarray]]:  # fmt: skip
     """What all shards find for each query."""
-    ask = Ask(version, queries.tobytes(), [k] * len(queries), 1, without.tobytes())
+    ask = ShardRequest(version, queries.tobytes(), [k] * len(queries), 1, without.tobytes())
     told = [shard.search(ask) for shard in shards]
     assert [its.refused for its in told] == [""] * len(shards)
     by_query = zip(*map(parts, told), strict=True)
-    return [merged(its, k) for its in by_query]
+    return [merge_hits(its, k) for its in by_query]
 
 
 some_items = st.lists(st.integers(0, ITEMS - 1), max_size=8)
@@ -170,17 +171,20 @@ def test_items_fall_to_one_shard_each_and_fields_to_none() -> None:
 def test_what_cannot_be_searched_is_refused_and_why() -> None:
     [shard] = shards_of(1)
     filled([shard], STEPS_KEPT + 5)
-    now = Version("main", 0, STEPS_KEPT + 5, ITEMS)
-    ask = Ask(now, np.zeros(DIM, np.float32).tobytes(), [3])
+    now = VectorVersion("main", 0, STEPS_KEPT + 5, ITEMS)
+    ask = ShardRequest(now, np.zeros(DIM, np.float32).tobytes(), [3])
     assert shard.refusal(now) == "" and shard.search(ask).counts == [3]
     assert shard.refusal(replace_version(now, step=5)) == ""
     assert shard.refusal(replace_version(now, step=4)) == FORGOTTEN
     assert shard.refusal(replace_version(now, step=now.step + 1)) == BEHIND
     assert shard.refusal(replace_version(now, catalogue_offset=ITEMS + 1)) == BEHIND
     assert shard.refusal(replace_version(now, epoch=1)) == OTHER_LINE
-    assert shard.search(Ask(replace_version(now, line="other"), b"", [])).refused == OTHER_LINE
-    fresh = shard.prepare({}, None, line="main", epoch=1, step=40)
-    shard.take(fresh)
+    assert (
+        shard.search(ShardRequest(replace_version(now, line="other"), b"", [])).refused
+        == OTHER_LINE
+    )
+    fresh = shard.prepare({}, None, ModelVersion("main", 1, 40))
+    shard.install(fresh)
     later = replace_version(now, epoch=1, step=40)
     assert shard.refusal(now) == OTHER_LINE and shard.refusal(later) == ""
     assert shard.refusal(replace_version(later, step=39)) == FORGOTTEN
@@ -189,21 +193,21 @@ def test_what_cannot_be_searched_is_refused_and_why() -> None:
 def test_an_ask_that_was_meant_for_another_shard_is_refused() -> None:
     shards = shards_of(2)
     filled(shards, 1)
-    version, query = Version("main", 0, 1, ITEMS), np.zeros(DIM, np.float32).tobytes()
+    version, query = VectorVersion("main", 0, 1, ITEMS), np.zeros(DIM, np.float32).tobytes()
 
     def refused(shard: int, shards_: int) -> list[str]:
-        ask = Ask(version, query, [3], shard=shard, shards=shards_)
+        ask = ShardRequest(version, query, [3], shard=shard, shards=shards_)
         return [its.search(ask).refused for its in shards]
 
     assert refused(0, 2) == ["", OTHER_PART] and refused(1, 2) == [OTHER_PART, ""]
     assert refused(0, 3) == refused(2, 3) == [OTHER_PART, OTHER_PART]
-    later = Ask(replace_version(version, step=9), query, [3], shard=0, shards=3)
+    later = ShardRequest(replace_version(version, step=9), query, [3], shard=0, shards=3)
     assert shards[0].refusal_of(later) == OTHER_PART  # no version is waited for
 
 
-def replace_version(version: Version, **changes: Any) -> Version:
-    fields = {name: getattr(version, name) for name in Version.__struct_fields__}
-    return Version(**(fields | changes))
+def replace_version(version: VectorVersion, **changes: Any) -> VectorVersion:
+    fields = {name: getattr(version, name) for name in VectorVersion.__struct_fields__}
+    return VectorVersion(**(fields | changes))
 
 
 def test_a_snapshot_holds_the_shard_s_own_rows_alone() -> None:
@@ -211,7 +215,7 @@ def test_a_snapshot_holds_the_shard_s_own_rows_alone() -> None:
     shards, replica = shards_of(2), Replica(FEATURES, config())
     for its in (*shards, replica):
         its.apply_records([(item(n), n + 1) for n in range(ITEMS)])
-        its.take(its.prepare({"items": (KEYS, rows)}, None, line="main", epoch=2, step=9))
+        its.install(its.prepare({"items": (KEYS, rows)}, None, ModelVersion("main", 2, 9)))
     assert sum(len(shard.rows["items"]) for shard in shards) == ITEMS
     was, query = then(replica), rows[:1]
     [(keys, products)] = asked(shards, was.version, query, 7, KEYS[:2])
@@ -236,7 +240,7 @@ def test_from_lists_comes_what_would_have_come_then(probes: int) -> None:
     for shard in (ahead, stays):
         filled([shard], 3)
         with_lists(shard, probes)
-    version = Version("main", 0, 3, ITEMS)
+    version = VectorVersion("main", 0, 3, ITEMS)
     ahead.apply_step(step_of(4, range(ITEMS)))
     ahead.apply_records([(record_of(n, n), ITEMS + n + 1) for n in range(8)])
     ahead.apply_step(step_of(5, range(5), range(5, 9)))
@@ -253,7 +257,7 @@ def test_a_shard_remembers_the_newest_user_sides() -> None:
     [shard] = shards_of(1)
     filled([shard], 1)
     queries = np.ones((2, DIM), np.float32)
-    asked([shard], Version("main", 0, 1, ITEMS), queries, 2, KEYS[:0])
+    asked([shard], VectorVersion("main", 0, 1, ITEMS), queries, 2, KEYS[:0])
     assert len(shard.queries) == 1
 
 
@@ -266,6 +270,6 @@ def test_a_replica_without_an_index_makes_vectors_when_asked() -> None:
     assert with_index.vectors_of(some).tobytes() == without.vectors_of(some).tobytes()
     assert len(without.index) == 0 and not without.indexed and with_index.indexed
     assert len(without.index.search(np.ones(DIM, np.float32), 3, Bitmap(ITEMS))[0]) == 0
-    fresh = without.prepare({}, None, line="main", epoch=1, step=0)
-    without.take(fresh)
+    fresh = without.prepare({}, None, ModelVersion("main", 1, 0))
+    without.install(fresh)
     assert not without.indexed and replace(config().serve).retrieval_shards == 0

@@ -27,7 +27,6 @@ from recsys.log.protocol import Append, LogLost, MemoryLog
 from serving.sessions.session_loop import SessionLoop
 from serving.sessions.session_store import (
     FoldPosition,
-    MemoryFoldStore,
     MemorySessions,
     PositionConflict,
     StoreUnavailable,
@@ -47,7 +46,7 @@ class Fixture:
 
     def loop(self, store: Any = None) -> SessionLoop:
         """A fold as it is after its process was started (again)."""
-        fold = store or MemoryFoldStore(self.sessions)
+        fold = store or self.sessions
         return SessionLoop(self.log, fold, FEATURES, now_ms=lambda: self.now_ms)
 
     def append(self, *events: Event) -> None:
@@ -229,11 +228,12 @@ def test_the_log_is_held_where_the_fold_would_begin_again(fixture: Fixture) -> N
     assert fixture.log.holds(EVENTS, partition) == {"session-fold": 1}
 
 
-class Failing(MemoryFoldStore):
+class Failing(MemorySessions):
     """Fails at chosen commits: before writing, after it, or having lost what was written before."""
 
     def __init__(self, sessions: MemorySessions, plan: dict[int, str]) -> None:
-        super().__init__(sessions)
+        super().__init__()
+        self.position, self.load = sessions.position, sessions.load  # type: ignore[method-assign]
         self.sessions, self.plan, self.calls = sessions, plan, 0
         self.old: list[tuple[dict[str, bytes], FoldPosition | None]] = []
         self.commit = self._commit  # type: ignore[method-assign]

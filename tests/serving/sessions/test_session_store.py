@@ -12,7 +12,6 @@ from serving.sessions import session_store
 from serving.sessions.session_store import (
     FoldPosition,
     FoldStore,
-    MemoryFoldStore,
     MemorySessions,
     PositionConflict,
     RedisFoldStore,
@@ -50,7 +49,7 @@ class Stores:
 
     def another(self) -> FoldStore:
         """A second process that folds into the same store."""
-        return MemoryFoldStore(self._memory) if self._memory else RedisFoldStore(self._url, 60)
+        return self._memory or RedisFoldStore(self._url, 60)
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +70,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
 def stores(request: pytest.FixtureRequest) -> Iterator[Stores]:
     if request.param == "memory":
         memory = MemorySessions()
-        yield Stores(MemoryFoldStore(memory), memory=memory)
+        yield Stores(memory, memory=memory)
         return
     server = request.getfixturevalue("server")
     url = f"redis://127.0.0.1:{server.port}/0"
@@ -117,7 +116,6 @@ def test_two_folds_do_not_both_win(stores: Stores) -> None:
     other.commit(FIRST, SECOND, {"u1": b"2"})
     with pytest.raises(PositionConflict):
         stores.fold.commit(FIRST, SECOND, {"u1": b"1"})
-    other.close()
 
 
 @pytest.mark.services

@@ -112,7 +112,7 @@ def test_its_own_stand_for_all_once_the_share_is_known() -> None:
         lane = its.prepare([example(100 + 4 * n + m, "b" if m == 0 else "a") for m in range(4)])
         gradients(its, lane)
     lane = its.prepare([example(n, "b") for n in range(400)])
-    assert its._weights(lane).mean() == pytest.approx(4.0, rel=0.05)
+    assert its.example_weights(lane).mean() == pytest.approx(4.0, rel=0.05)
 
 
 def test_weights_are_whole_numbers_whose_mean_they_are() -> None:
@@ -124,11 +124,11 @@ def test_weights_are_whole_numbers_whose_mean_they_are() -> None:
         label: its.prepare([example(7, label=label, **{}) for _ in range(1)])
         for label in (1.0, 0.0)
     }
-    exact = {label: its.weights.weigh(lane.telling_BF)[0] for label, lane in lanes.items()}
+    exact = {label: its.weights.weigh(lane.features_BF)[0] for label, lane in lanes.items()}
     assert exact[1.0] > 1.5 > 0.5 > exact[0.0]
     for label in lanes:
         many = its.prepare([_again(example(7, label=label), n) for n in range(3_000)])
-        drawn = its._weights(many)
+        drawn = its.example_weights(many)
         assert (drawn == np.round(drawn)).all()
         assert drawn.mean() == pytest.approx(exact[label], abs=0.05)
 
@@ -140,7 +140,7 @@ def _again(of: ArmExample, n: int) -> ArmExample:
 def test_rehearsed_examples_keep_their_weight() -> None:
     its = learner(DIVERTED)
     lane = its.prepare([example(1, "a")], [example(2, "a")], 0.5)
-    assert its._weights(lane).tolist() == [0.0, 1.0]
+    assert its.example_weights(lane).tolist() == [0.0, 1.0]
 
 
 def test_it_goes_on_from_a_snapshot() -> None:
@@ -149,7 +149,7 @@ def test_it_goes_on_from_a_snapshot() -> None:
         gradients(one, one.prepare([example(n, "ab"[n % 2])]))
     other.load({"table/features/keys": np.zeros(1, np.int64)} | one.export())
     lane = one.prepare([example(n) for n in range(20)])
-    assert one._weights(lane).tolist() == other._weights(lane).tolist()
+    assert one.example_weights(lane).tolist() == other.example_weights(lane).tolist()
 
 
 def test_a_correction_weighs_what_its_example_did() -> None:
@@ -161,6 +161,6 @@ def test_a_correction_weighs_what_its_example_did() -> None:
     for n in range(50):
         first = _again(example(7, label=0.0), n)
         later = _again(example(7, label=1.0, correction=True, previous=[0.0, 0.0]), n)
-        assert its._weights(its.prepare([first])) == its._weights(its.prepare([later]))
+        assert its.example_weights(its.prepare([first])) == its.example_weights(its.prepare([later]))
     gradients(its, its.prepare([example(7, label=1.0, correction=True, previous=[0.0, 0.0])]))
     assert its.weights.export()["counted"].tolist() == counted.tolist()  # shown once, counted once

@@ -230,7 +230,7 @@ def test_a_line_of_an_arm_is_not_taken_back_by_itself(tmp_path: Path) -> None:
         run.wish("rollback", TREATMENT_LINE, "why not")
         await run.show(2)
         assert run.lifecycle.arms.keys() == {CONTROL_LINE, TREATMENT_LINE}
-        assert not run.system.director.promoter._wishes
+        assert not run.system.director.promoter._requests
         await run.system.stop()
 
     asyncio.run(scenario())

@@ -20,9 +20,9 @@ from recsys.events.records import EXAMPLES, SCORES, Scores
 from recsys.log.protocol import LogLost
 from recsys.model.model import build_model
 from recsys.process.log_consumer import readable
-from runtime.cli.candidates import View
+from runtime.reports.candidate_table import CandidateView
 from training.candidates.line_start import LineStart
-from training.candidates.rollback_impact import Affected, affected, file_of
+from training.candidates.rollback_impact import RollbackImpact, find_impact, impact_file
 from training.candidates.shadow import Shadow
 from training.candidates.shadow_loop import ShadowLoop
 from training.lines.line import MAIN, whole_spec
@@ -115,12 +115,12 @@ def test_a_line_that_turns_bad_once_it_is_live_is_taken_back_by_itself(
         assert run.answers[-1].stamp.epoch == 2 and run.lifecycle.live is back
         assert [its for its in run.lifecycle.active if its.guards] == []
         bad = [a for a in run.answers if (a.stamp.line, a.stamp.epoch) == (MAIN, 1)]
-        found = affected(run.system.log, "main/1", live.time_ms, run.lifecycle.lives)
+        found = find_impact(run.system.log, "main/1", live.time_ms, run.lifecycle.lives)
         assert sorted(a.request_id for a in found.requests) == sorted(a.request_id for a in bad)
         assert found.complete and sum(step.learned for step in found.steps) == 0
-        written = msgspec.json.decode(file_of(tmp_path, "main/1").read_bytes(), type=Affected)
+        written = msgspec.json.decode(impact_file(tmp_path, "main/1").read_bytes(), type=RollbackImpact)
         assert written.requests == found.requests
-        assert not file_of(tmp_path, f"{GUARD}/0").exists()
+        assert not impact_file(tmp_path, f"{GUARD}/0").exists()
         assert not (tmp_path / "snapshots" / GUARD).exists()
         assert f"shadow/{GUARD}" not in run.system.log.holds(EXAMPLES, 0)
         await run.system.stop()
@@ -153,7 +153,7 @@ def test_a_line_that_predicts_no_numbers_is_taken_back_after_its_first_lists(
 def test_a_good_one_stays_over_the_guarded_time(tmp_path: Path) -> None:
     async def scenario() -> None:
         run = await promoted(tmp_path, guard_examples=600)
-        view = View(run.system.log, run.config, run.system._clock)
+        view = CandidateView(run.system.log, run.config, run.system._clock)
         await run.show(60)
         row = view.turn()[-1]
         assert (row["line"], row["kind"], row["stage"]) == (GUARD, "guard", "shadow")

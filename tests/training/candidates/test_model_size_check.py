@@ -19,8 +19,7 @@ from runtime.cli import candidates as shadow
 from runtime.cli.candidates import propose_to
 from runtime.supervision import launch_plan as plans
 from tests.support.plan_config import FREE
-from training.candidates.registry import model_size_of
-from training.candidates.registry import Provenance, Refused, Registry, plain_config
+from training.candidates.registry import Provenance, Refused, Registry, model_size_of, plain_config
 from training.lines.line import spec_of
 
 MODEL = ModelConfig(dim=4, vector_dim=8, hidden=(16,))
@@ -99,7 +98,7 @@ def test_one_whose_rows_as_int8_were_not_accepted_is_not_proposed_where_rows_are
         parameter_server=ParameterServerConfig(delta_format="int8"),
         serve=replace(config.serve, rows="int8"),
     )
-    monkeypatch.setattr(shadow.plans, "read", lambda _: (its, None))
+    monkeypatch.setattr("runtime.supervision.launch_plan.read", lambda _: (its, None))
     registry = added(config, "s", with_size(config, SMALL).model)
     with pytest.raises(typer.Exit):
         propose_to(Path(config.state), "s", registry.folder)

@@ -35,7 +35,7 @@ def test_a_better_one_goes_to_a_canary_and_a_worse_one_is_given_up(town: Town) -
     assert isinstance(promoted, Decision) and promoted.share == RULES.canary_share
     assert promoted.evidence["loss at least"] > 0 and promoted.evidence["examples"] == 30 * 128
     assert isinstance(held, Decision) and held.final and "worse" in held.why
-    assert town.promoter.cases["same"].said.startswith("not told apart yet")
+    assert town.promoter.candidates["same"].opinion.startswith("not told apart yet")
 
 
 def test_one_at_a_time(town: Town) -> None:
@@ -44,7 +44,7 @@ def test_one_at_a_time(town: Town) -> None:
     assert told(town.decide()) == [("first", "promote", "canary")]
     town.scored("second", BETTER, 20)
     assert town.decide() == []
-    assert town.promoter.cases["second"].said.startswith("first is at it: one candidate at a time")
+    assert town.promoter.candidates["second"].opinion.startswith("first is at it: one candidate at a time")
     town.say(OperatorRequest(what="rollback", line="first", reason="no"))
     assert told(town.decide()) == [("first", "rollback", ""), ("second", "promote", "canary")]
 
@@ -55,7 +55,7 @@ def test_one_that_is_behind_waits_until_it_has_caught_up(town: Town) -> None:
     for step in range(21, 121):
         town.cut(step)
     assert town.decide() == []
-    assert town.promoter.cases["good"].said.startswith("100 steps behind: it catches up")
+    assert town.promoter.candidates["good"].opinion.startswith("100 steps behind: it catches up")
     town.step = 120
     town.scored("good", BETTER, 1)
     assert told(town.decide()) == [("good", "promote", "canary")]
@@ -95,7 +95,7 @@ def test_what_makes_no_sense_is_counted_and_stops_nobody(town: Town, bad: dict[s
     """Of a record that is refused nothing counts, and the next one does."""
     town.say(candidate("good"))
     town.decide()
-    case = town.promoter.cases["good"]
+    case = town.promoter.candidates["good"]
     before = str((case.compared, case.lately, case.scores, case.figures, case.step))
     said = said_of("good", Stream(BETTER, 1, users=300).step(), 1)
     town.log.append(SCORES, [Append(0, b"", pack(msgspec.structs.replace(said, **bad)))])
@@ -110,7 +110,7 @@ def test_people_are_asked_where_the_rules_say_so(tmp_path: Path) -> None:
     town = Town(tmp_path, replace(RULES, manual=True))
     town.say(candidate("good"))
     town.scored("good", BETTER, 20)
-    assert town.decide() == [] and town.promoter.cases["good"].said.startswith("waits for approval")
+    assert town.decide() == [] and town.promoter.candidates["good"].opinion.startswith("waits for approval")
     town.say(OperatorRequest(what="approve", line="good"))
     assert told(town.decide()) == [("good", "promote", "canary")]
 
@@ -159,7 +159,7 @@ def test_quick_swipes_alone_prove_nothing(town: Town) -> None:
     town.show("main/0", 400, 0.5)
     town.now_ms += 400
     town.show("good/0", 300, 0.0)
-    assert town.decide() == [] and town.promoter.cases["good"].served.examples == 0  # type: ignore[union-attr]
+    assert town.decide() == [] and town.promoter.candidates["good"].served.examples == 0  # type: ignore[union-attr]
 
 
 def test_a_restart_decides_nothing_twice(town: Town) -> None:
@@ -170,10 +170,10 @@ def test_a_restart_decides_nothing_twice(town: Town) -> None:
     assert told(town.decide()) == [("good", "rollback", "")]
     town.scored("other", BETTER, 20)
     assert told(town.decide()) == [("other", "promote", "canary")]
-    before = town.promoter.cases["other"].comparison.result()
+    before = town.promoter.candidates["other"].comparison.result()
     town.restart()
     assert town.decide() == []
-    assert town.promoter.cases["other"].comparison.result() == before
+    assert town.promoter.candidates["other"].comparison.result() == before
     assert town.promoter.lifecycle.candidates["other"].stage == "canary"
 
 

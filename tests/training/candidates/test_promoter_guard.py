@@ -13,7 +13,7 @@ from parameter_server.storage import snapshots
 from recsys.config.promotion_config import PromotionConfig
 from recsys.events.control_records import Candidate, Control, Decision, Live, OperatorRequest
 from tests.support.promotion_harness import EQUAL, RULES, Town, told
-from training.candidates.candidate_evidence import Case
+from training.candidates.candidate_evidence import CandidateEvidence
 
 GUARD = "guard-1"
 LIVE_IS_WORSE, LIVE_IS_BETTER = Pair(1.6, 0.3), Pair(0.3, 1.6)
@@ -95,7 +95,7 @@ def test_what_was_said_of_another_epoch_does_not_count(tmp_path: Path) -> None:
     town = guarded(tmp_path)
     town.scored(GUARD, LIVE_IS_WORSE, 10, epoch=0)
     assert town.decide() == []
-    assert town.promoter.cases[GUARD].compared.examples == 0
+    assert town.promoter.candidates[GUARD].compared.examples == 0
 
 
 def test_what_ends_by_a_live_record_keeps_its_numbers_and_no_more(tmp_path: Path) -> None:
@@ -107,7 +107,7 @@ def test_what_ends_by_a_live_record_keeps_its_numbers_and_no_more(tmp_path: Path
     town.say(Decision(line="next", said="promote", to="all", epoch=2))
     written(tmp_path, 2, 9)
     town.decide()
-    cases = town.promoter.cases
+    cases = town.promoter.candidates
     assert town.promoter.lifecycle.candidates[GUARD].stage == "ended"
     assert (closed(cases["good"]), closed(cases["next"]), closed(cases[GUARD])) == (True,) * 3
     assert cases[GUARD].compared.examples == 3 * 128
@@ -118,10 +118,10 @@ def test_what_ends_by_a_live_record_keeps_its_numbers_and_no_more(tmp_path: Path
     town.say(OperatorRequest(what="rollback", line="main/2", reason="it looks odd"))
     town.decide()
     assert town.promoter.lifecycle.active == [] and all(map(closed, cases.values()))
-    assert town.promoter.cases["other"].compared.examples == 3 * 128
+    assert town.promoter.candidates["other"].compared.examples == 3 * 128
 
 
-def closed(case: Case) -> bool:
+def closed(case: CandidateEvidence) -> bool:
     """Whether nothing is left of what its numbers were made of."""
     return not (case.comparison or case.recent or case.missed or case.rates)
 
@@ -180,7 +180,7 @@ def test_a_disk_that_is_full_is_waited_for(tmp_path: Path, monkeypatch: pytest.M
         broken.setattr("training.candidates.promoter.snapshots.adopt", full)
         assert told(town.decide()) == [(GUARD, "rollback", "")]
         assert town.decide() == []
-        assert "No space left" in town.promoter.cases[GUARD].said
+        assert "No space left" in town.promoter.candidates[GUARD].opinion
     (live,) = town.decide()
     assert isinstance(live, Live) and live.epoch == 2
 
@@ -259,7 +259,7 @@ def test_a_few_who_ask_without_end_take_nothing_back(tmp_path: Path) -> None:
     town.show("main/1", 400, 0.0, b"0000", users=29)
     town.show("main/1", 401, 0.0, b"", users=29)
     assert after(town) == []
-    served = town.promoter.cases[GUARD].served
+    served = town.promoter.candidates[GUARD].served
     assert served is not None and (served.users, served.live_users) == (29, 40)
     assert served.examples == 801 and served.degraded > 0.5
     town.show("main/1", 30, 0.0, b"0000", users=30)
@@ -272,6 +272,6 @@ def test_what_it_shows_as_before_speaks_not_against_it(tmp_path: Path) -> None:
     assert after(town, (400, 0.45, b"0000"), (10, 0.5, b"")) == []
     town.restart()
     assert town.decide() == []
-    served = town.promoter.cases[GUARD].served
+    served = town.promoter.candidates[GUARD].served
     assert served is not None
     assert (served.examples, served.live_examples) == (410, 400)

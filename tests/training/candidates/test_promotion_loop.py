@@ -15,9 +15,9 @@ from recsys.events.control_records import Decision
 from recsys.events.event_types import Impression, decode
 from recsys.events.records import EVENTS, SCORES, STEPS, Scores, Step, TrainingExample
 from recsys.process.log_consumer import readable
-from runtime.cli.candidates import View
+from runtime.reports.candidate_table import CandidateView
 from tests.support.promotion_checks import never_back, stamps, until
-from training.candidates.rollback_impact import Affected, affected, file_of
+from training.candidates.rollback_impact import RollbackImpact, find_impact, impact_file
 from training.lines.line import MAIN
 
 pytestmark = pytest.mark.slow
@@ -56,11 +56,11 @@ def test_a_better_candidate_takes_over_and_is_taken_back(tmp_path: Path) -> None
         await run.show(20)
         assert never_back(stamps(run)) and run.system.worker.step > back.since
         # Exactly the requests that epoch 1 answered are listed, and nothing of them is learned any more.
-        found = affected(run.system.log, "main/1", live.time_ms, run.lifecycle.lives)
+        found = find_impact(run.system.log, "main/1", live.time_ms, run.lifecycle.lives)
         asked = [a.request_id for a in run.answers if (a.stamp.line, a.stamp.epoch) == (MAIN, 1)]
         assert sorted(a.request_id for a in found.requests) == sorted(asked) and found.complete
         assert sum(step.learned for step in found.steps) == 0
-        canary = affected(run.system.log, "cand-1/0", 0, run.lifecycle.lives)
+        canary = find_impact(run.system.log, "cand-1/0", 0, run.lifecycle.lives)
         assert canary.requests  # what the canary had answered is quarantined from then on, too
         left_out = sum(step.quarantined for step in (*found.steps, *canary.steps))
         assert run.system.worker.counts["quarantined"] == left_out > 0
@@ -114,10 +114,10 @@ def test_a_canary_that_is_taken_back_answers_nobody_after_the_next_turn(tmp_path
         await run.show(20)
         assert run.lifecycle.candidates["odd"].stage == "ended"
         assert {line for line, _, _ in stamps(run, shown + 1)} == {MAIN}
-        found = affected(run.system.log, "odd/0", 0, run.lifecycle.lives)
+        found = find_impact(run.system.log, "odd/0", 0, run.lifecycle.lives)
         asked = sum(a.stamp.line == "odd" for a in run.answers)
         assert len(found.requests) == asked == served_by_line(run)["odd"]
-        written = msgspec.json.decode(file_of(tmp_path, "odd/0").read_bytes(), type=Affected)
+        written = msgspec.json.decode(impact_file(tmp_path, "odd/0").read_bytes(), type=RollbackImpact)
         assert written.requests == found.requests  # the director lists them without being asked
         await run.system.stop()
 
@@ -177,15 +177,15 @@ def test_people_may_keep_the_last_word(tmp_path: Path) -> None:
         run = await warmed(tmp_path, manual=True)
         run.propose("cand-1", run.trained())
         await run.show(10)
-        case = run.system.director.promoter.cases["cand-1"]
+        case = run.system.director.promoter.candidates["cand-1"]
         for _ in range(50):  # request ids are drawn, so how many lists it takes differs
-            if case.said.startswith("waits for approval"):
+            if case.opinion.startswith("waits for approval"):
                 break
             await run.show(10)
         assert run.lifecycle.candidates["cand-1"].stage == "shadow"
-        assert case.said.startswith("waits for approval: log loss gained")
-        (row,) = View(run.system.log, run.config).turn()
-        assert row["why"] == case.said, "who only looks is told the same"
+        assert case.opinion.startswith("waits for approval: log loss gained")
+        (row,) = CandidateView(run.system.log, run.config).turn()
+        assert row["why"] == case.opinion, "who only looks is told the same"
         run.wish("approve", "cand-1")
         assert await until(run, "cand-1", "canary", "live")
         await run.system.stop()

@@ -15,7 +15,6 @@ from recsys.events.control_records import Live
 from recsys.features.feature_set import FeatureSet
 from tests.support.registry_cases import MODEL, SPEC, provenance, shard
 from tests.support.small_feed import FEATURES, START_MS
-from training.candidates.registry import model_size_of
 from training.candidates.registry import (
     FILE,
     Provenance,
@@ -26,6 +25,7 @@ from training.candidates.registry import (
     describe_model,
     describe_teacher,
     model_config,
+    model_size_of,
     new_name,
     plain_config,
     reference_to,

@@ -32,8 +32,8 @@ from tests.support.small_feed import (
 from tests.support.unlearn_line import learn
 from training.archive.files import erase_rows
 from training.archive.writer import Archive, archived_rows
-from training.candidates.director import point, starts_after
-from training.deletion.erasure import PART, Eraser, erase_records, left_of
+from training.candidates.director import append_live_record, starts_after
+from training.deletion.erasure import PART, Eraser, erase_records, erased_record
 from training.deletion.unlearn import CantUnlearn, unlearn
 from training.lines.control import ControlReader
 from training.lines.line import spec_of
@@ -78,7 +78,7 @@ def never_seen(log: Log, user: str) -> MemoryLog:
             records = log.read(topic, partition, 0, 100_000)
             if topic == EXAMPLES:
                 records = [
-                    (r.key == user.encode() and left_of(topic, r, 1 << 60)) or r for r in records
+                    (r.key == user.encode() and erased_record(topic, r, 1 << 60)) or r for r in records
                 ]
             other.append(topic, [Append(partition, key, value) for _, key, value in records])
     return other
@@ -180,7 +180,7 @@ def test_killed_anywhere_it_is_done_again(
     where = {
         "steps": "training.deletion.unlearn._replay",
         "snapshot": "training.deletion.unlearn.snapshots.write_part",
-        "pointer": "training.deletion.unlearn.point",
+        "pointer": "training.deletion.unlearn.append_live_record",
         "removal": "training.deletion.unlearn._remove_replaced",
         "deltas": "training.deletion.unlearn.changes_records",
         "examples": "training.deletion.unlearn.erase_records",
@@ -225,7 +225,7 @@ def test_the_model_is_that_of_the_snapshot_that_it_begins_from(tmp_path: Path, s
         arrays, meta = shard.export()
         snapshots.write_part(folder, "main", 1, since, part, 2, arrays, meta | {"step": since})
     shutil.copytree(folder, tmp_path / "b" / "snapshots")
-    point(log, "main", 1, "a student", 4, since, 0, student)
+    append_live_record(log, "main", 1, "a student", 4, since, 0, student)
     drain(log, config, FEATURES)
     learn(small, log)
 
@@ -234,7 +234,7 @@ def test_the_model_is_that_of_the_snapshot_that_it_begins_from(tmp_path: Path, s
     other = never_seen(log, LATE)
     if done.since >= since:
         assert (since, done.other_config) == (5, 0)
-        point(other, "main", 1, "a student", 4, since, 0, student)
+        append_live_record(other, "main", 1, "a student", 4, since, 0, student)
         expected = learn(replace(small, state=str(tmp_path / "b")), other)
     else:  # it was learned from before: the student is gone with it
         assert since == 15 and done.other_config == done.step - since
@@ -401,7 +401,7 @@ def test_an_epoch_that_never_came_to_be_live_is_no_part_of_history(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr("training.deletion.unlearn.point", dies)
+        patch.setattr("training.deletion.unlearn.append_live_record", dies)
         unlearn(log, config, FEATURES, LATE, before, 5)
     asked = {}
     for number, user in enumerate(("first", "second"), 1):

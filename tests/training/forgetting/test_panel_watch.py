@@ -29,7 +29,7 @@ from training.continual.learner import Learner
 from training.continual.worker import Worker
 from training.forgetting import panel_log, panel_watch
 from training.forgetting.panel_log import PanelExample
-from training.forgetting.panel_watch import Ended, PanelThread, PanelWatch, tell
+from training.forgetting.panel_watch import Ended, PanelThread, PanelWatch, report
 from training.forgetting.panels import PREVIOUS
 from training.lines.line import MAIN, spec_of
 from training.steps.lineage import Lineage
@@ -100,12 +100,12 @@ def test_the_first_snapshot_makes_a_panel_and_the_second_says_what_is_left(line:
     assert not line.watch.turn()
     line.learn(320)
     line.save()
-    assert line.watch.turn() and line.watch.told == {} and not line.watch.turn()
+    assert line.watch.turn() and line.watch.retention == {} and not line.watch.turn()
     assert [len(p) for p in line.watch.panels] == [256]
     line.learn(320)
     line.save()
     assert line.watch.turn() and len(line.watch.panels) == 2
-    its = line.watch.told[PREVIOUS]
+    its = line.watch.retention[PREVIOUS]
     assert its.examples == 256 and its.before == 0.5  # all were told the same
     assert its.age_ms == line.watch.panels[0].time_ms - line.watch.panels[1].time_ms > 0
     assert 0.5 < its.learned <= 1 and its.now != its.learned
@@ -126,7 +126,7 @@ def test_a_long_look_for_what_was_served_neither_reads_nor_keeps_it_all(line: Li
         return False
 
     before = sum(type(its) is PanelExample for its in gc.get_objects())
-    found = panel_log.newest(line.log, lineage, step, 50, check, gone)
+    found = panel_log.read_newest(line.log, lineage, step, 50, check, gone)
     assert len(found.panel) == len(found.examples) == 50
     assert looked == 8 * 50 and most - before <= 52
     ends = {p: line.log.end(EXAMPLES, p) for p in range(3)}
@@ -145,7 +145,7 @@ def test_a_line_that_learns_the_contrary_is_seen_to_forget(line: Line, turns: bo
         line.learn(same, turned=turns)
     line.save()
     assert line.watch.turn()
-    forgotten = line.watch.told[PREVIOUS].forgotten
+    forgotten = line.watch.retention[PREVIOUS].forgotten
     assert forgotten > 0.1 if turns else forgotten < 0, forgotten
 
 
@@ -169,12 +169,12 @@ def test_rows_are_those_that_the_shards_have_also_out_of_increments(line: Line) 
 def test_a_watch_that_was_killed_goes_on_with_the_same_numbers(line: Line) -> None:
     two_snapshots(line)
     other = line.watching()  # nothing was closed
-    assert other.told == line.watch.told and other.step == line.watch.step
+    assert other.retention == line.watch.retention and other.step == line.watch.step
     assert not other.turn()
     line.learn(320)
     line.save()
     assert line.watch.turn() and other.turn()
-    assert other.told == line.watch.told and len(other.panels) == len(line.watch.panels)
+    assert other.retention == line.watch.retention and len(other.panels) == len(line.watch.panels)
 
 
 def test_a_damaged_file_begins_anew(line: Line) -> None:
@@ -209,7 +209,7 @@ def test_who_has_asked_to_be_forgotten_leaves_at_once_and_the_erased_are_empty_p
     assert line.watch.turn()
     places = {(int(r["partition"]), int(r["offset"])) for p in line.watch.panels for r in p.rows_N}
     assert asked["u3"] and asked["u4"] and not places & set(erased)
-    assert 200 < line.watch.told[PREVIOUS].examples < 256
+    assert 200 < line.watch.retention[PREVIOUS].examples < 256
 
 
 EMPTY = ErasedExample(sequence=1, closed_ms=1)
@@ -222,7 +222,7 @@ def test_a_correction_that_comes_later_changes_the_label(line: Line) -> None:
     before = line.watch.panels[0].rows_N.copy()
     row = before[np.flatnonzero(before["label"] == 0)[0]]
     late = example(
-        10_000, partition=int(row["partition"]), offset=int(row["of"]), index=int(row["index"]),
+        10_000, partition=int(row["partition"]), offset=int(row["impression"]), index=int(row["index"]),
         labels=[1.0, 0.0], previous=[0.0, 0.0], correction=True,
     )  # fmt: skip
     append_examples(line.log, [late])
@@ -231,7 +231,7 @@ def test_a_correction_that_comes_later_changes_the_label(line: Line) -> None:
     line.watch.turn()
     after = line.watch.panels[-1].rows_N
     differs = np.flatnonzero(after["label"] != before["label"])
-    assert len(differs) == 1 and after[differs[0]]["of"] == row["of"]
+    assert len(differs) == 1 and after[differs[0]]["impression"] == row["impression"]
 
 
 def late_correction(line: Line) -> int:
@@ -239,11 +239,11 @@ def late_correction(line: Line) -> int:
     rows = line.watch.panels[-1].rows_N
     row = rows[np.flatnonzero(rows["label"] == 0)[0]]
     late = example(
-        10_000, partition=int(row["partition"]), offset=int(row["of"]), index=int(row["index"]),
+        10_000, partition=int(row["partition"]), offset=int(row["impression"]), index=int(row["index"]),
         labels=[1.0, 0.0], previous=[0.0, 0.0], correction=True,
     )  # fmt: skip
     append_examples(line.log, [late])
-    return int(row["of"])
+    return int(row["impression"])
 
 
 def test_a_correction_outlives_a_sitting_that_breaks_off(
@@ -266,13 +266,13 @@ def test_a_correction_outlives_a_sitting_that_breaks_off(
     line.save()
     assert line.watch.turn()
     rows = line.watch.panels[-1].rows_N
-    assert rows["label"][rows["of"] == its].tolist() == [1.0]
+    assert rows["label"][rows["impression"] == its].tolist() == [1.0]
 
 
 def test_records_that_are_too_many_to_look_through_are_counted(line: Line) -> None:
     append_examples(line.log, [example(n) for n in range(60)])
     ends = [line.log.end(EXAMPLES, p) for p in range(3)]
-    came = panel_log.corrections(line.log, {0: 0, 1: 3}, most=5)
+    came = panel_log.read_corrections(line.log, {0: 0, 1: 3}, most=5)
     assert came.skipped == (ends[0] - 5) + (ends[1] - 5 - 3) and came.ends == dict(
         enumerate(ends[:2])
     )
@@ -353,7 +353,7 @@ def test_panels_of_history_that_was_replaced_go_and_those_before_stay(line: Line
             snapshots.write_part(*where, arrays, meta | {"step": second})
         if epoch == 1:  # a promotion: what is left in the model that was promoted
             assert line.watch.turn() and len(line.watch.panels) == 2
-            assert line.watch.told[PREVIOUS].examples == 256
+            assert line.watch.retention[PREVIOUS].examples == 256
 
 
 def test_sittings_take_no_more_than_their_share(line: Line) -> None:
@@ -376,13 +376,13 @@ def test_what_is_not_told_any_more_leaves_the_heartbeat(line: Line) -> None:
     two_snapshots(line)
     beat = Heartbeat("shadow")
     beat.gauge("cpu_s", 1.0)
-    tell(line.watch, beat)
+    report(line.watch, beat)
     gauges = beat.now().gauges
     assert gauges["panels"] == 2 and gauges["panel_step"] == line.watch.step
-    its = line.watch.told[PREVIOUS]
+    its = line.watch.retention[PREVIOUS]
     assert gauges["panel_forgotten.previous"] == round(its.learned - its.now, 4)
-    line.watch.told = {}
-    tell(line.watch, beat)
+    line.watch.retention = {}
+    report(line.watch, beat)
     left = beat.now().gauges
     assert "panel_forgotten.previous" not in left and left["cpu_s"] == 1.0
 
@@ -422,7 +422,7 @@ def test_a_sitting_looks_through_the_keys_of_a_snapshot_once(
     monkeypatch.setattr(panel_watch, "rows_of", lambda *its: looks.append(1) or own(*its))
     monkeypatch.setattr(panel_watch, "_AT_ONCE", 50)  # several batches of each panel
     two_snapshots(line)
-    assert len(looks) == 2 and line.watch.told[PREVIOUS].examples == 256
+    assert len(looks) == 2 and line.watch.retention[PREVIOUS].examples == 256
 
 
 def test_candidates_take_what_their_loop_is_told_that_it_spent(line: Line) -> None:

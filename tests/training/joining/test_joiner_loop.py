@@ -12,7 +12,7 @@ from recsys.events.hashing import partition_of
 from recsys.events.records import DEAD_LETTERS, EVENTS, EXAMPLES, DeadLetter, Example, topics
 from recsys.log.protocol import Append, LogLost, LogUnavailable, MemoryLog
 from recsys.process.part_snapshot import PartState
-from recsys.process.ticker import Idle, Ticker
+from recsys.process.ticker import IdlePartitions, Ticker
 from tests.support.learning_loops import Clock, FlakyLog, drain, everything, join
 from tests.support.small_feed import (
     FEATURES,
@@ -337,6 +337,6 @@ def test_a_tick_goes_on_from_the_newest_event_and_is_never_later_than_now() -> N
 
 
 def test_busy_partitions_are_not_ticked() -> None:
-    idle = Idle(1000)
+    idle = IdlePartitions(1000)
     found = [idle.due([now_ms // 300, 5], now_ms) for now_ms in range(0, 5000, 100)]
     assert all(0 not in due for due in found) and found[10] == [1] and found[9] == []

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks.studies.promotion.promotion_run import Made, PromotionRun, config_of
+from benchmarks.studies.promotion.promotion_run import TrainedCandidate, PromotionRun, config_of
 from experiments.promotion.lifecycle import Lifecycle
 from parameter_server.storage import snapshots
 from parameter_server.storage.snapshots import Snapshot
@@ -35,7 +35,7 @@ def own(run: PromotionRun) -> Path:
     return Path(run.config.state) / "snapshots"
 
 
-def add(run: PromotionRun, name: str, made: Made, ancestor: Snapshot | None) -> None:
+def add(run: PromotionRun, name: str, made: TrainedCandidate, ancestor: Snapshot | None) -> None:
     """An offline candidate as a job adds it."""
     said = {
         "name": name, "kind": "offline", "feature_set": run.system.features.digest,

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from parameter_server.shard.lanes import LaneGradients, RowGradients
-from runtime.cli.offline import run
+from runtime.jobs.offline_job import run
 from tests.support.offline_command import arrays_of, asked, state_with_archive
 from tests.support.paths import ROOT
 from training.candidates.registry import Registry
@@ -32,7 +32,7 @@ cluster.add_node(num_cpus=1, node_ip_address="127.0.0.1")
 ray.init(address=cluster.address, log_to_driver=False,
          runtime_env={"env_vars": {"PYTHONPATH": sys.argv[1]}})
 assert len([node for node in ray.nodes() if node["Alive"]]) == 2
-from runtime.cli.offline import run
+from runtime.jobs.offline_job import run
 from tests.support.offline_command import asked
 
 done = run(asked(Path(sys.argv[2]), Path(sys.argv[3]), workers=2))

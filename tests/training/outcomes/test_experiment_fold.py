@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from experiments.assignment.definition import read_experiment
-from experiments.assignment.metric import metric_of
+from experiments.assignment.design import metric_of
 from experiments.statistics.readout import BROKEN
 from recsys.config.policy_config import PolicyConfig
 from recsys.config.system_config import JoinConfig
@@ -65,7 +65,7 @@ def test_all_that_was_shown_to_each_arm_is_counted_once_its_window_is_over(toy: 
 @pytest.mark.parametrize("surfaces", [MOST_SURFACES, MOST_SURFACES + 3])
 def test_surfaces_beyond_the_limit_share_one_segment(toy: ToyTrial, surfaces: int) -> None:
     toy.take(SAID)
-    for n in range(10 * surfaces):
+    for n in range(30 * surfaces):
         toy.serve(f"u{n}", surface=f"s{n % surfaces}")
     toy.pass_time(1)
     its = fold(toy)

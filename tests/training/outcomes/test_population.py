@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from experiments.assignment.metric import metric_of
+from experiments.assignment.design import metric_of
 from recsys.events.records import EXAMPLES
 from recsys.log.protocol import Append
 from tests.support.experiment_log import ITEMS, LABELS, ToyTrial

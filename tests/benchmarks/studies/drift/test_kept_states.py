@@ -2,16 +2,16 @@ import numpy as np
 import pytest
 
 from benchmarks.studies.drift.kept_states import KeepingPlayer, mixed
-from benchmarks.studies.drift.study_forgetting import LogABA, _kept, _truth
+from benchmarks.studies.drift.study_forgetting import WorldABALog, _with_kept_share, _truth
 from recsys.config.system_config import Config
 from recsys.features.feature_set import FeatureSet
 from replay.direct_loop import DirectLoop
-from replay.replay_run import Replayed, ReplayOptions, config_for, replay_with
+from replay.replay_run import ReplayOptions, ReplayResult, config_for, replay_with
 
-LOG = LogABA(0, 0.6, users=20, items=40, requests_per_s=0.03)
+LOG = WorldABALog(0, 0.6, users=20, items=40, requests_per_s=0.03)
 
 
-def played(*keep_h: float) -> tuple[Replayed, KeepingPlayer]:
+def played(*keep_h: float) -> tuple[ReplayResult, KeepingPlayer]:
     options = ReplayOptions()
     config = config_for(LOG, options, Config())
     features = FeatureSet(LOG.schema, options.features, config.sessions.history)
@@ -23,11 +23,11 @@ def played(*keep_h: float) -> tuple[Replayed, KeepingPlayer]:
 
 
 @pytest.fixture(scope="module")
-def both() -> tuple[Replayed, KeepingPlayer]:
+def both() -> tuple[ReplayResult, KeepingPlayer]:
     return played(0.2, 0.4)
 
 
-def test_nothing_hangs_on_what_is_kept(both: tuple[Replayed, KeepingPlayer]) -> None:
+def test_nothing_hangs_on_what_is_kept(both: tuple[ReplayResult, KeepingPlayer]) -> None:
     plain, player = played()
     kept = both[0]
     assert plain.digest == kept.digest and plain.steps == kept.steps > 0
@@ -38,7 +38,7 @@ def test_nothing_hangs_on_what_is_kept(both: tuple[Replayed, KeepingPlayer]) -> 
 
 
 def test_a_kept_state_speaks_from_when_it_was_kept_and_learns_no_more(
-    both: tuple[Replayed, KeepingPlayer],
+    both: tuple[ReplayResult, KeepingPlayer],
 ) -> None:
     rows, player = both[0].predictions, both[1]
     since_h = (np.asarray(rows.time_ms) - LOG.world().start_ms) / 3_600_000
@@ -76,11 +76,11 @@ def test_the_mix_follows_who_is_right_once_it_can_be_known() -> None:
 
 
 def test_what_is_kept_is_told_raw_and_of_what_can_be_known() -> None:
-    told = _kept({"a_end": {"auc": 0.8, "ceiling": 0.9}, "return": {"auc": 0.72, "ceiling": 0.81}})
+    told = _with_kept_share({"a_end": {"auc": 0.8, "ceiling": 0.9}, "return": {"auc": 0.72, "ceiling": 0.81}})
     assert (told["kept"], told["kept_of_ceiling"]) == (0.9, 1.0)
 
 
-def test_the_ceiling_is_what_the_world_draws_from(both: tuple[Replayed, KeepingPlayer]) -> None:
+def test_the_ceiling_is_what_the_world_draws_from(both: tuple[ReplayResult, KeepingPlayer]) -> None:
     rows = both[0].predictions
     world, truth = LOG.world(), _truth(LOG.world(), rows)
     ranks = [rows.request_id[: n + 1].count(rows.request_id[n]) - 1 for n in range(30)]

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from benchmarks.studies.drift.drift_arms import ARMS, Arms, Played, Track
+from benchmarks.studies.drift.drift_arms import ARMS, ArmResults, Arms, Track
 from benchmarks.studies.drift.drift_figures import figures_of, plot, run_of, shown
 from benchmarks.studies.drift.refit import Refit
 from benchmarks.studies.drift.scenario_log import ScenarioLog
@@ -34,7 +34,7 @@ def log(story: str = "meaning") -> ScenarioLog:
 
 
 @cache
-def played() -> tuple[Stream, Track, Arms, Played]:
+def played() -> tuple[Stream, Track, Arms, ArmResults]:
     stream = watch(log(), OPTIONS, SMALL, log().nights())
     track = Track(stream)
     arms = Arms(track, Refit(epochs=2), student=True)

@@ -51,14 +51,14 @@ def test_the_study_tells_every_estimator_of_every_policy(world: ListWorld) -> No
 
 
 def test_a_ranker_against_itself_earns_alike_and_a_better_one_more(world: ListWorld) -> None:
-    usual = rivals.Ranker(study.logging_policy(), world.said_UI)
+    usual = rivals.Ranker(study.logging_policy(), world.predicted_UI)
     noisy = rivals.Ranker(study.logging_policy(), world.worse_model(4.0))
-    equal, by_picks = rivals.together(world, usual, usual, 60, 3, 0)
+    equal, by_picks = rivals.interleaved_pools(world, usual, usual, 60, 3, 0)
     assert equal.ratio == pytest.approx(1) and equal.users.ratio == pytest.approx(1)
     assert 1e-6 < abs(by_picks.users.ratio - 1) < 0.3  # by picks the coins are in it
-    better, by_picks = rivals.together(world, noisy, usual, 60, 3, 0)
+    better, by_picks = rivals.interleaved_pools(world, noisy, usual, 60, 3, 0)
     assert better.ratio > 1.15 and rivals._spread(better) < rivals._spread(by_picks)
-    assert rivals.alone(world, usual, 60, 3, 0).ratio > rivals.alone(world, noisy, 60, 3, 0).ratio
+    assert rivals.single_arm_pool(world, usual, 60, 3, 0).ratio > rivals.single_arm_pool(world, noisy, 60, 3, 0).ratio
     found = rivals.compare(world, noisy, usual, 60, 3, 50)
     assert found["interleaved_lists"] <= found["ab_lists"] and found["interleaved_power"] > 0.5
 

@@ -8,8 +8,8 @@ import pytest
 from benchmarks.studies.quality.coldstart_ceiling import (
     Ceiling,
     Swipe,
-    swipes_of,
     outcome_likelihood,
+    swipes_of,
 )
 from recsys.events.hashing import uniform
 from replay.simulation.taste_posterior import learn

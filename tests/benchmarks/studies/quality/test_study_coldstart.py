@@ -16,7 +16,13 @@ from benchmarks.studies.quality.coldstart_world import (
     small,
     without,
 )
-from benchmarks.studies.quality.study_coldstart import SWIPES, Tried, _regrets, new_items, new_users
+from benchmarks.studies.quality.study_coldstart import (
+    SWIPES,
+    PolicyResults,
+    _regrets,
+    new_items,
+    new_users,
+)
 from recsys.config.policy_config import PolicyConfig
 from replay.simulation.world import World
 from runtime.cli.main import app
@@ -74,8 +80,10 @@ def test_the_ratios_are_to_popularity_and_over_all_users() -> None:
 
 def test_the_regrets_of_all_worlds_are_put_together() -> None:
     regrets = {"none": [4.0, 2.0], "quota 0": [2.0, 2.0], "default": [1.0, 2.0]}
-    one = Tried(regrets, {"oracle": 0.5, "default": 0.4}, 100, 80, 4)
-    two = Tried({name: [0.0] for name in regrets}, {"oracle": 0.7, "default": 0.5}, 100, 20, 1)
+    one = PolicyResults(regrets, {"oracle": 0.5, "default": 0.4}, 100, 80, 4)
+    two = PolicyResults(
+        {name: [0.0] for name in regrets}, {"oracle": 0.7, "default": 0.5}, 100, 20, 1
+    )
     found = new_items([one, two])
     its = found["new_items"]
     assert its["items"] == 3 and its["regret"] == {"none": 2.0, "quota 0": 1.333, "default": 1.0}

@@ -9,7 +9,7 @@ import pytest
 from typer.testing import CliRunner
 
 from benchmarks.harness.world_log import WorldLog
-from benchmarks.studies.quality.study_figures import Judged, draw_aucs, figures, plot
+from benchmarks.studies.quality.study_figures import JudgedRows, draw_aucs, figures, plot
 from benchmarks.studies.quality.study_freshness import judge, syncs_of
 from recsys.events.event_types import Engagement, Impression
 from recsys.model.prediction_metrics import auc
@@ -75,19 +75,19 @@ def test_the_world_s_log_is_in_order_and_holds_what_was_seen() -> None:
     }
 
 
-def made(noise: tuple[float, ...], rows: int = 3000) -> Judged:
+def made(noise: tuple[float, ...], rows: int = 3000) -> JudgedRows:
     """Scores that tell the label, each kind with more or less noise."""
     draw = np.random.default_rng(5)
     labels = draw.integers(0, 2, rows)
     scores = [labels + n * draw.normal(size=rows) for n in noise]
-    return Judged(
+    return JudgedRows(
         np.array(scores, np.float32), labels, np.array([f"u{n % 60}" for n in range(rows)])
     )
 
 
 def test_what_differs_is_told_apart_and_what_is_equal_is_not() -> None:
     judged = made((2.0, 1.0))
-    again = Judged(judged.scores_KN[[0, 1, 1, 0]], judged.labels_N, judged.users_N)
+    again = JudgedRows(judged.scores_KN[[0, 1, 1, 0]], judged.labels_N, judged.users_N)
     found = figures(["a", "b", "c", "d"], [draw_aucs(again, 100, 0)] * 2)
     assert [pair["said"] for pair in found["pairs"]] == [
         "better",
@@ -104,7 +104,7 @@ def test_what_differs_is_told_apart_and_what_is_equal_is_not() -> None:
 
 def test_all_kinds_are_drawn_alike() -> None:
     judged = made((1.0, 1.0))
-    same = Judged(judged.scores_KN[[0, 0]], judged.labels_N, judged.users_N)
+    same = JudgedRows(judged.scores_KN[[0, 0]], judged.labels_N, judged.users_N)
     _, drawn = draw_aucs(same, 50, 3)
     assert np.array_equal(drawn[:, 0], drawn[:, 1]) and drawn[:, 0].std() > 0
 
