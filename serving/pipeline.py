@@ -53,8 +53,9 @@ _NO_ITEMS: Final = np.zeros(0, np.int64)
 
 @dataclass(frozen=True)
 class Stage:
-    """One step. ``skip`` is the name under which the deadline skips it, and ``instead`` then runs in its place.
-    ``given``: only with (True) or without (False) candidates of the caller. ``span``: trace span that it ends."""
+    """One step. ``skip`` is the name under which the deadline skips it, and ``instead`` then runs in its
+    place. ``given``: only with (True) or without (False) candidates of the caller. ``span``: trace span that
+    it ends."""
 
     name: str
     run: Run
@@ -119,8 +120,8 @@ class Pipeline:
         return VectorVersion(*self.replica.version, self.replica.catalogue_offset)
 
     def plan(self, query: Query) -> RetrievalPlan | None:
-        """Searches for the retrieval shards before ``recommend``; None without shards or searches, or where the
-        query has results of this version."""
+        """Searches for the retrieval shards before ``recommend``; None without shards or searches, or where
+        the query has results of this version."""
         given, results = query.request.candidate_ids is not None, query.shard_results
         if self.replica.indexed or given or query.deadline.skips(POPULAR):
             return None
@@ -299,9 +300,7 @@ class Pipeline:
     def _stamp(self, query: Query) -> Stamp:
         replica, results = self.replica, query.shard_results
         return Stamp(
-            line=replica.line,
-            epoch=replica.epoch,
-            step=replica.step,
+            **replica.version._asdict(),
             catalogue_offset=replica.catalogue_offset,
             item_state_offset=replica.item_state_offset,
             session_offset=query.session.offset,

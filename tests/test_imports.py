@@ -251,6 +251,6 @@ def test_event_types_are_cheap_to_import() -> None:
 
 def test_modules_that_describe_spans_know_neither_tracer_nor_clock() -> None:
     traces = [(path, tree) for path, tree in files() if path.endswith(("_trace.py", "_traces.py"))]
-    assert len(traces) == 5
+    assert len(traces) == 4
     for path, tree in traces:
         assert not {"time", "recsys.observability.tracer"} & imported(path, tree), path

@@ -122,7 +122,6 @@ class ArmWeights:
         }
 
     def load(self, arrays: dict[str, NDArray[np.float64]]) -> None:
-        """Restores an export."""
         self._theta_C, self._squares_C = arrays["theta"].copy(), arrays["squares"].copy()
         self._shown_C = arrays["shown"].copy()
         self._own, self._all = arrays["counted"].tolist()

@@ -155,12 +155,10 @@ class Experiment:
 
     @property
     def trains(self) -> bool:
-        """Whether any arm trains its own line."""
         return any(arm.trains for arm in self.arms)
 
     @property
     def primary(self) -> tuple[str, ...]:
-        """Names of the deciding metrics."""
         return self.metrics.primary or (self.metric,)
 
 

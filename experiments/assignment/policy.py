@@ -55,7 +55,6 @@ class Policies:
         self._cache: dict[tuple[str | None, ...], Policy] = {}
 
     def resolve(self, user_id: Id) -> Policy:
-        """Policy of a user."""
         arms = [assign(user_id, experiment) for experiment in self._experiments]
         # All users of an interleaving get the same policy, whichever arm the hash gives them.
         key = tuple(

@@ -1,6 +1,6 @@
-"""Whether a smaller form of the rows is good enough to be served from: a decision and what it rests on. Pure.
+"""Decision whether a smaller row format is good enough for serving, with its evidence.
 
-What was accepted holds for what was measured: the features that the model reads, and the model's settings.
+An acceptance holds for the features and the model settings of the evidence.
 """
 
 from dataclasses import dataclass, replace
@@ -11,10 +11,10 @@ from recsys.features.feature_set import FeatureSet
 
 @dataclass(frozen=True)
 class RowFormEvidence:
-    """One replay, scored with rows as they are learned (``float32``) and with the smaller ones, side by side.
+    """One replay scored with full rows (``float32``) and with smaller ones side by side.
 
-    ``cost``: AUC of float32 minus that of the smaller form, on the same rows; ``low`` and ``high``: its 95 %
-    interval, from drawing users anew.
+    ``cost``: AUC of float32 minus that of the smaller format, on the same rows; ``low``, ``high``: its 95 %
+    interval by a bootstrap over users.
     """
 
     features: str
@@ -22,17 +22,17 @@ class RowFormEvidence:
     data: str
     rows: int
     users: int
-    auc: dict[str, float]  # by form
+    auc: dict[str, float]  # by format
     cost: float
     low: float
     high: float
-    bytes_a_row: dict[str, float]  # of the ranker's table, map included, by form
-    lookup_us: dict[str, float]  # of as many rows as a request needs, by form
+    bytes_a_row: dict[str, float]  # of the ranker's table with its map, by format
+    lookup_us: dict[str, float]  # of the rows of a request, by format
 
 
 @dataclass(frozen=True)
 class Accept:
-    """Rows may be served in this form by whoever has the features and the model of the evidence."""
+    """Rows may be served in this format with the features and model of the evidence."""
 
     form: str
     at_most: float
@@ -41,7 +41,7 @@ class Accept:
 
 @dataclass(frozen=True)
 class Refuse:
-    """They may not, and why."""
+    """Rows may not be served in this format, and why."""
 
     form: str
     at_most: float
@@ -50,34 +50,34 @@ class Refuse:
 
 
 def decide(form: str, evidence: RowFormEvidence, at_most: float) -> Accept | Refuse:
-    """Accepts where the cost is known to be at most ``at_most``: the whole interval is, not its middle alone.
-    A log too short to tell is refused, and so is a form that takes no less memory."""
-    smaller, whole = evidence.bytes_a_row[form], evidence.bytes_a_row["float32"]
-    if not evidence.high <= at_most:  # NaN isn't
+    """Accepts if the whole interval of the cost is at most ``at_most`` and a row takes less memory."""
+    smaller, full = evidence.bytes_a_row[form], evidence.bytes_a_row["float32"]
+    if not evidence.high <= at_most:  # also NaN
         why = (
             f"the cost in AUC may be as high as {evidence.high:.5f} ({evidence.cost:+.5f} on "
             f"{evidence.users} users), expected at most {at_most}; measure on a longer log, or keep "
             "serve.rows at float32"
         )
         return Refuse(form, at_most, evidence, why)
-    if smaller >= whole:
-        why = f"a row takes {smaller:.0f} bytes, expected less than {whole:.0f}: it gains nothing"
+    if smaller >= full:
+        why = f"a row takes {smaller:.0f} bytes, expected less than {full:.0f}: it gains nothing"
         return Refuse(form, at_most, evidence, why)
     return Accept(form, at_most, evidence)
 
 
 def input_digest(features: FeatureSet) -> str:
-    """The digest of what a model reads. What counts as shown decides what is learned from, not that: a log of
-    the past says it of itself, and the feed's client tells."""
+    """Digest of a model's inputs. Excludes ``shown_by``, which only selects the training examples: an old log
+    records it, and the feed's client sends it."""
     return replace(features, schema=replace(features.schema, shown_by="view")).digest
 
 
 def mismatch(accepted: Accept, features: FeatureSet, model: ModelConfig) -> str | None:
-    """In what the evidence isn't of these features and this model; None where it is."""
-    for name, found, expected in (
-        ("the feature set", accepted.evidence.features, input_digest(features)),
-        ("the model's configuration", accepted.evidence.model, digest(model)),
+    """Difference of the evidence's features or model from these; None if equal."""
+    evidence = accepted.evidence
+    for name, before, now in (
+        ("the feature set", evidence.features, input_digest(features)),
+        ("the model's configuration", evidence.model, digest(model)),
     ):
-        if found != expected:
-            return f"{name} was {found} then and is {expected}"
+        if before != now:
+            return f"{name} was {before} then and is {now}"
     return None

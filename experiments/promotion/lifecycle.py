@@ -1,14 +1,15 @@
-"""Where each candidate stands: a fold over ``control``. Pure; replicas, shadows and the director agree by it.
+"""Lifecycle of candidates: a fold over the ``control`` topic, by which replicas, shadows and the director
+agree.
 
 proposed ──► shadow ──► canary ──► taking over ──► live
                 └──────────┴───────────┴──► ended: held for good, rolled back
 
-What was live before a promotion guards against it: a standing of its own, which begins with the live record.
+After a promotion the former live line guards against the new one, from the live record on:
 
 shadow ──► taking back ──► ended: it is live again
    └──► ended: nothing was found, or another is live
 
-The line that an arm of an experiment trains answers that arm, and is never judged as a candidate is.
+A line trained by an arm of an experiment answers that arm and is never judged:
 
 arm ──► ended: the experiment is over, or history was replaced
 """
@@ -21,23 +22,22 @@ from recsys.events.hashing import Id, uniform
 SHADOW, CANARY, TAKING_OVER, LIVE, ENDED = "shadow", "canary", "taking over", "live", "ended"
 TAKING_BACK = "taking back"
 ARM = "arm"
-GUARD = "guard"  # its kind, and how the names of guards begin
-_REMEMBERED = 64  # of those that were rolled back: their last examples come within hours
-_SEED = 0  # changing it draws every user of every canary anew
+GUARD = "guard"  # kind of a guard, and prefix of its name
+_ACTIVE = (SHADOW, CANARY, TAKING_OVER, TAKING_BACK, ARM)
+_MAX_QUARANTINED = 64  # newest rolled-back lines: their last examples arrive within hours
+_SEED = 0  # changing it reassigns every user of every canary
 
 
 @dataclass(frozen=True)
 class CandidateState:
-    """One candidate. ``share``: of the users who are answered by it. ``since_ms``: of its stage.
-
-    ``guards``: the live line's epoch that it guards against; 0: it is no guard. A guard is what was live
-    before that: it stands in no registry, answers nobody, and isn't promoted as a candidate is.
-    """
+    """State of one candidate. ``share``: of users that it answers. ``since_ms``: start of its stage.
+    ``guards``: epoch of the live line that it guards against; 0: not a guard. A guard is the former live
+    line: it is in no registry, answers nobody, and isn't promoted like a candidate."""
 
     candidate: Candidate
     stage: str = SHADOW
     share: float = 0.0
-    epoch: int = 0  # of the live line, that is to begin with it
+    epoch: int = 0  # of the live line that will begin with it
     since_ms: int = 0
     why: str = ""
     guards: int = 0
@@ -48,29 +48,30 @@ class CandidateState:
 
     @property
     def active(self) -> bool:
-        """Whether it is to be scored, and to learn."""
-        return self.stage in (SHADOW, CANARY, TAKING_OVER, TAKING_BACK, ARM)
+        """Whether it is scored and learns."""
+        return self.stage in _ACTIVE
 
 
 @dataclass
 class Lifecycle:
-    """Feed it every record of ``control`` in order. ``lives`` are all live records."""
+    """Fold of all records of ``control``, in order. ``lives``: all live records."""
 
     candidates: dict[str, CandidateState] = field(default_factory=dict)
     lives: list[Live] = field(default_factory=list)
     rolled_back: list[str] = field(default_factory=list)  # lines, in order
 
-    def fold(self, said: Control) -> bool:
-        """Whether anything is different after it."""
-        if isinstance(said, Live):
-            self._live(said)
-        elif isinstance(said, Candidate):
-            if said.line in self.candidates:
+    def fold(self, record: Control) -> bool:
+        """Adds a record; returns whether anything changed."""
+        if isinstance(record, Live):
+            self._fold_live(record)
+        elif isinstance(record, Candidate):
+            if record.line in self.candidates:
                 return False  # a name is used once
-            stage = SHADOW if said.arm is None else ARM
-            self.candidates[said.line] = CandidateState(said, stage, since_ms=said.time_ms)
-        elif isinstance(said, Decision):
-            return self._decision(said)
+            stage = SHADOW if record.arm is None else ARM
+            state = CandidateState(record, stage, since_ms=record.time_ms)
+            self.candidates[record.line] = state
+        elif isinstance(record, Decision):
+            return self._fold_decision(record)
         else:
             return False
         return True
@@ -81,124 +82,119 @@ class Lifecycle:
 
     @property
     def unlearned(self) -> Live | None:
-        """The newest epoch that is history once more without a user; None where nobody was unlearned."""
+        """Newest epoch that repeats history without a forgotten user, if any."""
         pairs = zip(self.lives, self.lives[1:], strict=False)
-        found = [b for a, b in pairs if b.of == a.epoch != b.epoch and not b.candidate]
-        return found[-1] if found else None
+        epochs = [b for a, b in pairs if b.of == a.epoch != b.epoch and not b.candidate]
+        return epochs[-1] if epochs else None
 
     @property
     def canary(self) -> CandidateState | None:
-        """The candidate that answers a share of the users now, if any does."""
-        found = [s for s in self.candidates.values() if s.stage in (CANARY, TAKING_OVER) and s.share]
-        return found[-1] if found else None
+        """The candidate that answers a share of the users, if any."""
+        stages = (CANARY, TAKING_OVER)
+        canaries = [s for s in self.candidates.values() if s.stage in stages and s.share]
+        return canaries[-1] if canaries else None
 
     @property
     def arms(self) -> dict[str, CandidateState]:
-        """The lines of arms that are at work, by their names."""
-        return {line: its for line, its in self.candidates.items() if its.stage == ARM}
+        return {line: state for line, state in self.candidates.items() if state.stage == ARM}
 
     @property
     def active(self) -> list[CandidateState]:
-        return [standing for standing in self.candidates.values() if standing.active]
+        return [state for state in self.candidates.values() if state.active]
 
     def size(self, line: str, epoch: int) -> ModelSize | None:
-        """Of the model of a line in an epoch: of the live one's, else of a candidate's. None: as configured,
-        or nothing is known of it."""
+        """Model size of a line in an epoch, live or candidate; None: as configured, or unknown."""
         lives = [live for live in self.lives if live.line == line]
         if lives:
             return next((live.size for live in lives if live.epoch == epoch), None)
-        its = self.candidates.get(line)
-        return None if its is None else its.candidate.size
+        state = self.candidates.get(line)
+        return None if state is None else state.candidate.size
 
     @property
     def quarantined(self) -> list[str]:
-        """line/epoch of what was rolled back, the newest last: what they served teaches nothing more."""
-        found = [f"{line}/0" for line in self.rolled_back]
+        """line/epoch of rolled-back models, newest last: nothing learns from what they served."""
+        names = [f"{line}/0" for line in self.rolled_back]
         for before, live in zip(self.lives, self.lives[1:], strict=False):
             if live.of != before.epoch:
-                left = [its for its in self.lives if live.of < its.epoch < live.epoch]
-                found += [f"{its.line}/{its.epoch}" for its in left]
-                found += [f"{its.candidate}/0" for its in left if its.candidate]
-        return found[-_REMEMBERED:]
+                undone = [other for other in self.lives if live.of < other.epoch < live.epoch]
+                names += [f"{other.line}/{other.epoch}" for other in undone]
+                names += [f"{other.candidate}/0" for other in undone if other.candidate]
+        return names[-_MAX_QUARANTINED:]
 
-    def guarded_live(self, standing: CandidateState) -> Live:
-        """The live record that a guard began with."""
-        return next(live for live in reversed(self.lives) if live.epoch == standing.guards)
+    def guarded_live(self, state: CandidateState) -> Live:
+        """Live record with which a guard began."""
+        return next(live for live in reversed(self.lives) if live.epoch == state.guards)
 
-    def _live(self, said: Live) -> None:
+    def _fold_live(self, record: Live) -> None:
         before = self.live
-        self.lives.append(said)
-        for its in self.active:
-            if its.guards and said.candidate:
-                why = f"{said.line}/{said.epoch} is live, and has a guard of its own"
-                self._move(its, ENDED, said.time_ms, why)
-            elif before is not None and not said.candidate:
-                # They have learned what is no part of the line's history any more.
-                self._move(its, ENDED, said.time_ms, said.reason)
-        for line, its in self.candidates.items():
-            if line == said.candidate:
-                self._move(its, LIVE, said.time_ms, said.reason)
-            elif its.stage == LIVE:
-                self._move(its, ENDED, said.time_ms, said.reason)
-        line = guard_name(said.epoch)
-        if said.guarded and line not in self.candidates:  # a name is used once
-            size = self.size(said.line, said.of)
-            guard = Candidate(line=line, registry="", kind=GUARD, time_ms=said.time_ms, size=size)
-            self.candidates[line] = CandidateState(guard, since_ms=said.time_ms, guards=said.epoch)
+        self.lives.append(record)
+        for state in self.active:
+            if state.guards and record.candidate:
+                why = f"{record.line}/{record.epoch} is live, and has a guard of its own"
+                self._move(state, ENDED, record.time_ms, why)
+            elif before is not None and not record.candidate:
+                # They learned from history that is no longer the line's.
+                self._move(state, ENDED, record.time_ms, record.reason)
+        for line, state in self.candidates.items():
+            if line == record.candidate:
+                self._move(state, LIVE, record.time_ms, record.reason)
+            elif state.stage == LIVE:
+                self._move(state, ENDED, record.time_ms, record.reason)
+        line, time_ms = guard_name(record.epoch), record.time_ms
+        if record.guarded and line not in self.candidates:  # a name is used once
+            size = self.size(record.line, record.of)
+            guard = Candidate(line=line, registry="", kind=GUARD, time_ms=time_ms, size=size)
+            state = CandidateState(guard, since_ms=time_ms, guards=record.epoch)
+            self.candidates[line] = state
 
-    def _decision(self, said: Decision) -> bool:
-        its = self.candidates.get(said.line)
-        if its is None:
+    def _fold_decision(self, decision: Decision) -> bool:
+        state = self.candidates.get(decision.line)
+        if state is None:
             return False
-        if its.guards:
-            return self._by_guard(its, said)
-        if its.candidate.arm is not None:
-            return self._of_arm(its, said)
-        if said.said == "rollback":
-            self.rolled_back.append(said.line)
-            self._move(its, ENDED, said.time_ms, said.why)
-        elif said.said == "promote":
-            stage = CANARY if said.to == CANARY else TAKING_OVER
-            share = said.share or its.share  # as canary it goes on until it is live
-            self._move(its, stage, said.time_ms, said.why, share, said.epoch)
-        elif said.final:
-            self._move(its, ENDED, said.time_ms, said.why)
-        elif its.active:
-            self.candidates[said.line] = replace(its, why=said.why)
-        return True
-
-    def _of_arm(self, its: CandidateState, said: Decision) -> bool:
-        """It answers for as long as its experiment runs, and nothing else can become of it."""
-        if not its.active or not said.final:
-            return False
-        self._move(its, ENDED, said.time_ms, said.why)
-        return True
-
-    def _by_guard(self, its: CandidateState, said: Decision) -> bool:
-        if not its.active or (said.said != "rollback" and not said.final):
-            return False
-        stage = TAKING_BACK if said.said == "rollback" else ENDED
-        self._move(its, stage, said.time_ms, said.why)
+        time_ms, why, verdict = decision.time_ms, decision.why, decision.said
+        if state.guards:
+            if not state.active or (verdict != "rollback" and not decision.final):
+                return False
+            self._move(state, TAKING_BACK if verdict == "rollback" else ENDED, time_ms, why)
+        elif state.candidate.arm is not None:  # answers until its experiment ends
+            if not state.active or not decision.final:
+                return False
+            self._move(state, ENDED, time_ms, why)
+        elif verdict == "rollback":
+            self.rolled_back.append(decision.line)
+            self._move(state, ENDED, time_ms, why)
+        elif verdict == "promote":
+            stage = CANARY if decision.to == CANARY else TAKING_OVER
+            share = decision.share or state.share  # as before, until it is live
+            self._move(state, stage, time_ms, why, share, decision.epoch)
+        elif decision.final:
+            self._move(state, ENDED, time_ms, why)
+        elif state.active:
+            self.candidates[decision.line] = replace(state, why=why)
         return True
 
     def _move(
-        self, its: CandidateState, stage: str, ms: int, why: str, share: float = 0.0, epoch: int = 0
+        self,
+        state: CandidateState,
+        stage: str,
+        since_ms: int,
+        why: str,
+        share: float = 0.0,
+        epoch: int = 0,
     ) -> None:
-        self.candidates[its.line] = replace(
-            its, stage=stage, share=share, epoch=epoch, since_ms=ms, why=why
-        )
+        moved = replace(state, stage=stage, share=share, epoch=epoch, since_ms=since_ms, why=why)
+        self.candidates[state.line] = moved
 
 
 def guard_name(epoch: int) -> str:
-    """The name of the guard against an epoch of the live line."""
+    """Name of the guard against an epoch of the live line."""
     return f"{GUARD}-{epoch}"
 
 
 def is_guard_name(line: str) -> bool:
-    """Whether a name is one that no candidate may have."""
     return line.startswith(f"{GUARD}-")
 
 
-def answers(canary: CandidateState | None, user_id: Id) -> bool:
-    """Whether a user is answered by the canary: a hash of both, the same on every replica."""
+def is_in_canary(canary: CandidateState | None, user_id: Id) -> bool:
+    """Whether the canary answers a user: a hash of both, equal on every replica."""
     return canary is not None and uniform(_SEED, "canary", canary.line, user_id) < canary.share

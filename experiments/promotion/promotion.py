@@ -1,41 +1,94 @@
-"""Whether a candidate takes over: Promote, Hold or Rollback, as values with their evidence. Pure.
+"""Promotion decisions: Promote, Hold or Rollback, as values with their evidence.
 
-A candidate goes through stages: in ``shadow`` it scores the stream and nobody sees it; as ``canary`` it
-answers a share of the users; then it is all. ``judge`` is called whenever there is new evidence, as often as
-one likes. Somebody else acts on what it says (training/candidates/director.py).
+A candidate passes through stages: in ``shadow`` it scores the stream unseen; as ``canary`` it answers a share
+of the users; then it answers all. ``judge`` may be called as often as there is new evidence;
+training/candidates/director.py acts on its decisions.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
 
 from experiments.promotion.lifecycle import CANARY, SHADOW
 from experiments.statistics.comparison import Comparison, ComparisonResult
-from experiments.statistics.significance import AnytimeEstimate
+from experiments.statistics.significance import AnytimeEstimate, ClusteredMean
 from recsys.config.promotion_config import PromotionConfig
 
-_LATELY = 2  # times ``least_examples``
+_RECENT: Final = 2  # times ``least_examples``
+_MAX_KINDS: Final = 8  # labels compared: each takes its share of alpha
+_MAX_USERS: Final = 4_096  # counted in either group
 
 
 @dataclass(frozen=True)
 class CanaryEngagement:
-    """What came of lists that the candidate answered, beside live's in the same time: the share of shown
-    items with each kind of engagement, the candidate's minus live's. ``users`` are counted up to a few
-    thousand."""
+    """Engagement with the canary's lists and with live's in the same time. ``gained``: difference of the
+    share of shown items with each kind of engagement. ``users`` are counted up to a few thousand."""
 
     examples: int = 0
     live_examples: int = 0
     gained: dict[str, AnytimeEstimate] = field(default_factory=dict)
-    degraded: float = 0.0  # the share of the candidate's lists that went without its ranker
+    degraded: float = 0.0  # share of the candidate's items shown without its ranker
     live_degraded: float = 0.0
     users: int = 0
     live_users: int = 0
 
 
+class EngagementRates:
+    """Engagement rates of items shown by the canary and by live. The groups have different users, so the
+    bounds of a difference combine those of both means."""
+
+    def __init__(self, kinds: Sequence[str], alpha: float, tight_at: float) -> None:
+        self.kinds = tuple(kinds[:_MAX_KINDS])
+        each = alpha / (4 * max(1, len(self.kinds)))
+        self._means = {
+            group: {kind: ClusteredMean(each, tight_at, at_least=10) for kind in self.kinds}
+            for group in (True, False)
+        }
+        self._examples = {True: 0, False: 0}
+        self._unranked = {True: 0, False: 0}
+        self._users: dict[bool, set[int]] = {True: set(), False: set()}
+
+    def add(
+        self,
+        users_N: NDArray[np.int64],
+        canary_N: NDArray[np.bool_],
+        labels_NK: NDArray[np.float64],
+        ranked_N: NDArray[np.bool_],
+    ) -> None:
+        """Adds shown items: user, whether served by the canary, labels, and whether scored by a ranker."""
+        for group in (True, False):
+            chosen = canary_N == group
+            self._examples[group] += int(chosen.sum())
+            self._unranked[group] += int((chosen & ~ranked_N).sum())
+            if len(self._users[group]) < _MAX_USERS:
+                self._users[group].update(users_N[chosen].tolist())
+            for k, kind in enumerate(self.kinds):
+                if chosen.any():
+                    self._means[group][kind].add(users_N[chosen], labels_NK[chosen, k])
+
+    def result(self) -> CanaryEngagement:
+        gained = {}
+        for kind in self.kinds:
+            a, b = (self._means[group][kind].estimate() for group in (True, False))
+            bounds = (a.mean - b.mean, a.low - b.high, a.high - b.low)
+            gained[kind] = AnytimeEstimate(*bounds, min(a.weight, b.weight))
+        examples, unranked = self._examples, self._unranked
+        degraded = {group: unranked[group] / max(1, examples[group]) for group in examples}
+        return CanaryEngagement(
+            examples[True], examples[False], gained, degraded[True], degraded[False],
+            len(self._users[True]), len(self._users[False]),
+        )  # fmt: skip
+
+
 @dataclass(frozen=True)
 class Evidence:
-    """All that a decision rests on. ``failed``: sanity gates that the candidate didn't pass, each with the
-    value and what was expected. ``compared``: since it was proposed; ``recent``: since the stage began, or a
-    few thousand examples ago. ``retrieves``: whether what it would retrieve must have been looked at."""
+    """Basis of a decision. ``failed``: failed sanity gates, with value and expectation. ``compared``: since
+    the proposal; ``recent``: since the stage began, or a few thousand examples ago. ``retrieves``: retrieval
+    must have been compared."""
 
     stage: str
     compared: ComparisonResult = ComparisonResult()
@@ -47,7 +100,7 @@ class Evidence:
 
 @dataclass(frozen=True)
 class Promote:
-    """To the next stage."""
+    """Promotion to the next stage."""
 
     to: str  # canary, or all
     why: str
@@ -56,7 +109,7 @@ class Promote:
 
 @dataclass(frozen=True)
 class Hold:
-    """It stays where it is; ``final``: it is given up, and will not be looked at again."""
+    """No change; ``final``: the candidate is given up."""
 
     final: bool
     why: str
@@ -65,7 +118,7 @@ class Hold:
 
 @dataclass(frozen=True)
 class Rollback:
-    """It answers nobody any more, at once."""
+    """The candidate stops answering at once."""
 
     why: str
     evidence: Evidence
@@ -75,35 +128,30 @@ Verdict = Promote | Hold | Rollback
 
 
 def comparison(rules: PromotionConfig) -> Comparison:
-    """What a candidate is compared by. There are two of them, since it was proposed and lately, so each takes
-    half of alpha."""
+    """Comparison of a candidate with live. There are two, ``compared`` and ``recent``, each with half of
+    alpha."""
     return Comparison(rules.alpha / 2, 2.0 * rules.least_examples, rules.block_examples)
 
 
 def window(rules: PromotionConfig) -> int:
-    """Of how many examples ``lately`` is, at the most: then it begins anew."""
-    return _LATELY * rules.least_examples
+    """Most examples of the recent comparison, after which it begins anew."""
+    return _RECENT * rules.least_examples
 
 
 def judge(evidence: Evidence, rules: PromotionConfig) -> Verdict:
-    """What to do with a candidate by all that is known of it now."""
-    bad = _bad(evidence, rules)
-    if bad:
-        if evidence.stage == SHADOW:
-            return Hold(True, bad, evidence)
-        return Rollback(bad, evidence)
-    if evidence.stage == SHADOW:
-        return _in_shadow(evidence, rules)
-    return _as_canary(evidence, rules)
+    """Decision about a candidate on the current evidence."""
+    if bad := _objection(evidence, rules):
+        return Hold(True, bad, evidence) if evidence.stage == SHADOW else Rollback(bad, evidence)
+    return (_judge_shadow if evidence.stage == SHADOW else _judge_canary)(evidence, rules)
 
 
-def _bad(evidence: Evidence, rules: PromotionConfig) -> str:
-    """Why the candidate must not go on; empty where nothing speaks against it."""
+def _objection(evidence: Evidence, rules: PromotionConfig) -> str:
+    """Reason against the candidate; empty if none."""
     if evidence.failed:
         return "; ".join(evidence.failed)
     for when, compared in (("", evidence.compared), ("lately ", evidence.recent)):
-        if found := _worse(compared, rules):
-            return when + found
+        if reason := _worse(compared, rules):
+            return when + reason
     served = evidence.served
     if served is not None:
         if served.examples and served.degraded > rules.degraded:
@@ -116,7 +164,7 @@ def _bad(evidence: Evidence, rules: PromotionConfig) -> str:
 
 
 def _worse(compared: ComparisonResult, rules: PromotionConfig) -> str:
-    """In what it is known to be worse; empty where it isn't."""
+    """First measure in which the candidate is known to be worse; empty if none."""
     if compared.loss.high < 0:
         return f"its log loss is worse: gained {compared.loss.text} nats"
     if compared.auc.high < -rules.auc_margin:
@@ -131,47 +179,44 @@ def _worse(compared: ComparisonResult, rules: PromotionConfig) -> str:
     return ""
 
 
-def _in_shadow(evidence: Evidence, rules: PromotionConfig) -> Verdict:
+def _judge_shadow(evidence: Evidence, rules: PromotionConfig) -> Verdict:
     compared = evidence.compared
+    loss, auc = compared.loss, compared.auc
     if compared.examples < rules.least_examples:
         why = f"{compared.examples} examples compared, expected {rules.least_examples} or more"
         return Hold(False, why, evidence)
-    better = compared.loss.low > 0 or compared.auc.low > 0
-    no_worse = compared.auc.low > -rules.auc_margin and compared.loss.low > -rules.loss_margin
-    calibrated = abs(_log(compared.candidate_calibration)) <= max(
-        math.log1p(rules.calibration), abs(_log(compared.live_calibration))
-    )
+    better = loss.low > 0 or auc.low > 0
+    no_worse = auc.low > -rules.auc_margin and loss.low > -rules.loss_margin
+    limit = max(math.log1p(rules.calibration), log_distance(compared.live_calibration))
+    calibrated = log_distance(compared.candidate_calibration) <= limit
     if evidence.retrieves and not compared.recall.weight:
         return Hold(False, "what it would retrieve wasn't looked at yet", evidence)
     if better and no_worse and calibrated:
-        why = f"log loss gained {compared.loss.text} nats, AUC {compared.auc.text}"
-        return Promote(CANARY, why, evidence)
+        return Promote(CANARY, f"log loss gained {loss.text} nats, AUC {auc.text}", evidence)
     if compared.examples >= rules.most_examples:
-        shown = f"nothing was shown by {compared.examples} examples"
-        return Hold(True, f"{shown}: log loss gained {compared.loss.text} nats", evidence)
-    return Hold(False, _open(better, no_worse, calibrated, compared), evidence)
-
-
-def _open(better: bool, no_worse: bool, calibrated: bool, compared: ComparisonResult) -> str:
+        why = f"nothing was shown by {compared.examples} examples: log loss gained {loss.text} nats"
+        return Hold(True, why, evidence)
     if not better:
-        return f"not told apart yet: log loss gained {compared.loss.text} nats"
-    if not no_worse:
-        other = f"AUC gained {compared.auc.text}, log loss {compared.loss.text} nats"
-        return f"better in one measure, and not yet known to be no worse in the other: {other}"
-    return f"its calibration is {compared.candidate_calibration:.3f}, live's {compared.live_calibration:.3f}"
+        why = f"not told apart yet: log loss gained {loss.text} nats"
+    elif not no_worse:
+        gains = f"AUC gained {auc.text}, log loss {loss.text} nats"
+        why = f"better in one measure, and not yet known to be no worse in the other: {gains}"
+    else:
+        own, live = compared.candidate_calibration, compared.live_calibration
+        why = f"its calibration is {own:.3f}, live's {live:.3f}"
+    return Hold(False, why, evidence)
 
 
-def _as_canary(evidence: Evidence, rules: PromotionConfig) -> Verdict:
-    served = evidence.served
-    shown = 0 if served is None else served.examples
+def _judge_canary(evidence: Evidence, rules: PromotionConfig) -> Verdict:
+    shown = 0 if evidence.served is None else evidence.served.examples
+    count = f"{shown} items shown to the canary's users"
     if shown < rules.canary_examples:
-        why = f"{shown} items shown to the canary's users, expected {rules.canary_examples}"
-        return Hold(False, why, evidence)
-    return Promote(
-        "all", f"{shown} items shown to the canary's users, nothing against it", evidence
-    )
+        return Hold(False, f"{count}, expected {rules.canary_examples}", evidence)
+    return Promote("all", f"{count}, nothing against it", evidence)
 
 
-def _log(ratio: float) -> float:
-    """Of a calibration; far off where there is none."""
-    return math.log(ratio) if ratio > 0 and math.isfinite(ratio) else math.inf
+def log_distance(calibration: float) -> float:
+    """|log| of predicted / observed; infinite without observations."""
+    if calibration > 0 and math.isfinite(calibration):
+        return abs(math.log(calibration))
+    return math.inf

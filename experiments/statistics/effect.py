@@ -89,7 +89,6 @@ class Effect:
 
     @property
     def excludes_zero(self) -> bool:
-        """Whether the interval excludes 0."""
         return self.low > 0 or self.high < 0
 
     @property
@@ -113,13 +112,11 @@ def eta_of(find: float, alpha: float) -> float:
 
 
 def radius(information: float, alpha: float, eta: float) -> float:
-    """Half of the interval's width."""
     total = information + eta
     return math.sqrt(total * (math.log(total / eta) - 2 * math.log(alpha))) / information
 
 
 def p_value(difference: float, information: float, eta: float) -> float:
-    """1 / E, at most 1."""
     total = information + eta
     log_e = 0.5 * math.log(eta / total) + (difference * information) ** 2 / (2 * total)
     return min(1.0, math.exp(-log_e)) if log_e > 0 else 1.0

@@ -146,8 +146,8 @@ def preference(credits: ArmCredits, alpha: float = 0.05, find: float = 0.02) -> 
     elif signs.alarm:
         verdict = BETTER if won > lost else WORSE
         why = (
-            f"{won} users gave more to the treatment, {lost} to the control (sign test, p {signs.p:.1e} at any "
-            "look); how much more isn't known"
+            f"{won} users gave more to the treatment, {lost} to the control (sign test, p {signs.p:.1e} at "
+            "any look); how much more isn't known"
         )
     else:
         verdict, why = OPEN, _missing(credits)

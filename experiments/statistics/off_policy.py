@@ -28,7 +28,7 @@ effective number of users less one as degrees of freedom.
 
 import math
 from dataclasses import dataclass, replace
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -44,13 +44,12 @@ _MAX_Z: Final = 4.0  # standard errors of the mean weight from 1
 
 @dataclass(frozen=True)
 class WeightedLists:
-    """Logged lists, as the target policy would weigh them.
+    """Logged lists, weighted for the target policy. ``users_L``: user of each list.
 
     ``ratios_LR``: w, 1 where a list had no such rank. ``rewards_LR``: 0 where nothing was shown.
-    ``predicted_LR`` and ``expected_LR``: q and v, all 0 without a model. ``unsupported_LR``: the chance that
-    the target gave, at this rank, to items for which the log's policy had none. ``users_L``: whose lists.
-    ``ended_LR``: where the target's list has ended above: w is 1, q and v are 0, and what the log shows there
-    earns it nothing. None: nowhere.
+    ``predicted_LR`` and ``expected_LR``: q and v, all 0 without a model. ``unsupported_LR``: the target's
+    probability, at this rank, of items that the log's policy could not show. ``ended_LR``: where the target's
+    list has ended above: w is 1, q and v are 0, and the logged reward doesn't count; None: nowhere.
     """
 
     ratios_LR: Floats
@@ -84,8 +83,11 @@ class WeightedLists:
 
     def first(self, ranks: int) -> "WeightedLists":
         """The same lists, cut to their first ranks."""
-        columns = {name: array for name, array in vars(self).items() if name.endswith("_LR")}
-        cut = {name: None if a is None else a[:, :ranks] for name, a in columns.items()}
+        cut: dict[str, Any] = {
+            name: array[:, :ranks]
+            for name, array in vars(self).items()
+            if name.endswith("_LR") and array is not None
+        }
         return replace(self, **cut)
 
 
@@ -149,8 +151,8 @@ class Support:
             rank = int(off_R.argmax())
             problems.append(
                 f"the mean weight at rank {rank + 1} is {self.mean_weight_R[rank]:.3f}, expected 1 within "
-                f"{_MAX_Z * self.mean_error_R[rank]:.3f}: the policy shows what the log all but never showed, "
-                "or propensities are wrong; log with more exploration, and see `recsys explain`"
+                f"{_MAX_Z * self.mean_error_R[rank]:.3f}: the policy shows what the log hardly showed, or "
+                "propensities are wrong; log with more exploration, and see `recsys explain`"
             )
         return tuple(problems)
 

@@ -171,7 +171,6 @@ class UserOutcomes:
         return float(self._column("after")[self._in_arm(arm), :, self.sums.index(SHOWN)].sum())
 
     def segments(self) -> list[int]:
-        """Segments of exposed users."""
         exposed = self._column("arm") != NOBODY
         segments: list[int] = np.unique(self._column("segment")[exposed]).tolist()
         return segments

@@ -168,8 +168,8 @@ def _metric_effects(
     ):
         guarded = role == GUARDRAIL
         loss = experiment.metrics.guardrails[metric.name] if guarded else 0.0
-        said = _guardrail_result(metric, estimate, loss) if guarded else _result(metric, estimate)
-        place = (metric.name, role, arm_name, estimate, p, said)
+        result = _guardrail_result(metric, estimate, loss) if guarded else _result(metric, estimate)
+        place = (metric.name, role, arm_name, estimate, p, result)
         lines.append(MetricEffect(*place, metric.higher_is_better, loss))
     return lines
 
@@ -205,7 +205,7 @@ def _verdict(
     verdict = _overall(lines)
     if verdict == OPEN:
         return OPEN, ("no primary metric is known to differ yet",)
-    reasons = [in_words(line) for said in _REASONS[verdict] for line in lines if line.said == said]
+    reasons = [in_words(line) for r in _REASONS[verdict] for line in lines if line.said == r]
     unsure = [line for line in lines if line.role == GUARDRAIL and line.said == OPEN]
     return verdict, (*reasons, *(f"{line.metric} of {line.arm} is open" for line in unsure))
 

@@ -203,9 +203,9 @@ def with_files(
         if names.count(name) > 1:  # also stopped ones, which aren't read below
             text = f"the experiment {name!r} is there twice; give one of them another name"
             raise ValueError(text)
-    stands = dict(revision.stands)
-    for each in read_experiments(_not_stopped(ExperimentSet(configs, stands)), policy, labels):
+    states = dict(revision.stands)
+    for each in read_experiments(_not_stopped(ExperimentSet(configs, states)), policy, labels):
         managed = each.ramp.steps or each.start or each.stop or each.metrics.guardrails
-        if each.name not in stands and (managed or each.trains):
-            stands[each.name] = begin(each, now_ms, given=False)
-    return ExperimentSet(configs, stands)
+        if each.name not in states and (managed or each.trains):
+            states[each.name] = begin(each, now_ms, given=False)
+    return ExperimentSet(configs, states)

@@ -84,7 +84,6 @@ class ClusteredMean:
         return float(self._weights.sum())
 
     def estimate(self) -> AnytimeEstimate:
-        """Current mean and bounds."""
         weight = self.weight
         if not weight:
             return AnytimeEstimate()

@@ -1,1 +1,1 @@
-"""What a shard publishes after a step: deltas, rounding, and rows withheld by the byte budget."""
+"""Published deltas of a shard: assembly, rounding, and rows withheld by the byte budget."""

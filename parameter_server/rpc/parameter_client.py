@@ -84,7 +84,6 @@ class LocalClient:
     def fresh(
         spec: ShardSpec, dense: Vector | None, publish: Callable[[Delta], None] | None = None
     ) -> "LocalClient":
-        """Client of a new line in ``spec.parts`` shards."""
         return LocalClient(fresh_shards(spec, dense), publish)
 
     @property
@@ -278,13 +277,11 @@ class Routed:
             self._splits = {name: split(ids, shards) for name, ids in self._keys.items()}
 
     def of(self, part: int) -> dict[str, Keys]:
-        """Keys that one shard owns."""
         if not self._splits:
             return self._keys
         return {name: self._keys[name][by.of(part)] for name, by in self._splits.items()}
 
     def merge(self, replies: Sequence[RowsByTable]) -> RowsByTable:
-        """Rows in the order of the keys."""
         if not self._splits:
             return replies[0] if self._keys else {}
         return {
@@ -315,7 +312,6 @@ def route_lanes(lanes: Sequence[LaneGradients], shards: int) -> list[list[LaneGr
 
 
 def fresh_shards(spec: ShardSpec, dense: Vector | None) -> list[Shard]:
-    """Shards of a new line."""
     return [Shard(part_of(spec, p), dense if p == 0 else None) for p in range(spec.parts)]
 
 

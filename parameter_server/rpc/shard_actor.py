@@ -9,7 +9,7 @@ import logging
 import secrets
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
@@ -42,18 +42,12 @@ from recsys.process.malloc_tuning import BESIDE_TABLES, keep_freed_memory
 from recsys.process.open_log import open_log
 
 NAMESPACE = "recsys"
+_CPUS: Final = 0.1
+_HOST: Final = "127.0.0.1"  # of a shard's socket
+_CALLS: Final = 64  # concurrent ones: each waiting worker takes one
 _PIECE: Final = 64 << 10  # bytes; Ray takes up to 100 KB into a call
 _LOGS: Final = 32  # log files kept per part: three of each of ten live lines
 _LOG: Final = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Placement:
-    """Ray resources of a shard."""
-
-    cpus: float = 0.1
-    host: str = "127.0.0.1"  # for its socket
-    calls: int = 64  # concurrent ones: each waiting worker takes one
 
 
 class ShardActor:
@@ -81,7 +75,6 @@ class ShardActor:
         self._step = Gauge("recsys_shard_step", "The newest step of a shard", tag_keys=tags)
 
     def __repr__(self) -> str:
-        """Name in Ray's dashboard and logs."""
         spec = self._spec
         return f"Shard({spec.line}/{spec.epoch}, {spec.part + 1} of {spec.parts})"
 
@@ -113,11 +106,9 @@ class ShardActor:
         return status | {"refused_connections": self._server.refused} | spans
 
     def digest(self) -> str:
-        """SHA-256 of this shard's state."""
         return self._shard.digest()
 
     def snapshot(self) -> None:
-        """Takes a snapshot now."""
         self._shard.snapshot()
 
     def abandon(self) -> None:
@@ -172,11 +163,8 @@ def prepare(spec: ShardSpec, config: Config, dense: Vector | None) -> Resharded 
         log.close()
 
 
-def start_shards(
-    spec: ShardSpec, config: Config, dense: Vector | None, placement: Placement | None = None
-) -> list[Any]:
+def start_shards(spec: ShardSpec, config: Config, dense: Vector | None) -> list[Any]:
     """Starts the shards of a line, or finds running ones; returns their handles by part when ready."""
-    placement = placement or Placement()
     config = replace(config, state=str(Path(config.state).resolve()))  # actors run elsewhere
     handles = []
     for part in range(spec.parts):
@@ -188,12 +176,12 @@ def start_shards(
             get_if_exists=True,
             max_restarts=-1,
             max_task_retries=-1,
-            max_concurrency=placement.calls,
-            num_cpus=placement.cpus,
+            max_concurrency=_CALLS,
+            num_cpus=_CPUS,
         )
         own = part_of(spec, part)
         pieces = _pieces(dense) if part == 0 and dense is not None else []
-        handles.append(actor.remote(own, config, placement.host, *pieces))
+        handles.append(actor.remote(own, config, _HOST, *pieces))
     ray.get([handle.address.remote() for handle in handles])
     return handles
 

@@ -127,7 +127,6 @@ class ShardService:
             _LOG.warning("the delta of step %d waits: %r", step, error, extra={"step": step})
 
     def close(self) -> None:
-        """Releases waiting threads."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()

@@ -104,7 +104,6 @@ class _Undo:
 
 
 def part_of(spec: ShardSpec, part: int) -> ShardSpec:
-    """Spec of one part of a line."""
     return replace(spec, part=part)
 
 
@@ -117,8 +116,8 @@ class Shard:
         dense: Vector | None = None,
         tables: Mapping[str, Table] | None = None,
     ) -> None:
-        """Starts before step 1. ``dense`` (P,): initial parameters, for part 0 only.
-        ``tables``: by name, instead of new ones of ``spec`` (see ``open_mmap_shard``)."""
+        """Starts before step 1. ``dense`` (P,): initial parameters, for part 0 only. ``tables``: by name,
+        instead of new ones of ``spec`` (see ``open_mmap_shard``)."""
         if dense is not None and spec.part != 0:
             raise ValueError(f"part is {spec.part}, but dense parameters live on part 0 alone")
         self.spec = spec
@@ -211,7 +210,6 @@ class Shard:
         return self._delta(total, changes)
 
     def _delta(self, total: StepSum, changes: Mapping[str, Change]) -> Delta:
-        """Delta to publish for the newest step."""
         spec, dense = self.spec, b""
         settle = total.step % spec.settle_every == 0
         held = total.held and not settle
@@ -332,8 +330,8 @@ class Shard:
         return sum(table.nbytes for table in self.tables.values())
 
     def digest(self) -> str:
-        """SHA-256 of all state, with the withheld rows, which depend on the number of shards
-        (see ``digest_of_shards``)."""
+        """SHA-256 of all state, with the withheld rows, which depend on the number of shards (see
+        ``digest_of_shards``)."""
         sha = hashlib.sha256(digest_of_shards([self]).encode())
         for array in self.published.export().values():
             sha.update(array.tobytes())

@@ -82,7 +82,6 @@ class DurableShard:
 
     @property
     def shard(self) -> Shard:
-        """State machine, for inspection."""
         return self._shard
 
     def lookup(self, step: int, keys: Mapping[str, Keys]) -> tuple[dict[str, Rows], Vector | None]:
@@ -144,7 +143,6 @@ class DurableShard:
             self.lost = ""
 
     def digest(self) -> str:
-        """SHA-256 of the whole state."""
         with self._lock:
             return self._shard.digest()
 
@@ -153,7 +151,6 @@ class DurableShard:
         return snapshots.require(self._storage.snapshots, self.spec.line, self.spec.epoch).step
 
     def status(self) -> dict[str, Any]:
-        """Figures for the dashboard."""
         with self._lock:
             tables = self._shard.tables.items()
             return {
@@ -299,7 +296,6 @@ class DurableShard:
 
 
 def owner_of(spec: ShardSpec) -> str:
-    """Owner text of a shard's write-ahead file."""
     return f"{spec.line}/{spec.epoch}/{spec.part}-of-{spec.parts}"
 
 

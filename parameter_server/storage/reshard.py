@@ -40,7 +40,6 @@ class ShardFiles:
     sync: bool = False
 
     def wal(self, spec: ShardSpec) -> Path:
-        """Write-ahead file of one shard."""
         return self.wals / f"{spec.line}-{spec.epoch}-{spec.part}-of-{spec.parts}.wal"
 
     def counts(self, spec: ShardSpec) -> list[int]:

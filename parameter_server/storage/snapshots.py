@@ -75,7 +75,6 @@ class Snapshot:
     manifests: tuple[Mapping[str, Any], ...]
 
     def meta(self, part: int) -> dict[str, Any]:
-        """Metadata of one part."""
         return dict(self.manifests[part]["meta"])
 
     def files(self, part: int) -> list[Path]:
@@ -236,7 +235,6 @@ def prune(folder: Path, line: str, keep: int, epoch: int | None = None) -> list[
 
 
 def remove(folder: Path, line: str) -> None:
-    """Removes all snapshots of a line."""
     _discard(_line(folder, line), _versions(folder, line))
     shutil.rmtree(_line(folder, line), ignore_errors=True)
 

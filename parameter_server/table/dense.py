@@ -49,8 +49,8 @@ class Dense:
         average: float = 0.0,
         first: float = 1.0,
     ) -> None:
-        """``average``: weight of the old average at each step; 0 serves the newest values.
-        ``first``: factor on the rate with which a new line begins."""
+        """``average``: weight of the old average at each step; 0 serves the newest values. ``first``: factor
+        on the rate with which a new line begins."""
         self.values = np.array(values, np.float32).reshape(-1)
         self.averaged = self.values
         self._rate, self._bound, self._average, self._first = rate, bound, average, first

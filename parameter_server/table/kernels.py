@@ -15,14 +15,11 @@ from typing import Any
 import numpy as np
 from numba import types
 
-from recsys.arrays.compiled import GAMMA, read_only, unit
-from recsys.arrays.compiled import kernel as kernel
-from recsys.arrays.compiled import mix as mix
+from recsys.arrays.compiled import GAMMA, kernel, mix, read_only, unit
 from recsys.arrays.key_index import EMPTY as EMPTY
 from recsys.arrays.key_index import find as find
 from recsys.arrays.key_index import home_of, place_of
 from recsys.arrays.key_index import insert as insert
-from recsys.arrays.key_index import spread as spread
 from recsys.arrays.prefetch import LINE, prefetch_line
 
 _int, _float, _flag = types.int64, types.float32, types.boolean

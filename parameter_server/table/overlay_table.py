@@ -134,7 +134,6 @@ class BaseRows:
         return places
 
     def gather(self, keys: Keys, slots: Keys, rows: Rows, out: Rows) -> int:
-        """See ``_gather``."""
         return int(_gather(self._index, self.keys, self.values, rows, keys, slots, out))
 
     def rows(self, places: Keys) -> Arrays:
@@ -184,11 +183,11 @@ class OverlayTable(Table):
         out = np.empty((len(keys), self.config.dim), np.float32)
         slots = self._ids.find(keys) if len(self._ids) else np.full(len(keys), EMPTY, np.int64)
         missing = self._base.gather(keys, slots, self._values, out)
-        known = slots >= 0
+        present = slots >= 0
         if missing:
-            targets = np.where(known, EMPTY, np.arange(len(keys)))
+            targets = np.where(present, EMPTY, np.arange(len(keys)))
             kernels.draw(self._seed, self.config.initial, keys, targets, out)
-        return out, known
+        return out, present
 
     def expire(self, now_ms: int, keys: Keys) -> Keys:
         keys = as_keys(keys)

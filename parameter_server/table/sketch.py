@@ -59,7 +59,6 @@ class Sketch:
 
     @property
     def sightings(self) -> int:
-        """Number of remembered sightings."""
         return int(self._added.sum(dtype=np.int64))
 
     def see(self, keys: Keys, counts: NDArray[np.int32]) -> NDArray[np.bool_]:

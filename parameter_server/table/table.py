@@ -69,8 +69,8 @@ def initial_rows(config: TableConfig, seed: int, keys: Keys) -> Rows:
 
 
 def rows_within(budget_mb: float, dim: int, beside: int = 0) -> int:
-    """Rows that a budget in MiB holds beside ``beside`` bytes of the sketch; 0: no budget.
-    Raises ValueError if it holds no row."""
+    """Rows that a budget in MiB holds beside ``beside`` bytes of the sketch; 0: no budget. Raises ValueError
+    if it holds no row."""
     if not budget_mb:
         return 0
     row_bytes = 4 * dim + 4 + 8 + 8 + 16 / LOAD  # values, accumulator, used_ms, key; an index cell
@@ -171,8 +171,8 @@ class Table:
         now_ms: int,
         rate: float = 1.0,
     ) -> Applied:
-        """Applies summed gradients (N, D) of distinct keys; ``counts``: number of examples of each.
-        ``rate``: factor on the table's learning rate.
+        """Applies summed gradients (N, D) of distinct keys; ``counts``: number of examples of each. ``rate``:
+        factor on the table's learning rate.
 
         At the budget, evicts the least recently used rows, none of this batch. If new ids still don't fit,
         the last ones of the batch get no row.

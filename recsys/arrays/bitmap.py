@@ -40,8 +40,7 @@ class Bitmap:
 
     @property
     def bits(self) -> NDArray[np.uint8]:
-        """View of the bits: index i is bit i % 8 (lowest first) of byte i // 8; bits from ``len`` on are
-        0."""
+        """View: index i is bit i % 8 (lowest first) of byte i // 8; bits from ``len`` on are 0."""
         return self._bits[: self._size // 8 + 1]
 
     def copy(self) -> "Bitmap":

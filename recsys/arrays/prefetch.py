@@ -36,8 +36,7 @@ def _line(typing: Any, array: Any, offset: Any) -> Any:
 
 
 def _line_once(typing: Any, array: Any, offset: Any) -> Any:
-    """Like ``prefetch_line``, for data read only once: it bypasses the outer caches and evicts nothing
-    there."""
+    """Like ``prefetch_line``, for data read only once: it bypasses the outer caches."""
     return _hint(_NO_LOCALITY, typing, array, offset)
 
 

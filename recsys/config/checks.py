@@ -4,11 +4,12 @@ An error gives name, value, expectation and where to change it.
 """
 
 from collections.abc import Callable
-from dataclasses import field, fields
+from dataclasses import MISSING, field, fields
 from math import inf
-from typing import Any, ClassVar, TypeVar
+from typing import Any, Final, TypeVar
 
 T = TypeVar("T")
+REQUIRED: Final[Any] = MISSING  # as default: the field has none
 
 
 def check(holds: bool, name: str, value: object, expected: str) -> None:
@@ -20,37 +21,47 @@ def check(holds: bool, name: str, value: object, expected: str) -> None:
 class Section:
     """Base of the configuration's dataclasses: checks the limits of their fields."""
 
-    section: ClassVar[str]
+    section = ""
+
+    def section_name(self) -> str:
+        return self.section
 
     def __post_init__(self) -> None:
-        for limited in fields(self):  # type: ignore[arg-type]
-            if limited.metadata:
-                value = getattr(self, limited.name)
-                holds, expected = limited.metadata["holds"], limited.metadata["expected"]
-                check(holds(value), f"{self.section}.{limited.name}", value, expected)
+        for config_field in fields(self):  # type: ignore[arg-type]
+            if config_field.metadata:
+                value = getattr(self, config_field.name)
+                holds, expected = config_field.metadata["holds"], config_field.metadata["expected"]
+                check(
+                    bool(holds(value)),
+                    f"{self.section_name()}.{config_field.name}",
+                    value,
+                    expected,
+                )
 
 
 def bounded(default: T, low: float, high: float = inf, expected: str = "") -> T:
     """A field in [low, high]."""
     limits = f"{low} to {high}" if high < inf else "0 or more" if low == 0 else f"at least {low}"
-    return _limited(default, lambda value: low <= value <= high, expected or limits)
+    return limited(default, lambda value: low <= value <= high, expected or limits)
 
 
 def positive(default: T, expected: str = "a positive number") -> T:
     """A field above 0."""
-    return _limited(default, lambda value: value > 0, expected)
+    return limited(default, lambda value: value > 0, expected)
 
 
 def fraction(default: T) -> T:
     """A field in (0, 1]."""
-    return _limited(default, lambda value: 0 < value <= 1, "above 0, at most 1")
+    return limited(default, lambda value: 0 < value <= 1, "above 0, at most 1")
 
 
 def choice(default: T, *choices: T) -> T:
     """A field with one of some values."""
-    return _limited(default, choices.__contains__, f"one of {', '.join(map(str, choices))}")
+    names = " or ".join(map(str, choices)) if len(choices) == 2 else f"one of {choices}"
+    return limited(default, choices.__contains__, names)
 
 
-def _limited(default: T, holds: Callable[[Any], bool], expected: str) -> T:
+def limited(default: T, holds: Callable[[Any], object], expected: str) -> T:
+    """A field for which ``holds`` is true."""
     limits = {"holds": holds, "expected": expected}
     return field(default=default, metadata=limits)

@@ -74,12 +74,12 @@ def _environment() -> dict[str, Any]:
     from pydantic import create_model
     from pydantic_settings import BaseSettings, EnvSettingsSource, SettingsError
 
-    known = {field.name: (field.type, None) for field in fields(Config)}
+    sections = {field.name: (field.type, None) for field in fields(Config)}
     for variable in os.environ:  # pydantic-settings ignores unknown sections
         section = variable.upper().removeprefix(PREFIX).partition("__")[0].lower()
-        if variable.upper().startswith(PREFIX) and section not in known:
-            raise _unknown(f"environment variable {variable}", (section,), known)
-    shape: Any = create_model("Environment", __base__=BaseSettings, **known)  # type: ignore[call-overload]
+        if variable.upper().startswith(PREFIX) and section not in sections:
+            raise _unknown(f"environment variable {variable}", (section,), sections)
+    shape: Any = create_model("Environment", __base__=BaseSettings, **sections)  # type: ignore[call-overload]
     try:
         return EnvSettingsSource(shape, env_prefix=PREFIX, env_nested_delimiter="__")()
     except SettingsError as error:
@@ -134,6 +134,6 @@ def _decoded(text: str) -> Any:
         return text  # the caller reports the wrong type
 
 
-def _unknown(where: str, path: KeyPath, known: Mapping[str, Any]) -> ConfigError:
-    names = ", ".join(sorted(known))
+def _unknown(where: str, path: KeyPath, keys: Mapping[str, Any]) -> ConfigError:
+    names = ", ".join(sorted(keys))
     return ConfigError(f"{where}: there is no {'.'.join(path)}; there are {names}")

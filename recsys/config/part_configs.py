@@ -2,33 +2,24 @@
 
 from dataclasses import dataclass, field
 
-from recsys.config.checks import Section, bounded, check, choice, fraction, positive
+from recsys.config.checks import Section, bounded, check, choice, fraction, limited, positive
 from recsys.events.event_types import ENGAGEMENT_KINDS
 
 
 @dataclass(frozen=True)
 class ControlRoomConfig(Section):
     section = "control_room"
-    host: str = "127.0.0.1"
-    port: int = bounded(
-        0, 0, 65_535
-    )  # of the part ``control-room``; 0: no such part, except in `recsys demo`
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check(bool(self.host), "control_room.host", self.host, "an address")
+    host: str = limited("127.0.0.1", bool, "an address")
+    # Of the part ``control-room``; 0: no such part, except in `recsys demo`.
+    port: int = bounded(0, 0, 65_535)
 
 
 @dataclass(frozen=True)
 class MetricsConfig(Section):
     section = "metrics"
-    host: str = "127.0.0.1"
+    host: str = limited("127.0.0.1", bool, "an address")
     # Of the part ``metrics``; 0: no such part, `recsys metrics` prints them on demand.
     port: int = bounded(0, 0, 65_535)
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check(bool(self.host), "metrics.host", self.host, "an address")
 
 
 @dataclass(frozen=True)
@@ -36,23 +27,19 @@ class TracingConfig(Section):
     """Off if both ``endpoint`` and ``file`` are empty."""
 
     section = "tracing"
-    share: float = fraction(
-        0.01
-    )  # of requests, sampled by a hash of their ids: the same in every part
+    # Of requests, sampled by a hash of their ids: the same in every part.
+    share: float = fraction(0.01)
     # An OTLP/HTTP receiver, e.g. http://127.0.0.1:4318/v1/traces; needs the extra "tracing".
-    endpoint: str = ""
+    endpoint: str = limited(
+        "",
+        lambda url: not url or url.startswith(("http://", "https://")),
+        "http://host:port/v1/traces, or nothing",
+    )
     file: str = ""  # spans as JSON lines; every part appends to it
-    file_mb: float = positive(
-        64.0, "more than 0 MiB"
-    )  # MiB before the file is rotated; the previous one is kept
-    queue: int = bounded(
-        4_096, 1
-    )  # spans that wait to be sent in a process; more are dropped and counted
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        valid = not self.endpoint or self.endpoint.startswith(("http://", "https://"))
-        check(valid, "tracing.endpoint", self.endpoint, "http://host:port/v1/traces, or nothing")
+    # MiB before the file is rotated; the previous one is kept.
+    file_mb: float = positive(64.0, "more than 0 MiB")
+    # Spans that wait to be sent in a process; more are dropped and counted.
+    queue: int = bounded(4_096, 1)
 
     @property
     def on(self) -> bool:
@@ -76,21 +63,16 @@ class DriftConfig(Section):
     react: bool = False
     # Factor on the usual learning rates right after an alarm; 1: never raised.
     most_rate: float = bounded(3.0, 1, 10)
-    calm_examples: int = bounded(
-        50_000, 1
-    )  # without an alarm, after which twice as many steps are gathered
+    # Without an alarm, after which twice as many steps are gathered.
+    calm_examples: int = bounded(50_000, 1)
     most_gathered: int = bounded(8, 1)  # steps whose rows are published together; 1: never gathered
     # Command run in the background if the offline job should run. Empty: only logged.
     offline_command: str = ""
     # Examples of a panel, by which forgetting is measured; 0: not measured.
-    panel_examples: int = 1_024
+    panel_examples: int = limited(
+        1_024, lambda n: n == 0 or 200 <= n <= 65_536, "0 (not measured), or 200 to 65536"
+    )
     panel_share: float = fraction(0.01)  # maximal share of one core for scoring panels
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        examples = self.panel_examples
-        valid = examples == 0 or 200 <= examples <= 65_536
-        check(valid, "drift.panel_examples", examples, "0 (not measured), or 200 to 65536")
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from typing import Any, Final
 
 import msgspec
 
-from recsys.config.checks import Section, bounded, check, positive
+from recsys.config.checks import Section, bounded, check, limited, positive
 from recsys.events.event_types import ENGAGEMENT_KINDS
 from recsys.events.hashing import Id
 
@@ -14,6 +14,7 @@ WATCH: Final = "watch"  # the weight of predicted watch time, beside those of th
 # Sources of candidates. Items on trial come first: the others may fill all places, and the quota needs some.
 SOURCES: Final = ("trial", "vector", "similar", "topic", "segment", "popular", "fresh")
 RANKS: Final = 100  # length of the longest list that may be requested
+_WEIGHT: Final = (lambda weight: 0 <= weight < 1e6, "0 (off) or more, below a million")
 RULES: Final = ("boost", "bury", "require", "limit")
 
 
@@ -58,14 +59,13 @@ class PolicyConfig(Section):
         }
     )
     temperature: float = positive(0.03)  # of Plackett–Luce sampling over scores: lower is greedier
-    explore: float = bounded(
-        0.05, 0, 1
-    )  # share of each rank given to a uniform draw over the candidates
+    # Share of each rank given to a uniform draw over the candidates.
+    explore: float = bounded(0.05, 0, 1)
     per_author: int = 2  # items of one author in one list
     # Score penalty of an item identical in content to one above it in the list; 0 is off.
-    diversity: float = bounded(0.0, 0, 1e6)
+    diversity: float = limited(0.0, *_WEIGHT)
     # Maximal score penalty for sharing author or tags with items that the viewer hid; 0 is off.
-    not_interested: float = bounded(0.3, 0, 1e6)
+    not_interested: float = limited(0.3, *_WEIGHT)
     rules: tuple[Rule, ...] = ()
     # Share of each rank given to items on trial: those shown less often than trust_after.
     quota: float = bounded(0.05, 0, 1)

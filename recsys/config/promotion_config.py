@@ -2,17 +2,17 @@
 
 from dataclasses import dataclass
 
-from recsys.config.checks import Section, bounded, check, fraction
+from recsys.config.checks import Section, bounded, check, fraction, limited
 
 
 @dataclass(frozen=True)
 class PromotionConfig(Section):
     section = "promotion"
     manual: bool = False  # whether a person must approve each promotion
-    share: float = fraction(
-        0.25
-    )  # of the example stream that candidates score, by a hash of step and lane
-    alpha: float = 0.05  # probability that any bound of a comparison is ever wrong
+    # Of the example stream that candidates score, by a hash of step and lane.
+    share: float = fraction(0.25)
+    # Probability that any bound of a comparison is ever wrong.
+    alpha: float = limited(0.05, lambda alpha: 0 < alpha < 0.5, "between 0 and 0.5")
     block_examples: int = bounded(128, 1)  # examples per block whose AUCs are compared
     least_examples: int = bounded(2_000, 1)  # compared before any decision in a candidate's favour
     most_examples: int = 200_000  # after which an undecided candidate is given up
@@ -44,9 +44,8 @@ class PromotionConfig(Section):
     guard_loss_margin: float = bounded(0.01, 0)
     # Tolerated loss of engagement rate since before the promotion. Wide, since times differ.
     guard_engagement_margin: float = bounded(0.1, 0)
-    guard_calibration: float = bounded(
-        0.5, 0
-    )  # tolerated distance of its predicted / observed from 1
+    # Tolerated distance of its predicted / observed from 1.
+    guard_calibration: float = bounded(0.5, 0)
     # Sanity gates (experiments/promotion/gates.py), relative to live.
     score_shift: float = bounded(1.0, 0)  # difference of mean logits of the items that live served
     score_spread: float = bounded(3.0, 1)  # ratio of the spreads of logits, or its inverse
@@ -56,7 +55,5 @@ class PromotionConfig(Section):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        alpha = self.alpha
-        check(0 < alpha < 0.5, "promotion.alpha", alpha, "a probability between 0 and 0.5")
         check(self.most_examples >= self.least_examples, "promotion.most_examples",
               self.most_examples, f"at least least_examples, {self.least_examples}")  # fmt: skip

@@ -6,12 +6,20 @@ them. Unknown keys are errors; every value is checked on construction.
 
 import re
 from dataclasses import dataclass, field, fields, is_dataclass, replace
-from math import inf
 from typing import Any, Final
 
 import msgspec
 
-from recsys.config.checks import Section, bounded, check, choice, fraction, positive
+from recsys.config.checks import (
+    REQUIRED,
+    Section,
+    bounded,
+    check,
+    choice,
+    fraction,
+    limited,
+    positive,
+)
 from recsys.config.part_configs import (
     CompatConfig,
     ControlRoomConfig,
@@ -28,19 +36,18 @@ from recsys.events.hashing import digest_of
 @dataclass(frozen=True)
 class LogConfig(Section):
     section = "log"
-    url: str = "sqlite"  # sqlite (under the state folder) or kafka://host:port[,host:port]
-    partitions: int = bounded(
-        4, 1, 1024
-    )  # of events and examples: the most workers that can share the folds
+    # sqlite (under the state folder) or kafka://host:port[,host:port]
+    url: str = limited(
+        "sqlite",
+        lambda url: url == "sqlite" or url.startswith("kafka://"),
+        "'sqlite' or 'kafka://host:port'",
+    )
+    # Of events and examples: the most workers that can share the folds.
+    partitions: int = bounded(4, 1, 1024)
     retention_hours: int = bounded(72, 1)
     # "process": an acknowledged event survives kill -9 of any process (SQLite synchronous=normal).
     # "power": it survives a power cut too (synchronous=full), about 1 ms more per batch on an SSD.
     durability: str = choice("process", "process", "power")
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        valid = self.url == "sqlite" or self.url.startswith("kafka://")
-        check(valid, "log.url", self.url, "'sqlite' or 'kafka://host:port'")
 
 
 @dataclass(frozen=True)
@@ -57,9 +64,8 @@ class JoinConfig(Section):
     section = "join"
     # Event time after which an impression without an engagement is a negative.
     window_s: float = positive(120.0)
-    horizon_s: float = bounded(
-        3600.0, 0
-    )  # how long after that an engagement still emits a correction
+    # How long after that an engagement still emits a correction.
+    horizon_s: float = bounded(3600.0, 0)
     all_shown: bool = False  # True if a data set says that every served item was shown
     # Sampling rate of examples without any engagement; predictions stay calibrated.
     negatives: float = fraction(1.0)
@@ -72,41 +78,30 @@ class StepConfig(Section):
     examples: int = bounded(256, 1, 65536)  # a step is cut when so many examples wait ...
     # ... or the oldest has waited so long (wall time live, event time in replay).
     every_ms: int = bounded(250, 1)
-    lanes: int = bounded(
-        4, 1, 64
-    )  # fixed: sums are in lane order, so the number of workers changes no bit
+    # Fixed: sums are in lane order, so the number of workers changes no bit.
+    lanes: int = bounded(4, 1, 64)
     snapshot_every: int = bounded(500, 1)  # steps
     snapshots_kept: int = bounded(3, 1)
 
 
 @dataclass(frozen=True)
-class TableConfig:
+class TableConfig(Section):
     """One table of the parameter server. Rows start uniform in ±``initial`` (0: zeros), by hash."""
 
     name: str
-    dim: int
-    learning_rate: float
+    dim: int = bounded(REQUIRED, 1, 1024)
+    learning_rate: float = positive(REQUIRED)
     initial: float = 0.0
-    admit_after: int = 1  # sightings after which an id gets its own row
-    ttl_s: int = 0  # a row unused for so long is removed; 0 keeps it
+    admit_after: int = bounded(1, 1, 255)  # sightings after which an id gets its own row
+    ttl_s: int = bounded(0, 0)  # a row unused for so long is removed; 0 keeps it
     # MiB of each shard for rows, optimizer state, map and counts of sightings; beyond it the least recently
     # used rows are evicted; 0 is no budget.
-    budget_mb: float = 0.0
+    budget_mb: float = bounded(0.0, 0)
     # MiB of all shards together for counts of sightings, if admit_after is above 1.
-    sketch_mb: float = 1.0
+    sketch_mb: float = positive(1.0)
 
-    def __post_init__(self) -> None:
-        for name, low, high in (
-            ("dim", 1, 1024),
-            ("admit_after", 1, 255),
-            ("ttl_s", 0, inf),
-            ("budget_mb", 0, inf),
-        ):
-            value = getattr(self, name)
-            check(low <= value <= high, f"table {self.name}.{name}", value, f"{low} to {high}")
-        for name in ("sketch_mb", "learning_rate"):
-            value = getattr(self, name)
-            check(value > 0, f"table {self.name}.{name}", value, "a positive number")
+    def section_name(self) -> str:
+        return f"table {self.name}"
 
 
 @dataclass(frozen=True)
@@ -114,9 +109,8 @@ class RowsConfig(Section):
     """Settings of one of the model's tables; the model determines name and dimension."""
 
     section = "model.tables.*"
-    learning_rate: float = bounded(
-        0.0, 0
-    )  # 0: model.row_rate for features, model.vector_rate for the others
+    # 0: model.row_rate for features, model.vector_rate for the others.
+    learning_rate: float = bounded(0.0, 0)
     admit_after: int = bounded(1, 1, 255)  # sightings after which an id gets its own row
     ttl_s: int = bounded(-1, -1)  # a row unused for so long is removed; 0 keeps it; -1: model.ttl_s
     budget_mb: float = bounded(0.0, 0)  # as in TableConfig: MiB of each shard; 0 is no budget
@@ -136,7 +130,9 @@ class ModelConfig(Section):
     features: str = choice("all", "ids", "ids+history", "all")  # ids | ids+history | all
     dim: int = bounded(16, 1, 1024)  # of a categorical row
     vector_dim: int = bounded(32, 1, 1024)  # of an item vector and the user side
-    hidden: tuple[int, ...] = (128, 64)
+    hidden: tuple[int, ...] = limited(
+        (128, 64), lambda sizes: all(1 <= n <= 65_536 for n in sizes), "layers of 1 to 65536"
+    )
     row_rate: float = positive(0.005)  # row-wise Adagrad
     row_initial: float = 0.01
     vector_rate: float = positive(0.05)
@@ -146,17 +142,12 @@ class ModelConfig(Section):
     # Factor on dense_rate in the first step of a line; halved by the 50th, and so on.
     dense_first: float = bounded(10.0, 1)
     # Decay per step of the running average of the dense parameters that replicas get; 0 is the newest.
-    dense_average: float = 0.99
+    dense_average: float = limited(
+        0.99, lambda decay: 0 <= decay < 1, "0 (the newest) or more, below 1"
+    )
     ttl_s: int = bounded(30 * 24 * 3600, 0)
     seed: int = 0
     tables: TablesConfig = field(default_factory=TablesConfig)
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        valid = all(1 <= n <= 65_536 for n in self.hidden)
-        check(valid, "model.hidden", self.hidden, "layers of 1 to 65536")
-        average = self.dense_average
-        check(0 <= average < 1, "model.dense_average", average, "0 (the newest) or more, below 1")
 
 
 @dataclass(frozen=True)
@@ -164,9 +155,8 @@ class ParameterServerConfig(Section):
     section = "parameter_server"
     shards: int = bounded(2, 1)
     transport: str = choice("socket", "socket", "ray")  # socket | ray (the fallback and oracle)
-    delta_format: str = choice(
-        "fp16", "fp32", "fp16", "int8"
-    )  # fp32 | fp16 | int8: rounding of rows for replicas
+    # Fp32 | fp16 | int8: rounding of rows for replicas.
+    delta_format: str = choice("fp16", "fp32", "fp16", "int8")
     # KiB of rows that a shard publishes per step, the most important first and the rest later; 0 sends all.
     delta_kb: float = bounded(0.0, 0)
 
@@ -176,9 +166,8 @@ class TrainerConfig(Section):
     section = "trainer"
     workers: int = bounded(2, 1)
     cpus_per_worker: float = positive(0.3)
-    device: str = choice(
-        "cpu", "cpu", "cuda"
-    )  # or "cuda": holds the network and a lane's rows while it learns
+    # Or "cuda": holds the network and a lane's rows while it learns.
+    device: str = choice("cpu", "cpu", "cuda")
     gpus_per_worker: float = positive(0.5)  # reserved in Ray if ``device`` is "cuda"
 
 
@@ -188,7 +177,12 @@ INDEXES: Final = ("auto", "flat", "ivf")
 @dataclass(frozen=True)
 class ServeConfig(Section):
     section = "serve"
-    host: str = "127.0.0.1"  # address that the API binds to; 0.0.0.0: all of the machine
+    # Address that the API binds to; 0.0.0.0: all of the machine.
+    host: str = limited(
+        "127.0.0.1",
+        re.compile(r"[A-Za-z0-9.:-]+").fullmatch,
+        "an address or a name, without a port or brackets",
+    )
     port: int = bounded(8000, 0, 65_535)
     replicas: int = bounded(1, 1)
     # With max_replicas above 0, autoscaling keeps target_ongoing requests per replica. It scales after the
@@ -202,13 +196,11 @@ class ServeConfig(Section):
     # Ray's, with its API for jobs: some ten processes, and one more Train actor.
     dashboard: bool = True
     dashboard_port: int = bounded(8265, 0, 65_535)
-    max_ongoing: int = bounded(
-        100, 1
-    )  # concurrent lists in a replica; fewer if they would wait too long
+    # Concurrent lists in a replica; fewer if they would wait too long.
+    max_ongoing: int = bounded(100, 1)
     max_events: int = bounded(100, 1)  # concurrent calls with events in a replica, in addition
-    client_rate: float = bounded(
-        0.0, 0
-    )  # calls per second of one address; more get 429; 0 is no limit
+    # Calls per second of one address; more get 429; 0 is no limit.
+    client_rate: float = bounded(0.0, 0)
     # A list that would wait longer than deadline_ms is rejected. With a standing queue, which delays all
     # answers without serving more, the limit is queue_ms.
     deadline_ms: float = positive(250.0)
@@ -235,8 +227,6 @@ class ServeConfig(Section):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        valid = re.fullmatch(r"[A-Za-z0-9.:-]+", self.host) is not None
-        check(valid, "serve.host", self.host, "an address or a name, without a port or brackets")
         valid = self.max_replicas == 0 or self.max_replicas >= self.min_replicas
         check(valid, "serve.max_replicas", self.max_replicas,
               "0 (serve.replicas of them, always) or at least serve.min_replicas")  # fmt: skip
@@ -317,13 +307,13 @@ def override(config: Any, changes: dict[str, Any]) -> Any:
 def _set(node: Any, parts: list[str], value: Any, path: str) -> Any:
     head, rest = parts[0], parts[1:]
     if isinstance(node, dict):
-        known: list[str] = sorted(node)
+        names: list[str] = sorted(node)
         if head not in node and rest:
-            raise ValueError(f"{path}: there is no {head!r}; there are {', '.join(known)}")
+            raise ValueError(f"{path}: there is no {head!r}; there are {', '.join(names)}")
         return node | {head: _set(node[head], rest, value, path) if rest else value}
-    known = [f.name for f in fields(node)] if is_dataclass(node) else []
-    if head not in known:
-        raise ValueError(f"{path}: there is no {head!r}; there are {', '.join(known)}")
+    names = [f.name for f in fields(node)] if is_dataclass(node) else []
+    if head not in names:
+        raise ValueError(f"{path}: there is no {head!r}; there are {', '.join(names)}")
     old = getattr(node, head)
     new = _set(old, rest, value, path) if rest else _as_type_of(old, value, path)
     return replace(node, **{head: new})

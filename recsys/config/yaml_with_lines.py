@@ -41,7 +41,7 @@ class YamlWithLines:
         """An error about the value at ``path``."""
         return YamlError(self.file, self.line(*path), reason)
 
-    def mapping(self, known: set[str], *path: str | int) -> dict[str, Any]:
+    def mapping(self, keys: set[str], *path: str | int) -> dict[str, Any]:
         """The mapping at ``path``; raises YamlError for another type or an unknown key."""
         value = self.value
         for part in path:
@@ -49,8 +49,8 @@ class YamlWithLines:
         if not isinstance(value, dict):
             raise self.error(f"expected a mapping, found {value!r}", *path)
         for key in value:
-            if key not in known:
-                names = ", ".join(sorted(known))
+            if key not in keys:
+                names = ", ".join(sorted(keys))
                 raise self.error(f"unknown key {key!r}; there are {names}", *path, key)
         return value
 

@@ -111,8 +111,7 @@ class Step(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class TableRows(msgspec.Struct, frozen=True, kw_only=True):
-    """Little-endian rows of one table: keys int64 (n,), values (n, dim) in the delta's format, removed int64
-    (m,)."""
+    """Rows of one table, little-endian: keys int64 (n,), values (n, dim), removed int64 (m,)."""
 
     table: str
     dim: int
@@ -177,8 +176,8 @@ class Scores(msgspec.Struct, frozen=True, kw_only=True):
     segments: bytes = b""
     names: list[str] = []
     weights: bytes = b""  # float32: inverse sampling rates; empty: 1 each
-    # From time to time: whether engaged items were among the best 300 of live (bit 1) and of the candidate
-    # (bit 2), uint8; their users' hashes, int64; cost of the candidate and concentration of its picks.
+    # From time to time: whether engaged items were among the best 300 of live (1) and of the candidate
+    # (2), uint8; their users' hashes, int64; cost of the candidate and concentration of its picks.
     hits: bytes = b""
     hit_users: bytes = b""
     figures: dict[str, float] = {}
@@ -257,8 +256,7 @@ def _decoder(kind: type[R]) -> "msgspec.msgpack.Decoder[R]":
 
 
 def non_example(value: bytes) -> ErasedExample | Forget | None:
-    """An ``ErasedExample`` or ``Forget`` of the topic ``examples``; None for an example or an unreadable
-    record."""
+    """Reads an ``ErasedExample`` or ``Forget``; None for examples and unreadable records."""
     try:
         return _non_example_decoder.decode(value)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):

@@ -55,19 +55,19 @@ class FeatureBuilder:
         catalogue: Catalogue,
         counters: Counters,
         now_ms: int,
-        known: RequestFeatures | None = None,
+        base: RequestFeatures | None = None,
     ) -> RequestFeatures:
         """Features of the candidates, given by their catalogue indices (N,).
 
-        ``known``: features of the same request with other candidates, whose user part is reused.
+        ``base``: features of the same request with other candidates, whose user part is reused.
         """
         items_NI = catalogue.keys[candidates]
-        if known is None:
+        if base is None:
             contexts = self.features.context_keys(surface, context)
             user = self._user_keys(session, contexts, now_ms)
             history, outcomes = session.read_history(now_ms)
         else:
-            user, history, outcomes = known.user_U, known.history_TH, known.outcomes_TO
+            user, history, outcomes = base.user_U, base.history_TH, base.outcomes_TO
         dense = np.zeros((len(candidates), self.dense_width), np.float32)
         if dense.size:
             main_context = int(user[self._context])

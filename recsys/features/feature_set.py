@@ -178,9 +178,9 @@ class FeatureSet:
         keys = np.zeros(self.item_columns, np.int64)
         keys[0] = key_of("item", item_id)
         for name in self.schema.groups:
-            _fill(keys, self.slot(f"item.{name}"), f"item.{name}", values_of(fields.get(name)))
-        others = [n for n in self.schema.names("item", CATEGORICAL) if n not in self.schema.groups]
-        _fill_many(keys, self.slot("content"), "item.", others, fields)
+            _fill(keys, self.slot(f"item.{name}"), "item.", [name], fields)
+        content = [n for n in self.schema.names("item", CATEGORICAL) if n not in self.schema.groups]
+        _fill(keys, self.slot("content"), "item.", content, fields)
         duration = fields.get("duration_ms")
         if isinstance(duration, int | float) and duration > 0:
             # Half-octaves: 8 s and 9 s differ little, 8 s and 12 s do.
@@ -192,14 +192,14 @@ class FeatureSet:
         """The keys of a user's profile fields, at most PROFILE_WIDTH."""
         keys = np.zeros(PROFILE_WIDTH, np.int64)
         names = self.schema.names("user", CATEGORICAL)
-        _fill_many(keys, Slot("profile", 0, PROFILE_WIDTH), "user.", names, fields)
+        _fill(keys, Slot("profile", 0, PROFILE_WIDTH), "user.", names, fields)
         return [int(key) for key in keys if key]
 
     def context_keys(self, surface: str, context: dict[str, Any]) -> list[int]:
         """The keys of a request's context, at most CONTEXT_WIDTH; crosses use only the first."""
         keys = np.zeros(CONTEXT_WIDTH, np.int64)
         names = self.schema.names("context", CATEGORICAL)
-        _fill_many(keys, Slot("context", 0, CONTEXT_WIDTH), "context.", names, context)
+        _fill(keys, Slot("context", 0, CONTEXT_WIDTH), "context.", names, context)
         present = [int(key) for key in keys if key]
         return present or [key_of("context.surface", surface)]
 
@@ -287,16 +287,10 @@ def _slots(*widths: tuple[str, int]) -> tuple[Slot, ...]:
     return tuple(slots)
 
 
-def _fill(keys: Keys, slot: Slot, prefix: str, values: list[str]) -> None:
-    for i, value in enumerate(values[: slot.stop - slot.start]):
-        keys[slot.start + i] = key_of(prefix, value)
-
-
-def _fill_many(
+def _fill(
     keys: Keys, slot: Slot, prefix: str, names: list[str] | tuple[str, ...], fields: dict[str, Any]
 ) -> None:
-    """Writes all values of several fields into one slot, each salted by its field's name; drops the
-    surplus."""
+    """Writes the hashed values of several fields into one slot; drops the surplus."""
     hashed = [
         key_of(prefix + name, value) for name in names for value in values_of(fields.get(name))
     ]

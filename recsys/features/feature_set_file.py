@@ -58,7 +58,7 @@ def feature_set(config: Config) -> FeatureSet:
     return features
 
 
-def decide(config: Config, features: FeatureSet) -> None:
+def write_feature_set(config: Config, features: FeatureSet) -> None:
     """Writes the feature set of a state folder; raises ValueError if the folder has another."""
     path = Path(config.state) / FILE
     if path.exists():
@@ -70,10 +70,10 @@ def decide(config: Config, features: FeatureSet) -> None:
             )
         return  # parts may be reading it
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, as_file(features))
+    write_atomically(path, encode_feature_set(features))
 
 
-def as_file(features: FeatureSet) -> bytes:
+def encode_feature_set(features: FeatureSet) -> bytes:
     """The file's content: the fields, and the digest of the columns that they mean today."""
     fields = msgspec.to_builtins(features) | {"digest": features.digest}
     return msgspec.json.format(msgspec.json.encode(fields))

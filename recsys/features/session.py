@@ -133,8 +133,7 @@ class Session:
 
     @classmethod
     def unpack(cls, blob: bytes, features: FeatureSet, seen: int = 500) -> "Session":
-        """Reads a packed session; raises msgspec.MsgspecError for anything else, ValueError for another
-        feature set."""
+        """Reads a packed session; raises MsgspecError, or ValueError for another feature set."""
         packed = _decoder.decode(blob)
         for entry in packed.history:
             widths = len(entry.keys), len(entry.outcomes)

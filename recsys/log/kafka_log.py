@@ -8,7 +8,7 @@ bytes; there are no holds. Transactions and groups aren't used: state carries it
 import threading
 import time
 import uuid
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Final, TypeVar
 
 from kafka import KafkaAdminClient, TopicPartition
@@ -20,6 +20,7 @@ from recsys.log.kafka_reader import KafkaReader
 from recsys.log.kafka_tail import KafkaTail
 from recsys.log.protocol import (
     Append,
+    Log,
     LogLost,
     LogUnavailable,
     LogUnchangeable,
@@ -29,7 +30,6 @@ from recsys.log.protocol import (
     check_partition,
     check_partitions,
     check_range,
-    find_keyed,
     no_topic,
 )
 
@@ -41,7 +41,7 @@ CHECK_S: Final = 1.0  # interval of checks for a broker that restarted empty
 OWN_S: Final = 0.1  # wait for this client's own appends in its tail, before seeking them
 
 
-class KafkaLog:
+class KafkaLog(Log):
     """The log on the brokers of ``url`` (``kafka://host:port[,host:port]``).
 
     A partition that a thread has read to its end is followed from then on: reads return the records that have
@@ -160,12 +160,6 @@ class KafkaLog:
         if not self._tail().wait(topic, timeout_s):
             self._reader(topic).wait(timeout_s)
 
-    def trim(self, topic: str, partition: int, before: int) -> None:
-        """Does nothing: the broker's retention drops, and some brokers can't on request."""
-
-    def retain(self, topic: str, now_ms: int) -> int:
-        return 0
-
     def hold(self, name: str, topic: str, partition: int, offset: int) -> None:
         self._check(topic, partition)
         reader = self._reader(topic)
@@ -173,23 +167,11 @@ class KafkaLog:
         end = end if offset <= end else reader.end(partition)
         check_range(topic, partition, offset, reader.begin(partition), end)
 
-    def release(self, name: str, topic: str) -> None:
-        """Does nothing: there are no holds."""
-
-    def holds(self, topic: str, partition: int) -> dict[str, int]:
-        return {}
-
-    def keyed(self, topic: str, partition: int, keys: Collection[bytes], before: int) -> list[int]:
-        return find_keyed(self, topic, partition, keys, before)
-
     def replace(self, topic: str, partition: int, records: Sequence[Record]) -> int:
         raise LogUnchangeable(
             f"{topic}: Kafka can't change records; retention drops them (log.retention_hours). To "
             "remove them earlier, delete the topic in Kafka"
         )
-
-    def scrub(self, topic: str) -> bool:
-        return True  # nothing is ever replaced
 
     def close(self) -> None:
         with self._lock:

@@ -24,27 +24,23 @@ BUFFERED: Final = 10_000
 BUFFERED_BYTES: Final = 32 << 20
 
 
-class _Followed:
+class _Followed(Buffer):
     """Buffer and position of one followed partition."""
 
     def __init__(self, offset: int) -> None:
+        super().__init__()
         self.next = offset  # of the next read
         self.position = offset  # after the buffered records
-        self.buffer = Buffer()
 
     def put(self, record: Record) -> None:
-        self.buffer.put(record)
+        super().put(record)
         self.position = record.offset + 1
 
     def take(self, limit: int) -> list[Record]:
-        taken = self.buffer.take(limit)
+        taken = super().take(limit)
         if taken:
             self.next = taken[-1].offset + 1
         return taken
-
-    @property
-    def full(self) -> bool:
-        return self.buffer.is_full(BUFFERED, BUFFERED_BYTES)
 
 
 class KafkaTail:
@@ -67,18 +63,17 @@ class KafkaTail:
             self._assign()
 
     def read(self, topic: str, partition: int, offset: int, limit: int) -> list[Record] | None:
-        """New records at and after ``offset``, possibly none. None if the partition isn't followed, or not
-        from this offset."""
+        """New records from ``offset`` on; None if the partition isn't followed from there."""
         at = TopicPartition(topic, partition)
         followed = self._followed.get(at)
         if followed is None or followed.next != offset:
             return None
-        if not followed.buffer and at in self._assigned and self._pace() <= 0:
+        if not followed and at in self._assigned and self._pace() <= 0:
             self._poll(0)
             followed = self._followed.get(at)
             if followed is None:
                 return None
-        if not followed.buffer and at not in self._assigned:
+        if not followed and at not in self._assigned:
             # Unassigned with a full buffer that is read by now: the reader catches up.
             del self._followed[at]
             return None
@@ -93,12 +88,11 @@ class KafkaTail:
         return max(highwater or 0, self._followed[at].position)
 
     def wait(self, topic: str, timeout_s: float) -> bool:
-        """Waits for a record of a followed partition, or the timeout. False, at once, if no partition of the
-        topic is followed."""
+        """Waits for a record or the timeout; False, at once, if the topic is not followed."""
         of_topic = [followed for at, followed in self._followed.items() if at.topic == topic]
         if not of_topic:
             return False
-        if not any(followed.buffer for followed in of_topic):
+        if not any(of_topic):
             rest = min(timeout_s, max(0.0, self._pace()))
             time.sleep(rest)
             self._poll(int((timeout_s - rest) * 1000))
@@ -132,12 +126,16 @@ class KafkaTail:
             for r in records:
                 if r.offset >= followed.position:
                     followed.put(Record(r.offset, r.key or b"", r.value or b""))
-        if any(self._followed[at].full for at in self._assigned):
+        if any(self._followed[at].is_full(BUFFERED, BUFFERED_BYTES) for at in self._assigned):
             self._assign()
 
     def _assign(self, seek: TopicPartition | None = None) -> None:
         """Assigns followed partitions with room. A dropped partition comes back only through ``follow``."""
-        room = {at for at in self._assigned if at in self._followed and not self._followed[at].full}
+        room = {
+            at
+            for at in self._assigned
+            if at in self._followed and not self._followed[at].is_full(BUFFERED, BUFFERED_BYTES)
+        }
         self._assigned = room | ({seek} if seek else set())
         self._consumer.assign(sorted(self._assigned))
         if seek is not None:

@@ -92,8 +92,7 @@ def check_partition(topic: str, partition: int, partitions: int) -> None:
 def check_appends(
     topic: str, partitions: int, records: Sequence[Append], most_bytes: int | None = None
 ) -> None:
-    """Raises ValueError, before anything is appended, for an unknown partition or a record of more than
-    ``most_bytes``."""
+    """Raises ValueError for an unknown partition or a record of more than ``most_bytes``."""
     for partition in {record[0] for record in records}:
         check_partition(topic, partition, partitions)
     largest = max((len(key) + len(value) for _, key, value in records), default=0)
@@ -122,14 +121,19 @@ def check_range(topic: str, partition: int, offset: int, begin: int, end: int) -
 class RangeReader(Protocol):
     """The part of ``Log`` that reading a range needs."""
 
-    def begin(self, topic: str, partition: int) -> int: ...
+    def read(self, topic: str, partition: int, offset: int, limit: int = 1000) -> list[Record]:
+        """Up to ``limit`` records with offsets ≥ ``offset``, in order; empty at the end. It may return fewer
+        than available (Kafka: one poll): ``read_range`` reads on. Never waits. Raises LogLost if ``offset``
+        is before the beginning (retention) or beyond the end."""
 
-    def end(self, topic: str, partition: int) -> int: ...
+    def begin(self, topic: str, partition: int) -> int:
+        """The first readable offset (the end of an empty partition)."""
 
-    def read(self, topic: str, partition: int, offset: int, limit: int = 1000) -> list[Record]: ...
+    def end(self, topic: str, partition: int) -> int:
+        """The offset after the last record: read(end) is empty, and the next record has an offset ≥ end."""
 
 
-class Log(Protocol):
+class Log(RangeReader, Protocol):
     """An append-only log of topics. Safe for several threads and, except in memory, several processes."""
 
     @property
@@ -143,30 +147,19 @@ class Log(Protocol):
         """Number of a topic's partitions. Raises KeyError for an unknown topic."""
 
     def append(self, topic: str, records: Sequence[Append]) -> list[int]:
-        """Appends and returns the offsets, in order. On return all records are committed, together (Kafka:
-        all acknowledged)."""
-
-    def read(self, topic: str, partition: int, offset: int, limit: int = 1000) -> list[Record]:
-        """Up to ``limit`` records with offsets ≥ ``offset``, in order; empty at the end. It may return fewer
-        than available (Kafka: one poll): ``read_range`` reads on. Never waits. Raises LogLost if ``offset``
-        is before the beginning (retention) or beyond the end."""
-
-    def begin(self, topic: str, partition: int) -> int:
-        """The first readable offset (the end of an empty partition)."""
-
-    def end(self, topic: str, partition: int) -> int:
-        """The offset after the last record: read(end) is empty, and the next record has an offset ≥ end."""
+        """Appends all records together and returns their offsets; on return they are committed."""
 
     def wait(self, topic: str, timeout_s: float) -> None:
         """Waits until something may have been appended to the topic, or for the timeout."""
 
     def trim(self, topic: str, partition: int, before: int) -> None:
-        """Drops records with offsets < ``before``, up to the lowest held offset (Kafka: only the broker
-        drops, by time and bytes)."""
+        """Drops records below ``before`` and all holds (Kafka: only the broker drops records)."""
+        return
 
     def retain(self, topic: str, now_ms: int) -> int:
         """Drops a slice of the records that the topic's retention allows, up to the lowest held offset;
         returns their number. Call it again while it drops. Kafka does this by itself."""
+        return 0
 
     def hold(self, name: str, topic: str, partition: int, offset: int) -> None:
         """Keeps records at or after ``offset``, until ``name`` (a fold, a snapshot) holds another offset or
@@ -175,12 +168,17 @@ class Log(Protocol):
 
     def release(self, name: str, topic: str) -> None:
         """Releases the holds of ``name`` on the topic, if any."""
+        return
 
     def holds(self, topic: str, partition: int) -> dict[str, int]:
         """The held offsets by name; the lowest limits dropping."""
+        return {}
 
     def keyed(self, topic: str, partition: int, keys: Collection[bytes], before: int) -> list[int]:
         """The offsets < ``before`` of records with one of the keys, ascending. It scans all records."""
+        stop = min(before, self.end(topic, partition))
+        records = read_range(self, topic, partition, self.begin(topic, partition), stop)
+        return [record.offset for record in records if record.key in keys]
 
     def replace(self, topic: str, partition: int, records: Sequence[Record]) -> int:
         """Overwrites keys and values of records irrecoverably; returns how many still existed. Raises
@@ -189,6 +187,7 @@ class Log(Protocol):
     def scrub(self, topic: str) -> bool:
         """Removes all traces of replaced and dropped records from storage; appends to the topic wait
         meanwhile. False if that can't be done now: call again."""
+        return True
 
     def close(self) -> None: ...
 
@@ -196,8 +195,7 @@ class Log(Protocol):
 def read_range(
     log: RangeReader, topic: str, partition: int, start: int, stop: int, most: int = 1000
 ) -> Iterator[Record]:
-    """All records with offsets in [start, stop), in order, in reads of up to ``most`` records.
-    Raises LogLost as ``Log.read``."""
+    """All records with offsets in [start, stop), in order. Raises LogLost as ``Log.read``."""
     while start < stop and (records := log.read(topic, partition, start, min(most, stop - start))):
         yield from (record for record in records if record.offset < stop)
         start = records[-1].offset + 1
@@ -223,20 +221,13 @@ def newest_first(
         stop, span = start, min(4 * span, most)
 
 
-def find_keyed(
-    log: Log, topic: str, partition: int, keys: Collection[bytes], before: int
-) -> list[int]:
-    """``Log.keyed`` by reading everything."""
-    stop = min(before, log.end(topic, partition))
-    records = read_range(log, topic, partition, log.begin(topic, partition), stop)
-    return [record.offset for record in records if record.key in keys]
-
-
-class MemoryLog:
+class MemoryLog(Log):
     """The log as lists, for tests and single-process replay; not persistent.
 
     It has no clock, so only ``trim`` drops records.
     """
+
+    id = ""
 
     def __init__(self) -> None:
         self.id = uuid.uuid4().hex
@@ -290,9 +281,6 @@ class MemoryLog:
             del self._records(topic, partition)[:drop]
             self._begin[topic, partition] = begin + drop
 
-    def retain(self, topic: str, now_ms: int) -> int:
-        return 0
-
     def hold(self, name: str, topic: str, partition: int, offset: int) -> None:
         with self._lock:
             begin, end = self.begin(topic, partition), self.end(topic, partition)
@@ -308,9 +296,6 @@ class MemoryLog:
         self._records(topic, partition)
         return dict(self._holds.get((topic, partition), {}))
 
-    def keyed(self, topic: str, partition: int, keys: Collection[bytes], before: int) -> list[int]:
-        return find_keyed(self, topic, partition, keys, before)
-
     def replace(self, topic: str, partition: int, records: Sequence[Record]) -> int:
         with self._lock:
             begin, end = self.begin(topic, partition), self.end(topic, partition)
@@ -318,11 +303,6 @@ class MemoryLog:
             for record in existing:
                 self._records(topic, partition)[record.offset - begin] = record
         return len(existing)
-
-    def scrub(self, topic: str) -> bool:
-        return True
-
-    def close(self) -> None: ...
 
     def _partitions(self, topic: str) -> list[list[Record]]:
         try:

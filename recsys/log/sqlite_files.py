@@ -118,10 +118,10 @@ class SqliteFiles:
 
     @contextlib.contextmanager
     def transaction(self, db: sqlite3.Connection) -> Iterator[None]:
-        self.patiently(lambda: db.execute("BEGIN IMMEDIATE"))
+        self.retry(lambda: db.execute("BEGIN IMMEDIATE"))
         try:
             yield
-            self.patiently(lambda: db.execute("COMMIT"))
+            self.retry(lambda: db.execute("COMMIT"))
         except BaseException as error:
             if db.in_transaction:
                 db.execute("ROLLBACK")
@@ -129,7 +129,7 @@ class SqliteFiles:
                 raise self._unusable(error) from error
             raise
 
-    def patiently(self, act: Callable[[], T]) -> T:
+    def retry(self, act: Callable[[], T]) -> T:
         """Retries while another process holds a lock; raises LogUnavailable after ``patience_s``."""
         deadline: float | None = None
         while True:
@@ -149,11 +149,10 @@ class SqliteFiles:
         self._commits += 1
         wal = self.folder / f"{topic}.sqlite-wal"
         if self._commits % 16 == 0 and wal.exists() and wal.stat().st_size > WAL_BYTES:
-            self.cut_wal(topic)
+            self.truncate_wal(topic)
 
-    def cut_wal(self, topic: str) -> bool:
-        """Copies the WAL back and truncates it; False if a reader uses it for longer than
-        ``CUT_PATIENCE_MS``."""
+    def truncate_wal(self, topic: str) -> bool:
+        """Copies the WAL back and truncates it; False if a reader uses it for too long."""
         db, busy = self.connection(topic).db, 1
         with contextlib.suppress(sqlite3.OperationalError):
             db.execute(f"PRAGMA busy_timeout = {CUT_PATIENCE_MS}")
@@ -168,8 +167,8 @@ class SqliteFiles:
         with self._write_locks.setdefault(topic, threading.Lock()):
             if shutil.disk_usage(self.folder).free < _ROOM * self.path(topic).stat().st_size:
                 return False
-            self.patiently(lambda: db.execute("VACUUM"))
-            return self.cut_wal(topic)
+            self.retry(lambda: db.execute("VACUUM"))
+            return self.truncate_wal(topic)
 
     def close(self) -> None:
         """Closes the connections of all threads; none may be in use."""
@@ -196,9 +195,9 @@ class SqliteFiles:
                 "new state folder"
             )
         db = _open(path)
-        self.patiently(lambda: db.execute(f"PRAGMA synchronous = {self._sync}"))
+        self.retry(lambda: db.execute(f"PRAGMA synchronous = {self._sync}"))
         db.execute(f"PRAGMA wal_autocheckpoint = {CHECKPOINT_PAGES}")
-        log_id, partitions = self.patiently(
+        log_id, partitions = self.retry(
             lambda: db.execute("SELECT log_id, partitions FROM about").fetchone()
         )
         if log_id != self.id:

@@ -92,7 +92,7 @@ class SqliteLog:
 
     def read(self, topic: str, partition: int, offset: int, limit: int = 1000) -> list[Record]:
         connection = self._files.connection(topic)
-        rows = self._files.patiently(
+        rows = self._files.retry(
             lambda: connection.db.execute(
                 "SELECT offset, key, value FROM records WHERE partition = ? AND offset >= ? "
                 "ORDER BY offset LIMIT ?",
@@ -107,7 +107,7 @@ class SqliteLog:
     def appended_ms(self, topic: str, partition: int, offset: int) -> int | None:
         """Append time of a record, by its writer's clock; None without such a record."""
         connection = self._files.connection(topic)
-        row = self._files.patiently(
+        row = self._files.retry(
             lambda: connection.db.execute(
                 "SELECT time_ms FROM records WHERE partition = ? AND offset = ?",
                 (partition, offset),
@@ -126,7 +126,7 @@ class SqliteLog:
         connection = self._files.connection(topic)
         started = time.monotonic()
         while True:
-            seen = self._files.patiently(
+            seen = self._files.retry(
                 lambda: connection.db.execute("PRAGMA data_version").fetchone()[0]
             )
             if seen != connection.seen:
@@ -191,7 +191,7 @@ class SqliteLog:
         connection = self._files.connection(topic)
         check_partition(topic, partition, connection.partitions)
         marks = ", ".join("?" * len(keys))
-        rows = self._files.patiently(
+        rows = self._files.retry(
             lambda: connection.db.execute(
                 f"SELECT offset FROM records WHERE partition = ? AND offset < ? AND key IN ({marks}) "
                 "ORDER BY offset",
@@ -210,7 +210,7 @@ class SqliteLog:
                 connection.db.execute("PRAGMA secure_delete = ON")
                 for record in records[start : start + SLICE]:
                     done += self._replace(connection, partition, record)
-        self._files.cut_wal(topic)  # it has the old bytes too
+        self._files.truncate_wal(topic)  # it has the old bytes too
         return done
 
     def scrub(self, topic: str) -> bool:
@@ -286,7 +286,7 @@ class SqliteLog:
     def _bounds(self, connection: Connection, topic: str, partition: int) -> tuple[int, int, int]:
         """(begin, end, bytes)."""
         check_partition(topic, partition, connection.partitions)
-        bounds: tuple[int, int, int] = self._files.patiently(
+        bounds: tuple[int, int, int] = self._files.retry(
             lambda: connection.db.execute(
                 "SELECT begin, end, bytes FROM bounds WHERE partition = ?", (partition,)
             ).fetchone()

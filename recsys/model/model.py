@@ -59,8 +59,7 @@ def lookup_of(batch: Batch) -> Lookup:
 
 
 def unique_keys(*parts: Keys) -> tuple[Keys, Keys]:
-    """Unique non-zero keys in order of first occurrence, and each key's index among them; for key 0 the index
-    after the last."""
+    """Unique non-zero keys in order of occurrence, and each key's index (0: after the last)."""
     keys = np.concatenate(parts)
     cells = np.full(1 << (2 * len(keys)).bit_length(), -1, np.int32)
     unique, at = np.empty(len(keys), np.int64), np.empty(len(keys), np.int64)
@@ -69,8 +68,7 @@ def unique_keys(*parts: Keys) -> tuple[Keys, Keys]:
 
 
 class Model(nn.Module):
-    """Ranker and user side. Methods take a batch, its lookup, and rows with one row of zeros after the
-    last."""
+    """Ranker and user side. Rows are passed with a row of zeros after the last."""
 
     def __init__(
         self,

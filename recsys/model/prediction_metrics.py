@@ -20,8 +20,7 @@ _DAY_MS: Final = 24 * _HOUR_MS
 
 
 def auc(scores: ArrayLike, labels: ArrayLike, weights: ArrayLike | None = None) -> float:
-    """P(a positive scores above a negative), a tie counting half. ``weights`` (N,) are multiplicities of
-    rows."""
+    """P(a positive scores above a negative), a tie counting half; ``weights`` (N,) of rows."""
     order = _Order(scores, labels)
     return order.auc(np.ones(order.size) if weights is None else _floats(weights)[order.rows])
 

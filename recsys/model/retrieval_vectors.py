@@ -96,8 +96,7 @@ def _directions(name: str, length: int, dim: int) -> NDArray[np.float32]:
 
 
 class UserSide(nn.Module):
-    """Makes the user's vector from their row and recently liked and seen items, in the space of item
-    vectors."""
+    """Makes user vectors from the user's row and recently liked and seen items."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()

@@ -145,8 +145,7 @@ def lay_out(rows: Any, aligned: Any, wide: Any, main: Any) -> None:
 
 @kernel(types.void(_ROWS_3, _float[:, ::1], _float[::1]))
 def take_pairs(dots: Any, wide: Any, main: Any) -> None:
-    """Copies the upper triangle of dot products (B, S, S) behind the embeddings of ``wide``, and adds its sum
-    to ``main``."""
+    """Copies the upper triangle of ``dots`` (B, S, S) into ``wide``; adds its sum to ``main``."""
     slots = dots.shape[1]
     sums = np.empty(slots, np.float32)
     for b in range(dots.shape[0]):

@@ -27,8 +27,7 @@ def pooled(rows_UR: Tensor, index: Tensor, lengths: Tensor, batch: int) -> Tenso
 
 
 def interacted(rows_BSR: Tensor) -> tuple[Tensor, Tensor]:
-    """Embeddings and pairwise dot products of slots (B, S · D + P); the sum of products and linear terms
-    (B,)."""
+    """Embeddings and dot products of slots (B, S · D + P); the sum of all terms (B,)."""
     if rows_BSR.is_cuda:
         return interacted_by_torch(rows_BSR)
     out: tuple[Tensor, Tensor] = _Interacted.apply(rows_BSR)  # type: ignore[no-untyped-call]

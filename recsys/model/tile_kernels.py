@@ -127,8 +127,7 @@ def _of_requests(
 
 @kernel(types.void(_ROWS_3, _int, _int, _ROWS_2_OUT, _ROWS_2_OUT, _float[::1]))
 def _of_items(items: Any, first: Any, user_slots: Any, rows: Any, out: Any, main: Any) -> None:
-    """Loads each item's rows into its lane and the front of ``out``, and adds its linear terms to
-    ``main``."""
+    """Loads each item's rows into its lane and ``out``, and adds linear terms to ``main``."""
     dim = items.shape[2] - 1
     for lane in range(LANES):
         to = out[first + lane]

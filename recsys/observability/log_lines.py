@@ -44,7 +44,7 @@ _LOG_BYTES: Final = 5_000_000
 LOG_CONTEXT: ContextVar[Mapping[str, Any]] = ContextVar("known", default={})  # noqa: B039  (never changed)
 
 
-def hide(text: str) -> str:
+def redact(text: str) -> str:
     """Redacts passwords in URLs and the values after names of secrets."""
     text = _URL.sub(_without_user, text)
     text = _NAMED.sub(_without_value, _HEADERS.sub(r"\1***", text))
@@ -80,7 +80,7 @@ class _Lines(logging.Formatter):
         return {name: _printable(name, value) for name, value in fields.items()}
 
     def _exception(self, record: logging.LogRecord) -> str:
-        return hide(self.formatException(record.exc_info)) if record.exc_info else ""
+        return redact(self.formatException(record.exc_info)) if record.exc_info else ""
 
 
 class JsonLines(_Lines):
@@ -92,7 +92,7 @@ class JsonLines(_Lines):
             "level": record.levelname.lower(),
             "part": self._part,
             "logger": record.name,
-            "message": hide(record.getMessage()),
+            "message": redact(record.getMessage()),
         }
         line = head | self._fields(record) | head  # fields never replace the head
         if exception := self._exception(record):
@@ -108,7 +108,7 @@ class TextLines(_Lines):
         head = f"{at}.{int(record.msecs):03}Z {record.levelname:<7} {self._part} {record.name}: "
         more = "".join(f" {name}={value}" for name, value in self._fields(record).items())
         exception = self._exception(record)
-        return head + hide(record.getMessage()) + more + (f"\n{exception}" if exception else "")
+        return head + redact(record.getMessage()) + more + (f"\n{exception}" if exception else "")
 
 
 def _printable(name: str, value: Any) -> Any:
@@ -118,7 +118,7 @@ def _printable(name: str, value: Any) -> Any:
         value = value.item()
     if isinstance(value, float) and not math.isfinite(value):
         return None  # not representable in JSON
-    return value if isinstance(value, int | float | bool | None) else hide(str(value))
+    return value if isinstance(value, int | float | bool | None) else redact(str(value))
 
 
 def formatter(format: str, part: str, who: Mapping[str, Any] | None = None) -> logging.Formatter:
@@ -185,11 +185,11 @@ class LogThrottle:
         self._logged_s: dict[str, float] = {}
         self._count: Counter[str] = Counter()
 
-    def due(self, what: str, now_s: float) -> int:
+    def due(self, event: str, now_s: float) -> int:
         """Number of occurrences since the last message, this one included; 0 if no message is due."""
-        self._count[what] += 1
-        logged_s = self._logged_s.get(what)
+        self._count[event] += 1
+        logged_s = self._logged_s.get(event)
         if logged_s is not None and now_s - logged_s < self._every_s:
             return 0
-        self._logged_s[what] = now_s
-        return self._count.pop(what)
+        self._logged_s[event] = now_s
+        return self._count.pop(event)

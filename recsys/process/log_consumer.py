@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import suppress
 from typing import Any, Final
 
 import msgspec
@@ -9,7 +10,7 @@ import msgspec
 from recsys.events.dedupe import RecentIds
 from recsys.events.event_types import Rejected
 from recsys.events.records import DEAD_LETTERS, DeadLetter, pack, unpack
-from recsys.log.protocol import Append, Log, LogLost, LogUnavailable, Record
+from recsys.log.protocol import Append, Log, LogLost, LogUnavailable, Record, read_range
 
 REASON_CHARACTERS: Final = 500
 LETTERS_KNOWN: Final = 100_000  # newest letters, checked for duplicates
@@ -18,14 +19,12 @@ UNREADABLE: Final = (Rejected, msgspec.MsgspecError, UnicodeDecodeError, Recursi
 
 def readable(log: Log, topic: str, kind: Any) -> Iterator[Any]:
     """All records of a single-partition topic that can be read as ``kind``, in order."""
-    offset = log.begin(topic, 0)
-    while records := log.read(topic, 0, offset):
-        for record in records:
-            try:
-                yield unpack(record.value, kind)
-            except UNREADABLE:
-                continue
-        offset = records[-1].offset + 1
+    for record in read_range(log, topic, 0, log.begin(topic, 0), 1 << 62):
+        try:
+            value = unpack(record.value, kind)
+        except UNREADABLE:
+            continue
+        yield value
 
 
 class Consumer:
@@ -81,8 +80,7 @@ def check_same(log: Log, saved_id: str, what: str) -> None:
 
 
 def hold_available(log: Log, name: str, topic: str, offsets: Mapping[int, int]) -> None:
-    """Holds ``offsets`` by partition, or the log's beginning if retention has passed an offset noted
-    earlier."""
+    """Holds ``offsets`` by partition, or the log's beginning if retention has passed one."""
     for partition, offset in offsets.items():
         log.hold(name, topic, partition, max(offset, log.begin(topic, partition)))
 
@@ -143,15 +141,11 @@ class DeadLetters:
         written, end = RecentIds(LETTERS_KNOWN), self._log.end(DEAD_LETTERS, 0)
         offset = max(self._log.begin(DEAD_LETTERS, 0), end - LETTERS_KNOWN)
         # Stops at the end: after an empty read a Kafka client would follow the topic.
-        while offset < end and (records := self._log.read(DEAD_LETTERS, 0, offset)):
-            for record in records:
-                try:
-                    letter = unpack(record.value, DeadLetter)
-                except UNREADABLE:
-                    continue
+        for record in read_range(self._log, DEAD_LETTERS, 0, offset, end):
+            with suppress(*UNREADABLE):
+                letter = unpack(record.value, DeadLetter)
                 if letter.topic in self._topics:
                     written.add(_place(letter.topic, letter.partition, letter.offset))
-            offset = records[-1].offset + 1
         return written
 
 

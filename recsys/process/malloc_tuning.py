@@ -18,8 +18,7 @@ BESIDE_TABLES: Final = 4 << 20
 
 
 def keep_freed_memory(below: int = OF_STEPS) -> bool:
-    """Keeps freed arrays of less than ``below`` bytes, in all threads from now on; False if malloc isn't
-    glibc's."""
+    """Keeps freed arrays below that size, in all threads; False if malloc isn't glibc's."""
     try:
         mallopt = ctypes.CDLL(None).mallopt
     except (AttributeError, OSError, TypeError):

@@ -24,7 +24,7 @@ from typing import Final
 import msgspec
 
 from recsys.log.protocol import LogLost
-from recsys.observability.log_lines import hide, log_to_file
+from recsys.observability.log_lines import log_to_file, redact
 
 EXIT_LOG_LOST: Final = 4  # exit status of a part whose log is lost: restarting can't help
 
@@ -82,7 +82,7 @@ class Heartbeat:
         with self._lock:
             self._beat.gauges[name] = value
 
-    def only(self, begins: str, gauges: Mapping[str, float]) -> None:
+    def replace_gauges(self, begins: str, gauges: Mapping[str, float]) -> None:
         """Replaces all gauges whose names begin with ``begins``, so that outdated ones disappear."""
         with self._lock:
             rest = {n: v for n, v in self._beat.gauges.items() if not n.startswith(begins)}
@@ -196,7 +196,7 @@ def run_part(
         body(stop)
     except Exception as error:
         logger.exception("part failed")
-        failure = hide(f"{type(error).__name__}: {error}")
+        failure = redact(f"{type(error).__name__}: {error}")
         done.set()
         beating.join()
         heartbeat.state("failed", failure[:500])

@@ -48,7 +48,7 @@ def started(
 def _warmup_data(settings: Config, limit: int, console: Console) -> Any:
     """Chooses data and feature set; None where the folder is warm already."""
     from recsys.features.feature_set import FeatureSet
-    from recsys.features.feature_set_file import decide
+    from recsys.features.feature_set_file import write_feature_set
 
     state = Path(settings.state)
     begun = warmup.read_progress(state)
@@ -57,7 +57,7 @@ def _warmup_data(settings: Config, limit: int, console: Console) -> Any:
     now_ms = time.time_ns() // 1_000_000 if begun is None else begun.now_ms
     data, why = demo_data.choose(now_ms, limit)
     console.print(f"data: {why}", highlight=False)
-    decide(settings, FeatureSet(data.schema, settings.model.features, settings.sessions.history))
+    write_feature_set(settings, FeatureSet(data.schema, settings.model.features, settings.sessions.history))
     if begun is None:
         warmup.begin(state, data, now_ms)
     return data

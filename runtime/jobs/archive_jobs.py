@@ -104,7 +104,7 @@ def backfill(
     The new archive has the layout and schema of the old one, which isn't changed. Returns the numbers of
     examples kept, filled in, and left out by reason.
     """
-    from recsys.features.feature_set_file import as_file
+    from recsys.features.feature_set_file import encode_feature_set
     from recsys.process.part_process import write_atomically
     from serving.sessions.session_fold import fold_event, shown_keys
     from training.archive.backfill import Backfill
@@ -137,7 +137,7 @@ def backfill(
         counters = CountersAsOf(items, source.events, source.partitions("events"), folds)
         fill.compute(placed, sessions, counters)
     out.mkdir(parents=True)
-    write_atomically(out / FILE, as_file(features))
+    write_atomically(out / FILE, encode_feature_set(features))
     write_atomically(out / "log_id", source.id.encode())
     for part in files:
         _write_filled(part.path, out / part.path.relative_to(archive), fill)

@@ -16,7 +16,6 @@ from serving.compat import unpersonalized as lists
 from serving.compat.gorse_reads import add_reads, with_optional_part
 from serving.compat.shared_handlers import (
     Fields,
-    FieldsOf,
     SharedHandlers,
     refuse_cross_origin,
     unsupported_response,
@@ -58,7 +57,7 @@ def routes_of(handlers: SharedHandlers) -> APIRouter:
     _add_lists(router, handlers)
     _add_health(router, handlers)
     for method, path, what, alternative in _UNSUPPORTED:
-        endpoint = partial(_unsupported, what, alternative)
+        endpoint = partial(unsupported_response, what, alternative)
         router.add_api_route(path, endpoint, methods=[method], status_code=501, summary=what)
     return router
 
@@ -68,10 +67,6 @@ def _refuse_slashes(request: Request) -> None:
     path = request.scope.get("raw_path") or b""
     if b"%2f" in path.lower():
         raise Rejected("path", path.decode("latin-1"), "names without a slash, which is %2F")
-
-
-def _unsupported(what: str, alternative: str) -> Response:
-    return unsupported_response(what, alternative)
 
 
 def _rows(count: int) -> Response:
@@ -126,11 +121,7 @@ def _add_changes(router: APIRouter, handlers: SharedHandlers) -> None:
 
     async def change(item_id: str, changed: Callable[[Fields], dict[str, Any]]) -> Response:
         """Publishes a living item anew; 404 for others."""
-
-        def items(_: FieldsOf) -> Sequence[dict[str, Any]]:
-            return [changed(handlers.living_fields(item_id))]
-
-        await handlers.change_items(items)
+        await handlers.change_items(lambda: [changed(handlers.living_fields(item_id))])
         return _rows(1)
 
     @router.patch("/api/item/{item_id}", dependencies=write)

@@ -80,8 +80,8 @@ async def _write(handlers: SharedHandlers, batch: metarank.Batch, now_ms: int) -
     """Writes items first: merged with their current fields they may be too large, and then nothing is
     written."""
 
-    def merged(fields_of: FieldsOf) -> list[dict[str, Any]]:
-        items = zip(merge_fields(batch.items, fields_of), batch.places, strict=True)
+    def merged() -> list[dict[str, Any]]:
+        items = zip(merge_fields(batch.items, handlers.fields_of), batch.places, strict=True)
         return [checked(item, where, now_ms) for item, where in items]
 
     if batch.items:

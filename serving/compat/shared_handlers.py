@@ -91,7 +91,7 @@ class SharedHandlers:
         async with self._items:
             await self._put_items(items)
 
-    async def change_items(self, change: Callable[[FieldsOf], Sequence[dict[str, Any]]]) -> None:
+    async def change_items(self, change: Callable[[], Sequence[dict[str, Any]]]) -> None:
         """As ``put_items``, with items that ``change`` makes from the current fields of living items (None
         for others): those on the log when this was called, whoever wrote them. Raises Unavailable if this
         replica doesn't catch up."""
@@ -105,7 +105,7 @@ class SharedHandlers:
                     f"this replica is behind the changes of items by more than {_APPLIED_S:g} s: nothing "
                     "is changed, send it again"
                 )
-            await self._put_items(change(self.fields_of))
+            await self._put_items(change())
 
     async def _put_items(self, items: Sequence[dict[str, Any]]) -> None:
         results = await self.service.write_api.put_items(items)

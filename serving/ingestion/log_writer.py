@@ -70,7 +70,7 @@ class LogWriter:
         self.kept_bytes = 0  # in memory
         self.on_disk_bytes = 0  # as of a moment ago
         self.waiting = 0  # records with a waiting caller
-        self.written = self.failures = 0
+        self.failures = 0
         self.drops: Counter[str] = Counter()
         self._behind = False  # whether own impressions are spooled
         self._thread = threading.Thread(target=self._run, name="log-writer", daemon=True)
@@ -230,7 +230,6 @@ class LogWriter:
         with self._changed:
             self._failing_until_s = 0.0
             self._failures_in_a_row = 0
-            self.written += len(offsets)
             self.kept_bytes -= sum(entry.size for entry in entries)
             self.waiting -= sum(len(entry.records) for entry in entries if entry.done)
         for entry in entries:

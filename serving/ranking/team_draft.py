@@ -80,7 +80,7 @@ def _pick(walks: tuple[SlateWalk, ...], turns: TeamDraft, draw: float) -> _Pick:
     step = steps[side]
     assert step is not None
     position, by_quota = step.pick(draw)
-    probabilities = tuple(float(one.total_N[position]) for one in able)
+    probabilities = tuple(float(s.total_N[position]) for s in able)
     if len(able) < len(walks):
         return _Pick(position, probabilities[0], NOBODY, side, by_quota, step.on_trial)
     propensity = 0.5 * sum(probabilities) if turns.tied else probabilities[side]

@@ -39,20 +39,20 @@ class Difference:
 def query_of(impression: Impression, session: Session, policy: Policy) -> Query:
     """The query that an impression answered, skipping what its deadline skipped. Raises ValueError for an
     impression without its request."""
-    asked = impression.asked
-    if asked is None:
+    inputs = impression.asked
+    if inputs is None:
         raise ValueError(
             f"impression {impression.request_id} doesn't record its request: it is older than this record, "
             "or was made elsewhere; only newer ones can be reconstructed"
         )
     request = Request(
         user_id=impression.user_id,
-        n=asked.n,
+        n=inputs.n,
         surface=impression.surface,
         context=impression.context,
-        exclude_ids=tuple(asked.exclude_ids),
-        candidate_ids=None if asked.candidate_ids is None else tuple(asked.candidate_ids),
-        by_score=asked.by_score,
+        exclude_ids=tuple(inputs.exclude_ids),
+        candidate_ids=None if inputs.candidate_ids is None else tuple(inputs.candidate_ids),
+        by_score=inputs.by_score,
         explain=True,  # adds predictions and reasons, and changes nothing else
     )
     deadline = RecordedDeadline(impression.degraded)
@@ -121,10 +121,10 @@ def _first(field: str, logged: bytes, again: bytes, kind: Any) -> Difference:
     return Difference(f"{field}[{at}]", old[at].item(), new[at].item())
 
 
-def policy_of(known: Iterable[Policies], user_id: Id, stamp: Stamp) -> Policy:
-    """The policy with the stamp's digest among ``known``, the newest first, preferably with its arms. Raises
+def policy_of(revisions: Iterable[Policies], user_id: Id, stamp: Stamp) -> Policy:
+    """The policy with the stamp's digest, preferably with its arms. ``revisions``: the newest first. Raises
     ValueError where none has the digest."""
-    resolved = (policies.resolve(user_id) for policies in known)
+    resolved = (policies.resolve(user_id) for policies in revisions)
     matching = [policy for policy in resolved if policy.digest == stamp.policy]
     if not matching:
         raise ValueError(

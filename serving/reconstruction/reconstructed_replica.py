@@ -58,18 +58,18 @@ class ReconstructedReplica:
         self._line: LineReader | None = None
         self._steps: deque[StepDelta] = deque()
 
-    def at(self, stamp: Stamp, asked: RequestInputs) -> Pipeline:
+    def at(self, stamp: Stamp, inputs: RequestInputs) -> Pipeline:
         """The pipeline of the replica at a stamp. Raises NotReconstructible."""
-        since = asked.item_state_from
-        other = self._states_from not in (None, since)
+        since = inputs.item_state_from
+        restart = self._states_from not in (None, since)
         behind = max(stamp.item_state_offset, since) < self._states
-        if other or behind or stamp.catalogue_offset < self._items:
+        if restart or behind or stamp.catalogue_offset < self._items:
             self._begin()
         self._to_items(stamp.catalogue_offset)
         self._to_states(stamp.item_state_offset, since)
         self.weights_at(stamp)
         self._index_of(stamp)
-        serve = replace(self._config.serve, candidates=asked.candidates)
+        serve = replace(self._config.serve, candidates=inputs.candidates)
         self.replica.config = replace(self._config, serve=serve)
         return self.pipeline
 

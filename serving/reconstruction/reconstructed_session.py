@@ -113,8 +113,8 @@ class ReconstructedSessions:
 
     def of(self, impression: Impression) -> Session:
         """The session of an answer. Raises NotReconstructible."""
-        stamp, asked, seen = impression.stamp, impression.asked, self._config.sessions.seen
-        assert stamp is not None and asked is not None
+        stamp, inputs, seen = impression.stamp, impression.asked, self._config.sessions.seen
+        assert stamp is not None and inputs is not None
         if SESSION in impression.degraded or not stamp.session_offset:
             return Session(impression.user_id, self._features, seen)
         events = self._events_of(impression.user_id, stamp.session_offset)
@@ -122,7 +122,7 @@ class ReconstructedSessions:
         for keys_at in self._item_keys(events, stamp.catalogue_offset):
             session = Session(_user_of(events[0][1]), self._features, seen)
             blob = fold_events(session, events, keys_at).pack()
-            if not asked.session or digest_of(blob) == asked.session:
+            if not inputs.session or digest_of(blob) == inputs.session:
                 return Session.unpack(blob, self._features, seen)
         raise NotReconstructible(self._why(impression.user_id, stamp.session_offset, events))
 

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from recsys.arrays.growable import grown
+
 Indices = NDArray[np.int64]
 
 
@@ -17,8 +19,7 @@ class _Members:
     count: int
 
     def append(self, index: int) -> None:
-        if self.count == len(self.room):
-            self.room = np.concatenate([self.room, np.empty(max(8, self.count), np.int64)])
+        self.room = grown(self.room, self.count + 1)
         self.room[self.count] = index
         self.count += 1
 

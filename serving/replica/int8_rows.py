@@ -18,8 +18,7 @@ from numba import types
 from numpy.typing import NDArray
 
 from parameter_server.table.id_map import IdMap
-from parameter_server.table.kernels import kernel
-from recsys.arrays.compiled import read_only
+from recsys.arrays.compiled import kernel, read_only
 from recsys.arrays.growable import grown, written_bytes
 from recsys.config.system_config import TableConfig
 from serving.replica.row_store import Keys, Rows, RowStore
@@ -145,8 +144,8 @@ def _try(row: Any, word: Any, to: Any) -> Any:
         code = np.int32(0)  # so that there is no -0
         if scale > 0:
             code = np.int32(np.rint(min(max(row[j] / scale, -_MOST), _MOST)))
-        made = np.float32(np.float32(code) * scale).view(np.uint32)
-        same &= made == np.float32(row[j]).view(np.uint32)
+        restored = np.float32(np.float32(code) * scale).view(np.uint32)
+        same &= restored == np.float32(row[j]).view(np.uint32)
         to[4 + j] = np.uint8(code & 255)
     return same
 

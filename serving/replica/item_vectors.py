@@ -130,7 +130,8 @@ class ItemVectors(ABC):
         for start in range(0, total if self.indexed else 0, _BLOCK):
             block = np.arange(start, min(start + _BLOCK, total))
             index.set(block, self._vectors(block, rows["items"]), self.catalogue.alive[block])
-        return PreparedVersion(version, rows, dense, index, self.catalogue_offset)
+        resized = self._resized_model(model)
+        return PreparedVersion(version, rows, dense, index, self.catalogue_offset, resized)
 
     def install(self, prepared: PreparedVersion) -> None:
         """Starts from a prepared version: replaces rows and vectors whole, at once."""
@@ -154,6 +155,10 @@ class ItemVectors(ABC):
     def _tables_of(self, model: ModelConfig | None) -> tuple[TableConfig, ...]:
         """The tables stored here of a model; None: of the served one."""
         return self._tables
+
+    def _resized_model(self, model: ModelConfig | None) -> Model | None:
+        """A model of this configuration, where its size differs from the served one's."""
+        return None
 
     def _own(self, keys: Keys, rows: Rows) -> tuple[Keys, Rows]:
         """The rows of a table that are stored here."""

@@ -4,7 +4,7 @@ Items, item state and steps are applied between requests, never during one, so t
 of everything, and its stamp names it. Another snapshot is prepared beside it, and then installed.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -20,7 +20,7 @@ from recsys.features.counters import Counters
 from recsys.features.feature_set import FeatureSet
 from recsys.model.model import Model, build_model
 from serving.replica.group_index import GroupIndex
-from serving.replica.item_vectors import ItemVectors, ModelVersion, PreparedVersion
+from serving.replica.item_vectors import ItemVectors, PreparedVersion
 from serving.replica.popularity import Popularity
 
 Keys = NDArray[np.int64]
@@ -111,18 +111,10 @@ class Replica(ItemVectors):
         """Digest of all rows, modulo 2⁶⁴."""
         return sum(store.digest for store in self.rows.values()) % 2**64
 
-    def prepare(
-        self,
-        tables: Mapping[str, tuple[Keys, Rows]],
-        dense: Rows | None,
-        version: ModelVersion,
-        model: ModelConfig | None = None,
-    ) -> PreparedVersion:
-        prepared = super().prepare(tables, dense, version, model)
+    def _resized_model(self, model: ModelConfig | None) -> Model | None:
         if model is None or model == self.model.config:
-            return prepared
-        resized = published_model(self.features, replace(self.config, model=model))
-        return replace(prepared, model=resized)
+            return None
+        return published_model(self.features, replace(self.config, model=model))
 
     def _tables_of(self, model: ModelConfig | None) -> tuple[TableConfig, ...]:
         return self._tables if model is None else tables_of(model)

@@ -179,13 +179,9 @@ class RetrievalShard(ItemVectors):
 
     def refusal_of(self, request: ShardRequest) -> str:
         """Reason why a request can't be answered; empty where it can."""
-        addressee = request.shard, request.shards
+        version, addressee = request.version, (request.shard, request.shards)
         if request.shards and addressee != (self.shard, self.shards):
             return OTHER_PART
-        return self.refusal(request.version)
-
-    def refusal(self, version: VectorVersion) -> str:
-        """Reason why a version can't be searched; empty where it can."""
         if (version.line, version.epoch) != (self.line, self.epoch):
             return OTHER_LINE
         if version.step < self._oldest_step or version.catalogue_offset < self._oldest_offset:

@@ -20,8 +20,10 @@ from serving.index.nearest import Overlay, merge_hits, nearest
 Keys = NDArray[np.int64]
 
 
-class ShardedIndex:
+class ShardedIndex(ItemIndex):
     """An ``ItemIndex`` of several shards, of which some may be absent. ``keys``: of all items, by index."""
+
+    name = ""
 
     def __init__(
         self, name: str, parts: list[ItemIndex | None], dim: int, keys: Callable[[], Keys]
@@ -43,9 +45,6 @@ class ShardedIndex:
     def empty(self) -> "ShardedIndex":
         parts = [None if part is None else part.empty() for part in self._parts]
         return ShardedIndex(self.name, parts, self.dim, self._keys)
-
-    def reserve(self, more: int) -> None:
-        """Does nothing: no request waits for it."""
 
     def set(self, indices: Indices, vectors: Vectors, alive: Mask | None = None) -> None:
         if not len(indices):

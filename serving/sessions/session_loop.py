@@ -210,7 +210,7 @@ def run(config: Config, stop: Stop) -> None:
             except (StoreUnavailable, LogUnavailable, PositionConflict) as error:
                 beat.add("failed_turns")
                 _LOG.warning("turn failed, trying again", extra={"error": str(error)})
-                beat.only(_DELAY, loop.delays.p95(_DELAY, wall_ms()))
+                beat.replace_gauges(_DELAY, loop.delays.p95(_DELAY, wall_ms()))
                 stop.wait(0.3, starting)
                 continue
             beat.add("events", moved)
@@ -218,7 +218,7 @@ def run(config: Config, stop: Stop) -> None:
             if moved:
                 beat.gauge("repeats", loop.events.repeats)
                 beat.gauge("unreadable", loop.events.unreadable + loop.unreadable)
-            beat.only(_DELAY, loop.delays.p95(_DELAY, wall_ms()))
+            beat.replace_gauges(_DELAY, loop.delays.p95(_DELAY, wall_ms()))
             if tracer:
                 tracer.count(beat)
             if not moved:

@@ -23,7 +23,6 @@ class TimedSessionReader:
 
     def __init__(self, sessions: SessionReader) -> None:
         self.sessions = sessions
-        self.failures = 0
         self._answers = 0
         self._failures_in_a_row = 0
         self._paused_until_s = 0.0
@@ -32,7 +31,6 @@ class TimedSessionReader:
         """As ``SessionReader.get``. ``slice_s``: wait for a store that answers no request, at most
         ``MAX_WAIT_S``. A request for a list waits one short slice; a lookup of a session has time."""
         if time.monotonic() < self._paused_until_s:
-            self.failures += 1
             raise StoreUnavailable("the session store failed a moment ago")
         read = asyncio.ensure_future(self.sessions.get(user_id))
         await self._wait(read, slice_s)
@@ -41,7 +39,6 @@ class TimedSessionReader:
             self._failures_in_a_row = 0
             return read.result()
         read.add_done_callback(lambda late: late.cancelled() or late.exception())
-        self.failures += 1
         self._failures_in_a_row += 1
         if self._failures_in_a_row >= FAILURES:
             self._paused_until_s = time.monotonic() + PAUSE_S

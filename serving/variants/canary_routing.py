@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Collection
 
-from experiments.promotion.lifecycle import CandidateState, answers
+from experiments.promotion.lifecycle import CandidateState, is_in_canary
 from recsys.events.hashing import Id
 from serving.pipeline import Pipeline
 from serving.variants.model_variants import ModelVariant, ModelVariants
@@ -37,7 +37,7 @@ class CanaryRouter:
         variant = self.variants.get(line) if line else self.variant
         if variant is None or not self.variants.is_servable(variant):
             return None
-        if not line and not answers(self.state, user_id):
+        if not line and not is_in_canary(self.state, user_id):
             return None
         if counts:
             self.answered[variant.line] += 1

@@ -1,9 +1,9 @@
-// The server's API: one function a route. Every failure is an ApiError that says whether trying again helps.
+// Client of the server's API, one function per route. Failures are ApiErrors that say whether to retry.
 
 const TIMEOUT_MS = 8_000;
 
 export class ApiError extends Error {
-  /** `status` is 0 where no answer came; `retryAfter_ms` is what the server asked for, if it did. */
+  /** `status` is 0 without an answer; `retryAfter_ms` is the delay that the server requested, if any. */
   constructor(message, status = 0, retryAfter_ms = 0) {
     super(message);
     this.status = status;
@@ -15,7 +15,7 @@ export class ApiError extends Error {
   }
 }
 
-async function ask(path, { body, keepalive = false } = {}) {
+async function request(path, { body, keepalive = false } = {}) {
   let answer;
   try {
     answer = await fetch(path, {
@@ -40,12 +40,12 @@ async function ask(path, { body, keepalive = false } = {}) {
   }
 }
 
-export const recommend = (request) => ask("/v1/recommend", { body: request });
-export const sendEvents = (events) => ask("/v1/events", { body: { events } });
-export const session = (user_id) => ask(`/v1/sessions/${encodeURIComponent(user_id)}`);
-export const status = () => ask("/v1/status");
+export const recommend = (query) => request("/v1/recommend", { body: query });
+export const sendEvents = (events) => request("/v1/events", { body: { events } });
+export const session = (user_id) => request(`/v1/sessions/${encodeURIComponent(user_id)}`);
+export const status = () => request("/v1/status");
 
-/** Hands events to the browser to be sent even though the page goes away; false where it refused. */
+/** Has the browser send events even after the page closes; false if it refused. */
 export function beacon(events) {
   const body = new Blob([JSON.stringify({ events })], { type: "application/json" });
   return navigator.sendBeacon?.("/v1/events", body) ?? false;

@@ -1,7 +1,7 @@
-// Who is in which arm, as every server assigns it (experiments/assignment/policy.py): for a client that must know
-// its arm before it asks. tests/experiments/assignment/test_assign_js.py holds the two to each other.
+// Arm assignment, identical to the server's (experiments/assignment/policy.py), for clients that need the arm before
+// a request. tests/experiments/assignment/test_assign_js.py compares the two.
 
-const SEED = 0n; // as the server's
+const SEED = 0n; // the server's
 const MASK = (1n << 64n) - 1n;
 const C1 = 0x87c37b91114253d5n;
 const C2 = 0x4cf5ad432745937fn;
@@ -17,11 +17,11 @@ function mix(k) {
 
 /** The little-endian number of up to eight bytes. */
 function word(bytes, from, to) {
-  let found = 0n;
+  let number = 0n;
   for (let at = Math.min(to, bytes.length) - 1; at >= from; at -= 1) {
-    found = (found << 8n) | BigInt(bytes[at]);
+    number = (number << 8n) | BigInt(bytes[at]);
   }
-  return found;
+  return number;
 }
 
 /** The first half of MurmurHash3 x64 128 (Appleby 2011) of a text in UTF-8, as a BigInt. */
@@ -53,11 +53,11 @@ export function uniform(...ids) {
 }
 
 /**
- * The name of a user's arm, or null for who isn't in the experiment.
+ * The name of a user's arm, or null for a user outside the experiment.
  *
  * `experiment`: {name, layer, salt, offset, traffic, arms: [{name, share}, …]}, arms in the file's order.
- * With the file's traffic it knows neither the ramp nor a stop, and gives arms to users whom the server
- * gives none: give it the traffic by now, 0 once it is stopped. What counts is the stamp of an answer.
+ * The file's traffic ignores the ramp and a stop, so that users may get arms who have none on the server: pass the
+ * current traffic, 0 once stopped. The stamp of an answer is authoritative.
  */
 export function assign(user, { name, layer = "ranking", salt = "", offset = 0, traffic = 1, arms }) {
   const place = uniform("layer", layer, user);
@@ -71,5 +71,5 @@ export function assign(user, { name, layer = "ranking", salt = "", offset = 0, t
     }
     draw -= arm.share;
   }
-  return arms[arms.length - 1].name; // the shares' sum is 1 but for rounding
+  return arms[arms.length - 1].name; // the shares sum to 1, except for rounding
 }

@@ -1,6 +1,6 @@
-// Bars that move: a ranked list whose rows slide to their new places and stretch to their new lengths.
+// Animated bar chart: a ranked list whose rows slide to new places and stretch to new lengths.
 
-const calm = () => matchMedia("(prefers-reduced-motion: reduce)").matches;
+const reducedMotion = () => matchMedia("(prefers-reduced-motion: reduce)").matches;
 
 export class Bars {
   constructor(list) {
@@ -24,20 +24,20 @@ export class Bars {
   }
 
   #row({ key, label, emoji, hue, weight }, largest) {
-    let known = this.rows.get(key);
-    if (!known) {
-      known = { element: rowElement(emoji, label, hue), weight: 0 };
-      this.rows.set(key, known);
-      requestAnimationFrame(() => known.element.classList.add("here"));
+    let row = this.rows.get(key);
+    if (!row) {
+      row = { element: rowElement(emoji, label, hue), weight: 0 };
+      this.rows.set(key, row);
+      requestAnimationFrame(() => row.element.classList.add("here"));
     }
-    const { element } = known;
-    const change = weight - known.weight;
+    const { element } = row;
+    const change = weight - row.weight;
     if (Math.abs(change) > 0.02 * largest) {
       element.dataset.change = change > 0 ? "up" : "down";
-      clearTimeout(known.calm);
-      known.calm = setTimeout(() => delete element.dataset.change, 2600);
+      clearTimeout(row.timer);
+      row.timer = setTimeout(() => delete element.dataset.change, 2600);
     }
-    known.weight = weight;
+    row.weight = weight;
     element.classList.toggle("less", weight < 0);
     element.style.setProperty("--share", String(Math.abs(weight) / largest));
     element.querySelector(".value").textContent = weight.toFixed(Math.abs(weight) >= 10 ? 0 : 2);
@@ -49,7 +49,7 @@ export class Bars {
   }
 
   #slide(before) {
-    if (calm()) return;
+    if (reducedMotion()) return;
     for (const [key, { element }] of this.rows) {
       const by = (before.get(key) ?? element.offsetTop) - element.offsetTop;
       if (by) {

@@ -1,11 +1,11 @@
-// One item of the feed as an element: the cover is painted when it comes near and cleared when it is far,
-// so that a long evening of swiping stays light.
+// One item of the feed as an element. Its cover is painted when it comes near and cleared when it is far, to bound
+// memory.
 
 import { coverOf, paint } from "./covers.js";
 import { handleOf, nameOf } from "./names.js";
 import { topicOfTag } from "./topics.js";
 
-/** An entry: the item as served, what it looks like, and what the viewer did with it so far. */
+/** Creates an entry: the served item, its appearance, and the viewer's engagements with it. */
 export function entryOf(item, answer) {
   const entry = {
     item,
@@ -18,7 +18,7 @@ export function entryOf(item, answer) {
     viewed: false,
     long: false,
     acted: false,
-    did: new Set(), // like, follow, share, hide, click: each is said once
+    did: new Set(), // like, follow, share, hide, click: each is sent once
     visible: false,
     element: null,
   };
@@ -80,14 +80,14 @@ function line(name, text) {
   return element;
 }
 
-/** Paints a card that comes near, clears one that is far away. */
+/** Paints the cover of a near card, clears a far one. */
 export function dress(entry, near) {
   const cover = entry.element.firstElementChild;
   if (near && !cover.firstElementChild) paint(cover, entry.cover);
   if (!near && cover.firstElementChild) cover.replaceChildren();
 }
 
-/** A heart that flies up from where the viewer tapped (in the card's own coordinates). */
+/** Animates hearts from the tapped point, in the card's coordinates. */
 export function burst(entry, x, y, glyph = "❤️") {
   const { element } = entry;
   const flight = document.createElement("div");

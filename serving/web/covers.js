@@ -1,4 +1,4 @@
-// The generated "video" of an item: palette, background, emoji, title and three scenes, all from its id.
+// Generates an item's "video" from its id: palette, background, emoji, title and three scenes.
 
 import { pattern } from "./patterns.js";
 import { Draws } from "./seeded.js";
@@ -30,16 +30,16 @@ const MOTIONS = ["bob", "sway", "beat", "hop", "roll"];
 
 export const DEFAULT_MS = 12_000;
 
-/** Everything that a cover shows, as values: the same item, the same cover. */
+/** Computes a cover as plain values; deterministic per item. */
 export function coverOf(item) {
   const draws = new Draws(`cover ${item.item_id}`);
   const topic = topicOf(item);
   const fields = item.fields ?? {};
-  const made = draws.pick(TITLES)(draws.pick(topic.subjects), draws.int(2, 90));
+  const title = draws.pick(TITLES)(draws.pick(topic.subjects), draws.int(2, 90));
   const duration = Number(fields.duration_ms);
   return {
     topic,
-    title: fields.title ? String(fields.title) : made[0].toUpperCase() + made.slice(1),
+    title: fields.title ? String(fields.title) : title[0].toUpperCase() + title.slice(1),
     lines: ["", draws.pick(MIDDLES), draws.pick(ENDINGS)],
     emoji: topic.emoji,
     layout: draws.pick(LAYOUTS),
@@ -57,15 +57,15 @@ function paletteOf(hue, draws) {
   const second = hue + draws.pick([38, -42, 60]);
   const third = hue + draws.pick([150, 180, -120, 90]);
   const colour = (l, c, h) => `oklch(${l} ${c} ${((h % 360) + 360) % 360})`;
-  const made = {
+  const colours = {
     night: [colour(0.23, 0.08, hue), colour(0.36, 0.13, hue), colour(0.63, 0.2, second), colour(0.84, 0.16, third)],
     vivid: [colour(0.5, 0.19, hue), colour(0.58, 0.2, second), colour(0.66, 0.19, hue), colour(0.9, 0.13, third)],
     paper: [colour(0.93, 0.05, hue), colour(0.85, 0.1, hue), colour(0.76, 0.15, second), colour(0.62, 0.2, third)],
   }[mood];
-  return { mood, colours: made, ink: mood === "paper" ? colour(0.24, 0.09, hue) : "#fff" };
+  return { mood, colours, ink: mood === "paper" ? colour(0.24, 0.09, hue) : "#fff" };
 }
 
-/** Builds the cover into a card. Text goes in as text, so that no title can be markup. */
+/** Builds the cover into a card. Titles are inserted as text, never as markup. */
 export function paint(host, cover) {
   const { colours, ink, mood } = cover.palette;
   colours.forEach((value, i) => host.style.setProperty(`--c${i + 1}`, value));

@@ -1,4 +1,4 @@
-// The drawer: what the system just learned, which model answered, and why this item is here.
+// The drawer: session topics, freshness of the last swipe, the serving model, and why the item was recommended.
 
 import { Bars } from "./bars.js";
 import { nameOf } from "./names.js";
@@ -32,7 +32,7 @@ export class Drawer {
     this.learned(null);
   }
 
-  /** What the session knows now: topics by weight. */
+  /** Shows the session's topics by weight. */
   session({ topics = [], events = 0 }) {
     const rows = [...topics]
       .filter((topic) => Number.isFinite(topic.weight) && topic.weight !== 0)
@@ -48,7 +48,7 @@ export class Drawer {
     this.part("events").textContent = `${count(events)} ${events === 1 ? "event" : "events"}`;
   }
 
-  /** An item left the screen: one more picture in the strip, with what came of it. */
+  /** Adds an item that left the screen to the strip, with its outcome. */
   swiped(entry) {
     const word = ["hide", "share", "follow", "like"].find((kind) => entry.did.has(kind)) ??
       (entry.long ? "long" : entry.watch_ms < 2000 ? "skip" : "view");
@@ -74,19 +74,19 @@ export class Drawer {
     this.part("examples").textContent = rate(status.examples_per_s);
     this.part("rate").textContent = rate(status.events_per_s);
     this.part("items").textContent = count(status.items ?? 0);
-    const usual = [status.click_to_session_ms, status.click_to_served_ms].map(time);
-    this.part("usual").textContent = `Usually ${usual[0]} to the session, ${usual[1]} to the model.`;
-    this.part("usual").hidden = usual.includes("–");
+    const typical = [status.click_to_session_ms, status.click_to_served_ms].map(time);
+    this.part("usual").textContent = `Usually ${typical[0]} to the session, ${typical[1]} to the model.`;
+    this.part("usual").hidden = typical.includes("–");
     this.#tick();
   }
 
-  /** The way of the last swipe: {at_ms, session_ms, model_ms}, or null where there was none. */
+  /** Shows the freshness of the last swipe: {at_ms, session_ms, model_ms}, or null without one. */
   learned(track) {
     this.track = track;
     this.#tick();
   }
 
-  /** The item on screen: why it is here. */
+  /** Shows why the item on screen was recommended. */
   explain(entry) {
     this.entry = entry;
     this.part("why").replaceChildren(...(entry ? why(entry) : []));
@@ -96,11 +96,11 @@ export class Drawer {
   #tick() {
     const { track, status } = this;
     const way = this.part("way");
-    const passed = track ? Date.now() - track.at_ms : 0;
-    const late = passed > 20_000;
+    const elapsed_ms = track ? Date.now() - track.at_ms : 0;
+    const late = elapsed_ms > 20_000;
     way.dataset.reached = !track ? "none" : track.model_ms !== null ? "model" : track.session_ms !== null ? "session" : "swipe";
-    this.part("to-session").textContent = reached(track, track?.session_ms, passed, late);
-    this.part("to-model").textContent = reached(track, track?.model_ms, passed, late);
+    this.part("to-session").textContent = reached(track, track?.session_ms, elapsed_ms, late);
+    this.part("to-model").textContent = reached(track, track?.model_ms, elapsed_ms, late);
     if (!status) return;
     this.part("age").textContent = time(Number.isFinite(status.age_ms) ? status.age_ms + Date.now() - status.seen_ms : null);
     const behind = (status.version?.step ?? 0) - (this.entry?.stamp?.step ?? Infinity);
@@ -109,10 +109,10 @@ export class Drawer {
   }
 }
 
-function reached(track, value, passed, late) {
+function reached(track, value, elapsed_ms, late) {
   if (!track) return "–";
   if (value !== null && value !== undefined) return time(value);
-  return late ? "not seen" : `${time(passed)}…`;
+  return late ? "not seen" : `${time(elapsed_ms)}…`;
 }
 
 function pulse(element) {
@@ -126,7 +126,7 @@ function rate(n) {
   return n === undefined || n === null ? "–" : n >= 100 ? count(n) : n.toFixed(1);
 }
 
-/** Milliseconds as people read them: 84 ms, 1.2 s, 3 min. */
+/** Formats milliseconds: 84 ms, 1.2 s, 3 min. */
 export function time(ms) {
   if (ms === undefined || ms === null || !Number.isFinite(ms)) return "–";
   if (ms < 1000) return `${Math.round(ms)} ms`;

@@ -1,10 +1,10 @@
-// The outbox: engagements on their way to the server. None is lost on a bad network or a closed tab, and
-// each has an id of its own, so that sending one twice does no harm.
+// The outbox: a queue of engagements that survives a bad network and a closed tab. Each event has an id, so that
+// sending it twice is harmless.
 
 import { beacon, sendEvents } from "./api.js";
 
 const BATCH = 50;
-const KEPT = 500; // more than that waiting means that the server is long gone: the oldest are let go
+const MAX_QUEUED = 500; // the oldest are dropped beyond it, when the server is down for long
 const FIRST_WAIT_MS = 400;
 const LONGEST_WAIT_MS = 20_000;
 const STORE = "swipe.outbox";
@@ -22,23 +22,23 @@ export class Outbox extends EventTarget {
     if (this.waiting.length) this.#later(0);
   }
 
-  /** Adds an event (without its id). It goes out at once, with whatever else is waiting. */
+  /** Adds an event (without its id) and sends it at once, together with other queued events. */
   add(event) {
     const whole = { type: "engagement", time_ms: Date.now(), surface: "feed", event_id: uuid(), ...event };
     this.waiting.push(whole);
-    this.lost += Math.max(0, this.waiting.length - KEPT);
-    this.waiting = this.waiting.slice(-KEPT);
-    this.#keep();
+    this.lost += Math.max(0, this.waiting.length - MAX_QUEUED);
+    this.waiting = this.waiting.slice(-MAX_QUEUED);
+    this.#store();
     if (this.wait_ms === 0) this.#later(0);
     return whole;
   }
 
-  /** The page is going away: what waits is handed to the browser. It stays kept until it is answered. */
+  /** Hands queued events to the browser before the page closes. They stay stored until acknowledged. */
   farewell() {
     for (let i = 0; i < this.waiting.length; i += BATCH) beacon(this.waiting.slice(i, i + BATCH));
   }
 
-  /** Tries now, whatever the back-off: the network came back. */
+  /** Retries now, regardless of the back-off: the network came back. */
   hurry() {
     this.wait_ms = 0;
     if (this.waiting.length) this.#later(0);
@@ -57,14 +57,14 @@ export class Outbox extends EventTarget {
       const { results = [] } = await sendEvents(batch);
       this.wait_ms = 0;
       this.#done(batch);
-      this.rejected += results.filter((one) => one.status === "rejected").length;
+      this.rejected += results.filter((result) => result.status === "rejected").length;
       this.#emit("accepted", batch.filter((_, i) => results[i]?.status !== "rejected"));
     } catch (error) {
       if (error.passing) {
         const grown = Math.min(LONGEST_WAIT_MS, this.wait_ms * 2 || FIRST_WAIT_MS);
         this.wait_ms = Math.max(error.retryAfter_ms, grown * (0.75 + 0.5 * Math.random()));
       } else {
-        this.rejected += batch.length; // the server will never take these: sending again can't help
+        this.rejected += batch.length; // rejected for good: retrying is useless
         this.#done(batch);
       }
     }
@@ -76,10 +76,10 @@ export class Outbox extends EventTarget {
   #done(batch) {
     const gone = new Set(batch.map((event) => event.event_id));
     this.waiting = this.waiting.filter((event) => !gone.has(event.event_id));
-    this.#keep();
+    this.#store();
   }
 
-  #keep() {
+  #store() {
     try {
       localStorage.setItem(STORE, JSON.stringify(this.waiting));
     } catch {
@@ -99,14 +99,14 @@ export class Outbox extends EventTarget {
 
 function restore() {
   try {
-    const kept = JSON.parse(localStorage.getItem(STORE) ?? "[]");
-    return Array.isArray(kept) ? kept : [];
+    const events = JSON.parse(localStorage.getItem(STORE) ?? "[]");
+    return Array.isArray(events) ? events : [];
   } catch {
     return [];
   }
 }
 
-/** crypto.randomUUID exists only on https and localhost; a page opened over a LAN address needs this. */
+/** Random UUID; crypto.randomUUID exists on https and localhost only, not on a LAN address. */
 export function uuid() {
   if (crypto.randomUUID) return crypto.randomUUID();
   const bytes = crypto.getRandomValues(new Uint8Array(16));

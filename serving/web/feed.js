@@ -1,17 +1,17 @@
-// The list of items: what is on screen, what comes next, and when to ask for more. Each answer already uses
-// the last swipes; after a strong signal the part that nobody has seen yet is asked for again.
+// The list of items: which one is on screen, which follow, and when to request more. Each answer reflects the latest
+// swipes; after a strong signal the unseen tail is requested again.
 
 import { recommend } from "./api.js";
 import { dress, entryOf } from "./card.js";
 
 const PAGE = 6;
-const LOW = 2; // ask for the next page when so many remain
-const REMEMBERED = 100; // newest items that an answer may not repeat
-const SETTLE_MS = 120; // the session needs about so long to learn a signal, before asking makes sense
+const LOW = 2; // remaining items at which the next page is requested
+const EXCLUDED = 100; // newest items that an answer must not repeat
+const SETTLE_MS = 120; // about the time until the session reflects a signal
 const STRONG = new Set(["long_view", "like", "follow", "share", "comment", "hide"]);
 
 export class Feed extends EventTarget {
-  /** Emits "current" (detail: entry or null), "answer" (the server's answer) and "state" (detail: a word). */
+  /** Emits "current" (detail: entry or null), "answer" (the server's answer) and "state" (detail: the state's name). */
   constructor({ stage, player, viewer, explain }) {
     super();
     Object.assign(this, { stage, player, viewer, explain });
@@ -26,14 +26,14 @@ export class Feed extends EventTarget {
     return this.entries[this.index] ?? null;
   }
 
-  /** Starts from nothing, e.g. for another viewer. */
+  /** Clears the feed and starts anew, e.g. for another viewer. */
   restart() {
     this.player.show(null);
     this.#clear();
     return this.ask("more");
   }
 
-  /** Moves by so many items; the item on its way counts as where we are. */
+  /** Moves by a number of items, relative to the target of an unfinished move. */
   go(by) {
     const from = this.heading ?? this.index;
     const to = Math.max(0, Math.min(this.entries.length, from + by));
@@ -43,14 +43,14 @@ export class Feed extends EventTarget {
     this.stage.scrollTo({ top: target.offsetTop, behavior: calm ? "instant" : "smooth" });
   }
 
-  /** Events reached the server: a strong one makes the unseen tail out of date. */
+  /** Handles acknowledged events: a strong one outdates the unseen tail. */
   accepted(events) {
     if (!events.some((event) => STRONG.has(event.kind) && event.user_id === this.viewer.id)) return;
     clearTimeout(this.settling);
     this.settling = setTimeout(() => this.ask("tail"), SETTLE_MS);
   }
 
-  /** Asks for "more" at the end, or for the unseen "tail" anew. One question at a time; tail outranks more. */
+  /** Requests "more" items, or the unseen "tail" again. One request at a time; tail takes precedence. */
   async ask(what) {
     if (this.asking) {
       if (this.next !== "tail") this.next = what;
@@ -76,19 +76,19 @@ export class Feed extends EventTarget {
   }
 
   #request(what) {
-    const kept = what === "tail" ? this.entries.slice(0, this.#lastKept() + 1) : this.entries;
+    const entries = what === "tail" ? this.entries.slice(0, this.#lastKept() + 1) : this.entries;
     return {
       user_id: this.viewer.id,
       n: PAGE,
       surface: "feed",
       context: { device: matchMedia("(pointer: coarse)").matches ? "phone" : "desktop" },
-      exclude_ids: kept.slice(-REMEMBERED).map((entry) => entry.item.item_id),
+      exclude_ids: entries.slice(-EXCLUDED).map((entry) => entry.item.item_id),
       candidate_ids: null,
       explain: this.explain(),
     };
   }
 
-  /** What must stay: everything up to the item on screen, on its way, or peeking in during a swipe. */
+  /** Index of the last item to keep: on screen, target of a move, or partly visible during a swipe. */
   #lastKept() {
     const peeking = this.entries.findLastIndex((entry) => entry.visible);
     const last = this.entries.length - 1;
@@ -97,8 +97,8 @@ export class Feed extends EventTarget {
 
   #take(what, answer) {
     const keep = what === "tail" ? this.#lastKept() + 1 : this.entries.length;
-    const known = new Set(this.entries.slice(0, keep).slice(-REMEMBERED).map((entry) => entry.item.item_id));
-    const fresh = (answer.items ?? []).filter((item) => !known.has(item.item_id) && known.add(item.item_id));
+    const ids = new Set(this.entries.slice(0, keep).slice(-EXCLUDED).map((entry) => entry.item.item_id));
+    const fresh = (answer.items ?? []).filter((item) => !ids.has(item.item_id) && ids.add(item.item_id));
     this.dispatchEvent(new CustomEvent("answer", { detail: answer }));
     if (fresh.length === 0) return what === "tail" ? this.#state("ready") : this.#empty();
     for (const old of this.entries.splice(keep)) {
@@ -132,7 +132,7 @@ export class Feed extends EventTarget {
   #seen(changes) {
     for (const { target, intersectionRatio: ratio } of changes) {
       if (target === this.end) {
-        // The news may be old: items may have come since, and then the end card is off the screen.
+        // The notification may be outdated: items may have been added since, and the end card is off screen.
         this.atEnd = ratio >= 0.6 && Math.abs(this.stage.scrollTop - target.offsetTop) < target.clientHeight / 2;
         if (this.atEnd) this.#arrive(this.entries.length);
         continue;
@@ -149,8 +149,8 @@ export class Feed extends EventTarget {
     this.index = at;
     if (this.heading === at) this.heading = null;
     this.player.show(this.current);
-    if (this.current !== this.told) this.dispatchEvent(new CustomEvent("current", { detail: this.current }));
-    this.told = this.current;
+    if (this.current !== this.announced) this.dispatchEvent(new CustomEvent("current", { detail: this.current }));
+    this.announced = this.current;
     this.#dress();
     if (this.#low) this.ask("more");
   }
@@ -160,8 +160,8 @@ export class Feed extends EventTarget {
   }
 
   #dress() {
-    const here = Math.max(0, this.index);
-    this.entries.forEach((entry, i) => dress(entry, i >= here - 1 && i <= here + 2));
+    const index = Math.max(0, this.index);
+    this.entries.forEach((entry, i) => dress(entry, i >= index - 1 && i <= index + 2));
   }
 
   #clear() {
@@ -171,9 +171,9 @@ export class Feed extends EventTarget {
       entry.element.remove();
     }
     this.entries = [];
-    this.index = -1; // of the item on screen; entries.length at the end card
-    this.told = null; // the entry that "current" last named
-    this.heading = null; // where a key or button sent us and we haven't arrived
+    this.index = -1; // of the item on screen; entries.length for the end card
+    this.announced = null; // the entry of the last "current" event
+    this.heading = null; // target of an unfinished move by key or button
     this.atEnd = true;
     this.asking = false;
     this.next = null;

@@ -1,5 +1,4 @@
-// Keys and taps become one of a few words.
-// Swiping itself is the browser's own scrolling with snap points.
+// Maps keys and taps to actions. Swiping itself is the browser's scrolling with snap points.
 
 const KEYS = {
   ArrowDown: "next", j: "next", PageDown: "next",
@@ -9,17 +8,17 @@ const KEYS = {
 const DOUBLE_MS = 300;
 const DOUBLE_PX = 48;
 
-/** Calls `act(word, point)` for keys and taps; `point` is where a double tap was, in the card. */
+/** Calls `act(action, point)` for keys and taps; `point` of a double tap, in card coordinates. */
 export function listen({ stage, act }) {
   document.addEventListener("keydown", (event) => {
     if (event.ctrlKey || event.metaKey || event.altKey) return;
-    const word = KEYS[event.key.length === 1 ? event.key.toLowerCase() : event.key];
+    const action = KEYS[event.key.length === 1 ? event.key.toLowerCase() : event.key];
     const pressing = event.target.closest?.("button, a, summary") && (event.key === " " || event.key === "Enter");
     const scrolling = event.target.closest?.(".drawer") && /Arrow|Page/.test(event.key);
-    if (!word || pressing || scrolling || event.target.closest?.("input, textarea")) return;
+    if (!action || pressing || scrolling || event.target.closest?.("input, textarea")) return;
     event.preventDefault();
-    const moves = word === "next" || word === "previous";
-    if (!event.repeat || moves) act(word);
+    const moves = action === "next" || action === "previous";
+    if (!event.repeat || moves) act(action);
   });
 
   let last = null;
@@ -40,7 +39,7 @@ export function listen({ stage, act }) {
   });
 }
 
-/** A downward swipe on the handle of a bottom sheet closes it; the sheet follows the finger meanwhile. */
+/** Closes a bottom sheet by a downward swipe on its handle; the sheet follows the finger. */
 export function dragToClose({ handle, sheet, close }) {
   let start = null;
   handle.addEventListener("pointerdown", (event) => {

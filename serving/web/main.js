@@ -1,4 +1,4 @@
-// Wires the page together. Each module knows one thing; here they meet.
+// Entry point: connects the modules of the page.
 
 import { avatarOf, burst } from "./card.js";
 import { Drawer } from "./drawer.js";
@@ -22,8 +22,8 @@ const drawer = new Drawer(find(".drawer"));
 const notices = new Notices();
 const player = new Player({ report, tick });
 const feed = new Feed({ stage, player, viewer, explain: () => opened });
-let opened = false; // explanations cost the server something: asked for once somebody opened the drawer
-let shown = null; // the entry that the rail speaks of
+let opened = false; // explanations cost server time: requested only once the drawer was opened
+let shown = null; // the entry that the rail shows
 
 function report(entry, kind, watch_ms) {
   outbox.add({
@@ -38,7 +38,7 @@ function tick(entry, share, scene) {
   entry.element.dataset.scene = String(scene);
 }
 
-/** Says once what the viewer did with the item on screen; true the first time. */
+/** Reports an engagement with the item on screen once; true the first time. */
 function engage(kind) {
   const entry = feed.current;
   if (!entry || entry.did.has(kind)) return false;
@@ -85,7 +85,7 @@ const actions = {
   },
 };
 
-/** After a hide: waits a moment for an answer that already knows of it, then moves on in any case. */
+/** After a hide: waits briefly for an answer that reflects it, then moves on in any case. */
 function moveOn(entry) {
   const go = () => {
     clearTimeout(late);
@@ -130,7 +130,7 @@ function openDrawer(open) {
   if (open && feed.current && !feed.current.item.reasons) feed.ask("tail");
 }
 
-/** The first visit: how to get about, said once. */
+/** Shows the controls once, at the first visit. */
 function hint() {
   if (read("swipe.hinted")) return;
   write("swipe.hinted", "yes");
@@ -139,7 +139,7 @@ function hint() {
 }
 
 function newViewer() {
-  player.leave(false); // the last view is still the old viewer's
+  player.leave(false); // the last view belongs to the old viewer
   viewer.renew();
   learning.forget();
   drawer.viewer(viewer.id);

@@ -1,4 +1,4 @@
-// Readable names for ids that are only numbers: viewers and authors.
+// Readable names for numeric ids of viewers and authors.
 
 import { hash } from "./seeded.js";
 
@@ -13,14 +13,14 @@ const SECOND = (
   "crab:🦀 duck:🦆 bear:🐻 rabbit:🐰 swan:🦢 beaver:🦫 shark:🦈 unicorn:🦄 peacock:🦚 squid:🦑"
 ).split(" ");
 
-/** {first, second, emoji, hue} of an id, always the same. */
+/** {first, second, emoji, hue} of an id; deterministic. */
 export function nameOf(id) {
   const h = hash(`name ${id}`);
   const [second, emoji] = SECOND[(h >>> 8) % SECOND.length].split(":");
   return { first: FIRST[h % FIRST.length], second, emoji, hue: (h >>> 14) % 360 };
 }
 
-/** What an author is called: a real name as it is, a bare number as a handle made from it. */
+/** Display name of an author: a real name unchanged, a generated handle for a number. */
 export function handleOf(author) {
   const text = String(author ?? "someone");
   if (!/^[a-z]{0,3}[-_:]?\d+$/i.test(text)) return text;

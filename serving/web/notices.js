@@ -1,4 +1,4 @@
-// Small words at the edge of the screen: offline, degraded answers, toasts, the model's step, the keys.
+// Notices at the edge of the screen: offline, degraded answers, toasts, the model's step, key bindings.
 
 import { count } from "./drawer.js";
 
@@ -59,7 +59,7 @@ export class Notices {
     if (version?.step !== undefined) this.glance.textContent = `step ${count(version.step)}`;
   }
 
-  /** Which stages the answer had to do without. */
+  /** Shows the stages that the answer skipped. */
   degraded(stages) {
     this.pill.hidden = stages.length === 0;
     this.pill.textContent = stages.map((stage) => DEGRADED[stage] ?? stage.replaceAll("_", " ")).join(" · ");
@@ -70,7 +70,7 @@ export class Notices {
     this.helpBox.hidden = !this.helpBox.hidden;
   }
 
-  /** Closes the help; true where it was open. */
+  /** Closes the help; returns whether it was open. */
   closeHelp() {
     const open = !this.helpBox.hidden;
     this.helpBox.hidden = true;
@@ -78,9 +78,9 @@ export class Notices {
   }
 
   #banner() {
-    const kept = this.waiting ? ` ${this.waiting} ${this.waiting === 1 ? "swipe is" : "swipes are"} kept and sent later.` : "";
-    const text = !this.online ? `You are offline.${kept}`
-      : this.failing || this.feedFailing ? `The server doesn’t answer. Trying again.${kept}` : "";
+    const queued = this.waiting ? ` ${this.waiting} ${this.waiting === 1 ? "swipe is" : "swipes are"} kept and sent later.` : "";
+    const text = !this.online ? `You are offline.${queued}`
+      : this.failing || this.feedFailing ? `The server doesn’t answer. Trying again.${queued}` : "";
     this.banner.textContent = text;
     this.banner.hidden = !text;
   }

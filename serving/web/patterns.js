@@ -1,6 +1,6 @@
-// Moving backgrounds: each takes draws and gives the inside of an SVG of 100 × 178.
-// Colours are classes (c1 … c4, from the cover's palette), motion is CSS (m-…), so that a paused card
-// costs nothing. Only numbers go into the markup, never a field of an item.
+// Animated backgrounds: each function takes random draws and returns the content of an SVG of 100 × 178. Colours are
+// classes (c1 … c4, from the cover's palette), motion is CSS (m-…), so that a paused card costs nothing. The markup
+// contains numbers only, never a field of an item.
 
 const W = 100;
 const H = 178;

@@ -1,12 +1,12 @@
-// What is really watched: the clock of the item on screen. It runs while the item fills the screen, the page
-// is visible and nothing paused it; an item that leaves the screen sends one `view` with its watch time.
+// Measures watch time of the item on screen: while it fills the screen, the page is visible and nothing is paused. An
+// item that leaves the screen sends one `view` with its watch time.
 
-const SHOWN_MS = 200; // an item flung past in less, and with nothing done, was never shown
-// A long view, as the server derives it from a `view` too: said here as soon as it is one, it counts sooner.
+const SHOWN_MS = 200; // an item on screen for less, without an engagement, doesn't count as shown
+// A long view. The server derives it from a `view` too; sent immediately, it takes effect sooner.
 const LONG_SHARE = 0.6; // of the duration ...
-const LONG_MS = 18_000; // ... or so long, whichever is less
-const SKIPPED_MS = 2_000; // gone sooner, and with nothing else done, is a skip
-const LONGEST_FRAME_MS = 1_000; // a longer one was a sleeping machine, not a watching person
+const LONG_MS = 18_000; // ... or this long, whichever is less
+const SKIPPED_MS = 2_000; // a shorter view without an engagement is a skip
+const LONGEST_FRAME_MS = 1_000; // a longer one means that the machine slept
 
 export class Player {
   /** `report(entry, kind, watch_ms)` sends an engagement; `tick(entry, share, scene)` draws progress. */
@@ -20,7 +20,7 @@ export class Player {
     this.frame = 0;
   }
 
-  /** Another entry fills the screen (null: none does any more). The one before has left it. */
+  /** Switches to the entry that fills the screen (null: none); the previous one has left it. */
   show(entry) {
     if (entry === this.entry) return this.stay(true);
     this.leave();
@@ -31,7 +31,7 @@ export class Player {
     this.stay(entry !== null);
   }
 
-  /** Whether the current entry fills the screen right now: half-way through a swipe it doesn't. */
+  /** Sets whether the current entry fills the screen; it doesn't half-way through a swipe. */
   stay(onScreen) {
     this.onScreen = onScreen;
     this.#switch();
@@ -42,8 +42,8 @@ export class Player {
     this.#switch();
   }
 
-  /** The entry left the screen (`moved` on by the viewer, or the page went away, which is no skip). Says so
-   * once; what is watched later can still become long. */
+  /** Reports the view of an entry that left the screen, once; it may still become a long view later. `moved`: by the
+   * viewer; a closed page is no skip. */
   leave(moved = true) {
     const entry = this.entry;
     this.#stop();
@@ -56,13 +56,13 @@ export class Player {
     this.report(entry, "view", watch_ms);
   }
 
-  /** The page was hidden or shown again. */
+  /** Handles a change of the page's visibility. */
   pageVisible(visible) {
     if (!visible) this.leave(false);
     else this.#switch();
   }
 
-  /** Starts or stops the clock by the conditions as they are now. */
+  /** Starts or stops the clock according to the current conditions. */
   #switch() {
     const run = this.entry && this.onScreen && !this.paused && document.visibilityState === "visible";
     if (run && this.since === null) {

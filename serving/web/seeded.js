@@ -1,4 +1,4 @@
-// Chance from ids: the same text gives the same numbers on every device, so a cover never changes.
+// Deterministic random numbers from ids: a cover is the same on every device.
 
 /** A 32-bit hash of a text (FNV-1a with a final mix, so that neighbouring ids differ widely). */
 export function hash(text) {
@@ -11,7 +11,7 @@ export function hash(text) {
   return (h ^ (h >>> 16)) >>> 0;
 }
 
-/** A sequence of draws from one seed: `next()` in [0, 1), and what is built on it. */
+/** A sequence of random draws from one seed: `next()` is in [0, 1). */
 export class Draws {
   constructor(seed) {
     this.state = hash(seed);

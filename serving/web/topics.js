@@ -1,5 +1,5 @@
-// What a tag looks like: a name, a hue, emoji and a few subjects for titles.
-// Catalogues with numeric tags only (KuaiRand) get a topic by number; named topics are found by name.
+// Appearance of tags: name, hue, emoji and a few subjects for titles. Numeric tags (KuaiRand) get a topic by number,
+// named tags by name.
 
 import { hash } from "./seeded.js";
 
@@ -87,13 +87,13 @@ const BY_NAME = new Map(TOPICS.map((topic) => [topic.name.toLowerCase(), topic])
 for (const topic of TOPICS) {
   for (const subject of topic.subjects) BY_NAME.set(subject.toLowerCase(), { ...topic, name: subject, subjects: [subject] });
 }
-const SPREAD = 37; // prime to the table's length: neighbouring numbers look different, none shares a topic
+const SPREAD = 37; // coprime to the table's length: neighbouring numbers get different topics
 
-/** The topic of one tag: by name where we know it, by number or hash where we don't. */
+/** The topic of a tag: by name if it is in the table, else by number or hash. */
 export function topicOfTag(tag) {
   const text = String(tag ?? "").trim();
-  const known = BY_NAME.get(text.toLowerCase().replaceAll("_", " "));
-  if (known) return known;
+  const topic = BY_NAME.get(text.toLowerCase().replaceAll("_", " "));
+  if (topic) return topic;
   if (/^\d+$/.test(text)) return TOPICS[(Number(text) * SPREAD) % TOPICS.length];
   const standIn = TOPICS[hash(text.toLowerCase()) % TOPICS.length];
   return text && !/^[a-z]{0,3}[-_:]?\d+$/i.test(text)
@@ -101,7 +101,7 @@ export function topicOfTag(tag) {
     : standIn;
 }
 
-/** The topic of an item: its own words first (topic, emoji, hue), then its first tag, then its id. */
+/** The topic of an item: by its fields topic, emoji and hue, else its first tag, else its id. */
 export function topicOf(item) {
   const fields = item.fields ?? {};
   const named = fields.topic ?? (Array.isArray(fields.tags) ? fields.tags[0] : fields.tags);

@@ -1,4 +1,4 @@
-// Who watches: a random id that this browser keeps, until somebody asks to be new.
+// The viewer's random id, stored in this browser until it is renewed.
 
 import { uuid } from "./events.js";
 
@@ -9,7 +9,7 @@ export class Viewer {
     this.id = read(STORE) ?? this.#make();
   }
 
-  /** A viewer of whom the system knows nothing. */
+  /** Becomes a new, unknown viewer. */
   renew() {
     this.id = this.#make();
   }
@@ -21,7 +21,7 @@ export class Viewer {
   }
 }
 
-/** Small settings that outlive the page; null where there is none or storage is forbidden. */
+/** Reads a setting from local storage; null if absent or storage is forbidden. */
 export function read(name) {
   try {
     return localStorage.getItem(name);
@@ -34,6 +34,6 @@ export function write(name, value) {
   try {
     localStorage.setItem(name, value);
   } catch {
-    // private browsing may forbid it: the value then lives as long as the page
+    // private browsing may forbid it: the value then lasts as long as the page
   }
 }

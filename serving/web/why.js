@@ -1,5 +1,4 @@
-// Why an item is here, as elements: where it came from, what the model expects, what spoke for it, and how
-// likely it was to be drawn.
+// Explanation of an item, as elements: sources, propensity, the model's predictions, and reasons.
 
 import { handleOf } from "./names.js";
 import { topicOfTag } from "./topics.js";
@@ -62,15 +61,15 @@ function expectations({ predictions, reasons: asked }) {
   return list;
 }
 
-/** Two kinds of reasons are known: what the viewer met before ({feature, value, met, liked}), and shares of
- * the score ({text or feature, value}). */
+/** Two kinds of reasons: features of earlier items ({feature, value, met, liked}), and contributions to the score
+ * ({text or feature, value}). */
 function reasons(list) {
   const met = (list ?? []).filter((reason) => Number.isFinite(reason.met));
   const shares = (list ?? []).filter((reason) => !("met" in reason) && Number.isFinite(reason.value));
   if (met.length) return box("You met these before: how often you stayed", met.slice(0, 5).map(metRow));
   if (!shares.length) return null;
   const largest = Math.max(1e-9, ...shares.map((reason) => Math.abs(reason.value)));
-  return box("What spoke for it, and against", shares.slice(0, 5).map((reason) => shareRow(reason, largest)));
+  return box("Reasons for and against", shares.slice(0, 5).map((reason) => shareRow(reason, largest)));
 }
 
 function box(title, rows) {

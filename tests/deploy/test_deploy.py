@@ -126,7 +126,7 @@ def test_kuberay_files_name_the_ray_that_is_locked(path: Path) -> None:
     assert its["apiVersion"] == "ray.io/v1" and its["metadata"]["name"].startswith("recsys")
     locked = [
         line
-        for line in (ROOT / "requirements.lock").read_text().splitlines()
+        for line in (ROOT / "requirements" / "run.lock").read_text().splitlines()
         if line.startswith("ray")
     ]
     (version,) = {line.partition("==")[2].partition(" ")[0] for line in locked if line.startswith("ray=") or

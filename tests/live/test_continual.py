@@ -46,7 +46,7 @@ class System:
         )
         self.config, self.plan = plans.resolve(base)
         plans.write(self.config, self.plan)
-        feature_sets.decide(self.config, FEATURES)
+        feature_sets.write_feature_set(self.config, FEATURES)
         self.log = open_log(self.config)
         create_topics(self.log, self.config)
         self.sequencer = SequencerLoop(self.log, self.config, FEATURES, wall_ms)

@@ -179,7 +179,7 @@ class TestPage:
         opened(browser, stub)
         text = browser.run("return document.querySelector('main').innerText")
         assert (
-            "Nobody has swiped yet" in text
+            "No swipes yet" in text
             and "No replica answers yet" in text
             and "No shard answers yet" in text
             and "the second says what is left of it" in text

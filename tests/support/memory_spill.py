@@ -54,7 +54,7 @@ class MemorySpill(Spill):
             self._rows = [stored for stored in self._rows if stored.taken > self._generation - KEPT]
         return self._generation
 
-    def back(self, generation: int, rows: int) -> None:
+    def rewind(self, generation: int, rows: int) -> None:
         if generation:
             check_generation(generation, self._generation)
         self._rows = [stored for stored in self._rows if stored.put <= generation]

@@ -18,7 +18,7 @@ CONFIG = "model: {dim: 4, vector_dim: 4, hidden: [8]}\nstep: {lanes: 2}\n"
 
 def state_with_archive(folder: Path) -> Path:
     """Makes the folder a state folder with an archive."""
-    feature_sets.decide(Config(state=str(folder)), FEATURES)
+    feature_sets.write_feature_set(Config(state=str(folder)), FEATURES)
     archived(folder / "archive")
     (folder / "small.yaml").write_text(CONFIG)
     return folder

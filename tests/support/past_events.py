@@ -15,10 +15,10 @@ from serving.sessions.session_fold import fold_event, shown_keys
 from tests.support.small_feed import FEATURES, PARTITIONS, START_MS, feed
 from training.archive.recompute import (
     CountersAsOf,
+    DecodedRecord,
     Folds,
     ItemHistory,
     PlacedImpression,
-    Read,
     SessionsAsOf,
 )
 
@@ -46,7 +46,7 @@ class ToyPast:
             history.take(offset, item)
         return history
 
-    def events(self, partition: int) -> Iterator[Read]:
+    def events(self, partition: int) -> Iterator[DecodedRecord]:
         return iter(self.partitions[partition])
 
     def shown(self) -> list[PlacedImpression]:

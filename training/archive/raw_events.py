@@ -17,7 +17,7 @@ from recsys.events.records import EVENTS, ITEMS
 from recsys.features.feature_set import FeatureSet
 from recsys.log.protocol import LogLost, Record
 from training.archive.files import ArchiveFile, files_of
-from training.archive.recompute import ItemHistory, PlacedImpression, Read
+from training.archive.recompute import DecodedRecord, ItemHistory, PlacedImpression
 from training.archive.writer import archived_rows
 
 _ROWS: Final = 2_000  # read at once
@@ -91,7 +91,7 @@ class ArchiveSource:
                         if record.offset >= offset:
                             yield record
 
-    def events(self, partition: int) -> Iterator[Read]:
+    def events(self, partition: int) -> Iterator[DecodedRecord]:
         """Yields all events of a partition; None for an unreadable record."""
         for record in self.records(EVENTS, partition):
             yield record.offset, _decoded(record.value)

@@ -37,9 +37,9 @@ from recsys.features.item_counters import ItemCounters
 from recsys.features.session import Session
 
 KeysOf = Callable[[Id], Keys]
-Placed = tuple[int, Event]  # an event with its offset
-Read = tuple[int, Event | None]  # None: the record is unreadable
-EventsOf = Callable[[int], Iterator[Read]]  # of a partition, from its beginning, in order
+PlacedEvent = tuple[int, Event]  # an event with its offset
+DecodedRecord = tuple[int, Event | None]  # None: the record is unreadable
+EventsOf = Callable[[int], Iterator[DecodedRecord]]  # of a partition, from its beginning, in order
 _RECENT: Final = 20_000  # events of a partition whose ids are remembered to detect repeats
 
 
@@ -115,7 +115,7 @@ class ItemHistory:
 class _Reader:
     """Reads the events of a partition forward, each once."""
 
-    def __init__(self, events: Iterator[Read]) -> None:
+    def __init__(self, events: Iterator[DecodedRecord]) -> None:
         self._events = events
         self._recent = RecentIds(_RECENT)
         self._next = next(events, None)
@@ -123,7 +123,7 @@ class _Reader:
         self.missing = False  # whether an offset that was or may have been passed has no record
         self.newest_ms = 0  # of the events read
 
-    def until(self, offset: int | None, time_ms: int | None = None) -> Iterator[Placed]:
+    def until(self, offset: int | None, time_ms: int | None = None) -> Iterator[PlacedEvent]:
         """Yields the events before an offset and up to a time (by the newest so far), each once."""
         while self._next is not None:
             at, event = self._next
@@ -191,7 +191,7 @@ class SessionsAsOf:
         self._items, self._folds, self._users, self._seen = items, folds, users, seen
         self._events_of = events_of
         self._readers: dict[int, _Reader] = {}
-        self._waiting: dict[str, deque[Placed]] = {}
+        self._waiting: dict[str, deque[PlacedEvent]] = {}
         self._sessions: dict[str, Session] = {}
 
     def of(self, shown: PlacedImpression) -> Session:

@@ -8,9 +8,9 @@ from typing import Any, Final, NamedTuple
 import msgspec
 import numpy as np
 
-from experiments.promotion.canary_engagement import EngagementRates
 from experiments.promotion.guard import engagement_rates
 from experiments.promotion.lifecycle import CandidateState
+from experiments.promotion.promotion import EngagementRates
 from recsys.config.promotion_config import PromotionConfig
 from recsys.events.control_records import Live
 from recsys.events.hashing import Id, key_of
@@ -46,27 +46,32 @@ class _Row(NamedTuple):
     ranked: bool
 
 
-class SettledExamples:
-    """Examples of two lines that closed within ``settle_s`` of being shown. ``own``, ``other``: line/epoch.
+class ServedImpressions:
+    """Counts in ``rates`` the impressions of two lines that closed within ``settle_s`` of being shown.
 
-    Slower ones count for neither: quick swipes close first, so the line that began last would look worse.
-    """
+    ``own``, ``other``: line/epoch. ``line``: whose evidence this is. ``from_first``: what the other line
+    showed before the own line's first item doesn't count. Items that close later count for neither line:
+    quick swipes close first, so the line that began last would look worse. """
 
     def __init__(
-        self, log: Log, own: str, other: str, since_ms: int, labels: int, rules: PromotionConfig
-    ) -> None:
-        self._own, self._other, self._labels, self._since_ms = own, other, labels, since_ms
-        self._settle_ms = int(1000 * rules.settle_s)
+        self, log: Log, line: str, own: str, other: str, since_ms: int, rates: EngagementRates,
+        labels: Sequence[str], rules: PromotionConfig, from_first: bool = False,
+    ) -> None:  # fmt: skip
+        self.line, self.rates, self._from_first = line, rates, from_first
+        self._own, self._other, self._labels = own, other, len(labels)
+        self._since_ms, self._settle_ms = since_ms, int(1000 * rules.settle_s)
         from_ms, partitions = since_ms - _MARGIN_MS, range(log.partitions(EXAMPLES))
         offsets = {p: first_at(log, EXAMPLES, p, from_ms, closed_ms_of) for p in partitions}
         self._consumer = Consumer(log, EXAMPLES, list(offsets), offsets)
         self._waiting: list[_Row] = []
-        self.first_ms: int | None = None  # when the own line first showed an item
+        self._first_ms = math.inf  # when the own line first showed an item
         self._newest_ms = 0
-        self.not_finite = 0  # predictions of the own line, settled or not
+        self.not_finite = (
+            0  # examples with a prediction of the own line that isn't finite, settled or not
+        )
 
-    def read(self) -> list[_Row]:
-        """Reads new examples; returns those that have settled."""
+    def read(self) -> None:
+        """Reads new examples; counts those that have settled."""
         for _ in range(_POLLS):
             records = self._consumer.poll(_READ)
             if not records:
@@ -76,7 +81,12 @@ class SettledExamples:
         until_ms = self._newest_ms - self._settle_ms
         settled = [row for row in self._waiting if row.shown_ms <= until_ms]
         self._waiting = [row for row in self._waiting if row.shown_ms > until_ms]
-        return settled
+        if self._from_first:
+            settled = [row for row in settled if row.shown_ms >= self._first_ms]
+        if settled:
+            _, users, own, labels, ranked = zip(*settled, strict=True)
+            own_N, ranked_N = np.array(own), np.array(ranked)
+            self.rates.add(np.array(users, np.int64), own_N, np.array(labels), ranked_N)
 
     def _take(self, value: bytes) -> None:
         try:
@@ -92,8 +102,8 @@ class SettledExamples:
         late = example.closed_ms - shown_ms > self._settle_ms or shown_ms < self._since_ms
         if late or len(example.labels) < self._labels:
             return
-        if is_own and (self.first_ms is None or shown_ms < self.first_ms):
-            self.first_ms = shown_ms
+        if is_own:
+            self._first_ms = min(self._first_ms, shown_ms)
         labels = example.labels[: self._labels]
         ranked = is_finite and len(example.predicted) > 0
         self._waiting.append(
@@ -101,61 +111,24 @@ class SettledExamples:
         )
 
 
-class CanaryImpressions:
-    """Counts in ``rates`` what a canary has shown since it began to answer, beside ``live`` (line/epoch)."""
-
-    def __init__(
-        self,
-        log: Log,
-        canary: CandidateState,
-        live: str,
-        labels: Sequence[str],
-        rules: PromotionConfig,
-    ) -> None:
-        self.line = canary.line
-        self.rates = EngagementRates(labels, rules.alpha, rules.canary_examples)
-        own, since_ms = f"{canary.line}/0", canary.since_ms
-        self._settled = SettledExamples(log, own, live, since_ms, len(labels), rules)
-
-    def read(self) -> None:
-        """Counts newly settled examples."""
-        rows, first_ms = self._settled.read(), self._settled.first_ms
-        # Items that live showed before the canary's first don't count.
-        _count(self.rates, [r for r in rows if first_ms is not None and r.shown_ms >= first_ms])
+def canary_impressions(
+    log: Log, canary: CandidateState, live: str, labels: Sequence[str], rules: PromotionConfig
+) -> ServedImpressions:
+    """Impressions of a canary since it began to answer, beside ``live`` (line/epoch)."""
+    rates = EngagementRates(labels, rules.alpha, rules.canary_examples)
+    own, since_ms = f"{canary.line}/0", canary.since_ms
+    return ServedImpressions(
+        log, canary.line, own, live, since_ms, rates, labels, rules, from_first=True
+    )
 
 
-class GuardImpressions:
-    """Counts in ``rates`` what a new live line has shown, beside what the previous epoch showed in the half
-    hour before."""
-
-    def __init__(
-        self,
-        log: Log,
-        guard: CandidateState,
-        live: Live,
-        labels: Sequence[str],
-        rules: PromotionConfig,
-    ) -> None:
-        self.line = guard.line
-        self.rates = engagement_rates(labels, rules)
-        own, other = f"{live.line}/{live.epoch}", f"{live.line}/{live.of}"
-        since_ms = live.time_ms - BEFORE_MS
-        self._settled = SettledExamples(log, own, other, since_ms, len(labels), rules)
-
-    @property
-    def not_finite(self) -> int:
-        """Number of examples with a prediction of live that isn't finite."""
-        return self._settled.not_finite
-
-    def read(self) -> None:
-        """Counts newly settled examples."""
-        _count(self.rates, self._settled.read())
-
-
-def _count(rates: EngagementRates, settled: Sequence[_Row]) -> None:
-    if settled:
-        _, users, is_own, labels, ranked = zip(*settled, strict=True)
-        rates.add(np.array(users, np.int64), np.array(is_own), np.array(labels), np.array(ranked))
+def guard_impressions(
+    log: Log, guard: CandidateState, live: Live, labels: Sequence[str], rules: PromotionConfig
+) -> ServedImpressions:
+    """Impressions of a new live line, beside those of the previous epoch in the half hour before."""
+    own, other = f"{live.line}/{live.epoch}", f"{live.line}/{live.of}"
+    rates, since_ms = engagement_rates(labels, rules), live.time_ms - BEFORE_MS
+    return ServedImpressions(log, guard.line, own, other, since_ms, rates, labels, rules)
 
 
 def _is_finite(predicted: bytes) -> bool:

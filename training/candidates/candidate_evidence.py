@@ -8,9 +8,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from experiments.promotion import gates, guard
-from experiments.promotion.canary_engagement import EngagementRates
 from experiments.promotion.guard import GuardEvidence
-from experiments.promotion.promotion import CanaryEngagement, Evidence, comparison, window
+from experiments.promotion.promotion import (
+    CanaryEngagement,
+    EngagementRates,
+    Evidence,
+    comparison,
+    window,
+)
 from experiments.statistics.comparison import Comparison, ComparisonResult, PairedPredictions
 from recsys.config.promotion_config import PromotionConfig
 from recsys.events.records import Scores

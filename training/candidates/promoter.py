@@ -31,7 +31,11 @@ from recsys.events.records import EXAMPLES, SCORES, Scores, unpack
 from recsys.features.feature_set import FeatureSet
 from recsys.log.protocol import Log
 from recsys.process.log_consumer import UNREADABLE
-from training.candidates.canary_impressions import CanaryImpressions, GuardImpressions
+from training.candidates.canary_impressions import (
+    ServedImpressions,
+    canary_impressions,
+    guard_impressions,
+)
 from training.candidates.candidate_evidence import (
     CandidateEvidence,
     evidence_numbers,
@@ -67,8 +71,8 @@ class Promoter:
         self._requests: list[OperatorRequest] = []  # for rollbacks
         self._scores = log.begin(SCORES, 0)
         self.unread = 0  # invalid records of ``scores``
-        self._canary_shown: CanaryImpressions | None = None  # of the current canary
-        self._guard_shown: GuardImpressions | None = None  # of live, while it is guarded
+        self._canary_shown: ServedImpressions | None = None  # of the current canary
+        self._guard_shown: ServedImpressions | None = None  # of live, while it is guarded
 
     # --- folding ---
 
@@ -169,7 +173,7 @@ class Promoter:
             return
         if self._canary_shown is None or self._canary_shown.line != canary.line:
             live = f"{MAIN}/{self._epoch}"
-            shown = CanaryImpressions(self._log, canary, live, self._labels, self._rules)
+            shown = canary_impressions(self._log, canary, live, self._labels, self._rules)
             self._canary_shown, self.candidates[canary.line].rates = shown, shown.rates
         self._canary_shown.read()
 
@@ -184,7 +188,7 @@ class Promoter:
         evidence = self.candidates[guard.line]
         if self._guard_shown is None or self._guard_shown.line != guard.line:
             live = self.lifecycle.guarded_live(guard)
-            self._guard_shown = GuardImpressions(self._log, guard, live, self._labels, self._rules)
+            self._guard_shown = guard_impressions(self._log, guard, live, self._labels, self._rules)
             evidence.rates = self._guard_shown.rates
         self._guard_shown.read()
         evidence.not_finite = self._guard_shown.not_finite

@@ -40,7 +40,7 @@ from recsys.events.records import STEPS
 from recsys.features.feature_set_file import feature_set
 from recsys.log.protocol import LogLost
 from recsys.model.model import build_model
-from recsys.observability.log_lines import LOG_CONTEXT, LogThrottle, hide, log_in_worker
+from recsys.observability.log_lines import LOG_CONTEXT, LogThrottle, log_in_worker, redact
 from recsys.observability.tracer import open_tracer_in_actor
 from recsys.process.latency_tuning import freeze_gc
 from recsys.process.malloc_tuning import keep_freed_memory
@@ -94,8 +94,8 @@ def run(config: Config, stop: Stop) -> None:
         if run_turn(lambda: progress.turn(wall_ms()), stop, _LOG):
             if throttle.due("step", time.monotonic()):
                 _LOG.info("learned", extra={**progress.place, **progress.losses()})
-            metrics.tell(progress)
-        progress.tell(beat)
+            metrics.report(progress)
+        progress.report(beat)
         beat.gauge("group_starts", run_files.read().starts)
         if spans := run_files.spans():
             beat.gauge("spans_sent", spans.sent)
@@ -154,7 +154,7 @@ class _RayMetrics:
         )
         self._counted = 0.0
 
-    def tell(self, progress: Progress) -> None:
+    def report(self, progress: Progress) -> None:
         tags = {name: str(value) for name, value in progress.place.items() if name != "step"}
         learned = progress.sums.get("examples", 0.0)
         if learned > self._counted:
@@ -212,8 +212,8 @@ def shown(config: Config) -> Config:
     sessions, and the tracing endpoint from a file."""
     return replace(
         config,
-        sessions=replace(config.sessions, url=hide(config.sessions.url)),
-        tracing=replace(config.tracing, endpoint=hide(config.tracing.endpoint)),
+        sessions=replace(config.sessions, url=redact(config.sessions.url)),
+        tracing=replace(config.tracing, endpoint=redact(config.tracing.endpoint)),
     )
 
 
@@ -293,10 +293,7 @@ def _work(config: Config, rank: int, generation: int, epoch: int) -> int:
         log.close()
         return epoch if following is None else following
     client = connect(
-        spec,
-        shards,
-        WorkerId(rank, workers, generation),
-        config.parameter_server.transport,
+        spec, shards, WorkerId(rank, workers, generation), config.parameter_server.transport
     )
     model = build_model(feature_set(config), config.model)
     learner = Learner(model, keyed_jagged, config.trainer.device)

@@ -55,10 +55,7 @@ class Learner:
     """Computes lanes with a model whose dense parameters are set from outside."""
 
     def __init__(
-        self,
-        model: Model,
-        jagged: Callable[[Jagged], Jagged] | None = None,
-        device: str = "cpu",
+        self, model: Model, jagged: Callable[[Jagged], Jagged] | None = None, device: str = "cpu"
     ) -> None:
         """``jagged`` may replace a batch's jagged tensor (training/continual/jagged.py). ``device`` of the
         network and a lane's rows; arrays come from and return to the CPU. Raises ValueError for "cuda"

@@ -99,7 +99,7 @@ class Progress:
         self._to_look -= sum(part.stop - part.start for part in ranges)
         self.delays.since(ended, now_ms)
 
-    def tell(self, beat: Heartbeat) -> None:
+    def report(self, beat: Heartbeat) -> None:
         """Reports to the heartbeat. ``learned_after_s``: from the newest example's event to learning it;
         meaningless when a past log is replayed."""
         totals = {name: self.sums.get(name, 0.0) for name in ("steps", "examples", "left_out")}
@@ -112,7 +112,7 @@ class Progress:
         beat.gauge("step", self.step)
         if self._behind_ms is not None:
             beat.gauge("learned_after_s", self._behind_ms / 1000)
-        beat.only(_P95, self.delays.p95(_P95, self._now_ms))
+        beat.replace_gauges(_P95, self.delays.p95(_P95, self._now_ms))
         place = self._steps.place(self.step)
         if place is not None:
             beat.offsets(STEPS, [place + 1])

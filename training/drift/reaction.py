@@ -1,4 +1,4 @@
-"""Decides the reactions to drift alarms, as values: the caller acts on them, or refuses to.
+"""Decides the reactions to drift alarms, as records of ``control``: other parts act on them.
 
 An alarm raises the learning rate by a bounded factor that decays as examples come, publishes the rows of
 every step at once, and requests the offline job, though no more often than it can help. Without alarms, rows
@@ -11,6 +11,7 @@ reactions.
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from recsys.events.control_records import Reaction
 from training.drift.monitors import CALIBRATION, LOSS, DriftAlarm
 
 _STEP_CHANGE = 1.05  # relative change of the rate from which on it is set again
@@ -38,89 +39,75 @@ class ReactionConfig:
                 raise ValueError(f"drift.{name} is {getattr(self, name)}, expected at least 1")
 
 
-@dataclass(frozen=True)
-class SetRate:
-    """Multiply learning rates by ``factor`` from the next step on."""
-
-    factor: float
-    because: tuple[DriftAlarm, ...] = ()
-
-
-@dataclass(frozen=True)
-class PublishEvery:
-    """Publish rows each ``steps`` steps; until then they are held back, and none is lost."""
-
-    steps: int
-    because: tuple[DriftAlarm, ...] = ()
-
-
-@dataclass(frozen=True)
-class StartOffline:
-    """Run the offline job on the examples up to ``at_ms``."""
-
-    at_ms: int
-    because: tuple[DriftAlarm, ...]
-
-
-DriftReaction = SetRate | PublishEvery | StartOffline
-
-
 class ReactionPolicy:
-    """Turns alarms into reactions. Call ``step`` once for each step, with its alarms (mostly none)."""
+    """Turns alarms into reactions: call ``step`` once for each step, with its alarms (mostly none).
 
-    def __init__(self, config: ReactionConfig | None = None) -> None:
+    ``reaction``: the newest one; a restart continues from it. ``offline_ms``: time of the last request of the
+    offline job.
+    """
+
+    def __init__(
+        self,
+        config: ReactionConfig | None = None,
+        reaction: Reaction | None = None,
+        offline_ms: int | None = None,
+    ) -> None:
         self.config = config or ReactionConfig()
-        self.rate, self.gathered = 1.0, 1
-        self._set_to = 1.0
+        self.reaction = reaction or Reaction()
+        self._rate = self._set_to = self.reaction.rate
+        self._offline_ms = offline_ms
         self._calm = 0.0  # examples since the last alarm, or since more steps were gathered
-        self._offline_ms: int | None = None
         self._recent: list[tuple[float, DriftAlarm]] = []  # with ``_seen`` at the alarm
         self._seen = 0.0  # examples
 
-    def resume(self, rate: float, gathered: int, offline_ms: int | None = None) -> None:
-        """Continues from another policy's rate, steps, and time of the last request of the offline job."""
-        self.rate, self._set_to, self.gathered, self._offline_ms = rate, rate, gathered, offline_ms
-
-    def step(
-        self, alarms: Sequence[DriftAlarm], examples: float, at_ms: int
-    ) -> list[DriftReaction]:
-        """Reactions after a step of this many examples; empty if nothing changes."""
+    def step(self, alarms: Sequence[DriftAlarm], examples: float, at_ms: int) -> bool:
+        """Takes a step of this many examples; returns whether there is a new reaction."""
         self._seen += examples
-        reactions: list[DriftReaction] = []
+        rate, every = self.reaction.rate, self.reaction.publish_every
+        offline: list[DriftAlarm] = []
         if alarms:
             self._recent += [(self._seen, alarm) for alarm in alarms]
-            self.rate, self._calm = self.config.most_rate, 0.0
-            if self.gathered > 1:
-                self.gathered = 1
-                reactions.append(PublishEvery(1, tuple(alarms)))
-            reactions += self._offline(at_ms)
+            self._rate, self._calm, every = self.config.most_rate, 0.0, 1
+            offline = self._calling_offline(at_ms)
         else:
-            self.rate = 1.0 + (self.rate - 1.0) * 0.5 ** (examples / self.config.rate_examples)
-            reactions += self._gather(examples)
-        return self._set_rate(alarms) + reactions
+            self._rate = 1.0 + (self._rate - 1.0) * 0.5 ** (examples / self.config.rate_examples)
+            every = self._gathered(examples, every)
+        if is_set := self._sets_rate():
+            rate = round(self._rate, 3)
+        is_changed = is_set or every != self.reaction.publish_every
+        if not is_changed and not offline:
+            return False
+        because = dict.fromkeys(a.describe() for a in (*(alarms if is_changed else ()), *offline))
+        self.reaction = Reaction(
+            rate=rate, publish_every=every, offline=bool(offline), because=list(because),
+            time_ms=at_ms,
+        )  # fmt: skip
+        return True
 
-    def _set_rate(self, alarms: Sequence[DriftAlarm]) -> list[DriftReaction]:
-        if self.rate < _STEP_CHANGE:
-            self.rate = 1.0
-        ratio = self.rate / self._set_to
-        if ratio == 1.0 or (1 / _STEP_CHANGE < ratio < _STEP_CHANGE and self.rate > 1.0):
-            return []
-        self._set_to = self.rate
-        return [SetRate(round(self.rate, 3), tuple(alarms))]
+    def _sets_rate(self) -> bool:
+        """Whether the rate has moved far enough to be set again."""
+        if self._rate < _STEP_CHANGE:
+            self._rate = 1.0
+        ratio = self._rate / self._set_to
+        if ratio == 1.0 or (1 / _STEP_CHANGE < ratio < _STEP_CHANGE and self._rate > 1.0):
+            return False
+        self._set_to = self._rate
+        return True
 
-    def _gather(self, examples: float) -> list[DriftReaction]:
+    def _gathered(self, examples: float, every: int) -> int:
+        """Steps to gather without an alarm."""
         self._calm += examples
-        if self._calm < self.config.calm_examples or self.gathered >= self.config.most_gathered:
-            return []
+        if self._calm < self.config.calm_examples or every >= self.config.most_gathered:
+            return every
         self._calm = 0.0
-        self.gathered = min(2 * self.gathered, self.config.most_gathered)
-        return [PublishEvery(self.gathered)]
+        return min(2 * every, self.config.most_gathered)
 
-    def _offline(self, at_ms: int) -> list[DriftReaction]:
-        """One alarm of a loss suffices; of features several must agree, as one is mostly a single field."""
+    def _calling_offline(self, at_ms: int) -> list[DriftAlarm]:
+        """Recent alarms, if they call for the offline job. One alarm of a loss suffices; of features several
+        must agree, as one is mostly a single field."""
         oldest = self.config.rate_examples
         self._recent = [(seen, a) for seen, a in self._recent if self._seen - seen <= oldest]
-        alarms = tuple(alarm for _, alarm in self._recent)
+        alarms = [alarm for _, alarm in self._recent]
         is_loss = any(alarm.kind in (LOSS, CALIBRATION) for alarm in alarms)
         distinct = len({(alarm.kind, alarm.what) for alarm in alarms})
         if not is_loss and distinct < self.config.offline_features:
@@ -129,4 +116,4 @@ class ReactionPolicy:
         if last_ms is not None and at_ms - last_ms < self.config.offline_every_ms:
             return []
         self._offline_ms = at_ms
-        return [StartOffline(at_ms, alarms)]
+        return alarms

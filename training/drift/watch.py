@@ -25,13 +25,7 @@ from recsys.log.protocol import Log, LogLost, Record, read_range
 from recsys.process.log_consumer import UNREADABLE
 from training.continual.progress import DeltaMetrics
 from training.drift.monitors import DriftAlarm, FeatureMonitor, LossMonitor
-from training.drift.reaction import (
-    PublishEvery,
-    ReactionConfig,
-    ReactionPolicy,
-    SetRate,
-    StartOffline,
-)
+from training.drift.reaction import ReactionConfig, ReactionPolicy
 from training.lines.control import ControlReader
 from training.lines.line import MAIN
 
@@ -55,14 +49,10 @@ class DriftWatch:
         self._control = ControlReader(log)
         offline = [s for s in self._control.turn() if isinstance(s, Reaction) and s.offline]
         self._epoch = self._control.live_epoch(line)
-        self._policy = ReactionPolicy(self._bounds)
-        self.reaction = self._bounded(self._control.reaction)
-        self._unsent = self.reaction is not self._control.reaction
-        self._policy.resume(
-            self.reaction.rate,
-            self.reaction.publish_every,
-            offline[-1].time_ms if offline else None,
-        )
+        reaction = self._bounded(self._control.reaction)
+        self._unsent = reaction is not self._control.reaction
+        offline_ms = offline[-1].time_ms if offline else None
+        self._policy = ReactionPolicy(self._bounds, reaction, offline_ms)
         self._losses = LossMonitor(self._labels)
         self._features = SampledFeatures(log, features)
         self._watches = config.drift.watch
@@ -72,6 +62,10 @@ class DriftWatch:
         self.step = 0
         self.alarms = 0
         self.unreadable = 0  # deltas, and steps whose sums aren't finite
+
+    @property
+    def reaction(self) -> Reaction:
+        return self._policy.reaction
 
     def turn(self, now_ms: int) -> list[Control]:
         """Reads new records; returns alarms, each followed by the reaction to it."""
@@ -145,25 +139,7 @@ class DriftWatch:
         if not self._react:
             return False
         examples = progress.metrics.get("examples", 0.0)
-        reactions = self._policy.step(alarms, examples, progress.time_ms)
-        if not reactions:
-            return False
-        rate, every, offline = self.reaction.rate, self.reaction.publish_every, False
-        because: dict[str, None] = {}
-        for reaction in reactions:
-            because |= dict.fromkeys(alarm.describe() for alarm in reaction.because)
-            match reaction:
-                case SetRate(factor):
-                    rate = factor
-                case PublishEvery(steps):
-                    every = steps
-                case StartOffline():
-                    offline = True
-        self.reaction = Reaction(
-            rate=rate, publish_every=every, offline=offline, because=list(because),
-            time_ms=progress.time_ms,
-        )  # fmt: skip
-        return True
+        return self._policy.step(alarms, examples, progress.time_ms)
 
 
 def reaction_config(rules: DriftConfig) -> ReactionConfig:

@@ -59,13 +59,11 @@ class Ended(Exception):
 
 
 class _Saved(msgspec.Struct, kw_only=True):
-    """``told``: retention by age name."""
-
     epoch: int
     step: int
     panels: bytes
     scanned: dict[int, int]
-    told: dict[str, Retention]
+    retention: dict[str, Retention] = msgspec.field(name="told")  # by age name
 
 
 @dataclass(frozen=True)
@@ -220,8 +218,7 @@ class PanelWatch:
         ]
 
     def _starts(self, logged: list[LoggedPanel]) -> dict[int, int]:
-        """Where the search for corrections starts: the first place of the youngest panel, the last sitting's
-        end."""
+        """Offsets to search corrections from: first place of the youngest panel, end of the last sitting."""
         starts = dict[int, int]()
         for youngest in logged[:1]:
             rows = youngest.panel.rows_N
@@ -254,7 +251,7 @@ class PanelWatch:
             blob = self._state.load(self._log.id)
             if blob:
                 saved = msgspec.msgpack.decode(blob.blob, type=_Saved)
-                self.panels, self.retention = panels.unpack(saved.panels), saved.told
+                self.panels, self.retention = panels.unpack(saved.panels), saved.retention
                 self._at, self._scanned = (saved.epoch, saved.step), saved.scanned
         except (LogLost, ValueError) as error:  # nothing else depends on them
             _LOG.warning("panels begin anew: %s", error)
@@ -263,7 +260,7 @@ class PanelWatch:
         epoch, step = self._at
         saved = _Saved(
             epoch=epoch, step=step, panels=panels.pack(self.panels), scanned=self._scanned,
-            told=self.retention,
+            retention=self.retention,
         )  # fmt: skip
         self._state.save(self._log.id, {}, msgspec.msgpack.encode(saved))
 
@@ -306,7 +303,7 @@ class PanelThread:
                 _LOG.warning("log unavailable, trying again: %s", error)
             except Exception:  # training and evaluation in this process continue
                 _LOG.exception("panels couldn't be scored: they begin anew")
-                self._beat.only("panel", {})  # the last figures are outdated
+                self._beat.replace_gauges("panel", {})  # the last figures are outdated
                 self._beat.add("panel_failures")
             # A sitting that failed counts into the share of the processor as any other.
             took_s = self._watch.sitting_s if self._watch else 0.0
@@ -349,4 +346,4 @@ def report(watch: PanelWatch, beat: Heartbeat) -> None:
         }
         if retention.before == retention.before:  # not NaN
             figures[f"panel_auc_before.{age}"] = round(retention.before, 4)
-    beat.only("panel", figures)
+    beat.replace_gauges("panel", figures)

@@ -115,7 +115,7 @@ class Joiner:
         self._horizon_ms = int(config.horizon_s * 1000)
         self._delays = LabelDelays(len(self.labels), config.window_s, config.horizon_s)
         self._recall = recall
-        self._pending = PendingImpressions(recall is None, spill, memory_bytes)
+        self.impressions = PendingImpressions(recall is None, spill, memory_bytes)
         self._recent = RecentIds(_RECENT)
         self._expired = RecentIds(_EXPIRED)
         self._opened: dict[str, list[str]] = {}  # requests with an open window, by user, in order
@@ -147,26 +147,10 @@ class Joiner:
         self._move(now_ms, out)
         return out
 
-    def pending(self) -> int:
-        """Number of pending impressions, open or within the horizon."""
-        return len(self._pending)
-
-    def spilled(self) -> int:
-        """Number of pending impressions in the spill."""
-        return self._pending.spilled
-
-    def memory(self) -> int:
-        """Approximate bytes of memory of the pending impressions."""
-        return self._pending.bytes
-
-    def oldest(self) -> int | None:
-        """The lowest offset of a pending impression, which may be read again; None if none is pending."""
-        return self._pending.oldest()
-
     def pack(self) -> bytes:
         """The state for the part's snapshot. The content of the spill stays there and is marked."""
         return _encoder.encode(
-            _State(self._pending.mark(), self.watermark_ms, self.sequence, self.counts,
+            _State(self.impressions.mark(), self.watermark_ms, self.sequence, self.counts,
                    self._recent.export(), self._expired.export(), self._delays.state, self._opened)
         )  # fmt: skip
 
@@ -175,7 +159,7 @@ class Joiner:
         labels; SpillLost if its spilled rows are missing."""
         state = _decoder.decode(blob)
         self._delays.restore(state.delays)
-        self._pending.restore(state.pending)
+        self.impressions.restore(state.pending)
         self.watermark_ms, self.sequence = state.watermark_ms, state.sequence
         self.counts |= state.counts  # an older state has fewer names
         self._opened = state.opened
@@ -187,30 +171,30 @@ class Joiner:
             self.watermark_ms = now_ms
             if now_ms >= self._delays.next_ms:
                 self._delays.advance(now_ms)
-        timers, spilled_ms = self._pending.timers, self._pending.next_ms
+        timers, spilled_ms = self.impressions.timers, self.impressions.next_ms
         if (timers and timers[0][0] <= self.watermark_ms) or (
             spilled_ms is not None and spilled_ms <= self.watermark_ms
         ):
-            for due_ms, request_id in self._pending.due(self.watermark_ms):
-                if request_id in self._pending.open:
+            for due_ms, request_id in self.impressions.due(self.watermark_ms):
+                if request_id in self.impressions.open:
                     self._close(request_id, due_ms, out)
-                elif request_id in self._pending.closed:  # else its user was forgotten
-                    self._pending.drop(request_id)
+                elif request_id in self.impressions.closed:  # else its user was forgotten
+                    self.impressions.drop(request_id)
                     self._expired.add(request_id)
 
     def _show(self, offset: int, impression: Impression) -> None:
         request_id = impression.request_id
-        if self._pending.has(request_id):
+        if self.impressions.has(request_id):
             self.counts["repeats"] += 1
             return
         state = new_state(offset, impression, self.config.all_shown)
         opened = OpenImpression(state, impression, size_of(impression))
         self._opened.setdefault(state.user_id, []).append(request_id)
-        self._pending.add(request_id, opened, impression.time_ms + self._window_ms)
+        self.impressions.add(request_id, opened, impression.time_ms + self._window_ms)
 
     def _forget(self, offset: int, user_id: Id) -> Forget:
         """Deletes the state of a user. Timers expire without effect."""
-        self._pending.forget(str(user_id))
+        self.impressions.forget(str(user_id))
         self._opened.pop(str(user_id), None)
         self._recent.drop(dedupe_prefix(user_id))
         self.sequence += 1
@@ -225,7 +209,7 @@ class Joiner:
     def _attribute(self, engagement: Engagement, out: list[Joined]) -> None:
         """Joins an engagement without a request id, if the impression isn't later, but for clock
         differences."""
-        pending, latest_ms = self._pending, engagement.time_ms + MAX_FUTURE_MS
+        pending, latest_ms = self.impressions, engagement.time_ms + MAX_FUTURE_MS
         opened = self._opened.get(str(engagement.user_id), [])
         for request_id in reversed(opened[-_LOOKED:]):
             pending.load(request_id)
@@ -237,7 +221,7 @@ class Joiner:
         self.counts["unattributed"] += 1
 
     def _engage(self, engagement: Engagement, out: list[Joined]) -> None:
-        request_id, pending = engagement.request_id, self._pending
+        request_id, pending = engagement.request_id, self.impressions
         opened = pending.open.get(request_id)
         if opened is not None:
             state = opened.state
@@ -268,7 +252,7 @@ class Joiner:
             pending.update(request_id, state)
 
     def _close(self, request_id: str, due_ms: int, out: list[Joined]) -> None:
-        opened = self._pending.open[request_id]
+        opened = self.impressions.open[request_id]
         state = opened.state
         for index, mark in enumerate(state.marks):
             if not mark & SHOWN:
@@ -276,7 +260,7 @@ class Joiner:
             elif state.learned[index] == NEVER:
                 if self._is_example(request_id, state, index, BY_WINDOW):
                     self._emit(state, index, self._impression_of(opened), (due_ms, 0), out)
-        self._pending.close(request_id, due_ms + self._horizon_ms)
+        self.impressions.close(request_id, due_ms + self._horizon_ms)
         of_user = self._opened.get(state.user_id, [])
         if request_id in of_user:  # older snapshots don't list it
             of_user.remove(request_id)
@@ -287,7 +271,7 @@ class Joiner:
         if opened.impression is None:
             impression = self._read_again(opened.state)
             if impression is not None:
-                self._pending.set_impression(opened, impression)
+                self.impressions.set_impression(opened, impression)
         return opened.impression
 
     def _read_again(self, state: ImpressionState) -> Impression | None:

@@ -119,11 +119,11 @@ class JoinerLoop(RetryLoop):
 
     def pending(self) -> int:
         """Number of pending impressions."""
-        return sum(joiner.pending() for joiner in self._place.joiners.values())
+        return sum(len(joiner.impressions) for joiner in self._place.joiners.values())
 
     def spilled(self) -> int:
         """Number of pending impressions on disk."""
-        return sum(joiner.spilled() for joiner in self._place.joiners.values())
+        return sum(joiner.impressions.spilled for joiner in self._place.joiners.values())
 
     def save(self) -> None:
         """Takes a snapshot; the log then retains what resuming from the previous snapshot needs."""
@@ -182,7 +182,7 @@ class JoinerLoop(RetryLoop):
         holds), the lowest that is left."""
         needed = {}
         for partition, offset in self._consumer.offsets.items():
-            oldest = self._place.joiners[partition].oldest()
+            oldest = self._place.joiners[partition].impressions.oldest()
             if oldest is not None and oldest < offset:
                 offset = min(offset, max(oldest, self._log.begin(EVENTS, partition)))
             needed[partition] = offset
@@ -321,7 +321,7 @@ def run(config: Config, stop: Stop) -> None:
     beat, reported = stop.heartbeat, loop.counts()
     while not stop.is_set():
         moved = run_turn(loop.turn, stop, _LOG)
-        beat.only(_P95, loop.delays.p95(_P95, wall_ms()))
+        beat.replace_gauges(_P95, loop.delays.p95(_P95, wall_ms()))
         if moved is None:
             continue
         beat.add("events", moved)

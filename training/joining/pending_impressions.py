@@ -141,7 +141,7 @@ class PendingImpressions:
     def restore(self, state: PendingState) -> None:
         """Returns to a state; raises SpillLost if its rows in the spill are missing."""
         if self._spill is not None:
-            self._spill.back(state.generation, state.spilled)
+            self._spill.rewind(state.generation, state.spilled)
             self.next_ms = self._spill.next_ms()
         self.open = {id_: OpenImpression(s, None, _AROUND) for id_, s in state.open.items()}
         self.closed, self.timers = state.closed, state.timers

@@ -1,7 +1,7 @@
 """Stores joiner state beyond its memory cap on disk: rows that are taken back by id or when due.
 
 A spill follows the joiner's snapshots. Rows never change: they are put, and taken. ``mark`` ends a
-generation, whose number goes into the snapshot; ``back`` returns to the rows of a generation: the newest or
+generation, whose number goes into the snapshot; ``rewind`` returns to the rows of a generation: the newest or
 one of the two before it. So a killed joiner resumes from a snapshot with the rows that belong to it.
 """
 
@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final, NamedTuple
 
-# Generations before the newest that ``back`` supports. A part has two snapshots, and a kill between mark()
+# Generations before the newest that ``rewind`` supports. A part has two snapshots, and a kill between mark()
 # and its save leaves the newest generation without a snapshot.
 KEPT: Final = 2
 NEVER: Final = (1 << 63) - 1
@@ -144,7 +144,7 @@ class Spill:
         self._scrub(db)
         return self._generation
 
-    def back(self, generation: int, rows: int) -> None:
+    def rewind(self, generation: int, rows: int) -> None:
         """Returns to a generation of so many ``rows``; 0 is empty. Raises SpillLost if it is missing."""
         self.close()
         if generation == 0:

@@ -82,10 +82,10 @@ class ExperimentController:
     @property
     def running(self) -> list[Experiment]:
         """Experiments that assign arms now and have a recorded state."""
-        stands = self.newest.stands
+        states = self.newest.stands
         return [
             experiment for experiment in self._experiments()[0]
-            if experiment.name in stands and stands[experiment.name].state == RUNNING
+            if experiment.name in states and states[experiment.name].state == RUNNING
         ]  # fmt: skip
 
     def stopped_for(self, verdict: str) -> int:
@@ -117,28 +117,28 @@ class ExperimentController:
         return None
 
     def _check_running(self, now_ms: int) -> Experiments | None:
-        stands = self.newest.stands
-        if not any(stand.state != STOPPED for stand in stands.values()):
+        states = self.newest.stands
+        if not any(stand.state != STOPPED for stand in states.values()):
             self._folds.clear()
             return None
         due = now_ms >= self._due_ms
         if due:
             self._due_ms = now_ms + READOUT_EVERY_MS
-        changed = dict(stands)
+        changed = dict(states)
         readable, unreadable = self._experiments()
         for experiment in readable:
             name = experiment.name
-            if name in stands:
-                changed[name] = self._moved(experiment, stands[name], now_ms, due)
+            if name in states:
+                changed[name] = self._moved(experiment, states[name], now_ms, due)
         for name, why in unreadable.items():
-            if name in stands:
-                changed[name] = stop(stands[name], now_ms, f"{BROKEN}: can't be read: {why}")
-        if changed == stands:
+            if name in states:
+                changed[name] = stop(states[name], now_ms, f"{BROKEN}: can't be read: {why}")
+        if changed == states:
             return None
         for name, stand in changed.items():
             if stand.state != RUNNING:
                 self._folds.pop(name, None)
-            if stand is not stands[name] and stand.why.startswith((f"{BROKEN}: ", f"{HARM}: ")):
+            if stand is not states[name] and stand.why.startswith((f"{BROKEN}: ", f"{HARM}: ")):
                 _LOG.warning("experiment %s is stopped: %s", name, stand.why)
         return self._revision(ExperimentSet(self.newest.configs, changed), now_ms)
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from benchmarks.studies.promotion.simulated_pairs import STEP, Pair, RunEnd, Stream, noise_for
 from experiments.promotion import guard
-from experiments.promotion.canary_engagement import EngagementRates
+from experiments.promotion.promotion import EngagementRates
 from experiments.promotion.guard import GuardEvidence, judge_guard
 from experiments.promotion.lifecycle import SHADOW
 from experiments.promotion.promotion import Hold, Rollback, window

@@ -1,10 +1,10 @@
-// Curves over the last two hours, drawn as SVG: a line, its newest value, and where it should be.
+// Curves over the last two hours as SVG: a line, its newest value, and its target.
 
 import { el, metric, part, redraw, svg } from "./dom.js";
 import { fixed } from "./format.js";
 
-const WIDE = 320, HIGH = 110, MOST = 1440, GAP_MS = 60_000;
-const LINES = { recsys_trainer_auc: 0.5, recsys_trainer_normalized_entropy: 1, recsys_trainer_calibration: 1 };
+const WIDE = 320, HIGH = 110, MAX_POINTS = 1440, GAP_MS = 60_000;
+const TARGETS = { recsys_trainer_auc: 0.5, recsys_trainer_normalized_entropy: 1, recsys_trainer_calibration: 1 };
 
 export class Charts {
   constructor() {
@@ -23,10 +23,10 @@ export class Charts {
 
   add(picture) {
     for (const [series, value] of Object.entries(picture.points)) {
-      const its = this.points[series] ??= [];
-      if (its.length && its.at(-1)[0] >= picture.time_ms) continue;
-      its.push([picture.time_ms, value]);
-      if (its.length > MOST) its.shift();
+      const points = this.points[series] ??= [];
+      if (points.length && points.at(-1)[0] >= picture.time_ms) continue;
+      points.push([picture.time_ms, value]);
+      if (points.length > MAX_POINTS) points.shift();
     }
   }
 
@@ -44,34 +44,34 @@ export class Charts {
 
   drawOne(article, picture, labels) {
     const name = article.dataset.chart;
-    const label = name === "recsys_trainer_auc" ? labels.find(one => `${name}{label="${one}"}` in picture.samples) : this.label;
+    const label = name === "recsys_trainer_auc" ? labels.find(candidate => `${name}{label="${candidate}"}` in picture.samples) : this.label;
     const series = `${name}{label="${label}"}`, number = article.querySelector("[data-metric]");
     if (number.dataset.asked !== series) { number.dataset.metric = series; number.dataset.asked = series; }
     number.textContent = picture.samples[series] == null ? "–" : fixed(picture.samples[series]);
     article.querySelector("h3").dataset.of = label ? label.replaceAll("_", " ") : "";
     const points = [...(this.points[series] ?? [])];
     article.classList.toggle("empty", points.length < 2);
-    redraw(article.querySelector("svg"), [points.length, points[0], points.at(-1), series], () => curve(points, LINES[name], article));
+    redraw(article.querySelector("svg"), [points.length, points[0], points.at(-1), series], () => curve(points, TARGETS[name], article));
   }
 }
 
 function labelsOf(picture) {
-  const found = [];
+  const labels = [];
   for (const series of Object.keys(picture.samples)) {
-    const its = /^recsys_trainer_(?:auc|calibration|normalized_entropy)\{label="(.*)"\}$/.exec(series);
-    if (its && !found.includes(its[1])) found.push(its[1]);
+    const match = /^recsys_trainer_(?:auc|calibration|normalized_entropy)\{label="(.*)"\}$/.exec(series);
+    if (match && !labels.includes(match[1])) labels.push(match[1]);
   }
-  const first = found.find(label => `recsys_trainer_auc{label="${label}"}` in picture.samples);
-  return first ? [first, ...found.filter(label => label !== first)] : found;
+  const first = labels.find(label => `recsys_trainer_auc{label="${label}"}` in picture.samples);
+  return first ? [first, ...labels.filter(label => label !== first)] : labels;
 }
 
-function curve(points, line, article) {
+function curve(points, target, article) {
   const axis = article.querySelector(".axis").children;
-  if (points.length < 2) { for (const one of axis) one.textContent = ""; return []; }
+  if (points.length < 2) { for (const text of axis) text.textContent = ""; return []; }
   const values = points.map(point => point[1]), from = points[0][0], to = points.at(-1)[0];
   let low = Math.min(...values), high = Math.max(...values);
-  const near = Math.abs(line - (low + high) / 2) < 3 * Math.max(high - low, 0.02);
-  if (near) { low = Math.min(low, line); high = Math.max(high, line); }
+  const near = Math.abs(target - (low + high) / 2) < 3 * Math.max(high - low, 0.02);
+  if (near) { low = Math.min(low, target); high = Math.max(high, target); }
   const margin = Math.max(0.08 * (high - low), 0.004);
   low -= margin; high += margin;
   const x = ms => (to === from ? WIDE : (WIDE * (ms - from)) / (to - from)), y = value => HIGH - (HIGH * (value - low)) / (high - low);
@@ -81,12 +81,12 @@ function curve(points, line, article) {
   axis[0].textContent = minutes >= 1 ? `${minutes} min ago` : "just now";
   axis[1].textContent = `${low.toFixed(3)} to ${high.toFixed(3)}`;
   axis[2].textContent = "now";
-  const made = [svg("path", { d: `${path}L${x(to).toFixed(1)} ${HIGH}L${x(last === to ? from : from).toFixed(1)} ${HIGH}Z`, class: "under" }), svg("path", { d: path, class: "curve", "vector-effect": "non-scaling-stroke" })];
-  if (near) made.unshift(svg("line", { x1: 0, x2: WIDE, y1: y(line), y2: y(line), class: "goal", "vector-effect": "non-scaling-stroke" }));
-  return made;
+  const elements = [svg("path", { d: `${path}L${x(to).toFixed(1)} ${HIGH}L${x(last === to ? from : from).toFixed(1)} ${HIGH}Z`, class: "under" }), svg("path", { d: path, class: "curve", "vector-effect": "non-scaling-stroke" })];
+  if (near) elements.unshift(svg("line", { x1: 0, x2: WIDE, y1: y(target), y2: y(target), class: "goal", "vector-effect": "non-scaling-stroke" }));
+  return elements;
 }
 
 function thinned(points) {
-  const each = Math.ceil(points.length / 320);
-  return each < 2 ? points : points.filter((_, n) => n % each === 0 || n === points.length - 1);
+  const step = Math.ceil(points.length / 320);
+  return step < 2 ? points : points.filter((_, n) => n % step === 0 || n === points.length - 1);
 }

@@ -1,26 +1,26 @@
-// Small helpers: elements made, and changed only where something is different.
+// Helpers that create elements, and update them only where something changed.
 
 export const part = name => document.querySelector(`[data-part="${name}"]`);
 
-/** el("b", {class: "x", data: {metric: "…"}}, "text", child, …): text is never read as markup. */
+/** el("b", {class: "x", data: {metric: "…"}}, "text", child, …): text is never parsed as markup. */
 export function el(name, attributes = {}, ...children) {
-  const made = document.createElement(name);
+  const element = document.createElement(name);
   for (const [key, value] of Object.entries(attributes)) {
-    if (key === "data") Object.assign(made.dataset, value);
-    else if (value !== null && value !== undefined) made.setAttribute(key, value);
+    if (key === "data") Object.assign(element.dataset, value);
+    else if (value !== null && value !== undefined) element.setAttribute(key, value);
   }
-  made.append(...children.filter(child => child !== null && child !== undefined));
-  return made;
+  element.append(...children.filter(child => child !== null && child !== undefined));
+  return element;
 }
 
 export function svg(name, attributes = {}, ...children) {
-  const made = document.createElementNS("http://www.w3.org/2000/svg", name);
-  for (const [key, value] of Object.entries(attributes)) made.setAttribute(key, value);
-  made.append(...children);
-  return made;
+  const element = document.createElementNS("http://www.w3.org/2000/svg", name);
+  for (const [key, value] of Object.entries(attributes)) element.setAttribute(key, value);
+  element.append(...children);
+  return element;
 }
 
-/** A number of the page: which sample, and how it is written. */
+/** An element that shows a sample, in a format of `AS`. */
 export const metric = (series, as, more = {}) => el(more.tag ?? "b", { data: { metric: series, as, ...more.data }, class: more.class }, "–");
 
 export function put(element, text) {
@@ -29,9 +29,9 @@ export function put(element, text) {
 
 const drawn = new WeakMap();
 
-/** Replaces what is inside, where what it is made of is different from last time. */
-export function redraw(element, made, draw) {
-  const key = JSON.stringify(made);
+/** Replaces the children if their data changed since the last call. */
+export function redraw(element, data, draw) {
+  const key = JSON.stringify(data);
   if (drawn.get(element) === key) return false;
   drawn.set(element, key);
   element.replaceChildren(...draw());

@@ -1,9 +1,9 @@
-// The flow between stages: pipes that follow the cards, and drops whose number follows the rates.
+// Animation of the flow between stages: pipes between the cards, and drops in proportion to the rates.
 
 import { valueOf } from "./bind.js";
 
-const MOST = 36; // drops in a pipe
-const still = matchMedia("(prefers-reduced-motion: reduce)");
+const MAX_DROPS = 36; // per pipe
+const reducedMotion = matchMedia("(prefers-reduced-motion: reduce)");
 
 export class Flow {
   constructor(canvas) {
@@ -12,20 +12,20 @@ export class Flow {
     this.stages = [...document.querySelectorAll(".stage")];
     this.rates = this.stages.map(() => 0);
     this.drops = this.stages.map(() => []);
-    this.held = false;
+    this.paused = false;
     this.before = 0;
     new ResizeObserver(() => this.measure()).observe(canvas.parentElement);
     matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => this.measure());
-    const turn = now => { this.turn(now); requestAnimationFrame(turn); };
-    requestAnimationFrame(turn);
+    const frame = now => { this.step(now); requestAnimationFrame(frame); };
+    requestAnimationFrame(frame);
   }
 
-  hold(held) { this.held = held; }
+  pause(paused) { this.paused = paused; }
 
-  tell(picture) {
+  update(picture) {
     this.rates = this.stages.map(stage => valueOf(picture, stage.dataset.rate, "rate") ?? 0);
-    if (!this.ways) this.measure();
-    if (still.matches || this.still) this.paint();
+    if (!this.pipes) this.measure();
+    if (reducedMotion.matches) this.paint();
   }
 
   measure() {
@@ -35,26 +35,26 @@ export class Flow {
     this.canvas.height = Math.round(box.height * scale);
     this.scale = scale;
     const places = this.stages.map(stage => {
-      const its = stage.getBoundingClientRect();
-      return { left: its.left - box.left, right: its.right - box.left, top: its.top - box.top, bottom: its.bottom - box.top,
+      const card = stage.getBoundingClientRect();
+      return { left: card.left - box.left, right: card.right - box.left, top: card.top - box.top, bottom: card.bottom - box.top,
         colour: getComputedStyle(stage).getPropertyValue("--hue").trim() };
     });
     const down = places[1].top > places[0].bottom - 4;
-    this.ways = places.map((from, n) => way(from, places[(n + 1) % places.length], down, n === places.length - 1));
+    this.pipes = places.map((from, n) => pipeBetween(from, places[(n + 1) % places.length], down, n === places.length - 1));
     this.paint();
   }
 
-  turn(now) {
-    const passed = Math.min(0.05, (now - this.before) / 1000);
+  step(now) {
+    const elapsed_s = Math.min(0.05, (now - this.before) / 1000);
     this.before = now;
-    if (document.hidden || !this.ways || this.held || still.matches) return;
-    this.ways.forEach((its, n) => {
+    if (document.hidden || !this.pipes || this.paused || reducedMotion.matches) return;
+    this.pipes.forEach((pipe, n) => {
       const rate = this.rates[n], drops = this.drops[n];
-      const wanted = rate > 0 ? Math.min(MOST, 1 + Math.round(4 * Math.log1p(rate))) : 0;
-      const speed = (60 + 26 * Math.log1p(rate)) / its.length;
-      for (const drop of drops) drop.at += speed * drop.pace * passed;
+      const wanted = rate > 0 ? Math.min(MAX_DROPS, 1 + Math.round(4 * Math.log1p(rate))) : 0;
+      const speed = (60 + 26 * Math.log1p(rate)) / pipe.length;
+      for (const drop of drops) drop.at += speed * drop.pace * elapsed_s;
       this.drops[n] = drops.filter(drop => drop.at < 1);
-      if (this.drops[n].length < wanted * (its.back ? 1.6 : 1) && Math.random() < wanted * speed * passed * (its.back ? 1.6 : 1)) {
+      if (this.drops[n].length < wanted * (pipe.back ? 1.6 : 1) && Math.random() < wanted * speed * elapsed_s * (pipe.back ? 1.6 : 1)) {
         this.drops[n].push({ at: 0, pace: 0.85 + 0.3 * Math.random(), off: 2 * Math.random() - 1 });
       }
     });
@@ -63,26 +63,26 @@ export class Flow {
 
   paint() {
     const { context: pen, canvas } = this;
-    if (!this.ways) return;
+    if (!this.pipes) return;
     pen.setTransform(this.scale, 0, 0, this.scale, 0, 0);
     pen.clearRect(0, 0, canvas.width, canvas.height);
-    this.ways.forEach((its, n) => {
-      const shade = pen.createLinearGradient(its.points[0].x, its.points[0].y, its.points[3].x, its.points[3].y);
-      shade.addColorStop(0, its.from);
-      shade.addColorStop(1, its.to);
+    this.pipes.forEach((pipe, n) => {
+      const shade = pen.createLinearGradient(pipe.points[0].x, pipe.points[0].y, pipe.points[3].x, pipe.points[3].y);
+      shade.addColorStop(0, pipe.from);
+      shade.addColorStop(1, pipe.to);
       pen.strokeStyle = shade;
       pen.lineCap = "round";
-      for (const [width, alpha] of [[its.back ? 5 : 10, 0.1], [1.5, 0.45]]) {
+      for (const [width, alpha] of [[pipe.back ? 5 : 10, 0.1], [1.5, 0.45]]) {
         pen.lineWidth = width;
         pen.globalAlpha = alpha;
-        pen.stroke(its.path);
+        pen.stroke(pipe.path);
       }
       pen.fillStyle = shade;
       for (const drop of this.drops[n]) {
-        const place = along(its.points, drop.at), edge = Math.min(1, 8 * drop.at, 8 * (1 - drop.at));
+        const place = along(pipe.points, drop.at), edge = Math.min(1, 8 * drop.at, 8 * (1 - drop.at));
         pen.globalAlpha = 0.95 * edge;
         pen.beginPath();
-        pen.arc(place.x + its.across.x * drop.off, place.y + its.across.y * drop.off, its.back ? 1.7 : 2.4, 0, 7);
+        pen.arc(place.x + pipe.across.x * drop.off, place.y + pipe.across.y * drop.off, pipe.back ? 1.7 : 2.4, 0, 7);
         pen.fill();
       }
     });
@@ -90,8 +90,8 @@ export class Flow {
   }
 }
 
-/** From one card to the next: side to side, top to bottom on a phone, and the way back around. */
-function way(from, to, down, back) {
+/** A pipe from one card to the next: horizontal, vertical on a phone, and around the cards for the way back. */
+function pipeBetween(from, to, down, back) {
   const y = place => place.top + 30, x = place => place.left + 24;
   let points;
   if (back && down) {

@@ -1,25 +1,25 @@
-// What is left of what was learned: one row for each age, and in large what the oldest has lost.
+// Forgetting: AUC of example panels by age, and in large the loss of the oldest panel.
 
 import { labelled, valueOf } from "./bind.js";
 import { el, metric, part, redraw } from "./dom.js";
 
-const OF = "recsys_shadow_panel_";
+const PREFIX = "recsys_shadow_panel_";
 const AGES = ["previous", "10min", "1h", "6h", "1d"];
 const AUCS = ["before", "learned", "now"];
 
 export function drawForgetting(picture) {
-  const known = labelled(picture, `${OF}auc_now`, "age");
-  const ages = AGES.filter(age => known.includes(age));
-  // One panel may be nearest to two ages: it is shown once.
+  const available = labelled(picture, `${PREFIX}auc_now`, "age");
+  const ages = AGES.filter(age => available.includes(age));
+  // One panel may be nearest to two ages; it is shown once.
   const rows = ages.filter((age, n) => ages.slice(0, n).every(before => ageOf(picture, before) !== ageOf(picture, age)));
   redraw(part("forgetting"), rows, () => (rows.length ? panels(rows) : [
     el("p", { class: "big" }, "–"),
-    el("p", { class: "quiet" }, "The first snapshot keeps a panel of the examples that it has just learned; the second says what is left of it. Panels so far: ",
+    el("p", { class: "quiet" }, "Each snapshot keeps a panel of the examples that it has just learned; later snapshots score it again. Panels so far: ",
       metric("recsys_shadow_panels", "int"))]));
 }
 
 const ageOf = (picture, age) => valueOf(picture, series("age_s", age), "s");
-const series = (what, age) => `${OF}${what}{age="${age}"}`;
+const series = (what, age) => `${PREFIX}${what}{age="${age}"}`;
 
 function panels(rows) {
   const oldest = rows.at(-1);

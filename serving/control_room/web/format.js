@@ -1,9 +1,9 @@
-// How numbers are written. Each has a number first and maybe a unit: tests read them back.
+// Number formats: a number, then a unit if any. Tests parse them.
 
 const whole = new Intl.NumberFormat("en", { maximumFractionDigits: 0 });
 const SIZES = ["B", "kB", "MB", "GB", "TB"];
 
-/** Three digits that count: 0.0042, 1.23, 45.6, 789, 12,345. */
+/** Three significant digits: 0.0042, 1.23, 45.6, 789, 12,345. */
 export function number(value) {
   const size = Math.abs(value);
   if (size >= 100 || value === 0) return whole.format(value);
@@ -40,8 +40,8 @@ export const IS_RATE = new Set(["rate", "bytes/s"]);
 export const percent = (value, digits = 1) => `${value > 0 ? "+" : ""}${(100 * value).toFixed(digits)} %`;
 
 export function ago(then_ms, now_ms) {
-  const passed_s = Math.max(0, (now_ms - then_ms) / 1000);
-  if (passed_s < 60) return `${Math.floor(passed_s)} s ago`;
-  if (passed_s < 3600) return `${Math.floor(passed_s / 60)} min ago`;
-  return passed_s < 172_800 ? `${Math.floor(passed_s / 3600)} h ago` : `${Math.floor(passed_s / 86_400)} d ago`;
+  const elapsed_s = Math.max(0, (now_ms - then_ms) / 1000);
+  if (elapsed_s < 60) return `${Math.floor(elapsed_s)} s ago`;
+  if (elapsed_s < 3600) return `${Math.floor(elapsed_s / 60)} min ago`;
+  return elapsed_s < 172_800 ? `${Math.floor(elapsed_s / 3600)} h ago` : `${Math.floor(elapsed_s / 86_400)} d ago`;
 }

@@ -1,24 +1,24 @@
-// The control room: takes the key from the address, listens, and has each panel draw the picture.
+// Entry point of the control room: reads the key from the URL, receives pictures, and draws all panels.
 
 import { bind, valueOf } from "./bind.js";
 import { Charts } from "./chart.js";
 import { drawLines } from "./lines.js";
 import { drawForgetting } from "./forgetting.js";
 import { Flow } from "./flow.js";
-import { watchForms } from "./inspect.js";
+import { bindForms } from "./inspect.js";
 import { drawPanels } from "./panels.js";
 import { beginRuler, drawRuler } from "./ruler.js";
 import { listen } from "./stream.js";
-import { watchTips } from "./tips.js";
-import { drawTrials } from "./trials.js";
+import { bindTips } from "./tips.js";
+import { drawExperiments } from "./experiments.js";
 import { part, put } from "./dom.js";
 
 const KEY = "control.key";
-const SAID = ["recsys_click_to_session_p95_ms", "recsys_click_to_served_p95_ms"];
-const AGAIN_MS = [400, 800, 1500, 3000];
+const HEADLINE = ["recsys_click_to_session_p95_ms", "recsys_click_to_served_p95_ms"];
+const RETRY_MS = [400, 800, 1500, 3000];
 const room = document.getElementById("room"), gate = document.getElementById("gate");
 const charts = new Charts(), flow = new Flow(document.querySelector(".flow"));
-let frozen = false, missed = 0, leaving = new AbortController();
+let frozen = false, failures = 0, connection = new AbortController();
 
 function takeKey() {
   const given = location.hash.slice(1);
@@ -29,12 +29,12 @@ function takeKey() {
   return sessionStorage.getItem(KEY) ?? "";
 }
 
-function show(link, said) {
+function showLink(link, text) {
   document.body.dataset.link = link;
-  put(part("link"), said);
+  put(part("link"), text);
 }
 
-function ask(title, text, form) {
+function showGate(title, text, form) {
   put(part("gate-title"), title);
   put(part("gate-text"), text);
   part("gate-form").hidden = !form;
@@ -47,66 +47,66 @@ function draw(picture) {
   if (room.hidden) { room.hidden = false; gate.hidden = true; }
   drawPanels(picture);
   drawLines(picture);
-  drawTrials(picture);
+  drawExperiments(picture);
   charts.draw(picture);
   drawForgetting(picture);
   beginRuler();
-  sayHow(picture);
+  drawHeadline(picture);
   bind(picture);
   drawRuler(picture);
-  flow.tell(picture);
+  flow.update(picture);
   room.dataset.number = picture.number;
 }
 
-/** The sentence at the top says as much as is known. */
-function sayHow(picture) {
-  const known = SAID.filter(series => valueOf(picture, series, "ms") !== null).length;
-  document.getElementById("loop").dataset.said = known;
+/** Shows the parts of the headline whose numbers are known. */
+function drawHeadline(picture) {
+  const count = HEADLINE.filter(series => valueOf(picture, series, "ms") !== null).length;
+  document.getElementById("loop").dataset.said = count;
 }
 
-function hear(name, data) {
-  missed = 0;
+function receive(name, data) {
+  failures = 0;
   if (name === "curves") return charts.begin(JSON.parse(data));
-  if (name === "full") { ask("Too many look", data, false); return undefined; }
-  if (name === "trouble") return show("trouble", "no picture just now");
+  if (name === "full") { showGate("Too many open pages", data, false); return undefined; }
+  if (name === "trouble") return showLink("trouble", "no data at the moment");
   const picture = JSON.parse(data);
   charts.add(picture);
   if (!frozen) {
-    show("live", picture.panels.running ? "live" : "the system is down");
+    showLink("live", picture.panels.running ? "live" : "the system is down");
     if (!picture.panels.running) document.body.dataset.link = "down";
     draw(picture);
   }
   return undefined;
 }
 
-async function stay() {
+async function stayConnected() {
   for (;;) {
-    leaving = new AbortController();
+    connection = new AbortController();
     try {
-      await listen("/control/api/stream", takeKey(), hear, leaving.signal);
+      await listen("/control/api/stream", takeKey(), receive, connection.signal);
     } catch (error) {
       if (error.status === 401) {
-        const had = sessionStorage.getItem(KEY);
+        const hadKey = sessionStorage.getItem(KEY);
         sessionStorage.removeItem(KEY);
-        show("locked", "locked");
-        ask(had ? "That key doesn't fit" : "A key, please", "It stands in state/run/control.key of the system, and at the end of the link that recsys demo prints.", true);
+        showLink("locked", "locked");
+        showGate(hadKey ? "The key is wrong" : "Enter the key", "The key is in STATE/run/control.key, and at the end of the link that recsys demo prints.", true);
         return;
       }
     }
     const hidden = document.hidden;
-    if (!hidden) show("lost", room.hidden ? "connecting" : "connection lost, trying again");
-    if (room.hidden && missed > 1) ask("Nobody answers", "The control room isn't reachable. It is tried again every few seconds.", false);
-    await (hidden ? seen() : new Promise(resolve => setTimeout(resolve, AGAIN_MS[Math.min(missed, AGAIN_MS.length - 1)])));
-    missed += 1;
+    if (!hidden) showLink("lost", room.hidden ? "connecting" : "connection lost, trying again");
+    if (room.hidden && failures > 1) showGate("No answer", "The control room is unreachable. Retrying every few seconds.", false);
+    await (hidden ? visible() : new Promise(resolve => setTimeout(resolve, RETRY_MS[Math.min(failures, RETRY_MS.length - 1)])));
+    failures += 1;
   }
 }
 
-/** Until the page is looked at: nobody who doesn't look has pictures made. */
-function seen() {
+/** Resolves when the page is visible: hidden pages cause no work on the server. */
+function visible() {
   return new Promise(resolve => {
-    const look = () => { if (!document.hidden) { document.removeEventListener("visibilitychange", look); resolve(); } };
-    document.addEventListener("visibilitychange", look);
-    look();
+    const check = () => { if (!document.hidden) { document.removeEventListener("visibilitychange", check); resolve(); } };
+    document.addEventListener("visibilitychange", check);
+    check();
   });
 }
 
@@ -114,26 +114,26 @@ function freeze() {
   frozen = !frozen;
   const button = document.querySelector("[data-act=freeze]");
   button.setAttribute("aria-pressed", String(frozen));
-  put(button, frozen ? "Go on" : "Freeze");
+  put(button, frozen ? "Resume" : "Freeze");
   document.body.classList.toggle("frozen", frozen);
-  flow.hold(frozen);
-  if (frozen) show("frozen", "frozen");
+  flow.pause(frozen);
+  if (frozen) showLink("frozen", "frozen");
 }
 
 document.querySelector("[data-act=freeze]").addEventListener("click", freeze);
 document.addEventListener("keydown", event => {
   if (event.key.toLowerCase() === "p" && !event.ctrlKey && !event.metaKey && !/INPUT/.test(event.target.tagName)) freeze();
 });
-document.addEventListener("visibilitychange", () => { if (document.hidden) leaving.abort(); });
+document.addEventListener("visibilitychange", () => { if (document.hidden) connection.abort(); });
 part("gate-form").addEventListener("submit", event => {
   event.preventDefault();
   const field = document.getElementById("key");
   sessionStorage.setItem(KEY, field.value.trim());
   field.value = "";
-  stay();
+  stayConnected();
 });
-window.addEventListener("hashchange", () => { if (takeKey() && !gate.hidden) stay(); });
-watchForms(() => sessionStorage.getItem(KEY) ?? "");
-watchTips();
-ask("The control room", "Connecting to the system.", false);
-stay();
+window.addEventListener("hashchange", () => { if (takeKey() && !gate.hidden) stayConnected(); });
+bindForms(() => sessionStorage.getItem(KEY) ?? "");
+bindTips();
+showGate("The control room", "Connecting to the system.", false);
+stayConnected();

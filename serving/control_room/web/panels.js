@@ -1,4 +1,4 @@
-// Replicas, tables, parts and dead letters: what a picture has lists of.
+// Panels of lists: replicas, tables, parts and dead letters.
 
 import { labelled, resolve } from "./bind.js";
 import { el, metric, part, put, redraw } from "./dom.js";
@@ -16,25 +16,25 @@ export function drawPanels(picture) {
 }
 
 function drawVersion(picture) {
-  const its = picture.panels.served;
-  part("version").hidden = !its;
-  if (its) put(part("line"), `${its.line} / ${its.epoch} / `);
+  const version = picture.panels.served;
+  part("version").hidden = !version;
+  if (version) put(part("line"), `${version.line} / ${version.epoch} / `);
 }
 
 function drawReplicas(picture) {
-  const names = Object.keys(picture.replicas), there = resolve(picture, "recsys_step") in picture.samples, line = picture.panels.served?.line ?? "–";
-  const one = !names.length;
-  put(part("of-replicas"), !there ? "" : one ? "one replica: each scrape is of it" : `${names.length} met within a minute; a scrape reaches one, so each row is as old as it says`);
-  redraw(part("replicas"), [names, there, line], () => {
-    if (!there) return [el("caption", { class: "quiet" }, "No replica answers yet.")];
+  const names = Object.keys(picture.replicas), answers = resolve(picture, "recsys_step") in picture.samples, line = picture.panels.served?.line ?? "–";
+  const single = !names.length;
+  put(part("of-replicas"), !answers ? "" : single ? "one replica" : `${names.length} answered within a minute; each scrape reaches one, so rows show their age`);
+  redraw(part("replicas"), [names, answers, line], () => {
+    if (!answers) return [el("caption", { class: "quiet" }, "No replica answers yet.")];
     const head = el("tr", {}, ...["replica", "line", ...STAMP.map(([name]) => name), "asked"].map(name => el("th", { scope: "col" }, name)));
-    const rows = (one ? [""] : names).map(name => el("tr", {}, el("th", { scope: "row" }, name || "the replica"), el("td", {}, line),
+    const rows = (single ? [""] : names).map(name => el("tr", {}, el("th", { scope: "row" }, name || "the replica"), el("td", {}, line),
       ...STAMP.map(([, series]) => el("td", {}, metric(name ? `${series}{replica="${name}"}` : series, "int"))), el("td", { data: { met: name } }, "now")));
     return [el("thead", {}, head), el("tbody", {}, ...rows)];
   });
   for (const cell of document.querySelectorAll("[data-met]")) {
-    const met = picture.replicas[cell.dataset.met];
-    put(cell, met === undefined || met === picture.time_ms ? "now" : ago(met, picture.time_ms));
+    const scraped_ms = picture.replicas[cell.dataset.met];
+    put(cell, scraped_ms === undefined || scraped_ms === picture.time_ms ? "now" : ago(scraped_ms, picture.time_ms));
   }
 }
 
@@ -42,7 +42,7 @@ function drawTables(picture) {
   const tables = labelled(picture, "recsys_shards_table_rows", "table"), shards = labelled(picture, "recsys_shards_shard_step", "shard");
   redraw(part("tables"), [tables, shards], () => {
     if (!tables.length) return [el("caption", { class: "quiet" }, "No shard answers yet.")];
-    const head = el("tr", {}, ...["table", "rows", "memory", "await admission"].map(name => el("th", { scope: "col" }, name)));
+    const head = el("tr", {}, ...["table", "rows", "memory", "awaiting admission"].map(name => el("th", { scope: "col" }, name)));
     const rows = tables.map(name => el("tr", {}, el("th", { scope: "row" }, name),
       ...[["rows", "int"], ["bytes", "bytes"], ["waiting", "int"]].map(([what, as]) => el("td", {}, metric(`recsys_shards_table_${what}{table="${name}"}`, as)))));
     const steps = shards.map(name => el("span", { class: "chip" }, `shard ${name} at `, metric(`recsys_shards_shard_step{shard="${name}"}`, "int")));
@@ -52,10 +52,10 @@ function drawTables(picture) {
 
 function drawParts(picture) {
   const { parts, lost } = picture.panels;
-  const made = parts.map(({ name, state, failure }) => [name, state, lost[name] ?? failure, lagsOf(picture, name)]);
+  const rows = parts.map(({ name, state, failure }) => [name, state, lost[name] ?? failure, lagsOf(picture, name)]);
   const ready = parts.filter(({ state }) => state === "ready" || state === "done").length;
   put(part("of-parts"), `${ready} of ${parts.length} are ready`);
-  redraw(part("parts"), made, () => made.map(([name, state, why, topics]) => el("li", { data: { state: BAD.has(state) ? "bad" : state } },
+  redraw(part("parts"), rows, () => rows.map(([name, state, why, topics]) => el("li", { data: { state: BAD.has(state) ? "bad" : state } },
     el("h3", {}, el("i", { "aria-hidden": "true" }), name),
     el("p", { class: "state", title: `recsys_part_state{part="${name}",state="${state}"}` }, state),
     el("dl", {}, row("restarts", metric(`recsys_part_restarts_total{part="${name}"}`, "int", { tag: "dd", data: { bad: "above-0" } })),
@@ -69,7 +69,7 @@ const lagsOf = (picture, name) => labelled(picture, "recsys_part_lag", "topic", 
 
 function drawLetters(picture) {
   const { letters } = picture.panels;
-  redraw(part("letters"), letters, () => (letters.length ? letters.map(its => el("li", {},
-    el("p", {}, el("b", {}, its.topic), ` partition ${its.partition}, offset ${its.offset}`), el("p", { class: "quiet" }, its.reason)))
-    : [el("li", { class: "none" }, "Every record could be read.")]));
+  redraw(part("letters"), letters, () => (letters.length ? letters.map(letter => el("li", {},
+    el("p", {}, el("b", {}, letter.topic), ` partition ${letter.partition}, offset ${letter.offset}`), el("p", { class: "quiet" }, letter.reason)))
+    : [el("li", { class: "none" }, "All records were readable.")]));
 }

@@ -1,4 +1,4 @@
-// How long until a view counts, on a logarithmic ruler: one mark for each stage. It shows the decades that they are in.
+// Time to effect on a logarithmic ruler, with one mark per stage.
 
 import { valueOf } from "./bind.js";
 import { el, metric, part, redraw } from "./dom.js";
@@ -13,27 +13,27 @@ const MARKS = [
 ];
 let marks = null;
 
-/** The decades around some times in ms, as powers of ten: at least 100 ms to 10 s, so that it seldom moves. */
-const decades = found => [Math.floor(Math.log10(Math.min(100, ...found))), Math.ceil(Math.log10(Math.max(10_000, ...found)))];
+/** Powers of ten around the times in ms; at least 100 ms to 10 s, so that the scale rarely changes. */
+const decades = times => [Math.floor(Math.log10(Math.min(100, ...times))), Math.ceil(Math.log10(Math.max(10_000, ...times)))];
 
 const place = (ms, [from, to]) => (Math.log10(ms) - from) / (to - from);
 
 function drawTicks(box, span, width) {
   const fine = width / (span[1] - span[0]) > 240 ? STEPS : [1];
-  const made = [];
+  const ticks = [];
   for (let power = span[0]; power <= span[1]; power += 1) {
     for (const step of power === span[1] ? [1] : fine) {
-      const tick = el("span", { class: "tick" }, said(step * 10 ** power));
+      const tick = el("span", { class: "tick" }, label(step * 10 ** power));
       tick.style.left = `${100 * place(step * 10 ** power, span)}%`;
-      made.push(tick);
+      ticks.push(tick);
     }
   }
-  redraw(box, [span, fine], () => made);
+  redraw(box, [span, fine], () => ticks);
 }
 
-const said = ms => (ms >= 1000 ? `${ms / 1000} s` : `${ms} ms`);
+const label = ms => (ms >= 1000 ? `${ms / 1000} s` : `${ms} ms`);
 
-/** Its elements, once; what they say is written before `drawRuler` places them by how wide they are. */
+/** Creates the marks once; their text must be written before `drawRuler`, which needs their widths. */
 export function beginRuler() {
   if (marks) return;
   const ruler = part("ruler");
@@ -48,16 +48,16 @@ export function beginRuler() {
 export function drawRuler(picture) {
   const ruler = part("ruler");
   const width = ruler.clientWidth;
-  const known = MARKS.map(([, , series], n) => ({ n, ms: valueOf(picture, series, "ms") })).filter(({ ms }) => ms !== null);
-  const span = decades(known.map(({ ms }) => Math.min(1e6, Math.max(1, ms))));
+  const measured = MARKS.map(([, , series], n) => ({ n, ms: valueOf(picture, series, "ms") })).filter(({ ms }) => ms !== null);
+  const span = decades(measured.map(({ ms }) => Math.min(1e6, Math.max(1, ms))));
   drawTicks(ruler.querySelector(".ticks"), span, width);
-  marks.forEach((mark, n) => { mark.hidden = known.every(its => its.n !== n); });
-  const found = known.map(({ n, ms }) => ({ n, x: width * place(Math.min(1e6, Math.max(1, ms)), span) })).sort((a, b) => b.x - a.x);
-  const taken = []; // from the right: a name stands above every mark that it reaches over, so no stem crosses it
-  for (const { n, x } of found) {
+  marks.forEach((mark, n) => { mark.hidden = measured.every(mark => mark.n !== n); });
+  const placed = measured.map(({ n, ms }) => ({ n, x: width * place(Math.min(1e6, Math.max(1, ms)), span) })).sort((a, b) => b.x - a.x);
+  const taken = []; // from the right: a name is above every mark that it overlaps, so that no stem crosses it
+  for (const { n, x } of placed) {
     const mark = marks[n], wide = mark.lastChild.offsetWidth + 6;
     const left = Math.max(0, Math.min(x - 3, width - wide + 14));
-    const row = Math.max(0, ...taken.filter(its => its.left < left + wide).map(its => its.row + 1));
+    const row = Math.max(0, ...taken.filter(name => name.left < left + wide).map(name => name.row + 1));
     taken.push({ left: Math.min(left, x), row });
     mark.style.left = `${(100 * x) / width}%`;
     mark.style.setProperty("--row", row);

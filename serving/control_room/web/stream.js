@@ -1,15 +1,15 @@
-// Server-sent events over fetch: EventSource can't send a header, and a key has no place in an address.
+// Server-sent events over fetch: EventSource can't send the header with the key.
 
-const PATIENCE_MS = 6000; // without a word
+const TIMEOUT_MS = 6000; // without data
 
-/** Calls on(name, data) for each event until `signal` aborts. Throws where it ends; {status} where it is refused. */
+/** Calls on(name, data) per event until `signal` aborts. Throws when the stream ends, with {status} if refused. */
 export async function listen(url, key, on, signal) {
-  const watch = new AbortController();
-  const end = () => watch.abort();
+  const controller = new AbortController();
+  const end = () => controller.abort();
   signal.addEventListener("abort", end);
-  let timer = setTimeout(end, PATIENCE_MS);
+  let timer = setTimeout(end, TIMEOUT_MS);
   try {
-    const answer = await fetch(url, { headers: { authorization: `Bearer ${key}` }, signal: watch.signal, cache: "no-store" });
+    const answer = await fetch(url, { headers: { authorization: `Bearer ${key}` }, signal: controller.signal, cache: "no-store" });
     if (!answer.ok) throw Object.assign(new Error(`status ${answer.status}`), { status: answer.status });
     const reader = answer.body.pipeThrough(new TextDecoderStream()).getReader();
     let rest = "";
@@ -17,7 +17,7 @@ export async function listen(url, key, on, signal) {
       const { done, value } = await reader.read();
       if (done) throw new Error("the stream ended");
       clearTimeout(timer);
-      timer = setTimeout(end, PATIENCE_MS);
+      timer = setTimeout(end, TIMEOUT_MS);
       const events = (rest + value).split("\n\n");
       rest = events.pop();
       for (const event of events) {

@@ -119,7 +119,7 @@ def test_a_file_is_an_experiment() -> None:
         ),
         ("layer: ranking", "traffic: 2", r"g.yaml:2: traffic is 2"),
         ("layer: ranking", "layer: [", r"g.yaml:\d: "),
-        ("treatment:", "control:", r"g.yaml:5: the key 'control' .*twice"),
+        ("treatment:", "control:", r"g.yaml:5: the key 'control' is repeated"),
     ],
 )
 def test_a_mistake_is_told_with_its_line(old: str, new: str, says: str) -> None:

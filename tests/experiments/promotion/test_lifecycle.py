@@ -9,7 +9,7 @@ from experiments.promotion.lifecycle import (
     TAKING_BACK,
     TAKING_OVER,
     Lifecycle,
-    answers,
+    is_in_canary,
 )
 from recsys.events.control_records import (
     Candidate,
@@ -96,10 +96,10 @@ def test_what_is_not_about_candidates_changes_nothing() -> None:
 def test_a_canary_answers_its_share_of_users_the_same_ones_always() -> None:
     canary = folded(FIRST, C1, TO_CANARY).canary
     users = [f"u{n}" for n in range(4_000)]
-    chosen = [user for user in users if answers(canary, user)]
+    chosen = [user for user in users if is_in_canary(canary, user)]
     assert abs(len(chosen) / len(users) - 0.3) < 0.03
-    assert chosen == [user for user in users if answers(canary, user)]
-    assert not any(answers(None, user) for user in users)
+    assert chosen == [user for user in users if is_in_canary(canary, user)]
+    assert not any(is_in_canary(None, user) for user in users)
 
 
 GUARDED = msgspec.structs.replace(IS_LIVE, guarded=True, time_ms=70)

@@ -9,26 +9,32 @@ import pytest
 from recsys.config.system_config import Config, ModelConfig
 from recsys.features import dense_columns
 from recsys.features.feature_set import FeatureSet
-from recsys.features.feature_set_file import FEED_SCHEMA, FILE, decide, feature_set, labels_of
+from recsys.features.feature_set_file import (
+    FEED_SCHEMA,
+    FILE,
+    feature_set,
+    labels_of,
+    write_feature_set,
+)
 from tests.support.small_feed import FEATURES
 
 
 def test_a_state_folder_has_the_feeds_features_until_others_are_decided(tmp_path: Path) -> None:
     config = Config(state=str(tmp_path / "state"), model=ModelConfig(features="ids"))
     assert feature_set(config) == FeatureSet(FEED_SCHEMA, "ids", config.sessions.history)
-    decide(config, FEATURES)
+    write_feature_set(config, FEATURES)
     assert feature_set(config) == FEATURES and feature_set(config).digest == FEATURES.digest
-    decide(config, FEATURES)  # again is as once
+    write_feature_set(config, FEATURES)  # again is as once
 
 
 def test_a_folder_whose_log_has_other_features_is_refused_and_kept(tmp_path: Path) -> None:
     config = Config(state=str(tmp_path))
-    decide(config, FEATURES)
+    write_feature_set(config, FEATURES)
     before = (tmp_path / FILE).read_bytes()
     with pytest.raises(
         ValueError, match=f"holds feature set {FEATURES.digest}.*another state folder"
     ):
-        decide(config, replace(FEATURES, history=9))
+        write_feature_set(config, replace(FEATURES, history=9))
     assert (tmp_path / FILE).read_bytes() == before
 
 
@@ -45,7 +51,7 @@ def test_a_folder_from_before_columns_changed_is_refused(
     change: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config, moment = Config(state=str(tmp_path)), dense_columns.MOMENT
-    decide(config, FEATURES)
+    write_feature_set(config, FEATURES)
     if change == "a column more":
         monkeypatch.setattr(dense_columns, "MOMENT", (*moment, "weekday"))
     elif change == "another order":
@@ -55,11 +61,11 @@ def test_a_folder_from_before_columns_changed_is_refused(
     with pytest.raises(ValueError, match="expected [0-9a-f]{32}: .*Begin a new state folder"):
         feature_set(config)
     with pytest.raises(ValueError, match="read other columns"):
-        decide(config, replace(FEATURES))
+        write_feature_set(config, replace(FEATURES))
 
 
 def test_who_asks_for_labels_needs_no_model(tmp_path: Path) -> None:
-    decide(Config(state=str(tmp_path)), FEATURES)
+    write_feature_set(Config(state=str(tmp_path)), FEATURES)
     assert labels_of(Config(state=str(tmp_path))) == FEATURES.schema.labels
     code = "import sys, runtime.control_room.experiment_panel; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0

@@ -21,9 +21,9 @@ from recsys.observability.log_lines import (
     LogThrottle,
     TextLines,
     formatter,
-    hide,
     keep_newest,
     log_in_worker,
+    redact,
 )
 from tests.support.small_line import toy_spec
 
@@ -116,7 +116,7 @@ def test_no_secret_is_told(kind: type[JsonLines], said: dict[str, Any]) -> None:
     ],
 )
 def test_each_form_of_a_secret_is_hidden_whole(said: str, shown: str) -> None:
-    assert hide(said) == shown and hide(shown) == shown
+    assert redact(said) == shown and redact(shown) == shown
 
 
 @pytest.mark.parametrize(
@@ -136,7 +136,7 @@ def test_what_is_no_secret_stays(said: str) -> None:
 def test_hiding_takes_no_longer_than_its_text() -> None:
     began_s = time.monotonic()
     for hard in ("redis://" * 20_000, "token=\\" * 20_000, 'token="' * 20_000, "://a:b" * 20_000):
-        hide(hard)
+        redact(hard)
     assert time.monotonic() - began_s < 5
 
 

@@ -55,7 +55,7 @@ def test_gauges_that_have_nothing_more_to_say_leave():
     beat = Heartbeat("p")
     for name in ("cpu_s", "panel_auc.1h", "panel_auc.1d"):
         beat.gauge(name, 1.0)
-    beat.only("panel", {"panel_auc.1d": 0.5})
+    beat.replace_gauges("panel", {"panel_auc.1d": 0.5})
     assert beat.now().gauges == {"cpu_s": 1.0, "panel_auc.1d": 0.5}
 
 

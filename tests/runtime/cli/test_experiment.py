@@ -18,7 +18,7 @@ from recsys.config.system_config import Config, LogConfig
 from recsys.events.control_records import Experiments, ExperimentState
 from recsys.events.records import CONTROL, pack
 from recsys.features.feature_set import FeatureSet
-from recsys.features.feature_set_file import FEED_SCHEMA, decide
+from recsys.features.feature_set_file import FEED_SCHEMA, write_feature_set
 from recsys.log.protocol import Append
 from recsys.process.open_log import create_topics, open_log
 from runtime.cli.main import app
@@ -46,7 +46,7 @@ class System:
         config = replace(Config(), state=str(folder), log=LogConfig(partitions=2))
         self.config, plan = plans.resolve(config)
         plans.write(self.config, plan)
-        decide(self.config, FeatureSet(FEED_SCHEMA))
+        write_feature_set(self.config, FeatureSet(FEED_SCHEMA))
         self.folder, self.log = folder, open_log(self.config)
         create_topics(self.log, self.config)
         self.toy = ToyTrial(log=self.log)

@@ -15,7 +15,7 @@ from recsys.events.control_records import Erasure
 from recsys.events.event_types import Engagement, Impression, User, decode
 from recsys.events.hashing import partition_of
 from recsys.events.records import CONTROL, EVENTS, EXAMPLES, unpack
-from recsys.features.feature_set_file import decide
+from recsys.features.feature_set_file import write_feature_set
 from recsys.log.protocol import Log
 from recsys.process.open_log import create_topics, open_log
 from recsys.process.part_process import write_atomically
@@ -40,7 +40,7 @@ def started(folder: Path, kafka: bool = False) -> Config:
         config = replace(config, log=replace(config.log, url=plans.EMBEDDED_KAFKA))
     config, plan = plans.resolve(config)
     plans.write(config, plan)
-    decide(config, FEATURES)
+    write_feature_set(config, FEATURES)
     return config
 
 

@@ -81,7 +81,7 @@ def test_now_is_as_far_as_the_archive_has_come(system: Path, tmp_path: Path) -> 
 
 def test_it_is_proposed_where_that_is_asked_for(system: Path, tmp_path: Path) -> None:
     config, plan = plans.resolve(config_in(tmp_path / "live", model=MODEL), only=["log"])
-    feature_sets.decide(config, FEATURES)
+    feature_sets.write_feature_set(config, FEATURES)
     plans.write(config, plan)
     log = open_log(config)
     for topic in topics(2):
@@ -161,7 +161,7 @@ def test_killed_after_the_candidate_was_added_it_is_not_made_twice(
 def answered(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A state folder whose archive knows what was predicted of two examples in three."""
     folder = tmp_path_factory.mktemp("answered")
-    feature_sets.decide(Config(state=str(folder)), FEATURES)
+    feature_sets.write_feature_set(Config(state=str(folder)), FEATURES)
     said = [np.array([n % 3 / 3 + 0.1, 0.2, 0.3], np.float32).tobytes() for n in range(COUNT)]
     examples = [
         at(n, predicted=said[n] if n % 3 else b"", served_by="main/2") for n in range(COUNT)
@@ -297,7 +297,7 @@ def test_bad_input_is_refused_with_the_reason(
 def test_a_hole_is_refused_and_can_be_allowed(system: Path, tmp_path: Path) -> None:
     archive = archived(tmp_path / "archive")
     remove_hour(archive)
-    feature_sets.decide(Config(state=str(tmp_path)), FEATURES)
+    feature_sets.write_feature_set(Config(state=str(tmp_path)), FEATURES)
     holed = asked(system, tmp_path / "registry", data=archive)
     with pytest.raises(ValueError, match="are missing"):
         run(holed)

@@ -76,7 +76,9 @@ def test_other_recommenders_clients_share_the_limits_and_their_health_passes() -
     async def scenario() -> None:
         inner, metrics = Inner(), Counts()
         inner.go.set()
-        client = client_of(LoadShedder(inner, metrics, Limit(0), Limit(0), Limit(0), TokenBuckets(0.0)))
+        client = client_of(
+            LoadShedder(inner, metrics, Limit(0), Limit(0), Limit(0), TokenBuckets(0.0))
+        )
         kinds = {
             "/v1/recommend": [
                 "/api/recommend/bob",

@@ -102,6 +102,10 @@ def asked(
     return [merge_hits(its, k) for its in by_query]
 
 
+def refusal(shard: RetrievalShard, version: VectorVersion) -> str:
+    return shard.refusal_of(ShardRequest(version, b"", []))
+
+
 some_items = st.lists(st.integers(0, ITEMS - 1), max_size=8)
 
 
@@ -173,12 +177,12 @@ def test_what_cannot_be_searched_is_refused_and_why() -> None:
     filled([shard], STEPS_KEPT + 5)
     now = VectorVersion("main", 0, STEPS_KEPT + 5, ITEMS)
     ask = ShardRequest(now, np.zeros(DIM, np.float32).tobytes(), [3])
-    assert shard.refusal(now) == "" and shard.search(ask).counts == [3]
-    assert shard.refusal(replace_version(now, step=5)) == ""
-    assert shard.refusal(replace_version(now, step=4)) == FORGOTTEN
-    assert shard.refusal(replace_version(now, step=now.step + 1)) == BEHIND
-    assert shard.refusal(replace_version(now, catalogue_offset=ITEMS + 1)) == BEHIND
-    assert shard.refusal(replace_version(now, epoch=1)) == OTHER_LINE
+    assert refusal(shard, now) == "" and shard.search(ask).counts == [3]
+    assert refusal(shard, replace_version(now, step=5)) == ""
+    assert refusal(shard, replace_version(now, step=4)) == FORGOTTEN
+    assert refusal(shard, replace_version(now, step=now.step + 1)) == BEHIND
+    assert refusal(shard, replace_version(now, catalogue_offset=ITEMS + 1)) == BEHIND
+    assert refusal(shard, replace_version(now, epoch=1)) == OTHER_LINE
     assert (
         shard.search(ShardRequest(replace_version(now, line="other"), b"", [])).refused
         == OTHER_LINE
@@ -186,8 +190,8 @@ def test_what_cannot_be_searched_is_refused_and_why() -> None:
     fresh = shard.prepare({}, None, ModelVersion("main", 1, 40))
     shard.install(fresh)
     later = replace_version(now, epoch=1, step=40)
-    assert shard.refusal(now) == OTHER_LINE and shard.refusal(later) == ""
-    assert shard.refusal(replace_version(later, step=39)) == FORGOTTEN
+    assert refusal(shard, now) == OTHER_LINE and refusal(shard, later) == ""
+    assert refusal(shard, replace_version(later, step=39)) == FORGOTTEN
 
 
 def test_an_ask_that_was_meant_for_another_shard_is_refused() -> None:

@@ -39,7 +39,6 @@ def test_an_answer_is_passed_on() -> None:
         reader = TimedSessionReader(Store())
         assert await reader.get("u") == b"session"
         assert await reader.get("nobody") is None
-        assert reader.failures == 0
 
     asyncio.run(scenario())
 
@@ -55,7 +54,6 @@ def test_a_hanging_store_costs_a_slice_and_is_then_left_alone() -> None:
         store.delay_s = 0.0
         await asyncio.sleep(PAUSE_S)
         assert await reader.get("u") == b"session"
-        assert reader.failures == 4
 
     asyncio.run(scenario())
 
@@ -95,7 +93,6 @@ def test_a_store_that_hangs_in_a_busy_loop_is_still_noticed() -> None:
             time.sleep(0.004)
 
         await asyncio.gather(*[request() for _ in range(60)])
-        assert reader.failures == 60
 
     asyncio.run(scenario())
 

@@ -15,7 +15,6 @@ from recsys.features.feature_set_file import feature_set
 from recsys.model.model import build_model
 from recsys.process.log_consumer import readable
 from recsys.process.open_log import create_topics, open_log
-from runtime.cli import candidates as shadow
 from runtime.cli.candidates import propose_to
 from runtime.supervision import launch_plan as plans
 from tests.support.plan_config import FREE

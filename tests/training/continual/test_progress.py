@@ -37,7 +37,7 @@ def test_steps_are_counted_once_and_what_cannot_be_read_is_passed_over() -> None
     log.append(DELTAS, [delta(1), delta(1, 1), Append(0, b"", b"\xc1"), Append(0, b"", nested)])
     log.append(DELTAS, [delta(2), delta(1), delta(2, 1)])  # a line that went back repeats a step
     assert progress.turn(5_000) == 2 and progress.turn(5_000) == 0
-    progress.tell(beat)
+    progress.report(beat)
     said = beat.now()
     assert said.counters["steps"] == 2 and said.counters["examples"] == 8
     assert said.gauges["unreadable_deltas"] == 2
@@ -65,7 +65,7 @@ def test_how_long_views_took_is_told_of_some_examples_a_second() -> None:
     log.append(STEPS, [Append(0, b"main", pack(step))])
     log.append(DELTAS, [delta(1)])
     progress.turn(START_MS + 2_000)
-    progress.tell(beat)
+    progress.report(beat)
     assert len(progress.delays) == 10
     assert beat.now().gauges["view_to_learned_p95_ms"] == 2_000
     for number in range(2, 14):
@@ -81,8 +81,8 @@ def test_how_long_views_took_is_told_of_some_examples_a_second() -> None:
     log.append(STEPS, [Append(0, b"main", pack(msgspec.structs.replace(step, step=15)))])
     log.append(DELTAS, [delta(15)])
     progress.turn(START_MS + 300_000)
-    progress.tell(beat)
+    progress.report(beat)
     assert beat.now().gauges["view_to_learned_p95_ms"] == 60_000
     progress.turn(START_MS + 400_000)
-    progress.tell(beat)
+    progress.report(beat)
     assert "view_to_learned_p95_ms" not in beat.now().gauges

@@ -281,7 +281,7 @@ def test_from_events_to_weights_in_lockstep() -> None:
 def test_the_parts_run_over_one_log_and_stop_when_asked(tmp_path: Path) -> None:
     config = toy_config(str(tmp_path))
     config = replace(config, log=replace(config.log, partitions=PARTITIONS))
-    feature_sets.decide(config, FEATURES)
+    feature_sets.write_feature_set(config, FEATURES)
     log = open_log(config)
     create_topics(log, config)
     for topic in (EVENTS, ITEMS, STEPS):

@@ -2,14 +2,9 @@
 
 import pytest
 
+from recsys.events.control_records import Reaction
 from training.drift.monitors import AlarmEvidence, DriftAlarm
-from training.drift.reaction import (
-    PublishEvery,
-    ReactionConfig,
-    ReactionPolicy,
-    SetRate,
-    StartOffline,
-)
+from training.drift.reaction import ReactionConfig, ReactionPolicy
 
 EVIDENCE = AlarmEvidence("page-hinkley", 0.6, 0.7, 0.03, 5, 4)
 LOSS = DriftAlarm("loss", "like", 0, 1, EVIDENCE)
@@ -21,38 +16,39 @@ def feature(name: str) -> DriftAlarm:
 
 
 def test_a_loss_raises_the_rate_and_calls_for_the_offline_job_once() -> None:
-    reactor = ReactionPolicy()
-    assert reactor.step([LOSS], 256, 0) == [SetRate(3.0, (LOSS,)), StartOffline(0, (LOSS,))]
-    assert reactor.step([LOSS], 256, HOUR_MS) == []  # the rate is there, the job was called for
-    assert reactor.step([LOSS], 256, 7 * HOUR_MS)[-1:] == [StartOffline(7 * HOUR_MS, (LOSS,) * 3)]
+    policy, because = ReactionPolicy(), ["loss like: 0.7, expected 0.6"]
+    assert policy.step([LOSS], 256, 0)
+    assert policy.reaction == Reaction(rate=3.0, offline=True, because=because)
+    assert not policy.step([LOSS], 256, HOUR_MS)  # the rate is there, the job was called for
+    assert policy.step([LOSS], 256, 7 * HOUR_MS)
+    assert policy.reaction == Reaction(
+        rate=3.0, offline=True, because=because, time_ms=7 * HOUR_MS
+    )
 
 
 def test_the_rate_falls_back_to_the_usual_and_stays_there() -> None:
-    reactor = ReactionPolicy()
-    reactor.step([LOSS], 256, 0)
-    told = [its for _ in range(400) for its in reactor.step([], 256, 1) if isinstance(its, SetRate)]
-    factors = [its.factor for its in told]
+    policy = ReactionPolicy()
+    policy.step([LOSS], 256, 0)
+    factors = [policy.reaction.rate for _ in range(180) if policy.step([], 256, 1)]
     assert factors == sorted(factors, reverse=True)
     assert factors[-1] == 1.0 and max(factors) < 3.0
     assert len(factors) < 40
 
 
 def test_a_feature_alone_calls_for_no_offline_job_and_three_do() -> None:
-    reactor = ReactionPolicy()
-    assert not any(isinstance(its, StartOffline) for its in reactor.step([feature("a")], 256, 0))
-    assert not any(
-        isinstance(its, StartOffline) for its in reactor.step([feature("a")] * 2, 256, 0)
-    )
-    found = reactor.step([feature("b"), feature("c")], 256, 0)
-    assert isinstance(found[-1], StartOffline)
+    policy = ReactionPolicy()
+    policy.step([feature("a")], 256, 0)
+    policy.step([feature("a")] * 2, 256, 0)
+    assert not policy.reaction.offline
+    assert policy.step([feature("b"), feature("c")], 256, 0)
+    assert policy.reaction.offline and len(policy.reaction.because) == 3
 
 
 def test_a_calm_stream_gathers_more_steps_and_an_alarm_ends_that_at_once() -> None:
-    reactor = ReactionPolicy()
-    told = [its for _ in range(1_000) for its in reactor.step([], 256, 1)]
-    assert told == [PublishEvery(2), PublishEvery(4), PublishEvery(8)]
-    assert PublishEvery(1, (LOSS,)) in reactor.step([LOSS], 256, 2)
-    assert reactor.gathered == 1
+    policy = ReactionPolicy()
+    reactions = [policy.reaction for _ in range(1_000) if policy.step([], 256, 1)]
+    assert reactions == [Reaction(publish_every=every, time_ms=1) for every in (2, 4, 8)]
+    assert policy.step([LOSS], 256, 2) and policy.reaction.publish_every == 1
 
 
 def test_the_rate_is_bounded() -> None:

@@ -102,7 +102,7 @@ def test_a_later_engagement_corrects_until_the_horizon_and_is_late_after_it() ->
     ]
     assert its.feed(6, engagement(SHOWN, 0, "like", 300_001)) == []  # nothing new
     assert its.feed(7, engagement(SHOWN, 0, "long_view", 661_000)) == []
-    assert (its.counts["late"], its.counts["corrections"], its.pending()) == (1, 1, 0)
+    assert (its.counts["late"], its.counts["corrections"], len(its.impressions)) == (1, 1, 0)
     assert its.counts["unmatched"] == 0
 
 
@@ -212,13 +212,13 @@ def test_after_its_window_an_impression_takes_little_memory() -> None:
     its = recalling(events)
     fed(its, *events)
     ids = 8 * 300 * 38  # of the events, by which repeats are known: bounded by their number
-    whole, open_ = its.memory(), (len(its.pack()) - ids) / 300
+    whole, open_ = its.impressions.bytes, (len(its.pack()) - ids) / 300
     its.advance(START_MS + 70_000)
     closed = (len(its.pack()) - ids) / 300
-    assert its.pending() == 300 and its.oldest() == 0
-    assert 50 < open_ < 250 and 50 < closed < 250 and its.memory() < whole / 8
+    assert len(its.impressions) == 300 and its.impressions.oldest() == 0
+    assert 50 < open_ < 250 and 50 < closed < 250 and its.impressions.bytes < whole / 8
     its.advance(START_MS + 700_000)
-    assert its.pending() == 0 == its.memory() and its.oldest() is None
+    assert len(its.impressions) == 0 == its.impressions.bytes and its.impressions.oldest() is None
 
 
 @settings(max_examples=25, deadline=None)
@@ -234,7 +234,7 @@ def test_each_shown_item_has_one_first_example_and_corrections_only_add_labels(
             if known is not None:
                 assert e.previous == known and e.labels > known
             labels[e.offset, e.index] = e.labels
-    assert its.pending() == 0
+    assert len(its.impressions) == 0
     assert len(labels) == its.counts["examples"]
 
 
@@ -263,7 +263,7 @@ def test_a_tombstone_ends_what_is_held_of_its_user_alone() -> None:
     assert fed(its, *late) == [] and its.counts["unmatched"] == 2
     [kept] = its.feed(9, engagement(other, 1, "view", 4_000))
     assert (kept.user_id, kept.sequence) == ("u2", 3)
-    assert its.advance(START_MS + 10_000_000) == [] and its.pending() == 0
+    assert its.advance(START_MS + 10_000_000) == [] and len(its.impressions) == 0
     again = impression(4, 1, START_MS + 10_000_000)
     [back] = fed(its, again, engagement(again, 0, "view", 9))
     assert back.user_id == "u1", "who comes back is learned from again"
@@ -398,7 +398,7 @@ def test_a_state_of_before_attribution_is_read() -> None:
     assert again.counts["unattributed"] == 1
     assert [e.labels for e in again.feed(2, engagement(SHOWN, 0, "view", 2_000))] == [[0.0, 0.0]]
     again.advance(START_MS + 10**7)
-    assert again.pending() == 0
+    assert len(again.impressions) == 0
 
 
 def batch_join(events: Sequence[object], horizon_ms: int) -> dict[tuple[str, str], list[float]]:
@@ -456,4 +456,4 @@ def test_final_labels_are_those_of_a_batch_join_for_any_order_and_repeats(
     assert not any(any(labels) for labels in missing.values())
     back = its.counts["sampled_out"] - len(missing)
     assert back >= 0 and (negatives < 1.0 or not missing)
-    assert its.pending() == 0
+    assert len(its.impressions) == 0

@@ -75,13 +75,13 @@ def test_it_goes_back_to_what_was_marked(spill: Spill) -> None:
     spill.put([row(4)])
     third = spill.mark()
     spill.take("r3")
-    spill.back(third, 2)
+    spill.rewind(third, 2)
     assert [its.id for its in spill.take_due(0, 9)] == ["r3", "r4"]
-    spill.back(second, 2)
+    spill.rewind(second, 2)
     assert [its.id for its in spill.take_due(0, 9)] == ["r2", "r3"]
-    spill.back(first, 2)
+    spill.rewind(first, 2)
     assert [its.id for its in spill.take_due(0, 9)] == ["r1", "r2"]
-    spill.back(0, 0)
+    spill.rewind(0, 0)
     assert len(spill) == 0
 
 
@@ -89,11 +89,11 @@ def test_what_isnt_there_any_more_is_refused(spill: Spill) -> None:
     spill.put([row(1)])
     marks = [spill.mark() for _ in range(4)]
     with pytest.raises(SpillLost, match="generation is 5"):
-        spill.back(5, 1)
+        spill.rewind(5, 1)
     with pytest.raises(SpillLost, match="generation is 1"):
-        spill.back(marks[0], 1)
+        spill.rewind(marks[0], 1)
     with pytest.raises(SpillLost, match="1 rows are stored, the snapshot has 2"):
-        spill.back(marks[3], 2)
+        spill.rewind(marks[3], 2)
 
 
 def test_a_users_rows_are_forgotten(spill: Spill) -> None:
@@ -134,7 +134,7 @@ def test_of_a_forgotten_user_no_copy_stays_in_pages_or_wal(tmp_path: Path) -> No
     for path in tmp_path.glob("spill.sqlite*"):  # as it stands on disk
         path.with_name(path.name.replace("spill", "copy")).write_bytes(path.read_bytes())
     killed = Spill(tmp_path / "copy.sqlite")
-    killed.back(marked, left)
+    killed.rewind(marked, left)
     for after in (its, killed):
         after.mark()
         assert b"victim" in b"".join(path.read_bytes() for path in tmp_path.iterdir())
@@ -142,7 +142,7 @@ def test_of_a_forgotten_user_no_copy_stays_in_pages_or_wal(tmp_path: Path) -> No
     assert b"victim" not in b"".join(path.read_bytes() for path in tmp_path.iterdir())
     assert len(its) == len(killed) == left > 0
     for after in (its, killed):
-        after.back(marked + 2, left)
+        after.rewind(marked + 2, left)
         after.close()
 
 
@@ -170,12 +170,12 @@ def test_a_file_that_was_killed_stands_at_its_newest_mark(tmp_path: Path) -> Non
     copy.write_bytes((tmp_path / "spill").read_bytes())
     copy.with_name("copy-wal").write_bytes((tmp_path / "spill-wal").read_bytes())
     second = Spill(copy)
-    second.back(generation, 1)
+    second.rewind(generation, 1)
     assert [its.id for its in second.take_due(0, 9)] == ["r1"]
     first.close()
     second.close()
     with pytest.raises(SpillLost, match="is gone"):
-        Spill(tmp_path / "nothing").back(1, 1)
+        Spill(tmp_path / "nothing").rewind(1, 1)
 
 
 # --- a joiner with one ---
@@ -240,7 +240,7 @@ def test_results_are_those_of_a_joiner_that_holds_all_in_memory(
     for cut in [*sorted(cuts), len(events)]:
         while at < min(cut, len(events)):
             found += its.feed(at, events[at])
-            at, most = at + 1, max(most, its.spilled())
+            at, most = at + 1, max(most, its.impressions.spilled)
         if cut % 2:
             saved = (at, its.pack(), len(found))
         its = begin()
@@ -248,9 +248,12 @@ def test_results_are_those_of_a_joiner_that_holds_all_in_memory(
         at, found = saved[0], found[: saved[2]]
     while at < len(events):
         found += its.feed(at, events[at])
-        at, most = at + 1, max(most, its.spilled())
+        at, most = at + 1, max(most, its.impressions.spilled)
     assert found == expected and its.counts == whole.counts
-    assert (its.pending(), its.oldest()) == (whole.pending(), whole.oldest())
+    assert (len(its.impressions), its.impressions.oldest()) == (
+        len(whole.impressions),
+        whole.impressions.oldest(),
+    )
     assert most or requests < 30
 
 

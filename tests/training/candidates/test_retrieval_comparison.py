@@ -24,8 +24,8 @@ from recsys.features.feature_set_file import FEED_SCHEMA
 from recsys.features.session import Session
 from recsys.model.model import build_model, lookup_of
 from tests.support.request_batches import batch_of
-from training.candidates import retrieval_recall as recall
-from training.candidates.retrieval_recall import Search, Weights, sorted_rows
+from training.candidates import retrieval_comparison as recall
+from training.candidates.retrieval_comparison import Search, Weights, sorted_rows
 
 FEATURES = FeatureSet(FEED_SCHEMA)
 CONFIG = ModelConfig(dim=4, vector_dim=8, hidden=(8,))
