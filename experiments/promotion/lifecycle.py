@@ -116,9 +116,9 @@ class Lifecycle:
         names = [f"{line}/0" for line in self.rolled_back]
         for before, live in zip(self.lives, self.lives[1:], strict=False):
             if live.of != before.epoch:
-                undone = [other for other in self.lives if live.of < other.epoch < live.epoch]
-                names += [f"{other.line}/{other.epoch}" for other in undone]
-                names += [f"{other.candidate}/0" for other in undone if other.candidate]
+                undone = [record for record in self.lives if live.of < record.epoch < live.epoch]
+                names += [f"{record.line}/{record.epoch}" for record in undone]
+                names += [f"{record.candidate}/0" for record in undone if record.candidate]
         return names[-_MAX_QUARANTINED:]
 
     def guarded_live(self, state: CandidateState) -> Live:

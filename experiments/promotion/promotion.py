@@ -190,14 +190,14 @@ def _judge_shadow(evidence: Evidence, rules: PromotionConfig) -> Verdict:
     limit = max(math.log1p(rules.calibration), log_distance(compared.live_calibration))
     calibrated = log_distance(compared.candidate_calibration) <= limit
     if evidence.retrieves and not compared.recall.weight:
-        return Hold(False, "what it would retrieve wasn't looked at yet", evidence)
+        return Hold(False, "its retrieval wasn't compared yet", evidence)
     if better and no_worse and calibrated:
         return Promote(CANARY, f"log loss gained {loss.text} nats, AUC {auc.text}", evidence)
     if compared.examples >= rules.most_examples:
-        why = f"nothing was shown by {compared.examples} examples: log loss gained {loss.text} nats"
+        why = f"no difference after {compared.examples} examples: log loss gained {loss.text} nats"
         return Hold(True, why, evidence)
     if not better:
-        why = f"not told apart yet: log loss gained {loss.text} nats"
+        why = f"no significant difference yet: log loss gained {loss.text} nats"
     elif not no_worse:
         gains = f"AUC gained {auc.text}, log loss {loss.text} nats"
         why = f"better in one measure, and not yet known to be no worse in the other: {gains}"

@@ -63,9 +63,9 @@ class WeightedLists:
     def __post_init__(self) -> None:
         shape = self.ratios_LR.shape
         for name in ("rewards_LR", "predicted_LR", "expected_LR", "unsupported_LR"):
-            other = getattr(self, name).shape
-            if other != shape:
-                raise ValueError(f"{name} has shape {other}, expected {shape} as ratios_LR has")
+            actual = getattr(self, name).shape
+            if actual != shape:
+                raise ValueError(f"{name} has shape {actual}, expected {shape} as ratios_LR has")
         if self.ended_LR is not None and self.ended_LR.shape != shape:
             raise ValueError(f"ended_LR has shape {self.ended_LR.shape}, expected {shape}")
         if self.users_L.shape != shape[:1]:

@@ -112,7 +112,7 @@ class RejectedDeltas:
 
     corrupt: int = 0
     repeated: int = 0
-    other: int = 0  # of another line or a replaced epoch
+    foreign: int = 0  # of another line or a replaced epoch
 
 
 @dataclass
@@ -149,7 +149,7 @@ class DeltaAssembler:
         if not is_sound(delta):
             self.rejected.corrupt += 1
         elif delta.line != self.line or delta.epoch < self.epoch:
-            self.rejected.other += 1
+            self.rejected.foreign += 1
         elif delta.epoch > self.epoch:
             reason = f"history was replaced: epoch {delta.epoch}, expected {self.epoch}"
             return self._end(delta.step, reason)

@@ -240,7 +240,7 @@ class OverlayTable(Table):
         self._copy_from_base(keys)
         return super()._to_change(keys)
 
-    def _make_room(self, rows: int, kept: Keys) -> tuple[Keys, Rows]:
+    def _make_room(self, rows: int, protected: Keys) -> tuple[Keys, Rows]:
         excess = len(self) + rows - self._limit
         if self._limit and excess > 0 and len(self._base):
             places = self._base.places
@@ -249,7 +249,7 @@ class OverlayTable(Table):
             if leaving < len(keys):
                 keys = keys[least_recently_used(keys, self._base.used_ms[places], leaving)]
             self._copy_from_base(keys)
-        return super()._make_room(rows, kept)
+        return super()._make_room(rows, protected)
 
     def _copy_from_base(self, keys: Keys) -> None:
         """Copies the base's rows of distinct keys into memory."""

@@ -273,14 +273,15 @@ class Table:
             return new
         return new[self._sketch.see(keys[new], np.asarray(counts)[new])]
 
-    def _make_room(self, rows: int, kept: Keys) -> tuple[Keys, Rows]:
+    def _make_room(self, rows: int, protected: Keys) -> tuple[Keys, Rows]:
         """Evicts least recently used rows, by (time, key), until ``rows`` more fit the budget: at least a
-        batch, at most ``MAX_REMOVED``, none at the slots ``kept``. Returns keys, ascending, and values."""
+        batch, at most ``MAX_REMOVED``, none at the slots ``protected``. Returns keys, ascending, and
+        values."""
         excess = len(self) + rows - self._limit
         if not self._limit or excess <= 0:
             return np.empty(0, np.int64), np.empty((0, self.config.dim), np.float32)
         may_leave = np.ones(len(self._ids), np.bool_)
-        may_leave[kept[kept >= 0]] = False
+        may_leave[protected[protected >= 0]] = False
         slots = np.flatnonzero(may_leave)
         leaving = min(len(slots), max(excess, int(self._limit * EVICTED_FRACTION)), MAX_REMOVED)
         if leaving < len(slots):

@@ -114,22 +114,21 @@ class Session:
     def pack(self) -> bytes:
         """The session as one blob."""
         keys, values, times = self.counters.export()
-        return _encoder.encode(
-            _Packed(
-                self.user_id,
-                self.offset,
-                self.last_ms,
-                self.events,
-                self.profile,
-                list(self.history),
-                list(self.requests),
-                list(self.seen),
-                list(self.hidden),
-                keys.tobytes(),
-                values.tobytes(),
-                times.tobytes(),
-            )  # fmt: skip
+        packed = _Packed(
+            self.user_id,
+            self.offset,
+            self.last_ms,
+            self.events,
+            self.profile,
+            list(self.history),
+            list(self.requests),
+            list(self.seen),
+            list(self.hidden),
+            keys.tobytes(),
+            values.tobytes(),
+            times.tobytes(),
         )
+        return _encoder.encode(packed)
 
     @classmethod
     def unpack(cls, blob: bytes, features: FeatureSet, seen: int = 500) -> "Session":

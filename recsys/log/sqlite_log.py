@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from recsys.clock import wall_ms
 from recsys.log.protocol import (
@@ -92,13 +92,11 @@ class SqliteLog:
 
     def read(self, topic: str, partition: int, offset: int, limit: int = 1000) -> list[Record]:
         connection = self._files.connection(topic)
-        rows = self._files.retry(
-            lambda: connection.db.execute(
-                "SELECT offset, key, value FROM records WHERE partition = ? AND offset >= ? "
-                "ORDER BY offset LIMIT ?",
-                (partition, offset, limit),
-            ).fetchall()
+        query = (
+            "SELECT offset, key, value FROM records WHERE partition = ? AND offset >= ? "
+            "ORDER BY offset LIMIT ?"
         )
+        rows = self._query(connection, query, partition, offset, limit)
         if not rows or rows[0][0] != offset:
             begin, end, _ = self._bounds(connection, topic, partition)
             check_range(topic, partition, offset, begin, end)
@@ -106,14 +104,9 @@ class SqliteLog:
 
     def appended_ms(self, topic: str, partition: int, offset: int) -> int | None:
         """Append time of a record, by its writer's clock; None without such a record."""
-        connection = self._files.connection(topic)
-        row = self._files.retry(
-            lambda: connection.db.execute(
-                "SELECT time_ms FROM records WHERE partition = ? AND offset = ?",
-                (partition, offset),
-            ).fetchone()
-        )
-        return None if row is None else int(row[0])
+        query = "SELECT time_ms FROM records WHERE partition = ? AND offset = ?"
+        rows = self._query(self._files.connection(topic), query, partition, offset)
+        return int(rows[0][0]) if rows else None
 
     def begin(self, topic: str, partition: int) -> int:
         return self._bounds(self._files.connection(topic), topic, partition)[0]
@@ -126,9 +119,7 @@ class SqliteLog:
         connection = self._files.connection(topic)
         started = time.monotonic()
         while True:
-            seen = self._files.retry(
-                lambda: connection.db.execute("PRAGMA data_version").fetchone()[0]
-            )
+            seen = self._query(connection, "PRAGMA data_version")[0][0]
             if seen != connection.seen:
                 connection.seen = seen
                 return
@@ -150,11 +141,8 @@ class SqliteLog:
                 self._drop(connection, partition, to)
 
     def retain(self, topic: str, now_ms: int) -> int:
-        keep_ms, keep_bytes = (
-            self._files.connection(topic)
-            .db.execute("SELECT retention_ms, retention_bytes FROM about")
-            .fetchone()
-        )
+        query = "SELECT retention_ms, retention_bytes FROM about"
+        [(keep_ms, keep_bytes)] = self._query(self._files.connection(topic), query)
         if not keep_ms and not keep_bytes:
             return 0
         oldest_ms = now_ms - keep_ms if keep_ms else -1
@@ -191,14 +179,11 @@ class SqliteLog:
         connection = self._files.connection(topic)
         check_partition(topic, partition, connection.partitions)
         marks = ", ".join("?" * len(keys))
-        rows = self._files.retry(
-            lambda: connection.db.execute(
-                f"SELECT offset FROM records WHERE partition = ? AND offset < ? AND key IN ({marks}) "
-                "ORDER BY offset",
-                (partition, before, *keys),
-            ).fetchall()
+        query = (
+            f"SELECT offset FROM records WHERE partition = ? AND offset < ? AND key IN ({marks}) "
+            "ORDER BY offset"
         )
-        return [offset for (offset,) in rows]
+        return [offset for (offset,) in self._query(connection, query, partition, before, *keys)]
 
     def replace(self, topic: str, partition: int, records: Sequence[Record]) -> int:
         check_partition(topic, partition, self.partitions(topic))
@@ -286,9 +271,9 @@ class SqliteLog:
     def _bounds(self, connection: Connection, topic: str, partition: int) -> tuple[int, int, int]:
         """(begin, end, bytes)."""
         check_partition(topic, partition, connection.partitions)
-        bounds: tuple[int, int, int] = self._files.retry(
-            lambda: connection.db.execute(
-                "SELECT begin, end, bytes FROM bounds WHERE partition = ?", (partition,)
-            ).fetchone()
-        )
+        query = "SELECT begin, end, bytes FROM bounds WHERE partition = ?"
+        bounds: tuple[int, int, int] = self._query(connection, query, partition)[0]
         return bounds
+
+    def _query(self, connection: Connection, query: str, *values: object) -> list[Any]:
+        return self._files.retry(lambda: connection.db.execute(query, values).fetchall())

@@ -5,6 +5,7 @@ from typing import Annotated
 
 import msgspec
 import typer
+from typer import Argument, Option
 
 from experiments.promotion.acceptance import Refuse, RowFormEvidence, decide
 from recsys.config.loader import load
@@ -19,13 +20,13 @@ from runtime.supervision.acceptance_file import write_accepted
 
 
 def accept(
-    form: Annotated[str, typer.Argument(help="Row format: int8.")],
-    data: Annotated[Path, typer.Argument(help="Data set folder: KuaiRand or an event log.")],
+    form: Annotated[str, Argument(help="Row format: int8.")],
+    data: Annotated[Path, Argument(help="Data set folder: KuaiRand or an event log.")],
     state: StateOverride = None,
     config: ConfigOption = "laptop",
-    at_most: Annotated[float, typer.Option(help="Largest accepted loss of AUC.")] = 0.001,
+    at_most: Annotated[float, Option(help="Largest accepted loss of AUC.")] = 0.001,
     json_file: Annotated[
-        Path | None, typer.Option("--json", help="Also write the decision to this JSON file.")
+        Path | None, Option("--json", help="Also write the decision to this file.")
     ] = None,
 ) -> None:
     """Measures the cost of a smaller row format, and accepts or refuses it for a state folder."""

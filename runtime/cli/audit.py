@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from typer import Argument, Option
 
 from runtime.cli.common import JsonOption, exit_on, print_json
 from runtime.jobs.archive_jobs import audit_features
@@ -20,19 +21,13 @@ def _audit() -> None:
 
 @audit.command()
 def features(
-    folder: Annotated[Path, typer.Argument(help="A state folder or an archive.")],
-    share: Annotated[
-        float, typer.Option(help="Fraction of impressions to sample, by a hash of the request.")
-    ] = 0.01,
-    most: Annotated[
-        int, typer.Option(min=1, help="Maximum number of sampled impressions.")
-    ] = 2_000,
-    tolerance: Annotated[
-        float, typer.Option(help="Accepted difference of counter features.")
-    ] = TOLERANCE,
+    folder: Annotated[Path, Argument(help="A state folder or an archive.")],
+    share: Annotated[float, Option(help="Fraction of impressions to sample, hashed.")] = 0.01,
+    most: Annotated[int, Option(min=1, help="Maximum number of impressions.")] = 2_000,
+    tolerance: Annotated[float, Option(help="Tolerance of counter features.")] = TOLERANCE,
     feature_file: Annotated[
         Path | None,
-        typer.Option("--features", help="Feature set file; by default the folder's."),
+        Option("--features", help="Feature set file; by default the folder's."),
     ] = None,
     json: JsonOption = False,
 ) -> None:

@@ -4,20 +4,21 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from typer import Argument, Option
 
 from runtime.cli.common import JsonOption, exit_on, show
 from runtime.jobs import archive_jobs
 
 
 def backfill(
-    folder: Annotated[Path, typer.Argument(help="A state folder or an archive.")],
-    out: Annotated[Path, typer.Option(help="Folder for the examples; must not exist yet.")],
+    folder: Annotated[Path, Argument(help="A state folder or an archive.")],
+    out: Annotated[Path, Option(help="Folder for the examples; must not exist yet.")],
     feature_file: Annotated[
         Path | None,
-        typer.Option("--features", help="Wanted feature set file; by default the folder's."),
+        Option("--features", help="Wanted feature set file; by default the folder's."),
     ] = None,
-    from_: Annotated[str | None, typer.Option("--from", help="First day, e.g. 2026-11-24.")] = None,
-    until: Annotated[str | None, typer.Option(help="Day after the last one.")] = None,
+    from_: Annotated[str | None, Option("--from", help="First day, e.g. 2026-11-24.")] = None,
+    until: Annotated[str | None, Option(help="Day after the last one.")] = None,
     json: JsonOption = False,
 ) -> None:
     """Adds features that weren't logged, computed from raw events as of each impression.

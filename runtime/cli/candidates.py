@@ -6,6 +6,7 @@ from typing import Annotated, Final
 
 import typer
 from rich.console import Console
+from typer import Argument, Option
 
 from recsys.events.control_records import Decision
 from runtime.cli.common import JsonOption, RegistryOption, StateOption, print_json, with_system
@@ -18,7 +19,7 @@ _REFRESH_S: Final = 2.0
 
 def shadow(
     state: StateOption = Path("state"),
-    watch: Annotated[bool, typer.Option(help="Refresh every two seconds.")] = False,
+    watch: Annotated[bool, Option(help="Refresh every two seconds.")] = False,
     json: JsonOption = False,
 ) -> None:
     """Compares each candidate with the live model on the same examples.
@@ -40,11 +41,11 @@ def shadow(
 
 
 def propose(
-    name: Annotated[str, typer.Argument(help="Name of a candidate in the registry.")],
+    name: Annotated[str, Argument(help="Name of a candidate in the registry.")],
     registry: RegistryOption = None,
     state: StateOption = Path("state"),
     frozen: Annotated[
-        bool, typer.Option("--frozen", help="Evaluate it unchanged: it doesn't learn online.")
+        bool, Option("--frozen", help="Evaluate it without online learning.")
     ] = False,
 ) -> None:
     """Proposes a candidate: it scores live traffic, and is promoted once its evidence suffices."""
@@ -59,7 +60,7 @@ def propose_to(state: Path, name: str, registry: Path, frozen: bool = False) -> 
 
 
 def approve(
-    name: Annotated[str, typer.Argument(help="Name of the candidate.")],
+    name: Annotated[str, Argument(help="Name of the candidate.")],
     state: StateOption = Path("state"),
 ) -> None:
     """Approves a candidate; needed where `promotion.manual` is set."""
@@ -71,11 +72,9 @@ def approve(
 def rollback(
     name: Annotated[
         str,
-        typer.Argument(
-            help="Active candidate or guard; by default the canary, else the live model."
-        ),
+        Argument(help="Active candidate or guard; by default the canary, else the live model."),
     ] = "",
-    reason: Annotated[str, typer.Option(help="Reason for the decision record.")] = "",
+    reason: Annotated[str, Option(help="Reason for the decision record.")] = "",
     state: StateOption = Path("state"),
 ) -> None:
     """Ends a canary, or returns the live line to its state before the newest promotion.

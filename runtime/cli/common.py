@@ -9,22 +9,21 @@ from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import msgspec
 import typer
+from typer import Option
 
 if TYPE_CHECKING:
     from recsys.config.system_config import Config
     from recsys.log.protocol import Log
 
-StateOption = Annotated[Path, typer.Option(help="State folder of the system.")]
-StateOverride = Annotated[
-    Path | None, typer.Option(help="State folder; by default the configuration's.")
-]
-JsonOption = Annotated[bool, typer.Option(help="Print JSON instead of text.")]
-ConfigOption = Annotated[str, typer.Option(help="laptop, cluster, or the path of a YAML file.")]
+StateOption = Annotated[Path, Option(help="State folder of the system.")]
+StateOverride = Annotated[Path | None, Option(help="State folder; by default the configuration's.")]
+JsonOption = Annotated[bool, Option(help="Print JSON instead of text.")]
+ConfigOption = Annotated[str, Option(help="laptop, cluster, or the path of a YAML file.")]
 RegistryOption = Annotated[
-    Path | None, typer.Option(help="Candidate registry; by default STATE/registry.")
+    Path | None, Option(help="Candidate registry; by default STATE/registry.")
 ]
 RequestUserOption = Annotated[
-    str | None, typer.Option(help="The request's user: only one log partition is searched.")
+    str | None, Option(help="The request's user: only one log partition is searched.")
 ]
 
 

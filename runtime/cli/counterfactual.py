@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from typer import Argument, Option
 
 from recsys.log.protocol import LogLost, LogUnavailable
 from runtime.cli.common import JsonOption, exit_on, show
@@ -11,16 +12,10 @@ from runtime.reports.counterfactual_report import estimate_lines, estimate_polic
 
 
 def counterfactual(
-    file: Annotated[
-        Path, typer.Argument(metavar="POLICY.yaml", help="The policy: overrides, reward.")
-    ],
-    state: Annotated[
-        Path | None, typer.Option(help="State folder; by default the file's, else state.")
-    ] = None,
-    lists: Annotated[
-        int, typer.Option(help="Maximum number of lists; more are sampled by user.")
-    ] = 5_000,
-    alpha: Annotated[float, typer.Option(help="Confidence level of intervals is 1 - α.")] = 0.05,
+    file: Annotated[Path, Argument(metavar="POLICY.yaml", help="The policy: overrides, reward.")],
+    state: Annotated[Path | None, Option(help="State folder; default: the file's.")] = None,
+    lists: Annotated[int, Option(help="Maximum number of lists, hashed by user.")] = 5_000,
+    alpha: Annotated[float, Option(help="Confidence level of intervals is 1 - α.")] = 0.05,
     json: JsonOption = False,
 ) -> None:
     """Estimates what another policy would have earned.

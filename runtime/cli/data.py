@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from typer import Option
 
 from runtime.cli.common import exit_on
 from runtime.jobs import dataset_download
@@ -19,7 +20,7 @@ def _data() -> None:
 
 @data.command()
 def kuairand(
-    to: Annotated[Path, typer.Option(help="Target folder.")] = FOLDER,
+    to: Annotated[Path, Option(help="Target folder.")] = FOLDER,
 ) -> None:
     """Downloads KuaiRand-Pure from Zenodo, for `recsys replay` and `recsys demo`."""
     typer.echo(LICENCE)

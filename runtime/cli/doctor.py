@@ -4,6 +4,7 @@ from dataclasses import asdict
 from typing import Annotated
 
 import typer
+from typer import Option
 
 from recsys.config.loader import load
 from runtime.cli.common import ConfigOption, print_json
@@ -13,7 +14,7 @@ from runtime.supervision.machine_checks import Check, run_checks
 
 def doctor(
     config: ConfigOption = "laptop",
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")] = False,
+    as_json: Annotated[bool, Option("--json", help="Print JSON instead of text.")] = False,
 ) -> None:
     """Checks this machine. Exit status 1 if the system can't run on it."""
     results = run_checks(observe(load(config)))

@@ -6,6 +6,7 @@ from typing import Annotated
 import msgspec
 import typer
 from rich.console import Console
+from typer import Argument, Option
 
 from experiments.assignment.definition import read_experiments
 from experiments.statistics.revision import parse_each
@@ -27,7 +28,7 @@ from runtime.reports.experiment_table import list_table, power_table, report_tab
 from runtime.reports.interleaving_report import read_interleaving
 from training.candidates.director import CONFIGS
 
-NameArgument = Annotated[str, typer.Argument(help="Name of the experiment.")]
+NameArgument = Annotated[str, Argument(help="Name of the experiment.")]
 
 experiment = typer.Typer(add_completion=False, no_args_is_help=True)
 
@@ -54,12 +55,10 @@ def list_(state: StateOption = Path("state"), json: JsonOption = False) -> None:
 
 @experiment.command()
 def check(
-    files: Annotated[
-        list[Path] | None, typer.Argument(help="YAML files; by default those in the code.")
-    ] = None,
+    files: Annotated[list[Path] | None, Argument(help="YAML files; default: the code's.")] = None,
     state: Annotated[
         Path | None,
-        typer.Option(help="Check against this system's policy, labels and experiments."),
+        Option(help="Check against this system's policy, labels and experiments."),
     ] = None,
 ) -> None:
     """Validates experiment files, alone and together; errors name file, line and reason."""
@@ -78,19 +77,15 @@ def check(
 
 @experiment.command()
 def power(
-    name: Annotated[
-        str, typer.Argument(help="An experiment of the system, or a YAML file; optional.")
-    ] = "",
+    name: Annotated[str, Argument(help="Experiment or YAML file; optional.")] = "",
     state: StateOption = Path("state"),
-    metric: Annotated[str, typer.Option(help="Metric, if no experiment is given.")] = "",
-    effect: Annotated[float, typer.Option(help="Relative effect: 0.02 is 2 % more.")] = 0.0,
-    wanted: Annotated[float, typer.Option("--power", help="Probability to detect it.")] = 0.8,
-    mean: Annotated[
-        float, typer.Option(help="Mean of a user's value, instead of the log's.")
-    ] = 0.0,
-    sd: Annotated[float, typer.Option(help="Standard deviation among users.")] = 0.0,
-    users_per_day: Annotated[float, typer.Option(help="New users per day.")] = 0.0,
-    days: Annotated[int, typer.Option(help="Maximum duration in days.")] = 28,
+    metric: Annotated[str, Option(help="Metric, if no experiment is given.")] = "",
+    effect: Annotated[float, Option(help="Relative effect: 0.02 is 2 % more.")] = 0.0,
+    wanted: Annotated[float, Option("--power", help="Probability to detect it.")] = 0.8,
+    mean: Annotated[float, Option(help="Mean of a user's value, instead of the log's.")] = 0.0,
+    sd: Annotated[float, Option(help="Standard deviation among users.")] = 0.0,
+    users_per_day: Annotated[float, Option(help="New users per day.")] = 0.0,
+    days: Annotated[int, Option(help="Maximum duration in days.")] = 28,
     json: JsonOption = False,
 ) -> None:
     """Computes how many users an effect needs, and which effects can be detected.
@@ -120,11 +115,9 @@ def power(
 
 @experiment.command()
 def start(
-    file: Annotated[Path, typer.Argument(help="A YAML file.")],
+    file: Annotated[Path, Argument(help="A YAML file.")],
     state: StateOption = Path("state"),
-    at_once: Annotated[
-        bool, typer.Option("--at-once", help="Start with full traffic, without the ramp.")
-    ] = False,
+    at_once: Annotated[bool, Option("--at-once", help="Start without the ramp.")] = False,
 ) -> None:
     """Starts an experiment in a running system; nothing is restarted."""
     with with_system(state) as (config, log):
@@ -145,7 +138,7 @@ def start(
 def stop(
     name: NameArgument,
     state: StateOption = Path("state"),
-    reason: Annotated[str, typer.Option(help="Reason for the record.")] = "",
+    reason: Annotated[str, Option(help="Reason for the record.")] = "",
 ) -> None:
     """Stops an experiment: from the next request on nobody is assigned its arms. Its report stays."""
     with with_system(state) as (config, log):
@@ -159,7 +152,7 @@ def report(
     name: NameArgument,
     state: StateOption = Path("state"),
     json: JsonOption = False,
-    html: Annotated[Path | None, typer.Option(help="Also write an HTML page with plots.")] = None,
+    html: Annotated[Path | None, Option(help="Also write an HTML page with plots.")] = None,
 ) -> None:
     """Reports the effects of an experiment's arms, with intervals that are valid at every look."""
     with with_system(state) as (config, log):

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Annotated, Final
 
 import typer
+from typer import Argument
 
 from recsys.log.protocol import LogLost, LogUnavailable
 from replay.answer_check import DIFFERENT, EQUAL
@@ -14,7 +15,7 @@ _STATUS: Final = {EQUAL: 0, DIFFERENT: 1}
 
 
 def explain(
-    request_id: Annotated[str, typer.Argument(help="The request's id, as in the answer.")],
+    request_id: Annotated[str, Argument(help="The request's id, as in the answer.")],
     state: StateOption = Path("state"),
     user: RequestUserOption = None,
     json: JsonOption = False,

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from typer import Argument, Option
 
 from recsys.client import ApiError
 from recsys.log.protocol import LogLost, LogUnavailable
@@ -12,11 +13,11 @@ from runtime.jobs.user_deletion import Refused, forget_user
 
 
 def forget(
-    user: Annotated[str, typer.Argument(help="The user's id.")],
+    user: Annotated[str, Argument(help="The user's id.")],
     state: StateOption = Path("state"),
     unlearn: Annotated[
         bool,
-        typer.Option(
+        Option(
             "--unlearn",
             help="Also replay the model's history without the user's examples; on a stopped system.",
         ),

@@ -7,85 +7,50 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
+_HELP = {
+    "doctor": "Checks this machine and names a remedy for each problem.",
+    "demo": "Starts the whole system with simulated viewers and the feed page.",
+    "up": "Starts and supervises all parts of the system.",
+    "down": "Stops the system that `up` started.",
+    "restart": "Replaces the serving replicas without downtime.",
+    "status": "Shows the state and the lag of each part.",
+    "metrics": "Prints or serves the parts' Prometheus metrics.",
+    "part": "Runs one part of the system in this process.",
+    "viewers": "Sends simulated viewers to a running server.",
+    "explain": "Recomputes a past answer and explains it.",
+    "trace": "Shows the timeline of one request, read from the log.",
+    "shadow": "Shows how candidates do compared with the live model.",
+    "propose": "Proposes a candidate for evaluation on live traffic.",
+    "approve": "Approves a candidate for promotion.",
+    "rollback": "Rolls back a canary or the newest promotion.",
+    "experiment": "Lists, checks, starts, stops and reports experiments.",
+    "counterfactual": "Estimates off-policy what another policy would have earned.",
+    "audit": "Compares logged features with features recomputed from events.",
+    "backfill": "Adds missing features to archived examples.",
+    "forget": "Deletes a user; --unlearn also retrains without them.",
+    "data": "Downloads data sets.",
+    "replay": "Replays a data set in event time: scores each example, then learns from it.",
+    "offline": "Trains a candidate from the archive or a data set.",
+    "merge": "Merges an offline candidate with the live model.",
+    "models": "Lists, shows and compares candidates.",
+    "accept": "Measures the AUC cost of int8 rows, and accepts or refuses them.",
+    "study": "Measures the value of freshness and other design choices.",
+    "bench": "Benchmarks speed against common alternatives.",
+}
+# Commands that aren't the function ``runtime.cli.NAME:NAME``.
+_ELSEWHERE = {
+    "demo": "runtime.demo.demo:demo",
+    "shadow": "runtime.cli.candidates:shadow",
+    "propose": "runtime.cli.candidates:propose",
+    "approve": "runtime.cli.candidates:approve",
+    "rollback": "runtime.cli.candidates:rollback",
+    "study": "benchmarks.study:study",
+    "bench": "benchmarks.bench:bench",
+}
 # name → (module:attribute, help). The attribute is a function with typer annotations, or a typer.Typer with
 # commands of its own.
 COMMANDS = {
-    "doctor": (
-        "runtime.cli.doctor:doctor",
-        "Checks this machine and names a remedy for each problem.",
-    ),
-    "demo": (
-        "runtime.demo.demo:demo",
-        "Starts the whole system with simulated viewers and the feed page.",
-    ),
-    "up": ("runtime.cli.up:up", "Starts and supervises all parts of the system."),
-    "down": ("runtime.cli.down:down", "Stops the system that `up` started."),
-    "restart": (
-        "runtime.cli.restart:restart",
-        "Replaces the serving replicas without downtime.",
-    ),
-    "status": ("runtime.cli.status:status", "Shows the state and the lag of each part."),
-    "metrics": ("runtime.cli.metrics:metrics", "Prints or serves the parts' Prometheus metrics."),
-    "part": ("runtime.cli.part:part", "Runs one part of the system in this process."),
-    "viewers": ("runtime.cli.viewers:viewers", "Sends simulated viewers to a running server."),
-    "explain": (
-        "runtime.cli.explain:explain",
-        "Recomputes a past answer and explains it.",
-    ),
-    "trace": ("runtime.cli.trace:trace", "Shows the timeline of one request, read from the log."),
-    "shadow": (
-        "runtime.cli.candidates:shadow",
-        "Shows how candidates do compared with the live model.",
-    ),
-    "propose": (
-        "runtime.cli.candidates:propose",
-        "Proposes a candidate for evaluation on live traffic.",
-    ),
-    "approve": ("runtime.cli.candidates:approve", "Approves a candidate for promotion."),
-    "rollback": (
-        "runtime.cli.candidates:rollback",
-        "Rolls back a canary or the newest promotion.",
-    ),
-    "experiment": (
-        "runtime.cli.experiment:experiment",
-        "Lists, checks, starts, stops and reports experiments.",
-    ),
-    "counterfactual": (
-        "runtime.cli.counterfactual:counterfactual",
-        "Estimates off-policy what another policy would have earned.",
-    ),
-    "audit": (
-        "runtime.cli.audit:audit",
-        "Compares logged features with features recomputed from events.",
-    ),
-    "backfill": (
-        "runtime.cli.backfill:backfill",
-        "Adds missing features to archived examples.",
-    ),
-    "forget": (
-        "runtime.cli.forget:forget",
-        "Deletes a user; --unlearn also retrains without them.",
-    ),
-    "data": ("runtime.cli.data:data", "Downloads data sets."),
-    "replay": (
-        "runtime.cli.replay:replay",
-        "Replays a data set in event time: scores each example, then learns from it.",
-    ),
-    "offline": (
-        "runtime.cli.offline:offline",
-        "Trains a candidate from the archive or a data set.",
-    ),
-    "merge": ("runtime.cli.merge:merge", "Merges an offline candidate with the live model."),
-    "models": ("runtime.cli.models:models", "Lists, shows and compares candidates."),
-    "accept": (
-        "runtime.cli.accept:accept",
-        "Measures the AUC cost of int8 rows, and accepts or refuses them.",
-    ),
-    "study": (
-        "benchmarks.study:study",
-        "Measures the value of freshness and other design choices.",
-    ),
-    "bench": ("benchmarks.bench:bench", "Benchmarks speed against common alternatives."),
+    name: (_ELSEWHERE.get(name, f"runtime.cli.{name}:{name}"), help) for name, help in _HELP.items()
 }
 
 

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from typer import Argument, Option
 
 from recsys.clock import wall_ms
 from recsys.features.feature_set_file import feature_set
@@ -16,20 +17,14 @@ from training.merging.merge_live import LiveMerge
 
 
 def merge(
-    name: Annotated[str, typer.Argument(help="Candidate that started from a snapshot of live.")],
-    rare: Annotated[
-        float, typer.Option(help="Weight of live in rows without examples since the snapshot.")
-    ] = 0.5,
-    frequent: Annotated[
-        float, typer.Option(help="Weight of live in rows with many examples since the snapshot.")
-    ] = 0.9,
-    half: Annotated[
-        float, typer.Option(help="Number of examples at which the weight is halfway between.")
-    ] = 20.0,
-    dense: Annotated[float, typer.Option(help="Weight of live in the dense parameters.")] = 0.5,
+    name: Annotated[str, Argument(help="Candidate that started from a snapshot of live.")],
+    rare: Annotated[float, Option(help="Live's weight in rows without examples.")] = 0.5,
+    frequent: Annotated[float, Option(help="Live's weight in rows with many examples.")] = 0.9,
+    half: Annotated[float, Option(help="Examples at which the weight is halfway.")] = 20.0,
+    dense: Annotated[float, Option(help="Live's weight in dense parameters.")] = 0.5,
     state: StateOption = Path("state"),
     registry: RegistryOption = None,
-    propose: Annotated[bool, typer.Option(help="Propose the new candidate at once.")] = False,
+    propose: Annotated[bool, Option(help="Propose the new candidate at once.")] = False,
 ) -> None:
     """Interpolates an offline candidate with what the live model has learned since.
 

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from typer import Option
 
 from runtime.cli.common import StateOption
 from runtime.parts.metrics import Server, text
@@ -12,8 +13,8 @@ from runtime.parts.metrics import Server, text
 
 def metrics(
     state: StateOption = Path("state"),
-    port: Annotated[int, typer.Option(help="Port to serve on until Ctrl-C; 0: print once.")] = 0,
-    host: Annotated[str, typer.Option(help="Address to bind to.")] = "127.0.0.1",
+    port: Annotated[int, Option(help="Port to serve on until Ctrl-C; 0: print once.")] = 0,
+    host: Annotated[str, Option(help="Address to bind to.")] = "127.0.0.1",
 ) -> None:
     """Prints or serves the parts' Prometheus metrics."""
     if not port:

@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from typer import Argument, Option
 
 from runtime.cli.common import JsonOption, exit_on, print_json
 from runtime.reports.candidate_list import describe_candidate, diff_candidates, list_candidates
@@ -15,8 +16,8 @@ from training.candidates.registry import Refused
 models = typer.Typer(
     help="Lists, shows and compares candidates.", no_args_is_help=True, add_completion=False
 )
-Folder = Annotated[Path, typer.Option("--registry", help="Candidate registry.")]
-Name = Annotated[str, typer.Argument(help="A candidate's name, as `list` prints it.")]
+Folder = Annotated[Path, Option("--registry", help="Candidate registry.")]
+Name = Annotated[str, Argument(help="A candidate's name, as `list` prints it.")]
 
 
 @models.callback()

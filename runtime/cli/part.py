@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from typer import Argument
 
 from runtime.cli.common import StateOption
 
@@ -32,7 +33,7 @@ def run(name: str, state: str) -> int:
 
 
 def part(
-    name: Annotated[str, typer.Argument(help="Name of the part, as `recsys status` lists it.")],
+    name: Annotated[str, Argument(help="Name of the part, as `recsys status` lists it.")],
     state: StateOption = Path("state"),
 ) -> None:
     """Runs one part of the system in this process."""

@@ -4,55 +4,42 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from typer import Argument, Option
 
 from recsys.config.system_config import ModelConfig
 from replay.datasets.dataset import DataError, Dataset
 from replay.datasets.open_dataset import open_dataset
 from replay.predictions import Predictions, read_predictions, write_predictions, write_report
 from replay.replay_report import print_report, report_of, with_bar
-from replay.replay_run import ReplayResult, ReplayOptions, replay_data
+from replay.replay_run import ReplayOptions, ReplayResult, replay_data
 from runtime.cli.common import check_folders, exit_on
 from runtime.jobs.time_option import parse_time
 
 
 def replay(
-    data: Annotated[Path, typer.Argument(help="Data set folder: KuaiRand or an event log.")],
-    report: Annotated[Path | None, typer.Option(help="Write metrics to this JSON file.")] = None,
-    predictions: Annotated[
-        Path | None, typer.Option(help="Write every score to this Parquet file.")
-    ] = None,
-    against: Annotated[
-        Path | None, typer.Option(help="Predictions of another run: report the paired difference.")
-    ] = None,
-    features: Annotated[str, typer.Option(help="ids, ids+history or all.")] = "all",
-    frozen_after: Annotated[
-        str | None, typer.Option(help="Stop learning at this time (sessions are still updated).")
-    ] = None,
-    sync_every: Annotated[
-        float, typer.Option(help="Publish model updates only at multiples of this many seconds.")
-    ] = 0.0,
-    from_: Annotated[str | None, typer.Option("--from", help="Event time to start at.")] = None,
-    until: Annotated[str | None, typer.Option(help="Event time to stop before.")] = None,
+    data: Annotated[Path, Argument(help="Data set folder: KuaiRand or an event log.")],
+    report: Annotated[Path | None, Option(help="Write metrics to this JSON file.")] = None,
+    predictions: Annotated[Path | None, Option(help="Write scores to this Parquet file.")] = None,
+    against: Annotated[Path | None, Option(help="Predictions of a run to compare with.")] = None,
+    features: Annotated[str, Option(help="ids, ids+history or all.")] = "all",
+    frozen_after: Annotated[str | None, Option(help="Time after which nothing is learned.")] = None,
+    sync_every: Annotated[float, Option(help="Interval of model updates in seconds.")] = 0.0,
+    from_: Annotated[str | None, Option("--from", help="Event time to start at.")] = None,
+    until: Annotated[str | None, Option(help="Event time to stop before.")] = None,
     warm_up: Annotated[
         bool | None,
-        typer.Option(
+        Option(
             "--warm-up/--no-warm-up",
             help="Fold the data from before the log; on by default, except with --through-broker.",
         ),
     ] = None,
-    step_examples: Annotated[int, typer.Option(help="Maximum number of examples per step.")] = 64,
-    step_every: Annotated[
-        float, typer.Option(help="Maximum wait of an example for its step, in event seconds.")
-    ] = 600.0,
+    step_examples: Annotated[int, Option(help="Maximum number of examples per step.")] = 64,
+    step_every: Annotated[float, Option(help="Maximum wait for a step, event seconds.")] = 600.0,
     through_broker: Annotated[
-        str, typer.Option(help="Run the real parts in lockstep over this log: sqlite or kafka.")
+        str, Option(help="Run the real parts in lockstep over this log: sqlite or kafka.")
     ] = "",
-    until_version: Annotated[
-        str | None, typer.Option(help="Stop after learning this step: 120, or 0.120.")
-    ] = None,
-    digest: Annotated[
-        bool, typer.Option("--digest", help="Print only the SHA-256 of the learned state.")
-    ] = False,
+    until_version: Annotated[str | None, Option(help="Last step to learn: 120 or 0.120.")] = None,
+    digest: Annotated[bool, Option("--digest", help="Print only the state's SHA-256.")] = False,
 ) -> None:
     """Replays a data set in event time: scores each example, then learns from it."""
     with exit_on(DataError, ValueError):

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from typer import Argument, Option
 
 from recsys.log.protocol import LogLost, LogUnavailable
 from runtime.cli.common import JsonOption, RequestUserOption, StateOption, exit_on, print_json
@@ -11,12 +12,8 @@ from runtime.reports.timeline_report import read_timeline, timeline_lines, timel
 
 
 def trace(
-    request_id: Annotated[
-        str, typer.Argument(help="The request's id, as in the answer; or --latest.")
-    ] = "",
-    latest: Annotated[
-        bool, typer.Option("--latest", help="Trace the newest request that was learned.")
-    ] = False,
+    request_id: Annotated[str, Argument(help="The request's id; or --latest.")] = "",
+    latest: Annotated[bool, Option("--latest", help="Newest request that was learned.")] = False,
     state: StateOption = Path("state"),
     user: RequestUserOption = None,
     json: JsonOption = False,

@@ -12,6 +12,7 @@ from typing import Annotated, Final
 import typer
 from rich.console import Console
 from rich.live import Live
+from typer import Option
 
 from recsys.config.loader import ConfigError
 from recsys.config.policy_config import check_rules, check_weights
@@ -40,17 +41,11 @@ def up(
     state: StateOverride = None,
     log: Annotated[
         str,
-        typer.Option(help="Event log: kafka starts an embedded broker; or kafka://host:port."),
+        Option(help="Event log: kafka starts an embedded broker; or kafka://host:port."),
     ] = "",
-    detach: Annotated[
-        bool, typer.Option(help="Run in the background; return when all parts are ready.")
-    ] = False,
-    viewers: Annotated[
-        float, typer.Option(help="Requests per second of simulated viewers; 0: none.")
-    ] = 0.0,
-    only: Annotated[
-        str, typer.Option(help="Start only these parts (a,b) and their dependencies.")
-    ] = "",
+    detach: Annotated[bool, Option(help="Return when all parts are ready.")] = False,
+    viewers: Annotated[float, Option(help="Simulated viewers' requests per second.")] = 0.0,
+    only: Annotated[str, Option(help="Only these parts (a,b) and dependencies.")] = "",
 ) -> None:
     """Starts and supervises all parts. Ctrl-C or `recsys down` stops the system."""
     from recsys.config.loader import load

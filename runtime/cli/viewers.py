@@ -4,6 +4,7 @@ import time
 from typing import Annotated
 
 import typer
+from typer import Option
 
 from recsys.client import Client
 from replay.simulation.crowd import Crowd
@@ -12,15 +13,13 @@ from runtime.parts.viewers import TICK_S, drive
 
 
 def viewers(
-    url: Annotated[str, typer.Option(help="URL of the server.")] = "http://127.0.0.1:8000",
-    rate: Annotated[float, typer.Option(help="Maximum events per second, lists included.")] = 20.0,
-    seconds: Annotated[float, typer.Option(help="Duration; 0: until stopped.")] = 0.0,
-    seed: Annotated[int, typer.Option(help="Seed of the world: who likes what.")] = 0,
-    users: Annotated[int, typer.Option(help="Number of simulated users.")] = 1000,
-    items: Annotated[int, typer.Option(help="Number of the world's items, with --publish.")] = 2000,
-    publish: Annotated[
-        bool, typer.Option(help="Publish the world's items, and new ones over time.")
-    ] = False,
+    url: Annotated[str, Option(help="URL of the server.")] = "http://127.0.0.1:8000",
+    rate: Annotated[float, Option(help="Maximum events per second, lists included.")] = 20.0,
+    seconds: Annotated[float, Option(help="Duration; 0: until stopped.")] = 0.0,
+    seed: Annotated[int, Option(help="Seed of the world: who likes what.")] = 0,
+    users: Annotated[int, Option(help="Number of simulated users.")] = 1000,
+    items: Annotated[int, Option(help="Number of the world's items, with --publish.")] = 2000,
+    publish: Annotated[bool, Option(help="Publish old and new items of the world.")] = False,
 ) -> None:
     """Sends simulated viewers to a running server."""
     if rate <= 0 or seconds < 0:

@@ -12,9 +12,8 @@ from typing import Any, Final
 import msgspec
 
 from experiments.assignment.definition import Experiment
-from experiments.statistics.revision import STOPPED
 from experiments.statistics.readout import Readout
-from experiments.statistics.revision import parse_each
+from experiments.statistics.revision import STOPPED, parse_each
 from recsys.clock import wall_ms
 from recsys.config.system_config import Config
 from recsys.events.control_records import Experiments, ExperimentState

@@ -100,7 +100,7 @@ def served_delays(
 ) -> list[float]:
     """Milliseconds from each view's acknowledgement to the first answer by a model that had learned it.
 
-    ``answers`` are (time in seconds, step), in order. A view that was never learned counts as infinitely late.
+    ``answers`` are (time in seconds, step), in order. An unlearned view counts as infinitely late.
     """
     delays = []
     for key, at_s in acknowledged.items():

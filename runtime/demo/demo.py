@@ -15,6 +15,7 @@ from typing import Annotated, Any, Final
 
 import typer
 from rich.console import Console
+from typer import Option
 
 from recsys.config.system_config import Config
 from runtime.demo import demo_data
@@ -29,24 +30,18 @@ _LINE_S: Final = 10.0
 
 
 def demo(
-    check: Annotated[
-        bool, typer.Option(help="Run unattended: measure, print one JSON object, and end.")
-    ] = False,
+    check: Annotated[bool, Option(help="Measure unattended, print JSON, and end.")] = False,
     state: Annotated[
-        Path | None, typer.Option(help="State folder; by default state, with --check a new one.")
+        Path | None, Option(help="State folder; by default state, with --check a new one.")
     ] = None,
     log: Annotated[
-        str, typer.Option(help="sqlite, kafka (an embedded broker), or kafka://host:port.")
+        str, Option(help="sqlite, kafka (an embedded broker), or kafka://host:port.")
     ] = "sqlite",
-    viewers: Annotated[
-        float, typer.Option(help="Lists per second that simulated viewers request.")
-    ] = VIEWERS,
+    viewers: Annotated[float, Option(help="Lists per second of simulated viewers.")] = VIEWERS,
     limit: Annotated[
-        int, typer.Option(help="Number of a data set's last impressions to warm up with.")
+        int, Option(help="Number of a data set's last impressions to warm up with.")
     ] = demo_data.LIMIT,
-    json: Annotated[
-        Path | None, typer.Option(help="Also write the output of --check to this file.")
-    ] = None,
+    json: Annotated[Path | None, Option(help="File for the output of --check.")] = None,
 ) -> None:
     """Starts a whole system and warms it up with data. Ctrl-C ends it."""
     signal.signal(signal.SIGTERM, _interrupt)

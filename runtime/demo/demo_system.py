@@ -57,7 +57,9 @@ def _warmup_data(settings: Config, limit: int, console: Console) -> Any:
     now_ms = time.time_ns() // 1_000_000 if begun is None else begun.now_ms
     data, why = demo_data.choose(now_ms, limit)
     console.print(f"data: {why}", highlight=False)
-    write_feature_set(settings, FeatureSet(data.schema, settings.model.features, settings.sessions.history))
+    write_feature_set(
+        settings, FeatureSet(data.schema, settings.model.features, settings.sessions.history)
+    )
     if begun is None:
         warmup.begin(state, data, now_ms)
     return data

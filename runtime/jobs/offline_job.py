@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Annotated, Any, Final
 
 import typer
+from typer import Option
 
 from recsys.config.system_config import Config, ModelConfig
 from runtime.jobs.time_option import parse_time
@@ -31,56 +32,38 @@ _WORK: Final = ".work"  # within the registry, which all nodes reach
 class OfflineOptions:
     """Options of `recsys offline`. Times are unparsed: a data set has a time zone of its own."""
 
-    data: Annotated[
-        Path | None, typer.Option(help="Archive or data set; by default STATE/archive.")
-    ] = None
+    data: Annotated[Path | None, Option(help="Archive or data set; by default STATE/archive.")] = (
+        None
+    )
     until: Annotated[
         str,
-        typer.Option(
-            help="Event time to learn up to, e.g. 2026-11-25T00:00; now: all archived events."
-        ),
+        Option(help="Event time to learn up to, e.g. 2026-11-25T00:00; now: all archived events."),
     ] = NOW
     registry: Annotated[
-        Path | None, typer.Option(help="Candidate registry; by default STATE/registry or registry.")
+        Path | None, Option(help="Candidate registry; default: STATE/registry or registry.")
     ] = None
-    from_: Annotated[
-        str | None, typer.Option("--from", help="Event time to start at; by default the first.")
-    ] = None
-    epochs: Annotated[int, typer.Option(help="Maximum; the last day decides when to stop.")] = 3
-    workers: Annotated[
-        int, typer.Option(help="Number of Ray Train workers; 0: in this process, without Ray.")
-    ] = 1
-    cpus_per_worker: Annotated[float, typer.Option(help="CPUs that Ray reserves per worker.")] = 1.0
-    features: Annotated[
-        str, typer.Option(help="ids, ids+history or all; by default the state folder's.")
-    ] = ""
-    state: Annotated[
-        Path | None, typer.Option(help="System whose configuration and feature set to use.")
-    ] = None
-    config: Annotated[str, typer.Option(help="laptop, cluster, or the path of a YAML file.")] = (
-        "laptop"
-    )
-    init: Annotated[
-        str | None, typer.Option(help="Candidate or line's snapshot folder to start from.")
-    ] = None
-    step_examples: Annotated[int, typer.Option(help="Examples per step.")] = 64
-    checkpoint_every: Annotated[int, typer.Option(help="Steps between two checkpoints.")] = 500
-    tables: Annotated[str, typer.Option(help="torchrec, or own: the shards' tables.")] = "torchrec"
-    allow_gaps: Annotated[
-        bool, typer.Option("--allow-gaps", help="Learn even if examples are missing.")
-    ] = False
-    propose: Annotated[
-        Path | None, typer.Option(help="State folder of a system to propose the candidate to.")
-    ] = None
+    from_: Annotated[str | None, Option("--from", help="First event time; default: all.")] = None
+    epochs: Annotated[int, Option(help="Maximum; the last day decides when to stop.")] = 3
+    workers: Annotated[int, Option(help="Ray Train workers; 0: this process.")] = 1
+    cpus_per_worker: Annotated[float, Option(help="CPUs that Ray reserves per worker.")] = 1.0
+    features: Annotated[str, Option(help="ids, ids+history or all; default: STATE's.")] = ""
+    state: Annotated[Path | None, Option(help="System whose configuration to use.")] = None
+    config: Annotated[str, Option(help="laptop, cluster, or the path of a YAML file.")] = "laptop"
+    init: Annotated[str | None, Option(help="Candidate or snapshot folder to start from.")] = None
+    step_examples: Annotated[int, Option(help="Examples per step.")] = 64
+    checkpoint_every: Annotated[int, Option(help="Steps between two checkpoints.")] = 500
+    tables: Annotated[str, Option(help="torchrec, or own: the shards' tables.")] = "torchrec"
+    allow_gaps: Annotated[bool, Option("--allow-gaps", help="Learn with missing examples.")] = False
+    propose: Annotated[Path | None, Option(help="Propose the candidate to this system.")] = None
     student: Annotated[
-        str, typer.Option(help="Train a smaller model by distillation, e.g. dim=8,hidden=64x32.")
+        str, Option(help="Train a smaller model by distillation, e.g. dim=8,hidden=64x32.")
     ] = ""
     teacher: Annotated[
-        str, typer.Option(help="Teacher candidate; by default the live line, as it served.")
+        str, Option(help="Teacher candidate; by default the live line, as it served.")
     ] = ""
     teacher_share: Annotated[
         float | None,
-        typer.Option(help="Weight of the teacher in the student's targets, 0 to 1; default 0.5."),
+        Option(help="Weight of the teacher in the student's targets, 0 to 1; default 0.5."),
     ] = None
 
     @property

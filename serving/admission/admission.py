@@ -17,9 +17,7 @@ _ANSWERS: Final = 5  # given meanwhile: behind a loop that hung for a moment no 
 _IO_WINDOW_S: Final = 1.0  # during which the shortest I/O wait counts
 _SMOOTHING: Final = 0.05
 _FIRST_S: Final = 0.005  # assumed time of an answer, until one was observed
-_CLIENTS: Final = (
-    10_000  # remembered at a time; a client absent longest restarts with a full bucket
-)
+_CLIENTS: Final = 10_000  # remembered at a time; a forgotten one restarts with a full bucket
 
 
 class Limit:

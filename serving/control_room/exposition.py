@@ -1,28 +1,12 @@
 """Samples by Prometheus series: ``recsys_part_lag{part="joiner",topic="events"}`` and its value. Pure."""
 
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Final, Protocol
+from collections.abc import Iterable, Mapping
+from typing import Final
+
+from prometheus_client.metrics_core import Metric
 
 Samples = dict[str, float]
 _LEFT_OUT: Final = ("_bucket", "_created")
-
-
-class Sample(Protocol):
-    """A sample of a prometheus_client metric family."""
-
-    @property
-    def name(self) -> str: ...
-
-    @property
-    def labels(self) -> dict[str, str]: ...
-
-    @property
-    def value(self) -> float: ...
-
-
-class Family(Protocol):
-    @property
-    def samples(self) -> Sequence[Sample]: ...
 
 
 def key(name: str, labels: Mapping[str, str]) -> str:
@@ -33,7 +17,7 @@ def key(name: str, labels: Mapping[str, str]) -> str:
     return f"{name}{{{pairs}}}"
 
 
-def samples_of(families: Iterable[Family]) -> Samples:
+def samples_of(families: Iterable[Metric]) -> Samples:
     """Collects the samples of metric families."""
     return {
         key(sample.name, sample.labels): sample.value

@@ -1,8 +1,9 @@
 """Exact order of approximate hits: products summed in a fixed order, and equals sorted by key.
 
-FAISS computes products by SIMD kernels whose last bit can depend on a vector's position in its list, from half
-precision in lists, and returns equals in any order. Its hits are therefore only candidates: their products are
-computed again here, and more hits are fetched while one that was left out might belong to the best k.
+FAISS computes products by SIMD kernels whose last bit can depend on a vector's position in its list, from
+half precision in lists, and returns equals in any order. Its hits are therefore only candidates: their
+products are computed again here, and more hits are fetched while one that was left out might belong to the
+best k.
 """
 
 from collections.abc import Callable
@@ -25,8 +26,8 @@ _VECTORS, _VECTOR = read_only(types.float32, 2), read_only(types.float32, 1)
 
 @kernel(types.float32(_VECTORS, read_only(types.int64, 1), _VECTOR, types.float32[::1]))
 def products_at(rows: Any, indices: Any, query: Any, out: Any) -> Any:
-    """Product of a query with each of some rows, summed from the first dimension to the last. Returns the largest
-    finite sum of absolute terms, which bounds rounding errors."""
+    """Product of a query with each of some rows, summed from the first dimension to the last. Returns the
+    largest finite sum of absolute terms, which bounds rounding errors."""
     largest = np.float32(0)
     for i in range(indices.shape[0]):
         total = size = np.float32(0)
@@ -54,8 +55,8 @@ def exact_best(
     """The k best hits as (indices, products): by product, of equals by key (by index without ``keys_N``).
 
     ``fetch(n)`` returns up to n candidates, the best by approximate product; ``most``: how many candidates
-    there can be; ``error``: bound on the relative error of approximate products; ``spare``: hits fetched beyond
-    k at first. Hits without a finite product are dropped.
+    there can be; ``error``: bound on the relative error of approximate products; ``spare``: hits fetched
+    beyond k at first. Hits without a finite product are dropped.
     """
     size = min(most, k + spare)
     while True:

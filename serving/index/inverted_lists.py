@@ -1,4 +1,5 @@
-"""Inverted lists that change in place: FAISS's, in half precision, each vector in the list of its nearest centroid.
+"""Inverted lists that change in place: FAISS's, in half precision, each vector in the list of its nearest
+centroid.
 
 A search scans the lists whose centroids have the largest products with the query. Its result is a function of
 the centroids, the vectors and the wanted items, to the last bit (serving/index/exact_order.py), so it can be
@@ -84,7 +85,7 @@ class InvertedLists:
 
     @property
     def nbytes(self) -> int:
-        entry = 2 * self.centroids.dim + 8 + 8 + 4  # vector, id, place, list
+        entry: int = 2 * self.centroids.dim + 8 + 8 + 4  # vector, id, place, list
         return int(self._index.ntotal) * entry + self.centroids.nbytes
 
     def put(self, indices: Indices, vectors_NV: Vectors) -> int:
@@ -115,7 +116,8 @@ class InvertedLists:
         """The k wanted vectors with the largest products in the ``probes`` nearest lists, best first, as
         (indices, products). ``rows_NV``: all vectors by number, as they were put."""
         query = np.ascontiguousarray(query_V, np.float32)
-        if not np.isfinite(query).all():
+        most = min(wanted.count, int(self._index.ntotal))
+        if not most or not np.isfinite(query).all():
             return np.empty(0, np.int64), np.empty(0, np.float32)
         lists = self.centroids.nearest(query, probes)
         parameters = faiss.SearchParametersIVF(
@@ -131,16 +133,16 @@ class InvertedLists:
             )  # fmt: skip
             return hits[hits >= 0]
 
-        most = min(wanted.count, int(self._index.ntotal))
         return exact_best(fetch, rows_NV, query, k, most, FLOAT16, _SPARE)
 
     def _add_up_to(self, count: int) -> None:
-        """Adds zero vectors for new numbers up to ``count`` - 1, in the first list, in none by ``list_of``."""
+        """Adds zero vectors for new numbers up to ``count`` - 1, in the first list, in none by
+        ``list_of``."""
         new = count - int(self._index.ntotal)
         if new <= 0:
             return
         zeros, lists = np.zeros((new, self.centroids.dim), np.float32), np.zeros(new, np.int64)
         self._index.add_core(new, faiss.swig_ptr(zeros), None, faiss.swig_ptr(lists))
-        known = len(self._list_of)
+        first = len(self._list_of)
         self._list_of = grown(self._list_of, count)
-        self._list_of[known:] = -1
+        self._list_of[first:] = -1

@@ -1,8 +1,8 @@
 """The index of a large catalogue: vectors in inverted lists, of which a search probes the nearest few.
 
 Approximate, with measured recall (``serving/replica/index_maintenance.py``), which decides ``probes``, the
-number of lists. With all of them a search is exact. The vectors are also stored by number, for ``similar`` and
-for filling another index.
+number of lists. With all of them a search is exact. The vectors are also stored by number, for ``similar``
+and for filling another index.
 """
 
 from dataclasses import dataclass
@@ -148,8 +148,8 @@ class IvfIndex:
             probes *= 2
 
     def ranks(self, query_V: Vectors, k: int, wanted: Bitmap) -> Indices:
-        """Ranks of the lists of the k best items, 0 for the nearest list: a search that probes more lists than
-        an item's rank finds it. Costs a search of all lists."""
+        """Ranks of the lists of the k best items, 0 for the nearest list: a search that probes more lists
+        than an item's rank finds it. Costs a search of all lists."""
         every = self.lists.centroids.count
         indices, _ = self.probing(query_V, k, wanted, every)
         places = np.empty(every, np.int64)

@@ -1,9 +1,9 @@
 """The items nearest to a query, of one shard and of all: by product, of equals by key.
 
 A flat index compares all items, one with lists those in the nearest lists. ``Overlay`` holds the vectors of
-items that have changed since the requested version; they are compared where they would have been found at that
-version. So hits are a function of the vectors of the version and of the centroids, to the last bit, whichever
-replica asks and whenever.
+items that have changed since the requested version; they are compared where they would have been found at
+that version. So hits are a function of the vectors of the version and of the centroids, to the last bit,
+whichever replica asks and whenever.
 """
 
 from collections.abc import Sequence
@@ -64,8 +64,8 @@ def _in_lists(
     index: IvfIndex, keys_N: Keys, query: Vectors, k: int, wanted: Bitmap, overlay: Overlay,
     overlay_products: Vectors, rough: bool,
 ) -> Hits:  # fmt: skip
-    """As ``IvfIndex.search``: probes as many lists as it takes to find k. Of equals, as in all lists, the item
-    with the smaller number is kept."""
+    """As ``IvfIndex.search``: probes as many lists as it takes to find k. Of equals, as in all lists, the
+    item with the smaller number is kept."""
     lists, probes = index.lists, index.probes_for(rough)
     while True:
         indices, best = lists.search(index.vectors, query, k, wanted, probes)

@@ -73,7 +73,6 @@ def draft_slate(
 
 
 def _pick(walks: tuple[SlateWalk, ...], turns: TeamDraft, draw: float) -> _Pick:
-    """Lets the policy whose turn it is draw."""
     steps = [None if walk.ended else walk.step() for walk in walks]
     able = [step for step in steps if step is not None]
     side = turns.turn() if len(able) == len(walks) else int(steps[0] is None)

@@ -112,7 +112,6 @@ def _features(logged: FeatureBlock | None, again: FeatureBlock | None) -> list[D
 
 
 def _first(field: str, logged: bytes, again: bytes, kind: Any) -> Difference:
-    """The first number of an array that differs."""
     if len(logged) != len(again):
         return Difference(f"len({field})", len(logged), len(again))
     old, new = np.frombuffer(logged, kind), np.frombuffer(again, kind)

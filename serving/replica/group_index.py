@@ -38,7 +38,6 @@ class GroupIndex:
         self._arrays: dict[int, _Members] = {}  # of the groups that were read
 
     def move(self, index: int, old: Iterable[int], new: Iterable[int]) -> None:
-        """Moves an item from its old to its new groups."""
         self.moves += 1
         for key in old:
             members, array = self._items.get(key, {}), self._arrays.get(key)

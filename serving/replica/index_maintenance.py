@@ -222,7 +222,6 @@ class IndexMaintenance:
     # --- between two requests ---
 
     def apply(self, change: SwapIndex | SetProbes) -> None:
-        """Changes the answering index."""
         if isinstance(change, SwapIndex):
             if self.replica.building is change.index:
                 self.replica.swap(change.index)

@@ -53,7 +53,6 @@ class Int8Rows(RowStore):
         return own + self._codes_of.nbytes + super().nbytes
 
     def lookup(self, keys: Keys) -> Rows:
-        """Rows of keys, (N, D)."""
         slots = self._codes_of.find(keys)
         out = np.empty((len(keys), self.config.dim), np.float32)
         if _read(self._packed, slots, out):
@@ -62,7 +61,6 @@ class Int8Rows(RowStore):
         return out
 
     def set(self, keys: Keys, values: Rows) -> None:
-        """Overwrites the rows of distinct keys."""
         keys, values = np.ascontiguousarray(keys), np.ascontiguousarray(values, np.float32)
         packed = np.empty((len(keys), self._packed.shape[1]), np.uint8)
         exact = np.empty(len(keys), np.bool_)
@@ -75,25 +73,21 @@ class Int8Rows(RowStore):
             super().remove(keys)
         before = len(self._codes_of)
         slots = self._codes_of.insert(keys)
-        if len(self._codes_of) > len(self._packed):
-            self._packed = grown(self._packed, len(self._codes_of))
+        self._packed = grown(self._packed, len(self._codes_of))
         self._written = max(self._written, len(self._codes_of))
-        self._count(keys, self._unpacked(slots), slots < before, -1)
-        self._count(keys, values, np.ones(len(keys), np.bool_), 1)
+        self._count(keys, self._unpacked(slots), -1, slots < before)
+        self._count(keys, values, 1)
         self._packed[slots] = packed
 
     def reserve(self, more: int) -> None:
-        """Makes room for more rows. Another thread may read meanwhile, and none may write."""
         self._codes_of.reserve(more)
         self._packed = grown(self._packed, len(self._codes_of) + more)
 
     def remove(self, keys: Keys) -> None:
-        """Drops rows: their ids return to the initial value."""
         self._drop(keys)
         super().remove(keys)
 
     def export(self) -> tuple[Keys, Rows]:
-        """All keys, ascending, with their rows: the input of a digest."""
         own = self._codes_of.keys
         keys, rows = super().export()
         keys = np.concatenate([own, keys])
@@ -105,8 +99,7 @@ class Int8Rows(RowStore):
         slots = self._codes_of.find(keys)
         slots = slots[slots >= 0]
         if len(slots):
-            every = np.ones(len(slots), np.bool_)
-            self._count(self._codes_of.keys[slots], self._unpacked(slots), every, -1)
+            self._count(self._codes_of.keys[slots], self._unpacked(slots), -1)
             self._codes_of.remove(slots).apply(self._packed)
 
     def _unpacked(self, slots: Keys) -> Rows:

@@ -62,7 +62,6 @@ class LogFollower:
             self._thread.join(timeout_s)
 
     def _follow(self) -> None:
-        """Runs in the reading thread."""
         try:
             self._retry(lambda: self._reader.catch_up(self._stopping.is_set))
             while not self._stopping.is_set():

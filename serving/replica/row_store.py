@@ -45,7 +45,6 @@ class RowStore:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the rows and their map."""
         return self._ids.nbytes + written_bytes(self._values, self._written)
 
     @property
@@ -66,11 +65,10 @@ class RowStore:
         """Overwrites the rows of distinct keys."""
         before = len(self._ids)
         slots = self._ids.insert(keys)
-        if len(self._ids) > len(self._values):
-            self._values = grown(self._values, len(self._ids))
+        self._values = grown(self._values, len(self._ids))
         self._written = max(self._written, len(self._ids))
-        self._count(keys, self._values[slots], slots < before, -1)
-        self._count(keys, values, np.ones(len(keys), np.bool_), 1)
+        self._count(keys, self._values[slots], -1, slots < before)
+        self._count(keys, values, 1)
         self._values[slots] = values
 
     def reserve(self, more: int) -> None:
@@ -83,11 +81,13 @@ class RowStore:
         slots = self._ids.find(keys)
         slots = slots[slots >= 0]
         if len(slots):
-            every = np.ones(len(slots), np.bool_)
-            self._count(self._ids.keys[slots], self._values[slots], every, -1)
+            self._count(self._ids.keys[slots], self._values[slots], -1)
             self._ids.remove(slots).apply(self._values)
 
-    def _count(self, keys: Keys, rows: Rows, chosen: NDArray[np.bool_], sign: int) -> None:
+    def _count(
+        self, keys: Keys, rows: Rows, sign: int, chosen: NDArray[np.bool_] | None = None
+    ) -> None:
+        chosen = np.ones(len(keys), np.bool_) if chosen is None else chosen
         change = digest_of_rows(self._digest_seed, keys, rows, chosen)
         self._digest = (self._digest + sign * change) % 2**64
 

@@ -52,7 +52,6 @@ class Retrieval:
 
 
 def name_of(shard: int) -> str:
-    """The name of a shard's deployment."""
     return f"{NAME}-{shard}"
 
 

@@ -107,8 +107,7 @@ class Retrieval:
                 _log.exception("a source of candidates failed", extra={"source": name})
                 failed.append(name)
                 continue
-            near_liked = name == SIMILAR and len(self._liked(query.session)[0]) > 0
-            if missing and (name == VECTOR or near_liked):
+            if missing and self._searches(name, query.session):
                 failed.append(name)
             for index in indices:
                 if index in sources:
@@ -116,6 +115,10 @@ class Retrieval:
                 elif len(sources) < limit:
                     sources[index] = [name]
         return Retrieved(sources, failed)
+
+    def _searches(self, source: str, session: Session) -> bool:
+        """Whether a source searches the index for this session."""
+        return source == VECTOR or (source == SIMILAR and len(self._liked(session)[0]) > 0)
 
     def vector_queries(
         self, session: Session, viewer: RequestFeatures, shares: Mapping[str, int]

@@ -79,7 +79,6 @@ class RetrievalPlan:
 
 
 def _hits_of(response: ShardResponse) -> list[Hits]:
-    """A shard's hits for each query."""
     ends = np.cumsum(response.counts)[:-1]
     keys = np.frombuffer(response.keys, np.int64)
     products = np.frombuffer(response.products, np.float32)

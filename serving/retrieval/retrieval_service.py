@@ -56,7 +56,6 @@ class RetrievalService:
         self._waiting: set[asyncio.Future[None]] = set()
 
     async def start(self) -> None:
-        """Begins to follow the log."""
         self.follower.start(asyncio.get_running_loop())
 
     async def stop(self) -> None:

@@ -37,7 +37,7 @@ STEPS_KEPT: Final = 64  # at four steps a second: for a replica that is 16 secon
 ROWS_KEPT: Final = 65_536  # of all those steps; 8 MiB, 32 numbers wide
 ITEMS_KEPT: Final = 4_096
 BEHIND, FORGOTTEN, OTHER_LINE = "behind", "forgotten", "line"  # reasons to refuse a version
-OTHER_PART = "part"  # the request was for another shard, or for another number of shards
+OTHER_SHARD = "part"  # the request was for another shard, or for another number of shards
 _NO_FIELDS: Final[dict[str, Any]] = {}
 
 
@@ -181,7 +181,7 @@ class RetrievalShard(ItemVectors):
         """Reason why a request can't be answered; empty where it can."""
         version, addressee = request.version, (request.shard, request.shards)
         if request.shards and addressee != (self.shard, self.shards):
-            return OTHER_PART
+            return OTHER_SHARD
         if (version.line, version.epoch) != (self.line, self.epoch):
             return OTHER_LINE
         if version.step < self._oldest_step or version.catalogue_offset < self._oldest_offset:

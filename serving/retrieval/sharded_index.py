@@ -26,14 +26,14 @@ class ShardedIndex(ItemIndex):
     name = ""
 
     def __init__(
-        self, name: str, parts: list[ItemIndex | None], dim: int, keys: Callable[[], Keys]
+        self, name: str, indexes: list[ItemIndex | None], dim: int, keys: Callable[[], Keys]
     ) -> None:
-        self.name, self.dim, self._parts, self._keys = name, dim, parts, keys
-        self.missing = None in parts
+        self.name, self.dim, self._indexes, self._keys = name, dim, indexes, keys
+        self.missing = None in indexes
         self._all = FlatIndex(dim)
         self._shard = np.empty(0, np.int64)  # of each item
         self._number = np.empty(0, np.int64)  # of each item, in its shard
-        self._counts = np.zeros(len(parts), np.int64)
+        self._counts = np.zeros(len(indexes), np.int64)
 
     def __len__(self) -> int:
         return len(self._all)
@@ -43,26 +43,26 @@ class ShardedIndex(ItemIndex):
         return self._all.vectors
 
     def empty(self) -> "ShardedIndex":
-        parts = [None if part is None else part.empty() for part in self._parts]
-        return ShardedIndex(self.name, parts, self.dim, self._keys)
+        indexes = [None if index is None else index.empty() for index in self._indexes]
+        return ShardedIndex(self.name, indexes, self.dim, self._keys)
 
     def set(self, indices: Indices, vectors: Vectors, alive: Mask | None = None) -> None:
         if not len(indices):
             return
         self._all.set(indices, vectors, alive)
         self._number_up_to(len(self._all))
-        for shard, part in enumerate(self._parts):
+        for shard, index in enumerate(self._indexes):
             own = self._shard[indices] == shard
-            if part is not None and own.any():
+            if index is not None and own.any():
                 own_alive = None if alive is None else alive[own]
-                part.set(self._number[indices[own]], vectors[own], own_alive)
+                index.set(self._number[indices[own]], vectors[own], own_alive)
 
     def _number_up_to(self, count: int) -> None:
         """Numbers new items: in each shard, in the order in which they came."""
         new = np.arange(len(self._shard), count)
-        shards = shard_of(np.ascontiguousarray(self._keys()[new]), len(self._parts))
+        shards = shard_of(np.ascontiguousarray(self._keys()[new]), len(self._indexes))
         numbers = np.empty(len(new), np.int64)
-        for shard in range(len(self._parts)):
+        for shard in range(len(self._indexes)):
             own = shards == shard
             numbers[own] = self._counts[shard] + np.arange(own.sum())
             self._counts[shard] += own.sum()
@@ -74,11 +74,11 @@ class ShardedIndex(ItemIndex):
     ) -> tuple[Indices, Vectors]:
         keys, mask, none = self._keys()[: len(self)], wanted.mask(), Overlay.none(self.dim)
         hits = [(np.empty(0, np.int64), np.empty(0, np.float32))]
-        for shard, part in enumerate(self._parts):
+        for shard, index in enumerate(self._indexes):
             own = np.flatnonzero(self._shard == shard)
-            if part is not None:
+            if index is not None:
                 own_wanted, own_keys = Bitmap.of(mask[own]), np.ascontiguousarray(keys[own])
-                hits.append(nearest(part, own_keys, query_V, k, own_wanted, none, rough))
+                hits.append(nearest(index, own_keys, query_V, k, own_wanted, none, rough))
         best, products = merge_hits(hits, k)
         order = np.argsort(keys, kind="stable")
         indices: Indices = order[np.searchsorted(keys, best, sorter=order)]
@@ -97,10 +97,10 @@ def sharded_as_named(
     Raises ValueError where a shard's centroids are missing."""
     if index.name == name:
         return index
-    parts: list[ItemIndex | None] = []
-    for part_name in name.partition(":")[2].split("+"):
-        centroids = "" if part_name == FLAT else part_name
-        parts.append(None if part_name == ABSENT else index_named(folder, centroids, index.dim))
-    sharded = ShardedIndex(name, parts, index.dim, keys)
+    indexes: list[ItemIndex | None] = []
+    for index_name in name.partition(":")[2].split("+"):
+        centroids = "" if index_name == FLAT else index_name
+        indexes.append(None if index_name == ABSENT else index_named(folder, centroids, index.dim))
+    sharded = ShardedIndex(name, indexes, index.dim, keys)
     fill(sharded, index, alive)
     return sharded

@@ -21,7 +21,7 @@ from redis.retry import Retry
 from recsys.events.hashing import Id
 
 _POSITION_KEY: Final = b"sessions:place"
-_CONNECTIONS: Final = 200
+_CONNECTIONS: Final = 10_000  # one per read in progress: admission limits these
 _FOLD_TIMEOUT_S: Final = 10.0
 _READ_TIMEOUT_S: Final = 1.0  # of the connection; a request waits far less: see session_timeout
 

@@ -123,7 +123,7 @@ class TestPage:
     ) -> None:
         browser.open(f"{stub.url}#{'w' * 43}")
         browser.wait("return document.body.dataset.link === 'locked'")
-        assert "doesn't fit" in browser.run(
+        assert "key is wrong" in browser.run(
             "return document.querySelector('[data-part=gate-title]').textContent"
         )
         browser.run(
@@ -182,7 +182,7 @@ class TestPage:
             "No swipes yet" in text
             and "No replica answers yet" in text
             and "No shard answers yet" in text
-            and "the second says what is left of it" in text
+            and "later snapshots score it again" in text
         )
         assert not re.search(r"NaN|undefined|null|Infinity", text)
 

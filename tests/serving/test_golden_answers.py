@@ -1,4 +1,4 @@
-"""The pipeline's answers stay the same to the bit while its code changes."""
+"""Answers stay as recorded while the code of the pipeline changes."""
 
 import pytest
 

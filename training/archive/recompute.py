@@ -272,7 +272,8 @@ def order_of(shown: PlacedImpression) -> tuple[int, int]:
 def split_by_counter_offsets(
     impressions: Sequence[PlacedImpression],
 ) -> Mapping[bool, list[PlacedImpression]]:
-    """Splits impressions, in ``order_of``, into those with counter offsets (True) and those without."""
+    """Splits impressions, in ``order_of``, into those with counter offsets (True) and those without,
+    which need a ``CountersAsOf`` each."""
     parts: dict[bool, list[PlacedImpression]] = {True: [], False: []}
     for shown in sorted(impressions, key=order_of):
         parts[counted_of(shown.impression) is not None].append(shown)

@@ -51,7 +51,8 @@ class ServedImpressions:
 
     ``own``, ``other``: line/epoch. ``line``: whose evidence this is. ``from_first``: what the other line
     showed before the own line's first item doesn't count. Items that close later count for neither line:
-    quick swipes close first, so the line that began last would look worse. """
+    quick swipes close first, so the line that began last would look worse.
+    """
 
     def __init__(
         self, log: Log, line: str, own: str, other: str, since_ms: int, rates: EngagementRates,

@@ -290,7 +290,7 @@ class Promoter:
             return [msgspec.structs.replace(ended, to=_ROLLBACK)]
         live = f"{MAIN}/{self._epoch}"
         if request.line != live:
-            over = f"{request.line} is over, or not known" if request.line else "it says of what"
+            over = f"{request.line} is over, or not known" if request.line else "it names no line"
             return [_refusal(request, f"{over}; what is live is {live}", now_ms)]
         try:
             return [self._back(why)]

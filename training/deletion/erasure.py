@@ -120,11 +120,9 @@ class Eraser(RetryLoop):
                 except UNREADABLE:
                     continue
                 if isinstance(message, Erasure) and message.user_id != "":
-                    self._waiting.append(
-                        Request(
-                            user_id=message.user_id, offset=message.offset, control=record.offset
-                        )
-                    )
+                    user_id, offset = message.user_id, message.offset
+                    request = Request(user_id=user_id, offset=offset, control=record.offset)
+                    self._waiting.append(request)
             moved += len(records)
             self._offset = records[-1].offset + 1
         if moved:

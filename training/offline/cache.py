@@ -4,7 +4,8 @@
 
 ``examples.parquet`` holds columns in event time, a row group to a block. Corrections are stored separately
 and applied to a block when it is read, so that one pass over the data suffices. The folder is built under
-another name and renamed."""
+another name and renamed.
+"""
 
 import os
 import shutil

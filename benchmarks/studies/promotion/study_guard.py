@@ -12,10 +12,9 @@ import numpy as np
 
 from benchmarks.studies.promotion.simulated_pairs import STEP, Pair, RunEnd, Stream, noise_for
 from experiments.promotion import guard
-from experiments.promotion.promotion import EngagementRates
 from experiments.promotion.guard import GuardEvidence, judge_guard
 from experiments.promotion.lifecycle import SHADOW
-from experiments.promotion.promotion import Hold, Rollback, window
+from experiments.promotion.promotion import EngagementRates, Hold, Rollback, window
 from experiments.statistics.comparison import PairedPredictions
 from recsys.config.promotion_config import PromotionConfig
 

@@ -84,7 +84,7 @@ def test_a_guard_that_is_broken_ends_whatever_it_says_of_live() -> None:
     )
     said = judge_guard(broken, RULES)
     assert isinstance(said, Hold) and said.final
-    assert said.why == "what it replaced can't take its place: 3 of its scores aren't finite"
+    assert said.why == "the former live line can't take over: 3 of its scores aren't finite"
 
 
 @pytest.mark.parametrize(

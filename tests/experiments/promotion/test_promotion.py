@@ -38,7 +38,7 @@ def test_better_and_no_worse_elsewhere_goes_to_a_canary() -> None:
     "compared, why",
     [
         (replace(BETTER, examples=1_999), "1999 examples compared, expected 2000"),
-        (SAME, "not told apart yet"),
+        (SAME, "no significant difference yet"),
         (replace(BETTER, auc=AnytimeEstimate(0.0, -0.01, 0.01)), "no worse in the other"),
         (replace(BETTER, loss=AnytimeEstimate(0.0, -0.01, 0.01)), "no worse in the other"),
         (replace(BETTER, candidate_calibration=1.5), "calibration is 1.500, live's 1.010"),

@@ -167,7 +167,7 @@ def test_other_lines_and_replaced_epochs_are_passed_over_and_a_new_epoch_is_a_ga
     first = msgspec.msgpack.decode(WIRE[0], type=Delta)
     for changes in ({"line": "cand-1", "epoch": 3}, {"epoch": 2}):
         assert assembler.feed_delta(seal(msgspec.structs.replace(first, **changes))) == []
-    assert assembler.rejected.other == 2
+    assert assembler.rejected.foreign == 2
     gap = assembler.feed_delta(seal(msgspec.structs.replace(first, epoch=4)))
     assert isinstance(gap, Gap) and "history was replaced" in gap.reason
 

@@ -353,7 +353,10 @@ def test_a_repeat_has_the_same_id_and_another_event_has_not() -> None:
 
 
 def test_importing_the_words_imports_nothing_heavy() -> None:
-    code = "import recsys.events.event_types, sys; print([m for m in ('torch', 'ray', 'kafka') if m in sys.modules])"
+    code = (
+        "import recsys.events.event_types, sys; "
+        "print([m for m in ('torch', 'ray', 'kafka') if m in sys.modules])"
+    )
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert said.stdout.strip() == "[]"
 

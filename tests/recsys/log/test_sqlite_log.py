@@ -36,7 +36,8 @@ def some(count: int, partition: int = 0, size: int = 10) -> list[Append]:
 
 def in_process(code: str, *arguments: object) -> subprocess.Popen[str]:
     """Runs Python code in a process of its own; ``sys.argv[1:]`` are the arguments."""
-    head = "import sys, time\nfrom recsys.log.protocol import *\nfrom recsys.log.sqlite_log import SqliteLog\n"
+    head = "import sys, time\nfrom recsys.log.protocol import *\n"
+    head += "from recsys.log.sqlite_log import SqliteLog\n"
     return subprocess.Popen(
         [sys.executable, "-c", head + textwrap.dedent(code), *map(str, arguments)],
         stdout=subprocess.PIPE,

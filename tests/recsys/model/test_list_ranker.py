@@ -1,4 +1,4 @@
-"""Contract of list ranking: compiled loops and plain torch agree with ``Model.rank``, but for the last bits."""
+"""Contract of list ranking: compiled loops and plain torch agree with ``Model.rank``, up to the last bits."""
 
 from collections.abc import Callable
 from dataclasses import replace

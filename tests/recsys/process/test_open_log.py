@@ -31,7 +31,8 @@ def test_another_number_of_partitions_is_refused_with_the_remedy(tmp_path: Path)
 
 def test_only_the_library_of_the_log_in_use_is_imported(tmp_path: Path) -> None:
     code = (
-        "import sys; from recsys.process.open_log import open_log; from recsys.config.system_config import *\n"
+        "import sys; from recsys.process.open_log import open_log\n"
+        "from recsys.config.system_config import *\n"
         "open_log(Config(state=sys.argv[1])); print('kafka' in sys.modules)"
     )
     said = subprocess.run(

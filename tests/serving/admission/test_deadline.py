@@ -29,11 +29,11 @@ def test_a_stage_is_missed_below_what_it_needs() -> None:
 
 
 def test_of_each_source_its_first_ones_stay() -> None:
-    found = {n: ["vector"] for n in range(60)} | {n: ["fresh", "topic"] for n in range(60, 90)}
-    kept = shorten_candidates(found, 30)
-    assert list(kept) == [*range(20), *range(60, 70)]
-    assert kept[60] == ["fresh", "topic"]
-    assert shorten_candidates(found, 90) == found
+    candidates = {n: ["vector"] for n in range(60)} | {n: ["fresh", "topic"] for n in range(60, 90)}
+    chosen = shorten_candidates(candidates, 30)
+    assert list(chosen) == [*range(20), *range(60, 70)]
+    assert chosen[60] == ["fresh", "topic"]
+    assert shorten_candidates(candidates, 90) == candidates
     many = {n: [f"s{n}"] for n in range(50)}
     assert len(shorten_candidates(many, 10)) == 10
 

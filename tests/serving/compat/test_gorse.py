@@ -18,7 +18,7 @@ words = st.lists(texts, max_size=4)
 values = texts | st.booleans() | st.integers(-(2**53), 2**53) | words.filter(bool)
 names = texts.filter(lambda name: name not in ("topic", "comment", "timestamp"))
 objects = st.dictionaries(names, values, min_size=1, max_size=4).filter(
-    lambda its: set(its) != {"tags"}  # that alone is a list, said otherwise
+    lambda event: set(event) != {"tags"}  # that alone is a list, said otherwise
 )
 times = (
     st.datetimes()
@@ -44,9 +44,9 @@ def record(raw: dict[str, Any], kind: str) -> Any:
 
 @given(items)
 def test_an_item_goes_there_and_back(item: dict[str, Any]) -> None:
-    its = record(gorse.parse_item(item, "", CONFIG, NOW_MS), "item")
-    assert isinstance(its, Item) and not its.removed
-    assert gorse.format_item(its.item_id, its.fields, CONFIG) == item
+    event = record(gorse.parse_item(item, "", CONFIG, NOW_MS), "item")
+    assert isinstance(event, Item) and not event.removed
+    assert gorse.format_item(event.item_id, event.fields, CONFIG) == item
 
 
 users = st.fixed_dictionaries(
@@ -55,7 +55,7 @@ users = st.fixed_dictionaries(
         "Labels": words
         | st.dictionaries(
             texts.filter(lambda name: name not in ("comment", "subscribe")), values, min_size=1
-        ).filter(lambda its: set(its) != {"labels"}),
+        ).filter(lambda event: set(event) != {"labels"}),
         "Subscribe": words,
         "Comment": st.text(st.characters(codec="utf-8"), max_size=20),
     }
@@ -64,9 +64,9 @@ users = st.fixed_dictionaries(
 
 @given(users)
 def test_a_user_goes_there_and_back(user: dict[str, Any]) -> None:
-    its = record(gorse.parse_user(user, "", NOW_MS), "user")
-    assert isinstance(its, User)
-    assert gorse.format_user(its.user_id, its.fields) == user
+    event = record(gorse.parse_user(user, "", NOW_MS), "user")
+    assert isinstance(event, User)
+    assert gorse.format_user(event.user_id, event.fields) == user
 
 
 @given(
@@ -98,20 +98,22 @@ def test_a_patch_changes_what_it_says_and_nothing_else(
 @given(ids, ids, st.sampled_from(sorted(CONFIG.compat.kinds)), times)
 def test_feedback_loses_nothing_that_both_know(user: str, item: str, kind: str, time: str) -> None:
     told = {"UserId": user, "ItemId": item, "FeedbackType": kind, "Timestamp": time, "Value": 3}
-    its = record(gorse.parse_feedback(told, "", CONFIG, NOW_MS), "engagement")
+    event = record(gorse.parse_feedback(told, "", CONFIG, NOW_MS), "engagement")
     again = record(gorse.parse_feedback(told, "", CONFIG, NOW_MS + 5), "engagement")
-    assert isinstance(its, Engagement) and its == again, "the same is a repeat, whenever it comes"
-    assert (its.user_id, its.item_id, its.kind) == (user, item, CONFIG.compat.kinds[kind])
+    assert isinstance(event, Engagement) and event == again, (
+        "the same is a repeat, whenever it comes"
+    )
+    assert (event.user_id, event.item_id, event.kind) == (user, item, CONFIG.compat.kinds[kind])
     other = record(
         gorse.parse_feedback(told | {"ItemId": item + "x"}, "", CONFIG, NOW_MS), "engagement"
     )
-    assert other.event_id != its.event_id
+    assert other.event_id != event.event_id
 
 
 def test_a_profile_has_the_labels_by_name_where_they_have_names() -> None:
     raw = {"UserId": "u", "Labels": {"country": "NZ"}, "Subscribe": ["fish"], "Comment": ""}
-    its = record(gorse.parse_user(raw, "", NOW_MS), "user")
-    assert isinstance(its, User) and its.fields == {"country": "NZ", "subscribe": ["fish"]}
+    event = record(gorse.parse_user(raw, "", NOW_MS), "user")
+    assert isinstance(event, User) and event.fields == {"country": "NZ", "subscribe": ["fish"]}
     listed = record(gorse.parse_user({"UserId": "u", "Labels": ["a"]}, "", NOW_MS), "user")
     assert listed.fields == {"labels": ["a"]}
 

@@ -18,16 +18,16 @@ fields = st.dictionaries(ids, values, max_size=5)
 
 
 @given(ids, fields)
-def test_the_fields_of_an_item_go_there_and_back(item: str, its: dict[str, Any]) -> None:
+def test_the_fields_of_an_item_go_there_and_back(item: str, expected: dict[str, Any]) -> None:
     event = {
         "event": "item",
         "id": "e",
         "item": item,
         "timestamp": 5,
-        "fields": metarank.format_fields(its),
+        "fields": metarank.format_fields(expected),
     }
     [made] = metarank.parse_batch(event, CONFIG, NOW_MS).items
-    assert (made["item_id"], made["fields"], made["time_ms"]) == (item, its, 5)
+    assert (made["item_id"], made["fields"], made["time_ms"]) == (item, expected, 5)
 
 
 @given(ids, ids, st.lists(ids, min_size=1, max_size=9, unique=True), fields)

@@ -151,7 +151,7 @@ def test_closing_writes_what_waits(log: Log) -> None:
 
 
 class Disk:
-    """A writer that keeps on disk, and its log."""
+    """A writer that spools to disk, with its log."""
 
     def __init__(self, folder: Path, log: Log | None = None, **more: int) -> None:
         self.log, self.spool = log or Log(), DiskSpool(folder, "log", more.pop("disk", 1 << 20))
@@ -169,42 +169,42 @@ class Disk:
 
 
 def test_what_is_kept_goes_to_disk_and_comes_back_in_order_before_any_event(tmp_path: Path) -> None:
-    its = Disk(tmp_path)
-    its.log.away = True
-    its.show(*range(50))
-    until(lambda: its.writer.on_disk_bytes and not its.writer.kept_bytes)
-    its.show(*range(50, 80))
+    disk = Disk(tmp_path)
+    disk.log.away = True
+    disk.show(*range(50))
+    until(lambda: disk.writer.on_disk_bytes and not disk.writer.kept_bytes)
+    disk.show(*range(50, 80))
     for _ in range(3):
         with pytest.raises(LogUnavailable):
-            its.writer.commit("events", [record(b"-1")])
+            disk.writer.commit("events", [record(b"-1")])
         time.sleep(0.02)
-    its.log.away = False
-    until(lambda: not its.writer.on_disk_bytes and not its.writer.kept_bytes)
-    until(lambda: its.writer.commit("events", [record(b"99")]).result(5))
-    assert its.numbers() == [*range(80), 99]
-    assert its.writer.dropped == 0
-    its.writer.close()
+    disk.log.away = False
+    until(lambda: not disk.writer.on_disk_bytes and not disk.writer.kept_bytes)
+    until(lambda: disk.writer.commit("events", [record(b"99")]).result(5))
+    assert disk.numbers() == [*range(80), 99]
+    assert disk.writer.dropped == 0
+    disk.writer.close()
     assert list(tmp_path.iterdir()) == []
 
 
 def test_an_event_never_passes_an_impression_that_waits_on_disk(tmp_path: Path) -> None:
-    its = Disk(tmp_path, keep_bytes=10_000)
-    its.log.away = True
-    its.show(*range(1200))  # more than one batch
-    until(lambda: its.writer.on_disk_bytes)
-    its.log.slow_s = 0.02  # while it sends what is kept, more comes
-    its.log.away = False
+    disk = Disk(tmp_path, keep_bytes=10_000)
+    disk.log.away = True
+    disk.show(*range(1200))  # more than one batch
+    until(lambda: disk.writer.on_disk_bytes)
+    disk.log.slow_s = 0.02  # while it sends what is kept, more comes
+    disk.log.away = False
     taken, shown = None, 1200
     while taken is None:
-        its.show(shown)
+        disk.show(shown)
         shown += 1
         try:
-            taken = its.writer.commit("events", [record(b"-1")])
+            taken = disk.writer.commit("events", [record(b"-1")])
         except LogUnavailable:
             time.sleep(0.001)
     assert taken.result(5) == [shown]
-    assert its.numbers() == [*range(shown), -1]
-    its.writer.close()
+    assert disk.numbers() == [*range(shown), -1]
+    disk.writer.close()
 
 
 def test_a_replica_that_ends_while_the_log_is_away_leaves_it_to_the_next(tmp_path: Path) -> None:
@@ -222,36 +222,36 @@ def test_a_replica_that_ends_while_the_log_is_away_leaves_it_to_the_next(tmp_pat
 
 
 def test_memory_and_disk_are_bounded_and_what_is_over_is_counted(tmp_path: Path) -> None:
-    its = Disk(tmp_path, keep_bytes=100, disk=600)
-    its.log.away = True
+    disk = Disk(tmp_path, keep_bytes=100, disk=600)
+    disk.log.away = True
     chance, shown, most = random.Random(7), 0, 0
-    while its.writer.drops[FULL] < 20:
-        its.show(shown)
+    while disk.writer.drops[FULL] < 20:
+        disk.show(shown)
         shown += 1
-        most = max(most, its.writer.kept_bytes)
-        assert its.writer.on_disk_bytes <= 600
+        most = max(most, disk.writer.kept_bytes)
+        assert disk.writer.on_disk_bytes <= 600
         time.sleep(0.001 * (chance.random() < 0.3))
-    its.log.away = False
-    until(lambda: not its.writer.kept_bytes and not its.writer.on_disk_bytes)
-    found = its.numbers()
+    disk.log.away = False
+    until(lambda: not disk.writer.kept_bytes and not disk.writer.on_disk_bytes)
+    found = disk.numbers()
     assert most <= 100 and found == sorted(set(found))
-    assert len(found) + its.writer.dropped == shown and set(its.writer.drops) == {FULL, "torn"}
-    its.writer.close()
-    assert not its.writer.impression("events", record(b"late"))
-    assert its.writer.drops[CLOSED] == 1
+    assert len(found) + disk.writer.dropped == shown and set(disk.writer.drops) == {FULL, "torn"}
+    disk.writer.close()
+    assert not disk.writer.impression("events", record(b"late"))
+    assert disk.writer.drops[CLOSED] == 1
 
 
 def test_a_log_that_goes_and_comes_loses_nothing_and_repeats_nothing(tmp_path: Path) -> None:
-    its, chance = Disk(tmp_path), random.Random(3)
+    disk, chance = Disk(tmp_path), random.Random(3)
     for n in range(400):
-        its.show(n)
+        disk.show(n)
         if chance.random() < 0.05:
-            its.log.away = not its.log.away
+            disk.log.away = not disk.log.away
             time.sleep(0.02 * chance.random())
-    its.log.away = False
-    until(lambda: not its.writer.kept_bytes and not its.writer.on_disk_bytes)
-    assert its.numbers() == list(range(400)) and its.writer.dropped == 0
-    its.writer.close()
+    disk.log.away = False
+    until(lambda: not disk.writer.kept_bytes and not disk.writer.on_disk_bytes)
+    assert disk.numbers() == list(range(400)) and disk.writer.dropped == 0
+    disk.writer.close()
 
 
 def test_a_record_that_the_log_never_takes_keeps_nobody_back(writer: LogWriter, log: Log) -> None:
@@ -297,32 +297,32 @@ def broken(*_: object) -> Any:
 def test_what_cannot_be_put_on_disk_stays_in_memory_and_is_sent(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    its = Disk(tmp_path)
-    monkeypatch.setattr(its.spool, "append", broken)
-    its.log.away = True
-    its.show(0, 1)
-    until(lambda: its.writer._failures_in_a_row > 3)
-    its.show(2)
-    assert its.writer.kept_bytes == 3
-    its.log.away = False  # and "put" still fails
-    until(lambda: its.writer.kept_bytes == 0)
-    until(lambda: not its.writer.failing)
-    assert its.writer.commit("events", [record(b"3")]).result(5) == [3]
-    assert its.numbers() == [0, 1, 2, 3] and its.writer.dropped == 0
-    its.writer.close()
+    disk = Disk(tmp_path)
+    monkeypatch.setattr(disk.spool, "append", broken)
+    disk.log.away = True
+    disk.show(0, 1)
+    until(lambda: disk.writer._failures_in_a_row > 3)
+    disk.show(2)
+    assert disk.writer.kept_bytes == 3
+    disk.log.away = False  # and "put" still fails
+    until(lambda: disk.writer.kept_bytes == 0)
+    until(lambda: not disk.writer.failing)
+    assert disk.writer.commit("events", [record(b"3")]).result(5) == [3]
+    assert disk.numbers() == [0, 1, 2, 3] and disk.writer.dropped == 0
+    disk.writer.close()
 
 
 def test_what_cannot_be_put_on_disk_at_the_end_is_counted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    its = Disk(tmp_path)
-    its.log.away = True
-    its.show(0)
-    until(lambda: its.writer.on_disk_bytes and not its.writer.kept_bytes)
-    monkeypatch.setattr(its.spool, "append", broken)
-    its.show(1, 2)
-    its.writer.close()
-    assert its.writer.drops[CLOSED] == 2
+    disk = Disk(tmp_path)
+    disk.log.away = True
+    disk.show(0)
+    until(lambda: disk.writer.on_disk_bytes and not disk.writer.kept_bytes)
+    monkeypatch.setattr(disk.spool, "append", broken)
+    disk.show(1, 2)
+    disk.writer.close()
+    assert disk.writer.drops[CLOSED] == 2
     after = DiskSpool(tmp_path, "log", 1 << 20)
     after.adopt()  # it was let go of
     assert after.peek(5) == [("events", record(b"0"))]
@@ -333,12 +333,12 @@ def test_a_folder_that_cannot_be_searched_does_not_end_the_thread(
 ) -> None:
     monkeypatch.setattr("serving.ingestion.log_writer._ADOPT_EVERY_S", 0.0)
     monkeypatch.setattr(DiskSpool, "adopt", broken)
-    its = Disk(tmp_path)
-    its.show(0)
-    until(lambda: its.numbers() == [0])
-    assert its.writer.commit("events", [record(b"1")]).result(5) == [1]
-    assert its.writer._thread.is_alive() and not its.writer.failing
-    its.writer.close()
+    disk = Disk(tmp_path)
+    disk.show(0)
+    until(lambda: disk.numbers() == [0])
+    assert disk.writer.commit("events", [record(b"1")]).result(5) == [1]
+    assert disk.writer._thread.is_alive() and not disk.writer.failing
+    disk.writer.close()
 
 
 def test_while_the_disk_cannot_be_read_what_comes_is_put_there(
@@ -350,9 +350,9 @@ def test_while_the_disk_cannot_be_read_what_comes_is_put_there(
     first.writer.close()
     with monkeypatch.context() as patch:
         patch.setattr(DiskSpool, "peek", broken)
-        its = Disk(tmp_path)
-        its.show(1, 2)
-        until(lambda: its.spool.own_pending and not its.writer.kept_bytes)
-    until(lambda: its.numbers() == [0, 1, 2])
-    its.writer.close()
+        disk = Disk(tmp_path)
+        disk.show(1, 2)
+        until(lambda: disk.spool.own_pending and not disk.writer.kept_bytes)
+    until(lambda: disk.numbers() == [0, 1, 2])
+    disk.writer.close()
     assert list(tmp_path.iterdir()) == []

@@ -25,7 +25,7 @@ from serving.retrieval.retrieval_shard import (
     BEHIND,
     FORGOTTEN,
     OTHER_LINE,
-    OTHER_PART,
+    OTHER_SHARD,
     STEPS_KEPT,
     RetrievalShard,
     ShardRequest,
@@ -203,10 +203,10 @@ def test_an_ask_that_was_meant_for_another_shard_is_refused() -> None:
         ask = ShardRequest(version, query, [3], shard=shard, shards=shards_)
         return [its.search(ask).refused for its in shards]
 
-    assert refused(0, 2) == ["", OTHER_PART] and refused(1, 2) == [OTHER_PART, ""]
-    assert refused(0, 3) == refused(2, 3) == [OTHER_PART, OTHER_PART]
+    assert refused(0, 2) == ["", OTHER_SHARD] and refused(1, 2) == [OTHER_SHARD, ""]
+    assert refused(0, 3) == refused(2, 3) == [OTHER_SHARD, OTHER_SHARD]
     later = ShardRequest(replace_version(version, step=9), query, [3], shard=0, shards=3)
-    assert shards[0].refusal_of(later) == OTHER_PART  # no version is waited for
+    assert shards[0].refusal_of(later) == OTHER_SHARD  # no version is waited for
 
 
 def replace_version(version: VectorVersion, **changes: Any) -> VectorVersion:

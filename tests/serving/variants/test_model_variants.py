@@ -13,27 +13,27 @@ from replay.local_system import small_config
 from serving.variants.model_variants import ModelVariants
 
 
-def sides(folder: Path) -> ModelVariants:
+def variants_in(folder: Path) -> ModelVariants:
     config, log = small_config(folder), MemoryLog()
     for topic in topics(config.log.partitions):
         log.create(topic)
     return ModelVariants(config, log, feature_set(config), lambda: 0)
 
 
-async def wanted(its: ModelVariants, for_s: float) -> None:
+async def wanted(variants: ModelVariants, for_s: float) -> None:
     """Requests that want one line, a hundred a second."""
-    its.start(asyncio.get_running_loop())
+    variants.start(asyncio.get_running_loop())
     until = time.monotonic() + for_s
     while time.monotonic() < until:
-        its.set_wanted(["e.a"])
+        variants.set_wanted(["e.a"])
         await asyncio.sleep(0.01)
-    await its.stop()
+    await variants.stop()
 
 
 def test_a_line_without_a_snapshot_has_no_side(tmp_path: Path) -> None:
-    its = sides(tmp_path)
-    its.set_wanted(["e.a"])
-    assert its.get("e.a") is None and not its.all
+    variants = variants_in(tmp_path)
+    variants.set_wanted(["e.a"])
+    assert variants.get("e.a") is None and not variants.all
 
 
 def test_what_fails_is_not_made_anew_at_each_request(
@@ -45,7 +45,7 @@ def test_what_fails_is_not_made_anew_at_each_request(
         "serving.variants.model_variants.Replica", lambda *_: made.append(1) or 1 / 0
     )
 
-    asyncio.run(wanted(sides(tmp_path), 1.0))
+    asyncio.run(wanted(variants_in(tmp_path), 1.0))
     assert len(made) == 1
 
 
@@ -66,5 +66,5 @@ def test_one_whose_thread_failed_waits_before_it_is_made_again(
     monkeypatch.setattr("serving.variants.model_variants.snapshots.complete_steps", lambda *_: [1])
     monkeypatch.setattr("serving.variants.model_variants.LogFollower", Failing)
 
-    asyncio.run(wanted(sides(tmp_path), 2.0))
+    asyncio.run(wanted(variants_in(tmp_path), 2.0))
     assert len(made) == 1

@@ -7,7 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from recsys.events.event_types import Item, Tick, encode
-from recsys.events.records import EVENTS, EXAMPLES, ITEMS
+from recsys.events.records import EVENTS, EXAMPLES, ITEMS, ErasedExample, Forget, pack
 from recsys.log.protocol import Append, LogLost, LogUnavailable, MemoryLog
 from tests.support.small_feed import (
     PARTITIONS,
@@ -68,6 +68,21 @@ def test_every_record_stands_in_the_archive_as_on_the_log(tmp_path: Path) -> Non
     assert view["user_id"].startswith("u") and view["watch_ms"] >= 0 and view["request_id"]
     assert str(view["day"]) == "2023-11-14" and view["hour"] == 22
     assert set(archived_rows(tmp_path, EXAMPLES, ["type"])) == {("example",)}
+
+
+def test_tombstones_are_archived_under_the_tags_of_their_records(tmp_path: Path) -> None:
+    log = toy_log()
+    gone = ErasedExample(sequence=1, closed_ms=START_MS)
+    left = Forget(partition=0, offset=3, sequence=2, user_id="u1", closed_ms=START_MS)
+    log.append(EXAMPLES, [Append(0, b"", pack(gone)), Append(0, b"u1", pack(left))])
+    its = Archive(log, tmp_path, Clock())
+    its.turn()
+    its.flush()
+    columns = ("type", "time_ms", "user_id", "item_id")
+    assert list(archived_rows(tmp_path, EXAMPLES, columns)) == [
+        ("erased", START_MS, None, None),
+        ("forget", START_MS, "u1", None),
+    ]
 
 
 def test_it_writes_by_its_clock_and_the_log_keeps_what_is_not_written(tmp_path: Path) -> None:

@@ -161,6 +161,8 @@ def test_a_correction_weighs_what_its_example_did() -> None:
     for n in range(50):
         first = _again(example(7, label=0.0), n)
         later = _again(example(7, label=1.0, correction=True, previous=[0.0, 0.0]), n)
-        assert its.example_weights(its.prepare([first])) == its.example_weights(its.prepare([later]))
+        assert its.example_weights(its.prepare([first])) == its.example_weights(
+            its.prepare([later])
+        )
     gradients(its, its.prepare([example(7, label=1.0, correction=True, previous=[0.0, 0.0])]))
     assert its.weights.export()["counted"].tolist() == counted.tolist()  # shown once, counted once

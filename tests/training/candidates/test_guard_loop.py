@@ -118,7 +118,9 @@ def test_a_line_that_turns_bad_once_it_is_live_is_taken_back_by_itself(
         found = find_impact(run.system.log, "main/1", live.time_ms, run.lifecycle.lives)
         assert sorted(a.request_id for a in found.requests) == sorted(a.request_id for a in bad)
         assert found.complete and sum(step.learned for step in found.steps) == 0
-        written = msgspec.json.decode(impact_file(tmp_path, "main/1").read_bytes(), type=RollbackImpact)
+        written = msgspec.json.decode(
+            impact_file(tmp_path, "main/1").read_bytes(), type=RollbackImpact
+        )
         assert written.requests == found.requests
         assert not impact_file(tmp_path, f"{GUARD}/0").exists()
         assert not (tmp_path / "snapshots" / GUARD).exists()
@@ -258,7 +260,7 @@ def test_a_guard_that_cannot_be_loaded_ends(
         run = await promoted(tmp_path)
         await run.show(3)
         assert (run.lifecycle.live.epoch, guard_name(run).stage) == (1, "ended")  # type: ignore[union-attr]
-        assert guard_name(run).why.startswith(f"what it replaced can't take its place: {what}")
+        assert guard_name(run).why.startswith(f"the former live line can't take over: {what}")
         assert nothing_kept(run, GUARD)
         await run.system.stop()
 
@@ -277,7 +279,7 @@ def test_nothing_is_kept_of_a_guard_that_is_refused_once_it_is_at_work(
         assert not nothing_kept(run, GUARD) and (tmp_path / "snapshots" / GUARD).exists()
         monkeypatch.setattr(Shadow, "turn", fails)
         await run.show(3)
-        assert guard_name(run).why == "what it replaced can't take its place: LogLost: gone"
+        assert guard_name(run).why == "the former live line can't take over: LogLost: gone"
         assert nothing_kept(run, GUARD) and not (tmp_path / "snapshots" / GUARD).exists()
         await run.system.stop()
 

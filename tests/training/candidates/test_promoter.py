@@ -35,7 +35,7 @@ def test_a_better_one_goes_to_a_canary_and_a_worse_one_is_given_up(town: Town) -
     assert isinstance(promoted, Decision) and promoted.share == RULES.canary_share
     assert promoted.evidence["loss at least"] > 0 and promoted.evidence["examples"] == 30 * 128
     assert isinstance(held, Decision) and held.final and "worse" in held.why
-    assert town.promoter.candidates["same"].opinion.startswith("not told apart yet")
+    assert town.promoter.candidates["same"].opinion.startswith("no significant difference yet")
 
 
 def test_one_at_a_time(town: Town) -> None:
@@ -44,7 +44,9 @@ def test_one_at_a_time(town: Town) -> None:
     assert told(town.decide()) == [("first", "promote", "canary")]
     town.scored("second", BETTER, 20)
     assert town.decide() == []
-    assert town.promoter.candidates["second"].opinion.startswith("first is at it: one candidate at a time")
+    assert town.promoter.candidates["second"].opinion.startswith(
+        "first is at it: one candidate at a time"
+    )
     town.say(OperatorRequest(what="rollback", line="first", reason="no"))
     assert told(town.decide()) == [("first", "rollback", ""), ("second", "promote", "canary")]
 
@@ -110,7 +112,9 @@ def test_people_are_asked_where_the_rules_say_so(tmp_path: Path) -> None:
     town = Town(tmp_path, replace(RULES, manual=True))
     town.say(candidate("good"))
     town.scored("good", BETTER, 20)
-    assert town.decide() == [] and town.promoter.candidates["good"].opinion.startswith("waits for approval")
+    assert town.decide() == [] and town.promoter.candidates["good"].opinion.startswith(
+        "waits for approval"
+    )
     town.say(OperatorRequest(what="approve", line="good"))
     assert told(town.decide()) == [("good", "promote", "canary")]
 
@@ -183,7 +187,7 @@ def test_a_wish_that_cannot_be_granted_is_answered(town: Town) -> None:
         ("main/0", "nothing was promoted before it"),
         ("over", "over is over, or not known; what is live is main/0"),
         ("main/3", "main/3 is over, or not known"),
-        ("", "it says of what"),
+        ("", "it names no line"),
     ):
         town.say(OperatorRequest(what="rollback", line=line))
         (answer,) = town.decide()

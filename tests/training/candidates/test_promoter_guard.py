@@ -52,7 +52,7 @@ def test_a_line_that_is_worse_is_taken_back(tmp_path: Path) -> None:
     town.scored(GUARD, LIVE_IS_WORSE, 10, epoch=1)
     decision, live = decided(town.decide())
     assert told([decision]) == [(GUARD, "rollback", "")]
-    assert decision.why.startswith("live's log loss is worse than that of what it replaced")
+    assert decision.why.startswith("live's log loss is worse than the former live line's")
     assert decision.evidence["loss at least"] > RULES.guard_loss_margin
     assert (live.epoch, live.of, live.since, live.candidate) == (2, 0, 5, "")
     assert live.reason == f"{GUARD}: {decision.why}"
@@ -190,7 +190,7 @@ def test_a_guard_whose_own_scores_are_no_numbers_ends(tmp_path: Path) -> None:
     town.scored(GUARD, LIVE_IS_BETTER, 1, nan=True, epoch=1)
     (over,) = town.decide()
     assert isinstance(over, Decision) and over.final
-    assert over.why == "what it replaced can't take its place: 1 of its scores aren't finite"
+    assert over.why == "the former live line can't take over: 1 of its scores aren't finite"
 
 
 def test_a_person_may_end_the_guard_or_take_the_line_back_before_it(tmp_path: Path) -> None:

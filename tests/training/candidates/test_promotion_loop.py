@@ -117,7 +117,9 @@ def test_a_canary_that_is_taken_back_answers_nobody_after_the_next_turn(tmp_path
         found = find_impact(run.system.log, "odd/0", 0, run.lifecycle.lives)
         asked = sum(a.stamp.line == "odd" for a in run.answers)
         assert len(found.requests) == asked == served_by_line(run)["odd"]
-        written = msgspec.json.decode(impact_file(tmp_path, "odd/0").read_bytes(), type=RollbackImpact)
+        written = msgspec.json.decode(
+            impact_file(tmp_path, "odd/0").read_bytes(), type=RollbackImpact
+        )
         assert written.requests == found.requests  # the director lists them without being asked
         await run.system.stop()
 

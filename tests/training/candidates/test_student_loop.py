@@ -85,7 +85,8 @@ def test_a_student_takes_over_learns_on_and_is_taken_back(
         assert set(dims(run).values()) == {SIZE.dim}
         assert stamps(run)[-1][:2] == (MAIN, 1) and stamps(run)[-1][2] > began
         teacher, student = (
-            learning_digest(with_size(run.config, size), run.system.features) for size in (None, SIZE)
+            learning_digest(with_size(run.config, size), run.system.features)
+            for size in (None, SIZE)
         )
         assert (digests(run, 0), digests(run, 1)) == ({teacher}, {student})
         assert run.system.worker.counts["other_config"] == 0

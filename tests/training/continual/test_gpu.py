@@ -17,7 +17,7 @@ needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is n
 
 def test_only_known_devices_are_taken() -> None:
     assert TrainerConfig(device="cuda").gpus_per_worker == 0.5
-    with pytest.raises(ValueError, match=r"trainer\.device.*'tpu'.*cpu, cuda"):
+    with pytest.raises(ValueError, match=r"trainer\.device.*'tpu'.*cpu or cuda"):
         TrainerConfig(device="tpu")
     with pytest.raises(ValueError, match=r"trainer\.gpus_per_worker"):
         TrainerConfig(gpus_per_worker=0.0)

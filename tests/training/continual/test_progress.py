@@ -56,7 +56,8 @@ def test_how_long_views_took_is_told_of_some_examples_a_second() -> None:
     for partition, its in enumerate((ended, others)):
         log.append(EXAMPLES, [Append(partition, b"", pack(one)) for one in its])
     log.append(
-        EXAMPLES, [Append(1, b"", b"\xc1"), Append(1, b"", pack(ErasedExample(sequence=1, closed_ms=1)))]
+        EXAMPLES,
+        [Append(1, b"", b"\xc1"), Append(1, b"", pack(ErasedExample(sequence=1, closed_ms=1)))],
     )
     ranges = [Range(0, 0, 10), Range(1, 0, 4)]
     step = Step(

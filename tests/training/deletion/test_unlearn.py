@@ -78,7 +78,8 @@ def never_seen(log: Log, user: str) -> MemoryLog:
             records = log.read(topic, partition, 0, 100_000)
             if topic == EXAMPLES:
                 records = [
-                    (r.key == user.encode() and erased_record(topic, r, 1 << 60)) or r for r in records
+                    (r.key == user.encode() and erased_record(topic, r, 1 << 60)) or r
+                    for r in records
                 ]
             other.append(topic, [Append(partition, key, value) for _, key, value in records])
     return other

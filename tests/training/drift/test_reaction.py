@@ -21,9 +21,7 @@ def test_a_loss_raises_the_rate_and_calls_for_the_offline_job_once() -> None:
     assert policy.reaction == Reaction(rate=3.0, offline=True, because=because)
     assert not policy.step([LOSS], 256, HOUR_MS)  # the rate is there, the job was called for
     assert policy.step([LOSS], 256, 7 * HOUR_MS)
-    assert policy.reaction == Reaction(
-        rate=3.0, offline=True, because=because, time_ms=7 * HOUR_MS
-    )
+    assert policy.reaction == Reaction(rate=3.0, offline=True, because=because, time_ms=7 * HOUR_MS)
 
 
 def test_the_rate_falls_back_to_the_usual_and_stays_there() -> None:

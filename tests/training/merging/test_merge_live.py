@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks.studies.promotion.promotion_run import TrainedCandidate, PromotionRun, config_of
+from benchmarks.studies.promotion.promotion_run import PromotionRun, TrainedCandidate, config_of
 from experiments.promotion.lifecycle import Lifecycle
 from parameter_server.storage import snapshots
 from parameter_server.storage.snapshots import Snapshot
@@ -77,7 +77,10 @@ def test_it_stands_where_live_does_with_weights_between_both(tmp_path: Path) -> 
         assert made.step == live.live.step > ancestor.step
         its = made.provenance
         assert its.kind == "merged" and its.ancestor == reference_to(ancestor)
-        assert its.parents == [reference_to(live.live), reference_to(run.registry.snapshot("cand-1"))]
+        assert its.parents == [
+            reference_to(live.live),
+            reference_to(run.registry.snapshot("cand-1")),
+        ]
         assert its.metrics["merge.dense"] == 0.5
         online = live.live.read(0, lambda name: name == "dense/values")["dense/values"]
         offline = run.registry.snapshot("cand-1").read(0)["dense/values"]

@@ -35,7 +35,9 @@ def example(offset: int, index: int, like: float, correction: bool = False) -> E
     )  # fmt: skip
 
 
-def read(folder: Path, lists: Sequence[Impression], examples: Sequence[Example]) -> InterleavingCredits:
+def read(
+    folder: Path, lists: Sequence[Impression], examples: Sequence[Example]
+) -> InterleavingCredits:
     log = MemoryLog()
     for topic in topics(1):
         log.create(topic)

@@ -186,7 +186,9 @@ def test_an_arm_that_the_hash_does_not_give_breaks_it(toy: ToyTrial) -> None:
 def test_a_ramp_that_grows_moves_nobody(toy: ToyTrial) -> None:
     for traffic in (0.1, 0.4, 0.8):
         toy.take(
-            Experiments(revision=1, configs=SAID.configs, stands={"mine": ExperimentState(traffic=traffic)})
+            Experiments(
+                revision=1, configs=SAID.configs, stands={"mine": ExperimentState(traffic=traffic)}
+            )
         )
         for n in range(60):
             toy.serve(f"u{n}")

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from benchmarks.studies.drift.kept_states import KeepingPlayer, mixed
-from benchmarks.studies.drift.study_forgetting import WorldABALog, _with_kept_share, _truth
+from benchmarks.studies.drift.study_forgetting import WorldABALog, _truth, _with_kept_share
 from recsys.config.system_config import Config
 from recsys.features.feature_set import FeatureSet
 from replay.direct_loop import DirectLoop
@@ -76,7 +76,9 @@ def test_the_mix_follows_who_is_right_once_it_can_be_known() -> None:
 
 
 def test_what_is_kept_is_told_raw_and_of_what_can_be_known() -> None:
-    told = _with_kept_share({"a_end": {"auc": 0.8, "ceiling": 0.9}, "return": {"auc": 0.72, "ceiling": 0.81}})
+    told = _with_kept_share(
+        {"a_end": {"auc": 0.8, "ceiling": 0.9}, "return": {"auc": 0.72, "ceiling": 0.81}}
+    )
     assert (told["kept"], told["kept_of_ceiling"]) == (0.9, 1.0)
 
 

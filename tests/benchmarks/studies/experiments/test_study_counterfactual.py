@@ -58,7 +58,10 @@ def test_a_ranker_against_itself_earns_alike_and_a_better_one_more(world: ListWo
     assert 1e-6 < abs(by_picks.users.ratio - 1) < 0.3  # by picks the coins are in it
     better, by_picks = rivals.interleaved_pools(world, noisy, usual, 60, 3, 0)
     assert better.ratio > 1.15 and rivals._spread(better) < rivals._spread(by_picks)
-    assert rivals.single_arm_pool(world, usual, 60, 3, 0).ratio > rivals.single_arm_pool(world, noisy, 60, 3, 0).ratio
+    assert (
+        rivals.single_arm_pool(world, usual, 60, 3, 0).ratio
+        > rivals.single_arm_pool(world, noisy, 60, 3, 0).ratio
+    )
     found = rivals.compare(world, noisy, usual, 60, 3, 50)
     assert found["interleaved_lists"] <= found["ab_lists"] and found["interleaved_power"] > 0.5
 

@@ -60,7 +60,9 @@ def test_int8_is_what_a_replica_keeps_and_it_ranks_what_was_learned(
         )
         for table in tables_of(SMALL)
     }  # fmt: skip
-    assert all(store.float_rows == 0 for store in stores.values()), "int8 holds what was rounded to it"
+    assert all(store.float_rows == 0 for store in stores.values()), (
+        "int8 holds what was rounded to it"
+    )
     network = build_model(FEATURES, SMALL)
     network.write_dense(arrays["dense/averaged"])
     judged = examples.take(slice(96, None))
