@@ -101,7 +101,7 @@ def test_a_row_is_nearer_to_live_the_more_examples_used_it(tmp_path: Path) -> No
         run, ancestor = await family(tmp_path)
         live, made = merged_of(run, blends=Blends(Blend(0.0, 1.0, 5.0), 0.5))
         uses = dict(
-            zip(*live._since(live._steps_since(made.provenance)).uses["features"], strict=True)
+            zip(*live._since(live._steps_since(made.provenance.ancestor)).uses["features"], strict=True)
         )
         lived = live._export(live.live)[0]
         cand = run.registry.snapshot("cand-1").read(0)
@@ -138,7 +138,7 @@ def test_who_was_forgotten_meanwhile_does_not_come_back(tmp_path: Path) -> None:
         await run.show(40)
         key = key_of("user", user)
         live, made = merged_of(run)
-        assert key in live._since(live._steps_since(made.provenance)).removed["users"]
+        assert key in live._since(live._steps_since(made.provenance.ancestor)).removed["users"]
         for table in ("features", "users"):
             keys = f"table/{table}/keys"
             assert key in run.registry.snapshot("cand-1").read(0)[keys]
