@@ -17,7 +17,7 @@ from typing import Final
 
 from benchmarks.answers.bench_serve_stages import stages
 from benchmarks.answers.bench_serve_state import USERS, BenchState, build
-from benchmarks.answers.bench_serve_training import with_shadow, with_training
+from benchmarks.answers.bench_serve_training import with_training
 from benchmarks.answers.serve_load import Door, ServeOptions, bodies, send
 from benchmarks.harness import serve_doors as doors
 from benchmarks.harness.commands import Figures, Log, no_log
@@ -80,7 +80,7 @@ def _own_doors(
         if options.training:
             more["training"] = with_training(config, own_doors[0], options, log_progress)
         if options.shadow:
-            more["shadow"] = with_shadow(config, own_doors[0], options, log_progress)
+            more["shadow"] = with_training(config, own_doors[0], options, log_progress, shadow=True)
     return figures, more
 
 
@@ -99,7 +99,7 @@ def _serve_proxy(config: Config, options: ServeOptions, log_progress: Log) -> di
 
 @contextmanager
 def _uvicorn(config: Config) -> Iterator[Door]:
-    messages, stop, start = process_starter(True)
+    messages, stop, start = process_starter()
     port = doors.free_port()
     part = start(doors.uvicorn, config, port, messages, stop)
     try:

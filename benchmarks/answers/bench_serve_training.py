@@ -11,7 +11,7 @@ import secrets
 import statistics
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, Final
@@ -67,28 +67,16 @@ class _Switch:
 
 
 def with_training(
-    config: Config, door: Door, options: ServeOptions, log_progress: Log
+    config: Config, door: Door, options: ServeOptions, log_progress: Log, shadow: bool = False
 ) -> dict[str, Any]:
-    """p99 with and without training, by pair."""
-    with _parts(config, options.seed) as (on, _):
-        on.set()
-        time.sleep(_WARM_S)
-        pairs = _pairs(door, options, on, log_progress)
-        steps = _learned(door)
-    return _figures(pairs, options, steps)
-
-
-def with_shadow(
-    config: Config, door: Door, options: ServeOptions, log_progress: Log
-) -> dict[str, Any]:
-    """p99 with and without a candidate that scores ``promotion.share`` of the stream; training runs in
-    both."""
+    """p99 with and without training, by pair; or, with ``shadow``, with and without a candidate that scores
+    ``promotion.share`` of the stream, while training runs in both."""
     with _parts(config, options.seed) as (on, scoring):
         on.set()
         time.sleep(_WARM_S)
-        pairs = _pairs(door, options, scoring, log_progress)
+        pairs = _pairs(door, options, scoring if shadow else on, log_progress)
         steps = _learned(door)
-    return _figures(pairs, options, steps) | {"share": config.promotion.share}
+    return _figures(pairs, options, steps) | ({"share": config.promotion.share} if shadow else {})
 
 
 def _pairs(
@@ -137,12 +125,10 @@ def _parts(config: Config, seed: int) -> Iterator[tuple[Any, Any]]:
     and of shadow scoring."""
     step = replace(config.step, every_ms=EVERY_MS, examples=STEP_EXAMPLES, snapshot_every=10**6)
     task = Task(replace(config, step=step), secrets.token_hex(16))
-    messages, stop, start = process_starter(True)
-    shard_messages, stop_shards, _ = process_starter(
-        True
-    )  # a stopping worker may still be calling the shard
-    _, on, _ = process_starter(True)
-    _, scoring, _ = process_starter(True)
+    messages, stop, start = process_starter()
+    # A stopping worker may still be calling the shard.
+    shard_messages, stop_shards, _ = process_starter()
+    (_, on, _), (_, scoring, _) = process_starter(), process_starter()
     parts: list[Any] = []
     shards = [start(_nicely, serve, (task, 0, shard_messages, stop_shards))]
     try:
@@ -152,8 +138,7 @@ def _parts(config: Config, seed: int) -> Iterator[tuple[Any, Any]]:
         sender = _Switch(messages, stop, on)
         parts.append(start(_nicely, _send_events, (task, seed, sender)))
         parts.append(start(_nicely, _score, (task, _Switch(messages, stop, scoring))))
-        for number in (0, 1, 3, 4, 5):
-            _ready(messages, number, parts)
+        collect(messages, "ready", 5, parts)
         yield on, scoring
     finally:
         for queue in (messages, shard_messages):
@@ -166,13 +151,6 @@ def _drain(messages: Messages) -> None:
     """Drops the parts' notes: a process doesn't end before its queue is read."""
     while True:
         messages.get()
-
-
-def _ready(messages: Messages, number: int, parts: Sequence[Any]) -> None:
-    del number  # they come in any order, each once
-    kind, who, value = messages.get(timeout=120.0)
-    if kind != "ready":
-        raise RuntimeError(f"part {who} of the bench failed: {value}")
 
 
 def _nicely(part: Callable[..., None], arguments: tuple[Any, ...]) -> None:

@@ -224,7 +224,7 @@ def offered(live: Live, rate: float, seconds: float, seed: int) -> "Iterator[Off
     bodies = [f'{{"user_id":"u{n}","n":10}}'.encode() for n in order]
     requests = [post(HOST, "/v1/recommend", body) for body in bodies]
     load = Load(HOST, live.config.serve.port, requests, seconds, rate, seed=seed, noted=True)
-    messages, stop, start = process_starter(True)
+    messages, stop, start = process_starter()
     part = start(offer_until, load, messages, stop)
     try:
         yield Offered(messages, stop, part)

@@ -114,7 +114,7 @@ def _run(task: Task, seconds: float, rate: float, seed: int, after_s: float) -> 
     items = draw_items(seed)
     log.append(ITEMS, [Append(0, str(item.item_id).encode(), encode(item)) for item in items])
     events = draw_views(config, items, int(seconds * rate), seed)[: int(seconds * rate)]
-    messages, stop, start = process_starter(True)
+    messages, stop, start = process_starter()
     _, stop_shards, _ = process_starter(
         True
     )  # for the shards: a stopping worker may still call one

@@ -9,17 +9,17 @@ const OLD_S = 60, STEP_S = 30; // age from which it is shown (two updates), and 
 export function drawExperiments(picture) {
   const { experiments, experiments_left_out: more } = picture.panels;
   const ages = experiments.map(experiment => (experiment.read_ms && experiment.state !== "stopped" ? STEP_S * Math.floor((picture.time_ms - experiment.read_ms) / 1000 / STEP_S) : 0));
-  redraw(part("trials"), [experiments, ages, more], () => [
+  redraw(part("experiments"), [experiments, ages, more], () => [
     ...(experiments.length ? experiments.map((experiment, at) => article(experiment, ages[at])) : [el("p", { class: "none" }, "No experiment has been read yet.")]),
     ...(more ? [el("p", { class: "quiet" }, `${more} more: recsys experiment list`)] : []),
   ]);
 }
 
 function article(experiment, age) {
-  if (experiment.unread) return el("article", { class: "trial" }, el("h3", {}, experiment.name), el("p", { class: "quiet" }, experiment.unread));
+  if (experiment.unread) return el("article", { class: "experiment" }, el("h3", {}, experiment.name), el("p", { class: "quiet" }, experiment.unread));
   const { report } = experiment;
   const users = report.arms.reduce((sum, arm) => sum + arm.users, 0);
-  return el("article", { class: "trial", data: { verdict: report.verdict } },
+  return el("article", { class: "experiment", data: { verdict: report.verdict } },
     el("h3", {}, experiment.name, el("span", { class: "chip" }, experiment.state === "running" ? report.verdict : experiment.state)),
     el("p", { class: "quiet" }, experiment.hypothesis),
     el("p", { class: "arms" }, ...report.arms.map(arm => el("span", {}, `${arm.name} `, el("b", { title: "users, from stamps of impressions" }, arm.users.toLocaleString("en"))))),

@@ -142,7 +142,7 @@ def test_parts_end_though_one_was_killed_while_it_waited_to_be_asked(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(bench_parts, "_ASK_S", 0.5)
-    told, stop, start = bench_parts.process_starter(True)
+    told, stop, start = bench_parts.process_starter()
     parts = [start(_waits, told, stop) for _ in range(2)]
     for _ in parts:
         assert told.get(timeout=60)[0] == "ready"

@@ -16,7 +16,14 @@ APP = [
     ("inner", "stage"),
     [
         (["/x/recsys/features/session.py"], "unpack"),
-        (["/x/recsys/features/session.py", "/x/recsys/features/feature_builder.py", "/x/serving/pipeline.py"], "features"),
+        (
+            [
+                "/x/recsys/features/session.py",
+                "/x/recsys/features/feature_builder.py",
+                "/x/serving/pipeline.py",
+            ],
+            "features",
+        ),
         (["/y/numpy/core.py", "/x/serving/retrieval/retrieval.py", "/x/serving/pipeline.py"], "retrieve"),
         (["/x/recsys/events/event_types.py"], "impression"),
         (["/x/serving/pipeline.py"], "answer"),

@@ -7,8 +7,8 @@ from dataclasses import asdict
 
 import pytest
 
-from experiments.assignment.policy import assign
 from experiments.assignment.definition import Arm, Experiment
+from experiments.assignment.policy import assign
 from recsys.events.hashing import uniform
 from tests.support.feed_stub import FeedStub
 from tests.support.paths import ROOT

@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import chi2_contingency, chisquare
 
-from experiments.assignment.policy import assign
 from experiments.assignment.definition import Arm, Experiment, read_experiment, read_experiments
+from experiments.assignment.policy import assign
 from recsys.config.policy_config import PolicyConfig
 from recsys.config.yaml_with_lines import YamlError
 from tests.support.paths import ROOT

@@ -4,9 +4,8 @@ from dataclasses import replace
 
 import pytest
 
-from experiments.assignment.policy import assign
 from experiments.assignment.definition import Arm, Experiment, apply_overrides
-from experiments.assignment.policy import Policies
+from experiments.assignment.policy import Policies, assign
 from recsys.config.policy_config import PolicyConfig, Rule, check_rules
 from recsys.config.system_config import digest
 

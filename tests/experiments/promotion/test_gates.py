@@ -27,7 +27,13 @@ def scores(candidate: np.ndarray, live: np.ndarray = LIVE) -> ScoreMoments:
 
 def test_live_itself_passes() -> None:
     assert (
-        failures(scores(LIVE), RULES, (ModelCost(800, 1e6), ModelCost(800, 1e6)), PickConcentration(0.1, 0.1, 90)) == []
+        failures(
+            scores(LIVE),
+            RULES,
+            (ModelCost(800, 1e6), ModelCost(800, 1e6)),
+            PickConcentration(0.1, 0.1, 90),
+        )
+        == []
     )
 
 

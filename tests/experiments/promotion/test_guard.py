@@ -91,11 +91,15 @@ def test_a_guard_that_is_broken_ends_whatever_it_says_of_live() -> None:
     "served, why",
     [
         (
-            CanaryEngagement(1_000, 1_000, degraded=0.08, live_degraded=0.02, users=30, live_users=30),
+            CanaryEngagement(
+                1_000, 1_000, degraded=0.08, live_degraded=0.02, users=30, live_users=30
+            ),
             "8.0% of live's lists went without",
         ),
         (
-            CanaryEngagement(100, 900, {"like": AnytimeEstimate(-0.2, -0.25, -0.11)}, users=30, live_users=30),
+            CanaryEngagement(
+                100, 900, {"like": AnytimeEstimate(-0.2, -0.25, -0.11)}, users=30, live_users=30
+            ),
             "fewer like than before",
         ),
     ],
@@ -122,7 +126,9 @@ def test_what_was_so_before_or_may_be_chance_takes_nothing_back(served: CanaryEn
 
 FAR = CalibrationGap(over=AnytimeEstimate(0.1, 0.05, 0.15), under=AnytimeEstimate(0.2, 0.1, 0.3))
 DEGRADED = CanaryEngagement(1_000, 1_000, degraded=0.5, users=30, live_users=30)
-FEWER = CanaryEngagement(1_000, 1_000, {"like": AnytimeEstimate(-0.2, -0.25, -0.11)}, users=30, live_users=30)
+FEWER = CanaryEngagement(
+    1_000, 1_000, {"like": AnytimeEstimate(-0.2, -0.25, -0.11)}, users=30, live_users=30
+)
 
 
 @pytest.mark.parametrize(
@@ -176,7 +182,9 @@ def test_predictions_that_are_no_numbers_take_it_back_at_once() -> None:
 def predictions(live: float, happens: float, size: int = 4_000) -> PairedPredictions:
     draw = np.random.default_rng(3)
     labels_N = (draw.random(size) < happens).astype(np.float64)
-    return PairedPredictions(np.arange(size) % 500, np.full(size, live), np.full(size, happens), labels_N)
+    return PairedPredictions(
+        np.arange(size) % 500, np.full(size, live), np.full(size, happens), labels_N
+    )
 
 
 @pytest.mark.parametrize(
@@ -200,7 +208,9 @@ def test_predictions_far_from_what_happens_are_known(
 
 @pytest.mark.parametrize("other, back", [(1.1, True), (2.0, False), (float("nan"), False)])
 def test_a_world_that_both_mistake_takes_nothing_back(other: float, back: bool) -> None:
-    far = CalibrationGap(over=AnytimeEstimate(0.1, 0.05, 0.15), under=AnytimeEstimate(0.2, 0.1, 0.3))
+    far = CalibrationGap(
+        over=AnytimeEstimate(0.1, 0.05, 0.15), under=AnytimeEstimate(0.2, 0.1, 0.3)
+    )
     compared = replace(EQUAL, live_calibration=1.9, candidate_calibration=other)
     said = judge_guard(replace(FINE, compared=compared, missed=far), RULES)
     assert isinstance(said, Rollback) == back
@@ -211,7 +221,9 @@ def test_weights_of_those_that_stand_for_others_count() -> None:
     """A negative that stands for four: without its weight, live would look far too low."""
     labels_N = np.tile([1.0, 0.0], 1_000)
     weights_N = np.where(labels_N > 0, 1.0, 4.0)
-    pairs = PairedPredictions(np.arange(2_000) % 500, np.full(2_000, 0.2), np.full(2_000, 0.2), labels_N)
+    pairs = PairedPredictions(
+        np.arange(2_000) % 500, np.full(2_000, 0.2), np.full(2_000, 0.2), labels_N
+    )
     for weights, low in ((weights_N, False), (None, True)):
         calibration = guard.Calibration(RULES)
         calibration.add(replace(pairs, weights_N=weights))

@@ -26,7 +26,9 @@ BETTER = ComparisonResult(
     live_calibration=1.01,
     candidate_calibration=0.99,
 )
-SAME = replace(BETTER, loss=AnytimeEstimate(0.0, -0.001, 0.001, 5_000), auc=AnytimeEstimate(0.0, -0.001, 0.001))
+SAME = replace(
+    BETTER, loss=AnytimeEstimate(0.0, -0.001, 0.001, 5_000), auc=AnytimeEstimate(0.0, -0.001, 0.001)
+)
 
 
 def test_better_and_no_worse_elsewhere_goes_to_a_canary() -> None:
@@ -65,7 +67,9 @@ BAD = [
         "retrieves less of what viewers engage with",
     ),
     (
-        Evidence(SHADOW, replace(BETTER, segments={"new viewers": AnytimeEstimate(-0.1, -0.2, -0.02)})),
+        Evidence(
+            SHADOW, replace(BETTER, segments={"new viewers": AnytimeEstimate(-0.1, -0.2, -0.02)})
+        ),
         "worse in new viewers",
     ),
 ]

@@ -78,7 +78,9 @@ def test_one_that_stands_for_four_counts_four_times() -> None:
         once.add(replace(pairs, weights_N=four))
         at = np.repeat(np.arange(len(pairs)), four.astype(int))
         often.add(
-            PairedPredictions(pairs.users_N[at], pairs.live_N[at], pairs.candidate_N[at], pairs.labels_N[at])
+            PairedPredictions(
+                pairs.users_N[at], pairs.live_N[at], pairs.candidate_N[at], pairs.labels_N[at]
+            )
         )
     ours, theirs = once.result(), often.result()
     assert ours.loss.mean == pytest.approx(theirs.loss.mean)

@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 
 from experiments.statistics import outcomes as exposed
-from experiments.statistics.outcomes import ExposureCounts, in_sample
-from experiments.statistics.outcomes import NOBODY, UserOutcomes
+from experiments.statistics.outcomes import NOBODY, ExposureCounts, UserOutcomes, in_sample
 from experiments.statistics.sample_ratio import sample_ratio
 
 

@@ -20,7 +20,7 @@ from experiments.statistics.off_policy import (
     estimates,
     support,
 )
-from serving.ranking.selection import SamplingInput, Cap, SamplingParams, sample_slate
+from serving.ranking.selection import Cap, SamplingInput, SamplingParams, sample_slate
 from serving.ranking.slate_propensities import probabilities_along
 from serving.reconstruction.counterfactual_propensities import propensity_ratios
 from tests.support.paths import ROOT
@@ -35,7 +35,9 @@ def lists_of(case: dict) -> WeightedLists:
     said = np.take_along_axis(q_hat, actions[..., None], 2)[..., 0]
     none = np.zeros(actions.shape)
     rewards = np.array(case["rewards"])
-    return WeightedLists(at / mine, rewards, said, (target * q_hat).sum(2), none, np.arange(len(actions)))
+    return WeightedLists(
+        at / mine, rewards, said, (target * q_hat).sum(2), none, np.arange(len(actions))
+    )
 
 
 def bandit(
@@ -53,7 +55,9 @@ def bandit(
     rewards = (draw.random(actions.shape) < worth[actions] + mood_L[:, None]).astype(float)
     expected = np.full(actions.shape, target @ worth)
     none = np.zeros(actions.shape)
-    lists = WeightedLists((target / logged)[actions], rewards, worth[actions], expected, none, user_L)
+    lists = WeightedLists(
+        (target / logged)[actions], rewards, worth[actions], expected, none, user_L
+    )
     truth = ranks * (
         target @ worth + np.mean(np.random.default_rng(1).normal(0, loved, 200_000).clip(-0.1, 0.3))
     )
@@ -76,7 +80,9 @@ def test_estimates_are_those_of_open_bandit_pipeline(case: dict) -> None:
 
 def test_the_logged_policy_itself_is_worth_what_was_earned() -> None:
     lists, _ = bandit(0, 200, ranks=3)
-    same = WeightedLists(np.ones((200, 3)), lists.rewards_LR, *[np.zeros((200, 3))] * 3, lists.users_L)
+    same = WeightedLists(
+        np.ones((200, 3)), lists.rewards_LR, *[np.zeros((200, 3))] * 3, lists.users_L
+    )
     earned = lists.rewards_LR.sum(1).mean()
     for its in estimates(same):
         assert its.value == pytest.approx(earned) and its.lift == pytest.approx(0, abs=1e-12)
@@ -124,7 +130,12 @@ def test_what_the_log_had_no_chance_to_show_is_refused_with_its_share() -> None:
     gap[:, 1] = 0.3
     its = support(
         WeightedLists(
-            lists.ratios_LR, lists.rewards_LR, lists.predicted_LR, lists.expected_LR, gap, lists.users_L
+            lists.ratios_LR,
+            lists.rewards_LR,
+            lists.predicted_LR,
+            lists.expected_LR,
+            gap,
+            lists.users_L,
         )
     )
     weights = lists.ratios_LR[:, 0]
@@ -166,7 +177,8 @@ def shorter(seed: int, lists: int = 3000) -> tuple[WeightedLists, float]:
     worth_N, draw = np.array([0.1, 0.2, 0.3, 0.4, 0.5, 0.6]), np.random.default_rng(seed)
     authors = (np.array([1, 1, 1, 2, 2, 2]), np.arange(6))
     mine, theirs = (
-        [SamplingInput(tilt * worth_N, SamplingParams(1.0, 0.1, 0.0), (Cap("author", its_N, most),)) for its_N in authors]
+        [SamplingInput(tilt * worth_N, SamplingParams(1.0, 0.1, 0.0), (Cap("author", its_N, most),))
+         for its_N in authors]
         for tilt, most in ((0.0, 2), (2.0, 1))
     )  # fmt: skip
     along, rewards = [], np.zeros((lists, 3))

@@ -63,8 +63,18 @@ def test_the_promise_is_kept_by_users_who_come_again() -> None:
 @pytest.mark.parametrize(
     ("call", "says"),
     [
-        (lambda: SequentialPower(single_visit_covariance(1, 2), ALPHA, ETA).users_needed((0.5, 0.5), 0.0), "effect is 0"),
-        (lambda: SequentialPower(single_visit_covariance(1, 2), ALPHA, ETA).smallest_effect((9, 9), 1.0), "power is 1"),
+        (
+            lambda: SequentialPower(single_visit_covariance(1, 2), ALPHA, ETA).users_needed(
+                (0.5, 0.5), 0.0
+            ),
+            "effect is 0",
+        ),
+        (
+            lambda: SequentialPower(single_visit_covariance(1, 2), ALPHA, ETA).smallest_effect(
+                (9, 9), 1.0
+            ),
+            "power is 1",
+        ),
         (lambda: SequentialPower(np.zeros((2, 2)), ALPHA, ETA), "no variance"),
         (lambda: covariance(np.zeros((3, 2)), np.ones((3, 2))), "nothing was counted"),
     ],

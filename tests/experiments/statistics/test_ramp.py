@@ -9,14 +9,16 @@ import pytest
 
 from experiments.assignment.definition import Arm, Experiment, read_experiment
 from experiments.assignment.design import Metrics, Ramp, time_ms_of
-from experiments.statistics.revision import begin, move, stop
 from experiments.statistics.readout import BETTER, BROKEN, HARM, OPEN, WORSE
 from experiments.statistics.revision import (
     ExperimentSet,
     apply_request,
+    begin,
+    move,
     parse_all,
     parse_each,
     running,
+    stop,
     with_files,
 )
 from recsys.config.policy_config import PolicyConfig
@@ -106,7 +108,9 @@ def test_whoever_was_in_stays_in_as_it_grows() -> None:
     users = [f"u{n}" for n in range(3_000)]
     told = ExperimentSet({"m.yaml": TEXT}, {"mine": ExperimentState(traffic=0.1)})
     (small,) = running(told, POLICY, LABELS)
-    (large,) = running(ExperimentSet(told.configs, {"mine": ExperimentState(traffic=0.4)}), POLICY, LABELS)
+    (large,) = running(
+        ExperimentSet(told.configs, {"mine": ExperimentState(traffic=0.4)}), POLICY, LABELS
+    )
     inside = [user for user in users if assign(user, small)]
     assert 200 < len(inside) < 400
     assert all(assign(user, small) == assign(user, large) for user in inside)
@@ -131,7 +135,9 @@ def test_a_wish_starts_and_another_stops() -> None:
     assert told.stands["mine"] == ExperimentState(traffic=0.1, since_ms=7, started_ms=7, given=True)
     assert [its.name for its in running(told, POLICY, LABELS)] == ["mine", "plain"]
     for name in ("mine", "plain"):
-        told = apply_request(told, ExperimentRequest(what="stop", name=name, reason="r"), POLICY, LABELS, 9)
+        told = apply_request(
+            told, ExperimentRequest(what="stop", name=name, reason="r"), POLICY, LABELS, 9
+        )
         assert told.stands[name].why == "r"
     assert running(told, POLICY, LABELS) == () and len(parse_all(told, POLICY, LABELS)) == 2
 

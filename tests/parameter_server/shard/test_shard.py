@@ -217,7 +217,10 @@ def test_what_is_refused_is_told_with_its_lanes_and_the_same_after_a_restart():
     again.learn(1, 0, [lane(0, 5), *idle(1, 2, 3)])
     total = shard.merge(2, 0, bad)
     told = shard.apply(total)
-    assert describe_rejections(told.metrics, 0) == "shard 0 refused the gradients of 3 rows, of lanes 1, 2"
+    assert (
+        describe_rejections(told.metrics, 0)
+        == "shard 0 refused the gradients of 3 rows, of lanes 1, 2"
+    )
     assert again.apply(StepSum.decode(total.encode())) == told and shard.counters.refused_rows == 3
     assert all(
         np.isfinite(rows).all() for rows in shard.lookup(2, {"features": np.arange(9)}).values()
@@ -231,4 +234,8 @@ def test_what_only_the_sum_exceeds_and_other_parts_refuse_is_told_too():
     other = Shard(replace(toy_spec(2), part=1))
     lanes = [lane(0, 5, gradient=np.inf, metrics={"examples": 1.0}), *idle(1, 2, 3)]
     told = other.learn(1, 0, lanes)
-    assert describe_rejections(told.metrics, 1) and "examples" not in told.metrics and not describe_rejections({}, 1)
+    assert (
+        describe_rejections(told.metrics, 1)
+        and "examples" not in told.metrics
+        and not describe_rejections({}, 1)
+    )

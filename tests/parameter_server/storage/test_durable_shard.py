@@ -154,10 +154,14 @@ def test_what_serving_loads_is_what_was_published(tmp_path, step):
 def test_a_restarted_shard_says_the_digest_that_it_had(tmp_path):
     line = Line(tmp_path)
     work(line, ALL, 14)
-    before = [(s.shard.published.digest, s.shard.published.withheld, s.digest()) for s in line.shards]
+    before = [
+        (s.shard.published.digest, s.shard.published.withheld, s.digest()) for s in line.shards
+    ]
     for part in range(PARTS):
         line.crash(part)
-    after = [(s.shard.published.digest, s.shard.published.withheld, s.digest()) for s in line.shards]
+    after = [
+        (s.shard.published.digest, s.shard.published.withheld, s.digest()) for s in line.shards
+    ]
     assert before == after and before[0][1]["features"] > 0
 
 
@@ -305,7 +309,9 @@ def test_a_line_goes_on_with_another_number_of_shards(tmp_path, parts):
     theirs = [shard.shard.published for shard in line.shards]
     mine = [shard.published for shard in inner]
     assert sum(p.digest for p in mine) % 2**64 == sum(p.digest for p in theirs) % 2**64
-    assert sum(p.withheld["features"] for p in mine) == sum(p.withheld["features"] for p in theirs) > 0
+    assert (
+        sum(p.withheld["features"] for p in mine) == sum(p.withheld["features"] for p in theirs) > 0
+    )
     work(LocalClient(inner), ALL, STEPS)
     assert digest_of_shards(inner) == DIGEST
     inserted = sum(shard.counters.inserted for shard in inner)

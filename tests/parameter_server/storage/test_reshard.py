@@ -36,7 +36,9 @@ class Line(DurableClient):
         durable = []
         for part in range(spec.parts):
             own = part_of(spec, part)
-            home = ShardStorage(files.snapshots, files.wal(own), snapshot_every=10, snapshots_kept=2)
+            home = ShardStorage(
+                files.snapshots, files.wal(own), snapshot_every=10, snapshots_kept=2
+            )
             first = DENSE if part == 0 else None
             durable.append(DurableShard(own, home, publish, first))
         super().__init__(durable)

@@ -106,7 +106,9 @@ class Both(RuleBasedStateMachine):
     @invariant()
     def equal(self):
         assert len(self.plain) == len(self.over) and self.plain.waiting == self.over.waiting
-        for one, other in zip(self.plain.lookup_known(ids(POOL)), self.over.lookup_known(ids(POOL)), strict=True):
+        for one, other in zip(
+            self.plain.lookup_known(ids(POOL)), self.over.lookup_known(ids(POOL)), strict=True
+        ):
             assert one.tobytes() == other.tobytes()
         assert self.plain.digest() == self.over.digest()
         blocks = [
