@@ -189,7 +189,9 @@ class Log(RangeReader, Protocol):
         meanwhile. False if that can't be done now: call again."""
         return True
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """Releases files and connections; does nothing by default."""
+        return None
 
 
 def read_range(

@@ -29,7 +29,8 @@ _CALLS: Final = 1_000  # concurrent calls of a shard: each replica lets in far f
 class Retrieval:
     """The class behind a shard's deployment. ``config`` is the configuration as JSON, as for the feed."""
 
-    async def __init__(self, config: str, shard: int) -> None:
+    # Ray awaits a constructor that is a coroutine.
+    async def __init__(self, config: str, shard: int) -> None:  # type: ignore[misc]
         decoded = msgspec.json.decode(config, type=Config)
         state, log_format = decoded.state, decoded.logging.format
         name = serve.get_replica_context().replica_id.unique_id
