@@ -169,7 +169,7 @@ def _add_admin_routes(app: FastAPI, service: Service, admin_key: Callable[[], st
     async def erase_user(user_id: str) -> Response:
         """Erases a user: the session as soon as the fold reads the request, mostly within a second; the rows
         with the next steps; log and archive an hour or more later. The user's contribution to other users'
-        item counters and to the shared weights stays; see docs/api.md."""
+        item counters and to the shared weights stays; see docs/reference/api.md."""
         await service.write_api.erase_user(_id(user_id, "user_id"))
         return json_response(_results_out([Result(0, ACCEPTED)]), 202)
 

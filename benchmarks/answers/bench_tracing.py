@@ -11,12 +11,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
+from benchmarks.harness.local_system import START_MS, LocalSystem, small_config
 from recsys.events.event_types import Item
 from recsys.events.hashing import uniform
 from recsys.observability.log_lines import LOG_CONTEXT
 from recsys.observability.spans import Span
 from recsys.observability.tracer import Tracer
-from replay.local_system import START_MS, LocalSystem, small_config
 from serving.request import Request
 from serving.tracing.request_trace import unmarked
 from serving.tracing.swipe_traces import SwipeTraces

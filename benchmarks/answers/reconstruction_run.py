@@ -9,11 +9,11 @@ import time
 from pathlib import Path
 from typing import Any, Final
 
+from benchmarks.harness.local_system import START_MS, LocalSystem, small_config
 from recsys.events.control_records import Experiments
 from recsys.events.event_types import Item, User
 from recsys.events.hashing import uniform
 from replay.answer_check import EQUAL, AnswerChecker
-from replay.local_system import START_MS, LocalSystem, small_config
 from serving.request import Request
 
 ITEMS: Final = 400

@@ -21,6 +21,7 @@ from typing import Any, Final
 import numpy as np
 from msgspec.structs import replace as changed
 
+from benchmarks.harness.local_system import DurableShards
 from parameter_server.shard.lanes import RowGradients, StepSum
 from parameter_server.shard.shard import Shard, ShardSpec, part_of
 from parameter_server.storage import snapshots
@@ -38,7 +39,6 @@ from recsys.process.latency_tuning import freeze_gc
 from recsys.process.open_log import create_topics, open_log
 from replay.direct_loop import Joiners
 from replay.feature_replay import FeatureReplay
-from replay.local_system import DurableShards
 from replay.simulation.warmup_data import warmup_from_world
 from training.candidates.shadow import Shadow
 from training.continual.learner import Learner

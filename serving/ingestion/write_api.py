@@ -118,7 +118,7 @@ class WriteApi:
 
     async def erase_user(self, user_id: Id) -> None:
         """Requests the erasure of a user: a tombstone among the user's events, for the folds, and an erasure
-        record with the tombstone's offset, for everything written before. See docs/operations.md."""
+        record with the tombstone's offset, for everything written before. See docs/how-to/operations.md."""
         now_ms = self._now_ms()
         tombstone = User(time_ms=now_ms, user_id=user_id, removed=True)
         (offset,) = await self._commit(EVENTS, [self._record(tombstone)])

@@ -45,7 +45,9 @@ ROOTS = {
 
 
 def pages(test):
-    return pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())(test)
+    return pytest.mark.parametrize(
+        "page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix()
+    )(test)
 
 
 def code_of(text):

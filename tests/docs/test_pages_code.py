@@ -34,7 +34,9 @@ def test_blocks_within_lists_are_found_too() -> None:
     assert code_in(text) == "a = 1\n\nb = a\n"
 
 
-@pytest.mark.parametrize("path", sorted((DOCS / "tutorial" / "notebooks").glob("*.ipynb")), ids=lambda p: p.name)
+@pytest.mark.parametrize(
+    "path", sorted((DOCS / "tutorial" / "notebooks").glob("*.ipynb")), ids=lambda p: p.name
+)
 def test_a_notebook_is_kept_without_outputs_and_checks_what_it_says(path: Path) -> None:
     """`make docs` runs them: outputs in the repository would be of another machine, or of another version."""
     cells: list[dict[str, Any]] = json.loads(path.read_text())["cells"]

@@ -4,11 +4,11 @@ import asyncio
 from dataclasses import replace
 from pathlib import Path
 
+from benchmarks.harness.local_system import START_MS, LocalSystem, small_config
 from recsys.config.system_config import Config, JoinConfig
 from recsys.events.control_records import Experiments
 from recsys.events.event_types import Item
 from recsys.events.hashing import uniform
-from replay.local_system import START_MS, LocalSystem, small_config
 from runtime.supervision import launch_plan as plans
 from runtime.supervision.launch_plan import Plan, RayPorts
 from serving.request import Request

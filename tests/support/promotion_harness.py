@@ -101,7 +101,9 @@ class Town:
             found += decided
 
 
-def said_of(line: str, pairs: PairedPredictions, step: int, nan: bool = False, epoch: int = 0) -> Scores:
+def said_of(
+    line: str, pairs: PairedPredictions, step: int, nan: bool = False, epoch: int = 0
+) -> Scores:
     candidate = pairs.candidate_N.astype(np.float32)
     if nan:
         candidate[0] = np.nan

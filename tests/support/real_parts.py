@@ -60,7 +60,9 @@ class Job:
         return replace(SPEC, **PUBLISHED[self.seed % len(PUBLISHED)])  # type: ignore[arg-type]
 
     def home(self, part: int) -> ShardStorage:
-        return ShardStorage(self.folder / "snapshots", self.folder / f"{part}.wal", SNAPSHOT_EVERY, 2)
+        return ShardStorage(
+            self.folder / "snapshots", self.folder / f"{part}.wal", SNAPSHOT_EVERY, 2
+        )
 
     def plant(self) -> None:
         torch.set_num_threads(1)

@@ -1,11 +1,11 @@
-"""The true posterior of a taste, by importance sampling with ``replay.simulation.taste_posterior``'s as the proposal:
+"""The true posterior of a taste, by importance sampling with ``benchmarks.studies.quality.taste_posterior``'s as the proposal:
 unlike draws of the prior, these don't degenerate."""
 
 # T tags, S swipes, D draws
 
 import numpy as np
 
-from replay.simulation.taste_posterior import Floats, LogLikelihood, Taste
+from benchmarks.studies.quality.taste_posterior import Floats, LogLikelihood, Taste
 
 
 def draw(taste: Taste, draws: int, generator: np.random.Generator) -> Floats:

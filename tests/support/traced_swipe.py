@@ -1,7 +1,7 @@
 """One traced swipe, from request to learned step."""
 
 from benchmarks.answers.reconstruction_run import _item
-from replay.local_system import LocalSystem
+from benchmarks.harness.local_system import LocalSystem
 from serving.request import Request
 
 

@@ -30,7 +30,9 @@ class Shards(DurableClient):
         durable = []
         for part in range(spec.parts):
             wal = folder / "parts" / "shards" / f"main-{epoch}-{part}-of-{spec.parts}.wal"
-            home = ShardStorage(folder / "snapshots", wal, config.step.snapshot_every, snapshots_kept=4)
+            home = ShardStorage(
+                folder / "snapshots", wal, config.step.snapshot_every, snapshots_kept=4
+            )
 
             def publish(values: object) -> None:
                 log.append(DELTAS, [Append(0, b"main", value) for value in values])  # type: ignore[attr-defined]

@@ -2,7 +2,7 @@
 
 A kept state consists of weights and viewers' sessions as they were; items and their counters stay live. It
 neither learns nor folds. The predictions are mixed by the recent accuracy of each state
-(experiments/statistics/online_ensemble.py). They don't affect the live model.
+(benchmarks/studies/drift/online_ensemble.py). They don't affect the live model.
 """
 
 # N examples, E models (live, then the kept ones, oldest first)
@@ -14,7 +14,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from experiments.statistics.online_ensemble import FixedShare
+from benchmarks.studies.drift.online_ensemble import FixedShare
 from recsys.events.event_types import Event, Impression
 from recsys.features.feature_set import RequestFeatures
 from recsys.features.session import Session

@@ -3,10 +3,10 @@
 from dataclasses import dataclass
 
 from benchmarks.harness.world_log import WorldLog
+from benchmarks.studies.drift.world_scenarios import SCENARIOS, ScenarioWorld
 from recsys.events.event_types import Item
 from recsys.events.hashing import Id, uniform
 from replay.simulation.world import World
-from replay.simulation.world_scenarios import SCENARIOS, ScenarioWorld
 
 DAYS = 5  # of a scenario
 _HOUR_MS = 3_600_000

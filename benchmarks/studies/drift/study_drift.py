@@ -17,11 +17,11 @@ from benchmarks.studies.drift.drift_figures import Run, figures_of, plot, run_of
 from benchmarks.studies.drift.refit import Refit
 from benchmarks.studies.drift.scenario_log import DAYS, ScenarioLog
 from benchmarks.studies.drift.scenario_stream import Stream, watch
+from benchmarks.studies.drift.world_scenarios import SCENARIOS
 from recsys.config.system_config import Config, ModelConfig, ParameterServerConfig, StepConfig
 from replay.datasets.open_dataset import open_dataset
 from replay.replay_report import judged_from_ms, with_bar
 from replay.replay_run import ReplayOptions
-from replay.simulation.world_scenarios import SCENARIOS
 from runtime.cli.common import check_folders
 
 _SAMPLES = 500  # draws of users

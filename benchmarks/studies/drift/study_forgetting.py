@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from benchmarks.harness.commands import study_command
 from benchmarks.harness.world_log import WorldLog
 from benchmarks.studies.drift.kept_states import MOST_STATES, KeepingPlayer, mixed
+from benchmarks.studies.drift.world_aba import WorldABA
 from parameter_server.publish.deltas import StepDelta
 from recsys.config.system_config import Config, ModelConfig
 from recsys.events.records import EXAMPLES, TrainingExample, unpack
@@ -31,7 +32,6 @@ from replay.direct_loop import DirectLoop
 from replay.predictions import Predictions
 from replay.replay_run import ReplayOptions, config_for, replay_with
 from replay.simulation.world import World
-from replay.simulation.world_aba import WorldABA
 from training.continual.learner import Learner
 from training.drift.monitors import LossMonitor
 from training.lines.line import MAIN, learning_digest

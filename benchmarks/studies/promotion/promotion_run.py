@@ -11,6 +11,7 @@ from typing import Any, Final, NamedTuple, Protocol
 
 import numpy as np
 
+from benchmarks.harness.local_system import LocalSystem, small_config
 from experiments.promotion.epoch_model import with_size
 from experiments.promotion.lifecycle import Lifecycle
 from parameter_server.shard.lanes import LaneGradients
@@ -26,7 +27,6 @@ from recsys.events.hashing import uniform
 from recsys.events.records import CONTROL, Step, TrainingExample, pack
 from recsys.log.protocol import Append
 from recsys.model.model import build_model
-from replay.local_system import LocalSystem, small_config
 from replay.simulation.world import World
 from serving.request import Answer, Request
 from training.candidates.registry import Provenance, Registry, model_size_of, plain_config

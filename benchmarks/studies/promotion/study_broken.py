@@ -18,6 +18,7 @@ import typer
 from msgspec.structs import replace as changed
 
 from benchmarks.harness.commands import study_command
+from benchmarks.harness.local_system import START_MS
 from benchmarks.studies.promotion.promotion_run import (
     Change,
     PromotionRun,
@@ -30,7 +31,6 @@ from recsys.config.system_config import Config, ModelConfig
 from recsys.events.hashing import uniform
 from recsys.events.records import TrainingExample
 from recsys.model.model import Model
-from replay.local_system import START_MS
 from replay.simulation.world import World
 from training.candidates.rollback_impact import find_impact
 from training.lines.line import MAIN

@@ -4,7 +4,7 @@ person.
 Known are each item's quality, length and tags, each cluster's taste, the fashion of the hour, and the
 clusters of each age band. Of the person only the age and the outcomes of swipes so far are known: a long view
 or none, and the following engagements (a like is more informative than the view alone). From these follows
-the posterior of the person's taste (``replay.simulation.taste_posterior``), and the list with the best mean
+the posterior of the person's taste (``benchmarks.studies.quality.taste_posterior``), and the list with the best mean
 P(long view). No recommender that has seen only these swipes has a better list on average.
 
 A taste is assumed constant during a visit. That is exact while no mood changes, so for visits that begin at a
@@ -16,9 +16,15 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from benchmarks.studies.quality.taste_posterior import (
+    Floats,
+    LogLikelihood,
+    Taste,
+    isotropic,
+    learn,
+)
 from recsys.events.event_types import Engagement
 from recsys.events.hashing import Id
-from replay.simulation.taste_posterior import Floats, LogLikelihood, Taste, isotropic, learn
 from replay.simulation.world import (
     AFTER,
     IMPATIENCE,

@@ -12,13 +12,13 @@ import pytest
 from typer.testing import CliRunner
 
 from benchmarks.answers.reconstruction_run import run_system
+from benchmarks.harness.local_system import LocalSystem, small_config
 from recsys.events.event_types import encode
 from recsys.events.records import EVENTS, EXAMPLES, Example, unpack
 from recsys.features.feature_set import read_block
 from recsys.features.feature_set_file import feature_set
 from recsys.log.protocol import Record
 from recsys.process.open_log import open_log
-from replay.local_system import LocalSystem, small_config
 from runtime.cli.main import app
 from runtime.jobs.archive_jobs import audit_features
 from serving.reconstruction.reconstructed_session import find_impression

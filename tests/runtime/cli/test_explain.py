@@ -12,6 +12,7 @@ import msgspec
 import pytest
 from typer.testing import CliRunner
 
+from benchmarks.harness.local_system import START_MS, LocalSystem, small_config
 from recsys.config.policy_config import PolicyConfig
 from recsys.config.system_config import Config
 from recsys.events.control_records import Experiments
@@ -22,7 +23,6 @@ from recsys.features.feature_set_file import feature_set
 from recsys.log.protocol import Log, Record
 from recsys.process.open_log import open_log
 from replay.answer_check import DIFFERENT, EQUAL, GONE, AnswerCheck, AnswerChecker
-from replay.local_system import START_MS, LocalSystem, small_config
 from runtime.cli.main import app
 from runtime.reports.explanation import explanation_lines, explanation_values
 from runtime.supervision import launch_plan as plans

@@ -61,7 +61,9 @@ def test_a_stopped_system_is_told_and_unlearns(stopped: tuple[Config, Log], tmp_
     keyed = log.keyed(EXAMPLES, WHERE, [USER.encode()], 1 << 60)
     done = CliRunner().invoke(app, ["forget", USER, "--state", str(tmp_path), "--unlearn"])
     assert done.exit_code == 0, done.output
-    assert f"unlearned {len(keyed)} of the user's examples" in done.output and "epoch 1" in done.output
+    assert (
+        f"unlearned {len(keyed)} of the user's examples" in done.output and "epoch 1" in done.output
+    )
     tombstone = log.read(EVENTS, WHERE, log.end(EVENTS, WHERE) - 1)[0]
     event = decode(tombstone.value)
     assert isinstance(event, User) and event.removed and str(event.user_id) == USER

@@ -13,7 +13,7 @@ from recsys.model.prediction_metrics import auc
 from replay.datasets.open_dataset import open_dataset
 from replay.predictions import Predictions, read_predictions
 from replay.replay_report import judged_rows
-from replay.replay_run import ReplayResult, ReplayOptions, replay_data
+from replay.replay_run import ReplayOptions, ReplayResult, replay_data
 from runtime.cli.main import app
 from tests.support.small_crowd import START_MS
 

@@ -25,13 +25,13 @@ from recsys.events.records import (
 )
 from recsys.log.protocol import Append, MemoryLog
 from replay.simulation import warmup_data as pasts
-from runtime.jobs.dataset_download import NotFetched
 from runtime.demo import check as demo_check
 from runtime.demo import check_figures as figures
 from runtime.demo import demo_data
 from runtime.demo import demo_system as demo_start
 from runtime.demo.accounting import LogAccounting
 from runtime.demo.check import Clock, Counts, FreshnessSample, VersionProbe, Viewer
+from runtime.jobs.dataset_download import NotFetched
 from runtime.supervision.system_status import PartStatus, Status, Version
 
 # --- figures ---

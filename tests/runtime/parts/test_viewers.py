@@ -14,7 +14,7 @@ from recsys.client import Recommendations, Recommended
 from recsys.events.hashing import uniform
 from replay.simulation.crowd import Crowd, Pacer
 from replay.simulation.world import World
-from runtime.parts.viewers import EVENTS_PER_LIST, SummaryLines, Sender, drive
+from runtime.parts.viewers import EVENTS_PER_LIST, Sender, SummaryLines, drive
 
 T = 1_650_812_400_000
 

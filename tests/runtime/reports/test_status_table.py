@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from recsys.config.system_config import Config, ServeConfig, SessionConfig
-from runtime.reports.status_table import addresses, duration, note, ports, exposure_warning
+from runtime.reports.status_table import addresses, duration, exposure_warning, note, ports
 from runtime.supervision.processes import Socket, is_loopback
 from runtime.supervision.run_file import PartRecord
 

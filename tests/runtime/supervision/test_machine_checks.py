@@ -15,8 +15,8 @@ import pytest
 from typer.testing import CliRunner
 
 from recsys.config.system_config import laptop
-from runtime.cli.main import COMMANDS, app, load
 from runtime.cli import doctor
+from runtime.cli.main import COMMANDS, app, load
 from runtime.supervision import machine as command
 from runtime.supervision.machine_checks import (
     REQUIREMENTS,

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 from serving.control_room.curves import POINTS, Curves
-from serving.control_room.exposition import Samples, key, samples_of, label_of, parse
+from serving.control_room.exposition import Samples, key, label_of, parse, samples_of
 from serving.control_room.picture import PictureBuilder, Rates
 
 

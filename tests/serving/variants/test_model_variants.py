@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.harness.local_system import small_config
 from recsys.events.records import topics
 from recsys.features.feature_set_file import feature_set
 from recsys.log.protocol import MemoryLog
-from replay.local_system import small_config
 from serving.variants.model_variants import ModelVariants
 
 

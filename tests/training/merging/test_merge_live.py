@@ -101,7 +101,10 @@ def test_a_row_is_nearer_to_live_the_more_examples_used_it(tmp_path: Path) -> No
         run, ancestor = await family(tmp_path)
         live, made = merged_of(run, blends=Blends(Blend(0.0, 1.0, 5.0), 0.5))
         uses = dict(
-            zip(*live._since(live._steps_since(made.provenance.ancestor)).uses["features"], strict=True)
+            zip(
+                *live._since(live._steps_since(made.provenance.ancestor)).uses["features"],
+                strict=True,
+            )
         )
         lived = live._export(live.live)[0]
         cand = run.registry.snapshot("cand-1").read(0)

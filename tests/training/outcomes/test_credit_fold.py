@@ -5,12 +5,12 @@ from pathlib import Path
 
 import msgspec
 
+from benchmarks.harness.local_system import small_config
 from experiments.assignment.definition import INTERLEAVED, Experiment, read_experiment
 from recsys.config.policy_config import PolicyConfig
 from recsys.events.event_types import Impression, Stamp, encode
 from recsys.events.records import EVENTS, EXAMPLES, Example, pack, topics
 from recsys.log.protocol import Append, MemoryLog
-from replay.local_system import small_config
 from training.outcomes.credit_fold import InterleavingCredits, read_credits
 
 LABELS = ("long_view", "like")

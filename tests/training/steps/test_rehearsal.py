@@ -6,13 +6,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
+from benchmarks.studies.drift.world_aba import WorldABA
 from parameter_server.rpc.parameter_client import LocalClient
 from parameter_server.shard.shard import digest_of_shards
 from recsys.config.system_config import StepConfig
 from recsys.events.records import EXAMPLES, STEPS, ErasedExample, Range, pack
 from recsys.log.protocol import Append
 from recsys.model.model import build_model
-from replay.simulation.world_aba import WorldABA
 from tests.support.small_feed import FEATURES, append_examples, example, toy_config, toy_log
 from training.continual.learner import Learner
 from training.continual.worker import Worker

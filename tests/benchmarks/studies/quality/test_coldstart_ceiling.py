@@ -11,8 +11,8 @@ from benchmarks.studies.quality.coldstart_ceiling import (
     outcome_likelihood,
     swipes_of,
 )
+from benchmarks.studies.quality.taste_posterior import learn
 from recsys.events.hashing import uniform
-from replay.simulation.taste_posterior import learn
 from replay.simulation.world import AFTER, World
 from tests.support.taste_draws import reweighed
 

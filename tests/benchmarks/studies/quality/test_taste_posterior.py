@@ -3,7 +3,13 @@
 import numpy as np
 import pytest
 
-from replay.simulation.taste_posterior import Floats, LogLikelihood, Taste, isotropic, learn
+from benchmarks.studies.quality.taste_posterior import (
+    Floats,
+    LogLikelihood,
+    Taste,
+    isotropic,
+    learn,
+)
 from tests.support.taste_draws import draw, reweighed
 
 NONE = np.zeros((0, 3)), np.zeros(0)

@@ -5,7 +5,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from replay.simulation.world_scenarios import DAY_MS, SCENARIOS, ScenarioWorld
+from benchmarks.studies.drift.world_scenarios import DAY_MS, SCENARIOS, ScenarioWorld
 
 HOUR_MS = DAY_MS // 24
 

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from experiments.statistics.online_ensemble import FixedShare
+from benchmarks.studies.drift.online_ensemble import FixedShare
 
 
 def two(right: int, count: int) -> tuple[np.ndarray, np.ndarray]:
