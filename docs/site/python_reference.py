@@ -14,9 +14,8 @@ PUBLIC = {
         features.feature_set features.feature_builder features.session features.counters
         features.catalogue model.batch model.ranker model.retrieval_vectors model.model
         model.student_model model.prediction_metrics config.system_config
-        config.policy_config config.promotion_config config.drift_config
-        features.feature_set_file model.blueprint process.open_log log.sqlite_log
-        log.kafka_log client""",
+        config.policy_config config.promotion_config config.part_configs
+        features.feature_set_file process.open_log log.sqlite_log log.kafka_log client""",
     "replay": """simulation.world""",
     "parameter_server": """table.table table.id_map shard.lanes table.routing shard.shard shard.wal_settings
         publish.rounding publish.published publish.deltas storage.wal storage.snapshots""",

@@ -1,4 +1,4 @@
-"""A line plot as inline SVG, for the notebooks: no library, and it takes its colours from the page."""
+"""Draws line plots for the notebooks as inline SVG; no plotting library, and text takes the page's colour."""
 
 from collections.abc import Mapping, Sequence
 
@@ -8,7 +8,7 @@ Points = Sequence[tuple[float, float]]
 
 
 class Lines:
-    """``series`` by name, each a sequence of (x, y); ``band``: (x, low, high), shaded."""
+    """Line plot. ``series``: sequences of (x, y) by name; ``band``: a shaded area of (x, low, high)."""
 
     def __init__(
         self,
@@ -19,7 +19,7 @@ class Lines:
     ) -> None:
         self.series, self.x, self.y, self.band = series, x, y, band
         points = [point for line in series.values() for point in line]
-        points += [(at, level) for at, *levels in band for level in levels]
+        points += [(x_of_band, level) for x_of_band, *levels in band for level in levels]
         self._low = tuple(min(column) for column in zip(*points, strict=True))
         self._high = tuple(max(column) for column in zip(*points, strict=True))
 
@@ -29,17 +29,18 @@ class Lines:
     def _repr_html_(self) -> str:
         parts = [self._shade(), *self._axes()]
         for (name, line), colour in zip(self.series.items(), _COLOURS, strict=False):
-            at = " ".join("{:.1f},{:.1f}".format(*self._place(*point)) for point in line)
-            across, down = self._place(*line[-1])
+            points = " ".join("{:.1f},{:.1f}".format(*self._place(*point)) for point in line)
+            end_x, end_y = self._place(*line[-1])
             parts.append(
-                f'<polyline points="{at}" fill="none" stroke="{colour}" stroke-width="2"/>'
+                f'<polyline points="{points}" fill="none" stroke="{colour}" stroke-width="2"/>'
             )
-            parts.append(_text(across + 6, down + 4, name, "start", colour))
+            parts.append(_text(end_x + 6, end_y + 4, name, "start", colour))
         box = f'viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{self!r}"'
         style = 'style="max-width:100%;height:auto;font:12px sans-serif;color:inherit"'
         return f'<svg {box} width="{_WIDTH}" {style}>{"".join(parts)}</svg>'
 
     def _place(self, x: float, y: float) -> tuple[float, float]:
+        """Position of a data point in the SVG."""
         across, up = (
             (value - low) / ((high - low) or 1)
             for value, low, high in zip((x, y), self._low, self._high, strict=True)
@@ -48,24 +49,24 @@ class Lines:
         return _LEFT + across * (_WIDTH - _LEFT - _RIGHT), _TOP + (1 - up) * height
 
     def _shade(self) -> str:
-        there = [self._place(x, high) for x, _, high in self.band]
-        back = [self._place(x, low) for x, low, _ in reversed(self.band)]
-        at = " ".join(f"{x:.1f},{y:.1f}" for x, y in there + back)
-        return f'<polygon points="{at}" fill="currentColor" opacity="0.15"/>' if at else ""
+        upper = [self._place(x, high) for x, _, high in self.band]
+        lower = [self._place(x, low) for x, low, _ in reversed(self.band)]
+        points = " ".join(f"{x:.1f},{y:.1f}" for x, y in upper + lower)
+        return f'<polygon points="{points}" fill="currentColor" opacity="0.15"/>' if points else ""
 
     def _axes(self) -> list[str]:
         (left, down), (right, up) = self._place(*self._low), self._place(*self._high)
         path = f"M{left:.1f} {up:.1f}V{down:.1f}H{right:.1f}"
-        found = [f'<path d="{path}" fill="none" stroke="currentColor" opacity="0.5"/>']
+        parts = [f'<path d="{path}" fill="none" stroke="currentColor" opacity="0.5"/>']
         for share in (0.0, 0.5, 1.0):
             x, y = (
                 low + share * (high - low) for low, high in zip(self._low, self._high, strict=True)
             )
-            found.append(_text(self._place(x, y)[0], down + 16, f"{x:.4g}", "middle"))
-            found.append(_text(left - 6, self._place(x, y)[1] + 4, f"{y:.3g}", "end"))
-        found.append(_text((left + right) / 2, down + 32, self.x, "middle"))
-        found.append(_text(left + 6, up + 8, self.y, "start"))
-        return found
+            parts.append(_text(self._place(x, y)[0], down + 16, f"{x:.4g}", "middle"))
+            parts.append(_text(left - 6, self._place(x, y)[1] + 4, f"{y:.3g}", "end"))
+        parts.append(_text((left + right) / 2, down + 32, self.x, "middle"))
+        parts.append(_text(left + 6, up + 8, self.y, "start"))
+        return parts
 
 
 def _text(x: float, y: float, text: str, anchor: str, colour: str = "currentColor") -> str:

@@ -264,7 +264,8 @@ def test_what_can_not_be_done_is_said_before_the_work(
      (["--through-broker", "sqlite", "--no-warm-up"], False, False)],
 )  # fmt: skip
 def test_a_warm_up_that_is_left_out_is_told(
-    data: Path, whole: ReplayResult, arguments: list[str], warm: bool, told: bool, monkeypatch: pytest.MonkeyPatch
+    data: Path, whole: ReplayResult, arguments: list[str], warm: bool, told: bool,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     asked: list[ReplayOptions] = []
     monkeypatch.setattr(
