@@ -105,8 +105,11 @@ class InProcess(Channel):
         self._frame = frame
 
     def receive(self) -> Frame:
+        return self._attempt()
+
+    def _attempt(self) -> Frame:
         reply = self._simulation.ask(self._part, self._frame)
-        self._simulation.chance.point("answer")  # who asked dies before it reads the answer
+        self._simulation.chance.point("answer")  # the worker dies before it reads the answer
         return reply
 
     def close(self) -> None: ...
