@@ -1,4 +1,5 @@
-# Each target makes what it needs. make PYTHON=/path/to/python3.11 chooses the interpreter, make demo ARGS="..." passes on.
+# Each target builds its prerequisites. make PYTHON=/path/to/python3.11 selects the interpreter, make demo ARGS="..."
+# passes arguments to the command.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test test-fast check format bench docs lock
@@ -8,23 +9,23 @@ PYTHON ?= $(shell for p in python3.11 python3; do \
 	$$p -c '$(FITS)' 2>/dev/null && echo $$p && break; done)
 BIN := .venv/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
-# Python compiles what is imported; compiling every installed module takes longer and 300 MB more.
+# Python compiles modules on import; compiling all installed ones takes longer and 300 MB more.
 export PIP_NO_COMPILE := 1
 PACKAGES := recsys parameter_server experiments training serving replay runtime benchmarks
 
-help: ## This list
+help: ## Lists the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
-setup: .venv/.stamp-dev ## The virtual environment, with everything that runs, checks and documents
+setup: .venv/.stamp-dev ## Creates the virtual environment, with the tools for tests, checks and docs
 
-demo: .venv/.stamp-kuairand ## The whole system with simulated viewers and the feed page
+demo: .venv/.stamp-kuairand ## Runs the whole system with simulated viewers and the feed page
 	$(BIN)/recsys demo $(ARGS)
 
-test-fast: .venv/.stamp-dev ## The pure tests: about a minute, no process started
+test-fast: .venv/.stamp-dev ## Tests that start no process: about a minute
 	$(BIN)/pytest -q $(ARGS)
 
-# Two processes share what stands for itself; live systems come after it, one at a time, for they want the machine.
-test: .venv/.stamp-dev ## All tests, with a real broker, Valkey, Ray and a browser
+# Independent tests run in two processes. Tests of live systems follow one at a time, since each needs the whole machine.
+test: .venv/.stamp-dev ## All tests, with a Kafka broker, Valkey, Ray and a browser
 ifdef ARGS
 	$(BIN)/pytest -q -m "" $(ARGS)
 else
@@ -32,19 +33,19 @@ else
 	$(BIN)/pytest -q -m services
 endif
 
-check: .venv/.stamp-dev ## Lint, format, types
+check: .venv/.stamp-dev ## Checks lint, format and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy $(PACKAGES)
 
-format: .venv/.stamp-dev ## Formats and mends what ruff can
+format: .venv/.stamp-dev ## Formats and fixes with ruff
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench: .venv/.stamp ## The benchmarks, small
+bench: .venv/.stamp ## Runs the benchmarks at small sizes
 	$(BIN)/recsys bench $(ARGS)
 
-docs: .venv/.stamp-dev ## The site of the documentation, into build/site; a broken link or a failing notebook ends it
+docs: .venv/.stamp-dev ## Builds the documentation site in build/site; fails on a broken link or notebook
 	PYTHONPATH=$(CURDIR) $(BIN)/sphinx-build -q -W --keep-going -j auto -b html -c docs/site -d build/site-trees . build/site
 	@echo "file://$(CURDIR)/build/site/index.html"
 
@@ -55,11 +56,11 @@ docs: .venv/.stamp-dev ## The site of the documentation, into build/site; a brok
 	$(PYTHON) -m venv .venv || { rm -rf .venv; \
 		echo "$(PYTHON) can't make a virtual environment; on Debian its venv module is a package of its own" >&2; exit 1; }
 
-# Locks hold every dependency with its hashes, so pip resolves nothing. torch alone is a range without a hash: its
-# CPU build depends on the machine. torchrec comes without its dependencies (see pyproject.toml).
+# The lock files pin every dependency with hashes, so pip resolves nothing. Only torch is a range without a hash: its
+# build depends on the machine. torchrec is installed without its dependencies (see pyproject.toml).
 INSTALL := $(BIN)/python -m pip install -q --no-deps --require-hashes
 
-# pyproject.toml is a prerequisite too: it names the command and the packages of the editable install.
+# pyproject.toml is a prerequisite since it declares the command and packages of the editable install.
 .venv/.stamp: requirements/run.lock pyproject.toml | .venv/bin/python
 	$(INSTALL) -r requirements/run.lock
 	$(BIN)/python -m pip install -q "torch>=2.13,<2.14"
@@ -74,8 +75,8 @@ INSTALL := $(BIN)/python -m pip install -q --no-deps --require-hashes
 	$(INSTALL) -r requirements/dev.lock
 	@touch $@
 
-# Resolves pyproject.toml for Python 3.11 to 3.13 on all platforms. Read the difference and run all tests before
-# committing it. CUDA packages, which torch names for Linux, are left to torch's own installation.
+# Resolves pyproject.toml for Python 3.11 to 3.13 on all platforms. Review the diff and run all tests before
+# committing it. CUDA packages, which torch requires on Linux, come with torch's own installation.
 COMPILE = .venv-lock/bin/uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-header \
 	--no-annotate --no-emit-index-url --no-emit-find-links --no-emit-package torch --no-emit-package triton
 WITHOUT_CUDA = awk '/^[a-z]/ {cuda = /^(nvidia|cuda)-/} !cuda'

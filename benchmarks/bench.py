@@ -76,16 +76,16 @@ def train(
     ids: Ids = 100_000,
     batches: Batches = 50,
     batch: Annotated[int, typer.Option(min=4, help="Examples of a worker in a step.")] = 1_024,
-    together: Annotated[
+    apart: Annotated[
         bool,
-        typer.Option("--together/--apart", help="Shards and workers as threads, or processes."),
-    ] = False,
+        typer.Option("--apart/--together", help="Shards and workers as processes, or threads."),
+    ] = True,
     seed: Seed = 0,
 ) -> Figures:
     """Examples through two workers and two shards."""
     from benchmarks.learning.bench_train import measure_train
 
-    return measure_train(ids, batches, seed, batch, apart=not together)
+    return measure_train(ids, batches, seed, batch, apart)
 
 
 @bench_command(bench)

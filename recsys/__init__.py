@@ -1,5 +1,4 @@
-"""The shared words of the system: events, features, model, configuration, metrics and the log protocol.
+"""Shared kernel: events, log, features, model, configuration, observability.
 
-Everything here may be imported by every other package; nothing here imports them (the one exception is
-the composition root, ``recsys.cli``, which wires the parts together and is imported by nothing).
+Imports none of the other packages.
 """

@@ -283,7 +283,7 @@ def _as_lists(
         num_ranks = len(weights.ratios_R)
         ratios[row, :num_ranks], expected_rewards[row, :num_ranks] = (
             weights.ratios_R,
-            weights.said_R,
+            weights.predicted_R,
         )
         expected[row, :num_ranks] = weights.expected_R
         unsupported[row, :num_ranks], ended[row, :num_ranks] = (

@@ -112,6 +112,8 @@ def machine() -> Figures:
 
 
 def _command_line(bench: str, options: Mapping[str, Any]) -> str:
+    if "apart" in options:  # on by default, so only its negative form is shown
+        options = {**options, "apart": False, "together": not options["apart"]}
     given = {f"--{key.replace('_', '-')}": value for key, value in options.items()}
     words = [key if value is True else f"{key} {value}" for key, value in given.items()
              if value is not False and value != ""]  # fmt: skip

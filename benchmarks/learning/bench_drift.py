@@ -9,7 +9,7 @@ import numpy as np
 
 from benchmarks.harness.commands import Log, no_log
 from benchmarks.learning.drift_stream import COLUMNS, LABELS, SLOTS, Shift, Stream, make_stream
-from training.drift.monitors import DriftAlarm, DriftConfig, FeatureMonitor, LossMonitor
+from training.drift.monitors import DetectorConfig, DriftAlarm, FeatureMonitor, LossMonitor
 
 WITHIN: Final = 2_000  # examples
 _STEP: Final = 256
@@ -55,7 +55,7 @@ def measure_drift(
     total = sum(figures["examples"] for figures in calm.values())
     alarms = sum(figures["alarms"] for figures in calm.values())
     return {
-        "config": vars(DriftConfig()),
+        "config": vars(DetectorConfig()),
         "within": WITHIN,
         "shifts": shifts,
         "stationary": calm,
@@ -102,10 +102,10 @@ def _stationary(a_day: int, runs: int, seed: int) -> dict[str, Any]:
     return {"examples": runs * examples, "alarms": sum(kinds.values()), "by_number": kinds}
 
 
-def watch(stream: Stream, config: DriftConfig | None = None) -> list[tuple[int, DriftAlarm]]:
+def watch(stream: Stream, config: DetectorConfig | None = None) -> list[tuple[int, DriftAlarm]]:
     """All alarms of a stream in steps of 256, each with the number of examples so far."""
     losses = LossMonitor(LABELS, config)
-    features = FeatureMonitor(COLUMNS, SLOTS, config or DriftConfig())
+    features = FeatureMonitor(COLUMNS, SLOTS, config or DetectorConfig())
     alarms: list[tuple[int, DriftAlarm]] = []
     for step, start in enumerate(range(0, len(stream.losses_NK), _STEP), 1):
         rows = slice(start, start + _STEP)

@@ -217,7 +217,7 @@ def _errors(learned: _Learned, shard: Shard, reader: _Reader) -> dict[str, float
             (reader.rows["features"].lookup, reader.dense),
         )
     )
-    labels = [lesson.labels[0] for lesson in learned.held_out]
+    labels = [example.labels[0] for example in learned.held_out]
     return {
         "row_error_max": float(rows.max()),
         "row_error_mean": float(rows.mean()),

@@ -18,7 +18,7 @@ from benchmarks.learning.other_tables import (
     fbgemm,
     python_dict,
     rate,
-    torchrec,
+    time_torchrec,
 )
 from parameter_server.shard.lanes import RowGradients, StepSum
 from parameter_server.shard.shard import Shard, ShardSpec
@@ -42,7 +42,7 @@ def measure_table(rows: int, batches: int, seed: int) -> dict[str, Any]:
         "figures": ours(keys, chosen, gradients, new, batches),
         "comparators": {
             "fbgemm": fbgemm(len(keys), chosen, gradients, batches),
-            "torchrec": torchrec(len(keys), chosen, gradients, batches),
+            "torchrec": time_torchrec(len(keys), chosen, gradients, batches),
             "embedding_bag": embedding_bag(len(keys), chosen, gradients, batches),
             "python_dict": python_dict(keys, chosen, gradients, max(1, batches // 10)),
         },

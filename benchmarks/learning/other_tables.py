@@ -72,7 +72,7 @@ def fbgemm(rows: int, chosen: list[Any], gradients: Any, batches: int) -> dict[s
     return _better(lambda indices: table(indices, offsets), _no_step, chosen, gradients, batches)
 
 
-def torchrec(rows: int, chosen: list[Any], gradients: Any, batches: int) -> dict[str, float]:
+def time_torchrec(rows: int, chosen: list[Any], gradients: Any, batches: int) -> dict[str, float]:
     """A fused EmbeddingBagCollection with row-wise Adagrad: the table before in torchrec's own form."""
     from torchrec import EmbeddingBagConfig, KeyedJaggedTensor
     from torchrec.modules.fused_embedding_modules import FusedEmbeddingBagCollection

@@ -50,7 +50,14 @@ def fused(
 
         return rows, lambda: None
 
-    return _better(config, ids, batch, batches, made, by_ours if our_layers else by_torch)
+    return _better(
+        config,
+        ids,
+        batch,
+        batches,
+        made,
+        logits_by_our_layers if our_layers else logits_by_torch_layers,
+    )
 
 
 def embedding_bag(config: Config, ids: int, batch: int, batches: int) -> dict[str, Any]:
@@ -74,10 +81,10 @@ def embedding_bag(config: Config, ids: int, batch: int, batches: int) -> dict[st
 
         return rows, learn
 
-    return _better(config, ids, batch, batches, made, by_torch)
+    return _better(config, ids, batch, batches, made, logits_by_torch_layers)
 
 
-def by_ours(ranker: Ranker, rows_BFR: Tensor) -> Tensor:
+def logits_by_our_layers(ranker: Ranker, rows_BFR: Tensor) -> Tensor:
     """The ranker's logits (B, L) of rows (B, F, D + 1), without history and numbers, by our layers."""
     shape = ranker.shape
     none = torch.zeros(1, 0, shape.dim + 1), torch.zeros(1, 0, shape.outcomes)
@@ -85,7 +92,7 @@ def by_ours(ranker: Ranker, rows_BFR: Tensor) -> Tensor:
     return logits
 
 
-def by_torch(ranker: Ranker, rows_BFR: Tensor) -> Tensor:
+def logits_by_torch_layers(ranker: Ranker, rows_BFR: Tensor) -> Tensor:
     """The same by torch's own operations: ``bmm``, pairs by index as in torchrec's interaction, and
     ``nn.Linear``."""
     x, main_B = interacted_by_torch(rows_BFR)
@@ -103,15 +110,15 @@ def batches_of(config: Config, batch: int) -> Iterator[DrawnExamples]:
     try:
         while True:
             with gc_paused():  # read and decoded as our workers do
-                lessons: list[TrainingExample] = []
+                examples: list[TrainingExample] = []
                 for partition in range(partitions):
                     records = log.read(EXAMPLES, partition, offset[partition], share)
-                    lessons.extend(
+                    examples.extend(
                         unpack_all([record.value for record in records], TrainingExample)
                     )
                     offset[partition] += len(records)
-                drawn = one_hot(lessons)
-            if not lessons:
+                drawn = one_hot(examples)
+            if not examples:
                 return
             yield drawn
     finally:

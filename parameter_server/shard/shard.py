@@ -84,7 +84,7 @@ class ShardSpec:
 
 
 @dataclass
-class Counters:
+class ShardCounts:
     """Counts since the line began: part of the state, so a replay counts the same."""
 
     updated: int = 0
@@ -132,7 +132,7 @@ class Shard:
         self.published = PublishedRows(spec.tables, spec.seed, spec.delta_format, spec.delta_bytes)
         self.applied = 0
         self.clock_ms = 0  # newest event time seen; never goes back
-        self.counters = Counters()
+        self.counters = ShardCounts()
         self._undo: _Undo | None = None
 
     def lookup(self, step: int, keys: Mapping[str, Keys]) -> dict[str, Rows]:
@@ -317,7 +317,7 @@ class Shard:
             if self.dense is not None and "dense/values" in arrays:
                 self.dense.load({k: arrays[f"dense/{k}"] for k in DENSE_COLUMNS})
         self.applied, self.clock_ms = meta["step"], meta["clock_ms"]
-        self.counters = Counters(**{k: meta.get(k, 0) for k in vars(self.counters)})
+        self.counters = ShardCounts(**{k: meta.get(k, 0) for k in vars(self.counters)})
 
     def _owned(self, arrays: Arrays) -> Arrays:
         if self.spec.parts == 1:

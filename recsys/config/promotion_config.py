@@ -37,7 +37,7 @@ class PromotionConfig(Section):
     # not at all) or this many hours passed (0: no limit), since the log keeps what it would relearn. It takes
     # over again if the new line is known to be worse by more than these margins: AUC; nats per example. The
     # live line chooses which items are scored, and shows overrated ones more often: if both are
-    # overconfident, an equal live line looks worse than it is (docs/promotion.md).
+    # overconfident, an equal live line looks worse than it is (docs/explanation/promotion.md).
     guard_examples: int = bounded(20_000, 0)
     guard_hours: float = bounded(24.0, 0)
     guard_auc_margin: float = bounded(0.02, 0)

@@ -10,7 +10,7 @@ from typing import Any, Final
 import msgspec
 
 from recsys.events.hashing import Id, digest_of
-from recsys.events.rejection import MISSING, Unquoted, check_values, explain
+from recsys.events.rejection import MISSING, check_values, explain
 from recsys.events.rejection import Rejected as Rejected
 
 ENGAGEMENT_KINDS: Final = (
@@ -229,17 +229,6 @@ def parse(
         oldest = f"at least {oldest_ms}: older events are not taken"
         raise Rejected("time_ms", event.time_ms, oldest)
     return event
-
-
-def parse_json(raw: bytes, *, now_ms: int | None = None, oldest_ms: int | None = None) -> Event:
-    """``parse`` for one JSON text of at most 64 KB."""
-    if len(raw) > MAX_EVENT_BYTES:
-        raise Rejected("event", Unquoted(f"{len(raw)} bytes"), f"at most {MAX_EVENT_BYTES} bytes")
-    try:
-        value = msgspec.json.decode(raw)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-        raise Rejected("event", raw[:60], f"one JSON object ({error})") from error
-    return parse(value, now_ms=now_ms, oldest_ms=oldest_ms)
 
 
 def _check_meaning(event: Event, unattributed: bool) -> None:

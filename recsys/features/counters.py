@@ -23,7 +23,7 @@ Keys = NDArray[np.int64]
 Values = NDArray[np.float32]
 
 
-class Counters:
+class CounterTable:
     """Counter rows by 64-bit key: values float32 (n, C), as of each row's last update. 0 is no key."""
 
     _count: int

@@ -12,7 +12,7 @@ import numpy as np
 
 from recsys.events.hashing import key_of
 from recsys.features.catalogue import Catalogue
-from recsys.features.counters import SPEEDS, Counters
+from recsys.features.counters import SPEEDS, CounterTable
 from recsys.features.dense_columns import MOMENT, entities
 from recsys.features.feature_kernels import gather, lay, ratios
 from recsys.features.feature_set import GROUP_WIDTH, FeatureSet, Floats, Keys, RequestFeatures
@@ -53,7 +53,7 @@ class FeatureBuilder:
         context: dict[str, Any],
         candidates: Keys,
         catalogue: Catalogue,
-        counters: Counters,
+        counters: CounterTable,
         now_ms: int,
         base: RequestFeatures | None = None,
     ) -> RequestFeatures:
@@ -92,7 +92,7 @@ class FeatureBuilder:
         session: Session,
         context: int,
         items_NI: Keys,
-        counters: Counters,
+        counters: CounterTable,
         now_ms: int,
     ) -> None:
         """Writes the rates of ``dense_columns.entities``: all viewers and the context; the item, and the item

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from recsys.events.event_types import Engagement, Impression
 from recsys.events.hashing import cross, key_of
-from recsys.features.counters import Counters, amounts
+from recsys.features.counters import CounterTable, amounts
 from recsys.features.feature_set import FeatureSet, Keys
 
 GLOBAL: Final = key_of("entity", "global")
@@ -24,7 +24,7 @@ class ItemCounters:
 
     def __init__(self, features: FeatureSet) -> None:
         self.features = features
-        self.counters = Counters(len(features.kinds), 1024)
+        self.counters = CounterTable(len(features.kinds), 1024)
         self._requests: OrderedDict[str, int] = OrderedDict()
         # Segment by request, for viewers with a profile.
         self._segments: OrderedDict[str, int] = OrderedDict()

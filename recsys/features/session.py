@@ -13,7 +13,7 @@ import numpy as np
 
 from recsys.events.event_types import Engagement, Impression, User
 from recsys.events.hashing import Id, digest_of, key_of
-from recsys.features.counters import Counters, amounts
+from recsys.features.counters import CounterTable, amounts
 from recsys.features.feature_set import FeatureSet, Floats, Keys
 
 USER: Final = key_of("entity", "user")  # the counter row of the user as a whole
@@ -62,7 +62,7 @@ class Session:
         self.requests: deque[tuple[str, int]] = deque(maxlen=REQUESTS)
         self.seen: deque[int] = deque(maxlen=seen)
         self.hidden: deque[int] = deque(maxlen=seen)
-        self.counters = Counters(len(features.kinds))
+        self.counters = CounterTable(len(features.kinds))
 
     def fold_user(self, user: User) -> None:
         self.profile = self.features.profile_keys(user.fields)

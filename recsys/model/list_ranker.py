@@ -1,7 +1,7 @@
 """Ranks whole lists for answering and replay: the logits of ``Model.rank``, up to the last bits.
 
-``rank_by_torch`` serves any ranker module through its forward. ``rank_compiled`` is an optimisation of the
-built-in ``Ranker``, which computes once what the items of a request share: its first layer is split into
+``logits_by_torch`` serves any ranker module through its forward. ``logits_compiled`` is an optimisation of
+the built-in ``Ranker``, which computes once what the items of a request share: its first layer is split into
 shared input columns (the user's rows, summaries of the history), multiplied once per request, and an item's
 own. An item's logits don't depend on the items ranked beside it (``serving/ranking/scoring.py``).
 
@@ -76,14 +76,14 @@ def lists_of(requests: Sequence[RequestFeatures]) -> Lists:
     )
 
 
-def rank_lists(model: Model, lists: Lists, rows_UW: Floats) -> Floats:
+def list_logits(model: Model, lists: Lists, rows_UW: Floats) -> Floats:
     """The logits (total, L). ``rows_UW``: rows of the keys, then the row of zeros."""
-    rank = rank_compiled if type(model.ranker) is Ranker else rank_by_torch
+    rank = logits_compiled if type(model.ranker) is Ranker else logits_by_torch
     return rank(model, lists, rows_UW)
 
 
-def rank_by_torch(model: Model, lists: Lists, rows_UW: Floats) -> Floats:
-    """``rank_lists`` for any ranker module, by its forward."""
+def logits_by_torch(model: Model, lists: Lists, rows_UW: Floats) -> Floats:
+    """``list_logits`` for any ranker module, by its forward."""
     features, rows = model.features, torch.from_numpy(rows_UW)
     owner_N = torch.from_numpy(lists.owner_N)
     user_RSW = _pooled_by_torch(rows, lists.user_RC, features.user_slots)
@@ -112,8 +112,8 @@ def _pooled_by_torch(rows: Tensor, index: Keys, slots: Sequence[Slot]) -> Tensor
     return torch.stack(pooled, 1)
 
 
-def rank_compiled(model: Model, lists: Lists, rows_UW: Floats) -> Floats:
-    """``rank_lists`` for the built-in ``Ranker``, by compiled loops."""
+def logits_compiled(model: Model, lists: Lists, rows_UW: Floats) -> Floats:
+    """``list_logits`` for the built-in ``Ranker``, by compiled loops."""
     ranker, features = model.ranker, model.features
     assert isinstance(ranker, Ranker)
     user = _pooled(rows_UW, lists.user_RC, features.user_slots)

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 StateOption = Annotated[Path, Option(help="State folder of the system.")]
 StateOverride = Annotated[Path | None, Option(help="State folder; by default the configuration's.")]
-JsonOption = Annotated[bool, Option(help="Print JSON instead of text.")]
+JsonOption = Annotated[bool, Option("--json", help="Print JSON instead of text.")]
 ConfigOption = Annotated[str, Option(help="laptop, cluster, or the path of a YAML file.")]
 RegistryOption = Annotated[
     Path | None, Option(help="Candidate registry; by default STATE/registry.")

@@ -105,6 +105,11 @@ def _placeholder() -> None:
     """Holds a command's place in the help; ``_LazyGroup`` runs the real command."""
 
 
+def _is_installed(module: str) -> bool:
+    """Looks for the top package first: ``find_spec`` of a submodule imports the packages above it."""
+    return all(importlib.util.find_spec(name) for name in (module.partition(".")[0], module))
+
+
 for _name, (_where, _help) in COMMANDS.items():
-    if importlib.util.find_spec(_where.partition(":")[0]) is not None:
+    if _is_installed(_where.partition(":")[0]):
         app.command(_name, help=_help)(_placeholder)

@@ -25,7 +25,7 @@ ReportProgress = Callable[[int, int], None]  # bytes so far, total bytes (0: unk
 
 
 @dataclass(frozen=True)
-class Source:
+class DatasetSource:
     """Download location of a data set's archive."""
 
     name: str
@@ -33,7 +33,7 @@ class Source:
     md5: str
 
 
-KUAIRAND: Final = Source(
+KUAIRAND: Final = DatasetSource(
     "KuaiRand-Pure",
     "https://zenodo.org/records/10439422/files/KuaiRand-Pure.tar.gz",
     "0820331067a3784d9691136f772b35a7",
@@ -44,7 +44,7 @@ class NotFetched(RuntimeError):
     """A download failed; the message names the remedy."""
 
 
-def fetch_with_bar(source: Source, folder: Path) -> bool:
+def fetch_with_bar(source: DatasetSource, folder: Path) -> bool:
     """Calls ``fetch`` with a network client and a progress bar on stderr."""
     import httpx
     from rich.console import Console
@@ -70,7 +70,10 @@ def fetch_with_bar(source: Source, folder: Path) -> bool:
 
 
 def fetch(
-    source: Source, folder: Path, client: Any, report: ReportProgress = lambda done, total: None
+    source: DatasetSource,
+    folder: Path,
+    client: Any,
+    report: ReportProgress = lambda done, total: None,
 ) -> bool:
     """Downloads the data set into ``folder``; returns True where it was complete already.
 
@@ -98,7 +101,7 @@ def fetch(
 
 
 def _download(
-    source: Source, archive: Path, client: Any, folder: Path, report: ReportProgress
+    source: DatasetSource, archive: Path, client: Any, folder: Path, report: ReportProgress
 ) -> None:
     """Resumes the download, or restarts it where the server doesn't support ranges."""
     import httpx

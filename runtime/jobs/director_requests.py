@@ -96,7 +96,7 @@ def approve(log: Log, name: str) -> None:
     send(log, OperatorRequest(what="approve", line=name, time_ms=wall_ms()))
 
 
-class Rollback(NamedTuple):
+class RollbackResult(NamedTuple):
     """Outcome of a rollback. ``served_by``: line/epoch of the model that was taken back."""
 
     answer: Decision | Live
@@ -104,7 +104,7 @@ class Rollback(NamedTuple):
     seconds: float
 
 
-def roll_back(log: Log, name: str, reason: str) -> Rollback:
+def roll_back(log: Log, name: str, reason: str) -> RollbackResult:
     """Ends a canary or guard, or takes the live line back to before its newest promotion.
 
     Raises Refused where the director refuses or doesn't answer.
@@ -130,7 +130,7 @@ def roll_back(log: Log, name: str, reason: str) -> Rollback:
     served_by = f"{answer.line}/0"
     if isinstance(answer, Live):
         served_by = f"{lives[-1].line}/{lives[-1].epoch}"
-    return Rollback(answer, served_by, time.monotonic() - began_s)
+    return RollbackResult(answer, served_by, time.monotonic() - began_s)
 
 
 def await_impact(state: Path, served_by: str) -> rollback_impact.RollbackImpact | None:

@@ -141,11 +141,11 @@ def _begin(options: OfflineOptions, work: Path) -> Path:
     model, share = _student(options, config.model)
     prepare = _cache_archive if is_archive(options.data_folder) else _cache_dataset
     features, cache, keeps_cache = prepare(options, config, work)
-    model, teaching = replace(model, features=features.kind), None
+    model, teacher_config = replace(model, features=features.kind), None
     registry = options.registry_folder
     if options.student:
         system = replace(config.model, features=features.kind)
-        teaching = choose_teacher(options.teacher, share, system, features, registry, cache)
+        teacher_config = choose_teacher(options.teacher, share, system, features, registry, cache)
     now_ms = int(time.time() * 1000)
     job = jobs.Job(
         registry=str(registry.resolve()),
@@ -161,9 +161,9 @@ def _begin(options: OfflineOptions, work: Path) -> Path:
         delta_format=config.parameter_server.delta_format,
         tables=options.tables,
         init=_init(options),
-        teaching=teaching,
+        teacher_config=teacher_config,
         keeps_cache=keeps_cache,
-        name=new_name("student" if teaching else "offline", now_ms),
+        name=new_name("student" if teacher_config else "offline", now_ms),
         made_ms=now_ms,
         code=code_version(),
     )  # fmt: skip

@@ -52,7 +52,7 @@ def status_table(status: Status, running: Running, config: Config) -> Group:
     if status.running:
         flow_table = plain_table(("part", "per second", "behind"), flow)
         return Group(parts_table(running, config), Text(""), flow_table, Text(""), *lines)
-    ago = duration(int(time.time() * 1000) - running.time_ms)
+    ago = format_duration(int(time.time() * 1000) - running.time_ms)
     lines.insert(0, Text(f"not running (last seen {ago} ago)", style="yellow"))
     if orphaned := [part.name for part in status.parts if part.state == "orphaned"]:
         text = f"left without a supervisor: {', '.join(orphaned)}; `recsys up` or `down` ends them"
@@ -67,7 +67,7 @@ def parts_table(running: Running, config: Config, now_ms: int | None = None) -> 
         (
             part.name,
             Text(part.state, style=_COLOURS.get(part.state, "")),
-            duration(now_ms - part.since_ms),
+            format_duration(now_ms - part.since_ms),
             str(part.restarts) if part.restarts else "",
             Text(ports(part.sockets)),
             Text(note(part, Path(config.state))),
@@ -145,7 +145,7 @@ def note(part: PartRecord, state: Path) -> str:
     return "; ".join(filter(None, (reason, last_exit, failure)))
 
 
-def duration(milliseconds: int) -> str:
+def format_duration(milliseconds: int) -> str:
     """Formats a duration: 7s, 3m12s, 2h05m."""
     seconds = max(0, milliseconds) // 1000
     if seconds < 60:

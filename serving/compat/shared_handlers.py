@@ -17,7 +17,7 @@ from recsys.events.hashing import Id
 from recsys.events.records import ITEMS
 from recsys.log.protocol import LogUnavailable
 from serving import request as values
-from serving.compat.values import MAX_EVENTS, parse_values
+from serving.compat.values import MAX_EVENTS, parse_json_sequence
 from serving.http.serving_metrics import ServingMetrics
 from serving.http.strict_json import DECODE_ERRORS, check_admin_key, json_response
 from serving.ingestion.event_validation import ACCEPTED, REJECTED, Result
@@ -67,7 +67,7 @@ class SharedHandlers:
             return msgspec.json.decode(body)
         except DECODE_ERRORS:
             with self.counting_rejected(1):
-                return parse_values(body, MAX_EVENTS)
+                return parse_json_sequence(body, MAX_EVENTS)
 
     @contextmanager
     def counting_rejected(self, events: int) -> Iterator[None]:

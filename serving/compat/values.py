@@ -23,7 +23,7 @@ _TOO_MANY: Final = "at most {} at a time: send it in parts"
 _JSON_EXPECTED: Final = "JSON: a value, a list, or a value in each line"
 
 
-def parse_values(body: bytes, most: int) -> list[Any]:
+def parse_json_sequence(body: bytes, most: int) -> list[Any]:
     """Parses JSON values that follow one another, as Metarank does: one a line, or without a separator, for
     ``curl -d @file`` strips the line ends. Raises Rejected for no value and for more than ``most``."""
     try:

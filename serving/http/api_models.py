@@ -4,7 +4,7 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints
 
-from serving.http.strict_json import storable
+from serving.http.strict_json import MAX_EVENTS, storable
 
 Text = Annotated[str, StringConstraints(min_length=1, max_length=256)]
 Number = Annotated[int, Field(ge=-(2**63), lt=2**63)]
@@ -59,7 +59,7 @@ class EventsIn(_In):
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"events": [_ENGAGEMENT]}]})
 
-    events: list[Any] = Field(min_length=1, max_length=500)
+    events: list[Any] = Field(min_length=1, max_length=MAX_EVENTS)
 
 
 class ItemIn(_In):

@@ -9,7 +9,7 @@ import asyncio
 import hmac
 import json
 import re
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterator
 from typing import Any, Final
 
 import msgspec
@@ -18,9 +18,12 @@ from fastapi.routing import APIRoute
 
 MAX_BODY_BYTES: Final = 1_000_000
 MAX_DEPTH: Final = 8
+MAX_EVENTS: Final = 500  # in one body
 BODY_TIMEOUT_S: Final = 10.0  # a client that sends a byte a minute would hold a place for ever
 _EVENTS: Final = re.compile(rb'\s*\{\s*"events"\s*:\s*\[(.*)\]\s*\}\s*', re.DOTALL)
-_TOKEN: Final = re.compile(rb'"(?:[^"\\]|\\.)*"|[\[\]{},]', re.DOTALL)
+# A lone quote is a string that never ends.
+_TOKEN: Final = re.compile(rb'"(?:[^"\\]|\\.)*+"|[\[\]{},"]', re.DOTALL)
+_BRACKET: Final = re.compile(rb"[\[\]{},]")
 DECODE_ERRORS: Final = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 
 
@@ -91,8 +94,9 @@ def read_events(body: bytes) -> list[Any] | None:
     if opening is None:
         return None
     array = opening.group(1)
-    depth, start, events = 0, 0, []
-    for token in _TOKEN.finditer(array):
+    depth, start = 0, 0
+    events: list[Any] = []
+    for token in _tokens(array):
         text = token.group()
         if text in b"[{":
             depth += 1
@@ -101,9 +105,22 @@ def read_events(body: bytes) -> list[Any] | None:
             if depth < 0:
                 return None
         elif text == b"," and depth == 0:
-            events.append(_read_event(array[start : token.start()]))
+            # More than MAX_EVENTS are refused whole: the rest is counted, not read.
+            events.append(
+                _read_event(array[start : token.start()]) if len(events) < MAX_EVENTS else None
+            )
             start = token.end()
     return None if depth else [*events, _read_event(array[start:])]
+
+
+def _tokens(array: bytes) -> Iterator[re.Match[bytes]]:
+    """Strings, brackets and commas, in linear time: no byte is read more than three times."""
+    for token in _TOKEN.finditer(array):
+        if token.group() == b'"':
+            # All later quotes are escaped, so a search from any of them would fail at the end too.
+            yield from _BRACKET.finditer(array, token.end())
+            return
+        yield token
 
 
 def _read_event(text: bytes) -> Any:
@@ -115,7 +132,7 @@ def _read_event(text: bytes) -> Any:
 
 def storable(value: Any) -> Any:
     """Returns the value if MessagePack can store it; raises ValueError, for a pydantic validator."""
-    if _depth(value) > MAX_DEPTH:
+    if _is_deeper(value, MAX_DEPTH):
         raise ValueError(f"nested in more than {MAX_DEPTH} levels")
     try:
         msgspec.msgpack.encode(value)
@@ -124,6 +141,9 @@ def storable(value: Any) -> Any:
     return value
 
 
-def _depth(value: Any) -> int:
+def _is_deeper(value: Any, levels: int) -> bool:
+    """Whether a value has more than ``levels`` levels; a scalar has one. Goes no deeper than that."""
+    if levels == 0:
+        return True
     inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
-    return 1 + max(map(_depth, inner), default=0)
+    return any(_is_deeper(element, levels - 1) for element in inner)

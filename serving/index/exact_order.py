@@ -1,9 +1,8 @@
 """Exact order of approximate hits: products summed in a fixed order, and equals sorted by key.
 
-FAISS computes products by SIMD kernels whose last bit can depend on a vector's position in its list, from
-half precision in lists, and returns equals in any order. Its hits are therefore only candidates: their
-products are computed again here, and more hits are fetched while one that was left out might belong to the
-best k.
+FAISS computes products by SIMD kernels whose last bit can depend on a vector's position, and returns equals
+in any order. Its hits are therefore only candidates: their products are computed again here, and more are
+fetched while one that was left out might belong to the best k.
 """
 
 from collections.abc import Callable
@@ -17,60 +16,87 @@ from recsys.arrays.compiled import kernel, read_only
 
 Indices = NDArray[np.int64]
 Vectors = NDArray[np.float32]
-# Bounds on the error of an approximate product, relative to the sum of its absolute terms. Twice the rounding
-# error of one operation: a product that was left out and one that was fetched may both be off.
-FLOAT32: Final = 2.0**-18  # 32 additions
-FLOAT16: Final = 2.0**-10
+_SPARE: Final = 16  # hits fetched beyond k
+_MOST: Final = 16  # times as many are fetched at most; then all candidates are scanned once
+# Bound on the error of a float32 product relative to its sum of absolute terms, twice: a product that was
+# left out and one that was fetched may both be off. 64 dimensions.
+_ERROR: Final = 2.0**-17
 _VECTORS, _VECTOR = read_only(types.float32, 2), read_only(types.float32, 1)
 
 
-@kernel(types.float32(_VECTORS, read_only(types.int64, 1), _VECTOR, types.float32[::1]))
-def products_at(rows: Any, indices: Any, query: Any, out: Any) -> Any:
-    """Product of a query with each of some rows, summed from the first dimension to the last. Returns the
-    largest finite sum of absolute terms, which bounds rounding errors."""
-    largest = np.float32(0)
+@kernel(types.void(_VECTORS, read_only(types.int64, 1), _VECTOR, types.float32[::1]))
+def products_at(rows: Any, indices: Any, query: Any, out: Any) -> None:
+    """Product of a query with each of some rows, summed from the first dimension to the last."""
     for i in range(indices.shape[0]):
-        total = size = np.float32(0)
+        total = np.float32(0)
         for v in range(query.shape[0]):
-            term = query[v] * rows[indices[i], v]
-            total += term
-            size += abs(term)
+            total += query[v] * rows[indices[i], v]
         out[i] = total
-        if size < np.inf:
-            largest = max(largest, size)
-    return largest
 
 
 def products(rows_NV: Vectors, query_V: Vectors) -> Vectors:
     """Products (N,) of a query with all rows, as ``exact_best`` computes them."""
-    out = np.empty(len(rows_NV), np.float32)
-    products_at(np.ascontiguousarray(rows_NV), np.arange(len(rows_NV)), query_V, out)
-    return out
+    return _products(np.ascontiguousarray(rows_NV), np.arange(len(rows_NV)), query_V)
+
+
+def largest_parts(vectors_NV: Vectors, before_V: Vectors) -> Vectors:
+    """Largest absolute finite value of each dimension, of these vectors and of ``before``."""
+    sizes = np.abs(vectors_NV)
+    largest: Vectors = np.where(np.isfinite(sizes), sizes, 0).max(0, initial=0)
+    return np.maximum(before_V, largest)
 
 
 def exact_best(
-    fetch: Callable[[int], Indices], rows_NV: Vectors, query_V: Vectors, k: int, most: int,
-    error: float, spare: int = 16, keys_N: Indices | None = None,
+    fetch: Callable[[int], Indices], every: Callable[[], Indices], rows_NV: Vectors, query_V: Vectors, k: int,
+    most: int, largest_V: Vectors, keys_N: Indices | None = None,
 ) -> tuple[Indices, Vectors]:  # fmt: skip
     """The k best hits as (indices, products): by product, of equals by key (by index without ``keys_N``).
 
-    ``fetch(n)`` returns up to n candidates, the best by approximate product; ``most``: how many candidates
-    there can be; ``error``: bound on the relative error of approximate products; ``spare``: hits fetched
-    beyond k at first. Hits without a finite product are dropped.
+    ``fetch(n)`` returns up to n candidates, the best by approximate product; ``every()`` returns all of them,
+    at most ``most``; ``largest_V``: as of ``largest_parts`` over all vectors. Hits without a finite product
+    are dropped. Linear in the number of candidates, however many are equal.
     """
-    size = min(most, k + spare)
-    while True:
+    bound = _ERROR * float(np.abs(query_V) @ largest_V)
+    size = first = min(most, k + _SPARE)
+    while size <= _MOST * first:
         indices = fetch(size)
-        products_M = np.empty(len(indices), np.float32)
-        largest = float(products_at(rows_NV, indices, query_V, products_M))
+        products_M = _products(rows_NV, indices, query_V)
+        best, worst = _select(indices, products_M, k, keys_N), products_M.min(initial=np.inf)
         complete = len(indices) < size or size >= most
-        finite = np.isfinite(products_M)
-        indices, products_M = indices[finite], products_M[finite]
-        keys = indices if keys_N is None else keys_N[indices]
-        order = np.lexsort((keys, -products_M))
-        best = order[:k]
-        if complete or (
-            len(best) == k and products_M[best[-1]] - products_M[order[-1]] > error * largest
-        ):
+        if complete or (len(best) == k and products_M[best[-1]] - worst > bound):
             return indices[best], products_M[best]
+        if size >= most:
+            break
         size = min(most, 2 * size)
+    return best_of(every(), rows_NV, query_V, k, keys_N)
+
+
+def best_of(
+    indices: Indices, rows_NV: Vectors, query_V: Vectors, k: int, keys_N: Indices | None = None
+) -> tuple[Indices, Vectors]:
+    """The k best of all candidates, as ``exact_best`` orders them."""
+    products_M = _products(rows_NV, indices, query_V)
+    best = _select(indices, products_M, k, keys_N)
+    return indices[best], products_M[best]
+
+
+def _products(rows_NV: Vectors, indices: Indices, query_V: Vectors) -> Vectors:
+    out = np.empty(len(indices), np.float32)
+    products_at(rows_NV, indices, query_V, out)
+    return out
+
+
+def _select(indices: Indices, products_M: Vectors, k: int, keys_N: Indices | None) -> Indices:
+    """Positions of the k best, in order."""
+    positions = np.flatnonzero(np.isfinite(products_M))
+    keys = indices if keys_N is None else keys_N[indices]
+    if len(positions) > k:
+        kept = products_M[positions]
+        kth = np.partition(kept, len(kept) - k)[len(kept) - k]
+        above, equal = positions[kept > kth], positions[kept == kth]
+        wanted = k - len(above)
+        if len(equal) > wanted:
+            equal = equal[np.argpartition(keys[equal], wanted - 1)[:wanted]]
+        positions = np.concatenate([above, equal])
+    order: Indices = positions[np.lexsort((keys[positions], -products_M[positions]))]
+    return order

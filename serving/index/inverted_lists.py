@@ -1,10 +1,8 @@
-"""Inverted lists that change in place: FAISS's, in half precision, each vector in the list of its nearest
-centroid.
+"""Inverted lists that change in place: FAISS's, with each vector in the list of its nearest centroid.
 
 A search scans the lists whose centroids have the largest products with the query. Its result is a function of
 the centroids, the vectors and the wanted items, to the last bit (serving/index/exact_order.py), so it can be
-repeated without the history of the lists. Removed vectors stay in their list until the lists are rebuilt; a
-search excludes them like any item that is not wanted.
+repeated without the history of the lists.
 """
 
 from functools import cached_property
@@ -17,11 +15,10 @@ from numpy.typing import NDArray
 
 from recsys.arrays.bitmap import Bitmap
 from recsys.arrays.growable import grown
-from serving.index.exact_order import FLOAT16, exact_best
+from serving.index.exact_order import exact_best, largest_parts
 
 Indices = NDArray[np.int64]
 Vectors = NDArray[np.float32]
-_SPARE: Final = 64  # hits fetched beyond k: half precision seldom errs by more
 _BATCH: Final = (
     16  # FAISS assigns fewer than 20 vectors without BLAS, whose rounding depends on the batch
 )
@@ -70,13 +67,14 @@ class InvertedLists:
 
     def __init__(self, centroids: Centroids) -> None:
         self.centroids = centroids
-        self._index = faiss.IndexIVFScalarQuantizer(
-            centroids.quantizer, centroids.dim, centroids.count, faiss.ScalarQuantizer.QT_fp16,
-            faiss.METRIC_INNER_PRODUCT, False,
-        )  # fmt: skip
-        self._index.is_trained = True  # half precision has no parameters
+        # One list more than there are centroids: searches never probe it, and it holds removed vectors.
+        self._index = faiss.IndexIVFFlat(
+            centroids.quantizer, centroids.dim, centroids.count + 1, faiss.METRIC_INNER_PRODUCT
+        )
+        self._index.is_trained = True  # FAISS expects as many lists as centroids
         self._index.set_direct_map_type(faiss.DirectMap.Array)
         self._list_of = np.full(8, -1, np.int32)
+        self._largest_V = np.zeros(centroids.dim, np.float32)
 
     def list_of(self, indices: Indices) -> NDArray[np.int32]:
         """List of each vector, -1 where it is in none."""
@@ -85,7 +83,7 @@ class InvertedLists:
 
     @property
     def nbytes(self) -> int:
-        entry: int = 2 * self.centroids.dim + 8 + 8 + 4  # vector, id, place, list
+        entry: int = 4 * self.centroids.dim + 8 + 8 + 4  # vector, id, place, list
         return int(self._index.ntotal) * entry + self.centroids.nbytes
 
     def put(self, indices: Indices, vectors_NV: Vectors) -> int:
@@ -94,21 +92,21 @@ class InvertedLists:
             return 0
         vectors_NV = np.ascontiguousarray(vectors_NV, np.float32)
         self._add_up_to(int(indices.max()) + 1)
+        self._largest_V = largest_parts(vectors_NV, self._largest_V)
         lists = self.centroids.assign(vectors_NV)
-        numbers = np.ascontiguousarray(indices, np.int64)
-        with np.errstate(over="ignore"):
-            codes = vectors_NV.astype(np.float16).view(np.uint8)
-        self._index.direct_map.update_codes(
-            self._index.invlists, len(numbers), faiss.swig_ptr(numbers), faiss.swig_ptr(lists),
-            faiss.swig_ptr(codes),
-        )  # fmt: skip
+        self._update(indices, lists, vectors_NV)
         moved = int((self._list_of[indices] != lists).sum())
         self._list_of[indices] = lists
         return moved
 
     def remove(self, indices: Indices) -> None:
-        """Marks vectors as in no list; a search must not want them. Unknown numbers are ignored."""
-        self._list_of[indices[indices < len(self._list_of)]] = -1
+        """Takes vectors out of their lists. Those that are in none are ignored."""
+        indices = indices[indices < self._index.ntotal]
+        indices = indices[self._list_of[indices] >= 0]
+        if len(indices):
+            zeros = np.zeros((len(indices), self.centroids.dim), np.float32)
+            self._update(indices, np.full(len(indices), self.centroids.count, np.int64), zeros)
+            self._list_of[indices] = -1
 
     def search(
         self, rows_NV: Vectors, query_V: Vectors, k: int, wanted: Bitmap, probes: int
@@ -133,15 +131,28 @@ class InvertedLists:
             )  # fmt: skip
             return hits[hits >= 0]
 
-        return exact_best(fetch, rows_NV, query, k, most, FLOAT16, _SPARE)
+        def every() -> Indices:
+            probed = np.zeros(self.centroids.count + 1, np.bool_)
+            probed[lists] = True
+            mask = wanted.mask()[: int(self._index.ntotal)]
+            return np.flatnonzero(probed[self._list_of[: len(mask)]] & mask)
+
+        return exact_best(fetch, every, rows_NV, query, k, most, self._largest_V)
+
+    def _update(self, indices: Indices, lists: Indices, vectors_NV: Vectors) -> None:
+        numbers = np.ascontiguousarray(indices, np.int64)
+        self._index.direct_map.update_codes(
+            self._index.invlists, len(numbers), faiss.swig_ptr(numbers), faiss.swig_ptr(lists),
+            faiss.swig_ptr(vectors_NV.view(np.uint8)),
+        )  # fmt: skip
 
     def _add_up_to(self, count: int) -> None:
-        """Adds zero vectors for new numbers up to ``count`` - 1, in the first list, in none by
-        ``list_of``."""
+        """Adds zero vectors for new numbers up to ``count`` - 1, to the list that is never probed."""
         new = count - int(self._index.ntotal)
         if new <= 0:
             return
-        zeros, lists = np.zeros((new, self.centroids.dim), np.float32), np.zeros(new, np.int64)
+        zeros = np.zeros((new, self.centroids.dim), np.float32)
+        lists = np.full(new, self.centroids.count, np.int64)
         self._index.add_core(new, faiss.swig_ptr(zeros), None, faiss.swig_ptr(lists))
         first = len(self._list_of)
         self._list_of = grown(self._list_of, count)

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from recsys.arrays.bitmap import Bitmap
-from serving.index.exact_order import FLOAT32, exact_best, products
+from serving.index.exact_order import best_of, products
 from serving.index.item_index import ItemIndex
 from serving.index.ivf_index import IvfIndex
 
@@ -51,10 +51,9 @@ def nearest(
     overlay_products = products(overlay.vectors_MV, query)
     if isinstance(index, IvfIndex):
         return _in_lists(index, keys_N, query, k, wanted, overlay, overlay_products, rough)
-    indices, best = exact_best(
-        lambda size: index.search(query, size, wanted)[0], np.ascontiguousarray(index.vectors),
-        query, min(k, wanted.count), wanted.count, FLOAT32, keys_N=keys_N,
-    )  # fmt: skip
+    vectors = np.ascontiguousarray(index.vectors)
+    wanted_N = np.flatnonzero(wanted.mask()[: len(vectors)])
+    indices, best = best_of(wanted_N, vectors, query, k, keys_N)
     finite = overlay_products > -np.inf
     overlay_hits = overlay.keys[finite], overlay_products[finite]
     return merge_hits([(keys_N[indices], best), overlay_hits], k)

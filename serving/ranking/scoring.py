@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from recsys.features.feature_set import RequestFeatures
-from recsys.model.list_ranker import lists_of, rank_lists
+from recsys.model.list_ranker import list_logits, lists_of
 from recsys.model.model import Model, padded
 from recsys.model.retrieval_vectors import content_vectors
 from serving.replica.row_store import RowStore
@@ -32,7 +32,7 @@ def probabilities(
     lists = lists_of(filled)
     with torch.inference_mode():
         table = padded(rows["features"].lookup(lists.keys)).numpy()
-        return _sigmoid(rank_lists(model, lists, table))
+        return _sigmoid(list_logits(model, lists, table))
 
 
 def _sigmoid(logits: Floats) -> Floats:

@@ -30,12 +30,13 @@ class CounterfactualList:
     """One served list as the target policy weighs it (experiments/statistics/off_policy.py defines each
     part).
 
-    ``said_R`` and ``expected_R`` are predicted rewards: of the shown item, and expected under the target.
+    ``predicted_R`` and ``expected_R`` are predicted rewards: of the shown item, and the target's
+    expectation.
     ``off``: largest difference between a logged and a recomputed propensity, 0 where all is well.
     """
 
     ratios_R: Floats
-    said_R: Floats
+    predicted_R: Floats
     expected_R: Floats
     unsupported_R: Floats
     ended_R: NDArray[np.bool_]
@@ -56,18 +57,18 @@ def counterfactual(
     reward_N = _predicted_reward(pipeline, candidates, reward)
     count, ranks = len(positions_R), max(query.request.n, len(positions_R))
     propensities_R = np.array([item.propensity for item in impression.items])
-    ratios_R, said_R, ended_R = np.ones(ranks), np.zeros(ranks), np.zeros(ranks, np.bool_)
+    ratios_R, predicted_R, ended_R = np.ones(ranks), np.zeros(ranks), np.zeros(ranks, np.bool_)
     expected_R, unsupported_R = np.zeros(ranks), np.zeros(ranks)
     ratios_R[:count], over_R = propensity_ratios(target_RN, positions_R, propensities_R)
     ended_R[:count] = over_R
-    said_R[:count] = np.where(over_R, 0.0, reward_N[positions_R])
+    predicted_R[:count] = np.where(over_R, 0.0, reward_N[positions_R])
     expected_R[:count] = target_RN @ reward_N
     unsupported_R[:count] = np.where(logged_RN < NO_CHANCE, target_RN, 0.0).sum(1)
     if target_goes_on and not logged_goes_on and count < ranks:
         unsupported_R[count] = 1.0  # the logging policy had nothing left where the target goes on
     recomputed_R = logged_RN[np.arange(count), positions_R]
     off = float(np.abs(recomputed_R - propensities_R).max(initial=0.0))
-    return CounterfactualList(ratios_R, said_R, expected_R, unsupported_R, ended_R, off)
+    return CounterfactualList(ratios_R, predicted_R, expected_R, unsupported_R, ended_R, off)
 
 
 def propensity_ratios(

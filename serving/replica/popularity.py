@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from recsys.features.catalogue import Catalogue
-from recsys.features.counters import HALF_LIVES_MS, Counters
+from recsys.features.counters import HALF_LIVES_MS, CounterTable
 from recsys.features.feature_set import FeatureSet
 
 Indices = NDArray[np.int64]
@@ -65,7 +65,7 @@ class Popularity:
             self._floor = self._values[self.top[-1]] if len(self.top) else np.inf
             self._fell, self._moved = False, []
 
-    def enter(self, index: int, counters: Counters) -> None:
+    def enter(self, index: int, counters: CounterTable) -> None:
         """Applies earlier counters of a new item, so that it doesn't matter whether items or counters are
         read first."""
         if len(counters):

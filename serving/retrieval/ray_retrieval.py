@@ -26,7 +26,7 @@ CATCH_UP_S: Final = 600.0  # afterwards it takes calls all the same, and refuses
 _CALLS: Final = 1_000  # concurrent calls of a shard: each replica lets in far fewer
 
 
-class Retrieval:
+class RetrievalDeployment:
     """The class behind a shard's deployment. ``config`` is the configuration as JSON, as for the feed."""
 
     # Ray awaits a constructor that is a coroutine.
@@ -75,7 +75,7 @@ def deployments(config: Config, encoded: str, hooked: bool = False) -> list[Any]
             graceful_shutdown_timeout_s=HEALTH_PERIOD_S,
             graceful_shutdown_wait_loop_s=0.5,
             logging_config={"log_level": "WARNING", "enable_access_log": False},
-        )(Retrieval).bind(encoded, shard)
+        )(RetrievalDeployment).bind(encoded, shard)
         for shard in range(config.serve.retrieval_shards)
     ]
 

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import re
 import shlex
 from pathlib import Path
 from typing import Any
@@ -134,6 +135,20 @@ def test_kuberay_files_name_the_ray_that_is_locked(path: Path) -> None:
     assert f'rayVersion: "{version}"' in path.read_text()
 
 
+@pytest.mark.parametrize("path", KUBERAY, ids=lambda path: path.name)
+def test_pods_may_write_their_volumes_as_the_image_user(path: Path) -> None:
+    (user,) = re.findall(r"useradd --uid (\d+)", (DEPLOY / "Dockerfile").read_text())
+
+    def templates(node: Any) -> list[Any]:
+        values = node.values() if isinstance(node, dict) else node if isinstance(node, list) else ()
+        own = [node["template"]] if isinstance(node, dict) and "template" in node else []
+        return own + [template for value in values for template in templates(value)]
+
+    pods = templates(read(path))
+    assert len(pods) == 2
+    assert all(pod["spec"]["securityContext"] == {"fsGroup": int(user)} for pod in pods)
+
+
 def test_the_service_names_an_application_that_is_there() -> None:
     its = yaml.safe_load(read(DEPLOY / "kuberay/ray_service.yaml")["spec"]["serveConfigV2"])
     (application,) = its["applications"]
@@ -150,3 +165,6 @@ def test_compose_runs_what_the_image_has() -> None:
     ).exists()
     assert its["system"]["image"] == its["offline"]["image"]
     assert its["system"]["ports"] == ["127.0.0.1:8000:8000"], "loopback until told otherwise"
+    assert its["system"]["healthcheck"]["test"][:3] == ["CMD", "python", "-c"]
+    assert "healthcheck" not in its["offline"]  # it serves nothing
+    assert "HEALTHCHECK" not in (DEPLOY / "Dockerfile").read_text()

@@ -1,4 +1,6 @@
-"""Makes the pictures of docs/how-to/control-room.md: ``python -m tests.support.control_room_pictures [STATE]``.
+"""Makes the pictures of docs/how-to/control-room.md.
+
+Usage: ``python -m tests.support.control_room_pictures [STATE]``.
 
 Each is one screen in headless Chromium, after the page has looked for a while: at the system of a state
 folder, or, without one, at samples that are made up here.

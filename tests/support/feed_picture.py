@@ -1,6 +1,6 @@
 """Makes docs/images/feed-learning.png from a running demo: ``python -m tests.support.feed_picture [URL]``.
 
-A new viewer swipes with the drawer open, likes one topic and skips the others. The frames become one animated PNG.
+A new viewer swipes with the drawer open, likes one topic and skips the others; the frames become an animated PNG.
 """
 
 import struct

@@ -14,7 +14,7 @@ from recsys.model.model import build_model
 from tests.support.small_feed import FEATURES, example
 from training.continual.learner import Learner
 from training.offline.examples import Examples, examples_of
-from training.offline.setup import count_vocabularies
+from training.offline.initial_state import count_vocabularies
 from training.offline.tables import OwnTable
 from training.offline.trainer import OfflineTrainer, no_exchange
 

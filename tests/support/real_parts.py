@@ -24,13 +24,13 @@ from parameter_server.shard.shard import ShardSpec
 from parameter_server.storage.durable_shard import DurableShard, ShardStorage
 from parameter_server.storage.wal import Wal
 from recsys.config.system_config import Config, LogConfig
-from recsys.events.records import DELTAS, EVENTS, EXAMPLES, STEPS, Delta, unpack
+from recsys.events.records import DELTAS, EVENTS, EXAMPLES, STEPS, Delta, Example, unpack
 from recsys.log.protocol import Append, Log
 from recsys.process.open_log import open_log
 from recsys.process.part_snapshot import PartState
 from tests.support import planted_bugs as planted
 from tests.support.simulator import CONFIG, DENSE, PUBLISHED, SHARDS, SNAPSHOT_EVERY, SPEC
-from tests.support.simulator_learner import CountingLearner, whole_examples
+from tests.support.simulator_learner import CountingLearner
 from tests.support.small_feed import FEATURES, PARTITIONS
 from training.continual.worker import Worker
 from training.joining.joiner_loop import JoinerLoop
@@ -105,11 +105,10 @@ def worker(job: Job, rank: int, generation: int) -> None:
         for part in range(SHARDS)
     ]
     client = ShardedClient(spec, channels, who)
-    its = Worker(rank, WORKERS, log, client, CountingLearner(), job.config)  # type: ignore[arg-type]
-    with whole_examples():
-        while True:
-            if not its.turn():
-                log.wait(STEPS, _IDLE_S)
+    worker = Worker(rank, WORKERS, log, client, CountingLearner(), job.config, kind=Example)  # type: ignore[arg-type]
+    while True:
+        if not worker.turn():
+            log.wait(STEPS, _IDLE_S)
 
 
 def shard(job: Job, part: int) -> None:

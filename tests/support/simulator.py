@@ -26,13 +26,13 @@ from parameter_server.shard.shard import ShardSpec
 from parameter_server.storage.durable_shard import DurableShard, ShardStorage
 from recsys.config.system_config import TableConfig
 from recsys.events.event_types import Event
-from recsys.events.records import DELTAS, EVENTS, Delta, topics, unpack
+from recsys.events.records import DELTAS, EVENTS, Delta, Example, topics, unpack
 from recsys.log.protocol import Append, LogUnavailable, MemoryLog
 from recsys.process.part_snapshot import PartState
 from serving.replica.line_reader import LineReader, LoadedSnapshot
 from serving.replica.row_store import RowStore
 from tests.support.simulator_faults import Chance, Crash, Disk, FaultyLog, Wire
-from tests.support.simulator_learner import CountingLearner, whole_examples
+from tests.support.simulator_learner import CountingLearner
 from tests.support.small_feed import FEATURES, PARTITIONS, append_events, feed, toy_config
 from training.continual.worker import Worker
 from training.joining.joiner_loop import JoinerLoop
@@ -203,7 +203,7 @@ class Simulation:
         """A storm over some requests, then calm until all is learned and the replica has all of it."""
         first = 1000 * self.seed
         try:
-            with self.disk, quiet(), whole_examples():
+            with self.disk, quiet():
                 self._storm(feed(requests, first))
                 self.chance.rate = 0.0
                 self._arrive(feed(calm, first + requests + 400))
@@ -316,7 +316,7 @@ class Simulation:
     def _worker(self) -> Worker:
         channels = [InProcess(self, part) for part in range(SHARDS)]
         client = ShardedClient(self.spec, channels, WorkerId())
-        return Worker(0, 1, self.log, client, CountingLearner(), self.config)  # type: ignore[arg-type]
+        return Worker(0, 1, self.log, client, CountingLearner(), self.config, kind=Example)  # type: ignore[arg-type]
 
     def _replica(self) -> Copy:
         return Copy(self.wire.arrived, self.folder / "snapshots", self.published)

@@ -6,10 +6,8 @@ it, rows that expire, and rows that depend on each other and on the order of sum
 """
 
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
 from types import SimpleNamespace
 from typing import Any
-from unittest import mock
 
 import numpy as np
 import torch
@@ -20,12 +18,6 @@ from recsys.events.records import Example
 from tests.support.small_feed import DENSE as DENSE_WIDTH
 from tests.support.small_feed import FEATURES
 from training.continual.row_usage import examples_per_row
-from training.steps import step_reader
-
-
-def whole_examples() -> AbstractContextManager[Any]:
-    """Within it, workers decode all of an example: counting needs to know which it is, learning doesn't."""
-    return mock.patch.object(step_reader, "TrainingExample", Example)
 
 
 def counted(example: Example) -> list[int]:

@@ -28,7 +28,7 @@ from tests.support.simulator import (
     check_snapshots,
     hold,
 )
-from tests.support.simulator_learner import CountingLearner, whole_examples
+from tests.support.simulator_learner import CountingLearner
 from tests.support.small_feed import FEATURES, PARTITIONS, append_events
 from training.continual.worker import Worker
 from training.joining.joiner_loop import JoinerLoop
@@ -178,10 +178,9 @@ def check_visits(run: Simulation) -> None:
 def check_digest(run: Simulation) -> None:
     """The same steps, learned by one worker and three shards that nothing disturbs: the same bits."""
     client = LocalClient.fresh(replace(SPEC, parts=3), DENSE)
-    worker = Worker(0, 1, run.log, client, CountingLearner(), run.config)  # type: ignore[arg-type]
-    with whole_examples():
-        while worker.turn():
-            pass
+    worker = Worker(0, 1, run.log, client, CountingLearner(), run.config, kind=Example)  # type: ignore[arg-type]
+    while worker.turn():
+        pass
     mine = digest_of_shards([shard.shard for shard in run.shards])
     hold("digest is that of the undisturbed run", mine == digest_of_shards(client.shards), mine)
 

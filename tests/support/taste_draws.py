@@ -1,5 +1,7 @@
-"""The true posterior of a taste, by importance sampling with ``benchmarks.studies.quality.taste_posterior``'s as the proposal:
-unlike draws of the prior, these don't degenerate."""
+"""The true posterior of a taste, by importance sampling.
+
+The proposal is that of ``benchmarks.studies.quality.taste_posterior``; draws of the prior would degenerate.
+"""
 
 # T tags, S swipes, D draws
 

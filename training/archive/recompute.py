@@ -30,7 +30,7 @@ from recsys.events.event_types import (
 )
 from recsys.events.hashing import Id
 from recsys.features.catalogue import Catalogue
-from recsys.features.counters import Counters
+from recsys.features.counters import CounterTable
 from recsys.features.feature_builder import FeatureBuilder
 from recsys.features.feature_set import FeatureSet, Keys
 from recsys.features.item_counters import ItemCounters
@@ -149,9 +149,9 @@ class CountersAsOf:
         self._items, self._folds = items, folds
         self._readers = [_Reader(events_of(partition)) for partition in range(partitions)]
         self._fold = ItemCounters(items.features)
-        self.nothing = Counters(len(items.features.kinds))
+        self.nothing = CounterTable(len(items.features.kinds))
 
-    def of(self, shown: PlacedImpression) -> Counters:
+    def of(self, shown: PlacedImpression) -> CounterTable:
         """The server's counters when it made an impression; call it in the order of ``order_of``. Raises
         CantRecompute if earlier events are missing: erased, or not archived."""
         counted = counted_of(shown.impression)
@@ -238,7 +238,9 @@ class Recomputer:
         self._items = items
         self.builder = FeatureBuilder(items.features)
 
-    def block(self, shown: PlacedImpression, session: Session, counters: Counters) -> FeatureBlock:
+    def block(
+        self, shown: PlacedImpression, session: Session, counters: CounterTable
+    ) -> FeatureBlock:
         """The features (N items). Raises CantRecompute if the item versions of that time are missing."""
         impression, stamp = shown.impression, shown.impression.stamp
         is_stamped = stamp is not None and impression.asked is not None

@@ -13,7 +13,8 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from experiments.assignment.arm_line import ALL, ArmWeights, arm_features, arm_line_name
+from experiments.assignment.arm_line import ALL, arm_line_name
+from experiments.statistics.arm_weights import ArmWeights, arm_features
 from recsys.events.control_records import ArmLine
 from recsys.events.event_types import Stamp
 from recsys.events.hashed_random import draws

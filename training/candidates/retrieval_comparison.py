@@ -31,7 +31,7 @@ from recsys.features.catalogue import Catalogue
 from recsys.features.feature_set import FeatureSet, RequestFeatures
 from recsys.log.protocol import Log
 from recsys.model.batch import Batch
-from recsys.model.list_ranker import Lists, lists_of, rank_lists
+from recsys.model.list_ranker import Lists, list_logits, lists_of
 from recsys.model.model import Lookup, Model, build_model, padded
 from recsys.model.retrieval_vectors import content_vectors, field_vectors
 from recsys.process.log_consumer import UNREADABLE
@@ -158,7 +158,7 @@ def rank_times_us(models: Sequence[Model]) -> list[float]:
         for n, (model, (request, rows_UR)) in enumerate(zip(models, lists, strict=True)):
             began = time.perf_counter()
             with torch.inference_mode():
-                rank_lists(model, request, rows_UR)
+                list_logits(model, request, rows_UR)
             best[n] = min(best[n], time.perf_counter() - began)
     return [1e6 * seconds for seconds in best]
 

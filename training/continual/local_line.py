@@ -17,7 +17,7 @@ from parameter_server.publish.rounding import round_dense, round_rows
 from parameter_server.shard.lanes import LaneGradients
 from parameter_server.shard.shard import Shard, ShardSpec
 from parameter_server.table.table import Arrays
-from recsys.model.list_ranker import Lists, rank_lists
+from recsys.model.list_ranker import Lists, list_logits
 from recsys.model.model import padded
 from training.continual.learner import Lane, Learner
 
@@ -51,7 +51,7 @@ class LocalLine:
         """Probabilities (N, L) of all items of some requests."""
         rows = self._served(lists.keys)
         with torch.inference_mode():
-            logits = rank_lists(self.learner.model, lists, padded(rows).numpy())
+            logits = list_logits(self.learner.model, lists, padded(rows).numpy())
         with np.errstate(over="ignore"):
             out: Floats = np.float32(1.0) / (np.float32(1.0) + np.exp(-logits))
         return out

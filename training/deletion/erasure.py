@@ -48,7 +48,7 @@ _HOLDERS: Final = {
 }
 
 
-class Request(msgspec.Struct, kw_only=True):
+class PendingErasure(msgspec.Struct, kw_only=True):
     """A pending erasure. ``examples_end``: the offset after the user's last example, once it is known."""
 
     user_id: Id
@@ -64,7 +64,7 @@ class Request(msgspec.Struct, kw_only=True):
 
 
 class _Packed(msgspec.Struct):
-    waiting: list[Request]
+    waiting: list[PendingErasure]
 
 
 class Eraser(RetryLoop):
@@ -86,7 +86,7 @@ class Eraser(RetryLoop):
 
     def _restore(self) -> None:
         saved = self._state.load(self._log.id)
-        self._offset, self._waiting = self._log.begin(CONTROL, 0), list[Request]()
+        self._offset, self._waiting = self._log.begin(CONTROL, 0), list[PendingErasure]()
         if saved is not None:
             self._offset = saved.offsets[CONTROL][0]
             self._waiting = msgspec.msgpack.decode(saved.blob, type=_Packed).waiting
@@ -121,7 +121,7 @@ class Eraser(RetryLoop):
                     continue
                 if isinstance(message, Erasure) and message.user_id != "":
                     user_id, offset = message.user_id, message.offset
-                    request = Request(user_id=user_id, offset=offset, control=record.offset)
+                    request = PendingErasure(user_id=user_id, offset=offset, control=record.offset)
                     self._waiting.append(request)
             moved += len(records)
             self._offset = records[-1].offset + 1
@@ -139,7 +139,7 @@ class Eraser(RetryLoop):
         self._scrub_ms = self._clock() + _SCRUB_EVERY_MS
         return True
 
-    def _advance(self, request: Request) -> None:
+    def _advance(self, request: PendingErasure) -> None:
         partition = partition_of(request.user_id, self._log.partitions(EVENTS))
         events, examples = self._passed(EVENTS, partition), self._passed(EXAMPLES, partition)
         if not request.begun:
@@ -167,7 +167,7 @@ class Eraser(RetryLoop):
                 return self._log.begin(topic, partition)
         return min(holds.values())
 
-    def _end_of_examples(self, request: Request, partition: int) -> int | None:
+    def _end_of_examples(self, request: PendingErasure, partition: int) -> int | None:
         """The offset after the joiner's ``Forget``, which follows a user's last example; None before it."""
         end = self._log.end(EXAMPLES, partition)
         offsets = self._log.keyed(EXAMPLES, partition, [request.key], end)
@@ -178,7 +178,7 @@ class Eraser(RetryLoop):
         # The joiner has passed the request: without a ``Forget``, it is a tombstone already.
         return end if self._changes else None
 
-    def _erase(self, request: Request, partition: int, events: int, examples: int) -> None:
+    def _erase(self, request: PendingErasure, partition: int, events: int, examples: int) -> None:
         ends = {EVENTS: min(events, request.offset + 1), EXAMPLES: examples}
         if self._changes:
             for topic, end in ends.items():

@@ -34,7 +34,7 @@ _RECENT: Final = 8  # newest blocks, for the observed value of an alarm
 
 
 @dataclass(frozen=True)
-class DriftConfig:
+class DetectorConfig:
     """Parameters of the monitors, calibrated by `recsys bench drift`: see docs/explanation/drift.md."""
 
     block: int = 128  # examples; a larger step is a block of its own
@@ -105,9 +105,9 @@ class ChangeMonitor:
     """Monitors C numbers of the same blocks: takes sums, returns alarms (mostly none)."""
 
     def __init__(
-        self, numbers: Sequence[MonitoredNumber], config: DriftConfig | None = None
+        self, numbers: Sequence[MonitoredNumber], config: DetectorConfig | None = None
     ) -> None:
-        self.config = config = config or DriftConfig()
+        self.config = config = config or DetectorConfig()
         self._baseline = Baseline(len(numbers), config.memory, config.warm_up)
         self._columns = [_Column(n, _detectors(n, config, len(numbers))) for n in numbers]
         self._sums = np.zeros(len(numbers))
@@ -179,7 +179,7 @@ class ChangeMonitor:
 
 
 def _detectors(
-    number: MonitoredNumber, config: DriftConfig, monitored: int
+    number: MonitoredNumber, config: DetectorConfig, monitored: int
 ) -> list[ChangeDetector]:
     """Losses get both detectors; features, which are many, Page–Hinkley alone (a microsecond)."""
     is_loss = number.kind in (LOSS, CALIBRATION)
@@ -195,7 +195,7 @@ class LossMonitor:
     """Monitors the prequential sums of steps, from a delta's ``metrics``: for each label the loss, where only
     growth matters, and the calibration error (predictions less outcomes), in both directions."""
 
-    def __init__(self, labels: Sequence[str], config: DriftConfig | None = None) -> None:
+    def __init__(self, labels: Sequence[str], config: DetectorConfig | None = None) -> None:
         self.labels = tuple(labels)
         numbers = [MonitoredNumber(LOSS, label, "up") for label in labels]
         numbers += [MonitoredNumber(CALIBRATION, label) for label in labels]
@@ -222,7 +222,7 @@ class FeatureMonitor:
 
     columns: Sequence[str]
     slots: Sequence[str] = ()
-    config: DriftConfig = field(default_factory=DriftConfig)
+    config: DetectorConfig = field(default_factory=DetectorConfig)
     least: float = 0.05
     most: int = 12  # keys of a slot
 

@@ -28,8 +28,7 @@ from recsys.process.part_process import write_atomically
 from training.candidates.registry import STUDENT, Provenance, Refused, Registry, plain_config
 from training.continual.learner import Learner
 from training.offline.cache import FORMAT, Cache
-from training.offline.loop import Blocks, OfflineLoop, Plan, Report
-from training.offline.setup import (
+from training.offline.initial_state import (
     Ancestor,
     build_trainer,
     count_vocabularies,
@@ -37,6 +36,7 @@ from training.offline.setup import (
     load_ancestor,
     table_maker,
 )
+from training.offline.loop import Blocks, OfflineLoop, Plan, Report
 from training.offline.teacher_labels import (
     TeacherBlocks,
     TeacherConfig,
@@ -58,8 +58,8 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     """Options of a job.
 
     ``init``: folder, line and version ("" for the newest) of the snapshot that it starts from; it is copied
-    when the job begins, since a line drops its old ones. ``teaching``: the teacher, if the candidate is a
-    student.
+    when the job begins, since a line drops its old ones. ``teacher_config``: the teacher, if the
+    candidate is a student.
     """
 
     registry: str
@@ -72,7 +72,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     delta_format: str = "fp32"
     tables: str = "torchrec"
     init: tuple[str, str, str] | None = None
-    teaching: TeacherConfig | None = None
+    teacher_config: TeacherConfig | None = msgspec.field(default=None, name="teaching")
     keeps_cache: bool = False
     name: str = ""
     made_ms: int = 0
@@ -157,7 +157,7 @@ def run_worker(
         return
     cache = Cache(Path(job.cache))
     ancestor = _ancestor(folder, job, cache)
-    teacher = job.teaching
+    teacher = job.teacher_config
     trainer = build_trainer(
         job.features, job.model, job.lanes, _vocabularies(folder, job, cache, ancestor),
         table_maker(job.tables), ancestor, rank, workers, exchange,
@@ -218,7 +218,7 @@ def _provenance(
     about = cache.about
     return Provenance(
         name=job.name,
-        kind=STUDENT if job.teaching else "offline",
+        kind=STUDENT if job.teacher_config else "offline",
         feature_set=job.features.digest,
         model=digest(job.model),
         config=plain_config(job.model),
@@ -233,7 +233,7 @@ def _provenance(
         metrics=dict(metrics),
         ancestor=ancestor.parent if ancestor else None,
         seed=job.model.seed,
-        teacher=teacher_provenance(job.teaching, cache) if job.teaching else None,
+        teacher=teacher_provenance(job.teacher_config, cache) if job.teacher_config else None,
     )
 
 
@@ -242,9 +242,9 @@ def prepare(folder: Path) -> None:
     job = read_job(folder)
     cache = Cache(Path(job.cache))
     _vocabularies(folder, job, cache, _ancestor(folder, job, cache))
-    if job.teaching:
+    if job.teacher_config:
         prepare_labels(
-            folder / _TAUGHT, job.teaching, job.features, Path(job.registry), cache, job.lanes,
+            folder / _TAUGHT, job.teacher_config, job.features, Path(job.registry), cache, job.lanes,
             job.plan.step_examples,
         )  # fmt: skip
 

@@ -38,8 +38,13 @@ from training.candidates.registry import (
 from training.continual.learner import Learner
 from training.offline.cache import Cache
 from training.offline.examples import Examples
+from training.offline.initial_state import (
+    Ancestor,
+    build_trainer,
+    count_vocabularies,
+    load_ancestor,
+)
 from training.offline.loop import Blocks
-from training.offline.setup import Ancestor, build_trainer, count_vocabularies, load_ancestor
 from training.offline.tables import OwnTable
 
 _PREDICTED_AT_ONCE: Final = 1_024

@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass
 
-from benchmarks.harness.world_log import WorldLog
 from benchmarks.studies.drift.world_scenarios import SCENARIOS, ScenarioWorld
+from benchmarks.studies.quality.simulated_world_log import WorldLog
 from recsys.events.event_types import Item
 from recsys.events.hashing import Id, uniform
 from replay.simulation.world import World

@@ -19,9 +19,9 @@ import typer
 from numpy.typing import NDArray
 
 from benchmarks.harness.commands import study_command
-from benchmarks.harness.world_log import WorldLog
 from benchmarks.studies.drift.kept_states import MOST_STATES, KeepingPlayer, mixed
 from benchmarks.studies.drift.world_aba import WorldABA
+from benchmarks.studies.quality.simulated_world_log import WorldLog
 from parameter_server.publish.deltas import StepDelta
 from recsys.config.system_config import Config, ModelConfig
 from recsys.events.records import EXAMPLES, TrainingExample, unpack
@@ -121,14 +121,14 @@ class RehearsedLoop(DirectLoop):
 
     def _score(self, places: list[ExamplePlace]) -> dict[str, float]:
         """Score of the current model for the first label of a panel."""
-        lessons = [
+        examples = [
             unpack(self.log.read(EXAMPLES, p.partition, p.offset, 1)[0].value, TrainingExample)
             for p in places
         ]
-        lessons = [lesson for lesson in lessons if not lesson.correction]
-        if not lessons:
+        examples = [example for example in examples if not example.correction]
+        if not examples:
             return {"auc": float("nan"), "log_loss": 0.0}
-        lane, step = self._learner.prepare(lessons), self.client.applied_steps()[0]
+        lane, step = self._learner.prepare(examples), self.client.applied_steps()[0]
         rows = self.client.lookup(step, lane.lookup.keys)
         scores = self._learner.learn(lane, rows, self.client.dense(step)).probabilities_BL[:, 0]
         labels = lane.labels_BK[:, 0]

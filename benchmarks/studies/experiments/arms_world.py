@@ -16,7 +16,8 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from experiments.assignment.arm_line import DIVERTED, WEIGHTED, ArmWeights, arm_features
+from experiments.assignment.arm_line import DIVERTED, WEIGHTED
+from experiments.statistics.arm_weights import ArmWeights, arm_features
 from recsys.config.system_config import Config, ModelConfig
 from recsys.events.hashing import key_of
 from recsys.features.feature_builder import FeatureBuilder

@@ -172,7 +172,7 @@ class PromotionRun:
     def trained(
         self,
         epochs: int = 8,
-        relabel: Relabel = lambda lesson: lesson,
+        relabel: Relabel = lambda example: example,
         began: Snapshot | None = None,
         size: ModelSize | None = None,
     ) -> TrainedCandidate:

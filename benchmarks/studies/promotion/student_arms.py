@@ -24,8 +24,8 @@ from serving.replica.int8_rows import Int8Rows
 from serving.replica.row_store import RowStore
 from training.continual.learner import Learner
 from training.offline.examples import Examples
+from training.offline.initial_state import build_trainer, count_vocabularies
 from training.offline.loop import OfflineLoop, Plan
-from training.offline.setup import build_trainer, count_vocabularies
 from training.offline.tables import OwnTable
 from training.offline.teacher_labels import online_teacher
 from training.offline.trainer import OfflineTrainer

@@ -136,14 +136,14 @@ KINDS: Final = (
 
 
 def _relabelled(how: str, seed: int) -> Callable[[TrainingExample], TrainingExample]:
-    def relabel(lesson: TrainingExample) -> TrainingExample:
+    def relabel(example: TrainingExample) -> TrainingExample:
         if how == "turned":
-            return changed(lesson, labels=[1 - label for label in lesson.labels])
-        at = (lesson.partition, lesson.offset, lesson.index)
-        labels = [float(uniform(seed, how, *at, k) < 0.4) for k in range(len(lesson.labels))]
-        return changed(lesson, labels=labels)
+            return changed(example, labels=[1 - label for label in example.labels])
+        at = (example.partition, example.offset, example.index)
+        labels = [float(uniform(seed, how, *at, k) < 0.4) for k in range(len(example.labels))]
+        return changed(example, labels=labels)
 
-    return (lambda lesson: lesson) if how == "true" else relabel
+    return (lambda example: example) if how == "true" else relabel
 
 
 def study_config(state: Path) -> Config:

@@ -10,8 +10,8 @@ import torch
 import typer
 
 from benchmarks.harness.commands import check_at_least, study_command
-from benchmarks.harness.world_log import WorldLog
 from benchmarks.studies.promotion.student_arms import Arms, ArmScores
+from benchmarks.studies.quality.simulated_world_log import WorldLog
 from benchmarks.studies.quality.study_figures import JudgedRows, draw_aucs, pair_of
 from recsys.config.system_config import Config, ModelConfig
 from recsys.features.feature_set import FeatureSet

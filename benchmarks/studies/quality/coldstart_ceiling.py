@@ -4,7 +4,7 @@ person.
 Known are each item's quality, length and tags, each cluster's taste, the fashion of the hour, and the
 clusters of each age band. Of the person only the age and the outcomes of swipes so far are known: a long view
 or none, and the following engagements (a like is more informative than the view alone). From these follows
-the posterior of the person's taste (``benchmarks.studies.quality.taste_posterior``), and the list with the best mean
+the posterior of the person's taste (``taste_posterior`` beside this module), and the list with the best mean
 P(long view). No recommender that has seen only these swipes has a better list on average.
 
 A taste is assumed constant during a visit. That is exact while no mood changes, so for visits that begin at a

@@ -10,7 +10,7 @@ method for Bayesian logistic regression: Bishop 2006, Pattern Recognition and Ma
 Gaussians of a logit by Gauss–Hermite quadrature.
 
 It is an approximation: the true posterior is skewed where swipes are few and one-sided.
-``tests/replay/simulation/test_taste_posterior.py`` bounds its error by importance sampling.
+``tests/benchmarks/studies/quality/test_taste_posterior.py`` bounds its error by importance sampling.
 """
 
 # T tags, C components of the mixture, S swipes, N items, Q nodes

@@ -7,7 +7,7 @@ from benchmarks.learning.bench_drift import watch
 from benchmarks.learning.drift_stream import LABELS, Shift, make_stream
 from training.drift.monitors import (
     ChangeMonitor,
-    DriftConfig,
+    DetectorConfig,
     FeatureMonitor,
     LossMonitor,
     MonitoredNumber,
@@ -20,7 +20,7 @@ DAY_MS = 86_400_000
 def alarms_of(values: np.ndarray, mode: str = "both", day: int = 780, **config: object):
     """Of blocks (T, C), one a step: (block, what) of each alarm."""
     watched = [MonitoredNumber("feature", str(c), mode) for c in range(values.shape[1])]
-    watch = ChangeMonitor(watched, DriftConfig(**config))  # type: ignore[arg-type]
+    watch = ChangeMonitor(watched, DetectorConfig(**config))  # type: ignore[arg-type]
     return [
         (block, alarm)
         for block, row in enumerate(values)
@@ -93,13 +93,13 @@ def test_what_is_not_finite_is_refused_by_name() -> None:
 
 def test_configuration_is_checked() -> None:
     with pytest.raises(ValueError, match=r"drift.block is 0"):
-        DriftConfig(block=0)
+        DetectorConfig(block=0)
     with pytest.raises(ValueError, match="raise memory"):
-        ChangeMonitor([MonitoredNumber("feature", "a")], DriftConfig(memory=100))
+        ChangeMonitor([MonitoredNumber("feature", "a")], DetectorConfig(memory=100))
 
 
 def test_a_feature_that_is_rare_is_not_watched_and_a_common_one_is() -> None:
-    features = FeatureMonitor([], ["tag"], DriftConfig())
+    features = FeatureMonitor([], ["tag"], DetectorConfig())
     rng, none = np.random.default_rng(0), np.zeros((BLOCK, 0), np.float32)
     told = []
     for step in range(400):

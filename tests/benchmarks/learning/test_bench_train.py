@@ -11,7 +11,7 @@ from click.testing import CliRunner
 from benchmarks.learning import bench_train
 from benchmarks.learning import linear_learners as bench_linear
 from benchmarks.learning import single_process_loops as bench_loops
-from benchmarks.learning.single_process_loops import by_ours, by_torch
+from benchmarks.learning.single_process_loops import logits_by_our_layers, logits_by_torch_layers
 from benchmarks.learning.synthetic_examples import (
     FEATURES,
     FIELDS,
@@ -121,4 +121,9 @@ def test_peers_that_arent_installed_say_so(tmp_path, monkeypatch):
 def test_a_loop_by_torch_computes_what_a_loop_by_our_layers_does():
     ranker = build_model(FEATURES, ModelConfig()).ranker
     rows = torch.randn(8, FIELDS, ModelConfig().dim + 1, generator=torch.Generator().manual_seed(0))
-    torch.testing.assert_close(by_torch(ranker, rows), by_ours(ranker, rows), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        logits_by_torch_layers(ranker, rows),
+        logits_by_our_layers(ranker, rows),
+        rtol=1e-4,
+        atol=1e-5,
+    )

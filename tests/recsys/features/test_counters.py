@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from recsys.features.counters import HALF_LIVES_MS, SPEEDS, Counters, amounts
+from recsys.features.counters import HALF_LIVES_MS, SPEEDS, CounterTable, amounts
 
 KINDS = ("shown", "long_view", "watch")
 FAST, SLOW = (int(h) for h in HALF_LIVES_MS)
@@ -16,11 +16,11 @@ additions = st.lists(
 )
 
 
-def counters() -> Counters:
-    return Counters(len(KINDS), capacity=1)
+def counters() -> CounterTable:
+    return CounterTable(len(KINDS), capacity=1)
 
 
-def read(its: Counters, key: int, now_ms: int) -> np.ndarray:
+def read(its: CounterTable, key: int, now_ms: int) -> np.ndarray:
     """(speeds, kinds) of one key."""
     return its.read(np.array([key]), now_ms).reshape(SPEEDS, len(KINDS))
 

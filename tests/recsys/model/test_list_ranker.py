@@ -10,7 +10,7 @@ import torch
 from recsys.config.system_config import ModelConfig
 from recsys.features.feature_set import FeatureSet, RequestFeatures
 from recsys.features.feature_set_file import FEED_SCHEMA
-from recsys.model.list_ranker import Lists, lists_of, rank_by_torch, rank_compiled, rank_lists
+from recsys.model.list_ranker import Lists, list_logits, lists_of, logits_by_torch, logits_compiled
 from recsys.model.model import Model, build_model, lookup_of, padded
 from recsys.model.ranker import Ranker, RankerModule, RankerShape
 from tests.support.request_batches import batch_of
@@ -63,13 +63,13 @@ def one_by_one(model: Model, requests: list[RequestFeatures]) -> np.ndarray:
         return model.rank(batch, lookup, rows).numpy()
 
 
-def together(model: Model, requests: list[RequestFeatures], rank: Rank = rank_lists) -> np.ndarray:
+def together(model: Model, requests: list[RequestFeatures], rank: Rank = list_logits) -> np.ndarray:
     lists = lists_of(requests)
     with torch.inference_mode():
         return rank(model, lists, rows_of(lists.keys))
 
 
-@pytest.mark.parametrize("rank", [rank_by_torch, rank_compiled])
+@pytest.mark.parametrize("rank", [logits_by_torch, logits_compiled])
 @pytest.mark.parametrize("kind", ["ids", "ids+history", "all"])
 @pytest.mark.parametrize("hidden", [(24, 18), (9,), ()])
 def test_the_logits_are_those_of_the_model(kind: str, hidden: tuple[int, ...], rank: Rank) -> None:
@@ -113,7 +113,9 @@ def test_any_ranker_module_ranks_lists(kind: str, ranker: type[RankerModule]) ->
 def test_the_built_in_ranker_uses_the_compiled_loops() -> None:
     model = model_of("all")
     requests = [request(model, 33, 1)]
-    assert together(model, requests).tobytes() == together(model, requests, rank_compiled).tobytes()
+    assert (
+        together(model, requests).tobytes() == together(model, requests, logits_compiled).tobytes()
+    )
 
 
 def test_a_list_s_logits_do_not_hang_on_the_lists_beside_it() -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from benchmarks.harness.world_log import WorldLog
+from benchmarks.studies.quality.simulated_world_log import WorldLog
 from experiments.promotion.acceptance import Accept, input_digest
 from recsys.config.loader import ConfigError
 from recsys.config.system_config import Config, ModelConfig, digest

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from runtime.cli.main import app
 from runtime.jobs import dataset_download
-from runtime.jobs.dataset_download import NotFetched, Source, fetch
+from runtime.jobs.dataset_download import DatasetSource, NotFetched, fetch
 
 Handler = Callable[[httpx.Request], httpx.Response]
 
@@ -30,8 +30,8 @@ def _packed(names: dict[str, bytes]) -> bytes:
 ARCHIVE = _packed({"KuaiRand-Pure/data/log_standard_4_22.csv": b"user_id\n" * 1000})
 
 
-def _source(content: bytes = ARCHIVE) -> Source:
-    return Source("toy", "http://there/toy.tar.gz", hashlib.md5(content).hexdigest())
+def _source(content: bytes = ARCHIVE) -> DatasetSource:
+    return DatasetSource("toy", "http://there/toy.tar.gz", hashlib.md5(content).hexdigest())
 
 
 def _client(handler: Handler) -> httpx.Client:
@@ -130,7 +130,7 @@ def test_a_folder_that_holds_something_else_is_not_touched(tmp_path: Path) -> No
 def test_without_network_one_sentence_names_the_way_out(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    unreachable = Source("KuaiRand-Pure", "http://127.0.0.1:9/x.tar.gz", "0" * 32)
+    unreachable = DatasetSource("KuaiRand-Pure", "http://127.0.0.1:9/x.tar.gz", "0" * 32)
     monkeypatch.setattr(dataset_download, "KUAIRAND", unreachable)
     result = CliRunner().invoke(app, ["data", "kuairand", "--to", str(tmp_path / "k")])
     assert result.exit_code == 1

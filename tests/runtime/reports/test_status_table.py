@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from recsys.config.system_config import Config, ServeConfig, SessionConfig
-from runtime.reports.status_table import addresses, duration, exposure_warning, note, ports
+from runtime.reports.status_table import addresses, exposure_warning, format_duration, note, ports
 from runtime.supervision.processes import Socket, is_loopback
 from runtime.supervision.run_file import PartRecord
 
@@ -54,4 +54,9 @@ def test_an_api_beyond_loopback_is_told_with_what_guards_it(host, told):
 
 
 def test_durations():
-    assert [duration(ms) for ms in (-5, 999, 61_000, 7_500_000)] == ["0s", "0s", "1m01s", "2h05m"]
+    assert [format_duration(ms) for ms in (-5, 999, 61_000, 7_500_000)] == [
+        "0s",
+        "0s",
+        "1m01s",
+        "2h05m",
+    ]

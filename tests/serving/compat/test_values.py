@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from recsys.events.event_types import Rejected
-from serving.compat.values import parse_values
+from serving.compat.values import parse_json_sequence
 
 LEAVES = st.none() | st.booleans() | st.integers(-(2**40), 2**40) | st.text(max_size=5)
 OBJECTS = st.dictionaries(
@@ -21,7 +21,7 @@ OBJECTS = st.dictionaries(
 @given(st.lists(OBJECTS, min_size=1, max_size=6), st.sampled_from(["\n", "\r\n", "", " \t"]))
 def test_objects_are_read_whatever_stands_between(values: list[Any], between: str) -> None:
     text = between.join(json.dumps(value, ensure_ascii=False) for value in values) + between
-    assert parse_values(text.encode(), 6) == values
+    assert parse_json_sequence(text.encode(), 6) == values
 
 
 @pytest.mark.parametrize(
@@ -40,17 +40,17 @@ def test_objects_are_read_whatever_stands_between(values: list[Any], between: st
 )
 def test_what_is_wrong_is_said_with_its_place(body: bytes, field: str) -> None:
     with pytest.raises(Rejected) as refused:
-        parse_values(body, 3)
+        parse_json_sequence(body, 3)
     assert refused.value.field == field and refused.value.expected
 
 
 def test_numbers_stay_what_they_are() -> None:
-    [found] = parse_values(b'{"a": 0.5, "b": 7}', 1)
+    [found] = parse_json_sequence(b'{"a": 0.5, "b": 7}', 1)
     assert found == {"a": 0.5, "b": 7} and isinstance(found["b"], int) and math.isfinite(found["a"])
 
 
 def test_a_body_of_spaces_takes_no_time() -> None:
     began_s = time.perf_counter()
     with pytest.raises(Rejected, match="empty"):
-        parse_values(b" " * 1_000_000, 3)
+        parse_json_sequence(b" " * 1_000_000, 3)
     assert time.perf_counter() - began_s < 0.1

@@ -105,6 +105,11 @@ def test_without_a_log_events_are_refused_and_impressions_kept(world: World) -> 
             400,
         ),
         ("/v1/recommend", b'{"user_id": "u", "context": ' + b'{"a":' * 20 + b"1" + b"}" * 21, 422),
+        (
+            "/v1/recommend",
+            b'{"user_id": "u", "context": ' + b'{"a":' * 600 + b"1" + b"}" * 601,
+            422,
+        ),
         ("/v1/recommend", b'{"user_id": "u", "context": {"a": 1' + b"0" * 30 + b"}}", 422),
         ("/v1/recommend", b"{}", 422),
         ("/v1/recommend", b'{"user_id": "u", "n": 0}', 422),

@@ -3,13 +3,14 @@
 import asyncio
 import json
 import math
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from serving.http.strict_json import read_events
+from serving.http.strict_json import MAX_EVENTS, read_events
 from serving.http_app import build_app
 from tests.support.service_harness import World, run
 
@@ -100,6 +101,27 @@ def test_a_bad_event_costs_itself_alone(bad: bytes, check: Callable[[Any], bool]
     first, middle, last = events
     assert first == {"a": 'x,]"}'} and last == {"b": [1, {"c": 2}]}
     assert check(middle)
+
+
+@pytest.mark.parametrize(
+    "filler", [b'\\"', b"\\\\", b'"', b",", b'",', b"]}", b"["], ids=lambda filler: filler.decode()
+)
+def test_a_hostile_body_is_read_in_linear_time(filler: bytes) -> None:
+    body = b'{"events": ["' + filler * (1_000_000 // len(filler)) + b"]}"
+    began_s = time.process_time()
+    read_events(body)
+    assert time.process_time() - began_s < 5  # 0.6 s at most; a quadratic scan takes half an hour
+
+
+def test_events_behind_a_string_that_never_ends_are_cut_at_brackets() -> None:
+    body = b'{"events": [{"a": 1}, {"b": "x}, [\\"c\\", 2], {}]}'
+    assert read_events(body) == [{"a": 1}, ' {"b": "x}', ' [\\"c\\", 2]', {}]
+
+
+def test_no_more_events_are_read_than_one_body_may_have() -> None:
+    events = read_events(b'{"events": [NaN' + b", 1" * 600 + b"]}")
+    assert events is not None and len(events) == 601
+    assert events[1:MAX_EVENTS] == [1] * (MAX_EVENTS - 1) and events[MAX_EVENTS] is None
 
 
 @pytest.mark.parametrize(

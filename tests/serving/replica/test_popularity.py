@@ -2,7 +2,7 @@ import numpy as np
 
 from recsys.events.event_types import Item
 from recsys.events.hashing import key_of
-from recsys.features.counters import HALF_LIVES_MS, Counters
+from recsys.features.counters import HALF_LIVES_MS, CounterTable
 from serving.replica.popularity import Popularity
 from tests.support.small_feed import FEATURES, START_MS
 
@@ -10,16 +10,16 @@ KINDS = FEATURES.kinds
 FAST_MS = int(HALF_LIVES_MS[0])
 
 
-def fixture(items: int = 6) -> tuple[Popularity, Counters]:
+def fixture(items: int = 6) -> tuple[Popularity, CounterTable]:
     from recsys.features.catalogue import Catalogue
 
     catalogue = Catalogue(FEATURES)
     for n in range(items):
         catalogue.apply(Item(time_ms=0, item_id=f"v{n}"))
-    return Popularity(FEATURES, catalogue), Counters(len(KINDS))
+    return Popularity(FEATURES, catalogue), CounterTable(len(KINDS))
 
 
-def happen(counters: Counters, item: int, times: float, at_ms: int) -> np.ndarray:
+def happen(counters: CounterTable, item: int, times: float, at_ms: int) -> np.ndarray:
     amounts = np.zeros(len(KINDS), np.float32)
     amounts[KINDS.index("long_view")] = times
     key = key_of("item", f"v{item}")
@@ -27,7 +27,7 @@ def happen(counters: Counters, item: int, times: float, at_ms: int) -> np.ndarra
     return np.array([key])
 
 
-def told(its: Popularity, counters: Counters) -> None:
+def told(its: Popularity, counters: CounterTable) -> None:
     its.update(*counters.export())
 
 

@@ -17,7 +17,7 @@ from recsys.events.event_types import (
 )
 from recsys.events.hashing import cross, key_of, partition_of
 from recsys.events.records import EVENTS, ITEM_STATE, ITEMS, ItemState, topics, unpack
-from recsys.features.counters import Counters
+from recsys.features.counters import CounterTable
 from recsys.features.feature_set import FeatureSet
 from recsys.features.feature_set_file import FEED_SCHEMA
 from recsys.log.protocol import Append, LogLost, MemoryLog
@@ -73,9 +73,9 @@ def watched(number: int, item: int = 0, kind: str = "view") -> tuple[Impression,
     )  # fmt: skip
 
 
-def told(log: MemoryLog) -> Counters:
+def told(log: MemoryLog) -> CounterTable:
     """What a replica that starts now has."""
-    counters = Counters(len(FEATURES.kinds))
+    counters = CounterTable(len(FEATURES.kinds))
     for record in log.read(ITEM_STATE, 0, log.begin(ITEM_STATE, 0), 100_000):
         state = unpack(record.value, ItemState)
         keys = np.frombuffer(state.keys, np.int64)
@@ -84,12 +84,12 @@ def told(log: MemoryLog) -> Counters:
     return counters
 
 
-def content(counters: Counters) -> dict[int, tuple[list[float], int]]:
+def content(counters: CounterTable) -> dict[int, tuple[list[float], int]]:
     keys, values, last_ms = counters.export()
     return {int(k): (v.tolist(), int(t)) for k, v, t in zip(keys, values, last_ms, strict=True)}
 
 
-def same(one: Counters, other: Counters) -> None:
+def same(one: CounterTable, other: CounterTable) -> None:
     """Equal but for the last bits, since partitions are read in another order after a restart."""
     keys, values, last_ms = one.export()
     assert set(keys.tolist()) == set(other.export()[0].tolist())

@@ -17,7 +17,7 @@ from recsys.config.system_config import ModelConfig
 from recsys.events.event_types import Item
 from recsys.events.hashing import key_of
 from recsys.features.catalogue import Catalogue
-from recsys.features.counters import Counters
+from recsys.features.counters import CounterTable
 from recsys.features.feature_builder import FeatureBuilder
 from recsys.features.feature_set import FeatureSet
 from recsys.features.feature_set_file import FEED_SCHEMA
@@ -45,7 +45,7 @@ def search() -> tuple[Search, Weights, Weights]:
     wanted = draw.integers(0, ITEMS, VIEWERS)
     requests = [
         builder.build(Session(f"u{v}", FEATURES, 100), "feed", {}, wanted[v : v + 1], catalogue,
-                      Counters(len(FEATURES.kinds), 16), 1_000)
+                      CounterTable(len(FEATURES.kinds), 16), 1_000)
         for v in range(VIEWERS)
     ]  # fmt: skip
     model, batch = build_model(FEATURES, CONFIG), batch_of(FEATURES, requests)

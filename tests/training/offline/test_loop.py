@@ -10,8 +10,8 @@ import pytest
 from parameter_server.shard.shard import Shard, ShardSpec
 from recsys.config.system_config import tables_of
 from tests.support.offline_examples import MODEL, MemoryCheckpoints, toy_blocks, toy_trainer
+from training.offline.initial_state import export_meta
 from training.offline.loop import DONE, OfflineLoop, Plan, scores
-from training.offline.setup import export_meta
 from training.offline.trainer import LaneResult, OfflineTrainer
 
 PLAN = Plan(last=3, epochs=2, step_examples=8, checkpoint_every=2)

@@ -18,8 +18,8 @@ from tests.support.offline_examples import (
 from tests.support.small_feed import FEATURES
 from training.candidates.registry import SnapshotRef
 from training.continual.learner import Learner
+from training.offline.initial_state import Ancestor, build_trainer, count_vocabularies
 from training.offline.loop import OfflineLoop, Plan
-from training.offline.setup import Ancestor, build_trainer, count_vocabularies
 from training.offline.tables import OwnTable
 from training.offline.teacher_labels import (
     TeacherBlocks,

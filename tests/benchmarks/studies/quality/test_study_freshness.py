@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from benchmarks.harness.world_log import WorldLog
+from benchmarks.studies.quality.simulated_world_log import WorldLog
 from benchmarks.studies.quality.study_figures import JudgedRows, draw_aucs, figures, plot
 from benchmarks.studies.quality.study_freshness import judge, syncs_of
 from recsys.events.event_types import Engagement, Impression

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from benchmarks.harness.world_log import WorldLog
+from benchmarks.studies.quality.simulated_world_log import WorldLog
 from benchmarks.studies.quality.study_linear import linear_learners
 from benchmarks.studies.quality.study_quality import WHOLE, measure_quality, variants
 from replay.replay_run import ReplayOptions, replay_data

@@ -8,7 +8,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from parameter_server.shard.shard import Counters
+from parameter_server.shard.shard import ShardCounts
 from parameter_server.storage.snapshots import latest
 from parameter_server.table.dense import DENSE_COLUMNS, Dense
 from recsys.config.system_config import ModelConfig, TableConfig, tables_of
@@ -164,6 +164,6 @@ def export_meta(
     """The metadata that ``Shard.export`` would return with these arrays."""
     used = [array for name, array in arrays.items() if name.endswith("/used_ms") and len(array)]
     rows = sum(len(array) for array in used)
-    counters = Counters(inserted=rows, refused_rows=refused_rows, refused_dense=refused_dense)
+    counters = ShardCounts(inserted=rows, refused_rows=refused_rows, refused_dense=refused_dense)
     clock_ms = max((int(array.max()) for array in used), default=0)
     return {"step": steps, "clock_ms": clock_ms, "delta_format": delta_format, **vars(counters)}

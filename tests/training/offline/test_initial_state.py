@@ -7,7 +7,7 @@ from tests.support.offline_examples import MODEL, toy_blocks, toy_trainer
 from tests.support.small_feed import FEATURES
 from training.candidates.registry import SnapshotRef
 from training.continual.learner import Learner
-from training.offline.setup import Ancestor, build_trainer, count_vocabularies, table_maker
+from training.offline.initial_state import Ancestor, build_trainer, count_vocabularies, table_maker
 from training.offline.tables import OwnTable
 
 PARENT = SnapshotRef("main", 0, 7, "0" * 64)

@@ -1,0 +1,55 @@
+"""The command line as a whole: listed commands and shared options."""
+
+import subprocess
+import sys
+
+import pytest
+
+from runtime.cli.main import COMMANDS, load
+
+_WITHOUT_BENCHMARKS = """
+import sys
+from importlib.machinery import PathFinder
+
+find = PathFinder.find_spec
+
+def find_others(name, path=None, target=None):
+    return None if name.partition(".")[0] == "benchmarks" else find(name, path, target)
+
+PathFinder.find_spec = find_others
+from runtime.cli.main import app
+
+sys.argv = ["recsys", "--help"]
+app()
+"""
+
+
+def test_without_the_benchmarks_the_other_commands_are_listed() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", _WITHOUT_BENCHMARKS], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    listed = {line.split()[0] for line in done.stdout.splitlines() if line.startswith("  ")}
+    assert {"up", "replay", "models"} <= listed
+    assert not {"bench", "study"} & listed
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_json_has_no_negative_form(name: str) -> None:
+    pending = [load(COMMANDS[name][0], name)]
+    while pending:
+        command = pending.pop()
+        pending += getattr(command, "commands", {}).values()
+        for parameter in command.params:
+            assert "--no-json" not in parameter.secondary_opts, command.name
+
+
+def test_parts_of_the_training_benchmark_are_processes_unless_told_otherwise() -> None:
+    pytest.importorskip("benchmarks")
+    from benchmarks.harness.commands import _command_line
+
+    train = load(COMMANDS["bench"][0], "bench").commands["train"]
+    (apart,) = [parameter for parameter in train.params if parameter.name == "apart"]
+    assert (apart.opts, apart.secondary_opts, apart.default) == (["--apart"], ["--together"], True)
+    assert _command_line("train", {"ids": 9, "apart": True}) == "recsys bench train --ids 9"
+    assert _command_line("train", {"apart": False}) == "recsys bench train --together"
