@@ -1,6 +1,7 @@
 """Makes docs/images/feed-learning.png from a running demo: ``python -m tests.support.feed_picture [URL]``.
 
-A new viewer swipes with the drawer open, likes one topic and skips the others; the frames become an animated PNG.
+A new viewer swipes with the drawer open, likes one topic and skips the others; the frames become one animated
+PNG. Needs a font with emoji (Debian: fonts-noto-color-emoji).
 """
 
 import struct
@@ -29,7 +30,8 @@ def frames(url: str) -> Iterator[bytes]:
         browser.devtools("Emulation.setDeviceMetricsOverride", metrics)
         browser.open(url)
         browser.wait("return document.querySelector('.card.here')")
-        browser.press("d")
+        if browser.run("return document.body.dataset.drawer") != "open":
+            browser.press("d")
         topic = str(browser.wait(TOPIC))
         for swipe in range(SWIPES):
             liked = browser.wait(TOPIC) == topic

@@ -1,4 +1,4 @@
-"""Makes tests/support/obp_cases.json: small logged bandits and rankings with Open Bandit Pipeline's estimates.
+"""Makes obp_cases.json: small logged bandits and rankings, with Open Bandit Pipeline's estimates.
 
 That library pins versions of other libraries that don't fit beside ours, so it runs apart, once:
 
