@@ -25,7 +25,7 @@ from recsys.features.session import Session
 from recsys.log.protocol import Append, Log
 from recsys.observability.log_lines import LOG_CONTEXT, LogThrottle
 from serving.admission.admission import Admission
-from serving.admission.deadline import POPULAR, SHORT, UNRANKED, ClockDeadline
+from serving.admission.deadline import POPULAR, SHORT, UNRANKED, TimeLeftDeadline
 from serving.admission.fair_lock import FairLock
 from serving.admission.load_shedding import ARRIVED_S
 from serving.ingestion.disk_spool import DiskSpool
@@ -204,7 +204,7 @@ class Service:
             return deadline_ms - 1000 * (time.monotonic() - arrived_s)
 
         deadline, request_id = (
-            ClockDeadline(left_ms, self._needs_ms),
+            TimeLeftDeadline(left_ms, self._needs_ms),
             request_id or uuid.uuid4().hex,
         )
         query: Query | None = None

@@ -155,7 +155,7 @@ class Live:
         alone.put(number, replica.catalogue.living[number])
         hits = replica.index.search(replica.index.vectors[number], 1, alone)[0]
         assert (number in hits) == is_present, (
-            f"{item.item_id} {'is missing' if is_present else 'is is_present'}"
+            f"{item.item_id} {'is missing' if is_present else 'is still present'}"
         )
 
     def _turns(self, times: Times) -> bool:

@@ -65,8 +65,8 @@ def lately(rules: PromotionConfig) -> Comparison:
     return Comparison(each, 2.0 * rules.least_examples, rules.block_examples)
 
 
-def engagement_rates(kinds: Sequence[str], rules: PromotionConfig) -> EngagementRates:
-    """Rates since live is live, beside those before, with a quarter of alpha."""
+def guard_engagement_rates(kinds: Sequence[str], rules: PromotionConfig) -> EngagementRates:
+    """Empty rates for a guard: since the promotion beside before it, with a quarter of alpha."""
     return EngagementRates(kinds, rules.alpha / 2, rules.canary_examples)
 
 

@@ -162,7 +162,7 @@ def weights_of(lists: WeightedLists) -> Floats:
     return lists.ratios_LR.cumprod(axis=1)
 
 
-def support(lists: WeightedLists) -> Support:
+def diagnose_support(lists: WeightedLists) -> Support:
     """Diagnostics of the log; check them before any estimate."""
     weights_LR = weights_of(lists)
     count, ranks = weights_LR.shape

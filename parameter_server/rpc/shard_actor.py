@@ -64,7 +64,7 @@ class ShardActor:
         self._shard = DurableShard(
             spec,
             home_of(spec, config),
-            publisher(open_log(config), spec.line, self._tracer),
+            delta_publisher(open_log(config), spec.line, self._tracer),
             initial,
             background=True,
         )
@@ -158,7 +158,7 @@ def prepare(spec: ShardSpec, config: Config, dense: Vector | None) -> Resharded 
             stop_shards(running_shards(replace(spec, parts=parts)))
     log = open_log(config)
     try:
-        return reshard_line(spec, files, publisher(log, spec.line), dense)
+        return reshard_line(spec, files, delta_publisher(log, spec.line), dense)
     finally:
         log.close()
 
@@ -282,7 +282,7 @@ def _resolver(spec: ShardSpec, part: int, handle: Any) -> Callable[[], Address]:
     return resolve
 
 
-def publisher(log: Log, line: str, tracer: Tracer | None = None) -> Publish:
+def delta_publisher(log: Log, line: str, tracer: Tracer | None = None) -> Publish:
     """Function that appends deltas of a line to the log."""
     key = line.encode()
 

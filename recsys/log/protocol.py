@@ -53,7 +53,8 @@ class Topic:
 
 
 class LogLost(RuntimeError):
-    """The log is not the one a state was folded from (its id differs, or offsets are beyond its end)."""
+    """The log is not the one a state was folded from: its id differs, or offsets are before its begin or
+    beyond its end."""
 
 
 class LogUnavailable(RuntimeError):

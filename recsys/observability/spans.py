@@ -75,7 +75,7 @@ def sampling_bound(share: float) -> int:
     return round(share * (1 << 64))
 
 
-def is_below(number: int, bound: int) -> bool:
+def is_trace_sampled(number: int, bound: int) -> bool:
     return number & _LOW < bound
 
 

@@ -14,7 +14,7 @@ from typing import Final, Protocol
 
 from recsys.config.system_config import Config
 from recsys.observability.log_lines import LogThrottle
-from recsys.observability.spans import Span, is_below, sampling_bound, trace_number
+from recsys.observability.spans import Span, is_trace_sampled, sampling_bound, trace_number
 
 _BATCH: Final = 512
 _EVERY_S: Final = 0.5
@@ -41,7 +41,7 @@ class Tracer:
 
     def is_sampled(self, request_id: str) -> bool:
         """Whether this request is traced; all parts agree."""
-        return is_below(trace_number(request_id), self._bound)
+        return is_trace_sampled(trace_number(request_id), self._bound)
 
     def record(self, span: Span) -> None:
         """Queues a span. Thread-safe."""

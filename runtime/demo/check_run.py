@@ -18,7 +18,7 @@ from runtime.demo.accounting import LogAccounting, open_accounting
 from runtime.demo.check import Clock, Counts, FreshnessSample, VersionProbe, Viewer
 from runtime.demo.check_figures import Figure, Verdict
 from runtime.demo.crowd_process import BackgroundCrowd
-from runtime.demo.demo_system import started, wait_until_caught_up
+from runtime.demo.demo_system import running_system, wait_until_caught_up
 from runtime.reports.status_table import exposed_port
 from runtime.supervision import launch_plan, run_file
 from runtime.supervision.system_status import gather
@@ -42,7 +42,7 @@ def run_check(settings: Config, limit: int, console: Console, began_s: float) ->
     """Runs the check. Errors become a failed figure; raises on an interrupt only."""
     measured = _Measured()
     try:
-        with started(settings, 0.0, limit, console):
+        with running_system(settings, 0.0, limit, console):
             config, _ = launch_plan.read(settings.state)
             _measure(config, measured, console)
     except Exception as error:

@@ -19,7 +19,7 @@ from typer import Option
 
 from recsys.config.system_config import Config
 from runtime.demo import demo_data
-from runtime.demo.demo_system import NotReady, check_lost, started
+from runtime.demo.demo_system import NotReady, check_lost, running_system
 from runtime.reports.status_table import dashboard_address
 from runtime.supervision import launch_plan, run_file
 from runtime.supervision.processes import alive
@@ -50,7 +50,7 @@ def demo(
     settings = _settings(state or Path("state"), log)
     console = Console()
     try:
-        with started(settings, viewers, limit, console, control_room=True):
+        with running_system(settings, viewers, limit, console, control_room=True):
             config, _ = launch_plan.read(settings.state)
             _print_addresses(config, console)
             _monitor(config, console)

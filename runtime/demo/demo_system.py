@@ -24,7 +24,7 @@ class NotReady(RuntimeError):
 
 
 @contextlib.contextmanager
-def started(
+def running_system(
     settings: Config, viewers: float, limit: int, console: Console, control_room: bool = False
 ) -> Iterator[None]:
     """Context with a running, warm system. Ends it on exit, unless it ran before."""

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.assignment.target_policy import TargetPolicy, read_target
-from experiments.statistics.off_policy import WeightedLists, by_rank, estimates, support
+from experiments.statistics.off_policy import WeightedLists, by_rank, diagnose_support, estimates
 from recsys.config.yaml_with_lines import YamlWithLines
 from runtime.supervision.launch_plan import open_system
 
@@ -41,7 +41,7 @@ def _state_in(text: str, file: Path) -> object:
 def _values(
     target: TargetPolicy, lists: WeightedLists, alpha: float, refused: list[str]
 ) -> dict[str, Any]:
-    evidence = support(lists)
+    evidence = diagnose_support(lists)
     refused = [*refused, *evidence.problems()]
     values: dict[str, Any] = {
         "policy": target.name,

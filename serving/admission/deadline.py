@@ -19,7 +19,7 @@ class Deadline(Protocol):
         """Whether to skip a stage because too little time is left."""
 
 
-class ClockDeadline:
+class TimeLeftDeadline:
     """Compares ``left_ms()``, the remaining time, with ``needs_ms``, the time each stage requires."""
 
     def __init__(self, left_ms: Callable[[], float], needs_ms: Mapping[str, float]) -> None:

@@ -85,9 +85,9 @@ def test_a_delta_that_could_not_be_published_goes_out_when_the_shard_is_looked_a
     from parameter_server.rpc import shard_actor as actors
 
     config, log = config_in(tmp_path)
-    spec, away, real = toy_spec(1), [True], actors.publisher
+    spec, away, real = toy_spec(1), [True], actors.delta_publisher
 
-    def publisher(*of):
+    def delta_publisher(*of):
         def publish(deltas):
             if away[0]:
                 raise LogUnavailable("deltas is away")
@@ -95,7 +95,7 @@ def test_a_delta_that_could_not_be_published_goes_out_when_the_shard_is_looked_a
 
         return publish
 
-    monkeypatch.setattr(actors, "publisher", publisher)
+    monkeypatch.setattr(actors, "delta_publisher", delta_publisher)
     actor = actors.ShardActor(spec, config, "127.0.0.1", DENSE.tobytes())
     try:
         client = connected(spec, actor)

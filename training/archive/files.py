@@ -63,11 +63,11 @@ def tidy(folder: Path, topic: str) -> list[ArchiveFile]:
         hours.setdefault((file.partition, file.path.parent), []).append(file)
     for (partition, hour), parts in hours.items():
         if hour != max(path for p, path in hours if p == partition):
-            merge(parts)
+            merge_files(parts)
     return files_of(folder, topic)
 
 
-def merge(parts: Sequence[ArchiveFile]) -> None:
+def merge_files(parts: Sequence[ArchiveFile]) -> None:
     """Merges the files of one hour and partition, one row group at a time: an hour may exceed memory."""
     if len(parts) < 2:
         return

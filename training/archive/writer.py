@@ -30,7 +30,7 @@ from training.archive.files import (
     files_of,
     hour_of,
     listed,
-    merge,
+    merge_files,
     path_of,
     tidy,
 )
@@ -145,7 +145,7 @@ class Archive(RetryLoop):
             self._log.hold(PART, topic, partition, self._write(topic, partition))
         if before and hour != before:
             folder = path_of(self._folder, topic, before, partition, 0, 0).parent
-            merge([file for file in listed(folder.glob("*")) if file.partition == partition])
+            merge_files([file for file in listed(folder.glob("*")) if file.partition == partition])
         buffer = self._buffers.setdefault(place, _Buffer(hour))
         buffer.rows.append(row)
         buffer.size += len(record.value)

@@ -8,7 +8,7 @@ from typing import Any, Final, NamedTuple
 import msgspec
 import numpy as np
 
-from experiments.promotion.guard import engagement_rates
+from experiments.promotion.guard import guard_engagement_rates
 from experiments.promotion.lifecycle import CandidateState
 from experiments.promotion.promotion import EngagementRates
 from recsys.config.promotion_config import PromotionConfig
@@ -128,7 +128,7 @@ def guard_impressions(
 ) -> ServedImpressions:
     """Impressions of a new live line, beside those of the previous epoch in the half hour before."""
     own, other = f"{live.line}/{live.epoch}", f"{live.line}/{live.of}"
-    rates, since_ms = engagement_rates(labels, rules), live.time_ms - BEFORE_MS
+    rates, since_ms = guard_engagement_rates(labels, rules), live.time_ms - BEFORE_MS
     return ServedImpressions(log, guard.line, own, other, since_ms, rates, labels, rules)
 
 

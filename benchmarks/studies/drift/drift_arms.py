@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.studies.drift.merge_variants import Lead, LogitAverage, VariantChooser, losses
-from benchmarks.studies.drift.refit import Batch, Refit, export_at_step, refit, student_of
+from benchmarks.studies.drift.refit import Batch, RefitOptions, export_at_step, refit, student_of
 from benchmarks.studies.drift.scenario_stream import Night, Stream
 from recsys.model.list_ranker import lists_of
 from recsys.model.model import build_model
@@ -159,7 +159,7 @@ ARMS = (
 class Arms:
     """All arms side by side on one track. ``student``: adds an arm that learns from the online line."""
 
-    def __init__(self, track: Track, how: Refit, student: bool = False) -> None:
+    def __init__(self, track: Track, how: RefitOptions, student: bool = False) -> None:
         self.track, self._how = track, how
         self.student = _student(track) if student else None
         self.online = Runner(track, track.fresh())

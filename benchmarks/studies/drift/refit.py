@@ -27,7 +27,7 @@ class Batch:
 
 
 @dataclass(frozen=True)
-class Refit:
+class RefitOptions:
     """``epochs``: the maximum. ``held_out``: share of the newest examples that stops training."""
 
     epochs: int = 5
@@ -49,7 +49,7 @@ class Fitted:
     losses: tuple[float, ...]  # nats an example, of the first label
 
 
-def refit(line: LocalLine, batches: Sequence[Batch], config: Refit) -> Fitted:
+def refit(line: LocalLine, batches: Sequence[Batch], config: RefitOptions) -> Fitted:
     """Trains a line, new or from a snapshot, on batches in order of time."""
     cut = len(batches) - max(1, round(len(batches) * config.held_out))
     if cut < 1:

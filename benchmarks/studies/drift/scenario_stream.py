@@ -28,7 +28,7 @@ Ints = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
-class Cut:
+class ScheduledStep:
     """A step, learned once the first ``rows`` rows have been scored. ``places``: rows of its examples."""
 
     time_ms: int
@@ -58,7 +58,7 @@ class Stream:
     config: Config
     requests: list[RequestFeatures]
     starts: Ints  # first row of each request, then the number of rows
-    cuts: list[Cut]
+    cuts: list[ScheduledStep]
     nights: list[Night]
     time_ms: Ints
     labels: Ints  # the first label
@@ -189,7 +189,7 @@ def _stream(player: Watch, recorder: ScoreRecorder) -> Stream:
         )
     }
     cuts = [
-        Cut(
+        ScheduledStep(
             time_ms,
             rows,
             examples,
@@ -219,7 +219,7 @@ def _stream(player: Watch, recorder: ScoreRecorder) -> Stream:
     )
 
 
-def _steps_at(cuts: Iterable[Cut], time_ms: Ints, now_ms: int) -> int:
+def _steps_at(cuts: Iterable[ScheduledStep], time_ms: Ints, now_ms: int) -> int:
     """Number of steps learned before the first row at or after a time is scored."""
     rows = int(np.searchsorted(time_ms, now_ms))
     return sum(cut.rows <= rows for cut in cuts)

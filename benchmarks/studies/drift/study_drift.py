@@ -14,7 +14,7 @@ import typer
 from benchmarks.harness.commands import check_at_least, study_command
 from benchmarks.studies.drift.drift_arms import ArmResults, Arms, Track
 from benchmarks.studies.drift.drift_figures import Run, figures_of, plot, run_of, shown
-from benchmarks.studies.drift.refit import Refit
+from benchmarks.studies.drift.refit import RefitOptions
 from benchmarks.studies.drift.scenario_log import DAYS, ScenarioLog
 from benchmarks.studies.drift.scenario_stream import Stream, watch
 from benchmarks.studies.drift.world_scenarios import SCENARIOS
@@ -28,7 +28,7 @@ _SAMPLES = 500  # draws of users
 _WINDOWS_A_DAY = 4
 _HOUR_MS = 3_600_000
 _READY_MS = 6 * _HOUR_MS  # duration of the job on a folder
-_REFIT = Refit(epochs=3)
+_REFIT = RefitOptions(epochs=3)
 Found = dict[str, Any]
 
 

@@ -19,8 +19,8 @@ from experiments.statistics.off_policy import (
     PolicyValue,
     Support,
     WeightedLists,
+    diagnose_support,
     estimates,
-    support,
 )
 from recsys.config.policy_config import PolicyConfig
 from serving.ranking.selection import sample_slate
@@ -124,7 +124,7 @@ def measure(runs: int, users: int = USERS, world: ListWorld | None = None) -> di
     }
     for run in range(runs):
         for name, lists in logged(world, targets, _RUN_SEED + run, users).items():
-            results[name].append((support(lists), estimates(lists)))
+            results[name].append((diagnose_support(lists), estimates(lists)))
     return {
         "runs": runs,
         "users": users,

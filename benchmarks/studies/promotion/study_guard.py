@@ -37,7 +37,7 @@ def run_once(course: Course, seed: int, rules: PromotionConfig, chosen: bool = F
     # The seed gives users the same noise before and after.
     before, after = (Stream(pair, seed, chosen=chosen) for pair in (course.pair, course.then))
     whole, recent = guard.comparison(rules), guard.lately(rules)
-    missed, served = guard.Calibration(rules), guard.engagement_rates(["long_view"], rules)
+    missed, served = guard.Calibration(rules), guard.guard_engagement_rates(["long_view"], rules)
     old = Stream(replace(course.pair, live=course.pair.candidate), seed + 1_000_000, chosen=chosen)
     for _ in range(BEFORE // STEP):
         shown = old.step()

@@ -21,7 +21,7 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class JudgedRows:
-    """JudgedRows rows of one seed: scores (K, N) by sync schedule, labels (N,), users (N,)."""
+    """Rows of one seed: scores (K, N) by sync schedule, labels (N,), users (N,)."""
 
     scores_KN: NDArray[np.float32]
     labels_N: NDArray[np.int64]

@@ -17,8 +17,8 @@ from experiments.statistics.off_policy import (
     SNIPS,
     WeightedLists,
     by_rank,
+    diagnose_support,
     estimates,
-    support,
 )
 from serving.ranking.selection import Cap, SamplingInput, SamplingParams, sample_slate
 from serving.ranking.slate_propensities import probabilities_along
@@ -87,7 +87,7 @@ def test_the_logged_policy_itself_is_worth_what_was_earned() -> None:
     for its in estimates(same):
         assert its.value == pytest.approx(earned) and its.lift == pytest.approx(0, abs=1e-12)
         assert its.lift_low == pytest.approx(0, abs=1e-12) and its.worth_lists == pytest.approx(200)
-    assert support(same).ess == 200 and support(same).problems() == ()
+    assert diagnose_support(same).ess == 200 and diagnose_support(same).problems() == ()
     assert by_rank(same).sum() == pytest.approx(earned)
 
 
@@ -128,7 +128,7 @@ def test_what_the_log_had_no_chance_to_show_is_refused_with_its_share() -> None:
     lists, _ = bandit(4, 400, ranks=2)
     gap = np.zeros((400, 2))
     gap[:, 1] = 0.3
-    its = support(
+    its = diagnose_support(
         WeightedLists(
             lists.ratios_LR,
             lists.rewards_LR,
@@ -146,17 +146,17 @@ def test_what_the_log_had_no_chance_to_show_is_refused_with_its_share() -> None:
 
 def test_too_few_effective_lists_are_refused_with_the_rank_and_how_many_ranks_would_do() -> None:
     lists, _ = bandit(5, 2000, ranks=8, bold=1.2)
-    its = support(lists)
+    its = diagnose_support(lists)
     assert its.ess_R[0] > LEAST_ESS > its.ess_R[-1]
     (why,) = its.problems()
     good = int((its.ess_R >= LEAST_ESS).sum())
     assert f"ranks: {good}" in why and "effective sample size" in why
-    assert support(lists.first(good)).problems() == ()
+    assert diagnose_support(lists.first(good)).problems() == ()
 
 
 def test_few_users_are_refused_however_many_lists_they_have() -> None:
     lists, _ = bandit(6, LEAST_USERS - 1, each=50)
-    (why,) = support(lists).problems()
+    (why,) = diagnose_support(lists).problems()
     assert f"{LEAST_USERS - 1} users" in why
 
 
@@ -167,7 +167,7 @@ def test_weights_that_miss_a_part_of_the_target_are_noticed() -> None:
         lists.ratios_LR * 0.7, lists.rewards_LR, lists.predicted_LR, lists.expected_LR, lists.unsupported_LR,
         lists.users_L,
     )  # fmt: skip
-    (why,) = support(half).problems()
+    (why,) = diagnose_support(half).problems()
     assert "mean weight at rank 1 is 0.69" in why
 
 
@@ -199,14 +199,14 @@ def test_lists_that_end_sooner_under_the_target_are_worth_what_it_earns_until_th
     for its in estimates(lists):
         assert abs(its.value - truth) < 4 * its.error, (its, truth)
         assert its.lift == pytest.approx(its.value - lists.rewards_LR.sum(1).mean())
-    assert support(lists).problems() == () and by_rank(lists)[2] < 0.3
+    assert diagnose_support(lists).problems() == () and by_rank(lists)[2] < 0.3
     assert lists.first(2).ended_LR is not None and lists.first(2).ended_LR.shape == (3000, 2)
 
 
 def test_nothing_is_estimated_of_no_lists() -> None:
     none = np.zeros((0, 3))
     empty = WeightedLists(none, none, none, none, none, np.zeros(0, np.int64))
-    assert support(empty).problems()
+    assert diagnose_support(empty).problems()
     with pytest.raises(ValueError, match="0 lists"):
         estimates(empty)
 
@@ -235,5 +235,5 @@ def test_whatever_the_lists_bounds_stand_around_and_scale_with_rewards(
         assert one.low <= one.value <= one.high
         assert other.value == pytest.approx(scale * one.value, abs=1e-9)
         assert other.error == pytest.approx(scale * one.error, abs=1e-9)
-    its = support(lists)
+    its = diagnose_support(lists)
     assert (its.ess_R <= len(lists) + 1e-9).all() and (its.ess_R >= 0).all()

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from recsys.observability.spans import (
     Span,
-    is_below,
+    is_trace_sampled,
     otlp,
     request_span,
     sampling_bound,
@@ -39,14 +39,16 @@ def test_ids_are_valid_and_apart(one: str, other: str) -> None:
 @pytest.mark.parametrize("share", [0.01, 0.3, 1.0])
 def test_a_share_of_the_requests_is_chosen(share: float) -> None:
     bound = sampling_bound(share)
-    chosen = sum(is_below(trace_number(f"request-{n}"), bound) for n in range(20_000))
+    chosen = sum(is_trace_sampled(trace_number(f"request-{n}"), bound) for n in range(20_000))
     assert chosen == pytest.approx(20_000 * share, abs=4 * (20_000 * share * (1 - share)) ** 0.5)
 
 
 def test_a_larger_share_chooses_the_same_and_more() -> None:
     numbers = [trace_number(f"r{n}") for n in range(1_000)]
     few, many = sampling_bound(0.1), sampling_bound(0.5)
-    assert all(is_below(number, many) for number in numbers if is_below(number, few))
+    assert all(
+        is_trace_sampled(number, many) for number in numbers if is_trace_sampled(number, few)
+    )
 
 
 def test_the_rule_is_opentelemetry_s() -> None:
@@ -55,7 +57,7 @@ def test_the_rule_is_opentelemetry_s() -> None:
     for n in range(500):
         number = trace_number(f"r{n}")
         decided = theirs.should_sample(None, number, "feed").decision
-        assert decided.is_sampled() == is_below(number, sampling_bound(0.25))
+        assert decided.is_sampled() == is_trace_sampled(number, sampling_bound(0.25))
 
 
 def test_otlp_s_json() -> None:

@@ -8,8 +8,8 @@ from serving.admission.deadline import (
     POPULAR,
     SHORT,
     UNRANKED,
-    ClockDeadline,
     RecordedDeadline,
+    TimeLeftDeadline,
     shorten_candidates,
 )
 from serving.pipeline import Pipeline
@@ -22,7 +22,7 @@ NEEDS_MS = {POPULAR: 10.0, SHORT: 20.0, UNRANKED: 8.0}
 
 def test_a_stage_is_missed_below_what_it_needs() -> None:
     left_ms = [15.0]
-    deadline = ClockDeadline(lambda: left_ms[0], NEEDS_MS)
+    deadline = TimeLeftDeadline(lambda: left_ms[0], NEEDS_MS)
     assert [deadline.skips(s) for s in (POPULAR, SHORT, UNRANKED)] == [False, True, False]
     left_ms[0] = -5.0
     assert all(deadline.skips(s) for s in NEEDS_MS)
@@ -54,7 +54,7 @@ def test_an_answer_says_what_it_did_without_and_is_made_again(
     popular(replica, {n: n for n in range(150)})
     pipeline, session = Pipeline(replica), viewer(replica, liked=(3, 8))
     request, by = Request("u", n=10), policy()
-    late = ClockDeadline(lambda: left_ms, NEEDS_MS)
+    late = TimeLeftDeadline(lambda: left_ms, NEEDS_MS)
     query = Query(request, session, by, NOW_MS, "r1", late)
     answer = pipeline.recommend(query)
     assert len(answer.items) == 10

@@ -179,7 +179,7 @@ def test_a_merge_gives_the_same_rows_and_holds_a_part_of_them_at_a_time(
             yield table
 
     monkeypatch.setattr(archives, "_row_groups", measured)
-    archives.merge(parts)
+    archives.merge_files(parts)
     [merged] = [held for held in files_of(tmp_path, EXAMPLES) if held.partition == 0]
     assert (merged.first, merged.last) == (parts[0].first, parts[-1].last)
     assert pq.ParquetFile(merged.path).read().equals(whole)
@@ -209,7 +209,7 @@ def test_what_a_merge_left_over_is_not_read_twice_and_is_removed(tmp_path: Path)
         its.turn()
         its.flush()
     parts = {held.path: held.path.read_bytes() for held in files_of(tmp_path, EVENTS)}
-    archives.merge(files_of(tmp_path, EVENTS))
+    archives.merge_files(files_of(tmp_path, EVENTS))
     for path, data in parts.items():
         path.write_bytes(data)  # as if killed before they were removed
     assert archived(tmp_path, EVENTS) == on_the_log(log, EVENTS)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from benchmarks.studies.drift.merge_variants import losses
-from benchmarks.studies.drift.refit import Batch, Refit, export_at_step, refit, student_of
+from benchmarks.studies.drift.refit import Batch, RefitOptions, export_at_step, refit, student_of
 from benchmarks.studies.drift.scenario_log import ScenarioLog
 from benchmarks.studies.drift.scenario_stream import Stream, watch
 from recsys.config.system_config import Config, ModelConfig, ParameterServerConfig, StepConfig
@@ -70,16 +70,16 @@ def test_it_scores_what_it_predicts_and_an_export_is_all_of_it() -> None:
 
 def test_a_fit_stops_early_and_learns_all() -> None:
     batches = [Batch(n, lane) for n, lane in enumerate(lanes()[:12])]
-    fitted = refit(line_of(), batches, Refit(epochs=4, held_out=0.25))
+    fitted = refit(line_of(), batches, RefitOptions(epochs=4, held_out=0.25))
     assert 1 <= fitted.epochs <= 4 and fitted.line.step == 12 * fitted.epochs
     assert fitted.losses[fitted.epochs - 1] == min(fitted.losses)
     assert len(fitted.losses) == min(4, fitted.epochs + 1)
-    again = refit(line_of(), batches, Refit(epochs=4, held_out=0.25))
+    again = refit(line_of(), batches, RefitOptions(epochs=4, held_out=0.25))
     assert again.line.shard.digest() == fitted.line.shard.digest()
     with pytest.raises(ValueError, match="2 or more"):
-        refit(line_of(), batches[:1], Refit())
+        refit(line_of(), batches[:1], RefitOptions())
     with pytest.raises(ValueError, match="epochs is 0"):
-        Refit(epochs=0)
+        RefitOptions(epochs=0)
 
 
 def test_a_catch_up_begins_where_the_offline_model_ended_and_predicts_first() -> None:

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from benchmarks.studies.drift.drift_arms import ARMS, ArmResults, Arms, Track
 from benchmarks.studies.drift.drift_figures import figures_of, plot, run_of, shown
-from benchmarks.studies.drift.refit import Refit
+from benchmarks.studies.drift.refit import RefitOptions
 from benchmarks.studies.drift.scenario_log import ScenarioLog
 from benchmarks.studies.drift.scenario_stream import Stream, watch
 from benchmarks.studies.drift.study_drift import _base
@@ -37,7 +37,7 @@ def log(story: str = "meaning") -> ScenarioLog:
 def played() -> tuple[Stream, Track, Arms, ArmResults]:
     stream = watch(log(), OPTIONS, SMALL, log().nights())
     track = Track(stream)
-    arms = Arms(track, Refit(epochs=2), student=True)
+    arms = Arms(track, RefitOptions(epochs=2), student=True)
     return stream, track, arms, arms.play()
 
 
