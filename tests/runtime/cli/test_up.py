@@ -100,7 +100,7 @@ def test_valkey_comes_back_with_its_data_and_orphans_are_ended(state):
     status, text = recsys("status", "--state", state)
     assert status == 1 and "left without a supervisor: valkey" in text and alive(orphan)
     status, text = recsys("up", "--state", state, "--only", "valkey,log", "--detach")
-    assert status == 0 and "ended 1 parts" in text and not alive(orphan)
+    assert status == 0 and "stopped 1 parts" in text and not alive(orphan)
     last = run_file.read(state)
     status, text = recsys("down", "--state", state)
     assert status == 0, text
