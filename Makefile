@@ -21,8 +21,8 @@ setup: .venv/.stamp-dev ## Creates the virtual environment, with the tools for t
 demo: .venv/.stamp-kuairand ## Runs the whole system with simulated viewers and the feed page
 	$(BIN)/recsys demo $(ARGS)
 
-test-fast: .venv/.stamp-dev ## Tests that start no process: about a minute
-	$(BIN)/pytest -q $(ARGS)
+test-fast: .venv/.stamp-dev ## Tests that start no process, in two workers: under two minutes
+	$(BIN)/pytest -q $(or $(ARGS),-n 2)
 
 # Independent tests run in two processes. Tests of live systems follow one at a time, since each needs the whole machine.
 test: .venv/.stamp-dev ## All tests, with a Kafka broker, Valkey, Ray and a browser
