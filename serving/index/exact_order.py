@@ -34,9 +34,26 @@ def products_at(rows: Any, indices: Any, query: Any, out: Any) -> None:
         out[i] = total
 
 
-def products(rows_NV: Vectors, query_V: Vectors) -> Vectors:
-    """Products (N,) of a query with all rows, as ``exact_best`` computes them."""
-    return _products(np.ascontiguousarray(rows_NV), np.arange(len(rows_NV)), query_V)
+def products(rows_NV: Vectors, indices: Indices, query_V: Vectors) -> Vectors:
+    """Products (M,) of a query with the rows at ``indices`` (M,). ``rows_NV``: contiguous."""
+    out = np.empty(len(indices), np.float32)
+    products_at(rows_NV, indices, query_V, out)
+    return out
+
+
+def largest(values_N: Vectors, k: int, keys_N: Indices | None = None) -> Indices:
+    """Positions of the k largest values, in order, of equals by key (by position without ``keys_N``)."""
+    positions = np.arange(len(values_N))
+    keys = positions if keys_N is None else keys_N
+    if len(values_N) > k:
+        kth = np.partition(values_N, len(values_N) - k)[len(values_N) - k]
+        above, equal = np.flatnonzero(values_N > kth), np.flatnonzero(values_N == kth)
+        missing = k - len(above)
+        if len(equal) > missing:
+            equal = equal[np.argpartition(keys[equal], missing - 1)[:missing]]
+        positions = np.concatenate([above, equal])
+    order: Indices = positions[np.lexsort((keys[positions], -values_N[positions]))]
+    return order
 
 
 def largest_parts(vectors_NV: Vectors, before_V: Vectors) -> Vectors:
@@ -48,9 +65,9 @@ def largest_parts(vectors_NV: Vectors, before_V: Vectors) -> Vectors:
 
 def exact_best(
     fetch: Callable[[int], Indices], every: Callable[[], Indices], rows_NV: Vectors, query_V: Vectors, k: int,
-    most: int, largest_V: Vectors, keys_N: Indices | None = None,
+    most: int, largest_V: Vectors,
 ) -> tuple[Indices, Vectors]:  # fmt: skip
-    """The k best hits as (indices, products): by product, of equals by key (by index without ``keys_N``).
+    """The k best hits as (indices, products): by product, of equals by index.
 
     ``fetch(n)`` returns up to n candidates, the best by approximate product; ``every()`` returns all of them,
     at most ``most``; ``largest_V``: as of ``largest_parts`` over all vectors. Hits without a finite product
@@ -59,44 +76,30 @@ def exact_best(
     bound = _ERROR * float(np.abs(query_V) @ largest_V)
     size = first = min(most, k + _SPARE)
     while size <= _MOST * first:
-        indices = fetch(size)
-        products_M = _products(rows_NV, indices, query_V)
-        best, worst = _select(indices, products_M, k, keys_N), products_M.min(initial=np.inf)
-        complete = len(indices) < size or size >= most
-        if complete or (len(best) == k and products_M[best[-1]] - worst > bound):
+        candidates = fetch(size)
+        complete = len(candidates) < size or size >= most
+        indices, products_M = _finite_products(candidates, rows_NV, query_V)
+        best = largest(products_M, k, indices)
+        if complete or (
+            len(best) == k and products_M[best[-1]] - products_M.min(initial=np.inf) > bound
+        ):
             return indices[best], products_M[best]
-        if size >= most:
-            break
         size = min(most, 2 * size)
-    return best_of(every(), rows_NV, query_V, k, keys_N)
+    return best_of(every(), rows_NV, query_V, k)
 
 
 def best_of(
-    indices: Indices, rows_NV: Vectors, query_V: Vectors, k: int, keys_N: Indices | None = None
+    candidates: Indices, rows_NV: Vectors, query_V: Vectors, k: int, keys_N: Indices | None = None
 ) -> tuple[Indices, Vectors]:
-    """The k best of all candidates, as ``exact_best`` orders them."""
-    products_M = _products(rows_NV, indices, query_V)
-    best = _select(indices, products_M, k, keys_N)
+    """The k best of all candidates, as ``exact_best`` orders them; of equals by key with ``keys_N``."""
+    indices, products_M = _finite_products(candidates, rows_NV, query_V)
+    best = largest(products_M, k, indices if keys_N is None else keys_N[indices])
     return indices[best], products_M[best]
 
 
-def _products(rows_NV: Vectors, indices: Indices, query_V: Vectors) -> Vectors:
-    out = np.empty(len(indices), np.float32)
-    products_at(rows_NV, indices, query_V, out)
-    return out
-
-
-def _select(indices: Indices, products_M: Vectors, k: int, keys_N: Indices | None) -> Indices:
-    """Positions of the k best, in order."""
-    positions = np.flatnonzero(np.isfinite(products_M))
-    keys = indices if keys_N is None else keys_N[indices]
-    if len(positions) > k:
-        kept = products_M[positions]
-        kth = np.partition(kept, len(kept) - k)[len(kept) - k]
-        above, equal = positions[kept > kth], positions[kept == kth]
-        wanted = k - len(above)
-        if len(equal) > wanted:
-            equal = equal[np.argpartition(keys[equal], wanted - 1)[:wanted]]
-        positions = np.concatenate([above, equal])
-    order: Indices = positions[np.lexsort((keys[positions], -products_M[positions]))]
-    return order
+def _finite_products(
+    candidates: Indices, rows_NV: Vectors, query_V: Vectors
+) -> tuple[Indices, Vectors]:
+    products_M = products(rows_NV, candidates, query_V)
+    finite = np.isfinite(products_M)
+    return candidates[finite], products_M[finite]

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from recsys.arrays.bitmap import Bitmap
 from recsys.arrays.growable import grown
-from serving.index.exact_order import exact_best, largest_parts
+from serving.index.exact_order import exact_best, largest, largest_parts
 
 Indices = NDArray[np.int64]
 Vectors = NDArray[np.float32]
@@ -53,13 +53,7 @@ class Centroids:
 
     def nearest(self, query_V: Vectors, probes: int) -> Indices:
         """Lists with the largest products of centroid and query, best first, of equals the first."""
-        products, lists = self.vectors @ query_V, np.arange(self.count)
-        if probes < self.count:
-            last = np.partition(products, self.count - probes)[self.count - probes]
-            above, equal = np.flatnonzero(products > last), np.flatnonzero(products == last)
-            lists = np.concatenate([above, equal[: probes - len(above)]])
-        order: Indices = lists[np.lexsort((lists, -products[lists]))]
-        return order
+        return largest(self.vectors @ query_V, probes)
 
 
 class InvertedLists:

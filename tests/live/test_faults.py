@@ -10,7 +10,7 @@ from recsys.events.records import EVENTS, EXAMPLES, Example, unpack
 from recsys.process.open_log import open_log
 from runtime.supervision.launch_plan import EMBEDDED_KAFKA
 from runtime.supervision.system_status import gather
-from tests.support.live_system import LiveSystem, Traffic
+from tests.support.live_system import LiveSystem, Traffic, until
 from training.archive.writer import archived_rows
 
 pytestmark = [pytest.mark.services, pytest.mark.slow, pytest.mark.timeout(900)]
@@ -68,7 +68,7 @@ def test_any_part_killed_comes_back_and_nothing_acknowledged_is_lost(tmp_path):
         assert again["events"] == session["events"] > 0
         assert version["step"] >= before
         later = Traffic(system)
-        _wait(lambda: _step(system) > version["step"], 60, "the model goes on learning")
+        until(lambda: _step(system) > version["step"], 60, "the model goes on learning")
         later.stop()
     finally:
         system.down()
@@ -89,13 +89,13 @@ def test_over_a_broker_parts_come_back_and_its_own_loss_is_told(tmp_path):
             time.sleep(4)
         system.wait_ready()
         flowing = len(traffic.acknowledged)
-        _wait(lambda: len(traffic.acknowledged) > flowing, 30, "events are taken again")
+        until(lambda: len(traffic.acknowledged) > flowing, 30, "events are taken again")
         traffic.stop()
         _check_archive(system, traffic.acknowledged)
         _check_examples_once(system)
 
         assert system.kill_within("broker", "--listener-url")
-        _wait(lambda: "broker" in gather(system.state).lost, 30, "status says what is lost")
+        until(lambda: "broker" in gather(system.state).lost, 30, "status says what is lost")
         told = gather(system.state)
         assert not told.ready and "new state folder" in told.lost["broker"]
         with system.client() as client:  # nothing is acknowledged that nobody keeps
@@ -129,7 +129,7 @@ def _learned_all(system):
             time.sleep(1.5)
             return ends == [log.end(EXAMPLES, p) for p in range(log.partitions(EXAMPLES))]
 
-        _wait(settled, 60, "examples settle")
+        until(settled, 60, "examples settle")
     finally:
         log.close()
     time.sleep(3)
@@ -148,7 +148,7 @@ def _check_archive(system, acknowledged):
         found = {e.event_id for e in events if isinstance(e, Engagement)}
         return acknowledged - found
 
-    _wait(lambda: not missing(), 30, "the archive has all that was acknowledged")
+    until(lambda: not missing(), 30, "the archive has all that was acknowledged")
     assert len(acknowledged) > 100
 
 
@@ -167,10 +167,3 @@ def _check_examples_once(system):
             assert len(first) == len(set(first)), "no shown item twice"
     finally:
         log.close()
-
-
-def _wait(holds, timeout_s, what):
-    deadline = time.monotonic() + timeout_s
-    while not holds():
-        assert time.monotonic() < deadline, f"after {timeout_s} s still not: {what}"
-        time.sleep(0.3)

@@ -1,7 +1,6 @@
 """One real system: what it tells of itself (traces, logs, Ray's dashboard, Prometheus), Gorse's client at it,
 and then forgetting in it: the session goes at once; unlearned, and with other shards, it goes on."""
 
-import time
 from dataclasses import replace
 
 import pytest
@@ -22,7 +21,7 @@ from runtime.supervision.launch_plan import _free_ports
 from tests.support import telemetry
 from tests.support.control_room_checks import check_control_page
 from tests.support.gorse_checks import Waiting, check_client
-from tests.support.live_system import LiveSystem, Traffic
+from tests.support.live_system import LiveSystem, Traffic, until
 from tests.support.otlp_receiver import Receiver
 from tests.support.prometheus_checks import check_names, check_panels, prometheus_is_there
 
@@ -180,10 +179,3 @@ def version(system: LiveSystem) -> dict[str, int]:
 def events_of(system: LiveSystem, user: str) -> int:
     with system.client() as client:
         return client.session(user).get("events", 0)
-
-
-def until(true, timeout_s: float, what: str) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not true():
-        assert time.monotonic() < deadline, f"not in {timeout_s} s: {what}"
-        time.sleep(0.3)

@@ -3,7 +3,6 @@ and a student whose model is half as large."""
 
 import threading
 import time
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -25,7 +24,7 @@ from recsys.model.model import build_model
 from recsys.process.log_consumer import readable
 from recsys.process.open_log import open_log
 from runtime.cli.candidates import propose, rollback
-from tests.support.live_system import LiveSystem, Traffic
+from tests.support.live_system import LiveSystem, Traffic, until
 from tests.support.promotion_checks import never_back
 from training.candidates.registry import Provenance, Registry, plain_config
 from training.candidates.rollback_impact import impact_file
@@ -190,10 +189,3 @@ def newest(log: Log, epoch: int) -> int:
 
 def answering(asker: Asker) -> tuple[str, int, int]:
     return asker.stamps[-1] if asker.stamps else ("", 0, 0)
-
-
-def until(true: Callable[[], object], timeout_s: float, what: str) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not true():
-        assert time.monotonic() < deadline, f"not in {timeout_s} s: {what}"
-        time.sleep(0.05)

@@ -6,6 +6,7 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -148,3 +149,11 @@ class Traffic:
         for event, outcome in zip(events, receipt.results, strict=True):
             if outcome.status in ("accepted", "duplicate"):
                 self.acknowledged.add(str(event.event_id))
+
+
+def until(holds: Callable[[], object], timeout_s: float, what: str) -> None:
+    """Waits until a condition holds; raises AssertionError after the timeout."""
+    deadline = time.monotonic() + timeout_s
+    while not holds():
+        assert time.monotonic() < deadline, f"after {timeout_s} s still not: {what}"
+        time.sleep(0.05)

@@ -62,7 +62,7 @@ class Then:
     vectors: np.ndarray
 
     def nearest(self, query: np.ndarray, k: int, without: np.ndarray) -> tuple[Any, Any]:
-        products = exact_products(self.vectors, query)
+        products = exact_products(self.vectors, np.arange(len(self.vectors)), query)
         may = self.alive & ~np.isin(self.keys, without)
         return merge_hits([(self.keys[may], products[may])], k)
 
