@@ -1,6 +1,6 @@
 // Animated bar chart: a ranked list whose rows slide to new places and stretch to new lengths.
 
-const reducedMotion = () => matchMedia("(prefers-reduced-motion: reduce)").matches;
+import { make, reducedMotion, track } from "./dom.js";
 
 export class Bars {
   constructor(list) {
@@ -63,18 +63,8 @@ export class Bars {
 }
 
 function rowElement(emoji, label, hue) {
-  const row = document.createElement("li");
-  row.className = "bar";
+  const parts = [["icon", emoji], ["label", label], ["change", ""], ["value", ""]];
+  const row = make("li", "bar", ...parts.map(([name, text]) => make("span", name, text)), track());
   row.style.setProperty("--hue", String(hue));
-  for (const [name, text] of [["icon", emoji], ["label", label], ["change", ""], ["value", ""]]) {
-    const part = document.createElement("span");
-    part.className = name;
-    part.textContent = text;
-    row.append(part);
-  }
-  const track = document.createElement("span");
-  track.className = "track";
-  track.append(document.createElement("i"));
-  row.append(track);
   return row;
 }

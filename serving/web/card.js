@@ -2,7 +2,8 @@
 // memory.
 
 import { coverOf, paint } from "./covers.js";
-import { handleOf, nameOf } from "./names.js";
+import { make } from "./dom.js";
+import { handleOf } from "./names.js";
 import { topicOfTag } from "./topics.js";
 
 /** Creates an entry: the served item, its appearance, and the viewer's engagements with it. */
@@ -26,43 +27,29 @@ export function entryOf(item, answer) {
   return entry;
 }
 
-export function avatarOf(author) {
-  const { emoji, hue } = nameOf(author ?? "someone");
-  return { emoji, hue };
-}
-
 function cardOf(entry) {
-  const card = document.createElement("article");
-  card.className = "card";
+  const cover = make("div", "cover");
+  cover.setAttribute("aria-hidden", "true");
+  const card = make("article", "card", cover, make("div", "shade"), captionOf(entry));
   card.tabIndex = -1;
   card.setAttribute("aria-label", `${entry.cover.title}, by ${entry.handle}, ${entry.cover.topic.name}`);
   card.dataset.item = String(entry.item.item_id);
-  const cover = document.createElement("div");
-  cover.className = "cover";
-  cover.setAttribute("aria-hidden", "true");
-  const shade = document.createElement("div");
-  shade.className = "shade";
-  card.append(cover, shade, captionOf(entry));
   return card;
 }
 
 function captionOf(entry) {
-  const caption = document.createElement("button");
-  caption.type = "button";
-  caption.className = "caption";
-  caption.setAttribute("aria-expanded", "false");
-  const who = line("who", `@${entry.handle}`);
-  const chips = document.createElement("span");
-  chips.className = "chips";
-  for (const tag of tagsOf(entry).slice(0, 4)) {
+  const chips = tagsOf(entry).slice(0, 4).map((tag) => {
     const topic = topicOfTag(tag);
-    const chip = line("chip", `${topic.emoji[0]} ${topic.name}`);
+    const chip = make("span", "chip", `${topic.emoji[0]} ${topic.name}`);
     chip.title = `tag ${tag}`;
-    chips.append(chip);
-  }
+    return chip;
+  });
   const seconds = Math.round(entry.cover.duration_ms / 1000);
-  const more = line("more", `${entry.cover.title} · ${seconds} s · item ${entry.item.item_id}`);
-  caption.append(who, chips, more);
+  const more = `${entry.cover.title} · ${seconds} s · item ${entry.item.item_id}`;
+  const caption = make("button", "caption", make("span", "who", `@${entry.handle}`),
+    make("span", "chips", ...chips), make("span", "more", more));
+  caption.type = "button";
+  caption.setAttribute("aria-expanded", "false");
   return caption;
 }
 
@@ -71,13 +58,6 @@ function tagsOf(entry) {
   const list = Array.isArray(tags) ? tags : tags != null ? [tags] : [];
   const all = topic != null ? [topic, ...list] : list;
   return all.length ? [...new Set(all.map(String))] : [entry.cover.topic.name];
-}
-
-function line(name, text) {
-  const element = document.createElement("span");
-  element.className = name;
-  element.textContent = text;
-  return element;
 }
 
 /** Paints the cover of a near card, clears a far one. */
@@ -90,13 +70,12 @@ export function dress(entry, near) {
 /** Animates hearts from the tapped point, in the card's coordinates. */
 export function burst(entry, x, y, glyph = "❤️") {
   const { element } = entry;
-  const flight = document.createElement("div");
-  flight.className = "burst";
+  const flight = make("div", "burst");
   flight.setAttribute("aria-hidden", "true");
   flight.style.left = `${x ?? element.clientWidth / 2}px`;
   flight.style.top = `${y ?? element.clientHeight / 2}px`;
   for (let i = 0; i < 7; i += 1) {
-    const bit = line("bit", glyph);
+    const bit = make("span", "bit", glyph);
     bit.style.setProperty("--turn", `${i * 51 - 153}deg`);
     bit.style.setProperty("--far", `${i === 0 ? 0 : 54 + 18 * (i % 3)}px`);
     flight.append(bit);

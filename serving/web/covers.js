@@ -1,5 +1,6 @@
 // Generates an item's "video" from its id: palette, background, emoji, title and three scenes.
 
+import { make } from "./dom.js";
 import { pattern } from "./patterns.js";
 import { Draws } from "./seeded.js";
 import { topicOf } from "./topics.js";
@@ -28,7 +29,7 @@ const LAYOUTS = ["above", "below", "corner", "crowd"];
 const MOODS = ["night", "vivid", "paper", "night", "vivid"];
 const MOTIONS = ["bob", "sway", "beat", "hop", "roll"];
 
-export const DEFAULT_MS = 12_000;
+const DEFAULT_MS = 12_000;
 
 /** Computes a cover as plain values; deterministic per item. */
 export function coverOf(item) {
@@ -73,33 +74,24 @@ export function paint(host, cover) {
   host.style.setProperty("--tilt", `${cover.tilt}deg`);
   Object.assign(host.dataset, { mood, layout: cover.layout, motion: cover.motion, pattern: cover.pattern.name });
   host.innerHTML = cover.pattern.svg;
-  const art = host.appendChild(block("art"));
-  const hero = art.appendChild(block("hero"));
-  hero.append(block("plate"), ...cover.emoji.slice(0, 3).map((emoji, i) => block(`emoji scene-${i}`, emoji)));
+  const scenes = cover.emoji.slice(0, 3).map((emoji, i) => make("div", `emoji scene-${i}`, emoji));
+  const art = make("div", "art", make("div", "hero", make("div", "plate"), ...scenes));
   if (cover.layout === "crowd") {
-    const crowd = art.appendChild(block("crowd"));
-    for (let i = 0; i < 12; i += 1) crowd.append(block("extra", cover.emoji[i % cover.emoji.length]));
+    const extras = Array.from({ length: 12 }, (_, i) => make("div", "extra", cover.emoji[i % cover.emoji.length]));
+    art.append(make("div", "crowd", ...extras));
   } else {
-    art.append(...cover.emoji.slice(1, 4).map((emoji, i) => block(`satellite s${i}`, emoji)));
+    art.append(...cover.emoji.slice(1, 4).map((emoji, i) => make("div", `satellite s${i}`, emoji)));
   }
-  const words = host.appendChild(block("words"));
-  words.append(titleOf(cover.title), ...cover.lines.slice(1).map((line, i) => block(`line scene-${i + 1}`, line)));
+  const lines = cover.lines.slice(1).map((line, i) => make("div", `line scene-${i + 1}`, line));
+  host.append(art, make("div", "words", titleOf(cover.title), ...lines));
 }
 
 function titleOf(text) {
-  const title = block("title");
+  const title = make("div", "title");
   text.split(" ").forEach((word, i) => {
-    const part = document.createElement("span");
-    part.textContent = word;
+    const part = make("span", "", word);
     part.style.setProperty("--i", String(i));
     title.append(part, " ");
   });
   return title;
-}
-
-function block(name, text = "") {
-  const element = document.createElement("div");
-  element.className = name;
-  element.textContent = text;
-  return element;
 }

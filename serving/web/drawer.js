@@ -1,6 +1,7 @@
 // The drawer: session topics, freshness of the last swipe, the serving model, and why the item was recommended.
 
 import { Bars } from "./bars.js";
+import { make, reducedMotion } from "./dom.js";
 import { nameOf } from "./names.js";
 import { topicOfTag } from "./topics.js";
 import { why } from "./why.js";
@@ -52,11 +53,10 @@ export class Drawer {
   swiped(entry) {
     const word = ["hide", "share", "follow", "like"].find((kind) => entry.did.has(kind)) ??
       (entry.long ? "long" : entry.watch_ms < 2000 ? "skip" : "view");
-    const picture = document.createElement("li");
+    const picture = make("li", "", entry.cover.emoji[0]);
     picture.style.setProperty("--hue", String(entry.cover.topic.hue));
     picture.dataset.mark = MARKS[word];
     picture.dataset.word = word;
-    picture.textContent = entry.cover.emoji[0];
     picture.title = `${entry.cover.title}: ${word === "long" ? "watched long" : word}`;
     const strip = this.part("strip");
     strip.prepend(picture);
@@ -116,7 +116,7 @@ function reached(track, value, elapsed_ms, late) {
 }
 
 function pulse(element) {
-  if (matchMedia("(prefers-reduced-motion: reduce)").matches) return;
+  if (reducedMotion()) return;
   element.animate([{ color: "#fff" }, { color: "var(--glow)" }, { color: "#fff" }], { duration: 700 });
 }
 

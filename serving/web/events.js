@@ -2,6 +2,7 @@
 // sending it twice is harmless.
 
 import { beacon, sendEvents } from "./api.js";
+import { read, write } from "./storage.js";
 
 const BATCH = 50;
 const MAX_QUEUED = 500; // the oldest are dropped beyond it, when the server is down for long
@@ -80,11 +81,7 @@ export class Outbox extends EventTarget {
   }
 
   #store() {
-    try {
-      localStorage.setItem(STORE, JSON.stringify(this.waiting));
-    } catch {
-      // storage is full or forbidden: the events are still in memory
-    }
+    write(STORE, JSON.stringify(this.waiting)); // if storage is full or forbidden, they are still in memory
   }
 
   #report() {
@@ -99,7 +96,7 @@ export class Outbox extends EventTarget {
 
 function restore() {
   try {
-    const events = JSON.parse(localStorage.getItem(STORE) ?? "[]");
+    const events = JSON.parse(read(STORE) ?? "[]");
     return Array.isArray(events) ? events : [];
   } catch {
     return [];

@@ -3,6 +3,7 @@
 
 import { recommend } from "./api.js";
 import { dress, entryOf } from "./card.js";
+import { reducedMotion } from "./dom.js";
 
 const PAGE = 6;
 const LOW = 2; // remaining items at which the next page is requested
@@ -38,9 +39,8 @@ export class Feed extends EventTarget {
     const from = this.heading ?? this.index;
     const to = Math.max(0, Math.min(this.entries.length, from + by));
     this.heading = to;
-    const calm = matchMedia("(prefers-reduced-motion: reduce)").matches;
     const target = this.entries[to]?.element ?? this.end;
-    this.stage.scrollTo({ top: target.offsetTop, behavior: calm ? "instant" : "smooth" });
+    this.stage.scrollTo({ top: target.offsetTop, behavior: reducedMotion() ? "instant" : "smooth" });
   }
 
   /** Handles acknowledged events: a strong one outdates the unseen tail. */

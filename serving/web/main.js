@@ -1,14 +1,16 @@
 // Entry point: connects the modules of the page.
 
-import { avatarOf, burst } from "./card.js";
+import { burst } from "./card.js";
 import { Drawer } from "./drawer.js";
 import { Outbox } from "./events.js";
 import { Feed } from "./feed.js";
 import { dragToClose, listen } from "./gestures.js";
 import { Learning } from "./learning.js";
+import { nameOf } from "./names.js";
 import { Notices } from "./notices.js";
 import { Player } from "./player.js";
-import { read, Viewer, write } from "./viewer.js";
+import { read, write } from "./storage.js";
+import { Viewer } from "./viewer.js";
 
 const find = (selector) => document.querySelector(selector);
 const stage = find(".stage");
@@ -104,7 +106,7 @@ function showRail(entry) {
     button.setAttribute("aria-pressed", String(entry?.did.has(button.dataset.act) ?? false));
   }
   if (!entry) return;
-  const { emoji, hue } = avatarOf(entry.item.fields?.author);
+  const { emoji, hue } = nameOf(entry.item.fields?.author ?? "someone");
   const face = rail.querySelector(".face");
   face.textContent = emoji;
   face.style.setProperty("--hue", String(hue));

@@ -1,6 +1,7 @@
 // The viewer's random id, stored in this browser until it is renewed.
 
 import { uuid } from "./events.js";
+import { read, write } from "./storage.js";
 
 const STORE = "swipe.viewer";
 
@@ -18,22 +19,5 @@ export class Viewer {
     const id = `web-${uuid().slice(0, 13)}`;
     write(STORE, id);
     return id;
-  }
-}
-
-/** Reads a setting from local storage; null if absent or storage is forbidden. */
-export function read(name) {
-  try {
-    return localStorage.getItem(name);
-  } catch {
-    return null;
-  }
-}
-
-export function write(name, value) {
-  try {
-    localStorage.setItem(name, value);
-  } catch {
-    // private browsing may forbid it: the value then lasts as long as the page
   }
 }

@@ -1,5 +1,6 @@
 // Explanation of an item, as elements: sources, propensity, the model's predictions, and reasons.
 
+import { make, track } from "./dom.js";
 import { handleOf } from "./names.js";
 import { topicOfTag } from "./topics.js";
 
@@ -51,62 +52,32 @@ function expectations({ predictions, reasons: asked }) {
   for (const [name, value] of all.slice(0, 7)) {
     const row = list.appendChild(make("li"));
     const chance = name !== "watch" && value <= 1;
-    const track = make("span", "track");
-    const fill = track.appendChild(make("i"));
-    fill.style.setProperty("--share", String(Math.max(0, Math.min(1, value))));
-    row.append(make("span", "label", LABELS[name] ?? name.replaceAll("_", " ")), track,
+    row.style.setProperty("--share", String(Math.max(0, Math.min(1, value))));
+    row.append(make("span", "label", LABELS[name] ?? name.replaceAll("_", " ")), track(),
       make("span", "value", chance ? percent(value) : value.toFixed(2)));
     if (name === "hide" || name === "skip") row.className = "bad";
   }
   return list;
 }
 
-/** Two kinds of reasons: features of earlier items ({feature, value, met, liked}), and contributions to the score
- * ({text or feature, value}). */
+/** Features of the item that earlier items had: {feature, value, met, liked}. */
 function reasons(list) {
-  const met = (list ?? []).filter((reason) => Number.isFinite(reason.met));
-  const shares = (list ?? []).filter((reason) => !("met" in reason) && Number.isFinite(reason.value));
-  if (met.length) return box("You met these before: how often you stayed", met.slice(0, 5).map(metRow));
-  if (!shares.length) return null;
-  const largest = Math.max(1e-9, ...shares.map((reason) => Math.abs(reason.value)));
-  return box("Reasons for and against", shares.slice(0, 5).map((reason) => shareRow(reason, largest)));
+  const rows = (list ?? []).slice(0, 5).map(reasonRow);
+  if (!rows.length) return null;
+  return make("div", "reasons", make("h3", "", "You met these before: how often you stayed"), make("ul", "", ...rows));
 }
 
-function box(title, rows) {
-  const element = make("div", "reasons");
-  element.append(make("h3", "", title));
-  element.appendChild(make("ul")).append(...rows);
-  return element;
-}
-
-function metRow({ feature, value, met, liked = 0 }) {
+function reasonRow({ feature, value, met, liked = 0 }) {
   const topic = topicOfTag(value);
   const name = feature === "author" ? `@${handleOf(value)}` : `${topic.emoji[0]} ${topic.name}`;
-  const row = make("li", "met");
+  const row = make("li");
   row.style.setProperty("--share", String(Math.max(0, Math.min(1, liked))));
   row.title = `${feature} ${value}: met ${met} times`;
-  const track = make("span", "track");
-  track.append(make("i"));
-  row.append(make("span", "label", name), track, make("span", "value", `${percent(liked)} of ${Math.round(met) || "<1"}`));
-  return row;
-}
-
-function shareRow({ text, feature, value }, largest) {
-  const row = make("li", value < 0 ? "against" : "for");
-  row.style.setProperty("--share", String(Math.abs(value) / largest));
-  row.append(make("span", "label", String(text ?? feature ?? "").replaceAll("_", " ")), make("i"),
-    make("span", "value", `${value < 0 ? "−" : "+"}${Math.abs(value).toFixed(2)}`));
+  row.append(make("span", "label", name), track(), make("span", "value", `${percent(liked)} of ${Math.round(met) || "<1"}`));
   return row;
 }
 
 function percent(p) {
   const value = 100 * p;
   return `${value >= 10 || value === 0 ? Math.round(value) : value.toPrecision(2)} %`;
-}
-
-function make(tag, name = "", text = "") {
-  const element = document.createElement(tag);
-  if (name) element.className = name;
-  element.textContent = text;
-  return element;
 }
