@@ -55,9 +55,10 @@ class HealthTarget:
 class Live:
     """One running system."""
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, world: World | None = None) -> None:
         self.config = config
         self.state = Path(config.state)
+        self.world = world or World(start_ms=time.time_ns() // 1_000_000)
 
     @property
     def url(self) -> str:
@@ -69,7 +70,7 @@ class Live:
 
     def publish_world(self) -> None:
         """Publishes the items and users that the viewers know."""
-        world = World(start_ms=time.time_ns() // 1_000_000)
+        world = self.world
         with self.client(admin=True) as client:
             client.upsert_items({i.item_id: i.fields for i in world.items(world.start_ms)})
             client.upsert_users({u.user_id: u.fields for u in world.users()})
@@ -191,7 +192,7 @@ def live(config: Config, log_progress: Log, only: tuple[str, ...] = ()) -> Itera
         stack.enter_context(doors.sigterm_as_exit())
         folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="recsys-bench-"))
         config = replace(config, state=str(Path(folder) / "state"))
-        stack.callback(_end, Path(config.state))
+        stack.callback(end, Path(config.state))
         with contextlib.redirect_stdout(sys.stderr):  # stdout is for the figures
             status = start(config, detach=True, viewers=_LISTS_PER_S, only=list(only))
         if status:
@@ -209,7 +210,8 @@ def live(config: Config, log_progress: Log, only: tuple[str, ...] = ()) -> Itera
         yield system
 
 
-def _end(state: Path) -> None:
+def end(state: Path) -> None:
+    """Stops a running system, and kills what is left of it."""
     running = run_file.read(state)
     if running is not None:
         run_file.stop(state, running)

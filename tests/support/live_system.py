@@ -1,4 +1,4 @@
-"""A real system in a folder of a test: started as a user does, watched, and killed part by part."""
+"""A real system in a test's folder, started as a user starts it, with viewers, and killed part by part."""
 
 import contextlib
 import itertools
@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from benchmarks.harness.live_system import Live, end
 from recsys.client import ApiError, Client
 from recsys.config.system_config import Config, LogConfig, ServeConfig
 from recsys.events.event_types import Engagement
@@ -18,73 +19,51 @@ from replay.simulation.world import World
 from runtime.cli.up import start
 from runtime.supervision import launch_plan as plans
 from runtime.supervision import run_file
-from runtime.supervision.processes import kill_session, members_matching
+from runtime.supervision.processes import kill_session
 
 ITEMS, USERS = 300, 20
 
 
-class LiveSystem:
-    """One `recsys up` on free ports."""
+class LiveSystem(Live):
+    """One `recsys up` on free ports; ``sections`` replace sections of its configuration."""
 
     def __init__(self, state: Path, log: str = "sqlite", **sections: Any) -> None:
-        self.state = state
-        self._config = replace(
+        self.desired = replace(
             Config(),
             state=str(state),
             serve=ServeConfig(port=0, dashboard_port=0),
             log=LogConfig(url=log),
             **sections,
         )
-        self.world = World(seed=5, users=USERS, items=ITEMS, topics=6)
+        super().__init__(self.desired, World(seed=5, users=USERS, items=ITEMS, topics=6))
 
     def up(self) -> None:
-        assert start(self._config, detach=True) == 0, (self.state / "run" / "up.out").read_text()[
-            -2000:
-        ]
+        """Starts the desired configuration, and fails with the end of the output where that fails."""
+        status = start(self.desired, detach=True)
+        assert status == 0, (self.state / "run" / "up.out").read_text()[-2000:]
         self.config, _ = plans.read(self.state)
 
     def down(self) -> None:
-        running = run_file.read(self.state)
-        if running is not None:
-            run_file.stop(self.state, running)
-            for leader in [*running.processes, running.supervisor]:
-                kill_session(leader)
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.config.serve.port}"
-
-    def client(self, admin: bool = False) -> Client:
-        key = (self.state / "run" / "admin.key").read_text().strip() if admin else None
-        return Client(self.url, admin_key=key, timeout_s=3.0)
-
-    def publish_world(self) -> None:
-        with self.client(admin=True) as client:
-            client.upsert_items(
-                {i.item_id: i.fields for i in self.world.items(self.world.start_ms)}
-            )
-            client.upsert_users({u.user_id: u.fields for u in self.world.users()})
+        end(self.state)
 
     def running(self) -> run_file.Running:
         running = run_file.read(self.state)
         assert running is not None
         return running
 
-    def kill_part(self, name: str) -> None:
-        """kill -9 of the part's own process, as the supervisor started it."""
-        part = next(part for part in self.running().parts if part.name == name)
-        assert part.process is not None, f"{name} has no process"
-        os.kill(part.process.pid, signal.SIGKILL)
+    def version(self) -> dict[str, int]:
+        """Model version that a replica serves."""
+        with self.client() as client:
+            version: dict[str, int] = client.status()["version"]
+            return version
 
-    def kill_within(self, part: str, words: str) -> bool:
-        """kill -9 of a process that Ray runs for us, by its command line."""
-        leader = next(p for p in self.running().parts if p.name == part).process
-        assert leader is not None
-        for pid in members_matching(leader, words):
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-                return True
-        return False
+    def kill_part(self, name: str) -> None:
+        """kill -9 of a part's own process."""
+        self.signal([self.leader(name).pid], signal.SIGKILL)
+
+    def kill_within(self, part: str, words: str) -> None:
+        """kill -9 of a process that a part started, by its command line. Fails where there is none."""
+        self.signal(self.processes_matching(part, words)[:1], signal.SIGKILL)
 
     def kill_everything(self) -> None:
         """kill -9 of the supervisor and all that it started, at once."""
@@ -95,6 +74,7 @@ class LiveSystem:
             kill_session(leader)
 
     def wait_ready(self, timeout_s: float = 120.0) -> None:
+        """Waits until all parts and a replica are ready."""
         deadline = time.monotonic() + timeout_s
         while time.monotonic() < deadline:
             if self.running().ready:
@@ -107,12 +87,12 @@ class LiveSystem:
 
 
 class Traffic:
-    """Viewers that ask and watch, one after the other; what was acknowledged is remembered by event id."""
+    """Viewers that ask and watch, one after the other; keeps the ids of acknowledged events."""
 
-    _made = itertools.count()  # no event is one of an earlier traffic's
+    _numbers = itertools.count()  # so that no two traffics send the same event ids
 
     def __init__(self, system: LiveSystem) -> None:
-        self._system, self._stop, self._which = system, threading.Event(), next(self._made)
+        self._system, self._stop, self._number = system, threading.Event(), next(self._numbers)
         self.acknowledged: set[str] = set()
         self.asked: list[tuple[str, str]] = []  # request and user, in order
         self.failures = 0
@@ -131,7 +111,7 @@ class Traffic:
                 with self._system.client() as client:
                     self._visit(client, number)
             except ApiError:
-                self.failures += 1  # nothing was acknowledged: nothing is owed
+                self.failures += 1  # nothing was acknowledged, so nothing must be on the log
 
     def _visit(self, client: Client, number: int) -> None:
         user_id = f"u{number % USERS}"
@@ -141,7 +121,7 @@ class Traffic:
         events = [
             Engagement(
                 time_ms=now_ms, request_id=answer.request_id, user_id=user_id, item_id=item.item_id,
-                kind="view", watch_ms=500 + 3000 * (number % 3), event_id=f"{self._which}-{number}-{rank}",
+                kind="view", watch_ms=500 + 3000 * (number % 3), event_id=f"{self._number}-{number}-{rank}",
             )
             for rank, item in enumerate(answer.items)
         ]  # fmt: skip

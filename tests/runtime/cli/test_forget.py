@@ -85,7 +85,7 @@ def test_of_whom_nobody_has_seen_anything_nothing_is_unlearned(
     stopped: tuple[Config, Log], tmp_path: Path
 ) -> None:
     said = forget_user("nobody", tmp_path, unlearn=True)
-    assert "no step of the live model has learned from them: it stays as it is" in said[-1]
+    assert "no step of the live model has learned from them: it stays unchanged" in said[-1]
     assert live_epoch(stopped[1]) == 0
 
 

@@ -3,8 +3,6 @@ and a student whose model is half as large."""
 
 import threading
 import time
-from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
@@ -14,7 +12,6 @@ from parameter_server.shard.shard import Shard
 from parameter_server.storage import snapshots
 from parameter_server.storage.durable_shard import load_shard
 from recsys.client import ApiError
-from recsys.config.promotion_config import PromotionConfig
 from recsys.config.system_config import digest
 from recsys.events.control_records import Decision, Live, ModelSize
 from recsys.events.records import CONTROL, DELTAS, SCORES, STEPS, Delta, Scores, Step, pack
@@ -38,12 +35,6 @@ pytestmark = [pytest.mark.services, pytest.mark.slow, pytest.mark.timeout(600)]
 LIKE_LIVE, STUDENT = "cand-1", "student-1"
 SIZE = ModelSize(dim=8, hidden=(64, 32))
 SEEN_WITHIN_S = 5.0
-# It is like live, so nothing is known of it; it is made canary by hand, and these let it go on from there.
-RULES = PromotionConfig(
-    share=1.0, canary_examples=30, settle_s=3.0, loss_margin=10, auc_margin=1, segment_margin=10,
-    recall_margin=1, canary_margin=1, engagement_margin=1, score_shift=10, score_spread=100, latency=100,
-    concentration=100, degraded=1,
-)  # fmt: skip
 
 
 class Asker:
@@ -72,30 +63,22 @@ class Asker:
                 self.stamps.append((stamp.line, stamp.epoch, stamp.step))
 
 
-def test_candidates_go_live_and_back_under_traffic(tmp_path: Path) -> None:
-    system = LiveSystem(tmp_path / "state")
-    # One step a second: a shadow on busy cores takes two, and must catch up.
-    step = replace(system._config.step, every_ms=1_000, snapshot_every=10)
-    system._config = replace(system._config, promotion=RULES, step=step)
+def test_candidates_go_live_and_back_under_traffic(system: LiveSystem) -> None:
+    log = open_log(system.config)
+    traffic, asker = Traffic(system), Asker(system)
     try:
-        system.up()
-        system.publish_world()
-        system.wait_ready(180)
-        log = open_log(system.config)
-        traffic, asker = Traffic(system), Asker(system)
         until(lambda: newest(log, 0) >= 10, 120, "steps are cut")
         there_and_back(system, log, asker, LIKE_LIVE, None, 1)
         there_and_back(system, log, asker, STUDENT, SIZE, 3)
+    finally:
         asker.stop()
         traffic.stop()
-        assert asker.failures == [] and traffic.failures == 0
-        assert never_back(asker.stamps)
-        lines = [(MAIN, 0), (LIKE_LIVE, 0), (MAIN, 1), (MAIN, 2), (STUDENT, 0), (MAIN, 3)]
-        assert {its[:2] for its in asker.stamps} <= {*lines, (MAIN, 4)}
-        assert dims(log, 3) == {SIZE.dim} and dims(log, 4) == {system.config.model.dim}
-        log.close()
-    finally:
-        system.down()
+    assert asker.failures == [] and traffic.failures == 0
+    assert never_back(asker.stamps)
+    lines = [(MAIN, 0), (LIKE_LIVE, 0), (MAIN, 1), (MAIN, 2), (STUDENT, 0), (MAIN, 3)]
+    assert {stamp[:2] for stamp in asker.stamps} <= {*lines, (MAIN, 4)}
+    assert dims(log, 3) == {SIZE.dim} and dims(log, 4) == {system.config.model.dim}
+    log.close()
 
 
 def there_and_back(

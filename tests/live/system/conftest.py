@@ -1,0 +1,66 @@
+"""One real system for all tests of this folder, since starting one takes most of a minute.
+
+The files run in the order of their numbers, and each leaves the system running for the next; the last ends
+it. Any single file also runs alone.
+"""
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import pytest
+
+from recsys.config.part_configs import CompatConfig, ControlRoomConfig, MetricsConfig, TracingConfig
+from recsys.config.promotion_config import PromotionConfig
+from recsys.config.system_config import Config
+from runtime.supervision.launch_plan import _free_ports
+from tests.support.live_system import LiveSystem, Traffic, until
+from tests.support.otlp_receiver import Receiver
+
+# Gates that let any candidate pass. A candidate equal to live has no evidence for itself: a test promotes it
+# to canary by hand, and these limits let it go on from there.
+OPEN_GATES = PromotionConfig(
+    share=1.0, canary_examples=30, settle_s=3.0, loss_margin=10, auc_margin=1, segment_margin=10,
+    recall_margin=1, canary_margin=1, engagement_margin=1, score_shift=10, score_spread=100, latency=100,
+    concentration=100, degraded=1,
+)  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def receiver() -> Iterator[Receiver]:
+    """Collector of the system's spans."""
+    receiver = Receiver()
+    yield receiver
+    receiver.close()
+
+
+@pytest.fixture(scope="session")
+def system(tmp_path_factory: pytest.TempPathFactory, receiver: Receiver) -> Iterator[LiveSystem]:
+    """A running system that has its items and users."""
+    ports = _free_ports(set())
+    # One step a second: a shadow on busy cores takes two, and must catch up.
+    step = replace(Config().step, every_ms=1_000, snapshot_every=10)
+    system = LiveSystem(
+        tmp_path_factory.mktemp("live") / "state",
+        step=step,
+        promotion=OPEN_GATES,
+        tracing=TracingConfig(share=1.0, endpoint=receiver.url),
+        control_room=ControlRoomConfig(port=next(ports)),
+        metrics=MetricsConfig(port=next(ports)),
+        compat=CompatConfig(gorse=True),
+    )
+    try:
+        system.up()
+        system.publish_world()
+        system.wait_ready(180)
+        yield system
+    finally:
+        system.down()
+
+
+@pytest.fixture(scope="session")
+def visits(system: LiveSystem) -> Traffic:
+    """Viewers that have left after the model learned fifteen steps."""
+    traffic = Traffic(system)
+    until(lambda: system.version()["step"] >= 15, 90, "steps are learned")
+    traffic.stop()
+    return traffic
