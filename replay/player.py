@@ -1,8 +1,7 @@
 """Replays the server over events in time order: fold, features, score, impression, then the engagements.
 
 An impression is scored with the state of its own time: sessions and counters of what had happened, and the
-model version that would have been serving. A data set brings its lists; ``recommend`` makes them, so that a
-simulated world can answer them.
+model version that would have been serving. A data set brings its lists.
 """
 
 from collections.abc import Callable
@@ -12,7 +11,6 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from experiments.assignment.policy import Policies
 from parameter_server.publish.deltas import StepDelta
 from recsys.config.system_config import Config
 from recsys.events.event_types import Engagement, Event, Impression, Item, ServedItem, Stamp, User
@@ -21,10 +19,8 @@ from recsys.features.feature_set import FeatureSet, RequestFeatures
 from recsys.features.item_counters import ItemCounters
 from recsys.features.session import Session
 from serving.pipeline import Pipeline
-from serving.query import Query
 from serving.ranking.scoring import probabilities
 from serving.replica.replica import Replica
-from serving.request import Answer, Request
 
 _FLUSH = 512  # impressions scored together at the most; the scores don't depend on it
 
@@ -68,10 +64,8 @@ class Player:
         self.pipeline = Pipeline(self.replica)
         self.item_counters = ItemCounters(self.features)
         self.replica.counters = self.item_counters.counters  # one process: nothing to send
-        self.policies = Policies(self.config.policy)
         self._waiting: list[tuple[RequestFeatures, Impression]] = []
         self._held: list[StepDelta] = []
-        self._requests = 0
 
     def session(self, user_id: Id) -> Session:
         """Session of a user, created when there is none."""
@@ -116,23 +110,6 @@ class Player:
         for delta in self._held:
             self.replica.apply_step(delta)
         self._held.clear()
-
-    def recommend(self, request: Request, now_ms: int) -> Answer:
-        """Answers a request as a replica does, and plays the impression."""
-        self.advance(now_ms)
-        self._sync_popularity()
-        self._requests += 1
-        answer = self.pipeline.recommend(
-            Query(
-                request,
-                self.session(request.user_id),
-                self.policies.resolve(request.user_id),
-                now_ms,
-                f"{request.user_id}-{now_ms}-{self._requests}",
-            )
-        )
-        self._impression(answer.impression)
-        return answer
 
     def finish(self) -> None:
         """Scores waiting impressions at the end."""
@@ -214,8 +191,3 @@ class Player:
             index = self.replica.catalogue.index_of(item_id)
             assert index is not None
         return index
-
-    def _sync_popularity(self) -> None:
-        changed = self.item_counters.take_changed()
-        if changed:
-            self.replica.popularity.update(*self.item_counters.counters.export(changed))

@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 
 from recsys.events.event_types import Event, Impression
 from recsys.events.field_schema import CATEGORICAL
-from recsys.model.prediction_metrics import days
 from replay.datasets.dataset import Dataset
 from replay.predictions import Predictions, build_report, compare
 from replay.replay_run import ReplayOptions, ReplayResult
@@ -55,21 +54,6 @@ def first_judged_day(days: NDArray[np.int64]) -> int:
     """First day of the later half of the distinct days, of at least one."""
     distinct = np.unique(days)
     return int(distinct[-max(1, len(distinct) // 2)])
-
-
-def judged_from_ms(dataset: Dataset) -> int:
-    """Begin of the later half of a log's days: rows are judged from then on, and `frozen` is frozen.
-
-    Raises ValueError for a log of fewer than two days: nothing would be learned before.
-    """
-    times = [event.time_ms for event in dataset.events() if isinstance(event, Impression)]
-    shown = days(times, dataset.utc_offset_h) if times else np.zeros(0, np.int64)
-    if (count := len(np.unique(shown))) < 2:
-        raise ValueError(
-            f"{dataset.name} has impressions of {count} days, expected 2 or more: the first half is "
-            "learned from, the second is judged"
-        )
-    return first_judged_day(shown) * _DAY_MS - round(dataset.utc_offset_h * 3_600_000)
 
 
 def slices_of(dataset: Dataset, replayed: ReplayResult) -> dict[str, NDArray[np.bool_]]:

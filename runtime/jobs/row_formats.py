@@ -6,7 +6,7 @@ and as int8. So all formats are evaluated on the same rows of the same learner.
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Final
 
 import numpy as np
@@ -18,7 +18,7 @@ from recsys.features.feature_set import FeatureSet
 from recsys.model.prediction_metrics import auc, paired_auc_interval
 from replay.datasets.dataset import Dataset
 from replay.direct_loop import DirectLoop
-from replay.parameter_copies import Copy, SideBySide, Sync
+from replay.parameter_copies import Copy, SideBySide
 from replay.predictions import Predictions
 from replay.replay_report import judged_rows
 from replay.replay_run import Progress, ReplayOptions, config_for, replay_with
@@ -30,19 +30,15 @@ ROWS_PER_REQUEST: Final = 900  # distinct rows of a request with 300 candidates,
 _LOOKUPS: Final = 300
 
 
-@dataclass
-class FormatComparison(SideBySide):
-    """Replay player that serves the learner's rows in each format."""
-
-    def _make_copies(self) -> list[Copy]:
-        copies = []
-        for name in FORMATS:
-            published = "fp32" if name == "float32" else name
-            server = replace(self.config.parameter_server, delta_format=published)
-            config = replace(self.config, parameter_server=server)
-            store = Int8Rows if name == "int8" else RowStore
-            copies.append(Copy(self.features, config, Sync(name), store, published))
-        return copies
+def format_copies(features: FeatureSet, config: Config) -> dict[str, Copy]:
+    """A copy of the learner's parameters for each format."""
+    copies = {}
+    for name in FORMATS:
+        published = "fp32" if name == "float32" else name
+        server = replace(config.parameter_server, delta_format=published)
+        store = Int8Rows if name == "int8" else RowStore
+        copies[name] = Copy(features, replace(config, parameter_server=server), store, published)
+    return copies
 
 
 def measure(
@@ -53,14 +49,15 @@ def measure(
     config = config_for(dataset, options, replace(base, parameter_server=exact))
     features = FeatureSet(dataset.schema, options.features, config.sessions.history)
     loop = DirectLoop(features, config)
-    player = FormatComparison(features, config, loop)
+    copies = format_copies(features, config)
+    player = SideBySide(features, config, loop, copies=list(copies.values()))
     rows = replay_with(player, dataset, options, progress, loop.digest).predictions
     judged_N = _judged(dataset, rows)
     labels = np.asarray(rows.labels[dataset.labels[0]])[judged_N]
     users = np.array([str(user) for user in rows.user_id])[judged_N]
-    scores = dict(zip(FORMATS, (copy.scores()[judged_N] for copy in player.copies), strict=True))
+    scores = {name: copy.scores()[judged_N] for name, copy in copies.items()}
     cost = paired_auc_interval(scores["float32"], scores["int8"], labels, users)
-    stores = {copy.sync.name: copy.rows for copy in player.copies}
+    stores = {name: copy.rows for name, copy in copies.items()}
     return RowFormEvidence(
         features=input_digest(features),
         model=digest(base.model),

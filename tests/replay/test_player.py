@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from benchmarks.harness.answering_player import AnsweringPlayer
 from recsys.config.system_config import Config
 from recsys.events.event_types import Engagement, Impression, Item, ServedItem, User
 from replay.direct_loop import DirectLoop
@@ -60,7 +61,7 @@ def test_a_session_answers_ten_likes_before_anything_is_learned(crowd: Crowd) ->
     assert min(after) > 0.4
 
 
-def like(player: Player, user: str, item_id: str, now_ms: int) -> None:
+def like(player: AnsweringPlayer, user: str, item_id: str, now_ms: int) -> None:
     answer = player.recommend(Request(user, n=1, candidate_ids=(item_id,)), now_ms)
     for kind, watch_ms in (("long_view", 8_000), ("like", None), ("view", 8_000)):
         player.play(

@@ -7,6 +7,7 @@ import heapq
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
+from benchmarks.harness.answering_player import AnsweringPlayer
 from recsys.config.system_config import (
     Config,
     JoinConfig,
@@ -20,7 +21,6 @@ from recsys.events.field_schema import CATEGORICAL, NUMERIC, Schema
 from recsys.events.hashing import uniform
 from recsys.features.feature_set import FeatureSet
 from replay.direct_loop import DirectLoop
-from replay.player import Player
 from serving.request import Answer, Request
 
 START_MS = 1_700_000_000_000
@@ -96,7 +96,7 @@ class Crowd:
 
     def __post_init__(self) -> None:
         self.loop = DirectLoop(FEATURES, self.config)
-        self.player = Player(FEATURES, self.config, self.loop)
+        self.player = AnsweringPlayer(FEATURES, self.config, self.loop)
         self.now_ms = START_MS
         self.likings: list[float] = []  # mean true probability of each list
         self._coming: list[tuple[int, int, Engagement]] = []

@@ -11,11 +11,11 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.harness.local_line import LocalLine
 from benchmarks.studies.drift.merge_variants import losses
 from parameter_server.table.table import Arrays
 from recsys.config.system_config import Config
 from training.continual.learner import Lane
-from training.continual.local_line import LocalLine
 
 
 @dataclass(frozen=True)

@@ -18,9 +18,10 @@ from benchmarks.studies.drift.refit import RefitOptions
 from benchmarks.studies.drift.scenario_log import DAYS, ScenarioLog
 from benchmarks.studies.drift.scenario_stream import Stream, watch
 from benchmarks.studies.drift.world_scenarios import SCENARIOS
+from benchmarks.studies.quality.judged_days import judged_from_ms
 from recsys.config.system_config import Config, ModelConfig, ParameterServerConfig, StepConfig
 from replay.datasets.open_dataset import open_dataset
-from replay.replay_report import judged_from_ms, with_bar
+from replay.replay_report import with_bar
 from replay.replay_run import ReplayOptions
 from runtime.cli.common import check_folders
 

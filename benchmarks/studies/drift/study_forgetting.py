@@ -1,8 +1,8 @@
 """`recsys study forgetting`: tastes are A, then B, then A again; measures what is left of A on return.
 
 The same log is learned twice: plainly, and with old examples rehearsed by the panel's request
-(training/steps/rehearsal.py). Lists don't depend on a model, so both are judged on the same rows. Two
-quantities are judged. *Memory*: the panel of the first A, with its features as served, scored at the end of A
+(benchmarks/studies/drift/rehearsal.py). Lists don't depend on a model, so both are judged on the same rows.
+Two quantities are judged. *Memory*: the panel of the first A, with its features as served, scored at the end of A
 and at the end of B: the forgetting of the weights. *On return*: predictions in the first window of the second
 A, where the viewers' sessions and counters are still full of B, which weights can't know to be over. Windows
 differ in predictability, so beside each AUC stands that of the true probabilities on the same rows
@@ -20,6 +20,14 @@ from numpy.typing import NDArray
 
 from benchmarks.harness.commands import study_command
 from benchmarks.studies.drift.kept_states import MOST_STATES, KeepingPlayer, mixed
+from benchmarks.studies.drift.rehearsal import (
+    ExamplePlace,
+    ForgettingConfig,
+    ForgettingControl,
+    Rehearsal,
+    RehearsingSequencer,
+    Strength,
+)
 from benchmarks.studies.drift.world_aba import WorldABA
 from benchmarks.studies.quality.simulated_world_log import WorldLog
 from parameter_server.publish.deltas import StepDelta
@@ -35,14 +43,6 @@ from replay.simulation.world import World
 from training.continual.learner import Learner
 from training.drift.monitors import LossMonitor
 from training.lines.line import MAIN, learning_digest
-from training.steps.rehearsal import (
-    ExamplePlace,
-    ForgettingConfig,
-    ForgettingControl,
-    Rehearsal,
-    Strength,
-)
-from training.steps.sequencer import Sequencer
 
 _HOUR_MS: Final = 3_600_000
 _KEPT: Final = 0.95  # of A's AUC, the goal on return
@@ -75,12 +75,9 @@ class RehearsedLoop(DirectLoop):
     ) -> None:
         super().__init__(features, config)
         self.rehearsal, self.control = Rehearsal(forgetting), ForgettingControl(forgetting)
-        self.sequencer = Sequencer(
-            config.step,
-            line=MAIN,
-            epoch=0,
-            digest=learning_digest(config, features),
-            rehearsal=self.rehearsal,
+        digest = learning_digest(config, features)
+        self.sequencer = RehearsingSequencer(
+            self.rehearsal, config.step, line=MAIN, epoch=0, digest=digest
         )
         for partition in range(config.log.partitions):
             self.log.hold("forgetting", EXAMPLES, partition, 0)

@@ -16,6 +16,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from benchmarks.harness.local_line import LocalLine
 from experiments.assignment.arm_line import DIVERTED, WEIGHTED
 from experiments.statistics.arm_weights import ArmWeights, arm_features
 from recsys.config.system_config import Config, ModelConfig
@@ -28,7 +29,6 @@ from recsys.model.model import build_model
 from replay.simulation.world import World
 from training.candidates.arm_learner import without_rows
 from training.continual.learner import Lane, Learned, Learner
-from training.continual.local_line import LocalLine
 from training.continual.open_labels import LabelTargets, single_pass_targets
 from training.lines.line import whole_spec
 

@@ -11,6 +11,7 @@ import typer
 
 from benchmarks.harness.commands import check_at_least, study_command
 from benchmarks.studies.promotion.student_arms import Arms, ArmScores
+from benchmarks.studies.quality.judged_days import judged_from_ms
 from benchmarks.studies.quality.simulated_world_log import WorldLog
 from benchmarks.studies.quality.study_figures import JudgedRows, draw_aucs, pair_of
 from recsys.config.system_config import Config, ModelConfig
@@ -19,7 +20,7 @@ from recsys.model.student_model import shown, student_model
 from replay.datasets.dataset import Dataset
 from replay.datasets.open_dataset import open_dataset
 from replay.offline_examples import cache_dataset
-from replay.replay_report import judged_from_ms, with_bar
+from replay.replay_report import with_bar
 from replay.replay_run import Progress, ReplayOptions, config_for
 from serving.replica.int8_rows import Int8Rows
 from serving.replica.row_store import RowStore

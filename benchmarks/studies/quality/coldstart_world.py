@@ -14,6 +14,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from benchmarks.harness.answering_player import AnsweringPlayer
 from benchmarks.studies.quality.coldstart_ceiling import Ceiling, swipes_of
 from experiments.assignment.policy import Policy
 from recsys.config.policy_config import PolicyConfig
@@ -24,7 +25,6 @@ from recsys.features.feature_set import FeatureSet
 from recsys.features.feature_set_file import FEED_SCHEMA
 from recsys.features.session import Session
 from replay.direct_loop import DirectLoop
-from replay.player import Player
 from replay.simulation.warmup_data import SURFACE
 from replay.simulation.world import World
 from serving.query import Query
@@ -79,7 +79,7 @@ class Feed:
 
     def __post_init__(self) -> None:
         features = FeatureSet(FEED_SCHEMA, "all", self.config.sessions.history)
-        self.player = Player(features, self.config, DirectLoop(features, self.config))
+        self.player = AnsweringPlayer(features, self.config, DirectLoop(features, self.config))
         self.now_ms = self.world.start_ms
         self._later: list[tuple[int, int, Event]] = []
         self._numbers = 0
@@ -238,7 +238,7 @@ class _Visit:
     def _lists(self) -> list[list[Id]]:
         """Current list of each arm. All know the seen and hidden items, and repeat none."""
         player, session, user_id = self.feed.player, self.session, self.user_id
-        player._sync_popularity()
+        player.sync_popularity()
         policy = player.policies.resolve(user_id)
         bare = Session(user_id, player.features, self.feed.config.sessions.seen)
         bare.profile = session.profile

@@ -1,5 +1,7 @@
 """`recsys study freshness DATA|world`: AUC as a function of the sync interval of a replica."""
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Final
 
@@ -7,15 +9,22 @@ import numpy as np
 import typer
 
 from benchmarks.harness.commands import check_at_least, study_command
+from benchmarks.studies.quality.judged_days import judged_from_ms
 from benchmarks.studies.quality.simulated_world_log import WorldLog
-from benchmarks.studies.quality.study_figures import JudgedRows, draw_aucs, figures, plot
+from benchmarks.studies.quality.study_figures import (
+    JudgedRows,
+    draw_aucs,
+    figures,
+    plot,
+)
+from parameter_server.publish.deltas import StepDelta
 from recsys.config.system_config import Config, ModelConfig
 from recsys.features.feature_set import FeatureSet
 from replay.datasets.dataset import Dataset
 from replay.datasets.open_dataset import open_dataset
 from replay.direct_loop import DirectLoop
-from replay.parameter_copies import SideBySide, Sync
-from replay.replay_report import judged_from_ms, with_bar
+from replay.parameter_copies import Copy, SideBySide
+from replay.replay_report import with_bar
 from replay.replay_run import Progress, ReplayOptions, config_for, replay_with
 from runtime.cli.common import check_folders
 
@@ -30,6 +39,35 @@ _EVERY_MS: Final = (
     ("1 min", _MINUTE_MS),
     ("each step", 0),
 )
+
+
+@dataclass(frozen=True)
+class Sync:
+    """Sync schedule of a copy: at multiples of ``every_ms`` (0: at each step), without steps whose examples
+    closed at ``frozen_after_ms`` or later."""
+
+    name: str
+    every_ms: int = 0
+    frozen_after_ms: int | None = None
+
+
+class SyncedCopy(Copy):
+    """Copy with the parameters that a replica with a sync schedule would have."""
+
+    def __init__(self, features: FeatureSet, config: Config, sync: Sync) -> None:
+        super().__init__(features, config)
+        self._sync, self._frozen = sync, False
+        self._held: list[StepDelta] = []
+
+    def advance(self, deltas: Sequence[StepDelta], before_ms: int, now_ms: int) -> None:
+        until_ms, every_ms = self._sync.frozen_after_ms, self._sync.every_ms
+        for delta in deltas:
+            self._frozen = self._frozen or (until_ms is not None and delta.time_ms >= until_ms)
+            if not self._frozen:
+                self._held.append(delta)
+        if self._held and (not every_ms or before_ms // every_ms != now_ms // every_ms):
+            super().advance(self._held, before_ms, now_ms)
+            self._held.clear()
 
 
 def syncs_of(frozen_after_ms: int) -> list[Sync]:
@@ -48,7 +86,8 @@ def judge(
     config = config_for(dataset, options, Config(model=ModelConfig(seed=seed)))
     features = FeatureSet(dataset.schema, options.features, config.sessions.history)
     loop = DirectLoop(features, config)
-    player = SideBySide(features, config, loop, syncs=syncs_of(from_ms))
+    copies = [SyncedCopy(features, config, sync) for sync in syncs_of(from_ms)]
+    player = SideBySide(features, config, loop, copies=copies)
     rows = replay_with(player, dataset, options, progress, loop.digest).predictions
     judged_N = np.asarray(rows.time_ms) >= from_ms
     judged = JudgedRows(

@@ -14,6 +14,7 @@ import typer
 
 from benchmarks.harness.commands import study_command
 from benchmarks.learning.linear_learners import ABSENT
+from benchmarks.studies.quality.judged_days import judged_from_ms
 from benchmarks.studies.quality.study_linear import Linear, linear_learners
 from recsys.config.system_config import Config
 from recsys.events.event_types import Impression
@@ -25,7 +26,7 @@ from replay.datasets.open_dataset import open_dataset
 from replay.direct_loop import DirectLoop
 from replay.player import Player
 from replay.predictions import Predictions, compare
-from replay.replay_report import judged_from_ms, judged_rows, slices_of, with_bar
+from replay.replay_report import judged_rows, slices_of, with_bar
 from replay.replay_run import Progress, ReplayOptions, ReplayResult, config_for, replay_with
 
 WHOLE: Final = "all"

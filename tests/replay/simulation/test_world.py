@@ -11,8 +11,9 @@ import pytest
 from recsys.client import Recommendations, Recommended
 from recsys.events.event_types import Engagement, parse
 from recsys.events.hashing import uniform
-from replay.simulation.viewer import Viewer, browse, run
+from replay.simulation.viewer import Viewer
 from replay.simulation.world import World
+from tests.support.simulated_visits import browse, run
 
 T = 1_650_812_400_000
 HOUR_MS = 3_600_000

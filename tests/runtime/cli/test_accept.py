@@ -15,11 +15,12 @@ from recsys.config.loader import ConfigError
 from recsys.config.system_config import Config, ModelConfig, digest
 from recsys.features.feature_set import FeatureSet
 from replay.direct_loop import DirectLoop
+from replay.parameter_copies import SideBySide
 from replay.replay_run import ReplayOptions, config_for, replay_data, replay_with
 from runtime.cli import accept as accepting
 from runtime.cli.main import app
 from runtime.jobs import row_formats
-from runtime.jobs.row_formats import FormatComparison, measure
+from runtime.jobs.row_formats import format_copies, measure
 from runtime.supervision.acceptance_file import check_accepted, file_of, write_accepted
 from tests.support.acceptance_cases import EVIDENCE, FEATURES
 
@@ -41,10 +42,11 @@ def test_each_form_scores_as_a_replay_of_its_own() -> None:
     config = config_for(small(), OPTIONS, replace(Config(), parameter_server=whole))
     features = FeatureSet(small().schema, "ids", config.sessions.history)
     loop = DirectLoop(features, config)
-    player = FormatComparison(features, config, loop)
+    copies = format_copies(features, config)
+    player = SideBySide(features, config, loop, copies=list(copies.values()))
     replay_with(player, small(), OPTIONS, iter, loop.digest)
-    scores = {copy.sync.name: copy.scores() for copy in player.copies}
-    rows = {copy.sync.name: copy.rows for copy in player.copies}
+    scores = {name: copy.scores() for name, copy in copies.items()}
+    rows = {name: copy.rows for name, copy in copies.items()}
     for form, base in (("fp16", Config()), ("int8", INT8)):
         alone = replay_data(small(), OPTIONS, base).predictions.scores["long_view"]
         assert np.array_equal(scores[form], alone), form

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
+from benchmarks.studies.quality.judged_days import judged_from_ms
 from benchmarks.studies.quality.simulated_world_log import WorldLog
 from benchmarks.studies.quality.study_figures import JudgedRows, draw_aucs, figures, plot
 from benchmarks.studies.quality.study_freshness import judge, syncs_of
 from recsys.events.event_types import Engagement, Impression
 from recsys.model.prediction_metrics import auc
-from replay.replay_report import judged_from_ms
 from replay.replay_run import ReplayOptions, replay_data
 from runtime.cli.main import app
 
