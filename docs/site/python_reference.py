@@ -24,9 +24,8 @@ PUBLIC = {
         statistics.readout statistics.revision statistics.comparison promotion.gates
         promotion.promotion promotion.guard promotion.lifecycle""",
     "training": """lines.line joining.joiner joining.delay joining.sampling steps.sequencer
-        continual.learner continual.local_line steps.rehearsal offline.examples
-        offline.vocabulary offline.loop merging.merge drift.monitors
-        drift.baseline drift.reaction""",
+        continual.learner offline.examples offline.vocabulary offline.loop merging.merge
+        drift.monitors drift.baseline drift.reaction""",
     "serving": """request pipeline ranking.stages retrieval.filters retrieval.retrieval ranking.scoring
         ranking.selection replica.replica index.item_index ingestion.event_validation
         sessions.session_fold sessions.session_store service""",

@@ -21,9 +21,9 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from parameter_server.table.routing import Keys
 from parameter_server.table.sketch import SKETCH_COLUMNS
 from parameter_server.table.table import ROW_COLUMNS, Arrays, digest_of_exports
-from training.continual.local_line import Keys
 
 Mask = NDArray[np.bool_]
 Doubles = NDArray[np.float64]

@@ -1,7 +1,7 @@
 """Cuts the stream of examples into steps. A step is data: its record is appended before it is learned.
 
-Pure: arrived examples and the time go in, step records come out. The sequencer's position is in its own
-output: the ranges of the last record say which examples are next.
+Pure: arrived examples and the time go in, step records come out. The ranges of the last record say which
+examples are next.
 """
 
 from collections import deque
@@ -9,7 +9,6 @@ from collections.abc import Iterable
 
 from recsys.config.system_config import StepConfig
 from recsys.events.records import Range, Step
-from training.steps.rehearsal import Rehearsal
 
 
 class Sequencer:
@@ -24,10 +23,8 @@ class Sequencer:
         digest: str,
         step: int = 0,
         offsets: dict[int, int] | None = None,
-        rehearsal: Rehearsal | None = None,
     ) -> None:
-        """``rehearsal`` selects examples that a step learns again; without it there are none."""
-        self.config, self._rehearsal = config, rehearsal
+        self.config = config
         self.line, self.epoch, self.digest = line, epoch, digest
         self.step = step
         self.gathered = 1  # steps whose rows are published together, with the last of them
@@ -43,8 +40,6 @@ class Sequencer:
     def arrived(self, partition: int, offset: int, closed_ms: int, now_ms: int) -> None:
         """Takes the example at (partition, offset) of ``examples``, which arrived at ``now_ms``."""
         self._waiting.append((now_ms, partition, offset, closed_ms))
-        if self._rehearsal is not None:
-            self._rehearsal.arrived(partition, offset, closed_ms)
 
     def cut(self, now_ms: int) -> Step | None:
         """The next step if enough examples wait or the oldest has waited long enough; else None."""
@@ -56,7 +51,6 @@ class Sequencer:
         count = min(len(self._waiting), self.config.examples)
         taken = [self._waiting.popleft() for _ in range(count)]
         self.step += 1
-        rehearsal = self._rehearsal
         return Step(
             line=self.line,
             epoch=self.epoch,
@@ -68,8 +62,6 @@ class Sequencer:
             config=self.digest,
             held=self.step % self.gathered != 0,
             rate=self.rate,
-            rehearsed=rehearsal.draw(self.step, count) if rehearsal else [],
-            rehearsed_weight=rehearsal.config.weight if rehearsal else 1.0,
         )
 
     def _ranges(self, places: Iterable[tuple[int, int]]) -> list[Range]:

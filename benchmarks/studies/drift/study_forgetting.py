@@ -2,10 +2,10 @@
 
 The same log is learned twice: plainly, and with old examples rehearsed by the panel's request
 (benchmarks/studies/drift/rehearsal.py). Lists don't depend on a model, so both are judged on the same rows.
-Two quantities are judged. *Memory*: the panel of the first A, with its features as served, scored at the end of A
-and at the end of B: the forgetting of the weights. *On return*: predictions in the first window of the second
-A, where the viewers' sessions and counters are still full of B, which weights can't know to be over. Windows
-differ in predictability, so beside each AUC stands that of the true probabilities on the same rows
+Two quantities are judged. *Memory*: the panel of the first A, with its features as served, scored at the end
+of A and at the end of B: the forgetting of the weights. *On return*: predictions in the first window of the
+second A, where the viewers' sessions and counters are still full of B, which weights can't know to be over.
+Windows differ in predictability, so beside each AUC stands that of the true probabilities on the same rows
 (``ceiling``). A third variant keeps past states and mixes their predictions with the live one
 (``kept_states``).
 """

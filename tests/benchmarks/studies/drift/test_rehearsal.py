@@ -6,6 +6,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
+from benchmarks.studies.drift.rehearsal import (
+    Cohorts,
+    ForgettingConfig,
+    ForgettingControl,
+    Rehearsal,
+    RehearsingSequencer,
+)
 from benchmarks.studies.drift.world_aba import WorldABA
 from parameter_server.rpc.parameter_client import LocalClient
 from parameter_server.shard.shard import digest_of_shards
@@ -17,7 +24,6 @@ from tests.support.small_feed import FEATURES, append_examples, example, toy_con
 from training.continual.learner import Learner
 from training.continual.worker import Worker
 from training.lines.line import learning_digest, spec_of
-from training.steps.rehearsal import Cohorts, ForgettingConfig, ForgettingControl, Rehearsal
 from training.steps.sequencer import Sequencer
 from training.steps.step_reader import ExampleCheck, read_lanes
 
@@ -93,12 +99,13 @@ def test_configuration_is_checked() -> None:
 
 
 def test_a_sequencer_rehearses_what_it_is_told_and_by_default_nothing() -> None:
-    for its in (None, rehearsal(0.5)):
-        sequencer = Sequencer(StepConfig(examples=8), line="m", epoch=0, digest="", rehearsal=its)
+    config, options = StepConfig(examples=8), {"line": "m", "epoch": 0, "digest": ""}
+    rehearsing = RehearsingSequencer(rehearsal(0.5), config, **options)
+    for sequencer in (Sequencer(config, **options), rehearsing):  # type: ignore[arg-type]
         for offset in range(300, 308):
             sequencer.arrived(0, offset, 3 * HOUR_MS, 0)
         step = sequencer.cut(0)
-        assert step is not None and bool(step.rehearsed) == (its is not None)
+        assert step is not None and bool(step.rehearsed) == (sequencer is rehearsing)
         assert step.examples == 8 and step.rehearsed_weight == 1.0
 
 

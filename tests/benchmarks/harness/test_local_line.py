@@ -6,6 +6,7 @@ from functools import cache
 import numpy as np
 import pytest
 
+from benchmarks.harness.local_line import LocalLine
 from benchmarks.studies.drift.merge_variants import losses
 from benchmarks.studies.drift.refit import Batch, RefitOptions, export_at_step, refit, student_of
 from benchmarks.studies.drift.scenario_log import ScenarioLog
@@ -16,7 +17,6 @@ from recsys.model.model import build_model
 from recsys.model.prediction_metrics import auc
 from replay.replay_run import ReplayOptions
 from training.continual.learner import Lane, Learner
-from training.continual.local_line import LocalLine
 from training.lines.line import spec_of
 from training.offline.distill import Distiller, with_teacher
 
