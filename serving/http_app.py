@@ -6,6 +6,7 @@ with Retry-After. The app also serves the viewers' page, so that the page has on
 
 import asyncio
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -28,7 +29,7 @@ from serving.compat.unpersonalized import Unsupported
 from serving.http import api_models as models
 from serving.http.serving_metrics import ServingMetrics
 from serving.http.strict_json import StrictRoute, check_admin_key, json_response
-from serving.ingestion.event_validation import ACCEPTED, DUPLICATE, REJECTED, Result
+from serving.ingestion.event_validation import ACCEPTED, DUPLICATE, REJECTED, FieldError, Result
 from serving.ingestion.write_api import Unavailable
 from serving.replica import inspection
 from serving.service import Service
@@ -189,8 +190,7 @@ def _add_admin_routes(app: FastAPI, service: Service, admin_key: Callable[[], st
         session, policy = await service.session_of(name), service.reader.policies.resolve(name)
         request = values.Request(name, n=inspection.SHOWN, explain=True)
         answer = await service.recommend_unlogged(request, session, counts=False)
-        items = [_item_out(item) for item in answer.items]
-        listed = {"items": items, "stamp": answer.stamp, "degraded": answer.degraded}
+        listed = {"items": answer.items, "stamp": answer.stamp, "degraded": answer.degraded}
         user = inspection.user(service.replica, session, policy)
         return json_response(user | {"answer": listed})
 
@@ -242,8 +242,7 @@ def _add_errors(app: FastAPI) -> None:
 
     @app.exception_handler(Rejected)  # this and the next two are raised by serving.compat
     async def rejected(_: Request, error: Rejected) -> Response:
-        detail = {"field": error.field, "value": error.value, "expected": error.expected}
-        return _problem("nothing of it is taken", 400, [detail])
+        return _problem("nothing of it is taken", 400, [FieldError.of(error)])
 
     @app.exception_handler(PartlyRejected)
     async def partly_rejected(_: Request, error: PartlyRejected) -> Response:
@@ -255,72 +254,42 @@ def _add_errors(app: FastAPI) -> None:
 
 
 def _problem(
-    message: str, status: int, details: Sequence[dict[str, str]] = (),
+    message: str, status: int, details: Sequence[FieldError] = (),
     headers: dict[str, str] | None = None,
 ) -> Response:  # fmt: skip
     return json_response({"error": message, "details": details}, status, headers)
 
 
-def _detail(error: dict[str, Any]) -> dict[str, str]:
+def _detail(error: dict[str, Any]) -> FieldError:
     field = ".".join(str(part) for part in error["loc"] if part != "body")
     value = repr(error.get("input"))
     shown = value if len(value) <= 80 else value[:77] + "..."
-    return {"field": field or "body", "value": shown, "expected": error["msg"]}
+    return FieldError(field or "body", shown, error["msg"])
 
 
 def _request_of(body: models.RecommendIn) -> values.Request:
-    candidates = body.candidate_ids
-    return values.Request(
-        user_id=body.user_id,
-        n=body.n,
-        surface=body.surface,
-        context=body.context,
-        exclude_ids=tuple(body.exclude_ids),
-        candidate_ids=None if candidates is None else tuple(candidates),
-        explain=body.explain,
-    )
+    given = None if body.candidate_ids is None else tuple(body.candidate_ids)
+    ids = {"exclude_ids": tuple(body.exclude_ids), "candidate_ids": given}
+    return values.Request(**dict(body) | ids)
 
 
 def _answer_out(answer: values.Answer, began_s: float) -> dict[str, Any]:
     return {
         "request_id": answer.request_id,
-        "items": [_item_out(item) for item in answer.items],
+        "items": answer.items,
         "stamp": answer.stamp,
         "took_ms": round((time.perf_counter() - began_s) * 1000, 3),
         "degraded": answer.degraded,
     }
 
 
-def _item_out(item: values.AnswerItem) -> dict[str, Any]:
-    out: dict[str, Any] = {
-        "item_id": item.item_id,
-        "rank": item.rank,
-        "score": item.score,
-        "propensity": item.propensity,
-        "sources": item.sources,
-        "fields": item.fields,
-    }
-    if item.predictions is not None:
-        out["predictions"] = item.predictions
-    if item.reasons is not None:
-        out["reasons"] = item.reasons
-    return out
-
-
 def _results_out(results: Sequence[Result]) -> dict[str, Any]:
-    counts = {status: 0 for status in (ACCEPTED, DUPLICATE, REJECTED)}
-    entries: list[dict[str, Any]] = []
-    for result in results:
-        counts[result.status] += 1
-        entry: dict[str, Any] = {"index": result.index, "status": result.status}
-        if result.error is not None:
-            entry["error"] = dict(zip(("field", "value", "expected"), result.error, strict=True))
-        entries.append(entry)
+    counts = Counter(result.status for result in results)
     return {
         "accepted": counts[ACCEPTED],
         "duplicates": counts[DUPLICATE],
         "rejected": counts[REJECTED],
-        "results": entries,
+        "results": results,
     }
 
 

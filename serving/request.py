@@ -105,9 +105,8 @@ class Candidates:
         return replace(self, degraded=(*self.degraded, *stages)) if stages else self
 
 
-@dataclass(frozen=True)
-class AnswerItem:
-    """One item of the answer. ``predictions`` and ``reasons`` are filled for requests with ``explain``."""
+class AnswerItem(msgspec.Struct, frozen=True, omit_defaults=True):
+    """One item of the answer, as the API encodes it. ``predictions`` and ``reasons``: with ``explain``."""
 
     item_id: Id
     rank: int

@@ -20,7 +20,7 @@ from serving import request as values
 from serving.compat.values import MAX_EVENTS, parse_json_sequence
 from serving.http.serving_metrics import ServingMetrics
 from serving.http.strict_json import DECODE_ERRORS, check_admin_key, json_response
-from serving.ingestion.event_validation import ACCEPTED, REJECTED, Result
+from serving.ingestion.event_validation import ACCEPTED, REJECTED, FieldError, Result
 from serving.ingestion.write_api import Unavailable
 from serving.service import Service
 
@@ -207,18 +207,19 @@ def refuse_cross_origin(request: Request) -> None:
 
 
 class PartlyRejected(Exception):
-    """Some records of a body were rejected; ``detail``: field, value and expectation of the first."""
+    """Some records of a body were rejected; ``detail``: of the first."""
 
-    def __init__(self, field: str, value: str, expected: str, rejected: int, total: int) -> None:
-        self.detail = {"field": field, "value": value, "expected": expected}
+    def __init__(self, detail: FieldError, rejected: int, total: int) -> None:
+        self.detail = detail
         super().__init__(f"{rejected} of {total} are refused, the others are taken")
 
 
 def _raise_first(results: Sequence[Result]) -> None:
     rejected = [(r.index, r.error) for r in results if r.error is not None]
     if rejected:
-        index, (field, value, expected) = rejected[0]
-        raise PartlyRejected(f"[{index}].{field}", value, expected, len(rejected), len(results))
+        index, error = rejected[0]
+        first = FieldError(f"[{index}].{error.field}", error.value, error.expected)
+        raise PartlyRejected(first, len(rejected), len(results))
 
 
 def unsupported_response(what: str, alternative: str) -> Response:

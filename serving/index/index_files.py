@@ -12,12 +12,11 @@ import numpy as np
 from safetensors.numpy import load_file, save_file
 
 from serving.index.inverted_lists import Centroids
-from serving.index.item_index import FlatIndex, ItemIndex, Mask
+from serving.index.item_index import FlatIndex, ItemIndex
 from serving.index.ivf_index import IvfIndex
 
 FOLDER: Final = "indexes"  # in the state folder
 _NAME: Final = "centroids"
-_BLOCK: Final = 4096
 
 
 def save_centroids(folder: Path, index: ItemIndex) -> None:
@@ -48,23 +47,6 @@ def index_named(folder: Path, name: str, dim: int, room: int = 8) -> ItemIndex:
         raise ValueError(f"{file} has digest {centroids.digest} and dimension {centroids.dim}, expected "
                          f"{digest} and {dim}: the file is damaged, remove it")  # fmt: skip
     return IvfIndex(centroids, int(probes), room)
-
-
-def as_named(folder: Path, name: str, index: ItemIndex, alive: Mask) -> ItemIndex:
-    """The index of this name with the vectors of ``index``, which is returned where it has the name. Raises
-    ValueError as ``index_named``. ``alive``: which vectors can be found."""
-    if index.name == name:
-        return index
-    other = index_named(folder, name, index.dim, len(index))
-    fill(other, index, alive)
-    return other
-
-
-def fill(index: ItemIndex, source: ItemIndex, alive: Mask) -> None:
-    """Copies all vectors of another index."""
-    for start in range(0, len(source), _BLOCK):
-        block = np.arange(start, min(len(source), start + _BLOCK))
-        index.set(block, source.vectors[block], alive[block])
 
 
 def _file(folder: Path, digest: str) -> Path:

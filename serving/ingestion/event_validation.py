@@ -36,13 +36,24 @@ _HOUR_MS: Final = 3_600_000
 _SHOWN: Final = 200  # characters of a rejected value
 
 
-@dataclass(frozen=True)
-class Result:
-    """Outcome of one event. ``error``: (field, value, expected) of a rejected one."""
+class FieldError(msgspec.Struct, frozen=True):
+    """A field that is wrong, as the API encodes it."""
+
+    field: str
+    value: str
+    expected: str
+
+    @classmethod
+    def of(cls, error: Rejected) -> "FieldError":
+        return cls(error.field, error.value, error.expected)
+
+
+class Result(msgspec.Struct, frozen=True, omit_defaults=True):
+    """Outcome of one event, as the API encodes it."""
 
     index: int
     status: str
-    error: tuple[str, str, str] | None = None
+    error: FieldError | None = None
 
 
 @dataclass(frozen=True)
@@ -84,7 +95,7 @@ class EventValidator:
             try:
                 event = self._parse(raw, now_ms, foreign)
             except Rejected as error:
-                reason = (error.field, error.value[:_SHOWN], error.expected)
+                reason = FieldError(error.field, error.value[:_SHOWN], error.expected)
                 results.append(Result(index, REJECTED, reason))
                 continue
             names = _names(event)

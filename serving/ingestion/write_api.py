@@ -17,6 +17,7 @@ from serving.ingestion.event_validation import (
     ACCEPTED,
     REJECTED,
     EventValidator,
+    FieldError,
     Result,
     ValidatedBatch,
     check_storable,
@@ -138,8 +139,7 @@ class WriteApi:
                 event = parse(raw, now_ms=now_ms)
                 check_storable(event, raw)
             except Rejected as error:
-                reason = (error.field, error.value, error.expected)
-                results.append(Result(index, REJECTED, reason))
+                results.append(Result(index, REJECTED, FieldError.of(error)))
                 continue
             assert isinstance(event, Item | User)
             records.append(self._record(event))

@@ -7,7 +7,6 @@ One replica goes forward from stamp to stamp; to go back it starts anew. Where l
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -23,8 +22,7 @@ from recsys.config.system_config import Config
 from recsys.events.control_records import Control
 from recsys.events.event_types import Item, Rejected, RequestInputs, Stamp, decode
 from recsys.events.records import CONTROL, DELTAS, ITEM_STATE, ITEMS, ItemState, unpack
-from recsys.features.catalogue import Catalogue
-from recsys.features.feature_set import FeatureSet, Keys
+from recsys.features.feature_set import FeatureSet
 from recsys.log.protocol import Log, LogLost, Record, read_range
 from recsys.process.log_consumer import readable
 from serving.index import index_files
@@ -32,7 +30,7 @@ from serving.pipeline import Pipeline
 from serving.replica.item_vectors import ModelVersion
 from serving.replica.line_reader import LineReader, LoadedSnapshot
 from serving.replica.replica import Replica, published_model
-from serving.retrieval.sharded_index import is_sharded, sharded_as_named
+from serving.retrieval.sharded_index import as_named
 
 _SECOND_MS: Final = 1_000  # of event time, after which the most popular items are determined anew
 
@@ -145,16 +143,10 @@ class ReconstructedReplica:
         return config_at(self._config, lifecycle, stamp.line, stamp.epoch)
 
     def _index_of(self, stamp: Stamp) -> None:
-        """Replaces the index by the one that was searched, or those of several shards: with the same vectors
-        and the stored centroids."""
+        """Replaces the index by the searched one, with the same vectors and the stored centroids."""
         replica, folder = self.replica, Path(self._config.state) / index_files.FOLDER
-        catalogue, name = replica.catalogue, stamp.index
         try:
-            if is_sharded(name):
-                keys = partial(_item_keys, catalogue)
-                replica.index = sharded_as_named(folder, name, replica.index, keys, catalogue.alive)
-            else:
-                replica.index = index_files.as_named(folder, name, replica.index, catalogue.alive)
+            replica.index = as_named(folder, stamp.index, replica.index, replica.catalogue)
         except ValueError as error:
             raise NotReconstructible(str(error)) from error
 
@@ -193,11 +185,6 @@ class ReconstructedReplica:
             f"the weights of {stamp.line} {stamp.epoch}/{stamp.step} are gone: there is {start}, {DELTAS} "
             f"holds offsets {begin} to {end}, and {why}"
         )
-
-
-def _item_keys(catalogue: Catalogue) -> Keys:
-    keys: Keys = catalogue.keys[:, 0]
-    return keys
 
 
 class CounterCoverage:

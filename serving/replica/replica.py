@@ -66,7 +66,7 @@ class Replica(ItemVectors):
         self.apply_items([item], offset)
 
     def apply_items(self, items: Sequence[Item], offset: int) -> None:
-        """Applies several items in order. Computing their vectors together takes an eighth of the time."""
+        """Applies items in order. Computing their vectors together takes an eighth of the time."""
         moved = [self._enter(item) for item in items]
         self._place(np.unique(np.array(moved, np.int64)))
         self.catalogue_offset = offset

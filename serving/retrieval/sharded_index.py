@@ -7,17 +7,20 @@ answer are missing here as well.
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from parameter_server.table.routing import shard_of
 from recsys.arrays.bitmap import Bitmap
-from serving.index.index_files import fill, index_named
+from recsys.features.catalogue import Catalogue
+from serving.index.index_files import index_named
 from serving.index.item_index import ABSENT, FLAT, FlatIndex, Indices, ItemIndex, Mask, Vectors
 from serving.index.nearest import Overlay, merge_hits, nearest
 
 Keys = NDArray[np.int64]
+_BLOCK: Final = 4096
 
 
 class ShardedIndex(ItemIndex):
@@ -85,22 +88,20 @@ class ShardedIndex(ItemIndex):
         return indices, products
 
 
-def is_sharded(name: str) -> bool:
-    """Whether a stamp's ``index`` names several."""
-    return ":" in name
-
-
-def sharded_as_named(
-    folder: Path, name: str, index: ItemIndex, keys: Callable[[], Keys], alive: Mask
-) -> ItemIndex:
-    """The sharded index of this name with the vectors of ``index``, which is returned where it has the name.
-    Raises ValueError where a shard's centroids are missing."""
+def as_named(folder: Path, name: str, index: ItemIndex, catalogue: Catalogue) -> ItemIndex:
+    """The index that a stamp names, of one or of several shards, with the vectors of ``index``, which is
+    returned where it has the name. Raises ValueError as ``index_named``."""
     if index.name == name:
         return index
-    indexes: list[ItemIndex | None] = []
-    for index_name in name.partition(":")[2].split("+"):
-        centroids = "" if index_name == FLAT else index_name
-        indexes.append(None if index_name == ABSENT else index_named(folder, centroids, index.dim))
-    sharded = ShardedIndex(name, indexes, index.dim, keys)
-    fill(sharded, index, alive)
-    return sharded
+    if ":" not in name:
+        named = index_named(folder, name, index.dim, len(index))
+    else:
+        indexes: list[ItemIndex | None] = []
+        for part in name.partition(":")[2].split("+"):
+            centroids = "" if part == FLAT else part
+            indexes.append(None if part == ABSENT else index_named(folder, centroids, index.dim))
+        named = ShardedIndex(name, indexes, index.dim, lambda: catalogue.keys[:, 0])
+    for start in range(0, len(index), _BLOCK):
+        block = np.arange(start, min(len(index), start + _BLOCK))
+        named.set(block, index.vectors[block], catalogue.alive[block])
+    return named

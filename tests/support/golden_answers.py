@@ -20,7 +20,7 @@ from recsys.events.hashing import key_of, uniforms
 from recsys.features.session import Session
 from serving.admission.deadline import POPULAR, SHORT, UNRANKED, RecordedDeadline
 from serving.replica.replica import Replica
-from serving.request import Answer, Request
+from serving.request import Answer, AnswerItem, Request
 from tests.support.replica_harness import config, item, made, policy, popular, viewer
 
 REQUESTS = 4  # with different ids, for each case
@@ -123,7 +123,7 @@ def answers(ask: Ask) -> Iterator[tuple[str, Answer]]:
 
 def exact(answer: Answer) -> bytes:
     """Every bit of an answer."""
-    items = [msgspec.to_builtins(shown) for shown in answer.items]
+    items = [_item_values(shown) for shown in answer.items]
     rest = [items, answer.removed, answer.offered, answer.degraded, answer.impression]
     return msgspec.msgpack.encode(rest)
 
@@ -133,9 +133,13 @@ def rounded(answer: Answer) -> bytes:
     features = answer.impression.features
     keys = b"" if features is None else features.user_keys + features.item_keys + features.history
     rest = msgspec.to_builtins(msgspec.structs.replace(answer.impression, features=None))
-    items = [msgspec.to_builtins(shown) for shown in answer.items]
+    items = [_item_values(shown) for shown in answer.items]
     figures = [items, answer.removed, answer.offered, answer.degraded, rest]
     return msgspec.json.encode(_rounded(figures)) + keys
+
+
+def _item_values(shown: AnswerItem) -> dict[str, Any]:
+    return {name: getattr(shown, name) for name in AnswerItem.__struct_fields__}
 
 
 def _rounded(value: Any) -> Any:

@@ -142,8 +142,8 @@ def test_a_wrong_event_is_refused_alone(
     assert statuses(taken) == [ACCEPTED, REJECTED, ACCEPTED]
     assert len(taken.records) == 2
     error = taken.results[1].error
-    assert error is not None and error[0] == field and error[2]
-    assert len(error[1]) <= 200
+    assert error is not None and error.field == field and error.expected
+    assert len(error.value) <= 200
 
 
 _JSON = st.recursive(

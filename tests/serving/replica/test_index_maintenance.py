@@ -16,6 +16,7 @@ from serving.index.ivf_index import TARGET, IvfIndex, RecallMeasurement
 from serving.replica.index_maintenance import IndexMaintenance, SetProbes, SwapIndex
 from serving.replica.item_vectors import ModelVersion
 from serving.replica.replica import Replica
+from serving.retrieval.sharded_index import as_named
 from tests.support.replica_harness import config, item, made, step_delta
 from tests.support.replica_rows import row_of
 
@@ -195,10 +196,10 @@ def test_centroids_on_disk_find_the_same_again(tmp_path: Path) -> None:
         index_files.save_centroids(tmp_path, index)
     assert len(list(tmp_path.iterdir())) == 1
     flat = made(items=600).index
-    again = index_files.as_named(tmp_path, index.name, flat, replica.catalogue.alive)
+    again = as_named(tmp_path, index.name, flat, replica.catalogue)
     for its, name in ((flat, ""), (again, index.name)):
         assert its.name == name
-        assert index_files.as_named(tmp_path, name, its, replica.catalogue.alive) is its
+        assert as_named(tmp_path, name, its, replica.catalogue) is its
     query = index.vectors[int(key_of("item", "v1") % 600)].copy()
     found = [its.search(query, 50, replica.catalogue.living) for its in (index, again)]
     assert found[0][0].tolist() == found[1][0].tolist()
