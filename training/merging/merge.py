@@ -13,7 +13,6 @@ trained in the parent that saw it several times.
 Legend: R rows of a table, D dimension, P dense parameters, N online, O offline.
 """
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -23,16 +22,12 @@ from numpy.typing import NDArray
 
 from parameter_server.table.routing import Keys
 from parameter_server.table.sketch import SKETCH_COLUMNS
-from parameter_server.table.table import ROW_COLUMNS, Arrays, digest_of_exports
+from parameter_server.table.table import ROW_COLUMNS, Arrays
 
 Mask = NDArray[np.bool_]
 Doubles = NDArray[np.float64]
 _DENSE: Final = ("values", "averaged", "m", "v")
 _NO_KEYS: Final = np.empty(0, np.int64)
-
-
-class NoCommonAncestor(ValueError):
-    """Two parents whose weights can't be interpolated."""
 
 
 def _check_share(name: str, share: float) -> None:
@@ -64,35 +59,21 @@ class Blend:
 
 @dataclass(frozen=True)
 class Blends:
-    """Blends by table, ``rows`` for all others, and the online parent's share of the dense parameters."""
+    """The blend of all rows, and the online parent's share of the dense parameters."""
 
     rows: Blend = Blend()
     dense: float = 0.5
-    tables: Mapping[str, Blend] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         _check_share("dense", self.dense)
 
-    @classmethod
-    def all(cls, share: float) -> "Blends":
-        """The same share of everything."""
-        return cls(Blend(share, share), share)
-
 
 @dataclass(frozen=True)
 class Parent:
-    """An export and ``descent``, the digests of the snapshots it descends from, the oldest first.
-
-    The parts of a sharded line are merged one by one, each with the same part of the others.
-    """
+    """An export. The parts of a sharded line are merged one by one, each with the same part of the others."""
 
     arrays: Arrays
     meta: Mapping[str, Any]
-    descent: tuple[str, ...] = ()
-
-    def child(self, arrays: Arrays, meta: Mapping[str, Any]) -> "Parent":
-        """A model that was trained from this one."""
-        return Parent(arrays, meta, (*self.descent, export_digest(self.arrays)))
 
 
 @dataclass(frozen=True)
@@ -104,46 +85,16 @@ class Since:
     removed: Mapping[str, Keys] = field(default_factory=dict)
 
 
-def export_digest(arrays: Mapping[str, NDArray[Any]]) -> str:
-    """SHA-256 of rows, optimizer and dense parameters of an export, whatever the order of its rows."""
-    sha = hashlib.sha256()
-    for name in tables_in(arrays):
-        sha.update(name.encode())
-        sha.update(digest_of_exports([_table(arrays, name)]).encode())
-    for name in sorted(key for key in arrays if key.startswith("dense/")):
-        sha.update(np.ascontiguousarray(arrays[name]).tobytes())
-    return sha.hexdigest()
-
-
-def common_ancestor(online: Parent, offline: Parent) -> str:
-    """Digest of the newest snapshot that both parents descend from. Raises NoCommonAncestor."""
-    for digest in reversed(online.descent):
-        if digest in offline.descent:
-            return digest
-    raise NoCommonAncestor(
-        "the parents have no snapshot in common, so interpolating their weights is meaningless; "
-        "start the offline job from a snapshot of the online line, or merge by catch-up, or by averaging "
-        "logits and distilling them"
-    )
-
-
 def interpolate(
     online: Parent, offline: Parent, ancestor: Parent, blends: Blends, since: Since | None = None
 ) -> Parent:
-    """Merges two parents into one that continues at the online one's step.
+    """Merges two parents, both trained from ``ancestor``, into one that continues at the online one's step.
 
     Weights and optimizer state are blended alike; the newer time of use wins. Rows new in a parent are kept,
     and rows removed online stay away; a row removed offline stays away unless it was used online since.
-    Sightings of ids without a row are the online parent's. Nothing is held back from replicas: a merged line
-    begins with a snapshot, which they read whole. Raises NoCommonAncestor, and ValueError if the three aren't
-    of one model.
+    Sightings of ids without a row are the online parent's. Nothing is held back from replicas, which read the
+    first snapshot whole. Raises ValueError if the three aren't of one model.
     """
-    digest, newest = export_digest(ancestor.arrays), common_ancestor(online, offline)
-    if digest not in online.descent or digest not in offline.descent:
-        raise NoCommonAncestor(
-            f"the ancestor given is {digest[:12]}, which isn't a snapshot that both parents come from; give "
-            f"{newest[:12]}"
-        )
     _check_same_model(online.arrays, offline.arrays, ancestor.arrays)
     since = since or Since()
     clock_ms = int(ancestor.meta["clock_ms"])
@@ -152,14 +103,13 @@ def interpolate(
         own, other, old = (_table(parent.arrays, name) for parent in (online, offline, ancestor))
         rows = _MergedRows(own, other, old, clock_ms, since.removed.get(name, _NO_KEYS))
         uses = _uses(rows.keys, *since.uses.get(name, (_NO_KEYS, _NO_KEYS)))
-        columns = rows.columns(blends.tables.get(name, blends.rows).shares(uses))
+        columns = rows.columns(blends.rows.shares(uses))
         columns |= {column: own[column] for column in SKETCH_COLUMNS if column in own}
         arrays |= {f"table/{name}/{column}": array for column, array in columns.items()}
     if "dense/values" in online.arrays:
         arrays |= _dense(online.arrays, offline.arrays, blends.dense)
     newest_ms = max(online.meta["clock_ms"], offline.meta["clock_ms"])
-    descent = (*online.descent, export_digest(online.arrays), export_digest(offline.arrays))
-    return Parent(arrays, dict(online.meta) | {"clock_ms": newest_ms}, descent)
+    return Parent(arrays, dict(online.meta) | {"clock_ms": newest_ms})
 
 
 def tables_in(arrays: Mapping[str, NDArray[Any]]) -> list[str]:

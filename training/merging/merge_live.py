@@ -86,8 +86,7 @@ class LiveMerge:
         since, offsets = self._since(steps), self._offsets(source, steps)
         ancestor = Parent(*self._export(registry.ancestor(name)))
         merged = interpolate(
-            ancestor.child(*self._export(self.live)), ancestor.child(*self._export(snapshot)),
-            ancestor, blends, since,
+            Parent(*self._export(self.live)), Parent(*self._export(snapshot)), ancestor, blends, since,
         )  # fmt: skip
         arrays = {key: array for key, array in merged.arrays.items() if not key.startswith("held/")}
         until_ms = max(source.until_ms, int(merged.meta["clock_ms"]) + 1)

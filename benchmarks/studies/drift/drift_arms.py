@@ -217,7 +217,7 @@ class Arms:
         for _ in range(TUNED):
             for batch in track.batches(self._before, night.steps):
                 tuned.learn(batch.time_ms, [batch.lane])
-        self._job = Job(fitted.line, ancestor.child(*tuned.export()), ancestor)
+        self._job = Job(fitted.line, Parent(*tuned.export()), ancestor)
         self._before = night.steps
         line = export_at_step(fitted.line.export(), night.steps)
         candidate = Runner(track, LocalLine.loaded(track.learner, track.spec, line))
@@ -270,7 +270,7 @@ class Arms:
         return lead
 
     def _interpolated(self, job: Job, night: Night) -> LocalLine:
-        online = job.ancestor.child(*self.online.line.export())
+        online = Parent(*self.online.line.export())
         since = Since(uses=self._uses(night.steps, night.ready_steps))
         merged = interpolate(online, job.tuned, job.ancestor, BLENDS, since)
         return LocalLine.loaded(

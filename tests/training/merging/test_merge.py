@@ -16,11 +16,8 @@ from recsys.config.system_config import TableConfig
 from training.merging.merge import (
     Blend,
     Blends,
-    NoCommonAncestor,
     Parent,
     Since,
-    common_ancestor,
-    export_digest,
     interpolate,
 )
 
@@ -68,7 +65,7 @@ def family(
     ancestor = Parent(*learn(Shard(SPEC, DENSE), seed, old).export())
     one = learn(learn(shard_of(ancestor), seed + 1, online), seed + 2, online[:1], gone)
     other = learn(shard_of(ancestor), seed + 3, offline)
-    return ancestor.child(*one.export()), ancestor.child(*other.export()), ancestor
+    return Parent(*one.export()), Parent(*other.export()), ancestor
 
 
 def rows(parent: Parent, table: str = "features") -> dict[int, tuple[bytes, bytes]]:
@@ -86,7 +83,7 @@ def test_at_its_ends_it_is_a_parent_bit_for_bit(
 ) -> None:
     online, offline, ancestor = family(old, on, off, gone, seed)
     for share, parent in ((1.0, online), (0.0, offline)):
-        merged = interpolate(online, offline, ancestor, Blends.all(share))
+        merged = interpolate(online, offline, ancestor, Blends(Blend(share, share), share))
         for table in ("features", "users"):
             its, both = (
                 rows(merged, table),
@@ -104,7 +101,7 @@ def test_what_came_since_stays_and_what_left_stays_away(
     old: list[int], on: list[int], off: list[int], gone: list[int], share: float
 ) -> None:
     online, offline, ancestor = family(old, on, off, gone)
-    merged = interpolate(online, offline, ancestor, Blends.all(share))
+    merged = interpolate(online, offline, ancestor, Blends(Blend(share, share), share))
     here, there, before = rows(online), rows(offline), rows(ancestor)
     found = rows(merged)
     assert found.keys() == here.keys() | (there.keys() - before.keys())
@@ -119,10 +116,9 @@ def test_what_came_since_stays_and_what_left_stays_away(
 @given(keys, keys, keys, st.floats(0, 1))
 def test_a_merged_line_learns_on(on: list[int], off: list[int], more: list[int], w: float) -> None:
     online, offline, ancestor = family([1, 2, 3], on, off)
-    merged = interpolate(online, offline, ancestor, Blends.all(w))
+    merged = interpolate(online, offline, ancestor, Blends(Blend(w, w), w))
     shard = shard_of(merged)
     assert (shard.applied, shard.digest()) == (online.meta["step"], shard_of(merged).digest())
-    assert export_digest(shard.export()[0]) == export_digest(merged.arrays)
     learn(shard, 9, more)
     assert shard.applied == online.meta["step"] + 1
     assert all(np.isfinite(a).all() for a in shard.export()[0].values() if a.dtype == np.float32)
@@ -142,8 +138,6 @@ def test_in_between_it_is_in_between_by_how_often_a_row_was_used() -> None:
     assert np.allclose(row(merged, 2), 0.25 * row(offline, 2) + 0.75 * row(online, 2), atol=1e-6)
     middle = (online.arrays["dense/values"] + offline.arrays["dense/values"]) / 2
     assert np.allclose(merged.arrays["dense/values"], middle, atol=1e-6)
-    own = Blends(tables={"features": Blend(1.0, 1.0)})
-    assert row(interpolate(online, offline, ancestor, own), 1).tolist() == row(online, 1).tolist()
 
 
 def test_a_row_that_came_and_left_since_stays_away_and_one_used_since_stays() -> None:
@@ -152,20 +146,8 @@ def test_a_row_that_came_and_left_since_stays_away_and_one_used_since_stays() ->
     since = Since(removed={"features": np.array([7])})
     assert 7 not in rows(interpolate(online, offline, ancestor, Blends(), since))
     job = learn(shard_of(ancestor), 5, [1], [1, 2])  # both left offline; 1 was used online since
-    merged = interpolate(online, ancestor.child(*job.export()), ancestor, Blends())
+    merged = interpolate(online, Parent(*job.export()), ancestor, Blends())
     assert set(rows(merged)) == {1} and rows(merged)[1] == rows(online)[1]
-
-
-def test_without_a_common_ancestor_it_is_refused() -> None:
-    online, offline, ancestor = family([1], [1], [2])
-    stranger = Parent(offline.arrays, offline.meta)
-    with pytest.raises(NoCommonAncestor, match="start the offline job from a snapshot"):
-        interpolate(online, stranger, ancestor, Blends())
-    with pytest.raises(NoCommonAncestor, match="isn't a snapshot that both"):
-        interpolate(online, offline, online, Blends())
-    assert common_ancestor(online, offline) == export_digest(ancestor.arrays)
-    newer = online.child(offline.arrays, offline.meta)
-    assert common_ancestor(newer.child(online.arrays, {}), newer) == export_digest(online.arrays)
 
 
 def test_another_model_and_wrong_shares_are_refused() -> None:
@@ -180,11 +162,7 @@ def test_another_model_and_wrong_shares_are_refused() -> None:
         Blends(dense=2.0)
 
 
-def test_an_identity_knows_no_order_and_a_candidate_stands_where_the_line_stood() -> None:
-    online, offline, _ = family([1, 2, 3], [4], [5])
-    turned = dict(online.arrays)
-    for name in ("keys", "values", "accumulator", "used_ms"):
-        turned[f"table/features/{name}"] = turned[f"table/features/{name}"][::-1]
-    assert export_digest(turned) == export_digest(online.arrays) != export_digest(offline.arrays)
+def test_a_candidate_stands_where_the_line_stood() -> None:
+    _, offline, _ = family([1, 2, 3], [4], [5])
     arrays, meta = export_at_step(shard_of(offline).export(), 40)
     assert meta["step"] == 40 and not any(name.startswith("held/") for name in arrays)
