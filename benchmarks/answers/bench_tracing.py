@@ -94,7 +94,7 @@ def _figures(each: Sequence[float]) -> dict[str, float]:
 def _traces(share: float) -> SwipeTraces:
     def nowhere(spans: Sequence[Span]) -> Any: ...
 
-    return SwipeTraces(Tracer(share, nowhere), "replica", time.time_ns)
+    return SwipeTraces(Tracer(share, [nowhere]), "replica", time.time_ns)
 
 
 def _item(n: int, seed: int) -> Item:

@@ -9,9 +9,7 @@ import os
 import socket
 import subprocess
 import time
-from collections.abc import Iterator
 from pathlib import Path
-from typing import IO
 
 START_S = 15.0
 
@@ -48,7 +46,9 @@ class EmbeddedBroker:
                 f"port {self.port} is taken: end the process that listens there, or give another port"
             )
         listener = f"tcp://127.0.0.1:{self.port}"  # its own default is all interfaces
-        with self._opened() as output:
+        if self._output is not None:
+            self._output.parent.mkdir(parents=True, exist_ok=True)
+        with open(self._output or os.devnull, "ab") as output:
             self._process = subprocess.Popen(
                 [_binary(), "broker", "--listener-url", listener,
                  "--advertised-listener-url", listener, "--storage-engine", "memory://tansu/"],
@@ -82,15 +82,6 @@ class EmbeddedBroker:
         if self._process is not None:
             self._process.kill()
             self._process.wait()
-
-    @contextlib.contextmanager
-    def _opened(self) -> Iterator[int | IO[bytes]]:
-        if self._output is None:
-            yield subprocess.DEVNULL
-        else:
-            self._output.parent.mkdir(parents=True, exist_ok=True)
-            with self._output.open("ab") as file:
-                yield file
 
 
 def _binary() -> str:

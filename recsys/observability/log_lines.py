@@ -63,52 +63,45 @@ def _without_value(match: re.Match[str]) -> str:
     return f"{match[1]}{quote}***{quote}"
 
 
-class _Lines(logging.Formatter):
-    """``who``: fields of every record of this process (replica, shard or worker)."""
+class LogLines(logging.Formatter):
+    """One line per record: time, level, part, logger, message, context and the call's ``extra``.
 
-    def __init__(self, part: str, who: Mapping[str, Any] | None = None) -> None:
+    ``format``: json, or text for people (``TIME LEVEL PART LOGGER: MESSAGE name=value …``). ``who``: fields
+    of every record of this process (replica, shard or worker).
+    """
+
+    def __init__(self, format: str, part: str, who: Mapping[str, Any] | None = None) -> None:
         super().__init__()
-        self._part, self._who = part, dict(who or {})
+        self._json, self._part, self._who = format == "json", part, dict(who or {})
 
-    def _fields(self, record: logging.LogRecord) -> dict[str, Any]:
+    def format(self, record: logging.LogRecord) -> str:
         fields = self._who | dict(LOG_CONTEXT.get())
         fields |= {
             name: value
             for name, value in vars(record).items()
             if name not in _PLAIN and name[0] != "_"  # Ray adds a private attribute to every record
         }
-        return {name: _printable(name, value) for name, value in fields.items()}
-
-    def _exception(self, record: logging.LogRecord) -> str:
-        return redact(self.formatException(record.exc_info)) if record.exc_info else ""
-
-
-class JsonLines(_Lines):
-    """One JSON object per record: time, level, part, logger, message, context and the call's ``extra``."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        head: dict[str, Any] = {
+        fields = {name: _printable(name, value) for name, value in fields.items()}
+        message = redact(record.getMessage())
+        exception = redact(self.formatException(record.exc_info)) if record.exc_info else ""
+        if not self._json:
+            at = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
+            head = (
+                f"{at}.{int(record.msecs):03}Z {record.levelname:<7} {self._part} {record.name}: "
+            )
+            more = "".join(f" {name}={value}" for name, value in fields.items())
+            return head + message + more + (f"\n{exception}" if exception else "")
+        line: dict[str, Any] = {
             "time_ms": int(record.created * 1000),
             "level": record.levelname.lower(),
             "part": self._part,
             "logger": record.name,
-            "message": redact(record.getMessage()),
+            "message": message,
         }
-        line = head | self._fields(record) | head  # fields never replace the head
-        if exception := self._exception(record):
+        line |= {name: value for name, value in fields.items() if name not in line}
+        if exception:
             line["exception"] = exception
         return json.dumps(line, ensure_ascii=False, allow_nan=False)
-
-
-class TextLines(_Lines):
-    """The same fields for people: ``TIME LEVEL PART LOGGER: MESSAGE name=value …``."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        at = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
-        head = f"{at}.{int(record.msecs):03}Z {record.levelname:<7} {self._part} {record.name}: "
-        more = "".join(f" {name}={value}" for name, value in self._fields(record).items())
-        exception = self._exception(record)
-        return head + redact(record.getMessage()) + more + (f"\n{exception}" if exception else "")
 
 
 def _printable(name: str, value: Any) -> Any:
@@ -121,17 +114,12 @@ def _printable(name: str, value: Any) -> Any:
     return value if isinstance(value, int | float | bool | None) else redact(str(value))
 
 
-def formatter(format: str, part: str, who: Mapping[str, Any] | None = None) -> logging.Formatter:
-    """Formatter for ``logging.format``: json or text."""
-    return JsonLines(part, who) if format == "json" else TextLines(part, who)
-
-
 def log_to_file(
     part: str, path: Path, format: str = "json", who: Mapping[str, Any] | None = None
 ) -> logging.Handler:
     """Sends the process's logs to one rotating file; two old files are kept."""
     handler = RotatingFileHandler(path, maxBytes=_LOG_BYTES, backupCount=2, encoding="utf-8")
-    handler.setFormatter(formatter(format, part, who))
+    handler.setFormatter(LogLines(format, part, who))
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(logging.INFO)
@@ -151,7 +139,7 @@ def log_in_worker(
     everything goes there.
     """
     errors = logging.StreamHandler(sys.__stderr__)
-    errors.setFormatter(formatter(format, part, who))
+    errors.setFormatter(LogLines(format, part, who))
     root = logging.getLogger()
     try:
         folder = Path(state) / "run"

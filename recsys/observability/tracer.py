@@ -28,10 +28,10 @@ class Gauges(Protocol):
 
 
 class Tracer:
-    """Samples by request id and hands batches of spans to ``export`` in its own thread."""
+    """Samples by request id and hands batches of spans to all ``exports`` in its own thread."""
 
-    def __init__(self, share: float, export: Export, queue: int = 4_096) -> None:
-        self._bound, self._export, self._max_waiting = sampling_bound(share), export, queue
+    def __init__(self, share: float, exports: Sequence[Export], queue: int = 4_096) -> None:
+        self._bound, self._exports, self._max_waiting = sampling_bound(share), exports, queue
         self._waiting: deque[Span] = deque()
         self._recorded, self._closing = threading.Event(), False
         self._warnings = LogThrottle(_WARN_EVERY_S)
@@ -74,15 +74,19 @@ class Tracer:
                 )
 
     def _send(self, spans: Sequence[Span]) -> None:
-        try:
-            self._export(spans)
+        failure: Exception | None = None
+        for export in self._exports:
+            try:
+                export(spans)
+            except Exception as error:  # tracing must not end a part, nor another export
+                failure = error
+        if failure is None:
             self.sent += len(spans)
-        except Exception as error:  # tracing must not end a part
-            self.dropped += len(spans)
-            if self._warnings.due("spans", time.monotonic()):
-                _LOG.warning(
-                    "spans dropped", extra={"dropped": self.dropped, "error": str(error)[:300]}
-                )
+            return
+        self.dropped += len(spans)
+        if self._warnings.due("spans", time.monotonic()):
+            fields = {"dropped": self.dropped, "error": str(failure)[:300]}
+            _LOG.warning("spans dropped", extra=fields)
 
 
 def open_tracer(config: Config, part: str, instance: str = "") -> Tracer | None:
@@ -102,7 +106,7 @@ def open_tracer(config: Config, part: str, instance: str = "") -> Tracer | None:
         exports.append(SpanFile(tracing.file, int(tracing.file_mb * 2**20), resource))
     if tracing.endpoint:
         exports.append(OtlpExport(tracing.endpoint, resource))
-    return Tracer(tracing.share, _each(exports), tracing.queue)
+    return Tracer(tracing.share, exports, tracing.queue)
 
 
 def open_tracer_in_actor(config: Config, part: str, instance: str = "") -> Tracer | None:
@@ -115,19 +119,3 @@ def open_tracer_in_actor(config: Config, part: str, instance: str = "") -> Trace
     except Exception as error:
         _LOG.error("tracing is off here", extra={"error": f"{type(error).__name__}: {error}"})
         return None
-
-
-def _each(exports: Sequence[Export]) -> Export:
-    """Calls all exports even if one fails, then raises the last failure."""
-
-    def export(spans: Sequence[Span]) -> None:
-        failure: Exception | None = None
-        for export_one in exports:
-            try:
-                export_one(spans)
-            except Exception as error:
-                failure = error
-        if failure is not None:
-            raise failure
-
-    return exports[0] if len(exports) == 1 else export

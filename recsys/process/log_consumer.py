@@ -1,8 +1,7 @@
 """Log consumer of folds: reads on from saved offsets, and sends unreadable records to the dead letters."""
 
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
 import msgspec
@@ -17,14 +16,20 @@ LETTERS_KNOWN: Final = 100_000  # newest letters, checked for duplicates
 UNREADABLE: Final = (Rejected, msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 
 
-def readable(log: Log, topic: str, kind: Any) -> Iterator[Any]:
-    """All records of a single-partition topic that can be read as ``kind``, in order."""
-    for record in read_range(log, topic, 0, log.begin(topic, 0), 1 << 62):
+def decoded(records: Iterable[Record], kind: Any) -> Iterator[tuple[Record, Any]]:
+    """The records that can be read as ``kind``, each with its value."""
+    for record in records:
         try:
             value = unpack(record.value, kind)
         except UNREADABLE:
             continue
-        yield value
+        yield record, value
+
+
+def readable(log: Log, topic: str, kind: Any) -> Iterator[Any]:
+    """All records of a single-partition topic that can be read as ``kind``, in order."""
+    records = read_range(log, topic, 0, log.begin(topic, 0), 1 << 62)
+    return (value for _, value in decoded(records, kind))
 
 
 class Consumer:
@@ -47,17 +52,6 @@ class Consumer:
             if offset < 0:
                 self.offsets[partition] = log.begin(topic, partition)
 
-    @classmethod
-    def resume(
-        cls, log: Log, topic: str, saved_id: str, saved_offsets: Mapping[int, int]
-    ) -> "Consumer":
-        """Continues from a saved state. Raises LogLost if the log is another one, or doesn't have the next
-        records (any more): reading on would skip records silently."""
-        check_same(log, saved_id, f"a state of topic {topic!r}")
-        for partition, offset in saved_offsets.items():
-            log.read(topic, partition, offset, 1)
-        return cls(log, topic, list(saved_offsets), saved_offsets)
-
     def poll(self, limit: int = 1000) -> list[tuple[int, Record]]:
         """The next records with their partition, at most ``limit`` per partition, in order within it.
 
@@ -68,6 +62,11 @@ class Consumer:
             if records:
                 self.offsets[partition] = records[-1].offset + 1
         return [(partition, record) for partition, records in read.items() for record in records]
+
+    def drain(self, limit: int = 1000) -> Iterator[Record]:
+        """The next records until none is left, read ``limit`` at a time as ``poll`` does."""
+        while records := self.poll(limit):
+            yield from (record for _, record in records)
 
 
 def check_same(log: Log, saved_id: str, what: str) -> None:
@@ -141,11 +140,10 @@ class DeadLetters:
         written, end = RecentIds(LETTERS_KNOWN), self._log.end(DEAD_LETTERS, 0)
         offset = max(self._log.begin(DEAD_LETTERS, 0), end - LETTERS_KNOWN)
         # Stops at the end: after an empty read a Kafka client would follow the topic.
-        for record in read_range(self._log, DEAD_LETTERS, 0, offset, end):
-            with suppress(*UNREADABLE):
-                letter = unpack(record.value, DeadLetter)
-                if letter.topic in self._topics:
-                    written.add(_place(letter.topic, letter.partition, letter.offset))
+        records = read_range(self._log, DEAD_LETTERS, 0, offset, end)
+        for _, letter in decoded(records, DeadLetter):
+            if letter.topic in self._topics:
+                written.add(_place(letter.topic, letter.partition, letter.offset))
         return written
 
 

@@ -8,7 +8,7 @@ from there instead of jumping. A partition without any event has no open window 
 The sequencer's process ticks; a second ticker would be harmless, since time only advances.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import suppress
 from itertools import islice
 from typing import Final
@@ -21,41 +21,14 @@ EVERY_MS: Final = 1_000
 _BACK: Final = 1_000  # records read backwards at most
 
 
-class IdlePartitions:
-    """Finds partitions without recent appends, from their ends. Pure."""
-
-    def __init__(self, every_ms: int = EVERY_MS) -> None:
-        self.every_ms = every_ms
-        self._moved: dict[int, tuple[int, int]] = {}  # partition -> (end, since when)
-
-    def due(self, ends: Sequence[int], now_ms: int) -> list[int]:
-        """The partitions that need a tick, given the ends of all."""
-        idle = []
-        for partition, end in enumerate(ends):
-            seen, since_ms = self._moved.get(partition, (-1, now_ms))
-            if end != seen:
-                self._moved[partition] = (end, now_ms)
-            elif now_ms - since_ms >= self.every_ms:
-                idle.append(partition)
-        return idle
-
-    def since(self, partition: int, now_ms: int) -> int:
-        """Milliseconds since the partition last moved."""
-        return now_ms - self._moved[partition][1]
-
-    def appended(self, partition: int, end: int, now_ms: int) -> None:
-        """Records our own append at once: idle time counts from now, not from the next check."""
-        self._moved[partition] = (end, now_ms)
-
-
 class Ticker:
     """Appends a tick to each idle partition of ``events``. ``turn`` is cheap to call often."""
 
-    def __init__(self, log: Log, clock: Callable[[], int], every_ms: int = EVERY_MS) -> None:
+    def __init__(self, log: Log, clock: Callable[[], int]) -> None:
         """``clock``: milliseconds; the latest time of a tick."""
         self._log, self._clock = log, clock
-        self._idle = IdlePartitions(every_ms)
         self._partitions = log.partitions(EVENTS)
+        self._moved: dict[int, tuple[int, int]] = {}  # partition -> (end, since when)
         self._look_ms = 0  # time of the next check
 
     def turn(self) -> int:
@@ -63,18 +36,23 @@ class Ticker:
         now_ms = self._clock()
         if now_ms < self._look_ms:
             return 0
-        self._look_ms = now_ms + self._idle.every_ms // 4
-        ends = [self._log.end(EVENTS, partition) for partition in range(self._partitions)]
+        self._look_ms = now_ms + EVERY_MS // 4
         ticks = []
-        for partition in self._idle.due(ends, now_ms):
-            newest_ms = self._newest_ms(partition, ends[partition])
-            if newest_ms is not None:
-                time_ms = min(now_ms, newest_ms + self._idle.since(partition, now_ms))
-                ticks.append(Append(partition, b"", encode(Tick(time_ms=time_ms))))
+        for partition in range(self._partitions):
+            end = self._log.end(EVENTS, partition)
+            seen, since_ms = self._moved.get(partition, (-1, now_ms))
+            if end != seen:
+                self._moved[partition] = (end, now_ms)
+            elif now_ms - since_ms >= EVERY_MS:
+                newest_ms = self._newest_ms(partition, end)
+                if newest_ms is not None:
+                    time_ms = min(now_ms, newest_ms + now_ms - since_ms)
+                    ticks.append(Append(partition, b"", encode(Tick(time_ms=time_ms))))
         if ticks:
             offsets = self._log.append(EVENTS, ticks)
             for tick, offset in zip(ticks, offsets, strict=True):
-                self._idle.appended(tick.partition, offset + 1, now_ms)
+                # Idle time counts from now, not from the next check.
+                self._moved[tick.partition] = (offset + 1, now_ms)
         return len(ticks)
 
     def _newest_ms(self, partition: int, end: int) -> int | None:

@@ -17,10 +17,8 @@ import pytest
 from recsys.config.system_config import Config
 from recsys.observability.log_lines import (
     LOG_CONTEXT,
-    JsonLines,
+    LogLines,
     LogThrottle,
-    TextLines,
-    formatter,
     keep_newest,
     log_in_worker,
     redact,
@@ -36,7 +34,9 @@ def record(message: str = "hello %s", *args: object, **extra: Any) -> logging.Lo
 
 
 def test_a_record_says_who_what_and_where() -> None:
-    line = json.loads(JsonLines("serve", {"replica": "r7"}).format(record(step=7, stage="rank")))
+    line = json.loads(
+        LogLines("json", "serve", {"replica": "r7"}).format(record(step=7, stage="rank"))
+    )
     assert line["time_ms"] > 1e12
     del line["time_ms"]
     assert line == {
@@ -46,13 +46,15 @@ def test_a_record_says_who_what_and_where() -> None:
 
 
 def test_text_has_the_same_for_people() -> None:
-    line = TextLines("serve", {"replica": "r7"}).format(record(step=7, created=1.5, msecs=500.0))
+    line = LogLines("text", "serve", {"replica": "r7"}).format(
+        record(step=7, created=1.5, msecs=500.0)
+    )
     expected = "1970-01-01T00:00:01.500Z INFO    serve serving.x: hello you replica=r7 step=7"
-    assert line == expected and isinstance(formatter("text", "x"), TextLines)
+    assert line == expected
 
 
 def test_what_is_known_goes_into_each_record_of_its_task_alone() -> None:
-    form, told = JsonLines("serve"), dict[str, Any]()
+    form, told = LogLines("json", "serve"), dict[str, Any]()
     before = LOG_CONTEXT.set({"request_id": "r1", "step": 3})
     inner = json.loads(form.format(record(step=4)))
     outer = json.loads(form.format(record()))
@@ -65,7 +67,7 @@ def test_what_is_known_goes_into_each_record_of_its_task_alone() -> None:
     assert "request_id" not in after and "request_id" not in told
 
 
-@pytest.mark.parametrize("kind", [JsonLines, TextLines])
+@pytest.mark.parametrize("format", ["json", "text"])
 @pytest.mark.parametrize(
     "said",
     [
@@ -83,12 +85,12 @@ def test_what_is_known_goes_into_each_record_of_its_task_alone() -> None:
         {"msg": f'{{"admin_key": "{TOKEN}", "n": 3}}', "args": ()},
     ],
 )
-def test_no_secret_is_told(kind: type[JsonLines], said: dict[str, Any]) -> None:
+def test_no_secret_is_told(format: str, said: dict[str, Any]) -> None:
     try:
         raise ValueError(f"no access to redis://a:{TOKEN}@h/0 with password='{TOKEN}'")
     except ValueError as error:
         failed = (ValueError, error, error.__traceback__)
-    line = kind("serve").format(record(exc_info=failed, **said))
+    line = LogLines(format, "serve").format(record(exc_info=failed, **said))
     assert TOKEN not in line and "***" in line and "Traceback" in line
 
 
@@ -130,7 +132,7 @@ def test_each_form_of_a_secret_is_hidden_whole(said: str, shown: str) -> None:
     ],
 )
 def test_what_is_no_secret_stays(said: str) -> None:
-    assert json.loads(JsonLines("x").format(record("%s", said)))["message"] == said
+    assert json.loads(LogLines("json", "x").format(record("%s", said)))["message"] == said
 
 
 def test_hiding_takes_no_longer_than_its_text() -> None:
@@ -142,7 +144,7 @@ def test_hiding_takes_no_longer_than_its_text() -> None:
 
 def test_what_json_has_no_number_for_is_null() -> None:
     extra = {"loss": math.nan, "most": math.inf, "auc": np.float32(0.5), "n": np.int64(3)}
-    text = JsonLines("x").format(record(**extra, bad=np.float32("nan"), ok=np.bool_(True)))
+    text = LogLines("json", "x").format(record(**extra, bad=np.float32("nan"), ok=np.bool_(True)))
     line = msgspec.json.decode(text)
     assert (line["loss"], line["most"], line["bad"], line["ok"]) == (None, None, None, True)
     assert (line["auc"], line["n"]) == (0.5, 3)
@@ -150,7 +152,7 @@ def test_what_json_has_no_number_for_is_null() -> None:
 
 def test_no_field_takes_the_place_of_what_every_line_has() -> None:
     said = {"level": "x", "part": "x", "time_ms": 1, "logger": "x", "exception": "x"}
-    form = JsonLines("serve", {"part": "y"})
+    form = LogLines("json", "serve", {"part": "y"})
     line = json.loads(form.format(record(**said)))
     assert (line["level"], line["part"], line["logger"]) == ("info", "serve", "serving.x")
     assert line["time_ms"] > 1e12 and list(line)[:3] == ["time_ms", "level", "part"]

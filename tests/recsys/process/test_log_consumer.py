@@ -4,7 +4,7 @@ import pytest
 
 from recsys.events.records import DEAD_LETTERS, DeadLetter, unpack
 from recsys.log.protocol import Append, LogLost, LogUnavailable, MemoryLog, Record, Topic
-from recsys.process.log_consumer import Consumer, DeadLetters
+from recsys.process.log_consumer import Consumer, DeadLetters, check_same
 
 
 @pytest.fixture
@@ -42,22 +42,22 @@ def test_without_an_offset_it_begins_where_the_log_does(log: MemoryLog) -> None:
 def test_a_state_resumes_exactly_where_it_was(log: MemoryLog) -> None:
     before = Consumer(log, "t", [0, 1, 2])
     seen = values(before.poll(limit=3))
-    after = Consumer.resume(log, "t", log.id, dict(before.offsets))
+    after = Consumer(log, "t", [0, 1, 2], dict(before.offsets))
     assert sorted(seen + values(after.poll())) == list(range(30))
 
 
 def test_a_state_of_another_log_is_refused_with_what_to_do(log: MemoryLog) -> None:
     with pytest.raises(LogLost, match=f"from log other, this one is {log.id}.*remove the state"):
-        Consumer.resume(log, "t", "other", {0: 0})
+        check_same(log, "other", "a state")
 
 
 def test_a_state_that_the_log_passed_is_refused(log: MemoryLog) -> None:
     log.trim("t", 0, 5)
     with pytest.raises(LogLost, match="retention passed it"):
-        Consumer.resume(log, "t", log.id, {0: 4, 1: 0})
+        Consumer(log, "t", [0, 1], {0: 4, 1: 0}).poll()
     with pytest.raises(LogLost, match="beyond the end"):
-        Consumer.resume(log, "t", log.id, {0: 5, 1: 11})
-    Consumer.resume(log, "t", log.id, {0: 5, 1: 10})
+        Consumer(log, "t", [0, 1], {0: 5, 1: 11}).poll()
+    Consumer(log, "t", [0, 1], {0: 5, 1: 10}).poll()
 
 
 def test_a_poll_that_fails_has_moved_nothing(log: MemoryLog) -> None:

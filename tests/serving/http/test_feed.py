@@ -44,7 +44,7 @@ def test_metrics_that_fail_are_no_reason_to_be_replaced(caplog: pytest.LogCaptur
 def test_the_newest_spans_go_out_at_the_end() -> None:
     sent: list[Span] = []
     deployed = feed("", None)
-    deployed._tracer = Tracer(1.0, sent.extend)
+    deployed._tracer = Tracer(1.0, [sent.extend])
     deployed._tracer.record(Span(request_span("r1", "feed"), "feed", 1, 2))
     deployed.__del__()
     assert len(sent) == 1

@@ -18,7 +18,7 @@ def test_spans_are_counted_for_the_driver_and_sent_at_the_end(tmp_path: Path) ->
     run = TrainerRun(tmp_path)
     run.begin("a")
     assert run.spans() is None
-    trace = LearnTrace(Tracer(1.0, sent.extend), run, "main", 3)
+    trace = LearnTrace(Tracer(1.0, [sent.extend]), run, "main", 3)
     trace.count(0.0)
     assert run.spans() == Spans()
     for step in range(5):
@@ -31,7 +31,7 @@ def test_spans_are_counted_for_the_driver_and_sent_at_the_end(tmp_path: Path) ->
 
 
 def test_a_folder_that_is_gone_stops_no_step(tmp_path: Path) -> None:
-    trace = LearnTrace(Tracer(1.0, lambda spans: None), TrainerRun(tmp_path / "gone"), "main", 0)
+    trace = LearnTrace(Tracer(1.0, []), TrainerRun(tmp_path / "gone"), "main", 0)
     trace.count(0.0)
     trace.close()
 
