@@ -78,7 +78,7 @@ def format_item(item_id: Id, fields: Mapping[str, Any], config: Config) -> dict[
     }
 
 
-def parse_user(value: Any, where: str, now_ms: int) -> dict[str, Any]:
+def parse_user(value: Any, where: str, _: Config, now_ms: int) -> dict[str, Any]:
     """User profile for the write API."""
     raw = object_of(value, where)
     return _user(id_of_path(raw, "UserId", where), raw, where, now_ms)

@@ -16,13 +16,21 @@ from recsys.events.hashing import Id
 from serving import request as values
 from serving.compat import metarank
 from serving.compat import unpersonalized as lists
-from serving.compat.shared_handlers import FieldsOf, SharedHandlers, unsupported_response
+from serving.compat.shared_handlers import FieldsOf, SharedHandlers, add_unsupported
 from serving.compat.values import Raw, checked, is_texts, list_of, object_of, optional_id
 from serving.http.strict_json import StrictRoute, json_response
 
 MAX_LOGGED: Final = 100  # items of a list that is logged
 Model = Annotated[str, Path(min_length=1, max_length=256)]
 Scored = list[tuple[Id, float]]
+_UNSUPPORTED: Final = (
+    ("POST", "/train/{model}", "training on demand",
+     "the model learns from every event, within a second"),
+    ("POST", "/flush", "a flush",
+     "nothing is held back: each event is learned from as it comes"),
+    ("POST", "/inference/{rest:path}", "inference with language models",
+     "embed elsewhere, and publish the vectors"),
+)  # fmt: skip
 
 
 def routes_of(handlers: SharedHandlers) -> APIRouter:
@@ -32,23 +40,7 @@ def routes_of(handlers: SharedHandlers) -> APIRouter:
     _add_rank(router, handlers)
     _add_recommend(router, handlers)
 
-    @router.post("/train/{model}", status_code=501)
-    async def train(model: Model) -> Response:
-        return unsupported_response(
-            "training on demand", "the model learns from every event, within a second"
-        )
-
-    @router.post("/flush", status_code=501)
-    async def flush() -> Response:
-        return unsupported_response(
-            "a flush", "nothing is held back: each event is learned from as it comes"
-        )
-
-    @router.post("/inference/{rest:path}", status_code=501)
-    async def inference(rest: str) -> Response:
-        return unsupported_response(
-            "inference with language models", "embed elsewhere, and publish the vectors"
-        )
+    add_unsupported(router, _UNSUPPORTED)
 
     @router.get("/health")
     async def health() -> Response:

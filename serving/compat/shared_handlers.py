@@ -3,13 +3,14 @@
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, Final
 from urllib.parse import urlsplit
 
 import msgspec
-from fastapi import HTTPException, Request, Response
+from fastapi import APIRouter, HTTPException, Request, Response
 
 from recsys.events.dedupe import RecentIds
 from recsys.events.event_types import Rejected
@@ -220,6 +221,13 @@ def _raise_first(results: Sequence[Result]) -> None:
         index, error = rejected[0]
         first = FieldError(f"[{index}].{error.field}", error.value, error.expected)
         raise PartlyRejected(first, len(rejected), len(results))
+
+
+def add_unsupported(router: APIRouter, routes: Iterable[tuple[str, str, str, str]]) -> None:
+    """Adds routes that have no counterpart: (method, path, what has none, alternative)."""
+    for method, path, what, alternative in routes:
+        endpoint = partial(unsupported_response, what, alternative)
+        router.add_api_route(path, endpoint, methods=[method], status_code=501, summary=what)
 
 
 def unsupported_response(what: str, alternative: str) -> Response:

@@ -64,7 +64,7 @@ users = st.fixed_dictionaries(
 
 @given(users)
 def test_a_user_goes_there_and_back(user: dict[str, Any]) -> None:
-    event = record(gorse.parse_user(user, "", NOW_MS), "user")
+    event = record(gorse.parse_user(user, "", CONFIG, NOW_MS), "user")
     assert isinstance(event, User)
     assert gorse.format_user(event.user_id, event.fields) == user
 
@@ -112,9 +112,9 @@ def test_feedback_loses_nothing_that_both_know(user: str, item: str, kind: str, 
 
 def test_a_profile_has_the_labels_by_name_where_they_have_names() -> None:
     raw = {"UserId": "u", "Labels": {"country": "NZ"}, "Subscribe": ["fish"], "Comment": ""}
-    event = record(gorse.parse_user(raw, "", NOW_MS), "user")
+    event = record(gorse.parse_user(raw, "", CONFIG, NOW_MS), "user")
     assert isinstance(event, User) and event.fields == {"country": "NZ", "subscribe": ["fish"]}
-    listed = record(gorse.parse_user({"UserId": "u", "Labels": ["a"]}, "", NOW_MS), "user")
+    listed = record(gorse.parse_user({"UserId": "u", "Labels": ["a"]}, "", CONFIG, NOW_MS), "user")
     assert listed.fields == {"labels": ["a"]}
 
 
@@ -134,7 +134,7 @@ def test_an_id_that_no_path_can_name_is_refused(name: str) -> None:
     feedback = {"UserId": "u", "ItemId": name, "FeedbackType": "star"}
     reads: list[Callable[[], dict[str, Any]]] = [
         lambda: gorse.parse_item({"ItemId": name}, "[3]", CONFIG, NOW_MS),
-        lambda: gorse.parse_user({"UserId": name}, "[3]", NOW_MS),
+        lambda: gorse.parse_user({"UserId": name}, "[3]", CONFIG, NOW_MS),
         lambda: gorse.parse_feedback(feedback, "[3]", CONFIG, NOW_MS),
     ]
     for read in reads:
