@@ -48,11 +48,6 @@ INTERLEAVED: Final = "interleaved"  # arm in the stamp of an interleaved list
 # Both rankers of an interleaving choose among the same candidates with the same predictions.
 SHARED: Final = ("sources", "trust_after", "fixed")
 _UNWANTED: Final = ("hide", "skip")
-_KEYS: Final = {
-    "name", "kind", "credit", "hypothesis", "about", "unit", "layer", "salt", "traffic", "offset", "metric",
-    "metrics", "ramp", "arms", *_TIMES,
-}  # fmt: skip
-_ARM_KEYS: Final = {"share", "overrides", "trains"}
 _ROUNDING: Final = 1e-9  # shares are written in decimals
 
 
@@ -176,7 +171,7 @@ def read_experiment(
     Raises YamlError with file, line and reason.
     """
     marked = YamlWithLines(text, file)
-    values = marked.mapping(_KEYS)
+    values = marked.mapping(_keys(Experiment))
     for key in ("name", "arms"):
         if key not in values:
             raise marked.error(f"the key {key!r} is required")
@@ -195,7 +190,7 @@ def read_experiment(
     arms = [_arm(marked, name, policy, labels, even) for name in arms]
     for key, kind in (("metrics", Metrics), ("ramp", Ramp)):
         if key in values:
-            marked.mapping({field.name for field in fields(kind)}, key)
+            marked.mapping(_keys(kind), key)
             values = {**values, key: _convert(marked, kind, values[key], key)}
     experiment: Experiment = _convert(marked, Experiment, {**values, "arms": arms})
     if all(arm.trains for arm in experiment.arms) and experiment.traffic > MAX_TRAINED_TRAFFIC:
@@ -284,7 +279,7 @@ def _arm(
     empty = marked.value["arms"][name] is None
     if empty and not defaults:
         raise marked.error(f"arm {name!r} is empty, expected {{share: ...}}", "arms", name)
-    values = {} if empty else marked.mapping(_ARM_KEYS, "arms", name)
+    values = {} if empty else marked.mapping(_keys(Arm) - {"name"}, "arms", name)
     arm: Arm = _convert(marked, Arm, {**defaults, **values, "name": name}, "arms", name)
     for path, value in arm.overrides.items():
         try:
@@ -298,6 +293,10 @@ def _arm(
     except ValueError as error:
         raise marked.error(str(error), "arms", name, "overrides") from None
     return arm
+
+
+def _keys(kind: type[Arm | Experiment | Metrics | Ramp]) -> set[str]:
+    return {field.name for field in fields(kind)}
 
 
 def _convert(marked: YamlWithLines, kind: Any, values: dict[str, Any], *path: str) -> Any:

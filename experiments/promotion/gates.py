@@ -43,12 +43,6 @@ class ScoreMoments:
         self.count += int(finite.sum())
         self.positives += float(labels_N[finite].sum())
 
-    @property
-    def base_rate_logit(self) -> float:
-        """Logit of the share of positive labels."""
-        rate = np.array([self.positives / max(1, self.count)])
-        return float(logits_of(rate)[0])
-
 
 @dataclass(frozen=True)
 class ModelCost:
@@ -103,7 +97,7 @@ def _score_failures(scores: ScoreMoments, rules: PromotionConfig) -> Iterator[st
         return
     live, live_spread = _moments(scores.live, scores)
     mean, spread = _moments(scores.candidate, scores)
-    base_rate = scores.base_rate_logit
+    base_rate = float(logits_of(np.array(scores.positives / scores.count)))
     if min(abs(mean - live), abs(mean - base_rate)) > rules.score_shift:
         yield (
             f"its mean logit is {mean:.2f}, expected within {rules.score_shift} of live's {live:.2f} or of "

@@ -49,10 +49,6 @@ class ExposureCounts:
         self._buffer: dict[int, int] = {}
         self._counts = [0] * arms
 
-    @property
-    def nbytes(self) -> int:
-        return self._keys_U.nbytes + self._arms_U.nbytes + 100 * len(self._buffer)
-
     def counts(self) -> list[int]:
         return list(self._counts)
 
@@ -121,11 +117,6 @@ class UserOutcomes:
     def __len__(self) -> int:
         """Number of users in the sample, exposed or not."""
         return len(self._rows)
-
-    @property
-    def nbytes(self) -> int:
-        arrays = sum(array.nbytes for array in self._arrays.values())
-        return arrays + 100 * len(self._rows) + self.exposed.nbytes
 
     def expose(self, users_N: Ints, arms_N: Ints, time_ms_N: Ints, segments_N: Ints) -> None:
         """Adds lists answered under an arm, in order. ``users_N``: 64-bit keys of users."""

@@ -33,10 +33,6 @@ class UserAuc:
         self._scores = np.zeros((_FIRST, 2, stored, 2), np.float32)
         self._seen = np.zeros((_FIRST, 2), np.int64)  # examples so far, by label
 
-    @property
-    def nbytes(self) -> int:
-        return sum(a.nbytes for a in (self._row, self._owner, self._scores, self._seen))
-
     def add(
         self, users_N: NDArray[np.int64], live_N: Floats, candidate_N: Floats, labels_N: Floats
     ) -> tuple[NDArray[np.int64], Floats]:

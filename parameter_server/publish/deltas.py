@@ -107,15 +107,6 @@ class Gap:
 
 
 @dataclass
-class RejectedDeltas:
-    """Counts of unused deltas."""
-
-    corrupt: int = 0
-    repeated: int = 0
-    foreign: int = 0  # of another line or a replaced epoch
-
-
-@dataclass
 class DeltaAssembler:
     """Assembles the parts of one (line, epoch) into whole steps, in order, starting after ``step``.
 
@@ -127,7 +118,6 @@ class DeltaAssembler:
     epoch: int
     step: int
     patience: int = 8
-    rejected: RejectedDeltas = field(default_factory=RejectedDeltas)
     _gap: Gap | None = None
     _waiting: dict[tuple[int, int, int], dict[int, Delta]] = field(default_factory=dict)
 
@@ -138,7 +128,6 @@ class DeltaAssembler:
         try:
             delta = unpack(value, Delta)
         except msgspec.MsgspecError:
-            self.rejected.corrupt += 1
             return []
         return self.feed_delta(delta)
 
@@ -146,16 +135,12 @@ class DeltaAssembler:
         """As ``feed``, for a decoded delta."""
         if self._gap:
             return self._gap
-        if not is_sound(delta):
-            self.rejected.corrupt += 1
-        elif delta.line != self.line or delta.epoch < self.epoch:
-            self.rejected.foreign += 1
-        elif delta.epoch > self.epoch:
+        if not is_sound(delta) or delta.line != self.line or delta.epoch < self.epoch:
+            return []
+        if delta.epoch > self.epoch:
             reason = f"history was replaced: epoch {delta.epoch}, expected {self.epoch}"
             return self._end(delta.step, reason)
-        elif delta.step <= self.step:
-            self.rejected.repeated += 1
-        else:
+        if delta.step > self.step:
             self._keep(delta)
         return self._gap or self._take()
 
@@ -170,13 +155,10 @@ class DeltaAssembler:
 
     def _keep(self, delta: Delta) -> None:
         parts = self._waiting.setdefault((delta.step, delta.base_step, delta.parts), {})
-        if delta.part in parts:
-            self.rejected.repeated += 1
-            if parts[delta.part] != delta:
-                reason = f"part {delta.part} of step {delta.step} came twice with other content"
-                self._end(delta.step, reason)
-                return
-        parts[delta.part] = delta
+        if parts.setdefault(delta.part, delta) != delta:
+            reason = f"part {delta.part} of step {delta.step} came twice with other content"
+            self._end(delta.step, reason)
+            return
         if delta.step > self.step + self.patience and not self._next():
             self._end(delta.step, f"step {self.step + 1} is missing")
 

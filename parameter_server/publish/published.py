@@ -31,8 +31,9 @@ from parameter_server.publish.rounding import (
     row_bytes,
 )
 from parameter_server.publish.withheld_rows import WITHHELD_COLUMNS, WithheldRows
+from parameter_server.table.id_map import Arrays
 from parameter_server.table.routing import Keys, Rows
-from parameter_server.table.table import Arrays, table_seed
+from parameter_server.table.table import table_seed
 from recsys.config.system_config import TableConfig
 from recsys.events.records import TableRows
 
@@ -213,7 +214,8 @@ class PublishedRows:
         if not goes.all():
             rest = moved.take(~goes)
             change = distances(rest.now, rest.last)
-            withheld.put(rest.keys, rest.last, rest.had, rest.traffic, change)
+            columns = (rest.keys, rest.last, rest.had, rest.traffic, change)
+            withheld.put(dict(zip(WITHHELD_COLUMNS, columns, strict=True)))
         return rows
 
     def export(self) -> Arrays:
@@ -228,7 +230,7 @@ class PublishedRows:
         """Adds a snapshot's rows that this shard owns, and their withheld columns (empty in old snapshots).
         May be called once for each shard that wrote the snapshot."""
         if withheld:
-            self._withheld[name].put(*(withheld[column] for column in WITHHELD_COLUMNS))
+            self._withheld[name].put(withheld)
         keys, rows = published_rows(keys, values, withheld, self.format)
         self._count(name, keys, rows, np.ones(len(keys), np.bool_), 1)
 

@@ -28,12 +28,8 @@ _SCALE_BYTES: Final = 4
 _HUGE: Final = np.float32(3e38)  # int8: larger values saturate, or 127 · scale might overflow
 _TINY: Final = np.float32(1e-30)  # int8: smaller rows are zero, their scale has no inverse
 
-
-_KEYS, _ROWS, _U32 = (
-    read_only(types.int64, 1),
-    read_only(types.float32, 2),
-    read_only(types.uint32, 2),
-)
+_KEYS, _ROWS = read_only(types.int64, 1), read_only(types.float32, 2)
+_U32 = read_only(types.uint32, 2)
 _ROWS_OUT, _U32_OUT = types.float32[:, ::1], types.uint32[:, ::1]
 
 

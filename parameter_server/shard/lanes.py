@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 
 from parameter_server.table import kernels
 from parameter_server.table.dense import Vector
-from parameter_server.table.routing import Keys, Rows, as_keys, as_rows, new_index
+from parameter_server.table.routing import Keys, Rows, as_keys, as_rows
+from recsys.arrays.key_index import cells_for, empty_index
 
 Counts = NDArray[np.int32]
 # Factor on a step's learning rate: beyond it Adagrad unlearns more than any drift does.
@@ -159,7 +160,7 @@ def _rate_of(step: int, lanes: Sequence[LaneGradients]) -> float:
 
 def _add_rows(name: str, dim: int, parts: Sequence[RowGradients]) -> RowGradients:
     most = sum(len(part.keys) for part in parts)
-    index, keys = new_index(most), np.empty(most, np.int64)
+    index, keys = empty_index(cells_for(most)), np.empty(most, np.int64)
     counts, sums = np.zeros(most, np.int32), np.zeros((most, dim), np.float32)
     rows = 0
     for part in parts:

@@ -1,20 +1,23 @@
-"""Collision-free map of ids to slots 0 … count - 1.
+"""Collision-free map of ids to slots 0 … count - 1, with columns of one row a slot.
 
 Dense slots make exports slices and expiry a scan. A removal moves the last rows into the holes; owners of
-columns beside the map move them the same way (``Moves``). Columns grow by doubling, since unwritten pages
-take no memory. The index is written all over, so it grows by a quarter.
+other columns move them the same way (``Moves``). Columns grow by doubling, since unwritten pages take no
+memory. The index is written all over, so it grows by a quarter.
 """
 
 import math
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from parameter_server.table import kernels
-from parameter_server.table.routing import Keys, as_keys, new_index
+from parameter_server.table.routing import Keys, as_keys
 from recsys.arrays.growable import grown, written_bytes
-from recsys.arrays.key_index import LOAD, widened
+from recsys.arrays.key_index import LOAD, cells_for, empty_index, widened
+
+Arrays = dict[str, NDArray[Any]]
 
 
 class Moves(NamedTuple):
@@ -34,10 +37,14 @@ class Moves(NamedTuple):
 class IdMap:
     """Open addressing with linear probing and backward-shift deletion, over int64 keys (any value)."""
 
-    def __init__(self, capacity: int = 8, limit: int = 0) -> None:
-        """``limit``: rows at which memory stops growing ahead of need (0: none). It may be exceeded."""
+    def __init__(self, capacity: int = 8, limit: int = 0, columns: Arrays | None = None) -> None:
+        """``limit``: rows at which memory stops growing ahead of need (0: none). It may be exceeded.
+        ``columns``: zeros by name, with any number of rows."""
+        self.columns = (
+            columns or {}
+        )  # replaced, never changed in size: read them again after each change
         self._limit = limit
-        self._index = new_index(capacity)
+        self._index = empty_index(cells_for(capacity))
         self._keys = np.zeros(capacity, np.int64)
         self._count = 0
         self._written = 0  # keys from the first slot on that were ever written
@@ -52,7 +59,8 @@ class IdMap:
 
     @property
     def nbytes(self) -> int:
-        return self._index.nbytes + written_bytes(self._keys, self._written)
+        columns = (self._keys, *self.columns.values())
+        return self._index.nbytes + sum(written_bytes(c, self._written) for c in columns)
 
     def find(self, keys: Keys) -> Keys:
         """The slot of each key, -1 where it has none."""
@@ -74,15 +82,27 @@ class IdMap:
         self._written = max(self._written, self._count)
         return slots
 
+    def put(self, keys: Keys, rows: Mapping[str, NDArray[Any]]) -> None:
+        """Inserts distinct keys, or overwrites their rows in all columns."""
+        slots = self.insert(keys)
+        for name, column in self.columns.items():
+            column[slots] = rows[name]
+
+    def export(self) -> Arrays:
+        """Copies of the keys ("keys") and all columns, by slot."""
+        rows = {name: column[: self._count].copy() for name, column in self.columns.items()}
+        return {"keys": self.keys.copy()} | rows
+
     def remove(self, slots: Keys) -> Moves:
-        """Removes the keys at distinct slots; returns the moves for columns beside the map."""
+        """Removes the keys at distinct slots; returns the moves for columns of others."""
         before, count = self._count, self._count - len(slots)
         kernels.erase(self._index, self._keys[slots])
         stays = np.ones(before - count, bool)
         stays[slots[slots >= count] - count] = False
         moves = Moves(slots[slots < count], count + np.flatnonzero(stays), count, before)
         kernels.move(self._index, self._keys[moves.origin], moves.to)
-        moves.apply(self._keys)
+        for column in (self._keys, *self.columns.values()):
+            moves.apply(column)
         self._count = count
         return moves
 
@@ -91,6 +111,7 @@ class IdMap:
         valid."""
         rows = self._count + more
         self._keys = grown(self._keys, rows, self._limit)
+        self.columns = {name: grown(c, rows, self._limit) for name, c in self.columns.items()}
         if rows > len(self._index) * LOAD:
             cells = max(math.ceil(rows / LOAD), len(self._index) * 5 // 4, 8)
             if rows <= self._limit:
@@ -101,5 +122,6 @@ class IdMap:
         """Frees memory beyond ``limit``, after a snapshot with a higher limit was loaded."""
         if self._limit and self._count <= self._limit < len(self._keys):
             self._keys = self._keys[: self._limit].copy()
+            self.columns = {name: c[: self._limit].copy() for name, c in self.columns.items()}
             self._written = self._limit
             self._index = widened(self._index, math.ceil(self._limit / LOAD))

@@ -17,13 +17,13 @@ from numba import types
 from numpy.typing import NDArray
 
 from parameter_server.table import kernels
+from parameter_server.table.id_map import Arrays
 from parameter_server.table.routing import Keys, Rows, as_keys
 from parameter_server.table.table import (
     EVICTED_FRACTION,
     MAX_GRADIENT,
     MAX_REMOVED,
     ROW_COLUMNS,
-    Arrays,
     Table,
     least_recently_used,
 )
@@ -182,7 +182,7 @@ class OverlayTable(Table):
         keys = as_keys(keys)
         out = np.empty((len(keys), self.config.dim), np.float32)
         slots = self._ids.find(keys) if len(self._ids) else np.full(len(keys), EMPTY, np.int64)
-        missing = self._base.gather(keys, slots, self._values, out)
+        missing = self._base.gather(keys, slots, self._ids.columns["values"], out)
         present = slots >= 0
         if missing:
             targets = np.where(present, EMPTY, np.arange(len(keys)))
@@ -206,8 +206,9 @@ class OverlayTable(Table):
         keys, places = keys[places >= 0], places[places >= 0]
         both = np.concatenate([changed, keys])
         if len(both) > MAX_REMOVED:
-            used = self._used_ms[self._ids.find(changed)], self._base.used_ms[places]
-            both = both[least_recently_used(both, np.concatenate(used), MAX_REMOVED)]
+            used_ms = self._ids.columns["used_ms"][self._ids.find(changed)]
+            used_ms = np.concatenate([used_ms, self._base.used_ms[places]])
+            both = both[least_recently_used(both, used_ms, MAX_REMOVED)]
         return np.sort(both)
 
     def remove(self, keys: Keys) -> Keys:
@@ -234,7 +235,7 @@ class OverlayTable(Table):
             yield self._base.keys[block], self._base.values[block]
         for start in range(0, len(self._ids), rows):
             stop = min(start + rows, len(self._ids))
-            yield self._ids.keys[start:stop], self._values[start:stop]
+            yield self._ids.keys[start:stop], self._ids.columns["values"][start:stop]
 
     def _to_change(self, keys: Keys) -> Keys:
         self._copy_from_base(keys)

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from parameter_server.table import kernels
-from recsys.arrays.key_index import empty_index
+from recsys.arrays.key_index import cells_for, empty_index
 
 Keys = NDArray[np.int64]
 Rows = NDArray[np.float32]
@@ -60,16 +60,9 @@ def unique(keys: Keys) -> tuple[Keys, Keys]:
     """Distinct keys (M,) in the order of first occurrence, and each key's position among them (N,)."""
     keys = as_keys(keys)
     distinct, inverse = np.empty(len(keys), np.int64), np.empty(len(keys), np.int64)
-    count = kernels.insert(new_index(len(keys)), distinct, 0, keys, inverse)
+    index = empty_index(cells_for(len(keys)))
+    count = kernels.insert(index, distinct, 0, keys, inverse)
     return distinct[:count], inverse
-
-
-def new_index(rows: int) -> Keys:
-    """Empty index for ``rows`` keys at no more than 60% load."""
-    cells = 8
-    while cells * 0.6 < rows:
-        cells *= 2
-    return empty_index(cells)
 
 
 def _split(keys: Keys, shards: int) -> tuple[Keys, Keys, Keys]:

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from parameter_server.table import kernels
-from parameter_server.table.id_map import IdMap
+from parameter_server.table.id_map import Arrays, IdMap
 from parameter_server.table.routing import Keys, Rows, as_keys, as_rows
 from parameter_server.table.sketch import (
     BLOCK_BYTES,
@@ -29,7 +29,6 @@ from parameter_server.table.sketch import (
     blocks_of,
     check_parts,
 )
-from recsys.arrays.growable import grown, written_bytes
 from recsys.arrays.key_index import LOAD
 from recsys.config.system_config import TableConfig
 from recsys.events.hashing import key_of
@@ -42,7 +41,6 @@ ROW_COLUMNS: Final = ("keys", "values", "accumulator", "used_ms")
 EVICTED_FRACTION: Final = 1 / 32
 # Most rows of a table to expire or evict at once: their tombstones (2 MiB) must fit into a delta.
 MAX_REMOVED: Final = 1 << 18
-Arrays = dict[str, NDArray[Any]]
 
 
 def columns_in(arrays: Mapping[str, NDArray[Any]], prefix: str, names: Sequence[str]) -> Arrays:
@@ -130,11 +128,12 @@ class Table:
             self._sketch = Sketch(int(self._seed), blocks, config.admit_after, part, parts)
         beside = self._sketch.nbytes if self._sketch else 0
         self._limit = rows_within(config.budget_mb, config.dim, beside)
-        self._ids = IdMap(limit=self._limit)
-        self._values = np.zeros((8, config.dim), np.float32)
-        self._accumulator = np.zeros(8, np.float32)
-        self._used_ms = np.zeros(8, np.int64)
-        self._written = 0  # length of the prefix ever written
+        columns: Arrays = {
+            "values": np.zeros((8, config.dim), np.float32),
+            "accumulator": np.zeros(8, np.float32),
+            "used_ms": np.zeros(8, np.int64),
+        }
+        self._ids = IdMap(limit=self._limit, columns=columns)
 
     def __len__(self) -> int:
         return len(self._ids)
@@ -147,9 +146,7 @@ class Table:
     @property
     def nbytes(self) -> int:
         """Memory of the table, bounded by ``budget_mb``."""
-        columns = (self._values, self._accumulator, self._used_ms)
-        beside = self._sketch.nbytes if self._sketch else 0
-        return self._ids.nbytes + beside + sum(written_bytes(c, self._written) for c in columns)
+        return self._ids.nbytes + (self._sketch.nbytes if self._sketch else 0)
 
     def lookup(self, keys: Keys) -> Rows:
         """Rows of keys (N, D). An id without a row reads as its initial value; a lookup inserts nothing."""
@@ -160,7 +157,8 @@ class Table:
         keys = as_keys(keys)
         out = np.empty((len(keys), self.config.dim), np.float32)
         slots = self._ids.find(keys)
-        kernels.gather(self._values, slots, self._seed, self.config.initial, keys, out)
+        values = self._ids.columns["values"]
+        kernels.gather(values, slots, self._seed, self.config.initial, keys, out)
         return out, slots >= 0
 
     def apply(
@@ -198,8 +196,9 @@ class Table:
         if refused:
             slots[~sound] = kernels.EMPTY
         rate = rate * self.config.learning_rate
-        kernels.adagrad(self._values, self._accumulator, self._used_ms, slots, gradients, rate,
-                        EPSILON, now_ms)  # fmt: skip
+        columns = self._ids.columns
+        kernels.adagrad(columns["values"], columns["accumulator"], columns["used_ms"], slots,
+                        gradients, rate, EPSILON, now_ms)  # fmt: skip
         changed, waiting = slots >= 0, len(new) - len(admitted)
         if waiting or refused:
             keys, slots = keys[changed], slots[changed]
@@ -207,14 +206,15 @@ class Table:
 
     def rows_at(self, slots: Keys) -> Rows:
         """Rows (N, D) at slots returned by ``apply``, without a search."""
-        rows: Rows = self._values.take(slots, axis=0)
+        rows: Rows = self._ids.columns["values"].take(slots, axis=0)
         return rows
 
     def expire(self, now_ms: int, keys: Keys) -> Keys:
         """Removes rows of distinct keys unused for longer than the time-to-live; returns their keys,
         ascending."""
         slots = self._ids.find(as_keys(keys))
-        old = (slots >= 0) & (self._used_ms[slots] < now_ms - 1000 * self.config.ttl_s)
+        used_ms = self._ids.columns["used_ms"]
+        old = (slots >= 0) & (used_ms[slots] < now_ms - 1000 * self.config.ttl_s)
         return self.remove(keys[old])
 
     def stale(self, now_ms: int) -> Keys:
@@ -222,40 +222,32 @@ class Table:
         least recently used by (time, key)."""
         if not self.config.ttl_s:
             return np.empty(0, np.int64)
-        slots = np.flatnonzero(self._used_ms[: len(self._ids)] < now_ms - 1000 * self.config.ttl_s)
+        used_ms = self._ids.columns["used_ms"][: len(self._ids)]
+        slots = np.flatnonzero(used_ms < now_ms - 1000 * self.config.ttl_s)
         if len(slots) > MAX_REMOVED:
             slots = self._oldest(slots, MAX_REMOVED)
         return np.sort(self._ids.keys[slots])
 
     def _oldest(self, slots: Keys, count: int) -> Keys:
         """The ``count`` (< len(slots)) least recently used of the slots, by (time, key)."""
-        return slots[least_recently_used(self._ids.keys[slots], self._used_ms[slots], count)]
+        used_ms = self._ids.columns["used_ms"]
+        return slots[least_recently_used(self._ids.keys[slots], used_ms[slots], count)]
 
     def remove(self, keys: Keys) -> Keys:
         """Removes rows of distinct keys; returns the keys that had one, ascending. Their slots are zeroed, so
         nothing of them is left. The sketch keeps its counts, which name no id."""
         keys = as_keys(keys)
         slots = self._ids.find(keys)
-        self._drop(slots[slots >= 0])
+        self._ids.remove(slots[slots >= 0])
         return np.sort(keys[slots >= 0])
 
     def export(self) -> Arrays:
         """Copies of all state, for a snapshot; rows in no particular order."""
-        rows = len(self._ids)
-        out: Arrays = {
-            "keys": self._ids.keys.copy(),
-            "values": self._values[:rows].copy(),
-            "accumulator": self._accumulator[:rows].copy(),
-            "used_ms": self._used_ms[:rows].copy(),
-        }
-        return out | self._sketch.export() if self._sketch else out
+        return self._ids.export() | (self._sketch.export() if self._sketch else {})
 
     def load(self, arrays: Mapping[str, NDArray[Any]]) -> None:
         """Adds the rows of an export, none of which the table may have."""
-        slots = self._place(as_keys(arrays["keys"]))
-        self._values[slots] = arrays["values"]
-        self._accumulator[slots] = arrays["accumulator"]
-        self._used_ms[slots] = arrays["used_ms"]
+        self._ids.put(arrays["keys"], arrays)
         if self._sketch and "sketch_at" in arrays:
             self._sketch.load(arrays)
 
@@ -287,37 +279,18 @@ class Table:
         if leaving < len(slots):
             slots = self._oldest(slots, leaving)
         slots = slots[np.argsort(self._ids.keys[slots])]
-        evicted = self._ids.keys[slots], self._values[slots]
-        self._drop(slots)
-        if len(self._values) > self._limit >= len(self):  # loaded under a larger budget
+        evicted = self._ids.keys[slots], self._ids.columns["values"][slots]
+        self._ids.remove(slots)
+        if len(self) <= self._limit:
             self._ids.shrink()
-            self._values = self._values[: self._limit].copy()
-            self._accumulator = self._accumulator[: self._limit].copy()
-            self._used_ms = self._used_ms[: self._limit].copy()
-            self._written = self._limit
         return evicted
 
     def _insert(self, keys: Keys) -> Keys:
         """Inserts rows at their initial values; returns the slots."""
-        slots = self._place(keys)
-        kernels.draw(self._seed, self.config.initial, keys, slots, self._values)
-        return slots
-
-    def _place(self, keys: Keys) -> Keys:
-        """Inserts rows whose values the caller sets; returns the slots."""
         slots = self._ids.insert(keys)
-        rows = len(self._ids)
-        self._written = max(self._written, rows)
-        self._values = grown(self._values, rows, self._limit)
-        self._accumulator = grown(self._accumulator, rows, self._limit)
-        self._used_ms = grown(self._used_ms, rows, self._limit)
+        values = self._ids.columns["values"]
+        kernels.draw(self._seed, self.config.initial, keys, slots, values)
         return slots
-
-    def _drop(self, slots: Keys) -> None:
-        if len(slots):
-            moves = self._ids.remove(slots)
-            for column in (self._values, self._accumulator, self._used_ms):
-                moves.apply(column)
 
 
 def least_recently_used(keys: Keys, used_ms: Keys, count: int) -> Keys:

@@ -23,7 +23,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 GAMMA = np.uint64(0x9E3779B97F4A7C15)
 _2_POW_53 = float(1 << 53)
-_MIX_1 = np.uint64(0xBF58476D1CE4E5B9)
+MIX_1 = np.uint64(0xBF58476D1CE4E5B9)
 _MIX_2 = np.uint64(0x94D049BB133111EB)
 _LIBRARIES = ("builtins", "math", "numba", "numpy")
 
@@ -113,7 +113,7 @@ def read_only(kind: Any, dimensions: int) -> Any:
 def mix(value: Any) -> Any:
     """SplitMix64's finaliser, equal to ``recsys.events.hashing.splitmix64``."""
     z = value + GAMMA
-    z = (z ^ (z >> np.uint64(30))) * _MIX_1
+    z = (z ^ (z >> np.uint64(30))) * MIX_1
     z = (z ^ (z >> np.uint64(27))) * _MIX_2
     return z ^ (z >> np.uint64(31))
 

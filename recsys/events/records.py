@@ -5,8 +5,7 @@ share only these records and snapshots. All are MessagePack on the log.
 """
 
 from collections.abc import Iterable
-from functools import cache
-from typing import Final, TypeVar
+from typing import Any, Final, TypeVar
 
 import msgspec
 
@@ -248,10 +247,12 @@ def unpack_all(values: Iterable[bytes], kind: type[R]) -> list[R]:
         raise msgspec.DecodeError(str(error)) from None
 
 
-@cache
 def _decoder(kind: type[R]) -> "msgspec.msgpack.Decoder[R]":
     """Cached: creating a decoder takes longer than reading a small record."""
-    return msgspec.msgpack.Decoder(kind)
+    decoder = _decoders.get(kind)
+    if decoder is None:
+        decoder = _decoders[kind] = msgspec.msgpack.Decoder(kind)
+    return decoder
 
 
 def non_example(value: bytes) -> ErasedExample | Forget | None:
@@ -263,6 +264,7 @@ def non_example(value: bytes) -> ErasedExample | Forget | None:
 
 
 _encoder = msgspec.msgpack.Encoder()
+_decoders: dict[type, "msgspec.msgpack.Decoder[Any]"] = {}
 _non_example_decoder: "msgspec.msgpack.Decoder[ErasedExample | Forget]" = msgspec.msgpack.Decoder(
     ErasedExample | Forget
 )

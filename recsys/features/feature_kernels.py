@@ -9,14 +9,13 @@ from typing import Any
 import numpy as np
 from numba import types
 
-from recsys.arrays.compiled import kernel, mix, read_only
+from recsys.arrays.compiled import MIX_1, kernel, mix, read_only
 from recsys.arrays.key_index import place_of
 from recsys.arrays.prefetch import LINE, prefetch_line
 from recsys.features.counter_kernels import add_aged, add_row
 
 _int, _float = types.int64, types.float32
 _INDEX, _VALUES, _TIMES = read_only(_int, 2), read_only(_float, 2), read_only(_int, 1)
-_MIX_1 = np.uint64(0xBF58476D1CE4E5B9)
 
 
 @kernel(_int(_int, _int))
@@ -24,7 +23,7 @@ def crossed(left: Any, right: Any) -> Any:
     """The key of a pair, as ``recsys.events.hashing.cross``."""
     if right == 0:
         return 0
-    return np.int64(mix(mix(np.uint64(left)) + np.uint64(right) * _MIX_1))
+    return np.int64(mix(mix(np.uint64(left)) + np.uint64(right) * MIX_1))
 
 
 @kernel(types.void(_INDEX, _VALUES, _TIMES, _INDEX, _VALUES, _TIMES, read_only(_int, 2), _int,

@@ -1,7 +1,6 @@
 """Files of the SQLite log: a catalogue with the log's id, and one WAL-mode file per topic.
 
-Manages files, connections, locks and transactions; ``recsys.log.sqlite_log`` manages their content. The
-folder must be on a local disk: WAL needs shared memory, which network file systems lack. Open it after a
+The folder must be on a local disk: WAL needs shared memory, which network file systems lack. Open it after a
 fork, never before.
 """
 
@@ -56,7 +55,8 @@ class Connection:
 
 
 class SqliteFiles:
-    """Creates and opens the files. Raises LogLost if a topic's file is missing or belongs to another log."""
+    """Base of ``SqliteLog``: files, connections, locks and transactions, but not the records. Raises LogLost
+    if a topic's file is missing or belongs to another log."""
 
     def __init__(self, folder: Path, sync: str, patience_s: float) -> None:
         self.folder, self._sync, self._patience_s = folder, sync, patience_s
@@ -91,6 +91,9 @@ class SqliteFiles:
                 "UPDATE about SET retention_ms = ?, retention_bytes = ?",
                 (topic.retention_ms, topic.retention_bytes),
             )
+
+    def partitions(self, topic: str) -> int:
+        return self.connection(topic).partitions
 
     def path(self, topic: str) -> Path:
         return self.folder / f"{topic}.sqlite"
@@ -160,7 +163,7 @@ class SqliteFiles:
         db.execute("PRAGMA busy_timeout = 0")
         return not busy
 
-    def rewrite(self, topic: str) -> bool:
+    def scrub(self, topic: str) -> bool:
         """Rewrites the file without old data, of which free space in pages has copies. False if the disk has
         no room, or a reader keeps the WAL, which has the old pages."""
         db = self.connection(topic).db

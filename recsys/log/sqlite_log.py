@@ -17,7 +17,6 @@ from recsys.log.protocol import (
     Append,
     LogUnavailable,
     Record,
-    Topic,
     check_appends,
     check_partition,
     check_range,
@@ -33,7 +32,7 @@ IDLE_S: Final = 0.25
 _record: Final[Callable[[tuple[int, bytes, bytes]], Record]] = partial(tuple.__new__, Record)
 
 
-class SqliteLog:
+class SqliteLog(SqliteFiles):
     """The log in a folder. ``durability``: "process" survives kill -9, "power" a power cut too.
 
     Raises LogLost if a topic's file was removed or belongs to another log, LogUnavailable if it can't be
@@ -50,19 +49,9 @@ class SqliteLog:
         patience_s: float = 30.0,
     ) -> None:
         sync = {"process": "NORMAL", "power": "FULL"}[durability]
-        self._files = SqliteFiles(Path(folder), sync, patience_s)
+        super().__init__(Path(folder), sync, patience_s)
         self._clock = clock
         self._retained_ms: dict[str, int] = {}
-
-    @property
-    def id(self) -> str:
-        return self._files.id
-
-    def create(self, topic: Topic) -> None:
-        self._files.create(topic)
-
-    def partitions(self, topic: str) -> int:
-        return self._files.connection(topic).partitions
 
     # --- records ---
 
@@ -73,7 +62,7 @@ class SqliteLog:
         now_ms = self._clock()
         size: Counter[int] = Counter()
         rows, offsets = [], []
-        with self._files.writing(topic) as connection:
+        with self.writing(topic) as connection:
             ends = {p: self._bounds(connection, topic, p)[1] for p in {r[0] for r in records}}
             for partition, key, value in records:
                 offset = ends[partition]
@@ -91,7 +80,7 @@ class SqliteLog:
         return offsets
 
     def read(self, topic: str, partition: int, offset: int, limit: int = 1000) -> list[Record]:
-        connection = self._files.connection(topic)
+        connection = self.connection(topic)
         query = (
             "SELECT offset, key, value FROM records WHERE partition = ? AND offset >= ? "
             "ORDER BY offset LIMIT ?"
@@ -105,18 +94,18 @@ class SqliteLog:
     def appended_ms(self, topic: str, partition: int, offset: int) -> int | None:
         """Append time of a record, by its writer's clock; None without such a record."""
         query = "SELECT time_ms FROM records WHERE partition = ? AND offset = ?"
-        rows = self._query(self._files.connection(topic), query, partition, offset)
+        rows = self._query(self.connection(topic), query, partition, offset)
         return int(rows[0][0]) if rows else None
 
     def begin(self, topic: str, partition: int) -> int:
-        return self._bounds(self._files.connection(topic), topic, partition)[0]
+        return self._bounds(self.connection(topic), topic, partition)[0]
 
     def end(self, topic: str, partition: int) -> int:
-        return self._bounds(self._files.connection(topic), topic, partition)[1]
+        return self._bounds(self.connection(topic), topic, partition)[1]
 
     def wait(self, topic: str, timeout_s: float) -> None:
         """Polls the file's version against that of this thread's last wait, so that nothing is missed."""
-        connection = self._files.connection(topic)
+        connection = self.connection(topic)
         started = time.monotonic()
         while True:
             seen = self._query(connection, "PRAGMA data_version")[0][0]
@@ -133,7 +122,7 @@ class SqliteLog:
     def trim(self, topic: str, partition: int, before: int) -> None:
         check_partition(topic, partition, self.partitions(topic))
         while True:
-            with self._files.writing(topic) as connection:
+            with self.writing(topic) as connection:
                 begin, end, _ = self._bounds(connection, topic, partition)
                 to = min(before, end, self._floor(connection, partition), begin + SLICE)
                 if to <= begin:
@@ -142,18 +131,18 @@ class SqliteLog:
 
     def retain(self, topic: str, now_ms: int) -> int:
         query = "SELECT retention_ms, retention_bytes FROM about"
-        [(keep_ms, keep_bytes)] = self._query(self._files.connection(topic), query)
+        [(keep_ms, keep_bytes)] = self._query(self.connection(topic), query)
         if not keep_ms and not keep_bytes:
             return 0
         oldest_ms = now_ms - keep_ms if keep_ms else -1
         dropped = 0
         for partition in range(self.partitions(topic)):
-            with self._files.writing(topic) as connection:
+            with self.writing(topic) as connection:
                 dropped += self._slice(connection, topic, partition, oldest_ms, keep_bytes)
         return dropped
 
     def hold(self, name: str, topic: str, partition: int, offset: int) -> None:
-        with self._files.writing(topic) as connection:
+        with self.writing(topic) as connection:
             begin, end, _ = self._bounds(connection, topic, partition)
             check_range(topic, partition, offset, begin, end)
             connection.db.execute(
@@ -161,11 +150,11 @@ class SqliteLog:
             )
 
     def release(self, name: str, topic: str) -> None:
-        with self._files.writing(topic) as connection:
+        with self.writing(topic) as connection:
             connection.db.execute("DELETE FROM holds WHERE name = ?", (name,))
 
     def holds(self, topic: str, partition: int) -> dict[str, int]:
-        connection = self._files.connection(topic)
+        connection = self.connection(topic)
         check_partition(topic, partition, connection.partitions)
         return dict(
             connection.db.execute(
@@ -176,7 +165,7 @@ class SqliteLog:
     # --- forgetting ---
 
     def keyed(self, topic: str, partition: int, keys: Collection[bytes], before: int) -> list[int]:
-        connection = self._files.connection(topic)
+        connection = self.connection(topic)
         check_partition(topic, partition, connection.partitions)
         marks = ", ".join("?" * len(keys))
         query = (
@@ -189,21 +178,14 @@ class SqliteLog:
         check_partition(topic, partition, self.partitions(topic))
         done = 0
         for start in range(0, len(records), SLICE):
-            with self._files.writing(topic) as connection:
+            with self.writing(topic) as connection:
                 # Zeroes freed bytes. Copies that a page split left in other pages remain: ``scrub`` removes
                 # them.
                 connection.db.execute("PRAGMA secure_delete = ON")
                 for record in records[start : start + SLICE]:
                     done += self._replace(connection, partition, record)
-        self._files.truncate_wal(topic)  # it has the old bytes too
+        self.truncate_wal(topic)  # it has the old bytes too
         return done
-
-    def scrub(self, topic: str) -> bool:
-        return self._files.rewrite(topic)
-
-    def close(self) -> None:
-        """Closes the connections of all threads; none may be in use."""
-        self._files.close()
 
     def _replace(self, connection: Connection, partition: int, record: Record) -> bool:
         at = (partition, record.offset)
@@ -266,7 +248,7 @@ class SqliteLog:
         with contextlib.suppress(LogUnavailable):  # this append succeeded; the next one will raise
             if abs(now_ms - self._retained_ms.get(topic, 0)) >= RETAIN_EVERY_MS:
                 self._retained_ms[topic] = 0 if self.retain(topic, now_ms) else now_ms
-            self._files.bound_wal(topic)
+            self.bound_wal(topic)
 
     def _bounds(self, connection: Connection, topic: str, partition: int) -> tuple[int, int, int]:
         """(begin, end, bytes)."""
@@ -276,4 +258,4 @@ class SqliteLog:
         return bounds
 
     def _query(self, connection: Connection, query: str, *values: object) -> list[Any]:
-        return self._files.retry(lambda: connection.db.execute(query, values).fetchall())
+        return self.retry(lambda: connection.db.execute(query, values).fetchall())

@@ -12,7 +12,6 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 Floats = NDArray[np.float64]
-Ints = NDArray[np.int64]
 
 _SMALLEST: Final = 1e-7  # distance of clipped probabilities from 0 and 1
 _HOUR_MS: Final = 3_600_000
@@ -25,14 +24,9 @@ def auc(scores: ArrayLike, labels: ArrayLike, weights: ArrayLike | None = None) 
     return order.auc(np.ones(order.size) if weights is None else _floats(weights)[order.rows])
 
 
-def grouped_auc(scores: ArrayLike, labels: ArrayLike, groups: ArrayLike, by: str = "rows") -> float:
-    """Mean AUC within each user, over users with both labels.
-
-    A user's weight is their number of rows (``by="rows"``; Zhu et al. 2017, arXiv:1706.06978, equation 10) or
-    1 (``by="users"``).
-    """
-    if by not in ("rows", "users"):
-        raise ValueError(f"by is {by!r}, expected 'rows' or 'users'")
+def grouped_auc(scores: ArrayLike, labels: ArrayLike, groups: ArrayLike) -> float:
+    """Mean AUC within each user, over users with both labels, weighted by their number of rows (Zhu et al.
+    2017, arXiv:1706.06978, equation 10)."""
     score, label = _floats(scores), _floats(labels)
     _, group = np.unique(np.asarray(groups), return_inverse=True)
     if not score.size:
@@ -53,7 +47,7 @@ def grouped_auc(scores: ArrayLike, labels: ArrayLike, groups: ArrayLike, by: str
     if not both.any():
         return float("nan")
     each = (above - positives * (positives + 1) / 2)[both] / pairs[both]
-    return float(np.average(each, weights=total[both] if by == "rows" else None))
+    return float(np.average(each, weights=total[both]))
 
 
 def log_loss(probabilities: ArrayLike, labels: ArrayLike) -> float:
@@ -80,7 +74,7 @@ def calibration(probabilities: ArrayLike, labels: ArrayLike) -> float:
 
 @dataclass(frozen=True)
 class Interval:
-    """A difference (or ratio) with its bootstrap interval; significant if the interval excludes "equal"."""
+    """A difference with its bootstrap interval; significant if the interval excludes 0."""
 
     difference: float
     low: float
@@ -124,32 +118,7 @@ def paired_auc_interval(
     return Interval(a.auc(ones) - b.auc(ones), float(low), float(high), level, len(finite))
 
 
-def paired_ratio_interval(
-    ours: ArrayLike,
-    theirs: ArrayLike,
-    *,
-    samples: int = 2000,
-    level: float = 0.95,
-    seed: int = 0,
-) -> Interval:
-    """mean(ours) / mean(theirs) over the same units (N,), with the percentile interval of a bootstrap over
-    units.
-
-    ``difference`` is the ratio: significant if the interval excludes 1. NaN if theirs is 0.
-    """
-    a, b = _floats(ours), _floats(theirs)
-    if a.shape != b.shape:
-        raise ValueError(f"ours has {a.size} units, theirs {b.size}: compare the same units")
-    if not a.size or not b.sum():
-        return Interval(float("nan"), float("nan"), float("nan"), level, 0)
-    drawn = np.random.default_rng(seed).integers(0, a.size, (samples, a.size))
-    below = b[drawn].sum(1)
-    ratios = a[drawn].sum(1)[below > 0] / below[below > 0]
-    low, high = np.quantile(ratios, [(1 - level) / 2, (1 + level) / 2])
-    return Interval(float(a.sum() / b.sum()), float(low), float(high), level, len(ratios))
-
-
-def days(time_ms: ArrayLike, utc_offset_h: float = 0.0) -> Ints:
+def days(time_ms: ArrayLike, utc_offset_h: float = 0.0) -> NDArray[np.int64]:
     """Days since 1970 in a time zone (8.0 for Beijing), (N,)."""
     return (np.asarray(time_ms, np.int64) + round(utc_offset_h * _HOUR_MS)) // _DAY_MS
 

@@ -241,13 +241,13 @@ def optimizer_state_left_behind_at_expiry(patch: Patch) -> None:
         slots = self._ids.find(np.ascontiguousarray(keys, np.int64))
         for key, slot in zip(keys.tolist(), slots.tolist(), strict=True):
             if slot >= 0:
-                left[id(self), key] = float(self._accumulator[slot])
+                left[id(self), key] = float(self._ids.columns["accumulator"][slot])
         return remove(self, keys)
 
     def inserts(self: Table, keys: Any) -> Any:
         slots = insert(self, keys)
         for key, slot in zip(keys.tolist(), slots.tolist(), strict=True):
-            self._accumulator[slot] = left.get((id(self), key), 0.0)
+            self._ids.columns["accumulator"][slot] = left.get((id(self), key), 0.0)
         return slots
 
     patch.setattr(Table, "remove", removes)

@@ -35,9 +35,9 @@ from benchmarks.studies.quality.coldstart_world import (
     small,
     without,
 )
+from benchmarks.studies.quality.ratio_interval import RatioInterval, paired_ratio_interval
 from recsys.config.policy_config import PolicyConfig
 from recsys.events.hashing import Id
-from recsys.model.prediction_metrics import Interval, paired_ratio_interval
 from replay.simulation.world import World
 
 SWIPES: Final = (0, 1, 5, 20)
@@ -234,9 +234,9 @@ def _regrets(feeds: dict[str, Feed]) -> dict[str, list[float]]:
     return regrets
 
 
-def _rounded(interval: Interval) -> dict[str, float]:
+def _rounded(interval: RatioInterval) -> dict[str, float]:
     return {
-        "ratio": round(interval.difference, 4),
+        "ratio": round(interval.ratio, 4),
         "low": round(interval.low, 4),
         "high": round(interval.high, 4),
     }

@@ -291,7 +291,7 @@ def test_a_full_disk_is_said_and_nothing_half_stays(tmp_path: Path) -> None:
     log = SqliteLog(tmp_path)
     log.create(Topic("t"))
     log.append("t", some(1))
-    db = log._files.connection("t").db
+    db = log.connection("t").db
     pages = db.execute("PRAGMA page_count").fetchone()[0]
     db.execute(f"PRAGMA max_page_count = {pages + 5}")
     with pytest.raises(LogUnavailable, match="full"):
