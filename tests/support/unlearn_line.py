@@ -16,8 +16,8 @@ from tests.support.small_feed import (
 )
 from training.continual.learner import Learner
 from training.continual.worker import Worker
+from training.lines.control import live_epoch
 from training.lines.line import spec_of
-from training.lines.live_epoch import live_epoch
 from training.steps.sequencer_loop import last_position
 
 

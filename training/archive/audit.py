@@ -1,11 +1,7 @@
 """Audits training/serving skew: compares logged features with features recomputed from events.
 
-Features are recomputed by their single definition (training/archive/recompute.py) and compared with the block
-in the impression: keys, history and outcomes exactly, counter features within a tolerance, as sums of many
-small numbers depend a little on their order. Differences are collected by feature. Impressions that can't be
-recomputed are counted by reason and aren't differences.
-
-Pure: it knows neither the source of events nor how a session is folded.
+Keys, history and outcomes must be equal, counter features within a tolerance, as sums of many small numbers
+depend on their order. Impressions that can't be recomputed are counted by reason. Pure.
 """
 
 # N items of an impression, F dense columns

@@ -1,11 +1,5 @@
-"""Fills in features of examples that were logged without them or with another feature set.
-
-The features are those that a server with the wanted feature set would have logged: computed from raw events
-as of the impression (training/archive/recompute.py), without look-ahead. Such a block is marked
-``backfilled``. Examples that have the wanted features stay byte for byte the same.
-
-Pure: examples and impressions in, examples out. Examples that can't be filled in are counted by reason.
-"""
+"""Fills in features of examples that were logged without them or with another feature set: those that a
+server with the wanted set would have logged (training/archive/recompute.py), marked ``backfilled``. Pure."""
 
 from collections import Counter
 from collections.abc import Iterable

@@ -1,7 +1,4 @@
-"""Parquet files of the archive: naming, atomic replacement, merging, and removal of a deleted user's rows.
-
-A file name states the offsets it covers; training/archive/writer.py describes the layout.
-"""
+"""Parquet files of the archive: naming, atomic replacement, merging, and removal of a deleted user's rows."""
 
 import os
 import re

@@ -1,12 +1,8 @@
-"""Writes dead letters for unreadable records of the topics that no single part is responsible for.
+"""Writes dead letters for unreadable records of ``items``, ``item_state``, ``steps`` and ``control``, whose
+readers skip them, and for steps whose gradients a shard rejected (by ``deltas``).
 
-The joiner handles ``events``, the workers ``examples``. Readers of ``items``, ``item_state``, ``steps`` and
-``control`` skip unreadable records; this part writes one dead letter for each. The position is saved now and
-then; records judged since are judged again after a kill, without a second letter.
-
-In ``deltas`` it looks for gradients that a shard rejected. The record of such a step becomes a dead letter:
-it names the offsets of the examples that were set aside, so that they can be inspected, and learned again
-after the cause is fixed.
+The letter of such a step names the offsets of its examples. The position is saved now and then; records that
+are judged again after a kill get no second letter.
 """
 
 import logging
@@ -33,22 +29,13 @@ from recsys.log.protocol import Log, LogLost, Record
 from recsys.process.log_consumer import UNREADABLE, Consumer, DeadLetters
 from recsys.process.part_snapshot import PartState
 from recsys.process.retry_loop import RetryLoop
+from training.steps.delta_reader import DeltaMetrics
 from training.steps.step_reader import StepReader
 
 _READ: Final = 100  # records of each topic in a turn: item states are large
 _READ_DELTAS: Final = 16  # deltas are large too
 _SAVE_EVERY_MS: Final = 30_000
 _LOG: Final = logging.getLogger(__name__)
-
-
-class _DeltaMetrics(msgspec.Struct, frozen=True, kw_only=True):
-    """The fields of a delta that are decoded; its rows are skipped."""
-
-    line: str
-    epoch: int
-    step: int
-    part: int
-    metrics: dict[str, float] = {}
 
 
 class Inspector(RetryLoop):
@@ -96,7 +83,7 @@ class Inspector(RetryLoop):
     def _judge_delta(self, record: Record) -> None:
         """Writes one letter for a step with rejected gradients, whichever shard reports it first."""
         try:
-            delta = unpack(record.value, _DeltaMetrics)
+            delta = unpack(record.value, DeltaMetrics)
         except UNREADABLE:
             return  # every replica counts it and recovers from a snapshot
         rejected = describe_rejections(delta.metrics, delta.part)

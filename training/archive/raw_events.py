@@ -1,7 +1,4 @@
-"""Reads raw events from an archive, by partition and offset or for a few users at once.
-
-Needs only the files of training/archive/writer.py, nothing else of the system that wrote them.
-"""
+"""Reads raw events from the files of an archive, by partition and offset or for a few users at once."""
 
 from collections.abc import Iterable, Iterator
 from itertools import islice

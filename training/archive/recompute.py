@@ -1,11 +1,8 @@
 """Recomputes the features of past impressions from raw events, as of the time of each.
 
-The state of the server is rebuilt from the events it had folded: the user's session, the item counters and
-the item fields, each up to the offset that the impression states; then the feature builder is called as it
-was called then (recsys/features/feature_builder.py). For an impression without offsets, the events before it
-on the log count: of its own partition those before it, of the others those up to its time. No look-ahead.
-
-Pure: events are handed in by offset, and so is the function that folds an event into a session.
+The user's session, the item counters and the item fields are rebuilt up to the offsets that the impression
+states. For an impression without offsets, the events before it on the log count: of its own partition those
+before it, of the others those up to its time. Pure: events are handed in by offset.
 """
 
 # N items of an impression, P partitions of events

@@ -2,11 +2,9 @@
 
     archive/TOPIC/day=2026-11-24/hour=15/part-PARTITION-FIRST-LAST.parquet
 
-The archive is the cold half of the log: records are stored as they were on the log, and the log drops nothing
-that isn't archived. Files are written under a temporary name and renamed; the name states the offsets they
-contain. So file names say where to resume, and a kill neither loses nor repeats a record. Day and hour follow
-the event time of the partition at arrival: late records stay beside their neighbours. Once an hour is over,
-its small files become one per partition. training/deletion/erasure.py removes deleted users.
+Records are stored as they were on the log, and the log drops nothing that isn't archived. File names state
+the offsets they contain, so they say where to resume. Day and hour follow the event time of the partition at
+arrival. Once an hour is over, its small files become one per partition.
 """
 
 from collections.abc import Callable, Iterator, Sequence

@@ -1,7 +1,7 @@
 """Learner of an arm's line: learns from all users' examples, each weighted for the arm.
 
-Weights are computed when a lane is learned, from what came before it, so a snapshot after a step holds all
-state of the next step's. Each example is learned a whole number of times, drawn by a hash of its id.
+Weights are computed from what came before a lane. Each example is learned a whole number of times, drawn by a
+hash of its id.
 """
 
 # B examples of a lane (rehearsed ones included where noted), F features that tell arms apart, L outputs
@@ -16,32 +16,23 @@ from numpy.typing import NDArray
 from experiments.assignment.arm_line import ALL, arm_line_name
 from experiments.statistics.arm_weights import ArmWeights, arm_features
 from recsys.events.control_records import ArmLine
-from recsys.events.event_types import Stamp
 from recsys.events.hashed_random import draws
 from recsys.events.hashing import key_of
 from recsys.events.records import TrainingExample
 from recsys.model.model import Model
 from training.continual.learner import Floats, Lane, Learned, Learner
 from training.continual.row_usage import rows_in_examples
+from training.steps.step_reader import ServedExample
 
 Keys = NDArray[np.int64]
 _PREFIX: Final = "arm/"
 _SEEDS: Final = 2**31 - 1
 
 
-class ArmExample(TrainingExample, kw_only=True):
-    """An example with the arm it was served by, and its predictions."""
-
-    predicted: bytes = b""
-    stamp: Stamp | None = None
-
-
 @dataclass(frozen=True)
 class ArmLane(Lane):
-    """A lane with the features that tell arms apart, and which examples came from the arm's users.
-
-    Examples beyond ``own_B`` are rehearsed, and keep their weight.
-    """
+    """A lane with the features that tell arms apart. Examples beyond ``own_B`` are rehearsed, and keep their
+    weight."""
 
     features_BF: Keys
     own_B: NDArray[np.bool_]
@@ -62,7 +53,7 @@ class ArmLearner(Learner):
         rehearsed: Sequence[TrainingExample] = (),
         weight: float = 1.0,
     ) -> Lane:
-        """As ``Learner.prepare``; ``examples`` are ``ArmExample``s."""
+        """As ``Learner.prepare``; ``examples`` are ``ServedExample``s."""
         lane = super().prepare(examples, rehearsed, weight)
         fields = {name: getattr(lane, name) for name in Lane.__dataclass_fields__}
         ids_B = np.array([e.partition << 48 ^ e.offset << 8 ^ e.index for e in examples], np.int64)
@@ -109,7 +100,7 @@ class ArmLearner(Learner):
             self.weights.load(weights)
 
     def _is_own(self, example: TrainingExample) -> bool:
-        stamp = example.stamp if isinstance(example, ArmExample) else None
+        stamp = example.stamp if isinstance(example, ServedExample) else None
         return stamp is not None and stamp.arms.get(self._arm.experiment) == self._arm.arm
 
     def _features(self, examples: Sequence[TrainingExample]) -> Keys:
@@ -134,5 +125,5 @@ def without_rows(learned: Learned, lane: Lane, weigh_B: NDArray[np.bool_]) -> Le
 
 def _served_score(example: TrainingExample) -> float:
     """Probability of the first label, as predicted by the line that served the example."""
-    predicted = example.predicted if isinstance(example, ArmExample) else b""
+    predicted = example.predicted if isinstance(example, ServedExample) else b""
     return float(np.frombuffer(predicted, np.float32, 1)[0]) if predicted else 0.0

@@ -3,7 +3,7 @@ line and its predecessor."""
 
 import math
 from collections.abc import Sequence
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
 import msgspec
 import numpy as np
@@ -16,13 +16,11 @@ from recsys.events.control_records import Live
 from recsys.events.hashing import Id, key_of
 from recsys.events.records import EXAMPLES
 from recsys.log.protocol import Log
-from recsys.process.log_consumer import UNREADABLE, Consumer
+from recsys.process.log_consumer import Consumer, decoded
 from training.lines.offset_lookup import first_at
 from training.outcomes.shown_item import closed_ms_of
 
-BEFORE_MS: Final = (
-    1_800_000  # compared time before a line was live; if longer, the times differ more
-)
+BEFORE_MS: Final = 1_800_000  # compared time before a line was live: a longer one differs more
 _READ: Final = 500
 _POLLS: Final = 20  # per call: the director has other work
 _MARGIN_MS: Final = 60_000  # examples of one partition are nearly in the order of their times
@@ -47,11 +45,11 @@ class _Row(NamedTuple):
 
 
 class ServedImpressions:
-    """Counts in ``rates`` the impressions of two lines that closed within ``settle_s`` of being shown.
+    """Counts in ``rates`` the impressions of two lines that closed within ``settle_s`` of being shown: quick
+    swipes close first, so the line that began last would otherwise look worse.
 
-    ``own``, ``other``: line/epoch. ``line``: whose evidence this is. ``from_first``: what the other line
-    showed before the own line's first item doesn't count. Items that close later count for neither line:
-    quick swipes close first, so the line that began last would look worse.
+    ``own``, ``other``: line/epoch. ``line``: whose evidence this is. ``from_first``: impressions of the other
+    line before the own line's first don't count.
     """
 
     def __init__(
@@ -67,9 +65,7 @@ class ServedImpressions:
         self._waiting: list[_Row] = []
         self._first_ms = math.inf  # when the own line first showed an item
         self._newest_ms = 0
-        self.not_finite = (
-            0  # examples with a prediction of the own line that isn't finite, settled or not
-        )
+        self.not_finite = 0  # examples, settled or not, with such a prediction of the own line
 
     def read(self) -> None:
         """Reads new examples; counts those that have settled."""
@@ -77,8 +73,8 @@ class ServedImpressions:
             records = self._consumer.poll(_READ)
             if not records:
                 break
-            for _, record in records:
-                self._take(record.value)
+            for _, example in decoded((record for _, record in records), _Example):
+                self._take(example)
         until_ms = self._newest_ms - self._settle_ms
         settled = [row for row in self._waiting if row.shown_ms <= until_ms]
         self._waiting = [row for row in self._waiting if row.shown_ms > until_ms]
@@ -89,11 +85,7 @@ class ServedImpressions:
             own_N, ranked_N = np.array(own), np.array(ranked)
             self.rates.add(np.array(users, np.int64), own_N, np.array(labels), ranked_N)
 
-    def _take(self, value: bytes) -> None:
-        try:
-            example: Any = _example.decode(value)
-        except UNREADABLE:
-            return
+    def _take(self, example: _Example) -> None:
         self._newest_ms = max(self._newest_ms, example.closed_ms)
         is_own, shown_ms = example.served_by == self._own, example.shown_ms
         if example.correction or not (is_own or example.served_by == self._other):
@@ -137,6 +129,3 @@ def _is_finite(predicted: bytes) -> bool:
     if len(predicted) % 4:
         return True
     return math.isfinite(float(np.frombuffer(predicted, np.float32).sum(dtype=np.float64)))
-
-
-_example = msgspec.msgpack.Decoder(_Example)

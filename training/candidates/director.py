@@ -1,8 +1,7 @@
 """The director: the one part that moves the live pointer, and that keeps the snapshots for rollbacks.
 
-It appends the first live record, each revision of the experiments (training/outcomes/experiment_control.py),
-and drift alarms with the reactions to them (training/drift/watch.py). A line goes back to a snapshot at most,
-so the log keeps the examples from the oldest kept snapshot on; older snapshots are removed.
+It also appends the revisions of the experiments and drift alarms with the reactions to them. A line goes back
+to a snapshot at most, so the log keeps the examples from the oldest kept snapshot on.
 """
 
 import logging
@@ -11,8 +10,6 @@ from collections.abc import Callable, Mapping, Sequence, Set
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
-
-import msgspec
 
 import experiments
 from experiments.statistics.readout import BROKEN, HARM
@@ -23,15 +20,15 @@ from recsys.events.control_records import Control, Decision, Live, ModelSize, Re
 from recsys.events.records import CONTROL, EXAMPLES, STEPS, Step, pack, unpack
 from recsys.features.feature_set_file import feature_set
 from recsys.log.protocol import Append, Log, LogLost, LogUnavailable, newest_first
-from recsys.process.log_consumer import UNREADABLE
+from recsys.process.log_consumer import UNREADABLE, Consumer, decoded
 from recsys.process.open_log import open_log
 from recsys.process.part_process import Heartbeat, Stop
 from training.candidates import rollback_impact
 from training.candidates.promoter import Promoter
 from training.drift.offline_command import OfflineCommand
 from training.drift.watch import DriftWatch
+from training.lines.control import live_epochs
 from training.lines.line import MAIN
-from training.lines.live_epoch import live_epochs
 from training.outcomes.experiment_control import (
     ExperimentController,
     arm_line_records,
@@ -74,7 +71,7 @@ class Director:
         self._lister: threading.Thread | None = None
         self._to_list: list[tuple[int, str, int]] = []  # due time, line/epoch, start of its answers
         self._kept = config.step.snapshots_kept
-        self._offset = log.begin(CONTROL, 0)
+        self._control = Consumer(log, CONTROL, [0])
         self._due_ms = 0
         self.live: Live | None = None
         self._searched = 0  # offset of steps before which ends are held already
@@ -95,22 +92,19 @@ class Director:
         return moved
 
     def _fold(self) -> int:
-        moved = 0
-        while records := self._log.read(CONTROL, 0, self._offset):
-            self._offset = records[-1].offset + 1
-            moved += len(records)
-            for record in records:
-                try:
-                    control: Any = unpack(record.value, Control)  # type: ignore[arg-type]
-                except (msgspec.MsgspecError, RecursionError) as error:
-                    _LOG.error("control record %d can't be read: %s", record.offset, error)
-                    continue
-                self._note_end(control)
-                self.promoter.fold(control)
-                self.experiments.fold(record.offset, control)
-                if isinstance(control, Live):
-                    self.live = control
-        return moved
+        before = self._control.offsets[0]
+        for record in self._control.drain():
+            try:
+                control: Any = unpack(record.value, Control)  # type: ignore[arg-type]
+            except UNREADABLE as error:
+                _LOG.error("control record %d can't be read: %s", record.offset, error)
+                continue
+            self._note_end(control)
+            self.promoter.fold(control)
+            self.experiments.fold(record.offset, control)
+            if isinstance(control, Live):
+                self.live = control
+        return self._control.offsets[0] - before
 
     def _note_end(self, control: Control) -> None:
         """Schedules the impact list of a line that no longer answers."""
@@ -233,18 +227,13 @@ def ends_before(
     log: Log, line: str, epochs: Set[int], step: int, among: range, partitions: Set[int]
 ) -> dict[int, int]:
     """End offsets in ``partitions`` of ``examples`` of the steps up to ``step``, among the step records at
-    the offsets ``among``. Read backwards. ``epochs``: with those it descends from.
-
-    A partition that they don't touch keeps its previous hold: too much is kept, never too little.
-    """
+    the offsets ``among``, read backwards. ``epochs``: with those it descends from. A partition that they
+    don't touch keeps its previous hold: too much is kept, never too little."""
     ends = dict[int, int]()
-    for record in newest_first(log, STEPS, 0, among.start, among.stop, _AHEAD):
+    records = newest_first(log, STEPS, 0, among.start, among.stop, _AHEAD)
+    for _, other in decoded(records, Step):
         if len(ends) >= len(partitions):
             break
-        try:
-            other = unpack(record.value, Step)
-        except UNREADABLE:
-            continue
         if other.line == line and other.epoch in epochs and other.step <= step:
             for part in other.ranges:
                 if part.partition in partitions:

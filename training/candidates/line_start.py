@@ -1,8 +1,5 @@
 """Starts a line beside live: a candidate from the registry, a guard or an arm's line from a snapshot of live,
-and each that ran before from its own.
-
-It is scored only on examples after those it was trained on, in all partitions.
-"""
+and each that ran before from its own. It is scored only on examples after those it was trained on."""
 
 from collections.abc import Callable, Mapping
 from contextlib import suppress

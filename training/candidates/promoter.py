@@ -1,8 +1,5 @@
-"""Decides on candidates: a fold over ``control``, ``scores`` and ``examples``.
-
-Keeps the evidence on each active candidate, and returns the records that the director appends. After a
-restart, folding the same records again restores its state.
-"""
+"""Decides on candidates: a fold over ``control``, ``scores`` and ``examples`` that returns the records which
+the director appends."""
 
 import logging
 import math
@@ -30,7 +27,7 @@ from recsys.events.control_records import Control, Decision, Live, OperatorReque
 from recsys.events.records import EXAMPLES, SCORES, Scores, unpack
 from recsys.features.feature_set import FeatureSet
 from recsys.log.protocol import Log
-from recsys.process.log_consumer import UNREADABLE
+from recsys.process.log_consumer import UNREADABLE, Consumer
 from training.candidates.canary_impressions import (
     ServedImpressions,
     canary_impressions,
@@ -69,7 +66,7 @@ class Promoter:
         self._adopted: int | None = None  # an epoch made for a rollback that isn't live yet
         self._approved: set[str] = set()
         self._requests: list[OperatorRequest] = []  # for rollbacks
-        self._scores = log.begin(SCORES, 0)
+        self._scores = Consumer(log, SCORES, [0])
         self.unread = 0  # invalid records of ``scores``
         self._canary_shown: ServedImpressions | None = None  # of the current canary
         self._guard_shown: ServedImpressions | None = None  # of live, while it is guarded
@@ -153,17 +150,15 @@ class Promoter:
         return not state.guards, math.inf if math.isnan(gained) else -gained
 
     def _read_scores(self) -> None:
-        while records := self._log.read(SCORES, 0, self._scores, _READ):
-            self._scores = records[-1].offset + 1
-            for record in records:
-                try:
-                    scores = unpack(record.value, Scores)
-                    if scores.line in self.candidates:
-                        evidence = self.candidates[scores.line]
-                        evidence.take(scores, (MAIN, self._epoch), self._rules)
-                except (ValueError, *UNREADABLE) as error:  # a bad record must stop no candidate
-                    self.unread += 1
-                    _LOG.warning("scores at %d can't be read: %s", record.offset, error)
+        for record in self._scores.drain(_READ):
+            try:
+                scores = unpack(record.value, Scores)
+                if scores.line in self.candidates:
+                    evidence = self.candidates[scores.line]
+                    evidence.take(scores, (MAIN, self._epoch), self._rules)
+            except (ValueError, *UNREADABLE) as error:  # a bad record must stop no candidate
+                self.unread += 1
+                _LOG.warning("scores at %d can't be read: %s", record.offset, error)
 
     def _read_canary(self) -> None:
         """Reads engagement with the canary's lists, and with live's from the canary's first on."""

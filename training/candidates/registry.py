@@ -4,10 +4,8 @@
     REGISTRY/NAME/EPOCH-STEP/part-00000-of-00001/{arrays.safetensors, manifest.json}
     REGISTRY/NAME/.ancestor/LINE/EPOCH-STEP/…      the snapshot that it started from, if any
 
-So REGISTRY is also a folder of snapshots in which NAME is a line, and any code that loads a snapshot loads a
-candidate. One is built in a temporary folder and renamed, so it exists whole or not at all, and is never
-changed. ``candidate.json`` carries the digest of the snapshot's files and one of itself, so neither can be
-exchanged alone. Candidates are checked here, before anything scores with them.
+So NAME is a line in a folder of snapshots. A candidate is built in a temporary folder, renamed, and never
+changed. ``candidate.json`` carries the digest of the snapshot's files and one of itself.
 """
 
 import hashlib
@@ -55,13 +53,10 @@ class SnapshotRef(msgspec.Struct, frozen=True):
 
 
 class Teacher(msgspec.Struct, frozen=True, kw_only=True):
-    """The teacher of a student.
-
-    ``by``: "served", the live line as it answered (``served``: number of examples by line/epoch); "along", a
-    line of the system's model that learned the same stream, predicting before it learned; or the name of a
-    candidate, with its ``snapshot``. ``share``: weight of the teacher in each target it has a prediction for,
-    which are ``examples``.
-    """
+    """The teacher of a student. ``by``: "served", the live line as it answered (``served``: number of
+    examples by line/epoch); "along", a line of the system's model that learned the same stream; or the name
+    of a candidate, with its ``snapshot``. ``share``: weight of the teacher in each of the ``examples``
+    targets it has a prediction for."""
 
     by: str
     share: float
@@ -71,12 +66,9 @@ class Teacher(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Provenance(msgspec.Struct, frozen=True, kw_only=True):
-    """Provenance of a candidate.
-
-    Examples with ``from_ms`` ≤ event time < ``until_ms`` were learned; ``offsets``, by partition, are the
-    next of ``examples`` to learn. ``log_id`` and ``offsets`` are empty if the data weren't of a log.
-    ``ancestor``: the snapshot that it started from; None: from initial values.
-    """
+    """Provenance of a candidate. Examples with ``from_ms`` ≤ event time < ``until_ms`` were learned;
+    ``offsets``, by partition, are the next of ``examples`` to learn. ``log_id`` and ``offsets`` are empty if
+    the data weren't of a log. ``ancestor``: the snapshot that it started from, if any."""
 
     name: str
     kind: str  # "offline" | "merged" | "student"
@@ -129,10 +121,8 @@ class Registry:
         ancestor: Path | None = None,
     ) -> Snapshot:
         """Adds a candidate, ``arrays`` and ``meta`` as from ``Shard.export``. ``ancestor``: the folder of
-        snapshots with the one that it started from, which is stored with it, for merges.
-
-        Raises Refused for a name in use, an unknown kind, or a number that isn't finite.
-        """
+        snapshots with the one that it started from, to be stored with it. Raises Refused for a name in use,
+        an unknown kind, or a number that isn't finite."""
         name = provenance.name
         if provenance.kind not in KINDS:
             raise Refused(f"kind is {provenance.kind!r}, expected one of {', '.join(KINDS)}")
@@ -195,13 +185,10 @@ class Registry:
         or_data: bool = False,
         unlearned: Live | None = None,
     ) -> tuple[Provenance, Snapshot]:
-        """Checks that a candidate may be judged: of this feature set and model, of this log (``log_id``;
-        None: any), and trained on nothing at or after ``holdout_from_ms``. Raises Refused with the reason.
-
-        ``or_data``: accept one made from a folder of data with any log. ``unlearned``: the epoch in which a
-        user was last unlearned, whom no candidate may bring back. For models of another size see
-        ``model_size_of``.
-        """
+        """Checks that a candidate may be judged: of this feature set and model, of this log (None: any), and
+        trained on nothing at or after ``holdout_from_ms``. Raises Refused with the reason. ``or_data``:
+        accept one made from a folder of data with any log. ``unlearned``: the epoch in which a user was last
+        unlearned, whom no candidate may bring back. For models of another size see ``model_size_of``."""
         provenance = self.provenance(name)
         if provenance.feature_set != features.digest:
             raise Refused(

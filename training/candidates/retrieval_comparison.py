@@ -1,11 +1,8 @@
 """Compares the retrieval of a candidate and of live: both models as of one step, on later engagements.
 
-A comparison begins when live has written a snapshot: that and the candidate's current rows are kept until
-there are enough engagements. So neither model has learned the examples it is tested on.
-
-Each model searches all living items exactly, with its own user tower and item vectors, for the session as it
-was served. The metric is recall@300: a hit is an engaged item among the best 300. The share of the most
-frequent picks shows whether a model gives everybody the same.
+A comparison keeps a snapshot of live and the candidate's rows until there are enough engagements. Each model
+searches all living items exactly, for the session as it was served. The metric is recall@300; the share of
+the most frequent picks shows whether a model gives everybody the same.
 """
 
 # E engaged examples, N items, V vector
@@ -24,7 +21,7 @@ from parameter_server.storage.snapshot_rows import load_rows
 from parameter_server.storage.snapshots import NoSnapshot, complete_steps
 from parameter_server.table.table import initial_rows
 from recsys.config.system_config import Config, ModelConfig, tables_of
-from recsys.events.event_types import Item, decode
+from recsys.events.event_types import Event, Item
 from recsys.events.hashing import key_of
 from recsys.events.records import ITEMS
 from recsys.features.catalogue import Catalogue
@@ -34,10 +31,11 @@ from recsys.model.batch import Batch
 from recsys.model.list_ranker import Lists, list_logits, lists_of
 from recsys.model.model import Lookup, Model, build_model, padded
 from recsys.model.retrieval_vectors import content_vectors, field_vectors
-from recsys.process.log_consumer import UNREADABLE
-from training.candidates.shadow import ScoredExample, Shadow
+from recsys.process.log_consumer import Consumer, decoded
+from training.candidates.shadow import Shadow
 from training.continual.learner import Learner
 from training.lines.line import MAIN
+from training.steps.step_reader import ServedExample
 
 _RANKED: Final = 300  # candidates of the list whose ranking is timed
 _REPEATS: Final = 20  # on busy cores the best of five was three times too slow
@@ -62,19 +60,13 @@ class CatalogueFollower:
     """Keeps a catalogue up to date from the log."""
 
     def __init__(self, log: Log, features: FeatureSet) -> None:
-        self._log, self._offset = log, log.begin(ITEMS, 0)
+        self._consumer = Consumer(log, ITEMS, [0])
         self.catalogue = Catalogue(features)
 
     def turn(self) -> None:
-        while records := self._log.read(ITEMS, 0, self._offset):
-            self._offset = records[-1].offset + 1
-            for record in records:
-                try:
-                    event = decode(record.value)
-                except UNREADABLE:
-                    continue
-                if isinstance(event, Item):
-                    self.catalogue.apply(event)
+        for _, event in decoded(self._consumer.drain(), Event):
+            if isinstance(event, Item):
+                self.catalogue.apply(event)
 
 
 class RetrievalComparison:
@@ -88,7 +80,7 @@ class RetrievalComparison:
         self._compared = (-1, -1)  # epoch and step of the snapshot compared last
         self._both: tuple[Weights, Weights] | None = None
         self._sizes: dict[str, float] = {}
-        self._engaged: list[ScoredExample] = []
+        self._engaged: list[ServedExample] = []
 
     def begin(self, shadow: Shadow, live_model: ModelConfig) -> None:
         """Keeps both models if live has a new snapshot; cheap otherwise. ``live_model``: may be of another

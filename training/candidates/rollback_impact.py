@@ -1,7 +1,5 @@
-"""Lists the requests that a rolled-back model answered, and the steps trained on their examples.
-
-Read from the log, whose stamps and step records are exact; records dropped by retention are missing.
-"""
+"""Lists the requests that a rolled-back model answered, and the steps trained on their examples, as far as
+the log still has them."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,7 +12,7 @@ from recsys.events.event_types import Stamp
 from recsys.events.hashing import Id
 from recsys.events.records import EVENTS, EXAMPLES, STEPS, Step
 from recsys.log.protocol import Log, read_range
-from recsys.process.log_consumer import UNREADABLE, readable
+from recsys.process.log_consumer import decoded, readable
 from recsys.process.part_process import write_atomically
 from training.lines.line import MAIN
 from training.lines.offset_lookup import first_at, served_ms_of
@@ -70,11 +68,8 @@ def find_impact(log: Log, served_by: str, since_ms: int, lives: Sequence[Live]) 
     for partition in range(log.partitions(EVENTS)):
         start = first_at(log, EVENTS, partition, since_ms - _MARGIN_MS, served_ms_of)
         complete = complete and (start > log.begin(EVENTS, partition) or start == 0)
-        for record in read_range(log, EVENTS, partition, start, log.end(EVENTS, partition)):
-            try:
-                shown = _impression.decode(record.value)
-            except UNREADABLE:
-                continue
+        records = read_range(log, EVENTS, partition, start, log.end(EVENTS, partition))
+        for _, shown in decoded(records, _Impression):
             stamp = shown.stamp
             if stamp is not None and (stamp.line, stamp.epoch) == (line, int(epoch)):
                 requests.append(
@@ -100,13 +95,8 @@ def _steps(log: Log, served_by: str, since_ms: int, lives: Sequence[Live]) -> li
 
 def _count(log: Log, served_by: str, partition: int, start: int, stop: int) -> int:
     start = max(start, log.begin(EXAMPLES, partition))
-    count = 0
-    for record in read_range(log, EXAMPLES, partition, start, stop):
-        try:
-            count += _example.decode(record.value).served_by == served_by
-        except UNREADABLE:
-            continue
-    return count
+    records = read_range(log, EXAMPLES, partition, start, stop)
+    return sum(example.served_by == served_by for _, example in decoded(records, _Example))
 
 
 def impact_file(state: Path, served_by: str) -> Path:
@@ -119,7 +109,3 @@ def write_impact(state: Path, impact: RollbackImpact) -> None:
     file = impact_file(state, impact.served_by)
     file.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(file, msgspec.json.format(msgspec.json.encode(impact)))
-
-
-_impression = msgspec.msgpack.Decoder(_Impression)
-_example = msgspec.msgpack.Decoder(_Example)

@@ -1,10 +1,7 @@
 """A candidate in shadow of live: scores the examples of each step, then learns them, unseen by viewers.
 
-Its rows are in this process, and it learns by the live line's own step records. So it is scored on the same
-examples as live, from features as served, before it learned them; live's predictions are in the examples. A
-candidate that doesn't learn is scored unchanged.
-
-Promotion, files and topics other than ``steps`` and ``examples`` are unknown here.
+Its rows are in this process, and it learns by the live line's own step records: so it is scored on the same
+examples as live, before it learned them; live's predictions are in the examples.
 """
 
 # B examples, L outputs
@@ -21,33 +18,24 @@ from parameter_server.shard.shard import Shard
 from recsys.config.system_config import Config, ModelConfig
 from recsys.events.control_records import ArmLine, Live
 from recsys.events.event_types import Stamp
-from recsys.events.hashing import Id, key_of, uniform
+from recsys.events.hashing import key_of, uniform
 from recsys.events.records import Delta, Scores, Step, TrainingExample
 from recsys.features.feature_set import FeatureSet
 from recsys.log.protocol import Log
 from recsys.model.model import build_model, padded
-from training.candidates.arm_learner import ArmExample, ArmLearner
+from training.candidates.arm_learner import ArmLearner
 from training.continual.learner import Learner
 from training.continual.worker import Worker
 from training.joining.sampling import represented_examples
 from training.lines.line import MAIN
 from training.steps.lineage import Lineage
-from training.steps.step_reader import ExampleCheck, read_lanes
+from training.steps.step_reader import ExampleCheck, ServedExample, read_lanes
 
 _SEED: Final = 0  # changing it draws the scored lanes anew
 _FEW: Final = 5  # items in the session of a viewer who counts as new
 NEW_VIEWERS: Final = "new viewers"
 _MOST_SURFACES: Final = 6
 _NO_STAMP: Final = Stamp(line="")
-
-
-class ScoredExample(TrainingExample, kw_only=True):
-    """An example with the fields that scoring reads."""
-
-    user_id: Id = ""
-    surface: str = "feed"
-    predicted: bytes = b""
-    stamp: Stamp | None = None
 
 
 class Shadow:
@@ -75,9 +63,9 @@ class Shadow:
         self.arm = None if arm is None else ArmLearner(model, arm)
         self._learner = self.arm or Learner(model)
         self._scoring = build_model(features, config.model)
-        self._check = ExampleCheck(features, self._scoring.ranker.shape.dense, ScoredExample)
+        self._check = ExampleCheck(features, self._scoring.ranker.shape.dense, ServedExample)
         self.step = shard.applied  # the newest step scored, and learned if it learns
-        self.shown: list[ScoredExample] = []  # scored examples of the newest step
+        self.shown: list[ServedExample] = []  # scored examples of the newest step
         self.scored = 0  # examples
         self.unseen_from = 0  # the first step without examples it was trained on
         self.follow(lives)
@@ -93,7 +81,7 @@ class Shadow:
         self._reader = Lineage(self._log, MAIN, lives)
         self._worker = Worker(
             0, 1, self._log, self._client, self._learner, self._config,
-            reader=self._reader, reports=False, kind=None if self.arm is None else ArmExample,
+            reader=self._reader, reports=False, kind=None if self.arm is None else ServedExample,
         )  # fmt: skip
 
     def turn(self, scores: bool = True) -> tuple[Step, Scores | None] | None:
@@ -118,7 +106,7 @@ class Shadow:
             return None
         lanes = read_lanes(self._log, step, own, self._check)
         examples = [e for lane in lanes.values() for e in lane.examples]
-        shown = [e for e in examples if isinstance(e, ScoredExample) and self._counts(e)]
+        shown = [e for e in examples if isinstance(e, ServedExample) and self._counts(e)]
         self.shown = shown
         if not shown:
             return None
@@ -139,7 +127,7 @@ class Shadow:
             weights=_weights(shown),
         )
 
-    def _counts(self, example: ScoredExample) -> bool:
+    def _counts(self, example: ServedExample) -> bool:
         """Whether live served this example, in the compared epoch, with a prediction."""
         stamp = example.stamp or _NO_STAMP
         return (
@@ -190,7 +178,7 @@ def _first(predicted: bytes) -> float:
     return float(np.frombuffer(predicted, np.float32, 1)[0])
 
 
-def _weights(shown: Sequence[ScoredExample]) -> bytes:
+def _weights(shown: Sequence[ServedExample]) -> bytes:
     """Number of examples each one represents; empty if each represents itself."""
     weights = [represented_examples(e.labels, e.kept, e.sampled_out) for e in shown]
     return np.array(weights, np.float32).tobytes() if any(w != 1.0 for w in weights) else b""

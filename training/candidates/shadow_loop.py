@@ -1,9 +1,8 @@
-"""The shadow part: all candidates follow the live line's steps in this one process, as do guards (the
-predecessors of a new live line) and the lines of experiments' arms.
+"""The shadow part: candidates, guards (the predecessors of a new live line) and the lines of experiments'
+arms follow the live line's steps in this process.
 
-Scores go to the topic ``scores``, which the director reads. A canary, or an arm's line, publishes its deltas
-like any line, from a snapshot on; a candidate that takes over is written as the first snapshot of the live
-line's next epoch. The part holds the log at its slowest candidate, and resumes from its snapshots.
+A canary, or an arm's line, publishes its deltas; a candidate that takes over is written as the first snapshot
+of the live line's next epoch. The part holds the log at its slowest line, and resumes from snapshots.
 """
 
 import logging

@@ -1,16 +1,14 @@
 """Drives the continual trainer: its workers are a Ray Train run.
 
-Ray places the workers, starts them as one group and restarts the group when one dies. The shards contain what
-was learned, with write-ahead files and snapshots of their own; so a restarted group asks the shards for their
-position. Nothing is checkpointed through Ray, whose ``report`` accepts one call in two seconds and reports a
-checkpoint as done too early; it is called rarely, for Ray's dashboard alone.
-
-Stopping equals being killed: the driver ends, and Ray ends what it owns.
+Ray places the workers and restarts the group when one dies; it then asks the shards for their position.
+Nothing is checkpointed through Ray, whose ``report`` accepts one call in two seconds and reports a checkpoint
+as done too early; it is called rarely, for Ray's dashboard alone.
 """
 
 import logging
 import os
 import shutil
+import sys
 import threading
 import time
 import uuid
@@ -54,9 +52,8 @@ from training.continual.learner import Learner
 from training.continual.progress import Progress
 from training.continual.trainer_run import Failure, LearnTrace, TrainerRun
 from training.continual.worker import Worker
-from training.lines.control import config_now
+from training.lines.control import config_now, live_epoch
 from training.lines.line import MAIN, spec_of
-from training.lines.live_epoch import live_epoch
 
 PART: Final = "trainer"
 _REPORT_STEPS: Final = 1_000  # by step, since all workers must report together
@@ -180,30 +177,56 @@ def _await_shards(spec: ShardSpec, stop: Stop) -> bool:
 
 
 def _trainer(config: Config, name: str, epoch: int) -> TorchTrainer:
-    # Time until a dead worker is noticed; default 2 s.
-    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
     runs = Path(config.state) / "parts" / PART / "runs"
     shutil.rmtree(runs, ignore_errors=True)  # of earlier drivers
     (runs / "groups").mkdir(parents=True)
+    settings = {"config": msgspec.to_builtins(shown(config)), "run": name, "epoch": epoch}
+    scaling = ray.train.ScalingConfig(
+        num_workers=config.trainer.workers,
+        use_gpu=config.trainer.device == "cuda",
+        resources_per_worker=resources_of(config.trainer),
+    )
+    return ray_trainer(train_loop, settings, scaling, name, runs, failures=-1, check_s=0.5)
+
+
+def ray_trainer(
+    loop: Callable[[dict[str, Any]], None],
+    settings: dict[str, Any],
+    scaling: ray.train.ScalingConfig,
+    name: str,
+    storage: Path,
+    failures: int,
+    check_s: float,
+) -> TorchTrainer:
+    """A Ray Train run of workers with one thread each, which meet by files. ``failures`` of workers end it,
+    -1: none does; ``check_s``: time until a dead worker is noticed."""
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", str(check_s))
     environment = {"OMP_NUM_THREADS": "1"}
-    config = shown(config)
     if str(ray.util.get_node_ip_address()).startswith("127."):  # type: ignore[no-untyped-call]
-        environment["GLOO_SOCKET_IFNAME"] = "lo"
+        environment["GLOO_SOCKET_IFNAME"] = "lo" if sys.platform == "linux" else "lo0"
     return TorchTrainer(
-        train_loop,
-        train_loop_config={"config": msgspec.to_builtins(config), "run": name, "epoch": epoch},
+        loop,
+        train_loop_config=settings,
         torch_config=GlooByFile(),
-        scaling_config=ray.train.ScalingConfig(
-            num_workers=config.trainer.workers,
-            use_gpu=config.trainer.device == "cuda",
-            resources_per_worker=resources_of(config.trainer),
-        ),
+        scaling_config=scaling,
         run_config=ray.train.RunConfig(
             name=name,
-            storage_path=str(runs),
-            failure_config=ray.train.FailureConfig(max_failures=-1),
+            storage_path=str(storage.resolve()),
+            failure_config=ray.train.FailureConfig(max_failures=failures),
             worker_runtime_env={"env_vars": environment},  # type: ignore[call-arg]
         ),
+    )
+
+
+def meet(file: Path, timeout_s: float) -> None:
+    """Waits for all workers of a group, by gloo through a file in a folder that all reach."""
+    context = ray.train.get_context()
+    torch.distributed.init_process_group(
+        "gloo",
+        init_method=f"file://{file}",
+        rank=context.get_world_rank(),
+        world_size=context.get_world_size(),
+        timeout=timedelta(seconds=timeout_s),
     )
 
 
@@ -258,7 +281,9 @@ def train_loop(settings: dict[str, Any]) -> None:
             else None
         )
         if generation:
-            _meet(config, rank, generation)
+            # Raises if a worker is missing or uses another state folder.
+            groups = Path(config.state) / "parts" / PART / "runs" / "groups"
+            meet(groups / str(generation), _MEET_S)
             while True:
                 epoch = _work(config, rank, generation, epoch)
     except Exception as error:
@@ -267,18 +292,6 @@ def train_loop(settings: dict[str, Any]) -> None:
         run_files.failed(Failure(rank, f"{type(error).__name__}: {error}"[:500], wall_ms()))
         time.sleep(_PAUSE_S)
         raise
-
-
-def _meet(config: Config, rank: int, generation: int) -> None:
-    """Waits for all workers of the group; raises if one is missing or uses another state folder."""
-    file = Path(config.state) / "parts" / PART / "runs" / "groups" / str(generation)
-    torch.distributed.init_process_group(
-        "gloo",
-        init_method=f"file://{file}",
-        rank=rank,
-        world_size=ray.train.get_context().get_world_size(),
-        timeout=timedelta(seconds=_MEET_S),
-    )
 
 
 def _work(config: Config, rank: int, generation: int, epoch: int) -> int:

@@ -1,8 +1,5 @@
-"""Converts the sparse features of a batch to torchrec's KeyedJaggedTensor, if torchrec is installed.
-
-Numbers and gradients are the same either way, bit for bit: the trainer's batches fit torchrec's modules, and
-a laptop without torchrec still trains.
-"""
+"""Converts the sparse features of a batch to torchrec's KeyedJaggedTensor, if torchrec is installed. Numbers
+and gradients are the same either way, bit for bit."""
 
 import importlib
 import importlib.util

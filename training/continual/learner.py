@@ -1,7 +1,5 @@
-"""Learns one lane of one step: rows and dense parameters in, predictions and gradients out.
-
-Prequential: the returned probabilities are those of the model before it learned the examples. It has no state
-between steps but buffers; parameters live in the shards.
+"""Learns one lane of one step: rows and dense parameters in, predictions and gradients out. The predictions
+are those of the model before it learned the examples. Parameters live in the shards.
 
 Legend: B examples of the lane, K labels, L outputs (labels, then watch time), U unique keys of a table.
 """
@@ -73,7 +71,14 @@ class Learner:
     ) -> Lane:
         """Arrays of a lane's examples, and of rehearsed ones with a weight. Raises UnknownFeatureSet."""
         first, examples = len(examples), [*examples, *rehearsed]
-        batch = self._batch([_features(e, self.features.digest) for e in examples])
+        blocks = [_features(e, self.features.digest) for e in examples]
+        # Column by column over all blocks: array by array takes five times as long.
+        batch = batch_of(
+            self.features,
+            len(blocks),
+            self.model.ranker.shape.dense,
+            lambda name: bytearray().join([getattr(block, name) for block in blocks]),
+        )
         labels = np.array([e.labels for e in examples], np.float32)
         watch_ms = np.array([e.watch_ms for e in examples], np.float32)
         targets = label_targets(examples, labels)
@@ -99,24 +104,6 @@ class Learner:
     @property
     def _learns_retrieval(self) -> bool:
         return bool(self.features.history_length and self.model.config.retrieval_weight)
-
-    def _batch(self, blocks: Sequence[FeatureBlock]) -> Batch:
-        """Assembles column by column over all blocks: array by array takes five times as long."""
-        features, size = self.features, len(blocks)
-
-        def column(name: str, kind: type[np.generic], *shape: int) -> NDArray[Any]:
-            joined = bytearray().join([getattr(block, name) for block in blocks])  # writable
-            return np.frombuffer(joined, kind).reshape(size, *shape)
-
-        length = features.history_length
-        return assemble(
-            features,
-            column("user_keys", np.int64, features.user_columns),
-            column("item_keys", np.int64, features.item_columns),
-            column("history", np.int64, length, features.history_keys),
-            column("outcomes", np.float32, length, features.outcomes),
-            column("dense", np.float32, self.model.ranker.shape.dense),
-        )
 
     def learn(self, lane: Lane, rows: Mapping[str, Floats], dense: Floats) -> Learned:
         """Predicts, and returns the gradients. ``rows[table]`` belong to ``lane.lookup.keys``."""
@@ -202,6 +189,26 @@ class Learner:
         out |= {f"bin.{first}.{n}": count for n, count in bin_weights(bins, weights).items()}
         out |= {f"bin1.{first}.{n}": count for n, count in bin_weights(bins, happened).items()}
         return out
+
+
+def batch_of(
+    features: FeatureSet, size: int, dense_width: int, packed: Callable[[str], Any]
+) -> Batch:
+    """A batch of ``size`` examples. ``packed`` returns the bytes of all examples in a column of
+    ``FeatureBlock``, writable."""
+
+    def column(name: str, kind: type[np.generic], *shape: int) -> NDArray[Any]:
+        return np.frombuffer(packed(name), kind).reshape(size, *shape)
+
+    length = features.history_length
+    return assemble(
+        features,
+        column("user_keys", np.int64, features.user_columns),
+        column("item_keys", np.int64, features.item_columns),
+        column("history", np.int64, length, features.history_keys),
+        column("outcomes", np.float32, length, features.outcomes),
+        column("dense", np.float32, dense_width),
+    )
 
 
 def _features(example: TrainingExample, digest: str) -> FeatureBlock:

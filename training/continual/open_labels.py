@@ -5,36 +5,27 @@ engagement a share r is kept. Both change the odds of the *observed* labels in a
 taken of the observed label, and the model's logit z stays that of the final one.
 
 **Open labels.** With p = σ(z) the chance that the label becomes true by the horizon, and F the share of such
-labels that are true by now (``arrived``), a 1 is observed with chance pF, as in the delayed feedback model
-(Chapelle 2014, "Modeling delayed feedback in display advertising"); F is learned separately
-(training/joining/delay.py). The loss's slope in z is taken as
+labels that are true by now (``arrived``, training/joining/delay.py), a 1 is observed with chance pF, as in
+the delayed feedback model (Chapelle 2014, "Modeling delayed feedback in display advertising"). The loss's
+slope in z is taken as
 
     Fσ(z) − label,
 
-whose mean is 0 at the true p at once, whatever the traffic does meanwhile. (Chapelle's log loss has that
-slope times (1 − σ) / (1 − Fσ). Without it the loss is convex: a z that once went far up comes back, which
-under the log loss it doesn't, as there a 0 is weak evidence against a p near 1.)
-
-The alternatives wait for the corrections: negatives that are outweighed when their positives come (Ktena et
-al. 2019, "Addressing delayed feedback for continuous training"; Yang et al. 2021, "Capturing delayed feedback
-in conversion rate prediction via elapsed-time sampling") are right in the long run, and until then take a new
-item's p for pF. The price is that a correction has nothing left to teach the ranker where F was known; it
-teaches F, and retrieval, which learns from positives alone. F is one number for all items: items whose labels
-come later than average are underestimated, and the sum over all stays right.
-
-Where F is unknown (1), a correction undoes the negative: ℓ(1) − ℓ(0) added to the earlier ℓ(0) is ℓ(1).
+whose mean is 0 at the true p. (Chapelle's log loss has that slope times (1 − σ) / (1 − Fσ). Without it the
+loss is convex, and a z that once went far up comes back.) F is one number for all items: items whose labels
+come later than average are underestimated, and the sum over all stays right. A correction then teaches F and
+retrieval alone. Where F is unknown (1), it undoes the negative: ℓ(1) − ℓ(0) added to the earlier ℓ(0) is
+ℓ(1).
 
 **Sampling.** Of examples without an engagement r is kept (``kept``), of the others all. For each label, let
-those that are 0 beside another label that is 1 weigh r: then whatever else an example has, a 0 counts with
-chance r, and the odds of a 1 among what counts are 1/r times the true ones (King and Zeng 2001, "Logistic
-regression in rare events data"; He et al. 2014, at Facebook, undo it after training). Both together:
+those that are 0 beside another label that is 1 weigh r: then a 0 counts with chance r whatever else an
+example has, and the odds of a 1 among what counts are 1/r times the true ones (King and Zeng 2001, "Logistic
+regression in rare events data"). Both together:
 
     slope = σ(observed logit) − label,   observed logit = z + ln F − softplus(z + ln(1 − F)) − ln r
 
-as pF has the odds F eᶻ / (1 + (1 − F) eᶻ). Serving uses z.
-
-An example that was sampled out and gets a label later (``sampled_out``) teaches that 1 alone, with weight
-one: the kept examples represent its zeros. If it was kept, the negative is undone. Both come to ℓ(1).
+as pF has the odds F eᶻ / (1 + (1 − F) eᶻ). Serving uses z. An example that was sampled out and gets a label
+later (``sampled_out``) teaches that 1 alone, with weight one: the kept examples represent its zeros.
 
 Legend: B examples, K labels, L outputs (labels, then watch time).
 """

@@ -1,8 +1,5 @@
-"""AUC, normalized entropy and calibration of prequential predictions over the newest examples.
-
-Computed from the sums in deltas (``metrics``: training/continual/learner.py), so any reader of deltas can
-compute them. The window counts examples, not time: a figure is as reliable on a quiet night as at noon.
-"""
+"""AUC, normalized entropy and calibration of prequential predictions over the newest examples, from the sums
+in deltas (``Learner._metrics``). The window counts examples, not time."""
 
 import math
 from collections import deque

@@ -5,29 +5,19 @@ from typing import Final
 
 import msgspec
 
-from recsys.events.records import DELTAS, EXAMPLES, STEPS, unpack
+from recsys.events.records import EXAMPLES, STEPS
 from recsys.log.protocol import Log, LogLost, read_range
 from recsys.observability.recent_delays import RecentDelays
-from recsys.process.log_consumer import UNREADABLE
+from recsys.process.log_consumer import decoded
 from recsys.process.part_process import Heartbeat
 from training.continual.prequential import Prequential
 from training.lines.control import ControlReader
+from training.steps.delta_reader import LearnedSteps
 from training.steps.step_reader import StepReader
 
 _LOOK_EVERY_MS: Final = 1_000
 _P95: Final = "view_to_learned_p95_ms"
 _LOOKED: Final = 128  # examples whose delay is measured each time, of the first steps learned
-
-
-class DeltaMetrics(msgspec.Struct):
-    """The fields of a delta that are decoded; its rows are skipped."""
-
-    line: str
-    epoch: int
-    step: int
-    part: int
-    time_ms: int = 0
-    metrics: dict[str, float] = {}
 
 
 class _Viewed(msgspec.Struct):
@@ -41,19 +31,14 @@ class Progress:
     """Tracks the newest step of a line and the sums of its metrics since the start."""
 
     def __init__(self, log: Log, line: str, epoch: int = 0) -> None:
-        self._log, self._line, self._epoch = log, line, epoch
-        self._control = ControlReader(log)
+        self._log = log
+        self._learned = LearnedSteps(log, ControlReader(log), line, epoch)
         self._steps = StepReader(log, line, epoch)
-        self._offset = log.end(DELTAS, 0)
-        self._decoder = msgspec.msgpack.Decoder(DeltaMetrics)
         self._reported = dict[str, float]()  # totals already in the heartbeat
         self._behind_ms: int | None = None
         self._prequential = Prequential()
         self._now_ms = self._looked_ms = self._to_look = 0  # examples, until the next second
         self.delays = RecentDelays()  # from the end of a view to learning it
-        self.delta_bytes = 0  # of all lines
-        self.step = 0
-        self.unreadable = 0
         self.time_ms = 0  # event time of the newest example learned
         self.sums: dict[str, float] = {}
         self.last: dict[str, float] = {}  # metrics of the newest step
@@ -61,20 +46,15 @@ class Progress:
     def turn(self, now_ms: int) -> int:
         """Reads new deltas; returns their number of steps. Follows the line into the epoch that is live."""
         steps, self._now_ms = 0, now_ms
-        if self._control.turn() and self._control.live_epoch(self._line, self._epoch) > self._epoch:
-            self._epoch, self.step = self._control.live_epoch(self._line), 0
-            self._steps = StepReader(self._log, self._line, self._epoch)
+        if self._learned.follow():
+            self._steps = StepReader(self._log, self._learned.line, self._learned.epoch)
             self._prequential = Prequential()  # another model
-        while records := self._log.read(DELTAS, 0, self._offset, 200):
-            self._offset = records[-1].offset + 1
-            for record in records:
-                self.delta_bytes += len(record.value)
-                try:
-                    delta = self._decoder.decode(record.value)
-                except (msgspec.MsgspecError, RecursionError):
-                    self.unreadable += 1  # replicas detect the gap and recover from a snapshot
-                    continue
-                steps += self._take(delta)
+        for delta in self._learned.read():
+            steps += 1
+            self.time_ms, self.last = delta.time_ms, delta.metrics
+            self._prequential.take(delta.metrics)
+            for name, value in (delta.metrics | {"steps": 1.0}).items():
+                self.sums[name] = self.sums.get(name, 0.0) + value
         if steps:
             self._behind_ms = now_ms - self.time_ms
             if now_ms - self._looked_ms >= _LOOK_EVERY_MS:
@@ -91,11 +71,10 @@ class Progress:
         for part in ranges:
             stop = min(part.stop, part.start + -(-self._to_look // len(ranges)))
             with suppress(LogLost):
-                for example in read_range(self._log, EXAMPLES, part.partition, part.start, stop):
-                    with suppress(*UNREADABLE):
-                        viewed = unpack(example.value, _Viewed)
-                        if viewed.view_ended_ms and not viewed.correction:
-                            ended.append(viewed.view_ended_ms)
+                records = read_range(self._log, EXAMPLES, part.partition, part.start, stop)
+                for _, viewed in decoded(records, _Viewed):
+                    if viewed.view_ended_ms and not viewed.correction:
+                        ended.append(viewed.view_ended_ms)
         self._to_look -= sum(part.stop - part.start for part in ranges)
         self.delays.since(ended, now_ms)
 
@@ -103,10 +82,10 @@ class Progress:
         """Reports to the heartbeat. ``learned_after_s``: from the newest example's event to learning it;
         meaningless when a past log is replayed."""
         totals = {name: self.sums.get(name, 0.0) for name in ("steps", "examples", "left_out")}
-        for name, total in (totals | {"delta_bytes": self.delta_bytes}).items():
+        for name, total in (totals | {"delta_bytes": self._learned.delta_bytes}).items():
             beat.add(name, total - self._reported.get(name, 0))
             self._reported[name] = total
-        beat.gauge("unreadable_deltas", self.unreadable)
+        beat.gauge("unreadable_deltas", self._learned.unreadable)
         if not self.step:
             return
         beat.gauge("step", self.step)
@@ -122,23 +101,17 @@ class Progress:
             beat.gauge(name, round(value, 4))
 
     @property
+    def step(self) -> int:
+        """The newest step of the line's live epoch."""
+        return self._learned.step
+
+    @property
     def place(self) -> dict[str, str | int]:
         """Line, epoch and step that were learned last."""
-        return {"line": self._line, "epoch": self._epoch, "step": self.step}
+        return {"line": self._learned.line, "epoch": self._learned.epoch, "step": self.step}
 
     def losses(self) -> dict[str, float]:
         """Mean prequential losses of the newest step, by name."""
         count = self.last.get("examples", 0.0)
         losses = {n: value for n, value in self.last.items() if n.startswith("loss.") and count}
         return {name: round(value / count, 4) for name, value in losses.items()}
-
-    def _take(self, delta: DeltaMetrics) -> int:
-        if (delta.line, delta.epoch, delta.part) != (self._line, self._epoch, 0):
-            return 0
-        if delta.step <= self.step:  # a line that went back repeats its steps
-            return 0
-        self.step, self.time_ms, self.last = delta.step, delta.time_ms, delta.metrics
-        self._prequential.take(delta.metrics)
-        for name, value in (delta.metrics | {"steps": 1.0}).items():
-            self.sums[name] = self.sums.get(name, 0.0) + value
-        return 1

@@ -1,7 +1,7 @@
 """Files through which the trainer's driver and workers agree on the current run, failures and traces.
 
-A killed driver may leave workers behind for some seconds. They must not interfere with those of the next
-driver: the shards serve the highest generation only, and a file says which run may take a new generation.
+A killed driver may leave workers behind: the shards serve the highest generation only, and a file says which
+run may take a new one.
 """
 
 from contextlib import suppress

@@ -1,8 +1,7 @@
-"""Worker of the continual trainer, as a plain class: no Ray, no thread, no clock.
+"""Worker of the continual trainer, as a plain class: no Ray, no thread, no clock, no durable state.
 
-A worker has no durable state: rows and dense parameters are in the shards, and the log says which examples
-make a step. So a worker that starts anywhere asks the shards for their position and computes the next step;
-each step is predicted before it is learned. Lane *l* is computed by worker ``l % workers``.
+A worker that starts anywhere asks the shards for their position and computes the next step; each step is
+predicted before it is learned. Lane *l* is computed by worker ``l % workers``.
 """
 
 import logging

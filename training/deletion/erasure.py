@@ -1,18 +1,15 @@
 """Erases users on request: from the log, its dead letters and the archive, permanently.
 
-Sessions and rows drop a user much earlier (serving/sessions/session_loop.py, training/joining/joiner.py).
 Records on the log are erased once no reader needs them again: a fold or a line that restarts from its
 snapshot must read the same records. So a first pass erases what all readers have passed, and a last one,
-after they passed the request, the rest.
-
-Records keep their offsets. An event becomes a tick of its time, an example a tombstone. Archive files are
-rewritten without the rows.
+after they passed the request, the rest. Records keep their offsets: an event becomes a tick of its time, an
+example a tombstone. Archive files are rewritten without the rows.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import msgspec
 
@@ -33,7 +30,7 @@ from recsys.events.records import (
     unpack,
 )
 from recsys.log.protocol import Log, LogUnchangeable, Record
-from recsys.process.log_consumer import UNREADABLE
+from recsys.process.log_consumer import UNREADABLE, Consumer, decoded
 from recsys.process.part_snapshot import PartState
 from recsys.process.retry_loop import RetryLoop
 from training.archive.files import erase_rows, files_of
@@ -86,15 +83,15 @@ class Eraser(RetryLoop):
 
     def _restore(self) -> None:
         saved = self._state.load(self._log.id)
-        self._offset, self._waiting = self._log.begin(CONTROL, 0), list[PendingErasure]()
-        if saved is not None:
-            self._offset = saved.offsets[CONTROL][0]
-            self._waiting = msgspec.msgpack.decode(saved.blob, type=_Packed).waiting
+        self._consumer = Consumer(
+            self._log, CONTROL, [0], saved.offsets[CONTROL] if saved else None
+        )
+        self._waiting = msgspec.msgpack.decode(saved.blob, type=_Packed).waiting if saved else []
         self._due_ms = self._clock()
 
     def _save(self) -> None:
         blob = msgspec.msgpack.encode(_Packed(self._waiting))
-        self._state.save(self._log.id, {CONTROL: {0: self._offset}}, blob)
+        self._state.save(self._log.id, {CONTROL: self._consumer.offsets}, blob)
 
     def _turn(self) -> int:
         moved = self._fold()
@@ -112,19 +109,13 @@ class Eraser(RetryLoop):
         return moved
 
     def _fold(self) -> int:
-        moved = 0
-        while records := self._log.read(CONTROL, 0, self._offset):
-            for record in records:
-                try:
-                    message: Any = unpack(record.value, Control)  # type: ignore[arg-type]
-                except UNREADABLE:
-                    continue
-                if isinstance(message, Erasure) and message.user_id != "":
-                    user_id, offset = message.user_id, message.offset
-                    request = PendingErasure(user_id=user_id, offset=offset, control=record.offset)
-                    self._waiting.append(request)
-            moved += len(records)
-            self._offset = records[-1].offset + 1
+        before = self._consumer.offsets[0]
+        for record, message in decoded(self._consumer.drain(), Control):
+            if isinstance(message, Erasure) and message.user_id != "":
+                user_id, offset = message.user_id, message.offset
+                request = PendingErasure(user_id=user_id, offset=offset, control=record.offset)
+                self._waiting.append(request)
+        moved = self._consumer.offsets[0] - before
         if moved:
             self._save()
         return moved
@@ -170,8 +161,7 @@ class Eraser(RetryLoop):
     def _end_of_examples(self, request: PendingErasure, partition: int) -> int | None:
         """The offset after the joiner's ``Forget``, which follows a user's last example; None before it."""
         end = self._log.end(EXAMPLES, partition)
-        offsets = self._log.keyed(EXAMPLES, partition, [request.key], end)
-        for record in read_at(self._log, EXAMPLES, partition, offsets):
+        for record in records_of_key(self._log, EXAMPLES, partition, request.key, end):
             message = non_example(record.value)
             if isinstance(message, Forget) and message.offset == request.offset:
                 return record.offset + 1
@@ -203,16 +193,15 @@ def changes_records(log: Log) -> bool:
 def erase_records(log: Log, topic: str, partition: int, key: bytes, before: int, end: int) -> int:
     """Erases the records before ``end`` in ``topic`` of the user of ``key``: events up to ``before``, and
     examples of them. Returns the number of records."""
-    offsets = log.keyed(topic, partition, [key], end)
-    erased = [erased_record(topic, r, before) for r in read_at(log, topic, partition, offsets)]
+    records = records_of_key(log, topic, partition, key, end)
+    erased = [erased_record(topic, record, before) for record in records]
     return log.replace(topic, partition, [record for record in erased if record is not None])
 
 
 def erase_letters(log: Log, key: bytes) -> int:
     """Empties the dead letters about the user of ``key``, but for their places and times."""
-    offsets = log.keyed(DEAD_LETTERS, 0, [key], log.end(DEAD_LETTERS, 0))
     empty = []
-    for record in read_at(log, DEAD_LETTERS, 0, offsets):
+    for record in records_of_key(log, DEAD_LETTERS, 0, key, log.end(DEAD_LETTERS, 0)):
         letter = unpack(record.value, DeadLetter)
         emptied = msgspec.structs.replace(letter, raw=b"", reason="its user was forgotten")
         empty.append(Record(record.offset, b"", pack(emptied)))
@@ -242,10 +231,10 @@ def erased_record(topic: str, record: Record, before: int) -> Record | None:
     return Record(record.offset, b"", pack(tombstone))
 
 
-def read_at(log: Log, topic: str, partition: int, offsets: Sequence[int]) -> list[Record]:
-    """The records at those of some offsets that the log still has."""
+def records_of_key(log: Log, topic: str, partition: int, key: bytes, end: int) -> list[Record]:
+    """The records of a key before ``end`` that the log still has."""
     records = []
-    for offset in offsets:
+    for offset in log.keyed(topic, partition, [key], end):
         if offset >= log.begin(topic, partition):
             records += [r for r in log.read(topic, partition, offset, 1) if r.offset == offset]
     return records

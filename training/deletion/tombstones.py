@@ -1,10 +1,8 @@
 """Tracks tombstones in ``examples``: places whose example was erased, or fell out of retention.
 
-A tombstone doesn't name its user, and neither does an example dropped by retention; the archive may. So from
-the first unidentified one on, a user may have had examples. And one may have been the ``Forget`` that removed
-a user's rows: learning from before it would restore these rows. Neither applies to tombstones that unlearning
-leaves: no step of the live epoch has learned from them, and no earlier snapshot has rows of that user. So
-unlearning records their offsets.
+A tombstone doesn't name its user. So from the first unidentified one on, a user may have had examples; and
+one may have been the ``Forget`` that removed a user's rows, which learning from before it would restore.
+Neither applies to the tombstones that unlearning leaves, whose offsets are recorded.
 """
 
 from collections.abc import Collection

@@ -1,15 +1,13 @@
 """Unlearns a user exactly: replays history without their examples, as the line's next epoch.
 
-The steps stay the same: records, offsets and lanes. The user's examples become tombstones in them. So the
-resulting weights are, bit for bit, those of a line that never saw these examples. The user's influence on
-other examples isn't undone: item counters, as they were served.
-
-The system must be stopped meanwhile: nothing else may append to the log or write snapshots.
+Records, offsets and lanes stay; the user's examples become tombstones. So the weights are, bit for bit, those
+of a line that never saw them. The user's influence on item counters, as they were served, isn't undone. The
+system must be stopped meanwhile.
 """
 
 import shutil
 from collections.abc import Sequence
-from contextlib import suppress
+from itertools import islice
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -30,16 +28,20 @@ from recsys.events.records import (
     TrainingExample,
     non_example,
     pack,
-    unpack,
 )
 from recsys.features.feature_set import FeatureSet
 from recsys.log.protocol import Append, Log, LogLost, Record, read_range
 from recsys.model.model import build_model
-from recsys.process.log_consumer import UNREADABLE
+from recsys.process.log_consumer import decoded
 from training.candidates.director import append_live_record
 from training.continual.learner import Learner
 from training.continual.worker import Worker
-from training.deletion.erasure import changes_records, erase_records, erased_record, read_at
+from training.deletion.erasure import (
+    changes_records,
+    erase_records,
+    erased_record,
+    records_of_key,
+)
 from training.deletion.tombstones import UnlearnedPlaces, free_until
 from training.deletion.user_history import CantUnlearn, UserHistory
 from training.lines.control import ControlReader
@@ -65,10 +67,10 @@ class Unlearned(NamedTuple):
 def unlearn(
     log: Log, config: Config, features: FeatureSet, user_id: Id, before: int, time_ms: int
 ) -> Unlearned | None:
-    """Replays the live line without examples of a user's events up to offset ``before``, and makes the result
-    the live epoch; None if no step can have learned such an example. Starts before the first step that may
-    contain one: a place may be a tombstone, or gone. Raises CantUnlearn if that is too far back; the live
-    model is unchanged then. May be repeated after a kill: the user's examples are erased last."""
+    """Replays the live line without examples of a user's events up to offset ``before``, from before the
+    first step that may contain one, and makes the result the live epoch; None if no step can have learned
+    one. Raises CantUnlearn if that is too far back, and changes nothing then. May be repeated after a kill:
+    the user's examples are erased last."""
     line, key = MAIN, str(user_id).encode()
     partition = partition_of(user_id, log.partitions(EXAMPLES))
     view, unlearned = _LogWithout(log, key, before), UnlearnedPlaces(log, config.state)
@@ -129,8 +131,7 @@ class _LogWithout:
 
     def _own(self, partition: int) -> list[Record]:
         end = self._log.end(EXAMPLES, partition)
-        offsets = self._log.keyed(EXAMPLES, partition, [self._key], end)
-        records = read_at(self._log, EXAMPLES, partition, offsets)
+        records = records_of_key(self._log, EXAMPLES, partition, self._key, end)
         return [record for record in records if self._erased(record) is not None]
 
     def _erased(self, record: Record) -> Record | None:
@@ -204,26 +205,23 @@ def _check(
 
 def _check_features(log: Any, part: Range, features: FeatureSet) -> None:
     """Raises CantUnlearn for examples with other features, which a replay would silently leave out."""
-    for record in read_range(log, EXAMPLES, part.partition, part.start, part.stop):
-        with suppress(*UNREADABLE):
-            block = unpack(record.value, TrainingExample).features
-            if block is not None and block.feature_set != features.digest:
-                raise CantUnlearn(
-                    f"the example at {part.partition}/{record.offset} has feature set {block.feature_set}, "
-                    f"expected {features.digest}: it can't be learned again with the features of today"
-                )
+    records = read_range(log, EXAMPLES, part.partition, part.start, part.stop)
+    for record, example in decoded(records, TrainingExample):
+        block = example.features
+        if block is not None and block.feature_set != features.digest:
+            raise CantUnlearn(
+                f"the example at {part.partition}/{record.offset} has feature set {block.feature_set}, "
+                f"expected {features.digest}: it can't be learned again with the features of today"
+            )
 
 
 def _append_steps(log: Log, history: UserHistory, since: int, epoch: int) -> None:
     """Appends the records of the new epoch, before it is learned."""
-    key, waiting = history.line.encode(), list[Append]()
-    for step in history.records(log, since):
-        waiting.append(Append(0, key, pack(replace(step, epoch=epoch))))
-        if len(waiting) >= _APPEND:
-            log.append(STEPS, waiting)
-            waiting = []
-    if waiting:
-        log.append(STEPS, waiting)
+    key, steps = history.line.encode(), history.records(log, since)
+    while appends := [
+        Append(0, key, pack(replace(step, epoch=epoch))) for step in islice(steps, _APPEND)
+    ]:
+        log.append(STEPS, appends)
 
 
 def _replay(

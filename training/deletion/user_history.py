@@ -1,8 +1,6 @@
-"""The steps in a line's history, and the first of them that may contain an example of a certain user.
-
-An epoch's records replace those of earlier epochs from its first step on. Epochs that never were live are no
-part of the history.
-"""
+"""The steps in a line's history, and the first of them that may contain an example of a certain user. An
+epoch's records replace those of earlier epochs from its first step on; epochs that never were live don't
+count."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -10,7 +8,7 @@ from dataclasses import dataclass, field
 from recsys.events.records import STEPS, Step
 from recsys.log.protocol import Log
 from recsys.process.log_consumer import readable
-from training.lines.live_epoch import live_epochs
+from training.lines.control import live_epochs
 from training.steps.step_reader import StepReader
 
 

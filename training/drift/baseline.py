@@ -1,17 +1,16 @@
 """Forecasts the next block of examples, and standardises each block's deviation from the forecast.
 
-Several numbers (columns) of the same blocks are forecast side by side: a slowly forgotten level and a daily
-cycle, by discounted least squares on
+Several numbers (columns) are forecast side by side: a slowly forgotten level and a daily cycle, by discounted
+least squares on
 
     y = a + b sin h + c cos h + d sin 2h + e cos 2h        (h: time of day as an angle)
 
-with a ridge on the cycle, so that a day longer than the memory is followed by the level. The residuals are
-whitened, since neighbouring blocks are correlated (viewers stay for more than a block; counters move slowly):
+with a ridge on the cycle. The residuals are whitened, since neighbouring blocks are correlated:
 
     e_t = r_t − ρ r_{t−1},   z_t = e_t / sd(e) · sqrt(examples / usual examples)
 
 z has mean 0 and variance 1 while nothing changes. ρ and sd are estimated with outliers clipped, so a change
-doesn't hide itself. Detecting changes is the job of training/drift/change_detectors.py.
+doesn't hide itself.
 """
 
 # C columns, D terms of the forecast

@@ -1,8 +1,5 @@
-"""Detects changes in a stream of standardised numbers, by river's Page–Hinkley and ADWIN.
-
-A number describes a block of examples, never one example; it has mean 0 and variance 1 while nothing changes
-(training/drift/baseline.py).
-"""
+"""Detects changes in a stream of standardised numbers (training/drift/baseline.py), by river's Page–Hinkley
+and ADWIN. A number describes a block of examples; it has mean 0 and variance 1 while nothing changes."""
 
 from typing import Any, Final, Protocol
 

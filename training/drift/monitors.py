@@ -1,15 +1,10 @@
 """Detects drift by the loss of predictions made before learning, and by the features.
 
-Sums of steps are gathered into blocks of examples. Each block's means are compared with a forecast
-(training/drift/baseline.py); the residuals go through Page–Hinkley and, for losses, ADWIN
-(training/drift/change_detectors.py). Working on blocks makes a hundred examples as cheap as one.
-
-More monitored numbers raise each one's threshold: Page–Hinkley's sum rises to h by chance once in about
-e^(2·slack·h) blocks, so with slack 1/2, h + ln(numbers) keeps the false alarm rate constant; ADWIN's δ is
-divided by their number. One change is one alarm: after an alarm a number is quiet for a while, and its new
-level becomes the usual one.
-
-Models, rows and files are unknown here. The reaction to an alarm is decided in training/drift/reaction.py.
+Sums of steps are gathered into blocks of examples. Each block's means are compared with a forecast; the
+residuals go through Page–Hinkley and, for losses, ADWIN. More monitored numbers raise each one's threshold:
+Page–Hinkley's sum rises to h by chance once in about e^(2·slack·h) blocks, so with slack 1/2, h + ln(numbers)
+keeps the false alarm rate constant; ADWIN's δ is divided by their number. One change is one alarm: after an
+alarm a number is quiet for a while, and its new level becomes the usual one.
 """
 
 # C numbers monitored, B examples of a step
@@ -216,8 +211,8 @@ class LossMonitor:
 class FeatureMonitor:
     """Monitors the means of dense columns, and the shares of the most frequent keys of some slots.
 
-    ``columns``: names of the dense columns (F,). ``slots``: names of the key columns (B,). The monitored keys
-    are chosen during warm-up: those of at least ``least`` of the examples.
+    ``columns``: names of the dense columns (F,). ``slots``: names of the key columns (B,). The monitored
+    keys, of at least ``least`` of the examples, are chosen during warm-up.
     """
 
     columns: Sequence[str]

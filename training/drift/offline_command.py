@@ -1,8 +1,5 @@
-"""Runs the operator's offline command when drift calls for it, beside the director.
-
-One process at a time, without a shell. Requests made while it runs, or while the director is away, are
-dropped: the next alarm asks again.
-"""
+"""Runs the operator's offline command when drift calls for it, beside the director: one process at a time,
+without a shell. Requests made while it runs are dropped: the next alarm asks again."""
 
 import logging
 import shlex

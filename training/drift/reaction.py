@@ -1,58 +1,37 @@
 """Decides the reactions to drift alarms, as records of ``control``: other parts act on them.
 
 An alarm raises the learning rate by a bounded factor that decays as examples come, publishes the rows of
-every step at once, and requests the offline job, though no more often than it can help. Without alarms, rows
-are gathered over more and more steps before they are published: a stationary stream costs less.
-
-Counts are of examples and times are event time, so the same alarms at the same positions lead to the same
-reactions.
+every step at once, and requests the offline job. Without alarms, rows are gathered over more and more steps
+before they are published. Counts are of examples and times are event time, so the same alarms lead to the
+same reactions.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import Final
 
+from recsys.config.part_configs import DriftConfig
 from recsys.events.control_records import Reaction
 from training.drift.monitors import CALIBRATION, LOSS, DriftAlarm
 
-_STEP_CHANGE = 1.05  # relative change of the rate from which on it is set again
-
-
-@dataclass(frozen=True)
-class ReactionConfig:
-    """Bounds of the reactions to drift."""
-
-    most_rate: float = 3.0  # times the usual learning rate, right after an alarm
-    rate_examples: int = 8_000  # half-life of the raise
-    calm_examples: int = 50_000  # without an alarm, after which twice as many steps are gathered
-    most_gathered: int = 8  # steps
-    offline_every_ms: int = 6 * 3_600_000  # minimum between two requests of the offline job
-    offline_features: int = 3  # alarming numbers within rate_examples, if no loss is among them
-
-    def __post_init__(self) -> None:
-        if not 1.0 <= self.most_rate <= 10.0:
-            raise ValueError(
-                f"drift.most_rate is {self.most_rate}, expected 1 (never raised) to 10: beyond that Adagrad "
-                "unlearns more than drift does"
-            )
-        for name in ("rate_examples", "calm_examples", "most_gathered", "offline_features"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"drift.{name} is {getattr(self, name)}, expected at least 1")
+_STEP_CHANGE: Final = 1.05  # relative change of the rate from which on it is set again
+_RATE_EXAMPLES: Final = 8_000  # half-life of a raised rate
+_OFFLINE_EVERY_MS: Final = 6 * 3_600_000  # minimum between two requests of the offline job
+# Alarming numbers within ``_RATE_EXAMPLES`` that call for the offline job, if no loss is among them.
+_OFFLINE_FEATURES: Final = 3
 
 
 class ReactionPolicy:
     """Turns alarms into reactions: call ``step`` once for each step, with its alarms (mostly none).
-
     ``reaction``: the newest one; a restart continues from it. ``offline_ms``: time of the last request of the
-    offline job.
-    """
+    offline job."""
 
     def __init__(
         self,
-        config: ReactionConfig | None = None,
+        config: DriftConfig | None = None,
         reaction: Reaction | None = None,
         offline_ms: int | None = None,
     ) -> None:
-        self.config = config or ReactionConfig()
+        self.config = config or DriftConfig()
         self.reaction = reaction or Reaction()
         self._rate = self._set_to = self.reaction.rate
         self._offline_ms = offline_ms
@@ -70,7 +49,7 @@ class ReactionPolicy:
             self._rate, self._calm, every = self.config.most_rate, 0.0, 1
             offline = self._calling_offline(at_ms)
         else:
-            self._rate = 1.0 + (self._rate - 1.0) * 0.5 ** (examples / self.config.rate_examples)
+            self._rate = 1.0 + (self._rate - 1.0) * 0.5 ** (examples / _RATE_EXAMPLES)
             every = self._gathered(examples, every)
         if is_set := self._sets_rate():
             rate = round(self._rate, 3)
@@ -105,15 +84,15 @@ class ReactionPolicy:
     def _calling_offline(self, at_ms: int) -> list[DriftAlarm]:
         """Recent alarms, if they call for the offline job. One alarm of a loss suffices; of features several
         must agree, as one is mostly a single field."""
-        oldest = self.config.rate_examples
-        self._recent = [(seen, a) for seen, a in self._recent if self._seen - seen <= oldest]
+        oldest = self._seen - _RATE_EXAMPLES
+        self._recent = [(seen, a) for seen, a in self._recent if seen >= oldest]
         alarms = [alarm for _, alarm in self._recent]
         is_loss = any(alarm.kind in (LOSS, CALIBRATION) for alarm in alarms)
         distinct = len({(alarm.kind, alarm.what) for alarm in alarms})
-        if not is_loss and distinct < self.config.offline_features:
+        if not is_loss and distinct < _OFFLINE_FEATURES:
             return []
         last_ms = self._offline_ms
-        if last_ms is not None and at_ms - last_ms < self.config.offline_every_ms:
+        if last_ms is not None and at_ms - last_ms < _OFFLINE_EVERY_MS:
             return []
         self._offline_ms = at_ms
         return alarms

@@ -1,13 +1,13 @@
 """Watches the live line for drift: feeds deltas' sums and a sample of the features to the monitors, and turns
-alarms into records of ``control``.
+alarms into records of ``control``, which the director appends.
 
-It keeps no state: after a restart of the director the warm-up repeats, and reactions resume from the newest
-one. When another epoch goes live, the loss monitors restart, as the model is another one. The director
-appends the records, and the sequencer acts on them.
+It keeps no state: after a restart the warm-up repeats. When another epoch goes live, the loss monitors
+restart.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import replace
 from typing import Final
 
 import msgspec
@@ -19,17 +19,16 @@ from recsys.config.system_config import Config
 from recsys.events.control_records import Alarm, Control, Reaction
 from recsys.events.event_types import FeatureBlock
 from recsys.events.hashing import uniform
-from recsys.events.records import DELTAS, EXAMPLES
+from recsys.events.records import EXAMPLES
 from recsys.features.feature_set import FeatureSet
 from recsys.log.protocol import Log, LogLost, Record, read_range
-from recsys.process.log_consumer import UNREADABLE
-from training.continual.progress import DeltaMetrics
+from recsys.process.log_consumer import decoded
 from training.drift.monitors import DriftAlarm, FeatureMonitor, LossMonitor
-from training.drift.reaction import ReactionConfig, ReactionPolicy
+from training.drift.reaction import ReactionPolicy
 from training.lines.control import ControlReader
 from training.lines.line import MAIN
+from training.steps.delta_reader import DeltaMetrics, LearnedSteps
 
-_DELTAS: Final = 200  # records per read
 _SAMPLE_MS: Final = 1_000  # between two samples of examples
 _RUN: Final = 64  # consecutive examples that are sampled together, or not at all
 _SHARE: Final = 0.25  # fraction of runs sampled, by a hash of their offset
@@ -39,98 +38,57 @@ _SLOTS: Final = ("profile", "context", "duration")  # and the groups of items
 
 
 class DriftWatch:
-    """Reads the log; ``turn`` returns the records to append to ``control``. ``alarms``: number of alarms;
-    ``reaction``: the newest reaction."""
+    """Reads the log; ``turn`` returns the records to append to ``control``. ``alarms``: their number."""
 
-    def __init__(self, log: Log, config: Config, features: FeatureSet, line: str = MAIN) -> None:
-        self._log, self._line, self._labels = log, line, features.schema.labels
-        self._bounds = reaction_config(config.drift)
+    def __init__(self, log: Log, config: Config, features: FeatureSet) -> None:
+        self._labels, self._watches = features.schema.labels, config.drift.watch
         self._react = config.drift.watch and config.drift.react
-        self._control = ControlReader(log)
-        offline = [s for s in self._control.turn() if isinstance(s, Reaction) and s.offline]
-        self._epoch = self._control.live_epoch(line)
-        reaction = self._bounded(self._control.reaction)
-        self._unsent = reaction is not self._control.reaction
+        bounds = config.drift
+        if not self._react:  # nothing may change
+            bounds = replace(bounds, most_rate=1.0, most_gathered=1)
+        control = ControlReader(log)
+        offline = [s for s in control.turn() if isinstance(s, Reaction) and s.offline]
+        reaction = _bounded(control.reaction, bounds)
+        self._unsent = reaction is not control.reaction
         offline_ms = offline[-1].time_ms if offline else None
-        self._policy = ReactionPolicy(self._bounds, reaction, offline_ms)
+        self._policy = ReactionPolicy(bounds, reaction, offline_ms)
+        self.learned = LearnedSteps(log, control, MAIN, control.live_epoch(MAIN))
         self._losses = LossMonitor(self._labels)
         self._features = SampledFeatures(log, features)
-        self._watches = config.drift.watch
-        self._offset = log.end(DELTAS, 0)
-        self._decoder = msgspec.msgpack.Decoder(DeltaMetrics)
         self._pending: list[DriftAlarm] = []  # not seen by the policy yet
-        self.step = 0
         self.alarms = 0
-        self.unreadable = 0  # deltas, and steps whose sums aren't finite
+        self.not_finite = 0  # steps whose sums aren't finite
 
     @property
     def reaction(self) -> Reaction:
+        """The newest reaction."""
         return self._policy.reaction
 
     def turn(self, now_ms: int) -> list[Control]:
         """Reads new records; returns alarms, each followed by the reaction to it."""
-        self._follow()
+        if self.learned.follow():
+            self._losses = LossMonitor(self._labels)
         records: list[Control] = [self.reaction] if self._unsent else []
         self._unsent = False
         if not self._watches:
             return records
-        records += self._records(self._features.turn(now_ms, self.step))
-        for progress in self._steps():
+        records += self._records(self._features.turn(now_ms, self.learned.step))
+        for progress in self.learned.read():
             records += self._records(self._judge(progress))
             if self._reacts(progress):
                 records.append(self.reaction)
         return records
-
-    def _follow(self) -> None:
-        """Follows the live epoch."""
-        self._control.turn()
-        epoch = self._control.live_epoch(self._line, self._epoch)
-        if epoch != self._epoch:
-            self._epoch, self.step = epoch, 0
-            self._losses = LossMonitor(self._labels)
-
-    def _bounded(self, reaction: Reaction) -> Reaction:
-        """The reaction, or one that takes back what exceeds the current bounds."""
-        bounds = self._bounds
-        rate = min(reaction.rate, bounds.most_rate)
-        every = min(reaction.publish_every, bounds.most_gathered)
-        if (rate, every) == (reaction.rate, reaction.publish_every):
-            return reaction
-        because = ["it is beyond what drift.react, most_rate and most_gathered allow"]
-        return Reaction(rate=rate, publish_every=every, because=because, time_ms=reaction.time_ms)
 
     def _records(self, alarms: Sequence[DriftAlarm]) -> list[Control]:
         self._pending += alarms
         self.alarms += len(alarms)
         return [record_of(alarm) for alarm in alarms]
 
-    def _steps(self) -> Iterator[DeltaMetrics]:
-        """New steps of the line, each once: a line that was rolled back repeats some."""
-        while records := self._deltas():
-            for record in records:
-                self._offset = record.offset + 1
-                try:
-                    progress = self._decoder.decode(record.value)
-                except UNREADABLE:
-                    self.unreadable += 1
-                    continue
-                version = (progress.line, progress.epoch, progress.part)
-                if version == (self._line, self._epoch, 0) and progress.step > self.step:
-                    self.step = progress.step
-                    yield progress
-
-    def _deltas(self) -> list[Record]:
-        try:
-            return self._log.read(DELTAS, 0, self._offset, _DELTAS)
-        except LogLost:  # trimmed: the monitors miss some steps
-            self._offset = self._log.begin(DELTAS, 0)
-            return self._log.read(DELTAS, 0, self._offset, _DELTAS)
-
     def _judge(self, progress: DeltaMetrics) -> list[DriftAlarm]:
         try:
             return self._losses.step(progress.metrics, progress.time_ms, progress.step)
         except ValueError:  # not finite: that isn't drift
-            self.unreadable += 1
+            self.not_finite += 1
             return []
 
     def _reacts(self, progress: DeltaMetrics) -> bool:
@@ -142,15 +100,14 @@ class DriftWatch:
         return self._policy.step(alarms, examples, progress.time_ms)
 
 
-def reaction_config(rules: DriftConfig) -> ReactionConfig:
-    """Bounds of the reactions; with reactions off, nothing may change."""
-    if not (rules.watch and rules.react):
-        return ReactionConfig(most_rate=1.0, most_gathered=1)
-    return ReactionConfig(
-        most_rate=rules.most_rate,
-        calm_examples=rules.calm_examples,
-        most_gathered=rules.most_gathered,
-    )
+def _bounded(reaction: Reaction, bounds: DriftConfig) -> Reaction:
+    """The reaction, or one that takes back what exceeds the bounds."""
+    rate = min(reaction.rate, bounds.most_rate)
+    every = min(reaction.publish_every, bounds.most_gathered)
+    if (rate, every) == (reaction.rate, reaction.publish_every):
+        return reaction
+    because = ["it is beyond what drift.react, most_rate and most_gathered allow"]
+    return Reaction(rate=rate, publish_every=every, because=because, time_ms=reaction.time_ms)
 
 
 def record_of(alarm: DriftAlarm) -> Alarm:
@@ -188,7 +145,6 @@ class SampledFeatures:
         self.monitor = FeatureMonitor([names[n] for n in self._columns], slots)
         partitions = range(log.partitions(EXAMPLES))
         self._next = {p: -(-log.end(EXAMPLES, p) // _RUN) for p in partitions}  # runs
-        self._decoder = msgspec.msgpack.Decoder(_SampledExample)
         self._due_ms = 0
         self.watched = 0  # examples
 
@@ -203,7 +159,7 @@ class SampledFeatures:
                 alarms += self._feed(sample, step)
         return alarms
 
-    def _run(self, partition: int) -> list[bytes]:
+    def _run(self, partition: int) -> list[Record]:
         """The next complete run in the sample."""
         end = self._log.end(EXAMPLES, partition) // _RUN
         for run in range(max(self._next[partition], end - _BEHIND), end):
@@ -211,18 +167,14 @@ class SampledFeatures:
             if uniform(_SEED, "drift", partition, run) < _SHARE:
                 records = read_range(self._log, EXAMPLES, partition, run * _RUN, (run + 1) * _RUN)
                 with suppress(LogLost):
-                    return [record.value for record in records]
+                    return list(records)
                 return []
         return []
 
-    def _decoded(self, values: Sequence[bytes]) -> list[tuple[int, FeatureBlock]]:
+    def _decoded(self, records: Sequence[Record]) -> list[tuple[int, FeatureBlock]]:
         """Times and features of shown items, without the examples that training leaves out."""
         sample = []
-        for value in values:
-            try:
-                example = self._decoder.decode(value)
-            except UNREADABLE:
-                continue
+        for _, example in decoded(records, _SampledExample):
             block = example.features
             if example.correction or block is None or block.feature_set != self._digest:
                 continue

@@ -1,27 +1,22 @@
 """Reads panels from the log: the newest examples before a step, the same ones again, and their corrections.
-
-A panel consists of places, so it has what the log has: examples of erased users are tombstones, and those of
-users who asked for erasure are omitted before that.
-"""
+Examples of erased users are tombstones, and are omitted from the erasure request on."""
 
 # N examples
 
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from itertools import islice
 from typing import Final, NamedTuple
 
 import msgspec
 import numpy as np
 
-from recsys.events.hashing import Id
-from recsys.events.records import EXAMPLES, Step, TrainingExample, unpack
+from recsys.events.records import EXAMPLES, Step, unpack
 from recsys.log.protocol import Log, LogLost, Record, read_range
-from recsys.process.log_consumer import UNREADABLE
+from recsys.process.log_consumer import UNREADABLE, decoded
 from training.forgetting.panels import LEAST, ROW, Panel
 from training.joining.sampling import represented_examples
 from training.steps.lineage import Lineage
-from training.steps.step_reader import ExampleCheck, records_of
+from training.steps.step_reader import ExampleCheck, ServedExample, records_of
 
 _STEPS: Final = 64  # step records read together
 _MOST_STEPS: Final = 2_048  # that a panel may reach back
@@ -29,13 +24,6 @@ _LOOKED: Final = 8  # candidates per example of a panel, at most
 CORRECTIONS: Final = 50_000  # newest records of a partition that are searched for corrections
 # The MessagePack field ``correction`` that is true: records without it needn't be decoded.
 _CORRECTION: Final = b"\xaacorrection\xc3"
-
-
-class PanelExample(TrainingExample, kw_only=True):
-    """The fields of an example that a panel needs."""
-
-    user_id: Id = ""
-    predicted: bytes = b""
 
 
 class _Correction(msgspec.Struct):
@@ -48,11 +36,11 @@ class _Correction(msgspec.Struct):
 
 class LoggedPanel(NamedTuple):
     panel: Panel
-    examples: list[PanelExample]  # in the order of the panel
+    examples: list[ServedExample]  # in the order of the panel
 
 
-_Placed = tuple[int, int, PanelExample]  # partition, offset
-IsErased = Callable[[PanelExample], bool]  # whether its user asked for erasure
+_Placed = tuple[int, int, ServedExample]  # partition, offset
+IsErased = Callable[[ServedExample], bool]  # whether its user asked for erasure
 
 
 def read_newest(
@@ -84,7 +72,7 @@ def read_newest(
 
 def read_again(log: Log, panel: Panel, check: ExampleCheck, is_erased: IsErased) -> LoggedPanel:
     """Reads the examples of a panel that are still on the log."""
-    present_N, examples = np.zeros(len(panel), np.bool_), list[PanelExample]()
+    present_N, examples = np.zeros(len(panel), np.bool_), list[ServedExample]()
     for partition in np.unique(panel.rows_N["partition"]):
         of_N = np.flatnonzero(panel.rows_N["partition"] == partition)
         places = {int(panel.rows_N["offset"][n]): int(n) for n in of_N}
@@ -113,12 +101,10 @@ def read_corrections(log: Log, starts: dict[int, int], most: int = CORRECTIONS) 
         ends[partition] = end = log.end(EXAMPLES, partition)
         start = max(start, log.begin(EXAMPLES, partition))
         skipped += max(0, end - most - start)
-        for record in _records(log, partition, max(start, end - most), end):
-            if _CORRECTION in record.value:
-                with suppress(*UNREADABLE):
-                    new = unpack(record.value, _Correction)
-                    if new.correction and new.labels:
-                        labels[new.partition, new.offset, new.index] = new.labels
+        records = _records(log, partition, max(start, end - most), end)
+        for _, new in decoded((r for r in records if _CORRECTION in r.value), _Correction):
+            if new.correction and new.labels:
+                labels[new.partition, new.offset, new.index] = new.labels
     return Corrections(labels, ends, skipped)
 
 
@@ -142,16 +128,16 @@ def _records(log: Log, partition: int, start: int, stop: int) -> Iterator[Record
                 raise
 
 
-def _read(record: Record, check: ExampleCheck) -> PanelExample | None:
+def _read(record: Record, check: ExampleCheck) -> ServedExample | None:
     """Decodes a usable example; None for a correction or anything else."""
     try:
-        example = unpack(record.value, PanelExample)
+        example = unpack(record.value, ServedExample)
     except UNREADABLE:
         return None
     return None if example.correction or check.reason(example) else example
 
 
-def _row(partition: int, offset: int, example: PanelExample) -> tuple[float, ...]:
+def _row(partition: int, offset: int, example: ServedExample) -> tuple[float, ...]:
     predicted, labels = example.predicted, example.labels
     served = np.frombuffer(predicted, np.float32, 1)[0] if predicted else np.nan
     weight = represented_examples(labels, example.kept, example.sampled_out)

@@ -1,12 +1,9 @@
 """Measures forgetting in the running system: each newest live snapshot scores the panels of earlier ones.
 
-Runs in a thread of the part `shadow`, with its own log client and a small file in the state folder, from
-which it resumes. A sitting opens the newest snapshot, takes the newest examples that it has learned as a
-panel, and scores that panel and the few that are reported. All sittings together take at most a share of one
-core: after a long one the next waits, and uses a later snapshot.
-
-An epoch's panels stay as long as they are part of the live line's history: after a promotion they measure how
-much of them the promoted model retains.
+Runs in a thread of the part `shadow`, with its own log client and a small state file. A sitting opens the
+newest snapshot, takes the newest examples that it has learned as a panel, and scores that panel and the few
+that are reported. All sittings together take at most a share of one core. Panels of earlier epochs measure
+how much of them a promoted model retains.
 """
 
 import logging
@@ -39,12 +36,12 @@ from recsys.process.part_process import Heartbeat
 from recsys.process.part_snapshot import PartState
 from training.continual.learner import Lane, Learner
 from training.forgetting import panel_log, panels
-from training.forgetting.panel_log import LoggedPanel, PanelExample
+from training.forgetting.panel_log import LoggedPanel
 from training.forgetting.panels import Floats, Panel, Retention
 from training.lines.control import ControlReader
 from training.lines.line import MAIN
 from training.steps.lineage import Lineage, ancestors
-from training.steps.step_reader import ExampleCheck
+from training.steps.step_reader import ExampleCheck, ServedExample
 
 PART: Final = "panels"
 _LOOK_EVERY_S: Final = 2.0
@@ -77,7 +74,7 @@ class _Model:
     dense: Floats
 
     def probabilities(
-        self, groups: Sequence[list[PanelExample]], ended: Callable[[], bool]
+        self, groups: Sequence[list[ServedExample]], ended: Callable[[], bool]
     ) -> list[Floats]:
         """Probabilities of the first label, (N,) for each group. Raises Ended. Reads the snapshot's keys
         once, as that takes longest."""
@@ -96,7 +93,7 @@ class _Model:
             scored.append(np.concatenate(scores))
         return scored
 
-    def _lanes(self, examples: list[PanelExample], ended: Callable[[], bool]) -> list[Lane]:
+    def _lanes(self, examples: list[ServedExample], ended: Callable[[], bool]) -> list[Lane]:
         lanes = list[Lane]()
         for start in range(0, len(examples), _AT_ONCE):
             _check_ended(ended)
@@ -202,7 +199,7 @@ class PanelWatch:
         config = config_at(self._config, self._control.lifecycle, MAIN, epoch)
         learner = Learner(build_model(self._features, config.model))
         width = learner.model.ranker.shape.dense
-        check = ExampleCheck(self._features, width, PanelExample)
+        check = ExampleCheck(self._features, width, ServedExample)
         dense = snapshot.read(0, lambda name: name == "dense/averaged")["dense/averaged"]
         return _Model(learner, check, snapshot, config, dense)
 
@@ -243,7 +240,7 @@ class PanelWatch:
         }
         return every, {name: value for name, value in retention.items() if value is not None}
 
-    def _is_erased(self, example: PanelExample) -> bool:
+    def _is_erased(self, example: ServedExample) -> bool:
         return example.offset < self._erased.get(str(example.user_id), 0)
 
     def _restore(self) -> None:

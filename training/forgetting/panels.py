@@ -1,20 +1,14 @@
 """Panels measure forgetting: examples that are scored right after they were learned, and again later.
 
 A *panel* is a sample of the newest examples before a snapshot of the live line. It has three AUCs of the
-first label over the same examples and labels:
+first label over the same examples and labels: ``before``, of the predictions when they were served;
+``learned``, of the snapshot that had just learned them; ``now``, of the newest snapshot. ``learned − now`` is
+the forgetting of Chaudhry et al. 2018 ("Riemannian Walk for Incremental Learning", section 4.1), f_j^k =
+max_{l<k} a_{l,j} − a_{k,j}, for a stream without tasks: j is a panel, k the newest snapshot, and the first
+score replaces the best of all earlier ones. If ``now`` is at most ``before``, nothing is left of what these
+examples taught.
 
-    before    of the predictions when they were served
-    learned   of the snapshot that had just learned them
-    now       of the newest snapshot
-
-``learned − now`` is the forgetting of Chaudhry et al. 2018 ("Riemannian Walk for Incremental Learning",
-section 4.1), f_j^k = max_{l<k} a_{l,j} − a_{k,j}, for a stream without tasks: j is a panel, k the newest
-snapshot, and the first score replaces the best of all earlier ones, since a panel is scored seldom. Above 0
-is forgetting; below 0, later learning helped. If ``now`` is at most ``before``, nothing is left of what
-these examples taught.
-
-Panels are kept at distances that grow with their age. A panel row is an example's place on the log, its id,
-first label and prediction: no features, and no user.
+A panel row is an example's place on the log, its id, first label and prediction: no features, and no user.
 """
 
 # N examples
@@ -118,8 +112,7 @@ def retention(panel: Panel, now_N: Floats, time_ms: int) -> Retention | None:
 
 def thinned(ages_ms: Sequence[int]) -> list[int]:
     """Indices of the panels to keep (at most MOST); ``ages_ms`` ascend. Keeps the youngest, and the first
-    that is a day old; between them the ages of neighbours lie within a factor of three, or as near as panels
-    come."""
+    that is a day old; between them the ages of neighbours lie within a factor of three, if possible."""
     stay = [n for n, age in enumerate(ages_ms) if n == 0 or ages_ms[n - 1] < AGES["1d"]]
     while (gap := _narrowest(ages_ms, stay)) is not None:
         if gap[0] > SPACING and len(stay) <= MOST:

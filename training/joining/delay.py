@@ -1,21 +1,17 @@
-"""Estimates the share of each label that has arrived when its example is emitted.
+"""Estimates the share of each label that has arrived when its example is emitted (``Example.arrived``).
 
-An example emitted when its view ends, or its window closes, shows only the engagements that came before: a
-share F of those that come until the horizon, one number for each label and way of ending. Examples carry F
-(``Example.arrived``), so learners need no state.
-
-F is the chain-ladder estimate of claims reserving (Mack 1993, "Distribution-free calculation of the
-standard error of chain ladder reserve estimates"), which is the product-limit estimate for right-truncated
-delays (Lagakos, Barraj, De Gruttola 1988). Impressions of one slice of time are a cohort. Its counts are the
-labels that were true in the first example (column 0), and those that corrections brought by age: up to 1, 2,
-4, … 32 slices (columns 1 to 6). With N(≤ j) the labels of a cohort in the columns up to j,
+An example emitted when its view ends, or its window closes, shows a share F of the engagements that come
+until the horizon, one number for each label and way of ending. F is the chain-ladder estimate of claims
+reserving (Mack 1993, "Distribution-free calculation of the standard error of chain ladder reserve
+estimates"), which is the product-limit estimate for right-truncated delays (Lagakos, Barraj, De Gruttola
+1988). Impressions of one slice of time are a cohort. Its counts are the labels that were true in the first
+example (column 0), and those that corrections brought by age: up to 1, 2, 4, … 32 slices (columns 1 to 6).
+With N(≤ j) the labels of a cohort in the columns up to j,
 
     F = Π_j  Σ N(≤ j − 1) / Σ N(≤ j)      over the cohorts that are old enough for column j
 
-so a young cohort, whose late labels can't have come yet, adds nothing about them: counting all together would
-overestimate F wherever traffic grows. Older cohorts are discounted, so that F follows a drift.
-
-A pure fold over the log, in event time.
+so a young cohort, whose late labels can't have come yet, adds nothing about them. Older cohorts are
+discounted, so that F follows a drift. A pure fold over the log, in event time.
 """
 
 from typing import Final

@@ -1,29 +1,20 @@
 """Labels impressions with the engagements that follow them, in event time.
 
-There is one joiner per partition, fed with its events in offset order. It is a pure function of them: after a
-restart the same events give the same examples with the same sequence numbers, and examples that were already
-appended are skipped by number.
+There is one joiner per partition, fed with its events in offset order, and a pure function of them: after a
+restart the same events give the same examples with the same sequence numbers.
 
 An example is emitted when its view ends or its window closes, whichever is first. Later engagements emit
-corrections until the horizon, and are counted as late after it. Engagements without a known impression are
-counted as unmatched. Items that were served but never shown (if the client reports what was on screen) are
-counted and are no negatives. The joiner doesn't interpret features: it cuts the impression's block.
+corrections until the horizon, and are counted as late after it. Items that were served but never shown are
+counted and are no negatives. A ``User`` with ``removed`` deletes the pending state of that user and emits a
+``Forget`` in its place.
 
-A ``User`` with ``removed`` deletes the pending state of that user and emits a ``Forget`` in its place: no
-example of theirs follows.
+An example carries ``arrived``, the share of each label that comes by then (training/joining/delay.py).
+Examples without engagements are sampled; a sampled-out one that gets an engagement later is emitted then, and
+marked. An engagement without a request id is attributed to the newest impression with an open window that
+served the item to its user; without one it yields no example.
 
-An example carries ``arrived``, the share of each label that comes by then (training/joining/delay.py), from
-which training/continual/open_labels.py learns. Examples without engagements are sampled
-(training/joining/sampling.py). A sampled-out example that gets an engagement later is emitted then, and
-marked.
-
-An engagement without a request id (clients of other recommenders have none) is attributed to the newest
-impression with an open window that served the item to its user. Without one it is counted as unattributed: it
-yields no example, and reaches only the session and the counters.
-
-An impression is held whole while its window is open. Afterwards only its engagements are, packed: few come so
-late, and each reads the impression again. Beyond a cap, state goes to disk
-(training/joining/pending_impressions.py), without effect on the output.
+An impression is held whole while its window is open, afterwards only its engagements, packed. Beyond a cap,
+state goes to disk (training/joining/pending_impressions.py), without effect on the output.
 """
 
 from collections.abc import Callable, Sequence
@@ -88,9 +79,8 @@ class _State(msgspec.Struct, array_like=True):
 
 class Joiner:
     """Joins one partition. Feed it every event with its offset, in order. ``recall`` reads an impression
-    again by its offset; None if it is gone: then its example is counted as ``lost``, and its sequence number
-    is used up all the same. Without ``recall`` impressions are stored. ``spill`` takes state beyond
-    ``memory_bytes``; without one, all stays in memory."""
+    again by its offset; None if it is gone: its example is counted as ``lost``, and its sequence number is
+    used up. Without ``recall`` impressions are stored. ``spill`` takes state beyond ``memory_bytes``."""
 
     def __init__(
         self,

@@ -2,20 +2,15 @@
 ``examples``.
 
 Exactly once, by its own output: after a restart the joiners return to their snapshot and read from its offset
-again. The output and its sequence numbers are the same, and numbers that ``examples`` already contains aren't
-appended again. The same covers an append that failed halfway.
-
-State beyond ``join.memory_mb`` is on disk, beside the snapshot and in step with it.
-
-An engagement after the window reads its impression from the log again. So the log retains everything after
-the oldest pending impression of the snapshot, not only after the snapshot itself.
+again; sequence numbers that ``examples`` already contains aren't appended again. An engagement after the
+window reads its impression from the log again, so the log retains everything after the oldest pending
+impression of the snapshot.
 """
 
 import logging
 import time
 from collections import Counter
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Final
@@ -32,7 +27,7 @@ from recsys.log.protocol import Append, Log, LogLost, Record, read_range
 from recsys.observability.recent_delays import RecentDelays
 from recsys.observability.tracer import open_tracer
 from recsys.process.latency_tuning import gc_paused
-from recsys.process.log_consumer import UNREADABLE, Consumer, DeadLetters, hold_available
+from recsys.process.log_consumer import Consumer, DeadLetters, decoded, hold_available
 from recsys.process.open_log import open_log
 from recsys.process.part_process import Stop
 from recsys.process.part_snapshot import PartState
@@ -283,27 +278,22 @@ class JoinerLoop(RetryLoop):
 def has_erased_examples(log: Log, partition: int) -> bool:
     """Whether events of a user may be erased whose examples have or had sequence numbers."""
     may_be_half = PART in log.holds(EVENTS, partition)  # erased by a first pass only
-    offset, end = log.begin(EXAMPLES, partition), log.end(EXAMPLES, partition)
-    while offset < end and (block := log.read(EXAMPLES, partition, offset, _BACK)):
-        for record in block:
-            erased = non_example(record.value)
-            if isinstance(erased, ErasedExample) or (erased is not None and may_be_half):
-                return True
-        offset = block[-1].offset + 1
+    begin, end = log.begin(EXAMPLES, partition), log.end(EXAMPLES, partition)
+    for record in read_range(log, EXAMPLES, partition, begin, end):
+        erased = non_example(record.value)
+        if isinstance(erased, ErasedExample) or (erased is not None and may_be_half):
+            return True
     return False
 
 
 def sequences_after(log: Log, partition: int, sequence: int) -> set[int]:
     """The sequence numbers above ``sequence`` in a partition of ``examples``."""
-    decoder = msgspec.msgpack.Decoder(_Sequence)
     sequences: set[int] = set()
     begin, stop = log.begin(EXAMPLES, partition), log.end(EXAMPLES, partition)
     while stop > begin:
         start = max(begin, stop - _BACK)
-        block = []
-        for record in read_range(log, EXAMPLES, partition, start, stop):
-            with suppress(*UNREADABLE):
-                block.append(decoder.decode(record.value).sequence)
+        records = read_range(log, EXAMPLES, partition, start, stop)
+        block = [example.sequence for _, example in decoded(records, _Sequence)]
         sequences.update(number for number in block if number > sequence)
         if block and max(block) <= sequence:
             break

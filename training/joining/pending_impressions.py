@@ -1,8 +1,7 @@
 """Pending impressions of a joiner with their timers: in memory up to a cap, beyond it in a spill.
 
-An impression is whole while its window is open, and packed afterwards. When memory is full, closed
-impressions are spilled first, then open ones, each oldest first, until half is free. Placement never changes
-the output: timers expire in the order of (due, id) wherever they are.
+When memory is full, closed impressions are spilled first, then open ones, each oldest first, until half is
+free. Timers expire in the order of (due, id) wherever they are.
 """
 
 import heapq
@@ -30,9 +29,8 @@ class PendingState(msgspec.Struct, array_like=True):
 
 
 class PendingImpressions:
-    """Impressions by request id. ``keep``: they can't be read again, so they are stored whole for ever.
-    Without a ``spill`` everything stays in memory; ``cap`` is in bytes. Call ``load`` before looking an id up
-    in ``open`` and ``closed``."""
+    """Impressions by request id. ``keep``: they can't be read again, so they are stored whole. ``cap`` of the
+    memory in bytes. Call ``load`` before looking an id up in ``open`` and ``closed``."""
 
     def __init__(self, keep: bool, spill: Spill | None, cap: int) -> None:
         self._keep, self._spill, self._cap = keep, spill, cap

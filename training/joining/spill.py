@@ -1,8 +1,7 @@
-"""Stores joiner state beyond its memory cap on disk: rows that are taken back by id or when due.
+"""Stores joiner state beyond its memory cap on disk: rows that are put, and taken back by id or when due.
 
-A spill follows the joiner's snapshots. Rows never change: they are put, and taken. ``mark`` ends a
-generation, whose number goes into the snapshot; ``rewind`` returns to the rows of a generation: the newest or
-one of the two before it. So a killed joiner resumes from a snapshot with the rows that belong to it.
+``mark`` ends a generation, whose number goes into the joiner's snapshot; ``rewind`` returns to the rows of a
+generation: the newest or one of the two before it.
 """
 
 import contextlib
@@ -49,12 +48,10 @@ class SpillLost(ValueError):
 class Spill:
     """Rows with unique ids in one SQLite file, created with the first row. For one process at a time.
 
-    Everything between two marks is one transaction: after kill -9 the file is at the newest mark. A row has
-    the generations in which it was put and taken. A generation consists of rows put by then and not taken by
-    then; rows that no supported generation contains are deleted.
-
-    Data of a forgotten user leaves the file: when the rows are deleted the file is vacuumed, as SQLite leaves
-    copies in free space and in the WAL. ``forgot`` lists the generations in which that is due.
+    Everything between two marks is one transaction: after kill -9 the file is at the newest mark. A
+    generation consists of rows put by then and not taken by then; rows that no supported generation contains
+    are deleted. For a forgotten user the file is then vacuumed, as SQLite leaves copies in free space and in
+    the WAL; ``forgot`` lists the generations in which that is due.
     """
 
     def __init__(self, path: Path) -> None:

@@ -3,34 +3,29 @@
 from experiments.promotion.epoch_model import config_at
 from experiments.promotion.lifecycle import Lifecycle
 from recsys.config.system_config import Config
-from recsys.events.control_records import Control, Reaction
-from recsys.events.records import CONTROL, unpack
+from recsys.events.control_records import Control, Live, Reaction
+from recsys.events.records import CONTROL
 from recsys.log.protocol import Log
-from recsys.process.log_consumer import UNREADABLE
+from recsys.process.log_consumer import Consumer, decoded, readable
+from training.lines.line import MAIN
 
 
 class ControlReader:
     """Folds ``control`` from its beginning, in turns; skips unreadable records."""
 
     def __init__(self, log: Log) -> None:
-        self._log, self._offset = log, log.begin(CONTROL, 0)
+        self._consumer = Consumer(log, CONTROL, [0])
         self.lifecycle = Lifecycle()
         self.reaction = Reaction()
 
     def turn(self) -> list[Control]:
         """Folds and returns the new records."""
         messages: list[Control] = []
-        while records := self._log.read(CONTROL, 0, self._offset):
-            self._offset = records[-1].offset + 1
-            for record in records:
-                try:
-                    message: Control = unpack(record.value, Control)  # type: ignore[arg-type]
-                except UNREADABLE:
-                    continue
-                self.lifecycle.fold(message)
-                if isinstance(message, Reaction):
-                    self.reaction = message
-                messages.append(message)
+        for _, message in decoded(self._consumer.drain(), Control):
+            self.lifecycle.fold(message)
+            if isinstance(message, Reaction):
+                self.reaction = message
+            messages.append(message)
         return messages
 
     def live_epoch(self, line: str, otherwise: int = 0) -> int:
@@ -44,3 +39,15 @@ def config_now(log: Log, config: Config, line: str, epoch: int) -> Config:
     control = ControlReader(log)
     control.turn()
     return config_at(config, control.lifecycle, line, epoch)
+
+
+def live_epoch(log: Log, line: str = MAIN) -> int:
+    """The epoch of the newest live record of a line; 0 before the first."""
+    return live_epochs(log, line)[-1]
+
+
+def live_epochs(log: Log, line: str = MAIN) -> list[int]:
+    """All epochs in which a line was live, in order, 0 first; without those whose creation was
+    interrupted."""
+    records = readable(log, CONTROL, Control)
+    return [0, *(live.epoch for live in records if isinstance(live, Live) and live.line == line)]

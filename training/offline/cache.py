@@ -27,7 +27,6 @@ from recsys.features.feature_set import FeatureSet
 from training.offline.examples import (
     BLOCKS,
     Examples,
-    column_widths,
     concatenated,
     examples_of,
     id_hash,
@@ -121,7 +120,6 @@ class CacheWriter:
         dense_width: int,
         horizon_ms: int,
         until_ms: int,
-        block: int = BLOCK,
     ) -> None:
         """``horizon_ms``: how long after an example its labels may be corrected."""
         self._folder, self._partial = folder, folder.with_name(f"{folder.name}.partial")
@@ -129,8 +127,8 @@ class CacheWriter:
         self._partial.mkdir(parents=True)
         self._features, self._labels = features, len(features.schema.labels)
         self._check = ExampleCheck(features, dense_width)
-        self._final_ms, self._until_ms, self._block = until_ms - horizon_ms, until_ms, block
-        self._schema = _schema(column_widths(features, dense_width), self._labels)
+        self._final_ms, self._until_ms = until_ms - horizon_ms, until_ms
+        self._schema = _schema(self._check.widths, self._labels)
         self._file = pq.ParquetWriter(self._partial / _EXAMPLES, self._schema, compression="zstd",
                                       compression_level=1)  # fmt: skip
         self._waiting: list[Examples] = []
@@ -161,7 +159,7 @@ class CacheWriter:
         self._waiting.append(block)
         is_predicted = np.isfinite(block.taught[:, 0]).tolist()
         self._predicted.update(e.served_by for e, p in zip(first, is_predicted, strict=True) if p)
-        if sum(map(len, self._waiting)) >= self._block:
+        if sum(map(len, self._waiting)) >= BLOCK:
             self._write()
 
     def _leave_out(self, example: TrainingExample, reason: str) -> None:
@@ -210,9 +208,9 @@ class CacheWriter:
         if not self._waiting:
             return
         waiting = concatenated(self._waiting)
-        stop = len(waiting) if all_ else len(waiting) // self._block * self._block
-        for start in range(0, stop, self._block):
-            block = waiting.take(slice(start, min(start + self._block, stop)))
+        stop = len(waiting) if all_ else len(waiting) // BLOCK * BLOCK
+        for start in range(0, stop, BLOCK):
+            block = waiting.take(slice(start, min(start + BLOCK, stop)))
             self._file.write_table(_table(block, self._schema), row_group_size=len(block))
             self._times.append(block.time_ms)
         self._waiting = [waiting.take(slice(stop, None))] if stop < len(waiting) else []

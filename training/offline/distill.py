@@ -8,7 +8,6 @@ several. A student is a line like any other, of a model that may be smaller.
 Legend: B examples of a lane, L outputs.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import Final
 
@@ -16,7 +15,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from recsys.model.batch import Jagged
 from recsys.model.model import Model
 from recsys.model.ranker import loss_per_output
 from training.continual.learner import Floats, Lane, Learner
@@ -47,15 +45,9 @@ class Distiller(Learner):
     of the final label, as is the model's (training/continual/open_labels.py).
     """
 
-    def __init__(
-        self,
-        model: Model,
-        jagged: Callable[[Jagged], Jagged] | None = None,
-        device: str = "cpu",
-        share: float = SHARE,
-    ) -> None:
+    def __init__(self, model: Model, share: float = SHARE) -> None:
         """``share``: the teacher's in the target, 0 to 1. Raises ValueError for another."""
-        super().__init__(model, jagged, device)
+        super().__init__(model)
         self.share = checked_share(share)
 
     def _training_losses(self, lane: Lane, logits_BL: Tensor, losses_BL: Tensor) -> Tensor:

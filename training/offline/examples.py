@@ -1,15 +1,13 @@
 """Examples as columns, which offline training reads, shuffles and cuts into lanes without objects.
 
-Each example is here once, with its final labels. The bytes of its features are as served; ``column_widths``
-gives their number.
+Each example is here once, with its final labels. The bytes of its features are as served.
 
-Legend: N examples, U user columns, I item columns, T history, H keys of an entry, O outcomes, F dense,
-K labels, L outputs (labels, then watch time).
+Legend: N examples, K labels, L outputs (labels, then watch time).
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +15,8 @@ from numpy.typing import NDArray
 from recsys.events.hashing import splitmix64
 from recsys.events.records import TrainingExample
 from recsys.features.feature_set import FeatureSet
-from recsys.model.batch import Batch, assemble
+from recsys.model.batch import Batch
+from training.continual.learner import batch_of
 from training.lines.line import MAIN
 
 BLOCKS: Final = ("user_keys", "item_keys", "history", "outcomes", "dense")
@@ -62,36 +61,10 @@ class Examples:
 
     def batch(self, features: FeatureSet) -> Batch:
         """The features, ready to be looked up."""
-        size, length = len(self), features.history_length
-
-        def column(name: str, kind: type[np.generic], *shape: int) -> NDArray[Any]:
-            packed: Bytes = np.ascontiguousarray(getattr(self, name))
-            return (
-                packed.view(kind).reshape(size, *shape)
-                if packed.size
-                else np.zeros((size, *shape), kind)
-            )
-
-        return assemble(
-            features,
-            column("user_keys", np.int64, features.user_columns),
-            column("item_keys", np.int64, features.item_columns),
-            column("history", np.int64, length, features.history_keys),
-            column("outcomes", np.float32, length, features.outcomes),
-            column("dense", np.float32, self.dense.shape[1] // 4),
+        width = self.dense.shape[1] // 4
+        return batch_of(
+            features, len(self), width, lambda name: np.ascontiguousarray(getattr(self, name))
         )
-
-
-def column_widths(features: FeatureSet, dense_width: int) -> dict[str, int]:
-    """Bytes of an example in each column of features."""
-    length = features.history_length
-    return {
-        "user_keys": 8 * features.user_columns,
-        "item_keys": 8 * features.item_columns,
-        "history": 8 * length * features.history_keys,
-        "outcomes": 4 * length * features.outcomes,
-        "dense": 4 * dense_width,
-    }
 
 
 def examples_of(

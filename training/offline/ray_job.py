@@ -5,12 +5,9 @@ nor gradients: those go by gloo, which meets through a file in the job's folder,
 listen on all interfaces. A group that lost a worker restarts from the newest checkpoint.
 """
 
-import os
-import sys
 import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
-from datetime import timedelta
 from pathlib import Path
 from typing import Any, Final
 
@@ -19,11 +16,10 @@ import ray
 import ray.train
 import torch
 from ray.train.collective import broadcast_from_rank_zero
-from ray.train.torch import TorchTrainer
 from ray.util.metrics import Gauge
 
 from recsys.process.part_process import write_atomically
-from training.continual.driver import GlooByFile
+from training.continual.driver import meet, ray_trainer
 from training.offline.job import read_job, run_worker
 from training.offline.loop import LoopState
 from training.offline.trainer import LaneResult
@@ -46,25 +42,13 @@ class OfflineProgress(msgspec.Struct, frozen=True):
 
 def fit(folder: Path, workers: int, cpus: float = 1.0) -> None:
     """Runs a prepared job on the initialised Ray. Raises RuntimeError if it fails."""
-    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "2.0")
     (folder / "groups").mkdir(parents=True, exist_ok=True)
-    environment = {"OMP_NUM_THREADS": "1"}
-    if str(ray.util.get_node_ip_address()).startswith("127."):  # type: ignore[no-untyped-call]
-        environment["GLOO_SOCKET_IFNAME"] = "lo" if sys.platform == "linux" else "lo0"
-    trainer = TorchTrainer(
-        train_loop,
-        train_loop_config={"folder": str(folder.resolve())},
-        torch_config=GlooByFile(),
-        scaling_config=ray.train.ScalingConfig(
-            num_workers=workers, resources_per_worker={"CPU": cpus}, placement_strategy="SPREAD"
-        ),
-        run_config=ray.train.RunConfig(
-            name=f"{read_job(folder).name}-{uuid.uuid4().hex[:8]}",
-            storage_path=str((folder / "ray").resolve()),
-            failure_config=ray.train.FailureConfig(max_failures=_FAILURES),
-            worker_runtime_env={"env_vars": environment},  # type: ignore[call-arg]
-        ),
+    scaling = ray.train.ScalingConfig(
+        num_workers=workers, resources_per_worker={"CPU": cpus}, placement_strategy="SPREAD"
     )
+    name = f"{read_job(folder).name}-{uuid.uuid4().hex[:8]}"
+    settings, storage = {"folder": str(folder.resolve())}, folder / "ray"
+    trainer = ray_trainer(train_loop, settings, scaling, name, storage, _FAILURES, check_s=2.0)
     try:
         trainer.fit()
     except Exception as error:
@@ -78,13 +62,7 @@ def train_loop(settings: dict[str, Any]) -> None:
     context, folder = ray.train.get_context(), Path(settings["folder"])
     rank, workers = context.get_world_rank(), context.get_world_size()
     group = broadcast_from_rank_zero(uuid.uuid4().hex if rank == 0 else None)
-    torch.distributed.init_process_group(
-        "gloo",
-        init_method=f"file://{folder / 'groups' / str(group)}",
-        rank=rank,
-        world_size=workers,
-        timeout=timedelta(seconds=_MEET_S),
-    )
+    meet(folder / "groups" / str(group), _MEET_S)
     reporter = Reporter(rank, time.monotonic, folder / PROGRESS)
     try:
         run_worker(folder, rank, workers, LaneExchange(reporter, workers), reporter.report)

@@ -9,7 +9,7 @@ As in other experiments, an item counts once its window is over, and later engag
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any, Final
+from typing import Final
 
 import msgspec
 import numpy as np
@@ -22,14 +22,12 @@ from recsys.events.event_types import Stamp
 from recsys.events.hashing import Id, key_of
 from recsys.events.records import EVENTS, EXAMPLES
 from recsys.log.protocol import Log, newest_first, read_range
-from recsys.process.log_consumer import UNREADABLE
+from recsys.process.log_consumer import decoded
 from training.lines.offset_lookup import first_at, served_ms_of
 from training.outcomes.shown_item import closed_ms_of
 
 _MARGIN_MS: Final = 60_000
-_RECENT: Final = (
-    100_000  # request ids remembered per partition to detect duplicates, as in the joiner
-)
+_RECENT: Final = 100_000  # request ids of a partition remembered to detect duplicates
 _Position = tuple[int, int]  # partition and offset of ``events``
 
 
@@ -85,9 +83,10 @@ def read_credits(
         begin, seen = log.begin(EVENTS, partition), RecentIds(_RECENT)
         offset = first_at(log, EVENTS, partition, started_ms - _MARGIN_MS, served_ms_of)
         complete = complete and not 0 < begin == offset
-        for record in read_range(log, EVENTS, partition, offset, log.end(EVENTS, partition)):
-            impression = _decode_impression(record.value, experiment.name)
-            if impression is None:
+        records = read_range(log, EVENTS, partition, offset, log.end(EVENTS, partition))
+        for record, impression in decoded(records, _InterleavedImpression):
+            stamp = impression.stamp
+            if stamp is None or stamp.arms.get(experiment.name) != INTERLEAVED:
                 continue
             if not seen.add(impression.request_id):  # a client may append a list again
                 repeats += 1
@@ -112,15 +111,6 @@ def interleaving_readout(experiment: Experiment, read: InterleavingCredits) -> P
     return preference(read.credits, experiment.metrics.alpha, experiment.metrics.find)
 
 
-def _decode_impression(value: bytes, name: str) -> _InterleavedImpression | None:
-    try:
-        impression: _InterleavedImpression = _impression.decode(value)
-    except UNREADABLE:  # mostly another kind of event
-        return None
-    stamp = impression.stamp
-    return impression if stamp is not None and stamp.arms.get(name) == INTERLEAVED else None
-
-
 def _newest_ms(log: Log, partition: int) -> int:
     newest = islice(newest_first(log, EXAMPLES, partition), 1)
     return max((closed_ms_of(record.value) for record in newest), default=0)
@@ -133,11 +123,8 @@ def _earned(
     earned = dict[tuple[_Position, int], float]()
     for partition in range(log.partitions(EXAMPLES)):
         offset = first_at(log, EXAMPLES, partition, started_ms - _MARGIN_MS, closed_ms_of)
-        for record in read_range(log, EXAMPLES, partition, offset, log.end(EXAMPLES, partition)):
-            try:
-                example = _example.decode(record.value)
-            except UNREADABLE:  # a tombstone of a user who was forgotten
-                continue
+        records = read_range(log, EXAMPLES, partition, offset, log.end(EXAMPLES, partition))
+        for _, example in decoded(records, _LabelledExample):  # skips tombstones
             position = (example.partition, example.offset)
             credit = sum(w * example.labels[at] for at, w in weights) if position in lists else 0.0
             if credit:
@@ -172,7 +159,3 @@ def _summed(
         else:
             uncredited += 1
     return ArmCredits(picked_U2, shared_U2, lists_U, (first[0], first[1])), uncredited
-
-
-_impression: Any = msgspec.msgpack.Decoder(_InterleavedImpression)
-_example: Any = msgspec.msgpack.Decoder(_LabelledExample)

@@ -8,7 +8,7 @@ record of an example.
 
 # N rows, S sums
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any, Final, NamedTuple
 
@@ -25,13 +25,11 @@ from recsys.events.event_types import Stamp
 from recsys.events.hashing import Id, key_of
 from recsys.events.records import EVENTS, EXAMPLES
 from recsys.log.protocol import Log, LogLost, Record
-from recsys.process.log_consumer import UNREADABLE, Consumer
+from recsys.process.log_consumer import Consumer, decoded
 from training.lines.offset_lookup import first_at, served_ms_of
 from training.outcomes.shown_item import closed_ms_of, metric_increments, read_shown
 
-BEFORE_MS: Final = (
-    7 * 86_400_000
-)  # the covariate: behaviour in the week before the experiment began
+BEFORE_MS: Final = 7 * 86_400_000  # the covariate: behaviour in the week before it began
 MOST_SURFACES: Final = 16  # surfaces with a segment of their own
 OTHER_SURFACES: Final = "other surfaces"  # the segment that pools all further surfaces
 _READ: Final = 1_000
@@ -134,7 +132,7 @@ class ExperimentFold:
                 break
             moved += len(records)
             if topic == EVENTS:
-                self._expose([record.value for _, record in records])
+                self._expose(record for _, record in records)
             else:
                 self._take(records)
         return moved
@@ -178,13 +176,9 @@ class ExperimentFold:
         name = stamp.arms.get(self.experiment.name) if stamp is not None else None
         return NOBODY if name is None else self._arms.get(name, NOBODY)
 
-    def _expose(self, values: Sequence[bytes]) -> None:
+    def _expose(self, records: Iterable[Record]) -> None:
         rows = []
-        for value in values:
-            try:
-                impression: Any = _impression.decode(value)
-            except UNREADABLE:  # mostly another kind of event
-                continue
+        for _, impression in decoded(records, _Impression):
             arm = self._arm_of(impression.stamp)
             if arm == NOBODY:
                 continue
@@ -232,6 +226,3 @@ class ExperimentFold:
         if len(self._pooled_surfaces) < _MOST_COUNTED:
             self._pooled_surfaces.add(surface)
         return MOST_SURFACES
-
-
-_impression = msgspec.msgpack.Decoder(_Impression)

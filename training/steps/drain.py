@@ -11,7 +11,7 @@ from recsys.log.protocol import Log
 from recsys.process.part_snapshot import PartState
 from training.joining import joiner_loop
 from training.joining.joiner_loop import JoinerLoop
-from training.lines.live_epoch import live_epoch
+from training.lines.control import live_epoch
 from training.steps.sequencer_loop import SequencerLoop
 
 

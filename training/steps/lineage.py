@@ -5,14 +5,13 @@ earlier epochs in the line's history.
 """
 
 from collections.abc import Sequence
-from contextlib import suppress
 from itertools import islice
 from typing import Final
 
 from recsys.events.control_records import Live
-from recsys.events.records import STEPS, Step, unpack
+from recsys.events.records import STEPS, Step
 from recsys.log.protocol import Log, newest_first
-from recsys.process.log_consumer import UNREADABLE
+from recsys.process.log_consumer import decoded
 from training.steps.step_reader import StepReader
 
 # Steps behind the newest, some seconds: within them, current traffic is scored.
@@ -51,11 +50,8 @@ class Lineage:
 
 def last_steps(log: Log) -> list[Step]:
     """The newest step records of any line, in order."""
-    steps = list[Step]()
-    for record in islice(newest_first(log, STEPS, 0, first=_AT_END), _AT_END):
-        with suppress(*UNREADABLE):
-            steps.append(unpack(record.value, Step))
-    return steps[::-1]
+    records = islice(newest_first(log, STEPS, 0, first=_AT_END), _AT_END)
+    return [step for _, step in decoded(records, Step)][::-1]
 
 
 def newest_step(log: Log, line: str, epoch: int) -> int:

@@ -30,9 +30,8 @@ from recsys.process.open_log import open_log
 from recsys.process.part_process import Stop
 from recsys.process.retry_loop import RetryLoop, run_turn
 from recsys.process.ticker import Ticker
-from training.lines.control import ControlReader
+from training.lines.control import ControlReader, live_epochs
 from training.lines.line import MAIN, learning_digest
-from training.lines.live_epoch import live_epochs
 from training.steps.lineage import Lineage, ancestors
 from training.steps.sequencer import Sequencer
 from training.steps.step_trace import SeenExample, SequenceTrace

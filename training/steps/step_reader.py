@@ -17,7 +17,7 @@ from itertools import repeat
 import numpy as np
 from msgspec.structs import replace
 
-from recsys.events.event_types import FeatureBlock
+from recsys.events.event_types import FeatureBlock, Stamp
 from recsys.events.hashing import Id
 from recsys.events.records import (
     EXAMPLES,
@@ -265,6 +265,15 @@ def _read_all(records: Sequence[tuple[int, Record]], check: "ExampleCheck") -> L
     return lane
 
 
+class ServedExample(TrainingExample, kw_only=True):
+    """An example with who saw it where, and the answer that served it."""
+
+    user_id: Id = ""
+    surface: str = "feed"
+    predicted: bytes = b""
+    stamp: Stamp | None = None
+
+
 class ExampleCheck:
     """Checks whether examples fit a model: feature set, array sizes, finite numbers."""
 
@@ -275,14 +284,14 @@ class ExampleCheck:
         self.features, self.kind = features, kind
         self._digest = features.digest
         length, outcomes = features.history_length, features.outcomes
-        self._bytes = {
+        self.widths = {  # bytes of an example in each column of features
             "user_keys": 8 * features.user_columns,
             "item_keys": 8 * features.item_columns,
             "history": 8 * length * features.history_keys,
             "outcomes": 4 * length * outcomes,
             "dense": 4 * dense_width,
         }
-        self._sizes = tuple(self._bytes.values())
+        self._sizes = tuple(self.widths.values())
         self._labels = len(features.schema.labels)
 
     def reason(self, example: TrainingExample) -> str:
@@ -293,7 +302,7 @@ class ExampleCheck:
         if block.feature_set != self._digest:
             return f"feature set is {block.feature_set}, expected {self._digest}"
         if _sizes(block) != self._sizes:
-            return f"arrays have {_sizes(block)} bytes, expected {self._bytes}"
+            return f"arrays have {_sizes(block)} bytes, expected {self.widths}"
         previous = len(example.previous) if example.correction else self._labels
         if len(example.labels) != self._labels or previous != self._labels:
             return f"it has {len(example.labels)} labels, expected {self._labels}"

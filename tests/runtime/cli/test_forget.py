@@ -26,7 +26,7 @@ from runtime.supervision import run_file
 from runtime.supervision.processes import identify
 from tests.support.small_feed import FEATURES, PARTITIONS, append_events, feed, toy_config
 from tests.support.unlearn_line import learn
-from training.lines.live_epoch import live_epoch
+from training.lines.control import live_epoch
 from training.steps.drain import drain
 
 USER = "u3"

@@ -13,16 +13,17 @@ from recsys.events.control_records import ArmLine
 from recsys.events.event_types import Stamp
 from recsys.model.model import build_model
 from tests.support.small_feed import FEATURES, block, toy_config
-from training.candidates.arm_learner import ArmExample, ArmLearner
+from training.candidates.arm_learner import ArmLearner
 from training.continual.learner import Learned, Learner
 from training.continual.row_usage import examples_per_row, rows_in_examples
+from training.steps.step_reader import ServedExample
 
 MODEL = toy_config().model
 
 
-def example(n: int, arm: str | None = None, label: float = 1.0, **more: Any) -> ArmExample:
+def example(n: int, arm: str | None = None, label: float = 1.0, **more: Any) -> ServedExample:
     stamp = Stamp(line="main", arms={} if arm is None else {"e": arm})
-    return ArmExample(
+    return ServedExample(
         partition=0, offset=n, index=0, labels=[label, 0.0], watch_ms=1_000, features=block(n),
         stamp=stamp, predicted=np.array([0.3], np.float32).tobytes(), **more,
     )  # fmt: skip
@@ -133,8 +134,10 @@ def test_weights_are_whole_numbers_whose_mean_they_are() -> None:
         assert drawn.mean() == pytest.approx(exact[label], abs=0.05)
 
 
-def _again(of: ArmExample, n: int) -> ArmExample:
-    return ArmExample(**{name: getattr(of, name) for name in of.__struct_fields__} | {"offset": n})
+def _again(of: ServedExample, n: int) -> ServedExample:
+    return ServedExample(
+        **{name: getattr(of, name) for name in of.__struct_fields__} | {"offset": n}
+    )
 
 
 def test_rehearsed_examples_keep_their_weight() -> None:

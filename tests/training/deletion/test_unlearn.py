@@ -35,9 +35,8 @@ from training.archive.writer import Archive, archived_rows
 from training.candidates.director import append_live_record, starts_after
 from training.deletion.erasure import PART, Eraser, erase_records, erased_record
 from training.deletion.unlearn import CantUnlearn, unlearn
-from training.lines.control import ControlReader
+from training.lines.control import ControlReader, live_epoch
 from training.lines.line import spec_of
-from training.lines.live_epoch import live_epoch
 from training.steps.drain import drain
 from training.steps.sequencer_loop import last_position
 from training.steps.step_reader import StepReader

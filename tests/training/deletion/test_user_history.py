@@ -5,7 +5,7 @@ from recsys.log.protocol import Append, MemoryLog
 from tests.support.small_feed import toy_log
 from training.candidates.director import append_live_record
 from training.deletion.user_history import UserHistory
-from training.lines.live_epoch import live_epoch, live_epochs
+from training.lines.control import live_epoch, live_epochs
 from training.steps.sequencer_loop import last_position
 
 

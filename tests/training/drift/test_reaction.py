@@ -2,9 +2,10 @@
 
 import pytest
 
+from recsys.config.part_configs import DriftConfig
 from recsys.events.control_records import Reaction
 from training.drift.monitors import AlarmEvidence, DriftAlarm
-from training.drift.reaction import ReactionConfig, ReactionPolicy
+from training.drift.reaction import ReactionPolicy
 
 EVIDENCE = AlarmEvidence("page-hinkley", 0.6, 0.7, 0.03, 5, 4)
 LOSS = DriftAlarm("loss", "like", 0, 1, EVIDENCE)
@@ -51,4 +52,4 @@ def test_a_calm_stream_gathers_more_steps_and_an_alarm_ends_that_at_once() -> No
 
 def test_the_rate_is_bounded() -> None:
     with pytest.raises(ValueError, match="most_rate is 20"):
-        ReactionConfig(most_rate=20)
+        DriftConfig(most_rate=20)

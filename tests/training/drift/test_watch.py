@@ -164,7 +164,7 @@ def test_other_lines_repeated_steps_and_what_is_no_number_are_passed_over(tmp_pa
     steps(log, CALM + 1, 2, loss=float("nan"))
     log.append(DELTAS, [Append(0, b"", b"\xff")])
     its.turn()
-    assert said(log, Alarm) == [] and its.drift.unreadable == 3
+    assert said(log, Alarm) == [] and its.drift.not_finite == 2
 
 
 def test_in_another_epoch_the_losses_begin_anew(tmp_path) -> None:
@@ -175,7 +175,7 @@ def test_in_another_epoch_the_losses_begin_anew(tmp_path) -> None:
     log.append(CONTROL, [Append(0, b"", pack(Live(line="main", epoch=1, since=CALM, of=0)))])
     steps(log, CALM + 1, 20, loss=1.5, epoch=1)
     its.turn()
-    assert said(log, Alarm) == [] and its.drift.step == CALM + 20
+    assert said(log, Alarm) == [] and its.drift.learned.step == CALM + 20
 
 
 def test_what_the_log_did_not_take_is_told_when_it_does(tmp_path) -> None:
@@ -199,7 +199,7 @@ def test_deltas_that_were_trimmed_are_passed_over(tmp_path) -> None:
     steps(log, 1, 10)
     log.trim(DELTAS, 0, 15)
     its.turn()
-    assert its.drift.step == 10
+    assert its.drift.learned.step == 10
 
 
 def test_whoever_folds_control_passes_alarms_and_reactions_over() -> None:

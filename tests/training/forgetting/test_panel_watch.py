@@ -28,13 +28,12 @@ from training.candidates.shadow_loop import ShadowLoop
 from training.continual.learner import Learner
 from training.continual.worker import Worker
 from training.forgetting import panel_log, panel_watch
-from training.forgetting.panel_log import PanelExample
 from training.forgetting.panel_watch import Ended, PanelThread, PanelWatch, report
 from training.forgetting.panels import PREVIOUS
 from training.lines.line import MAIN, spec_of
 from training.steps.lineage import Lineage
 from training.steps.sequencer_loop import SequencerLoop
-from training.steps.step_reader import ExampleCheck
+from training.steps.step_reader import ExampleCheck, ServedExample
 
 SAID = np.full(3, 0.4, np.float32).tobytes()
 
@@ -115,17 +114,17 @@ def test_a_long_look_for_what_was_served_neither_reads_nor_keeps_it_all(line: Li
     line.learn(1_600, predicted=b"")
     lineage = Lineage(line.log, MAIN, [])
     step = lineage.record(line.client.shards[0].applied)
-    check = ExampleCheck(FEATURES, DENSE, PanelExample)
+    check = ExampleCheck(FEATURES, DENSE, ServedExample)
     looked, most = 0, 0
 
-    def gone(_: PanelExample) -> bool:
+    def gone(_: ServedExample) -> bool:
         nonlocal looked, most
         looked += 1
         if looked % 100 == 0:
-            most = max(most, sum(type(its) is PanelExample for its in gc.get_objects()))
+            most = max(most, sum(type(its) is ServedExample for its in gc.get_objects()))
         return False
 
-    before = sum(type(its) is PanelExample for its in gc.get_objects())
+    before = sum(type(its) is ServedExample for its in gc.get_objects())
     found = panel_log.read_newest(line.log, lineage, step, 50, check, gone)
     assert len(found.panel) == len(found.examples) == 50
     assert looked == 8 * 50 and most - before <= 52
