@@ -65,7 +65,7 @@ def build_app(
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         await service.start()
-        await service.caught_up(wait_s)
+        await service.follower.caught_up(wait_s)
         ready = asyncio.create_task(_call_once_ready(service, on_ready))
         if service.ready:
             await ready

@@ -132,9 +132,8 @@ class Pipeline:
         if not vector_queries:
             return None
         _, _, taken = allowed_items(self.replica.catalogue, query)
-        return RetrievalPlan(
-            self.version, vector_queries, self.replica.catalogue.keys[taken, 0].copy()
-        )
+        without = self.replica.catalogue.keys[taken, 0].copy()
+        return RetrievalPlan(self.version, vector_queries, without)
 
     # --- stages ---
 
@@ -148,12 +147,12 @@ class Pipeline:
         allowed, n = candidates.allowed, query.request.n
         assert allowed is not None, "filter first"
         shares = self._shares(query) if shares is None else shares
-        retrieved = self.retrieval.collect(query, candidates.features, allowed, shares)
-        if len(retrieved.sources) < n:
+        sources, failed = self.retrieval.collect(query, candidates.features, allowed, shares)
+        if len(sources) < n:
             for index in allowed.first(n * 5).tolist():
-                retrieved.sources.setdefault(index, ["any"])
-        candidates = replace(candidates, sources=retrieved.sources)
-        return candidates.degrade("retrieval") if retrieved.failed else candidates
+                sources.setdefault(index, ["any"])
+        candidates = replace(candidates, sources=sources)
+        return candidates.degrade("retrieval") if failed else candidates
 
     def _retrieve_popular(self, query: Query, candidates: Candidates) -> Candidates:
         popular = {"popular": self.replica.config.serve.candidates}
@@ -163,9 +162,8 @@ class Pipeline:
         most = self.replica.config.serve.short_candidates
         if len(candidates.sources) <= most:
             return candidates
-        return replace(candidates, sources=shorten_candidates(candidates.sources, most)).degrade(
-            SHORT
-        )
+        shortened = shorten_candidates(candidates.sources, most)
+        return replace(candidates, sources=shortened).degrade(SHORT)
 
     def _give(self, query: Query, candidates: Candidates) -> Candidates:
         indices, removed = given_items(self.replica.catalogue, query)
@@ -359,10 +357,8 @@ def _has_numbers(predictions_NL: Floats | None) -> TypeGuard[Floats]:
 
 
 def _served(item: AnswerItem) -> ServedItem:
-    score, sources = item.score, list(item.sources)
-    return ServedItem(
-        item_id=item.item_id, propensity=item.propensity, score=score, sources=sources
-    )
+    item_id, propensity, sources = item.item_id, item.propensity, list(item.sources)
+    return ServedItem(item_id=item_id, propensity=propensity, score=item.score, sources=sources)
 
 
 def _unchanged(_: Query, candidates: Candidates) -> Candidates:

@@ -101,10 +101,6 @@ class Service:
         self.variants.start(asyncio.get_running_loop())
         self.follower.start(asyncio.get_running_loop())
 
-    async def caught_up(self, wait_s: float) -> None:
-        """Returns once the service has caught up with the log, or can't, or after ``wait_s``."""
-        await self.follower.caught_up(wait_s)
-
     async def stop(self) -> None:
         """Writes pending records and ends the threads."""
         self.write_api.close()
@@ -126,8 +122,7 @@ class Service:
 
     @property
     def stale(self) -> bool:
-        """Whether the model is too old: examples have waited, or the log has been away, for
-        ``serve.stale_s``."""
+        """Whether examples have waited, or the log has been away, for ``serve.stale_s``."""
         if self.reader.stale(self.now_ms()):
             return True
         return self.replica.step > 0 and self.follower.away_s > self.config.serve.stale_s
@@ -176,9 +171,8 @@ class Service:
     async def recommend_unlogged(
         self, request: Request, session: Session, counts: bool = True
     ) -> Answer:
-        """Answers from a given session and logs no impression. ``counts``: whether the list counts in the
-        metrics of lists and waiting times; False for inspection. Raises Unavailable before the replica has
-        caught up."""
+        """Answers from a given session, without an impression. ``counts``: whether the list counts in metrics
+        of lists and waiting times. Raises Unavailable before the replica has caught up."""
         if not self.reader.ready:
             raise Unavailable(_STARTING)
         return await self._answer(request, session, _arrived_s(), 0.0, counts=counts)
@@ -203,10 +197,8 @@ class Service:
         def left_ms() -> float:
             return deadline_ms - 1000 * (time.monotonic() - arrived_s)
 
-        deadline, request_id = (
-            TimeLeftDeadline(left_ms, self._needs_ms),
-            request_id or uuid.uuid4().hex,
-        )
+        deadline = TimeLeftDeadline(left_ms, self._needs_ms)
+        request_id = request_id or uuid.uuid4().hex
         query: Query | None = None
         pipeline = self.pipeline
         for attempts_left in range(_ATTEMPTS - 1, -1, -1):
@@ -259,7 +251,7 @@ class Service:
             return Session(user_id, self.features, seen), False
         return Session(user_id, self.features, seen), True
 
-    def _log_impression(self, answer: Answer, trace: RequestTrace | None = None) -> None:
+    def _log_impression(self, answer: Answer, trace: RequestTrace | None) -> None:
         impression = answer.impression
         partition = partition_of(impression.user_id, self.config.log.partitions)
         key = str(impression.user_id).encode()

@@ -26,6 +26,7 @@ from benchmarks.answers.versioned_world import (
     VersionPublisher,
     versioned_config,
 )
+from benchmarks.harness.memory_sessions import MemorySessions
 from recsys.events.event_types import Stamp
 from recsys.events.hashing import Id, uniform
 from recsys.process.open_log import create_topics
@@ -34,7 +35,6 @@ from serving.request import Answer, Request
 from serving.retrieval.retrieval_client import RetrievalClient
 from serving.retrieval.retrieval_service import RetrievalService
 from serving.service import Service
-from serving.sessions.session_store import MemorySessions
 
 _CLIENTS: Final = 4
 # Requests between published versions.

@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
+from benchmarks.harness.memory_sessions import MemorySessions
 from parameter_server.publish.deltas import record_publish_spans
 from parameter_server.rpc.parameter_client import LocalClient, route_lanes
 from parameter_server.shard.shard import part_of
@@ -34,7 +35,6 @@ from serving.retrieval.retrieval_service import RetrievalService
 from serving.service import Service
 from serving.sessions.counter_loop import CounterLoop
 from serving.sessions.session_loop import SessionLoop
-from serving.sessions.session_store import MemorySessions
 from serving.tracing.swipe_traces import SwipeTraces
 from training.candidates.director import Director
 from training.candidates.shadow_loop import ShadowLoop

@@ -19,9 +19,8 @@ from serving.index.exact_order import exact_best, largest, largest_parts
 
 Indices = NDArray[np.int64]
 Vectors = NDArray[np.float32]
-_BATCH: Final = (
-    16  # FAISS assigns fewer than 20 vectors without BLAS, whose rounding depends on the batch
-)
+# FAISS assigns fewer than 20 vectors without BLAS, whose rounding depends on the batch.
+_BATCH: Final = 16
 
 
 class Centroids:

@@ -148,9 +148,7 @@ class LogWriter:
         try:
             if self._send_spooled() and self._send_batch():
                 return True
-        except (
-            Exception
-        ) as error:  # the thread must survive: without it nothing is ever written again
+        except Exception as error:  # the thread must survive: nothing else writes
             self._failed([], error)
         self._failures_in_a_row += 1
         if not self._closing:

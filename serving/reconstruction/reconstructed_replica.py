@@ -6,6 +6,7 @@ One replica goes forward from stamp to stamp; to go back it starts anew. Where l
 
 from collections import deque
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Final
@@ -74,16 +75,8 @@ class ReconstructedReplica:
     # --- items and their counters ---
 
     def _to_items(self, stop: int) -> None:
-        batch: list[tuple[Item, int]] = []
-        for record in records(self._log, ITEMS, 0, self._items, stop):
-            try:
-                event = decode(record.value)
-            except Rejected:
-                continue
-            if isinstance(event, Item):
-                batch.append((event, record.offset + 1))
-        if batch:
-            self.replica.apply_items([item for item, _ in batch], batch[-1][1])
+        if batch := list(items(self._log, self._items, stop)):
+            self.replica.apply_items([item for item, _ in batch], batch[-1][1] + 1)
         self._items = max(self._items, stop)
 
     def _to_states(self, stop: int, since: int) -> None:
@@ -112,8 +105,7 @@ class ReconstructedReplica:
     # --- weights ---
 
     def weights_at(self, stamp: Stamp) -> None:
-        """Goes to the rows, dense parameters and vectors of the stamp's version. Raises
-        NotReconstructible."""
+        """Goes to the weights of the stamp's version. Raises NotReconstructible."""
         replica = self.replica
         if replica.version == (stamp.line, stamp.epoch, stamp.step):
             return
@@ -210,6 +202,14 @@ class CounterCoverage:
             self._next += 1
         else:
             self._parts = self._next = 0
+
+
+def items(log: Log, start: int, stop: int) -> Iterator[tuple[Item, int]]:
+    """Items of [start, stop) with their offsets, without unreadable records. Raises as ``records``."""
+    for record in records(log, ITEMS, 0, start, stop):
+        with suppress(Rejected):
+            if isinstance(event := decode(record.value), Item):
+                yield event, record.offset
 
 
 def records(log: Log, topic: str, partition: int, start: int, stop: int) -> Iterator[Record]:

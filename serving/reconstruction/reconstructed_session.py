@@ -6,9 +6,8 @@ before or after it, and the newest are tried; the digest in the impression decid
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from typing import Final, NamedTuple
-
-import msgspec
 
 from experiments.assignment.policy import Policies
 from experiments.statistics.revision import running
@@ -16,13 +15,14 @@ from recsys.config.system_config import Config
 from recsys.events.control_records import Control, Experiments
 from recsys.events.event_types import Event, Impression, Item, Rejected, Tick, decode, dedupe_key
 from recsys.events.hashing import Id, digest_of, partition_of
-from recsys.events.records import CONTROL, EVENTS, ITEMS, unpack
+from recsys.events.records import CONTROL, EVENTS, ITEMS
 from recsys.features.catalogue import Catalogue
 from recsys.features.feature_set import FeatureSet, Keys
 from recsys.features.session import Session
-from recsys.log.protocol import Log, Record
+from recsys.log.protocol import Log, Record, newest_first
+from recsys.process.log_consumer import readable
 from serving.reconstruction.reconstructed_answer import fold_events
-from serving.reconstruction.reconstructed_replica import NotReconstructible, records
+from serving.reconstruction.reconstructed_replica import NotReconstructible, items
 from serving.request import SESSION
 from serving.sessions.session_fold import KeysOf
 
@@ -54,13 +54,8 @@ class ItemVersions:
     def read(self) -> None:
         """Reads on to the end of the log."""
         end = self._log.end(ITEMS, 0)
-        for record in records(self._log, ITEMS, 0, self._offset, end):
-            try:
-                event = decode(record.value)
-            except Rejected:
-                continue
-            if isinstance(event, Item):
-                self._apply(event, record.offset)
+        for item, offset in items(self._log, self._offset, end):
+            self._apply(item, offset)
         self._offset = end
 
     def _apply(self, item: Item, offset: int) -> None:
@@ -136,8 +131,7 @@ class ReconstructedSessions:
     def _item_keys(
         self, events: Sequence[tuple[int, Event]], offset: int
     ) -> Iterator[Callable[[int], KeysOf]]:
-        """Keys that items may have had at each event, the likeliest first; one choice is enough where no item
-        of the session changed."""
+        """Keys that items may have had at each event, the likeliest first; one if no item changed."""
         several = bool(self._changed_items(events))
         for shift_ms in _SHIFTS_MS if several else _SHIFTS_MS[:1] if events else ():
             yield lambda time_ms, by_ms=shift_ms: self._items.by_time(time_ms + by_ms)  # type: ignore[misc]
@@ -195,14 +189,10 @@ def find_impression(
     count = log.partitions(EVENTS)
     partitions = range(count) if user_id is None else [partition_of(user_id, count)]
     for partition in partitions:
-        begin, stop = log.begin(EVENTS, partition), log.end(EVENTS, partition)
-        while stop > begin:
-            start = max(begin, stop - _READ)
-            for record in reversed(list(records(log, EVENTS, partition, start, stop))):
-                impression = impression_of(record.value, request_id)
-                if impression is not None:
-                    return partition, record.offset, impression
-            stop = start
+        for record in newest_first(log, EVENTS, partition, first=_READ):
+            impression = impression_of(record.value, request_id)
+            if impression is not None:
+                return partition, record.offset, impression
     return None
 
 
@@ -221,12 +211,9 @@ def known_policies(log: Log, config: Config, labels: Sequence[str]) -> Iterator[
     """Policies of every revision of the experiments on the log, the newest first, and at last without any.
     Their base is the current configuration."""
     policies = []
-    for record in records(log, CONTROL, 0, log.begin(CONTROL, 0), log.end(CONTROL, 0)):
-        try:
-            decoded: Control = unpack(record.value, Control)  # type: ignore[arg-type]
-            if isinstance(decoded, Experiments):
-                policies.append(Policies(config.policy, running(decoded, config.policy, labels)))
-        except (msgspec.MsgspecError, ValueError):  # a replica ignores it, too
-            continue
+    for record in readable(log, CONTROL, Control):
+        if isinstance(record, Experiments):
+            with suppress(ValueError):  # a replica ignores it, too
+                policies.append(Policies(config.policy, running(record, config.policy, labels)))
     yield from reversed(policies)
     yield Policies(config.policy)

@@ -6,12 +6,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from experiments.assignment.policy import Policy
-from recsys.events.field_schema import values_of
 from recsys.events.hashing import Id
 from recsys.features.counters import SPEEDS
 from recsys.features.session import Session
 from serving.replica.replica import Replica
-from serving.sessions.session_view import view_of
+from serving.sessions.session_view import history_groups, view_of
 
 NEAR: Final = 8
 SHOWN: Final = 10
@@ -70,18 +69,8 @@ def _near(replica: Replica, index: int, vector_V: NDArray[np.float32]) -> list[d
 
 def _met(replica: Replica, session: Session) -> list[dict[str, Any]]:
     """Authors and tags of the history with their slow counters, most shown first."""
-    features, keys = replica.features, dict[tuple[str, Any], int]()
-    for entry in session.history:
-        index = replica.catalogue.index_of_key(entry.keys[0])
-        if index is None:
-            continue
-        for name in features.schema.groups:
-            slot = features.slot(f"item.{name}")
-            row = replica.catalogue.keys[index, slot.start : slot.stop].tolist()
-            values = values_of(replica.catalogue.fields[index].get(name))
-            keys |= {(name, value): key for value, key in zip(values, row, strict=False)}
-    if not keys:
-        return []
+    features = replica.features
+    keys = history_groups(session, replica.catalogue, features.schema.groups)
     read = session.counters.read(np.array(list(keys.values()), np.int64), session.last_ms)
     slow_NK = read.reshape(len(keys), SPEEDS, len(features.kinds))[:, 1]
     entries = [

@@ -66,9 +66,7 @@ class LogFollower:
             self._retry(lambda: self._reader.catch_up(self._stopping.is_set))
             while not self._stopping.is_set():
                 self._retry(self._follow_once)
-        except (
-            Exception
-        ) as error:  # the replica goes on answering, and reports that it is not ready
+        except Exception as error:  # the replica goes on answering, and reports it
             self.failure = f"{type(error).__name__}: {error}"
             logging.getLogger(__name__).exception("the replica can't follow the log")
 

@@ -65,9 +65,7 @@ class _Example(msgspec.Struct):
 class Batch:
     """Records of one ``read``, in the order of their application."""
 
-    prepared: PreparedVersion | None = (
-        None  # from a snapshot and the items that were applied before
-    )
+    prepared: PreparedVersion | None = None  # from a snapshot and the items applied before
     items: list[tuple[Item, int]] = field(default_factory=list)
     states: list[tuple[ItemState, int]] = field(default_factory=list)
     steps: list[StepDelta] = field(default_factory=list)
@@ -103,9 +101,8 @@ class StateReader:
         pinned: tuple[str, int] | None = None,
         traces: SwipeTraces | None = None,
     ) -> None:
-        """``pinned``: the (line, epoch) to follow, whatever is live. ``traces``: records new examples and
-        applied steps. Raises ValueError where the configuration names fields or labels outside of the
-        schema."""
+        """``pinned``: the (line, epoch) to follow, whatever is live. ``traces``: for new examples and applied
+        steps. Raises ValueError where the configuration names what the schema lacks."""
         schema = replica.features.schema
         check_weights(config.policy, schema.labels)
         check_rules(config.policy, schema.names("item", CATEGORICAL))
@@ -140,8 +137,7 @@ class StateReader:
     # --- in the reading thread ---
 
     def read(self) -> Batch:
-        """Reads the next records of all topics. Raises LogUnavailable, and LogLost where the catalogue is
-        gone."""
+        """Reads on in all topics. Raises LogUnavailable, and LogLost where the catalogue is gone."""
         scale = 1 if self.ready else _STARTING
         batch = self._batch  # holds the records that were read before an error
         self._read_control(batch)
@@ -162,8 +158,7 @@ class StateReader:
         return batch
 
     def catch_up(self, stopped: Callable[[], bool]) -> None:
-        """Reads and applies in this thread up to the end of the log: at the start, before the first
-        answer."""
+        """Reads and applies up to the end of the log, in this thread: before the first answer."""
         while not stopped():
             batch = self.read()
             self.apply(batch)
@@ -249,8 +244,7 @@ class StateReader:
         return self.replica.prepare(tables, dense, version, config.model)
 
     def _read_progress(self, batch: Batch) -> None:
-        """Reads steps, examples and ends of topics, for the speed of learning. Answers don't depend on
-        them."""
+        """Reads what the speed of learning needs, and no answer: steps, examples, ends of topics."""
         for record in self._log.read(STEPS, 0, self._steps, _EXAMPLES):
             self._steps = record.offset + 1
             step = self._unpack(record.value, _step)

@@ -13,7 +13,6 @@ A source returns catalogue indices and doesn't see the results of the others. Al
 
 import logging
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
@@ -64,14 +63,6 @@ class _PopularByGroup:
         return self._items[start : np.searchsorted(self._groups, key, "right")]
 
 
-@dataclass(frozen=True)
-class Retrieved:
-    """Candidates by catalogue index, with the sources of each; and the sources that failed."""
-
-    sources: dict[int, list[str]]
-    failed: list[str]
-
-
 class Retrieval:
     """Collects candidates for one request at a time."""
 
@@ -92,9 +83,9 @@ class Retrieval:
 
     def collect(
         self, query: Query, viewer: RequestFeatures, allowed: Bitmap, shares: Mapping[str, int]
-    ) -> Retrieved:
-        """Retrieves at most ``serve.candidates`` of the allowed items. A source that fails returns nothing
-        and is named; so is one that lacks the results of a shard."""
+    ) -> tuple[dict[int, list[str]], list[str]]:
+        """Retrieves at most ``serve.candidates`` of the allowed items, by catalogue index with the sources of
+        each, and names the sources that failed or lack the results of a shard."""
         sources, failed = dict[int, list[str]](), list[str]()
         results, limit = query.shard_results, self.replica.config.serve.candidates
         missing = self.replica.index.missing if results is None else results.missing
@@ -114,7 +105,7 @@ class Retrieval:
                     sources[index].append(name)
                 elif len(sources) < limit:
                     sources[index] = [name]
-        return Retrieved(sources, failed)
+        return sources, failed
 
     def _searches(self, source: str, session: Session) -> bool:
         """Whether a source searches the index for this session."""

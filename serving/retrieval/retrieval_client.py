@@ -20,9 +20,7 @@ from serving.retrieval.retrieval_plan import RetrievalPlan
 from serving.retrieval.retrieval_shard import ShardRequest, ShardResponse
 
 LONGEST_S: Final = 0.1  # longest wait for a shard's answer; it takes some milliseconds
-FULL_S: Final = (
-    0.05  # no answer for so long is a failure of the shard; a shorter wait was the request's
-)
+FULL_S: Final = 0.05  # no answer for so long is a failure of the shard, not of the request
 LEAST_S: Final = 0.005  # with less left no shard is asked: no answer could come
 WAIT_S: Final = 0.05  # longest wait of a shard for a version: it reads the log every 20 ms
 FAILURES: Final = 3  # in a row, until a shard is shunned ...

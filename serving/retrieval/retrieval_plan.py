@@ -48,10 +48,8 @@ class RetrievalPlan:
         """One request for each shard."""
         vectors = np.array([query.vector_V for query in self.sent], np.float32).tobytes()
         ks = [query.k for query in self.sent]
-        sides, split_keys = (
-            sum(q.source == VECTOR for q in self.queries),
-            split(self.without, shards),
-        )
+        sides = sum(query.source == VECTOR for query in self.queries)
+        split_keys = split(self.without, shards)
         return [
             ShardRequest(
                 self.version, vectors, ks, sides, self.without[split_keys.of(shard)].tobytes(),

@@ -217,17 +217,13 @@ class RetrievalShard(ItemVectors):
     def _as_of(self, version: VectorVersion, without: Keys) -> tuple[Keys, Overlay]:
         """The items that changed since a version, and the old vectors of those that may be returned."""
         offset = version.catalogue_offset  # newest first, so that older entries aren't looked at
-        newer_steps = takewhile(
-            lambda rows: rows.step > version.step, reversed(self._replaced_rows)
-        )
+        newer_steps = takewhile(lambda row: row.step > version.step, reversed(self._replaced_rows))
         newer_items = takewhile(lambda item: item.offset > offset, reversed(self._replaced_items))
         steps, records = list(newer_steps)[::-1], list(newer_items)
         if not steps and not records:
             return np.empty(0, np.int64), Overlay.none(self.index.dim)
         step_keys = np.concatenate([np.empty(0, np.int64), *(rows.keys for rows in steps)])
-        row_keys, first = np.unique(
-            step_keys, return_index=True
-        )  # the oldest of each is the state then
+        row_keys, first = np.unique(step_keys, return_index=True)  # the oldest is the state then
         no_rows = np.empty((0, self.index.dim), np.float32)
         old_rows = np.concatenate([no_rows, *(rows.rows for rows in steps)])[first]
         items = {item.index: item for item in records}
@@ -236,11 +232,8 @@ class RetrievalShard(ItemVectors):
         keys_MI, numbers_MM = self.catalogue.keys[changed], self.catalogue.numbers[changed]
         alive_M = self.catalogue.alive[changed]
         for place, item in zip(np.searchsorted(changed, item_indices), items.values(), strict=True):
-            keys_MI[place], numbers_MM[place], alive_M[place] = (
-                item.keys_I,
-                item.numbers_M,
-                item.alive,
-            )
+            keys_MI[place], numbers_MM[place] = item.keys_I, item.numbers_M
+            alive_M[place] = item.alive
         keys_M = keys_MI[:, 0].copy()
         rows_MV = self.rows["items"].lookup(keys_M)
         if len(row_keys):

@@ -14,7 +14,7 @@ from recsys.events.hashing import Id
 from recsys.events.records import EVENTS, ITEMS
 from recsys.features.catalogue import Catalogue
 from recsys.features.feature_set import FeatureSet, Keys
-from recsys.log.protocol import Log
+from recsys.log.protocol import Log, read_range
 from serving.sessions.session_fold import shown_keys
 
 REMEMBERED: Final = 20_000  # ids a partition
@@ -105,14 +105,9 @@ class EventReader:
 
     def _read_back(self, partition: int, begin: int) -> RecentIds:
         recent, stop = RecentIds(REMEMBERED), self.offsets[partition]
-        offset = max(begin, stop - READ_BACK)
-        while offset < stop:
-            records = self._log.read(EVENTS, partition, offset, min(500, stop - offset))
-            if not records:
-                break
-            for record in records:
-                event = self._decode(record.value) if record.offset < stop else None
-                if event is not None and not isinstance(event, Tick):
-                    recent.add(dedupe_key(event))
-            offset = records[-1].offset + 1
+        start = max(begin, stop - READ_BACK)
+        for record in read_range(self._log, EVENTS, partition, start, stop, 500):
+            event = self._decode(record.value)
+            if event is not None and not isinstance(event, Tick):
+                recent.add(dedupe_key(event))
         return recent

@@ -78,38 +78,6 @@ class FoldStore(Protocol):
         """
 
 
-class MemorySessions:
-    """SessionReader and FoldStore in memory, for tests and for a system in one process."""
-
-    def __init__(self) -> None:
-        self.blobs: dict[str, bytes] = {}
-        self._position: FoldPosition | None = None
-
-    async def get(self, user_id: Id) -> bytes | None:
-        return self.blobs.get(str(user_id))
-
-    async def close(self) -> None: ...
-
-    def position(self) -> FoldPosition | None:
-        return self._position
-
-    def load(self, user_ids: Sequence[Id]) -> list[bytes | None]:
-        return [self.blobs.get(str(user_id)) for user_id in user_ids]
-
-    def commit(
-        self,
-        before: FoldPosition | None,
-        after: FoldPosition,
-        sessions: Mapping[str, bytes],
-        gone: Collection[str] = (),
-    ) -> None:
-        _compare(before, self._position)
-        self.blobs.update(sessions)
-        for user_id in gone:
-            self.blobs.pop(user_id, None)
-        self._position = after
-
-
 class RedisSessions:
     """SessionReader over redis-py with hiredis; belongs to one event loop.
 
@@ -171,7 +139,7 @@ class RedisFoldStore:
     ) -> None:
         with _unavailable("written"), self._client.pipeline(transaction=True) as pipe:
             pipe.watch(_POSITION_KEY)
-            _compare(before, _decode_position(pipe.get(_POSITION_KEY)))
+            check_position(before, _decode_position(pipe.get(_POSITION_KEY)))
             pipe.multi()
             for user_id, blob in sessions.items():
                 pipe.set(session_key(user_id), blob, ex=self._ttl_s)
@@ -200,7 +168,7 @@ def _decode_position(blob: Any) -> FoldPosition | None:
     return None if blob is None else msgspec.msgpack.decode(blob, type=FoldPosition)
 
 
-def _compare(expected: FoldPosition | None, stored: FoldPosition | None) -> None:
+def check_position(expected: FoldPosition | None, stored: FoldPosition | None) -> None:
     if stored != expected:
         raise PositionConflict(
             f"the session store is at {stored}, this fold left it at {expected}: the store lost its newest "

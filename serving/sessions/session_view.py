@@ -1,7 +1,7 @@
 """Formats a session for display: topics by weight, and the recent history. Pure."""
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterable, Mapping
+from typing import Any, Final
 
 import msgspec
 import numpy as np
@@ -11,9 +11,7 @@ from recsys.features.catalogue import Catalogue
 from recsys.features.counters import SPEEDS
 from recsys.features.session import Session
 
-_NOT_WATCHED: float = (
-    0.3  # weight that the topics of an item lose if it was shown and not watched long
-)
+_NOT_WATCHED: Final = 0.3  # weight that topics lose by an item that wasn't watched long
 
 
 class _Offset(msgspec.Struct):
@@ -42,18 +40,7 @@ def _topics(
 ) -> list[dict[str, Any]]:
     """Tags of the recent items with the weight of their counters, heaviest first."""
     groups = session.features.schema.groups
-    if not groups:
-        return []
-    name = "tags" if "tags" in groups else groups[-1]
-    slot = session.features.slot(f"item.{name}")
-    keys: dict[str, int] = {}
-    for entry in session.history:
-        index = catalogue.index_of_key(entry.keys[0])
-        if index is not None:
-            row = catalogue.keys[index, slot.start : slot.stop].tolist()
-            keys |= dict(zip(values_of(catalogue.fields[index].get(name)), row, strict=False))
-    if not keys:
-        return []
+    keys = history_groups(session, catalogue, ["tags"] if "tags" in groups else groups[-1:])
     kinds = session.features.kinds
     counts = session.counters.read(np.array(list(keys.values()), np.int64), session.last_ms)
     fast = counts.reshape(len(keys), SPEEDS, len(kinds))[:, 0]
@@ -62,8 +49,25 @@ def _topics(
     kind_weights[kinds.index("watch")] = 0.0
     kind_weights[kinds.index(session.features.main_labels[0])] += _NOT_WATCHED
     totals = (fast @ kind_weights).tolist()
-    topics = [{"tag": t, "weight": round(w, 3)} for t, w in zip(keys, totals, strict=True)]
+    topics = [{"tag": t, "weight": round(w, 3)} for (_, t), w in zip(keys, totals, strict=True)]
     return sorted(topics, key=lambda topic: -float(topic["weight"]))
+
+
+def history_groups(
+    session: Session, catalogue: Catalogue, names: Iterable[str]
+) -> dict[tuple[str, Any], int]:
+    """Keys of the values that known items of the history have in some fields, by (field, value)."""
+    slots = {name: session.features.slot(f"item.{name}") for name in names}
+    keys: dict[tuple[str, Any], int] = {}
+    for entry in session.history:
+        index = catalogue.index_of_key(entry.keys[0])
+        if index is None:
+            continue
+        for name, slot in slots.items():
+            row = catalogue.keys[index, slot.start : slot.stop].tolist()
+            values = values_of(catalogue.fields[index].get(name))
+            keys |= {(name, value): key for value, key in zip(values, row, strict=False)}
+    return keys
 
 
 def _recent(session: Session, catalogue: Catalogue) -> list[dict[str, Any]]:

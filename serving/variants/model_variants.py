@@ -45,8 +45,7 @@ class ModelVariant:
 
 
 class ModelVariants:
-    """Creates and drops variants; belongs to the event loop that answers. ``set_wanted`` precedes each
-    request."""
+    """Creates and drops variants, in the event loop that answers: before each request, ``set_wanted``."""
 
     def __init__(
         self, config: Config, log: Log, features: FeatureSet, now_ms: Callable[[], int]
@@ -54,9 +53,7 @@ class ModelVariants:
         self._config, self._log, self._features, self._now_ms = config, log, features, now_ms
         self._snapshots = Path(config.state) / "snapshots"
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._variants: dict[
-            str, ModelVariant
-        ] = {}  # changed by the caller of ``set_wanted`` alone
+        self._variants: dict[str, ModelVariant] = {}  # changed by ``set_wanted`` alone
         self._created: deque[ModelVariant] = deque()  # by threads, not yet in ``_variants``
         self._wanted: frozenset[str] = frozenset()
         self._creating: set[str] = set()

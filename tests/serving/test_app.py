@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.harness.memory_sessions import MemorySessions
 from recsys.config.system_config import ServeConfig
 from recsys.events.event_types import Engagement, Impression
-from serving.sessions.session_store import MemorySessions
 from tests.support.service_harness import NOW_MS, Broken, Slow, World, run, view
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import httpx
 
+from benchmarks.harness.memory_sessions import MemorySessions
 from recsys.config.part_configs import CompatConfig
 from recsys.config.system_config import Config, ServeConfig
 from recsys.events.event_types import Item, decode, encode
@@ -18,7 +19,7 @@ from recsys.process.open_log import create_topics
 from serving.http_app import build_app
 from serving.service import Service
 from serving.sessions.session_loop import SessionLoop
-from serving.sessions.session_store import MemorySessions, StoreUnavailable
+from serving.sessions.session_store import StoreUnavailable
 
 NOW_MS = 1_790_000_000_000
 KEY = "the admin key"

@@ -25,6 +25,7 @@ from benchmarks.answers.versioned_world import (
     VersionPublisher,
     versioned_config,
 )
+from benchmarks.harness.memory_sessions import MemorySessions
 from recsys.events.event_types import Stamp
 from recsys.process.open_log import create_topics
 from serving import pipeline as pipelines
@@ -35,7 +36,6 @@ from serving.request import Request
 from serving.retrieval import retrieval_client
 from serving.retrieval.retrieval_shard import RetrievalShard
 from serving.service import Service
-from serving.sessions.session_store import MemorySessions
 
 EVERY = {"step": 5, "session": 11, "states": 7, "items": 13, "policy": 17, "epoch": 150}
 Plant = Callable[[pytest.MonkeyPatch], None]

@@ -1,5 +1,6 @@
 from collections import deque
 from dataclasses import replace
+from typing import NamedTuple
 
 import msgspec
 import numpy as np
@@ -16,7 +17,7 @@ from serving.query import Query
 from serving.ranking.scoring import user_vector
 from serving.replica.replica import Replica
 from serving.request import Request
-from serving.retrieval.retrieval import Retrieval, Retrieved, liked_groups
+from serving.retrieval.retrieval import Retrieval, liked_groups
 from tests.support.replica_harness import NOW_MS, item, made, policy, popular, viewer
 from tests.support.small_feed import FEATURES, block
 
@@ -31,6 +32,11 @@ ALL = {
 }
 
 
+class Retrieved(NamedTuple):
+    sources: dict[int, list[str]]
+    failed: list[str]
+
+
 def collect(
     replica: Replica, shares: dict[str, int], wanted: np.ndarray | None = None, limit: int = 60,
     salt: int = 1, **session: tuple[int, ...],
@@ -43,7 +49,7 @@ def collect(
     mask = np.ones(len(replica.catalogue), np.bool_) if wanted is None else wanted
     replica.config = replace(replica.config, serve=replace(replica.config.serve, candidates=limit))
     query = Query(Request("u"), its, policy(trust_after=50), NOW_MS, f"r{salt}")
-    return Retrieval(replica).collect(query, user, Bitmap.of(mask), shares)
+    return Retrieved(*Retrieval(replica).collect(query, user, Bitmap.of(mask), shares))
 
 
 def test_the_policy_names_the_sources_that_there_are() -> None:
@@ -146,13 +152,13 @@ def test_a_segment_has_its_favourites_among_the_popular_until_the_viewer_is_know
     user.user_U[replica.features.slot("profile").start] = own
     every = Bitmap.of(np.ones(40, np.bool_))
     query = Query(Request("u"), its, policy(), NOW_MS)
-    found = Retrieval(replica).collect(query, user, every, {"segment": 1})
+    found = Retrieved(*Retrieval(replica).collect(query, user, every, {"segment": 1}))
     assert list(found.sources) == [9]  # liked by one of theirs; by all, 7 is liked more
     known = viewer(replica, liked=tuple(range(25)))
     known.history = deque(known.history, maxlen=30)
     known.history.extend([known.history[-1]] * 20)
     query = replace(query, session=known)
-    assert not Retrieval(replica).collect(query, user, every, {"segment": 9}).sources
+    assert not Retrieval(replica).collect(query, user, every, {"segment": 9})[0]
 
 
 def shown_to(request_id: str, segment: int) -> Impression:

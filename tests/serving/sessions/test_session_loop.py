@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from benchmarks.harness.memory_sessions import MemorySessions
 from recsys.events.control_records import Erasure
 from recsys.events.event_types import (
     Engagement,
@@ -27,7 +28,6 @@ from recsys.log.protocol import Append, LogLost, MemoryLog
 from serving.sessions.session_loop import SessionLoop
 from serving.sessions.session_store import (
     FoldPosition,
-    MemorySessions,
     PositionConflict,
     StoreUnavailable,
 )

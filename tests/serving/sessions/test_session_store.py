@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 import uvloop
 
+from benchmarks.harness.memory_sessions import MemorySessions
 from serving.sessions import session_store
 from serving.sessions.session_store import (
     FoldPosition,
     FoldStore,
-    MemorySessions,
     PositionConflict,
     RedisFoldStore,
     RedisSessions,

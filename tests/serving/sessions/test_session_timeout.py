@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from serving.sessions.session_store import MemorySessions, StoreUnavailable
+from benchmarks.harness.memory_sessions import MemorySessions
+from serving.sessions.session_store import StoreUnavailable
 from serving.sessions.session_timeout import PAUSE_S, TimedSessionReader
 
 
