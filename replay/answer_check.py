@@ -8,7 +8,7 @@ the rows of that version.
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from experiments.assignment.policy import Policies, Policy
 from recsys.config.system_config import Config
@@ -62,7 +62,10 @@ class AnswerCheck:
 
 
 class AnswerChecker:
-    """Checks answers of one log; fastest in the order in which they were given."""
+    """Checks answers of one log; fastest in the order in which they were given.
+
+    Policies are read once: for a log that still grows, use a new checker.
+    """
 
     def __init__(self, log: Log, config: Config, features: FeatureSet) -> None:
         self._log, self._config = log, config
@@ -83,23 +86,20 @@ class AnswerChecker:
         return self._replica.pipeline
 
     def check(self, impression: Impression, place: tuple[int, int]) -> AnswerCheck:
-        """``explain`` for an impression that is already read. Policies are read at the first call only: for a
-        log that still grows, use a new checker."""
+        """``explain`` for an impression that is already read, without ``scores``."""
         check = AnswerCheck(impression.request_id, impression=impression, place=place)
-        if self._policies is None:
-            self._policies = list(known_policies(self._log, self._config, self._labels))
         try:
-            self._recompute(check, impression, self._policies)
+            self._recompute(check, impression)
         except (NotReconstructible, ValueError) as error:
             check.why = str(error)
         return check
 
     def explain(self, request_id: str, user_id: Id | None = None) -> AnswerCheck:
+        """Finds an answer on the log or in the archive, and checks it."""
         check = AnswerCheck(request_id)
         try:
             check.place, check.impression = self._find(request_id, user_id)
-            policies = known_policies(self._log, self._config, self._labels)
-            self._recompute(check, check.impression, policies)
+            self._recompute(check, check.impression)
         except (NotReconstructible, ValueError) as error:
             check.why = str(error)
             self._check_scores(check)
@@ -120,15 +120,15 @@ class AnswerChecker:
             "is wrong, retention has dropped it before it was archived, or its user was forgotten"
         )
 
-    def _recompute(
-        self, check: AnswerCheck, impression: Impression, policies: Iterable[Policies]
-    ) -> None:
+    def _recompute(self, check: AnswerCheck, impression: Impression) -> None:
         stamp, asked = impression.stamp, impression.asked
         if stamp is None or asked is None:
             raise NotReconstructible(
                 "the impression doesn't hold its request: it is older than that field"
             )
-        check.policy = policy_of(policies, impression.user_id, stamp)
+        if self._policies is None:
+            self._policies = list(known_policies(self._log, self._config, self._labels))
+        check.policy = policy_of(self._policies, impression.user_id, stamp)
         check.session = self._sessions.of(impression)
         pipeline = self._replica.at(stamp, asked)
         check.query = query_of(impression, check.session, check.policy)
@@ -162,26 +162,25 @@ class AnswerChecker:
     def _archived(self, request_id: str) -> Impression | None:
         import pyarrow.compute as pc
 
-        from training.archive.writer import archived_rows
-
-        if not self._archive.exists():
-            return None
         is_wanted = (pc.field("request_id") == request_id) & (pc.field("type") == "impression")
-        rows = archived_rows(self._archive, EVENTS, ["value"], is_wanted)
+        rows = self._archived_events(["value"], is_wanted)
         impressions = (impression_of(value, request_id) for (value,) in rows)
         return next((impression for impression in impressions if impression is not None), None)
 
     def _archived_records(self, partition: int, key: bytes, before: int) -> Iterable[Record]:
         import pyarrow.compute as pc
 
-        from training.archive.writer import archived_rows
-
-        if not before or not self._archive.exists():
-            return []
         is_wanted = (
             (pc.field("partition") == partition)
             & (pc.field("offset") < before)
             & (pc.field("key") == key)
         )
-        rows = archived_rows(self._archive, EVENTS, ("offset", "key", "value"), is_wanted)
+        rows = self._archived_events(["offset", "key", "value"], is_wanted) if before else []
         return [Record(*row) for row in rows]
+
+    def _archived_events(self, columns: list[str], is_wanted: Any) -> Iterable[tuple[Any, ...]]:
+        from training.archive.writer import archived_rows
+
+        if not self._archive.exists():
+            return []
+        return archived_rows(self._archive, EVENTS, columns, is_wanted)

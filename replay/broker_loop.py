@@ -58,17 +58,10 @@ class BrokerLoop:
         self.joiner = JoinerLoop(log, config, features, self._clock)
         self.sequencer = SequencerLoop(log, config, features, self._clock)
         self._partitions = config.log.partitions
-        self._workers = [
-            Worker(
-                rank,
-                _WORKERS,
-                log,
-                shards.client(rank),
-                Learner(build_model(features, config.model)),
-                config,
-            )
-            for rank in range(_WORKERS)
-        ]
+        self._workers = []
+        for rank in range(_WORKERS):
+            learner = Learner(build_model(features, config.model))
+            self._workers.append(Worker(rank, _WORKERS, log, shards.client(rank), learner, config))
         self._threads, self._shards = ThreadPoolExecutor(_WORKERS), shards
 
     def advance(self, now_ms: int) -> list[StepDelta]:
@@ -122,14 +115,14 @@ class Shards:
         self.spec, self._token = spec, secrets.token_hex(16)
         self._durable: list[DurableShard] = []
         self._servers: list[SocketServer] = []
+
+        def publish(deltas: Sequence[bytes]) -> None:
+            log.append(DELTAS, [Append(0, spec.line.encode(), delta) for delta in deltas])
+
         for part in range(spec.parts):
             home = ShardStorage(folder / "snapshots", folder / f"{part}.wal")
-            shard = DurableShard(
-                part_of(spec, part),
-                home,
-                lambda values: _publish(log, spec.line, values),
-                dense if part == 0 else None,
-            )
+            own_dense = dense if part == 0 else None
+            shard = DurableShard(part_of(spec, part), home, publish, own_dense)
             self._durable.append(shard)
             self._servers.append(SocketServer(ShardService(shard, self._token)))
 
@@ -137,10 +130,7 @@ class Shards:
         """Client of one worker."""
         who = WorkerId(rank, _WORKERS, 1)
         channels = [
-            SocketChannel(
-                partial(getattr, server, "address"),
-                partial(hello, self.spec, part, who),
-            )
+            SocketChannel(partial(getattr, server, "address"), partial(hello, self.spec, part, who))
             for part, server in enumerate(self._servers)
         ]
         return ShardedClient(self.spec, channels, who)
@@ -304,7 +294,3 @@ def _valkey(folder: Path, config: Config) -> Iterator[RedisFoldStore]:
     finally:
         store.close()
         server.stop()
-
-
-def _publish(log: Log, line: str, values: Any) -> None:
-    log.append(DELTAS, [Append(0, line.encode(), value) for value in values])

@@ -22,9 +22,9 @@ from recsys.config.system_config import Config, digest
 from recsys.events.dedupe import RecentIds
 from recsys.events.event_types import Impression, Rejected, decode
 from recsys.events.hashing import Id, key_of, uniform
-from recsys.events.records import EVENTS, EXAMPLES
+from recsys.events.records import EVENTS, EXAMPLES, unpack
 from recsys.features.feature_set import FeatureSet
-from recsys.log.protocol import Log, Record, newest_first
+from recsys.log.protocol import Log, Record, newest_first, read_range
 from recsys.process.log_consumer import UNREADABLE
 from replay.answer_check import EQUAL, AnswerChecker
 from serving.reconstruction.counterfactual_propensities import (
@@ -49,6 +49,7 @@ SAMPLED: Final = "of users who are left out: --lists"
 MAX_GONE_SHARE: Final = 0.1  # of the tried lists: beyond, the remaining ones may be biased
 _MARGIN_MS: Final = 60_000
 _READ: Final = 1_000
+_END: Final = 1 << 62
 _READ_NEAR: Final = 20  # records read at once around a chosen one: most are skipped
 _RECENT: Final = 100_000  # request ids of a partition kept to drop duplicates, as in the joiner
 _TOLERANCE: Final = 1e-9
@@ -103,7 +104,7 @@ def _ended_ms(log: Log, window_ms: int) -> dict[int, int]:
     ended_ms = {}
     for partition in range(log.partitions(EXAMPLES)):
         newest = islice(newest_first(log, EXAMPLES, partition), 1)
-        times = [_closed_decoder.decode(record.value).closed_ms for record in newest]
+        times = [_closed_ms(record.value) for record in newest]
         ended_ms[partition] = max(times, default=0) - window_ms
     return ended_ms
 
@@ -113,9 +114,8 @@ def chosen(
 ) -> list[tuple[Place, Impression]]:
     """The impressions to judge, by place. Others are dropped at once except their user id: an impression
     holds all its features."""
-    places = _sampled(
-        _usable(log, target, _ended_ms(log, window_ms), left_out), max_lists, left_out
-    )
+    usable = _usable(log, target, _ended_ms(log, window_ms), left_out)
+    places = _sampled(usable, max_lists, left_out)
     impressions = list(_at(log, places))
     if lost := len(places) - len(impressions):
         left_out[GONE] += lost  # their users were deleted meanwhile
@@ -130,16 +130,14 @@ def _impressions(
         seen = RecentIds(_RECENT)
         from_ms = target.from_ms - _MARGIN_MS
         offset = first_at(log, EVENTS, partition, from_ms, served_ms_of)
-        while records := log.read(EVENTS, partition, offset, _READ):
-            for record in records:
-                event = _impression(record.value)
-                if event is None or not _inside(event.time_ms, target):
-                    continue
-                if seen.add(event.request_id):
-                    yield (partition, record.offset), event
-                else:
-                    left_out[REPEATED] += 1
-            offset = records[-1].offset + 1
+        for record in read_range(log, EVENTS, partition, offset, _END, _READ):
+            event = _impression(record.value)
+            if event is None or not _inside(event.time_ms, target):
+                continue
+            if seen.add(event.request_id):
+                yield (partition, record.offset), event
+            else:
+                left_out[REPEATED] += 1
 
 
 def _impression(value: bytes) -> Impression | None:
@@ -191,10 +189,8 @@ def _at(log: Log, places: Sequence[Place]) -> Iterator[tuple[Place, Impression]]
             records = log.read(EVENTS, partition, offset, _READ_NEAR)
             records_by_offset = {record.offset: record for record in records}
             reached = partition, max(records_by_offset, default=offset)
-        impression = (
-            _impression(records_by_offset[offset].value) if offset in records_by_offset else None
-        )
-        if impression is not None:
+        record = records_by_offset.get(offset)
+        if record is not None and (impression := _impression(record.value)) is not None:
             yield place, impression
 
 
@@ -245,26 +241,20 @@ def _rewards(
     rewards_by_place, shown = dict[tuple[Place, int], float](), defaultdict[int, float](float)
     worth = [(labels.index(label), weight) for label, weight in target.reward.items()]
     for partition in range(log.partitions(EXAMPLES)):
-        offset = first_at(
-            log, EXAMPLES, partition, target.from_ms, lambda v: _closed_decoder.decode(v).closed_ms
-        )
-        while records := log.read(EXAMPLES, partition, offset, _READ):
-            for record in records:
-                try:
-                    example = _example_decoder.decode(record.value)
-                except UNREADABLE:  # a tombstone of a deleted user
-                    continue
-                place = (example.partition, example.offset)
-                if place not in weighed:
-                    continue
-                rewards_by_place[place, example.index] = sum(
-                    w * example.labels[at] for at, w in worth
+        offset = first_at(log, EXAMPLES, partition, target.from_ms, _closed_ms)
+        for record in read_range(log, EXAMPLES, partition, offset, _END, _READ):
+            try:
+                example = unpack(record.value, _LoggedExample)
+            except UNREADABLE:  # a tombstone of a deleted user
+                continue
+            place = (example.partition, example.offset)
+            if place not in weighed:
+                continue
+            rewards_by_place[place, example.index] = sum(w * example.labels[at] for at, w in worth)
+            if not example.correction:
+                shown[example.index] += represented_examples(
+                    example.labels, example.kept, example.sampled_out
                 )
-                if not example.correction:
-                    shown[example.index] += represented_examples(
-                        example.labels, example.kept, example.sampled_out
-                    )
-            offset = records[-1].offset + 1
     return rewards_by_place, shown
 
 
@@ -276,20 +266,13 @@ def _as_lists(
 ) -> WeightedLists:
     size = max((len(weights.ratios_R) for _, weights in weighed.values()), default=0)
     shape = (len(weighed), size)
-    ratios, expected_rewards, expected, unsupported, rewards = (np.zeros(shape) for _ in range(5))
-    ended = np.zeros(shape, np.bool_)
-    ratios[:] = 1.0
+    ratios, ended = np.ones(shape), np.zeros(shape, np.bool_)
+    expected_rewards, expected, unsupported, rewards = (np.zeros(shape) for _ in range(4))
     for row, (place, (_, weights)) in enumerate(weighed.items()):
-        num_ranks = len(weights.ratios_R)
-        ratios[row, :num_ranks], expected_rewards[row, :num_ranks] = (
-            weights.ratios_R,
-            weights.predicted_R,
-        )
-        expected[row, :num_ranks] = weights.expected_R
-        unsupported[row, :num_ranks], ended[row, :num_ranks] = (
-            weights.unsupported_R,
-            weights.ended_R,
-        )
+        own = (row, slice(len(weights.ratios_R)))
+        ratios[own], ended[own] = weights.ratios_R, weights.ended_R
+        expected_rewards[own], expected[own] = weights.predicted_R, weights.expected_R
+        unsupported[own] = weights.unsupported_R
         rewards[row] = [rewards_by_place.get((place, rank), 0.0) for rank in range(size)]
     reach = np.array([min(1.0, shown[r] / max(1, len(weighed))) for r in range(size)])
     users = np.array([user for user, _ in weighed.values()], np.int64)
@@ -303,5 +286,5 @@ class _Closed(msgspec.Struct):
     closed_ms: int = 0
 
 
-_example_decoder: Any = msgspec.msgpack.Decoder(_LoggedExample)
-_closed_decoder: Any = msgspec.msgpack.Decoder(_Closed)
+def _closed_ms(example: bytes) -> int:
+    return unpack(example, _Closed).closed_ms

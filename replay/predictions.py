@@ -18,7 +18,7 @@ from numpy.typing import ArrayLike, NDArray
 from recsys.events.hashing import Id
 from recsys.model import prediction_metrics as metrics
 
-_COLUMNS: Final = ("request_id", "user_id", "item_id", "time_ms", "line", "version")
+COLUMNS: Final = ("request_id", "user_id", "item_id", "time_ms", "line", "version")
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Predictions:
                 f"scores are of {sorted(self.scores)}, expected those of the labels {sorted(self.labels)}"
             )
         rows = len(self.request_id)
-        columns = {name: getattr(self, name) for name in _COLUMNS}
+        columns = {name: getattr(self, name) for name in COLUMNS}
         columns |= {f"score_{label}": column for label, column in self.scores.items()}
         columns |= {f"label_{label}": column for label, column in self.labels.items()}
         for name, column in columns.items():
@@ -49,7 +49,7 @@ class Predictions:
 
     def rows(self, chosen: NDArray[Any]) -> "Predictions":
         """Selected rows, by a mask or positions."""
-        take = {name: np.asarray(getattr(self, name), _type_of(name))[chosen] for name in _COLUMNS}
+        take = {name: np.asarray(getattr(self, name), _type_of(name))[chosen] for name in COLUMNS}
         return Predictions(
             **take,
             scores={label: np.asarray(column)[chosen] for label, column in self.scores.items()},
@@ -133,7 +133,7 @@ def write_predictions(file: Path, predictions: Predictions) -> None:
     import pyarrow.parquet as pq
 
     columns: dict[str, Any] = {}
-    for name in _COLUMNS:
+    for name in COLUMNS:
         column = getattr(predictions, name)
         columns[name] = _ids(column) if name in ("user_id", "item_id") else pa.array(column)
     for label in predictions.scores:
@@ -150,13 +150,13 @@ def read_predictions(file: Path) -> Predictions:
     import pyarrow.parquet as pq
 
     table = pq.read_table(file)
-    for name in _COLUMNS:
+    for name in COLUMNS:
         if name not in table.column_names:
             columns = ", ".join(table.column_names)
             raise ValueError(f"{file}: no column {name!r}, expected it beside {columns}")
     labels = [name[6:] for name in table.column_names if name.startswith("score_")]
     return Predictions(
-        **{name: table[name].to_pylist() for name in _COLUMNS},
+        **{name: table[name].to_pylist() for name in COLUMNS},
         scores={label: table[f"score_{label}"].to_numpy() for label in labels},
         labels={label: table[f"label_{label}"].to_numpy() for label in labels},
     )

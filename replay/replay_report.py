@@ -86,33 +86,6 @@ def _about(
     }
 
 
-def print_report(report: dict[str, Any], replayed: ReplayResult) -> None:
-    """Prints the first lines of the report as a table."""
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(
-        title=f"{report['rows']:,} scores, {replayed.steps:,} steps, {report['seconds']} s"
-    )
-    for column in ("label", "rows", "AUC", "by user", "log loss", "calibration"):
-        table.add_column(column, justify="left" if column == "label" else "right")
-    for label, measured in report["labels"].items():
-        table.add_row(label, *_cells(measured))
-        for name, inner in measured["slices"].items():
-            if label == next(iter(report["labels"])):
-                table.add_row(f"  {name}", *_cells(inner))
-    console = Console()
-    console.print(table)
-    if "against" in report:
-        console.print(report["against"])
-
-
-def _cells(measured: dict[str, Any]) -> list[str]:
-    names = ("auc", "grouped_auc", "log_loss", "calibration")
-    numbers = [measured.get(name) for name in names]
-    return [f"{measured.get('rows', 0):,}", *("–" if x is None else f"{x:.4f}" for x in numbers)]
-
-
 def with_bar(events: Iterator[Event]) -> Iterator[Event]:
     """The events, with a progress bar that counts impressions and shows event time."""
     from rich.console import Console

@@ -15,12 +15,11 @@ from numpy.typing import NDArray
 from recsys.config.system_config import Config, JoinConfig, StepConfig
 from recsys.events.event_types import Engagement, Event, Item, User
 from recsys.events.field_schema import CATEGORICAL
-from recsys.events.hashing import Id
 from recsys.features.feature_set import FeatureSet
 from replay.datasets.dataset import Dataset
 from replay.direct_loop import DirectLoop, StepsUntil
 from replay.player import Player, ScoredImpression
-from replay.predictions import Predictions
+from replay.predictions import COLUMNS, Predictions
 
 Progress = Callable[[Iterator[Event]], Iterator[Event]]
 
@@ -62,13 +61,7 @@ class ScoreRecorder:
     def __init__(self, labels: Sequence[str], context_field: str | None) -> None:
         self._places = {label: k for k, label in enumerate(labels)}
         self._context_field = context_field
-        self._requests: list[str] = []
-        self._users: list[Id] = []
-        self._items: list[Id] = []
-        self._times: list[int] = []
-        self._lines: list[str] = []
-        self._versions: list[str] = []
-        self._contexts: list[str] = []
+        self._columns: dict[str, list[Any]] = {name: [] for name in (*COLUMNS, "context")}
         self._scores: list[NDArray[np.float32]] = []
         self._happened: dict[tuple[str, str], int] = {}  # a bit per label
 
@@ -76,14 +69,17 @@ class ScoreRecorder:
         """Adds one impression's scores, a row for each item."""
         impression, version = scored.impression, f"{scored.epoch}.{scored.step}"
         context = str(impression.context.get(self._context_field or "", ""))
-        for served in impression.items:
-            self._requests.append(impression.request_id)
-            self._users.append(impression.user_id)
-            self._items.append(served.item_id)
-            self._times.append(impression.time_ms)
-            self._lines.append(scored.line)
-            self._versions.append(version)
-            self._contexts.append(context)
+        values = {
+            "request_id": impression.request_id,
+            "user_id": impression.user_id,
+            "time_ms": impression.time_ms,
+            "line": scored.line,
+            "version": version,
+            "context": context,
+        }
+        for name, value in values.items():
+            self._columns[name] += [value] * len(impression.items)
+        self._columns["item_id"] += [served.item_id for served in impression.items]
         self._scores.append(scored.probabilities_NL.copy())
 
     def happened(self, engagement: Engagement) -> None:
@@ -95,24 +91,20 @@ class ScoreRecorder:
 
     def predictions(self) -> Predictions:
         """All scores as columns, in the order in which they were added."""
-        rows = zip(self._requests, self._items, strict=True)
+        columns: dict[str, Any] = {name: self._columns[name] for name in COLUMNS}
+        rows = zip(columns["request_id"], columns["item_id"], strict=True)
         bits = np.array([self._happened.get((r, str(i)), 0) for r, i in rows], np.int64)
         width = len(self._places) + 1
         scores = np.concatenate(self._scores or [np.zeros((0, width), np.float32)])
         return Predictions(
-            request_id=self._requests,
-            user_id=self._users,
-            item_id=self._items,
-            time_ms=np.array(self._times, np.int64),
-            line=self._lines,
-            version=self._versions,
+            **columns | {"time_ms": np.array(columns["time_ms"], np.int64)},
             scores={label: scores[:, k] for label, k in self._places.items()},
             labels={label: (bits >> k) & 1 for label, k in self._places.items()},
         )
 
     def contexts(self) -> NDArray[np.str_]:
         """Value of the first context field for each row, "" when missing."""
-        return np.array(self._contexts, np.str_)
+        return np.array(self._columns["context"], np.str_)
 
 
 def config_for(dataset: Dataset, options: ReplayOptions, base: Config) -> Config:

@@ -6,7 +6,8 @@ append times, and those order the moments.
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any, Final, Protocol, TypeVar, runtime_checkable
+from itertools import islice
+from typing import Any, Final, TypeVar
 
 import msgspec
 
@@ -14,7 +15,7 @@ from recsys.config.system_config import JoinConfig
 from recsys.events.event_types import Engagement, Impression, Rejected, Stamp, decode
 from recsys.events.hashing import Id
 from recsys.events.records import DELTAS, EVENTS, EXAMPLES, STEPS, Example, Step, unpack
-from recsys.log.protocol import Log, Record, read_range
+from recsys.log.protocol import Log, Record, newest_first, read_range
 from recsys.process.log_consumer import UNREADABLE
 from serving.reconstruction.reconstructed_session import find_impression
 from training.lines.offset_lookup import first_at, served_ms_of
@@ -23,13 +24,6 @@ _READ: Final = 500
 _MARGIN_MS: Final = 60_000  # for records out of order
 _MAX_ANSWERS: Final = 200_000  # records scanned in a partition for the first answer of a step
 _STEPS_PER_EPOCH: Final = 1 << 40  # an upper bound
-
-
-@runtime_checkable
-class Dated(Protocol):
-    """A log that keeps append times."""
-
-    def appended_ms(self, topic: str, partition: int, offset: int) -> int | None: ...
 
 
 @dataclass(frozen=True)
@@ -85,11 +79,11 @@ class TimelineReader:
         """Newest request that was learned and published; without one, the newest answer. Raises KeyError when
         there is none."""
         for step in self._newest_steps():
-            for examples in reversed(step.ranges):
-                for record in reversed(
-                    self._records(EXAMPLES, examples.partition, examples.start, examples.stop)
+            for cut in reversed(step.ranges):
+                for record in newest_first(
+                    self._log, EXAMPLES, cut.partition, cut.start, cut.stop, _READ
                 ):
-                    example = _unpacked(record, Example)
+                    example = _read(record.value, Example)
                     if example is not None and not example.correction:
                         return example.request_id
         newest = (self._newest_answer(p) for p in range(self._log.partitions(EVENTS)))
@@ -102,11 +96,7 @@ class TimelineReader:
         about: dict[str, Any] = {"items": [str(served.item_id) for served in impression.items]}
         about |= {"surface": impression.surface, "degraded": impression.degraded}
         if impression.stamp is not None:
-            about |= {
-                "line": impression.stamp.line,
-                "epoch": impression.stamp.epoch,
-                "step": impression.stamp.step,
-            }
+            about |= _version(impression.stamp)
         return self._moment("impression", impression.time_ms, (EVENTS, partition, offset), about)
 
     def _engagements(self, partition: int, offset: int, impression: Impression) -> Iterator[Moment]:
@@ -161,7 +151,7 @@ class TimelineReader:
         )
         name = impression.request_id.encode()
         for record in self._until(EXAMPLES, partition, begin, impression.time_ms, _closed_ms):
-            example = _unpacked(record, Example) if name in record.value else None
+            example = _read(record.value, Example) if name in record.value else None
             if example is None or example.request_id != impression.request_id:
                 continue
             about: dict[str, Any] = {"item_id": str(example.item_id), "labels": example.labels}
@@ -174,46 +164,41 @@ class TimelineReader:
         begin = first_at(self._log, STEPS, 0, impression.time_ms - _MARGIN_MS, _time_ms)
         moments, left = list[Moment](), set(offsets)
         for record in self._all(STEPS, 0, begin):
-            step = _unpacked(record, Step)
+            step = _read(record.value, Step)
             if step is None or step.line != self._line:
                 continue
-            ranges = [examples for examples in step.ranges if examples.partition == partition]
-            own = [
-                o
-                for o in offsets
-                if any(examples.start <= o < examples.stop for examples in ranges)
-            ]
+            ranges = [cut for cut in step.ranges if cut.partition == partition]
+            own = [o for o in offsets if any(cut.start <= o < cut.stop for cut in ranges)]
             if not own:
                 if not left and step.time_ms > impression.time_ms + self._reach_ms:
                     break
                 continue
             left -= set(own)
-            about = {"line": step.line, "epoch": step.epoch, "step": step.step}
-            about |= {"examples": step.examples, "own": len(own), "lanes": step.lanes}
+            about = _version(step) | {"examples": step.examples, "own": len(own)}
+            about |= {"lanes": step.lanes}
             moments.append(self._moment("step", step.time_ms, (STEPS, 0, record.offset), about))
         return moments
 
     def _deltas(self, epoch: int, step: int) -> list[Moment]:
         wanted = epoch * _STEPS_PER_EPOCH + step
 
+        def own(value: bytes) -> _Delta | None:
+            delta = _read(value, _Delta)
+            return delta if delta is not None and delta.line == self._line else None
+
         def number(value: bytes) -> int | None:
-            delta = _decoded(value, _delta)
-            return (
-                None
-                if delta is None or delta.line != self._line
-                else delta.epoch * _STEPS_PER_EPOCH + delta.step
-            )
+            delta = own(value)
+            return None if delta is None else delta.number
 
         moments = list[Moment]()
         for record in self._all(DELTAS, 0, first_at(self._log, DELTAS, 0, wanted - 2, number)):
-            delta = _decoded(record.value, _delta)
-            if delta is None or delta.line != self._line:
+            if (delta := own(record.value)) is None:
                 continue
-            if delta.epoch * _STEPS_PER_EPOCH + delta.step > wanted + 2:
+            if delta.number > wanted + 2:
                 break
-            if (delta.epoch, delta.step) == (epoch, step):
-                about = {"line": delta.line, "epoch": epoch, "step": step, "part": delta.part}
-                about |= {"parts": delta.parts, "bytes": len(record.value)}
+            if delta.number == wanted:
+                about = _version(delta) | {"part": delta.part, "parts": delta.parts}
+                about |= {"bytes": len(record.value)}
                 place = (DELTAS, 0, record.offset)
                 moments.append(self._moment("delta", delta.time_ms, place, about))
         return moments
@@ -230,28 +215,25 @@ class TimelineReader:
         for count, record in enumerate(self._all(EVENTS, partition, begin)):
             if count >= _MAX_ANSWERS:
                 break
-            answer = _decoded(record.value, _answer)
+            answer = _read(record.value, _Answer)
             stamp = None if answer is None else answer.stamp
             if answer is None or stamp is None or stamp.line != self._line:
                 continue
-            if stamp.epoch > epoch or (stamp.epoch == epoch and stamp.step >= step):
-                about = {"line": stamp.line, "epoch": stamp.epoch, "step": stamp.step}
-                about |= {"request_id": answer.request_id, "of_step": step}
-                return self._moment(
-                    "stamp", answer.time_ms, (EVENTS, partition, record.offset), about
-                )
+            if (stamp.epoch, stamp.step) >= (epoch, step):
+                about = _version(stamp) | {"request_id": answer.request_id, "of_step": step}
+                place = (EVENTS, partition, record.offset)
+                return self._moment("stamp", answer.time_ms, place, about)
         return None
 
     def _moment(
         self, what: str, event_ms: int, place: tuple[str, int, int], about: dict[str, Any]
     ) -> Moment:
-        at_ms = self._log.appended_ms(*place) if isinstance(self._log, Dated) else None
+        appended_ms = getattr(self._log, "appended_ms", None)  # not every log keeps append times
+        at_ms = None if appended_ms is None else appended_ms(*place)
         return Moment(what, event_ms if at_ms is None else at_ms, event_ms, place, about)
 
     def _all(self, topic: str, partition: int, offset: int) -> Iterator[Record]:
-        while records := self._log.read(topic, partition, offset, _READ):
-            yield from records
-            offset = records[-1].offset + 1
+        return read_range(self._log, topic, partition, offset, 1 << 62, _READ)
 
     def _until(
         self,
@@ -268,35 +250,21 @@ class TimelineReader:
                 return
             yield record
 
-    def _records(self, topic: str, partition: int, start: int, stop: int) -> list[Record]:
-        start = max(start, self._log.begin(topic, partition))
-        return list(read_range(self._log, topic, partition, start, stop))
-
     def _newest_steps(self) -> Iterator[Step]:
         """Steps of the newest published deltas, newest first."""
-        end = self._log.end(DELTAS, 0)
-        start = max(self._log.begin(DELTAS, 0), end - _READ)
-        deltas = [_decoded(r.value, _delta) for r in self._records(DELTAS, 0, start, end)]
-        published = {
-            (delta.epoch, delta.step) for delta in deltas if delta and delta.line == self._line
-        }
-        end = self._log.end(STEPS, 0)
-        start = max(self._log.begin(STEPS, 0), end - 2 * _READ)
-        for record in reversed(self._records(STEPS, 0, start, end)):
-            step = _unpacked(record, Step)
-            if step and step.line == self._line and (step.epoch, step.step) in published:
+        newest = islice(newest_first(self._log, DELTAS, 0, first=_READ), _READ)
+        deltas = [_read(record.value, _Delta) for record in newest]
+        published = {delta.number for delta in deltas if delta and delta.line == self._line}
+        for record in islice(newest_first(self._log, STEPS, 0, first=2 * _READ), 2 * _READ):
+            step = _read(record.value, Step)
+            number = step.epoch * _STEPS_PER_EPOCH + step.step if step else None
+            if step and step.line == self._line and number in published:
                 yield step
 
     def _newest_answer(self, partition: int) -> "_Answer | None":
-        begin, stop = self._log.begin(EVENTS, partition), self._log.end(EVENTS, partition)
-        while stop > begin:
-            start = max(begin, stop - _READ)
-            for record in reversed(self._records(EVENTS, partition, start, stop)):
-                if answer := _decoded(record.value, _answer):
-                    assert isinstance(answer, _Answer)
-                    return answer
-            stop = start
-        return None
+        newest = newest_first(self._log, EVENTS, partition, first=_READ)
+        answers = (_read(record.value, _Answer) for record in newest)
+        return next((answer for answer in answers if answer is not None), None)
 
 
 class _Answer(msgspec.Struct, tag="impression", tag_field="type"):
@@ -315,38 +283,37 @@ class _Delta(msgspec.Struct):
     parts: int
     time_ms: int = 0
 
+    @property
+    def number(self) -> int:
+        """Order of steps over all epochs."""
+        return self.epoch * _STEPS_PER_EPOCH + self.step
+
 
 class _Times(msgspec.Struct):
     closed_ms: int | None = None  # of an example
     time_ms: int | None = None
 
 
-_answer = msgspec.msgpack.Decoder(_Answer)
-_delta = msgspec.msgpack.Decoder(_Delta)
-_times = msgspec.msgpack.Decoder(_Times)
-Unpacked = TypeVar("Unpacked", Example, Step)
+Value = TypeVar("Value", bound=msgspec.Struct)
 
 
-def _decoded(value: bytes, decoder: Any) -> Any:
+def _read(value: bytes, kind: type[Value]) -> Value | None:
+    """The record; None for another kind, and for a tombstone of a deleted user."""
     try:
-        return decoder.decode(value)
+        return unpack(value, kind)
     except UNREADABLE:
         return None
 
 
 def _closed_ms(value: bytes) -> int | None:
-    times: _Times | None = _decoded(value, _times)
+    times = _read(value, _Times)
     return None if times is None else times.closed_ms
 
 
 def _time_ms(value: bytes) -> int | None:
-    times: _Times | None = _decoded(value, _times)
+    times = _read(value, _Times)
     return None if times is None else times.time_ms
 
 
-def _unpacked(record: Record, kind: type[Unpacked]) -> Unpacked | None:
-    """None for a tombstone of a deleted user, too."""
-    try:
-        return unpack(record.value, kind)
-    except UNREADABLE:
-        return None
+def _version(record: Stamp | Step | _Delta) -> dict[str, Any]:
+    return {"line": record.line, "epoch": record.epoch, "step": record.step}

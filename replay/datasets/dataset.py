@@ -29,7 +29,6 @@ class Dataset(Protocol):
     name: str
     window_s: float  # event time after which an impression without a label is a negative
     all_shown: bool  # every served item was shown
-    vectors: dict[str, int]  # fields that are vectors, with their length
     utc_offset_h: float  # begin of its days
     dead_letters: Counter[str]  # lines that the last ``events`` skipped, by reason
     repeats: int  # repeated events that the last ``events`` dropped

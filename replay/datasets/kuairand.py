@@ -72,7 +72,6 @@ class KuaiRand:
         self.labels = list(LABELS)
         self.window_s = WINDOW_S
         self.all_shown = True
-        self.vectors: dict[str, int] = {}
         self.utc_offset_h = 8.0
         self.dead_letters: Counter[str] = Counter()
         self.repeats = frames.repeats

@@ -9,9 +9,10 @@ import math
 from dataclasses import dataclass, field
 from typing import Final
 
+from recsys.client import Recommendations
 from recsys.events.event_types import Engagement, Item
 from recsys.events.hashing import uniform
-from replay.simulation.viewer import Answer, Viewer
+from replay.simulation.viewer import Viewer
 from replay.simulation.world import World
 
 _FIRST_GUESS: Final = 0.3  # events a second of one viewer, before the first lists are measured
@@ -111,7 +112,7 @@ class Crowd:
         self._pacer.spend(left - spare)
         return work
 
-    def answered(self, viewer: Viewer, answer: Answer, now_ms: int) -> None:
+    def answered(self, viewer: Viewer, answer: Recommendations, now_ms: int) -> None:
         """Must be called when a viewer's list arrives."""
         reactions = viewer.take(answer, now_ms)
         ends = [event.time_ms for event in reactions if event.kind == "view"]

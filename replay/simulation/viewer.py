@@ -4,33 +4,15 @@ A viewer has no clock and does no I/O: ``wants_list`` and ``due`` return what it
 """
 
 import heapq
-from collections.abc import Mapping, Sequence
-from typing import Any, Final, Protocol
+from typing import Final
 
+from recsys.client import Recommendations
 from recsys.events.event_types import Engagement
 from recsys.events.hashing import Id, uniform
 from replay.simulation.world import World
 
 _PAUSE_MS: Final = 400  # between the end of a list and the next request
 _NEVER: Final = 2**62
-
-
-class Shown(Protocol):
-    """One item of a list. Empty ``fields``: only its id is known."""
-
-    @property
-    def item_id(self) -> Id: ...
-    @property
-    def fields(self) -> Mapping[str, Any]: ...
-
-
-class Answer(Protocol):
-    """A list that was served."""
-
-    @property
-    def request_id(self) -> str: ...
-    @property
-    def items(self) -> Sequence[Shown]: ...
 
 
 class Viewer:
@@ -75,7 +57,7 @@ class Viewer:
         """Must be called when a request is sent in its name."""
         self._waiting = True
 
-    def take(self, answer: Answer, now_ms: int) -> list[Engagement]:
+    def take(self, answer: Recommendations, now_ms: int) -> list[Engagement]:
         """Takes a list; returns the engagements that will follow. An empty list ends the visit."""
         request_id, ids = answer.request_id, [item.item_id for item in answer.items]
         for item in answer.items:

@@ -1,19 +1,21 @@
 """``recsys replay DATA``: replays a data set in event time: scores each example, then learns from it."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from rich.console import Console
 from typer import Argument, Option
 
 from recsys.config.system_config import ModelConfig
 from replay.datasets.dataset import DataError, Dataset
 from replay.datasets.open_dataset import open_dataset
 from replay.predictions import Predictions, read_predictions, write_predictions, write_report
-from replay.replay_report import print_report, report_of, with_bar
+from replay.replay_report import report_of, with_bar
 from replay.replay_run import ReplayOptions, ReplayResult, replay_data
 from runtime.cli.common import check_folders, exit_on
 from runtime.jobs.time_option import parse_time
+from runtime.reports.tables import plain_table
 
 
 def replay(
@@ -62,7 +64,7 @@ def replay(
     if digest:
         typer.echo(replayed.digest)
     else:
-        print_report(metrics, replayed)
+        _print(metrics, replayed)
 
 
 def _parse_version(text: str | None) -> int | None:
@@ -112,3 +114,24 @@ def _run(dataset: Dataset, options: ReplayOptions) -> ReplayResult:
 
         return replay_through_broker(dataset, options, with_bar)
     return replay_data(dataset, options, progress=with_bar)
+
+
+def _print(report: dict[str, Any], replayed: ReplayResult) -> None:
+    """Prints the first lines of the report as a table."""
+    numbers = ("rows", "AUC", "by user", "log loss", "calibration")
+    first, rows = next(iter(report["labels"]), None), []
+    for label, measured in report["labels"].items():
+        rows.append((label, *_cells(measured)))
+        if label == first:
+            rows += [(f"  {name}", *_cells(inner)) for name, inner in measured["slices"].items()]
+    title = f"{report['rows']:,} scores, {replayed.steps:,} steps, {report['seconds']} s"
+    console = Console()
+    console.print(plain_table(("label", *numbers), rows, title=title, right=numbers))
+    if "against" in report:
+        console.print(report["against"])
+
+
+def _cells(measured: dict[str, Any]) -> list[str]:
+    names = ("auc", "grouped_auc", "log_loss", "calibration")
+    numbers = [measured.get(name) for name in names]
+    return [f"{measured.get('rows', 0):,}", *("–" if x is None else f"{x:.4f}" for x in numbers)]

@@ -5,16 +5,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from recsys.client import Recommendations
 from recsys.events.event_types import Engagement
 from recsys.events.hashing import Id
-from replay.simulation.viewer import Answer, Viewer
+from replay.simulation.viewer import Viewer
 from replay.simulation.world import World
 
 
 class Api(Protocol):
     """The calls that a viewer makes to a server: ``recsys.client.Client`` implements them."""
 
-    def recommend(self, user_id: Id, n: int) -> Answer: ...
+    def recommend(self, user_id: Id, n: int) -> Recommendations: ...
 
     def send_events(self, events: Sequence[Engagement]) -> Any: ...
 
