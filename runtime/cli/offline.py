@@ -3,13 +3,15 @@
 from typing import Any
 
 from runtime.cli.common import JsonOption, exit_on, options_from, print_json
-from runtime.jobs.offline_job import OfflineOptions, run
-from runtime.reports.offline_progress import print_summary
+from runtime.jobs.offline_options import OfflineOptions
 
 
 @options_from(OfflineOptions)
 def offline(json: JsonOption = False, **values: Any) -> None:
     """Trains a candidate, with early stopping on the last day. An interrupted job is continued."""
+    from runtime.jobs.offline_job import run
+    from runtime.reports.offline_progress import print_summary
+
     options = OfflineOptions(**values)
     with exit_on(ValueError), exit_on(RuntimeError, status=1):
         result = run(options)

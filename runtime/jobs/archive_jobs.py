@@ -9,33 +9,38 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from recsys.config.system_config import Config
+from recsys.events.hashing import uniform
+from recsys.events.records import Example, pack, unpack
 from recsys.features.feature_set import FeatureSet
-from recsys.features.feature_set_file import FILE, feature_set
+from recsys.features.feature_set_file import FILE, encode_feature_set, feature_set
+from recsys.process.part_process import write_atomically
 from runtime.supervision import launch_plan
-from training.archive.audit import TOLERANCE, AuditReport
+from serving.reconstruction.reconstructed_replica import NotReconstructible
+from serving.reconstruction.reconstructed_session import ReconstructedSessions
+from serving.sessions.session_fold import fold_event, shown_keys
+from training.archive.audit import TOLERANCE, Audit, AuditReport, is_sampled
+from training.archive.backfill import Backfill
+from training.archive.files import FORMAT, beside, files_of
+from training.archive.raw_events import ArchiveSource
+from training.archive.recompute import (
+    CantRecompute,
+    CountersAsOf,
+    Folds,
+    PlacedImpression,
+    Recomputer,
+    SessionsAsOf,
+    split_by_counter_offsets,
+)
 
 
 def audit_features(
     folder: Path, share: float, limit: int, tolerance: float = TOLERANCE, file: Path | None = None
 ) -> AuditReport:
     """Compares logged with recomputed features, for a hashed sample of the archived impressions."""
-    from recsys.events.hashing import uniform
-    from serving.reconstruction.reconstructed_replica import NotReconstructible
-    from serving.reconstruction.reconstructed_session import ReconstructedSessions
-    from serving.sessions.session_fold import fold_event, shown_keys
-    from training.archive.audit import Audit, is_sampled
-    from training.archive.raw_events import ArchiveSource
-    from training.archive.recompute import (
-        CantRecompute,
-        CountersAsOf,
-        Folds,
-        PlacedImpression,
-        Recomputer,
-        split_by_counter_offsets,
-    )
-
     archive, config = archive_of(folder), config_of(folder)
     features = features_of(folder, config, file)
     source = ArchiveSource(archive)
@@ -104,20 +109,6 @@ def backfill(
     The new archive has the layout and schema of the old one, which isn't changed. Returns the numbers of
     examples kept, filled in, and left out by reason.
     """
-    from recsys.features.feature_set_file import encode_feature_set
-    from recsys.process.part_process import write_atomically
-    from serving.sessions.session_fold import fold_event, shown_keys
-    from training.archive.backfill import Backfill
-    from training.archive.files import files_of
-    from training.archive.raw_events import ArchiveSource
-    from training.archive.recompute import (
-        CountersAsOf,
-        Folds,
-        Recomputer,
-        SessionsAsOf,
-        split_by_counter_offsets,
-    )
-
     archive, config = archive_of(folder), config_of(folder)
     features = features_of(folder, config, file)
     source = ArchiveSource(archive)
@@ -151,10 +142,6 @@ def _is_within(path: Path, first: str | None, until: str | None) -> bool:
 
 def _examples(path: Path) -> Iterator[Any]:
     """Yields the examples of a file, None for a record of another type."""
-    import pyarrow.parquet as pq
-
-    from recsys.events.records import Example, unpack
-
     with pq.ParquetFile(path) as file:
         for batch in file.iter_batches(columns=["type", "value"], use_threads=False):
             for kind, value in zip(*(column.to_pylist() for column in batch.columns), strict=True):
@@ -163,12 +150,6 @@ def _examples(path: Path) -> Iterator[Any]:
 
 def _write_filled(path: Path, target: Path, fill: Any) -> None:
     """Copies a file with filled examples; drops examples that can't be filled, keeps other records."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    from recsys.events.records import pack
-    from training.archive.files import FORMAT, beside
-
     with pq.ParquetFile(path) as file:
         table = file.read()
     values: list[bytes | None] = []

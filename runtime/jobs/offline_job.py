@@ -6,15 +6,27 @@ See docs/how-to/offline.md. The same options find an earlier, unfinished job and
 import os
 import subprocess
 import time
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Annotated, Any, Final
+from typing import Any, Final
 
 import typer
-from typer import Option
 
+from recsys.clock import wall_ms
+from recsys.config.loader import load
 from recsys.config.system_config import Config, ModelConfig
+from recsys.features.feature_builder import FeatureBuilder
+from recsys.features.feature_set import FeatureSet
+from recsys.features.feature_set_file import FILE, feature_set
+from recsys.model.student_model import student_model
+from replay.datasets.open_dataset import open_dataset
+from replay.offline_examples import cache_dataset
+from replay.replay_report import with_bar
+from replay.replay_run import ReplayOptions, config_for
+from runtime.jobs.offline_options import OfflineOptions
 from runtime.jobs.time_option import parse_time
 from runtime.reports.offline_progress import (
     ProgressFileFollower,
@@ -23,65 +35,22 @@ from runtime.reports.offline_progress import (
     summary,
 )
 from runtime.supervision import launch_plan
+from training.candidates.registry import Registry, iso, new_name
+from training.offline import archive as archives
+from training.offline import job as jobs
+from training.offline.cache import Cache
+from training.offline.distill import SHARE, checked_share
+from training.offline.loop import Plan
+from training.offline.teacher_labels import choose_teacher
 
-NOW: Final = "now"  # up to the newest archived event
 _WORK: Final = ".work"  # within the registry, which all nodes reach
 
 
-@dataclass(frozen=True)
-class OfflineOptions:
-    """Options of `recsys offline`. Times are unparsed: a data set has a time zone of its own."""
-
-    data: Annotated[Path | None, Option(help="Archive or data set; by default STATE/archive.")] = (
-        None
-    )
-    until: Annotated[
-        str,
-        Option(help="Event time to learn up to, e.g. 2026-11-25T00:00; now: all archived events."),
-    ] = NOW
-    registry: Annotated[
-        Path | None, Option(help="Candidate registry; default: STATE/registry or registry.")
-    ] = None
-    from_: Annotated[str | None, Option("--from", help="First event time; default: all.")] = None
-    epochs: Annotated[int, Option(help="Maximum; the last day decides when to stop.")] = 3
-    workers: Annotated[int, Option(help="Ray Train workers; 0: this process.")] = 1
-    cpus_per_worker: Annotated[float, Option(help="CPUs that Ray reserves per worker.")] = 1.0
-    features: Annotated[str, Option(help="ids, ids+history or all; default: STATE's.")] = ""
-    state: Annotated[Path | None, Option(help="System whose configuration to use.")] = None
-    config: Annotated[str, Option(help="laptop, cluster, or the path of a YAML file.")] = "laptop"
-    init: Annotated[str | None, Option(help="Candidate or snapshot folder to start from.")] = None
-    step_examples: Annotated[int, Option(help="Examples per step.")] = 64
-    checkpoint_every: Annotated[int, Option(help="Steps between two checkpoints.")] = 500
-    tables: Annotated[str, Option(help="torchrec, or own: the shards' tables.")] = "torchrec"
-    allow_gaps: Annotated[bool, Option("--allow-gaps", help="Learn with missing examples.")] = False
-    propose: Annotated[Path | None, Option(help="Propose the candidate to this system.")] = None
-    student: Annotated[
-        str, Option(help="Train a smaller model by distillation, e.g. dim=8,hidden=64x32.")
-    ] = ""
-    teacher: Annotated[
-        str, Option(help="Teacher candidate; by default the live line, as it served.")
-    ] = ""
-    teacher_share: Annotated[
-        float | None,
-        Option(help="Weight of the teacher in the student's targets, 0 to 1; default 0.5."),
-    ] = None
-
-    @property
-    def data_folder(self) -> Path:
-        """Folder of the examples. Raises ValueError without --data and --state."""
-        if self.data is None and self.state is None:
-            raise ValueError("give --state FOLDER, of a system, or --data FOLDER")
-        return self.data or (self.state or Path()) / "archive"
-
-    @property
-    def registry_folder(self) -> Path:
-        return self.registry or (self.state or Path()) / "registry"
+Examples = tuple[FeatureSet, str, Callable[[Path], Cache]]  # with the cache's key and maker
 
 
 def run(options: OfflineOptions) -> dict[str, Any]:
     """Trains the candidate; returns its summary. Raises ValueError for bad input."""
-    from training.offline import job as jobs
-
     _check(options)
     started = time.monotonic()
     work = options.registry_folder.resolve() / _WORK
@@ -103,14 +72,8 @@ def run(options: OfflineOptions) -> dict[str, Any]:
 
 
 def _check(options: OfflineOptions) -> None:
-    for name in ("epochs", "step_examples", "checkpoint_every"):
-        if (value := getattr(options, name)) < 1:
-            raise ValueError(f"--{name.replace('_', '-')} is {value}, expected 1 or more")
-    if options.workers < 0 or options.cpus_per_worker <= 0:
-        raise ValueError(
-            f"--workers is {options.workers} and --cpus-per-worker {options.cpus_per_worker}, expected 0 or "
-            "more and more than 0"
-        )
+    if options.cpus_per_worker <= 0:
+        raise ValueError(f"--cpus-per-worker is {options.cpus_per_worker}, expected more than 0")
     if options.tables not in ("torchrec", "own"):
         raise ValueError(f"--tables is {options.tables!r}, expected 'torchrec' or 'own'")
     if not options.student and (options.teacher or options.teacher_share is not None):
@@ -131,22 +94,19 @@ def _check(options: OfflineOptions) -> None:
 
 def _begin(options: OfflineOptions, work: Path) -> Path:
     """Caches the examples and creates the job's folder, or finds the folder of the same job."""
-    from training.candidates.registry import new_name
-    from training.offline import job as jobs
-    from training.offline.archive import is_archive
-    from training.offline.loop import Plan
-    from training.offline.teacher_labels import choose_teacher
-
-    config = _config(options)
+    config, data = _config(options), options.data_folder
     model, share = _student(options, config.model)
-    prepare = _cache_archive if is_archive(options.data_folder) else _cache_dataset
-    features, cache, keeps_cache = prepare(options, config, work)
+    of_archive = archives.is_archive(data)
+    examples = _archive_examples if of_archive else _dataset_examples
+    features, key, make = examples(options, config)
+    with jobs.locked(work / "examples"):
+        cache = jobs.cached(work, key, make)
     model, teacher_config = replace(model, features=features.kind), None
     registry = options.registry_folder
     if options.student:
         system = replace(config.model, features=features.kind)
         teacher_config = choose_teacher(options.teacher, share, system, features, registry, cache)
-    now_ms = int(time.time() * 1000)
+    now_ms = wall_ms()
     job = jobs.Job(
         registry=str(registry.resolve()),
         cache=str(cache.folder),
@@ -162,7 +122,7 @@ def _begin(options: OfflineOptions, work: Path) -> Path:
         tables=options.tables,
         init=_init(options),
         teacher_config=teacher_config,
-        keeps_cache=keeps_cache,
+        keeps_cache=not of_archive,
         name=new_name("student" if teacher_config else "offline", now_ms),
         made_ms=now_ms,
         code=code_version(),
@@ -177,10 +137,6 @@ def _student(options: OfflineOptions, system: ModelConfig) -> tuple[ModelConfig,
 
     Raises ValueError for invalid options, before hours of examples are read.
     """
-    from recsys.model.student_model import student_model
-    from training.candidates.registry import Registry
-    from training.offline.distill import SHARE, checked_share
-
     if not options.student:
         return system, 0.0
     if options.teacher:
@@ -191,8 +147,6 @@ def _student(options: OfflineOptions, system: ModelConfig) -> tuple[ModelConfig,
 
 def _config(options: OfflineOptions) -> Config:
     """The state folder's configuration, or the one named by ``--config``."""
-    from recsys.config.loader import load
-
     if options.state is None:
         return load(options.config)
     try:
@@ -201,12 +155,7 @@ def _config(options: OfflineOptions) -> Config:
         return replace(load(options.config), state=str(options.state))
 
 
-def _cache_archive(options: OfflineOptions, config: Config, work: Path) -> tuple[Any, Any, bool]:
-    from recsys.features.feature_builder import FeatureBuilder
-    from recsys.features.feature_set_file import FILE, feature_set
-    from training.offline import archive as archives
-    from training.offline import job as jobs
-
+def _archive_examples(options: OfflineOptions, config: Config) -> Examples:
     data = options.data_folder
     beside = data.resolve().parent
     if options.state is None and (beside / FILE).exists():
@@ -216,18 +165,16 @@ def _cache_archive(options: OfflineOptions, config: Config, work: Path) -> tuple
         features = replace(features, kind=options.features)
     span = archives.Range(_until_ms(options), parse_time(options.from_, 0.0))
     horizon_ms = int(config.join.horizon_s * 1000)
-    key = jobs.cache_key(
-        archives.fingerprint(data, span), features, config.join, options.allow_gaps
-    )
+    source = archives.fingerprint(data, span)
+    key = jobs.cache_key(source, features, config.join, options.allow_gaps)
     dense = FeatureBuilder(features).dense_width
 
-    def make(folder: Path) -> Any:
+    def make(folder: Path) -> Cache:
         return archives.cache_archive(
             data, folder, features, dense, horizon_ms, span, options.allow_gaps
         )
 
-    with jobs.locked(work / "examples"):
-        return features, jobs.cached(work, key, make), False
+    return features, key, make
 
 
 def _until_ms(options: OfflineOptions) -> int:
@@ -236,29 +183,18 @@ def _until_ms(options: OfflineOptions) -> int:
     ``now`` is the newest archived event, and is printed: later the same command has another end, and begins
     another job.
     """
-    from training.candidates.registry import iso
-    from training.offline.archive import newest
-
-    if options.until != NOW:
+    if options.until != "now":
         until_ms = parse_time(options.until, 0.0)
         assert until_ms is not None
         return until_ms
-    until_ms = newest(options.data_folder)
+    until_ms = archives.newest(options.data_folder)
     typer.echo(f"learns all archived events, until {iso(until_ms)}", err=True)
     return until_ms
 
 
-def _cache_dataset(options: OfflineOptions, config: Config, work: Path) -> tuple[Any, Any, bool]:
-    from recsys.features.feature_set import FeatureSet
-    from recsys.features.feature_set_file import feature_set
-    from replay.datasets.open_dataset import open_dataset
-    from replay.offline_examples import cache_dataset
-    from replay.replay_report import with_bar
-    from replay.replay_run import ReplayOptions, config_for
-    from training.offline import job as jobs
-
+def _dataset_examples(options: OfflineOptions, config: Config) -> Examples:
     data = options.data_folder
-    if options.until == NOW:
+    if options.until == "now":
         raise ValueError(f"--until is now, and {data} is a data set: give its last time")
     dataset = open_dataset(data)
     if options.state is not None and not options.features:
@@ -274,17 +210,14 @@ def _cache_dataset(options: OfflineOptions, config: Config, work: Path) -> tuple
     source = repr((data.resolve().as_posix(), files, from_ms, until_ms))
     key = jobs.cache_key(source, features, played.join, False)
 
-    def make(folder: Path) -> Any:
+    def make(folder: Path) -> Cache:
         return cache_dataset(dataset, folder, features, played, from_ms, until_ms, with_bar)
 
-    with jobs.locked(work / "examples"):
-        return features, jobs.cached(work, key, make), True
+    return features, key, make
 
 
 def _init(options: OfflineOptions) -> tuple[str, str, str] | None:
     """Folder, line and version of the snapshot to start from."""
-    from training.candidates.registry import Registry
-
     registry = options.registry_folder
     if options.init is None:
         return None
@@ -339,8 +272,7 @@ def code_version() -> str:
     except PackageNotFoundError:
         package = "unknown"
     command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short=12", "HEAD"]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=5)
-    except (OSError, subprocess.SubprocessError):
-        return package
-    return f"{package}+{done.stdout.strip()}" if done.returncode == 0 else package
+    with suppress(OSError, subprocess.SubprocessError):
+        done = subprocess.run(command, capture_output=True, text=True, timeout=5, check=True)
+        return f"{package}+{done.stdout.strip()}"
+    return package

@@ -8,7 +8,7 @@ import numpy as np
 
 from recsys.config.system_config import Config
 from recsys.features import feature_set_file as feature_sets
-from runtime.jobs.offline_job import OfflineOptions
+from runtime.jobs.offline_options import OfflineOptions
 from tests.support.archived_examples import COUNT, MINUTE_MS, archived
 from tests.support.small_feed import FEATURES, START_MS
 from training.candidates.registry import Registry

@@ -271,7 +271,7 @@ def test_two_at_once_are_refused(system: Path, tmp_path: Path) -> None:
     [
         (["--until", "tomorrow"], "is no time"),
         (["--until", "2023-11-16", "--workers", "0"], "before --until 2023-11-16"),
-        (["--until", "2023-11-15", "--epochs", "0"], "--epochs is 0"),
+        (["--until", "2023-11-15", "--epochs", "0"], "Invalid value for '--epochs'"),
         (["--until", "2023-11-15", "--tables", "gold"], "expected 'torchrec' or 'own'"),
         (["--until", "2023-11-15", "--init", "cand-7"], "neither a candidate in"),
         (["--until", "2023-11-15", "--features", "ids"], "feature set is"),
