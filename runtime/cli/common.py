@@ -11,9 +11,10 @@ import msgspec
 import typer
 from typer import Option
 
+from recsys.log.protocol import Log, LogLost, LogUnavailable
+
 if TYPE_CHECKING:
     from recsys.config.system_config import Config
-    from recsys.log.protocol import Log
 
 StateOption = Annotated[Path, Option(help="State folder of the system.")]
 StateOverride = Annotated[Path | None, Option(help="State folder; by default the configuration's.")]
@@ -29,7 +30,9 @@ RequestUserOption = Annotated[
 
 @contextmanager
 def exit_on(*errors: type[Exception], status: int = 2) -> Iterator[None]:
-    """Turns these errors into one line on stderr and an exit status."""
+    """Turns these errors, by default those of a system's folder and log, into one line on stderr and an exit
+    status."""
+    errors = errors or (OSError, ValueError, KeyError, LogLost, LogUnavailable)
     try:
         yield
     except errors as error:
@@ -42,13 +45,9 @@ def exit_on(*errors: type[Exception], status: int = 2) -> Iterator[None]:
 @contextmanager
 def with_system(state: Path) -> "Iterator[tuple[Config, Log]]":
     """Opens a system's configuration and log; prints errors in one line and exits with status 2."""
-    from recsys.log.protocol import LogLost, LogUnavailable
     from runtime.supervision.launch_plan import open_system
 
-    with (
-        exit_on(OSError, ValueError, KeyError, LogLost, LogUnavailable),
-        open_system(state) as system,
-    ):
+    with exit_on(), open_system(state) as system:
         yield system
 
 

@@ -22,7 +22,7 @@ from runtime.jobs.director_requests import (
     request_experiment,
 )
 from runtime.reports.experiment_page import page
-from runtime.reports.experiment_power import PowerQuestion, power_from_log, power_from_numbers
+from runtime.reports.experiment_power import power_from_log, power_from_numbers
 from runtime.reports.experiment_summary import read_report, start_ms_on, summary_row
 from runtime.reports.experiment_table import list_table, power_table, report_tables
 from runtime.reports.interleaving_report import read_interleaving
@@ -92,10 +92,9 @@ def power(
 
     From a system's log, where users return; or from a given mean and deviation, where each user comes once.
     """
-    question = PowerQuestion(effect, wanted)
     with exit_on(ValueError):
         if mean or sd or users_per_day:
-            answer = power_from_numbers(question, mean, sd, users_per_day, days)
+            answer = power_from_numbers(mean, sd, users_per_day, days, effect, wanted)
         else:
             with with_system(state) as (config, log):
                 experiment = (
@@ -106,7 +105,7 @@ def power(
                         f"{name} is an interleaving, expected an experiment of arms: see `recsys study "
                         "interleaving` for how many lists it takes"
                     )
-                answer = power_from_log(question, log, labels_of(config), experiment, metric)
+                answer = power_from_log(log, labels_of(config), experiment, metric, effect, wanted)
     if json:
         print_json(answer)
     else:

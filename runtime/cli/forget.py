@@ -7,9 +7,8 @@ import typer
 from typer import Argument, Option
 
 from recsys.client import ApiError
-from recsys.log.protocol import LogLost, LogUnavailable
 from runtime.cli.common import StateOption, exit_on
-from runtime.jobs.user_deletion import Refused, forget_user
+from runtime.jobs.user_deletion import forget_user
 
 
 def forget(
@@ -24,6 +23,6 @@ def forget(
     ] = False,
 ) -> None:
     """Deletes a user: session and rows at once, log and archive at their next compaction."""
-    with exit_on(Refused, FileNotFoundError, ApiError, LogLost, LogUnavailable):
+    with exit_on(), exit_on(ApiError):
         for line in forget_user(user, state, unlearn):
             typer.echo(line)

@@ -37,20 +37,21 @@ _HELP = {
     "study": "Measures the value of freshness and other design choices.",
     "bench": "Benchmarks speed against common alternatives.",
 }
-# Commands that aren't the function ``runtime.cli.NAME:NAME``.
+# Modules of commands that aren't in ``runtime.cli.NAME``.
 _ELSEWHERE = {
-    "demo": "runtime.demo.demo:demo",
-    "shadow": "runtime.cli.candidates:shadow",
-    "propose": "runtime.cli.candidates:propose",
-    "approve": "runtime.cli.candidates:approve",
-    "rollback": "runtime.cli.candidates:rollback",
-    "study": "benchmarks.study:study",
-    "bench": "benchmarks.bench:bench",
+    "demo": "runtime.demo.demo",
+    "study": "benchmarks.study",
+    "bench": "benchmarks.bench",
+    **dict.fromkeys(("status", "metrics", "restart", "down"), "runtime.cli.system"),
+    **dict.fromkeys(("explain", "trace", "counterfactual"), "runtime.cli.requests"),
+    **dict.fromkeys(("shadow", "propose", "approve", "rollback"), "runtime.cli.candidates"),
+    **dict.fromkeys(("audit", "backfill"), "runtime.cli.archive"),
 }
 # name → (module:attribute, help). The attribute is a function with typer annotations, or a typer.Typer with
 # commands of its own.
 COMMANDS = {
-    name: (_ELSEWHERE.get(name, f"runtime.cli.{name}:{name}"), help) for name, help in _HELP.items()
+    name: (f"{_ELSEWHERE.get(name, f'runtime.cli.{name}')}:{name}", help)
+    for name, help in _HELP.items()
 }
 
 

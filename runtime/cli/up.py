@@ -22,7 +22,7 @@ from recsys.features.feature_set_file import feature_set
 from recsys.observability.log_lines import log_to_file
 from recsys.observability.span_export import check_installed
 from recsys.process.part_process import run_folder
-from runtime.cli.common import ConfigOption, StateOverride
+from runtime.cli.common import ConfigOption, StateOverride, fail
 from runtime.reports.status_table import exposure_warning, parts_table
 from runtime.supervision import launch_plan, run_file
 from runtime.supervision.acceptance_file import check_accepted
@@ -83,7 +83,7 @@ def start(
             try:
                 resolved, plan = _plan(config, viewers, only or [], control_room)
             except (PortTaken, ValueError) as error:
-                console.print(f"[red]recsys:[/red] {error}", highlight=False)
+                fail(error)
                 return 2 if isinstance(error, ConfigError) else 1
             launch_plan.write(resolved, plan)
             if warning := exposure_warning(resolved):
@@ -163,20 +163,16 @@ class _ChangeLines:
 def _report_running(config: Config, console: Console) -> int:
     running = run_file.read(config.state)
     if running is None:
-        console.print("[red]recsys:[/red] another `recsys up` is just starting here")
+        fail("another `recsys up` is just starting here")
         return 1
     resolved, _ = launch_plan.read(config.state)
     console.print(parts_table(running, resolved))
     if running.asked != digest(config):
-        console.print(
-            f"[red]recsys:[/red] {config.state} runs with another configuration: "
-            f"`recsys down --state {config.state}` first",
-            highlight=False,
+        fail(
+            f"{config.state} runs with another configuration: `recsys down --state {config.state}` first"
         )
         return 1
-    console.print(
-        f"already running, supervised by process {running.supervisor.pid}", highlight=False
-    )
+    typer.echo(f"already running, supervised by process {running.supervisor.pid}")
     return 0
 
 
@@ -195,9 +191,7 @@ def _detach(config: Config, console: Console) -> int:
         if running is not None and running.supervisor.pid == process.pid:
             if running.ready:
                 console.print(parts_table(running, config))
-                console.print(
-                    f"runs in the background; `recsys down --state {config.state}` stops it"
-                )
+                typer.echo(f"runs in the background; `recsys down --state {config.state}` stops it")
                 return 0
             if running.lost:
                 break
@@ -209,9 +203,7 @@ def _detach(config: Config, console: Console) -> int:
         outcome = "exited"
     elif running is not None and running.lost:
         outcome = "can't get ready, and waits for `recsys down`"
-    console.print(
-        f"[red]recsys:[/red] the supervisor {outcome}; see {folder}/up.log and {folder}/up.out"
-    )
+    fail(f"the supervisor {outcome}; see {folder}/up.log and {folder}/up.out")
     return 1
 
 

@@ -1,17 +1,16 @@
 """Counts the events, examples and steps on the log and in the archive since a mark. Read-only."""
 
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 import msgspec
 
-from recsys.config.system_config import Config
 from recsys.events.hashing import Id
 from recsys.events.records import DEAD_LETTERS, DELTAS, EVENTS, EXAMPLES, STEPS, Step, unpack
-from recsys.log.protocol import Log
+from recsys.log.protocol import Log, read_range
+from training.archive.writer import archived_rows
 
 _READ: Final = 2_000
 _DERIVED: Final = ":long_view"  # suffix of ids of events that the server derives from views
@@ -70,7 +69,7 @@ class LogAccounting:
         ids: set[str] = set()
         impressions = degraded = 0
         for partition, offset, value in self._since(EVENTS):
-            event = _event.decode(value)
+            event = unpack(value, _Event)
             if event.type == "impression":
                 impressions += 1
                 degraded += bool(event.degraded)
@@ -83,8 +82,6 @@ class LogAccounting:
 
     def archived(self, folder: Path, events: EventCounts) -> int:
         """Number of these engagements that are in the archive."""
-        from training.archive.writer import archived_rows
-
         columns = ("partition", "offset")
         return len(events.places.intersection(archived_rows(folder, EVENTS, columns)))
 
@@ -100,7 +97,7 @@ class LogAccounting:
         """Maps (request, item) to (partition, offset) of its first example."""
         places: dict[tuple[str, str], tuple[int, int]] = {}
         for partition, offset, value in self._since(EXAMPLES):
-            example = _example.decode(value)
+            example = unpack(value, _Example)
             if not example.correction:
                 places.setdefault((example.request_id, str(example.item_id)), (partition, offset))
         return places
@@ -114,7 +111,7 @@ class LogAccounting:
         start = max(self._log.begin(DELTAS, 0), self._log.end(DELTAS, 0) - records)
         metrics = {}
         for _, _, value in self._read(DELTAS, 0, start):
-            delta = _delta.decode(value)
+            delta = unpack(value, _Delta)
             if delta.part == 0:
                 metrics[delta.line, delta.step] = delta.metrics
         return list(metrics.values())
@@ -124,30 +121,12 @@ class LogAccounting:
         start = self._log.begin(DEAD_LETTERS, 0)
         return sum(1 for _ in self._read(DEAD_LETTERS, 0, start))
 
-    def _since(self, topic: str) -> Iterable[tuple[int, int, bytes]]:
+    def _since(self, topic: str) -> Iterator[tuple[int, int, bytes]]:
         for (marked, partition), start in self._mark.items():
             if marked == topic:
                 yield from self._read(topic, partition, start)
 
-    def _read(self, topic: str, partition: int, offset: int) -> Iterable[tuple[int, int, bytes]]:
-        while records := self._log.read(topic, partition, offset, _READ if topic != DELTAS else 20):
-            for record in records:
-                yield partition, record.offset, record.value
-            offset = records[-1].offset + 1
-
-
-@contextmanager
-def open_accounting(config: Config) -> Iterator[LogAccounting]:
-    """Opens a configuration's log, with the mark at its current ends."""
-    from recsys.process.open_log import open_log
-
-    log = open_log(config)
-    try:
-        yield LogAccounting(log)
-    finally:
-        log.close()
-
-
-_event = msgspec.msgpack.Decoder(_Event)
-_example = msgspec.msgpack.Decoder(_Example)
-_delta = msgspec.msgpack.Decoder(_Delta)
+    def _read(self, topic: str, partition: int, offset: int) -> Iterator[tuple[int, int, bytes]]:
+        most = _READ if topic != DELTAS else 20
+        for record in read_range(self._log, topic, partition, offset, 1 << 62, most):
+            yield partition, record.offset, record.value

@@ -96,13 +96,13 @@ class Viewer:
 
     def await_session(self, user_id: str, item_id: Id) -> float:
         """Polls the session until it has the item, 5 s at most; returns the time."""
-        since_s = self.clock.now_s()
+        until_s = self.clock.now_s() + _LOST_S
         while True:
             recent = self._recent(user_id)
             now_s = self.clock.now_s()
-            if any(str(entry["item_id"]) == str(item_id) for entry in recent[:3]):
-                return now_s
-            if now_s - since_s > _LOST_S:
+            if now_s > until_s or any(
+                str(entry["item_id"]) == str(item_id) for entry in recent[:3]
+            ):
                 return now_s
             self.clock.sleep(_POLL_S)
 
@@ -263,15 +263,11 @@ def delay_figures(
     session, served = sampled.to_session_ms, delays
     return {
         "samples": figures.at_least(len(session), 100),
-        "click_to_session_p50_ms": Figure(_rounded(figures.percentile(session, 0.5))),
+        "click_to_session_p50_ms": Figure(figures.rounded(figures.percentile(session, 0.5), 1)),
         "click_to_session_p95_ms": figures.at_most(
             figures.percentile(session, 0.95), SESSION_BAR_MS
         ),
-        "click_to_served_p50_ms": Figure(_rounded(figures.percentile(served, 0.5))),
+        "click_to_served_p50_ms": Figure(figures.rounded(figures.percentile(served, 0.5), 1)),
         "click_to_served_p95_ms": figures.at_most(figures.percentile(served, 0.95), SERVED_BAR_MS),
         "background_events_per_s": figures.at_least(events_per_s, 0.8 * asked_per_s),
     }
-
-
-def _rounded(value: float | None) -> float | None:
-    return None if value is None else round(value, 1)

@@ -31,19 +31,19 @@ class Verdict(msgspec.Struct, frozen=True, kw_only=True):
 
 def at_most(value: float | None, bar: float) -> Figure:
     """A figure that fails where it wasn't measured."""
-    return Figure(_rounded(value), bar, value is not None and value <= bar)
+    return Figure(rounded(value), bar, value is not None and value <= bar)
 
 
 def at_least(value: float | None, bar: float) -> Figure:
-    return Figure(_rounded(value), bar, value is not None and value >= bar)
+    return Figure(rounded(value), bar, value is not None and value >= bar)
 
 
 def equal(value: int, bar: int) -> Figure:
     return Figure(value, bar, value == bar)
 
 
-def _rounded(value: float | None) -> float | None:
-    return None if value is None else round(value, 3)
+def rounded(value: float | None, digits: int = 3) -> float | None:
+    return None if value is None else round(value, digits)
 
 
 def percentile(values: Sequence[float], share: float) -> float | None:

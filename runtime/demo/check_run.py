@@ -2,7 +2,7 @@
 
 import logging
 import time
-from dataclasses import dataclass, field
+from contextlib import closing
 from pathlib import Path
 from typing import Final
 
@@ -11,10 +11,11 @@ from rich.console import Console
 from recsys.client import Client
 from recsys.config.system_config import Config
 from recsys.features.feature_set_file import feature_set
+from recsys.process.open_log import open_log
 from replay import warmup
 from runtime.demo import check as checks
 from runtime.demo import check_figures as figures
-from runtime.demo.accounting import LogAccounting, open_accounting
+from runtime.demo.accounting import LogAccounting
 from runtime.demo.check import Clock, Counts, FreshnessSample, VersionProbe, Viewer
 from runtime.demo.check_figures import Figure, Verdict
 from runtime.demo.crowd_process import BackgroundCrowd
@@ -30,47 +31,39 @@ _ARCHIVED_S: Final = 30.0
 _DEGRADED: Final = 0.01
 
 
-@dataclass
-class _Measured:
-    """Results so far."""
-
-    figures: dict[str, Figure] = field(default_factory=dict)
-    data: str = ""
-
-
 def run_check(settings: Config, limit: int, console: Console, began_s: float) -> Verdict:
     """Runs the check. Errors become a failed figure; raises on an interrupt only."""
-    measured = _Measured()
+    results, state = dict[str, Figure](), Path(settings.state)
     try:
         with running_system(settings, 0.0, limit, console):
-            config, _ = launch_plan.read(settings.state)
-            _measure(config, measured, console)
+            config, _ = launch_plan.read(state)
+            _measure(config, results, console)
     except Exception as error:
         logging.getLogger(__name__).exception("the check failed")
-        measured.figures["failed"] = Figure(f"{type(error).__name__}: {error}"[:500], ok=False)
+        results["failed"] = Figure(f"{type(error).__name__}: {error}"[:500], ok=False)
     seconds = time.monotonic() - began_s
-    measured.figures["seconds"] = figures.at_most(seconds, 600.0)
+    results["seconds"] = figures.at_most(seconds, 600.0)
+    progress = warmup.read_progress(state)
     return Verdict(
-        ok=all(figure.ok for figure in measured.figures.values()),
-        figures=measured.figures,
+        ok=all(figure.ok for figure in results.values()),
+        figures=results,
         seconds=round(seconds, 1),
-        data=measured.data,
+        data=progress.source if progress else "",
         log=settings.log.url.partition(":")[0],
     )
 
 
-def _measure(config: Config, measured: _Measured, console: Console) -> None:
-    state, results = Path(config.state), measured.figures
+def _measure(config: Config, results: dict[str, Figure], console: Console) -> None:
+    state, counts = Path(config.state), Counts()
     progress = warmup.read_progress(state)
     assert progress is not None
-    measured.data = progress.source
     warm = gather(state).served
     results["warm_step"] = figures.at_least(warm.step if warm else None, 1)
-    counts = Counts()
     with (
-        open_accounting(config) as accounting,
+        closing(open_log(config)) as log,
         Client(launch_plan.feed_url(config), timeout_s=10.0) as client,
     ):
+        accounting = LogAccounting(log)
         # Each impression of a data set has a view: examples that the joiner lost would be missing here.
         warm_examples = accounting.examples_before()
         results["warm_examples"] = figures.at_least(warm_examples, 0.95 * progress.impressions)

@@ -18,6 +18,7 @@ from rich.console import Console
 from typer import Option
 
 from recsys.config.system_config import Config
+from runtime.cli.common import fail
 from runtime.demo import demo_data
 from runtime.demo.demo_system import NotReady, check_lost, running_system
 from runtime.reports.status_table import dashboard_address
@@ -57,7 +58,7 @@ def demo(
     except KeyboardInterrupt:
         raise typer.Exit(0) from None
     except (NotReady, ValueError) as error:
-        console.print(f"[red]recsys:[/red] {error}", highlight=False)
+        fail(error)
         raise typer.Exit(1) from error
 
 

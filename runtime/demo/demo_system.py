@@ -9,6 +9,9 @@ from typing import Any, Final
 from rich.console import Console
 
 from recsys.config.system_config import Config
+from recsys.features.feature_set import FeatureSet
+from recsys.features.feature_set_file import feature_set, write_feature_set
+from recsys.process.open_log import open_log
 from replay import warmup
 from runtime.demo import demo_data
 from runtime.supervision import launch_plan, run_file
@@ -47,9 +50,6 @@ def running_system(
 
 def _warmup_data(settings: Config, limit: int, console: Console) -> Any:
     """Chooses data and feature set; None where the folder is warm already."""
-    from recsys.features.feature_set import FeatureSet
-    from recsys.features.feature_set_file import write_feature_set
-
     state = Path(settings.state)
     begun = warmup.read_progress(state)
     if begun is not None and begun.done:
@@ -67,20 +67,14 @@ def _warmup_data(settings: Config, limit: int, console: Console) -> Any:
 
 def _warm_up(config: Config, data: Any, console: Console) -> None:
     """Writes the data to the log, and waits until every part has processed it."""
-    from recsys.features.feature_set_file import feature_set
-    from recsys.process.open_log import open_log
-
-    log = open_log(config)
     began = time.monotonic()
     with console.status("warming up") as line:
 
         def report(progress: warmup.Progress) -> None:
             line.update(f"warm-up: {progress.impressions:,} of {progress.expected:,} impressions")
 
-        try:
+        with contextlib.closing(open_log(config)) as log:
             progress = warmup.Warmup(log, feature_set(config), config).run(data, report)
-        finally:
-            log.close()
         wait_until_caught_up(Path(config.state), lambda text: line.update(f"learning: {text}"))
     console.print(
         f"warmed up: {progress.items:,} items, {progress.impressions:,} impressions, "
@@ -137,7 +131,7 @@ def check_lost(lost: Mapping[str, str]) -> None:
 
 def _stop(state: Path, console: Console) -> None:
     """Ends the folder's system, also one whose supervisor is only just starting."""
-    from runtime.cli.down import end
+    from runtime.cli.system import end
 
     for _ in range(50):
         with contextlib.suppress(KeyboardInterrupt):

@@ -4,6 +4,7 @@ See docs/how-to/operations.md for when each kind of data is deleted. A running s
 for a stopped one the request is written to the log, and takes effect at the next start.
 """
 
+from contextlib import closing
 from pathlib import Path
 
 from recsys.clock import wall_ms
@@ -58,8 +59,7 @@ def _delete_on_log(user: str, config: Config, unlearn: bool) -> list[str]:
     from training.deletion.unlearn import unlearn as unlearn_user
     from training.steps.drain import drain
 
-    log, second_reader = open_log(config), open_log(config)
-    try:
+    with closing(open_log(config)) as log, closing(open_log(config)) as second_reader:
         before = request_deletion(log, user, wall_ms())
         lines = [
             f"{user} will be deleted: session and rows when the system runs again",
@@ -73,9 +73,6 @@ def _delete_on_log(user: str, config: Config, unlearn: bool) -> list[str]:
             result = unlearn_user(log, config, features, user, before, wall_ms())
         except (ValueError, OSError) as error:  # CantUnlearn, or an unreadable file
             raise Refused(f"{user} will be deleted, but can't be unlearned: {error}") from error
-    finally:
-        second_reader.close()
-        log.close()
     if result is None:
         return [*lines, "no step of the live model has learned from them: it stays unchanged"]
     lines.append(
