@@ -32,7 +32,7 @@ from recsys.process.part_process import read_beat
 from replay.simulation.world import World
 from runtime.supervision import launch_plan as plans
 from runtime.supervision import run_file
-from runtime.supervision.processes import Identity, kill_session, members_matching
+from runtime.supervision.processes import Identity, kill_session
 
 HOST: Final = "127.0.0.1"
 USERS: Final = 1_000
@@ -85,7 +85,7 @@ class Live:
 
     def processes_matching(self, part: str, words: str) -> list[int]:
         """Processes that a part started whose command lines contain all of these words."""
-        return members_matching(self.leader(part), words)
+        return doors.members_matching(self.leader(part), words)
 
     def replicas(self) -> set[int]:
         """Processes of the replicas; none while Ray is away."""

@@ -11,12 +11,13 @@ import signal
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
 import msgspec
+import psutil
 
 from benchmarks.harness.worker_processes import Messages, reporting_errors
 from recsys.config.system_config import Config, ParameterServerConfig
@@ -25,7 +26,7 @@ from recsys.process.open_log import open_log
 from recsys.process.part_process import run_folder
 from runtime.supervision import launch_plan as plans
 from runtime.supervision.launch_plan import Plan
-from runtime.supervision.processes import Child, end_sessions, members_matching
+from runtime.supervision.processes import Child, Identity, end_sessions, members
 from runtime.supervision.supervisor_loop import ONE_THREAD
 from serving.http_app import build_app
 from serving.service import Service
@@ -226,3 +227,14 @@ def bench_config(state: str, candidates: int, retrieval_shards: int = 0) -> Conf
         ),
         parameter_server=ParameterServerConfig(shards=1),
     )
+
+
+def members_matching(leader: Identity, words: str) -> list[int]:
+    """Members whose command line contains every one of these words."""
+    pids = []
+    for pid in members(leader):
+        with suppress(psutil.Error):
+            line = " ".join(psutil.Process(pid).cmdline())
+            if all(word in line for word in words.split()):
+                pids.append(pid)
+    return pids

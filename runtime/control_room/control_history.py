@@ -1,6 +1,8 @@
 """Histories of ``control`` and ``dead_letters`` for the control room, updated incrementally."""
 
 from collections import deque
+from contextlib import suppress
+from itertools import islice
 from typing import Any, Final
 
 import msgspec
@@ -17,11 +19,12 @@ from recsys.events.control_records import (
     Reaction,
 )
 from recsys.events.records import CONTROL, DEAD_LETTERS, unpack
-from recsys.log.protocol import Log, LogLost
+from recsys.log.protocol import Log, LogLost, newest_first
 from recsys.process.log_consumer import UNREADABLE
 
 MAX_RECORDS: Final = 40  # of each kind
 _MAX_LETTERS: Final = 8
+_MAX_READ: Final = 4 * _MAX_LETTERS  # some can be unreadable
 _DECISIONS: Final = (Live, Candidate, Decision, OperatorRequest)
 
 
@@ -84,33 +87,16 @@ class _Letter(msgspec.Struct):
     time_ms: int = 0
 
 
-class DeadLetterHistory:
-    """Newest dead letters. Starts near the end of the topic; older ones are only counted elsewhere."""
-
-    def __init__(self, log: Log) -> None:
-        self._log = log
-        self._offset = max(log.begin(DEAD_LETTERS, 0), log.end(DEAD_LETTERS, 0) - _MAX_LETTERS)
-        self._newest: deque[dict[str, Any]] = deque(maxlen=_MAX_LETTERS)
-        self._decoder = msgspec.msgpack.Decoder(_Letter)
-
-    def turn(self) -> None:
-        """Reads new records."""
-        try:
-            records = self._log.read(DEAD_LETTERS, 0, self._offset)
-        except LogLost:  # retention has dropped this offset
-            self._offset = self._log.begin(DEAD_LETTERS, 0)
-            return
-        for record in records:
-            self._offset = record.offset + 1
-            try:
-                letter = self._decoder.decode(record.value)
-            except UNREADABLE:
-                continue
-            self._newest.append(_values(record.offset, letter) | {"reason": letter.reason[:200]})
-
-    def panel(self) -> list[dict[str, Any]]:
-        """Plain values, newest first."""
-        return list(reversed(self._newest))
+def newest_dead_letters(log: Log) -> list[dict[str, Any]]:
+    """Newest dead letters as plain values, the newest first."""
+    letters: list[dict[str, Any]] = []
+    with suppress(LogLost):  # retention has dropped them meanwhile
+        for record in islice(newest_first(log, DEAD_LETTERS, 0, first=_MAX_LETTERS), _MAX_READ):
+            with suppress(*UNREADABLE):
+                letter = unpack(record.value, _Letter)
+                values = _values(record.offset, letter) | {"reason": letter.reason[:200]}
+                letters.append(values)
+    return letters[:_MAX_LETTERS]
 
 
 def _values(offset: int, record: msgspec.Struct) -> dict[str, Any]:

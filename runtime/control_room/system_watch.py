@@ -18,7 +18,7 @@ from recsys.log.protocol import Log
 from recsys.process.open_log import open_log
 from recsys.process.part_process import Beat, read_beat
 from runtime.control_room.api_client import ApiConnection
-from runtime.control_room.control_history import ControlHistory, DeadLetterHistory
+from runtime.control_room.control_history import ControlHistory, newest_dead_letters
 from runtime.control_room.experiment_panel import ExperimentPanel
 from runtime.supervision import launch_plan, run_file
 from runtime.supervision.part_metrics import families
@@ -42,7 +42,7 @@ class SystemWatch:
         self._log = log
         url = launch_plan.feed_url(config)
         self._api, self._inspect_api = ApiConnection(url), ApiConnection(url)
-        self._control, self._letters = ControlHistory(log), DeadLetterHistory(log)
+        self._control = ControlHistory(log)
         self._experiments = ExperimentPanel(config, lambda: open_log(config))
         self._status = Status(state=config.state, running=False, ready=False)
         self._alive_until_s, self._up = 0.0, False
@@ -76,7 +76,6 @@ class SystemWatch:
     def panels(self) -> Mapping[str, Any]:
         """Everything of a picture that isn't a sample."""
         self._control.turn()
-        self._letters.turn()
         status, control = self._status, self._control.panel()
         return {
             "running": status.running,
@@ -89,7 +88,7 @@ class SystemWatch:
                 for part in status.parts
             ],
             "control": control,
-            "letters": self._letters.panel(),
+            "letters": newest_dead_letters(self._log),
             "experiments": self._experiments.panel(list(self._control.revisions)),
             "experiments_left_out": self._experiments.left_out,
         }

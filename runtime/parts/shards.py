@@ -12,7 +12,17 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
+import ray
+
 from experiments.promotion.epoch_model import config_at
+from parameter_server.rpc.shard_actor import (
+    NAMESPACE,
+    find_shards,
+    prepare,
+    running_shards,
+    start_shards,
+    stop_shards,
+)
 from parameter_server.shard.shard import ShardSpec
 from recsys.config.system_config import Config
 from recsys.features.feature_set_file import feature_set
@@ -29,18 +39,13 @@ _LOG: Final = logging.getLogger(__name__)
 
 def run(config: Config, stop: Stop) -> None:
     """Starts missing shards, polls their status each second, and reports it in the heartbeat."""
-    import ray
-
-    from parameter_server.rpc.shard_actor import NAMESPACE
-
     config = replace(config, state=str(Path(config.state).resolve()))
     if not ray.is_initialized():
         handler = signal.getsignal(signal.SIGTERM)
         job = ray.job_config.JobConfig(metadata={"part": "shards", "line": MAIN})
         ray.init(namespace=NAMESPACE, log_to_driver=False, job_config=job)
-        signal.signal(
-            signal.SIGTERM, handler
-        )  # Ray's handler would end this process before its shards
+        # Ray's handler would end this process before its shards.
+        signal.signal(signal.SIGTERM, handler)
     log = open_log(config)
     control = ControlReader(log)
     control.turn()
@@ -106,10 +111,6 @@ class ShardGroup:
 
     def start(self) -> bool:
         """Finds the actors, or creates missing ones; returns False where they can't start now."""
-        import ray
-
-        from parameter_server.rpc.shard_actor import find_shards, start_shards
-
         try:
             try:
                 self._handles = find_shards(self._spec)
@@ -129,15 +130,11 @@ class ShardGroup:
 
     def find(self) -> bool:
         """Finds running actors; returns whether there are any."""
-        from parameter_server.rpc.shard_actor import running_shards
-
         self._handles = running_shards(self._spec)
         return bool(self._handles)
 
     def abandon(self) -> None:
         """Releases workers that still learn in this epoch."""
-        import ray
-
         try:
             ray.get([handle.abandon.remote() for handle in self._handles], timeout=_ANSWER_S)
         except ray.exceptions.RayError as error:
@@ -145,23 +142,17 @@ class ShardGroup:
 
     def prepare(self) -> None:
         """Resplits the state after a change of the number of shards: once, before any shard starts."""
-        from parameter_server.rpc.shard_actor import prepare
-
         old = prepare(self._spec, self._config, self._dense)
         if old is not None:
             _LOG.info("%d shards became %d at step %d", old.parts, self._spec.parts, old.step)
 
     def end(self) -> None:
         """Stops every actor with one of the line's names, and so frees the names."""
-        from parameter_server.rpc.shard_actor import running_shards, stop_shards
-
         stop_shards(running_shards(self._spec))
         self._handles = []
 
     def poll(self) -> bool:
         """Updates ``statuses``; returns whether all shards answered."""
-        import ray
-
         pending = [handle.status.remote() for handle in self._handles]
         try:
             self.statuses = ray.get(pending, timeout=_ANSWER_S)

@@ -8,17 +8,10 @@ from html import escape
 from typing import Final
 
 from experiments.statistics.effect import Effect
-from experiments.statistics.readout import BETTER, BROKEN, HARM, MIXED, SAFE, WORSE, Readout
-from runtime.reports.experiment_table import bounds, percent, value
+from experiments.statistics.readout import Readout
+from runtime.reports.experiment_table import ARM_COLUMNS, COLOURS, arm_rows, bounds, percent, value
 
-_TONES: Final = {
-    BETTER: "good",
-    SAFE: "good",
-    WORSE: "bad",
-    MIXED: "bad",
-    HARM: "bad",
-    BROKEN: "bad",
-}
+_TONES: Final = {"green": "good", "red": "bad"}
 _WIDTH, _LEFT, _RIGHT, _ROW, _TOP = 720, 220, 44, 34, 34
 _LONGEST: Final = 28  # characters of a name in a plot; tooltip and table have the full name
 _STYLE: Final = """
@@ -129,18 +122,10 @@ def _reach(values: Sequence[float]) -> float:
 
 
 def _arms(readout: Readout) -> str:
-    rows = [
-        (arm.name, f"{arm.share:.1%}", f"{arm.users:,}", f"{expected:,.0f}", f"{arm.shown:,.0f}")
-        for arm, expected in zip(readout.arms, readout.sample_ratio.expected, strict=True)
-    ]
     alarm = readout.sample_ratio.alarm
-    text = (
-        "user counts don't match the arms' shares"
-        if alarm
-        else "user counts match the arms' shares"
-    )
+    text = f"user counts {'do not' if alarm else 'do'} match the arms' shares"
     tone = "bad" if alarm else "dim"
-    return _table(("arm", "share", "users", "expected", "shown"), rows) + (
+    return _table(ARM_COLUMNS, arm_rows(readout)) + (
         f'<p class="{tone}">{text}: p {readout.sample_ratio.p:.3g}</p>'
     )
 
@@ -169,4 +154,4 @@ def _verdict(verdict: str) -> str:
 
 
 def _tone(verdict: str) -> str:
-    return _TONES.get(verdict, "open")
+    return _TONES.get(COLOURS.get(verdict, ""), "open")

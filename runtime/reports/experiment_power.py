@@ -1,7 +1,6 @@
 """Power analysis of ``recsys experiment power``: from a log, or from given numbers."""
 
 import math
-from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
@@ -16,19 +15,13 @@ from training.outcomes.population import read_population
 _HALVES: Final = (0.5, 0.5)
 
 
-@dataclass(frozen=True)
-class PowerQuestion:
-    """``effect``: relative; 0 takes the one that the experiment is to find. ``wanted``: the power."""
-
-    effect: float
-    wanted: float
-
-
 def power_from_log(
-    question: PowerQuestion, log: Log, labels: tuple[str, ...], experiment: Experiment | None,
-    metric: str,
+    log: Log, labels: tuple[str, ...], experiment: Experiment | None, metric: str, effect: float,
+    wanted: float,
 ) -> dict[str, Any]:  # fmt: skip
     """Power of an experiment's primary metrics, or of one metric with two halves of all users.
+
+    ``effect``: relative; 0 takes the one that the experiment is to find. ``wanted``: the power.
 
     Assumes that users come as they did on the log, for as long. Raises ValueError where the log has too
     little.
@@ -44,23 +37,23 @@ def power_from_log(
     population = read_population(log, labels, primary)
     alpha = metrics.alpha / (len(primary) * (len(arms) - 1))
     eta = eta_of(metrics.find, alpha)
-    effect = question.effect or metrics.find
+    effect = effect or metrics.find
     shares = (min(arms[1:]), arms[0])  # the smallest treatment: larger ones have more power
     rows = []
     for item in primary:
         power = SequentialPower(population.covariance(item), alpha, eta)
         users = population.users * traffic
-        row = _row(item, population.mean(item), power, shares, users, effect, question.wanted)
+        row = _row(item, population.mean(item), power, shares, users, effect, wanted)
         rows.append(row | {"users_needed": math.ceil(row["users_needed"] / sum(shares))})
     return {
         "from": f"{population.users:,} users in {population.days:.3g} days of the log",
-        "traffic": traffic, "arms": len(arms), "alpha": alpha, "power": question.wanted,
+        "traffic": traffic, "arms": len(arms), "alpha": alpha, "power": wanted,
         "effect": effect, "users": round(population.users * traffic), "metrics": rows,
     }  # fmt: skip
 
 
 def power_from_numbers(
-    question: PowerQuestion, mean: float, sd: float, users_per_day: float, days: int
+    mean: float, sd: float, users_per_day: float, days: int, effect: float, wanted: float
 ) -> dict[str, Any]:
     """Power for a user metric with this mean and deviation; each user comes once, two halves are compared.
 
@@ -72,18 +65,18 @@ def power_from_numbers(
     if days < 1:
         raise ValueError(f"--days is {days}, expected 1 or more")
     metrics = Metrics()
-    effect = question.effect or metrics.find
+    effect = effect or metrics.find
     eta = eta_of(metrics.find, metrics.alpha)
     covariance = single_visit_covariance((sd / mean) ** 2, days)
     power = SequentialPower(covariance, metrics.alpha, eta)
     users, given = users_per_day * days, Metric("given", "given")
-    row = _row(given, mean, power, _HALVES, users, effect, question.wanted)
+    row = _row(given, mean, power, _HALVES, users, effect, wanted)
     by_day = power.power(_arms(users, _HALVES), effect)
-    reached = np.flatnonzero(by_day >= question.wanted)
+    reached = np.flatnonzero(by_day >= wanted)
     row["days_needed"] = int(reached[0]) + 1 if len(reached) else None
     return {
         "from": f"given: {users_per_day:g} users a day for {days} days, each of whom comes once",
-        "traffic": 1.0, "arms": 2, "alpha": metrics.alpha, "power": question.wanted,
+        "traffic": 1.0, "arms": 2, "alpha": metrics.alpha, "power": wanted,
         "effect": effect, "users": round(users_per_day * days), "metrics": [row],
     }  # fmt: skip
 

@@ -21,7 +21,10 @@ from experiments.statistics.readout import (
 )
 from runtime.reports.tables import plain_table
 
-_COLOURS = {BETTER: "green", SAFE: "green", WORSE: "red", MIXED: "red", HARM: "red", BROKEN: "red"}
+COLOURS = {BETTER: "green", SAFE: "green", WORSE: "red", MIXED: "red", HARM: "red", BROKEN: "red"}
+
+
+ARM_COLUMNS = ("arm", "share", "users", "expected", "shown")
 
 
 def list_table(rows: Sequence[dict[str, Any]], revision: int) -> Table:
@@ -60,7 +63,7 @@ def power_table(answer: dict[str, Any]) -> Table:
 
 def report_tables(readout: Readout, notes: Sequence[str]) -> list[Table | Text]:
     """Lays out verdict, arms, metrics, days, segments and notes."""
-    colour = _COLOURS.get(readout.verdict, "yellow")
+    colour = COLOURS.get(readout.verdict, "yellow")
     verdict = (f"{readout.experiment}: {readout.verdict}", f"bold {colour}")
     head = Text.assemble(verdict, f"  {readout.hypothesis}")
     parts: list[Table | Text] = [head, *(Text(f"  {why}") for why in readout.why)]
@@ -72,15 +75,18 @@ def report_tables(readout: Readout, notes: Sequence[str]) -> list[Table | Text]:
     return [*parts, *(Text(f"note: {note}", style="dim") for note in notes)]
 
 
+def arm_rows(readout: Readout) -> list[tuple[str, ...]]:
+    """One row of ``ARM_COLUMNS`` per arm."""
+    return [
+        (arm.name, f"{arm.share:.1%}", f"{arm.users:,}", f"{expected:,.0f}", f"{arm.shown:,.0f}")
+        for arm, expected in zip(readout.arms, readout.sample_ratio.expected, strict=True)
+    ]
+
+
 def _arms(readout: Readout) -> Table:
     ratio = readout.sample_ratio
-    numbers = ("share", "users", "expected", "shown")
-    cells = [
-        (arm.name, f"{arm.share:.1%}", f"{arm.users:,}", f"{expected:,.0f}", f"{arm.shown:,.0f}")
-        for arm, expected in zip(readout.arms, ratio.expected, strict=True)
-    ]
     title = f"users by arm: p {ratio.p:.3g}{', ALARM' if ratio.alarm else ''}"
-    return plain_table(("arm", *numbers), cells, title=title, right=numbers)
+    return plain_table(ARM_COLUMNS, arm_rows(readout), title=title, right=ARM_COLUMNS[1:])
 
 
 def _metrics(readout: Readout) -> Table:
@@ -88,7 +94,7 @@ def _metrics(readout: Readout) -> Table:
     cells = [
         (
             line.metric, _role(line), line.arm, *_numbers(line.effect), f"{line.p:.3g}",
-            f"{line.effect.saved:.0%}", Text(line.said, style=_COLOURS.get(line.said, "")),
+            f"{line.effect.saved:.0%}", Text(line.said, style=COLOURS.get(line.said, "")),
         )
         for line in readout.lines
     ]  # fmt: skip

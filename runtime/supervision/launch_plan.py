@@ -7,7 +7,7 @@ reads it from there.
 import secrets
 import socket
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Final
@@ -86,12 +86,15 @@ def resolve(
             "RAY_ADDRESS to it, or set nodes to 1"
         )
     asked = digest(config)
-    named = {"serve.port": config.serve.port, "serve.dashboard_port": config.serve.dashboard_port}
-    named |= {"metrics.port": config.metrics.port} if config.metrics.port else {}
-    if config.control_room.port:
-        named["control_room.port"] = config.control_room.port
+    ports = {
+        "serve.port": config.serve.port,
+        "serve.dashboard_port": config.serve.dashboard_port,
+        "metrics.port": config.metrics.port,
+        "control_room.port": config.control_room.port,
+    }
+    named = {name: port for name, port in ports.items() if port}
     if not ray_address:  # in an existing cluster Serve may already run, and hold its port
-        _check_free({name: port for name, port in named.items() if port})
+        _check_free(named)
     free = _free_ports(avoid=set(named.values()))
     serve = replace(
         config.serve,
@@ -216,8 +219,5 @@ def open_system(state: Path) -> Iterator[tuple[Config, Log]]:
     from recsys.process.open_log import open_log
 
     config = replace(read(state)[0], state=str(state.resolve()))
-    log = open_log(config)
-    try:
+    with closing(open_log(config)) as log:
         yield config, log
-    finally:
-        log.close()

@@ -2,6 +2,7 @@
 
 import importlib
 from collections.abc import Callable, Iterable
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Final
@@ -103,12 +104,9 @@ def create_log(config: Config, stop: Stop) -> None:
     """
     from recsys.process.open_log import create_topics, open_log
 
-    log = open_log(config)
-    try:
+    with closing(open_log(config)) as log:
         _check_same_log(Path(config.state) / "log.id", log.id, config.log.url)
         create_topics(log, config)
-    finally:
-        log.close()
 
 
 def _check_same_log(file: Path, log_id: str, url: str) -> None:

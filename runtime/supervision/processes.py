@@ -99,17 +99,6 @@ def mark() -> None:
     os.environ[PART] = f"{identity.pid}:{identity.started:.3f}"
 
 
-def members_matching(leader: Identity, words: str) -> list[int]:
-    """Members whose command line contains every one of these words."""
-    pids = []
-    for pid in members(leader):
-        with contextlib.suppress(psutil.Error):
-            line = " ".join(psutil.Process(pid).cmdline())
-            if all(word in line for word in words.split()):
-                pids.append(pid)
-    return pids
-
-
 def kill_session(leader: Identity, wait_s: float = 2.0) -> None:
     """Kills the rest of a session, including processes forked meanwhile, and waits for their end."""
     deadline = time.monotonic() + wait_s

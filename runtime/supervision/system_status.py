@@ -146,28 +146,17 @@ def _part(
 ) -> PartStatus:
     orphaned = not up and part.process is not None and alive(part.process)
     state = part.state if up else "orphaned" if orphaned else "stopped"
-    if beat is None:
-        return PartStatus(
-            name=part.name, state=state, restarts=part.restarts, last_exit=part.last_exit
-        )
-    if state == "ready" and beat.turned_ms and now_ms - beat.turned_ms > _STALLED_MS:
-        state = "stalled"
-    lag = {}
-    if log is not None and up:
-        for topic, offsets in beat.offsets.items():
-            behind = waiting(log, topic, offsets)
-            if behind is not None:
-                lag[topic] = behind
+    values: dict[str, Any] = {}
+    if beat is not None:
+        if state == "ready" and beat.turned_ms and now_ms - beat.turned_ms > _STALLED_MS:
+            state = "stalled"
+        values = {"counters": beat.counters, "failure": beat.failure}
+        if up:
+            behind = {t: waiting(log, t, offsets) for t, offsets in beat.offsets.items() if log}
+            lag = {topic: count for topic, count in behind.items() if count is not None}
+            values |= {"rates": beat.rates, "gauges": beat.gauges, "lag": lag}
     return PartStatus(
-        name=part.name,
-        state=state,
-        restarts=part.restarts,
-        last_exit=part.last_exit,
-        counters=beat.counters,
-        rates=beat.rates if up else {},
-        gauges=beat.gauges if up else {},
-        lag=lag,
-        failure=beat.failure,
+        name=part.name, state=state, restarts=part.restarts, last_exit=part.last_exit, **values
     )
 
 

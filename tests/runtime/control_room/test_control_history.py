@@ -13,7 +13,7 @@ from recsys.events.control_records import (
 )
 from recsys.events.records import CONTROL, DEAD_LETTERS, DeadLetter, pack, topics
 from recsys.log.protocol import Append, MemoryLog
-from runtime.control_room.control_history import MAX_RECORDS, ControlHistory, DeadLetterHistory
+from runtime.control_room.control_history import MAX_RECORDS, ControlHistory, newest_dead_letters
 
 
 def log_with(*control: msgspec.Struct) -> MemoryLog:
@@ -90,9 +90,7 @@ def test_dead_letters_say_where_and_why_and_not_what() -> None:
             topic="events", partition=0, offset=n, reason="no " * 200, raw=b"alice likes cats"
         )
         log.append(DEAD_LETTERS, [Append(0, b"alice", pack(letter))])
-    story = DeadLetterHistory(log)
-    story.turn()
-    found = story.panel()
+    found = newest_dead_letters(log)
     assert [its["offset"] for its in found] == list(range(29, 21, -1))
     assert b"alice" not in msgspec.json.encode(found) and len(found[0]["reason"]) == 200
     log.append(
@@ -104,5 +102,5 @@ def test_dead_letters_say_where_and_why_and_not_what() -> None:
             ),
         ],
     )
-    story.turn()
-    assert story.panel()[0]["topic"] == "items" and len(story.panel()) == 8
+    found = newest_dead_letters(log)
+    assert found[0]["topic"] == "items" and len(found) == 8
