@@ -164,25 +164,22 @@ class Lifecycle:
             self.rolled_back.append(decision.line)
             self._move(state, ENDED, time_ms, why)
         elif verdict == "promote":
-            stage = CANARY if decision.to == CANARY else TAKING_OVER
-            share = decision.share or state.share  # as before, until it is live
-            self._move(state, stage, time_ms, why, share, decision.epoch)
+            self.candidates[decision.line] = replace(
+                state,
+                stage=CANARY if decision.to == CANARY else TAKING_OVER,
+                share=decision.share or state.share,  # as before, until it is live
+                epoch=decision.epoch,
+                since_ms=time_ms,
+                why=why,
+            )
         elif decision.final:
             self._move(state, ENDED, time_ms, why)
         elif state.active:
             self.candidates[decision.line] = replace(state, why=why)
         return True
 
-    def _move(
-        self,
-        state: CandidateState,
-        stage: str,
-        since_ms: int,
-        why: str,
-        share: float = 0.0,
-        epoch: int = 0,
-    ) -> None:
-        moved = replace(state, stage=stage, share=share, epoch=epoch, since_ms=since_ms, why=why)
+    def _move(self, state: CandidateState, stage: str, since_ms: int, why: str) -> None:
+        moved = replace(state, stage=stage, share=0.0, epoch=0, since_ms=since_ms, why=why)
         self.candidates[state.line] = moved
 
 

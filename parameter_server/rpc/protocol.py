@@ -38,11 +38,7 @@ class Part(msgspec.Struct, frozen=True, array_like=True):
     shape: list[int]
 
 
-class Message(msgspec.Struct, frozen=True):
-    """Base of headers. Subclasses document their arrays."""
-
-
-class Hello(Message, frozen=True, tag="hello"):
+class Hello(msgspec.Struct, frozen=True, tag="hello"):
     """First message of a connection. Only the newest generation of workers is served."""
 
     token: str
@@ -56,22 +52,22 @@ class Hello(Message, frozen=True, tag="hello"):
     generation: int
 
 
-class AppliedQuery(Message, frozen=True, tag="where"):
+class AppliedQuery(msgspec.Struct, frozen=True, tag="where"):
     """Request for the applied step."""
 
 
-class CommonStepQuery(Message, frozen=True, tag="common"):
+class CommonStepQuery(msgspec.Struct, frozen=True, tag="common"):
     """Request for the step of the newest complete, intact snapshot."""
 
 
-class Rewind(Message, frozen=True, tag="rewind"):
+class Rewind(msgspec.Struct, frozen=True, tag="rewind"):
     """Request to return to the complete snapshot at ``step``."""
 
     generation: int
     step: int
 
 
-class Lookup(Message, frozen=True, tag="lookup"):
+class Lookup(msgspec.Struct, frozen=True, tag="lookup"):
     """Request for rows after ``step``. Arrays: keys by table."""
 
     step: int
@@ -90,7 +86,7 @@ class LaneHead(msgspec.Struct, frozen=True, array_like=True):
     rate: float = 1.0
 
 
-class Exchange(Message, frozen=True, tag="exchange"):
+class Exchange(msgspec.Struct, frozen=True, tag="exchange"):
     """Lanes of ``step`` and request for rows after it. Arrays: those of the lanes, then keys by table."""
 
     generation: int
@@ -100,7 +96,7 @@ class Exchange(Message, frozen=True, tag="exchange"):
     next: list[str] | None
 
 
-class Answer(Message, frozen=True, tag="answer"):
+class Answer(msgspec.Struct, frozen=True, tag="answer"):
     """Reply. Arrays: rows by table, then the dense parameters if any."""
 
     applied: int
@@ -108,7 +104,7 @@ class Answer(Message, frozen=True, tag="answer"):
     dense: bool = False
 
 
-class Refusal(Message, frozen=True, tag="refusal"):
+class Refusal(msgspec.Struct, frozen=True, tag="refusal"):
     """Error reply. ``kind``: mismatch (of steps), stale (generation), hello, invalid, or failed (retry)."""
 
     kind: str

@@ -1,9 +1,5 @@
 """Compiled loops of tables and routing: open-addressing id map, row-wise Adagrad, random initial rows.
 
-Every kernel has an explicit signature, so numba compiles it (or reads its cache) at import, never in the
-middle of a step. Inputs are typed read-only, which accepts both read-only and writable arrays. No fast maths:
-each loop is IEEE arithmetic in the order written, whatever the machine's vector width.
-
 An id map is an index of ``recsys.arrays.key_index`` whose places are slots. Deletion shifts entries back, so
 it leaves no tombstones.
 """
@@ -179,8 +175,8 @@ def add_lane(index: Any, sum_keys: Any, sum_counts: Any, sums: Any, rows: Any, k
 
 @kernel(types.void(types.uint8[:, ::1], types.uint32[::1], _int, _int, types.uint64, _KEYS, _COUNTS,
                    _int, _int, _flag[::1]))  # fmt: skip
-def count_sightings(cells: Any, added: Any, first: Any, blocks: Any, seed: Any, keys: Any, counts: Any,
-          enough_at: Any, window: Any, enough: Any) -> None:  # fmt: skip
+def count_sightings(cells: Any, added: Any, first: Any, blocks: Any, seed: Any, keys: Any,
+                    counts: Any, enough_at: Any, window: Any, enough: Any) -> None:  # fmt: skip
     """Counts sightings key by key and marks the keys whose estimate reaches ``enough_at``.
 
     A key's block is the high half of its hash scaled to ``blocks``; ``cells`` (K, 64) holds the blocks from

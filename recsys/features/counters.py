@@ -26,12 +26,6 @@ Values = NDArray[np.float32]
 class CounterTable:
     """Counter rows by 64-bit key: values float32 (n, C), as of each row's last update. 0 is no key."""
 
-    _count: int
-    _index: Keys
-    _keys: Keys
-    _values: Values
-    _last_ms: NDArray[np.int64]
-
     def __init__(self, kinds: int, capacity: int = 16) -> None:
         self.kinds = kinds
         self.columns = SPEEDS * kinds

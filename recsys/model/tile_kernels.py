@@ -97,17 +97,8 @@ def add_shared(own: Any, shared: Any, owner: Any, positive: Any) -> None:
 
 
 @kernel(types.void(_ROWS_3, _ROWS_3, _KEYS, _int, _KEYS_OUT, *[_ROWS_2_OUT] * 3, _ROWS_3))
-def _of_requests(
-    user: Any,
-    history: Any,
-    owner: Any,
-    first: Any,
-    lane_owner: Any,
-    rows: Any,
-    entries: Any,
-    results: Any,
-    outcomes: Any,
-) -> None:
+def _of_requests(user: Any, history: Any, owner: Any, first: Any, lane_owner: Any, rows: Any,
+                 entries: Any, results: Any, outcomes: Any) -> None:  # fmt: skip
     """Loads the data of its item's request into each lane that holds another request's (``lane_owner``)."""
     dim, kinds = user.shape[2] - 1, outcomes.shape[2]
     for lane in range(LANES):
@@ -183,23 +174,10 @@ def _attend(
             attended[c, lane] /= total[lane] if total[lane] > 0 else np.float32(1)  # 0 without any
 
 
-@kernel(
-    types.void(
-        _ROWS_3, _ROWS_3, _KEYS, _ROWS_3, _ROWS_3, _int, _float, _ROWS, _ROWS_2_OUT, _float[::1]
-    )
-)
-def lay_items(
-    user: Any,
-    items: Any,
-    owner: Any,
-    history: Any,
-    outcomes: Any,
-    item_slot: Any,
-    sharpness: Any,
-    dense: Any,
-    out: Any,
-    main: Any,
-) -> None:
+@kernel(types.void(_ROWS_3, _ROWS_3, _KEYS, _ROWS_3, _ROWS_3, _int, _float, _ROWS, _ROWS_2_OUT,
+                   _float[::1]))  # fmt: skip
+def lay_items(user: Any, items: Any, owner: Any, history: Any, outcomes: Any, item_slot: Any,
+              sharpness: Any, dense: Any, out: Any, main: Any) -> None:  # fmt: skip
     """Writes an item's own inputs into ``out`` (N, (S - K) · D + P + F + D + O): its rows, the pairwise
     products of slots, dense, and attention; the sum of products and linear terms goes into ``main`` (N,).
 
