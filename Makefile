@@ -11,6 +11,8 @@ BIN := .venv/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # Python compiles modules on import; compiling all installed ones takes longer and 300 MB more.
 export PIP_NO_COMPILE := 1
+# Else all tests are compiled again in each process: 10 s of each run.
+unexport PYTHONDONTWRITEBYTECODE
 PACKAGES := recsys parameter_server experiments training serving replay runtime benchmarks
 
 help: ## Lists the targets
