@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
+import pyarrow.compute as pc
+
 from experiments.assignment.policy import Policies, Policy
 from recsys.config.system_config import Config
 from recsys.events.event_types import Impression
@@ -38,6 +40,7 @@ from serving.reconstruction.reconstructed_session import (
     known_policies,
 )
 from serving.request import Answer
+from training.archive.writer import archived_rows
 
 EQUAL: Final = "equal"
 DIFFERENT: Final = "different"
@@ -160,16 +163,12 @@ class AnswerChecker:
             check.why += f"; {error}"
 
     def _archived(self, request_id: str) -> Impression | None:
-        import pyarrow.compute as pc
-
         is_wanted = (pc.field("request_id") == request_id) & (pc.field("type") == "impression")
         rows = self._archived_events(["value"], is_wanted)
         impressions = (impression_of(value, request_id) for (value,) in rows)
         return next((impression for impression in impressions if impression is not None), None)
 
     def _archived_records(self, partition: int, key: bytes, before: int) -> Iterable[Record]:
-        import pyarrow.compute as pc
-
         is_wanted = (
             (pc.field("partition") == partition)
             & (pc.field("offset") < before)
@@ -179,8 +178,6 @@ class AnswerChecker:
         return [Record(*row) for row in rows]
 
     def _archived_events(self, columns: list[str], is_wanted: Any) -> Iterable[tuple[Any, ...]]:
-        from training.archive.writer import archived_rows
-
         if not self._archive.exists():
             return []
         return archived_rows(self._archive, EVENTS, columns, is_wanted)

@@ -24,8 +24,8 @@ from parameter_server.rpc.transport import SocketChannel, SocketServer
 from parameter_server.shard.shard import ShardSpec, digest_of_shards, part_of
 from parameter_server.storage.durable_shard import DurableShard, ShardStorage
 from recsys.config.system_config import Config
-from recsys.events.event_types import Event, Item, User, encode
-from recsys.events.hashing import Id, partition_of
+from recsys.events.event_types import Event, Item, User
+from recsys.events.hashing import Id
 from recsys.events.records import DELTAS, EVENTS, ITEMS
 from recsys.features.feature_set import FeatureSet
 from recsys.features.session import Session
@@ -35,6 +35,7 @@ from recsys.process.open_log import create_topics, open_log
 from replay.datasets.dataset import Dataset
 from replay.player import Player
 from replay.replay_run import ReplayOptions, ReplayResult, config_for, replay_with
+from replay.warmup import record_of
 from serving.replica.replica import Replica
 from serving.replica.state_reader import StateReader
 from serving.sessions.counter_loop import CounterLoop
@@ -81,18 +82,14 @@ class BrokerLoop:
 
     def append_all(self, events: Sequence[Event]) -> None:
         """Appends events to the log, items to the catalogue; no part turns yet."""
-        items, others = [], []
+        records: dict[str, list[Append]] = {ITEMS: [], EVENTS: []}
         for event in events:
             self.now_ms = max(self.now_ms, event.time_ms)
-            if isinstance(event, Item):
-                items.append(Append(0, str(event.item_id).encode(), encode(event)))
-            else:
-                user_id = getattr(event, "user_id", "")
-                partition = partition_of(user_id, self._partitions)
-                others.append(Append(partition, str(user_id).encode(), encode(event)))
-        for topic, records in ((ITEMS, items), (EVENTS, others)):
-            if records:
-                self.log.append(topic, records)
+            topic = ITEMS if isinstance(event, Item) else EVENTS
+            records[topic].append(record_of(event, self._partitions))
+        for topic, appended in records.items():
+            if appended:
+                self.log.append(topic, appended)
 
     def _drain(self) -> None:
         """Turns joiner and sequencer until nothing moves: one turn takes a bounded number of records."""

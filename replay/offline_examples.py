@@ -9,6 +9,7 @@ from parameter_server.publish.deltas import StepDelta
 from recsys.config.system_config import Config
 from recsys.events.event_types import Event
 from recsys.events.records import Example
+from recsys.features.feature_builder import FeatureBuilder
 from recsys.features.feature_set import FeatureSet
 from replay.datasets.dataset import Dataset
 from replay.direct_loop import Joiners
@@ -76,8 +77,6 @@ def cache_dataset(
     Examples of impressions before ``from_ms`` are left out, but history from before the log warms sessions
     and counters up.
     """
-    from recsys.features.feature_builder import FeatureBuilder
-
     dense = FeatureBuilder(features).dense_width
     horizon_ms = int(config.join.horizon_s * 1000)
     writer = CacheWriter(folder, features, dense, horizon_ms, until_ms)

@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 from numpy.typing import ArrayLike, NDArray
 
 from recsys.events.hashing import Id
@@ -129,9 +131,6 @@ def write_report(file: Path, report: Mapping[str, Any]) -> None:
 
 def write_predictions(file: Path, predictions: Predictions) -> None:
     """Writes the Parquet file, atomically. Ids are integers when all of them are."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
     columns: dict[str, Any] = {}
     for name in COLUMNS:
         column = getattr(predictions, name)
@@ -147,8 +146,6 @@ def write_predictions(file: Path, predictions: Predictions) -> None:
 
 def read_predictions(file: Path) -> Predictions:
     """Reads a file of ``write_predictions``, or of another recommender's evaluation."""
-    import pyarrow.parquet as pq
-
     table = pq.read_table(file)
     for name in COLUMNS:
         if name not in table.column_names:
@@ -187,8 +184,6 @@ def _codes(ids: Sequence[Id]) -> NDArray[np.int64]:
 
 
 def _ids(column: Sequence[Id]) -> Any:
-    import pyarrow as pa
-
     if all(isinstance(id_, int | np.integer) for id_ in column):
         return pa.array([int(id_) for id_ in column], pa.int64())
     return pa.array([str(id_) for id_ in column], pa.string())

@@ -11,6 +11,8 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from rich.console import Console
+from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from recsys.events.event_types import Event, Impression
 from recsys.events.field_schema import CATEGORICAL
@@ -88,9 +90,6 @@ def _about(
 
 def with_bar(events: Iterator[Event]) -> Iterator[Event]:
     """The events, with a progress bar that counts impressions and shows event time."""
-    from rich.console import Console
-    from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
-
     columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
     with Progress(*columns, console=Console(file=sys.stderr), transient=True) as progress:
         task = progress.add_task("reading")

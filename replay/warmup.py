@@ -10,6 +10,7 @@ It must finish before anybody is served: once event time has moved on, windows o
 
 import time
 from collections.abc import Callable
+from itertools import groupby, islice
 from pathlib import Path
 from typing import Final
 
@@ -41,66 +42,47 @@ class Progress(msgspec.Struct):
     done: bool = False
 
 
-class Warmup:
-    """Appends warm-up data to a log in order, a thousand records at a time."""
-
-    def __init__(self, log: Log, features: FeatureSet, config: Config) -> None:
-        self._log, self._features, self._config = log, features, config
-        self._state = Path(config.state)
-
-    def run(
-        self, data: WarmupData, tell: Callable[[Progress], None] = lambda progress: None
-    ) -> Progress:
-        """Appends the missing records; does nothing when done. Call ``begin`` before."""
-        progress = read_progress(self._state)
-        if progress is None or progress.source != data.name:
-            raise ValueError(
-                f"{self._state / FILE} is about {progress.source if progress else None!r}, expected "
-                f"{data.name!r}: a folder is warmed up once, with one past; use another (--state)"
-            )
-        if not progress.done:
-            self._append(data, progress, tell)
-            progress.done = True
-            write_progress(self._state, progress)
+def warm_up(
+    log: Log,
+    features: FeatureSet,
+    config: Config,
+    data: WarmupData,
+    report: Callable[[Progress], None] = lambda progress: None,
+) -> Progress:
+    """Appends the missing records, a thousand at a time; does nothing when done. Call ``begin`` before."""
+    state = Path(config.state)
+    progress = read_progress(state)
+    if progress is None or progress.source != data.name:
+        raise ValueError(
+            f"{state / FILE} is about {progress.source if progress else None!r}, expected "
+            f"{data.name!r}: a folder is warmed up once, with one past; use another (--state)"
+        )
+    if progress.done:
         return progress
+    served = FeatureReplay(features, config.sessions.seen, progress.now_ms - data.last_ms)
+    skip = {ITEMS: progress.items, EVENTS: progress.events}
+    events = (event for past_event in data.events() for event in served.play(past_event))
+    for topic, run in groupby(events, lambda event: ITEMS if isinstance(event, Item) else EVENTS):
+        skipped = sum(1 for _ in islice(run, skip[topic]))
+        skip[topic] -= skipped
+        while batch := list(islice(run, BATCH)):
+            log.append(topic, [record_of(event, config.log.partitions) for event in batch])
+            progress.items += len(batch) if topic == ITEMS else 0
+            progress.events += len(batch) if topic == EVENTS else 0
+            progress.impressions += sum(isinstance(event, Impression) for event in batch)
+            write_progress(state, progress)
+            report(progress)
+    progress.done = True
+    write_progress(state, progress)
+    return progress
 
-    def _append(
-        self, data: WarmupData, progress: Progress, tell: Callable[[Progress], None]
-    ) -> None:
-        shift_ms = progress.now_ms - data.last_ms
-        served = FeatureReplay(self._features, self._config.sessions.seen, shift_ms)
-        skip = {ITEMS: progress.items, EVENTS: progress.events}
-        waiting: list[Event] = []
-        topic = ITEMS
 
-        def flush() -> None:
-            if waiting:
-                self._log.append(topic, [self._record(event) for event in waiting])
-                progress.items += len(waiting) if topic == ITEMS else 0
-                progress.events += len(waiting) if topic == EVENTS else 0
-                progress.impressions += sum(isinstance(event, Impression) for event in waiting)
-                write_progress(self._state, progress)
-                tell(progress)
-                waiting.clear()
-
-        for past_event in data.events():
-            for event in served.play(past_event):
-                event_topic = ITEMS if isinstance(event, Item) else EVENTS
-                if skip[event_topic] > 0:
-                    skip[event_topic] -= 1
-                    continue
-                if event_topic != topic or len(waiting) >= BATCH:
-                    flush()
-                topic = event_topic
-                waiting.append(event)
-        flush()
-
-    def _record(self, event: Event) -> Append:
-        if isinstance(event, Item):
-            return Append(0, str(event.item_id).encode(), encode(event))
-        user_id = event.user_id  # type: ignore[union-attr]
-        partition = partition_of(user_id, self._config.log.partitions)
-        return Append(partition, str(user_id).encode(), encode(event))
+def record_of(event: Event, partitions: int) -> Append:
+    """The record of an event: on ``items``, or in its user's partition of ``events``."""
+    if isinstance(event, Item):
+        return Append(0, str(event.item_id).encode(), encode(event))
+    user_id = getattr(event, "user_id", "")
+    return Append(partition_of(user_id, partitions), str(user_id).encode(), encode(event))
 
 
 def begin(state: Path, data: WarmupData, now_ms: int | None = None) -> Progress:

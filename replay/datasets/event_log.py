@@ -165,9 +165,7 @@ class EventLog:
         for name, value in fields.items():
             kind = VECTOR if name in self.vectors else kind_of(value)
             if kind == VECTOR and name not in self.vectors:
-                kind = (
-                    CATEGORICAL  # a list of numbers of no declared length: ids, e.g. tags [39, 68]
-                )
+                kind = CATEGORICAL  # no declared length: a list of ids, e.g. tags [39, 68]
             if kind is not None and (kind != NUMERIC or name not in kinds):
                 kinds[name] = kind
 

@@ -23,9 +23,7 @@ _HOUR_MS: Final = 3_600_000
 _MOOD_MS: Final = _HOUR_MS // 2
 _DRIFT_MS: Final = 12 * _HOUR_MS
 _TREND_MS: Final = 6 * _HOUR_MS
-_CLUSTERS: Final = (
-    8  # people of one cluster share half of their taste, so there is something to transfer
-)
+_CLUSTERS: Final = 8  # people of one share half of their taste, so there is something to transfer
 _AGES_OF_A_CLUSTER: Final = 3
 _AGES: Final = ("13-17", "18-24", "25-34", "35-44", "45-54", "55-64", "65+", "unknown")
 # P(kind | long view) at an average taste, and the mean delay after the view in ms.
@@ -68,10 +66,8 @@ class World:
     fields (``know``): tastes are hashes of (user, tag), so every tag is liked by somebody.
     """
 
-    drift, trend = (
-        _DRIFT,
-        0.3,
-    )  # size of the drift of each person's taste, and of the common fashion
+    drift = _DRIFT  # size of the drift of each person's taste
+    trend = 0.3  # size of the common fashion
 
     def __init__(
         self,

@@ -36,9 +36,8 @@ def merge(
         control.turn()
         blends = Blends(Blend(rare, frequent, half), dense)
         live = LiveMerge(log, config, feature_set(config), control.lifecycle, now_ms)
-        merged = live.merge(candidates, name, blends, new_name("merged", now_ms))
-        candidates.add(merged.provenance, merged.arrays, merged.meta, merged.step)
-    new = merged.provenance.name
-    typer.echo(f"{new}: {name} with main, epoch {live.live.epoch}, as of step {merged.step}")
+        new = new_name("merged", now_ms)
+        live.merge(candidates, name, blends, new)
+    typer.echo(f"{new}: {name} with main, epoch {live.live.epoch}, as of step {live.live.step}")
     if propose:
         propose_to(state, new, candidates.folder)

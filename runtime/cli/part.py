@@ -8,18 +8,17 @@ from typing import Annotated
 import typer
 from typer import Argument
 
+from recsys.process.latency_tuning import freeze_gc
+from recsys.process.part_process import Stop, run_part
+from recsys.process.process_priority import lower_session_priority
 from runtime.cli.common import StateOption
+from runtime.supervision import launch_plan
+from runtime.supervision.part_table import body, niceness
+from runtime.supervision.processes import mark
 
 
 def run(name: str, state: str) -> int:
     """Runs the part to its end; returns the exit status."""
-    from recsys.process.latency_tuning import freeze_gc
-    from recsys.process.part_process import Stop, run_part
-    from recsys.process.process_priority import lower_session_priority
-    from runtime.supervision import launch_plan
-    from runtime.supervision.part_table import body, niceness
-    from runtime.supervision.processes import mark
-
     mark()
     config, _ = launch_plan.read(state)
     lower_session_priority(niceness(name))

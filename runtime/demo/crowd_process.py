@@ -5,6 +5,11 @@ import signal
 import time
 from typing import Any, Final
 
+from recsys.client import Client
+from replay.simulation.crowd import Crowd, Work
+from replay.simulation.world import World
+from runtime.parts.viewers import drive
+
 _TICK_S: Final = 0.02
 _END_S: Final = 30.0
 _USERS: Final = 20_000  # a viewer who watches in real time acts every ten seconds or so
@@ -35,11 +40,6 @@ class BackgroundCrowd:
 
 
 def _browse(url: str, rate: float, stop: Any, results: Any) -> None:
-    from recsys.client import Client
-    from replay.simulation.crowd import Crowd, Work
-    from replay.simulation.world import World
-    from runtime.parts.viewers import drive
-
     class Arriving(Crowd):
         """Crowd that arrives one by one: a rush of first lists would exceed the wanted load."""
 

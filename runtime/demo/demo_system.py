@@ -74,7 +74,7 @@ def _warm_up(config: Config, data: Any, console: Console) -> None:
             line.update(f"warm-up: {progress.impressions:,} of {progress.expected:,} impressions")
 
         with contextlib.closing(open_log(config)) as log:
-            progress = warmup.Warmup(log, feature_set(config), config).run(data, report)
+            progress = warmup.warm_up(log, feature_set(config), config, data, report)
         wait_until_caught_up(Path(config.state), lambda text: line.update(f"learning: {text}"))
     console.print(
         f"warmed up: {progress.items:,} items, {progress.impressions:,} impressions, "

@@ -14,6 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+import httpx
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
+
 LICENCE: Final = (
     "KuaiRand (Gao et al., CIKM 2022) is licensed under CC BY-SA 4.0, "
     "https://creativecommons.org/licenses/by-sa/4.0/: name its authors, share alike. See https://kuairand.com"
@@ -46,10 +50,6 @@ class NotFetched(RuntimeError):
 
 def fetch_with_bar(source: DatasetSource, folder: Path) -> bool:
     """Calls ``fetch`` with a network client and a progress bar on stderr."""
-    import httpx
-    from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
-
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -104,8 +104,6 @@ def _download(
     source: DatasetSource, archive: Path, client: Any, folder: Path, report: ReportProgress
 ) -> None:
     """Resumes the download, or restarts it where the server doesn't support ranges."""
-    import httpx
-
     size = archive.stat().st_size if archive.exists() else 0
     if size and _md5(archive) == source.md5:
         return  # interrupted between download and unpacking

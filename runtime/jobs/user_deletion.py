@@ -7,10 +7,19 @@ for a stopped one the request is written to the log, and takes effect at the nex
 from contextlib import closing
 from pathlib import Path
 
+from recsys.client import Client
 from recsys.clock import wall_ms
 from recsys.config.system_config import Config
-from recsys.log.protocol import Log
+from recsys.events.control_records import Erasure
+from recsys.events.event_types import User, encode
+from recsys.events.hashing import partition_of
+from recsys.events.records import CONTROL, EVENTS, pack
+from recsys.features.feature_set_file import feature_set
+from recsys.log.protocol import Append, Log
+from recsys.process.open_log import open_log
 from runtime.supervision import launch_plan, run_file
+from training.deletion.unlearn import unlearn as unlearn_user
+from training.steps.drain import drain
 
 
 class Refused(ValueError):
@@ -42,8 +51,6 @@ def forget_user(user: str, state: Path, unlearn: bool) -> list[str]:
 
 
 def _delete_over_api(user: str, state: Path, config: Config) -> list[str]:
-    from recsys.client import Client
-
     key = (state / "run" / "admin.key").read_text().strip()
     with Client(launch_plan.feed_url(config), admin_key=key) as client:
         client.delete_user(user)
@@ -54,11 +61,6 @@ def _delete_over_api(user: str, state: Path, config: Config) -> list[str]:
 
 
 def _delete_on_log(user: str, config: Config, unlearn: bool) -> list[str]:
-    from recsys.features.feature_set_file import feature_set
-    from recsys.process.open_log import open_log
-    from training.deletion.unlearn import unlearn as unlearn_user
-    from training.steps.drain import drain
-
     with closing(open_log(config)) as log, closing(open_log(config)) as second_reader:
         before = request_deletion(log, user, wall_ms())
         lines = [
@@ -93,12 +95,6 @@ def request_deletion(log: Log, user: str, time_ms: int) -> int:
 
     Returns the offset of the tombstone.
     """
-    from recsys.events.control_records import Erasure
-    from recsys.events.event_types import User, encode
-    from recsys.events.hashing import partition_of
-    from recsys.events.records import CONTROL, EVENTS, pack
-    from recsys.log.protocol import Append
-
     partition = partition_of(user, log.partitions(EVENTS))
     tombstone = User(time_ms=time_ms, user_id=user, removed=True)
     (offset,) = log.append(EVENTS, [Append(partition, user.encode(), encode(tombstone))])

@@ -13,6 +13,8 @@ from typing import Final
 
 from recsys.config.system_config import Config
 from recsys.process.part_process import Stop
+from runtime.supervision.part_metrics import text_of
+from runtime.supervision.system_status import gather
 
 CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
 _REQUEST_S: Final = 10.0
@@ -21,9 +23,6 @@ _log = logging.getLogger(__name__)
 
 def text(state: Path) -> bytes:
     """Current metrics as exposition text."""
-    from runtime.supervision.part_metrics import text_of
-    from runtime.supervision.system_status import gather
-
     return text_of(gather(state))
 
 

@@ -13,9 +13,7 @@ from recsys.config.system_config import Config
 from recsys.process.part_process import Stop, run_folder, write_atomically
 from runtime.supervision.launch_plan import port_of
 
-_MAX_FAILURES: Final = (
-    6  # failed checks, half a second apart: one long command may block the server
-)
+_MAX_FAILURES: Final = 6  # checks, half a second apart: one long command may block the server
 _USERS: Final = "valkey.acl"  # in STATE/run
 
 

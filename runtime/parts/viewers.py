@@ -10,13 +10,16 @@ from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
-if TYPE_CHECKING:
-    from recsys.config.system_config import Config
-    from recsys.events.event_types import ClientEvent
-    from recsys.process.part_process import Stop
-    from replay.simulation.crowd import Crowd
+from recsys.client import Client
+from recsys.config.system_config import Config
+from recsys.events.event_types import ClientEvent
+from recsys.process.part_process import Stop
+from replay.simulation.crowd import Crowd
+from replay.simulation.world import World
+from replay.warmup import pending
+from runtime.supervision import launch_plan
 
 TICK_S: Final = 0.02
 _REPORT_S: Final = 10.0
@@ -34,7 +37,7 @@ _log = logging.getLogger(__name__)
 class Sender:
     """Sends the crowd's requests and events through a client, and counts them. Not thread-safe."""
 
-    def __init__(self, crowd: "Crowd", client: Any, clock: Callable[[], float] = time.time) -> None:
+    def __init__(self, crowd: Crowd, client: Any, clock: Callable[[], float] = time.time) -> None:
         self._crowd, self._client, self._clock = crowd, client, clock
         self._pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="viewer")
         self._outbox: deque[ClientEvent] = deque()
@@ -81,7 +84,7 @@ class Sender:
         if wait:
             self._sent(*self._sending, again=False)
 
-    def _sent(self, future: Future[Any], batch: "list[ClientEvent]", again: bool = True) -> None:
+    def _sent(self, future: Future[Any], batch: list[ClientEvent], again: bool = True) -> None:
         self._sending = None
         try:
             rejected = len(future.result().rejected)
@@ -117,7 +120,7 @@ class SummaryLines:
     def __init__(self, now_s: float) -> None:
         self._since_s, self._before = now_s, dict[str, int]()
 
-    def line(self, sender: Sender, crowd: "Crowd", now_s: float, last: bool = False) -> str | None:
+    def line(self, sender: Sender, crowd: Crowd, now_s: float, last: bool = False) -> str | None:
         """Returns the line that is due, or None."""
         passed = now_s - self._since_s
         if passed < _REPORT_S and not last:
@@ -138,7 +141,7 @@ class SummaryLines:
 
 
 def drive(
-    crowd: "Crowd",
+    crowd: Crowd,
     client: Any,
     until: Callable[[], bool],
     report: Callable[[str], None],
@@ -158,17 +161,11 @@ def drive(
     return sender.counts
 
 
-def run_part(config: "Config", stop: "Stop") -> None:
+def run_part(config: Config, stop: Stop) -> None:
     """Runs the part ``viewers``, at the plan's rate of lists per second.
 
     Waits while the warm-up writes past events: current events would close their attribution windows.
     """
-    from recsys.client import Client
-    from replay.simulation.crowd import Crowd
-    from replay.simulation.world import World
-    from replay.warmup import pending
-    from runtime.supervision import launch_plan
-
     while pending(Path(config.state)) and not stop.wait(0.5):
         pass
     _, plan = launch_plan.read(config.state)

@@ -4,18 +4,18 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from experiments.assignment.target_policy import TargetPolicy, read_target
 from experiments.statistics.off_policy import WeightedLists, by_rank, diagnose_support, estimates
 from recsys.config.yaml_with_lines import YamlWithLines
+from recsys.features.feature_set_file import feature_set
+from replay.logged_lists import MAX_GONE_SHARE, read_lists
 from runtime.supervision.launch_plan import open_system
 
 
 def estimate_policy(file: Path, state: Path | None, max_lists: int, alpha: float) -> dict[str, Any]:
     """Estimates the policy in a file. Raises ValueError, with the file's line, for an invalid file."""
-    import torch
-
-    from recsys.features.feature_set_file import feature_set
-    from replay.logged_lists import MAX_GONE_SHARE, read_lists
 
     text = file.read_text("utf-8")
     torch.set_num_threads(1)  # as in a replica: sums must not depend on the number of cores

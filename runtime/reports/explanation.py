@@ -6,14 +6,17 @@ from pathlib import Path
 from typing import Any, Final
 
 import msgspec
+import torch
 
 from experiments.assignment.policy import Policy
 from recsys.events.event_types import ServedItem
 from recsys.features.catalogue import Catalogue
+from recsys.features.feature_set_file import feature_set
 from recsys.features.session import Session
 from replay.answer_check import DIFFERENT, EQUAL, GONE, AnswerCheck, AnswerChecker
 from runtime.supervision.launch_plan import open_system
 from serving.request import AnswerItem
+from serving.sessions.session_view import view_of
 
 _VERDICTS: Final = {
     EQUAL: "recomputed, equal to the last bit",
@@ -25,9 +28,6 @@ _MAX_TOPICS: Final = 5  # also of the session's items
 
 def check_answer(request_id: str, state: Path, user: str | None) -> tuple[str, dict[str, Any]]:
     """Recomputes an answer; returns the verdict, and the explanation as plain values."""
-    import torch
-
-    from recsys.features.feature_set_file import feature_set
 
     torch.set_num_threads(1)  # as in a replica: sums must not depend on the number of cores
     with open_system(state) as (config, log):
@@ -74,8 +74,6 @@ def explanation_values(check: AnswerCheck, catalogue: Catalogue) -> dict[str, An
 
 
 def _session_values(session: Session, catalogue: Catalogue, policy: Policy) -> dict[str, Any]:
-    from serving.sessions.session_view import view_of
-
     view = view_of(session, catalogue, policy.config.weights)
     view["topics"], view["recent"] = view["topics"][:_MAX_TOPICS], view["recent"][:_MAX_TOPICS]
     return view | {"seen": len(session.seen), "hidden": len(session.hidden)}

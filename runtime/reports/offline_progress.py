@@ -9,8 +9,11 @@ from typing import Any, Final
 
 import msgspec
 import typer
+from rich.console import Console
 
 from runtime.reports.tables import plain_table
+from training.candidates.registry import Registry, describe_model, describe_teacher, iso
+from training.offline.cache import Cache
 
 _LINE_EVERY_S: Final = 1.0
 _POLL_EVERY_S: Final = 1.0
@@ -66,9 +69,6 @@ class ProgressFileFollower:
 
 def describe_job(job: Any, workers: int) -> str:
     """Describes a job that is about to start, in one line."""
-    from training.candidates.registry import iso
-    from training.offline.cache import Cache
-
     about, hidden = Cache(Path(job.cache)).about, "x".join(map(str, job.model.hidden))
     return (
         f"candidate {job.name}: {about.examples:,} examples from {iso(about.from_ms)} to "
@@ -79,8 +79,6 @@ def describe_job(job: Any, workers: int) -> str:
 
 def summary(registry: Path, name: str, seconds: float, existed: bool) -> dict[str, Any]:
     """Summarises a candidate and its metrics."""
-    from training.candidates.registry import Registry, describe_model, describe_teacher, iso
-
     provenance = Registry(registry).provenance(name)
     distilled = {}
     if provenance.teacher is not None:
@@ -110,7 +108,6 @@ def summary(registry: Path, name: str, seconds: float, existed: bool) -> dict[st
 
 def print_summary(values: dict[str, Any]) -> None:
     """Prints ``summary`` as a table."""
-    from rich.console import Console
 
     def text(value: Any) -> str:
         if isinstance(value, dict):

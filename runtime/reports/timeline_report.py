@@ -5,6 +5,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from recsys.observability.spans import trace_number
 from replay.request_timeline import Moment, RequestTimeline, TimelineReader
 from runtime.supervision.launch_plan import open_system
 
@@ -18,8 +19,6 @@ def read_timeline(request_id: str, state: Path, user: str | None = None) -> Requ
 
 def timeline_values(timeline: RequestTimeline) -> dict[str, Any]:
     """Converts a timeline to plain values. ``after_ms``: since the impression."""
-    from recsys.observability.spans import trace_number
-
     moments = [
         asdict(moment)
         | {"place": dict(zip(("topic", "partition", "offset"), moment.place, strict=True))}

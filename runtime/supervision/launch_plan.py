@@ -16,6 +16,7 @@ import msgspec
 
 from recsys.config.system_config import Config, digest
 from recsys.log.protocol import Log
+from recsys.process.open_log import open_log
 from recsys.process.part_process import run_folder, write_atomically
 from runtime.supervision.processes import holders
 
@@ -216,8 +217,6 @@ def read(state: str | Path) -> tuple[Config, Plan]:
 @contextmanager
 def open_system(state: Path) -> Iterator[tuple[Config, Log]]:
     """Opens configuration and log of a running or stopped system, whose folder may have been moved."""
-    from recsys.process.open_log import open_log
-
     config = replace(read(state)[0], state=str(state.resolve()))
     with closing(open_log(config)) as log:
         yield config, log

@@ -9,6 +9,7 @@ from typing import Final
 
 from recsys.config.system_config import Config
 from recsys.log.protocol import LogLost
+from recsys.process.open_log import create_topics, open_log
 from recsys.process.part_process import Stop, write_atomically
 from runtime.supervision.launch_plan import Plan
 from runtime.supervision.supervisor import Part
@@ -102,8 +103,6 @@ def create_log(config: Config, stop: Stop) -> None:
     Raises LogLost where the state folder belongs to another log: its sessions, counters and model came from
     that one.
     """
-    from recsys.process.open_log import create_topics, open_log
-
     with closing(open_log(config)) as log:
         _check_same_log(Path(config.state) / "log.id", log.id, config.log.url)
         create_topics(log, config)

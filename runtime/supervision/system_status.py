@@ -13,6 +13,7 @@ import msgspec
 from recsys.config.system_config import Config
 from recsys.events.records import DEAD_LETTERS, STEPS, Step, unpack
 from recsys.log.protocol import Log, RangeReader, newest_first
+from recsys.process.open_log import open_log
 from recsys.process.part_process import Beat, read_beat
 from runtime.supervision import launch_plan
 from runtime.supervision.processes import alive
@@ -96,8 +97,6 @@ def gather(state: Path) -> Status:
 
 
 def _open_existing(config: Config) -> Log | None:
-    from recsys.process.open_log import open_log
-
     if config.log.url == "sqlite" and not (Path(config.state) / "log").is_dir():
         return None  # a status request must not create a log
     with suppress(Exception):  # an unreachable broker shows in the state of its part

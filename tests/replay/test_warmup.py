@@ -26,7 +26,7 @@ from replay import warmup
 from replay.feature_replay import FeatureReplay
 from replay.simulation import warmup_data as pasts
 from replay.simulation.warmup_data import WarmupData
-from replay.warmup import Warmup
+from replay.warmup import warm_up
 from training.joining.joiner import Joiner
 
 NOW_MS = 1_790_000_000_000
@@ -82,7 +82,7 @@ def _written(log: MemoryLog) -> list[list[bytes]]:
 
 def _warm(state: Path, log: MemoryLog, past: WarmupData = PAST) -> warmup.Progress:
     config = Config(state=str(state))
-    return Warmup(log, FeatureSet(past.schema), config).run(past)
+    return warm_up(log, FeatureSet(past.schema), config, past)
 
 
 def _events(past: WarmupData = PAST, now_ms: int = NOW_MS) -> list[Event]:
