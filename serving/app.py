@@ -120,8 +120,7 @@ class Feed:
                 _LOG.exception("metrics can't be exported to Ray", extra={"times": times})
 
     def __del__(self) -> None:
-        """Sends the newest spans; Serve calls this once the service has stopped, or the constructor
-        raised."""
+        """Sends the newest spans: the service has stopped, or the constructor raised."""
         if tracer := getattr(self, "_tracer", None):
             tracer.close()
 

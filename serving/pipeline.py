@@ -53,9 +53,8 @@ _NO_ITEMS: Final = np.zeros(0, np.int64)
 
 @dataclass(frozen=True)
 class Stage:
-    """One step. ``skip`` is the name under which the deadline skips it, and ``instead`` then runs in its
-    place. ``given``: only with (True) or without (False) candidates of the caller. ``span``: trace span that
-    it ends."""
+    """One step. ``skip``: the name under which the deadline skips it, and runs ``instead``. ``given``: only
+    with (True) or without (False) candidates of the caller. ``span``: trace span that it ends."""
 
     name: str
     run: Run

@@ -84,8 +84,7 @@ class Admission(Limit):
             self._empty_s, self._answers = now_s, 0
 
     def _wait_s(self) -> float:
-        """Expected wait of the next request for the thread: the time of all answers before it (Little's law),
-        without their I/O wait."""
+        """Expected wait of the next request for the thread, by Little's law, without I/O wait."""
         return self.inside * self.answer_s - self._io_s
 
 

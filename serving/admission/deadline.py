@@ -43,8 +43,7 @@ NO_DEADLINE: Final[Deadline] = RecordedDeadline()
 
 
 def shorten_candidates(candidates: Mapping[int, list[str]], most: int) -> dict[int, list[str]]:
-    """Keeps at most ``most`` candidates, a proportional share of each source's first: sources list the best
-    first."""
+    """Keeps at most ``most`` candidates: of each source a proportional share, its first and best."""
     if len(candidates) <= most:
         return dict(candidates)
     groups: dict[str, list[int]] = {}

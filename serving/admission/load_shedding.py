@@ -5,12 +5,12 @@ Lists and events have separate limits, so that neither starves the other: a refu
 an event is the truth. Health, metrics and pages always pass.
 """
 
-import json
 import math
 import time
 from contextvars import ContextVar
 from typing import Final, Protocol
 
+from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serving.admission.admission import CLIENT, WAIT, Limit, TokenBuckets
@@ -55,7 +55,7 @@ class LoadShedder:
         reason = CLIENT if wait_s > 0 else limit.refusal(now_s)
         if reason:
             self._metrics.count_refused(route, reason)
-            return await _refuse(send, reason, wait_s, limit)
+            return await _refusal(reason, wait_s, limit)(scope, receive, send)
         limit.enter(now_s)
         token = ARRIVED_S.set(now_s)
         try:
@@ -100,18 +100,12 @@ def _client(scope: Scope) -> str:
     return address
 
 
-async def _refuse(send: Send, reason: str, wait_s: float, limit: Limit) -> None:
-    """Sends a whole response that refuses and says when to retry."""
+def _refusal(reason: str, wait_s: float, limit: Limit) -> Response:
+    """Response that refuses and says when to retry."""
     status, message = 503, f"more than {limit.most} requests at a time"
     if reason == CLIENT:
         status, message = 429, "one client asks for more than serve.client_rate allows"
     elif reason == WAIT:
         message = "overloaded: the queue wait would exceed the deadline"
-    body = json.dumps({"error": message, "details": []}).encode()
-    headers = [
-        (b"content-type", b"application/json"),
-        (b"content-length", str(len(body)).encode()),
-        (b"retry-after", str(max(1, math.ceil(wait_s))).encode()),
-    ]
-    await send({"type": "http.response.start", "status": status, "headers": headers})
-    await send({"type": "http.response.body", "body": body})
+    retry_after = {"retry-after": str(max(1, math.ceil(wait_s)))}
+    return JSONResponse({"error": message, "details": []}, status, retry_after)

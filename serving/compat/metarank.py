@@ -45,8 +45,7 @@ _WATCH: Final = "watch_ms"  # field of an interaction with a meaning here
 
 @dataclass
 class Batch:
-    """Events of one body, for the write API. ``events``: their number; ``places``: path of each of ``items``
-    in the body."""
+    """Events of one body. ``events``: their number; ``places``: path of each of ``items`` in the body."""
 
     events: int = 0
     items: list[dict[str, Any]] = field(default_factory=list)

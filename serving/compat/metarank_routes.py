@@ -53,8 +53,7 @@ def routes_of(handlers: SharedHandlers) -> APIRouter:
 def _add_feedback(router: APIRouter, handlers: SharedHandlers) -> None:
     @router.post("/feedback")
     async def feedback(request: Request) -> Response:
-        """One event, a list, or one a line: all, or none if one can't be parsed. Items and users need the
-        key."""
+        """One event, a list, or one a line: all or none. Items and users need the key."""
         began_s, now_ms = time.perf_counter(), handlers.service.now_ms()
         body = await handlers.events(request)
         with handlers.counting_rejected(len(body) if isinstance(body, list) else 1):
@@ -69,8 +68,7 @@ def _add_feedback(router: APIRouter, handlers: SharedHandlers) -> None:
 
 
 async def _write(handlers: SharedHandlers, batch: metarank.Batch, now_ms: int) -> None:
-    """Writes items first: merged with their current fields they may be too large, and then nothing is
-    written."""
+    """Writes items first: merged with their fields they may be too large, and nothing is written."""
 
     def merged() -> list[dict[str, Any]]:
         items = zip(merge_fields(batch.items, handlers.fields_of), batch.places, strict=True)

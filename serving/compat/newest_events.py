@@ -4,10 +4,11 @@ Nothing is kept for it: each call reads a bounded part of the log, backwards fro
 not reported, even if the log still has them.
 """
 
+import heapq
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 from recsys.events.event_types import Engagement, Rejected, User, decode, dedupe_key
 from recsys.events.records import EVENTS
@@ -38,31 +39,27 @@ class UserRecord:
     gone: bool = False
 
 
-class _BackwardReader:
-    """Profiles and engagements of one partition, from its end backwards; ``head`` is the next one."""
+class _Found(NamedTuple):
+    """A profile or an engagement. ``place``: number of its partition among those that are read."""
 
-    def __init__(self, log: Log, partition: int, parts: int, key: bytes | None) -> None:
-        self._log, self._partition, self._key = log, partition, key
-        self._records, self._bytes = MOST_RECORDS // parts, MOST_BYTES // parts
-        self._events = self._read()
-        self.offset = -1  # of the head
-        self.head = next(self._events, None)
+    event: User | Engagement
+    offset: int
+    place: int
 
-    def advance(self) -> None:
-        self.head = next(self._events, None)
 
-    def _read(self) -> Iterator[User | Engagement]:
-        begin = self._log.end(EVENTS, self._partition) - self._records
-        newest = newest_first(self._log, EVENTS, self._partition, begin, first=_FIRST, most=_READ)
-        with suppress(LogLost):  # retention removed the records meanwhile
-            for record in newest:
-                self._bytes -= len(record.value)
-                if self._bytes < 0:
-                    return
-                event = None if self._key not in (None, record.key) else _decode(record)
-                if event is not None:
-                    self.offset = record.offset
-                    yield event
+def _backwards(
+    log: Log, partitions: Sequence[int], place: int, key: bytes | None
+) -> Iterator[_Found]:
+    """Profiles and engagements of one of the partitions, which share the limits, from its end on."""
+    partition, bytes_left = partitions[place], MOST_BYTES // len(partitions)
+    begin = log.end(EVENTS, partition) - MOST_RECORDS // len(partitions)
+    with suppress(LogLost):  # retention removed the records meanwhile
+        for record in newest_first(log, EVENTS, partition, begin, first=_FIRST, most=_READ):
+            bytes_left -= len(record.value)
+            if bytes_left < 0:
+                return
+            if key in (None, record.key) and (event := _decode(record)) is not None:
+                yield _Found(event, record.offset, place)
 
 
 def read_page(
@@ -78,56 +75,51 @@ def read_page(
     parts = range(log.partitions(EVENTS)) if partition is None else (partition,)
     if before is not None and len(before) != len(parts):
         raise ValueError(f"{len(before)} offsets, expected {len(parts)}")
-    readers = [_BackwardReader(log, part, len(parts), key) for part in parts]
+    streams = [_backwards(log, parts, place, key) for place in range(len(parts))]
+    newest = heapq.merge(*streams, key=lambda found: (-found.event.time_ms, -found.place))
     ends = list(before or [1 << 62] * len(parts))
     engagements, seen, erased = list[Engagement](), set[str](), set[str]()
-    while (at := _newest(readers)) is not None and len(engagements) < most:
-        event, offset = readers[at].head, readers[at].offset
-        readers[at].advance()
+    while len(engagements) < most and (found := next(newest, None)) is not None:
+        event, offset, place = found
         if isinstance(event, User) and event.removed:
             erased.add(str(event.user_id))
-        if not isinstance(event, Engagement) or offset >= ends[at]:
+        if not isinstance(event, Engagement) or offset >= ends[place]:
             continue
-        ends[at], name = offset, dedupe_key(event)
+        ends[place], name = offset, dedupe_key(event)
         if str(event.user_id) not in erased and name not in seen and matches(event):
             seen.add(name)
             engagements.append(event)
-    return EngagementPage(tuple(engagements), None if _newest(readers) is None else tuple(ends))
+    return EngagementPage(tuple(engagements), None if next(newest, None) is None else tuple(ends))
 
 
 def read_user(log: Log, partition: int, key: bytes) -> UserRecord | None:
     """Reads one user; None without any record. Raises LogUnavailable."""
-    users = _read_users(_BackwardReader(log, partition, 1, key), one=True)
+    users = _read_users(_backwards(log, [partition], 0, key), one=True)
     return next(iter(users.values()), None)
 
 
 def read_users(log: Log) -> dict[str, UserRecord]:
     """Reads the users in the newest records, by id, without those that are gone. Raises LogUnavailable."""
-    parts = log.partitions(EVENTS)
-    users = dict[str, UserRecord]()
-    for partition in range(parts):
-        users |= _read_users(_BackwardReader(log, partition, parts, None))
+    parts, users = range(log.partitions(EVENTS)), dict[str, UserRecord]()
+    for place in parts:
+        users |= _read_users(_backwards(log, parts, place, None))
     return {user_id: user for user_id, user in users.items() if not user.gone}
 
 
-def _read_users(reader: _BackwardReader, one: bool = False) -> dict[str, UserRecord]:
+def _read_users(newest: Iterator[_Found], one: bool = False) -> dict[str, UserRecord]:
     """Reads backwards, so that the first profile or erasure of a user counts. ``one``: all records are of one
     user, and the rest needn't be read."""
     active, users = set[str](), dict[str, UserRecord]()
-    while reader.head is not None and not (one and users):
-        event, user_id = reader.head, str(reader.head.user_id)
-        reader.advance()
+    for event, _, _ in newest:
+        user_id = str(event.user_id)
         if isinstance(event, Engagement):
             active.add(user_id)
         elif user_id not in users:
             profile = None if event.removed else event
             users[user_id] = UserRecord(profile, True, event.removed and user_id not in active)
+            if one:
+                break
     return {user_id: UserRecord(None, False) for user_id in active} | users
-
-
-def _newest(readers: Sequence[_BackwardReader]) -> int | None:
-    heads = [(r.head.time_ms, at) for at, r in enumerate(readers) if r.head is not None]
-    return max(heads)[1] if heads else None
 
 
 def _decode(record: Record) -> User | Engagement | None:

@@ -54,14 +54,12 @@ class SharedHandlers:
         check_admin_key(given, self._admin_key(), "X-API-Key")
 
     async def body(self, request: Request) -> Any:
-        """Decoded JSON of any content type: curl calls it a form. Raises 403 as ``refuse_cross_origin``; 400,
-        408 and 413 as all routes."""
+        """Decoded JSON of any content type: curl calls it a form. Raises as ``refuse_cross_origin``."""
         refuse_cross_origin(request)
         return await request.json()
 
     async def events(self, request: Request) -> Any:
-        """As ``body``; values that follow one another become a list. A body that isn't JSON counts as one
-        rejected event."""
+        """As ``body``; several values become a list. A body that isn't JSON is one rejected event."""
         refuse_cross_origin(request)
         body = await request.body()
         try:
@@ -87,15 +85,13 @@ class SharedHandlers:
         return batch.count(ACCEPTED)
 
     async def put_items(self, items: Sequence[dict[str, Any]]) -> None:
-        """Publishes whole items. Returns once this replica answers with them, for the next request may
-        ask."""
+        """Publishes whole items; returns once this replica answers with them."""
         async with self._items:
             await self._put_items(items)
 
     async def change_items(self, change: Callable[[], Sequence[dict[str, Any]]]) -> None:
-        """As ``put_items``, with items that ``change`` makes from the current fields of living items (None
-        for others): those on the log when this was called, whoever wrote them. Raises Unavailable if this
-        replica doesn't catch up."""
+        """As ``put_items``, with items that ``change`` makes from all fields that are on the log now, whoever
+        wrote them. Raises Unavailable if this replica doesn't catch up."""
         async with self._items:
             try:
                 end = await asyncio.to_thread(self.service.log.end, ITEMS, 0)
@@ -125,7 +121,7 @@ class SharedHandlers:
         """Answers with a client's ranking id as request id; with a new one if this replica answered that id
         before, because the joiner would drop the impression as a repeat."""
         if not self._rankings.add(request_id):
-            self.metrics.count_repeated_ranking()
+            self.metrics.repeated.inc()
             return await self.service.recommend(request)
         try:
             return await self.service.recommend(request, request_id)
@@ -197,9 +193,8 @@ class WriteBacks:
 
 
 def refuse_cross_origin(request: Request) -> None:
-    """Raises 403 if a browser reports that a page of another origin asks: the page may do so without the
-    user. An image on a page of another port has no Origin header and is same-site, which isn't this origin
-    either."""
+    """Raises 403 if a browser reports a page of another origin, which may ask without the user. An image on a
+    page of another port has no Origin header and is same-site, which isn't this origin either."""
     origin, site = request.headers.get("origin"), request.headers.get("sec-fetch-site", "")
     foreign = origin is not None and urlsplit(origin).netloc != request.headers.get("host")
     if foreign or site not in ("", "same-origin", "none"):

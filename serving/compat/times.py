@@ -53,8 +53,7 @@ def text_of(time_ms: int) -> str:
 
 
 def seconds_of(text: str, field: str) -> float:
-    """Parses a duration in Go's notation: ``10m``, ``1h0m30s``, ``0``. Raises Rejected for anything else and
-    for more than a day."""
+    """Parses a duration of at most a day in Go's notation: ``10m``, ``1h0m30s``, ``0``. Raises Rejected."""
     if text == "0":
         return 0.0
     seconds = math.inf

@@ -28,8 +28,7 @@ class Unsupported(ValueError):
 
 
 def latest(replica: Replica, n: int, excluded: Collection[int], category: str) -> Scored:
-    """Newest items by their own timestamps, among the newest by arrival. The score is the timestamp in
-    seconds, 0 without one."""
+    """Newest items by their timestamps in seconds (0 without one), among the newest by arrival."""
     allowed = _allowed(replica, excluded, category)
     newest = np.arange(max(0, len(allowed) - NEWEST), len(allowed))
     indices = newest[allowed[newest]].tolist()

@@ -23,6 +23,18 @@ _ENGAGEMENT: Any = {
 }
 
 
+_ITEM: Any = {"item_id": "v7", "fields": {"author": "a3", "tags": ["cats"], "duration_ms": 12000}}
+_USER: Any = {"user_id": "u42", "fields": {"country": "NZ"}}
+_REQUESTS: Any = (
+    {"user_id": "u42", "n": 10, "surface": "feed", "exclude_ids": ["v1"]},
+    {"user_id": "u42", "n": 3, "candidate_ids": ["v1", "v2", "v3"], "explain": True},
+)
+
+
+def _with_examples(*examples: Any) -> ConfigDict:
+    return ConfigDict(json_schema_extra={"examples": list(examples)})
+
+
 class _In(BaseModel):
     model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
 
@@ -30,14 +42,7 @@ class _In(BaseModel):
 class RecommendIn(_In):
     """One request for items."""
 
-    model_config = ConfigDict(
-        json_schema_extra={
-            "examples": [
-                {"user_id": "u42", "n": 10, "surface": "feed", "exclude_ids": ["v1"]},
-                {"user_id": "u42", "n": 3, "candidate_ids": ["v1", "v2", "v3"], "explain": True},
-            ]
-        }
-    )
+    model_config = _with_examples(*_REQUESTS)
 
     user_id: IdIn
     n: int = Field(10, ge=1, le=100, description="Number of items; fewer if there are no more.")
@@ -57,7 +62,7 @@ class RecommendIn(_In):
 class EventsIn(_In):
     """Engagements, each checked on its own: a wrong one doesn't hold back the others."""
 
-    model_config = ConfigDict(json_schema_extra={"examples": [{"events": [_ENGAGEMENT]}]})
+    model_config = _with_examples({"events": [_ENGAGEMENT]})
 
     events: list[Any] = Field(min_length=1, max_length=MAX_EVENTS)
 
@@ -71,20 +76,7 @@ class ItemIn(_In):
 
 
 class ItemsIn(_In):
-    model_config = ConfigDict(
-        json_schema_extra={
-            "examples": [
-                {
-                    "items": [
-                        {
-                            "item_id": "v7",
-                            "fields": {"author": "a3", "tags": ["cats"], "duration_ms": 12000},
-                        }
-                    ]
-                }
-            ]
-        }
-    )
+    model_config = _with_examples({"items": [_ITEM]})
 
     items: list[ItemIn] = Field(min_length=1, max_length=1000)
 
@@ -98,11 +90,7 @@ class UserIn(_In):
 
 
 class UsersIn(_In):
-    model_config = ConfigDict(
-        json_schema_extra={
-            "examples": [{"users": [{"user_id": "u42", "fields": {"country": "NZ"}}]}]
-        }
-    )
+    model_config = _with_examples({"users": [_USER]})
 
     users: list[UserIn] = Field(min_length=1, max_length=1000)
 

@@ -93,9 +93,6 @@ class ServingMetrics:
         for stage in stages:
             self.degraded.labels(stage).inc()
 
-    def count_repeated_ranking(self) -> None:
-        self.repeated.inc()
-
     def text(self) -> bytes:
         return generate_latest(self._exposed)
 

@@ -46,8 +46,7 @@ def _hidden_groups(replica: Replica, session: Session) -> tuple[NDArray[np.int64
 
 
 def rules(_: Replica, query: Query, candidates: Candidates) -> Candidates:
-    """Applies ``policy.rules``: boost, bury, require, and limit to none. Other limits are caps of the
-    draw."""
+    """Applies ``policy.rules``: boost, bury, require, limit to none. Other limits are caps of the draw."""
     if not query.policy.config.rules:
         return candidates
     added_N = np.zeros(len(candidates.sources))
@@ -74,8 +73,7 @@ def _matches(candidates: Candidates, rule: Rule) -> Mask:
 
 
 def caps_of(replica: Replica, query: Query, candidates: Candidates) -> tuple[Cap, ...]:
-    """Caps on the items of one author and on what rules limit. Authors aren't capped where the caller gave
-    the candidates."""
+    """Caps on what rules limit, and on the items of one author unless the caller gave the candidates."""
     caps = []
     policy, features = query.policy.config, replica.features
     items_NI = candidates.features.items_NI

@@ -22,8 +22,7 @@ _PINNED: Final = 1.0  # propensity of an item that is pinned to its rank
 
 @dataclass(frozen=True)
 class _Pick:
-    """One rank. ``side`` drew it; ``probabilities`` are those of control and treatment, empty where no team
-    owns the rank."""
+    """One rank, drawn by ``side``. ``probabilities``: of control and treatment, if a team owns the rank."""
 
     position: int
     propensity: float

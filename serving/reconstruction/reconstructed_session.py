@@ -13,7 +13,7 @@ from experiments.assignment.policy import Policies
 from experiments.statistics.revision import running
 from recsys.config.system_config import Config
 from recsys.events.control_records import Control, Experiments
-from recsys.events.event_types import Event, Impression, Item, Rejected, Tick, decode, dedupe_key
+from recsys.events.event_types import Event, Impression, Item, Rejected, decode, dedupe_key, is_folded
 from recsys.events.hashing import Id, digest_of, partition_of
 from recsys.events.records import CONTROL, EVENTS, ITEMS
 from recsys.features.catalogue import Catalogue
@@ -155,7 +155,7 @@ class ReconstructedSessions:
                 event = decode(record.value)
             except Rejected:
                 continue
-            if getattr(event, "user_id", None) is not None and not isinstance(event, Tick):
+            if getattr(event, "user_id", None) is not None and is_folded(event):
                 events.setdefault(dedupe_key(event), (record.offset, event))
         return list(events.values())
 

@@ -54,8 +54,7 @@ class GroupIndex:
             members[index] = None
 
     def members(self, key: int) -> Indices:
-        """Items of a group in the order in which they joined; empty for an unknown group. A view, valid until
-        the next move."""
+        """Items of a group in the order in which they joined: a view, valid until the next move."""
         array = self._arrays.get(key)
         if array is None:
             members = self._items.get(key, {})

@@ -17,9 +17,9 @@ import numpy as np
 from numba import types
 from numpy.typing import NDArray
 
-from parameter_server.table.id_map import IdMap
 from recsys.arrays.compiled import kernel, read_only
 from recsys.arrays.growable import grown, written_bytes
+from recsys.arrays.id_map import IdMap
 from recsys.config.system_config import TableConfig
 from serving.replica.row_store import Keys, Rows, RowStore
 
@@ -29,8 +29,7 @@ _MOST = np.float32(127)  # largest absolute value of a code
 
 
 class Int8Rows(RowStore):
-    """A ``RowStore`` with a quarter to a third of the bytes per row. Inherited storage holds the float32
-    rows."""
+    """A ``RowStore`` with a quarter to a third of the bytes. Inherited storage holds the float32 rows."""
 
     def __init__(self, config: TableConfig, seed: int, room: int = 8) -> None:
         super().__init__(config, seed)

@@ -53,8 +53,7 @@ class PreparedVersion:
 
 
 class ItemVectors(ABC):
-    """Catalogue, rows and index of one version. With the index in ``elsewhere`` shards, vectors are computed
-    on demand."""
+    """Catalogue, rows and index of one version; with ``elsewhere`` shards, vectors on demand instead."""
 
     def __init__(
         self,

@@ -57,8 +57,7 @@ class LineReader:
         self._from_beginning = False  # whether the deltas were read from their beginning
 
     def start(self, line: str, epoch: int | None) -> LoadedSnapshot:
-        """Switches to a line (without an epoch: the newest); returns the snapshot to load before its
-        steps."""
+        """Switches to a line (epoch None: the newest); returns the snapshot to load before its steps."""
         self._epoch = epoch
         loaded = self._load(line)
         self._continue_after(loaded)
@@ -130,8 +129,7 @@ class LineReader:
         return None
 
     def _newest(self, line: str) -> tuple[int, int]:
-        """Version of the newest complete snapshot of the line and requested epoch, without a check of
-        digests."""
+        """Version of the line's newest complete snapshot in the requested epoch; digests unchecked."""
         if self._epoch is not None:
             steps = snapshots.complete_steps(self._folder, line, self._epoch)
             return (self._epoch, steps[-1]) if steps else (-1, -1)

@@ -66,8 +66,7 @@ class Popularity:
             self._fell, self._moved = False, []
 
     def enter(self, index: int, counters: CounterTable) -> None:
-        """Applies earlier counters of a new item, so that it doesn't matter whether items or counters are
-        read first."""
+        """Applies earlier counters of a new item: either may be read first."""
         if len(counters):
             _, values, last_ms = counters.export([int(self._catalogue.keys[index, 0])])
             if len(values):

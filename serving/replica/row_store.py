@@ -9,9 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from parameter_server.publish.rounding import digest_of_rows
-from parameter_server.table.id_map import IdMap
 from parameter_server.table.table import initial_rows, table_seed
 from recsys.arrays.growable import grown, written_bytes
+from recsys.arrays.id_map import IdMap
 from recsys.config.system_config import TableConfig
 
 Keys = NDArray[np.int64]

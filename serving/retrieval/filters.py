@@ -41,8 +41,7 @@ def _indices_of(catalogue: Catalogue, keys: Collection[int]) -> Indices:
 
 
 def given_items(catalogue: Catalogue, query: Query) -> tuple[list[int], dict[str, int]]:
-    """Distinct indices of the caller's own candidates, and the counts of unknown or gone and of excluded
-    ones, which are left out."""
+    """Distinct indices of the caller's candidates, and counts of those left out: unknown, excluded."""
     distinct = dict.fromkeys(map(str, query.request.candidate_ids or ()))
     indices = [catalogue.index_of(item_id) for item_id in distinct]
     alive = [index for index in indices if index is not None and catalogue.alive[index]]

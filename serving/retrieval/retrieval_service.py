@@ -21,8 +21,7 @@ STARTING: Final = "starting"
 
 
 class ShardReader(StateReader):
-    """Reads items and weights, but no counters, experiments or examples. Calls ``applied`` after each
-    batch."""
+    """Reads items and weights, no counters or examples. Calls ``applied`` after each batch."""
 
     def __init__(
         self, log: Log, shard: RetrievalShard, config: Config, now_ms: Callable[[], int],

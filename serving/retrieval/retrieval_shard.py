@@ -42,10 +42,9 @@ _NO_FIELDS: Final[dict[str, Any]] = {}
 
 
 class ShardRequest(msgspec.Struct, frozen=True):
-    """Searches of one request. ``queries`` (Q, V) float32: first ``sides`` user vectors, then vectors of
-    items, for which a rough search will do; ``ks`` the number of hits for each; ``without`` int64 keys that
-    must not be returned. ``shard`` of ``shards`` is the addressee: one with other items would silently miss
-    some."""
+    """Searches of one request, to ``shard`` of ``shards``. ``queries`` (Q, V) float32: first ``sides`` user
+    vectors, then vectors of items, searched roughly; ``ks``: the number of hits for each; ``without``: int64
+    keys that must not be returned."""
 
     version: VectorVersion
     queries: bytes

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Final, NamedTuple
 
 from recsys.events.dedupe import RecentIds
-from recsys.events.event_types import Event, Impression, Item, Rejected, Tick, decode, dedupe_key
+from recsys.events.event_types import Event, Impression, Item, Rejected, decode, dedupe_key, is_folded
 from recsys.events.hashing import Id
 from recsys.events.records import EVENTS, ITEMS
 from recsys.features.catalogue import Catalogue
@@ -66,14 +66,14 @@ class EventReader:
         return moved
 
     def read(self, limit: int = 1_000) -> list[FoldEvent]:
-        """Next events, at most ``limit`` a partition, without ticks and repeats; advances ``offsets``."""
+        """Next events, at most ``limit`` a partition, without repeats and what isn't folded; advances ``offsets``."""
         self.read_items()
         events = []
         for partition, offset in enumerate(self.offsets):
             records = self._log.read(EVENTS, partition, offset, limit)
             for record in records:
                 event = self._decode(record.value)
-                if event is None or isinstance(event, Tick):
+                if event is None or not is_folded(event):
                     continue
                 if self._recent[partition].add(dedupe_key(event)):
                     events.append(FoldEvent(partition, record.offset, event))
@@ -108,6 +108,6 @@ class EventReader:
         start = max(begin, stop - READ_BACK)
         for record in read_range(self._log, EVENTS, partition, start, stop, 500):
             event = self._decode(record.value)
-            if event is not None and not isinstance(event, Tick):
+            if event is not None and is_folded(event):
                 recent.add(dedupe_key(event))
         return recent

@@ -13,8 +13,7 @@ KeysOf = Callable[[Id], Keys]  # keys of an item (I,), as its fields are when an
 
 
 def fold_event(session: Session, event: Event, keys_of: KeysOf) -> None:
-    """Folds an event of the session's user; other events change nothing. An erasure isn't folded: it starts
-    a new session."""
+    """Folds an event of the session's user, except an erasure, which starts a new session."""
     if isinstance(event, User):
         session.fold_user(event)
     elif isinstance(event, Impression):

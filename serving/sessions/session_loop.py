@@ -70,8 +70,7 @@ class SessionLoop:
         self._stale = True
 
     def turn(self, limit: int = 1_000) -> int:
-        """Folds one batch; returns how many records it consumed. After an error the next turn resumes from
-        the stored position."""
+        """Folds one batch; returns its number of records. After an error the next resumes as stored."""
         if self._stale:
             self._resume()
         self._stale = True

@@ -23,8 +23,7 @@ class CanaryRouter:
         return None if self.state is None else self.variants.get(self.state.line)
 
     def update(self, state: CandidateState | None, arms: Collection[str] = ()) -> None:
-        """Sets the candidate that answers now, if there is one, and the lines that answer arms. Neither waits
-        nor raises."""
+        """Sets the candidate that answers now, if any, and the lines of arms. Neither waits nor raises."""
         self.state = state
         self.variants.set_wanted([*arms] if state is None else [*arms, state.line])
 
