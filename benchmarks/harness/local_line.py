@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from parameter_server.publish.rounding import round_dense, round_rows
 from parameter_server.shard.lanes import LaneGradients
 from parameter_server.shard.shard import Shard, ShardSpec
-from parameter_server.table.id_map import Arrays
+from recsys.arrays.id_map import Arrays
 from recsys.model.list_ranker import Lists, list_logits
 from recsys.model.model import padded
 from training.continual.learner import Lane, Learner

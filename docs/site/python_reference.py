@@ -17,7 +17,7 @@ PUBLIC = {
         config.policy_config config.promotion_config config.part_configs
         features.feature_set_file process.open_log log.sqlite_log log.kafka_log client""",
     "replay": """simulation.world""",
-    "parameter_server": """table.table table.id_map shard.lanes table.routing shard.shard shard.wal_settings
+    "parameter_server": """table.table shard.lanes table.routing shard.shard shard.wal_settings
         publish.rounding publish.published publish.deltas storage.wal storage.snapshots""",
     "experiments": """assignment.definition assignment.policy assignment.design
         statistics.effect statistics.sample_ratio statistics.power

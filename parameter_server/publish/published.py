@@ -31,9 +31,9 @@ from parameter_server.publish.rounding import (
     row_bytes,
 )
 from parameter_server.publish.withheld_rows import WITHHELD_COLUMNS, WithheldRows
-from parameter_server.table.id_map import Arrays
 from parameter_server.table.routing import Keys, Rows
 from parameter_server.table.table import table_seed
+from recsys.arrays.id_map import Arrays
 from recsys.config.system_config import TableConfig
 from recsys.events.records import TableRows
 

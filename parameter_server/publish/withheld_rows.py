@@ -9,8 +9,8 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from parameter_server.table.id_map import Arrays, IdMap
 from parameter_server.table.routing import Keys, Rows, as_keys
+from recsys.arrays.id_map import Arrays, IdMap
 
 WITHHELD_COLUMNS: Final = ("keys", "last", "had", "traffic", "change")
 

@@ -20,7 +20,6 @@ from parameter_server.publish.withheld_rows import WITHHELD_COLUMNS
 from parameter_server.shard.gradient_rejections import PREFIX, mark_rejected
 from parameter_server.shard.lanes import LaneGradients, StepSum, add_lanes
 from parameter_server.table.dense import DENSE_COLUMNS, Dense, Vector
-from parameter_server.table.id_map import Arrays
 from parameter_server.table.routing import Keys, Rows, as_keys, shard_of
 from parameter_server.table.sketch import SKETCH_COLUMNS
 from parameter_server.table.table import (
@@ -30,6 +29,7 @@ from parameter_server.table.table import (
     columns_in,
     digest_of_exports,
 )
+from recsys.arrays.id_map import Arrays
 from recsys.config.system_config import TableConfig
 from recsys.events.records import Delta
 

@@ -20,8 +20,8 @@ from parameter_server.shard.wal_settings import WalSettingsChanged, changes, wal
 from parameter_server.storage import snapshots
 from parameter_server.storage.wal import Wal
 from parameter_server.table.dense import Vector
-from parameter_server.table.id_map import Arrays
 from parameter_server.table.routing import Keys, Rows
+from recsys.arrays.id_map import Arrays
 from recsys.events.records import pack
 
 TIDY_EVERY: Final = 16  # steps between two checks whether siblings completed a snapshot

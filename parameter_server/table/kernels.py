@@ -1,10 +1,6 @@
-"""Compiled loops of tables and routing: open-addressing id map, row-wise Adagrad, random initial rows.
+"""Compiled loops of tables and routing: row-wise Adagrad, random initial rows, sums of lanes, sightings."""
 
-An id map is an index of ``recsys.arrays.key_index`` whose places are slots. Deletion shifts entries back, so
-it leaves no tombstones.
-"""
-
-# N keys in a batch, D row dimension, H cells of an index, R rows
+# N keys in a batch, D row dimension, R rows
 
 from typing import Any
 
@@ -12,51 +8,11 @@ import numpy as np
 from numba import types
 
 from recsys.arrays.compiled import GAMMA, kernel, mix, read_only, unit
-from recsys.arrays.key_index import EMPTY as EMPTY
-from recsys.arrays.key_index import find as find
-from recsys.arrays.key_index import home_of, place_of
-from recsys.arrays.key_index import insert as insert
-from recsys.arrays.prefetch import LINE, prefetch_line
+from recsys.arrays.key_index import insert
 
 _int, _float, _flag = types.int64, types.float32, types.boolean
 _KEYS, _COUNTS, _ROWS = read_only(_int, 1), read_only(types.int32, 1), read_only(_float, 2)
 _INDEX, _KEYS_OUT, _ROWS_OUT = _int[:, ::1], _int[::1], _float[:, ::1]
-
-
-@kernel(types.void(_INDEX, _KEYS))
-def erase(index: Any, keys: Any) -> None:
-    """Removes keys from the index and shifts later entries back (Knuth 6.4, algorithm R)."""
-    one, zero, cells = np.uint64(1), np.uint64(0), np.uint64(index.shape[0])
-    for i in range(keys.shape[0]):
-        key = keys[i]
-        cell = home_of(key, cells)
-        while index[cell, 1] >= 0 and index[cell, 0] != key:
-            cell = cell + one if cell + one < cells else zero
-        if index[cell, 1] < 0:
-            continue
-        hole = cell
-        cell = cell + one if cell + one < cells else zero
-        while index[cell, 1] >= 0:
-            home = home_of(index[cell, 0], cells)
-            pushed = cell - home if cell >= home else cell + cells - home
-            behind = cell - hole if cell >= hole else cell + cells - hole
-            if pushed >= behind:
-                index[hole, 0] = index[cell, 0]
-                index[hole, 1] = index[cell, 1]
-                hole = cell
-            cell = cell + one if cell + one < cells else zero
-        index[hole, 1] = EMPTY
-
-
-@kernel(types.void(_INDEX, _KEYS, _KEYS))
-def move(index: Any, keys: Any, slots: Any) -> None:
-    """Sets new slots for keys that are in the index."""
-    one, zero, cells = np.uint64(1), np.uint64(0), np.uint64(index.shape[0])
-    for i in range(keys.shape[0]):
-        cell = home_of(keys[i], cells)
-        while index[cell, 0] != keys[i] or index[cell, 1] < 0:
-            cell = cell + one if cell + one < cells else zero
-        index[cell, 1] = slots[i]
 
 
 @kernel(types.void(types.uint64, _float, _KEYS, _KEYS, _ROWS_OUT))
@@ -94,26 +50,6 @@ def gather(values: Any, slots: Any, seed: Any, initial: Any, keys: Any, out: Any
             u = unit(cell)
             out[i, j] = np.float32((2.0 * u - 1.0) * scale)
     return empty
-
-
-@kernel(_int(read_only(_int, 2), _KEYS, _ROWS, _ROWS_OUT))
-def gather_rows(index: Any, keys: Any, values: Any, out: Any) -> Any:
-    """Copies the rows of keys; returns the number of missing keys. All slots are found and prefetched
-    first."""
-    size, dim, missing = keys.shape[0], values.shape[1], 0
-    slots = np.empty(size, np.int64)
-    for i in range(size):
-        slots[i] = place_of(index, keys[i])
-        for byte in range(0, 4 * dim if slots[i] >= 0 else 0, LINE):
-            prefetch_line(values, slots[i] * 4 * dim + byte)
-    for i in range(size):
-        if slots[i] < 0:
-            missing += 1
-            continue
-        slot = np.uint64(slots[i])
-        for j in range(dim):
-            out[i, j] = values[slot, j]
-    return missing
 
 
 @kernel(_int(_ROWS, _float, _flag[::1]))

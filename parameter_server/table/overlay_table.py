@@ -17,7 +17,6 @@ from numba import types
 from numpy.typing import NDArray
 
 from parameter_server.table import kernels
-from parameter_server.table.id_map import Arrays
 from parameter_server.table.routing import Keys, Rows, as_keys
 from parameter_server.table.table import (
     EVICTED_FRACTION,
@@ -28,6 +27,7 @@ from parameter_server.table.table import (
     least_recently_used,
 )
 from recsys.arrays.compiled import kernel, read_only
+from recsys.arrays.id_map import Arrays
 from recsys.arrays.key_index import EMPTY, LOAD, home_of
 from recsys.arrays.prefetch import LINE, prefetch_line
 from recsys.config.system_config import TableConfig

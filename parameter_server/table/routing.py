@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from parameter_server.table import kernels
-from recsys.arrays.key_index import cells_for, empty_index
+from recsys.arrays.key_index import cells_for, empty_index, insert
 
 Keys = NDArray[np.int64]
 Rows = NDArray[np.float32]
@@ -61,7 +61,7 @@ def unique(keys: Keys) -> tuple[Keys, Keys]:
     keys = as_keys(keys)
     distinct, inverse = np.empty(len(keys), np.int64), np.empty(len(keys), np.int64)
     index = empty_index(cells_for(len(keys)))
-    count = kernels.insert(index, distinct, 0, keys, inverse)
+    count = insert(index, distinct, 0, keys, inverse)
     return distinct[:count], inverse
 
 

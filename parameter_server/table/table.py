@@ -20,7 +20,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from parameter_server.table import kernels
-from parameter_server.table.id_map import Arrays, IdMap
 from parameter_server.table.routing import Keys, Rows, as_keys, as_rows
 from parameter_server.table.sketch import (
     BLOCK_BYTES,
@@ -29,7 +28,8 @@ from parameter_server.table.sketch import (
     blocks_of,
     check_parts,
 )
-from recsys.arrays.key_index import LOAD
+from recsys.arrays.id_map import Arrays, IdMap
+from recsys.arrays.key_index import EMPTY, LOAD
 from recsys.config.system_config import TableConfig
 from recsys.events.hashing import key_of
 
@@ -194,7 +194,7 @@ class Table:
         if len(admitted):
             slots[admitted] = self._insert(keys[admitted])
         if refused:
-            slots[~sound] = kernels.EMPTY
+            slots[~sound] = EMPTY
         rate = rate * self.config.learning_rate
         columns = self._ids.columns
         kernels.adagrad(columns["values"], columns["accumulator"], columns["used_ms"], slots,

@@ -2,7 +2,7 @@
 
 An index is int64 (H, 2): [key, place]; place -1 marks an empty cell. Probing is linear from a key's home, the
 low half of ``mix(key)`` scaled to H: H may be any number below 2³², so an index can grow by less than
-doubling. At least one cell must be empty.
+doubling. At least one cell must be empty. Deletion shifts entries back, so it leaves no tombstones.
 """
 
 import math
@@ -13,6 +13,7 @@ from numba import types
 from numpy.typing import NDArray
 
 from recsys.arrays.compiled import kernel, mix, read_only
+from recsys.arrays.prefetch import LINE, prefetch_line
 
 EMPTY: Final = -1
 # Maximum load factor. At 0.7 a lookup takes 1.5 times as long; below 0.62 a row of 32 floats takes more than
@@ -21,6 +22,7 @@ LOAD: Final = 0.62
 _LOW_HALF = np.uint64(0xFFFF_FFFF)
 _int = types.int64
 _KEYS, _INDEX, _OUT = read_only(_int, 1), _int[:, ::1], _int[::1]
+_ROWS, _ROWS_OUT = read_only(types.float32, 2), types.float32[:, ::1]
 
 
 @kernel(types.uint64(_int, types.uint64))
@@ -68,6 +70,62 @@ def insert(index: Any, placed_keys: Any, count: Any, keys: Any, places: Any) -> 
     return count
 
 
+@kernel(types.void(_INDEX, _KEYS))
+def erase(index: Any, keys: Any) -> None:
+    """Removes keys from the index and shifts later entries back (Knuth 6.4, algorithm R)."""
+    one, zero, cells = np.uint64(1), np.uint64(0), np.uint64(index.shape[0])
+    for i in range(keys.shape[0]):
+        key = keys[i]
+        cell = home_of(key, cells)
+        while index[cell, 1] >= 0 and index[cell, 0] != key:
+            cell = cell + one if cell + one < cells else zero
+        if index[cell, 1] < 0:
+            continue
+        hole = cell
+        cell = cell + one if cell + one < cells else zero
+        while index[cell, 1] >= 0:
+            home = home_of(index[cell, 0], cells)
+            pushed = cell - home if cell >= home else cell + cells - home
+            behind = cell - hole if cell >= hole else cell + cells - hole
+            if pushed >= behind:
+                index[hole, 0] = index[cell, 0]
+                index[hole, 1] = index[cell, 1]
+                hole = cell
+            cell = cell + one if cell + one < cells else zero
+        index[hole, 1] = EMPTY
+
+
+@kernel(types.void(_INDEX, _KEYS, _KEYS))
+def move(index: Any, keys: Any, slots: Any) -> None:
+    """Sets new slots for keys that are in the index."""
+    one, zero, cells = np.uint64(1), np.uint64(0), np.uint64(index.shape[0])
+    for i in range(keys.shape[0]):
+        cell = home_of(keys[i], cells)
+        while index[cell, 0] != keys[i] or index[cell, 1] < 0:
+            cell = cell + one if cell + one < cells else zero
+        index[cell, 1] = slots[i]
+
+
+@kernel(_int(read_only(_int, 2), _KEYS, _ROWS, _ROWS_OUT))
+def gather_rows(index: Any, keys: Any, values: Any, out: Any) -> Any:
+    """Copies the rows of keys; returns the number of missing keys. All slots are found and prefetched
+    first."""
+    size, dim, missing = keys.shape[0], values.shape[1], 0
+    slots = np.empty(size, np.int64)
+    for i in range(size):
+        slots[i] = place_of(index, keys[i])
+        for byte in range(0, 4 * dim if slots[i] >= 0 else 0, LINE):
+            prefetch_line(values, slots[i] * 4 * dim + byte)
+    for i in range(size):
+        if slots[i] < 0:
+            missing += 1
+            continue
+        slot = np.uint64(slots[i])
+        for j in range(dim):
+            out[i, j] = values[slot, j]
+    return missing
+
+
 @kernel(types.void(read_only(_int, 2), _INDEX))
 def spread(index: Any, out: Any) -> None:
     """Copies all entries of an index into an empty, larger one.
@@ -98,12 +156,6 @@ def widened(index: NDArray[np.int64], cells: int) -> NDArray[np.int64]:
     out = empty_index(cells)
     spread(index, out)
     return out
-
-
-def with_room(index: NDArray[np.int64], keys: int) -> NDArray[np.int64]:
-    """The index, or a copy of at least twice the cells, with room for ``keys`` keys."""
-    cells = cells_for(keys)
-    return index if cells <= len(index) else widened(index, max(cells, 2 * len(index)))
 
 
 def cells_for(keys: int) -> int:

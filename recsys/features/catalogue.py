@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 
 from recsys.arrays.bitmap import Bitmap
 from recsys.arrays.growable import grown
-from recsys.arrays.key_index import cells_for, empty_index, find, insert, place_of, with_room
+from recsys.arrays.id_map import IdMap
+from recsys.arrays.key_index import place_of
 from recsys.events.event_types import Item
 from recsys.events.field_schema import NUMERIC
 from recsys.events.hashing import Id, key_of
@@ -31,11 +32,8 @@ class Catalogue:
         self.ids: list[Id] = []
         self.fields: list[dict[str, Any]] = []
         self._index: dict[str, int] = {}
-        # Index by place of the key: two ids with colliding keys (see ``key_of``) share a place.
-        self._places = empty_index(cells_for(capacity))
-        self._place_keys = np.zeros(capacity, np.int64)
-        self._at = np.zeros(capacity, np.int64)
-        self._placed = 0
+        # Index of each key's item: two ids with colliding keys (see ``key_of``) share a slot.
+        self._by_key = IdMap(capacity, columns={"index": np.zeros(capacity, np.int64)})
         self._keys = np.zeros((capacity, features.item_columns), np.int64)
         self._numbers = np.zeros((capacity, features.number_columns), np.float32)
         self._alive = np.zeros(capacity, np.bool_)
@@ -62,14 +60,13 @@ class Catalogue:
 
     def index_of_key(self, key: int) -> int | None:
         """The index of the item with this key."""
-        place = int(place_of(self._places, key))
-        return None if place < 0 else int(self._at[place])
+        slot = int(place_of(self._by_key.index, key))
+        return None if slot < 0 else int(self._by_key.columns["index"][slot])
 
     def indices_of_keys(self, keys: NDArray[np.int64]) -> NDArray[np.int64]:
         """The index of each key's item, or -1."""
-        places = np.empty(len(keys), np.int64)
-        find(self._places, np.ascontiguousarray(keys, np.int64), places)
-        return np.where(places < 0, np.int64(-1), self._at[places])
+        slots = self._by_key.find(keys)
+        return np.where(slots < 0, np.int64(-1), self._by_key.columns["index"][slots])
 
     def apply(self, item: Item) -> int:
         """Adds, changes or removes an item and returns its index. A change replaces all its fields."""
@@ -92,9 +89,9 @@ class Catalogue:
     def reserve(self, more: int) -> None:
         """Makes room for ``more`` items. Other threads may read meanwhile, none may write."""
         rows = len(self.ids) + more
-        for name in ("_keys", "_numbers", "_alive", "_place_keys", "_at"):
+        for name in ("_keys", "_numbers", "_alive"):
             setattr(self, name, grown(getattr(self, name), rows))
-        self._places = with_room(self._places, rows)
+        self._by_key.reserve(more)
 
     def _append(self, item_id: Id) -> int:
         index = len(self.ids)
@@ -104,14 +101,9 @@ class Catalogue:
         self._index[str(item_id)] = index
         self.living.grow(len(self.ids))
         key = key_of("item", item_id)
-        self._place(key, index)
+        self._by_key.put(np.array([key], np.int64), {"index": np.array([index])})
         self._keys[index, 0] = key  # found by its key even if its fields never arrive
         return index
-
-    def _place(self, key: int, index: int) -> None:
-        place, keys = np.empty(1, np.int64), np.array([key], np.int64)
-        self._placed = int(insert(self._places, self._place_keys, self._placed, keys, place))
-        self._at[place[0]] = index
 
 
 def _numbers(features: FeatureSet, fields: dict[str, Any]) -> NDArray[np.float32]:

@@ -11,8 +11,8 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from recsys.arrays.growable import grown
-from recsys.arrays.key_index import cells_for, empty_index, find, insert, place_of, with_room
+from recsys.arrays.id_map import IdMap
+from recsys.arrays.key_index import place_of
 from recsys.features import counter_kernels as kernels
 
 # C columns of a row = speeds × kinds; kinds = shown, each label, watch (sum of log1p seconds)
@@ -32,20 +32,21 @@ class CounterTable:
         self._begin(max(1, capacity))
 
     def __len__(self) -> int:
-        return self._count
+        return len(self._ids)
 
     @property
     def arrays(self) -> tuple[Keys, Values, NDArray[np.int64]]:
         """Index, values and times as ``counter_kernels`` read them: views, valid until the next change."""
-        return self._index, self._values, self._last_ms
+        return self._ids.index, self._ids.columns["values"], self._ids.columns["last_ms"]
 
     def __contains__(self, key: int) -> bool:
-        return bool(place_of(self._index, key) >= 0)
+        return bool(place_of(self._ids.index, key) >= 0)
 
     def add(self, keys: Iterable[int], amounts: NDArray[np.float32], now_ms: int) -> None:
         """Adds ``amounts`` (kinds,) to every key's counters. Keys must not repeat."""
-        rows = self._rows_of(np.array(tuple(keys), np.int64))
-        kernels.add(self._values, self._last_ms, rows, np.asarray(amounts, np.float32), now_ms)
+        rows = self._ids.insert(np.array(tuple(keys), np.int64))
+        _, values, last_ms = self.arrays
+        kernels.add(values, last_ms, rows, np.asarray(amounts, np.float32), now_ms)
 
     def read(self, keys: Keys, now_ms: int) -> Values:
         """Counters as of ``now_ms``, shape keys.shape + (C,); zeros for 0 and unknown keys."""
@@ -55,30 +56,22 @@ class CounterTable:
 
     def reserve(self, more: int) -> None:
         """Makes room for ``more`` keys. Other threads may read meanwhile, none may write."""
-        rows = self._count + more
-        self._keys, self._values = grown(self._keys, rows), grown(self._values, rows)
-        self._last_ms = grown(self._last_ms, rows)
-        self._index = with_room(self._index, rows)
+        self._ids.reserve(more)
 
     def export(self, keys: Sequence[int] | None = None) -> tuple[Keys, Values, NDArray[np.int64]]:
         """Keys, values and times of the given keys (default: all), not decayed."""
-        if keys is None:
-            all_ = slice(self._count)
-            return self._keys[all_].copy(), self._values[all_].copy(), self._last_ms[all_].copy()
-        rows = np.empty(len(keys), np.int64)
-        find(self._index, np.array(keys, np.int64), rows)
+        _, values, last_ms = self.arrays
+        rows = np.arange(len(self)) if keys is None else self._ids.find(np.array(keys, np.int64))
         rows = rows[rows >= 0]
-        return self._keys[rows], self._values[rows], self._last_ms[rows]
+        return self._ids.keys[rows], values[rows], last_ms[rows]
 
     def set(self, keys: Keys, values: Values, last_ms: NDArray[np.int64]) -> None:
         """Overwrites rows with absolute values; idempotent."""
-        rows = self._rows_of(np.ascontiguousarray(keys, np.int64))
-        self._values[rows] = values
-        self._last_ms[rows] = last_ms
+        self._ids.put(keys, {"values": values, "last_ms": last_ms})
 
     def keep_newest(self, limit: int) -> int:
         """Drops the least recently updated rows so that ``limit`` remain; returns the number dropped."""
-        surplus = self._count - limit
+        surplus = len(self) - limit
         if surplus <= 0:
             return 0
         keys, values, last_ms = self.export()
@@ -88,18 +81,11 @@ class CounterTable:
         return surplus
 
     def _begin(self, capacity: int) -> None:
-        self._count = 0
-        self._index = empty_index(cells_for(capacity))
-        self._keys = np.zeros(capacity, np.int64)
-        self._values = np.zeros((capacity, self.columns), np.float32)
-        self._last_ms = np.zeros(capacity, np.int64)
-
-    def _rows_of(self, keys: Keys) -> Keys:
-        """The rows of keys; new keys get a row of zeros."""
-        self.reserve(len(keys))
-        rows = np.empty(len(keys), np.int64)
-        self._count = int(insert(self._index, self._keys, self._count, keys, rows))
-        return rows
+        values, last_ms = (
+            np.zeros((capacity, self.columns), np.float32),
+            np.zeros(capacity, np.int64),
+        )
+        self._ids = IdMap(capacity, columns={"values": values, "last_ms": last_ms})
 
 
 def amounts(

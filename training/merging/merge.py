@@ -20,7 +20,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from parameter_server.table.id_map import Arrays
+from recsys.arrays.id_map import Arrays
 from parameter_server.table.routing import Keys
 from parameter_server.table.sketch import SKETCH_COLUMNS
 from parameter_server.table.table import ROW_COLUMNS

@@ -16,7 +16,7 @@ from experiments.promotion.lifecycle import Lifecycle
 from parameter_server.shard.shard import Shard
 from parameter_server.storage.durable_shard import load_shard
 from parameter_server.storage.snapshots import Snapshot, latest
-from parameter_server.table.id_map import Arrays
+from recsys.arrays.id_map import Arrays
 from recsys.config.system_config import Config, tables_of
 from recsys.events.hashing import Id
 from recsys.events.records import Step

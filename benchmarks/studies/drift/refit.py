@@ -13,7 +13,7 @@ import numpy as np
 
 from benchmarks.harness.local_line import LocalLine
 from benchmarks.studies.drift.merge_variants import losses
-from parameter_server.table.id_map import Arrays
+from recsys.arrays.id_map import Arrays
 from recsys.config.system_config import Config
 from training.continual.learner import Lane
 

@@ -4,8 +4,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from parameter_server.table.id_map import IdMap
 from parameter_server.table.table import EPSILON, Table, digest_of_exports, initial_rows, table_seed
+from recsys.arrays.id_map import IdMap
 from recsys.config.system_config import TableConfig
 from recsys.events.hashing import splitmix64, uniforms
 
@@ -229,7 +229,7 @@ def test_memory_is_counted_as_it_is_written_to():
     allocated = sum(column.nbytes for column in table._ids.columns.values())
     written = 270_000 * (3 * 4 + 4 + 8)
     assert allocated > 1.2 * written  # room that nothing stands in yet
-    beside = table._ids._index.nbytes + 270_000 * 8
+    beside = table._ids.index.nbytes + 270_000 * 8
     assert written + beside <= taken[-1] <= written + beside + 4 * 4096
     table.remove(np.arange(200_000))
     assert table.nbytes == taken[-1]  # what was written once stays

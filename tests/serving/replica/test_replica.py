@@ -228,9 +228,9 @@ def test_a_replica_without_items_takes_steps() -> None:
 def columns(replica: Replica) -> list[int]:
     """Where all that grows lies."""
     counters, catalogue = replica.counters, replica.catalogue
-    found = [*counters.arrays, catalogue._keys, catalogue._places, replica.popularity._values]
+    found = [*counters.arrays, catalogue._keys, catalogue._by_key.index, replica.popularity._values]
     for store in replica.rows.values():
-        found += [store._values, store._ids._index, store._ids._keys]
+        found += [store._values, store._ids.index, store._ids._keys]
     return [column.__array_interface__["data"][0] for column in found]
 
 

@@ -12,12 +12,12 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from parameter_server.table import kernels
-from parameter_server.table.routing import Keys, as_keys
+from recsys.arrays import key_index
 from recsys.arrays.growable import grown, written_bytes
 from recsys.arrays.key_index import LOAD, cells_for, empty_index, widened
 
 Arrays = dict[str, NDArray[Any]]
+Keys = NDArray[np.int64]
 
 
 class Moves(NamedTuple):
@@ -39,12 +39,11 @@ class IdMap:
 
     def __init__(self, capacity: int = 8, limit: int = 0, columns: Arrays | None = None) -> None:
         """``limit``: rows at which memory stops growing ahead of need (0: none). It may be exceeded.
-        ``columns``: zeros by name, with any number of rows."""
-        self.columns = (
-            columns or {}
-        )  # replaced, never changed in size: read them again after each change
+        ``columns``: zeros by name, of ``capacity`` rows."""
+        # Replaced as they grow: read them again after each change.
+        self.columns = columns or {}
         self._limit = limit
-        self._index = empty_index(cells_for(capacity))
+        self.index = empty_index(cells_for(capacity))
         self._keys = np.zeros(capacity, np.int64)
         self._count = 0
         self._written = 0  # keys from the first slot on that were ever written
@@ -60,25 +59,25 @@ class IdMap:
     @property
     def nbytes(self) -> int:
         columns = (self._keys, *self.columns.values())
-        return self._index.nbytes + sum(written_bytes(c, self._written) for c in columns)
+        return self.index.nbytes + sum(written_bytes(c, self._written) for c in columns)
 
     def find(self, keys: Keys) -> Keys:
         """The slot of each key, -1 where it has none."""
         slots = np.empty(len(keys), np.int64)
-        kernels.find(self._index, as_keys(keys), slots)
+        key_index.find(self.index, _contiguous(keys), slots)
         return slots
 
     def gather(self, keys: Keys, column: NDArray[np.float32], out: NDArray[np.float32]) -> int:
         """Copies rows from a column (R, D) to ``out`` (N, D); returns the number of missing keys, whose rows
         of ``out`` stay unchanged."""
-        return int(kernels.gather_rows(self._index, as_keys(keys), column, out))
+        return int(key_index.gather_rows(self.index, _contiguous(keys), column, out))
 
     def insert(self, keys: Keys) -> Keys:
         """The slot of each key; new keys get the next slots, in order."""
-        keys = as_keys(keys)
+        keys = _contiguous(keys)
         self.reserve(len(keys))
         slots = np.empty(len(keys), np.int64)
-        self._count = int(kernels.insert(self._index, self._keys, self._count, keys, slots))
+        self._count = int(key_index.insert(self.index, self._keys, self._count, keys, slots))
         self._written = max(self._written, self._count)
         return slots
 
@@ -96,11 +95,11 @@ class IdMap:
     def remove(self, slots: Keys) -> Moves:
         """Removes the keys at distinct slots; returns the moves for columns of others."""
         before, count = self._count, self._count - len(slots)
-        kernels.erase(self._index, self._keys[slots])
+        key_index.erase(self.index, self._keys[slots])
         stays = np.ones(before - count, bool)
         stays[slots[slots >= count] - count] = False
         moves = Moves(slots[slots < count], count + np.flatnonzero(stays), count, before)
-        kernels.move(self._index, self._keys[moves.origin], moves.to)
+        key_index.move(self.index, self._keys[moves.origin], moves.to)
         for column in (self._keys, *self.columns.values()):
             moves.apply(column)
         self._count = count
@@ -110,13 +109,14 @@ class IdMap:
         """Makes room for ``more`` keys. Columns are replaced, never moved, so concurrent readers stay
         valid."""
         rows = self._count + more
-        self._keys = grown(self._keys, rows, self._limit)
-        self.columns = {name: grown(c, rows, self._limit) for name, c in self.columns.items()}
-        if rows > len(self._index) * LOAD:
-            cells = max(math.ceil(rows / LOAD), len(self._index) * 5 // 4, 8)
+        if rows > len(self._keys):
+            self._keys = grown(self._keys, rows, self._limit)
+            self.columns = {name: grown(c, rows, self._limit) for name, c in self.columns.items()}
+        if rows > len(self.index) * LOAD:
+            cells = max(math.ceil(rows / LOAD), len(self.index) * 5 // 4, 8)
             if rows <= self._limit:
                 cells = min(cells, math.ceil(self._limit / LOAD))
-            self._index = widened(self._index, cells)
+            self.index = widened(self.index, cells)
 
     def shrink(self) -> None:
         """Frees memory beyond ``limit``, after a snapshot with a higher limit was loaded."""
@@ -124,4 +124,8 @@ class IdMap:
             self._keys = self._keys[: self._limit].copy()
             self.columns = {name: c[: self._limit].copy() for name, c in self.columns.items()}
             self._written = self._limit
-            self._index = widened(self._index, math.ceil(self._limit / LOAD))
+            self.index = widened(self.index, math.ceil(self._limit / LOAD))
+
+
+def _contiguous(keys: Keys) -> Keys:
+    return np.ascontiguousarray(keys, np.int64)
