@@ -21,16 +21,12 @@ from recsys.observability.tracer import open_tracer_in_actor
 from recsys.process.latency_tuning import tune_for_latency
 from recsys.process.open_log import open_log
 from serving.http_app import build_app
-from serving.retrieval.ray_retrieval import actor_options, client_of, deployments
+from serving.retrieval.ray_retrieval import CATCH_UP_S, client_of, deployment_options, deployments
 from serving.service import Service, admin_key_file
 from serving.sessions.session_store import RedisSessions
 from serving.tracing.swipe_traces import SwipeTraces
 
 APP = "recsys"
-HEALTH_PERIOD_S = 5.0
-GRACE_S = 5.0
-# Startup ends here at the latest: a replica still behind takes traffic all the same, and reports it.
-CATCH_UP_S = 600.0
 _LOG_EVERY_S: Final = 60.0
 _UNLIMITED: Final = 100  # requests for health, metrics and pages, beyond the admission limits
 _LOG: Final = logging.getLogger(__name__)
@@ -179,12 +175,8 @@ def application(config: Config, hooked: bool = False) -> Any:
         max_queued_requests=most,
         max_surge_percent=1,  # of the replicas, rounded up: one at a time
         backpressure_config={"status_code": 503, "retry_after_s": 1},
-        ray_actor_options=actor_options(hooked),
         user_config=_describe(config),
-        health_check_period_s=HEALTH_PERIOD_S,
-        graceful_shutdown_timeout_s=GRACE_S,
-        graceful_shutdown_wait_loop_s=0.5,
-        logging_config={"log_level": "WARNING", "enable_access_log": False},  # a line per request
+        **deployment_options(hooked),
     )
     encoded = msgspec.json.encode(config).decode()
     return deployment(serve.ingress()(Feed)).bind(encoded, deployments(config, encoded, hooked))

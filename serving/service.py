@@ -44,8 +44,7 @@ from serving.sessions.session_view import view_of
 from serving.tracing.request_trace import ANSWER, WAIT, Mark, RequestTrace, unmarked
 from serving.tracing.request_trace import SESSION as SESSION_READ
 from serving.tracing.swipe_traces import SwipeTraces
-from serving.variants.canary_routing import CanaryRouter
-from serving.variants.model_variants import ModelVariants
+from serving.variants.model_variants import CanaryRouter, ModelVariants
 
 _LOG: Final = logging.getLogger(__name__)
 _LOG_DEGRADED_EVERY_S: Final = 30.0

@@ -1,9 +1,9 @@
 """Decides which requests are admitted: one whose answer would come too late is refused at once. Pure.
 
-One event loop answers one request after the other, so a request waits for those before it: their number times
-the time of one answer. A queue that empties now and then is a burst, and may grow until the deadline. A queue
-that hasn't been empty for 30 ms and five answers is a standing queue: it delays every answer without
-increasing throughput, so it is cut short (CoDel: Nichols and Jacobson, "Controlling queue delay", 2012).
+A request waits for those before it: their number times the time of one answer. A queue that empties now and
+then is a burst, and may grow until the deadline. One that hasn't been empty for 30 ms and five answers delays
+every answer without increasing throughput, so it is cut short (CoDel: Nichols and Jacobson, "Controlling
+queue delay", 2012).
 """
 
 import math

@@ -1,8 +1,7 @@
 """Disables Serve's tracking of each request: no timeout of its own, and no cancellation when a client leaves.
 
-An answer takes milliseconds, and each wait in it has its own limit (body 10 s, commit 5 s, session 1 s). An
-event that was sent must be committed even if its client leaves. For the tracking Serve runs two more tasks
-and a queue per request: a third of a request's cost.
+Each wait of a request has its own limit, and an event must be committed even if its client leaves. The
+tracking would take two tasks and a queue: a third of a request's cost.
 """
 
 from typing import Final

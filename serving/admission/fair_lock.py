@@ -1,7 +1,6 @@
 """Lock for one computation at a time that lets the event loop serve its sockets between two of them.
 
-With a plain lock, all requests whose sessions arrived together would be computed in one turn of the loop;
-meanwhile no request is refused, no event accepted and no health check answered.
+With a plain lock, requests whose sessions arrived together would be computed in one turn of the loop.
 """
 
 import asyncio

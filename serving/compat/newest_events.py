@@ -1,7 +1,6 @@
 """Reads users and their engagements from the newest records of the log, newest first. Pure but for the log.
 
-Nothing is kept for it: each call reads a bounded part of the log, backwards from its end. Older records are
-not reported, even if the log still has them.
+Each call reads a bounded part of the log, backwards from its end; older records are not reported.
 """
 
 import heapq

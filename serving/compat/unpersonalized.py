@@ -14,7 +14,6 @@ from recsys.arrays.bitmap import Bitmap
 from recsys.events.event_types import Rejected
 from recsys.events.field_schema import CATEGORICAL
 from recsys.events.hashing import Id, key_of
-from recsys.features.feature_set import FeatureSet
 from serving.compat.times import time_ms_of
 from serving.replica.replica import Replica
 
@@ -82,7 +81,7 @@ def _allowed(replica: Replica, excluded: Collection[int], category: str) -> Bitm
 def _in_category(replica: Replica, category: str) -> NDArray[np.bool_]:
     """Mask of the items in a category, by the keys of the field."""
     field = replica.config.compat.categories
-    if not has_categories(replica.features, field):
+    if field not in replica.features.schema.names("item", CATEGORICAL):
         raise Unsupported(
             f"categories need the field {field!r} as a categorical feature of items; set compat.categories "
             "to such a field"
@@ -92,10 +91,6 @@ def _in_category(replica: Replica, category: str) -> NDArray[np.bool_]:
     keys = replica.catalogue.keys[:, slot.start : slot.stop]
     mask: NDArray[np.bool_] = (keys == key_of(f"item.{field}", category)).any(1)
     return mask
-
-
-def has_categories(features: FeatureSet, field: str) -> bool:
-    return field in features.schema.names("item", CATEGORICAL)
 
 
 def _scored(replica: Replica, indices: Indices, scores: NDArray[np.floating]) -> Scored:

@@ -27,11 +27,8 @@ def samples_of(families: Iterable[Metric]) -> Samples:
 
 
 def parse(text: str) -> Samples:
-    """Parses exposition text from prometheus_client; leaves out histogram buckets.
-
-    Assumes its form: one sample per line, labels by name, no timestamps. The general prometheus_client.parser
-    takes 50 times as long (12 ms instead of 0.25 ms for 800 lines), and this runs once a second.
-    """
+    """Parses text from prometheus_client (a sample per line, labels by name, no timestamps) without
+    histogram buckets, once a second. prometheus_client.parser takes 50 times as long: 12 ms for 800 lines."""
     samples = Samples()
     for line in text.splitlines():
         if line.startswith("#"):

@@ -1,8 +1,7 @@
 """Walks along a list rank by rank with the probabilities of all candidates at each rank.
 
-``serving.ranking.selection.sample_slate`` draws a list in one go. The walk takes the same compiled steps one
-by one, with the same numbers to the last bit: for the probabilities along a list that another policy drew,
-and for a list that two policies draw in turns (serving/ranking/team_draft.py).
+The walk takes the compiled steps of ``serving.ranking.selection.sample_slate`` one by one, equal to the last
+bit: along a list that another policy drew, or that two policies draw in turns (team_draft.py).
 """
 
 # N candidates, R ranks

@@ -27,11 +27,9 @@ NO_CHANCE: Final = 1e-9  # a lower probability counts as none: no log is long en
 
 @dataclass(frozen=True)
 class CounterfactualList:
-    """One served list as the target policy weighs it (experiments/statistics/off_policy.py defines each
-    part).
+    """One served list as the target policy weighs it (parts as in experiments/statistics/off_policy.py).
 
-    ``predicted_R`` and ``expected_R`` are predicted rewards: of the shown item, and the target's
-    expectation.
+    ``predicted_R`` and ``expected_R``: predicted rewards, of the shown item and as the target expects.
     ``off``: largest difference between a logged and a recomputed propensity, 0 where all is well.
     """
 

@@ -1,9 +1,8 @@
 """Keeps the index fast and accurate while vectors move: measures recall, chooses the number of probed lists,
 builds another index beside the one that answers, and decides when it replaces it.
 
-``turn`` does a little at a time between two batches, in the thread that reads the log. Steps and items are
-applied meanwhile, to both indexes, and the swap is one assignment. Only training takes seconds; it works on a
-copy, in a thread of its own. The answering index changes in ``apply`` alone.
+``turn`` does a little between two batches, in the thread that reads the log; training, which takes seconds,
+has a thread of its own. Meanwhile both indexes get changes. The answering index changes in ``apply`` alone.
 """
 
 import logging

@@ -1,8 +1,7 @@
 """The retrieval shards as Serve deployments, one for each.
 
-Each shard is a deployment, not one of several replicas of a single deployment: a request goes to all shards,
-and Serve chooses which replica of a deployment gets a call. Serve restarts a shard that dies, and lets a new
-one catch up before the old one leaves, as for replicas of the feed.
+A request goes to all shards, and Serve chooses one replica of a deployment for a call. Serve restarts a shard
+that dies, and lets a new one catch up before the old one leaves, as for replicas of the feed.
 """
 
 import asyncio
@@ -22,7 +21,9 @@ from serving.retrieval.retrieval_service import RetrievalService
 
 NAME: Final = "Retrieval"  # and the shard's number
 HEALTH_PERIOD_S: Final = 5.0
-CATCH_UP_S: Final = 600.0  # afterwards it takes calls all the same, and refuses them with a reason
+GRACE_S: Final = 5.0
+# Startup ends here at the latest: a replica still behind takes calls all the same, and reports it.
+CATCH_UP_S: Final = 600.0
 _CALLS: Final = 1_000  # concurrent calls of a shard: each replica lets in far fewer
 
 
@@ -56,10 +57,21 @@ def name_of(shard: int) -> str:
     return f"{NAME}-{shard}"
 
 
-def actor_options(hooked: bool) -> dict[str, Any]:
-    """Ray options of a replica. Without our hook they set no environment: it would replace the driver's."""
-    options: dict[str, Any] = {"num_cpus": 1}
-    return options | {"runtime_env": {"env_vars": {STARTING: STARTS}}} if hooked else options
+def deployment_options(hooked: bool) -> dict[str, Any]:
+    """Options of each deployment. Without our hook they set no environment: it would replace the driver's."""
+    actor: dict[str, Any] = {"num_cpus": 1}
+    if hooked:
+        actor["runtime_env"] = {"env_vars": {STARTING: STARTS}}
+    return {
+        "ray_actor_options": actor,
+        "health_check_period_s": HEALTH_PERIOD_S,
+        "graceful_shutdown_timeout_s": GRACE_S,
+        "graceful_shutdown_wait_loop_s": 0.5,
+        "logging_config": {
+            "log_level": "WARNING",
+            "enable_access_log": False,
+        },  # a line per request
+    }
 
 
 def deployments(config: Config, encoded: str, hooked: bool = False) -> list[Any]:
@@ -70,11 +82,7 @@ def deployments(config: Config, encoded: str, hooked: bool = False) -> list[Any]
             num_replicas=1,
             max_ongoing_requests=_CALLS,
             max_surge_percent=100,  # a new one catches up beside the old one
-            ray_actor_options=actor_options(hooked),
-            health_check_period_s=HEALTH_PERIOD_S,
-            graceful_shutdown_timeout_s=HEALTH_PERIOD_S,
-            graceful_shutdown_wait_loop_s=0.5,
-            logging_config={"log_level": "WARNING", "enable_access_log": False},
+            **deployment_options(hooked),
         )(RetrievalDeployment).bind(encoded, shard)
         for shard in range(config.serve.retrieval_shards)
     ]

@@ -1,9 +1,8 @@
 """Asks all retrieval shards at once, and waits no longer than a request can.
 
 Items of a shard that doesn't answer in time are missing from the results. A shard that fails several times in
-a row is not asked for a moment, so that not every request waits for it. A timeout shorter than ``FULL_S``
-says nothing about a shard, and failures of several shards at one moment may be a stall of this process:
-otherwise one stall of the event loop would shun all shards.
+a row is not asked for a moment. A timeout shorter than ``FULL_S`` says nothing about a shard, and failures at
+one moment count once: a stall of this event loop must not shun all shards.
 """
 
 import asyncio

@@ -1,12 +1,9 @@
 """The vectors of the items of one retrieval shard, searched as they were at a version. Pure.
 
-A response has one version, and a shard follows the log by itself: it may be a step ahead of the replica that
-asks. So it remembers what its last steps and items replaced, and searches the state before them: items that
-changed since the version are left out of the index's hits and compared by their old vectors. Versions that it
-has not reached yet, or has forgotten, are refused.
-
-A vector is made of an item's fields (by the offset of ``items``) and of its row (by the step), and either may
-be ahead of the other, so rows and fields are remembered separately.
+A shard follows the log by itself and may be ahead of the replica that asks. So it remembers what its last
+steps and items replaced (separately: either may be ahead of the other), leaves out the index's hits that
+changed since the version, and compares these items by their old vectors. Versions that it has not reached
+yet, or has forgotten, are refused.
 """
 
 from collections import deque

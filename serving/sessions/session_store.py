@@ -1,9 +1,8 @@
 """Session store in Redis or Valkey: one GET per request; MGET and one transaction per batch of the fold.
 
 The transaction that writes the sessions also writes the fold's position in the log, so the two agree after a
-crash. Before it writes, the fold compares positions: if the store holds another one (it lost its last second,
-or a second process folds too), nothing is written and ``PositionConflict`` is raised; the fold then resumes
-from the stored position. The store is a single instance, not a Redis Cluster, where a transaction covers one
+crash. If the store holds another position than the fold left (it lost its last second, or a second process
+folds too), nothing is written. The store is a single instance: in a Redis Cluster a transaction covers one
 slot only.
 """
 

@@ -1,8 +1,7 @@
 """Bounds the wait for a session: a hanging store costs 50 ms, a busy event loop loses no session.
 
-The wait is cut into slices. A slice in which the store answered no request means that it hangs, and the wait
-ends. If others were answered meanwhile, or the loop itself ran late, the store is healthy and the wait
-continues.
+The wait is cut into slices. It ends after a slice in which the store answered no request, unless the loop
+itself ran late.
 """
 
 import asyncio

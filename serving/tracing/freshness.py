@@ -1,12 +1,9 @@
 """Measures how long a click takes to reach the session, and the model that answers. Pure.
 
-The clock is that of one process, and starts when this replica acknowledged an event. For the session it stops
-when the store holds a session folded past the event (one event at a time is followed, by polling); for the
-model, when this replica applies the first step that learned from the click's example.
-
-A client collects views before it sends them, so both are also measured from the end of the view, by the
-client's clock. A client that was away says nothing about this system; that is decided once, when the view
-arrives, so a later delay of ours counts in full.
+The clock starts when this replica acknowledges an event. For the session it stops when the store holds a
+session folded past the event (one event at a time is followed, by polling); for the model, when this replica
+applies the first step that learned from the click's example. Both are also measured from the end of the view
+by the client's clock, without clients that were away.
 """
 
 from collections import OrderedDict, deque

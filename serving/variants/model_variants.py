@@ -1,4 +1,5 @@
-"""Model variants of a replica: model lines beside the live one, each for some of the users.
+"""Model variants of a replica: model lines beside the live one, each for some of the users, and the choice
+of the one that answers a user.
 
 A variant is a second replica with a reader and a thread of its own. It is created when its line is wanted and
 has a snapshot, and dropped when it isn't wanted any more. Until it has caught up, live answers. Exactly one
@@ -9,14 +10,16 @@ import asyncio
 import logging
 import threading
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from experiments.promotion.lifecycle import CandidateState, is_in_canary
 from parameter_server.storage import snapshots
 from recsys.config.system_config import Config
+from recsys.events.hashing import Id
 from recsys.features.feature_set import FeatureSet
 from recsys.log.protocol import Log
 from serving.pipeline import Pipeline
@@ -135,3 +138,37 @@ class ModelVariants:
                 target=variant.follower.stop, name="variant-stop", daemon=True
             )
             thread.start()
+
+
+class CanaryRouter:
+    """Routes users to variants; belongs to the event loop that answers. ``update`` precedes each request."""
+
+    def __init__(self, variants: ModelVariants) -> None:
+        self.variants = variants
+        self.state: CandidateState | None = None
+        self.answered = Counter[str]()  # by line
+
+    @property
+    def variant(self) -> ModelVariant | None:
+        """Variant of the canary."""
+        return None if self.state is None else self.variants.get(self.state.line)
+
+    def update(self, state: CandidateState | None, arms: Collection[str] = ()) -> None:
+        """Sets the candidate that answers now, if any, and the lines of arms. Neither waits nor raises."""
+        self.state = state
+        self.variants.set_wanted([*arms] if state is None else [*arms, state.line])
+
+    def pipeline(self, user_id: Id, line: str = "", counts: bool = True) -> Pipeline | None:
+        """Pipeline for a user; None if live answers, also because the variant can't serve yet.
+
+        ``line``: line of the user's arm. The canary never answers such a user: it would blur the arms.
+        ``counts``: whether to count the list.
+        """
+        variant = self.variants.get(line) if line else self.variant
+        if variant is None or not self.variants.is_servable(variant):
+            return None
+        if not line and not is_in_canary(self.state, user_id):
+            return None
+        if counts:
+            self.answered[variant.line] += 1
+        return variant.pipeline

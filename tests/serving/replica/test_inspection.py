@@ -11,7 +11,7 @@ from recsys.events.records import ITEMS
 from serving.query import Query
 from serving.replica import inspection
 from serving.request import Request
-from serving.variants.canary_routing import CanaryRouter
+from serving.variants.model_variants import CanaryRouter
 from tests.support.service_harness import ADMIN, World, run
 
 
