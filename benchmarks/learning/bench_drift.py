@@ -9,7 +9,8 @@ import numpy as np
 
 from benchmarks.harness.commands import Log, no_log
 from benchmarks.learning.drift_stream import COLUMNS, LABELS, SLOTS, Shift, Stream, make_stream
-from training.drift.monitors import DetectorConfig, DriftAlarm, FeatureMonitor, LossMonitor
+from recsys.events.control_records import Alarm
+from training.drift.monitors import DetectorConfig, FeatureMonitor, LossMonitor
 
 WITHIN: Final = 2_000  # examples
 _STEP: Final = 256
@@ -102,15 +103,15 @@ def _stationary(a_day: int, runs: int, seed: int) -> dict[str, Any]:
     return {"examples": runs * examples, "alarms": sum(kinds.values()), "by_number": kinds}
 
 
-def watch(stream: Stream, config: DetectorConfig | None = None) -> list[tuple[int, DriftAlarm]]:
+def watch(stream: Stream, config: DetectorConfig | None = None) -> list[tuple[int, Alarm]]:
     """All alarms of a stream in steps of 256, each with the number of examples so far."""
     losses = LossMonitor(LABELS, config)
     features = FeatureMonitor(COLUMNS, SLOTS, config or DetectorConfig())
-    alarms: list[tuple[int, DriftAlarm]] = []
+    alarms: list[tuple[int, Alarm]] = []
     for step, start in enumerate(range(0, len(stream.losses_NK), _STEP), 1):
         rows = slice(start, start + _STEP)
         stop, at_ms = min(start + _STEP, len(stream.losses_NK)), int(stream.times_ms[start])
-        step_alarms: Sequence[DriftAlarm] = losses.step(_metrics(stream, rows), at_ms, step)
+        step_alarms: Sequence[Alarm] = losses.step(_metrics(stream, rows), at_ms, step)
         keys = {slot: column[rows] for slot, column in stream.keys.items()}
         step_alarms = [*step_alarms, *features.step(stream.dense_NF[rows], keys, at_ms, step)]
         alarms += [(stop, alarm) for alarm in step_alarms]

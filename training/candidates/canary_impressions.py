@@ -48,15 +48,15 @@ class ServedImpressions:
     """Counts in ``rates`` the impressions of two lines that closed within ``settle_s`` of being shown: quick
     swipes close first, so the line that began last would otherwise look worse.
 
-    ``own``, ``other``: line/epoch. ``line``: whose evidence this is. ``from_first``: impressions of the other
+    ``own``, ``other``: line/epoch. ``from_first``: impressions of the other
     line before the own line's first don't count.
     """
 
     def __init__(
-        self, log: Log, line: str, own: str, other: str, since_ms: int, rates: EngagementRates,
+        self, log: Log, own: str, other: str, since_ms: int, rates: EngagementRates,
         labels: Sequence[str], rules: PromotionConfig, from_first: bool = False,
     ) -> None:  # fmt: skip
-        self.line, self.rates, self._from_first = line, rates, from_first
+        self.rates, self._from_first = rates, from_first
         self._own, self._other, self._labels = own, other, len(labels)
         self._since_ms, self._settle_ms = since_ms, int(1000 * rules.settle_s)
         from_ms, partitions = since_ms - _MARGIN_MS, range(log.partitions(EXAMPLES))
@@ -110,18 +110,16 @@ def canary_impressions(
     """Impressions of a canary since it began to answer, beside ``live`` (line/epoch)."""
     rates = EngagementRates(labels, rules.alpha, rules.canary_examples)
     own, since_ms = f"{canary.line}/0", canary.since_ms
-    return ServedImpressions(
-        log, canary.line, own, live, since_ms, rates, labels, rules, from_first=True
-    )
+    return ServedImpressions(log, own, live, since_ms, rates, labels, rules, from_first=True)
 
 
 def guard_impressions(
-    log: Log, guard: CandidateState, live: Live, labels: Sequence[str], rules: PromotionConfig
+    log: Log, live: Live, labels: Sequence[str], rules: PromotionConfig
 ) -> ServedImpressions:
     """Impressions of a new live line, beside those of the previous epoch in the half hour before."""
     own, other = f"{live.line}/{live.epoch}", f"{live.line}/{live.of}"
     rates, since_ms = guard_engagement_rates(labels, rules), live.time_ms - BEFORE_MS
-    return ServedImpressions(log, guard.line, own, other, since_ms, rates, labels, rules)
+    return ServedImpressions(log, own, other, since_ms, rates, labels, rules)
 
 
 def _is_finite(predicted: bytes) -> bool:

@@ -68,8 +68,7 @@ class Promoter:
         self._requests: list[OperatorRequest] = []  # for rollbacks
         self._scores = Consumer(log, SCORES, [0])
         self.unread = 0  # invalid records of ``scores``
-        self._canary_shown: ServedImpressions | None = None  # of the current canary
-        self._guard_shown: ServedImpressions | None = None  # of live, while it is guarded
+        self._served: dict[str, ServedImpressions] = {}  # by the lines of a canary and a guard
 
     # --- folding ---
 
@@ -87,7 +86,8 @@ class Promoter:
         if isinstance(record, Decision) and record.line in self.candidates:
             self._moved(record)
         if len(self.lifecycle.lives) > lives:  # all comparisons were with another live line
-            self._canary_shown = self._adopted = None
+            self._adopted = None
+            self._served.clear()
             self.candidates = {
                 line: self._restarted(line, e) for line, e in self.candidates.items()
             }
@@ -128,8 +128,7 @@ class Promoter:
     def read(self) -> None:
         """Reads new scores and examples."""
         self._read_scores()
-        self._read_guarded()
-        self._read_canary()
+        self._read_served()
 
     def turn(self) -> list[Control]:
         """Reads new records, and decides."""
@@ -160,33 +159,25 @@ class Promoter:
                 self.unread += 1
                 _LOG.warning("scores at %d can't be read: %s", record.offset, error)
 
-    def _read_canary(self) -> None:
-        """Reads engagement with the canary's lists, and with live's from the canary's first on."""
-        canary = self.lifecycle.canary
-        if canary is None:
-            self._canary_shown = None
-            return
-        if self._canary_shown is None or self._canary_shown.line != canary.line:
-            live = f"{MAIN}/{self._epoch}"
-            shown = canary_impressions(self._log, canary, live, self._labels, self._rules)
-            self._canary_shown, self.candidates[canary.line].rates = shown, shown.rates
-        self._canary_shown.read()
+    def _read_served(self) -> None:
+        """Reads engagement with the lists of a canary and of a guarded live line, beside those of the line
+        that each is compared with. A guard that takes live back needs no more evidence."""
+        states = [s for s in self.lifecycle.active if s.guards and s.stage == SHADOW]
+        states += [self.lifecycle.canary] if self.lifecycle.canary else []
+        self._served = {s.line: self._served.get(s.line) or self._impressions(s) for s in states}
+        for state in states:
+            evidence, served = self.candidates[state.line], self._served[state.line]
+            served.read()
+            evidence.rates = served.rates
+            if state.guards:
+                evidence.not_finite = served.not_finite
 
-    def _read_guarded(self) -> None:
-        """Reads engagement with the lists of a guarded live line."""
-        # A guard that takes live back needs no more evidence.
-        guards = [s for s in self.lifecycle.active if s.guards and s.stage == SHADOW]
-        if not guards:
-            self._guard_shown = None
-            return
-        (guard,) = guards  # each live record ends those before
-        evidence = self.candidates[guard.line]
-        if self._guard_shown is None or self._guard_shown.line != guard.line:
-            live = self.lifecycle.guarded_live(guard)
-            self._guard_shown = guard_impressions(self._log, guard, live, self._labels, self._rules)
-            evidence.rates = self._guard_shown.rates
-        self._guard_shown.read()
-        evidence.not_finite = self._guard_shown.not_finite
+    def _impressions(self, state: CandidateState) -> ServedImpressions:
+        if state.guards:
+            live = self.lifecycle.guarded_live(state)
+            return guard_impressions(self._log, live, self._labels, self._rules)
+        live_version = f"{MAIN}/{self._epoch}"
+        return canary_impressions(self._log, state, live_version, self._labels, self._rules)
 
     # --- deciding ---
 

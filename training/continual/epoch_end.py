@@ -1,8 +1,5 @@
-"""Detects when a worker has learned all of an epoch and may continue in the next one.
-
-The sequencer writes no record of an epoch after the first of the next. So all workers see the same last step
-whenever they look, and none leaves the others waiting for its lanes.
-"""
+"""Detects when a worker has learned all of an epoch and may continue in the next one. The sequencer writes no
+record of an epoch after the first of the next, so all workers see the same last step."""
 
 from recsys.events.records import EXAMPLES
 from recsys.log.protocol import Log

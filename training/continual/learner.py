@@ -56,8 +56,7 @@ class Learner:
         self, model: Model, jagged: Callable[[Jagged], Jagged] | None = None, device: str = "cpu"
     ) -> None:
         """``jagged`` may replace a batch's jagged tensor (training/continual/jagged.py). ``device`` of the
-        network and a lane's rows; arrays come from and return to the CPU. Raises ValueError for "cuda"
-        without a CUDA device."""
+        network and a lane's rows. Raises ValueError for "cuda" without a CUDA device."""
         self.model = model.to(checked_device(device))
         self._device = device
         self.features: FeatureSet = model.features

@@ -11,13 +11,14 @@ alarm a number is quiet for a while, and its new level becomes the usual one.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
+from river.drift import ADWIN, PageHinkley
 
+from recsys.events.control_records import Alarm
 from training.drift.baseline import Baseline
-from training.drift.change_detectors import AdwinDetector, ChangeDetector, PageHinkleyDetector
 
 Floats = NDArray[np.float64]
 LOSS: Final = "loss"
@@ -26,6 +27,10 @@ FEATURE: Final = "feature"
 SHARE: Final = "share"
 _SLACK: Final = 0.5  # half of the change, in sd of a block, that is detected soonest
 _RECENT: Final = 8  # newest blocks, for the observed value of an alarm
+_PRIOR_ZEROS: Final = (
+    60  # fed to a new Page–Hinkley: its first few numbers don't define what is usual
+)
+_WINDOW: Final = 4  # ADWIN judges no part of fewer blocks
 
 
 @dataclass(frozen=True)
@@ -50,41 +55,32 @@ class DetectorConfig:
 
 
 @dataclass(frozen=True)
-class AlarmEvidence:
-    """Evidence of an alarm: forecast, observation and scale."""
-
-    detector: str
-    expected: float
-    observed: float  # mean of the blocks since the change began
-    scale: float  # sd of a block around its forecast
-    blocks: int  # since the change began, according to the detector
-    monitored: int  # numbers monitored side by side
-
-
-@dataclass(frozen=True)
-class DriftAlarm:
-    """A detected change. ``kind``: loss | calibration | feature | share; ``what``: name of the number."""
-
-    kind: str
-    what: str
-    at_ms: int
-    step: int
-    evidence: AlarmEvidence
-
-    def describe(self) -> str:
-        """E.g. ``loss like: 0.7, expected 0.6``."""
-        evidence = self.evidence
-        values = f"{evidence.observed:.4g}, expected {evidence.expected:.4g}"
-        return f"{self.kind} {self.what}: {values}"
-
-
-@dataclass(frozen=True)
 class MonitoredNumber:
     """Kind and name of a number, and the direction in which a change matters (``up`` or ``both``)."""
 
     kind: str
     what: str
     mode: str = "both"
+
+
+class ChangeDetector:
+    """One of river's detectors; it restarts after a detection, from ``prior`` zeros."""
+
+    def __init__(self, name: str, river: Any, prior: int = 0) -> None:
+        self.name, self._river, self._prior = name, river, prior
+        self._restart()
+
+    def update(self, number: float) -> bool:
+        """Takes the next number; returns whether the stream has changed."""
+        self._river.update(number)
+        is_detected = bool(self._river.drift_detected)
+        if is_detected:
+            self._restart()
+        return is_detected
+
+    def _restart(self) -> None:
+        for _ in range(self._prior):
+            self._river.update(0.0)
 
 
 @dataclass
@@ -110,7 +106,7 @@ class ChangeMonitor:
         self._recent: list[Floats] = []
         self.blocks = 0
 
-    def feed(self, sums_C: Floats, examples: float, at_ms: int, step: int) -> list[DriftAlarm]:
+    def feed(self, sums_C: Floats, examples: float, at_ms: int, step: int) -> list[Alarm]:
         """Takes the sums over a step's (or a lane's) examples. Raises ValueError for NaN and infinity, which
         aren't drift: the check that a model is finite has failed."""
         if not np.isfinite(sums_C).all():
@@ -129,7 +125,7 @@ class ChangeMonitor:
         self._sums, self._examples = np.zeros(len(means)), 0.0
         return self._block(means, examples, at_ms, step)
 
-    def _block(self, means_C: Floats, examples: float, at_ms: int, step: int) -> list[DriftAlarm]:
+    def _block(self, means_C: Floats, examples: float, at_ms: int, step: int) -> list[Alarm]:
         self.blocks += 1
         expected = self._baseline.expected(at_ms)
         z_C = self._baseline.take(means_C, at_ms, examples)
@@ -155,34 +151,44 @@ class ChangeMonitor:
         detected = [detector.name for detector in column.detectors if detector.update(z)]
         return detected[0] if detected else ""
 
-    def _alarm(self, at: int, detector: str, expected: float, at_ms: int, step: int) -> DriftAlarm:
+    def _alarm(self, at: int, detector: str, expected: float, at_ms: int, step: int) -> Alarm:
         column = self._columns[at]
         since = column.since[0 if column.sums[0] > column.sums[1] else 1]
         blocks = max(1, min(since, len(self._recent)))
-        evidence = AlarmEvidence(
-            detector=detector,
+        alarm = Alarm(
+            kind=column.number.kind,
+            what=column.number.what,
+            at_ms=at_ms,
+            step=step,
             expected=float(expected),
-            observed=float(np.mean([means[at] for means in self._recent[-blocks:]])),
+            found=float(np.mean([means[at] for means in self._recent[-blocks:]])),
             scale=float(self._baseline.scale()[at]),
-            blocks=blocks,
-            monitored=len(self._columns),
+            detector=detector,
         )
         self._baseline.restart(at, blocks)
         column.quiet, column.since, column.sums = self.config.quiet, (0, 0), (0.0, 0.0)
         column.detectors = _detectors(column.number, self.config, len(self._columns))
-        return DriftAlarm(column.number.kind, column.number.what, at_ms, step, evidence)
+        return alarm
 
 
 def _detectors(
     number: MonitoredNumber, config: DetectorConfig, monitored: int
 ) -> list[ChangeDetector]:
-    """Losses get both detectors; features, which are many, Page–Hinkley alone (a microsecond)."""
+    """Page–Hinkley (Page 1954, "Continuous inspection schemes"), which sums how far numbers exceed a slack;
+    for losses also ADWIN (Bifet and Gavaldà 2007, "Learning from time-changing data with adaptive
+    windowing"), which compares two parts of a window."""
     is_loss = number.kind in (LOSS, CALIBRATION)
     threshold = config.loss_threshold if is_loss else config.threshold
     threshold += float(np.log(monitored))
-    detectors: list[ChangeDetector] = [PageHinkleyDetector(_SLACK, threshold, number.mode)]
+    # alpha 1: below it, a sum that fell far rises by itself and raises false alarms.
+    river: Any = PageHinkley(
+        min_instances=1, delta=_SLACK, threshold=threshold, alpha=1.0, mode=number.mode
+    )
+    detectors = [ChangeDetector("page-hinkley", river, _PRIOR_ZEROS)]
     if is_loss:
-        detectors.append(AdwinDetector(config.confidence / monitored))
+        confidence, grace = config.confidence / monitored, 2 * _WINDOW
+        river = ADWIN(confidence, clock=1, min_window_length=_WINDOW, grace_period=grace)  # type: ignore[no-untyped-call]
+        detectors.append(ChangeDetector("adwin", river))
     return detectors
 
 
@@ -196,7 +202,7 @@ class LossMonitor:
         numbers += [MonitoredNumber(CALIBRATION, label) for label in labels]
         self._monitor = ChangeMonitor(numbers, config)
 
-    def step(self, metrics: Mapping[str, float], at_ms: int, step: int) -> list[DriftAlarm]:
+    def step(self, metrics: Mapping[str, float], at_ms: int, step: int) -> list[Alarm]:
         """Takes a step's sums; a step without examples (all left out, corrections) changes nothing."""
 
         def get(name: str) -> float:
@@ -235,10 +241,10 @@ class FeatureMonitor:
         keys: Mapping[str, NDArray[np.int64]],
         at_ms: int,
         step: int,
-    ) -> list[DriftAlarm]:
+    ) -> list[Alarm]:
         """Takes the features of a step's examples: dense (B, F), and keys (B,) by slot."""
         rows = len(dense_BF)
-        alarms: list[DriftAlarm] = []
+        alarms: list[Alarm] = []
         if self.columns:
             alarms += self._dense.feed(dense_BF.sum(0, dtype=np.float64), rows, at_ms, step)
         if self._shares is None:

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from typing import Final
 
 from recsys.config.part_configs import DriftConfig
-from recsys.events.control_records import Reaction
-from training.drift.monitors import CALIBRATION, LOSS, DriftAlarm
+from recsys.events.control_records import Alarm, Reaction
+from training.drift.monitors import CALIBRATION, LOSS
 
 _STEP_CHANGE: Final = 1.05  # relative change of the rate from which on it is set again
 _RATE_EXAMPLES: Final = 8_000  # half-life of a raised rate
@@ -36,14 +36,14 @@ class ReactionPolicy:
         self._rate = self._set_to = self.reaction.rate
         self._offline_ms = offline_ms
         self._calm = 0.0  # examples since the last alarm, or since more steps were gathered
-        self._recent: list[tuple[float, DriftAlarm]] = []  # with ``_seen`` at the alarm
+        self._recent: list[tuple[float, Alarm]] = []  # with ``_seen`` at the alarm
         self._seen = 0.0  # examples
 
-    def step(self, alarms: Sequence[DriftAlarm], examples: float, at_ms: int) -> bool:
+    def step(self, alarms: Sequence[Alarm], examples: float, at_ms: int) -> bool:
         """Takes a step of this many examples; returns whether there is a new reaction."""
         self._seen += examples
         rate, every = self.reaction.rate, self.reaction.publish_every
-        offline: list[DriftAlarm] = []
+        offline: list[Alarm] = []
         if alarms:
             self._recent += [(self._seen, alarm) for alarm in alarms]
             self._rate, self._calm, every = self.config.most_rate, 0.0, 1
@@ -56,7 +56,7 @@ class ReactionPolicy:
         is_changed = is_set or every != self.reaction.publish_every
         if not is_changed and not offline:
             return False
-        because = dict.fromkeys(a.describe() for a in (*(alarms if is_changed else ()), *offline))
+        because = dict.fromkeys(describe(a) for a in (*(alarms if is_changed else ()), *offline))
         self.reaction = Reaction(
             rate=rate, publish_every=every, offline=bool(offline), because=list(because),
             time_ms=at_ms,
@@ -81,7 +81,7 @@ class ReactionPolicy:
         self._calm = 0.0
         return min(2 * every, self.config.most_gathered)
 
-    def _calling_offline(self, at_ms: int) -> list[DriftAlarm]:
+    def _calling_offline(self, at_ms: int) -> list[Alarm]:
         """Recent alarms, if they call for the offline job. One alarm of a loss suffices; of features several
         must agree, as one is mostly a single field."""
         oldest = self._seen - _RATE_EXAMPLES
@@ -96,3 +96,8 @@ class ReactionPolicy:
             return []
         self._offline_ms = at_ms
         return alarms
+
+
+def describe(alarm: Alarm) -> str:
+    """E.g. ``loss like: 0.7, expected 0.6``."""
+    return f"{alarm.kind} {alarm.what}: {alarm.found:.4g}, expected {alarm.expected:.4g}"

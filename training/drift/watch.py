@@ -23,7 +23,7 @@ from recsys.events.records import EXAMPLES
 from recsys.features.feature_set import FeatureSet
 from recsys.log.protocol import Log, LogLost, Record, read_range
 from recsys.process.log_consumer import decoded
-from training.drift.monitors import DriftAlarm, FeatureMonitor, LossMonitor
+from training.drift.monitors import FeatureMonitor, LossMonitor
 from training.drift.reaction import ReactionPolicy
 from training.lines.control import ControlReader
 from training.lines.line import MAIN
@@ -55,7 +55,7 @@ class DriftWatch:
         self.learned = LearnedSteps(log, control, MAIN, control.live_epoch(MAIN))
         self._losses = LossMonitor(self._labels)
         self._features = SampledFeatures(log, features)
-        self._pending: list[DriftAlarm] = []  # not seen by the policy yet
+        self._pending: list[Alarm] = []  # not seen by the policy yet
         self.alarms = 0
         self.not_finite = 0  # steps whose sums aren't finite
 
@@ -72,19 +72,19 @@ class DriftWatch:
         self._unsent = False
         if not self._watches:
             return records
-        records += self._records(self._features.turn(now_ms, self.learned.step))
+        records += self._noted(self._features.turn(now_ms, self.learned.step))
         for progress in self.learned.read():
-            records += self._records(self._judge(progress))
+            records += self._noted(self._judge(progress))
             if self._reacts(progress):
                 records.append(self.reaction)
         return records
 
-    def _records(self, alarms: Sequence[DriftAlarm]) -> list[Control]:
+    def _noted(self, alarms: Sequence[Alarm]) -> Sequence[Alarm]:
         self._pending += alarms
         self.alarms += len(alarms)
-        return [record_of(alarm) for alarm in alarms]
+        return alarms
 
-    def _judge(self, progress: DeltaMetrics) -> list[DriftAlarm]:
+    def _judge(self, progress: DeltaMetrics) -> list[Alarm]:
         try:
             return self._losses.step(progress.metrics, progress.time_ms, progress.step)
         except ValueError:  # not finite: that isn't drift
@@ -108,16 +108,6 @@ def _bounded(reaction: Reaction, bounds: DriftConfig) -> Reaction:
         return reaction
     because = ["it is beyond what drift.react, most_rate and most_gathered allow"]
     return Reaction(rate=rate, publish_every=every, because=because, time_ms=reaction.time_ms)
-
-
-def record_of(alarm: DriftAlarm) -> Alarm:
-    """An alarm as a record of ``control``."""
-    evidence = alarm.evidence
-    return Alarm(
-        kind=alarm.kind, what=alarm.what, at_ms=alarm.at_ms, step=alarm.step,
-        expected=evidence.expected, found=evidence.observed, scale=evidence.scale,
-        detector=evidence.detector,
-    )  # fmt: skip
 
 
 class _SampledExample(msgspec.Struct):
@@ -148,7 +138,7 @@ class SampledFeatures:
         self._due_ms = 0
         self.watched = 0  # examples
 
-    def turn(self, now_ms: int, step: int) -> list[DriftAlarm]:
+    def turn(self, now_ms: int, step: int) -> list[Alarm]:
         """Samples at most one run of each partition; ``step``: the newest, to be named by alarms."""
         if now_ms < self._due_ms:
             return []
@@ -182,7 +172,7 @@ class SampledFeatures:
                 sample.append((example.closed_ms, block))
         return sample
 
-    def _feed(self, sample: Sequence[tuple[int, FeatureBlock]], step: int) -> list[DriftAlarm]:
+    def _feed(self, sample: Sequence[tuple[int, FeatureBlock]], step: int) -> list[Alarm]:
         blocks = [block for _, block in sample]
         dense_BF = np.frombuffer(b"".join(b.dense for b in blocks), np.float32)
         dense_BF = dense_BF.reshape(len(blocks), -1)[:, self._columns]

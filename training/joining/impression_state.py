@@ -13,7 +13,7 @@ class ImpressionState(msgspec.Struct, array_like=True, gc=False):
     """Engagements with an impression's items, in lists by rank. ``labels``: bit *l* is label *l*;
     ``learned``: the labels of the newest example, ``NEVER`` before the first. ``marks``: ``SHOWN``;
     ``SAMPLED_OUT``: sampling dropped the first example; ``BY_WINDOW``: the window ended it; ``AFTER``: its
-    engagement came after the window; and the labels expected late (training/joining/delay.py)."""
+    engagement came after the window; and the labels expected late."""
 
     offset: int
     time_ms: int

@@ -68,9 +68,9 @@ class _Place:
 
 
 class JoinerLoop(RetryLoop):
-    """Runs the joiners of all partitions over a log; ``state`` stores their snapshots, if any. ``clock``
-    (milliseconds) decides when to save; the join itself uses event time only. ``again`` is another client of
-    the same log for reading impressions again: a Kafka client is slow to jump back and forth."""
+    """Runs the joiners of all partitions; ``state`` stores their snapshots, if any. ``clock`` (milliseconds)
+    decides when to save. ``again`` is another client of the log for reading impressions again: a Kafka client
+    is slow to jump."""
 
     def __init__(
         self,

@@ -1,7 +1,5 @@
-"""Finds the offset of a time in a topic by bisection, as times of one partition are nearly in order.
-
-Use server times only: client times may belong to an imported past, days of it in one place of ``events``.
-"""
+"""Finds the offset of a time in a topic by bisection, as times of one partition are nearly in order. Use
+server times only: client times may belong to an imported past."""
 
 from collections.abc import Callable
 from typing import Any, Final
@@ -18,10 +16,10 @@ _MOST_PASSED: Final = 10_000  # records without a time that are skipped at one p
 def first_at(
     log: Log, topic: str, partition: int, time_ms: int, time_of: Callable[[bytes], int | None]
 ) -> int:
-    """An offset from which on all records of ``time_ms`` or later follow; the first if times are in order.
-    Subtract a margin from the time for records out of order. ``time_of`` returns None for a record whose time
-    doesn't fit its place; then up to 10,000 following records are tried. If none has a time, or a record is
-    unreadable, the offset is too low, never too high."""
+    """An offset from which on all records of ``time_ms`` or later follow; the first if times are in order:
+    subtract a margin for records out of order. ``time_of`` returns None for a record whose time doesn't fit
+    its place; then up to 10,000 following records are tried. If none has a time, or a record is unreadable,
+    the offset is too low, never too high."""
     low, high = log.begin(topic, partition), log.end(topic, partition)
     while low < high:
         middle = (low + high) // 2

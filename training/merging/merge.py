@@ -1,14 +1,10 @@
 """Interpolates the weights of an offline model and of the online line, row by row.
 
-Takes exports of ``Shard.export`` and gives one, which any shard of the same tables loads and learns on from.
-Linear interpolation between parents (Izmailov et al. 2018, Wortsman et al. 2022) is meaningful only for two
-descendants of one snapshot: lines that began apart give the same answer by other numbers, and the middle of
-them gives none.
+Takes exports of ``Shard.export`` and gives one. Linear interpolation between parents (Izmailov et al. 2018,
+Wortsman et al. 2022) is meaningful only for two descendants of one snapshot. A row that online traffic used
+often since is better trained there:
 
     w(n) = rare + (frequent - rare) n / (n + half)      of the online parent, for a row with n examples since
-
-A row that online traffic used often since is better trained there; one that it hardly touched is better
-trained in the parent that saw it several times.
 
 Legend: R rows of a table, D dimension, P dense parameters, N online, O offline.
 """
@@ -20,10 +16,10 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from recsys.arrays.id_map import Arrays
 from parameter_server.table.routing import Keys
 from parameter_server.table.sketch import SKETCH_COLUMNS
 from parameter_server.table.table import ROW_COLUMNS
+from recsys.arrays.id_map import Arrays
 
 Mask = NDArray[np.bool_]
 Doubles = NDArray[np.float64]
@@ -90,12 +86,10 @@ def interpolate(
     online: Parent, offline: Parent, ancestor: Parent, blends: Blends, since: Since | None = None
 ) -> Parent:
     """Merges two parents, both trained from ``ancestor``, into one that continues at the online one's step.
-
     Weights and optimizer state are blended alike; the newer time of use wins. Rows new in a parent are kept,
     and rows removed online stay away; a row removed offline stays away unless it was used online since.
-    Sightings of ids without a row are the online parent's. Nothing is held back from replicas, which read the
-    first snapshot whole. Raises ValueError if the three aren't of one model.
-    """
+    Sightings of ids without a row are the online parent's. Raises ValueError if the three aren't of one
+    model."""
     _check_same_model(online.arrays, offline.arrays, ancestor.arrays)
     since = since or Since()
     clock_ms = int(ancestor.meta["clock_ms"])

@@ -1,13 +1,11 @@
 """Merges a candidate of the registry with the live line by interpolation, into another candidate.
 
-Both must descend from one snapshot of the live line: the offline job began from it (``recsys offline
---init``), and live went on from it. A row's share depends on how many of the live line's examples used it
-since. The merged candidate continues after the step of live's newest snapshot, so that a shadow catches up
-from there, and it is judged like any candidate on the stream.
+Both must descend from one snapshot of the live line, from which the offline job began (``recsys offline
+--init``). The merged candidate continues after the step of live's newest snapshot, and is judged like any
+candidate.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -36,21 +34,9 @@ from training.steps.step_reader import ExampleCheck, read_lanes
 _RECENT: Final = 256  # steps before live's snapshot that are searched for each partition's offset
 
 
-@dataclass(frozen=True)
-class Merged:
-    """A candidate to be added: the arguments of ``Registry.add``."""
-
-    provenance: Provenance
-    arrays: Arrays
-    meta: Mapping[str, Any]
-    step: int
-
-
 class LiveMerge:
-    """Merges candidates with the live line as it is now. Raises Refused if live has no snapshot.
-
-    ``now_ms``: upper bound of the event time that was learned.
-    """
+    """Merges candidates with the live line as it is now. Raises Refused if live has no snapshot. ``now_ms``:
+    upper bound of the event time that was learned."""
 
     def __init__(
         self, log: Log, config: Config, features: FeatureSet, lifecycle: Lifecycle, now_ms: int
@@ -69,8 +55,8 @@ class LiveMerge:
             raise Refused(f"no snapshot of {MAIN}, epoch {epoch}, to merge with: {why}")
         self.live = snapshot
 
-    def merge(self, registry: Registry, name: str, blends: Blends, merged_name: str) -> Merged:
-        """Builds a candidate between ``name`` and live. Raises Refused with the reason."""
+    def merge(self, registry: Registry, name: str, blends: Blends, merged_name: str) -> None:
+        """Adds a candidate between ``name`` and live. Raises Refused with the reason."""
         source, snapshot = registry.check(
             name, self._features, self._config.model,
             holdout_from_ms=self._now_ms, log_id=self._log.id, unlearned=self._unlearned,
@@ -102,7 +88,7 @@ class LiveMerge:
             parents=[reference_to(self.live), reference_to(snapshot)],
             ancestor=source.ancestor, seed=source.seed,
         )  # fmt: skip
-        return Merged(provenance, arrays, dict(merged.meta), self.live.step)
+        registry.add(provenance, arrays, merged.meta, self.live.step)
 
     def _check_descends(self, ancestor: SnapshotRef) -> None:
         """Raises Refused unless live descends from the ancestor by training alone."""

@@ -1,9 +1,8 @@
 """Reads the examples of an archive for an offline job: in event time, each once, with its final labels.
 
 Event time is non-decreasing within a partition: an example that closed late counts at the newest time before
-it, as in the archive's folders. So a range of event time is a range of offsets in each partition, and its end
-is exact. Gaps are reported before anything is learned: file names say which offsets they hold, and the
-archive of the events says how far event time has come.
+it. So a range of event time is a range of offsets in each partition. Gaps are reported before anything is
+learned.
 """
 
 from collections import Counter

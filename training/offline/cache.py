@@ -2,9 +2,8 @@
 
     FOLDER/{examples.parquet, corrections.safetensors, about.json}
 
-``examples.parquet`` holds columns in event time, a row group to a block. Corrections are stored separately
-and applied to a block when it is read, so that one pass over the data suffices. The folder is built under
-another name and renamed.
+``examples.parquet`` holds columns in event time, a row group to a block. Corrections are applied to a block
+when it is read, so one pass over the data suffices. The folder is built under another name and renamed.
 """
 
 import os
@@ -40,12 +39,9 @@ _EXAMPLES, _CORRECTIONS, _ABOUT = "examples.parquet", "corrections.safetensors",
 
 
 class About(msgspec.Struct, frozen=True, kw_only=True):
-    """Description of a cache.
-
-    ``blocks``: (row group, start, stop), in event time; from number ``last`` on they are the last day.
-    ``forgotten``: keys of users who asked to be forgotten. ``gaps``: gaps of the archive. ``predicted``:
-    number of examples with predictions, by line/epoch of the live line.
-    """
+    """Description of a cache. ``blocks``: (row group, start, stop), in event time; from number ``last`` on
+    they are the last day. ``forgotten``: keys of users who asked to be forgotten. ``gaps``: of the archive.
+    ``predicted``: number of examples with predictions, by line/epoch of the live line."""
 
     format: int = 1
     feature_set: str

@@ -2,8 +2,7 @@
 
 The target of each output is the label, mixed by ``share`` with the teacher's probability (Hinton, Vinyals and
 Dean 2015, at temperature 1, since a student must be as calibrated as its teacher). The teacher predicts
-before it learns, so its probabilities are no echo of the label. A teacher may be one line, or the average of
-several. A student is a line like any other, of a model that may be smaller.
+before it learns, so its probabilities are no echo of the label.
 
 Legend: B examples of a lane, L outputs.
 """
@@ -39,11 +38,9 @@ def with_teacher(lane: Lane, taught_BL: Floats) -> TaughtLane:
 
 
 class Distiller(Learner):
-    """Learns ``TaughtLane``s; other lanes, and examples without a prediction, as any learner does.
-
-    Where labels are open or sampled, the teacher's part of the target is used as it is: it is the probability
-    of the final label, as is the model's (training/continual/open_labels.py).
-    """
+    """Learns ``TaughtLane``s; other lanes, and examples without a prediction, as any learner does. Where
+    labels are open or sampled, the teacher's part of the target is the probability of the final label, as is
+    the model's (training/continual/open_labels.py)."""
 
     def __init__(self, model: Model, share: float = SHARE) -> None:
         """``share``: the teacher's in the target, 0 to 1. Raises ValueError for another."""

@@ -35,8 +35,8 @@ class Examples:
     """N examples in order. The five columns of features are bytes (N, width), as in a ``FeatureBlock``.
 
     ``time_ms``: event time, non-decreasing within a partition; ``ids``: a hash of the example's id; ``kept``:
-    sampling rate; ``arrived``: see ``recsys.events.records.TrainingExample``, 1 where a label is final;
-    ``taught``: a teacher's probabilities (N, L), NaN without a prediction.
+    sampling rate; ``arrived``: see ``TrainingExample``, 1 where a label is final; ``taught``: a teacher's
+    probabilities (N, L), NaN without a prediction.
     """
 
     time_ms: NDArray[np.int64]
@@ -91,11 +91,8 @@ def examples_of(
 
 
 def served_predictions(examples: Sequence[TrainingExample], outputs: int) -> NDArray[np.float32]:
-    """The live line's predictions of examples when it served them (N, outputs).
-
-    NaN without a prediction, for another line, which is unproven (a canary), and for anything but that many
-    probabilities.
-    """
+    """The live line's predictions of examples when it served them (N, outputs). NaN without a prediction, for
+    another line, which is unproven (a canary), and for anything but that many probabilities."""
     missing = np.full(outputs, np.nan, np.float32).tobytes()
     values = []
     for example in examples:  # an ``OfflineExample`` or ``Example`` has predictions

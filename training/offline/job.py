@@ -4,9 +4,8 @@
     WORK/job-DIGEST/{job.json, lock, vocabulary/, taught/, checkpoints/}
     WORK/job-DIGEST/checkpoints/{work,best}/000000-STEP/part-00000-of-00001/…    snapshots
 
-The digest covers everything that decides the result, so the same command resumes in the same folder; the
-number of workers isn't in it, since it changes no bit. When the candidate is in the registry, checkpoints are
-removed and the job's folder stays: the same command then reports that the candidate exists.
+The digest covers everything that decides the result, so the same command resumes in the same folder, and
+reports that the candidate exists once it is in the registry.
 """
 
 import fcntl
@@ -55,12 +54,9 @@ _CHECKPOINTS_KEPT: Final = 2
 
 
 class Job(msgspec.Struct, frozen=True, kw_only=True):
-    """Options of a job.
-
-    ``init``: folder, line and version ("" for the newest) of the snapshot that it starts from; it is copied
-    when the job begins, since a line drops its old ones. ``teacher_config``: the teacher, if the
-    candidate is a student.
-    """
+    """Options of a job. ``init``: folder, line and version ("" for the newest) of the snapshot that it starts
+    from; it is copied when the job begins, since a line drops its old ones. ``teacher_config``: the teacher,
+    if the candidate is a student."""
 
     registry: str
     cache: str
@@ -90,9 +86,8 @@ class Busy(ValueError):
 
 
 class FileCheckpoints:
-    """Checkpoints in files: snapshots, mostly increments, written atomically with digests; a damaged one is
-    skipped for the previous one. ``writes``: False for workers that only read, as all would write the
-    same."""
+    """Checkpoints in files: snapshots, mostly increments; a damaged one is skipped for the previous one.
+    ``writes``: False for workers that only read, as all would write the same."""
 
     def __init__(self, folder: Path, writes: bool = True) -> None:
         self._folder, self._writes = folder, writes

@@ -1,14 +1,9 @@
-"""Runs the epochs of an offline job over its blocks, resumable from any checkpoint.
+"""Runs the epochs of an offline job over its blocks, resumable from any checkpoint with the same result.
 
-1. Epochs over all but the last day: the first in event time, so that its prequential sums are honest; later
-   ones by blocks and examples in an order that is a hash of (seed, epoch, ids).
-2. After each, the last day is scored, frozen, as by replicas: when its log loss no longer falls, the previous
-   epoch was the best one, and its state is restored.
-3. From there the last day is learned as often as the others were: once in event time, each step scored before
-   it is learned, then in hashed order. So the result has seen all examples equally often, the newest last.
-
-The result depends neither on when or how often checkpoints were taken, nor on kills between any two
-instructions: a restart from the newest checkpoint makes the same steps.
+1. Epochs over all but the last day: the first in event time, later ones by blocks and examples in an order
+that is a hash of (seed, epoch, ids). 2. After each, the last day is scored, frozen, as by replicas: when its
+log loss no longer falls, the state of the previous epoch is restored. 3. From there the last day is learned
+as often as the others were: once in event time, each step scored before it is learned, then in hashed order.
 """
 
 from collections.abc import Callable, Mapping

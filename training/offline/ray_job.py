@@ -1,8 +1,7 @@
 """Runs an offline job on Ray Train: workers share lanes, on one node or several, over a common folder.
 
-Ray Train places, watches and restarts the workers. It carries neither checkpoints (they are the job's own)
-nor gradients: those go by gloo, which meets through a file in the job's folder, as Ray's own store would
-listen on all interfaces. A group that lost a worker restarts from the newest checkpoint.
+Ray Train places, watches and restarts the workers; a group that lost one restarts from the newest checkpoint.
+Checkpoints are the job's own, and gradients go by gloo.
 """
 
 import time

@@ -1,7 +1,5 @@
-"""Tables of an offline job behind one protocol: the shards' own implementation, or torchrec's.
-
-Both take the same summed gradients of the same keys and learn by row-wise Adagrad; a test compares them.
-Which keys have rows is decided before (training/offline/vocabulary.py): neither admits or evicts.
+"""Tables of an offline job behind one protocol: the shards' own implementation, or torchrec's. Both learn by
+row-wise Adagrad; a test compares them. The vocabulary decides which keys have rows.
 
 Legend: N keys of a batch, R rows, D dimension.
 """

@@ -2,10 +2,9 @@
 
     JOB/taught/{000000.npy, …}    a block each, float32 (N, L): NaN without a prediction
 
-The live line needs no such files: examples have its predictions. For other teachers one pass over all blocks
-makes them: a line of the system's model that *learns along*, predicting each step before it learns it, as
-live would have answered; or a candidate of the registry, frozen. No teacher may have learned an example of
-the last day before predicting it, or the student's evaluation would leak.
+Examples have those of the live line. For other teachers one pass over all blocks makes them: a line of the
+system's model that *learns along*, predicting each step before it learns it; or a candidate of the registry,
+frozen. No teacher may have learned an example of the last day before predicting it.
 
 Legend: N examples of a block, L outputs (labels, then watch time).
 """
@@ -133,10 +132,8 @@ def choose_teacher(
     cache: Cache,
 ) -> TeacherConfig:
     """Resolves the teacher asked for. ``teacher``: a candidate; empty: the live line, or for examples of no
-    log a line of ``model``, the system's, that learns along.
-
-    Raises Refused for a candidate that can't be a teacher here, ValueError if no example would be taught.
-    """
+    log a line of ``model``, the system's, that learns along. Raises Refused for a candidate that can't be a
+    teacher here, ValueError if no example would be taught."""
     about = cache.about
     if teacher:
         candidates = Registry(registry)

@@ -1,13 +1,13 @@
 """Rows in torchrec's fused tables: FBGEMM's row-wise Adagrad, on one core.
 
-Three properties of FBGEMM on CPU decide its use here. Length-1 bags with SUM equal no pooling, and are thirty
-times faster. An id out of range silently means row 0, so every id comes from the vocabulary. And a dimension
-must be a multiple of 4, so a row is padded with zeros that stay zeros. As the accumulator adds the *mean* of
-the squares over the padded row, of whose P columns D are in use, the table is given
+Length-1 bags with SUM equal no pooling, and are thirty times faster. An id out of range silently means row 0,
+so every id comes from the vocabulary. A dimension must be a multiple of 4, so a row is padded with zeros. As
+the accumulator adds the *mean* of the squares over the padded row, of whose P columns D are in use, the table
+is given
 
     g' = g · √(P/D)        rate' = rate · √(D/P)
 
-which adds Σg² / D and takes the steps of the unpadded row. An export needs no scaling, and loads bit for bit.
+which adds Σg² / D and takes the steps of the unpadded row.
 
 Legend: N keys of a batch, R rows, D dimension, P dimension in the table.
 """

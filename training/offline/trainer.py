@@ -1,9 +1,8 @@
 """Learns steps of examples offline, with the learner, loss and optimizers of a line, and tables of its own.
 
-A step is cut into the same lanes whatever the number of workers. Worker *r* computes lanes r, r + workers, …;
-``exchange`` gives every worker all lanes, which it adds in lane order and applies to its own copy. So all
-copies stay equal, and the number of workers changes no bit. It costs each worker the memory of all tables,
-and each step the traffic of its rows: workers make the network faster, not the tables larger.
+A step is cut into the same lanes whatever the number of workers; ``exchange`` gives every worker all lanes,
+which it adds in lane order and applies to its own copy of all tables. So the number of workers changes no
+bit.
 
 Legend: B examples, L outputs (labels, then watch time), R rows of a table.
 """

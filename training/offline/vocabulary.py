@@ -1,8 +1,5 @@
-"""Chooses the keys that get rows of their own in offline training.
-
-An online line admits and expires keys as it goes. An offline job has its whole range in advance, so it counts
-the keys exactly, once. A key outside the vocabulary reads its initial value and learns nothing, as online
-before admission.
+"""Chooses the keys that get rows of their own in offline training, which counts them exactly, once. Another
+key reads its initial value and learns nothing, as online before admission.
 
 Legend: N keys asked for, R rows.
 """

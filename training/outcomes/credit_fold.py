@@ -1,8 +1,5 @@
 """Reads the credits of an interleaving experiment: arms of ranks from ``events``, labels from ``examples``.
-
-An example names the log position of its impression, and the impression names the arm that picked each rank.
-As in other experiments, an item counts once its window is over, and later engagements correct it.
-"""
+An item counts once its window is over, and later engagements correct it."""
 
 # U users
 
@@ -49,12 +46,9 @@ class _LabelledExample(msgspec.Struct):
 
 @dataclass(frozen=True)
 class InterleavingCredits:
-    """Credits read so far.
-
-    ``waiting``: lists whose window isn't over. ``repeats``: duplicates of lists on the log; the first one
-    counts. ``complete``: whether the log still had all records of the experiment. ``uncredited``: engaged
-    items at ranks that belong to no arm.
-    """
+    """Credits read so far. ``waiting``: lists whose window isn't over. ``repeats``: duplicates of lists on
+    the log; the first one counts. ``complete``: whether the log still had all records of the experiment.
+    ``uncredited``: engaged items at ranks that belong to no arm."""
 
     credits: ArmCredits
     waiting: int

@@ -1,8 +1,5 @@
-"""Decides the next revision of the experiments, and the control records of their arms' lines.
-
-Configuration files, requests of operators, and readouts of running experiments (ramp, guardrails, sample
-ratio) each lead to a revision, which the director appends.
-"""
+"""Decides the next revision of the experiments, from configuration files, requests of operators and readouts
+of running experiments, and the control records of their arms' lines."""
 
 import logging
 from collections.abc import Iterable, Mapping, Sequence
@@ -44,11 +41,8 @@ _LOG: Final = logging.getLogger(__name__)
 
 
 class ExperimentController:
-    """Fold every control record, then append what ``turn`` returns.
-
-    ``files``: YAML texts by file name; None: keep the experiments on the log. Raises YamlError for unreadable
-    files before anything is appended.
-    """
+    """Fold every control record, then append what ``turn`` returns. ``files``: YAML texts by file name; None:
+    keep the experiments on the log. Raises YamlError for unreadable files before anything is appended."""
 
     def __init__(
         self, log: Log, config: Config, labels: Sequence[str], files: Mapping[str, str] | None

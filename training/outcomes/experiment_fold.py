@@ -1,9 +1,8 @@
 """Folds the outcomes of one experiment: exposures from ``events``, shown items from ``examples``.
 
-A user is exposed by the first impression whose stamp names the arm, even if nothing of it was shown. Examples
-say what was shown and done: the joiner decides once what counts, and corrects it. An item counts once its
-window is over, so that slow engagements aren't missed in the newest items. Watch time is taken from the first
-record of an example.
+A user is exposed by the first impression whose stamp names the arm, even if nothing of it was shown. An item
+counts once its window is over, so that slow engagements aren't missed in the newest items. Watch time is
+taken from the first record of an example.
 """
 
 # N rows, S sums
@@ -53,10 +52,7 @@ class _Row(NamedTuple):
 
 class ExperimentFold:
     """Reads on incrementally. ``started_ms``: start of the experiment; the week before it is read, too.
-
-    ``complete``: whether the log still had all records. ``surfaces``: the first 16 surfaces, by segment
-    number.
-    """
+    ``complete``: whether the log still had all records. ``surfaces``: the first 16, by segment number."""
 
     def __init__(
         self,
@@ -106,12 +102,10 @@ class ExperimentFold:
         return max(self._newest.values(), default=0)
 
     def read(self, polls: int = 20) -> int:
-        """Reads new records and returns their number, with at most ``polls`` polls of each topic.
-
-        Events far outnumber examples, and an item of a user whose exposure wasn't read counts for no arm. So
-        examples wait until all events are read that existed when this call began, and shown items settle
-        once all events are read that existed when the examples were read.
-        """
+        """Reads new records and returns their number, with at most ``polls`` polls of each topic. An item of
+        a user whose exposure wasn't read counts for no arm: so examples wait until all events are read that
+        existed when this call began, and shown items settle once all events are read that existed when the
+        examples were read."""
         ends = self._ends()
         moved = self._read(EVENTS, polls)
         if self._has_read(ends):

@@ -1,8 +1,5 @@
-"""Reads all users of the examples on a log, with running sums at equally spaced looks.
-
-For the power analysis of a planned experiment (experiments/statistics/power.py): the variance between users
-and their return rate are estimated from behaviour without the experiment.
-"""
+"""Reads all users of the examples on a log, with running sums at equally spaced looks, for the power analysis
+of a planned experiment (experiments/statistics/power.py)."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass

@@ -36,12 +36,9 @@ def read_shown(value: bytes) -> ShownItem | None:
 
 
 def metric_increments(item: ShownItem, sums: Sequence[str], labels: Sequence[str]) -> list[float]:
-    """The increment of each sum, in the order of ``sums``.
-
-    An example without engagement represents 1 / kept examples, since the others were sampled out. One that
-    is engaged with later represents itself from then on, kept or not, so sums are unbiased. Watch time is
-    taken from the first record of the example.
-    """
+    """The increment of each sum, in the order of ``sums``. An example without engagement represents 1 / kept
+    examples. One that is engaged with later represents itself from then on, kept or not, so sums are
+    unbiased. Watch time is taken from the first record of the example."""
     previous = item.previous or [0.0] * len(item.labels)
     if not item.correction:
         weight = represented_examples(item.labels, item.kept, item.sampled_out)

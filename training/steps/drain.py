@@ -1,7 +1,5 @@
-"""Finishes the pending work of a stopped system: joins accepted events and cuts the examples into steps.
-
-Uses the classes of the running parts, with their state; the shards learn the steps when they run again.
-"""
+"""Finishes the pending work of a stopped system: joins accepted events and cuts the examples into steps,
+which the shards learn when they run again."""
 
 from itertools import count
 

@@ -1,8 +1,5 @@
-"""Reads the step records that led to a line's state, across its epochs.
-
-An epoch that begins from the snapshot of step s has records of its own from s + 1 on, which replace those of
-earlier epochs in the line's history.
-"""
+"""Reads the step records that led to a line's state, across its epochs. An epoch that begins from the
+snapshot of step s has records of its own from s + 1 on, which replace those of earlier epochs."""
 
 from collections.abc import Sequence
 from itertools import islice

@@ -1,10 +1,9 @@
 """Runs the sequencer as a part: reads ``examples`` and appends each step's record before it is learned.
 
-It has no state of its own: its last records say where the next step begins. When ``control`` makes another
-epoch live, it writes the steps that this epoch learns again, and continues in it: after an epoch's first
-record none of an earlier epoch follows. A reaction to drift in ``control`` becomes part of the next step's
-record, so that learning the step again does the same. This process also writes the ticks of ``events``
-(recsys/process/ticker.py), as it always runs and turns often.
+Its last records say where the next step begins. When ``control`` makes another epoch live, it writes the
+steps that this epoch learns again, and continues in it: after an epoch's first record none of an earlier
+epoch follows. A reaction to drift becomes part of the next step's record. This process also writes the ticks
+of ``events``.
 """
 
 import logging
@@ -187,8 +186,7 @@ def last_position(
 ) -> LinePosition:
     """Reads a line's position backwards from the end of ``steps``. Skips unreadable records: if the newest is
     one, its step is cut again. An epoch begins with steps of its parent, which supply the partitions that its
-    own steps haven't touched. ``lived``: the epochs that count, by default all that were live before: neither
-    those that never were live, nor those that were rolled back."""
+    own steps haven't touched. ``lived``: the epochs that count, by default all that were live before."""
     if lived is None:
         lived = {epoch} | ({e for e in live_epochs(log, line) if e < epoch} if epoch else set())
     newest, offsets, unreadable = 0, dict[int, int](), 0

@@ -1,12 +1,9 @@
 """Reads step records and their examples. The record names the examples, so every worker reads the same.
 
-Examples are ordered by (partition, offset) and cut into lanes by number alone; a worker decodes only its own
-lanes. Unusable records (no example, another feature set, not finite) are left out by a rule on their bytes
-alone, so learning a step again leaves out the same ones. Tombstones keep the places of deleted users'
-examples, so that the other examples keep their lanes.
-
-An unreadable step record that is missing between two others of its line is an empty step for everyone: its
-examples aren't learned, and later steps are.
+Examples are ordered by (partition, offset) and cut into lanes by number alone. Unusable records are left out
+by a rule on their bytes alone, so learning a step again leaves out the same ones. Tombstones keep the places
+of deleted users' examples. An unreadable step record that is missing between two others of its line is an
+empty step.
 """
 
 from collections.abc import Container, Sequence

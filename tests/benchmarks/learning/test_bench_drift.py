@@ -57,9 +57,8 @@ def test_a_shift_is_one_alarm_and_then_the_usual() -> None:
     block, alarm = told
     assert 400 <= block < 410
     assert (alarm.kind, alarm.what, alarm.step) == ("feature", "1", block + 1)
-    its = alarm.evidence
-    assert abs(its.expected) < 0.6 and 2 < its.observed < 4 and 0.8 < its.scale < 1.3
-    assert its.detector == "page-hinkley" and its.monitored == 3
+    assert abs(alarm.expected) < 0.6 and 2 < alarm.found < 4 and 0.8 < alarm.scale < 1.3
+    assert alarm.detector == "page-hinkley"
 
 
 def test_up_hears_only_what_grows() -> None:

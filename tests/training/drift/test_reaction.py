@@ -3,17 +3,23 @@
 import pytest
 
 from recsys.config.part_configs import DriftConfig
-from recsys.events.control_records import Reaction
-from training.drift.monitors import AlarmEvidence, DriftAlarm
+from recsys.events.control_records import Alarm, Reaction
 from training.drift.reaction import ReactionPolicy
 
-EVIDENCE = AlarmEvidence("page-hinkley", 0.6, 0.7, 0.03, 5, 4)
-LOSS = DriftAlarm("loss", "like", 0, 1, EVIDENCE)
 HOUR_MS = 3_600_000
 
 
-def feature(name: str) -> DriftAlarm:
-    return DriftAlarm("feature", name, 0, 1, EVIDENCE)
+def alarm(kind: str, what: str) -> Alarm:
+    return Alarm(
+        kind=kind, what=what, at_ms=0, step=1, expected=0.6, found=0.7, scale=0.03, detector="adwin"
+    )
+
+
+def feature(name: str) -> Alarm:
+    return alarm("feature", name)
+
+
+LOSS = alarm("loss", "like")
 
 
 def test_a_loss_raises_the_rate_and_calls_for_the_offline_job_once() -> None:

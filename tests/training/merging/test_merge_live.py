@@ -3,6 +3,7 @@
 import asyncio
 from dataclasses import replace
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -18,7 +19,7 @@ from recsys.events.hashing import key_of
 from training.candidates.registry import Provenance, Refused, plain_config, reference_to
 from training.lines.line import MAIN
 from training.merging.merge import Blend, Blends
-from training.merging.merge_live import LiveMerge, Merged
+from training.merging.merge_live import LiveMerge
 
 pytestmark = pytest.mark.slow
 HALF = Blends(Blend(0.5, 0.5), 0.5)
@@ -52,12 +53,20 @@ def add(run: PromotionRun, name: str, made: TrainedCandidate, ancestor: Snapshot
     run.registry.add(Provenance(**said), made.arrays, made.meta, made.meta["step"], folder)
 
 
+class Made(NamedTuple):
+    provenance: Provenance
+    arrays: dict[str, Any]
+    step: int
+
+
 def merged_of(
     run: PromotionRun, name: str = "cand-1", blends: Blends = HALF, lives: list[Live] | None = None
-) -> tuple[LiveMerge, Merged]:
+) -> tuple[LiveMerge, Made]:
     lifecycle = Lifecycle(lives=run.lifecycle.lives if lives is None else lives)
     live = LiveMerge(run.system.log, run.config, run.system.features, lifecycle, run.system.now_ms)
-    return live, live.merge(run.registry, name, blends, "merged-1")
+    live.merge(run.registry, name, blends, "merged-1")
+    snapshot = run.registry.snapshot("merged-1")
+    return live, Made(run.registry.provenance("merged-1"), snapshot.read(0), snapshot.step)
 
 
 async def family(folder: Path, epochs: int = 2) -> tuple[PromotionRun, Snapshot]:
@@ -154,8 +163,7 @@ def test_who_was_forgotten_meanwhile_does_not_come_back(tmp_path: Path) -> None:
 def test_it_is_judged_and_takes_over_like_any_other(tmp_path: Path) -> None:
     async def scenario() -> None:
         run, _ = await family(tmp_path, epochs=8)
-        _, made = merged_of(run, blends=Blends(Blend(0.2, 0.2), 0.2))
-        run.registry.add(made.provenance, made.arrays, made.meta, made.step)
+        merged_of(run, blends=Blends(Blend(0.2, 0.2), 0.2))
         run.ask_for("merged-1")
         for _ in range(100):
             await run.show(5)
