@@ -6,6 +6,7 @@ request for a list isn't retried, since each one is an impression.
 
 import time
 import uuid
+from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, Self, TypeVar
 from urllib.parse import quote
@@ -21,7 +22,8 @@ ATTEMPTS: Final = 5
 FIRST_WAIT_S: Final = 0.2
 LONGEST_WAIT_S: Final = 5.0
 _JSON: Final = {"content-type": "application/json"}
-_TRANSIENT: Final = frozenset({408, 425, 429, 500, 502, 503, 504})
+_TRANSIENT: Final = frozenset({408, 425, 429, 500, 502, 503, 504, 507})
+_TOKENS: Final = 10_000  # of the newest answers
 
 T = TypeVar("T")
 
@@ -40,9 +42,11 @@ class Recommended(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Recommendations(msgspec.Struct, frozen=True, kw_only=True):
-    """A list as served, with its stamp; ``degraded`` names the stages that were skipped."""
+    """A list as served, with its stamp; ``degraded`` names the stages that were skipped. ``token`` proves
+    that the server made the list: engagements carry it."""
 
     request_id: str
+    token: str = ""
     items: list[Recommended]
     stamp: Stamp | None = None
     took_ms: float = 0.0
@@ -86,7 +90,8 @@ class ApiError(Exception):
 class Client:
     """Client of one server. Use it as a context manager, or call ``close``.
 
-    ``admin_key`` is needed for items and users only; on a laptop it is in ``state/run/admin.key``.
+    ``key``: an API key or a user token. ``admin_key`` is needed for items and users only; on a laptop it is
+    in ``state/run/admin.key``.
     ``clock_ms``, ``sleep`` and ``transport`` are for tests.
     """
 
@@ -94,6 +99,7 @@ class Client:
         self,
         url: str = "http://127.0.0.1:8000",
         *,
+        key: str | None = None,
         admin_key: str | None = None,
         timeout_s: float = 5.0,
         headers: Mapping[str, str] | None = None,
@@ -102,7 +108,9 @@ class Client:
         transport: httpx.BaseTransport | None = None,
     ) -> None:
         self._clock_ms, self._sleep = clock_ms, sleep
+        self._tokens = OrderedDict[str, str]()
         all_headers = dict(headers or {}) | ({"x-admin-key": admin_key} if admin_key else {})
+        all_headers |= {"authorization": f"Bearer {key}"} if key else {}
         self._http = httpx.Client(
             base_url=url, timeout=timeout_s, headers=all_headers, transport=transport
         )
@@ -133,16 +141,20 @@ class Client:
             "exclude_ids": list(exclude_ids), "explain": explain,
             "candidate_ids": None if candidate_ids is None else list(candidate_ids),
         }  # fmt: skip
-        return self._ask("POST", "/v1/recommend", Recommendations, request)
+        answer = self._ask("POST", "/v1/recommend", Recommendations, request)
+        self._tokens[answer.request_id] = answer.token
+        if len(self._tokens) > _TOKENS:
+            self._tokens.popitem(last=False)
+        return answer
 
     def send_events(self, events: Sequence[ClientEvent]) -> Receipt:
         """Sends engagements in batches, with retries. Raises ApiError when it gives up; earlier batches stay
         accepted.
 
-        Rejected events don't raise: check the receipt. Items and users are rejected here; they have their own
-        methods.
+        Engagements with a list that this client got receive its token. Rejected events don't raise: check the
+        receipt. Items and users are rejected here; they have their own methods.
         """
-        return self._in_batches("events", [_with_id(event) for event in events])
+        return self._in_batches("events", [self._prepared(event) for event in events])
 
     def engage(self, answer: Recommendations, user_id: Id, item_id: Id, kind: str,
                watch_ms: int | None = None, surface: str = "feed") -> Receipt:  # fmt: skip
@@ -200,6 +212,14 @@ class Client:
             results.extend(receipt.results)
         return Receipt(accepted, results)
 
+    def _prepared(self, event: ClientEvent) -> ClientEvent:
+        """The event with an id and, for an engagement, the token of its list."""
+        changes: dict[str, str] = {} if event.event_id else {"event_id": uuid.uuid4().hex}
+        if isinstance(event, Engagement) and event.token is msgspec.UNSET:
+            if token := self._tokens.get(event.request_id):
+                changes["token"] = token
+        return msgspec.structs.replace(event, **changes) if changes else event
+
     def _insist(self, method: str, path: str, body: object = None) -> Receipt:
         """Retries transient failures with growing waits, at least the server's Retry-After."""
         for attempt in range(ATTEMPTS - 1):
@@ -227,7 +247,3 @@ class Client:
         except msgspec.MsgspecError as error:
             detail = f"the answer doesn't fit this client: {error}"
             raise ApiError(method, path, response.status_code, detail) from error
-
-
-def _with_id(event: ClientEvent) -> ClientEvent:
-    return event if event.event_id else msgspec.structs.replace(event, event_id=uuid.uuid4().hex)

@@ -13,7 +13,16 @@ from numpy.typing import NDArray
 
 from parameter_server.publish.deltas import StepDelta
 from recsys.config.system_config import Config
-from recsys.events.event_types import Engagement, Event, Impression, Item, ServedItem, Stamp, User
+from recsys.events.event_types import (
+    UNPROVEN,
+    Engagement,
+    Event,
+    Impression,
+    Item,
+    ServedItem,
+    Stamp,
+    User,
+)
 from recsys.events.hashing import Id
 from recsys.features.feature_set import FeatureSet, RequestFeatures
 from recsys.features.item_counters import ItemCounters
@@ -77,6 +86,8 @@ class Player:
 
     def play(self, event: Event) -> None:
         """Takes the next event. Time never goes back."""
+        if isinstance(event, Engagement) and event.proof == UNPROVEN:
+            return
         self.advance(event.time_ms)
         if isinstance(event, Item):
             self.replica.apply_item(event, 0)

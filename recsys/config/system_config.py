@@ -30,6 +30,7 @@ from recsys.config.part_configs import (
 )
 from recsys.config.policy_config import PolicyConfig
 from recsys.config.promotion_config import PromotionConfig
+from recsys.config.safety_config import AccessConfig, DiskConfig, DoorsConfig
 from recsys.events.hashing import digest_of
 
 
@@ -255,6 +256,9 @@ class Config:
     tracing: TracingConfig = field(default_factory=TracingConfig)
     logging: LoggingConfig = field(default_factory=LoggingConfig)
     control_room: ControlRoomConfig = field(default_factory=ControlRoomConfig)
+    access: AccessConfig = field(default_factory=AccessConfig)
+    doors: DoorsConfig = field(default_factory=DoorsConfig)
+    disk: DiskConfig = field(default_factory=DiskConfig)
 
     def __post_init__(self) -> None:
         if self.nodes > 1 and (self.log.url == "sqlite" or self.sessions.url == "embedded"):

@@ -1,5 +1,5 @@
 """Records of the topic `control`: live pointer, candidates, decisions, operator requests, experiments,
-alarms."""
+alarms, API keys."""
 
 from typing import Annotated
 
@@ -169,6 +169,26 @@ class Reaction(msgspec.Struct, frozen=True, kw_only=True, tag="reaction"):
     time_ms: int = 0  # event time
 
 
+class ApiKey(msgspec.Struct, frozen=True, kw_only=True, tag="key"):
+    """An API key. The newest record of an ``id`` wins.
+
+    ``digest``: SHA-256 of its secret, in hex; 256 random bits need no slow hash. ``scopes``:
+    serving/access/scopes.py. ``rate``: calls a second, ``daily``: calls a day; 0: no limit of its own.
+    ``user_keys``: public keys (PEM) whose user tokens count. ``until_ms``: when it expires; 0: never.
+    """
+
+    id: str
+    digest: str
+    scopes: list[str]
+    name: str = ""
+    rate: float = 0.0
+    daily: int = 0
+    user_keys: list[str] = []
+    until_ms: int = 0
+    revoked: bool = False
+    time_ms: int = 0
+
+
 Control = (
     Live
     | Experiments
@@ -179,4 +199,5 @@ Control = (
     | OperatorRequest
     | Alarm
     | Reaction
+    | ApiKey
 )

@@ -1,10 +1,11 @@
-"""Event types of the log: item, user, impression, engagement, tick. Everything else is a fold over them.
+"""Event types of the log. Everything else is a fold over them.
 
 One definition serves the API (JSON), data sets (JSON Lines) and the log (MessagePack). Unknown fields are
 ignored, so that the schema can grow; an unknown ``type`` is an error of that event. This module knows nothing
 of features or models: an impression carries its features as opaque arrays (``recsys.features.feature_set``).
 """
 
+import re
 from typing import Any, Final
 
 import msgspec
@@ -138,6 +139,11 @@ class Engagement(msgspec.Struct, tag="engagement", kw_only=True, gc=False):
 
     ``request_id`` is empty if a client of another recommender's API doesn't know it: the joiner then looks
     for the impression (training/joining/joiner.py).
+
+    ``proof`` is what the server knew of its sender: unset, the engagement is attributed to its impression;
+    ``USER_PROVEN``, only its user is known, so only the viewer's own wishes count; ``UNPROVEN``, nothing
+    counts. ``source``: 32-bit hash of the API key or network it came from; unset in data sets and old logs.
+    ``token``: impression token of the answer, as clients send it; never on the log.
     """
 
     time_ms: int
@@ -149,6 +155,36 @@ class Engagement(msgspec.Struct, tag="engagement", kw_only=True, gc=False):
     surface: str = "feed"
     event_id: str | None = None
     v: int = 1
+    proof: int | msgspec.UnsetType = msgspec.UNSET
+    source: int | msgspec.UnsetType = msgspec.UNSET
+    token: str | msgspec.UnsetType = msgspec.UNSET
+
+    @property
+    def attributed(self) -> bool:
+        """Whether it may be learned from and counted."""
+        return self.proof is msgspec.UNSET
+
+
+class Verdict(msgspec.Struct, tag="verdict", kw_only=True):
+    """A user's events from here on are quarantined, or count again. Written by the server only."""
+
+    time_ms: int
+    user_id: Id
+    quarantined: bool
+    why: str = ""
+
+
+class Preference(msgspec.Struct, tag="preference", kw_only=True):
+    """A viewer's wish about all items with a value in a field: ``block``, ``mute``, ``less``, or ``none`` to
+    take it back. ``field`` "item_id" means one item."""
+
+    time_ms: int
+    user_id: Id
+    field: str
+    value: Id
+    wish: str
+    event_id: str | None = None
+    v: int = 1
 
 
 class Tick(msgspec.Struct, tag="tick", kw_only=True, gc=False):
@@ -157,11 +193,15 @@ class Tick(msgspec.Struct, tag="tick", kw_only=True, gc=False):
     time_ms: int
 
 
-Event = Item | User | Impression | Engagement | Tick
-# Events that clients may send; the server writes impressions.
-ClientEvent = Item | User | Engagement
+Event = Item | User | Impression | Engagement | Verdict | Preference | Tick
+# Events that clients may send; the server writes impressions and verdicts.
+ClientEvent = Item | User | Engagement | Preference
 
-TYPES: Final = ("item", "user", "impression", "engagement", "tick")
+TYPES: Final = ("item", "user", "impression", "engagement", "verdict", "preference", "tick")
+WISHES: Final = ("block", "mute", "less", "none")
+UNPROVEN: Final = 0
+USER_PROVEN: Final = 1
+_CONTROL_CHARACTER: Final = re.compile(r"[\x00-\x1f\x7f]")
 _IDS: Final = ("item_id", "user_id", "request_id", "event_id")
 _to_wire = msgspec.msgpack.Encoder()
 _from_wire: msgspec.msgpack.Decoder[Event] = msgspec.msgpack.Decoder(Event)
@@ -181,8 +221,28 @@ def decode(value: bytes) -> Event:
 
 
 def event_id_of(event: Event) -> str:
-    """The client's event id, or else a digest of the event."""
-    return getattr(event, "event_id", None) or digest_of(_to_wire.encode(event))
+    """The client's event id, or else a digest of the event, whoever sent it."""
+    if event_id := getattr(event, "event_id", None):
+        return str(event_id)
+    if isinstance(event, Engagement):
+        event = with_proof(event, msgspec.UNSET, msgspec.UNSET)
+    return digest_of(_to_wire.encode(event))
+
+
+def with_proof(
+    event: Engagement, proof: int | msgspec.UnsetType, source: int | msgspec.UnsetType
+) -> Engagement:
+    """The engagement as stored: with what its sender proved, and without its token."""
+    if event.proof == proof and event.source == source and event.token is msgspec.UNSET:
+        return event
+    return msgspec.structs.replace(event, proof=proof, source=source, token=msgspec.UNSET)
+
+
+def is_folded(event: Event) -> bool:
+    """Whether folds read an event: neither a tick, nor an engagement whose sender proved nothing."""
+    if isinstance(event, Engagement):
+        return event.proof != UNPROVEN
+    return not isinstance(event, Tick)
 
 
 def dedupe_key(event: Event) -> str:
@@ -245,6 +305,12 @@ def _check_meaning(event: Event, unattributed: bool) -> None:
             raise Rejected("watch_ms", event.watch_ms, "milliseconds, not negative")
         if event.watch_ms is not None and event.watch_ms > MAX_WATCH_MS:
             raise Rejected("watch_ms", event.watch_ms, f"at most {MAX_WATCH_MS}, a year")
+    elif isinstance(event, Preference):
+        if event.wish not in WISHES:
+            raise Rejected("wish", event.wish, f"one of {', '.join(WISHES)}")
+        if not 0 < len(event.field) <= MAX_ID_LENGTH:
+            raise Rejected("field", event.field, "an item's field, or item_id")
+        _check_id("value", event.value)
     elif isinstance(event, Impression):
         for i, served in enumerate(event.items):
             _check_id(f"items[{i}].item_id", served.item_id)
@@ -254,5 +320,9 @@ def _check_meaning(event: Event, unattributed: bool) -> None:
 
 
 def _check_id(name: str, value: Id | None) -> None:
-    if isinstance(value, str) and not 0 < len(value) <= MAX_ID_LENGTH:
+    if not isinstance(value, str):
+        return
+    if not 0 < len(value) <= MAX_ID_LENGTH:
         raise Rejected(name, value, f"an id of 1 to {MAX_ID_LENGTH} characters")
+    if _CONTROL_CHARACTER.search(value):
+        raise Rejected(name, value, "an id without control characters, such as newlines")

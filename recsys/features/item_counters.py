@@ -51,7 +51,7 @@ class ItemCounters:
     def engagement(self, engagement: Engagement, keys_I: Keys) -> None:
         """Counts an engagement with an item, whose keys (I,) come from the catalogue."""
         kind = engagement.kind
-        if kind not in self._kinds:
+        if kind not in self._kinds or not engagement.attributed:
             return
         added = amounts(self.features.kinds, kind, engagement.watch_ms)
         if kind == "view" and self.features.schema.shown_by == "view":

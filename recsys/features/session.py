@@ -11,7 +11,7 @@ from typing import Final
 import msgspec
 import numpy as np
 
-from recsys.events.event_types import Engagement, Impression, User
+from recsys.events.event_types import USER_PROVEN, Engagement, Impression, User
 from recsys.events.hashing import Id, digest_of, key_of
 from recsys.features.counters import CounterTable, amounts
 from recsys.features.feature_set import FeatureSet, Floats, Keys
@@ -78,8 +78,13 @@ class Session:
                 self._enter(impression.request_id, keys_I, impression.time_ms)
 
     def fold_engagement(self, engagement: Engagement, keys_I: Keys) -> None:
-        """Folds an engagement with one item, whose keys (I,) come from the catalogue."""
+        """Folds an engagement with one item, whose keys (I,) come from the catalogue. Without an attribution
+        only the viewer's own wish to hide the item counts."""
         now_ms, kind = engagement.time_ms, engagement.kind
+        if not engagement.attributed:
+            if engagement.proof == USER_PROVEN and kind == "hide":
+                self.hidden.append(int(keys_I[0]))
+            return
         context = next((c for r, c in reversed(self.requests) if r == engagement.request_id), 0)
         if kind == "view" and self.features.schema.shown_by == "view":
             self._count(keys_I, context, "shown", None, now_ms)

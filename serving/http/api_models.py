@@ -18,6 +18,7 @@ _ENGAGEMENT: Any = {
     "user_id": "u42",
     "item_id": "v7",
     "kind": "view",
+    "token": "AQEAAAB5...",
     "watch_ms": 8200,
     "event_id": "e-1",
 }
@@ -125,9 +126,12 @@ class RecommendedItem(BaseModel):
 
 
 class RecommendOut(BaseModel):
-    """List of items. Send ``request_id`` with the viewer's engagements. ``degraded``: skipped stages."""
+    """List of items. Send ``request_id`` and ``token`` with the viewer's engagements: without them nothing is
+    learned. ``token`` is empty for a list of the caller's own candidates, unless the key may attribute.
+    ``degraded``: skipped stages."""
 
     request_id: str
+    token: str
     items: list[RecommendedItem]
     stamp: StampOut
     took_ms: float
@@ -154,6 +158,7 @@ class EventsOut(BaseModel):
     accepted: int
     duplicates: int
     rejected: int
+    unproven: int = Field(description="Accepted events that count for nothing: see `token`.")
     results: list[ResultOut]
 
 

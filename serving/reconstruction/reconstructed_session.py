@@ -13,7 +13,15 @@ from experiments.assignment.policy import Policies
 from experiments.statistics.revision import running
 from recsys.config.system_config import Config
 from recsys.events.control_records import Control, Experiments
-from recsys.events.event_types import Event, Impression, Item, Rejected, decode, dedupe_key, is_folded
+from recsys.events.event_types import (
+    Event,
+    Impression,
+    Item,
+    Rejected,
+    decode,
+    dedupe_key,
+    is_folded,
+)
 from recsys.events.hashing import Id, digest_of, partition_of
 from recsys.events.records import CONTROL, EVENTS, ITEMS
 from recsys.features.catalogue import Catalogue

@@ -9,7 +9,15 @@ from collections.abc import Sequence
 from typing import Final, NamedTuple
 
 from recsys.events.dedupe import RecentIds
-from recsys.events.event_types import Event, Impression, Item, Rejected, decode, dedupe_key, is_folded
+from recsys.events.event_types import (
+    Event,
+    Impression,
+    Item,
+    Rejected,
+    decode,
+    dedupe_key,
+    is_folded,
+)
 from recsys.events.hashing import Id
 from recsys.events.records import EVENTS, ITEMS
 from recsys.features.catalogue import Catalogue
@@ -66,7 +74,7 @@ class EventReader:
         return moved
 
     def read(self, limit: int = 1_000) -> list[FoldEvent]:
-        """Next events, at most ``limit`` a partition, without repeats and what isn't folded; advances ``offsets``."""
+        """Next events to fold, at most ``limit`` a partition, without repeats; advances ``offsets``."""
         self.read_items()
         events = []
         for partition, offset in enumerate(self.offsets):

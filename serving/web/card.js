@@ -13,6 +13,7 @@ export function entryOf(item, answer) {
     cover: coverOf(item),
     handle: handleOf(item.fields?.author),
     request_id: answer.request_id,
+    token: answer.token,
     stamp: answer.stamp ?? null,
     degraded: answer.degraded ?? [],
     watch_ms: 0,

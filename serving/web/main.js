@@ -29,7 +29,7 @@ let shown = null; // the entry that the rail shows
 
 function report(entry, kind, watch_ms) {
   outbox.add({
-    request_id: entry.request_id, user_id: viewer.id, item_id: entry.item.item_id, kind,
+    request_id: entry.request_id, token: entry.token, user_id: viewer.id, item_id: entry.item.item_id, kind,
     ...(watch_ms === undefined ? {} : { watch_ms }),
   });
   if (kind === "view") drawer.swiped(entry);

@@ -3,7 +3,7 @@
 import time
 
 from recsys.events.event_types import Engagement, decode
-from recsys.events.records import EVENTS, EXAMPLES, Example, unpack
+from recsys.events.records import EVENTS, EXAMPLES, Example, non_example, unpack
 from recsys.process.open_log import open_log
 from tests.support.live_system import LiveSystem, until
 from training.archive.writer import archived_rows
@@ -54,12 +54,19 @@ def check_examples_once(system: LiveSystem) -> None:
     log = open_log(system.config)
     try:
         for partition in range(log.partitions(EXAMPLES)):
-            examples, offset = list[Example](), log.begin(EXAMPLES, partition)
+            examples, sequences, offset = (
+                list[Example](),
+                list[int](),
+                log.begin(EXAMPLES, partition),
+            )
             while records := log.read(EXAMPLES, partition, offset):
-                examples += [unpack(record.value, Example) for record in records]
+                for record in records:
+                    tombstone = non_example(record.value)
+                    example = unpack(record.value, Example) if tombstone is None else None
+                    examples += [example] if example else []
+                    sequences.append((tombstone or example).sequence)
                 offset = records[-1].offset + 1
-            sequences = [example.sequence for example in examples]
-            assert sequences == list(range(1, len(examples) + 1)), "each once, in order"
+            assert sequences == list(range(1, len(sequences) + 1)), "each once, in order"
             first = [(e.offset, e.index) for e in examples if not e.correction]
             assert len(first) == len(set(first)), "no shown item twice"
     finally:

@@ -79,7 +79,7 @@ class FeedStub:
                 "item_state_offset": 1, "session_offset": len(self.events), "policy": "p", "arms": {},
             }  # fmt: skip
             return {
-                "request_id": f"r{len(self.requests)}", "items": items, "took_ms": 6.2, "stamp": stamp,
+                "request_id": f"r{len(self.requests)}", "token": "t", "items": items, "took_ms": 6.2, "stamp": stamp,
                 "degraded": self.degraded,
             }  # fmt: skip
 

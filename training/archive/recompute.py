@@ -21,9 +21,9 @@ from recsys.events.event_types import (
     FeatureBlock,
     Impression,
     Item,
-    Tick,
     User,
     dedupe_key,
+    is_folded,
 )
 from recsys.events.hashing import Id
 from recsys.features.catalogue import Catalogue
@@ -130,7 +130,7 @@ class _Reader:
                 return
             self.offset, self.newest_ms = at + 1, newest_ms
             self._next = next(self._events, None)
-            if event is None or isinstance(event, Tick):
+            if event is None or not is_folded(event):
                 continue
             if self._recent.add(dedupe_key(event)):
                 yield at, event

@@ -98,7 +98,7 @@ class Joiner:
         self.sequence = 0
         self.counts = {"examples": 0, "corrections": 0, "late": 0, "unmatched": 0, "never_shown": 0,
                        "repeats": 0, "lost": 0, "sampled_out": 0, "attributed": 0,
-                       "unattributed": 0}  # fmt: skip
+                       "unattributed": 0, "unproven": 0}  # fmt: skip
         self._bits = {label: 1 << number for number, label in enumerate(self.labels)}
         self._lists: dict[int, list[float]] = {}  # labels by their bits
         self._window_ms = int(config.window_s * 1000)
@@ -113,6 +113,10 @@ class Joiner:
     def feed(self, offset: int, event: Event) -> list[Joined]:
         """Takes one event; returns the resulting examples and corrections, in order."""
         out: list[Joined] = []
+        if isinstance(event, Engagement) and not event.attributed:
+            # Its time doesn't count either: nobody may close windows without proof.
+            self.counts["unproven"] += 1
+            return out
         self._move(event.time_ms, out)
         if isinstance(event, Engagement):
             if not self._recent.add(dedupe_key(event)):

@@ -1,0 +1,56 @@
+"""Configuration of what protects a system: access to the API, its doors, and the disk."""
+
+from dataclasses import dataclass
+
+from recsys.config.checks import Section, bounded, choice, fraction, positive
+
+
+@dataclass(frozen=True)
+class AccessConfig(Section):
+    section = "access"
+    # keys: every call needs an API key or a user token. open: calls without one have ``open_scopes``.
+    # auto: open where serve.host is a loopback address, otherwise keys.
+    mode: str = choice("auto", "auto", "open", "keys")
+    # Host names that the API answers to, besides serve.host and this machine; "*.example.org"; "*": any.
+    hosts: tuple[str, ...] = ()
+    # Origins whose web pages may call the API, besides its own: https://app.example.org
+    origins: tuple[str, ...] = ()
+    # Addresses of proxies, whose X-Forwarded-For is believed.
+    proxies: tuple[str, ...] = ("127.0.0.1", "::1")
+    open_scopes: tuple[str, ...] = ("recommend", "events", "read")
+    # Lifetime of an impression token; 0: as long as engagements are joined, and an hour.
+    token_s: float = bounded(0.0, 0)
+    # Calls a second of one API key, lists and events a second of one user; 0 is no limit.
+    key_rate: float = bounded(0.0, 0)
+    user_lists: float = bounded(5.0, 0)
+    user_events: float = bounded(50.0, 0)
+
+
+@dataclass(frozen=True)
+class DoorsConfig(Section):
+    section = "doors"
+    # Time for a request's header and for its body, and for which a connection may be idle.
+    header_s: float = positive(10.0)
+    body_s: float = positive(10.0)
+    idle_s: float = positive(60.0)
+    # Open connections, of all and of one address or /64; proxies are exempt.
+    connections: int = bounded(10_000, 16)
+    per_source: int = bounded(256, 1)
+    # MiB of bodies that a replica is receiving.
+    body_mb: float = positive(64.0)
+    # PEM file with certificate and key: the API speaks HTTPS.
+    certificate: str = ""
+
+
+@dataclass(frozen=True)
+class DiskConfig(Section):
+    section = "disk"
+    # GB that the state folder may have, and the shares of it; what one doesn't use, others may.
+    budget_gb: float = positive(20.0)
+    archive: float = fraction(0.35)
+    log: float = fraction(0.45)
+    snapshots: float = fraction(0.15)
+    # The archive also ends after so many days; 0: by space alone.
+    archive_days: int = bounded(0, 0)
+    # With less room on the disk, the system saves space step by step.
+    free_gb: float = positive(1.0)
