@@ -51,11 +51,8 @@ def _compile(dispatcher: Any, signature: Any) -> None:
 
 
 class _KernelCache(FunctionCache):
-    """numba's cache on disk, invalidated by callees and constants of other files too.
-
-    numba itself compares only the digest of the file that defines the function, although compiled code
-    contains the callees: after a change of a callee in another file, callers would stay stale.
-    """
+    """numba's cache on disk, invalidated by callees and constants of other files too: numba compares only the
+    file that defines the function, although compiled code contains the callees."""
 
     def __init__(self, function: Callable[..., Any]) -> None:
         super().__init__(function)  # type: ignore[no-untyped-call]

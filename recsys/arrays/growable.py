@@ -7,11 +7,8 @@ from numpy.typing import NDArray
 
 
 def grown(column: NDArray[Any], rows: int, limit: int = 0) -> NDArray[Any]:
-    """Returns the column, or a zero-padded copy with room for at least ``rows`` rows.
-
-    The copy has twice the rows, or ``limit`` rows if that suffices. Rows never written take no memory
-    (``written_bytes``). ``ndarray.resize`` would not use huge pages: random reads were a quarter slower.
-    """
+    """The column, or a zero-padded copy with room for at least ``rows`` rows: twice as many, or ``limit`` if
+    that suffices. ``ndarray.resize`` would not use huge pages: random reads were a quarter slower."""
     if rows <= len(column):
         return column
     room = limit if rows <= limit else max(rows, 2 * len(column))
@@ -21,9 +18,7 @@ def grown(column: NDArray[Any], rows: int, limit: int = 0) -> NDArray[Any]:
 
 
 def written_bytes(column: NDArray[Any], rows: int) -> int:
-    """Memory of a ``grown`` column of which ``rows`` rows were written, in whole pages.
-
-    Huge pages add up to 2 MiB.
-    """
+    """Memory of a ``grown`` column of which ``rows`` rows were written, in whole pages; huge pages add up to
+    2 MiB."""
     written = rows * column.nbytes // max(1, len(column))
     return min(column.nbytes, -(-written // 4096) * 4096)

@@ -128,11 +128,8 @@ def gather_rows(index: Any, keys: Any, values: Any, out: Any) -> Any:
 
 @kernel(types.void(read_only(_int, 2), _INDEX))
 def spread(index: Any, out: Any) -> None:
-    """Copies all entries of an index into an empty, larger one.
-
-    Homes are scaled hashes, so both indexes have nearly the same order. Copying cell by cell writes memory
-    from front to back, several times faster than key by key in the order of places.
-    """
+    """Copies all entries of an index into an empty, larger one, cell by cell: homes are scaled hashes, so
+    this writes memory nearly from front to back, several times faster than in the order of places."""
     one, zero, cells = np.uint64(1), np.uint64(0), np.uint64(out.shape[0])
     for i in range(index.shape[0]):
         if index[i, 1] < 0:

@@ -1,8 +1,5 @@
-"""Memory prefetch hints for compiled kernels that read scattered addresses.
-
-A loop that knows its next addresses early overlaps their memory latency with work. A hint changes no result,
-and a hint for an invalid address does nothing.
-"""
+"""Memory prefetch hints for compiled kernels that read scattered addresses. A hint changes no result, also
+for an invalid address."""
 
 from typing import Any, Final
 

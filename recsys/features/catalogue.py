@@ -23,9 +23,7 @@ _LARGEST = float(np.finfo(np.float32).max)
 
 class Catalogue:
     """Items by index: keys int64 (n, I), numbers float32 (n, M), alive bool (n,). See FeatureSet for I, M.
-
-    ``living`` is ``alive`` as a bitmap, cheap to copy for each request.
-    """
+    ``living``: ``alive`` as a bitmap, cheap to copy for each request."""
 
     def __init__(self, features: FeatureSet, capacity: int = 1024) -> None:
         self.features = features

@@ -1,8 +1,7 @@
 """Running counters with exponential decay: impressions and engagements of an entity, recent and long-term.
 
-A counter is a sum of events, each weighted by 2^(-age / half-life), at two half-lives: the fast one follows
-the hour, the slow one the week. Decay is by event time and additions commute, so the order in which
-partitions are read changes only the last bits.
+A counter is a sum of events, each weighted by 2^(-age / half-life), at two half-lives (hours, weeks). Decay
+is by event time and additions commute: the order of partitions changes only the last bits.
 """
 
 from collections.abc import Iterable, Sequence

@@ -1,7 +1,6 @@
 """Names of the dense columns, in the order in which ``recsys.features.feature_builder`` writes them.
 
-The names are part of a feature set's digest. Adding, removing or moving a column makes another feature set,
-so data logged or trained with one is never read as the other.
+The names are part of a feature set's digest: adding, removing or moving a column makes another feature set.
 """
 
 from typing import Final

@@ -1,7 +1,4 @@
-"""Builds a request's features from the state at the time of the answer.
-
-Serving, replay and backfill share it. Vectorised over the N candidates: a few gathers, no Python per
-candidate.
+"""Builds a request's features from the state at the time of the answer, for serving, replay and backfill.
 
 Legend: N candidates, C counter columns, K kinds, F dense.
 """
@@ -57,10 +54,8 @@ class FeatureBuilder:
         now_ms: int,
         base: RequestFeatures | None = None,
     ) -> RequestFeatures:
-        """Features of the candidates, given by their catalogue indices (N,).
-
-        ``base``: features of the same request with other candidates, whose user part is reused.
-        """
+        """Features of the candidates, given by their catalogue indices (N,). ``base``: features of the same
+        request with other candidates, whose user part is reused."""
         items_NI = catalogue.keys[candidates]
         if base is None:
             contexts = self.features.context_keys(surface, context)

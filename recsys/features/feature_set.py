@@ -1,8 +1,7 @@
 """The feature set: inputs of the ranker, defined once for stream, batch and backfill.
 
-A request's features are built when it is answered, written into the impression, and read from there in
-training. Categorical values are 64-bit keys in named slots; the ranker sees the slots' rows, never the ids.
-Features use only events before the request.
+A request's features are built when it is answered, from events before it, written into the impression, and
+read from there in training. Categorical values are 64-bit keys in named slots.
 
 Legend: N items of a request, U user columns, I item columns, T history, H keys and O outcomes of one entry,
 F dense.
@@ -148,10 +147,8 @@ class FeatureSet:
         return [column for start in starts for column in range(start, start + HISTORY_GROUP)]
 
     def entities(self, keys_I: Keys) -> tuple[int, ...]:
-        """The keys of an item's counters, each once: itself, its groups' values, its duration.
-
-        Called for every event, so it is cached by the item's keys (which change with its fields).
-        """
+        """The keys of an item's counters, each once: itself, its groups' values, its duration. Cached by the
+        item's keys, since it is called for every event."""
         packed = keys_I.tobytes()
         entities = self._entities.get(packed)
         if entities is None:

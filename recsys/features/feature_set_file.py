@@ -1,8 +1,5 @@
-"""The feature set file of a state folder, which every process of a system reads.
-
-It is written when a state folder is first used. A folder with the log of one feature set refuses another,
-including one written by a version with other columns.
-"""
+"""The feature set file of a state folder, which every process of a system reads. A folder with the log of one
+feature set refuses another, including one written by a version with other columns."""
 
 from pathlib import Path
 from typing import Final

@@ -14,12 +14,8 @@ from kafka.errors import KafkaError, OffsetOutOfRangeError
 from recsys.log.kafka_client import Buffer, consumer_of, unavailable
 from recsys.log.protocol import LogUnavailable, Record, check_range
 
-FETCH_WAIT_MS: Final = (
-    25  # short, since a newly added or sought partition waits for the fetch in flight
-)
-ENDS_FRESH_S: Final = (
-    0.02  # one request lists the ends of all partitions; own appends invalidate them
-)
+FETCH_WAIT_MS: Final = 25  # a newly added or sought partition waits for the fetch in flight
+ENDS_FRESH_S: Final = 0.02  # one request lists all ends; own appends invalidate them
 # Limits of a partition's buffer; beyond them nothing more is fetched.
 BUFFERED: Final = 10_000
 BUFFERED_BYTES: Final = 4 << 20

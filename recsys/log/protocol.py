@@ -1,9 +1,8 @@
 """The log protocol: append, read from an offset, retention. Three implementations, one contract suite.
 
 ``MemoryLog`` (here) is for tests and single-process replay, ``recsys.log.sqlite_log`` for a laptop,
-``recsys.log.kafka_log`` for a cluster. A log stores bytes; ``recsys.events.event_types`` defines their
-meaning. Offsets grow within a partition and needn't be dense. A log has an id, made at its creation: state
-folded from a log with another id must not be continued. A fold *holds* the offset that it would restart from;
+``recsys.log.kafka_log`` for a cluster. Offsets grow within a partition and needn't be dense. State folded
+from a log with another id must not be continued. A fold *holds* the offset that it would restart from;
 records at or after a held offset are not dropped.
 """
 
@@ -225,10 +224,8 @@ def newest_first(
 
 
 class MemoryLog(Log):
-    """The log as lists, for tests and single-process replay; not persistent.
-
-    It has no clock, so only ``trim`` drops records.
-    """
+    """The log as lists, for tests and single-process replay. Without a clock, so only ``trim`` drops
+    records."""
 
     id = ""
 

@@ -62,9 +62,8 @@ class SqliteFiles:
         self.folder, self._sync, self._patience_s = folder, sync, patience_s
         self._local = threading.local()
         self._open: weakref.WeakSet[Connection] = weakref.WeakSet()
-        self._write_locks: dict[
-            str, threading.Lock
-        ] = {}  # so that threads don't poll SQLite's lock
+        # By topic, so that threads don't poll SQLite's lock.
+        self._write_locks: dict[str, threading.Lock] = {}
         self._commits = 0
         folder.mkdir(parents=True, exist_ok=True)
         with self._catalogue() as db:

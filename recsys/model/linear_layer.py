@@ -1,8 +1,7 @@
 """Linear layer through oneDNN, if torch has it: half the time of torch's own.
 
-Torch multiplies float32 matrices by MKL, which on some processors uses half of their vector width. oneDNN
-compiles for each shape what the processor has (a few ms, once). As with MKL, the rows of a whole block are
-bit for bit independent of the rest of the batch, but not in a batch of one.
+Torch multiplies float32 matrices by MKL, which on some processors uses half of their vector width. With both,
+the rows of a whole block are bit for bit independent of the rest of the batch, but not in a batch of one.
 
 Legend: B batch, I inputs, O outputs.
 """

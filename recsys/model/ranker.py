@@ -1,9 +1,8 @@
 """The ranker: from rows, history and counters to the probability of each engagement.
 
-It sees only rows, never ids: the same module runs on parameter-server rows online and on torchrec tables
-offline. Parts: a linear term per row, dot products between slots (a factorisation machine, Rendle 2010),
-attention of the candidate over the recent history with outcomes (dot products, no network per pair), and an
-MLP over all of it and the running counters.
+It sees only rows, of the parameter server online and of torchrec tables offline. Parts: a linear term per
+row, dot products between slots (a factorisation machine, Rendle 2010), attention of the candidate over the
+recent history with outcomes (dot products), and an MLP over all of it and the running counters.
 
 Legend: B batch, S slots, D embedding, T history, O outcomes, F dense, L outputs (labels, then watch time).
 """

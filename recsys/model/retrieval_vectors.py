@@ -1,10 +1,8 @@
 """Item vectors and user vectors for retrieval.
 
-An item's vector is its own row plus a projection of its content: each author and tag has a fixed random
-direction (a hash of its key), and so has each component of the item's own vector fields. So a new item starts
-near similar items on every replica and worker, with nothing to send. The user side, a row and two small
-matrices over the recent history, learns at every step. The item side has no dense parameters, so a step moves
-only the vectors whose rows it touched.
+An item's vector is its own row plus a projection of its content: each author and tag, and each component of
+the item's own vector fields, has a fixed random direction, by hash. So a new item starts near similar ones on
+every replica. The item side has no dense parameters, so a step moves only the vectors whose rows it touched.
 """
 
 from functools import lru_cache

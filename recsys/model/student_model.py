@@ -1,8 +1,5 @@
-"""Model configuration of a student: the system's, with narrower rows and smaller layers.
-
-A student replaces its teacher in serving, so everything outside the ranker must stay: the feature set, with
-which impressions are written, and the parameters of retrieval, for which indexes and user vectors are built.
-"""
+"""Model configuration of a student: the system's, with narrower rows and smaller layers. A student replaces
+its teacher in serving, so everything outside the ranker must stay: feature set and retrieval."""
 
 from collections.abc import Sequence
 from dataclasses import fields, replace

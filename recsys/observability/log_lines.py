@@ -133,11 +133,8 @@ def log_in_worker(
     format: str = "json",
     who: Mapping[str, Any] | None = None,
 ) -> None:
-    """Sends the logs of a process that Ray starts, and Serve's, to ``state/run/NAME.log``.
-
-    Warnings also go to stderr, which Ray's dashboard shows beside the actor; if the folder isn't writable,
-    everything goes there.
-    """
+    """Sends the logs of a process that Ray starts, and Serve's, to ``state/run/NAME.log``. Warnings also go
+    to stderr, which Ray's dashboard shows; if the folder isn't writable, everything goes there."""
     errors = logging.StreamHandler(sys.__stderr__)
     errors.setFormatter(LogLines(format, part, who))
     root = logging.getLogger()

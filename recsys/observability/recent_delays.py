@@ -1,9 +1,4 @@
-"""Ring of the newest delays, with exact percentiles. Pure.
-
-A batch is one copy into the ring; percentiles are computed on request. They can be limited to recent
-additions: what a stage did before it stalled, or while an old log was replayed, says nothing about the
-present.
-"""
+"""Ring of the newest delays, with exact percentiles, also of recent additions only. Pure."""
 
 from typing import Final
 
@@ -34,10 +29,8 @@ class RecentDelays:
         self._added += 1
 
     def since(self, ended_ms: ArrayLike, now_ms: int) -> None:
-        """Adds the time since each moment (N,), in order, clipped to ``MOST_MS``.
-
-        Skips moments of a replayed log and of the future.
-        """
+        """Adds the time since each moment (N,), in order, clipped to ``MOST_MS``. Skips moments of a replayed
+        log and of the future."""
         passed = now_ms - np.asarray(ended_ms, np.float64)
         passed = passed[(passed >= 0) & (passed < _PAST_MS)][-len(self._ring) :]
         places = (self._added + np.arange(len(passed))) % len(self._ring)
@@ -45,10 +38,8 @@ class RecentDelays:
         self._added += len(passed)
 
     def percentile(self, share: float, now_ms: int | None = None) -> float | None:
-        """The delay that a ``share`` (0 to 1) of the delays don't exceed; None without any.
-
-        ``now_ms``: only delays added within ``LATE_MS`` of it.
-        """
+        """The delay that a ``share`` (0 to 1) of the delays don't exceed; None without any. ``now_ms``: only
+        delays added within ``LATE_MS`` of it."""
         delays = self._ring[: len(self)]
         if now_ms is not None:
             delays = delays[now_ms - self._at_ms[: len(self)] <= LATE_MS]

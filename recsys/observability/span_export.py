@@ -20,11 +20,8 @@ MISSING: Final = (
 
 
 class SpanFile:
-    """Appends batches of spans to a file, one OTLP request per line. Raises OSError on failure.
-
-    All processes append to one file, under a lock. A full file is renamed to NAME.1, replacing the previous
-    one: together they take at most twice the size.
-    """
+    """Appends batches of spans to a file, one OTLP request per line, under a lock of all processes. A full
+    file is renamed to NAME.1, replacing the previous one. Raises OSError on failure."""
 
     def __init__(self, path: str | Path, max_bytes: int, resource: Mapping[str, str]) -> None:
         self._path, self._max_bytes, self._resource = Path(path), max_bytes, resource

@@ -33,10 +33,8 @@ class SpanContext:
 
 @dataclass(frozen=True)
 class Span:
-    """One operation from ``start_ns`` to ``end_ns`` (since 1970).
-
-    It holds no ids of viewers: we can't erase them from a collector.
-    """
+    """One operation from ``start_ns`` to ``end_ns`` (since 1970), without ids of viewers: we can't erase them
+    from a collector."""
 
     context: SpanContext
     name: str

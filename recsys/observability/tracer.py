@@ -1,8 +1,7 @@
 """Samples requests and exports their spans through a bounded queue and a thread.
 
-A part has a ``Tracer`` or None and calls only ``is_sampled`` and ``record``, which neither wait nor raise.
-Spans that find the queue full or can't be sent are dropped and counted. OpenTelemetry's BatchSpanProcessor
-counts no drops.
+``is_sampled`` and ``record`` neither wait nor raise. Spans that find the queue full or can't be sent are
+dropped and counted, which OpenTelemetry's BatchSpanProcessor doesn't do.
 """
 
 import logging
@@ -90,10 +89,8 @@ class Tracer:
 
 
 def open_tracer(config: Config, part: str, instance: str = "") -> Tracer | None:
-    """The tracer of a process; None if tracing is off. ``instance`` tells several of one part apart.
-
-    Raises ValueError, with the remedy, if the exporter's library is missing.
-    """
+    """The tracer of a process; None if tracing is off. ``instance`` tells several of one part apart. Raises
+    ValueError, with the remedy, if the exporter's library is missing."""
     tracing = config.tracing
     if not tracing.on:
         return None
@@ -110,10 +107,8 @@ def open_tracer(config: Config, part: str, instance: str = "") -> Tracer | None:
 
 
 def open_tracer_in_actor(config: Config, part: str, instance: str = "") -> Tracer | None:
-    """Like ``open_tracer``, for parts that answer or learn: a failure is logged and nothing is traced.
-
-    `recsys up` checks beforehand, but a node of a cluster may lack a library that the others have.
-    """
+    """Like ``open_tracer``, for parts that answer or learn: a failure is logged and nothing is traced. A node
+    of a cluster may lack a library that the others have."""
     try:
         return open_tracer(config, part, instance)
     except Exception as error:

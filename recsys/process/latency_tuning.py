@@ -1,8 +1,5 @@
-"""Tunes garbage collection and thread switching of a process for low latency.
-
-Every few hundred new objects trigger a garbage collection of the young ones, and sometimes of everything that
-the process holds, imported modules included: it made reading a step's records four times as slow.
-"""
+"""Tunes garbage collection and thread switching of a process for low latency. Collections of all that a
+process holds, imported modules included, made reading a step's records four times as slow."""
 
 import gc
 import sys
@@ -18,11 +15,8 @@ SWITCH_S: Final = 0.0005
 
 
 def tune_for_latency() -> None:
-    """Tunes a process that has loaded its data, before it answers.
-
-    All objects are excluded from garbage collection (a second, for a million items), threads take short
-    turns, and a session that lowered its priority while starting restores it.
-    """
+    """Tunes a process that has loaded its data, before it answers: excludes all objects from garbage
+    collection, shortens the turns of threads, and restores a priority lowered while starting."""
     freeze_gc()
     set_session_priority(0)
     sys.setswitchinterval(SWITCH_S)

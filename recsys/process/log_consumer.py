@@ -33,10 +33,8 @@ def readable(log: Log, topic: str, kind: Any) -> Iterator[Any]:
 
 
 class Consumer:
-    """Reads some partitions of a topic in turn.
-
-    ``offsets`` are the next to read, by partition; by default the beginning of the log.
-    """
+    """Reads some partitions of a topic in turn. ``offsets``: the next to read, by partition; by default the
+    beginning of the log."""
 
     def __init__(
         self,
@@ -53,10 +51,8 @@ class Consumer:
                 self.offsets[partition] = log.begin(topic, partition)
 
     def poll(self, limit: int = 1000) -> list[tuple[int, Record]]:
-        """The next records with their partition, at most ``limit`` per partition, in order within it.
-
-        Never waits. Raises LogLost, without advancing, if an offset can't be read any more.
-        """
+        """The next records with their partition, at most ``limit`` per partition, in order within it. Never
+        waits. Raises LogLost, without advancing, if an offset can't be read any more."""
         read = {p: self._log.read(self._topic, p, at, limit) for p, at in self.offsets.items()}
         for partition, records in read.items():
             if records:
@@ -86,11 +82,7 @@ def hold_available(log: Log, name: str, topic: str, offsets: Mapping[int, int]) 
 
 class DeadLetters:
     """Sends unreadable records of some ``topics`` to ``dead_letters``, raw, with the reason: each record
-    once, also across restarts.
-
-    One part owns a topic's letters; other readers skip and count such records. ``counts``: letters sent by
-    topic.
-    """
+    once, also across restarts. One part owns a topic's letters. ``counts``: letters sent by topic."""
 
     def __init__(self, log: Log, topics: Collection[str]) -> None:
         self._log, self._topics = log, topics

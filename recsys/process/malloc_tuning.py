@@ -1,8 +1,7 @@
 """Makes malloc keep freed memory for the next step instead of returning it to the system.
 
-Each training step makes and frees the same arrays of about a megabyte. By default glibc returns free memory
-at the end of its heap and gets it back a moment later page by page, each zeroed by the kernel after a page
-fault: a tenth of the CPU time of workers and shards.
+Each training step makes and frees the same arrays. By default glibc returns free memory and gets it back a
+moment later page by page: a tenth of the CPU time of workers and shards.
 """
 
 import ctypes

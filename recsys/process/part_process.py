@@ -1,15 +1,8 @@
 """Run loop of a part process: stop flag, heartbeat file, log file.
 
-A part is ``run(config, stop)``. Its loop turns until it is asked to stop::
-
-    while not stop.is_set():
-        moved = fold.turn()
-        stop.heartbeat.add("events", moved)
-        if not moved:
-            stop.wait(0.002)
-
-The part is ready at its first turn. A thread replaces the heartbeat ``state/run/<part>.json`` atomically
-about once a second; ``turned_ms`` reveals a part whose thread runs but whose loop doesn't turn.
+A part is ``run(config, stop)``; its loop turns while ``not stop.is_set()`` and is ready at its first turn. A
+thread replaces the heartbeat ``state/run/<part>.json`` about once a second; ``turned_ms`` reveals a part
+whose thread runs but whose loop doesn't turn.
 """
 
 import logging

@@ -1,8 +1,7 @@
 """Snapshot of a part: its state and next offsets, in one file.
 
-``state/parts/<name>/state.msgpack`` is replaced atomically, so that state and offsets always match; the
-previous file is kept. A file is a SHA-256 followed by MessagePack. It contains the id of its log: with
-another log it is rejected.
+``state/parts/<name>/state.msgpack``, a SHA-256 followed by MessagePack, is replaced atomically; the previous
+file is kept. It contains the id of its log: with another log it is rejected.
 """
 
 import hashlib

@@ -1,13 +1,9 @@
 """Lowers the priority of learning processes below answering ones, if CPUs are few.
 
-Imports nothing of this project, since it runs before all imports.
-
-Linux shares CPUs between sessions first ("autogroup", if enabled), and each part leads a session: its nice
-value has no effect on other parts, so the session's priority must be set too.
-
-By default all of Ray is one session. Measured (Linux 6.18, two cores): while its processes start, others wait
-for a CPU for up to a second, whatever their nice value; with one session per process, 75 ms. So Ray's workers
-begin their own.
+Imports nothing of this project, since it runs before all imports. Linux shares CPUs between sessions first
+("autogroup", if enabled): a part leads a session, so the session's priority must be set too. Ray's workers
+begin sessions of their own: as one session they keep others waiting for up to a second while they start
+(measured on two cores; with one each 75 ms).
 """
 
 import errno

@@ -14,15 +14,11 @@ class RetryLoop:
     """A loop over the log. Subclasses implement a turn in ``_turn``, and in ``_restore`` the return to a safe
     state: a snapshot, or what they wrote."""
 
-    needs_restore = (
-        False  # a turn failed: the state in memory may be inconsistent and must not be saved
-    )
+    needs_restore = False  # a turn failed: the state in memory may be inconsistent, don't save it
 
     def turn(self) -> int:
-        """Processes what is available; returns the number of records read or made.
-
-        After LogUnavailable call it again: it restores first, as often as needed.
-        """
+        """Processes what is available; returns the number of records read or made. After LogUnavailable call
+        it again: it restores first."""
         if self.needs_restore:
             self._restore()
             self.needs_restore = False

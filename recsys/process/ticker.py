@@ -1,11 +1,9 @@
 """Ticks: advance event time on idle partitions.
 
-Windows close when event time passes their end, and events advance event time; so a partition of ``events``
-that was idle for a second gets a tick. Its time is that of the newest record plus the time since it arrived:
-for live events this is now, and while historical events are written, or after an outage, event time continues
-from there instead of jumping. A partition without any event has no open window and gets no tick.
-
-The sequencer's process ticks; a second ticker would be harmless, since time only advances.
+Windows close when event time passes their end; so a partition of ``events`` that was idle for a second gets a
+tick. Its time is that of the newest record plus the time since it arrived: after historical events or an
+outage, event time continues instead of jumping. A partition without any event gets no tick. A second ticker
+would be harmless, since time only advances.
 """
 
 from collections.abc import Callable
