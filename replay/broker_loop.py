@@ -220,9 +220,7 @@ class BrokerPlayer(Player):
 
 
 def replay_through_broker(
-    dataset: Dataset,
-    options: ReplayOptions,
-    progress: Callable[[Iterator[Event]], Iterator[Event]],
+    dataset: Dataset, options: ReplayOptions, progress: Callable[[Iterator[Event]], Iterator[Event]]
 ) -> ReplayResult:
     """Replays through real parts in a temporary folder.
 

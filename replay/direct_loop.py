@@ -4,7 +4,7 @@ The classes are those of the live parts, over a log in memory, called one after 
 waits for due steps; this loop learns them at once when ``advance`` passes their event time.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from parameter_server.publish.deltas import DeltaAssembler, Gap, StepDelta
@@ -24,27 +24,21 @@ from training.lines.line import MAIN, learning_digest, spec_of
 from training.steps.sequencer import Sequencer
 
 
-class Joiners:
-    """A sequence of joiners by partition, fed with events one by one as they would stand on the log."""
+class Joiners(list[Joiner]):
+    """Joiners by partition, fed with events one by one as they would stand on the log."""
 
     def __init__(self, partitions: int, labels: Sequence[str], config: JoinConfig) -> None:
-        self._joiners = [Joiner(p, labels, config) for p in range(partitions)]
+        super().__init__(Joiner(partition, labels, config) for partition in range(partitions))
         self._offsets = [0] * partitions
-
-    def __iter__(self) -> Iterator[Joiner]:
-        return iter(self._joiners)
-
-    def __getitem__(self, partition: int) -> Joiner:
-        return self._joiners[partition]
 
     def feed(self, event: Event) -> list[Joined]:
         """Examples that the joiner of the event's partition makes of it; none for other kinds of event."""
         if not isinstance(event, Impression | Engagement):
             return []
-        partition = partition_of(event.user_id, len(self._joiners))
+        partition = partition_of(event.user_id, len(self))
         offset = self._offsets[partition]
         self._offsets[partition] += 1
-        return self._joiners[partition].feed(offset, event)
+        return self[partition].feed(offset, event)
 
 
 class DirectLoop:

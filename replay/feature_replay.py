@@ -83,20 +83,12 @@ class FeatureReplay:
     def _impression(self, event: Impression) -> Impression:
         indices = np.array([self._catalogue.ensure(s.item_id) for s in event.items], np.int64)
         session, now_ms = self._sessions[str(event.user_id)], self._at(event.time_ms)
+        catalogue, counters = self._catalogue, self._counters.counters
         features = self._builder.build(
-            session,
-            event.surface,
-            event.context,
-            indices,
-            self._catalogue,
-            self._counters.counters,
-            now_ms,
+            session, event.surface, event.context, indices, catalogue, counters, now_ms
         )
         served = msgspec.structs.replace(
-            event,
-            time_ms=now_ms,
-            features=features.block(),
-            event_id=f"past:{event.request_id}",
+            event, time_ms=now_ms, features=features.block(), event_id=f"past:{event.request_id}"
         )
         keys_NI = self._catalogue.keys[indices]
         session.fold_impression(served, keys_NI)

@@ -5,6 +5,7 @@ describes what is scored, learned and reported.
 """
 
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -122,10 +123,7 @@ def config_for(dataset: Dataset, options: ReplayOptions, base: Config) -> Config
 
 
 def replay_data(
-    dataset: Dataset,
-    options: ReplayOptions,
-    base: Config | None = None,
-    progress: Progress = iter,
+    dataset: Dataset, options: ReplayOptions, base: Config | None = None, progress: Progress = iter
 ) -> ReplayResult:
     """Replays a data set in this process. ``progress`` wraps the events."""
     config = config_for(dataset, options, base or Config())
@@ -164,16 +162,15 @@ def replay_with(
     player.finish()
     if options.until_step is not None:
         _learn_the_rest(player, options.until_step)
-    counts: dict[str, int] = {}
+    counts: Counter[str] = Counter()
     for joiner in getattr(player.loop, "joiners", ()):
-        for name, count in joiner.counts.items():
-            counts[name] = counts.get(name, 0) + count
+        counts.update(joiner.counts)
     return ReplayResult(
         recorder.predictions(),
         recorder.contexts(),
         player.replica.step,
         time.monotonic() - started,
-        counts,
+        dict(counts),
         digest(),
     )
 

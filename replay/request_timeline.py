@@ -18,6 +18,7 @@ from recsys.events.records import DELTAS, EVENTS, EXAMPLES, STEPS, Example, Step
 from recsys.log.protocol import Log, Record, newest_first, read_range
 from recsys.process.log_consumer import UNREADABLE
 from serving.reconstruction.reconstructed_session import find_impression
+from training.lines.line import MAIN
 from training.lines.offset_lookup import first_at, served_ms_of
 
 _READ: Final = 500
@@ -51,10 +52,10 @@ class RequestTimeline:
 
 
 class TimelineReader:
-    """Reads timelines of requests from one log. ``line``: the model line whose steps are followed."""
+    """Reads timelines of requests from one log; follows the steps of the live line."""
 
-    def __init__(self, log: Log, join: JoinConfig, line: str = "main") -> None:
-        self._log, self._line = log, line
+    def __init__(self, log: Log, join: JoinConfig) -> None:
+        self._log = log
         self._reach_ms = round(1000 * (join.window_s + join.horizon_s)) + _MARGIN_MS
 
     def life(self, request_id: str, user_id: Id | None = None) -> RequestTimeline:
@@ -165,7 +166,7 @@ class TimelineReader:
         moments, left = list[Moment](), set(offsets)
         for record in self._all(STEPS, 0, begin):
             step = _read(record.value, Step)
-            if step is None or step.line != self._line:
+            if step is None or step.line != MAIN:
                 continue
             ranges = [cut for cut in step.ranges if cut.partition == partition]
             own = [o for o in offsets if any(cut.start <= o < cut.stop for cut in ranges)]
@@ -184,7 +185,7 @@ class TimelineReader:
 
         def own(value: bytes) -> _Delta | None:
             delta = _read(value, _Delta)
-            return delta if delta is not None and delta.line == self._line else None
+            return delta if delta is not None and delta.line == MAIN else None
 
         def number(value: bytes) -> int | None:
             delta = own(value)
@@ -217,7 +218,7 @@ class TimelineReader:
                 break
             answer = _read(record.value, _Answer)
             stamp = None if answer is None else answer.stamp
-            if answer is None or stamp is None or stamp.line != self._line:
+            if answer is None or stamp is None or stamp.line != MAIN:
                 continue
             if (stamp.epoch, stamp.step) >= (epoch, step):
                 about = _version(stamp) | {"request_id": answer.request_id, "of_step": step}
@@ -254,11 +255,11 @@ class TimelineReader:
         """Steps of the newest published deltas, newest first."""
         newest = islice(newest_first(self._log, DELTAS, 0, first=_READ), _READ)
         deltas = [_read(record.value, _Delta) for record in newest]
-        published = {delta.number for delta in deltas if delta and delta.line == self._line}
+        published = {delta.number for delta in deltas if delta and delta.line == MAIN}
         for record in islice(newest_first(self._log, STEPS, 0, first=2 * _READ), 2 * _READ):
             step = _read(record.value, Step)
             number = step.epoch * _STEPS_PER_EPOCH + step.step if step else None
-            if step and step.line == self._line and number in published:
+            if step and step.line == MAIN and number in published:
                 yield step
 
     def _newest_answer(self, partition: int) -> "_Answer | None":

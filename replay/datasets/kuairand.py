@@ -122,8 +122,7 @@ def _rows_of_log(log: pl.DataFrame) -> _Rows:
     )
     repeat = pl.int_range(pl.len()).over("user_id", "time_ms").cast(pl.String)
     log = log.sort("time_ms", maintain_order=True).with_columns(
-        mask=mask,
-        request_id=pl.format("{}-{}-{}", pl.col("user_id"), pl.col("time_ms"), repeat),
+        mask=mask, request_id=pl.format("{}-{}-{}", pl.col("user_id"), pl.col("time_ms"), repeat)
     )
     return _Rows(
         user=log["user_id"].to_list(),

@@ -56,10 +56,8 @@ class Work:
 class Crowd:
     """Viewers of one world. Each engagement, item and list counts as one event of the rate."""
 
-    def __init__(
-        self, world: World, rate: float, now_ms: int, *, n: int = 8, publish: bool = False
-    ) -> None:
-        self._world, self._n = world, n
+    def __init__(self, world: World, rate: float, now_ms: int, *, publish: bool = False) -> None:
+        self._world = world
         self._pacer = Pacer(rate, now_ms / 1000)
         self._rate = rate
         self._inside: dict[str, Viewer] = {}
@@ -118,10 +116,8 @@ class Crowd:
         ends = [event.time_ms for event in reactions if event.kind == "view"]
         seconds = (max(ends) - now_ms) / 1000 if ends else 1.0
         events = len(reactions) + 1
-        self._yield = [
-            self._yield[0] * _FORGET + events,
-            self._yield[1] * _FORGET + max(seconds, 0.1),
-        ]
+        past_events, past_seconds = self._yield
+        self._yield = [past_events * _FORGET + events, past_seconds * _FORGET + max(seconds, 0.1)]
         self._wait(viewer)
 
     def failed(self, viewer: Viewer, now_ms: int) -> None:
@@ -174,7 +170,7 @@ class Crowd:
             draw = uniform(self._world.seed, "visit", now_ms, len(self._inside), attempt)
             user_id = f"u{int(draw**2 * self._world.num_users)}"
             if user_id not in self._inside:
-                viewer = Viewer(self._world, user_id, now_ms, n=self._n)
+                viewer = Viewer(self._world, user_id, now_ms)
                 self._inside[user_id] = viewer
                 return viewer
         return None

@@ -12,16 +12,16 @@ from recsys.events.hashing import Id, uniform
 from replay.simulation.world import World
 
 _PAUSE_MS: Final = 400  # between the end of a list and the next request
+_STAYS: Final = 0.75  # probability of another list: four lists in a visit
 _NEVER: Final = 2**62
 
 
 class Viewer:
     """One visit of one user: a few lists, each watched until the user has had enough."""
 
-    def __init__(self, world: World, user_id: Id, now_ms: int, *, n: int = 8, lists: float = 4.0):
+    def __init__(self, world: World, user_id: Id, now_ms: int, *, n: int = 8):
         self.world, self.user_id, self.n = world, user_id, n
         self.shown = self.liked = 0  # views and long views so far
-        self._stays = 1 - 1 / max(lists, 1.0)
         self._next_list_ms = now_ms
         self._waiting = False  # for an answer
         self._views_left = 0
@@ -68,7 +68,7 @@ class Viewer:
             heapq.heappush(self._events, (event.time_ms, number, event))
         ends = [event.time_ms for event in events if event.kind == "view"]
         self._views_left += len(ends)
-        stays = ids and uniform(self.world.seed, request_id, "another") < self._stays
+        stays = ids and uniform(self.world.seed, request_id, "another") < _STAYS
         self._next_list_ms = max(ends) + _PAUSE_MS if ends and stays else _NEVER
         return events
 

@@ -27,8 +27,7 @@ def features(
     most: Annotated[int, Option(min=1, help="Maximum number of impressions.")] = 2_000,
     tolerance: Annotated[float, Option(help="Tolerance of counter features.")] = TOLERANCE,
     feature_file: Annotated[
-        Path | None,
-        Option("--features", help="Feature set file; by default the folder's."),
+        Path | None, Option("--features", help="Feature set file; by default the folder's.")
     ] = None,
     json: JsonOption = False,
 ) -> None:
@@ -76,8 +75,7 @@ def backfill(
     folder: FolderArgument,
     out: Annotated[Path, Option(help="Folder for the examples; must not exist yet.")],
     feature_file: Annotated[
-        Path | None,
-        Option("--features", help="Wanted feature set file; by default the folder's."),
+        Path | None, Option("--features", help="Wanted feature set file; by default the folder's.")
     ] = None,
     from_: Annotated[str | None, Option("--from", help="First day, e.g. 2026-11-24.")] = None,
     until: Annotated[str | None, Option(help="Day after the last one.")] = None,

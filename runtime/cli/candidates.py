@@ -71,8 +71,7 @@ def approve(
 
 def rollback(
     name: Annotated[
-        str,
-        Argument(help="Active candidate or guard; by default the canary, else the live model."),
+        str, Argument(help="Active candidate or guard; by default the canary, else the live model.")
     ] = "",
     reason: Annotated[str, Option(help="Reason for the decision record.")] = "",
     state: StateOption = Path("state"),

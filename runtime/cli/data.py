@@ -19,9 +19,7 @@ def _data() -> None:
 
 
 @data.command()
-def kuairand(
-    to: Annotated[Path, Option(help="Target folder.")] = FOLDER,
-) -> None:
+def kuairand(to: Annotated[Path, Option(help="Target folder.")] = FOLDER) -> None:
     """Downloads KuaiRand-Pure from Zenodo, for `recsys replay` and `recsys demo`."""
     typer.echo(LICENCE)
     with exit_on(NotFetched, status=1):

@@ -12,8 +12,10 @@ from experiments.assignment.definition import read_experiments
 from experiments.statistics.revision import parse_each
 from recsys.clock import wall_ms
 from recsys.config.system_config import Config
-from recsys.events.control_records import ExperimentRequest
+from recsys.events.control_records import Control, ExperimentRequest
+from recsys.events.records import CONTROL
 from recsys.features.feature_set_file import FEED_SCHEMA, labels_of
+from recsys.process.log_consumer import readable
 from runtime.cli.common import JsonOption, StateOption, exit_on, fail, print_json, with_system
 from runtime.jobs.director_requests import (
     check_startable,
@@ -23,7 +25,7 @@ from runtime.jobs.director_requests import (
 )
 from runtime.reports.experiment_page import page
 from runtime.reports.experiment_power import power_from_log, power_from_numbers
-from runtime.reports.experiment_summary import read_report, start_ms_on, summary_row
+from runtime.reports.experiment_summary import read_report, start_ms, summary_row
 from runtime.reports.experiment_table import list_table, power_table, report_tables
 from runtime.reports.interleaving_report import read_interleaving
 from training.candidates.director import CONFIGS
@@ -57,8 +59,7 @@ def list_(state: StateOption = Path("state"), json: JsonOption = False) -> None:
 def check(
     files: Annotated[list[Path] | None, Argument(help="YAML files; default: the code's.")] = None,
     state: Annotated[
-        Path | None,
-        Option(help="Check against this system's policy, labels and experiments."),
+        Path | None, Option(help="Check against this system's policy, labels and experiments.")
     ] = None,
 ) -> None:
     """Validates experiment files, alone and together; errors name file, line and reason."""
@@ -159,8 +160,8 @@ def report(
         if experiment.interleaves:
             if html is not None:
                 raise ValueError(f"{name} is an interleaving, which has no page: leave --html out")
-            start_ms = start_ms_on(log, name)
-            values, lines = read_interleaving(log, config, labels_of(config), experiment, start_ms)
+            began_ms = start_ms(readable(log, CONTROL, Control), name)
+            values, lines = read_interleaving(log, config, labels_of(config), experiment, began_ms)
         else:
             readout, notes = read_report(log, config, experiment)
             if html is not None:

@@ -33,15 +33,13 @@ from runtime.supervision.supervisor import Change
 from runtime.supervision.supervisor_loop import Runner
 
 _READY_S: Final = 240.0  # timeout of --detach for all parts to get ready
-_DRAW_EVERY_S: Final = 0.25
 
 
 def up(
     config: ConfigOption = "laptop",
     state: StateOverride = None,
     log: Annotated[
-        str,
-        Option(help="Event log: kafka starts an embedded broker; or kafka://host:port."),
+        str, Option(help="Event log: kafka starts an embedded broker; or kafka://host:port.")
     ] = "",
     detach: Annotated[bool, Option(help="Return when all parts are ready.")] = False,
     viewers: Annotated[float, Option(help="Simulated viewers' requests per second.")] = 0.0,
@@ -128,21 +126,8 @@ def _run(config: Config, plan: Plan, console: Console | None) -> None:
     elif not console.is_terminal:
         Runner(config, plan, _ChangeLines(config, console).show).run()
     else:
-        with Live(console=console, auto_refresh=False) as live:
-            Runner(config, plan, _LiveTable(config, live).show).run()
-
-
-class _LiveTable:
-    """Table of parts on a terminal, redrawn a few times a second."""
-
-    def __init__(self, config: Config, live: Live) -> None:
-        self._config, self._live, self._drawn_at = config, live, 0.0
-
-    def show(self, running: Running, changes: list[Change]) -> None:
-        now = time.monotonic()
-        if changes or now - self._drawn_at >= _DRAW_EVERY_S:
-            self._live.update(parts_table(running, self._config), refresh=True)
-            self._drawn_at = now
+        with Live(console=console, refresh_per_second=4) as live:
+            Runner(config, plan, lambda up, _: live.update(parts_table(up, config))).run()
 
 
 class _ChangeLines:

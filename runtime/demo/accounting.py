@@ -106,9 +106,9 @@ class LogAccounting:
         """Step records since the mark."""
         return [unpack(value, Step) for _, _, value in self._since(STEPS)]
 
-    def metrics(self, records: int = 400) -> list[dict[str, float]]:
-        """Metrics published with the newest steps, from about this many records of ``deltas``."""
-        start = max(self._log.begin(DELTAS, 0), self._log.end(DELTAS, 0) - records)
+    def metrics(self) -> list[dict[str, float]]:
+        """Metrics published with the newest steps, from about 400 records of ``deltas``."""
+        start = max(self._log.begin(DELTAS, 0), self._log.end(DELTAS, 0) - 400)
         metrics = {}
         for _, _, value in self._read(DELTAS, 0, start):
             delta = unpack(value, _Delta)

@@ -100,19 +100,15 @@ def behind(status: Status) -> dict[str, int]:
     }
 
 
-def wait_until_caught_up(
-    state: Path,
-    report: Callable[[str], None] = lambda text: None,
-    timeout_s: float = _CAUGHT_UP_S,
-) -> None:
+def wait_until_caught_up(state: Path, report: Callable[[str], None] = lambda text: None) -> None:
     """Returns once hardly anything is pending, twice in a row. Raises NotReady after the timeout."""
-    deadline = time.monotonic() + timeout_s
+    deadline = time.monotonic() + _CAUGHT_UP_S
     quiet = 0
     left: dict[str, int] = {}
     while quiet < 2:
         if time.monotonic() > deadline:
             pending = ", ".join(f"{count} {name}" for name, count in left.items())
-            raise NotReady(f"not caught up after {timeout_s:.0f} s: {pending} are pending")
+            raise NotReady(f"not caught up after {_CAUGHT_UP_S:.0f} s: {pending} are pending")
         status = gather(state)
         if not status.running:
             raise NotReady(f"the system has ended; see {state / 'run' / 'up.log'}")

@@ -11,6 +11,7 @@ import sys
 import tarfile
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -23,7 +24,6 @@ LICENCE: Final = (
     "https://creativecommons.org/licenses/by-sa/4.0/: name its authors, share alike. See https://kuairand.com"
 )
 FOLDER: Final = Path("data/kuairand")  # default target, and where the demo looks for the data
-_CHUNK: Final = 1 << 20
 
 ReportProgress = Callable[[int, int], None]  # bytes so far, total bytes (0: unknown)
 
@@ -50,12 +50,7 @@ class NotFetched(RuntimeError):
 
 def fetch_with_bar(source: DatasetSource, folder: Path) -> bool:
     """Calls ``fetch`` with a network client and a progress bar on stderr."""
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        DownloadColumn(),
-        TransferSpeedColumn(),
-    )
+    columns = TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn()
     timeout = httpx.Timeout(30.0, connect=10.0)
     with (
         httpx.Client(follow_redirects=True, timeout=timeout) as client,
@@ -132,11 +127,8 @@ def _download(
 
 def _md5(path: Path) -> str:
     # Zenodo publishes MD5; it guards against broken transfers only.
-    digest = hashlib.md5(usedforsecurity=False)
     with path.open("rb") as file:
-        while block := file.read(_CHUNK):
-            digest.update(block)
-    return digest.hexdigest()
+        return hashlib.file_digest(file, partial(hashlib.md5, usedforsecurity=False)).hexdigest()
 
 
 def _unpack(archive: Path, folder: Path) -> None:

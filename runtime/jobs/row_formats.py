@@ -5,7 +5,7 @@ and as int8. So all formats are evaluated on the same rows of the same learner.
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Final
 
@@ -69,7 +69,7 @@ def measure(
         low=round(cost.low, 6),
         high=round(cost.high, 6),
         bytes_a_row={f: round(stores[f].nbytes / max(1, len(stores[f])), 1) for f in FORMATS},
-        lookup_us=lookup_us([stores["float32"], stores["int8"]], ["float32", "int8"]),
+        lookup_us=_lookup_us({name: stores[name] for name in ("float32", "int8")}),
     )
 
 
@@ -81,14 +81,14 @@ def _judged(dataset: Dataset, rows: Predictions) -> NDArray[np.bool_]:
     return judged
 
 
-def lookup_us(stores: Sequence[RowStore], names: Sequence[str]) -> dict[str, float]:
+def _lookup_us(stores: Mapping[str, RowStore]) -> dict[str, float]:
     """Median time in µs to look up one request's rows, alternating between the stores."""
     draw = np.random.default_rng(0)
-    keys = stores[0].export()[0]
-    seconds: dict[str, list[float]] = {name: [] for name in names}
+    keys = stores["float32"].export()[0]
+    seconds: dict[str, list[float]] = {name: [] for name in stores}
     for _ in range(_LOOKUPS):
         wanted = draw.choice(keys, min(ROWS_PER_REQUEST, len(keys)), replace=False)
-        for name, store in zip(names, stores, strict=True):
+        for name, store in stores.items():
             began = time.perf_counter()
             store.lookup(wanted)
             seconds[name].append(time.perf_counter() - began)

@@ -31,7 +31,7 @@ def request_restart(part: str, state: Path) -> int:
         raise ValueError(
             f"{RESTARTABLE} isn't ready in {state.resolve()}: see `recsys status --state {state}`"
         )
-    number = requested(state) + 1
+    number = newest_request_number(state) + 1
     write_atomically(_file(state), str(number).encode())
     return number
 
@@ -48,7 +48,7 @@ def wait(state: Path, number: int, timeout_s: float) -> None:
         time.sleep(0.2)
 
 
-def requested(state: str | Path) -> int:
+def newest_request_number(state: str | Path) -> int:
     """Number of the newest request; 0 before the first."""
     try:
         return int(_file(state).read_text())

@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from recsys.config.system_config import Config
 from recsys.process.part_process import Stop
-from runtime.parts.restart import GAUGE, requested
+from runtime.parts.restart import GAUGE, newest_request_number
 from runtime.supervision import launch_plan
 from runtime.supervision.ray_environment import client_environment, serve_host
 
@@ -48,7 +48,7 @@ def run(config: Config, stop: Stop) -> None:
                 "keep_alive_timeout_s": 75,
             }
         )
-        number = requested(config.state)
+        number = newest_request_number(config.state)
         deploy = partial(_deploy, serve, APP, partial(build_application, config, plan.owns_ray))
         deploy()
         url = launch_plan.feed_url(config)
@@ -76,7 +76,7 @@ class RestartRequests:
 
     def check(self) -> None:
         """Redeploys where there is a new request."""
-        if (number := requested(self._state)) != self._number:
+        if (number := newest_request_number(self._state)) != self._number:
             self._number = number
             self._deploy()
 

@@ -15,11 +15,6 @@ from recsys.process.log_consumer import readable
 from training.outcomes.experiment_fold import OTHER_SURFACES, ExperimentFold
 
 
-def start_ms_on(log: Log, name: str) -> int:
-    """Time at which an experiment first assigned arms, from the log; 0 where it never did."""
-    return start_ms(readable(log, CONTROL, Control), name)
-
-
 def start_ms(records: Iterable[Control], name: str) -> int:
     """Time at which an experiment first assigned arms: its recorded start, else its first revision."""
     named = re.compile(rf"^name:\s*['\"]?{re.escape(name)}['\"]?\s*(#.*)?$", re.MULTILINE)
@@ -37,7 +32,9 @@ def read_report(log: Log, config: Config, experiment: Experiment) -> tuple[Reado
     """Reads an experiment's effects from the whole log, with notes."""
     labels = labels_of(config)
     metrics_needed(experiment, labels)
-    fold = ExperimentFold(log, config, labels, experiment, start_ms_on(log, experiment.name))
+    fold = ExperimentFold(
+        log, config, labels, experiment, start_ms(readable(log, CONTROL, Control), experiment.name)
+    )
     while fold.read():
         pass
     readout = fold.readout()

@@ -1,7 +1,6 @@
 """Tables of ``recsys up`` and ``recsys status``: the parts, throughput, lag and addresses."""
 
 import re
-import time
 from contextlib import suppress
 from pathlib import Path
 from typing import Final
@@ -9,6 +8,7 @@ from typing import Final
 from rich.console import Group
 from rich.text import Text
 
+from recsys.clock import wall_ms
 from recsys.config.system_config import Config
 from recsys.process.part_process import read_beat
 from runtime.parts.serve import SHARDS_AWAY
@@ -52,7 +52,7 @@ def status_table(status: Status, running: Running, config: Config) -> Group:
     if status.running:
         flow_table = plain_table(("part", "per second", "behind"), flow)
         return Group(parts_table(running, config), Text(""), flow_table, Text(""), *lines)
-    ago = format_duration(int(time.time() * 1000) - running.time_ms)
+    ago = format_duration(wall_ms() - running.time_ms)
     lines.insert(0, Text(f"not running (last seen {ago} ago)", style="yellow"))
     if orphaned := [part.name for part in status.parts if part.state == "orphaned"]:
         text = f"left without a supervisor: {', '.join(orphaned)}; `recsys up` or `down` ends them"
@@ -60,9 +60,9 @@ def status_table(status: Status, running: Running, config: Config) -> Group:
     return Group(*lines)
 
 
-def parts_table(running: Running, config: Config, now_ms: int | None = None) -> Group:
+def parts_table(running: Running, config: Config) -> Group:
     """Lists parts, states and ports, and below them the system's addresses."""
-    now_ms = int(time.time() * 1000) if now_ms is None else now_ms
+    now_ms = wall_ms()
     rows = (
         (
             part.name,

@@ -298,11 +298,8 @@ def _version(name: str, version: Version | None) -> Iterator[tuple[str, tuple[st
 
 
 def _family(name: str, kind: str, labels: tuple[str, ...], about: str, samples: Samples) -> Metric:
-    family: CounterMetricFamily | GaugeMetricFamily
-    if kind == COUNTER:
-        family = CounterMetricFamily(name.removesuffix("_total"), about, labels=labels)
-    else:
-        family = GaugeMetricFamily(name, about, labels=labels)
+    of_kind = CounterMetricFamily if kind == COUNTER else GaugeMetricFamily
+    family = of_kind(name.removesuffix("_total"), about, labels=labels)
     for values, value in samples:
         family.add_metric(values, value)
     return family

@@ -5,7 +5,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
@@ -33,20 +33,13 @@ ONE_THREAD: Final = (
 )  # fmt: skip
 
 Show = Callable[[Running, list[Change]], None]
-Command = Callable[[str, str], list[str]]  # of a part's name and the state folder
 
 
 class Runner:
     """Runs a plan until it is asked to stop, and reports the parts' transitions."""
 
     def __init__(
-        self,
-        config: Config,
-        plan: Plan,
-        show: Show = lambda running, changes: None,
-        *,
-        parts: Sequence[Part] | None = None,
-        command: Command | None = None,
+        self, config: Config, plan: Plan, show: Show = lambda running, changes: None
     ) -> None:
         self._config, self._plan, self._show = config, plan, show
         self._folder = run_folder(config.state)
@@ -54,8 +47,7 @@ class Runner:
         self._environment = part_environment(config, plan)
         self._children: dict[str, Child] = {}
         self._sockets: dict[str, list[Socket]] = {}
-        self._supervisor = Supervisor(parts or table(plan), self._spawn, time.monotonic)
-        self._command = command or part_command
+        self._supervisor = Supervisor(table(plan), self._spawn, time.monotonic)
         self._logger = logging.getLogger("recsys.up")
 
     def run(self) -> None:
@@ -92,7 +84,7 @@ class Runner:
 
     def _spawn(self, part: Part) -> Child:
         child = Child(
-            self._command(part.name, self._config.state),
+            part_command(part.name, self._config.state),
             self._environment,
             output=self._folder / f"{part.name}.out",
             heartbeat=self._folder / f"{part.name}.json",

@@ -331,11 +331,15 @@ def test_the_data_is_what_was_named_else_what_is_there_else_the_world(
         '{"type":"impression","time_ms":5,"request_id":"r","user_id":1,"items":[{"item_id":1}]}\n'
     )
 
-    def no_network(folder: Path) -> None:
+    def no_network(source: Any, folder: Path) -> None:
         raise NotFetched("no network")
 
-    def choose(**more: Any) -> tuple[str, str]:
-        past, why = demo_data.choose(10**12, root=tmp_path / "repo", fetch=no_network, **more)
+    monkeypatch.setattr(demo_data, "_BESIDE", tmp_path / "beside")
+    monkeypatch.setattr(demo_data, "fetch_with_bar", no_network)
+
+    def choose(named: str) -> tuple[str, str]:
+        monkeypatch.setenv("RECSYS_DATA", named)
+        past, why = demo_data.choose(10**12)
         return past.name, why
 
     assert choose(named=str(tiny)) == ("tiny", f"{tiny}, as RECSYS_DATA says")

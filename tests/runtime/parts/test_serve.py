@@ -87,7 +87,7 @@ def test_replicas_are_replaced_once_for_each_request_and_told_when_all_are_new(t
     serve, deployed, told = FakeServe(), [], []
     up_in(tmp_path)
     restarts = RestartRequests(
-        str(tmp_path), restart.requested(tmp_path), lambda: deployed.append(1)
+        str(tmp_path), restart.newest_request_number(tmp_path), lambda: deployed.append(1)
     )
     stop = Looks(tmp_path / "run" / "serve.json", [])
     stop.heartbeat.ready()

@@ -11,7 +11,7 @@ import msgspec
 import psutil
 import pytest
 
-from runtime.supervision import run_file
+from runtime.supervision import run_file, supervisor_loop
 from runtime.supervision.launch_plan import resolve
 from runtime.supervision.processes import alive, identify, kill_session, listening, members
 from runtime.supervision.supervisor import Part
@@ -50,17 +50,17 @@ if __name__ == "__main__":
 
 
 @pytest.fixture
-def make_runner(tmp_path):
+def make_runner(tmp_path, monkeypatch):
     before = {n: signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
     fake = tmp_path / "fake.py"
     fake.write_text(FAKE)
 
     def make(parts, show):
         config, plan = resolve(config_in(tmp_path / "state"))
-        return Runner(
-            config, plan, show, parts=parts,
-            command=lambda name, state: [sys.executable, str(fake), name, state],
-        )  # fmt: skip
+        monkeypatch.setattr(supervisor_loop, "table", lambda plan: parts)
+        command = [sys.executable, str(fake)]
+        monkeypatch.setattr(supervisor_loop, "part_command", lambda *words: [*command, *words])
+        return Runner(config, plan, show)
 
     yield make
     for number, handler in before.items():
