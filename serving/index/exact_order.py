@@ -16,6 +16,7 @@ from recsys.arrays.compiled import kernel, read_only
 
 Indices = NDArray[np.int64]
 Vectors = NDArray[np.float32]
+Hits = tuple[Indices, Vectors]  # indices (or keys of items) and products, best first
 _SPARE: Final = 16  # hits fetched beyond k
 _MOST: Final = 16  # times as many are fetched at most; then all candidates are scanned once
 # Bound on the error of a float32 product relative to its sum of absolute terms, twice: a product that was
@@ -66,7 +67,7 @@ def largest_parts(vectors_NV: Vectors, before_V: Vectors) -> Vectors:
 def exact_best(
     fetch: Callable[[int], Indices], every: Callable[[], Indices], rows_NV: Vectors, query_V: Vectors, k: int,
     most: int, largest_V: Vectors,
-) -> tuple[Indices, Vectors]:  # fmt: skip
+) -> Hits:  # fmt: skip
     """The k best hits as (indices, products): by product, of equals by index.
 
     ``fetch(n)`` returns up to n candidates, the best by approximate product; ``every()`` returns all of them,
@@ -90,16 +91,14 @@ def exact_best(
 
 def best_of(
     candidates: Indices, rows_NV: Vectors, query_V: Vectors, k: int, keys_N: Indices | None = None
-) -> tuple[Indices, Vectors]:
+) -> Hits:
     """The k best of all candidates, as ``exact_best`` orders them; of equals by key with ``keys_N``."""
     indices, products_M = _finite_products(candidates, rows_NV, query_V)
     best = largest(products_M, k, indices if keys_N is None else keys_N[indices])
     return indices[best], products_M[best]
 
 
-def _finite_products(
-    candidates: Indices, rows_NV: Vectors, query_V: Vectors
-) -> tuple[Indices, Vectors]:
+def _finite_products(candidates: Indices, rows_NV: Vectors, query_V: Vectors) -> Hits:
     products_M = products(rows_NV, candidates, query_V)
     finite = np.isfinite(products_M)
     return candidates[finite], products_M[finite]

@@ -6,7 +6,8 @@ import faiss
 import numpy as np
 from numpy.typing import NDArray
 
-from serving.index.inverted_lists import Centroids, Vectors
+from serving.index.exact_order import Vectors
+from serving.index.inverted_lists import Centroids
 
 _SEED: Final = 17
 _ROUNDS: Final = 6  # more rounds move few vectors to another list, and don't change recall

@@ -15,10 +15,8 @@ from numpy.typing import NDArray
 
 from recsys.arrays.bitmap import Bitmap
 from recsys.arrays.growable import grown
-from serving.index.exact_order import exact_best, largest, largest_parts
+from serving.index.exact_order import Hits, Indices, Vectors, exact_best, largest, largest_parts
 
-Indices = NDArray[np.int64]
-Vectors = NDArray[np.float32]
 # FAISS assigns fewer than 20 vectors without BLAS, whose rounding depends on the batch.
 _BATCH: Final = 16
 
@@ -103,7 +101,7 @@ class InvertedLists:
 
     def search(
         self, rows_NV: Vectors, query_V: Vectors, k: int, wanted: Bitmap, probes: int
-    ) -> tuple[Indices, Vectors]:
+    ) -> Hits:
         """The k wanted vectors with the largest products in the ``probes`` nearest lists, best first, as
         (indices, products). ``rows_NV``: all vectors by number, as they were put."""
         query = np.ascontiguousarray(query_V, np.float32)

@@ -12,9 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from recsys.arrays.bitmap import Bitmap
+from serving.index.exact_order import Hits, Indices, Vectors
 
-Indices = NDArray[np.int64]
-Vectors = NDArray[np.float32]
 Mask = NDArray[np.bool_]
 
 
@@ -45,9 +44,7 @@ class ItemIndex(Protocol):
         """Adds or overwrites vectors of distinct numbers; the index grows to hold the largest. Items that
         aren't ``alive`` keep a vector, and needn't be found."""
 
-    def search(
-        self, query_V: Vectors, k: int, wanted: Bitmap, rough: bool = False
-    ) -> tuple[Indices, Vectors]:
+    def search(self, query_V: Vectors, k: int, wanted: Bitmap, rough: bool = False) -> Hits:
         """The k wanted items with the largest inner products: indices and products, best first. ``rough``:
         lower recall will do, as for neighbours of an item."""
 
@@ -94,9 +91,7 @@ class FlatIndex(ItemIndex):
             self._view = flat.reshape(len(self), self.dim)
         self._view[indices] = vectors
 
-    def search(
-        self, query_V: Vectors, k: int, wanted: Bitmap, rough: bool = False
-    ) -> tuple[Indices, Vectors]:
+    def search(self, query_V: Vectors, k: int, wanted: Bitmap, rough: bool = False) -> Hits:
         k = min(k, wanted.count)
         if k <= 0:
             return np.empty(0, np.int64), np.empty(0, np.float32)
@@ -131,7 +126,5 @@ class NoIndex(ItemIndex):
     def set(self, indices: Indices, vectors: Vectors, alive: Mask | None = None) -> None:
         """Stores nothing."""
 
-    def search(
-        self, query_V: Vectors, k: int, wanted: Bitmap, rough: bool = False
-    ) -> tuple[Indices, Vectors]:
+    def search(self, query_V: Vectors, k: int, wanted: Bitmap, rough: bool = False) -> Hits:
         return np.empty(0, np.int64), np.empty(0, np.float32)

@@ -12,7 +12,8 @@ import numpy as np
 
 from recsys.arrays.bitmap import Bitmap
 from recsys.arrays.growable import grown, written_bytes
-from serving.index.inverted_lists import Centroids, Indices, InvertedLists, Vectors
+from serving.index.exact_order import Hits, Indices, Vectors
+from serving.index.inverted_lists import Centroids, InvertedLists
 from serving.index.item_index import Mask
 
 TARGET: Final = 0.97  # recall of the best 300, on average over the queries; 0.95 is promised
@@ -122,9 +123,7 @@ class IvfIndex:
             indices, vectors = indices[alive], vectors[alive]
         self.strayed += self.lists.put(indices, vectors)
 
-    def search(
-        self, query_V: Vectors, k: int, wanted: Bitmap, rough: bool = False
-    ) -> tuple[Indices, Vectors]:
+    def search(self, query_V: Vectors, k: int, wanted: Bitmap, rough: bool = False) -> Hits:
         return self.probing(query_V, k, wanted, self.probes_for(rough))
 
     def probes_for(self, rough: bool) -> int:
@@ -134,9 +133,7 @@ class IvfIndex:
             return self.probes
         return min(self.probes, max(_LEAST, -(-self.probes // _ROUGH)))
 
-    def probing(
-        self, query_V: Vectors, k: int, wanted: Bitmap, probes: int
-    ) -> tuple[Indices, Vectors]:
+    def probing(self, query_V: Vectors, k: int, wanted: Bitmap, probes: int) -> Hits:
         """Searches so many lists, or as many as it takes to find k: filters may remove everything near."""
         k = min(k, wanted.count)
         if k <= 0:

@@ -13,13 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from recsys.arrays.bitmap import Bitmap
-from serving.index.exact_order import best_of, products
+from serving.index.exact_order import Hits, Vectors, best_of, products
 from serving.index.item_index import ItemIndex
 from serving.index.ivf_index import IvfIndex
 
 Keys = NDArray[np.int64]
-Vectors = NDArray[np.float32]
-Hits = tuple[Keys, Vectors]  # keys and products, best first
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,6 @@
 """Items by author and tag: indices by group key."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,12 +10,11 @@ from recsys.arrays.growable import grown
 Indices = NDArray[np.int64]
 
 
-@dataclass
 class _Members:
     """Members of one group as an array with spare room, so that adding one doesn't copy the rest."""
 
-    room: Indices
-    count: int
+    def __init__(self) -> None:
+        self.room, self.count = np.empty(1, np.int64), 0
 
     def append(self, index: int) -> None:
         self.room = grown(self.room, self.count + 1)
@@ -24,9 +22,9 @@ class _Members:
         self.count += 1
 
     def remove(self, index: int) -> None:
-        at = int(np.flatnonzero(self.room[: self.count] == index)[0])
-        self.room[at : self.count - 1] = self.room[at + 1 : self.count]
-        self.count -= 1
+        for at in np.flatnonzero(self.room[: self.count] == index):  # one, or none
+            self.room[at : self.count - 1] = self.room[at + 1 : self.count]
+            self.count -= 1
 
 
 class GroupIndex:
@@ -34,31 +32,22 @@ class GroupIndex:
 
     def __init__(self) -> None:
         self.moves = 0
-        self._items: dict[int, dict[int, None]] = {}
-        self._arrays: dict[int, _Members] = {}  # of the groups that were read
+        self._groups: dict[int, _Members] = {}
 
     def move(self, index: int, old: Iterable[int], new: Iterable[int]) -> None:
+        """Moves an item from ``old``, which contains all groups that it is in, to ``new``."""
         self.moves += 1
         for key in old:
-            members, array = self._items.get(key, {}), self._arrays.get(key)
-            if array is not None and index in members:
-                array.remove(index)
-            members.pop(index, None)
-            if not members:
-                self._items.pop(key, None)
-                self._arrays.pop(key, None)
-        for key in new:
-            members, array = self._items.setdefault(key, {}), self._arrays.get(key)
-            if array is not None and index not in members:
-                array.append(index)
-            members[index] = None
+            if key in self._groups:
+                self._groups[key].remove(index)
+                if not self._groups[key].count:
+                    del self._groups[key]
+        for key in dict.fromkeys(new):
+            if key not in self._groups:
+                self._groups[key] = _Members()
+            self._groups[key].append(index)
 
     def members(self, key: int) -> Indices:
         """Items of a group in the order in which they joined: a view, valid until the next move."""
-        array = self._arrays.get(key)
-        if array is None:
-            members = self._items.get(key, {})
-            array = _Members(np.fromiter(members, np.int64, len(members)), len(members))
-            if members:
-                self._arrays[key] = array
-        return array.room[: array.count]
+        group = self._groups.get(key)
+        return np.empty(0, np.int64) if group is None else group.room[: group.count]

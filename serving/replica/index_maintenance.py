@@ -15,7 +15,8 @@ from typing import Final
 import numpy as np
 
 from recsys.events.hashing import uniforms
-from serving.index.inverted_lists import Centroids, Indices, Vectors
+from serving.index.exact_order import Indices, Vectors
+from serving.index.inverted_lists import Centroids
 from serving.index.item_index import ItemIndex
 from serving.index.ivf_index import IvfIndex, RecallMeasurement
 from serving.replica.item_vectors import ItemVectors

@@ -12,8 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from parameter_server.table.routing import split
+from serving.index.exact_order import Hits
 from serving.index.item_index import sharded_name
-from serving.index.nearest import Hits, merge_hits
+from serving.index.nearest import merge_hits
 from serving.query import ShardResults, VectorVersion
 from serving.retrieval.retrieval_shard import ShardRequest, ShardResponse
 

@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 from parameter_server.table.routing import shard_of
 from recsys.arrays.bitmap import Bitmap
 from recsys.features.catalogue import Catalogue
+from serving.index.exact_order import Hits, Indices, Vectors
 from serving.index.index_files import index_named
-from serving.index.item_index import ABSENT, FLAT, FlatIndex, Indices, ItemIndex, Mask, Vectors
+from serving.index.item_index import ABSENT, FLAT, FlatIndex, ItemIndex, Mask
 from serving.index.nearest import Overlay, merge_hits, nearest
 
 Keys = NDArray[np.int64]
@@ -72,9 +73,7 @@ class ShardedIndex(ItemIndex):
         self._shard = np.concatenate([self._shard, shards])
         self._number = np.concatenate([self._number, numbers])
 
-    def search(
-        self, query_V: Vectors, k: int, wanted: Bitmap, rough: bool = False
-    ) -> tuple[Indices, Vectors]:
+    def search(self, query_V: Vectors, k: int, wanted: Bitmap, rough: bool = False) -> Hits:
         keys, mask, none = self._keys()[: len(self)], wanted.mask(), Overlay.none(self.dim)
         hits = [(np.empty(0, np.int64), np.empty(0, np.float32))]
         for shard, index in enumerate(self._indexes):
