@@ -18,7 +18,7 @@ from parameter_server.shard.lanes import LaneGradients
 from parameter_server.shard.shard import Shard, ShardSpec
 from recsys.arrays.id_map import Arrays
 from recsys.model.list_ranker import Lists, list_logits
-from recsys.model.model import padded
+from recsys.model.model import with_missing_row
 from training.continual.learner import Lane, Learner
 
 Keys = NDArray[np.int64]
@@ -51,7 +51,7 @@ class LocalLine:
         """Probabilities (N, L) of all items of some requests."""
         rows = self._served(lists.keys)
         with torch.inference_mode():
-            logits = list_logits(self.learner.model, lists, padded(rows).numpy())
+            logits = list_logits(self.learner.model, lists, with_missing_row(rows).numpy())
         with np.errstate(over="ignore"):
             out: Floats = np.float32(1.0) / (np.float32(1.0) + np.exp(-logits))
         return out
@@ -60,7 +60,7 @@ class LocalLine:
         """Probabilities (B, L) of a lane's examples, equal to those of ``score`` but for the last bits."""
         rows, model = self._served(lane.lookup.keys["features"]), self.learner.model
         with torch.inference_mode():
-            logits = model.rank(lane.batch, lane.lookup, padded(rows))
+            logits = model.rank(lane.batch, lane.lookup, with_missing_row(rows))
         out: Floats = torch.sigmoid(logits).numpy()
         return out
 

@@ -1,8 +1,5 @@
-"""Shards as named, detached Ray actors: Ray places and restarts them; rows travel over their own sockets.
-
-A restarted shard recovers from its files. A Ray call returns its address and token. The same requests also
-work as plain Ray calls (``call``): the fallback without sockets, and the oracle of the transport.
-"""
+"""Shards as named, detached Ray actors: Ray places and restarts them; rows travel over their own sockets. The
+same requests also work as plain Ray calls: the fallback without sockets, and the oracle of the transport."""
 
 import contextlib
 import logging
@@ -19,12 +16,7 @@ import ray
 from ray.util.metrics import Gauge
 
 from parameter_server.publish.deltas import record_publish_spans
-from parameter_server.rpc.parameter_client import (
-    Channel,
-    ShardedClient,
-    Worker,
-    hello,
-)
+from parameter_server.rpc.parameter_client import Channel, ShardedClient, Worker, hello
 from parameter_server.rpc.protocol import Frame, encode, from_bytes
 from parameter_server.rpc.shard_service import ShardService
 from parameter_server.rpc.transport import Address, SocketChannel, SocketServer
@@ -133,14 +125,9 @@ def log_as(spec: ShardSpec, config: Config) -> None:
 
 def home_of(spec: ShardSpec, config: Config) -> ShardStorage:
     """Storage of a shard under the state folder."""
-    files = files_of(config)
-    return ShardStorage(
-        snapshots=files.snapshots,
-        wal=files.wal(spec),
-        snapshot_every=config.step.snapshot_every,
-        snapshots_kept=config.step.snapshots_kept,
-        sync=files.sync,
-    )
+    files, step = files_of(config), config.step
+    snapshots = (files.snapshots, files.wal(spec), step.snapshot_every, step.snapshots_kept)
+    return ShardStorage(*snapshots, files.sync)
 
 
 def files_of(config: Config) -> ShardFiles:
@@ -150,7 +137,7 @@ def files_of(config: Config) -> ShardFiles:
     return ShardFiles(state / "snapshots", state / "parts" / "shards", power)
 
 
-def prepare(spec: ShardSpec, config: Config, dense: Vector | None) -> Resharded | None:
+def stop_and_reshard(spec: ShardSpec, config: Config, dense: Vector | None) -> Resharded | None:
     """Stops running shards of another number of shards and re-partitions their state, before a start."""
     files = files_of(config)
     for parts in files.counts(spec):
@@ -195,7 +182,7 @@ def _pieces(dense: Vector) -> list[bytes]:
 
 def find_shards(spec: ShardSpec) -> list[Any]:
     """Handles of a line's shards by part. Raises ValueError naming one that doesn't run."""
-    return [ray.get_actor(actor_name(spec, part), NAMESPACE) for part in range(spec.parts)]
+    return [_find_shard(spec, part) for part in range(spec.parts)]
 
 
 def running_shards(spec: ShardSpec) -> list[Any]:
@@ -203,13 +190,17 @@ def running_shards(spec: ShardSpec) -> list[Any]:
     handles = []
     for part in range(spec.parts):
         with contextlib.suppress(ValueError):
-            handles.append(ray.get_actor(actor_name(spec, part), NAMESPACE))
+            handles.append(_find_shard(spec, part))
     return handles
 
 
+def _find_shard(spec: ShardSpec, part: int) -> Any:
+    return ray.get_actor(actor_name(spec, part), NAMESPACE)
+
+
 def stop_shards(handles: Sequence[Any], timeout_s: float = 10.0) -> None:
-    """Stops shards for good and frees their names; their state stays on disk. Kills those that don't close
-    their files within ``timeout_s`` (for all together); they recover as after any kill."""
+    """Stops shards for good and frees their names. Kills those that don't close their files within
+    ``timeout_s`` (for all together); they recover as after any kill."""
     asked = [handle.stop.remote() for handle in handles]
     done, late = ray.wait(asked, num_returns=len(asked), timeout=timeout_s) if asked else ([], [])
     for answer in done:
@@ -275,7 +266,7 @@ def _resolver(spec: ShardSpec, part: int, handle: Any) -> Callable[[], Address]:
             address: Address = ray.get(current.address.remote(), timeout=30)
         except (ray.exceptions.RayActorError, ray.exceptions.GetTimeoutError) as error:
             with contextlib.suppress(ValueError):
-                current = ray.get_actor(actor_name(spec, part), NAMESPACE)
+                current = _find_shard(spec, part)
             raise ConnectionError(f"the shard is restarting: {error!r}") from None
         return address
 

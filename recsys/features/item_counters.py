@@ -25,9 +25,9 @@ class ItemCounters:
     def __init__(self, features: FeatureSet) -> None:
         self.features = features
         self.counters = CounterTable(len(features.kinds), 1024)
-        self._requests: OrderedDict[str, int] = OrderedDict()
+        self._context_by_request: OrderedDict[str, int] = OrderedDict()
         # Segment by request, for viewers with a profile.
-        self._segments: OrderedDict[str, int] = OrderedDict()
+        self._segment_by_request: OrderedDict[str, int] = OrderedDict()
         self._changed: set[int] = set()
         self._kinds = set(features.kinds) | {"view"}
         self._duration = features.slot("duration").start
@@ -37,12 +37,12 @@ class ItemCounters:
     def impression(self, impression: Impression, items_NI: Keys) -> None:
         """Remembers the context; counts all items as shown if the schema says that impressions are."""
         context = self.features.context_keys(impression.surface, impression.context)[0]
-        self._requests[impression.request_id] = context
-        if len(self._requests) > REQUESTS:
-            self._segments.pop(self._requests.popitem(last=False)[0], None)
+        self._context_by_request[impression.request_id] = context
+        if len(self._context_by_request) > REQUESTS:
+            self._segment_by_request.pop(self._context_by_request.popitem(last=False)[0], None)
         segment = self._profile(impression)
         if segment:
-            self._segments[impression.request_id] = segment
+            self._segment_by_request[impression.request_id] = segment
         if self.features.schema.shown_by == "impression":
             shown = amounts(self.features.kinds, "shown")
             for keys_I in items_NI:
@@ -56,8 +56,8 @@ class ItemCounters:
         added = amounts(self.features.kinds, kind, engagement.watch_ms)
         if kind == "view" and self.features.schema.shown_by == "view":
             added[0] += 1.0
-        context = self._requests.get(engagement.request_id, 0)
-        segment = self._segments.get(engagement.request_id, 0)
+        context = self._context_by_request.get(engagement.request_id, 0)
+        segment = self._segment_by_request.get(engagement.request_id, 0)
         self._add(keys_I, context, segment, added, engagement.time_ms)
 
     def take_changed(self) -> list[int]:
@@ -66,20 +66,20 @@ class ItemCounters:
         self._changed.clear()
         return changed
 
-    def requests(self) -> list[tuple[str, int]]:
+    def contexts_by_request(self) -> list[tuple[str, int]]:
         """The remembered requests with their contexts, oldest first, for the fold's snapshot."""
-        return list(self._requests.items())
+        return list(self._context_by_request.items())
 
-    def segments(self) -> list[tuple[str, int]]:
+    def segments_by_request(self) -> list[tuple[str, int]]:
         """The segments of remembered requests, for the fold's snapshot."""
-        return list(self._segments.items())
+        return list(self._segment_by_request.items())
 
-    def remember(
+    def restore_contexts(
         self, requests: list[tuple[str, int]], segments: list[tuple[str, int]] | None = None
     ) -> None:
-        """Restores the remembered requests and segments from a snapshot."""
-        self._requests.update(requests)
-        self._segments.update(segments or [])
+        """Restores the context and the viewer's segment of recent requests from a snapshot."""
+        self._context_by_request.update(requests)
+        self._segment_by_request.update(segments or [])
 
     def _profile(self, impression: Impression) -> int:
         """The first key of the viewer's profile as served; 0 without a profile."""

@@ -169,7 +169,7 @@ class Model(nn.Module):
         return out
 
 
-def padded(rows: NDArray[np.float32]) -> Tensor:
+def with_missing_row(rows: NDArray[np.float32]) -> Tensor:
     """Rows (U, R), followed by the row of zeros that represents a missing key."""
     return torch.from_numpy(np.concatenate([rows, np.zeros((1, rows.shape[1]), np.float32)]))
 

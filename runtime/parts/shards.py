@@ -18,7 +18,6 @@ from experiments.promotion.epoch_model import config_at
 from parameter_server.rpc.shard_actor import (
     NAMESPACE,
     find_shards,
-    prepare,
     running_shards,
     start_shards,
     stop_shards,
@@ -142,7 +141,7 @@ class ShardGroup:
 
     def prepare(self) -> None:
         """Resplits the state after a change of the number of shards: once, before any shard starts."""
-        old = prepare(self._spec, self._config, self._dense)
+        old = stop_and_reshard(self._spec, self._config, self._dense)
         if old is not None:
             _LOG.info("%d shards became %d at step %d", old.parts, self._spec.parts, old.step)
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from recsys.features.feature_set import RequestFeatures
 from recsys.model.list_ranker import list_logits, lists_of
-from recsys.model.model import Model, padded
+from recsys.model.model import Model, with_missing_row
 from recsys.model.retrieval_vectors import content_vectors
 from serving.replica.row_store import RowStore
 
@@ -31,7 +31,7 @@ def probabilities(
         return np.zeros((0, model.ranker.shape.outputs), np.float32)
     lists = lists_of(filled)
     with torch.inference_mode():
-        table = padded(rows["features"].lookup(lists.keys)).numpy()
+        table = with_missing_row(rows["features"].lookup(lists.keys)).numpy()
         return _sigmoid(list_logits(model, lists, table))
 
 

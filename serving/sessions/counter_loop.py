@@ -105,7 +105,10 @@ class CounterLoop:
         keys, values, last_ms = self.fold.counters.export()
         arrays = (keys.tobytes(), values.tobytes(), last_ms.tobytes())
         snapshot = _Snapshot(
-            self._features.digest, *arrays, self.fold.requests(), self.fold.segments()
+            self._features.digest,
+            *arrays,
+            self.fold.contexts_by_request(),
+            self.fold.segments_by_request(),
         )
         offsets = {EVENTS: dict(enumerate(self.events.offsets))}
         held = self._state.save(self._log.id, offsets, msgspec.msgpack.encode(snapshot))
@@ -157,7 +160,7 @@ class CounterLoop:
         keys = np.frombuffer(snapshot.keys, np.int64)
         values = np.frombuffer(snapshot.values, np.float32).reshape(-1, self.fold.counters.columns)
         self.fold.counters.set(keys, values, np.frombuffer(snapshot.last_ms, np.int64))
-        self.fold.remember(snapshot.requests, snapshot.segments)
+        self.fold.restore_contexts(snapshot.requests, snapshot.segments)
         return [saved.offsets[EVENTS][p] for p in range(len(saved.offsets[EVENTS]))]
 
 

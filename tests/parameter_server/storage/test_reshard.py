@@ -250,7 +250,7 @@ def test_before_shards_start_those_of_a_number_that_no_longer_fits_are_stopped(
     )
     monkeypatch.setattr(shard_actor, "stop_shards", stopped.extend)
     monkeypatch.setattr(shard_actor, "reshard_line", lambda spec, *_: Resharded(11, spec.parts))
-    assert shard_actor.prepare(replace(SPEC, parts=10), config, DENSE) == Resharded(11, 10)
+    assert shard_actor.stop_and_reshard(replace(SPEC, parts=10), config, DENSE) == Resharded(11, 10)
     assert stopped == [f"shard-main-0-{part}-of-11" for part in range(11)]
 
 

@@ -11,7 +11,7 @@ from recsys.config.system_config import ModelConfig
 from recsys.features.feature_set import FeatureSet, RequestFeatures
 from recsys.features.feature_set_file import FEED_SCHEMA
 from recsys.model.list_ranker import Lists, list_logits, lists_of, logits_by_torch, logits_compiled
-from recsys.model.model import Model, build_model, lookup_of, padded
+from recsys.model.model import Model, build_model, lookup_of, with_missing_row
 from recsys.model.ranker import Ranker, RankerModule, RankerShape
 from tests.support.request_batches import batch_of
 
@@ -52,7 +52,7 @@ def request(model: Model, items: int, seed: int, entries: int = 5) -> RequestFea
 
 def rows_of(keys: np.ndarray) -> np.ndarray:
     table = np.random.default_rng(9).normal(0, 0.7, (64, DIM)).astype(np.float32)
-    return padded(table[keys]).numpy()
+    return with_missing_row(table[keys]).numpy()
 
 
 def one_by_one(model: Model, requests: list[RequestFeatures]) -> np.ndarray:

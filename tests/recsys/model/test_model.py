@@ -8,7 +8,7 @@ from recsys.config.system_config import tables_of
 from recsys.events.hashing import uniforms
 from recsys.features.feature_set import FeatureSet, read_block
 from recsys.model.batch import Batch
-from recsys.model.model import Lookup, build_model, lookup_of, padded, unique_keys
+from recsys.model.model import Lookup, build_model, lookup_of, unique_keys, with_missing_row
 from tests.support.request_batches import batch_of
 from tests.support.small_feed import FEATURES, SCHEMA, block, toy_config
 
@@ -126,7 +126,7 @@ def test_logits_and_gradients_are_those_of_each_example_by_itself(counts: tuple[
     model, its = build_model(FEATURES, CONFIG), batch(*counts)
     lookup = lookup_of(its)
     keys = lookup.keys["features"].tolist()
-    table = padded(rows_of(lookup)["features"]).requires_grad_()
+    table = with_missing_row(rows_of(lookup)["features"]).requires_grad_()
     logits = model.rank(its, lookup, table)
     (logits**2).sum().backward()
     fused, dense = table.grad, model.dense_gradient().copy()
@@ -148,7 +148,7 @@ def test_vectors_of_users_and_items_are_found_by_their_keys() -> None:
     found = []
     for its in (one, many):
         lookup = lookup_of(its)
-        rows = {name: padded(values) for name, values in rows_of(lookup).items()}
+        rows = {name: with_missing_row(values) for name, values in rows_of(lookup).items()}
         users = model.user_vectors(its, lookup, rows["users"], rows["items"]).detach()
         found.append((users, model.item_vectors(its, lookup, rows["items"]).detach()))
     (users, items), (more_users, more_items) = found

@@ -8,7 +8,7 @@ from recsys.config.system_config import laptop
 from recsys.features.feature_builder import FeatureBuilder
 from recsys.features.feature_set import FeatureSet, RequestFeatures
 from recsys.features.feature_set_file import FEED_SCHEMA
-from recsys.model.model import lookup_of, padded
+from recsys.model.model import lookup_of, with_missing_row
 from recsys.model.tile_kernels import LANES
 from serving.ranking.scoring import probabilities, user_vector
 from serving.replica.replica import Replica
@@ -92,7 +92,10 @@ def test_the_user_side_is_that_which_is_learned(replica: Replica) -> None:
     request = asked(replica, [3])
     batch = batch_of(replica.features, [request])
     lookup = lookup_of(batch)
-    rows = {name: padded(replica.rows[name].lookup(keys)) for name, keys in lookup.keys.items()}
+    rows = {
+        name: with_missing_row(replica.rows[name].lookup(keys))
+        for name, keys in lookup.keys.items()
+    }
     with torch.inference_mode():
         learned = replica.model.user_vectors(batch, lookup, rows["users"], rows["items"]).numpy()[0]
     served = user_vector(replica.model, replica.rows, request)

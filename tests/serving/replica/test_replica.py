@@ -14,7 +14,7 @@ from recsys.events.records import ItemState
 from recsys.features.feature_builder import FeatureBuilder
 from recsys.features.feature_set import FeatureSet
 from recsys.features.session import Session
-from recsys.model.model import lookup_of, padded
+from recsys.model.model import lookup_of, with_missing_row
 from serving.replica.item_vectors import ModelVersion
 from serving.replica.replica import Replica
 from tests.support.replica_harness import config, item, made, popular, step_delta
@@ -145,7 +145,7 @@ def test_a_new_item_starts_from_its_own_vector_too_as_it_is_learned() -> None:
         )
         batch = batch_of(features, [request])
         lookup = lookup_of(batch)
-        rows = padded(replica.rows["items"].lookup(lookup.keys["items"]))
+        rows = with_missing_row(replica.rows["items"].lookup(lookup.keys["items"]))
         learned = replica.model.item_vectors(batch, lookup, rows).detach().numpy()
         np.testing.assert_allclose(learned, replica.index.vectors, atol=1e-6)
 
