@@ -20,6 +20,8 @@ from parameter_server.rpc.shard_actor import (
     find_shards,
     running_shards,
     start_shards,
+    stop_and_reshard,
+    stop_and_reshard,
     stop_shards,
 )
 from parameter_server.shard.shard import ShardSpec
