@@ -100,6 +100,15 @@ def test_the_interval_and_the_p_value_are_one_test() -> None:
         assert p_value(at, information, ETA) == pytest.approx(ALPHA)
 
 
+@pytest.mark.parametrize("information", [10.0, 1e3, 1e6])
+@pytest.mark.parametrize("alpha", [0.05, 0.001])
+def test_the_mixture_is_one_over_alpha_at_the_radius(information: float, alpha: float) -> None:
+    total = information + 70.0
+    edge = radius(information, alpha, 70.0) * information
+    mixture = math.sqrt(70.0 / total) * math.exp(edge**2 / (2 * total))
+    assert mixture == pytest.approx(1 / alpha)
+
+
 def test_eta_makes_the_interval_tightest_where_it_finds_what_it_is_to_find() -> None:
     eta = eta_of(0.02, ALPHA)
     around = np.geomspace(eta, 1e3 * eta, 4_000)

@@ -60,6 +60,32 @@ def test_the_bound_is_nearly_the_tightest_where_it_was_asked_to_be(v: float, alp
     assert crossing(v, alpha, tightest_at(v, alpha)) <= 1.03 * best
 
 
+@pytest.mark.parametrize(
+    ("variance", "alpha", "eta", "bound"),
+    [(100, 0.05, 50, 29.536525314856583), (400, 0.01, 25, 67.33088714464057)],
+)
+def test_the_bound_is_that_of_the_paper(
+    variance: float, alpha: float, eta: float, bound: float
+) -> None:
+    assert crossing(variance, alpha, eta) == pytest.approx(bound, rel=1e-12)
+
+
+@pytest.mark.parametrize("alpha", [0.05, 0.01, 0.001, 0.1])
+@pytest.mark.parametrize(("variance", "eta"), [(100.0, 50.0), (400.0, 25.0), (3.0, 700.0)])
+def test_the_mixture_reaches_one_over_alpha_at_the_bound_and_not_much_below(
+    variance: float, alpha: float, eta: float
+) -> None:
+    """The one-sided normal mixture is a supermartingale, so Ville's inequality is what bounds the error."""
+
+    def mixture(total: float) -> float:
+        spread = variance + eta
+        normal = 0.5 * math.erfc(-total / math.sqrt(2 * spread))
+        return 2 * math.sqrt(eta / spread) * math.exp(total**2 / (2 * spread)) * normal
+
+    bound = crossing(variance, alpha, eta)
+    assert mixture(bound) >= 1 / alpha > mixture(0.9 * bound)
+
+
 def test_looking_at_every_step_errs_as_seldom_as_it_says() -> None:
     """A fifth of the variance stays with the user. A fixed test that is looked at so often errs often."""
     wrong = fixed = 0

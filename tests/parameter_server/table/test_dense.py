@@ -18,6 +18,12 @@ def test_updates_are_torch_s_adam():
     np.testing.assert_allclose(dense.values, weights.detach().numpy(), atol=1e-5)
 
 
+def test_epsilon_is_added_outside_the_root():
+    dense = Dense(np.zeros(2, np.float32), 0.1)
+    dense.apply(np.full(2, 1e-7, np.float32))
+    np.testing.assert_allclose(dense.values, -0.1 / 1.1, rtol=1e-4)  # inside it would be -0.0001
+
+
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -1e9])
 def test_a_bad_gradient_changes_nothing(bad):
     dense = Dense(np.ones(3, np.float32), 0.01)

@@ -86,12 +86,14 @@ class TableMachine(RuleBasedStateMachine):
     @rule(
         batch=st.dictionaries(st.sampled_from(POOL), st.integers(1, 3), max_size=6),
         gradient=st.sampled_from([0.0, 0.5, -2.0, np.nan, np.inf, 1e6]),
+        scale=st.sampled_from([1.0, 1e-6]),  # at the smaller one the root is near epsilon
         wait_ms=st.integers(0, 4000),
     )
-    def apply(self, batch, gradient, wait_ms):
+    def apply(self, batch, gradient, scale, wait_ms):
         self.now_ms += wait_ms
         gradients = np.full((len(batch), 2), 0.25, np.float32)
         gradients[::2, 1] = gradient
+        gradients *= np.float32(scale)
         counts = np.array(list(batch.values()), np.int32)
         changed, refused = [], 0
         for i, (key, count) in enumerate(batch.items()):
@@ -172,6 +174,12 @@ def test_one_update_by_hand():
     table.apply(ids(9), np.array([[3.0, 4.0]], np.float32), ones(1), 1)
     root = np.sqrt(12.5)  # the mean of 9 and 16
     np.testing.assert_allclose(table.lookup(ids(9))[0], [-1.5 / root, -2.0 / root], rtol=1e-6)
+
+
+def test_epsilon_is_added_outside_the_root():
+    table = Table(TableConfig("t", 2, 0.1), 0)
+    table.apply(ids(9), np.full((1, 2), 1e-6, np.float32), ones(1), 1)
+    np.testing.assert_allclose(table.lookup(ids(9))[0], -0.0990099, rtol=1e-5)  # 0.1 / 1.01
 
 
 def test_a_poisoned_gradient_touches_its_own_row_only():

@@ -34,6 +34,14 @@ def test_a_count_halves_with_each_half_life_of_event_time(speed: int, half_life_
         assert value == pytest.approx(0.5**halvings, rel=1e-6)
 
 
+def test_half_lives_are_six_hours_and_two_weeks() -> None:
+    assert (FAST, SLOW) == (21_600_000, 1_209_600_000)
+    its = counters()
+    its.add([7], ONE, 5)
+    assert read(its, 7, 5 + 21_600_000)[0, 0] == pytest.approx(0.5, abs=1e-6)
+    assert read(its, 7, 5 + 1_209_600_000)[1, 0] == pytest.approx(0.5, abs=1e-6)
+
+
 def test_what_comes_late_counts_as_if_it_had_come_in_time() -> None:
     late, in_time = counters(), counters()
     late.add([7], ONE, FAST)
