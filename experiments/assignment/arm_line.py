@@ -1,9 +1,8 @@
 """Learning arms: the line that an arm trains, and the examples that count in it.
 
-If all arms share a line, the exploration of one teaches the others, and their difference isn't that between a
-system that is all treatment and one that is all control. If an arm's line learns only from its own examples,
-it is judged by its lack of data. So it learns from all examples, weighted by how much more often the arm
-would show them if all users were in it:
+In a shared line, the exploration of one arm teaches the others. A line of an arm's own examples is judged by
+its lack of data. So it learns from all examples, weighted by how much more often the arm would show them if
+all users were in it:
 
     w(x) = P(x | arm) / P(x) = P(arm | x) / P(arm)
 

@@ -165,11 +165,8 @@ def read_experiment(
     judged: bool = True,
 ) -> Experiment:
     """Reads one experiment from its YAML text. Checks overrides against ``policy``, and weights and metrics
-    against ``labels`` (of the schema, if known). ``judged``: False to skip the metrics, for callers that only
-    assign arms.
-
-    Raises YamlError with file, line and reason.
-    """
+    against ``labels`` (of the schema, if known). ``judged``: False to skip the metrics. Raises YamlError with
+    file, line and reason."""
     marked = YamlWithLines(text, file)
     values = marked.mapping(_keys(Experiment))
     for key in ("name", "arms"):

@@ -1,7 +1,5 @@
-"""Assignment of users to arms, and the policy of a user: the base configuration with the arms' overrides.
-
-Assignment is a hash without state. Layers are independent of each other, and so are the experiments' draws.
-"""
+"""Assignment of users to arms by a hash, and the policy of a user: the base configuration with the arms'
+overrides. Layers are independent of each other, and so are the experiments' draws."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -17,11 +15,8 @@ _SEED: Final = 0  # changing it reassigns every user of every experiment
 
 
 def assign(user_id: Id, experiment: Experiment) -> Arm | None:
-    """Arm of a user, the same on every server; None if not in the experiment.
-
-    The layer decides whether a user is in, the experiment (and its salt) which arm: so a position in one
-    layer says nothing about another, and the next experiment on the same users mixes them anew.
-    """
+    """Arm of a user, the same on every server; None if not in the experiment. The layer decides whether a
+    user is in, the experiment (and its salt) which arm: the next experiment mixes the same users anew."""
     position = uniform(_SEED, "layer", experiment.layer, user_id)
     if not experiment.offset <= position < experiment.offset + experiment.traffic:
         return None

@@ -1,7 +1,5 @@
-"""Decision whether a smaller row format is good enough for serving, with its evidence.
-
-An acceptance holds for the features and the model settings of the evidence.
-"""
+"""Decision whether a smaller row format is good enough for serving, with its evidence: it holds for the
+features and the model settings of the evidence."""
 
 from dataclasses import dataclass, replace
 
@@ -11,11 +9,9 @@ from recsys.features.feature_set import FeatureSet
 
 @dataclass(frozen=True)
 class RowFormEvidence:
-    """One replay scored with full rows (``float32``) and with smaller ones side by side.
-
-    ``cost``: AUC of float32 minus that of the smaller format, on the same rows; ``low``, ``high``: its 95 %
-    interval by a bootstrap over users.
-    """
+    """One replay scored with full rows (``float32``) and with smaller ones side by side. ``cost``: AUC of
+    float32 minus that of the smaller format; ``low``, ``high``: its 95 % interval by a bootstrap over
+    users."""
 
     features: str
     model: str

@@ -1,8 +1,5 @@
-"""Model of an epoch: the configured one, with another size if a candidate of that size became live.
-
-Each part takes its configuration from here when it enters an epoch or loads a candidate. So shards, workers,
-sequencer and replicas agree by the ``control`` topic alone, also after a restart.
-"""
+"""Model of an epoch: the configured one, with another size if a candidate of that size became live. All parts
+agree on it by the ``control`` topic alone, also after a restart."""
 
 from dataclasses import replace
 
@@ -26,11 +23,8 @@ def with_size(config: Config, size: ModelSize | None) -> Config:
 
 
 def size_difference(configured: ModelConfig, candidate: ModelConfig) -> ModelSize | None:
-    """Size of a model that may become live instead of the configured one; None if they are equal.
-
-    Raises ValueError if more than the size differs: index, examples and shards of a running system rest on
-    the same item vectors, features and table settings in all epochs.
-    """
+    """Size of a model that may become live instead of the configured one; None if they are equal. Raises
+    ValueError if more than the size differs."""
     if differ := fixed_differences(candidate, configured):
         texts = (f"model.{n} is {a!r}, expected {b!r}" for n, (a, b) in differ.items())
         raise ValueError(f"{', '.join(texts)}; only {' and '.join(MAY_DIFFER)} may differ")

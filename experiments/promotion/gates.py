@@ -1,7 +1,6 @@
 """Sanity gates that a candidate must pass before it is compared.
 
-A plainly broken model (infinite scores, scores far from live's, the same few items for everybody) is refused
-by its first examples instead of a test that needs thousands. Each gate returns a reason, or nothing.
+A plainly broken model is refused by its first examples instead of a test that needs thousands.
 """
 
 from collections.abc import Iterator

@@ -1,8 +1,7 @@
 """Promotion decisions: Promote, Hold or Rollback, as values with their evidence.
 
-A candidate passes through stages: in ``shadow`` it scores the stream unseen; as ``canary`` it answers a share
-of the users; then it answers all. ``judge`` may be called as often as there is new evidence;
-training/candidates/director.py acts on its decisions.
+A candidate in ``shadow`` scores the stream unseen; as ``canary`` it answers a share of the users; then it
+answers all. ``judge`` may be called as often as there is new evidence.
 """
 
 import math

@@ -36,11 +36,10 @@ def arm_features(
 
 
 class ArmWeights:
-    """Weights of examples in an arm's line. ``weigh``, then ``learn``, batch by batch in order.
+    """Weights of examples in an arm's line: ``weigh``, then ``learn``, batch by batch in order.
 
     Online logistic regression on hashed features with Adagrad (Duchi, Hazan and Singer 2011). The intercept
-    is the arm's share of the newest examples, so unknown features weigh 1. The first feature is the item; the
-    octave of its number of impressions is one more feature.
+    is the arm's share of the newest examples. The octave of the item's number of impressions is a feature.
     """
 
     def __init__(self, cells: int = _CELLS) -> None:
@@ -53,8 +52,7 @@ class ArmWeights:
         self, trains: str, features_BF: NDArray[np.int64], own_B: NDArray[np.bool_], draws_B: Floats
     ) -> Floats:
         """Number of times each example is learned (B,): integers whose mean over ``draws_B``, in [0, 1), is
-        its weight. Scaling gradients instead wouldn't work: Adagrad divides by the size of earlier ones, so a
-        row whose examples all weigh 0.3 would be learned nearly as if they weighed 1."""
+        its weight. Gradients aren't scaled instead, since Adagrad divides by the size of earlier ones."""
         if trains == WEIGHTED:
             return np.floor(self.weigh(features_BF) + draws_B)
         if trains == DIVERTED:
@@ -70,9 +68,9 @@ class ArmWeights:
 
     def diverted(self, own_B: NDArray[np.bool_]) -> Floats:
         """w (B,) if only the arm's own examples are learned and stand for all."""
-        return (
-            np.minimum(own_B / self._share, _MAX_WEIGHT) if self._own else own_B.astype(np.float64)
-        )
+        if not self._own:
+            return own_B.astype(np.float64)
+        return np.minimum(own_B / self._share, _MAX_WEIGHT)
 
     def learn(self, features_BF: NDArray[np.int64], own_B: NDArray[np.bool_]) -> None:
         """``own_B``: mask of examples of the arm's users."""

@@ -29,9 +29,7 @@ _MAX_USERS: Final = 100_000  # that are counted
 @dataclass(frozen=True)
 class PairedPredictions:
     """Examples scored by both models. ``users`` int64, all (N,); ``segments``: masks (N,) by name.
-
-    Probabilities must be finite: ``experiments.promotion.gates`` refuses other candidates first.
-    """
+    Probabilities must be finite."""
 
     users_N: NDArray[np.int64]
     live_N: Floats
@@ -96,10 +94,8 @@ class Comparison:
         if not len(pairs):
             return
         live_loss = log_losses(pairs.live_N, pairs.labels_N)
-        gain, weights = (
-            live_loss - log_losses(pairs.candidate_N, pairs.labels_N),
-            pairs.loss_weights_N,
-        )
+        gain = live_loss - log_losses(pairs.candidate_N, pairs.labels_N)
+        weights = pairs.loss_weights_N
         self._loss.add(pairs.users_N, gain, weights)
         for name, mask in pairs.segments.items():
             segment = self._segment(name) if mask.any() else None

@@ -71,11 +71,9 @@ class ArmUsers:
 
 @dataclass(frozen=True)
 class Effect:
-    """Relative difference of the treatment's ratio: 0.02 is 2 % more.
-
-    ``low`` and ``high`` form an always-valid 1 − α interval; ``p`` is always valid. ``saved``: variance
-    reduction by covariates. Infinite bounds and p = 1 for too few users.
-    """
+    """Relative difference of the treatment's ratio: 0.02 is 2 % more. ``low`` and ``high`` form an
+    always-valid 1 − α interval; ``p`` is always valid. ``saved``: variance reduction by covariates. Infinite
+    bounds and p = 1 for too few users."""
 
     treatment: float = math.nan
     control: float = math.nan
@@ -98,10 +96,8 @@ class Effect:
 
 
 def eta_of(find: float, alpha: float) -> float:
-    """The η at which the interval is tightest when it is just narrow enough to find an effect of ``find``.
-
-    The tightest is where I / η = k solves k = 2 log(1/α) + log(1 + k) (Howard et al. 2021, proposition 3).
-    """
+    """The η at which the interval is tightest when it is just narrow enough to find an effect of ``find``:
+    where I / η = k solves k = 2 log(1/α) + log(1 + k) (Howard et al. 2021, proposition 3)."""
     if not find > 0:
         raise ValueError(f"find is {find}, expected a relative effect above 0, e.g. 0.02")
     k = 2 * math.log(1 / alpha)

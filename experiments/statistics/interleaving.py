@@ -1,21 +1,17 @@
 """Team-draft interleaving of two rankers (Radlinski, Kurup, Joachims 2008), and the preference from credits.
 
-Two rankers fill a list by turns: the one with fewer picks is next, and a coin decides ties. Each pick is the
-item that the ranker would show at this rank, given the items above; its ranker is credited with the viewer's
-engagement. Both rankers get the same viewer, list and moment, so a difference shows with far fewer lists than
-between groups of users. Coins are hashes of the request's id, so a list can be reproduced without stored
-random state.
+Two rankers fill a list by turns: the one with fewer picks is next, and a coin (a hash of the request's id)
+decides ties. Each pick is the item that the ranker would show at this rank, given the items above; its ranker
+is credited with the viewer's engagement. A difference shows with far fewer lists than between groups.
 
-**Shared credits.** The coins say nothing of the viewer, who sees only the list. So bounds are on shared
-credits: each ranker gets the probability that it picked the item, given the list (``pick_shares``;
-marginalization of Hofmann, Whiteson, de Rijke 2011, here in closed form). By Rao-Blackwell such a credit has
-the same mean and never more variance; rankers that agree share evenly and add no noise. Only pairs are
-shared. Sharing single items would give a ranker that explores less slightly more of nearly all items, and
-nothing of the few that compensate, so it would look better for certain until these came; within a pair the
-two items lean to opposite sides. Wins per user are still counted by picks.
+**Shared credits.** Bounds are on shared credits: each ranker gets the probability that it picked the item,
+given the list (``pick_shares``; marginalization of Hofmann, Whiteson, de Rijke 2011, here in closed form). By
+Rao-Blackwell such a credit has the same mean and never more variance. Only pairs are shared: with single
+items a ranker that explores less would get slightly more of nearly all items, and nothing of the few that
+compensate. Wins per user are still counted by picks.
 
 The ratio of the two credits isn't the effect that the better ranker would have alone, since each list is half
-of either. It says which is better, and how surely.
+of either.
 """
 
 # U users, R ranks, P pairs of picks

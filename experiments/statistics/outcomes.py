@@ -34,12 +34,8 @@ def in_sample(users: Any, share: float) -> Any:
 
 
 class ExposureCounts:
-    """Number of users by arm, each counted once, by the first arm. ``sampled``: share of users that is
-    counted.
-
-    A user takes 9 bytes. Beyond ``most`` users half of them are dropped, and half of later ones, by their
-    hash.
-    """
+    """Number of users by arm, each counted once, by the first arm. Beyond ``most`` users half of them are
+    dropped, and half of later ones, by their hash. ``sampled``: share of users that is counted."""
 
     def __init__(self, arms: int, most: int = MAX_COUNTED) -> None:
         self._most = most
@@ -81,12 +77,9 @@ class ExposureCounts:
 
 
 class UserOutcomes:
-    """Outcomes of one experiment. ``arms``: names, the control first. ``sums``: names (see
-    ``design.sums_of``).
-
+    """Outcomes of one experiment. ``arms``: names, the control first. ``sums``: names (``design.sums_of``).
     ``since_ms``: count days from there for all users, instead of from each one's exposure. ``day_ms``: length
-    of a "day".
-    """
+    of a "day"."""
 
     def __init__(
         self,
@@ -176,11 +169,9 @@ class UserOutcomes:
         segment: int | None = None,
         new: bool | None = None,
     ) -> ArmUsers:
-        """Users of one arm with a metric's sums, and their earlier behaviour as covariates.
-
-        ``day``: of that day only; for a metric per user, only users whose day ended by ``until_ms``.
-        ``segment``, ``new`` (nothing was shown before): only these users.
-        """
+        """Users of one arm with a metric's sums, and their earlier behaviour as covariates. ``day``: of that
+        day only; for a metric per user, only users whose day ended by ``until_ms``. ``segment``, ``new``
+        (nothing was shown before): only these users."""
         chosen = self._in_arm(arm)
         if segment is not None:
             chosen &= self._column("segment") == segment

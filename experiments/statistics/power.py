@@ -1,10 +1,9 @@
 """Sequential power analysis: users needed, or smallest detectable effect, for the always-valid interval.
 
-A sequential test finds an effect at one of many looks, and the benefit of looks depends on their correlation:
-returning users with habits of their own make later looks less informative. So power isn't a formula of the
-final variance. It needs the covariance K of log R between looks, for one user: from a log (``covariance``),
-or assuming that each user comes once (``single_visit_covariance``). The looks are sampled as a Gaussian
-process with that covariance and the effect; power is the share of samples that ever leave the interval.
+The benefit of looks depends on their correlation: returning users make later looks less informative. So power
+needs the covariance K of log R between looks, for one user: from a log (``covariance``), or assuming that
+each user comes once (``single_visit_covariance``). The looks are sampled as a Gaussian process with that
+covariance and the effect; power is the share of samples that ever leave the interval.
 """
 
 # U users, T looks, S samples
@@ -43,10 +42,8 @@ def single_visit_covariance(variance: float, looks: int) -> Floats:
 
 
 class SequentialPower:
-    """Sampled courses of an experiment at its looks; gives the power for any users and effect.
-
-    Raises ValueError if users don't differ at a look.
-    """
+    """Sampled courses of an experiment at its looks; gives the power for any users and effect. Raises
+    ValueError if users don't differ at a look."""
 
     def __init__(self, covariance_TT: Floats, alpha: float, eta: float, seed: int = 0) -> None:
         if not (np.diag(covariance_TT) > 0).all():

@@ -50,24 +50,15 @@ def tightest_at(variance: float, alpha: float) -> float:
 
 
 class ClusteredMean:
-    """Mean of a stream of weighted values in clusters (users, blocks).
+    """Mean of a stream of weighted values in clusters (users, blocks). ``tight_at``: total weight at which
+    the bounds are tightest. ``at_least``: clusters before bounds are finite."""
 
-    ``tight_at``: total weight at which the bounds are tightest. ``at_least``: clusters before bounds are
-    finite, since a variance of few is unreliable.
-    """
-
-    def __init__(
-        self,
-        alpha: float,
-        tight_at: float = 5_000,
-        at_least: int = 30,
-        clusters: int = CLUSTERS,
-    ) -> None:
+    def __init__(self, alpha: float, tight_at: float = 5_000, at_least: int = 30) -> None:
         if not 0 < alpha < 0.5:
             raise ValueError(f"alpha is {alpha}, expected a probability between 0 and 0.5")
         self.alpha, self._tight_at, self._at_least = alpha, tight_at, at_least
-        self._sums: Floats = np.zeros(clusters)
-        self._weights: Floats = np.zeros(clusters)
+        self._sums: Floats = np.zeros(CLUSTERS)
+        self._weights: Floats = np.zeros(CLUSTERS)
 
     def add(
         self, clusters: NDArray[np.int64], values: Floats, weights: Floats | None = None

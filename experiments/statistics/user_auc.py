@@ -1,7 +1,6 @@
 """Streaming AUC within users: how much better a candidate orders each user's own items than live.
 
-AUC over a period rewards predicting which users engage at all, but a list belongs to one user, so only the
-order within matters. Each example is paired with the user's latest ones of the other label; each model's
+Each example is paired with the user's latest ones of the other label; each model's
 share of correctly ordered pairs counts (ties as a half). The mean over examples is a GAUC with equal weights
 (Zhou et al. 2018, "Deep Interest Network", section 5.2, weights by impressions).
 """
