@@ -48,9 +48,8 @@ class RayMetrics:
             source: Counter(name, description, tag_keys=(*labels, "replica"))
             for source, (name, description, labels) in _EXPORTED.items()
         }
-        self._step = Gauge(
-            "recsys_served_step", "Step that answers", tag_keys=("line", "epoch", "replica")
-        )
+        tags = ("line", "epoch", "replica")
+        self._step = Gauge("recsys_served_step", "Step that answers", tag_keys=tags)
         self._exported: dict[tuple[str, tuple[tuple[str, str], ...]], float] = {}
 
     def export(self, line: str, epoch: int, step: int) -> None:

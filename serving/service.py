@@ -82,9 +82,8 @@ class Service:
         self.follower = LogFollower(log, self.reader)
         self.variants = ModelVariants(config, log, self.features, now_ms)
         self.canary = CanaryRouter(self.variants)
-        self.admission = Admission(
-            serve.deadline_ms / 1000, serve.queue_ms / 1000, serve.max_ongoing
-        )
+        deadline_s, queue_s = serve.deadline_ms / 1000, serve.queue_ms / 1000
+        self.admission = Admission(deadline_s, queue_s, serve.max_ongoing)
         self._lock = FairLock()  # of the thread's computations
         self._needs_ms = {
             POPULAR: serve.retrieval_ms,

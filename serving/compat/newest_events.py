@@ -38,7 +38,7 @@ class UserRecord:
     gone: bool = False
 
 
-class _Found(NamedTuple):
+class _ReadEvent(NamedTuple):
     """A profile or an engagement. ``place``: number of its partition among those that are read."""
 
     event: User | Engagement
@@ -48,7 +48,7 @@ class _Found(NamedTuple):
 
 def _backwards(
     log: Log, partitions: Sequence[int], place: int, key: bytes | None
-) -> Iterator[_Found]:
+) -> Iterator[_ReadEvent]:
     """Profiles and engagements of one of the partitions, which share the limits, from its end on."""
     partition, bytes_left = partitions[place], MOST_BYTES // len(partitions)
     begin = log.end(EVENTS, partition) - MOST_RECORDS // len(partitions)
@@ -58,7 +58,7 @@ def _backwards(
             if bytes_left < 0:
                 return
             if key in (None, record.key) and (event := _decode(record)) is not None:
-                yield _Found(event, record.offset, place)
+                yield _ReadEvent(event, record.offset, place)
 
 
 def read_page(
@@ -75,11 +75,11 @@ def read_page(
     if before is not None and len(before) != len(parts):
         raise ValueError(f"{len(before)} offsets, expected {len(parts)}")
     streams = [_backwards(log, parts, place, key) for place in range(len(parts))]
-    newest = heapq.merge(*streams, key=lambda found: (-found.event.time_ms, -found.place))
+    newest = heapq.merge(*streams, key=lambda read: (-read.event.time_ms, -read.place))
     ends = list(before or [1 << 62] * len(parts))
     engagements, seen, erased = list[Engagement](), set[str](), set[str]()
-    while len(engagements) < most and (found := next(newest, None)) is not None:
-        event, offset, place = found
+    while len(engagements) < most and (read := next(newest, None)) is not None:
+        event, offset, place = read
         if isinstance(event, User) and event.removed:
             erased.add(str(event.user_id))
         if not isinstance(event, Engagement) or offset >= ends[place]:
@@ -105,7 +105,7 @@ def read_users(log: Log) -> dict[str, UserRecord]:
     return {user_id: user for user_id, user in users.items() if not user.gone}
 
 
-def _read_users(newest: Iterator[_Found], one: bool = False) -> dict[str, UserRecord]:
+def _read_users(newest: Iterator[_ReadEvent], one: bool = False) -> dict[str, UserRecord]:
     """Reads backwards, so that the first profile or erasure of a user counts. ``one``: all records are of one
     user, and the rest needn't be read."""
     active, users = set[str](), dict[str, UserRecord]()

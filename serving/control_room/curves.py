@@ -54,9 +54,8 @@ class Curves:
         """Drops series without a recent point; for a new series also the longest idle one."""
         since_ms = now_ms - self._every_ms * self._points
         self._series = {s: points for s, points in self._series.items() if points[-1][0] > since_ms}
-        idle = sorted(
-            (s for s in self._series if s not in current), key=lambda s: -self._series[s][-1][0]
-        )
+        idle = [s for s in self._series if s not in current]
+        idle.sort(key=lambda s: -self._series[s][-1][0])
         for series in current:
             if series in self._series:
                 continue

@@ -31,9 +31,8 @@ class Hub:
     async def subscribe(self) -> AsyncGenerator[bytes]:
         """Yields every picture from now on; a slow consumer misses some. Raises Full."""
         if self.pages >= self._max_pages:
-            raise Full(
-                f"{self.pages} pages are open, expected at most {self._max_pages}: close one"
-            )
+            most = self._max_pages
+            raise Full(f"{self.pages} pages are open, expected at most {most}: close one")
         self.pages += 1
         try:
             if self._task is None:

@@ -53,19 +53,16 @@ def build_room(hub: Hub, curves: Callable[[], bytes], inspect: Inspect, key: str
     async def stream(request: Request) -> Response:
         if not has_key(request):
             return _refused()
-        pictures = hub.subscribe()
-        return StreamingResponse(
-            _events(pictures, curves), headers=_NO_STORE, media_type="text/event-stream"
-        )
+        events = _events(hub.subscribe(), curves)
+        return StreamingResponse(events, headers=_NO_STORE, media_type="text/event-stream")
 
     async def inspected(request: Request) -> Response:
         if not has_key(request):
             return _refused()
         kind, name = request.path_params["kind"], request.path_params["name"]
         if kind not in KINDS or not 0 < len(name) <= _MAX_ID_LENGTH:
-            return _problem(
-                404, f"expected one of {', '.join(KINDS)} and 1 to {_MAX_ID_LENGTH} characters"
-            )
+            expected = f"one of {', '.join(KINDS)} and 1 to {_MAX_ID_LENGTH} characters"
+            return _problem(404, f"expected {expected}")
         status, body = await run_in_threadpool(inspect, kind, name)
         return Response(body, status, _NO_STORE, "application/json")
 

@@ -80,10 +80,8 @@ def exact_best(
         candidates = fetch(size)
         complete = len(candidates) < size or size >= most
         indices, products_M = _finite_products(candidates, rows_NV, query_V)
-        best = largest(products_M, k, indices)
-        if complete or (
-            len(best) == k and products_M[best[-1]] - products_M.min(initial=np.inf) > bound
-        ):
+        best, least = largest(products_M, k, indices), products_M.min(initial=np.inf)
+        if complete or (len(best) == k and products_M[best[-1]] - least > bound):
             return indices[best], products_M[best]
         size = min(most, 2 * size)
     return best_of(every(), rows_NV, query_V, k)

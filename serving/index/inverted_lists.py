@@ -109,9 +109,8 @@ class InvertedLists:
         if not most or not np.isfinite(query).all():
             return np.empty(0, np.int64), np.empty(0, np.float32)
         lists = self.centroids.nearest(query, probes)
-        parameters = faiss.SearchParametersIVF(
-            sel=faiss.IDSelectorBitmap(wanted.bits), nprobe=len(lists)
-        )
+        selector = faiss.IDSelectorBitmap(wanted.bits)
+        parameters = faiss.SearchParametersIVF(sel=selector, nprobe=len(lists))
 
         def fetch(size: int) -> Indices:
             distances, hits = np.empty(size, np.float32), np.empty(size, np.int64)

@@ -96,9 +96,9 @@ class FlatIndex(ItemIndex):
         if k <= 0:
             return np.empty(0, np.int64), np.empty(0, np.float32)
         selector = faiss.IDSelectorBitmap(wanted.bits)
-        products, indices = self._index.search(
-            np.ascontiguousarray(query_V[None, :]), k, params=faiss.SearchParameters(sel=selector)
-        )
+        parameters = faiss.SearchParameters(sel=selector)
+        query_1V = np.ascontiguousarray(query_V[None, :])
+        products, indices = self._index.search(query_1V, k, params=parameters)
         hit = indices[0] >= 0
         return indices[0][hit], products[0][hit]
 

@@ -46,9 +46,8 @@ def nearest(
     k = min(k, wanted.count + len(overlay))
     if k <= 0:
         return np.empty(0, np.int64), np.empty(0, np.float32)
-    overlay_products = products(
-        np.ascontiguousarray(overlay.vectors_MV), np.arange(len(overlay)), query
-    )
+    changed_MV = np.ascontiguousarray(overlay.vectors_MV)
+    overlay_products = products(changed_MV, np.arange(len(overlay)), query)
     if isinstance(index, IvfIndex):
         return _in_lists(index, keys_N, query, k, wanted, overlay, overlay_products, rough)
     vectors = np.ascontiguousarray(index.vectors)

@@ -15,6 +15,7 @@ import struct
 import uuid
 import zlib
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
@@ -77,17 +78,13 @@ class SpoolFile:
             fd = os.open(path, os.O_RDWR)
         except OSError:
             return None  # another replica was faster
-        try:
+        with suppress(OSError):
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             head = os.pread(fd, _HEAD.size, 0)
-            exists = path.exists()
-        except OSError:
-            os.close(fd)
-            return None
-        if len(head) == _HEAD.size and exists:
-            magic, log, sent = _HEAD.unpack(head)
-            if magic == _MAGIC and log == digest_of(log_id):
-                return cls(path, fd, log, sent)
+            if len(head) == _HEAD.size and path.exists():
+                magic, log, sent = _HEAD.unpack(head)
+                if magic == _MAGIC and log == digest_of(log_id):
+                    return cls(path, fd, log, sent)
         os.close(fd)
         return None
 

@@ -90,17 +90,9 @@ def at_quantile(probabilities: Any, quantile: Any) -> Any:
 
 @kernel(types.void(_int, _VECTORS, _double, _OUT, _INTS_2, _INTS, _OUT_INT, _int, _MASK, _OUT_INT))
 def place(
-    position: Any,
-    vectors: Any,
-    diversity: Any,
-    penalty: Any,
-    groups: Any,
-    caps: Any,
-    placed: Any,
-    count: Any,
-    left: Any,
-    closed: Any,
-) -> Any:
+    position: Any, vectors: Any, diversity: Any, penalty: Any, groups: Any, caps: Any, placed: Any,
+    count: Any, left: Any, closed: Any,
+) -> Any:  # fmt: skip
     """Places a candidate as number ``count``: closes the groups that it fills, counts the candidates that
     these exclude, and raises ``penalty`` to ``diversity`` × cosine. ``vectors`` (V, N) have norm 1."""
     placed[count] = position
@@ -133,20 +125,9 @@ def place(
     )
 )  # fmt: skip
 def draw_list(
-    scores: Any,
-    trust: Any,
-    vectors: Any,
-    groups: Any,
-    caps: Any,
-    left: Any,
-    pinned: Any,
-    draws: Any,
-    params: Any,
-    positions: Any,
-    propensities: Any,
-    branches: Any,
-    closed: Any,
-) -> Any:
+    scores: Any, trust: Any, vectors: Any, groups: Any, caps: Any, left: Any, pinned: Any, draws: Any,
+    params: Any, positions: Any, propensities: Any, branches: Any, closed: Any,
+) -> Any:  # fmt: skip
     """Draws a list and returns its length. ``pinned`` (R,): the position pinned to a rank, -1 for none.
 
     ``branches`` (R,): 0 drawn without trial items left, 1 drawn as usual, 2 by the quota, 3 pinned.
@@ -157,10 +138,9 @@ def draw_list(
     usual, trial = np.empty(size), np.empty(size)
     placed, count, waiting = np.empty(size, np.int64), 0, 0
     for rank in range(ranks):
-        if pinned[rank] >= 0:
-            place(
-                pinned[rank], vectors, diversity, penalty, groups, caps, placed, count, left, closed
-            )
+        position = pinned[rank]
+        if position >= 0:
+            place(position, vectors, diversity, penalty, groups, caps, placed, count, left, closed)
             count, waiting = count + 1, waiting + 1
     pins, first = pinned.copy(), 0
     for rank in range(min(ranks, size)):

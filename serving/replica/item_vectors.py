@@ -134,9 +134,8 @@ class ItemVectors(ABC):
 
     def install(self, prepared: PreparedVersion) -> None:
         """Starts from a prepared version: replaces rows and vectors whole, at once."""
-        assert prepared.catalogue_offset == self.catalogue_offset, (
-            "items were applied since prepare"
-        )
+        same_items = prepared.catalogue_offset == self.catalogue_offset
+        assert same_items, "items were applied since prepare"
         self.rows, self.index, self.building = prepared.rows, prepared.index, None
         self.line, self.epoch, self.step = prepared.version
 

@@ -28,9 +28,8 @@ class Popularity:
 
     def __init__(self, features: FeatureSet, catalogue: Catalogue) -> None:
         self._catalogue = catalogue
-        self._main = features.kinds.index(
-            features.main_labels[0]
-        )  # a fast counter: these come first
+        # A fast counter: these come first.
+        self._main = features.kinds.index(features.main_labels[0])
         self._shown_column = len(features.kinds)  # the first slow counter
         self._values = np.full(1024, -np.inf, np.float64)
         self._shown = np.zeros(1024)

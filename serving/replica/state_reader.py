@@ -147,9 +147,8 @@ class StateReader:
         self._read_states(batch, _STATES * scale)
         self._read_line(batch, _DELTAS * scale)
         self._read_progress(batch)
-        self.replica.make_room(
-            [item for item, _ in batch.items], [s for s, _ in batch.states], batch.steps
-        )
+        items, states = [item for item, _ in batch.items], [state for state, _ in batch.states]
+        self.replica.make_room(items, states, batch.steps)
         if self.ready and batch.index_change is None:
             batch.index_change = self.maintenance.turn()
             if isinstance(batch.index_change, SwapIndex):

@@ -19,9 +19,8 @@ def allowed_items(catalogue: Catalogue, query: Query) -> tuple[Bitmap, dict[str,
     """
     request, session, allowed = query.request, query.session, catalogue.living.copy()
     gone = len(allowed) - allowed.count
-    excluded = [
-        index for index in map(catalogue.index_of, request.exclude_ids) if index is not None
-    ]
+    indices = map(catalogue.index_of, request.exclude_ids)
+    excluded = [index for index in indices if index is not None]
     taken = {
         "excluded": allowed.take(np.array(excluded, np.int64)),
         "hidden": allowed.take(_indices_of(catalogue, session.hidden)),

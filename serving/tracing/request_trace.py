@@ -64,13 +64,9 @@ class RequestTrace:
     def appended(self, topic: str, partition: int, offset: int) -> None:
         """Records the commit of the impression. Called by the writing thread."""
         attributes: SpanAttributes = {"topic": topic, "partition": partition, "offset": offset}
-        contexts = self._context(IMPRESSION), self._context(FEED)
-        self._record(
-            Span(
-                contexts[0], IMPRESSION, self._answered_ns, self._now_ns(), contexts[1],
-                attributes=attributes,
-            )
-        )  # fmt: skip
+        context, feed = self._context(IMPRESSION), self._context(FEED)
+        times_ns = self._answered_ns, self._now_ns()
+        self._record(Span(context, IMPRESSION, *times_ns, feed, attributes=attributes))
 
     def _context(self, name: str, *key: int) -> SpanContext:
         return request_span(self.request_id, name, *key)

@@ -13,6 +13,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -82,10 +83,8 @@ class ModelVariants:
                 self._collect_created()
             elif time.monotonic() >= self._retry_at_s.get(line, 0.0):
                 self._creating.add(line)
-                thread = threading.Thread(
-                    target=self._create, args=(line,), name="variant", daemon=True
-                )
-                thread.start()
+                create = partial(self._create, line)
+                threading.Thread(target=create, name="variant", daemon=True).start()
 
     def _collect_created(self) -> None:
         while self._created:
@@ -134,10 +133,8 @@ class ModelVariants:
     def _drop(self, variant: ModelVariant) -> None:
         """Stops a variant that answers no more, without waiting for its thread."""
         if self._loop is not None:
-            thread = threading.Thread(
-                target=variant.follower.stop, name="variant-stop", daemon=True
-            )
-            thread.start()
+            stop = variant.follower.stop
+            threading.Thread(target=stop, name="variant-stop", daemon=True).start()
 
 
 class CanaryRouter:
