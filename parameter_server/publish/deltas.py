@@ -1,8 +1,7 @@
 """Deltas: checksum, arrays, trace spans, and assembly of whole steps from the parts that shards publish.
 
-The log may repeat parts (a restarted shard publishes again), interleave shards, and hold other lines. The
-assembler yields a step only when all its parts are intact and it builds on the step before. Anything that
-waiting can't repair is a ``Gap``: load a snapshot.
+The log may repeat parts, interleave shards, and hold other lines. The assembler yields a step only when all
+its parts are intact and it builds on the step before. Anything that waiting can't repair is a ``Gap``.
 """
 
 import struct
@@ -108,11 +107,9 @@ class Gap:
 
 @dataclass
 class DeltaAssembler:
-    """Assembles the parts of one (line, epoch) into whole steps, in order, starting after ``step``.
-
-    ``patience``: later steps that may arrive before a missing one is a gap. Two are enough on an ordered log,
-    since shards are at most one step apart. A gap is final and frees all waiting parts.
-    """
+    """Assembles the parts of one (line, epoch) into whole steps, in order, starting after ``step``. A gap is
+    final. ``patience``: later steps that may arrive before a missing one is a gap; two are enough on an
+    ordered log, since shards are at most one step apart."""
 
     line: str
     epoch: int

@@ -5,8 +5,7 @@
     fp16     D float16, to nearest, ties to even; beyond ±65,504 that   2⁻¹¹ |x|, at least 2⁻²⁵
     int8     its scale s = max |x| / 127 as float32, then D int8        s / 2
 
-Rounding is a pure function of the row, so shard and replica agree on its published value. Dense parameters
-are float16 under int8 too: one scale for all of them would lose the small ones.
+Dense parameters are float16 under int8 too: one scale for all of them would lose the small ones.
 """
 
 # N rows, D dimension, S bytes of a row on the wire

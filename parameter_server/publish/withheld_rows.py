@@ -1,5 +1,4 @@
-"""Withheld rows of one table: last sent values and priorities of rows whose change waits for the byte
-budget."""
+"""Withheld rows of one table: last sent values and priorities of rows that wait for the byte budget."""
 
 # R withheld rows, N keys of a call, D dimension
 

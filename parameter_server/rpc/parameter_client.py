@@ -12,7 +12,7 @@ from typing import Final, NoReturn, Protocol
 
 import numpy as np
 
-from parameter_server.rpc.protocol import (  # fmt: skip
+from parameter_server.rpc.protocol import (
     Answer,
     AppliedQuery,
     Array,
@@ -22,8 +22,8 @@ from parameter_server.rpc.protocol import (  # fmt: skip
     Lookup,
     Refusal,
     Rewind,
+    exchange_frame,
 )
-from parameter_server.rpc.protocol import exchange as exchange_frame
 from parameter_server.shard.lanes import LaneGradients
 from parameter_server.shard.shard import Shard, ShardSpec, StepMismatch, part_of
 from parameter_server.table.dense import Vector

@@ -3,8 +3,7 @@
     [header length u32][body length u64][header][body]
 
 The header has the kind and shape of each array; the body holds them in order, little-endian, each padded to 8
-bytes. Sizes are checked before anything is allocated, so a broken or hostile peer gets an error, never a
-wrong array.
+bytes. Sizes are checked before anything is allocated.
 """
 
 import struct
@@ -194,7 +193,7 @@ def from_bytes(data: bytes) -> Frame:
     return decode(view[:header], bytearray(view[header:]))
 
 
-def exchange(
+def exchange_frame(
     generation: int, step: int, time_ms: int, lanes: Sequence[LaneGradients],
     next_keys: Mapping[str, NDArray[np.int64]] | None,
 ) -> Frame:  # fmt: skip

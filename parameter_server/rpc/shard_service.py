@@ -1,8 +1,8 @@
 """Request service of a shard over any transport: a barrier over lanes, and one reply per request.
 
-Several workers send their lanes of a step, each on its own thread. The step is learned once all lanes have
-arrived, and all are answered. Since a dead worker would block the others, each run of the workers has a
-generation: a newer one's hello releases threads of older ones with a refusal.
+A step is learned once all lanes, from several workers and threads, have arrived. Since a dead worker would
+block the others, each run of the workers has a generation: a newer one's hello releases threads of older ones
+with a refusal.
 """
 
 import hmac
@@ -13,7 +13,7 @@ from typing import Final
 
 import numpy as np
 
-from parameter_server.rpc.protocol import (  # fmt: skip
+from parameter_server.rpc.protocol import (
     Answer,
     AnyMessage,
     AppliedQuery,

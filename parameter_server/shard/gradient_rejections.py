@@ -1,8 +1,7 @@
 """Rejected gradients: the step's metrics name the shard and the lanes that they came from.
 
 ``Table.apply`` and ``Dense.apply`` ignore a summed gradient with a component that is not finite or beyond the
-bound. The metrics depend on the lanes alone and are written to the write-ahead file with the sum, so a delta
-published again has the same ones.
+bound. The metrics are written to the write-ahead file with the sum, so a repeated delta has the same ones.
 """
 
 from collections.abc import Mapping, Sequence

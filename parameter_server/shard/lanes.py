@@ -1,7 +1,6 @@
 """Gradients by lane and their sum over a step, which a shard applies and its write-ahead file stores.
 
-Floating-point addition depends on its order, so lanes are always added 0, 1, 2, … whichever worker sent them.
-That makes a step's result independent of the number of workers.
+Lanes are always added in order, so a step's result is independent of the number of workers.
 """
 
 from collections.abc import Mapping, Sequence
@@ -37,12 +36,9 @@ class RowGradients(NamedTuple):
 
 @dataclass(frozen=True)
 class LaneGradients:
-    """Gradients of one lane in one step. Only shard 0 reads ``dense`` and ``metrics``.
-
-    ``forget``: keys by table whose rows are removed with this step (a user asked to be forgotten). ``held``:
-    the step's rows are published with a later step. ``rate``: factor on the learning rates. The step's record
-    sets ``held`` and ``rate``, equally for all its lanes.
-    """
+    """Gradients of one lane in one step. Only shard 0 reads ``dense`` and ``metrics``. ``forget``: keys by
+    table whose rows are removed with this step. ``held``: the step's rows are published with a later step.
+    ``rate``: factor on the learning rates. ``held`` and ``rate`` are equal in all lanes of a step."""
 
     lane: int
     tables: Mapping[str, RowGradients] = field(default_factory=dict)
@@ -117,10 +113,8 @@ class StepSum:
 def add_lanes(
     step: int, time_ms: int, lanes: Sequence[LaneGradients], dims: Mapping[str, int]
 ) -> StepSum:
-    """Sums lanes in lane order, table by table in the order of ``dims``.
-
-    Raises ValueError for a table not in ``dims``, rows of another dimension, or several rates.
-    """
+    """Sums lanes in lane order, table by table in the order of ``dims``. Raises ValueError for a table not in
+    ``dims``, rows of another dimension, or several rates."""
     lanes = sorted(lanes, key=lambda lane: lane.lane)
     rate = _rate_of(step, lanes)
     named = {name for lane in lanes for name in (*lane.tables, *lane.forget)}

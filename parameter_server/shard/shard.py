@@ -1,8 +1,7 @@
 """Shard: one process's part of all tables, as a pure state machine over steps.
 
-Step *s* moves the state from "after s-1" to "after s" once: a repeated step is ignored, a gap is refused. One
-step of undo lets a shard that is a step ahead of a crashed sibling answer for "after s-1" while workers
-compute *s* again. ``parameter_server.storage.durable_shard`` adds files.
+A repeated step is ignored, a gap is refused. One step of undo lets a shard that is a step ahead of a crashed
+sibling answer for the step before while workers compute it again. ``storage.durable_shard`` adds files.
 """
 
 import hashlib
@@ -136,10 +135,8 @@ class Shard:
         self._undo: _Undo | None = None
 
     def lookup(self, step: int, keys: Mapping[str, Keys]) -> dict[str, Rows]:
-        """Rows by table after ``step``, in the order of the keys.
-
-        Raises StepMismatch unless ``step`` is the newest or, by undo, the one before it.
-        """
+        """Rows by table after ``step``, in the order of the keys. Raises StepMismatch unless ``step`` is the
+        newest or, by undo, the one before it."""
         undo = self._undo_for(step)
         for name in keys.keys() - self.tables.keys():
             raise ValueError(f"no table {name!r}; there are {', '.join(self.tables)}")

@@ -1,10 +1,9 @@
 """Durable shard: snapshots, write-ahead file and publication around the pure state machine.
 
 A step is logged, applied, answered and published, in this order, and published before the next step is
-logged. After any crash, snapshot and file restore the state bit for bit. Only the newest step's publication
-is in doubt: its delta is published again, identical, and consumers drop the repeat. The file reaches back to
-the newest *complete* snapshot, from which a shard starts; so each shard recovers on its own, and all to one
-step if needed.
+logged. After any crash, snapshot and file restore the state bit for bit; only the newest step's publication
+is in doubt: its delta is published again, identical. The file reaches back to the newest *complete* snapshot,
+so each shard recovers on its own, and all to one step if needed.
 """
 
 import logging
@@ -93,11 +92,8 @@ class DurableShard:
         self, step: int, time_ms: int, lanes: Sequence[LaneGradients], publish: bool = True
     ) -> None:
         """Logs and applies a step, unless already applied, and publishes its delta; without ``publish`` only
-        the previous step's, and its own waits for ``flush``.
-
-        Raises StepMismatch for a gap, and any error of writing or publishing; call it again after that. A
-        snapshot that such an error interrupted is completed first, while the state is still that of its step.
-        """
+        the previous step's, and its own waits for ``flush``. Raises StepMismatch for a gap, and any error of
+        writing or publishing; call it again after that: an interrupted snapshot is completed first."""
         with self._lock:
             self.flush()
             self._retry_snapshot()

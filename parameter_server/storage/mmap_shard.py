@@ -1,8 +1,7 @@
 """Shard over a memory-mapped snapshot: unchanged rows stay in the file.
 
-A part's full file is the base of each table; its increments are applied as changes. Dense parameters,
-sketches and withheld rows are read into memory. The snapshot may be pruned meanwhile: a mapped file stays
-readable. Nothing writes to it.
+A part's full file is the base of each table; its increments are applied as changes. All else is read into
+memory. The snapshot may be pruned meanwhile: a mapped file stays readable.
 """
 
 import json
@@ -46,11 +45,8 @@ def open_mmap_shard(
 
 
 def map_arrays(path: Path, wanted: Callable[[str], bool]) -> dict[str, NDArray[Any]]:
-    """Read-only views of the ``wanted`` int64 or float32 arrays of a safetensors file.
-
-    The file is the header's length (8 bytes, little-endian), the JSON header, then the data, to which
-    ``data_offsets`` refer. Raises ValueError for other types.
-    """
+    """Read-only views of the ``wanted`` int64 or float32 arrays of a safetensors file: the header's length (8
+    bytes, little-endian), the JSON header, then the data. Raises ValueError for other types."""
     with path.open("rb") as file:
         data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     begin = 8 + int.from_bytes(data[:8], "little")

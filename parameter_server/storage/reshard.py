@@ -1,9 +1,8 @@
 """Change of the number of shards: re-partitions the old shards' state before the new ones start.
 
 The old shards are recovered from the newest snapshot and their write-ahead files, up to the last step that
-all of them logged, with the settings stored in these files. Their state becomes a snapshot of that step in
-the new number of parts, from which the new shards start: nothing is learned again or sent differently to
-replicas. The old files are deleted last, so a kill at any time leaves the old or the new shards.
+all of them logged, with the settings stored in these files. Their state becomes a snapshot in the new number
+of parts. The old files are deleted last, so a kill at any time leaves the old or the new shards.
 """
 
 import re

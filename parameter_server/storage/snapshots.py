@@ -2,12 +2,9 @@
 
     FOLDER/LINE/EPOCH-STEP/part-00000-of-00002/{arrays.safetensors, manifest.json}
 
-A part is written to a temporary folder and renamed, hence atomic; its manifest holds the SHA-256 of its
-arrays. A snapshot is complete when all parts exist. Weights are safetensors: reading runs no code.
-
-Most parts are increments on the snapshot before. The files that they build on are hard-linked into their
-folder, so snapshots are independent of each other and no byte is stored twice. A full part follows some
-increments.
+A part is written to a temporary folder and renamed, hence atomic. A snapshot is complete when all parts
+exist. Most parts are increments on the snapshot before. The files that they build on are hard-linked into
+their folder, so snapshots are independent of each other. A full part follows some increments.
 """
 
 import json
@@ -209,12 +206,9 @@ def sync_snapshot(folder: Path, line: str, epoch: int, step: int) -> None:
 
 
 def prune(folder: Path, line: str, keep: int, epoch: int | None = None) -> list[str]:
-    """Removes snapshots older than the ``keep`` newest complete ones; returns their names.
-
-    If all of these build on one full file, the newest one with another full file stays as a spare. The newest
-    of each of the two epochs before stays for a rollback. Epochs later than ``epoch`` aren't counted or
-    removed.
-    """
+    """Removes snapshots older than the ``keep`` newest complete ones; returns their names. If all of these
+    build on one full file, the newest one with another full file stays. The newest of each of the two epochs
+    before stays for a rollback. Epochs later than ``epoch`` aren't counted or removed."""
     if keep < 1:
         raise ValueError(f"keep is {keep}, expected at least 1")
     complete = [
@@ -325,10 +319,8 @@ def _number(version: Path) -> tuple[int, int]:
 
 
 def _parts(version: Path) -> int:
-    """Number of parts that a snapshot should have, by its parts' names: the highest complete count.
-
-    A snapshot repeated after a change of the number of shards holds parts of both counts.
-    """
+    """Number of parts that a snapshot should have: the highest complete count, since a snapshot repeated
+    after a change of the number of shards holds parts of both counts."""
     names = [path.name.split("-") for path in version.glob("part-*-of-*")]
     counts = sorted({int(name[3]) for name in names})
     complete = [n for n in counts if sum(int(name[3]) == n for name in names) == n]

@@ -57,9 +57,7 @@ class Wal:
 
     def append(self, step: int, payload: bytes) -> None:
         """Appends the step after the last (any step to an empty file). On return the record survives a crash
-        of the process (``sync``: also a power cut). If writing fails, the record is removed and the error
-        raised.
-        """
+        of the process. If writing fails, the record is removed and the error raised."""
         last = self._offsets[-1][0] if self._offsets else step - 1
         assert step == last + 1, (
             f"{self.path} ends with step {last}: step {step} would be cut at the next start"

@@ -59,11 +59,9 @@ class Dense:
         self._t = 0
 
     def apply(self, gradient: Vector, rate: float = 1.0) -> bool:
-        """Applies a summed gradient (P,). ``rate``: factor on the learning rate.
-
-        Returns False and changes nothing if the gradient doesn't ``fit``: one bad number would stay in m and
-        v for ever. Replaces ``values`` and ``averaged`` by new arrays, so earlier readers keep theirs.
-        """
+        """Applies a summed gradient (P,). ``rate``: factor on the learning rate. Returns False and changes
+        nothing if the gradient doesn't ``fit``. Replaces ``values`` and ``averaged`` by new arrays, so
+        earlier readers keep theirs."""
         if gradient.shape != self.values.shape:
             raise ValueError(
                 f"dense gradient has shape {gradient.shape}, expected {self.values.shape}: "

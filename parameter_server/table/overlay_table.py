@@ -1,9 +1,8 @@
 """Copy-on-write table over the read-only rows of a snapshot.
 
 Most rows of a candidate never change while it is judged, so they are read from the snapshot's mapped file
-through an index of four bytes a cell. A row is copied before its first change; after that, or once removed,
-the snapshot's row is ignored. Otherwise it behaves as ``Table``: same steps, same lookups, exports and
-digests, bit for bit. The file's bytes stay until the snapshot is removed.
+through an index of four bytes a cell. A row is copied before its first change. Otherwise it behaves as
+``Table``: same steps, lookups, exports and digests, bit for bit.
 """
 
 # N keys in a batch, D dimension, R rows of the snapshot, H cells of its index
@@ -147,11 +146,8 @@ class BaseRows:
 
 
 class OverlayTable(Table):
-    """``Table`` whose unchanged rows are those of a base. Each key has its row in one of the two.
-
-    At the budget, rows to evict are copied first, few at once. The budget counts all rows as if in memory, so
-    the same rows are evicted as in a ``Table``.
-    """
+    """``Table`` whose unchanged rows are those of a base. Each key has its row in one of the two. The budget
+    counts all rows as if in memory, so the same rows are evicted as in a ``Table``; they are copied first."""
 
     def __init__(
         self,

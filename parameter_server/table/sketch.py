@@ -1,12 +1,9 @@
 """Admission sketch: counts sightings in bounded memory, to give rows only to ids seen often enough.
 
 A count-min sketch (Cormode, Muthukrishnan 2005) in blocks of 64 one-byte cells, so a sighting costs one cache
-line. An estimate is at least the count since its block was last halved, and higher where ids collide: an id
-may get its row early, never another id's row. A block is halved before collisions become common, so ids seen
-once are forgotten and ids seen again soon count.
-
-Blocks are ranges of the same hash that shards are ranges of. A table's sketch has the same bits for any
-number of shards that divides the number of blocks.
+line. An estimate is at least the count since its block was last halved, and higher where ids collide. A block
+is halved before collisions become common. Blocks are ranges of the same hash that shards are ranges of: a
+table's sketch has the same bits for any number of shards that divides the number of blocks.
 """
 
 # K blocks of one shard, N keys in a batch

@@ -54,10 +54,8 @@ def table_seed(seed: int, table: str) -> int:
 
 
 def initial_rows(config: TableConfig, seed: int, keys: Keys) -> Rows:
-    """Initial rows (N, D): uniform in ±initial, a pure function of (seed, table, key).
-
-    Equal to ``(2 · uniforms(table_seed, keys, D) - 1) · initial`` of ``recsys.events.hashing``.
-    """
+    """Initial rows (N, D): uniform in ±initial, a pure function of (seed, table, key), equal to
+    ``(2 · uniforms(table_seed, keys, D) - 1) · initial`` of ``recsys.events.hashing``."""
     keys = as_keys(keys)
     out = np.zeros((len(keys), config.dim), np.float32)
     if config.initial:
@@ -170,11 +168,8 @@ class Table:
         rate: float = 1.0,
     ) -> Applied:
         """Applies summed gradients (N, D) of distinct keys; ``counts``: number of examples of each. ``rate``:
-        factor on the table's learning rate.
-
-        At the budget, evicts the least recently used rows, none of this batch. If new ids still don't fit,
-        the last ones of the batch get no row.
-        """
+        factor on the table's learning rate. At the budget, evicts the least recently used rows, none of this
+        batch; if new ids still don't fit, the last ones of the batch get no row."""
         keys, gradients = as_keys(keys), as_rows(gradients)
         if gradients.shape != (len(keys), self.config.dim):
             raise ValueError(

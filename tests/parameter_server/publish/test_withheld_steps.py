@@ -6,7 +6,7 @@ import pytest
 from parameter_server.publish.deltas import DeltaAssembler, StepDelta
 from parameter_server.publish.rounding import digest_of_rows
 from parameter_server.rpc.parameter_client import LocalClient, fresh_shards
-from parameter_server.rpc.protocol import exchange, read_exchange
+from parameter_server.rpc.protocol import exchange_frame, read_exchange
 from parameter_server.shard.lanes import LaneGradients, StepSum
 from parameter_server.shard.shard import Shard
 from parameter_server.table.table import table_seed
@@ -99,7 +99,7 @@ def test_after_a_step_that_is_not_held_replicas_are_where_they_would_be() -> Non
 
 def test_it_is_part_of_the_step_wherever_that_is_written_down() -> None:
     lane = LaneGradients(0, held=True)
-    lanes, _ = read_exchange(exchange(1, 1, 0, [lane], None))
+    lanes, _ = read_exchange(exchange_frame(1, 1, 0, [lane], None))
     assert lanes[0].held
     total = StepSum(3, 4, {}, None, {}, {}, True)
     assert StepSum.decode(total.encode()) == total

@@ -13,7 +13,7 @@ from parameter_server.rpc.protocol import (  # fmt: skip
     Lookup,
     ProtocolError,
     encode,
-    exchange,
+    exchange_frame,
     from_bytes,
     read_exchange,
     sizes,
@@ -42,7 +42,7 @@ def through(frame):
 
 def test_an_exchange_comes_through_whole():
     keys = {"features": np.array([3, -1, 3]), "items": np.empty(0, np.int64)}
-    frame = through(exchange(4, 9, 123, lanes(), keys))
+    frame = through(exchange_frame(4, 9, 123, lanes(), keys))
     message = frame.message
     assert (message.generation, message.step, message.time_ms) == (4, 9, 123)
     got, next_keys = read_exchange(frame)
@@ -53,7 +53,7 @@ def test_an_exchange_comes_through_whole():
             assert column.dtype == other.dtype and (column == other).all() and len(column)
     assert (got[2].lane, got[2].metrics) == (2, {"loss": 0.25})
     assert (got[2].dense == DENSE).all() and got[2].forget["items"].tolist() == [7, 8]
-    assert read_exchange(through(exchange(4, 9, 1, [], None)))[1] is None
+    assert read_exchange(through(exchange_frame(4, 9, 1, [], None)))[1] is None
 
 
 @given(
@@ -73,7 +73,7 @@ def test_arrays_come_back_bit_for_bit_and_aligned(shapes):
 @settings(max_examples=300, deadline=None)
 @given(st.integers(0, 10**6), st.integers(1, 255), st.booleans())
 def test_broken_messages_are_errors_and_never_wrong_shapes(spot, flip, cut):
-    data = bytearray(b"".join(encode(exchange(4, 9, 1, lanes(), {"items": np.arange(5)}))))
+    data = bytearray(b"".join(encode(exchange_frame(4, 9, 1, lanes(), {"items": np.arange(5)}))))
     spot %= len(data)
     if cut:
         del data[spot:]

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from parameter_server.rpc.parameter_client import LocalClient, route_lanes
-from parameter_server.rpc.protocol import LaneHead, exchange, read_exchange
+from parameter_server.rpc.protocol import LaneHead, exchange_frame, read_exchange
 from parameter_server.shard.lanes import LaneGradients, StepSum, add_lanes
 from parameter_server.shard.shard import digest_of_shards
 from parameter_server.table.dense import Dense
@@ -80,7 +80,7 @@ def test_rows_and_dense_parameters_move_as_many_times_as_far_and_remember_the_sa
 
 def test_it_is_part_of_the_step_wherever_that_is_written_down():
     lane = LaneGradients(0, rate=2.5)
-    lanes, _ = read_exchange(exchange(1, 1, 0, [lane], None))
+    lanes, _ = read_exchange(exchange_frame(1, 1, 0, [lane], None))
     assert lanes[0].rate == 2.5
     assert [own[0].rate for own in route_lanes([lane], 2)] == [2.5, 2.5]
     total = add_lanes(3, 4, [lane, LaneGradients(1, rate=2.5)], {})
