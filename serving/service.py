@@ -16,6 +16,7 @@ from typing import Any, Final
 
 import msgspec
 
+from recsys.clock import wall_ms
 from recsys.config.system_config import Config
 from recsys.events.event_types import encode
 from recsys.events.hashing import Id, partition_of
@@ -60,7 +61,7 @@ class Service:
         config: Config,
         log: Log,
         sessions: SessionReader,
-        now_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000,
+        now_ms: Callable[[], int] = wall_ms,
         shards: RetrievalClient | None = None,
         traces: SwipeTraces | None = None,
     ) -> None:

@@ -10,6 +10,7 @@ from typing import Final
 
 import msgspec
 
+from recsys.clock import wall_ms
 from recsys.config.system_config import Config
 from recsys.features.feature_set_file import feature_set
 from recsys.log.protocol import Log
@@ -46,7 +47,7 @@ class RetrievalService:
 
     def __init__(
         self, config: Config, log: Log, shard: int, shards: int,
-        now_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000,
+        now_ms: Callable[[], int] = wall_ms,
     ) -> None:  # fmt: skip
         self.log = log
         self.shard = RetrievalShard(feature_set(config), config, shard, shards)

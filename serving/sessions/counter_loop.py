@@ -13,6 +13,7 @@ from typing import Final
 import msgspec
 import numpy as np
 
+from recsys.clock import wall_ms
 from recsys.config.system_config import Config
 from recsys.events.event_types import Engagement, Impression
 from recsys.events.records import EVENTS, ITEM_STATE, ItemState, pack
@@ -59,7 +60,7 @@ class CounterLoop:
         log: Log,
         features: FeatureSet,
         state: PartState | None = None,
-        now_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000,
+        now_ms: Callable[[], int] = wall_ms,
     ) -> None:
         self._log, self._features, self._now_ms = log, features, now_ms
         self._state = state

@@ -54,7 +54,7 @@ class SessionLoop:
         store: FoldStore,
         features: FeatureSet,
         seen: int = 500,
-        now_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000,
+        now_ms: Callable[[], int] = wall_ms,
         tracer: Tracer | None = None,
     ) -> None:
         self._log, self._store, self._features = log, store, features
