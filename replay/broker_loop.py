@@ -8,7 +8,7 @@ process bit for bit; a difference is a fault of an adapter.
 
 import secrets
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
@@ -18,7 +18,7 @@ from typing import Any
 
 from parameter_server.publish.deltas import StepDelta
 from parameter_server.rpc.parameter_client import ShardedClient, hello
-from parameter_server.rpc.parameter_client import Worker as WorkerId
+from parameter_server.rpc.parameter_client import WorkerId
 from parameter_server.rpc.shard_service import ShardService
 from parameter_server.rpc.transport import SocketChannel, SocketServer
 from parameter_server.shard.shard import ShardSpec, digest_of_shards, part_of
@@ -34,7 +34,7 @@ from recsys.model.model import build_model
 from recsys.process.open_log import create_topics, open_log
 from replay.datasets.dataset import Dataset
 from replay.player import Player
-from replay.replay_run import ReplayOptions, ReplayResult, config_for, replay_with
+from replay.replay_run import Progress, ReplayOptions, ReplayResult, config_for, replay_with
 from replay.warmup import record_of
 from serving.replica.replica import Replica
 from serving.replica.state_reader import StateReader
@@ -220,7 +220,7 @@ class BrokerPlayer(Player):
 
 
 def replay_through_broker(
-    dataset: Dataset, options: ReplayOptions, progress: Callable[[Iterator[Event]], Iterator[Event]]
+    dataset: Dataset, options: ReplayOptions, progress: Progress
 ) -> ReplayResult:
     """Replays through real parts in a temporary folder.
 

@@ -1,8 +1,6 @@
 """Caches the examples of a data set for an offline job; the server is replayed over it, as for `recsys
 replay`."""
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 
 from parameter_server.publish.deltas import StepDelta
@@ -14,24 +12,17 @@ from recsys.features.feature_set import FeatureSet
 from replay.datasets.dataset import Dataset
 from replay.direct_loop import Joiners
 from replay.player import Player
-from replay.replay_run import ReplayOptions, with_warm_up
+from replay.replay_run import Progress, ReplayOptions, with_warm_up
 from training.offline.cache import Cache, CacheWriter
 
-Progress = Callable[[Iterator[Event]], Iterator[Event]]
 _AT_ONCE = 1_024
 
 
-@dataclass
 class JoinLoop:
     """Loop behind the log without a trainer: events in, examples to a cache. It learns nothing."""
 
-    config: Config
-    labels: tuple[str, ...]
-    writer: CacheWriter
-    joiners: Joiners = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.joiners = Joiners(self.config.log.partitions, self.labels, self.config.join)
+    def __init__(self, config: Config, labels: tuple[str, ...], writer: CacheWriter) -> None:
+        self.joiners, self._writer = Joiners(config.log.partitions, labels, config.join), writer
         self._waiting: list[Example] = []
         self._times: list[int] = []
         self._now_ms = 0
@@ -52,7 +43,7 @@ class JoinLoop:
 
     def flush(self) -> None:
         """Writes the buffered examples."""
-        self.writer.add(self._waiting, self._times)
+        self._writer.add(self._waiting, self._times)
         self._waiting, self._times = [], []
 
 

@@ -69,7 +69,6 @@ class Crowd:
         self._items = world.items(now_ms) if publish else []
         self._publish, self._published_ms = publish, now_ms
         self.late_ms = 0  # lag of the oldest due event
-        self.left_early = 0
 
     @property
     def inside(self) -> int:
@@ -131,7 +130,6 @@ class Crowd:
             return 0
         if self.late_ms > _LATE_MS and viewer.shown:
             viewer.leave()
-            self.left_early += 1
             return 0
         if len(work.lists) >= max_lists:
             viewer.failed(now_ms, again_ms=50)

@@ -23,9 +23,9 @@ _HOUR_MS: Final = 3_600_000
 _MOOD_MS: Final = _HOUR_MS // 2
 _DRIFT_MS: Final = 12 * _HOUR_MS
 _TREND_MS: Final = 6 * _HOUR_MS
-_CLUSTERS: Final = 8  # people of one share half of their taste, so there is something to transfer
-_AGES_OF_A_CLUSTER: Final = 3
-_AGES: Final = ("13-17", "18-24", "25-34", "35-44", "45-54", "55-64", "65+", "unknown")
+CLUSTERS: Final = 8  # people of one share half of their taste, so there is something to transfer
+AGES_OF_A_CLUSTER: Final = 3
+AGES: Final = ("13-17", "18-24", "25-34", "35-44", "45-54", "55-64", "65+", "unknown")
 # P(kind | long view) at an average taste, and the mean delay after the view in ms.
 AFTER: Final = {
     "click": (0.30, 0.0),
@@ -138,8 +138,8 @@ class World:
 
     def user(self, user_id: Id) -> User:
         """A profile; it reveals a little of the taste, since each age favours some clusters."""
-        age = (self._cluster(user_id) + self._pick(_AGES_OF_A_CLUSTER, "age", user_id)) % len(_AGES)
-        return User(time_ms=self.start_ms, user_id=user_id, fields={"age_band": _AGES[age]})
+        age = (self._cluster(user_id) + self._pick(AGES_OF_A_CLUSTER, "age", user_id)) % len(AGES)
+        return User(time_ms=self.start_ms, user_id=user_id, fields={"age_band": AGES[age]})
 
     def know(self, item_id: Id, fields: Mapping[str, Any]) -> None:
         """Registers an item by its fields: by its tags, else its author, else its id."""
@@ -181,11 +181,6 @@ class World:
         return 0.6 * _normal(self.seed, "cluster", cluster, tag) + self.trend * _turning(
             self.seed, time_ms, _TREND_MS, "trend", tag
         )
-
-    def clusters_of(self, age_band: str) -> list[int]:
-        """Clusters that people of an age band may belong to, equally likely."""
-        age = _AGES.index(age_band)
-        return [(age - older) % _CLUSTERS for older in range(_AGES_OF_A_CLUSTER)]
 
     def traits(self, item_id: Id) -> Traits:
         """Traits of an item; an unregistered one gets traits of its own."""
@@ -253,7 +248,7 @@ class World:
         ]
 
     def _cluster(self, user_id: Id) -> int:
-        return self._pick(_CLUSTERS, "cluster", user_id)
+        return self._pick(CLUSTERS, "cluster", user_id)
 
     def _pick(self, among: int, *ids: Id) -> int:
         return int(uniform(self.seed, *ids) * among)

@@ -5,11 +5,10 @@ from pathlib import Path
 from typing import Annotated, Final
 
 import typer
-from rich.console import Console
 from typer import Argument, Option
 
 from recsys.events.control_records import Decision
-from runtime.cli.common import JsonOption, RegistryOption, StateOption, print_json, with_system
+from runtime.cli.common import JsonOption, RegistryOption, StateOption, show, with_system
 from runtime.jobs import director_requests
 from runtime.reports.candidate_table import CandidateView
 from training.candidates import rollback_impact
@@ -28,13 +27,10 @@ def shadow(
     intervals are valid at every look.
     """
     with with_system(state) as (config, log):
-        view, console = CandidateView(log, config), Console()
+        view = CandidateView(log, config)
         while True:
             rows = view.turn()
-            if json:
-                print_json(rows)
-            else:
-                console.print(view.table(rows))
+            show(rows, json, lambda rows: [view.table(rows)])
             if not watch:
                 return
             time.sleep(_REFRESH_S)

@@ -1,7 +1,7 @@
 """Options, error handling and output that several commands share."""
 
 import inspect
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import msgspec
 import typer
+from rich.console import Console
 from typer import Option
 
 from recsys.log.protocol import Log, LogLost, LogUnavailable
@@ -61,13 +62,16 @@ def print_json(value: Any) -> None:
     typer.echo(msgspec.json.format(msgspec.json.encode(value), indent=2))
 
 
-def show(value: Any, json: bool, lines: Callable[[Any], Sequence[str]]) -> None:
-    """Prints a value as JSON, or as the lines that ``lines`` makes of it."""
+def show(value: Any, json: bool, lines: Callable[[Any], Iterable[Any]]) -> None:
+    """Prints a value as JSON, or as the lines and tables that ``lines`` makes of it."""
     if json:
         print_json(value)
         return
     for line in lines(value):
-        typer.echo(line)
+        if isinstance(line, str):
+            typer.echo(line)
+        else:
+            Console().print(line)
 
 
 def check_folders(*files: Path | None) -> None:

@@ -5,18 +5,15 @@ from typing import Annotated
 
 import msgspec
 import typer
-from rich.console import Console
 from typer import Argument, Option
 
 from experiments.assignment.definition import read_experiments
 from experiments.statistics.revision import parse_each
 from recsys.clock import wall_ms
 from recsys.config.system_config import Config
-from recsys.events.control_records import Control, ExperimentRequest
-from recsys.events.records import CONTROL
+from recsys.events.control_records import ExperimentRequest
 from recsys.features.feature_set_file import FEED_SCHEMA, labels_of
-from recsys.process.log_consumer import readable
-from runtime.cli.common import JsonOption, StateOption, exit_on, fail, print_json, with_system
+from runtime.cli.common import JsonOption, StateOption, exit_on, fail, show, with_system
 from runtime.jobs.director_requests import (
     check_startable,
     find_experiment,
@@ -25,19 +22,16 @@ from runtime.jobs.director_requests import (
 )
 from runtime.reports.experiment_page import page
 from runtime.reports.experiment_power import power_from_log, power_from_numbers
-from runtime.reports.experiment_summary import read_report, start_ms, summary_row
+from runtime.reports.experiment_summary import read_interleaving, read_report, summary_row
 from runtime.reports.experiment_table import list_table, power_table, report_tables
-from runtime.reports.interleaving_report import read_interleaving
 from training.candidates.director import CONFIGS
 
 NameArgument = Annotated[str, Argument(help="Name of the experiment.")]
 
-experiment = typer.Typer(add_completion=False, no_args_is_help=True)
-
-
-@experiment.callback()
-def _experiment() -> None:
-    """Manages experiments: YAML files whose arms change the policy, evaluated by user behaviour."""
+experiment = typer.Typer(
+    help="Manages experiments: YAML files whose arms change the policy, evaluated by user behaviour.",
+    add_completion=False, no_args_is_help=True,
+)  # fmt: skip
 
 
 @experiment.command("list")
@@ -49,10 +43,7 @@ def list_(state: StateOption = Path("state"), json: JsonOption = False) -> None:
         rows = [summary_row(experiment, revision) for experiment in experiments]
         for name, why in unreadable.items():
             fail(f"{name} can't be read: {why}")
-        if json:
-            print_json(rows)
-        else:
-            Console().print(list_table(rows, revision.revision))
+        show(rows, json, lambda _: [list_table(rows, revision.revision)])
 
 
 @experiment.command()
@@ -107,10 +98,7 @@ def power(
                         "interleaving` for how many lists it takes"
                     )
                 answer = power_from_log(log, labels_of(config), experiment, metric, effect, wanted)
-    if json:
-        print_json(answer)
-    else:
-        Console().print(power_table(answer))
+    show(answer, json, lambda _: [power_table(answer)])
 
 
 @experiment.command()
@@ -160,15 +148,11 @@ def report(
         if experiment.interleaves:
             if html is not None:
                 raise ValueError(f"{name} is an interleaving, which has no page: leave --html out")
-            began_ms = start_ms(readable(log, CONTROL, Control), name)
-            values, lines = read_interleaving(log, config, labels_of(config), experiment, began_ms)
+            values, lines = read_interleaving(log, config, experiment)
         else:
             readout, notes = read_report(log, config, experiment)
             if html is not None:
                 html.write_text(page(readout, notes), "utf-8")
             values = {**msgspec.to_builtins(readout), "notes": notes}
             lines = list(report_tables(readout, notes))
-        if json:
-            print_json(values)
-        else:
-            Console().print(*lines, sep="\n")
+        show(values, json, lambda _: lines)

@@ -5,13 +5,15 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
+from rich.table import Table
 from typer import Argument, Option
 
-from runtime.cli.common import JsonOption, exit_on, print_json
+from runtime.cli.common import JsonOption, exit_on
+from runtime.cli.common import show as show_
 from runtime.reports.candidate_list import describe_candidate, diff_candidates, list_candidates
 from runtime.reports.tables import plain_table
 from training.candidates.registry import Refused
+from training.candidates.registry_diff import Diff
 
 models = typer.Typer(
     help="Lists, shows and compares candidates.", no_args_is_help=True, add_completion=False
@@ -20,25 +22,10 @@ Folder = Annotated[Path, Option("--registry", help="Candidate registry.")]
 Name = Annotated[str, Argument(help="A candidate's name, as `list` prints it.")]
 
 
-@models.callback()
-def _models() -> None:
-    """Makes the app a group; typer would otherwise run a single command directly."""
-
-
 @models.command("list")
 def list_(registry: Folder = Path("registry"), json: JsonOption = False) -> None:
     """Lists all candidates, the newest last; unreadable ones with the reason."""
-    rows = list_candidates(registry)
-    if json:
-        return print_json(rows)
-    if not rows:
-        typer.echo(f"no candidates in {registry}; `recsys offline` makes one")
-        return
-    keys = ("name", "kind", "model", "learned", "examples", "epochs", "auc", "log_loss", "parents")
-    _print_table(
-        ("candidate", "kind", "model", "learned", "examples", "epochs", "AUC", "log loss", "from"),
-        ([_cell(row, key) for key in keys] for row in rows),
-    )
+    show_(list_candidates(registry), json, lambda rows: _list_lines(registry, rows))
 
 
 @models.command()
@@ -46,11 +33,7 @@ def show(name: Name, registry: Folder = Path("registry"), json: JsonOption = Fal
     """Shows a candidate's provenance and tables, and verifies its digests."""
     with exit_on(Refused):
         values = describe_candidate(registry, name)
-    if json:
-        return print_json(values)
-    tables = values.pop("tables")
-    _print_table(("", ""), [(key, _text(value)) for key, value in _flat(values).items()])
-    _print_table(("table", "rows", "dim"), [(t, *sizes.values()) for t, sizes in tables.items()])
+    show_(values, json, _candidate_lines)
 
 
 @models.command()
@@ -58,21 +41,36 @@ def diff(a: Name, b: Name, registry: Folder = Path("registry"), json: JsonOption
     """Compares two candidates: data, configuration, metrics, rows, dense parameters."""
     with exit_on(Refused):
         difference = diff_candidates(registry, a, b)
-    if json:
-        return print_json(difference)
+    show_(difference, json, lambda _: _difference_lines(a, b, difference))
+
+
+def _list_lines(registry: Path, rows: list[dict[str, Any]]) -> list[Any]:
+    if not rows:
+        return [f"no candidates in {registry}; `recsys offline` makes one"]
+    keys = ("name", "kind", "model", "learned", "examples", "epochs", "auc", "log_loss", "parents")
+    columns = ("candidate", *keys[1:6], "AUC", "log loss", "from")
+    return [_table(columns, ([_cell(row, key) for key in keys] for row in rows)), ""]
+
+
+def _candidate_lines(values: dict[str, Any]) -> list[Any]:
+    tables = values.pop("tables")
+    facts = [(key, _text(value)) for key, value in _flat(values).items()]
+    sizes = [(table, *sizes.values()) for table, sizes in tables.items()]
+    return [_table(("", ""), facts), "", _table(("table", "rows", "dim"), sizes), ""]
+
+
+def _difference_lines(a: str, b: str, difference: Diff) -> list[Any]:
     fields = [(name, _text(x), _text(y)) for name, (x, y) in difference.fields.items()]
-    _print_table(("differs", a, b), fields)
-    _print_table(
-        ("table", "rows", "rows", "only first", "only second", "distance"),
-        [
-            (name, t.rows_a, t.rows_b, t.only_a, t.only_b, _text(t.distance))
-            for name, t in difference.tables.items()
-        ],
-    )
-    typer.echo(
+    columns = ("table", "rows", "rows", "only first", "only second", "distance")
+    tables = [
+        (name, t.rows_a, t.rows_b, t.only_a, t.only_b, _text(t.distance))
+        for name, t in difference.tables.items()
+    ]
+    about = (
         "distance is the mean of |a - b| / max(|a|, |b|) over rows in both; of dense parameters: "
         f"{_text(difference.dense)}"
     )
+    return [_table(("differs", a, b), fields), "", _table(columns, tables), "", about]
 
 
 def _cell(row: dict[str, Any], key: str) -> Any:
@@ -96,6 +94,5 @@ def _text(value: Any) -> str:
     return f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
-def _print_table(columns: tuple[str, ...], rows: Iterable[Sequence[Any]]) -> None:
-    Console().print(plain_table(columns, rows, fold=columns))
-    typer.echo("")
+def _table(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> Table:
+    return plain_table(columns, rows, fold=columns)

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from runtime.cli.common import JsonOption, exit_on, options_from, print_json
+from runtime.cli.common import JsonOption, exit_on, options_from, show
 from runtime.jobs.offline_options import OfflineOptions
 
 
@@ -10,7 +10,7 @@ from runtime.jobs.offline_options import OfflineOptions
 def offline(json: JsonOption = False, **values: Any) -> None:
     """Trains a candidate, with early stopping on the last day. An interrupted job is continued."""
     from runtime.jobs.offline_job import run
-    from runtime.reports.offline_progress import print_summary
+    from runtime.reports.offline_progress import summary_table
 
     options = OfflineOptions(**values)
     with exit_on(ValueError), exit_on(RuntimeError, status=1):
@@ -19,7 +19,4 @@ def offline(json: JsonOption = False, **values: Any) -> None:
         from runtime.cli.candidates import propose_to
 
         propose_to(options.propose, result["candidate"], options.registry_folder)
-    if json:
-        print_json(result)
-    else:
-        print_summary(result)
+    show(result, json, lambda _: [summary_table(result)])

@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.live import Live
 from typer import Option
 
-from recsys.config.loader import ConfigError
+from recsys.config.loader import ConfigError, load
 from recsys.config.policy_config import check_rules, check_weights
 from recsys.config.system_config import Config, digest
 from recsys.events.field_schema import CATEGORICAL
@@ -46,8 +46,6 @@ def up(
     only: Annotated[str, Option(help="Only these parts (a,b) and dependencies.")] = "",
 ) -> None:
     """Starts and supervises all parts. Ctrl-C or `recsys down` stops the system."""
-    from recsys.config.loader import load
-
     settings = load(config)
     if state is not None:
         settings = replace(settings, state=str(state))

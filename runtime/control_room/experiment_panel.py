@@ -12,7 +12,7 @@ from typing import Any, Final
 import msgspec
 
 from experiments.assignment.definition import Experiment
-from experiments.statistics.readout import Readout
+from experiments.statistics.readout import MetricEffect
 from experiments.statistics.revision import STOPPED, parse_each
 from recsys.clock import wall_ms
 from recsys.config.system_config import Config
@@ -171,13 +171,12 @@ def _report(fold: ExperimentFold) -> dict[str, Any]:
         "arms": [msgspec.to_builtins(arm) for arm in readout.arms],
         "ratio_p": readout.sample_ratio.p,
         "alarm": readout.sample_ratio.alarm,
-        "lines": [_line(readout, number) for number in range(len(readout.lines))],
+        "lines": [_line(line) for line in readout.lines],
         "notes": notes_of(fold, readout),
     }
 
 
-def _line(readout: Readout, number: int) -> dict[str, Any]:
-    line = readout.lines[number]
+def _line(line: MetricEffect) -> dict[str, Any]:
     effect = line.effect
     return {
         "metric": line.metric, "role": line.role, "arm": line.arm, "said": line.said, "p": line.p,

@@ -13,12 +13,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Final
 
+import msgspec
 import typer
 from rich.console import Console
 from typer import Option
 
+from recsys.config.loader import load
 from recsys.config.system_config import Config
 from runtime.cli.common import fail
+from runtime.cli.up import log_url
 from runtime.demo import demo_data
 from runtime.demo.demo_system import NotReady, check_lost, running_system
 from runtime.reports.status_table import dashboard_address
@@ -67,9 +70,6 @@ def _interrupt(*_: object) -> None:
 
 
 def _settings(state: Path, log: str) -> Config:
-    from recsys.config.loader import load
-    from runtime.cli.up import log_url
-
     settings = load("laptop")
     return replace(
         settings, state=str(state.resolve()), log=replace(settings.log, url=log_url(log))
@@ -113,8 +113,6 @@ def _status_line(status: dict[str, Any]) -> str:
 
 def _check(state: Path | None, log: str, limit: int, json: Path | None) -> int:
     """Prints the verdict; returns 0 where every bar is met. All other output goes to stderr."""
-    import msgspec
-
     from runtime.demo.check_run import run_check
 
     began = time.monotonic()

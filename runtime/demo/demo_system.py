@@ -13,6 +13,8 @@ from recsys.features.feature_set import FeatureSet
 from recsys.features.feature_set_file import feature_set, write_feature_set
 from recsys.process.open_log import open_log
 from replay import warmup
+from runtime.cli.system import end
+from runtime.cli.up import start
 from runtime.demo import demo_data
 from runtime.supervision import launch_plan, run_file
 from runtime.supervision.processes import alive
@@ -31,8 +33,6 @@ def running_system(
     settings: Config, viewers: float, limit: int, console: Console, control_room: bool = False
 ) -> Iterator[None]:
     """Context with a running, warm system. Ends it on exit, unless it ran before."""
-    from runtime.cli.up import start
-
     state = Path(settings.state)
     running = run_file.read(state)
     starts_system = running is None or not alive(running.supervisor)
@@ -127,8 +127,6 @@ def check_lost(lost: Mapping[str, str]) -> None:
 
 def _stop(state: Path, console: Console) -> None:
     """Ends the folder's system, also one whose supervisor is only just starting."""
-    from runtime.cli.system import end
-
     for _ in range(50):
         with contextlib.suppress(KeyboardInterrupt):
             end(state, console)

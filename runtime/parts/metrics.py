@@ -47,18 +47,15 @@ class Server:
 
             def do_GET(self) -> None:
                 if self.path.partition("?")[0] != "/metrics":
-                    return self._answer(404, b"/metrics\n")
+                    return self.send_error(404, explain="expected /metrics")
                 try:
                     with lock:  # one query of log and server at a time
                         body = render()
                         server.scrapes += 1
                 except Exception as error:  # the next scrape may succeed
                     _log.exception("metrics can't be collected")
-                    return self._answer(503, f"{type(error).__name__}: {error}\n".encode())
-                self._answer(200, body)
-
-            def _answer(self, status: int, body: bytes) -> None:
-                self.send_response(status)
+                    return self.send_error(503, explain=f"{type(error).__name__}: {error}")
+                self.send_response(200)
                 self.send_header("Content-Type", CONTENT_TYPE)
                 self.send_header("Content-Length", str(len(body)))
                 self.end_headers()
@@ -68,7 +65,6 @@ class Server:
                 """Suppresses a log line per scrape."""
 
         self._server = ThreadingHTTPServer((host, port), Handler)
-        self._server.daemon_threads = True
         self.port = int(self._server.server_address[1])
         self._thread = threading.Thread(target=self._server.serve_forever, daemon=True)
 

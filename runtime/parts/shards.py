@@ -21,7 +21,6 @@ from parameter_server.rpc.shard_actor import (
     running_shards,
     start_shards,
     stop_and_reshard,
-    stop_and_reshard,
     stop_shards,
 )
 from parameter_server.shard.shard import ShardSpec

@@ -1,10 +1,12 @@
-"""Facts about an experiment: start time, state, readout from the log, and notes on the readout."""
+"""Facts about an experiment: start time, state, and its readout from the log, with notes."""
 
 import re
 from collections.abc import Iterable
+from dataclasses import asdict
 from typing import Any
 
 from experiments.assignment.definition import Experiment
+from experiments.statistics.interleaving import Preference
 from experiments.statistics.readout import Readout, metrics_needed
 from recsys.config.system_config import Config
 from recsys.events.control_records import Control, Experiments
@@ -12,6 +14,8 @@ from recsys.events.records import CONTROL
 from recsys.features.feature_set_file import labels_of
 from recsys.log.protocol import Log
 from recsys.process.log_consumer import readable
+from runtime.reports.tables import plain_table
+from training.outcomes.credit_fold import interleaving_readout, read_credits
 from training.outcomes.experiment_fold import OTHER_SURFACES, ExperimentFold
 
 
@@ -86,3 +90,60 @@ def notes_of(fold: ExperimentFold, readout: Readout) -> list[str]:
     if readout.counted < 1:
         notes.append(f"users by arm cover a sample of {readout.counted:g} of them")
     return notes
+
+
+def read_interleaving(
+    log: Log, config: Config, experiment: Experiment
+) -> tuple[dict[str, Any], list[Any]]:
+    """Reads the result as plain values, and as lines and tables for a terminal."""
+    started_ms = start_ms(readable(log, CONTROL, Control), experiment.name)
+    credit = read_credits(log, config, labels_of(config), experiment, started_ms)
+    preference, notes = interleaving_readout(experiment, credit), list[str]()
+    if not credit.complete:
+        notes.append(
+            "the log begins after the experiment did: events dropped by retention are missing"
+        )
+    if credit.waiting:
+        notes.append(
+            f"{credit.waiting:,} lists are still in their attribution window, and not counted yet"
+        )
+    if credit.repeats:
+        notes.append(f"{credit.repeats:,} lists are on the log a second time, and count once")
+    if credit.uncredited:
+        notes.append(f"{credit.uncredited:,} items that earned something were nobody's pick")
+    control, treatment = (arm.name for arm in experiment.arms)
+    values = {
+        "experiment": experiment.name,
+        "kind": experiment.kind,
+        "hypothesis": experiment.hypothesis or experiment.about,
+        "credit": experiment.credited,
+        "alpha": experiment.metrics.alpha,
+        "control": control,
+        "treatment": treatment,
+        **asdict(preference),
+        "notes": notes,
+    }
+    weights = " + ".join(f"{weight:g} {label}" for label, weight in experiment.credited.items())
+    head = [
+        f"{experiment.name}: {preference.verdict}  {values['hypothesis']}",
+        f"  {preference.why}",
+        f"  {preference.lists:,} interleaved lists of {preference.users:,} users; credit: {weights}",
+    ]
+    return values, [*head, _preference_table(preference, control, treatment), *notes]
+
+
+def _preference_table(preference: Preference, control: str, treatment: str) -> Any:
+    by_treatment, by_control = preference.earned
+    won, lost, even = preference.wins
+    first_control, first_treatment = preference.coins.counts[:2]
+    earned = f"{by_treatment:,.1f} by {treatment}", f"{by_control:,.1f} by {control}"
+    users = f"{won:,} to {treatment}", f"{lost:,} to {control}, {even:,} neither"
+    looks = f"{preference.p:.3g} at any look", f"{preference.sign_p:.3g} sign test, for one look"
+    picks = f"{first_treatment:,} {treatment}", f"{first_control:,} {control}"
+    rows = [
+        ("earned, shared", *earned),
+        ("users who gave more to its picks", *users),
+        ("p", *looks),
+        ("first picks", *picks),
+    ]
+    return plain_table(("", "", ""), rows, title="in the same lists")

@@ -9,7 +9,7 @@ from typing import Any, Final
 
 import msgspec
 import typer
-from rich.console import Console
+from rich.table import Table
 
 from runtime.reports.tables import plain_table
 from training.candidates.registry import Registry, describe_model, describe_teacher, iso
@@ -106,8 +106,8 @@ def summary(registry: Path, name: str, seconds: float, existed: bool) -> dict[st
     }
 
 
-def print_summary(values: dict[str, Any]) -> None:
-    """Prints ``summary`` as a table."""
+def summary_table(values: dict[str, Any]) -> Table:
+    """Lays out ``summary`` for a terminal."""
 
     def text(value: Any) -> str:
         if isinstance(value, dict):
@@ -116,4 +116,4 @@ def print_summary(values: dict[str, Any]) -> None:
         is_count = isinstance(value, int) and not isinstance(value, bool)
         return f"{value:,}" if is_count else str(value)
 
-    Console().print(plain_table(("", ""), [(name, text(v)) for name, v in values.items()]))
+    return plain_table(("", ""), [(name, text(v)) for name, v in values.items()])

