@@ -24,6 +24,7 @@ from serving.compat.times import text_of, time_ms_of
 from serving.compat.values import (
     Raw,
     checked,
+    engagement_of,
     id_of_path,
     is_texts,
     kind_of,
@@ -98,15 +99,11 @@ def parse_feedback(value: Any, where: str, config: Config, now_ms: int) -> dict[
     """Engagement for the write API, without a request. The same feedback at the same time is a repeat."""
     raw = object_of(value, where)
     user_id, item_id = id_of_path(raw, "UserId", where), id_of_path(raw, "ItemId", where)
-    event: dict[str, Any] = {
-        "type": "engagement", "request_id": "", "user_id": user_id, "item_id": item_id,
-        "kind": kind_of(raw, "FeedbackType", where, config), "time_ms": now_ms,
-    }  # fmt: skip
+    kind, time_ms, event_id = kind_of(raw, "FeedbackType", where, config), now_ms, None
     if (timestamp := _timestamp(raw)) is not None:
         time_ms = time_ms_of(timestamp, path(where, "Timestamp"), now_ms)
-        key = "\x1f".join(("gorse", raw["FeedbackType"], item_id, str(time_ms)))
-        event |= {"time_ms": time_ms, "event_id": digest_of(key)}
-    return checked(event, where, now_ms)
+        event_id = digest_of(f"gorse\x1f{raw['FeedbackType']}\x1f{item_id}\x1f{time_ms}")
+    return checked(engagement_of("", user_id, item_id, kind, time_ms, event_id), where, now_ms)
 
 
 def format_feedback(
@@ -145,14 +142,11 @@ def write_back_events(
     request_id: str, user_id: Id, item_ids: Sequence[Id], kind: str, now_ms: int
 ) -> list[dict[str, Any]]:
     """Engagements for ``write-back-type``: one per item of the answer, with its request."""
+    ids = {item_id: digest_of(f"{request_id}\x1f{item_id}\x1f{kind}") for item_id in item_ids}
     return [
-        {
-            "type": "engagement", "request_id": request_id, "user_id": user_id, "item_id": item_id,
-            "kind": kind, "time_ms": now_ms,
-            "event_id": digest_of(f"{request_id}\x1f{item_id}\x1f{kind}"),
-        }
-        for item_id in item_ids
-    ]  # fmt: skip
+        engagement_of(request_id, user_id, item_id, kind, now_ms, event_id)
+        for item_id, event_id in ids.items()
+    ]
 
 
 def format_scores(scored: Sequence[tuple[Id, float]]) -> list[dict[str, Any]]:

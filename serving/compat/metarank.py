@@ -28,6 +28,7 @@ from serving.compat.values import (
     Raw,
     at_most,
     checked,
+    engagement_of,
     id_of,
     is_texts,
     kind_of,
@@ -82,15 +83,13 @@ def parse_batch(body: Any, config: Config, now_ms: int) -> Batch:
         id_of(raw, "id", where)
         time_ms = _time_ms(raw, where, now_ms)
         batch.events += 1
-        if kind == "item":
-            item = {"type": "item", "item_id": id_of(raw, "item", where), "time_ms": time_ms,
-                    "fields": parse_fields(raw, where)}  # fmt: skip
-            batch.items.append(checked(item, where, now_ms))
-            batch.places.append(where)
-        elif kind == "user":
-            user = {"type": "user", "user_id": id_of(raw, "user", where), "time_ms": time_ms,
-                    "fields": parse_fields(raw, where)}  # fmt: skip
-            batch.users.append(checked(user, where, now_ms))
+        if kind in ("item", "user"):
+            record = {"type": kind, f"{kind}_id": id_of(raw, kind, where), "time_ms": time_ms,
+                      "fields": parse_fields(raw, where)}  # fmt: skip
+            if kind == "item":
+                batch.places.append(where)
+            records = batch.items if kind == "item" else batch.users
+            records.append(checked(record, where, now_ms))
         elif kind == "ranking":
             views = _views(raw, where, time_ms)
             batch.engagements += [checked(view, where, now_ms) for view in views]
@@ -144,7 +143,7 @@ def _views(raw: Raw, where: str, time_ms: int) -> list[dict[str, Any]]:
     user_id = _user_of(raw, name, where)
     request_id = request_id_of(user_id, name)
     return [
-        _engagement(
+        engagement_of(
             request_id, user_id, item_id, "view", time_ms, digest_of(f"{request_id}\x1f{item_id}\x1fshown")
         )
         for item_id in _items_of(raw, where)
@@ -155,21 +154,12 @@ def _interaction(raw: Raw, where: str, time_ms: int, config: Config) -> dict[str
     ranking = optional_id(raw, "ranking", where)
     user_id = _user_of(raw, ranking, where)
     request_id = request_id_of(user_id, ranking) if ranking else ""
-    engagement = _engagement(
+    engagement = engagement_of(
         request_id, user_id, id_of(raw, "item", where), kind_of(raw, "type", where, config), time_ms,
         id_of(raw, "id", where),
     )  # fmt: skip
     watch_ms = parse_fields(raw, where).get(_WATCH)
     return engagement if watch_ms is None else engagement | {_WATCH: watch_ms}
-
-
-def _engagement(
-    request_id: str, user_id: str, item_id: str, kind: str, time_ms: int, event_id: str
-) -> dict[str, Any]:
-    return {
-        "type": "engagement", "request_id": request_id, "user_id": user_id, "item_id": item_id,
-        "kind": kind, "time_ms": time_ms, "event_id": event_id,
-    }  # fmt: skip
 
 
 def _user_of(raw: Raw, ranking: str | None, where: str) -> str:

@@ -12,6 +12,7 @@ import msgspec
 
 from recsys.config.system_config import Config
 from recsys.events.event_types import MAX_ID_LENGTH, Rejected, parse
+from recsys.events.hashing import Id
 from recsys.events.rejection import MISSING, Unquoted
 from serving.ingestion.event_validation import check_storable
 
@@ -114,6 +115,17 @@ def checked(record: dict[str, Any], where: str, now_ms: int) -> dict[str, Any]:
         value = Unquoted(error.value)
         raise Rejected(path(where, error.field), value, error.expected) from error
     return record
+
+
+def engagement_of(
+    request_id: str, user_id: Id, item_id: Id, kind: str, time_ms: int, event_id: str | None = None
+) -> dict[str, Any]:
+    """Engagement for the write API; without an event id, the API derives one."""
+    event = {
+        "type": "engagement", "request_id": request_id, "user_id": user_id, "item_id": item_id,
+        "kind": kind, "time_ms": time_ms,
+    }  # fmt: skip
+    return event if event_id is None else event | {"event_id": event_id}
 
 
 def text_or_empty(raw: Raw, name: str, where: str) -> str:

@@ -12,7 +12,7 @@ from recsys.events.event_types import Engagement, Item, Rejected, User, parse
 from serving.compat import gorse
 
 CONFIG, NOW_MS = Config(), 1_790_000_000_000
-texts = st.text(st.characters(codec="utf-8"), min_size=1, max_size=20)
+texts = st.text(st.characters(codec="utf-8", exclude_categories=["Cc"]), min_size=1, max_size=20)
 ids = texts.filter(lambda name: "/" not in name and name not in (".", ".."))
 words = st.lists(texts, max_size=4)
 values = texts | st.booleans() | st.integers(-(2**53), 2**53) | words.filter(bool)

@@ -11,7 +11,7 @@ from serving.compat import metarank
 from serving.compat.metarank_routes import merge_fields
 
 CONFIG, NOW_MS = Config(), 1_790_000_000_000
-ids = st.text(st.characters(codec="utf-8"), min_size=1, max_size=20)
+ids = st.text(st.characters(codec="utf-8", exclude_categories=["Cc"]), min_size=1, max_size=20)
 numbers = st.integers(-(2**53), 2**53) | st.floats(-1e9, 1e9)
 values = ids | st.booleans() | numbers | st.lists(ids) | st.lists(numbers)
 fields = st.dictionaries(ids, values, max_size=5)
