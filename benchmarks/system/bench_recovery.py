@@ -16,7 +16,7 @@ from typing import Any, Final
 import numpy as np
 
 from parameter_server.rpc import shard_actor as actors
-from parameter_server.rpc.parameter_client import ParameterClient, Worker
+from parameter_server.rpc.parameter_client import ParameterClient, WorkerId
 from parameter_server.shard.lanes import LaneGradients, RowGradients
 from parameter_server.shard.shard import ShardSpec
 from parameter_server.storage import snapshots
@@ -46,7 +46,7 @@ def measure_recovery(rows: int, steps: int, kills: int, seed: int) -> dict[str, 
             create_topics(log, config)
             (shard,) = actors.start_shards(_SPEC, config, np.zeros(_DENSE, np.float32))
             try:
-                client = actors.connect(_SPEC, [shard], Worker())
+                client = actors.connect(_SPEC, [shard], WorkerId())
                 fed = _Feed(client, rows, seed)
                 fed.fill()
                 _snapshot(ray, shard, Path(folder) / "snapshots", fed.step)

@@ -51,7 +51,7 @@ class Removed(NamedTuple):
     existed: Mask
 
 
-class Change(NamedTuple):
+class TableChange(NamedTuple):
     """Effect of a step on a table: keys (N,) of changed rows, values before and after (N, D), whether they
     existed before (N,), number of examples (N,); and removed rows. No key is in both."""
 
@@ -105,7 +105,7 @@ class PublishedRows:
 
     def publish(
         self,
-        changes: Mapping[str, Change],
+        changes: Mapping[str, TableChange],
         rows_of: RowsOf,
         settle: bool = False,
         hold: bool = False,
@@ -132,7 +132,7 @@ class PublishedRows:
                 )
         return out
 
-    def _moved(self, name: str, change: Change) -> _Moved:
+    def _moved(self, name: str, change: TableChange) -> _Moved:
         """Releases withheld rows that the step touched; returns the rows that replicas must learn."""
         removed, no_traffic = change.removed, np.zeros(len(change.removed.keys), np.int64)
         last, had = self._last_sent(name, removed.keys, removed.before, removed.existed, no_traffic)

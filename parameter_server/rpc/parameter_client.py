@@ -13,14 +13,14 @@ from typing import Final, NoReturn, Protocol
 import numpy as np
 
 from parameter_server.rpc.protocol import (
-    Answer,
     AppliedQuery,
     Array,
     CommonStepQuery,
     Frame,
     Hello,
-    Lookup,
+    LookupQuery,
     Refusal,
+    Reply,
     Rewind,
     exchange_frame,
 )
@@ -162,7 +162,7 @@ class Channel(ABC):
 
 
 @dataclass(frozen=True)
-class Worker:
+class WorkerId:
     """Identity of a worker. ``generation`` grows with each (re)start of the worker group."""
 
     worker: int = 0
@@ -173,7 +173,7 @@ class Worker:
 class ShardedClient:
     """Client over one channel per shard. Not thread-safe."""
 
-    def __init__(self, spec: ShardSpec, channels: Sequence[Channel], worker: Worker) -> None:
+    def __init__(self, spec: ShardSpec, channels: Sequence[Channel], worker: WorkerId) -> None:
         """``spec``: of any part of the line."""
         if len(channels) != spec.parts:
             raise ValueError(f"there are {len(channels)} channels, expected {spec.parts}")
@@ -225,12 +225,12 @@ class ShardedClient:
         frames = []
         for part in range(self._shards):
             own = routed.of(part)
-            frames.append(Frame(Lookup(step, list(own)), list(own.values())))
+            frames.append(Frame(LookupQuery(step, list(own)), list(own.values())))
         return self._rows(frames, routed)
 
     def _ask(
         self, frames: Sequence[Frame], meanwhile: Callable[[], None] = lambda: None
-    ) -> list[tuple[Answer, Sequence[Array]]]:
+    ) -> list[tuple[Reply, Sequence[Array]]]:
         """Sends to all shards before reading, so that they work in parallel; reads all replies before
         raising, so that none stays in transit."""
         try:
@@ -245,7 +245,7 @@ class ShardedClient:
         for part, (message, arrays) in enumerate(replies):
             if isinstance(message, Refusal):
                 raise_refusal(part, message)
-            assert isinstance(message, Answer), f"shard {part} replied {message}"
+            assert isinstance(message, Reply), f"shard {part} replied {message}"
             answers.append((message, arrays))
         return answers
 
@@ -315,7 +315,7 @@ def fresh_shards(spec: ShardSpec, dense: Vector | None) -> list[Shard]:
     return [Shard(part_of(spec, p), dense if p == 0 else None) for p in range(spec.parts)]
 
 
-def hello(spec: ShardSpec, part: int, worker: Worker, token: str) -> Hello:
+def hello(spec: ShardSpec, part: int, worker: WorkerId, token: str) -> Hello:
     """Greeting of a worker to one shard."""
     shard = (spec.line, spec.epoch, part, spec.parts, spec.lanes)
     return Hello(token, *shard, worker.worker, worker.workers, worker.generation)

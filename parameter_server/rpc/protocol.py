@@ -30,7 +30,7 @@ class ProtocolError(ValueError):
     """Unreadable message: the peer is broken, hostile, or of another version."""
 
 
-class Part(msgspec.Struct, frozen=True, array_like=True):
+class ArrayPart(msgspec.Struct, frozen=True, array_like=True):
     """Kind (k int64, f float32, c int32) and shape of one array of the body."""
 
     kind: str
@@ -66,7 +66,7 @@ class Rewind(msgspec.Struct, frozen=True, tag="rewind"):
     step: int
 
 
-class Lookup(msgspec.Struct, frozen=True, tag="lookup"):
+class LookupQuery(msgspec.Struct, frozen=True, tag="lookup"):
     """Request for rows after ``step``. Arrays: keys by table."""
 
     step: int
@@ -95,7 +95,7 @@ class Exchange(msgspec.Struct, frozen=True, tag="exchange"):
     next: list[str] | None
 
 
-class Answer(msgspec.Struct, frozen=True, tag="answer"):
+class Reply(msgspec.Struct, frozen=True, tag="answer"):
     """Reply. Arrays: rows by table, then the dense parameters if any."""
 
     applied: int
@@ -112,12 +112,14 @@ class Refusal(msgspec.Struct, frozen=True, tag="refusal"):
     applied: int = 0
 
 
-AnyMessage = Hello | AppliedQuery | CommonStepQuery | Rewind | Lookup | Exchange | Answer | Refusal
+AnyMessage = (
+    Hello | AppliedQuery | CommonStepQuery | Rewind | LookupQuery | Exchange | Reply | Refusal
+)
 
 
 class _Header(msgspec.Struct, frozen=True, array_like=True):
     message: AnyMessage
-    parts: list[Part]
+    parts: list[ArrayPart]
 
 
 class Frame(NamedTuple):
@@ -137,7 +139,7 @@ def encode(frame: Frame) -> list[bytes | memoryview]:
     for array in frame.arrays:
         kind = "k" if array.dtype == np.int64 else "c" if array.dtype == np.int32 else "f"
         data = np.ascontiguousarray(array, _DTYPES[kind])
-        parts.append(Part(kind, list(data.shape)))
+        parts.append(ArrayPart(kind, list(data.shape)))
         if data.nbytes:
             body.append(data.reshape(-1).view(np.uint8).data)
             padding = -data.nbytes % 8

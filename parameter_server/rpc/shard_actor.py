@@ -16,7 +16,7 @@ import ray
 from ray.util.metrics import Gauge
 
 from parameter_server.publish.deltas import record_publish_spans
-from parameter_server.rpc.parameter_client import Channel, ShardedClient, Worker, hello
+from parameter_server.rpc.parameter_client import Channel, ShardedClient, WorkerId, hello
 from parameter_server.rpc.protocol import Frame, encode, from_bytes
 from parameter_server.rpc.shard_service import ShardService
 from parameter_server.rpc.transport import Address, SocketChannel, SocketServer
@@ -221,7 +221,7 @@ def actor_name(spec: ShardSpec, part: int) -> str:
 
 
 def connect(
-    spec: ShardSpec, handles: Sequence[Any], worker: Worker, transport: str = "socket"
+    spec: ShardSpec, handles: Sequence[Any], worker: WorkerId, transport: str = "socket"
 ) -> ShardedClient:
     """Client of running shards, over sockets or (``ray``) plain Ray calls."""
     channels: list[Channel] = []

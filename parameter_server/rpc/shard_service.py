@@ -14,16 +14,16 @@ from typing import Final
 import numpy as np
 
 from parameter_server.rpc.protocol import (
-    Answer,
     AnyMessage,
     AppliedQuery,
     CommonStepQuery,
     Exchange,
     Frame,
     Hello,
-    Lookup,
+    LookupQuery,
     ProtocolError,
     Refusal,
+    Reply,
     Rewind,
     read_exchange,
 )
@@ -134,12 +134,12 @@ class ShardService:
     def _answer(self, frame: Frame) -> Frame:
         message = frame.message
         if isinstance(message, AppliedQuery):
-            return Frame(Answer(self._shard.applied))
+            return Frame(Reply(self._shard.applied))
         if isinstance(message, CommonStepQuery):
-            return Frame(Answer(self._shard.common_step()))
+            return Frame(Reply(self._shard.common_step()))
         if isinstance(message, Rewind):
             return self._rewind(message)
-        if isinstance(message, Lookup):
+        if isinstance(message, LookupQuery):
             if len(message.tables) != len(frame.arrays):
                 raise ProtocolError(f"{len(frame.arrays)} arrays for tables {message.tables}")
             if any(a.dtype != np.int64 or a.ndim != 1 for a in frame.arrays):
@@ -194,9 +194,9 @@ class ShardService:
             self._barrier.clear()
             self._shard.rewind(message.step)
             self._changed.notify_all()
-        return Frame(Answer(self._shard.applied))
+        return Frame(Reply(self._shard.applied))
 
     def _rows(self, step: int, keys: dict[str, Keys]) -> Frame:
         rows, dense = self._shard.lookup(step, keys)
         arrays = [*rows.values(), *(() if dense is None else (dense,))]
-        return Frame(Answer(step, list(rows), dense is not None), arrays)
+        return Frame(Reply(step, list(rows), dense is not None), arrays)

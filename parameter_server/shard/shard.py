@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from parameter_server.publish.deltas import seal
-from parameter_server.publish.published import Change, PublishedRows, Removed
+from parameter_server.publish.published import PublishedRows, Removed, TableChange
 from parameter_server.publish.rounding import check_format, round_dense
 from parameter_server.publish.withheld_rows import WITHHELD_COLUMNS
 from parameter_server.shard.gradient_rejections import PREFIX, mark_rejected
@@ -196,7 +196,7 @@ class Shard:
             raise StepMismatch(self.spec.part, total.step, self.applied)
         self.clock_ms = max(self.clock_ms, total.time_ms)
         undo: dict[str, tuple[Keys, Rows]] = {}
-        changes: dict[str, Change] = {}
+        changes: dict[str, TableChange] = {}
         for name, table in self.tables.items():
             changes[name], undo[name] = self._apply_table(total, table)
         before = self.dense.values if self.dense is not None else None
@@ -206,7 +206,7 @@ class Shard:
         self.applied = total.step
         return self._delta(total, changes)
 
-    def _delta(self, total: StepSum, changes: Mapping[str, Change]) -> Delta:
+    def _delta(self, total: StepSum, changes: Mapping[str, TableChange]) -> Delta:
         spec, dense = self.spec, b""
         settle = total.step % spec.settle_every == 0
         held = total.held and not settle
@@ -235,7 +235,7 @@ class Shard:
             )
         )
 
-    def _apply_table(self, total: StepSum, table: Table) -> tuple[Change, tuple[Keys, Rows]]:
+    def _apply_table(self, total: StepSum, table: Table) -> tuple[TableChange, tuple[Keys, Rows]]:
         """Applies gradients, then removes expired and forgotten rows; returns the change and its undo."""
         name, none = table.config.name, np.empty(0, np.int64)
         part, forget = total.tables.get(name), total.forget.get(name, none)
@@ -275,7 +275,7 @@ class Shard:
             existed, counts = existed[changed], counts[changed]
         moved = part is None or len(gone)  # removals move rows to other slots
         after = table.lookup(keys) if moved else table.rows_at(done.slots)
-        change = Change(keys, before, existed, after, counts, removed)
+        change = TableChange(keys, before, existed, after, counts, removed)
         undo = (
             np.concatenate([learned, leaving, evicted]),
             np.concatenate([old, left, evicted_rows]),

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from parameter_server.publish.deltas import DeltaAssembler
-from parameter_server.rpc.parameter_client import LocalClient, ShardedClient, Worker, hello
+from parameter_server.rpc.parameter_client import LocalClient, ShardedClient, WorkerId, hello
 from parameter_server.rpc.transport import SocketChannel
 from recsys.config.system_config import Config, StepConfig
 from recsys.events.records import DELTAS
@@ -44,7 +44,7 @@ def run(actors, spec, handles, transport, workers, generation, until=STEPS):
 
     def one(worker):
         try:
-            client = actors.connect(spec, handles, Worker(worker, workers, generation), transport)
+            client = actors.connect(spec, handles, WorkerId(worker, workers, generation), transport)
             work(client, ALL[worker::workers], until)
             client.close()
         except Exception as error:
@@ -59,7 +59,7 @@ def run(actors, spec, handles, transport, workers, generation, until=STEPS):
 
 
 def connected(spec, actor):
-    who = Worker(0, 1, 1)
+    who = WorkerId(0, 1, 1)
     return ShardedClient(
         spec, [SocketChannel(actor.address, lambda token: hello(spec, 0, who, token))], who
     )

@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from parameter_server.rpc.parameter_client import ShardedClient, hello, part_of
-from parameter_server.rpc.parameter_client import Worker as WorkerId
+from parameter_server.rpc.parameter_client import WorkerId
 from parameter_server.rpc.shard_service import ShardService
 from parameter_server.rpc.transport import Address, SocketChannel, SocketServer
 from parameter_server.shard.shard import ShardSpec

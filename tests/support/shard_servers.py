@@ -4,7 +4,7 @@ import shutil
 import time
 from pathlib import Path
 
-from parameter_server.rpc.parameter_client import ShardedClient, Worker, hello, part_of
+from parameter_server.rpc.parameter_client import ShardedClient, WorkerId, hello, part_of
 from parameter_server.rpc.shard_service import ShardService
 from parameter_server.rpc.transport import Address, SocketChannel, SocketServer
 from parameter_server.shard.shard import digest_of_shards
@@ -57,7 +57,7 @@ class Servers:
         return server.address
 
     def client(self, worker: int = 0, workers: int = 1, generation: int = 1) -> ShardedClient:
-        who = Worker(worker, workers, generation)
+        who = WorkerId(worker, workers, generation)
         channels = [
             SocketChannel(
                 lambda part=part: self.address(part),

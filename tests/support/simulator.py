@@ -18,8 +18,8 @@ import numpy as np
 
 from parameter_server.publish.deltas import StepDelta, to_arrays
 from parameter_server.rpc.parameter_client import Channel, ShardedClient, part_of
-from parameter_server.rpc.parameter_client import Worker as WorkerId
-from parameter_server.rpc.protocol import Answer, Exchange, Frame, Rewind
+from parameter_server.rpc.parameter_client import WorkerId
+from parameter_server.rpc.protocol import Exchange, Frame, Reply, Rewind
 from parameter_server.rpc.shard_service import ShardService
 from parameter_server.shard.lanes import LaneGradients
 from parameter_server.shard.shard import ShardSpec
@@ -235,7 +235,7 @@ class Simulation:
             except (LogUnavailable, OSError):  # while it started
                 self._shard_is_gone(part)
                 continue
-            if isinstance(reply.message, Answer):
+            if isinstance(reply.message, Reply):
                 self.held_back += sum(self._shard(part)[0].shard.published.withheld.values()) > 0
                 if isinstance(frame.message, Exchange):
                     self.answered[part] = max(self.answered[part], frame.message.step)

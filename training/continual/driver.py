@@ -29,7 +29,7 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from ray.util.metrics import Counter, Gauge
 
 from parameter_server.rpc.parameter_client import StaleWorker
-from parameter_server.rpc.parameter_client import Worker as WorkerId
+from parameter_server.rpc.parameter_client import WorkerId
 from parameter_server.rpc.shard_actor import NAMESPACE, connect, find_shards
 from parameter_server.shard.shard import ShardSpec
 from recsys.clock import wall_ms

@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 
 from parameter_server.publish.published import (
     KEY_BYTES,
-    Change,
     PublishedRows,
     Removed,
+    TableChange,
     published_rows,
 )
 from parameter_server.publish.rounding import (
@@ -66,7 +66,9 @@ class World:
                 self.true[name].pop(key, None)
             counts = np.array([n for _, n in its.values()], np.int32)
             removed = Removed(gone, left, was_there)
-            changes[name] = Change(keys, before, there, self.rows_of(name, keys), counts, removed)
+            changes[name] = TableChange(
+                keys, before, there, self.rows_of(name, keys), counts, removed
+            )
         sent = self.published.publish(changes, self.rows_of, settle)
         for rows in sent:
             keys = np.frombuffer(rows.keys, np.int64)

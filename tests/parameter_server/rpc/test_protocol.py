@@ -5,13 +5,13 @@ from hypothesis import strategies as st
 
 from parameter_server.rpc.protocol import (  # fmt: skip
     HEAD,
-    Answer,
     AppliedQuery,
     Exchange,
     Frame,
     LaneHead,
-    Lookup,
+    LookupQuery,
     ProtocolError,
+    Reply,
     encode,
     exchange_frame,
     from_bytes,
@@ -107,6 +107,6 @@ def test_missing_and_surplus_arrays_are_errors():
 
 def test_rows_of_an_answer():
     rows = np.ones((2, 3), np.float32)
-    frame = through(Frame(Answer(4, ["items"], True), [rows, DENSE]))
-    assert frame.message == Answer(4, ["items"], True) and (frame.arrays[0] == rows).all()
-    assert through(Frame(Lookup(4, ["items"]), [np.arange(3)])).message.step == 4
+    frame = through(Frame(Reply(4, ["items"], True), [rows, DENSE]))
+    assert frame.message == Reply(4, ["items"], True) and (frame.arrays[0] == rows).all()
+    assert through(Frame(LookupQuery(4, ["items"]), [np.arange(3)])).message.step == 4

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from parameter_server.rpc.parameter_client import LocalClient, ShardedClient, hello, part_of
-from parameter_server.rpc.parameter_client import Worker as WorkerId
+from parameter_server.rpc.parameter_client import WorkerId
 from parameter_server.rpc.shard_service import ShardService
 from parameter_server.rpc.transport import SocketChannel, SocketServer
 from parameter_server.shard.lanes import LaneGradients
