@@ -43,7 +43,8 @@ TTL_S: Final = 5
 CONFIG: Final = toy_config(examples=4, shards=SHARDS)
 TABLES: Final = (
     TableConfig("features", 1, 1.0),  # the counting table
-    TableConfig("items", 3, 0.1, initial=0.1, admit_after=2, ttl_s=TTL_S),
+    # The smallest sketch: most bytes of a snapshot are its cells, and there are few ids to collide.
+    TableConfig("items", 3, 0.1, initial=0.1, admit_after=2, ttl_s=TTL_S, sketch_mb=0.3),
     TableConfig("users", 1, 1.0, ttl_s=TTL_S),
 )
 SPEC: Final = ShardSpec(

@@ -3,6 +3,8 @@
 Everything is a hash of numbers, so any process makes the same.
 """
 
+from functools import lru_cache
+
 import numpy as np
 
 from recsys.config.system_config import Config, ModelConfig, ParameterServerConfig, StepConfig
@@ -51,6 +53,7 @@ def toy_log() -> MemoryLog:
     return log
 
 
+@lru_cache(10_000)  # most tests use the same numbers, and a block is frozen
 def block(seed: int, items: int = 1) -> FeatureBlock:
     """Features of a request: keys of few ids, so that lanes share rows."""
     draws = uniforms(seed, np.arange(items + 2, dtype=np.int64), 64)

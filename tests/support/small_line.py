@@ -2,6 +2,7 @@
 rows are, so that any wrong row, order or repeat changes every digest after it."""
 
 from collections.abc import Callable, Mapping
+from functools import lru_cache
 
 import numpy as np
 
@@ -14,7 +15,8 @@ from recsys.events.hashing import uniforms
 LANES = 4
 TABLES = (
     TableConfig("features", 3, 0.1, initial=0.05, ttl_s=20),
-    TableConfig("items", 5, 0.05, initial=0.1, admit_after=2),
+    # The smallest sketch: most bytes of a snapshot are its cells, and there are few ids to collide.
+    TableConfig("items", 5, 0.05, initial=0.1, admit_after=2, sketch_mb=0.3),
 )
 DENSE = np.linspace(-1, 1, 7, dtype=np.float32)
 
@@ -31,6 +33,11 @@ def time_of(step: int) -> int:
 
 def keys_of(step: int, lane: int) -> dict[str, np.ndarray]:
     """A lane's distinct keys: some in every step, most in few, and none at all now and then."""
+    return dict(_keys_of(step, lane))
+
+
+@lru_cache(10_000)  # most tests take the same steps
+def _keys_of(step: int, lane: int) -> dict[str, np.ndarray]:
     if (step + lane) % 7 == 0:
         return {"features": np.empty(0, np.int64)}
     out = {}
@@ -39,6 +46,7 @@ def keys_of(step: int, lane: int) -> dict[str, np.ndarray]:
         ids = np.unique((40 * draws**2).astype(np.int64) + 3 * (step // 6))
         ids = np.append(ids, 5000 + 9 * step + lane)  # seen once
         out[table.name] = ids * 0x5851F42D4C957F2D - (1 << 62)
+        out[table.name].flags.writeable = False
     return out
 
 
