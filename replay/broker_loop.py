@@ -17,8 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from parameter_server.publish.deltas import StepDelta
-from parameter_server.rpc.parameter_client import ShardedClient, hello
-from parameter_server.rpc.parameter_client import WorkerId
+from parameter_server.rpc.parameter_client import ShardedClient, WorkerId, hello
 from parameter_server.rpc.shard_service import ShardService
 from parameter_server.rpc.transport import SocketChannel, SocketServer
 from parameter_server.shard.shard import ShardSpec, digest_of_shards, part_of

@@ -76,6 +76,6 @@ def cache_dataset(
     options = ReplayOptions(features.kind, from_ms=from_ms, until_ms=until_ms)
     for event in progress(with_warm_up(player, dataset, options)):
         player.play(event)
-    player.finish()
+    player.flush()
     loop.flush()
     return writer.close(from_ms)

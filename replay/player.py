@@ -122,10 +122,6 @@ class Player:
             self.replica.apply_step(delta)
         self._held.clear()
 
-    def finish(self) -> None:
-        """Scores waiting impressions at the end."""
-        self.flush()
-
     def flush(self) -> None:
         """Scores all waiting impressions with the version that serves now."""
         if not self._waiting:
@@ -145,14 +141,9 @@ class Player:
         indices = self._indices(event)
         session = self.session(event.user_id)
         if event.features is None:
+            catalogue, counters = self.replica.catalogue, self.replica.counters
             features = self.pipeline.builder.build(
-                session,
-                event.surface,
-                event.context,
-                indices,
-                self.replica.catalogue,
-                self.replica.counters,
-                event.time_ms,
+                session, event.surface, event.context, indices, catalogue, counters, event.time_ms
             )
             event = self._as_served(event, features)
             self._waiting.append((features, event))

@@ -159,7 +159,7 @@ def replay_with(
         if isinstance(event, Engagement):
             recorder.happened(event)
         player.play(event)
-    player.finish()
+    player.flush()
     if options.until_step is not None:
         _learn_the_rest(player, options.until_step)
     counts: Counter[str] = Counter()

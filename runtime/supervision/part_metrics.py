@@ -69,6 +69,7 @@ _METRICS: Final[dict[str, list[tuple[str, ...]]]] = {
         ("unmatched", COUNTER, "Engagements of an unknown request"),
         ("attributed", COUNTER, "Engagements without a request that were joined with an open impression"),
         ("unattributed", COUNTER, "Engagements without a request and without a matching impression"),
+        ("unproven", COUNTER, "Engagements whose sender proved nothing: not joined"),
         ("never_shown", COUNTER, "Items served but never shown"),
         ("repeats", COUNTER, "Duplicate events"),
         ("lost", COUNTER, "Examples whose impression was missing from the log"),

@@ -122,7 +122,7 @@ class Past:
             self.player.play(shown(f"r{n}", user, f"v{n % 16}", f"v{(n + 5) % 16}", at_ms=at_ms))
             if n % 2:
                 self.player.play(clicked(f"r{n}", user, f"v{n % 16}", at_ms + 30_000))
-        self.player.finish()
+        self.player.flush()
         return self
 
     def steps(self) -> list[int]:
@@ -201,7 +201,7 @@ def test_an_item_that_was_never_published_is_scored_and_may_come_later() -> None
     past = Past()
     past.player.play(shown("r1", "u1", "strange", "v1", at_ms=START_MS))
     past.player.play(clicked("r1", "u1", "other", START_MS + 5))
-    past.player.finish()
+    past.player.flush()
     assert past.scored[0].probabilities_NL.shape == (2, 3)
     past.player.play(Item(time_ms=START_MS + 9, item_id="strange", fields={"author": "a1.0"}))
     index = past.player.replica.catalogue.index_of("strange")
@@ -222,5 +222,5 @@ def test_an_empty_list_is_an_impression_of_nothing() -> None:
     past = Past()
     past.player.play(shown("r1", "u1", at_ms=START_MS))
     past.player.play(shown("r2", "u1", "v1", at_ms=START_MS + 1))
-    past.player.finish()
+    past.player.flush()
     assert [len(s.probabilities_NL) for s in past.scored] == [0, 1]

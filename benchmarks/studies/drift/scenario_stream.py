@@ -176,7 +176,7 @@ def watch(
         if isinstance(event, Engagement):
             recorder.happened(event)
         player.play(event)
-    player.finish()
+    player.flush()
     return _stream(player, recorder)
 
 
