@@ -51,7 +51,7 @@ ADAPTERS = {
     ),
     "torchrec": ("training/offline/torchrec_tables.py", "training/continual/jagged.py"),
     "opentelemetry": ("recsys/observability/span_export.py",),
-    "river": ("training/drift/change_detectors.py",),
+    "river": ("training/drift/monitors.py",),
     "typer": (),
     "rich": ("replay/replay_report.py",),
 }

@@ -34,18 +34,18 @@ from serving.retrieval.retrieval_client import RetrievalClient
 from serving.retrieval.retrieval_service import RetrievalService
 from serving.service import Service
 from serving.sessions.counter_loop import CounterLoop
+from serving.access.caller import SERVER
 from serving.sessions.session_loop import SessionLoop
 from serving.tracing.swipe_traces import SwipeTraces
 from training.candidates.director import Director
 from training.candidates.shadow_loop import ShadowLoop
-from training.continual.epoch_end import EpochEnd
 from training.continual.learner import Learner
 from training.continual.worker import Worker
 from training.joining.join_trace import JoinTrace
 from training.joining.joiner_loop import JoinerLoop
 from training.lines.control import config_now
 from training.lines.line import MAIN, spec_of
-from training.steps.sequencer_loop import SequencerLoop
+from training.steps.sequencer_loop import EpochEnd, SequencerLoop
 from training.steps.step_trace import SequenceTrace, trace_step
 
 START_MS: Final = 1_790_000_000_000
@@ -205,7 +205,7 @@ class LocalSystem:
             kinds = ["like"] if draw < 0.2 else ["hide"] if draw > 0.97 else []
             events += [what | {"kind": kind} for kind in kinds]
             events.append(what | {"kind": "view", "watch_ms": int(20_000 * draw)})
-        taken = await self.service.write_api.append_events(events)
+        taken = await self.service.write_api.append_events(events, SERVER)
         assert taken.count("accepted") == len(events), taken.results
 
     def turn(self) -> None:

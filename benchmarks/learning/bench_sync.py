@@ -29,7 +29,7 @@ from parameter_server.table.table import Table
 from recsys.config.system_config import Config, ModelConfig, ParameterServerConfig, StepConfig
 from recsys.events.records import EXAMPLES, TrainingExample, pack, topics, unpack_all
 from recsys.log.protocol import MemoryLog
-from recsys.model.model import build_model, padded
+from recsys.model.model import build_model, with_missing_row
 from recsys.model.prediction_metrics import auc
 from serving.replica.row_store import RowStore
 from training.continual.learner import Learner
@@ -234,7 +234,7 @@ def _logits(learned: _Learned, lookup: Callable[[Any], Floats], dense: Floats) -
     model.write_dense(dense)
     lane = Learner(model).prepare(learned.held_out)
     with torch.no_grad():
-        rows = padded(lookup(lane.lookup.keys["features"]))
+        rows = with_missing_row(lookup(lane.lookup.keys["features"]))
         out: Floats = model.rank(lane.batch, lane.lookup, rows)[:, 0].numpy()
     return out
 

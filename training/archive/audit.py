@@ -6,6 +6,7 @@ depend on their order. Impressions that can't be recomputed are counted by reaso
 
 # N items of an impression, F dense columns
 
+from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Final
@@ -46,9 +47,9 @@ class AuditReport:
 
     sampled: int = 0
     equal: int = 0
-    without_counters: dict[str, int] = field(default_factory=dict)
+    without_counters: Counter[str] = field(default_factory=Counter)
     differing: dict[str, FeatureDifference] = field(default_factory=dict)
-    not_recomputed: dict[str, int] = field(default_factory=dict)
+    not_recomputed: Counter[str] = field(default_factory=Counter)
 
     @property
     def compared(self) -> int:
@@ -101,13 +102,13 @@ class Audit:
                 past_counters = counters.of(placed)
             except CantRecompute as error:
                 past_counters, has_counters = counters.nothing, False
-                _count(report.without_counters, str(error))
+                report.without_counters[str(error)] += 1
             recomputed = self._recomputer.block(placed, session_of(placed), past_counters)
             differences = self._compare(logged, recomputed, has_counters)
         except UnknownFeatureSet:
-            _count(report.not_recomputed, "logged with another feature set: see recsys backfill")
+            report.not_recomputed["logged with another feature set: see recsys backfill"] += 1
         except ValueError as error:
-            _count(report.not_recomputed, str(error))
+            report.not_recomputed[str(error)] += 1
         else:
             report.equal += not differences
             for name, errors in differences.items():
@@ -117,10 +118,6 @@ class Audit:
                 difference.numbers += len(errors)
                 difference.largest = max(difference.largest, float(errors.max()))
                 difference.total += float(errors.sum())
-
-
-def _count(counts: dict[str, int], reason: str) -> None:
-    counts[reason] = counts.get(reason, 0) + 1
 
 
 class _BlockComparison:

@@ -102,8 +102,7 @@ def _row_groups(paths: Iterable[Path]) -> Iterator[pa.Table]:
 def erase_rows(
     folder: Path, topic: str, partition: int, key: bytes, is_erased: Callable[[Record], object]
 ) -> int:
-    """Removes the records with a key for which ``is_erased``; returns their number. Files keep their names,
-    which state the archived offsets."""
+    """Removes a key's records for which ``is_erased``; returns their number. Files keep their names."""
     erased = 0
     for part in files_of(folder, topic):
         if part.partition != partition or not _has_key(part.path, key):

@@ -105,8 +105,7 @@ class Inspector(RetryLoop):
         self._letters.put(STEPS, 0, self._log.read(STEPS, 0, place, 1)[0], reason, step.time_ms)
 
     def _poll(self, topic: str, most: int = _READ) -> list[tuple[int, Record]]:
-        """The next records; skips records that are gone, as compacted item states are. Raises
-        LogLost if the log never had them."""
+        """The next records; skips those that are gone. Raises LogLost if the log never had them."""
         consumer = self._consumers[topic]
         try:
             return consumer.poll(most)

@@ -13,6 +13,7 @@ from recsys.events.event_types import Event, Impression, Item, Rejected, decode
 from recsys.events.records import EVENTS, ITEMS
 from recsys.features.feature_set import FeatureSet
 from recsys.log.protocol import LogLost, Record
+from recsys.process.log_consumer import decoded
 from training.archive.files import ArchiveFile, files_of
 from training.archive.recompute import DecodedRecord, ItemHistory, PlacedImpression
 from training.archive.writer import archived_rows
@@ -21,8 +22,7 @@ _ROWS: Final = 2_000  # read at once
 
 
 class ArchiveSource:
-    """Reads ``events`` and ``items`` of an archive folder like a log, as far as rebuilding a session needs
-    it."""
+    """Reads ``events`` and ``items`` of an archive like a log, as far as rebuilding a session needs it."""
 
     def __init__(self, folder: Path) -> None:
         """Raises FileNotFoundError if the folder contains no archive."""
@@ -96,8 +96,7 @@ class ArchiveSource:
     def items(self, features: FeatureSet) -> ItemHistory:
         """All versions of all items."""
         history = ItemHistory(features)
-        for record in self.records(ITEMS, 0):
-            event = _decoded(record.value)
+        for record, event in decoded(self.records(ITEMS, 0), Event):
             if isinstance(event, Item):
                 history.take(record.offset, event)
         history.end = max(history.end, self.end(ITEMS, 0))

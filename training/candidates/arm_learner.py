@@ -31,8 +31,7 @@ _SEEDS: Final = 2**31 - 1
 
 @dataclass(frozen=True)
 class ArmLane(Lane):
-    """A lane with the features that tell arms apart. Examples beyond ``own_B`` are rehearsed, and keep their
-    weight."""
+    """A lane with the features that tell arms apart. Examples beyond ``own_B`` are rehearsed."""
 
     features_BF: Keys
     own_B: NDArray[np.bool_]

@@ -1,5 +1,5 @@
-"""Reads the impressions of two lines and their labels: a canary and live over the same time, or a new live
-line and its predecessor."""
+"""Reads impressions of two lines with their labels: a canary and live, or a new live line and the one
+before."""
 
 import math
 from collections.abc import Sequence
@@ -16,8 +16,8 @@ from recsys.events.control_records import Live
 from recsys.events.hashing import Id, key_of
 from recsys.events.records import EXAMPLES
 from recsys.log.protocol import Log
-from recsys.process.log_consumer import Consumer, decoded
-from training.lines.offset_lookup import first_at
+from recsys.process.log_consumer import decoded
+from training.lines.offset_lookup import consumer_from
 from training.outcomes.shown_item import closed_ms_of
 
 BEFORE_MS: Final = 1_800_000  # compared time before a line was live: a longer one differs more
@@ -59,9 +59,7 @@ class ServedImpressions:
         self.rates, self._from_first = rates, from_first
         self._own, self._other, self._labels = own, other, len(labels)
         self._since_ms, self._settle_ms = since_ms, int(1000 * rules.settle_s)
-        from_ms, partitions = since_ms - _MARGIN_MS, range(log.partitions(EXAMPLES))
-        offsets = {p: first_at(log, EXAMPLES, p, from_ms, closed_ms_of) for p in partitions}
-        self._consumer = Consumer(log, EXAMPLES, list(offsets), offsets)
+        self._consumer = consumer_from(log, EXAMPLES, since_ms - _MARGIN_MS, closed_ms_of)
         self._waiting: list[_Row] = []
         self._first_ms = math.inf  # when the own line first showed an item
         self._newest_ms = 0

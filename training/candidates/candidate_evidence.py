@@ -1,5 +1,4 @@
-"""Accumulates the evidence on one candidate, or guard: folds records of ``scores`` into comparisons, and
-turns them into the numbers of a decision."""
+"""Accumulates the evidence on one candidate, or guard: folds records of ``scores`` into comparisons."""
 
 import math
 from dataclasses import dataclass, field
@@ -106,8 +105,8 @@ class CandidateEvidence:
         return list(dict.fromkeys(failed))
 
     def guard_evidence(self, stage: str, hours: float) -> GuardEvidence:
-        """Evidence of a guard that began ``hours`` ago. A large distance between its scores and live's
-        doesn't tell which of the two is odd."""
+        """Evidence of a guard that began ``hours`` ago, without the distance between its scores and
+        live's."""
         failed = [self.refused] if self.refused else []
         if self.scores.not_finite:
             failed.append(f"{self.scores.not_finite} of its scores aren't finite")

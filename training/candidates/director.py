@@ -215,8 +215,7 @@ def append_live_record(
     log: Log, line: str, epoch: int, reason: str, time_ms: int, since: int = 0, of: int = 0,
     size: ModelSize | None = None,
 ) -> None:  # fmt: skip
-    """Moves the live pointer to an epoch that begins after step ``since`` of the epoch ``of``, with a model
-    of this size."""
+    """Moves the live pointer to an epoch that begins after step ``since`` of the epoch ``of``."""
     live = Live(
         line=line, epoch=epoch, reason=reason, time_ms=time_ms, since=since, of=of, size=size
     )
@@ -265,30 +264,26 @@ def run(config: Config, stop: Stop) -> None:
     while not stop.is_set():
         try:
             director.turn()
-            report_drift(director, beat)
-            report_experiments(director, beat)
+            report(director, beat)
         except LogUnavailable as error:
             _LOG.warning("log unavailable, trying again: %s", error)
             beat.add("retries")
-        beat.gauge("snapshots_removed", director.removed)
-        beat.gauge("scores_unread", director.promoter.unread)
-        if director.oldest is not None:
-            beat.gauge("oldest_snapshot", director.oldest)
         log.wait(CONTROL, 0.2)
     director.offline.close()
     log.close()
 
 
-def report_drift(director: Director, beat: Heartbeat) -> None:
-    """Reports the alarms since this director began, and the newest reaction."""
-    reaction = director.drift.reaction
+def report(director: Director, beat: Heartbeat) -> None:
+    """Reports counts since this director began, the newest reaction, and experiments that ended by
+    themselves."""
+    reaction, experiments = director.drift.reaction, director.experiments
     beat.gauge("alarms", director.drift.alarms)
     beat.gauge("rate", reaction.rate)
     beat.gauge("publish_every", reaction.publish_every)
     beat.gauge("offline_runs", float(director.offline.runs))
-
-
-def report_experiments(director: Director, beat: Heartbeat) -> None:
-    """Reports how many of all experiments ended by themselves."""
-    beat.gauge("experiments_broken", director.experiments.stopped_for(BROKEN))
-    beat.gauge("experiments_harmed", director.experiments.stopped_for(HARM))
+    beat.gauge("experiments_broken", experiments.stopped_for(BROKEN))
+    beat.gauge("experiments_harmed", experiments.stopped_for(HARM))
+    beat.gauge("snapshots_removed", director.removed)
+    beat.gauge("scores_unread", director.promoter.unread)
+    if director.oldest is not None:
+        beat.gauge("oldest_snapshot", director.oldest)

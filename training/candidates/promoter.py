@@ -1,5 +1,5 @@
-"""Decides on candidates: a fold over ``control``, ``scores`` and ``examples`` that returns the records which
-the director appends."""
+"""Decides on candidates: a fold over ``control``, ``scores`` and ``examples`` that returns records to
+append."""
 
 import logging
 import math
@@ -143,8 +143,7 @@ class Promoter:
         return decided
 
     def _priority(self, state: CandidateState) -> tuple[bool, float]:
-        """Guards first: a bad line is replaced by its predecessor, not by the next candidate. Of several
-        proven candidates, the one that gained most."""
+        """Guards first. Of several proven candidates, the one that gained most."""
         gained = self.candidates[state.line].compared.loss.mean
         return not state.guards, math.inf if math.isnan(gained) else -gained
 

@@ -275,8 +275,7 @@ def plain_config(model: ModelConfig) -> dict[str, Any]:
 
 
 def model_config(provenance: Provenance) -> ModelConfig:
-    """Configuration of a candidate's model; a student's is narrower than the system's. Raises Refused if it
-    doesn't match its digest."""
+    """Configuration of a candidate's model. Raises Refused if it doesn't match its digest."""
     try:
         model = msgspec.convert(provenance.config, ModelConfig)
     except (msgspec.ValidationError, ValueError) as error:

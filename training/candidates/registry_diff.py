@@ -20,8 +20,7 @@ _SMALLEST: Final = 1e-12  # of a norm in a denominator
 
 @dataclass(frozen=True)
 class TableDiff:
-    """``distance``: over common rows, the mean of ‖a − b‖ / max(‖a‖, ‖b‖), 0 to 2; None without common rows,
-    or if dimensions differ."""
+    """``distance``: mean of ‖a − b‖ / max(‖a‖, ‖b‖) over common rows, 0 to 2; None if there are none."""
 
     rows_a: int
     rows_b: int

@@ -29,7 +29,7 @@ from recsys.features.feature_set import FeatureSet, RequestFeatures
 from recsys.log.protocol import Log
 from recsys.model.batch import Batch
 from recsys.model.list_ranker import Lists, list_logits, lists_of
-from recsys.model.model import Lookup, Model, build_model, padded
+from recsys.model.model import Lookup, Model, build_model, with_missing_row
 from recsys.model.retrieval_vectors import content_vectors, field_vectors
 from recsys.process.log_consumer import Consumer, decoded
 from training.candidates.shadow import Shadow
@@ -83,8 +83,7 @@ class RetrievalComparison:
         self._engaged: list[ServedExample] = []
 
     def begin(self, shadow: Shadow, live_model: ModelConfig) -> None:
-        """Keeps both models if live has a new snapshot; cheap otherwise. ``live_model``: may be of another
-        size than the candidate's."""
+        """Keeps both models if live has a new snapshot. ``live_model`` may be of another size."""
         steps = complete_steps(self._folder, MAIN, shadow.epoch)
         if self._both is not None or not steps or (shadow.epoch, steps[-1]) == self._compared:
             return
@@ -171,8 +170,7 @@ def _list_of(model: Model) -> tuple[Lists, Floats]:
 
 @dataclass(frozen=True)
 class Weights:
-    """A model's rows by table, as a function of keys, and the flat dense parameters that are served, which
-    ``model`` is given while it searches."""
+    """A model's rows, as a function of table and keys, and the flat dense parameters that are served."""
 
     rows: Callable[[str, Keys], Floats]
     dense: Floats
@@ -242,7 +240,9 @@ class Search:
     def _users(self, weights: Weights) -> Floats:
         weights.model.write_dense(weights.dense)
         keys = self._lookup.keys
-        users, items = (padded(weights.rows(name, keys[name])) for name in ("users", "items"))
+        users, items = (
+            with_missing_row(weights.rows(name, keys[name])) for name in ("users", "items")
+        )
         with torch.inference_mode():
             vectors = weights.model.user_vectors(self._batch, self._lookup, users, items)
             out: Floats = vectors.numpy()

@@ -1,5 +1,4 @@
-"""Lists the requests that a rolled-back model answered, and the steps trained on their examples, as far as
-the log still has them."""
+"""Lists the requests that a rolled-back model answered, and the steps trained on their examples."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -61,8 +60,7 @@ class _Example(msgspec.Struct):
 
 
 def find_impact(log: Log, served_by: str, since_ms: int, lives: Sequence[Live]) -> RollbackImpact:
-    """Impact of a line/epoch that answered from ``since_ms`` on. ``lives``: all live records of the live
-    line."""
+    """Impact of a line/epoch that answered from ``since_ms`` on. ``lives``: of the live line."""
     requests, complete = list[AffectedRequest](), True
     line, _, epoch = served_by.rpartition("/")
     for partition in range(log.partitions(EVENTS)):

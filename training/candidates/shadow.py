@@ -22,7 +22,7 @@ from recsys.events.hashing import key_of, uniform
 from recsys.events.records import Delta, Scores, Step, TrainingExample
 from recsys.features.feature_set import FeatureSet
 from recsys.log.protocol import Log
-from recsys.model.model import build_model, padded
+from recsys.model.model import build_model, with_missing_row
 from training.candidates.arm_learner import ArmLearner
 from training.continual.learner import Learner
 from training.continual.worker import Worker
@@ -150,7 +150,7 @@ class Shadow:
         keys = lane.lookup.keys["features"]
         rows = self.shard.lookup(self.shard.applied, {"features": keys})["features"]
         with torch.inference_mode():
-            logits = self._scoring.rank(lane.batch, lane.lookup, padded(rows))
+            logits = self._scoring.rank(lane.batch, lane.lookup, with_missing_row(rows))
             out: NDArray[np.float32] = torch.sigmoid(logits).numpy()
         return out
 

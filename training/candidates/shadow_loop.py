@@ -61,8 +61,7 @@ class _ScoredStep(msgspec.Struct):
 
 
 class ShadowLoop(RetryLoop):
-    """Runs all active candidates. ``clock``: milliseconds; ``spent``: processor time in s, with torch's
-    threads and without those that do other work."""
+    """Runs all active candidates. ``clock``: milliseconds; ``spent``: processor time of learning, in s."""
 
     def __init__(
         self,

@@ -16,6 +16,8 @@ from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass, replace
 from datetime import timedelta
+from functools import partial
+from math import inf
 from pathlib import Path
 from typing import Any, Final
 
@@ -28,8 +30,7 @@ from ray.train.collective import broadcast_from_rank_zero
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.util.metrics import Counter, Gauge
 
-from parameter_server.rpc.parameter_client import StaleWorker
-from parameter_server.rpc.parameter_client import WorkerId
+from parameter_server.rpc.parameter_client import StaleWorker, WorkerId
 from parameter_server.rpc.shard_actor import NAMESPACE, connect, find_shards
 from parameter_server.shard.shard import ShardSpec
 from recsys.clock import wall_ms
@@ -46,7 +47,6 @@ from recsys.process.open_log import open_log
 from recsys.process.part_process import Stop
 from recsys.process.process_priority import VARIABLE, lower_priority
 from recsys.process.retry_loop import run_turn
-from training.continual.epoch_end import EpochEnd
 from training.continual.jagged import keyed_jagged, load
 from training.continual.learner import Learner
 from training.continual.progress import Progress
@@ -54,6 +54,7 @@ from training.continual.trainer_run import Failure, LearnTrace, TrainerRun
 from training.continual.worker import Worker
 from training.lines.control import config_now, live_epoch
 from training.lines.line import MAIN, spec_of
+from training.steps.sequencer_loop import EpochEnd
 
 PART: Final = "trainer"
 _REPORT_STEPS: Final = 1_000  # by step, since all workers must report together
@@ -75,7 +76,8 @@ def run(config: Config, stop: Stop) -> None:
         ray.init(namespace=NAMESPACE, log_to_driver=False, runtime_env=environment, job_config=job)
     log = open_log(config)
     epoch = live_epoch(log)
-    if not _await_shards(spec_of(config, epoch=epoch), stop):
+    is_stopped, pause = partial(stop.is_set, starting=True), partial(stop.wait, 0.2, starting=True)
+    if _await_shards(spec_of(config, epoch=epoch), is_stopped, pause) is None:
         return
     name = f"{MAIN}-epoch-{epoch}-{uuid.uuid4().hex[:8]}"
     run_files = _run_of(config)
@@ -166,14 +168,20 @@ def _run_of(config: Config) -> TrainerRun:
     return TrainerRun(Path(config.state) / "parts" / PART)
 
 
-def _await_shards(spec: ShardSpec, stop: Stop) -> bool:
-    while not stop.is_set(starting=True):
+def _await_shards(
+    spec: ShardSpec, is_over: Callable[[], bool], pause: Callable[[], object], most_s: float = inf
+) -> list[Any] | None:
+    """The shards of an epoch, which may be starting; None once ``is_over``. Raises ValueError after
+    ``most_s``."""
+    deadline = time.monotonic() + most_s
+    while not is_over():
         try:
-            find_shards(spec)
-            return True
+            return find_shards(spec)
         except ValueError:  # not started yet
-            stop.wait(0.2, starting=True)
-    return False
+            if time.monotonic() > deadline:
+                raise
+            pause()
+    return None
 
 
 def _trainer(config: Config, name: str, epoch: int) -> TorchTrainer:
@@ -246,19 +254,6 @@ def _epoch_now(config: Config, started: int) -> int:
         return max(started, live_epoch(log))
 
 
-def _wait_for_shards(spec: ShardSpec, ended: EpochEnd) -> list[Any] | None:
-    """Waits for the shards of an epoch, which may be starting; None if the line has left it meanwhile."""
-    deadline = time.monotonic() + _MEET_S
-    while ended.left_for() is None:
-        try:
-            return find_shards(spec)
-        except ValueError:
-            if time.monotonic() > deadline:
-                raise
-            time.sleep(0.2)
-    return None
-
-
 def resources_of(trainer: TrainerConfig) -> dict[str, float]:
     """Ray resources of a worker."""
     resources = {"CPU": trainer.cpus_per_worker}
@@ -300,7 +295,8 @@ def _work(config: Config, rank: int, generation: int, epoch: int) -> int:
     config = config_now(log, config, MAIN, epoch)
     spec = spec_of(config, epoch=epoch)
     ended = EpochEnd(log, MAIN, epoch)
-    shards = _wait_for_shards(spec, ended)
+    pause = partial(time.sleep, 0.2)
+    shards = _await_shards(spec, lambda: ended.left_for() is not None, pause, _MEET_S)
     if shards is None:
         following = ended.left_for()
         log.close()

@@ -17,7 +17,7 @@ from recsys.events.event_types import FeatureBlock
 from recsys.events.records import TrainingExample
 from recsys.features.feature_set import FeatureSet, UnknownFeatureSet
 from recsys.model.batch import Batch, Jagged, assemble
-from recsys.model.model import Lookup, Model, lookup_of, padded
+from recsys.model.model import Lookup, Model, lookup_of, with_missing_row
 from recsys.model.prediction_metrics import bin_weights, bins_of
 from recsys.model.ranker import loss_per_output, targets
 from recsys.model.retrieval_vectors import retrieval_loss
@@ -109,7 +109,8 @@ class Learner:
         self.model.write_dense(dense)
         self.model.zero_grad(set_to_none=True)
         leaves = {
-            name: padded(rows[name]).to(self._device).requires_grad_() for name in lane.lookup.keys
+            name: with_missing_row(rows[name]).to(self._device).requires_grad_()
+            for name in lane.lookup.keys
         }
         logits_BL = self.model.rank(lane.batch, lane.lookup, leaves["features"]).cpu()
         targets_BL = targets(torch.from_numpy(lane.labels_BK), torch.from_numpy(lane.watch_ms_B))
@@ -138,7 +139,7 @@ class Learner:
         """The probabilities (B, L) alone, with the arguments of ``learn``."""
         self.model.write_dense(dense)
         with torch.no_grad():
-            features = padded(rows["features"]).to(self._device)
+            features = with_missing_row(rows["features"]).to(self._device)
             logits_BL = self.model.rank(lane.batch, lane.lookup, features)
             out: Floats = torch.sigmoid(logits_BL).cpu().numpy()
         return out
@@ -193,8 +194,7 @@ class Learner:
 def batch_of(
     features: FeatureSet, size: int, dense_width: int, packed: Callable[[str], Any]
 ) -> Batch:
-    """A batch of ``size`` examples. ``packed`` returns the bytes of all examples in a column of
-    ``FeatureBlock``, writable."""
+    """A batch of ``size`` examples. ``packed``: writable bytes of a column of all ``FeatureBlock``s."""
 
     def column(name: str, kind: type[np.generic], *shape: int) -> NDArray[Any]:
         return np.frombuffer(packed(name), kind).reshape(size, *shape)

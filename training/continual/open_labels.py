@@ -41,7 +41,7 @@ from torch.nn.functional import softplus
 
 from recsys.events.records import TrainingExample
 from recsys.model.ranker import loss_per_output
-from training.steps.example_validation import is_open
+from training.steps.step_reader import is_open
 
 Floats = NDArray[np.float32]
 _CLOSED = -100.0  # ln(1 − F) for F = 1: its exponential is 0 in float32

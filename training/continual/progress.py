@@ -79,8 +79,7 @@ class Progress:
         self.delays.since(ended, now_ms)
 
     def report(self, beat: Heartbeat) -> None:
-        """Reports to the heartbeat. ``learned_after_s``: from the newest example's event to learning it;
-        meaningless when a past log is replayed."""
+        """Reports to the heartbeat. ``learned_after_s`` is meaningless when a past log is replayed."""
         totals = {name: self.sums.get(name, 0.0) for name in ("steps", "examples", "left_out")}
         for name, total in (totals | {"delta_bytes": self._learned.delta_bytes}).items():
             beat.add(name, total - self._reported.get(name, 0))

@@ -12,8 +12,7 @@ Flags = NDArray[np.bool_]
 
 
 def examples_per_row(lookup: Lookup) -> dict[str, NDArray[np.int32]]:
-    """Number of examples that have each key of a lane as a feature (U,), for row admission. A key that occurs
-    in histories alone counts once."""
+    """Number of examples that have each key of a lane as a feature (U,), at least 1, for row admission."""
     indices = {
         "features": lookup.slot_index,
         "items": lookup.item_index,

@@ -61,8 +61,7 @@ class TrainerRun:
         _write(self._file, Run(run, self.read().generation))
 
     def next_generation(self, run: str, now_ms: int) -> int:
-        """The generation of a starting group; 0 if ``run`` isn't the newest any more. The clock makes it grow
-        even after the file was lost."""
+        """The generation of a starting group, which grows even if the file is lost; 0 for an old run."""
         before = self.read()
         if before.run != run:
             return 0
@@ -99,8 +98,7 @@ class TrainerRun:
 
 
 class LearnTrace:
-    """Emits the spans of the steps of worker 0, and reports their number. Call ``count`` in each turn, and
-    ``close`` at the end."""
+    """Emits the spans of worker 0's steps, and reports their number. Call ``count`` in each turn."""
 
     def __init__(self, tracer: Tracer, run: TrainerRun, line: str, epoch: int) -> None:
         self._tracer, self._run = tracer, run

@@ -122,7 +122,7 @@ class Worker:
             prepared.step.time_ms,
             gradients,
             following.keys if following else None,
-            partial(self._prepare_ahead, step + 2) if following else _nothing,
+            partial(self._prepare_ahead, step + 2) if following else lambda: None,
         )
         self._step, self._next = step, following
         self.counts["steps"] += 1
@@ -210,9 +210,6 @@ def rows_of_users(users: Sequence[Id]) -> dict[str, Keys]:
         return {}
     keys = np.array(sorted({key_of("user", user) for user in users}), np.int64)
     return {"features": keys, "users": keys}
-
-
-def _nothing() -> None: ...
 
 
 def _together(

@@ -87,7 +87,7 @@ def unlearn(
     began, since = (0, 0) if snapshot is None else (snapshot.epoch, snapshot.step)
     config = config_at(config, control.lifecycle, line, began)
     shards = _shards_of(snapshot, config, features)
-    new = 1 + max(history.newest_epoch, *_epochs(folder, line), history.epoch)
+    new = 1 + max(history.newest_epoch, *snapshots.epochs(folder, line), history.epoch)
     _check(view, config, features, history, since)
     _append_steps(log, history, since, new)
     worker = _replay(view, config, features, shards, new, history.last)
@@ -237,10 +237,6 @@ def _replay(
             f"the replay of step {worker.step + 1} ended: {error}. The model that is live is as it was"
         ) from error
     return worker
-
-
-def _epochs(folder: Path, line: str) -> list[int]:
-    return [int(version.name.split("-")[0]) for version in (folder / line).glob("[0-9]*-[0-9]*")]
 
 
 def _remove_replaced(state: Path, history: UserHistory, first: int, new: int) -> None:

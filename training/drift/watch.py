@@ -117,8 +117,7 @@ class _SampledExample(msgspec.Struct):
 
 
 class SampledFeatures:
-    """Feeds a FeatureMonitor with runs of examples that come after its construction, at a bounded cost per
-    second whatever the traffic."""
+    """Feeds a FeatureMonitor with runs of new examples, at a bounded cost per second."""
 
     def __init__(self, log: Log, features: FeatureSet) -> None:
         self._log, self._digest = log, features.digest

@@ -86,8 +86,7 @@ def read_again(log: Log, panel: Panel, check: ExampleCheck, is_erased: IsErased)
 
 
 class Corrections(NamedTuple):
-    """``labels`` by example id. ``ends``: the offsets to continue from. ``skipped``: records that weren't
-    searched because there were too many."""
+    """``labels`` by example id; ``ends``: offsets to continue from; ``skipped``: records not searched."""
 
     labels: dict[tuple[int, int, int], list[float]]
     ends: dict[int, int]

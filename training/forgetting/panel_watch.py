@@ -76,8 +76,7 @@ class _Model:
     def probabilities(
         self, groups: Sequence[list[ServedExample]], ended: Callable[[], bool]
     ) -> list[Floats]:
-        """Probabilities of the first label, (N,) for each group. Raises Ended. Reads the snapshot's keys
-        once, as that takes longest."""
+        """Probabilities of the first label, (N,) for each group. Raises Ended."""
         lanes = [self._lanes(examples, ended) for examples in groups]
         keys = [lane.lookup.keys["features"] for group in lanes for lane in group]
         every = np.unique(np.concatenate([np.empty(0, np.int64), *keys]))

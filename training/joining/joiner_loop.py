@@ -11,7 +11,7 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import partial
 from typing import Final
 
@@ -58,15 +58,6 @@ class _Sequence(msgspec.Struct):
     sequence: int
 
 
-@dataclass
-class _Place:
-    """Joiners, their next offsets, and the sequence numbers that ``examples`` already contains."""
-
-    joiners: dict[int, Joiner]
-    offsets: dict[int, int]
-    appended: dict[int, set[int]] = field(default_factory=dict)
-
-
 class JoinerLoop(RetryLoop):
     """Runs the joiners of all partitions; ``state`` stores their snapshots, if any. ``clock`` (milliseconds)
     decides when to save. ``again`` is another client of the log for reading impressions again: a Kafka client
@@ -108,24 +99,24 @@ class JoinerLoop(RetryLoop):
     def counts(self) -> dict[str, int]:
         """The joiners' counts since the beginning of the log, and unreadable records since the start."""
         total = Counter({"unreadable": self.unreadable, "skipped": self.skipped})
-        for joiner in self._place.joiners.values():
+        for joiner in self._joiners.values():
             total.update(joiner.counts)
         return dict(total)
 
     def pending(self) -> int:
         """Number of pending impressions."""
-        return sum(len(joiner.impressions) for joiner in self._place.joiners.values())
+        return sum(len(joiner.impressions) for joiner in self._joiners.values())
 
     def spilled(self) -> int:
         """Number of pending impressions on disk."""
-        return sum(joiner.impressions.spilled for joiner in self._place.joiners.values())
+        return sum(joiner.impressions.spilled for joiner in self._joiners.values())
 
     def save(self) -> None:
         """Takes a snapshot; the log then retains what resuming from the previous snapshot needs."""
         if self._state is None or self.needs_restore:
             return
         started_ms = self._clock()
-        joiners = {p: joiner.pack() for p, joiner in self._place.joiners.items()}
+        joiners = {p: joiner.pack() for p, joiner in self._joiners.items()}
         blob = msgspec.msgpack.encode(_Packed(self._features.digest, joiners))
         self._state.save(self._log.id, {EVENTS: self.offsets}, blob)
         needed = self._needed_from()
@@ -162,7 +153,7 @@ class JoinerLoop(RetryLoop):
         return len(events)
 
     def _join(self, partition: int, record: Record, examples: list[Append]) -> None:
-        joiner = self._place.joiners[partition]
+        joiner = self._joiners[partition]
         try:
             event = decode(record.value)
         except Rejected as error:
@@ -173,11 +164,10 @@ class JoinerLoop(RetryLoop):
             self._emit(examples, example)
 
     def _needed_from(self) -> dict[int, int]:
-        """The lowest offset that resuming reads, by partition; if retention has passed it (Kafka ignores
-        holds), the lowest that is left."""
+        """The lowest offset that resuming reads and that is left (Kafka ignores holds), by partition."""
         needed = {}
         for partition, offset in self._consumer.offsets.items():
-            oldest = self._place.joiners[partition].impressions.oldest()
+            oldest = self._joiners[partition].impressions.oldest()
             if oldest is not None and oldest < offset:
                 offset = min(offset, max(oldest, self._log.begin(EVENTS, partition)))
             needed[partition] = offset
@@ -200,7 +190,7 @@ class JoinerLoop(RetryLoop):
         return event if isinstance(event, Impression) else None
 
     def _emit(self, appends: list[Append], example: Joined) -> None:
-        appended = self._place.appended[example.partition]
+        appended = self._appended[example.partition]
         if example.sequence in appended:
             appended.remove(example.sequence)
             return
@@ -220,11 +210,10 @@ class JoinerLoop(RetryLoop):
         self.close()
         if state is not None:
             self._spills = {p: Spill(state.folder / f"spill-{p}.sqlite") for p in self._partitions}
-        joiners = {
+        self._joiners = {
             p: Joiner(p, schema.labels, join, partial(self._recall, p), self._spills.get(p), cap)
             for p in self._partitions
         }
-        place = _Place(joiners, {})
         saved = state.load(self._log.id) if state is not None else None
         if state is not None and state.note:
             _LOG.warning("%s", state.note)
@@ -235,16 +224,16 @@ class JoinerLoop(RetryLoop):
                     f"the joiner's snapshot is of feature set {packed.features}, expected "
                     f"{self._features.digest}: use another state folder for another feature set"
                 )
-            for partition, joiner in place.joiners.items():
+            for partition, joiner in self._joiners.items():
                 self._restore_joiner(joiner, packed.joiners[partition])
-            place.offsets = dict(saved.offsets[EVENTS])
-        for partition, joiner in place.joiners.items():
-            place.appended[partition] = sequences_after(self._log, partition, joiner.sequence)
-        if saved is None:
-            self._begin_without_snapshot(place)
+        # Sequence numbers that ``examples`` already contains, by partition.
+        self._appended = {
+            partition: sequences_after(self._log, partition, joiner.sequence)
+            for partition, joiner in self._joiners.items()
+        }
+        offsets = self._without_snapshot() if saved is None else saved.offsets[EVENTS]
         self._letters.forget()
-        self._consumer = Consumer(self._log, EVENTS, self._partitions, place.offsets)
-        self._place = place
+        self._consumer = Consumer(self._log, EVENTS, self._partitions, offsets)
         self._needed = self._needed_from() if saved is not None else None
 
     def _restore_joiner(self, joiner: Joiner, packed: bytes) -> None:
@@ -261,18 +250,20 @@ class JoinerLoop(RetryLoop):
                 "skipped events"
             ) from error
 
-    def _begin_without_snapshot(self, place: _Place) -> None:
-        """Starts at the beginning of the log. If that is gone, or a user was forgotten, sequence numbers of
-        existing examples can't be reproduced: then skips to the end."""
-        for partition, joiner in place.joiners.items():
+    def _without_snapshot(self) -> dict[int, int]:
+        """Offsets to start at: the beginning of the log. If that is gone, or a user was forgotten, sequence
+        numbers of existing examples can't be reproduced: then the end."""
+        offsets = {}
+        for partition, joiner in self._joiners.items():
             begin, end = self._log.begin(EVENTS, partition), self._log.end(EVENTS, partition)
-            place.offsets[partition] = begin
-            appended = place.appended[partition]
+            offsets[partition] = begin
+            appended = self._appended[partition]
             if appended and (begin > 0 or has_erased_examples(self._log, partition)):
                 joiner.sequence = max(appended)
-                place.appended[partition] = set()
-                place.offsets[partition] = end
+                self._appended[partition] = set()
+                offsets[partition] = end
                 self.skipped += end - begin
+        return offsets
 
 
 def has_erased_examples(log: Log, partition: int) -> bool:

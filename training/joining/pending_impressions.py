@@ -106,8 +106,7 @@ class PendingImpressions:
         opened.impression, opened.size = impression, size
 
     def due(self, now_ms: int) -> Iterator[tuple[int, str]]:
-        """Yields expired timers in the order of (due, id), also those set meanwhile, with impressions in
-        memory."""
+        """Yields expired timers by (due, id), also those set meanwhile, with impressions in memory."""
         timers, spill = self.timers, self._spill
         while True:
             until = _ALL

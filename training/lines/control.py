@@ -47,7 +47,6 @@ def live_epoch(log: Log, line: str = MAIN) -> int:
 
 
 def live_epochs(log: Log, line: str = MAIN) -> list[int]:
-    """All epochs in which a line was live, in order, 0 first; without those whose creation was
-    interrupted."""
+    """All epochs in which a line was live, in order, 0 first."""
     records = readable(log, CONTROL, Control)
     return [0, *(live.epoch for live in records if isinstance(live, Live) and live.line == line)]

@@ -7,7 +7,7 @@ from typing import Any, Final
 import msgspec
 
 from recsys.log.protocol import Log
-from recsys.process.log_consumer import UNREADABLE
+from recsys.process.log_consumer import UNREADABLE, Consumer
 
 _READ: Final = 1_000
 _MOST_PASSED: Final = 10_000  # records without a time that are skipped at one place
@@ -29,6 +29,15 @@ def first_at(
         else:
             high = middle
     return low
+
+
+def consumer_from(
+    log: Log, topic: str, time_ms: int, time_of: Callable[[bytes], int | None]
+) -> Consumer:
+    """A consumer of all partitions, from ``first_at`` of a time on."""
+    partitions = range(log.partitions(topic))
+    offsets = {p: first_at(log, topic, p, time_ms, time_of) for p in partitions}
+    return Consumer(log, topic, partitions, offsets)
 
 
 def served_ms_of(event: bytes) -> int | None:

@@ -75,8 +75,8 @@ class Parent:
 
 @dataclass(frozen=True)
 class Since:
-    """Changes online since the ancestor, by table: keys with the number of examples that used each, and keys
-    that lost their row (tombstones)."""
+    """Changes online since the ancestor, by table: keys with their numbers of uses, and keys that lost their
+    row."""
 
     uses: Mapping[str, tuple[Keys, NDArray[Any]]] = field(default_factory=dict)
     removed: Mapping[str, Keys] = field(default_factory=dict)
@@ -114,8 +114,7 @@ def tables_in(arrays: Mapping[str, NDArray[Any]]) -> list[str]:
 
 
 class _MergedRows:
-    """Rows of one table of two parents, aligned: the online parent's rows that stay, in its order, then the
-    rows that only the offline parent has."""
+    """Aligned rows of a table: the online parent's that stay, in its order, then those only offline has."""
 
     def __init__(
         self, online: Arrays, offline: Arrays, ancestor: Arrays, clock_ms: int, removed: Keys

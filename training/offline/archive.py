@@ -74,8 +74,7 @@ class _Rows:
 
 
 def _retrying_merged_files(read: Callable[P, R]) -> Callable[P, R]:
-    """Lists and reads again if a file is gone: a running system merges an hour's files once an hour. Raises
-    ValueError if a file stays away."""
+    """Reads again if a file is gone: a running system merges files. Raises ValueError if it stays away."""
 
     @wraps(read)
     def again(*args: P.args, **kwargs: P.kwargs) -> R:
@@ -137,8 +136,7 @@ def cache_archive(
 
 @_retrying_merged_files
 def fingerprint(archive: Path, asked: Range) -> str:
-    """Digest of a range's offsets and of the users to be forgotten. Merging files doesn't change it, nor do
-    examples after the range."""
+    """Digest of a range's offsets and of the users to be forgotten. Merging files doesn't change it."""
     files = files_of(archive, EXAMPLES)
     spans: list[list[int]] = []
     for file in files:
@@ -235,8 +233,7 @@ def _last_ms(file: ArchiveFile) -> int:
 
 
 def _forgotten(files: Sequence[ArchiveFile]) -> dict[tuple[int, str], int]:
-    """By (partition, user), the offset before which nothing of the user may be learned. Requests after the
-    range count as well."""
+    """By (partition, user), the offset before which nothing of the user may be learned."""
     forgotten: dict[tuple[int, str], int] = {}
     for file in files:
         table = _table(file.path, ["offset", "type", "user_id"])

@@ -134,8 +134,7 @@ class CacheWriter:
         self.counts: Counter[str] = Counter()
 
     def add(self, examples: Sequence[TrainingExample], time_ms: Sequence[int]) -> None:
-        """Takes examples and corrections in event time. Raises ValueError for another feature set; other
-        invalid examples are left out and counted."""
+        """Takes examples and corrections in event time. Raises ValueError for another feature set."""
         first: list[TrainingExample] = []
         times: list[int] = []
         all_fit = self._check.all_fit(examples)

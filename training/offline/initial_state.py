@@ -32,8 +32,7 @@ _COLUMNS: Final = ("keys", "values", "accumulator", "used_ms")
 
 @dataclass(frozen=True)
 class Ancestor:
-    """A snapshot to start from, with the arrays of its parts. Rows of ``forgotten`` users (keys) are dropped,
-    even if they came back since."""
+    """The arrays of a snapshot's parts, to start from without rows of ``forgotten`` users (keys)."""
 
     parent: SnapshotRef
     parts: Sequence[Arrays]

@@ -26,20 +26,16 @@ class RowTable(Protocol):
 
     def lookup(self, keys: Keys) -> Rows:
         """Rows (N, D); a key without a row reads its initial value."""
-        ...
 
     def learn(self, rows: RowGradients) -> int:
-        """Applies summed gradients of distinct keys; returns the number rejected (not finite, or beyond the
-        bound). Keys without a row are skipped."""
-        ...
+        """Applies gradients of distinct keys with a row; returns the number rejected (not finite, too
+        large)."""
 
     def export(self) -> Columns:
         """``values`` (R, D) and ``accumulator`` (R,), in the order of the vocabulary."""
-        ...
 
     def load(self, columns: Mapping[str, NDArray[Any]]) -> None:
         """Restores an export."""
-        ...
 
 
 class OwnTable:
@@ -78,8 +74,7 @@ def initial_columns(config: TableConfig, vocabulary: Vocabulary, seed: int) -> C
 def started_columns(
     config: TableConfig, vocabulary: Vocabulary, seed: int, before: Mapping[str, NDArray[Any]]
 ) -> Columns:
-    """Rows of a vocabulary, initialised from a snapshot where it has them: ``before`` has keys, in any order,
-    values and accumulator."""
+    """Rows of a vocabulary, from a snapshot (``before``, keys in any order) where it has them."""
     columns = initial_columns(config, vocabulary, seed)
     at = vocabulary.find(before["keys"])
     has_row = at >= 0

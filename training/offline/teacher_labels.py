@@ -163,8 +163,7 @@ def prepare_labels(
     lanes: int,
     step_examples: int,
 ) -> None:
-    """Computes a teacher's predictions unless they exist or come with the examples. Raises Refused if the
-    teaching candidate is gone."""
+    """Computes a teacher's predictions if needed. Raises Refused if the teaching candidate is gone."""
     if not teacher.needs_pass or folder.exists():
         return
     model = teacher.model

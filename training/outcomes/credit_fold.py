@@ -67,8 +67,7 @@ class _List:
 def read_credits(
     log: Log, config: Config, labels: Sequence[str], experiment: Experiment, started_ms: int
 ) -> InterleavingCredits:
-    """Reads all records since the experiment began. Memory: some 700 bytes for a list of 8 ranks, and 200 for
-    each item that earned a credit."""
+    """Reads all records since the experiment began. Memory: 700 bytes for a list, 200 for a credited item."""
     names = [arm.name for arm in experiment.arms]
     lists, waiting, repeats, complete = dict[_Position, _List](), 0, 0, True
     window_ms = int(config.join.window_s * 1000)

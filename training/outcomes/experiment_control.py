@@ -1,5 +1,4 @@
-"""Decides the next revision of the experiments, from configuration files, requests of operators and readouts
-of running experiments, and the control records of their arms' lines."""
+"""Decides the next revision of the experiments, and the control records of their arms' lines."""
 
 import logging
 from collections.abc import Iterable, Mapping, Sequence

@@ -9,7 +9,7 @@ taken from the first record of an example.
 
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
 import msgspec
 import numpy as np
@@ -22,11 +22,11 @@ from experiments.statistics.readout import Readout, outcomes_for, ratio_of, read
 from recsys.config.system_config import Config
 from recsys.events.event_types import Stamp
 from recsys.events.hashing import Id, key_of
-from recsys.events.records import EVENTS, EXAMPLES
+from recsys.events.records import EVENTS, EXAMPLES, unpack
 from recsys.log.protocol import Log, LogLost, Record
-from recsys.process.log_consumer import Consumer, decoded
-from training.lines.offset_lookup import first_at, served_ms_of
-from training.outcomes.shown_item import closed_ms_of, metric_increments, read_shown
+from recsys.process.log_consumer import UNREADABLE, decoded
+from training.lines.offset_lookup import consumer_from, served_ms_of
+from training.outcomes.shown_item import ShownItem, closed_ms_of, metric_increments
 
 BEFORE_MS: Final = 7 * 86_400_000  # the covariate: behaviour in the week before it began
 MOST_SURFACES: Final = 16  # surfaces with a segment of their own
@@ -75,9 +75,11 @@ class ExperimentFold:
         self._misassigned: set[int] = set()
         self._ratio = 1.0
         self._window_ms = int(config.join.window_s * 1000)
-        self.complete = True
-        self._events = self._consumer(EVENTS, started_ms, served_ms_of)
-        self._examples = self._consumer(EXAMPLES, started_ms - BEFORE_MS, closed_ms_of)
+        self._events = consumer_from(log, EVENTS, started_ms - _MARGIN_MS, served_ms_of)
+        begins = ((log.begin(EVENTS, p), start) for p, start in self._events.offsets.items())
+        self.complete = not any(0 < begin == start for begin, start in begins)
+        since_ms = started_ms - BEFORE_MS - _MARGIN_MS
+        self._examples = consumer_from(log, EXAMPLES, since_ms, closed_ms_of)
         self._waiting: dict[int, list[_Row]] = {}
         self._newest: dict[int, int] = {}
 
@@ -146,16 +148,6 @@ class ExperimentFold:
             ratio_before=self._ratio, parts=parts,
         )  # fmt: skip
 
-    def _consumer(self, topic: str, from_ms: int, time_of: Any) -> Consumer:
-        offsets = {}
-        for partition in range(self._log.partitions(topic)):
-            begin = self._log.begin(topic, partition)
-            start = first_at(self._log, topic, partition, from_ms - _MARGIN_MS, time_of)
-            if topic == EVENTS and 0 < begin == start:
-                self.complete = False
-            offsets[partition] = start
-        return Consumer(self._log, topic, list(offsets), offsets)
-
     def _poll(self, topic: str) -> list[tuple[int, Record]]:
         consumer = self._events if topic == EVENTS else self._examples
         try:
@@ -186,8 +178,9 @@ class ExperimentFold:
 
     def _take(self, records: Sequence[tuple[int, Record]]) -> None:
         for partition, record in records:
-            item = read_shown(record.value)
-            if item is None:  # a tombstone, or unreadable: a worker reports that
+            try:
+                item = unpack(record.value, ShownItem)
+            except UNREADABLE:  # also a tombstone
                 self.unreadable += 1
                 continue
             self._newest[partition] = max(self._newest.get(partition, 0), item.closed_ms)

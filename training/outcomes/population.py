@@ -1,5 +1,4 @@
-"""Reads all users of the examples on a log, with running sums at equally spaced looks, for the power analysis
-of a planned experiment (experiments/statistics/power.py)."""
+"""Reads running sums of all users of the examples on a log, for the power analysis of an experiment."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -14,7 +13,8 @@ from experiments.statistics.power import Floats, covariance
 from recsys.events.hashing import key_of
 from recsys.events.records import EXAMPLES
 from recsys.log.protocol import Log, newest_first
-from training.outcomes.shown_item import ShownItem, closed_ms_of, metric_increments, read_shown
+from recsys.process.log_consumer import decoded
+from training.outcomes.shown_item import ShownItem, closed_ms_of, metric_increments
 
 LOOKS: Final = 14
 _READ: Final = 1_000
@@ -74,6 +74,6 @@ def _batches(log: Log) -> Iterator[list[ShownItem]]:
     for partition in range(log.partitions(EXAMPLES)):
         offset = log.begin(EXAMPLES, partition)
         while records := log.read(EXAMPLES, partition, offset, _READ):
-            if batch := [item for r in records if (item := read_shown(r.value)) is not None]:
+            if batch := [item for _, item in decoded(records, ShownItem)]:
                 yield batch
             offset = records[-1].offset + 1

@@ -8,7 +8,6 @@ import msgspec
 from experiments.assignment.design import SHOWN, WATCH
 from recsys.events.event_types import Stamp
 from recsys.events.hashing import Id
-from recsys.process.log_consumer import UNREADABLE
 from training.joining.sampling import represented_examples
 
 
@@ -25,14 +24,6 @@ class ShownItem(msgspec.Struct):
     kept: float = 1.0
     sampled_out: bool = False
     stamp: Stamp | None = None
-
-
-def read_shown(value: bytes) -> ShownItem | None:
-    """Decodes a record of ``examples``; None for a tombstone or an unreadable record."""
-    try:
-        return _decoder.decode(value)
-    except UNREADABLE:
-        return None
 
 
 def metric_increments(item: ShownItem, sums: Sequence[str], labels: Sequence[str]) -> list[float]:
@@ -71,5 +62,4 @@ class _Closed(msgspec.Struct):
     closed_ms: int = 0
 
 
-_decoder = msgspec.msgpack.Decoder(ShownItem)
 _closed: Any = msgspec.msgpack.Decoder(_Closed)

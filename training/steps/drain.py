@@ -1,5 +1,4 @@
-"""Finishes the pending work of a stopped system: joins accepted events and cuts the examples into steps,
-which the shards learn when they run again."""
+"""Finishes the pending work of a stopped system: joins accepted events and cuts the examples into steps."""
 
 from itertools import count
 

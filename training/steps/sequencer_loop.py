@@ -31,7 +31,7 @@ from recsys.process.retry_loop import RetryLoop, run_turn
 from recsys.process.ticker import Ticker
 from training.lines.control import ControlReader, live_epochs
 from training.lines.line import MAIN, learning_digest
-from training.steps.lineage import Lineage, ancestors
+from training.steps.lineage import Lineage, ancestors, last_steps
 from training.steps.sequencer import Sequencer
 from training.steps.step_trace import SeenExample, SequenceTrace
 
@@ -203,6 +203,35 @@ def last_position(
             for part in step.ranges:
                 offsets.setdefault(part.partition, part.stop)
     return LinePosition(newest, offsets, unreadable)
+
+
+class EpochEnd:
+    """Detects when a worker has learned all of an epoch and may continue in the next one. After an epoch's
+    first record none of an earlier one follows, so all workers see the same last step."""
+
+    def __init__(self, log: Log, line: str, epoch: int) -> None:
+        self._log, self._line, self._epoch = log, line, epoch
+        self._control = ControlReader(log)
+        self._last: int | None = None  # step of the epoch, once it is known
+
+    def left_for(self) -> int | None:
+        """The epoch that is live now, whatever was learned of this one; None while this one is live."""
+        self._control.turn()
+        live = self._control.live_epoch(self._line, self._epoch)
+        return live if live > self._epoch else None
+
+    def following(self, learned: int) -> int | None:
+        """The next epoch if ``learned`` is the last step of this one, else None. Call it when idle."""
+        live = self.left_for()
+        if live is None:
+            return None
+        newest = [(step.line, step.epoch) for step in last_steps(self._log)[-1:]]
+        if newest != [(self._line, live)]:  # the sequencer may still write records of this epoch
+            return None
+        if self._last is None:
+            partitions = self._log.partitions(EXAMPLES)
+            self._last = last_position(self._log, self._line, self._epoch, partitions).step
+        return live if learned >= self._last else None
 
 
 def run(config: Config, stop: Stop) -> None:

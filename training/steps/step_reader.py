@@ -30,11 +30,11 @@ from recsys.events.records import (
 from recsys.features.feature_set import FeatureSet
 from recsys.log.protocol import Log, LogLost, Record
 from recsys.process.log_consumer import UNREADABLE
-from training.steps.example_validation import is_open, label_fault
 from training.steps.sequencer import lanes_of
 
 _READ_AHEAD = 64  # step records
 _MAX_WATCH_MS = 1 << 53
+_LEAST_ARRIVED = 1e-6  # share of a label
 
 
 class StepReader:
@@ -61,8 +61,7 @@ class StepReader:
         return entry[0] if entry else None
 
     def check_to_come(self, step: int) -> None:
-        """Raises LogLost if a step can't come any more: more steps are missing than records are unreadable,
-        so it is unknown which of them existed."""
+        """Raises LogLost if a step can't come any more: more are missing than records are unreadable."""
         if step in self._lost:
             raise LogLost(
                 f"{STEPS}/0 has no step {step} of line {self._line}, epoch {self._epoch}, but later ones: "
@@ -348,3 +347,22 @@ def _finite(blocks: Sequence[FeatureBlock]) -> bool:
     """Whether dense features and outcomes, of the right sizes, are finite in all blocks."""
     joined = b"".join([block.dense for block in blocks] + [block.outcomes for block in blocks])
     return bool(np.isfinite(np.frombuffer(joined, np.float32)).all())
+
+
+def is_open(example: TrainingExample) -> bool:
+    """Whether its labels aren't final, or it represents other examples."""
+    return bool(example.arrived) or example.sampled_out or example.kept != 1.0
+
+
+def label_fault(example: TrainingExample, labels: int) -> str:
+    """The reason why an example with so many labels is invalid; empty if it is valid."""
+    if example.sampled_out and len(example.previous) != labels:
+        return f"it has {len(example.previous)} previous labels, expected {labels}"
+    if not 0.0 < example.kept <= 1.0:
+        return f"kept is {example.kept}, expected above 0, at most 1"
+    least = 0.0 if example.correction or example.sampled_out else _LEAST_ARRIVED
+    if len(example.arrived) not in (0, labels) or not all(
+        [least <= f <= 1 for f in example.arrived]
+    ):
+        return f"arrived is {example.arrived}, expected {labels} shares of {least} to 1"
+    return ""

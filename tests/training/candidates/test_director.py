@@ -9,7 +9,7 @@ from recsys.events.control_records import Control, Experiments, ExperimentState,
 from recsys.events.records import CONTROL, pack, topics, unpack
 from recsys.log.protocol import Append, MemoryLog
 from recsys.process.part_process import Heartbeat
-from training.candidates.director import Director, experiment_texts, report_experiments
+from training.candidates.director import Director, experiment_texts, report
 
 
 @pytest.fixture
@@ -74,5 +74,6 @@ def test_the_heartbeat_counts_experiments_that_ended_by_themselves(log, tmp_path
     log.append(CONTROL, [Append(0, b"", pack(Experiments(revision=1, stands=stands)))])
     its, beat = director(log, tmp_path, {}), Heartbeat("director")
     its.turn()
-    report_experiments(its, beat)
-    assert beat.now().gauges == {"experiments_broken": 2, "experiments_harmed": 1}
+    report(its, beat)
+    ended = {"experiments_broken": 2, "experiments_harmed": 1}
+    assert beat.now().gauges.items() >= ended.items()

@@ -30,7 +30,7 @@ def test_tables_that_no_shard_could_hold_are_refused(
     started: list[Config] = []
     monkeypatch.setattr(up, "_run", lambda config, plan, console: started.append(config))
     assert up.start(config) == 2 and not started
-    assert "model.tables." in capsys.readouterr().out
+    assert "model.tables." in capsys.readouterr().err
 
 
 def test_ten_shards_may_count_sightings() -> None:

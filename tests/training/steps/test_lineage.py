@@ -1,9 +1,9 @@
 from recsys.events.control_records import Live
 from recsys.events.records import CONTROL, EXAMPLES, STEPS, Range, Step, pack, topics
 from recsys.log.protocol import Append, MemoryLog
-from training.continual.epoch_end import EpochEnd
 from training.lines.control import ControlReader
 from training.steps.lineage import Lineage
+from training.steps.sequencer_loop import EpochEnd
 
 FIRST = Live(line="main", epoch=0)
 PROMOTED = Live(line="main", epoch=1, since=3, of=0, candidate="c1")
