@@ -11,7 +11,7 @@ from parameter_server.rpc.parameter_client import (
     LocalClient,
     ShardUnreachable,
     StaleWorker,
-    Worker,
+    WorkerId,
     hello,
 )
 from parameter_server.rpc.protocol import AppliedQuery, Exchange, Frame, Refusal
@@ -73,7 +73,7 @@ def connect(servers, part=0):
 def greeting(servers, part=0, token=TOKEN, **changes):
     import msgspec
 
-    message = hello(servers.spec, part, Worker(), token)
+    message = hello(servers.spec, part, WorkerId(), token)
     return Frame(msgspec.structs.replace(message, **changes))
 
 
