@@ -15,6 +15,7 @@ from benchmarks.answers.bench_serve_state import STEP, BenchState, build
 from benchmarks.answers.serve_load import Door, ServeOptions
 from benchmarks.harness import serve_doors as doors
 from benchmarks.harness import worker_processes as bench_parts
+from tests.support.waiting_part import wait
 
 pytest.importorskip("fbgemm_gpu")
 
@@ -132,18 +133,13 @@ def test_the_figures_are_those_of_the_direct_port_and_the_others_stand_beside(
     assert figures["overload"]["haproxy"]["goodput_per_s"] == 81.0 and over["grown_mb"] == 0.0
 
 
-def _waits(told: Any, stop: Any) -> None:
-    told.put(("ready", 0, None))
-    stop.wait()
-
-
 @pytest.mark.slow
 def test_parts_end_though_one_was_killed_while_it_waited_to_be_asked(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(bench_parts, "_ASK_S", 0.5)
     told, stop, start = bench_parts.process_starter()
-    parts = [start(_waits, told, stop) for _ in range(2)]
+    parts = [start(wait, told, stop) for _ in range(2)]
     for _ in parts:
         assert told.get(timeout=60)[0] == "ready"
     time.sleep(0.1)

@@ -2,6 +2,7 @@
 
 import json
 import xml.etree.ElementTree as ET
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -25,11 +26,16 @@ def small(seed: int = 1) -> WorldLog:
     return WorldLog(seed, hours=30, users=12, items=30, requests_per_s=0.0015)
 
 
+@cache
+def judged_of(seed: int) -> tuple[JudgedRows, int]:
+    return judge(small(), OPTIONS, seed)
+
+
 @pytest.mark.slow
 def test_a_copy_scores_as_a_replay_of_its_own() -> None:
     world = small()
     from_ms = judged_from_ms(world)
-    judged, steps = judge(world, OPTIONS, seed=0)
+    judged, steps = judged_of(0)
     assert steps > 10
     alone = {"frozen": {"frozen_after_ms": from_ms}} | {
         sync.name: {"sync_every_ms": sync.every_ms} for sync in syncs_of(from_ms)[1:]
@@ -48,7 +54,7 @@ def test_a_copy_scores_as_a_replay_of_its_own() -> None:
 
 @pytest.mark.slow
 def test_a_seed_changes_what_the_model_starts_from_and_how_the_world_drifts() -> None:
-    one, other = (judge(small(), OPTIONS, seed)[0] for seed in (0, 1))
+    one, other = (judged_of(seed)[0] for seed in (0, 1))
     assert np.array_equal(one.labels_N, other.labels_N)
     assert not np.array_equal(one.scores_KN, other.scores_KN)
     assert list(small(1).events()) != list(small(2).events())
