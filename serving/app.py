@@ -20,9 +20,10 @@ from recsys.observability.log_lines import LogThrottle, keep_newest, log_in_work
 from recsys.observability.tracer import open_tracer_in_actor
 from recsys.process.latency_tuning import tune_for_latency
 from recsys.process.open_log import open_log
+from serving.access.key_files import ADMIN_KEY, SecretFile
 from serving.http_app import build_app
 from serving.retrieval.ray_retrieval import CATCH_UP_S, client_of, deployment_options, deployments
-from serving.service import Service, admin_key_file
+from serving.service import Service
 from serving.sessions.session_store import RedisSessions
 from serving.tracing.swipe_traces import SwipeTraces
 
@@ -94,11 +95,17 @@ class Feed:
         state, form = self._config.state, self._config.logging.format
         replicas = max(self._config.serve.replicas, self._config.serve.max_replicas)
         keep_newest(state, "replica-*.log*", 8 + 2 * replicas)
+        keep_newest(state, "audit-*.log*", 8 * (8 + 2 * replicas))
         log_in_worker("serve", state, f"replica-{name}", form, {"replica": name})
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         """Builds the app; Serve calls this once, after the constructor."""
-        app = build_app(self.service, self._admin_key, CATCH_UP_S, tune_for_latency)
+        lines = SecretFile(self.service.run_folder / ADMIN_KEY)
+
+        def admin_key() -> str:
+            return "".join(lines())
+
+        app = build_app(self.service, admin_key, CATCH_UP_S, tune_for_latency, self._name)
         self._metrics = RayMetrics(app.state.metrics.registry, self._name)
         return app
 
@@ -121,12 +128,6 @@ class Feed:
 
     def reconfigure(self, description: dict[str, Any]) -> None:
         """Does nothing: ``description`` is for Ray's dashboard."""
-
-    def _admin_key(self) -> str:
-        try:
-            return admin_key_file(self._config).read_text().strip()
-        except OSError:
-            return ""
 
 
 def _scaling(serve: ServeConfig) -> dict[str, Any]:

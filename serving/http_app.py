@@ -7,20 +7,24 @@ with Retry-After. The app also serves the viewers' page, so that the page has on
 import asyncio
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Annotated, Any, Final
+from typing import Any, Final
 
-from fastapi import Depends, FastAPI, Header, HTTPException, Request, Response
+from fastapi import FastAPI, HTTPException, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.staticfiles import StaticFiles
 from fastapi_offline import FastAPIOffline
 from starlette.exceptions import HTTPException as StarletteHTTPException
+from starlette.middleware.cors import CORSMiddleware
 
 from recsys.events.event_types import Rejected
 from recsys.events.hashing import Id
 from serving import request as values
+from serving.access.access_layer import AccessLayer, caller_of, refusal
+from serving.access.audit import AuditTrail
+from serving.access.caller import Denied
 from serving.admission.admission import Limit, TokenBuckets
 from serving.admission.load_shedding import LoadShedder
 from serving.compat import gorse_routes, metarank_routes
@@ -28,7 +32,7 @@ from serving.compat.shared_handlers import PartlyRejected, SharedHandlers
 from serving.compat.unpersonalized import Unsupported
 from serving.http import api_models as models
 from serving.http.serving_metrics import ServingMetrics
-from serving.http.strict_json import StrictRoute, check_admin_key, json_response
+from serving.http.strict_json import StrictRoute, json_response
 from serving.ingestion.event_validation import ACCEPTED, DUPLICATE, REJECTED, FieldError, Result
 from serving.ingestion.write_api import Unavailable
 from serving.replica import inspection
@@ -40,26 +44,26 @@ _PROBLEMS: Final[dict[int | str, dict[str, Any]]] = {
     status: {"model": models.ProblemOut, "description": description}
     for status, description in {
         400: "Not JSON",
+        401: "The key or user token is missing, wrong, revoked or expired",
+        403: "The key lacks a scope, or the page is of another origin",
         413: "More than 1 MB",
+        421: "The host isn't this system's",
         422: "A field is wrong",
+        429: "Over a quota: see Retry-After",
         503: "Temporarily refused: see Retry-After",
     }.items()
-}
-_ADMIN_PROBLEMS: Final = _PROBLEMS | {
-    401: {"model": models.ProblemOut, "description": "X-Admin-Key is missing"},
-    403: {"model": models.ProblemOut, "description": "X-Admin-Key is wrong"},
 }
 
 
 def build_app(
     service: Service, admin_key: Callable[[], str], wait_s: float = 0.0,
-    on_ready: Callable[[], None] = lambda: None,
+    on_ready: Callable[[], None] = lambda: None, name: str = "local",
 ) -> FastAPI:  # fmt: skip
     """Builds the app of one replica. Its lifespan starts and stops the service.
 
     Startup is complete once the service has caught up with the log, after ``wait_s`` at the latest.
     ``on_ready`` is called in a thread once it has. ``admin_key`` is read at each use; an empty one grants no
-    access.
+    access. ``name``: of the replica.
     """
 
     @asynccontextmanager
@@ -73,6 +77,7 @@ def build_app(
         ready.cancel()
         await handlers.write_backs.close()
         await service.stop()
+        await asyncio.to_thread(trail.close)
 
     app: FastAPI = FastAPIOffline(  # serves the assets of /docs itself, without a CDN
         title="recsys", version="1", lifespan=lifespan,
@@ -86,11 +91,21 @@ def build_app(
         LoadShedder, metrics=metrics, lists=service.admission, events=Limit(serve.max_events),
         others=Limit(serve.max_ongoing), clients=TokenBuckets(serve.client_rate),
     )  # fmt: skip
+    trail = AuditTrail(service.run_folder, name)
+    app.add_middleware(
+        AccessLayer, control=service.access_control(admin_key), trail=trail, metrics=metrics,
+        now_ms=service.now_ms,
+    )  # fmt: skip
+    if origins := service.config.access.origins:
+        app.add_middleware(
+            CORSMiddleware, allow_origins=origins, allow_methods=["GET", "POST", "DELETE"],
+            allow_headers=["authorization", "content-type", "x-api-key"],
+        )  # fmt: skip
     _add_errors(app)
     _add_viewer_routes(app, service, metrics)
-    _add_admin_routes(app, service, admin_key)
+    _add_admin_routes(app, service)
     _add_health_routes(app, service, metrics)
-    handlers = SharedHandlers(service, metrics, admin_key)
+    handlers = SharedHandlers(service, metrics)
     if service.config.compat.gorse:
         app.include_router(gorse_routes.routes_of(handlers))
     if service.config.compat.metarank:
@@ -107,24 +122,30 @@ async def _call_once_ready(service: Service, on_ready: Callable[[], None]) -> No
 
 def _add_viewer_routes(app: FastAPI, service: Service, metrics: ServingMetrics) -> None:
     @app.post("/v1/recommend", response_model=models.RecommendOut, responses=_PROBLEMS)
-    async def recommend(body: models.RecommendIn) -> Response:
+    async def recommend(request: Request, body: models.RecommendIn) -> Response:
         """Items for a user, ranked by the freshest model."""
-        began_s = time.perf_counter()
+        began_s, caller = time.perf_counter(), caller_of(request.scope)
+        service.check_list(caller, body.user_id)
         answer = await service.recommend(_request_of(body))
         metrics.count_degraded(answer.degraded)
-        return json_response(_answer_out(answer, began_s))
+        # A list of the caller's own items proves nothing, unless the caller needs no proof.
+        has_token = body.candidate_ids is None or caller.attributes
+        return json_response(
+            _answer_out(answer, service.token_of(answer) if has_token else "", began_s)
+        )
 
     @app.post("/v1/events", status_code=202, response_model=models.EventsOut, responses=_PROBLEMS)
-    async def events(body: models.EventsIn) -> Response:
+    async def events(request: Request, body: models.EventsIn) -> Response:
         """Engagements of viewers. The answer comes after the commit; without an answer send them again:
         repeats of an `event_id` count once."""
-        batch = await service.write_api.append_events(body.events)
+        batch = await service.write_api.append_events(body.events, caller_of(request.scope))
         metrics.count_batch(batch)
-        return json_response(_results_out(batch.results), 202)
+        return json_response(_results_out(batch.results, batch.unproven.total()), 202)
 
     @app.get("/v1/sessions/{user_id:path}", response_model=models.SessionOut, responses=_PROBLEMS)
-    async def session(user_id: str) -> Response:
+    async def session(request: Request, user_id: str) -> Response:
         """Current session of a user: topics and recent items."""
+        caller_of(request.scope).check_user(user_id)
         return json_response(await service.session(_id(user_id, "user_id")))
 
     @app.get("/v1/status", response_model=models.StatusOut)
@@ -133,19 +154,8 @@ def _add_viewer_routes(app: FastAPI, service: Service, metrics: ServingMetrics) 
         return json_response(service.status())
 
 
-def _require_admin(admin_key: Callable[[], str]) -> Callable[..., Awaitable[None]]:
-    """Dependency that checks the admin key."""
-
-    async def check(x_admin_key: Annotated[str | None, Header()] = None) -> None:
-        check_admin_key(x_admin_key, admin_key(), "X-Admin-Key")
-
-    return check
-
-
-def _add_admin_routes(app: FastAPI, service: Service, admin_key: Callable[[], str]) -> None:
-    read: dict[str, Any] = {
-        "dependencies": [Depends(_require_admin(admin_key))], "responses": _ADMIN_PROBLEMS,
-    }  # fmt: skip
+def _add_admin_routes(app: FastAPI, service: Service) -> None:
+    read: dict[str, Any] = {"responses": _PROBLEMS}
     write = read | {"status_code": 202, "response_model": models.EventsOut}
 
     @app.post("/v1/items", **write)
@@ -236,6 +246,10 @@ def _add_errors(app: FastAPI) -> None:
     async def http_error(_: Request, error: StarletteHTTPException) -> Response:
         return _problem(str(error.detail), error.status_code, headers=dict(error.headers or {}))
 
+    @app.exception_handler(Denied)
+    async def denied(_: Request, error: Denied) -> Response:
+        return refusal(error)
+
     @app.exception_handler(Unavailable)
     async def unavailable(_: Request, error: Unavailable) -> Response:
         return _problem(str(error), 503, headers={"retry-after": str(error.retry_after_s)})
@@ -273,9 +287,10 @@ def _request_of(body: models.RecommendIn) -> values.Request:
     return values.Request(**dict(body) | ids)
 
 
-def _answer_out(answer: values.Answer, began_s: float) -> dict[str, Any]:
+def _answer_out(answer: values.Answer, token: str, began_s: float) -> dict[str, Any]:
     return {
         "request_id": answer.request_id,
+        "token": token,
         "items": answer.items,
         "stamp": answer.stamp,
         "took_ms": round((time.perf_counter() - began_s) * 1000, 3),
@@ -283,12 +298,13 @@ def _answer_out(answer: values.Answer, began_s: float) -> dict[str, Any]:
     }
 
 
-def _results_out(results: Sequence[Result]) -> dict[str, Any]:
+def _results_out(results: Sequence[Result], unproven: int = 0) -> dict[str, Any]:
     counts = Counter(result.status for result in results)
     return {
         "accepted": counts[ACCEPTED],
         "duplicates": counts[DUPLICATE],
         "rejected": counts[REJECTED],
+        "unproven": unproven,
         "results": results,
     }
 

@@ -25,11 +25,17 @@ from recsys.features.feature_set_file import feature_set
 from recsys.features.session import Session
 from recsys.log.protocol import Append, Log
 from recsys.observability.log_lines import LOG_CONTEXT, LogThrottle
+from serving.access.access_control import AccessControl
+from serving.access.caller import Caller, Denied
+from serving.access.key_files import SOURCE_KEY, TOKEN_KEYS, SecretFile
+from serving.access.proofs import Proofs
+from serving.access.quotas import Quotas
 from serving.admission.admission import Admission
 from serving.admission.deadline import POPULAR, SHORT, UNRANKED, TimeLeftDeadline
 from serving.admission.fair_lock import FairLock
 from serving.admission.load_shedding import ARRIVED_S
 from serving.ingestion.disk_spool import DiskSpool
+from serving.ingestion.event_validation import EventValidator
 from serving.ingestion.log_writer import LogWriter
 from serving.ingestion.write_api import Unavailable, WriteApi
 from serving.pipeline import Pipeline
@@ -77,8 +83,12 @@ class Service:
         serve = config.serve
         spool = DiskSpool(Path(config.state) / "kept", log.id, int(serve.kept_disk_mb * 2**20))
         self.writer = LogWriter(log, keep_bytes=int(serve.kept_mb * 2**20), spool=spool)
+        self.run_folder = Path(config.state) / "run"
+        self.quotas = Quotas(config)
+        self._proofs = Proofs(config, self.quotas, SecretFile(self.run_folder / TOKEN_KEYS))
+        validator = EventValidator(config, self._duration_ms, prove=self._proofs.prove)
         self.write_api = WriteApi(
-            config, self.writer, sessions, self.reader.freshness, self._duration_ms, now_ms, traces
+            config, self.writer, sessions, self.reader.freshness, validator, now_ms, traces
         )
         self.follower = LogFollower(log, self.reader)
         self.variants = ModelVariants(config, log, self.features, now_ms)
@@ -130,6 +140,25 @@ class Service:
     def failure(self) -> str:
         """Reason why the replica stopped following the log; empty while it follows."""
         return self.follower.failure
+
+    def access_control(self, admin_key: Callable[[], str]) -> AccessControl:
+        """Control of the callers of this replica's API, with the keys that it has read."""
+        source_key = SecretFile(self.run_folder / SOURCE_KEY)
+        keyring, quotas = self.reader.keyring, self.quotas
+        return AccessControl(self.config, keyring, quotas, admin_key, source_key, self.now_ms)
+
+    def check_list(self, caller: Caller, user_id: Id) -> None:
+        """Raises Denied where the caller may not have a list of the user, or not now."""
+        caller.check_user(user_id)
+        if wait_s := self.quotas.list(caller, user_id, self.now_ms() / 1000):
+            message = "the user asks for more lists than access.user_lists allows"
+            raise Denied(429, "quota", message, wait_s)
+
+    def token_of(self, answer: Answer) -> str:
+        """Impression token of an answer."""
+        shown, user_id = [item.item_id for item in answer.items], answer.impression.user_id
+        policy, now_ms = answer.stamp.policy, self.now_ms()
+        return self._proofs.mint(answer.request_id, user_id, shown, policy, now_ms)
 
     async def recommend(self, request: Request, request_id: str = "") -> Answer:
         """Answers a request and logs the impression. ``request_id``: a unique id of the caller's. Raises
@@ -328,8 +357,3 @@ def _arrived_s() -> float:
     """Arrival time of the current request."""
     arrived_s = ARRIVED_S.get()
     return time.monotonic() if arrived_s is None else arrived_s
-
-
-def admin_key_file(config: Config) -> Path:
-    """File of the admin key, written by ``recsys up``."""
-    return Path(config.state) / "run" / "admin.key"

@@ -28,13 +28,13 @@ from recsys.log.protocol import Append
 from recsys.model.model import build_model
 from recsys.observability.tracer import open_tracer
 from recsys.process.open_log import create_topics, open_log
+from serving.access.caller import SERVER
 from serving.replica.state_reader import StateReader
 from serving.request import Answer, Request
 from serving.retrieval.retrieval_client import RetrievalClient
 from serving.retrieval.retrieval_service import RetrievalService
 from serving.service import Service
 from serving.sessions.counter_loop import CounterLoop
-from serving.access.caller import SERVER
 from serving.sessions.session_loop import SessionLoop
 from serving.tracing.swipe_traces import SwipeTraces
 from training.candidates.director import Director

@@ -11,6 +11,9 @@ from recsys.events.event_types import Engagement, Rejected, parse
 from recsys.events.hashing import Id
 from recsys.features.session import Session
 from serving import request as values
+from serving.access.access_layer import caller_of
+from serving.access.caller import Caller
+from serving.access.scopes import EVENTS
 from serving.compat import gorse
 from serving.compat import unpersonalized as lists
 from serving.compat.gorse_reads import GorseReads, Routes, add_routes
@@ -18,7 +21,6 @@ from serving.compat.shared_handlers import (
     Fields,
     SharedHandlers,
     add_unsupported,
-    refuse_cross_origin,
     unsupported_response,
 )
 from serving.compat.times import seconds_of
@@ -94,7 +96,7 @@ class GorseRoutes:
             ("GET", "/api/health/live", self.live),
             ("GET", "/api/health/ready", self.ready),
         )
-        add_routes(router, writes, dependencies=[Depends(self._handlers.require_key)])
+        add_routes(router, writes)
         add_routes(router, of_category, "category")
         add_routes(router, others)
 
@@ -185,7 +187,7 @@ class GorseRoutes:
         raws = list_of(await self._handlers.body(request), "")
         with self._handlers.counting_rejected(len(raws)):
             events = self._feedback(raws)
-        return _rows(await self._handlers.engage(events))
+        return _rows(await self._handlers.engage(events, caller_of(request.scope)))
 
     def _feedback(self, raws: list[Any]) -> list[dict[str, Any]]:
         at_most(len(raws), MAX_EVENTS, "body")
@@ -204,11 +206,14 @@ class GorseRoutes:
         x_api_version: Annotated[str, Header()] = "1",
     ) -> Response:
         """Items for a user; with the header X-API-Version: 2, with their scores."""
-        refuse_cross_origin(request)  # the list is an impression, whoever asks
         delay_s = seconds_of(write_back_delay, "write-back-delay")
         kind = write_back_type and gorse.parse_kind(
             write_back_type, self._config, "write-back-type"
         )
+        caller = caller_of(request.scope)
+        self._service.check_list(caller, user_id)
+        if kind:
+            caller.check_scope(EVENTS, "a write-back")
         if kind and delay_s and self._handlers.write_backs.full():
             raise Unavailable("too many write-backs wait: ask without write-back-delay, or later")
         candidates = None
@@ -220,7 +225,7 @@ class GorseRoutes:
         items = answer.items[offset:]
         if kind:
             ids = [item.item_id for item in items]
-            await self._write_back(answer.request_id, user_id, ids, kind, delay_s)
+            await self._write_back(answer, ids, kind, delay_s, caller)
         if x_api_version == "2":
             return json_response(_scores_of(items))
         return json_response([str(item.item_id) for item in items])
@@ -255,12 +260,14 @@ class GorseRoutes:
         return {index for index in indices if index is not None}
 
     async def _write_back(
-        self, request_id: str, user_id: Id, ids: Sequence[Id], kind: str, delay_s: float
+        self, answer: values.Answer, ids: Sequence[Id], kind: str, delay_s: float, caller: Caller
     ) -> None:
+        request_id, user_id = answer.request_id, answer.impression.user_id
+
         async def write() -> None:
             now_ms = self._service.now_ms()
             events = gorse.write_back_events(request_id, user_id, ids, kind, now_ms)
-            await self._handlers.engage(events)
+            await self._handlers.engage(events, caller)
 
         if delay_s:
             lost = partial(self._handlers.metrics.count_events, LOST, len(ids))

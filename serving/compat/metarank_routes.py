@@ -14,6 +14,9 @@ from fastapi import APIRouter, Path, Query, Request, Response
 from recsys.events.event_types import Rejected
 from recsys.events.hashing import Id
 from serving import request as values
+from serving.access.access_layer import caller_of
+from serving.access.caller import Caller
+from serving.access.scopes import CATALOGUE, USERS
 from serving.compat import metarank
 from serving.compat import unpersonalized as lists
 from serving.compat.shared_handlers import FieldsOf, SharedHandlers, add_unsupported
@@ -55,19 +58,23 @@ def _add_feedback(router: APIRouter, handlers: SharedHandlers) -> None:
     async def feedback(request: Request) -> Response:
         """One event, a list, or one a line: all or none. Items and users need the key."""
         began_s, now_ms = time.perf_counter(), handlers.service.now_ms()
-        body = await handlers.events(request)
+        body, caller = await handlers.events(request), caller_of(request.scope)
         with handlers.counting_rejected(len(body) if isinstance(body, list) else 1):
             batch = metarank.parse_batch(body, handlers.config, now_ms)
-            if (batch.items or batch.users) and not handlers.config.compat.keyless:
-                handlers.require_key(request)
-            await _write(handlers, batch, now_ms)
+            if not handlers.config.compat.keyless:
+                for scope, changes in ((CATALOGUE, batch.items), (USERS, batch.users)):
+                    if changes:
+                        caller.check_scope(scope, f"POST /feedback with {scope}")
+            await _write(handlers, batch, caller, now_ms)
         took_ms = _took_ms(began_s)
         return json_response(
             {"accepted": batch.events, "status": "ok", "tookMillis": took_ms, "updated": 0}
         )
 
 
-async def _write(handlers: SharedHandlers, batch: metarank.Batch, now_ms: int) -> None:
+async def _write(
+    handlers: SharedHandlers, batch: metarank.Batch, caller: Caller, now_ms: int
+) -> None:
     """Writes items first: merged with their fields they may be too large, and nothing is written."""
 
     def merged() -> list[dict[str, Any]]:
@@ -79,7 +86,7 @@ async def _write(handlers: SharedHandlers, batch: metarank.Batch, now_ms: int) -
     if batch.users:
         await handlers.put_users(batch.users)
     if batch.engagements:
-        await handlers.engage(batch.engagements)
+        await handlers.engage(batch.engagements, caller)
 
 
 def merge_fields(items: Sequence[dict[str, Any]], fields_of: FieldsOf) -> list[dict[str, Any]]:
@@ -107,6 +114,7 @@ def _add_rank(router: APIRouter, handlers: SharedHandlers) -> None:
             ranking.user_id, min(len(ranking.item_ids), MAX_LOGGED), model, ranking.context,
             candidate_ids=ranking.item_ids, explain=explain, by_score=True,
         )  # fmt: skip
+        handlers.service.check_list(caller_of(request.scope), ranking.user_id)
         answer = await handlers.rank(wanted, ranking.request_id)
         handlers.metrics.count_degraded(answer.degraded)
         features = {str(i.item_id): i.predictions or {} for i in answer.items}
@@ -152,6 +160,7 @@ def _add_recommend(router: APIRouter, handlers: SharedHandlers) -> None:
         elif user_id is None:
             scored = lists.popular(service.replica, count, (), "")
         else:
+            service.check_list(caller_of(request.scope), user_id)
             answer = await service.recommend(values.Request(user_id, count, model))
             handlers.metrics.count_degraded(answer.degraded)
             scored = [(item.item_id, item.score or 0.0) for item in answer.items]

@@ -1,4 +1,4 @@
-"""Shared by the routes of Gorse and Metarank: bodies, the key, and writes to the log."""
+"""Shared by the routes of Gorse and Metarank: bodies, and writes to the log."""
 
 import asyncio
 import logging
@@ -7,7 +7,6 @@ from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Se
 from contextlib import contextmanager
 from functools import partial
 from typing import Any, Final
-from urllib.parse import urlsplit
 
 import msgspec
 from fastapi import APIRouter, HTTPException, Request, Response
@@ -18,9 +17,10 @@ from recsys.events.hashing import Id
 from recsys.events.records import ITEMS
 from recsys.log.protocol import LogUnavailable
 from serving import request as values
+from serving.access.caller import Caller
 from serving.compat.values import MAX_EVENTS, parse_json_sequence
 from serving.http.serving_metrics import ServingMetrics
-from serving.http.strict_json import DECODE_ERRORS, check_admin_key, json_response
+from serving.http.strict_json import DECODE_ERRORS, json_response
 from serving.ingestion.event_validation import ACCEPTED, REJECTED, FieldError, Result
 from serving.ingestion.write_api import Unavailable
 from serving.service import Service
@@ -29,38 +29,27 @@ _APPLIED_S: Final = 2.0  # wait until this replica answers with a changed item
 _POLL_S: Final = 0.005
 _RANKINGS: Final = 100_000  # newest ids of rankings that are remembered, of about 100 bytes each
 _WRITE_BACKS: Final = 1_000  # pending at a time
-KEYS: Final = ("x-api-key", "x-admin-key")
 _LOG: Final = logging.getLogger(__name__)
 Fields = Mapping[str, Any]
 FieldsOf = Callable[[Id], Fields | None]
 
 
 class SharedHandlers:
-    """Reads bodies, checks the key, and passes writes on; one per replica. ``admin_key``: as in build_app."""
+    """Reads bodies, and passes writes on; one per replica."""
 
-    def __init__(
-        self, service: Service, metrics: ServingMetrics, admin_key: Callable[[], str]
-    ) -> None:
-        self.service, self.metrics, self._admin_key = service, metrics, admin_key
+    def __init__(self, service: Service, metrics: ServingMetrics) -> None:
+        self.service, self.metrics = service, metrics
         self.config = service.config
         self.write_backs = WriteBacks()
         self._rankings = RecentIds(_RANKINGS)
         self._items = asyncio.Lock()  # a change of an item reads its fields and writes them whole
 
-    def require_key(self, request: Request) -> None:
-        """Raises 401 or 403 if the caller may not write items and users, and as ``refuse_cross_origin``."""
-        refuse_cross_origin(request)
-        given = next((request.headers[name] for name in KEYS if name in request.headers), None)
-        check_admin_key(given, self._admin_key(), "X-API-Key")
-
     async def body(self, request: Request) -> Any:
-        """Decoded JSON of any content type: curl calls it a form. Raises as ``refuse_cross_origin``."""
-        refuse_cross_origin(request)
+        """Decoded JSON of any content type: curl calls it a form."""
         return await request.json()
 
     async def events(self, request: Request) -> Any:
         """As ``body``; several values become a list. A body that isn't JSON is one rejected event."""
-        refuse_cross_origin(request)
         body = await request.body()
         try:
             return msgspec.json.decode(body)
@@ -77,9 +66,9 @@ class SharedHandlers:
             self.metrics.count_events(REJECTED, events)
             raise
 
-    async def engage(self, raw_events: Sequence[Mapping[str, Any]]) -> int:
+    async def engage(self, raw_events: Sequence[Mapping[str, Any]], caller: Caller) -> int:
         """Commits engagements; returns how many were new. Raises PartlyRejected if any was rejected."""
-        batch = await self.service.write_api.append_events(raw_events, foreign=True)
+        batch = await self.service.write_api.append_events(raw_events, caller, foreign=True)
         self.metrics.count_batch(batch)
         _raise_first(batch.results)
         return batch.count(ACCEPTED)
@@ -190,16 +179,6 @@ class WriteBacks:
         except Unavailable as error:
             on_lost()
             _LOG.warning("a write-back is lost", extra={"error": str(error)})
-
-
-def refuse_cross_origin(request: Request) -> None:
-    """Raises 403 if a browser reports a page of another origin, which may ask without the user. An image on a
-    page of another port has no Origin header and is same-site, which isn't this origin either."""
-    origin, site = request.headers.get("origin"), request.headers.get("sec-fetch-site", "")
-    foreign = origin is not None and urlsplit(origin).netloc != request.headers.get("host")
-    if foreign or site not in ("", "same-origin", "none"):
-        source = f"of {origin}" if origin else "of another origin"
-        raise HTTPException(403, f"a page {source} asks, expected a client or a page of ours")
 
 
 class PartlyRejected(Exception):

@@ -9,6 +9,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
+from serving.access.proofs import FAULTS
 from serving.admission.deadline import POPULAR, SHORT, UNRANKED
 from serving.ingestion.event_validation import (
     ACCEPTED,
@@ -49,6 +50,10 @@ class ServingMetrics:
         self.events = Counter(
             "recsys_events", "Events received, by outcome", ["status"], registry=registry
         )
+        self.unproven = Counter(
+            "recsys_unproven", "Accepted events that don't count, by reason", ["why"],
+            registry=registry,
+        )  # fmt: skip
         self.degraded = Counter(
             "recsys_degraded", "Answers that skipped a stage", ["stage"], registry=registry
         )
@@ -60,6 +65,8 @@ class ServingMetrics:
         )
         for stage in STAGES:
             self.degraded.labels(stage)
+        for fault in FAULTS:
+            self.unproven.labels(fault)
         for status in STATUSES:
             self.events.labels(status)
         for name, (description, read) in _gauges(service).items():
@@ -87,6 +94,8 @@ class ServingMetrics:
         """Counts the events of a committed batch by outcome."""
         for status in (ACCEPTED, DUPLICATE, REJECTED):
             self.count_events(status, batch.count(status))
+        for fault, count in batch.unproven.items():
+            self.unproven.labels(fault).inc(count)
 
     def count_degraded(self, stages: Sequence[str]) -> None:
         """Counts the stages that an answer skipped."""

@@ -4,7 +4,8 @@ Pure: a batch is passed to ``remember`` once it is committed, so that an event w
 for a repeat when its client sends it again.
 """
 
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -21,9 +22,12 @@ from recsys.events.event_types import (
     encode,
     event_id_of,
     parse,
+    with_proof,
 )
 from recsys.events.hashing import Id, partition_of
 from recsys.log.protocol import Append
+from serving.access.caller import SERVER, Caller
+from serving.access.proofs import REPEATED, proof_of
 
 ACCEPTED: Final = "accepted"
 DUPLICATE: Final = "duplicate"
@@ -33,6 +37,7 @@ LONG_SHARE: Final = 0.6  # a view of this share of the item's duration is a long
 LONG_MS: Final = 18_000  # ... or of this time, whichever is less
 _LONG: Final = ":long_view"
 _HOUR_MS: Final = 3_600_000
+Prove = Callable[[Engagement, Caller, int], tuple[Engagement, str]]
 _SHOWN: Final = 200  # characters of a rejected value
 
 
@@ -64,44 +69,65 @@ class ValidatedBatch:
     engagements: tuple[Engagement, ...]  # of the records, in order
     results: tuple[Result, ...]
     ids: tuple[str, ...] = field(repr=False, default=())
+    unproven: Counter[str] = field(
+        default_factory=Counter
+    )  # accepted events that don't count, by fault
 
     def count(self, status: str) -> int:
         return sum(result.status == status for result in self.results)
 
 
 class EventValidator:
-    """Validates batches of decoded JSON events. ``duration_ms``: duration of an item, if known."""
+    """Validates batches of decoded JSON events. ``duration_ms``: duration of an item, if known. ``prove``:
+    as Proofs.prove."""
 
     def __init__(
         self,
         config: Config,
         duration_ms: Callable[[Id], float | None] = lambda item_id: None,
         window: int = 200_000,
+        prove: Prove = lambda event, caller, now_ms: (event, ""),
     ) -> None:
+        self._prove = prove
         self._partitions = config.log.partitions
         self._retention_ms = config.log.retention_hours * _HOUR_MS
         self._duration_ms = duration_ms
         self._recent = RecentIds(window)
 
     def validate(
-        self, raw_events: Sequence[object], now_ms: int, foreign: bool = False
+        self,
+        raw_events: Sequence[object],
+        now_ms: int,
+        foreign: bool = False,
+        caller: Caller = SERVER,
     ) -> ValidatedBatch:
         """Validates the events of one batch; never raises for their content. ``foreign``: from a client of
         Gorse or Metarank, which may send old events and needn't name the request."""
         results: list[Result] = []
         accepted: list[Engagement] = []
         ids: dict[str, None] = {}
+        unproven = Counter[str]()
         for index, raw in enumerate(raw_events):
             try:
-                event = self._parse(raw, now_ms, foreign)
+                event, fault = self._prove(self._parse(raw, now_ms, foreign), caller, now_ms)
             except Rejected as error:
                 reason = FieldError(error.field, error.value[:_SHOWN], error.expected)
                 results.append(Result(index, REJECTED, reason))
                 continue
             names = _names(event)
-            if any(name in ids or name in self._recent for name in names):
+            if self._any_known(names, ids):
                 results.append(Result(index, DUPLICATE))
                 continue
+            if not fault and not caller.attributes:
+                use = _use_of(event)
+                if self._any_known([use], ids):
+                    fault = REPEATED
+                    event = with_proof(event, proof_of(caller, fault), event.source)
+                    names = _names(event)
+                else:
+                    names.append(use)
+            if fault:
+                unproven[fault] += 1
             ids.update(dict.fromkeys(names))
             accepted.append(event)
             results.append(Result(index, ACCEPTED))
@@ -114,7 +140,10 @@ class EventValidator:
             )
             for event in engagements
         )
-        return ValidatedBatch(records, tuple(engagements), tuple(results), tuple(ids))
+        return ValidatedBatch(records, tuple(engagements), tuple(results), tuple(ids), unproven)
+
+    def _any_known(self, names: Sequence[str], ids: Container[str]) -> bool:
+        return any(name in ids or name in self._recent for name in names)
 
     def remember(self, batch: ValidatedBatch) -> None:
         """Notes a committed batch: its events are repeats from now on."""
@@ -170,15 +199,29 @@ def check_storable(event: Event, raw: object) -> None:
 
 
 def _names(event: Engagement) -> list[str]:
-    """Dedupe keys of an event: its id, and for a long view also its subject."""
-    names = [dedupe_key(event)]
+    """Dedupe keys of an event: its id, and for a long view also its subject. An event that proves nothing
+    must not stand in the way of one that does, so its keys are others."""
+    names = [_proven(event) + dedupe_key(event)]
     return [*names, _long_name(event)] if event.kind == "long_view" else names
+
+
+def _proven(event: Engagement) -> str:
+    return "" if event.attributed else f"{event.proof}\x1f\x1f"
 
 
 def _long_name(event: Engagement) -> str:
     if not event.request_id:  # perhaps of another time: only the view itself identifies it
-        return dedupe_key(event) + _LONG
-    return f"{event.request_id}\x1f{event.item_id}\x1f{event.user_id}{_LONG}"
+        return _proven(event) + dedupe_key(event) + _LONG
+    return _proven(event) + _subject(event) + _LONG
+
+
+def _use_of(event: Engagement) -> str:
+    """Dedupe key of a use of an impression token: it proves one engagement of each kind with an item."""
+    return f"{_subject(event)}\x1f{event.kind}"
+
+
+def _subject(event: Engagement) -> str:
+    return f"{event.request_id}\x1f{event.item_id}\x1f{event.user_id}"
 
 
 def _expected(kind: Any) -> str:

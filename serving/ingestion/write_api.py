@@ -13,6 +13,7 @@ from recsys.events.event_types import Item, Rejected, User, encode, parse
 from recsys.events.hashing import Id, partition_of
 from recsys.events.records import CONTROL, EVENTS, ITEMS, pack
 from recsys.log.protocol import Append, LogUnavailable
+from serving.access.caller import Caller
 from serving.ingestion.event_validation import (
     ACCEPTED,
     REJECTED,
@@ -50,14 +51,14 @@ class WriteApi:
         writer: LogWriter,
         sessions: SessionReader,
         freshness: Freshness,
-        duration_ms: Callable[[Id], float | None],
+        validator: EventValidator,
         now_ms: Callable[[], int],
         traces: SwipeTraces | None = None,
     ) -> None:
         self._config, self._writer, self._sessions = config, writer, sessions
         self._traces = traces
         self._freshness, self._now_ms = freshness, now_ms
-        self._validator = EventValidator(config, duration_ms)
+        self._validator = validator
         self._following: asyncio.Task[None] | None = None
         self.items_end = 0  # offset of ``items`` after the newest committed here
 
@@ -66,11 +67,11 @@ class WriteApi:
             self._following.cancel()
 
     async def append_events(
-        self, raw_events: Sequence[object], foreign: bool = False
+        self, raw_events: Sequence[object], caller: Caller, foreign: bool = False
     ) -> ValidatedBatch:
         """Validates a batch of events and commits the accepted ones. ``foreign``: as in EventValidator."""
         began_ns = self._traces.now_ns() if self._traces else 0
-        batch = self._validator.validate(raw_events, self._now_ms(), foreign)
+        batch = self._validator.validate(raw_events, self._now_ms(), foreign, caller)
         offsets = await self._commit(EVENTS, batch.records)
         self._validator.remember(batch)
         if self._traces:

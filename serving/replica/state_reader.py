@@ -22,7 +22,7 @@ from parameter_server.publish.deltas import StepDelta
 from recsys.config.policy_config import check_rules, check_weights
 from recsys.config.system_config import Config
 from recsys.config.yaml_with_lines import YamlError
-from recsys.events.control_records import Control, Experiments, Live
+from recsys.events.control_records import ApiKey, Control, Experiments, Live
 from recsys.events.event_types import Item, Rejected, decode
 from recsys.events.field_schema import CATEGORICAL
 from recsys.events.hashing import Id
@@ -39,6 +39,7 @@ from recsys.events.records import (
     Step,
 )
 from recsys.log.protocol import Log, LogLost
+from serving.access.keyring import Keyring
 from serving.index import index_files
 from serving.index.faiss_centroids import lists_for, sample_of, train
 from serving.replica.index_maintenance import IndexMaintenance, SetProbes, SwapIndex
@@ -74,11 +75,12 @@ class Batch:
     step_records: list[Step] = field(default_factory=list)
     examples: list[tuple[int, int, str, Id]] = field(default_factory=list)
     events_end: int | None = None
+    keys: list[ApiKey] = field(default_factory=list)
     skipped_states: bool = False  # counters were trimmed before they were read
 
     def __bool__(self) -> bool:
         return bool(
-            self.full or self.policies or self.index_change or self.step_records
+            self.full or self.policies or self.index_change or self.step_records or self.keys
             or self.examples or self.events_end is not None or self.skipped_states
         )  # fmt: skip
 
@@ -123,6 +125,7 @@ class StateReader:
         self._pinned = pinned
         self._wanted: tuple[str, int | None] = pinned or (MAIN, None)
         self.lifecycle = Lifecycle()
+        self.keyring = Keyring()
         self.canary: CandidateState | None = None  # the candidate that answers a share of users
         self.arms: frozenset[str] = frozenset()  # lines that answer arms of experiments
         self._items, self._states = log.begin(ITEMS, 0), log.begin(ITEM_STATE, 0)
@@ -184,6 +187,8 @@ class StateReader:
                     self.arms = frozenset(self.lifecycle.arms)
                 if isinstance(message, Live) and self._pinned is None:
                     self._wanted = (message.line, message.epoch)
+                elif isinstance(message, ApiKey):
+                    batch.keys.append(message)
                 elif isinstance(message, Experiments):
                     batch.policies = self._policies_of(message) or batch.policies
             self._control = records[-1].offset + 1
@@ -291,6 +296,8 @@ class StateReader:
         for state, offset in batch.states:
             self.replica.apply_item_state(state, offset)
         self.policies = batch.policies or self.policies
+        for key in batch.keys:
+            self.keyring.fold(key)
         for record in batch.step_records:
             self._ranges[record.step] = record
         while len(self._ranges) > _STEPS_KEPT:

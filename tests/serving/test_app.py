@@ -49,11 +49,11 @@ def test_a_view_reaches_the_session_and_the_next_answer(world: World) -> None:
     async def scenario(w: World) -> None:
         first = await w.recommend(n=3)
         seen = first["items"][0]["item_id"]
-        sent = [view(first["request_id"], seen, "e1", watch_ms=9_000)]
+        sent = [view(first["request_id"], seen, "e1", watch_ms=9_000, token=first["token"])]
         answer = await w.client.post("/v1/events", json={"events": sent})
         assert answer.status_code == 202
         assert answer.json() == {
-            "accepted": 1, "duplicates": 0, "rejected": 0,
+            "accepted": 1, "duplicates": 0, "rejected": 0, "unproven": 0,
             "results": [{"index": 0, "status": "accepted"}],
         }  # fmt: skip
         kinds = [e.kind for e in w.events() if isinstance(e, Engagement)]

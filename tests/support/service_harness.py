@@ -16,6 +16,7 @@ from recsys.events.event_types import Item, decode, encode
 from recsys.events.records import EVENTS, ITEMS
 from recsys.log.protocol import Append, MemoryLog
 from recsys.process.open_log import create_topics
+from serving.access.key_files import TOKEN_KEYS
 from serving.http_app import build_app
 from serving.service import Service
 from serving.sessions.session_loop import SessionLoop
@@ -40,6 +41,8 @@ class World:
             serve=serve or ServeConfig(),
             compat=compat or CompatConfig(),
         )
+        (folder / "run").mkdir(exist_ok=True)
+        (folder / "run" / TOKEN_KEYS).write_text("the secret of tokens")
         self.log: MemoryLog = MemoryLog()
         create_topics(self.log, self.config)
         self.put(*(item(i) for i in range(items)))
@@ -108,7 +111,7 @@ async def living(world: World) -> AsyncIterator[World]:
     app = build_app(world.service, lambda: KEY)
     async with app.router.lifespan_context(app):
         transport = httpx.ASGITransport(app=app, raise_app_exceptions=False)
-        async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+        async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
             world.client = client
             for _ in range(500):
                 if world.service.reader.ready:

@@ -28,6 +28,7 @@ from recsys.events.records import CONTROL, Step, TrainingExample, pack
 from recsys.log.protocol import Append
 from recsys.model.model import build_model
 from replay.simulation.world import World
+from serving.access.caller import SERVER
 from serving.request import Answer, Request
 from training.candidates.registry import Provenance, Registry, model_size_of, plain_config
 from training.continual.learner import Learner
@@ -160,7 +161,7 @@ class PromotionRun:
     async def _watch(self, answer: Answer) -> None:
         events = self.viewers.watch(answer, self.system.now_ms)
         self.system.now_ms = max([self.system.now_ms, *(e["time_ms"] for e in events)])
-        taken = await self.system.service.write_api.append_events(events)
+        taken = await self.system.service.write_api.append_events(events, SERVER)
         assert taken.count("accepted") == len(events), taken.results
 
     @property

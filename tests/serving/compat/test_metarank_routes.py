@@ -155,7 +155,8 @@ def test_a_click_is_joined_with_its_ranking_and_what_was_displayed_is_shown(worl
         top = RANKING | {"items": [{"id": one["item"]} for one in ranked[:4]]}
         clicked = CLICK | {"item": ranked[2]["item"], "timestamp": NOW_MS}
         for event in (top | {"timestamp": NOW_MS}, clicked, clicked):
-            assert (await w.client.post("/feedback", json=event)).json()["accepted"] == 1
+            sent = await w.client.post("/feedback", json=event, headers=API)
+            assert sent.json()["accepted"] == 1
         events = w.events()
         labels = list(w.service.features.schema.labels)
         joiner = Joiner(0, labels, JoinConfig())
@@ -173,7 +174,7 @@ def test_an_interaction_outside_of_a_ranking_is_attributed(world: World) -> None
         await w.written()
         like = CLICK | {"ranking": "", "type": "like", "timestamp": str(NOW_MS)}
         watch = {"fields": [{"name": "watch_ms", "value": 9_000}], "type": "view", "id": "id3"}
-        await w.client.post("/feedback", json=[like, like | watch])
+        await w.client.post("/feedback", json=[like, like | watch], headers=API)
         events = w.events()
         done = [e for e in events if isinstance(e, Engagement)]
         assert {e.kind for e in done} == {"like", "view", "long_view"}
@@ -275,7 +276,7 @@ REFUSED: list[tuple[str, Any, dict[str, str], int, str]] = [
     ("/feedback", ITEM | {"fields": [{"value": 1}]}, API, 400, "fields[0].name"),
     ("/feedback", 7, API, 400, "body"),
     ("/feedback", ITEM, {}, 401, ""),
-    ("/feedback", [CLICK, USER], {"X-API-Key": "x"}, 403, ""),
+    ("/feedback", [CLICK, USER], {"X-API-Key": "x"}, 401, ""),
     ("/feedback", CLICK, {"origin": "http://elsewhere.test"}, 403, ""),
     ("/rank/x", RANKING | {"id": 7}, API, 400, "id"),
     ("/feedback", [CLICK] * 501, API, 400, "body"),

@@ -46,7 +46,7 @@ def test_a_page_of_another_origin_changes_nothing(tmp_path: Path, strange: dict[
 
 def test_a_page_of_ours_and_a_typed_address_are_let_in(world: World) -> None:
     async def scenario(w: World) -> None:
-        ours = {"origin": "http://test", "sec-fetch-site": "same-origin"}
+        ours = {"origin": "http://localhost", "sec-fetch-site": "same-origin"}
         sent = await w.client.post("/api/feedback", json=[FEEDBACK], headers=ours)
         typed = await w.client.get("/api/recommend/bob", headers={"sec-fetch-site": "none"})
         assert (sent.status_code, typed.status_code) == (200, 200)

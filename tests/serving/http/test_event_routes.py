@@ -127,7 +127,7 @@ def test_without_a_log_events_are_refused_and_impressions_kept(world: World) -> 
         ("/v1/events", b'{"events": [' + b",".join([b"1"] * 501) + b"]}", 422),
         ("/v1/events", b'{"events": ["' + b"x" * 1_000_001 + b'"]}', 413),
         ("/v1/recommend", b"", 422),
-        ("/v1/nothing", b"{}", 404),
+        ("/v1/nothing", b"{}", 401),
     ],
 )
 def test_a_wrong_body_is_refused_clearly(world: World, path: str, body: bytes, status: int) -> None:

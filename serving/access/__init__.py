@@ -1,0 +1,1 @@
+"""Access to the API: keys, user tokens, impression tokens, hosts, quotas, audit."""

@@ -1,0 +1,59 @@
+"""Checks of the Host and Origin headers: a web page of another origin must not reach the API through a
+browser, by a request of its own or by a name that it points to this machine. Pure."""
+
+from collections.abc import Collection
+from ipaddress import ip_address
+
+from recsys.config.system_config import Config
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine reaches an address."""
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def is_open(config: Config) -> bool:
+    """Whether calls without a key have ``access.open_scopes``."""
+    mode = config.access.mode
+    return mode == "open" or (mode == "auto" and is_loopback(config.serve.host))
+
+
+def host_is_allowed(header: str, config: Config) -> bool:
+    """Whether the API answers to a Host header. Addresses are always allowed: a page that attacks by DNS has
+    a name. So is a missing header, which no browser leaves out, and any name where every call needs a key and no names are configured."""
+    host = name_of(header)
+    if host in ("", "localhost", config.serve.host) or _is_address(host):
+        return True
+    hosts = config.access.hosts
+    if not hosts:
+        return not is_open(config)
+    return any(
+        host == allowed or allowed == "*" or (allowed[:2] == "*." and host.endswith(allowed[1:]))
+        for allowed in map(str.lower, hosts)
+    )
+
+
+def name_of(header: str) -> str:
+    """Host of a Host header in lower case, without its port and brackets."""
+    if header.startswith("["):
+        return header[1:].partition("]")[0].lower()
+    return header.partition(":")[0].lower()
+
+
+def origin_is_allowed(origin: str, site: str, host: str, origins: Collection[str]) -> bool:
+    """Whether a browser's page may call. ``site``: Sec-Fetch-Site; ``host``: the Host header. Programs send
+    neither header of a browser. An image or a form has no Origin, but its site."""
+    if origin:
+        return origin in origins or "*" in origins or origin.partition("://")[2] == host
+    return site in ("", "same-origin", "none")
+
+
+def _is_address(host: str) -> bool:
+    try:
+        ip_address(host)
+    except ValueError:
+        return False
+    return True

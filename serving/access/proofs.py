@@ -1,0 +1,76 @@
+"""What an engagement proves: decided once, before it goes to the log. Pure."""
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Final
+
+import msgspec
+
+from recsys.config.system_config import Config
+from recsys.events.event_types import (
+    UNPROVEN,
+    USER_PROVEN,
+    Engagement,
+    Rejected,
+    with_proof,
+)
+from recsys.events.hashing import Id
+from serving.access.caller import Caller
+from serving.access.impression_token import FORGED, MALFORMED, OLD, Signer
+from serving.access.quotas import Quotas
+
+NO_TOKEN, OTHER_LIST, REPEATED = "no token", "other list", "repeated"
+FAULTS: Final = (NO_TOKEN, FORGED, MALFORMED, OLD, OTHER_LIST, REPEATED)
+
+
+class Proofs:
+    """Mints tokens and judges engagements. ``secrets`` returns the signing secrets, newest first."""
+
+    def __init__(
+        self, config: Config, quotas: Quotas, secrets: Callable[[], Sequence[str]]
+    ) -> None:
+        self._config, self._quotas, self._secrets = config, quotas, secrets
+        join = config.join
+        self._life_s = config.access.token_s or join.window_s + join.horizon_s + 3600
+        self._life_s = min(self._life_s, 3600 * config.log.retention_hours)
+        self._known: Sequence[str] = ()
+        self._signer = Signer((), self._life_s)
+
+    def mint(
+        self, request_id: str, user_id: Id, items: Iterable[Id], policy: str, now_ms: int
+    ) -> str:
+        """Token of an answer; empty without a secret."""
+        return self._current().mint(request_id, user_id, items, policy, now_ms)
+
+    def prove(self, event: Engagement, caller: Caller, now_ms: int) -> tuple[Engagement, str]:
+        """The engagement as it goes to the log, and why it isn't attributed; empty if it is.
+
+        Raises Rejected for an event of another user than the token's, and over ``access.user_events``.
+        """
+        if caller.user_id not in (None, str(event.user_id)):
+            raise Rejected("user_id", event.user_id, "the user of the user token")
+        if self._quotas.event(caller, event.user_id, now_ms / 1000):
+            most = f"at most {self._config.access.user_events:g} events a second of one user"
+            raise Rejected("user_id", event.user_id, most)
+        fault = "" if caller.attributes else self._fault(event, now_ms)
+        return with_proof(event, proof_of(caller, fault), caller.source), fault
+
+    def _fault(self, event: Engagement, now_ms: int) -> str:
+        if not event.token:
+            return NO_TOKEN
+        shown = self._current().verify(event.token, now_ms)
+        if isinstance(shown, str):
+            return shown
+        return "" if shown.proves(event) else OTHER_LIST
+
+    def _current(self) -> Signer:
+        secrets = self._secrets()
+        if secrets is not self._known:
+            self._known, self._signer = secrets, Signer(secrets, self._life_s)
+        return self._signer
+
+
+def proof_of(caller: Caller, fault: str) -> int | msgspec.UnsetType:
+    """Proof of an engagement with this fault."""
+    if not fault:
+        return msgspec.UNSET
+    return UNPROVEN if caller.user_id is None else USER_PROVEN
