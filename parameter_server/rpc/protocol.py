@@ -6,6 +6,7 @@ The header has the kind and shape of each array; the body holds them in order, l
 bytes. Sizes are checked before anything is allocated.
 """
 
+import math
 import struct
 from collections.abc import Mapping, Sequence
 from typing import Any, Final, NamedTuple
@@ -131,6 +132,8 @@ class Frame(NamedTuple):
 
 _encoder = msgspec.msgpack.Encoder()
 _decoder = msgspec.msgpack.Decoder(_Header)
+_hello_decoder = msgspec.msgpack.Decoder(tuple[Hello, tuple[()]])
+_UNREADABLE: Final = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 
 
 def encode(frame: Frame) -> list[bytes | memoryview]:
@@ -160,19 +163,28 @@ def sizes(head: bytes, max_header: int = MAX_HEADER, max_body: int = MAX_BODY) -
     return header, body
 
 
+def decode_hello(header: bytes | memoryview) -> Hello:
+    """Decodes a hello without arrays, and no other message. Raises ProtocolError."""
+    try:
+        return _hello_decoder.decode(header)[0]
+    except _UNREADABLE as error:
+        raise ProtocolError(f"the hello of a connection can't be read: {error}") from None
+
+
 def decode(header: bytes | memoryview, body: bytearray | memoryview | bytes) -> Frame:
     """Decodes a message; its arrays are views of ``body``. Raises ProtocolError."""
     try:
         head = _decoder.decode(header)
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+    except _UNREADABLE as error:
         raise ProtocolError(f"the header of a message can't be read: {error}") from None
     arrays, at = [], 0
     for part in head.parts:
         dtype = _DTYPES.get(part.kind)
         if dtype is None or len(part.shape) not in (1, 2) or any(n < 0 for n in part.shape):
             raise ProtocolError(f"array {part} has an unknown kind or shape")
-        count = part.shape[0] * (part.shape[1] if len(part.shape) == 2 else 1)
-        if at + count * dtype.itemsize > len(body):
+        count, rows = math.prod(part.shape), part.shape[0]
+        # Rows without columns take no bytes, but are limited as if they did; so are columns without rows.
+        if at + max(count, rows) * dtype.itemsize > len(body) or max(part.shape) > MAX_BODY:
             raise ProtocolError(f"array {part} goes beyond the {len(body)} bytes of its message")
         arrays.append(np.frombuffer(body, dtype, count, at).reshape(part.shape))
         at += count * dtype.itemsize + (-count * dtype.itemsize) % 8

@@ -7,6 +7,7 @@ the two sides never block in sending at the same time. Nothing is pickled.
 import contextlib
 import logging
 import socket
+import struct
 import threading
 import time
 from collections.abc import Callable
@@ -22,13 +23,17 @@ from parameter_server.rpc.protocol import (
     Hello,
     ProtocolError,
     decode,
+    decode_hello,
     encode,
     sizes,
 )
 from parameter_server.rpc.shard_service import ShardService
 
-HELLO_TIMEOUT_S = 5.0
+HELLO_TIMEOUT_S = 5.0  # for connecting, and for the whole hello
 _HELLO_BYTES = 4096
+_IDLE_S = 600  # longest time between two requests; the worker then connects again
+_MOST_UNKNOWN = 64  # connections whose hello hasn't been accepted
+_MOST = 1024
 _ACCEPT_PAUSE_S = 0.1
 _LOG: Final = logging.getLogger(__name__)
 _BUFFER = 1 << 21  # bytes; the system may cap it
@@ -58,19 +63,31 @@ def send(sock: socket.socket, frame: Frame) -> None:
             buffers[0] = buffers[0][sent:]
 
 
-def receive(
-    sock: socket.socket, max_header: int | None = None, max_body: int | None = None
-) -> Frame:
+def receive(sock: socket.socket) -> Frame:
     """Reads a whole message. Raises ConnectionError at the end of the stream, ProtocolError for bad data."""
-    limits = () if max_header is None or max_body is None else (max_header, max_body)
-    header, body = sizes(bytes(_read(sock, HEAD.size)), *limits)
+    header, body = sizes(bytes(_read(sock, HEAD.size)))
     return decode(_read(sock, header), _read(sock, body))
 
 
-def _read(sock: socket.socket, length: int) -> memoryview:
+def _receive_hello(sock: socket.socket) -> Hello:
+    """Reads a hello within ``HELLO_TIMEOUT_S``, however it is cut into packets."""
+    deadline = time.monotonic() + HELLO_TIMEOUT_S
+    try:
+        header, _ = sizes(bytes(_read(sock, HEAD.size, deadline)), _HELLO_BYTES, 0)
+        return decode_hello(_read(sock, header, deadline))
+    except TimeoutError:
+        raise ProtocolError(f"no whole hello within {HELLO_TIMEOUT_S:g} s") from None
+
+
+def _read(sock: socket.socket, length: int, deadline: float | None = None) -> memoryview:
     """Reads ``length`` bytes into uninitialised memory with as few wake-ups as the kernel allows."""
     view, done = np.empty(length, np.uint8).data, 0
     while done < length:
+        if deadline is not None:
+            left_s = deadline - time.monotonic()
+            if left_s <= 0:
+                raise TimeoutError
+            sock.settimeout(left_s)
         count = sock.recv_into(view[done:], 0, socket.MSG_WAITALL)
         if count == 0:
             raise ConnectionError(f"the peer closed the connection after {done} of {length} bytes")
@@ -89,6 +106,12 @@ def _prepare(sock: socket.socket) -> None:
             sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
 
 
+def _cut(sock: socket.socket) -> None:
+    """Ends a connection that another thread may be reading."""
+    with contextlib.suppress(OSError):
+        sock.shutdown(socket.SHUT_RDWR)
+
+
 class SocketServer:
     """Socket server of a shard service, with one thread per connection."""
 
@@ -96,8 +119,9 @@ class SocketServer:
         self._service = service
         self._listener = socket.create_server((host, port))
         self.address = Address(host, self._listener.getsockname()[1], service.token)
-        self.refused = 0  # connections with a wrong hello or unreadable data
-        self._connections: set[socket.socket] = set()
+        self.refused = 0  # connections with a wrong or late hello or unreadable data, or too many
+        self._unknown: dict[socket.socket, None] = {}  # before an accepted hello, the oldest first
+        self._welcomed: set[socket.socket] = set()
         self._lock = threading.Lock()
         self._closed = False
         self._thread = threading.Thread(target=self._accept, name="shard-accept", daemon=True)
@@ -111,10 +135,9 @@ class SocketServer:
             self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
         with self._lock:
-            connections = list(self._connections)
+            connections = [*self._unknown, *self._welcomed]
         for sock in connections:
-            with contextlib.suppress(OSError):
-                sock.shutdown(socket.SHUT_RDWR)
+            _cut(sock)
         self._thread.join()
 
     def _accept(self) -> None:
@@ -126,18 +149,37 @@ class SocketServer:
                     _LOG.warning("can't accept a connection, trying again: %r", error)
                     time.sleep(_ACCEPT_PAUSE_S)
                 continue
-            with self._lock:
-                self._connections.add(sock)
-            self._begin(sock)
+            if self._enter(sock):
+                self._begin(sock)
+            else:
+                sock.close()
+
+    def _enter(self, sock: socket.socket) -> bool:
+        """Makes room for a connection: a worker greets at once, so the one that hasn't for longest is cut."""
+        with self._lock:
+            if len(self._welcomed) >= _MOST:
+                self.refused += 1
+                return False
+            if len(self._unknown) >= _MOST_UNKNOWN:
+                oldest = next(iter(self._unknown))
+                del self._unknown[oldest]
+                self.refused += 1
+                _cut(oldest)
+            self._unknown[sock] = None
+        return True
+
+    def _leave(self, sock: socket.socket) -> None:
+        with self._lock:
+            self._unknown.pop(sock, None)
+            self._welcomed.discard(sock)
+        sock.close()
 
     def _begin(self, sock: socket.socket) -> None:
         try:
             threading.Thread(target=self._serve, args=(sock,), daemon=True).start()
         except RuntimeError as error:  # out of threads for a while
             _LOG.warning("can't serve a connection, its peer will retry: %r", error)
-            sock.close()
-            with self._lock:
-                self._connections.discard(sock)
+            self._leave(sock)
             time.sleep(_ACCEPT_PAUSE_S)
 
     def _serve(self, sock: socket.socket) -> None:
@@ -147,23 +189,25 @@ class SocketServer:
                 while not self._closed:
                     send(sock, self._service.answer(receive(sock)))
                     self._service.publish()
-        except ProtocolError:
+        except ValueError:
             self._refuse()
         except OSError:
-            pass  # the worker is gone; it will reconnect
+            pass  # the worker is gone or idle; it will reconnect
         finally:
-            sock.close()
-            with self._lock:
-                self._connections.discard(sock)
+            self._leave(sock)
 
     def _welcome(self, sock: socket.socket) -> bool:
-        sock.settimeout(HELLO_TIMEOUT_S)
-        refusal = self._service.hello(receive(sock, _HELLO_BYTES, 0).message)
+        refusal = self._service.hello(_receive_hello(sock))
         if refusal is not None:
             self._refuse()
             send(sock, Frame(refusal))
             return False
         sock.settimeout(None)
+        # Not ``settimeout``, which makes the socket non-blocking and each message several reads.
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("ll", _IDLE_S, 0))
+        with self._lock:
+            self._unknown.pop(sock, None)
+            self._welcomed.add(sock)
         return True
 
     def _refuse(self) -> None:

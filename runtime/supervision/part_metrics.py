@@ -172,7 +172,7 @@ _METRICS: Final[dict[str, list[tuple[str, ...]]]] = {
         ("evicted", GAUGE, "Rows removed by a table's budget, since the line began"),
         ("refused_rows", GAUGE, "Row gradients rejected: not finite"),
         ("refused_dense", GAUGE, "Dense gradients rejected: not finite"),
-        ("refused_connections", GAUGE, "Connections rejected: no token"),
+        ("refused_connections", GAUGE, "Connections rejected: no token in time, or too many"),
         ("started", GAUGE, "Starts of missing shards, since the part started"),
         _SPANS_SENT,
         _SPANS_DROPPED,

@@ -1,3 +1,6 @@
+import contextlib
+
+import msgspec
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -5,13 +8,17 @@ from hypothesis import strategies as st
 
 from parameter_server.rpc.protocol import (  # fmt: skip
     HEAD,
+    MAX_BODY,
     AppliedQuery,
     Exchange,
     Frame,
+    Hello,
     LaneHead,
     LookupQuery,
     ProtocolError,
     Reply,
+    decode,
+    decode_hello,
     encode,
     exchange_frame,
     from_bytes,
@@ -85,6 +92,51 @@ def test_broken_messages_are_errors_and_never_wrong_shapes(spot, flip, cut):
             read_exchange(frame)
     except ProtocolError:
         pass  # anything else would kill the thread that reads
+
+
+SIZES = st.sampled_from([-1, 0, 1, 2, 3, 2**31, 2**31 + 1, 2**40, 2**61, 2**63 - 1, 2**64 - 1])
+
+
+@settings(max_examples=500, deadline=None)
+@given(
+    st.lists(st.tuples(st.sampled_from("kcfx"), st.lists(SIZES, max_size=3)), max_size=3),
+    st.sampled_from([0, 8, 16, 24, 64]),
+)
+def test_a_shape_is_an_array_of_the_body_or_an_error(parts, size):
+    header = msgspec.msgpack.encode([AppliedQuery(), parts])
+    try:
+        arrays = decode(header, bytes(size)).arrays
+    except ProtocolError:
+        return
+    assert sum(array.nbytes + -array.nbytes % 8 for array in arrays) == size
+    for array in arrays:
+        assert len(array) <= size and max(array.shape) <= MAX_BODY
+
+
+@settings(max_examples=500, deadline=None)
+@given(st.binary(max_size=200), st.sampled_from([b"", b"\x92", b"\x92\x81\xa4type\xa5hello"]))
+def test_a_header_is_a_message_or_an_error(data, begin):
+    for read in (decode_hello, lambda header: decode(header, b"")):
+        with contextlib.suppress(ProtocolError):
+            read(begin + data)
+
+
+@pytest.mark.parametrize(
+    "begin", [b"", b"\x92\x81\xa4type\xa5where\x91\x93\xa1k\x90", b"\x93\xc0\xc0"]
+)
+def test_a_deeply_nested_header_is_an_error(begin):
+    for read in (decode_hello, lambda header: decode(header, b"")):
+        with pytest.raises(ProtocolError):
+            read(begin + b"\x91" * 4000)
+
+
+def test_a_hello_has_no_arrays_and_is_no_other_message():
+    hello = Hello("token", "main", 1, 0, 2, 4, 0, 1, 1)
+    header = encode(Frame(hello))[0][HEAD.size :]
+    assert decode_hello(header) == hello
+    for message, parts in ((hello, [("k", [2**63 - 1, 0])]), (AppliedQuery(), [])):
+        with pytest.raises(ProtocolError):
+            decode_hello(msgspec.msgpack.encode([message, parts]))
 
 
 def test_announced_sizes_are_limited():

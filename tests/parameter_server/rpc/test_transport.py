@@ -6,7 +6,7 @@ import time
 import numpy as np
 import pytest
 
-from parameter_server.rpc import transport
+from parameter_server.rpc import protocol, transport
 from parameter_server.rpc.parameter_client import (
     LocalClient,
     ShardUnreachable,
@@ -158,7 +158,71 @@ def test_rubbish_ends_its_own_connection_only(servers, rubbish, greeted):
 def test_no_question_before_the_greeting(servers):
     with connect(servers) as sock:
         send(sock, Frame(AppliedQuery()))
-        assert receive(sock).message.kind == "hello"
+        with pytest.raises(ConnectionError):
+            receive(sock)
+    assert servers.servers[0].refused == 1
+
+
+def served(servers):
+    """Whether a worker that greets now gets an answer."""
+    with connect(servers) as sock:
+        send(sock, greeting(servers))
+        send(sock, Frame(AppliedQuery()))
+        return receive(sock).message.applied == 0
+
+
+def test_a_greeting_that_drips_ends_in_time(servers, monkeypatch):
+    """Each byte used to start the time-out again."""
+    monkeypatch.setattr(transport, "HELLO_TIMEOUT_S", 0.2)
+    data = b"".join(protocol.encode(greeting(servers)))
+    with connect(servers) as sock, pytest.raises(OSError):
+        for byte in data[:-1]:
+            sock.sendall(bytes([byte]))
+            time.sleep(0.02)
+    assert servers.servers[0].refused == 1
+
+
+def test_silent_connections_are_capped_and_keep_no_worker_out(servers, monkeypatch):
+    monkeypatch.setattr(transport, "_MOST_UNKNOWN", 4)
+    server, worker = servers.servers[0], connect(servers)
+    send(worker, greeting(servers))
+    send(worker, Frame(AppliedQuery()))
+    assert receive(worker).message.applied == 0
+    silent = [connect(servers) for _ in range(20)]
+    for sock in silent[:16]:
+        with pytest.raises(ConnectionError):
+            receive(sock)
+    with server._lock:
+        assert (len(server._unknown), server.refused) == (4, 16)
+    assert served(servers)
+    send(worker, Frame(AppliedQuery()))
+    assert receive(worker).message.applied == 0
+    for sock in (worker, *silent):
+        sock.close()
+
+
+def test_connections_with_a_token_are_capped(servers, monkeypatch):
+    monkeypatch.setattr(transport, "_MOST", 1)
+    with connect(servers) as sock:
+        send(sock, greeting(servers))
+        send(sock, Frame(AppliedQuery()))
+        receive(sock)
+        with pytest.raises(ConnectionError):
+            served(servers)
+    assert servers.servers[0].refused == 1
+
+
+@pytest.mark.slow
+def test_an_idle_connection_ends_and_its_worker_goes_on(servers, monkeypatch):
+    monkeypatch.setattr(transport, "_IDLE_S", 1)
+    server, client = servers.servers[0], servers.client()
+    assert client.applied_steps() == [0, 0]
+    deadline = time.monotonic() + 10
+    while server._welcomed and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not server._welcomed and not server.refused
+    assert client.applied_steps() == [0, 0]
+    client.close()
 
 
 def test_a_wrong_token_fails_soon_with_its_reason(servers):
