@@ -320,7 +320,7 @@ def test_only_with_the_key_are_items_and_users_written_and_deeds_read(
             none = await w.client.request(method, path, json=body)
             wrong = await w.client.request(method, path, json=body, headers={"X-API-Key": "x"})
             assert (none.status_code, wrong.status_code) == (
-                (401, 401) if writes else (200, 401)
+                (401, 401) if writes else (200, 200 if "health" in path else 401)
             ), path
         assert w.log.end("items", 0) == 60 and w.log.end(CONTROL, 0) == 0
 

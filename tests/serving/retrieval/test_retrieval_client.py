@@ -237,7 +237,8 @@ async def liked(w: Sharded) -> None:
         await its.start()
         await its.follower.caught_up(10.0)
     answer = await w.recommend(n=1)
-    sent = [view(answer["request_id"], answer["items"][0]["item_id"], "e1", watch_ms=9_000)]
+    liked = answer["items"][0]["item_id"]
+    sent = [view(answer["request_id"], liked, "e1", watch_ms=9_000, token=answer["token"])]
     assert (await w.client.post("/v1/events", json={"events": sent})).status_code == 202
     await w.written()
     while w.fold.turn():
