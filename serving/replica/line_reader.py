@@ -112,7 +112,8 @@ class LineReader:
 
     def mend(self, now_ms: int) -> LoadedSnapshot | None:
         """After a gap, tried about once a second: a newer snapshot to load; None while there is none."""
-        if self.gap is None or self.assembler is None or now_ms - self._tried_ms < _RETRY_MS:
+        since_ms = now_ms - self._tried_ms  # negative if the clock was set back
+        if self.gap is None or self.assembler is None or 0 <= since_ms < _RETRY_MS:
             return None
         self._tried_ms = now_ms
         line, epoch, step = self.assembler.line, self.assembler.epoch, self.assembler.step

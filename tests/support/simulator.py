@@ -8,7 +8,7 @@ what breaks and when. After a storm there is calm, in which everything settles, 
 import hashlib
 import json
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -17,8 +17,7 @@ from typing import Any, Final
 import numpy as np
 
 from parameter_server.publish.deltas import StepDelta, to_arrays
-from parameter_server.rpc.parameter_client import Channel, ShardedClient, part_of
-from parameter_server.rpc.parameter_client import WorkerId
+from parameter_server.rpc.parameter_client import Channel, ShardedClient, WorkerId, part_of
 from parameter_server.rpc.protocol import Exchange, Frame, Reply, Rewind
 from parameter_server.rpc.shard_service import ShardService
 from parameter_server.shard.lanes import LaneGradients
@@ -31,7 +30,7 @@ from recsys.log.protocol import Append, LogUnavailable, MemoryLog
 from recsys.process.part_snapshot import PartState
 from serving.replica.line_reader import LineReader, LoadedSnapshot
 from serving.replica.row_store import RowStore
-from tests.support.simulator_faults import Chance, Crash, Disk, FaultyLog, Wire
+from tests.support.simulator_faults import Chance, Crash, Disk, FaultyKafka, FaultyLog, Wire
 from tests.support.simulator_learner import CountingLearner
 from tests.support.small_feed import FEATURES, PARTITIONS, append_events, feed, toy_config
 from training.continual.worker import Worker
@@ -52,6 +51,12 @@ SPEC: Final = ShardSpec(
 )
 DENSE: Final = np.linspace(-1, 1, 5, dtype=np.float32)
 SNAPSHOT_EVERY: Final = 5
+JUMPS_MS: Final = (
+    -3_600_000,
+    3_600_000,
+    -700,
+    -86_400_000,
+)  # a wrong hour, a slewed second, a wrong day
 BUDGET: Final = 60  # bytes of rows: about five
 # How deltas are published, by seed: exact and whole; rounded, and most of a step held back; the same, with
 # digests too rare to mend what the fold of deltas must get right by itself.
@@ -179,14 +184,17 @@ class Copy:
 class Simulation:
     """One seeded run. ``run`` raises Broken where an invariant doesn't hold on the way; then ``check``."""
 
-    def __init__(self, seed: int, folder: Path, rate: float | None = None) -> None:
-        self.seed, self.folder = seed, folder
+    def __init__(
+        self, seed: int, folder: Path, rate: float | None = None, extra: Collection[str] = ()
+    ) -> None:
+        """``extra``: faults beside those that all runs have, of ``simulator_faults.EXTRA``."""
+        self.seed, self.folder, self.extra = seed, folder, extra
         rates = (0.004, 0.015, 0.03, 0.06)
         self.power = seed % 2 == 0
         self.chance = Chance(seed, rates[seed % 4] if rate is None else rate, self.power)
-        self.disk = Disk(folder, self.chance)
+        self.disk = Disk(folder, self.chance, "full disk" in extra)
         self.clock = Clock()
-        self.log = FaultyLog(self.chance)
+        self.log = (FaultyKafka if "kafka" in extra else FaultyLog)(self.chance)
         for topic in topics(PARTITIONS):
             self.log.create(topic)
         self.wire = Wire(self.log, self.chance)
@@ -200,13 +208,19 @@ class Simulation:
         self._shards: list[tuple[DurableShard, ShardService] | None] = [None] * SHARDS
         self._parts: dict[str, Any] = dict.fromkeys(("joiner", "sequencer", "worker", "replica"))
 
-    def run(self, requests: int = 40, calm: int = 30) -> "Simulation":
-        """A storm over some requests, then calm until all is learned and the replica has all of it."""
+    def run(
+        self, requests: int = 40, calm: int = 30, between: Callable[[], None] | None = None
+    ) -> "Simulation":
+        """A storm over some requests, then calm until all is learned and the replica has all of it.
+        ``between``: a fault that comes after the storm, while all processes are down."""
         first = 1000 * self.seed
         try:
             with self.disk, quiet():
                 self._storm(feed(requests, first))
                 self.chance.rate = 0.0
+                if between is not None:
+                    self._down()
+                    between()
                 self._arrive(feed(calm, first + requests + 400))
                 self._settle()
         except Broken:
@@ -214,6 +228,11 @@ class Simulation:
         except Exception as error:
             raise Broken("it goes on", repr(error)) from error
         return self
+
+    def _down(self) -> None:
+        """All processes are killed."""
+        self._parts = dict.fromkeys(self._parts)
+        self._shards = [None] * SHARDS
 
     @property
     def shards(self) -> list[DurableShard]:
@@ -278,7 +297,13 @@ class Simulation:
         order = list(self._parts)
         self.chance.random.shuffle(order)
         self.clock.now_ms += self.chance.random.randint(100, 3_000)
+        if "clock" in self.extra and self.chance.strikes():
+            self._jump()
         return sum(self._turn(part) for part in order)
+
+    def _jump(self) -> None:
+        self.chance.count("clock")
+        self.clock.now_ms += self.chance.random.choice(JUMPS_MS)
 
     def _turn(self, name: str) -> int:
         try:
@@ -350,8 +375,7 @@ class Simulation:
         check_snapshots(self.folder / "snapshots")
 
     def _power_is_gone(self) -> None:
-        self._parts = dict.fromkeys(self._parts)
-        self._shards = [None] * SHARDS
+        self._down()
         self.disk.cut_power()
         check_snapshots(self.folder / "snapshots")
 
@@ -363,8 +387,10 @@ class Simulation:
                 self.log.trim(EVENTS, partition, min(holds.values()))
 
     def _settle(self) -> None:
-        for _ in range(400):
+        for number in range(400):
             moved = self._round()
+            if number < 12 and number % 3 == 0 and "clock" in self.extra:
+                self._jump()
             sequencer, worker = self._part("sequencer"), self._part("worker")
             if not moved and not sequencer.waiting and worker.step == sequencer.step:
                 break

@@ -3,12 +3,16 @@
 Every write, sync and rename under the folder, every append and read of the log, and every answer on its way
 is a *point*. At a point the process may die (before, in the middle or after), the machine may lose its power,
 or the call may fail and the process live on. Nothing here knows what it disturbs.
+
+Some faults come only where a run asks for them (``EXTRA``): a disk that stays full for a while, a clock that
+jumps, and a log like Kafka's.
 """
 
 import errno
 import os
 import pathlib
 import random
+from bisect import bisect_left
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -16,9 +20,21 @@ from typing import Any, Final
 from unittest import mock
 
 from parameter_server.storage import snapshots
+from recsys.events.hashing import key_of
 from recsys.events.records import DELTAS, EVENTS
-from recsys.log.protocol import Append, LogUnavailable, MemoryLog, Record, Topic
+from recsys.log.protocol import (
+    Append,
+    LogUnavailable,
+    LogUnchangeable,
+    MemoryLog,
+    Record,
+    Topic,
+    check_appends,
+    check_range,
+)
 
+EXTRA: Final = ("full disk", "clock", "kafka")
+FULL: Final = (5, 60)  # writes that a full disk refuses before there is room again
 POWER: Final = 0.25  # of the crashes, where the line is to outlive power cuts
 
 
@@ -85,11 +101,74 @@ class FaultyLog(MemoryLog):
             raise LogUnavailable(f"{topic} is away")
         return super().read(topic, partition, offset, limit)
 
+    def read_surely(self, topic: str, offset: int) -> list[Record]:
+        """All records of a topic's first partition from an offset on; never fails."""
+        return super().read(topic, 0, offset, 100_000)
+
+
+class KafkaLog(MemoryLog):
+    """A log in memory that behaves like Kafka's: offsets have holes, as behind a transaction, holds
+    keep nothing, records can't be changed, and only the broker drops them (``expire``). The holes depend on
+    the position alone: the same records get the same offsets in another log of this kind."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._ends: dict[tuple[str, int], int] = {}
+
+    def append(self, topic: str, records: Sequence[Append]) -> list[int]:
+        check_appends(topic, self.partitions(topic), records)
+        offsets = []
+        for partition, key, value in records:
+            offset = self.end(topic, partition)
+            self._records(topic, partition).append(Record(offset, key, value))
+            hole = max(0, key_of("hole", f"{topic}/{partition}/{offset}") % 5 - 2)
+            self._ends[topic, partition] = offset + 1 + hole
+            offsets.append(offset)
+        return offsets
+
+    def read(self, topic: str, partition: int, offset: int, limit: int = 1000) -> list[Record]:
+        check_range(
+            topic, partition, offset, self.begin(topic, partition), self.end(topic, partition)
+        )
+        records = self._records(topic, partition)
+        at = bisect_left(records, offset, key=lambda record: record.offset)
+        return records[at : at + limit]
+
+    def end(self, topic: str, partition: int) -> int:
+        self._records(topic, partition)
+        return self._ends.get((topic, partition), 0)
+
+    def expire(self, topic: str, partition: int, before: int) -> None:
+        """What the broker's retention does, whoever still needs the records."""
+        records = self._records(topic, partition)
+        records[:] = [record for record in records if record.offset >= before]
+        self._begin[topic, partition] = before
+
+    def trim(self, topic: str, partition: int, before: int) -> None:
+        """Only the broker drops records."""
+
+    def hold(self, name: str, topic: str, partition: int, offset: int) -> None:
+        check_range(
+            topic, partition, offset, self.begin(topic, partition), self.end(topic, partition)
+        )
+
+    def replace(self, topic: str, partition: int, records: Sequence[Record]) -> int:
+        raise LogUnchangeable(f"{topic}: records can't be changed")
+
+
+class FaultyKafka(FaultyLog, KafkaLog):
+    """A poll gives as many records as the broker likes."""
+
+    def read(self, topic: str, partition: int, offset: int, limit: int = 1000) -> list[Record]:
+        return super().read(
+            topic, partition, offset, min(limit, self._chance.random.randint(1, 40))
+        )
+
 
 class Wire:
     """The deltas on their way to a replica: dropped, repeated, reordered, cut."""
 
-    def __init__(self, log: MemoryLog, chance: Chance) -> None:
+    def __init__(self, log: FaultyLog, chance: Chance) -> None:
         self._log, self._chance, self._offset = log, chance, 0
         self._held: list[Record] = []
         self.arrived = MemoryLog()
@@ -97,8 +176,7 @@ class Wire:
 
     def carry(self) -> None:
         """Brings what was published since."""
-        records = MemoryLog.read(self._log, DELTAS, 0, self._offset, 10_000)
-        for record in records:
+        for record in self._log.read_surely(DELTAS, self._offset):
             self._offset = record.offset + 1
             self._send(record)
         if not self._chance.rate:
@@ -164,8 +242,10 @@ class Disk:
     were made and not synced: those stay.
     """
 
-    def __init__(self, folder: Path, chance: Chance) -> None:
-        self.folder, self._chance = folder, chance
+    def __init__(self, folder: Path, chance: Chance, fills: bool = False) -> None:
+        """``fills``: a disk without room stays so for many writes, not one."""
+        self.folder, self._chance, self._fills = folder, chance, fills
+        self._refused = 0  # writes that still find no room
         self._unsynced: dict[int, int] = {}  # inode -> bytes that are safe
         self._renames: list[tuple[str, str, bytes | None]] = []  # from, to, the file that was there
         self._real = {
@@ -201,6 +281,7 @@ class Disk:
     def in_the_middle(self, what: str, where: Path, data: Any, write: Any) -> int:
         """A write that may be torn, or fail because the disk is full."""
         chance = self._chance
+        self._check_room(where)
         if not chance.strikes():
             return int(write(data))
         some = data[: chance.random.randint(0, len(data))]
@@ -208,8 +289,16 @@ class Disk:
             write(some)
         if chance.random.random() < 0.25:
             chance.count("disk full")
+            if self._fills:
+                self._refused = chance.random.randint(*FULL)
             raise OSError(errno.ENOSPC, "no space left", str(where))
         raise chance.crash(what)
+
+    def _check_room(self, where: Path) -> None:
+        if self._refused and self._chance.rate:
+            self._refused -= 1
+            self._chance.count("still full")
+            raise OSError(errno.ENOSPC, "no space left", str(where))
 
     def cut_power(self) -> None:
         """Takes back, at random, what was neither synced nor had to be."""
@@ -269,6 +358,7 @@ class Disk:
 
     def _saves(self, arrays: Any, path: Path) -> None:
         self._chance.point("write")
+        self._check_room(path)
         self._save(arrays, path)
         self._unsynced[path.stat().st_ino] = 0
         if self._chance.strikes():

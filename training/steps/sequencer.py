@@ -42,11 +42,12 @@ class Sequencer:
         self._waiting.append((now_ms, partition, offset, closed_ms))
 
     def cut(self, now_ms: int) -> Step | None:
-        """The next step if enough examples wait or the oldest has waited long enough; else None."""
+        """The next step if enough examples wait, the oldest has waited long enough, or the clock was set back
+        since it came; else None."""
         if not self._waiting:
             return None
         full = len(self._waiting) >= self.config.examples
-        if not full and now_ms - self._waiting[0][0] < self.config.every_ms:
+        if not full and 0 <= now_ms - self._waiting[0][0] < self.config.every_ms:
             return None
         count = min(len(self._waiting), self.config.examples)
         taken = [self._waiting.popleft() for _ in range(count)]
