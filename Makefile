@@ -24,14 +24,14 @@ demo: .venv/.stamp-kuairand ## Runs the whole system with simulated viewers and 
 	$(BIN)/recsys demo $(ARGS)
 
 test-fast: .venv/.stamp-dev ## Tests that start no process, in two workers: under two minutes
-	$(BIN)/pytest -q $(or $(ARGS),-n 2)
+	$(BIN)/pytest -q $(or $(ARGS),-n 2 --dist worksteal)
 
 # Independent tests run in two processes. Tests of live systems follow one at a time, since each needs the whole machine.
 test: .venv/.stamp-dev ## All tests, with a Kafka broker, Valkey, Ray and a browser
 ifdef ARGS
 	$(BIN)/pytest -q -m "" $(ARGS)
 else
-	$(BIN)/pytest -q -m "not services" -n 2
+	$(BIN)/pytest -q -m "not services" -n 2 --dist worksteal
 	$(BIN)/pytest -q -m services
 endif
 

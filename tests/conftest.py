@@ -4,6 +4,7 @@ import gc
 from collections.abc import Generator
 
 import pytest
+from hypothesis import settings
 
 
 @pytest.hookimpl(wrapper=True)
@@ -15,3 +16,17 @@ def pytest_collection() -> Generator[None, object, object]:
     finally:
         gc.enable()
         gc.freeze()
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Where slow tests are left out, hypothesis tries a third of its examples; ``make test`` tries all."""
+    if "not slow" not in config.option.markexpr:
+        return
+    functions = {getattr(its.obj, "__func__", its.obj) for its in items if hasattr(its, "obj")}
+    machines = {its.cls for its in items if getattr(its, "cls", None)}
+    for holders, name in ((functions, "_hypothesis_internal_use_settings"), (machines, "settings")):
+        for holder in holders:
+            its = getattr(holder, name, None)
+            if isinstance(its, settings):
+                few = max(10, its.max_examples // 3)
+                setattr(holder, name, settings(its, max_examples=min(few, its.max_examples)))

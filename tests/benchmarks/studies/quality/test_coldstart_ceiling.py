@@ -83,7 +83,7 @@ def test_expected_and_own_taste_make_up_the_taste_of_a_person() -> None:
 @pytest.mark.parametrize("swipes", [0, 5, 20])
 def test_it_expects_what_comes_and_is_near_the_true_posterior(swipes: int) -> None:
     """Over people its list is worth what it says, though they are the best: it isn't disappointed."""
-    world = World(4, 60, 400)
+    world = World(4, 60 if swipes else 120, 400)
     ceiling, now = Ceiling(world, world.start_ms), world.start_ms + 600_000
     said, worth, shares, errors = [], [], [], []
     for n in range(world.num_users):
