@@ -16,6 +16,7 @@ _HELP = {
     "status": "Shows the state and the lag of each part.",
     "metrics": "Prints or serves the parts' Prometheus metrics.",
     "part": "Runs one part of the system in this process.",
+    "keys": "Makes, lists and revokes API keys; shows the audit trail.",
     "viewers": "Sends simulated viewers to a running server.",
     "explain": "Recomputes a past answer and explains it.",
     "trace": "Shows the timeline of one request, read from the log.",

@@ -19,11 +19,18 @@ def viewers(
     seed: Annotated[int, Option(help="Seed of the world: who likes what.")] = 0,
     users: Annotated[int, Option(help="Number of simulated users.")] = 1000,
     items: Annotated[int, Option(help="Number of the world's items, with --publish.")] = 2000,
-    publish: Annotated[bool, Option(help="Publish old and new items of the world.")] = False,
+    publish: Annotated[
+        bool, Option(help="Publish old and new items of the world; needs a key.")
+    ] = False,
+    key: Annotated[
+        str, Option(envvar="RECSYS_KEY", help="API key, or the admin key of STATE/run/admin.key.")
+    ] = "",
 ) -> None:
     """Sends simulated viewers to a running server."""
     if rate <= 0 or seconds < 0:
         raise typer.BadParameter(f"rate is {rate}, seconds {seconds}: expected a positive rate")
+    if publish and not key:
+        raise typer.BadParameter("--publish needs a key with the scope catalogue: give --key")
     start_s = time.time()
     world = World(seed, users, items, start_ms=int(start_s * 1000))
     crowd = Crowd(world, rate, int(start_s * 1000), publish=publish)
@@ -33,6 +40,6 @@ def viewers(
         return 0 < seconds <= time.time() - start_s
 
     try:
-        drive(crowd, Client(url), until, lambda line: print(line, flush=True))
+        drive(crowd, Client(url, key=key or None), until, lambda line: print(line, flush=True))
     except KeyboardInterrupt:
         raise typer.Exit(0) from None

@@ -4,7 +4,7 @@ import http.client
 import math
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import Final
 from urllib.parse import urlsplit
@@ -15,17 +15,20 @@ _CHUNK: Final = 64 << 10
 
 
 class ApiConnection:
-    """GET over one connection, one call at a time. Raises OSError or http.client.HTTPException."""
+    """GET over one connection, one call at a time. Raises OSError or http.client.HTTPException. ``headers``
+    are asked for at each call."""
 
-    def __init__(self, url: str, timeout_s: float = ANSWER_S) -> None:
+    def __init__(
+        self, url: str, timeout_s: float = ANSWER_S,
+        headers: Callable[[], Mapping[str, str]] = dict,
+    ) -> None:  # fmt: skip
+        self._headers = headers
         parts = urlsplit(url)
         self._connection = http.client.HTTPConnection(parts.hostname or "", parts.port, timeout_s)
         self._timeout_s = timeout_s
         self._lock = threading.Lock()
 
-    def get(
-        self, path: str, headers: Mapping[str, str] | None = None, until_s: float = math.inf
-    ) -> tuple[int, bytes]:
+    def get(self, path: str, until_s: float = math.inf) -> tuple[int, bytes]:
         """Returns status and body.
 
         Reopens a connection that the server has closed, once; doesn't retry after a timeout. ``until_s``: a
@@ -34,11 +37,11 @@ class ApiConnection:
         until_s = min(until_s, time.monotonic() + self._timeout_s)
         with self._lock:
             try:
-                return self._once(path, headers or {}, until_s)
+                return self._once(path, until_s)
             except TimeoutError:
                 raise
             except (OSError, http.client.HTTPException):
-                return self._once(path, headers or {}, until_s)
+                return self._once(path, until_s)
 
     def text(self, path: str, until_s: float = math.inf) -> str:
         """Returns the body of a 200 answer, else an empty string."""
@@ -47,10 +50,10 @@ class ApiConnection:
             return body.decode() if status == 200 else ""
         return ""
 
-    def _once(self, path: str, headers: Mapping[str, str], until_s: float) -> tuple[int, bytes]:
+    def _once(self, path: str, until_s: float) -> tuple[int, bytes]:
         try:
             self._set_timeout(until_s)
-            self._connection.request("GET", path, headers=dict(headers))
+            self._connection.request("GET", path, headers=dict(self._headers()))
             answer = self._connection.getresponse()
             body = self._read_body(answer, until_s)
         except Exception:

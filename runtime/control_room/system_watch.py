@@ -6,7 +6,7 @@ Topic ends are queried once per picture; ``control`` and dead letters are read i
 import http.client
 import time
 from collections.abc import Mapping
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, Final
 from urllib.parse import quote
@@ -41,7 +41,8 @@ class SystemWatch:
         self._config, self._state = config, Path(config.state)
         self._log = log
         url = launch_plan.feed_url(config)
-        self._api, self._inspect_api = ApiConnection(url), ApiConnection(url)
+        headers = partial(launch_plan.admin_headers, config.state)
+        self._api, self._inspect_api = (ApiConnection(url, headers=headers) for _ in range(2))
         self._control = ControlHistory(log)
         self._experiments = ExperimentPanel(config, lambda: open_log(config))
         self._status = Status(state=config.state, running=False, ready=False)
@@ -95,10 +96,9 @@ class SystemWatch:
 
     def inspect(self, kind: str, name: str) -> tuple[int, bytes]:
         """Status and JSON of an item or a user, from the API with the admin key."""
-        key = (self._state / "run" / "admin.key").read_text().strip()
         try:
             path = f"/v1/inspect/{kind}/{quote(name, safe='')}"
-            return self._inspect_api.get(path, {"x-admin-key": key})
+            return self._inspect_api.get(path)
         except (OSError, http.client.HTTPException):
             return 503, b'{"error": "the API does not answer"}'
 

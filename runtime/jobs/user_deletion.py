@@ -51,8 +51,8 @@ def forget_user(user: str, state: Path, unlearn: bool) -> list[str]:
 
 
 def _delete_over_api(user: str, state: Path, config: Config) -> list[str]:
-    key = (state / "run" / "admin.key").read_text().strip()
-    with Client(launch_plan.feed_url(config), admin_key=key) as client:
+    headers = launch_plan.admin_headers(state)
+    with Client(launch_plan.feed_url(config), headers=headers) as client:
         client.delete_user(user)
     return [
         f"{user} is being deleted: the session within a second, the rows with the next steps",

@@ -7,7 +7,7 @@ One thread decides, a few send; engagements are sent in order, one request at a 
 import logging
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Final
@@ -15,11 +15,13 @@ from typing import Any, Final
 from recsys.client import Client
 from recsys.config.system_config import Config
 from recsys.events.event_types import ClientEvent
+from recsys.events.hashing import Id
 from recsys.process.part_process import Stop
 from replay.simulation.crowd import Crowd
 from replay.simulation.world import World
 from replay.warmup import pending
 from runtime.supervision import launch_plan
+from serving.access.hosts import is_open
 
 TICK_S: Final = 0.02
 _REPORT_S: Final = 10.0
@@ -59,11 +61,20 @@ class Sender:
             self._asking[future] = viewer
         self.counts["shown"] += sum(event.kind == "view" for event in work.events)
         self.counts["liked"] += sum(event.kind == "long_view" for event in work.events)
-        self._outbox.extend([*work.items, *work.events])
+        self._outbox.extend(work.events)
+        if work.items:
+            items = {item.item_id: item.fields for item in work.items}
+            self._pool.submit(self._publish, items)
         while len(self._outbox) > _MAX_QUEUED:
             self._outbox.popleft()
             self.counts["lost"] += 1
         self._send()
+
+    def _publish(self, items: Mapping[Id, Mapping[str, Any]]) -> None:
+        try:
+            self.counts["rejected"] += len(self._client.upsert_items(items).rejected)
+        except Exception as error:
+            self._failed("items", error)
 
     def close(self) -> None:
         """Waits for the open request, and sends the queued events once."""
@@ -169,10 +180,11 @@ def run_part(config: Config, stop: Stop) -> None:
     while pending(Path(config.state)) and not stop.wait(0.5):
         pass
     _, plan = launch_plan.read(config.state)
-    host = "127.0.0.1" if config.serve.host in ("0.0.0.0", "::") else config.serve.host
     now_ms = int(time.time() * 1000)
     crowd = Crowd(World(start_ms=now_ms), plan.viewers * EVENTS_PER_LIST, now_ms)
-    client = Client(f"http://{host}:{config.serve.port}")
+    # Without a key where none is needed: then its events count by their tokens, as those of people do.
+    headers = {} if is_open(config) else launch_plan.admin_headers(config.state)
+    client = Client(launch_plan.feed_url(config), headers=headers)
 
     def report(line: str) -> None:
         _log.info("%s", line)

@@ -1,7 +1,6 @@
 """Tables of ``recsys up`` and ``recsys status``: the parts, throughput, lag and addresses."""
 
 import re
-from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
@@ -14,9 +13,10 @@ from recsys.process.part_process import read_beat
 from runtime.parts.serve import SHARDS_AWAY
 from runtime.reports.tables import plain_table
 from runtime.supervision.launch_plan import CONTROL_KEY, control_room_url, feed_url
-from runtime.supervision.processes import Socket, is_loopback
+from runtime.supervision.processes import Socket
 from runtime.supervision.run_file import PartRecord, Running
 from runtime.supervision.system_status import Status
+from serving.access.hosts import is_loopback, is_open
 
 _COLOURS: Final = {
     "ready": "green", "done": "green", "starting": "yellow", "waiting": "dim", "backoff": "red",
@@ -100,17 +100,16 @@ def dashboard_address(config: Config) -> str:
 
 
 def exposure_warning(config: Config) -> str:
-    """Warns that other machines reach the API, and which routes need a key; empty on loopback."""
-    serve = config.serve
-    with suppress(ValueError):  # a host name
-        if is_loopback(serve.host):
-            return ""
-    if serve.host == "localhost":
+    """Warns that other machines reach the API, and which calls need a key; empty on loopback."""
+    host, port = config.serve.host, config.serve.port
+    if is_loopback(host):
         return ""
-    return (
-        f"the API answers beyond loopback, on {serve.host}:{serve.port}: admin routes need the key in "
-        f"{config.state}/run/admin.key (it is set), viewers' routes none"
-    )
+    if is_open(config):
+        scopes = ", ".join(config.access.open_scopes)
+        guard = f"calls without a key may {scopes}; access.mode=keys ends that"
+    else:
+        guard = f"every call needs a key: `recsys keys add`, or {config.state}/run/admin.key"
+    return f"the API answers beyond loopback, on {host}:{port}: {guard}"
 
 
 def hide_password(url: str) -> str:

@@ -14,11 +14,14 @@ from typing import Final
 
 import msgspec
 
+from recsys.config.loader import ConfigError
 from recsys.config.system_config import Config, digest
 from recsys.log.protocol import Log
 from recsys.process.open_log import open_log
 from recsys.process.part_process import run_folder, write_atomically
 from runtime.supervision.processes import holders
+from serving.access.hosts import is_loopback
+from serving.access.key_files import ADMIN_KEY, SOURCE_KEY, TOKEN_KEYS
 
 _LOOPBACK: Final = "127.0.0.1"
 CONTROL_KEY: Final = "control.key"  # the control room's key file, in ``STATE/run``
@@ -79,13 +82,15 @@ def resolve(
 
     ``ray_address`` is the address of a running cluster (RAY_ADDRESS); without one the plan starts Ray.
     ``control_room`` plans one even where no port is configured for it. Raises PortTaken where a configured
-    port is in use, ValueError for several nodes without a running cluster.
+    port is in use, ValueError for several nodes without a running cluster,
+    and as ``check_exposure``.
     """
     if config.nodes > 1 and not ray_address:
         raise ValueError(
             f"nodes is {config.nodes}, but RAY_ADDRESS is empty: start a Ray cluster and set "
             "RAY_ADDRESS to it, or set nodes to 1"
         )
+    check_exposure(config)
     asked = digest(config)
     ports = {
         "serve.port": config.serve.port,
@@ -132,6 +137,23 @@ def resolve(
         only=list(only), asked=asked,
     )  # fmt: skip
     return config, plan
+
+
+def admin_headers(state: str | Path) -> dict[str, str]:
+    """Header with the admin key, for calls of the system's own tools; none without its file."""
+    with suppress(OSError):
+        return {"x-admin-key": (Path(state) / "run" / ADMIN_KEY).read_text().strip()}
+    return {}
+
+
+def check_exposure(config: Config) -> None:
+    """Raises ConfigError where an API without keys would answer to other machines under any name."""
+    access, host = config.access, config.serve.host
+    if access.mode == "open" and not is_loopback(host) and not access.hosts:
+        raise ConfigError(
+            f"access.mode is 'open' and serve.host is {host!r}: anybody could call the API; set "
+            "access.mode to keys, or name the hosts that it answers to in access.hosts"
+        )
 
 
 def feed_url(config: Config) -> str:
@@ -196,7 +218,7 @@ def write(config: Config, plan: Plan) -> None:
     folder = run_folder(config.state)
     write_atomically(folder / "config.json", msgspec.json.encode(config))
     write_atomically(folder / "plan.json", msgspec.json.encode(plan))
-    for name in ("admin.key", CONTROL_KEY, "ray.token"):
+    for name in (ADMIN_KEY, CONTROL_KEY, "ray.token", TOKEN_KEYS, SOURCE_KEY):
         if not (folder / name).exists():
             write_atomically(folder / name, secrets.token_urlsafe(32).encode())
 

@@ -185,8 +185,9 @@ def last_step(log: LogOffsets) -> Version | None:
 def server_status(config: Config) -> dict[str, Any]:
     """Answer of the server's GET /v1/status; empty where it doesn't answer."""
     url = f"{launch_plan.feed_url(config)}/v1/status"
+    request = urllib.request.Request(url, headers=launch_plan.admin_headers(config.state))
     with suppress(OSError, ValueError):
-        with urllib.request.urlopen(url, timeout=_HTTP_S) as answer:
+        with urllib.request.urlopen(request, timeout=_HTTP_S) as answer:
             body = json.loads(answer.read())
             return body if isinstance(body, dict) else {}
     return {}

@@ -10,9 +10,10 @@ from recsys.config.system_config import Config
 def is_loopback(host: str) -> bool:
     """Whether only this machine reaches an address."""
     try:
-        return ip_address(host).is_loopback
+        address = ip_address(host.partition("%")[0])
     except ValueError:
         return host == "localhost"
+    return (getattr(address, "ipv4_mapped", None) or address).is_loopback
 
 
 def is_open(config: Config) -> bool:
@@ -22,8 +23,11 @@ def is_open(config: Config) -> bool:
 
 
 def host_is_allowed(header: str, config: Config) -> bool:
-    """Whether the API answers to a Host header. Addresses are always allowed: a page that attacks by DNS has
-    a name. So is a missing header, which no browser leaves out, and any name where every call needs a key and no names are configured."""
+    """Whether the API answers to a Host header.
+
+    A page that attacks by DNS sends a name, so addresses are always allowed, as is a missing header. So is
+    any name where every call needs a key and no names are configured.
+    """
     host = name_of(header)
     if host in ("", "localhost", config.serve.host) or _is_address(host):
         return True
