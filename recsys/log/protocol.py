@@ -61,6 +61,16 @@ class LogUnavailable(RuntimeError):
     record of a failed append may have been committed: consumers drop repeats by their ids."""
 
 
+class LogDamaged(LogUnavailable):
+    """Files of the log changed on disk: a checksum differs, or records are missing."""
+
+    def __init__(self, where: str, what: str) -> None:
+        super().__init__(
+            f"{where}: {what} is damaged on disk. `recsys check STATE` lists all damage; on a stopped system "
+            "`recsys check STATE --repair` repairs it"
+        )
+
+
 class LogUnchangeable(RuntimeError):
     """The log's records can't be changed (Kafka): only retention removes them."""
 

@@ -2,9 +2,13 @@
 
 The folder must be on a local disk: WAL needs shared memory, which network file systems lack. Open it after a
 fork, never before.
+
+Every row has a checksum; a file from before has none on its old records. ``bounds`` has one row per partition
+and one that counts commits. A mark beside each file (see ``sqlite_mark``) shows commits that SQLite lost.
 """
 
 import contextlib
+import logging
 import os
 import shutil
 import sqlite3
@@ -16,9 +20,19 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Final, TypeVar
 
-from recsys.log.protocol import LogLost, LogUnavailable, Topic, check_partitions, no_topic
+from recsys.log.protocol import (
+    LogDamaged,
+    LogLost,
+    LogUnavailable,
+    Topic,
+    check_partitions,
+    no_topic,
+)
+from recsys.log.record_crc import row_crc
+from recsys.log.sqlite_mark import Mark
 
 T = TypeVar("T")
+_LOG = logging.getLogger(__name__)
 
 # An example of the feed takes 2.7 KB and shares a page with others; with SQLite's default of 4 KB each record
 # above 1 KB takes its own page.
@@ -29,26 +43,70 @@ CUT_PATIENCE_MS: Final = 200
 _ROOM: Final = 3  # files: the new copy is made aside and goes through the WAL
 RETRY_S: Final = 0.0005  # SQLite's own wait is up to 100 ms, which delays other processes' writers
 _BUSY: Final = (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
+_DAMAGED: Final = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
+FORMAT: Final = 2  # 1: without checksums
+COMMITS: Final = -1  # the "partition" of ``bounds`` whose ``end`` counts commits
 
 _CATALOGUE: Final = """
     CREATE TABLE IF NOT EXISTS log (one INTEGER PRIMARY KEY CHECK (one = 1), id TEXT NOT NULL);
     CREATE TABLE IF NOT EXISTS topics (name TEXT PRIMARY KEY, partitions INTEGER NOT NULL)
 """
-_TOPIC: Final = """
-    CREATE TABLE about (log_id TEXT, partitions INTEGER, retention_ms INTEGER, retention_bytes INTEGER);
+_TOPIC: Final = f"""
+    CREATE TABLE about (log_id TEXT, partitions INTEGER, retention_ms INTEGER, retention_bytes INTEGER,
+        crc INTEGER);
     CREATE TABLE records (partition INTEGER, offset INTEGER, time_ms INTEGER, key BLOB, value BLOB,
-        PRIMARY KEY (partition, offset)) WITHOUT ROWID;
-    CREATE TABLE bounds (partition INTEGER PRIMARY KEY, begin INTEGER, end INTEGER, bytes INTEGER);
+        crc INTEGER, PRIMARY KEY (partition, offset)) WITHOUT ROWID;
+    CREATE TABLE bounds (partition INTEGER PRIMARY KEY, begin INTEGER, end INTEGER, bytes INTEGER,
+        crc INTEGER);
     CREATE TABLE holds (name TEXT, partition INTEGER, offset INTEGER, PRIMARY KEY (name, partition))
         WITHOUT ROWID;
+    PRAGMA user_version = {FORMAT};
 """
+_UPGRADE: Final = (
+    *(f"ALTER TABLE {table} ADD COLUMN crc INTEGER" for table in ("about", "records", "bounds")),
+    f"INSERT INTO bounds VALUES ({COMMITS}, 0, 0, 0, NULL)",
+    f"PRAGMA user_version = {FORMAT}",
+)
 
 
 class Connection:
-    """One thread's connection to one topic. ``seen``: the file's version at the last ``wait``."""
+    """One thread's connection to one topic. ``seen``: the file's version at the last ``wait``; ``ends``: by
+    partition, set by the transaction."""
 
-    def __init__(self, db: sqlite3.Connection, partitions: int) -> None:
-        self.db, self.partitions, self.seen = db, partitions, -1
+    def __init__(self, topic: str, db: sqlite3.Connection) -> None:
+        self.topic, self.db, self.partitions, self.seen = topic, db, 0, -1
+        self.ends: dict[int, int] = {}
+
+    def bounds(self, partition: int) -> tuple[int, int, int]:
+        """(begin, end, bytes). Raises LogDamaged."""
+        query = "SELECT begin, end, bytes, crc FROM bounds WHERE partition = ?"
+        row = self.db.execute(query, (partition,)).fetchone()
+        if row is None or row[3] != row_crc(partition, *row[:3]):
+            raise LogDamaged(self.topic, f"the table of bounds, at partition {partition}")
+        begin, end, size, _ = row
+        return begin, end, size
+
+    def set_bounds(self, partition: int, begin: int, end: int, size: int) -> None:
+        self.ends[partition] = end
+        self.db.execute(
+            "UPDATE bounds SET begin = ?, end = ?, bytes = ?, crc = ? WHERE partition = ?",
+            (begin, end, size, row_crc(partition, begin, end, size), partition),
+        )
+
+    def check_settings(self) -> None:
+        """Raises LogDamaged if the topic's settings or holds don't have their checksum."""
+        stored = self.db.execute("SELECT crc FROM about").fetchone()
+        if stored is None or stored[0] != self._settings_crc():
+            raise LogDamaged(self.topic, "the table of settings or of holds")
+
+    def seal_settings(self) -> None:
+        """Call it after each change of settings or holds."""
+        self.db.execute("UPDATE about SET crc = ?", (self._settings_crc(),))
+
+    def _settings_crc(self) -> int:
+        columns = "log_id, partitions, retention_ms, retention_bytes"
+        holds = self.db.execute("SELECT * FROM holds ORDER BY name, partition").fetchall()
+        return row_crc(self.db.execute(f"SELECT {columns} FROM about").fetchall(), holds)
 
     def __del__(self) -> None:
         self.db.close()
@@ -64,6 +122,7 @@ class SqliteFiles:
         self._open: weakref.WeakSet[Connection] = weakref.WeakSet()
         # By topic, so that threads don't poll SQLite's lock.
         self._write_locks: dict[str, threading.Lock] = {}
+        self._marks: dict[str, Mark] = {}
         self._commits = 0
         folder.mkdir(parents=True, exist_ok=True)
         with self._catalogue() as db:
@@ -90,6 +149,7 @@ class SqliteFiles:
                 "UPDATE about SET retention_ms = ?, retention_bytes = ?",
                 (topic.retention_ms, topic.retention_bytes),
             )
+            connection.seal_settings()
 
     def partitions(self, topic: str) -> int:
         return self.connection(topic).partitions
@@ -115,8 +175,17 @@ class SqliteFiles:
     def writing(self, topic: str) -> Iterator[Connection]:
         """A transaction with the topic's write lock; rolled back on an error."""
         connection = self.connection(topic)
-        with self._write_locks.setdefault(topic, threading.Lock()), self.transaction(connection.db):
-            yield connection
+        with self._write_locks.setdefault(topic, threading.Lock()):
+            with self.transaction(connection.db):
+                before = connection.db.total_changes
+                connection.ends = {}
+                yield connection
+                changed = connection.db.total_changes > before
+                if changed:
+                    _, commits, _ = connection.bounds(COMMITS)
+                    connection.set_bounds(COMMITS, 0, commits + 1, 0)
+            if changed:
+                self._marks[topic].advance(connection.ends)
 
     @contextlib.contextmanager
     def transaction(self, db: sqlite3.Connection) -> Iterator[None]:
@@ -140,7 +209,7 @@ class SqliteFiles:
             except sqlite3.DatabaseError as error:
                 now = time.monotonic()
                 deadline = now + self._patience_s if deadline is None else deadline
-                busy = (error.sqlite_errorcode or 0) & 0xFF in _BUSY
+                busy = _code(error) in _BUSY
                 if not busy or now > deadline:
                     raise self._unusable(error) from error
             time.sleep(RETRY_S)
@@ -177,9 +246,12 @@ class SqliteFiles:
         for connection in list(self._open):
             connection.db.close()
         self._open.clear()
+        self._marks.clear()
         self._local = threading.local()
 
     def _unusable(self, error: sqlite3.DatabaseError) -> LogUnavailable:
+        if _code(error) in _DAMAGED:
+            return LogDamaged(str(self.folder), f"a file ({error})")
         return LogUnavailable(
             f"the log in {self.folder} can't be used: {error}. See that its disk has space and is local, and "
             "that no other program locks its files"
@@ -196,19 +268,61 @@ class SqliteFiles:
                 f"{path} is gone, but the log in {self.folder} had it: restore the file, or start with a "
                 "new state folder"
             )
-        db = _open(path)
-        self.retry(lambda: db.execute(f"PRAGMA synchronous = {self._sync}"))
-        db.execute(f"PRAGMA wal_autocheckpoint = {CHECKPOINT_PAGES}")
-        log_id, partitions = self.retry(
-            lambda: db.execute("SELECT log_id, partitions FROM about").fetchone()
-        )
+        connection = Connection(topic, _open(path))
+        self.retry(lambda: connection.db.execute(f"PRAGMA synchronous = {self._sync}"))
+        connection.db.execute(f"PRAGMA wal_autocheckpoint = {CHECKPOINT_PAGES}")
+        connection.db.execute("PRAGMA cell_size_check = ON")
+        self.retry(lambda: self._check(connection))
+        return connection
+
+    def _check(self, connection: Connection) -> None:
+        """Checks a topic's file, brings it to the current format and sets ``partitions``."""
+        topic, path, db = connection.topic, self.path(connection.topic), connection.db
+        mark = Mark(self.folder / f"{topic}.mark")
+        marked = mark.read()  # first: commits go on meanwhile
+        (version,) = db.execute("PRAGMA user_version").fetchone()
+        if version > FORMAT:
+            raise LogUnavailable(
+                f"{path} has format {version}, this program knows formats up to {FORMAT}: a newer version "
+                "wrote it (use that one), or the file is damaged (see `recsys check`)"
+            )
+        if version < FORMAT:
+            self._upgrade(connection)
+        connection.check_settings()
+        log_id, connection.partitions = db.execute(
+            "SELECT log_id, partitions FROM about"
+        ).fetchone()
         if log_id != self.id:
-            db.close()
             raise LogLost(
                 f"{path} belongs to log {log_id}, this one is {self.id}: files of two logs are mixed; start "
                 "with a new state folder"
             )
-        return Connection(db, partitions)
+        ends = {p: connection.bounds(p)[1] for p in (COMMITS, *range(connection.partitions))}
+        missing = marked.ends.get(COMMITS, 0) - ends[COMMITS] if marked else 0
+        if missing > 0 and marked and (marked.this_boot or self._sync == "FULL"):
+            raise LogDamaged(
+                topic, f"the write-ahead file: its newest {missing} commits are missing"
+            )
+        if missing > 0:
+            _LOG.warning(
+                "topic %s: its newest %d commits are missing, the machine stopped before they were on disk; "
+                "log.durability: power prevents this", topic, missing,
+            )  # fmt: skip
+        if marked is None or not marked.this_boot:
+            mark.reset(ends)
+        self._marks.setdefault(topic, mark)
+
+    def _upgrade(self, connection: Connection) -> None:
+        """Adds checksums to a file of format 1; old records stay without."""
+        db = connection.db
+        with self.transaction(db):
+            if db.execute("PRAGMA user_version").fetchone()[0] == FORMAT:
+                return  # by another process meanwhile
+            for statement in _UPGRADE:
+                db.execute(statement)
+            for row in db.execute("SELECT partition, begin, end, bytes FROM bounds").fetchall():
+                connection.set_bounds(*row)
+            connection.seal_settings()
 
     def _make(self, topic: Topic) -> None:
         """Creates the file under another name and renames it, so that it appears complete."""
@@ -218,10 +332,10 @@ class SqliteFiles:
         db.execute("PRAGMA journal_mode = WAL")
         db.executescript(f"BEGIN; {_TOPIC} COMMIT;")
         about = (self.id, topic.partitions, topic.retention_ms, topic.retention_bytes)
-        db.execute("INSERT INTO about VALUES (?, ?, ?, ?)", about)
-        db.executemany(
-            "INSERT INTO bounds VALUES (?, 0, 0, 0)", [(p,) for p in range(topic.partitions)]
-        )
+        db.execute("INSERT INTO about VALUES (?, ?, ?, ?, NULL)", about)
+        bounds = [(p, row_crc(p, 0, 0, 0)) for p in (COMMITS, *range(topic.partitions))]
+        db.executemany("INSERT INTO bounds VALUES (?, 0, 0, 0, ?)", bounds)
+        Connection(topic.name, db).seal_settings()
         db.close()  # the last connection: the WAL goes into the file
         os.replace(aside, self.path(topic.name))
         folder = os.open(self.folder, os.O_RDONLY)
@@ -237,6 +351,13 @@ class SqliteFiles:
                 yield db
         finally:
             db.close()
+
+
+def _code(error: sqlite3.DatabaseError) -> int:
+    """SQLite's error code. Python's own error for text that isn't UTF-8 has none."""
+    if isinstance(error, sqlite3.OperationalError):
+        return getattr(error, "sqlite_errorcode", sqlite3.SQLITE_CORRUPT) & 0xFF
+    return getattr(error, "sqlite_errorcode", 0) & 0xFF
 
 
 def _open(path: Path) -> sqlite3.Connection:

@@ -6,7 +6,6 @@ continue after everything was dropped.
 
 import contextlib
 import time
-from collections import Counter
 from collections.abc import Callable, Collection, Sequence
 from functools import partial
 from pathlib import Path
@@ -15,12 +14,14 @@ from typing import Any, Final
 from recsys.clock import wall_ms
 from recsys.log.protocol import (
     Append,
+    LogDamaged,
     LogUnavailable,
     Record,
     check_appends,
     check_partition,
     check_range,
 )
+from recsys.log.record_crc import is_intact, record_crc
 from recsys.log.sqlite_files import Connection, SqliteFiles
 
 SLICE: Final = 2_000  # records dropped per transaction: appends wait a few ms
@@ -30,6 +31,9 @@ IDLE_POLL_S: Final = 0.005  # after IDLE_S without a record, so that idle parts 
 IDLE_S: Final = 0.25
 # ``Record._make`` without a Python call per record.
 _record: Final[Callable[[tuple[int, bytes, bytes]], Record]] = partial(tuple.__new__, Record)
+_INSERT: Final = (
+    "INSERT INTO records (partition, offset, time_ms, key, value, crc) VALUES (?, ?, ?, ?, ?, ?)"
+)
 
 
 class SqliteLog(SqliteFiles):
@@ -60,42 +64,58 @@ class SqliteLog(SqliteFiles):
         if not records:
             return []
         now_ms = self._clock()
-        size: Counter[int] = Counter()
         rows, offsets = [], []
         with self.writing(topic) as connection:
-            ends = {p: self._bounds(connection, topic, p)[1] for p in {r[0] for r in records}}
+            bounds = {p: list(connection.bounds(p)) for p in {r[0] for r in records}}
             for partition, key, value in records:
-                offset = ends[partition]
-                ends[partition] = offset + 1
-                size[partition] += len(key) + len(value)
-                rows.append((partition, offset, now_ms, key, value))
+                place = bounds[partition]
+                offset = place[1]
+                place[1] += 1
+                place[2] += len(key) + len(value)
+                crc = record_crc(partition, offset, now_ms, key, value)
+                rows.append((partition, offset, now_ms, key, value, crc))
                 offsets.append(offset)
-            connection.db.executemany("INSERT INTO records VALUES (?, ?, ?, ?, ?)", rows)
-            connection.db.executemany(
-                "UPDATE bounds SET end = ?, bytes = bytes + ? WHERE partition = ?",
-                [(end, size[partition], partition) for partition, end in ends.items()],
-            )
+            connection.db.executemany(_INSERT, rows)
+            for partition, (begin, end, size) in bounds.items():
+                connection.set_bounds(partition, begin, end, size)
         connection.seen = -1  # a connection's own commits don't change its data_version
         self._tidy(topic, now_ms)
         return offsets
 
     def read(self, topic: str, partition: int, offset: int, limit: int = 1000) -> list[Record]:
         connection = self.connection(topic)
+        # The end before the records: what is appended meanwhile doesn't look like a hole.
+        begin, end, _ = self._bounds(connection, topic, partition)
+        check_range(topic, partition, offset, begin, end)
+        if offset == end or limit <= 0:
+            return []
         query = (
-            "SELECT offset, key, value FROM records WHERE partition = ? AND offset >= ? "
+            "SELECT offset, key, value, time_ms, crc FROM records WHERE partition = ? AND offset >= ? "
             "ORDER BY offset LIMIT ?"
         )
         rows = self._query(connection, query, partition, offset, limit)
         if not rows or rows[0][0] != offset:
-            begin, end, _ = self._bounds(connection, topic, partition)
-            check_range(topic, partition, offset, begin, end)
-        return list(map(_record, rows))
+            begin, _, _ = self._bounds(connection, topic, partition)
+            check_range(topic, partition, offset, begin, end)  # dropped meanwhile
+        expected = offset
+        for at, key, value, time_ms, crc in rows:
+            if at != expected or not is_intact(crc, partition, at, time_ms, key, value):
+                break
+            expected += 1
+        if expected < min(end, offset + limit) or expected - offset < len(rows):
+            raise LogDamaged(f"{topic}/{partition}", f"the record at offset {expected}")
+        return [_record(row[:3]) for row in rows]
 
     def appended_ms(self, topic: str, partition: int, offset: int) -> int | None:
         """Append time of a record, by its writer's clock; None without such a record."""
-        query = "SELECT time_ms FROM records WHERE partition = ? AND offset = ?"
-        rows = self._query(self.connection(topic), query, partition, offset)
-        return int(rows[0][0]) if rows else None
+        query = "SELECT key, value, time_ms, crc FROM records WHERE partition = ? AND offset = ?"
+        for key, value, time_ms, crc in self._query(
+            self.connection(topic), query, partition, offset
+        ):
+            if not is_intact(crc, partition, offset, time_ms, key, value):
+                raise LogDamaged(f"{topic}/{partition}", f"the record at offset {offset}")
+            return int(time_ms)
+        return None
 
     def begin(self, topic: str, partition: int) -> int:
         return self._bounds(self.connection(topic), topic, partition)[0]
@@ -123,44 +143,49 @@ class SqliteLog(SqliteFiles):
         check_partition(topic, partition, self.partitions(topic))
         while True:
             with self.writing(topic) as connection:
-                begin, end, _ = self._bounds(connection, topic, partition)
+                connection.check_settings()
+                begin, end, _ = connection.bounds(partition)
                 to = min(before, end, self._floor(connection, partition), begin + SLICE)
                 if to <= begin:
                     return
                 self._drop(connection, partition, to)
 
     def retain(self, topic: str, now_ms: int) -> int:
+        connection = self.connection(topic)
+        self.retry(connection.check_settings)
         query = "SELECT retention_ms, retention_bytes FROM about"
-        [(keep_ms, keep_bytes)] = self._query(self.connection(topic), query)
+        [(keep_ms, keep_bytes)] = self._query(connection, query)
         if not keep_ms and not keep_bytes:
             return 0
         oldest_ms = now_ms - keep_ms if keep_ms else -1
         dropped = 0
         for partition in range(self.partitions(topic)):
             with self.writing(topic) as connection:
-                dropped += self._slice(connection, topic, partition, oldest_ms, keep_bytes)
+                dropped += self._slice(connection, partition, oldest_ms, keep_bytes)
         return dropped
 
     def hold(self, name: str, topic: str, partition: int, offset: int) -> None:
         with self.writing(topic) as connection:
+            connection.check_settings()
             begin, end, _ = self._bounds(connection, topic, partition)
             check_range(topic, partition, offset, begin, end)
             connection.db.execute(
                 "INSERT OR REPLACE INTO holds VALUES (?, ?, ?)", (name, partition, offset)
             )
+            connection.seal_settings()
 
     def release(self, name: str, topic: str) -> None:
         with self.writing(topic) as connection:
+            connection.check_settings()
             connection.db.execute("DELETE FROM holds WHERE name = ?", (name,))
+            connection.seal_settings()
 
     def holds(self, topic: str, partition: int) -> dict[str, int]:
         connection = self.connection(topic)
         check_partition(topic, partition, connection.partitions)
-        return dict(
-            connection.db.execute(
-                "SELECT name, offset FROM holds WHERE partition = ?", (partition,)
-            )
-        )
+        self.retry(connection.check_settings)
+        query = "SELECT name, offset FROM holds WHERE partition = ?"
+        return dict(self._query(connection, query, partition))
 
     # --- forgetting ---
 
@@ -190,24 +215,25 @@ class SqliteLog(SqliteFiles):
     def _replace(self, connection: Connection, partition: int, record: Record) -> bool:
         at = (partition, record.offset)
         row = connection.db.execute(
-            "SELECT length(key) + length(value) FROM records WHERE partition = ? AND offset = ?", at
+            "SELECT length(key) + length(value), time_ms FROM records WHERE partition = ? AND offset = ?",
+            at,
         ).fetchone()
         if row is None:
             return False
+        crc = record_crc(*at, row[1], record.key, record.value)
         connection.db.execute(
-            "UPDATE records SET key = ?, value = ? WHERE partition = ? AND offset = ?",
-            (record.key, record.value, *at),
+            "UPDATE records SET key = ?, value = ?, crc = ? WHERE partition = ? AND offset = ?",
+            (record.key, record.value, crc, *at),
         )
-        connection.db.execute(
-            "UPDATE bounds SET bytes = bytes + ? WHERE partition = ?",
-            (len(record.key) + len(record.value) - row[0], partition),
-        )
+        begin, end, size = connection.bounds(partition)
+        size += len(record.key) + len(record.value) - row[0]
+        connection.set_bounds(partition, begin, end, size)
         return True
 
     def _slice(
-        self, connection: Connection, topic: str, partition: int, oldest_ms: int, keep_bytes: int
+        self, connection: Connection, partition: int, oldest_ms: int, keep_bytes: int
     ) -> int:
-        begin, _, size = self._bounds(connection, topic, partition)
+        begin, _, size = connection.bounds(partition)
         floor, to = self._floor(connection, partition), begin
         rows = connection.db.execute(
             "SELECT offset, time_ms, length(key) + length(value) FROM records WHERE partition = ? "
@@ -238,10 +264,8 @@ class SqliteLog(SqliteFiles):
             f"SELECT total(length(key) + length(value)) FROM records {where}", (partition, to)
         ).fetchone()[0]
         connection.db.execute(f"DELETE FROM records {where}", (partition, to))
-        connection.db.execute(
-            "UPDATE bounds SET begin = ?, bytes = bytes - ? WHERE partition = ?",
-            (to, int(size), partition),
-        )
+        _, end, before = connection.bounds(partition)
+        connection.set_bounds(partition, to, end, before - int(size))
 
     def _tidy(self, topic: str, now_ms: int) -> None:
         """Applies retention from time to time (continuously while it drops), and bounds the WAL."""
@@ -253,9 +277,7 @@ class SqliteLog(SqliteFiles):
     def _bounds(self, connection: Connection, topic: str, partition: int) -> tuple[int, int, int]:
         """(begin, end, bytes)."""
         check_partition(topic, partition, connection.partitions)
-        query = "SELECT begin, end, bytes FROM bounds WHERE partition = ?"
-        bounds: tuple[int, int, int] = self._query(connection, query, partition)[0]
-        return bounds
+        return self.retry(lambda: connection.bounds(partition))
 
     def _query(self, connection: Connection, query: str, *values: object) -> list[Any]:
         return self.retry(lambda: connection.db.execute(query, values).fetchall())
