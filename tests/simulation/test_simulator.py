@@ -5,10 +5,12 @@ from pathlib import Path
 import pytest
 
 from tests.support.simulator import Simulation
+from tests.support.simulator_faults import EXTRA
 from tests.support.simulator_oracles import check
 
 FAST = range(3)  # one of each way of publishing
 ALL = range(200)
+THOUSAND = 40  # seeds of a storm that kill a thousand processes
 
 
 def test_a_run_that_nothing_disturbs_holds_every_invariant(tmp_path: Path) -> None:
@@ -26,6 +28,27 @@ def test_a_seed_gives_the_same_run_again(tmp_path: Path) -> None:
 @pytest.mark.parametrize("seed", FAST)
 def test_nothing_is_lost_doubled_or_different(seed: int, tmp_path: Path) -> None:
     check(Simulation(seed, tmp_path).run())
+
+
+@pytest.mark.parametrize("fault", EXTRA)
+def test_each_extra_fault_is_survived(fault: str, tmp_path: Path) -> None:
+    check(Simulation(3, tmp_path, extra={fault}).run())
+
+
+@pytest.mark.slow
+def test_a_thousand_kills_with_all_faults_lose_and_double_nothing(tmp_path: Path) -> None:
+    """Processes die alone, in pairs and all at once, on full disks, with clocks that jump, on a log like
+    Kafka's or not."""
+    kills, struck = 0, dict[str, int]()
+    for seed in range(1_000, 1_000 + THOUSAND):
+        extra = EXTRA if seed % 4 > 1 else set(EXTRA) - {"kafka"}
+        run = Simulation(seed, tmp_path / str(seed), 0.04, extra).run()
+        check(run)
+        kills += run.chance.kills
+        for what, times in run.chance.struck.items():
+            struck[what] = struck.get(what, 0) + times
+    assert kills >= 1_000
+    assert all(struck[what] >= 20 for what in ("still full", "clock", "pair", "power")), struck
 
 
 @pytest.mark.slow

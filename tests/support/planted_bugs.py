@@ -1,7 +1,9 @@
-"""Bugs that can be planted, each with the invariants that may find it."""
+"""Bugs that can be planted, each with the invariants that may find it, and the fault without which no run
+finds it (none: those of all runs)."""
 
 import struct
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -22,13 +24,16 @@ from parameter_server.storage.durable_shard import DurableShard
 from parameter_server.storage.part_files import sha256_of
 from parameter_server.storage.wal import Wal
 from parameter_server.table.table import Table
+from recsys.process.log_consumer import Consumer
+from serving.replica.line_reader import LineReader
 from training.joining import joiner_loop
 from training.joining.joiner import Joiner
 from training.joining.joiner_loop import JoinerLoop
 from training.steps import sequencer_loop
+from training.steps.sequencer import Sequencer
 
 Patch = pytest.MonkeyPatch
-BUGS: dict[str, tuple[Callable[[Patch], None], set[str]]] = {}
+BUGS: dict[str, tuple[Callable[[Patch], None], set[str], str]] = {}
 JOINED = ("an example is appended once", "examples are those of an undisturbed join")
 DIGEST = "digest is that of the undisturbed run"
 AGAIN = "a delta published again is the same"
@@ -36,11 +41,13 @@ COUNTED = "nothing is lost or counted twice"
 KEPT = "what was answered is kept"
 
 
-def bug(*names: str) -> Callable[[Callable[[Patch], None]], Callable[[Patch], None]]:
-    """Registers a bug with the invariants that may find it."""
+def bug(
+    *names: str, fault: str = ""
+) -> Callable[[Callable[[Patch], None]], Callable[[Patch], None]]:
+    """Registers a bug with the invariants that may find it, and the extra fault that it needs."""
 
     def register(plant: Callable[[Patch], None]) -> Callable[[Patch], None]:
-        BUGS[plant.__name__] = plant, set(names)
+        BUGS[plant.__name__] = plant, set(names), fault
         return plant
 
     return register
@@ -62,7 +69,7 @@ def offset_saved_before_state(patch: Patch) -> None:
     real, before = JoinerLoop.save, dict[tuple[int, int], bytes]()
 
     def save(self: JoinerLoop) -> None:
-        joiners = self._place.joiners
+        joiners = self._joiners
         packed = {p: joiner.pack() for p, joiner in joiners.items()}
         for p, joiner in joiners.items():
             if (id(self), p) in before:
@@ -302,8 +309,8 @@ def lane_order_dropped(patch: Patch) -> None:
 def held_back_row_forgotten(patch: Patch) -> None:
     real = WithheldRows.put
 
-    def put(self: WithheldRows, keys: Any, *columns: Any) -> None:
-        real(self, keys[1:], *(column[1:] for column in columns))
+    def put(self: WithheldRows, rows: Any) -> None:
+        real(self, {name: column[1:] for name, column in rows.items()})
 
     patch.setattr(WithheldRows, "put", put)
 
@@ -340,3 +347,49 @@ def tombstone_not_in_the_digest(patch: Patch) -> None:
 
     patch.setattr(PublishedRows, "_moved", _moved)
     patch.setattr(PublishedRows, "_count", _count)
+
+
+@bug(KEPT, "it goes on", "it settles", fault="full disk")
+def write_given_up_after_three_attempts(patch: Patch) -> None:
+    """One failed write is made good, a disk that stays full isn't noticed."""
+    real = Wal.append
+
+    def append(self: Wal, step: int, payload: bytes) -> None:
+        for _ in range(3):
+            with suppress(OSError):
+                return real(self, step, payload)
+
+    patch.setattr(Wal, "append", append)
+
+
+@bug("it settles", fault="clock")
+def partial_step_waits_for_the_clock(patch: Patch) -> None:
+    real = Sequencer.cut
+
+    def cut(self: Sequencer, now_ms: int) -> Any:
+        began_ms = self._waiting[0][0] if self._waiting else now_ms
+        few = len(self._waiting) < self.config.examples
+        return None if few and now_ms < began_ms else real(self, now_ms)
+
+    patch.setattr(Sequencer, "cut", cut)
+
+
+@bug("the replica arrives", fault="clock")
+def gap_waits_for_the_clock(patch: Patch) -> None:
+    real = LineReader.mend
+
+    def mend(self: LineReader, now_ms: int) -> Any:
+        return None if now_ms < self._tried_ms else real(self, now_ms)
+
+    patch.setattr(LineReader, "mend", mend)
+
+
+@bug(*JOINED, "steps cover examples once", "it goes on", fault="kafka")
+def next_offset_counted_instead_of_read(patch: Patch) -> None:
+    def poll(self: Consumer, limit: int = 1000) -> Any:
+        read = {p: self._log.read(self._topic, p, at, limit) for p, at in self.offsets.items()}
+        for partition, records in read.items():
+            self.offsets[partition] += len(records)
+        return [(partition, record) for partition, records in read.items() for record in records]
+
+    patch.setattr(Consumer, "poll", poll)

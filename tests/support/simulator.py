@@ -317,6 +317,8 @@ class Simulation:
             self._parts[name] = None
             if crash.power:
                 self._power_is_gone()
+            elif "pairs" in self.extra:
+                self._another_dies()
         except LogUnavailable:
             if name in ("worker", "replica"):
                 self._parts[name] = None
@@ -326,6 +328,16 @@ class Simulation:
         ):  # a disk or a shard that fails: who meets it starts again
             self._parts[name] = None
         return 1
+
+    def _another_dies(self) -> None:
+        """A part or a shard, at the same point as the one before."""
+        draw = self.chance.random
+        if draw.random() < 0.5:
+            self._parts[draw.choice(list(self._parts))] = None
+        else:
+            self._shards[draw.randrange(SHARDS)] = None
+        self.chance.count("pair")
+        self.chance.kills += 1
 
     def _part(self, name: str) -> Any:
         if self._parts[name] is None:

@@ -5,7 +5,7 @@ is a *point*. At a point the process may die (before, in the middle or after), t
 or the call may fail and the process live on. Nothing here knows what it disturbs.
 
 Some faults come only where a run asks for them (``EXTRA``): a disk that stays full for a while, a clock that
-jumps, and a log like Kafka's.
+jumps, a log like Kafka's, and processes that die in pairs.
 """
 
 import errno
@@ -33,7 +33,7 @@ from recsys.log.protocol import (
     check_range,
 )
 
-EXTRA: Final = ("full disk", "clock", "kafka")
+EXTRA: Final = ("full disk", "clock", "kafka", "pairs")
 FULL: Final = (5, 60)  # writes that a full disk refuses before there is room again
 POWER: Final = 0.25  # of the crashes, where the line is to outlive power cuts
 
@@ -53,6 +53,7 @@ class Chance:
         self.random = random.Random(seed)
         self.rate, self.power = rate, power
         self.struck: dict[str, int] = {}
+        self.kills = 0
 
     def strikes(self, share: float = 1.0) -> bool:
         return self.rate > 0 and self.random.random() < self.rate * share
@@ -60,6 +61,7 @@ class Chance:
     def crash(self, where: str) -> Crash:
         power = self.power and self.random.random() < POWER
         self.count("power" if power else where)
+        self.kills += 1
         return Crash(where, power)
 
     def count(self, what: str) -> None:

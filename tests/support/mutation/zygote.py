@@ -1,0 +1,76 @@
+"""Process that has imported the libraries and forks for each run of tests, which then start in a moment.
+
+It runs as a script in the folder of the mutated copy, so that it has no module of the project. Each line of
+its input is a run as JSON ``{"tests": [...], "timeout_s": 60}``, each line of its output the answer
+``{"code": 0, "seconds": 1.2}``; code -1 is a run that took too long.
+"""
+
+import gc
+import json
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+
+def run(tests: list[str], timeout_s: float, writes_bytecode: bool) -> dict[str, float]:
+    began, child = time.monotonic(), os.fork()
+    if child == 0:
+        os.setsid()
+        os._exit(_run_tests(tests, writes_bytecode))
+    while time.monotonic() < began + timeout_s:
+        done, status = os.waitpid(child, os.WNOHANG)
+        if done:
+            code = os.waitstatus_to_exitcode(status)
+            return {"code": abs(code), "seconds": time.monotonic() - began}
+        time.sleep(0.02)
+    os.killpg(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    return {"code": -1, "seconds": timeout_s}
+
+
+def _run_tests(tests: list[str], writes_bytecode: bool) -> int:
+    import hypothesis
+    import pytest
+
+    quiet = os.open("build-tests.txt", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    os.dup2(quiet, 1)
+    os.dup2(quiet, 2)
+    sys.path[:0] = [os.getcwd()]
+    sys.dont_write_bytecode = not writes_bytecode
+    # No shrinking: any failure will do. The same examples for all mutants.
+    phases = [hypothesis.Phase.explicit, hypothesis.Phase.generate]
+    hypothesis.settings.register_profile("mutants", phases=phases, derandomize=True, database=None)
+    hypothesis.settings.load_profile("mutants")
+    try:
+        return int(pytest.main(["-x", "-q", "-p", "no:cacheprovider", "--tb=line", *tests]))
+    except BaseException:
+        return 1
+
+
+def main() -> None:
+    here = Path(__file__).parent.as_posix()
+    sys.path[:] = [place for place in sys.path if place != here]
+    answers = os.fdopen(os.dup(1), "w")
+    import fastapi  # noqa: F401
+    import hypothesis.stateful  # noqa: F401
+    import msgspec  # noqa: F401
+    import numba  # noqa: F401
+    import numpy  # noqa: F401
+    import pyarrow  # noqa: F401
+    import pydantic  # noqa: F401
+    import pytest  # noqa: F401
+    import scipy.stats  # noqa: F401
+    import torch
+
+    torch.set_num_threads(1)
+    gc.freeze()
+    for line in sys.stdin:
+        wanted = json.loads(line)
+        answer = run(wanted["tests"], wanted["timeout_s"], wanted["writes_bytecode"])
+        print(json.dumps(answer), file=answers, flush=True)
+
+
+if __name__ == "__main__":
+    main()
