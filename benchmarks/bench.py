@@ -167,6 +167,17 @@ def serve(
 
 
 @bench_command(bench)
+def doors(
+    lists: Annotated[int, typer.Option(min=1, help="Lists beside slow uploads.")] = 1_000,
+    slow: Annotated[int, typer.Option(min=2, help="Uploads that never end.")] = 200,
+) -> Figures:
+    """Hostile bodies, slow uploads and repeats at one replica, in this process."""
+    from benchmarks.answers.bench_doors import measure_doors
+
+    return measure_doors(lists, slow)
+
+
+@bench_command(bench)
 def index(items: Items = 100_000, seconds: Seconds = 20, seed: Seed = 0) -> Figures:
     """Searches for items while their vectors move."""
     from benchmarks.index.bench_index import measure_index

@@ -27,6 +27,7 @@ from serving.access.audit import AuditTrail
 from serving.access.caller import Denied
 from serving.admission.admission import Limit, TokenBuckets
 from serving.admission.load_shedding import LoadShedder
+from serving.admission.whole_body import BodyReceiver, BodyRoom
 from serving.compat import gorse_routes, metarank_routes
 from serving.compat.shared_handlers import PartlyRejected, SharedHandlers
 from serving.compat.unpersonalized import Unsupported
@@ -46,12 +47,16 @@ _PROBLEMS: Final[dict[int | str, dict[str, Any]]] = {
         400: "Not JSON",
         401: "The key or user token is missing, wrong, revoked or expired",
         403: "The key lacks a scope, or the page is of another origin",
+        408: "The body didn't come in time",
         413: "More than 1 MB",
         421: "The host isn't this system's",
         422: "A field is wrong",
         429: "Over a quota: see Retry-After",
         503: "Temporarily refused: see Retry-After",
     }.items()
+}
+_UNKNOWN_ITEM: Final[dict[int | str, dict[str, Any]]] = {
+    404: {"model": models.ProblemOut, "description": "No such item was ever published"}
 }
 
 
@@ -86,15 +91,17 @@ def build_app(
     app.docs_url = "/docs"  # read by Ray's dashboard
     app.router.route_class = StrictRoute
     metrics = app.state.metrics = ServingMetrics(service)
-    serve = service.config.serve
+    serve, doors = service.config.serve, service.config.doors
+    control = service.access_control(admin_key)
     app.add_middleware(
         LoadShedder, metrics=metrics, lists=service.admission, events=Limit(serve.max_events),
         others=Limit(serve.max_ongoing), clients=TokenBuckets(serve.client_rate),
+        bodies=BodyReceiver(BodyRoom(int(doors.body_mb * 2**20)), doors.body_s),
+        address=control.address,
     )  # fmt: skip
     trail = AuditTrail(service.run_folder, name)
     app.add_middleware(
-        AccessLayer, control=service.access_control(admin_key), trail=trail, metrics=metrics,
-        now_ms=service.now_ms,
+        AccessLayer, control=control, trail=trail, metrics=metrics, now_ms=service.now_ms
     )  # fmt: skip
     if origins := service.config.access.origins:
         app.add_middleware(
@@ -142,6 +149,19 @@ def _add_viewer_routes(app: FastAPI, service: Service, metrics: ServingMetrics) 
         metrics.count_batch(batch)
         return json_response(_results_out(batch.results, batch.unproven.total()), 202)
 
+    @app.post(
+        "/v1/preferences", status_code=202, response_model=models.EventsOut, responses=_PROBLEMS
+    )
+    async def preferences(request: Request, body: models.PreferencesIn) -> Response:
+        """Wishes of viewers: `block` or `mute` items with a value in a field, or see `less` of them; `none`
+        takes a wish back. They hold for the next list, in every source. Muted items are shown where a caller
+        names them."""
+        caller = caller_of(request.scope)
+        for preference in body.preferences:
+            caller.check_user(preference.user_id)
+        wishes = [preference.model_dump(exclude_none=True) for preference in body.preferences]
+        return json_response(_results_out(await service.write_api.put_preferences(wishes)), 202)
+
     @app.get("/v1/sessions/{user_id:path}", response_model=models.SessionOut, responses=_PROBLEMS)
     async def session(request: Request, user_id: str) -> Response:
         """Current session of a user: topics and recent items."""
@@ -181,10 +201,15 @@ def _add_admin_routes(app: FastAPI, service: Service) -> None:
         """Erases a user: the session as soon as the fold reads the request, mostly within a second; the rows
         with the next steps; log and archive an hour or more later. The user's contribution to other users'
         item counters and to the shared weights stays; see docs/reference/api.md."""
-        await service.write_api.erase_user(_id(user_id, "user_id"))
+        return await erase(models.EraseIn(user_id=_id(user_id, "user_id")))
+
+    @app.post("/v1/users/erase", **write)
+    async def erase(body: models.EraseIn) -> Response:
+        """Erases a user as DELETE does, also one whose id no path can name, such as one with a newline."""
+        await service.write_api.erase_user(body.user_id)
         return json_response(_results_out([Result(0, ACCEPTED)]), 202)
 
-    @app.get("/v1/inspect/items/{item_id:path}", **read)
+    @app.get("/v1/inspect/items/{item_id:path}", responses=_PROBLEMS | _UNKNOWN_ITEM)
     async def inspect_item(item_id: str) -> Response:
         """State of an item in this replica: fields, counters, vector, popularity, nearest items."""
         state = inspection.item(service.replica, _id(item_id, "item_id"), service.now_ms())
@@ -283,8 +308,8 @@ def _detail(error: dict[str, Any]) -> FieldError:
 
 def _request_of(body: models.RecommendIn) -> values.Request:
     given = None if body.candidate_ids is None else tuple(body.candidate_ids)
-    ids = {"exclude_ids": tuple(body.exclude_ids), "candidate_ids": given}
-    return values.Request(**dict(body) | ids)
+    fields = dict(body) | {"exclude_ids": tuple(body.exclude_ids), "candidate_ids": given}
+    return values.Request(**fields, plain=not fields.pop("profiling"))
 
 
 def _answer_out(answer: values.Answer, token: str, began_s: float) -> dict[str, Any]:

@@ -55,7 +55,8 @@ class RequestInputs(msgspec.Struct, frozen=True, kw_only=True, gc=False, omit_de
     ``item_state_from``: the first offset of ``item_state`` that the replica had read; -1 if later records
     were trimmed before it read them. ``counted``: next offsets of ``events``, by partition, that the item
     counters cover: with them the archive alone can recount. ``by_score``: nothing was sampled, the list is in
-    order of scores.
+    order of scores. ``plain``: nothing of the viewer's profile and history was used. ``safety``: digest of
+    the safety rules; empty without any.
     """
 
     n: int = 0
@@ -66,6 +67,8 @@ class RequestInputs(msgspec.Struct, frozen=True, kw_only=True, gc=False, omit_de
     item_state_from: int = 0
     counted: list[int] = []
     by_score: bool = False
+    plain: bool = False
+    safety: str = ""
 
 
 class FeatureBlock(msgspec.Struct, frozen=True, kw_only=True, gc=False):
@@ -201,7 +204,7 @@ TYPES: Final = ("item", "user", "impression", "engagement", "verdict", "preferen
 WISHES: Final = ("block", "mute", "less", "none")
 UNPROVEN: Final = 0
 USER_PROVEN: Final = 1
-_CONTROL_CHARACTER: Final = re.compile(r"[\x00-\x1f\x7f]")
+CONTROL_CHARACTER: Final = re.compile(r"[\x00-\x1f\x7f]")
 _IDS: Final = ("item_id", "user_id", "request_id", "event_id")
 _to_wire = msgspec.msgpack.Encoder()
 _from_wire: msgspec.msgpack.Decoder[Event] = msgspec.msgpack.Decoder(Event)
@@ -324,5 +327,5 @@ def _check_id(name: str, value: Id | None) -> None:
         return
     if not 0 < len(value) <= MAX_ID_LENGTH:
         raise Rejected(name, value, f"an id of 1 to {MAX_ID_LENGTH} characters")
-    if _CONTROL_CHARACTER.search(value):
+    if CONTROL_CHARACTER.search(value):
         raise Rejected(name, value, "an id without control characters, such as newlines")

@@ -1,5 +1,6 @@
-"""Outermost ASGI layer of a replica: counts and times every request, and refuses early what would come too
-late: before its body is read, at a small part of an answer's cost.
+"""ASGI layer of a replica that counts and times requests, and admits them: only once their bodies are
+complete, and if an answer wouldn't come too late. Most refusals precede the body, at a small part of an
+answer's cost.
 
 Lists and events have separate limits, so that neither starves the other: a refused list is asked for again,
 an event is the truth. Health, metrics and pages always pass.
@@ -7,13 +8,16 @@ an event is the truth. Health, metrics and pages always pass.
 
 import math
 import time
+from collections.abc import Callable
 from contextvars import ContextVar
 from typing import Final, Protocol
 
 from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from recsys.events.event_types import CONTROL_CHARACTER
 from serving.admission.admission import CLIENT, WAIT, Limit, TokenBuckets
+from serving.admission.whole_body import BodyReceiver, BodyRefused
 
 LISTS, EVENTS, OTHERS = "/v1/recommend", "/v1/events", "/v1/"
 # Paths of the Gorse and Metarank APIs: lists, events, and the rest without health.
@@ -21,8 +25,12 @@ _COMPAT_LISTS: Final = ("/api/recommend/", "/api/session/recommend", "/rank/", "
 _COMPAT_EVENTS: Final = ("/api/feedback", "/feedback")
 _COMPAT: Final = ("/api/", "/train/", "/inference/", "/flush")
 _HEALTH: Final = "/api/health/"
-_LOOPBACK: Final = ("127.0.0.1", "::1")
-# Arrival of the current request, by time.monotonic: its deadline counts from it.
+BODY, PATH = "body", "path"  # further reasons for a refusal
+_PATH_PROBLEM: Final = (
+    "the path has a control character, expected an id without: erase a user with one by "
+    "POST /v1/users/erase"
+)
+# When the current request was complete, by time.monotonic: its deadline counts from it.
 ARRIVED_S: ContextVar[float | None] = ContextVar("arrived_s", default=None)
 
 
@@ -35,24 +43,39 @@ class RequestMetrics(Protocol):
 
 
 class LoadShedder:
-    """ASGI middleware. The service reports to ``lists`` how long requests wait for the thread."""
+    """ASGI middleware. The service reports to ``lists`` how long requests wait for the thread. ``address``
+    returns the address that a request comes from."""
 
     def __init__(
         self, app: ASGIApp, metrics: RequestMetrics, lists: Limit, events: Limit, others: Limit,
-        clients: TokenBuckets,
+        clients: TokenBuckets, bodies: BodyReceiver, address: Callable[[Scope], str],
     ) -> None:  # fmt: skip
         self._app, self._metrics, self._clients = app, metrics, clients
         self._lists, self._events, self._others = lists, events, others
+        self._bodies, self._address = bodies, address
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return await self._app(scope, receive, send)
-        path, now_s = scope["path"], time.monotonic()
-        limit, route = self._limit(path)
+        limit, route = self._limit(scope["path"])
+        if CONTROL_CHARACTER.search(scope["path"]):
+            # A route would match without a newline at the end: alice%0A would mean alice.
+            self._metrics.count_refused(route or "other", PATH)
+            return await _problem(422, _PATH_PROBLEM)(scope, receive, send)
+        now_s = time.monotonic()
         if limit is None:
             return await self._timed(scope, receive, send, now_s)
-        wait_s = self._clients.take(_client(scope), now_s)
+        address = self._address(scope)
+        wait_s = self._clients.take(address, now_s)
         reason = CLIENT if wait_s > 0 else limit.refusal(now_s)
+        if not reason:
+            try:
+                receive = await self._bodies.whole(scope, receive, address)
+            except BodyRefused as refused:
+                self._metrics.count_refused(route, BODY)
+                return await _body_refusal(refused)(scope, receive, send)
+            now_s = time.monotonic()
+            reason = limit.refusal(now_s)  # others were admitted meanwhile
         if reason:
             self._metrics.count_refused(route, reason)
             return await _refusal(reason, wait_s, limit)(scope, receive, send)
@@ -88,18 +111,6 @@ class LoadShedder:
             self._metrics.observe_request(route, status, time.monotonic() - began_s)
 
 
-def _client(scope: Scope) -> str:
-    """Address of the client; behind a proxy on this machine, the address that the proxy reports."""
-    client = scope.get("client")
-    address = str(client[0]) if client else ""
-    if address in _LOOPBACK:
-        # Our proxy appended the last entry; the caller may have written the earlier ones.
-        hops = [value for name, value in scope["headers"] if name == b"x-forwarded-for"]
-        if hops:
-            return str(hops[-1].decode("latin-1").rpartition(",")[2].strip())
-    return address
-
-
 def _refusal(reason: str, wait_s: float, limit: Limit) -> Response:
     """Response that refuses and says when to retry."""
     status, message = 503, f"more than {limit.most} requests at a time"
@@ -107,5 +118,14 @@ def _refusal(reason: str, wait_s: float, limit: Limit) -> Response:
         status, message = 429, "one client asks for more than serve.client_rate allows"
     elif reason == WAIT:
         message = "overloaded: the queue wait would exceed the deadline"
-    retry_after = {"retry-after": str(max(1, math.ceil(wait_s)))}
-    return JSONResponse({"error": message, "details": []}, status, retry_after)
+    return _problem(status, message, {"retry-after": str(max(1, math.ceil(wait_s)))})
+
+
+def _body_refusal(refused: BodyRefused) -> Response:
+    headers = {"connection": "close"}  # else uvicorn would read the rest for as long as it drips
+    headers |= {"retry-after": "1"} if refused.status == 503 else {}
+    return _problem(refused.status, str(refused), headers)
+
+
+def _problem(status: int, message: str, headers: dict[str, str] | None = None) -> Response:
+    return JSONResponse({"error": message, "details": []}, status, headers)

@@ -3,7 +3,6 @@
 All functions raise Rejected with the path of the value, as ``[2].ItemId``.
 """
 
-import json
 import re
 from collections.abc import Mapping
 from typing import Any, Final
@@ -11,15 +10,15 @@ from typing import Any, Final
 import msgspec
 
 from recsys.config.system_config import Config
-from recsys.events.event_types import MAX_ID_LENGTH, Rejected, parse
+from recsys.events.event_types import CONTROL_CHARACTER, MAX_ID_LENGTH, Rejected, parse
 from recsys.events.hashing import Id
 from recsys.events.rejection import MISSING, Unquoted
+from serving.http.strict_json import DECODE_ERRORS, VALUE
 from serving.ingestion.event_validation import check_storable
 
 Raw = Mapping[str, Any]
 MAX_EVENTS: Final = 500  # of one body, as of POST /v1/events: more would delay the lists
-_SPACE: Final = re.compile(r"[ \t\r\n]*")
-_JSON: Final = json.JSONDecoder()
+_SPACE: Final = re.compile(rb"[ \t\r\n]*+")
 _TOO_MANY: Final = "at most {} at a time: send it in parts"
 _JSON_EXPECTED: Final = "JSON: a value, a list, or a value in each line"
 
@@ -27,32 +26,26 @@ _JSON_EXPECTED: Final = "JSON: a value, a list, or a value in each line"
 def parse_json_sequence(body: bytes, most: int) -> list[Any]:
     """Parses JSON values that follow one another, as Metarank does: one a line, or without a separator, for
     ``curl -d @file`` strips the line ends. Raises Rejected for no value and for more than ``most``."""
-    try:
-        text = body.decode()
-    except UnicodeDecodeError as error:
-        raise _not_json("body", error) from error
-    values, at = list[Any](), _skip_space(text, 0)
-    while at < len(text):
+    values, at = list[Any](), _skip_space(body, 0)
+    while at < len(body):
         if len(values) == most:
             raise Rejected("body", Unquoted(f"more than {most} long"), _TOO_MANY.format(most))
-        try:  # the standard library finds the end of a value; msgspec parses it strictly
-            _, end = _JSON.raw_decode(text, at)
-            values.append(msgspec.json.decode(text[at:end]))
-        except (ValueError, msgspec.MsgspecError, RecursionError) as error:
-            raise _not_json(f"[{len(values)}]", error) from error
-        at = _skip_space(text, end)
+        where = f"[{len(values)}]"
+        if (value := VALUE.match(body, at)) is None:  # msgspec doesn't find the end of a value
+            raise Rejected(where, Unquoted("without an end, or nested too deeply"), _JSON_EXPECTED)
+        try:
+            values.append(msgspec.json.decode(value.group()))
+        except DECODE_ERRORS as error:
+            raise Rejected(where, Unquoted(f"not JSON: {error}"), _JSON_EXPECTED) from error
+        at = _skip_space(body, value.end())
     if not values:
         raise Rejected("body", Unquoted("empty"), _JSON_EXPECTED)
     return values
 
 
-def _skip_space(text: str, at: int) -> int:
-    space = _SPACE.match(text, at)
+def _skip_space(body: bytes, at: int) -> int:
+    space = _SPACE.match(body, at)
     return at if space is None else space.end()
-
-
-def _not_json(where: str, error: Exception) -> Rejected:
-    return Rejected(where, Unquoted(f"not JSON: {error}"), _JSON_EXPECTED)
 
 
 def path(where: str, name: str) -> str:
@@ -102,6 +95,8 @@ def optional_id(raw: Raw, name: str, where: str) -> str | None:
         return None
     if not isinstance(value, str) or len(value) > MAX_ID_LENGTH:
         raise Rejected(path(where, name), value, f"an id, as text of at most {MAX_ID_LENGTH}")
+    if CONTROL_CHARACTER.search(value):
+        raise Rejected(path(where, name), value, "an id without control characters")
     return value
 
 

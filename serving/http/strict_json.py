@@ -1,53 +1,38 @@
-"""Reads request bodies as strict JSON, writes JSON responses, and checks the admin key.
+"""Reads request bodies as strict JSON, and writes JSON responses.
 
 Strict: no NaN, bounded nesting, no integer beyond MessagePack's; the standard library, which FastAPI uses,
 accepts all of these. Events are the exception: if the whole body can't be read, each event is read on its
 own, and the good ones are kept.
 """
 
-import asyncio
-import hmac
 import json
 import re
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Coroutine
 from typing import Any, Final
 
 import msgspec
 from fastapi import HTTPException, Request, Response
 from fastapi.routing import APIRoute
 
-MAX_BODY_BYTES: Final = 1_000_000
+from recsys.events.event_types import MAX_EVENT_BYTES
+
 MAX_DEPTH: Final = 8
 MAX_EVENTS: Final = 500  # in one body
-BODY_TIMEOUT_S: Final = 10.0  # a client that sends a byte a minute would hold a place for ever
-_EVENTS: Final = re.compile(rb'\s*\{\s*"events"\s*:\s*\[(.*)\]\s*\}\s*', re.DOTALL)
-# A lone quote is a string that never ends.
-_TOKEN: Final = re.compile(rb'"(?:[^"\\]|\\.)*+"|[\[\]{},"]', re.DOTALL)
-_BRACKET: Final = re.compile(rb"[\[\]{},]")
 DECODE_ERRORS: Final = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
+
+_OPENING: Final = re.compile(rb'\s*+\{\s*+"events"\s*+:\s*+\[')
+_CLOSING: Final = re.compile(rb"\]\s*+\}\s*+")
+_STRING: Final = rb'"(?:[^"\\]++|\\.)*+"'
+# Whole strings and brackets; possessive, so that each level fails at the first byte that it can't take.
+_NESTED = _STRING
+for _ in range(MAX_DEPTH + 1):
+    _NESTED = rb'%s|[\[{](?:[^"\[\]{}]++|%s)*+[\]}]' % (_STRING, _NESTED)
+_EVENT: Final = re.compile(rb'(?:[^"\[\]{},]++|%s)*+' % _NESTED, re.DOTALL)
+VALUE: Final = re.compile(rb'%s|[^\s"\[\]{},]++' % _NESTED, re.DOTALL)
 
 
 class StrictRequest(Request):
-    """Request with a bounded body, in bytes and in time, and an error that says why it isn't JSON."""
-
-    async def body(self) -> bytes:
-        if not hasattr(self, "_body"):
-            try:
-                async with asyncio.timeout(BODY_TIMEOUT_S):
-                    self._body = await self._read()
-            except TimeoutError as error:
-                message = f"the body didn't come within {BODY_TIMEOUT_S:g} s"
-                raise HTTPException(408, message) from error
-        return self._body
-
-    async def _read(self) -> bytes:
-        parts, size = [], 0
-        async for part in self.stream():
-            parts.append(part)
-            size += len(part)
-            if size > MAX_BODY_BYTES:
-                raise HTTPException(413, f"the body has more than {MAX_BODY_BYTES} bytes")
-        return b"".join(parts)
+    """Request that says why its body isn't JSON. The body is complete: see serving.admission.whole_body."""
 
     async def json(self) -> Any:
         body = await self.body()
@@ -76,51 +61,26 @@ def json_response(value: Any, status: int = 200, headers: dict[str, str] | None 
     return Response(msgspec.json.encode(value), status, headers, "application/json")
 
 
-def check_admin_key(given: str | None, expected: str, header: str) -> None:
-    """Raises 401 if no key is given, 403 if it isn't the expected one; an empty one grants no access."""
-    if given is None:
-        raise HTTPException(401, f"the header {header} is missing: see state/run/admin.key")
-    if not expected or not hmac.compare_digest(given.encode(), expected.encode()):
-        raise HTTPException(403, f"the header {header} is wrong: see state/run/admin.key")
-
-
 def read_events(body: bytes) -> list[Any] | None:
     """Events of a body that isn't strict JSON, each read on its own; None if the body is no list of events.
 
-    Cuts the array by brackets and strings, without recursion. NaN, 1e999 and lone surrogates are read, so
-    that the check of each event can name the field; an event that is no JSON at all is returned as text.
+    Cuts the array by strings and brackets in one pass: an event nested beyond what is valid ends it. NaN,
+    1e999 and lone surrogates are read, so that the check of each event can name the field; an event that is
+    no JSON at all is returned as text. More than MAX_EVENTS are refused whole, so the rest isn't looked at.
     """
-    opening = _EVENTS.fullmatch(body)
-    if opening is None:
+    if (opening := _OPENING.match(body)) is None:
         return None
-    array = opening.group(1)
-    depth, start = 0, 0
     events: list[Any] = []
-    for token in _tokens(array):
-        text = token.group()
-        if text in b"[{":
-            depth += 1
-        elif text in b"]}":
-            depth -= 1
-            if depth < 0:
-                return None
-        elif text == b"," and depth == 0:
-            # More than MAX_EVENTS are refused whole: the rest is counted, not read.
-            events.append(
-                _read_event(array[start : token.start()]) if len(events) < MAX_EVENTS else None
-            )
-            start = token.end()
-    return None if depth else [*events, _read_event(array[start:])]
-
-
-def _tokens(array: bytes) -> Iterator[re.Match[bytes]]:
-    """Strings, brackets and commas, in linear time: no byte is read more than three times."""
-    for token in _TOKEN.finditer(array):
-        if token.group() == b'"':
-            # All later quotes are escaped, so a search from any of them would fail at the end too.
-            yield from _BRACKET.finditer(array, token.end())
-            return
-        yield token
+    at = opening.end()
+    while len(events) < MAX_EVENTS:
+        event = _EVENT.match(body, at)
+        assert event is not None  # it may be empty
+        end = event.end()
+        events.append(_read_event(event.group()))
+        if body[end : end + 1] != b",":
+            return events if _CLOSING.fullmatch(body, end) else None
+        at = end + 1
+    return [*events, None]
 
 
 def _read_event(text: bytes) -> Any:
@@ -128,6 +88,17 @@ def _read_event(text: bytes) -> Any:
         return json.loads(text)
     except (ValueError, RecursionError):
         return text[:200].decode("utf-8", "replace")
+
+
+def small(value: Any) -> Any:
+    """Returns the value if it is no larger than an event; raises ValueError. For what each list stores."""
+    try:
+        size = len(msgspec.json.encode(value))
+    except RecursionError:
+        size = MAX_EVENT_BYTES + 1
+    if size > MAX_EVENT_BYTES:
+        raise ValueError(f"more than {MAX_EVENT_BYTES} bytes of JSON")
+    return value
 
 
 def storable(value: Any) -> Any:

@@ -9,7 +9,7 @@ import msgspec
 
 from recsys.config.system_config import Config
 from recsys.events.control_records import Erasure
-from recsys.events.event_types import Item, Rejected, User, encode, parse
+from recsys.events.event_types import Item, Preference, Rejected, User, encode, parse
 from recsys.events.hashing import Id, partition_of
 from recsys.events.records import CONTROL, EVENTS, ITEMS, pack
 from recsys.log.protocol import Append, LogUnavailable
@@ -59,6 +59,7 @@ class WriteApi:
         self._traces = traces
         self._freshness, self._now_ms = freshness, now_ms
         self._validator = validator
+        self._committing: dict[str, asyncio.Future[None]] = {}  # by dedupe key: done once it ended
         self._following: asyncio.Task[None] | None = None
         self.items_end = 0  # offset of ``items`` after the newest committed here
 
@@ -71,9 +72,8 @@ class WriteApi:
     ) -> ValidatedBatch:
         """Validates a batch of events and commits the accepted ones. ``foreign``: as in EventValidator."""
         began_ns = self._traces.now_ns() if self._traces else 0
-        batch = self._validator.validate(raw_events, self._now_ms(), foreign, caller)
-        offsets = await self._commit(EVENTS, batch.records)
-        self._validator.remember(batch)
+        batch = await self._validated(raw_events, caller, foreign)
+        offsets = await self._commit_events(batch)
         if self._traces:
             self._traces.engaged(batch.engagements, batch.records, offsets, began_ns)
         now_ms = self._now_ms()
@@ -85,6 +85,36 @@ class WriteApi:
             follow = self._follow_to_session(batch.engagements[-1].user_id, offsets[-1])
             self._following = asyncio.create_task(follow)
         return batch
+
+    async def _validated(
+        self, raw_events: Sequence[object], caller: Caller, foreign: bool
+    ) -> ValidatedBatch:
+        """Validates a batch. While another with one of its events is being committed, the outcome is open: it
+        waits, and validates again."""
+        try:
+            async with asyncio.timeout(COMMIT_WAIT_S):
+                while True:
+                    batch = self._validator.validate(raw_events, self._now_ms(), foreign, caller)
+                    others = {self._committing[id_] for id_ in batch.ids if id_ in self._committing}
+                    if not others:
+                        return batch
+                    await asyncio.wait(others)
+        except TimeoutError as error:
+            raise Unavailable(
+                "the same events are still being committed: send them again"
+            ) from error
+
+    async def _commit_events(self, batch: ValidatedBatch) -> list[int]:
+        ended = asyncio.get_running_loop().create_future()
+        self._committing |= dict.fromkeys(batch.ids, ended)
+        try:
+            offsets = await self._commit(EVENTS, batch.records)
+            self._validator.remember(batch)
+            return offsets
+        finally:
+            for id_ in batch.ids:
+                del self._committing[id_]
+            ended.set_result(None)
 
     async def _follow_to_session(self, user_id: Id, offset: int) -> None:
         """Measures the time of one event from its acknowledgement to its user's session."""
@@ -111,6 +141,14 @@ class WriteApi:
     async def put_users(self, users: Sequence[Mapping[str, Any]]) -> tuple[Result, ...]:
         """Sets users' profiles; rejected ones don't hold back the others."""
         records, results = self._validate("user", users)
+        await self._commit(EVENTS, records)
+        return results
+
+    async def put_preferences(
+        self, preferences: Sequence[Mapping[str, Any]]
+    ) -> tuple[Result, ...]:
+        """Notes viewers' wishes: they hold from the session's next fold on."""
+        records, results = self._validate("preference", preferences)
         await self._commit(EVENTS, records)
         return results
 
@@ -142,12 +180,12 @@ class WriteApi:
             except Rejected as error:
                 results.append(Result(index, REJECTED, FieldError.of(error)))
                 continue
-            assert isinstance(event, Item | User)
+            assert isinstance(event, Item | User | Preference)
             records.append(self._record(event))
             results.append(Result(index, ACCEPTED))
         return records, tuple(results)
 
-    def _record(self, event: Item | User) -> Append:
+    def _record(self, event: Item | User | Preference) -> Append:
         if isinstance(event, Item):
             return Append(0, str(event.item_id).encode(), encode(event))
         partition = partition_of(event.user_id, self._config.log.partitions)

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from recsys.events.event_types import Rejected
-from serving.compat.values import parse_json_sequence
+from serving.compat.values import optional_id, parse_json_sequence
 
 LEAVES = st.none() | st.booleans() | st.integers(-(2**40), 2**40) | st.text(max_size=5)
 OBJECTS = st.dictionaries(
@@ -30,7 +30,7 @@ def test_objects_are_read_whatever_stands_between(values: list[Any], between: st
         (b'{"a": 1}\n{"a": NaN}', "[1]"),
         (b'{"a": 1}\n{"a": 1', "[1]"),
         (b'{"a": 1},{"a": 2}', "[1]"),
-        (b'{"a": "\xff"}', "body"),
+        (b'{"a": "\xff"}', "[0]"),
         (b'{"a": ' + b"[" * 100_000, "[0]"),
         (b'{"a": 1e999}', "[0]"),
         (b"{}" * 4, "body"),
@@ -54,3 +54,17 @@ def test_a_body_of_spaces_takes_no_time() -> None:
     with pytest.raises(Rejected, match="empty"):
         parse_json_sequence(b" " * 1_000_000, 3)
     assert time.perf_counter() - began_s < 0.1
+
+
+@pytest.mark.parametrize(
+    "body", [b'"' * 1_000_000, b"[" * 1_000_000, b'{"a": "' + b'\\"' * 499_000]
+)
+def test_a_hostile_body_is_refused_after_one_look(body: bytes) -> None:
+    with pytest.raises(Rejected):
+        parse_json_sequence(body, 500)
+
+
+@pytest.mark.parametrize("value", ["a\nb", "a\n", "\x00", "\x7f"])
+def test_an_id_has_no_control_character(value: str) -> None:
+    with pytest.raises(Rejected, match="without control characters"):
+        optional_id({"user": value}, "user", "[2]")

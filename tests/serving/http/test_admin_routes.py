@@ -7,9 +7,12 @@ import httpx
 import pytest
 
 from recsys.events.control_records import Erasure
-from recsys.events.records import CONTROL, ITEMS, unpack
+from recsys.events.event_types import Engagement, encode
+from recsys.events.hashing import partition_of
+from recsys.events.records import CONTROL, EVENTS, ITEMS, unpack
+from recsys.log.protocol import Append
 from serving.http_app import build_app
-from tests.support.service_harness import ADMIN, World, run
+from tests.support.service_harness import ADMIN, NOW_MS, World, run, view
 
 
 @pytest.fixture
@@ -63,5 +66,62 @@ def test_a_user_is_forgotten(world: World) -> None:
         assert erasure.user_id == "u1"
         w.fold.turn()
         assert "u1" not in w.sessions.blobs
+
+    run(world, scenario)
+
+
+def test_an_id_with_a_newline_is_erased_by_a_body_and_no_path_means_another_user(
+    world: World,
+) -> None:
+    """Such an id comes from an older log. A path of alice and a newline once meant alice."""
+
+    async def scenario(w: World) -> None:
+        for user_id in ("alice", "alice\n", "a\nb"):
+            event = Engagement(
+                time_ms=NOW_MS, request_id="r", user_id=user_id, item_id="v1", kind="like"
+            )
+            partition = partition_of(user_id, w.config.log.partitions)
+            w.log.append(EVENTS, [Append(partition, b"", encode(event))])
+        w.fold.turn()
+        assert set(w.sessions.blobs) == {"alice", "alice\n", "a\nb"}
+        for path in ("/v1/users/alice%0A", "/v1/users/a%0Ab", "/v1/items/v1%0A"):
+            assert (await w.client.delete(path, headers=ADMIN)).status_code == 422
+        for path in ("/v1/sessions/alice%0A", "/v1/inspect/users/alice%0A"):
+            assert (await w.client.get(path, headers=ADMIN)).status_code == 422
+        assert w.log.end(CONTROL, 0) == 0 and w.log.end(ITEMS, 0) == 60
+        for user_id in ("a\nb", "alice\n"):
+            body = {"user_id": user_id}
+            assert (await w.client.post("/v1/users/erase", json=body)).status_code == 401
+            answer = await w.client.post("/v1/users/erase", json=body, headers=ADMIN)
+            assert answer.status_code == 202 and answer.json()["accepted"] == 1
+        w.fold.turn()
+        assert set(w.sessions.blobs) == {"alice"}
+
+    run(world, scenario)
+
+
+def test_no_new_id_has_a_control_character(world: World) -> None:
+    async def scenario(w: World) -> None:
+        asked = await w.client.post("/v1/recommend", json={"user_id": "alice\n"})
+        assert asked.status_code == 422 and "user_id" in asked.json()["details"][0]["field"]
+        for path, body in {
+            "/v1/users": {"users": [{"user_id": "a\nb"}]},
+            "/v1/items": {"items": [{"item_id": "v\x7f"}]},
+            "/v1/events": {"events": [view("r", "v1\x00", "e")]},
+        }.items():
+            answer = await w.client.post(path, json=body, headers=ADMIN)
+            assert answer.json()["rejected"] == 1, answer.text
+
+    run(world, scenario)
+
+
+def test_the_docs_have_the_404_of_an_unknown_item(world: World) -> None:
+    paths = build_app(world.service, lambda: "").openapi()["paths"]
+    inspected = paths["/v1/inspect/items/{item_id}"]["get"]["responses"]
+    assert "404" in inspected and "404" not in paths["/v1/recommend"]["post"]["responses"]
+
+    async def scenario(w: World) -> None:
+        answer = await w.client.get("/v1/inspect/items/none", headers=ADMIN)
+        assert answer.status_code == 404
 
     run(world, scenario)

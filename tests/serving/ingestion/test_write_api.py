@@ -1,0 +1,125 @@
+"""Events that come again while their first batch is being committed."""
+
+import asyncio
+from collections.abc import Sequence
+from concurrent.futures import Future
+from typing import Any
+
+import pytest
+
+from benchmarks.harness.memory_sessions import MemorySessions
+from recsys.config.system_config import Config
+from recsys.log.protocol import Append, LogUnavailable
+from serving.access.caller import SERVER
+from serving.ingestion import write_api
+from serving.ingestion.event_validation import ACCEPTED, DUPLICATE, EventValidator
+from serving.ingestion.log_writer import LogWriter
+from serving.ingestion.write_api import Unavailable, WriteApi
+from serving.tracing.freshness import Freshness
+from tests.support.service_harness import NOW_MS, view
+
+
+class Writer(LogWriter):
+    """Commits when it is told."""
+
+    def __init__(self) -> None:
+        self.commits: list[tuple[Sequence[Append], Future[list[int]]]] = []
+
+    def commit(self, topic: str, records: Sequence[Append]) -> Future[list[int]]:
+        self.commits.append((records, Future()))
+        return self.commits[-1][1]
+
+    def end(self, number: int, failed: bool = False) -> None:
+        records, done = self.commits[number]
+        if failed:
+            done.set_exception(LogUnavailable("no room"))
+        else:
+            done.set_result(list(range(len(records))))
+
+
+@pytest.fixture
+def writer() -> Writer:
+    return Writer()
+
+
+@pytest.fixture
+def api(writer: Writer) -> WriteApi:
+    validator = EventValidator(Config())
+    return WriteApi(Config(), writer, MemorySessions(), Freshness(), validator, lambda: NOW_MS)
+
+
+def like(event_id: str) -> dict[str, Any]:
+    return view("r", "v1", event_id, kind="like", watch_ms=None)
+
+
+def send(api: WriteApi, *event_ids: str) -> "asyncio.Task[Any]":
+    return asyncio.ensure_future(api.append_events([like(e) for e in event_ids], SERVER))
+
+
+async def turns() -> None:
+    for _ in range(20):
+        await asyncio.sleep(0)
+
+
+def test_an_event_sent_many_times_at_once_is_accepted_once(writer: Writer, api: WriteApi) -> None:
+    async def scenario() -> None:
+        sent = [send(api, "e") for _ in range(20)]
+        await turns()
+        assert len(writer.commits) == 1
+        writer.end(0)
+        batches = await asyncio.gather(*sent)
+        assert sum(batch.count(ACCEPTED) for batch in batches) == 1
+        assert sum(batch.count(DUPLICATE) for batch in batches) == 19
+        assert len(writer.commits) == 1
+        api.close()
+
+    asyncio.run(scenario())
+
+
+def test_if_the_first_fails_exactly_one_of_the_others_is_accepted(
+    writer: Writer, api: WriteApi
+) -> None:
+    async def scenario() -> None:
+        sent = [send(api, "e", f"own{n}") for n in range(4)]
+        await turns()
+        writer.end(0, failed=True)
+        with pytest.raises(Unavailable, match="no room"):
+            await sent[0]
+        await turns()
+        assert len(writer.commits) == 2  # one took it on, the others wait for that
+        writer.end(1)
+        await turns()
+        for number in (2, 3):
+            writer.end(number)
+        batches = await asyncio.gather(*sent[1:])
+        assert sorted(batch.count(ACCEPTED) for batch in batches) == [1, 1, 2]
+        api.close()
+
+    asyncio.run(scenario())
+
+
+def test_other_events_wait_for_nobody(writer: Writer, api: WriteApi) -> None:
+    async def scenario() -> None:
+        waiting, other = send(api, "a", "b"), send(api, "c")
+        await turns()
+        writer.end(1)
+        assert (await other).count(ACCEPTED) == 1
+        writer.end(0)
+        assert (await waiting).count(ACCEPTED) == 2
+        api.close()
+
+    asyncio.run(scenario())
+
+
+def test_the_wait_ends(writer: Writer, api: WriteApi, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scenario() -> None:
+        first = send(api, "e")
+        await turns()
+        monkeypatch.setattr(write_api, "COMMIT_WAIT_S", 0.01)
+        with pytest.raises(Unavailable, match="still being committed"):
+            await send(api, "e")
+        writer.end(0)
+        assert (await first).count(ACCEPTED) == 1
+        api.close()
+
+    asyncio.run(scenario())
