@@ -11,11 +11,13 @@ import httpx
 
 from benchmarks.harness.memory_sessions import MemorySessions
 from recsys.config.part_configs import CompatConfig
+from recsys.config.safety_config import AccessConfig
 from recsys.config.system_config import Config, ServeConfig
 from recsys.events.event_types import Item, decode, encode
 from recsys.events.records import EVENTS, ITEMS
 from recsys.log.protocol import Append, MemoryLog
 from recsys.process.open_log import create_topics
+from runtime.jobs.key_requests import add_key, read_keys
 from serving.access.key_files import TOKEN_KEYS
 from serving.http_app import build_app
 from serving.service import Service
@@ -33,13 +35,14 @@ class World:
 
     def __init__(
         self, folder: Path, items: int = 60, serve: ServeConfig | None = None,
-        compat: CompatConfig | None = None,
+        compat: CompatConfig | None = None, access: AccessConfig | None = None,
     ) -> None:  # fmt: skip
         self.config = replace(
             Config(),
             state=str(folder),
             serve=serve or ServeConfig(),
             compat=compat or CompatConfig(),
+            access=access or AccessConfig(),
         )
         (folder / "run").mkdir(exist_ok=True)
         (folder / "run" / TOKEN_KEYS).write_text("the secret of tokens")
@@ -67,6 +70,16 @@ class World:
             for p in range(self.log.partitions(EVENTS))
             for record in self.log.read(EVENTS, p, 0, 10_000)
         ]
+
+    async def add_key(self, *scopes: str, **options: Any) -> str:
+        """Text of a new API key that the replica has read."""
+        text = add_key(self.log, "test", scopes, self.now_ms, **options)
+        count = len(read_keys(self.log))
+        for _ in range(500):
+            if len(self.service.reader.keyring.keys()) == count:
+                return text
+            await asyncio.sleep(0.01)
+        raise AssertionError("the replica doesn't read the key")
 
     async def recommend(self, **body: Any) -> dict[str, Any]:
         answer = await self.client.post("/v1/recommend", json={"user_id": "u1"} | body)
