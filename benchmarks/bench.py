@@ -178,6 +178,16 @@ def doors(
 
 
 @bench_command(bench)
+def access(
+    answers: Annotated[int, typer.Option(min=100, help="Answers of each kind.")] = 20_000,
+) -> Figures:
+    """Cost of keys, tokens and quotas for an answer and for events."""
+    from benchmarks.answers.bench_access import measure_access
+
+    return measure_access(answers)
+
+
+@bench_command(bench)
 def index(items: Items = 100_000, seconds: Seconds = 20, seed: Seed = 0) -> Figures:
     """Searches for items while their vectors move."""
     from benchmarks.index.bench_index import measure_index

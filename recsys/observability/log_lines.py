@@ -36,6 +36,7 @@ _NAMED: Final = re.compile(
     re.IGNORECASE | re.MULTILINE,
 )
 _BEARER: Final = re.compile(r"(bearer\s+)[\w.~+/=-]{8,}", re.IGNORECASE)
+_API_KEY: Final = re.compile(r"(rk_[a-z0-9]{8}_)[\w-]+")
 _ADDRESS: Final = re.compile(r"(/control/?#)[\w.~%+/=-]+")  # control room URL with its key
 _SECRET: Final = re.compile(r"key$|token|passwo?r?d|secret|authorization|otlp\w*headers", re.I)
 _PLAIN: Final = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
@@ -48,7 +49,8 @@ def redact(text: str) -> str:
     """Redacts passwords in URLs and the values after names of secrets."""
     text = _URL.sub(_without_user, text)
     text = _NAMED.sub(_without_value, _HEADERS.sub(r"\1***", text))
-    return _ADDRESS.sub(r"\1***", _BEARER.sub(r"\1***", text))
+    text = _API_KEY.sub(r"\1***", _BEARER.sub(r"\1***", text))
+    return _ADDRESS.sub(r"\1***", text)
 
 
 def _without_user(match: re.Match[str]) -> str:

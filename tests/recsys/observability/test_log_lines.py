@@ -114,6 +114,7 @@ def test_no_secret_is_told(format: str, said: dict[str, Any]) -> None:
         ("X-Control-Key: abc", "X-Control-Key: ***"),
         ("x-admin-key: abc, n: 3", "x-admin-key: ***, n: 3"),
         ("at http://127.0.0.1:8001/control#aB_-3", "at http://127.0.0.1:8001/control#***"),
+        ("GET /?k=rk_abcd1234_Se-cret_x 200", "GET /?k=rk_abcd1234_*** 200"),
         ("{'admin_key': None, 'token': 17}", "{'admin_key': ***, 'token': ***}"),
     ],
 )

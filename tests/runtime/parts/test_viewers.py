@@ -2,7 +2,7 @@
 
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from recsys.client import Recommendations, Recommended
+from recsys.events.event_types import Engagement
 from recsys.events.hashing import uniform
 from replay.simulation.crowd import Crowd, Pacer
 from replay.simulation.world import World
@@ -159,6 +160,23 @@ def test_what_a_server_will_never_take_is_let_go() -> None:
     settle(sender, clock, 300)
     sender.close()
     assert sender.counts["lost"] > 0 and sender.counts["events"] == 0
+
+
+def test_items_are_published_on_their_own_route() -> None:
+    api, clock = Api(), Clock()
+    published: dict[Any, Any] = {}
+
+    def upsert_items(items: Mapping[Any, Any]) -> Any:
+        published.update(items)
+        return SimpleNamespace(rejected=[])
+
+    api.upsert_items = upsert_items  # type: ignore[attr-defined]
+    crowd = Crowd(World(1, items=30, start_ms=T), 50.0, T, publish=True)
+    sender = Sender(crowd, api, clock)
+    settle(sender, clock, 100)
+    sender.close()
+    assert len(published) >= 30 and all(fields for fields in published.values())
+    assert all(isinstance(event, Engagement) for event in api.events)
 
 
 def test_the_lines_say_what_happened() -> None:

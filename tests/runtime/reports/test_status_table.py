@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 
+from recsys.config.safety_config import AccessConfig
 from recsys.config.system_config import Config, ServeConfig, SessionConfig
 from runtime.reports.status_table import addresses, exposure_warning, format_duration, note, ports
 from runtime.supervision.processes import Socket, is_loopback
@@ -48,9 +49,13 @@ def test_passwords_are_not_shown():
      ("127.0.0.1", False), ("::1", False), ("localhost", False)],
 )  # fmt: skip
 def test_an_api_beyond_loopback_is_told_with_what_guards_it(host, told):
-    said = exposure_warning(replace(Config(), state="s", serve=ServeConfig(host=host)))
+    config = replace(Config(), state="s", serve=ServeConfig(host=host))
+    said = exposure_warning(config)
     assert bool(said) is told
     assert not told or (f"{host}:8000" in said and "s/run/admin.key" in said)
+    said = exposure_warning(replace(config, access=AccessConfig(mode="open")))
+    assert bool(said) is told
+    assert not told or "calls without a key may recommend, events, read" in said
 
 
 def test_durations():

@@ -10,6 +10,8 @@ from urllib.parse import urlsplit
 import msgspec
 import pytest
 
+from recsys.config.loader import ConfigError
+from recsys.config.safety_config import AccessConfig
 from recsys.config.system_config import LogConfig, SessionConfig
 from runtime.parts import valkey
 from runtime.reports.status_table import addresses
@@ -42,6 +44,30 @@ def test_what_is_not_ours_is_not_started(tmp_path):
     assert plan.embedded == [] and config.log.url == "kafka://h:9092"
     names = {part.name for part in table(plan)}
     assert not names & {"broker", "valkey", "ray", "viewers"} and "serve" in names
+
+
+def test_an_api_without_keys_is_not_opened_to_other_machines(tmp_path):
+    exposed = replace(FREE, host="0.0.0.0")
+    config = replace(config_in(tmp_path, access=AccessConfig(mode="open")), serve=exposed)
+    with pytest.raises(ConfigError, match="access.mode is 'open'.*access.hosts"):
+        resolve(config)
+    for access in (
+        AccessConfig(), AccessConfig(mode="keys"), AccessConfig(mode="open", hosts=("feed.lan",)),
+    ):  # fmt: skip
+        assert resolve(replace(config, access=access))
+    assert resolve(replace(config, serve=FREE))
+
+
+def test_secrets_are_made_once_and_are_the_owners(tmp_path):
+    config, plan = resolve(config_in(tmp_path))
+    plans.write(config, plan)
+    files = [tmp_path / "run" / name for name in ("admin.key", "token.keys", "source.key")]
+    before = [file.read_text() for file in files]
+    plans.write(config, plan)
+    assert [file.read_text() for file in files] == before and len(set(before)) == 3
+    assert all(stat.S_IMODE(file.stat().st_mode) == 0o600 for file in files)
+    assert plans.admin_headers(tmp_path) == {"x-admin-key": before[0]}
+    assert plans.admin_headers(tmp_path / "none") == {}
 
 
 def test_a_port_in_use_is_named_with_its_holder(tmp_path):
