@@ -18,6 +18,7 @@ from parameter_server.publish.deltas import seal
 from parameter_server.publish.rounding import round_dense
 from parameter_server.storage.snapshots import write_part
 from recsys.config.policy_config import PolicyConfig
+from recsys.config.safety_config import AccessConfig
 from recsys.config.system_config import (
     Config,
     LogConfig,
@@ -71,6 +72,7 @@ def versioned_config(state: Path) -> Config:
         policy=PolicyConfig(sources=sources, per_author=0),
         # No stage is skipped and no request refused for lack of time on a busy machine.
         serve=ServeConfig(deadline_ms=6e5, queue_ms=6e5),
+        access=AccessConfig(user_lists=0),
     )
 
 

@@ -111,8 +111,10 @@ def _wait(name: str, child: Child, folder: Path) -> None:
 
 
 def write_plan(config: Config) -> tuple[Config, Plan]:
-    """Configuration with ports and secrets, and the plan, both written to the state folder for the parts."""
-    resolved, plan = plans.resolve(config)
+    """Configuration with ports and secrets, and the plan, both written to the state folder for the parts. A
+    thousand users may have any number of lists."""
+    unlimited = replace(config, access=replace(config.access, user_lists=0))
+    resolved, plan = plans.resolve(unlimited)
     plans.write(resolved, plan)
     return resolved, plan
 

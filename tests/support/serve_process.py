@@ -57,6 +57,7 @@ def viewed(answer: dict[str, Any], user_id: str, watch_ms: int) -> dict[str, Any
         "type": "engagement",
         "time_ms": time.time_ns() // 1_000_000,
         "request_id": answer["request_id"],
+        "token": answer["token"],
         "user_id": user_id,
         "item_id": answer["items"][0]["item_id"],
         "kind": "view",
