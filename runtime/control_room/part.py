@@ -3,6 +3,8 @@
 import logging
 import threading
 import time
+from dataclasses import replace
+from functools import partial
 from typing import Final
 
 import msgspec
@@ -14,6 +16,7 @@ from recsys.process.open_log import open_log
 from recsys.process.part_process import Stop, run_folder
 from runtime.control_room.system_watch import SystemWatch
 from runtime.supervision.launch_plan import CONTROL_KEY
+from serving.access.hosts import host_is_allowed
 from serving.control_room.curves import EVERY_MS, Curves
 from serving.control_room.hub import Hub
 from serving.control_room.picture import PictureBuilder
@@ -59,7 +62,14 @@ class ControlRoom:
         self._reported, self._observed_ms = 0, 0
         self.hub = Hub(self.render)
         key = (run_folder(config.state) / CONTROL_KEY).read_text().strip()
-        self.app = build_room(self.hub, self.curves, watch.inspect, key)
+        # Its page needs no key, so names are always checked.
+        checked = replace(
+            config,
+            access=replace(config.access, mode="open"),
+            serve=replace(config.serve, host=config.control_room.host),
+        )
+        is_allowed = partial(host_is_allowed, config=checked)
+        self.app = build_room(self.hub, self.curves, watch.inspect, key, is_allowed)
 
     def render(self) -> bytes:
         """Builds the next picture, as JSON."""

@@ -12,9 +12,11 @@ from typing import Final
 
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
+from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse, RedirectResponse, Response, StreamingResponse
 from starlette.routing import Route
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from serving.control_room.hub import Full, Hub, event
 
@@ -40,10 +42,28 @@ Inspect = Callable[[str, str], tuple[int, bytes]]  # kind, id → status, JSON
 _MAX_ID_LENGTH: Final = 256
 
 
-def build_room(hub: Hub, curves: Callable[[], bytes], inspect: Inspect, key: str) -> Starlette:
+class HostCheck:
+    """ASGI middleware that refuses foreign hosts: a page must not reach the room by a name of its own."""
+
+    def __init__(self, app: ASGIApp, is_allowed: Callable[[str], bool]) -> None:
+        self._app, self._is_allowed = app, is_allowed
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        headers = dict(scope.get("headers", ()))
+        if self._is_allowed(headers.get(b"host", b"").decode("latin-1")):
+            return await self._app(scope, receive, send)
+        await _problem(421, "the host isn't this room's: add it to access.hosts")(
+            scope, receive, send
+        )
+
+
+def build_room(
+    hub: Hub, curves: Callable[[], bytes], inspect: Inspect, key: str,
+    host_is_allowed: Callable[[str], bool] = lambda host: True,
+) -> Starlette:  # fmt: skip
     """Builds the app. ``curves``: the history as JSON, for a new page. It and ``inspect`` run in threads.
 
-    An empty key refuses every request.
+    An empty key refuses every request. ``host_is_allowed`` judges Host headers.
     """
 
     def has_key(request: Request) -> bool:
@@ -74,7 +94,8 @@ def build_room(hub: Hub, curves: Callable[[], bytes], inspect: Inspect, key: str
             Route("/control/api/{kind}/{name:path}", inspected),
             Route("/control/{file}", _file),
             Route("/healthz", _healthy),
-        ]
+        ],
+        middleware=[Middleware(HostCheck, is_allowed=host_is_allowed)],
     )
 
 

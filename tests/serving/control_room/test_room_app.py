@@ -50,6 +50,20 @@ def test_everything_but_the_page_needs_the_key(path: str, header: str | None) ->
     assert not ASKED
 
 
+def test_a_page_with_a_name_of_its_own_is_refused() -> None:
+    async def go() -> None:
+        app = build_room(
+            Hub(lambda: b"{}"), lambda: b"{}", inspect, KEY, lambda host: host == "room:8001"
+        )
+        transport = httpx.ASGITransport(app=app)
+        for host, status in (("room:8001", 200), ("evil.example", 421)):
+            async with httpx.AsyncClient(transport=transport, base_url=f"http://{host}") as its:
+                for path in ("/control", "/healthz"):
+                    assert (await its.get(path)).status_code == status
+
+    asyncio.run(go())
+
+
 def test_an_empty_key_opens_nothing() -> None:
     async def go() -> None:
         async with client("") as its:
