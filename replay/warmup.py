@@ -22,7 +22,7 @@ from recsys.events.hashing import partition_of
 from recsys.events.records import EVENTS, ITEMS
 from recsys.features.feature_set import FeatureSet
 from recsys.log.protocol import Append, Log
-from recsys.process.part_process import write_atomically
+from recsys.process.part_process import owned_folder, write_atomically
 from replay.feature_replay import FeatureReplay
 from replay.simulation.warmup_data import WarmupData
 
@@ -102,7 +102,7 @@ def read_progress(state: Path) -> Progress | None:
 
 
 def write_progress(state: Path, progress: Progress) -> None:
-    state.mkdir(mode=0o700, parents=True, exist_ok=True)
+    owned_folder(state)
     write_atomically(state / FILE, msgspec.json.encode(progress))
 
 

@@ -44,6 +44,8 @@ class DoorsConfig(Section):
 
 @dataclass(frozen=True)
 class DiskConfig(Section):
+    # Loopback port without TLS for the system's own tools; `recsys up` chooses it with a certificate.
+    local_port: int = bounded(0, 0, 65535)
     section = "disk"
     # GB that the state folder may have, and the shares of it; what one doesn't use, others may.
     budget_gb: float = positive(20.0)

@@ -9,7 +9,7 @@ import msgspec
 from recsys.config.system_config import Config
 from recsys.events.field_schema import CATEGORICAL, NUMERIC, Schema
 from recsys.features.feature_set import FeatureSet
-from recsys.process.part_process import write_atomically
+from recsys.process.part_process import owned_folder, write_atomically
 
 FILE: Final = "feature_set.json"
 
@@ -66,7 +66,7 @@ def write_feature_set(config: Config, features: FeatureSet) -> None:
                 "other features; use another state folder (--state)"
             )
         return  # parts may be reading it
-    path.parent.mkdir(parents=True, exist_ok=True)
+    owned_folder(path.parent)
     write_atomically(path, encode_feature_set(features))
 
 

@@ -8,6 +8,7 @@ whose thread runs but whose loop doesn't turn.
 import logging
 import os
 import signal
+import stat
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -21,9 +22,36 @@ from recsys.observability.log_lines import log_to_file, redact
 
 EXIT_LOG_LOST: Final = 4  # exit status of a part whose log is lost: restarting can't help
 
+_log = logging.getLogger(__name__)
 
 def run_folder(state: str | Path) -> Path:
     """The folder ``state/run`` of heartbeats, addresses and logs. Readable by its owner only."""
+def owned_folder(path: str | Path) -> Path:
+    """Makes a folder, and parents that are missing, for this user only; closes an existing one to others.
+
+    Raises PermissionError where another user owns it or a link to it, or where all users share it, as /tmp.
+    """
+    folder = Path(path)
+    missing = [each for each in (folder, *folder.parents) if not each.exists()]
+    for each in reversed(missing):
+        each.mkdir(mode=0o700, exist_ok=True)
+    status, user = folder.stat(), os.geteuid()
+    owners = {status.st_uid, folder.lstat().st_uid} - {user}
+    if owners:
+        raise PermissionError(
+            f"{folder} belongs to user {owners.pop()}, expected user {user}, who runs this: choose another "
+            f"folder, or change its owner: chown -R {user} {folder}"
+        )
+    if status.st_mode & stat.S_ISVTX:
+        raise PermissionError(f"{folder} is shared by all users: choose a folder of your own in it")
+    if status.st_mode & 0o077:
+        folder.chmod(0o700)
+        _log.warning(
+            "%s is now closed to other users; its mode was %o", folder, status.st_mode & 0o777
+        )
+    return folder
+
+
     folder = Path(state) / "run"
     folder.mkdir(parents=True, exist_ok=True)
     folder.chmod(0o700)
@@ -37,6 +65,7 @@ def write_atomically(path: Path, data: bytes, mode: int = 0o600) -> None:
     with os.fdopen(descriptor, "wb") as file:
         file.write(data)
     os.replace(partial, path)
+        os.fchmod(descriptor, mode)  # whatever the umask
 
 
 class Beat(msgspec.Struct, kw_only=True):
@@ -180,6 +209,7 @@ def run_part(
     log_to_file(part, folder / f"{part}.log", format)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
+    os.umask(0o077)  # also for what it starts: Valkey, Ray with its workers
     heartbeat.write()
     done = threading.Event()
     beating = threading.Thread(target=_beat_until, args=(heartbeat, done), daemon=True)

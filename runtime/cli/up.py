@@ -23,11 +23,14 @@ from recsys.observability.log_lines import log_to_file
 from recsys.observability.span_export import check_installed
 from recsys.process.part_process import run_folder
 from runtime.cli.common import ConfigOption, StateOverride, fail
+from runtime.parts.haproxy_config import check_doors
 from runtime.reports.status_table import exposure_warning, parts_table
 from runtime.supervision import launch_plan, run_file
 from runtime.supervision.acceptance_file import check_accepted
 from runtime.supervision.launch_plan import EMBEDDED_KAFKA, Plan, PortTaken
 from runtime.supervision.part_table import table
+from runtime.supervision.processes import alive
+from runtime.supervision.ray_environment import haproxy
 from runtime.supervision.run_file import Running
 from runtime.supervision.supervisor import Change
 from runtime.supervision.supervisor_loop import Runner
@@ -107,6 +110,7 @@ def _plan(
     features = feature_set(resolved)
     check_weights(resolved.policy, features.schema.labels)
     check_rules(resolved.policy, features.schema.names("item", CATEGORICAL))
+    check_doors(resolved, plan.owns_ray and bool(haproxy()))
     check_accepted(resolved, features)
     try:
         check_installed(resolved.tracing.endpoint)

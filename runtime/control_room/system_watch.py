@@ -80,7 +80,7 @@ class SystemWatch:
         status, control = self._status, self._control.panel()
         return {
             "running": status.running,
-            "feed": launch_plan.feed_url(self._config),
+            "feed": launch_plan.public_url(self._config),
             "served": status.served and msgspec.to_builtins(status.served),
             "cut": status.cut and msgspec.to_builtins(status.cut),
             "lost": status.lost,

@@ -77,7 +77,7 @@ def _settings(state: Path, log: str) -> Config:
 
 
 def _print_addresses(config: Config, console: Console) -> None:
-    url, room = launch_plan.feed_url(config), launch_plan.control_room_url(config)
+    url, room = launch_plan.public_url(config), launch_plan.control_room_url(config)
     lines = [f"\nfeed       {url}", f"API docs   {url}/docs"]
     lines += [f"control    {room}"] if room else []
     lines += [f"dashboard  {dashboard_address(config)}"] if config.serve.dashboard else []

@@ -3,8 +3,9 @@
 Ray replaces a loopback node address by an external one, and then GCS, raylet, agents and workers listen on
 all interfaces. ``RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER=0``, which limits Ray to one machine on macOS and Windows,
 works on Linux too: the address stays 127.0.0.1, and with it all ports (``recsys up`` checks this after the
-start, and warns of any other port). Only three ports of Serve ignore it: see ``ray_loopback``. In addition
-every call to Ray needs the token in ``STATE/run/ray.token``; HTTP to a deployment doesn't.
+start, and warns of any other port). Only three ports of Serve ignore it: see ``ray_loopback`` and
+``haproxy_config``. In addition every call to Ray needs the token in ``STATE/run/ray.token``; HTTP to a
+deployment doesn't.
 
 ``ray stop`` would end every Ray on the machine, so it is never used: the head runs in this part's session.
 """
@@ -12,6 +13,7 @@ every call to Ray needs the token in ``STATE/run/ray.token``; HTTP to a deployme
 import math
 import os
 import shutil
+import stat
 import subprocess
 import sys
 import sysconfig
@@ -21,29 +23,30 @@ from typing import Final
 
 from recsys.config.system_config import Config
 from recsys.process.part_process import Stop
-from runtime.parts.ray_loopback import write_haproxy
 from runtime.supervision import launch_plan
 from runtime.supervision.launch_plan import Plan, RayPorts
-from runtime.supervision.ray_environment import client_environment, dashboard_url, haproxy
+from runtime.supervision.processes import STATE
+from runtime.supervision.ray_environment import client_environment, dashboard_url
 
 _LOOPBACK: Final = "127.0.0.1"
 _OBJECT_STORE_BYTES: Final = 300_000_000  # small, since rows bypass Ray's object store
-# Paths of Ray's unix sockets, in the temporary folder, may have 107 bytes at most: a state folder's path
-# can be too long.
+# Paths of unix sockets may have 107 bytes at most: a state folder's path can be too long.
 _PREFIX: Final = "rs-"
 
 
-def head_environment(config: Config, plan: Plan, folder: Path) -> dict[str, str]:
+def head_environment(config: Config, plan: Plan, home: Path) -> dict[str, str]:
     """Builds the head's environment, which every Ray worker inherits."""
     environment = {**os.environ, **client_environment(config, plan)}
     # The first is for drivers, not for replicas; and the head is no client of itself.
     for name in ("RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP", "RAY_ADDRESS"):
         environment.pop(name, None)
-    serve = folder / "h"
+    serve = home / "h"
     scripts = sysconfig.get_path("scripts")
     environment |= {
         # Jobs run with this PATH: `recsys` is found without an activated environment.
         "PATH": os.pathsep.join(filter(None, (scripts, environment.get("PATH")))),
+        "TMPDIR": str(home / "t"),
+        STATE: str(Path(config.state).resolve()),
         "__RAY_WORKER_PROCESS_SETUP_HOOK_ENV_VAR": "runtime.parts.ray_worker.begin",
         "AUTOSCALER_METRIC_PORT": str(plan.ray.autoscaler_metrics),
         "DASHBOARD_METRIC_PORT": str(plan.ray.dashboard_metrics),
@@ -61,10 +64,6 @@ def head_environment(config: Config, plan: Plan, folder: Path) -> dict[str, str]
         "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(serve),
         "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": str(serve / "server-state"),
     }
-    if binary := haproxy():
-        script = folder / "haproxy"
-        write_haproxy(script, binary, config.serve.host, config.serve.port)
-        environment["RAY_SERVE_HAPROXY_BINARY_PATH"] = str(script)
     return environment
 
 
@@ -108,16 +107,18 @@ def logical_cpus(config: Config) -> int:
 def run(config: Config, stop: Stop) -> None:
     """Runs the head; part and head end together."""
     _, plan = launch_plan.read(config.state)
-    folder = _fresh_folder(Path(config.state) / "run" / "ray")
+    home = fresh_home(Path(config.state) / "run" / "ray")
+    folder = home / "r"
     head = subprocess.Popen(
         command(config, plan.ray, folder),
-        env=head_environment(config, plan, folder),
+        env=head_environment(config, plan, home),
         stdin=subprocess.DEVNULL,
     )
     try:
         while not _started(folder) and head.poll() is None:
             if stop.wait(0.05, starting=True):
                 break
+        check_closed(home)
         stop.heartbeat.address("gcs", f"{_LOOPBACK}:{plan.ray.gcs}")
         if config.serve.dashboard:
             stop.heartbeat.address("dashboard", dashboard_url(config))
@@ -134,7 +135,7 @@ def run(config: Config, stop: Stop) -> None:
             head.terminate()
             head.wait()
     # After a crash the folder stays for diagnosis, until the next start.
-    shutil.rmtree(folder, ignore_errors=True)
+    shutil.rmtree(home, ignore_errors=True)
 
 
 def _started(folder: Path) -> bool:
@@ -142,15 +143,31 @@ def _started(folder: Path) -> bool:
     return (folder / "ray_current_cluster").exists()
 
 
-def _fresh_folder(link: Path) -> Path:
-    """Creates a folder with a short path, and a link to it in the state; removes the last head's folder."""
+def fresh_home(link: Path) -> Path:
+    """Makes a folder with a short path for this user only; removes that of the last head.
+
+    Ray opens its temporary folder to all users (mode 0777), so that is one level below: ``r``, to which
+    ``link`` leads. ``h`` has HAProxy's configuration and sockets, ``t`` the workers' temporary files.
+    """
     if link.is_symlink():
         last = link.readlink()
-        if last.name.startswith(_PREFIX):
-            shutil.rmtree(last, ignore_errors=True)
+        if (old := last if last.name.startswith(_PREFIX) else last.parent).name.startswith(_PREFIX):
+            shutil.rmtree(old, ignore_errors=True)
         link.unlink()
     short = "/tmp" if Path("/tmp").is_dir() else None  # macOS has long temporary paths
-    folder = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=short))
-    (folder / "h").mkdir()
-    link.symlink_to(folder)
-    return folder
+    home = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=short))
+    for name in ("r", "h", "t"):
+        (home / name).mkdir(mode=0o700)
+    link.symlink_to(home / "r")
+    return home
+
+
+def check_closed(home: Path) -> None:
+    """Raises PermissionError where another user could enter the head's folder."""
+    status = home.stat()
+    mode = stat.S_IMODE(status.st_mode)
+    if status.st_uid != os.geteuid() or mode != 0o700:
+        raise PermissionError(
+            f"{home} has owner {status.st_uid} and mode {mode:o}, expected {os.geteuid()} and 700: another "
+            "program opened it to other users, who could run code as this one; it starts anew"
+        )

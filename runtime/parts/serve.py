@@ -45,14 +45,14 @@ def run(config: Config, stop: Stop) -> None:
                 "host": serve_host(config, plan),
                 "port": config.serve.port,
                 "request_timeout_s": _REQUEST_TIMEOUT_S,
-                "keep_alive_timeout_s": 75,
+                "keep_alive_timeout_s": max(1, round(config.doors.idle_s)),
             }
         )
         number = newest_request_number(config.state)
         deploy = partial(_deploy, serve, APP, partial(build_application, config, plan.owns_ray))
         deploy()
         url = launch_plan.feed_url(config)
-        stop.heartbeat.address("feed", url)
+        stop.heartbeat.address("feed", launch_plan.public_url(config))
         _wait_until_ready(serve, APP, url, stop)
         restarts = RestartRequests(config.state, number, deploy)
         _monitor(serve, APP, stop, restarts, config.serve.retrieval_shards)

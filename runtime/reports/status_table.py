@@ -12,7 +12,7 @@ from recsys.config.system_config import Config
 from recsys.process.part_process import read_beat
 from runtime.parts.serve import SHARDS_AWAY
 from runtime.reports.tables import plain_table
-from runtime.supervision.launch_plan import CONTROL_KEY, control_room_url, feed_url
+from runtime.supervision.launch_plan import CONTROL_KEY, control_room_url, public_url
 from runtime.supervision.processes import Socket
 from runtime.supervision.run_file import PartRecord, Running
 from runtime.supervision.system_status import Status
@@ -84,7 +84,7 @@ def addresses(config: Config) -> list[str]:
     serve, room = config.serve, control_room_url(config).partition("#")[0]
     key = f"{config.state}/run/{CONTROL_KEY}"
     return [
-        f"feed       {feed_url(config)}",
+        f"feed       {public_url(config)}",
         *([f"control    {room}  (key in {key})"] if room else []),
         *([f"dashboard  {dashboard_address(config)}"] if serve.dashboard else []),
         f"sessions   {hide_password(config.sessions.url)}",

@@ -127,9 +127,13 @@ def resolve(
     tracing = config.tracing
     if tracing.file:  # Ray's workers run in other folders
         tracing = replace(tracing, file=str(Path(tracing.file).resolve()))
+    doors = config.doors
+    if doors.certificate:
+        certificate = str(Path(doors.certificate).resolve())
+        doors = replace(doors, certificate=certificate, local_port=doors.local_port or next(free))
     config = replace(
         config, state=state, serve=serve, sessions=sessions, log=log, tracing=tracing,
-        control_room=room,
+        control_room=room, doors=doors,
     )  # fmt: skip
     plan = Plan(
         ray=ray, embedded=embedded, viewers=viewers, metrics=bool(config.metrics.port),
@@ -157,8 +161,17 @@ def check_exposure(config: Config) -> None:
 
 
 def feed_url(config: Config) -> str:
-    """Local URL of the API: on loopback where it binds to all interfaces."""
+    """Local URL of the API for the system's own tools: without TLS, on loopback where it binds to all
+    interfaces."""
+    if config.doors.certificate:
+        return _url(_LOOPBACK, config.doors.local_port)
     return _url(config.serve.host, config.serve.port)
+
+
+def public_url(config: Config) -> str:
+    """URL of the API for a browser on this machine."""
+    url = _url(config.serve.host, config.serve.port)
+    return url.replace("http", "https", 1) if config.doors.certificate else url
 
 
 def control_room_url(config: Config) -> str:

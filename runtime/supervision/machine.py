@@ -13,8 +13,7 @@ import psutil
 
 from recsys.config.system_config import Config
 from runtime.supervision import run_file
-from runtime.supervision.launch_plan import CONTROL_KEY
-from runtime.supervision.machine_checks import REQUIREMENTS, Machine, Port, normalised
+from runtime.supervision.machine_checks import REQUIREMENTS, Entry, Machine, Port, normalised
 from runtime.supervision.processes import alive, holders
 
 IMPORT_S = 120  # importing torch from a cold disk takes long
@@ -38,13 +37,14 @@ def observe(config: Config) -> Machine:
     broker, broker_error = _broker()
     state = Path(config.state).absolute()
     existing = next(folder for folder in (state, *state.parents) if folder.exists())
-    secrets = (state / "run" / name for name in ("ray.token", "admin.key", CONTROL_KEY))
     affinity = getattr(os, "sched_getaffinity", None)
     return Machine(
         python=tuple(sys.version_info[:3]),
         versions=_versions(),
         imports=try_imports([requirement.module for requirement in REQUIREMENTS]),
-        secrets={str(file): file.stat().st_mode & 0o777 for file in secrets if file.is_file()},
+        user=os.geteuid(),
+        files=private_files(state),
+        parents=tuple(map(_entry, existing.resolve().parents)),
         broker=broker,
         broker_error=broker_error,
         cores=len(affinity(0)) if affinity else os.cpu_count() or 1,
@@ -56,6 +56,22 @@ def observe(config: Config) -> Machine:
         ports=_ports(config),
         browser=shutil.which("chromium") or shutil.which("chromium-browser") or "",
     )
+
+
+def private_files(state: Path) -> tuple[Entry, ...]:
+    """Files that no other user may read or replace: the state folder, all in ``run``, and Ray's home.
+
+    The mode of the state folder keeps others out of what else is in it.
+    """
+    run = state / "run"
+    files = [state, run, *run.iterdir()] if run.is_dir() else [state] if state.is_dir() else []
+    files += [(run / "ray").readlink().parent] if (run / "ray").is_symlink() else []
+    return tuple(_entry(file) for file in files if file.exists() and not file.is_symlink())
+
+
+def _entry(file: Path) -> Entry:
+    status = file.stat()
+    return Entry(str(file), status.st_uid, status.st_mode & 0o1777)
 
 
 def _versions() -> dict[str, str]:

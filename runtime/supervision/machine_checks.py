@@ -70,13 +70,24 @@ class Port:
 
 
 @dataclass(frozen=True)
+class Entry:
+    """A file or folder with its owner and its permission bits, the sticky bit included."""
+
+    path: str
+    owner: int
+    mode: int
+
+
+@dataclass(frozen=True)
 class Machine:
     """Facts observed about a machine."""
 
     python: tuple[int, ...]
     versions: Mapping[str, str]  # installed distributions by normalised name (fbgemm-gpu-cpu)
     imports: Mapping[str, str]  # module → import error, "" for none
-    secrets: Mapping[str, int]  # file → permission bits
+    user: int  # effective id of the user who runs this
+    files: tuple[Entry, ...]  # of the state folder: for this user only
+    parents: tuple[Entry, ...]  # folders above it
     broker: str  # path of the Kafka broker's binary, "" for none
     broker_error: str
     cores: int
@@ -95,7 +106,7 @@ def run_checks(machine: Machine) -> list[Check]:
         _python(machine),
         *(_distribution(machine, requirement) for requirement in REQUIREMENTS),
         *_cuda(machine),
-        _secrets(machine),
+        *_files(machine),
         _broker(machine),
         *_resources(machine),
         _state_folder(machine),
@@ -154,15 +165,24 @@ def _cuda(machine: Machine) -> Iterator[Check]:
             yield Check(name, "fail", problem, CUDA_REMEDY.replace("fbgemm-gpu &", f"{name} &"))
 
 
-def _secrets(machine: Machine) -> Check:
-    """Checks file permissions: a user who can read Ray's token can run code as this user."""
-    if not machine.secrets:
-        return Check("secrets", "ok", "created at the first start")
-    readable = [file for file, mode in sorted(machine.secrets.items()) if mode & 0o077]
-    if not readable:
-        return Check("secrets", "ok", f"{', '.join(sorted(machine.secrets))}: for this user only")
-    problem = f"other users of this machine can read {', '.join(readable)}"
-    return Check("secrets", "warn", problem, f"chmod 600 {' '.join(readable)}")
+def _files(machine: Machine) -> Iterator[Check]:
+    """Checks owners and permissions: a user who can read Ray's token can run code as this user."""
+    foreign = [entry.path for entry in machine.files if entry.owner != machine.user]
+    opened = [entry.path for entry in machine.files if entry.mode & 0o077]
+    if foreign:
+        problem = f"another user owns {', '.join(foreign)}"
+        yield Check("files", "fail", problem, f"chown -R {machine.user} {machine.state_folder}")
+    if opened:
+        problem = f"other users of this machine can read {', '.join(opened)}"
+        yield Check("files", "fail", problem, f"chmod go= {' '.join(opened)}")
+    if not foreign and not opened:
+        yield Check(
+            "files", "ok", "for this user only" if machine.files else "made at the first start"
+        )
+    for parent in machine.parents:
+        if parent.owner not in (0, machine.user) or parent.mode & 0o1002 == 0o002:
+            problem = f"another user can replace what is in {parent.path}"
+            yield Check("files", "warn", problem, "set RECSYS__STATE to a folder in your home")
 
 
 def _broker(machine: Machine) -> Check:

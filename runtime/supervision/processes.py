@@ -25,6 +25,8 @@ from recsys.process.process_priority import PART
 _SAME_START_S: Final = 2.0
 _OUTPUT_BYTES: Final = 5_000_000
 
+# State folder of the system that a process belongs to, in the environment of all parts.
+STATE: Final = "RECSYS_STATE"
 
 class Identity(msgspec.Struct, frozen=True):
     """Process id and start time: identifies a process even after its id was reused."""

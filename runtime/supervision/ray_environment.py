@@ -63,7 +63,7 @@ def serve_environment(plan: Plan) -> dict[str, str]:
 def serve_host(config: Config, plan: Plan) -> str:
     """Host that Serve's proxies and replicas bind to, each replica at its own port.
 
-    Behind the system's HAProxy that is loopback: HAProxy alone binds ``serve.host`` (see ``ray_loopback``).
+    Behind the system's HAProxy that is loopback: HAProxy alone binds ``serve.host`` (see ``haproxy_config``).
     """
     return _LOOPBACK if plan.owns_ray and haproxy() else config.serve.host
 

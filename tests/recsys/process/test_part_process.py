@@ -16,7 +16,9 @@ def quiet_root():
     root = logging.getLogger()
     handlers, level = root.handlers[:], root.level
     signals = {n: signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)}
+    umask = os.umask(0o022)
     yield
+    os.umask(umask)
     for handler in root.handlers:
         if handler not in handlers:
             handler.close()
@@ -118,3 +120,13 @@ def test_no_heartbeat(tmp_path: Path):
     assert read_beat(tmp_path / "none.json") is None
     (tmp_path / "bad.json").write_text("{")
     assert read_beat(tmp_path / "bad.json") is None
+
+
+def test_what_a_part_makes_is_for_its_owner_only(quiet_root, tmp_path):
+    def body(stop):
+        (tmp_path / "file").touch()
+        (tmp_path / "folder").mkdir()
+
+    assert run_part("joiner", tmp_path / "state", body) == 0
+    modes = [(tmp_path / name).stat().st_mode & 0o777 for name in ("file", "folder")]
+    assert modes == [0o600, 0o700]

