@@ -163,9 +163,11 @@ class DurableShard:
                 "table_bytes": {name: table.nbytes for name, table in tables},
                 "wal_bytes": self._wal.nbytes,
                 "wal_cut_bytes": self._wal.cut_bytes,
+                "wal_damaged": self._wal.damaged,
                 "unpublished": len(self._unpublished),
                 "snapshot_error": self.snapshot_error,
                 "passed_over": self.passed_over,
+                "snapshots_damaged": snapshots.damaged(self._storage.snapshots, self.spec.line),
                 "lost": self.lost,
                 **vars(self._shard.counters),
             }
@@ -278,7 +280,7 @@ class DurableShard:
         if self._untidy is None:
             return
         spec, storage = self.spec, self._storage
-        complete = snapshots.complete_steps(storage.snapshots, spec.line, spec.epoch)
+        complete = snapshots.intact_steps(storage.snapshots, spec.line, spec.epoch)
         if complete:
             snapshots.sync_snapshot(storage.snapshots, spec.line, spec.epoch, complete[-1])
             self._wal.truncate_before(complete[-1] + 1)

@@ -2,12 +2,14 @@
 
     {arrays.safetensors, manifest.json, chain-0.safetensors, …}
 
-The manifest holds the SHA-256 of each. The chain is hard-linked into the part's folder, the full file first.
+The manifest holds the SHA-256 of each, and since version 2 one of itself. The chain is hard-linked into the
+part's folder, the full file first.
 """
 
 import hashlib
 import json
 import os
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -23,6 +25,43 @@ Wanted = Callable[[str], bool]
 ARRAYS: Final = "arrays.safetensors"
 MANIFEST: Final = "manifest.json"
 FULL_EVERY: Final = 8  # snapshots, of which at least one is full
+VERSION: Final = 2  # of manifests; those without a version have no digest of themselves
+_FIELDS: Final = {"line", "epoch", "step", "part", "parts", "sha256", "bytes", "chain", "meta"}
+SCRUB_S: Final = 86_400  # files are read again after this time
+
+
+def encode_manifest(fields: Manifest) -> str:
+    """The manifest as text, with version and digest."""
+    plain = json.loads(json.dumps(dict(fields))) | {"version": VERSION}
+    return json.dumps(plain | {"digest": _digest(plain)}, indent=1, sort_keys=True)
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """The manifest of a part. Raises ValueError if it doesn't have its digest or fields unknown to it."""
+    manifest: dict[str, Any] = json.loads((folder / MANIFEST).read_text())
+    names = set(manifest)
+    if is_signed(manifest):
+        intact = names == _FIELDS | {"version", "digest"} and manifest["digest"] == _digest(
+            manifest
+        )
+    else:
+        intact = names <= _FIELDS
+    if not intact:
+        raise ValueError(
+            f"{MANIFEST} is corrupt: its digest or its fields {sorted(names)} are wrong"
+        )
+    return manifest
+
+
+def is_signed(manifest: Manifest) -> bool:
+    """Whether a manifest has a digest of itself: those of version 1 have none."""
+    return "version" in manifest or "digest" in manifest
+
+
+def _digest(manifest: Manifest) -> str:
+    fields = {name: value for name, value in manifest.items() if name != "digest"}
+    text = json.dumps(fields, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def files_of(folder: Path, manifest: Manifest) -> list[tuple[Path, str]]:
@@ -45,10 +84,12 @@ def read_files(
     return arrays
 
 
-def check_files(folder: Path, manifest: Manifest) -> None:
+def check_files(
+    folder: Path, manifest: Manifest, digest_of: Callable[[Path], str] | None = None
+) -> None:
     """Raises ValueError if a file doesn't match its digest or can't be opened."""
     for path, sha256 in files_of(folder, manifest):
-        if sha256_of(path) != sha256:
+        if (digest_of or sha256_of)(path) != sha256:
             raise ValueError(f"{path.name} is corrupt: its SHA-256 isn't the manifest's")
         try:
             with safe_open(path, framework="numpy"):
@@ -71,7 +112,7 @@ def increment(
     if base is None:
         return arrays, []
     try:
-        manifest = json.loads((base / MANIFEST).read_text())
+        manifest = read_manifest(base)
         chain = [*_chain(manifest), {k: manifest[k] for k in ("sha256", "bytes")}]
         if len(chain) >= FULL_EVERY:
             return arrays, []
@@ -92,6 +133,24 @@ def increment(
 def sha256_of(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+class FileDigests:
+    """SHA-256 of files, each read once in ``SCRUB_S`` unless it changes; links to one file are one."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._known: dict[tuple[int, ...], tuple[str, float]] = {}
+
+    def __call__(self, path: Path) -> str:
+        stat, now = path.stat(), self._clock()
+        file = (stat.st_dev, stat.st_ino, stat.st_mtime_ns, stat.st_size)
+        sha256, read_at = self._known.get(file, ("", now - SCRUB_S))
+        if now - read_at >= SCRUB_S:
+            self._known = {f: at for f, at in self._known.items() if now - at[1] < SCRUB_S}
+            sha256 = sha256_of(path)
+            self._known[file] = sha256, now
+        return sha256
 
 
 def _link(place: int) -> str:

@@ -5,14 +5,16 @@
 A part is written to a temporary folder and renamed, hence atomic. A snapshot is complete when all parts
 exist. Most parts are increments on the snapshot before. The files that they build on are hard-linked into
 their folder, so snapshots are independent of each other. A full part follows some increments.
+
+``prune`` and ``intact_steps`` read each file once a day. A damaged snapshot doesn't count as kept.
 """
 
-import json
+import logging
 import os
 import re
 import shutil
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,18 +27,26 @@ from parameter_server.storage.part_files import (
     ARRAYS,
     MANIFEST,
     Arrays,
+    FileDigests,
     Wanted,
     check_files,
+    encode_manifest,
     files_of,
     full_file,
     increment,
+    is_signed,
     read_files,
+    read_manifest,
     sha256_of,
 )
 from parameter_server.storage.wal import sync_folder
 
 _VERSION: Final = re.compile(r"(\d{6})-(\d{12})")
 _LINE: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+_UNUSABLE: Final = (OSError, ValueError, KeyError, TypeError)
+_LOG = logging.getLogger(__name__)
+_DIGESTS: Final = FileDigests()
+_damaged: dict[Path, str] = {}  # snapshots that this process has found damaged, with the reason
 
 
 class NoSnapshot(LookupError):
@@ -73,6 +83,11 @@ class Snapshot:
 
     def meta(self, part: int) -> dict[str, Any]:
         return dict(self.manifests[part]["meta"])
+
+    @property
+    def unsigned(self) -> int:
+        """Number of parts whose manifest is older than digests of manifests."""
+        return sum(not is_signed(manifest) for manifest in self.manifests)
 
     def files(self, part: int) -> list[Path]:
         """Files of one part, the full one first, then increments in order."""
@@ -115,7 +130,7 @@ def write_part(
         "chain": chain,
         "meta": dict(meta),
     }
-    (beside / MANIFEST).write_text(json.dumps(manifest, indent=1, sort_keys=True))
+    (beside / MANIFEST).write_text(encode_manifest(manifest))
     for name in (ARRAYS, MANIFEST):
         _sync_file(beside / name)
     sync_folder(beside)
@@ -141,7 +156,7 @@ def latest(
             continue
         try:
             return LatestSnapshot(_check(version, line), reasons)
-        except (OSError, ValueError, KeyError) as error:
+        except _UNUSABLE as error:
             reasons.append(f"{version.name}: {error}")
     return LatestSnapshot(None, reasons)
 
@@ -161,9 +176,49 @@ def newest_step(folder: Path, line: str, epoch: int) -> int:
 
 
 def complete_steps(folder: Path, line: str, epoch: int) -> list[int]:
-    """Steps of an epoch with complete snapshots, ascending; digests aren't checked."""
-    numbers = [_number(version) for version in _versions(folder, line) if _is_complete(version)]
-    return [step for e, step in numbers if e == epoch]
+    """Steps of an epoch with complete snapshots, ascending, without those that this process found damaged;
+    digests aren't checked."""
+    return _steps(folder, line, epoch, lambda v: v not in _damaged or not _damage(v, line))
+
+
+def intact_steps(folder: Path, line: str, epoch: int) -> list[int]:
+    """Steps of an epoch with complete and intact snapshots, ascending."""
+    return _steps(folder, line, epoch, lambda version: not _damage(version, line))
+
+
+def damaged(folder: Path, line: str) -> dict[str, str]:
+    """Snapshots of a line that this process has found damaged, with the reason."""
+    versions = [version for version in _versions(folder, line) if version in _damaged]
+    return {version.name: _damaged[version] for version in versions}
+
+
+def check_snapshots(folder: Path, line: str) -> Iterator[tuple[Path, str, int]]:
+    """Reads all complete snapshots of a line; yields each with its damage, if any, and the number of parts
+    whose manifest has no digest."""
+    for version in filter(_is_complete, _versions(folder, line)):
+        try:
+            yield version, "", _check(version, line).unsigned
+        except _UNUSABLE as error:
+            yield version, str(error), 0
+
+
+def _steps(folder: Path, line: str, epoch: int, is_usable: Callable[[Path], bool]) -> list[int]:
+    versions = [v for v in _versions(folder, line) if _number(v)[0] == epoch and _is_complete(v)]
+    return [_number(version)[1] for version in versions if is_usable(version)]
+
+
+def _damage(version: Path, line: str) -> str:
+    """Damage of a complete snapshot; empty if it is intact. Each file is read once a day."""
+    known = _damaged.pop(version, "")
+    try:
+        _check(version, line, _DIGESTS)
+    except _UNUSABLE as error:
+        if not version.exists():  # removed by a sibling
+            return "removed"
+        _damaged[version] = str(error)
+        if not known:
+            _LOG.error("snapshot %s is damaged and doesn't count: %s", version, error)
+    return _damaged.get(version, "")
 
 
 def epochs(folder: Path, line: str) -> list[int]:
@@ -186,7 +241,7 @@ def adopt(folder: Path, line: str, version: tuple[int, int], epoch: int) -> None
                 os.link(path, beside / path.name)
             except OSError:  # no hard links
                 shutil.copyfile(path, beside / path.name)
-        (beside / MANIFEST).write_text(json.dumps(dict(manifest) | {"epoch": epoch}, indent=1))
+        (beside / MANIFEST).write_text(encode_manifest(dict(manifest) | {"epoch": epoch}))
         _sync_file(beside / MANIFEST)
         sync_folder(beside)
         if _part(target, part, source.parts).exists():  # left by a killed call
@@ -206,7 +261,7 @@ def sync_snapshot(folder: Path, line: str, epoch: int, step: int) -> None:
 
 
 def prune(folder: Path, line: str, keep: int, epoch: int | None = None) -> list[str]:
-    """Removes snapshots older than the ``keep`` newest complete ones; returns their names. If all of these
+    """Removes snapshots older than the ``keep`` newest intact ones; returns their names. If all of these
     build on one full file, the newest one with another full file stays. The newest of each of the two epochs
     before stays for a rollback. Epochs later than ``epoch`` aren't counted or removed."""
     if keep < 1:
@@ -214,7 +269,9 @@ def prune(folder: Path, line: str, keep: int, epoch: int | None = None) -> list[
     complete = [
         version
         for version in _versions(folder, line)
-        if _is_complete(version) and (epoch is None or _number(version)[0] <= epoch)
+        if (epoch is None or _number(version)[0] <= epoch)
+        and _is_complete(version)
+        and not _damage(version, line)
     ]
     if len(complete) <= keep:
         _discard(_line(folder, line), [])
@@ -226,6 +283,11 @@ def prune(folder: Path, line: str, keep: int, epoch: int | None = None) -> list[
     old = [v for v in _versions(folder, line) if _number(v) < oldest and v not in spare]
     _discard(_line(folder, line), old)
     return [version.name for version in old]
+
+
+def remove_where(folder: Path, line: str, is_replaced: Callable[[int, int], bool]) -> None:
+    """Removes the snapshots of a line whose (epoch, step) are replaced."""
+    _discard(_line(folder, line), [v for v in _versions(folder, line) if is_replaced(*_number(v))])
 
 
 def remove(folder: Path, line: str) -> None:
@@ -265,8 +327,7 @@ def _bases(version: Path) -> frozenset[str]:
     digests = set()
     for part in range(parts := _parts(version)):
         with suppress(OSError, ValueError, KeyError, TypeError):
-            manifest = json.loads((_part(version, part, parts) / MANIFEST).read_text())
-            digests.add(full_file(manifest))
+            digests.add(full_file(read_manifest(_part(version, part, parts))))
     return frozenset(digests)
 
 
@@ -279,7 +340,7 @@ def _before(folder: Path, line: str, number: tuple[int, int], part: int, parts: 
     return _part(before[-1], part, parts) if before else None
 
 
-def _check(version: Path, line: str) -> Snapshot:
+def _check(version: Path, line: str, digest_of: Callable[[Path], str] | None = None) -> Snapshot:
     epoch, step = _number(version)
     parts = _parts(version)
     missing = [p for p in range(parts) if not (_part(version, p, parts) / MANIFEST).exists()]
@@ -288,12 +349,14 @@ def _check(version: Path, line: str) -> Snapshot:
     manifests = []
     for part in range(parts):
         folder = _part(version, part, parts)
-        manifest = json.loads((folder / MANIFEST).read_text())
+        manifest = read_manifest(folder)
         expected = {"line": line, "epoch": epoch, "step": step, "part": part, "parts": parts}
         if any(manifest[name] != value for name, value in expected.items()):
             raise ValueError(f"the manifest of part {part} is {manifest}, expected {expected}")
+        if manifest["meta"].get("step", step) != step:
+            raise ValueError(f"the state of part {part} is of step {manifest['meta']['step']}")
         try:
-            check_files(folder, manifest)
+            check_files(folder, manifest, digest_of)
         except ValueError as error:
             raise ValueError(f"part {part}: {error}") from None
         manifests.append(manifest)

@@ -1,24 +1,42 @@
 """Write-ahead file: one record a step, written before the step is answered, replayed after a crash.
 
-A record is [length u32][CRC-32 u32][step u64][payload]; the CRC covers step and payload. Opening cuts the
-file at the first torn or corrupt record or gap in the steps; ``cut_bytes`` counts the bytes. A crash of the
-process loses nothing; with ``sync`` (fsync at each append) neither does a power cut.
+A record is [length u32][CRC-32 u32][step u64][payload]; the CRC covers all else of it. Opening cuts the file
+at the first torn or corrupt record or gap in the steps; ``cut_bytes`` counts the bytes. If whole records
+follow, the file isn't torn but ``damaged``: it is copied aside first. The line learns the missing steps
+again, with the same result. A crash of the process loses nothing; with ``sync`` (fsync at each append)
+neither does a power cut. Files of format 2, whose CRC doesn't cover the length, are rewritten when opened.
 """
 
 import os
+import re
 import struct
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
-_MAGIC: Final = b"recsys-wal-2\n\0\0\0"
+_MAGIC: Final = b"recsys-wal-3\n\0\0\0"
+_MAGIC_2: Final = b"recsys-wal-2\n\0\0\0"
 _HEAD: Final = struct.Struct("<IIQ")
 _TEXTS: Final = struct.Struct("<QQ")  # lengths of owner and settings, which follow
+_U32: Final = struct.Struct("<I")  # the CRC of the head, after it
+_MAYBE_RECORD: Final = re.compile(rb"(?=.{13}\0{3})", re.DOTALL)  # the step's high bytes are zero
 
 
 class WalMismatch(ValueError):
     """The file belongs to another shard, line or epoch, or isn't a write-ahead file."""
+
+
+class Scan(NamedTuple):
+    """Records of a file. ``offsets``: (step, offset of its record), ascending; ``end``: after the last whole
+    record; ``damaged``: whole records follow later, so that this isn't a torn tail."""
+
+    owner: str
+    settings: str
+    offsets: list[tuple[int, int]]
+    end: int
+    damaged: bool
+    is_format_2: bool
 
 
 class Wal:
@@ -32,6 +50,7 @@ class Wal:
         self.path = path
         self.settings = self._own_settings = settings
         self.cut_bytes = 0
+        self.damaged = ""  # the file's damage when it was opened, and where its copy is
         self._sync, self._owner = sync, owner
         self._head = _head(owner, settings)
         self._offsets: list[tuple[int, int]] = []  # (step, offset of its record), ascending
@@ -62,8 +81,7 @@ class Wal:
         assert step == last + 1, (
             f"{self.path} ends with step {last}: step {step} would be cut at the next start"
         )
-        crc = zlib.crc32(payload, zlib.crc32(struct.pack("<Q", step)))
-        data = memoryview(_HEAD.pack(len(payload), crc, step) + payload)
+        data = memoryview(_record(step, payload))
         self._file.seek(self._end)
         try:
             done = 0
@@ -113,44 +131,101 @@ class Wal:
         self._offsets, self._end = offsets, len(data)
         sync_folder(self.path.parent)
 
-    def _read_head(self) -> None:
-        """Checks the owner and reads the settings that the file was written with."""
-        begin, owner = self._file.read(len(_MAGIC) + _TEXTS.size), b""
-        if begin.startswith(_MAGIC) and len(begin) == len(_MAGIC) + _TEXTS.size:
-            owner_size, settings_size = _TEXTS.unpack(begin[len(_MAGIC) :])
-            owner = self._file.read(owner_size)
-            self.settings = self._file.read(settings_size).decode(errors="replace")
-        if owner != self._owner.encode():
-            raise WalMismatch(
-                f"{self.path} begins with {(begin + owner)[:80]!r}, expected {_MAGIC!r} and {self._owner!r}: "
-                "it belongs to another shard, or to another version of this program; move it away to start "
-                "from the snapshot"
-            )
-        self._head = _head(self._owner, self.settings)
-
     def _open(self) -> int:
         """Scans the file, collects record offsets and cuts a bad tail; returns the end."""
-        self._read_head()
-        end, size = len(self._head), os.fstat(self._file.fileno()).st_size
-        while end + _HEAD.size <= size:
-            length, crc, step = _HEAD.unpack(self._file.read(_HEAD.size))
-            if end + _HEAD.size + length > size:
-                break
-            body = struct.pack("<Q", step) + self._file.read(length)
-            follows = not self._offsets or step == self._offsets[-1][0] + 1
-            if zlib.crc32(body) != crc or not follows:
-                break
-            self._offsets.append((step, end))
-            end += _HEAD.size + length
-        if end < size:
-            self.cut_bytes = size - end
-            self._file.truncate(end)
-        return end
+        data = self._file.read()
+        try:
+            scanned = scan(data)
+        except ValueError as error:
+            raise WalMismatch(
+                f"{self.path} {error}; move it away to start from the snapshot"
+            ) from None
+        if scanned.owner != self._owner:
+            raise WalMismatch(
+                f"{self.path} is of {scanned.owner!r}, expected {self._owner!r}: it belongs to another "
+                "shard; move it away to start from the snapshot"
+            )
+        self.settings, self._offsets = scanned.settings, scanned.offsets
+        self._head = _head(self._owner, self.settings)
+        self.cut_bytes = len(data) - scanned.end
+        if scanned.damaged:
+            copy = self.path.with_suffix(".wal.damaged")
+            _put(copy, data)
+            last = scanned.offsets[-1][0] if scanned.offsets else "none"
+            self.damaged = f"{self.path} is damaged after step {last}; its copy is {copy}"
+        if scanned.is_format_2:
+            self._rewrite(data)
+        elif self.cut_bytes:
+            self._file.truncate(scanned.end)
+        return self._end if scanned.is_format_2 else scanned.end
+
+    def _rewrite(self, data: bytes) -> None:
+        """Writes the records of a file of format 2 in the current format."""
+        parts, offsets, end = [self._head], [], len(self._head)
+        for step, offset in self._offsets:
+            (length,) = _U32.unpack_from(data, offset)
+            start = offset + _HEAD.size
+            parts.append(_record(step, data[start : start + length]))
+            offsets.append((step, end))
+            end += len(parts[-1])
+        self._renew(b"".join(parts), offsets)
+
+
+def scan(data: bytes) -> Scan:
+    """Reads the contents of a file. Raises ValueError if its head is damaged or of another program."""
+    is_format_2 = data.startswith(_MAGIC_2)
+    texts = len(_MAGIC) + _TEXTS.size
+    if not (is_format_2 or data.startswith(_MAGIC)) or len(data) < texts:
+        raise ValueError(
+            f"begins with {data[:80]!r}, expected {_MAGIC!r}: it is damaged, or of another version"
+        )
+    owner_size, settings_size = _TEXTS.unpack_from(data, len(_MAGIC))
+    end = texts + owner_size + settings_size
+    if not is_format_2:
+        if data[end : end + _U32.size] != _U32.pack(zlib.crc32(data[:end])):
+            raise ValueError(f"begins with {data[:80]!r}: its head is damaged")
+        end += _U32.size
+    owner = data[texts : texts + owner_size].decode(errors="replace")
+    settings = data[texts + owner_size : texts + owner_size + settings_size].decode(
+        errors="replace"
+    )
+    offsets: list[tuple[int, int]] = []
+    while (record := _whole(data, end, is_format_2)) is not None:
+        step, after = record
+        if offsets and step != offsets[-1][0] + 1:
+            break
+        offsets.append((step, end))
+        end = after
+    starts = (match.start() for match in _MAYBE_RECORD.finditer(data, end + 1))
+    damaged = any(_whole(data, start, is_format_2) for start in starts)
+    return Scan(owner, settings, offsets, end, damaged, is_format_2)
+
+
+def _whole(data: bytes, offset: int, is_format_2: bool) -> tuple[int, int] | None:
+    """(step, end) of the record at an offset; None if it is torn or corrupt."""
+    if offset + _HEAD.size > len(data):
+        return None
+    length, crc, step = _HEAD.unpack_from(data, offset)
+    start = offset + _HEAD.size
+    if start + length > len(data):
+        return None
+    body = memoryview(data)[start : start + length]
+    intact = _crc(step, body, b"" if is_format_2 else _U32.pack(length)) == crc
+    return (step, start + length) if intact else None
+
+
+def _record(step: int, payload: bytes) -> bytes:
+    return _HEAD.pack(len(payload), _crc(step, payload, _U32.pack(len(payload))), step) + payload
+
+
+def _crc(step: int, payload: bytes | memoryview, length: bytes) -> int:
+    return zlib.crc32(payload, zlib.crc32(length + struct.pack("<Q", step)))
 
 
 def _head(owner: str, settings: str) -> bytes:
     texts = owner.encode(), settings.encode()
-    return _MAGIC + _TEXTS.pack(*map(len, texts)) + b"".join(texts)
+    head = _MAGIC + _TEXTS.pack(*map(len, texts)) + b"".join(texts)
+    return head + _U32.pack(zlib.crc32(head))
 
 
 def _put(path: Path, data: bytes) -> None:

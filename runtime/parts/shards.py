@@ -178,13 +178,18 @@ def report(beat: Heartbeat, statuses: list[dict[str, Any]]) -> None:
         if name in statuses[0]:
             beat.gauge(name, sum(status.get(name, 0) for status in statuses))
     beat.gauge("refused_connections", sum(status["refused_connections"] for status in statuses))
+    beat.gauge("snapshots_damaged", max(len(status["snapshots_damaged"]) for status in statuses))
+    beat.gauge("wal_damaged", sum(bool(status["wal_damaged"]) for status in statuses))
+    beat.gauge("wal_cut_bytes", sum(status["wal_cut_bytes"] for status in statuses))
     for status in statuses:
         beat.gauge(f"step.{status['part']}", status["step"])
 
 
 def log_errors(statuses: list[dict[str, Any]], before: dict[int, str]) -> dict[int, str]:
     """Logs each shard's error that differs from the one ``before``; returns errors by shard number."""
-    now = {s["part"]: f"{s['lost']} {s['snapshot_error']}".strip() for s in statuses}
+    now = {
+        s["part"]: f"{s['lost']} {s['snapshot_error']} {s['wal_damaged']}".strip() for s in statuses
+    }
     for part, error in now.items():
         if error and error != before.get(part):
             _LOG.error("shard %d: %s", part, error)

@@ -13,6 +13,7 @@ from parameter_server.storage.snapshots import (  # fmt: skip
     prune,
     write_part,
 )
+from tests.support.bit_flips import flip_bit, with_flips
 from tests.support.simulator import check_snapshots
 
 
@@ -284,3 +285,117 @@ def test_links_that_were_made_before_one_failed_are_not_left(tmp_path, monkeypat
     write_rows(tmp_path, 4)
     assert [file.name for file in files(tmp_path, 4)] == ["arrays.safetensors"]
     assert same(latest(tmp_path, "main").snapshot.read(0), 4)
+
+
+# --- damage ---
+
+
+def version(folder, step):
+    return folder / "main" / f"000000-{step:012d}"
+
+
+def flip(file, back=3):
+    flip_bit(file, 8 * (file.stat().st_size - back))
+
+
+def unseen(folder, file, count, seed):
+    """Flips after which the snapshot loads with other contents."""
+    expected = loaded(folder)
+    wrong = [bit for bit in with_flips(file, count, seed) if loaded(folder) not in (None, expected)]
+    assert loaded(folder) == expected
+    return wrong
+
+
+def loaded(folder):
+    snapshot = latest(folder, "main").snapshot
+    if snapshot is None:
+        return None
+    arrays = {name: array.tobytes() for name, array in snapshot.read(0).items()}
+    return snapshot.step, snapshot.meta(0), snapshot.manifests, arrays
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["manifest.json", "arrays.safetensors", "chain-0.safetensors"])
+def test_no_flip_in_a_snapshot_goes_unseen(tmp_path, name):
+    for step in (5, 6):
+        meta = {"step": step, "clock_ms": 1_790_000_000_000, "dense_t": 0.1}
+        write_part(tmp_path, "main", 0, step, 0, 1, rows(step, 200), meta)
+    shutil.rmtree(version(tmp_path, 5))
+    part = version(tmp_path, 6) / "part-00000-of-00001"
+    assert unseen(tmp_path, part / name, 1_000, seed=4) == []
+
+
+@pytest.mark.slow
+def test_no_flip_of_any_bit_of_a_small_manifest_goes_unseen(tmp_path):
+    write_part(tmp_path, "main", 0, 5, 0, 1, {"a": np.ones(1)}, {"step": 5})
+    part = version(tmp_path, 5) / "part-00000-of-00001"
+    expected = part_files.read_manifest(part)
+    file = part / "manifest.json"
+    text = file.read_bytes()
+    for bit in range(8 * len(text)):
+        flip_bit(file, bit, text)
+        try:
+            assert part_files.read_manifest(part) == expected, bit
+        except ValueError:
+            pass
+
+
+def test_a_manifest_without_digest_is_accepted_and_counted(tmp_path):
+    write_all(tmp_path, 5)
+    path = version(tmp_path, 5) / "part-00001-of-00002" / "manifest.json"
+    manifest = json.loads(path.read_text())
+    assert (manifest.pop("version"), len(manifest.pop("digest"))) == (2, 64)
+    path.write_text(json.dumps(manifest))
+    assert latest(tmp_path, "main").snapshot.unsigned == 1
+    snapshots.adopt(tmp_path, "main", (0, 5), 1)
+    assert latest(tmp_path, "main", epoch=1).snapshot.unsigned == 0
+    path.write_text(json.dumps(manifest | {"eense_t": 1}))
+    assert "its fields" in latest(tmp_path, "main", epoch=0).reasons[0]
+    path.write_text(json.dumps(manifest | {"meta": {"step": 6}}))
+    assert "is of step 6" in latest(tmp_path, "main", epoch=0).reasons[0]
+
+
+def test_a_damaged_snapshot_counts_as_none_of_those_kept(tmp_path, monkeypatch):
+    monkeypatch.setattr(part_files, "FULL_EVERY", 1)
+    write_all(tmp_path, 1, 2, 3, 4)
+    flip(version(tmp_path, 4) / "part-00001-of-00002" / "arrays.safetensors")
+    assert prune(tmp_path, "main", 2) == [version(tmp_path, 1).name]
+    assert snapshots.intact_steps(tmp_path, "main", 0) == [2, 3]
+    assert complete_steps(tmp_path, "main", 0) == [2, 3]  # what is known is left out
+    assert list(snapshots.damaged(tmp_path, "main")) == [version(tmp_path, 4).name]
+    write_all(tmp_path, 5, 6)
+    assert len(prune(tmp_path, "main", 2)) == 3  # the damaged one goes with the older ones
+    assert snapshots.damaged(tmp_path, "main") == {}
+
+
+def test_a_repaired_snapshot_counts_again(tmp_path):
+    write_all(tmp_path, 1, 2)
+    file = version(tmp_path, 2) / "part-00000-of-00002" / "manifest.json"
+    text = file.read_text()
+    file.write_text(text.replace('"step": 2', '"step": 3'))
+    assert snapshots.intact_steps(tmp_path, "main", 0) == [1]
+    file.write_text(text)
+    assert complete_steps(tmp_path, "main", 0) == [1, 2]
+
+
+def test_files_are_hashed_once_a_day_and_when_they_change(tmp_path, monkeypatch):
+    hashed, now = [], 0.0
+    real = part_files.sha256_of
+
+    def sha256_of(path):
+        hashed.append(path.name)
+        return real(path)
+
+    monkeypatch.setattr(part_files, "sha256_of", sha256_of)
+    digests = part_files.FileDigests(lambda: now)
+    first, second = tmp_path / "a", tmp_path / "b"
+    first.write_bytes(b"1")
+    second.hardlink_to(first)
+    for _ in range(3):
+        assert digests(first) == digests(second) == real(first)
+    assert hashed == ["a"]
+    now = part_files.SCRUB_S
+    digests(first)
+    first.write_bytes(b"22")
+    assert digests(second) == real(first)
+    assert hashed == ["a", "a", "b"]

@@ -1,9 +1,13 @@
+import struct
+import zlib
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from parameter_server.storage import wal as wals
 from parameter_server.storage.wal import Wal, WalMismatch
+from tests.support.bit_flips import with_flips
 
 
 def filled(path, steps=5):
@@ -52,6 +56,10 @@ def test_a_flipped_byte_ends_the_file(tmp_path, back):
     wal = Wal(path, "me")
     assert steps_of(wal) == list(range(1, wal.steps[1] + 1)) and wal.steps[1] < 5
     assert wal.cut_bytes >= back - 1
+    in_the_last = back <= 16 + 50
+    assert bool(wal.damaged) != in_the_last
+    copies = [path.read_bytes() for path in tmp_path.glob("*.wal.damaged")]
+    assert copies == ([] if in_the_last else [bytes(data)])
 
 
 def test_truncation_keeps_the_rest(tmp_path):
@@ -139,3 +147,46 @@ def test_a_folder_that_cannot_be_synced_leaves_the_file_that_has_the_name(
 
 def steps_with_payload(wal):
     return list(wal.records())
+
+
+@pytest.mark.slow
+def test_no_flip_goes_unseen(tmp_path):
+    path = tmp_path / "a.wal"
+    wal = Wal(path, "main/0/1-of-2", settings='{"lanes": 4}')
+    steps = [(step, bytes([step]) * 300) for step in range(1, 41)]
+    for step, payload in steps:
+        wal.append(step, payload)
+    wal.close()
+    outcomes = set()
+    for bit in with_flips(path, 1_000, seed=5):
+        try:
+            wal = Wal(path, "main/0/1-of-2", settings='{"lanes": 8}')
+        except WalMismatch:
+            outcomes.add("head")
+            continue
+        assert wal.settings == '{"lanes": 4}'
+        read = list(wal.records())
+        assert read == steps[: len(read)], bit
+        assert len(read) < 40 and wal.cut_bytes > 0, bit
+        assert bool(wal.damaged) == (len(read) < 39), bit
+        outcomes.add("torn" if len(read) == 39 else "damaged")
+        wal.close()
+    assert outcomes == {"head", "torn", "damaged"}
+
+
+def test_a_file_of_format_2_is_read_and_rewritten(tmp_path):
+    path = tmp_path / "a.wal"
+    texts = b"me" + b"settings"
+    data = b"recsys-wal-2\n\0\0\0" + struct.pack("<QQ", 2, 8) + texts
+    for step in (4, 5):
+        payload = bytes([step]) * (10 * step)
+        crc = zlib.crc32(struct.pack("<Q", step) + payload)
+        data += struct.pack("<IIQ", len(payload), crc, step) + payload
+    path.write_bytes(data + b"torn")
+    wal = Wal(path, "me", settings="others")
+    assert (wal.settings, wal.steps, wal.cut_bytes, wal.damaged) == ("settings", (4, 5), 4, "")
+    wal.append(6, bytes([6]) * 60)
+    wal.close()
+    assert path.read_bytes().startswith(b"recsys-wal-3")
+    wal = Wal(path, "me", settings="others")
+    assert steps_of(wal) == [4, 5, 6] and (wal.settings, wal.cut_bytes) == ("settings", 0)

@@ -71,8 +71,8 @@ def test_the_actors_are_stopped_with_the_part_but_where_our_own_head_is_gone(
 
 def test_what_is_wrong_with_a_shard_is_logged_once(caplog):
     def turn(before, lost="", error=""):
-        both = [{"part": 0, "lost": "", "snapshot_error": ""},
-                {"part": 1, "lost": lost, "snapshot_error": error}]  # fmt: skip
+        both = [{"part": 0, "lost": "", "snapshot_error": "", "wal_damaged": ""},
+                {"part": 1, "lost": lost, "snapshot_error": error, "wal_damaged": ""}]  # fmt: skip
         return shards.log_errors(both, before)
 
     flaws = turn({}, "snapshot 10")

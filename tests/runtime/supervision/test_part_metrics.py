@@ -135,10 +135,11 @@ def test_what_the_shards_the_joiner_and_the_trainer_say_is_listed() -> None:
 
     beat = Heartbeat("shards")
     sums = ("bytes", "wal_bytes", "expired", "evicted", "refused_rows", "refused_dense",
-            "refused_connections")  # fmt: skip
+            "refused_connections", "wal_cut_bytes")  # fmt: skip
+    texts = {"snapshots_damaged": {"000000-000000000005": "why"}, "wal_damaged": ""}
     tables = {"rows": {"items": 2, "users": 1}, "waiting": {"items": 5, "users": 0},
               "table_bytes": {"items": 70, "users": 30}}  # fmt: skip
-    shard = {"part": 0, "step": 4} | tables | dict.fromkeys(sums, 1)
+    shard = {"part": 0, "step": 4} | texts | tables | dict.fromkeys(sums, 1)
     tell(beat, [shard, shard | {"part": 1, "step": 3}])
     joiner = dict.fromkeys(
         [*Joiner(0, ["like"], JoinConfig()).counts, "unreadable", "skipped"], 2.0

@@ -9,6 +9,7 @@ import pytest
 from parameter_server.shard.lanes import LaneGradients, RowGradients
 from parameter_server.shard.shard import Shard
 from parameter_server.storage.durable_shard import load_shard
+from parameter_server.storage.part_files import encode_manifest
 from parameter_server.storage.snapshot_rows import load_rows
 from recsys.config.system_config import ModelConfig, digest
 from recsys.events.control_records import Live
@@ -191,7 +192,7 @@ def test_the_snapshot_of_another_is_refused(registry: Registry) -> None:
     theirs = next(registry.folder.glob("cand-2/*/part-*"))
     mine = next(registry.folder.glob("cand-1/*/part-*"))
     manifest = json.loads((theirs / "manifest.json").read_text()) | {"line": "cand-1"}
-    (mine / "manifest.json").write_text(json.dumps(manifest))
+    (mine / "manifest.json").write_text(encode_manifest(manifest))
     (mine / "arrays.safetensors").write_bytes((theirs / "arrays.safetensors").read_bytes())
     with pytest.raises(Refused, match="isn't the one"):
         checked(registry)
