@@ -49,6 +49,9 @@ def status_table(status: Status, running: Running, config: Config) -> Group:
     if away := sum(part.gauges.get(SHARDS_AWAY, 0) for part in status.parts):
         text = f"retrieval: {away:.0f} shards are down; lists lack their items"
         lines.insert(0, Text(text, style="red"))
+    if damaged := sum(part.gauges.get("snapshots_damaged", 0) for part in status.parts):
+        text = f"{damaged:.0f} snapshots are damaged; `recsys check {config.state}` names them"
+        lines.insert(0, Text(text, style="red"))
     if status.running:
         flow_table = plain_table(("part", "per second", "behind"), flow)
         return Group(parts_table(running, config), Text(""), flow_table, Text(""), *lines)
