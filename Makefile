@@ -2,7 +2,7 @@
 # passes arguments to the command.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-fast check format bench docs lock
+.PHONY: help setup demo test test-fast mutants fuzz check format bench docs lock
 
 FITS := import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))
 PYTHON ?= $(shell for p in python3.11 python3; do \
@@ -34,6 +34,12 @@ else
 	$(BIN)/pytest -q -m "not services" -n 2 --dist worksteal
 	$(BIN)/pytest -q -m services
 endif
+
+mutants: .venv/.stamp-dev ## Changes the core line by line; counts the changes that no test notices
+	$(BIN)/python -m tests.support.mutation $(ARGS)
+
+fuzz: .venv/.stamp-dev ## Sends generated requests to every route for two minutes
+	RECSYS_FUZZ_S=$(or $(ARGS),120) $(BIN)/pytest -q -m slow tests/serving/http/test_fuzz_routes.py
 
 check: .venv/.stamp-dev ## Checks lint, format and types
 	$(BIN)/ruff check .
