@@ -102,7 +102,7 @@ class AnswerChecker:
         check = AnswerCheck(request_id)
         try:
             check.place, check.impression = self._find(request_id, user_id)
-            self._recompute(check, check.impression)
+            self._recompute(check, check.impression, explain=True)
         except (NotReconstructible, ValueError) as error:
             check.why = str(error)
             self._check_scores(check)
@@ -123,18 +123,25 @@ class AnswerChecker:
             "is wrong, retention has dropped it before it was archived, or its user was forgotten"
         )
 
-    def _recompute(self, check: AnswerCheck, impression: Impression) -> None:
+    def _recompute(
+        self, check: AnswerCheck, impression: Impression, explain: bool = False
+    ) -> None:
         stamp, asked = impression.stamp, impression.asked
         if stamp is None or asked is None:
             raise NotReconstructible(
                 "the impression doesn't hold its request: it is older than that field"
+            )
+        if asked.safety != self._config.safety.digest:
+            raise NotReconstructible(
+                f"the answer was made with other safety rules (digest {asked.safety or 'of none'!r}): set "
+                "safety.rules as they were"
             )
         if self._policies is None:
             self._policies = list(known_policies(self._log, self._config, self._labels))
         check.policy = policy_of(self._policies, impression.user_id, stamp)
         check.session = self._sessions.of(impression)
         pipeline = self._replica.at(stamp, asked)
-        check.query = query_of(impression, check.session, check.policy)
+        check.query = query_of(impression, check.session, check.policy, explain)
         check.answer = answer = reconstruct_answer(pipeline, check.query)
         changed = stamp_differences(stamp, answer.stamp)
         if changed:

@@ -168,7 +168,7 @@ def _add_viewer_routes(app: FastAPI, service: Service, metrics: ServingMetrics) 
         caller_of(request.scope).check_user(user_id)
         return json_response(await service.session(_id(user_id, "user_id")))
 
-    @app.get("/v1/status", response_model=models.StatusOut)
+    @app.get("/v1/status", response_model=models.StatusOut, responses=_PROBLEMS)
     async def status() -> Response:
         """Version that answers, and how fresh it is."""
         return json_response(service.status())
@@ -243,7 +243,7 @@ def _add_health_routes(app: FastAPI, service: Service, metrics: ServingMetrics) 
         body = {"ready": not unready, "lag": service.reader.lag, "failure": unready}
         return json_response(body, 503 if unready else 200)
 
-    @app.get("/metrics", response_class=Response)
+    @app.get("/metrics", response_class=Response, responses=_PROBLEMS)
     async def prometheus() -> Response:
         """Prometheus metrics of the replica that answers."""
         return Response(metrics.text(), media_type="text/plain; version=0.0.4")
@@ -309,7 +309,8 @@ def _detail(error: dict[str, Any]) -> FieldError:
 def _request_of(body: models.RecommendIn) -> values.Request:
     given = None if body.candidate_ids is None else tuple(body.candidate_ids)
     fields = dict(body) | {"exclude_ids": tuple(body.exclude_ids), "candidate_ids": given}
-    return values.Request(**fields, plain=not fields.pop("profiling"))
+    plain = not fields.pop("profiling")
+    return values.Request(**fields, plain=plain)
 
 
 def _answer_out(answer: values.Answer, token: str, began_s: float) -> dict[str, Any]:

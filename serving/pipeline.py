@@ -6,6 +6,7 @@
     given           takes the caller's own candidates instead of these three
     pin             adds the items that the policy pins to ranks
     features, rank  predict engagements with each candidate and weigh them into one score
+    limits          removes what the viewer doesn't want or mustn't see (serving/retrieval/filters.py)
     not_interested, rules
                     change scores or remove candidates (serving/ranking/stages.py)
     draw            draws a list by score, caps, exploration and quota, with its propensities
@@ -21,26 +22,29 @@ import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Final, TypeGuard
+from typing import Any, Final, TypeGuard
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
 from experiments.assignment.policy import Policy
 from recsys.events.event_types import Impression, RequestInputs, ServedItem, Stamp
+from recsys.features.counters import CounterTable
 from recsys.features.feature_builder import FeatureBuilder
 from recsys.features.feature_set import RequestFeatures
+from recsys.features.session import NOBODY
 from recsys.model.ranker import watch_seconds
 from serving.admission.deadline import POPULAR, SHORT, UNRANKED, shorten_candidates
 from serving.query import Query, VectorVersion
-from serving.ranking.explanation import reasons
+from serving.ranking.explanation import explain
 from serving.ranking.scoring import popular_scores, probabilities
 from serving.ranking.selection import BY_SCORE, SamplingInput, SamplingParams, sample_slate
 from serving.ranking.stages import NOT_INTERESTED, RULES, caps_of, not_interested, rules, trust_of
 from serving.ranking.team_draft import draft_slate
 from serving.replica.replica import Replica
 from serving.request import Answer, AnswerItem, Candidates
-from serving.retrieval.filters import allowed_items, given_items, pinned_items
+from serving.retrieval.filters import allowed_items, given_items, pinned_items, viewer_limits
 from serving.retrieval.retrieval import Retrieval
 from serving.retrieval.retrieval_plan import VECTOR, RetrievalPlan
 from serving.tracing.request_trace import FILTER, RANK, RETRIEVE, SELECT
@@ -83,6 +87,7 @@ class Pipeline:
         self.builder = FeatureBuilder(replica.features)
         self.retrieval = Retrieval(replica)
         self.adjustments = (
+            Stage("limits", self._limit),
             Stage(NOT_INTERESTED, partial(not_interested, replica)),
             Stage(RULES, partial(rules, replica)),
         )
@@ -100,7 +105,7 @@ class Pipeline:
 
     def recommend(self, query: Query) -> Answer:
         """Answers with the list, and the impression that records how it was made."""
-        results = query.shard_results
+        query, results = as_asked(query), query.shard_results
         if results is not None and results.version != self.version:
             query = replace(query, shard_results=None)
         viewer = Candidates(self._features(query))
@@ -124,20 +129,21 @@ class Pipeline:
         given, results = query.request.candidate_ids is not None, query.shard_results
         if self.replica.indexed or given or query.deadline.skips(POPULAR):
             return None
+        query = as_asked(query)
         if results is not None and results.version == self.version:
             return None
         viewer = self._features(query)
         vector_queries = self.retrieval.vector_queries(query.session, viewer, self._shares(query))
         if not vector_queries:
             return None
-        _, _, taken = allowed_items(self.replica.catalogue, query)
+        _, _, taken = allowed_items(self.replica, query)
         without = self.replica.catalogue.keys[taken, 0].copy()
         return RetrievalPlan(self.version, vector_queries, without)
 
     # --- stages ---
 
     def _filter(self, query: Query, candidates: Candidates) -> Candidates:
-        allowed, removed, _ = allowed_items(self.replica.catalogue, query)
+        allowed, removed, _ = allowed_items(self.replica, query)
         return replace(candidates, allowed=allowed, removed=removed)
 
     def _retrieve(
@@ -169,7 +175,7 @@ class Pipeline:
         return replace(candidates, sources={i: ["given"] for i in indices}, removed=removed)
 
     def _pin(self, query: Query, candidates: Candidates) -> Candidates:
-        pinned = pinned_items(self.replica.catalogue, query, candidates)
+        pinned = pinned_items(self.replica, query, candidates)
         sources = {**candidates.sources, **{index: ["fixed"] for index in pinned.values()}}
         return replace(candidates, pinned=pinned, sources=sources) if pinned else candidates
 
@@ -198,6 +204,12 @@ class Pipeline:
         reason = "model" if self.replica.step == 0 else reason
         scores_N = popular_scores(self.replica.popularity.values[candidates.indices])
         return candidates.scored(scores_N).degrade(reason)
+
+    def _limit(self, query: Query, candidates: Candidates) -> Candidates:
+        indices = np.array(candidates.indices, np.int64)
+        for name, closed_N in viewer_limits(self.replica, query, indices).items():
+            candidates = candidates.keep(name, ~closed_N)
+        return candidates
 
     def _draw(self, query: Query, candidates: Candidates) -> Candidates:
         n, request_id, scores_N = query.request.n, query.request_id, candidates.scores_N
@@ -257,11 +269,12 @@ class Pipeline:
         query: Query,
         indices: NDArray[np.int64] = _NO_ITEMS,
         viewer: RequestFeatures | None = None,
+        counters: CounterTable | None = None,
     ) -> RequestFeatures:
         request, replica = query.request, self.replica
         return self.builder.build(
             query.session, request.surface, request.context, indices,
-            replica.catalogue, replica.counters, query.now_ms, viewer,
+            replica.catalogue, replica.counters if counters is None else counters, query.now_ms, viewer,
         )  # fmt: skip
 
     # --- the answer ---
@@ -274,6 +287,13 @@ class Pipeline:
         if predictions_NL is not None:
             predicted = np.ascontiguousarray(predictions_NL[positions_R], np.float32).tobytes()
         items = tuple(self._item(query, candidates, rank) for rank in range(len(positions_R)))
+        if request.explain and items:
+            ranked = _has_numbers(predictions_NL)
+            reasons = self._explain(query, [candidates.indices[p] for p in positions_R], ranked)
+            items = tuple(
+                msgspec.structs.replace(item, reasons=why)
+                for item, why in zip(items, reasons, strict=True)
+            )
         impression = Impression(
             time_ms=query.now_ms,
             request_id=query.request_id,
@@ -293,6 +313,21 @@ class Pipeline:
             query.request_id, items, impression, stamp, candidates.degraded, candidates.removed,
             slate.offered, candidates,
         )  # fmt: skip
+
+    def _explain(
+        self, query: Query, indices: list[int], ranked: bool
+    ) -> list[tuple[dict[str, Any], ...]]:
+        """Reasons for each item. ``ranked``: by predictions; without them no reason has an effect."""
+        replica, indices_R = self.replica, np.array(indices, np.int64)
+
+        def score(query: Query, counters: CounterTable) -> NDArray[np.float64]:
+            if not ranked:
+                return np.zeros(len(indices_R))
+            features = self._features(query, indices_R, counters=counters)
+            predictions = probabilities(replica.model, replica.rows, [features])
+            return self.score(predictions, query.policy)
+
+        return explain(score, query, replica.catalogue, replica.counters, indices)
 
     def _stamp(self, query: Query) -> Stamp:
         replica, results = self.replica, query.shard_results
@@ -317,6 +352,8 @@ class Pipeline:
             item_state_from=replica.item_state_from,
             counted=replica.counted,
             by_score=request.by_score,
+            plain=query.session.plain,
+            safety=replica.config.safety.digest,
         )
 
     def _item(self, query: Query, candidates: Candidates, rank: int) -> AnswerItem:
@@ -325,11 +362,9 @@ class Pipeline:
         position, score = int(slate.positions[rank]), float(candidates.slate_scores_R[rank])
         index = candidates.indices[position]
         sources = candidates.sources[index] + (["quota"] if slate.trial_R[rank] else [])
-        predictions, why = None, None
-        if query.request.explain:
-            why = reasons(query.session, catalogue, index)
-            if candidates.predictions_NL is not None and math.isfinite(score):
-                predictions = self._named(candidates.predictions_NL[position])
+        predictions = None
+        if query.request.explain and candidates.predictions_NL is not None and math.isfinite(score):
+            predictions = self._named(candidates.predictions_NL[position])
         return AnswerItem(
             item_id=catalogue.ids[index],
             rank=rank,
@@ -338,7 +373,6 @@ class Pipeline:
             sources=tuple(sources),
             fields=catalogue.fields[index],
             predictions=predictions,
-            reasons=why,
         )
 
     def _named(self, predictions_L: Floats) -> dict[str, float] | None:
@@ -348,6 +382,13 @@ class Pipeline:
         labels = self.replica.features.schema.labels
         named = {label: float(p) for label, p in zip(labels, predictions_L, strict=False)}
         return named | {"watch_s": float(watch_seconds(predictions_L[len(labels)]))}
+
+
+def as_asked(query: Query) -> Query:
+    """The query without the viewer's profile and history, where the request or the viewer wants that."""
+    if query.session.user_id == NOBODY or not (query.request.plain or query.session.plain):
+        return query
+    return replace(query, session=query.session.without_profile())
 
 
 def _has_numbers(predictions_NL: Floats | None) -> TypeGuard[Floats]:

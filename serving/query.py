@@ -38,8 +38,8 @@ class Query:
     """Input of every stage. Equal queries to equal replica versions have equal answers.
 
     ``deadline`` decides which stages are skipped; for a reconstruction it is ``RecordedDeadline``.
-    ``shard_results`` count only where they have the version that answers. ``mark`` is called at the end of
-    each traced stage.
+    ``shard_results`` count only where they have the version that answers. ``viewer_known``: the session was
+    read; without it safety rules assume the worst. ``mark`` is called at the end of each traced stage.
     """
 
     request: Request
@@ -49,4 +49,5 @@ class Query:
     request_id: str = ""
     deadline: Deadline = NO_DEADLINE
     shard_results: ShardResults | None = None
+    viewer_known: bool = True
     mark: Mark = unmarked

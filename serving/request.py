@@ -21,7 +21,8 @@ SESSION, STALE = "session", "stale"  # names in ``degraded`` that the service ad
 @dataclass(frozen=True)
 class Request:
     """One call of recommend. ``candidate_ids``: rank just these; None: retrieve. ``by_score``: order the list
-    by score, without exploration and diversification."""
+    by score, without exploration and diversification. ``plain``: use nothing of the viewer's profile and
+    history."""
 
     user_id: Id
     n: int = 10
@@ -31,6 +32,7 @@ class Request:
     candidate_ids: tuple[Id, ...] | None = None
     explain: bool = False
     by_score: bool = False
+    plain: bool = False
 
 
 @dataclass(frozen=True)

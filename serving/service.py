@@ -183,7 +183,9 @@ class Service:
         session, read = await self._session(request.user_id)
         mark(SESSION_READ)
         waited_s = time.monotonic() - began_s
-        answer = await self._answer(request, session, arrived_s, waited_s, request_id, mark)
+        answer = await self._answer(
+            request, session, arrived_s, waited_s, request_id, mark, viewer_known=read
+        )
         if not read:
             answer = with_degraded(answer, SESSION)
         if self.stale:
@@ -214,6 +216,7 @@ class Service:
         request_id: str = "",
         mark: Mark = unmarked,
         counts: bool = True,
+        viewer_known: bool = True,
     ) -> Answer:
         """Answers from the version current at the time of ranking, within the rest of the request's time.
 
@@ -238,8 +241,9 @@ class Service:
                     variant = self.canary.pipeline(request.user_id, policy.line, counts)
                     pipeline = variant or self.pipeline
                     query = Query(
-                        request, session, policy, self.now_ms(), request_id, deadline, mark=mark
-                    )
+                        request, session, policy, self.now_ms(), request_id, deadline,
+                        viewer_known=viewer_known, mark=mark,
+                    )  # fmt: skip
                 plan = pipeline.plan(query) if attempts_left else None
                 if plan is None or self.shards is None:
                     if counts:

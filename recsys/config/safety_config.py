@@ -1,8 +1,12 @@
-"""Configuration of what protects a system: access to the API, its doors, and the disk."""
+"""Configuration of what protects a system and its viewers: access to the API, doors, disk, safety rules."""
 
 from dataclasses import dataclass
+from dataclasses import field as dataclass_field
+
+import msgspec
 
 from recsys.config.checks import Section, bounded, choice, fraction, positive
+from recsys.events.hashing import digest_of
 
 
 @dataclass(frozen=True)
@@ -40,12 +44,12 @@ class DoorsConfig(Section):
     body_mb: float = positive(64.0)
     # PEM file with certificate and key: the API speaks HTTPS.
     certificate: str = ""
+    # Loopback port without TLS for the system's own tools; `recsys up` chooses it with a certificate.
+    local_port: int = bounded(0, 0, 65535)
 
 
 @dataclass(frozen=True)
 class DiskConfig(Section):
-    # Loopback port without TLS for the system's own tools; `recsys up` chooses it with a certificate.
-    local_port: int = bounded(0, 0, 65535)
     section = "disk"
     # GB that the state folder may have, and the shares of it; what one doesn't use, others may.
     budget_gb: float = positive(20.0)
@@ -56,3 +60,25 @@ class DiskConfig(Section):
     archive_days: int = bounded(0, 0)
     # With less room on the disk, the system saves space step by step.
     free_gb: float = positive(1.0)
+
+
+@dataclass(frozen=True)
+class SafetyRule:
+    """Hides items whose ``field`` is or contains ``value`` from viewers for whom all of ``when`` holds and
+    not all of ``unless``. Both name values of the request's context or the viewer's profile. For a viewer
+    whose profile can't be read, ``when`` holds and ``unless`` doesn't."""
+
+    value: str
+    field: str = "labels"
+    when: dict[str, str] = dataclass_field(default_factory=dict)
+    unless: dict[str, str] = dataclass_field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class SafetyConfig:
+    rules: tuple[SafetyRule, ...] = ()
+
+    @property
+    def digest(self) -> str:
+        """Digest of the rules; empty without any."""
+        return digest_of(msgspec.json.encode(self.rules, order="deterministic")) if self.rules else ""

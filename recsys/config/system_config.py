@@ -30,7 +30,7 @@ from recsys.config.part_configs import (
 )
 from recsys.config.policy_config import PolicyConfig
 from recsys.config.promotion_config import PromotionConfig
-from recsys.config.safety_config import AccessConfig, DiskConfig, DoorsConfig
+from recsys.config.safety_config import AccessConfig, DiskConfig, DoorsConfig, SafetyConfig
 from recsys.events.hashing import digest_of
 
 
@@ -259,6 +259,7 @@ class Config:
     access: AccessConfig = field(default_factory=AccessConfig)
     doors: DoorsConfig = field(default_factory=DoorsConfig)
     disk: DiskConfig = field(default_factory=DiskConfig)
+    safety: SafetyConfig = field(default_factory=SafetyConfig)
 
     def __post_init__(self) -> None:
         if self.nodes > 1 and (self.log.url == "sqlite" or self.sessions.url == "embedded"):

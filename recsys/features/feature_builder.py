@@ -14,7 +14,7 @@ from recsys.features.dense_columns import MOMENT, entities
 from recsys.features.feature_kernels import gather, lay, ratios
 from recsys.features.feature_set import GROUP_WIDTH, FeatureSet, Floats, Keys, RequestFeatures
 from recsys.features.item_counters import GLOBAL
-from recsys.features.session import USER, Session
+from recsys.features.session import NOBODY, USER, Session
 
 _SMOOTHING: Final = 4.0  # prior examples added to every running rate
 _SAME_AT: Final = np.array([0, 1, 5, 6])  # indices of the entities that are the same for all items
@@ -75,8 +75,9 @@ class FeatureBuilder:
     def _user_keys(self, session: Session, contexts: list[int], now_ms: int) -> Keys:
         keys = np.zeros(self.features.user_columns, np.int64)
         user, profile, context, hour = self.features.user_slots
-        keys[user.start] = key_of("user", session.user_id)
-        keys[profile.start : profile.start + len(session.profile)] = session.profile
+        if session.user_id != NOBODY:
+            keys[user.start] = key_of("user", session.user_id)
+            keys[profile.start : profile.start + len(session.profile)] = session.profile
         keys[context.start : context.start + len(contexts)] = contexts
         keys[hour.start] = _HOURS[(now_ms // 3_600_000) % 24]
         return keys

@@ -11,7 +11,7 @@ from typing import Final
 import msgspec
 import numpy as np
 
-from recsys.events.event_types import USER_PROVEN, Engagement, Impression, User
+from recsys.events.event_types import USER_PROVEN, Engagement, Impression, Preference, User
 from recsys.events.hashing import Id, digest_of, key_of
 from recsys.features.counters import CounterTable, amounts
 from recsys.features.feature_set import FeatureSet, Floats, Keys
@@ -19,6 +19,9 @@ from recsys.features.feature_set import FeatureSet, Floats, Keys
 USER: Final = key_of("entity", "user")  # the counter row of the user as a whole
 COUNTER_ROWS: Final = 400
 REQUESTS: Final = 24  # requests whose context is remembered for their engagements
+WISHES: Final = 500
+NOBODY: Final = ""  # user id of a session without a profile: it has no row of its own
+PLAIN: Final = -1  # in place of a context: the list was made without a profile
 _RECENCY_MS: Final = 3_600_000.0
 
 
@@ -32,7 +35,7 @@ class Entry(msgspec.Struct):
     time_ms: int
 
 
-class _Packed(msgspec.Struct):
+class _Packed(msgspec.Struct, omit_defaults=True):
     user_id: Id
     offset: int
     last_ms: int
@@ -45,6 +48,8 @@ class _Packed(msgspec.Struct):
     keys: bytes
     values: bytes
     times: bytes
+    wishes: list[tuple[int, str]] = []
+    plain: bool = False
 
 
 class Session:
@@ -62,14 +67,42 @@ class Session:
         self.requests: deque[tuple[str, int]] = deque(maxlen=REQUESTS)
         self.seen: deque[int] = deque(maxlen=seen)
         self.hidden: deque[int] = deque(maxlen=seen)
+        self.wishes: dict[int, str] = {}  # block, mute or less, by the key of an item or of a value
+        self.plain = False  # whether the viewer's profile says that they don't want to be profiled
         self.counters = CounterTable(len(features.kinds))
 
     def fold_user(self, user: User) -> None:
         self.profile = self.features.profile_keys(user.fields)
+        self.plain = user.fields.get("profiling") is False
+
+    def fold_preference(self, preference: Preference) -> None:
+        """Keeps the viewer's newest wish about an item or a value; beyond ``WISHES`` the oldest go."""
+        item = preference.field == "item_id"
+        key = key_of("item" if item else f"item.{preference.field}", preference.value)
+        self.wishes.pop(key, None)
+        if preference.wish != "none":
+            self.wishes[key] = preference.wish
+        while len(self.wishes) > WISHES:
+            del self.wishes[next(iter(self.wishes))]
+
+    def wished(self, *wishes: str) -> Keys:
+        """Keys of items and values with one of some wishes, ascending."""
+        return np.array(sorted(k for k, wish in self.wishes.items() if wish in wishes), np.int64)
+
+    def without_profile(self) -> "Session":
+        """A session of nobody with what this viewer must not see: hidden and seen items, and wishes."""
+        nobody = Session(NOBODY, self.features, self.seen.maxlen or 1)
+        nobody.offset, nobody.digest = self.offset, self.digest
+        nobody.seen, nobody.hidden, nobody.wishes = self.seen, self.hidden, self.wishes
+        nobody.profile, nobody.plain = self.profile, True
+        return nobody
 
     def fold_impression(self, impression: Impression, items_NI: Keys) -> None:
         """Remembers the request's context; counts items as shown if the schema says that impressions are."""
         context = self.features.context_keys(impression.surface, impression.context)[0]
+        if impression.asked is not None and impression.asked.plain:
+            self.requests.append((impression.request_id, PLAIN))
+            return
         self.requests.append((impression.request_id, context))
         self.last_ms = max(self.last_ms, impression.time_ms)
         if self.features.schema.shown_by == "impression":
@@ -86,6 +119,11 @@ class Session:
                 self.hidden.append(int(keys_I[0]))
             return
         context = next((c for r, c in reversed(self.requests) if r == engagement.request_id), 0)
+        if context == PLAIN:
+            self.seen.append(int(keys_I[0]))
+            if kind == "hide":
+                self.hidden.append(int(keys_I[0]))
+            return
         if kind == "view" and self.features.schema.shown_by == "view":
             self._count(keys_I, context, "shown", None, now_ms)
         self._count(keys_I, context, kind, engagement.watch_ms, now_ms)
@@ -132,6 +170,8 @@ class Session:
             keys.tobytes(),
             values.tobytes(),
             times.tobytes(),
+            list(self.wishes.items()),
+            self.plain,
         )
         return _encoder.encode(packed)
 
@@ -155,6 +195,7 @@ class Session:
         session.requests.extend(packed.requests)
         session.seen.extend(packed.seen)
         session.hidden.extend(packed.hidden)
+        session.wishes, session.plain = dict(packed.wishes), packed.plain
         values = np.frombuffer(packed.values, np.float32).reshape(-1, session.counters.columns)
         keys = np.frombuffer(packed.keys, np.int64)
         session.counters.set(keys, values, np.frombuffer(packed.times, np.int64))

@@ -129,8 +129,12 @@ def _item_lines(rank: int, item: dict[str, Any]) -> list[str]:
     if item.get("predictions"):
         lines.append("      " + " ".join(f"{k} {v:.4f}" for k, v in item["predictions"].items()))
     for reason in item.get("reasons") or ():
-        share = f"liked {reason['liked']:.0%} of {reason['met']:g}"
-        lines.append(f"      {reason['feature']} {reason['value']}: {share}")
+        effect = (
+            f"{reason['effect']:+.4f} of the score" if "effect" in reason else "no effect measured"
+        )
+        met = f", liked {reason['liked']:.0%} of {reason['met']:g}" if "met" in reason else ""
+        name = f"{reason['feature']} {reason.get('value', '')}".rstrip()
+        lines.append(f"      {name}: {effect}{met}")
     return lines
 
 

@@ -14,6 +14,7 @@ AUDITED: Final = frozenset((CATALOGUE, USERS, CONTROL, ADMIN))
 _EXACT: Final = {
     "POST /v1/recommend": RECOMMEND,
     "POST /v1/events": EVENTS,
+    "POST /v1/preferences": EVENTS,
     "GET /v1/status": READ,
     "GET /metrics": READ,
     "GET /healthz": PUBLIC,
@@ -41,7 +42,7 @@ _RULES: Final = [
         (r"POST /(train/|inference/|flush$)", CONTROL),
     )
 ]
-_USER_ROUTES: Final = re.compile(r"/v1/(recommend|events|status|sessions/.*)", re.DOTALL)
+_USER_ROUTES: Final = re.compile(r"/v1/(recommend|events|preferences|status|sessions/.*)", re.DOTALL)
 _PAGES: Final = re.compile(r"/$|/static/|/docs|/redoc")
 HEALTH: Final = frozenset(
     ("/healthz", "/readyz", "/health", "/api/health/live", "/api/health/ready")

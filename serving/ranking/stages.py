@@ -19,14 +19,19 @@ def not_interested(replica: Replica, query: Query, candidates: Candidates) -> Ca
     """Lowers items by authors and with tags of hidden items by up to ``policy.not_interested``.
 
     A group weighs hidden / (hidden + liked + 1): one hide among many likes is about the item, not about
-    everything that shares a tag with it. The heaviest group of an item counts.
+    everything that shares a tag with it. The heaviest group of an item counts. An item, or a value of its
+    fields, that the viewer wants less of weighs 1.
     """
     session, penalty = query.session, query.policy.config.not_interested
-    if not penalty or not session.hidden or not candidates.sources:
+    less = session.wished("less")
+    if not penalty or not (session.hidden or len(less)) or not candidates.sources:
         return candidates
+    wished_N = np.asarray(np.isin(candidates.features.items_NI, less).any(1), np.float64)
     keys, hidden = _hidden_groups(replica, session)
     if not len(keys):
-        return candidates
+        return (
+            candidates.add_scores(NOT_INTERESTED, -penalty * wished_N) if len(less) else candidates
+        )
     features = replica.features
     liked = len(features.kinds) + features.kinds.index(features.main_labels[0])  # slow counters
     met = session.counters.read(keys, session.last_ms)[:, liked]
@@ -34,7 +39,8 @@ def not_interested(replica: Replica, query: Query, candidates: Candidates) -> Ca
     groups_NG = candidates.features.items_NI[:, features.group_columns()]
     places = np.searchsorted(keys, groups_NG).clip(max=len(keys) - 1)
     heaviest = np.where(keys[places] == groups_NG, weights[places], 0.0).max(1, initial=0.0)
-    return candidates.add_scores(NOT_INTERESTED, -penalty * heaviest)
+    weights_N: Floats = np.maximum(heaviest, wished_N)
+    return candidates.add_scores(NOT_INTERESTED, -penalty * weights_N)
 
 
 def _hidden_groups(replica: Replica, session: Session) -> tuple[NDArray[np.int64], Floats]:

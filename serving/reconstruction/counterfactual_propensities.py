@@ -87,7 +87,7 @@ def same_candidates(logged: Policy, target: Policy) -> bool:
 
 def _probabilities(pipeline: Pipeline, query: Query, candidates: Candidates) -> tuple[Floats, bool]:
     assert candidates.slate is not None
-    pinned = pinned_items(pipeline.replica.catalogue, query, candidates)
+    pinned = pinned_items(pipeline.replica, query, candidates)
     adjusted = pipeline.adjusted(query, replace(candidates, pinned=pinned))
     given = pipeline.sampling_input(query, adjusted)
     return probabilities_along(given, candidates.slate.positions, query.request.n)

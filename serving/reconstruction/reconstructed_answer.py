@@ -36,9 +36,11 @@ class Difference:
     again: Any
 
 
-def query_of(impression: Impression, session: Session, policy: Policy) -> Query:
-    """The query that an impression answered, skipping what its deadline skipped. Raises ValueError for an
-    impression without its request."""
+def query_of(
+    impression: Impression, session: Session, policy: Policy, explain: bool = False
+) -> Query:
+    """The query that an impression answered, skipping what its deadline skipped. ``explain`` adds predictions
+    and reasons, and changes nothing else. Raises ValueError for an impression without its request."""
     inputs = impression.asked
     if inputs is None:
         raise ValueError(
@@ -53,10 +55,14 @@ def query_of(impression: Impression, session: Session, policy: Policy) -> Query:
         exclude_ids=tuple(inputs.exclude_ids),
         candidate_ids=None if inputs.candidate_ids is None else tuple(inputs.candidate_ids),
         by_score=inputs.by_score,
-        explain=True,  # adds predictions and reasons, and changes nothing else
+        plain=inputs.plain,
+        explain=explain,
     )
     deadline = RecordedDeadline(impression.degraded)
-    return Query(request, session, policy, impression.time_ms, impression.request_id, deadline)
+    return Query(
+        request, session, policy, impression.time_ms, impression.request_id, deadline,
+        viewer_known=SESSION not in impression.degraded,
+    )  # fmt: skip
 
 
 def reconstruct_answer(pipeline: Pipeline, query: Query) -> Answer:

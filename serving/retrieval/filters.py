@@ -1,22 +1,31 @@
 """Filters: the items that may be shown to a user now, and how many each filter removed."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from recsys.arrays.bitmap import Bitmap, Indices
-from recsys.events.hashing import Id
+from recsys.config.safety_config import SafetyRule
+from recsys.events.field_schema import values_of
+from recsys.events.hashing import Id, key_of
 from recsys.features.catalogue import Catalogue
+from recsys.features.session import Session
 from serving.query import Query
+from serving.replica.replica import Replica
 from serving.request import Candidates
 
+Mask = NDArray[np.bool_]
 
-def allowed_items(catalogue: Catalogue, query: Query) -> tuple[Bitmap, dict[str, int], Indices]:
+
+def allowed_items(replica: Replica, query: Query) -> tuple[Bitmap, dict[str, int], Indices]:
     """Items that may be retrieved, removals by filter, and the living items that were removed.
 
     The cost depends on the session: only bits of the catalogue are copied. Where fewer items than requested
     would remain, seen ones may come again: an empty feed is worse.
     """
+    catalogue = replica.catalogue
     request, session, allowed = query.request, query.session, catalogue.living.copy()
     gone = len(allowed) - allowed.count
     indices = map(catalogue.index_of, request.exclude_ids)
@@ -24,13 +33,57 @@ def allowed_items(catalogue: Catalogue, query: Query) -> tuple[Bitmap, dict[str,
     taken = {
         "excluded": allowed.take(np.array(excluded, np.int64)),
         "hidden": allowed.take(_indices_of(catalogue, session.hidden)),
-        "seen": allowed.take(_indices_of(catalogue, session.seen)),
     }
+    if session.wishes:
+        taken["blocked"] = allowed.take(_blocked_items(replica, session))
+    taken["seen"] = allowed.take(_indices_of(catalogue, session.seen))
     if allowed.count < request.n:
         allowed.give_back(taken["seen"])
         taken["seen"] = np.empty(0, np.int64)
     removed = {"gone": gone} | {name: len(indices) for name, indices in taken.items()}
     return allowed, removed, np.concatenate(list(taken.values()))
+
+
+def _blocked_items(replica: Replica, session: Session) -> Indices:
+    """Blocked and muted items, alone or by a value of a group. ``removes`` has values of other fields."""
+    keys = session.wished("block", "mute")
+    if not len(keys):
+        return np.empty(0, np.int64)
+    groups = [replica.groups.members(key) for key in keys.tolist()]
+    return np.unique(np.concatenate([_indices_of(replica.catalogue, keys), *groups]))
+
+
+def viewer_limits(replica: Replica, query: Query, indices: Indices) -> dict[str, Mask]:
+    """Items (N,) that this viewer must not see, by reason: their own wishes, and safety rules. Muted items
+    are allowed where the caller names them."""
+    catalogue, masks = replica.catalogue, dict[str, Mask]()
+    named = query.request.candidate_ids is not None
+    keys = query.session.wished("block") if named else query.session.wished("block", "mute")
+    if len(keys):
+        masks["blocked"] = np.asarray(np.isin(catalogue.keys[indices], keys).any(1))
+    rules = [rule for rule in replica.config.safety.rules if _applies(rule, query)]
+    if rules:
+        fields = [catalogue.fields[index] for index in indices.tolist()]
+        masks["safety"] = np.array([any(_has(f, rule) for rule in rules) for f in fields], np.bool_)
+    return masks
+
+
+def _has(fields: Mapping[str, Any], rule: SafetyRule) -> bool:
+    return rule.value in map(str, values_of(fields.get(rule.field)))
+
+
+def _applies(rule: SafetyRule, query: Query) -> bool:
+    """Whether a rule holds for a viewer. Where the viewer isn't known, it does."""
+    if rule.unless and all(_is(query, name, value, False) for name, value in rule.unless.items()):
+        return False
+    return all(_is(query, name, value, True) for name, value in rule.when.items())
+
+
+def _is(query: Query, name: str, value: str, unknown: bool) -> bool:
+    """Whether the request's context, or else the viewer's profile, has a value."""
+    if name in query.request.context:
+        return str(query.request.context[name]) == value
+    return key_of(f"user.{name}", value) in query.session.profile if query.viewer_known else unknown
 
 
 def _indices_of(catalogue: Catalogue, keys: Collection[int]) -> Indices:
@@ -49,8 +102,9 @@ def given_items(catalogue: Catalogue, query: Query) -> tuple[list[int], dict[str
     return left, {"unknown": len(distinct) - len(alive), "excluded": len(alive) - len(left)}
 
 
-def pinned_items(catalogue: Catalogue, query: Query, candidates: Candidates) -> dict[int, int]:
+def pinned_items(replica: Replica, query: Query, candidates: Candidates) -> dict[int, int]:
     """Catalogue indices by rank of the policy's pins that may be shown. Seen items may, too."""
+    catalogue = replica.catalogue
     request, pinned = query.request, dict[int, int]()
     excluded = _texts(request.exclude_ids)
     for rank, item_id in query.policy.config.fixed.items():
@@ -61,7 +115,9 @@ def pinned_items(catalogue: Catalogue, query: Query, candidates: Candidates) -> 
         missing = request.candidate_ids is not None and index not in candidates.sources
         if not hidden and not missing and str(item_id) not in excluded:
             pinned[int(rank)] = index
-    return pinned
+    limits = viewer_limits(replica, query, np.array(list(pinned.values()), np.int64)).values()
+    closed = np.any(list(limits), axis=0) if limits else np.zeros(len(pinned), np.bool_)
+    return {rank: index for (rank, index), no in zip(pinned.items(), closed, strict=True) if not no}
 
 
 def _texts(item_ids: Collection[Id]) -> set[str]:

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from recsys.events.event_types import Engagement, Event, Impression, User
+from recsys.events.event_types import Engagement, Event, Impression, Preference, User
 from recsys.events.hashing import Id
 from recsys.features.feature_set import FeatureSet, Keys
 from recsys.features.session import Session
@@ -16,6 +16,8 @@ def fold_event(session: Session, event: Event, keys_of: KeysOf) -> None:
     """Folds an event of the session's user, except an erasure, which starts a new session."""
     if isinstance(event, User):
         session.fold_user(event)
+    elif isinstance(event, Preference):
+        session.fold_preference(event)
     elif isinstance(event, Impression):
         session.fold_impression(event, shown_keys(session.features, event, keys_of))
     elif isinstance(event, Engagement):

@@ -15,7 +15,7 @@ import msgspec
 from recsys.clock import wall_ms
 from recsys.config.system_config import Config
 from recsys.events.control_records import Control, Erasure
-from recsys.events.event_types import Engagement, Event, Impression, User
+from recsys.events.event_types import Engagement, Event, Impression, Preference, User
 from recsys.events.hashing import Id
 from recsys.events.records import CONTROL, EVENTS
 from recsys.features.feature_set import FeatureSet
@@ -190,7 +190,7 @@ class SessionLoop:
 
 
 def _user_of(event: Event) -> Id | None:
-    return event.user_id if isinstance(event, User | Impression | Engagement) else None
+    return event.user_id if isinstance(event, User | Preference | Impression | Engagement) else None
 
 
 def run(config: Config, stop: Stop) -> None:

@@ -60,22 +60,32 @@ function expectations({ predictions, reasons: asked }) {
   return list;
 }
 
-/** Features of the item that earlier items had: {feature, value, met, liked}. */
+const PARTS = { profile: "all you watched", context: "where you are", popularity: "what others watch" };
+
+/** Reasons: {feature, value, effect, met, liked}; the effect is what the score loses without it. */
 function reasons(list) {
-  const rows = (list ?? []).slice(0, 5).map(reasonRow);
-  if (!rows.length) return null;
-  return make("div", "reasons", make("h3", "", "You met these before: how often you stayed"), make("ul", "", ...rows));
+  const shown = (list ?? []).slice(0, 6);
+  if (!shown.length) return null;
+  const largest = Math.max(...shown.map(({ effect = 0 }) => Math.abs(effect)), 1e-9);
+  const rows = shown.map((reason) => reasonRow(reason, largest));
+  return make("div", "reasons", make("h3", "", "Why it is here: what the score loses without it"), make("ul", "", ...rows));
 }
 
-function reasonRow({ feature, value, met, liked = 0 }) {
-  const topic = topicOfTag(value);
-  const name = feature === "author" ? `@${handleOf(value)}` : `${topic.emoji[0]} ${topic.name}`;
-  const row = make("li");
-  row.style.setProperty("--share", String(Math.max(0, Math.min(1, liked))));
-  row.title = `${feature} ${value}: met ${met} times`;
-  row.append(make("span", "label", name), track(), make("span", "value", `${percent(liked)} of ${Math.round(met) || "<1"}`));
+function reasonRow({ feature, value, effect = 0, met, liked = 0 }, largest) {
+  const row = make("li", effect < 0 ? "bad" : "");
+  row.style.setProperty("--share", String(Math.abs(effect) / largest));
+  row.title = met === undefined ? "" : `met ${Math.round(met) || "less than one"} times, ${percent(liked)} watched long`;
+  row.append(make("span", "label", reasonName(feature, value)), track(), make("span", "value", signed(effect)));
   return row;
 }
+
+function reasonName(feature, value) {
+  if (value === undefined) return PARTS[feature] ?? feature;
+  const topic = topicOfTag(value);
+  return feature === "author" ? `@${handleOf(value)}` : `${topic.emoji[0]} ${topic.name}`;
+}
+
+const signed = (effect) => `${effect < 0 ? "−" : "+"}${Math.abs(effect).toFixed(3)}`;
 
 function percent(p) {
   const value = 100 * p;

@@ -15,7 +15,7 @@ from tests.support.golden_answers import (
 )
 from tests.support.replica_harness import NOW_MS
 
-DIGEST = "0ad9337cb21acdb2"
+DIGEST = "c8caac38a590fc66"
 
 
 def ask(case: GoldenCase, request_id: str, deadline: RecordedDeadline) -> Answer:

@@ -139,7 +139,9 @@ def rounded(answer: Answer) -> bytes:
 
 
 def _item_values(shown: AnswerItem) -> dict[str, Any]:
-    return {name: getattr(shown, name) for name in AnswerItem.__struct_fields__}
+    """All fields but the reasons, which describe an answer and change nothing in it."""
+    names = [name for name in AnswerItem.__struct_fields__ if name != "reasons"]
+    return {name: getattr(shown, name) for name in names}
 
 
 def _rounded(value: Any) -> Any:
