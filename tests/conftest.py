@@ -1,10 +1,14 @@
 """What holds for every run of the tests."""
 
 import gc
+import os
 from collections.abc import Generator
 
 import pytest
 from hypothesis import settings
+
+# One thread, as in each part of the system: workers share the cores, and threads of torch that wait spin.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 @pytest.hookimpl(wrapper=True)

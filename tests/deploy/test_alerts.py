@@ -70,6 +70,7 @@ def test_promtool_takes_the_files_and_each_scenario_goes_as_it_says() -> None:
         assert status == 0, said
 
 
+@pytest.mark.slow
 @with_promtool
 def test_a_threshold_that_moves_is_found(tmp_path: Path) -> None:
     (tmp_path / "alerts_test.yaml").write_text((DEPLOY / "alerts_test.yaml").read_text())

@@ -116,7 +116,15 @@ def explored(ranks: int, lists: int, users: int, seed: int, worth: float = 0.4) 
     return ArmCredits(picked_U2, shared_U2, np.full(users, lists), (first[0], first[1]))
 
 
-@pytest.mark.parametrize("ranks, lists", [(1, 1), (2, 1), (3, 1), (2, 5), (5, 2)])
+@pytest.mark.parametrize(
+    "ranks, lists",
+    [
+        (1, 1),
+        (2, 1),
+        (3, 1),
+        *(pytest.param(*its, marks=pytest.mark.slow) for its in ((2, 5), (5, 2))),
+    ],
+)
 def test_what_one_seldom_shows_decides_nothing_before_it_came(ranks: int, lists: int) -> None:
     """With shares of single items, a quarter of these were called for the one that explores less."""
     called = 0

@@ -103,7 +103,7 @@ def test_a_perfect_model_makes_doubly_robust_the_surest_and_a_wrong_one_costs_no
         assert abs(one.value - truth) < 4 * one.error, name
 
 
-@pytest.mark.parametrize("each, loved", [(1, 0.0), (8, 0.15)])
+@pytest.mark.parametrize("each, loved", [pytest.param(1, 0.0, marks=pytest.mark.slow), (8, 0.15)])
 def test_intervals_hold_the_truth_where_a_users_lists_are_alike(each: int, loved: float) -> None:
     held: dict[str, int] = dict.fromkeys((IPS, SNIPS, DR, SNDR), 0)
     runs = 300

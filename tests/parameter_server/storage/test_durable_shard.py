@@ -48,7 +48,10 @@ def check(line):
     assert assembler.step == STEPS
 
 
-@pytest.mark.parametrize("step", [1, 2, 10, 11, 12, 25])
+# The first and the last step, and those before and after a snapshot; slow: others, which differ in nothing.
+@pytest.mark.parametrize(
+    "step", [1, 10, 11, 25, *(pytest.param(step, marks=pytest.mark.slow) for step in (2, 12))]
+)
 @pytest.mark.parametrize("part", [0, 1])
 @pytest.mark.parametrize("point", POINTS)
 def test_a_crash_anywhere_changes_no_bit(tmp_path, point, part, step):
