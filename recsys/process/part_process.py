@@ -1,7 +1,7 @@
 """Run loop of a part process: stop flag, heartbeat file, log file.
 
 A part is ``run(config, stop)``; its loop turns while ``not stop.is_set()`` and is ready at its first turn. A
-thread replaces the heartbeat ``state/run/<part>.json`` about once a second; ``turned_ms`` reveals a part
+thread rewrites the heartbeat ``state/run/<part>.json`` about once a second; ``turned_ms`` reveals a part
 whose thread runs but whose loop doesn't turn.
 """
 
@@ -12,6 +12,7 @@ import stat
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
@@ -19,13 +20,12 @@ import msgspec
 
 from recsys.log.protocol import LogLost
 from recsys.observability.log_lines import log_to_file, redact
-
-EXIT_LOG_LOST: Final = 4  # exit status of a part whose log is lost: restarting can't help
+from recsys.process.slot_file import SlotFile, read_slots
 
 _log = logging.getLogger(__name__)
+EXIT_LOG_LOST: Final = 4  # exit status of a part whose log is lost: restarting can't help
 
-def run_folder(state: str | Path) -> Path:
-    """The folder ``state/run`` of heartbeats, addresses and logs. Readable by its owner only."""
+
 def owned_folder(path: str | Path) -> Path:
     """Makes a folder, and parents that are missing, for this user only; closes an existing one to others.
 
@@ -52,6 +52,8 @@ def owned_folder(path: str | Path) -> Path:
     return folder
 
 
+def run_folder(state: str | Path) -> Path:
+    """The folder ``state/run`` of heartbeats, addresses and logs. Readable by its owner only."""
     folder = Path(state) / "run"
     folder.mkdir(parents=True, exist_ok=True)
     folder.chmod(0o700)
@@ -63,9 +65,9 @@ def write_atomically(path: Path, data: bytes, mode: int = 0o600) -> None:
     partial = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}")
     descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
     with os.fdopen(descriptor, "wb") as file:
+        os.fchmod(descriptor, mode)  # whatever the umask
         file.write(data)
     os.replace(partial, path)
-        os.fchmod(descriptor, mode)  # whatever the umask
 
 
 class Beat(msgspec.Struct, kw_only=True):
@@ -92,7 +94,8 @@ class Heartbeat:
     """
 
     def __init__(self, part: str, path: Path | None = None, clock: Callable[[], float] = time.time):
-        self._clock, self._path, self._lock = clock, path, threading.Lock()
+        self._clock, self._lock, self._write_lock = clock, threading.Lock(), threading.Lock()
+        self._file = SlotFile(path) if path is not None else None
         self._beat = Beat(part=part, pid=os.getpid(), started_ms=int(clock() * 1000))
         self._rated_at, self._rated = clock(), dict[str, float]()
 
@@ -123,12 +126,14 @@ class Heartbeat:
         self._beat.turned_ms = int(self._clock() * 1000)
 
     def state(self, state: str, failure: str = "") -> None:
-        """Changes the state and writes it at once. A stopping or failed part never becomes ready again."""
+        """Changes the state and writes it at once, or with the next heartbeat if the disk is full. A stopping
+        or failed part never becomes ready again."""
         with self._lock:
             if state == "ready" and self._beat.state != "starting":
                 return
             self._beat.state, self._beat.failure = state, failure
-        self.write()
+        with suppress(OSError):
+            self.write()
 
     def ready(self) -> None:
         if self._beat.state == "starting":
@@ -142,8 +147,9 @@ class Heartbeat:
             return msgspec.convert(msgspec.to_builtins(self._beat), Beat)
 
     def write(self) -> None:
-        if self._path is not None:
-            write_atomically(self._path, msgspec.json.encode(self.now()))
+        if self._file is not None:
+            with self._write_lock:
+                self._file.write(msgspec.json.encode(self.now()))
 
     def _rate(self, now: float) -> None:
         passed = now - self._rated_at
@@ -160,7 +166,7 @@ class Heartbeat:
 def read_beat(path: Path) -> Beat | None:
     """A part's heartbeat, or None if it can't be read."""
     try:
-        return msgspec.json.decode(path.read_bytes(), type=Beat)
+        return msgspec.json.decode(read_slots(path), type=Beat)
     except (OSError, msgspec.MsgspecError):
         return None
 
@@ -203,13 +209,13 @@ def run_part(
     Call it in the main thread: it handles SIGTERM and SIGINT. An exception of the body is logged and written
     to the heartbeat's ``failure``; the status is then 1, or ``EXIT_LOG_LOST`` for LogLost.
     """
+    os.umask(0o077)  # also for what it starts: Valkey, Ray with its workers
     folder = run_folder(state)
     heartbeat = Heartbeat(part, folder / f"{part}.json")
     stop = Stop(heartbeat)
     log_to_file(part, folder / f"{part}.log", format)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
-    os.umask(0o077)  # also for what it starts: Valkey, Ray with its workers
     heartbeat.write()
     done = threading.Event()
     beating = threading.Thread(target=_beat_until, args=(heartbeat, done), daemon=True)

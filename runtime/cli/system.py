@@ -69,6 +69,11 @@ def end(state: Path, console: Console) -> int:
     """Stops the system; returns the exit status: 1 where a part still runs."""
     running = run_file.read(state)
     if running is None or not running.any_alive():
+        if holder := run_file.holder(state):
+            fail(
+                f"no supervisor runs in {state.resolve()}, but {holder} uses it; nothing was stopped"
+            )
+            return 1
         console.print(f"nothing runs in {state.resolve()}", highlight=False)
         return 0
     clean = run_file.stop(state, running)

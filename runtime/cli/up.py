@@ -92,8 +92,11 @@ def start(
             if not detach:
                 _run(resolved, plan, console)
                 return 0
-    except run_file.AlreadyRuns:
-        return _report_running(config, console)
+    except run_file.AlreadyRuns as error:
+        return _report_running(config, console, str(error))
+    except PermissionError as error:
+        fail(error)
+        return 1
     return _detach(resolved, console)
 
 
@@ -107,10 +110,10 @@ def _plan(
     resolved, plan = launch_plan.resolve(
         config, viewers=viewers, only=only, ray_address=address, control_room=control_room
     )
+    check_doors(resolved, plan.owns_ray and bool(haproxy()))
     features = feature_set(resolved)
     check_weights(resolved.policy, features.schema.labels)
     check_rules(resolved.policy, features.schema.names("item", CATEGORICAL))
-    check_doors(resolved, plan.owns_ray and bool(haproxy()))
     check_accepted(resolved, features)
     try:
         check_installed(resolved.tracing.endpoint)
@@ -147,10 +150,13 @@ class _ChangeLines:
         self._was_ready = running.ready
 
 
-def _report_running(config: Config, console: Console) -> int:
+def _report_running(config: Config, console: Console, holder: str) -> int:
     running = run_file.read(config.state)
-    if running is None:
-        fail("another `recsys up` is just starting here")
+    if running is None or not alive(running.supervisor):
+        fail(f"no supervisor runs, but {holder}: wait for its end, or end it")
+        return 1
+    if running.stopping:
+        fail(f"the system in {config.state} is stopping: start it again afterwards")
         return 1
     resolved, _ = launch_plan.read(config.state)
     console.print(parts_table(running, resolved))

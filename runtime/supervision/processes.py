@@ -1,8 +1,9 @@
 """Starts, identifies and ends the parts' processes, and lists the ports that they listen on.
 
 Each part leads its own session, so its children are found by their session. Ray's workers begin sessions of
-their own and are found by an environment variable (``process_priority.PART``). A recorded process is
-identified by its id *and* its start time, so that no unrelated process is ever ended, however old the record.
+their own and are found by an environment variable (``process_priority.PART``), and processes that no run file
+records by another (``STATE``). A recorded process is identified by its id *and* its start time, so that no
+unrelated process is ever ended, however old the record.
 """
 
 import contextlib
@@ -24,9 +25,9 @@ from recsys.process.process_priority import PART
 # Start times depend on the clock, which may have been set in between.
 _SAME_START_S: Final = 2.0
 _OUTPUT_BYTES: Final = 5_000_000
-
 # State folder of the system that a process belongs to, in the environment of all parts.
 STATE: Final = "RECSYS_STATE"
+
 
 class Identity(msgspec.Struct, frozen=True):
     """Process id and start time: identifies a process even after its id was reused."""
@@ -64,7 +65,7 @@ def parts_of(leaders: Mapping[str, Identity]) -> dict[int, str]:
     led = {pid for pid, (_, leader) in by_pid.items() if not _is_reused(leader)}
     part_of: dict[int, str] = {}
     for process in psutil.process_iter():
-        with contextlib.suppress(psutil.Error, OSError):
+        with contextlib.suppress(psutil.Error, ProcessLookupError, PermissionError):
             session = os.getsid(process.pid)
             leader_pid = session if session in led else _marked_leader(process, by_pid)
             if leader_pid is None or process.status() == psutil.STATUS_ZOMBIE:
@@ -128,6 +129,20 @@ def end_sessions(leaders: Sequence[Identity], grace_s: float) -> int:
     return len(running)
 
 
+def end_marked(state: str | Path, grace_s: float) -> int:
+    """Ends all processes whose environment names the state folder (``STATE``); returns their number."""
+    name, left = str(Path(state).resolve()), []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error, OSError):
+            if process.environ().get(STATE) == name and process.pid != os.getpid():
+                process.terminate()
+                left.append(process)
+    for process in psutil.wait_procs(left, grace_s)[1]:
+        with contextlib.suppress(psutil.Error):
+            process.kill()
+    return len(left)
+
+
 class Child:
     """A part's process: a ``supervisor.Process``. Children that outlive it are killed."""
 
@@ -141,18 +156,26 @@ class Child:
                 command, env=dict(environment), stdin=subprocess.DEVNULL, stdout=file,
                 stderr=subprocess.STDOUT, start_new_session=True,
             )  # fmt: skip
-        self.identity = identify(self._process.pid)
+        # Nothing may fail from here on: the process runs, and only this object knows it.
+        try:
+            self.identity = identify(self._process.pid)
+        except (psutil.Error, OSError):  # dead already, or too many open files
+            self.identity = Identity(self._process.pid, time.time())
         self._swept, self._heartbeat = False, heartbeat
 
     @property
     def pid(self) -> int:
         return self._process.pid
 
+    @property
+    def ended(self) -> bool:
+        return self._process.poll() is not None
+
     def exit_status(self) -> int | None:
         status = self._process.poll()
         if status is not None and not self._swept:
+            kill_session(self.identity)  # may raise OSError, and is then tried again
             self._swept = True
-            kill_session(self.identity)
         return status
 
     def ready(self) -> bool:
@@ -217,11 +240,12 @@ def holders(ports: Iterable[int]) -> dict[int, str]:
         connections = []
     for connection in connections:
         if connection.status == psutil.CONN_LISTEN and connection.laddr[1] in wanted:
-            listeners[connection.laddr[1]] = _describe(connection.pid)
+            listeners[connection.laddr[1]] = describe(connection.pid)
     return listeners
 
 
-def _describe(pid: int | None) -> str:
+def describe(pid: int | None) -> str:
+    """Describes a process in words."""
     if not pid:
         return "a process that isn't visible to this user"
     try:

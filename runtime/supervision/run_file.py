@@ -5,13 +5,26 @@ import os
 import signal
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Final
 
 import msgspec
 
-from recsys.process.part_process import run_folder
-from runtime.supervision.processes import Identity, Socket, alive, end_sessions, members
+from recsys.process.part_process import owned_folder, run_folder
+from recsys.process.slot_file import read_slots
+from runtime.supervision.processes import (
+    Identity,
+    Socket,
+    alive,
+    describe,
+    end_marked,
+    end_sessions,
+    members,
+)
+
+FILE: Final = "up.json"
+_LOCK: Final = "up.lock"
 
 
 class PartRecord(msgspec.Struct, frozen=True, kw_only=True):
@@ -62,8 +75,7 @@ class AlreadyRuns(RuntimeError):
 def read(state: str | Path) -> Running | None:
     """Reads the run file; its writer may be gone (see ``alive``). None where there never was one."""
     try:
-        data = (Path(state) / "run" / "up.json").read_bytes()
-        return msgspec.json.decode(data, type=Running)
+        return msgspec.json.decode(read_slots(Path(state) / "run" / FILE), type=Running)
     except (FileNotFoundError, msgspec.MsgspecError):
         return None
 
@@ -72,28 +84,49 @@ def read(state: str | Path) -> Running | None:
 def lock(state: str | Path) -> Iterator[None]:
     """Locks the state folder; raises AlreadyRuns where another process has locked it.
 
-    Creates a missing folder, for its owner only: sessions and events are personal data. The lock ends with
-    the process, however that ends.
+    The folder is for its owner only (PermissionError where that is another user): sessions and events are
+    personal data. The lock ends with the process, however that ends.
     """
-    Path(state).mkdir(mode=0o700, parents=True, exist_ok=True)
-    descriptor = os.open(run_folder(state) / "up.lock", os.O_RDWR | os.O_CREAT, 0o600)
+    owned_folder(state)
+    descriptor = os.open(run_folder(state) / _LOCK, os.O_RDWR | os.O_CREAT, 0o600)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(descriptor)
-        raise AlreadyRuns(f"another `recsys up` runs in {Path(state).resolve()}") from None
-    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise AlreadyRuns(f"{_owner(descriptor)} uses {Path(state).resolve()}") from None
+        with suppress(OSError):  # a full disk
+            os.pwrite(descriptor, b"%-10d" % os.getpid(), 0)
         yield
     finally:
         os.close(descriptor)
 
 
+def holder(state: str | Path) -> str:
+    """Description of the process that holds the lock; empty where none does."""
+    try:
+        descriptor = os.open(Path(state) / "run" / _LOCK, os.O_RDONLY)
+    except FileNotFoundError:
+        return ""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        return ""
+    except BlockingIOError:
+        return _owner(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _owner(descriptor: int) -> str:
+    return describe(int(os.pread(descriptor, 10, 0) or b"0"))
+
+
 def end_leftovers(state: str | Path, grace_s: float = 10.0) -> int:
     """Ends parts that a killed supervisor left running; returns their number. The caller holds the lock."""
     last = read(state)
-    if last is None or alive(last.supervisor):
+    if last is not None and alive(last.supervisor):
         return 0
-    return end_sessions(last.processes, grace_s)
+    recorded = end_sessions(last.processes, grace_s) if last is not None else 0
+    return recorded + end_marked(state, grace_s)
 
 
 def stop(state: str | Path, running: Running, grace_s: float = 90.0) -> bool:
@@ -107,4 +140,4 @@ def stop(state: str | Path, running: Running, grace_s: float = 90.0) -> bool:
             os.kill(running.supervisor.pid, signal.SIGKILL)
     left = [process for process in (read(state) or running).processes if members(process)]
     end_sessions(left, 10.0)
-    return not left
+    return not end_marked(state, 10.0) and not left

@@ -4,7 +4,8 @@ Pure: processes and the clock are passed in, so that crashes and time are inputs
 about ten times a second and never blocks. It knows the parts' dependencies, not what they do.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Final, Protocol
@@ -89,6 +90,7 @@ class Watched:
     last_exit: int | None = None
     reason: str = ""
     excused: bool = False  # ended because another part died: not its own failure
+    trouble: str = ""  # error of the last check, which left the state as it was
 
     @property
     def restarts(self) -> int:
@@ -131,7 +133,9 @@ class Supervisor:
     @property
     def ready(self) -> bool:
         """Whether every part is ready or done."""
-        return all(w.state in (State.READY, State.DONE) for w in self.watched.values())
+        return all(
+            w.state in (State.READY, State.DONE) and not w.trouble for w in self.watched.values()
+        )
 
     @property
     def stopped(self) -> bool:
@@ -145,22 +149,35 @@ class Supervisor:
         """Kills every part at once."""
         self.stop()
         for w in self.watched.values():
-            if w.process is not None:
-                w.process.kill()
+            with self._apart(w):
+                if w.process is not None:
+                    w.process.kill()
 
     def tick(self) -> list[Change]:
-        """Checks every process once and acts; returns the transitions."""
+        """Checks every process once and acts; returns the transitions. Never raises: a process that can't be
+        checked keeps its state, and the next tick tries again."""
         now = self.clock()
         for w in self.watched.values():
-            if w.process is not None:
-                self._observe(w, w.process, now)
+            with self._apart(w):
+                if w.process is not None:
+                    self._observe(w, w.process, now)
+                w.trouble = ""
         for w in self.watched.values():
-            if self.stopping:
-                self._wind_down(w, now)
-            elif self._may_start(w, now):
-                self._start(w, now)
+            with self._apart(w):
+                if self.stopping:
+                    self._wind_down(w, now)
+                elif self._may_start(w, now):
+                    self._start(w, now)
         changes, self._changes = self._changes, []
         return changes
+
+    @contextmanager
+    def _apart(self, w: Watched) -> Iterator[None]:
+        """Keeps one part's failing system calls from the others."""
+        try:
+            yield
+        except Exception as error:
+            w.trouble = f"can't be checked: {error!r}"
 
     def _observe(self, w: Watched, process: Process, now: float) -> None:
         status = process.exit_status()
@@ -218,7 +235,7 @@ class Supervisor:
         w.starts += 1
         try:
             w.process = self.spawn(w.part)
-        except OSError as error:
+        except Exception as error:
             self._back_off(w, now, f"cannot be started: {error}")
             return
         self._move(w, State.STARTING, now, w.reason)

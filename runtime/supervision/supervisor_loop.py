@@ -6,6 +6,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -13,10 +14,12 @@ import msgspec
 
 import recsys
 from recsys.config.system_config import Config
-from recsys.process.part_process import run_folder, write_atomically
+from recsys.process.part_process import run_folder
+from recsys.process.slot_file import SlotFile
+from runtime.supervision import run_file
 from runtime.supervision.launch_plan import Plan
 from runtime.supervision.part_table import table
-from runtime.supervision.processes import Child, Identity, Socket, identify, listening
+from runtime.supervision.processes import STATE, Child, Identity, Socket, identify, listening
 from runtime.supervision.ray_environment import client_environment
 from runtime.supervision.run_file import PartRecord, Running
 from runtime.supervision.supervisor import Change, Part, State, Supervisor, Watched
@@ -25,6 +28,7 @@ _TICK_S: Final = 0.05
 _QUIET_TICK_S: Final = 0.2  # once all parts are ready
 _WRITE_EVERY_S: Final = 1.0
 _SCAN_EVERY_S: Final = 10.0  # of open ports
+_WRITE: Final = "write the run file"
 # One thread per process: a dozen processes share two cores, and a lane's floating-point sums must be made by
 # one thread.
 ONE_THREAD: Final = (
@@ -45,6 +49,8 @@ class Runner:
         self._folder = run_folder(config.state)
         self._me, self._started_ms = identify(os.getpid()), int(time.time() * 1000)
         self._environment = part_environment(config, plan)
+        self._file = SlotFile(self._folder / run_file.FILE)
+        self._errors: dict[str, str] = {}
         self._children: dict[str, Child] = {}
         self._sockets: dict[str, list[Socket]] = {}
         self._supervisor = Supervisor(table(plan), self._spawn, time.monotonic)
@@ -64,17 +70,31 @@ class Runner:
                 )
             now = time.monotonic()
             if now >= scan_at and not self._supervisor.stopping:
-                self._scan_ports()
+                self._attempt("list open ports", self._scan_ports)
                 scan_at = time.monotonic() + _SCAN_EVERY_S
             elif any(change.state is State.READY for change in changes):
                 scan_at = min(scan_at, now + 1.0)
             if changes or now >= write_at:
-                self._write()
+                self._attempt(_WRITE, self._write)
                 write_at = now + _WRITE_EVERY_S
-            self._show(self._running(), changes)
+            self._attempt("print the state", partial(self._print, changes))
             quiet = self._supervisor.ready and not self._supervisor.stopping
             time.sleep(_QUIET_TICK_S if quiet else _TICK_S)
-        self._write()
+        self._attempt(_WRITE, self._write)
+
+    def _attempt(self, what: str, act: Callable[[], None]) -> None:
+        """Does something whose failure must not end the supervision; logs a new error once."""
+        error = ""
+        try:
+            act()
+        except Exception as raised:
+            error = repr(raised)
+            if error != self._errors.get(what):
+                self._logger.warning("can't %s, trying again: %s", what, error)
+        self._errors[what] = error
+
+    def _print(self, changes: list[Change]) -> None:
+        self._show(self._running(), changes)
 
     def stop(self, *_: object) -> None:
         """Shuts down in order; called a second time, kills at once."""
@@ -90,13 +110,14 @@ class Runner:
             heartbeat=self._folder / f"{part.name}.json",
         )
         self._children[part.name] = child
-        self._write()  # at once: if this process is killed now, the next start must find the child
+        # At once: if this process is killed now, the next start needn't look for the child.
+        self._attempt(_WRITE, self._write)
         return child
 
     def _identity(self, watched: Watched) -> Identity | None:
         child = self._children.get(watched.part.name)
         # While it is being spawned, the child is registered here before the supervisor has it.
-        if child is None or (watched.process is not child and child.exit_status() is not None):
+        if child is None or (watched.process is not child and child.ended):
             return None
         return child.identity
 
@@ -114,15 +135,15 @@ class Runner:
                     )
 
     def _write(self) -> None:
-        write_atomically(self._folder / "up.json", msgspec.json.encode(self._running()))
+        self._file.write(msgspec.json.encode(self._running()))
 
     def _running(self) -> Running:
         now_s, now_ms = time.monotonic(), int(time.time() * 1000)
         parts = [
             PartRecord(
                 name=name,
-                state=str(watched.state),
-                reason=watched.reason,
+                state="unchecked" if watched.trouble else str(watched.state),
+                reason=watched.trouble or watched.reason,
                 since_ms=now_ms - int((now_s - watched.since) * 1000),
                 restarts=watched.restarts,
                 last_exit=watched.last_exit,
@@ -155,4 +176,5 @@ def part_environment(config: Config, plan: Plan) -> dict[str, str]:
         **client_environment(config, plan),
         "PYTHONPATH": os.pathsep.join(dict.fromkeys(paths)),
         "PYTHONUNBUFFERED": "1",
+        STATE: str(Path(config.state).resolve()),
     }

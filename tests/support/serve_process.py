@@ -12,6 +12,7 @@ from typing import Any
 import httpx
 import psutil
 
+from recsys.process.slot_file import read_slots
 from tests.support.paths import ROOT
 
 
@@ -26,7 +27,7 @@ class System:
         self.admin = {"X-Admin-Key": key}
 
     def beat(self, part: str) -> dict[str, Any]:
-        found: dict[str, Any] = json.loads((self.state / "run" / f"{part}.json").read_text())
+        found: dict[str, Any] = json.loads(read_slots(self.state / "run" / f"{part}.json"))
         return found
 
     def recommend(self, user_id: str, **more: Any) -> dict[str, Any]:

@@ -1,6 +1,5 @@
 """The supervisor with real processes: started, killed, known again and ended."""
 
-import json
 import os
 import signal
 import subprocess
@@ -11,6 +10,7 @@ import msgspec
 import psutil
 import pytest
 
+from recsys.process.part_process import read_beat
 from runtime.supervision import run_file, supervisor_loop
 from runtime.supervision.launch_plan import resolve
 from runtime.supervision.processes import alive, identify, kill_session, listening, members
@@ -60,7 +60,24 @@ def make_runner(tmp_path, monkeypatch):
         monkeypatch.setattr(supervisor_loop, "table", lambda plan: parts)
         command = [sys.executable, str(fake)]
         monkeypatch.setattr(supervisor_loop, "part_command", lambda *words: [*command, *words])
-        return Runner(config, plan, show)
+        failures = []
+
+        def stop_at_failure(running, changes):
+            try:
+                show(running, changes)
+            except Exception as error:  # the loop itself would go on
+                failures.append(error)
+                runner.stop()
+
+        runner, run = Runner(config, plan, stop_at_failure), Runner.run
+
+        def run_and_raise(self):
+            run(self)
+            if failures:
+                raise failures[0]
+
+        monkeypatch.setattr(Runner, "run", run_and_raise)
+        return runner
 
     yield make
     for number, handler in before.items():
@@ -111,10 +128,10 @@ def test_the_stubborn_is_killed_with_all_that_it_started_and_nothing_else(make_r
 
     def show(running, changes):
         if running.ready and not children:
-            beat = json.loads((tmp_path / "state" / "run" / "stubborn.json").read_text())
-            children.append(identify(int(beat["gauges"]["child"])))
+            beat = read_beat(tmp_path / "state" / "run" / "stubborn.json")
+            children.append(identify(int(beat.gauges["child"])))
             assert sorted(members(seen_of(running, "stubborn").process)) == sorted(
-                [beat["pid"], children[0].pid]
+                [beat.pid, children[0].pid]
             )
             runner.stop()
 
