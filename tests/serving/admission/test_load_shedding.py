@@ -178,19 +178,17 @@ def test_slow_uploads_hold_no_place(path: str) -> None:
     asyncio.run(scenario())
 
 
-@given(st.lists(st.tuples(st.integers(0, 4), st.booleans()), max_size=30), st.integers(1, 3))
-def test_those_admitted_are_always_complete_bodies(
-    steps: list[tuple[int, bool]], most: int
-) -> None:
-    """A body has three parts. Completed ones are admitted up to the limit, and none before."""
+@given(st.lists(st.integers(0, 5), max_size=30), st.integers(1, 3))
+def test_those_admitted_are_always_complete_bodies(steps: list[int], most: int) -> None:
+    """A step sends the next third of a body, or answers (5). Complete bodies are admitted up to the limit."""
 
     async def scenario() -> None:
         inner, limit = Inner(), Limit(most)
         gate = gate_of(inner, Counts(), limit, Limit(9), Limit(9))
         uploads: dict[int, tuple[Upload, int]] = {}
         complete = 0
-        for name, answer in steps:
-            if answer:
+        for name in steps:
+            if name == 5:
                 inner.go.set()
                 await turns()
                 inner.go.clear()
@@ -212,6 +210,23 @@ def test_those_admitted_are_always_complete_bodies(
             upload.task.cancel()
         inner.go.set()
         await turns()
+
+    asyncio.run(scenario())
+
+
+def test_a_body_that_completes_when_all_places_are_taken_is_refused() -> None:
+    async def scenario() -> None:
+        inner, limit = Inner(), Limit(1)
+        gate = gate_of(inner, Counts(), limit, Limit(1), Limit(1))
+        uploads = [Upload(gate, "/v1/recommend") for _ in range(3)]
+        await turns()
+        for upload in uploads:
+            upload.put(b"{}", more=False)
+        await turns()
+        assert limit.inside == 1 and [u.statuses for u in uploads] == [[], [503], [503]]
+        inner.go.set()
+        await uploads[0].task
+        assert uploads[0].statuses == [200] and limit.inside == 0
 
     asyncio.run(scenario())
 
@@ -245,6 +260,7 @@ def test_a_body_that_is_refused_ends_its_connection() -> None:
 def test_a_path_with_a_control_character_reaches_no_route(path: str) -> None:
     async def scenario() -> None:
         inner, metrics = Inner(), Counts()
+        inner.go.set()
         client = client_of(gate_of(inner, metrics, Limit(1), Limit(1), Limit(1)))
         answer = await client.delete(path)
         assert answer.status_code == 422 and "POST /v1/users/erase" in answer.json()["error"]
