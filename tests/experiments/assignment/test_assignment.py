@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from scipy.stats import chi2_contingency, chisquare
 
 from experiments.assignment.definition import Arm, Experiment, read_experiment, read_experiments
+from experiments.assignment.design import Ramp
 from experiments.assignment.policy import assign
 from recsys.config.policy_config import PolicyConfig
 from recsys.config.yaml_with_lines import YamlError
@@ -73,6 +74,14 @@ def test_traffic_only_grows(name: str, traffic: float) -> None:
 def test_experiments_side_by_side_in_a_layer_share_nobody() -> None:
     left, right = names(halves("l", traffic=0.5)), names(halves("r", traffic=0.5, offset=0.5))
     assert all((a == "out") != (b == "out") for a, b in zip(left, right, strict=True))
+
+
+def test_traffic_ends_within_the_layer() -> None:
+    for offset in (-0.1, 0.6):
+        with pytest.raises(ValueError, match="offset is"):
+            halves(traffic=0.5, offset=offset)
+    assert halves(traffic=0.5, offset=0.5).offset == 0.5
+    assert halves(traffic=0.9, offset=0.1).offset == 0.1  # sums a little above 1 are rounding
 
 
 GOOD = """\
@@ -185,3 +194,18 @@ arms: {a: {share: 0.5, trains: weighted}, b: {share: 0.5, trains: all}}
         Experiment("e" * 40, (Arm("a" * 40, 1.0, trains="all"),), traffic=0.5)
     with pytest.raises(ValueError, match="arm a: trains is 'some', expected one of weighted"):
         Arm("a", 1.0, trains="some")
+
+
+def test_neighbours_in_a_layer_may_touch_and_not_overlap() -> None:
+    other = GOOD.replace("greedy", "other") + "traffic: 0.5\noffset: 0.5\n"
+    touching = {"a": GOOD + "traffic: 0.5\n", "b": other}
+    assert len(read_experiments(touching, PolicyConfig())) == 2
+    with pytest.raises(YamlError, match="shares users of the layer"):
+        read_experiments(touching | {"a": GOOD + "traffic: 0.51\n"}, PolicyConfig())
+
+
+def test_a_ramp_has_shares_that_grow_hours_and_users() -> None:
+    for wrong in ({"users": -1}, {"hours": 0.0}, {"steps": (0.2, 0.1)}, {"steps": (0.0,)}):
+        with pytest.raises(ValueError, match=f"{next(iter(wrong))} is"):
+            Ramp(**wrong)  # type: ignore[arg-type]
+    assert Ramp((0.1, 0.2), 1.0, 0).users == 0

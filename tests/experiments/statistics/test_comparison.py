@@ -53,11 +53,18 @@ def test_equal_models_gain_nothing_at_all() -> None:
 
 
 def test_a_segment_has_bounds_of_its_own_and_they_are_wider() -> None:
-    result, _ = compared(Pair(1.0, 0.4), 80, segments=True)
+    result, seen = compared(Pair(1.0, 0.4), 80, segments=True)
     assert set(result.segments) == {"odd", "step 0", "step 1", "step 2"}
     odd = result.segments["odd"]
     assert odd.weight < result.loss.weight
     assert odd.high - odd.low > result.loss.high - result.loss.low
+    users, live, candidate, labels = (
+        np.concatenate([getattr(p, name) for p in seen])
+        for name in ("users_N", "live_N", "candidate_N", "labels_N")
+    )
+    of = users % 2 == 1
+    gained = log_loss(live[of], labels[of]) - log_loss(candidate[of], labels[of])
+    assert odd.weight == of.sum() and odd.mean == pytest.approx(gained, rel=1e-6)
 
 
 def test_losses_stay_finite_at_0_and_1() -> None:

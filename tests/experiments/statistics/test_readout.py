@@ -8,16 +8,20 @@ import pytest
 
 from experiments.assignment.definition import Arm, Experiment
 from experiments.assignment.design import Metrics
+from experiments.statistics.effect import Effect
 from experiments.statistics.outcomes import DAY_MS, NOBODY, UserOutcomes
 from experiments.statistics.readout import (
     BETTER,
     BROKEN,
+    GUARDRAIL,
     HARM,
     MIXED,
     OPEN,
     SAFE,
     WORSE,
+    MetricEffect,
     Readout,
+    in_words,
     outcomes_for,
     readout,
 )
@@ -166,3 +170,9 @@ def test_segments_are_surfaces_and_who_is_new() -> None:
 def test_a_metric_that_the_labels_lack_is_refused() -> None:
     with pytest.raises(ValueError, match="metric is 'long_view'"):
         outcomes_for(TWO, ("click",), 10)
+
+
+def test_a_guardrail_is_told_with_what_is_tolerated() -> None:
+    line = MetricEffect("likes", GUARDRAIL, "b", Effect(), 1.0, "open", tolerated=0.02)
+    assert "tolerated 2%" in in_words(line)
+    assert "tolerated" not in in_words(replace(line, role="primary"))

@@ -27,6 +27,7 @@ def looked(
 def test_a_mean_of_nothing_says_nothing() -> None:
     its = ClusteredMean(0.05).estimate()
     assert math.isnan(its.mean) and its.low == -math.inf and its.high == math.inf
+    assert its.weight == 0
 
 
 def test_few_clusters_have_no_bounds_however_many_values_they_have() -> None:
@@ -68,6 +69,10 @@ def test_the_bound_is_that_of_the_paper(
     variance: float, alpha: float, eta: float, bound: float
 ) -> None:
     assert crossing(variance, alpha, eta) == pytest.approx(bound, rel=1e-12)
+
+
+def test_the_bound_is_tightest_where_the_paper_says() -> None:
+    assert tightest_at(1_000, 0.05) == pytest.approx(158.0063490685053, rel=1e-12)
 
 
 @pytest.mark.parametrize("alpha", [0.05, 0.01, 0.001, 0.1])

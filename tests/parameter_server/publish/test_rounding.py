@@ -115,3 +115,10 @@ def test_distances_are_euclidean():
 def test_an_unknown_format_is_named():
     with pytest.raises(ValueError, match="delta format is 'fp8', expected one of fp32, fp16, int8"):
         check_format("fp8")
+
+
+def test_a_digest_is_the_same_in_each_version() -> None:
+    """Shards and replicas of two versions compare them during an update."""
+    rows = np.array([[1, 2.5], [0.1, -4], [7, 7]], np.float32)
+    chosen = np.array([True, False, True])
+    assert digest_of_rows(7, np.array([3, 5, -9]), rows, chosen) == 12211258090597534934

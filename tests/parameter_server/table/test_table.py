@@ -290,3 +290,16 @@ def test_updates_are_fbgemm_s_row_wise_adagrad():
         out.backward(torch.from_numpy(gradients))
         table.apply(keys, gradients, ones(20), 1)
     np.testing.assert_allclose(table.lookup(every), weights.detach().numpy(), atol=1e-5)
+
+
+def test_a_thirty_second_of_a_full_table_leaves_at_once():
+    table = Table(TableConfig("t", 2, 0.1, budget_mb=0.1), 0)
+    for key in range(0, 20_000, 100):
+        table.apply(np.arange(key, key + 100), np.ones((100, 2), np.float32), ones(100), key)
+    assert table._limit // 32 > table._limit // 33  # so that the next smaller share would differ
+    before = table._limit - len(table)
+    full = ids(*range(50_000, 50_000 + before))
+    table.apply(full, np.ones((before, 2), np.float32), ones(before), 30_000)
+    assert len(table) == table._limit
+    table.apply(ids(99_999), np.ones((1, 2), np.float32), ones(1), 30_001)
+    assert len(table) == table._limit - table._limit // 32 + 1

@@ -2,7 +2,16 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from recsys.arrays.key_index import LOAD, cells_for, empty_index, find, insert, place_of, spread
+from recsys.arrays.key_index import (
+    LOAD,
+    cells_for,
+    empty_index,
+    find,
+    home_of,
+    insert,
+    place_of,
+    spread,
+)
 from recsys.events.hashing import cross
 from recsys.features.feature_kernels import crossed
 
@@ -41,3 +50,8 @@ def test_pairs_have_the_same_keys_compiled_and_not() -> None:
     right = np.concatenate([[0, 1, -1], draw.integers(-(2**62), 2**62, 50)])
     for left in (7, -(2**61), 0):
         assert [crossed(left, key) for key in right.tolist()] == cross(left, right).tolist()
+
+
+def test_homes_are_spread_over_all_cells() -> None:
+    homes = {int(home_of(np.int64(key), np.uint64(64))) for key in range(2_000)}
+    assert homes == set(range(64))

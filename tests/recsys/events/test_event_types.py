@@ -29,6 +29,7 @@ from recsys.events.event_types import (
     event_id_of,
     parse,
 )
+from recsys.events.rejection import show
 
 VIEW: dict[str, Any] = {
     "type": "engagement",
@@ -73,6 +74,20 @@ def test_a_whole_event_is_read() -> None:
 
 def test_unknown_fields_are_ignored_so_that_the_schema_can_grow() -> None:
     assert parse(VIEW | {"later": {"x": [1]}}) == parse(VIEW)
+
+
+def test_only_the_request_of_an_engagement_may_be_unknown() -> None:
+    assert parse(VIEW | {"request_id": ""}, unattributed=True).request_id == ""  # type: ignore[union-attr]
+    for other in (VIEW | {"user_id": ""}, SHOWN | {"request_id": ""}):
+        with pytest.raises(Rejected, match="_id is ''"):
+            parse(other, unattributed=True)
+    with pytest.raises(Rejected, match="request_id is ''"):
+        parse(VIEW | {"request_id": ""})
+
+
+def test_integers_are_shown_up_to_128_bits() -> None:
+    assert show(2**128 - 1) == str(2**128 - 1)
+    assert show(2**128) == "an integer of 129 bits"
 
 
 @pytest.mark.parametrize("kind", ENGAGEMENT_KINDS)
