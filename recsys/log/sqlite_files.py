@@ -45,6 +45,9 @@ RETRY_S: Final = 0.0005  # SQLite's own wait is up to 100 ms, which delays other
 _BUSY: Final = (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
 _DAMAGED: Final = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 FORMAT: Final = 2  # 1: without checksums
+INSERT: Final = (
+    "INSERT INTO records (partition, offset, time_ms, key, value, crc) VALUES (?, ?, ?, ?, ?, ?)"
+)
 COMMITS: Final = -1  # the "partition" of ``bounds`` whose ``end`` counts commits
 
 _CATALOGUE: Final = """
@@ -268,7 +271,7 @@ class SqliteFiles:
                 f"{path} is gone, but the log in {self.folder} had it: restore the file, or start with a "
                 "new state folder"
             )
-        connection = Connection(topic, _open(path))
+        connection = Connection(topic, open_file(path))
         self.retry(lambda: connection.db.execute(f"PRAGMA synchronous = {self._sync}"))
         connection.db.execute(f"PRAGMA wal_autocheckpoint = {CHECKPOINT_PAGES}")
         connection.db.execute("PRAGMA cell_size_check = ON")
@@ -327,16 +330,7 @@ class SqliteFiles:
     def _make(self, topic: Topic) -> None:
         """Creates the file under another name and renames it, so that it appears complete."""
         aside = self.folder / f".{topic.name}.{uuid.uuid4().hex}"
-        db = _open(aside)
-        db.execute(f"PRAGMA page_size = {PAGE_BYTES}")
-        db.execute("PRAGMA journal_mode = WAL")
-        db.executescript(f"BEGIN; {_TOPIC} COMMIT;")
-        about = (self.id, topic.partitions, topic.retention_ms, topic.retention_bytes)
-        db.execute("INSERT INTO about VALUES (?, ?, ?, ?, NULL)", about)
-        bounds = [(p, row_crc(p, 0, 0, 0)) for p in (COMMITS, *range(topic.partitions))]
-        db.executemany("INSERT INTO bounds VALUES (?, 0, 0, 0, ?)", bounds)
-        Connection(topic.name, db).seal_settings()
-        db.close()  # the last connection: the WAL goes into the file
+        make_file(aside, self.id, topic)
         os.replace(aside, self.path(topic.name))
         folder = os.open(self.folder, os.O_RDONLY)
         os.fsync(folder)  # so that the name survives a power cut too
@@ -345,7 +339,7 @@ class SqliteFiles:
     @contextlib.contextmanager
     def _catalogue(self) -> Iterator[sqlite3.Connection]:
         """The catalogue in a transaction, for one process at a time. Rarely used, so not in WAL mode."""
-        db = _open(self.folder / "catalogue.db")
+        db = open_file(self.folder / "catalogue.db")
         try:
             with self.transaction(db):
                 yield db
@@ -360,6 +354,20 @@ def _code(error: sqlite3.DatabaseError) -> int:
     return getattr(error, "sqlite_errorcode", 0) & 0xFF
 
 
-def _open(path: Path) -> sqlite3.Connection:
+def make_file(path: Path, log_id: str, topic: Topic) -> None:
+    """Creates the file of an empty topic."""
+    db = open_file(path)
+    db.execute(f"PRAGMA page_size = {PAGE_BYTES}")
+    db.execute("PRAGMA journal_mode = WAL")
+    db.executescript(f"BEGIN; {_TOPIC} COMMIT;")
+    about = (log_id, topic.partitions, topic.retention_ms, topic.retention_bytes)
+    db.execute("INSERT INTO about VALUES (?, ?, ?, ?, NULL)", about)
+    bounds = [(p, row_crc(p, 0, 0, 0)) for p in (COMMITS, *range(topic.partitions))]
+    db.executemany("INSERT INTO bounds VALUES (?, 0, 0, 0, ?)", bounds)
+    Connection(topic.name, db).seal_settings()
+    db.close()  # the last connection: the WAL goes into the file
+
+
+def open_file(path: Path) -> sqlite3.Connection:
     # Each thread uses its own connection; the check would only prevent close() from closing them all.
     return sqlite3.connect(path, timeout=0, isolation_level=None, check_same_thread=False)

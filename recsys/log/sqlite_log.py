@@ -22,7 +22,7 @@ from recsys.log.protocol import (
     check_range,
 )
 from recsys.log.record_crc import is_intact, record_crc
-from recsys.log.sqlite_files import Connection, SqliteFiles
+from recsys.log.sqlite_files import INSERT, Connection, SqliteFiles
 
 SLICE: Final = 2_000  # records dropped per transaction: appends wait a few ms
 RETAIN_EVERY_MS: Final = 1_000
@@ -31,9 +31,6 @@ IDLE_POLL_S: Final = 0.005  # after IDLE_S without a record, so that idle parts 
 IDLE_S: Final = 0.25
 # ``Record._make`` without a Python call per record.
 _record: Final[Callable[[tuple[int, bytes, bytes]], Record]] = partial(tuple.__new__, Record)
-_INSERT: Final = (
-    "INSERT INTO records (partition, offset, time_ms, key, value, crc) VALUES (?, ?, ?, ?, ?, ?)"
-)
 
 
 class SqliteLog(SqliteFiles):
@@ -75,7 +72,7 @@ class SqliteLog(SqliteFiles):
                 crc = record_crc(partition, offset, now_ms, key, value)
                 rows.append((partition, offset, now_ms, key, value, crc))
                 offsets.append(offset)
-            connection.db.executemany(_INSERT, rows)
+            connection.db.executemany(INSERT, rows)
             for partition, (begin, end, size) in bounds.items():
                 connection.set_bounds(partition, begin, end, size)
         connection.seen = -1  # a connection's own commits don't change its data_version
