@@ -18,6 +18,7 @@ import tomllib
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -125,7 +126,8 @@ def chosen(paths: Sequence[str], sample: int | None) -> dict[str, list[Mutant]]:
             folders[Path(path).parent.as_posix()] += mutants(path, file.read_text())
     modules: dict[str, list[Mutant]] = defaultdict(list)
     for its in folders.values():
-        for mutant in sorted(its, key=lambda mutant: mutant.order)[:sample]:
+        drawn = sorted(its, key=lambda mutant: mutant.order)
+        for mutant in islice((mutant for mutant in drawn if mutant.parses), sample):
             modules[mutant.path].append(mutant)
     return modules
 

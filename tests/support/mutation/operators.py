@@ -46,17 +46,21 @@ class Mutant:
         """A hash by which a sample is drawn: the same for the same change, wherever it stands."""
         return hashlib.sha256(f"{self.path}\n{self.was}\n{self.now}".encode()).hexdigest()
 
+    @property
+    def parses(self) -> bool:
+        try:
+            ast.parse(self.source)
+        except SyntaxError:
+            return False
+        return True
+
 
 def mutants(path: str, source: str) -> list[Mutant]:
-    """All mutants of a file that still parse, in the order of lines."""
+    """All mutants of a file, in the order of lines; a few don't parse."""
     lines, out = source.splitlines(keepends=True), dict[str, Mutant]()
     for change in sorted(changes(ast.parse(source)), key=lambda change: change.place):
         line, _, end, _ = change.place
         text = replaced(lines, change)
-        try:
-            ast.parse(text)
-        except SyntaxError:
-            continue
         longer = len(text.splitlines()) - len(lines)
         was, now = lines[line - 1 : end], text.splitlines()[line - 1 : end + longer]
         mutant = Mutant(path, line, change.operator, _joined(was), _joined(now), text)
