@@ -12,16 +12,32 @@ shadow ──► taking back ──► ended: it is live again
 A line trained by an arm of an experiment answers that arm and is never judged:
 
 arm ──► ended: the experiment is over, or history was replaced
+
+A request to unlearn users:
+
+asked ──► assigned (an epoch) ──► replaying ──► replayed ──► done: its epoch is live, what it replaced removed
+              └──────────────────────┴──► refused           (assigned again if another epoch becomes live)
 """
 
 from dataclasses import dataclass, field, replace
 
-from recsys.events.control_records import Candidate, Control, Decision, Live, ModelSize
+import msgspec
+
+from recsys.events.control_records import (
+    Candidate,
+    Control,
+    Decision,
+    Live,
+    ModelSize,
+    Unlearning,
+)
 from recsys.events.hashing import Id, uniform
 
 SHADOW, CANARY, TAKING_OVER, LIVE, ENDED = "shadow", "canary", "taking over", "live", "ended"
 TAKING_BACK = "taking back"
 ARM = "arm"
+ASKED, ASSIGNED, REPLAYING, REPLAYED = "asked", "assigned", "replaying", "replayed"
+DONE, REFUSED = "done", "refused"
 GUARD = "guard"  # kind of a guard, and prefix of its name
 _ACTIVE = (SHADOW, CANARY, TAKING_OVER, TAKING_BACK, ARM)
 _MAX_QUARANTINED = 64  # newest rolled-back lines: their last examples arrive within hours
@@ -59,9 +75,10 @@ class Lifecycle:
     candidates: dict[str, CandidateState] = field(default_factory=dict)
     lives: list[Live] = field(default_factory=list)
     rolled_back: list[str] = field(default_factory=list)  # lines, in order
+    unlearnings: dict[str, Unlearning] = field(default_factory=dict)  # the newest by id
 
     def fold(self, record: Control) -> bool:
-        """Adds a record; returns whether anything changed."""
+        """Adds a record; returns whether anything changed about lines."""
         if isinstance(record, Live):
             self._fold_live(record)
         elif isinstance(record, Candidate):
@@ -73,6 +90,10 @@ class Lifecycle:
         elif isinstance(record, Decision):
             return self._fold_decision(record)
         else:
+            if isinstance(record, Unlearning):
+                before = self.unlearnings.get(record.id, record)
+                users = record.users or before.users
+                self.unlearnings[record.id] = msgspec.structs.replace(record, users=users)
             return False
         return True
 
@@ -86,6 +107,22 @@ class Lifecycle:
         pairs = zip(self.lives, self.lives[1:], strict=False)
         epochs = [b for a, b in pairs if b.of == a.epoch != b.epoch and not b.candidate]
         return epochs[-1] if epochs else None
+
+    @property
+    def unlearning(self) -> Unlearning | None:
+        """The oldest request to unlearn users that isn't over: one at a time."""
+        pending = (u for u in self.unlearnings.values() if u.state not in (DONE, REFUSED))
+        return next(pending, None)
+
+    def unlearning_users(self) -> set[str]:
+        """Users in requests that aren't over."""
+        pending = [u.users for u in self.unlearnings.values() if u.state not in (DONE, REFUSED)]
+        return {user for users in pending for user in users}
+
+    def unlearned_users(self) -> dict[str, int]:
+        """Users that a replay has unlearned, with the offsets of their removals, as far as they are named."""
+        over = [u.users for u in self.unlearnings.values() if u.state == DONE]
+        return {user: offset for users in over for user, offset in users.items()}
 
     @property
     def canary(self) -> CandidateState | None:

@@ -1,5 +1,5 @@
 """Records of the topic `control`: live pointer, candidates, decisions, operator requests, experiments,
-alarms, API keys."""
+erasures, unlearning, alarms, API keys."""
 
 from typing import Annotated
 
@@ -139,6 +139,29 @@ class Erasure(msgspec.Struct, frozen=True, kw_only=True, tag="erasure"):
     offset: int = 0  # of the tombstone in the user's partition of ``events``
 
 
+class Unlearning(msgspec.Struct, frozen=True, kw_only=True, tag="unlearning"):
+    """Users whose examples the live line unlearns (training/deletion/live_unlearning.py). The newest record
+    of an ``id`` wins; only the first names the users.
+
+    ``users``: by id (as text), the offset of the removal among their events, up to which nothing stays.
+    ``state``: experiments/promotion/lifecycle.py. ``epoch``: of the line without them; it repeats the history
+    of the epoch ``of`` from a snapshot of step ``since`` on, with a model of ``size``. ``first``: the first
+    step that may have learned from them; 0: none has. ``step``: the least step to reach, then that reached.
+    """
+
+    id: str
+    state: str = "asked"
+    users: dict[str, int] = {}
+    epoch: int = 0
+    of: int = 0
+    since: int = 0
+    first: int = 0
+    step: int = 0
+    size: ModelSize | None = None
+    why: str = ""
+    time_ms: int = 0
+
+
 class Alarm(msgspec.Struct, frozen=True, kw_only=True, tag="alarm"):
     """Drift detected by a monitor of the director (training/drift/monitors.py). ``kind``: loss, calibration,
     feature or share; ``what``: name of the number; ``at_ms``: event time. ``expected`` and ``found`` are
@@ -194,6 +217,7 @@ Control = (
     | Experiments
     | ExperimentRequest
     | Erasure
+    | Unlearning
     | Candidate
     | Decision
     | OperatorRequest

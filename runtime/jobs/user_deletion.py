@@ -1,16 +1,21 @@
-"""Deletes a user from a running or stopped system, and unlearns their examples on request.
+"""Deletes users from a running or stopped system, and unlearns their examples on request.
 
-See docs/how-to/operations.md for when each kind of data is deleted. A running system is asked over the API;
-for a stopped one the request is written to the log, and takes effect at the next start.
+See docs/how-to/operations.md for when each kind of data is deleted. A running system is asked over the API,
+to unlearn over the log; for a stopped one the request is written to the log, and takes effect at the next
+start.
 """
 
+import uuid
+from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
+from typing import Final
 
+from experiments.promotion.lifecycle import DONE, REFUSED
 from recsys.client import Client
 from recsys.clock import wall_ms
 from recsys.config.system_config import Config
-from recsys.events.control_records import Erasure
+from recsys.events.control_records import Control, Erasure, Unlearning
 from recsys.events.event_types import User, encode
 from recsys.events.hashing import partition_of
 from recsys.events.records import CONTROL, EVENTS, pack
@@ -18,53 +23,91 @@ from recsys.features.feature_set_file import feature_set
 from recsys.log.protocol import Append, Log
 from recsys.process.open_log import open_log
 from runtime.supervision import launch_plan, run_file
-from training.deletion.unlearn import unlearn as unlearn_user
+from training.deletion.unlearn import unlearn as unlearn_users
+from training.lines.control import ControlReader
 from training.steps.drain import drain
+
+_POLL_S: Final = 0.2
+_UNCHANGED: Final = "no step of the live model has learned from them: it stays unchanged"
 
 
 class Refused(ValueError):
-    """The user can't be deleted this way; the message names the remedy."""
+    """The users can't be deleted this way; the message names the remedy."""
 
 
-def forget_user(user: str, state: Path, unlearn: bool) -> list[str]:
-    """Deletes a user; returns lines on what was done and what is pending.
+def forget_users(users: Sequence[str], state: Path, unlearn: bool) -> list[str]:
+    """Deletes users; returns lines on what was done and what is pending.
 
     Raises Refused, FileNotFoundError where nothing was ever started, and the errors of API, log and
     unlearning.
     """
+    users = list(dict.fromkeys(users))
     config, plan = launch_plan.read(state)
     running = run_file.read(state)
     if running is not None and running.any_alive():
         if unlearn:
-            raise Refused(
-                f"--unlearn replays the model's history, and the system in {state.resolve()} runs: stop it "
-                f"with `recsys down --state {state}`, unlearn, and start it again"
-            )
-        return _delete_over_api(user, state, config)
+            return _unlearn_live(users, state, config)
+        return _delete_over_api(users, state, config)
     if "broker" in plan.embedded:
         raise Refused(
             f"the log of {state.resolve()} was in the memory of a broker that ended with the system: only "
             "the archive and the model are left. Remove the folder to delete these too"
         )
     with run_file.lock(state):  # prevents a start meanwhile
-        return _delete_on_log(user, config, unlearn)
+        return _delete_on_log(users, config, unlearn)
 
 
-def _delete_over_api(user: str, state: Path, config: Config) -> list[str]:
+def _delete_over_api(users: Sequence[str], state: Path, config: Config) -> list[str]:
     headers = launch_plan.admin_headers(state)
     with Client(launch_plan.feed_url(config), headers=headers) as client:
-        client.delete_user(user)
-    return [
-        f"{user} is being deleted: the session within a second, the rows with the next steps",
-        _pending(config),
-    ]
+        for user in users:
+            client.delete_user(user)
+    return [_is_deleted(users), _pending(config)]
 
 
-def _delete_on_log(user: str, config: Config, unlearn: bool) -> list[str]:
+def _is_deleted(users: Sequence[str]) -> str:
+    gone = "the session within a second, the rows with the next steps"
+    return f"{_named(users)} being deleted: {gone}"
+
+
+def _named(users: Sequence[str]) -> str:
+    return f"{users[0]} is" if len(users) == 1 else f"{len(users)} users are"
+
+
+def _unlearn_live(users: Sequence[str], state: Path, config: Config) -> list[str]:
+    """Asks a running system, and waits until its live line is without the users."""
+    lines = [_is_deleted(users), _pending(config)]
+    with closing(open_log(config)) as log:
+        name = uuid.uuid4().hex[:12]
+        request_deletion(log, users, wall_ms(), name)
+        control = ControlReader(log)
+        while not (result := _result(control, name)):
+            running = run_file.read(state)
+            if running is None or not running.any_alive():
+                return [*lines, "the system ended meanwhile: unlearning goes on once it runs again"]
+            log.wait(CONTROL, _POLL_S)
+    return [*lines, result]
+
+
+def _result(control: ControlReader, name: str) -> str:
+    """The line about an unlearning that is over, or live; empty before. Raises Refused."""
+    control.turn()
+    request = control.lifecycle.unlearnings[name]
+    if request.state == REFUSED:
+        raise Refused(f"they will be deleted, but can't be unlearned: {request.why}")
+    if request.epoch and request.epoch in {live.epoch for live in control.lifecycle.lives}:
+        return (
+            f"unlearned: steps {request.since + 1} to {request.step} were replayed beside the live model "
+            f"and are epoch {request.epoch} now, {request.why}"
+        )
+    return _UNCHANGED if request.state == DONE else ""
+
+
+def _delete_on_log(users: Sequence[str], config: Config, unlearn: bool) -> list[str]:
     with closing(open_log(config)) as log, closing(open_log(config)) as second_reader:
-        before = request_deletion(log, user, wall_ms())
+        before = request_deletion(log, users, wall_ms())
         lines = [
-            f"{user} will be deleted: session and rows when the system runs again",
+            f"{_named(users)} going to be deleted: session and rows when the system runs again",
             _pending(config),
         ]
         if not unlearn:
@@ -72,13 +115,14 @@ def _delete_on_log(user: str, config: Config, unlearn: bool) -> list[str]:
         features = feature_set(config)
         try:
             drain(log, config, features, second_reader)
-            result = unlearn_user(log, config, features, user, before, wall_ms())
+            result = unlearn_users(log, config, features, before, wall_ms())
         except (ValueError, OSError) as error:  # CantUnlearn, or an unreadable file
-            raise Refused(f"{user} will be deleted, but can't be unlearned: {error}") from error
+            why = f"{_named(users)} going to be deleted, but can't be unlearned: {error}"
+            raise Refused(why) from error
     if result is None:
-        return [*lines, "no step of the live model has learned from them: it stays unchanged"]
+        return [*lines, _UNCHANGED]
     lines.append(
-        f"unlearned {result.examples} of the user's examples that were left on the log, and earlier ones "
+        f"unlearned {result.examples} of the users' examples that were left on the log, and earlier ones "
         f"that may have been theirs: steps {result.since + 1} to {result.step} were replayed and are "
         f"epoch {result.epoch} now, SHA-256 {result.digest}"
     )
@@ -90,17 +134,28 @@ def _delete_on_log(user: str, config: Config, unlearn: bool) -> list[str]:
     return lines
 
 
-def request_deletion(log: Log, user: str, time_ms: int) -> int:
-    """Appends the API's records: a tombstone among the user's events, and an erasure.
+def request_deletion(
+    log: Log, users: Sequence[str], time_ms: int, unlearning: str = ""
+) -> dict[str, int]:
+    """Appends the API's records: a tombstone among each user's events, and an erasure; before these a request
+    to unlearn the users, if it has a name.
 
-    Returns the offset of the tombstone.
+    Returns the offsets of the tombstones.
     """
-    partition = partition_of(user, log.partitions(EVENTS))
-    tombstone = User(time_ms=time_ms, user_id=user, removed=True)
-    (offset,) = log.append(EVENTS, [Append(partition, user.encode(), encode(tombstone))])
-    erasure = Erasure(user_id=user, time_ms=time_ms, offset=offset)
-    log.append(CONTROL, [Append(0, b"", pack(erasure))])
-    return offset
+    partitions = log.partitions(EVENTS)
+    removed = [User(time_ms=time_ms, user_id=user, removed=True) for user in users]
+    appends = [
+        Append(partition_of(user, partitions), user.encode(), encode(tombstone))
+        for user, tombstone in zip(users, removed, strict=True)
+    ]
+    offsets = dict(zip(users, log.append(EVENTS, appends), strict=True))
+    records: list[Control] = [
+        Erasure(user_id=user, time_ms=time_ms, offset=offset) for user, offset in offsets.items()
+    ]
+    if unlearning:
+        records.insert(0, Unlearning(id=unlearning, users=offsets, time_ms=time_ms))
+    log.append(CONTROL, [Append(0, b"", pack(record)) for record in records])
+    return offsets
 
 
 def _pending(config: Config) -> str:

@@ -122,6 +122,7 @@ _METRICS: Final[dict[str, list[tuple[str, ...]]]] = {
         ("waits", COUNTER, "Iterations that waited for a candidate's input"),
         ("candidates", GAUGE, "Candidates being evaluated"),
         ("behind", GAUGE, "Steps that the slowest candidate is behind"),
+        ("unlearn_behind", GAUGE, "Steps that a replay without unlearned users is behind; 0: none runs"),
         ("own_rows", GAUGE, "Candidate rows in memory, beside those of their starting snapshots"),
         ("cpu_s", GAUGE, "CPU seconds used by candidates"),
         ("panels", GAUGE, "Example panels kept to measure forgetting"),

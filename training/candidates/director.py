@@ -1,6 +1,7 @@
 """The director: the one part that moves the live pointer, and that keeps the snapshots for rollbacks.
 
-It also appends the revisions of the experiments and drift alarms with the reactions to them. A line goes back
+It also appends the revisions of the experiments and drift alarms with the reactions to them, and swaps in
+epochs that unlearned users. A line goes back
 to a snapshot at most, so the log keeps the examples from the oldest kept snapshot on.
 """
 
@@ -16,7 +17,7 @@ from experiments.statistics.readout import BROKEN, HARM
 from parameter_server.storage import snapshots
 from recsys.clock import wall_ms
 from recsys.config.system_config import Config
-from recsys.events.control_records import Control, Decision, Live, ModelSize, Reaction
+from recsys.events.control_records import Control, Decision, Live, Reaction
 from recsys.events.records import CONTROL, EXAMPLES, STEPS, Step, pack, unpack
 from recsys.features.feature_set_file import feature_set
 from recsys.log.protocol import Append, Log, LogLost, LogUnavailable, newest_first
@@ -25,9 +26,10 @@ from recsys.process.open_log import open_log
 from recsys.process.part_process import Heartbeat, Stop
 from training.candidates import rollback_impact
 from training.candidates.promoter import Promoter
+from training.deletion.live_unlearning import UnlearningDirector
 from training.drift.offline_command import OfflineCommand
 from training.drift.watch import DriftWatch
-from training.lines.control import live_epochs
+from training.lines.control import append_live_record, live_epochs
 from training.lines.line import MAIN
 from training.outcomes.experiment_control import (
     ExperimentController,
@@ -62,6 +64,7 @@ class Director:
         features = feature_set(config)
         self.experiments = ExperimentController(log, config, features.schema.labels, experiments)
         self.promoter = Promoter(log, config, features, clock)
+        self.unlearning = UnlearningDirector(log, config, clock)
         self.drift = DriftWatch(log, config, features)
         self.offline = OfflineCommand(config.drift.offline_command)
         self._unsent: list[Control] = []  # drift records that aren't appended yet
@@ -84,7 +87,8 @@ class Director:
         if self.live is None:
             append_live_record(self._log, MAIN, 0, "the first line", self._clock())
             moved += 1 + self._fold()
-        moved += self._publish_experiments() + self._promote() + self._watch_drift()
+        moved += self._publish_experiments() + self._promote() + self._unlearn()
+        moved += self._watch_drift()
         if self._clock() >= self._due_ms:
             self._due_ms = self._clock() + _KEEP_EVERY_MS
             self._keep()
@@ -159,6 +163,12 @@ class Director:
             _LOG.info("decided: %s", record, extra=_search_fields(record))
         return len(decided) and len(decided) + self._fold()
 
+    def _unlearn(self) -> int:
+        """Advances a request to unlearn users."""
+        promoter = self.promoter
+        decided = self.unlearning.turn(promoter.lifecycle, promoter.next_epoch)
+        return decided and decided + self._fold()
+
     def _watch_drift(self) -> int:
         """Appends drift records, and starts the offline job if a reaction asks for it."""
         self._unsent += self.drift.turn(self._clock())
@@ -175,6 +185,7 @@ class Director:
     def _keep(self) -> None:
         """Removes old snapshots, then holds the log from the oldest one left."""
         assert self.live is not None
+        self.unlearning.tidy(self.promoter.lifecycle)
         line, epoch = self.live.line, self.live.epoch
         self.removed += len(snapshots.prune(self._folder, line, self._kept, epoch))
         steps = snapshots.complete_steps(self._folder, line, epoch)
@@ -209,17 +220,6 @@ def _search_fields(record: Control) -> dict[str, Any]:
     """Fields by which logs can be searched."""
     names = ("line", "epoch", "said", "to", "final")
     return {name: getattr(record, name) for name in names if hasattr(record, name)}
-
-
-def append_live_record(
-    log: Log, line: str, epoch: int, reason: str, time_ms: int, since: int = 0, of: int = 0,
-    size: ModelSize | None = None,
-) -> None:  # fmt: skip
-    """Moves the live pointer to an epoch that begins after step ``since`` of the epoch ``of``."""
-    live = Live(
-        line=line, epoch=epoch, reason=reason, time_ms=time_ms, since=since, of=of, size=size
-    )
-    log.append(CONTROL, [Append(0, b"", pack(live))])
 
 
 def ends_before(

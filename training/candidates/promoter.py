@@ -304,7 +304,7 @@ class Promoter:
         if not steps:
             raise RollbackImpossible(f"no snapshot of epoch {before} is left")
         self._check_available(before, steps[-1])
-        epoch = self._next_epoch() if self._adopted is None else self._adopted
+        epoch = self.next_epoch() if self._adopted is None else self._adopted
         snapshots.adopt(self._folder, MAIN, (before, steps[-1]), epoch)
         self._adopted = epoch  # until it is live: a retry after a log failure makes no second one
         return Live(
@@ -329,7 +329,7 @@ class Promoter:
             line=state.line,
             said=type(verdict).__name__.lower(),
             to=to,
-            epoch=self._next_epoch() if to not in ("", CANARY) else 0,
+            epoch=self.next_epoch() if to not in ("", CANARY) else 0,
             share=self._rules.canary_share if to == CANARY else 0.0,
             final=isinstance(verdict, Hold) and verdict.final,
             why=verdict.why,
@@ -337,10 +337,11 @@ class Promoter:
             time_ms=self._clock(),
         )
 
-    def _next_epoch(self) -> int:
+    def next_epoch(self) -> int:
         """An epoch number that was never written."""
         used = [live.epoch for live in self.lifecycle.lives]
         used += [state.epoch for state in self.lifecycle.candidates.values()]
+        used += [unlearning.epoch for unlearning in self.lifecycle.unlearnings.values()]
         used += [step.epoch for step in last_steps(self._log)]
         return 1 + max([*used, *snapshots.epochs(self._folder, MAIN)])
 

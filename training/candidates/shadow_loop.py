@@ -1,6 +1,7 @@
 """The shadow part: candidates, guards (the predecessors of a new live line) and the lines of experiments'
 arms follow the live line's steps in this process.
 
+It also replays history without users that are unlearned (training/deletion/live_unlearning.py).
 A canary, or an arm's line, publishes its deltas; a candidate that takes over is written as the first snapshot
 of the live line's next epoch. The part holds the log at its slowest line, and resumes from snapshots.
 """
@@ -40,6 +41,7 @@ from training.candidates.retrieval_comparison import (
     rank_times_us,
 )
 from training.candidates.shadow import Shadow
+from training.deletion.live_unlearning import LiveReplay
 from training.forgetting.panel_watch import PanelThread
 from training.lines.control import ControlReader
 from training.lines.line import MAIN, spec_of
@@ -104,6 +106,7 @@ class ShadowLoop(RetryLoop):
     def _restore(self) -> None:
         self._control = ControlReader(self._log)
         self.shadows.clear()
+        self.replay = LiveReplay(self._log, self._config, self._features, self._clock)
         self._comparisons: dict[str, RetrievalComparison] = {}
         self._items: CatalogueFollower | None = None
         self._written: set[tuple[str, int]] = set()
@@ -123,6 +126,7 @@ class ShadowLoop(RetryLoop):
         newest = newest_step(self._log, MAIN, self._epoch) if active else 0
         for state in active:
             moved += self._work(state, newest)
+        moved += self.replay.turn(self._lifecycle)
         self.cpu_s += self._spent() - began_s
         self.behind = max((newest - shadow.step for shadow in self.shadows.values()), default=0)
         return moved
@@ -326,6 +330,7 @@ def run(config: Config, stop: Stop) -> None:
         beat.gauge("candidates", len(loop.shadows))
         beat.gauge("own_rows", loop.own_rows)
         beat.gauge("behind", loop.behind)
+        beat.gauge("unlearn_behind", loop.replay.behind)
         beat.gauge("cpu_s", loop.cpu_s)
         if not moved:
             log.wait(STEPS if loop.shadows else CONTROL, 0.2)

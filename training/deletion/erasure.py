@@ -2,18 +2,20 @@
 
 Records on the log are erased once no reader needs them again: a fold or a line that restarts from its
 snapshot must read the same records. So a first pass erases what all readers have passed, and a last one,
-after they passed the request, the rest. Records keep their offsets: an event becomes a tick of its time, an
-example a tombstone. Archive files are rewritten without the rows.
+after they passed the request, the rest. Users that a running system unlearns wait until that is over, since
+a replay must know which records were theirs. Records keep their offsets: an event becomes a tick of its time,
+an example a tombstone. Archive files are rewritten without the rows.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from functools import partial
 from pathlib import Path
 from typing import Final
 
 import msgspec
 
-from recsys.events.control_records import Control, Erasure
+from experiments.promotion.lifecycle import Lifecycle
+from recsys.events.control_records import Control, Erasure, Unlearning
 from recsys.events.event_types import Tick, decode, encode
 from recsys.events.hashing import Id, partition_of
 from recsys.events.records import (
@@ -29,8 +31,8 @@ from recsys.events.records import (
     pack,
     unpack,
 )
-from recsys.log.protocol import Log, LogUnchangeable, Record
-from recsys.process.log_consumer import UNREADABLE, Consumer, decoded
+from recsys.log.protocol import Log, LogUnchangeable, Record, read_range
+from recsys.process.log_consumer import UNREADABLE, Consumer, decoded, readable
 from recsys.process.part_snapshot import PartState
 from recsys.process.retry_loop import RetryLoop
 from training.archive.files import erase_rows, files_of
@@ -86,6 +88,9 @@ class Eraser(RetryLoop):
         self._consumer = Consumer(
             self._log, CONTROL, [0], saved.offsets[CONTROL] if saved else None
         )
+        self._lifecycle = Lifecycle()
+        for message in readable(self._log, CONTROL, Unlearning):
+            self._lifecycle.fold(message)
         self._waiting = msgspec.msgpack.decode(saved.blob, type=_Packed).waiting if saved else []
         self._due_ms = self._clock()
 
@@ -97,8 +102,9 @@ class Eraser(RetryLoop):
         moved = self._fold()
         if self._waiting and self._clock() >= self._due_ms:
             self._due_ms = self._clock() + EVERY_MS
+            unlearning = self._lifecycle.unlearning_users()
             for request in self._waiting:
-                if not request.erased:
+                if not request.erased and str(request.user_id) not in unlearning:
                     self._advance(request)
             remaining = [request for request in self._waiting if not request.erased]
             if len(remaining) < len(self._waiting) and self._scrub():
@@ -111,6 +117,7 @@ class Eraser(RetryLoop):
     def _fold(self) -> int:
         before = self._consumer.offsets[0]
         for record, message in decoded(self._consumer.drain(), Control):
+            self._lifecycle.fold(message)
             if isinstance(message, Erasure) and message.user_id != "":
                 user_id, offset = message.user_id, message.offset
                 request = PendingErasure(user_id=user_id, offset=offset, control=record.offset)
@@ -142,10 +149,21 @@ class Eraser(RetryLoop):
         if request.examples_end is not None and examples >= request.examples_end:
             self._erase(request, partition, events, examples)
             if self._changes:
-                anonymous = Erasure(user_id="", offset=request.offset)
-                self._log.replace(CONTROL, 0, [Record(request.control, b"", pack(anonymous))])
+                self._anonymize(request)
             request.erased = True
             self._save()
+
+    def _anonymize(self, request: PendingErasure) -> None:
+        """Removes the user's id from the requests on ``control``."""
+        anonymous = Erasure(user_id="", offset=request.offset)
+        records = [Record(request.control, b"", pack(anonymous))]
+        begin, end = self._log.begin(CONTROL, 0), self._log.end(CONTROL, 0)
+        for record, message in decoded(read_range(self._log, CONTROL, 0, begin, end), Unlearning):
+            if message.users.get(str(request.user_id)) == request.offset:
+                users = {u: n for u, n in message.users.items() if u != str(request.user_id)}
+                anonymous = msgspec.structs.replace(message, users=users)
+                records.append(Record(record.offset, b"", pack(anonymous)))
+        self._log.replace(CONTROL, 0, records)
 
     def _passed(self, topic: str, partition: int) -> int:
         """The offset before which no reader has to read again."""
@@ -161,7 +179,7 @@ class Eraser(RetryLoop):
     def _end_of_examples(self, request: PendingErasure, partition: int) -> int | None:
         """The offset after the joiner's ``Forget``, which follows a user's last example; None before it."""
         end = self._log.end(EXAMPLES, partition)
-        for record in records_of_key(self._log, EXAMPLES, partition, request.key, end):
+        for record in records_of_keys(self._log, EXAMPLES, partition, [request.key], end):
             message = non_example(record.value)
             if isinstance(message, Forget) and message.offset == request.offset:
                 return record.offset + 1
@@ -193,7 +211,7 @@ def changes_records(log: Log) -> bool:
 def erase_records(log: Log, topic: str, partition: int, key: bytes, before: int, end: int) -> int:
     """Erases the records before ``end`` in ``topic`` of the user of ``key``: events up to ``before``, and
     examples of them. Returns the number of records."""
-    records = records_of_key(log, topic, partition, key, end)
+    records = records_of_keys(log, topic, partition, [key], end)
     erased = [erased_record(topic, record, before) for record in records]
     return log.replace(topic, partition, [record for record in erased if record is not None])
 
@@ -201,7 +219,7 @@ def erase_records(log: Log, topic: str, partition: int, key: bytes, before: int,
 def erase_letters(log: Log, key: bytes) -> int:
     """Empties the dead letters about the user of ``key``, but for their places and times."""
     empty = []
-    for record in records_of_key(log, DEAD_LETTERS, 0, key, log.end(DEAD_LETTERS, 0)):
+    for record in records_of_keys(log, DEAD_LETTERS, 0, [key], log.end(DEAD_LETTERS, 0)):
         letter = unpack(record.value, DeadLetter)
         emptied = msgspec.structs.replace(letter, raw=b"", reason="its user was forgotten")
         empty.append(Record(record.offset, b"", pack(emptied)))
@@ -231,10 +249,12 @@ def erased_record(topic: str, record: Record, before: int) -> Record | None:
     return Record(record.offset, b"", pack(tombstone))
 
 
-def records_of_key(log: Log, topic: str, partition: int, key: bytes, end: int) -> list[Record]:
-    """The records of a key before ``end`` that the log still has."""
+def records_of_keys(
+    log: Log, topic: str, partition: int, keys: Collection[bytes], end: int
+) -> list[Record]:
+    """The records of some keys before ``end`` that the log still has."""
     records = []
-    for offset in log.keyed(topic, partition, [key], end):
+    for offset in log.keyed(topic, partition, keys, end) if keys else ():
         if offset >= log.begin(topic, partition):
             records += [r for r in log.read(topic, partition, offset, 1) if r.offset == offset]
     return records

@@ -24,13 +24,18 @@ _Noted = dict[int, list[int]]
 
 
 def free_until(
-    log: Log, archive: Path, partition: int, key: bytes, own: int | None, spared: Collection[int]
+    log: Log,
+    archive: Path,
+    partition: int,
+    keys: Collection[bytes],
+    own: int | None,
+    spared: Collection[int],
 ) -> int:
-    """The offset before which no learned example of a partition can belong to the user of ``key``, by the log
-    and, before its begin, the files in the folder ``archive``. ``own``: offset of the user's first example on
-    the log. ``spared``: tombstones that no step has learned from."""
+    """The offset before which no learned example of a partition can belong to the users of ``keys``, by the
+    log and, before its begin, the files in the folder ``archive``. ``own``: offset of the users' first
+    example on the log. ``spared``: tombstones that no step has learned from."""
     begin, end = log.begin(EXAMPLES, partition), log.end(EXAMPLES, partition)
-    archived = _archived_until(archive, partition, key, begin)
+    archived = _archived_until(archive, partition, {*keys, _ERASED, None}, begin)
     if archived < begin:
         return archived
     tombstones = log.keyed(EXAMPLES, partition, [_ERASED], end)
@@ -38,8 +43,11 @@ def free_until(
     return first if own is None else min(first, own)
 
 
-def _archived_until(archive: Path, partition: int, key: bytes, begin: int) -> int:
-    """As ``free_until`` by the archive, which drops erased rows; at most ``begin``."""
+def _archived_until(
+    archive: Path, partition: int, unclear: Collection[bytes | None], begin: int
+) -> int:
+    """As ``free_until`` by the archive, which drops erased rows; at most ``begin``. ``unclear``: keys of the
+    users, and of rows that may have been theirs."""
     free = 0
     for part in files_of(archive, EXAMPLES):
         if part.partition != partition or part.last < free:
@@ -50,7 +58,7 @@ def _archived_until(archive: Path, partition: int, key: bytes, begin: int) -> in
             for batch in file.iter_batches(_ROWS, columns=["offset", "key"], use_threads=False):
                 columns = (batch["offset"].to_pylist(), batch["key"].to_pylist())
                 for offset, row_key in zip(*columns, strict=True):
-                    if offset > free or row_key in (key, _ERASED, None):
+                    if offset > free or row_key in unclear:
                         return free
                     free = max(free, offset + 1)
     return min(free, begin)

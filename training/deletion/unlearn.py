@@ -1,29 +1,28 @@
-"""Unlearns a user exactly: replays history without their examples, as the line's next epoch.
+"""Unlearns users exactly: replays history without their examples, as the line's next epoch.
 
-Records, offsets and lanes stay; the user's examples become tombstones. So the weights are, bit for bit, those
-of a line that never saw them. The user's influence on item counters, as they were served, isn't undone. The
-system must be stopped meanwhile.
+Records, offsets and lanes stay; the users' examples become tombstones. So the weights are, bit for bit, those
+of a line that never saw them. The users' influence on item counters, as they were served, isn't undone. A
+running system does the same beside its live line (training/deletion/live_unlearning.py).
 """
 
-import shutil
-from collections.abc import Sequence
-from itertools import islice
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-from msgspec.structs import replace
-
-from experiments.promotion.epoch_model import config_at
+from experiments.promotion.epoch_model import with_size
+from experiments.promotion.lifecycle import DONE, Lifecycle
 from parameter_server.rpc.parameter_client import LocalClient, fresh_shards
 from parameter_server.shard.shard import Shard, digest_of_shards
 from parameter_server.storage import snapshots
 from parameter_server.storage.durable_shard import load_shard
 from recsys.config.system_config import Config
-from recsys.events.hashing import Id, partition_of
+from recsys.events.control_records import Live, ModelSize, Unlearning
+from recsys.events.hashing import partition_of
 from recsys.events.records import (
+    CONTROL,
     DELTAS,
     EXAMPLES,
-    STEPS,
     Range,
     TrainingExample,
     non_example,
@@ -33,23 +32,25 @@ from recsys.features.feature_set import FeatureSet
 from recsys.log.protocol import Append, Log, LogLost, Record, read_range
 from recsys.model.model import build_model
 from recsys.process.log_consumer import decoded
-from training.candidates.director import append_live_record
 from training.continual.learner import Learner
 from training.continual.worker import Worker
 from training.deletion.erasure import (
     changes_records,
     erase_records,
     erased_record,
-    records_of_key,
+    records_of_keys,
 )
 from training.deletion.tombstones import UnlearnedPlaces, free_until
 from training.deletion.user_history import CantUnlearn, UserHistory
-from training.lines.control import ControlReader
+from training.lines.control import ControlReader, append_live_record
 from training.lines.line import MAIN, learning_digest, spec_of
+from training.steps.lineage import Lineage
 
 __all__ = ["CantUnlearn", "Unlearned", "unlearn"]
 
-_APPEND: Final = 500  # step records at once
+_TURN: Final = 64  # steps
+
+Users = Mapping[str, int]  # by id as text: the offset of the removal among their events
 
 
 class Unlearned(NamedTuple):
@@ -65,52 +66,52 @@ class Unlearned(NamedTuple):
 
 
 def unlearn(
-    log: Log, config: Config, features: FeatureSet, user_id: Id, before: int, time_ms: int
+    log: Log, config: Config, features: FeatureSet, users: Users, time_ms: int
 ) -> Unlearned | None:
-    """Replays the live line without examples of a user's events up to offset ``before``, from before the
-    first step that may contain one, and makes the result the live epoch; None if no step can have learned
-    one. Raises CantUnlearn if that is too far back, and changes nothing then. May be repeated after a kill:
-    the user's examples are erased last."""
-    line, key = MAIN, str(user_id).encode()
-    partition = partition_of(user_id, log.partitions(EXAMPLES))
-    view, unlearned = _LogWithout(log, key, before), UnlearnedPlaces(log, config.state)
-    places = view.places(partition)
-    own, archive = min(places, default=None), Path(config.state) / "archive"
-    free = free_until(log, archive, partition, key, own, unlearned.noted(partition))
-    history = UserHistory.read(log, line, (partition, free), unlearned.others())
-    first = history.first_step()
-    if first is None:
-        return None
-    folder, control = Path(config.state) / "snapshots", ControlReader(log)
+    """Replays the live line of a stopped system without examples of the users' events up to their removals,
+    from before the first step that may contain one, and makes the result the live epoch; None if no step can
+    have learned one. Raises CantUnlearn if that is too far back, and changes nothing then. May be repeated
+    after a kill: the examples are erased last."""
+    control = ControlReader(log)
     control.turn()
-    snapshot = _snapshot_before(folder, history, first)
-    began, since = (0, 0) if snapshot is None else (snapshot.epoch, snapshot.step)
-    config = config_at(config, control.lifecycle, line, began)
-    shards = _shards_of(snapshot, config, features)
-    new = 1 + max(history.newest_epoch, *snapshots.epochs(folder, line), history.epoch)
-    _check(view, config, features, history, since)
-    _append_steps(log, history, since, new)
-    worker = _replay(view, config, features, shards, new, history.last)
-    for shard in shards:
-        arrays, meta = shard.export()
-        part, parts = shard.spec.part, shard.spec.parts
-        snapshots.write_part(folder, line, new, history.last, part, parts, arrays, meta)
-    size = control.lifecycle.size(line, began)
-    append_live_record(log, line, new, "a user was unlearned", time_ms, since, history.epoch, size)
-    _remove_replaced(Path(config.state), history, first, new)
+    lifecycle, state = control.lifecycle, Path(config.state)
+    view = LogWithout(log, {**lifecycle.unlearned_users(), **users})
+    start = find_start(view, config, features, lifecycle, users)
+    if start is None:
+        return None
+    examples = sum(len(view.places(p, users)) for p in range(log.partitions(EXAMPLES)))
+    replay = Replay(view, with_size(config, start.size), features, lifecycle.lives, start.snapshot)
+    while replay.step < start.history.last:
+        if not replay.turn():
+            raise CantUnlearn(f"the replay ended after step {replay.step}: its next can't be read")
+    before, epoch = start.history.epoch, start.next_epoch
+    replay.write(state / "snapshots", epoch)
+    reason = reason_of(users)
+    append_live_record(log, MAIN, epoch, reason, time_ms, replay.step, before, start.size)
+    control.turn()
+    remove_replaced(state, lifecycle, [(epoch, start.first)])
+    remove_ended_lines(state, lifecycle)
     log.trim(DELTAS, 0, log.end(DELTAS, 0))  # of the replaced history
-    if changes_records(log):
-        unlearned.note(partition, view.changed(partition))
-        erase_records(log, EXAMPLES, partition, key, before, log.end(EXAMPLES, partition))
-    other_config = worker.counts["other_config"]
-    return Unlearned(new, since, history.last, len(places), other_config, digest_of_shards(shards))
+    if not erase_examples(log, config.state, users):  # a later replay leaves them out again
+        done = Unlearning(
+            id=f"epoch-{epoch}", state=DONE, users=dict(users), epoch=epoch, first=start.first
+        )
+        log.append(CONTROL, [Append(0, b"", pack(done))])
+    other = replay.other_config
+    return Unlearned(epoch, start.since, replay.step, examples, other, replay.digest())
 
 
-class _LogWithout:
-    """A log in which a user's examples are tombstones, otherwise unchanged."""
+def reason_of(users: Users) -> str:
+    """Reason of the live record."""
+    return "a user was unlearned" if len(users) == 1 else f"{len(users)} users were unlearned"
 
-    def __init__(self, log: Log, key: bytes, before: int) -> None:
-        self._log, self._key, self._before = log, key, before
+
+class LogWithout:
+    """A log in which the examples of some users are tombstones, otherwise unchanged."""
+
+    def __init__(self, log: Log, users: Users) -> None:
+        self._log = log
+        self._before = {user.encode(): offset for user, offset in users.items()}
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._log, name)
@@ -121,23 +122,71 @@ class _LogWithout:
             return records
         return [self._erased(record) or record for record in records]
 
-    def places(self, partition: int) -> list[int]:
-        """The offsets of the user's examples, ascending."""
-        return [r.offset for r in self._own(partition) if non_example(r.value) is None]
+    def places(self, partition: int, users: Users) -> list[int]:
+        """The offsets of examples of the users, ascending."""
+        own = self._own(partition, users)
+        return [record.offset for record in own if non_example(record.value) is None]
 
-    def changed(self, partition: int) -> list[int]:
+    def changed(self, partition: int, users: Users) -> list[int]:
         """The offsets of all changed records: ``places``, and those of records that aren't examples."""
-        return [record.offset for record in self._own(partition)]
+        return [record.offset for record in self._own(partition, users)]
 
-    def _own(self, partition: int) -> list[Record]:
+    def _own(self, partition: int, users: Users) -> list[Record]:
+        keys = keys_by_partition(self._log, users).get(partition, [])
         end = self._log.end(EXAMPLES, partition)
-        records = records_of_key(self._log, EXAMPLES, partition, self._key, end)
+        records = records_of_keys(self._log, EXAMPLES, partition, keys, end)
         return [record for record in records if self._erased(record) is not None]
 
     def _erased(self, record: Record) -> Record | None:
-        if record.key != self._key:
-            return None
-        return erased_record(EXAMPLES, record, self._before)
+        before = self._before.get(record.key)
+        return None if before is None else erased_record(EXAMPLES, record, before)
+
+
+def keys_by_partition(log: Log, users: Users) -> dict[int, list[bytes]]:
+    """The record keys of users, by their partition."""
+    keys = defaultdict[int, list[bytes]](list)
+    for user in users:
+        keys[partition_of(user, log.partitions(EXAMPLES))].append(user.encode())
+    return dict(keys)
+
+
+class Start(NamedTuple):
+    """The beginning of a replay. ``first``: the first step that may have learned from the users.
+    ``snapshot``: from before it, None: initial values. ``size``: of its model."""
+
+    first: int
+    snapshot: snapshots.Snapshot | None
+    size: ModelSize | None
+    history: UserHistory
+    next_epoch: int  # one that was never written
+
+    @property
+    def since(self) -> int:
+        return 0 if self.snapshot is None else self.snapshot.step
+
+
+def find_start(
+    view: LogWithout, config: Config, features: FeatureSet, lifecycle: Lifecycle, users: Users
+) -> Start | None:
+    """Where the replay without ``users`` starts; None if no step can have learned from them. Raises
+    CantUnlearn."""
+    log: Any = view
+    folder, unlearned = Path(config.state), UnlearnedPlaces(log, config.state)
+    wanted = {}
+    for partition, keys in keys_by_partition(log, users).items():
+        own = min(view.places(partition, users), default=None)
+        noted = unlearned.noted(partition)
+        wanted[partition] = free_until(log, folder / "archive", partition, keys, own, noted)
+    history = UserHistory.read(log, MAIN, lifecycle.lives, wanted, unlearned.others())
+    first = history.first_step()
+    if first is None:
+        return None
+    snapshot = _snapshot_before(folder / "snapshots", history, first)
+    size = lifecycle.size(MAIN, 0 if snapshot is None else snapshot.epoch)
+    used = (history.newest_epoch, *snapshots.epochs(folder / "snapshots", MAIN), history.epoch)
+    start = Start(first, snapshot, size, history, 1 + max(used))
+    _check(log, with_size(config, size), features, history, start.since)
+    return start
 
 
 def _snapshot_before(folder: Path, history: UserHistory, first: int) -> snapshots.Snapshot | None:
@@ -153,24 +202,6 @@ def _snapshot_before(folder: Path, history: UserHistory, first: int) -> snapshot
         if snapshot is not None:
             return snapshot
     return None
-
-
-def _shards_of(
-    snapshot: snapshots.Snapshot | None, config: Config, features: FeatureSet
-) -> list[Shard]:
-    """The shards of a snapshot, or new ones. Raises CantUnlearn if the snapshot can't be loaded."""
-    shards = fresh_shards(spec_of(config), build_model(features, config.model).read_dense())
-    if snapshot is None:
-        return shards
-    try:
-        for shard in shards:
-            load_shard(shard, snapshot)
-    except (OSError, ValueError, KeyError) as error:
-        raise CantUnlearn(
-            f"snapshot {snapshot.folder} can't be loaded as the model is set now ({error}): set "
-            "model and parameter_server as they were when it was written, or mend the file"
-        ) from error
-    return shards
 
 
 def _check(
@@ -215,40 +246,106 @@ def _check_features(log: Any, part: Range, features: FeatureSet) -> None:
             )
 
 
-def _append_steps(log: Log, history: UserHistory, since: int, epoch: int) -> None:
-    """Appends the records of the new epoch, before it is learned."""
-    key, steps = history.line.encode(), history.records(log, since)
-    while appends := [
-        Append(0, key, pack(replace(step, epoch=epoch))) for step in islice(steps, _APPEND)
-    ]:
-        log.append(STEPS, appends)
+class Replay:
+    """Learns the live line's steps again, from a snapshot on. Raises CantUnlearn if that is impossible."""
+
+    def __init__(
+        self, view: LogWithout, config: Config, features: FeatureSet, lives: Sequence[Live],
+        snapshot: snapshots.Snapshot | None,
+    ) -> None:  # fmt: skip
+        """``config``: with the model of the snapshot; None: starts from initial values."""
+        log: Any = view
+        model = build_model(features, config.model)
+        self._shards = fresh_shards(spec_of(config), model.read_dense())
+        if snapshot is not None:
+            _load(self._shards, snapshot)
+        client, lineage = LocalClient(self._shards), Lineage(log, MAIN, lives)
+        self._worker = Worker(
+            0, 1, log, client, Learner(model), config, reader=lineage, reports=False
+        )  # fmt: skip
+
+    @property
+    def step(self) -> int:
+        return min(shard.applied for shard in self._shards)
+
+    @property
+    def other_config(self) -> int:
+        """Number of steps that had been learned with another configuration."""
+        return self._worker.counts["other_config"]
+
+    def turn(self) -> int:
+        """Learns some steps; returns their number."""
+        before = self.step
+        try:
+            for number in range(before, before + _TURN):
+                self._worker.turn()
+                if self.step == number:
+                    break
+        except (ValueError, LogLost) as error:
+            raise CantUnlearn(
+                f"the replay of step {self.step + 1} ended: {error}. The model that is live is as it was"
+            ) from error
+        return self.step - before
+
+    def write(self, folder: Path, epoch: int) -> None:
+        """Writes a snapshot of an epoch of the live line, after the newest step."""
+        for shard in self._shards:
+            arrays, meta = shard.export()
+            part, parts = shard.spec.part, shard.spec.parts
+            snapshots.write_part(folder, MAIN, epoch, shard.applied, part, parts, arrays, meta)
+
+    def digest(self) -> str:
+        return digest_of_shards(self._shards)
 
 
-def _replay(
-    log: Any, config: Config, features: FeatureSet, shards: Sequence[Shard], epoch: int, last: int
-) -> Worker:
-    learner = Learner(build_model(features, config.model))
-    worker = Worker(0, 1, log, LocalClient(shards), learner, config, MAIN, epoch)
+def _load(shards: Sequence[Shard], snapshot: snapshots.Snapshot) -> None:
     try:
-        while min(shard.applied for shard in shards) < last:
-            worker.turn()
-    except (ValueError, LogLost) as error:
+        for shard in shards:
+            load_shard(shard, snapshot)
+    except (OSError, ValueError, KeyError) as error:
         raise CantUnlearn(
-            f"the replay of step {worker.step + 1} ended: {error}. The model that is live is as it was"
+            f"snapshot {snapshot.folder} can't be loaded as the model is set now ({error}): set "
+            "model and parameter_server as they were when it was written, or mend the file"
         ) from error
-    return worker
 
 
-def _remove_replaced(state: Path, history: UserHistory, first: int, new: int) -> None:
-    """Removes files with the user's influence: snapshots from their first example on, and write-ahead files;
-    and the snapshots of epochs that never were live."""
-    for folder in (state / "snapshots").iterdir():  # candidates may have learned from them too
-        if folder.is_dir() and folder.name != history.line:
-            shutil.rmtree(folder)
-    for version in (state / "snapshots" / history.line).glob("[0-9]*-[0-9]*"):
-        epoch, step = map(int, version.name.split("-"))
-        if epoch < new and (step >= first or epoch not in history.firsts):
-            shutil.rmtree(version)
-    for epoch in range(new):
-        for file in (state / "parts" / "shards").glob(f"{history.line}-{epoch}-*"):
-            file.unlink()
+def remove_replaced(
+    state: Path, lifecycle: Lifecycle, replaced: Sequence[tuple[int, int]] = ()
+) -> None:
+    """Removes files of the live line with influence of unlearned users: the snapshots of earlier epochs from
+    their first example on, and write-ahead files; and the snapshots of earlier epochs that never were live.
+    ``replaced``: (epoch, first step) beside those of requests that are done."""
+    lived = {0, *(live.epoch for live in lifecycle.lives)}
+    over = [u for u in lifecycle.unlearnings.values() if u.state == DONE and u.first]
+    bounds = [*replaced, *((u.epoch, u.first) for u in over)]
+    if not bounds:
+        return
+
+    def is_replaced(epoch: int, step: int) -> bool:
+        return any(epoch < e and (step >= first or epoch not in lived) for e, first in bounds)
+
+    snapshots.remove_where(state / "snapshots", MAIN, is_replaced)
+    for file in (state / "parts" / "shards").glob(f"{MAIN}-[0-9]*-*"):
+        if int(file.name.removeprefix(f"{MAIN}-").partition("-")[0]) < max(e for e, _ in bounds):
+            file.unlink(missing_ok=True)
+
+
+def remove_ended_lines(state: Path, lifecycle: Lifecycle) -> None:
+    """Removes the snapshots of lines that ended: candidates and arms learned from the users, too."""
+    for standing in lifecycle.candidates.values():
+        if not standing.active:
+            snapshots.remove(state / "snapshots", standing.line)
+
+
+def erase_examples(log: Log, state: str, users: Users) -> bool:
+    """Erases the users' examples, once no line learns them again; False if the log can't be changed."""
+    if not changes_records(log):
+        return False
+    view, unlearned = LogWithout(log, users), UnlearnedPlaces(log, state)
+    for partition in keys_by_partition(log, users):
+        unlearned.note(partition, view.changed(partition, users))
+        end = log.end(EXAMPLES, partition)
+        for user, before in users.items():
+            if partition_of(user, log.partitions(EXAMPLES)) == partition:
+                erase_records(log, EXAMPLES, partition, user.encode(), before, end)
+    return True

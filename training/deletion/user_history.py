@@ -1,29 +1,30 @@
-"""The steps in a line's history, and the first of them that may contain an example of a certain user. An
-epoch's records replace those of earlier epochs from its first step on; epochs that never were live don't
+"""The steps in a line's history, and the first of them that may contain an example of certain users. An
+epoch's steps replace those of earlier epochs from its first step on; epochs that never were live don't
 count."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from recsys.events.control_records import Live
 from recsys.events.records import STEPS, Step
 from recsys.log.protocol import Log
 from recsys.process.log_consumer import readable
-from training.lines.control import live_epochs
-from training.steps.step_reader import StepReader
+from training.steps.lineage import Lineage
 
 
 class CantUnlearn(ValueError):
-    """History can't be replayed from before the user's first example; the text names the alternatives."""
+    """History can't be replayed from before the users' first example; the text names the alternatives."""
 
 
 @dataclass
 class UserHistory:
-    """``firsts``: the first step of each epoch that was live. ``touching``: for each of them, the first step
-    with an offset at or after the wanted one. ``fixed``: (epoch, step) that no replay may repeat."""
+    """``lives``: the line's live records. ``firsts``: the first step of each epoch that was live.
+    ``touching``: for each of them, the first step with an offset at or after the wanted ones. ``fixed``:
+    (epoch, step) that no replay may repeat."""
 
     line: str
-    epoch: int
-    firsts: dict[int, int] = field(default_factory=dict)
+    lives: Sequence[Live]
+    firsts: dict[int, int]
     touching: dict[int, int] = field(default_factory=dict)
     fixed: list[tuple[int, int]] = field(default_factory=list)
     last: int = 0
@@ -31,34 +32,43 @@ class UserHistory:
 
     @staticmethod
     def read(
-        log: Log, line: str, wanted: tuple[int, int], fixed: Mapping[int, int]
+        log: Log,
+        line: str,
+        lives: Sequence[Live],
+        wanted: Mapping[int, int],
+        fixed: Mapping[int, int],
     ) -> "UserHistory":
-        """Reads all step records. ``wanted``: the (partition, offset) from which on an example may be the
-        user's. ``fixed``: by partition, the last offset that must not be learned again."""
-        lived = live_epochs(log, line)
-        history, (partition, offset) = UserHistory(line, lived[-1]), wanted
+        """Reads all step records. ``wanted``: by partition, the offset from which on an example may be the
+        users'. ``fixed``: by partition, the last offset that must not be learned again."""
+        firsts = {0: 1} | {live.epoch: live.since + 1 for live in lives if live.line == line}
+        history = UserHistory(line, lives, firsts)
+        history.last = firsts[history.epoch] - 1
         for step in readable(log, STEPS, Step):
             if step.line != line:
                 continue
             history.newest_epoch = max(history.newest_epoch, step.epoch)
-            if step.epoch not in lived:
+            if step.epoch not in firsts:
                 continue
-            history.firsts.setdefault(step.epoch, step.step)
             if step.epoch == history.epoch:
-                history.last = step.step
+                history.last = max(history.last, step.step)
             for part in step.ranges:
-                if part.partition == partition and offset < part.stop:
+                if part.partition in wanted and wanted[part.partition] < part.stop:
                     history.touching.setdefault(step.epoch, step.step)
                 if part.start <= fixed.get(part.partition, -1) < part.stop:
                     history.fixed.append((step.epoch, step.step))
         return history
+
+    @property
+    def epoch(self) -> int:
+        """The live epoch."""
+        return max(self.firsts)
 
     def replaced_from(self, epoch: int) -> int:
         """The first step of an epoch that a later epoch replaces."""
         return min((s for e, s in self.firsts.items() if e > epoch), default=self.last + 1)
 
     def first_step(self) -> int | None:
-        """The first step of the history with an example that may be the user's; None if there is none."""
+        """The first step of the history with an example that may be the users'; None if there is none."""
         steps = [s for e, s in self.touching.items() if s < self.replaced_from(e)]
         return min(steps, default=None)
 
@@ -68,13 +78,12 @@ class UserHistory:
 
     def records(self, log: Log, after: int) -> Iterator[Step]:
         """Yields the records of the steps after ``after``, in order; empty steps for unreadable records."""
-        for epoch in sorted(self.firsts):
-            reader = StepReader(log, self.line, epoch)
-            for number in range(max(after + 1, self.firsts[epoch]), self.replaced_from(epoch)):
-                step = reader.record(number)
-                if step is None:
-                    raise CantUnlearn(
-                        f"step {number} of line {self.line}, epoch {epoch}, has no record on the log: it "
-                        "can't be learned again. Bring the topic steps back as it was"
-                    )
-                yield step
+        lineage = Lineage(log, self.line, self.lives)
+        for number in range(after + 1, self.last + 1):
+            step = lineage.record(number)
+            if step is None:
+                raise CantUnlearn(
+                    f"step {number} of line {self.line}, epoch {lineage.epoch_of(number)}, has no record on "
+                    "the log: it can't be learned again. Bring the topic steps back as it was"
+                )
+            yield step

@@ -3,9 +3,9 @@
 from experiments.promotion.epoch_model import config_at
 from experiments.promotion.lifecycle import Lifecycle
 from recsys.config.system_config import Config
-from recsys.events.control_records import Control, Live, Reaction
-from recsys.events.records import CONTROL
-from recsys.log.protocol import Log
+from recsys.events.control_records import Control, Live, ModelSize, Reaction
+from recsys.events.records import CONTROL, pack
+from recsys.log.protocol import Append, Log
 from recsys.process.log_consumer import Consumer, decoded, readable
 from training.lines.line import MAIN
 
@@ -50,3 +50,14 @@ def live_epochs(log: Log, line: str = MAIN) -> list[int]:
     """All epochs in which a line was live, in order, 0 first."""
     records = readable(log, CONTROL, Control)
     return [0, *(live.epoch for live in records if isinstance(live, Live) and live.line == line)]
+
+
+def append_live_record(
+    log: Log, line: str, epoch: int, reason: str, time_ms: int, since: int = 0, of: int = 0,
+    size: ModelSize | None = None,
+) -> None:  # fmt: skip
+    """Moves the live pointer to an epoch that begins after step ``since`` of the epoch ``of``."""
+    live = Live(
+        line=line, epoch=epoch, reason=reason, time_ms=time_ms, since=since, of=of, size=size
+    )
+    log.append(CONTROL, [Append(0, b"", pack(live))])

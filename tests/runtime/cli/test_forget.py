@@ -1,8 +1,10 @@
 """``recsys forget`` on a stopped state folder, and what it refuses."""
 
 import os
+import threading
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,25 +13,26 @@ import pytest
 from typer.testing import CliRunner
 
 from recsys.config.system_config import Config, LogConfig
-from recsys.events.control_records import Erasure
+from recsys.events.control_records import Control, Erasure, Unlearning
 from recsys.events.event_types import Engagement, Impression, User, decode
 from recsys.events.hashing import partition_of
-from recsys.events.records import CONTROL, EVENTS, EXAMPLES, unpack
+from recsys.events.records import CONTROL, EVENTS, EXAMPLES, pack, unpack
 from recsys.features.feature_set_file import write_feature_set
-from recsys.log.protocol import Log
+from recsys.log.protocol import Append, Log
+from recsys.process.log_consumer import readable
 from recsys.process.open_log import create_topics, open_log
 from recsys.process.part_process import write_atomically
 from runtime.cli.main import app
-from runtime.jobs.user_deletion import Refused, forget_user
+from runtime.jobs.user_deletion import Refused, forget_users
 from runtime.supervision import launch_plan as plans
 from runtime.supervision import run_file
 from runtime.supervision.processes import identify
 from tests.support.small_feed import FEATURES, PARTITIONS, append_events, feed, toy_config
 from tests.support.unlearn_line import learn
-from training.lines.control import live_epoch
+from training.lines.control import append_live_record, live_epoch
 from training.steps.drain import drain
 
-USER = "u3"
+USER, OTHER = "u3", "u5"
 WHERE = partition_of(USER, PARTITIONS)
 
 
@@ -62,7 +65,7 @@ def test_a_stopped_system_is_told_and_unlearns(stopped: tuple[Config, Log], tmp_
     done = CliRunner().invoke(app, ["forget", USER, "--state", str(tmp_path), "--unlearn"])
     assert done.exit_code == 0, done.output
     assert (
-        f"unlearned {len(keyed)} of the user's examples" in done.output and "epoch 1" in done.output
+        f"unlearned {len(keyed)} of the users' examples" in done.output and "epoch 1" in done.output
     )
     tombstone = log.read(EVENTS, WHERE, log.end(EVENTS, WHERE) - 1)[0]
     event = decode(tombstone.value)
@@ -76,7 +79,7 @@ def test_a_stopped_system_is_told_and_unlearns(stopped: tuple[Config, Log], tmp_
     assert live_epoch(log) == 1
     assert log.keyed(EXAMPLES, WHERE, [USER.encode()], 1 << 60) == []
     assert learn(config, log) in done.output
-    again = forget_user(USER, tmp_path, unlearn=True)
+    again = forget_users([USER], tmp_path, unlearn=True)
     assert "no step of the live model has learned from them" in again[-1] and live_epoch(log) == 1
 
 
@@ -84,7 +87,7 @@ def test_a_stopped_system_is_told_and_unlearns(stopped: tuple[Config, Log], tmp_
 def test_of_whom_nobody_has_seen_anything_nothing_is_unlearned(
     stopped: tuple[Config, Log], tmp_path: Path
 ) -> None:
-    said = forget_user("nobody", tmp_path, unlearn=True)
+    said = forget_users(["nobody"], tmp_path, unlearn=True)
     assert "no step of the live model has learned from them: it stays unchanged" in said[-1]
     assert live_epoch(stopped[1]) == 0
 
@@ -111,7 +114,7 @@ def test_without_unlearn_the_model_stays_as_it_is(
 ) -> None:
     config, log = stopped
     seen = learn(config, log)
-    said = forget_user(USER, tmp_path, unlearn=False)
+    said = forget_users([USER], tmp_path, unlearn=False)
     assert len(said) == 2 and "when the system runs again" in said[0]
     assert learn(config, log) == seen and live_epoch(log) == 0
     events = (decode(r.value) for r in log.read(EVENTS, WHERE, 0))
@@ -126,14 +129,60 @@ def test_a_folder_in_which_nothing_was_started_is_refused(tmp_path: Path) -> Non
 def test_a_log_that_was_in_memory_is_gone_already(tmp_path: Path) -> None:
     started(tmp_path, kafka=True)
     with pytest.raises(Refused, match="memory of a broker"):
-        forget_user(USER, tmp_path, unlearn=True)
+        forget_users([USER], tmp_path, unlearn=True)
 
 
-def test_unlearning_beside_a_running_system_is_refused(tmp_path: Path) -> None:
-    started(tmp_path)
+def running(folder: Path) -> None:
+    """A state folder as of a system whose supervisor is this process."""
     now_ms = int(time.time() * 1000)
     here = identify(os.getpid())
-    running = run_file.Running(supervisor=here, asked="", started_ms=now_ms, time_ms=now_ms)
-    write_atomically(tmp_path / "run" / "up.json", msgspec.json.encode(running))
-    with pytest.raises(Refused, match="recsys down"):
-        forget_user(USER, tmp_path, unlearn=True)
+    file = run_file.Running(supervisor=here, asked="", started_ms=now_ms, time_ms=now_ms)
+    write_atomically(folder / "run" / "up.json", msgspec.json.encode(file))
+
+
+@pytest.mark.parametrize(
+    "outcome, text",
+    [
+        (
+            "live",
+            "steps 3 to 9 were replayed beside the live model and are epoch 4 now, SHA-256 ab",
+        ),
+        ("done", "no step of the live model has learned from them"),
+        ("ended", "goes on once it runs again"),
+        ("refused", "can't be unlearned: too far back"),
+    ],
+)
+def test_a_running_system_is_asked_over_its_log(tmp_path: Path, outcome: str, text: str) -> None:
+    config = started(tmp_path)
+    running(tmp_path)
+    with closing(open_log(config)) as log:
+        create_topics(log, config)
+
+        def answers() -> None:
+            """As director and shadow; another request stands before this one."""
+            while not (found := list(readable(log, CONTROL, Unlearning))):
+                time.sleep(0.01)
+            (asked,) = found
+            if outcome == "ended":
+                (tmp_path / "run" / "up.json").unlink()
+                return
+            state = "replayed" if outcome == "live" else outcome
+            why = {"live": "SHA-256 ab", "refused": "too far back"}.get(outcome, "")
+            epoch = 4 if outcome == "live" else 0
+            said = Unlearning(id=asked.id, state=state, epoch=epoch, since=2, step=9, why=why)
+            log.append(CONTROL, [Append(0, b"", pack(said))])
+            if outcome == "live":
+                append_live_record(log, "main", 4, "", 0, 9)
+
+        thread = threading.Thread(target=answers)
+        thread.start()
+        arguments = ["forget", USER, OTHER, USER, "--state", str(tmp_path), "--unlearn"]
+        done = CliRunner().invoke(app, arguments)
+        thread.join()
+        (asked,) = [u for u in readable(log, CONTROL, Unlearning) if u.users]
+        assert asked.users == {
+            str(record.user_id): record.offset for record in readable(log, CONTROL, Erasure)
+        } and asked.users.keys() == {USER, OTHER}
+        assert text in done.output and done.exit_code == (2 if outcome == "refused" else 0)
+        kinds = [type(record) for record in readable(log, CONTROL, Control)][:3]
+        assert kinds == [Unlearning, Erasure, Erasure]  # who reads an erasure knows of the request

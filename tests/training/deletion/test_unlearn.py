@@ -32,12 +32,12 @@ from tests.support.small_feed import (
 from tests.support.unlearn_line import learn
 from training.archive.files import erase_rows
 from training.archive.writer import Archive, archived_rows
-from training.candidates.director import append_live_record, starts_after
 from training.deletion.erasure import PART, Eraser, erase_records, erased_record
 from training.deletion.unlearn import CantUnlearn, unlearn
-from training.lines.control import ControlReader, live_epoch
+from training.lines.control import ControlReader, append_live_record, live_epoch
 from training.lines.line import spec_of
 from training.steps.drain import drain
+from training.steps.lineage import starts_after
 from training.steps.sequencer_loop import last_position
 from training.steps.step_reader import StepReader
 
@@ -98,7 +98,7 @@ def test_the_digest_is_that_of_a_line_that_never_saw_the_user(tmp_path: Path) ->
     drain(log, config, FEATURES)
     seen = learn(config, log)
     expected = learn(config_of(tmp_path / "b", shards=3), never_seen(log, LATE))
-    done = unlearn(log, config, FEATURES, LATE, before, 5)
+    done = unlearn(log, config, FEATURES, {LATE: before}, 5)
     assert done is not None and (done.epoch, done.digest) == (1, expected) and seen != expected
     assert 0 < done.since < done.step and done.examples > 10 and done.other_config == 0
 
@@ -121,19 +121,24 @@ def test_the_epoch_goes_on_with_the_steps_where_the_one_before_it_ended(tmp_path
     before = request(log, LATE)
     drain(log, config, FEATURES)
     learn(config, log)
-    done = unlearn(log, config, FEATURES, LATE, before, 5)
+    done = unlearn(log, config, FEATURES, {LATE: before}, 5)
     assert done is not None
-    copied = [unpack(r.value, Step) for r in log.read(STEPS, 0, 0, 10_000)]
-    by_version = {(s.epoch, s.step): s for s in copied}
-    for number in range(done.since + 1, done.step + 1):
-        was, now = by_version[0, number], by_version[1, number]
-        assert (was.ranges, was.examples, was.time_ms) == (now.ranges, now.examples, now.time_ms)
+    assert {s.epoch for s in (unpack(r.value, Step) for r in log.read(STEPS, 0, 0, 10_000))} == {0}
     place = last_position(log, "main", 1, PARTITIONS)
-    assert place.step == done.step
     assert place.offsets == last_position(log, "main", 0, PARTITIONS).offsets
     append_events(log, feed(8, first=100_000))
     assert drain(log, config, FEATURES) > done.step
+    first = last_step_record(log, 1, done.step + 1)
+    assert [part.start for part in first.ranges] == [
+        place.offsets[part.partition] for part in first.ranges
+    ]
     learn(config, log)
+
+
+def last_step_record(log: Log, epoch: int, number: int) -> Step:
+    step = StepReader(log, "main", epoch).record(number)
+    assert step is not None
+    return step
 
 
 @pytest.mark.slow
@@ -145,7 +150,7 @@ def test_without_a_snapshot_from_before_it_goes_back_to_the_beginning(tmp_path: 
     learn(config, log)
     expected = learn(config_of(tmp_path / "b"), never_seen(log, EARLY))
     snapshots.prune(tmp_path / "a" / "snapshots", "main", keep=1)
-    done = unlearn(log, config, FEATURES, EARLY, before, 5)
+    done = unlearn(log, config, FEATURES, {EARLY: before}, 5)
     assert done is not None and (done.since, done.digest) == (0, expected)
 
 
@@ -156,9 +161,9 @@ def test_a_second_user_is_unlearned_from_a_history_that_was_replaced(tmp_path: P
     places = [request(log, LATE), request(log, EARLY)]
     drain(log, config, FEATURES)
     learn(config, log)
-    unlearn(log, config, FEATURES, LATE, places[0], 5)
+    unlearn(log, config, FEATURES, {LATE: places[0]}, 5)
     expected = learn(config_of(tmp_path / "b"), never_seen(never_seen(log, LATE), EARLY))
-    done = unlearn(log, config, FEATURES, EARLY, places[1], 6)
+    done = unlearn(log, config, FEATURES, {EARLY: places[1]}, 6)
     assert done is not None and (done.epoch, done.digest) == (2, expected)
     assert done.since == 5  # what unlearning emptied keeps nobody from a snapshot before it
     assert learn(config, log) == expected
@@ -178,10 +183,10 @@ def test_killed_anywhere_it_is_done_again(
     learn(config, log)
     expected = learn(config_of(tmp_path / "b"), never_seen(log, LATE))
     where = {
-        "steps": "training.deletion.unlearn._replay",
+        "steps": "training.deletion.unlearn.Replay.turn",
         "snapshot": "training.deletion.unlearn.snapshots.write_part",
         "pointer": "training.deletion.unlearn.append_live_record",
-        "removal": "training.deletion.unlearn._remove_replaced",
+        "removal": "training.deletion.unlearn.remove_replaced",
         "deltas": "training.deletion.unlearn.changes_records",
         "examples": "training.deletion.unlearn.erase_records",
         "end": "training.deletion.unlearn.digest_of_shards",
@@ -192,9 +197,9 @@ def test_killed_anywhere_it_is_done_again(
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(where[dies_at], dies)
-        unlearn(log, config, FEATURES, LATE, before, 5)
+        unlearn(log, config, FEATURES, {LATE: before}, 5)
     assert live_epoch(log) == (0 if dies_at in ("steps", "snapshot", "pointer") else 1)
-    done = unlearn(log, config, FEATURES, LATE, before, 6)
+    done = unlearn(log, config, FEATURES, {LATE: before}, 6)
     if dies_at == "end":
         assert done is None and live_epoch(log) == 1
     else:
@@ -229,7 +234,7 @@ def test_the_model_is_that_of_the_snapshot_that_it_begins_from(tmp_path: Path, s
     drain(log, config, FEATURES)
     learn(small, log)
 
-    done = unlearn(log, config, FEATURES, LATE, before, 5)
+    done = unlearn(log, config, FEATURES, {LATE: before}, 5)
     assert done is not None and done.epoch == 2
     other = never_seen(log, LATE)
     if done.since >= since:
@@ -252,7 +257,7 @@ def test_a_user_of_whom_nothing_was_learned_costs_nothing(tmp_path: Path) -> Non
     log = history(config)
     learn(config, log)
     steps = log.end(STEPS, 0)
-    assert unlearn(log, config, FEATURES, "nobody", 1 << 60, 5) is None
+    assert unlearn(log, config, FEATURES, {"nobody": 1 << 60}, 5) is None
     assert (log.end(STEPS, 0), live_epoch(log)) == (steps, 0)
 
 
@@ -268,7 +273,7 @@ def test_what_is_gone_from_the_log_is_said_and_nothing_is_changed(tmp_path: Path
         log.trim(EXAMPLES, partition, 2)
     steps = log.end(STEPS, 0)
     with pytest.raises(CantUnlearn, match="is of step 0, and the log no longer has .* --unlearn"):
-        unlearn(log, config, FEATURES, EARLY, before, 5)
+        unlearn(log, config, FEATURES, {EARLY: before}, 5)
     assert (log.end(STEPS, 0), live_epoch(log)) == (steps, 0)
 
 
@@ -296,7 +301,7 @@ def test_what_retention_dropped_may_have_been_the_users(tmp_path: Path) -> None:
     trim_before(log, oldest)
     steps = log.end(STEPS, 0)
     with pytest.raises(CantUnlearn, match="sure to be from before .* is of step 0"):
-        unlearn(log, config, FEATURES, BOTH, before, 5)
+        unlearn(log, config, FEATURES, {BOTH: before}, 5)
     assert (log.end(STEPS, 0), live_epoch(log), learn(config, log)) == (steps, 0, seen)
 
 
@@ -319,10 +324,10 @@ def test_the_archive_knows_that_what_retention_dropped_was_others(tmp_path: Path
     with pytest.raises(
         CantUnlearn, match="sure to be from before"
     ):  # a row is missing: whose was it?
-        unlearn(log, config, FEATURES, LATE, before, 5)
+        unlearn(log, config, FEATURES, {LATE: before}, 5)
     shutil.rmtree(tmp_path / "a" / "archive")
     shutil.copytree(tmp_path / "whole", tmp_path / "a" / "archive")
-    done = unlearn(log, config, FEATURES, LATE, before, 5)
+    done = unlearn(log, config, FEATURES, {LATE: before}, 5)
     assert done is not None and done.since > 0 and done.digest == expected
 
 
@@ -342,7 +347,7 @@ def test_what_was_erased_already_is_unlearned_as_well(tmp_path: Path) -> None:
     log.append(CONTROL, [Append(0, b"", pack(Erasure(user_id=BOTH, offset=before)))])
     Eraser(log, tmp_path / "a" / "archive", PartState(config.state, PART), lambda: 0).turn()
     assert log.keyed(EXAMPLES, partition, [BOTH.encode()], 1 << 60)[0] >= end
-    done = unlearn(log, config, FEATURES, BOTH, before, 5)
+    done = unlearn(log, config, FEATURES, {BOTH: before}, 5)
     assert done is not None and done.since < oldest and done.digest == expected
 
 
@@ -354,11 +359,11 @@ def test_who_was_erased_wholly_is_unlearned_or_it_is_said_that_nobody_can_tell(
     log, before, oldest = learned_of(config, BOTH)
     expected = learn(config_of(tmp_path / "b"), never_seen(log, BOTH))
     erase_records(log, EXAMPLES, partition_of(BOTH, PARTITIONS), BOTH.encode(), before, 1 << 60)
-    done = unlearn(log, config, FEATURES, BOTH, before, 5)
+    done = unlearn(log, config, FEATURES, {BOTH: before}, 5)
     assert done is not None and (done.examples, done.digest) == (0, expected)
     trim_before(log, oldest)
     with pytest.raises(CantUnlearn):
-        unlearn(log, config, FEATURES, BOTH, before, 5)
+        unlearn(log, config, FEATURES, {BOTH: before}, 5)
 
 
 @pytest.mark.slow
@@ -380,12 +385,12 @@ def test_rows_that_another_user_had_removed_do_not_come_back(tmp_path: Path) -> 
     befores[other] = request(log, other)
     drain(log, config, FEATURES)
     learn(config, log)
-    first = unlearn(log, config, FEATURES, LATE, befores[LATE], 5)
+    first = unlearn(log, config, FEATURES, {LATE: befores[LATE]}, 5)
     assert first is not None and first.since > 0
     expected = never_seen(never_seen(never_seen(log, LATE), EARLY), other)
     partition = partition_of(EARLY, PARTITIONS)
     erase_records(log, EXAMPLES, partition, EARLY.encode(), befores[EARLY], 1 << 60)
-    done = unlearn(log, config, FEATURES, other, befores[other], 6)
+    done = unlearn(log, config, FEATURES, {other: befores[other]}, 6)
     assert done is not None
     assert done.digest == learn(config_of(tmp_path / "b"), expected)
 
@@ -402,7 +407,7 @@ def test_an_epoch_that_never_came_to_be_live_is_no_part_of_history(
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr("training.deletion.unlearn.append_live_record", dies)
-        unlearn(log, config, FEATURES, LATE, before, 5)
+        unlearn(log, config, FEATURES, {LATE: before}, 5)
     asked = {}
     for number, user in enumerate(("first", "second"), 1):
         events = [
@@ -416,7 +421,7 @@ def test_an_epoch_that_never_came_to_be_live_is_no_part_of_history(
         asked[user] = request(log, user)
         drain(log, config, FEATURES)
         learn(config, log)
-        done = unlearn(log, config, FEATURES, user, asked[user], 6)
+        done = unlearn(log, config, FEATURES, {user: asked[user]}, 6)
         assert done is not None and done.examples > 10
     expected = never_seen(never_seen(log, "first"), "second")
     live = live_steps(expected, config)
@@ -450,9 +455,9 @@ def test_what_cannot_be_learned_as_it_was_is_refused_and_nothing_is_changed(tmp_
     features = FeatureSet(FEATURES.schema, "all", history=3)
     for its, says in ((lanes, "set it to 4"), (wider, "can't be loaded as the model is set now")):
         with pytest.raises(CantUnlearn, match=says):
-            unlearn(log, its, FEATURES, LATE, before, 5)
+            unlearn(log, its, FEATURES, {LATE: before}, 5)
     with pytest.raises(CantUnlearn, match="it can't be learned again with the features of today"):
-        unlearn(log, config, features, BOTH, 1 << 60, 5)
+        unlearn(log, config, features, {BOTH: 1 << 60}, 5)
     assert (log.end(STEPS, 0), live_epoch(log)) == (steps, 0)
 
 
@@ -472,5 +477,5 @@ def test_a_replay_that_ends_in_the_middle_leaves_what_is_live(
         with pytest.raises(
             CantUnlearn, match="replay of step .* ended: no. The model that is live"
         ):
-            unlearn(log, config, FEATURES, LATE, before, 5)
+            unlearn(log, config, FEATURES, {LATE: before}, 5)
     assert (live_epoch(log), learn(config, log)) == (0, seen)
