@@ -37,8 +37,15 @@ def encode_manifest(fields: Manifest) -> str:
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """The manifest of a part. Raises ValueError if it doesn't have its digest or fields unknown to it."""
-    manifest: dict[str, Any] = json.loads((folder / MANIFEST).read_text())
+    """The manifest of a part. Raises ValueError as ``parse_manifest``."""
+    return parse_manifest((folder / MANIFEST).read_text())
+
+
+def parse_manifest(text: str) -> dict[str, Any]:
+    """A manifest from its text. Raises ValueError if its digest is wrong or a field isn't known."""
+    manifest: dict[str, Any] = json.loads(text)
+    if not isinstance(manifest, dict):
+        raise ValueError(f"{MANIFEST} is corrupt: it is a {type(manifest).__name__}, no object")
     names = set(manifest)
     if is_signed(manifest):
         intact = names == _FIELDS | {"version", "digest"} and manifest["digest"] == _digest(

@@ -9,6 +9,7 @@ from typer.core import TyperGroup
 
 _HELP = {
     "doctor": "Checks this machine and names a remedy for each problem.",
+    "check": "Compares all files of a state folder with their checksums; --repair repairs them.",
     "demo": "Starts the whole system with simulated viewers and the feed page.",
     "up": "Starts and supervises all parts of the system.",
     "down": "Stops the system that `up` started.",

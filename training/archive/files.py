@@ -22,6 +22,7 @@ FORMAT: Final[dict[str, Any]] = {
     "compression_level": 3,
     "use_dictionary": ["topic", "partition", "key", "type", "user_id", "item_id", "request_id", "kind"],
     "column_encoding": {"offset": "DELTA_BINARY_PACKED"},
+    "write_page_checksum": True,  # `recsys check` compares them
 }  # fmt: skip
 _NAME: Final = re.compile(r"part-(\d+)-(\d+)-(\d+)\.parquet")
 

@@ -1,0 +1,50 @@
+"""``recsys check STATE``: compares all files of a state folder with their checksums, and repairs them."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from typer import Argument, Option
+
+from runtime.cli.common import JsonOption, exit_on, show
+from runtime.jobs.state_check import StateReport, check_state
+from runtime.supervision.run_file import AlreadyRuns
+
+
+def check(
+    state: Annotated[Path, Argument(help="State folder of the system.")] = Path("state"),
+    repair: Annotated[
+        bool,
+        Option("--repair", help="Repair damage from other copies; on a stopped system."),
+    ] = False,
+    mb_s: Annotated[
+        float, Option("--mb-s", min=0, help="Maximum MB read per second; 0: no limit.")
+    ] = 50.0,
+    json: JsonOption = False,
+) -> None:
+    """Compares all files of a state folder with their checksums.
+
+    Exit status 0: no damage, or all of it was repaired; 1: damage is left or something was lost; 2: it can't
+    be checked.
+    """
+    with exit_on(), exit_on(AlreadyRuns):
+        report = check_state(state, repair, mb_s)
+    show(report, json, _lines)
+    raise typer.Exit(0 if report.is_intact else 1)
+
+
+def _lines(report: StateReport) -> Iterator[str]:
+    yield (
+        f"{report.records:,} log records, {report.snapshots} snapshots, {report.write_ahead_files} "
+        f"write-ahead files, {report.part_states} part states, {report.archive_files} archive files"
+    )
+    if report.unchecked_records or report.unsigned_manifests:
+        yield (
+            f"{report.unchecked_records:,} records and {report.unsigned_manifests} manifests are older than "
+            "checksums: unchecked"
+        )
+    for damage in report.damage:
+        yield f"{'repaired' if damage.repaired else 'DAMAGED'}  {damage.where}: {damage.what}"
+        yield f"          repair: {damage.repair}"
+    yield "no damage" if not report.damage else f"{len(report.damage)} damaged"

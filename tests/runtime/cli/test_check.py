@@ -1,0 +1,193 @@
+"""``recsys check`` on a small state folder: all damage is named, and repaired where another copy exists."""
+
+import os
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import pytest
+from click.testing import Result
+from typer.testing import CliRunner
+
+from parameter_server.storage import snapshots
+from parameter_server.storage.wal import Wal
+from recsys.config.system_config import LogConfig
+from recsys.events.records import CONTROL, EVENTS
+from recsys.log.protocol import Append
+from recsys.log.sqlite_log import SqliteLog
+from recsys.process.open_log import create_topics, open_log
+from recsys.process.part_process import write_atomically
+from recsys.process.part_snapshot import PartState
+from runtime.cli.main import app
+from runtime.jobs.state_check import Pace, StateReport
+from runtime.supervision import launch_plan as plans
+from runtime.supervision import run_file
+from runtime.supervision.processes import identify
+from tests.support.bit_flips import flip_bit
+from tests.support.small_feed import PARTITIONS, append_events, feed, toy_config
+from training.archive.writer import Archive
+
+EVENT_COUNT = 24
+
+
+@pytest.fixture
+def state(tmp_path: Path) -> Path:
+    """A stopped system with some of every kind of file."""
+    config = replace(toy_config(str(tmp_path)), log=LogConfig(partitions=PARTITIONS))
+    plans.write(*plans.resolve(config))
+    log = open_log(config)
+    create_topics(log, config)
+    append_events(log, feed(EVENT_COUNT))
+    log.append(CONTROL, [Append(0, b"", b"a control record")])
+    archive = Archive(log, tmp_path / "archive", lambda: 0)
+    while archive.turn():
+        pass
+    archive.flush()
+    log.close()
+    for step in (500, 1000):
+        arrays = {"rows": np.arange(step, dtype=np.float32)}
+        snapshots.write_part(tmp_path / "snapshots", "main", 0, step, 0, 1, arrays, {"step": step})
+    wal = Wal(tmp_path / "parts" / "shards" / "main-0-0-of-1.wal", "main/0/0-of-1")
+    for step in range(1001, 1009):
+        wal.append(step, b"gradients" * 20)
+    wal.close()
+    PartState(tmp_path, "joiner").save(log.id, {EVENTS: {0: 1}}, b"state")
+    return tmp_path
+
+
+def checked(state: Path, *options: str) -> tuple[int, StateReport, str]:
+    """Exit status, report and text of a run without limit of its rate."""
+    options = (str(state), "--mb-s", "0", *options)
+    done: Result = CliRunner().invoke(app, ["check", *options, "--json"])
+    report = msgspec.json.decode(done.output, type=StateReport)
+    return done.exit_code, report, "\n".join(f"{d.where}: {d.what}" for d in report.damage)
+
+
+def event_values(state: Path) -> list[bytes]:
+    log = SqliteLog(state / "log")
+    values = [r.value for p in range(PARTITIONS) for r in log.read(EVENTS, p, log.begin(EVENTS, p))]
+    log.close()
+    return values
+
+
+def flip_at(file: Path, text: bytes, *places: int) -> None:
+    bit = 8 * file.read_bytes().index(text)
+    for place in places:
+        flip_bit(file, bit + place)
+
+
+def test_an_intact_state_has_no_damage(state: Path) -> None:
+    status, report, _ = checked(state)
+    assert (status, report.damage) == (0, [])
+    assert report.records > EVENT_COUNT and report.unchecked_records == 0
+    assert (report.snapshots, report.unsigned_manifests) == (2, 0)
+    assert (report.write_ahead_files, report.part_states) == (1, 1) and report.archive_files >= 3
+    done = CliRunner().invoke(app, ["check", str(state)])
+    assert done.exit_code == 0 and done.output.endswith("no damage\n")
+
+
+def test_log_records_come_back_from_their_checksum_and_from_the_archive(state: Path) -> None:
+    before = event_values(state)
+    flip_at(state / "log" / "control.sqlite", b"a control record", 5)
+    flip_at(state / "log" / "events.sqlite", before[7], 9, 18, 27)
+    status, report, text = checked(state)
+    assert status == 1 and len(report.damage) == 2
+    assert f"{state}/log/events.sqlite: events/" in text and "is damaged or missing" in text
+    status, report, _ = checked(state, "--repair")
+    assert status == 0 and all(damage.repaired for damage in report.damage)
+    by_topic = {Path(damage.where).stem: damage.repair for damage in report.damage}
+    assert "1 were corrected" in by_topic["control"]
+    assert "0 were corrected" in by_topic["events"]
+    assert "1 come from the archive" in by_topic["events"]
+    assert event_values(state) == before and checked(state)[0] == 0
+
+
+def test_a_record_without_another_copy_is_named_as_lost(state: Path) -> None:
+    flip_at(state / "log" / "control.sqlite", b"a control record", 5, 14, 23)
+    status, report, text = checked(state, "--repair")
+    assert status == 1 and "control/0: offset 0 has no other copy" in text
+    assert checked(state)[0] == 0
+
+
+def test_snapshots_are_repaired_by_digest_and_by_a_copy(state: Path) -> None:
+    version = state / "snapshots" / "main" / "000000-000000001000"
+    (part,) = version.iterdir()
+    copy = state / "registry" / "cand-1" / ".ancestor" / "main" / version.name / part.name
+    shutil.copytree(part, copy)
+    flip_at(part / "manifest.json", b'"step": 1000', 75)
+    flip_bit(part / "arrays.safetensors", 5000)
+    status, report, text = checked(state)
+    assert status == 1 and len(report.damage) == 1 and "manifest.json is corrupt" in text
+    status, report, _ = checked(state, "--repair")
+    assert status == 0
+    assert "one bit corrected" in report.damage[0].repair
+    assert f"copied from {copy}" in report.damage[0].repair
+    assert checked(state)[0] == 0
+    snapshot = snapshots.require(state / "snapshots", "main")
+    assert snapshot.step == 1000 and (snapshot.read(0)["rows"] == np.arange(1000)).all()
+
+
+def test_a_snapshot_without_a_copy_stays_named(state: Path) -> None:
+    (part,) = (state / "snapshots" / "main" / "000000-000000001000").iterdir()
+    flip_bit(part / "arrays.safetensors", 5000)
+    status, report, _ = checked(state, "--repair")
+    assert status == 1 and "later ones replace it" in report.damage[0].repair
+    assert snapshots.require(state / "snapshots", "main").step == 500
+
+
+def test_other_files_are_named(state: Path) -> None:
+    wal = state / "parts" / "shards" / "main-0-0-of-1.wal"
+    flip_bit(wal, 4 * wal.stat().st_size)
+    flip_bit(state / "parts" / "joiner" / "state.msgpack", 300)
+    parquet = next((state / "archive" / EVENTS).glob("*/*/*.parquet"))
+    flip_bit(parquet, 8 * 100)
+    status, report, text = checked(state)
+    assert status == 1 and len(report.damage) == 3
+    assert all(str(file) in text for file in (wal, parquet, "joiner/state.msgpack"))
+    assert not list(wal.parent.glob("*.damaged"))
+    status, report, _ = checked(state, "--repair")
+    assert [damage.repaired for damage in report.damage] == [True, False, False]
+    assert Wal(wal, "main/0/0-of-1").steps is not None and wal.with_suffix(".wal.damaged").exists()
+    wal.write_bytes(b"x" * 100)
+    assert "begins with" in checked(state)[2]
+
+
+def test_records_of_before_checksums_are_counted(state: Path) -> None:
+    log = SqliteLog(state / "log")
+    log.connection(CONTROL).db.execute("UPDATE records SET crc = NULL")
+    log.close()
+    status, report, _ = checked(state)
+    assert (status, report.unchecked_records) == (0, 1)
+    done = CliRunner().invoke(app, ["check", str(state)])
+    assert "1 records and 0 manifests are older than checksums" in done.output
+
+
+def test_a_running_system_is_checked_but_not_repaired(state: Path) -> None:
+    own = identify(os.getpid())
+    assert own is not None
+    run = run_file.Running(supervisor=own, asked="", started_ms=0, time_ms=0)
+    write_atomically(state / "run" / "up.json", msgspec.json.encode(run))
+    assert checked(state)[0] == 0
+    done = CliRunner().invoke(app, ["check", str(state), "--repair"])
+    assert done.exit_code == 2 and "stop it with `recsys down" in done.output
+    (state / "run" / "up.json").unlink()
+    with run_file.lock(state):
+        done = CliRunner().invoke(app, ["check", str(state), "--repair"])
+    assert done.exit_code == 2 and "uses" in done.output
+
+
+def test_nothing_started_is_an_error_of_its_own(tmp_path: Path) -> None:
+    done = CliRunner().invoke(app, ["check", str(tmp_path)])
+    assert done.exit_code == 2 and "nothing was started in" in done.output
+
+
+def test_the_rate_of_reading_is_limited() -> None:
+    slept: list[float] = []
+    pace = Pace(2.0, clock=lambda: sum(slept), sleep=slept.append)
+    for _ in range(10):
+        pace(1_000_000)
+    assert sum(slept) == pytest.approx(5.0)
+    Pace(0.0, clock=lambda: 0.0, sleep=slept.append)(10**12)
+    assert len(slept) == 10
