@@ -13,6 +13,7 @@ from urllib.parse import quote
 
 import msgspec
 
+from recsys.clock import wall_ms
 from recsys.config.system_config import Config
 from recsys.log.protocol import Log
 from recsys.process.open_log import open_log
@@ -68,7 +69,7 @@ class SystemWatch:
         beats = {name: read_beat(self._beat_file(name)) for name in _ALWAYS_FOLLOWED}
         parts = [run_file.PartRecord(name=name, state="ready") for name in _ALWAYS_FOLLOWED]
         running = run_file.Running(
-            supervisor=_NO_PROCESS, asked="", started_ms=0, time_ms=0, parts=parts
+            supervisor=_NO_PROCESS, asked="", started_ms=0, time_ms=wall_ms(), parts=parts
         )
         status = assemble(self._state, running, True, beats, None, {})
         samples = exposition.samples_of(families(status))

@@ -20,7 +20,7 @@ from serving.access.hosts import is_loopback, is_open
 
 _COLOURS: Final = {
     "ready": "green", "done": "green", "starting": "yellow", "waiting": "dim", "backoff": "red",
-    "stopping": "yellow", "stopped": "dim", "lost": "red",
+    "stopping": "yellow", "stopped": "dim", "lost": "red", "unchecked": "red",
 }  # fmt: skip
 # These programs answer only calls with the cluster's token.
 _TOKEN_GUARDED: Final = ("gcs_server", "raylet")
@@ -46,6 +46,10 @@ def status_table(status: Status, running: Running, config: Config) -> Group:
     lines = [Text(f"{name:<16} {value}") for name, value in facts]
     for name, why in status.lost.items():
         lines.insert(0, Text(f"LOST: {name}: {why}", style="red"))
+    if status.stale:
+        ago = format_duration(wall_ms() - running.time_ms)
+        text = f"the supervisor has written nothing for {ago}: it hangs, or its disk fails"
+        lines.insert(0, Text(text, style="red"))
     if away := sum(part.gauges.get(SHARDS_AWAY, 0) for part in status.parts):
         text = f"retrieval: {away:.0f} shards are down; lists lack their items"
         lines.insert(0, Text(text, style="red"))

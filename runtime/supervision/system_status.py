@@ -19,7 +19,7 @@ from runtime.supervision.processes import alive
 from runtime.supervision.run_file import PartRecord, Running
 from runtime.supervision.run_file import read as read_run_file
 
-_STALLED_MS: Final = 15_000  # a part with a heartbeat whose loop hasn't turned for this long
+_STALLED_MS: Final = 15_000  # without a turn of a part's loop, or a run file by the supervisor
 _HTTP_S: Final = 2.0
 # Parts whose counters measure throughput; each event and example passes them once.
 _EVENTS_FROM: Final = ("session-fold", "joiner", "counters")
@@ -48,7 +48,9 @@ class PartStatus(msgspec.Struct, frozen=True, kw_only=True):
     """Status of one part: supervisor state, heartbeat, and lag by topic (unread records)."""
 
     name: str
-    state: str  # a supervisor state, "stalled", or "orphaned": it runs, but its supervisor is gone
+    # A supervisor state; "unchecked": its process cannot be checked; "stalled"; "gone": it has ended, and its
+    # supervisor has not seen it; "orphaned": it runs, and its supervisor is gone.
+    state: str
     restarts: int = 0
     last_exit: int | None = None
     counters: dict[str, float] = {}
@@ -64,6 +66,7 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
     state: str
     running: bool
     ready: bool
+    stale: bool = False  # the supervisor runs, but writes its run file no longer
     cut: Version | None = None  # newest step that the sequencer cut
     served: Version | None = None
     events_per_s: float | None = None
@@ -113,13 +116,16 @@ def assemble(
 ) -> Status:
     """Builds the status from run file, heartbeats, log and the server's answer."""
     now_ms = int(time.time() * 1000)
+    stale = up and now_ms - running.time_ms > _STALLED_MS
     parts = [_part(part, beats[part.name], log, up, now_ms) for part in running.parts]
+    bad = any(part.state in ("stalled", "gone") for part in parts)
     by_name = {part.name: part for part in parts}
     fresh = {name: freshness(name, server, parts) for name in _FRESHNESS}
     return Status(
         state=str(state.resolve()),
         running=up,
-        ready=up and running.ready and all(part.state != "stalled" for part in parts),
+        ready=up and not stale and running.ready and not bad,
+        stale=stale,
         cut=last_step(log) if log is not None else None,
         served=version_in(server),
         events_per_s=_first_rate("events", _EVENTS_FROM, by_name),
@@ -142,8 +148,11 @@ def assemble(
 def _part(
     part: PartRecord, beat: Beat | None, log: LogOffsets | None, up: bool, now_ms: int
 ) -> PartStatus:
-    orphaned = not up and part.process is not None and alive(part.process)
-    state = part.state if up else "orphaned" if orphaned else "stopped"
+    runs = part.process is not None and alive(part.process)
+    if up:
+        state = part.state if runs or part.process is None else "gone"
+    else:
+        state = "orphaned" if runs else "stopped"
     values: dict[str, Any] = {}
     if beat is not None:
         if state == "ready" and beat.turned_ms and now_ms - beat.turned_ms > _STALLED_MS:

@@ -5,7 +5,7 @@ import { el, metric, part, put, redraw } from "./dom.js";
 import { ago } from "./format.js";
 
 const STAMP = [["epoch", "recsys_epoch"], ["step", "recsys_step"], ["items at", "recsys_catalogue_offset"], ["item state at", "recsys_item_state_offset"], ["items", "recsys_items"], ["gaps", "recsys_delta_gaps"]];
-const BAD = new Set(["backoff", "lost", "stalled", "orphaned"]);
+const BAD = new Set(["backoff", "lost", "stalled", "orphaned", "unchecked", "gone"]);
 
 export function drawPanels(picture) {
   drawVersion(picture);

@@ -1,3 +1,4 @@
+import errno
 import json
 import logging
 import os
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from recsys.process.part_process import Heartbeat, Stop, read_beat, run_part
+from recsys.process.slot_file import SlotFile
 
 
 @pytest.fixture
@@ -130,3 +132,26 @@ def test_what_a_part_makes_is_for_its_owner_only(quiet_root, tmp_path):
     assert run_part("joiner", tmp_path / "state", body) == 0
     modes = [(tmp_path / name).stat().st_mode & 0o777 for name in ("file", "folder")]
     assert modes == [0o600, 0o700]
+
+
+def test_a_full_disk_ends_no_part(tmp_path: Path, quiet_root, monkeypatch: pytest.MonkeyPatch):
+    """Its state is written with the first heartbeat that finds space."""
+    write = SlotFile.write
+    turns: list[int] = []
+
+    def full(self: SlotFile, data: bytes) -> None:
+        if turns:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        write(self, data)
+
+    monkeypatch.setattr(SlotFile, "write", full)
+
+    def body(stop: Stop) -> None:
+        turns.append(1)
+        stop.is_set()
+        turns.clear()
+        stop.heartbeat.write()
+
+    assert run_part("fold", tmp_path, body) == 0
+    beat = read_beat(tmp_path / "run" / "fold.json")
+    assert beat is not None and beat.state == "stopping" and beat.turned_ms > 0

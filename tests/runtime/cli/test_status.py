@@ -1,6 +1,7 @@
 """The picture that ``recsys status`` draws."""
 
 import io
+import time
 
 from rich.console import Console
 
@@ -33,3 +34,13 @@ def test_it_says_what_the_director_says_of_drift() -> None:
 def test_it_says_how_many_shards_of_retrieval_are_away() -> None:
     assert "2 shards are down" in drawn(**{SHARDS_AWAY: 2.0})
     assert "shards" not in drawn(**{SHARDS_AWAY: 0.0}) and "shards" not in drawn()
+
+
+def test_it_says_that_the_supervisor_hangs() -> None:
+    found = Status(state="", running=True, ready=False, stale=True)
+    time_ms = int(time.time() * 1000) - 72_000
+    running = Running(supervisor=Identity(1, 0.0), asked="", started_ms=0, time_ms=time_ms)
+    console = Console(file=io.StringIO(), width=100)
+    console.print(status_table(found, running, Config()))
+    assert isinstance(console.file, io.StringIO)
+    assert "supervisor has written nothing for 1m12s" in console.file.getvalue()

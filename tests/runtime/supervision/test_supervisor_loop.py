@@ -1,6 +1,7 @@
 """The supervisor with real processes: started, killed, known again and ended."""
 
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -13,9 +14,16 @@ import pytest
 from recsys.process.part_process import read_beat
 from runtime.supervision import run_file, supervisor_loop
 from runtime.supervision.launch_plan import resolve
-from runtime.supervision.processes import alive, identify, kill_session, listening, members
+from runtime.supervision.processes import (
+    STATE,
+    alive,
+    identify,
+    kill_session,
+    listening,
+    members,
+)
 from runtime.supervision.supervisor import Part
-from runtime.supervision.supervisor_loop import Runner
+from runtime.supervision.supervisor_loop import Runner, part_environment
 from tests.support.plan_config import config_in, seen_of
 
 FAKE = """
@@ -206,3 +214,48 @@ def test_one_holds_the_state_folder(tmp_path):
                 pass
     with run_file.lock(tmp_path):
         pass
+
+
+def test_parts_that_no_run_file_names_are_ended_by_the_next_start(tmp_path):
+    """Their supervisor died before it could write. Parts of another folder are left alone."""
+    sleeps = [sys.executable, "-c", "import time; time.sleep(600)"]
+    folders = [str(tmp_path / name) for name in ("state", "other")]
+    mine, other = [
+        subprocess.Popen(sleeps, env={STATE: folder}, start_new_session=True) for folder in folders
+    ]
+    try:
+        assert part_environment(*resolve(config_in(tmp_path / "state")))[STATE] == folders[0]
+        with run_file.lock(tmp_path / "state"):
+            assert run_file.end_leftovers(tmp_path / "state") == 1
+        assert mine.wait(10) is not None and other.poll() is None
+    finally:
+        for process in (mine, other):
+            process.kill()
+            process.wait()
+
+
+@pytest.mark.slow
+def test_a_part_comes_back_once_there_are_files_again(make_runner):
+    """The supervisor itself may open no file when the part dies."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    killed, states = [], []
+
+    def show(running, changes):
+        good = seen_of(running, "good")
+        if killed:
+            states.append(good.state)
+            if len(states) == 20:
+                resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+            if running.ready and good.restarts:
+                runner.stop()
+        elif running.ready:
+            killed.append(good.process)
+            resource.setrlimit(resource.RLIMIT_NOFILE, (psutil.Process().num_fds(), hard))
+            os.kill(good.process.pid, signal.SIGKILL)
+
+    runner = make_runner([Part("good", "")], show)
+    try:
+        runner.run()
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert set(states[:20]) & {"unchecked", "backoff"} and "ready" in states[20:]

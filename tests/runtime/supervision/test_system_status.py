@@ -1,8 +1,24 @@
 """What `recsys status` reads from the log and from what parts say."""
 
+import os
+import time
+from pathlib import Path
+
+import msgspec
+import pytest
+
 from recsys.events.records import STEPS, Step, pack
 from recsys.log.protocol import Append, MemoryLog, Record, Topic
-from runtime.supervision.system_status import Version, freshness, last_step, version_in, waiting
+from runtime.supervision.processes import Identity, identify
+from runtime.supervision.run_file import PartRecord, Running
+from runtime.supervision.system_status import (
+    Version,
+    assemble,
+    freshness,
+    last_step,
+    version_in,
+    waiting,
+)
 
 
 def test_the_last_step_is_found_and_lag_is_counted():
@@ -41,3 +57,30 @@ def test_versions_and_freshness_are_read_from_where_they_stand():
     assert version_in(at) == version_in({"stamp": at}) == Version("main", 1, 5)
     assert version_in({"line": 3}) is None and version_in({}) is None
     assert freshness("x", {"gauges": {"x": 3}}, []) == 3.0 and freshness("x", {}, []) is None
+
+
+ME, DEAD = identify(os.getpid()), Identity(2**22 + 1, 1e9)
+
+
+@pytest.mark.parametrize(
+    ("age_s", "state", "process", "ready", "stale", "shown"),
+    [
+        (0, "ready", ME, True, False, "ready"),
+        (0, "ready", DEAD, False, False, "gone"),
+        (0, "unchecked", ME, False, False, "unchecked"),
+        (60, "ready", ME, False, True, "ready"),
+        (60, "ready", DEAD, False, True, "gone"),
+    ],
+)
+def test_ready_is_neither_an_old_run_file_nor_a_dead_process(
+    age_s, state, process, ready, stale, shown
+):
+    part = PartRecord(name="joiner", state=state, process=process)
+    now_ms = int(time.time() * 1000) - 1000 * age_s
+    running = Running(supervisor=ME, asked="", started_ms=1, time_ms=now_ms, parts=[part])
+    status = assemble(Path(), running, True, {"joiner": None}, None, {})
+    assert (status.ready, status.stale, status.parts[0].state) == (ready, stale, shown)
+    stopped = msgspec.structs.replace(running, supervisor=DEAD)
+    status = assemble(Path(), stopped, False, {"joiner": None}, None, {})
+    assert status.parts[0].state == ("orphaned" if process is ME else "stopped")
+    assert not status.ready and not status.stale

@@ -1,0 +1,75 @@
+"""``recsys up`` and ``down`` beside another process that holds the state folder."""
+
+import os
+
+import msgspec
+import pytest
+from rich.console import Console
+
+from recsys.config.system_config import digest
+from recsys.process.part_process import run_folder, write_atomically
+from runtime.cli import up
+from runtime.cli.system import end
+from runtime.supervision import launch_plan, run_file
+from runtime.supervision.processes import Identity, identify
+from runtime.supervision.run_file import Running
+from tests.support.plan_config import config_in
+
+ME, DEAD = identify(os.getpid()), Identity(2**22 + 1, 1e9)
+
+
+@pytest.fixture
+def config(tmp_path):
+    config = config_in(tmp_path)
+    resolved, plan = launch_plan.resolve(config)
+    launch_plan.write(resolved, plan)
+    return config
+
+
+def wrote(config, supervisor, **more):
+    running = Running(supervisor=supervisor, asked=digest(config), started_ms=1, time_ms=1, **more)
+    write_atomically(run_folder(config.state) / "up.json", msgspec.json.encode(running))
+
+
+def test_a_second_up_beside_a_dead_supervisor_fails_and_names_the_holder(config, capsys):
+    """The folder is held by another command, or by an `up` that has written nothing yet."""
+    for write in (lambda: None, lambda: wrote(config, DEAD)):
+        write()
+        with run_file.lock(config.state):
+            assert up.start(config) == 1
+        text = " ".join(capsys.readouterr().err.split())
+        assert "no supervisor runs, but process" in text and str(os.getpid()) in text
+
+
+def test_a_second_up_beside_one_that_is_stopping_fails(config, capsys):
+    wrote(config, ME, stopping=True)
+    with run_file.lock(config.state):
+        assert up.start(config) == 1
+    assert "is stopping" in capsys.readouterr().err
+
+
+def test_a_second_up_beside_a_running_one_is_fine(config, capsys):
+    wrote(config, ME)
+    with run_file.lock(config.state):
+        assert up.start(config) == 0
+    assert f"already running, supervised by process {os.getpid()}" in capsys.readouterr().out
+
+
+def test_down_names_who_holds_a_folder_without_a_supervisor(config, capsys, tmp_path):
+    wrote(config, DEAD)
+    assert end(tmp_path, Console()) == 0
+    with run_file.lock(config.state):
+        assert end(tmp_path, Console()) == 1
+    assert f"process {os.getpid()}" in capsys.readouterr().err
+    assert end(tmp_path, Console()) == 0
+    assert run_file.holder(tmp_path) == run_file.holder(tmp_path / "none") == ""
+
+
+def test_a_full_disk_locks_all_the_same(config, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "pwrite", full)
+    with run_file.lock(config.state), pytest.raises(run_file.AlreadyRuns, match="uses"):
+        with run_file.lock(config.state):
+            pass
