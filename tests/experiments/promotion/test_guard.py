@@ -167,6 +167,8 @@ def test_a_guard_ends_by_time_where_little_is_compared(hours: float, over: bool)
     assert said.why.startswith("24 hours over, 5000 examples compared, nothing against") == over
     for_ever = judge_guard(replace(FINE, hours=hours), replace(RULES, guard_hours=0.0))
     assert isinstance(for_ever, Hold) and not for_ever.final
+    short = judge_guard(replace(FINE, hours=hours), replace(RULES, guard_hours=0.5))
+    assert isinstance(short, Hold) and short.final
 
 
 def test_what_is_known_against_live_counts_in_the_last_hour_too() -> None:

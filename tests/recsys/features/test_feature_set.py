@@ -136,7 +136,8 @@ def test_durations_of_half_an_octave_share_a_key() -> None:
 
     assert key(8_000) == key(9_000) == key(9_000.5) != key(12_000)
     assert key(None) == key("8000") == key(0) == key(-5) == key(float("nan")) == 0
-    assert key(10**400) == key(float("inf")) != 0
+    assert key(10**400) == key(float("inf")) == key(2.0**53) != key(2.0**52)
+    assert key(1) == key(250) != key(400)
 
 
 def test_a_request_without_context_is_known_by_its_surface() -> None:
