@@ -7,12 +7,14 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
 import httpx
 
 from benchmarks.harness.local_system import START_MS, LocalSystem, small_config
+from recsys.config.safety_config import DoorsConfig
 from recsys.events.event_types import Item
 from serving.http_app import build_app
 
@@ -50,7 +52,8 @@ def measure_doors(lists: int, slow: int) -> dict[str, Any]:
     """Figures of each door. ``slow``: uploads that never end, while so many lists are asked for."""
     try:
         with tempfile.TemporaryDirectory() as folder:
-            return asyncio.run(_measure(LocalSystem(small_config(Path(folder))), lists, slow))
+            config = replace(small_config(Path(folder)), doors=DoorsConfig(body_s=600))
+            return asyncio.run(_measure(LocalSystem(config), lists, slow))
     finally:
         gc.unfreeze()
 

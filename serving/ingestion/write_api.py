@@ -144,9 +144,7 @@ class WriteApi:
         await self._commit(EVENTS, records)
         return results
 
-    async def put_preferences(
-        self, preferences: Sequence[Mapping[str, Any]]
-    ) -> tuple[Result, ...]:
+    async def put_preferences(self, preferences: Sequence[Mapping[str, Any]]) -> tuple[Result, ...]:
         """Notes viewers' wishes: they hold from the session's next fold on."""
         records, results = self._validate("preference", preferences)
         await self._commit(EVENTS, records)
