@@ -1,5 +1,6 @@
 """The supervisor with real processes: started, killed, known again and ended."""
 
+import contextlib
 import os
 import resource
 import signal
@@ -63,8 +64,8 @@ def make_runner(tmp_path, monkeypatch):
     fake = tmp_path / "fake.py"
     fake.write_text(FAKE)
 
-    def make(parts, show):
-        config, plan = resolve(config_in(tmp_path / "state"))
+    def make(parts, show, state=tmp_path / "state"):
+        config, plan = resolve(config_in(state))
         monkeypatch.setattr(supervisor_loop, "table", lambda plan: parts)
         command = [sys.executable, str(fake)]
         monkeypatch.setattr(supervisor_loop, "part_command", lambda *words: [*command, *words])
@@ -259,3 +260,43 @@ def test_a_part_comes_back_once_there_are_files_again(make_runner):
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
     assert set(states[:20]) & {"unchecked", "backoff"} and "ready" in states[20:]
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of 512 KB, which only root can mount."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=512k", "tmpfs", str(folder)]
+    if subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("needs the right to mount a file system")
+    yield folder
+    subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+@pytest.mark.slow
+def test_a_part_comes_back_while_the_disk_is_full(make_runner, small_disk):
+    parts = [Part("good", ""), Part("flaky", "")]
+    filler, seen = (small_disk / "filler").open("ab", buffering=0), []
+
+    def show(running, changes):
+        good, flaky = (seen_of(running, part.name) for part in parts)
+        if not seen and good.state == "ready" and flaky.restarts:
+            with contextlib.suppress(OSError):
+                while filler.write(bytes(512)):
+                    pass
+            seen.append(good)
+            os.kill(good.process.pid, signal.SIGKILL)
+        elif seen and good.restarts and good.state == "ready" and flaky.restarts > 2:
+            read = run_file.read(small_disk)
+            assert seen_of(read, "good").process == good.process
+            with pytest.raises(OSError):
+                filler.write(b"x" * 4096)
+            seen.append(good)
+            runner.stop()
+
+    runner = make_runner(parts, show, small_disk)
+    runner.run()
+    filler.close()
+    assert len(seen) == 2 and not alive(seen[1].process)
+    assert {part.state for part in run_file.read(small_disk).parts} == {"stopped"}
