@@ -342,7 +342,7 @@ def test_only_the_routes_that_are_wanted_are_there(tmp_path: Path, its: dict[str
 def test_a_list_is_an_impression_and_what_is_written_back_belongs_to_it(world: World) -> None:
     async def scenario(w: World) -> None:
         path = "/api/recommend/bob?n=3&offset=2&write-back-type=read"
-        ids = (await w.client.get(path)).json()
+        ids = (await w.client.get(path, headers=API)).json()
         await w.written()
         [shown] = [e for e in w.events() if isinstance(e, Impression)]
         assert [str(item.item_id) for item in shown.items][2:] == ids and len(ids) == 3
