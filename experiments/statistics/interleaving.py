@@ -23,7 +23,6 @@ from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import binomtest
 
 from experiments.statistics.effect import (
     AT_LEAST,
@@ -125,6 +124,8 @@ class Preference:
 
 def preference(credits: ArmCredits, alpha: float = 0.05, find: float = 0.02) -> Preference:
     """Current preference. ``find``: relative difference at which bounds are tightest."""
+    from scipy.stats import binomtest  # takes half a second: not in a replica
+
     picked_U2, shared_U2, estimate = credits.picked_U2, credits.shared_U2, Effect()
     # Counts by picks, since shares of credits don't count, and many small ones hide the size of rare ones.
     if min(*_givers(picked_U2), *_effective_users(shared_U2)) >= LEAST_COUNT:

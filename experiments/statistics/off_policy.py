@@ -32,7 +32,6 @@ from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import t as student
 
 Floats = NDArray[np.float64]
 IPS, SNIPS, DR, SNDR = "ips", "snips", "dr", "sndr"
@@ -181,6 +180,8 @@ def diagnose_support(lists: WeightedLists) -> Support:
 
 def estimates(lists: WeightedLists, alpha: float = 0.05) -> tuple[PolicyValue, ...]:
     """IPS, SNIPS, DR and SNDR estimates. Raises ValueError without lists."""
+    from scipy.stats import t as student  # takes half a second: not in a replica
+
     if not len(lists) or not lists.ratios_LR.size:
         raise ValueError("there are 0 lists, expected one or more: take a longer time range")
     users_L = _numbered(lists.users_L)

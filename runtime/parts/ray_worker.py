@@ -2,10 +2,12 @@
 
 import importlib
 import os
+from contextlib import suppress
 from functools import partial
 from types import ModuleType
 from typing import Final
 
+import psutil
 import wrapt
 
 from recsys.process.process_priority import (
@@ -16,23 +18,36 @@ from recsys.process.process_priority import (
     set_session_priority,
 )
 from runtime.parts.ray_loopback import keep_on_loopback
+from runtime.supervision.processes import STATE
 
 # Modules of others, and the modules that change them as soon as they are imported: few workers import them.
 _CHANGES: Final = {
     "ray.serve._private.haproxy": "runtime.parts.haproxy_revival",
     "uvicorn.protocols.http.httptools_impl": "runtime.parts.header_deadline",
 }
+_REPLICA: Final = "ray::ServeReplica:"  # name that Ray gives the process
 
 
 def begin() -> None:
     """Begins a session, lowers the priority where requested, stays on loopback, and hardens the doors."""
     begin_session()
     lower_session_priority(int(os.environ.get(VARIABLE, "0")))
-    if starting := os.environ.get(STARTING):
+    if (starting := os.environ.get(STARTING)) and another_answers():
         set_session_priority(int(starting))
     keep_on_loopback()
     for changed, change in _CHANGES.items():
         wrapt.register_post_import_hook(partial(_import, change), changed)
+
+
+def another_answers() -> bool:
+    """Whether another replica of this system runs here. Without one nobody gains from a slow start."""
+    for process in psutil.process_iter(["cmdline"]):
+        with suppress(psutil.Error):
+            is_replica = (process.info["cmdline"] or [""])[0].startswith(_REPLICA)
+            is_own = process.pid == os.getpid()
+            if is_replica and not is_own and process.environ().get(STATE) == os.environ.get(STATE):
+                return True
+    return False
 
 
 def _import(name: str, changed: ModuleType) -> None:

@@ -2,8 +2,14 @@
 
 import subprocess
 import sys
+import time
+
+import psutil
+import pytest
 
 from recsys.process.process_priority import STARTING, VARIABLE
+from runtime.parts import ray_worker
+from runtime.supervision.processes import STATE
 
 SCRIPT = """
 import os
@@ -14,6 +20,7 @@ told = []
 ray_worker.set_session_priority = told.append
 ray_worker.lower_session_priority = lambda nice: told.append(-nice)
 ray_worker.keep_on_loopback = lambda: told.append("loopback")
+ray_worker.another_answers = lambda: answers
 assert os.getsid(0) != os.getpid()
 if leads:
     os.setpgid(0, 0)
@@ -22,8 +29,8 @@ print(os.getsid(0) == os.getpid(), told)
 """
 
 
-def said(leads: bool, **environment: str) -> str:
-    words = [sys.executable, "-c", f"leads = {leads}\n{SCRIPT}"]
+def said(leads: bool, answers: bool = True, **environment: str) -> str:
+    words = [sys.executable, "-c", f"leads, answers = {leads}, {answers}\n{SCRIPT}"]
     run = subprocess.run(words, capture_output=True, text=True, check=True, env=environment)
     return run.stdout.strip()
 
@@ -36,3 +43,17 @@ def test_a_worker_has_a_session_of_its_own_also_where_it_leads_a_group() -> None
 def test_what_learns_steps_back_and_what_answers_does_while_it_starts() -> None:
     assert said(False, **{VARIABLE: "7"}) == "True [-7, 'loopback']"
     assert said(True, **{STARTING: "4"}) == "True [0, 4, 'loopback']"
+
+
+def test_the_only_replica_starts_at_full_priority(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(STATE, "/nowhere")
+    assert said(True, answers=False, **{STARTING: "4"}) == "True [0, 'loopback']"
+    assert not ray_worker.another_answers()
+    command = ["bash", "-c", "exec -a ray::ServeReplica:recsys:Feed sleep 60"]
+    with subprocess.Popen(command) as replica:
+        try:
+            while "bash" in psutil.Process(replica.pid).cmdline():
+                time.sleep(0.01)
+            assert ray_worker.another_answers()
+        finally:
+            replica.kill()
