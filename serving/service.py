@@ -106,6 +106,9 @@ class Service:
 
     async def start(self) -> None:
         """Starts the threads. The service is ready once it has caught up with the log."""
+        if not self._proofs.can_sign:
+            file = self.run_folder / TOKEN_KEYS
+            _LOG.warning("answers have no tokens: engagements can't be proven", extra={"no": file})
         self.writer.start()
         self.variants.start(asyncio.get_running_loop())
         self.follower.start(asyncio.get_running_loop())

@@ -35,6 +35,11 @@ class Proofs:
         self._known: Sequence[str] = ()
         self._signer = Signer((), self._life_s)
 
+    @property
+    def can_sign(self) -> bool:
+        """Whether there is a secret."""
+        return bool(self._secrets())
+
     def mint(
         self, request_id: str, user_id: Id, items: Iterable[Id], policy: str, now_ms: int
     ) -> str:

@@ -42,7 +42,9 @@ _RULES: Final = [
         (r"POST /(train/|inference/|flush$)", CONTROL),
     )
 ]
-_USER_ROUTES: Final = re.compile(r"/v1/(recommend|events|preferences|status|sessions/.*)", re.DOTALL)
+_USER_ROUTES: Final = re.compile(
+    r"/v1/(recommend|events|preferences|status|sessions/.*)", re.DOTALL
+)
 _PAGES: Final = re.compile(r"/$|/static/|/docs|/redoc")
 HEALTH: Final = frozenset(
     ("/healthz", "/readyz", "/health", "/api/health/live", "/api/health/ready")

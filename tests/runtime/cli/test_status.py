@@ -13,8 +13,8 @@ from runtime.supervision.run_file import Running
 from runtime.supervision.system_status import PartStatus, Status
 
 
-def drawn(**gauges: float) -> str:
-    part = PartStatus(name="serve", state="ready", gauges=gauges)
+def drawn(rates: dict[str, float] | None = None, **gauges: float) -> str:
+    part = PartStatus(name="serve", state="ready", gauges=gauges, rates=rates or {})
     found = Status(state="", running=False, ready=False, parts=[part])
     running = Running(supervisor=Identity(1, 0.0), asked="", started_ms=0, time_ms=0)
     console = Console(file=io.StringIO(), width=100)
@@ -34,6 +34,11 @@ def test_it_says_what_the_director_says_of_drift() -> None:
 def test_it_says_how_many_shards_of_retrieval_are_away() -> None:
     assert "2 shards are down" in drawn(**{SHARDS_AWAY: 2.0})
     assert "shards" not in drawn(**{SHARDS_AWAY: 0.0}) and "shards" not in drawn()
+
+
+def test_it_says_that_clients_send_no_tokens() -> None:
+    assert "3.2 engagements/s teach nothing" in drawn({"unproven": 3.21})
+    assert "teach nothing" not in drawn({"unproven": 0.04}) and "teach" not in drawn()
 
 
 def test_it_says_that_the_supervisor_hangs() -> None:
