@@ -16,7 +16,10 @@ def check(
     state: Annotated[Path, Argument(help="State folder of the system.")] = Path("state"),
     repair: Annotated[
         bool,
-        Option("--repair", help="Repair damage from other copies; on a stopped system."),
+        Option(
+            "--repair",
+            help="Repair damage from other copies, and add missing checksums; on a stopped system.",
+        ),
     ] = False,
     mb_s: Annotated[
         float, Option("--mb-s", min=0, help="Maximum MB read per second; 0: no limit.")
@@ -44,6 +47,8 @@ def _lines(report: StateReport) -> Iterator[str]:
             f"{report.unchecked_records:,} records and {report.unsigned_manifests} manifests are older than "
             "checksums: unchecked"
         )
+    if report.sealed_records:
+        yield f"{report.sealed_records:,} records were older than checksums and have one now"
     for damage in report.damage:
         yield f"{'repaired' if damage.repaired else 'DAMAGED'}  {damage.where}: {damage.what}"
         yield f"          repair: {damage.repair}"

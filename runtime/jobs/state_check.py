@@ -6,7 +6,7 @@ Checking works beside a running system. A repair needs a stopped one.
 import hashlib
 import time
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
 from pathlib import Path
 
 import msgspec
@@ -40,10 +40,11 @@ class Damage(msgspec.Struct):
 
 class StateReport(msgspec.Struct):
     """Numbers of things that were checked, and the damage. ``unchecked_records`` and ``unsigned_manifests``
-    are older than checksums."""
+    are older than checksums; ``sealed_records`` were, and have one now."""
 
     records: int = 0
     unchecked_records: int = 0
+    sealed_records: int = 0
     snapshots: int = 0
     unsigned_manifests: int = 0
     write_ahead_files: int = 0
@@ -111,9 +112,8 @@ class _StateCheck:
             return
         log_id = ""
         try:
-            log = SqliteLog(folder)
-            log_id = log.id
-            log.close()
+            with closing(SqliteLog(folder)) as log:
+                log_id = log.id
         except LogUnavailable as error:
             self._add(folder / "catalogue.db", str(error))
         for topic in topics(self._config.log.partitions, self._config.log.retention_hours):
@@ -123,7 +123,11 @@ class _StateCheck:
     def _topic(self, folder: Path, log_id: str, topic: Topic) -> None:
         check = check_topic(folder, topic.name, self._pace)
         self.report.records += check.records
-        self.report.unchecked_records += check.unchecked
+        if check.unchecked and not check.damage and self._repair:
+            with closing(SqliteLog(folder)) as log:
+                self.report.sealed_records += log.seal(topic.name)
+        else:
+            self.report.unchecked_records += check.unchecked
         path = folder / f"{topic.name}.sqlite"
         if not (check.damage and self._repair and log_id):
             for text in check.damage:

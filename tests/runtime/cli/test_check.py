@@ -162,6 +162,11 @@ def test_records_of_before_checksums_are_counted(state: Path) -> None:
     assert (status, report.unchecked_records) == (0, 1)
     done = CliRunner().invoke(app, ["check", str(state)])
     assert "1 records and 0 manifests are older than checksums" in done.output
+    status, report, _ = checked(state, "--repair")
+    assert (status, report.unchecked_records, report.sealed_records) == (0, 0, 1)
+    assert checked(state)[1].unchecked_records == 0
+    log = SqliteLog(state / "log")
+    assert [record.value for record in log.read(CONTROL, 0, 0)] == [b"a control record"]
 
 
 def test_a_running_system_is_checked_but_not_repaired(state: Path) -> None:
