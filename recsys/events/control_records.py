@@ -132,11 +132,13 @@ class ExperimentRequest(msgspec.Struct, frozen=True, kw_only=True, tag="experime
 
 class Erasure(msgspec.Struct, frozen=True, kw_only=True, tag="erasure"):
     """A user asked to be forgotten: their events before ``offset``, and everything derived from them.
-    ``user_id`` is empty once that is done."""
+    Once that is done, ``user_id`` is empty and ``digest`` is set, by which an older copy of the system can be
+    erased again (training/deletion/erasure.py)."""
 
     user_id: Id
     time_ms: int = 0
     offset: int = 0  # of the tombstone in the user's partition of ``events``
+    digest: bytes | msgspec.UnsetType = msgspec.UNSET
 
 
 class Unlearning(msgspec.Struct, frozen=True, kw_only=True, tag="unlearning"):

@@ -4,7 +4,7 @@ Group commit: one append sends everything that waits. The order is kept, so that
 engagements. Events are acknowledged once committed. Impressions have no waiting client: while the log is away
 they are kept in memory and then on disk, up to limits, and sent in order when it is back. Until then events
 are refused, because they would precede their impressions. Impressions over the limits, or that the log never
-accepts, are dropped and counted.
+accepts, are dropped and counted. So are spooled ones of users who asked to be forgotten since.
 """
 
 import logging
@@ -17,13 +17,18 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import Final
 
+from recsys.events.control_records import Erasure
+from recsys.events.event_types import decode
+from recsys.events.records import CONTROL
 from recsys.log.protocol import Append, Log, LogUnavailable
+from recsys.process.log_consumer import UNREADABLE, Consumer, decoded
 from serving.ingestion.disk_spool import DiskSpool, Waiting
 
 _BATCH: Final = 500  # entries in one append
 _RETRY_S: Final = 0.5
 _ADOPT_EVERY_S: Final = 5.0  # between two searches for the spool files of replicas that ended
 FULL, CLOSED, REFUSED, TORN = "full", "closed", "refused", "torn"  # reasons for dropped impressions
+FORGOTTEN: Final = "forgotten"
 _LOG: Final = logging.getLogger(__name__)
 
 
@@ -67,6 +72,8 @@ class LogWriter:
         self._failing_until_s = 0.0
         self._failures_in_a_row = 0
         self._adopted_s = 0.0
+        self._control: Consumer | None = None  # read when something is spooled
+        self._forgotten: dict[bytes, int] = {}  # time of the request by user
         self.kept_bytes = 0  # in memory
         self.on_disk_bytes = 0  # as of a moment ago
         self.waiting = 0  # records with a waiting caller
@@ -179,7 +186,12 @@ class LogWriter:
         """Sends a batch from disk; returns False if that failed."""
         if self._spool is None or not self._spool.pending:
             return True
-        for topic, group in groupby(self._spool.peek(_BATCH), key=lambda waiting: waiting[0]):
+        try:
+            waiting = self._without_forgotten(self._spool.peek(_BATCH))
+        except LogUnavailable as error:
+            self._failed([], error)
+            return False
+        for topic, group in groupby(waiting, key=lambda waiting: waiting[0]):
             try:
                 self._append(topic, [record for _, record in group])
             except Exception as error:
@@ -192,6 +204,27 @@ class LogWriter:
         with self._changed:
             self._behind = self._spool.own_pending > 0
         return True
+
+    def _without_forgotten(self, waiting: Sequence[Waiting]) -> list[Waiting]:
+        """Leaves out records of users from before their erasure, which was requested meanwhile."""
+        if self._control is None:
+            self._control = Consumer(self._log, CONTROL, [0])
+        for _, erasure in decoded(self._control.drain(), Erasure):
+            if erasure.user_id != "":
+                self._forgotten[str(erasure.user_id).encode()] = erasure.time_ms
+        left = [(topic, record) for topic, record in waiting if not self._is_forgotten(record)]
+        if len(left) < len(waiting):
+            self.drops[FORGOTTEN] += len(waiting) - len(left)
+        return left
+
+    def _is_forgotten(self, record: Append) -> bool:
+        erased_ms = self._forgotten.get(record.key)
+        if erased_ms is None:
+            return False
+        try:
+            return decode(record.value).time_ms <= erased_ms
+        except UNREADABLE:
+            return True
 
     def _send_batch(self) -> bool:
         """Sends a batch from memory, unless older records are on disk; returns False if that failed."""

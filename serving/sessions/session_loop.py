@@ -40,6 +40,7 @@ from serving.tracing.swipe_traces import folded
 NAME: Final = "session-fold"
 _IN_MEMORY: Final = 2_000  # sessions kept between batches, of about 50 KB each
 _HOLD_EVERY_MS: Final = 5_000
+_SCRUB_EVERY_S: Final = 600.0
 _DELAY: Final = "click_to_session_p95_ms"
 _LOG: Final = logging.getLogger(__name__)
 _decode_control = msgspec.msgpack.Decoder(Control).decode
@@ -65,6 +66,9 @@ class SessionLoop:
         self.unreadable = 0  # packed sessions that couldn't be read: started anew
         self._position: FoldPosition | None = None
         self._sessions: OrderedDict[str, Session] = OrderedDict()
+        self.gone = (
+            1  # deleted sessions that the store's files may still hold; some of before a restart
+        )
         self._control = 0
         self._held_ms = 0
         self._stale = True
@@ -168,6 +172,7 @@ class SessionLoop:
         after = FoldPosition(self._log.id, list(self.events.offsets), self._control)
         self._store.commit(self._position, after, packed, sorted(gone))
         self._position = after
+        self.gone += len(gone)
         for name in gone:
             self._sessions.pop(name, None)
         for name in changed - gone:
@@ -201,6 +206,7 @@ def run(config: Config, stop: Stop) -> None:
     loop = SessionLoop(log, store, feature_set(config), config.sessions.seen, tracer=tracer)
     beat = stop.heartbeat
     try:
+        scrub_s = time.monotonic()
         starting = True  # until the first turn, which reads the whole catalogue, is done
         while not stop.is_set(starting):
             try:
@@ -212,6 +218,9 @@ def run(config: Config, stop: Stop) -> None:
                 beat.replace_gauges(_DELAY, loop.delays.p95(_DELAY, wall_ms()))
                 stop.wait(0.3, starting)
                 continue
+            if loop.gone and time.monotonic() >= scrub_s:
+                scrub_s, loop.gone = time.monotonic() + _SCRUB_EVERY_S, 0
+                store.scrub()
             beat.add("events", moved)
             beat.offsets(EVENTS, loop.events.offsets)
             if moved:

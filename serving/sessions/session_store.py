@@ -7,7 +7,7 @@ slot only.
 """
 
 from collections.abc import Awaitable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, Final, Protocol
 
 import msgspec
@@ -146,6 +146,12 @@ class RedisFoldStore:
                 pipe.delete(*map(session_key, gone))
             pipe.set(_POSITION_KEY, msgspec.msgpack.encode(after))
             pipe.execute()
+
+    def scrub(self) -> None:
+        """Has the server rewrite its append-only file, if it has one: it still holds deleted sessions."""
+        with suppress(redis.RedisError, OSError):  # a hosted server may not allow it
+            if self._client.info("persistence").get("aof_enabled"):
+                self._client.bgrewriteaof()
 
     def close(self) -> None:
         self._client.close()

@@ -121,6 +121,15 @@ def erase_rows(
     return erased
 
 
+def keys_of(folder: Path, topic: str, partition: int) -> set[bytes]:
+    """The keys of all archived records of a partition."""
+    keys: set[bytes] = set()
+    for part in files_of(folder, topic):
+        if part.partition == partition:
+            keys |= set(pq.read_table(part.path, columns=["key"])["key"].to_pylist())
+    return keys
+
+
 def _has_key(path: Path, key: bytes) -> bool:
     with pq.ParquetFile(path) as file:
         batches = file.iter_batches(_MERGE_ROWS, columns=["key"], use_threads=False)

@@ -17,7 +17,7 @@ from experiments.statistics.readout import BROKEN, HARM
 from parameter_server.storage import snapshots
 from recsys.clock import wall_ms
 from recsys.config.system_config import Config
-from recsys.events.control_records import Control, Decision, Live, Reaction
+from recsys.events.control_records import Control, Decision, Erasure, Live, Reaction
 from recsys.events.records import CONTROL, EXAMPLES, STEPS, Step, pack, unpack
 from recsys.features.feature_set_file import feature_set
 from recsys.log.protocol import Append, Log, LogLost, LogUnavailable, newest_first
@@ -73,6 +73,7 @@ class Director:
         self._open = open_again
         self._lister: threading.Thread | None = None
         self._to_list: list[tuple[int, str, int]] = []  # due time, line/epoch, start of its answers
+        self._forgotten: set[str] = set()  # users, whom lists of impacts must not name
         self._kept = config.step.snapshots_kept
         self._control = Consumer(log, CONTROL, [0])
         self._due_ms = 0
@@ -96,7 +97,7 @@ class Director:
         return moved
 
     def _fold(self) -> int:
-        before = self._control.offsets[0]
+        before, forgotten = self._control.offsets[0], len(self._forgotten)
         for record in self._control.drain():
             try:
                 control: Any = unpack(record.value, Control)  # type: ignore[arg-type]
@@ -104,10 +105,14 @@ class Director:
                 _LOG.error("control record %d can't be read: %s", record.offset, error)
                 continue
             self._note_end(control)
+            if isinstance(control, Erasure) and control.user_id != "":
+                self._forgotten.add(str(control.user_id))
             self.promoter.fold(control)
             self.experiments.fold(record.offset, control)
             if isinstance(control, Live):
                 self.live = control
+        if len(self._forgotten) > forgotten:
+            rollback_impact.forget(self._state, self._forgotten)
         return self._control.offsets[0] - before
 
     def _note_end(self, control: Control) -> None:
@@ -135,7 +140,8 @@ class Director:
         if rollback_impact.impact_file(self._state, served_by).exists():
             return
         lives = list(self.promoter.lifecycle.lives)
-        work = partial(_write_impact, self._open or (lambda: self._log), self._state, lives)
+        log = self._open or (lambda: self._log)
+        work = partial(_write_impact, log, self._state, lives, self._forgotten)
         if self._open is None:
             work(served_by, since_ms)
             return
@@ -241,12 +247,18 @@ def ends_before(
 
 
 def _write_impact(
-    open_: Callable[[], Log], state: Path, lives: Sequence[Live], served_by: str, since_ms: int
+    open_: Callable[[], Log],
+    state: Path,
+    lives: Sequence[Live],
+    forgotten: Set[str],
+    served_by: str,
+    since_ms: int,
 ) -> None:
     log = open_()
     try:
         impact = rollback_impact.find_impact(log, served_by, since_ms, lives)
         rollback_impact.write_impact(state, impact)
+        rollback_impact.forget(state, forgotten)
     except (LogLost, LogUnavailable, OSError) as error:
         _LOG.error("the requests that %s answered can't be listed: %s", served_by, error)
 

@@ -1,6 +1,6 @@
 """Lists the requests that a rolled-back model answered, and the steps trained on their examples."""
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from pathlib import Path
 from typing import Final
 
@@ -95,6 +95,15 @@ def _count(log: Log, served_by: str, partition: int, start: int, stop: int) -> i
     start = max(start, log.begin(EXAMPLES, partition))
     records = read_range(log, EXAMPLES, partition, start, stop)
     return sum(example.served_by == served_by for _, example in decoded(records, _Example))
+
+
+def forget(state: Path, users: Set[str]) -> None:
+    """Removes the requests of users from all stored impacts."""
+    for file in (state / FOLDER).glob("*.json"):
+        impact = msgspec.json.decode(file.read_bytes(), type=RollbackImpact)
+        left = [request for request in impact.requests if str(request.user_id) not in users]
+        if len(left) < len(impact.requests):
+            write_impact(state, msgspec.structs.replace(impact, requests=left))
 
 
 def impact_file(state: Path, served_by: str) -> Path:

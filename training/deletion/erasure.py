@@ -7,7 +7,8 @@ a replay must know which records were theirs. Records keep their offsets: an eve
 an example a tombstone. Archive files are rewritten without the rows.
 """
 
-from collections.abc import Callable, Collection
+import hashlib
+from collections.abc import Callable, Collection, Iterable
 from functools import partial
 from pathlib import Path
 from typing import Final
@@ -35,7 +36,7 @@ from recsys.log.protocol import Log, LogUnchangeable, Record, read_range
 from recsys.process.log_consumer import UNREADABLE, Consumer, decoded, readable
 from recsys.process.part_snapshot import PartState
 from recsys.process.retry_loop import RetryLoop
-from training.archive.files import erase_rows, files_of
+from training.archive.files import erase_rows, files_of, keys_of
 
 PART: Final = "erasures"
 EVERY_MS: Final = 60_000  # between two attempts
@@ -112,6 +113,7 @@ class Eraser(RetryLoop):
                 self.done += len(self._waiting) - len(remaining)
                 self._waiting = remaining
                 self._save()
+                self._save()  # the file before names them, too
         return moved
 
     def _fold(self) -> int:
@@ -155,7 +157,9 @@ class Eraser(RetryLoop):
 
     def _anonymize(self, request: PendingErasure) -> None:
         """Removes the user's id from the requests on ``control``."""
-        anonymous = Erasure(user_id="", offset=request.offset)
+        anonymous = Erasure(
+            user_id="", offset=request.offset, digest=digest_of_key(self._log.id, request.key)
+        )
         records = [Record(request.control, b"", pack(anonymous))]
         begin, end = self._log.begin(CONTROL, 0), self._log.end(CONTROL, 0)
         for record, message in decoded(read_range(self._log, CONTROL, 0, begin, end), Unlearning):
@@ -197,6 +201,41 @@ class Eraser(RetryLoop):
         for topic in ends:
             is_erased = partial(erased_record, topic, before=request.offset)
             erase_rows(self._archive, topic, partition, request.key, is_erased)
+
+
+def digest_of_key(log_id: str, key: bytes) -> bytes:
+    """Digest by which an erased user is recognised in a copy of the log."""
+    return hashlib.blake2b(key, key=log_id.encode()[:64], digest_size=16).digest()
+
+
+def erase_again(log: Log, archive: Path, erasures: Iterable[Erasure]) -> int:
+    """Erases users from a copy of the log and of its archive that is older than their erasures, which another
+    copy has (a backup is restored). No part may run on it. Returns the number of records of the log.
+
+    Snapshots of the copy aren't changed: unlearn the users, or start its model anew.
+    """
+    offsets = {e.digest: e.offset for e in erasures if e.digest is not msgspec.UNSET}
+    offsets |= {
+        digest_of_key(log.id, str(e.user_id).encode()): e.offset
+        for e in erasures
+        if e.user_id != ""
+    }
+    erased = 0
+    for topic in (EVENTS, EXAMPLES):
+        for partition in range(log.partitions(topic)):
+            begin, end = log.begin(topic, partition), log.end(topic, partition)
+            keys = {record.key for record in read_range(log, topic, partition, begin, end)}
+            keys |= keys_of(archive, topic, partition)
+            for key in keys - {b"", None}:
+                before = offsets.get(digest_of_key(log.id, key))
+                if before is not None:
+                    erased += erase_records(log, topic, partition, key, before, end)
+                    is_erased = partial(erased_record, topic, before=before)
+                    erase_rows(archive, topic, partition, key, is_erased)
+                    erased += erase_letters(log, key)
+    for topic in (EVENTS, EXAMPLES, DEAD_LETTERS):
+        log.scrub(topic)
+    return erased
 
 
 def changes_records(log: Log) -> bool:

@@ -6,7 +6,7 @@ import msgspec
 import pytest
 
 from recsys.events import records
-from recsys.events.control_records import Control, Erasure, Experiments, Live
+from recsys.events.control_records import Control, Erasure, Experiments, Live, Unlearning
 from recsys.events.event_types import FeatureBlock, Stamp, Tick
 from recsys.events.records import (
     DeadLetter,
@@ -49,6 +49,7 @@ EACH = [
     Live(line="cand-1", epoch=2),
     Experiments(revision=3, configs={"e": "name: e"}),
     Erasure(user_id="u"),
+    Unlearning(id="a", users={"u": 3}),
     DeadLetter(topic="events", partition=0, offset=1, reason="?", raw=b"\xff\x00"),
 ]  # fmt: skip
 
@@ -59,11 +60,11 @@ def test_a_record_comes_back_from_the_log(record: msgspec.Struct) -> None:
 
 
 def test_control_records_know_what_they_are() -> None:
-    for record in EACH[4:7]:
+    for record in EACH[4:8]:
         assert unpack(pack(record), Control) == record  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("raw", [b"", b"\xff", b"\x80", pack(EACH[1])[:-1], pack(EACH[7])])
+@pytest.mark.parametrize("raw", [b"", b"\xff", b"\x80", pack(EACH[1])[:-1], pack(EACH[-1])])
 def test_what_is_no_such_record_raises_one_kind_of_error(raw: bytes) -> None:
     with pytest.raises(msgspec.MsgspecError):
         unpack(raw, Step)

@@ -9,9 +9,19 @@ from typing import Any
 
 import pytest
 
+from recsys.events.control_records import Erasure
+from recsys.events.event_types import Impression, decode, encode
+from recsys.events.records import pack
 from recsys.log.protocol import Append, LogUnavailable, MemoryLog, Topic
 from serving.ingestion.disk_spool import DiskSpool, Waiting
-from serving.ingestion.log_writer import CLOSED, FULL, REFUSED, LogWriter, Overloaded
+from serving.ingestion.log_writer import (
+    CLOSED,
+    FORGOTTEN,
+    FULL,
+    REFUSED,
+    LogWriter,
+    Overloaded,
+)
 
 
 class Log(MemoryLog):
@@ -23,7 +33,7 @@ class Log(MemoryLog):
         self.open = threading.Event()
         self.open.set()
         self.appends, self.slow_s = 0, 0.0
-        for name in ("events", "items"):
+        for name in ("events", "items", "control"):
             self.create(Topic(name))
 
     def append(self, topic: str, records: Sequence[Append]) -> list[int]:
@@ -356,3 +366,28 @@ def test_while_the_disk_cannot_be_read_what_comes_is_put_there(
     until(lambda: disk.numbers() == [0, 1, 2])
     disk.writer.close()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_spooled_impressions_of_a_user_who_was_forgotten_since_are_dropped(tmp_path: Path) -> None:
+    """A replica ended with them on disk; then the user asked to be forgotten, and came back."""
+    log, users = Log(), ("u1", "u2")
+    spool = DiskSpool(tmp_path, log.id, 1 << 20)
+
+    def shown(user: str, time_ms: int) -> Append:
+        impression = Impression(
+            time_ms=time_ms, request_id=f"{user}-{time_ms}", user_id=user, items=[]
+        )
+        return Append(0, user.encode(), encode(impression))
+
+    spool.append([("events", shown(user, time_ms)) for user in users for time_ms in (5, 7)])
+    spool.append([("events", Append(0, b"u1", b"unreadable"))])
+    spool.close()
+    for erasure in (Erasure(user_id="u1", time_ms=6), Erasure(user_id="", time_ms=9)):
+        log.append("control", [Append(0, b"", pack(erasure))])
+    writer = LogWriter(log, retry_s=0.02, spool=DiskSpool(tmp_path, log.id, 1 << 20))
+    writer.start()
+    until(lambda: list(tmp_path.iterdir()) == [])
+    writer.close()
+    sent = [decode(value) for value in log.values()]
+    assert [e.request_id for e in sent if isinstance(e, Impression)] == ["u1-7", "u2-5", "u2-7"]
+    assert writer.drops[FORGOTTEN] == 2 == writer.dropped

@@ -1,6 +1,7 @@
 """One contract for the session store in memory and on a real Valkey."""
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -98,6 +99,31 @@ def test_gone_sessions_are_removed(stores: Stores) -> None:
     stores.fold.commit(None, FIRST, {"u1": b"1", "u2": b"2"})
     stores.fold.commit(FIRST, SECOND, {"u3": b"3"}, ["u1", "nobody"])
     assert stores.get("u1", "u2", "u3") == [None, b"2", b"3"]
+
+
+@pytest.mark.services
+def test_the_server_forgets_deleted_sessions_on_disk_too(server: Any) -> None:
+    server.client().flushall()
+    fold = RedisFoldStore(f"redis://127.0.0.1:{server.port}/0", 60)
+    folder = Path(server.client().config_get("dir")["dir"])
+
+    def on_disk() -> bool:
+        return any(b"forget-me" in file.read_bytes() for file in folder.rglob("*.aof"))
+
+    fold.commit(None, FIRST, {"u1": b"forget-me"})
+    fold.commit(FIRST, SECOND, {}, ["u1"])
+    for _ in range(100):  # appendfsync: everysec
+        if on_disk():
+            break
+        time.sleep(0.05)
+    assert on_disk()
+    fold.scrub()
+    for _ in range(100):
+        if not on_disk():
+            break
+        time.sleep(0.05)
+    assert not on_disk()
+    fold.close()
 
 
 def test_another_position_than_expected_writes_nothing(stores: Stores) -> None:

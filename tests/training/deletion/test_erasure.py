@@ -1,10 +1,12 @@
 """Who asks to be forgotten is taken out of the log, its dead letters and the archive; nothing else moves."""
 
+import shutil
 from pathlib import Path
 
+import msgspec
 import pytest
 
-from recsys.events.control_records import Erasure
+from recsys.events.control_records import Erasure, Unlearning
 from recsys.events.event_types import Tick, User, decode, encode
 from recsys.events.hashing import partition_of
 from recsys.events.records import (
@@ -22,6 +24,7 @@ from recsys.events.records import (
 )
 from recsys.log.protocol import Append, Log, LogUnchangeable, MemoryLog, Record
 from recsys.log.sqlite_log import SqliteLog
+from recsys.process.log_consumer import readable
 from recsys.process.part_snapshot import PartState
 from tests.support.small_feed import (
     FEATURES,
@@ -32,9 +35,10 @@ from tests.support.small_feed import (
     toy_config,
     toy_log,
 )
+from training.archive.files import keys_of
 from training.archive.writer import Archive, archived_rows
 from training.deletion import erasure
-from training.deletion.erasure import EVERY_MS, Eraser
+from training.deletion.erasure import EVERY_MS, Eraser, digest_of_key, erase_again
 from training.joining.joiner_loop import JoinerLoop
 
 USER = "u3"
@@ -161,7 +165,9 @@ def test_nothing_of_a_forgotten_user_is_left_and_all_else_stays(log: Log, tmp_pa
         found = system.archived(topic)
         assert not any(names(row[2]) or names(row[3]) for row in found)
         assert set(found) >= {row for row in rows if not names(row[2])}
-    assert unpack(after[CONTROL, 0, 0].value, Erasure) == Erasure(user_id="", offset=offset)
+    digest = digest_of_key(log.id, USER.encode())
+    done = Erasure(user_id="", offset=offset, digest=digest)
+    assert unpack(after[CONTROL, 0, 0].value, Erasure) == done
     system.archive = Archive(log, tmp_path / "archive", system.clock)  # finds its place by names
     assert system.archive.turn() == 0
 
@@ -267,3 +273,61 @@ def test_it_is_done_when_the_files_of_the_log_are_scrubbed_and_not_before(
     assert system.eraser.waiting == 0
     assert not broken.exists()
     assert scrubbed == {EVENTS, EXAMPLES, DEAD_LETTERS, CONTROL}
+
+
+def test_users_that_are_unlearned_wait_and_their_request_names_them_no_more(
+    log: Log, tmp_path: Path
+) -> None:
+    """A replay must know whose examples were whose."""
+    system = System(log, tmp_path)
+    append_events(log, feed(60))
+    asked = Unlearning(id="a", users={USER: log.end(EVENTS, PARTITION), "other": 7})
+    log.append(CONTROL, [Append(0, b"", pack(asked))])
+    system.forget()
+    append_events(log, [Tick(time_ms=START_MS + 10_000_000)])
+    system.turn()
+    for _ in range(3):
+        system.look()
+        system.turn()
+    assert (system.eraser.erased, system.eraser.waiting) == (0, 1)
+    system.begin_again()
+    system.look()
+    assert (system.eraser.erased, system.eraser.waiting) == (0, 1)
+
+    over = msgspec.structs.replace(asked, users={}, state="done")
+    log.append(CONTROL, [Append(0, b"", pack(over))])
+    for _ in range(3):
+        system.look()
+        system.turn()
+    assert (system.eraser.waiting, system.eraser.done) == (0, 1) and system.eraser.erased > 0
+    assert [u.users for u in readable(log, CONTROL, Unlearning)] == [{"other": 7}, {}]
+    assert not any(names(r.key) or names(r.value) for _, _, r in system.all())
+
+
+def test_an_older_copy_is_erased_again_by_the_digests_of_a_newer_one(tmp_path: Path) -> None:
+    """A backup from before the erasure: its log and archive, with what ``control`` says later."""
+    log = SqliteLog(tmp_path / "a" / "log")
+    for topic in topics(PARTITIONS):
+        log.create(topic)
+    system = System(log, tmp_path / "a")
+    append_events(log, feed(60))
+    system.turn()
+    log.close()
+    shutil.copytree(tmp_path / "a", tmp_path / "copy")
+    system.__init__(SqliteLog(tmp_path / "a" / "log"), tmp_path / "a")  # type: ignore[misc]
+    system.forget()
+    append_events(system.log, [Tick(time_ms=START_MS + 10_000_000)])
+    for _ in range(3):
+        system.turn()
+        system.look()
+    assert system.eraser.done == 1
+    copy, archive = SqliteLog(tmp_path / "copy" / "log"), tmp_path / "copy" / "archive"
+    assert copy.keyed(EVENTS, PARTITION, [USER.encode()], 1 << 60)
+    ends = [copy.end(EXAMPLES, p) for p in range(PARTITIONS)]
+    assert erase_again(copy, archive, readable(system.log, CONTROL, Erasure)) > 10
+    assert ends == [copy.end(EXAMPLES, p) for p in range(PARTITIONS)]
+    for name in (EVENTS, EXAMPLES):
+        assert copy.keyed(name, PARTITION, [USER.encode()], 1 << 60) == []
+        assert USER.encode() not in keys_of(archive, name, PARTITION)
+        assert len(keys_of(archive, name, PARTITION)) > 1
+    assert erase_again(copy, archive, readable(system.log, CONTROL, Erasure)) == 0

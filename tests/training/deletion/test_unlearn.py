@@ -9,10 +9,11 @@ import pyarrow.compute as pc
 import pytest
 
 from experiments.promotion.epoch_model import config_at, with_size
+from experiments.promotion.lifecycle import Lifecycle
 from parameter_server.rpc.parameter_client import fresh_shards
 from parameter_server.storage import snapshots
 from recsys.config.system_config import Config
-from recsys.events.control_records import Erasure, Live, ModelSize
+from recsys.events.control_records import Erasure, Live, ModelSize, Unlearning
 from recsys.events.event_types import Event, User, encode
 from recsys.events.hashing import partition_of
 from recsys.events.records import CONTROL, DELTAS, EVENTS, EXAMPLES, STEPS, Step, pack, unpack
@@ -33,7 +34,7 @@ from tests.support.unlearn_line import learn
 from training.archive.files import erase_rows
 from training.archive.writer import Archive, archived_rows
 from training.deletion.erasure import PART, Eraser, erase_records, erased_record
-from training.deletion.unlearn import CantUnlearn, unlearn
+from training.deletion.unlearn import CantUnlearn, remove_replaced, unlearn
 from training.lines.control import ControlReader, append_live_record, live_epoch
 from training.lines.line import spec_of
 from training.steps.drain import drain
@@ -479,3 +480,25 @@ def test_a_replay_that_ends_in_the_middle_leaves_what_is_live(
         ):
             unlearn(log, config, FEATURES, {LATE: before}, 5)
     assert (live_epoch(log), learn(config, log)) == (0, seen)
+
+
+def test_what_a_retiring_shard_writes_later_is_removed_as_well(tmp_path: Path) -> None:
+    lifecycle, folder = Lifecycle(), tmp_path / "snapshots"
+    for epoch, step in ((0, 3), (0, 9), (1, 6), (2, 12)):
+        snapshots.write_part(folder, "main", epoch, step, 0, 1, {}, {"step": step})
+    wal = tmp_path / "parts" / "shards"
+    wal.mkdir(parents=True)
+    for name in ("main-0-0-of-1.wal", "main-2-0-of-1.wal"):
+        (wal / name).touch()
+    for record in (
+        Live(line="main", epoch=0),
+        Live(line="main", epoch=2, since=10),
+        Unlearning(id="a", state="done", epoch=2, first=5),
+    ):
+        assert remove_replaced(tmp_path, lifecycle) is None
+        lifecycle.fold(record)
+    assert snapshots.complete_steps(folder, "main", 0) == [3, 9]
+    remove_replaced(tmp_path, lifecycle)
+    left = {e: snapshots.complete_steps(folder, "main", e) for e in (0, 1, 2)}
+    assert left == {0: [3], 1: [], 2: [12]}  # epoch 1 never was live
+    assert [file.name for file in wal.iterdir()] == ["main-2-0-of-1.wal"]
