@@ -9,8 +9,13 @@ import msgspec
 import numpy as np
 import pytest
 
-from parameter_server.rpc.parameter_client import LocalClient, ShardedClient, hello, part_of
-from parameter_server.rpc.parameter_client import WorkerId
+from parameter_server.rpc.parameter_client import (
+    LocalClient,
+    ShardedClient,
+    WorkerId,
+    hello,
+    part_of,
+)
 from parameter_server.rpc.shard_service import ShardService
 from parameter_server.rpc.transport import SocketChannel, SocketServer
 from parameter_server.shard.lanes import LaneGradients
