@@ -1,12 +1,20 @@
 """CRC-32C of log records: one flipped bit is always detected, and can be located and corrected."""
 
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from functools import partial
 from struct import Struct
 from struct import error as NotPackable
 from typing import Final
 
 from crc32c import crc32c
 
+from recsys.log.protocol import Record
+
 _HEAD: Final = Struct("<qqqq")
+_pack: Final = _HEAD.pack
+# ``Record._make`` without a Python call per record.
+_record: Final[Callable[[tuple[int, bytes, bytes]], Record]] = partial(tuple.__new__, Record)
 _POLYNOMIAL: Final = 0x82F63B78  # CRC-32C, reflected
 
 
@@ -14,7 +22,7 @@ def record_crc(
     partition: int, offset: int, time_ms: int, key: bytes = b"", value: bytes = b""
 ) -> int:
     """Checksum of a record with its place and time."""
-    return crc32c(value, crc32c(_HEAD.pack(partition, offset, time_ms, len(key)) + key))
+    return crc32c(value, crc32c(_pack(partition, offset, time_ms, len(key)) + key))
 
 
 def row_crc(*values: object) -> int:
@@ -30,6 +38,25 @@ def is_intact(
         return crc is None or record_crc(partition, offset, time_ms, key, value) == crc
     except (TypeError, NotPackable):  # the flip changed a type
         return False
+
+
+def intact_records(
+    partition: int, offset: int, rows: Iterable[tuple[int, bytes, bytes, int, int | None]]
+) -> list[Record]:
+    """Records of rows (offset, key, value, time, checksum) from ``offset`` on, without a gap, up to the first
+    that isn't intact. Inline, since it runs for each record that is read."""
+    records: list[Record] = []
+    with suppress(TypeError, NotPackable):
+        for at, key, value, time_ms, crc in rows:
+            if at != offset:
+                break
+            if crc is not None:
+                head = crc32c(_pack(partition, at, time_ms, len(key)) + key)
+                if crc32c(value, head) != crc:
+                    break
+            records.append(_record((at, key, value)))
+            offset += 1
+    return records
 
 
 def corrected(

@@ -7,7 +7,6 @@ continue after everything was dropped.
 import contextlib
 import time
 from collections.abc import Callable, Collection, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -21,7 +20,7 @@ from recsys.log.protocol import (
     check_partition,
     check_range,
 )
-from recsys.log.record_crc import is_intact, record_crc
+from recsys.log.record_crc import intact_records, is_intact, record_crc
 from recsys.log.sqlite_files import INSERT, Connection, SqliteFiles
 
 SLICE: Final = 2_000  # records dropped per transaction: appends wait a few ms
@@ -29,8 +28,6 @@ RETAIN_EVERY_MS: Final = 1_000
 POLL_S: Final = 0.002
 IDLE_POLL_S: Final = 0.005  # after IDLE_S without a record, so that idle parts cost little
 IDLE_S: Final = 0.25
-# ``Record._make`` without a Python call per record.
-_record: Final[Callable[[tuple[int, bytes, bytes]], Record]] = partial(tuple.__new__, Record)
 
 
 class SqliteLog(SqliteFiles):
@@ -94,14 +91,12 @@ class SqliteLog(SqliteFiles):
         if not rows or rows[0][0] != offset:
             begin, _, _ = self._bounds(connection, topic, partition)
             check_range(topic, partition, offset, begin, end)  # dropped meanwhile
-        expected = offset
-        for at, key, value, time_ms, crc in rows:
-            if at != expected or not is_intact(crc, partition, at, time_ms, key, value):
-                break
-            expected += 1
-        if expected < min(end, offset + limit) or expected - offset < len(rows):
-            raise LogDamaged(f"{topic}/{partition}", f"the record at offset {expected}")
-        return [_record(row[:3]) for row in rows]
+        records = intact_records(partition, offset, rows)
+        if len(records) < max(len(rows), min(end - offset, limit)):
+            raise LogDamaged(
+                f"{topic}/{partition}", f"the record at offset {offset + len(records)}"
+            )
+        return records
 
     def appended_ms(self, topic: str, partition: int, offset: int) -> int | None:
         """Append time of a record, by its writer's clock; None without such a record."""
