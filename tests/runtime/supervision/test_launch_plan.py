@@ -115,8 +115,8 @@ def test_the_state_folder_is_made_for_its_owner_only(tmp_path):
     with run_file.lock(tmp_path / "above" / "state"):
         assert stat.S_IMODE((tmp_path / "above" / "state").stat().st_mode) == 0o700
     tmp_path.chmod(0o750)
-    with run_file.lock(tmp_path):  # one that stands is left as it is
-        assert stat.S_IMODE(tmp_path.stat().st_mode) == 0o750
+    with run_file.lock(tmp_path):  # also one that was open before
+        assert stat.S_IMODE(tmp_path.stat().st_mode) == 0o700
 
 
 def test_reading_where_nothing_was_started_says_what_to_do(tmp_path):
