@@ -2,20 +2,23 @@
 
 import os
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import msgspec
 import pytest
 
+from recsys.config.safety_config import DoorsConfig
 from recsys.config.system_config import Config, ServeConfig
 from recsys.process.part_process import Heartbeat, Stop, run_folder, write_atomically
 from recsys.process.process_priority import STARTING, STARTS
 from runtime.parts import restart
 from runtime.parts import serve as part
 from runtime.parts.serve import RestartRequests, take_down
-from runtime.supervision.launch_plan import feed_url
+from runtime.supervision.launch_plan import feed_url, public_url, resolve
 from runtime.supervision.processes import identify
 from runtime.supervision.run_file import Running
+from tests.support.plan_config import config_in
 
 
 class FakeServe:
@@ -48,7 +51,22 @@ def test_another_s_application_goes_on_in_a_cluster_that_is_not_ours():
 )  # fmt: skip
 def test_the_api_is_reached_over_loopback_where_it_binds_everywhere(host, expected):
     config = replace(Config(), serve=ServeConfig(host=host, port=8001))
-    assert feed_url(config) == f"http://{expected}:8001"
+    assert feed_url(config) == public_url(config) == f"http://{expected}:8001"
+    tls = replace(config, doors=DoorsConfig(certificate="both.pem", local_port=20_007))
+    assert (feed_url(tls), public_url(tls)) == (
+        "http://127.0.0.1:20007",
+        f"https://{expected}:8001",
+    )
+
+
+def test_a_certificate_gets_an_absolute_path_and_a_port_for_tools(tmp_path):
+    asked = replace(config_in(tmp_path), doors=DoorsConfig(certificate="both.pem"))
+    config, plan = resolve(asked)
+    assert config.doors.certificate == str(Path("both.pem").resolve())
+    assert (
+        0 < config.doors.local_port not in (config.serve.port, *msgspec.structs.astuple(plan.ray))
+    )
+    assert resolve(config_in(tmp_path))[0].doors == DoorsConfig()
 
 
 class Looks(Stop):
