@@ -48,7 +48,10 @@ def check_topic(
     """Reads all records of a topic, in use or not. ``pace`` gets the bytes read since its last call."""
     check = TopicCheck(topic)
     connection = Connection(topic, open_file(folder / f"{topic}.sqlite"))
-    marked = Mark(folder / f"{topic}.mark").read()  # first: commits go on meanwhile
+    path = folder / f"{topic}.mark"
+    marked = Mark(path).read()  # first: commits go on meanwhile
+    if marked is None and path.stat().st_size:
+        check.damage.append(f"{topic}: the mark is unreadable; the next start writes a new one")
     try:
         for (line,) in connection.db.execute("PRAGMA quick_check(10)"):
             if line != "ok":
@@ -80,10 +83,6 @@ def _check_tables(connection: Connection, marked: Marked | None, check: TopicChe
         return
     if missing > 0:
         check.damage.append(f"{check.topic}: the newest {missing} commits are missing")
-    if marked is None:
-        check.damage.append(
-            f"{check.topic}: the mark is unreadable; the next start writes a new one"
-        )
 
 
 def _check_partition(

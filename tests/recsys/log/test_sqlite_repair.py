@@ -72,6 +72,16 @@ def test_an_intact_topic_has_no_damage_and_is_rebuilt_equal(tmp_path: Path) -> N
     assert (tmp_path / "t.sqlite.damaged").exists()
 
 
+def test_a_missing_mark_is_no_damage_and_an_unreadable_one_is(tmp_path: Path) -> None:
+    filled(tmp_path)
+    flip_bit(tmp_path / "t.mark", 5)
+    assert "mark is unreadable" in check_topic(tmp_path, "t").damage[0]
+    (tmp_path / "t.mark").unlink()  # as in a restored backup
+    assert check_topic(tmp_path, "t").damage == []
+    SqliteLog(tmp_path).end("t", 0)
+    assert (tmp_path / "t.mark").stat().st_size > 0
+
+
 def test_a_flipped_bit_is_corrected_without_another_copy(tmp_path: Path) -> None:
     filled(tmp_path)
     before = contents(tmp_path)
