@@ -33,6 +33,11 @@ def test_it_says_what_the_director_says_of_drift() -> None:
 
 def test_it_says_how_many_shards_of_retrieval_are_away() -> None:
     assert "2 shards are down" in drawn(**{SHARDS_AWAY: 2.0})
+
+
+def test_damaged_snapshots_are_named() -> None:
+    assert "snapshots are damaged" not in drawn(snapshots_damaged=0.0)
+    assert "1 snapshots are damaged; `recsys check" in drawn(snapshots_damaged=1.0)
     assert "shards" not in drawn(**{SHARDS_AWAY: 0.0}) and "shards" not in drawn()
 
 
