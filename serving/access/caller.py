@@ -45,7 +45,7 @@ class Caller:
         key = "the admin key" if needed == ADMIN else f"a key with the scope {needed}"
         text = f"{route[:80]} needs {key}"
         if not self.key_id:
-            raise Denied(401, "key", f"{text}: `recsys keys add` makes one, see also X-API-Key")
+            raise Denied(401, "key", f"{text}, sent as X-API-Key or Bearer: see `recsys keys add`")
         names = ", ".join(sorted(self.scopes)) or "none"
         raise Denied(403, "scope", f"{text}; the scopes of the key {self.key_id}: {names}")
 
