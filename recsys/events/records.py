@@ -4,7 +4,7 @@ Each carries its source, so that consumers drop repeats: exactly once through st
 share only these records and snapshots. All are MessagePack on the log.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, Final, TypeVar
 
 import msgspec
@@ -206,23 +206,26 @@ CONTROL: Final = "control"
 DEAD_LETTERS: Final = "dead_letters"
 
 _HOUR_MS = 3_600_000
+# Each step publishes all dense parameters: a replica further behind starts from a snapshot.
 _DELTA_BYTES = 4 << 30
 
 
-def topics(partitions: int, retention_hours: int = 72) -> list[Topic]:
-    """All topics of a system. The catalogue, the step records and control never expire."""
-    retention_ms = retention_hours * _HOUR_MS
+def topics(
+    partitions: int, retention_hours: int = 72, retention_bytes: Mapping[str, int] | None = None
+) -> list[Topic]:
+    """All topics of a system. The catalogue and control never expire, nor do step records by themselves: the
+    director trims them. ``retention_bytes``: of one partition, by topic; 0 or none: without limit."""
+    hours, most = retention_hours * _HOUR_MS, {DELTAS: _DELTA_BYTES} | dict(retention_bytes or {})
     return [
-        Topic(EVENTS, partitions, retention_ms),
+        Topic(EVENTS, partitions, hours, most.get(EVENTS, 0)),
         Topic(ITEMS, 1),
-        Topic(ITEM_STATE, 1, retention_ms),
-        Topic(EXAMPLES, partitions, retention_ms),
+        Topic(ITEM_STATE, 1, hours, most.get(ITEM_STATE, 0)),
+        Topic(EXAMPLES, partitions, hours, most.get(EXAMPLES, 0)),
         Topic(STEPS, 1),
-        # Each step publishes all dense parameters: a replica further behind starts from a snapshot.
-        Topic(DELTAS, 1, retention_ms, _DELTA_BYTES),
-        Topic(SCORES, 1, retention_ms),
+        Topic(DELTAS, 1, hours, most[DELTAS]),
+        Topic(SCORES, 1, hours, most.get(SCORES, 0)),
         Topic(CONTROL, 1),
-        Topic(DEAD_LETTERS, 1, retention_ms),
+        Topic(DEAD_LETTERS, 1, hours, most.get(DEAD_LETTERS, 0)),
     ]
 
 

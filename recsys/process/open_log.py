@@ -5,6 +5,7 @@ from pathlib import Path
 from recsys.config.system_config import Config
 from recsys.events.records import topics
 from recsys.log.protocol import Log
+from recsys.process.disk_budget import topic_bytes
 
 
 def open_log(config: Config) -> Log:
@@ -20,5 +21,7 @@ def open_log(config: Config) -> Log:
 
 def create_topics(log: Log, config: Config) -> None:
     """Creates a system's topics; raises ValueError if one exists with another number of partitions."""
-    for topic in topics(config.log.partitions, config.log.retention_hours):
+    partitions, sqlite = config.log.partitions, config.log.url == "sqlite"  # brokers have own disks
+    limits = topic_bytes(config.disk, partitions) if sqlite else {}
+    for topic in topics(partitions, config.log.retention_hours, limits):
         log.create(topic)

@@ -22,6 +22,7 @@ from runtime.supervision.part_table import table
 from runtime.supervision.processes import STATE, Child, Identity, Socket, identify, listening
 from runtime.supervision.ray_environment import client_environment
 from runtime.supervision.run_file import PartRecord, Running
+from runtime.supervision.space_watch import SpaceWatch
 from runtime.supervision.supervisor import Change, Part, State, Supervisor, Watched
 
 _TICK_S: Final = 0.05
@@ -50,6 +51,7 @@ class Runner:
         self._me, self._started_ms = identify(os.getpid()), int(time.time() * 1000)
         self._environment = part_environment(config, plan)
         self._file = SlotFile(self._folder / run_file.FILE)
+        self._space = SpaceWatch(config.state, config.disk)
         self._errors: dict[str, str] = {}
         self._children: dict[str, Child] = {}
         self._sockets: dict[str, list[Socket]] = {}
@@ -77,6 +79,7 @@ class Runner:
             if changes or now >= write_at:
                 self._attempt(_WRITE, self._write)
                 write_at = now + _WRITE_EVERY_S
+            self._attempt("watch the disk", self._space.turn)
             self._attempt("print the state", partial(self._print, changes))
             quiet = self._supervisor.ready and not self._supervisor.stopping
             time.sleep(_QUIET_TICK_S if quiet else _TICK_S)
