@@ -9,6 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from benchmarks.demo_check import check as demo_check
+from benchmarks.demo_check import check_figures as figures
+from benchmarks.demo_check.accounting import LogAccounting
+from benchmarks.demo_check.check import Clock, Counts, FreshnessSample, VersionProbe, Viewer
 from recsys.client import ApiError, Outcome, Receipt, Recommendations, Recommended
 from recsys.events.event_types import Engagement, Impression, ServedItem, Stamp, encode
 from recsys.events.records import (
@@ -25,12 +29,8 @@ from recsys.events.records import (
 )
 from recsys.log.protocol import Append, MemoryLog
 from replay.simulation import warmup_data as pasts
-from runtime.demo import check as demo_check
-from runtime.demo import check_figures as figures
 from runtime.demo import demo_data
 from runtime.demo import demo_system as demo_start
-from runtime.demo.accounting import LogAccounting
-from runtime.demo.check import Clock, Counts, FreshnessSample, VersionProbe, Viewer
 from runtime.jobs.dataset_download import NotFetched
 from runtime.supervision.system_status import PartStatus, Status, Version
 

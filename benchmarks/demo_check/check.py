@@ -1,7 +1,7 @@
 """``recsys demo --check``: acts as a viewer of a running system, and measures the effects.
 
-Uses the public API and the log alone. The viewer is here, testable against any ``Feed``;
-``runtime.demo.accounting`` reads the log and the archive, ``runtime.demo.check_figures`` judges the results.
+Uses the public API and the log alone. The viewer is here, testable against any ``Feed``; ``accounting`` reads
+the log and the archive, ``check_figures`` judges the results.
 """
 
 import threading
@@ -10,11 +10,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, Protocol
 
+from benchmarks.demo_check import check_figures as figures
+from benchmarks.demo_check.check_figures import Figure
 from recsys.client import ApiError, Receipt, Recommendations
 from recsys.events.event_types import Engagement
 from recsys.events.hashing import Id
-from runtime.demo import check_figures as figures
-from runtime.demo.check_figures import Figure
 
 LIST: Final = 10
 LONG_LIST: Final = 20  # items over which a topic's share is measured

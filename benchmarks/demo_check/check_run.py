@@ -8,17 +8,17 @@ from typing import Final
 
 from rich.console import Console
 
+from benchmarks.demo_check import check as checks
+from benchmarks.demo_check import check_figures as figures
+from benchmarks.demo_check.accounting import LogAccounting
+from benchmarks.demo_check.check import Clock, Counts, FreshnessSample, VersionProbe, Viewer
+from benchmarks.demo_check.check_figures import Figure, Verdict
+from benchmarks.demo_check.crowd_process import BackgroundCrowd
 from recsys.client import Client
 from recsys.config.system_config import Config
 from recsys.features.feature_set_file import feature_set
 from recsys.process.open_log import open_log
 from replay import warmup
-from runtime.demo import check as checks
-from runtime.demo import check_figures as figures
-from runtime.demo.accounting import LogAccounting
-from runtime.demo.check import Clock, Counts, FreshnessSample, VersionProbe, Viewer
-from runtime.demo.check_figures import Figure, Verdict
-from runtime.demo.crowd_process import BackgroundCrowd
 from runtime.demo.demo_system import running_system, wait_until_caught_up
 from runtime.reports.status_table import exposed_port
 from runtime.supervision import launch_plan, run_file
