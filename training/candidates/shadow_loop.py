@@ -1,7 +1,7 @@
 """The shadow part: candidates, guards (the predecessors of a new live line) and the lines of experiments'
 arms follow the live line's steps in this process.
 
-It also replays history without users that are unlearned (training/deletion/live_unlearning.py).
+It also replays history without users that are unlearned (training/deletion/live_replay.py).
 A canary, or an arm's line, publishes its deltas; a candidate that takes over is written as the first snapshot
 of the live line's next epoch. The part holds the log at its slowest line, and resumes from snapshots.
 """
@@ -41,7 +41,7 @@ from training.candidates.retrieval_comparison import (
     rank_times_us,
 )
 from training.candidates.shadow import Shadow
-from training.deletion.live_unlearning import LiveReplay
+from training.deletion.live_replay import LiveReplay
 from training.forgetting.panel_watch import PanelThread
 from training.lines.control import ControlReader
 from training.lines.line import MAIN, spec_of

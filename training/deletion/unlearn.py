@@ -5,8 +5,7 @@ of a line that never saw them. The users' influence on item counters, as they we
 running system does the same beside its live line (training/deletion/live_unlearning.py).
 """
 
-from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -18,28 +17,16 @@ from parameter_server.storage import snapshots
 from parameter_server.storage.durable_shard import load_shard
 from recsys.config.system_config import Config
 from recsys.events.control_records import Live, ModelSize, Unlearning
-from recsys.events.hashing import partition_of
-from recsys.events.records import (
-    CONTROL,
-    DELTAS,
-    EXAMPLES,
-    Range,
-    TrainingExample,
-    non_example,
-    pack,
-)
+from recsys.events.records import CONTROL, DELTAS, EXAMPLES, Range, TrainingExample, pack
 from recsys.features.feature_set import FeatureSet
-from recsys.log.protocol import Append, Log, LogLost, Record, read_range
+from recsys.log.protocol import Append, Log, LogLost, read_range
 from recsys.model.model import build_model
 from recsys.process.log_consumer import decoded
 from training.continual.learner import Learner
 from training.continual.worker import Worker
-from training.deletion.erasure import (
-    changes_records,
-    erase_records,
-    erased_record,
-    records_of_keys,
-)
+from training.deletion.live_unlearning import reason_of
+from training.deletion.log_without import LogWithout, Users, keys_by_partition
+from training.deletion.removal import erase_examples, remove_ended_lines, remove_replaced
 from training.deletion.tombstones import UnlearnedPlaces, free_until
 from training.deletion.user_history import CantUnlearn, UserHistory
 from training.lines.control import ControlReader, append_live_record
@@ -49,8 +36,6 @@ from training.steps.lineage import Lineage
 __all__ = ["CantUnlearn", "Unlearned", "unlearn"]
 
 _TURN: Final = 64  # steps
-
-Users = Mapping[str, int]  # by id as text: the offset of the removal among their events
 
 
 class Unlearned(NamedTuple):
@@ -99,55 +84,6 @@ def unlearn(
         log.append(CONTROL, [Append(0, b"", pack(done))])
     other = replay.other_config
     return Unlearned(epoch, start.since, replay.step, examples, other, replay.digest())
-
-
-def reason_of(users: Users) -> str:
-    """Reason of the live record."""
-    return "a user was unlearned" if len(users) == 1 else f"{len(users)} users were unlearned"
-
-
-class LogWithout:
-    """A log in which the examples of some users are tombstones, otherwise unchanged."""
-
-    def __init__(self, log: Log, users: Users) -> None:
-        self._log = log
-        self._before = {user.encode(): offset for user, offset in users.items()}
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._log, name)
-
-    def read(self, topic: str, partition: int, offset: int, limit: int = 1000) -> list[Record]:
-        records = self._log.read(topic, partition, offset, limit)
-        if topic != EXAMPLES:
-            return records
-        return [self._erased(record) or record for record in records]
-
-    def places(self, partition: int, users: Users) -> list[int]:
-        """The offsets of examples of the users, ascending."""
-        own = self._own(partition, users)
-        return [record.offset for record in own if non_example(record.value) is None]
-
-    def changed(self, partition: int, users: Users) -> list[int]:
-        """The offsets of all changed records: ``places``, and those of records that aren't examples."""
-        return [record.offset for record in self._own(partition, users)]
-
-    def _own(self, partition: int, users: Users) -> list[Record]:
-        keys = keys_by_partition(self._log, users).get(partition, [])
-        end = self._log.end(EXAMPLES, partition)
-        records = records_of_keys(self._log, EXAMPLES, partition, keys, end)
-        return [record for record in records if self._erased(record) is not None]
-
-    def _erased(self, record: Record) -> Record | None:
-        before = self._before.get(record.key)
-        return None if before is None else erased_record(EXAMPLES, record, before)
-
-
-def keys_by_partition(log: Log, users: Users) -> dict[int, list[bytes]]:
-    """The record keys of users, by their partition."""
-    keys = defaultdict[int, list[bytes]](list)
-    for user in users:
-        keys[partition_of(user, log.partitions(EXAMPLES))].append(user.encode())
-    return dict(keys)
 
 
 class Start(NamedTuple):
@@ -273,11 +209,11 @@ class Replay:
         """Number of steps that had been learned with another configuration."""
         return self._worker.counts["other_config"]
 
-    def turn(self) -> int:
-        """Learns some steps; returns their number."""
+    def turn(self, until: int | None = None) -> int:
+        """Learns some steps, until one if given; returns their number."""
         before = self.step
         try:
-            for number in range(before, before + _TURN):
+            for number in range(before, min(before + _TURN, until or before + _TURN)):
                 self._worker.turn()
                 if self.step == number:
                     break
@@ -307,45 +243,3 @@ def _load(shards: Sequence[Shard], snapshot: snapshots.Snapshot) -> None:
             f"snapshot {snapshot.folder} can't be loaded as the model is set now ({error}): set "
             "model and parameter_server as they were when it was written, or mend the file"
         ) from error
-
-
-def remove_replaced(
-    state: Path, lifecycle: Lifecycle, replaced: Sequence[tuple[int, int]] = ()
-) -> None:
-    """Removes files of the live line with influence of unlearned users: the snapshots of earlier epochs from
-    their first example on, and write-ahead files; and the snapshots of earlier epochs that never were live.
-    ``replaced``: (epoch, first step) beside those of requests that are done."""
-    lived = {0, *(live.epoch for live in lifecycle.lives)}
-    over = [u for u in lifecycle.unlearnings.values() if u.state == DONE and u.first]
-    bounds = [*replaced, *((u.epoch, u.first) for u in over)]
-    if not bounds:
-        return
-
-    def is_replaced(epoch: int, step: int) -> bool:
-        return any(epoch < e and (step >= first or epoch not in lived) for e, first in bounds)
-
-    snapshots.remove_where(state / "snapshots", MAIN, is_replaced)
-    for file in (state / "parts" / "shards").glob(f"{MAIN}-[0-9]*-*"):
-        if int(file.name.removeprefix(f"{MAIN}-").partition("-")[0]) < max(e for e, _ in bounds):
-            file.unlink(missing_ok=True)
-
-
-def remove_ended_lines(state: Path, lifecycle: Lifecycle) -> None:
-    """Removes the snapshots of lines that ended: candidates and arms learned from the users, too."""
-    for standing in lifecycle.candidates.values():
-        if not standing.active:
-            snapshots.remove(state / "snapshots", standing.line)
-
-
-def erase_examples(log: Log, state: str, users: Users) -> bool:
-    """Erases the users' examples, once no line learns them again; False if the log can't be changed."""
-    if not changes_records(log):
-        return False
-    view, unlearned = LogWithout(log, users), UnlearnedPlaces(log, state)
-    for partition in keys_by_partition(log, users):
-        unlearned.note(partition, view.changed(partition, users))
-        end = log.end(EXAMPLES, partition)
-        for user, before in users.items():
-            if partition_of(user, log.partitions(EXAMPLES)) == partition:
-                erase_records(log, EXAMPLES, partition, user.encode(), before, end)
-    return True

@@ -35,7 +35,7 @@ from training.candidates.director import Director
 from training.candidates.shadow_loop import ShadowLoop
 from training.continual.learner import Learner
 from training.continual.worker import Worker
-from training.deletion import live_unlearning, unlearn
+from training.deletion import live_replay, live_unlearning, unlearn
 from training.deletion.erasure import erased_record
 from training.lines.line import MAIN, spec_of
 from training.steps.lineage import Lineage
@@ -120,8 +120,8 @@ class UnlearningRun(PromotionRun):
 @pytest.fixture(autouse=True)
 def in_many_turns(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(unlearn, "_TURN", 5)
-    monkeypatch.setattr(live_unlearning, "CAUGHT_UP", 3)
-    monkeypatch.setattr(live_unlearning, "_SAVE_EVERY", 10)
+    monkeypatch.setattr(live_replay, "CAUGHT_UP", 3)
+    monkeypatch.setattr(live_replay, "_SAVE_EVERY", 10)
 
 
 async def started(folder: Path, lists: int = 60) -> UnlearningRun:
@@ -165,7 +165,7 @@ def test_the_line_is_as_if_it_never_had_the_users_and_the_system_goes_on(tmp_pat
         assert max(kept, default=0) < done.first
         deltas = [unpack(r.value, Delta) for r in log.read(DELTAS, 0, log.begin(DELTAS, 0), 9_999)]
         assert {delta.epoch for delta in deltas if delta.line == MAIN} == {1}
-        assert live_unlearning.HOLDER not in log.holds(EXAMPLES, 0)
+        assert live_replay.HOLDER not in log.holds(EXAMPLES, 0)
         # The steps before the swap have one record each: only those after it were written again.
         again = [s for s in run.steps() if s.epoch == 1]
         assert again[0].step == done.step + 1
@@ -196,9 +196,8 @@ def at(owner: Any, name: str, call: int = 1, after: bool = False) -> Kill:
     return patch
 
 
-RECORDS = ("assigned", "replaying", "replayed", "done")
 KILLS: dict[str, Kill] = {
-    "start": at(live_unlearning, "find_start"),
+    "start": at(live_replay, "find_start"),
     "adopt": at(snapshots, "adopt"),
     "adopted": at(snapshots, "adopt", after=True),
     "replay": at(unlearn.Replay, "turn", 2),
@@ -209,11 +208,15 @@ KILLS: dict[str, Kill] = {
     "lines": at(live_unlearning, "remove_ended_lines"),
     "erasure": at(live_unlearning, "erase_examples"),
     "erased": at(live_unlearning, "erase_examples", after=True),
-} | {
-    f"{when} {state}": at(live_unlearning, "_append", n + 1, when == "after")
-    for n, state in enumerate(RECORDS)
-    for when in ("before", "after")
 }
+# The director's records and the shadow's.
+for module, states in (
+    (live_unlearning, ("assigned", "done")),
+    (live_replay, ("replaying", "replayed")),
+):
+    for call, state in enumerate(states, 1):
+        for when in ("before", "after"):
+            KILLS[f"{when} {state}"] = at(module, "append_progress", call, when == "after")
 
 
 @pytest.mark.parametrize("where", sorted(KILLS))
@@ -229,7 +232,7 @@ def test_killed_anywhere_it_goes_on(
         assert run.request.state == "done" and run.answers[-1].stamp.epoch == 1
         assert run.digest() == run.digest_without(users)
         assert [examples_of(run.system.log, u, before) for u, before in users.items()] == [0, 0]
-        assert live_unlearning.HOLDER not in run.system.log.holds(EXAMPLES, 0)
+        assert live_replay.HOLDER not in run.system.log.holds(EXAMPLES, 0)
         await run.system.stop()
 
     asyncio.run(scenario())
@@ -323,7 +326,7 @@ def test_what_is_too_far_back_is_refused_and_the_model_stays(tmp_path: Path) -> 
         assert run.request.state == "refused" and "no longer has all examples" in run.request.why
         assert run.lifecycle.live.epoch == 0 and run.request.epoch == 1  # type: ignore[union-attr]
         assert snapshots.epochs(tmp_path / "snapshots", MAIN) == [0]
-        assert live_unlearning.HOLDER not in log.holds(EXAMPLES, 0)
+        assert live_replay.HOLDER not in log.holds(EXAMPLES, 0)
         await run.show(3)
         assert run.answers[-1].stamp.epoch == 0
         await run.system.stop()
@@ -337,5 +340,5 @@ def test_only_the_first_record_names_the_users() -> None:
         log.create(topic)
     asked = Unlearning(id="a", users={"u3": 4})
     log.append(CONTROL, [Append(0, b"", pack(asked))])
-    live_unlearning._append(log, asked, "assigned", 5, epoch=2)
+    live_unlearning.append_progress(log, asked, "assigned", 5, epoch=2)
     assert [u.users for u in readable(log, CONTROL, Unlearning)] == [{"u3": 4}, {}]

@@ -34,7 +34,8 @@ from tests.support.unlearn_line import learn
 from training.archive.files import erase_rows
 from training.archive.writer import Archive, archived_rows
 from training.deletion.erasure import PART, Eraser, erase_records, erased_record
-from training.deletion.unlearn import CantUnlearn, remove_replaced, unlearn
+from training.deletion.removal import remove_replaced
+from training.deletion.unlearn import CantUnlearn, unlearn
 from training.lines.control import ControlReader, append_live_record, live_epoch
 from training.lines.line import spec_of
 from training.steps.drain import drain
@@ -188,8 +189,8 @@ def test_killed_anywhere_it_is_done_again(
         "snapshot": "training.deletion.unlearn.snapshots.write_part",
         "pointer": "training.deletion.unlearn.append_live_record",
         "removal": "training.deletion.unlearn.remove_replaced",
-        "deltas": "training.deletion.unlearn.changes_records",
-        "examples": "training.deletion.unlearn.erase_records",
+        "deltas": "training.deletion.removal.changes_records",
+        "examples": "training.deletion.removal.erase_records",
         "end": "training.deletion.unlearn.digest_of_shards",
     }
 

@@ -1,0 +1,55 @@
+"""Removes what a replay without some users has replaced: snapshots, write-ahead files, lines beside the live
+one, and at last the users' examples."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from experiments.promotion.lifecycle import DONE, Lifecycle
+from parameter_server.storage import snapshots
+from recsys.events.records import EXAMPLES
+from recsys.log.protocol import Log
+from training.deletion.erasure import changes_records, erase_records
+from training.deletion.log_without import LogWithout, Users, keys_by_partition
+from training.deletion.tombstones import UnlearnedPlaces
+from training.lines.line import MAIN
+
+
+def remove_replaced(
+    state: Path, lifecycle: Lifecycle, replaced: Sequence[tuple[int, int]] = ()
+) -> None:
+    """Removes files of the live line with influence of unlearned users: the snapshots of earlier epochs from
+    their first example on, and write-ahead files; and the snapshots of earlier epochs that never were live.
+    ``replaced``: (epoch, first step) beside those of requests that are done."""
+    lived = {0, *(live.epoch for live in lifecycle.lives)}
+    over = [u for u in lifecycle.unlearnings.values() if u.state == DONE and u.first]
+    bounds = [*replaced, *((u.epoch, u.first) for u in over)]
+    if not bounds:
+        return
+
+    def is_replaced(epoch: int, step: int) -> bool:
+        return any(epoch < e and (step >= first or epoch not in lived) for e, first in bounds)
+
+    snapshots.remove_where(state / "snapshots", MAIN, is_replaced)
+    for file in (state / "parts" / "shards").glob(f"{MAIN}-[0-9]*-*"):
+        if int(file.name.removeprefix(f"{MAIN}-").partition("-")[0]) < max(e for e, _ in bounds):
+            file.unlink(missing_ok=True)
+
+
+def remove_ended_lines(state: Path, lifecycle: Lifecycle) -> None:
+    """Removes the snapshots of lines that ended: candidates and arms learned from the users, too."""
+    for standing in lifecycle.candidates.values():
+        if not standing.active:
+            snapshots.remove(state / "snapshots", standing.line)
+
+
+def erase_examples(log: Log, state: str, users: Users) -> bool:
+    """Erases the users' examples, once no line learns them again; False if the log can't be changed."""
+    if not changes_records(log):
+        return False
+    view, unlearned = LogWithout(log, users), UnlearnedPlaces(log, state)
+    for partition, keys in keys_by_partition(log, users).items():
+        unlearned.note(partition, view.changed(partition, users))
+        end = log.end(EXAMPLES, partition)
+        for key in keys:
+            erase_records(log, EXAMPLES, partition, key, users[key.decode()], end)
+    return True
