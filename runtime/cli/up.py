@@ -74,6 +74,7 @@ def start(
     ``control_room`` starts one even where the configuration has no port for it.
     """
     console = Console()
+    os.umask(0o077)  # logs and output of parts may hold ids of users
     try:
         with run_file.lock(config.state):
             left = run_file.end_leftovers(config.state)

@@ -1,0 +1,38 @@
+"""What `recsys up` does before any part runs."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from recsys.process.part_process import run_folder
+from runtime.cli import up
+from runtime.supervision.launch_plan import resolve
+from tests.support.plan_config import config_in
+
+
+@pytest.fixture(autouse=True)
+def umask() -> Iterator[None]:
+    before = os.umask(0o022)
+    yield
+    os.umask(before)
+
+
+def test_output_of_parts_is_for_its_owner_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(up, "_plan", lambda config, *_: resolve(config))
+    monkeypatch.setattr(up, "_run", lambda *_: (run_folder(tmp_path) / "joiner.out").touch())
+    assert up.start(config_in(tmp_path)) == 0
+    assert (tmp_path / "run" / "joiner.out").stat().st_mode & 0o777 == 0o600
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a folder away")
+def test_a_state_folder_of_another_user_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    os.chown(tmp_path, 65534, 65534)
+    assert up.start(config_in(tmp_path)) == 1
+    assert f"{tmp_path} belongs to user 65534, expected user 0" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
