@@ -53,6 +53,7 @@ _PROBLEMS: Final[dict[int | str, dict[str, Any]]] = {
         422: "A field is wrong",
         429: "Over a quota: see Retry-After",
         503: "Temporarily refused: see Retry-After",
+        507: "The disk has no space for events: see Retry-After",
     }.items()
 }
 _UNKNOWN_ITEM: Final[dict[int | str, dict[str, Any]]] = {
@@ -277,7 +278,7 @@ def _add_errors(app: FastAPI) -> None:
 
     @app.exception_handler(Unavailable)
     async def unavailable(_: Request, error: Unavailable) -> Response:
-        return _problem(str(error), 503, headers={"retry-after": str(error.retry_after_s)})
+        return _problem(str(error), error.status, headers={"retry-after": str(error.retry_after_s)})
 
     @app.exception_handler(Rejected)  # this and the next two are raised by serving.compat
     async def rejected(_: Request, error: Rejected) -> Response:

@@ -25,6 +25,7 @@ from recsys.features.feature_set_file import feature_set
 from recsys.features.session import Session
 from recsys.log.protocol import Append, Log
 from recsys.observability.log_lines import LOG_CONTEXT, LogThrottle
+from recsys.process.space_file import SpaceReader
 from serving.access.access_control import AccessControl
 from serving.access.caller import Caller, Denied
 from serving.access.key_files import SOURCE_KEY, TOKEN_KEYS, SecretFile
@@ -82,13 +83,16 @@ class Service:
         self.reader = StateReader(log, self.replica, config, now_ms, traces=traces)
         serve = config.serve
         spool = DiskSpool(Path(config.state) / "kept", log.id, int(serve.kept_disk_mb * 2**20))
-        self.writer = LogWriter(log, keep_bytes=int(serve.kept_mb * 2**20), spool=spool)
+        is_full = SpaceReader(config.state).is_full
+        self.writer = LogWriter(
+            log, keep_bytes=int(serve.kept_mb * 2**20), spool=spool, is_full=is_full
+        )
         self.run_folder = Path(config.state) / "run"
         self.quotas = Quotas(config)
         self._proofs = Proofs(config, self.quotas, SecretFile(self.run_folder / TOKEN_KEYS))
         validator = EventValidator(config, self._duration_ms, prove=self._proofs.prove)
         self.write_api = WriteApi(
-            config, self.writer, sessions, self.reader.freshness, validator, now_ms, traces
+            config, self.writer, sessions, self.reader.freshness, validator, now_ms, traces, is_full
         )
         self.follower = LogFollower(log, self.reader)
         self.variants = ModelVariants(config, log, self.features, now_ms)

@@ -1,32 +1,71 @@
-"""Archive part: archives topics, writes dead letters for unreadable records, and deletes users on request."""
+"""Archive part: archives topics within the disk budget, writes dead letters for unreadable records, and
+deletes users on request."""
 
 import logging
+import time
 from pathlib import Path
 from typing import Final
 
 from recsys.clock import wall_ms
 from recsys.config.system_config import Config
+from recsys.process.disk_budget import Level
 from recsys.process.open_log import open_log
 from recsys.process.part_process import Stop
 from recsys.process.part_snapshot import PartState
 from recsys.process.retry_loop import run_turn
+from recsys.process.space_file import SpaceReader
 from training.archive.inspector import Inspector
+from training.archive.retention import drop_oldest
 from training.archive.writer import PART, TOPICS, Archive
 from training.deletion.erasure import PART as ERASURES
 from training.deletion.erasure import Eraser
 
 _LOG: Final = logging.getLogger(__name__)
+_RETAIN_EVERY_S: Final = 15.0
+
+
+class BudgetedArchive:
+    """Archives while there is disk space, and removes the oldest hours."""
+
+    def __init__(self, archive: Archive, folder: Path, space: SpaceReader, days: int) -> None:
+        self._archive, self._folder, self._space, self._days = archive, folder, space, days
+        self._due_s = 0.0
+        self.dropped = 0  # files
+
+    @property
+    def paused(self) -> bool:
+        return self._space.level > Level.OK
+
+    def turn(self) -> int:
+        """A turn of the archive, if there is space; returns the number of records."""
+        self._retain()
+        if not self.paused:
+            return self._archive.turn()
+        self._archive.pause(release=self._space.level >= Level.LOWER)
+        return 0
+
+    def _retain(self) -> None:
+        if time.monotonic() >= self._due_s:
+            self._due_s = time.monotonic() + _RETAIN_EVERY_S
+            space = self._space.read()
+            most = space.archive if space else None
+            dropped = drop_oldest(self._folder, most, self._days)
+            self.dropped += dropped
+            if dropped:
+                _LOG.info("removed %d of the oldest files", dropped)
 
 
 def run(config: Config, stop: Stop) -> None:
     """Archives, inspects and erases until asked to stop, then writes the buffered records."""
     log = open_log(config)
-    archive = Archive(log, Path(config.state) / "archive", wall_ms)
+    folder = Path(config.state) / "archive"
+    archive = Archive(log, folder, wall_ms)
+    budgeted = BudgetedArchive(archive, folder, SpaceReader(config.state), config.disk.archive_days)
     inspector = Inspector(log, PartState(config.state, PART), wall_ms)
-    eraser = Eraser(log, Path(config.state) / "archive", PartState(config.state, ERASURES), wall_ms)
+    eraser = Eraser(log, folder, PartState(config.state, ERASURES), wall_ms)
     beat, written = stop.heartbeat, 0
     while not stop.is_set():
-        moved = run_turn(archive.turn, stop, _LOG)
+        moved = run_turn(budgeted.turn, stop, _LOG)
         judged = run_turn(inspector.turn, stop, _LOG)
         erased = run_turn(eraser.turn, stop, _LOG)
         if moved is None or judged is None or erased is None:
@@ -34,6 +73,9 @@ def run(config: Config, stop: Stop) -> None:
         beat.add("records", archive.written - written)
         written = archive.written
         beat.gauge("files", archive.files)
+        beat.gauge("files_dropped", budgeted.dropped)
+        beat.gauge("paused", budgeted.paused)
+        beat.gauge("missed", archive.missed)
         beat.gauge("unreadable", inspector.unreadable)
         beat.gauge("set_aside", inspector.set_aside)
         beat.gauge("to_forget", eraser.waiting)

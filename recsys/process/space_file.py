@@ -45,3 +45,7 @@ class SpaceReader:
         """``OK`` where it is unknown."""
         space = self.read()
         return Level.OK if space is None else space.level
+
+    def is_full(self) -> bool:
+        """Whether there is no space for events."""
+        return self.level is Level.FULL

@@ -87,6 +87,9 @@ _METRICS: Final[dict[str, list[tuple[str, ...]]]] = {
     "archive": [
         ("records", COUNTER, "Records archived"),
         ("files", GAUGE, "Files written, since the part started"),
+        ("files_dropped", GAUGE, "Files of the oldest hours removed, since the part started"),
+        ("paused", GAUGE, "1 while nothing is archived: disk space is low"),
+        ("missed", GAUGE, "Records that the log dropped before they were archived, since the part started"),
         ("unreadable", GAUGE, "Records of small topics that could not be decoded"),
         ("set_aside", GAUGE, "Undecodable records moved to dead_letters"),
         ("to_forget", GAUGE, "Users whose deletion from log and archive is pending"),

@@ -18,7 +18,7 @@ from serving.ingestion.event_validation import (
     REJECTED,
     ValidatedBatch,
 )
-from serving.ingestion.log_writer import CLOSED, FULL, REFUSED, TORN
+from serving.ingestion.log_writer import CLOSED, FORGOTTEN, FULL, REFUSED, SPACE, TORN
 from serving.request import SESSION, STALE
 from serving.service import Service
 
@@ -76,7 +76,7 @@ class ServingMetrics:
             "recsys_impressions_dropped", "Impressions never logged, since the start", ["reason"],
             registry=registry,
         )  # fmt: skip
-        for reason in (FULL, CLOSED, REFUSED, TORN):
+        for reason in (FULL, SPACE, CLOSED, REFUSED, TORN, FORGOTTEN):
             dropped.labels(reason).set_function(partial(service.writer.drops.__getitem__, reason))
 
     def observe_request(self, route: str, status: int, seconds: float) -> None:

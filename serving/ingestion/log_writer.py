@@ -4,7 +4,8 @@ Group commit: one append sends everything that waits. The order is kept, so that
 engagements. Events are acknowledged once committed. Impressions have no waiting client: while the log is away
 they are kept in memory and then on disk, up to limits, and sent in order when it is back. Until then events
 are refused, because they would precede their impressions. Impressions over the limits, or that the log never
-accepts, are dropped and counted. So are spooled ones of users who asked to be forgotten since.
+accepts, are dropped and counted. So are all while disk space runs out, and spooled ones of users who asked to
+be forgotten since.
 """
 
 import logging
@@ -28,6 +29,7 @@ _BATCH: Final = 500  # entries in one append
 _RETRY_S: Final = 0.5
 _ADOPT_EVERY_S: Final = 5.0  # between two searches for the spool files of replicas that ended
 FULL, CLOSED, REFUSED, TORN = "full", "closed", "refused", "torn"  # reasons for dropped impressions
+SPACE: Final = "space"
 FORGOTTEN: Final = "forgotten"
 _LOG: Final = logging.getLogger(__name__)
 
@@ -52,7 +54,8 @@ class LogWriter:
     """Appends in the background.
 
     ``keep_bytes``: limit for impressions in memory; ``spool``: for more of them on disk while the log is
-    away; ``max_waiting``: limit for waiting events. The public counters are for metrics.
+    away; ``max_waiting``: limit for waiting events; ``is_full``: whether the disk has no space for
+    impressions. The public counters are for metrics.
     """
 
     def __init__(
@@ -63,9 +66,10 @@ class LogWriter:
         max_waiting: int = 20_000,
         retry_s: float = _RETRY_S,
         spool: DiskSpool | None = None,
+        is_full: Callable[[], bool] = lambda: False,
     ) -> None:
         self._log, self._keep_bytes, self._max_waiting = log, keep_bytes, max_waiting
-        self._retry_s, self._spool = retry_s, spool
+        self._retry_s, self._spool, self._is_full = retry_s, spool, is_full
         self._changed = threading.Condition()
         self._entries: deque[_Entry] = deque()
         self._closing = False
@@ -100,8 +104,11 @@ class LogWriter:
     ) -> bool:
         """Queues a record without a waiting caller; returns False, and counts it, if there is no room.
         ``on_commit``: called by the thread with the offset once committed; must neither wait nor raise."""
-        size = len(record.key) + len(record.value)
+        size, full = len(record.key) + len(record.value), self._is_full()
         with self._changed:
+            if full:
+                self.drops[SPACE] += 1
+                return False
             if self._closing or self.kept_bytes + size > self._keep_bytes:
                 self.drops[CLOSED if self._closing else FULL] += 1
                 return False

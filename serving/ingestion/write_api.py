@@ -32,14 +32,23 @@ from serving.tracing.swipe_traces import SwipeTraces
 COMMIT_WAIT_S: Final = 5.0
 FOLLOW_S: Final = 10.0
 _POLL_S: Final = 0.004
+_NO_SPACE_RETRY_S: Final = 30
 
 
 class Unavailable(RuntimeError):
-    """Temporary refusal: try again after ``retry_after_s``."""
+    """Temporary refusal with an HTTP status: try again after ``retry_after_s``."""
+
+    status = 503
 
     def __init__(self, reason: str, retry_after_s: int = 1) -> None:
         super().__init__(reason)
         self.retry_after_s = retry_after_s
+
+
+class NoSpace(Unavailable):
+    """Events are refused until the disk has space again."""
+
+    status = 507
 
 
 class WriteApi:
@@ -54,9 +63,11 @@ class WriteApi:
         validator: EventValidator,
         now_ms: Callable[[], int],
         traces: SwipeTraces | None = None,
+        is_full: Callable[[], bool] = lambda: False,
     ) -> None:
+        """``is_full``: whether the disk has no space for events."""
         self._config, self._writer, self._sessions = config, writer, sessions
-        self._traces = traces
+        self._traces, self._is_full = traces, is_full
         self._freshness, self._now_ms = freshness, now_ms
         self._validator = validator
         self._committing: dict[str, asyncio.Future[None]] = {}  # by dedupe key: done once it ended
@@ -71,6 +82,12 @@ class WriteApi:
         self, raw_events: Sequence[object], caller: Caller, foreign: bool = False
     ) -> ValidatedBatch:
         """Validates a batch of events and commits the accepted ones. ``foreign``: as in EventValidator."""
+        if self._is_full():
+            raise NoSpace(
+                "the disk has no space for events: send them again later. Whoever runs this system makes "
+                "room, or raises disk.budget_gb",
+                _NO_SPACE_RETRY_S,
+            )
         began_ns = self._traces.now_ns() if self._traces else 0
         batch = await self._validated(raw_events, caller, foreign)
         offsets = await self._commit_events(batch)

@@ -2,11 +2,12 @@
 
     archive/TOPIC/day=2026-11-24/hour=15/part-PARTITION-FIRST-LAST.parquet
 
-Records are stored as they were on the log, and the log drops nothing that isn't archived. File names state
-the offsets they contain, so they say where to resume. Day and hour follow the event time of the partition at
-arrival. Once an hour is over, its small files become one per partition.
+Records are stored as they were on the log, and the log drops nothing that isn't archived, unless disk space
+is low. File names state the offsets they contain, so they say where to resume. Day and hour follow the event
+time of the partition at arrival. Once an hour is over, its small files become one per partition.
 """
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,6 +25,7 @@ from recsys.process.retry_loop import RetryLoop
 from training.archive.files import (
     FLUSH_BYTES,
     FORMAT,
+    ArchiveFile,
     beside,
     files_of,
     hour_of,
@@ -38,6 +40,7 @@ if TYPE_CHECKING:
 
 PART: Final = "archive"
 TOPICS: Final = (EVENTS, ITEMS, EXAMPLES)
+_LOG: Final = logging.getLogger(__name__)
 _FLUSH_MS: Final = 5_000
 _READ: Final = 1_000
 _ROWS: Final = 2_000  # of a batch that is read back
@@ -82,6 +85,7 @@ class Archive(RetryLoop):
         self._buffers: dict[tuple[str, int], _Buffer] = {}
         self.written = 0
         self.files = 0
+        self.missed = 0  # records that the log dropped before they were archived
         self._restore()
 
     def offsets(self, topic: str) -> list[int]:
@@ -106,12 +110,21 @@ class Archive(RetryLoop):
         for (topic, partition), offset in written.items():  # all files first: the log may be away
             self._log.hold(PART, topic, partition, offset)
 
+    def pause(self, release: bool) -> None:
+        """Stops archiving until the next turn. ``release``: the log may then drop events and examples."""
+        self._buffers.clear()  # to be read again
+        self.needs_restore = True
+        for topic in (EVENTS, EXAMPLES) if release else ():
+            if any(PART in self._log.holds(topic, p) for p in self._consumers[topic].offsets):
+                self._log.release(PART, topic)
+
     def _restore(self) -> None:
         """Resumes after the newest file of each partition, and cleans up after a kill."""
         self._buffers.clear()
         self._due_ms = self._clock() + _FLUSH_MS
         for topic in TOPICS:
             newest = {file.partition: file for file in tidy(self._folder, topic)}
+            following = {p: self._following(topic, file) for p, file in newest.items()}
             for partition, file in newest.items():
                 # Event time must not go back, or an hour's offsets would lie on both sides of another's.
                 self._time_ms[topic, partition] = hour_of(file.path) * _HOUR_MS
@@ -119,10 +132,21 @@ class Archive(RetryLoop):
                 self._log,
                 topic,
                 list(range(self._log.partitions(topic))),
-                {partition: file.last + 1 for partition, file in newest.items()},
+                following,
             )
             for partition, offset in consumer.offsets.items():
                 self._log.hold(PART, topic, partition, offset)
+
+    def _following(self, topic: str, file: ArchiveFile) -> int:
+        """The next offset after a file that the log still has."""
+        offset, begin = file.last + 1, self._log.begin(topic, file.partition)
+        if begin > offset:
+            self.missed += begin - offset
+            _LOG.error(
+                "%s/%d: the records %d to %d aren't archived, the log has dropped them",
+                topic, file.partition, offset, begin - 1,
+            )  # fmt: skip
+        return max(offset, begin)
 
     def _check_log(self) -> None:
         id_file = self._folder / "log_id"

@@ -5,9 +5,14 @@ import json
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
+from recsys.clock import wall_ms
 from recsys.log.protocol import LogUnavailable
+from recsys.process.disk_budget import Level, Space
+from recsys.process.part_process import run_folder
+from recsys.process.space_file import FILE
 from tests.support.service_harness import NOW_MS, World, run, view
 
 
@@ -90,6 +95,26 @@ def test_without_a_log_events_are_refused_and_impressions_kept(world: World) -> 
         await asyncio.sleep(1.1)
         again = await w.client.post("/v1/events", json={"events": [view("r", "v1", "e1")]})
         assert again.json()["accepted"] == 1  # what was never committed isn't a repeat
+
+    run(world, scenario)
+
+
+def test_without_disk_space_events_get_507_and_lists_go_on_without_being_logged(
+    world: World,
+) -> None:
+    space = Space(level=Level.FULL, time_ms=wall_ms())
+    folder = run_folder(world.service.config.state)
+    (folder / FILE).write_bytes(msgspec.json.encode(space))
+
+    async def scenario(w: World) -> None:
+        refused = await w.client.post("/v1/events", json={"events": [view("r", "v1", "e1")]})
+        assert refused.status_code == 507 and refused.headers["retry-after"] == "30"
+        assert "no space" in refused.json()["error"]
+        assert len((await w.recommend(n=3))["items"]) == 3
+        assert w.service.writer.drops == {"space": 1}
+        assert 'reason="space"} 1.0' in (await w.client.get("/metrics")).text
+        await w.written()
+        assert w.events() == []
 
     run(world, scenario)
 

@@ -123,3 +123,31 @@ def test_the_wait_ends(writer: Writer, api: WriteApi, monkeypatch: pytest.Monkey
         api.close()
 
     asyncio.run(scenario())
+
+
+def test_without_disk_space_events_are_refused_with_507_and_erasures_are_not(
+    writer: Writer,
+) -> None:
+    async def scenario() -> None:
+        full = [True]
+        validator = EventValidator(Config())
+        api = WriteApi(
+            Config(), writer, MemorySessions(), Freshness(), validator, lambda: NOW_MS,
+            is_full=lambda: full[0],
+        )  # fmt: skip
+        with pytest.raises(Unavailable, match=r"disk\.budget_gb") as refused:
+            await send(api, "e")
+        assert (refused.value.status, refused.value.retry_after_s) == (507, 30)
+        assert not writer.commits
+        erasure = asyncio.ensure_future(api.erase_user("u"))
+        await turns()
+        assert len(writer.commits) == 1
+        erasure.cancel()
+        full[0] = False
+        sent = send(api, "e")  # the same event is no repeat: it was never accepted
+        await turns()
+        writer.end(1)
+        assert (await sent).count(ACCEPTED) == 1
+        api.close()
+
+    asyncio.run(scenario())

@@ -1,0 +1,169 @@
+"""The archive within its bytes and days, and while disk space is low."""
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from recsys.events.event_types import Item, Tick, encode
+from recsys.events.records import EVENTS, EXAMPLES, ITEMS
+from recsys.log.protocol import Append
+from recsys.process.disk_budget import Level, Space
+from tests.support.small_feed import START_MS, toy_log
+from training.archive.files import files_of, hour_of
+from training.archive.raw_events import ArchiveSource
+from training.archive.retention import drop_oldest
+from training.archive.writer import Archive, archived_rows
+from training.archive_part import BudgetedArchive
+
+HOUR_MS = 3_600_000
+
+
+def size_of(folder: Path) -> int:
+    return sum(path.lstat().st_blocks * 512 for path in folder.rglob("*.parquet"))
+
+
+def append_hour(log, hour, partitions=(0, 1)):
+    ticks = [Tick(time_ms=START_MS + hour * HOUR_MS + n) for n in range(20)]
+    log.append(EVENTS, [Append(p, b"u", encode(tick)) for p in partitions for tick in ticks])
+
+
+def archive_hours(log, folder, hours, partitions=(0, 1)):
+    archive = Archive(log, folder, lambda: 0)
+    for hour in hours:
+        append_hour(log, hour, partitions)
+        while archive.turn():
+            pass
+    archive.flush()
+    return archive
+
+
+def hours_of(folder, topic=EVENTS):
+    return sorted({hour_of(file.path) - START_MS // HOUR_MS for file in files_of(folder, topic)})
+
+
+def test_the_oldest_hours_go_until_the_bytes_fit(tmp_path):
+    log = toy_log()
+    log.append(ITEMS, [Append(0, b"v1", encode(Item(time_ms=START_MS, item_id="v1")))])
+    archive_hours(log, tmp_path, range(30))
+    items, before = files_of(tmp_path, ITEMS), size_of(tmp_path)
+    dropped = drop_oldest(tmp_path, before // 2)
+    assert dropped and before // 4 < size_of(tmp_path) <= before // 2
+    hours = hours_of(tmp_path)
+    assert hours == list(range(hours[0], 30)) and hours[0] > 5
+    assert files_of(tmp_path, ITEMS) == items
+    assert drop_oldest(tmp_path, before // 2) == 0
+    assert not [folder for folder in tmp_path.glob("*/day=*") if not any(folder.iterdir())]
+
+
+def test_the_newest_file_of_a_partition_stays_so_that_writing_resumes_after_it(tmp_path):
+    log = toy_log()
+    archive_hours(log, tmp_path, [0], partitions=(1,))  # then it is quiet
+    archive_hours(log, tmp_path, range(1, 6), partitions=(0,))
+    drop_oldest(tmp_path, 0)
+    assert {(f.partition, hour_of(f.path)) for f in files_of(tmp_path, EVENTS)} == {
+        (0, START_MS // HOUR_MS + 5),
+        (1, START_MS // HOUR_MS),
+    }
+    again = archive_hours(log, tmp_path, [6])
+    assert again.written == 40  # those of the new hour
+
+
+def test_hours_that_are_too_many_days_old_go(tmp_path):
+    log = toy_log()
+    archive_hours(log, tmp_path, range(0, 80, 4))
+    assert drop_oldest(tmp_path, None, days=2)
+    assert hours_of(tmp_path) == list(range(28, 80, 4))  # the newest is hour 76
+    assert drop_oldest(tmp_path, None, days=2) == 0
+
+
+def test_an_archive_that_begins_later_reads_like_a_log_that_does(tmp_path):
+    log = toy_log()
+    archive_hours(log, tmp_path, range(10))
+    drop_oldest(tmp_path, size_of(tmp_path) // 2)
+    source = ArchiveSource(tmp_path)
+    begin = source.begin(EVENTS, 0)
+    assert begin > 0
+    assert [r.offset for r in source.records(EVENTS, 0)] == list(range(begin, 200))
+
+
+class Spaces:
+    """What the space file says."""
+
+    def __init__(self, level=Level.OK, archive=10**9):
+        self.level, self.archive = level, archive
+
+    def read(self):
+        return Space(level=self.level, archive=self.archive)
+
+
+def budgeted(log, folder, space):
+    archive = Archive(log, folder, lambda: 0)
+    return archive, BudgetedArchive(archive, folder, space, 0)
+
+
+def offsets(folder, partition=0):
+    rows = archived_rows(folder, EVENTS, ("partition", "offset"))
+    return [offset for p, offset in rows if p == partition]
+
+
+def test_while_space_is_low_nothing_is_archived_and_the_log_keeps_it(tmp_path):
+    log, space = toy_log(), Spaces()
+    archive, part = budgeted(log, tmp_path, space)
+    append_hour(log, 0)
+    part.turn()
+    archive.flush()
+    space.level = Level.LOW
+    append_hour(log, 1)
+    files = files_of(tmp_path, EVENTS)
+    for _ in range(3):
+        assert part.paused and part.turn() == 0
+    archive.flush()
+    assert files_of(tmp_path, EVENTS) == files
+    assert log.holds(EVENTS, 0)["archive"] == 20
+    space.level = Level.OK
+    while part.turn():
+        pass
+    archive.flush()
+    assert offsets(tmp_path) == list(range(40)) and archive.missed == 0
+
+
+def test_with_still_less_space_it_holds_nothing_and_says_afterwards_what_it_missed(
+    tmp_path, caplog
+):
+    log, space = toy_log(), Spaces()
+    archive, part = budgeted(log, tmp_path, space)
+    append_hour(log, 0)
+    part.turn()
+    archive.flush()
+    append_hour(log, 1)
+    space.level = Level.LOWER
+    part.turn()
+    assert not log.holds(EVENTS, 0) and not log.holds(EXAMPLES, 1)
+    assert log.holds(ITEMS, 0)  # the catalogue is kept
+    log.trim(EVENTS, 0, 30)
+    space.level = Level.OK
+    while part.turn():
+        pass
+    archive.flush()
+    assert offsets(tmp_path) == [*range(20), *range(30, 40)]
+    assert offsets(tmp_path, 1) == list(range(40))
+    assert archive.missed == 10 and "20 to 29 aren't archived" in caplog.text
+    assert log.holds(EVENTS, 0)["archive"] == 40
+    assert Archive(log, tmp_path, lambda: 0).offsets(EVENTS)[:2] == [40, 40]  # after a restart, too
+
+
+def test_the_part_removes_what_the_budget_does_not_allow(tmp_path):
+    log = toy_log()
+    archive_hours(log, tmp_path, range(10))
+    _, part = budgeted(log, tmp_path, Spaces(Level.LOW, archive=0))
+    part.turn()
+    assert part.dropped and hours_of(tmp_path) == [9]
+    _, part = budgeted(log, tmp_path, SimpleNamespace(level=Level.OK, read=lambda: None))
+    part.turn()
+    assert part.dropped == 0  # unknown: nothing is removed
+
+
+@pytest.mark.parametrize("most", [None, 10**9])
+def test_an_empty_archive_has_nothing_to_remove(tmp_path, most):
+    assert drop_oldest(tmp_path, most, days=1) == 0
