@@ -18,16 +18,18 @@ def remove_replaced(
     state: Path, lifecycle: Lifecycle, replaced: Sequence[tuple[int, int]] = ()
 ) -> None:
     """Removes files of the live line with influence of unlearned users: the snapshots of earlier epochs from
-    their first example on, and write-ahead files; and the snapshots of earlier epochs that never were live.
-    ``replaced``: (epoch, first step) beside those of requests that are done."""
-    lived = {0, *(live.epoch for live in lifecycle.lives)}
+    their first example on, and write-ahead files; and the snapshots of epochs that never were live, nor may
+    become. ``replaced``: (epoch, first step) beside those of requests that are done."""
+    used = {0, *(live.epoch for live in lifecycle.lives)}
+    used |= {standing.epoch for standing in lifecycle.active}
+    used |= {request.epoch for request in lifecycle.unlearnings.values()}
     over = [u for u in lifecycle.unlearnings.values() if u.state == DONE and u.first]
     bounds = [*replaced, *((u.epoch, u.first) for u in over)]
     if not bounds:
         return
 
     def is_replaced(epoch: int, step: int) -> bool:
-        return any(epoch < e and (step >= first or epoch not in lived) for e, first in bounds)
+        return epoch not in used or any(epoch < e and step >= first for e, first in bounds)
 
     snapshots.remove_where(state / "snapshots", MAIN, is_replaced)
     for file in (state / "parts" / "shards").glob(f"{MAIN}-[0-9]*-*"):

@@ -13,7 +13,14 @@ from experiments.promotion.lifecycle import Lifecycle
 from parameter_server.rpc.parameter_client import fresh_shards
 from parameter_server.storage import snapshots
 from recsys.config.system_config import Config
-from recsys.events.control_records import Erasure, Live, ModelSize, Unlearning
+from recsys.events.control_records import (
+    Candidate,
+    Decision,
+    Erasure,
+    Live,
+    ModelSize,
+    Unlearning,
+)
 from recsys.events.event_types import Event, User, encode
 from recsys.events.hashing import partition_of
 from recsys.events.records import CONTROL, DELTAS, EVENTS, EXAMPLES, STEPS, Step, pack, unpack
@@ -485,7 +492,7 @@ def test_a_replay_that_ends_in_the_middle_leaves_what_is_live(
 
 def test_what_a_retiring_shard_writes_later_is_removed_as_well(tmp_path: Path) -> None:
     lifecycle, folder = Lifecycle(), tmp_path / "snapshots"
-    for epoch, step in ((0, 3), (0, 9), (1, 6), (2, 12)):
+    for epoch, step in ((0, 3), (0, 9), (1, 6), (2, 12), (3, 12), (4, 12), (5, 12)):
         snapshots.write_part(folder, "main", epoch, step, 0, 1, {}, {"step": step})
     wal = tmp_path / "parts" / "shards"
     wal.mkdir(parents=True)
@@ -494,12 +501,16 @@ def test_what_a_retiring_shard_writes_later_is_removed_as_well(tmp_path: Path) -
     for record in (
         Live(line="main", epoch=0),
         Live(line="main", epoch=2, since=10),
+        Candidate(line="c", registry=""),
+        Decision(line="c", said="promote", to="all", epoch=4),
+        Unlearning(id="b", state="replaying", epoch=5),
         Unlearning(id="a", state="done", epoch=2, first=5),
     ):
         assert remove_replaced(tmp_path, lifecycle) is None
         lifecycle.fold(record)
     assert snapshots.complete_steps(folder, "main", 0) == [3, 9]
     remove_replaced(tmp_path, lifecycle)
-    left = {e: snapshots.complete_steps(folder, "main", e) for e in (0, 1, 2)}
-    assert left == {0: [3], 1: [], 2: [12]}  # epoch 1 never was live
+    left = {e: snapshots.complete_steps(folder, "main", e) for e in range(6)}
+    # Epochs 1 and 3 never were live; 4 and 5 may become.
+    assert left == {0: [3], 1: [], 2: [12], 3: [], 4: [12], 5: [12]}
     assert [file.name for file in wal.iterdir()] == ["main-2-0-of-1.wal"]
