@@ -26,6 +26,7 @@ from recsys.process.open_log import open_log
 from recsys.process.part_process import Heartbeat, Stop
 from training.candidates import rollback_impact
 from training.candidates.promoter import Promoter
+from training.candidates.space_keeper import SpaceKeeper
 from training.deletion.live_unlearning import UnlearningDirector
 from training.drift.offline_command import OfflineCommand
 from training.drift.watch import DriftWatch
@@ -75,6 +76,7 @@ class Director:
         self._to_list: list[tuple[int, str, int]] = []  # due time, line/epoch, start of its answers
         self._forgotten: set[str] = set()  # users, whom lists of impacts must not name
         self._kept = config.step.snapshots_kept
+        self._space = SpaceKeeper(log, self._state, clock)
         self._control = Consumer(log, CONTROL, [0])
         self._due_ms = 0
         self.live: Live | None = None
@@ -193,8 +195,10 @@ class Director:
         assert self.live is not None
         self.unlearning.tidy(self.promoter.lifecycle)
         line, epoch = self.live.line, self.live.epoch
-        self.removed += len(snapshots.prune(self._folder, line, self._kept, epoch))
+        kept = self._space.snapshots_kept(self._kept)
+        self.removed += len(snapshots.prune(self._folder, line, kept, epoch))
         steps = snapshots.complete_steps(self._folder, line, epoch)
+        self._space.turn(line, epoch, steps)
         if not steps or steps[0] == self.oldest:
             return
         reader = StepReader(self._log, line, epoch)

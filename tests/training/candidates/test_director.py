@@ -2,13 +2,19 @@
 
 from dataclasses import replace
 
+import msgspec
+import numpy as np
 import pytest
 
+from parameter_server.storage.snapshots import complete_steps, write_part
+from recsys.clock import wall_ms
 from recsys.config.system_config import Config
 from recsys.events.control_records import Control, Experiments, ExperimentState, Live
 from recsys.events.records import CONTROL, pack, topics, unpack
 from recsys.log.protocol import Append, MemoryLog
-from recsys.process.part_process import Heartbeat
+from recsys.process.disk_budget import Level, Space
+from recsys.process.part_process import Heartbeat, run_folder
+from recsys.process.space_file import FILE
 from training.candidates.director import Director, experiment_texts, report
 
 
@@ -77,3 +83,18 @@ def test_the_heartbeat_counts_experiments_that_ended_by_themselves(log, tmp_path
     report(its, beat)
     ended = {"experiments_broken": 2, "experiments_harmed": 1}
     assert beat.now().gauges.items() >= ended.items()
+
+
+def test_it_keeps_two_snapshots_while_disk_space_is_low(log, tmp_path):
+    for step in (1, 2, 3):
+        write_part(
+            tmp_path / "snapshots", "main", 0, step, 0, 1, {"a": np.zeros(step)}, {"step": step}
+        )
+    its = director(log, tmp_path, {})
+    its.turn()
+    assert complete_steps(tmp_path / "snapshots", "main", 0) == [1, 2, 3]
+    space = Space(level=Level.LOWER, time_ms=wall_ms())
+    (run_folder(tmp_path) / FILE).write_bytes(msgspec.json.encode(space))
+    its = Director(log, replace(Config(), state=str(tmp_path)), lambda: 10_000, {})
+    its.turn()
+    assert complete_steps(tmp_path / "snapshots", "main", 0) == [2, 3]
