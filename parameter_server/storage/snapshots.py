@@ -209,14 +209,14 @@ def _steps(folder: Path, line: str, epoch: int, is_usable: Callable[[Path], bool
 
 def _damage(version: Path, line: str) -> str:
     """Damage of a complete snapshot; empty if it is intact. Each file is read once a day."""
-    known = _damaged.pop(version, "")
+    reported = _damaged.pop(version, "")
     try:
         _check(version, line, _DIGESTS)
     except _UNUSABLE as error:
         if not version.exists():  # removed by a sibling
             return "removed"
         _damaged[version] = str(error)
-        if not known:
+        if not reported:
             _LOG.error("snapshot %s is damaged and doesn't count: %s", version, error)
     return _damaged.get(version, "")
 

@@ -50,8 +50,8 @@ def add(
 def list_keys(state: StateOption = _STATE, json: JsonOption = False) -> None:
     """Lists all keys, without their secrets."""
     with with_system(state) as (_, log):
-        found = key_requests.read_keys(log)
-    show([_row(key) for key in found], json, _table)
+        all_keys = key_requests.read_keys(log)
+    show([_row(key) for key in all_keys], json, _table)
 
 
 @keys.command()

@@ -57,12 +57,12 @@ def add_key(
 
 def revoke_key(log: Log, id_or_name: str, now_ms: int) -> list[ApiKey]:
     """Revokes the key of this id, or all of this name; returns them. Raises ValueError for none."""
-    found = [key for key in read_keys(log) if id_or_name in (key.id, key.name) and not key.revoked]
-    if not found:
+    valid = [key for key in read_keys(log) if id_or_name in (key.id, key.name) and not key.revoked]
+    if not valid:
         raise ValueError(f"{id_or_name!r} is no id or name of a valid key: see `recsys keys list`")
-    for key in found:
+    for key in valid:
         send(log, msgspec.structs.replace(key, revoked=True, time_ms=now_ms))
-    return found
+    return valid
 
 
 def rotate_token_keys(state: Path) -> None:

@@ -103,10 +103,10 @@ def harden(text: str, config: Config) -> str:
                 f"HAProxy's configuration by Ray Serve has {count} lines like {pattern!r}, expected {most}: "
                 "this version of Ray isn't supported; install the one of requirements/run.lock"
             )
-    kept = {f"{config.serve.host}:{port}"}
+    public = {f"{config.serve.host}:{port}"}
     return re.sub(
         r"^( *bind )(\S+)",
-        lambda found: found[1] + (found[2] if found[2] in kept else loopback_of(found[2])),
+        lambda bind: bind[1] + (bind[2] if bind[2] in public else loopback_of(bind[2])),
         text,
         flags=re.MULTILINE,
     )

@@ -82,8 +82,8 @@ class Signer:
             return MALFORMED
         _, number, time_s, request, user, _ = _HEAD.unpack_from(body)
         if not any(
-            number == known and hmac.compare_digest(_mac(secret, body), signed[-_MAC:])
-            for known, secret in self._secrets
+            number == own_number and hmac.compare_digest(_mac(secret, body), signed[-_MAC:])
+            for own_number, secret in self._secrets
         ):
             return FORGED
         count = (len(body) - _HEAD.size) // 8

@@ -1,4 +1,4 @@
-"""What an engagement proves: decided once, before it goes to the log. Pure."""
+"""Decides what an engagement proves, once, before it goes to the log. Pure."""
 
 from collections.abc import Callable, Iterable, Sequence
 from typing import Final
@@ -32,7 +32,7 @@ class Proofs:
         join = config.join
         self._life_s = config.access.token_s or join.window_s + join.horizon_s + 3600
         self._life_s = min(self._life_s, 3600 * config.log.retention_hours)
-        self._known: Sequence[str] = ()
+        self._signing: Sequence[str] = ()
         self._signer = Signer((), self._life_s)
 
     @property
@@ -69,8 +69,8 @@ class Proofs:
 
     def _current(self) -> Signer:
         secrets = self._secrets()
-        if secrets is not self._known:
-            self._known, self._signer = secrets, Signer(secrets, self._life_s)
+        if secrets is not self._signing:
+            self._signing, self._signer = secrets, Signer(secrets, self._life_s)
         return self._signer
 
 

@@ -38,13 +38,13 @@ class UserTokens:
 
     def check(self, text: str, now_ms: int) -> tuple[ApiKey, str]:
         """API key and user of a token. Raises Denied."""
-        known = self._verified.get(text)
-        if known is None or self._keyring.find(known[0].id, now_ms) is not known[0]:
-            known = self._verify(text, now_ms)
-            self._verified[text] = known
+        verified = self._verified.get(text)
+        if verified is None or self._keyring.find(verified[0].id, now_ms) is not verified[0]:
+            verified = self._verify(text, now_ms)
+            self._verified[text] = verified
             if len(self._verified) > _VERIFIED:
                 self._verified.popitem(last=False)
-        key, user_id, end_s = known
+        key, user_id, end_s = verified
         if end_s <= now_ms / 1000:
             raise _denied("expired: fetch a new one from the app's server")
         return key, user_id

@@ -104,7 +104,7 @@ class Start(NamedTuple):
 def find_start(
     view: LogWithout, config: Config, features: FeatureSet, lifecycle: Lifecycle, users: Users
 ) -> Start | None:
-    """Where the replay without ``users`` starts; None if no step can have learned from them. Raises
+    """Finds the start of the replay without ``users``; None if no step can have learned from them. Raises
     CantUnlearn."""
     log: Any = view
     folder, unlearned = Path(config.state), UnlearnedPlaces(log, config.state)

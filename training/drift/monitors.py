@@ -64,7 +64,7 @@ class MonitoredNumber:
 
 
 class ChangeDetector:
-    """One of river's detectors; it restarts after a detection, from ``prior`` zeros."""
+    """A change detector of river; it restarts after a detection, from ``prior`` zeros."""
 
     def __init__(self, name: str, river: Any, prior: int = 0) -> None:
         self.name, self._river, self._prior = name, river, prior
