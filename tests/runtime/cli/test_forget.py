@@ -160,17 +160,17 @@ def test_a_running_system_is_asked_over_its_log(tmp_path: Path, outcome: str, te
 
         def answers() -> None:
             """As director and shadow; another request stands before this one."""
-            while not (found := list(readable(log, CONTROL, Unlearning))):
+            while not (requests := list(readable(log, CONTROL, Unlearning))):
                 time.sleep(0.01)
-            (asked,) = found
+            (asked,) = requests
             if outcome == "ended":
                 (tmp_path / "run" / "up.json").unlink()
                 return
             state = "replayed" if outcome == "live" else outcome
             why = {"live": "SHA-256 ab", "refused": "too far back"}.get(outcome, "")
             epoch = 4 if outcome == "live" else 0
-            said = Unlearning(id=asked.id, state=state, epoch=epoch, since=2, step=9, why=why)
-            log.append(CONTROL, [Append(0, b"", pack(said))])
+            answer = Unlearning(id=asked.id, state=state, epoch=epoch, since=2, step=9, why=why)
+            log.append(CONTROL, [Append(0, b"", pack(answer))])
             if outcome == "live":
                 append_live_record(log, "main", 4, "", 0, 9)
 

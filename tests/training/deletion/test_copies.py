@@ -104,7 +104,7 @@ def in_snapshots(*lines: str) -> Callable[[CopiesRun], bool]:
             for step in snapshots.complete_steps(folder, line, epoch)
         ]
         arrays = [v.read(part) for v in versions if v is not None for part in range(v.parts)]
-        return any(has_row(values) for found in arrays for values in found.values())
+        return any(has_row(values) for part in arrays for values in part.values())
 
     return check
 

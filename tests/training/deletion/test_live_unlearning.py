@@ -57,13 +57,13 @@ class UnlearningRun(PromotionRun):
         self.originals: dict[tuple[int, int], Record] = {}
         replace = log.replace
 
-        def kept(topic: str, partition: int, records: list[Record]) -> int:
+        def recording_replace(topic: str, partition: int, records: list[Record]) -> int:
             for record in records if topic == EXAMPLES else ():
                 original = log.read(topic, partition, record.offset, 1)[0]
                 self.originals.setdefault((partition, record.offset), original)
             return replace(topic, partition, records)
 
-        log.replace = kept  # type: ignore[method-assign,assignment]
+        log.replace = recording_replace  # type: ignore[method-assign,assignment]
 
     async def ask(self, *users: str, name: str = "first") -> dict[str, int]:
         return request_deletion(self.system.log, users, self.system.now_ms, name)
@@ -161,8 +161,8 @@ def test_the_line_is_as_if_it_never_had_the_users_and_the_system_goes_on(tmp_pat
         assert [examples_of(log, user, before) for user, before in users.items()] == [0, 0]
         assert run.lifecycle.candidates["cand-1"].stage == "ended"
         assert not (tmp_path / "snapshots" / "cand-1").exists()
-        kept = snapshots.complete_steps(tmp_path / "snapshots", MAIN, 0)
-        assert max(kept, default=0) < done.first
+        left = snapshots.complete_steps(tmp_path / "snapshots", MAIN, 0)
+        assert max(left, default=0) < done.first
         deltas = [unpack(r.value, Delta) for r in log.read(DELTAS, 0, log.begin(DELTAS, 0), 9_999)]
         assert {delta.epoch for delta in deltas if delta.line == MAIN} == {1}
         assert live_replay.HOLDER not in log.holds(EXAMPLES, 0)
