@@ -1,6 +1,7 @@
 """Tables of ``recsys up`` and ``recsys status``: the parts, throughput, lag and addresses."""
 
 import re
+from collections import Counter
 from pathlib import Path
 from typing import Final
 
@@ -9,6 +10,7 @@ from rich.text import Text
 
 from recsys.clock import wall_ms
 from recsys.config.system_config import Config
+from recsys.process.disk_budget import GB, LOG, Level, Space
 from recsys.process.part_process import read_beat
 from runtime.parts.serve import SHARDS_AWAY
 from runtime.reports.tables import plain_table
@@ -22,6 +24,11 @@ _COLOURS: Final = {
     "ready": "green", "done": "green", "starting": "yellow", "waiting": "dim", "backoff": "red",
     "stopping": "yellow", "stopped": "dim", "lost": "red", "unchecked": "red",
 }  # fmt: skip
+_EFFECTS: Final = {
+    Level.LOW: "nothing is archived, and the archive's oldest hours go",
+    Level.LOWER: "nothing is archived, and old deltas go",
+    Level.FULL: "events are refused",
+}
 # These programs answer only calls with the cluster's token.
 _TOKEN_GUARDED: Final = ("gcs_server", "raylet")
 
@@ -42,8 +49,17 @@ def status_table(status: Status, running: Running, config: Config) -> Group:
         ("click → served", _milliseconds(status.click_to_served_p95_ms)),
         ("dead letters", _number(status.dead_letters)),
     ]
+    if status.space is not None:
+        facts.append(("disk", _disk(status.space)))
     facts += [("drift", text) for part in status.parts if (text := _drift(part.gauges))]
     lines = [Text(f"{name:<16} {value}") for name, value in facts]
+    if status.space is not None and status.space.level:
+        effect = _EFFECTS[status.space.level]
+        text = f"disk space is low: {status.space.why}; {effect}"
+        lines.insert(0, Text(text, style="red" if status.space.level is Level.FULL else "yellow"))
+    if status.holders:
+        text = f"topics can't shrink to their share of the disk: {'; '.join(status.holders)}"
+        lines.insert(0, Text(text, style="yellow"))
     for name, why in status.lost.items():
         lines.insert(0, Text(f"LOST: {name}: {why}", style="red"))
     if status.stale:
@@ -68,6 +84,17 @@ def status_table(status: Status, running: Running, config: Config) -> Group:
         text = f"left without a supervisor: {', '.join(orphaned)}; `recsys up` or `down` ends them"
         lines.insert(1, Text(text, style="red"))
     return Group(*lines)
+
+
+def _disk(space: Space) -> str:
+    kinds = Counter[str]()
+    for kind, size in space.kinds.items():
+        kinds["log" if kind.startswith(LOG) else kind] += size
+    parts = ", ".join(f"{kind} {size / GB:.1f}" for kind, size in kinds.most_common(3))
+    return (
+        f"{space.used / GB:.1f} of {space.budget / GB:g} GB ({parts}), {space.free / GB:.1f} GB free: "
+        f"{space.level.name.lower()}"
+    )
 
 
 def parts_table(running: Running, config: Config) -> Group:

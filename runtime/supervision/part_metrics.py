@@ -223,6 +223,14 @@ FACTS: Final[dict[str, tuple[str, tuple[str, ...], str]]] = {
     "recsys_served_step": (GAUGE, ("line", "epoch"), "Step of the replica that answered"),
     "recsys_dead_letters": (GAUGE, (), "Records on dead_letters"),
     "recsys_exposed_ports": (GAUGE, (), "Ports open beyond loopback"),
+    "recsys_disk_bytes": (
+        GAUGE,
+        ("kind",),
+        "Bytes of the state folder, by folder, and by topic of the log",
+    ),
+    "recsys_disk_budget_bytes": (GAUGE, (), "Bytes that the state folder may have"),
+    "recsys_disk_free_bytes": (GAUGE, (), "Bytes that are free on the disk of the state folder"),
+    "recsys_disk_level": (GAUGE, (), "0 ok, 1 low, 2 lower, 3 full: events are refused"),
     UNLISTED: (GAUGE, ("part",), "Heartbeat values of the part that have no metric"),
 }
 _BY_KEY: Final = {(metric.part, metric.key): metric for metric in PART_METRICS}
@@ -298,6 +306,12 @@ def _facts(status: Status) -> Iterator[tuple[str, tuple[str, ...], float]]:
     if status.dead_letters is not None:
         yield "recsys_dead_letters", (), float(status.dead_letters)
     yield "recsys_exposed_ports", (), float(len(status.exposed))
+    if status.space is not None:
+        for kind, size in sorted(status.space.kinds.items()):
+            yield "recsys_disk_bytes", (kind,), float(size)
+        yield "recsys_disk_budget_bytes", (), float(status.space.budget)
+        yield "recsys_disk_free_bytes", (), float(status.space.free)
+        yield "recsys_disk_level", (), float(status.space.level)
 
 
 def _version(name: str, version: Version | None) -> Iterator[tuple[str, tuple[str, ...], float]]:

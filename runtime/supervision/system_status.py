@@ -9,11 +9,15 @@ from typing import Any, Final, Protocol
 
 import msgspec
 
+from recsys.clock import wall_ms
 from recsys.config.system_config import Config
 from recsys.events.records import DEAD_LETTERS, STEPS, Step, unpack
-from recsys.log.protocol import Log, RangeReader, newest_first
+from recsys.log.protocol import Log, LogUnavailable, RangeReader, newest_first
+from recsys.process.disk_budget import Space
+from recsys.process.log_holders import holders
 from recsys.process.open_log import open_log
 from recsys.process.part_process import Beat, read_beat
+from recsys.process.space_file import read_space
 from runtime.supervision import launch_plan
 from runtime.supervision.processes import alive
 from runtime.supervision.run_file import PartRecord, Running
@@ -76,6 +80,8 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
     restarts: int = 0
     dead_letters: int | None = None
     lost: dict[str, str] = {}  # parts that can't continue since their log is lost, and why
+    space: Space | None = None  # disk space; None: unknown
+    holders: list[str] = []  # folds that keep topics beyond their share of the disk from shrinking
     exposed: list[str] = []  # ports open beyond loopback, as part:host:port
     parts: list[PartStatus] = []
     server: dict[str, Any] = {}  # answer of GET /v1/status
@@ -92,10 +98,19 @@ def gather(state: Path) -> Status:
     log = _open_existing(config) if up or config.log.url == "sqlite" else None
     try:
         server = server_status(config) if up else {}
-        return assemble(state, running, up, beats, log, server)
+        status = assemble(state, running, up, beats, log, server)
+        return _with_space(status, read_space(state, wall_ms()), log)
     finally:
         if log is not None:
             log.close()
+
+
+def _with_space(status: Status, space: Space | None, log: Log | None) -> Status:
+    named: list[str] = []
+    with suppress(LogUnavailable, KeyError):
+        for topic in space.over if space else ():
+            named += holders(log, topic, wall_ms()) if log else []
+    return msgspec.structs.replace(status, space=space, holders=named)
 
 
 def _open_existing(config: Config) -> Log | None:
@@ -120,7 +135,7 @@ def assemble(
     parts = [_part(part, beats[part.name], log, up, now_ms) for part in running.parts]
     bad = any(part.state in ("stalled", "gone") for part in parts)
     by_name = {part.name: part for part in parts}
-    fresh = {name: freshness(name, server, parts) for name in _FRESHNESS}
+    fresh: dict[str, Any] = {name: freshness(name, server, parts) for name in _FRESHNESS}
     return Status(
         state=str(state.resolve()),
         running=up,

@@ -3,9 +3,11 @@
 import io
 import time
 
+from msgspec.structs import replace
 from rich.console import Console
 
 from recsys.config.system_config import Config
+from recsys.process.disk_budget import Level, Space
 from runtime.parts.serve import SHARDS_AWAY
 from runtime.reports.status_table import status_table
 from runtime.supervision.processes import Identity
@@ -54,3 +56,31 @@ def test_it_says_that_the_supervisor_hangs() -> None:
     console.print(status_table(found, running, Config()))
     assert isinstance(console.file, io.StringIO)
     assert "supervisor has written nothing for 1m12s" in console.file.getvalue()
+
+
+def text_of(status: Status) -> str:
+    running = Running(supervisor=Identity(1, 0.0), asked="", started_ms=0, time_ms=0)
+    console = Console(file=io.StringIO(), width=200)
+    console.print(status_table(status, running, Config()))
+    assert isinstance(console.file, io.StringIO)
+    return console.file.getvalue()
+
+
+def test_disk_space_has_a_line_and_a_low_level_its_effect() -> None:
+    kinds = {
+        "archive": 6_100_000_000,
+        "log/events": 3_000_000_000,
+        "log/examples": 2 * 10**9,
+        "run": 1,
+    }
+    space = Space(kinds=kinds, used=sum(kinds.values()), budget=20 * 10**9, free=73 * 10**9)
+    status = Status(state="", running=True, ready=True, space=space)
+    text = text_of(status)
+    assert (
+        "disk             11.1 of 20 GB (archive 6.1, log 5.0, run 0.0), 73.0 GB free: ok" in text
+    )
+    assert "disk space is low" not in text and "disk" not in text_of(replace(status, space=None))
+    full = replace(space, level=Level.FULL, why="the disk has little room")
+    text = text_of(replace(status, space=full, holders=["joiner holds events/3 since 41 h"]))
+    assert "disk space is low: the disk has little room; events are refused" in text
+    assert "can't shrink to their share of the disk: joiner holds events/3 since 41 h" in text

@@ -6,10 +6,12 @@ import re
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
+from recsys.process.disk_budget import Level, Space
 from runtime.supervision.part_metrics import (
     FACTS,
     PART_METRICS,
@@ -179,6 +181,18 @@ def test_facts_of_the_system_and_what_isnt_listed() -> None:
     )
     states = {s: found["recsys_part_state", (("part", "joiner"), ("state", s))] for s in STATES}
     assert [s for s, value in states.items() if value] == ["backoff"]
+
+
+def test_disk_space_is_told_by_kind_if_it_is_known() -> None:
+    space = Space(
+        level=Level.LOWER, used=5, budget=9, free=7, kinds={"log/events": 3, "archive": 2}
+    )
+    found = told(msgspec.structs.replace(status(), space=space))
+    assert found["recsys_disk_bytes", (("kind", "log/events"),)] == 3.0
+    assert found["recsys_disk_bytes", (("kind", "archive"),)] == 2.0
+    names = ("budget_bytes", "free_bytes", "level")
+    assert [found[f"recsys_disk_{name}", ()] for name in names] == [9.0, 7.0, 2.0]
+    assert ("recsys_disk_level", ()) not in told(status())
 
 
 def test_what_has_not_happened_is_told_as_0_once_the_part_speaks() -> None:
