@@ -10,11 +10,13 @@ from typing import Any
 from parameter_server.publish.deltas import DeltaAssembler, Gap, StepDelta
 from parameter_server.rpc.parameter_client import LocalClient
 from parameter_server.shard.shard import digest_of_shards
+from recsys.config.safety_config import BoundsConfig
 from recsys.config.system_config import Config, JoinConfig
-from recsys.events.event_types import Engagement, Event, Impression
+from recsys.events.event_types import Engagement, Event, Impression, Verdict
 from recsys.events.hashing import partition_of
 from recsys.events.records import EXAMPLES, STEPS, Delta, Step, pack, topics
 from recsys.features.feature_set import FeatureSet
+from recsys.features.influence import Influence
 from recsys.log.protocol import Append, MemoryLog
 from recsys.model.model import build_model
 from training.continual.learner import Learner
@@ -27,13 +29,22 @@ from training.steps.sequencer import Sequencer
 class Joiners(list[Joiner]):
     """Joiners by partition, fed with events one by one as they would stand on the log."""
 
-    def __init__(self, partitions: int, labels: Sequence[str], config: JoinConfig) -> None:
-        super().__init__(Joiner(partition, labels, config) for partition in range(partitions))
+    def __init__(
+        self,
+        partitions: int,
+        labels: Sequence[str],
+        config: JoinConfig,
+        bounds: BoundsConfig | None = None,
+    ) -> None:
+        super().__init__(
+            Joiner(partition, labels, config, influence=Influence(bounds, partitions))
+            for partition in range(partitions)
+        )
         self._offsets = [0] * partitions
 
     def feed(self, event: Event) -> list[Joined]:
         """Examples that the joiner of the event's partition makes of it; none for other kinds of event."""
-        if not isinstance(event, Impression | Engagement):
+        if not isinstance(event, Impression | Engagement | Verdict):
             return []
         partition = partition_of(event.user_id, len(self))
         offset = self._offsets[partition]
@@ -51,7 +62,7 @@ class DirectLoop:
         for topic in topics(config.log.partitions):
             self.log.create(topic)
         labels, partitions = features.schema.labels, config.log.partitions
-        self.joiners = Joiners(partitions, labels, config.join)
+        self.joiners = Joiners(partitions, labels, config.join, config.bounds)
         digest = learning_digest(config, features)
         self.sequencer: Sequencer | StepsUntil = Sequencer(
             config.step, line=MAIN, epoch=0, digest=digest

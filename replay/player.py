@@ -71,7 +71,7 @@ class Player:
     def __post_init__(self) -> None:
         self.replica = Replica(self.features, self.config)
         self.pipeline = Pipeline(self.replica)
-        self.item_counters = ItemCounters(self.features)
+        self.item_counters = ItemCounters(self.features, self.config.bounds)
         self.replica.counters = self.item_counters.counters  # one process: nothing to send
         self._waiting: list[tuple[RequestFeatures, Impression]] = []
         self._held: list[StepDelta] = []
@@ -105,7 +105,7 @@ class Player:
             self.session(event.user_id).fold_impression(event, keys)
             self.item_counters.impression(event, keys)
         elif isinstance(event, Engagement):
-            keys_I = self._keys_of(event.item_id)
+            keys_I = self.keys_of(event.item_id)
             self.session(event.user_id).fold_engagement(event, keys_I)
             self.item_counters.engagement(event, keys_I)
 
@@ -180,7 +180,8 @@ class Player:
     def _indices(self, event: Impression) -> NDArray[np.int64]:
         return np.array([self._index(served.item_id) for served in event.items], np.int64)
 
-    def _keys_of(self, item_id: Id) -> NDArray[np.int64]:
+    def keys_of(self, item_id: Id) -> NDArray[np.int64]:
+        """Keys of an item (I,), which is added without fields if it was never published."""
         index = self._index(item_id)  # first: the keys may grow by it
         keys_I: NDArray[np.int64] = self.replica.catalogue.keys[index]
         return keys_I

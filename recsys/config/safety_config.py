@@ -63,6 +63,26 @@ class DiskConfig(Section):
 
 
 @dataclass(frozen=True)
+class BoundsConfig(Section):
+    section = "bounds"
+    # Whether the influence of accounts and networks is bounded; events without a source never are.
+    enabled: bool = True
+    # Items that an account may judge at once, and a day after that. Beyond it nothing counts.
+    burst: int = bounded(400, 1)
+    daily: int = bounded(500, 1)
+    # Kinds of engagement of an account with an item that count, besides views and dislikes.
+    kinds: int = bounded(2, 0)
+    # Judgements of an item from one network or API key: this many times its share of all judgements.
+    source_ratio: float = bounded(3.0, 1)
+    # Judgements of an item by new accounts, relative to those by established ones.
+    new_ratio: float = bounded(3.0, 0)
+    # Judgements that these two allow in any case.
+    floor: int = bounded(20, 0)
+    # Nats of evidence above chance with which `recsys quarantine watch` holds users; 0: a person decides.
+    hold_nats: float = bounded(0.0, 0)
+
+
+@dataclass(frozen=True)
 class SafetyRule:
     """Hides items whose ``field`` is or contains ``value`` from viewers for whom all of ``when`` holds and
     not all of ``unless``. Both name values of the request's context or the viewer's profile. For a viewer
@@ -81,4 +101,6 @@ class SafetyConfig:
     @property
     def digest(self) -> str:
         """Digest of the rules; empty without any."""
-        return digest_of(msgspec.json.encode(self.rules, order="deterministic")) if self.rules else ""
+        return (
+            digest_of(msgspec.json.encode(self.rules, order="deterministic")) if self.rules else ""
+        )

@@ -30,7 +30,13 @@ from recsys.config.part_configs import (
 )
 from recsys.config.policy_config import PolicyConfig
 from recsys.config.promotion_config import PromotionConfig
-from recsys.config.safety_config import AccessConfig, DiskConfig, DoorsConfig, SafetyConfig
+from recsys.config.safety_config import (
+    AccessConfig,
+    BoundsConfig,
+    DiskConfig,
+    DoorsConfig,
+    SafetyConfig,
+)
 from recsys.events.hashing import digest_of
 
 
@@ -260,6 +266,7 @@ class Config:
     doors: DoorsConfig = field(default_factory=DoorsConfig)
     disk: DiskConfig = field(default_factory=DiskConfig)
     safety: SafetyConfig = field(default_factory=SafetyConfig)
+    bounds: BoundsConfig = field(default_factory=BoundsConfig)
 
     def __post_init__(self) -> None:
         if self.nodes > 1 and (self.log.url == "sqlite" or self.sessions.url == "embedded"):

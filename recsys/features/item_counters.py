@@ -1,20 +1,25 @@
 """Item counters: engagements of all viewers with an item, its author and tags, and with each per context.
 
 The fold of impressions and engagements behind the `item_state` topic. An engagement takes its context and its
-viewer's segment from the remembered requests; without them it still counts for the item itself.
+viewer's segment from the remembered requests; without them it still counts for the item itself. Events of a
+quarantined user don't count, nor does what exceeds the bounds of influence (recsys/features/influence.py).
 """
 
 from collections import OrderedDict
+from collections.abc import Callable, Iterable
 from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from recsys.events.event_types import Engagement, Impression
-from recsys.events.hashing import cross, key_of
+from recsys.config.safety_config import BoundsConfig
+from recsys.events.event_types import Engagement, Event, Impression, Verdict
+from recsys.events.hashing import Id, cross, key_of
 from recsys.features.counters import CounterTable, amounts
 from recsys.features.feature_set import FeatureSet, Keys
+from recsys.features.influence import Influences
 
+KeysOf = Callable[[Id], Keys]
 GLOBAL: Final = key_of("entity", "global")
 REQUESTS: Final = 200_000
 
@@ -22,8 +27,12 @@ REQUESTS: Final = 200_000
 class ItemCounters:
     """Folds events into counters of items, groups and their crosses with the context."""
 
-    def __init__(self, features: FeatureSet) -> None:
+    def __init__(
+        self, features: FeatureSet, bounds: BoundsConfig | None = None, partitions: int = 1
+    ) -> None:
         self.features = features
+        self.influences = Influences(bounds, partitions)
+        self.quarantined: set[str] = set()
         self.counters = CounterTable(len(features.kinds), 1024)
         self._context_by_request: OrderedDict[str, int] = OrderedDict()
         # Segment by request, for viewers with a profile.
@@ -43,22 +52,51 @@ class ItemCounters:
         segment = self._profile(impression)
         if segment:
             self._segment_by_request[impression.request_id] = segment
-        if self.features.schema.shown_by == "impression":
-            shown = amounts(self.features.kinds, "shown")
-            for keys_I in items_NI:
-                self._add(keys_I, context, segment, shown, impression.time_ms)
+        if str(impression.user_id) not in self.quarantined:
+            self._count_shown(impression, items_NI, 1.0)
 
-    def engagement(self, engagement: Engagement, keys_I: Keys) -> None:
-        """Counts an engagement with an item, whose keys (I,) come from the catalogue."""
-        kind = engagement.kind
-        if kind not in self._kinds or not engagement.attributed:
+    def engagement(self, engagement: Engagement, keys_I: Keys, partition: int = 0) -> None:
+        """Counts an engagement with an item, whose keys (I,) come from the catalogue. ``partition``: of the
+        event, since each has bounds of its own."""
+        if engagement.kind not in self._kinds or not engagement.attributed:
             return
-        added = amounts(self.features.kinds, kind, engagement.watch_ms)
-        if kind == "view" and self.features.schema.shown_by == "view":
-            added[0] += 1.0
-        context = self._context_by_request.get(engagement.request_id, 0)
-        segment = self._segment_by_request.get(engagement.request_id, 0)
-        self._add(keys_I, context, segment, added, engagement.time_ms)
+        if str(engagement.user_id) in self.quarantined:
+            return
+        if self.influences[partition].counts(engagement):
+            self._count(engagement, keys_I, 1.0)
+
+    def forget(self, user_id: Id, partition: int = 0) -> None:
+        """Drops the account of a forgotten user."""
+        self.quarantined.discard(str(user_id))
+        self.influences[partition].forget(user_id)
+
+    def verdict(
+        self, verdict: Verdict, before: Iterable[Event], keys_of: KeysOf, partition: int = 0
+    ) -> None:
+        """Quarantines a user or ends it. The quarantine takes back what the user's events ``before`` it
+        counted, which are those that are left, in order and each once."""
+        user = str(verdict.user_id)
+        if not verdict.quarantined or user in self.quarantined:
+            if not verdict.quarantined:
+                self.quarantined.discard(user)
+            return
+        influence, taken, held = self.influences[partition], set[tuple[Id, str]](), False
+        for event in before:
+            if isinstance(event, Verdict):
+                held = event.quarantined
+            elif held:
+                continue
+            elif isinstance(event, Impression):
+                keys = np.array([keys_of(item.item_id) for item in event.items], np.int64)
+                self._count_shown(event, keys, -1.0)
+            elif isinstance(event, Engagement) and event.attributed and event.kind in self._kinds:
+                if influence.bounds_event(event):
+                    use = (event.item_id, event.kind)
+                    if use in taken or not influence.counted(event):
+                        continue
+                    taken.add(use)
+                self._count(event, keys_of(event.item_id), -1.0)
+        self.quarantined.add(user)
 
     def take_changed(self) -> list[int]:
         """The keys changed since the last call, to be published on `item_state`."""
@@ -80,6 +118,23 @@ class ItemCounters:
         """Restores the context and the viewer's segment of recent requests from a snapshot."""
         self._context_by_request.update(requests)
         self._segment_by_request.update(segments or [])
+
+    def _count_shown(self, impression: Impression, items_NI: Keys, sign: float) -> None:
+        if self.features.schema.shown_by == "impression":
+            context = self._context_by_request.get(impression.request_id, 0)
+            segment = self._segment_by_request.get(impression.request_id, 0)
+            shown = sign * amounts(self.features.kinds, "shown")
+            for keys_I in items_NI:
+                self._add(keys_I, context, segment, shown, impression.time_ms)
+
+    def _count(self, engagement: Engagement, keys_I: Keys, sign: float) -> None:
+        kind = engagement.kind
+        added = amounts(self.features.kinds, kind, engagement.watch_ms)
+        if kind == "view" and self.features.schema.shown_by == "view":
+            added[0] += 1.0
+        context = self._context_by_request.get(engagement.request_id, 0)
+        segment = self._segment_by_request.get(engagement.request_id, 0)
+        self._add(keys_I, context, segment, np.float32(sign) * added, engagement.time_ms)
 
     def _profile(self, impression: Impression) -> int:
         """The first key of the viewer's profile as served; 0 without a profile."""

@@ -10,6 +10,8 @@ from typer.core import TyperGroup
 _HELP = {
     "doctor": "Checks this machine and names a remedy for each problem.",
     "check": "Compares all files of a state folder with their checksums; --repair repairs them.",
+    "backup": "Backs up a state folder while its system runs.",
+    "restore": "Restores a backup into a new state folder.",
     "demo": "Starts the whole system with simulated viewers and the feed page.",
     "up": "Starts and supervises all parts of the system.",
     "down": "Stops the system that `up` started.",
@@ -30,6 +32,7 @@ _HELP = {
     "audit": "Compares logged features with features recomputed from events.",
     "backfill": "Adds missing features to archived examples.",
     "forget": "Deletes a user; --unlearn also retrains without them.",
+    "quarantine": "Names users who manipulate items; holds and lifts them.",
     "data": "Downloads data sets.",
     "replay": "Replays a data set in event time: scores each example, then learns from it.",
     "offline": "Trains a candidate from the archive or a data set.",
@@ -42,6 +45,7 @@ _HELP = {
 # Modules of commands that aren't in ``runtime.cli.NAME``.
 _ELSEWHERE = {
     "demo": "runtime.demo.demo",
+    "restore": "runtime.cli.backup",
     "study": "benchmarks.study",
     "bench": "benchmarks.bench",
     **dict.fromkeys(("status", "metrics", "restart", "down"), "runtime.cli.system"),

@@ -64,7 +64,9 @@ def audit_features(
 
     audit = Audit(Recomputer(items), features, tolerance)
     for placed in split_by_counter_offsets(sample).values():
-        counters = CountersAsOf(items, source.events, source.partitions("events"), folds)
+        counters = CountersAsOf(
+            items, source.events, source.partitions("events"), folds, config.bounds
+        )
         audit.look(placed, session_of, counters)
     return audit.report
 
@@ -125,7 +127,9 @@ def backfill(
     users = {str(placed.impression.user_id) for placed in wanted}
     for placed in split_by_counter_offsets(wanted).values():
         sessions = SessionsAsOf(items, source.events, folds, users, config.sessions.seen)
-        counters = CountersAsOf(items, source.events, source.partitions("events"), folds)
+        counters = CountersAsOf(
+            items, source.events, source.partitions("events"), folds, config.bounds
+        )
         fill.compute(placed, sessions, counters)
     out.mkdir(parents=True)
     write_atomically(out / FILE, encode_feature_set(features))

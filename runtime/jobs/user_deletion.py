@@ -6,7 +6,7 @@ start.
 """
 
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Final
@@ -19,6 +19,7 @@ from recsys.events.control_records import Control, Erasure, Unlearning
 from recsys.events.event_types import User, encode
 from recsys.events.hashing import partition_of
 from recsys.events.records import CONTROL, EVENTS, pack
+from recsys.features.feature_set import FeatureSet
 from recsys.features.feature_set_file import feature_set
 from recsys.log.protocol import Append, Log
 from recsys.process.open_log import open_log
@@ -43,8 +44,7 @@ def forget_users(users: Sequence[str], state: Path, unlearn: bool) -> list[str]:
     """
     users = list(dict.fromkeys(users))
     config, plan = launch_plan.read(state)
-    running = run_file.read(state)
-    if running is not None and running.any_alive():
+    if is_running(config):
         if unlearn:
             return _unlearn_live(users, state, config)
         return _delete_over_api(users, state, config)
@@ -80,13 +80,23 @@ def _unlearn_live(users: Sequence[str], state: Path, config: Config) -> list[str
     with closing(open_log(config)) as log:
         name = uuid.uuid4().hex[:12]
         request_deletion(log, users, wall_ms(), name)
-        control = ControlReader(log)
-        while not (result := _result(control, name)):
-            running = run_file.read(state)
-            if running is None or not running.any_alive():
-                return [*lines, "the system ended meanwhile: unlearning goes on once it runs again"]
-            log.wait(CONTROL, _POLL_S)
-    return [*lines, result]
+        return [*lines, await_unlearned(log, name, config)]
+
+
+def is_running(config: Config) -> bool:
+    """Whether a process of the system runs."""
+    running = run_file.read(Path(config.state))
+    return running is not None and running.any_alive()
+
+
+def await_unlearned(log: Log, name: str, config: Config) -> str:
+    """Waits until an unlearning is over, or live; returns the line about it. Raises Refused."""
+    control = ControlReader(log)
+    while not (result := _result(control, name)):
+        if not is_running(config):
+            return "the system ended meanwhile: unlearning goes on once it runs again"
+        log.wait(CONTROL, _POLL_S)
+    return result
 
 
 def _result(control: ControlReader, name: str) -> str:
@@ -114,24 +124,31 @@ def _delete_on_log(users: Sequence[str], config: Config, unlearn: bool) -> list[
             return lines
         features = feature_set(config)
         try:
-            drain(log, config, features, second_reader)
-            result = unlearn_users(log, config, features, before, wall_ms())
+            return [*lines, unlearn_stopped(log, second_reader, config, features, before)]
         except (ValueError, OSError) as error:  # CantUnlearn, or an unreadable file
             why = f"{_named(users)} going to be deleted, but can't be unlearned: {error}"
             raise Refused(why) from error
+
+
+def unlearn_stopped(
+    log: Log, second_reader: Log, config: Config, features: FeatureSet, before: Mapping[str, int]
+) -> str:
+    """Unlearns users on a stopped system; returns what was done. ``before``: offsets of their removals."""
+    drain(log, config, features, second_reader)
+    result = unlearn_users(log, config, features, before, wall_ms())
     if result is None:
-        return [*lines, _UNCHANGED]
-    lines.append(
+        return _UNCHANGED
+    line = (
         f"unlearned {result.examples} of the users' examples that were left on the log, and earlier ones "
         f"that may have been theirs: steps {result.since + 1} to {result.step} were replayed and are "
         f"epoch {result.epoch} now, SHA-256 {result.digest}"
     )
     if result.other_config:
-        lines.append(
-            f"{result.other_config} of these steps had been learned with another configuration: they were "
+        line += (
+            f"\n{result.other_config} of these steps had been learned with another configuration: they were "
             "replayed with the current one, as all later steps are"
         )
-    return lines
+    return line
 
 
 def request_deletion(

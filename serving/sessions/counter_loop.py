@@ -14,8 +14,9 @@ import msgspec
 import numpy as np
 
 from recsys.clock import wall_ms
+from recsys.config.safety_config import BoundsConfig
 from recsys.config.system_config import Config
-from recsys.events.event_types import Engagement, Impression
+from recsys.events.event_types import Engagement, Impression, User, Verdict
 from recsys.events.records import EVENTS, ITEM_STATE, ItemState, pack
 from recsys.features.feature_set import FeatureSet
 from recsys.features.feature_set_file import feature_set
@@ -38,7 +39,7 @@ _LOG: Final = logging.getLogger(__name__)
 
 
 class _Snapshot(msgspec.Struct):
-    """Snapshot of the counters, with the requests whose context and segment are remembered."""
+    """Snapshot of the counters, with remembered requests, quarantined users and bounds of influence."""
 
     features: str
     keys: bytes
@@ -46,6 +47,8 @@ class _Snapshot(msgspec.Struct):
     last_ms: bytes
     requests: list[tuple[str, int]]
     segments: list[tuple[str, int]] = []
+    quarantined: list[str] = []
+    influences: dict[int, bytes] = {}
 
 
 class CounterLoop:
@@ -61,11 +64,12 @@ class CounterLoop:
         features: FeatureSet,
         state: PartState | None = None,
         now_ms: Callable[[], int] = wall_ms,
+        bounds: BoundsConfig | None = None,
     ) -> None:
         self._log, self._features, self._now_ms = log, features, now_ms
         self._state = state
         self.events = EventReader(log, features)
-        self.fold = ItemCounters(features)
+        self.fold = ItemCounters(features, bounds, log.partitions(EVENTS))
         self._published_ms = self._saved_ms = 0
         self._save_every_ms = _SAVE_EVERY_MS
         # offsets in item_state where the newest full publication, and the one before it, begin
@@ -76,11 +80,16 @@ class CounterLoop:
     def turn(self, limit: int = 1_000) -> int:
         """Folds one batch, publishes and saves if due; returns how many records it consumed."""
         before = sum(self.events.offsets)
-        for _, _, event in self.events.read(limit):
+        for partition, offset, event in self.events.read(limit):
             if isinstance(event, Impression):
                 self.fold.impression(event, self.events.shown_keys(event))
             elif isinstance(event, Engagement):
-                self.fold.engagement(event, self.events.keys_of(event.item_id))
+                self.fold.engagement(event, self.events.keys_of(event.item_id), partition)
+            elif isinstance(event, User) and event.removed:
+                self.fold.forget(event.user_id, partition)
+            elif isinstance(event, Verdict):
+                past = self.events.of_user(event.user_id, partition, offset)
+                self.fold.verdict(event, past, self.events.keys_of, partition)
         if len(self.fold.counters) > 2 * _COUNTERS:
             self.fold.counters.keep_newest(_COUNTERS)
         now_ms = self._now_ms()
@@ -110,6 +119,8 @@ class CounterLoop:
             *arrays,
             self.fold.contexts_by_request(),
             self.fold.segments_by_request(),
+            sorted(self.fold.quarantined),
+            {partition: bounds.pack() for partition, bounds in self.fold.influences.items()},
         )
         offsets = {EVENTS: dict(enumerate(self.events.offsets))}
         held = self._state.save(self._log.id, offsets, msgspec.msgpack.encode(snapshot))
@@ -162,7 +173,15 @@ class CounterLoop:
         values = np.frombuffer(snapshot.values, np.float32).reshape(-1, self.fold.counters.columns)
         self.fold.counters.set(keys, values, np.frombuffer(snapshot.last_ms, np.int64))
         self.fold.restore_contexts(snapshot.requests, snapshot.segments)
+        self.fold.quarantined.update(snapshot.quarantined)
+        self.fold.influences.restore(snapshot.influences.items())
         return [saved.offsets[EVENTS][p] for p in range(len(saved.offsets[EVENTS]))]
+
+
+def quarantined_users(folder: str, log_id: str) -> set[str]:
+    """Users in quarantine by the newest snapshot in a state folder; none without one."""
+    saved = PartState(folder, NAME).load(log_id)
+    return set(msgspec.msgpack.decode(saved.blob, type=_Snapshot).quarantined) if saved else set()
 
 
 def run(config: Config, stop: Stop) -> None:
@@ -173,7 +192,7 @@ def run(config: Config, stop: Stop) -> None:
     try:
         while not stop.is_set(starting=loop is None):
             try:
-                loop = loop or CounterLoop(log, features, state)
+                loop = loop or CounterLoop(log, features, state, bounds=config.bounds)
                 moved = loop.turn()
             except LogUnavailable as error:
                 loop = None

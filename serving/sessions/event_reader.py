@@ -5,7 +5,7 @@ recognised by id among the newest events of their partition, also across a resta
 position are read again.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Final, NamedTuple
 
 from recsys.events.dedupe import RecentIds
@@ -90,6 +90,15 @@ class EventReader:
             if records:
                 self.offsets[partition] = records[-1].offset + 1
         return events
+
+    def of_user(self, user_id: Id, partition: int, before: int) -> Iterator[Event]:
+        """A user's events before an offset that the log has, each once, in order."""
+        recent = RecentIds(REMEMBERED)
+        for offset in self._log.keyed(EVENTS, partition, [str(user_id).encode()], before):
+            for record in self._log.read(EVENTS, partition, offset, 1):
+                event = self._decode(record.value)
+                if event is not None and is_folded(event) and recent.add(dedupe_key(event)):
+                    yield event
 
     def keys_of(self, item_id: Id) -> Keys:
         """Keys of an item (I,); of its id alone if it was never published."""

@@ -14,6 +14,7 @@ from typing import Any, Final, NamedTuple
 
 import numpy as np
 
+from recsys.config.safety_config import BoundsConfig
 from recsys.events.dedupe import RecentIds
 from recsys.events.event_types import (
     Engagement,
@@ -22,6 +23,7 @@ from recsys.events.event_types import (
     Impression,
     Item,
     User,
+    Verdict,
     dedupe_key,
     is_folded,
 )
@@ -141,11 +143,16 @@ class CountersAsOf:
     """Rebuilds past item counters, going forward through the events of all partitions."""
 
     def __init__(
-        self, items: ItemHistory, events_of: EventsOf, partitions: int, folds: Folds
+        self,
+        items: ItemHistory,
+        events_of: EventsOf,
+        partitions: int,
+        folds: Folds,
+        bounds: BoundsConfig | None = None,
     ) -> None:
-        self._items, self._folds = items, folds
+        self._items, self._folds, self._events_of = items, folds, events_of
         self._readers = [_Reader(events_of(partition)) for partition in range(partitions)]
-        self._fold = ItemCounters(items.features)
+        self._fold = ItemCounters(items.features, bounds, partitions)
         self.nothing = CounterTable(len(items.features.kinds))
 
     def of(self, shown: PlacedImpression) -> CounterTable:
@@ -160,18 +167,24 @@ class CountersAsOf:
                 events = reader.until(counted[partition] if partition < len(counted) else 0)
             else:
                 events = reader.until(own, None if own is not None else shown.impression.time_ms)
-            for _, event in events:
-                self._count(event)
+            for offset, event in events:
+                self._count(partition, offset, event)
         if any(reader.missing for reader in self._readers):
             raise CantRecompute("events before it are missing: erased, or not archived")
         return self._fold.counters
 
-    def _count(self, event: Event) -> None:
+    def _count(self, partition: int, offset: int, event: Event) -> None:
         keys_of = self._items.by_time(event.time_ms)
         if isinstance(event, Impression):
             self._fold.impression(event, self._folds.shown(self._items.features, event, keys_of))
         elif isinstance(event, Engagement):
-            self._fold.engagement(event, keys_of(event.item_id))
+            self._fold.engagement(event, keys_of(event.item_id), partition)
+        elif isinstance(event, User) and event.removed:
+            self._fold.forget(event.user_id, partition)
+        elif isinstance(event, Verdict):
+            user, reader = str(event.user_id), _Reader(self._events_of(partition))
+            before = (e for _, e in reader.until(offset) if str(getattr(e, "user_id", "")) == user)
+            self._fold.verdict(event, before, keys_of, partition)
 
 
 class SessionsAsOf:

@@ -7,13 +7,16 @@ from recsys.events.event_types import Engagement, Impression
 NEVER = -1  # in ``learned``: no example was emitted yet
 SHOWN, SAMPLED_OUT, BY_WINDOW, AFTER = 1, 2, 4, 8  # marks
 LATE_SHIFT = 4  # above the marks: labels that were expected to come late, shifted by so many bits
+# Marks: the bounds of influence were asked about the item; they forbid to learn from it.
+JUDGED, BOUNDED = 1 << 60, 1 << 61
 
 
 class ImpressionState(msgspec.Struct, array_like=True, gc=False):
     """Engagements with an impression's items, in lists by rank. ``labels``: bit *l* is label *l*;
     ``learned``: the labels of the newest example, ``NEVER`` before the first. ``marks``: ``SHOWN``;
     ``SAMPLED_OUT``: sampling dropped the first example; ``BY_WINDOW``: the window ended it; ``AFTER``: its
-    engagement came after the window; and the labels expected late."""
+    engagement came after the window; ``JUDGED``, ``BOUNDED``: what the bounds of influence decided; and the
+    the labels expected late."""
 
     offset: int
     time_ms: int

@@ -9,6 +9,10 @@ counted and are no negatives. A ``User`` with ``removed`` deletes the pending st
 ``Forget`` in its place.
 
 An example carries ``arrived``, the share of each label that comes by then (training/joining/delay.py).
+Nothing is learned from a quarantined user, nor from an item whose engagements exceed the bounds of influence
+(recsys/features/influence.py). A ``Verdict`` that quarantines a user acts as a removal: it deletes the
+pending state, and its ``Forget`` deletes the user's rows.
+
 Examples without engagements are sampled; a sampled-out one that gets an engagement later is emitted then, and
 marked. An engagement without a request id is attributed to the newest impression with an open window that
 served the item to its user; without one it yields no example.
@@ -30,16 +34,20 @@ from recsys.events.event_types import (
     Event,
     Impression,
     User,
+    Verdict,
     dedupe_key,
     dedupe_prefix,
 )
 from recsys.events.hashing import Id
 from recsys.events.records import Example, Forget, served_by
 from recsys.features.feature_set import item_block, item_predictions
+from recsys.features.influence import Influence, kind_bit
 from training.joining.delay import DelayState, LabelDelays
 from training.joining.impression_state import (
     AFTER,
+    BOUNDED,
     BY_WINDOW,
+    JUDGED,
     LATE_SHIFT,
     NEVER,
     SAMPLED_OUT,
@@ -75,12 +83,15 @@ class _State(msgspec.Struct, array_like=True):
     expired: list[str]
     delays: DelayState
     opened: dict[str, list[str]] = {}
+    quarantined: list[str] = []
+    influence: bytes = b""
 
 
 class Joiner:
     """Joins one partition. Feed it every event with its offset, in order. ``recall`` reads an impression
     again by its offset; None if it is gone: its example is counted as ``lost``, and its sequence number is
-    used up. Without ``recall`` impressions are stored. ``spill`` takes state beyond ``memory_bytes``."""
+    used up. Without ``recall`` impressions are stored. ``spill`` takes state beyond ``memory_bytes``.
+    ``influence``: the bounds of its partition."""
 
     def __init__(
         self,
@@ -90,6 +101,7 @@ class Joiner:
         recall: Recall | None = None,
         spill: Spill | None = None,
         memory_bytes: int = 0,
+        influence: Influence | None = None,
     ) -> None:
         self.partition = partition
         self.labels = list(labels)
@@ -98,8 +110,12 @@ class Joiner:
         self.sequence = 0
         self.counts = {"examples": 0, "corrections": 0, "late": 0, "unmatched": 0, "never_shown": 0,
                        "repeats": 0, "lost": 0, "sampled_out": 0, "attributed": 0,
-                       "unattributed": 0, "unproven": 0}  # fmt: skip
+                       "unattributed": 0, "unproven": 0, "bounded": 0,
+                       "quarantined": 0}  # fmt: skip
+        self.influence = influence or Influence()
+        self.quarantined: set[str] = set()
         self._bits = {label: 1 << number for number, label in enumerate(self.labels)}
+        self._kinds = {label: kind_bit(label) for label in self.labels}
         self._lists: dict[int, list[float]] = {}  # labels by their bits
         self._window_ms = int(config.window_s * 1000)
         self._horizon_ms = int(config.horizon_s * 1000)
@@ -118,7 +134,11 @@ class Joiner:
             self.counts["unproven"] += 1
             return out
         self._move(event.time_ms, out)
-        if isinstance(event, Engagement):
+        if isinstance(event, Verdict):
+            self._judge(offset, event, out)
+        elif isinstance(event, Engagement | Impression) and self._is_quarantined(event.user_id):
+            self.counts["quarantined"] += 1
+        elif isinstance(event, Engagement):
             if not self._recent.add(dedupe_key(event)):
                 self.counts["repeats"] += 1
             elif event.request_id:
@@ -132,6 +152,8 @@ class Joiner:
             else:
                 self.counts["repeats"] += 1
         elif isinstance(event, User) and event.removed:
+            self.influence.forget(event.user_id)
+            self.quarantined.discard(str(event.user_id))
             out.append(self._forget(offset, event.user_id))
         return out
 
@@ -145,7 +167,8 @@ class Joiner:
         """The state for the part's snapshot. The content of the spill stays there and is marked."""
         return _encoder.encode(
             _State(self.impressions.mark(), self.watermark_ms, self.sequence, self.counts,
-                   self._recent.export(), self._expired.export(), self._delays.state, self._opened)
+                   self._recent.export(), self._expired.export(), self._delays.state, self._opened,
+                   sorted(self.quarantined), self.influence.pack())
         )  # fmt: skip
 
     def restore(self, blob: bytes) -> None:
@@ -157,6 +180,8 @@ class Joiner:
         self.watermark_ms, self.sequence = state.watermark_ms, state.sequence
         self.counts |= state.counts  # an older state has fewer names
         self._opened = state.opened
+        self.quarantined = set(state.quarantined)
+        self.influence.restore(state.influence)
         self._recent = RecentIds(_RECENT, state.recent)
         self._expired = RecentIds(_EXPIRED, state.expired)
 
@@ -200,6 +225,29 @@ class Joiner:
             closed_ms=self.watermark_ms,
         )
 
+    def _judge(self, offset: int, verdict: Verdict, out: list[Joined]) -> None:
+        if verdict.quarantined:
+            self.quarantined.add(str(verdict.user_id))
+            out.append(self._forget(offset, verdict.user_id))
+        else:
+            self.quarantined.discard(str(verdict.user_id))
+
+    def _is_quarantined(self, user_id: Id) -> bool:
+        return bool(self.quarantined) and str(user_id) in self.quarantined
+
+    def _is_bounded(self, state: ImpressionState, index: int, engagement: Engagement) -> bool:
+        """Whether an item isn't learned from, as its first engagement decides."""
+        if not state.marks[index] & JUDGED and self.influence.bounds_event(engagement):
+            state.marks[index] |= JUDGED
+            if not self.influence.admits(engagement):
+                state.marks[index] |= BOUNDED
+                self.counts["bounded"] += 1
+        return bool(state.marks[index] & BOUNDED)
+
+    def _has_room(self, labels: int, kind: str) -> bool:
+        engaged = sum(self._kinds[label] for label, bit in self._bits.items() if labels & bit)
+        return self.influence.has_room(engaged, kind)
+
     def _attribute(self, engagement: Engagement, out: list[Joined]) -> None:
         """Joins an engagement without a request id, if the impression isn't later, but for clock
         differences."""
@@ -230,10 +278,16 @@ class Joiner:
         if index is None:
             self.counts["unmatched"] += 1
             return
+        is_bounded = self._is_bounded(state, index, engagement)
         state.marks[index] |= SHOWN
+        if is_bounded:
+            if opened is None:
+                pending.update(request_id, state)
+            return
         if engagement.watch_ms is not None and engagement.watch_ms > state.watch_ms[index]:
             state.watch_ms[index] = engagement.watch_ms
-        state.labels[index] |= self._bits.get(engagement.kind, 0)
+        if not state.marks[index] & JUDGED or self._has_room(state.labels[index], engagement.kind):
+            state.labels[index] |= self._bits.get(engagement.kind, 0)
         if state.learned[index] != NEVER:
             due = state.learned[index] != state.labels[index]
         else:
@@ -251,6 +305,8 @@ class Joiner:
         for index, mark in enumerate(state.marks):
             if not mark & SHOWN:
                 self.counts["never_shown"] += 1
+            elif mark & BOUNDED:
+                continue
             elif state.learned[index] == NEVER:
                 if self._is_example(request_id, state, index, BY_WINDOW):
                     self._emit(state, index, self._impression_of(opened), (due_ms, 0), out)
@@ -345,7 +401,7 @@ class Joiner:
         )
 
     def _arrived(self, mark: int, again: bool) -> list[float]:
-        by_window, late = 1 if mark & BY_WINDOW else 0, mark >> LATE_SHIFT
+        by_window, late = 1 if mark & BY_WINDOW else 0, (mark & JUDGED - 1) >> LATE_SHIFT
         if not again:
             return self._delays.arrived(by_window) if late else []
         # Once F is known, negatives are weighted down: corrections of earlier ones don't fit in.

@@ -23,6 +23,7 @@ from recsys.events.event_types import Impression, Rejected, decode
 from recsys.events.records import EVENTS, EXAMPLES, ErasedExample, Example, non_example, pack
 from recsys.features.feature_set import FeatureSet
 from recsys.features.feature_set_file import feature_set
+from recsys.features.influence import Influence
 from recsys.log.protocol import Append, Log, LogLost, Record, read_range
 from recsys.observability.recent_delays import RecentDelays
 from recsys.observability.tracer import open_tracer
@@ -207,13 +208,15 @@ class JoinerLoop(RetryLoop):
         # The schema of the data may also declare all served items shown.
         join = replace(join, all_shown=join.all_shown or schema.shown_by == "impression")
         cap = int(join.memory_mb * 2**20 / len(self._partitions))
+        partitions = self._log.partitions(EVENTS)
         self.close()
         if state is not None:
             self._spills = {p: Spill(state.folder / f"spill-{p}.sqlite") for p in self._partitions}
         self._joiners = {
-            p: Joiner(p, schema.labels, join, partial(self._recall, p), self._spills.get(p), cap)
+            p: Joiner(p, schema.labels, join, partial(self._recall, p), self._spills.get(p), cap,
+                      Influence(self._config.bounds, partitions))
             for p in self._partitions
-        }
+        }  # fmt: skip
         saved = state.load(self._log.id) if state is not None else None
         if state is not None and state.note:
             _LOG.warning("%s", state.note)

@@ -1,0 +1,187 @@
+"""Bounds on the influence of one account, one network and new accounts on an item.
+
+An account's engagements with an item are one judgement. It counts or not, as decided at its first engagement:
+by the account's room, by the share that the item has from its network or API key, and, for a new account, by
+how many established ones judged the item. A pure function of the events of one partition with a ``source``;
+events without one, as in data sets and old logs, always count.
+"""
+
+from collections import OrderedDict
+from collections.abc import Iterable
+from typing import Final, TypeVar
+
+import msgspec
+
+from recsys.config.safety_config import BoundsConfig
+from recsys.events.event_types import ENGAGEMENT_KINDS, Engagement
+from recsys.events.hashing import key_of
+
+V = TypeVar("V")
+_DAY_MS: Final = 86_400_000
+_OLD_MS: Final = _DAY_MS  # age of an established account
+_JUDGED: Final = 20  # judgements of an established account
+_ESTABLISHED: Final = 200  # established accounts of a system before new ones are bounded
+_ACCOUNTS: Final = 50_000  # remembered accounts; also of items and of networks with an item
+_JUDGEMENTS: Final = 100_000
+_DECIDED, _COUNTS = 1, 2  # bits of a judgement; then one for each kind
+_UNBOUNDED: Final = frozenset({"view", "long_view", "skip", "hide"})
+_BOUNDED_KINDS: Final = sum(
+    1 << n for n, kind in enumerate(ENGAGEMENT_KINDS) if kind not in _UNBOUNDED
+)
+_KIND_BITS: Final = {kind: 4 << number for number, kind in enumerate(ENGAGEMENT_KINDS)}
+
+
+class _Packed(msgspec.Struct, array_like=True):
+    accounts: list[tuple[int, list[float]]]
+    items: list[tuple[int, list[int]]]
+    networks: list[tuple[int, int]]
+    sources: list[tuple[int, int]]
+    judgements: list[tuple[int, int]]
+    total: int
+    established: int
+
+
+class Influence:
+    """Bounds of one partition of ``partitions``: each has its part of the floors."""
+
+    def __init__(self, bounds: BoundsConfig | None = None, partitions: int = 1) -> None:
+        self.bounds = bounds or BoundsConfig()
+        self._floor = self.bounds.floor / partitions
+        self._enough = _ESTABLISHED / partitions
+        # First time, room, time of the room, judgements.
+        self._accounts: OrderedDict[int, list[float]] = OrderedDict()
+        self._items: OrderedDict[int, list[int]] = OrderedDict()  # judgements, of new accounts
+        self._networks: OrderedDict[int, int] = OrderedDict()  # judgements by (source, item)
+        self._sources: OrderedDict[int, int] = OrderedDict()
+        self._judgements: OrderedDict[int, int] = OrderedDict()  # bits by (account, item)
+        self._total = self._established = 0
+
+    def bounds_event(self, event: Engagement) -> bool:
+        """Whether the bounds apply to an event."""
+        return self.bounds.enabled and isinstance(event.source, int)
+
+    def counts(self, event: Engagement) -> bool:
+        """Whether an engagement counts: its judgement does, and it is the first of its kind."""
+        if not self.bounds_event(event):
+            return True
+        pair = _pair(event)
+        bits = self._judgements.get(pair, 0)
+        if not bits:
+            bits = _DECIDED | (_COUNTS if self.admits(event) else 0)
+        kind = _KIND_BITS.get(event.kind, 0)
+        counts = bool(bits & _COUNTS) and not bits & kind and self.has_room(bits // 4, event.kind)
+        if not counts:
+            kind = 0  # so that a later kind finds the room that this one didn't take
+        _put(self._judgements, pair, bits | kind, _JUDGEMENTS)
+        return counts
+
+    def has_room(self, kinds: int, kind: str) -> bool:
+        """Whether a further kind of engagement with an item counts; ``kinds``: bits of those that do, in
+        order of ``ENGAGEMENT_KINDS``."""
+        return kind in _UNBOUNDED or (kinds & _BOUNDED_KINDS).bit_count() < self.bounds.kinds
+
+    def counted(self, event: Engagement) -> bool:
+        """Whether engagements of this kind, account and item counted, as far as is remembered."""
+        if not self.bounds_event(event):
+            return True
+        bits = self._judgements.get(_pair(event), 0)
+        return bool(bits & _COUNTS) and bool(bits & _KIND_BITS.get(event.kind, 0))
+
+    def admits(self, event: Engagement) -> bool:
+        """Decides on a new judgement of an account about an item, and takes it off the account's room."""
+        if not self.bounds_event(event):
+            return True
+        account = self._account(event)
+        if account[1] < 1:
+            return False
+        account[1] -= 1
+        is_new = event.time_ms - account[0] < _OLD_MS or account[3] < _JUDGED
+        account[3] += 1
+        if account[3] == _JUDGED:
+            self._established += 1
+        item = self._items.get(key := key_of("item", event.item_id), [0, 0])
+        if is_new and self._established >= self._enough:
+            if item[1] >= self._floor + self.bounds.new_ratio * (item[0] - item[1]):
+                return False
+        source = int(event.source)  # type: ignore[arg-type]  # checked above
+        network = key_of(str(source), event.item_id)
+        of_network, of_source = self._networks.get(network, 0), self._sources.get(source, 0)
+        share = of_source / self._total if self._total else 1.0
+        if of_network >= self._floor + self.bounds.source_ratio * share * item[0]:
+            return False
+        _put(self._items, key, [item[0] + 1, item[1] + is_new], _ACCOUNTS)
+        _put(self._networks, network, of_network + 1, _ACCOUNTS)
+        _put(self._sources, source, of_source + 1, _ACCOUNTS)
+        self._total += 1
+        return True
+
+    def forget(self, user_id: str | int) -> None:
+        """Drops a forgotten user's account. Judgements are hashes of account and item, and age out."""
+        self._accounts.pop(key_of("user", user_id), None)
+
+    def pack(self) -> bytes:
+        """The state for a snapshot."""
+        packed = _Packed(
+            list(self._accounts.items()), list(self._items.items()), list(self._networks.items()),
+            list(self._sources.items()), list(self._judgements.items()), self._total, self._established,
+        )  # fmt: skip
+        return _encoder.encode(packed)
+
+    def restore(self, blob: bytes) -> None:
+        """Continues from a packed state; an empty one, as in older snapshots, changes nothing."""
+        if not blob:
+            return
+        packed = _decoder.decode(blob)
+        self._accounts, self._items = OrderedDict(packed.accounts), OrderedDict(packed.items)
+        self._networks, self._sources = OrderedDict(packed.networks), OrderedDict(packed.sources)
+        self._judgements = OrderedDict(packed.judgements)
+        self._total, self._established = packed.total, packed.established
+
+    def _account(self, event: Engagement) -> list[float]:
+        key, now_ms, bounds = key_of("user", event.user_id), event.time_ms, self.bounds
+        account = self._accounts.get(key)
+        if account is None:
+            account = [float(now_ms), float(bounds.burst), float(now_ms), 0.0]
+        passed_ms = max(0.0, now_ms - account[2])
+        account[1] = min(float(bounds.burst), account[1] + passed_ms / _DAY_MS * bounds.daily)
+        account[2] = max(account[2], float(now_ms))
+        _put(self._accounts, key, account, _ACCOUNTS)
+        return account
+
+
+class Influences(dict[int, Influence]):
+    """Bounds by partition, made as needed."""
+
+    def __init__(self, bounds: BoundsConfig | None = None, partitions: int = 1) -> None:
+        super().__init__()
+        self._bounds, self._partitions = bounds, partitions
+
+    def __missing__(self, partition: int) -> Influence:
+        self[partition] = made = Influence(self._bounds, self._partitions)
+        return made
+
+    def restore(self, blobs: Iterable[tuple[int, bytes]]) -> None:
+        """Continues from packed states by partition."""
+        for partition, blob in blobs:
+            self[partition].restore(blob)
+
+
+def kind_bit(kind: str) -> int:
+    """Bit of a kind of engagement, in order of ``ENGAGEMENT_KINDS``; 0 for another label."""
+    return _KIND_BITS.get(kind, 0) // 4
+
+
+def _pair(event: Engagement) -> int:
+    return key_of(str(event.user_id), event.item_id)
+
+
+def _put(places: OrderedDict[int, V], key: int, value: V, limit: int) -> None:
+    """Sets the newest value, and forgets the longest untouched one beyond the limit."""
+    places[key] = value
+    places.move_to_end(key)
+    if len(places) > limit:
+        places.popitem(last=False)
+
+
+_encoder = msgspec.msgpack.Encoder()
+_decoder = msgspec.msgpack.Decoder(_Packed)

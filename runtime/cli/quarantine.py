@@ -1,0 +1,99 @@
+"""``recsys quarantine``: users whose events don't count, named by detectors, held by a person or a rule."""
+
+import time
+from pathlib import Path
+from typing import Annotated, Any, Final
+
+import typer
+from typer import Argument, Option
+
+from recsys.clock import wall_ms
+from runtime.cli.common import JsonOption, StateOption, exit_on, show, with_system
+from runtime.jobs import quarantine_requests as requests
+
+_STATE: Final = Path("state")
+_HOUR_MS: Final = 3_600_000
+Users = Annotated[list[str], Argument(metavar="USER...", help="Ids of users.")]
+Why = Annotated[str, Option(help="Reason, stored with the verdict.")]
+Hours = Annotated[float, Option(help="Hours of events to look at, as far as the log has them.")]
+quarantine = typer.Typer(no_args_is_help=True, help="Users whose events don't count.")
+
+
+@quarantine.command("list")
+def list_users(hours: Hours = 24.0, state: StateOption = _STATE, json: JsonOption = False) -> None:
+    """Lists users in quarantine, and cohorts that the detectors name."""
+    with with_system(state) as (config, log):
+        accounts = requests.read_accounts(log, wall_ms() - int(hours * _HOUR_MS))
+        held, cohorts = requests.held_users(log, config, accounts), accounts.cohorts()
+    rows: list[dict[str, Any]] = [{"state": "held", "users": [user]} for user in held]
+    rows += [
+        {"state": "named", "users": [*c.users], "items": [*c.items], "pushes": c.pushes,
+         "nats": round(c.nats, 1), "marks": [*c.marks]}
+        for c in cohorts
+    ]  # fmt: skip
+    show(rows, json, _lines)
+
+
+@quarantine.command()
+def hold(
+    users: Users,
+    why: Why = "",
+    unlearn: Annotated[
+        bool,
+        Option("--unlearn", help="Also replay the model's history without them; waits for it."),
+    ] = False,
+    state: StateOption = _STATE,
+) -> None:
+    """Holds users: from now on their events don't count, and what they counted is taken back."""
+    with exit_on(), with_system(state) as (config, log):
+        offsets = requests.judge(log, users, True, why or "held by a person", wall_ms())
+        typer.echo(f"{len(offsets)} users are held")
+        if unlearn:
+            typer.echo(requests.unlearn(log, config, offsets))
+
+
+@quarantine.command()
+def lift(users: Users, why: Why = "", state: StateOption = _STATE) -> None:
+    """Ends the quarantine of users: from now on their events count again."""
+    with with_system(state) as (_, log):
+        lifted = requests.judge(log, users, False, why or "lifted by a person", wall_ms())
+    typer.echo(f"{len(lifted)} users count again")
+
+
+@quarantine.command()
+def watch(
+    nats: Annotated[float, Option(help="Evidence to hold with; 0: bounds.hold_nats.")] = 0.0,
+    every: Annotated[float, Option(help="Seconds between looks; 0: look once.")] = 600.0,
+    hours: Hours = 24.0,
+    state: StateOption = _STATE,
+) -> None:
+    """Holds the cohorts that the detectors name with enough evidence, until it is stopped."""
+    while True:
+        with exit_on(), with_system(state) as (config, log):
+            least = nats or config.bounds.hold_nats
+            if not least:
+                raise ValueError(
+                    "bounds.hold_nats is 0: give --nats, or set it in the configuration"
+                )
+            accounts = requests.read_accounts(log, wall_ms() - int(hours * _HOUR_MS))
+            for cohort in requests.over(accounts.cohorts(), least):
+                why = f"rule: {cohort.nats:.0f} nats, {', '.join(cohort.marks)}"
+                requests.judge(log, cohort.users, True, why, wall_ms())
+                typer.echo(f"held {' '.join(cohort.users)} ({why})")
+        if not every:
+            return
+        time.sleep(every)
+
+
+def _lines(rows: list[dict[str, Any]]) -> list[str]:
+    if not rows:
+        return ["no user is in quarantine, and none is named"]
+    lines = []
+    for row in rows:
+        text = f"{row['state']:<6} {' '.join(row['users'])}"
+        if row["state"] == "named":
+            verb = "push" if row["pushes"] else "sink"
+            text += f": {verb} {' '.join(row['items'][:5])}, {row['nats']} nats above chance"
+            text += f" ({', '.join(row['marks'])})"
+        lines.append(text)
+    return lines
