@@ -1,8 +1,9 @@
 """The caller of a request, as its credentials prove it, and the address it comes from. Pure."""
 
 import hmac
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from ipaddress import IPv6Address, ip_address, ip_network
 from typing import Final
 
@@ -59,17 +60,27 @@ ANONYMOUS: Final = Caller()
 SERVER: Final = Caller("server", MOST_SCOPES)  # code of this process, such as a benchmark
 
 
-def address_of(peer: str, forwarded: Sequence[bytes], proxies: Collection[str]) -> str:
-    """Address of a client: the peer, or behind listed proxies the last address that isn't one of them.
+def address_of(peer: str, forwarded: Sequence[bytes], proxies: tuple[str, ...]) -> str:
+    """Address of a client: the peer, or behind proxies the last address that isn't one of them. ``proxies``:
+    their addresses and networks, besides this machine, whose HAProxy forwards.
 
     ``forwarded``: values of X-Forwarded-For; a caller may have written all but what our proxies appended.
     """
-    if peer not in proxies:
+    if not _is_proxy(peer, proxies):
         return peer
     for hop in reversed(b",".join(forwarded).decode("latin-1").split(",")):
-        if (address := hop.strip()) and address not in proxies:
+        if (address := hop.strip()) and not _is_proxy(address, proxies):
             return address
     return peer
+
+
+@lru_cache(10_000)
+def _is_proxy(address: str, proxies: tuple[str, ...]) -> bool:
+    try:
+        ip = ip_address(address)
+    except ValueError:
+        return False
+    return ip.is_loopback or any(ip in ip_network(proxy) for proxy in proxies)
 
 
 def source_of(address: str, key_id: str, secret: bytes) -> int:

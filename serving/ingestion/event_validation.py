@@ -227,6 +227,6 @@ def _subject(event: Engagement) -> str:
 def _expected(kind: Any) -> str:
     if kind == "impression":
         return "'engagement': impressions are written by the server when it recommends"
-    if kind in ("item", "user"):
-        return f"'engagement': send a change of an {kind} to /v1/{kind}s, with the admin key"
+    if kind in ("item", "user", "preference"):
+        return f"'engagement': send {kind}s to /v1/{kind}s"
     return "'engagement'"
