@@ -79,8 +79,8 @@ class FeedStub:
                 "item_state_offset": 1, "session_offset": len(self.events), "policy": "p", "arms": {},
             }  # fmt: skip
             return {
-                "request_id": f"r{len(self.requests)}", "token": "t", "items": items, "took_ms": 6.2, "stamp": stamp,
-                "degraded": self.degraded,
+                "request_id": f"r{len(self.requests)}", "token": "t", "items": items, "took_ms": 6.2,
+                "stamp": stamp, "degraded": self.degraded,
             }  # fmt: skip
 
     def take(self, events: list[dict[str, Any]]) -> dict[str, Any]:
