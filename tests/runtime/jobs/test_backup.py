@@ -1,0 +1,418 @@
+"""A backup of a running system continues elsewhere with the same weights; damage and secrets stay out."""
+
+import asyncio
+import shutil
+import subprocess
+from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+from typer.testing import CliRunner
+
+from benchmarks.studies.promotion.promotion_run import EvenViewers, PromotionRun, config_of
+from parameter_server.shard.shard import digest_of_shards
+from parameter_server.storage import snapshots
+from recsys.config.system_config import Config
+from recsys.events.control_records import Erasure
+from recsys.events.hashing import partition_of
+from recsys.events.records import CONTROL, EVENTS, EXAMPLES
+from recsys.log.sqlite_log import SqliteLog
+from recsys.process.log_consumer import readable
+from recsys.process.part_snapshot import PartState
+from runtime.cli.main import app
+from runtime.jobs import backup as backups
+from runtime.jobs.backup import HOLD, MANIFEST, back_up, restore
+from runtime.jobs.state_check import check_state
+from runtime.jobs.user_deletion import request_deletion
+from runtime.supervision import launch_plan
+from serving.sessions.counter_loop import CounterLoop
+from tests.support.bit_flips import flip_bit
+from training.archive.files import keys_of
+from training.archive.writer import Archive
+from training.deletion.erasure import EVERY_MS, PART, Eraser
+from training.joining.joiner_loop import JoinerLoop
+from training.lines.control import append_live_record
+from training.lines.line import MAIN
+
+USER = "forget-me"
+
+
+class Viewers(EvenViewers):
+    def user(self, number: int) -> str:
+        return USER if number % 8 == 0 else super().user(number)
+
+
+class Run(PromotionRun):
+    """A system with all parts that keep files; it notes the digest of each step."""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__(config, Viewers())
+        self.folder = Path(config.state)
+        system, log, clock = self.system, self.system.log, self.system._clock
+        system.joiner = JoinerLoop(
+            log, config, system.features, clock, PartState(self.folder, "joiner")
+        )
+        system.counters = CounterLoop(
+            log, system.features, PartState(self.folder, "counters"), clock
+        )
+        self.archive = Archive(log, self.folder / "archive", clock)
+        self.eraser = Eraser(log, self.folder / "archive", PartState(self.folder, PART), clock)
+        self.digests: dict[int, str] = {}
+
+    async def show(self, lists: int) -> None:
+        for _ in range(lists):
+            await super().show(1)
+            self.digests[self.system.worker.step] = digest_of_shards(self.system.shards.shards)
+            await asyncio.sleep(0)
+
+    def settle(self) -> None:
+        """Saves each part's state, archives, and erases what may be."""
+        self.system.now_ms += EVERY_MS
+        self.system.turn()
+        self.system.joiner.save()
+        self.system.counters.save()
+        while self.archive.turn():
+            pass
+        self.archive.flush()
+        self.eraser.turn()
+
+
+def config_in(state: Path) -> Config:
+    config = config_of(state)
+    config = replace(config, step=replace(config.step, snapshots_kept=2))
+    launch_plan.write(*launch_plan.resolve(config))
+    return config
+
+
+async def started(state: Path, lists: int = 40) -> Run:
+    run = Run(config_in(state))
+    await run.start()
+    await run.show(lists)
+    run.settle()
+    return run
+
+
+@pytest.fixture(scope="module")
+def stopped(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A stopped system with some of every kind of file."""
+    folder = tmp_path_factory.mktemp("stopped") / "state"
+
+    async def make() -> None:
+        run = await started(folder, 12)
+        run.system.now_ms += 10_000_000  # nothing of before is joined any more
+        run.viewers = EvenViewers()
+        for _ in range(3):
+            await run.show(4)
+            run.settle()
+        await run.show(6)
+        await run.system.stop()
+
+    asyncio.run(make())
+    return folder
+
+
+@pytest.fixture
+def state(stopped: Path, tmp_path: Path) -> Path:
+    subprocess.run(["cp", "-a", stopped, tmp_path / "state"], check=True)  # keeps hard links
+    config_in(tmp_path / "state")
+    return tmp_path / "state"
+
+
+def files_with(folder: Path, text: bytes) -> list[Path]:
+    return [p for p in folder.rglob("*") if p.is_file() and text in p.read_bytes()]
+
+
+@pytest.mark.slow
+def test_a_backup_of_a_running_system_goes_on_elsewhere(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        run = await started(tmp_path / "state")
+        copying = asyncio.create_task(
+            asyncio.to_thread(back_up, tmp_path / "state", tmp_path / "copy")
+        )
+        before = run.system.worker.step
+        while not copying.done():
+            await run.show(1)
+            run.settle()
+        backup = await copying
+        assert run.system.worker.step > before and not backup.damage
+        await run.show(20)
+        assert not any(HOLD in run.system.log.holds(EVENTS, p) for p in range(4))
+
+        restore(tmp_path / "copy", tmp_path / "other")
+        with closing(SqliteLog(tmp_path / "other" / "log")) as log:
+            for topic, ends in backup.ends.items():
+                for partition, end in enumerate(ends):
+                    assert log.end(topic, partition) == end
+                    assert HOLD not in log.holds(topic, partition)
+                    begin = max(log.begin(topic, partition), run.system.log.begin(topic, partition))
+                    if begin < end:
+                        limit = end - begin
+                        copied = log.read(topic, partition, begin, limit)
+                        assert copied == run.system.log.read(topic, partition, begin, limit)
+            for part, topic in (("joiner", EVENTS), ("counters", EVENTS)):
+                saved = PartState(tmp_path / "other", part).load(log.id)
+                assert saved is not None
+                for partition, offset in saved.offsets[topic].items():
+                    held = log.holds(topic, partition)[part]
+                    assert held <= offset <= log.end(topic, partition)
+
+        other = Run(replace(run.config, state=str(tmp_path / "other")))
+        other.system.now_ms = run.system.now_ms
+        restored_at = min(other.system.shards.applied_steps())
+        assert digest_of_shards(other.system.shards.shards) == run.digests[restored_at]
+        other.system._learn()
+        last = other.system.worker.step
+        assert (
+            last >= restored_at
+            and digest_of_shards(other.system.shards.shards) == run.digests[last]
+        )
+        await other.start()
+        await other.show(40)
+        assert other.system.worker.step > last
+        sequences = [r.value for r in other.system.log.read(EXAMPLES, 0, 0, 10_000)]
+        assert len(sequences) == len(set(sequences))
+        await other.system.stop()
+        await run.system.stop()
+
+    asyncio.run(scenario())
+
+
+def test_any_flipped_byte_is_refused(state: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    files = sorted(back_up(state, copy).files)
+    assert check_state(copy, mb_s=0).damage == []
+    for number, name in enumerate([*files, MANIFEST]):
+        path = copy / name
+        if size := path.stat().st_size:
+            original = path.read_bytes()
+            flip_bit(path, (number * 7919) % (8 * size))
+            with pytest.raises(ValueError, match="damaged"):
+                restore(copy, tmp_path / "new")
+            path.write_bytes(original)
+    missing = copy / files[0]
+    missing.rename(tmp_path / "aside")
+    with pytest.raises(ValueError, match="nothing was restored"):
+        restore(copy, tmp_path / "new")
+    (tmp_path / "aside").rename(missing)
+    assert not list(tmp_path.glob("*new*"))
+    restore(copy, tmp_path / "new")
+    (copy / MANIFEST).unlink()
+    with pytest.raises(ValueError, match="not a finished one"):
+        restore(copy, tmp_path / "newer")
+
+
+def test_secrets_are_left_out(state: Path, tmp_path: Path) -> None:
+    config, plan = launch_plan.read(state)
+    secrets = [
+        p.read_bytes()
+        for p in (state / "run").iterdir()
+        if p.name.endswith((".key", ".keys", ".token"))
+    ]
+    password = config.sessions.url.partition("@")[0].rpartition(":")[2].encode()
+    assert len(secrets) == 5 and len(password) > 20
+    backup = back_up(state, tmp_path / "copy")
+    for secret in [*secrets, password]:
+        assert files_with(state, secret) and not files_with(tmp_path / "copy", secret)
+    assert {n for n in backup.files if n.startswith("run/")} == {"run/config.json", "run/plan.json"}
+    restore(tmp_path / "copy", tmp_path / "new")
+    moved, same_plan = launch_plan.read(tmp_path / "new")
+    assert moved.state == str(tmp_path / "new") and same_plan == plan
+    assert (tmp_path / "new").stat().st_mode & 0o777 == 0o700
+    assert (tmp_path / "copy").stat().st_mode & 0o777 == 0o700
+
+
+def has_user(folder: Path) -> bool:
+    """Whether any file has the user's id, compressed or not."""
+    parquet = (
+        USER.encode() in (value or b"")
+        for file in (folder / "archive").rglob("*.parquet")
+        for name in ("key", "value")
+        for value in pq.read_table(file)[name].to_pylist()
+    )
+    return any(parquet) or bool(files_with(folder, USER.encode()))
+
+
+async def run_on(state: Path, forget: bool = False) -> None:
+    """Starts the system of a folder, maybe forgets the user, and lets all parts do what is due."""
+    run = Run(config_in(state))
+    await run.start()
+    run.system.now_ms += 30_000_000
+    if forget:
+        request_deletion(run.system.log, [USER], run.system.now_ms)
+    run.viewers = EvenViewers()
+    for _ in range(60):
+        await run.show(2)
+        run.settle()
+        if run.eraser.done:
+            break
+    assert (run.eraser.waiting, run.eraser.done) == (0, 1)
+    await run.system.stop()
+
+
+def test_users_erased_after_the_backup_are_erased_at_restore(state: Path, tmp_path: Path) -> None:
+    copy, new = tmp_path / "copy", tmp_path / "new"
+    back_up(state, copy)
+    asyncio.run(run_on(state, forget=True))
+    assert not has_user(state) and has_user(copy)
+    done = restore(copy, tmp_path / "with")
+    assert done.erased is None and has_user(tmp_path / "with")
+
+    assert restore(copy, new, state).erased == [USER]
+    partition = partition_of(USER, 4)
+    with closing(SqliteLog(new / "log")) as log:
+        assert [erasure.user_id for erasure in readable(log, CONTROL, Erasure)] == [USER]
+        passed = min(log.holds(EVENTS, partition).values())
+        assert 0 < passed and not log.keyed(EVENTS, partition, [USER.encode()], passed)
+        assert USER.encode() not in keys_of(new / "archive", EVENTS, partition)
+    asyncio.run(run_on(new))
+    assert not has_user(new)
+    back_up(new, tmp_path / "again")
+    assert not has_user(tmp_path / "again")
+    # A later backup tells it as well, and an older one is refused.
+    assert restore(copy, tmp_path / "third", tmp_path / "again").erased == [USER]
+    with pytest.raises(ValueError, match="older copy"):
+        restore(tmp_path / "again", tmp_path / "fourth", copy)
+    assert not (tmp_path / "fourth").exists()
+
+
+def test_what_a_restored_fold_needs_again_is_still_held(state: Path, tmp_path: Path) -> None:
+    """A part saves while files are copied: its hold moves on, but the copy has its older state."""
+    partition = 1
+    late: list[int] = []
+    copy_file = backups._copy_file
+
+    def then_saved(source: Path, target: Path, links: object) -> None:
+        copy_file(source, target, links)  # type: ignore[arg-type]
+        if source.name == "state.msgpack" and source.parent.name == "joiner" and not late:
+            with closing(SqliteLog(state / "log")) as log:
+                late.append(log.end(EVENTS, partition))
+                log.hold("joiner", EVENTS, partition, late[0])
+                log.trim(EVENTS, partition, late[0])
+
+    with closing(SqliteLog(state / "log")) as log:
+        held = log.holds(EVENTS, partition)["joiner"]
+        begin, end = log.begin(EVENTS, partition), log.end(EVENTS, partition)
+    assert held < end
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(backups, "_copy_file", then_saved)
+        back_up(state, tmp_path / "copy")
+    assert late == [end]
+    restore(tmp_path / "copy", tmp_path / "new")
+    with closing(SqliteLog(tmp_path / "new" / "log")) as log:
+        assert log.holds(EVENTS, partition)["joiner"] == held
+        assert log.begin(EVENTS, partition) == begin
+    with closing(SqliteLog(state / "log")) as log:
+        assert HOLD not in log.holds(EVENTS, partition)
+
+
+def test_a_promotion_meanwhile_is_copied_with_its_snapshot(state: Path, tmp_path: Path) -> None:
+    copied: list[str] = []
+    copy_log = backups._copy_log
+    copy = backups._Files.copy
+
+    def promoted(files: backups._Files, under: str) -> None:
+        copy(files, under)
+        if under == "snapshots" and not copied:
+            copied.append(under)
+            snapshot = snapshots.require(state / "snapshots", MAIN)
+            snapshots.adopt(state / "snapshots", MAIN, (snapshot.epoch, snapshot.step), 1)
+            with closing(SqliteLog(state / "log")) as log:
+                append_live_record(log, MAIN, 1, "promoted", 0, snapshot.step, 0)
+
+    def counted(*arguments: Any) -> None:
+        copied.append("log")
+        copy_log(*arguments)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(backups._Files, "copy", promoted)
+        patch.setattr(backups, "_copy_log", counted)
+        backup = back_up(state, tmp_path / "copy")
+    assert copied == ["snapshots", "log"] and backup.epoch == 1
+    assert snapshots.require(tmp_path / "copy" / "snapshots", MAIN).epoch == 1
+
+
+def test_files_that_change_meanwhile_are_copied_as_they_are_at_last(
+    state: Path, tmp_path: Path
+) -> None:
+    """Valkey rewrites its append-only file, and the archive merges an hour, between listing and copying."""
+    folder = state / "valkey" / "appendonlydir"
+    folder.mkdir(parents=True)
+    (folder / "a.manifest").write_text("1.base 1.incr")
+    for name in ("1.base", "1.incr"):
+        (folder / name).write_text(name)
+    copied: list[Path] = []
+    copy_file = backups._copy_file
+
+    def rewritten(source: Path, target: Path, links: object) -> None:
+        if source.name == "1.incr" and not copied:
+            for name in ("1.base", "1.incr"):
+                (folder / name).rename(folder / name.replace("1", "2"))
+            (folder / "a.new").write_text("2.base 2.incr")
+            (folder / "a.new").rename(folder / "a.manifest")
+            copied.append(source)
+        copy_file(source, target, links)  # type: ignore[arg-type]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(backups, "_copy_file", rewritten)
+        back_up(state, tmp_path / "copy")
+    there = {p.name: p.read_text() for p in (tmp_path / "copy" / "valkey").rglob("*.*")}
+    assert there == {"a.manifest": "2.base 2.incr", "2.base": "1.base", "2.incr": "1.incr"}
+
+
+def test_an_incremental_backup_shares_files_and_survives_alone(state: Path, tmp_path: Path) -> None:
+    first = back_up(state, tmp_path / "one")
+    damaged = next(name for name in first.files if name.endswith(".parquet"))
+    flip_bit(tmp_path / "one" / damaged, 100)
+    second = back_up(state, tmp_path / "two", tmp_path / "one")
+    shared = [
+        name
+        for name in second.files
+        if (tmp_path / "one" / name).exists()
+        and (tmp_path / "one" / name).samefile(tmp_path / "two" / name)
+    ]
+    assert any(name.startswith("snapshots/") for name in shared)
+    assert any(name.startswith("archive/") for name in shared) and damaged not in shared
+    assert not any(name.startswith(("log/", "run/")) for name in shared)
+    shutil.rmtree(tmp_path / "one")
+    restore(tmp_path / "two", tmp_path / "new")
+    snapshot = snapshots.require(tmp_path / "new" / "snapshots", MAIN)
+    linked = {path.stat().st_ino for path in snapshot.folder.parent.rglob("*") if path.is_file()}
+    assert len(linked) < sum(p.is_file() for p in snapshot.folder.parent.rglob("*"))
+
+
+def test_refusals_name_the_remedy(state: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="is inside"):
+        back_up(state, state / "copies")
+    with pytest.raises(ValueError, match="isn't empty"):
+        back_up(state, tmp_path)
+    with pytest.raises(FileNotFoundError, match="nothing was started"):
+        back_up(tmp_path / "none", tmp_path / "copy")
+    config, plan = launch_plan.read(state)
+    kafka = replace(config, log=replace(config.log, url="kafka://broker:9092"))
+    launch_plan.write(kafka, plan)
+    with pytest.raises(ValueError, match="expected 'sqlite'"):
+        back_up(state, tmp_path / "copy")
+    assert not (tmp_path / "copy").exists()
+
+
+def test_the_commands(state: Path, tmp_path: Path) -> None:
+    def run(*arguments: object) -> tuple[int, str]:
+        done = CliRunner().invoke(app, [str(argument) for argument in arguments])
+        return done.exit_code, done.output
+
+    status, text = run("backup", tmp_path / "copy", "--state", state)
+    assert status == 0 and "files, " in text and "of log" in text
+    status, text = run("restore", tmp_path / "copy", "--state", tmp_path / "new")
+    assert status == 0 and f"recsys forget USER … --state {tmp_path}/new" in text
+    status, text = run(
+        "restore", tmp_path / "copy", "--state", tmp_path / "two", "--erasures", tmp_path / "new"
+    )
+    assert status == 0 and "0 users were erased" in text
+    assert run("restore", tmp_path / "copy", "--state", tmp_path / "new")[0] == 2
+    wal = next((state / "snapshots").rglob("arrays.safetensors"))
+    flip_bit(wal, 5000)
+    status, text = run("backup", tmp_path / "damaged", "--state", state)
+    assert status == 1 and "DAMAGED" in text
