@@ -203,7 +203,7 @@ class TestDesktop:
         assert page.browser.run(text.format("line")) == "main"
         page.move()
         why = page.browser.run(text.format("why"))
-        assert "propensity" in why and "watch long" in why and "met" in why
+        assert "propensity" in why and "watch long" in why and "Why it is here" in why
         page.browser.press("d")
         page.browser.wait("return document.querySelector('.drawer').inert")
         page.browser.press("d")

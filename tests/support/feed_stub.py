@@ -155,8 +155,16 @@ class FeedStub:
                     "value": tags[0],
                     "met": 3.2,
                     "liked": min(1.0, 0.3 + 0.1 * known),
+                    "effect": 0.31,
                 },
-                {"feature": "author", "value": fields["author"], "met": 1.0, "liked": 0.0},
+                {
+                    "feature": "author",
+                    "value": fields["author"],
+                    "met": 1.0,
+                    "liked": 0.0,
+                    "effect": -0.02,
+                },
+                {"feature": "popularity", "effect": 0.05},
             ]
         return item
 
