@@ -8,6 +8,7 @@ from benchmarks.studies.experiments.study_arms import arms
 from benchmarks.studies.experiments.study_counterfactual import counterfactual
 from benchmarks.studies.experiments.study_experiments import experiments
 from benchmarks.studies.experiments.study_interleaving import interleaving
+from benchmarks.studies.poisoning.study_poisoning import poisoning
 from benchmarks.studies.promotion.study_broken import broken
 from benchmarks.studies.promotion.study_promotion import promotion
 from benchmarks.studies.promotion.study_student import student
@@ -18,7 +19,7 @@ from benchmarks.studies.quality.study_quality import quality
 study = typer.Typer(add_completion=False, no_args_is_help=True)
 for command in (
     freshness, quality, coldstart, promotion, broken, forgetting, drift, student, arms, experiments,
-    counterfactual, interleaving,
+    counterfactual, interleaving, poisoning,
 ):  # fmt: skip
     study.command()(command)
 

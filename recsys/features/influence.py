@@ -48,7 +48,7 @@ class Influence:
         self.bounds = bounds or BoundsConfig()
         self._floor = self.bounds.floor / partitions
         self._enough = _ESTABLISHED / partitions
-        # First time, room, time of the room, judgements.
+        # First time, room, time of the room, judgements, whether it is established.
         self._accounts: OrderedDict[int, list[float]] = OrderedDict()
         self._items: OrderedDict[int, list[int]] = OrderedDict()  # judgements, of new accounts
         self._networks: OrderedDict[int, int] = OrderedDict()  # judgements by (source, item)
@@ -97,7 +97,8 @@ class Influence:
         account[1] -= 1
         is_new = event.time_ms - account[0] < _OLD_MS or account[3] < _JUDGED
         account[3] += 1
-        if account[3] == _JUDGED:
+        if not is_new and not account[4]:
+            account[4] = 1.0
             self._established += 1
         item = self._items.get(key := key_of("item", event.item_id), [0, 0])
         if is_new and self._established >= self._enough:
@@ -106,8 +107,10 @@ class Influence:
         source = int(event.source)  # type: ignore[arg-type]  # checked above
         network = key_of(str(source), event.item_id)
         of_network, of_source = self._networks.get(network, 0), self._sources.get(source, 0)
-        share = of_source / self._total if self._total else 1.0
-        if of_network >= self._floor + self.bounds.source_ratio * share * item[0]:
+        # Of judgements of other items, or a network raised its own share.
+        others = self._total - item[0]
+        share = (of_source - of_network) / others if others > 0 else 1.0
+        if of_network >= self._floor + self.bounds.source_ratio * share * (item[0] + 1):
             return False
         _put(self._items, key, [item[0] + 1, item[1] + is_new], _ACCOUNTS)
         _put(self._networks, network, of_network + 1, _ACCOUNTS)
@@ -141,7 +144,7 @@ class Influence:
         key, now_ms, bounds = key_of("user", event.user_id), event.time_ms, self.bounds
         account = self._accounts.get(key)
         if account is None:
-            account = [float(now_ms), float(bounds.burst), float(now_ms), 0.0]
+            account = [float(now_ms), float(bounds.burst), float(now_ms), 0.0, 0.0]
         passed_ms = max(0.0, now_ms - account[2])
         account[1] = min(float(bounds.burst), account[1] + passed_ms / _DAY_MS * bounds.daily)
         account[2] = max(account[2], float(now_ms))

@@ -56,16 +56,28 @@ class Probe:
     liked: float  # mean predicted P(long view) of the target
 
 
+class _Loop(DirectLoop):
+    """Loop that learns nothing from what is appended while ``learns`` is off."""
+
+    learns = True
+
+    def append(self, event: Event) -> None:
+        if self.learns:
+            super().append(event)
+
+
 @dataclass
 class AttackedLoop:
     """``events`` collects what the log would hold. ``fixed``: lists of people in another run, by request,
     which are shown again instead of own ones; their requests are the same. ``hold_nats``: evidence with which
-    the rule of ``recsys quarantine watch``, asked each hour, holds users; 0: it isn't asked."""
+    the rule of ``recsys quarantine watch``, asked each hour, holds users; 0: it isn't asked.
+    ``unlearned``: nothing is learned from the attackers, as after their unlearning; they count until held."""
 
     world: AttackedWorld
     bounds: bool = True
     fixed: dict[str, Impression] | None = None
     hold_nats: float = 0.0
+    unlearned: bool = False
     events: list[Event] = field(default_factory=list)
     lists: dict[str, Impression] = field(default_factory=dict)
     shown: int = 0  # lists of people with the target
@@ -74,10 +86,12 @@ class AttackedLoop:
     def __post_init__(self) -> None:
         config = config_of(self.world.seed, self.bounds)
         self.features = FeatureSet(FEED_SCHEMA, config.model.features, config.sessions.history)
-        self.loop = DirectLoop(self.features, config)
+        self.loop = _Loop(self.features, config)
         self.player = AnsweringPlayer(self.features, config, self.loop)
         self._waiting: list[tuple[int, int, Engagement]] = []
         self._made = 0
+        self._attacks: set[int] = set()  # waiting engagements of attackers
+        self._look_ms = 0
         for item in self.world.items(self.world.start_ms):
             self.player.play(item)
         for user in self.world.users():
@@ -85,14 +99,15 @@ class AttackedLoop:
 
     def run(self, from_ms: int, until_ms: int, target: str = "") -> None:
         """Plays everything in [from_ms, until_ms)."""
-        look_ms = from_ms + HOUR_MS
+        self._look_ms = self._look_ms or from_ms + HOUR_MS
         for request, attacks in self.world.all_requests(from_ms, until_ms):
-            if self.hold_nats and request.time_ms >= look_ms:
-                self._play_until(look_ms)
-                self._hold(look_ms)
-                look_ms += HOUR_MS
+            if self.hold_nats and request.time_ms >= self._look_ms:
+                self._play_until(self._look_ms)
+                self._hold(self._look_ms)
+                self._look_ms += HOUR_MS
             self._play_until(request.time_ms)
             name = f"{request.user_id}-{request.time_ms}"
+            self.loop.learns = not (attacks and self.unlearned)
             if self.fixed is not None and not attacks and name in self.fixed:
                 impression = self.fixed[name]
                 self.player.play(impression)
@@ -107,6 +122,8 @@ class AttackedLoop:
             reactions = self.world.engagements(request, attacks, items, impression.request_id)
             for event in reactions:
                 self._made += 1
+                if attacks:
+                    self._attacks.add(self._made)
                 heapq.heappush(self._waiting, (event.time_ms, self._made, event))
         self._play_until(until_ms)
         self.player.advance(until_ms)
@@ -169,7 +186,9 @@ class AttackedLoop:
 
     def _play_until(self, now_ms: int) -> None:
         while self._waiting and self._waiting[0][0] <= now_ms:
-            event = heapq.heappop(self._waiting)[2]
+            _, number, event = heapq.heappop(self._waiting)
+            self.loop.learns = not (self.unlearned and number in self._attacks)
+            self._attacks.discard(number)
             self.player.play(event)
             self.events.append(event)
 

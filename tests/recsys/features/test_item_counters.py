@@ -4,6 +4,7 @@ import msgspec
 import numpy as np
 import pytest
 
+from recsys.events.event_types import Engagement, Event, Verdict
 from recsys.events.hashing import cross, key_of
 from recsys.features import item_counters
 from recsys.features.counters import SPEEDS
@@ -120,3 +121,55 @@ def test_kinds_of_other_labels_are_not_counted() -> None:
     its = fold(features)
     its.engagement(did("r1", 1, "like"), keys_of(1, features))
     assert len(its.counters) == 0
+
+
+def verdict(quarantined: bool, user: str = "u") -> Verdict:
+    return Verdict(time_ms=NOW_MS, user_id=user, quarantined=quarantined)
+
+
+def test_a_quarantine_takes_back_what_a_user_counted() -> None:
+    its, honest = fold(), fold()
+    past: list[Event] = [shown("r1", 1, 2)]
+    for n, kind in enumerate(("view", "like", "like", "follow", "hide")):
+        past.append(did("r1", 1, kind, NOW_MS + n * 3_600_000, source=5, watch_ms=2_000))
+    past.append(did("r1", 2, "like", NOW_MS + 9_000))  # without a source: it isn't bounded
+    other = replace_user(did("r1", 1, "like", NOW_MS + 1_000, source=6))
+    for event in past[1:]:
+        its.engagement(event, keys_of(int(event.item_id[1:])))  # type: ignore[union-attr, index]
+    for each in (its, honest):
+        each.engagement(other, keys_of(1))
+    its.verdict(verdict(True), past, lambda item_id: keys_of(int(str(item_id)[1:])))
+    now_ms, keys = NOW_MS + 50_000_000, its.counters.export()[0]
+    left, expected = its.counters.read(keys, now_ms), honest.counters.read(keys, now_ms)
+    np.testing.assert_allclose(left, expected, atol=1e-6)
+    assert expected.sum() > 0
+
+    before = its.counters.read(keys, now_ms).tolist()
+    its.engagement(did("r1", 2, "long_view", NOW_MS + 10_000, source=5), keys_of(2))
+    its.verdict(verdict(True), past, keys_of)  # again: nothing more to take back
+    assert its.counters.read(keys, now_ms).tolist() == before
+    its.verdict(verdict(False), past, keys_of)
+    its.engagement(did("r9", 3, "like", NOW_MS, source=5), keys_of(3))
+    assert count(its, key_of("item", "v3"), "like") == pytest.approx(1.0)
+
+
+def test_what_came_during_an_earlier_quarantine_is_not_taken_back() -> None:
+    its = fold()
+    its.verdict(verdict(True), [], keys_of)
+    ignored = did("r1", 1, "like")
+    its.engagement(ignored, keys_of(1))
+    its.verdict(verdict(False), [], keys_of)
+    its.verdict(verdict(True), [verdict(True), ignored, verdict(False)], keys_of)
+    assert count(its, V1, "like") == 0.0
+
+
+def test_a_quarantine_takes_back_impressions_where_they_show() -> None:
+    its, list_ = fold(ALL_SHOWN), shown("r1", 1, 2)
+    its.verdict(verdict(True), [list_], lambda item: keys_of(int(str(item)[1:]), ALL_SHOWN))
+    assert count(its, V1, "shown") == 0.0
+    its.impression(shown("r2", 1), np.array([keys_of(1, ALL_SHOWN)]))
+    assert count(its, V1, "shown") == 0.0
+
+
+def replace_user(event: Engagement) -> Engagement:
+    return msgspec.structs.replace(event, user_id="other")

@@ -13,6 +13,7 @@ from recsys.events.event_types import (
     Impression,
     Item,
     ServedItem,
+    Verdict,
     encode,
 )
 from recsys.events.hashing import cross, key_of, partition_of
@@ -23,7 +24,7 @@ from recsys.features.feature_set_file import FEED_SCHEMA
 from recsys.log.protocol import Append, LogLost, MemoryLog
 from recsys.process.part_snapshot import PartState
 from serving.sessions import counter_loop
-from serving.sessions.counter_loop import NAME, CounterLoop
+from serving.sessions.counter_loop import NAME, CounterLoop, quarantined_users
 
 FEATURES = FeatureSet(FEED_SCHEMA)
 NOW_MS = 1_790_000_000_000
@@ -235,3 +236,56 @@ def test_the_snapshot_of_another_log_is_refused(
         other.create(topic)
     with pytest.raises(LogLost, match="state.msgpack"):
         CounterLoop(other, FEATURES, PartState(tmp_path, NAME), clock)
+
+
+def keyed(log: MemoryLog, *events: Event) -> None:
+    """Appends events with their users as keys, as the doors do."""
+    for event in events:
+        user = str(event.user_id)  # type: ignore[union-attr]
+        log.append(EVENTS, [Append(partition_of(user, 4), user.encode(), encode(event))])
+
+
+def pushed(number: int, user: str, kind: str, source: int) -> Engagement:
+    _, event = watched(number, 0, kind)
+    return msgspec.structs.replace(event, user_id=user, source=source)
+
+
+def test_a_verdict_takes_back_a_users_counts_and_survives_a_restart(
+    log: MemoryLog, clock: Clock, tmp_path: Path
+) -> None:
+    state = PartState(str(tmp_path), NAME)
+    loop = CounterLoop(log, FEATURES, state, clock)
+    keyed(log, *(pushed(n, "farm", "like", 1) for n in range(5)), pushed(9, "fan", "like", 2))
+    turn_all(loop)
+    row, likes = np.array([key_of("item", "v0")]), FEATURES.kinds.index("like")
+    assert loop.fold.counters.read(row, NOW_MS)[0, likes] == pytest.approx(2, abs=1e-4)
+    keyed(log, Verdict(time_ms=NOW_MS + 1_000, user_id="farm", quarantined=True))
+    turn_all(loop)
+    assert loop.fold.counters.read(row, NOW_MS + 60)[0, likes] == pytest.approx(1, abs=1e-4)
+    loop.save()
+    assert quarantined_users(str(tmp_path), log.id) == {"farm"}
+
+    again = CounterLoop(log, FEATURES, PartState(str(tmp_path), NAME), clock)
+    keyed(log, pushed(20, "farm", "like", 1), pushed(21, "fan", "like", 2))
+    turn_all(again)  # the fan's second like of the item is a repeat
+    assert again.fold.counters.read(row, NOW_MS + 60)[0, likes] == pytest.approx(1, abs=1e-4)
+    keyed(log, Verdict(time_ms=NOW_MS + 2_000, user_id="farm", quarantined=False))
+    keyed(log, *(msgspec.structs.replace(pushed(22, "farm", "like", 1), item_id="v1"),))
+    turn_all(again)
+    other = np.array([key_of("item", "v1")])
+    assert again.fold.counters.read(other, NOW_MS + 220)[0, likes] == pytest.approx(1, abs=1e-4)
+
+
+def test_a_snapshot_of_before_bounds_is_read(log: MemoryLog, clock: Clock, tmp_path: Path) -> None:
+    loop = CounterLoop(log, FEATURES, PartState(str(tmp_path), NAME), clock)
+    append(log, *watched(1))
+    turn_all(loop)
+    loop.save()
+    saved = PartState(str(tmp_path), NAME).load(log.id)
+    assert saved is not None
+    fields = msgspec.msgpack.decode(saved.blob)
+    del fields["quarantined"], fields["influences"]
+    state = PartState(str(tmp_path / "old"), NAME)
+    state.save(log.id, saved.offsets, msgspec.msgpack.encode(fields))
+    again = CounterLoop(log, FEATURES, state, clock)
+    assert content(again.fold.counters) == content(loop.fold.counters)

@@ -1,0 +1,126 @@
+"""Bounds of influence: one judgement of each account, room, shares of networks and of new accounts."""
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from recsys.config.safety_config import BoundsConfig
+from recsys.events.event_types import Engagement
+from recsys.features.influence import Influence
+
+NOW_MS = 1_700_000_000_000
+DAY_MS = 86_400_000
+
+
+def did(user: int, item: int, kind: str = "view", at_ms: int = 0, source: int = 1) -> Engagement:
+    return Engagement(
+        time_ms=NOW_MS + at_ms, request_id="r", user_id=f"u{user}", item_id=f"v{item}", kind=kind,
+        source=source,
+    )  # fmt: skip
+
+
+def bounds(**changes: object) -> Influence:
+    return Influence(BoundsConfig(**changes))  # type: ignore[arg-type]
+
+
+def test_a_kind_of_an_account_and_item_counts_once() -> None:
+    influence = bounds()
+    likes = [influence.counts(did(1, 1, "like", n)) for n in range(5)]
+    assert likes == [True, False, False, False, False]
+    assert influence.counts(did(2, 1, "like")) and influence.counts(did(1, 2, "like"))
+
+
+def test_two_kinds_of_an_account_and_item_count_beside_views_and_dislikes() -> None:
+    influence = bounds()
+    kinds = ("view", "like", "long_view", "share", "follow", "comment", "hide", "skip")
+    counted = [kind for kind in kinds if influence.counts(did(1, 1, kind))]
+    assert counted == ["view", "like", "long_view", "share", "hide", "skip"]
+    assert influence.counted(did(1, 1, "share")) and not influence.counted(did(1, 1, "follow"))
+
+
+def test_an_account_judges_as_many_items_as_it_has_room_for() -> None:
+    influence = bounds(burst=10, daily=24)
+    assert sum(influence.counts(did(1, n)) for n in range(50)) == 10
+    assert influence.counts(did(2, 1))
+    assert sum(influence.counts(did(1, 100 + n, at_ms=DAY_MS // 8)) for n in range(50)) == 3
+    assert sum(influence.counts(did(1, 200 + n, at_ms=9 * DAY_MS)) for n in range(50)) == 10
+    # The first judgement decides for all kinds.
+    assert not influence.counts(did(1, 49, "like", 9 * DAY_MS + 1))
+
+
+def test_a_network_judges_an_item_as_often_as_its_share_allows() -> None:
+    influence = bounds(floor=5)
+    for user in range(200):  # 200 judgements by others, each of two items
+        assert influence.counts(did(user, user % 40, source=user % 50 + 10))
+        assert influence.counts(did(user, 1_000, source=user % 50 + 10))
+    farmed = sum(influence.counts(did(1_000 + n, 1_000, source=1)) for n in range(100))
+    assert 5 <= farmed < 20
+
+
+def test_a_key_that_sends_everything_is_not_bounded() -> None:
+    influence = bounds(floor=0)
+    assert all(influence.counts(did(user, user % 3, source=7)) for user in range(300))
+
+
+def test_new_accounts_judge_an_item_as_often_as_established_ones_allow() -> None:
+    influence = bounds(floor=4, new_ratio=1.0)
+    for user in range(200):
+        for item in range(20):
+            assert influence.counts(did(user, item, at_ms=user, source=user))
+        assert influence.counts(did(user, 100 + user, at_ms=2 * DAY_MS, source=user))
+    later = 3 * DAY_MS
+    assert all(influence.counts(did(n, 500, at_ms=later, source=n)) for n in range(6))
+    new = [influence.counts(did(1_000 + n, 500, at_ms=later, source=1_000 + n)) for n in range(30)]
+    assert sum(new) == 10  # the floor, and as many as established ones
+    alone = [influence.counts(did(2_000 + n, 501, at_ms=later, source=n)) for n in range(30)]
+    assert sum(alone) == 4
+
+
+@pytest.mark.parametrize("changes", [{"enabled": False}, {}])
+def test_without_a_source_or_where_they_are_off_everything_counts(changes: dict[str, bool]) -> None:
+    influence = bounds(burst=1, **changes)
+    untouched = influence.pack()
+    for n in range(5):
+        event = did(1, n % 2, "like")
+        if not changes:
+            event = Engagement(
+                time_ms=event.time_ms, request_id="r", user_id="u1", item_id="v1", kind="like"
+            )
+        assert influence.counts(event) and influence.admits(event)
+    assert influence.pack() == untouched
+
+
+def test_a_partition_has_its_share_of_the_floors() -> None:
+    whole, half = Influence(BoundsConfig(floor=10)), Influence(BoundsConfig(floor=10), 2)
+    for influence in (whole, half):
+        for user in range(100):
+            influence.counts(did(user, user, source=100 + user))
+    assert [
+        sum(influence.counts(did(900 + n, 7_000, source=1)) for n in range(40))
+        for influence in (whole, half)
+    ] == [10, 5]
+
+
+def test_a_forgotten_account_begins_anew() -> None:
+    influence = bounds(burst=1, daily=1)
+    assert influence.counts(did(1, 1)) and not influence.counts(did(1, 2))
+    influence.forget("u1")
+    assert influence.counts(did(1, 3))
+
+
+@settings(deadline=None)
+@given(
+    st.lists(st.tuples(st.integers(0, 4), st.integers(0, 3), st.sampled_from(["view", "like"]),
+                       st.integers(0, DAY_MS), st.integers(0, 2)), max_size=60),
+    st.integers(0, 60),
+)  # fmt: skip
+def test_a_restored_state_decides_as_the_one_it_was_packed_from(
+    events: list[tuple[int, int, str, int, int]], cut: int
+) -> None:
+    whole, first = bounds(burst=6, floor=2), bounds(burst=6, floor=2)
+    expected = [whole.counts(did(*event)) for event in events]
+    decided = [first.counts(did(*event)) for event in events[:cut]]
+    again = bounds(burst=6, floor=2)
+    again.restore(first.pack())
+    assert decided + [again.counts(did(*event)) for event in events[cut:]] == expected
+    assert again.pack() == whole.pack()

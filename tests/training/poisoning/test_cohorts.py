@@ -1,0 +1,96 @@
+"""Detectors of cohorts: who is named among simulated people, with lists that no model made."""
+
+from collections import defaultdict
+
+import msgspec
+import pytest
+
+from recsys.events.event_types import UNPROVEN, Engagement, Event, User, Verdict
+from recsys.events.hashing import uniform
+from replay.simulation.attackers import DISLIKES, DRIP, FARM, HIJACK, Attack, AttackedWorld
+from training.poisoning.cohorts import Accounts
+
+HOUR_MS = 3_600_000
+
+
+def world(seed: int = 0, users: int = 80) -> AttackedWorld:
+    return AttackedWorld(seed, users, 60, publish_every_s=1e6, requests_per_s=users / 6_000)
+
+
+def happened(its: AttackedWorld, hours: float = 10.0) -> list[Event]:
+    """Engagements with random lists without items that a person has seen."""
+    events: list[Event] = []
+    seen: dict[str, set[str]] = defaultdict(set)
+    stop_ms = its.start_ms + round(hours * HOUR_MS)
+    for number, (request, attacks) in enumerate(its.all_requests(its.start_ms, stop_ms)):
+        draws = [f"w{int(uniform(its.seed, number, rank) * 60)}" for rank in range(20)]
+        items = [item for item in dict.fromkeys(draws) if item not in seen[request.user_id]][:8]
+        seen[request.user_id].update(items)
+        events += its.engagements(request, attacks, items, f"r{number}")
+    return events
+
+
+def accounts_of(events: list[Event]) -> Accounts:
+    accounts = Accounts()
+    for event in events:
+        accounts.feed(event)
+    return accounts
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_nobody_is_named_where_nobody_attacks(seed: int) -> None:
+    assert accounts_of(happened(world(seed))).cohorts() == []
+
+
+@pytest.mark.parametrize("style", [FARM, DISLIKES])
+def test_a_farm_is_named_with_its_target_and_nobody_else(style: str) -> None:
+    its = world().attacked(Attack(style, ("w7",), share=0.04))
+    [cohort] = accounts_of(happened(its)).cohorts()
+    assert (list(cohort.users), cohort.items) == (its.accounts, ("w7",))
+    assert cohort.pushes == (style == FARM) and cohort.nats > 20
+
+
+def test_a_farm_without_repeats_is_named_by_its_engagements_alone() -> None:
+    its = world().attacked(Attack(FARM, ("w7",), share=0.04, repeats=1))
+    [cohort] = accounts_of(happened(its)).cohorts()
+    assert list(cohort.users) == its.accounts and not any("repeats 1" in m for m in cohort.marks)
+
+
+def test_hijacked_people_are_named() -> None:
+    its = world(1).attacked(Attack(HIJACK, ("w7",), share=0.04, from_ms=world().start_ms + HOUR_MS))
+    named = {user for c in accounts_of(happened(its)).cohorts() for user in c.users}
+    assert named and named <= set(its.accounts) and all(user.startswith("u") for user in named)
+
+
+def test_a_drip_watches_like_a_person_and_likes_its_target() -> None:
+    its = world().attacked(Attack(DRIP, ("w7",), share=0.04))
+    events = [e for e in happened(its) if isinstance(e, Engagement) and e.user_id == "a0"]
+    assert {str(e.item_id) for e in events if e.kind == "skip"} > set()
+    pushed = [e.kind for e in events if e.item_id == "w7"]
+    assert len(pushed) == len(set(pushed)) and len({str(e.item_id) for e in events}) > 5
+
+
+def test_events_of_others_name_nobody() -> None:
+    framed: list[Event] = [
+        msgspec.structs.replace(event, user_id="u5", proof=UNPROVEN)
+        for event in happened(world().attacked(Attack(FARM, ("w7",))), 3.0)
+        if isinstance(event, Engagement) and str(event.user_id).startswith("a")
+    ]
+    assert framed and accounts_of([*happened(world(), 3.0), *framed]).cohorts() == []
+
+
+def test_who_is_in_quarantine_or_gone_is_not_named_again() -> None:
+    its = world().attacked(Attack(FARM, ("w7",), share=0.04))
+    accounts = accounts_of(happened(its))
+    first, *others = its.accounts
+    accounts.feed(Verdict(time_ms=1, user_id=first, quarantined=True))
+    assert accounts.quarantined == [first]
+    assert all(first not in cohort.users for cohort in accounts.cohorts())
+    accounts.feed(Verdict(time_ms=2, user_id=first, quarantined=False))
+    assert accounts.quarantined == [] and first in accounts.cohorts()[0].users
+    accounts.feed(User(time_ms=3, user_id=first, removed=True))
+    assert all(first not in cohort.users for cohort in accounts.cohorts())
+
+
+def test_no_events_name_nobody() -> None:
+    assert accounts_of([]).cohorts() == []
