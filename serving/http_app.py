@@ -25,6 +25,7 @@ from serving import request as values
 from serving.access.access_layer import AccessLayer, caller_of, refusal
 from serving.access.audit import AuditTrail
 from serving.access.caller import Denied
+from serving.access.scopes import ATTRIBUTE
 from serving.admission.admission import Limit, TokenBuckets
 from serving.admission.load_shedding import LoadShedder
 from serving.admission.whole_body import BodyReceiver, BodyRoom
@@ -158,6 +159,8 @@ def _add_viewer_routes(app: FastAPI, service: Service, metrics: ServingMetrics) 
         takes a wish back. They hold for the next list, in every source. Muted items are shown where a caller
         names them."""
         caller = caller_of(request.scope)
+        if caller.key_id and caller.user_id is None:
+            caller.check_scope(ATTRIBUTE, "setting preferences without a user token")
         for preference in body.preferences:
             caller.check_user(preference.user_id)
         wishes = [preference.model_dump(exclude_none=True) for preference in body.preferences]

@@ -1,0 +1,58 @@
+"""Preferences over HTTP: who may set them, and what is stored."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from recsys.config.safety_config import AccessConfig
+from recsys.events.event_types import Preference
+from tests.support.service_harness import World, run
+
+
+def wish(**changes: Any) -> dict[str, Any]:
+    body = {"user_id": "u1", "field": "author", "value": "a3", "wish": "block"} | changes
+    return {"preferences": [body]}
+
+
+def stored(w: World) -> list[Preference]:
+    return [event for event in w.events() if isinstance(event, Preference)]
+
+
+def test_a_preference_is_an_event_of_its_user(tmp_path: Path) -> None:
+    async def scenario(w: World) -> None:
+        sent = await w.client.post("/v1/preferences", json=wish())
+        assert sent.status_code == 202 and sent.json()["accepted"] == 1
+        [preference] = stored(w)
+        assert (preference.user_id, preference.field, preference.value, preference.wish) == (
+            "u1", "author", "a3", "block",
+        )  # fmt: skip
+
+    run(World(tmp_path), scenario)
+
+
+@pytest.mark.parametrize(
+    ("changes", "field"), [({"wish": "adore"}, "wish"), ({"value": "a\n3"}, "value")]
+)
+def test_a_wrong_preference_is_rejected_by_its_field(
+    tmp_path: Path, changes: dict[str, Any], field: str
+) -> None:
+    async def scenario(w: World) -> None:
+        sent = await w.client.post("/v1/preferences", json=wish(**changes))
+        [result] = sent.json()["results"]
+        assert result["status"] == "rejected" and result["error"]["field"] == field
+        assert stored(w) == []
+
+    run(World(tmp_path), scenario)
+
+
+def test_a_key_needs_the_scope_attribute_to_speak_for_users(tmp_path: Path) -> None:
+    async def scenario(w: World) -> None:
+        for scopes, status in ((("events",), 403), (("events", "attribute"), 202)):
+            key = await w.add_key(*scopes)
+            sent = await w.client.post("/v1/preferences", json=wish(), headers={"X-Api-Key": key})
+            assert sent.status_code == status, sent.text
+        assert (await w.client.post("/v1/preferences", json=wish())).status_code == 401
+        assert len(stored(w)) == 1
+
+    run(World(tmp_path, access=AccessConfig(mode="keys")), scenario)
