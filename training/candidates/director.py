@@ -195,8 +195,8 @@ class Director:
         assert self.live is not None
         self.unlearning.tidy(self.promoter.lifecycle)
         line, epoch = self.live.line, self.live.epoch
-        kept = self._space.snapshots_kept(self._kept)
-        self.removed += len(snapshots.prune(self._folder, line, kept, epoch))
+        most = self._space.snapshots_kept(self._kept)
+        self.removed += len(snapshots.prune(self._folder, line, most, epoch))
         steps = snapshots.complete_steps(self._folder, line, epoch)
         self._space.turn(line, epoch, steps)
         if not steps or steps[0] == self.oldest:

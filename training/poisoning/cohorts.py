@@ -35,7 +35,6 @@ class _Account:
         self.source: int | None = None
         self.quarantined = False
 
-
     def engage(self, event: Engagement) -> None:
         """Adds an engagement. An item may be shown again, so repeats count by list."""
         item = str(event.item_id)
@@ -90,8 +89,8 @@ class Accounts:
     def cohorts(self) -> list[Cohort]:
         """The cohorts among accounts that aren't in quarantine, those with most evidence first."""
         accounts = {user: a for user, a in self._accounts.items() if not a.quarantined}
-        found = [*_cohorts(accounts, PUSHES, True), *_cohorts(accounts, SINKS, False)]
-        return sorted(_merged(found), key=lambda cohort: -cohort.nats)
+        cohorts = [*_cohorts(accounts, PUSHES, True), *_cohorts(accounts, SINKS, False)]
+        return sorted(_merged(cohorts), key=lambda cohort: -cohort.nats)
 
 
 class _Population:
