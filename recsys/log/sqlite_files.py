@@ -40,6 +40,8 @@ PAGE_BYTES: Final = 16_384
 CHECKPOINT_PAGES: Final = 1_000  # copies the WAL back at 16 MB: more saves syncs and costs space
 WAL_BYTES: Final = 64 << 20  # constant readers may prevent the WAL from restarting: truncated here
 CUT_PATIENCE_MS: Final = 200
+FREE_SHARE: Final = 0.25  # of a file's pages that stay for new records
+VACUUM_PAGES: Final = 256  # given back per transaction: appends wait a few ms
 _ROOM: Final = 3  # files: the new copy is made aside and goes through the WAL
 RETRY_S: Final = 0.0005  # SQLite's own wait is up to 100 ms, which delays other processes' writers
 _BUSY: Final = (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
@@ -241,8 +243,24 @@ class SqliteFiles:
         with self._write_locks.setdefault(topic, threading.Lock()):
             if shutil.disk_usage(self.folder).free < _ROOM * self.path(topic).stat().st_size:
                 return False
+            db.execute("PRAGMA auto_vacuum = INCREMENTAL")  # holds from the next VACUUM on
             self.retry(lambda: db.execute("VACUUM"))
             return self.truncate_wal(topic)
+
+    def shrink(self, topic: str) -> bool:
+        """Gives a slice of a file's free pages back to the disk, if it has many; False if it hasn't. A file
+        made by an older version keeps them for new records, until ``scrub``."""
+        db = self.connection(topic).db
+        free, pages, mode = (
+            self.retry(lambda name=name: db.execute(f"PRAGMA {name}").fetchone()[0])  # type: ignore[misc]
+            for name in ("freelist_count", "page_count", "auto_vacuum")
+        )
+        if not mode or free <= FREE_SHARE * pages + VACUUM_PAGES:
+            return False
+        with self._write_locks.setdefault(topic, threading.Lock()):
+            # A script runs to its end; ``execute`` would end after the first page.
+            self.retry(lambda: db.executescript(f"PRAGMA incremental_vacuum({VACUUM_PAGES})"))
+        return True
 
     def close(self) -> None:
         """Closes the connections of all threads; none may be in use."""
@@ -358,6 +376,7 @@ def make_file(path: Path, log_id: str, topic: Topic) -> None:
     """Creates the file of an empty topic."""
     db = open_file(path)
     db.execute(f"PRAGMA page_size = {PAGE_BYTES}")
+    db.execute("PRAGMA auto_vacuum = INCREMENTAL")
     db.execute("PRAGMA journal_mode = WAL")
     db.executescript(f"BEGIN; {_TOPIC} COMMIT;")
     about = (log_id, topic.partitions, topic.retention_ms, topic.retention_bytes)

@@ -139,8 +139,10 @@ class SqliteLog(SqliteFiles):
                 begin, end, _ = connection.bounds(partition)
                 to = min(before, end, self._floor(connection, partition), begin + SLICE)
                 if to <= begin:
-                    return
+                    break
                 self._drop(connection, partition, to)
+        while self.shrink(topic):
+            pass
 
     def retain(self, topic: str, now_ms: int) -> int:
         connection = self.connection(topic)
@@ -276,7 +278,8 @@ class SqliteLog(SqliteFiles):
         """Applies retention from time to time (continuously while it drops), and bounds the WAL."""
         with contextlib.suppress(LogUnavailable):  # this append succeeded; the next one will raise
             if abs(now_ms - self._retained_ms.get(topic, 0)) >= RETAIN_EVERY_MS:
-                self._retained_ms[topic] = 0 if self.retain(topic, now_ms) else now_ms
+                dropped = self.retain(topic, now_ms)
+                self._retained_ms[topic] = 0 if self.shrink(topic) or dropped else now_ms
             self.bound_wal(topic)
 
     def _bounds(self, connection: Connection, topic: str, partition: int) -> tuple[int, int, int]:
