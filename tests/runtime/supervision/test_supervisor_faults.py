@@ -13,9 +13,11 @@ from types import SimpleNamespace
 import msgspec
 import pytest
 
+from recsys.clock import wall_ms
 from recsys.process.part_process import Beat
 from recsys.process.slot_file import SlotFile
-from runtime.supervision import processes, run_file, supervisor_loop
+from recsys.process.space_file import read_space
+from runtime.supervision import processes, run_file, space_watch, supervisor_loop
 from runtime.supervision.processes import Identity
 from runtime.supervision.supervisor import Part, State
 from runtime.supervision.supervisor_loop import Runner
@@ -43,6 +45,7 @@ class Machine:
         )
         monkeypatch.setattr(supervisor_loop, "time", clock)
         monkeypatch.setattr(processes, "time", clock)
+        monkeypatch.setattr(space_watch, "time", clock)
         monkeypatch.setattr(supervisor_loop, "table", lambda plan: PARTS)
         monkeypatch.setattr(signal, "signal", lambda *_: None)
         monkeypatch.setattr(os, "open", self.failing(os.open))
@@ -135,6 +138,7 @@ class Machine:
             written = run_file.read(self.runner._config.state)
             assert written.time_ms == pytest.approx(1000 * (1e9 + self.now), abs=1500)
             assert written.ready and self.runner._supervisor.ready
+            assert read_space(self.runner._config.state, wall_ms()) is not None
             self.runner.stop()
 
         self.at += [(KILL_AT_S, lambda: self.die("fold")), (self.until_s + RECOVERY_S, judge)]
