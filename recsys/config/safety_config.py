@@ -78,7 +78,7 @@ class BoundsConfig(Section):
     new_ratio: float = bounded(3.0, 0)
     # Judgements that these two allow in any case.
     floor: int = bounded(20, 0)
-    # Nats of evidence above chance with which `recsys quarantine watch` holds users; 0: a person decides.
+    # Nats of evidence above chance with which the sentinel part holds users; 0: a person decides.
     hold_nats: float = bounded(0.0, 0)
 
 

@@ -1,6 +1,5 @@
 """``recsys quarantine``: users whose events don't count, named by detectors, held by a person or a rule."""
 
-import time
 from pathlib import Path
 from typing import Annotated, Any, Final
 
@@ -10,9 +9,9 @@ from typer import Argument, Option
 from recsys.clock import wall_ms
 from runtime.cli.common import JsonOption, StateOption, exit_on, show, with_system
 from runtime.jobs import quarantine_requests as requests
+from training.poisoning.sentinel_loop import append_verdicts
 
 _STATE: Final = Path("state")
-_HOUR_MS: Final = 3_600_000
 Users = Annotated[list[str], Argument(metavar="USER...", help="Ids of users.")]
 Why = Annotated[str, Option(help="Reason, stored with the verdict.")]
 Hours = Annotated[float, Option(help="Hours of events to look at, as far as the log has them.")]
@@ -23,7 +22,7 @@ quarantine = typer.Typer(no_args_is_help=True, help="Users whose events don't co
 def list_users(hours: Hours = 24.0, state: StateOption = _STATE, json: JsonOption = False) -> None:
     """Lists users in quarantine, and cohorts that the detectors name."""
     with with_system(state) as (config, log):
-        accounts = requests.read_accounts(log, wall_ms() - int(hours * _HOUR_MS))
+        accounts = requests.read_sentinel(log, hours).accounts
         held, cohorts = requests.held_users(log, config, accounts), accounts.cohorts()
     rows: list[dict[str, Any]] = [{"state": "held", "users": [user]} for user in held]
     rows += [
@@ -46,7 +45,7 @@ def hold(
 ) -> None:
     """Holds users: from now on their events don't count, and what they counted is taken back."""
     with exit_on(), with_system(state) as (config, log):
-        offsets = requests.judge(log, users, True, why or "held by a person", wall_ms())
+        offsets = append_verdicts(log, users, True, why or "held by a person", wall_ms())
         typer.echo(f"{len(offsets)} users are held")
         if unlearn:
             typer.echo(requests.unlearn(log, config, offsets))
@@ -56,33 +55,23 @@ def hold(
 def lift(users: Users, why: Why = "", state: StateOption = _STATE) -> None:
     """Ends the quarantine of users: from now on their events count again."""
     with with_system(state) as (_, log):
-        lifted = requests.judge(log, users, False, why or "lifted by a person", wall_ms())
+        lifted = append_verdicts(log, users, False, why or "lifted by a person", wall_ms())
     typer.echo(f"{len(lifted)} users count again")
 
 
 @quarantine.command()
-def watch(
+def apply(
     nats: Annotated[float, Option(help="Evidence to hold with; 0: bounds.hold_nats.")] = 0.0,
-    every: Annotated[float, Option(help="Seconds between looks; 0: look once.")] = 600.0,
     hours: Hours = 24.0,
     state: StateOption = _STATE,
 ) -> None:
-    """Holds the cohorts that the detectors name with enough evidence, until it is stopped."""
-    while True:
-        with exit_on(), with_system(state) as (config, log):
-            least = nats or config.bounds.hold_nats
-            if not least:
-                raise ValueError(
-                    "bounds.hold_nats is 0: give --nats, or set it in the configuration"
-                )
-            accounts = requests.read_accounts(log, wall_ms() - int(hours * _HOUR_MS))
-            for cohort in requests.over(accounts.cohorts(), least):
-                why = f"rule: {cohort.nats:.0f} nats, {', '.join(cohort.marks)}"
-                requests.judge(log, cohort.users, True, why, wall_ms())
-                typer.echo(f"held {' '.join(cohort.users)} ({why})")
-        if not every:
-            return
-        time.sleep(every)
+    """Applies the rule once: holds the cohorts that the detectors name with enough evidence."""
+    with exit_on(), with_system(state) as (config, log):
+        least = nats or config.bounds.hold_nats
+        if not least:
+            raise ValueError("bounds.hold_nats is 0: give --nats, or set it in the configuration")
+        for cohort in requests.read_sentinel(log, hours, least).hold():
+            typer.echo(f"held {' '.join(cohort.users)} ({', '.join(cohort.marks)})")
 
 
 def _lines(rows: list[dict[str, Any]]) -> list[str]:

@@ -60,6 +60,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     viewers: float = 0.0  # requests per second of simulated viewers; 0: none
     metrics: bool = False  # whether to serve the parts' metrics
     control_room: bool = False
+    sentinel: bool = False  # whether a rule holds users who manipulate items
     only: list[str] = []  # these parts and their dependencies; empty: all
     asked: str = ""  # digest of the configuration before addresses were filled in
     plain_serve: bool = False  # Ray Serve with its default proxy: the baseline of a benchmark
@@ -138,6 +139,7 @@ def resolve(
     plan = Plan(
         ray=ray, embedded=embedded, viewers=viewers, metrics=bool(config.metrics.port),
         control_room=bool(room.port),
+        sentinel=config.bounds.hold_nats > 0,
         only=list(only), asked=asked,
     )  # fmt: skip
     return config, plan

@@ -70,6 +70,8 @@ _METRICS: Final[dict[str, list[tuple[str, ...]]]] = {
         ("attributed", COUNTER, "Engagements without a request that were joined with an open impression"),
         ("unattributed", COUNTER, "Engagements without a request and without a matching impression"),
         ("unproven", COUNTER, "Engagements whose sender proved nothing: not joined"),
+        ("bounded", COUNTER, "Items of a list not learned: beyond the bounds of influence"),
+        ("quarantined", COUNTER, "Events of users in quarantine: not joined"),
         ("never_shown", COUNTER, "Items served but never shown"),
         ("repeats", COUNTER, "Duplicate events"),
         ("lost", COUNTER, "Examples whose impression was missing from the log"),
@@ -83,6 +85,11 @@ _METRICS: Final[dict[str, list[tuple[str, ...]]]] = {
         _RETRIES,
         _SPANS_SENT,
         _SPANS_DROPPED,
+    ],
+    "sentinel": [
+        ("events", COUNTER, "Events read"),
+        ("held", GAUGE, "Users whom the rule held, since the part started"),
+        _RETRIES,
     ],
     "archive": [
         ("records", COUNTER, "Records archived"),

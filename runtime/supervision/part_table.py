@@ -27,6 +27,7 @@ _PARTS: Final = (
     Part("session-fold", "serving.sessions.session_loop:run", ("log", "valkey")),
     Part("counters", "serving.sessions.counter_loop:run", ("log",), nice=_NICE),
     Part("joiner", "training.joining.joiner_loop:run", ("log",), nice=_NICE),
+    Part("sentinel", "training.poisoning.sentinel_loop:run", ("log",), nice=_NICE),
     Part("archive", "training.archive_part:run", ("log",), nice=_NICE),
     Part("sequencer", "training.steps.sequencer_loop:run", ("log",), nice=_NICE),
     Part("director", "training.candidates.director:run", ("log",), nice=_NICE),
@@ -41,15 +42,18 @@ _PARTS: Final = (
     Part("metrics", "runtime.parts.metrics:run", ("log",), nice=_NICE),
     Part("control-room", "runtime.control_room.part:run", ("log",), nice=_NICE),
 )  # fmt: skip
-_OPTIONAL: Final = {"broker", "valkey", "ray", "viewers", "metrics", "control-room"}
+_OPTIONAL: Final = {
+    "broker", "valkey", "ray", "viewers", "metrics", "control-room", "sentinel",
+}  # fmt: skip
 NAMES: Final = tuple(part.name for part in _PARTS)
 
 
 def table(plan: Plan) -> list[Part]:
-    """Parts of a plan: embedded services, viewers, metrics and control room only where it names them."""
+    """Parts of a plan; the optional ones only where it names them."""
     wanted = set(plan.embedded) | ({"viewers"} if plan.viewers > 0 else set())
     wanted |= {"metrics"} if plan.metrics else set()
     wanted |= {"control-room"} if plan.control_room else set()
+    wanted |= {"sentinel"} if plan.sentinel else set()
     absent = _OPTIONAL - wanted
     parts = [_without(part, absent) for part in _PARTS if part.name not in absent]
     if not plan.only:

@@ -23,27 +23,33 @@ MARGIN: Final = 5.0  # nats: one false cohort in 150 looks, at the most
 _SMOOTHING: Final = 5.0
 _LEAST: Final = 2.5  # nats of a cohort's member: others engaged by chance
 _REPEATS: Final = 3  # of one kind that count as evidence
+_FEW, _SHARE = 20, 0.05  # users of a cohort that a rule may hold, and their share of all
 _HIDES: Final = 1  # kinds of SINKS that are an engagement by themselves: skips are common
 
 
-class _Account:
-    """Judgements of one account: by item, how often each kind came for the same list, at the most."""
+class _Judgement:
+    """Engagements of an account with an item: how often each kind came for the same list, at the most."""
 
     def __init__(self) -> None:
-        self.judged: dict[str, Counter[str]] = {}
-        self._uses: Counter[tuple[str, str, str]] = Counter()
-        self.source: int | None = None
-        self.quarantined = False
+        self.counts: Counter[str] = Counter()
+        self.newest_ms = 0
+        self._uses: Counter[tuple[str, str]] = Counter()
 
     def engage(self, event: Engagement) -> None:
         """Adds an engagement. An item may be shown again, so repeats count by list."""
-        item = str(event.item_id)
-        use = (event.request_id, item, event.kind)
+        use = (event.request_id, event.kind)
         self._uses[use] += 1
-        counts = self.judged.setdefault(item, Counter())
-        counts[event.kind] = max(counts[event.kind], self._uses[use])
-        if isinstance(event.source, int):
-            self.source = event.source
+        self.counts[event.kind] = max(self.counts[event.kind], self._uses[use])
+        self.newest_ms = max(self.newest_ms, event.time_ms)
+
+
+class _Account:
+    """Judgements of one account by item."""
+
+    def __init__(self) -> None:
+        self.judged: defaultdict[str, _Judgement] = defaultdict(_Judgement)
+        self.source: int | None = None
+        self.quarantined = False
 
 
 @dataclass(frozen=True)
@@ -74,12 +80,33 @@ class Accounts:
     def feed(self, event: Event) -> None:
         """Takes an event; kinds without meaning for the evidence are ignored."""
         if isinstance(event, Engagement) and event.attributed:
-            self._accounts[str(event.user_id)].engage(event)
+            account = self._accounts[str(event.user_id)]
+            account.judged[str(event.item_id)].engage(event)
+            if isinstance(event.source, int):
+                account.source = event.source
         elif isinstance(event, Verdict):
-            self._accounts[str(event.user_id)].quarantined = event.quarantined
+            account = self._accounts[str(event.user_id)]
+            account.quarantined = event.quarantined
+            if not event.quarantined:
+                account.judged.clear()  # someone has judged this evidence
             self.judged_users.add(str(event.user_id))
         elif isinstance(event, User) and event.removed:
             self._accounts.pop(str(event.user_id), None)
+
+    def forget_before(self, time_ms: int) -> None:
+        """Drops judgements older than a time."""
+        for user, account in list(self._accounts.items()):
+            for item, judgement in list(account.judged.items()):
+                if judgement.newest_ms < time_ms:
+                    del account.judged[item]
+            if not account.judged and not account.quarantined:
+                del self._accounts[user]
+
+    def over(self, nats: float) -> list[Cohort]:
+        """The cohorts that a rule holds: with so much evidence, and few of all accounts. What so many do is
+        for a person to judge."""
+        most = max(_FEW, _SHARE * len(self._accounts))
+        return [c for c in self.cohorts() if c.nats >= nats and len(c.users) <= most]
 
     @property
     def quarantined(self) -> list[str]:
@@ -105,7 +132,8 @@ class _Population:
         self.sources: Counter[int] = Counter()
         for user, account in accounts.items():
             own = self.of_user[user] = Counter()
-            for counts in account.judged.values():
+            for judgement in account.judged.values():
+                counts = judgement.counts
                 self.judged += 1
                 if self.engages(counts):
                     own[""] += 1
@@ -148,8 +176,8 @@ def _cohorts(
     engaged: defaultdict[str, list[str]] = defaultdict(list)
     for user, account in accounts.items():
         viewers.update(account.judged.keys())
-        for item, counts in account.judged.items():
-            if population.engages(counts):
+        for item, judgement in account.judged.items():
+            if population.engages(judgement.counts):
                 engaged[item].append(user)
     outcomes = math.log(2 ** len(kinds))
     for item, users in engaged.items():
@@ -157,7 +185,7 @@ def _cohorts(
         suspects = []
         for user in users:
             account = accounts[user]
-            marks = population.evidence(user, account, account.judged[item])
+            marks = population.evidence(user, account, account.judged[item].counts)
             expected = len(users) * population.sources[account.source or 0] / len(accounts)
             same = sources[account.source]
             if account.source is not None and same > max(1.0, expected):

@@ -70,7 +70,7 @@ class _Loop(DirectLoop):
 class AttackedLoop:
     """``events`` collects what the log would hold. ``fixed``: lists of people in another run, by request,
     which are shown again instead of own ones; their requests are the same. ``hold_nats``: evidence with which
-    the rule of ``recsys quarantine watch``, asked each hour, holds users; 0: it isn't asked.
+    the rule of the sentinel part, asked each hour, holds users; 0: it isn't asked.
     ``unlearned``: nothing is learned from the attackers, as after their unlearning; they count until held."""
 
     world: AttackedWorld

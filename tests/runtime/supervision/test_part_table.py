@@ -8,12 +8,14 @@ from pathlib import Path
 
 import pytest
 
+from recsys.config.safety_config import BoundsConfig
 from recsys.config.system_config import Config
 from recsys.events.records import EVENTS
 from recsys.log.protocol import LogLost
 from recsys.process.open_log import open_log
 from recsys.process.part_process import Stop
-from runtime.supervision.part_table import NAMES, create_log, niceness
+from runtime.supervision import launch_plan
+from runtime.supervision.part_table import NAMES, create_log, niceness, table
 
 
 def test_topics_are_made_and_another_log_is_refused(tmp_path: Path) -> None:
@@ -37,7 +39,7 @@ def test_topics_are_made_and_another_log_is_refused(tmp_path: Path) -> None:
 def test_what_learns_and_what_tells_of_it_step_back_for_what_answers() -> None:
     back = {name for name in NAMES if niceness(name) > 0}
     learns = {"counters", "joiner", "archive", "sequencer", "director", "shadow", "trainer"}
-    assert back == {*learns, "metrics", "control-room"}
+    assert back == {*learns, "metrics", "control-room", "sentinel"}
     with pytest.raises(ValueError, match="'nobody', expected one of broker"):
         niceness("nobody")
 
@@ -57,3 +59,11 @@ print("torch" in sys.modules)
         [sys.executable, "-c", asked], capture_output=True, text=True, check=True
     )
     assert found.stdout.strip() == "False"
+
+
+def test_the_sentinel_runs_where_a_rule_holds_users(tmp_path: Path) -> None:
+    config = replace(Config(), state=str(tmp_path))
+    for nats, runs in ((0.0, False), (20.0, True)):
+        held = replace(config, bounds=BoundsConfig(hold_nats=nats))
+        _, plan = launch_plan.resolve(held)
+        assert ("sentinel" in {part.name for part in table(plan)}) == runs
