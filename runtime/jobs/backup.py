@@ -1,8 +1,8 @@
 """Backs up the state folder of a running or stopped system, and restores a backup elsewhere.
 
 A backup is a folder laid out as a state folder, and ``backup.json`` with the SHA-256 of each file. Nothing is
-stopped: what is derived from the log is copied first, the log last, derived topics before their sources. So
-a restored system looks like one whose parts were killed, with files older than the log. Meanwhile the log is
+stopped: files derived from the log are copied first, the log last, derived topics before their sources. So a
+restored system looks like one whose parts were killed, with files older than the log. Meanwhile the log is
 held; the copy gets the holds of before, which suit its older files. Secrets are left out.
 """
 
@@ -12,29 +12,20 @@ import os
 import re
 import shutil
 import sqlite3
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, closing, contextmanager, suppress
+from collections.abc import Iterator
+from contextlib import closing, contextmanager, suppress
 from dataclasses import replace
-from pathlib import Path, PurePath
+from functools import partial
+from pathlib import Path
 from typing import Final
 
 import msgspec
 
+from parameter_server.storage.part_files import sha256_of
 from recsys.clock import wall_ms
-from recsys.events.control_records import Erasure
-from recsys.events.records import (
-    CONTROL,
-    DEAD_LETTERS,
-    DELTAS,
-    EVENTS,
-    EXAMPLES,
-    ITEM_STATE,
-    ITEMS,
-    SCORES,
-    STEPS,
-)
-from recsys.log.protocol import read_range
-from recsys.log.sqlite_files import open_file
+from recsys.events.control_records import ApiKey, Erasure
+from recsys.events.records import CONTROL, pack, topics
+from recsys.log.protocol import Append, read_range
 from recsys.log.sqlite_log import SqliteLog
 from recsys.observability.log_lines import redact
 from recsys.process.log_consumer import decoded
@@ -43,63 +34,34 @@ from recsys.process.part_snapshot import PartState
 from runtime.jobs.state_check import Damage, check_state
 from runtime.jobs.user_deletion import request_deletion
 from runtime.supervision import launch_plan
-from training.archive.files import keys_of
 from training.deletion.erasure import PART as ERASURES
-from training.deletion.erasure import Eraser, digest_of_key
+from training.deletion.erasure import Eraser, erased_users
 from training.lines.control import live_epoch
 
 MANIFEST: Final = "backup.json"
 HOLD: Final = "backup"
-_FORMAT: Final = 1
 _TRIES: Final = 20
-# Derived topics before their sources.
-_TOPICS: Final = (
-    DELTAS, SCORES, ITEM_STATE, STEPS, EXAMPLES, DEAD_LETTERS, CONTROL, ITEMS, EVENTS,
-)  # fmt: skip
+_TOPICS: Final = [topic.name for topic in reversed(topics(1))]  # derived ones before their sources
 _FIRST: Final = ("parts", "valkey")  # write-ahead files before snapshots, which may be newer
-# Secrets; the log, copied by itself; impressions that aren't on the log yet; the trainer's current run.
+# Secrets; the log, copied by itself; impressions that aren't on the log yet; the trainer's current run; ...
 _LEFT_OUT: Final = re.compile(
-    r"(run|log|kept|parts/trainer)(/.*)?|.*(\.damaged|\.broken\.msgpack|\.tmp|-wal|-shm|-journal)"
-    r"|(.*/)?\.(?!ancestor/).*"  # unfinished ones
+    r"(run/(?!plan\.json)|log/|kept/|parts/trainer/).*|.*(\.damaged|\.broken\.msgpack|\.tmp|-wal|-shm|-journal)"
+    r"|(.*/)?\.(?!ancestor/).*"  # ... unfinished files
 )
+_open: Final = partial(sqlite3.connect, timeout=30.0, isolation_level=None)
+_Links = dict[tuple[int, int, int], Path]  # copies, by inode, time and size of their source
+_Hold = tuple[str, str, int, int]  # name, topic, partition, offset
 
 
-_Links = dict[
-    tuple[int, int, int], Path
-]  # copies of files, by the inode, time and size of their source
-_Holds = dict[tuple[str, int], dict[str, int]]  # offsets by topic and partition, and by name
+class Backup(msgspec.Struct, frozen=True):
+    """Content of ``backup.json``. ``damage``: of the state folder, and so of the backup. ``files``: SHA-256
+    by name."""
 
-
-class StoredFile(msgspec.Struct, frozen=True):
-    """Size and SHA-256 of a file."""
-
-    size: int
-    sha256: str
-
-
-class Backup(msgspec.Struct, frozen=True, kw_only=True):
-    """Content of ``backup.json``. ``ends``: of the log, by topic and partition; ``damage``: of the state that
-    was backed up, hence of the backup."""
-
-    format: int = _FORMAT
     time_ms: int
     log_id: str
     epoch: int
-    ends: dict[str, list[int]]
     damage: list[Damage]
-    files: dict[str, StoredFile]
-
-    @property
-    def nbytes(self) -> int:
-        return sum(file.size for file in self.files.values())
-
-
-class Restored(msgspec.Struct, frozen=True, kw_only=True):
-    """A restored backup. ``erased``: users whose erasure another log has and the backup lacks; None: nobody
-    asked for."""
-
-    backup: Backup
-    erased: list[str] | None
+    files: dict[str, str]
 
 
 def back_up(state: Path, target: Path, base: Path | None = None) -> Backup:
@@ -109,7 +71,7 @@ def back_up(state: Path, target: Path, base: Path | None = None) -> Backup:
     Raises FileNotFoundError where nothing was ever started, ValueError for a folder or log that doesn't fit.
     """
     state, target = state.resolve(), target.resolve()
-    config, plan = launch_plan.read(state)
+    config, _ = launch_plan.read(state)
     if config.log.url != "sqlite":
         raise ValueError(
             f"log.url is {redact(config.log.url)!r}, expected 'sqlite': brokers replicate topics themselves; "
@@ -117,41 +79,30 @@ def back_up(state: Path, target: Path, base: Path | None = None) -> Backup:
         )
     if target.is_relative_to(state):
         raise ValueError(f"{target} is inside {state}: name a folder outside, on another disk")
-    if not (state / "log" / "catalogue.db").exists():
-        raise FileNotFoundError(f"{state} has no log yet: start the system once")
     _check_empty(target)
-    owned_folder(target)
-    files = _Files(state, target, base and base.resolve())
     with closing(SqliteLog(state / "log")) as log, _held(log) as holds:
-        for _ in range(_TRIES):
-            epoch = live_epoch(log)
+        while True:
+            epoch, links = live_epoch(log), _Links()
+            owned_folder(target)
             for name in (*_FIRST, *sorted({path.name for path in state.iterdir()} - {*_FIRST})):
-                files.copy(name)
-            with ExitStack() as stack:
-                pinned = {topic: stack.enter_context(_pinned(log, topic)) for topic in _TOPICS}
-                if live_epoch(log) == epoch:  # else its first snapshot may be missing
-                    _copy_log(pinned, log.folder, target / "log")
-                    break
-        else:
-            raise ValueError(f"the live epoch changed during each of {_TRIES} copies: try again")
-    (target / "run").mkdir(mode=0o700)
-    config_text = redact(msgspec.json.encode(config).decode())
-    write_atomically(target / "run" / "config.json", config_text.encode())
-    write_atomically(target / "run" / "plan.json", msgspec.json.encode(plan))
+                _copy_entry(state, target, name, links, base)
+            for name in (*(f"{topic}.sqlite" for topic in _TOPICS), "catalogue.db"):
+                _copy_database(log.folder / name, target / "log" / name)
+            if live_epoch(log) == epoch:
+                break
+            shutil.rmtree(target)  # the first snapshot of the new epoch may be missing
     with closing(SqliteLog(target / "log")) as copy:
-        for (topic, partition), offsets in holds.items():
-            for name, offset in offsets.items():
-                copy.hold(name, topic, partition, offset)
+        for hold in holds:
+            copy.hold(*hold)
         for topic in _TOPICS:
             copy.release(HOLD, topic)
-        ends = {t: [copy.end(t, p) for p in range(copy.partitions(t))] for t in _TOPICS}
+    text = redact(msgspec.json.encode(config).decode())
+    write_atomically(target / "run" / "config.json", text.encode())
     for folder, _, _ in os.walk(target, topdown=False):
         with suppress(OSError):
             os.rmdir(folder)  # those that are empty
-    backup = Backup(
-        time_ms=wall_ms(), log_id=log.id, epoch=epoch, ends=ends,
-        damage=check_state(target, mb_s=0).damage, files=_digests(target),
-    )  # fmt: skip
+    damage = check_state(target, mb_s=0).damage
+    backup = Backup(wall_ms(), log.id, epoch, damage, _digests(target))
     body = msgspec.json.encode(backup)
     os.sync()
     write_atomically(target / MANIFEST, body + b"\n" + hashlib.sha256(body).hexdigest().encode())
@@ -159,212 +110,162 @@ def back_up(state: Path, target: Path, base: Path | None = None) -> Backup:
     return backup
 
 
-def read_backup(folder: Path) -> Backup:
-    """Reads ``backup.json``. Raises ValueError if it is missing or damaged."""
-    path = folder / MANIFEST
+def restore(folder: Path, state: Path, later: Path | None = None) -> list[str]:
+    """Copies a backup to ``state``, a new or empty folder, if all of it is intact; else raises ValueError.
+
+    ``later``: a newer state folder or backup of the same log. The users whom it erased are erased here, too,
+    at once where no part reads again, the rest when the system runs; keys that it revoked are revoked.
+    Returns these users.
+    """
+    state, backup = state.resolve(), _read_manifest(folder / MANIFEST)
+    _check_empty(state)
+    beside = state.with_name(f".{state.name}.restoring")
+    shutil.rmtree(beside, ignore_errors=True)
+    try:
+        owned_folder(beside)
+        _copy_backup(folder, beside, backup)
+        config = replace(launch_plan.read(beside)[0], state=str(state))
+        write_atomically(beside / "run" / "config.json", msgspec.json.encode(config))
+        erased = [] if later is None else _erase_newer(beside, later)
+        os.sync()
+        os.replace(beside, state)
+        return erased
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+
+
+def _read_manifest(path: Path) -> Backup:
     if not path.exists():
-        raise ValueError(f"{folder} has no {MANIFEST}: it isn't a backup, or not a finished one")
+        raise ValueError(f"there is no {path}: this isn't a backup, or not a finished one")
     body, _, digest = path.read_bytes().rpartition(b"\n")
     if hashlib.sha256(body).hexdigest().encode() != digest:
         raise ValueError(f"{path} is damaged, its SHA-256 differs: use another backup")
-    backup = msgspec.json.decode(body, type=Backup)
-    if backup.format != _FORMAT:
-        raise ValueError(f"{path} has format {backup.format}, expected {_FORMAT}")
-    return backup
+    return msgspec.json.decode(body, type=Backup)
 
 
-def restore(folder: Path, state: Path, erasures: Path | None = None) -> Restored:
-    """Copies a backup to ``state``, a new or empty folder, if all of it is intact; else raises ValueError.
-
-    ``erasures``: a later state folder or backup of the same log. The users whom it erased are erased here,
-    too: at once what no part reads again, the rest when the system runs.
-    """
-    state, backup = state.resolve(), read_backup(folder)
-    _check_empty(state)
-    partial = state.with_name(f".{state.name}.restoring")
-    shutil.rmtree(partial, ignore_errors=True)
-    try:
-        owned_folder(partial)
-        _copy_backup(folder, partial, backup)
-        config = replace(launch_plan.read(partial)[0], state=str(state))
-        write_atomically(partial / "run" / "config.json", msgspec.json.encode(config))
-        erased = None if erasures is None else _erase_newer(partial, erasures)
-        os.sync()
-        os.replace(partial, state)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
-    return Restored(backup=backup, erased=erased)
+def _copy_entry(state: Path, target: Path, entry: str, links: _Links, base: Path | None) -> None:
+    """Copies a file or folder in ``state`` until no name in it appears, vanishes or is replaced meanwhile.
+    Files are replaced as a whole or only grow: one with the same inode isn't copied again."""
+    copied: dict[str, int] = {}
+    for _ in range(_TRIES):
+        before = _inodes(state, entry)
+        for name in [name for name, inode in copied.items() if before.get(name) != inode]:
+            (target / name).unlink()
+            del copied[name]
+        for name in [name for name in before if name not in copied]:
+            with suppress(FileNotFoundError):  # removed meanwhile, as the next listing shows
+                if name.endswith(".sqlite"):
+                    _copy_database(state / name, target / name)
+                else:
+                    _copy_file(state / name, target / name, links, base and base / name)
+                copied[name] = before[name]
+        if before == copied == _inodes(state, entry):
+            return
+    raise ValueError(f"{state / entry} changed during each of {_TRIES} copies: try again")
 
 
-class _Files:
-    """Copies the files of a state folder while they change. They are replaced as a whole or only grow, so one
-    whose name still refers to the same inode isn't copied again."""
-
-    def __init__(self, state: Path, target: Path, base: Path | None) -> None:
-        self._state, self._target, self._base = state, target, base
-        self._copied: dict[str, int] = {}  # inodes by name
-        self._links: _Links = {}
-
-    def copy(self, under: str) -> None:
-        """Copies a folder until no name in it appeared, vanished or was replaced meanwhile."""
-        for _ in range(_TRIES):
-            before = self._inodes(under)
-            for name, inode in self._copied_under(under).items():
-                if before.get(name) != inode:
-                    (self._target / name).unlink()
-                    del self._copied[name]
-            for name in [name for name in before if name not in self._copied]:
-                with suppress(FileNotFoundError):  # removed meanwhile, as the next listing shows
-                    self._copy(name)
-                    self._copied[name] = before[name]
-            if before == self._copied_under(under) == self._inodes(under):
-                return
-        raise ValueError(f"{self._state / under} changed during each of {_TRIES} copies: try again")
-
-    def _copied_under(self, top: str) -> dict[str, int]:
-        return {n: inode for n, inode in self._copied.items() if PurePath(n).parts[0] == top}
-
-    def _inodes(self, under: str) -> dict[str, int]:
-        """Inodes by name, in the order of copying."""
-        names = [name for name in _names(self._state, under) if not _LEFT_OUT.fullmatch(name)]
-        # A part's database has the generation of its newest state, and two before.
-        names.sort(key=lambda name: (os.path.dirname(name), name.endswith(".sqlite"), name))
-        inodes = {}
-        for name in names:
-            with suppress(FileNotFoundError):
-                inodes[name] = (self._state / name).stat().st_ino
-        return inodes
-
-    def _copy(self, name: str) -> None:
-        source, target = self._state / name, self._target / name
-        same = self._base and self._base / name
-        if name.endswith(".sqlite"):
-            target.parent.mkdir(parents=True, exist_ok=True)
-            with closing(open_file(source)) as db:
-                _copy_database(db, target)
-        elif same and same.is_file() and filecmp.cmp(source, same, shallow=False):
-            target.parent.mkdir(parents=True, exist_ok=True)
-            os.link(same, target)
-        else:
-            _copy_file(source, target, self._links)
+def _inodes(state: Path, entry: str) -> dict[str, int]:
+    """Inodes of files by name, in the order of copying."""
+    names = [name for name in _names(state, entry) if not _LEFT_OUT.fullmatch(name)]
+    # The joiner's databases support its state of now and of two saves before.
+    names.sort(key=lambda name: (os.path.dirname(name), name.endswith(".sqlite"), name))
+    inodes = {}
+    for name in names:
+        with suppress(FileNotFoundError):
+            inodes[name] = (state / name).stat().st_ino
+    return inodes
 
 
-def _copy_file(source: Path, target: Path, links: _Links) -> None:
-    """Copies a file; one that has several names, as snapshots share files, only once."""
+def _copy_file(source: Path, target: Path, links: _Links, same: Path | None = None) -> None:
+    """Copies a file, or links it to ``same`` if that is equal. One that has several names, as snapshots share
+    files, is copied once."""
     target.parent.mkdir(parents=True, exist_ok=True)
     status = source.stat()
     identity = (status.st_ino, status.st_mtime_ns, status.st_size)
-    if status.st_nlink > 1 and identity in links and links[identity].exists():
+    if same and same.is_file() and filecmp.cmp(source, same, shallow=False):
+        os.link(same, target)
+    elif status.st_nlink > 1 and identity in links and links[identity].exists():
         os.link(links[identity], target)
     else:
         shutil.copyfile(source, target)
         links[identity] = target
 
 
-def _copy_database(source: sqlite3.Connection, target: Path) -> None:
-    with closing(open_file(target)) as copy:
-        source.backup(copy)
-        copy.execute("PRAGMA journal_mode = WAL")
+def _copy_database(source: Path, target: Path) -> None:
+    """Copies a SQLite database as of one moment, which doesn't delay its writers."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with closing(_open(source)) as db, closing(_open(target)) as copy:
+        db.backup(copy)
 
 
 @contextmanager
-def _held(log: SqliteLog) -> Iterator[_Holds]:
+def _held(log: SqliteLog) -> Iterator[list[_Hold]]:
     """Holds all that is on the log; yields the holds that there were, without any of an earlier backup."""
-    holds: _Holds = {}
+    holds: list[_Hold] = []
     try:
         for topic in _TOPICS:
             for partition in range(log.partitions(topic)):
                 log.hold(HOLD, topic, partition, log.begin(topic, partition))
                 offsets = log.holds(topic, partition)
-                holds[topic, partition] = {n: at for n, at in offsets.items() if n != HOLD}
+                holds += [(n, topic, partition, at) for n, at in offsets.items() if n != HOLD]
         yield holds
     finally:
         for topic in _TOPICS:
             log.release(HOLD, topic)
 
 
-@contextmanager
-def _pinned(log: SqliteLog, topic: str) -> Iterator[sqlite3.Connection]:
-    """A connection that sees the topic as it is now: copying then doesn't start again at each append."""
-    with closing(open_file(log.path(topic))) as db:
-        db.execute("BEGIN")
-        db.execute("SELECT * FROM bounds").fetchall()
-        yield db
-
-
-def _copy_log(topics: Mapping[str, sqlite3.Connection], folder: Path, target: Path) -> None:
-    target.mkdir(mode=0o700)
-    for topic, db in topics.items():
-        _copy_database(db, target / f"{topic}.sqlite")
-    with closing(open_file(folder / "catalogue.db")) as source:
-        with closing(open_file(target / "catalogue.db")) as copy:
-            source.backup(copy)
-
-
 def _copy_backup(folder: Path, target: Path, backup: Backup) -> None:
-    """Raises ValueError if a file differs from its digest."""
-    links: _Links = {}
+    """Raises ValueError if a file is missing or differs from its digest."""
+    links = _Links()
     for name in backup.files:
-        if ".." in PurePath(name).parts or PurePath(name).is_absolute():
+        if not (target / name).resolve().is_relative_to(target):
             raise ValueError(f"{folder / MANIFEST} names {name!r}, which is outside the backup")
         with suppress(FileNotFoundError):
             _copy_file(folder / name, target / name, links)
     copied = _digests(target)
-    damaged = [name for name, stored in backup.files.items() if copied.get(name) != stored]
+    damaged = [name for name, digest in backup.files.items() if copied.get(name) != digest]
     if damaged:
-        more = f" and {len(damaged) - 5} more" if len(damaged) > 5 else ""
         raise ValueError(
-            f"{folder} is damaged, nothing was restored: {', '.join(damaged[:5])}{more} are missing or have "
-            "another SHA-256. Use another backup"
+            f"{folder} is damaged, nothing was restored: {len(damaged)} files, {', '.join(damaged[:5])}, are "
+            "missing or have another SHA-256. Use another backup"
         )
 
 
 def _erase_newer(state: Path, later: Path) -> list[str]:
-    """Asks to erase the users whom a later copy of the log erased, and begins with it; returns their ids."""
+    """Repeats on a restored log the erasures and revocations that a later copy of it has; returns the users.
+    The parts do the most of it when they run."""
     if not (later / "log" / "catalogue.db").exists():
         raise ValueError(f"{later} has no log: name a later state folder, or a later backup")
-    users: set[str] = set()
+    archive = state / "archive"
     with closing(SqliteLog(state / "log")) as log, closing(SqliteLog(later / "log")) as newer:
         start, end = log.end(CONTROL, 0), newer.end(CONTROL, 0)
         if newer.id != log.id or end < start:
             raise ValueError(f"{later} has another log than the backup, or an older copy of it")
         records = read_range(newer, CONTROL, 0, max(start, newer.begin(CONTROL, 0)), end)
-        erasures = [erasure for _, erasure in decoded(records, Erasure)]
-        users |= {str(erasure.user_id) for erasure in erasures if erasure.user_id != ""}
-        digests = {erasure.digest for erasure in erasures}
-        for topic in (EVENTS, EXAMPLES):
-            for partition in range(log.partitions(topic)):
-                begin, end = log.begin(topic, partition), log.end(topic, partition)
-                keys = {record.key for record in read_range(log, topic, partition, begin, end)}
-                keys |= keys_of(state / "archive", topic, partition)
-                users |= {key.decode() for key in keys if digest_of_key(log.id, key) in digests}
-        request_deletion(log, sorted(users), wall_ms())
-        Eraser(log, state / "archive", PartState(state, ERASURES), wall_ms).turn()
-    return sorted(users)
+        messages = [message for _, message in decoded(records, Erasure | ApiKey)]
+        users = erased_users(log, archive, (m for m in messages if isinstance(m, Erasure)))
+        revoked = [m for m in messages if isinstance(m, ApiKey) and m.revoked]
+        log.append(CONTROL, [Append(0, b"", pack(key)) for key in revoked])
+        request_deletion(log, users, wall_ms())
+        Eraser(log, archive, PartState(state, ERASURES), wall_ms).turn()
+    return users
 
 
-def _digests(folder: Path) -> dict[str, StoredFile]:
-    """Size and SHA-256 of all files; one that has several names is read once."""
-    by_inode: dict[int, StoredFile] = {}
+def _digests(folder: Path) -> dict[str, str]:
+    """SHA-256 of all files by name; one that has several names is read once."""
+    by_inode: dict[int, str] = {}
     digests = {}
     for name in _names(folder):
-        status = (folder / name).stat()
-        if status.st_ino not in by_inode:
-            with (folder / name).open("rb") as file:
-                digest = hashlib.file_digest(file, "sha256").hexdigest()
-            by_inode[status.st_ino] = StoredFile(status.st_size, digest)
-        digests[name] = by_inode[status.st_ino]
+        inode = (folder / name).stat().st_ino
+        digests[name] = by_inode[inode] = by_inode.get(inode) or sha256_of(folder / name)
     return digests
 
 
-def _names(folder: Path, under: str = "") -> list[str]:
-    """Names of the files of a folder, relative to it; only those ``under`` one of its entries."""
-    top = folder / under
-    paths = (
-        [top] if top.is_file() else [Path(at) / n for at, _, names in os.walk(top) for n in names]
-    )
-    return sorted(path.relative_to(folder).as_posix() for path in paths)
+def _names(folder: Path, entry: str = "") -> list[str]:
+    """Names of the files in a folder, or in an entry of it, relative to it."""
+    top = folder / entry
+    found = [Path(at, name) for at, _, names in os.walk(top) for name in names]
+    return [p.relative_to(folder).as_posix() for p in ([top] if top.is_file() else sorted(found))]
 
 
 def _check_empty(folder: Path) -> None:

@@ -208,34 +208,19 @@ def digest_of_key(log_id: str, key: bytes) -> bytes:
     return hashlib.blake2b(key, key=log_id.encode()[:64], digest_size=16).digest()
 
 
-def erase_again(log: Log, archive: Path, erasures: Iterable[Erasure]) -> int:
-    """Erases users from a copy of the log and of its archive that is older than their erasures, which another
-    copy has (a backup is restored). No part may run on it. Returns the number of records of the log.
-
-    Snapshots of the copy aren't changed: unlearn the users, or start its model anew.
-    """
-    offsets = {e.digest: e.offset for e in erasures if e.digest is not msgspec.UNSET}
-    offsets |= {
-        digest_of_key(log.id, str(e.user_id).encode()): e.offset
-        for e in erasures
-        if e.user_id != ""
-    }
-    erased = 0
+def erased_users(log: Log, archive: Path, erasures: Iterable[Erasure]) -> list[str]:
+    """Ids of the users of some erasures that another copy of the log has: those that these name, and those
+    that this copy or its archive has as keys."""
+    found = list(erasures)
+    users = {str(erasure.user_id) for erasure in found if erasure.user_id != ""}
+    digests = {erasure.digest for erasure in found}
     for topic in (EVENTS, EXAMPLES):
         for partition in range(log.partitions(topic)):
             begin, end = log.begin(topic, partition), log.end(topic, partition)
             keys = {record.key for record in read_range(log, topic, partition, begin, end)}
             keys |= keys_of(archive, topic, partition)
-            for key in keys - {b"", None}:
-                before = offsets.get(digest_of_key(log.id, key))
-                if before is not None:
-                    erased += erase_records(log, topic, partition, key, before, end)
-                    is_erased = partial(erased_record, topic, before=before)
-                    erase_rows(archive, topic, partition, key, is_erased)
-                    erased += erase_letters(log, key)
-    for topic in (EVENTS, EXAMPLES, DEAD_LETTERS):
-        log.scrub(topic)
-    return erased
+            users |= {key.decode() for key in keys if digest_of_key(log.id, key) in digests}
+    return sorted(users)
 
 
 def changes_records(log: Log) -> bool:
