@@ -74,7 +74,7 @@ def run(config: Config, stop: Stop) -> None:
         written = archive.written
         beat.gauge("files", archive.files)
         beat.gauge("files_dropped", budgeted.dropped)
-        beat.gauge("paused", budgeted.paused)
+        beat.gauge("paused", float(budgeted.paused))
         beat.gauge("missed", archive.missed)
         beat.gauge("unreadable", inspector.unreadable)
         beat.gauge("set_aside", inspector.set_aside)

@@ -5,7 +5,7 @@ from dataclasses import field as dataclass_field
 
 import msgspec
 
-from recsys.config.checks import Section, bounded, choice, fraction, positive
+from recsys.config.checks import Section, bounded, check, choice, fraction, positive
 from recsys.events.hashing import digest_of
 
 
@@ -58,8 +58,14 @@ class DiskConfig(Section):
     snapshots: float = fraction(0.15)
     # The archive also ends after so many days; 0: by space alone.
     archive_days: int = bounded(0, 0)
-    # With less room on the disk, the system saves space step by step.
+    # With less than twice this room, on the disk or in the budget, the system saves space step by step.
     free_gb: float = positive(1.0)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        shares = round(self.archive + self.log + self.snapshots, 6)
+        names = "disk.archive + disk.log + disk.snapshots"
+        check(shares <= 1, names, shares, "at most 1: they are shares of disk.budget_gb")
 
 
 @dataclass(frozen=True)

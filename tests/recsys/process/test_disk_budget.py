@@ -222,3 +222,11 @@ def test_a_disk_that_others_fill_refuses_events_and_takes_them_again_when_there_
 def test_a_small_budget_has_a_small_reserve():
     assert reserve_of(replace(DiskConfig(), budget_gb=1.0)) == 50_000_000
     assert reserve_of(DiskConfig()) == GB
+
+
+def test_shares_of_more_than_the_budget_are_refused():
+    with pytest.raises(
+        ValueError, match=r"disk\.log \+ disk\.snapshots is 1\.25, expected at most 1"
+    ):
+        DiskConfig(archive=0.6, log=0.5, snapshots=0.15)
+    assert DiskConfig(archive=0.4, log=0.45, snapshots=0.15)

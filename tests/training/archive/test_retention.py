@@ -1,20 +1,29 @@
 """The archive within its bytes and days, and while disk space is low."""
 
+import threading
+import time
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
+import msgspec
 import pytest
 
+from recsys.clock import wall_ms
+from recsys.config.system_config import Config
 from recsys.events.event_types import Item, Tick, encode
 from recsys.events.records import EVENTS, EXAMPLES, ITEMS
 from recsys.log.protocol import Append
 from recsys.process.disk_budget import Level, Space
+from recsys.process.open_log import create_topics, open_log
+from recsys.process.part_process import Heartbeat, Stop, run_folder
+from recsys.process.space_file import FILE
 from tests.support.small_feed import START_MS, toy_log
 from training.archive.files import files_of, hour_of
 from training.archive.raw_events import ArchiveSource
 from training.archive.retention import drop_oldest
-from training.archive.writer import Archive, archived_rows
-from training.archive_part import BudgetedArchive
+from training.archive.writer import PART, Archive, archived_rows
+from training.archive_part import BudgetedArchive, run
 
 HOUR_MS = 3_600_000
 
@@ -167,3 +176,22 @@ def test_the_part_removes_what_the_budget_does_not_allow(tmp_path):
 @pytest.mark.parametrize("most", [None, 10**9])
 def test_an_empty_archive_has_nothing_to_remove(tmp_path, most):
     assert drop_oldest(tmp_path, most, days=1) == 0
+
+
+@pytest.mark.slow
+def test_the_part_reports_that_it_is_paused(tmp_path):
+    config = replace(Config(), state=str(tmp_path))
+    log = open_log(config)
+    create_topics(log, config)
+    append_hour(log, 0)
+    space = Space(level=Level.LOW, time_ms=wall_ms())
+    (run_folder(tmp_path) / FILE).write_bytes(msgspec.json.encode(space))
+    stop = Stop(Heartbeat(PART))
+    part = threading.Thread(target=run, args=(config, stop))
+    part.start()
+    while not (gauges := stop.heartbeat.now().gauges) and part.is_alive():
+        time.sleep(0.05)
+    stop.set()
+    part.join()
+    assert gauges["paused"] == 1.0 and not files_of(tmp_path / "archive", EVENTS)
+    log.close()
