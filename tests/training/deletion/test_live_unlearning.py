@@ -38,6 +38,7 @@ from training.continual.worker import Worker
 from training.deletion import live_replay, live_unlearning, unlearn
 from training.deletion.erasure import erased_record
 from training.lines.line import MAIN, spec_of
+from training.poisoning.sentinel_loop import append_verdicts
 from training.steps.lineage import Lineage
 
 pytestmark = pytest.mark.slow
@@ -67,6 +68,14 @@ class UnlearningRun(PromotionRun):
 
     async def ask(self, *users: str, name: str = "first") -> dict[str, int]:
         return request_deletion(self.system.log, users, self.system.now_ms, name)
+
+    async def hold(self, *users: str) -> dict[str, int]:
+        """Holds users and asks to unlearn them, as `recsys quarantine hold --unlearn` does."""
+        log, now_ms = self.system.log, self.system.now_ms
+        offsets = append_verdicts(log, users, True, "", now_ms)
+        record = Unlearning(id="held", users=offsets, time_ms=now_ms)
+        log.append(CONTROL, [Append(0, b"", pack(record))])
+        return offsets
 
     @property
     def request(self) -> Unlearning:
@@ -169,6 +178,21 @@ def test_the_line_is_as_if_it_never_had_the_users_and_the_system_goes_on(tmp_pat
         # The steps before the swap have one record each: only those after it were written again.
         again = [s for s in run.steps() if s.epoch == 1]
         assert again[0].step == done.step + 1
+        await run.system.stop()
+
+    asyncio.run(scenario())
+
+
+def test_a_held_cohort_is_unlearned_and_teaches_nothing_more(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        run = await started(tmp_path)
+        users = await run.hold(*USERS)
+        await run.show_until_over()
+        assert (run.request.state, run.request.epoch) == ("done", 1) and run.request.first > 0
+        assert run.digest() == run.digest_without(users)
+        await run.show(30)
+        assert run.digest() == run.digest_without(users) != run.digest_without({})
+        assert [examples_of(run.system.log, user, 1 << 60) for user in USERS] == [0, 0]
         await run.system.stop()
 
     asyncio.run(scenario())
