@@ -74,8 +74,8 @@ class BoundsConfig(Section):
     # Whether the influence of accounts and networks is bounded; events without a source never are.
     enabled: bool = True
     # Items that an account may judge at once, and a day after that. Beyond it nothing counts.
-    burst: int = bounded(400, 1)
-    daily: int = bounded(500, 1)
+    burst: int = bounded(1000, 1)
+    daily: int = bounded(1000, 1)
     # Kinds of engagement of an account with an item that count, besides views and dislikes.
     kinds: int = bounded(2, 0)
     # Judgements of an item from one network or API key: this many times its share of all judgements.

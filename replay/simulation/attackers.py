@@ -83,11 +83,11 @@ class AttackedWorld(World):
         times = []
         for account in self.accounts:
             phase_ms = self._pick(step_ms, "phase", account)
-            first = -(-(start_ms - phase_ms) // step_ms)
-            last = -(-(until_ms - phase_ms) // step_ms)
-            for number in range(first, last):
+            for number in range((start_ms - phase_ms) // step_ms - 1, until_ms // step_ms + 1):
                 late_ms = self._pick(step_ms // 2 + 1, "late", account, number)
-                times.append(Request(number * step_ms + phase_ms + late_ms, account))
+                time_ms = number * step_ms + phase_ms + late_ms
+                if start_ms <= time_ms < until_ms:
+                    times.append(Request(time_ms, account))
         yield from sorted(times, key=lambda request: request.time_ms)
 
     def all_requests(self, from_ms: int, until_ms: int) -> Iterator[tuple[Request, bool]]:

@@ -27,9 +27,10 @@ from replay.direct_loop import DirectLoop
 from replay.simulation.attackers import AttackedWorld
 from serving.ranking.scoring import probabilities
 from serving.request import Request
-from training.poisoning.cohorts import Accounts, Cohort
+from training.poisoning.cohorts import Accounts
 
 HOUR_MS: Final = 3_600_000
+_LOOK_MS: Final = 600_000  # as the sentinel part
 _LIST: Final = 8
 _CANDIDATES: Final = 99  # beside the target
 _CHUNK: Final = 50  # people scored together
@@ -70,7 +71,7 @@ class _Loop(DirectLoop):
 class AttackedLoop:
     """``events`` collects what the log would hold. ``fixed``: lists of people in another run, by request,
     which are shown again instead of own ones; their requests are the same. ``hold_nats``: evidence with which
-    the rule of the sentinel part, asked each hour, holds users; 0: it isn't asked.
+    the rule of the sentinel part, asked as often, holds users; 0: it isn't asked.
     ``unlearned``: nothing is learned from the attackers, as after their unlearning; they count until held."""
 
     world: AttackedWorld
@@ -92,6 +93,7 @@ class AttackedLoop:
         self._made = 0
         self._attacks: set[int] = set()  # waiting engagements of attackers
         self._look_ms = 0
+        self._accounts = Accounts()
         for item in self.world.items(self.world.start_ms):
             self.player.play(item)
         for user in self.world.users():
@@ -99,12 +101,12 @@ class AttackedLoop:
 
     def run(self, from_ms: int, until_ms: int, target: str = "") -> None:
         """Plays everything in [from_ms, until_ms)."""
-        self._look_ms = self._look_ms or from_ms + HOUR_MS
+        self._look_ms = self._look_ms or from_ms + _LOOK_MS
         for request, attacks in self.world.all_requests(from_ms, until_ms):
             if self.hold_nats and request.time_ms >= self._look_ms:
                 self._play_until(self._look_ms)
                 self._hold(self._look_ms)
-                self._look_ms += HOUR_MS
+                self._look_ms += _LOOK_MS
             self._play_until(request.time_ms)
             name = f"{request.user_id}-{request.time_ms}"
             self.loop.learns = not (attacks and self.unlearned)
@@ -118,7 +120,7 @@ class AttackedLoop:
             if not attacks:
                 self.shown += target in items
                 self.lists[name] = list_alone(impression)
-            self.events.append(list_alone(impression))
+            self._record(list_alone(impression))
             reactions = self.world.engagements(request, attacks, items, impression.request_id)
             for event in reactions:
                 self._made += 1
@@ -166,23 +168,16 @@ class AttackedLoop:
                 ]
         return Probe(np.array(ranks), auc(predicted, outcomes), float(np.mean(liked)))
 
-    def cohorts(self) -> list[Cohort]:
-        """The cohorts named by all events so far."""
-        accounts = Accounts()
-        for event in self.events:
-            accounts.feed(event)
-        return accounts.cohorts()
-
     def _hold(self, now_ms: int) -> None:
         """Quarantines the cohorts with enough evidence."""
-        for cohort in self.cohorts():
-            for user in cohort.users if cohort.nats >= self.hold_nats else ():
+        for cohort in self._accounts.over(self.hold_nats):
+            for user in cohort.users:
                 self.held[user] = now_ms
                 verdict = Verdict(time_ms=now_ms, user_id=user, quarantined=True)
                 past = [e for e in self.events if getattr(e, "user_id", "") == user]
                 self.player.item_counters.verdict(verdict, past, self.player.keys_of)
                 self.loop.append(verdict)
-                self.events.append(verdict)
+                self._record(verdict)
 
     def _play_until(self, now_ms: int) -> None:
         while self._waiting and self._waiting[0][0] <= now_ms:
@@ -190,7 +185,11 @@ class AttackedLoop:
             self.loop.learns = not (self.unlearned and number in self._attacks)
             self._attacks.discard(number)
             self.player.play(event)
-            self.events.append(event)
+            self._record(event)
+
+    def _record(self, event: Event) -> None:
+        self.events.append(event)
+        self._accounts.feed(event)
 
 
 def list_alone(impression: Impression) -> Impression:

@@ -14,9 +14,10 @@ import typer
 
 from benchmarks.harness.commands import check_at_least, study_command
 from benchmarks.studies.poisoning.attacked_loop import HOUR_MS, AttackedLoop, Probe
-from replay.simulation.attackers import DISLIKES, STYLES, Attack, AttackedWorld
+from replay.simulation.attackers import DISLIKES, DRIP, STYLES, Attack, AttackedWorld
 
 CLEAN, OPEN, BOUNDED, HELD, UNLEARNED = "clean", "open", "bounded", "held", "unlearned"
+PLACEBO: Final = "placebo"
 # Quantiles of a pushed and of a sunk target among items, by true appeal.
 _POOR: Final = 0.3
 _GOOD: Final = 0.9
@@ -86,6 +87,8 @@ def measure(seed: int, setting: Setting) -> dict[str, Any]:
     for name, run in runs.items():
         figures[name] = _compared(run, open_clean if name == OPEN else clean)
     closed = {OPEN: play(attack, False), HELD: play(attack, True, setting.hold_nats)}
+    # Accounts that watch as people do: what any other course of events changes.
+    closed[PLACEBO] = play(Attack(DRIP, (), setting.share, start_ms), True, setting.hold_nats)
     for name, run in closed.items():
         figures[f"closed {name}"] = _compared(run, open_clean if name == OPEN else clean)
     held, accounts = set(runs[HELD].loop.held), set(runs[HELD].loop.world.accounts)
@@ -140,7 +143,13 @@ def _compared(run: Run, clean: Run) -> dict[str, float]:
 def summary(results: list[dict[str, Any]]) -> dict[str, Any]:
     """Medians of movements and means with standard errors over seeds, and precision and recall of names."""
     out: dict[str, Any] = {}
-    for name in (OPEN, BOUNDED, HELD, UNLEARNED, f"closed {OPEN}", f"closed {HELD}"):
+    for name in (
+        OPEN,
+        BOUNDED,
+        HELD,
+        UNLEARNED,
+        *(f"closed {name}" for name in (OPEN, HELD, PLACEBO)),
+    ):
         rows = [result[name] for result in results]
         aucs = [row["auc"] for row in rows]
         error = float(np.std(aucs, ddof=1) / len(aucs) ** 0.5) if len(aucs) > 1 else None
