@@ -5,7 +5,8 @@ import os
 import shutil
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
@@ -63,36 +64,17 @@ class SpaceWatch:
 
 def bytes_by_kind(state: Path) -> dict[str, int]:
     """Bytes that the files of a state folder take on the disk, hard links once, by folder in it; of a log's
-    topics each ("log/events")."""
+    topics each ("log/events"). Files that go meanwhile are left out."""
     kinds, seen = Counter[str](), set[tuple[int, int]]()
-    for entry, folders in _files(state):
-        try:
-            status = entry.stat(follow_symlinks=False)
-        except OSError:
-            continue  # removed meanwhile
-        place = (status.st_dev, status.st_ino)
-        if place in seen:
-            continue
-        if status.st_nlink > 1:
-            seen.add(place)
-        kind = folders[0] if folders else "other"
-        if kind == "log":
-            kind += "/" + entry.name.partition(".")[0]
-        kinds[kind] += status.st_blocks * 512
+    for folder, _, names in os.walk(state):
+        (kind, *_) = (*Path(folder).relative_to(state).parts, "other")
+        for name in names:
+            with suppress(OSError):
+                status = os.lstat(os.path.join(folder, name))
+                place = (status.st_dev, status.st_ino)
+                if status.st_nlink == 1 or place not in seen:
+                    topic = "/" + name.partition(".")[0] if kind == "log" else ""
+                    kinds[kind + topic] += status.st_blocks * 512
+                if status.st_nlink > 1:
+                    seen.add(place)
     return dict(kinds)
-
-
-def _files(
-    folder: Path | str, above: tuple[str, ...] = ()
-) -> Iterator[tuple["os.DirEntry[str]", tuple[str, ...]]]:
-    """The files below a folder, with the names of the folders that they are in."""
-    try:
-        with os.scandir(folder) as entries:
-            listed = list(entries)
-    except OSError:
-        return  # removed meanwhile
-    for entry in listed:
-        if entry.is_dir(follow_symlinks=False):
-            yield from _files(entry.path, (*above, entry.name))
-        else:
-            yield entry, above
