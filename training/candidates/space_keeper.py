@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
@@ -9,7 +10,7 @@ import msgspec
 
 from parameter_server.storage import snapshots
 from recsys.events.records import DELTAS, EXAMPLES, STEPS, Step, unpack
-from recsys.log.protocol import Log, read_range
+from recsys.log.protocol import Log, LogLost, read_range
 from recsys.process.disk_budget import SNAPSHOTS, Level
 from recsys.process.log_consumer import UNREADABLE
 from recsys.process.log_holders import holders
@@ -50,7 +51,8 @@ class SpaceKeeper:
         if space is None:
             return
         if space.level >= Level.LOWER and steps:
-            trim_deltas(self._log, line, epoch, steps[-_FEW:][0])
+            with suppress(LogLost):  # retention was faster: again with the next turn
+                trim_deltas(self._log, line, epoch, steps[-_FEW:][0])
         named = [text for topic in space.over for text in holders(self._log, topic, self._clock())]
         names = [text.partition(" since ")[0] for text in named]
         if names and names != self._named:

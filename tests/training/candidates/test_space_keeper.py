@@ -181,6 +181,19 @@ def test_old_deltas_go_only_while_space_is_low(log, tmp_path):
     assert 34 <= log.begin(DELTAS, 0) <= 38  # two a step, up to step 20
 
 
+def test_retention_that_drops_deltas_meanwhile_does_no_harm(log, tmp_path, monkeypatch):
+    deltas(log, 0, range(1, 31))
+    read = log.read
+
+    def dropped_meanwhile(topic, partition, offset, limit=1000):
+        log.trim(DELTAS, 0, 50)
+        return read(topic, partition, offset, limit)
+
+    monkeypatch.setattr(log, "read", dropped_meanwhile)
+    keeper(log, tmp_path, level=Level.LOWER).turn("main", 0, [10, 20, 25])
+    assert log.begin(DELTAS, 0) == 50
+
+
 def test_whoever_holds_a_topic_beyond_its_share_is_named_once(log, tmp_path, caplog):
     log.append(EVENTS, [Append(p, b"", b"x") for p in range(2) for _ in range(5)])
     log.hold("joiner", EVENTS, 1, 0)
