@@ -20,6 +20,8 @@ _MAGIC_2: Final = b"recsys-wal-2\n\0\0\0"
 _HEAD: Final = struct.Struct("<IIQ")
 _TEXTS: Final = struct.Struct("<QQ")  # lengths of owner and settings, which follow
 _U32: Final = struct.Struct("<I")  # the CRC of the head, after it
+_STEP: Final = struct.Struct("<Q")
+_STEP_AT: Final = _HEAD.size - _STEP.size
 _MAYBE_RECORD: Final = re.compile(rb"(?=.{13}\0{3})", re.DOTALL)  # the step's high bytes are zero
 
 
@@ -196,9 +198,28 @@ def scan(data: bytes) -> Scan:
             break
         offsets.append((step, end))
         end = after
-    starts = (match.start() for match in _MAYBE_RECORD.finditer(data, end + 1))
-    damaged = any(_whole(data, start, is_format_2) for start in starts)
+    damaged = _is_followed(data, end, offsets[-1][0] + 1 if offsets else None, is_format_2)
     return Scan(owner, settings, offsets, end, damaged, is_format_2)
+
+
+def _is_followed(data: bytes, end: int, step: int | None, is_format_2: bool) -> bool:
+    """Whether a whole record follows the torn or corrupt one at ``end``: right after it, or, where its length
+    is wrong, anywhere. ``step``: of the record at ``end``; None: as the record says.
+
+    Only records of plausible steps are checked: each zero of a gradient may look like one of many megabytes.
+    """
+    if end + _HEAD.size > len(data):
+        return False
+    length, _, written = _HEAD.unpack_from(data, end)
+    if _whole(data, end + _HEAD.size + length, is_format_2):
+        return True
+    first = written if step is None else step
+    steps = range(first, first + (len(data) - end) // _HEAD.size + 1)
+    starts = (match.start() for match in _MAYBE_RECORD.finditer(data, end + 1))
+    return any(
+        _STEP.unpack_from(data, start + _STEP_AT)[0] in steps and _whole(data, start, is_format_2)
+        for start in starts
+    )
 
 
 def _whole(data: bytes, offset: int, is_format_2: bool) -> tuple[int, int] | None:

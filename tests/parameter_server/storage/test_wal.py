@@ -190,3 +190,24 @@ def test_a_file_of_format_2_is_read_and_rewritten(tmp_path):
     assert path.read_bytes().startswith(b"recsys-wal-3")
     wal = Wal(path, "me", settings="others")
     assert steps_of(wal) == [4, 5, 6] and (wal.settings, wal.cut_bytes) == ("settings", 0)
+
+
+def test_zeros_of_gradients_are_not_taken_for_records(monkeypatch):
+    halves = struct.Struct("<ffff").pack(0.001, 0.0, 0.002, 0.0)
+    records = [wals._record(step, halves * 2_000) for step in range(1, 5)]
+    head, checked = wals._head("me", ""), 0
+
+    def counting_crc(step, payload, length, crc=wals._crc):
+        nonlocal checked
+        checked += len(payload)
+        return crc(step, payload, length)
+
+    monkeypatch.setattr(wals, "_crc", counting_crc)
+    for number in (0, 1):  # the damaged record
+        for place in (0, 2, 8, 5_000):  # in its length, its step and its payload
+            data = bytearray(head + b"".join(records))
+            data[len(head) + number * len(records[0]) + place] ^= 4
+            checked = 0
+            scan = wals.scan(bytes(data))
+            assert scan.damaged and len(scan.offsets) == number
+            assert checked < 2 * len(data)
