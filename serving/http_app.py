@@ -162,7 +162,7 @@ def _add_viewer_routes(app: FastAPI, service: Service, metrics: ServingMetrics) 
         if caller.key_id and caller.user_id is None:
             caller.check_scope(ATTRIBUTE, "setting preferences without a user token")
         for preference in body.preferences:
-            caller.check_user(preference.user_id)
+            service.check_preference(caller, preference.user_id)
         wishes = [preference.model_dump(exclude_none=True) for preference in body.preferences]
         return json_response(_results_out(await service.write_api.put_preferences(wishes)), 202)
 

@@ -161,6 +161,13 @@ class Service:
             message = "the user asks for more lists than access.user_lists allows"
             raise Denied(429, "quota", message, wait_s)
 
+    def check_preference(self, caller: Caller, user_id: Id) -> None:
+        """Raises Denied where the caller may not note a wish of the user, or not now."""
+        caller.check_user(user_id)
+        if wait_s := self.quotas.event(caller, user_id, self.now_ms() / 1000):
+            message = "the user sends more events than access.user_events allows"
+            raise Denied(429, "quota", message, wait_s)
+
     def token_of(self, answer: Answer) -> str:
         """Impression token of an answer."""
         shown, user_id = [item.item_id for item in answer.items], answer.impression.user_id

@@ -82,12 +82,7 @@ class WriteApi:
         self, raw_events: Sequence[object], caller: Caller, foreign: bool = False
     ) -> ValidatedBatch:
         """Validates a batch of events and commits the accepted ones. ``foreign``: as in EventValidator."""
-        if self._is_full():
-            raise NoSpace(
-                "the disk has no space for events: send them again later. Whoever runs this system makes "
-                "room, or raises disk.budget_gb",
-                _NO_SPACE_RETRY_S,
-            )
+        self._check_space()
         began_ns = self._traces.now_ns() if self._traces else 0
         batch = await self._validated(raw_events, caller, foreign)
         offsets = await self._commit_events(batch)
@@ -102,6 +97,14 @@ class WriteApi:
             follow = self._follow_to_session(batch.engagements[-1].user_id, offsets[-1])
             self._following = asyncio.create_task(follow)
         return batch
+
+    def _check_space(self) -> None:
+        if self._is_full():
+            raise NoSpace(
+                "the disk has no space for events: send them again later. Whoever runs this system makes "
+                "room, or raises disk.budget_gb",
+                _NO_SPACE_RETRY_S,
+            )
 
     async def _validated(
         self, raw_events: Sequence[object], caller: Caller, foreign: bool
@@ -163,6 +166,7 @@ class WriteApi:
 
     async def put_preferences(self, preferences: Sequence[Mapping[str, Any]]) -> tuple[Result, ...]:
         """Notes viewers' wishes: they hold from the session's next fold on."""
+        self._check_space()
         records, results = self._validate("preference", preferences)
         await self._commit(EVENTS, records)
         return results

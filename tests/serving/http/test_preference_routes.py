@@ -56,3 +56,16 @@ def test_a_key_needs_the_scope_attribute_to_speak_for_users(tmp_path: Path) -> N
         assert len(stored(w)) == 1
 
     run(World(tmp_path, access=AccessConfig(mode="keys")), scenario)
+
+
+def test_a_user_s_preferences_count_as_events_of_the_quota(tmp_path: Path) -> None:
+    async def scenario(w: World) -> None:
+        statuses = [(await w.client.post("/v1/preferences", json=wish())).status_code]
+        over = await w.client.post("/v1/preferences", json=wish())
+        statuses += [over.status_code]
+        assert statuses == [202, 429] and int(over.headers["retry-after"]) > 0
+        assert "access.user_events" in over.json()["error"]
+        other = await w.client.post("/v1/preferences", json=wish(user_id="u2"))
+        assert other.status_code == 202 and len(stored(w)) == 2
+
+    run(World(tmp_path, access=AccessConfig(user_events=0.1)), scenario)

@@ -138,6 +138,8 @@ def test_without_disk_space_events_are_refused_with_507_and_erasures_are_not(
         with pytest.raises(Unavailable, match=r"disk\.budget_gb") as refused:
             await send(api, "e")
         assert (refused.value.status, refused.value.retry_after_s) == (507, 30)
+        with pytest.raises(Unavailable, match=r"disk\.budget_gb"):
+            await api.put_preferences([{"user_id": "u", "value": "i1", "wish": "block"}])
         assert not writer.commits
         erasure = asyncio.ensure_future(api.erase_user("u"))
         await turns()
