@@ -155,6 +155,9 @@ class SqliteFiles:
                 (topic.retention_ms, topic.retention_bytes),
             )
             connection.seal_settings()
+        can_shrink, free, pages = self._pages(topic.name)
+        if not can_shrink and free > FREE_SHARE * pages:
+            self.scrub(topic.name)
 
     def partitions(self, topic: str) -> int:
         return self.connection(topic).partitions
@@ -249,18 +252,22 @@ class SqliteFiles:
 
     def shrink(self, topic: str) -> bool:
         """Gives a slice of a file's free pages back to the disk, if it has many; False if it hasn't. A file
-        made by an older version keeps them for new records, until ``scrub``."""
-        db = self.connection(topic).db
-        free, pages, mode = (
-            self.retry(lambda name=name: db.execute(f"PRAGMA {name}").fetchone()[0])  # type: ignore[misc]
-            for name in ("freelist_count", "page_count", "auto_vacuum")
-        )
-        if not mode or free <= FREE_SHARE * pages + VACUUM_PAGES:
+        made by an older version keeps them for new records, until ``create`` or ``scrub``."""
+        can_shrink, free, pages = self._pages(topic)
+        if not can_shrink or free <= FREE_SHARE * pages + VACUUM_PAGES:
             return False
+        db = self.connection(topic).db
         with self._write_locks.setdefault(topic, threading.Lock()):
             # A script runs to its end; ``execute`` would end after the first page.
             self.retry(lambda: db.executescript(f"PRAGMA incremental_vacuum({VACUUM_PAGES})"))
         return True
+
+    def _pages(self, topic: str) -> tuple[int, int, int]:
+        """Whether a file can shrink, the number of its free pages, and of all."""
+        db = self.connection(topic).db
+        names = "auto_vacuum", "freelist_count", "page_count"
+        values = self.retry(lambda: [db.execute(f"PRAGMA {name}").fetchone()[0] for name in names])
+        return values[0], values[1], values[2]
 
     def close(self) -> None:
         """Closes the connections of all threads; none may be in use."""
