@@ -264,8 +264,8 @@ def _digests(folder: Path) -> dict[str, str]:
 def _names(folder: Path, entry: str = "") -> list[str]:
     """Names of the files in a folder, or in an entry of it, relative to it."""
     top = folder / entry
-    found = [Path(at, name) for at, _, names in os.walk(top) for name in names]
-    return [p.relative_to(folder).as_posix() for p in ([top] if top.is_file() else sorted(found))]
+    paths = [Path(at, name) for at, _, names in os.walk(top) for name in names]
+    return [p.relative_to(folder).as_posix() for p in ([top] if top.is_file() else sorted(paths))]
 
 
 def _check_empty(folder: Path) -> None:

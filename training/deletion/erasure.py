@@ -211,9 +211,9 @@ def digest_of_key(log_id: str, key: bytes) -> bytes:
 def erased_users(log: Log, archive: Path, erasures: Iterable[Erasure]) -> list[str]:
     """Ids of the users of some erasures that another copy of the log has: those that these name, and those
     that this copy or its archive has as keys."""
-    found = list(erasures)
-    users = {str(erasure.user_id) for erasure in found if erasure.user_id != ""}
-    digests = {erasure.digest for erasure in found}
+    requests = list(erasures)
+    users = {str(erasure.user_id) for erasure in requests if erasure.user_id != ""}
+    digests = {erasure.digest for erasure in requests}
     for topic in (EVENTS, EXAMPLES):
         for partition in range(log.partitions(topic)):
             begin, end = log.begin(topic, partition), log.end(topic, partition)
