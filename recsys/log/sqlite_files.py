@@ -100,13 +100,28 @@ class Connection:
 
     def check_settings(self) -> None:
         """Raises LogDamaged if the topic's settings or holds don't have their checksum."""
-        stored = self.db.execute("SELECT crc FROM about").fetchone()
-        if stored is None or stored[0] != self._settings_crc():
+        with self._one_state():
+            stored = self.db.execute("SELECT crc FROM about").fetchone()
+            crc = self._settings_crc()
+        if stored is None or stored[0] != crc:
             raise LogDamaged(self.topic, "the table of settings or of holds")
 
     def seal_settings(self) -> None:
         """Call it after each change of settings or holds."""
         self.db.execute("UPDATE about SET crc = ?", (self._settings_crc(),))
+
+    @contextlib.contextmanager
+    def _one_state(self) -> Iterator[None]:
+        """Statements within read one state of the file, whatever others commit meanwhile."""
+        if self.db.in_transaction:
+            yield
+            return
+        self.db.execute("BEGIN")
+        try:
+            yield
+        finally:
+            if self.db.in_transaction:
+                self.db.execute("ROLLBACK")
 
     def _settings_crc(self) -> int:
         columns = "log_id, partitions, retention_ms, retention_bytes"

@@ -270,3 +270,17 @@ def test_more_than_a_bit_is_not_corrected() -> None:
     for other in (b"a longer value thap this", b"A Longer value than this", b"a longer value"):
         assert corrected(crc, *record[:4], other) is None
     assert corrected(crc, *record[:4], "text") is None  # type: ignore[arg-type]
+
+
+def test_a_hold_during_the_check_of_the_settings_is_no_damage(tmp_path: Path) -> None:
+    reader, writer = SqliteLog(tmp_path), SqliteLog(tmp_path)
+    reader.create(Topic(TOPIC))
+    reader.append(TOPIC, [Append(0, b"", b"1")] * 3)
+    offsets = iter((1, 2))
+
+    def hold_between(statement: str) -> None:
+        if "FROM holds" in statement and (offset := next(offsets, 0)):
+            writer.hold("part", TOPIC, 0, offset)
+
+    reader.connection(TOPIC).db.set_trace_callback(hold_between)
+    assert reader.holds(TOPIC, 0) == {"part": 2}
