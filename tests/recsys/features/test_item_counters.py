@@ -5,16 +5,20 @@ import numpy as np
 import pytest
 
 from recsys.events.event_types import Engagement, Event, Verdict
-from recsys.events.hashing import cross, key_of
+from recsys.events.hashing import Id, cross, key_of
 from recsys.features import item_counters
 from recsys.features.counters import SPEEDS
-from recsys.features.feature_set import FeatureSet, read_block
+from recsys.features.feature_set import FeatureSet, Keys, read_block
 from recsys.features.item_counters import GLOBAL, ItemCounters, segment_of
 from tests.support.session_events import ALL_SHOWN, NOW_MS, did, keys_of, shown
 from tests.support.small_feed import FEATURES, block
 
 FEED = FEATURES.context_keys("feed", {})[0]
 V1 = key_of("item", "v1")
+
+
+def by_id(item_id: Id) -> Keys:
+    return keys_of(int(str(item_id)[1:]))
 
 
 def count(its: ItemCounters, key: int, kind: str) -> float:
@@ -135,10 +139,11 @@ def test_a_quarantine_takes_back_what_a_user_counted() -> None:
     past.append(did("r1", 2, "like", NOW_MS + 9_000))  # without a source: it isn't bounded
     other = replace_user(did("r1", 1, "like", NOW_MS + 1_000, source=6))
     for event in past[1:]:
-        its.engagement(event, keys_of(int(event.item_id[1:])))  # type: ignore[union-attr, index]
+        assert isinstance(event, Engagement)
+        its.engagement(event, by_id(event.item_id))
     for each in (its, honest):
         each.engagement(other, keys_of(1))
-    its.verdict(verdict(True), past, lambda item_id: keys_of(int(str(item_id)[1:])))
+    its.verdict(verdict(True), past, by_id)
     now_ms, keys = NOW_MS + 50_000_000, its.counters.export()[0]
     left, expected = its.counters.read(keys, now_ms), honest.counters.read(keys, now_ms)
     np.testing.assert_allclose(left, expected, atol=1e-6)
@@ -146,20 +151,20 @@ def test_a_quarantine_takes_back_what_a_user_counted() -> None:
 
     before = its.counters.read(keys, now_ms).tolist()
     its.engagement(did("r1", 2, "long_view", NOW_MS + 10_000, source=5), keys_of(2))
-    its.verdict(verdict(True), past, keys_of)  # again: nothing more to take back
+    its.verdict(verdict(True), past, by_id)  # again: nothing more to take back
     assert its.counters.read(keys, now_ms).tolist() == before
-    its.verdict(verdict(False), past, keys_of)
+    its.verdict(verdict(False), past, by_id)
     its.engagement(did("r9", 3, "like", NOW_MS, source=5), keys_of(3))
     assert count(its, key_of("item", "v3"), "like") == pytest.approx(1.0)
 
 
 def test_what_came_during_an_earlier_quarantine_is_not_taken_back() -> None:
     its = fold()
-    its.verdict(verdict(True), [], keys_of)
+    its.verdict(verdict(True), [], by_id)
     ignored = did("r1", 1, "like")
     its.engagement(ignored, keys_of(1))
-    its.verdict(verdict(False), [], keys_of)
-    its.verdict(verdict(True), [verdict(True), ignored, verdict(False)], keys_of)
+    its.verdict(verdict(False), [], by_id)
+    its.verdict(verdict(True), [verdict(True), ignored, verdict(False)], by_id)
     assert count(its, V1, "like") == 0.0
 
 
