@@ -119,8 +119,9 @@ class Session:
                 self.hidden.append(int(keys_I[0]))
             return
         context = next((c for r, c in reversed(self.requests) if r == engagement.request_id), 0)
-        if context == PLAIN:
-            self.seen.append(int(keys_I[0]))
+        if context == PLAIN or self.plain:  # its list may be older than ``REQUESTS``
+            if int(keys_I[0]) not in self.seen:
+                self.seen.append(int(keys_I[0]))
             if kind == "hide":
                 self.hidden.append(int(keys_I[0]))
             return

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from recsys.events.event_types import Engagement, Impression, User
+from recsys.events.event_types import Engagement, Impression, RequestInputs, User
 from recsys.events.hashing import key_of
 from recsys.features.counters import SPEEDS
 from recsys.features.feature_set import FeatureSet
@@ -164,6 +164,22 @@ def test_counters_know_authors_tags_and_durations() -> None:
 def test_what_is_hidden_is_remembered() -> None:
     its = fold(session(), did("r1", 3, "hide"), did("r1", 4, "skip"))
     assert list(its.hidden) == [key_of("item", "v3")]
+
+
+def test_engagements_with_a_list_without_profile_are_seen_once_and_enter_no_history() -> None:
+    plain = msgspec.structs.replace(shown("r1", 3), asked=RequestInputs(n=1, plain=True))
+    viewer = fold(
+        session(), plain, did("r1", 3, "view"), did("r1", 3, "like"), did("r1", 4, "view")
+    )
+    assert list(viewer.seen) == [key_of("item", "v3"), key_of("item", "v4")]
+    assert not viewer.history and not len(viewer.counters)
+
+
+def test_a_viewer_without_profiling_has_no_history_of_old_lists_either() -> None:
+    viewer = fold(session(), User(time_ms=NOW_MS, user_id="u", fields={"profiling": False}))
+    fold(viewer, did("older than all that are remembered", 3, "like"))
+    assert list(viewer.seen) == [key_of("item", "v3")]
+    assert not viewer.history and not len(viewer.counters)
 
 
 def test_counters_are_bounded_and_the_newest_stay() -> None:
