@@ -338,6 +338,7 @@ def test_what_a_restored_fold_needs_again_is_still_held(state: Path, tmp_path: P
     with closing(SqliteLog(state / "log")) as log:
         held = log.holds(EVENTS, partition)["joiner"]
         begin, end = log.begin(EVENTS, partition), log.end(EVENTS, partition)
+        log.hold(HOLD, EVENTS, partition, begin)  # of a backup that was killed
     assert held < end
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(backups, "_copy_file", then_saved)
@@ -346,6 +347,7 @@ def test_what_a_restored_fold_needs_again_is_still_held(state: Path, tmp_path: P
     restore(tmp_path / "copy", tmp_path / "new")
     with closing(SqliteLog(tmp_path / "new" / "log")) as log:
         assert log.holds(EVENTS, partition)["joiner"] == held
+        assert HOLD not in log.holds(EVENTS, partition)
         assert log.begin(EVENTS, partition) == begin
     with closing(SqliteLog(state / "log")) as log:
         assert HOLD not in log.holds(EVENTS, partition)
@@ -449,8 +451,8 @@ def test_files_that_change_meanwhile_are_copied_as_they_are_at_last(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(backups, "_copy_file", rewritten)
         back_up(state, tmp_path / "copy")
-    there = {p.name: p.read_text() for p in (tmp_path / "copy" / "valkey").rglob("*.*")}
-    assert there == {"a.manifest": "2.base 2.incr", "2.base": "1.base", "2.incr": "1.incr"}
+    texts = {p.name: p.read_text() for p in (tmp_path / "copy" / "valkey").rglob("*.*")}
+    assert texts == {"a.manifest": "2.base 2.incr", "2.base": "1.base", "2.incr": "1.incr"}
 
 
 @pytest.mark.services
