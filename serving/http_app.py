@@ -135,6 +135,9 @@ def _add_viewer_routes(app: FastAPI, service: Service, metrics: ServingMetrics) 
         """Items for a user, ranked by the freshest model."""
         began_s, caller = time.perf_counter(), caller_of(request.scope)
         service.check_list(caller, body.user_id)
+        if caller.user_id is not None:  # a browser may not claim another age or country
+            for name in service.config.safety.viewer_fields:
+                body.context.pop(name, None)
         answer = await service.recommend(_request_of(body))
         metrics.count_degraded(answer.degraded)
         # A list of the caller's own items proves nothing, unless the caller needs no proof.

@@ -105,6 +105,11 @@ class SafetyConfig:
     rules: tuple[SafetyRule, ...] = ()
 
     @property
+    def viewer_fields(self) -> set[str]:
+        """Names of the values that decide for whom rules hold."""
+        return {name for rule in self.rules for name in (*rule.when, *rule.unless)}
+
+    @property
     def digest(self) -> str:
         """Digest of the rules; empty without any."""
         return (

@@ -11,7 +11,7 @@ import httpx
 
 from benchmarks.harness.memory_sessions import MemorySessions
 from recsys.config.part_configs import CompatConfig
-from recsys.config.safety_config import AccessConfig
+from recsys.config.safety_config import AccessConfig, SafetyConfig
 from recsys.config.system_config import Config, ServeConfig
 from recsys.events.event_types import Item, decode, encode
 from recsys.events.records import EVENTS, ITEMS
@@ -36,6 +36,7 @@ class World:
     def __init__(
         self, folder: Path, items: int = 60, serve: ServeConfig | None = None,
         compat: CompatConfig | None = None, access: AccessConfig | None = None,
+        safety: SafetyConfig | None = None,
     ) -> None:  # fmt: skip
         self.config = replace(
             Config(),
@@ -43,6 +44,7 @@ class World:
             serve=serve or ServeConfig(),
             compat=compat or CompatConfig(),
             access=access or AccessConfig(),
+            safety=safety or SafetyConfig(),
         )
         (folder / "run").mkdir(exist_ok=True)
         (folder / "run" / TOKEN_KEYS).write_text("the secret of tokens")

@@ -12,7 +12,7 @@ from cryptography.hazmat.primitives.asymmetric import ed25519
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from msgspec import UNSET
 
-from recsys.config.safety_config import AccessConfig
+from recsys.config.safety_config import AccessConfig, SafetyConfig, SafetyRule
 from recsys.events.event_types import UNPROVEN, USER_PROVEN, Engagement
 from recsys.events.records import CONTROL, ITEM_STATE
 from runtime.jobs.key_requests import read_keys, revoke_key, rotate_token_keys
@@ -249,6 +249,22 @@ def test_a_user_token_reads_and_writes_as_its_user_only(tmp_path: Path) -> None:
         assert event.proof == USER_PROVEN, "the user is proven, the impression isn't"
 
     run(World(tmp_path, compat=COMPAT, access=KEYS), scenario)
+
+
+def test_a_user_token_cannot_claim_another_age(tmp_path: Path) -> None:
+    rule = SafetyRule(value="a3", field="author", unless={"age_band": "adult"})
+
+    async def scenario(w: World) -> None:
+        server = await w.add_key("recommend", user_keys=[PEM])
+        body = {"user_id": "u1", "n": 40, "context": {"age_band": "adult"}}
+        shown = {}
+        for name, key in (("server", server), ("browser", user_token(server, "u1"))):
+            answer = await w.client.post("/v1/recommend", json=body, headers=bearer(key))
+            items = answer.json()["items"]
+            shown[name] = {item["fields"]["author"] for item in items}
+        assert "a3" in shown["server"] and "a3" not in shown["browser"]
+
+    run(World(tmp_path, access=KEYS, safety=SafetyConfig((rule,))), scenario)
 
 
 @pytest.mark.parametrize(
