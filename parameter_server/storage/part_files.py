@@ -32,7 +32,8 @@ SCRUB_S: Final = 86_400  # files are read again after this time
 
 def encode_manifest(fields: Manifest) -> str:
     """The manifest as text, with version and digest."""
-    plain = json.loads(json.dumps(dict(fields))) | {"version": VERSION}
+    fields = {"chain": []} | dict(fields)  # manifests older than increments have none
+    plain = json.loads(json.dumps(fields)) | {"version": VERSION}
     return json.dumps(plain | {"digest": _digest(plain)}, indent=1, sort_keys=True)
 
 

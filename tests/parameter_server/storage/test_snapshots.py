@@ -340,11 +340,14 @@ def test_no_flip_of_any_bit_of_a_small_manifest_goes_unseen(tmp_path):
             pass
 
 
-def test_a_manifest_without_digest_is_accepted_and_counted(tmp_path):
+@pytest.mark.parametrize("older", [(), ("chain",)])  # than increments
+def test_a_manifest_without_digest_is_accepted_and_counted(tmp_path, older):
     write_all(tmp_path, 5)
     path = version(tmp_path, 5) / "part-00001-of-00002" / "manifest.json"
     manifest = json.loads(path.read_text())
     assert (manifest.pop("version"), len(manifest.pop("digest"))) == (2, 64)
+    for field in older:
+        del manifest[field]
     path.write_text(json.dumps(manifest))
     assert latest(tmp_path, "main").snapshot.unsigned == 1
     snapshots.adopt(tmp_path, "main", (0, 5), 1)
