@@ -3,8 +3,8 @@
 The evidence of an account about an item is −log P(its engagements), in nats: P(it engages at all) by its own
 other judgements, P(each kind | it engages), each repeat of a kind, and others on the item from its network.
 An item's accounts are a cohort if their evidence together, less what as many viewers give by chance, exceeds
-what all items give by chance. Only attributed engagements count, so nobody can be named by events that others
-send. Pure.
+what all items give by chance. Engagements without proof of their user don't count, so nobody can be named by
+events that others send. Pure.
 """
 
 # a smoothing in judgements
@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
-from recsys.events.event_types import Engagement, Event, User, Verdict
+from recsys.events.event_types import UNPROVEN, Engagement, Event, User, Verdict
 
 PUSHES: Final = ("long_view", "click", "like", "follow", "comment", "share", "profile")
 SINKS: Final = ("hide", "skip")
@@ -79,7 +79,7 @@ class Accounts:
 
     def feed(self, event: Event) -> None:
         """Takes an event; kinds without meaning for the evidence are ignored."""
-        if isinstance(event, Engagement) and event.attributed:
+        if isinstance(event, Engagement) and event.proof != UNPROVEN:
             account = self._accounts[str(event.user_id)]
             account.judged[str(event.item_id)].engage(event)
             if isinstance(event.source, int):

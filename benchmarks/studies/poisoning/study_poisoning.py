@@ -35,6 +35,7 @@ class Setting:
     hours: float = 12.0
     hold_nats: float = 20.0
     repeats: int = 10
+    closed: bool = True
 
 
 @dataclass
@@ -86,9 +87,11 @@ def measure(seed: int, setting: Setting) -> dict[str, Any]:
     }
     for name, run in runs.items():
         figures[name] = _compared(run, open_clean if name == OPEN else clean)
-    closed = {OPEN: play(attack, False), HELD: play(attack, True, setting.hold_nats)}
-    # Accounts that watch as people do: what any other course of events changes.
-    closed[PLACEBO] = play(Attack(DRIP, (), setting.share, start_ms), True, setting.hold_nats)
+    closed: dict[str, Run] = {}
+    if setting.closed:
+        closed = {OPEN: play(attack, False), HELD: play(attack, True, setting.hold_nats)}
+        # Accounts that watch as people do: what any other course of events changes.
+        closed[PLACEBO] = play(Attack(DRIP, (), setting.share, start_ms), True, setting.hold_nats)
     for name, run in closed.items():
         figures[f"closed {name}"] = _compared(run, open_clean if name == OPEN else clean)
     held, accounts = set(runs[HELD].loop.held), set(runs[HELD].loop.world.accounts)
@@ -150,6 +153,8 @@ def summary(results: list[dict[str, Any]]) -> dict[str, Any]:
         UNLEARNED,
         *(f"closed {name}" for name in (OPEN, HELD, PLACEBO)),
     ):
+        if name not in results[0]:
+            continue
         rows = [result[name] for result in results]
         aucs = [row["auc"] for row in rows]
         error = float(np.std(aucs, ddof=1) / len(aucs) ** 0.5) if len(aucs) > 1 else None
@@ -177,6 +182,8 @@ def poisoning(
         float, typer.Option(help="Event hours; the last two thirds with attack.")
     ] = 12.0,
     repeats: Annotated[int, typer.Option(help="Times that a farm sends each engagement.")] = 10,
+    nats: Annotated[float, typer.Option(help="Evidence with which the rule holds users.")] = 20.0,
+    closed: Annotated[bool, typer.Option(help="Also show people their own lists.")] = True,
     processes: Annotated[int, typer.Option(help="Worlds at the same time.")] = 2,
 ) -> Iterator[dict[str, Any]]:
     """Movement of an attacked item, AUC of honest people, and precision of the users named."""
@@ -184,7 +191,7 @@ def poisoning(
     styles = STYLES if attack == "all" else (attack,)
     figures: dict[str, Any] = {"seeds": seeds, "attacks": {}}
     for style in styles:
-        setting = Setting(style, share, users, items, hours, repeats=repeats)
+        setting = Setting(style, share, users, items, hours, nats, repeats, closed)
         Attack(style, ())  # checks the name before the work
         results = []
         with ProcessPoolExecutor(processes) as pool:

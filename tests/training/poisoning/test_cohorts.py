@@ -5,7 +5,7 @@ from collections import defaultdict
 import msgspec
 import pytest
 
-from recsys.events.event_types import UNPROVEN, Engagement, Event, User, Verdict
+from recsys.events.event_types import UNPROVEN, USER_PROVEN, Engagement, Event, User, Verdict
 from recsys.events.hashing import uniform
 from replay.simulation.attackers import DISLIKES, DRIP, FARM, HIJACK, Attack, AttackedWorld
 from training.poisoning.cohorts import Accounts
@@ -96,3 +96,17 @@ def test_who_is_in_quarantine_or_gone_is_not_named_again() -> None:
 
 def test_no_events_name_nobody() -> None:
     assert accounts_of([]).cohorts() == []
+
+
+def test_repeats_that_the_doors_refused_are_evidence_with_a_user_token() -> None:
+    its = world().attacked(Attack(FARM, ("w7",), share=0.04))
+    seen: set[tuple[str, str, str]] = set()
+    events: list[Event] = []
+    for event in happened(its):
+        assert isinstance(event, Engagement)
+        use = (event.request_id, str(event.item_id), event.kind)
+        repeat = use in seen
+        seen.add(use)
+        events.append(msgspec.structs.replace(event, proof=USER_PROVEN) if repeat else event)
+    [cohort] = accounts_of(events).cohorts()
+    assert list(cohort.users) == its.accounts and cohort.nats > 50
