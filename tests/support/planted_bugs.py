@@ -1,6 +1,7 @@
 """Bugs that can be planted, each with the invariants that may find it, and the fault without which no run
 finds it (none: those of all runs)."""
 
+import json
 import struct
 from collections.abc import Callable
 from contextlib import suppress
@@ -204,7 +205,7 @@ def snapshot_renamed_before_it_is_complete(patch: Patch) -> None:
         snapshots.save_file(dict(arrays), path)
         said = {"line": line, "epoch": epoch, "step": step, "part": part, "parts": parts}
         manifest = said | {"sha256": sha256_of(path), "chain": [], "meta": dict(meta)}
-        (target / "manifest.json").write_text(snapshots.json.dumps(manifest))
+        (target / "manifest.json").write_text(json.dumps(manifest))
         return target
 
     patch.setattr(snapshots, "write_part", write_part)

@@ -5,9 +5,9 @@ from types import SimpleNamespace
 import psutil
 import pytest
 
+from benchmarks.harness import serve_doors
 from benchmarks.harness.live_system import Live
 from recsys.config.system_config import Config
-from runtime.supervision import processes
 
 
 def test_a_shard_of_retrieval_is_no_replica(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -21,7 +21,7 @@ def test_a_shard_of_retrieval_is_no_replica(monkeypatch: pytest.MonkeyPatch) -> 
         return SimpleNamespace(cmdline=lambda: lines[pid])
 
     monkeypatch.setattr(psutil, "Process", process)
-    monkeypatch.setattr(processes, "members", lambda leader: list(lines))
+    monkeypatch.setattr(serve_doors, "members", lambda leader: list(lines))
     monkeypatch.setattr(Live, "leader", lambda self, part: None)
     system = Live(Config())
     assert system.replicas() == {7}

@@ -121,7 +121,7 @@ def test_the_oracle_s_panel_tries_new_items_on_and_counts_for_nothing_else() -> 
     feed.run(here.start_ms + HOUR_MS // 2)
     new = [item.item_id for item in here.new_items(here.start_ms + 1, feed.now_ms + 1)]
     catalogue, shown = feed.player.replica.catalogue, feed.player.replica.popularity.shown
-    feed.player._sync_popularity()
+    feed.player.sync_popularity()
     indices = [catalogue.index_of(item_id) for item_id in new[:-1]]
     assert len(new) == 3 and (shown[indices] >= 3.9).all()
     assert feed.given == 0 and len(feed.slots) <= feed.ranks
