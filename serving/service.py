@@ -89,8 +89,9 @@ class Service:
         )
         self.run_folder = Path(config.state) / "run"
         self.quotas = Quotas(config)
-        self._proofs = Proofs(config, self.quotas, SecretFile(self.run_folder / TOKEN_KEYS))
-        validator = EventValidator(config, self._duration_ms, prove=self._proofs.prove)
+        self._proofs = Proofs(config, SecretFile(self.run_folder / TOKEN_KEYS))
+        prove, wait_s = self._proofs.prove, self.quotas.event
+        validator = EventValidator(config, self._duration_ms, prove=prove, wait_s=wait_s)
         self.write_api = WriteApi(
             config, self.writer, sessions, self.reader.freshness, validator, now_ms, traces, is_full
         )

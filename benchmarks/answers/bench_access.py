@@ -52,7 +52,7 @@ async def _measure(answers: int, folder: Path) -> dict[str, Any]:
                user_keys=[public.decode()])
     )  # fmt: skip
     control = AccessControl(config, keyring, quotas, lambda: "admin", lambda: ("source",), _now_ms)
-    proofs = Proofs(config, quotas, lambda _secrets=("first", "second"): _secrets)  # type: ignore[misc]
+    proofs = Proofs(config, lambda _secrets=("first", "second"): _secrets)  # type: ignore[misc]
     layer = AccessLayer(_nothing, control, AuditTrail(folder, "bench"), _NoMetrics(), _now_ms)
     key = text_of("abcd1234", _SECRET)
     tokens = [_user_token(private, f"u{n}") for n in range(_USERS)]
@@ -83,6 +83,7 @@ async def _measure(answers: int, folder: Path) -> dict[str, Any]:
                 kind="view", token=token,
             )  # fmt: skip
             proofs.prove(event, caller, _now_ms())
+            quotas.event(caller, "u1", time.time())
 
     async def unproven(n: int) -> None:
         for rank in range(_EVENTS):

@@ -16,7 +16,6 @@ from recsys.events.event_types import (
 from recsys.events.hashing import Id
 from serving.access.caller import Caller
 from serving.access.impression_token import FORGED, MALFORMED, OLD, Signer
-from serving.access.quotas import Quotas
 
 NO_TOKEN, OTHER_LIST, REPEATED = "no token", "other list", "repeated"
 FAULTS: Final = (NO_TOKEN, FORGED, MALFORMED, OLD, OTHER_LIST, REPEATED)
@@ -25,11 +24,8 @@ FAULTS: Final = (NO_TOKEN, FORGED, MALFORMED, OLD, OTHER_LIST, REPEATED)
 class Proofs:
     """Mints tokens and judges engagements. ``secrets`` returns the signing secrets, newest first."""
 
-    def __init__(
-        self, config: Config, quotas: Quotas, secrets: Callable[[], Sequence[str]]
-    ) -> None:
-        self._config, self._quotas, self._secrets = config, quotas, secrets
-        join = config.join
+    def __init__(self, config: Config, secrets: Callable[[], Sequence[str]]) -> None:
+        self._secrets, join = secrets, config.join
         self._life_s = config.access.token_s or join.window_s + join.horizon_s + 3600
         self._life_s = min(self._life_s, 3600 * config.log.retention_hours)
         self._signing: Sequence[str] = ()
@@ -49,13 +45,10 @@ class Proofs:
     def prove(self, event: Engagement, caller: Caller, now_ms: int) -> tuple[Engagement, str]:
         """The engagement as it goes to the log, and why it isn't attributed; empty if it is.
 
-        Raises Rejected for an event of another user than the token's, and over ``access.user_events``.
+        Raises Rejected for an event of another user than the token's.
         """
         if caller.user_id not in (None, str(event.user_id)):
             raise Rejected("user_id", event.user_id, "the user of the user token")
-        if self._quotas.event(caller, event.user_id, now_ms / 1000):
-            most = f"at most {self._config.access.user_events:g} events a second of one user"
-            raise Rejected("user_id", event.user_id, most)
         fault = "" if caller.attributes else self._fault(event, now_ms)
         return with_proof(event, proof_of(caller, fault), caller.source), fault
 

@@ -24,12 +24,12 @@ class Buckets:
         self._names = names
         self._buckets = OrderedDict[str, tuple[float, float]]()  # tokens, as of when
 
-    def take(self, name: str, rate: float, now_s: float) -> float:
+    def take(self, name: str, rate: float, now_s: float, burst: float = 0.0) -> float:
         """Takes a token and returns 0; without one returns the seconds until the next. A rate of 0 is no
-        limit."""
+        limit. ``burst``: size of the bucket; 0: ``BURST_S`` of the rate."""
         if rate <= 0:
             return 0.0
-        most = max(1.0, rate * BURST_S)
+        most = max(1.0, burst or rate * BURST_S)
         tokens, at_s = self._buckets.pop(name, (most, now_s))
         tokens = min(most, tokens + max(0.0, now_s - at_s) * rate)
         wait_s = 0.0 if tokens >= 1.0 else (1.0 - tokens) / rate
@@ -67,9 +67,10 @@ class Quotas:
         return self._lists.take(_name(caller, user_id), rate, now_s)
 
     def event(self, caller: Caller, user_id: Id, now_s: float) -> float:
-        """Counts an event of a user."""
-        rate = 0.0 if caller.attributes else self._share(self._access.user_events)
-        return self._events.take(_name(caller, user_id), rate, now_s)
+        """Counts an event of a user. Each replica takes the whole burst, which comes on one connection."""
+        rate = 0.0 if caller.attributes else self._access.user_events
+        share, burst = self._share(rate), rate * BURST_S
+        return self._events.take(_name(caller, user_id), share, now_s, burst)
 
     def _share(self, rate: float) -> float:
         return rate / self._replicas

@@ -79,7 +79,7 @@ class ValidatedBatch:
 
 class EventValidator:
     """Validates batches of decoded JSON events. ``duration_ms``: duration of an item, if known. ``prove``:
-    as Proofs.prove."""
+    as Proofs.prove. ``wait_s``: as Quotas.event; repeats don't count."""
 
     def __init__(
         self,
@@ -87,8 +87,10 @@ class EventValidator:
         duration_ms: Callable[[Id], float | None] = lambda item_id: None,
         window: int = 200_000,
         prove: Prove = lambda event, caller, now_ms: (event, ""),
+        wait_s: Callable[[Caller, Id, float], float] = lambda caller, user_id, now_s: 0.0,
     ) -> None:
-        self._prove = prove
+        self._prove, self._wait_s = prove, wait_s
+        self._most = f"at most {config.access.user_events:g} events a second of one user"
         self._partitions = config.log.partitions
         self._retention_ms = config.log.retention_hours * _HOUR_MS
         self._duration_ms = duration_ms
@@ -110,13 +112,15 @@ class EventValidator:
         for index, raw in enumerate(raw_events):
             try:
                 event, fault = self._prove(self._parse(raw, now_ms, foreign), caller, now_ms)
+                names = _names(event)
+                if self._any_known(names, ids):
+                    results.append(Result(index, DUPLICATE))
+                    continue
+                if self._wait_s(caller, event.user_id, now_ms / 1000):
+                    raise Rejected("user_id", event.user_id, self._most)
             except Rejected as error:
                 reason = FieldError(error.field, error.value[:_SHOWN], error.expected)
                 results.append(Result(index, REJECTED, reason))
-                continue
-            names = _names(event)
-            if self._any_known(names, ids):
-                results.append(Result(index, DUPLICATE))
                 continue
             if not fault and not caller.attributes:
                 use = _use_of(event)

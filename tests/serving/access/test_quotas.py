@@ -57,3 +57,9 @@ def test_a_user_is_limited_and_nobody_can_empty_anothers_bucket() -> None:
     assert limited.list(stranger, "v", 0.0) == 0.0
     assert [limited.event(user, "u", 0.0) for _ in range(2)] == [0.0, 10.0]
     assert all(limited.list(SERVER, "u", 0.0) == 0.0 for _ in range(100)), "a server's key has none"
+
+
+def test_one_of_several_replicas_takes_a_whole_burst_of_events_and_then_its_share() -> None:
+    shared, user = quotas(4, user_events=2.0), Caller(user_id="u")
+    assert sum(shared.event(user, "u", 100.0) == 0.0 for _ in range(50)) == 20
+    assert shared.event(user, "u", 100.0) == 2.0

@@ -3,14 +3,17 @@
 import asyncio
 from collections.abc import Sequence
 from concurrent.futures import Future
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from benchmarks.harness.memory_sessions import MemorySessions
+from recsys.config.safety_config import AccessConfig
 from recsys.config.system_config import Config
 from recsys.log.protocol import Append, LogUnavailable
-from serving.access.caller import SERVER
+from serving.access.caller import SERVER, Caller
+from serving.access.quotas import Quotas
 from serving.ingestion import write_api
 from serving.ingestion.event_validation import ACCEPTED, DUPLICATE, EventValidator
 from serving.ingestion.log_writer import LogWriter
@@ -120,6 +123,36 @@ def test_the_wait_ends(writer: Writer, api: WriteApi, monkeypatch: pytest.Monkey
             await send(api, "e")
         writer.end(0)
         assert (await first).count(ACCEPTED) == 1
+        api.close()
+
+    asyncio.run(scenario())
+
+
+def test_a_repeat_takes_nothing_of_the_quota(
+    writer: Writer,
+) -> None:
+    async def scenario() -> None:
+        config = replace(Config(), access=AccessConfig(user_events=0.2))  # two at once
+        validator = EventValidator(config, wait_s=Quotas(config).event)
+        api = WriteApi(config, writer, MemorySessions(), Freshness(), validator, lambda: NOW_MS)
+
+        def sent(event_id: str) -> "asyncio.Task[Any]":
+            return asyncio.ensure_future(api.append_events([like(event_id)], Caller(user_id="u")))
+
+        first = sent("e")
+        await turns()
+        writer.end(0)
+        assert (await first).count(ACCEPTED) == 1
+        for _ in range(5):
+            assert (await sent("e")).count(DUPLICATE) == 1
+        second = sent("f")
+        await turns()
+        writer.end(1)
+        assert (await second).count(ACCEPTED) == 1
+        over = await sent("g")
+        assert [result.error.expected for result in over.results if result.error] == [
+            "at most 0.2 events a second of one user"
+        ]
         api.close()
 
     asyncio.run(scenario())
