@@ -252,11 +252,15 @@ def _head(owner: str, settings: str) -> bytes:
 def _put(path: Path, data: bytes) -> None:
     """Writes a file atomically. It survives a power cut once its folder is synced too."""
     beside = path.with_suffix(f".{os.getpid()}.new")
-    with beside.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    beside.replace(path)
+    try:
+        with beside.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        beside.replace(path)
+    except OSError:  # a full disk: the next process would leave another half
+        beside.unlink(missing_ok=True)
+        raise
 
 
 def sync_folder(folder: Path) -> None:

@@ -212,3 +212,17 @@ def test_zeros_of_gradients_are_not_taken_for_records(monkeypatch):
             scan = wals.scan(bytes(data))
             assert scan.damaged and len(scan.offsets) == number
             assert checked < 2 * len(data)
+
+
+def test_a_full_disk_leaves_no_half_of_a_new_file(tmp_path, monkeypatch):
+    wal = filled(tmp_path / "a.wal")
+
+    def full(handle):
+        raise OSError(28, "no space")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(wals.os, "fsync", full)
+        with pytest.raises(OSError, match="no space"):
+            wal.truncate_before(3)
+    assert [path.name for path in tmp_path.iterdir()] == ["a.wal"]
+    assert steps_of(wal) == [1, 2, 3, 4, 5]
