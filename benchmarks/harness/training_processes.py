@@ -5,8 +5,7 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
-from parameter_server.rpc.parameter_client import ShardedClient, hello
-from parameter_server.rpc.parameter_client import WorkerId
+from parameter_server.rpc.parameter_client import ShardedClient, WorkerId, hello
 from parameter_server.rpc.shard_service import ShardService
 from parameter_server.rpc.transport import Address, SocketChannel, SocketServer
 from parameter_server.shard.shard import part_of

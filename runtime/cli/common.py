@@ -1,5 +1,6 @@
 """Options, error handling and output that several commands share."""
 
+import importlib
 import inspect
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -55,6 +56,17 @@ def with_system(state: Path) -> "Iterator[tuple[Config, Log]]":
 def fail(message: object) -> None:
     """Prints an error message; the caller chooses the exit status."""
     typer.secho(f"recsys: {message}", fg="red", err=True)
+
+
+def from_checkout(path: str) -> Any:
+    """A function ``module:name`` of the benchmarks, by which commands measure the system itself. Exits with
+    status 2 where they aren't installed."""
+    module, name = path.split(":")
+    try:
+        return getattr(importlib.import_module(module), name)
+    except ModuleNotFoundError as error:
+        fail(f"this needs a checkout of the repository: there is no {error.name}")
+        raise typer.Exit(2) from error
 
 
 def print_json(value: Any) -> None:

@@ -13,7 +13,7 @@ from replay.datasets.open_dataset import open_dataset
 from replay.predictions import Predictions, read_predictions, write_predictions, write_report
 from replay.replay_report import report_of, with_bar
 from replay.replay_run import ReplayOptions, ReplayResult, replay_data
-from runtime.cli.common import check_folders, exit_on
+from runtime.cli.common import check_folders, exit_on, from_checkout
 from runtime.jobs.time_option import parse_time
 from runtime.reports.tables import plain_table
 
@@ -110,9 +110,9 @@ def _read_baseline(file: Path, label: str) -> Predictions:
 
 def _run(dataset: Dataset, options: ReplayOptions) -> ReplayResult:
     if options.through_broker:
-        from replay.broker_loop import replay_through_broker
-
-        return replay_through_broker(dataset, options, with_bar)
+        replay = from_checkout("benchmarks.harness.broker_loop:replay_through_broker")
+        result: ReplayResult = replay(dataset, options, with_bar)
+        return result
     return replay_data(dataset, options, progress=with_bar)
 
 

@@ -4,7 +4,6 @@
 """
 
 import contextlib
-import importlib
 import shutil
 import signal
 import sys
@@ -21,7 +20,7 @@ from typer import Option
 
 from recsys.config.loader import load
 from recsys.config.system_config import Config
-from runtime.cli.common import fail
+from runtime.cli.common import fail, from_checkout
 from runtime.cli.up import log_url
 from runtime.demo import demo_data
 from runtime.demo.demo_system import NotReady, check_lost, running_system
@@ -114,11 +113,7 @@ def _status_line(status: dict[str, Any]) -> str:
 
 def _check(state: Path | None, log: str, limit: int, json: Path | None) -> int:
     """Prints the verdict; returns 0 where every bar is met. All other output goes to stderr."""
-    try:  # by name: only a checkout has it
-        run_check = importlib.import_module("benchmarks.demo_check.check_run").run_check
-    except ModuleNotFoundError:
-        fail("--check needs a checkout: an installed package has no benchmarks")
-        return 1
+    run_check = from_checkout("benchmarks.demo_check.check_run:run_check")
     began = time.monotonic()
     folder = Path(tempfile.mkdtemp(prefix="recsys-check-")) if state is None else state
     console = Console(stderr=True)

@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from replay.broker_loop import replay_through_broker
+from benchmarks.harness.broker_loop import replay_through_broker
 from replay.datasets.open_dataset import open_dataset
 from replay.replay_run import ReplayOptions, replay_data
 from tests.support.small_log import write_log
