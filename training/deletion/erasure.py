@@ -163,7 +163,8 @@ class Eraser(RetryLoop):
         records = [Record(request.control, b"", pack(anonymous))]
         begin, end = self._log.begin(CONTROL, 0), self._log.end(CONTROL, 0)
         for record, message in decoded(read_range(self._log, CONTROL, 0, begin, end), Unlearning):
-            if message.users.get(str(request.user_id)) == request.offset:
+            # A quarantine's request names an earlier offset: that of the verdict.
+            if message.users.get(str(request.user_id), request.offset + 1) <= request.offset:
                 users = {u: n for u, n in message.users.items() if u != str(request.user_id)}
                 anonymous = msgspec.structs.replace(message, users=users)
                 records.append(Record(record.offset, b"", pack(anonymous)))

@@ -294,12 +294,15 @@ def test_users_that_are_unlearned_wait_and_their_request_names_them_no_more(
     assert (system.eraser.erased, system.eraser.waiting) == (0, 1)
 
     over = msgspec.structs.replace(asked, users={}, state="done")
-    log.append(CONTROL, [Append(0, b"", pack(over))])
+    held = Unlearning(id="b", users={USER: 3, "other": 7})  # by an earlier quarantine
+    done = msgspec.structs.replace(held, users={}, state="done")
+    log.append(CONTROL, [Append(0, b"", pack(record)) for record in (over, held, done)])
     for _ in range(3):
         system.look()
         system.turn()
     assert (system.eraser.waiting, system.eraser.done) == (0, 1) and system.eraser.erased > 0
-    assert [u.users for u in readable(log, CONTROL, Unlearning)] == [{"other": 7}, {}]
+    unlearnings = [u.users for u in readable(log, CONTROL, Unlearning)]
+    assert unlearnings == [{"other": 7}, {}, {"other": 7}, {}]
     assert not any(names(r.key) or names(r.value) for _, _, r in system.all())
 
 
