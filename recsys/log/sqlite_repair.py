@@ -3,7 +3,7 @@
 import os
 import shutil
 import sqlite3
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +16,7 @@ from recsys.log.sqlite_mark import Mark, Marked
 
 _CHUNK: Final = 500
 _MOST_PARTITIONS: Final = 10_000  # more is damage of the number
+_Row = tuple[Any, ...]  # time, key, value, checksum
 _COLUMNS: Final = "partition, offset, time_ms, key, value, crc"
 Archived = Callable[[int, list[int]], Mapping[int, tuple[bytes, bytes]]]
 """Keys and values of the offsets of a partition, as far as they are known elsewhere."""
@@ -178,9 +179,12 @@ class _Rebuilder:
         """Copies a partition; it ends at ``least_end`` or later."""
         begin, end, _ = self.old_bounds(partition)
         end, size, time_ms = max(end, least_end), 0, 0
-        for start in range(begin, end, _CHUNK):
-            offsets = range(start, min(start + _CHUNK, end))
-            rows = self._readable(partition, offsets)
+        chunks = [range(at, min(at + _CHUNK, end)) for at in range(begin, end, _CHUNK)]
+        misplaced = self._misplaced(partition, chunks)
+        for offsets in chunks:
+            rows = self._intact(partition, offsets)
+            self.result.intact += len(rows)
+            rows |= {offset: misplaced[offset] for offset in offsets if offset in misplaced}
             missing = [offset for offset in offsets if offset not in rows]
             elsewhere = self._archived(partition, missing) if missing else {}
             self.result.restored += len(elsewhere)
@@ -214,18 +218,24 @@ class _Rebuilder:
             holds = [(name, p, self.old_bounds(p)[0]) for name, p, _ in holds]
         self._new.db.executemany("INSERT OR REPLACE INTO holds VALUES (?, ?, ?)", holds)
 
-    def _readable(self, partition: int, offsets: range) -> dict[int, tuple[int, bytes, bytes, Any]]:
-        """(time, key, value, checksum) by offset, as far as rows are intact or can be corrected."""
+    def _misplaced(self, partition: int, chunks: Sequence[range]) -> dict[int, _Row]:
+        """Rows by offset that are missing there: with a bit corrected, at another place, or on a page whose
+        order is wrong. Found in one pass over the file."""
+        missing = set[int]()
+        for offsets in chunks:
+            missing |= set(offsets) - self._intact(partition, offsets).keys()
+        rows = dict[int, _Row]()
+        for row in self._all_rows() if missing else ():
+            if row[0] == partition and row[1] in missing:
+                rows.setdefault(row[1], row[2:])
+        self.result.corrected += len(rows)
+        return rows
+
+    def _intact(self, partition: int, offsets: range) -> dict[int, _Row]:
+        """Intact rows by offset."""
         self._old.db.text_factory = bytes  # a flip may turn a blob into text
         rows = _rows(self._old.db, partition, offsets.start, offsets.stop)
-        readable = {row[1]: row[2:] for row in rows if is_intact(row[5], *row[:5])}
-        self.result.intact += len(readable)
-        if len(readable) < len(offsets):  # a row may be at another place, or its page's order wrong
-            for row in self._all_rows():
-                if row[0] == partition and row[1] in offsets and row[1] not in readable:
-                    readable[row[1]] = row[2:]
-                    self.result.corrected += 1
-        return readable
+        return {row[1]: row[2:] for row in rows if is_intact(row[5], *row[:5])}
 
     def _all_rows(self) -> Iterator[tuple[Any, ...]]:
         """All readable rows, in the file's order, each with the bit corrected that its checksum shows."""

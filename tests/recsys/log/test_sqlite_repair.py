@@ -3,11 +3,13 @@
 import random
 import shutil
 import sqlite3
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from recsys.log import sqlite_repair
 from recsys.log.protocol import Append, LogDamaged, Record, Topic
 from recsys.log.sqlite_log import SqliteLog
 from recsys.log.sqlite_repair import Rebuilt, check_topic, rebuild_topic
@@ -184,3 +186,24 @@ def test_any_flip_is_repaired_from_the_archive(tmp_path: Path) -> None:
         assert [after[0][-147:], after[1]] == before, bit
         assert check_topic(folder, "t").damage == [], bit
     assert damaged > 40
+
+
+def test_the_file_is_searched_once_a_partition_however_many_places_are_damaged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    filled(tmp_path)
+    with sqlite3.connect(tmp_path / "t.sqlite") as db:
+        db.execute("DELETE FROM records WHERE offset % 5 = 4")
+    db.close()
+    searches = 0
+    search = sqlite_repair._Rebuilder._all_rows
+
+    def counted(rebuilder: sqlite_repair._Rebuilder) -> Iterator[tuple[Any, ...]]:
+        nonlocal searches
+        searches += 1
+        return search(rebuilder)
+
+    monkeypatch.setattr(sqlite_repair._Rebuilder, "_all_rows", counted)
+    monkeypatch.setattr(sqlite_repair, "_CHUNK", 3)
+    assert len(rebuild(tmp_path).lost) == 8
+    assert searches == 2
