@@ -184,7 +184,8 @@ def test_a_token_counts_once_for_its_list_until_it_is_old(
         assert await unproven("e5", kind="share", user_id="u2") == 1
         assert await unproven("e6", kind="share", item_id="v59x") == 1
         assert await unproven("e7", kind="share", request_id="0" * 32) == 1
-        assert await unproven("e8", kind="share", token="A" + answer["token"][1:-1] + "A") == 1
+        other = "E" if answer["token"].endswith("A") else "A"
+        assert await unproven("e8", kind="share", token=answer["token"][:-1] + other) == 1
         assert await unproven("e9", kind="share", token="") == 1
         rotate_token_keys(Path(w.config.state))
         assert await unproven("e10", kind="share") == 0, "the secret before still verifies"
