@@ -16,8 +16,7 @@ from typing import Final
 import pytest
 import torch
 
-from parameter_server.rpc.parameter_client import ShardedClient, hello, part_of
-from parameter_server.rpc.parameter_client import WorkerId
+from parameter_server.rpc.parameter_client import ShardedClient, WorkerId, hello, part_of
 from parameter_server.rpc.shard_service import ShardService
 from parameter_server.rpc.transport import Address, SocketChannel, SocketServer
 from parameter_server.shard.shard import ShardSpec
