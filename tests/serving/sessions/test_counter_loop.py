@@ -267,8 +267,11 @@ def test_a_verdict_takes_back_a_users_counts_and_survives_a_restart(
 
     again = CounterLoop(log, FEATURES, PartState(str(tmp_path), NAME), clock)
     keyed(log, pushed(20, "farm", "like", 1), pushed(21, "fan", "like", 2))
+    keyed(log, msgspec.structs.replace(pushed(22, "farm", "like", 1), item_id="v2"))
     turn_all(again)  # the fan's second like of the item is a repeat
     assert again.fold.counters.read(row, NOW_MS + 60)[0, likes] == pytest.approx(1, abs=1e-4)
+    held = np.array([key_of("item", "v2")])
+    assert again.fold.counters.read(held, NOW_MS + 220)[0, likes] == 0
     keyed(log, Verdict(time_ms=NOW_MS + 2_000, user_id="farm", quarantined=False))
     keyed(log, *(msgspec.structs.replace(pushed(22, "farm", "like", 1), item_id="v1"),))
     turn_all(again)

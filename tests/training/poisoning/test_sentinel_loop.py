@@ -101,8 +101,13 @@ def test_only_the_newest_events_count() -> None:
     loop = SentinelLoop(log, 20.0, Clock())
     while loop.read():
         pass
-    loop.accounts.forget_before(NOW_MS + 1)
-    assert loop.accounts.cohorts() == []
+    assert loop.accounts.cohorts() != []
+    later = Clock()
+    loop = SentinelLoop(log, 20.0, later)
+    while loop.read():
+        pass
+    later.now_ms += 25 * HOUR_MS  # they have become old since they were read
+    assert loop.hold() == [] and loop.accounts.cohorts() == []
 
 
 def test_a_large_cohort_is_left_to_a_person() -> None:
