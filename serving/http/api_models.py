@@ -35,6 +35,7 @@ _ENGAGEMENT: Any = {
 
 _ITEM: Any = {"item_id": "v7", "fields": {"author": "a3", "tags": ["cats"], "duration_ms": 12000}}
 _USER: Any = {"user_id": "u42", "fields": {"country": "NZ"}}
+_PREFERENCE: Any = {"user_id": "u42", "field": "author", "value": "a3", "wish": "block"}
 _REQUESTS: Any = (
     {"user_id": "u42", "n": 10, "surface": "feed", "exclude_ids": ["v1"]},
     {"user_id": "u42", "n": 3, "candidate_ids": ["v1", "v2", "v3"], "explain": True},
@@ -99,17 +100,7 @@ class PreferenceIn(_In):
 
 
 class PreferencesIn(_In):
-    model_config = ConfigDict(
-        json_schema_extra={
-            "examples": [
-                {
-                    "preferences": [
-                        {"user_id": "u42", "field": "author", "value": "a3", "wish": "block"}
-                    ]
-                }
-            ]
-        }
-    )
+    model_config = _with_examples({"preferences": [_PREFERENCE]})
 
     preferences: list[PreferenceIn] = Field(min_length=1, max_length=100)
 

@@ -5,8 +5,9 @@ and understanding convolutional networks", 2014). Effects need not add up to the
 combines its inputs.
 """
 
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable
+from copy import copy
 from dataclasses import replace
 from typing import Any, Final
 
@@ -65,12 +66,8 @@ def _history_values(session: Session, catalogue: Catalogue) -> dict[tuple[str, s
 
 def _without(session: Session, item_keys: set[int]) -> Session:
     """The session without some items in its history. Counters by author and tag stay."""
-    other = Session(session.user_id, session.features, session.seen.maxlen or 1)
-    vars(other).update(vars(session))
-    other.history = type(session.history)(
-        (entry for entry in session.history if entry.keys[0] not in item_keys),
-        session.history.maxlen,
-    )
+    other, history = copy(session), session.history
+    other.history = deque((e for e in history if e.keys[0] not in item_keys), history.maxlen)
     return other
 
 

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.harness.answering_player import AnsweringPlayer
+from benchmarks.studies.poisoning.attackers import AttackedWorld
 from recsys.config.safety_config import BoundsConfig
 from recsys.config.system_config import Config, JoinConfig, LogConfig, ModelConfig, StepConfig
 from recsys.events.event_types import Engagement, Event, Impression, Verdict
@@ -24,7 +25,6 @@ from recsys.features.feature_set import FeatureSet
 from recsys.features.feature_set_file import FEED_SCHEMA
 from recsys.model.prediction_metrics import auc
 from replay.direct_loop import DirectLoop
-from replay.simulation.attackers import AttackedWorld
 from serving.ranking.scoring import probabilities
 from serving.request import Request
 from training.poisoning.cohorts import Accounts

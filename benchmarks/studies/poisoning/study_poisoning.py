@@ -14,7 +14,7 @@ import typer
 
 from benchmarks.harness.commands import check_at_least, study_command
 from benchmarks.studies.poisoning.attacked_loop import HOUR_MS, AttackedLoop, Probe
-from replay.simulation.attackers import DISLIKES, DRIP, STYLES, Attack, AttackedWorld
+from benchmarks.studies.poisoning.attackers import DISLIKES, DRIP, STYLES, Attack, AttackedWorld
 
 CLEAN, OPEN, BOUNDED, HELD, UNLEARNED = "clean", "open", "bounded", "held", "unlearned"
 PLACEBO: Final = "placebo"

@@ -5,9 +5,16 @@ from collections import defaultdict
 import msgspec
 import pytest
 
+from benchmarks.studies.poisoning.attackers import (
+    DISLIKES,
+    DRIP,
+    FARM,
+    HIJACK,
+    Attack,
+    AttackedWorld,
+)
 from recsys.events.event_types import UNPROVEN, USER_PROVEN, Engagement, Event, User, Verdict
 from recsys.events.hashing import uniform
-from replay.simulation.attackers import DISLIKES, DRIP, FARM, HIJACK, Attack, AttackedWorld
 from training.poisoning.cohorts import Accounts
 
 HOUR_MS = 3_600_000

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from benchmarks.studies.poisoning.attacked_loop import HOUR_MS, AttackedLoop
+from benchmarks.studies.poisoning.attackers import FARM, Attack
 from benchmarks.studies.poisoning.study_poisoning import Setting, measure, summary, world_of
-from replay.simulation.attackers import FARM, Attack
 
 SMALL = Setting(FARM, share=0.05, users=40, items=40, hours=3.0)
 

@@ -2,7 +2,14 @@
 
 import pytest
 
-from replay.simulation.attackers import DISLIKES, DRIP, FARM, HIJACK, Attack, AttackedWorld
+from benchmarks.studies.poisoning.attackers import (
+    DISLIKES,
+    DRIP,
+    FARM,
+    HIJACK,
+    Attack,
+    AttackedWorld,
+)
 from replay.simulation.world import AFTER, Request
 
 HOUR_MS = 3_600_000
