@@ -1,2 +1,1 @@
-"""Event-clock replay: the loop in one process. Below runtime, above serving
-and training."""
+"""Event-clock replay: the loop in one process. Below runtime, above serving and training."""

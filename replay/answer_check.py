@@ -123,9 +123,7 @@ class AnswerChecker:
             "is wrong, retention has dropped it before it was archived, or its user was forgotten"
         )
 
-    def _recompute(
-        self, check: AnswerCheck, impression: Impression, explain: bool = False
-    ) -> None:
+    def _recompute(self, check: AnswerCheck, impression: Impression, explain: bool = False) -> None:
         stamp, asked = impression.stamp, impression.asked
         if stamp is None or asked is None:
             raise NotReconstructible(

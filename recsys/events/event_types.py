@@ -236,8 +236,6 @@ def with_proof(
     event: Engagement, proof: int | msgspec.UnsetType, source: int | msgspec.UnsetType
 ) -> Engagement:
     """The engagement as stored: with what its sender proved, and without its token."""
-    if event.proof == proof and event.source == source and event.token is msgspec.UNSET:
-        return event
     return msgspec.structs.replace(event, proof=proof, source=source, token=msgspec.UNSET)
 
 

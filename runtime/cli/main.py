@@ -45,10 +45,10 @@ _HELP = {
 # Modules of commands that aren't in ``runtime.cli.NAME``.
 _ELSEWHERE = {
     "demo": "runtime.demo.demo",
-    "restore": "runtime.cli.backup",
     "study": "benchmarks.study",
     "bench": "benchmarks.bench",
     **dict.fromkeys(("status", "metrics", "restart", "down"), "runtime.cli.system"),
+    **dict.fromkeys(("check", "backup", "restore"), "runtime.cli.state_files"),
     **dict.fromkeys(("explain", "trace", "counterfactual"), "runtime.cli.requests"),
     **dict.fromkeys(("shadow", "propose", "approve", "rollback"), "runtime.cli.candidates"),
     **dict.fromkeys(("audit", "backfill"), "runtime.cli.archive"),

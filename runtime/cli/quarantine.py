@@ -75,9 +75,7 @@ def apply(
 
 
 def _lines(rows: list[dict[str, Any]]) -> list[str]:
-    if not rows:
-        return ["no user is in quarantine, and none is named"]
-    lines = []
+    lines = [] if rows else ["no user is in quarantine, and none is named"]
     for row in rows:
         text = f"{row['state']:<6} {' '.join(row['users'])}"
         if row["state"] == "named":

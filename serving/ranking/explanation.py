@@ -23,6 +23,7 @@ from serving.query import Query
 Floats = NDArray[np.float64]
 # Scores of the items (R,) for another query and other item counters.
 Scorer = Callable[[Query, CounterTable], Floats]
+_Met = dict[tuple[str, Any], dict[str, float]]  # by field and value
 _VALUES: Final = 8  # most frequent authors and tags of the history, each of which is a reason
 _SMALLEST: Final = 0.01  # effect that is reported, as a share of the score
 
@@ -45,7 +46,7 @@ def explain(
     for name, variant in variants.items():
         reasons.append(({"feature": name}, whole_R - score(*variant)))
     return [
-        _reasons_of(reasons, rank, float(whole_R[rank]), session, catalogue, index)
+        _reasons_of(reasons, rank, float(whole_R[rank]), _met(session, catalogue, index))
         for rank, index in enumerate(indices)
     ]
 
@@ -72,10 +73,8 @@ def _without(session: Session, item_keys: set[int]) -> Session:
 
 
 def _reasons_of(
-    reasons: list[tuple[dict[str, Any], Floats]], rank: int, score: float, session: Session,
-    catalogue: Catalogue, index: int,
-) -> tuple[dict[str, Any], ...]:  # fmt: skip
-    met = _met(session, catalogue, index)
+    reasons: list[tuple[dict[str, Any], Floats]], rank: int, score: float, met: _Met
+) -> tuple[dict[str, Any], ...]:
     entries = []
     for reason, effect_R in reasons:
         effect = float(effect_R[rank])
@@ -86,14 +85,12 @@ def _reasons_of(
     return tuple(sorted(entries, key=lambda entry: -abs(entry.get("effect", 0.0))))
 
 
-def _met(
-    session: Session, catalogue: Catalogue, index: int
-) -> dict[tuple[str, Any], dict[str, float]]:
+def _met(session: Session, catalogue: Catalogue, index: int) -> _Met:
     """How often the viewer met each author and tag of an item, and the rate of the first label."""
     features = catalogue.features
     shown, liked = features.kinds.index("shown"), features.kinds.index(features.main_labels[0])
     slow = len(features.kinds)  # slow counters follow the fast ones
-    met = dict[tuple[str, Any], dict[str, float]]()
+    met: _Met = {}
     for name in features.schema.groups:
         slot = features.slot(f"item.{name}")
         keys = catalogue.keys[index, slot.start : slot.stop]

@@ -1,7 +1,6 @@
 """Filters: the items that may be shown to a user now, and how many each filter removed."""
 
-from collections.abc import Collection, Mapping
-from typing import Any
+from collections.abc import Collection
 
 import numpy as np
 from numpy.typing import NDArray
@@ -64,12 +63,9 @@ def viewer_limits(replica: Replica, query: Query, indices: Indices) -> dict[str,
     rules = [rule for rule in replica.config.safety.rules if _applies(rule, query)]
     if rules:
         fields = [catalogue.fields[index] for index in indices.tolist()]
-        masks["safety"] = np.array([any(_has(f, rule) for rule in rules) for f in fields], np.bool_)
+        hidden = [any(r.value in values_of(f.get(r.field)) for r in rules) for f in fields]
+        masks["safety"] = np.array(hidden, np.bool_)
     return masks
-
-
-def _has(fields: Mapping[str, Any], rule: SafetyRule) -> bool:
-    return rule.value in map(str, values_of(fields.get(rule.field)))
 
 
 def _applies(rule: SafetyRule, query: Query) -> bool:

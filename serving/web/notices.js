@@ -4,8 +4,8 @@ import { count } from "./drawer.js";
 
 const TOAST_MS = 2_200;
 const DEGRADED = {
-  session: "without your history", model: "popular only", popular: "popular only", ranker: "unranked",
-  rank: "unranked", ranking: "unranked", retrieval: "fewer candidates", item_state: "older counters",
+  session: "without your history", model: "popular only", rank: "unranked", retrieval: "fewer candidates",
+  "rank:none": "unranked", "rank:short": "fewer ranked", "retrieval:popular": "popular only", stale: "older model",
 };
 
 export class Notices {

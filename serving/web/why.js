@@ -6,7 +6,7 @@ import { topicOfTag } from "./topics.js";
 
 const SOURCES = {
   vector: "close to your taste", similar: "like what you watched", topic: "your topics", popular: "popular now",
-  fresh: "just published", explore: "exploring", follow: "you follow them", author: "an author you watch",
+  fresh: "just published", trial: "new and on trial", segment: "liked by people like you", quota: "a place for new items",
 };
 const LABELS = {
   long_view: "watch long", view: "watch", click: "look closer", like: "like", follow: "follow",

@@ -7,8 +7,6 @@ what all items give by chance. Engagements without proof of their user don't cou
 events that others send. Pure.
 """
 
-# a smoothing in judgements
-
 import math
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
@@ -200,14 +198,9 @@ def _cohorts(
                 for mark, value in suspect.marks.items():
                     total[mark] += value
             users_of = tuple(sorted(suspect.user for suspect in suspects))
-            marks_of = tuple(
-                f"{mark} {value:.0f}" for mark, value in sorted(total.items(), key=_largest)
-            )
+            largest = sorted(total.items(), key=lambda mark: -mark[1])
+            marks_of = tuple(f"{mark} {value:.0f}" for mark, value in largest)
             yield Cohort(users_of, (item,), pushes, nats, marks_of)
-
-
-def _largest(mark: tuple[str, float]) -> float:
-    return -mark[1]
 
 
 def _merged(cohorts: Iterable[Cohort]) -> list[Cohort]:
