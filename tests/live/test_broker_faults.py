@@ -35,7 +35,7 @@ def test_over_a_broker_parts_come_back_and_its_own_loss_is_reported(tmp_path: Pa
         check_archive(system, traffic.acknowledged)
         check_examples_once(system)
 
-        assert system.kill_within("broker", "--listener-url")
+        system.kill_within("broker", "--listener-url")
         until(lambda: "broker" in gather(system.state).lost, 30, "status says what is lost")
         status = gather(system.state)
         assert not status.ready and "new state folder" in status.lost["broker"]

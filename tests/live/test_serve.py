@@ -190,7 +190,7 @@ def test_clients_of_gorse_and_metarank_are_served_and_the_parts_are_measured(
     assert client.get("/api/item/film").json()["Labels"] == ["t1"]
     assert client.get("/api/recommend/gwen/films").json() == ["film"]
     star = {"FeedbackType": "star", "UserId": "gwen", "ItemId": "film", "Timestamp": "2022-02-24"}
-    assert client.post("/api/feedback", json=[star]).json() == {"RowAffected": 1}
+    assert client.post("/api/feedback", json=[star], headers=key).json() == {"RowAffected": 1}
     until(lambda: system.events_of("gwen") == 1)
     ranking = {"id": "r1", "user": "milo", "items": [{"id": f"v{n}"} for n in range(20)]}
     form = {"content-type": "application/x-www-form-urlencoded"}
@@ -198,7 +198,7 @@ def test_clients_of_gorse_and_metarank_are_served_and_the_parts_are_measured(
     assert sorted(one["item"] for one in ranked) == sorted(f"v{n}" for n in range(20))
     click = {"event": "interaction", "id": "c1", "ranking": "r1", "type": "click", "user": "milo",
              "item": ranked[0]["item"], "timestamp": str(time.time_ns() // 1_000_000)}  # fmt: skip
-    assert client.post("/feedback", json=click).json()["accepted"] == 1
+    assert client.post("/feedback", json=click, headers=key).json()["accepted"] == 1
     until(lambda: system.events_of("milo") == 1)
     told = recsys("metrics", state=system.state).stdout
     assert 'recsys_part_ready{part="serve"} 1.0' in told and "recsys_serve_replicas 1.0" in told

@@ -57,7 +57,7 @@ def check_client(system: LiveSystem, client: type) -> None:
     assert gorse.names == calls, calls ^ gorse.names
     with pytest.raises(GorseException) as wrong:
         client(system.url, "no key").get_user("u1")
-    assert wrong.value.status_code == 403
+    assert wrong.value.status_code == 401
 
 
 def _items(gorse: Any, name: str) -> None:

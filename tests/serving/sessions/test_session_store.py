@@ -149,14 +149,14 @@ def test_a_write_between_comparing_and_writing_is_noticed(server: Any) -> None:
     url = f"redis://127.0.0.1:{server.port}/0"
     server.client().flushall()
     one, other = RedisFoldStore(url, 60), RedisFoldStore(url, 60)
-    compare = session_store._compare
+    compare = session_store.check_position
 
     def meddle(expected: FoldPosition | None, found: FoldPosition | None) -> None:
         compare(expected, found)
-        session_store._compare = compare
+        session_store.check_position = compare
         other.commit(None, SECOND, {"u1": b"other"})
 
-    session_store._compare = meddle
+    session_store.check_position = meddle
     with pytest.raises(PositionConflict):
         one.commit(None, FIRST, {"u1": b"one"})
     assert one.position() == SECOND and one.load(["u1"]) == [b"other"]
