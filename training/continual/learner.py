@@ -194,7 +194,7 @@ class Learner:
 def batch_of(
     features: FeatureSet, size: int, dense_width: int, packed: Callable[[str], Any]
 ) -> Batch:
-    """A batch of ``size`` examples. ``packed``: writable bytes of a column of all ``FeatureBlock``s."""
+    """A batch of ``size`` examples. ``packed``: writable bytes of a column of all feature blocks."""
 
     def column(name: str, kind: type[np.generic], *shape: int) -> NDArray[Any]:
         return np.frombuffer(packed(name), kind).reshape(size, *shape)
