@@ -244,7 +244,8 @@ def test_the_state_folder_and_rays_home_are_observed(tmp_path: Path) -> None:
     run.mkdir(parents=True)
     (home / "r").mkdir(parents=True)
     (run / "ray").symlink_to(home / "r")
-    (run / "ray.token").touch(mode=0o640)
+    (run / "ray.token").touch()
+    (run / "ray.token").chmod(0o640)  # whatever umask another test has left
     seen = {Path(entry.path): entry for entry in command.private_files(tmp_path / "state")}
     assert seen.keys() == {run.parent, run, run / "ray.token", home}
     assert seen[run / "ray.token"] == Entry(str(run / "ray.token"), os.geteuid(), 0o640)

@@ -1,6 +1,7 @@
 """The supervisor with real processes: started, killed, known again and ended."""
 
 import contextlib
+import gc
 import os
 import resource
 import signal
@@ -239,26 +240,38 @@ def test_parts_that_no_run_file_names_are_ended_by_the_next_start(tmp_path):
 def test_a_part_comes_back_once_there_are_files_again(make_runner):
     """The supervisor itself may open no file when the part dies."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    killed, states = [], []
+    killed, states, taken = [], [], []
+
+    def give_back():
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        while taken:
+            os.close(taken.pop())
+
+    def exhaust():
+        gc.collect()  # what it closes would be free again
+        resource.setrlimit(resource.RLIMIT_NOFILE, (psutil.Process().num_fds(), hard))
+        with contextlib.suppress(OSError):  # numbers below the limit may be free
+            while True:
+                taken.append(os.open(os.devnull, os.O_RDONLY))
 
     def show(running, changes):
         good = seen_of(running, "good")
         if killed:
             states.append(good.state)
             if len(states) == 20:
-                resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+                give_back()
             if running.ready and good.restarts:
                 runner.stop()
         elif running.ready:
             killed.append(good.process)
-            resource.setrlimit(resource.RLIMIT_NOFILE, (psutil.Process().num_fds(), hard))
+            exhaust()
             os.kill(good.process.pid, signal.SIGKILL)
 
     runner = make_runner([Part("good", "")], show)
     try:
         runner.run()
     finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        give_back()
     assert set(states[:20]) & {"unchecked", "backoff"} and "ready" in states[20:]
 
 
