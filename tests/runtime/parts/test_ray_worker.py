@@ -52,7 +52,7 @@ def test_the_only_replica_starts_at_full_priority(monkeypatch: pytest.MonkeyPatc
     command = ["bash", "-c", "exec -a ray::ServeReplica:recsys:Feed sleep 60"]
     with subprocess.Popen(command) as replica:
         try:
-            while "bash" in psutil.Process(replica.pid).cmdline():
+            while "ray::ServeReplica:recsys:Feed" not in psutil.Process(replica.pid).cmdline():
                 time.sleep(0.01)
             assert ray_worker.another_answers()
         finally:
