@@ -37,6 +37,7 @@ from serving.http.serving_metrics import ServingMetrics
 from serving.http.strict_json import StrictRoute, json_response
 from serving.ingestion.event_validation import ACCEPTED, DUPLICATE, REJECTED, FieldError, Result
 from serving.ingestion.write_api import Unavailable
+from serving.problem import problem
 from serving.replica import inspection
 from serving.service import Service
 
@@ -272,11 +273,11 @@ def _add_errors(app: FastAPI) -> None:
     @app.exception_handler(RequestValidationError)
     async def invalid(_: Request, error: RequestValidationError) -> Response:
         details = [_detail(each) for each in error.errors()[:20]]
-        return _problem("the request isn't as expected", 422, details)
+        return problem("the request isn't as expected", 422, details)
 
     @app.exception_handler(StarletteHTTPException)
     async def http_error(_: Request, error: StarletteHTTPException) -> Response:
-        return _problem(str(error.detail), error.status_code, headers=dict(error.headers or {}))
+        return problem(str(error.detail), error.status_code, headers=dict(error.headers or {}))
 
     @app.exception_handler(Denied)
     async def denied(_: Request, error: Denied) -> Response:
@@ -284,26 +285,19 @@ def _add_errors(app: FastAPI) -> None:
 
     @app.exception_handler(Unavailable)
     async def unavailable(_: Request, error: Unavailable) -> Response:
-        return _problem(str(error), error.status, headers={"retry-after": str(error.retry_after_s)})
+        return problem(str(error), error.status, headers={"retry-after": str(error.retry_after_s)})
 
     @app.exception_handler(Rejected)  # this and the next two are raised by serving.compat
     async def rejected(_: Request, error: Rejected) -> Response:
-        return _problem("nothing of it is taken", 400, [FieldError.of(error)])
+        return problem("nothing of it is taken", 400, [FieldError.of(error)])
 
     @app.exception_handler(PartlyRejected)
     async def partly_rejected(_: Request, error: PartlyRejected) -> Response:
-        return _problem(str(error), 400, [error.detail])
+        return problem(str(error), 400, [error.detail])
 
     @app.exception_handler(Unsupported)
     async def unsupported(_: Request, error: Unsupported) -> Response:
-        return _problem(str(error), 501)
-
-
-def _problem(
-    message: str, status: int, details: Sequence[FieldError] = (),
-    headers: dict[str, str] | None = None,
-) -> Response:  # fmt: skip
-    return json_response({"error": message, "details": details}, status, headers)
+        return problem(str(error), 501)
 
 
 def _detail(error: dict[str, Any]) -> FieldError:

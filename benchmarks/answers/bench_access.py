@@ -44,13 +44,8 @@ async def _measure(answers: int, folder: Path) -> dict[str, Any]:
     config = replace(
         Config(), access=AccessConfig(mode="keys", key_rate=1e9, user_lists=1e6, user_events=1e6)
     )
-    keyring, quotas, private = Keyring(), Quotas(config), Ed25519PrivateKey.generate()
-    public = private.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
-    scopes = ["recommend", "events"]
-    keyring.fold(
-        ApiKey(id="abcd1234", digest=digest_of_secret(_SECRET), scopes=scopes,
-               user_keys=[public.decode()])
-    )  # fmt: skip
+    quotas, private = Quotas(config), Ed25519PrivateKey.generate()
+    keyring = _keyring(private)
     control = AccessControl(config, keyring, quotas, lambda: "admin", lambda: ("source",), _now_ms)
     proofs = Proofs(config, lambda _secrets=("first", "second"): _secrets)  # type: ignore[misc]
     layer = AccessLayer(_nothing, control, AuditTrail(folder, "bench"), _NoMetrics(), _now_ms)
@@ -77,20 +72,12 @@ async def _measure(answers: int, folder: Path) -> dict[str, Any]:
     token = proofs.mint(request, "u1", _ITEMS, "a policy", _now_ms())
 
     async def events(n: int) -> None:
-        for rank in range(_EVENTS):
-            event = Engagement(
-                time_ms=_now_ms(), request_id=request, user_id="u1", item_id=_ITEMS[rank % 10],
-                kind="view", token=token,
-            )  # fmt: skip
+        for event in _views(request, token):
             proofs.prove(event, caller, _now_ms())
             quotas.event(caller, "u1", time.time())
 
     async def unproven(n: int) -> None:
-        for rank in range(_EVENTS):
-            Engagement(
-                time_ms=_now_ms(), request_id=request, user_id="u1", item_id=_ITEMS[rank % 10],
-                kind="view", token=token,
-            )  # fmt: skip
+        _views(request, token)
 
     none_us = await _us(bare, answers)
     events_us = await _us(events, answers // _EVENTS) - await _us(unproven, answers // _EVENTS)
@@ -107,6 +94,32 @@ async def _measure(answers: int, folder: Path) -> dict[str, Any]:
         "events_of_a_list_us": round(events_us, 1),
         "bar_us": 60,
     }
+
+
+def _keyring(private: Ed25519PrivateKey) -> Keyring:
+    """One API key, whose user tokens this private key signs."""
+    keyring = Keyring()
+    public = private.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
+    keyring.fold(
+        ApiKey(id="abcd1234", digest=digest_of_secret(_SECRET), scopes=["recommend", "events"],
+               user_keys=[public.decode()])
+    )  # fmt: skip
+    return keyring
+
+
+def _views(request: str, token: str) -> list[Engagement]:
+    """Engagements with one list."""
+    return [
+        Engagement(
+            time_ms=_now_ms(),
+            request_id=request,
+            user_id="u1",
+            item_id=_ITEMS[rank % 10],
+            kind="view",
+            token=token,
+        )  # fmt: skip
+        for rank in range(_EVENTS)
+    ]
 
 
 async def _us(act: Callable[[int], Coroutine[Any, Any, None]], times: int) -> float:

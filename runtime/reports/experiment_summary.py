@@ -18,6 +18,8 @@ from runtime.reports.tables import plain_table
 from training.outcomes.credit_fold import interleaving_readout, read_credits
 from training.outcomes.experiment_fold import OTHER_SURFACES, ExperimentFold
 
+_INCOMPLETE = "the log begins after the experiment did: events dropped by retention are missing"
+
 
 def start_ms(records: Iterable[Control], name: str) -> int:
     """Time at which an experiment first assigned arms: its recorded start, else its first revision."""
@@ -68,9 +70,7 @@ def notes_of(fold: ExperimentFold, readout: Readout) -> list[str]:
     """Caveats of a fold's readout: missing, pending and sampled data."""
     notes = []
     if not fold.complete:
-        notes.append(
-            "the log begins after the experiment did: events dropped by retention are missing"
-        )
+        notes.append(_INCOMPLETE)
     if fold.waiting:
         notes.append(
             f"{fold.waiting:,} shown items are still in their attribution window, and not counted yet"
@@ -100,9 +100,7 @@ def read_interleaving(
     credit = read_credits(log, config, labels_of(config), experiment, started_ms)
     preference, notes = interleaving_readout(experiment, credit), list[str]()
     if not credit.complete:
-        notes.append(
-            "the log begins after the experiment did: events dropped by retention are missing"
-        )
+        notes.append(_INCOMPLETE)
     if credit.waiting:
         notes.append(
             f"{credit.waiting:,} lists are still in their attribution window, and not counted yet"

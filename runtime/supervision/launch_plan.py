@@ -112,8 +112,26 @@ def resolve(
     if control_room and not room.port:
         is_free = CONTROL_ROOM_PORT not in named.values() and _can_bind(CONTROL_ROOM_PORT)
         room = replace(room, port=CONTROL_ROOM_PORT if is_free else next(free))
-    embedded = [] if ray_address else ["ray"]
-    sessions, log = config.sessions, config.log
+    config = replace(config, serve=serve, control_room=room)
+    config, services = _with_embedded_services(config, free)
+    embedded = ([] if ray_address else ["ray"]) + services
+    ray = RayPorts(*(next(free) for _ in RayPorts.__struct_fields__))
+    config = _with_absolute_paths(config)
+    if config.doors.certificate:
+        local_port = config.doors.local_port or next(free)
+        config = replace(config, doors=replace(config.doors, local_port=local_port))
+    plan = Plan(
+        ray=ray, embedded=embedded, viewers=viewers, metrics=bool(config.metrics.port),
+        control_room=bool(room.port),
+        sentinel=config.bounds.hold_nats > 0,
+        only=list(only), asked=asked,
+    )  # fmt: skip
+    return config, plan
+
+
+def _with_embedded_services(config: Config, free: Iterator[int]) -> tuple[Config, list[str]]:
+    """The configuration with addresses of the services that the system starts itself, and their names."""
+    embedded, sessions, log = list[str](), config.sessions, config.log
     if sessions.url == "embedded":
         embedded.append("valkey")
         # Every user of the machine can connect to a loopback port.
@@ -123,26 +141,18 @@ def resolve(
     if log.url == EMBEDDED_KAFKA:
         embedded.append("broker")
         log = replace(log, url=f"{EMBEDDED_KAFKA}{_LOOPBACK}:{next(free)}")
-    state = str(Path(config.state).resolve())
-    ray = RayPorts(*(next(free) for _ in RayPorts.__struct_fields__))
-    tracing = config.tracing
-    if tracing.file:  # Ray's workers run in other folders
+    return replace(config, sessions=sessions, log=log), embedded
+
+
+def _with_absolute_paths(config: Config) -> Config:
+    """The configuration with absolute paths, since Ray's workers run in other folders."""
+    tracing, doors = config.tracing, config.doors
+    if tracing.file:
         tracing = replace(tracing, file=str(Path(tracing.file).resolve()))
-    doors = config.doors
     if doors.certificate:
-        certificate = str(Path(doors.certificate).resolve())
-        doors = replace(doors, certificate=certificate, local_port=doors.local_port or next(free))
-    config = replace(
-        config, state=state, serve=serve, sessions=sessions, log=log, tracing=tracing,
-        control_room=room, doors=doors,
-    )  # fmt: skip
-    plan = Plan(
-        ray=ray, embedded=embedded, viewers=viewers, metrics=bool(config.metrics.port),
-        control_room=bool(room.port),
-        sentinel=config.bounds.hold_nats > 0,
-        only=list(only), asked=asked,
-    )  # fmt: skip
-    return config, plan
+        doors = replace(doors, certificate=str(Path(doors.certificate).resolve()))
+    state = str(Path(config.state).resolve())
+    return replace(config, state=state, tracing=tracing, doors=doors)
 
 
 def admin_headers(state: str | Path) -> dict[str, str]:

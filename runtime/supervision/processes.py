@@ -7,7 +7,6 @@ unrelated process is ever ended, however old the record.
 """
 
 import contextlib
-import ipaddress
 import os
 import signal
 import subprocess
@@ -21,6 +20,7 @@ import psutil
 
 from recsys.process.part_process import read_beat
 from recsys.process.process_priority import PART
+from serving.access.hosts import is_loopback
 
 # Start times depend on the clock, which may have been set in between.
 _SAME_START_S: Final = 2.0
@@ -207,13 +207,6 @@ class Socket(msgspec.Struct, frozen=True, order=True):
     @property
     def loopback(self) -> bool:
         return is_loopback(self.host)
-
-
-def is_loopback(host: str) -> bool:
-    """Whether an address is loopback, also as IPv4-mapped IPv6: ``::ffff:127.0.0.1``."""
-    address = ipaddress.ip_address(host.partition("%")[0])
-    mapped = getattr(address, "ipv4_mapped", None)
-    return bool((mapped or address).is_loopback)
 
 
 def listening(leaders: Mapping[str, Identity]) -> dict[str, list[Socket]]:

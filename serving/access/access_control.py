@@ -29,19 +29,17 @@ Scope = Mapping[str, Any]  # of ASGI
 
 
 class Credentials(NamedTuple):
-    """Headers of a request that say where it comes from. ``key``: the credential that was sent."""
+    """Headers of a request that say who asks. ``key``: the credential that was sent."""
 
     host: str
     origin: str
     site: str
     key: str
-    forwarded: tuple[bytes, ...]
 
     @staticmethod
     def of(scope: Scope) -> "Credentials":
         """Reads them. The admin key counts before an API key, and that before Authorization."""
         headers: dict[bytes, bytes] = dict(scope["headers"])
-        forwarded = tuple(v for name, v in scope["headers"] if name == b"x-forwarded-for")
 
         def text(name: bytes) -> str:
             return headers.get(name, b"").decode("latin-1").strip()
@@ -49,7 +47,7 @@ class Credentials(NamedTuple):
         bearer = text(b"authorization")
         key = bearer[len(_BEARER) :].strip() if bearer[: len(_BEARER)].lower() == _BEARER else ""
         key = text(b"x-admin-key") or text(b"x-api-key") or key
-        return Credentials(text(b"host"), text(b"origin"), text(b"sec-fetch-site"), key, forwarded)
+        return Credentials(text(b"host"), text(b"origin"), text(b"sec-fetch-site"), key)
 
 
 class AccessControl:
@@ -75,7 +73,7 @@ class AccessControl:
             self._check_page(sent, path)
         if needed == PUBLIC:
             return ANONYMOUS
-        caller = self._caller(sent.key, self._address(scope, sent))
+        caller = self._caller(sent.key, self.address(scope))
         caller.check_scope(needed, f"{method} {path}")
         if caller.user_id is not None and not is_open_to_users(path):
             raise Denied(403, "scope", f"{path} isn't open to user tokens: use an API key")
@@ -83,11 +81,9 @@ class AccessControl:
 
     def address(self, scope: Scope) -> str:
         """Address that a request comes from."""
-        return self._address(scope, Credentials.of(scope))
-
-    def _address(self, scope: Scope, sent: Credentials) -> str:
         peer = str(scope["client"][0]) if scope.get("client") else ""
-        return address_of(peer, sent.forwarded, self._config.access.proxies)
+        forwarded = [value for name, value in scope["headers"] if name == b"x-forwarded-for"]
+        return address_of(peer, forwarded, self._config.access.proxies)
 
     def _check_page(self, sent: Credentials, path: str) -> None:
         """Raises Denied for a foreign host or origin."""

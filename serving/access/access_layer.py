@@ -5,13 +5,14 @@ import math
 from collections.abc import Callable
 from typing import Any, Final, Protocol
 
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serving.access.access_control import AccessControl
 from serving.access.audit import AuditTrail
 from serving.access.caller import ANONYMOUS, Caller, Denied
 from serving.access.scopes import AUDITED, needed_scope
+from serving.problem import problem
 
 _CALLER: Final = "caller"  # in the ASGI scope
 
@@ -78,4 +79,4 @@ def refusal(denied: Denied) -> Response:
     """Response to a refused call."""
     headers = {"retry-after": str(max(1, math.ceil(denied.wait_s)))} if denied.wait_s else {}
     headers |= {"www-authenticate": "Bearer"} if denied.status == 401 else {}
-    return JSONResponse({"error": str(denied), "details": []}, denied.status, headers)
+    return problem(str(denied), denied.status, headers=headers)

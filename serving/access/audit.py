@@ -12,7 +12,8 @@ from logging.handlers import QueueHandler, QueueListener, RotatingFileHandler
 from pathlib import Path
 from typing import Any, Final
 
-from serving.access.quotas import Buckets
+from serving.access.quotas import BURST_S
+from serving.admission.admission import TokenBuckets
 
 _BYTES, _FILES = 5_000_000, 4  # of a file; rotated ones
 _QUEUED: Final = 10_000
@@ -24,7 +25,8 @@ class AuditTrail:
 
     def __init__(self, folder: Path, replica: str) -> None:
         self._lines: queue.Queue[Any] = queue.Queue(_QUEUED)
-        self._handler, self._rate = QueueHandler(self._lines), Buckets()
+        self._handler = QueueHandler(self._lines)
+        self._rate = TokenBuckets(_REFUSALS_S, burst_s=BURST_S)
         self._refused = 0  # since the last logged refusal
         self._writers = {
             kind: _writer(folder / f"audit-{replica}{suffix}.log")
@@ -38,7 +40,7 @@ class AuditTrail:
 
     def refusal(self, time_ms: int, **fields: Any) -> None:
         """Notes a refused call. Over the rate they are only counted."""
-        if self._rate.take("", _REFUSALS_S, time_ms / 1000):
+        if self._rate.take("", time_ms / 1000):
             self._refused += 1
             return
         more = {"not_logged": self._refused} if self._refused else {}

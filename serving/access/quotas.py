@@ -4,39 +4,17 @@ Each replica has its share of a quota. A bucket holds ten seconds' worth, so tha
 send what it has kept.
 """
 
-from collections import OrderedDict
 from typing import Final
 
 from recsys.config.system_config import Config
 from recsys.events.control_records import ApiKey
 from recsys.events.hashing import Id
 from serving.access.caller import Caller
+from serving.admission.admission import TokenBuckets
 
 BURST_S: Final = 10.0
 _NAMES: Final = 100_000  # buckets; a forgotten one restarts full
 _DAY_S: Final = 86_400
-
-
-class Buckets:
-    """Token buckets by name, each with the rate of its last call."""
-
-    def __init__(self, names: int = _NAMES) -> None:
-        self._names = names
-        self._buckets = OrderedDict[str, tuple[float, float]]()  # tokens, as of when
-
-    def take(self, name: str, rate: float, now_s: float, burst: float = 0.0) -> float:
-        """Takes a token and returns 0; without one returns the seconds until the next. A rate of 0 is no
-        limit. ``burst``: size of the bucket; 0: ``BURST_S`` of the rate."""
-        if rate <= 0:
-            return 0.0
-        most = max(1.0, burst or rate * BURST_S)
-        tokens, at_s = self._buckets.pop(name, (most, now_s))
-        tokens = min(most, tokens + max(0.0, now_s - at_s) * rate)
-        wait_s = 0.0 if tokens >= 1.0 else (1.0 - tokens) / rate
-        self._buckets[name] = (tokens if wait_s else tokens - 1.0, now_s)
-        if len(self._buckets) > self._names:
-            self._buckets.popitem(last=False)
-        return wait_s
 
 
 class Quotas:
@@ -46,7 +24,9 @@ class Quotas:
     def __init__(self, config: Config) -> None:
         self._access = config.access
         self._replicas = max(config.serve.replicas, config.serve.max_replicas)
-        self._calls, self._lists, self._events = Buckets(), Buckets(), Buckets()
+        self._calls, self._lists, self._events = (
+            TokenBuckets(clients=_NAMES, burst_s=BURST_S) for _ in range(3)
+        )
         self._days: dict[str, tuple[int, int]] = {}  # day, calls
 
     def call(self, key: ApiKey, now_s: float) -> float:
@@ -56,7 +36,7 @@ class Quotas:
         calls = calls if since == day else 0
         if key.daily and calls * self._replicas >= key.daily:
             return (day + 1) * _DAY_S - now_s
-        wait_s = self._calls.take(key.id, self._share(key.rate or self._access.key_rate), now_s)
+        wait_s = self._calls.take(key.id, now_s, self._share(key.rate or self._access.key_rate))
         if not wait_s:
             self._days[key.id] = day, calls + 1
         return wait_s
@@ -64,13 +44,13 @@ class Quotas:
     def list(self, caller: Caller, user_id: Id, now_s: float) -> float:
         """Counts a list of a user."""
         rate = 0.0 if caller.attributes else self._share(self._access.user_lists)
-        return self._lists.take(_name(caller, user_id), rate, now_s)
+        return self._lists.take(_name(caller, user_id), now_s, rate)
 
     def event(self, caller: Caller, user_id: Id, now_s: float) -> float:
         """Counts an event of a user. Each replica takes the whole burst, which comes on one connection."""
         rate = 0.0 if caller.attributes else self._access.user_events
         share, burst = self._share(rate), rate * BURST_S
-        return self._events.take(_name(caller, user_id), share, now_s, burst)
+        return self._events.take(_name(caller, user_id), now_s, share, burst)
 
     def _share(self, rate: float) -> float:
         return rate / self._replicas

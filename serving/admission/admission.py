@@ -89,24 +89,29 @@ class Admission(Limit):
 
 
 class TokenBuckets:
-    """Rate limit by client: ``rate`` requests a second, with bursts of a second's worth. 0: no limit."""
+    """Token buckets by name: ``rate`` tokens a second, with bursts of ``burst_s`` seconds' worth; 0: no
+    limit. A call may have a rate of its own."""
 
-    def __init__(self, rate: float, clients: int = _CLIENTS) -> None:
-        self._rate, self._clients = rate, clients
-        self._capacity = max(1.0, rate)
+    def __init__(self, rate: float = 0.0, clients: int = _CLIENTS, burst_s: float = 1.0) -> None:
+        self._rate, self._clients, self._burst_s = rate, clients, burst_s
         self._buckets: OrderedDict[str, tuple[float, float]] = OrderedDict()  # tokens, as of when
 
     def __len__(self) -> int:
         return len(self._buckets)
 
-    def take(self, client: str, now_s: float) -> float:
-        """Takes a token and returns 0; without one returns the seconds until the next."""
-        if self._rate <= 0:
+    def take(
+        self, client: str, now_s: float, rate: float | None = None, burst: float = 0.0
+    ) -> float:
+        """Takes a token and returns 0; without one returns the seconds until the next. ``burst``: size of the
+        bucket, 0: by the rate."""
+        rate = self._rate if rate is None else rate
+        if rate <= 0:
             return 0.0
-        tokens, at_s = self._buckets.pop(client, (self._capacity, now_s))
-        tokens = min(self._capacity, tokens + (now_s - at_s) * self._rate)
-        wait_s = 0.0 if tokens >= 1.0 else (1.0 - tokens) / self._rate
-        self._buckets[client] = (tokens - 1.0 if wait_s == 0.0 else tokens, now_s)
+        most = max(1.0, burst or rate * self._burst_s)
+        tokens, at_s = self._buckets.pop(client, (most, now_s))
+        tokens = min(most, tokens + max(0.0, now_s - at_s) * rate)
+        wait_s = 0.0 if tokens >= 1.0 else (1.0 - tokens) / rate
+        self._buckets[client] = (tokens if wait_s else tokens - 1.0, now_s)
         if len(self._buckets) > self._clients:
             self._buckets.popitem(last=False)
         return wait_s

@@ -12,12 +12,13 @@ from collections.abc import Callable
 from contextvars import ContextVar
 from typing import Final, Protocol
 
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from recsys.events.event_types import CONTROL_CHARACTER
 from serving.admission.admission import CLIENT, WAIT, Limit, TokenBuckets
 from serving.admission.whole_body import BodyReceiver, BodyRefused
+from serving.problem import problem
 
 LISTS, EVENTS, OTHERS = "/v1/recommend", "/v1/events", "/v1/"
 # Paths of the Gorse and Metarank APIs: lists, events, and the rest without health.
@@ -61,7 +62,7 @@ class LoadShedder:
         if CONTROL_CHARACTER.search(scope["path"]):
             # A route would match without a newline at the end: alice%0A would mean alice.
             self._metrics.count_refused(route or "other", PATH)
-            return await _problem(422, _PATH_PROBLEM)(scope, receive, send)
+            return await problem(_PATH_PROBLEM, 422)(scope, receive, send)
         now_s = time.monotonic()
         if limit is None:
             return await self._timed(scope, receive, send, now_s)
@@ -118,14 +119,11 @@ def _refusal(reason: str, wait_s: float, limit: Limit) -> Response:
         status, message = 429, "one client asks for more than serve.client_rate allows"
     elif reason == WAIT:
         message = "overloaded: the queue wait would exceed the deadline"
-    return _problem(status, message, {"retry-after": str(max(1, math.ceil(wait_s)))})
+    headers = {"retry-after": str(max(1, math.ceil(wait_s)))}
+    return problem(message, status, headers=headers)
 
 
 def _body_refusal(refused: BodyRefused) -> Response:
     headers = {"connection": "close"}  # else uvicorn would read the rest for as long as it drips
     headers |= {"retry-after": "1"} if refused.status == 503 else {}
-    return _problem(refused.status, str(refused), headers)
-
-
-def _problem(status: int, message: str, headers: dict[str, str] | None = None) -> Response:
-    return JSONResponse({"error": message, "details": []}, status, headers)
+    return problem(str(refused), refused.status, headers=headers)

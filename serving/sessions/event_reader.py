@@ -22,7 +22,7 @@ from recsys.events.hashing import Id
 from recsys.events.records import EVENTS, ITEMS
 from recsys.features.catalogue import Catalogue
 from recsys.features.feature_set import FeatureSet, Keys
-from recsys.log.protocol import Log, read_range
+from recsys.log.protocol import Log, read_range, records_of_keys
 from serving.sessions.session_fold import shown_keys
 
 REMEMBERED: Final = 20_000  # ids a partition
@@ -94,11 +94,12 @@ class EventReader:
     def of_user(self, user_id: Id, partition: int, before: int) -> Iterator[Event]:
         """A user's events before an offset that the log has, each once, in order."""
         recent = RecentIds(REMEMBERED)
-        for offset in self._log.keyed(EVENTS, partition, [str(user_id).encode()], before):
-            for record in self._log.read(EVENTS, partition, offset, 1):
-                event = self._decode(record.value)
-                if event is not None and is_folded(event) and recent.add(dedupe_key(event)):
-                    yield event
+        for record in records_of_keys(
+            self._log, EVENTS, partition, [str(user_id).encode()], before
+        ):
+            event = self._decode(record.value)
+            if event is not None and is_folded(event) and recent.add(dedupe_key(event)):
+                yield event
 
     def keys_of(self, item_id: Id) -> Keys:
         """Keys of an item (I,); of its id alone if it was never published."""

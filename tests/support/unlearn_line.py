@@ -1,23 +1,24 @@
-"""Learns a line whose shards live in the test."""
+"""A log with users to unlearn, and a line that learns it with shards in the test."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 from parameter_server.rpc.parameter_client import part_of
 from parameter_server.shard.shard import digest_of_shards
 from parameter_server.storage.durable_shard import DurableShard, ShardStorage
 from recsys.config.system_config import Config
-from recsys.events.records import DELTAS
-from recsys.log.protocol import Append, Log
+from recsys.events.event_types import Event
+from recsys.events.records import DELTAS, EVENTS, EXAMPLES, STEPS
+from recsys.log.protocol import Append, Log, MemoryLog
 from recsys.model.model import build_model
 from tests.support.durable_client import DurableClient
-from tests.support.small_feed import (
-    FEATURES,
-    PARTITIONS,
-)
+from tests.support.small_feed import FEATURES, PARTITIONS, append_events, feed, toy_log
 from training.continual.learner import Learner
 from training.continual.worker import Worker
+from training.deletion.erasure import erased_record
 from training.lines.control import live_epoch
 from training.lines.line import spec_of
+from training.steps.drain import drain
 from training.steps.sequencer_loop import last_position
 
 
@@ -53,3 +54,28 @@ def learn(config: Config, log: Log, until: int | None = None) -> str:
         worker.turn()
     shards.close()
     return digest_of_shards(shards.shards)
+
+
+def history_with_late_users(config: Config, rename: Callable[[Event], Event]) -> MemoryLog:
+    """A log on which everything is joined and cut, a few requests at a time; nothing is learned yet.
+    ``rename`` gives the events of the last requests other users."""
+    log = toy_log()
+    for first in range(0, 40, 8):
+        events = feed(8, first)
+        append_events(log, [rename(event) for event in events] if first >= 24 else events)
+        drain(log, config, FEATURES)
+    return log
+
+
+def never_seen(log: Log, *users: str) -> MemoryLog:
+    """The same log, on which the users' examples have been empty places from the beginning."""
+    other, keys = toy_log(), {user.encode() for user in users}
+    for topic in (EVENTS, EXAMPLES, STEPS):
+        for partition in range(log.partitions(topic)):
+            records = log.read(topic, partition, 0, 100_000)
+            if topic == EXAMPLES:
+                records = [
+                    (r.key in keys and erased_record(topic, r, 1 << 60)) or r for r in records
+                ]
+            other.append(topic, [Append(partition, key, value) for _, key, value in records])
+    return other

@@ -8,7 +8,7 @@ an example a tombstone. Archive files are rewritten without the rows.
 """
 
 import hashlib
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 from typing import Final
@@ -32,7 +32,7 @@ from recsys.events.records import (
     pack,
     unpack,
 )
-from recsys.log.protocol import Log, LogUnchangeable, Record, read_range
+from recsys.log.protocol import Log, LogUnchangeable, Record, read_range, records_of_keys
 from recsys.process.log_consumer import UNREADABLE, Consumer, decoded, readable
 from recsys.process.part_snapshot import PartState
 from recsys.process.retry_loop import RetryLoop
@@ -272,14 +272,3 @@ def erased_record(topic: str, record: Record, before: int) -> Record | None:
         return None
     tombstone = ErasedExample(sequence=message.sequence, closed_ms=message.closed_ms)
     return Record(record.offset, b"", pack(tombstone))
-
-
-def records_of_keys(
-    log: Log, topic: str, partition: int, keys: Collection[bytes], end: int
-) -> list[Record]:
-    """The records of some keys before ``end`` that the log still has."""
-    records = []
-    for offset in log.keyed(topic, partition, keys, end) if keys else ():
-        if offset >= log.begin(topic, partition):
-            records += [r for r in log.read(topic, partition, offset, 1) if r.offset == offset]
-    return records

@@ -15,9 +15,8 @@ from recsys.config.system_config import Config
 from recsys.events.control_records import Unlearning
 from recsys.events.records import EXAMPLES, Forget, non_example
 from recsys.features.feature_set import FeatureSet
-from recsys.log.protocol import Log, LogLost
+from recsys.log.protocol import Log, LogLost, records_of_keys
 from recsys.process.log_consumer import hold_available
-from training.deletion.erasure import records_of_keys
 from training.deletion.live_unlearning import append_progress
 from training.deletion.log_without import LogWithout, Users, keys_by_partition
 from training.deletion.unlearn import Replay, find_start

@@ -6,8 +6,8 @@ from typing import Any
 
 from recsys.events.hashing import partition_of
 from recsys.events.records import EXAMPLES, non_example
-from recsys.log.protocol import Log, Record
-from training.deletion.erasure import erased_record, records_of_keys
+from recsys.log.protocol import Log, Record, records_of_keys
+from training.deletion.erasure import erased_record
 
 Users = Mapping[str, int]  # by id as text: the offset of the removal among their events
 

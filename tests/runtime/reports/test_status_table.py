@@ -7,8 +7,9 @@ import pytest
 from recsys.config.safety_config import AccessConfig
 from recsys.config.system_config import Config, ServeConfig, SessionConfig
 from runtime.reports.status_table import addresses, exposure_warning, format_duration, note, ports
-from runtime.supervision.processes import Socket, is_loopback
+from runtime.supervision.processes import Socket
 from runtime.supervision.run_file import PartRecord
+from serving.access.hosts import is_loopback
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,8 @@ from recsys.config.safety_config import AccessConfig
 from recsys.config.system_config import Config, ServeConfig
 from recsys.events.control_records import ApiKey
 from serving.access.caller import SERVER, Caller
-from serving.access.quotas import BURST_S, Buckets, Quotas
+from serving.access.quotas import BURST_S, Quotas
+from serving.admission.admission import TokenBuckets
 
 KEY = ApiKey(id="k", digest="", scopes=[])
 
@@ -17,20 +18,20 @@ def quotas(replicas: int = 1, **access: float) -> Quotas:
 
 
 def test_a_bucket_lets_a_burst_through_and_then_the_rate() -> None:
-    buckets = Buckets()
-    assert [buckets.take("a", 2.0, 100.0) for _ in range(int(2 * BURST_S))] == [0.0] * 20
-    assert buckets.take("a", 2.0, 100.0) == 0.5 and buckets.take("b", 2.0, 100.0) == 0.0
-    assert buckets.take("a", 2.0, 100.5) == 0.0 and buckets.take("a", 2.0, 100.5) == 0.5
-    assert buckets.take("a", 2.0, 50.0) == 0.5, "a clock that goes back adds nothing"
-    assert all(buckets.take("a", 0.0, 100.0) == 0.0 for _ in range(100))
+    buckets = TokenBuckets(burst_s=BURST_S)
+    assert [buckets.take("a", 100.0, 2.0) for _ in range(int(2 * BURST_S))] == [0.0] * 20
+    assert buckets.take("a", 100.0, 2.0) == 0.5 and buckets.take("b", 100.0, 2.0) == 0.0
+    assert buckets.take("a", 100.5, 2.0) == 0.0 and buckets.take("a", 100.5, 2.0) == 0.5
+    assert buckets.take("a", 50.0, 2.0) == 0.5, "a clock that goes back adds nothing"
+    assert all(buckets.take("a", 100.0, 0.0) == 0.0 for _ in range(100))
 
 
 def test_the_oldest_bucket_is_forgotten() -> None:
-    buckets = Buckets(names=2)
+    buckets = TokenBuckets(clients=2, burst_s=BURST_S)
     for name in "abc":
-        assert buckets.take(name, 0.1, 0.0) == 0.0
-    assert buckets.take("a", 0.1, 0.0) == 0.0, "it restarted full"
-    assert buckets.take("c", 0.1, 0.0) == 10.0
+        assert buckets.take(name, 0.0, 0.1) == 0.0
+    assert buckets.take("a", 0.0, 0.1) == 0.0, "it restarted full"
+    assert buckets.take("c", 0.0, 0.1) == 10.0
 
 
 def test_a_key_has_its_own_rate_or_the_configured_one() -> None:

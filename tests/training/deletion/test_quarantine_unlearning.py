@@ -8,7 +8,7 @@ import pytest
 from recsys.config.system_config import Config
 from recsys.events.event_types import Event, Verdict, decode, encode
 from recsys.events.hashing import partition_of
-from recsys.events.records import EVENTS, EXAMPLES, STEPS
+from recsys.events.records import EVENTS, EXAMPLES
 from recsys.log.protocol import Append, Log, MemoryLog
 from tests.support.small_feed import (
     FEATURES,
@@ -17,10 +17,8 @@ from tests.support.small_feed import (
     append_events,
     feed,
     toy_config,
-    toy_log,
 )
-from tests.support.unlearn_line import learn
-from training.deletion.erasure import erased_record
+from tests.support.unlearn_line import history_with_late_users, learn, never_seen
 from training.deletion.unlearn import unlearn
 from training.steps.drain import drain
 
@@ -28,14 +26,7 @@ FARM = ("u91", "u92")  # only in the newer part of the log
 
 
 def history(config: Config) -> MemoryLog:
-    log = toy_log()
-    for first in range(0, 40, 8):
-        events = feed(8, first)
-        if first >= 24:
-            events = [renamed(event) for event in events]
-        append_events(log, events)
-        drain(log, config, FEATURES)
-    return log
+    return history_with_late_users(config, renamed)
 
 
 def renamed(event: Event) -> Event:
@@ -53,27 +44,13 @@ def hold(log: Log, at_ms: int = 20_000_000) -> dict[str, int]:
     return offsets
 
 
-def never_seen(log: Log) -> MemoryLog:
-    """The same log, on which the farm's examples have been empty places from the beginning."""
-    other, farm = toy_log(), {user.encode() for user in FARM}
-    for topic in (EVENTS, EXAMPLES, STEPS):
-        for partition in range(log.partitions(topic)):
-            records = log.read(topic, partition, 0, 100_000)
-            if topic == EXAMPLES:
-                records = [
-                    (r.key in farm and erased_record(topic, r, 1 << 60)) or r for r in records
-                ]
-            other.append(topic, [Append(partition, key, value) for _, key, value in records])
-    return other
-
-
 def test_the_digest_is_that_of_a_line_that_never_learned_from_the_cohort(tmp_path: Path) -> None:
     config = toy_config(str(tmp_path / "a"), shards=2)
     log = history(config)
     before = hold(log)
     drain(log, config, FEATURES)
     seen = learn(config, log)
-    expected = learn(toy_config(str(tmp_path / "b"), shards=3), never_seen(log))
+    expected = learn(toy_config(str(tmp_path / "b"), shards=3), never_seen(log, *FARM))
     done = unlearn(log, config, FEATURES, before, 5)
     assert done is not None and done.digest == expected and seen != expected
     assert learn(config, log) == expected

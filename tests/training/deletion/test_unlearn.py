@@ -37,10 +37,10 @@ from tests.support.small_feed import (
     toy_config,
     toy_log,
 )
-from tests.support.unlearn_line import learn
+from tests.support.unlearn_line import history_with_late_users, learn, never_seen
 from training.archive.files import erase_rows
 from training.archive.writer import Archive, archived_rows
-from training.deletion.erasure import PART, Eraser, erase_records, erased_record
+from training.deletion.erasure import PART, Eraser, erase_records
 from training.deletion.removal import remove_replaced
 from training.deletion.unlearn import CantUnlearn, unlearn
 from training.lines.control import ControlReader, append_live_record, live_epoch
@@ -60,15 +60,7 @@ def config_of(folder: Path, shards: int = 2) -> Config:
 
 
 def history(config: Config) -> MemoryLog:
-    """A log on which everything is joined and cut, a few requests at a time; nothing is learned yet."""
-    log = toy_log()
-    for first in range(0, 40, 8):
-        events = feed(8, first)
-        if first >= 24:
-            events = [named(event) for event in events]
-        append_events(log, events)
-        drain(log, config, FEATURES)
-    return log
+    return history_with_late_users(config, named)
 
 
 def named(event: Event) -> Event:
@@ -76,21 +68,6 @@ def named(event: Event) -> Event:
     if getattr(event, "user_id", EARLY) == EARLY:
         return event
     return msgspec.structs.replace(event, user_id=LATE)
-
-
-def never_seen(log: Log, user: str) -> MemoryLog:
-    """The same log, on which the user's examples have been empty places from the beginning."""
-    other = toy_log()
-    for topic in (EVENTS, EXAMPLES, STEPS):
-        for partition in range(log.partitions(topic)):
-            records = log.read(topic, partition, 0, 100_000)
-            if topic == EXAMPLES:
-                records = [
-                    (r.key == user.encode() and erased_record(topic, r, 1 << 60)) or r
-                    for r in records
-                ]
-            other.append(topic, [Append(partition, key, value) for _, key, value in records])
-    return other
 
 
 def request(log: Log, user: str) -> int:
