@@ -13,7 +13,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_NO_COMPILE := 1
 # Else all tests are compiled again in each process: 10 s of each run.
 unexport PYTHONDONTWRITEBYTECODE
-PACKAGES := recsys parameter_server experiments training serving replay runtime benchmarks
+PACKAGES := recsys parameter_server experiments training serving replay runtime benchmarks examples
 
 help: ## Lists the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12

@@ -1,1 +1,1 @@
-"""Data sets as events in time order: event logs and KuaiRand."""
+"""Data sets as events in time order."""

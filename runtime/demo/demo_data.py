@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Final
 
 import recsys
+from replay.datasets.dataset import DataError
 from replay.datasets.open_dataset import open_dataset
 from replay.simulation.warmup_data import WarmupData, warmup_from_dataset, warmup_from_world
 from runtime.jobs.dataset_download import FOLDER, KUAIRAND, LICENCE, NotFetched, fetch_with_bar
@@ -28,7 +29,7 @@ def choose(now_ms: int, limit: int = LIMIT) -> tuple[WarmupData, str]:
             return data, f"{data.name} in {os.path.relpath(folder)}"
     try:
         fetch_with_bar(KUAIRAND, FOLDER)
-    except NotFetched as error:
+        data = warmup_from_dataset(open_dataset(FOLDER), limit)
+    except (NotFetched, DataError) as error:
         return warmup_from_world(now_ms), f"the simulated world: {error}"
-    data = warmup_from_dataset(open_dataset(FOLDER), limit)
     return data, f"{data.name}, fetched into {FOLDER}. {LICENCE}"

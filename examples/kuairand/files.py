@@ -10,8 +10,8 @@ from typing import Any, Final
 
 import polars as pl
 
+from examples.kuairand.events import FLAGS, Frames
 from replay.datasets.dataset import DataError
-from replay.datasets.kuairand import FLAGS, Frames
 
 _LOG: Final = {
     "user_id": pl.Int64,

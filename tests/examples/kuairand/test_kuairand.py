@@ -2,14 +2,15 @@
 
 import csv
 import os
+import sys
 from pathlib import Path
 
 import polars as pl
 import pytest
 
+from examples.kuairand.events import HISTORY_FROM_MS, chosen
 from recsys.events.event_types import Engagement, Impression, Item, User
 from replay.datasets.dataset import DataError
-from replay.datasets.kuairand import HISTORY_FROM_MS, chosen
 from replay.datasets.open_dataset import open_dataset
 from tests.support.paths import ROOT
 
@@ -230,3 +231,18 @@ def test_the_real_log_is_whole_and_in_order() -> None:
     assert (shown, longs) == (91_812, 28_939)
     warm = [event.time_ms for event in dataset.warmup()]
     assert warm == sorted(warm) and warm[-1] < 1_650_816_000_000
+
+
+@pytest.mark.parametrize("missing", ["examples", "examples.kuairand", "polars"])
+def test_without_a_checkout_or_polars_the_remedy_is_named(
+    tmp_path: Path, missing: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in [name for name in sys.modules if name.startswith("examples")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, missing, None)  # its import raises ModuleNotFoundError
+    folder = write_parquet(tmp_path)
+    with pytest.raises(DataError, match=r"needs a checkout of the repository and polars"):
+        open_dataset(folder)
+    (folder / "dataset.yaml").write_text("labels: [click]\nwindow_s: 60\n")
+    (folder / "events.jsonl").touch()
+    assert list(open_dataset(folder).events()) == []

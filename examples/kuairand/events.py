@@ -1,6 +1,6 @@
 """KuaiRand as events: one impression a row, and the engagements at the end of its play.
 
-The frames come from ``kuairand_files`` (Parquet or the official CSV). A row's engagements happen at
+The frames come from ``files`` (Parquet or the official CSV). A row's engagements happen at
 ``time_ms + play_time_ms``, the view last: it ends the example, so labels must come before it.
 """
 
