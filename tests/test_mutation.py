@@ -43,7 +43,7 @@ def test_each_place_that_runs_is_changed_and_no_other() -> None:
 
 def test_mutants_are_the_same_in_each_run_and_parse() -> None:
     first, again = mutants("clip.py", SOURCE), mutants("clip.py", SOURCE)
-    assert [mutant.order for mutant in first] == [mutant.order for mutant in again]
+    assert [mutant.order() for mutant in first] == [mutant.order() for mutant in again]
     assert all(ast.parse(mutant.source) for mutant in first)
 
 

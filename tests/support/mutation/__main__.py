@@ -1,14 +1,16 @@
 """Changes the core line by line and counts how many changes the tests notice.
 
-``python -m tests.support.mutation [FOLDER or FILE ...] [--sample N] [--jobs N]`` takes the pure folders of
-pyproject.toml by default. Mutants and their sample are the same in each run. Each is tested in a copy of the
-working tree, in ``build/mutants``, by the tests that import its module. The result, with each survivor, is
-``build/mutants.json``. ``equivalents.toml`` lists mutants that no test can notice, with reasons.
+``python -m tests.support.mutation [FOLDER or FILE ...] [--sample N] [--seed N] [--minutes N] [--jobs N]``
+takes the core by default: the pure folders of pyproject.toml and those of ``selection.BESIDE_PURE``. The same
+seed gives the same sample. Each mutant is tested in a copy of the working tree, in ``build/mutants``, by the
+nearest tests that import its module. A test that fails without the mutant as well is left out. The result,
+with each survivor, is ``build/mutants.json``. ``equivalents.toml`` lists mutants that no test can notice,
+with reasons.
 """
 
 import argparse
 import json
-import queue
+import os
 import shutil
 import subprocess
 import sys
@@ -17,32 +19,66 @@ import time
 import tomllib
 from collections import Counter, defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 from tests.support.mutation.operators import Mutant, mutants
-from tests.support.mutation.selection import ImportGraph, is_selected
+from tests.support.mutation.selection import BESIDE_PURE, ImportGraph, is_selected
 
 ROOT = Path(__file__).parents[3]
 FOLDERS = (
     "recsys", "parameter_server", "experiments", "training", "serving", "replay", "runtime", "benchmarks",
-    "tests",
+    "examples", "tests",
 )  # fmt: skip
-NEAREST = 6  # test files that judge the mutants of a module
-BASELINE_S = 200.0  # an undisturbed run that takes longer fails
+NEAREST = 8  # test files that judge the mutants of a module
+RUN_S = 300.0  # a run that takes longer is endless, if one without a mutant is not
 CAUGHT, SURVIVED, TIMED_OUT, EQUIVALENT = "caught", "survived", "timed out", "equivalent"
 
 
-@dataclass
+@dataclass(frozen=True)
+class TestRun:
+    """Exit code of pytest (-1: too slow), seconds, the first file that failed, and the seconds of each."""
+
+    code: int
+    seconds: float
+    failed: str
+    times: dict[str, float]
+
+    @property
+    def passed(self) -> bool:
+        return self.code in (0, 5)
+
+
+@dataclass(frozen=True)
+class Verdict:
+    path: str
+    line: int
+    operator: str
+    fate: str
+    by: str
+    seconds: float
+    was: str
+    now: str
+
+
 class Workplace:
     """A copy of the working tree with a process that runs tests in it."""
 
-    folder: Path
-    process: subprocess.Popen[str] = field(init=False)
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._copy()
+        kernels = [path for path in self._modules() if "\n@kernel(" in path.read_text()]
+        names = [".".join(path.relative_to(folder).with_suffix("").parts) for path in kernels]
+        subprocess.run([sys.executable, "-c", f"import {', '.join(names)}"], cwd=folder, check=True)
+        self._compiled = {path: path.read_bytes() for path, _ in self._kernels()}
+        self.process = subprocess.Popen(
+            [sys.executable, "tests/support/mutation/zygote.py"],
+            cwd=folder, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+            text=True,
+        )  # fmt: skip
 
-    def __post_init__(self) -> None:
+    def _copy(self) -> None:
         shutil.rmtree(self.folder, ignore_errors=True)
         command = ["git", "ls-files", "-co", "--exclude-standard"]
         listed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
@@ -53,62 +89,101 @@ class Workplace:
             target = self.folder / path.relative_to(ROOT)
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(path, target)
-        self.process = subprocess.Popen(
-            [sys.executable, "tests/support/mutation/zygote.py"],
-            cwd=self.folder, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
-            text=True,
-        )  # fmt: skip
 
-    def run(self, tests: Sequence[str], timeout_s: float, clean: bool) -> tuple[int, float]:
-        """Exit code of pytest (-1: too slow) and seconds. Only ``clean`` runs write bytecode: a mutant may
-        have the size and time of the file that it stands for."""
-        assert self.process.stdin and self.process.stdout
-        wanted = {"tests": list(tests), "timeout_s": timeout_s, "writes_bytecode": clean}
-        print(json.dumps(wanted), file=self.process.stdin, flush=True)
-        answer = json.loads(self.process.stdout.readline())
-        return int(answer["code"]), float(answer["seconds"])
+    def _modules(self) -> list[Path]:
+        return sorted(self.folder.glob("*/**/*.py"))
 
-    def judge(self, mutant: Mutant, tests: Sequence[str], timeout_s: float) -> tuple[str, float]:
-        path = self.folder / mutant.path
-        original = path.read_text()
+    def mutants(self, paths: Sequence[str], sample: int | None, seed: int) -> list[Mutant]:
+        """Mutants of the core, at most ``sample`` of each folder; the first of each folder come first."""
+        settings = tomllib.loads((self.folder / "pyproject.toml").read_text())
+        pure = settings["tool"]["recsys"]["pure"]
+        folders: dict[str, list[Mutant]] = defaultdict(list)
+        for file in self._modules():
+            path = file.relative_to(self.folder).as_posix()
+            if not paths or any(_within(path, p) for p in paths):
+                if is_selected(path, pure) or is_selected(path, BESIDE_PURE):
+                    folders[Path(path).parent.as_posix()] += mutants(path, file.read_text())
+        ranked: list[tuple[int, str, Mutant]] = []
+        for folder, all_mutants in folders.items():
+            drawn = sorted(all_mutants, key=lambda mutant: mutant.order(seed))
+            parsed = islice((mutant for mutant in drawn if mutant.parses), sample)
+            ranked += [(rank, folder, mutant) for rank, mutant in enumerate(parsed)]
+        return [mutant for _, _, mutant in sorted(ranked, key=lambda one: one[:2])]
+
+    def run(self, tests: Sequence[str], mutant: Mutant | None = None) -> TestRun:
+        """Only runs without a mutant write bytecode: a mutant may have the size and time of the file that it
+        stands for."""
+        if not mutant:
+            return self._ask(tests, writes_bytecode=True)
+        path, compiled = self.folder / mutant.path, self._kernels()
+        original, stamp = path.read_bytes(), path.stat()
         for stale in (path.parent / "__pycache__").glob(f"{path.stem}.*.pyc"):
             stale.unlink()
         try:
             path.write_text(mutant.source)
-            code, seconds = self.run(tests, timeout_s, clean=False)
+            return self._ask(tests, writes_bytecode=False)
         finally:
-            path.write_text(original)
-        return {0: SURVIVED, 5: SURVIVED, -1: TIMED_OUT}.get(code, CAUGHT), seconds
+            path.write_bytes(original)
+            os.utime(path, ns=(stamp.st_atime_ns, stamp.st_mtime_ns))
+            for changed, _ in self._kernels() ^ compiled:
+                changed.unlink(missing_ok=True)
+                if changed in self._compiled:
+                    changed.write_bytes(self._compiled[changed])
+
+    def _ask(self, tests: Sequence[str], writes_bytecode: bool) -> TestRun:
+        assert self.process.stdin and self.process.stdout
+        wanted = {"tests": list(tests), "timeout_s": RUN_S, "writes_bytecode": writes_bytecode}
+        print(json.dumps(wanted), file=self.process.stdin, flush=True)
+        return TestRun(**json.loads(self.process.stdout.readline()))
+
+    def _kernels(self) -> set[tuple[Path, int]]:
+        """Files of compiled kernels, and when they were written."""
+        return {
+            (path, path.stat().st_mtime_ns)
+            for folder in FOLDERS
+            for path in (self.folder / folder).rglob("__pycache__/*.nb?")
+        }
 
     def close(self) -> None:
         self.process.kill()
         self.process.wait()
 
 
-class Baseline:
-    """The nearest test files of a module that pass undisturbed."""
+class Judge:
+    """Runs the nearest tests of mutants, quick ones first, and leaves out those that fail by themselves."""
 
-    def __init__(self) -> None:
-        self._failing: dict[str, bool] = {}
+    def __init__(self, root: Path) -> None:
+        self._graph = ImportGraph(root, FOLDERS)
+        self._sound: dict[str, bool] = {}
+        self._times: dict[str, float] = {}
         self._lock = threading.Lock()
 
-    def tests_of(self, graph: ImportGraph, module: str, at: Workplace) -> tuple[list[str], float]:
-        """Test files, and the seconds that they take together."""
-        tests = graph.tests_of(module)[:NEAREST]
-        code, seconds = at.run(tests, BASELINE_S, clean=True)
-        if code:
-            tests = [test for test in tests if not self._fails(test, at)]
-            code, seconds = at.run(tests, BASELINE_S, clean=True) if tests else (5, 0.0)
-        return tests, seconds
+    def tests_of(self, module: str) -> list[str]:
+        near = self._graph.tests_of(module)[:NEAREST]
+        tests = [test for test in near if self._sound.get(test, True)]
+        return sorted(tests, key=lambda test: (test != near[0], self._times.get(test, 1.0)))
 
-    def _fails(self, test: str, at: Workplace) -> bool:
-        with self._lock:
-            if test not in self._failing:
-                code, _ = at.run([test], BASELINE_S, clean=True)
-                self._failing[test] = code not in (0, 5)
-                if self._failing[test]:
-                    print(f"{test} fails without a mutant (code {code}): left out", file=sys.stderr)
-        return self._failing[test]
+    def judge(self, mutant: Mutant, place: Workplace) -> tuple[str, str, float]:
+        """Fate of a mutant, the test file that decided it, and the seconds that it took."""
+        while tests := self.tests_of(mutant.path):
+            run = place.run(tests, mutant)
+            if run.passed:
+                self._times |= run.times
+                return SURVIVED, "", run.seconds
+            suspects = [run.failed] if run.failed else tests
+            if all([self._is_sound(test, place) for test in suspects]):
+                return (TIMED_OUT if run.code < 0 else CAUGHT), run.failed, run.seconds
+        return SURVIVED, "", 0.0
+
+    def _is_sound(self, test: str, place: Workplace) -> bool:
+        """Whether a test file passes without a mutant."""
+        if test not in self._sound:
+            run = place.run([test])
+            self._times |= run.times
+            self._sound[test] = run.passed
+            if not run.passed:
+                print(f"{test} fails without a mutant: left out", file=sys.stderr, flush=True)
+        return self._sound[test]
 
 
 def equivalents() -> set[tuple[str, str, str]]:
@@ -116,84 +191,65 @@ def equivalents() -> set[tuple[str, str, str]]:
     return {(its["path"], its["was"], its["now"]) for its in listed.get("mutant", [])}
 
 
-def chosen(paths: Sequence[str], sample: int | None) -> dict[str, list[Mutant]]:
-    """Mutants by module. ``sample``: at most as many of each folder."""
-    globs = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["recsys"]["pure"]
-    folders: dict[str, list[Mutant]] = defaultdict(list)
-    for file in sorted(ROOT.glob("*/**/*.py")):
-        path = file.relative_to(ROOT).as_posix()
-        if is_selected(path, globs) and (not paths or any(_within(path, p) for p in paths)):
-            folders[Path(path).parent.as_posix()] += mutants(path, file.read_text())
-    modules: dict[str, list[Mutant]] = defaultdict(list)
-    for its in folders.values():
-        drawn = sorted(its, key=lambda mutant: mutant.order)
-        for mutant in islice((mutant for mutant in drawn if mutant.parses), sample):
-            modules[mutant.path].append(mutant)
-    return modules
-
-
 def _within(path: str, wanted: str) -> bool:
     return path == wanted or path.startswith(wanted.rstrip("/") + "/")
 
 
-def run(modules: dict[str, list[Mutant]], jobs: int, write: Path) -> list[dict[str, Any]]:
-    """Judges all mutants; the result is written after each module."""
-    graph, baseline, known = ImportGraph(ROOT, FOLDERS), Baseline(), equivalents()
-    waiting: queue.SimpleQueue[str] = queue.SimpleQueue()
-    for module in modules:
-        waiting.put(module)
-    results: list[dict[str, Any]] = []
+def run(
+    wanted: Sequence[Mutant], places: Sequence[Workplace], until: float, file: Path
+) -> list[Verdict]:
+    """Verdicts on mutants until a time; those that exist are written after each."""
+    judge, equivalent, lock = Judge(places[0].folder), equivalents(), threading.Lock()
+    waiting, verdicts = iter(wanted), list[Verdict]()
 
-    def work(number: int) -> None:
-        place = Workplace(ROOT / "build/mutants" / str(number))
-        try:
-            while True:
-                module = waiting.get_nowait()
-                tests, seconds = baseline.tests_of(graph, module, place)
-                for mutant in modules[module]:
-                    fate, took = (EQUIVALENT, 0.0)
-                    if (mutant.path, mutant.was, mutant.now) not in known:
-                        fate, took = place.judge(mutant, tests, 20 + 5 * seconds)
-                    results.append(described(mutant, fate, took))
-                print(score_line(module, results, len(tests), seconds), flush=True)
-                write.write_text(json.dumps(results, indent=1))
-        except queue.Empty:
-            pass
-        finally:
-            place.close()
+    def work(place: Workplace) -> None:
+        while time.monotonic() < until:
+            with lock:
+                mutant = next(waiting, None)
+            if mutant is None:
+                return
+            fate, by, seconds = EQUIVALENT, "", 0.0
+            if (mutant.path, mutant.was, mutant.now) not in equivalent:
+                fate, by, seconds = judge.judge(mutant, place)
+            verdict = Verdict(
+                mutant.path, mutant.line, mutant.operator, fate, by, round(seconds, 2), mutant.was,
+                mutant.now,
+            )  # fmt: skip
+            with lock:
+                verdicts.append(verdict)
+                file.write_text(json.dumps([asdict(one) for one in verdicts], indent=1))
+            if fate == SURVIVED:
+                print(described(verdict), flush=True)
 
-    threads = [threading.Thread(target=work, args=(number,)) for number in range(jobs)]
+    threads = [threading.Thread(target=work, args=(place,)) for place in places]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    return results
+    return verdicts
 
 
-def described(mutant: Mutant, fate: str, seconds: float) -> dict[str, Any]:
-    return {
-        "path": mutant.path, "line": mutant.line, "operator": mutant.operator, "fate": fate,
-        "seconds": round(seconds, 2), "was": mutant.was, "now": mutant.now,
-    }  # fmt: skip
+def described(verdict: Verdict) -> str:
+    return f"{verdict.path}:{verdict.line}\n  - {verdict.was}\n  + {verdict.now}"
 
 
-def score(results: Sequence[dict[str, Any]]) -> tuple[int, int]:
+def score(verdicts: Sequence[Verdict]) -> tuple[int, int]:
     """Mutants that were caught (an endless loop is), and those that can be."""
-    fates = Counter(result["fate"] for result in results)
-    return fates[CAUGHT] + fates[TIMED_OUT], len(results) - fates[EQUIVALENT]
+    fates = Counter(verdict.fate for verdict in verdicts)
+    return fates[CAUGHT] + fates[TIMED_OUT], len(verdicts) - fates[EQUIVALENT]
 
 
-def score_line(module: str, results: Sequence[dict[str, Any]], tests: int, seconds: float) -> str:
-    its = [result for result in results if result["path"] == module]
-    caught, total = score(its)
-    survivors = [result for result in its if result["fate"] == SURVIVED]
-    lines = [f"{caught:4d} of {total:4d}  {module}  ({tests} test files, {seconds:.0f} s)"]
-    for one in survivors:
-        lines += [
-            f"        {one['path']}:{one['line']}",
-            f"          - {one['was']}",
-            f"          + {one['now']}",
-        ]
+def table(verdicts: Sequence[Verdict]) -> str:
+    """Score of each folder and of each of the modules in it."""
+    groups: dict[str, list[Verdict]] = defaultdict(list)
+    for verdict in verdicts:
+        groups[Path(verdict.path).parent.as_posix()].append(verdict)
+        groups[verdict.path].append(verdict)
+    lines = [f"{'caught':>6s} {'of':>5s}  {'score':>6s}  module"]
+    for name in sorted(groups):
+        caught, total = score(groups[name])
+        indent = "  " if name.endswith(".py") else ""
+        lines.append(f"{caught:6d} {total:5d}  {caught / max(1, total):6.1%}  {indent}{name}")
     return "\n".join(lines)
 
 
@@ -201,22 +257,30 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.support.mutation", description=__doc__)
     parser.add_argument("paths", nargs="*", help="folders or files; default: all of the core")
     parser.add_argument("--sample", type=int, help="mutants of each folder, chosen by hash")
+    parser.add_argument("--seed", type=int, default=0, help="which sample")
+    parser.add_argument("--minutes", type=float, default=float("inf"), help="judge no more after")
     parser.add_argument("--jobs", type=int, default=1, help="processes")
     parser.add_argument("--least", type=float, default=0.0, help="share below which it fails")
     options = parser.parse_args()
-    write, began = ROOT / "build/mutants.json", time.monotonic()
-    write.parent.mkdir(exist_ok=True)
-    modules = chosen(options.paths, options.sample)
-    if not modules:
-        print(
-            f"no module of the core below {options.paths}; it is listed in pyproject.toml",
-            file=sys.stderr,
-        )
+    file, began = ROOT / "build/mutants.json", time.monotonic()
+    file.parent.mkdir(exist_ok=True)
+    places = [Workplace(ROOT / "build/mutants" / str(number)) for number in range(options.jobs)]
+    try:
+        wanted = places[0].mutants(options.paths, options.sample, options.seed)
+        verdicts = run(wanted, places, began + 60 * options.minutes, file)
+    finally:
+        for place in places:
+            place.close()
+    if not wanted:
+        print(f"no module of the core below {options.paths}: see pyproject.toml", file=sys.stderr)
         return 2
-    results = run(modules, options.jobs, write)
-    caught, total = score(results)
+    caught, total = score(verdicts)
     minutes = (time.monotonic() - began) / 60
-    print(f"{caught} of {total} caught ({caught / max(1, total):.1%}), {minutes:.0f} min; {write}")
+    print(table(verdicts))
+    print(
+        f"{caught} of {total} caught ({caught / max(1, total):.1%}), seed {options.seed}, "
+        f"{len(wanted) - len(verdicts)} not judged, {minutes:.0f} min; {file}"
+    )
     return int(caught < options.least * total)
 
 

@@ -41,10 +41,10 @@ class Mutant:
     now: str
     source: str
 
-    @property
-    def order(self) -> str:
-        """A hash by which a sample is drawn: the same for the same change, wherever it stands."""
-        return hashlib.sha256(f"{self.path}\n{self.was}\n{self.now}".encode()).hexdigest()
+    def order(self, seed: int = 0) -> str:
+        """A hash by which a sample is drawn: the same for the same change and seed, wherever it stands."""
+        text = f"{seed}\n{self.path}\n{self.was}\n{self.now}"
+        return hashlib.sha256(text.encode()).hexdigest()
 
     @property
     def parses(self) -> bool:

@@ -2,7 +2,7 @@
 
 It runs as a script in the folder of the mutated copy, so that it has no module of the project. Each line of
 its input is a run as JSON ``{"tests": [...], "timeout_s": 60}``, each line of its output the answer
-``{"code": 0, "seconds": 1.2}``; code -1 is a run that took too long.
+``{"code": 0, "seconds": 1.2, "failed": "", "times": {FILE: 0.4}}``; code -1 is a run that took too long.
 """
 
 import gc
@@ -11,10 +11,39 @@ import os
 import signal
 import sys
 import time
+from collections import defaultdict
 from pathlib import Path
+from typing import Any
+
+TEST_S = 40  # a single test that takes longer fails
+NOTES = Path("build-notes.json")
 
 
-def run(tests: list[str], timeout_s: float, writes_bytecode: bool) -> dict[str, float]:
+class Notes:
+    """Plugin that records the first test file that fails, and the seconds of each."""
+
+    def __init__(self) -> None:
+        self.failed = ""
+        self.times: dict[str, float] = defaultdict(float)
+
+    def pytest_runtest_logreport(self, report: Any) -> None:
+        self._add(report, report.duration)
+
+    def pytest_collectreport(self, report: Any) -> None:
+        self._add(report, 0.0)
+
+    def _add(self, report: Any, seconds: float) -> None:
+        file = report.nodeid.partition("::")[0]
+        self.times[file] += seconds
+        if report.failed:
+            self.failed = self.failed or file
+
+    def pytest_sessionfinish(self) -> None:
+        NOTES.write_text(json.dumps({"failed": self.failed, "times": self.times}))
+
+
+def run(tests: list[str], timeout_s: float, writes_bytecode: bool) -> dict[str, Any]:
+    NOTES.unlink(missing_ok=True)
     began, child = time.monotonic(), os.fork()
     if child == 0:
         os.setsid()
@@ -23,11 +52,12 @@ def run(tests: list[str], timeout_s: float, writes_bytecode: bool) -> dict[str, 
         done, status = os.waitpid(child, os.WNOHANG)
         if done:
             code = os.waitstatus_to_exitcode(status)
-            return {"code": abs(code), "seconds": time.monotonic() - began}
+            notes = json.loads(NOTES.read_text()) if NOTES.exists() else {"failed": "", "times": {}}
+            return {"code": abs(code), "seconds": time.monotonic() - began, **notes}
         time.sleep(0.02)
     os.killpg(child, signal.SIGKILL)
     os.waitpid(child, 0)
-    return {"code": -1, "seconds": timeout_s}
+    return {"code": -1, "seconds": timeout_s, "failed": "", "times": {}}
 
 
 def _run_tests(tests: list[str], writes_bytecode: bool) -> int:
@@ -44,7 +74,8 @@ def _run_tests(tests: list[str], writes_bytecode: bool) -> int:
     hypothesis.settings.register_profile("mutants", phases=phases, derandomize=True, database=None)
     hypothesis.settings.load_profile("mutants")
     try:
-        return int(pytest.main(["-x", "-q", "-p", "no:cacheprovider", "--tb=line", *tests]))
+        options = ["-x", "-q", "-p", "no:cacheprovider", "--tb=line", f"--timeout={TEST_S}"]
+        return int(pytest.main([*options, *tests], plugins=[Notes()]))
     except BaseException:
         return 1
 
