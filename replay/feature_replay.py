@@ -85,8 +85,9 @@ class FeatureReplay:
         session, now_ms = self._sessions[str(event.user_id)], self._at(event.time_ms)
         catalogue, counters = self._catalogue, self._counters.counters
         features = self._builder.build(
-            session, event.surface, event.context, indices, catalogue, counters, now_ms
-        )
+            session, event.surface, event.context, indices, catalogue, counters, now_ms,
+            is_list=True,
+        )  # fmt: skip
         served = msgspec.structs.replace(
             event, time_ms=now_ms, features=features.block(), event_id=f"past:{event.request_id}"
         )

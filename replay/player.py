@@ -143,8 +143,9 @@ class Player:
         if event.features is None:
             catalogue, counters = self.replica.catalogue, self.replica.counters
             features = self.pipeline.builder.build(
-                session, event.surface, event.context, indices, catalogue, counters, event.time_ms
-            )
+                session, event.surface, event.context, indices, catalogue, counters, event.time_ms,
+                is_list=True,
+            )  # fmt: skip
             event = self._as_served(event, features)
             self._waiting.append((features, event))
             if len(self._waiting) >= _FLUSH:

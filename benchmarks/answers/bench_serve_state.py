@@ -15,12 +15,12 @@ from parameter_server.shard.shard import Shard
 from parameter_server.storage.snapshots import write_part
 from recsys.config.system_config import Config
 from recsys.events.event_types import Engagement, Impression, Item, encode
-from recsys.events.hashing import key_of
+from recsys.events.hashing import cross, key_of
 from recsys.events.records import ITEM_STATE, ITEMS, STEPS, ItemState, Step, pack
-from recsys.features.counters import SPEEDS
 from recsys.features.feature_set import FeatureSet
 from recsys.features.feature_set_file import feature_set
-from recsys.features.item_counters import GLOBAL, context_entities
+from recsys.features.item_counters import GLOBAL, crossed_columns
+from recsys.features.running_rates import CONTEXT
 from recsys.features.session import Session
 from recsys.log.protocol import Append, Log
 from recsys.model.model import build_model
@@ -102,13 +102,13 @@ def _item_state(log: Log, features: FeatureSet, keys_NI: Keys, seed: int, now_ms
     groups = [features.slot(f"item.{name}") for name in features.schema.groups]
     parts = [keys_NI[:, [0, duration]], *(keys_NI[:, slot.start : slot.stop] for slot in groups)]
     context = features.context_keys("feed", {})[0]
-    crossed = context_entities(features, context, keys_NI)
+    crossed = cross(context, keys_NI[:, crossed_columns(features, CONTEXT)])
     entities = np.unique(np.concatenate([part.ravel() for part in (*parts, crossed)]))
     keys = np.concatenate([[GLOBAL, context], entities[entities != 0]]).astype(np.int64)
     shown = draw.gamma(0.5, 40.0, len(keys)).astype(np.float32)
     rates = draw.beta(1.0, 4.0, (len(keys), len(features.kinds))).astype(np.float32)
     rates[:, 0], rates[:, -1] = 1.0, 2.0  # shown; the logarithm of the seconds watched
-    values = np.tile(shown[:, None] * rates, (1, SPEEDS))
+    values = np.tile(shown[:, None] * rates, (1, len(features.speeds)))
     last_ms = np.full(len(keys), now_ms, np.int64)
     appends = []
     for at in range(0, len(keys), _BLOCK):

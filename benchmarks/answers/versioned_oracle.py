@@ -31,7 +31,6 @@ from recsys.config.system_config import Config, tables_of
 from recsys.events.event_types import FeatureBlock, Stamp
 from recsys.events.hashing import Id, key_of
 from recsys.features.catalogue import Catalogue
-from recsys.features.counters import CounterTable
 from recsys.features.feature_builder import FeatureBuilder
 from recsys.features.feature_set import RequestFeatures
 from recsys.features.feature_set_file import feature_set
@@ -112,7 +111,7 @@ class Oracle:
             catalogue = Catalogue(self.features, 16)
             for n in range(ITEMS_N):
                 catalogue.apply(item_of(n, version_of_item(n, stamp.catalogue_offset)))
-            counters = CounterTable(len(self.features.kinds))
+            counters = self.features.counter_table()
             counters.set(*counted(self.features, stamp.item_state_offset))
             session = session_of(self.features, user, stamp.session_offset)
             self._built[key] = self._builder.build(

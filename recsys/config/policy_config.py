@@ -7,7 +7,6 @@ from typing import Any, Final
 import msgspec
 
 from recsys.config.checks import Section, bounded, check, limited, positive
-from recsys.events.event_types import ENGAGEMENT_KINDS
 from recsys.events.hashing import Id
 
 WATCH: Final = "watch"  # the weight of predicted watch time, beside those of the labels
@@ -87,8 +86,7 @@ class PolicyConfig(Section):
     def __post_init__(self) -> None:
         super().__post_init__()
         for name, weight in self.weights.items():
-            labels = f"only labels of the schema (of {', '.join(ENGAGEMENT_KINDS)}) and {WATCH!r}"
-            check(name in (WATCH, *ENGAGEMENT_KINDS), f"policy.weights.{name}", weight, labels)
+            check(bool(name), "policy.weights", name, f"labels of the schema and {WATCH!r}")
         for name, share in self.sources.items():
             sources = f"only the sources {', '.join(SOURCES)}"
             check(name in SOURCES, f"policy.sources.{name}", share, sources)

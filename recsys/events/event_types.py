@@ -6,6 +6,7 @@ of features or models: an impression carries its features as opaque arrays (``re
 """
 
 import re
+from collections.abc import Sequence
 from typing import Any, Final
 
 import msgspec
@@ -145,8 +146,9 @@ class Engagement(msgspec.Struct, tag="engagement", kw_only=True, gc=False):
 
     ``proof`` is what the server knew of its sender: unset, the engagement is attributed to its impression;
     ``USER_PROVEN``, only its user is known, so only the viewer's own wishes count; ``UNPROVEN``, nothing
-    counts. ``source``: 32-bit hash of the API key or network it came from; unset in data sets and old logs.
-    ``token``: impression token of the answer, as clients send it; never on the log.
+    counts; ``AGAIN``, a further view of an item in one list, where the first one counts. ``source``: 32-bit
+    hash of the API key or network it came from; unset in data sets and old logs. ``token``: impression
+    token of the answer, as clients send it; never on the log.
     """
 
     time_ms: int
@@ -204,6 +206,7 @@ TYPES: Final = ("item", "user", "impression", "engagement", "verdict", "preferen
 WISHES: Final = ("block", "mute", "less", "none")
 UNPROVEN: Final = 0
 USER_PROVEN: Final = 1
+AGAIN: Final = 2
 CONTROL_CHARACTER: Final = re.compile(r"[\x00-\x1f\x7f]")
 _IDS: Final = ("item_id", "user_id", "request_id", "event_id")
 _to_wire = msgspec.msgpack.Encoder()
@@ -240,9 +243,9 @@ def with_proof(
 
 
 def is_folded(event: Event) -> bool:
-    """Whether folds read an event: neither a tick, nor an engagement whose sender proved nothing."""
+    """Whether folds read an event: neither a tick, nor an engagement that counts for nobody."""
     if isinstance(event, Engagement):
-        return event.proof != UNPROVEN
+        return event.attributed or event.proof == USER_PROVEN
     return not isinstance(event, Tick)
 
 
@@ -263,12 +266,13 @@ def parse(
     now_ms: int | None = None,
     oldest_ms: int | None = None,
     unattributed: bool = False,
+    kinds: Sequence[str] = ENGAGEMENT_KINDS,
 ) -> Event:
     """Reads one external event: a decoded JSON object.
 
     With ``now_ms`` it refuses events more than five seconds in the future, with ``oldest_ms`` earlier ones;
     for historical data sets neither is given. ``unattributed`` allows an engagement's ``request_id`` to be
-    empty. Raises Rejected, naming the field, the value and the expectation.
+    empty. ``kinds``: of engagement. Raises Rejected, naming the field, the value and the expectation.
     """
     if not isinstance(raw, dict):
         raise Rejected("event", raw, "a JSON object with a 'type'")
@@ -280,7 +284,7 @@ def parse(
         event: Event = msgspec.convert(raw, Event, strict=True)
     except msgspec.ValidationError as error:
         raise explain(raw, error) from error
-    _check_meaning(event, unattributed)
+    _check_meaning(event, unattributed, kinds)
     if now_ms is not None and event.time_ms > now_ms + MAX_FUTURE_MS:
         latest = (
             f"at most {now_ms + MAX_FUTURE_MS}, {MAX_FUTURE_MS // 1000} s after now: set the clock"
@@ -292,7 +296,7 @@ def parse(
     return event
 
 
-def _check_meaning(event: Event, unattributed: bool) -> None:
+def _check_meaning(event: Event, unattributed: bool, kinds: Sequence[str]) -> None:
     if not 0 <= event.time_ms <= MAX_TIME_MS:
         raise Rejected("time_ms", event.time_ms, "milliseconds since 1970, up to the year 9999")
     for name in _IDS:
@@ -300,8 +304,8 @@ def _check_meaning(event: Event, unattributed: bool) -> None:
                 and event.request_id == ""):  # fmt: skip
             _check_id(name, getattr(event, name, None))
     if isinstance(event, Engagement):
-        if event.kind not in ENGAGEMENT_KINDS:
-            raise Rejected("kind", event.kind, f"one of {', '.join(ENGAGEMENT_KINDS)}")
+        if event.kind not in kinds:
+            raise Rejected("kind", event.kind, f"one of {', '.join(kinds)}")
         if event.watch_ms is not None and event.watch_ms < 0:
             raise Rejected("watch_ms", event.watch_ms, "milliseconds, not negative")
         if event.watch_ms is not None and event.watch_ms > MAX_WATCH_MS:

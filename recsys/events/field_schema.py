@@ -18,7 +18,8 @@ class Schema:
 
     ``groups``: item fields with shared values (author, tags), used by counters and history. ``labels``:
     engagement kinds, the most important first. ``shown_by``: when an item counts as shown: ``impression``
-    (every served item) or ``view`` (the client reports what was on screen).
+    (every served item) or ``view`` (the client reports what was on screen). ``kinds``: of engagement that the
+    app declares; none: ``event_types.ENGAGEMENT_KINDS``.
     """
 
     item: tuple[tuple[str, str], ...] = ()
@@ -28,6 +29,7 @@ class Schema:
     labels: tuple[str, ...] = ("long_view", "click", "like", "follow", "comment", "share", "hide")
     vectors: tuple[tuple[str, int], ...] = ()
     shown_by: str = "view"
+    kinds: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.labels:

@@ -22,8 +22,9 @@ _LARGEST = float(np.finfo(np.float32).max)
 
 
 class Catalogue:
-    """Items by index: keys int64 (n, I), numbers float32 (n, M), alive bool (n,). See FeatureSet for I, M.
-    ``living``: ``alive`` as a bitmap, cheap to copy for each request."""
+    """Items by index: keys int64 (n, I), numbers float32 (n, M), alive bool (n,), first publication int64
+    (n,) in milliseconds, 0 if unpublished. See FeatureSet for I, M. ``living``: ``alive`` as a bitmap, cheap
+    to copy for each request."""
 
     def __init__(self, features: FeatureSet, capacity: int = 1024) -> None:
         self.features = features
@@ -35,6 +36,7 @@ class Catalogue:
         self._keys = np.zeros((capacity, features.item_columns), np.int64)
         self._numbers = np.zeros((capacity, features.number_columns), np.float32)
         self._alive = np.zeros(capacity, np.bool_)
+        self._published_ms = np.zeros(capacity, np.int64)
         self.living = Bitmap()
 
     def __len__(self) -> int:
@@ -51,6 +53,10 @@ class Catalogue:
     @property
     def alive(self) -> NDArray[np.bool_]:
         return self._alive[: len(self.ids)]
+
+    @property
+    def published_ms(self) -> NDArray[np.int64]:
+        return self._published_ms[: len(self.ids)]
 
     def index_of(self, item_id: Id) -> int | None:
         """The index of an item, alive or not; None if it was never published."""
@@ -73,6 +79,8 @@ class Catalogue:
             index = self._append(item.item_id)
         self._alive[index] = not item.removed
         self.living.put(index, not item.removed)
+        if not self._published_ms[index]:
+            self._published_ms[index] = item.time_ms
         if not item.removed:
             self.fields[index] = item.fields
             self._keys[index] = self.features.item_keys(item.item_id, item.fields)
@@ -87,7 +95,7 @@ class Catalogue:
     def reserve(self, more: int) -> None:
         """Makes room for ``more`` items. Other threads may read meanwhile, none may write."""
         rows = len(self.ids) + more
-        for name in ("_keys", "_numbers", "_alive"):
+        for name in ("_keys", "_numbers", "_alive", "_published_ms"):
             setattr(self, name, grown(getattr(self, name), rows))
         self._by_key.reserve(more)
 

@@ -1,7 +1,7 @@
 """Running counters with exponential decay: impressions and engagements of an entity, recent and long-term.
 
-A counter is a sum of events, each weighted by 2^(-age / half-life), at two half-lives (hours, weeks). Decay
-is by event time and additions commute: the order of partitions changes only the last bits.
+A counter is a sum of events, each weighted by 2^(-age / half-life), at several half-lives. Decay is by event
+time and additions commute: the order of partitions changes only the last bits.
 """
 
 from collections.abc import Iterable, Sequence
@@ -15,8 +15,10 @@ from recsys.arrays.key_index import place_of
 from recsys.features import counter_kernels as kernels
 
 # C columns of a row = speeds × kinds; kinds = shown, each label, watch (sum of log1p seconds)
-HALF_LIVES_MS: Final = (kernels.FAST_MS, kernels.SLOW_MS)
-SPEEDS: Final = len(HALF_LIVES_MS)
+HALF_LIVES_MS: Final = (
+    6 * 3_600_000.0,
+    14 * 24 * 3_600_000.0,
+)  # unless a feature set declares its own
 
 Keys = NDArray[np.int64]
 Values = NDArray[np.float32]
@@ -25,9 +27,13 @@ Values = NDArray[np.float32]
 class CounterTable:
     """Counter rows by 64-bit key: values float32 (n, C), as of each row's last update. 0 is no key."""
 
-    def __init__(self, kinds: int, capacity: int = 16) -> None:
+    def __init__(
+        self, kinds: int, capacity: int = 16, half_lives_ms: Sequence[float] = HALF_LIVES_MS
+    ) -> None:
         self.kinds = kinds
-        self.columns = SPEEDS * kinds
+        self.half_lives_ms = np.array(half_lives_ms, np.float64)
+        self.speeds = len(half_lives_ms)
+        self.columns = self.speeds * kinds
         self._begin(max(1, capacity))
 
     def __len__(self) -> int:
@@ -45,12 +51,14 @@ class CounterTable:
         """Adds ``amounts`` (kinds,) to every key's counters. Keys must not repeat."""
         rows = self._ids.insert(np.array(tuple(keys), np.int64))
         _, values, last_ms = self.arrays
-        kernels.add(values, last_ms, rows, np.asarray(amounts, np.float32), now_ms)
+        amounts = np.asarray(amounts, np.float32)
+        kernels.add(values, last_ms, self.half_lives_ms, rows, amounts, now_ms)
 
     def read(self, keys: Keys, now_ms: int) -> Values:
         """Counters as of ``now_ms``, shape keys.shape + (C,); zeros for 0 and unknown keys."""
         out = np.zeros((keys.size, self.columns), np.float32)
-        kernels.read(*self.arrays, np.ascontiguousarray(keys).ravel(), now_ms, out)
+        flat = np.ascontiguousarray(keys).ravel()
+        kernels.read(*self.arrays, self.half_lives_ms, flat, now_ms, out)
         return out.reshape(*keys.shape, self.columns)
 
     def reserve(self, more: int) -> None:

@@ -9,15 +9,14 @@ import numpy as np
 
 from recsys.events.hashing import key_of
 from recsys.features.catalogue import Catalogue
-from recsys.features.counters import SPEEDS, CounterTable
-from recsys.features.dense_columns import MOMENT, entities
+from recsys.features.counters import CounterTable
 from recsys.features.feature_kernels import gather, lay, ratios
-from recsys.features.feature_set import GROUP_WIDTH, FeatureSet, Floats, Keys, RequestFeatures
+from recsys.features.feature_set import MOMENT, FeatureSet, Floats, Keys, RequestFeatures
 from recsys.features.item_counters import GLOBAL
+from recsys.features.running_rates import CONTEXT, PROFILE
 from recsys.features.session import NOBODY, USER, Session
 
 _SMOOTHING: Final = 4.0  # prior examples added to every running rate
-_SAME_AT: Final = np.array([0, 1, 5, 6])  # indices of the entities that are the same for all items
 _RARE: Final = np.float32(1e-4)  # minimal distance of a rate from 0 and 1
 _WATCH: Final = 8.0  # bound in log seconds: 50 minutes
 _DAY_MS: Final = 86_400_000
@@ -29,14 +28,22 @@ class FeatureBuilder:
 
     def __init__(self, features: FeatureSet) -> None:
         self.features = features
-        self._groups = [features.slot(f"item.{name}") for name in features.schema.groups]
-        self._group_starts = np.array([slot.start for slot in self._groups], np.int64)
-        self._duration = features.slot("duration").start
         self._context = features.slot("context").start
+        self._profile = features.slot("profile").start
         kinds = features.kinds
         self.rates = np.array([kinds.index(label) for label in features.main_labels], np.int64)
         self.watch = kinds.index("watch")
-        self._each_at = np.setdiff1d(np.arange(len(entities(features.schema))), _SAME_AT)
+        entities = list(enumerate(features.entities))
+        # Entities that are the same for all items, everybody's first, and entities of each item.
+        same = sorted(((e.own, at) for at, e in entities if not e.right))
+        self._same_at = np.array([at for _, at in same], np.int64)
+        self._each_at = np.array([at for at, e in entities if e.right], np.int64)
+        self._each = np.zeros((len(self._each_at), 5), np.int64)
+        for row, at in enumerate(self._each_at):
+            entity = features.entities[at]
+            slot = features.slot(entity.right)
+            self._each[row] = entity.own, bool(entity.left), 0, slot.start, slot.stop - slot.start
+        self._compared = np.array(features.compared, np.int64)
 
     @property
     def dense_width(self) -> int:
@@ -53,9 +60,11 @@ class FeatureBuilder:
         counters: CounterTable,
         now_ms: int,
         base: RequestFeatures | None = None,
+        is_list: bool = False,
     ) -> RequestFeatures:
         """Features of the candidates, given by their catalogue indices (N,). ``base``: features of the same
-        request with other candidates, whose user part is reused."""
+        request with other candidates, whose user part is reused. ``is_list``: the candidates are the list
+        that is shown, so that they can be compared; else these columns are 0."""
         items_NI = catalogue.keys[candidates]
         if base is None:
             contexts = self.features.context_keys(surface, context)
@@ -65,11 +74,15 @@ class FeatureBuilder:
             user, history, outcomes = base.user_U, base.history_TH, base.outcomes_TO
         dense = np.zeros((len(candidates), self.dense_width), np.float32)
         if dense.size:
-            main_context = int(user[self._context])
-            self._fill_dense(dense, session, main_context, items_NI, counters, now_ms)
-            moment = self.dense_width - len(MOMENT)
-            dense[:, moment - self.features.number_columns : moment] = catalogue.numbers[candidates]
-            dense[:, moment:] = _moment(session, now_ms)
+            self._fill_dense(dense, session, user, items_NI, counters, now_ms)
+            start = len(self.features.entities) * len(self.features.numbers)
+            moment = start + self.features.number_columns
+            dense[:, start:moment] = catalogue.numbers[candidates]
+            dense[:, moment : moment + len(MOMENT)] = _moment(session, now_ms)
+            if self.features.declared.item_age:
+                dense[:, moment + len(MOMENT)] = _ages(catalogue.published_ms[candidates], now_ms)
+            if is_list:
+                self.compare(dense)
         return RequestFeatures(self.features.digest, user, items_NI, history, outcomes, dense)
 
     def _user_keys(self, session: Session, contexts: list[int], now_ms: int) -> Keys:
@@ -82,36 +95,52 @@ class FeatureBuilder:
         keys[hour.start] = _HOURS[(now_ms // 3_600_000) % 24]
         return keys
 
+    def compare(self, dense: Floats) -> None:
+        """Writes how the items' rates and ages compare within a list, in place: the difference to the mean,
+        and the rank from -1/2 to 1/2."""
+        if not len(self._compared):
+            return
+        values, n = dense[:, self._compared], len(dense)
+        width = values.shape[1]
+        dense[:, -2 * width : -width] = values - values.mean(0)
+        below = (values[None] < values[:, None]).sum(1) - (values[None] > values[:, None]).sum(1)
+        dense[:, -width:] = below / np.float32(2 * max(1, n - 1))
+
     def _fill_dense(
         self,
         dense: Floats,
         session: Session,
-        context: int,
+        user: Keys,
         items_NI: Keys,
         counters: CounterTable,
         now_ms: int,
     ) -> None:
-        """Writes the rates of ``dense_columns.entities``: all viewers and the context; the item, and the item
-        and its duration in the context; the user overall and in the context; the user with the item and its
-        duration; all viewers and the user with each group. Rates shared by all items are computed once."""
-        shared = counters.read(np.array([GLOBAL, context], np.int64), now_ms)
-        own = session.counters.read(np.array([USER, context], np.int64), now_ms)
-        sums = np.zeros((len(items_NI), len(self._each_at), counters.columns), np.float32)
+        """Writes the numbers of ``FeatureSet.entities``. Those shared by all items are computed once."""
+        lefts = {CONTEXT: int(user[self._context]), PROFILE: int(user[self._profile])}
+        same = [self.features.entities[at] for at in self._same_at]
+        shared_keys = [lefts.get(e.left, GLOBAL) for e in same if not e.own]
+        own_keys = [lefts.get(e.left, USER) for e in same if e.own]
+        shared = counters.read(np.array([GLOBAL, *shared_keys], np.int64), now_ms)
+        own = session.counters.read(np.array(own_keys, np.int64), now_ms)
+        each = self._each.copy()
+        for row, at in enumerate(self._each_at):
+            each[row, 2] = lefts.get(self.features.entities[at].left, 0)
+        sums = np.zeros((len(items_NI), len(each), counters.columns), np.float32)
         gather(
-            *counters.arrays, *session.counters.arrays, np.ascontiguousarray(items_NI),
-            self._duration, self._group_starts, GROUP_WIDTH, context, now_ms, sums,
+            *counters.arrays, *session.counters.arrays, counters.half_lives_ms,
+            np.ascontiguousarray(items_NI), each, now_ms, sums,
         )  # fmt: skip
-        rates = _Rates(self, shared[0])
-        rates.write(np.concatenate([shared, own])[None], _SAME_AT, dense)
+        rates = _Rates(self, shared[0], counters.speeds)
+        rates.write(np.concatenate([shared[1:], own])[None], self._same_at, dense)
         rates.write(sums, self._each_at, dense)
 
 
 class _Rates:
     """Log counts, smoothed rates as log odds relative to the overall rate, and mean log watch time."""
 
-    def __init__(self, builder: FeatureBuilder, overall_C: Floats) -> None:
-        self._rates, self._watch = builder.rates, builder.watch
-        overall = overall_C.reshape(SPEEDS, -1)
+    def __init__(self, builder: FeatureBuilder, overall_C: Floats, speeds: int) -> None:
+        self._rates, self._watch, self._speeds = builder.rates, builder.watch, speeds
+        overall = overall_C.reshape(speeds, -1)
         prior = (overall[:, self._rates] + np.float32(0.5)) / (overall[:, :1] + np.float32(1))
         self._prior = np.ascontiguousarray(np.clip(prior, _RARE, 1 - _RARE), np.float32)
         self._prior_odds = np.log(self._prior / (1 - self._prior))
@@ -120,7 +149,7 @@ class _Rates:
     def write(self, sums_NEC: Floats, places_E: Keys, dense: Floats) -> None:
         """Writes the rates of counters to their entities' places; one row (N = 1) applies to all items."""
         n, entities, _ = sums_NEC.shape
-        logs = np.empty((n, entities, SPEEDS * (1 + len(self._rates))), np.float32)
+        logs = np.empty((n, entities, self._speeds * (1 + len(self._rates))), np.float32)
         ratios(sums_NEC, self._rates, self._prior, _SMOOTHING, _RARE, logs)
         np.log(logs, out=logs)
         # Bounded, since an imported log may report watch time without impressions.
@@ -141,3 +170,10 @@ def _moment(session: Session, now_ms: int) -> Floats:
         ],
         np.float32,
     )
+
+
+def _ages(published_ms: Keys, now_ms: int) -> Floats:
+    """Logarithm of the hours since publication, at most about 2; -1 for an item that was never published."""
+    hours = np.maximum(0, now_ms - published_ms) / 3_600_000.0
+    ages: Floats = np.where(published_ms > 0, np.log1p(hours) / 5.0, -1.0).astype(np.float32)
+    return ages

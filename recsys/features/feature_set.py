@@ -19,7 +19,14 @@ from numpy.typing import NDArray
 from recsys.events.event_types import FeatureBlock, Impression
 from recsys.events.field_schema import CATEGORICAL, NUMERIC, Schema, values_of
 from recsys.events.hashing import Id, digest_of, key_of
-from recsys.features.dense_columns import dense_names
+from recsys.features.counters import CounterTable
+from recsys.features.running_rates import (
+    Entity,
+    default_entities,
+    entity_of,
+    numbers,
+    speed_names,
+)
 
 Keys = NDArray[np.int64]
 Floats = NDArray[np.float32]
@@ -43,6 +50,28 @@ class Slot:
     stop: int
 
 
+# Columns of the moment of a request.
+MOMENT: Final = ("hour.sin", "hour.cos", "since_last_event", "events")
+AGE: Final = "item.age"
+
+
+@dataclass(frozen=True)
+class Declared:
+    """Features that an app declares; by default those of short video.
+
+    ``half_lives_h``: of the counters, ascending. ``entities``: names as in ``running_rates.entity_of``; none:
+    the default ones. ``history_of``: kinds of engagement that enter the history; none: every item that was
+    shown. ``item_age``: whether the time since an item's first publication is a column. ``list_context``:
+    entities whose rates are compared with those of the other items of the list.
+    """
+
+    half_lives_h: tuple[float, ...] = (6.0, 336.0)
+    entities: tuple[str, ...] = ()
+    history_of: tuple[str, ...] = ()
+    item_age: bool = False
+    list_context: tuple[str, ...] = ()
+
+
 @dataclass(frozen=True)
 class FeatureSet:
     """The named list of features that a model reads; sets are equal if their digests are, which cover these
@@ -55,11 +84,21 @@ class FeatureSet:
     schema: Schema
     kind: str = "all"
     history: int = 20
+    declared: Declared = Declared()
 
     @cached_property
     def digest(self) -> str:
-        content = [msgspec.to_builtins(self), self.columns]
+        content = [self.as_dict(), self.columns]
         return digest_of(msgspec.json.encode(content, order="deterministic"))
+
+    def as_dict(self) -> dict[str, Any]:
+        """The fields as stored. Without declared features they are those of older versions."""
+        fields: dict[str, Any] = msgspec.to_builtins(self)
+        if self.declared == Declared():
+            fields.pop("declared", None)
+        if not self.schema.kinds:
+            fields["schema"].pop("kinds", None)
+        return fields
 
     @cached_property
     def columns(self) -> dict[str, list[str]]:
@@ -74,9 +113,60 @@ class FeatureSet:
         }
 
     @cached_property
+    def entities(self) -> tuple[Entity, ...]:
+        """Entities with running rates, in the order of their columns."""
+        declared = self.declared.entities
+        return tuple(entity_of(name, self.schema) for name in declared) or default_entities(
+            self.schema
+        )
+
+    @cached_property
+    def speeds(self) -> tuple[str, ...]:
+        """Names of the counters' half-lives, fastest first."""
+        half_lives = self.declared.half_lives_h
+        return ("fast", "slow") if half_lives == Declared.half_lives_h else speed_names(half_lives)
+
+    @cached_property
     def dense_names(self) -> tuple[str, ...]:
-        """The names of the dense columns (F,); empty unless the kind is ``all``."""
-        return dense_names(self.schema, self.main_labels) if self.kind == "all" else ()
+        """The names of the dense columns (F,): rates of the entities, the item's own numbers, the moment, the
+        age and what is compared within the list; empty unless the kind is ``all``."""
+        if self.kind != "all":
+            return ()
+        rates = tuple(f"{e.name}/{number}" for e in self.entities for number in self.numbers)
+        numeric = (f"item.{name}" for name in self.schema.names("item", NUMERIC))
+        vectors = (
+            f"item.{name}[{n}]" for name, length in self.schema.vectors for n in range(length)
+        )
+        own = (*rates, *numeric, *vectors, *MOMENT, *((AGE,) if self.declared.item_age else ()))
+        compared = [own[column] for column in self.compared]
+        ranks = (f"list.rank({name})" for name in compared)
+        return (*own, *(f"list.above({name})" for name in compared), *ranks)
+
+    @cached_property
+    def numbers(self) -> tuple[str, ...]:
+        """Numbers of each entity."""
+        return numbers(self.main_labels, self.speeds)
+
+    @cached_property
+    def compared(self) -> tuple[int, ...]:
+        """Dense columns that are compared within the list: rates of ``list_context``, and the age."""
+        if not self.declared.list_context or self.kind != "all":
+            return ()
+        names = [entity.name for entity in self.entities]
+        width, speeds = len(self.numbers), len(self.speeds)
+        starts = [names.index(name) * width for name in self.declared.list_context]
+        rates = [start + number for start in starts for number in range(speeds, width - 1)]
+        age = len(names) * width + self.number_columns + len(MOMENT)
+        return (*rates, *((age,) if self.declared.item_age else ()))
+
+    def counter_table(self, capacity: int = 16) -> CounterTable:
+        """An empty table of the counters of this set."""
+        half_lives_ms = [3_600_000.0 * hours for hours in self.declared.half_lives_h]
+        return CounterTable(len(self.kinds), capacity, half_lives_ms)
+
+    def slow_counter(self, kind: str) -> int:
+        """The column of a kind's slowest counter."""
+        return (len(self.speeds) - 1) * len(self.kinds) + self.kinds.index(kind)
 
     @cached_property
     def user_slots(self) -> tuple[Slot, ...]:
@@ -146,24 +236,24 @@ class FeatureSet:
         starts = [self.slot(f"item.{name}").start for name in self.schema.groups]
         return [column for start in starts for column in range(start, start + HISTORY_GROUP)]
 
-    def entities(self, keys_I: Keys) -> tuple[int, ...]:
+    def counted_keys(self, keys_I: Keys) -> tuple[int, ...]:
         """The keys of an item's counters, each once: itself, its groups' values, its duration. Cached by the
         item's keys, since it is called for every event."""
         packed = keys_I.tobytes()
-        entities = self._entities.get(packed)
+        entities = self._counted.get(packed)
         if entities is None:
-            if len(self._entities) >= ENTITIES_KEPT:
-                self._entities.clear()
+            if len(self._counted) >= ENTITIES_KEPT:
+                self._counted.clear()
             columns = [0, self.slot("duration").start]
             for name in self.schema.groups:
                 slot = self.slot(f"item.{name}")
                 columns.extend(range(slot.start, slot.stop))
             entities = tuple(dict.fromkeys(int(key) for key in keys_I[columns] if key))
-            self._entities[packed] = entities
+            self._counted[packed] = entities
         return entities
 
     @cached_property
-    def _entities(self) -> dict[bytes, tuple[int, ...]]:
+    def _counted(self) -> dict[bytes, tuple[int, ...]]:
         return {}
 
     @cached_property

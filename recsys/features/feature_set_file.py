@@ -72,7 +72,7 @@ def write_feature_set(config: Config, features: FeatureSet) -> None:
 
 def encode_feature_set(features: FeatureSet) -> bytes:
     """The file's content: the fields, and the digest of the columns that they mean today."""
-    fields = msgspec.to_builtins(features) | {"digest": features.digest}
+    fields = features.as_dict() | {"digest": features.digest}
     return msgspec.json.format(msgspec.json.encode(fields))
 
 

@@ -15,9 +15,10 @@ from numpy.typing import NDArray
 from recsys.config.safety_config import BoundsConfig
 from recsys.events.event_types import Engagement, Event, Impression, Verdict
 from recsys.events.hashing import Id, cross, key_of
-from recsys.features.counters import CounterTable, amounts
+from recsys.features.counters import amounts
 from recsys.features.feature_set import FeatureSet, Keys
 from recsys.features.influence import Influences
+from recsys.features.running_rates import CONTEXT, PROFILE
 
 KeysOf = Callable[[Id], Keys]
 GLOBAL: Final = key_of("entity", "global")
@@ -33,15 +34,19 @@ class ItemCounters:
         self.features = features
         self.influences = Influences(bounds, partitions)
         self.quarantined: set[str] = set()
-        self.counters = CounterTable(len(features.kinds), 1024)
+        self.counters = features.counter_table(1024)
         self._context_by_request: OrderedDict[str, int] = OrderedDict()
         # Segment by request, for viewers with a profile.
         self._segment_by_request: OrderedDict[str, int] = OrderedDict()
         self._changed: set[int] = set()
         self._kinds = set(features.kinds) | {"view"}
-        self._duration = features.slot("duration").start
         self._profile_slot = features.slot("profile")
-        self._crosses: dict[tuple[int, int, int], tuple[int, ...]] = {}
+        self._crossed_columns = {
+            CONTEXT: crossed_columns(features, CONTEXT),
+            PROFILE: crossed_columns(features, PROFILE),
+        }
+        self._counts_profile = any(e.left == PROFILE and not e.right for e in features.entities)
+        self._crosses: dict[tuple[int, bytes], tuple[int, ...]] = {}
 
     def impression(self, impression: Impression, items_NI: Keys) -> None:
         """Remembers the context; counts all items as shown if the schema says that impressions are."""
@@ -148,29 +153,35 @@ class ItemCounters:
     ) -> None:
         if not added.any():
             return
-        entities = (GLOBAL, *self.features.entities(keys_I))
+        keys = (GLOBAL, *self.features.counted_keys(keys_I))
         if context:
-            entities += (context, *self._crossed(context, keys_I))
+            keys += (context, *self._crossed(CONTEXT, context, keys_I))
         if segment and segment != context:
-            entities += (int(cross(segment, keys_I[:1])[0]),)
-        self.counters.add(entities, added, now_ms)
-        self._changed.update(entities)
+            keys += ((segment,) if self._counts_profile else ()) + self._crossed(
+                PROFILE, segment, keys_I
+            )
+        self.counters.add(keys, added, now_ms)
+        self._changed.update(keys)
 
-    def _crossed(self, context: int, keys_I: Keys) -> tuple[int, ...]:
-        """The context's crosses with one item, cached."""
-        pair = (context, int(keys_I[0]), int(keys_I[self._duration]))
+    def _crossed(self, left: str, key: int, keys_I: Keys) -> tuple[int, ...]:
+        """The crosses of a context's or segment's key with one item, cached."""
+        pair = (key, keys_I.tobytes())
         crosses = self._crosses.get(pair)
         if crosses is None:
             if len(self._crosses) >= REQUESTS:
                 self._crosses.clear()
-            keys = context_entities(self.features, context, keys_I[None, :])[0].tolist()
-            crosses = self._crosses[pair] = tuple(key for key in keys if key)
+            keys = cross(key, keys_I[self._crossed_columns[left]]).tolist()
+            crosses = self._crosses[pair] = tuple(dict.fromkeys(key for key in keys if key))
         return crosses
 
 
-def context_entities(features: FeatureSet, context: int, items_NI: Keys) -> Keys:
-    """The item and its duration, each crossed with the context, (N, 2)."""
-    return cross(context, items_NI[:, [0, features.slot("duration").start]])
+def crossed_columns(features: FeatureSet, left: str) -> list[int]:
+    """Item columns whose keys are counted crossed with the context or the segment. The item always is:
+    sources of candidates read it."""
+    rights = {"item"} | ({"duration"} if left == CONTEXT else set())
+    rights |= {e.right for e in features.entities if e.left == left and e.right and not e.own}
+    slots = [features.slot(name) for name in rights]
+    return sorted(column for slot in slots for column in range(slot.start, slot.stop))
 
 
 def segment_of(features: FeatureSet, user_U: Keys) -> int:

@@ -13,7 +13,7 @@ import numpy as np
 
 from recsys.events.event_types import USER_PROVEN, Engagement, Impression, Preference, User
 from recsys.events.hashing import Id, digest_of, key_of
-from recsys.features.counters import CounterTable, amounts
+from recsys.features.counters import amounts
 from recsys.features.feature_set import FeatureSet, Floats, Keys
 
 USER: Final = key_of("entity", "user")  # the counter row of the user as a whole
@@ -69,7 +69,7 @@ class Session:
         self.hidden: deque[int] = deque(maxlen=seen)
         self.wishes: dict[int, str] = {}  # block, mute or less, by the key of an item or of a value
         self.plain = False  # whether the viewer's profile says that they don't want to be profiled
-        self.counters = CounterTable(len(features.kinds))
+        self.counters = features.counter_table()
 
     def fold_user(self, user: User) -> None:
         self.profile = self.features.profile_keys(user.fields)
@@ -108,7 +108,7 @@ class Session:
         if self.features.schema.shown_by == "impression":
             for keys_I in items_NI:
                 self._count(keys_I, context, "shown", None, impression.time_ms)
-                self._enter(impression.request_id, keys_I, impression.time_ms)
+                self._enter(impression.request_id, keys_I, impression.time_ms, "")
 
     def fold_engagement(self, engagement: Engagement, keys_I: Keys) -> None:
         """Folds an engagement with one item, whose keys (I,) come from the catalogue. Without an attribution
@@ -128,10 +128,10 @@ class Session:
         if kind == "view" and self.features.schema.shown_by == "view":
             self._count(keys_I, context, "shown", None, now_ms)
         self._count(keys_I, context, kind, engagement.watch_ms, now_ms)
-        entry = self._enter(engagement.request_id, keys_I, now_ms)
-        if kind in self.features.schema.labels:
+        entry = self._enter(engagement.request_id, keys_I, now_ms, kind)
+        if entry is not None and kind in self.features.schema.labels:
             entry.outcomes[self.features.schema.labels.index(kind)] = 1.0
-        if engagement.watch_ms is not None:
+        if entry is not None and engagement.watch_ms is not None:
             entry.watch_ms = max(entry.watch_ms, engagement.watch_ms)
         if kind == "hide":
             self.hidden.append(int(keys_I[0]))
@@ -209,22 +209,28 @@ class Session:
             return
         entities = (USER, context) if context else (USER,)
         self.counters.add(
-            (*entities, *self.features.entities(keys_I)),
+            (*entities, *self.features.counted_keys(keys_I)),
             amounts(self.features.kinds, kind, watch_ms),
             now_ms,
         )
         if len(self.counters) > 2 * COUNTER_ROWS:
             self.counters.keep_newest(COUNTER_ROWS)
 
-    def _enter(self, request_id: str, keys_I: Keys, now_ms: int) -> Entry:
+    def _enter(self, request_id: str, keys_I: Keys, now_ms: int, kind: str) -> Entry | None:
+        """The history entry of an item in a request, a new one if need be; None if neither one exists nor the
+        kind of engagement (empty: shown) makes one."""
         item = int(keys_I[0])
         for entry in reversed(self.history):
             if entry.request_id == request_id and entry.keys[0] == item:
                 return entry
+        history_of = self.features.declared.history_of
+        if not history_of or item not in self.seen:
+            self.seen.append(item)
+        if history_of and kind not in history_of:
+            return None
         labels = len(self.features.schema.labels)
         entry = Entry(request_id, self.features.history_entry(keys_I), [0.0] * labels, 0, now_ms)
         self.history.append(entry)
-        self.seen.append(item)
         return entry
 
 

@@ -41,7 +41,7 @@ def explain(
     variants = {
         "profile": (replace(query, session=session.without_profile()), counters),
         "context": (replace(query, request=replace(query.request, context={})), counters),
-        "popularity": (query, CounterTable(len(session.features.kinds))),
+        "popularity": (query, session.features.counter_table()),
     }
     for name, variant in variants.items():
         reasons.append(({"feature": name}, whole_R - score(*variant)))
@@ -88,16 +88,15 @@ def _reasons_of(
 def _met(session: Session, catalogue: Catalogue, index: int) -> _Met:
     """How often the viewer met each author and tag of an item, and the rate of the first label."""
     features = catalogue.features
-    shown, liked = features.kinds.index("shown"), features.kinds.index(features.main_labels[0])
-    slow = len(features.kinds)  # slow counters follow the fast ones
+    shown, liked = features.slow_counter("shown"), features.slow_counter(features.main_labels[0])
     met: _Met = {}
     for name in features.schema.groups:
         slot = features.slot(f"item.{name}")
         keys = catalogue.keys[index, slot.start : slot.stop]
         counts = session.counters.read(np.ascontiguousarray(keys), session.last_ms)
         for value, row in zip(values_of(catalogue.fields[index].get(name)), counts, strict=False):
-            times = float(row[slow + shown])
+            times = float(row[shown])
             if times > 0.05:
-                rate = round(min(1.0, float(row[slow + liked]) / times), 3)
+                rate = round(min(1.0, float(row[liked]) / times), 3)
                 met[name, value] = {"met": round(times, 1), "liked": rate}
     return met

@@ -33,7 +33,7 @@ def not_interested(replica: Replica, query: Query, candidates: Candidates) -> Ca
             candidates.add_scores(NOT_INTERESTED, -penalty * wished_N) if len(less) else candidates
         )
     features = replica.features
-    liked = len(features.kinds) + features.kinds.index(features.main_labels[0])  # slow counters
+    liked = features.slow_counter(features.main_labels[0])
     met = session.counters.read(keys, session.last_ms)[:, liked]
     weights = hidden / (hidden + met + 1.0)
     groups_NG = candidates.features.items_NI[:, features.group_columns()]

@@ -7,7 +7,6 @@ from numpy.typing import NDArray
 
 from experiments.assignment.policy import Policy
 from recsys.events.hashing import Id
-from recsys.features.counters import SPEEDS
 from recsys.features.session import Session
 from serving.replica.replica import Replica
 from serving.sessions.session_view import history_groups, view_of
@@ -49,10 +48,10 @@ def user(replica: Replica, session: Session, policy: Policy) -> dict[str, Any]:
 
 def _counters(replica: Replica, row_C: NDArray[np.float32]) -> dict[str, dict[str, float]]:
     kinds = replica.features.kinds
-    speeds = row_C.reshape(SPEEDS, len(kinds))
+    speeds = row_C.reshape(-1, len(kinds))
     return {
         name: {kind: round(float(value), 2) for kind, value in zip(kinds, row_K, strict=True)}
-        for name, row_K in zip(("fast", "slow"), speeds, strict=True)
+        for name, row_K in zip(replica.features.speeds, speeds, strict=True)
     }
 
 
@@ -72,7 +71,7 @@ def _met(replica: Replica, session: Session) -> list[dict[str, Any]]:
     features = replica.features
     keys = history_groups(session, replica.catalogue, features.schema.groups)
     read = session.counters.read(np.array(list(keys.values()), np.int64), session.last_ms)
-    slow_NK = read.reshape(len(keys), SPEEDS, len(features.kinds))[:, 1]
+    slow_NK = read[:, -len(features.kinds) :]
     entries = [
         {"feature": name, "value": value}
         | {kind: round(float(n), 2) for kind, n in zip(features.kinds, row, strict=True) if n}

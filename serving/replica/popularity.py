@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from recsys.features.catalogue import Catalogue
-from recsys.features.counters import HALF_LIVES_MS, CounterTable
+from recsys.features.counters import CounterTable
 from recsys.features.feature_set import FeatureSet
 
 Indices = NDArray[np.int64]
@@ -29,8 +29,9 @@ class Popularity:
     def __init__(self, features: FeatureSet, catalogue: Catalogue) -> None:
         self._catalogue = catalogue
         # A fast counter: these come first.
+        self._half_life_ms = 3_600_000.0 * features.declared.half_lives_h[0]
         self._main = features.kinds.index(features.main_labels[0])
-        self._shown_column = len(features.kinds)  # the first slow counter
+        self._shown_column = features.slow_counter("shown")
         self._values = np.full(1024, -np.inf, np.float64)
         self._shown = np.zeros(1024)
         self.top: Indices = np.empty(0, np.int64)  # items with engagement, most popular first
@@ -74,7 +75,7 @@ class Popularity:
     def _set(self, items: Indices, counters: NDArray[np.float32], last_ms: Indices) -> None:
         self.reserve(0)
         count = counters[:, self._main].astype(np.float64)
-        values = np.log2(count + 1e-6) + last_ms / HALF_LIVES_MS[0]
+        values = np.log2(count + 1e-6) + last_ms / self._half_life_ms
         values[count <= 0] = -np.inf
         # A count that shrank may admit an item from outside: only then are all items compared.
         before = self._values[items]

@@ -16,7 +16,6 @@ from recsys.arrays.growable import grown
 from recsys.config.system_config import Config, ModelConfig, TableConfig, tables_of
 from recsys.events.event_types import Item
 from recsys.events.records import ItemState
-from recsys.features.counters import CounterTable
 from recsys.features.feature_set import FeatureSet
 from recsys.model.model import Model, build_model
 from serving.replica.group_index import GroupIndex
@@ -42,7 +41,7 @@ class Replica(ItemVectors):
 
     def __init__(self, features: FeatureSet, config: Config, shards: int = 0) -> None:
         super().__init__(features, config, tables_of(config.model), shards)
-        self.counters = CounterTable(len(features.kinds), 1024)
+        self.counters = features.counter_table(1024)
         self.counted: list[int] = []  # offsets of ``events`` up to which the counters count
         self.model = published_model(features, config)
         self.groups = GroupIndex()

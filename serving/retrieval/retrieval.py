@@ -199,9 +199,8 @@ class Retrieval:
         keys = replica.catalogue.keys[top, 0]
         segment = segment_of(replica.features, viewer.user_U)
         counts = replica.counters.read(np.stack([keys, cross(segment, keys)]), session.last_ms)
-        kinds = replica.features.kinds
-        shown = counts[..., len(kinds)]  # slow
-        liked = counts[..., len(kinds) + kinds.index(replica.features.main_labels[0])]
+        shown = counts[..., replica.features.slow_counter("shown")]
+        liked = counts[..., replica.features.slow_counter(replica.features.main_labels[0])]
         overall = (liked[0] + 1.0) / (shown[0] + 2.0)
         rate = (liked[1] + _PRIOR * overall) / (shown[1] + _PRIOR)
         return top[np.argsort(-rate, kind="stable")[:k]]

@@ -8,7 +8,6 @@ import numpy as np
 
 from recsys.events.field_schema import values_of
 from recsys.features.catalogue import Catalogue
-from recsys.features.counters import SPEEDS
 from recsys.features.session import Session
 
 _NOT_WATCHED: Final = 0.3  # weight that topics lose by an item that wasn't watched long
@@ -43,7 +42,7 @@ def _topics(
     keys = history_groups(session, catalogue, ["tags"] if "tags" in groups else groups[-1:])
     kinds = session.features.kinds
     counts = session.counters.read(np.array(list(keys.values()), np.int64), session.last_ms)
-    fast = counts.reshape(len(keys), SPEEDS, len(kinds))[:, 0]
+    fast = counts[:, : len(kinds)]
     kind_weights = np.array([weights.get(kind, 0.0) for kind in kinds], np.float32)
     kind_weights[kinds.index("shown")] = -_NOT_WATCHED
     kind_weights[kinds.index("watch")] = 0.0

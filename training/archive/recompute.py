@@ -153,7 +153,7 @@ class CountersAsOf:
         self._items, self._folds, self._events_of = items, folds, events_of
         self._readers = [_Reader(events_of(partition)) for partition in range(partitions)]
         self._fold = ItemCounters(items.features, bounds, partitions)
-        self.nothing = CounterTable(len(items.features.kinds))
+        self.nothing = items.features.counter_table()
 
     def of(self, shown: PlacedImpression) -> CounterTable:
         """The server's counters when it made an impression; call it in the order of ``order_of``. Raises
@@ -261,8 +261,9 @@ class Recomputer:
         catalogue = self._items.catalogue(ids, offset, time_ms)
         indices = np.array([catalogue.index_of(item_id) for item_id in ids], np.int64)
         return self.builder.build(
-            session, impression.surface, impression.context, indices, catalogue, counters, time_ms
-        ).block()
+            session, impression.surface, impression.context, indices, catalogue, counters, time_ms,
+            is_list=True,
+        ).block()  # fmt: skip
 
 
 def counted_of(impression: Impression) -> list[int] | None:

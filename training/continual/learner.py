@@ -6,7 +6,7 @@ Legend: B examples of the lane, K labels, L outputs (labels, then watch time), U
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import torch
@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from parameter_server.shard.lanes import RowGradients
 from recsys.events.event_types import FeatureBlock
+from recsys.events.hashing import uniforms
 from recsys.events.records import TrainingExample
 from recsys.features.feature_set import FeatureSet, UnknownFeatureSet
 from recsys.model.batch import Batch, Jagged, assemble
@@ -24,6 +25,8 @@ from recsys.model.retrieval_vectors import retrieval_loss
 from training.continual.open_labels import LabelTargets, label_targets, with_rehearsed
 from training.continual.row_usage import examples_per_row
 
+_HIDDEN: Final = 0.25  # part of the examples that are learned without the context of their list
+_HIDDEN_SEED: Final = 0x1157
 Keys = NDArray[np.int64]
 Floats = NDArray[np.float32]
 
@@ -199,15 +202,26 @@ def batch_of(
     def column(name: str, kind: type[np.generic], *shape: int) -> NDArray[Any]:
         return np.frombuffer(packed(name), kind).reshape(size, *shape)
 
-    length = features.history_length
+    length, dense = features.history_length, column("dense", np.float32, dense_width)
+    user = column("user_keys", np.int64, features.user_columns)
+    items = column("item_keys", np.int64, features.item_columns)
+    if features.compared:
+        _hide_lists(dense, len(features.compared), user[:, 0] ^ items[:, 0])
     return assemble(
         features,
-        column("user_keys", np.int64, features.user_columns),
-        column("item_keys", np.int64, features.item_columns),
+        user,
+        items,
         column("history", np.int64, length, features.history_keys),
         column("outcomes", np.float32, length, features.outcomes),
-        column("dense", np.float32, dense_width),
+        dense,
     )
+
+
+def _hide_lists(dense_BF: Floats, compared: int, keys_B: Keys) -> None:
+    """Clears how items compare within their list in a hashed part of the examples, in place: candidates are
+    first ranked without it."""
+    hidden_B = uniforms(_HIDDEN_SEED, keys_B, 1)[:, 0] < _HIDDEN
+    dense_BF[hidden_B, -2 * compared :] = 0.0
 
 
 def _features(example: TrainingExample, digest: str) -> FeatureBlock:

@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from recsys.features.counters import HALF_LIVES_MS, SPEEDS, CounterTable, amounts
+from recsys.features.counters import HALF_LIVES_MS, CounterTable, amounts
 
 KINDS = ("shown", "long_view", "watch")
 FAST, SLOW = (int(h) for h in HALF_LIVES_MS)
@@ -22,7 +22,7 @@ def counters() -> CounterTable:
 
 def read(its: CounterTable, key: int, now_ms: int) -> np.ndarray:
     """(speeds, kinds) of one key."""
-    return its.read(np.array([key]), now_ms).reshape(SPEEDS, len(KINDS))
+    return its.read(np.array([key]), now_ms).reshape(2, len(KINDS))
 
 
 @pytest.mark.parametrize(("speed", "half_life_ms"), [(0, FAST), (1, SLOW)])
@@ -78,9 +78,9 @@ def test_unknown_keys_and_the_empty_place_read_as_zeros() -> None:
     assert not its.read(np.array([[0, 5], [6, 0]]), 9).any()
     its.add([5], ONE, 0)
     found = its.read(np.array([[0, 5], [-6, 5]]), 0)
-    assert found.shape == (2, 2, SPEEDS * len(KINDS))
+    assert found.shape == (2, 2, 2 * len(KINDS))
     assert found[:, 1].any() and not found[:, 0].any()
-    assert its.read(np.empty(0, np.int64), 0).shape == (0, SPEEDS * len(KINDS))
+    assert its.read(np.empty(0, np.int64), 0).shape == (0, 2 * len(KINDS))
 
 
 @settings(max_examples=40, deadline=None)

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from recsys.events.event_types import FeatureBlock
 from recsys.events.hashing import key_of
-from recsys.features import dense_columns
+from recsys.features import feature_set as feature_sets
 from recsys.features.feature_builder import FeatureBuilder
 from recsys.features.feature_set import (
     CONTENT_WIDTH,
@@ -64,7 +64,7 @@ def test_every_column_has_a_name(kind: str) -> None:
 
 def test_the_digest_changes_with_a_dense_column(monkeypatch: pytest.MonkeyPatch) -> None:
     before, without = FEATURES.digest, FeatureSet(SCHEMA, "ids+history", 4).digest
-    monkeypatch.setattr(dense_columns, "MOMENT", ("hour.cos", *dense_columns.MOMENT[1:]))
+    monkeypatch.setattr(feature_sets, "MOMENT", ("hour.cos", *feature_sets.MOMENT[1:]))
     assert FeatureSet(SCHEMA, "all", 4).digest != before
     assert FeatureSet(SCHEMA, "ids+history", 4).digest == without  # it reads none
 
@@ -72,7 +72,7 @@ def test_the_digest_changes_with_a_dense_column(monkeypatch: pytest.MonkeyPatch)
 def test_the_digest_does_not_hang_on_what_was_asked_before() -> None:
     used = FeatureSet(SCHEMA, "all", 4)
     keys = used.item_keys("v1", {"author": "a"})
-    assert used.entities(keys) and used.slot("item") and used.kinds and used.main_labels
+    assert used.counted_keys(keys) and used.slot("item") and used.kinds and used.main_labels
     assert used.digest == FeatureSet(SCHEMA, "all", 4).digest == FEATURES.digest
 
 
@@ -122,7 +122,7 @@ def test_no_value_of_a_field_breaks_the_keys(fields: dict[str, Any]) -> None:
     features = FeatureSet(WIDE)
     keys = features.item_keys("v", fields)
     assert keys.shape == (features.item_columns,) and keys[0] == key_of("item", "v")
-    assert features.entities(keys)[0] == keys[0] and 0 not in features.entities(keys)
+    assert features.counted_keys(keys)[0] == keys[0] and 0 not in features.counted_keys(keys)
     renamed = {"country": fields.get("author"), "likes": fields.get("tags")}
     assert len(features.profile_keys(renamed)) <= PROFILE_WIDTH
     assert features.context_keys("feed", {"page": fields.get("author")})
@@ -152,8 +152,8 @@ def test_the_same_value_of_two_fields_has_two_keys() -> None:
 
 def test_an_entity_that_stands_twice_counts_once() -> None:
     keys = FEATURES.item_keys("v", {"tags": ["a", "a", "b"]})
-    assert len(FEATURES.entities(keys)) == 3
-    assert FEATURES.entities(keys) is FEATURES.entities(keys.copy())  # kept
+    assert len(FEATURES.counted_keys(keys)) == 3
+    assert FEATURES.counted_keys(keys) is FEATURES.counted_keys(keys.copy())  # kept
 
 
 @pytest.mark.parametrize("kind", ["ids", "ids+history", "all"])

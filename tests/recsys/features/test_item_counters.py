@@ -7,7 +7,6 @@ import pytest
 from recsys.events.event_types import Engagement, Event, Verdict
 from recsys.events.hashing import Id, cross, key_of
 from recsys.features import item_counters
-from recsys.features.counters import SPEEDS
 from recsys.features.feature_set import FeatureSet, Keys, read_block
 from recsys.features.item_counters import GLOBAL, ItemCounters, segment_of
 from tests.support.session_events import ALL_SHOWN, NOW_MS, did, keys_of, shown
@@ -22,7 +21,7 @@ def by_id(item_id: Id) -> Keys:
 
 
 def count(its: ItemCounters, key: int, kind: str) -> float:
-    row = its.counters.read(np.array([key]), NOW_MS).reshape(SPEEDS, -1)
+    row = its.counters.read(np.array([key]), NOW_MS).reshape(2, -1)
     return float(row[0, its.features.kinds.index(kind)])
 
 

@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 
 from recsys.events.event_types import Engagement, Impression, RequestInputs, User
 from recsys.events.hashing import key_of
-from recsys.features.counters import SPEEDS
 from recsys.features.feature_set import FeatureSet
 from recsys.features.session import COUNTER_ROWS, REQUESTS, USER, Session
 from tests.support.session_events import ALL_SHOWN, NOW_MS, did, keys_of, shown
@@ -36,7 +35,7 @@ def session(features: FeatureSet = FEATURES, seen: int = 500) -> Session:
 
 
 def count(its: Session, key: int, kind: str, now_ms: int = NOW_MS) -> float:
-    row = its.counters.read(np.array([key]), now_ms).reshape(SPEEDS, -1)
+    row = its.counters.read(np.array([key]), now_ms).reshape(2, -1)
     return float(row[-1, its.features.kinds.index(kind)])
 
 

@@ -1,0 +1,1 @@
+"""Definitions of apps: event kinds, labels, fields and features of one stream."""

@@ -1,0 +1,212 @@
+"""``app.yaml``: reads the definition of an app. Each error names file, line, key, value and what is
+expected."""
+
+import re
+from pathlib import Path
+from typing import Any, Final
+
+from recsys.app.definition import (
+    BY_CLICK,
+    BY_LIST,
+    BY_VIEW,
+    FIELD_KINDS,
+    App,
+    EventKind,
+    Field,
+)
+from recsys.config.policy_config import SOURCES
+from recsys.config.yaml_with_lines import YamlError, YamlWithLines
+from recsys.features.feature_set import Declared
+from recsys.features.running_rates import entity_of
+
+_UNITS: Final = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0}
+_DURATION: Final = re.compile(r"(\d+(?:\.\d+)?)\s*([smhd])")
+_NAME: Final = re.compile(r"[A-Za-z][\w.-]{0,63}")
+_HISTORY: Final = 200
+_KEYS: Final = {
+    "app", "events", "fields", "groups", "shown", "window", "features", "history", "sources",
+}  # fmt: skip
+
+
+def read_app(file: Path) -> App:
+    """Reads and checks a definition; raises ValueError with file, line and remedy."""
+    try:
+        text = file.read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"{file}: expected a readable definition of an app ({error})") from error
+    return app_of(text, file)
+
+
+def app_of(text: str, file: object = "app.yaml") -> App:
+    """The definition in a YAML text; raises ValueError with file, line and remedy."""
+    return _Reader(YamlWithLines(text, file)).app()
+
+
+class _Reader:
+    """Reads one text: ``path`` leads to a value."""
+
+    def __init__(self, marked: YamlWithLines) -> None:
+        self._marked = marked
+
+    def app(self) -> App:
+        top = self._marked.mapping(_KEYS)
+        events = self._events(top.get("events", {"click": "positive"}))
+        features = top.get("features", {})
+        if not isinstance(features, dict):
+            raise self._expected("half_lives, rates, age and list", features, "features")
+        history = self._history(top, events)
+        app = App(
+            name=self._name(top.get("app", "app"), "app"),
+            events=events,
+            fields=self._fields(top.get("fields", {})),
+            groups=self._names(top.get("groups", []), "groups"),
+            shown=self._one_of((BY_VIEW, BY_LIST, BY_CLICK), top.get("shown", BY_VIEW), "shown"),
+            window_s=self._seconds(top.get("window", 60), "window"),
+            features=self._features(features, history[1]),
+            history=history[0],
+            sources=self._sources(top.get("sources", {})),
+        )
+        self._check(app, top)
+        return app
+
+    def _check(self, app: App, top: dict[str, Any]) -> None:
+        """Checks what one part says of another."""
+        texts = [n for n, f in app.fields.get("item", {}).items() if f.kind in ("category", "list")]
+        for at, name in enumerate(app.groups):
+            if name not in texts:
+                expected = (
+                    f"item fields that are categories or lists ({', '.join(texts) or 'none'})"
+                )
+                raise self._expected(expected, name, "groups", at)
+        for at, entity in enumerate(app.features.entities):
+            try:
+                entity_of(entity, app.schema)
+            except ValueError as error:
+                raise self._marked.error(str(error), "features", "rates", at) from None
+        try:
+            app.feature_set().dense_names  # noqa: B018
+        except ValueError as error:
+            raise self._marked.error(str(error), "features", "list") from None
+
+    def _events(self, raw: Any) -> dict[str, EventKind]:
+        if not isinstance(raw, dict) or not raw:
+            raise self._expected("kinds of engagement, e.g. {click: positive}", raw, "events")
+        events = {}
+        for name, value in raw.items():
+            self._name(name, "events", name)
+            label, weight = value, 1.0
+            if isinstance(value, dict):
+                self._marked.mapping({"label", "weight"}, "events", name)
+                label = value.get("label", "")
+                weight = self._positive(value.get("weight", 1.0), "events", name, "weight")
+            label = "" if label in (None, "", "none") else label
+            if label:
+                self._one_of(("positive", "negative", "none"), label, "events", name)
+            events[name] = EventKind(label, weight)
+        if not any(event.label == "positive" for event in events.values()):
+            raise self._expected("at least one kind with label: positive", list(events), "events")
+        return events
+
+    def _fields(self, raw: Any) -> dict[str, dict[str, Field]]:
+        self._marked.mapping({"item", "user", "context"}, "fields") if raw else None
+        parts: dict[str, dict[str, Field]] = {}
+        for part, names in (raw or {}).items():
+            if not isinstance(names, dict):
+                raise self._expected("names with their kinds", names, "fields", part)
+            fields = parts[part] = {}
+            for name, value in names.items():
+                path = ("fields", part, name)
+                self._name(name, *path)
+                length = 0
+                if isinstance(value, dict) and set(value) == {"vector"}:
+                    length, value = int(self._positive(value["vector"], *path)), "vector"
+                self._one_of(tuple(FIELD_KINDS), value, *path)
+                if value == "vector" and (part != "item" or not length):
+                    raise self._expected("{vector: LENGTH}, of an item", value, *path)
+                fields[name] = Field(value, length)
+        return parts
+
+    def _history(
+        self, top: dict[str, Any], events: dict[str, EventKind]
+    ) -> tuple[int, tuple[str, ...]]:
+        raw = top.get("history", 20)
+        if not isinstance(raw, dict):
+            return self._length(raw, "history"), ()
+        self._marked.mapping({"of", "length"}, "history")
+        kinds = self._names(raw.get("of", []), "history", "of")
+        for at, kind in enumerate(kinds):
+            self._one_of(tuple(events), kind, "history", "of", at)
+        return self._length(raw.get("length", 20), "history", "length"), kinds
+
+    def _features(self, raw: dict[str, Any], history_of: tuple[str, ...]) -> Declared:
+        if raw:
+            self._marked.mapping({"half_lives", "rates", "age", "list"}, "features")
+        hours = Declared.half_lives_h
+        if "half_lives" in raw:
+            path = ("features", "half_lives")
+            if not isinstance(raw["half_lives"], list) or not 1 <= len(raw["half_lives"]) <= 6:
+                raise self._expected("one to six durations", raw["half_lives"], *path)
+            seconds = [self._seconds(x, *path, at) for at, x in enumerate(raw["half_lives"])]
+            hours = tuple(sorted({s / 3600.0 for s in seconds}))
+        age = raw.get("age", False)
+        if not isinstance(age, bool):
+            raise self._expected("true or false", age, "features", "age")
+        return Declared(
+            half_lives_h=hours,
+            entities=self._names(raw.get("rates", []), "features", "rates", pattern=None),
+            history_of=history_of,
+            item_age=age,
+            list_context=self._names(raw.get("list", []), "features", "list", pattern=None),
+        )
+
+    def _sources(self, raw: Any) -> dict[str, int]:
+        if raw:
+            self._marked.mapping(set(SOURCES), "sources")
+        return {
+            name: self._length(n, "sources", name, most=1000) for name, n in (raw or {}).items()
+        }
+
+    # --- values ---
+
+    def _expected(self, expected: str, value: Any, *path: str | int) -> YamlError:
+        name = ".".join(map(str, path))
+        return self._marked.error(f"{name} is {value!r}, expected {expected}", *path)
+
+    def _name(self, value: Any, *path: str | int) -> str:
+        if not isinstance(value, str) or not _NAME.fullmatch(value):
+            raise self._expected("a name of letters, digits, '.', '_' and '-'", value, *path)
+        return value
+
+    def _names(self, raw: Any, *path: str | int, pattern: Any = _NAME) -> tuple[str, ...]:
+        if not isinstance(raw, list) or not all(isinstance(x, str) for x in raw):
+            raise self._expected("a list of names", raw, *path)
+        for at, name in enumerate(raw):
+            if pattern is not None:
+                self._name(name, *path, at)
+            if name in raw[:at]:
+                raise self._expected("each name once", name, *path, at)
+        return tuple(name.replace("*", "×").replace(" ", "") for name in raw)
+
+    def _one_of(self, values: tuple[str, ...], value: Any, *path: str | int) -> str:
+        if value not in values:
+            raise self._expected(f"one of {', '.join(values)}", value, *path)
+        return str(value)
+
+    def _positive(self, value: Any, *path: str | int) -> float:
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1e6:
+            raise self._expected("a number above 0, below a million", value, *path)
+        return float(value)
+
+    def _length(self, value: Any, *path: str | int, most: int = _HISTORY) -> int:
+        if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= most:
+            raise self._expected(f"a whole number of 0 to {most}", value, *path)
+        return value
+
+    def _seconds(self, value: Any, *path: str | int) -> float:
+        if isinstance(value, str) and (match := _DURATION.fullmatch(value.strip())):
+            value = float(match[1]) * _UNITS[match[2]]
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= 3.2e7:
+            raise self._expected(
+                "a duration of up to a year, e.g. 90s, 30m, 24h or 14d", value, *path
+            )
+        return float(value)

@@ -1,0 +1,119 @@
+"""The definition of an app as data: its events, labels, fields, features and objective.
+
+``recsys.app.app_file`` reads it from ``app.yaml``; Python code may build it directly. One definition serves
+replay and a running system: both take the feature set and the settings from it.
+"""
+
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Final
+
+import msgspec
+
+from recsys.config.policy_config import WATCH
+from recsys.config.system_config import Config
+from recsys.events.field_schema import CATEGORICAL, NUMERIC, VECTOR, Schema, default_groups
+from recsys.events.hashing import digest_of
+from recsys.features.feature_set import Declared, FeatureSet
+
+BY_VIEW: Final = "view"  # the client reports with a `view` what was on screen
+BY_LIST: Final = "list"  # every item of a served list was shown
+BY_CLICK: Final = "clicks"  # the log has engagements only, without lists
+# Kinds of declared fields, and the kind that features read.
+FIELD_KINDS: Final = {
+    "category": CATEGORICAL,
+    "list": CATEGORICAL,
+    "number": NUMERIC,
+    "vector": VECTOR,
+}
+
+
+@dataclass(frozen=True)
+class EventKind:
+    """A kind of engagement. ``label``: positive, negative, or "" if it isn't predicted. ``weight``: of its
+    predicted probability in the score; negative labels subtract theirs."""
+
+    label: str = ""
+    weight: float = 1.0
+
+
+@dataclass(frozen=True)
+class Field:
+    """A field of items, users or contexts. ``length``: of a vector."""
+
+    kind: str
+    length: int = 0
+
+
+@dataclass(frozen=True)
+class App:
+    """An app: see docs/reference/app.md for each part.
+
+    ``fields``: by name, under item, user and context; the first field of users and of contexts is crossed
+    with others. ``groups``: categorical item fields with counters of their own; none: the first two usual
+    ones. ``shown``: when an item counts as shown. ``window_s``: event time after which an item without
+    engagement is a negative.
+    """
+
+    name: str = "app"
+    events: dict[str, EventKind] = field(default_factory=lambda: {"click": EventKind("positive")})
+    fields: dict[str, dict[str, Field]] = field(default_factory=dict)
+    groups: tuple[str, ...] = ()
+    shown: str = BY_VIEW
+    window_s: float = 60.0
+    features: Declared = Declared()
+    history: int = 20
+    sources: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """Kinds of engagement that are predicted: positive ones first, each in the order of declaration."""
+        ordered = sorted(self.events.items(), key=lambda event: event[1].label != "positive")
+        return tuple(kind for kind, event in ordered if event.label)
+
+    @cached_property
+    def schema(self) -> Schema:
+        """The schema of fields and labels."""
+        items = self.fields.get("item", {})
+        texts = tuple(name for name, f in items.items() if FIELD_KINDS[f.kind] == CATEGORICAL)
+        by_part = {
+            part: tuple(
+                (name, FIELD_KINDS[f.kind]) for name, f in self.fields.get(part, {}).items()
+            )
+            for part in ("item", "user", "context")
+        }
+        return Schema(
+            **by_part,
+            groups=self.groups or default_groups(texts),
+            labels=self.labels,
+            vectors=tuple((name, f.length) for name, f in items.items() if f.kind == "vector"),
+            shown_by="view" if self.shown == BY_VIEW else "impression",
+            kinds=tuple(self.events),
+        )
+
+    def feature_set(self, kind: str = "all") -> FeatureSet:
+        """The features of the app. Raises ValueError for an entity that can't be counted."""
+        features = FeatureSet(self.schema, kind, self.history, self.features)
+        for name in self.features.list_context:
+            if name not in [entity.name for entity in features.entities]:
+                raise ValueError(f"features.list has {name!r}, which isn't among features.rates")
+        return features
+
+    def config(self, base: Config) -> Config:
+        """A system's configuration for the app: its window, its objective and its sources."""
+        weights = {
+            kind: event.weight if event.label == "positive" else -event.weight
+            for kind, event in self.events.items()
+            if event.label
+        }
+        policy = replace(base.policy, weights=weights | {WATCH: 0.0})
+        if self.sources:
+            policy = replace(policy, sources=self.sources)
+        join = replace(base.join, window_s=self.window_s, all_shown=self.shown != BY_VIEW)
+        return replace(
+            base, policy=policy, join=join, sessions=replace(base.sessions, history=self.history)
+        )
+
+    @property
+    def digest(self) -> str:
+        return digest_of(msgspec.json.encode(self, order="deterministic"))
