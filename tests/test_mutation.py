@@ -18,6 +18,12 @@ def clip(value: int, low: int = 0) -> int:
     if value > LIMIT and not low:
         raise ValueError(f"value is {value + 1}, expected 4")
     return max(value, low)  # of 5
+
+
+class Pair(Struct, frozen=True):
+    """Two."""
+
+    both = zip([], [], strict=True)
 '''
 
 

@@ -10,7 +10,7 @@ from experiments.promotion import guard
 from experiments.promotion.guard import CalibrationGap, GuardEvidence, judge_guard
 from experiments.promotion.lifecycle import SHADOW
 from experiments.promotion.promotion import CanaryEngagement, Hold, Rollback
-from experiments.statistics.comparison import ComparisonResult, PairedPredictions
+from experiments.statistics.comparison import Comparison, ComparisonResult, PairedPredictions
 from experiments.statistics.significance import AnytimeEstimate
 from recsys.config.promotion_config import PromotionConfig
 
@@ -252,3 +252,16 @@ def test_a_line_that_breaks_while_it_is_guarded_is_taken_back() -> None:
         ended = run_once(Course(equal, broken, 6_000), 1, rules, chosen)
         assert ended.how == "back" and 6_000 < ended.examples < 9_000
         assert run_once(Course(equal, equal), 1, rules, chosen).how == "stays"
+
+
+def test_bounds_of_a_guard_share_alpha_and_are_tightest_at_twice_the_least_examples() -> None:
+    pairs = predictions(0.5, 0.25)
+    for of_rules, alpha in (
+        (guard.comparison, RULES.alpha / 6),
+        (guard.lately, RULES.alpha / 30),  # windows of a fifth of the guard's examples
+    ):
+        expected = Comparison(alpha, 4_000, RULES.block_examples)
+        compared = of_rules(RULES)
+        for each in (expected, compared):
+            each.add(pairs)
+        assert compared.result() == expected.result()

@@ -230,3 +230,35 @@ def test_shares_of_more_than_the_budget_are_refused():
     ):
         DiskConfig(archive=0.6, log=0.5, snapshots=0.15)
     assert DiskConfig(archive=0.4, log=0.45, snapshots=0.15)
+
+
+def test_default_settings_in_bytes():
+    config = DiskConfig()
+    assert (reserve_of(config), usable_of(config)) == (10**9, 16_700_000_000)
+    assert topic_bytes(config, 4) == {
+        "events": 390_780_000, "examples": 541_080_000, "deltas": 1_202_400_000,
+        "item_state": 180_360_000, "scores": 180_360_000, "dead_letters": 120_240_000,
+    }  # fmt: skip
+    plan = DiskBudget(config).plan({}, PLENTY, 0)
+    assert (plan.budget, plan.snapshots, plan.archive) == (
+        20 * GB,
+        2_505_000_000,
+        usable_of(config),
+    )
+
+
+@pytest.mark.parametrize(
+    ("free", "level"),
+    [(2.01, 0), (1.99, 1), (1.01, 1), (0.99, 2), (0.26, 2), (0.24, 3)],
+)
+def test_bounds_of_levels_in_gigabytes(free, level):
+    assert DiskBudget(DiskConfig()).plan({}, int(free * GB), 0).level == level
+
+
+def test_a_topic_may_be_a_tenth_over_its_share():
+    share = 0.26 * DiskConfig().log * usable_of(DiskConfig())
+    for times, over in ((1.09, []), (1.11, [EVENTS])):
+        assert (
+            DiskBudget(DiskConfig()).plan({"log/events": int(times * share)}, PLENTY, 0).over
+            == over
+        )

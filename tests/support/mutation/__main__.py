@@ -20,7 +20,7 @@ import tomllib
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from itertools import islice
+from itertools import accumulate, islice
 from pathlib import Path
 
 from tests.support.mutation.operators import Mutant, mutants
@@ -32,6 +32,7 @@ FOLDERS = (
     "examples", "tests",
 )  # fmt: skip
 NEAREST = 8  # test files that judge the mutants of a module
+TESTS_S = 30.0  # seconds of all these tests, but for the first
 RUN_S = 300.0  # a run that takes longer is endless, if one without a mutant is not
 CAUGHT, SURVIVED, TIMED_OUT, EQUIVALENT = "caught", "survived", "timed out", "equivalent"
 
@@ -159,21 +160,31 @@ class Judge:
         self._lock = threading.Lock()
 
     def tests_of(self, module: str) -> list[str]:
+        """The nearest test file, then others, quick ones first."""
         near = self._graph.tests_of(module)[:NEAREST]
-        tests = [test for test in near if self._sound.get(test, True)]
-        return sorted(tests, key=lambda test: (test != near[0], self._times.get(test, 1.0)))
+        sound = [test for test in near if self._sound.get(test, True)]
+        rest = sorted(sound[1:], key=self._seconds_of)
+        until = accumulate(map(self._seconds_of, rest))
+        return sound[:1] + [test for test, s in zip(rest, until, strict=True) if s <= TESTS_S]
+
+    def _seconds_of(self, test: str) -> float:
+        return self._times.get(test, 1.0)
 
     def judge(self, mutant: Mutant, place: Workplace) -> tuple[str, str, float]:
         """Fate of a mutant, the test file that decided it, and the seconds that it took."""
-        while tests := self.tests_of(mutant.path):
+        passed, seconds = set[str](), 0.0
+        while tests := [test for test in self.tests_of(mutant.path) if test not in passed]:
+            tests = tests if passed else tests[:1]  # most mutants need one file
             run = place.run(tests, mutant)
+            seconds += run.seconds
             if run.passed:
+                passed |= set(tests)
                 self._times |= run.times
-                return SURVIVED, "", run.seconds
+                continue
             suspects = [run.failed] if run.failed else tests
             if all([self._is_sound(test, place) for test in suspects]):
-                return (TIMED_OUT if run.code < 0 else CAUGHT), run.failed, run.seconds
-        return SURVIVED, "", 0.0
+                return (TIMED_OUT if run.code < 0 else CAUGHT), run.failed, seconds
+        return SURVIVED, "", seconds
 
     def _is_sound(self, test: str, place: Workplace) -> bool:
         """Whether a test file passes without a mutant."""

@@ -19,6 +19,7 @@ ARITHMETIC: dict[type[ast.operator], type[ast.operator]] = {
     ast.BitXor: ast.BitOr, ast.LShift: ast.RShift, ast.RShift: ast.LShift,
 }  # fmt: skip
 SWAPPED = {"min": "max", "max": "min", "any": "all", "all": "any"}
+DECLARING = ("strict", "frozen", "gc", "kw_only")
 Place = tuple[int, int, int, int]
 
 
@@ -98,12 +99,15 @@ def _place(node: Any) -> Place:
 
 
 def _behaviour(node: ast.AST) -> Iterator[ast.AST]:
-    """Nodes that run: no annotations, decorators, docstrings, imports, texts, nor what an error says."""
+    """Nodes that run: no annotations, decorators, docstrings, imports, texts, nor what an error says; no
+    declarations of classes and no assertions, such as ``zip(strict=True)``."""
     for name, value in ast.iter_fields(node):
         if name in ("annotation", "returns", "decorator_list", "format_spec"):
             continue
         for child in value if isinstance(value, list) else [value]:
             if isinstance(child, ast.Import | ast.ImportFrom | ast.JoinedStr | ast.Assert):
+                continue
+            if isinstance(child, ast.keyword) and child.arg in DECLARING:
                 continue
             if isinstance(child, ast.expr | ast.stmt):
                 yield child
@@ -143,7 +147,7 @@ def _variants(node: ast.AST) -> Iterator[tuple[str, ast.AST]]:
         yield "jump", ast.Continue()
 
 
-def _near(value: object) -> Iterator[object]:
+def _near(value: object) -> Iterator[bool | int | float]:
     if isinstance(value, bool):
         yield not value
     elif isinstance(value, int):

@@ -1,0 +1,43 @@
+"""Candidates between the stages of a request, and the items of its answer."""
+
+import msgspec
+import numpy as np
+
+from serving.request import AnswerItem, Candidates
+
+
+def candidates() -> Candidates:
+    features = None  # stages here read scores alone
+    return Candidates(features, sources={4: ["new"], 7: ["vector", "new"], 9: ["vector"]})  # type: ignore[arg-type]
+
+
+def test_scores_open_all_candidates_and_stages_add_to_them() -> None:
+    first = candidates().scored(np.array([1.0, 2.0, 3.0]))
+    assert first.indices == [4, 7, 9] and first.open_N.all()
+    boosted = first.add_scores("rules", np.array([0.5, 0.0, -1.0])).add_scores("mmr", np.ones(3))
+    assert boosted.final_N.tolist() == [2.5, 3.0, 3.0]
+    assert boosted.scored(np.zeros(3)).final_N.tolist() == [0.0, 0.0, 0.0]
+
+
+def test_a_stage_closes_candidates_and_counts_those_that_were_open() -> None:
+    first = candidates().scored(np.zeros(3)).keep("seen", np.array([True, False, True]))
+    second = first.keep("rules", np.array([True, False, False]))
+    assert second.open_N.tolist() == [True, False, False]
+    assert second.removed == {"seen": 1, "rules": 1}
+
+
+def test_skipped_stages_are_listed_in_order() -> None:
+    first = candidates()
+    assert first.degrade() is first
+    assert first.degrade("sessions").degrade("ranker", "rules").degraded == (
+        "sessions",
+        "ranker",
+        "rules",
+    )
+
+
+def test_an_item_without_an_explanation_is_encoded_without_its_fields() -> None:
+    item = AnswerItem("v1", 0, 0.5, 1.0, ("new",), {})
+    assert set(msgspec.json.decode(msgspec.json.encode(item))) == {
+        "item_id", "rank", "score", "propensity", "sources", "fields"
+    }  # fmt: skip
