@@ -36,7 +36,7 @@ from serving.http import api_models as models
 from serving.http.serving_metrics import ServingMetrics
 from serving.http.strict_json import StrictRoute, json_response
 from serving.ingestion.event_validation import ACCEPTED, DUPLICATE, REJECTED, FieldError, Result
-from serving.ingestion.write_api import Unavailable
+from serving.ingestion.write_api import OverQuota, Unavailable
 from serving.problem import problem
 from serving.replica import inspection
 from serving.service import Service
@@ -153,6 +153,7 @@ def _add_viewer_routes(app: FastAPI, service: Service, metrics: ServingMetrics) 
         repeats of an `event_id` count once."""
         batch = await service.write_api.append_events(body.events, caller_of(request.scope))
         metrics.count_batch(batch)
+        OverQuota.check(batch)
         return json_response(_results_out(batch.results, batch.unproven.total()), 202)
 
     @app.post(

@@ -22,7 +22,7 @@ from serving.compat.values import MAX_EVENTS, parse_json_sequence
 from serving.http.serving_metrics import ServingMetrics
 from serving.http.strict_json import DECODE_ERRORS, json_response
 from serving.ingestion.event_validation import ACCEPTED, REJECTED, FieldError, Result
-from serving.ingestion.write_api import Unavailable
+from serving.ingestion.write_api import OverQuota, Unavailable
 from serving.service import Service
 
 _APPLIED_S: Final = 2.0  # wait until this replica answers with a changed item
@@ -70,6 +70,7 @@ class SharedHandlers:
         """Commits engagements; returns how many were new. Raises PartlyRejected if any was rejected."""
         batch = await self.service.write_api.append_events(raw_events, caller, foreign=True)
         self.metrics.count_batch(batch)
+        OverQuota.check(batch)
         _raise_first(batch.results)
         return batch.count(ACCEPTED)
 

@@ -16,6 +16,7 @@ from serving.ingestion.event_validation import (
     DUPLICATE,
     LOST,
     REJECTED,
+    RETRY,
     ValidatedBatch,
 )
 from serving.ingestion.log_writer import CLOSED, FORGOTTEN, FULL, REFUSED, SPACE, TORN
@@ -27,7 +28,7 @@ _BUCKETS: Final = (
 )  # fmt: skip
 # Series with known labels start at 0: ``rate`` can't see a series that begins at 1.
 STAGES: Final = ("model", STALE, SESSION, "retrieval", "rank", POPULAR, SHORT, UNRANKED)
-STATUSES: Final = (ACCEPTED, DUPLICATE, REJECTED, LOST)
+STATUSES: Final = (ACCEPTED, DUPLICATE, REJECTED, RETRY, LOST)
 
 
 class ServingMetrics:
@@ -92,7 +93,7 @@ class ServingMetrics:
 
     def count_batch(self, batch: ValidatedBatch) -> None:
         """Counts the events of a committed batch by outcome."""
-        for status in (ACCEPTED, DUPLICATE, REJECTED):
+        for status in (ACCEPTED, DUPLICATE, REJECTED, RETRY):
             self.count_events(status, batch.count(status))
         for fault, count in batch.unproven.items():
             self.unproven.labels(fault).inc(count)

@@ -14,6 +14,7 @@ import msgspec
 from recsys.config.system_config import Config
 from recsys.events.dedupe import RecentIds
 from recsys.events.event_types import (
+    AGAIN,
     MAX_EVENT_BYTES,
     Engagement,
     Event,
@@ -32,6 +33,7 @@ from serving.access.proofs import REPEATED, proof_of
 ACCEPTED: Final = "accepted"
 DUPLICATE: Final = "duplicate"
 REJECTED: Final = "rejected"
+RETRY: Final = "retry"  # over the quota of its user
 LOST: Final = "lost"  # a write-back whose log was away when it was due
 LONG_SHARE: Final = 0.6  # a view of this share of the item's duration is a long view ...
 LONG_MS: Final = 18_000  # ... or of this time, whichever is less
@@ -63,15 +65,16 @@ class Result(msgspec.Struct, frozen=True, omit_defaults=True):
 
 @dataclass(frozen=True)
 class ValidatedBatch:
-    """Records to append to ``events``, in order, and a result per event."""
+    """Records to append to ``events``, in order, and a result per event. ``wait_s``: until events over a
+    quota may come again."""
 
     records: tuple[Append, ...]
     engagements: tuple[Engagement, ...]  # of the records, in order
     results: tuple[Result, ...]
     ids: tuple[str, ...] = field(repr=False, default=())
-    unproven: Counter[str] = field(
-        default_factory=Counter
-    )  # accepted events that don't count, by fault
+    # Accepted events that don't count, by fault.
+    unproven: Counter[str] = field(default_factory=Counter)
+    wait_s: float = 0.0
 
     def count(self, status: str) -> int:
         return sum(result.status == status for result in self.results)
@@ -90,7 +93,6 @@ class EventValidator:
         wait_s: Callable[[Caller, Id, float], float] = lambda caller, user_id, now_s: 0.0,
     ) -> None:
         self._prove, self._wait_s = prove, wait_s
-        self._most = f"at most {config.access.user_events:g} events a second of one user"
         self._partitions = config.log.partitions
         self._retention_ms = config.log.retention_hours * _HOUR_MS
         self._duration_ms = duration_ms
@@ -108,28 +110,30 @@ class EventValidator:
         results: list[Result] = []
         accepted: list[Engagement] = []
         ids: dict[str, None] = {}
-        unproven = Counter[str]()
+        unproven, over_s = Counter[str](), 0.0
         for index, raw in enumerate(raw_events):
             try:
                 event, fault = self._prove(self._parse(raw, now_ms, foreign), caller, now_ms)
-                names = _names(event)
-                if self._any_known(names, ids):
-                    results.append(Result(index, DUPLICATE))
-                    continue
-                if self._wait_s(caller, event.user_id, now_ms / 1000):
-                    raise Rejected("user_id", event.user_id, self._most)
             except Rejected as error:
                 reason = FieldError(error.field, error.value[:_SHOWN], error.expected)
                 results.append(Result(index, REJECTED, reason))
                 continue
-            if not fault and not caller.attributes:
-                use = _use_of(event)
-                if self._any_known([use], ids):
-                    fault = REPEATED
-                    event = with_proof(event, proof_of(caller, fault), event.source)
+            names = _names(event)
+            if not (fault or caller.attributes or self._any_known(names, ids)):
+                if self._any_known([use := _use_of(event)], ids):
+                    fault = "" if event.kind == "view" else REPEATED
+                    proof = proof_of(caller, fault) if fault else AGAIN
+                    event = with_proof(event, proof, event.source)
                     names = _names(event)
                 else:
                     names.append(use)
+            if self._any_known(names, ids):
+                results.append(Result(index, DUPLICATE))
+                continue
+            if wait_s := self._wait_s(caller, event.user_id, now_ms / 1000):
+                over_s += wait_s
+                results.append(Result(index, RETRY))
+                continue
             if fault:
                 unproven[fault] += 1
             ids.update(dict.fromkeys(names))
@@ -144,7 +148,8 @@ class EventValidator:
             )
             for event in engagements
         )
-        return ValidatedBatch(records, tuple(engagements), tuple(results), tuple(ids), unproven)
+        taken = records, tuple(engagements), tuple(results), tuple(ids)
+        return ValidatedBatch(*taken, unproven, over_s)
 
     def _any_known(self, names: Sequence[str], ids: Container[str]) -> bool:
         return any(name in ids or name in self._recent for name in names)
@@ -171,12 +176,15 @@ class EventValidator:
         engagements: list[Engagement] = []
         for event in accepted:
             if event.kind == "view" and self._is_long(event):
-                name = _long_name(event)
+                # A view that wasn't long, and a further one that is: the item was watched.
+                proof = msgspec.UNSET if event.proof == AGAIN else event.proof
+                view = with_proof(event, proof, event.source)
+                name = _long_name(view)
                 if name not in ids and name not in self._recent:
                     ids[name] = None
                     long_id = event_id_of(event) + _LONG
                     engagements.append(
-                        msgspec.structs.replace(event, kind="long_view", event_id=long_id)
+                        msgspec.structs.replace(view, kind="long_view", event_id=long_id)
                     )
             engagements.append(event)
         return engagements

@@ -1,8 +1,10 @@
 """Accepts viewers' events and changes of items and users; acknowledges them once they are committed."""
 
 import asyncio
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any, Final
 
 import msgspec
@@ -14,9 +16,11 @@ from recsys.events.hashing import Id, partition_of
 from recsys.events.records import CONTROL, EVENTS, ITEMS, pack
 from recsys.log.protocol import Append, LogUnavailable
 from serving.access.caller import Caller
+from serving.access.quotas import BURST_S
 from serving.ingestion.event_validation import (
     ACCEPTED,
     REJECTED,
+    RETRY,
     EventValidator,
     FieldError,
     Result,
@@ -33,6 +37,7 @@ COMMIT_WAIT_S: Final = 5.0
 FOLLOW_S: Final = 10.0
 _POLL_S: Final = 0.004
 _NO_SPACE_RETRY_S: Final = 30
+_ROUNDS: Final = 4  # validations of a batch: others with its events may fail to be committed
 
 
 class Unavailable(RuntimeError):
@@ -49,6 +54,22 @@ class NoSpace(Unavailable):
     """Events are refused until the disk has space again."""
 
     status = 507
+
+
+class OverQuota(Unavailable):
+    """Events of a batch are over the quota of their user, the others are committed: send the batch again."""
+
+    status = 429
+
+    @staticmethod
+    def check(batch: ValidatedBatch) -> None:
+        """Raises it for a batch with such events."""
+        if over := batch.count(RETRY):
+            raise OverQuota(
+                f"{over} of {len(batch.results)} events are over access.user_events, the others are "
+                "committed: send all again, repeats are dropped",
+                math.ceil(min(batch.wait_s, BURST_S)),
+            )
 
 
 class WriteApi:
@@ -110,19 +131,16 @@ class WriteApi:
         self, raw_events: Sequence[object], caller: Caller, foreign: bool
     ) -> ValidatedBatch:
         """Validates a batch. While another with one of its events is being committed, the outcome is open: it
-        waits, and validates again."""
-        try:
+        waits, and validates again, some times."""
+        with suppress(TimeoutError):
             async with asyncio.timeout(COMMIT_WAIT_S):
-                while True:
+                for _ in range(_ROUNDS):
                     batch = self._validator.validate(raw_events, self._now_ms(), foreign, caller)
                     others = {self._committing[id_] for id_ in batch.ids if id_ in self._committing}
                     if not others:
                         return batch
                     await asyncio.wait(others)
-        except TimeoutError as error:
-            raise Unavailable(
-                "the same events are still being committed: send them again"
-            ) from error
+        raise Unavailable("the same events are still being committed: send them again")
 
     async def _commit_events(self, batch: ValidatedBatch) -> list[int]:
         ended = asyncio.get_running_loop().create_future()

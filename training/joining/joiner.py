@@ -29,6 +29,7 @@ import msgspec
 from recsys.config.system_config import JoinConfig
 from recsys.events.dedupe import RecentIds
 from recsys.events.event_types import (
+    AGAIN,
     MAX_FUTURE_MS,
     Engagement,
     Event,
@@ -131,7 +132,7 @@ class Joiner:
         out: list[Joined] = []
         if isinstance(event, Engagement) and not event.attributed:
             # Its time doesn't count either: nobody may close windows without proof.
-            self.counts["unproven"] += 1
+            self.counts["repeats" if event.proof == AGAIN else "unproven"] += 1
             return out
         self._move(event.time_ms, out)
         if isinstance(event, Verdict):

@@ -15,9 +15,9 @@ from recsys.log.protocol import Append, LogUnavailable
 from serving.access.caller import SERVER, Caller
 from serving.access.quotas import Quotas
 from serving.ingestion import write_api
-from serving.ingestion.event_validation import ACCEPTED, DUPLICATE, EventValidator
+from serving.ingestion.event_validation import ACCEPTED, DUPLICATE, RETRY, EventValidator
 from serving.ingestion.log_writer import LogWriter
-from serving.ingestion.write_api import Unavailable, WriteApi
+from serving.ingestion.write_api import OverQuota, Unavailable, WriteApi
 from serving.tracing.freshness import Freshness
 from tests.support.service_harness import NOW_MS, view
 
@@ -128,6 +128,40 @@ def test_the_wait_ends(writer: Writer, api: WriteApi, monkeypatch: pytest.Monkey
     asyncio.run(scenario())
 
 
+def test_batches_that_share_events_are_validated_a_few_times_each(
+    writer: Writer, api: WriteApi, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each of these batches has one event of each other batch: commits one by one would validate 20 times."""
+
+    async def scenario() -> None:
+        validated = 0
+        validate = EventValidator.validate
+
+        def counting(*args: Any) -> Any:
+            nonlocal validated
+            validated += 1
+            return validate(*args)
+
+        monkeypatch.setattr(EventValidator, "validate", counting)
+        pairs = [(a, b) for a in range(20) for b in range(a)]
+        sent = [
+            send(api, f"own{n}", *(f"{a}-{b}" for a, b in pairs if n in (a, b))) for n in range(20)
+        ]
+        for number in range(20):
+            await turns()
+            if number < len(writer.commits):
+                writer.end(number)
+        outcomes = await asyncio.gather(*sent, return_exceptions=True)
+        assert validated <= 4 * 20
+        refused = [outcome for outcome in outcomes if isinstance(outcome, Unavailable)]
+        assert refused and {outcome.status for outcome in refused} == {503}
+        taken = [outcome for outcome in outcomes if not isinstance(outcome, Exception)]
+        assert len(taken) + len(refused) == 20 and all(b.count(ACCEPTED) for b in taken)
+        api.close()
+
+    asyncio.run(scenario())
+
+
 def test_a_repeat_takes_nothing_of_the_quota(
     writer: Writer,
 ) -> None:
@@ -150,9 +184,12 @@ def test_a_repeat_takes_nothing_of_the_quota(
         writer.end(1)
         assert (await second).count(ACCEPTED) == 1
         over = await sent("g")
-        assert [result.error.expected for result in over.results if result.error] == [
-            "at most 0.2 events a second of one user"
-        ]
+        assert over.count(RETRY) == 1 and over.wait_s == 5
+        with pytest.raises(
+            Unavailable, match=r"1 of 1 events are over access\.user_events"
+        ) as error:
+            OverQuota.check(over)
+        assert (error.value.status, error.value.retry_after_s) == (429, 5)
         api.close()
 
     asyncio.run(scenario())

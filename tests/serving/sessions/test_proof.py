@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from recsys.config.system_config import Config, JoinConfig
 from recsys.events.event_types import (
+    AGAIN,
     UNPROVEN,
     USER_PROVEN,
     Engagement,
@@ -54,19 +55,28 @@ def joined(events: list[Event]) -> tuple[list[object], bytes]:
     honest = {id(event): offset for offset, event in enumerate(HONEST)}
     examples = [e for event in events for e in joiner.feed(honest.get(id(event), 0), event)]
     examples += joiner.advance(NOW_MS * 2)
-    joiner.counts["unproven"] = 0
+    joiner.counts |= {"unproven": 0, "repeats": 0}
     return examples, joiner.pack()
 
 
 @settings(deadline=None, max_examples=30)
 @given(
-    st.lists(st.tuples(st.integers(0, 99), st.sampled_from([UNPROVEN, USER_PROVEN])), max_size=6)
+    st.lists(
+        st.tuples(st.integers(0, 99), st.sampled_from([UNPROVEN, USER_PROVEN, AGAIN])), max_size=6
+    )
 )
 def test_the_joiner_ends_as_without_them(places: list[tuple[int, int]]) -> None:
     assert joined(with_forged(places)) == joined(HONEST)
 
 
-@pytest.mark.parametrize("proof", [UNPROVEN, USER_PROVEN])
+def test_the_joiner_counts_a_further_view_as_a_repeat() -> None:
+    joiner = Joiner(0, list(SCHEMA.labels), JoinConfig())
+    for proof in (AGAIN, UNPROVEN):
+        joiner.feed(0, did("r", 1, "view", proof=proof))
+    assert (joiner.counts["repeats"], joiner.counts["unproven"]) == (1, 1)
+
+
+@pytest.mark.parametrize("proof", [UNPROVEN, USER_PROVEN, AGAIN])
 def test_item_counters_end_as_without_them(proof: int) -> None:
     counters = ItemCounters(FEATURES)
     counters.engagement(did("r", 1, "like", proof=proof), keys_of(1))
@@ -93,7 +103,7 @@ def test_a_session_takes_only_its_own_viewer_s_wish_to_hide() -> None:
 def test_a_reader_neither_returns_nor_remembers_them() -> None:
     log = toy_log()
     real = did("r", 1, "like", event_id="e1")
-    for event in (with_proof(real, UNPROVEN, 7), real):
+    for event in (with_proof(real, UNPROVEN, 7), with_proof(real, AGAIN, 7), real):
         log.append(EVENTS, [Append(0, b"u", encode(event))])
     reader = EventReader(log, FEATURES)
     reader.seek(None)
