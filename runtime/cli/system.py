@@ -1,5 +1,6 @@
 """``recsys status``, ``metrics``, ``restart`` and ``down``: commands on a running system."""
 
+import os
 import threading
 from pathlib import Path
 from typing import Annotated
@@ -13,7 +14,7 @@ from runtime.parts.metrics import Server, text
 from runtime.parts.restart import request_restart, wait
 from runtime.reports.status_table import status_table
 from runtime.supervision import launch_plan, run_file
-from runtime.supervision.processes import alive
+from runtime.supervision.processes import STATE, alive
 from runtime.supervision.system_status import gather
 
 
@@ -66,7 +67,12 @@ def down(state: StateOption = Path("state")) -> None:
 
 
 def end(state: Path, console: Console) -> int:
-    """Stops the system; returns the exit status: 1 where a part still runs."""
+    """Stops the system; returns the exit status: 1 where a part still runs, or a job of the system asks."""
+    if os.environ.get(STATE) == str(state.resolve()):
+        fail(
+            "this process would end with the system: call `recsys down` from outside, as in a shell"
+        )
+        return 1
     running = run_file.read(state)
     if running is None or not running.any_alive():
         if holder := run_file.holder(state):

@@ -23,8 +23,6 @@ from serving.access.user_tokens import UserTokens
 
 ADMIN_ID: Final = "admin"  # id of the key in state/run/admin.key
 _BEARER: Final = "bearer "
-
-
 Scope = Mapping[str, Any]  # of ASGI
 
 
@@ -105,6 +103,8 @@ class AccessControl:
         if expected and hmac.compare_digest(key.encode(), expected.encode()):
             source = source_of(address, ADMIN_ID, source_key)
             return Caller(ADMIN_ID, MOST_SCOPES | {ADMIN}, None, source)
+        if not self._keyring.complete:
+            raise Denied(503, "starting", "the replica is still reading the API keys", wait_s=1)
         if key.count(".") == 2:
             api_key, user_id = self._tokens.check(key, now_ms)
             return Caller(api_key.id, USER_SCOPES, user_id, source_of(address, "", source_key))

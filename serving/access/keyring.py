@@ -30,10 +30,10 @@ def digest_of_secret(secret: str) -> str:
 
 
 class Keyring:
-    """Keys by id; the newest record of an id wins."""
+    """Keys by id; the newest record of an id wins. ``complete``: whether `control` has been read."""
 
-    def __init__(self) -> None:
-        self._keys: dict[str, ApiKey] = {}
+    def __init__(self, complete: bool = True) -> None:
+        self.complete, self._keys = complete, dict[str, ApiKey]()
 
     def fold(self, key: ApiKey) -> None:
         self._keys[key.id] = key

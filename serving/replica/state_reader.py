@@ -125,7 +125,7 @@ class StateReader:
         self._pinned = pinned
         self._wanted: tuple[str, int | None] = pinned or (MAIN, None)
         self.lifecycle = Lifecycle()
-        self.keyring = Keyring()
+        self.keyring = Keyring(complete=False)
         self.canary: CandidateState | None = None  # the candidate that answers a share of users
         self.arms: frozenset[str] = frozenset()  # lines that answer arms of experiments
         self._items, self._states = log.begin(ITEMS, 0), log.begin(ITEM_STATE, 0)
@@ -298,6 +298,7 @@ class StateReader:
         self.policies = batch.policies or self.policies
         for key in batch.keys:
             self.keyring.fold(key)
+        self.keyring.complete = True  # `read` reads `control` to its end, at first too
         for record in batch.step_records:
             self._ranges[record.step] = record
         while len(self._ranges) > _STEPS_KEPT:

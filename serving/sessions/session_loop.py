@@ -66,9 +66,8 @@ class SessionLoop:
         self.unreadable = 0  # packed sessions that couldn't be read: started anew
         self._position: FoldPosition | None = None
         self._sessions: OrderedDict[str, Session] = OrderedDict()
-        self.gone = (
-            1  # deleted sessions that the store's files may still hold; some of before a restart
-        )
+        # Deleted sessions that the store's files may still hold; some of before a restart.
+        self.gone = 1
         self._control = 0
         self._held_ms = 0
         self._stale = True

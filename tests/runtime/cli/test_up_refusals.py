@@ -1,6 +1,7 @@
 """``recsys up`` and ``down`` beside another process that holds the state folder."""
 
 import os
+import subprocess
 
 import msgspec
 import pytest
@@ -11,7 +12,7 @@ from recsys.process.part_process import run_folder, write_atomically
 from runtime.cli import up
 from runtime.cli.system import end
 from runtime.supervision import launch_plan, run_file
-from runtime.supervision.processes import Identity, identify
+from runtime.supervision.processes import STATE, Identity, identify
 from runtime.supervision.run_file import Running
 from tests.support.plan_config import config_in
 
@@ -63,6 +64,17 @@ def test_down_names_who_holds_a_folder_without_a_supervisor(config, capsys, tmp_
     assert f"process {os.getpid()}" in capsys.readouterr().err
     assert end(tmp_path, Console()) == 0
     assert run_file.holder(tmp_path) == run_file.holder(tmp_path / "none") == ""
+
+
+def test_down_within_a_job_of_the_system_ends_nothing(config, capsys, tmp_path, monkeypatch):
+    """A Ray job inherits the environment of the head, and would be ended before the rest."""
+    with subprocess.Popen(["sleep", "60"], env={STATE: str(tmp_path)}) as part:
+        wrote(config, identify(part.pid))
+        monkeypatch.setenv(STATE, str(tmp_path))
+        assert end(tmp_path, Console()) == 1 and part.poll() is None
+        assert "call `recsys down` from outside" in " ".join(capsys.readouterr().err.split())
+        monkeypatch.setenv(STATE, str(tmp_path / "other"))  # of another system
+        assert end(tmp_path, Console()) == 0 and part.wait(5) != 0
 
 
 def test_a_full_disk_locks_all_the_same(config, monkeypatch):

@@ -160,8 +160,9 @@ def test_it_is_ready_once_caught_up(fixture: Fixture) -> None:
     fixture.item(0)
     fixture.snapshot(2, 2.0)
     fixture.step(3, 3.0)
+    assert not fixture.reader.keyring.complete
     fixture.reader.catch_up(lambda: False)
-    assert fixture.reader.ready
+    assert fixture.reader.ready and fixture.reader.keyring.complete
     assert fixture.reader.replica.version == ("main", 0, 3) and fixture.row() == 3.0
 
 

@@ -1,0 +1,51 @@
+"""Who a caller is while a replica starts, and after."""
+
+from typing import Any
+
+import jwt
+import pytest
+
+from recsys.config.safety_config import AccessConfig
+from recsys.config.system_config import Config
+from serving.access.access_control import AccessControl
+from serving.access.access_layer import refusal
+from serving.access.caller import Denied
+from serving.access.keyring import Keyring
+from serving.access.quotas import Quotas
+
+CONFIG = Config(access=AccessConfig(mode="keys"))
+KEY = "rk_abcd1234_" + "s" * 43
+USER = jwt.encode({"sub": "u1", "exp": 2_000_000_000}, "x" * 32, headers={"kid": "abcd1234"})
+
+
+def control(keyring: Keyring) -> AccessControl:
+    return AccessControl(
+        CONFIG, keyring, Quotas(CONFIG), lambda: "admin", lambda: ("source",), lambda: 0
+    )
+
+
+def call(key: str) -> dict[str, Any]:
+    headers = [(b"host", b"localhost"), (b"x-api-key", key.encode())]
+    return {"path": "/v1/recommend", "method": "POST", "headers": headers, "client": ("::1", 1)}
+
+
+@pytest.mark.parametrize("key", [KEY, USER])
+def test_a_replica_that_has_not_read_the_keys_yet_asks_to_try_again(key: str) -> None:
+    """401 would tell an app that its key is wrong."""
+    keyring = Keyring(complete=False)
+    with pytest.raises(Denied) as early:
+        control(keyring).admit(call(key))
+    assert (early.value.status, early.value.reason) == (503, "starting")
+    assert refusal(early.value).headers["retry-after"] == "1"
+    keyring.complete = True
+    with pytest.raises(Denied) as wrong:
+        control(keyring).admit(call(key))
+    assert wrong.value.status == 401
+
+
+def test_the_admin_key_needs_no_log_and_no_key_at_all_is_refused_at_once() -> None:
+    starting = control(Keyring(complete=False))
+    assert starting.admit(call("admin")).key_id == "admin"
+    with pytest.raises(Denied) as none:
+        starting.admit(call(""))
+    assert none.value.status == 401
