@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -27,6 +28,7 @@ from recsys.events.hashing import Id
 from recsys.features.feature_set import FeatureSet, RequestFeatures
 from recsys.features.item_counters import ItemCounters
 from recsys.features.session import Session
+from replay.click_lists import ClickLists
 from serving.pipeline import Pipeline
 from serving.ranking.scoring import probabilities
 from serving.replica.replica import Replica
@@ -71,6 +73,7 @@ class Player:
     def __post_init__(self) -> None:
         self.replica = Replica(self.features, self.config)
         self.pipeline = Pipeline(self.replica)
+        self._click_lists = ClickLists(self.pipeline)
         self.item_counters = ItemCounters(self.features, self.config.bounds)
         self.replica.counters = self.item_counters.counters  # one process: nothing to send
         self._waiting: list[tuple[RequestFeatures, Impression]] = []
@@ -97,6 +100,20 @@ class Player:
             self._impression(event)
         elif isinstance(event, Engagement):
             self._engagement(event)
+
+    def as_lists(self, event: Event) -> tuple[Event, ...]:
+        """The event; before a click in a log of clicks only, the list that it chooses from."""
+        if (
+            self.features.schema.shown_by != "click"
+            or not isinstance(event, Engagement)
+            or event.request_id
+            or event.kind not in self.features.schema.labels
+        ):
+            return (event,)
+        self.advance(event.time_ms)
+        self._index(event.item_id)
+        listed = self._click_lists.list_of(event, self.session(event.user_id))
+        return listed, msgspec.structs.replace(event, request_id=listed.request_id)
 
     def fold(self, event: Event) -> None:
         """Folds an event into sessions and counters without learning it: warm-up."""

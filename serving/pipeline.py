@@ -111,6 +111,11 @@ class Pipeline:
         viewer = Candidates(self._features(query))
         return self._assemble(query, run_stages(self.stages, query, viewer))
 
+    def candidates(self, query: Query) -> Candidates:
+        """What the sources retrieve for a query, before it is ranked."""
+        query = as_asked(query)
+        return run_stages(self.stages[:3], query, Candidates(self._features(query)))
+
     def adjusted(self, query: Query, candidates: Candidates) -> Candidates:
         """Ranked candidates as the query's policy scores and adjusts them, by the same predictions."""
         scores_N = candidates.scores_N

@@ -24,7 +24,7 @@ _DURATION: Final = re.compile(r"(\d+(?:\.\d+)?)\s*([smhd])")
 _NAME: Final = re.compile(r"[A-Za-z][\w.-]{0,63}")
 _HISTORY: Final = 200
 _KEYS: Final = {
-    "app", "events", "fields", "groups", "shown", "window", "features", "history", "sources",
+    "app", "events", "fields", "groups", "shown", "window", "features", "history", "repeats", "sources",
 }  # fmt: skip
 
 
@@ -64,6 +64,7 @@ class _Reader:
             window_s=self._seconds(top.get("window", 60), "window"),
             features=self._features(features, history[1]),
             history=history[0],
+            repeats=self._flag(top.get("repeats", False), "repeats"),
             sources=self._sources(top.get("sources", {})),
         )
         self._check(app, top)
@@ -148,14 +149,11 @@ class _Reader:
                 raise self._expected("one to six durations", raw["half_lives"], *path)
             seconds = [self._seconds(x, *path, at) for at, x in enumerate(raw["half_lives"])]
             hours = tuple(sorted({s / 3600.0 for s in seconds}))
-        age = raw.get("age", False)
-        if not isinstance(age, bool):
-            raise self._expected("true or false", age, "features", "age")
         return Declared(
             half_lives_h=hours,
             entities=self._names(raw.get("rates", []), "features", "rates", pattern=None),
             history_of=history_of,
-            item_age=age,
+            item_age=self._flag(raw.get("age", False), "features", "age"),
             list_context=self._names(raw.get("list", []), "features", "list", pattern=None),
         )
 
@@ -191,6 +189,11 @@ class _Reader:
         if value not in values:
             raise self._expected(f"one of {', '.join(values)}", value, *path)
         return str(value)
+
+    def _flag(self, value: Any, *path: str | int) -> bool:
+        if not isinstance(value, bool):
+            raise self._expected("true or false", value, *path)
+        return value
 
     def _positive(self, value: Any, *path: str | int) -> float:
         if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1e6:

@@ -28,6 +28,9 @@ FIELD_KINDS: Final = {
 }
 
 
+_SHOWN_BY: Final = {BY_VIEW: "view", BY_LIST: "impression", BY_CLICK: "click"}
+
+
 @dataclass(frozen=True)
 class EventKind:
     """A kind of engagement. ``label``: positive, negative, or "" if it isn't predicted. ``weight``: of its
@@ -49,10 +52,10 @@ class Field:
 class App:
     """An app: see docs/reference/app.md for each part.
 
-    ``fields``: by name, under item, user and context; the first field of users and of contexts is crossed
-    with others. ``groups``: categorical item fields with counters of their own; none: the first two usual
-    ones. ``shown``: when an item counts as shown. ``window_s``: event time after which an item without
-    engagement is a negative.
+    ``fields``: by name, under item, user and context; the first of users and of contexts is crossed with
+    others. ``groups``: categorical item fields with counters of their own; none: the first two usual ones.
+    ``repeats``: whether items that were seen may be shown again. ``shown``: when an item counts as shown.
+    ``window_s``: event time after which an item without engagement is a negative.
     """
 
     name: str = "app"
@@ -63,6 +66,7 @@ class App:
     window_s: float = 60.0
     features: Declared = Declared()
     history: int = 20
+    repeats: bool = False
     sources: dict[str, int] = field(default_factory=dict)
 
     @property
@@ -87,7 +91,7 @@ class App:
             groups=self.groups or default_groups(texts),
             labels=self.labels,
             vectors=tuple((name, f.length) for name, f in items.items() if f.kind == "vector"),
-            shown_by="view" if self.shown == BY_VIEW else "impression",
+            shown_by=_SHOWN_BY[self.shown],
             kinds=tuple(self.events),
         )
 
@@ -110,9 +114,10 @@ class App:
         if self.sources:
             policy = replace(policy, sources=self.sources)
         join = replace(base.join, window_s=self.window_s, all_shown=self.shown != BY_VIEW)
-        return replace(
-            base, policy=policy, join=join, sessions=replace(base.sessions, history=self.history)
-        )
+        sessions = replace(base.sessions, history=self.history)
+        if self.repeats:
+            sessions = replace(sessions, seen=1)
+        return replace(base, policy=policy, join=join, sessions=sessions)
 
     @property
     def digest(self) -> str:

@@ -85,8 +85,6 @@ class PolicyConfig(Section):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name, weight in self.weights.items():
-            check(bool(name), "policy.weights", name, f"labels of the schema and {WATCH!r}")
         for name, share in self.sources.items():
             sources = f"only the sources {', '.join(SOURCES)}"
             check(name in SOURCES, f"policy.sources.{name}", share, sources)

@@ -18,7 +18,8 @@ class Schema:
 
     ``groups``: item fields with shared values (author, tags), used by counters and history. ``labels``:
     engagement kinds, the most important first. ``shown_by``: when an item counts as shown: ``impression``
-    (every served item) or ``view`` (the client reports what was on screen). ``kinds``: of engagement that the
+    (every served item), ``view`` (the client reports what was on screen) or ``click`` (an engagement of the
+    first kind of label is all that is known). ``kinds``: of engagement that the
     app declares; none: ``event_types.ENGAGEMENT_KINDS``.
     """
 
@@ -34,8 +35,12 @@ class Schema:
     def __post_init__(self) -> None:
         if not self.labels:
             raise ValueError("labels is empty, expected at least one engagement kind, e.g. [click]")
-        if self.shown_by not in ("view", "impression"):
-            raise ValueError(f"shown_by is {self.shown_by!r}, expected 'view' or 'impression'")
+        if self.shown_by not in ("view", "impression", "click"):
+            raise ValueError(f"shown_by is {self.shown_by!r}, expected view, impression or click")
+
+    def shows(self, kind: str) -> bool:
+        """Whether an engagement of this kind tells that its item was shown."""
+        return kind == {"view": "view", "click": self.labels[0]}.get(self.shown_by)
 
     def names(self, part: str, kind: str) -> tuple[str, ...]:
         """The names of one kind of one part ("item", "user", "context"), in order."""

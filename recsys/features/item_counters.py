@@ -135,7 +135,7 @@ class ItemCounters:
     def _count(self, engagement: Engagement, keys_I: Keys, sign: float) -> None:
         kind = engagement.kind
         added = amounts(self.features.kinds, kind, engagement.watch_ms)
-        if kind == "view" and self.features.schema.shown_by == "view":
+        if self.features.schema.shows(kind):
             added[0] += 1.0
         context = self._context_by_request.get(engagement.request_id, 0)
         segment = self._segment_by_request.get(engagement.request_id, 0)

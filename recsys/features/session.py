@@ -22,6 +22,7 @@ REQUESTS: Final = 24  # requests whose context is remembered for their engagemen
 WISHES: Final = 500
 NOBODY: Final = ""  # user id of a session without a profile: it has no row of its own
 PLAIN: Final = -1  # in place of a context: the list was made without a profile
+PLAIN_LIST: Final = "plain-"  # beginning of the id of a request that asked for such a list
 _RECENCY_MS: Final = 3_600_000.0
 
 
@@ -119,13 +120,14 @@ class Session:
                 self.hidden.append(int(keys_I[0]))
             return
         context = next((c for r, c in reversed(self.requests) if r == engagement.request_id), 0)
-        if context == PLAIN or self.plain:  # its list may be older than ``REQUESTS``
+        is_plain = engagement.request_id.startswith(PLAIN_LIST)  # may be older than ``REQUESTS``
+        if is_plain or context == PLAIN or self.plain:
             if int(keys_I[0]) not in self.seen:
                 self.seen.append(int(keys_I[0]))
             if kind == "hide":
                 self.hidden.append(int(keys_I[0]))
             return
-        if kind == "view" and self.features.schema.shown_by == "view":
+        if self.features.schema.shows(kind):
             self._count(keys_I, context, "shown", None, now_ms)
         self._count(keys_I, context, kind, engagement.watch_ms, now_ms)
         entry = self._enter(engagement.request_id, keys_I, now_ms, kind)

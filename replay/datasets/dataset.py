@@ -30,8 +30,14 @@ class Dataset(Protocol):
     window_s: float  # event time after which an impression without a label is a negative
     all_shown: bool  # every served item was shown
     utc_offset_h: float  # begin of its days
-    dead_letters: Counter[str]  # lines that the last ``events`` skipped, by reason
-    repeats: int  # repeated events that the last ``events`` dropped
+
+    @property
+    def dead_letters(self) -> Counter[str]:
+        """Lines that the last ``events`` skipped, by reason."""
+
+    @property
+    def repeats(self) -> int:
+        """Repeated events that the last ``events`` dropped."""
 
     @property
     def labels(self) -> list[str]:

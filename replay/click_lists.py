@@ -1,0 +1,49 @@
+"""Lists for logs that have clicks only: the clicked item among candidates of that moment.
+
+Without lists no choice can be learned. So each click is replayed as the choice from a list of the clicked
+item and a sample of the candidates that the sources had for this viewer: the distribution that the ranker
+sees when it answers. The sample is a hash of the request.
+"""
+
+from typing import Final
+
+import numpy as np
+
+from experiments.assignment.policy import Policy
+from recsys.config.system_config import digest
+from recsys.events.event_types import Engagement, Impression, ServedItem
+from recsys.events.hashed_random import draws
+from recsys.events.hashing import key_of
+from recsys.features.session import Session
+from serving.pipeline import Pipeline
+from serving.query import Query
+from serving.request import Request
+
+_OTHERS: Final = 5  # candidates beside the clicked item
+
+
+class ClickLists:
+    """Makes lists from the sources of a pipeline."""
+
+    def __init__(self, pipeline: Pipeline) -> None:
+        self._pipeline, config = pipeline, pipeline.replica.config.policy
+        self._policy = Policy(config, digest(config))
+
+    def list_of(self, click: Engagement, session: Session) -> Impression:
+        """The list from which the item was clicked; it precedes the click."""
+        request_id = f"{click.user_id}:{click.time_ms}:{click.item_id}"
+        request = Request(click.user_id, 1, click.surface)
+        query = Query(request, session, self._policy, click.time_ms, request_id)
+        catalogue = self._pipeline.replica.catalogue
+        indices = np.array(self._pipeline.candidates(query).indices, np.int64)
+        indices = indices[indices != catalogue.index_of(click.item_id)]
+        order = np.argsort(draws(key_of("request", request_id) & 0xFFFFFFFF, indices))
+        others = [catalogue.ids[index] for index in indices[order][:_OTHERS].tolist()]
+        items = [ServedItem(item_id=item_id) for item_id in (click.item_id, *others)]
+        return Impression(
+            time_ms=click.time_ms,
+            request_id=request_id,
+            user_id=click.user_id,
+            items=items,
+            surface=click.surface,
+        )

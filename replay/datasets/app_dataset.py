@@ -1,0 +1,49 @@
+"""A data set as an app's definition reads it: the definition's labels, fields, window and features count."""
+
+from collections import Counter
+from collections.abc import Iterator
+
+from recsys.app.definition import BY_VIEW, App
+from recsys.config.system_config import Config
+from recsys.events.event_types import Event
+from recsys.events.field_schema import Schema
+from recsys.features.feature_set import FeatureSet
+from replay.datasets.dataset import Dataset
+
+
+class AppDataset:
+    """Wraps a data set; see ``Dataset``."""
+
+    def __init__(self, app: App, dataset: Dataset) -> None:
+        self.app, self._dataset = app, dataset
+        self.name, self.utc_offset_h = dataset.name, dataset.utc_offset_h
+        self.window_s, self.all_shown = app.window_s, app.shown != BY_VIEW
+
+    @property
+    def labels(self) -> list[str]:
+        return list(self.app.labels)
+
+    @property
+    def schema(self) -> Schema:
+        return self.app.schema
+
+    @property
+    def dead_letters(self) -> Counter[str]:
+        return self._dataset.dead_letters
+
+    @property
+    def repeats(self) -> int:
+        return self._dataset.repeats
+
+    def events(self, from_ms: int | None = None, until_ms: int | None = None) -> Iterator[Event]:
+        return self._dataset.events(from_ms, until_ms)
+
+    def warmup(self) -> Iterator[Event]:
+        return self._dataset.warmup()
+
+
+def feature_set_of(dataset: Dataset, config: Config) -> FeatureSet:
+    """The features that a data set is replayed with: those of its app, or of its schema."""
+    if isinstance(dataset, AppDataset):
+        return dataset.app.feature_set(config.model.features)
+    return FeatureSet(dataset.schema, config.model.features, config.sessions.history)
