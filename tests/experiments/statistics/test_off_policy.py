@@ -237,3 +237,8 @@ def test_whatever_the_lists_bounds_stand_around_and_scale_with_rewards(
         assert other.error == pytest.approx(scale * one.error, abs=1e-9)
     its = diagnose_support(lists)
     assert (its.ess_R <= len(lists) + 1e-9).all() and (its.ess_R >= 0).all()
+
+
+def test_bounds_hold_with_95_percent_unless_told_otherwise() -> None:
+    lists, _ = bandit(3, 300)
+    assert estimates(lists) == estimates(lists, 0.05) != estimates(lists, 0.06)

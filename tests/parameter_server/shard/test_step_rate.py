@@ -124,3 +124,8 @@ def test_a_worker_learns_by_the_rate_of_the_record(tmp_path):
         drain(its)
     np.testing.assert_allclose(moved[3.0], 3 * moved[1.0], rtol=1e-3, atol=1e-6)
     assert np.abs(moved[1.0]).max() > 0
+
+
+@pytest.mark.parametrize("rate", [0.01, 10.0])
+def test_a_rate_of_up_to_ten_times_the_usual_is_taken(rate):
+    assert add_lanes(7, 0, [LaneGradients(n, rate=rate) for n in range(2)], {}).rate == rate

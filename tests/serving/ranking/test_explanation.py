@@ -63,3 +63,14 @@ def test_a_stranger_s_list_has_no_reasons_of_history() -> None:
         lambda *_: np.ones(1), asked(session), replica.catalogue, replica.counters, [3]
     )
     assert reasons == ()
+
+
+@pytest.mark.parametrize(("part", "reported"), [(1.02, True), (0.98, False)])
+def test_an_effect_of_a_hundredth_of_the_score_is_a_reason(part: float, reported: bool) -> None:
+    replica = made()
+
+    def score(query: Query, _: CounterTable) -> np.ndarray:
+        return np.array([100 - part * (not query.request.context)])
+
+    [reasons] = explain(score, asked(viewer(replica)), replica.catalogue, replica.counters, [3])
+    assert ("context" in {reason["feature"] for reason in reasons}) == reported

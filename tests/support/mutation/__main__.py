@@ -3,7 +3,7 @@
 ``python -m tests.support.mutation [FOLDER or FILE ...] [--sample N] [--seed N] [--minutes N] [--jobs N]``
 takes the core by default: the pure folders of pyproject.toml and those of ``selection.BESIDE_PURE``. The same
 seed gives the same sample. Each mutant is tested in a copy of the working tree, in ``build/mutants``, by the
-nearest tests that import its module. A test that fails without the mutant as well is left out. The result,
+nearest tests that import its module. A test that fails without the mutant too is left out. The result,
 with each survivor, is ``build/mutants.json``. ``equivalents.toml`` lists mutants that no test can notice,
 with reasons.
 """
@@ -39,7 +39,7 @@ CAUGHT, SURVIVED, TIMED_OUT, EQUIVALENT = "caught", "survived", "timed out", "eq
 
 @dataclass(frozen=True)
 class TestRun:
-    """Exit code of pytest (-1: too slow), seconds, the first file that failed, and the seconds of each."""
+    """Exit code of pytest (-1: too slow), seconds, the first failed test, and the seconds of each file."""
 
     code: int
     seconds: float
@@ -68,6 +68,7 @@ class Workplace:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self.left_out: list[str] = []  # tests that fail without a mutant
         self._copy()
         kernels = [path for path in self._modules() if "\n@kernel(" in path.read_text()]
         names = [".".join(path.relative_to(folder).with_suffix("").parts) for path in kernels]
@@ -133,7 +134,10 @@ class Workplace:
 
     def _ask(self, tests: Sequence[str], writes_bytecode: bool) -> TestRun:
         assert self.process.stdin and self.process.stdout
-        wanted = {"tests": list(tests), "timeout_s": RUN_S, "writes_bytecode": writes_bytecode}
+        wanted = {
+            "tests": list(tests), "left_out": self.left_out, "timeout_s": RUN_S,
+            "writes_bytecode": writes_bytecode,
+        }  # fmt: skip
         print(json.dumps(wanted), file=self.process.stdin, flush=True)
         return TestRun(**json.loads(self.process.stdout.readline()))
 
@@ -157,24 +161,23 @@ class Judge:
         self._graph = ImportGraph(root, FOLDERS)
         self._sound: dict[str, bool] = {}
         self._times: dict[str, float] = {}
-        self._lock = threading.Lock()
 
     def tests_of(self, module: str) -> list[str]:
         """The nearest test file, then others, quick ones first."""
         near = self._graph.tests_of(module)[:NEAREST]
-        sound = [test for test in near if self._sound.get(test, True)]
-        rest = sorted(sound[1:], key=self._seconds_of)
+        rest = sorted(near[1:], key=self._seconds_of)
         until = accumulate(map(self._seconds_of, rest))
-        return sound[:1] + [test for test, s in zip(rest, until, strict=True) if s <= TESTS_S]
+        return near[:1] + [test for test, s in zip(rest, until, strict=True) if s <= TESTS_S]
 
     def _seconds_of(self, test: str) -> float:
         return self._times.get(test, 1.0)
 
     def judge(self, mutant: Mutant, place: Workplace) -> tuple[str, str, float]:
-        """Fate of a mutant, the test file that decided it, and the seconds that it took."""
+        """Fate of a mutant, the test that decided it, and the seconds that it took."""
         passed, seconds = set[str](), 0.0
         while tests := [test for test in self.tests_of(mutant.path) if test not in passed]:
             tests = tests if passed else tests[:1]  # most mutants need one file
+            place.left_out = [test for test, sound in self._sound.items() if not sound]
             run = place.run(tests, mutant)
             seconds += run.seconds
             if run.passed:
@@ -187,12 +190,10 @@ class Judge:
         return SURVIVED, "", seconds
 
     def _is_sound(self, test: str, place: Workplace) -> bool:
-        """Whether a test file passes without a mutant."""
+        """Whether a test, or a file, passes without a mutant."""
         if test not in self._sound:
-            run = place.run([test])
-            self._times |= run.times
-            self._sound[test] = run.passed
-            if not run.passed:
+            self._sound[test] = place.run([test]).passed
+            if not self._sound[test]:
                 print(f"{test} fails without a mutant: left out", file=sys.stderr, flush=True)
         return self._sound[test]
 

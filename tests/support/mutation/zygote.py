@@ -1,7 +1,7 @@
 """Process that has imported the libraries and forks for each run of tests, which then start in a moment.
 
 It runs as a script in the folder of the mutated copy, so that it has no module of the project. Each line of
-its input is a run as JSON ``{"tests": [...], "timeout_s": 60}``, each line of its output the answer
+its input is a run as JSON ``{"tests": [...], "left_out": [], …}``, each line of its output the answer
 ``{"code": 0, "seconds": 1.2, "failed": "", "times": {FILE: 0.4}}``; code -1 is a run that took too long.
 """
 
@@ -20,7 +20,7 @@ NOTES = Path("build-notes.json")
 
 
 class Notes:
-    """Plugin that records the first test file that fails, and the seconds of each."""
+    """Plugin that records the first test that fails, and the seconds of each file."""
 
     def __init__(self) -> None:
         self.failed = ""
@@ -33,21 +33,22 @@ class Notes:
         self._add(report, 0.0)
 
     def _add(self, report: Any, seconds: float) -> None:
-        file = report.nodeid.partition("::")[0]
-        self.times[file] += seconds
+        self.times[report.nodeid.partition("::")[0]] += seconds
         if report.failed:
-            self.failed = self.failed or file
+            self.failed = self.failed or report.nodeid
 
     def pytest_sessionfinish(self) -> None:
         NOTES.write_text(json.dumps({"failed": self.failed, "times": self.times}))
 
 
-def run(tests: list[str], timeout_s: float, writes_bytecode: bool) -> dict[str, Any]:
+def run(
+    tests: list[str], left_out: list[str], timeout_s: float, writes_bytecode: bool
+) -> dict[str, Any]:
     NOTES.unlink(missing_ok=True)
     began, child = time.monotonic(), os.fork()
     if child == 0:
         os.setsid()
-        os._exit(_run_tests(tests, writes_bytecode))
+        os._exit(_run_tests(tests, left_out, writes_bytecode))
     while time.monotonic() < began + timeout_s:
         done, status = os.waitpid(child, os.WNOHANG)
         if done:
@@ -60,7 +61,7 @@ def run(tests: list[str], timeout_s: float, writes_bytecode: bool) -> dict[str, 
     return {"code": -1, "seconds": timeout_s, "failed": "", "times": {}}
 
 
-def _run_tests(tests: list[str], writes_bytecode: bool) -> int:
+def _run_tests(tests: list[str], left_out: list[str], writes_bytecode: bool) -> int:
     import hypothesis
     import pytest
 
@@ -75,6 +76,7 @@ def _run_tests(tests: list[str], writes_bytecode: bool) -> int:
     hypothesis.settings.load_profile("mutants")
     try:
         options = ["-x", "-q", "-p", "no:cacheprovider", "--tb=line", f"--timeout={TEST_S}"]
+        options += [f"--deselect={test}" for test in left_out]
         return int(pytest.main([*options, *tests], plugins=[Notes()]))
     except BaseException:
         return 1
@@ -99,8 +101,7 @@ def main() -> None:
     gc.freeze()
     for line in sys.stdin:
         wanted = json.loads(line)
-        answer = run(wanted["tests"], wanted["timeout_s"], wanted["writes_bytecode"])
-        print(json.dumps(answer), file=answers, flush=True)
+        print(json.dumps(run(**wanted)), file=answers, flush=True)
 
 
 if __name__ == "__main__":

@@ -59,3 +59,12 @@ def test_a_calm_stream_gathers_more_steps_and_an_alarm_ends_that_at_once() -> No
 def test_the_rate_is_bounded() -> None:
     with pytest.raises(ValueError, match="most_rate is 20"):
         DriftConfig(most_rate=20)
+
+
+def test_half_of_a_raised_rate_is_left_after_eight_thousand_examples() -> None:
+    policy, rates = ReactionPolicy(), []
+    policy.step([LOSS], 256, 0)
+    for examples in (1_000, 7_000, 8_000, 100, 20_000, 10_000):
+        policy.step([], examples, 1)
+        rates.append(policy.reaction.rate)
+    assert rates == [2.834, 2.0, 1.5, 1.5, 1.088, 1.0]  # a change of less than 5 % isn't set

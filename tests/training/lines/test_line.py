@@ -8,7 +8,7 @@ from recsys.config.system_config import Config, laptop, override
 from recsys.features.feature_set import FeatureSet
 from recsys.features.feature_set_file import FEED_SCHEMA
 from runtime.cli import up
-from training.lines.line import learning_digest, spec_of
+from training.lines.line import learning_digest, spec_of, whole_spec
 
 ELEVEN = {"parameter_server.shards": 11, "model.tables.items.admit_after": 2}
 
@@ -46,3 +46,13 @@ def test_the_number_of_shards_is_in_the_digest_where_a_table_has_a_budget() -> N
         for changes in ({}, shards, budget, budget | shards)
     ]
     assert digests[0] == digests[1] and len(set(digests)) == 3
+
+
+def test_a_spec_has_the_sizes_of_the_configuration() -> None:
+    config = override(
+        laptop(), {"parameter_server.delta_kb": 3.5, "step.snapshot_every": 70, "step.lanes": 3}
+    )
+    spec = spec_of(config, "other", 4)
+    assert (spec.delta_bytes, spec.settle_every, spec.lanes) == (3_584, 70, 3)
+    assert (spec.line, spec.epoch, spec.parts) == ("other", 4, config.parameter_server.shards)
+    assert whole_spec(config).parts == 1
