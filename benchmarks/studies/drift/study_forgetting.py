@@ -86,7 +86,7 @@ class RehearsedLoop(DirectLoop):
         self.seen = 0.0
         self._watch = LossMonitor(features.schema.labels)
         self._learner = Learner(build_model(features, config.model))
-        self._forgetting, self._rehearses, self._window = forgetting, rehearses, -1
+        self._forgetting, self.rehearses, self._window = forgetting, rehearses, -1
         self.exams: list[int] = []  # when the panel of the first A is scored
         self.memory: list[dict[str, float]] = []
         self._first: list[ExamplePlace] = []
@@ -113,7 +113,7 @@ class RehearsedLoop(DirectLoop):
                 }
             )
             self.strengths.append((now_ms, strength))
-            self.rehearsal.share = strength.share if self._rehearses else 0.0
+            self.rehearsal.share = strength.share if self.rehearses else 0.0
         return deltas
 
     def _score(self, places: list[ExamplePlace]) -> dict[str, float]:

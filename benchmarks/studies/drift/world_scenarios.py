@@ -21,13 +21,14 @@ from recsys.events.hashing import Id, uniform
 from replay.simulation.world import Request, World
 
 DAY_MS: Final = 86_400_000
+MOOD_MS: Final = 30 * 60_000  # as in the world
 _TURN_MS: Final = 20 * 60_000  # a taste may turn once within
 _REQUESTS: Final = 5  # of a visit, at most
 _BETWEEN_MS: Final = 120_000  # requests of a visit
 _SALE: Final = 1.5  # gain of a tag on sale; others lose half of it
 _VIRAL: Final = 3.0
 _SHARE: Final = 1 / 4  # fraction of topics on sale, or with a new meaning
-_DEEPEST: Final = 4 / 24  # of a day: the time with the fewest requests
+DEEPEST: Final = 4 / 24  # of a day: the time with the fewest requests
 _BOTS: Final = 1 / 3  # fraction of the traffic
 _ACCOUNTS: Final = 20  # of the bots
 
@@ -52,6 +53,14 @@ class ScenarioWorld(World):
         """``start_ms``: a midnight. ``requests_per_s`` is the mean over a day."""
         super().__init__(seed, users, items, topics, start_ms=start_ms, **options)
         self.day_ms = day_ms
+        self._tastes: dict[tuple[Id, str, int], float] = {}
+
+    def taste(self, user_id: Id, tag: str, time_ms: int) -> float:
+        """Without drift and trend it's constant for as long as a mood."""
+        key = user_id, tag, time_ms // MOOD_MS
+        if (taste := self._tastes.get(key)) is None:
+            taste = self._tastes[key] = super().taste(user_id, tag, time_ms)
+        return taste
 
     def day(self, time_ms: int) -> float:
         """Days since the start: 1.5 is the second noon."""
@@ -67,7 +76,7 @@ class ScenarioWorld(World):
 
     def traffic(self, time_ms: int) -> float:
         """Requests a second now."""
-        hour = self.day(time_ms) - _DEEPEST
+        hour = self.day(time_ms) - DEEPEST
         return self.requests_per_s * (1 - 0.9 * math.cos(2 * math.pi * hour))
 
     def author(self, item_id: Id) -> str:
@@ -138,7 +147,7 @@ class Meaning(ScenarioWorld):
     scenario = "meaning"
 
     def taste(self, user_id: Id, tag: str, time_ms: int) -> float:
-        if self.day(time_ms) >= 2 + _DEEPEST and self._chosen(tag):
+        if self.day(time_ms) >= 2 + DEEPEST and self._chosen(tag):
             tag = f"new {tag}"
         return super().taste(user_id, tag, time_ms)
 
@@ -195,7 +204,7 @@ class ABA(ScenarioWorld):
     scenario = "a_b_a"
 
     def taste(self, user_id: Id, tag: str, time_ms: int) -> float:
-        if 2 + _DEEPEST <= self.day(time_ms) < 3 + _DEEPEST:
+        if 2 + DEEPEST <= self.day(time_ms) < 3 + DEEPEST:
             tag = f"{tag} in b"
         return super().taste(user_id, tag, time_ms)
 

@@ -130,13 +130,16 @@ class Arms:
 
     def judge(self, model: ModelConfig, arrays: Arrays) -> ArmScores:
         """Predictions of a trained model for later examples."""
+        frozen, int8 = self.frozen(model, arrays), self.frozen(model, as_int8(arrays))
         trainer = self._trainer(model)
         trainer.load(arrays)
-        frozen = self._predictions(trainer, learns=False)
-        trainer.load(as_int8(arrays))
-        int8 = self._predictions(trainer, learns=False)
-        trainer.load(arrays)
         return ArmScores(frozen, int8, self._predictions(trainer, learns=True))
+
+    def frozen(self, model: ModelConfig, arrays: Arrays) -> Floats:
+        """Predictions (N,) of a trained model that learns no more."""
+        trainer = self._trainer(model)
+        trainer.load(arrays)
+        return self._predictions(trainer, learns=False)
 
     def cost(self, model: ModelConfig, arrays: Arrays, kind: type[RowStore], repeats: int) -> Cost:
         """Cost of serving a trained model from stores of a kind: ``RowStore``, or ``Int8Rows``."""

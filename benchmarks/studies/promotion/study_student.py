@@ -76,7 +76,7 @@ def measure_student(
     for seed in range(seeds):
         dataset = cast(Dataset, WorldLog(seed, hours)) if folder is None else folder
         if world or examples is None:
-            examples = _examples(dataset, progress)
+            examples = examples_of(dataset, progress)
         runs.append(_run(*examples, small, share, plan, seed, seed if world else 0))
     return {
         "data": dataset.name,
@@ -91,7 +91,7 @@ def measure_student(
     }  # fmt: skip
 
 
-def _examples(dataset: Dataset, progress: Progress) -> tuple[FeatureSet, Examples, int]:
+def examples_of(dataset: Dataset, progress: Progress) -> tuple[FeatureSet, Examples, int]:
     """All examples of a log in event time, and the number of the first that is judged."""
     options = ReplayOptions()
     config = config_for(dataset, options, Config())
