@@ -238,3 +238,9 @@ def test_the_world_answers_the_same_again() -> None:
     lists = [e for e in PAST.events() if isinstance(e, Impression)]
     assert all(len({s.item_id for s in e.items}) == 8 for e in lists)
     assert lists[0].items[1].propensity == pytest.approx(1 / 299)
+
+
+def test_no_time_is_before_1970() -> None:
+    served = FeatureReplay(FEATURES, shift_ms=-5_000)
+    times = [served.play(Item(time_ms=t, item_id=t, fields={}))[0].time_ms for t in (4_999, 5_001)]
+    assert times == [0, 1] and served.impressions == 0

@@ -200,6 +200,7 @@ def test_an_expired_row_comes_back_as_new():
     table, gradients = Table(config, 0), np.ones((2, 3), np.float32)
     table.apply(ids(1, 2), gradients, ones(2), 1000)
     table.apply(ids(2), gradients[:1], ones(1), 2001)
+    assert not len(table.expire(2000, ids(1, 2, 3)))  # a second old, and no older
     assert table.expire(2001, ids(1, 2, 3)).tolist() == [1]
     assert (table.lookup(ids(1)) == initial_rows(config, 0, ids(1))).all()
     table.apply(ids(1), gradients[:1], ones(1), 3000)

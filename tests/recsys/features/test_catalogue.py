@@ -65,6 +65,7 @@ def test_an_item_that_was_never_published_is_added_once() -> None:
     [
         (3, np.log(4)), (-3, -np.log(4)), (True, np.log(2)), ("3", 0), (None, 0), ([3], 0),
         (float("nan"), 0), (float("inf"), 0), (10**400, 0), (1e300, 0),
+        (float(np.finfo(np.float32).max), np.log(np.finfo(np.float32).max)),
     ],
 )  # fmt: skip
 def test_numbers_are_logarithms_and_0_where_there_is_none(value: object, number: float) -> None:

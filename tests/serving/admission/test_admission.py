@@ -165,3 +165,25 @@ def test_only_so_many_clients_are_remembered() -> None:
         buckets.take(f"c{n}", 0.0)
     assert len(buckets) == 3
     assert buckets.take("c49", 0.0) > 0 and buckets.take("c0", 0.0) == 0.0
+
+
+def test_four_are_inside_at_least_however_long_answers_take() -> None:
+    admission = Admission(1e-6, 1e-6, 100)
+    for _ in range(4):
+        assert admission.refusal(1.0) == ""
+        admission.enter(1.0)
+    assert admission.refusal(1.0) == WAIT
+    assert Admission(1e-6, 1e-6, 1).refusal(1.0) == ""
+
+
+def test_a_queue_stands_after_five_answers_and_30_ms() -> None:
+    admission = admission_of()
+    for _ in range(20):
+        admission.enter(1.0)
+    for answers in range(1, 6):
+        assert not admission.has_standing_queue(1.1)
+        admission.leave(1.0 + 0.005 * answers)
+    assert not admission.has_standing_queue(1.029) and admission.has_standing_queue(1.031)
+    assert admission.answer_s == pytest.approx(0.005)
+    admission.leave(1.125)
+    assert admission.answer_s == pytest.approx(0.005 + 0.05 * 0.095)

@@ -24,8 +24,10 @@ def test_a_stage_is_missed_below_what_it_needs() -> None:
     left_ms = [15.0]
     deadline = TimeLeftDeadline(lambda: left_ms[0], NEEDS_MS)
     assert [deadline.skips(s) for s in (POPULAR, SHORT, UNRANKED)] == [False, True, False]
+    left_ms[0] = 0.5
+    assert all(deadline.skips(s) for s in NEEDS_MS) and not deadline.skips("other")
     left_ms[0] = -5.0
-    assert all(deadline.skips(s) for s in NEEDS_MS)
+    assert all(deadline.skips(s) for s in (*NEEDS_MS, "other"))
 
 
 def test_of_each_source_its_first_ones_stay() -> None:
