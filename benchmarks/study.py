@@ -21,8 +21,8 @@ from benchmarks.studies.quality.study_quality import quality
 
 study = typer.Typer(add_completion=False, no_args_is_help=True)
 for command in (
-    freshness, quality, baselines, coldstart, promotion, broken, forgetting, drift, student, arms, experiments,
-    counterfactual, interleaving, poisoning, reaction, compression,
+    freshness, quality, baselines, coldstart, promotion, broken, forgetting, drift, student, arms,
+    experiments, counterfactual, interleaving, poisoning, reaction, compression,
 ):  # fmt: skip
     study.command()(command)
 
