@@ -76,8 +76,11 @@ class PartState:
         return None
 
     def drop_broken(self) -> None:
-        """Removes unreadable snapshots of all parts: they may contain data of erased users."""
-        for path in self.folder.parent.glob(f"*/{_BROKEN}"):
+        """Removes unreadable snapshots of all parts, and the copies of damaged files that a repair or a start
+        has put aside: they may contain data of erased users."""
+        parts = self.folder.parent
+        copies = (*parts.glob("*/*.damaged"), *parts.parent.glob("log/*.damaged"))
+        for path in (*parts.glob(f"*/{_BROKEN}"), *copies):
             path.unlink(missing_ok=True)
 
     def save(self, log_id: str, offsets: Offsets, blob: bytes) -> Offsets:

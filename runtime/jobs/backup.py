@@ -24,11 +24,12 @@ import msgspec
 from parameter_server.storage.part_files import sha256_of
 from recsys.clock import wall_ms
 from recsys.events.control_records import ApiKey, Erasure
-from recsys.events.records import CONTROL, pack, topics
+from recsys.events.records import CONTROL, pack
 from recsys.log.protocol import Append, read_range
 from recsys.log.sqlite_log import SqliteLog
 from recsys.observability.log_lines import redact
 from recsys.process.log_consumer import decoded
+from recsys.process.log_holders import BACKUP, TOPICS, backup_lock
 from recsys.process.part_process import owned_folder, write_atomically
 from recsys.process.part_snapshot import PartState
 from runtime.jobs.state_check import Damage, check_state
@@ -39,9 +40,7 @@ from training.deletion.erasure import Eraser, erased_users
 from training.lines.control import live_epoch
 
 MANIFEST: Final = "backup.json"
-HOLD: Final = "backup"
 _TRIES: Final = 20
-_TOPICS: Final = [topic.name for topic in reversed(topics(1))]  # derived ones before their sources
 _FIRST: Final = ("parts", "valkey")  # write-ahead files before snapshots, which may be newer
 # Secrets; the log, copied by itself; impressions that aren't on the log yet; the trainer's current run; ...
 _LEFT_OUT: Final = re.compile(
@@ -80,13 +79,13 @@ def back_up(state: Path, target: Path, base: Path | None = None) -> Backup:
     if target.is_relative_to(state):
         raise ValueError(f"{target} is inside {state}: name a folder outside, on another disk")
     _check_empty(target)
-    with closing(SqliteLog(state / "log")) as log, _held(log) as holds:
+    with closing(SqliteLog(state / "log")) as log, backup_lock(state), _held(log) as holds:
         while True:
             epoch, links = live_epoch(log), _Links()
             owned_folder(target)
             for name in (*_FIRST, *sorted({path.name for path in state.iterdir()} - {*_FIRST})):
                 _copy_entry(state, target, name, links, base)
-            for name in (*(f"{topic}.sqlite" for topic in _TOPICS), "catalogue.db"):
+            for name in (*(f"{topic}.sqlite" for topic in TOPICS), "catalogue.db"):
                 _copy_database(log.folder / name, target / "log" / name)
             if live_epoch(log) == epoch:
                 break
@@ -94,8 +93,8 @@ def back_up(state: Path, target: Path, base: Path | None = None) -> Backup:
     with closing(SqliteLog(target / "log")) as copy:
         for hold in holds:
             copy.hold(*hold)
-        for topic in _TOPICS:
-            copy.release(HOLD, topic)
+        for topic in TOPICS:
+            copy.release(BACKUP, topic)
     text = redact(msgspec.json.encode(config).decode())
     write_atomically(target / "run" / "config.json", text.encode())
     for folder, _, _ in os.walk(target, topdown=False):
@@ -203,15 +202,15 @@ def _held(log: SqliteLog) -> Iterator[list[_Hold]]:
     """Holds all that is on the log; yields the holds that there were, without any of an earlier backup."""
     holds: list[_Hold] = []
     try:
-        for topic in _TOPICS:
+        for topic in TOPICS:
             for partition in range(log.partitions(topic)):
-                log.hold(HOLD, topic, partition, log.begin(topic, partition))
+                log.hold(BACKUP, topic, partition, log.begin(topic, partition))
                 offsets = log.holds(topic, partition)
-                holds += [(n, topic, partition, at) for n, at in offsets.items() if n != HOLD]
+                holds += [(n, topic, partition, at) for n, at in offsets.items() if n != BACKUP]
         yield holds
     finally:
-        for topic in _TOPICS:
-            log.release(HOLD, topic)
+        for topic in TOPICS:
+            log.release(BACKUP, topic)
 
 
 def _copy_backup(folder: Path, target: Path, backup: Backup) -> None:

@@ -13,7 +13,7 @@ from recsys.events.records import DELTAS, EXAMPLES, STEPS, Step, unpack
 from recsys.log.protocol import Log, LogLost, read_range
 from recsys.process.disk_budget import SNAPSHOTS, Level
 from recsys.process.log_consumer import UNREADABLE
-from recsys.process.log_holders import holders
+from recsys.process.log_holders import end_dead_backup, holders
 from recsys.process.space_file import SpaceReader
 from training.archive.files import files_of
 from training.lines.offset_lookup import first_at
@@ -46,6 +46,7 @@ class SpaceKeeper:
         """Trims what is due. ``steps``: of the complete snapshots of the live line, ascending."""
         if self._clock() >= self._due_ms:
             self._due_ms = self._clock() + _TRIM_EVERY_MS
+            end_dead_backup(self._log, self._state)
             trim_steps(self._log, self._state)
         space = self._space.read()
         if space is None:

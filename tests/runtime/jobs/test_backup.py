@@ -39,10 +39,11 @@ from recsys.features.feature_set_file import feature_set
 from recsys.log.protocol import Append, Log
 from recsys.log.sqlite_log import SqliteLog
 from recsys.process.log_consumer import decoded, readable
+from recsys.process.log_holders import BACKUP
 from recsys.process.part_snapshot import PartState
 from runtime.cli.main import app
 from runtime.jobs import backup as backups
-from runtime.jobs.backup import HOLD, MANIFEST, back_up, restore
+from runtime.jobs.backup import MANIFEST, back_up, restore
 from runtime.jobs.state_check import check_state
 from runtime.jobs.user_deletion import request_deletion
 from runtime.supervision import launch_plan
@@ -169,7 +170,7 @@ def test_a_backup_of_a_running_system_goes_on_elsewhere(tmp_path: Path) -> None:
         backup = await copying
         assert run.system.worker.step > before and not backup.damage
         await run.show(20)
-        assert not any(HOLD in run.system.log.holds(EVENTS, p) for p in range(4))
+        assert not any(BACKUP in run.system.log.holds(EVENTS, p) for p in range(4))
         restore(tmp_path / "copy", tmp_path / "other")
         with closing(SqliteLog(tmp_path / "other" / "log")) as log:
             check_log(log, run.system.log, tmp_path / "other")
@@ -201,7 +202,7 @@ def check_log(log: Log, original: Log, state: Path) -> None:
     for topic in backups._TOPICS:
         for partition in range(log.partitions(topic)):
             begin, end = log.begin(topic, partition), log.end(topic, partition)
-            assert HOLD not in log.holds(topic, partition)
+            assert BACKUP not in log.holds(topic, partition)
             start = max(begin, original.begin(topic, partition))
             if start < end:
                 expected = original.read(topic, partition, start, end - start)
@@ -338,7 +339,7 @@ def test_what_a_restored_fold_needs_again_is_still_held(state: Path, tmp_path: P
     with closing(SqliteLog(state / "log")) as log:
         held = log.holds(EVENTS, partition)["joiner"]
         begin, end = log.begin(EVENTS, partition), log.end(EVENTS, partition)
-        log.hold(HOLD, EVENTS, partition, begin)  # of a backup that was killed
+        log.hold(BACKUP, EVENTS, partition, begin)  # of a backup that was killed
     assert held < end
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(backups, "_copy_file", then_saved)
@@ -347,10 +348,10 @@ def test_what_a_restored_fold_needs_again_is_still_held(state: Path, tmp_path: P
     restore(tmp_path / "copy", tmp_path / "new")
     with closing(SqliteLog(tmp_path / "new" / "log")) as log:
         assert log.holds(EVENTS, partition)["joiner"] == held
-        assert HOLD not in log.holds(EVENTS, partition)
+        assert BACKUP not in log.holds(EVENTS, partition)
         assert log.begin(EVENTS, partition) == begin
     with closing(SqliteLog(state / "log")) as log:
-        assert HOLD not in log.holds(EVENTS, partition)
+        assert BACKUP not in log.holds(EVENTS, partition)
 
 
 def test_a_promotion_meanwhile_is_copied_with_its_snapshot(state: Path, tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import msgspec
 import pytest
 
 from recsys.clock import wall_ms
+from recsys.features.session import REQUESTS
 from recsys.log.protocol import LogUnavailable
 from recsys.process.disk_budget import Level, Space
 from recsys.process.part_process import run_folder
@@ -191,5 +192,26 @@ def test_many_unknown_fields_are_one_error(world: World) -> None:
         assert answer.status_code == 422
         [detail] = answer.json()["details"]
         assert "60 fields, expected at most 50" in detail["expected"]
+
+    run(world, scenario)
+
+
+def test_an_engagement_with_an_old_list_without_profiling_enters_no_history(world: World) -> None:
+    async def scenario(w: World) -> None:
+        plain = await w.recommend(n=3, profiling=False)
+        lists = [plain] + [await w.recommend(n=3) for _ in range(REQUESTS + 1)]
+        await w.written()
+
+        async def history() -> list[str]:
+            while w.fold.turn():
+                pass
+            return [e["item_id"] for e in (await w.client.get("/v1/sessions/u1")).json()["recent"]]
+
+        for answer, count in ((plain, 0), (lists[-1], 1)):
+            item_id = answer["items"][0]["item_id"]
+            event = view(answer["request_id"], item_id, answer["request_id"], token=answer["token"])
+            sent = await w.client.post("/v1/events", json={"events": [event]})
+            assert (sent.json()["accepted"], sent.json()["unproven"]) == (1, 0)
+            assert await history() == [item_id][:count]
 
     run(world, scenario)

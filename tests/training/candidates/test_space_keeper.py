@@ -11,7 +11,7 @@ from recsys.events.records import DELTAS, EVENTS, EXAMPLES, STEPS, Delta, Range,
 from recsys.log.protocol import Append, MemoryLog
 from recsys.log.sqlite_log import SqliteLog
 from recsys.process.disk_budget import Level, Space
-from recsys.process.log_holders import holders
+from recsys.process.log_holders import BACKUP, backup_lock, holders
 from training.archive.writer import Archive
 from training.candidates.space_keeper import SpaceKeeper, trim_deltas, trim_steps
 from training.deletion.user_history import UserHistory
@@ -215,3 +215,18 @@ def test_the_age_of_a_hold_is_named_where_the_log_has_append_times(tmp_path):
     log.hold("joiner", EVENTS, 0, 0)  # nothing to drop
     assert holders(log, EVENTS, 41 * 3_600_000) == ["joiner holds events/1 since 41 h"]
     log.close()
+
+
+def test_the_hold_of_a_backup_ends_with_its_process(log, tmp_path):
+    learn(log, 5)
+    for topic in (EXAMPLES, STEPS):
+        log.hold(BACKUP, topic, 0, 0)
+    log.hold("archive", EXAMPLES, 0, 4)
+    now_ms = [0]
+    keeper = SpaceKeeper(log, tmp_path, lambda: now_ms[0])
+    with backup_lock(tmp_path):  # it runs
+        keeper.turn("main", 0, [])
+        assert log.holds(EXAMPLES, 0) == {BACKUP: 0, "archive": 4}
+    now_ms[0] += 600_000
+    keeper.turn("main", 0, [])
+    assert log.holds(EXAMPLES, 0) == {"archive": 4} and not log.holds(STEPS, 0)

@@ -266,11 +266,19 @@ def test_it_is_done_when_the_files_of_the_log_are_scrubbed_and_not_before(
     assert log.keyed(EVENTS, PARTITION, [USER.encode()], 1 << 60) == []
     assert system.eraser.waiting == 1
     busy.clear()
-    broken = tmp_path / "parts/joiner/state.broken.msgpack"
-    broken.write_bytes(b"a state with the user in it, perhaps")
+    put_aside = [
+        tmp_path / name
+        for name in (
+            "parts/joiner/state.broken.msgpack", "parts/shards/main-0-0.wal.damaged",
+            "log/events.sqlite.damaged", "log/events.sqlite-wal.damaged",
+        )
+    ]  # fmt: skip
+    for file in put_aside:
+        file.parent.mkdir(exist_ok=True, parents=True)
+        file.write_bytes(b"a state with the user in it, perhaps")
     system.look()
     assert system.eraser.waiting == 0
-    assert not broken.exists()
+    assert not any(file.exists() for file in put_aside)
     assert scrubbed == {EVENTS, EXAMPLES, DEAD_LETTERS, CONTROL}
 
 
