@@ -117,3 +117,54 @@ def test_repeats_that_the_doors_refused_are_evidence_with_a_user_token() -> None
         events.append(msgspec.structs.replace(event, proof=USER_PROVEN) if repeat else event)
     [cohort] = accounts_of(events).cohorts()
     assert list(cohort.users) == its.accounts and cohort.nats > 50
+
+
+def small_town(pushers: int, *, sinks: bool = False) -> list[Event]:
+    """Sixty people who like or skip a few items, and accounts of one network that like one item twice,
+    or hide it."""
+    events: list[Event] = []
+
+    def engage(user: str, item: str, kind: str, source: int, at_ms: int) -> None:
+        events.append(
+            Engagement(
+                time_ms=at_ms, request_id=f"{user}-{at_ms}", user_id=user, item_id=item, kind=kind,
+                source=source,
+            )
+        )  # fmt: skip
+
+    for n in range(60):
+        for m in range(12):
+            kind = ("like", *["view"] * 5, "skip", *["view"] * 3, "long_view")[(5 * n + m) % 11]
+            engage(f"u{n}", f"i{(n + m) % 40}", kind, n // 2, 200 + m)
+    for n in range(pushers):
+        for m in range(36):
+            engage(f"a{n:02}", f"i{(3 * n + m) % 40}", "view", 99, 200 + m)
+        for kind in ("hide",) if sinks else ("like", "like", "long_view"):
+            engage(f"a{n:02}", "target", kind, 99, 100)
+    return events
+
+
+def test_evidence_in_nats() -> None:
+    [pushing] = accounts_of(small_town(5)).cohorts()
+    assert (pushing.users, pushing.items) == (tuple(f"a{n:02}" for n in range(5)), ("target",))
+    assert pushing.nats == pytest.approx(9.612169723768) and pushing.pushes
+    assert pushing.marks == ("selective 20", "repeats 16", "network 8", "all kinds 7")
+    [sinking] = accounts_of(small_town(6, sinks=True)).cohorts()
+    assert sinking.nats == pytest.approx(24.113210891164) and not sinking.pushes
+    assert sinking.marks == ("selective 43", "network 9", "all kinds 0", "repeats 0")
+
+
+def test_a_rule_holds_cohorts_of_twenty_accounts_and_a_person_judges_larger_ones() -> None:
+    few, many = (accounts_of(small_town(size, sinks=True)) for size in (20, 21))
+    [cohort] = few.cohorts()
+    assert few.over(cohort.nats) == [cohort] and few.over(cohort.nats + 1e-9) == []
+    assert len(many.cohorts()) == 1 and many.over(1.0) == []
+
+
+def test_old_judgements_are_no_evidence() -> None:
+    accounts = accounts_of(small_town(5))
+    accounts.forget_before(100)  # the target was liked at 100
+    [cohort] = accounts.cohorts()
+    assert cohort.items == ("target",)
+    accounts.forget_before(101)
+    assert accounts.cohorts() == [] and not accounts.over(0.0)
