@@ -249,6 +249,35 @@ def faults(
 
 
 @bench_command(bench)
+def kills(
+    kills: Annotated[int, typer.Option(min=1, help="Kills, in pairs too.")] = 60,
+    minutes: Annotated[
+        float, typer.Option(min=0, help="Time for kills; the rest is left out.")
+    ] = 22,
+    only: Annotated[str, typer.Option(help="Only these targets (a,b).")] = "",
+    seed: Seed = 0,
+) -> Figures:
+    """Events lost or counted twice while every part of a live system is killed."""
+    from benchmarks.system.bench_kills import KillOptions, measure_kills
+
+    names = tuple(name for name in only.split(",") if name)
+    return measure_kills(KillOptions(kills, minutes, names, seed), log_progress)
+
+
+@bench_command(bench)
+def disk(
+    seconds: Annotated[int, typer.Option(min=1, help="Seconds for which the disk is full.")] = 60,
+    kill: Annotated[
+        str, typer.Option(help="Part that is killed meanwhile; empty: none.")
+    ] = "joiner",
+) -> Figures:
+    """Return of a live system from a full disk; needs root."""
+    from benchmarks.system.bench_disk import DiskOptions, measure_disk
+
+    return measure_disk(DiskOptions(seconds, kill), log_progress)
+
+
+@bench_command(bench)
 def drift(
     runs: Annotated[int, typer.Option(min=1, help="Seeded runs of each planted shift.")] = 60,
     stationary: Annotated[
