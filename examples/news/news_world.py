@@ -28,7 +28,7 @@ DEVICES: Final = ("phone", "desktop")
 SLATE: Final = 12
 _HOUR_MS: Final = 3_600_000
 _LIFE_MS: Final = 24 * _HOUR_MS
-_AUTHORS: Final = 48
+_AUTHORS: Final = 24
 _BURST_EVERY_MS: Final = 12 * _HOUR_MS
 _BURST_ARTICLES: Final = 4
 _OUTSIDE: Final = 5.0  # weight of clicking nothing
@@ -67,12 +67,12 @@ class NewsWorld:
     def __init__(
         self,
         seed: int = 0,
-        users: int = 1500,
+        users: int = 300,
         hours: int = 96,
         *,
         start_ms: int = 1_700_006_400_000,
-        articles_per_h: int = 12,
-        visits_per_h: float = 45.0,
+        articles_per_h: int = 4,
+        visits_per_h: float = 48.0,
     ) -> None:
         if users < 1 or hours < 1 or articles_per_h < 1 or visits_per_h <= 0:
             raise ValueError(
@@ -127,8 +127,8 @@ class NewsWorld:
             time_ms_N[order],
             np.concatenate(categories)[order],
             authors,
-            0.7 * quality + 0.3 * skill[authors] + np.concatenate(boosts)[order],
-            5.0 * np.exp(0.4 * life),
+            0.4 * quality + 0.4 * skill[authors] + np.concatenate(boosts)[order],
+            3.5 * np.exp(0.2 * life),
         )
 
     def appeal(self, time_ms: int, shown: NDArray[np.int64]) -> Floats:
@@ -143,12 +143,12 @@ class NewsWorld:
         """Log weight of each category to a reader now."""
         seed, n = self.seed, len(CATEGORIES)
         taste = (
-            0.5 * normals(seed, n, "region", self._region(user))
-            + 0.5 * normals(seed, n, "own", user)
-            + 0.5 * turning(seed, n, time_ms, _LIFE_MS, "drift", user)
+            0.6 * normals(seed, n, "region", self._region(user))
+            + 0.25 * normals(seed, n, "own", user)
+            + 0.25 * turning(seed, n, time_ms, _LIFE_MS, "drift", user)
             + 0.2 * normals(seed, n, "device", device)
-            + 0.3 * normals(seed, n, "mood", visit)
-            + 0.4 * turning(seed, n, time_ms, 8 * _HOUR_MS, "fashion")
+            + 0.1 * normals(seed, n, "mood", visit)
+            + 0.3 * turning(seed, n, time_ms, 12 * _HOUR_MS, "fashion")
         )
         for burst_ms, category in self.bursts:
             if burst_ms <= time_ms:
@@ -199,12 +199,12 @@ class NewsWorld:
         live = self._live(time_ms, user)
         noise = -np.log(-np.log(1 - draws(seed, len(live), "page", request_id)))
         age_h = (time_ms - self.articles.time_ms[live]) / _HOUR_MS
-        score = 0.8 * self.articles.quality[live] - age_h / 6 + noise
+        score = 0.8 * self.articles.quality[live] - age_h / 8 + noise
         shown = live[np.argsort(-score, kind="stable")[:SLATE]]
         liking = self.taste(user, device, visit, time_ms)[self.articles.category[shown]]
         position = -np.log1p(0.08 * np.arange(len(shown)))
         utility = self.appeal(time_ms, shown) + liking
-        appetite = _APPETITE * math.exp(0.4 * float(normals(seed, 1, "appetite", user)[0]))
+        appetite = _APPETITE * math.exp(0.5 * float(normals(seed, 1, "appetite", user)[0]))
         probability = _choice(utility + position, appetite)
         level = _choice(utility + position.mean(), appetite)
         yield Impression(
