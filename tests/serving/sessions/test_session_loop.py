@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from benchmarks.harness.memory_sessions import MemorySessions
+from recsys.config.system_config import Config
 from recsys.events.control_records import Erasure
 from recsys.events.event_types import (
     Engagement,
@@ -25,6 +26,8 @@ from recsys.features.feature_set import FeatureSet
 from recsys.features.feature_set_file import FEED_SCHEMA
 from recsys.features.session import Session
 from recsys.log.protocol import Append, LogLost, MemoryLog
+from recsys.process.part_process import Stop
+from serving.sessions import session_loop
 from serving.sessions.session_loop import SessionLoop
 from serving.sessions.session_store import (
     FoldPosition,
@@ -282,3 +285,49 @@ def test_whatever_fails_the_sessions_are_those_of_an_undisturbed_fold(
             if restart:
                 loop = disturbed.loop(store)
     assert disturbed.sessions.blobs == calm.sessions.blobs
+
+
+class PartStore(MemorySessions):
+    """A store that is away for the first write."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.away, self.scrubs, self.closed = True, 0, False
+
+    def commit(self, *parts: Any) -> None:
+        if self.away:
+            self.away = False
+            raise StoreUnavailable("away")
+        super().commit(*parts)
+
+    def scrub(self) -> None:
+        self.scrubs += 1
+
+    def close(self) -> None:  # type: ignore[override]  # the adapter of Valkey closes at once
+        self.closed = True
+
+
+def test_the_part_tries_again_and_scrubs_the_store_after_an_erasure_once(
+    fixture: Fixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fixture.append(engagement("u1"), engagement("u2"))
+    store, stop, turns = PartStore(), Stop(), []
+
+    def wait(topic: str, timeout_s: float) -> bool:
+        turns.append(topic)
+        if len(turns) == 1:
+            assert store.scrubs == 1  # sessions may have gone before it started
+            fixture.erase("u1")
+        elif len(turns) == 4:
+            stop.set()
+        return False
+
+    monkeypatch.setattr(fixture.log, "wait", wait)
+    monkeypatch.setattr(session_loop, "_SCRUB_EVERY_S", 0.0)
+    monkeypatch.setattr(session_loop, "open_log", lambda config: fixture.log)
+    monkeypatch.setattr(session_loop, "RedisFoldStore", lambda *address: store)
+    session_loop.run(Config(), stop)
+    assert set(store.blobs) == {"u2"} and store.closed
+    assert store.scrubs == 2
+    counters = stop.heartbeat.now().counters
+    assert (counters["failed_turns"], counters["events"]) == (1, 3)

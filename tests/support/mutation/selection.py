@@ -51,7 +51,7 @@ class ImportGraph:
         return out
 
     def tests_of(self, module: str) -> list[str]:
-        """Test files that may notice a change, the mirrored folder first, then by distance."""
+        """Test files that may notice a change: of the mirrored folder, of its package, then by distance."""
         distance, at = {module: 0}, [module]
         for path in at:
             for importer in sorted(self.importers[path]):
@@ -64,10 +64,11 @@ class ImportGraph:
             if Path(path).name.startswith("test_") and not is_selected(path, LEFT_OUT)
         ]
         folder, stem = f"tests/{Path(module).parent.as_posix()}", Path(module).stem
+        package = f"tests/{Path(module).parts[0]}/"
 
-        def order(path: str) -> tuple[bool, bool, int, str]:
-            same = Path(path).parent.as_posix() == folder
-            return not (same and stem in path), not same, distance[path], path
+        def order(path: str) -> tuple[bool, bool, bool, int, str]:
+            same, near = Path(path).parent.as_posix() == folder, path.startswith(package)
+            return not (same and stem in path), not same, not near, distance[path], path
 
         return sorted(tests, key=order)
 
