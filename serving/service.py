@@ -22,7 +22,7 @@ from recsys.events.event_types import encode
 from recsys.events.hashing import Id, partition_of
 from recsys.events.records import EVENTS
 from recsys.features.feature_set_file import feature_set
-from recsys.features.session import Session
+from recsys.features.session import PLAIN_LIST, Session
 from recsys.log.protocol import Append, Log
 from recsys.observability.log_lines import LOG_CONTEXT, LogThrottle
 from recsys.process.space_file import SpaceReader
@@ -181,7 +181,7 @@ class Service:
         if not self.reader.ready:
             raise Unavailable(_STARTING)
         began_s, arrived_s = time.monotonic(), _arrived_s()
-        request_id = request_id or uuid.uuid4().hex
+        request_id = request_id or (PLAIN_LIST if request.plain else "") + uuid.uuid4().hex
         token = LOG_CONTEXT.set({"request_id": request_id})
         try:
             return await self._recommend(request, request_id, began_s, arrived_s)

@@ -84,6 +84,7 @@ class Beat(msgspec.Struct, kw_only=True):
     gauges: dict[str, float] = {}
     offsets: dict[str, list[int]] = {}  # topic -> the next offset to read, by partition
     addresses: dict[str, str] = {}
+    names: dict[str, list[str]] = {}
     failure: str = ""
 
 
@@ -121,6 +122,10 @@ class Heartbeat:
     def address(self, name: str, address: str) -> None:
         with self._lock:
             self._beat.addresses[name] = address
+
+    def names(self, name: str, names: list[str]) -> None:
+        with self._lock:
+            self._beat.names[name] = names
 
     def turned(self) -> None:
         self._beat.turned_ms = int(self._clock() * 1000)

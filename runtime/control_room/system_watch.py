@@ -89,6 +89,9 @@ class SystemWatch:
                 {"name": part.name, "state": part.state, "failure": part.failure}
                 for part in status.parts
             ],
+            "quarantined": [
+                name for part in status.parts for name in part.names.get("quarantined", ())
+            ],
             "control": control,
             "letters": newest_dead_letters(self._log),
             "experiments": self._experiments.panel(list(self._control.revisions)),

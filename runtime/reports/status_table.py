@@ -72,6 +72,11 @@ def status_table(status: Status, running: Running, config: Config) -> Group:
     if (unproven := sum(part.rates.get("unproven", 0.0) for part in status.parts)) >= 0.1:
         text = f"{unproven:,.1f} engagements/s teach nothing: their clients send no valid token"
         lines.insert(0, Text(text, style="yellow"))
+    for part in status.parts:
+        if names := part.names.get("quarantined"):
+            more = ", …" * (part.gauges["quarantined"] > len(names))
+            text = f"{part.gauges['quarantined']:.0f} users in quarantine: {', '.join(names)}{more}"
+            lines.insert(0, Text(text, style="yellow"))
     if damaged := sum(part.gauges.get("snapshots_damaged", 0) for part in status.parts):
         text = f"{damaged:.0f} snapshots are damaged; `recsys check {config.state}` names them"
         lines.insert(0, Text(text, style="red"))

@@ -60,6 +60,7 @@ _METRICS: Final[dict[str, list[tuple[str, ...]]]] = {
         ("events", COUNTER, "Events counted for items"),
         ("failed_turns", COUNTER, "Failed iterations: log unreachable"),
         ("counters", GAUGE, "Counter rows in memory"),
+        ("quarantined", GAUGE, "Users in quarantine"),
     ],
     "joiner": [
         ("events", COUNTER, "Events read"),

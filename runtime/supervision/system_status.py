@@ -61,6 +61,7 @@ class PartStatus(msgspec.Struct, frozen=True, kw_only=True):
     rates: dict[str, float] = {}
     gauges: dict[str, float] = {}
     lag: dict[str, int] = {}
+    names: dict[str, list[str]] = {}
     failure: str = ""
 
 
@@ -176,7 +177,7 @@ def _part(
         if up:
             behind = {t: waiting(log, t, offsets) for t, offsets in beat.offsets.items() if log}
             lag = {topic: count for topic, count in behind.items() if count is not None}
-            values |= {"rates": beat.rates, "gauges": beat.gauges, "lag": lag}
+            values |= {"rates": beat.rates, "gauges": beat.gauges, "lag": lag, "names": beat.names}
     return PartStatus(
         name=part.name, state=state, restarts=part.restarts, last_exit=part.last_exit, **values
     )

@@ -35,6 +35,7 @@ _SAVE_SHARE: Final = 0.05  # most of the time that may go into snapshots, howeve
 _KEYS: Final = 1_000  # of one record
 _REPUBLISH_AFTER: Final = 5_000  # records, then all counters are published again
 _COUNTERS: Final = 2_000_000  # rows: those longest untouched go once there are twice as many
+_NAMED: Final = 20  # users in quarantine whom the status names
 _LOG: Final = logging.getLogger(__name__)
 
 
@@ -203,6 +204,8 @@ def run(config: Config, stop: Stop) -> None:
             stop.heartbeat.add("events", moved)
             stop.heartbeat.offsets(EVENTS, loop.events.offsets)
             stop.heartbeat.gauge("counters", len(loop.fold.counters))
+            stop.heartbeat.gauge("quarantined", len(loop.fold.quarantined))
+            stop.heartbeat.names("quarantined", sorted(loop.fold.quarantined)[:_NAMED])
             if not moved:
                 log.wait(EVENTS, 0.05)
         if loop is not None:

@@ -164,7 +164,8 @@ class TestPage:
         decision = {"type": "decision", "line": evil, "said": "hold", "to": "", "final": False, "why": evil,
                     "evidence": {evil: 1.0}, "time_ms": 1, "at": 0}  # fmt: skip
         control = PANELS["control"] | {"decisions": [decision]}
-        stub.look.panel = PANELS | {"letters": [letter], "control": control}
+        named = {"letters": [letter], "control": control, "quarantined": [evil]}
+        stub.look.panel = PANELS | named
         opened(browser, stub)
         browser.run("for (const d of document.querySelectorAll('details')) d.open = true")
         assert browser.run("return document.querySelectorAll('main img').length") == 0

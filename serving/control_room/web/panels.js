@@ -13,6 +13,7 @@ export function drawPanels(picture) {
   drawTables(picture);
   drawParts(picture);
   drawLetters(picture);
+  redraw(part("quarantined"), picture.panels.quarantined, (names) => names.map(name => el("span", { class: "chip" }, name)));
 }
 
 function drawVersion(picture) {

@@ -15,8 +15,11 @@ from runtime.supervision.run_file import Running
 from runtime.supervision.system_status import PartStatus, Status
 
 
-def drawn(rates: dict[str, float] | None = None, **gauges: float) -> str:
-    part = PartStatus(name="serve", state="ready", gauges=gauges, rates=rates or {})
+def drawn(
+    rates: dict[str, float] | None = None, names: list[str] | None = None, **gauges: float
+) -> str:
+    named = {"quarantined": names or []}
+    part = PartStatus(name="serve", state="ready", gauges=gauges, rates=rates or {}, names=named)
     found = Status(state="", running=False, ready=False, parts=[part])
     running = Running(supervisor=Identity(1, 0.0), asked="", started_ms=0, time_ms=0)
     console = Console(file=io.StringIO(), width=100)
@@ -41,6 +44,12 @@ def test_damaged_snapshots_are_named() -> None:
     assert "snapshots are damaged" not in drawn(snapshots_damaged=0.0)
     assert "1 snapshots are damaged; `recsys check" in drawn(snapshots_damaged=1.0)
     assert "shards" not in drawn(**{SHARDS_AWAY: 0.0}) and "shards" not in drawn()
+
+
+def test_users_in_quarantine_are_named() -> None:
+    assert "quarantine" not in drawn(quarantined=0.0)
+    assert "2 users in quarantine: a0, a1\n" in drawn(names=["a0", "a1"], quarantined=2.0)
+    assert "9 users in quarantine: a0, a1, …" in drawn(names=["a0", "a1"], quarantined=9.0)
 
 
 def test_it_says_that_clients_send_no_tokens() -> None:

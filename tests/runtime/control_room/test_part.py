@@ -1,6 +1,7 @@
 """The part: where it is, what it sees (the same as `recsys metrics`), what it does while nobody looks."""
 
 import os
+import time
 from dataclasses import replace
 from pathlib import Path
 from threading import Event, Thread
@@ -11,6 +12,7 @@ import pytest
 from recsys.config.part_configs import ControlRoomConfig
 from recsys.config.system_config import Config
 from recsys.events.control_records import Experiments, ExperimentState, Live
+from recsys.events.event_types import Verdict, encode
 from recsys.events.records import CONTROL, EVENTS, pack
 from recsys.log.protocol import Append, Log
 from recsys.process.open_log import create_topics, open_log
@@ -26,6 +28,7 @@ from runtime.supervision.part_table import table
 from runtime.supervision.processes import identify
 from runtime.supervision.system_status import gather
 from serving.control_room.exposition import samples_of
+from serving.sessions import counter_loop
 from tests.support.experiment_log import LABELS, ToyTrial
 from tests.support.plan_config import config_in
 from training.outcomes.experiment_fold import ExperimentFold
@@ -94,6 +97,36 @@ def test_it_sees_what_metrics_tell(system: tuple[Config, Log]) -> None:
     assert seen['recsys_trainer_auc{label="like"}'] == 0.71
     log.append(EVENTS, [Append(0, b"", b"x")])
     assert SystemWatch(config, log).samples()['recsys_part_lag{part="joiner",topic="events"}'] == 3
+
+
+def test_users_in_quarantine_are_named_as_the_status_names_them(tmp_path: Path) -> None:
+    config, plan = plans.resolve(config_in(tmp_path))
+    plans.write(config, plan)
+    log = open_log(config)
+    create_topics(log, config)
+    events = [
+        Append(0, b"", encode(Verdict(time_ms=n, user_id=f"a{n}", quarantined=True)))
+        for n in range(21)
+    ]
+    log.append(EVENTS, events)
+    beat = Heartbeat("counters", tmp_path / "run" / "counters.json")
+    stop = Stop(beat)
+    counting = Thread(target=counter_loop.run, args=(config, stop))
+    counting.start()
+    while beat.now().gauges.get("quarantined") != 21 and counting.is_alive():
+        time.sleep(0.01)
+    stop.set()
+    counting.join()
+    beat.write()
+    me = identify(os.getpid())
+    parts = [run_file.PartRecord(name="counters", state="ready", process=me)]
+    running = run_file.Running(supervisor=me, asked="", started_ms=1, time_ms=1, parts=parts)
+    write_atomically(tmp_path / "run" / "up.json", msgspec.json.encode(running))
+    watch = SystemWatch(config, log)
+    assert watch.samples()["recsys_counters_quarantined"] == 21
+    names = watch.panels()["quarantined"]
+    assert names == sorted(f"a{n}" for n in range(21))[:20]
+    assert gather(tmp_path).parts[0].names == {"quarantined": names}
 
 
 def test_the_ends_of_a_topic_are_asked_once_for_a_picture(system: tuple[Config, Log]) -> None:

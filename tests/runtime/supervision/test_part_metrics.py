@@ -220,7 +220,7 @@ def test_stages_and_statuses_that_are_known_are_told_as_0(tmp_path: Path) -> Non
     for stage in STAGES:
         assert f'recsys_degraded_total{{stage="{stage}"}} 0.0' in text
     assert all(f'recsys_events_total{{status="{status}"}} 0.0' in text for status in STATUSES)
-    assert {"accepted", "duplicate", "rejected", "lost"} == set(STATUSES)
+    assert {"accepted", "duplicate", "rejected", "retry", "lost"} == set(STATUSES)
 
 
 def test_nothing_was_started_is_no_error() -> None:
