@@ -4,6 +4,7 @@ It doesn't know how the scores were made.
 """
 
 import sys
+import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -14,13 +15,14 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from recsys.events.event_types import Event, Impression
+from recsys.events.event_types import Event
 from recsys.events.field_schema import CATEGORICAL
 from replay.datasets.dataset import Dataset
 from replay.predictions import Predictions, build_report, compare
 from replay.replay_run import ReplayOptions, ReplayResult
 
 _DAY_MS = 86_400_000
+_REPORT_S = 10.0
 
 
 def report_of(
@@ -33,18 +35,25 @@ def report_of(
     """The report of a replay. ``baseline``: predictions to compare with, on the judged rows."""
     about = _about(data, dataset, options, replayed)
     if baseline is not None:
-        judged = replayed.predictions.rows(judged_rows(dataset, replayed.predictions))
+        rows = judged_rows(dataset, replayed.predictions, options.judge_from_ms)
+        judged = replayed.predictions.rows(rows)
         about["against"] = compare(judged, baseline, dataset.labels[0])
     return build_report(
         replayed.predictions,
         utc_offset_h=dataset.utc_offset_h,
-        slices=slices_of(dataset, replayed),
+        slices=slices_of(dataset, replayed, options.judge_from_ms),
         about=about,
+        k=options.k,
     )
 
 
-def judged_rows(dataset: Dataset, predictions: Predictions) -> NDArray[np.bool_]:
-    """Mask of the judged rows: those of the later half of the days (of six or seven, the last three)."""
+def judged_rows(
+    dataset: Dataset, predictions: Predictions, from_ms: int | None = None
+) -> NDArray[np.bool_]:
+    """Mask of the judged rows: those from ``from_ms`` on, by default of the later half of the days (of six or
+    seven, the last three)."""
+    if from_ms is not None:
+        return np.asarray(predictions.time_ms) >= from_ms
     days = (np.asarray(predictions.time_ms) + int(dataset.utc_offset_h * 3_600_000)) // _DAY_MS
     if not len(days):
         return np.zeros(0, np.bool_)
@@ -58,9 +67,11 @@ def first_judged_day(days: NDArray[np.int64]) -> int:
     return int(distinct[-max(1, len(distinct) // 2)])
 
 
-def slices_of(dataset: Dataset, replayed: ReplayResult) -> dict[str, NDArray[np.bool_]]:
+def slices_of(
+    dataset: Dataset, replayed: ReplayResult, from_ms: int | None = None
+) -> dict[str, NDArray[np.bool_]]:
     """Masks by name: ``test`` and, within it, the commonest values of the first context field."""
-    test = judged_rows(dataset, replayed.predictions)
+    test = judged_rows(dataset, replayed.predictions, from_ms)
     masks = {"test": test}
     names = dataset.schema.names("context", CATEGORICAL)
     values, counts = np.unique(replayed.contexts, return_counts=True)
@@ -73,7 +84,8 @@ def slices_of(dataset: Dataset, replayed: ReplayResult) -> dict[str, NDArray[np.
 def _about(
     data: Path, dataset: Dataset, options: ReplayOptions, replayed: ReplayResult
 ) -> dict[str, Any]:
-    return {
+    about = {} if replayed.retrieval is None else {"retrieval": replayed.retrieval}
+    return about | {
         "data": dataset.name,
         "folder": data.name,
         "options": {
@@ -89,17 +101,22 @@ def _about(
 
 
 def with_bar(events: Iterator[Event]) -> Iterator[Event]:
-    """The events, with a progress bar that counts impressions and shows event time."""
+    """The events, with progress on stderr: a bar that shows event time; without a terminal, a line every ten
+    seconds."""
     columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
-    with Progress(*columns, console=Console(file=sys.stderr), transient=True) as progress:
-        task = progress.add_task("reading")
-        impressions = 0
-        for event in events:
+    console = Console(file=sys.stderr)
+    started = reported = time.monotonic()
+    with Progress(
+        *columns, console=console, transient=True, disable=not console.is_terminal
+    ) as bar:
+        task = bar.add_task("reading")
+        for count, event in enumerate(events):
             yield event
-            if isinstance(event, Impression):
-                impressions += 1
-                if impressions % 500 == 0:
-                    moment = datetime.fromtimestamp(event.time_ms / 1000, UTC)
-                    progress.update(
-                        task, description=f"{impressions:,} impressions, {moment:%d %b %H:%M}"
-                    )
+            if count % 1000:
+                continue
+            moment = datetime.fromtimestamp(event.time_ms / 1000, UTC)
+            text = f"{count:,} events, {moment:%d %b %H:%M}"
+            bar.update(task, description=text)
+            if not console.is_terminal and (now := time.monotonic()) >= reported + _REPORT_S:
+                reported = now
+                print(f"recsys: {text}, {now - started:.0f} s", file=sys.stderr, flush=True)

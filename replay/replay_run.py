@@ -5,10 +5,13 @@ describes what is scored, learned and reported.
 """
 
 import time
-from collections import Counter
+from array import array
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from typing import Any
+from pathlib import Path
+from typing import Any, Final, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,13 +19,16 @@ from numpy.typing import NDArray
 from recsys.config.system_config import Config, JoinConfig, StepConfig
 from recsys.events.event_types import Engagement, Event, Item, User
 from recsys.events.field_schema import CATEGORICAL
-from recsys.features.feature_set import FeatureSet
+from recsys.events.hashing import Id
+from replay.datasets.app_dataset import AppDataset, feature_set_of
 from replay.datasets.dataset import Dataset
 from replay.direct_loop import DirectLoop, StepsUntil
 from replay.player import Player, ScoredImpression
-from replay.predictions import COLUMNS, Predictions
+from replay.predictions import COLUMNS, Predictions, PredictionsFile, joined
 
 Progress = Callable[[Iterator[Event]], Iterator[Event]]
+_OF_ALL: Final = ("request_id", "user_id", "time_ms", "line", "version")  # columns of an impression
+_BLOCK: Final = 65_536  # rows that are written together
 
 
 @dataclass(frozen=True)
@@ -39,6 +45,8 @@ class ReplayOptions:
     step_every_s: float = 600.0  # event time: a data set is sparser than live traffic
     through_broker: str = ""  # "", or the log to use: sqlite or kafka
     until_step: int | None = None  # the last step that is learned; the replay ends with it
+    judge_from_ms: int | None = None  # by default the later half of the days is judged
+    k: int = 10  # length of the lists that are judged
 
 
 @dataclass(frozen=True)
@@ -51,65 +59,122 @@ class ReplayResult:
     seconds: float
     counts: dict[str, int]
     digest: str
+    retrieval: dict[str, Any] | None = None
+
+
+class Probe(Protocol):
+    """Measures something on the way; ``before`` gets each event before it is played."""
+
+    def before(self, event: Event) -> None: ...
+    def report(self) -> dict[str, Any]: ...
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """Outputs of a replay beside its result: a file that predictions are written to as they are made, and a
+    measurement."""
+
+    predictions: Path | None = None
+    probe: Callable[[Player], Probe] | None = None
+
+
+NOTHING_MORE: Final = Outputs()
 
 
 class ScoreRecorder:
-    """Collects scores by impression and item, with the labels as of the end of the log.
+    """Labels scores with the engagements until ``horizon_ms`` after their impression (None: of the whole
+    log), and hands them to ``write`` in blocks (None: holds them for ``predictions``).
 
-    It keeps columns instead of impressions: three million scores take some hundred bytes each.
+    An engagement may precede the score of its impression.
     """
 
-    def __init__(self, labels: Sequence[str], context_field: str | None) -> None:
+    def __init__(
+        self,
+        labels: Sequence[str],
+        context_field: str | None,
+        horizon_ms: int | None = None,
+        write: Callable[[Predictions], None] | None = None,
+    ) -> None:
         self._places = {label: k for k, label in enumerate(labels)}
-        self._context_field = context_field
-        self._columns: dict[str, list[Any]] = {name: [] for name in (*COLUMNS, "context")}
-        self._scores: list[NDArray[np.float32]] = []
-        self._happened: dict[tuple[str, str], int] = {}  # a bit per label
+        self._context_field, self._horizon_ms = context_field, horizon_ms
+        self._blocks: list[Predictions] = []
+        self._write = write or self._blocks.append
+        self._open: deque[tuple[tuple[Any, ...], list[Id], NDArray[np.float32]]] = deque()
+        self._happened: dict[tuple[str, str], tuple[int, int]] = {}  # a bit per label; newest time
+        self._contexts: dict[str, int] = {}
+        self._context_of_row = array("l")
+        self._begin_block()
 
     def scored(self, scored: ScoredImpression) -> None:
         """Adds one impression's scores, a row for each item."""
         impression, version = scored.impression, f"{scored.epoch}.{scored.step}"
+        of_all = impression.request_id, impression.user_id, impression.time_ms, scored.line, version
+        items = [served.item_id for served in impression.items]
+        self._open.append((of_all, items, scored.probabilities_NL.copy()))
         context = str(impression.context.get(self._context_field or "", ""))
-        values = {
-            "request_id": impression.request_id,
-            "user_id": impression.user_id,
-            "time_ms": impression.time_ms,
-            "line": scored.line,
-            "version": version,
-            "context": context,
-        }
-        for name, value in values.items():
-            self._columns[name] += [value] * len(impression.items)
-        self._columns["item_id"] += [served.item_id for served in impression.items]
-        self._scores.append(scored.probabilities_NL.copy())
+        code = self._contexts.setdefault(context, len(self._contexts))
+        self._context_of_row.extend([code] * len(items))
+        if self._horizon_ms is not None:
+            self._close(impression.time_ms - self._horizon_ms)
 
     def happened(self, engagement: Engagement) -> None:
-        """Adds an engagement; it may precede the score of its impression."""
         place = self._places.get(engagement.kind)
-        if place is not None:
+        if place is not None and engagement.request_id:
             key = (engagement.request_id, str(engagement.item_id))
-            self._happened[key] = self._happened.get(key, 0) | (1 << place)
+            bits = self._happened.get(key, (0, 0))[0] | (1 << place)
+            self._happened[key] = bits, engagement.time_ms
+
+    def finish(self) -> None:
+        """Closes all rows. To be called at the end of the log."""
+        self._close(None)
+        self._end_block(0)
 
     def predictions(self) -> Predictions:
-        """All scores as columns, in the order in which they were added."""
-        columns: dict[str, Any] = {name: self._columns[name] for name in COLUMNS}
-        rows = zip(columns["request_id"], columns["item_id"], strict=True)
-        bits = np.array([self._happened.get((r, str(i)), 0) for r, i in rows], np.int64)
-        width = len(self._places) + 1
-        scores = np.concatenate(self._scores or [np.zeros((0, width), np.float32)])
-        return Predictions(
-            **columns | {"time_ms": np.array(columns["time_ms"], np.int64)},
-            scores={label: scores[:, k] for label, k in self._places.items()},
-            labels={label: (bits >> k) & 1 for label, k in self._places.items()},
-        )
+        """All scores as columns, in the order in which they were added. Ends the recording."""
+        self.finish()
+        return joined(self._blocks, list(self._places))
 
     def contexts(self) -> NDArray[np.str_]:
         """Value of the first context field for each row, "" when missing."""
-        return np.array(self._columns["context"], np.str_)
+        codes = np.array(self._context_of_row, np.int64)
+        return np.array([*self._contexts, ""], np.str_)[codes]
+
+    def _close(self, before_ms: int | None) -> None:
+        """Ends the labels of earlier impressions."""
+        while self._open and (before_ms is None or self._open[0][0][2] < before_ms):
+            (request_id, *others), items, scores_NL = self._open.popleft()
+            for name, value in zip(_OF_ALL, (request_id, *others), strict=True):
+                self._columns[name] += [value] * len(items)
+            self._columns["item_id"] += items
+            self._scores.append(scores_NL)
+            keys = ((request_id, str(item)) for item in items)
+            self._bits += [self._happened.get(key, (0, 0))[0] for key in keys]
+            if len(self._bits) >= _BLOCK:
+                self._end_block(before_ms or 0)
+
+    def _end_block(self, before_ms: int) -> None:
+        if self._bits:
+            bits, scores = np.array(self._bits, np.int64), np.concatenate(self._scores)
+            self._write(
+                Predictions(
+                    **self._columns,
+                    scores={label: scores[:, k] for label, k in self._places.items()},
+                    labels={label: (bits >> k) & 1 for label, k in self._places.items()},
+                )
+            )
+        self._happened = {k: v for k, v in self._happened.items() if v[1] >= before_ms}
+        self._begin_block()
+
+    def _begin_block(self) -> None:
+        self._columns: dict[str, list[Any]] = {name: [] for name in COLUMNS}
+        self._scores: list[NDArray[np.float32]] = []
+        self._bits: list[int] = []
 
 
 def config_for(dataset: Dataset, options: ReplayOptions, base: Config) -> Config:
-    """Configuration of a replay: the data set's window, steps on the event clock."""
+    """Configuration of a replay: the app's, the data set's window, steps on the event clock."""
+    if isinstance(dataset, AppDataset):
+        base = dataset.app.config(base)
     return replace(
         base,
         join=JoinConfig(window_s=dataset.window_s, horizon_s=86_400.0, all_shown=dataset.all_shown),
@@ -123,14 +188,18 @@ def config_for(dataset: Dataset, options: ReplayOptions, base: Config) -> Config
 
 
 def replay_data(
-    dataset: Dataset, options: ReplayOptions, base: Config | None = None, progress: Progress = iter
+    dataset: Dataset,
+    options: ReplayOptions,
+    config: Config | None = None,
+    progress: Progress = iter,
+    outputs: Outputs = NOTHING_MORE,
 ) -> ReplayResult:
-    """Replays a data set in this process. ``progress`` wraps the events."""
-    config = config_for(dataset, options, base or Config())
-    features = FeatureSet(dataset.schema, options.features, config.sessions.history)
+    """Replays a data set in this process, by default with its ``config_for``. ``progress`` wraps events."""
+    config = config or config_for(dataset, options, Config())
+    features = feature_set_of(dataset, config)
     loop = DirectLoop(features, config, options.frozen_after_ms)
     player = Player(features, config, loop, sync_every_ms=options.sync_every_ms)
-    return replay_with(player, dataset, options, progress, loop.digest)
+    return replay_with(player, dataset, options, progress, loop.digest, outputs)
 
 
 def replay_with(
@@ -139,6 +208,7 @@ def replay_with(
     options: ReplayOptions,
     progress: Progress,
     digest: Callable[[], str],
+    outputs: Outputs = NOTHING_MORE,
 ) -> ReplayResult:
     """Plays all events of a data set and collects the result. ``digest`` is called at the end.
 
@@ -149,29 +219,48 @@ def replay_with(
     if options.until_step is not None:
         loop.sequencer = StepsUntil(loop.sequencer, options.until_step)
     contexts = dataset.schema.names("context", CATEGORICAL)
-    recorder = ScoreRecorder(dataset.schema.labels, contexts[0] if contexts else None)
-    player.on_scored = recorder.scored
-    for event in progress(with_warm_up(player, dataset, options)):
-        if options.until_step is not None and not isinstance(event, Item | User):
-            player.advance(event.time_ms)
-            if loop.sequencer.done:
-                break
-        if isinstance(event, Engagement):
-            recorder.happened(event)
-        player.play(event)
-    player.flush()
-    if options.until_step is not None:
-        _learn_the_rest(player, options.until_step)
+    labels, join, probe = dataset.schema.labels, player.config.join, None
+    with ExitStack() as stack:
+        file = None
+        if outputs.predictions is not None:
+            file = PredictionsFile(outputs.predictions, labels)
+            stack.callback(file.close)
+        recorder = ScoreRecorder(
+            labels,
+            contexts[0] if contexts else None,
+            int((join.window_s + join.horizon_s) * 1000),
+            None if file is None else file.write,
+        )
+        player.on_scored = recorder.scored
+        if outputs.probe is not None:
+            probe = outputs.probe(player)
+        for event in progress(with_warm_up(player, dataset, options)):
+            if options.until_step is not None and not isinstance(event, Item | User):
+                player.advance(event.time_ms)
+                if loop.sequencer.done:
+                    break
+            if probe is not None:
+                probe.before(event)
+            for played in player.as_lists(event):
+                if isinstance(played, Engagement):
+                    recorder.happened(played)
+                player.play(played)
+        player.flush()
+        if options.until_step is not None:
+            _learn_the_rest(player, options.until_step)
+        recorder.finish()
+        predictions = recorder.predictions() if file is None else file.finish()
     counts: Counter[str] = Counter()
     for joiner in getattr(player.loop, "joiners", ()):
         counts.update(joiner.counts)
     return ReplayResult(
-        recorder.predictions(),
+        predictions,
         recorder.contexts(),
         player.replica.step,
         time.monotonic() - started,
         dict(counts),
         digest(),
+        None if probe is None else probe.report(),
     )
 
 

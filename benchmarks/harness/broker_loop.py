@@ -31,9 +31,18 @@ from recsys.features.session import Session
 from recsys.log.protocol import Append, Log
 from recsys.model.model import build_model
 from recsys.process.open_log import create_topics, open_log
+from replay.datasets.app_dataset import feature_set_of
 from replay.datasets.dataset import Dataset
 from replay.player import Player
-from replay.replay_run import Progress, ReplayOptions, ReplayResult, config_for, replay_with
+from replay.replay_run import (
+    NOTHING_MORE,
+    Outputs,
+    Progress,
+    ReplayOptions,
+    ReplayResult,
+    config_for,
+    replay_with,
+)
 from replay.warmup import record_of
 from serving.replica.replica import Replica
 from serving.replica.state_reader import StateReader
@@ -219,9 +228,13 @@ class BrokerPlayer(Player):
 
 
 def replay_through_broker(
-    dataset: Dataset, options: ReplayOptions, progress: Progress
+    dataset: Dataset,
+    options: ReplayOptions,
+    config: Config | None = None,
+    progress: Progress = iter,
+    outputs: Outputs = NOTHING_MORE,
 ) -> ReplayResult:
-    """Replays through real parts in a temporary folder.
+    """Replays through real parts in a temporary folder, by default with ``config_for`` the data set.
 
     Raises ValueError for freezing, held-back updates and warm-up, which only the one-process replay does:
     compare with a replay without them.
@@ -237,10 +250,10 @@ def replay_through_broker(
         )
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="recsys-replay-")))
-        config = config_for(dataset, options, Config(state=str(folder)))
+        config = replace(config or config_for(dataset, options, Config()), state=str(folder))
         url = stack.enter_context(_log_url(options.through_broker, folder))
         config = replace(config, log=replace(config.log, url=url))
-        features = FeatureSet(dataset.schema, options.features, config.sessions.history)
+        features = feature_set_of(dataset, config)
         log = open_log(config)
         stack.callback(log.close)
         create_topics(log, config)
@@ -252,7 +265,7 @@ def replay_through_broker(
         stack.callback(loop.close, 0)
         player = BrokerPlayer(features, config, loop)
         player.follow(loop, store)
-        return replay_with(player, dataset, options, progress, shards.digest)
+        return replay_with(player, dataset, options, progress, shards.digest, outputs)
 
 
 @contextmanager

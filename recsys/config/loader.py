@@ -28,13 +28,14 @@ class ConfigError(ValueError):
     """An error in the configuration, with its position and the expectation."""
 
 
-def load(name_or_yaml: str) -> Config:
-    """The configuration of a run's name or a YAML file, overridden by the environment.
+def load(name_or_yaml: str, adapt: Callable[[Config], Config] = lambda base: base) -> Config:
+    """The configuration of a run's name or a YAML file, overridden by the environment. ``adapt`` changes the
+    defaults that the file overrides.
 
     Raises ConfigError for an unknown name or key, or an invalid value.
     """
     base, changes, position = _named(name_or_yaml)
-    values: dict[str, Any] = msgspec.to_builtins(base)
+    values: dict[str, Any] = msgspec.to_builtins(adapt(base))
     values = _lay(values, changes, Config, position)
     values = _lay(values, _environment(), Config, _variable)
     try:

@@ -27,27 +27,34 @@ def auc(scores: ArrayLike, labels: ArrayLike, weights: ArrayLike | None = None) 
 def grouped_auc(scores: ArrayLike, labels: ArrayLike, groups: ArrayLike) -> float:
     """Mean AUC within each user, over users with both labels, weighted by their number of rows (Zhu et al.
     2017, arXiv:1706.06978, equation 10)."""
+    each, rows = _auc_by_group(scores, labels, groups)
+    return float(np.average(each, weights=rows)) if len(each) else float("nan")
+
+
+def list_metrics(
+    scores: ArrayLike, labels: ArrayLike, requests: ArrayLike, k: int = 10
+) -> dict[str, float]:
+    """Means over the requests with a positive and a negative: AUC, nDCG, reciprocal rank of the first
+    positive, whether a positive is among the first ``k``, and the share of positives there."""
     score, label = _floats(scores), _floats(labels)
-    _, group = np.unique(np.asarray(groups), return_inverse=True)
-    if not score.size:
-        return float("nan")
-    order = np.lexsort((score, group))
-    score, label, group = score[order], label[order], group[order]
-    new_group = np.diff(group, prepend=-1) != 0
-    new_tie = new_group | (np.diff(score, prepend=-np.inf) != 0)
-    rank = _mean_ranks(new_tie)
-    starts = np.flatnonzero(new_group)
-    total = np.diff(np.append(starts, score.size)).astype(np.float64)
-    positives = np.add.reduceat(label, starts)
-    negatives = total - positives
-    # Ranks run through all groups: subtract those before the group's first row.
-    above = np.add.reduceat(rank * label, starts) - starts * positives
-    pairs = positives * negatives
-    both = pairs > 0
-    if not both.any():
-        return float("nan")
-    each = (above - positives * (positives + 1) / 2)[both] / pairs[both]
-    return float(np.average(each, weights=total[both]))
+    _, group = np.unique(np.asarray(requests), return_inverse=True)
+    rank_P, group_P = _ranks_of_positives(score, label, group)
+    mixed = np.bincount(group_P, minlength=len(label)) < np.bincount(group, minlength=len(label))
+    rank_P, group_P = rank_P[mixed[group_P]], group_P[mixed[group_P]]
+    _, request_P, own = np.unique(group_P, return_inverse=True, return_counts=True)  # positives
+    near = rank_P <= k
+    ideal = np.cumsum(1 / np.log2(np.arange(k) + 2))[np.minimum(own, k) - 1]
+    gain = np.bincount(request_P[near], 1 / np.log2(rank_P[near] + 1), len(own))
+    first = rank_P[np.diff(request_P, prepend=-1) != 0]
+    values = {
+        "auc": _auc_by_group(score, label, group)[0],
+        f"ndcg@{k}": gain / ideal,
+        "mrr": 1 / first,
+        f"hit@{k}": (first <= k).astype(np.float64),
+        f"recall@{k}": np.bincount(request_P[near], minlength=len(own)) / own,
+    }
+    means = {name: float(x.mean()) if len(x) else float("nan") for name, x in values.items()}
+    return {"requests": len(own)} | means
 
 
 def log_loss(probabilities: ArrayLike, labels: ArrayLike) -> float:
@@ -162,6 +169,40 @@ class _Order:
             return float("nan")
         # Not a dot product: BLAS starts threads for it, which costs ten times the sum on a busy machine.
         return float((positive * (below[self._from] + below[self._to])).sum() / 2 / pairs)
+
+
+def _auc_by_group(scores: ArrayLike, labels: ArrayLike, groups: ArrayLike) -> tuple[Floats, Floats]:
+    """AUC and number of rows of each group with both labels."""
+    score, label = _floats(scores), _floats(labels)
+    _, group = np.unique(np.asarray(groups), return_inverse=True)
+    order = np.lexsort((score, group))
+    score, label, group = score[order], label[order], group[order]
+    new_group = np.diff(group, prepend=-1) != 0
+    new_tie = new_group | (np.diff(score, prepend=-np.inf) != 0)
+    rank = _mean_ranks(new_tie)
+    starts = np.flatnonzero(new_group)
+    if not len(starts):
+        return np.zeros(0), np.zeros(0)
+    total = np.diff(np.append(starts, score.size)).astype(np.float64)
+    positives = np.add.reduceat(label, starts)
+    # Ranks run through all groups: subtract those before the group's first row.
+    above = np.add.reduceat(rank * label, starts) - starts * positives
+    pairs = positives * (total - positives)
+    both = pairs > 0
+    return (above - positives * (positives + 1) / 2)[both] / pairs[both], total[both]
+
+
+def _ranks_of_positives(
+    score: Floats, label: Floats, group: NDArray[np.int64]
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Rank from 1 and group of each positive, by group and rank. Ties are in a fixed random order, so that no
+    metric gains from the order of rows."""
+    ties = np.random.default_rng(0).permutation(len(label))
+    order = np.lexsort((ties, -score, group))
+    starts = np.flatnonzero(np.diff(group[order], prepend=-1) != 0)
+    rank = np.arange(len(order)) + 1 - np.repeat(starts, np.diff(np.append(starts, len(order))))
+    positive = np.flatnonzero(label[order] > 0)
+    return rank[positive], group[order][positive]
 
 
 def _mean_ranks(new_tie: NDArray[np.bool_]) -> Floats:

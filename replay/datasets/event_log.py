@@ -1,22 +1,19 @@
-"""An event log: JSON Lines, one event a line, sorted by time, with a ``dataset.yaml`` beside it.
+"""An event log: one event a line or row, sorted by time, with a ``dataset.yaml`` beside it.
 
 docs/how-to/data.md describes the format. A malformed line is an error with file and line; a line of unknown
 type or engagement kind is skipped and counted in ``dead_letters``, because the format may grow.
 """
 
-import gzip
-import zlib
 from collections import Counter, deque
 from collections.abc import Iterator
 from functools import cached_property
-from io import BufferedReader
 from pathlib import Path
-from typing import IO, Any, Final
+from typing import Any
 
 import mmh3
 import msgspec
-import zstandard
 
+from recsys.app.definition import BY_VIEW, App
 from recsys.events.event_types import (
     ENGAGEMENT_KINDS,
     Event,
@@ -28,9 +25,9 @@ from recsys.events.event_types import (
 )
 from recsys.events.field_schema import CATEGORICAL, NUMERIC, VECTOR, Schema, default_groups, kind_of
 from replay.datasets.dataset import DataError
-from replay.datasets.dataset_yaml import read_settings
+from replay.datasets.dataset_yaml import LogSettings, read_settings
+from replay.datasets.log_files import find_parts, lines_of
 
-ENDINGS: Final = (".jsonl", ".jsonl.gz", ".jsonl.zst")
 _TYPES = {"item", "user", "impression", "engagement", "tick"}
 _STATE = (Item, User)
 
@@ -38,8 +35,12 @@ _STATE = (Item, User)
 class EventLog:
     """A folder with ``dataset.yaml`` and ``events.jsonl`` (or several parts, compressed or not)."""
 
-    def __init__(self, folder: Path) -> None:
-        self._settings = read_settings(folder / "dataset.yaml")
+    def __init__(self, folder: Path, app: App | None = None) -> None:
+        """``app``: definition that takes the place of ``dataset.yaml``."""
+        self._settings = (
+            read_settings(folder / "dataset.yaml") if app is None else _settings_of(app)
+        )
+        self._kinds = ENGAGEMENT_KINDS if app is None else tuple(app.events)
         self._parts = find_parts(folder)
         self.name = self._settings.name or folder.name
         self.labels = list(self._settings.labels)
@@ -112,16 +113,14 @@ class EventLog:
             if isinstance(event_type, str) and event_type not in _TYPES:
                 self.dead_letters[f"unknown type {event_type[:40]!r}"] += 1
                 return None
+            if event_type == "engagement":  # a log of clicks alone knows no request
+                value.setdefault("request_id", "")
             kind = value.get("kind")
-            if (
-                event_type == "engagement"
-                and isinstance(kind, str)
-                and kind not in ENGAGEMENT_KINDS
-            ):
+            if event_type == "engagement" and isinstance(kind, str) and kind not in self._kinds:
                 self.dead_letters[f"unknown engagement kind {kind[:40]!r}"] += 1
                 return None
         try:
-            event = parse(value)
+            event = parse(value, unattributed=True, kinds=self._kinds)
         except Rejected as error:
             raise DataError(
                 file,
@@ -170,6 +169,12 @@ class EventLog:
                 kinds[name] = kind
 
 
+def _settings_of(app: App) -> LogSettings:
+    vectors = {name: f.length for name, f in app.fields.get("item", {}).items() if f.length}
+    shown = app.shown != BY_VIEW
+    return LogSettings(app.labels, app.window_s, app.name, all_shown=shown, vectors=vectors)
+
+
 class _Repeats:
     """Detects repeated events within the horizon: by event id, else by a hash of the line.
 
@@ -210,42 +215,3 @@ def _is_vector(value: object, length: int) -> bool:
         and len(value) == length
         and all(isinstance(x, int | float) and not isinstance(x, bool) for x in value)
     )
-
-
-def find_parts(folder: Path) -> list[Path]:
-    """Files of the log in name order; raises DataError when there are none, or a part exists twice."""
-    parts: dict[str, Path] = {}
-    for file in sorted(folder.iterdir()):
-        if not file.name.endswith(ENDINGS):
-            continue
-        stem = file.name.partition(".jsonl")[0]
-        if stem in parts:
-            raise DataError(
-                folder, f"each part once, there are {parts[stem].name} and {file.name}; remove one"
-            )
-        parts[stem] = file
-    if not parts:
-        raise DataError(folder, f"events.jsonl, or parts that end in {', '.join(ENDINGS)}")
-    return [parts[stem] for stem in sorted(parts)]
-
-
-def lines_of(file: Path) -> Iterator[tuple[int, bytes]]:
-    """(line number from 1, line without its end); empty lines are skipped."""
-    number = 0
-    try:
-        with _opened(file) as stream:
-            for number, raw in enumerate(stream, 1):  # noqa: B007
-                text = raw.strip()
-                if text:
-                    yield number, text
-    except (OSError, EOFError, zlib.error, zstandard.ZstdError) as error:
-        raise DataError(file, f"a file that can be unpacked ({error})", line=number + 1) from error
-
-
-def _opened(file: Path) -> IO[bytes] | Any:
-    if file.name.endswith(".gz"):
-        return gzip.open(file, "rb")
-    if file.name.endswith(".zst"):
-        packed = zstandard.open(file, "rb")
-        return BufferedReader(packed, 1 << 20)
-    return file.open("rb")

@@ -3,19 +3,28 @@
 from importlib import import_module
 from pathlib import Path
 
+from recsys.app.definition import App
+from replay.datasets.app_dataset import AppDataset
 from replay.datasets.dataset import DataError, Dataset
 from replay.datasets.event_log import EventLog
+from replay.datasets.log_files import holds_events
 
 READER = "examples.kuairand"  # comes with a checkout, and needs polars
 
 
-def open_dataset(path: str | Path) -> Dataset:
-    """An event log or a KuaiRand log (Parquet or the official CSV files); raises DataError."""
+def open_dataset(path: str | Path, app: App | None = None) -> Dataset:
+    """An event log or a KuaiRand log (Parquet or the official CSV files), with the labels, fields and
+    features of an app's definition if there is one; raises DataError."""
+    dataset = _open(path, app)
+    return dataset if app is None else AppDataset(app, dataset)
+
+
+def _open(path: str | Path, app: App | None) -> Dataset:
     folder = Path(path)
     if not folder.is_dir():
         raise DataError(folder, "a folder with a data set; the folder doesn't exist")
-    if (folder / "dataset.yaml").exists():
-        return EventLog(folder)
+    if (folder / "dataset.yaml").exists() or (app is not None and holds_events(folder)):
+        return EventLog(folder, app)
     try:
         dataset: Dataset | None = import_module(READER).open_kuairand(folder)
     except ModuleNotFoundError as error:

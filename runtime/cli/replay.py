@@ -1,21 +1,37 @@
 """``recsys replay DATA``: replays a data set in event time: scores each example, then learns from it."""
 
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Final
 
 import typer
 from rich.console import Console
 from typer import Argument, Option
 
-from recsys.config.system_config import ModelConfig
+from recsys.app.app_file import read_app
+from recsys.config.loader import load
+from recsys.config.system_config import Config, override
 from replay.datasets.dataset import DataError, Dataset
 from replay.datasets.open_dataset import open_dataset
-from replay.predictions import Predictions, read_predictions, write_predictions, write_report
+from replay.predictions import Predictions, read_predictions, write_report
 from replay.replay_report import report_of, with_bar
-from replay.replay_run import ReplayOptions, ReplayResult, replay_data
-from runtime.cli.common import check_folders, exit_on, from_checkout
+from replay.replay_run import (
+    Outputs,
+    ReplayOptions,
+    ReplayResult,
+    config_for,
+    replay_data,
+)
+from runtime.cli.common import ConfigOption, check_folders, exit_on, from_checkout
 from runtime.jobs.time_option import parse_time
 from runtime.reports.tables import plain_table
+
+_RETRIEVAL: Final = "benchmarks.studies.quality.retrieval_recall"
+_COLUMNS: Final = {
+    "AUC": "auc", "by user": "grouped_auc", "in lists": "lists.auc", "nDCG": "lists.ndcg",
+    "log loss": "log_loss", "calibration": "calibration",
+}  # fmt: skip
 
 
 def replay(
@@ -23,7 +39,9 @@ def replay(
     report: Annotated[Path | None, Option(help="Write metrics to this JSON file.")] = None,
     predictions: Annotated[Path | None, Option(help="Write scores to this Parquet file.")] = None,
     against: Annotated[Path | None, Option(help="Predictions of a run to compare with.")] = None,
-    features: Annotated[str, Option(help="ids, ids+history or all.")] = "all",
+    app: Annotated[Path | None, Option(help="Definition of the app, app.yaml.")] = None,
+    config: ConfigOption = "laptop",
+    features: Annotated[str | None, Option(help="ids, ids+history or all.")] = None,
     frozen_after: Annotated[str | None, Option(help="Time after which nothing is learned.")] = None,
     sync_every: Annotated[float, Option(help="Interval of model updates in seconds.")] = 0.0,
     from_: Annotated[str | None, Option("--from", help="Event time to start at.")] = None,
@@ -35,36 +53,64 @@ def replay(
             help="Fold the data from before the log; on by default, except with --through-broker.",
         ),
     ] = None,
-    step_examples: Annotated[int, Option(help="Maximum number of examples per step.")] = 64,
-    step_every: Annotated[float, Option(help="Maximum wait for a step, event seconds.")] = 600.0,
+    step_examples: Annotated[int | None, Option(help="Most examples of a step; 64.")] = None,
+    step_every: Annotated[
+        float | None, Option(help="Maximum wait for a step, event seconds; 600.")
+    ] = None,
     through_broker: Annotated[
         str, Option(help="Run the real parts in lockstep over this log: sqlite or kafka.")
     ] = "",
+    judge_from: Annotated[
+        str | None, Option(help="Event time judged from; by default the later half of the days.")
+    ] = None,
+    k: Annotated[int, Option(min=1, help="Length of lists that are judged.")] = 10,
+    retrieval: Annotated[
+        float, Option(help="Share of the judged engagements whose retrieval is measured.")
+    ] = 0.0,
     until_version: Annotated[str | None, Option(help="Last step to learn: 120 or 0.120.")] = None,
     digest: Annotated[bool, Option("--digest", help="Print only the state's SHA-256.")] = False,
 ) -> None:
     """Replays a data set in event time: scores each example, then learns from it."""
     with exit_on(DataError, ValueError):
-        dataset = open_dataset(data)
-        zone = dataset.utc_offset_h
+        dataset = open_dataset(data, None if app is None else read_app(app))
+        at = partial(parse_time, utc_offset_h=dataset.utc_offset_h)
+        settings = _config(config, dataset, features, step_examples, step_every)
         options = ReplayOptions(
-            ModelConfig(features=features).features, parse_time(frozen_after, zone),
-            int(sync_every * 1000), parse_time(from_, zone), parse_time(until, zone),
-            _warms_up(warm_up, through_broker), step_examples, step_every, through_broker,
-            _parse_version(until_version),
+            settings.model.features, at(frozen_after), int(sync_every * 1000), at(from_), at(until),
+            _warms_up(warm_up, through_broker), settings.step.examples,
+            settings.step.every_ms / 1000, through_broker, _parse_version(until_version),
+            at(judge_from), k,
         )  # fmt: skip
         check_folders(report, predictions)
         baseline = None if against is None else _read_baseline(against, dataset.labels[0])
-        replayed = _run(dataset, options)
+        probe = from_checkout(f"{_RETRIEVAL}:probe_for") if retrieval else lambda *_: None
+        outputs = Outputs(predictions, probe(dataset, options, retrieval))
+        replayed = _run(dataset, options, settings, outputs)
     metrics = report_of(data, dataset, options, replayed, baseline)
-    if predictions is not None:
-        write_predictions(predictions, replayed.predictions)
     if report is not None:
         write_report(report, metrics)
     if digest:
         typer.echo(replayed.digest)
     else:
         _print(metrics, replayed)
+
+
+def _config(
+    name: str,
+    dataset: Dataset,
+    features: str | None,
+    step_examples: int | None,
+    step_every: float | None,
+) -> Config:
+    """The configuration: options before the file, and that before the defaults of the data set's replay."""
+    own = ReplayOptions()
+    config = load(
+        name, lambda base: config_for(dataset, replace(own, features=base.model.features), base)
+    )
+    every_ms = None if step_every is None else int(step_every * 1000)
+    given = {"model.features": features, "step.examples": step_examples, "step.every_ms": every_ms}
+    changed: Config = override(config, {key: x for key, x in given.items() if x is not None})
+    return changed
 
 
 def _parse_version(text: str | None) -> int | None:
@@ -108,17 +154,18 @@ def _read_baseline(file: Path, label: str) -> Predictions:
     return baseline
 
 
-def _run(dataset: Dataset, options: ReplayOptions) -> ReplayResult:
+def _run(
+    dataset: Dataset, options: ReplayOptions, config: Config, outputs: Outputs
+) -> ReplayResult:
+    replay = replay_data
     if options.through_broker:
         replay = from_checkout("benchmarks.harness.broker_loop:replay_through_broker")
-        result: ReplayResult = replay(dataset, options, with_bar)
-        return result
-    return replay_data(dataset, options, progress=with_bar)
+    return replay(dataset, options, config, with_bar, outputs)
 
 
 def _print(report: dict[str, Any], replayed: ReplayResult) -> None:
-    """Prints the first lines of the report as a table."""
-    numbers = ("rows", "AUC", "by user", "log loss", "calibration")
+    """Prints the first lines of the report as tables."""
+    numbers = ("rows", *_COLUMNS)
     first, rows = next(iter(report["labels"]), None), []
     for label, measured in report["labels"].items():
         rows.append((label, *_cells(measured)))
@@ -129,9 +176,11 @@ def _print(report: dict[str, Any], replayed: ReplayResult) -> None:
     console.print(plain_table(("label", *numbers), rows, title=title, right=numbers))
     if "against" in report:
         console.print(report["against"])
+    if "retrieval" in report:
+        console.print(from_checkout(f"{_RETRIEVAL}:retrieval_table")(report["retrieval"]))
 
 
 def _cells(measured: dict[str, Any]) -> list[str]:
-    names = ("auc", "grouped_auc", "log_loss", "calibration")
-    numbers = [measured.get(name) for name in names]
-    return [f"{measured.get('rows', 0):,}", *("–" if x is None else f"{x:.4f}" for x in numbers)]
+    lists = {f"lists.{name}": value for name, value in measured["lists"].items()}
+    numbers = [(measured | lists).get(name) for name in _COLUMNS.values()]
+    return [f"{measured['rows']:,}", *("–" if x is None else f"{x:.4f}" for x in numbers)]

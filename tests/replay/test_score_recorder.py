@@ -1,21 +1,28 @@
+from pathlib import Path
+
 import numpy as np
+import pytest
 
 from recsys.events.event_types import Engagement, Impression, ServedItem
+from replay import replay_run
 from replay.player import ScoredImpression
+from replay.predictions import Predictions, PredictionsFile, joined
 from replay.replay_run import ScoreRecorder
 
 
-def scored(request: str, *items: str | int, step: int = 1, **context: str) -> ScoredImpression:
+def scored(
+    request: str, *items: str | int, step: int = 1, at_ms: int = 5, **context: str
+) -> ScoredImpression:
     impression = Impression(
-        time_ms=5, request_id=request, user_id="u", items=[ServedItem(item_id=i) for i in items],
+        time_ms=at_ms, request_id=request, user_id="u", items=[ServedItem(item_id=i) for i in items],
         context=context,
     )  # fmt: skip
     scores = np.arange(3 * len(items), dtype=np.float32).reshape(-1, 3) / 10
     return ScoredImpression(impression, scores, "main", 0, step)
 
 
-def happened(request: str, item: str | int, kind: str) -> Engagement:
-    return Engagement(time_ms=9, request_id=request, user_id="u", item_id=item, kind=kind)
+def happened(request: str, item: str | int, kind: str, at_ms: int = 9) -> Engagement:
+    return Engagement(time_ms=at_ms, request_id=request, user_id="u", item_id=item, kind=kind)
 
 
 def test_scores_stand_beside_what_happened_in_the_order_given() -> None:
@@ -40,3 +47,39 @@ def test_of_nothing_there_are_empty_columns() -> None:
     out = its.predictions()
     assert out.request_id == [] and len(out.scores["click"]) == len(out.labels["click"]) == 0
     assert len(its.contexts()) == 0
+
+
+def test_blocks_are_written_once_their_labels_are_complete(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(replay_run, "_BLOCK", 2)
+    blocks: list[Predictions] = []
+    ours = ScoreRecorder(["click"], None, horizon_ms=100, write=blocks.append)
+    whole = ScoreRecorder(["click"], None, horizon_ms=100)
+    events = [
+        scored("r1", "a", "b", at_ms=0), scored("r2", "a", at_ms=50), happened("r1", "b", "click", 90),
+        scored("r3", "a", at_ms=101), happened("r1", "a", "click", 102),  # too late
+        happened("r2", "a", "click", 140), scored("r4", "a", at_ms=300),
+    ]  # fmt: skip
+    written = []
+    for event in events:
+        for recorder in (ours, whole):
+            if isinstance(event, Engagement):
+                recorder.happened(event)
+            else:
+                recorder.scored(event)
+        written.append(sum(len(block.request_id) for block in blocks))
+    assert written == [0, 0, 0, 2, 2, 2, 4]  # the newest may still get a label
+    ours.finish()
+    rows, expected = joined(blocks, ["click"]), whole.predictions()
+    assert rows.request_id == expected.request_id == ["r1", "r1", "r2", "r3", "r4"]
+    assert list(rows.labels["click"]) == list(expected.labels["click"]) == [0, 1, 1, 0, 0]
+    np.testing.assert_array_equal(rows.scores["click"], expected.scores["click"])
+
+
+def test_ids_turn_into_text_with_the_first_one_that_is_no_number(tmp_path: Path) -> None:
+    file = PredictionsFile(tmp_path / "p.parquet", ["click"])
+    for item in (7, "v8", 9):
+        recorder = ScoreRecorder(["click"], None, write=file.write)
+        recorder.scored(scored("r", item))
+        recorder.finish()
+    assert file.finish().item_id.tolist() == ["7", "v8", "9"]
+    assert [p.name for p in tmp_path.iterdir()] == ["p.parquet"]

@@ -20,9 +20,11 @@ _BITS: Final = (1 << 62) - 1
 
 
 class Linear(Protocol):
-    """Learner of the first label."""
+    """Learner of the first label. ``move`` tells the time before each request."""
 
     name: str
+
+    def move(self, now_ms: int) -> None: ...
 
     def score(self, request: RequestFeatures) -> list[float]:
         """A probability for each item of a request."""
@@ -67,6 +69,9 @@ class VowpalWabbit:
             letters["duration"] + letters["context"],
         ]
 
+    def move(self, now_ms: int) -> None:
+        """Learns at once."""
+
     def score(self, request: RequestFeatures) -> list[float]:
         user = self._user(request.user_U)
         rows = zip(request.items_NI, request.dense_NF, strict=True)
@@ -95,6 +100,9 @@ class River:
         from river.linear_model import LogisticRegression
 
         self._learner: Any = LogisticRegression()
+
+    def move(self, now_ms: int) -> None:
+        """Learns at once."""
 
     def score(self, request: RequestFeatures) -> list[float]:
         user = _ones(request.user_U)

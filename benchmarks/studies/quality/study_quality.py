@@ -55,7 +55,7 @@ def variants(frozen_after_ms: int) -> list[Variant]:
     ]
 
 
-class _LoopBeside(DirectLoop):
+class LoopBeside(DirectLoop):
     """Loop that passes every example to the other learners as soon as the joiner emits it."""
 
     others: Sequence[Linear] = ()
@@ -70,7 +70,7 @@ class _LoopBeside(DirectLoop):
 
 
 @dataclass
-class _PlayerBeside(Player):
+class PlayerBeside(Player):
     """Player that collects the other learners' scores when it makes an impression."""
 
     others: Sequence[Linear] = ()
@@ -78,6 +78,7 @@ class _PlayerBeside(Player):
 
     def _as_served(self, event: Impression, features: RequestFeatures) -> Impression:
         for learner in self.others:
+            learner.move(event.time_ms)
             self.learner_scores.setdefault(learner.name, []).extend(learner.score(features))
         return super()._as_served(event, features)
 
@@ -129,9 +130,9 @@ def _replay(
     config = config_for(dataset, own, replace(base, model=replace(base.model, **variant.model)))
     features = FeatureSet(dataset.schema, own.features, config.sessions.history)
     others = learners(features)
-    loop = _LoopBeside(features, config, own.frozen_after_ms)
+    loop = LoopBeside(features, config, own.frozen_after_ms)
     loop.others = others
-    player = _PlayerBeside(features, config, loop, others=others)
+    player = PlayerBeside(features, config, loop, others=others)
     return replay_with(player, dataset, own, progress, loop.digest), player.learner_scores
 
 

@@ -1,7 +1,9 @@
 """Metrics against slow definitions, and the report that is made of them."""
 
 import json
+import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,16 +15,17 @@ from recsys.model.prediction_metrics import (
     by_day,
     calibration,
     grouped_auc,
+    list_metrics,
     log_loss,
     normalized_entropy,
     paired_auc_interval,
 )
 from replay.predictions import (
     Predictions,
+    PredictionsFile,
     build_report,
     compare,
     read_predictions,
-    write_predictions,
     write_report,
 )
 
@@ -71,6 +74,46 @@ def test_grouped_auc_is_the_mean_over_users(rows: list) -> None:
         return
     values, sizes = zip(*known, strict=True)
     assert grouped_auc(score, label, user) == pytest.approx(np.average(values, weights=sizes))
+
+
+@given(
+    st.lists(st.tuples(st.booleans(), st.integers(0, 5)), max_size=60),
+    st.randoms(use_true_random=False),
+    st.integers(1, 5),
+)
+def test_metrics_of_lists_are_means_over_requests_with_both_labels(
+    rows: list[tuple[bool, int]], random: Any, k: int
+) -> None:
+    scores = random.sample(range(1000), len(rows))  # without ties, whose order is a matter of taste
+    slow: dict[str, list[float]] = {name: [] for name in ("auc", "ndcg", "mrr", "hit", "recall")}
+    for request in range(6):
+        own = [
+            (score, label) for score, (label, of) in zip(scores, rows, strict=True) if of == request
+        ]
+        labels = [label for _, label in sorted(own, reverse=True)]
+        if not 0 < sum(labels) < len(labels):
+            continue
+        slow["auc"].append(slow_auc([(score, label, 0) for score, label in own]))
+        gains = [label / math.log2(n + 2) for n, label in enumerate(labels[:k])]
+        best = [1 / math.log2(n + 2) for n in range(min(k, sum(labels)))]
+        slow["ndcg"].append(sum(gains) / sum(best))
+        slow["mrr"].append(1 / (labels.index(True) + 1))
+        slow["hit"].append(float(any(labels[:k])))
+        slow["recall"].append(sum(labels[:k]) / sum(labels))
+    fast = list_metrics(scores, [r[0] for r in rows], [f"r{r[1]}" for r in rows], k)
+    assert fast.pop("requests") == len(slow["auc"])
+    full = {name: f"{name}@{k}" for name in ("ndcg", "hit", "recall")}
+    for name, values in slow.items():
+        mean = np.mean(values) if values else float("nan")
+        assert fast[full.get(name, name)] == pytest.approx(mean, nan_ok=True), name
+
+
+def test_no_metric_of_lists_gains_from_the_order_of_rows() -> None:
+    labels = np.tile([1, 0, 0, 0, 0], 2000)
+    requests = np.repeat(np.arange(2000), 5)
+    flat = list_metrics(np.zeros(10_000), labels, requests, k=1)
+    assert flat["auc"] == 0.5
+    assert flat["hit@1"] == pytest.approx(0.2, abs=0.03) == flat["recall@1"]
 
 
 def test_losses_of_answers_known_by_hand() -> None:
@@ -154,11 +197,17 @@ def test_the_report_holds_each_label_by_day_and_slice() -> None:
 
 def test_predictions_and_report_survive_the_disk(tmp_path: Path) -> None:
     given_ = predictions()
-    write_predictions(tmp_path / "p.parquet", given_)
-    found = read_predictions(tmp_path / "p.parquet")
+    file = PredictionsFile(tmp_path / "p.parquet", ["long_view", "like"])
+    blocks = [given_.rows(np.arange(n, n + 100)) for n in (0, 100, 200)]
+    for block in blocks:
+        file.write(block)
+    assert [p.name for p in tmp_path.iterdir()] == ["p.parquet.part"]
+    found = file.finish()
     assert list(found.user_id) == list(given_.user_id) and found.item_id[3] == "v3"
     assert np.allclose(found.scores["long_view"], given_.scores["long_view"], atol=1e-6)
     assert [p.name for p in tmp_path.iterdir()] == ["p.parquet"]
+    again = read_predictions(tmp_path / "p.parquet")
+    assert list(again.request_id) == list(found.request_id) == list(given_.request_id)
     write_report(tmp_path / "r.json", build_report(found))
     assert json.loads((tmp_path / "r.json").read_text())["rows"] == 300
 

@@ -1,13 +1,16 @@
 """Event logs: JSON Lines in parts, packed or not, checked line by line."""
 
+import csv
 import gzip
 import json
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import zstandard
 
-from recsys.events.event_types import Engagement, Impression, Item
+from recsys.events.event_types import Engagement, Impression, Item, User
 from replay.datasets.dataset import DataError
 from replay.datasets.open_dataset import open_dataset
 
@@ -157,8 +160,78 @@ def test_missing_ambiguous_and_cut_files(tmp_path: Path) -> None:
         open_dataset(tmp_path)
     packed = gzip.compress(text(*[ITEM] * 100).encode())
     (tmp_path / "events.jsonl.gz").write_bytes(packed[:-12])
-    with pytest.raises(DataError, match=r"events.jsonl.gz:\d+: a file that can be unpacked"):
+    with pytest.raises(DataError, match=r"events.jsonl.gz:\d+: a file that can be read"):
         list(open_dataset(tmp_path).events())
     (tmp_path / "events.jsonl").write_text(text(ITEM))
     with pytest.raises(DataError, match="each part once"):
         open_dataset(tmp_path)
+
+
+COLUMNS = ("type", "time_ms", "item_id", "user_id", "fields", "request_id", "items", "context", "kind",
+           "watch_ms")  # fmt: skip
+
+
+def as_table(folder: Path, ending: str, *events: dict, nested: bool = False) -> Path:
+    """The events as rows; ``nested``: values that aren't plain as they are, else as JSON text."""
+
+    def cell(value: object) -> object:
+        return json.dumps(value) if isinstance(value, dict | list) and not nested else value
+
+    rows = [{name: cell(event.get(name)) for name in COLUMNS} for event in events]
+    (folder / "dataset.yaml").write_text("labels: [click]\nwindow_s: 60\nall_shown: true\n")
+    if ending == ".parquet":
+        pq.write_table(pa.Table.from_pylist(rows), folder / "events.parquet", row_group_size=2)
+    else:
+        with (folder / "events.csv").open("w", newline="") as text:
+            writer = csv.DictWriter(text, COLUMNS)
+            writer.writeheader()
+            writer.writerows(rows)
+    return folder
+
+
+@pytest.mark.parametrize("ending", [".parquet", ".csv"])
+def test_tables_give_the_events_of_the_lines(tmp_path: Path, ending: str) -> None:
+    for name in ("lines", "table"):
+        (tmp_path / name).mkdir()
+    item = ITEM | {"fields": {"author": 'a,3\n"x"', "duration_ms": 9000}}
+    lines = open_dataset(write(tmp_path / "lines", item, USER, SHOWN, LONG))
+    table = open_dataset(as_table(tmp_path / "table", ending, item, USER, SHOWN, LONG))
+    assert list(table.events()) == list(lines.events())
+    (tmp_path / "table" / "predictions.parquet").touch()  # no part of the log
+    assert len(list(open_dataset(tmp_path / "table").events())) == 4
+
+
+def test_parquet_may_hold_lists_and_structs(tmp_path: Path) -> None:
+    shown = SHOWN | {"context": {"page": "home"}}
+    item = ITEM | {"fields": {"author": "a3", "tags": ["39"]}}
+    folder = as_table(tmp_path, ".parquet", item, USER | {"fields": None}, shown, nested=True)
+    read = [event for event in open_dataset(folder).events() if not isinstance(event, User)]
+    assert read[0].fields == item["fields"] and read[1].context == {"page": "home"}
+    assert [served.item_id for served in read[1].items] == ["v12", "v90"]
+
+
+def test_ids_of_a_csv_file_are_texts_whatever_their_block_holds(tmp_path: Path) -> None:
+    click = LONG | {"kind": "click"}
+    events = [click | {"item_id": item, "watch_ms": None} for item in ("007", "x")]
+    read = list(open_dataset(as_table(tmp_path, ".csv", *events)).events())
+    assert [event.item_id for event in read] == ["007", "x"]
+    assert [event.watch_ms for event in read] == [None, None]
+
+
+@pytest.mark.parametrize(
+    ("row", "says"),
+    [("engagement,soon,u7,v12,click,", r"events.csv:\d+: .*soon"),
+     ("item,5,,v12,,{broken", r"events.csv:1: expected one JSON object"),
+     ("engagement,5,u7,v12,,", r"events.csv:1: kind: ")],
+)  # fmt: skip
+def test_a_broken_row_is_named(tmp_path: Path, row: str, says: str) -> None:
+    (tmp_path / "dataset.yaml").write_text("labels: [click]\nwindow_s: 60\n")
+    (tmp_path / "events.csv").write_text(f"type,time_ms,user_id,item_id,kind,fields\n{row}\n")
+    with pytest.raises(DataError, match=says):
+        list(open_dataset(tmp_path).events())
+
+
+def test_a_log_of_clicks_alone_needs_no_request(tmp_path: Path) -> None:
+    click = {"type": "engagement", "time_ms": 5, "user_id": "u7", "item_id": "v12", "kind": "click"}
+    (event,) = open_dataset(write(tmp_path, click)).events()
+    assert isinstance(event, Engagement) and event.request_id == ""

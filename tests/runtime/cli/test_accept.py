@@ -48,7 +48,8 @@ def test_each_form_scores_as_a_replay_of_its_own() -> None:
     scores = {name: copy.scores() for name, copy in copies.items()}
     rows = {name: copy.rows for name, copy in copies.items()}
     for form, base in (("fp16", Config()), ("int8", INT8)):
-        alone = replay_data(small(), OPTIONS, base).predictions.scores["long_view"]
+        config = config_for(small(), OPTIONS, base)
+        alone = replay_data(small(), OPTIONS, config).predictions.scores["long_view"]
         assert np.array_equal(scores[form], alone), form
     assert not np.array_equal(scores["int8"], scores["float32"])
     assert rows["int8"].nbytes < rows["float32"].nbytes and len(rows["int8"]) > 50

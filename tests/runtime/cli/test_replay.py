@@ -269,7 +269,7 @@ def test_a_warm_up_that_is_left_out_is_told(
 ) -> None:  # fmt: skip
     asked: list[ReplayOptions] = []
     monkeypatch.setattr(
-        "runtime.cli.replay._run", lambda _, options: asked.append(options) or whole
+        "runtime.cli.replay._run", lambda _, options, *more: asked.append(options) or whole
     )
     result = run(data, *arguments)
     assert result.exit_code == 0, result.output

@@ -18,7 +18,7 @@ from benchmarks.studies.drift.scenario_stream import Stream, watch
 from benchmarks.studies.drift.study_drift import _base
 from recsys.config.system_config import Config, ModelConfig, ParameterServerConfig, StepConfig
 from recsys.events.event_types import Impression
-from replay.replay_run import ReplayOptions, replay_data
+from replay.replay_run import ReplayOptions, config_for, replay_data
 from runtime.cli.main import app
 
 OPTIONS = ReplayOptions(step_examples=64)
@@ -43,7 +43,7 @@ def played() -> tuple[Stream, Track, Arms, ArmResults]:
 
 def test_online_scores_as_a_replay_of_its_own() -> None:
     stream, _, _, found = played()
-    alone = replay_data(log(), OPTIONS, SMALL).predictions
+    alone = replay_data(log(), OPTIONS, config_for(log(), OPTIONS, SMALL)).predictions
     assert np.array_equal(np.asarray(alone.labels["long_view"]), stream.labels)
     expected = np.asarray(alone.scores["long_view"])
     assert np.allclose(found.scores["online only"], expected, atol=1e-6)

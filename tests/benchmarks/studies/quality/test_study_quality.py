@@ -24,6 +24,9 @@ class Watcher:
         self.learned: list[bool] = []
         self.digests: set[str] = set()
 
+    def move(self, now_ms):
+        pass
+
     def score(self, request):
         self.digests.add(request.feature_set)
         return [len(self.learned) / 1e6] * len(request.items_NI)
