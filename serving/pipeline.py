@@ -6,6 +6,7 @@
     given           takes the caller's own candidates instead of these three
     pin             adds the items that the policy pins to ranks
     features, rank  predict engagements with each candidate and weigh them into one score
+    rank_list       ranks the best again, compared with each other, where the feature set declares this
     limits          removes what the viewer doesn't want or mustn't see (serving/retrieval/filters.py)
     not_interested, rules
                     change scores or remove candidates (serving/ranking/stages.py)
@@ -99,6 +100,7 @@ class Pipeline:
             Stage("pin", self._pin),
             Stage("features", self._build_features),
             Stage("rank", self._rank, UNRANKED, self._rank_by_popularity, span=RANK),
+            Stage("rank_list", self._rank_list),
             *self.adjustments,
             Stage("draw", self._draw, span=SELECT),
         )
@@ -203,6 +205,17 @@ class Pipeline:
             return self._rank_by_popularity(query, candidates, "rank")
         return candidates.scored(self.score(predictions_NL, query.policy))
 
+    def _rank_list(self, query: Query, candidates: Candidates) -> Candidates:
+        predictions_NL = candidates.predictions_NL
+        if not self.replica.features.compared or not _has_numbers(predictions_NL):
+            return candidates
+        best = np.argsort(-candidates.scores_N, kind="stable")[: query.request.n]
+        listed = self._listed(candidates.features, best)
+        predictions_NL = predictions_NL.copy()
+        predictions_NL[best] = probabilities(self.replica.model, self.replica.rows, [listed])
+        candidates = replace(candidates, predictions_NL=predictions_NL)
+        return candidates.scored(self.score(predictions_NL, query.policy))
+
     def _rank_by_popularity(
         self, _: Query, candidates: Candidates, reason: str = UNRANKED
     ) -> Candidates:
@@ -269,6 +282,12 @@ class Pipeline:
             shares.pop(VECTOR, None)
         return shares
 
+    def _listed(self, features: RequestFeatures, chosen: NDArray[np.int64]) -> RequestFeatures:
+        """Features of some candidates as a list: compared with each other."""
+        listed = features.rows(chosen)
+        self.builder.compare(listed.dense_NF)
+        return listed
+
     def _features(
         self,
         query: Query,
@@ -307,7 +326,7 @@ class Pipeline:
             context=request.context,
             surface=request.surface,
             stamp=stamp,
-            features=candidates.features.rows(positions_R).block(),
+            features=self._listed(candidates.features, positions_R).block(),
             predicted=predicted,
             degraded=list(candidates.degraded),
             asked=self._asked(query),
@@ -329,7 +348,8 @@ class Pipeline:
             if not ranked:
                 return np.zeros(len(indices_R))
             features = self._features(query, indices_R, counters=counters)
-            predictions = probabilities(replica.model, replica.rows, [features])
+            listed = self._listed(features, np.arange(len(indices_R)))
+            predictions = probabilities(replica.model, replica.rows, [listed])
             return self.score(predictions, query.policy)
 
         return explain(score, query, replica.catalogue, replica.counters, indices)

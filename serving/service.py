@@ -18,7 +18,7 @@ import msgspec
 
 from recsys.clock import wall_ms
 from recsys.config.system_config import Config
-from recsys.events.event_types import encode
+from recsys.events.event_types import ENGAGEMENT_KINDS, encode
 from recsys.events.hashing import Id, partition_of
 from recsys.events.records import EVENTS
 from recsys.features.feature_set_file import feature_set
@@ -91,7 +91,10 @@ class Service:
         self.quotas = Quotas(config)
         self._proofs = Proofs(config, SecretFile(self.run_folder / TOKEN_KEYS))
         prove, wait_s = self._proofs.prove, self.quotas.event
-        validator = EventValidator(config, self._duration_ms, prove=prove, wait_s=wait_s)
+        kinds = self.features.schema.kinds or ENGAGEMENT_KINDS
+        validator = EventValidator(
+            config, self._duration_ms, prove=prove, wait_s=wait_s, kinds=kinds
+        )
         self.write_api = WriteApi(
             config, self.writer, sessions, self.reader.freshness, validator, now_ms, traces, is_full
         )

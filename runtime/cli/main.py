@@ -8,6 +8,7 @@ import typer
 from typer.core import TyperGroup
 
 _HELP = {
+    "app": "Checks the definition of an app, and shows the columns that result.",
     "doctor": "Checks this machine and names a remedy for each problem.",
     "check": "Compares all files of a state folder with their checksums; --repair repairs them.",
     "backup": "Backs up a state folder while its system runs.",

@@ -14,15 +14,16 @@ from rich.console import Console
 from rich.live import Live
 from typer import Option
 
+from recsys.app.app_file import read_app
 from recsys.config.loader import ConfigError, load
 from recsys.config.policy_config import check_rules, check_weights
 from recsys.config.system_config import Config, digest
 from recsys.events.field_schema import CATEGORICAL
-from recsys.features.feature_set_file import feature_set
+from recsys.features.feature_set_file import feature_set, write_feature_set
 from recsys.observability.log_lines import log_to_file
 from recsys.observability.span_export import check_installed
 from recsys.process.part_process import run_folder
-from runtime.cli.common import ConfigOption, StateOverride, fail
+from runtime.cli.common import ConfigOption, StateOverride, exit_on, fail
 from runtime.parts.haproxy_config import check_doors
 from runtime.reports.status_table import exposure_warning, parts_table
 from runtime.supervision import launch_plan, run_file
@@ -47,6 +48,7 @@ def up(
     detach: Annotated[bool, Option(help="Return when all parts are ready.")] = False,
     viewers: Annotated[float, Option(help="Simulated viewers' requests per second.")] = 0.0,
     only: Annotated[str, Option(help="Only these parts (a,b) and dependencies.")] = "",
+    app: Annotated[Path | None, Option(help="Definition of the app of a new state folder.")] = None,
 ) -> None:
     """Starts and supervises all parts. Ctrl-C or `recsys down` stops the system."""
     settings = load(config)
@@ -55,6 +57,11 @@ def up(
     if log:
         settings = replace(settings, log=replace(settings.log, url=log_url(log)))
     settings = replace(settings, state=str(Path(settings.state).resolve()))
+    if app is not None:
+        with exit_on(ValueError):
+            definition = read_app(app)
+            settings = definition.config(settings)
+            write_feature_set(settings, definition.feature_set(settings.model.features))
     names = [name for name in only.split(",") if name]
     raise typer.Exit(start(settings, detach=detach, viewers=viewers, only=names))
 

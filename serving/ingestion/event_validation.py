@@ -15,6 +15,7 @@ from recsys.config.system_config import Config
 from recsys.events.dedupe import RecentIds
 from recsys.events.event_types import (
     AGAIN,
+    ENGAGEMENT_KINDS,
     MAX_EVENT_BYTES,
     Engagement,
     Event,
@@ -82,7 +83,7 @@ class ValidatedBatch:
 
 class EventValidator:
     """Validates batches of decoded JSON events. ``duration_ms``: duration of an item, if known. ``prove``:
-    as Proofs.prove. ``wait_s``: as Quotas.event; repeats don't count."""
+    as Proofs.prove. ``wait_s``: as Quotas.event; repeats don't count. ``kinds``: of engagement."""
 
     def __init__(
         self,
@@ -91,8 +92,9 @@ class EventValidator:
         window: int = 200_000,
         prove: Prove = lambda event, caller, now_ms: (event, ""),
         wait_s: Callable[[Caller, Id, float], float] = lambda caller, user_id, now_s: 0.0,
+        kinds: Sequence[str] = ENGAGEMENT_KINDS,
     ) -> None:
-        self._prove, self._wait_s = prove, wait_s
+        self._prove, self._wait_s, self._kinds = prove, wait_s, kinds
         self._partitions = config.log.partitions
         self._retention_ms = config.log.retention_hours * _HOUR_MS
         self._duration_ms = duration_ms
@@ -164,7 +166,9 @@ class EventValidator:
         if isinstance(raw, dict) and kind != "engagement":
             raise Rejected("type", kind, _expected(kind))
         oldest_ms = None if foreign else now_ms - self._retention_ms
-        event = parse(raw, now_ms=now_ms, oldest_ms=oldest_ms, unattributed=foreign)
+        event = parse(
+            raw, now_ms=now_ms, oldest_ms=oldest_ms, unattributed=foreign, kinds=self._kinds
+        )
         assert isinstance(event, Engagement)
         check_storable(event, raw)
         return event
