@@ -93,3 +93,19 @@ def test_one_that_stands_for_four_counts_four_times() -> None:
     assert ours.loss.mean == pytest.approx(theirs.loss.mean)
     assert (ours.loss.low, ours.loss.high) == pytest.approx((theirs.loss.low, theirs.loss.high))
     assert ours.candidate_calibration == pytest.approx(theirs.candidate_calibration)
+
+
+def test_a_segment_is_compared_by_its_examples_alone_and_there_are_sixteen_at_most() -> None:
+    result, seen = compared(Pair(1.0, 0.4), 30, segments=True)
+    odd = Comparison(tight_at=4_000)
+    for p in seen:
+        mask = p.users_N % 2 == 1
+        odd.add(
+            PairedPredictions(*(x[mask] for x in (p.users_N, p.live_N, p.candidate_N, p.labels_N)))
+        )
+    assert result.segments["odd"].mean == pytest.approx(odd.result().loss.mean)
+    assert result.segments["odd"].weight == odd.result().examples
+    many = Comparison()
+    for n in range(20):
+        many.add(replace(seen[0], segments={f"s{n}": np.ones(len(seen[0]), bool)}))
+    assert list(many.result().segments) == [f"s{n}" for n in range(16)]

@@ -315,3 +315,9 @@ def test_credit_is_for_interleavings_and_two_of_them_need_one_layer() -> None:
     )
     with pytest.raises(YamlError, match="both interleave"):
         read_experiments({"a": TEXT, "b": other}, PolicyConfig(), LABELS)
+
+
+def test_by_default_bounds_hold_with_95_percent_and_are_tightest_at_two() -> None:
+    shown = credits(1.0, 1.3)
+    assert preference(shown) == preference(shown, 0.05, 0.02)
+    assert preference(shown) not in (preference(shown, 0.04, 0.02), preference(shown, 0.05, 0.03))

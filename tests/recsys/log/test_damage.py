@@ -3,6 +3,7 @@
 import random
 import shutil
 import sqlite3
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -138,6 +139,29 @@ def test_bounds_settings_and_holds_are_checked_before_use(tmp_path: Path, change
         log = SqliteLog(tmp_path)
         log.retain(TOPIC, 1 << 60)
         log.append(TOPIC, [Append(0, b"", b"")])
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda log: log.trim(TOPIC, 0, 1),
+        lambda log: log.retain(TOPIC, 1),
+        lambda log: log.hold("other", TOPIC, 0, 5),
+        lambda log: log.release("fold", TOPIC),
+        lambda log: log.holds(TOPIC, 0),
+    ],
+    ids=["trim", "retain", "hold", "release", "holds"],
+)
+def test_each_use_of_damaged_settings_is_refused(
+    tmp_path: Path, use: Callable[[SqliteLog], object]
+) -> None:
+    filled(tmp_path).close()
+    log = SqliteLog(tmp_path)
+    use(log)
+    log.connection(TOPIC).db.execute("UPDATE about SET retention_ms = 1")
+    with pytest.raises(LogDamaged, match="table of"):
+        use(log)
+    log.close()
 
 
 # --- the mark ---

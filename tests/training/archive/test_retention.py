@@ -11,14 +11,14 @@ import pytest
 
 from recsys.clock import wall_ms
 from recsys.config.system_config import Config
-from recsys.events.event_types import Item, Tick, encode
+from recsys.events.event_types import Impression, Item, Tick, encode
 from recsys.events.records import EVENTS, EXAMPLES, ITEMS
-from recsys.log.protocol import Append
+from recsys.log.protocol import Append, LogLost
 from recsys.process.disk_budget import Level, Space
 from recsys.process.open_log import create_topics, open_log
 from recsys.process.part_process import Heartbeat, Stop, run_folder
 from recsys.process.space_file import FILE
-from tests.support.small_feed import START_MS, toy_log
+from tests.support.small_feed import FEATURES, START_MS, append_events, feed, toy_log
 from training.archive.files import files_of, hour_of
 from training.archive.raw_events import ArchiveSource
 from training.archive.retention import drop_oldest
@@ -195,3 +195,41 @@ def test_the_part_reports_that_it_is_paused(tmp_path):
     part.join()
     assert gauges["paused"] == 1.0 and not files_of(tmp_path / "archive", EVENTS)
     log.close()
+
+
+def test_an_archive_answers_as_the_log_it_was_written_from(tmp_path):
+    log = toy_log()
+    append_events(log, feed(60))
+    for n in range(5):
+        log.append(
+            ITEMS, [Append(0, b"v", encode(Item(time_ms=START_MS + n, item_id=f"v{n % 3}")))]
+        )
+    archive = Archive(log, tmp_path, lambda: 0)
+    while archive.turn():
+        pass
+    archive.flush()
+    source = ArchiveSource(tmp_path)
+    assert source.id == log.id and source.partitions(ITEMS) == 1
+    for partition in range(log.partitions(EVENTS)):
+        end = log.end(EVENTS, partition)
+        assert (source.begin(EVENTS, partition), source.end(EVENTS, partition)) == (0, end)
+        assert source.read(EVENTS, partition, 2, 3) == log.read(EVENTS, partition, 2, 3)
+        assert source.read(EVENTS, partition, end) == []
+        for beyond in (-1, end + 1):
+            with pytest.raises(LogLost, match=f"offset {beyond} isn't archived.* 0 to {end}"):
+                source.read(EVENTS, partition, beyond)
+    record = log.read(EVENTS, 0, 4, 1)[0]
+    source.keep({record.key})
+    own = [r.offset for r in log.read(EVENTS, 0, 0) if r.key == record.key]
+    assert source.keyed(EVENTS, 0, [record.key], own[-1]) == own[:-1] != []
+    assert source.read(EVENTS, 0, 4, 1) == [record]
+    assert source.read(ITEMS, 0, 4, 1) == log.read(ITEMS, 0, 4, 1)  # not an event of that place
+    assert source.items(FEATURES).end == 5
+    shown = [(p.partition, p.offset) for p in source.impressions()]
+    events = ((p, at, e) for p in range(log.partitions(EVENTS)) for at, e in source.events(p))
+    assert shown == [(p, at) for p, at, e in events if isinstance(e, Impression)] != []
+
+
+def test_a_folder_without_events_is_no_archive(tmp_path):
+    with pytest.raises(FileNotFoundError, match="has no archived events: give the folder"):
+        ArchiveSource(tmp_path)
