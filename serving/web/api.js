@@ -1,5 +1,7 @@
 // Client of the server's API, one function per route. Failures are ApiErrors that say whether to retry.
 
+import { userToken } from "./storage.js";
+
 const TIMEOUT_MS = 8_000;
 
 export class ApiError extends Error {
@@ -11,7 +13,7 @@ export class ApiError extends Error {
   }
 
   get passing() {
-    return this.status === 0 || this.status === 408 || this.status === 429 || this.status >= 500;
+    return [0, 401, 408, 429].includes(this.status) || this.status >= 500; // 401: until there is another token
   }
 }
 
@@ -20,7 +22,10 @@ async function request(path, { body, keepalive = false } = {}) {
   try {
     answer = await fetch(path, {
       method: body === undefined ? "GET" : "POST",
-      headers: body === undefined ? {} : { "content-type": "application/json" },
+      headers: {
+        ...(body === undefined ? {} : { "content-type": "application/json" }),
+        ...(userToken ? { authorization: `Bearer ${userToken}` } : {}),
+      },
       body: body === undefined ? undefined : JSON.stringify(body),
       keepalive,
       cache: "no-store",
@@ -45,8 +50,12 @@ export const sendEvents = (events) => request("/v1/events", { body: { events } }
 export const session = (user_id) => request(`/v1/sessions/${encodeURIComponent(user_id)}`);
 export const status = () => request("/v1/status");
 
-/** Has the browser send events even after the page closes; false if it refused. */
-export function beacon(events) {
-  const body = new Blob([JSON.stringify({ events })], { type: "application/json" });
-  return navigator.sendBeacon?.("/v1/events", body) ?? false;
+/** Has the browser send events even after the page closes. A beacon couldn't carry the token. */
+export const sendLast = (events) => request("/v1/events", { body: { events }, keepalive: true }).catch(() => {});
+
+/** Has no items of an author recommended to a viewer any more. */
+export async function block(user_id, author) {
+  const wish = { user_id, field: "author", value: author, wish: "block" };
+  const { accepted } = await request("/v1/preferences", { body: { preferences: [wish] } });
+  if (!accepted) throw new ApiError("the wish is rejected", 422);
 }

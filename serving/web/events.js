@@ -1,7 +1,7 @@
 // The outbox: a queue of engagements that survives a bad network and a closed tab. Each event has an id, so that
 // sending it twice is harmless.
 
-import { beacon, sendEvents } from "./api.js";
+import { sendEvents, sendLast } from "./api.js";
 import { read, write } from "./storage.js";
 
 const BATCH = 50;
@@ -36,7 +36,7 @@ export class Outbox extends EventTarget {
 
   /** Hands queued events to the browser before the page closes. They stay stored until acknowledged. */
   farewell() {
-    for (let i = 0; i < this.waiting.length; i += BATCH) beacon(this.waiting.slice(i, i + BATCH));
+    for (let i = 0; i < this.waiting.length; i += BATCH) sendLast(this.waiting.slice(i, i + BATCH));
   }
 
   /** Retries now, regardless of the back-off: the network came back. */

@@ -45,7 +45,11 @@ export class Feed extends EventTarget {
 
   /** Handles acknowledged events: a strong one outdates the unseen tail. */
   accepted(events) {
-    if (!events.some((event) => STRONG.has(event.kind) && event.user_id === this.viewer.id)) return;
+    if (events.some((event) => STRONG.has(event.kind) && event.user_id === this.viewer.id)) this.outdate();
+  }
+
+  /** Requests the unseen tail again, once the session has what the viewer did. */
+  outdate() {
     clearTimeout(this.settling);
     this.settling = setTimeout(() => this.ask("tail"), SETTLE_MS);
   }

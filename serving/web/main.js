@@ -1,5 +1,6 @@
 // Entry point: connects the modules of the page.
 
+import { block } from "./api.js";
 import { burst } from "./card.js";
 import { Drawer } from "./drawer.js";
 import { Outbox } from "./events.js";
@@ -9,7 +10,7 @@ import { Learning } from "./learning.js";
 import { nameOf } from "./names.js";
 import { Notices } from "./notices.js";
 import { Player } from "./player.js";
-import { read, write } from "./storage.js";
+import { read, userToken, write } from "./storage.js";
 import { Viewer } from "./viewer.js";
 
 const find = (selector) => document.querySelector(selector);
@@ -80,6 +81,21 @@ const actions = {
     notices.say("Not for you. Got it.");
     moveOn(entry);
   },
+  async block() {
+    const entry = feed.current;
+    const author = entry?.item.fields?.author;
+    if (author === undefined || entry.did.has("block")) return;
+    entry.did.add("block");
+    try {
+      await block(viewer.id, author);
+    } catch {
+      entry.did.delete("block");
+      return notices.say("That didn't work. Try again.");
+    }
+    notices.say(`@${entry.handle} is blocked.`);
+    feed.outdate();
+    moveOn(entry);
+  },
   drawer: () => openDrawer(document.body.dataset.drawer !== "open"),
   help: () => notices.help(),
   close() {
@@ -87,7 +103,7 @@ const actions = {
   },
 };
 
-/** After a hide: waits briefly for an answer that reflects it, then moves on in any case. */
+/** After a hide or block: waits briefly for an answer that reflects it, then moves on in any case. */
 function moveOn(entry) {
   const go = () => {
     clearTimeout(late);
@@ -194,6 +210,7 @@ document.addEventListener("click", (event) => {
 
 listen({ stage, act: (word, point) => actions[word](point) });
 dragToClose({ handle: find(".drawer header"), sheet: find(".drawer"), close: () => openDrawer(false) });
+find(".fresh").hidden = userToken !== "";
 drawer.viewer(viewer.id);
 notices.network(navigator.onLine);
 showRail(shown);

@@ -1,13 +1,13 @@
-// The viewer's random id, stored in this browser until it is renewed.
+// The viewer: the user of the page's token, or a random id, stored in this browser until it is renewed.
 
 import { uuid } from "./events.js";
-import { read, write } from "./storage.js";
+import { read, userToken, write } from "./storage.js";
 
 const STORE = "swipe.viewer";
 
 export class Viewer {
   constructor() {
-    this.id = read(STORE) ?? this.#make();
+    this.id = userToken ? subjectOf(userToken) : read(STORE) ?? this.#make();
   }
 
   /** Becomes a new, unknown viewer. */
@@ -20,4 +20,10 @@ export class Viewer {
     write(STORE, id);
     return id;
   }
+}
+
+/** User of a token; the server checks it. */
+function subjectOf(token) {
+  const text = atob(token.split(".")[1].replaceAll("-", "+").replaceAll("_", "/"));
+  return JSON.parse(new TextDecoder().decode(Uint8Array.from(text, (byte) => byte.charCodeAt(0)))).sub;
 }

@@ -1,5 +1,7 @@
 """The feed page in a real browser, against a stub of the API: what a person does is what the server hears."""
 
+import base64
+import json
 import re
 import time
 from collections.abc import Iterator
@@ -146,6 +148,42 @@ class TestDesktop:
         assert len(page.stub.requests) > asked
         page.told("view", first)
         assert not page.stub.of_kind("skip"), "hiding says more than skipping"
+
+    def test_an_author_who_is_blocked_is_shown_no_more(self, page: Page) -> None:
+        first = page.start()
+        asked = len(page.stub.requests)
+        page.browser.press("b")
+        wait(lambda: page.stub.preferences, "the wish was sent")
+        author = f"a{int(first[1:]) % 90}"
+        viewer = page.stub.requests[0]["user_id"]
+        assert page.stub.preferences == [
+            {"user_id": viewer, "field": "author", "value": author, "wish": "block"}
+        ]
+        wait(lambda: page.browser.run(CURRENT) not in (first, None), "moved on")
+        assert len(page.stub.requests) > asked, "the unseen tail was asked for again"
+        later = page.browser.run(ITEMS)
+        assert not [
+            item for item in later[later.index(first) + 1 :] if f"a{int(item[1:]) % 90}" == author
+        ]
+
+    def test_a_user_token_goes_with_each_call_and_into_no_address(self, page: Page) -> None:
+        claims = base64.urlsafe_b64encode(json.dumps({"sub": "ü/42"}).encode()).rstrip(b"=")
+        token = f"e30.{claims.decode()}.c2ln"
+        page.browser.open(f"{page.stub.url}/#token={token}")
+        page.browser.wait(READY)
+        assert page.browser.run("return location.href") == f"{page.stub.url}/"
+        page.move()
+        page.told("view")
+        page.browser.run(HIDE_PAGE, "hidden")
+        page.browser.run("location.reload()")
+        page.browser.wait(READY)
+        page.move()
+        assert {request["user_id"] for request in page.stub.requests} == {"ü/42"}
+        assert {event["user_id"] for event in page.stub.events} == {"ü/42"}
+        assert page.stub.callers == {f"Bearer {token}"}
+        assert not [path for path in page.stub.paths if "token=" in path or "e30" in path]
+        assert page.browser.run("return document.querySelector('.fresh').hidden")
+        assert "e30" not in str(page.browser.run("return Object.values(localStorage)"))
 
     def test_sharing_following_and_looking_closer_name_the_item(self, page: Page) -> None:
         first = page.start()

@@ -39,6 +39,9 @@ class FeedStub:
         self.requests: list[dict[str, Any]] = []
         self.events: list[dict[str, Any]] = []  # every event as often as it came
         self.taken: dict[str, dict[str, Any]] = {}  # by event_id: repeats count once
+        self.preferences: list[dict[str, Any]] = []
+        self.callers: set[str | None] = set()  # Authorization of what was sent
+        self.paths: list[str] = []  # asked for, with query
         self.refusing = False  # /v1 answers 503
         self.lose_answers = 0  # so many next /v1/events are taken, but answered with 503
         self.degraded: list[str] = []
@@ -65,7 +68,12 @@ class FeedStub:
             self.requests.append(request)
             taste = self._taste(request["user_id"])
             excluded = set(request["exclude_ids"])
-            pool = [i for i in range(self.items) if f"v{i}" not in excluded]
+            blocked = {wish["value"] for wish in self.preferences}
+            pool = [
+                i
+                for i in range(self.items)
+                if f"v{i}" not in excluded and f"a{i % 90}" not in blocked
+            ]
             weights = [math.exp(min(4.0, taste.get(self._tags(i)[0], 0.0))) for i in pool]
             n = request["n"]
             picked = list(dict.fromkeys(self._draws.choices(pool, weights, k=8 * n)))[:n]
@@ -95,6 +103,11 @@ class FeedStub:
                 "accepted": sum(one["status"] == "accepted" for one in results),
                 "results": results,
             }
+
+    def prefer(self, preferences: list[dict[str, Any]]) -> dict[str, Any]:
+        with self._lock:
+            self.preferences += preferences
+            return {"accepted": len(preferences), "results": [{"status": "accepted"}]}
 
     def session(self, user_id: str) -> dict[str, Any]:
         with self._lock:
@@ -175,6 +188,7 @@ def _handler(stub: FeedStub) -> type[BaseHTTPRequestHandler]:
         disable_nagle_algorithm = True
 
         def do_GET(self) -> None:
+            stub.paths.append(self.path)
             path = self.path.split("?")[0]
             if stub.refusing and path.startswith("/v1/"):
                 return self._answer(503, b"{}")
@@ -191,8 +205,11 @@ def _handler(stub: FeedStub) -> type[BaseHTTPRequestHandler]:
             body = json.loads(self.rfile.read(int(self.headers["content-length"])))
             if stub.refusing:
                 return self._answer(503, b"{}")
+            stub.callers.add(self.headers["authorization"])
             if self.path == "/v1/recommend":
                 return self._json(stub.recommend(body))
+            if self.path == "/v1/preferences":
+                return self._json(stub.prefer(body["preferences"]), 202)
             answer = stub.take(body["events"])
             if stub.lose_answers > 0:
                 stub.lose_answers -= 1
