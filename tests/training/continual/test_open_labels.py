@@ -2,8 +2,8 @@
 on a stream whose chances are known."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
-from functools import cache
+from dataclasses import dataclass, replace
+from functools import cache, lru_cache
 
 import numpy as np
 import pytest
@@ -43,40 +43,52 @@ def _block(item: int) -> object:
     return block(item)
 
 
-@dataclass
+@dataclass(frozen=True)
 class Stream:
-    """Shown items with both labels after an exponential delay, and what became true by the horizon."""
+    """Shown items with both labels after an exponential delay, by chances of an item at a time."""
 
     examples: int
     chance: Chance = usual
     mean_s: float = MEAN_S
     per_s: float = PER_S
-    final: list[tuple[float, bool, bool]] = field(default_factory=list)  # shown at, labels
 
-    def events(self) -> Iterator[Event]:
-        draw = np.random.default_rng(5)
-        waiting: list[Event] = []
-        for n in range(self.examples):
-            at_s, item = n / self.per_s, int(draw.integers(ITEMS))
-            where = dict(request_id=f"r{n}", user_id="u")
-            waiting.append(
-                Impression(time_ms=int(at_s * 1000), items=[ServedItem(item_id=item)], features=_block(item),
-                           **where)  # type: ignore[arg-type]
-            )  # fmt: skip
-            became = []
-            for label, share in zip(LABELS, (1.0, 0.5), strict=True):
-                delay_s = draw.exponential(self.mean_s)
-                became.append(
-                    draw.random() < self.chance(item, at_s) * share and delay_s < HORIZON_S
+
+Final = tuple[float, bool, bool]  # shown at, labels by the horizon
+
+
+def happened(stream: Stream) -> tuple[list[Event], list[Final]]:
+    draw = np.random.default_rng(5)
+    events, final = list[Event](), list[Final]()
+    for n in range(stream.examples):
+        at_s, item = n / stream.per_s, int(draw.integers(ITEMS))
+        where = dict(request_id=f"r{n}", user_id="u")
+        events.append(
+            Impression(time_ms=int(at_s * 1000), items=[ServedItem(item_id=item)], features=_block(item),
+                       **where)  # type: ignore[arg-type]
+        )  # fmt: skip
+        became = []
+        for label, share in zip(LABELS, (1.0, 0.5), strict=True):
+            delay_s = draw.exponential(stream.mean_s)
+            became.append(draw.random() < stream.chance(item, at_s) * share and delay_s < HORIZON_S)
+            if became[-1]:
+                time_ms = int((at_s + delay_s) * 1000)
+                events.append(
+                    Engagement(time_ms=time_ms, item_id=item, kind=label, **where)  # type: ignore[arg-type]
                 )
-                if became[-1]:
-                    time_ms = int((at_s + delay_s) * 1000)
-                    waiting.append(
-                        Engagement(time_ms=time_ms, item_id=item, kind=label, **where)  # type: ignore[arg-type]
-                    )
-            self.final.append((at_s, became[0], became[1]))
-        end_ms = self.examples / self.per_s * 1000
-        yield from sorted((e for e in waiting if e.time_ms < end_ms), key=lambda e: e.time_ms)
+        final.append((at_s, became[0], became[1]))
+    end_ms = stream.examples / stream.per_s * 1000
+    return sorted((e for e in events if e.time_ms < end_ms), key=lambda e: e.time_ms), final
+
+
+@lru_cache(maxsize=1)  # tests learn from the same examples in several ways
+def joined(stream: Stream, negatives: float) -> tuple[list[list[Example]], list[Final], Joiner]:
+    """Examples by the event that made them, the final labels, and the joiner."""
+    config = JoinConfig(
+        window_s=WINDOW_S, horizon_s=HORIZON_S - WINDOW_S, all_shown=True, negatives=negatives
+    )
+    joiner, (events, final) = Joiner(0, LABELS, config), happened(stream)
+    made = [joiner.feed(offset, event) for offset, event in enumerate(events)]
+    return made, final, joiner  # type: ignore[return-value]  # no erased examples
 
 
 class Trainer:
@@ -105,15 +117,13 @@ class Trainer:
                 self.rows[name, int(key)] = row - self.rate * gradient
         self.sums.append((examples[-1].closed_ms / 1000, learned.metrics))
 
-    def calibration(self, stream: Stream, from_s: float, to_s: float) -> list[float]:
+    def calibration(self, final: list[Final], from_s: float, to_s: float) -> list[float]:
         """Of each label: the mean prediction over the mean final label, of examples in a stretch of time."""
         sums = [its for at_s, its in self.sums if from_s <= at_s - WINDOW_S < to_s]
-        final = np.array([its[1:] for its in stream.final if from_s <= its[0] < to_s], float).mean(
-            0
-        )
+        labels = np.array([its[1:] for its in final if from_s <= its[0] < to_s], float).mean(0)
         examples = sum(its["examples"] for its in sums)
         predicted = [sum(its[f"predicted.{label}"] for its in sums) for label in LABELS]
-        return [p / examples / mean for p, mean in zip(predicted, final, strict=True)]
+        return [p / examples / mean for p, mean in zip(predicted, labels, strict=True)]
 
     def _row(self, table: object, key: int) -> np.ndarray:
         name = table.name  # type: ignore[attr-defined]
@@ -123,25 +133,23 @@ class Trainer:
 
 
 def trained(
-    stream: Stream, change: Callable[[Example], Example | None] = lambda e: e, **join: float
-) -> tuple[Trainer, Joiner]:
-    config = JoinConfig(window_s=WINDOW_S, horizon_s=HORIZON_S - WINDOW_S, all_shown=True, **join)  # type: ignore[arg-type]
-    joiner, trainer, waiting = Joiner(0, LABELS, config), Trainer(), list[Example]()
-    for offset, event in enumerate(stream.events()):
-        for made in joiner.feed(offset, event):
-            assert isinstance(made, Example)
-            changed = change(made)
-            waiting += [changed] if changed else []
+    stream: Stream,
+    change: Callable[[Example], Example | None] = lambda e: e,
+    negatives: float = 1.0,
+) -> Trainer:
+    trainer, waiting = Trainer(), list[Example]()
+    for made in joined(stream, negatives)[0]:
+        waiting += [changed for changed in map(change, made) if changed]
         if len(waiting) >= 1.6 * stream.per_s:
             trainer.step(waiting)
             waiting = []
-    return trainer, joiner
+    return trainer
 
 
-def judged(stream: Stream, *how: Callable[[Example], Example | None], **join: float) -> list[float]:
+def judged(stream: Stream, *how: Callable[[Example], Example | None]) -> list[float]:
     """The calibration after the first horizons, in which the delays are learned."""
-    trainer, _ = trained(stream, *how, **join)
-    return trainer.calibration(stream, 500.0, stream.examples / stream.per_s - WINDOW_S)
+    until_s = stream.examples / stream.per_s - WINDOW_S
+    return trained(stream, *how).calibration(joined(stream, 1.0)[1], 500.0, until_s)
 
 
 @pytest.fixture(autouse=True)
@@ -178,20 +186,20 @@ def test_a_drift_is_followed_at_once_and_not_when_the_labels_have_come() -> None
     found = []
     for how in (lambda made: made, corrected_alone):
         stream = Stream(53_000, doubled, per_s=2 * PER_S)  # what 50 s tell must be much
-        trainer, _ = trained(stream, how)
-        found.append(trainer.calibration(stream, 550.0, 640.0)[0])
+        found.append(trained(stream, how).calibration(joined(stream, 1.0)[1], 550.0, 640.0)[0])
     assert found[0] > 0.9 > 0.85 > found[1]
 
 
 @pytest.mark.slow
 def test_a_tenth_of_the_negatives_gives_the_same_predictions() -> None:
     rare = Stream(30_000, lambda item, at_s: 0.05 + 0.1 * item / ITEMS, mean_s=1.0)
-    trainer, joiner = trained(rare, negatives=0.1)
+    trainer = trained(rare, negatives=0.1)
+    _, final, joiner = joined(rare, 0.1)
     left = joiner.counts["sampled_out"] / (joiner.counts["sampled_out"] + joiner.counts["examples"])
     assert 0.7 < left < 0.9
-    assert trainer.calibration(rare, 150.0, 740.0) == pytest.approx([1.0, 1.0], abs=0.05)
-    uncorrected, _ = trained(rare, lambda made: structs.replace(made, kept=1.0), negatives=0.1)
-    assert min(uncorrected.calibration(rare, 150.0, 740.0)) > 3
+    assert trainer.calibration(final, 150.0, 740.0) == pytest.approx([1.0, 1.0], abs=0.05)
+    uncorrected = trained(rare, lambda made: structs.replace(made, kept=1.0), negatives=0.1)
+    assert min(uncorrected.calibration(final, 150.0, 740.0)) > 3
 
 
 # --- slopes ---
