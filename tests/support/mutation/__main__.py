@@ -164,7 +164,8 @@ class Judge:
 
     def tests_of(self, module: str) -> list[str]:
         """The nearest test file, then others, quick ones first."""
-        near = self._graph.tests_of(module)[:NEAREST]
+        near = [test for test in self._graph.tests_of(module) if self._sound.get(test, True)]
+        near = near[:NEAREST]
         rest = sorted(near[1:], key=self._seconds_of)
         until = accumulate(map(self._seconds_of, rest))
         return near[:1] + [test for test, s in zip(rest, until, strict=True) if s <= TESTS_S]

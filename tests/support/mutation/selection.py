@@ -68,7 +68,7 @@ class ImportGraph:
 
         def order(path: str) -> tuple[bool, bool, bool, int, str]:
             same, near = Path(path).parent.as_posix() == folder, path.startswith(package)
-            return not (same and stem in path), not same, not near, distance[path], path
+            return not (same and stem in Path(path).stem), not same, not near, distance[path], path
 
         return sorted(tests, key=order)
 
