@@ -42,7 +42,12 @@ from serving.replica import inspection
 from serving.service import Service
 
 _READY_POLL_S: Final = 0.5
-WEB: Final = Path(__file__).parent / "web"
+# The feed page: of a wheel, and of a checkout.
+_PAGES: Final = (
+    Path(__file__).parent / "web",
+    Path(__file__).parents[1] / "examples" / "short_video" / "page",
+)
+WEB: Final = next((folder for folder in _PAGES if folder.is_dir()), _PAGES[0])
 _PROBLEMS: Final[dict[int | str, dict[str, Any]]] = {
     status: {"model": models.ProblemOut, "description": description}
     for status, description in {

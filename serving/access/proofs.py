@@ -6,13 +6,7 @@ from typing import Final
 import msgspec
 
 from recsys.config.system_config import Config
-from recsys.events.event_types import (
-    UNPROVEN,
-    USER_PROVEN,
-    Engagement,
-    Rejected,
-    with_proof,
-)
+from recsys.events.event_types import UNPROVEN, USER_PROVEN, Engagement, Rejected, with_proof
 from recsys.events.hashing import Id
 from serving.access.caller import Caller
 from serving.access.impression_token import FORGED, MALFORMED, OLD, Signer

@@ -41,35 +41,23 @@ class ServingMetrics:
         # A scrape reaches any of several replicas: without a label the counters would seem to jump.
         replica = uuid.uuid4().hex[:8]
         self._exposed = _LabelledCollector(registry, replica) if several else registry
-        self.requests = Counter(
-            "recsys_requests", "Requests answered", ["route", "status"], registry=registry
-        )
+        counter = partial(Counter, registry=registry)
+        self.requests = counter("recsys_requests", "Requests answered", ["route", "status"])
         self.seconds = Histogram(
             "recsys_request_seconds", "Time to an answer", ["route"], registry=registry,
             buckets=_BUCKETS,
         )  # fmt: skip
-        self.events = Counter(
-            "recsys_events", "Events received, by outcome", ["status"], registry=registry
+        self.events = counter("recsys_events", "Events received, by outcome", ["status"])
+        self.unproven = counter(
+            "recsys_unproven", "Accepted events that don't count, by reason", ["why"]
         )
-        self.unproven = Counter(
-            "recsys_unproven", "Accepted events that don't count, by reason", ["why"],
-            registry=registry,
-        )  # fmt: skip
-        self.degraded = Counter(
-            "recsys_degraded", "Answers that skipped a stage", ["stage"], registry=registry
-        )
-        self.repeated = Counter(
-            "recsys_rankings_repeated", "Rankings with an id answered before", registry=registry
-        )
-        self.refused = Counter(
-            "recsys_refused", "Requests refused early", ["route", "reason"], registry=registry
-        )
-        for stage in STAGES:
-            self.degraded.labels(stage)
-        for fault in FAULTS:
-            self.unproven.labels(fault)
-        for status in STATUSES:
-            self.events.labels(status)
+        self.degraded = counter("recsys_degraded", "Answers that skipped a stage", ["stage"])
+        self.repeated = counter("recsys_rankings_repeated", "Rankings with an id answered before")
+        self.refused = counter("recsys_refused", "Requests refused early", ["route", "reason"])
+        known = ((self.degraded, STAGES), (self.unproven, FAULTS), (self.events, STATUSES))
+        for labelled, labels in known:
+            for label in labels:
+                labelled.labels(label)
         for name, (description, read) in _gauges(service).items():
             gauge = Gauge(f"recsys_{name}", description, registry=registry)
             gauge.set_function(partial(_or_nan, read))
@@ -117,54 +105,32 @@ def _gauges(service: Service) -> dict[str, tuple[str, Callable[[], float | None]
         "step": ("Step of the weights that answer", lambda: replica.step),
         "items": ("Items that may be recommended", lambda: replica.catalogue.living.count),
         "catalogue_offset": ("Next offset to read of items", lambda: replica.catalogue_offset),
-        "item_state_offset": (
-            "Next offset to read of item_state",
-            lambda: replica.item_state_offset,
-        ),
+        "item_state_offset": ("Next offset to read of item_state", lambda: replica.item_state_offset),
         "delta_gaps": ("Gaps in the deltas, since the start", lambda: reader.line.gaps),
         "unreadable": ("Unreadable records, since the start", lambda: reader.unreadable),
         "log_failures": ("Failed appends, since the start", lambda: writer.failures),
-        "impressions_kept_bytes": (
-            "Bytes of impressions that wait for the log, in memory",
-            lambda: writer.kept_bytes,
-        ),
-        "impressions_on_disk_bytes": (
-            "Bytes of impressions that wait for the log, on disk",
-            lambda: writer.on_disk_bytes,
-        ),
-        "retrieval_misses": (
-            "Searches that a retrieval shard didn't answer, since the start",
-            lambda: service.shards.failures if service.shards else 0,
-        ),
-        "session_misses": (
-            "Requests without their session, since the start",
-            lambda: service.session_misses,
-        ),
-        "spans_sent": (
-            "Trace spans sent, since the start",
-            lambda: traces.tracer.sent if traces else 0,
-        ),
-        "spans_dropped": (
-            "Trace spans dropped for lack of room or a receiver, since the start",
-            lambda: traces.tracer.dropped if traces else 0,
-        ),
-        "click_to_session_p95_ms": (
-            "From an acknowledged view to the session that contains it",
-            lambda: fresh.to_session.percentile(0.95),
-        ),
-        "click_to_served_p95_ms": (
-            "From an acknowledged view to the model that learned from it",
-            lambda: fresh.to_served.percentile(0.95),
-        ),
+        "impressions_kept_bytes": ("Bytes of impressions that wait for the log, in memory",
+                                   lambda: writer.kept_bytes),
+        "impressions_on_disk_bytes": ("Bytes of impressions that wait for the log, on disk",
+                                      lambda: writer.on_disk_bytes),
+        "retrieval_misses": ("Searches that a retrieval shard didn't answer, since the start",
+                             lambda: service.shards.failures if service.shards else 0),
+        "session_misses": ("Requests without their session, since the start",
+                           lambda: service.session_misses),
+        "spans_sent": ("Trace spans sent, since the start",
+                       lambda: traces.tracer.sent if traces else 0),
+        "spans_dropped": ("Trace spans dropped for lack of room or a receiver, since the start",
+                          lambda: traces.tracer.dropped if traces else 0),
+        "click_to_session_p95_ms": ("From an acknowledged view to the session that contains it",
+                                    lambda: fresh.to_session.percentile(0.95)),
+        "click_to_served_p95_ms": ("From an acknowledged view to the model that learned from it",
+                                   lambda: fresh.to_served.percentile(0.95)),
         "view_to_acknowledged_p95_ms": (
             "From a view's own time to its acknowledgement: how long its client held it",
-            lambda: fresh.view_to_acknowledged.percentile(0.95, service.now_ms()),
-        ),
-        "view_to_served_p95_ms": (
-            "From a view's own time to the model that learned from it",
-            lambda: fresh.view_to_served.percentile(0.95, service.now_ms()),
-        ),
-    }
+            lambda: fresh.view_to_acknowledged.percentile(0.95, service.now_ms())),
+        "view_to_served_p95_ms": ("From a view's own time to the model that learned from it",
+                                  lambda: fresh.view_to_served.percentile(0.95, service.now_ms())),
+    }  # fmt: skip
 
 
 class _LabelledCollector(Collector):

@@ -16,6 +16,7 @@ from recsys.arrays.growable import grown
 from recsys.config.system_config import Config, ModelConfig, TableConfig, tables_of
 from recsys.events.event_types import Item
 from recsys.events.records import ItemState
+from recsys.features.covisits import COLUMNS, Covisits
 from recsys.features.feature_set import FeatureSet
 from recsys.model.model import Model, build_model
 from serving.replica.group_index import GroupIndex
@@ -46,6 +47,8 @@ class Replica(ItemVectors):
         self.model = published_model(features, config)
         self.groups = GroupIndex()
         self.popularity = Popularity(features, self.catalogue)
+        self.covisits = Covisits(config.covisits)
+        self._copied: Covisits | None = None  # a full copy that is being read
         # Last step that moved each item's vector, 0 for none since the replica's snapshot.
         self.moved_at: Keys = np.zeros(0, np.int64)
         self._group_slots = [features.slot(f"item.{name}") for name in features.schema.groups]
@@ -85,7 +88,20 @@ class Replica(ItemVectors):
         last_ms = np.frombuffer(state.last_ms, np.int64)
         self.counters.set(keys, values, last_ms)
         self.popularity.update(keys, values, last_ms)
+        self._apply_covisits(state)
         self.counted, self.item_state_offset = state.offsets, offset
+
+    def _apply_covisits(self, state: ItemState) -> None:
+        """Adds visits; a full copy replaces all rows once it is complete."""
+        self.covisits.add(np.frombuffer(state.visits, np.int64).reshape(-1, COLUMNS))
+        self.covisits.remove(np.frombuffer(state.gone, np.int64))
+        if state.parts and state.part == 0:
+            self._copied = Covisits(self.config.covisits)
+        if self._copied is not None and state.parts:
+            if state.covisits is not None:
+                self._copied.put(state.covisits)
+            if state.part == state.parts - 1:
+                self.covisits, self._copied = self._copied, None
 
     def apply_step(self, delta: StepDelta) -> bool:
         if delta.step <= self.step:

@@ -1,6 +1,7 @@
 """Candidate sources, each with its share of the budget.
 
 ``trial``   new items with fewer than ``policy.trust_after`` showings, for the quota
+``covisit`` items that viewers of the session's items visit too (recsys/features/covisits.py)
 ``vector``  items nearest to the user vector
 ``similar`` items nearest to the items liked last
 ``topic``   items of the authors and tags that the session likes
@@ -8,7 +9,8 @@
 ``popular`` items with the most engagement lately
 ``fresh``   the newest items, so that none stays unseen
 
-A source returns catalogue indices and doesn't see the results of the others. All read one replica version.
+A source returns catalogue indices and doesn't see the results of the others. Where several return the same
+item, ``covisit`` and ``popular`` fill the places left. All read one replica version.
 """
 
 import logging
@@ -34,6 +36,7 @@ _NEWEST: Final = 2000
 _TRIAL: Final = 0x7A11  # salt that keeps the draws of ``trial`` and ``fresh`` apart
 _LIKED: Final = 3  # newest liked items whose neighbours ``similar`` returns
 _TOPICS: Final = 4
+_NEWER: Final = 0.9  # weight of a history entry relative to the next newer one
 _OWN_HISTORY: Final = 20  # history entries from which on a viewer's own past beats the segment
 _POPULAR: Final = 512  # most popular items, of which ``segment`` takes the best
 _PRIOR: Final = 8.0  # showings to everybody that weigh as much as one segment's own
@@ -73,6 +76,7 @@ class Retrieval:
         self._popular_by_group: _PopularByGroup | None = None
         self._sources = {
             "trial": self._trial,
+            "covisit": self._covisit,
             VECTOR: self._vector,
             SIMILAR: self._similar,
             "topic": self._topic,
@@ -86,25 +90,32 @@ class Retrieval:
     ) -> tuple[dict[int, list[str]], list[str]]:
         """Retrieves at most ``serve.candidates`` of the allowed items, by catalogue index with the sources of
         each, and names the sources that failed or lack the results of a shard."""
-        sources, failed = dict[int, list[str]](), list[str]()
+        sources, failed, rest = dict[int, list[str]](), list[str](), dict[int, str]()
         results, limit = query.shard_results, self.replica.config.serve.candidates
         missing = self.replica.index.missing if results is None else results.missing
         for name, share in shares.items():
             if share <= 0:
                 continue
             try:
-                indices = dict.fromkeys(self._sources[name](query, viewer, allowed, share).tolist())
+                found = list(
+                    dict.fromkeys(self._sources[name](query, viewer, allowed, share).tolist())
+                )
             except Exception:  # a broken index must not empty the feed
                 _log.exception("a source of candidates failed", extra={"source": name})
                 failed.append(name)
                 continue
             if missing and self._searches(name, query.session):
                 failed.append(name)
-            for index in indices:
+            for index in found[:share]:
                 if index in sources:
                     sources[index].append(name)
                 elif len(sources) < limit:
                     sources[index] = [name]
+            rest |= {index: name for index in found[share:] if index not in rest}
+        limit = min(limit, sum(share for share in shares.values() if share > 0))
+        for index, name in rest.items():
+            if index not in sources and len(sources) < limit:
+                sources[index] = [name]
         return sources, failed
 
     def _searches(self, source: str, session: Session) -> bool:
@@ -207,7 +218,20 @@ class Retrieval:
 
     def _popular(self, query: Query, viewer: RequestFeatures, allowed: Bitmap, k: int) -> Indices:
         top = self.replica.popularity.top
-        return top[allowed[top]][:k]
+        return top[allowed[top]][: max(k, self.replica.config.serve.candidates)]
+
+    def _covisit(self, query: Query, viewer: RequestFeatures, allowed: Bitmap, k: int) -> Indices:
+        """Newer entries of the history weigh more, and liked ones twice as much as others."""
+        entries, replica = list(query.session.history)[::-1], self.replica
+        history = np.array([entry.keys[0] for entry in entries], np.int64)
+        liked = np.array([entry.outcomes[0] > 0 for entry in entries], np.float64)
+        weights = _NEWER ** np.arange(len(entries)) * (0.5 + 0.5 * liked)
+        keys, scores = replica.covisits.near(history, weights, query.now_ms)
+        indices = replica.catalogue.indices_of_keys(keys)
+        known = np.flatnonzero(indices >= 0)
+        may = known[allowed[indices[known]]]
+        best = may[np.lexsort((keys[may], -scores[may]))]
+        return indices[best[: max(k, replica.config.serve.candidates)]]
 
     def _trial(self, query: Query, viewer: RequestFeatures, allowed: Bitmap, k: int) -> Indices:
         newest = _newest(allowed)
@@ -239,7 +263,7 @@ def liked_groups(session: Session) -> list[tuple[int, float]]:
     """
     weights: dict[int, float] = {}
     for age, entry in enumerate(reversed(session.history)):
-        liked = _liking(entry) * 0.9**age
+        liked = _liking(entry) * _NEWER**age
         for key in entry.keys[1:]:
             if key:
                 weights[key] = weights.get(key, 0.0) + liked

@@ -1,23 +1,24 @@
-"""Part that counts all viewers' events by item, and publishes the counters to the replicas in ``item_state``.
+"""Part that counts all viewers' events by item, and publishes counters and visits in ``item_state``.
 
 Published counters are absolute values, so publishing them twice is harmless and the fold's own snapshot may
-be a little old. From time to time all counters are published again and older records are trimmed, so that a
-new replica reads little.
+be a little old. Of co-visits only new visits are published, and readers add them up themselves. At first and
+from time to time everything is published again, in place of what readers have, and older records are trimmed.
 """
 
 import logging
 import time
 from collections.abc import Callable, Sequence
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 import numpy as np
 
 from recsys.clock import wall_ms
 from recsys.config.safety_config import BoundsConfig
-from recsys.config.system_config import Config
+from recsys.config.system_config import Config, CovisitConfig
 from recsys.events.event_types import Engagement, Impression, User, Verdict
-from recsys.events.records import EVENTS, ITEM_STATE, ItemState, pack
+from recsys.events.records import EVENTS, ITEM_STATE, CovisitRows, ItemState, pack
+from recsys.features.covisits import Covisits
 from recsys.features.feature_set import FeatureSet
 from recsys.features.feature_set_file import feature_set
 from recsys.features.item_counters import ItemCounters
@@ -33,6 +34,7 @@ _PUBLISH_EVERY_MS: Final = 100
 _SAVE_EVERY_MS: Final = 5_000
 _SAVE_SHARE: Final = 0.05  # most of the time that may go into snapshots, however large they are
 _KEYS: Final = 1_000  # of one record
+_ROWS: Final = 128  # of co-visits in one record
 _REPUBLISH_AFTER: Final = 5_000  # records, then all counters are published again
 _COUNTERS: Final = 2_000_000  # rows: those longest untouched go once there are twice as many
 _NAMED: Final = 20  # users in quarantine whom the status names
@@ -50,6 +52,8 @@ class _Snapshot(msgspec.Struct):
     segments: list[tuple[str, int]] = []
     quarantined: list[str] = []
     influences: dict[int, bytes] = {}
+    covisits: CovisitRows = CovisitRows()
+    visitors: list[tuple[int, bytes]] = []
 
 
 class CounterLoop:
@@ -66,11 +70,14 @@ class CounterLoop:
         state: PartState | None = None,
         now_ms: Callable[[], int] = wall_ms,
         bounds: BoundsConfig | None = None,
+        covisits: CovisitConfig | None = None,
     ) -> None:
         self._log, self._features, self._now_ms = log, features, now_ms
         self._state = state
         self.events = EventReader(log, features)
-        self.fold = ItemCounters(features, bounds, log.partitions(EVENTS))
+        covisits = covisits or CovisitConfig()
+        self.fold = ItemCounters(features, bounds, log.partitions(EVENTS), covisits)
+        self.covisits, self.evicted = Covisits(covisits), 0
         self._published_ms = self._saved_ms = 0
         self._save_every_ms = _SAVE_EVERY_MS
         # offsets in item_state where the newest full publication, and the one before it, begin
@@ -103,15 +110,17 @@ class CounterLoop:
 
     def publish(self) -> None:
         """Appends the counters that changed; all of them at first and after many records."""
+        self._publish_visits()
         if self._full_offset < 0 or self._records >= _REPUBLISH_AFTER:
             self._publish_all()
         else:
-            self._append(self.fold.take_changed())
+            self._append(self._states(self.fold.take_changed()))
 
     def save(self) -> None:
         """Takes a snapshot; the log then keeps everything after the snapshot before it."""
         if self._state is None:
             return
+        self.publish()  # visits, or readers would miss those that the snapshot has
         began_s = time.monotonic()
         keys, values, last_ms = self.fold.counters.export()
         arrays = (keys.tobytes(), values.tobytes(), last_ms.tobytes())
@@ -122,6 +131,8 @@ class CounterLoop:
             self.fold.segments_by_request(),
             sorted(self.fold.quarantined),
             {partition: bounds.pack() for partition, bounds in self.fold.influences.items()},
+            self.covisits.export(),
+            list(self.fold.visits.users.items()),
         )
         offsets = {EVENTS: dict(enumerate(self.events.offsets))}
         held = self._state.save(self._log.id, offsets, msgspec.msgpack.encode(snapshot))
@@ -132,27 +143,45 @@ class CounterLoop:
         self._save_every_ms = max(_SAVE_EVERY_MS, int(took_ms / _SAVE_SHARE))
 
     def _publish_all(self) -> None:
-        """Publishes all counters, and trims to the full publication before, for slow readers."""
+        """Publishes everything, and trims to the full publication before, for slow readers."""
         begin = self._log.end(ITEM_STATE, 0)
         self.fold.take_changed()
         keys, _, _ = self.fold.counters.export()
-        self._append(keys.tolist(), whole=True)
+        states = self._states(keys.tolist())
+        for start in range(0, len(self.covisits), _ROWS):
+            states.append(self._state_of(covisits=self.covisits.export(start, start + _ROWS)))
+        parts = len(states)
+        self._append(
+            [msgspec.structs.replace(s, part=n, parts=parts) for n, s in enumerate(states)]
+        )
         self._previous_full_offset, self._full_offset = self._full_offset, begin
         self._records = 0
         if self._previous_full_offset >= 0:
             self._log.trim(ITEM_STATE, 0, self._previous_full_offset)
 
-    def _append(self, keys: Sequence[int], whole: bool = False) -> None:
-        for start in range(0, len(keys), _KEYS):
-            part_keys, values, last_ms = self.fold.counters.export(keys[start : start + _KEYS])
-            state = ItemState(
-                offsets=list(self.events.offsets),
-                keys=part_keys.tobytes(),
-                values=values.tobytes(),
-                last_ms=last_ms.tobytes(),
-                part=start // _KEYS if whole else 0,
-                parts=-(-len(keys) // _KEYS) if whole else 0,
-            )
+    def _publish_visits(self) -> None:
+        """Adds new visits up, as every reader does, and publishes them with the rows that went."""
+        visits = self.fold.visits.take()
+        if not len(visits):
+            return
+        self.covisits.add(visits)
+        gone = self.covisits.surplus()
+        self.covisits.remove(gone)
+        self.evicted += len(gone)
+        self._append([self._state_of(visits=visits.tobytes(), gone=gone.tobytes())])
+
+    def _states(self, keys: Sequence[int]) -> list[ItemState]:
+        """Counters of some keys, a record for each thousand."""
+        parts = [keys[start : start + _KEYS] for start in range(0, len(keys), _KEYS)]
+        return [self._state_of(self.fold.counters.export(part)) for part in parts]
+
+    def _state_of(self, counters: Sequence[Any] = (b"",) * 3, **visits: Any) -> ItemState:
+        names = ("keys", "values", "last_ms")
+        visits |= {name: bytes(column) for name, column in zip(names, counters, strict=True)}
+        return ItemState(offsets=list(self.events.offsets), **visits)
+
+    def _append(self, states: Sequence[ItemState]) -> None:
+        for state in states:
             self._log.append(ITEM_STATE, [Append(0, b"", pack(state))])
             self._records += 1
 
@@ -176,6 +205,8 @@ class CounterLoop:
         self.fold.restore_contexts(snapshot.requests, snapshot.segments)
         self.fold.quarantined.update(snapshot.quarantined)
         self.fold.influences.restore(snapshot.influences.items())
+        self.covisits.put(snapshot.covisits)
+        self.fold.visits.users.update(snapshot.visitors)
         return [saved.offsets[EVENTS][p] for p in range(len(saved.offsets[EVENTS]))]
 
 
@@ -193,7 +224,9 @@ def run(config: Config, stop: Stop) -> None:
     try:
         while not stop.is_set(starting=loop is None):
             try:
-                loop = loop or CounterLoop(log, features, state, bounds=config.bounds)
+                if loop is None:
+                    bounds, covisits = config.bounds, config.covisits
+                    loop = CounterLoop(log, features, state, bounds=bounds, covisits=covisits)
                 moved = loop.turn()
             except LogUnavailable as error:
                 loop = None
@@ -206,6 +239,9 @@ def run(config: Config, stop: Stop) -> None:
             stop.heartbeat.gauge("counters", len(loop.fold.counters))
             stop.heartbeat.gauge("quarantined", len(loop.fold.quarantined))
             stop.heartbeat.names("quarantined", sorted(loop.fold.quarantined)[:_NAMED])
+            stop.heartbeat.gauge("covisit_rows", len(loop.covisits))
+            stop.heartbeat.gauge("covisit_rows_evicted", loop.evicted)
+            stop.heartbeat.gauge("covisit_users_forgotten", loop.fold.visits.forgotten)
             if not moved:
                 log.wait(EVENTS, 0.05)
         if loop is not None:

@@ -14,7 +14,7 @@ from typing import Any
 
 from tests.support.paths import ROOT
 
-WEB = ROOT / "serving" / "web"
+WEB = ROOT / "examples" / "short_video" / "page"
 TYPES = {".html": "text/html; charset=utf-8", ".css": "text/css", ".js": "text/javascript"}
 GAINS = {
     "long_view": 0.9,
