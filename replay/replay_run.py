@@ -10,6 +10,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any, Final, Protocol
 
@@ -234,7 +235,7 @@ def replay_with(
         player.on_scored = recorder.scored
         if outputs.probe is not None:
             probe = outputs.probe(player)
-        for event in progress(with_warm_up(player, dataset, options)):
+        for event in with_warm_up(player, dataset, options, progress):
             if options.until_step is not None and not isinstance(event, Item | User):
                 player.advance(event.time_ms)
                 if loop.sequencer.done:
@@ -275,12 +276,15 @@ def _learn_the_rest(player: Player, until_step: int) -> None:
         )
 
 
-def with_warm_up(player: Player, dataset: Dataset, options: ReplayOptions) -> Iterator[Event]:
+def with_warm_up(
+    player: Player, dataset: Dataset, options: ReplayOptions, progress: Progress = iter
+) -> Iterator[Event]:
     """The events to play; on the way, history from before the log is folded but not learned."""
-    warm = not options.warm_up
-    for event in dataset.events(options.from_ms, options.until_ms):
-        if not warm and not isinstance(event, Item | User):
-            for old in dataset.warmup():
+    events = dataset.events(options.from_ms, options.until_ms)
+    for event in events:
+        if not isinstance(event, Item | User):
+            for old in progress(dataset.warmup()) if options.warm_up else ():
                 player.fold(old)
-            warm = True
+            yield from progress(chain([event], events))
+            return
         yield event

@@ -181,6 +181,7 @@ def _print(report: dict[str, Any], replayed: ReplayResult) -> None:
 
 
 def _cells(measured: dict[str, Any]) -> list[str]:
-    lists = {f"lists.{name}": value for name, value in measured["lists"].items()}
+    inside = {name.partition("@")[0]: value for name, value in measured["lists"].items()}
+    lists = {f"lists.{name}": value for name, value in inside.items()}
     numbers = [(measured | lists).get(name) for name in _COLUMNS.values()]
     return [f"{measured['rows']:,}", *("–" if x is None else f"{x:.4f}" for x in numbers)]

@@ -176,10 +176,10 @@ class RetrievalRecall:
     ) -> None:
         """Adds the ranks of the targets among items, best first or with scores; of equal ones the first."""
         scores = -np.arange(len(indices), dtype=np.float64) if scores is None else scores
-        self._ranks[group][name] += [_rank(indices, scores, target) for target in targets]
+        self._ranks[group][name] += [rank_of(indices, scores, target) for target in targets]
 
 
-def _rank(indices: Indices, scores: NDArray[np.float64], target: int) -> int:
+def rank_of(indices: Indices, scores: NDArray[np.float64], target: int) -> int:
     (places,) = np.nonzero(indices == target)
     if not len(places) or scores[places[0]] == -np.inf:
         return 0

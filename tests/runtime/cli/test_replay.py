@@ -8,12 +8,14 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
+from recsys.config.system_config import Config
+from recsys.events.event_types import Tick
 from recsys.events.hashing import uniform
 from recsys.model.prediction_metrics import auc
 from replay.datasets.open_dataset import open_dataset
 from replay.predictions import Predictions, read_predictions
-from replay.replay_report import judged_rows
-from replay.replay_run import ReplayOptions, ReplayResult, replay_data
+from replay.replay_report import judged_rows, with_bar
+from replay.replay_run import ReplayOptions, ReplayResult, config_for, replay_data
 from runtime.cli.main import app
 from tests.support.small_crowd import START_MS
 
@@ -95,7 +97,9 @@ def test_it_writes_every_score_and_a_report(data: Path, tmp_path: Path) -> None:
     assert found["steps"] > 1 and len(found["digest"]) == 64 and found["dead_letters"] == {}
     assert found["joiner"]["examples"] > 300 and found["joiner"]["never_shown"] == 0
     assert set(found["labels"]["click"]["slices"]) == {"test", "test page=home", "test page=shop"}
-    assert "click" in result.output
+    lists = found["labels"]["click"]["slices"]["test"]["lists"]
+    assert 30 < lists["requests"] <= 120 and 0.5 < lists["auc"] < lists["hit@10"] == 1.0
+    assert f"{lists['ndcg@10']:.4f}" in result.output
     again = run(data, "--against", file)
     assert again.exit_code == 0 and "difference" in again.output
 
@@ -205,6 +209,102 @@ def test_the_digest_is_all_that_is_printed(data: Path, whole: ReplayResult) -> N
     assert run(data, "--digest").stdout == whole.digest + "\n"
     asked = run(data, "--digest", "--until-version", "0.3").stdout
     assert asked == replayed(data, until_step=3).digest + "\n" != whole.digest + "\n"
+
+
+def configured(
+    data: Path, whole: ReplayResult, monkeypatch: pytest.MonkeyPatch, *arguments: object
+) -> Config:
+    """The configuration that a command runs with."""
+    asked: list[Config] = []
+    monkeypatch.setattr(
+        "runtime.cli.replay._run", lambda _, options, config, *more: asked.append(config) or whole
+    )
+    result = run(data, *arguments)
+    assert result.exit_code == 0, result.output
+    return asked[0]
+
+
+def test_an_option_comes_before_the_environment_that_before_the_file_and_that_before_the_data_set(
+    data: Path, whole: ReplayResult, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    plain = configured(data, whole, monkeypatch)
+    assert plain == config_for(open_dataset(data), ReplayOptions(), Config())
+    file = tmp_path / "mine.yaml"
+    file.write_text(
+        "model: {features: ids, dim: 8}\nstep: {examples: 9, lanes: 2}\njoin: {negatives: 0.5}\n"
+        "sessions: {history: 5}\nserve: {candidates: 50}\nlog: {partitions: 3}\n"
+    )
+    mine = configured(data, whole, monkeypatch, "--config", file)
+    assert (mine.model.features, mine.model.dim, mine.sessions.history) == ("ids", 8, 5)
+    assert (mine.step.examples, mine.step.lanes, mine.step.every_ms) == (9, 2, 600_000)
+    assert (mine.join.negatives, mine.join.window_s, mine.join.all_shown) == (0.5, 60.0, True)
+    assert (mine.serve.candidates, mine.log.partitions) == (50, 3)
+    monkeypatch.setenv("RECSYS__STEP__EXAMPLES", "10")
+    monkeypatch.setenv("RECSYS__STEP__LANES", "1")
+    options = ["--features", "all", "--step-examples", 3, "--step-every", 7]
+    both = configured(data, whole, monkeypatch, "--config", file, *options)
+    assert (both.model.features, both.model.dim) == ("all", 8)
+    assert (both.step.examples, both.step.lanes, both.step.every_ms) == (3, 1, 7000)
+    file.write_text("step: {example: 9}\n")
+    result = run(data, "--config", file)
+    assert result.exit_code == 2 and "there is no step.example" in " ".join(result.stderr.split())
+
+
+@pytest.mark.slow
+def test_the_configuration_is_what_is_replayed(
+    data: Path, whole: ReplayResult, tmp_path: Path
+) -> None:
+    file, plain = tmp_path / "mine.yaml", whole.digest
+    for text, differs in (("model: {seed: 7}", True), ("parameter_server: {shards: 1}", False)):
+        file.write_text(text)
+        digest = run(data, "--config", file, "--digest").stdout.strip()
+        assert len(digest) == 64 and (digest != plain) == differs, text
+
+
+def test_what_was_written_before_an_error_stays_readable(tmp_path: Path) -> None:
+    import pyarrow.parquet as pq
+
+    folder, file = write_log(tmp_path / "data", requests=5), tmp_path / "p.parquet"
+    with (folder / "events.jsonl").open("a") as log:
+        log.write("{}\n")
+    (folder / "dataset.yaml").write_text(  # declared: no scan finds the broken line before
+        "labels: [click]\nwindow_s: 60\nfields: {item: {author: categorical}}\n"
+    )
+    assert run(folder, "--predictions", file).exit_code == 2 and not file.exists()
+    part = pq.read_table(tmp_path / "p.parquet.part")
+    assert part.column_names == [*COLUMNS, "score_click", "label_click"]
+
+
+def test_without_a_terminal_progress_is_a_line_now_and_then(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("replay.replay_report._REPORT_S", 0.0)
+    ticks = [Tick(time_ms=START_MS + n) for n in range(2001)]
+    assert list(with_bar(iter(ticks))) == ticks
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.split(",  ")[0][:22] for line in lines[1:]] == [
+        "recsys: 1,000 events, ", "recsys: 2,000 events, ",
+    ]  # fmt: skip
+    monkeypatch.setattr("replay.replay_report._REPORT_S", 10.0)
+    assert list(with_bar(iter(ticks))) == ticks and not capsys.readouterr().err
+
+
+def test_a_log_of_clicks_alone_is_replayed(tmp_path: Path) -> None:
+    folder, report = tmp_path / "clicks", tmp_path / "r.json"
+    folder.mkdir()
+    rows = [f"engagement,{START_MS + n * MINUTE_MS},u{n % 5},v{n % 7},click" for n in range(60)]
+    (folder / "events.csv").write_text("\n".join(["type,time_ms,user_id,item_id,kind", *rows]))
+    (folder / "dataset.yaml").write_text("labels: [click]\nwindow_s: 60\n")
+    result = run(folder, "--report", report, "--retrieval", 1)
+    assert result.exit_code == 0, result.output
+    found = json.loads(report.read_text())
+    assert found["retrieval"]["targets"] == 30
+    assert found["retrieval"]["path"]["retrieved and ranked"].keys() > {
+        "recall@10",
+        "ndcg@10",
+        "mrr",
+    }
+    assert "popularity, 24 h" in result.output
 
 
 @pytest.mark.services
