@@ -74,7 +74,9 @@ class Player:
         self.replica = Replica(self.features, self.config)
         self.pipeline = Pipeline(self.replica)
         self._click_lists = ClickLists(self.pipeline)
-        self.item_counters = ItemCounters(self.features, self.config.bounds)
+        self.item_counters = ItemCounters(
+            self.features, self.config.bounds, covisits=self.config.covisits
+        )
         self.replica.counters = self.item_counters.counters  # one process: nothing to send
         self._waiting: list[tuple[RequestFeatures, Impression]] = []
         self._held: list[StepDelta] = []
@@ -125,6 +127,8 @@ class Player:
             keys_I = self.keys_of(event.item_id)
             self.session(event.user_id).fold_engagement(event, keys_I)
             self.item_counters.engagement(event, keys_I)
+            self.replica.covisits.add(self.item_counters.visits.take())
+            self.replica.covisits.remove(self.replica.covisits.surplus())
 
     def advance(self, now_ms: int) -> None:
         """Moves time: due steps are learned, and served from their next sync on."""

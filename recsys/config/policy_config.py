@@ -11,7 +11,7 @@ from recsys.events.hashing import Id
 
 WATCH: Final = "watch"  # the weight of predicted watch time, beside those of the labels
 # Sources of candidates. Items on trial come first: the others may fill all places, and the quota needs some.
-SOURCES: Final = ("trial", "vector", "similar", "topic", "segment", "popular", "fresh")
+SOURCES: Final = ("trial", "covisit", "vector", "similar", "topic", "segment", "popular", "fresh")
 RANKS: Final = 100  # length of the longest list that may be requested
 _WEIGHT: Final = (lambda weight: 0 <= weight < 1e6, "0 (off) or more, below a million")
 RULES: Final = ("boost", "bury", "require", "limit")
@@ -71,13 +71,14 @@ class PolicyConfig(Section):
     trust_after: int = bounded(50, 0)  # an item's part of the quota falls as it is shown
     sources: dict[str, int] = field(
         default_factory=lambda: {
-            "trial": 20,
-            "vector": 150,
-            "similar": 80,
-            "topic": 80,
-            "segment": 60,
-            "popular": 60,
-            "fresh": 30,
+            "trial": 15,
+            "covisit": 150,
+            "vector": 40,
+            "similar": 15,
+            "topic": 15,
+            "segment": 15,
+            "popular": 40,
+            "fresh": 10,
         }
     )
     # Pinned items by rank, 0 being the first: {0: "v7"}. Ranks may be given as text.

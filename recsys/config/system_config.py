@@ -178,6 +178,16 @@ class TrainerConfig(Section):
     gpus_per_worker: float = positive(0.5)  # reserved in Ray if ``device`` is "cuda"
 
 
+@dataclass(frozen=True)
+class CovisitConfig(Section):
+    section = "covisits"
+    # Half-lives in hours: of pairs of items, and of the visits that show what is on the rise.
+    pairs_h: float = positive(168.0)
+    trend_h: float = positive(24.0)
+    items: int = bounded(50_000, 1)  # rows of 3 KiB, in the counters part and in each replica
+    users: int = bounded(200_000, 1)  # viewers whose newest items the counters part remembers
+
+
 INDEXES: Final = ("auto", "flat", "ivf")
 
 
@@ -267,6 +277,7 @@ class Config:
     disk: DiskConfig = field(default_factory=DiskConfig)
     safety: SafetyConfig = field(default_factory=SafetyConfig)
     bounds: BoundsConfig = field(default_factory=BoundsConfig)
+    covisits: CovisitConfig = field(default_factory=CovisitConfig)
 
     def __post_init__(self) -> None:
         if self.nodes > 1 and (self.log.url == "sqlite" or self.sessions.url == "embedded"):

@@ -142,12 +142,26 @@ class Delta(msgspec.Struct, frozen=True, kw_only=True):
     checksum: int = 0
 
 
+class CovisitRows(msgspec.Struct, frozen=True, array_like=True):
+    """Rows of co-visits as bytes: ``keys`` int64 (n,), ``others`` int64 and ``weights`` float32 (n, N),
+    ``visits`` float32 (n, 2), at the half-lives of pairs and of trends, ``last_ms`` int64 (n,)."""
+
+    keys: bytes = b""
+    others: bytes = b""
+    weights: bytes = b""
+    visits: bytes = b""
+    last_ms: bytes = b""
+
+
 class ItemState(msgspec.Struct, frozen=True, kw_only=True):
     """Absolute values of running counters; applying them twice is harmless.
 
     ``keys`` int64 (n,), ``values`` float32 (n, C), ``last_ms`` int64 (n,): see recsys/features/counters.py.
     ``offsets``: next offsets of ``events``, by partition, that the counters cover. ``part`` of ``parts``:
-    part of a full copy of all counters, from which a reader can start.
+    part of a full copy of all counters and co-visits, from which a reader can start.
+
+    ``visits`` int64 (v, C): new since the record before, see recsys/features/covisits.py; ``covisits``: some
+    rows of a full copy; ``gone`` int64: keys of removed rows.
     """
 
     offsets: list[int]
@@ -156,6 +170,9 @@ class ItemState(msgspec.Struct, frozen=True, kw_only=True):
     last_ms: bytes
     part: int = 0
     parts: int = 0  # 0: only what changed
+    visits: bytes = b""
+    gone: bytes = b""
+    covisits: CovisitRows | None = None
 
 
 class Scores(msgspec.Struct, frozen=True, kw_only=True):

@@ -13,9 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from recsys.config.safety_config import BoundsConfig
+from recsys.config.system_config import CovisitConfig
 from recsys.events.event_types import Engagement, Event, Impression, Verdict
 from recsys.events.hashing import Id, cross, key_of
 from recsys.features.counters import amounts
+from recsys.features.covisits import Visits
 from recsys.features.feature_set import FeatureSet, Keys
 from recsys.features.influence import Influences
 from recsys.features.running_rates import CONTEXT, PROFILE
@@ -29,9 +31,13 @@ class ItemCounters:
     """Folds events into counters of items, groups and their crosses with the context."""
 
     def __init__(
-        self, features: FeatureSet, bounds: BoundsConfig | None = None, partitions: int = 1
+        self,
+        features: FeatureSet,
+        bounds: BoundsConfig | None = None,
+        partitions: int = 1,
+        covisits: CovisitConfig | None = None,
     ) -> None:
-        self.features = features
+        self.features, self.visits = features, Visits(covisits or CovisitConfig())
         self.influences = Influences(bounds, partitions)
         self.quarantined: set[str] = set()
         self.counters = features.counter_table(1024)
@@ -74,6 +80,7 @@ class ItemCounters:
         """Drops the account of a forgotten user."""
         self.quarantined.discard(str(user_id))
         self.influences[partition].forget(user_id)
+        self.visits.forget(user_id)
 
     def verdict(
         self, verdict: Verdict, before: Iterable[Event], keys_of: KeysOf, partition: int = 0
@@ -86,6 +93,7 @@ class ItemCounters:
                 self.quarantined.discard(user)
             return
         influence, taken, held = self.influences[partition], set[tuple[Id, str]](), False
+        self.visits.forget(user)  # so that the same pairs are taken back
         for event in before:
             if isinstance(event, Verdict):
                 held = event.quarantined
@@ -102,6 +110,7 @@ class ItemCounters:
                     taken.add(use)
                 self._count(event, keys_of(event.item_id), -1.0)
         self.quarantined.add(user)
+        self.visits.forget(user)
 
     def take_changed(self) -> list[int]:
         """The keys changed since the last call, to be published on `item_state`."""
@@ -134,6 +143,8 @@ class ItemCounters:
 
     def _count(self, engagement: Engagement, keys_I: Keys, sign: float) -> None:
         kind = engagement.kind
+        if kind == self.features.main_labels[0]:
+            self.visits.add(engagement.user_id, int(keys_I[0]), engagement.time_ms, int(sign))
         added = amounts(self.features.kinds, kind, engagement.watch_ms)
         if self.features.schema.shows(kind):
             added[0] += 1.0

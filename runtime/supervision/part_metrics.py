@@ -60,6 +60,9 @@ _METRICS: Final[dict[str, list[tuple[str, ...]]]] = {
         ("events", COUNTER, "Events counted for items"),
         ("failed_turns", COUNTER, "Failed iterations: log unreachable"),
         ("counters", GAUGE, "Counter rows in memory"),
+        ("covisit_rows", GAUGE, "Items with co-visits"),
+        ("covisit_rows_evicted", GAUGE, "Items whose co-visits were evicted, since the part started"),
+        ("covisit_users_forgotten", GAUGE, "Viewers whose newest items were evicted, since the part started"),
         ("quarantined", GAUGE, "Users in quarantine"),
     ],
     "joiner": [

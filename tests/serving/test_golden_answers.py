@@ -15,7 +15,7 @@ from tests.support.golden_answers import (
 )
 from tests.support.replica_harness import NOW_MS
 
-DIGEST = "c8caac38a590fc66"
+DIGEST = "0ec5e1c3a9ed4196"
 
 
 def ask(case: GoldenCase, request_id: str, deadline: RecordedDeadline) -> Answer:

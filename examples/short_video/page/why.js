@@ -5,7 +5,7 @@ import { handleOf } from "./names.js";
 import { topicOfTag } from "./topics.js";
 
 const SOURCES = {
-  vector: "close to your taste", similar: "like what you watched", topic: "your topics", popular: "popular now",
+  covisit: "watched along with yours", vector: "close to your taste", similar: "like what you watched", topic: "your topics", popular: "popular now",
   fresh: "just published", trial: "new and on trial", segment: "liked by people like you", quota: "a place for new items",
 };
 const LABELS = {

@@ -11,6 +11,7 @@ from recsys.config.policy_config import SOURCES, PolicyConfig
 from recsys.events.event_types import Engagement, Impression
 from recsys.events.hashing import key_of
 from recsys.events.records import ItemState
+from recsys.features.covisits import Visits
 from recsys.features.feature_builder import FeatureBuilder
 from recsys.features.item_counters import ItemCounters
 from serving.query import Query
@@ -23,6 +24,7 @@ from tests.support.small_feed import FEATURES, block
 
 ALL = {
     "trial": 7,
+    "covisit": 9,
     "vector": 10,
     "similar": 9,
     "topic": 8,
@@ -62,6 +64,7 @@ def test_the_policy_names_the_sources_that_there_are() -> None:
 def test_every_source_keeps_to_its_share_and_to_what_is_wanted() -> None:
     replica = made()
     popular(replica, {n: n for n in range(40)})
+    visited(replica, {"a": (3, *range(20, 40))})
     wanted = np.arange(40) % 2 == 0
     for name, share in ALL.items():
         found = collect(replica, {name: share}, wanted, liked=(3, 8))
@@ -129,6 +132,41 @@ def test_popular_and_fresh_come_in_their_orders() -> None:
     draws = {tuple(sorted(collect(replica, {"fresh": 3}, salt=s).sources)) for s in range(5)}
     assert len(draws) > 1
     assert set(collect(replica, {"fresh": 99}).sources) == set(range(40))
+
+
+def test_covisit_finds_items_of_the_same_viewers_those_of_liked_and_newer_entries_first() -> None:
+    replica = made()
+    visited(replica, {"a": (3, 11), "b": (8, 12), "c": (5, 13)})
+    found = collect(replica, {"covisit": 3}, seen=(5,), liked=(3, 8))
+    assert list(found.sources) == [12, 11, 13]
+    assert list(collect(replica, {"covisit": 1}, np.arange(40) != 12, liked=(3, 8)).sources) == [11]
+    assert not collect(replica, {"covisit": 9}).sources
+
+
+def test_places_of_items_found_twice_are_filled_up_to_the_sum_of_the_shares() -> None:
+    replica = made()
+    popular(replica, {n: 40 - n for n in range(10)})
+    visited(replica, {"a": (30, 0, 1, 2), "b": (30, 0, 1), "c": (30, 0)})
+    found = collect(replica, {"covisit": 2, "popular": 2}, liked=(30,)).sources
+    assert found == {
+        0: ["covisit", "popular"],
+        1: ["covisit", "popular"],
+        2: ["covisit"],
+        3: ["popular"],
+    }
+    assert len(collect(replica, {"covisit": 2, "popular": 2}, limit=3, liked=(30,)).sources) == 3
+
+
+def visited(replica: Replica, items_by_user: dict[str, tuple[int, ...]]) -> None:
+    """Visits of items, by user, in order."""
+    visits = Visits(replica.config.covisits)
+    for user, items in items_by_user.items():
+        for n in items:
+            visits.add(user, int(replica.catalogue.keys[n, 0]), NOW_MS)
+    state = ItemState(
+        offsets=[1], keys=b"", values=b"", last_ms=b"", visits=visits.take().tobytes()
+    )
+    replica.apply_item_state(state, 1)
 
 
 def test_a_segment_has_its_favourites_among_the_popular_until_the_viewer_is_known() -> None:

@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import msgspec
 import numpy as np
 import pytest
 
+from recsys.config.policy_config import PolicyConfig
 from recsys.config.system_config import Config, ServeConfig
 from recsys.events.records import ITEMS
 from recsys.log.protocol import MemoryLog
@@ -224,6 +226,8 @@ class Sharded(World):
     """A service whose vectors are in two shards, over the same log."""
 
     def restart(self) -> None:
+        policy = PolicyConfig(sources={"similar": 80, "vector": 80, "fresh": 20})
+        self.config = replace(self.config, policy=policy)
         self.retrieval = shards_over(self.log, self.config, 2)
         self.shards = RetrievalClient([its.search for its in self.retrieval])
         self.service = Service(

@@ -6,6 +6,7 @@ import msgspec
 import numpy as np
 import pytest
 
+from recsys.config.system_config import Config, CovisitConfig
 from recsys.events.event_types import (
     Engagement,
     Event,
@@ -13,16 +14,19 @@ from recsys.events.event_types import (
     Impression,
     Item,
     ServedItem,
+    User,
     Verdict,
     encode,
 )
 from recsys.events.hashing import cross, key_of, partition_of
 from recsys.events.records import EVENTS, ITEM_STATE, ITEMS, ItemState, topics, unpack
 from recsys.features.counters import CounterTable
+from recsys.features.covisits import Covisits
 from recsys.features.feature_set import FeatureSet
 from recsys.features.feature_set_file import FEED_SCHEMA
 from recsys.log.protocol import Append, LogLost, MemoryLog
 from recsys.process.part_snapshot import PartState
+from serving.replica.replica import Replica
 from serving.sessions import counter_loop
 from serving.sessions.counter_loop import NAME, CounterLoop, quarantined_users
 
@@ -236,6 +240,67 @@ def test_the_snapshot_of_another_log_is_refused(
         other.create(topic)
     with pytest.raises(LogLost, match="state.msgpack"):
         CounterLoop(other, FEATURES, PartState(tmp_path, NAME), clock)
+
+
+def read_covisits(log: MemoryLog, start: int = 0) -> Replica:
+    replica = Replica(FEATURES, Config())
+    for record in log.read(ITEM_STATE, 0, max(start, log.begin(ITEM_STATE, 0)), 100_000):
+        replica.apply_item_state(unpack(record.value, ItemState), record.offset + 1)
+    return replica
+
+
+def near_all(covisits: Covisits, items: range) -> list[tuple[int, float]]:
+    history = np.array([key_of("item", f"v{n}") for n in items], np.int64)
+    keys, scores = covisits.near(history, np.ones(len(history)), NOW_MS + 100_000)
+    return sorted(zip(keys.tolist(), scores.tolist(), strict=True))
+
+
+def test_readers_from_any_full_copy_on_have_the_covisits_of_the_fold(
+    log: MemoryLog, clock: Clock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(counter_loop, "_REPUBLISH_AFTER", 25)
+    monkeypatch.setattr(counter_loop, "_ROWS", 7)
+    config = CovisitConfig(items=40)
+    loop = CounterLoop(log, FEATURES, PartState(tmp_path, NAME), clock, covisits=config)
+    untrimmed, items = read_covisits(log), range(60)
+    for number in range(300):
+        append(log, *watched(number, number * 7 % 61, "long_view"))
+        clock.now_ms += 700
+        loop.turn()
+        if number % 40 == 39:  # killed: readers have visits that the snapshot lacks
+            loop = CounterLoop(log, FEATURES, PartState(tmp_path, NAME), clock, covisits=config)
+        for record in log.read(ITEM_STATE, 0, untrimmed.item_state_offset, 1_000):
+            untrimmed.apply_item_state(unpack(record.value, ItemState), record.offset + 1)
+    loop.publish()
+    late = read_covisits(log, untrimmed.item_state_offset - 1)
+    for record in log.read(ITEM_STATE, 0, untrimmed.item_state_offset, 1_000):
+        untrimmed.apply_item_state(unpack(record.value, ItemState), record.offset + 1)
+    expected = near_all(loop.covisits, items)
+    assert log.begin(ITEM_STATE, 0) > 0 and loop.evicted and len(expected) > 20
+    assert near_all(untrimmed.covisits, items) == near_all(read_covisits(log).covisits, items)
+    assert near_all(untrimmed.covisits, items) == expected != near_all(late.covisits, items)
+
+
+def test_a_forgotten_and_a_quarantined_viewer_leave_no_newest_items(
+    log: MemoryLog, clock: Clock
+) -> None:
+    loop = CounterLoop(log, FEATURES, now_ms=clock)
+    for item in range(3):
+        likes = [pushed(3 * item, user, "long_view", 1) for user in ("farm", "gone", "fan")]
+        keyed(log, *(msgspec.structs.replace(like, item_id=f"v{item}") for like in likes))
+    turn_all(loop)
+    assert len(loop.fold.visits.users) == 3
+    keyed(log, Verdict(time_ms=NOW_MS + 900, user_id="farm", quarantined=True))
+    keyed(log, User(time_ms=NOW_MS + 900, user_id="gone", removed=True))
+    turn_all(loop)
+    loop.publish()
+    assert list(loop.fold.visits.users) == [key_of("user", "fan")]
+    key = np.array([key_of("item", "v0")])
+    pairs = loop.covisits.export()
+    weights = np.frombuffer(pairs.weights, np.float32)
+    assert weights.max() == pytest.approx(2, abs=1e-3) and len(
+        loop.covisits.near(key, np.ones(1), NOW_MS)[0]
+    )
 
 
 def keyed(log: MemoryLog, *events: Event) -> None:

@@ -1,0 +1,214 @@
+"""Co-visits: items that the same viewers engage with soon after each other, for a source of candidates.
+
+A visit is an engagement with the first label. It counts for its item and adds one to each pair of it and the
+viewer's items before it, both ways. Items near a history are those with the largest sum of P(item | entry)
+over its entries (session-based neighbours, Ludewig and Jannach 2018), times the square root of the item's
+recent share of its visits: what rises comes first. Counts decay by event time. Memory is bounded: an item
+keeps ``NEIGHBOURS`` others, of which a newcomer replaces the least; whole rows go by their last visit.
+
+Legend: R rows (items), N neighbours, V visits, T history, C columns of a visit.
+"""
+
+from collections import OrderedDict
+from struct import Struct
+from typing import Any, Final
+
+import numpy as np
+from numba import types
+from numpy.typing import NDArray
+
+from recsys.arrays.compiled import kernel, read_only
+from recsys.arrays.id_map import Arrays, IdMap
+from recsys.arrays.key_index import place_of
+from recsys.config.system_config import CovisitConfig
+from recsys.events.hashing import Id, key_of
+from recsys.events.records import CovisitRows
+
+NEIGHBOURS: Final = 256
+PREVIOUS: Final = 10  # items of a viewer before a visit that it makes pairs with
+COLUMNS: Final = 3 + PREVIOUS  # of a visit: time, 1 or -1 (taken back), item, items before it or 0
+_HOUR_MS: Final = 3_600_000.0
+_FRACTION: Final = 32  # at a limit, 1 / 32 of the rows go at once
+_PRIOR: Final = 3.0  # visits that smooth a share
+_TREND: Final = 0.05  # recent visits that each item has
+_ITEMS: Final = Struct(f"{PREVIOUS}q")
+_NONE: Final = bytes(_ITEMS.size)
+
+Keys = NDArray[np.int64]
+Doubles = NDArray[np.float64]
+_int, _float, _double = types.int64, types.float32, types.float64
+
+
+@kernel(types.void(_int[:, ::1], _float[:, ::1], _float[:, ::1], _int, _int, _float, _double[::1]))
+def _pair(
+    others: Any, weights: Any, visits: Any, row: Any, other: Any, sign: Any, ages: Any
+) -> None:
+    """Adds a pair to one row; ``ages`` in half-lives, negative for a late visit. Other 0: only decays."""
+    if ages[0] > 0:
+        decay = np.float32(np.exp2(-ages[0]))
+        weights[row] *= decay
+        visits[row, 0] *= decay
+        visits[row, 1] *= np.float32(np.exp2(-ages[1]))
+    if other == 0:
+        return
+    amount, least = sign * np.float32(np.exp2(min(ages[0], 0.0))), 0
+    for n in range(others.shape[1]):
+        if others[row, n] == other and weights[row, n] > 0:
+            weights[row, n] = max(weights[row, n] + amount, np.float32(0))
+            return
+        if weights[row, n] < weights[row, least]:
+            least = n
+    if amount > 0:
+        others[row, least], weights[row, least] = other, amount
+
+
+@kernel(types.void(_int[:, ::1], _float[:, ::1], _float[:, ::1], _int[::1], read_only(_int, 2),
+                   read_only(_int, 2), read_only(_double, 1)))  # fmt: skip
+def _add(others: Any, weights: Any, visits: Any, last_ms: Any, visits_VC: Any, rows: Any,
+         half_lives: Any) -> None:  # fmt: skip
+    """Adds visits in order. ``rows``: of the item and of those before it, -1 for none."""
+    for v in range(visits_VC.shape[0]):
+        now_ms, sign = visits_VC[v, 0], np.float32(visits_VC[v, 1])
+        for p in range(rows.shape[1]):
+            row = rows[v, p]
+            if row < 0:
+                continue
+            ages = (now_ms - last_ms[row]) / half_lives
+            item = visits_VC[v, 2] if p else 0
+            _pair(others, weights, visits, row, item, sign, ages)
+            last_ms[row] = max(last_ms[row], now_ms)
+            if p:
+                ages = (now_ms - last_ms[rows[v, 0]]) / half_lives
+                _pair(others, weights, visits, rows[v, 0], visits_VC[v, 2 + p], sign, ages)
+            else:
+                for speed in range(2):
+                    amount = sign * np.float32(np.exp2(min(ages[speed], 0.0)))
+                    visits[row, speed] = max(visits[row, speed] + amount, np.float32(0))
+
+
+@kernel(_int(read_only(_int, 2), read_only(_int, 2), read_only(_float, 2), read_only(_float, 2),
+             read_only(_int, 1), read_only(_int, 1), read_only(_double, 1), _int,
+             read_only(_double, 1), _double[::1], _int[::1]))  # fmt: skip
+def _near(index: Any, others: Any, weights: Any, visits: Any, last_ms: Any, history: Any,
+          weights_T: Any, now_ms: Any, half_lives: Any, scores: Any, rows: Any) -> Any:  # fmt: skip
+    """Adds up scores by row (zeros before); returns the number of rows with one, which it writes."""
+    count = 0
+    for t in range(history.shape[0]):
+        row = place_of(index, history[t])
+        if row < 0 or weights_T[t] <= 0:
+            continue
+        each = weights_T[t] / (visits[row, 0] + _PRIOR)
+        for n in range(others.shape[1]):
+            if weights[row, n] <= 0:
+                continue
+            other = place_of(index, others[row, n])
+            if other >= 0:
+                if scores[other] == 0:
+                    rows[count] = other
+                    count += 1
+                scores[other] += each * weights[row, n]
+    for i in range(count):
+        row = rows[i]
+        left = np.exp2(-max(now_ms - last_ms[row], 0) / half_lives)
+        recent = visits[row, 1] * left[1] + _TREND
+        scores[row] *= np.sqrt(recent / (visits[row, 0] * left[0] + _PRIOR))
+    return count
+
+
+class Covisits:
+    """The rows of all items. Readers of the same visits and removals, in order, have the same bits."""
+
+    def __init__(self, config: CovisitConfig) -> None:
+        self.config = config
+        self._half_lives = np.array([config.pairs_h, config.trend_h]) * _HOUR_MS
+        columns: Arrays = {
+            "others": np.zeros((8, NEIGHBOURS), np.int64),
+            "weights": np.zeros((8, NEIGHBOURS), np.float32),
+            "visits": np.zeros((8, 2), np.float32),
+            "last_ms": np.zeros(8, np.int64),
+        }
+        self._ids = IdMap(columns=columns)
+
+    def __len__(self) -> int:
+        return len(self._ids)
+
+    def add(self, visits_VC: Keys) -> None:
+        """Adds visits in order."""
+        if not len(visits_VC):
+            return
+        keys = np.ascontiguousarray(visits_VC[:, 2:])
+        present = keys != 0
+        rows = np.full(keys.shape, -1, np.int64)
+        rows[present] = self._ids.insert(keys[present])
+        others, weights, counts, last_ms = self._ids.columns.values()
+        _add(others, weights, counts, last_ms, visits_VC, rows, self._half_lives)
+
+    def near(self, history_T: Keys, weights_T: Doubles, now_ms: int) -> tuple[Keys, Doubles]:
+        """Keys of items near a history, in no particular order, and their scores."""
+        scores, rows = np.zeros(len(self)), np.empty(len(self), np.int64)
+        others, weights, visits, last_ms = self._ids.columns.values()
+        count = _near(self._ids.index, others, weights, visits, last_ms, history_T, weights_T,
+                      now_ms, self._half_lives, scores, rows)  # fmt: skip
+        return self._ids.keys[rows[:count]], scores[rows[:count]]
+
+    def surplus(self) -> Keys:
+        """Keys of rows beyond the limit, least recently visited first; none before they are a fraction."""
+        excess = len(self) - self.config.items
+        if excess * _FRACTION <= self.config.items:
+            return np.empty(0, np.int64)
+        order = np.lexsort((self._ids.keys, self._ids.columns["last_ms"][: len(self)]))
+        return self._ids.keys[order[:excess]]
+
+    def remove(self, keys: Keys) -> None:
+        rows = self._ids.find(keys)
+        self._ids.remove(rows[rows >= 0])
+
+    def export(self, start: int = 0, stop: int | None = None) -> CovisitRows:
+        """A range of the rows, without the neighbours that none of them has."""
+        rows = slice(start, len(self) if stop is None else min(stop, len(self)))
+        others, weights, visits, last_ms = (column[rows] for column in self._ids.columns.values())
+        used = int(np.flatnonzero((weights > 0).any(0)).max(initial=-1)) + 1
+        parts = self._ids.keys[rows], others[:, :used], weights[:, :used], visits, last_ms
+        return CovisitRows(*(part.tobytes() for part in parts))
+
+    def put(self, exported: CovisitRows) -> None:
+        """Sets rows of an export."""
+        keys = np.frombuffer(exported.keys, np.int64)
+        columns: Arrays = {"others": np.zeros((len(keys), NEIGHBOURS), np.int64)}
+        columns["weights"] = np.zeros((len(keys), NEIGHBOURS), np.float32)
+        for name in columns:
+            own = np.frombuffer(getattr(exported, name), columns[name].dtype)
+            own = own.reshape(len(keys), -1) if len(keys) else own.reshape(0, 0)
+            columns[name][:, : own.shape[1]] = own
+        columns["visits"] = np.frombuffer(exported.visits, np.float32).reshape(-1, 2)
+        columns["last_ms"] = np.frombuffer(exported.last_ms, np.int64)
+        self._ids.put(keys, columns)
+
+
+class Visits:
+    """Makes visits of engagements: remembers the newest items of each viewer, of whom those that were away
+    for longest are forgotten."""
+
+    def __init__(self, config: CovisitConfig) -> None:
+        self.config, self.forgotten = config, 0
+        self.users: OrderedDict[int, bytes] = OrderedDict()
+        self._new: list[tuple[int, ...]] = []
+
+    def add(self, user_id: Id, item: int, now_ms: int, sign: int = 1) -> None:
+        """Adds an engagement with an item, by its key. One of the viewer's newest items makes no pairs."""
+        user = key_of("user", user_id)
+        before = _ITEMS.unpack(self.users.pop(user, _NONE))
+        again = item in before
+        self._new.append((now_ms, sign, item, *((0,) * PREVIOUS if again else before)))
+        self.users[user] = _ITEMS.pack(*(before if again else (item, *before[:-1])))
+        if len(self.users) > self.config.users:
+            self.users.popitem(last=False)
+            self.forgotten += 1
+
+    def forget(self, user_id: Id) -> None:
+        self.users.pop(key_of("user", user_id), None)
+
+    def take(self) -> Keys:
+        """The visits since the last call (V, C)."""
+        taken, self._new = np.array(self._new, np.int64).reshape(-1, COLUMNS), []
+        return taken

@@ -1,0 +1,70 @@
+"""Features that compare the items of a list: the best candidates are ranked again as a list."""
+
+from dataclasses import replace
+
+import numpy as np
+
+from recsys.features.feature_set import Declared, FeatureSet, read_block
+from serving.pipeline import Pipeline
+from serving.query import Query
+from serving.ranking.scoring import probabilities
+from serving.replica.replica import Replica
+from serving.request import Answer, Request
+from tests.support.replica_harness import NOW_MS, made, policy, popular, viewer
+from tests.support.small_feed import FEATURES
+
+COMPARED = replace(FEATURES, declared=Declared(item_age=True, list_context=("item",)))
+GREEDY = policy(explore=0.0, quota=0.0, per_author=0, temperature=1e-6)
+
+
+def answer(replica: Replica, n: int = 5) -> Answer:
+    query = Query(Request("u", n=n), viewer(replica, liked=(3,)), GREEDY, NOW_MS, "r1")
+    return Pipeline(replica).recommend(query)
+
+
+def columns(features: FeatureSet) -> list[int]:
+    return [i for i, name in enumerate(features.dense_names) if name.startswith("list.")]
+
+
+def test_the_impression_compares_the_items_of_its_own_list() -> None:
+    replica = made(features=COMPARED)
+    popular(replica, {n: 9 - n for n in range(9)})
+    shown = answer(replica).impression
+    assert shown.features is not None
+    logged = read_block(shown.features, COMPARED)
+    ids = [served.item_id for served in shown.items]
+    indices = np.array([replica.catalogue.index_of(item_id) for item_id in ids], np.int64)
+    again = Pipeline(replica).builder.build(
+        viewer(replica, liked=(3,)), "feed", {}, indices, replica.catalogue, replica.counters,
+        NOW_MS, is_list=True,
+    )  # fmt: skip
+    assert again.block() == shown.features
+    compared = logged.dense_NF[:, columns(COMPARED)]
+    assert np.abs(compared).max() > 0 and np.abs(compared.mean(0)).max() < 1e-5
+
+
+def test_the_best_are_scored_as_the_list_that_they_make_and_others_by_themselves() -> None:
+    replica = made(features=COMPARED)
+    popular(replica, {n: 9 - n for n in range(9)})
+    candidates = answer(replica).candidates
+    assert candidates is not None and candidates.predictions_NL is not None
+    alone = probabilities(replica.model, replica.rows, [candidates.features])
+    changed = np.any(candidates.predictions_NL != alone, 1)
+    assert changed.sum() == 5
+    pipeline = Pipeline(replica)
+    first = pipeline.score(alone, GREEDY)
+    assert set(np.flatnonzero(changed)) == set(np.argsort(-first, kind="stable")[:5])
+    listed = candidates.features.rows(np.argsort(-first, kind="stable")[:5])
+    pipeline.builder.compare(listed.dense_NF)
+    wanted = probabilities(replica.model, replica.rows, [listed])
+    order = [int(i) for i in np.argsort(-first, kind="stable")[:5]]
+    assert np.array_equal(candidates.predictions_NL[order], wanted)
+
+
+def test_without_such_features_nothing_is_ranked_twice() -> None:
+    replica = made()
+    popular(replica, {n: 9 - n for n in range(9)})
+    candidates = answer(replica).candidates
+    assert candidates is not None and candidates.predictions_NL is not None
+    alone = probabilities(replica.model, replica.rows, [candidates.features])
+    assert not FEATURES.compared and np.array_equal(candidates.predictions_NL, alone)
