@@ -75,15 +75,13 @@ class _Reader:
         texts = [n for n, f in app.fields.get("item", {}).items() if f.kind in ("category", "list")]
         for at, name in enumerate(app.groups):
             if name not in texts:
-                expected = (
-                    f"item fields that are categories or lists ({', '.join(texts) or 'none'})"
-                )
+                expected = f"an item field of kind category or list ({', '.join(texts) or 'none'})"
                 raise self._expected(expected, name, "groups", at)
         for at, entity in enumerate(app.features.entities):
             try:
                 entity_of(entity, app.schema)
             except ValueError as error:
-                raise self._marked.error(str(error), "features", "rates", at) from None
+                raise self._marked.error(f"rates: {error}", "features", "rates", at) from None
         try:
             app.feature_set().dense_names  # noqa: B018
         except ValueError as error:
@@ -94,7 +92,8 @@ class _Reader:
             raise self._expected("kinds of engagement, e.g. {click: positive}", raw, "events")
         events = {}
         for name, value in raw.items():
-            self._name(name, "events", name)
+            if self._name(name, "events", name) in ("shown", "watch"):
+                raise self._expected("another name: this one is a counter's", name, "events", name)
             label, weight = value, 1.0
             if isinstance(value, dict):
                 self._marked.mapping({"label", "weight"}, "events", name)
@@ -120,7 +119,7 @@ class _Reader:
                 self._name(name, *path)
                 length = 0
                 if isinstance(value, dict) and set(value) == {"vector"}:
-                    length, value = int(self._positive(value["vector"], *path)), "vector"
+                    length, value = self._length(value["vector"], *path, most=4096), "vector"
                 self._one_of(tuple(FIELD_KINDS), value, *path)
                 if value == "vector" and (part != "item" or not length):
                     raise self._expected("{vector: LENGTH}, of an item", value, *path)
@@ -178,12 +177,13 @@ class _Reader:
     def _names(self, raw: Any, *path: str | int, pattern: Any = _NAME) -> tuple[str, ...]:
         if not isinstance(raw, list) or not all(isinstance(x, str) for x in raw):
             raise self._expected("a list of names", raw, *path)
+        names = tuple(name.replace("*", "×").replace(" ", "") for name in raw)
         for at, name in enumerate(raw):
             if pattern is not None:
                 self._name(name, *path, at)
-            if name in raw[:at]:
+            if names[at] in names[:at]:
                 raise self._expected("each name once", name, *path, at)
-        return tuple(name.replace("*", "×").replace(" ", "") for name in raw)
+        return names
 
     def _one_of(self, values: tuple[str, ...], value: Any, *path: str | int) -> str:
         if value not in values:

@@ -92,7 +92,7 @@ class App:
             labels=self.labels,
             vectors=tuple((name, f.length) for name, f in items.items() if f.kind == "vector"),
             shown_by=_SHOWN_BY[self.shown],
-            kinds=tuple(self.events),
+            kinds=tuple(self.events | ({"view": EventKind()} if self.shown == BY_VIEW else {})),
         )
 
     def feature_set(self, kind: str = "all") -> FeatureSet:

@@ -52,17 +52,17 @@ def default_entities(schema: Schema) -> tuple[Entity, ...]:
 
 
 def entity_of(name: str, schema: Schema) -> Entity:
-    """The entity with a declared name: up to three of user, context or profile, and item, duration or a group
+    """The entity with a declared name: one or two of user, context or profile, and item, duration or a group
     field, joined by ``×`` (or ``*``), e.g. ``user×category``. Raises ValueError."""
     parts = [part.strip() for part in name.replace("*", TIMES).split(TIMES)]
     own = USER in parts
     lefts = [part for part in parts if part in (CONTEXT, PROFILE)]
     rights = {ITEM: ITEM, DURATION: DURATION} | {g: f"item.{g}" for g in schema.groups}
     slots = [rights[part] for part in parts if part in rights]
-    places = own + len(lefts) + len(slots)
     if parts == [ALL]:
         return Entity(ALL, False, "", "")
-    if places != len(parts) or len(lefts) > 1 or len(slots) > 1 or (own and lefts and slots):
+    refused = own and lefts and (slots or lefts == [PROFILE])  # a viewer has one profile
+    if own + len(lefts) + len(slots) != len(parts) or len(lefts) > 1 or len(slots) > 1 or refused:
         raise ValueError(
             f"entity {name!r} isn't one, or a pair, of user, context or profile, and item, duration or a "
             f"group field ({', '.join(schema.groups) or 'none declared'}), joined by '×'"

@@ -1,0 +1,261 @@
+"""A definition reads back as it was built; each error names file, line, key, value and remedy."""
+
+import re
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from recsys.app.app_file import app_of, read_app
+from recsys.app.definition import App, EventKind, Field
+from recsys.config.policy_config import SOURCES, WATCH
+from recsys.config.system_config import Config
+from recsys.config.yaml_with_lines import YamlError
+from recsys.features.feature_set import Declared, FeatureSet
+from recsys.features.feature_set_file import FEED_SCHEMA
+
+DIGEST_OF_THE_FEED = "6e719fc155844ed5957347979c02613d"  # as before features could be declared
+
+
+def yaml_of(app: App) -> str:
+    """The definition as a file."""
+    declared = app.features
+    fields = {
+        part: {n: {"vector": f.length} if f.kind == "vector" else f.kind for n, f in names.items()}
+        for part, names in app.fields.items()
+    }
+    content: dict[str, Any] = {
+        "app": app.name,
+        "events": {
+            name: {"label": event.label or "none", "weight": event.weight}
+            for name, event in app.events.items()
+        },
+        "fields": fields,
+        "groups": list(app.groups),
+        "shown": app.shown,
+        "window": app.window_s,
+        "history": {"of": list(declared.history_of), "length": app.history},
+        "repeats": app.repeats,
+        "features": {
+            "half_lives": [f"{hours:g}h" for hours in declared.half_lives_h],
+            "rates": list(declared.entities),
+            "age": declared.item_age,
+            "list": list(declared.list_context),
+        },
+        "sources": app.sources,
+    }
+    return yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
+
+
+names = st.from_regex(r"[a-z][a-z0-9_.-]{0,9}", fullmatch=True).filter(
+    lambda name: name not in ("shown", "watch", "true", "false", "null", "yes", "no", "on", "off")
+)
+weights = st.floats(0.01, 1000).map(lambda weight: round(weight, 2))
+
+
+@st.composite
+def apps(draw: st.DrawFn) -> App:
+    kinds = draw(st.lists(names, min_size=1, max_size=5, unique=True))
+    labels = st.sampled_from(["positive", "negative", ""])
+    events = {kind: EventKind(draw(labels), draw(weights)) for kind in kinds}
+    events[kinds[0]] = EventKind("positive", draw(weights))
+    plain = st.sampled_from(["category", "list", "number"]).map(Field)
+    vector = st.integers(1, 64).map(lambda length: Field("vector", length))
+    fields = {
+        "item": draw(st.dictionaries(names, plain | vector, max_size=4)),
+        "user": draw(st.dictionaries(names, plain, max_size=3)),
+    }
+    texts = [n for n, f in fields["item"].items() if f.kind in ("category", "list")]
+    groups = tuple(draw(st.lists(st.sampled_from(texts), unique=True))) if texts else ()
+    rates = st.sampled_from(["all", "user", "item", "user×item", "profile×item", "item×context"])
+    entities = tuple(draw(st.lists(rates, unique=True)))
+    compared = st.lists(st.sampled_from(entities), unique=True) if entities else st.just([])
+    hours = st.lists(st.integers(1, 400), min_size=1, max_size=4, unique=True)
+    return App(
+        name=draw(names),
+        events=events,
+        fields=fields,
+        groups=groups,
+        shown=draw(st.sampled_from(["view", "list", "clicks"])),
+        window_s=float(draw(st.integers(1, 100_000))),
+        history=draw(st.integers(0, 200)),
+        repeats=draw(st.booleans()),
+        sources=draw(st.dictionaries(st.sampled_from(SOURCES), st.integers(0, 1000))),
+        features=Declared(
+            half_lives_h=tuple(sorted(map(float, draw(hours)))),
+            entities=entities,
+            history_of=tuple(draw(st.lists(st.sampled_from(kinds), unique=True))),
+            item_age=draw(st.booleans()),
+            list_context=tuple(draw(compared)),
+        ),
+    )
+
+
+@settings(max_examples=60, deadline=None)
+@given(apps())
+def test_a_definition_reads_back_as_it_was_built(app: App) -> None:
+    read = app_of(yaml_of(app))
+    assert read == app and read.digest == app.digest
+    assert read.feature_set().digest == app.feature_set().digest
+
+
+# A definition, the line of its fault, and what the error says.
+FAULTS = [
+    ("", 1, "expected a mapping, found None"),
+    ("[]", 1, "expected a mapping, found []"),
+    ("app: news\nevents: [", 2, "expected the node content"),
+    ("app: a\napp: b", 2, "the key 'app' is repeated"),
+    ("app: a\ncolour: red", 2, "unknown key 'colour'; there are app, events, features, fields"),
+    ("app: 3", 1, "app is 3, expected a name of letters"),
+    ("events: {}", 1, "events is {}, expected kinds of engagement, e.g. {click: positive}"),
+    ("events:\n  click: maybe", 2, "events.click is 'maybe', expected one of positive, negative"),
+    (
+        "events:\n  click: none",
+        1,
+        "events is ['click'], expected at least one kind with label: pos",
+    ),
+    ("events:\n  click: positive\n  1x: none", 3, "events.1x is '1x', expected a name of letters"),
+    (
+        "events:\n  watch: positive",
+        2,
+        "events.watch is 'watch', expected another name: this one is",
+    ),
+    (
+        "events:\n  shown: positive",
+        2,
+        "events.shown is 'shown', expected another name: this one is",
+    ),
+    (
+        "events:\n  click: {label: positive, wait: 3}",
+        2,
+        "unknown key 'wait'; there are label, weigh",
+    ),
+    (
+        "events:\n  click:\n    label: positive\n    weight: 0",
+        4,
+        "events.click.weight is 0, expected a number above 0",
+    ),
+    ("fields: 3", 1, "expected a mapping, found 3"),
+    ("fields:\n  thing: {}", 2, "unknown key 'thing'; there are context, item, user"),
+    ("fields:\n  item: 3", 2, "fields.item is 3, expected names with their kinds"),
+    ("fields:\n  item:\n    a: text", 3, "fields.item.a is 'text', expected one of category, list"),
+    ("fields:\n  item:\n    a b: list", 3, "fields.item.a b is 'a b', expected a name of letters"),
+    ("fields:\n  item:\n    a: vector", 3, "fields.item.a is 'vector', expected {vector: LENGTH}"),
+    ("fields:\n  item: {a: {vector: 2.5}}", 2, "fields.item.a is 2.5, expected a whole number of"),
+    (
+        "fields:\n  user: {a: {vector: 2}}",
+        2,
+        "fields.user.a is 'vector', expected {vector: LENGTH}",
+    ),
+    ("groups: author", 1, "groups is 'author', expected a list of names"),
+    ("groups:\n  - author", 2, "groups.0 is 'author', expected an item field of kind category or"),
+    (
+        "fields: {item: {a: number}}\ngroups: [a]",
+        2,
+        "groups.0 is 'a', expected an item field of ki",
+    ),
+    ("shown: sometimes", 1, "shown is 'sometimes', expected one of view, list, clicks"),
+    ("window: 3 weeks", 1, "window is '3 weeks', expected a duration of up to a year, e.g. 90s"),
+    ("window: 0", 1, "window is 0, expected a duration of up to a year"),
+    ("window: .nan", 1, "window is nan, expected a duration of up to a year"),
+    ("repeats: often", 1, "repeats is 'often', expected true or false"),
+    ("features: all", 1, "features is 'all', expected half_lives, rates, age and list"),
+    ("features:\n  speed: 1", 2, "unknown key 'speed'; there are age, half_lives, list, rates"),
+    (
+        "features:\n  half_lives: 6h",
+        2,
+        "features.half_lives is '6h', expected one to six durations",
+    ),
+    ("features:\n  half_lives: []", 2, "features.half_lives is [], expected one to six durations"),
+    (
+        "features:\n  half_lives:\n  - 1h\n  - x",
+        4,
+        "features.half_lives.1 is 'x', expected a durati",
+    ),
+    (
+        "features:\n  rates:\n  - brand",
+        3,
+        "rates: entity 'brand' isn't one, or a pair, of user, con",
+    ),
+    ("features:\n  rates: [item, item]", 2, "features.rates.1 is 'item', expected each name once"),
+    (
+        "features:\n  rates: [user×item, user * item]",
+        2,
+        "features.rates.1 is 'user * item', expected each name once",
+    ),
+    ("features:\n  age: 1", 2, "features.age is 1, expected true or false"),
+    ("features:\n  list: item", 2, "features.list is 'item', expected a list of names"),
+    (
+        "features:\n  rates: [user]\n  list: [item]",
+        3,
+        "features.list has 'item', which isn't among features.rates",
+    ),
+    ("history: -1", 1, "history is -1, expected a whole number of 0 to 200"),
+    ("history: {of: [sale]}", 1, "history.of.0 is 'sale', expected one of click"),
+    ("history: {length: 201}", 1, "history.length is 201, expected a whole number of 0 to 200"),
+    ("history:\n  all: true", 2, "unknown key 'all'; there are length, of"),
+    ("sources:\n  magic: 3", 2, "unknown key 'magic'; there are covisit"),
+    ("sources: {popular: many}", 1, "sources.popular is 'many', expected a whole number of 0 to 1"),
+    ("sources: {popular: true}", 1, "sources.popular is True, expected a whole number of 0 to 100"),
+]
+
+
+@pytest.mark.parametrize(("text", "line", "message"), FAULTS)
+def test_an_error_names_file_line_key_value_and_remedy(text: str, line: int, message: str) -> None:
+    with pytest.raises(YamlError, match=re.escape(f"news/app.yaml:{line}: {message}")):
+        app_of(text, "news/app.yaml")
+
+
+def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"app\.yaml: expected a readable definition of an app"):
+        read_app(tmp_path / "app.yaml")
+    (tmp_path / "app.yaml").write_bytes(b"app: \xff")
+    with pytest.raises(ValueError, match=r"app\.yaml: expected a readable definition of an app"):
+        read_app(tmp_path / "app.yaml")
+
+
+def test_an_empty_definition_has_defaults() -> None:
+    app = app_of("{}")
+    assert app == App() and app.labels == ("click",)
+    assert app.schema.kinds == ("click", "view")  # shown by view, so clients may send one
+    assert app_of("shown: list").schema.kinds == ("click",)
+
+
+def test_units_of_durations() -> None:
+    for text, seconds in (("90s", 90), ("1.5m", 90), ("2h", 7200), ("14d", 1_209_600), ("30", 30)):
+        assert app_of(f"window: {text}").window_s == seconds
+
+
+def test_positive_labels_come_first_and_negative_ones_subtract() -> None:
+    app = app_of("events: {hide: {label: negative, weight: 3}, view: none, buy: positive}")
+    assert app.labels == ("buy", "hide")
+    assert app.config(Config()).policy.weights == {"buy": 1.0, "hide": -3.0, WATCH: 0.0}
+
+
+def test_a_system_takes_window_history_and_sources() -> None:
+    app = app_of("shown: list\nwindow: 5m\nhistory: 7\nsources: {popular: 9}\nrepeats: true")
+    config = app.config(Config())
+    assert (config.join.window_s, config.join.all_shown) == (300.0, True)
+    assert config.sessions.history == 7 and config.policy.sources == {"popular": 9}
+    assert config.sessions.seen < Config().sessions.seen
+    assert app_of("{}").config(Config()).policy.sources == Config().policy.sources
+
+
+def test_each_part_of_a_definition_changes_its_digest() -> None:
+    app = App()
+    changed = [
+        replace(app, shown="list"),
+        replace(app, history=7),
+        replace(app, window_s=9.0),
+        replace(app, events={"click": EventKind("positive", 2.0)}),
+        replace(app, features=Declared(item_age=True)),
+    ]
+    assert len({a.digest for a in (app, *changed)}) == 6
+
+
+def test_features_of_older_systems_keep_their_digest() -> None:
+    assert FeatureSet(FEED_SCHEMA).digest == DIGEST_OF_THE_FEED
