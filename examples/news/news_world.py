@@ -205,8 +205,8 @@ class NewsWorld:
         position = -np.log1p(0.08 * np.arange(len(shown)))
         utility = self.appeal(time_ms, shown) + liking
         appetite = _APPETITE * math.exp(0.5 * float(normals(seed, 1, "appetite", user)[0]))
-        probability = _choice(utility + position, appetite)
-        level = _choice(utility + position.mean(), appetite)
+        probability = click_probabilities(utility + position, appetite)
+        level = click_probabilities(utility + position.mean(), appetite)
         yield Impression(
             time_ms=time_ms,
             request_id=request_id,
@@ -243,7 +243,7 @@ class NewsWorld:
         return REGIONS[int(draws(self.seed, 1, "region", user)[0] * len(REGIONS))]
 
 
-def _choice(utility: Floats, appetite: float) -> Floats:
+def click_probabilities(utility: Floats, appetite: float) -> Floats:
     """Click probabilities in a slate: the share of each article's weight, besides clicking nothing."""
     weights = np.exp(utility)
     return np.asarray(np.minimum(_MOST, appetite * weights / (_OUTSIDE + weights.sum())))

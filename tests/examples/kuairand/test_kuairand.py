@@ -3,12 +3,14 @@
 import csv
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import polars as pl
 import pytest
 
 from examples.kuairand.events import HISTORY_FROM_MS, chosen
+from recsys.app.app_file import read_app
 from recsys.events.event_types import Engagement, Impression, Item, User
 from replay.datasets.dataset import DataError
 from replay.datasets.open_dataset import open_dataset
@@ -246,3 +248,12 @@ def test_without_a_checkout_or_polars_the_remedy_is_named(
     (folder / "dataset.yaml").write_text("labels: [click]\nwindow_s: 60\n")
     (folder / "events.jsonl").touch()
     assert list(open_dataset(folder).events()) == []
+
+
+def test_the_definition_declares_the_fields_that_the_reader_names(tmp_path: Path) -> None:
+    app = read_app(ROOT / "examples/kuairand/app.yaml")
+    data = open_dataset(write_official(tmp_path))
+    fields = {name for name, _ in data.schema.user}
+    declared = replace(app.schema, kinds=(), user=())
+    assert declared == replace(data.schema, user=())
+    assert fields <= {name for name, _ in app.schema.user}
