@@ -31,7 +31,7 @@ class ClickLists:
 
     def list_of(self, click: Engagement, session: Session) -> Impression:
         """The list from which the item was clicked; it precedes the click."""
-        request_id = f"{click.user_id}:{click.time_ms}:{click.item_id}"
+        request_id = f"{click.request_id}:{click.user_id}:{click.time_ms}:{click.item_id}"
         request = Request(click.user_id, 1, click.surface)
         query = Query(request, session, self._policy, click.time_ms, request_id)
         catalogue = self._pipeline.replica.catalogue

@@ -4,17 +4,41 @@ from dataclasses import replace
 
 import numpy as np
 
+from recsys.events.event_types import Engagement
+from recsys.events.records import ItemState
 from recsys.features.feature_set import Declared, FeatureSet, read_block
+from recsys.features.item_counters import ItemCounters
 from serving.pipeline import Pipeline
 from serving.query import Query
 from serving.ranking.scoring import probabilities
 from serving.replica.replica import Replica
 from serving.request import Answer, Request
-from tests.support.replica_harness import NOW_MS, made, policy, popular, viewer
-from tests.support.small_feed import FEATURES
+from tests.support.replica_harness import NOW_MS, made, policy, viewer
+from tests.support.small_feed import FEATURES, START_MS
 
 COMPARED = replace(FEATURES, declared=Declared(item_age=True, list_context=("item",)))
 GREEDY = policy(explore=0.0, quota=0.0, per_author=0, temperature=1e-6)
+
+
+def shown(replica: Replica) -> None:
+    """Tells the replica that each item was shown ten times, with a rate of its own."""
+    fold = ItemCounters(replica.features)
+    for n in range(40):
+        for k in range(10):
+            for kind in ("view", "long_view") if k < n % 7 else ("view",):
+                fold.engagement(
+                    Engagement(
+                        time_ms=START_MS + k,
+                        request_id="r",
+                        user_id="x",
+                        item_id=f"v{n}",
+                        kind=kind,
+                    ),
+                    replica.catalogue.keys[n],
+                )
+    columns = (column.tobytes() for column in fold.counters.export())
+    state = dict(zip(("keys", "values", "last_ms"), columns, strict=True))
+    replica.apply_item_state(ItemState(offsets=[1], **state), 1)
 
 
 def answer(replica: Replica, n: int = 5) -> Answer:
@@ -28,24 +52,24 @@ def columns(features: FeatureSet) -> list[int]:
 
 def test_the_impression_compares_the_items_of_its_own_list() -> None:
     replica = made(features=COMPARED)
-    popular(replica, {n: 9 - n for n in range(9)})
-    shown = answer(replica).impression
-    assert shown.features is not None
-    logged = read_block(shown.features, COMPARED)
-    ids = [served.item_id for served in shown.items]
+    shown(replica)
+    impression = answer(replica).impression
+    assert impression.features is not None
+    logged = read_block(impression.features, COMPARED)
+    ids = [served.item_id for served in impression.items]
     indices = np.array([replica.catalogue.index_of(item_id) for item_id in ids], np.int64)
     again = Pipeline(replica).builder.build(
         viewer(replica, liked=(3,)), "feed", {}, indices, replica.catalogue, replica.counters,
         NOW_MS, is_list=True,
     )  # fmt: skip
-    assert again.block() == shown.features
+    assert again.block() == impression.features
     compared = logged.dense_NF[:, columns(COMPARED)]
     assert np.abs(compared).max() > 0 and np.abs(compared.mean(0)).max() < 1e-5
 
 
 def test_the_best_are_scored_as_the_list_that_they_make_and_others_by_themselves() -> None:
     replica = made(features=COMPARED)
-    popular(replica, {n: 9 - n for n in range(9)})
+    shown(replica)
     candidates = answer(replica).candidates
     assert candidates is not None and candidates.predictions_NL is not None
     alone = probabilities(replica.model, replica.rows, [candidates.features])
@@ -63,7 +87,7 @@ def test_the_best_are_scored_as_the_list_that_they_make_and_others_by_themselves
 
 def test_without_such_features_nothing_is_ranked_twice() -> None:
     replica = made()
-    popular(replica, {n: 9 - n for n in range(9)})
+    shown(replica)
     candidates = answer(replica).candidates
     assert candidates is not None and candidates.predictions_NL is not None
     alone = probabilities(replica.model, replica.rows, [candidates.features])
