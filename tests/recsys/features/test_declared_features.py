@@ -1,0 +1,284 @@
+"""Declared features: counters of every entity agree with a naive recount, and so do history, age and list."""
+
+import math
+from dataclasses import dataclass, field, replace
+from itertools import product
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from recsys.events.event_types import Engagement, Impression, Item, ServedItem, User
+from recsys.events.field_schema import CATEGORICAL, NUMERIC, Schema
+from recsys.events.hashing import key_of
+from recsys.features.catalogue import Catalogue
+from recsys.features.feature_builder import FeatureBuilder
+from recsys.features.feature_set import AGE, Declared, FeatureSet, Floats
+from recsys.features.item_counters import ItemCounters
+from recsys.features.running_rates import Entity, entity_of
+from recsys.features.session import Session
+
+HOUR_MS = 3_600_000
+START_MS = 1_700_000_000_000
+FOR_EVER_H = 1e9  # a half-life in which nothing fades
+SCHEMA = Schema(
+    item=(("author", CATEGORICAL), ("duration_ms", NUMERIC), ("tags", CATEGORICAL)),
+    user=(("region", CATEGORICAL), ("age", CATEGORICAL)),
+    context=(("device", CATEGORICAL),),
+    groups=("author", "tags"),
+    labels=("click", "buy"),
+    shown_by="impression",
+    kinds=("click", "buy", "view"),
+)
+PARTS = ("user", "context", "profile", "item", "duration", "author", "tags")
+ITEMS = [
+    {"author": "a0", "tags": ["t0", "t1"], "duration_ms": 4_000},
+    {"author": "a0", "tags": ["t1"], "duration_ms": 16_000},
+    {"author": "a1", "tags": ["t2", "t0"], "duration_ms": 4_000},
+    {"author": "a1"},
+    {},
+]
+USERS = [{"region": "north"}, {"region": "north", "age": "30s"}, {"age": "30s"}, {}]
+DEVICES = ["phone", "desktop", None]
+
+
+def accepted(name: str) -> bool:
+    try:
+        entity_of(name, SCHEMA)
+    except ValueError:
+        return False
+    return True
+
+
+ENTITIES = [
+    "all",
+    *(name for name in (*PARTS, *map("×".join, product(PARTS, PARTS))) if accepted(name)),
+]
+
+
+def feature_set(shown_by: str = "impression", **declared: object) -> FeatureSet:
+    schema = replace(SCHEMA, shown_by=shown_by)
+    return FeatureSet(schema, "all", history=5, declared=Declared(**declared))  # type: ignore[arg-type]
+
+
+@dataclass
+class Feed:
+    """Sessions, a catalogue and counters, fed as a system feeds them."""
+
+    features: FeatureSet
+    seen: list[tuple[int, str | None, int]] = field(default_factory=list)  # user, device, item
+    now_ms: int = START_MS
+
+    def __post_init__(self) -> None:
+        self.builder = FeatureBuilder(self.features)
+        self.catalogue = Catalogue(self.features)
+        for n, fields in enumerate(ITEMS):
+            published = Item(time_ms=START_MS - n * HOUR_MS, item_id=f"v{n}", fields=fields)
+            self.catalogue.apply(published)
+        self.counters = ItemCounters(self.features)
+        self.sessions = [Session(f"u{n}", self.features) for n in range(len(USERS))]
+        for n, fields in enumerate(USERS):
+            self.sessions[n].fold_user(User(time_ms=START_MS, user_id=f"u{n}", fields=fields))
+
+    def dense(
+        self, user: int, device: str | None, items: list[int], is_list: bool = False
+    ) -> Floats:
+        return self._build(user, device, items, is_list).dense_NF
+
+    def visit(
+        self, user: int, device: str | None, items: list[int], engaged: list[tuple[int, str]]
+    ) -> None:
+        """Shows a list, then the viewer does something with items at some of its places."""
+        self.now_ms += 60_000
+        request, context = f"r{self.now_ms}", {"device": device} if device else {}
+        impression = Impression(
+            time_ms=self.now_ms,
+            request_id=request,
+            user_id=f"u{user}",
+            items=[ServedItem(item_id=f"v{n}") for n in items],
+            context=context,
+            features=self._build(user, device, items).block(),
+        )
+        keys = self.catalogue.keys[items]
+        self.counters.impression(impression, keys)
+        self.sessions[user].fold_impression(impression, keys)
+        if self.features.schema.shown_by == "impression":
+            self.seen += [(user, device, n) for n in items]
+        for place, kind in engaged:
+            item = items[place % len(items)]
+            event = Engagement(
+                time_ms=self.now_ms, request_id=request, user_id=f"u{user}", item_id=f"v{item}",
+                kind=kind,
+            )  # fmt: skip
+            self.counters.engagement(event, self.catalogue.keys[item])
+            self.sessions[user].fold_engagement(event, self.catalogue.keys[item])
+            if self.features.schema.shows(kind):
+                self.seen.append((user, device, item))
+
+    def recount(self, entity: Entity, user: int, device: str | None, item: int) -> int:
+        """Number of showings of an entity, from the list of all of them."""
+        return sum(
+            (not entity.own or who == user)
+            and (entity.left != "context" or where == device)
+            and (entity.left != "profile" or bool(USERS[user]) and first(who) == first(user))
+            and shared(entity.right, item, what)
+            for who, where, what in self.seen
+        )
+
+    def _build(self, user: int, device: str | None, items: list[int], is_list: bool = False):  # type: ignore[no-untyped-def]
+        return self.builder.build(
+            self.sessions[user], "feed", {"device": device} if device else {},
+            np.array(items, np.int64), self.catalogue, self.counters.counters, self.now_ms,
+            is_list=is_list,
+        )  # fmt: skip
+
+
+def first(user: int) -> tuple[str, str] | None:
+    """The first field of a profile that has a value."""
+    return next(((n, USERS[user][n]) for n in ("region", "age") if n in USERS[user]), None)
+
+
+def shared(slot: str, item: int, other: int) -> int:
+    """The number of values that two items share in a slot."""
+    if not slot or slot == "item":
+        return int(not slot or item == other)
+    name = "duration_ms" if slot == "duration" else slot.removeprefix("item.")
+    one, two = (ITEMS[n].get(name, []) for n in (item, other))
+    values, others = ((v if isinstance(v, list) else [v]) for v in (one, two))
+    return len(set(values) & set(others))
+
+
+visits = st.lists(
+    st.tuples(
+        st.integers(0, len(USERS) - 1),
+        st.sampled_from(DEVICES),
+        st.lists(st.integers(0, len(ITEMS) - 1), min_size=1, max_size=4, unique=True),
+        st.lists(
+            st.tuples(st.integers(0, 3), st.sampled_from(["click", "buy", "view"])), max_size=3
+        ),
+    ),
+    max_size=12,
+)
+
+
+def test_entities_are_one_part_or_a_pair() -> None:
+    assert {"user", "profile×item", "context×tags", "user×author", "user×context"} < set(ENTITIES)
+    # The viewer has one profile; two items, two contexts, or three parts make no entity.
+    for name in ("user×profile", "item×author", "context×profile", "user×context×item", "all×item"):
+        with pytest.raises(ValueError, match=rf"entity '{name}' isn't one, or a pair"):
+            entity_of(name, SCHEMA)
+    assert entity_of("user*author", SCHEMA) == Entity("user×author", True, "", "item.author")
+    assert entity_of("item × context", SCHEMA) == Entity("item×context", False, "context", "item")
+    with pytest.raises(ValueError, match="or a group field \\(none declared\\)"):
+        entity_of("author", replace(SCHEMA, groups=()))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("shown_by", ["impression", "view", "click"])
+@settings(max_examples=25, deadline=None)
+@given(visits)
+def test_counters_of_every_entity_agree_with_a_naive_recount(
+    shown_by: str, visits: list[tuple[int, str | None, list[int], list[tuple[int, str]]]]
+) -> None:
+    features = feature_set(shown_by, half_lives_h=(1.0, FOR_EVER_H), entities=tuple(ENTITIES))
+    columns = [features.dense_names.index(f"{name}/shown.1e+09h") for name in ENTITIES]
+    feed = Feed(features)
+    for visit in visits:
+        feed.visit(*visit)
+    everything = list(range(len(ITEMS)))
+    for user, device in product(range(len(USERS)), DEVICES):
+        shown = np.expm1(3 * feed.dense(user, device, everything)[:, columns])
+        expected = [
+            [feed.recount(entity, user, device, item) for entity in features.entities]
+            for item in everything
+        ]
+        np.testing.assert_allclose(shown, expected, atol=1e-3)
+
+
+def test_a_count_halves_with_each_declared_half_life() -> None:
+    features = feature_set(half_lives_h=(1.0, 24.0), entities=("item",))
+    assert features.speeds == ("1h", "24h") and features.dense_names[:2] == (
+        "item/shown.1h",
+        "item/shown.24h",
+    )
+    feed = Feed(features)
+    feed.visit(0, None, [1], [])
+    for hours in (0, 1, 24):
+        now_ms, feed.now_ms = feed.now_ms, feed.now_ms + hours * HOUR_MS
+        shown = np.expm1(3 * feed.dense(0, None, [1])[0, :2])
+        np.testing.assert_allclose(shown, [0.5**hours, 0.5 ** (hours / 24)], atol=1e-5)
+        feed.now_ms = now_ms
+
+
+def test_the_default_half_lives_keep_their_names() -> None:
+    assert feature_set().speeds == ("fast", "slow")
+    assert feature_set(half_lives_h=(6.0, 336.0, 2000.0)).speeds == ("6h", "336h", "2000h")
+
+
+def test_only_declared_kinds_enter_the_history() -> None:
+    feed = Feed(feature_set(history_of=("click",)))
+    feed.visit(0, None, [0, 1, 2], [(0, "view"), (1, "click"), (1, "buy"), (2, "buy")])
+    session = feed.sessions[0]
+    assert [entry.keys[0] for entry in session.history] == [key_of("item", "v1")]
+    assert session.history[0].outcomes == [1.0, 1.0]  # a later kind is an outcome of its entry
+    assert set(session.seen) == {key_of("item", f"v{n}") for n in range(3)}
+    everything = Feed(feature_set())
+    everything.visit(0, None, [0, 1, 2], [(1, "click")])
+    assert len(everything.sessions[0].history) == 3
+
+
+def test_the_age_is_the_time_since_the_first_publication() -> None:
+    feed = Feed(feature_set(item_age=True))
+    column = feed.features.dense_names.index(AGE)
+    feed.catalogue.apply(Item(time_ms=START_MS + 9, item_id="v2", fields={"author": "new"}))
+    feed.catalogue.ensure("never published")
+    ages = feed.dense(0, None, list(range(6)))[:, column]
+    np.testing.assert_allclose(ages, [*(math.log1p(n) / 5 for n in range(5)), -1], atol=1e-6)
+    assert AGE not in feature_set().dense_names
+
+
+values = st.sampled_from([-2.0, -0.5, 0.0, 0.25, 3.0])
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.integers(1, 7).flatmap(
+    lambda n: st.lists(st.lists(values, min_size=4, max_size=4), min_size=n, max_size=n)))  # fmt: skip
+def test_a_list_is_compared_as_by_brute_force(rows: list[list[float]]) -> None:
+    features = feature_set(
+        half_lives_h=(1.0, 24.0), entities=("all", "item"), item_age=True, list_context=("item",)
+    )
+    own = ["item/click.1h", "item/buy.1h", "item/click.24h", "item/buy.24h"]
+    names = features.dense_names
+    assert [names[column] for column in features.compared] == [*own, AGE]
+    assert names[-10:] == (
+        *(f"list.above({name})" for name in (*own, AGE)),
+        *(f"list.rank({name})" for name in (*own, AGE)),
+    )
+    dense = np.zeros((len(rows), len(names)), np.float32)
+    dense[:, [names.index(name) for name in own]] = rows
+    before = dense[:, :-10].copy()
+    FeatureBuilder(features).compare(dense)
+    assert (dense[:, :-10] == before).all()
+    for n, row in enumerate(rows):
+        for k, name in enumerate(own):
+            column = [other[k] for other in rows]
+            lower, higher = sum(x < row[k] for x in column), sum(x > row[k] for x in column)
+            rank = (lower - higher) / (2 * max(1, len(rows) - 1))
+            assert dense[n, names.index(f"list.rank({name})")] == pytest.approx(rank, abs=1e-6)
+            above = row[k] - sum(column) / len(column)
+            assert dense[n, names.index(f"list.above({name})")] == pytest.approx(above, abs=1e-6)
+
+
+def test_only_a_list_is_compared() -> None:
+    features = feature_set(entities=("item",), list_context=("item",), item_age=True)
+    feed = Feed(features)
+    feed.visit(0, None, [0, 1, 2], [(0, "click")])
+    compared = 2 * len(features.compared)
+    assert not feed.dense(0, None, [0, 1, 2])[:, -compared:].any()
+    listed = feed.dense(0, None, [0, 1, 2], is_list=True)
+    assert listed[:, -compared:].any()
+    rank = features.dense_names.index("list.rank(item/click.fast)")
+    assert listed[:, rank].tolist() == [0.5, -0.25, -0.25]
+    # Alone, an item is compared with nothing.
+    assert not feed.dense(0, None, [0], is_list=True)[:, -compared:].any()
