@@ -31,8 +31,8 @@ FOLDERS = (
     "recsys", "parameter_server", "experiments", "training", "serving", "replay", "runtime", "benchmarks",
     "examples", "tests",
 )  # fmt: skip
-NEAREST = 6  # test files that judge the mutants of a module
-TESTS_S = 20.0  # seconds of all these tests, but for the first
+NEAREST = 4  # test files that judge the mutants of a module
+TESTS_S = 10.0  # seconds of all these tests, but for the first
 RUN_S = 300.0  # a run that takes longer is endless, if one without a mutant is not
 CAUGHT, SURVIVED, TIMED_OUT, EQUIVALENT = "caught", "survived", "timed out", "equivalent"
 
