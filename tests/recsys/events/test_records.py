@@ -5,7 +5,7 @@ import gc
 import msgspec
 import pytest
 
-from recsys.events import records
+from recsys.events import control_records, event_types, records
 from recsys.events.control_records import Control, Erasure, Experiments, Live, Unlearning
 from recsys.events.event_types import FeatureBlock, Stamp, Tick
 from recsys.events.records import (
@@ -100,3 +100,25 @@ def test_nothing_is_collected_in_a_pause_even_where_it_fails() -> None:
         assert not gc.isenabled()
         1 / 0  # noqa: B018
     assert gc.isenabled()
+
+
+def test_fields_that_old_records_lack_are_empty_but_for_these() -> None:
+    """A record of before a field was added reads as if it had the field's default."""
+    defaults = {
+        f"{name}.{field.name}": field.default
+        for module in (control_records, event_types, records)
+        for name, kind in vars(module).items()
+        if isinstance(kind, type) and issubclass(kind, msgspec.Struct)
+        if kind.__module__ == module.__name__
+        for field in msgspec.structs.fields(kind)
+        if field.default is not msgspec.NODEFAULT
+    }
+    assert {name: default for name, default in defaults.items() if default} == {
+        "Candidate.learns": True, "ExperimentState.state": "running", "Experiments.answers": -1,
+        "Unlearning.state": "asked", "Reaction.rate": 1.0, "Reaction.publish_every": 1,
+        "Stamp.line": "main", "ServedItem.propensity": 1.0, "Item.v": 1, "User.v": 1,
+        "Impression.surface": "feed", "Impression.v": 1, "Engagement.surface": "feed",
+        "Engagement.v": 1, "Preference.v": 1, "TrainingExample.kept": 1.0, "Example.kept": 1.0,
+        "Example.propensity": 1.0, "Step.rehearsed_weight": 1.0, "Step.rate": 1.0,
+        "Delta.format": "fp32",
+    }  # fmt: skip

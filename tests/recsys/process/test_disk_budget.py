@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 import hypothesis.strategies as st
+import msgspec
 import pytest
 from hypothesis import given, settings
 
@@ -11,6 +12,7 @@ from recsys.events.records import DELTAS, EVENTS, EXAMPLES, topics
 from recsys.process.disk_budget import (
     DiskBudget,
     Level,
+    Space,
     reserve_of,
     topic_bytes,
     usable_of,
@@ -262,3 +264,7 @@ def test_a_topic_may_be_a_tenth_over_its_share():
             DiskBudget(DiskConfig()).plan({"log/events": int(times * share)}, PLENTY, 0).over
             == over
         )
+
+
+def test_a_space_without_figures_is_empty():
+    assert msgspec.structs.astuple(Space()) == (Level.OK, 0, 0, 0, {}, 0, 0, [], "", 0, 0)
