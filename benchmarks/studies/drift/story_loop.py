@@ -47,12 +47,12 @@ from training.drift.reaction import ReactionPolicy
 from training.drift.watch import DriftWatch
 from training.steps.sequencer import Sequencer
 
-DAY_MS: Final = 5_400_000
+DAY_MS: Final = 8_100_000
 SAME_DAYS: Final = 2.0  # until then all stories are one
 _LIST: Final = 8
-_PROBE_MS: Final = 300_000
+_PROBE_MS: Final = 600_000
 _PEOPLE, _ITEMS, _PUBLISHED = 150, 300, 48  # items a day
-_PROBED, _EACH = 50, 20  # people of a probe, and items of each
+_PROBED, _EACH = 40, 25  # people of a probe, and items of each
 _NETWORKS: Final = 50
 _LEAST_MS: Final = 600_000  # of a judged span
 PLAIN, REACTS, REHEARSES = "plain", "reacts", "rehearses"
@@ -69,39 +69,48 @@ class ViralDay(Viral):
         return self.author(f"w{self._pick(self.num_items, 'viral')}")
 
 
+class ShortB(ABA):
+    """A, an hour of B, and A again."""
+
+    b_days = 0.45
+
+
 @dataclass(frozen=True)
 class Story:
     """A world and the days at which it changes."""
 
     world: type[ScenarioWorld]
     changes: tuple[float, ...]
-    until: float = 3.0
+    until: float = 2.55
 
 
+_RETURN: Final = 2 + DEEPEST + ShortB.b_days
 STORIES: Final = {
     "none": Story(ScenarioWorld, (2.0,)),  # a gain here isn't one of reacting
-    "sale_day": Story(SaleDay, (2.0, 3.0), 3.7),
-    "meaning": Story(Meaning, (2 + DEEPEST,), 3.2),
+    "sale_day": Story(SaleDay, (2.0,)),
+    "meaning": Story(Meaning, (2 + DEEPEST,), 2.55 + DEEPEST),
     "viral": Story(ViralDay, (2.0,)),
     "bots": Story(Bots, (2.0,)),
-    "a_b_a": Story(ABA, (2 + DEEPEST, 3 + DEEPEST), 3.85),
+    "a_b_a": Story(ShortB, (2 + DEEPEST, _RETURN), _RETURN + 0.55),
 }
 
 
 def world_of(story: Story, seed: int, requests_per_s: float) -> ScenarioWorld:
-    return story.world(
+    world = story.world(
         seed, _PEOPLE, _ITEMS, day_ms=DAY_MS, requests_per_s=requests_per_s,
         publish_every_s=DAY_MS / 1000 / _PUBLISHED,
     )  # fmt: skip
+    world.night = 0.0
+    return world
 
 
-def config_of(seed: int) -> Config:
-    """A small model; steps of 64 examples on the event clock, which is one in about 45 s."""
+def config_of(seed: int, step_examples: int) -> Config:
+    """A small model; steps on the event clock, of 128 examples one in about three minutes."""
     return replace(
         Config(),
         log=LogConfig(partitions=2),
         join=JoinConfig(window_s=120.0, horizon_s=3600.0),
-        step=StepConfig(examples=64, every_ms=600_000),
+        step=StepConfig(examples=step_examples, every_ms=600_000),
         model=ModelConfig(dim=8, vector_dim=16, hidden=(32, 16), seed=seed),
     )
 
@@ -177,12 +186,13 @@ class StoryLoop:
 
     world: ScenarioWorld
     probe_from_ms: int = 0
+    step_examples: int = 128
     cohort_ms: int = DAY_MS // 4
     probes: list[Probe] = field(default_factory=list)
     watched: list[Watched] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        config = config_of(self.world.seed)
+        config = config_of(self.world.seed, self.step_examples)
         self.features = FeatureSet(FEED_SCHEMA, config.model.features, config.sessions.history)
         self.loop = ReactingLoop(self.features, config, self.cohort_ms)
         self.player = AnsweringPlayer(self.features, config, self.loop)
@@ -205,7 +215,7 @@ class StoryLoop:
             self.loop.tell(now_ms)
 
     def run(self, from_ms: int, until_ms: int) -> None:
-        """Plays everything in [from_ms, until_ms), with probes every five minutes."""
+        """Plays everything in [from_ms, until_ms), with probes every ten minutes."""
         for item in self.world.new_items(from_ms, until_ms):
             self._wait(item)
         for visit in self.world.next_requests(from_ms, until_ms):

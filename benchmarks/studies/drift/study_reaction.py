@@ -1,5 +1,6 @@
 """`recsys study reaction`: what a reaction to drift, and rehearsal, gain in the closed loop."""
 
+import gc
 import json
 import multiprocessing
 from collections.abc import Callable, Iterator, Sequence
@@ -31,14 +32,15 @@ _LEVEL: Final = 0.95
 
 
 def measure(
-    seed: int, names: Sequence[str], arms: Sequence[str], requests_per_s: float
+    seed: int, names: Sequence[str], arms: Sequence[str], requests_per_s: float, step_examples: int
 ) -> dict[str, Any]:
     """Figures of each story and arm. All share one loop until the stories part, then each goes on in a
     process of its own."""
     world = world_of(STORIES["none"], seed, requests_per_s)
     until_ms = world.start_ms + round(SAME_DAYS * DAY_MS)
-    loop = StoryLoop(world, until_ms)
+    loop = StoryLoop(world, until_ms, step_examples)
     loop.run(world.start_ms, until_ms)
+    gc.freeze()  # what the processes share isn't searched again by each
     runs = dict[str, Any]()
     for name in names:
         run: dict[str, Any] = {"seed": seed}
@@ -119,7 +121,8 @@ def reaction(
     seeds: Annotated[int, typer.Option(help="Worlds.")] = 5,
     story: Annotated[list[str] | None, typer.Option(help="One story; by default all.")] = None,
     arm: Annotated[list[str] | None, typer.Option(help="Beside plain; by default all.")] = None,
-    requests_per_s: Annotated[float, typer.Option(help="Requests a second.")] = 0.15,
+    step_examples: Annotated[int, typer.Option(help="Examples of a step.")] = 128,
+    requests_per_s: Annotated[float, typer.Option(help="Requests a second.")] = 0.1,
 ) -> Iterator[dict[str, Any]]:
     """Effect of reactions to drift, and of rehearsal, on viewers who watch the system's own lists."""
     check_at_least(1, seeds=seeds)
@@ -130,8 +133,9 @@ def reaction(
     runs: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
     arms = [PLAIN, *(arm or (REACTS, *ORACLES, REHEARSES))]
     for seed in range(seeds):
-        for name, run in measure(seed, names, arms, requests_per_s).items():
+        for name, run in measure(seed, names, arms, requests_per_s, step_examples).items():
             runs[name].append(run)
+        gc.unfreeze()
         yield {"stories": [summary(name, runs[name]) for name in names]}
     for name in names:
         _print(summary(name, runs[name]))

@@ -38,6 +38,7 @@ class ScenarioWorld(World):
 
     scenario = "none"
     drift = trend = 0.0
+    night = 0.9  # fraction of the mean traffic by which the nights fall short
 
     def __init__(
         self,
@@ -77,7 +78,7 @@ class ScenarioWorld(World):
     def traffic(self, time_ms: int) -> float:
         """Requests a second now."""
         hour = self.day(time_ms) - DEEPEST
-        return self.requests_per_s * (1 - 0.9 * math.cos(2 * math.pi * hour))
+        return self.requests_per_s * (1 - self.night * math.cos(2 * math.pi * hour))
 
     def author(self, item_id: Id) -> str:
         """Author of an item; empty for an item of another world."""
@@ -202,9 +203,10 @@ class ABA(ScenarioWorld):
     """From four in the third night on, for a day, everybody has the taste of another world."""
 
     scenario = "a_b_a"
+    b_days = 1.0
 
     def taste(self, user_id: Id, tag: str, time_ms: int) -> float:
-        if 2 + DEEPEST <= self.day(time_ms) < 3 + DEEPEST:
+        if 2 + DEEPEST <= self.day(time_ms) < 2 + DEEPEST + self.b_days:
             tag = f"{tag} in b"
         return super().taste(user_id, tag, time_ms)
 
