@@ -22,6 +22,7 @@ from replay.simulation.world import World
 from runtime.supervision import launch_plan, run_file
 from runtime.supervision.processes import alive
 
+_LOCKED_S: Final = 10.0  # for the lock of a killed supervisor to go
 _SETTLED_S: Final = 150.0
 _WINDOW_S: Final = 10.0  # join.window_s, so that the last examples close soon
 _ZERO: Final = (
@@ -76,6 +77,9 @@ class AuditedSystem(Live):
         """Starts the system, also after its supervisor was killed. Raises RuntimeError where it ends."""
         from runtime.cli.up import start
 
+        until_s = time.monotonic() + _LOCKED_S
+        while run_file.holder(self.state) and time.monotonic() < until_s:
+            time.sleep(0.05)  # threads of a killed process end after it
         with contextlib.redirect_stdout(sys.stderr):  # stdout is for the figures
             status = start(self._desired, detach=True)
         running = run_file.read(self.state)

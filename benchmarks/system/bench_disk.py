@@ -21,7 +21,7 @@ from typing import Final
 
 from benchmarks.harness.audited_system import AuditedSystem, audited_config
 from benchmarks.harness.commands import Figures, Log, no_log
-from benchmarks.harness.live_system import Live
+from benchmarks.harness.live_system import HealthTarget, Live
 from recsys.client import ApiError
 from recsys.config.safety_config import DiskConfig
 from recsys.process.disk_budget import Level
@@ -65,12 +65,12 @@ def measure_disk(options: DiskOptions, log_progress: Log = no_log) -> Figures:
         time.sleep(max(0.0, full_s + options.seconds - time.monotonic()))
         acknowledged = len(system.known.acknowledged)
         (folder / "ballast").unlink()
-        watched.room_s = room_s = time.monotonic()
+        watched.room_s, expected = (room_s := time.monotonic()), system.expected()
         log_progress(f"room again; meanwhile {dict(watched.lists)} lists by status")
         ready_s = seconds_until(lambda: not unready(system), room_s)
         log_progress(f"all parts are ready after {ready_s} s: {unready(system)}")
         events_s = seconds_until(lambda: len(system.known.acknowledged) > acknowledged, room_s)
-        answers_s = seconds_until(lambda: not reason(system), room_s)
+        answers_s = seconds_until(lambda: not reason(system, expected), room_s)
         watched.stop()
         audit = system.audit()
     return {
@@ -137,10 +137,10 @@ def unready(system: Live) -> list[str]:
     return [part.name for part in states if part.state not in ("ready", "done")]
 
 
-def reason(system: Live) -> str:
+def reason(system: Live, expected: HealthTarget) -> str:
     """Reason why answers aren't complete."""
     try:
-        return system.unhealthy_reason(system.expected())
+        return system.unhealthy_reason(expected)
     except (ApiError, OSError) as error:
         return repr(error)
 

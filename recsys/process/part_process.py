@@ -64,10 +64,14 @@ def write_atomically(path: Path, data: bytes, mode: int = 0o600) -> None:
     """Replaces a file atomically: readers see the old or the new one. Not synced to disk."""
     partial = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}")
     descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
-    with os.fdopen(descriptor, "wb") as file:
-        os.fchmod(descriptor, mode)  # whatever the umask
-        file.write(data)
-    os.replace(partial, path)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            os.fchmod(descriptor, mode)  # whatever the umask
+            file.write(data)
+        os.replace(partial, path)
+    except OSError:
+        partial.unlink(missing_ok=True)
+        raise
 
 
 class Beat(msgspec.Struct, kw_only=True):

@@ -90,7 +90,7 @@ class PartState:
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         path = self.folder / _FILE
-        partial = path.with_name(f".{_FILE}.{os.getpid()}")
+        partial = path.with_name(f".{_FILE}")  # one name: the rest of a failed write is overwritten
         plain = {topic: dict(by_partition) for topic, by_partition in offsets.items()}
         body = msgspec.msgpack.encode(Saved(log_id, plain, blob))
         with partial.open("wb") as file:

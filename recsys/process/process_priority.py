@@ -51,7 +51,7 @@ def lower_session_priority(nice: int, session: Path = _SESSION) -> bool:
 
 
 def set_session_priority(nice: int, session: Path = _SESSION) -> bool:
-    """Sets the priority (0 to 19) of the session that this process leads; returns whether it was set."""
+    """Sets the priority (-20 to 19) of the session that this process leads; returns whether it was set."""
     if os.getsid(0) != os.getpid() or not session.exists():
         return False
     for _ in range(_TRIES):

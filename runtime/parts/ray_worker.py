@@ -25,6 +25,7 @@ _CHANGES: Final = {
     "ray.serve._private.haproxy": "runtime.parts.haproxy_revival",
     "uvicorn.protocols.http.httptools_impl": "runtime.parts.header_deadline",
 }
+_ALONE: Final = -10  # nobody answers meanwhile; below 0 takes the rights of root
 _REPLICA: Final = "ray::ServeReplica:"  # name that Ray gives the process
 
 
@@ -32,15 +33,15 @@ def begin() -> None:
     """Begins a session, lowers the priority where requested, stays on loopback, and hardens the doors."""
     begin_session()
     lower_session_priority(int(os.environ.get(VARIABLE, "0")))
-    if (starting := os.environ.get(STARTING)) and another_answers():
-        set_session_priority(int(starting))
+    if starting := os.environ.get(STARTING):
+        set_session_priority(int(starting) if another_answers() else _ALONE)
     keep_on_loopback()
     for changed, change in _CHANGES.items():
         wrapt.register_post_import_hook(partial(_import, change), changed)
 
 
 def another_answers() -> bool:
-    """Whether another replica of this system runs here. Without one nobody gains from a slow start."""
+    """Whether another replica of this system runs here: it shall not wait for the one that starts."""
     for process in psutil.process_iter(["cmdline"]):
         with suppress(psutil.Error):
             is_replica = (process.info["cmdline"] or [""])[0].startswith(_REPLICA)

@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Final
 from urllib.parse import urlsplit
 
+import redis
+
 from recsys.config.system_config import Config
 from recsys.process.part_process import Stop, run_folder, write_atomically
 from runtime.supervision.launch_plan import port_of
@@ -38,16 +40,25 @@ def run(config: Config, stop: Stop) -> None:
     )
     server.start(timeout=60)  # it answers once the append-only file is read
     stop.heartbeat.address("valkey", f"127.0.0.1:{port}")
-    failures = 0
+    client, failures = redis.Redis.from_url(config.sessions.url, retry=None, socket_timeout=1), 0
     try:
         while not stop.wait(0.5):
-            failures = 0 if server.is_running() else failures + 1
+            failures = 0 if answers(client) else failures + 1
             if failures == _MAX_FAILURES:
                 raise RuntimeError(
                     f"valkey on port {port} doesn't answer; its messages are in {folder}"
                 )
     finally:
         server.stop()
+
+
+def answers(client: redis.Redis) -> bool:
+    """Whether the server answers a read. On a full disk it refuses writes, and PING with them."""
+    try:
+        client.exists(_USERS)
+    except (redis.RedisError, OSError):
+        return False
+    return True
 
 
 def users(url: str) -> str:

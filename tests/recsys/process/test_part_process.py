@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from recsys.process.part_process import Heartbeat, Stop, read_beat, run_part
+from recsys.process.part_process import Heartbeat, Stop, read_beat, run_part, write_atomically
 from recsys.process.slot_file import SlotFile
 
 
@@ -132,6 +132,19 @@ def test_what_a_part_makes_is_for_its_owner_only(quiet_root, tmp_path):
     assert run_part("joiner", tmp_path / "state", body) == 0
     modes = [(tmp_path / name).stat().st_mode & 0o777 for name in ("file", "folder")]
     assert modes == [0o600, 0o700]
+
+
+def test_a_write_that_fails_leaves_no_file_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    write_atomically(tmp_path / "file", b"old")
+
+    def full(*paths: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "replace", full)
+    with pytest.raises(OSError, match="No space"):
+        write_atomically(tmp_path / "file", b"new")
+    assert [file.name for file in tmp_path.iterdir()] == ["file"]
+    assert (tmp_path / "file").read_bytes() == b"old"
 
 
 def test_a_full_disk_ends_no_part(tmp_path: Path, quiet_root, monkeypatch: pytest.MonkeyPatch):

@@ -31,6 +31,24 @@ def test_the_last_one_counts_and_nothing_piles_up(tmp_path: Path) -> None:
     assert sorted(os.listdir(state.folder)) == ["state.msgpack", "state.previous.msgpack"]
 
 
+def test_what_a_full_disk_cut_off_is_gone_with_the_next_save_of_another_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    state, sync = PartState(tmp_path, "fold"), os.fsync
+
+    def full(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    for process in range(3):
+        monkeypatch.setattr(os, "getpid", lambda process=process: process)
+        monkeypatch.setattr(os, "fsync", full)
+        with pytest.raises(OSError, match="No space"):
+            state.save("log", OFFSETS, b"of somebody who is erased later")
+    monkeypatch.setattr(os, "fsync", sync)
+    state.save("log", OFFSETS, b"state")
+    assert os.listdir(state.folder) == ["state.msgpack"]
+
+
 @pytest.mark.parametrize("harm", ["cut", "flip", "empty"])
 def test_a_broken_snapshot_gives_the_one_before_and_says_so(tmp_path: Path, harm: str) -> None:
     state = PartState(tmp_path, "fold")

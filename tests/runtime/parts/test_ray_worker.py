@@ -45,9 +45,9 @@ def test_what_learns_steps_back_and_what_answers_does_while_it_starts() -> None:
     assert said(True, **{STARTING: "4"}) == "True [0, 4, 'loopback']"
 
 
-def test_the_only_replica_starts_at_full_priority(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_only_replica_starts_before_all_else(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(STATE, "/nowhere")
-    assert said(True, answers=False, **{STARTING: "4"}) == "True [0, 'loopback']"
+    assert said(True, answers=False, **{STARTING: "4"}) == "True [0, -10, 'loopback']"
     assert not ray_worker.another_answers()
     command = ["bash", "-c", "exec -a ray::ServeReplica:recsys:Feed sleep 60"]
     with subprocess.Popen(command) as replica:
