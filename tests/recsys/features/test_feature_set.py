@@ -21,6 +21,7 @@ from recsys.features.feature_set import (
     item_block,
     read_block,
 )
+from recsys.features.feature_set_file import FEED_SCHEMA
 from tests.support.field_values import WIDE, anything, names
 from tests.support.small_feed import FEATURES, SCHEMA, block
 
@@ -195,3 +196,8 @@ def test_a_history_entry_keeps_the_item_and_its_first_groups() -> None:
         key_of("item", "v"), key_of("item.author", "a"), 0,
         key_of("item.tags", "x"), key_of("item.tags", "y"),
     ]  # fmt: skip
+
+
+def test_rates_of_three_labels_are_features() -> None:
+    labels = FEED_SCHEMA.labels
+    assert len(labels) > 3 and FeatureSet(FEED_SCHEMA).main_labels == labels[:3]
