@@ -11,11 +11,14 @@ from recsys.events.hashing import digest_of, key_of
 from recsys.features.feature_set import read_block
 from recsys.features.session import Session
 from serving import pipeline as module
+from serving.admission.deadline import NO_DEADLINE, POPULAR, SHORT, Deadline, RecordedDeadline
+from serving.index.item_index import NoIndex
 from serving.pipeline import Pipeline
 from serving.query import Query
 from serving.ranking.scoring import probabilities
 from serving.replica.replica import Replica
 from serving.request import Answer, Request
+from serving.retrieval.retrieval_plan import RetrievalPlan
 from tests.support.replica_harness import NOW_MS, item, made, policy, popular, viewer
 from tests.support.small_feed import FEATURES
 
@@ -337,3 +340,22 @@ def test_candidates_come_with_the_answer() -> None:
     assert answer.candidates is not None
     assert list(answer.candidates.sources.values()) == [["given"]] * 3
     assert len(answer.candidates.scores_N) == 3
+
+
+def test_shards_are_asked_where_the_index_is_theirs_and_there_is_time() -> None:
+    replica = made()
+    session = viewer(replica, liked=(3,), seen=(1,))
+
+    def plan(deadline: Deadline = NO_DEADLINE, **request: Any) -> RetrievalPlan | None:
+        query = Query(Request("u", n=5, **request), session, ANY_AUTHOR, NOW_MS, "r1", deadline)
+        return Pipeline(replica).plan(query)
+
+    assert plan() is None
+    replica.index = NoIndex(replica.index.dim, 2)
+    asked = plan()
+    assert asked is not None and asked.version == Pipeline(replica).version
+    assert {query.source for query in asked.queries} == {"vector", "similar"}
+    taken = {int(replica.catalogue.keys[n, 0]) for n in (1, 3)}
+    assert taken <= set(asked.without.tolist())
+    assert plan(candidate_ids=["v1"]) is None
+    assert plan(RecordedDeadline([POPULAR])) is None and plan(RecordedDeadline([SHORT])) is not None
