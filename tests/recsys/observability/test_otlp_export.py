@@ -58,7 +58,7 @@ def test_a_receiver_that_is_away_is_told_once(caplog: pytest.LogCaptureFixture) 
     caplog.set_level(logging.INFO)
     logging.getLogger("opentelemetry.exporter").setLevel(logging.NOTSET)
     export = OtlpExport(f"http://127.0.0.1:{port}/v1/traces", {})
-    export._exporter._timeout = 0.3
+    export._exporter._client._timeout = 0.3
     tracer = Tracer(1.0, [export])
     for n in range(600):
         tracer.record(Span(request_span(f"r{n}", "feed"), "feed", 5, 9))
