@@ -7,9 +7,11 @@ impression carries the features that a server would have had at that moment. Pur
 import msgspec
 import numpy as np
 
+from recsys.config.system_config import CovisitConfig
 from recsys.events.event_types import Engagement, Event, Impression, Item, User
 from recsys.events.hashing import Id
 from recsys.features.catalogue import Catalogue
+from recsys.features.covisits import Covisits
 from recsys.features.feature_builder import FeatureBuilder
 from recsys.features.feature_set import FeatureSet, Keys
 from recsys.features.item_counters import ItemCounters
@@ -28,7 +30,7 @@ class FeatureReplay:
         self.impressions = 0
         self._seen = seen
         self._catalogue = Catalogue(features)
-        self._counters = ItemCounters(features)
+        self._counters, self._covisits = ItemCounters(features), Covisits(CovisitConfig())
         self._builder = FeatureBuilder(features)
         self._sessions: dict[str, Session] = {}
         self._users: dict[str, User] = {}
@@ -86,7 +88,7 @@ class FeatureReplay:
         catalogue, counters = self._catalogue, self._counters.counters
         features = self._builder.build(
             session, event.surface, event.context, indices, catalogue, counters, now_ms,
-            is_list=True,
+            is_list=True, covisits=self._covisits,
         )  # fmt: skip
         served = msgspec.structs.replace(
             event, time_ms=now_ms, features=features.block(), event_id=f"past:{event.request_id}"
@@ -107,6 +109,7 @@ class FeatureReplay:
         keys_I = self._keys_of(event.item_id)
         self._sessions[str(event.user_id)].fold_engagement(logged, keys_I)
         self._counters.engagement(logged, keys_I)
+        self._covisits.add(self._counters.visits.take())
         return logged
 
     def _keys_of(self, item_id: Id) -> Keys:

@@ -108,7 +108,6 @@ class Player:
         if (
             self.features.schema.shown_by != "click"
             or not isinstance(event, Engagement)
-            or event.request_id
             or event.kind not in self.features.schema.labels
         ):
             return (event,)
@@ -165,7 +164,7 @@ class Player:
             catalogue, counters = self.replica.catalogue, self.replica.counters
             features = self.pipeline.builder.build(
                 session, event.surface, event.context, indices, catalogue, counters, event.time_ms,
-                is_list=True,
+                is_list=True, covisits=self.replica.covisits,
             )  # fmt: skip
             event = self._as_served(event, features)
             self._waiting.append((features, event))

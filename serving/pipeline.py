@@ -299,6 +299,7 @@ class Pipeline:
         return self.builder.build(
             query.session, request.surface, request.context, indices,
             replica.catalogue, replica.counters if counters is None else counters, query.now_ms, viewer,
+            covisits=replica.covisits,
         )  # fmt: skip
 
     # --- the answer ---

@@ -53,7 +53,7 @@ class _Reader:
         events = self._events(top.get("events", {"click": "positive"}))
         features = top.get("features", {})
         if not isinstance(features, dict):
-            raise self._expected("half_lives, rates, age and list", features, "features")
+            raise self._expected("half_lives, rates, age, near and list", features, "features")
         history = self._history(top, events)
         app = App(
             name=self._name(top.get("app", "app"), "app"),
@@ -140,7 +140,7 @@ class _Reader:
 
     def _features(self, raw: dict[str, Any], history_of: tuple[str, ...]) -> Declared:
         if raw:
-            self._marked.mapping({"half_lives", "rates", "age", "list"}, "features")
+            self._marked.mapping({"half_lives", "rates", "age", "near", "list"}, "features")
         hours = Declared.half_lives_h
         if "half_lives" in raw:
             path = ("features", "half_lives")
@@ -153,6 +153,7 @@ class _Reader:
             entities=self._names(raw.get("rates", []), "features", "rates", pattern=None),
             history_of=history_of,
             item_age=self._flag(raw.get("age", False), "features", "age"),
+            near=self._flag(raw.get("near", False), "features", "near"),
             list_context=self._names(raw.get("list", []), "features", "list", pattern=None),
         )
 

@@ -10,6 +10,7 @@ Legend: R rows (items), N neighbours, V visits, T history, C columns of a visit.
 """
 
 from collections import OrderedDict
+from collections.abc import Iterable
 from struct import Struct
 from typing import Any, Final
 
@@ -23,12 +24,14 @@ from recsys.arrays.key_index import place_of
 from recsys.config.system_config import CovisitConfig
 from recsys.events.hashing import Id, key_of
 from recsys.events.records import CovisitRows
+from recsys.features.session import Entry
 
 NEIGHBOURS: Final = 256
 PREVIOUS: Final = 10  # items of a viewer before a visit that it makes pairs with
 COLUMNS: Final = 3 + PREVIOUS  # of a visit: time, 1 or -1 (taken back), item, items before it or 0
 _HOUR_MS: Final = 3_600_000.0
 _FRACTION: Final = 32  # at a limit, 1 / 32 of the rows go at once
+_NEWER: Final = 0.9  # weight of a history entry relative to the next newer one
 _PRIOR: Final = 3.0  # visits that smooth a share
 _TREND: Final = 0.05  # recent visits that each item has
 _ITEMS: Final = Struct(f"{PREVIOUS}q")
@@ -150,6 +153,23 @@ class Covisits:
         count = _near(self._ids.index, others, weights, visits, last_ms, history_T, weights_T,
                       now_ms, self._half_lives, scores, rows)  # fmt: skip
         return self._ids.keys[rows[:count]], scores[rows[:count]]
+
+    def of_history(self, history: Iterable[Entry], now_ms: int) -> tuple[Keys, Doubles]:
+        """``near`` a session's history. Newer entries weigh more, and liked ones twice as much as others."""
+        entries = list(history)[::-1]
+        keys = np.array([entry.keys[0] for entry in entries], np.int64)
+        liked = np.array([entry.outcomes[0] > 0 for entry in entries], np.float64)
+        return self.near(keys, _NEWER ** np.arange(len(entries)) * (0.5 + 0.5 * liked), now_ms)
+
+    def scores(self, keys_N: Keys, history: Iterable[Entry], now_ms: int) -> Doubles:
+        """The score of each item by a session's history, 0 for one that isn't near."""
+        keys, scores = self.of_history(history, now_ms)
+        if not len(keys):
+            return np.zeros(len(keys_N))
+        order = np.argsort(keys)
+        places = order[np.searchsorted(keys[order], keys_N).clip(max=len(keys) - 1)]
+        scores_N: Doubles = np.where(keys[places] == keys_N, scores[places], 0.0)
+        return scores_N
 
     def surplus(self) -> Keys:
         """Keys of rows beyond the limit, least recently visited first; none before they are a fraction."""

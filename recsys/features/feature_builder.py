@@ -10,6 +10,7 @@ import numpy as np
 from recsys.events.hashing import key_of
 from recsys.features.catalogue import Catalogue
 from recsys.features.counters import CounterTable
+from recsys.features.covisits import Covisits
 from recsys.features.feature_kernels import gather, lay, ratios
 from recsys.features.feature_set import MOMENT, FeatureSet, Floats, Keys, RequestFeatures
 from recsys.features.item_counters import GLOBAL
@@ -19,6 +20,7 @@ from recsys.features.session import NOBODY, USER, Session
 _SMOOTHING: Final = 4.0  # prior examples added to every running rate
 _RARE: Final = np.float32(1e-4)  # minimal distance of a rate from 0 and 1
 _WATCH: Final = 8.0  # bound in log seconds: 50 minutes
+_NEAR: Final = 100.0  # scores of co-visits are about a hundredth
 _DAY_MS: Final = 86_400_000
 _HOURS: Final = np.array([key_of("hour", hour) for hour in range(24)], np.int64)
 
@@ -61,10 +63,12 @@ class FeatureBuilder:
         now_ms: int,
         base: RequestFeatures | None = None,
         is_list: bool = False,
+        covisits: Covisits | None = None,
     ) -> RequestFeatures:
         """Features of the candidates, given by their catalogue indices (N,). ``base``: features of the same
         request with other candidates, whose user part is reused. ``is_list``: the candidates are the list
-        that is shown, so that they can be compared; else these columns are 0."""
+        that is shown, so that they can be compared; else these columns are 0. Without ``covisits`` so is
+        theirs."""
         items_NI = catalogue.keys[candidates]
         if base is None:
             contexts = self.features.context_keys(surface, context)
@@ -79,8 +83,12 @@ class FeatureBuilder:
             moment = start + self.features.number_columns
             dense[:, start:moment] = catalogue.numbers[candidates]
             dense[:, moment : moment + len(MOMENT)] = _moment(session, now_ms)
-            if self.features.declared.item_age:
-                dense[:, moment + len(MOMENT)] = _ages(catalogue.published_ms[candidates], now_ms)
+            declared, age = self.features.declared, moment + len(MOMENT)
+            if declared.item_age:
+                dense[:, age] = _ages(catalogue.published_ms[candidates], now_ms)
+            if declared.near and covisits is not None:
+                near_N = covisits.scores(items_NI[:, 0], session.history, now_ms)
+                dense[:, age + declared.item_age] = np.log1p(_NEAR * near_N)
             if is_list:
                 self.compare(dense)
         return RequestFeatures(self.features.digest, user, items_NI, history, outcomes, dense)

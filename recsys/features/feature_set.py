@@ -53,6 +53,7 @@ class Slot:
 # Columns of the moment of a request.
 MOMENT: Final = ("hour.sin", "hour.cos", "since_last_event", "events")
 AGE: Final = "item.age"
+NEAR: Final = "item.near"
 
 
 @dataclass(frozen=True)
@@ -61,14 +62,16 @@ class Declared:
 
     ``half_lives_h``: of the counters, ascending. ``entities``: names as in ``running_rates.entity_of``; none:
     the default ones. ``history_of``: kinds of engagement that enter the history; none: every item that was
-    shown. ``item_age``: whether the time since an item's first publication is a column. ``list_context``:
-    entities whose rates are compared with those of the other items of the list.
+    shown. ``item_age``: whether the time since an item's first publication is a column; ``near``: whether its
+    co-visits with the history are. ``list_context``: entities whose rates are compared with those of the
+    other items of the list.
     """
 
     half_lives_h: tuple[float, ...] = (6.0, 336.0)
     entities: tuple[str, ...] = ()
     history_of: tuple[str, ...] = ()
     item_age: bool = False
+    near: bool = False
     list_context: tuple[str, ...] = ()
 
 
@@ -138,6 +141,7 @@ class FeatureSet:
             f"item.{name}[{n}]" for name, length in self.schema.vectors for n in range(length)
         )
         own = (*rates, *numeric, *vectors, *MOMENT, *((AGE,) if self.declared.item_age else ()))
+        own += (NEAR,) if self.declared.near else ()
         compared = [own[column] for column in self.compared]
         ranks = (f"list.rank({name})" for name in compared)
         return (*own, *(f"list.above({name})" for name in compared), *ranks)
@@ -149,7 +153,7 @@ class FeatureSet:
 
     @cached_property
     def compared(self) -> tuple[int, ...]:
-        """Dense columns that are compared within the list: rates of ``list_context``, and the age."""
+        """Dense columns that are compared within the list: rates of ``list_context``, age and co-visits."""
         if not self.declared.list_context or self.kind != "all":
             return ()
         names = [entity.name for entity in self.entities]
@@ -157,7 +161,7 @@ class FeatureSet:
         starts = [names.index(name) * width for name in self.declared.list_context]
         rates = [start + number for start in starts for number in range(speeds, width - 1)]
         age = len(names) * width + self.number_columns + len(MOMENT)
-        return (*rates, *((age,) if self.declared.item_age else ()))
+        return (*rates, *range(age, age + self.declared.item_age + self.declared.near))
 
     def counter_table(self, capacity: int = 16) -> CounterTable:
         """An empty table of the counters of this set."""

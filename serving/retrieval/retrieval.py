@@ -221,12 +221,8 @@ class Retrieval:
         return top[allowed[top]][: max(k, self.replica.config.serve.candidates)]
 
     def _covisit(self, query: Query, viewer: RequestFeatures, allowed: Bitmap, k: int) -> Indices:
-        """Newer entries of the history weigh more, and liked ones twice as much as others."""
-        entries, replica = list(query.session.history)[::-1], self.replica
-        history = np.array([entry.keys[0] for entry in entries], np.int64)
-        liked = np.array([entry.outcomes[0] > 0 for entry in entries], np.float64)
-        weights = _NEWER ** np.arange(len(entries)) * (0.5 + 0.5 * liked)
-        keys, scores = replica.covisits.near(history, weights, query.now_ms)
+        replica = self.replica
+        keys, scores = replica.covisits.of_history(query.session.history, query.now_ms)
         indices = replica.catalogue.indices_of_keys(keys)
         known = np.flatnonzero(indices >= 0)
         may = known[allowed[indices[known]]]
