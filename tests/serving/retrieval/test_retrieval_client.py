@@ -348,3 +348,21 @@ def test_what_was_found_at_another_version_is_asked_for_again_or_not_used(world:
         await ended(w)
 
     run(world, scenario)
+
+
+@pytest.mark.parametrize(("apart_s", "asked"), [(APART_S, 3), (APART_S - 0.01, 5)])
+def test_failures_count_from_the_least_time_apart_on(apart_s: float, asked: int) -> None:
+    now_s, calls = [0.0], []
+
+    async def counted(request: bytes) -> bytes:
+        calls.append(request)
+        raise ConnectionError("gone")
+
+    async def fail() -> None:
+        shards = RetrievalClient([counted], lambda: now_s[0])
+        for n in range(5):
+            now_s[0] = n * apart_s
+            await shards.search(plan(), LONGEST_S)
+
+    asyncio.run(fail())
+    assert len(calls) == asked  # three failures in a row, and it is left alone
