@@ -1,16 +1,1 @@
-"""Reader of the KuaiRand data set. ``replay.datasets.open_dataset`` finds it in a checkout."""
-
-from pathlib import Path
-
-from examples.kuairand.events import KuaiRand
-from examples.kuairand.files import read_csv_layout, read_parquet_layout
-
-
-def open_kuairand(folder: Path) -> KuaiRand | None:
-    """The log in a folder, as Parquet or the official CSV files; None where there is none."""
-    if (folder / "interactions.parquet").exists():
-        return KuaiRand(read_parquet_layout(folder), "kuairand")
-    for place in (folder, folder / "data", folder / "KuaiRand-Pure" / "data"):
-        if any(place.glob("log_standard_*.csv")):
-            return KuaiRand(read_csv_layout(place), "kuairand")
-    return None
+"""KuaiRand: download and reader of the data set. ``replay.datasets.open_dataset`` finds it in a checkout."""

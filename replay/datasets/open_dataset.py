@@ -9,7 +9,7 @@ from replay.datasets.dataset import DataError, Dataset
 from replay.datasets.event_log import EventLog
 from replay.datasets.log_files import holds_events
 
-READER = "examples.kuairand"  # comes with a checkout, and needs polars
+READER = "examples.kuairand.reader"  # comes with a checkout, and needs polars
 
 
 def open_dataset(path: str | Path, app: App | None = None) -> Dataset:

@@ -59,7 +59,7 @@ def fail(message: object) -> None:
 
 
 def from_checkout(path: str) -> Any:
-    """A function ``module:name`` of the benchmarks, by which commands measure the system itself. Exits with
+    """A function ``module:name`` of the benchmarks or examples, which a checkout has. Exits with
     status 2 where they aren't installed."""
     module, name = path.split(":")
     try:

@@ -6,11 +6,10 @@ from typing import Annotated
 import typer
 from typer import Option
 
-from runtime.cli.common import exit_on
-from runtime.jobs import dataset_download
-from runtime.jobs.dataset_download import FOLDER, LICENCE, NotFetched
+from runtime.cli.common import exit_on, from_checkout
 
 data = typer.Typer(help="Downloads data sets.", no_args_is_help=True, add_completion=False)
+_FOLDER = Path("data/kuairand")  # where the demo looks for it
 
 
 @data.callback()
@@ -19,9 +18,9 @@ def _data() -> None:
 
 
 @data.command()
-def kuairand(to: Annotated[Path, Option(help="Target folder.")] = FOLDER) -> None:
+def kuairand(to: Annotated[Path, Option(help="Target folder.")] = _FOLDER) -> None:
     """Downloads KuaiRand-Pure from Zenodo, for `recsys replay` and `recsys demo`."""
-    typer.echo(LICENCE)
-    with exit_on(NotFetched, status=1):
-        existed = dataset_download.fetch_with_bar(dataset_download.KUAIRAND, to)
+    download = from_checkout("examples.kuairand.download:fetch_kuairand")
+    with exit_on(RuntimeError, status=1):
+        existed = download(to, typer.echo)
     typer.echo(f"{'downloaded already' if existed else 'unpacked'}: recsys replay {to}")

@@ -1,6 +1,7 @@
 """The check of the demo: figures from measurements, a viewer against a feed made up here, books of a log."""
 
 import math
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from benchmarks.demo_check import check as demo_check
 from benchmarks.demo_check import check_figures as figures
 from benchmarks.demo_check.accounting import LogAccounting
 from benchmarks.demo_check.check import Clock, Counts, FreshnessSample, VersionProbe, Viewer
+from examples.kuairand import download
 from recsys.client import ApiError, Outcome, Receipt, Recommendations, Recommended
 from recsys.events.event_types import Engagement, Impression, ServedItem, Stamp, encode
 from recsys.events.records import (
@@ -31,7 +33,6 @@ from recsys.log.protocol import Append, MemoryLog
 from replay.simulation import warmup_data as pasts
 from runtime.demo import demo_data
 from runtime.demo import demo_system as demo_start
-from runtime.jobs.dataset_download import NotFetched
 from runtime.supervision.system_status import PartStatus, Status, Version
 
 # --- figures ---
@@ -332,10 +333,10 @@ def test_the_data_is_what_was_named_else_what_is_there_else_the_world(
     )
 
     def no_network(source: Any, folder: Path) -> None:
-        raise NotFetched("no network")
+        raise download.NotFetched("no network")
 
     monkeypatch.setattr(demo_data, "_BESIDE", tmp_path / "beside")
-    monkeypatch.setattr(demo_data, "fetch_with_bar", no_network)
+    monkeypatch.setattr(download, "fetch_with_bar", no_network)
 
     def choose(named: str) -> tuple[str, str]:
         monkeypatch.setenv("RECSYS_DATA", named)
@@ -344,6 +345,9 @@ def test_the_data_is_what_was_named_else_what_is_there_else_the_world(
 
     assert choose(named=str(tiny)) == ("tiny", f"{tiny}, as RECSYS_DATA says")
     assert choose(named="")[0] == "world" and "no network" in choose(named="")[1]
+    with monkeypatch.context() as patched:
+        patched.setitem(sys.modules, "examples.kuairand.download", None)  # as in a wheel
+        assert choose(named="")[0] == "world" and "needs a checkout" in choose(named="")[1]
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "kuairand").symlink_to(tiny)
     assert choose(named="")[0] == "tiny"

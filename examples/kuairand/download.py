@@ -23,7 +23,6 @@ LICENCE: Final = (
     "KuaiRand (Gao et al., CIKM 2022) is licensed under CC BY-SA 4.0, "
     "https://creativecommons.org/licenses/by-sa/4.0/: name its authors, share alike. See https://kuairand.com"
 )
-FOLDER: Final = Path("data/kuairand")  # default target, and where the demo looks for the data
 
 ReportProgress = Callable[[int, int], None]  # bytes so far, total bytes (0: unknown)
 
@@ -46,6 +45,12 @@ KUAIRAND: Final = DatasetSource(
 
 class NotFetched(RuntimeError):
     """A download failed; the message names the remedy."""
+
+
+def fetch_kuairand(folder: Path, show: Callable[[str], None]) -> bool:
+    """Downloads KuaiRand-Pure, after its licence was shown; returns True where it was complete already."""
+    show(LICENCE)
+    return fetch_with_bar(KUAIRAND, folder)
 
 
 def fetch_with_bar(source: DatasetSource, folder: Path) -> bool:

@@ -10,9 +10,9 @@ import httpx
 import pytest
 from typer.testing import CliRunner
 
+from examples.kuairand import download
+from examples.kuairand.download import DatasetSource, NotFetched, fetch
 from runtime.cli.main import app
-from runtime.jobs import dataset_download
-from runtime.jobs.dataset_download import DatasetSource, NotFetched, fetch
 
 Handler = Callable[[httpx.Request], httpx.Response]
 
@@ -131,7 +131,7 @@ def test_without_network_one_sentence_names_the_way_out(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     unreachable = DatasetSource("KuaiRand-Pure", "http://127.0.0.1:9/x.tar.gz", "0" * 32)
-    monkeypatch.setattr(dataset_download, "KUAIRAND", unreachable)
+    monkeypatch.setattr(download, "KUAIRAND", unreachable)
     result = CliRunner().invoke(app, ["data", "kuairand", "--to", str(tmp_path / "k")])
     assert result.exit_code == 1
     assert "CC BY-SA 4.0" in result.output
