@@ -72,11 +72,11 @@ def test_it_goes_to_any_version_of_the_catalogue_and_of_counters(tmp_path: Path)
     for items, states in ((2, 2), (5, 2), (5, 5), (3, 5), (3, 4), (6, 6)):
         stamp = Stamp(catalogue_offset=items, item_state_offset=states)
         pipeline = replica.at(stamp, inputs)
-        its = replica.replica
-        assert its.config.serve.candidates == 77 and its is pipeline.replica
-        assert len(its.catalogue) == items
-        assert its.counters.read(keys, states - 1)[0, 0] == pytest.approx(states - 1)
-        made.append(its)
+        current = replica.replica
+        assert current.config.serve.candidates == 77 and current is pipeline.replica
+        assert len(current.catalogue) == items
+        assert current.counters.read(keys, states - 1)[0, 0] == pytest.approx(states - 1)
+        made.append(current)
     # Forward in place; back by a new one.
     assert made[0] is made[1] is made[2] and made[3] is not made[2]
     assert made[4] is not made[3] and made[5] is made[4]

@@ -201,7 +201,7 @@ class Judge:
 
 def equivalents() -> set[tuple[str, str, str]]:
     listed = tomllib.loads((Path(__file__).parent / "equivalents.toml").read_text())
-    return {(its["path"], its["was"], its["now"]) for its in listed.get("mutant", [])}
+    return {(one["path"], one["was"], one["now"]) for one in listed.get("mutant", [])}
 
 
 def _within(path: str, wanted: str) -> bool:
