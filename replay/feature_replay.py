@@ -91,7 +91,10 @@ class FeatureReplay:
             is_list=True, covisits=self._covisits,
         )  # fmt: skip
         served = msgspec.structs.replace(
-            event, time_ms=now_ms, features=features.block(), event_id=f"past:{event.request_id}"
+            event,
+            time_ms=now_ms,
+            features=self._builder.as_shown(features).block(),
+            event_id=f"past:{event.request_id}",
         )
         keys_NI = self._catalogue.keys[indices]
         session.fold_impression(served, keys_NI)

@@ -113,8 +113,14 @@ class Player:
             return (event,)
         self.advance(event.time_ms)
         self._index(event.item_id)
+        self.sync_popularity()
         listed = self._click_lists.list_of(event, self.session(event.user_id))
         return listed, msgspec.structs.replace(event, request_id=listed.request_id)
+
+    def sync_popularity(self) -> None:
+        """Hands changed item counters to the replica's popularity, before candidates are retrieved."""
+        if changed := self.item_counters.take_changed():
+            self.replica.popularity.update(*self.item_counters.counters.export(changed))
 
     def fold(self, event: Event) -> None:
         """Folds an event into sessions and counters without learning it: warm-up."""
@@ -166,7 +172,7 @@ class Player:
                 session, event.surface, event.context, indices, catalogue, counters, event.time_ms,
                 is_list=True, covisits=self.replica.covisits,
             )  # fmt: skip
-            event = self._as_served(event, features)
+            event = self._as_served(event, self.pipeline.builder.as_shown(features))
             self._waiting.append((features, event))
             if len(self._waiting) >= _FLUSH:
                 self.flush()

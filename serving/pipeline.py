@@ -327,7 +327,7 @@ class Pipeline:
             context=request.context,
             surface=request.surface,
             stamp=stamp,
-            features=self._listed(candidates.features, positions_R).block(),
+            features=self.builder.as_shown(self._listed(candidates.features, positions_R)).block(),
             predicted=predicted,
             degraded=list(candidates.degraded),
             asked=self._asked(query),

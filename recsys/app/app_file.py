@@ -53,7 +53,9 @@ class _Reader:
         events = self._events(top.get("events", {"click": "positive"}))
         features = top.get("features", {})
         if not isinstance(features, dict):
-            raise self._expected("half_lives, rates, age, near and list", features, "features")
+            raise self._expected(
+                "half_lives, rates, age, near, position and list", features, "features"
+            )
         history = self._history(top, events)
         app = App(
             name=self._name(top.get("app", "app"), "app"),
@@ -77,6 +79,10 @@ class _Reader:
             if name not in texts:
                 expected = f"an item field of kind category or list ({', '.join(texts) or 'none'})"
                 raise self._expected(expected, name, "groups", at)
+        times = [n for n, f in app.fields.get("item", {}).items() if f.kind == "time"]
+        if app.features.age_field and app.features.age_field not in times:
+            expected = f"true, false or an item field of kind time ({', '.join(times) or 'none'})"
+            raise self._expected(expected, app.features.age_field, "features", "age")
         for at, entity in enumerate(app.features.entities):
             try:
                 entity_of(entity, app.schema)
@@ -140,7 +146,9 @@ class _Reader:
 
     def _features(self, raw: dict[str, Any], history_of: tuple[str, ...]) -> Declared:
         if raw:
-            self._marked.mapping({"half_lives", "rates", "age", "near", "list"}, "features")
+            self._marked.mapping(
+                {"half_lives", "rates", "age", "near", "position", "list"}, "features"
+            )
         hours = Declared.half_lives_h
         if "half_lives" in raw:
             path = ("features", "half_lives")
@@ -148,12 +156,17 @@ class _Reader:
                 raise self._expected("one to six durations", raw["half_lives"], *path)
             seconds = [self._seconds(x, *path, at) for at, x in enumerate(raw["half_lives"])]
             hours = tuple(sorted({s / 3600.0 for s in seconds}))
+        age = raw.get("age", False)
+        if not isinstance(age, str):
+            age = self._flag(age, "features", "age")
         return Declared(
             half_lives_h=hours,
             entities=self._names(raw.get("rates", []), "features", "rates", pattern=None),
             history_of=history_of,
-            item_age=self._flag(raw.get("age", False), "features", "age"),
+            item_age=bool(age),
+            age_field=age if isinstance(age, str) else "",
             near=self._flag(raw.get("near", False), "features", "near"),
+            position=self._flag(raw.get("position", False), "features", "position"),
             list_context=self._names(raw.get("list", []), "features", "list", pattern=None),
         )
 

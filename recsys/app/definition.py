@@ -25,8 +25,8 @@ FIELD_KINDS: Final = {
     "list": CATEGORICAL,
     "number": NUMERIC,
     "vector": VECTOR,
+    "time": "",  # of items: read by ``age`` only
 }
-
 
 _SHOWN_BY: Final = {BY_VIEW: "view", BY_LIST: "impression", BY_CLICK: "click"}
 
@@ -82,7 +82,9 @@ class App:
         texts = tuple(name for name, f in items.items() if FIELD_KINDS[f.kind] == CATEGORICAL)
         by_part = {
             part: tuple(
-                (name, FIELD_KINDS[f.kind]) for name, f in self.fields.get(part, {}).items()
+                (name, FIELD_KINDS[f.kind])
+                for name, f in self.fields.get(part, {}).items()
+                if FIELD_KINDS[f.kind]
             )
             for part in ("item", "user", "context")
         }

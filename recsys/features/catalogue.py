@@ -4,6 +4,7 @@ An item keeps its index for the lifetime of the process; a removed item is no lo
 """
 
 import math
+from datetime import UTC, datetime
 from typing import Any
 
 import numpy as np
@@ -80,7 +81,7 @@ class Catalogue:
         self._alive[index] = not item.removed
         self.living.put(index, not item.removed)
         if not self._published_ms[index]:
-            self._published_ms[index] = item.time_ms
+            self._published_ms[index] = _published_ms(self.features, item)
         if not item.removed:
             self.fields[index] = item.fields
             self._keys[index] = self.features.item_keys(item.item_id, item.fields)
@@ -110,6 +111,18 @@ class Catalogue:
         self._by_key.put(np.array([key], np.int64), {"index": np.array([index])})
         self._keys[index, 0] = key  # found by its key even if its fields never arrive
         return index
+
+
+def _published_ms(features: FeatureSet, item: Item) -> int:
+    """The time in the declared field, milliseconds or ISO text, or else the event's."""
+    value = item.fields.get(features.declared.age_field)
+    if isinstance(value, str):
+        try:
+            parsed = datetime.fromisoformat(value)
+        except ValueError:
+            return item.time_ms
+        return int(parsed.replace(tzinfo=parsed.tzinfo or UTC).timestamp() * 1000)
+    return round(_number(value)) or item.time_ms
 
 
 def _numbers(features: FeatureSet, fields: dict[str, Any]) -> NDArray[np.float32]:

@@ -3,6 +3,7 @@
 Legend: N candidates, C counter columns, K kinds, F dense.
 """
 
+from dataclasses import replace
 from typing import Any, Final
 
 import numpy as np
@@ -12,7 +13,14 @@ from recsys.features.catalogue import Catalogue
 from recsys.features.counters import CounterTable
 from recsys.features.covisits import Covisits
 from recsys.features.feature_kernels import gather, lay, ratios
-from recsys.features.feature_set import MOMENT, FeatureSet, Floats, Keys, RequestFeatures
+from recsys.features.feature_set import (
+    MOMENT,
+    POSITION,
+    FeatureSet,
+    Floats,
+    Keys,
+    RequestFeatures,
+)
 from recsys.features.item_counters import GLOBAL
 from recsys.features.running_rates import CONTEXT, PROFILE
 from recsys.features.session import NOBODY, USER, Session
@@ -102,6 +110,14 @@ class FeatureBuilder:
         keys[context.start : context.start + len(contexts)] = contexts
         keys[hour.start] = _HOURS[(now_ms // 3_600_000) % 24]
         return keys
+
+    def as_shown(self, features: RequestFeatures) -> RequestFeatures:
+        """The features of a list with the position of each item, as they are logged and learned from."""
+        if POSITION not in self.features.dense_names:
+            return features
+        dense = features.dense_NF.copy()
+        dense[:, self.features.dense_names.index(POSITION)] = np.log1p(np.arange(len(dense)))
+        return replace(features, dense_NF=dense)
 
     def compare(self, dense: Floats) -> None:
         """Writes how the items' rates and ages compare within a list, in place: the difference to the mean,

@@ -54,6 +54,7 @@ class Slot:
 MOMENT: Final = ("hour.sin", "hour.cos", "since_last_event", "events")
 AGE: Final = "item.age"
 NEAR: Final = "item.near"
+POSITION: Final = "list.position"
 
 
 @dataclass(frozen=True)
@@ -62,16 +63,19 @@ class Declared:
 
     ``half_lives_h``: of the counters, ascending. ``entities``: names as in ``running_rates.entity_of``; none:
     the default ones. ``history_of``: kinds of engagement that enter the history; none: every item that was
-    shown. ``item_age``: whether the time since an item's first publication is a column; ``near``: whether its
-    co-visits with the history are. ``list_context``: entities whose rates are compared with those of the
-    other items of the list.
+    shown. ``item_age``: whether the time since an item's first publication, or that in ``age_field``, is a
+    column; ``near``: whether its co-visits with the history are; ``position``: whether its rank in the list
+    is, which is learned from and 0 when items are scored. ``list_context``: entities whose rates are compared
+    with those of the other items of the list.
     """
 
     half_lives_h: tuple[float, ...] = (6.0, 336.0)
     entities: tuple[str, ...] = ()
     history_of: tuple[str, ...] = ()
     item_age: bool = False
+    age_field: str = ""
     near: bool = False
+    position: bool = False
     list_context: tuple[str, ...] = ()
 
 
@@ -142,6 +146,7 @@ class FeatureSet:
         )
         own = (*rates, *numeric, *vectors, *MOMENT, *((AGE,) if self.declared.item_age else ()))
         own += (NEAR,) if self.declared.near else ()
+        own += (POSITION,) if self.declared.position else ()
         compared = [own[column] for column in self.compared]
         ranks = (f"list.rank({name})" for name in compared)
         return (*own, *(f"list.above({name})" for name in compared), *ranks)

@@ -260,10 +260,11 @@ class Recomputer:
         ids, time_ms = [served.item_id for served in impression.items], impression.time_ms
         catalogue = self._items.catalogue(ids, offset, time_ms)
         indices = np.array([catalogue.index_of(item_id) for item_id in ids], np.int64)
-        return self.builder.build(
+        features = self.builder.build(
             session, impression.surface, impression.context, indices, catalogue, counters, time_ms,
             is_list=True,
-        ).block()  # fmt: skip
+        )  # fmt: skip
+        return self.builder.as_shown(features).block()
 
 
 def counted_of(impression: Impression) -> list[int] | None:

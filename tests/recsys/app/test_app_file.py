@@ -163,8 +163,16 @@ FAULTS = [
     ("window: 0", 1, "window is 0, expected a duration of up to a year"),
     ("window: .nan", 1, "window is nan, expected a duration of up to a year"),
     ("repeats: often", 1, "repeats is 'often', expected true or false"),
-    ("features: all", 1, "features is 'all', expected half_lives, rates, age, near and list"),
-    ("features:\n  speed: 1", 2, "unknown key 'speed'; there are age, half_lives, list, near, rates"),
+    (
+        "features: all",
+        1,
+        "features is 'all', expected half_lives, rates, age, near, position and list",
+    ),
+    (
+        "features:\n  speed: 1",
+        2,
+        "unknown key 'speed'; there are age, half_lives, list, near, position, rates",
+    ),
     (
         "features:\n  half_lives: 6h",
         2,

@@ -282,3 +282,44 @@ def test_only_a_list_is_compared() -> None:
     assert listed[:, rank].tolist() == [0.5, -0.25, -0.25]
     # Alone, an item is compared with nothing.
     assert not feed.dense(0, None, [0], is_list=True)[:, -compared:].any()
+
+
+def test_a_position_is_logged_and_never_scored() -> None:
+    features = feature_set(position=True, list_context=("item",), entities=("all", "item"))
+    builder, column = FeatureBuilder(features), features.dense_names.index("list.position")
+    catalogue = Catalogue(features)
+    indices = np.array([catalogue.ensure(f"v{n}") for n in range(4)], np.int64)
+    counters = ItemCounters(features).counters
+    built = builder.build(
+        Session("u", features), "feed", {}, indices, catalogue, counters, START_MS, is_list=True
+    )
+    assert not built.dense_NF[:, column].any()
+    logged = builder.as_shown(built)
+    assert logged.dense_NF[:, column] == pytest.approx(np.log([1, 2, 3, 4]))
+    assert not built.dense_NF[:, column].any()  # what is scored stays
+    others = np.arange(len(features.dense_names)) != column
+    assert np.array_equal(logged.dense_NF[:, others], built.dense_NF[:, others])
+    plain = FeatureBuilder(feature_set())
+    assert plain.as_shown(built) is built
+
+
+@pytest.mark.parametrize(
+    ("fields", "hours"),
+    [
+        ({"out": START_MS - 3 * HOUR_MS}, 3.0),
+        ({"out": "2023-11-14T20:13:20Z"}, 2.0),
+        ({"out": "2023-11-14T20:13:20"}, 2.0),
+        ({"out": "yesterday"}, 1.0),
+        ({}, 1.0),
+    ],
+)
+def test_the_age_is_that_of_the_declared_field(fields: dict[str, object], hours: float) -> None:
+    features = feature_set(item_age=True, age_field="out")
+    catalogue = Catalogue(features)
+    catalogue.apply(Item(time_ms=START_MS - HOUR_MS, item_id="v", fields=fields))
+    built = FeatureBuilder(features).build(
+        Session("u", features), "feed", {}, np.array([0]), catalogue,
+        ItemCounters(features).counters, START_MS,
+    )  # fmt: skip
+    column = features.dense_names.index(AGE)
+    assert built.dense_NF[0, column] == pytest.approx(math.log1p(hours) / 5.0)

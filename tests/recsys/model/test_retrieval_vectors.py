@@ -23,6 +23,7 @@ def test_content_is_a_function_of_the_keys_alone() -> None:
 def test_an_item_without_content_starts_at_zero_and_any_other_at_about_the_same_norm() -> None:
     assert not content_vectors(np.zeros((2, 3), np.int64), DIM).any()
     assert not content_vectors(np.zeros((2, 0), np.int64), DIM).any()
+    assert not content_vectors(np.array([keys("a", "b")]), DIM)[:, -1].any()  # the bias is learned
     rng = np.random.default_rng(0)
     for count in (1, 2, 4):
         groups = rng.integers(1, 2**60, (300, count))
@@ -46,16 +47,28 @@ def test_the_user_side_goes_to_what_was_liked_and_away_from_what_was_passed() ->
     outcomes[0, :2, -1] = 1.0  # the third entry is none
     outcomes[0, 0, 0] = 1.0  # the first was liked
     vector = side(torch.zeros(1, DIM), history, outcomes)[0].detach()
-    np.testing.assert_allclose(vector, history[0, 0] - 0.3 * history[0, 1], atol=1e-6)
+    expected = history[0, 0] - 0.3 * history[0, 1]
+    np.testing.assert_allclose(vector[:-1], expected[:-1], atol=1e-6)
+    assert vector[-1] == 1.0  # times the bias of an item
     nothing = side(torch.ones(1, DIM), torch.zeros(1, 0, DIM), torch.zeros(1, 0, 4))
     assert (nothing == 1.0).all()
 
 
-def loss(liked: list[float], items: list[int], seed: int = 0) -> float:
+def loss(liked: list[float], items: list[int], seed: int = 0, log_q: float = 0.0) -> float:
+    """``log_q``: of the last item; 0 of the others."""
     draw = torch.Generator().manual_seed(seed)
     users, vectors = (torch.randn(len(items), DIM, generator=draw) for _ in range(2))
     ids, wanted = torch.tensor(items), torch.tensor(liked)
-    return float(retrieval_loss(users, vectors, ids, wanted, torch.tensor(1.0)))
+    log_q_B = torch.zeros(len(items))
+    log_q_B[-1] = log_q
+    return float(retrieval_loss(users, vectors, ids, wanted, torch.tensor(1.0), log_q_B))
+
+
+def test_a_negative_counts_less_the_more_often_it_is_one() -> None:
+    often, seldom = (loss([1.0, 0.0, 0.0], [1, 2, 3], log_q=log_q) for log_q in (2.0, -2.0))
+    assert often < loss([1.0, 0.0, 0.0], [1, 2, 3]) < seldom
+    liked = [loss([0.0, 0.0, 1.0], [1, 2, 3], log_q=log_q) for log_q in (-2.0, 0.0, 2.0)]
+    assert liked == sorted(liked)
 
 
 def test_only_liked_items_are_held_against_the_others() -> None:
