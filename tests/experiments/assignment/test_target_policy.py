@@ -55,6 +55,7 @@ def test_what_brings_other_candidates_is_refused_by_name(name: str) -> None:
         ("ranks: 1000", "expected 1 to 100"),
         ("from: soon", "expected one like 2026"),
         ("until: 2000-01-01\nfrom: 2001-01-01", "a time after from"),
+        ("until: 2001-01-01\nfrom: 2001-01-01", "a time after from"),
         ("other: 1", "unknown key 'other'"),
         ("name: ''", "expected a text"),
     ],

@@ -8,6 +8,7 @@ from pathlib import Path
 import msgspec
 import numpy as np
 import pytest
+import torch
 
 from parameter_server.rpc.parameter_client import (
     LocalClient,
@@ -325,3 +326,13 @@ def test_the_parts_run_over_one_log_and_stop_when_asked(tmp_path: Path) -> None:
     assert sorted(letter.topic for letter in letters) == [EVENTS, ITEMS, STEPS]
     assert PartState(tmp_path, "joiner").load(log.id) is not None
     log.close()
+
+
+def test_a_worker_computes_on_one_thread() -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        worker(trained_log(8), fresh_client(toy_config()), toy_config())
+        assert torch.get_num_threads() == 1
+    finally:
+        torch.set_num_threads(before)

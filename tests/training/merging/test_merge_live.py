@@ -91,6 +91,8 @@ def test_it_stands_where_live_does_with_weights_between_both(tmp_path: Path) -> 
             reference_to(run.registry.snapshot("cand-1")),
         ]
         assert its.metrics["merge.dense"] == 0.5
+        before_ms = run.registry.provenance("cand-1").until_ms
+        assert before_ms < its.until_ms < run.system.now_ms  # the newest example's time, and 1 ms
         online = live.live.read(0, lambda name: name == "dense/values")["dense/values"]
         offline = run.registry.snapshot("cand-1").read(0)["dense/values"]
         assert made.arrays["dense/values"] == pytest.approx((online + offline) / 2, abs=1e-6)
