@@ -7,7 +7,7 @@ import pytest
 
 from recsys.config.safety_config import AccessConfig
 from recsys.config.system_config import Config
-from serving.access.access_control import AccessControl
+from serving.access.access_control import AccessControl, Credentials
 from serving.access.access_layer import refusal
 from serving.access.caller import Denied
 from serving.access.keyring import Keyring
@@ -49,3 +49,21 @@ def test_the_admin_key_needs_no_log_and_no_key_at_all_is_refused_at_once() -> No
     with pytest.raises(Denied) as none:
         starting.admit(call(""))
     assert none.value.status == 401
+
+
+@pytest.mark.parametrize(
+    ("headers", "key"),
+    [
+        ({}, ""),
+        ({"authorization": "Bearer  rk_1 "}, "rk_1"),
+        ({"authorization": "bEARER rk_1", "origin": "https://a.b"}, "rk_1"),
+        ({"authorization": "Basic cms6MQ=="}, ""),
+        ({"authorization": "Bearer a", "x-api-key": "b"}, "b"),
+        ({"authorization": "Bearer a", "x-api-key": "b", "x-admin-key": " c "}, "c"),
+    ],
+)
+def test_a_key_is_read_from_the_header_that_counts_first(headers: dict[str, str], key: str) -> None:
+    sent = {"host": "feed.example", "sec-fetch-site": "cross-site"} | headers
+    pairs = [(name.encode(), value.encode()) for name, value in sent.items()]
+    origin = headers.get("origin", "")
+    assert Credentials.of({"headers": pairs}) == ("feed.example", origin, "cross-site", key)

@@ -322,12 +322,14 @@ def test_the_part_tries_again_and_scrubs_the_store_after_an_erasure_once(
             stop.set()
         return False
 
+    pauses: list[float] = []
+    monkeypatch.setattr(stop, "wait", lambda timeout_s, starting: pauses.append(timeout_s))
     monkeypatch.setattr(fixture.log, "wait", wait)
     monkeypatch.setattr(session_loop, "_SCRUB_EVERY_S", 0.0)
     monkeypatch.setattr(session_loop, "open_log", lambda config: fixture.log)
     monkeypatch.setattr(session_loop, "RedisFoldStore", lambda *address: store)
     session_loop.run(Config(), stop)
     assert set(store.blobs) == {"u2"} and store.closed
-    assert store.scrubs == 2
+    assert store.scrubs == 2 and pauses == [0.3]
     counters = stop.heartbeat.now().counters
     assert (counters["failed_turns"], counters["events"]) == (1, 3)
