@@ -10,7 +10,7 @@ from recsys.client import ApiError, Client, Receipt
 from recsys.events.event_types import Engagement
 
 USERS = 100  # viewers
-_EVERY_S = 0.3
+_EVERY_S = 0.1
 _ITEMS = 5
 _AGAIN_S = 0.5
 
@@ -57,7 +57,8 @@ class KnownEvents:
                 for rank, item in enumerate(answer.items)
             ]  # fmt: skip
             self.sent += len(events)
-            self._note(events, self._deliver(events))
+            for event in events:  # one by one, so that most kills come while one is on its way
+                self._note([event], self._deliver([event]))
 
     def _deliver(self, events: list[Engagement]) -> Receipt:
         """Sends events until an answer comes."""

@@ -56,8 +56,8 @@ def measure_disk(options: DiskOptions, log_progress: Log = no_log) -> Figures:
         log_progress("a whole system runs")
         time.sleep(_LEAD_S)
         watched = stack.enter_context(Watch(system))
-        full_s = watched.full_s = time.monotonic()
         fill(folder / "ballast")
+        full_s = watched.full_s = time.monotonic()
         time.sleep(_KILL_AFTER_S if options.kill else 0)
         if options.kill:
             system.signal([system.leader(options.kill).pid], signal.SIGKILL)
