@@ -188,12 +188,23 @@ class Judge:
             suspects = [run.failed] if run.failed else tests
             if all([self._is_sound(test, place) for test in suspects]):
                 return (TIMED_OUT if run.code < 0 else CAUGHT), run.failed, seconds
+        return self._by_slow_tests(mutant, place, seconds)
+
+    def _by_slow_tests(
+        self, mutant: Mutant, place: Workplace, seconds: float
+    ) -> tuple[str, str, float]:
+        """Fate by the slow tests of the nearest file."""
+        for nearest in self.tests_of(mutant.path)[:1]:
+            run = place.run([nearest, "-m", "slow and not services"], mutant)
+            seconds += run.seconds
+            if run.failed and self._is_sound(run.failed, place):
+                return CAUGHT, run.failed, seconds
         return SURVIVED, "", seconds
 
     def _is_sound(self, test: str, place: Workplace) -> bool:
         """Whether a test, or a file, passes without a mutant."""
         if test not in self._sound:
-            self._sound[test] = place.run([test]).passed
+            self._sound[test] = place.run([test, "-m", "not services"]).passed
             if not self._sound[test]:
                 print(f"{test} fails without a mutant: left out", file=sys.stderr, flush=True)
         return self._sound[test]

@@ -66,9 +66,12 @@ class ImportGraph:
         folder, stem = f"tests/{Path(module).parent.as_posix()}", Path(module).stem
         package = f"tests/{Path(module).parts[0]}/"
 
-        def order(path: str) -> tuple[bool, bool, bool, int, str]:
+        def order(path: str) -> tuple[bool, bool, bool, bool, int, str]:
             same, near = Path(path).parent.as_posix() == folder, path.startswith(package)
-            return not (same and stem in Path(path).stem), not same, not near, distance[path], path
+            name = Path(path).stem if same else ""
+            return (
+                name != f"test_{stem}", stem not in name, not same, not near, distance[path], path
+            )  # fmt: skip
 
         return sorted(tests, key=order)
 
