@@ -33,8 +33,3 @@ class AnsweringPlayer(Player):
         )
         self._impression(answer.impression)
         return answer
-
-    def sync_popularity(self) -> None:
-        """Hands changed item counters to the replica's popularity."""
-        if changed := self.item_counters.take_changed():
-            self.replica.popularity.update(*self.item_counters.counters.export(changed))

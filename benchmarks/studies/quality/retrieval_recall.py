@@ -123,9 +123,7 @@ class RetrievalRecall:
 
     def _measure(self, event: Impression | Engagement, items: Sequence[Id]) -> None:
         player, replica = self._player, self._player.replica
-        if replica.counters is player.item_counters.counters:  # else they come by the log
-            changed = player.item_counters.take_changed()
-            replica.popularity.update(*replica.counters.export(changed))
+        player.sync_popularity()
         context = event.context if isinstance(event, Impression) else {}
         query = Query(
             Request(event.user_id, surface=event.surface, context=context, by_score=True),

@@ -16,6 +16,7 @@ from benchmarks.studies.quality.retrieval_recall import (
     rank_metrics,
     rank_of,
 )
+from recsys.app.app_file import read_app
 from recsys.config.system_config import Config
 from recsys.features.feature_set import FeatureSet
 from replay.datasets.open_dataset import open_dataset
@@ -162,6 +163,21 @@ def test_a_log_of_clicks_alone_has_the_whole_report(tmp_path: Path) -> None:
     # All but one were clicked before by the same user: no source names these again.
     assert found["seen_before"] == 99 and found["path"]["union"]["recall@300"] == 0.0
     assert found["baselines"]["popularity, 24 h, seen too"]["recall@10"] == 0.99
+
+
+def test_a_measured_replay_of_clicks_draws_the_same_lists(tmp_path: Path) -> None:
+    folder = write(
+        tmp_path, *(clicked(n * 9_000, f"v{n * n % 23}", user=f"u{n % 4}") for n in range(1, 80))
+    )
+    (folder / "app.yaml").write_text(
+        "shown: clicks\nevents: {click: positive}\nsources: {popular: 6}\n"
+    )
+    dataset = open_dataset(folder, read_app(folder / "app.yaml"))
+    plain = replay_data(dataset, OPTIONS)
+    probed = replay_data(dataset, OPTIONS, outputs=Outputs(probe=probe_for(dataset, OPTIONS, 0.5)))
+    assert plain.steps > 2 and plain.digest == probed.digest
+    items = list(plain.predictions.item_id)
+    assert items == list(probed.predictions.item_id) and len(items) > 300
 
 
 def test_a_measured_replay_scores_as_another(tmp_path: Path) -> None:
