@@ -42,11 +42,14 @@ def test_stories_are_one_until_they_part_and_differ_afterwards() -> None:
 
 
 def test_spans_are_the_first_hour_after_each_change_and_the_rest() -> None:
-    hours = {
-        name: (until - since) / HOUR_MS for name, since, until in spans(STORIES["sale_day"], 0)
-    }
-    assert hours == pytest.approx({"hour 1": 1.0, "rest 1": 0.5, "hour 2": 1.0}, abs=1e-3)
-    assert [name for name, _, _ in spans(STORIES["meaning"], 0)] == ["hour", "rest"]
+    def hours(name: str) -> dict[str, float]:
+        named = spans(STORIES[name], 0)
+        return {span: (until - since) / HOUR_MS for span, since, until in named}
+
+    assert hours("sale_day") == pytest.approx({"hour": 1.0, "rest": 0.2375}, abs=1e-3)
+    # B lasts less than ten minutes after its first hour.
+    expected = {"hour 1": 1.0, "hour 2": 1.0, "rest 2": 0.2375}
+    assert hours("a_b_a") == pytest.approx(expected, abs=1e-3)
 
 
 def test_the_interval_is_that_of_paired_differences() -> None:
