@@ -25,5 +25,5 @@ def test_a_short_run_kills_different_parts_and_some_can_be_chosen() -> None:
 
 def test_recovery_times_are_listed_by_target() -> None:
     strikes = [("a",), ("a", "b"), ("a",), ("c",)]
-    rows = [{"whole_after_s": 1.0}, {"whole_after_s": None}, {"whole_after_s": 2.0}]
+    rows: list[dict[str, object]] = [{"whole_after_s": seconds} for seconds in (1.0, None, 2.0)]
     assert summary(strikes, rows) == {"a": [1.0, 2.0], "a+b": [None]}
