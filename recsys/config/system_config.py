@@ -143,6 +143,7 @@ class ModelConfig(Section):
     row_rate: float = positive(0.005)  # row-wise Adagrad
     row_initial: float = 0.01
     vector_rate: float = positive(0.05)
+    vector_initial: float = 0.05  # above 0, or items and users without content never learn
     retrieval_weight: float = 0.2  # of the user side's loss relative to the ranker's
     side_weight: float = 0.3  # of the other labels' loss relative to the first one's
     dense_rate: float = positive(0.0005)  # Adam
@@ -360,7 +361,8 @@ def tables_of(config: ModelConfig) -> tuple[TableConfig, ...]:
     """The model's tables: names, dimensions and defaults from the model, the rest from ``model.tables``."""
     dim, rate = config.vector_dim, config.vector_rate
     shapes = (("features", config.dim + 1, config.row_rate, config.row_initial),
-              ("items", dim, rate, 0.0), ("users", dim, rate, 0.0))  # fmt: skip
+              ("items", dim, rate, config.vector_initial),
+              ("users", dim, rate, config.vector_initial))  # fmt: skip
     return tuple(_table(config, *shape) for shape in shapes)
 
 

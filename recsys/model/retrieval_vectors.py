@@ -3,6 +3,8 @@
 An item's vector is its own row plus a projection of its content: each author and tag, and each component of
 the item's own vector fields, has a fixed random direction, by hash. So a new item starts near similar ones on
 every replica. The item side has no dense parameters, so a step moves only the vectors whose rows it touched.
+
+The last component of an item is its bias, since that of a user is 1: how often it is liked by anybody.
 """
 
 from functools import lru_cache
@@ -25,8 +27,8 @@ _CONTENT_NORM = 0.8
 def content_vectors(groups_NG: NDArray[np.int64], dim: int) -> NDArray[np.float32]:
     """The projection of items' content (N, dim) from their group keys (N, G), 0 for no key.
 
-    It sums each key's direction (uniform in ±√(3/dim), norm about 1), scaled so that any number of keys gives
-    about the same norm; zeros for an item without groups.
+    It sums each key's direction (uniform, norm about 1), scaled so that any number of keys gives about the
+    same norm; zeros for an item without groups, and in the place of the bias.
     """
     keys = np.ascontiguousarray(groups_NG, np.int64)
     out = np.empty((*keys.shape[:-1], dim), np.float32)
@@ -42,7 +44,7 @@ _int, _float = types.int64, types.float32
 def project(groups: Any, out: Any) -> None:
     """Writes ``content_vectors`` into ``out``, with the draws of ``recsys.events.hashing.uniforms``."""
     dim, seed = out.shape[1], mix(np.uint64(_CONTENT_SEED))
-    one, two, bound = np.float32(1), np.float32(2), np.float32(np.sqrt(3.0 / dim))
+    one, two, bound = np.float32(1), np.float32(2), np.float32(np.sqrt(3.0 / max(dim - 1, 1)))
     for n in range(groups.shape[0]):
         own, count = out[n], 0
         own[:] = np.float32(0)
@@ -58,6 +60,7 @@ def project(groups: Any, out: Any) -> None:
         scale = _CONTENT_NORM / np.sqrt(np.float64(max(count, 1)))
         for j in range(dim):
             own[j] = np.float32(np.float64(own[j]) * scale)
+        own[dim - 1] = np.float32(0)
 
 
 def field_vectors(numbers_NM: NDArray[np.float32], fields: Fields, dim: int) -> NDArray[np.float32]:
@@ -89,7 +92,9 @@ def _directions(name: str, length: int, dim: int) -> NDArray[np.float32]:
     """The direction of each component (length, dim), of norm about 1, from hashes of field and position."""
     keys = np.array([key_of(f"vector.{name}", place) for place in range(length)], np.int64)
     draws = uniforms(_CONTENT_SEED, keys, dim).astype(np.float32)
-    directions: NDArray[np.float32] = (2.0 * draws - 1.0) * np.float32(np.sqrt(3.0 / dim))
+    bound = np.float32(np.sqrt(3.0 / max(dim - 1, 1)))
+    directions: NDArray[np.float32] = (2.0 * draws - 1.0) * bound
+    directions[:, -1] = 0
     return directions
 
 
@@ -112,17 +117,25 @@ class UserSide(nn.Module):
         passed_BT = real_BT - liked_BT
         passed_BV = torch.einsum("bt,btv->bv", passed_BT, history_BTV)
         passed_BV = passed_BV / passed_BT.sum(1, keepdim=True).clamp(min=1.0)
-        return user_BV + liked_BV @ self.liked + passed_BV @ self.seen + self.start
+        vector_BV = user_BV + liked_BV @ self.liked + passed_BV @ self.seen + self.start
+        return torch.cat([vector_BV[:, :-1], torch.ones_like(vector_BV[:, -1:])], 1)
 
 
 def retrieval_loss(
-    user_BV: Tensor, item_BV: Tensor, items_B: Tensor, liked_B: Tensor, sharpness: Tensor
+    user_BV: Tensor,
+    item_BV: Tensor,
+    items_B: Tensor,
+    liked_B: Tensor,
+    sharpness: Tensor,
+    log_q_B: Tensor,
 ) -> Tensor:
     """Softmax of each liked item against the other items of the batch (in-batch negatives), summed.
 
-    The same item elsewhere in the batch is no negative. 0 if nothing was liked or there is no other item.
+    An item is a negative as often as it is in batches. ``log_q_B``, the logarithm of that up to a constant,
+    is subtracted, so that logits are those of a choice among all items (Yi et al. 2019). The same item
+    elsewhere in the batch is no negative. 0 if nothing was liked or there is no other item.
     """
-    logits_BB = sharpness * (user_BV @ item_BV.T)
+    logits_BB = sharpness * (user_BV @ item_BV.T) - log_q_B
     same_BB = (items_B[:, None] == items_B[None, :]) & ~torch.eye(
         len(items_B), dtype=torch.bool, device=items_B.device
     )

@@ -168,6 +168,7 @@ _METRICS: Final[dict[str, list[tuple[str, ...]]]] = {
         ("auc", GAUGE, "Prequential AUC of the first label, from bins of logits", "label"),
         ("normalized_entropy", GAUGE, "Prequential log loss divided by that of the base rate", "label"),
         ("calibration", GAUGE, "Prequential calibration: predicted over observed rate, by label", "label"),
+        ("still_steps", GAUGE, "Steps with engagement since a row of a table moved, by table", "table"),
         ("spans_sent", GAUGE, "Trace spans of steps sent by worker 0, in this epoch since it started"),
         _RETRIES,
         _SPANS_DROPPED,

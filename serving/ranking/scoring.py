@@ -50,6 +50,8 @@ def user_vector(model: Model, rows: Mapping[str, RowStore], request: RequestFeat
     """
     side, start = model.user_side, model.features.slot("user").start
     own_V = rows["users"].lookup(request.user_U[start : start + 1])[0]
+    if not request.user_U[start]:  # nobody has no row
+        own_V = np.zeros_like(own_V)
     past_TV = rows["items"].lookup(np.ascontiguousarray(request.history_TH[:, 0]))
     past_TV = past_TV + content_vectors(request.history_TH[:, 1:], len(own_V))
     filled_T = (request.outcomes_TO[:, -1] > 0).astype(np.float32)
@@ -57,6 +59,7 @@ def user_vector(model: Model, rows: Mapping[str, RowStore], request: RequestFeat
     liked_V = _projected(_weighted_mean(past_TV, liked_T), side.liked)
     passed_V = _projected(_weighted_mean(past_TV, filled_T - liked_T), side.seen)
     out: Floats = own_V + liked_V + passed_V + side.start.detach().numpy()
+    out[-1] = 1.0
     return out
 
 

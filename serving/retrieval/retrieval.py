@@ -140,6 +140,7 @@ class Retrieval:
     def _liked_queries(self, session: Session, k: int) -> list[VectorQuery]:
         indices, liked = self._liked(session)
         vectors = self.replica.vectors_of(indices)
+        vectors[:, -1] = 0  # the bias, which says nothing of nearness
         return [VectorQuery(SIMILAR, vector_V, -(-k // liked)) for vector_V in vectors]
 
     def _liked(self, session: Session) -> tuple[Indices, int]:

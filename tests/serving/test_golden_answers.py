@@ -15,7 +15,7 @@ from tests.support.golden_answers import (
 )
 from tests.support.replica_harness import NOW_MS
 
-DIGEST = "0ec5e1c3a9ed4196"
+DIGEST = "2fc01f22cfc9b754"
 
 
 def ask(case: GoldenCase, request_id: str, deadline: RecordedDeadline) -> Answer:

@@ -29,6 +29,9 @@ _HIDDEN: Final = 0.25  # part of the examples that are learned without the conte
 _HIDDEN_SEED: Final = 0x1157
 Keys = NDArray[np.int64]
 Floats = NDArray[np.float32]
+_LOG_COUNT: Final = (
+    3.0  # logarithms of counts are divided by it (recsys/features/feature_kernels.py)
+)
 
 
 @dataclass(frozen=True)
@@ -126,17 +129,15 @@ class Learner:
         total.backward()  # type: ignore[no-untyped-call]
         probabilities = torch.sigmoid(logits_BL.detach()).numpy()
         counts = examples_per_row(lane.lookup)
-        return Learned(
-            probabilities,
-            {
-                name: RowGradients(keys, _gradient(leaves[name]), counts[name])
-                for name, keys in lane.lookup.keys.items()
-            },
-            self.model.dense_gradient(),
-            self._metrics(
-                lane, self._eval_losses(lane, losses_BL, logits_BL, targets_BL), probabilities
-            ),
-        )
+        gradients = {
+            name: RowGradients(keys, _gradient(leaves[name]), counts[name])
+            for name, keys in lane.lookup.keys.items()
+        }
+        eval_losses = self._eval_losses(lane, losses_BL, logits_BL, targets_BL)
+        metrics = self._metrics(lane, eval_losses, probabilities)
+        for name, rows_of in gradients.items():
+            metrics[f"moved.{name}"] = float(rows_of.gradients.any(1).sum())
+        return Learned(probabilities, gradients, self.model.dense_gradient(), metrics)
 
     def predict(self, lane: Lane, rows: Mapping[str, Floats], dense: Floats) -> Floats:
         """The probabilities (B, L) alone, with the arguments of ``learn``."""
@@ -165,7 +166,16 @@ class Learner:
         items = self.model.item_vectors(lane.batch, lane.lookup, leaves["items"])
         liked = torch.from_numpy(lane.label_targets.liked_B).to(self._device)
         ids = torch.from_numpy(lane.batch.item_B).to(self._device)
-        return retrieval_loss(users, items, ids, liked, self.model.user_side.sharpness).cpu()
+        sharpness, log_q = self.model.user_side.sharpness, self._log_frequencies(lane.batch)
+        return retrieval_loss(users, items, ids, liked, sharpness, log_q.to(self._device)).cpu()
+
+    def _log_frequencies(self, batch: Batch) -> torch.Tensor:
+        """Logarithms of how often each item is shown (B,), as counted when it was; zeros without a count."""
+        column = f"item/shown.{self.features.speeds[-1]}"
+        if column not in self.features.dense_names:
+            return torch.zeros(len(batch))
+        place = self.features.dense_names.index(column)
+        return torch.from_numpy(_LOG_COUNT * batch.dense_BF[:, place])
 
     def _eval_losses(
         self, lane: Lane, losses_BL: torch.Tensor, logits_BL: torch.Tensor, targets_BL: torch.Tensor

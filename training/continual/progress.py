@@ -1,5 +1,7 @@
 """Tracks the trainer's progress from what the shards publish, without messages from its workers."""
 
+import logging
+from collections.abc import Mapping
 from contextlib import suppress
 from typing import Final
 
@@ -16,7 +18,9 @@ from training.steps.delta_reader import LearnedSteps
 from training.steps.step_reader import StepReader
 
 _LOOK_EVERY_MS: Final = 1_000
+_LOG: Final = logging.getLogger(__name__)
 _P95: Final = "view_to_learned_p95_ms"
+_STILL: Final = 100  # steps with engagement in which no row of a table moves, until an alarm
 _LOOKED: Final = 128  # examples whose delay is measured each time, of the first steps learned
 
 
@@ -40,6 +44,7 @@ class Progress:
         self._now_ms = self._looked_ms = self._to_look = 0  # examples, until the next second
         self.delays = RecentDelays()  # from the end of a view to learning it
         self.time_ms = 0  # event time of the newest example learned
+        self.still: dict[str, int] = {}  # steps with engagement, by table, since a row of it moved
         self.sums: dict[str, float] = {}
         self.last: dict[str, float] = {}  # metrics of the newest step
 
@@ -53,6 +58,7 @@ class Progress:
             steps += 1
             self.time_ms, self.last = delta.time_ms, delta.metrics
             self._prequential.take(delta.metrics)
+            self._watch_rows(delta.metrics)
             for name, value in (delta.metrics | {"steps": 1.0}).items():
                 self.sums[name] = self.sums.get(name, 0.0) + value
         if steps:
@@ -63,6 +69,21 @@ class Progress:
                 if self._to_look > 0:
                     self._measure_delays(number, now_ms)
         return steps
+
+    def _watch_rows(self, metrics: Mapping[str, float]) -> None:
+        """Raises an alarm for a table that doesn't learn."""
+        if not any(value for name, value in metrics.items() if name.startswith("happened.")):
+            return
+        for name, moved in metrics.items():
+            kind, _, table = name.partition(".")
+            if kind == "moved":
+                self.still[table] = 0 if moved else self.still.get(table, 0) + 1
+                if self.still[table] == _STILL:
+                    _LOG.error(
+                        "no row of %s has moved in %d steps with engagement: it can't learn. Set "
+                        "model.vector_initial above 0, and see that the learning rate isn't tiny",
+                        table, _STILL,
+                    )  # fmt: skip
 
     def _measure_delays(self, number: int, now_ms: int) -> None:
         """Measures the delay of some examples of a step, from the end of their views."""
@@ -94,6 +115,8 @@ class Progress:
         place = self._steps.place(self.step)
         if place is not None:
             beat.offsets(STEPS, [place + 1])
+        for table, steps in self.still.items():
+            beat.gauge(f"still_steps.{table}", steps)
         for name, value in self.losses().items():
             beat.gauge(name, value)
         for name, value in self._prequential.figures().items():

@@ -3,6 +3,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from parameter_server.table.table import initial_rows
+from recsys.config.system_config import tables_of
 from recsys.events.event_types import FeatureBlock
 from recsys.features.feature_set import UnknownFeatureSet
 from recsys.model.model import build_model
@@ -49,6 +51,37 @@ def test_descending_the_gradients_lowers_the_loss() -> None:
         dense = dense - 0.02 * out.dense
         rows = {name: rows[name] - 0.02 * g for name, (_, g, _) in out.gradients.items()}
     assert losses[-1] < 0.8 * losses[0]
+
+
+@pytest.mark.parametrize(("initial", "moves"), [(0.0, False), (0.05, True)])
+def test_vectors_without_content_learn_from_rows_off_zero(initial: float, moves: bool) -> None:
+    config = replace(CONFIG.model, vector_initial=initial)
+    its = Learner(build_model(FEATURES, config))
+    lane = its.prepare([example(n) for n in range(16)])
+    history = lane.batch.history_BTH.copy()
+    history[..., 1:] = 0
+    groups = np.zeros_like(lane.batch.item_groups_BG)
+    batch = replace(lane.batch, item_groups_BG=groups, history_BTH=history)
+    lane = replace(lane, batch=batch)
+    rows = {
+        table.name: initial_rows(table, 0, lane.lookup.keys[table.name])
+        for table in tables_of(config)
+    }
+    out = its.learn(lane, rows, its.model.read_dense())
+    users = out.gradients["users"].gradients
+    assert bool(users.any()) == moves and bool(out.metrics["moved.users"]) == moves
+    assert bool(out.gradients["items"].gradients[:, :-1].any()) == moves
+
+
+def test_negatives_weigh_by_how_often_their_items_are_shown() -> None:
+    its = learner()
+    lane = its.prepare([example(n) for n in range(16)])
+    dense = lane.batch.dense_BF.copy()
+    dense[:, FEATURES.dense_names.index("item/shown.slow")] += np.linspace(0, 2, 16)
+    counted = replace(lane, batch=replace(lane.batch, dense_BF=dense))
+    same = {name: g.gradients for name, g in learned(its, lane).gradients.items()}
+    other = {name: g.gradients for name, g in learned(its, counted).gradients.items()}
+    assert not np.allclose(same["items"], other["items"], atol=1e-3)
 
 
 def test_a_correction_learns_only_the_labels_that_became_true() -> None:

@@ -1,6 +1,7 @@
 """What the trainer says of itself is read from the deltas, and what can't be read of them is passed over."""
 
 import msgspec
+import pytest
 
 from recsys.events.records import (
     DELTAS,
@@ -19,8 +20,8 @@ from tests.support.small_feed import START_MS, example
 from training.continual.progress import Progress
 
 
-def delta(step: int, part: int = 0) -> Append:
-    metrics = {"examples": 4.0, "loss.click": 2.0}
+def delta(step: int, part: int = 0, more: dict[str, float] | None = None) -> Append:
+    metrics = {"examples": 4.0, "loss.click": 2.0} | (more or {})
     told = Delta(
         line="main", epoch=0, part=part, parts=2, step=step, base_step=step - 1,
         time_ms=1_000 * step, metrics=metrics if part == 0 else {},
@@ -44,6 +45,29 @@ def test_steps_are_counted_once_and_what_cannot_be_read_is_passed_over() -> None
     assert said.gauges["step"] == 2 and said.gauges["loss.click"] == 0.5
     assert said.gauges["learned_after_s"] == 3.0
     assert "view_to_learned_p95_ms" not in said.gauges
+
+
+def test_a_table_whose_rows_do_not_move_raises_an_alarm(caplog: pytest.LogCaptureFixture) -> None:
+    log = MemoryLog()
+    for topic in topics(1):
+        log.create(topic)
+    progress, beat = Progress(log, "main"), Heartbeat("trainer")
+
+    def learned(steps: range, **metrics: float) -> None:
+        moved = {"moved.features": 9.0, "moved.items": 0.0, "happened.click": 1.0} | metrics
+        log.append(DELTAS, [delta(step, 0, moved) for step in steps])
+        log.append(DELTAS, [delta(step, 1) for step in steps])
+        progress.turn(5_000)
+
+    learned(range(1, 100))
+    learned(range(100, 120), **{"happened.click": 0.0})  # nothing to learn
+    assert not caplog.records and progress.still == {"features": 0, "items": 99}
+    learned(range(120, 124))
+    assert ["items" in record.getMessage() for record in caplog.records] == [True]
+    progress.report(beat)
+    assert beat.now().gauges["still_steps.items"] == 103
+    learned(range(124, 125), **{"moved.items": 1.0})
+    assert progress.still["items"] == 0
 
 
 def test_how_long_views_took_is_told_of_some_examples_a_second() -> None:
