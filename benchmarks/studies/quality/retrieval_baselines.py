@@ -15,8 +15,8 @@ Indices = NDArray[np.int64]
 Floats = NDArray[np.float64]
 HOUR_MS: Final = 3_600_000
 HALF_LIVES_H: Final = (1, 6, 24)
-_HISTORY: Final = 50  # newest items of a user
-_GAP_MS: Final = 30 * 60_000  # a longer pause begins a new session
+_HISTORY: Final = 50  # newest items of a user, or of a session
+PAUSES_H: Final = (0.5, 24)  # a longer pause begins a new session; sparse logs need the longer one
 _CANDIDATES: Final = 1000  # newest sessions that share an item
 _NEIGHBOURS: Final = 100
 
@@ -91,18 +91,18 @@ class SessionKnn:
     """Sums over the most similar sessions of others (Ludewig and Jannach, 2018, "VS-KNN"): a session is as
     similar as the sum of weights of the shared items, the newest of the own session heaviest."""
 
-    name = "session-kNN"
-
-    def __init__(self) -> None:
-        self._sessions: list[list[int]] = []
+    def __init__(self, pause_h: float) -> None:
+        self.name = f"session-kNN, pause {pause_h:g} h"
+        self._pause_ms = pause_h * HOUR_MS
+        self._sessions: list[deque[int]] = []
         self._of_item: dict[int, deque[int]] = defaultdict(lambda: deque(maxlen=_CANDIDATES))
         self._own: dict[str, tuple[int, int]] = {}  # newest session of a user, and its newest time
 
     def learn(self, user_id: str, item: int, time_ms: int) -> None:
         number, last_ms = self._own.get(user_id, (-1, 0))
-        if number < 0 or time_ms - last_ms > _GAP_MS:
+        if number < 0 or time_ms - last_ms > self._pause_ms:
             number = len(self._sessions)
-            self._sessions.append([])
+            self._sessions.append(deque(maxlen=_HISTORY))
         if item not in self._sessions[number]:
             self._of_item[item].append(number)
         self._sessions[number].append(item)
@@ -112,7 +112,7 @@ class SessionKnn:
         if user_id not in self._own:
             return np.zeros(0, np.int64), np.zeros(0)
         own, _ = self._own[user_id]
-        newest = list(dict.fromkeys(reversed(self._sessions[own])))[:_HISTORY]
+        newest = list(dict.fromkeys(reversed(self._sessions[own])))
         weight = {item: 1 - rank / len(newest) for rank, item in enumerate(newest)}
         sharing = {number for item in newest for number in self._of_item[item]} - {own}
         candidates = islice(sorted(sharing, reverse=True), _CANDIDATES)
@@ -129,7 +129,11 @@ class SessionKnn:
 
 def baselines() -> list[Baseline]:
     """A new one of each."""
-    return [*(Popularity(hours) for hours in HALF_LIVES_H), ItemKnn(), SessionKnn()]
+    return [
+        *(Popularity(hours) for hours in HALF_LIVES_H),
+        ItemKnn(),
+        *(SessionKnn(hours) for hours in PAUSES_H),
+    ]
 
 
 def _arrays(total: dict[int, float]) -> tuple[Indices, Floats]:

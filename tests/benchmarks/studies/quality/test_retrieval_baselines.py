@@ -70,7 +70,7 @@ def test_items_are_as_near_as_their_users_are_the_same(log):
 
 
 def test_sessions_that_share_the_newest_items_count_most():
-    near = SessionKnn()
+    near = SessionKnn(0.5)
     for user, items in (("b", (1, 2, 7)), ("c", (3, 8)), ("d", (9, 5)), ("a", (3, 1, 2))):
         for minute, item in enumerate(items):
             near.learn(user, item, minute * 60_000)
@@ -80,10 +80,14 @@ def test_sessions_that_share_the_newest_items_count_most():
 
 
 def test_a_pause_begins_a_session():
-    near = SessionKnn()
+    near = SessionKnn(0.5)
     for user, items in (("b", (1, 7)), ("c", (2, 8))):
         for item in items:
             near.learn(user, item, 0)
     near.learn("a", 1, 0)
     near.learn("a", 2, 31 * 60_000)
     assert set(best(near, "a", 32 * 60_000)) == {2, 8}
+    near = SessionKnn(24)
+    for user, item, hour in (("b", 1, 0), ("b", 7, 23), ("c", 1, 0), ("c", 8, 25), ("a", 1, 26)):
+        near.learn(user, item, hour * HOUR_MS)
+    assert set(best(near, "a", 27 * HOUR_MS)) == {1, 7}

@@ -156,7 +156,7 @@ def test_a_log_of_clicks_alone_has_the_whole_report(tmp_path: Path) -> None:
     for group, names in (
         ("sources", {"popular", "vector", "similar"}),
         ("path", {"union", "retrieved and ranked"}),
-        ("baselines", {"popularity, 1 h", "item-kNN", "session-kNN"}),
+        ("baselines", {"popularity, 1 h", "item-kNN", "session-kNN, pause 24 h"}),
     ):
         assert names <= found[group].keys()
     assert found["path"]["union"].keys() == {"recall@10", "recall@100", "recall@300"}
