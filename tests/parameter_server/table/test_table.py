@@ -219,6 +219,10 @@ def test_the_digest_knows_content_and_no_order():
     one, other = filled([1, 2, 3]), filled([3], [1, 2])
     assert one.digest() == other.digest() != filled([1, 2, 4]).digest()
     assert digest_of_exports([filled([1]).export(), filled([3, 2]).export()]) == one.digest()
+    for column in ("keys", "values", "accumulator", "used_ms"):
+        changed = one.export()
+        changed[column].flat[0] += 1
+        assert digest_of_exports([changed]) != one.digest()
 
 
 def test_a_row_takes_no_more_than_one_and_a_half_times_its_floats_whatever_the_number_of_rows():

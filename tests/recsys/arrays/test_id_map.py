@@ -23,6 +23,7 @@ def test_memory_is_counted_in_pages_that_were_written() -> None:
         0, 4_096, 4_096, 8_192, 65_536
     ]  # fmt: skip
     assert written_bytes(np.zeros((0, 2)), 0) == 0
+    assert written_bytes(np.zeros((1, 2_048)), 1) == 16_384
 
 
 @pytest.mark.parametrize(("left", "rows"), [(4, 4), (3, 4), (5, 9)])
