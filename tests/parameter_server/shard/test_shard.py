@@ -98,6 +98,8 @@ def test_one_step_back_is_what_it_was(newest):
     assert all((now[name] == then[name]).all() for name in keys)
     assert (before.dense_after(newest - 1) == after.dense_after(newest - 1)).all()
     assert any((after.lookup(newest, keys)[name] != then[name]).any() for name in keys)
+    for name in keys:  # one table alone
+        assert (after.lookup(newest - 1, {name: keys[name]})[name] == then[name]).all()
     for step in (newest - 2, newest + 1):
         with pytest.raises(StepMismatch):
             after.lookup(step, keys)
