@@ -48,6 +48,7 @@ from serving.request import Answer, AnswerItem, Candidates
 from serving.retrieval.filters import allowed_items, given_items, pinned_items, viewer_limits
 from serving.retrieval.retrieval import Retrieval
 from serving.retrieval.retrieval_plan import VECTOR, RetrievalPlan
+from serving.retrieval.source_shares import engaged_shares
 from serving.tracing.request_trace import FILTER, RANK, RETRIEVE, SELECT
 
 _log = logging.getLogger(__name__)
@@ -277,7 +278,7 @@ class Pipeline:
 
     def _shares(self, query: Query) -> dict[str, int]:
         """Candidates per source. Before the first step no user vector has been learned."""
-        shares = dict(query.policy.config.sources)
+        shares = engaged_shares(self.replica, query.policy.config.sources, query.now_ms)
         if self.replica.step == 0:
             shares.pop(VECTOR, None)
         return shares
@@ -374,6 +375,7 @@ class Pipeline:
             exclude_ids=list(request.exclude_ids),
             candidate_ids=None if request.candidate_ids is None else list(request.candidate_ids),
             candidates=replica.config.serve.candidates,
+            source_floor=replica.config.serve.source_floor,
             session=query.session.digest,
             item_state_from=replica.item_state_from,
             counted=replica.counted,

@@ -211,6 +211,9 @@ class ServeConfig(Section):
     upscale_s: float = bounded(5.0, 0)
     downscale_s: float = bounded(60.0, 0)
     candidates: int = bounded(300, 1)
+    # Part of a source's number of candidates that policy.sources sets; the rest of all follows what viewers
+    # engage with. At 1 all are set by hand.
+    source_floor: float = bounded(0.5, 0, 1)
     # Ray's, with its API for jobs: some ten processes, and one more Train actor.
     dashboard: bool = True
     dashboard_port: int = bounded(8265, 0, 65_535)

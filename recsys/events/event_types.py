@@ -51,8 +51,8 @@ class ServedItem(msgspec.Struct, kw_only=True, gc=False):
 class RequestInputs(msgspec.Struct, frozen=True, kw_only=True, gc=False, omit_defaults=True):
     """Inputs of an answer beside its stamp; with both it can be reconstructed.
 
-    ``candidates``: ``serve.candidates`` at the time. ``session``: digest of the packed session, since the
-    offset doesn't determine the item fields it was folded with; empty for an unknown user.
+    ``candidates`` and ``source_floor``: as in ``serve`` at the time. ``session``: digest of the packed
+    session, since the offset doesn't determine the item fields it was folded with; empty for an unknown user.
     ``item_state_from``: the first offset of ``item_state`` that the replica had read; -1 if later records
     were trimmed before it read them. ``counted``: next offsets of ``events``, by partition, that the item
     counters cover: with them the archive alone can recount. ``by_score``: nothing was sampled, the list is in
@@ -64,6 +64,7 @@ class RequestInputs(msgspec.Struct, frozen=True, kw_only=True, gc=False, omit_de
     exclude_ids: list[Id] = []
     candidate_ids: list[Id] | None = None
     candidates: int = 0
+    source_floor: float = 1.0
     session: str = ""
     item_state_from: int = 0
     counted: list[int] = []

@@ -21,6 +21,7 @@ from recsys.features.covisits import Visits
 from recsys.features.feature_set import FeatureSet, Keys
 from recsys.features.influence import Influences
 from recsys.features.running_rates import CONTEXT, PROFILE
+from recsys.features.source_credits import SourceCredits
 
 KeysOf = Callable[[Id], Keys]
 GLOBAL: Final = key_of("entity", "global")
@@ -38,6 +39,7 @@ class ItemCounters:
         covisits: CovisitConfig | None = None,
     ) -> None:
         self.features, self.visits = features, Visits(covisits or CovisitConfig())
+        self.credits = SourceCredits()
         self.influences = Influences(bounds, partitions)
         self.quarantined: set[str] = set()
         self.counters = features.counter_table(1024)
@@ -63,6 +65,7 @@ class ItemCounters:
         segment = self._profile(impression)
         if segment:
             self._segment_by_request[impression.request_id] = segment
+        self.credits.remember(impression)
         if str(impression.user_id) not in self.quarantined:
             self._count_shown(impression, items_NI, 1.0)
 
@@ -145,6 +148,14 @@ class ItemCounters:
         kind = engagement.kind
         if kind == self.features.main_labels[0]:
             self.visits.add(engagement.user_id, int(keys_I[0]), engagement.time_ms, int(sign))
+            for key, part in self.credits.of(engagement.request_id, int(keys_I[0])):
+                shown, label = (
+                    amounts(self.features.kinds, "shown"),
+                    amounts(self.features.kinds, kind),
+                )
+                added = np.float32(sign) * (shown + np.float32(part) * label)
+                self.counters.add((key,), added, engagement.time_ms)
+                self._changed.add(key)
         added = amounts(self.features.kinds, kind, engagement.watch_ms)
         if self.features.schema.shows(kind):
             added[0] += 1.0

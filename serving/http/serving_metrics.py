@@ -9,6 +9,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
+from recsys.features.source_credits import KEYS
 from serving.access.proofs import FAULTS
 from serving.admission.deadline import POPULAR, SHORT, UNRANKED
 from serving.ingestion.event_validation import (
@@ -21,6 +22,7 @@ from serving.ingestion.event_validation import (
 )
 from serving.ingestion.log_writer import CLOSED, FORGOTTEN, FULL, REFUSED, SPACE, TORN
 from serving.request import SESSION, STALE
+from serving.retrieval.source_shares import recall_by_source
 from serving.service import Service
 
 _BUCKETS: Final = (
@@ -61,6 +63,12 @@ class ServingMetrics:
         for name, (description, read) in _gauges(service).items():
             gauge = Gauge(f"recsys_{name}", description, registry=registry)
             gauge.set_function(partial(_or_nan, read))
+        recall = Gauge(
+            "recsys_source_recall", "Part of the engaged items that a source had as candidates",
+            ["source"], registry=registry,
+        )  # fmt: skip
+        for name in (*KEYS, "union"):
+            recall.labels(name).set_function(partial(_or_nan, partial(_recall, service, name)))
         dropped = Gauge(
             "recsys_impressions_dropped", "Impressions never logged, since the start", ["reason"],
             registry=registry,
@@ -131,6 +139,10 @@ def _gauges(service: Service) -> dict[str, tuple[str, Callable[[], float | None]
         "view_to_served_p95_ms": ("From a view's own time to the model that learned from it",
                                   lambda: fresh.view_to_served.percentile(0.95, service.now_ms())),
     }  # fmt: skip
+
+
+def _recall(service: Service, source: str) -> float | None:
+    return recall_by_source(service.replica, service.now_ms()).get(source)
 
 
 class _LabelledCollector(Collector):

@@ -68,7 +68,8 @@ class ReconstructedReplica:
         self._to_states(stamp.item_state_offset, since)
         self.weights_at(stamp)
         self._index_of(stamp)
-        serve = replace(self._config.serve, candidates=inputs.candidates)
+        candidates, floor = inputs.candidates, inputs.source_floor
+        serve = replace(self._config.serve, candidates=candidates, source_floor=floor)
         self.replica.config = replace(self._config, serve=serve)
         return self.pipeline
 

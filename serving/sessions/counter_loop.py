@@ -54,6 +54,7 @@ class _Snapshot(msgspec.Struct):
     influences: dict[int, bytes] = {}
     covisits: CovisitRows = CovisitRows()
     visitors: list[tuple[int, bytes]] = []
+    sources: list[tuple[str, dict[int, list[str]]]] = []
 
 
 class CounterLoop:
@@ -110,11 +111,11 @@ class CounterLoop:
 
     def publish(self) -> None:
         """Appends the counters that changed; all of them at first and after many records."""
-        self._publish_visits()
+        visits = self._add_visits()
         if self._full_offset < 0 or self._records >= _REPUBLISH_AFTER:
             self._publish_all()
         else:
-            self._append(self._states(self.fold.take_changed()))
+            self._append([*visits, *self._states(self.fold.take_changed())])
 
     def save(self) -> None:
         """Takes a snapshot; the log then keeps everything after the snapshot before it."""
@@ -133,6 +134,7 @@ class CounterLoop:
             {partition: bounds.pack() for partition, bounds in self.fold.influences.items()},
             self.covisits.export(),
             list(self.fold.visits.users.items()),
+            list(self.fold.credits.requests.items()),
         )
         offsets = {EVENTS: dict(enumerate(self.events.offsets))}
         held = self._state.save(self._log.id, offsets, msgspec.msgpack.encode(snapshot))
@@ -159,16 +161,16 @@ class CounterLoop:
         if self._previous_full_offset >= 0:
             self._log.trim(ITEM_STATE, 0, self._previous_full_offset)
 
-    def _publish_visits(self) -> None:
-        """Adds new visits up, as every reader does, and publishes them with the rows that went."""
+    def _add_visits(self) -> list[ItemState]:
+        """Adds new visits up, as every reader does; returns their record, with the rows that went."""
         visits = self.fold.visits.take()
         if not len(visits):
-            return
+            return []
         self.covisits.add(visits)
         gone = self.covisits.surplus()
         self.covisits.remove(gone)
         self.evicted += len(gone)
-        self._append([self._state_of(visits=visits.tobytes(), gone=gone.tobytes())])
+        return [self._state_of(visits=visits.tobytes(), gone=gone.tobytes())]
 
     def _states(self, keys: Sequence[int]) -> list[ItemState]:
         """Counters of some keys, a record for each thousand."""
@@ -207,6 +209,7 @@ class CounterLoop:
         self.fold.influences.restore(snapshot.influences.items())
         self.covisits.put(snapshot.covisits)
         self.fold.visits.users.update(snapshot.visitors)
+        self.fold.credits.requests.update(snapshot.sources)
         return [saved.offsets[EVENTS][p] for p in range(len(saved.offsets[EVENTS]))]
 
 

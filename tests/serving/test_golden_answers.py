@@ -15,7 +15,7 @@ from tests.support.golden_answers import (
 )
 from tests.support.replica_harness import NOW_MS
 
-DIGEST = "2fc01f22cfc9b754"
+DIGEST = "b5e9b303a45f00a6"
 
 
 def ask(case: GoldenCase, request_id: str, deadline: RecordedDeadline) -> Answer:

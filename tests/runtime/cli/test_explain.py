@@ -158,6 +158,8 @@ def test_every_answer_of_a_run_is_made_again(past: Past) -> None:
     assert {stamp.arms.get("more") for stamp in stamps} == {None, "control", "treatment"}
     degraded = Counter(stage for its in found for stage in impression_of(its).degraded)
     assert degraded["session"] >= 1 and degraded["model"] >= 1
+    sources = {name for its in found for one in impression_of(its).items for name in one.sources}
+    assert {"covisit", "vector", "popular"} <= sources
     assert len({impression_of(its).asked.item_state_from for its in found}) >= 1  # type: ignore[union-attr]
 
 

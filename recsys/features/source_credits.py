@@ -1,0 +1,46 @@
+"""Counters of engagement by source of candidates, which set the sources' shares and measure their recall.
+
+An engagement with the first label counts for each source that had the item among its candidates for the
+viewer's list: as 1 under ``shown``, and under the label divided among these sources. ``ALL`` counts every
+engagement, ``UNION`` those with an item that any source had.
+"""
+
+from collections import OrderedDict
+from collections.abc import Iterator
+from typing import Final
+
+from recsys.config.policy_config import SOURCES
+from recsys.events.event_types import Impression
+from recsys.events.hashing import key_of
+
+ALL: Final = key_of("source", "")
+UNION: Final = key_of("source", "union")
+KEYS: Final = {name: key_of("source", name) for name in SOURCES}
+REQUESTS: Final = 20_000  # newest requests whose sources are remembered
+
+
+class SourceCredits:
+    """Remembers the sources of served items, by request and key of the item."""
+
+    def __init__(self) -> None:
+        self.requests: OrderedDict[str, dict[int, list[str]]] = OrderedDict()
+
+    def remember(self, impression: Impression) -> None:
+        """Remembers a list; those of data sets have no sources."""
+        items = {
+            key_of("item", item.item_id): [name for name in item.sources if name in KEYS]
+            for item in impression.items
+        }
+        if any(items.values()):
+            self.requests[impression.request_id] = items
+            if len(self.requests) > REQUESTS:
+                self.requests.popitem(last=False)
+
+    def of(self, request_id: str, item: int) -> Iterator[tuple[int, float]]:
+        """Keys to count an engagement for, each with its part of the engagement."""
+        names = self.requests.get(request_id, {}).get(item, [])
+        yield ALL, 1.0
+        if names:
+            yield UNION, 1.0
+        for name in names:
+            yield KEYS[name], 1.0 / len(names)
