@@ -14,7 +14,7 @@ from tests.support.feed_stub import FeedStub
 from tests.support.paths import ROOT
 from tests.support.webdriver import Browser, chromium_is_there
 
-SCRIPT = ROOT / "serving" / "web" / "assign.js"
+SCRIPT = ROOT / "examples" / "short_video" / "page" / "assign.js"
 NODE = shutil.which("node")
 in_node_js = pytest.mark.skipif(NODE is None, reason="node isn't installed")
 SIZES = (15, 16, 17, 250)  # around the hash's block

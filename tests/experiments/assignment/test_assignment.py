@@ -11,6 +11,7 @@ from experiments.assignment.design import Ramp
 from experiments.assignment.policy import assign
 from recsys.config.policy_config import PolicyConfig
 from recsys.config.yaml_with_lines import YamlError
+from recsys.features.feature_set_file import FEED_SCHEMA
 from tests.support.paths import ROOT
 
 # Each p-value is that of one fixed draw per example; hypothesis draws dozens, so the bound is far out.
@@ -133,7 +134,7 @@ def test_a_file_is_an_experiment() -> None:
 )
 def test_a_mistake_is_told_with_its_line(old: str, new: str, says: str) -> None:
     with pytest.raises(YamlError, match=says):
-        read_experiment(GOOD.replace(old, new), "g.yaml", PolicyConfig())
+        read_experiment(GOOD.replace(old, new), "g.yaml", PolicyConfig(), FEED_SCHEMA.labels)
 
 
 def test_a_weight_is_of_a_label_that_the_schema_has() -> None:
