@@ -141,9 +141,11 @@ def test_what_is_rehearsed_is_learned_and_not_judged() -> None:
     assert plain != again == learned([Range(0, 1, 2), Range(0, 5, 7)])[0]
     assert again != learned([Range(0, 1, 2), Range(0, 5, 7)], weight=0.5)[0]
     assert also["examples"] == judged["examples"] == 8
-    assert {n: np.float32(v) for n, v in also.items()} == pytest.approx(
-        {n: np.float32(v) for n, v in judged.items()}, rel=1e-5
+    also, judged = (
+        {n: np.float32(v) for n, v in metrics.items() if not n.startswith("moved.")}
+        for metrics in (also, judged)
     )
+    assert also == pytest.approx(judged, rel=1e-5)
 
 
 def test_the_place_of_who_was_forgotten_is_empty_here_too() -> None:
