@@ -112,11 +112,13 @@ class FeatureBuilder:
         return keys
 
     def as_shown(self, features: RequestFeatures) -> RequestFeatures:
-        """The features of a list with the position of each item, as they are logged and learned from."""
+        """The features of a list with the position of each item, as they are logged and learned from: log
+        positions, less their mean, so that 0 is a place in the middle."""
         if POSITION not in self.features.dense_names:
             return features
         dense = features.dense_NF.copy()
-        dense[:, self.features.dense_names.index(POSITION)] = np.log1p(np.arange(len(dense)))
+        positions = np.log1p(np.arange(len(dense)))
+        dense[:, self.features.dense_names.index(POSITION)] = positions - positions.mean()
         return replace(features, dense_NF=dense)
 
     def compare(self, dense: Floats) -> None:

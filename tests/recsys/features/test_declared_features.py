@@ -295,7 +295,8 @@ def test_a_position_is_logged_and_never_scored() -> None:
     )
     assert not built.dense_NF[:, column].any()
     logged = builder.as_shown(built)
-    assert logged.dense_NF[:, column] == pytest.approx(np.log([1, 2, 3, 4]))
+    positions = np.log([1, 2, 3, 4])
+    assert logged.dense_NF[:, column] == pytest.approx(positions - positions.mean())
     assert not built.dense_NF[:, column].any()  # what is scored stays
     others = np.arange(len(features.dense_names)) != column
     assert np.array_equal(logged.dense_NF[:, others], built.dense_NF[:, others])
