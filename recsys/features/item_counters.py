@@ -148,14 +148,14 @@ class ItemCounters:
         kind = engagement.kind
         if kind == self.features.main_labels[0]:
             self.visits.add(engagement.user_id, int(keys_I[0]), engagement.time_ms, int(sign))
-            for key, part in self.credits.of(engagement.request_id, int(keys_I[0])):
+            for keys, part in self.credits.of(engagement.request_id, int(keys_I[0])):
                 shown, label = (
                     amounts(self.features.kinds, "shown"),
                     amounts(self.features.kinds, kind),
                 )
                 added = np.float32(sign) * (shown + np.float32(part) * label)
-                self.counters.add((key,), added, engagement.time_ms)
-                self._changed.add(key)
+                self.counters.add(keys, added, engagement.time_ms)
+                self._changed.update(keys)
         added = amounts(self.features.kinds, kind, engagement.watch_ms)
         if self.features.schema.shows(kind):
             added[0] += 1.0

@@ -36,11 +36,9 @@ class SourceCredits:
             if len(self.requests) > REQUESTS:
                 self.requests.popitem(last=False)
 
-    def of(self, request_id: str, item: int) -> Iterator[tuple[int, float]]:
-        """Keys to count an engagement for, each with its part of the engagement."""
+    def of(self, request_id: str, item: int) -> Iterator[tuple[tuple[int, ...], float]]:
+        """Keys to count an engagement for, with their part of the engagement."""
         names = self.requests.get(request_id, {}).get(item, [])
-        yield ALL, 1.0
+        yield (ALL, UNION) if names else (ALL,), 1.0
         if names:
-            yield UNION, 1.0
-        for name in names:
-            yield KEYS[name], 1.0 / len(names)
+            yield tuple(KEYS[name] for name in dict.fromkeys(names)), 1.0 / len(names)
