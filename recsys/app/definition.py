@@ -112,7 +112,9 @@ class App:
             for kind, event in self.events.items()
             if event.label
         }
-        policy = replace(base.policy, weights=weights | {WATCH: 0.0})
+        # The cap is on the first group: many items of one author are dull, many of one category aren't.
+        per_author = base.policy.per_author if "author" in self.schema.groups[:1] else 0
+        policy = replace(base.policy, weights=weights | {WATCH: 0.0}, per_author=per_author)
         if self.sources:
             policy = replace(policy, sources=self.sources)
         join = replace(base.join, window_s=self.window_s, all_shown=self.shown != BY_VIEW)
