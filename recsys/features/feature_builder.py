@@ -28,6 +28,7 @@ from recsys.features.session import NOBODY, USER, Session
 _SMOOTHING: Final = 4.0  # prior examples added to every running rate
 _RARE: Final = np.float32(1e-4)  # minimal distance of a rate from 0 and 1
 _WATCH: Final = 8.0  # bound in log seconds: 50 minutes
+_EQUAL: Final = np.float32(0.05)  # values of a list within this are ties, more or less
 _NEAR: Final = 100.0  # scores of co-visits are about a hundredth
 _DAY_MS: Final = 86_400_000
 _HOURS: Final = np.array([key_of("hour", hour) for hour in range(24)], np.int64)
@@ -123,14 +124,15 @@ class FeatureBuilder:
 
     def compare(self, dense: Floats) -> None:
         """Writes how the items' rates and ages compare within a list, in place: the difference to the mean,
-        and the rank from -1/2 to 1/2."""
+        and the rank from -1/2 to 1/2, in which nearly equal values are nearly equal: it must not depend on
+        the last bits of counters."""
         if not len(self._compared):
             return
         values, n = dense[:, self._compared], len(dense)
         width = values.shape[1]
         dense[:, -2 * width : -width] = values - values.mean(0)
-        below = (values[None] < values[:, None]).sum(1) - (values[None] > values[:, None]).sum(1)
-        dense[:, -width:] = below / np.float32(2 * max(1, n - 1))
+        wins = np.tanh((values[:, None] - values[None]) / _EQUAL).sum(1)
+        dense[:, -width:] = wins / np.float32(2 * max(1, n - 1))
 
     def _fill_dense(
         self,

@@ -87,10 +87,9 @@ class ItemHistory:
                 for at, item in self._versions.get(str(item_id), ())
                 if (at < offset if offset is not None else item.time_ms <= time_ms)
             ]
-            if versions:
-                catalogue.apply(versions[-1])
-            else:
-                catalogue.ensure(item_id)
+            for version in (*versions[:1], *versions[1:][-1:]):  # the first one tells the age
+                catalogue.apply(version)
+            catalogue.ensure(item_id)
         return catalogue
 
     def by_time(self, time_ms: int) -> KeysOf:

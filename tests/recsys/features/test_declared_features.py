@@ -263,8 +263,8 @@ def test_a_list_is_compared_as_by_brute_force(rows: list[list[float]]) -> None:
     for n, row in enumerate(rows):
         for k, name in enumerate(own):
             column = [other[k] for other in rows]
-            lower, higher = sum(x < row[k] for x in column), sum(x > row[k] for x in column)
-            rank = (lower - higher) / (2 * max(1, len(rows) - 1))
+            wins = sum(math.tanh((row[k] - x) / 0.05) for x in column)
+            rank = wins / (2 * max(1, len(rows) - 1))
             assert dense[n, names.index(f"list.rank({name})")] == pytest.approx(rank, abs=1e-6)
             above = row[k] - sum(column) / len(column)
             assert dense[n, names.index(f"list.above({name})")] == pytest.approx(above, abs=1e-6)
@@ -279,9 +279,21 @@ def test_only_a_list_is_compared() -> None:
     listed = feed.dense(0, None, [0, 1, 2], is_list=True)
     assert listed[:, -compared:].any()
     rank = features.dense_names.index("list.rank(item/click.fast)")
-    assert listed[:, rank].tolist() == [0.5, -0.25, -0.25]
+    assert listed[:, rank] == pytest.approx([0.5, -0.25, -0.25], abs=1e-3)
     # Alone, an item is compared with nothing.
     assert not feed.dense(0, None, [0], is_list=True)[:, -compared:].any()
+
+
+def test_the_last_bits_of_a_rate_change_no_rank() -> None:
+    features = feature_set(entities=("item",), list_context=("item",))
+    dense = np.zeros((3, len(features.dense_names)), np.float32)
+    dense[:, features.compared[0]] = 0.5, 0.5, 0.7
+    moved = dense.copy()
+    moved[0, features.compared[0]] += 1e-6
+    for rows in (dense, moved):
+        FeatureBuilder(features).compare(rows)
+    ranks = slice(-len(features.compared), None)
+    assert np.abs(dense[:, ranks] - moved[:, ranks]).max() < 1e-4
 
 
 def test_a_position_is_logged_and_never_scored() -> None:

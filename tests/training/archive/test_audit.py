@@ -6,12 +6,17 @@ import numpy as np
 import pytest
 from msgspec.structs import replace
 
-from recsys.events.event_types import FeatureBlock
+from recsys.events.event_types import FeatureBlock, Item
 from recsys.features.feature_set import read_block
 from tests.support.past_events import ToyPast, toy_past
 from tests.support.small_feed import DENSE, FEATURES
 from training.archive.audit import Audit, AuditReport, is_sampled
-from training.archive.recompute import PlacedImpression, Recomputer, split_by_counter_offsets
+from training.archive.recompute import (
+    ItemHistory,
+    PlacedImpression,
+    Recomputer,
+    split_by_counter_offsets,
+)
 
 
 @pytest.fixture
@@ -127,6 +132,30 @@ def test_where_events_are_missing_counters_are_no_skew_and_all_else_is_compared(
     report = audit(past)
     assert not report.skewed
     assert sum(report.without_counters.values()) > 10
+
+
+def test_an_impression_without_items_is_compared(past: ToyPast) -> None:
+    shown = past.shown()[0]
+    block = shown.impression.features
+    assert block is not None
+    impression = replace(
+        shown.impression, items=[], features=replace(block, item_keys=b"", dense=b"")
+    )
+    past.partitions[shown.partition][shown.offset] = (shown.offset, impression)
+    report = audit(past)
+    assert (report.sampled, report.equal, report.not_recomputed) == (60, 60, {})
+
+
+def test_an_items_age_is_that_of_its_first_version() -> None:
+    items = ItemHistory(FEATURES)
+    for offset, time_ms in enumerate((5_000, 7_000, 9_000)):
+        fields = {"author": f"a{offset}"}
+        items.take(offset, Item(time_ms=time_ms, item_id="v", fields=fields))
+    for end in (1, 2, 3):
+        catalogue = items.catalogue(["v"], end, 0)
+        assert catalogue.published_ms.tolist() == [5_000]
+        assert catalogue.fields[0] == {"author": f"a{end - 1}"} and len(catalogue) == 1
+    assert items.catalogue(["w"], 3, 0).published_ms.tolist() == [0]
 
 
 def test_a_sample_is_a_hash() -> None:
