@@ -113,6 +113,7 @@ class FeatureReplay:
         self._sessions[str(event.user_id)].fold_engagement(logged, keys_I)
         self._counters.engagement(logged, keys_I)
         self._covisits.add(self._counters.visits.take())
+        self._covisits.remove(self._covisits.surplus())
         return logged
 
     def _keys_of(self, item_id: Id) -> Keys:

@@ -182,6 +182,7 @@ class Player:
     def _user(self, event: User) -> None:
         if event.removed:
             self.sessions.pop(str(event.user_id), None)
+            self.item_counters.forget(event.user_id)
         else:
             self.session(event.user_id).fold_user(event)
 

@@ -151,7 +151,7 @@ class ScoreRecorder:
             keys = ((request_id, str(item)) for item in items)
             self._bits += [self._happened.get(key, (0, 0))[0] for key in keys]
             if len(self._bits) >= _BLOCK:
-                self._end_block(before_ms or 0)
+                self._end_block(others[1])
 
     def _end_block(self, before_ms: int) -> None:
         if self._bits:

@@ -14,7 +14,7 @@ from recsys.arrays.bitmap import Bitmap
 from recsys.arrays.growable import grown
 from recsys.arrays.id_map import IdMap
 from recsys.arrays.key_index import place_of
-from recsys.events.event_types import Item
+from recsys.events.event_types import MAX_TIME_MS, Item
 from recsys.events.field_schema import NUMERIC
 from recsys.events.hashing import Id, key_of
 from recsys.features.feature_set import FeatureSet
@@ -122,7 +122,8 @@ def _published_ms(features: FeatureSet, item: Item) -> int:
         except ValueError:
             return item.time_ms
         return int(parsed.replace(tzinfo=parsed.tzinfo or UTC).timestamp() * 1000)
-    return round(_number(value)) or item.time_ms
+    number = _number(value)
+    return round(number) if 1 <= number <= MAX_TIME_MS else item.time_ms
 
 
 def _numbers(features: FeatureSet, fields: dict[str, Any]) -> NDArray[np.float32]:

@@ -115,7 +115,7 @@ class FeatureBuilder:
     def as_shown(self, features: RequestFeatures) -> RequestFeatures:
         """The features of a list with the position of each item, as they are logged and learned from: log
         positions, less their mean, so that 0 is a place in the middle."""
-        if POSITION not in self.features.dense_names:
+        if POSITION not in self.features.dense_names or not len(features.items_NI):
             return features
         dense = features.dense_NF.copy()
         positions = np.log1p(np.arange(len(dense)))
@@ -126,7 +126,7 @@ class FeatureBuilder:
         """Writes how the items' rates and ages compare within a list, in place: the difference to the mean,
         and the rank from -1/2 to 1/2, in which nearly equal values are nearly equal: it must not depend on
         the last bits of counters."""
-        if not len(self._compared):
+        if not len(self._compared) or not len(dense):
             return
         values, n = dense[:, self._compared], len(dense)
         width = values.shape[1]

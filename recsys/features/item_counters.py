@@ -149,11 +149,8 @@ class ItemCounters:
         if kind == self.features.main_labels[0]:
             self.visits.add(engagement.user_id, int(keys_I[0]), engagement.time_ms, int(sign))
             for keys, part in self.credits.of(engagement.request_id, int(keys_I[0])):
-                shown, label = (
-                    amounts(self.features.kinds, "shown"),
-                    amounts(self.features.kinds, kind),
-                )
-                added = np.float32(sign) * (shown + np.float32(part) * label)
+                label = np.float32(part) * amounts(self.features.kinds, kind)
+                added = np.float32(sign) * (amounts(self.features.kinds, "shown") + label)
                 self.counters.add(keys, added, engagement.time_ms)
                 self._changed.update(keys)
         added = amounts(self.features.kinds, kind, engagement.watch_ms)

@@ -40,7 +40,7 @@ class EventLog:
         self._settings = (
             read_settings(folder / "dataset.yaml") if app is None else _settings_of(app)
         )
-        self._kinds = ENGAGEMENT_KINDS if app is None else tuple(app.events)
+        self._kinds = ENGAGEMENT_KINDS if app is None else app.schema.kinds
         self._parts = find_parts(folder)
         self.name = self._settings.name or folder.name
         self.labels = list(self._settings.labels)

@@ -17,10 +17,7 @@ import zstandard
 from replay.datasets.dataset import DataError
 
 ENDINGS: Final = (".jsonl", ".jsonl.gz", ".jsonl.zst")
-TABLES: Final = (
-    ".parquet",
-    ".csv",
-)  # events*.parquet and events*.csv: predictions may lie beside them
+TABLES: Final = (".parquet", ".csv")  # only events*: predictions may lie beside them
 _JSON: Final = ("fields", "context", "items", "values")  # columns that may hold JSON text
 # Types of CSV columns; all others are text, so that no id changes from block to block.
 _NUMBERS: Final = {
@@ -67,7 +64,7 @@ def lines_of(file: Path) -> Iterator[tuple[int, bytes]]:
         for number, line in enumerate(lines, 1):
             if line:
                 yield number, line
-    except (OSError, EOFError, zlib.error, zstandard.ZstdError, pa.ArrowInvalid) as error:
+    except (OSError, EOFError, zlib.error, zstandard.ZstdError, ValueError) as error:
         raise DataError(file, f"a file that can be read ({error})", line=number + 1) from error
 
 

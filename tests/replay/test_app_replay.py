@@ -98,6 +98,14 @@ def test_kinds_that_are_not_declared_are_counted_and_left_out(tmp_path: Path) ->
     assert dataset.dead_letters == {"unknown engagement kind 'stare'": 1}
 
 
+def test_views_are_read_without_a_declaration(tmp_path: Path) -> None:
+    view = dict(slates()[-1], kind="view")
+    folder = folder_of(tmp_path / "viewed", [*slates(), view])
+    dataset = open_dataset(folder, app_of(NEWS.replace("shown: list", "shown: view")))
+    assert [e for e in dataset.events() if isinstance(e, Engagement) and e.kind == "view"]
+    assert not dataset.dead_letters
+
+
 def test_a_log_without_a_definition_needs_a_dataset_file(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"dataset\.yaml"):
         open_dataset(folder_of(tmp_path / "news", slates()))

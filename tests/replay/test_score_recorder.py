@@ -75,6 +75,18 @@ def test_blocks_are_written_once_their_labels_are_complete(monkeypatch: pytest.M
     np.testing.assert_array_equal(rows.scores["click"], expected.scores["click"])
 
 
+def test_a_label_outlives_the_block_that_ends_before_its_row(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(replay_run, "_BLOCK", 2)
+    recorder = ScoreRecorder(["click"], None, horizon_ms=100)
+    recorder.scored(scored("r1", "a", "b", at_ms=0))
+    recorder.scored(scored("r2", "a", at_ms=10))
+    recorder.happened(happened("r2", "a", "click", 20))
+    recorder.scored(scored("r3", "a", at_ms=1_000))  # after a pause both are due at once
+    assert list(recorder.predictions().labels["click"]) == [0, 0, 1, 0]
+
+
 def test_ids_turn_into_text_with_the_first_one_that_is_no_number(tmp_path: Path) -> None:
     file = PredictionsFile(tmp_path / "p.parquet", ["click"])
     for item in (7, "v8", 9):

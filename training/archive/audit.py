@@ -132,7 +132,9 @@ class _BlockComparison:
     def __init__(self, features: FeatureSet, builder: FeatureBuilder, tolerance: float) -> None:
         self._features = features
         self._dense = np.array(builder.features.dense_names)
-        self._audited = self._dense != NEAR  # co-visits depend on how partitions interleave
+        # Co-visits depend on how partitions interleave, and so does how they compare within a list.
+        near = [NEAR, f"list.above({NEAR})", f"list.rank({NEAR})"]
+        self._audited = ~np.isin(self._dense, near)
         self._counted = np.array(["/" in name for name in builder.features.dense_names], np.bool_)
         self._within = np.where(self._counted, tolerance, _EXACT)
 

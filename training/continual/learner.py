@@ -29,9 +29,7 @@ _HIDDEN: Final = 0.25  # part of the examples that are learned without the conte
 _HIDDEN_SEED: Final = 0x1157
 Keys = NDArray[np.int64]
 Floats = NDArray[np.float32]
-_LOG_COUNT: Final = (
-    3.0  # logarithms of counts are divided by it (recsys/features/feature_kernels.py)
-)
+_LOG_COUNT: Final = 3.0  # divides logarithms of counts (recsys/features/feature_kernels.py)
 
 
 @dataclass(frozen=True)

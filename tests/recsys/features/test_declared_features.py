@@ -323,6 +323,7 @@ def test_a_position_is_logged_and_never_scored() -> None:
         ({"out": "2023-11-14T20:13:20Z"}, 2.0),
         ({"out": "2023-11-14T20:13:20"}, 2.0),
         ({"out": "yesterday"}, 1.0),
+        ({"out": 1e30}, 1.0),  # no date: must not end the reader of items
         ({}, 1.0),
     ],
 )

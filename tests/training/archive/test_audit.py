@@ -7,7 +7,7 @@ import pytest
 from msgspec.structs import replace
 
 from recsys.events.event_types import FeatureBlock, Item
-from recsys.features.feature_set import read_block
+from recsys.features.feature_set import Declared, RequestFeatures, read_block
 from tests.support.past_events import ToyPast, toy_past
 from tests.support.small_feed import DENSE, FEATURES
 from training.archive.audit import Audit, AuditReport, is_sampled
@@ -156,6 +156,28 @@ def test_an_items_age_is_that_of_its_first_version() -> None:
         assert catalogue.published_ms.tolist() == [5_000]
         assert catalogue.fields[0] == {"author": f"a{end - 1}"} and len(catalogue) == 1
     assert items.catalogue(["w"], 3, 0).published_ms.tolist() == [0]
+
+
+def test_co_visits_are_not_audited_neither_alone_nor_within_a_list() -> None:
+    declared = Declared(entities=("all", "item"), near=True, list_context=("item",))
+    features = changed(FEATURES, declared=declared)
+    compare = Audit(Recomputer(ItemHistory(features)), features)._compare
+    width = len(features.dense_names)
+    keys, length = np.ones((2, features.item_columns), np.int64), features.history_length
+    block = RequestFeatures(
+        features.digest,
+        np.ones(features.user_columns, np.int64),
+        keys,
+        np.zeros((length, features.history_keys), np.int64),
+        np.zeros((length, features.outcomes), np.float32),
+        np.zeros((2, width), np.float32),
+    )
+    differing = []
+    for column in range(width):
+        dense = block.dense_NF.copy()
+        dense[:, column] = 9.0
+        differing += compare(changed(block, dense_NF=dense).block(), block.block())
+    assert differing == [name for name in features.dense_names if "item.near" not in name]
 
 
 def test_a_sample_is_a_hash() -> None:
