@@ -51,16 +51,17 @@ def up(
     app: Annotated[Path | None, Option(help="Definition of the app of a new state folder.")] = None,
 ) -> None:
     """Starts and supervises all parts. Ctrl-C or `recsys down` stops the system."""
-    settings = load(config)
+    with exit_on(ValueError):
+        definition = None if app is None else read_app(app)
+    # The file comes before the definition, as in a replay.
+    settings = load(config) if definition is None else load(config, definition.config)
     if state is not None:
         settings = replace(settings, state=str(state))
     if log:
         settings = replace(settings, log=replace(settings.log, url=log_url(log)))
     settings = replace(settings, state=str(Path(settings.state).resolve()))
-    if app is not None:
+    if definition is not None:
         with exit_on(ValueError):
-            definition = read_app(app)
-            settings = definition.config(settings)
             write_feature_set(settings, definition.feature_set(settings.model.features))
     names = [name for name in only.split(",") if name]
     raise typer.Exit(start(settings, detach=detach, viewers=viewers, only=names))
