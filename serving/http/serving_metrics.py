@@ -56,8 +56,8 @@ class ServingMetrics:
         self.degraded = counter("recsys_degraded", "Answers that skipped a stage", ["stage"])
         self.repeated = counter("recsys_rankings_repeated", "Rankings with an id answered before")
         self.refused = counter("recsys_refused", "Requests refused early", ["route", "reason"])
-        known = ((self.degraded, STAGES), (self.unproven, FAULTS), (self.events, STATUSES))
-        for labelled, labels in known:
+        all_labels = ((self.degraded, STAGES), (self.unproven, FAULTS), (self.events, STATUSES))
+        for labelled, labels in all_labels:
             for label in labels:
                 labelled.labels(label)
         for name, (description, read) in _gauges(service).items():

@@ -97,7 +97,7 @@ class Retrieval:
             if share <= 0:
                 continue
             try:
-                found = list(
+                retrieved = list(
                     dict.fromkeys(self._sources[name](query, viewer, allowed, share).tolist())
                 )
             except Exception:  # a broken index must not empty the feed
@@ -106,12 +106,12 @@ class Retrieval:
                 continue
             if missing and self._searches(name, query.session):
                 failed.append(name)
-            for index in found[:share]:
+            for index in retrieved[:share]:
                 if index in sources:
                     sources[index].append(name)
                 elif len(sources) < limit:
                     sources[index] = [name]
-            rest |= {index: name for index in found[share:] if index not in rest}
+            rest |= {index: name for index in retrieved[share:] if index not in rest}
         limit = min(limit, sum(share for share in shares.values() if share > 0))
         for index, name in rest.items():
             if index not in sources and len(sources) < limit:
@@ -225,8 +225,8 @@ class Retrieval:
         replica = self.replica
         keys, scores = replica.covisits.of_history(query.session.history, query.now_ms)
         indices = replica.catalogue.indices_of_keys(keys)
-        known = np.flatnonzero(indices >= 0)
-        may = known[allowed[indices[known]]]
+        present = np.flatnonzero(indices >= 0)
+        may = present[allowed[indices[present]]]
         best = may[np.lexsort((keys[may], -scores[may]))]
         return indices[best[: max(k, replica.config.serve.candidates)]]
 

@@ -150,11 +150,11 @@ class RetrievalRecall:
         candidates = answer.candidates
         assert candidates is not None, "made here, not read"
         for name in query.policy.config.sources:
-            found: list[int] = []
+            retrieved: list[int] = []
             if name != VECTOR or replica.step:
                 viewer = candidates.features
-                found = [*pipeline.retrieval.collect(query, viewer, allowed, {name: KS[-1]})[0]]
-            self._note("sources", name, targets, np.array(found, np.int64))
+                retrieved = [*pipeline.retrieval.collect(query, viewer, allowed, {name: KS[-1]})[0]]
+            self._note("sources", name, targets, np.array(retrieved, np.int64))
         for target in targets:
             shortened = [k for k in KS if target in shorten_candidates(candidates.sources, k)]
             self._ranks["path"][UNION].append(min(shortened, default=0))
