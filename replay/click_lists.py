@@ -5,6 +5,7 @@ item and a sample of the candidates that the sources had for this viewer: the di
 sees when it answers. The sample is a hash of the request.
 """
 
+from collections import OrderedDict
 from typing import Final
 
 import numpy as np
@@ -19,6 +20,7 @@ from serving.pipeline import Pipeline
 from serving.query import Query
 from serving.request import Request
 
+_REMEMBERED: Final = 100_000  # clicks whose list further labels may join
 _OTHERS: Final = 5  # candidates beside the clicked item
 
 
@@ -28,10 +30,21 @@ class ClickLists:
     def __init__(self, pipeline: Pipeline) -> None:
         self._pipeline, config = pipeline, pipeline.replica.config.policy
         self._policy = Policy(config, digest(config))
+        self._lists = OrderedDict[tuple[str, str], str]()
+
+    def list_before(self, event: Engagement) -> str:
+        """The list of the viewer's last click on an item, where a later kind of label follows; else empty."""
+        if event.kind == self._pipeline.replica.features.schema.labels[0]:
+            return ""
+        return self._lists.get((str(event.user_id), str(event.item_id)), "")
 
     def list_of(self, click: Engagement, session: Session) -> Impression:
         """The list from which the item was clicked; it precedes the click."""
-        request_id = f"{click.request_id}:{click.user_id}:{click.time_ms}:{click.item_id}"
+        about = click.request_id, click.user_id, click.time_ms, click.item_id, click.kind
+        request_id = ":".join(map(str, about))
+        self._lists[str(click.user_id), str(click.item_id)] = request_id
+        if len(self._lists) > _REMEMBERED:
+            self._lists.popitem(last=False)
         request = Request(click.user_id, 1, click.surface)
         query = Query(request, session, self._policy, click.time_ms, request_id)
         catalogue = self._pipeline.replica.catalogue

@@ -104,7 +104,8 @@ class Player:
             self._engagement(event)
 
     def as_lists(self, event: Event) -> tuple[Event, ...]:
-        """The event; before a click in a log of clicks only, the list that it chooses from."""
+        """The event; in a log of clicks only, before it the list that it chooses from. A further label
+        belongs to the list of the item's click."""
         if (
             self.features.schema.shown_by != "click"
             or not isinstance(event, Engagement)
@@ -113,6 +114,9 @@ class Player:
             return (event,)
         self.advance(event.time_ms)
         self._index(event.item_id)
+        request_id = self._click_lists.list_before(event)
+        if request_id:
+            return (msgspec.structs.replace(event, request_id=request_id),)
         self.sync_popularity()
         listed = self._click_lists.list_of(event, self.session(event.user_id))
         return listed, msgspec.structs.replace(event, request_id=listed.request_id)
@@ -218,7 +222,7 @@ class Player:
         """Catalogue index; an item that was never published is added without fields."""
         index = self.replica.catalogue.index_of(item_id)
         if index is None:
-            self.replica.apply_item(Item(time_ms=self.now_ms, item_id=item_id), 0)
+            self.replica.apply_item(Item(time_ms=0, item_id=item_id), 0)
             index = self.replica.catalogue.index_of(item_id)
             assert index is not None
         return index

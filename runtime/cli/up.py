@@ -22,7 +22,7 @@ from recsys.events.field_schema import CATEGORICAL
 from recsys.features.feature_set_file import feature_set, write_feature_set
 from recsys.observability.log_lines import log_to_file
 from recsys.observability.span_export import check_installed
-from recsys.process.part_process import run_folder
+from recsys.process.part_process import run_folder, write_atomically
 from runtime.cli.common import ConfigOption, StateOverride, exit_on, fail
 from runtime.parts.haproxy_config import check_doors
 from runtime.reports.status_table import exposure_warning, parts_table
@@ -36,6 +36,7 @@ from runtime.supervision.run_file import Running
 from runtime.supervision.supervisor import Change
 from runtime.supervision.supervisor_loop import Runner
 
+APP_FILE: Final = "app.yaml"  # in the state folder: the definition that it was started with
 _READY_S: Final = 240.0  # timeout of --detach for all parts to get ready
 
 
@@ -48,11 +49,15 @@ def up(
     detach: Annotated[bool, Option(help="Return when all parts are ready.")] = False,
     viewers: Annotated[float, Option(help="Simulated viewers' requests per second.")] = 0.0,
     only: Annotated[str, Option(help="Only these parts (a,b) and dependencies.")] = "",
-    app: Annotated[Path | None, Option(help="Definition of the app of a new state folder.")] = None,
+    app: Annotated[
+        Path | None, Option(help="Definition of the app; kept in the state folder.")
+    ] = None,
 ) -> None:
     """Starts and supervises all parts. Ctrl-C or `recsys down` stops the system."""
     with exit_on(ValueError):
-        definition = None if app is None else read_app(app)
+        stored = (state or Path(load(config).state)) / APP_FILE
+        file = stored if app is None and stored.exists() else app
+        definition = None if file is None else read_app(file)
     # The file comes before the definition, as in a replay.
     settings = load(config) if definition is None else load(config, definition.config)
     if state is not None:
@@ -63,6 +68,8 @@ def up(
     if definition is not None:
         with exit_on(ValueError):
             write_feature_set(settings, definition.feature_set(settings.model.features))
+            if file is not None and file != stored:
+                write_atomically(stored, file.read_bytes())
     names = [name for name in only.split(",") if name]
     raise typer.Exit(start(settings, detach=detach, viewers=viewers, only=names))
 

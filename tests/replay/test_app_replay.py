@@ -111,6 +111,19 @@ def test_a_log_without_a_definition_needs_a_dataset_file(tmp_path: Path) -> None
         open_dataset(folder_of(tmp_path / "news", slates()))
 
 
+def test_a_purchase_belongs_to_the_list_of_its_click(tmp_path: Path) -> None:
+    lines = clicks()
+    bought = [dict(line, kind="buy2", time_ms=line["time_ms"] + 1) for line in lines[-20::2]]
+    bought.append(dict(lines[-1], kind="buy2", item_id="v3", time_ms=START_MS + 10**6))
+    lines = sorted(lines + bought, key=lambda line: int(line["time_ms"]))
+    text = SHOP.replace("{buy: positive}", "{buy: positive, buy2: positive}")
+    predictions = run(folder_of(tmp_path / "shop", lines), text).predictions
+    both = np.asarray(predictions.labels["buy"]) & np.asarray(predictions.labels["buy2"])
+    assert both.sum() == 10 and np.asarray(predictions.labels["buy2"]).sum() == 11
+    requests = np.unique(np.asarray(predictions.request_id))
+    assert len(requests) == 81  # only the purchase without a click has one of its own
+
+
 def test_a_click_is_learned_as_the_choice_from_candidates(tmp_path: Path) -> None:
     folder = folder_of(tmp_path / "shop", clicks())
     replayed, again = run(folder, SHOP), run(folder, SHOP)
