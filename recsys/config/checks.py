@@ -22,7 +22,6 @@ class Section:
     """Base of the configuration's dataclasses: checks the limits of their fields."""
 
     section = ""
-    removed = tuple[str, ...]()  # keys of older versions: read, without effect
 
     def section_name(self) -> str:
         return self.section

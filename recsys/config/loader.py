@@ -6,11 +6,9 @@
     log: {url: "kafka://broker:9092"}
 
 and ``RECSYS__LOG__URL=kafka://broker:9092`` in the environment overrides both. The types are the dataclasses
-of ``recsys.config.system_config``; an unknown key is an error that names its position and the known keys;
-a key of older versions is a warning.
+of ``recsys.config.system_config``; an unknown key is an error that names its position and the known keys.
 """
 
-import logging
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import fields, is_dataclass
@@ -23,7 +21,6 @@ from recsys.config.system_config import RUNS, Config
 from recsys.config.yaml_with_lines import YamlError, YamlWithLines
 
 PREFIX = "RECSYS__"
-_LOG = logging.getLogger(__name__)
 KeyPath = tuple[str, ...]  # e.g. ("log", "url")
 
 
@@ -106,9 +103,6 @@ def _lay(
     types = get_type_hints(kind) if is_dataclass(kind) else {}
     for key, value in changes.items():
         path = (*above, str(key))
-        if key in getattr(kind, "removed", ()):
-            _LOG.warning("%s: %s has no effect any more: remove it", position(path), ".".join(path))
-            continue
         if types and key not in types:
             raise _unknown(position(path), path, types)
         inner = types[key] if types else get_args(kind)[1]

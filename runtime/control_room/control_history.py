@@ -16,6 +16,7 @@ from recsys.events.control_records import (
     Experiments,
     Live,
     OperatorRequest,
+    Reaction,
 )
 from recsys.events.records import CONTROL, DEAD_LETTERS, unpack
 from recsys.log.protocol import Log, LogLost, newest_first
@@ -35,6 +36,7 @@ class ControlHistory:
         self.lifecycle = Lifecycle()
         self.decisions: deque[dict[str, Any]] = deque(maxlen=MAX_RECORDS)
         self.alarms: deque[dict[str, Any]] = deque(maxlen=MAX_RECORDS)
+        self.reaction: dict[str, Any] | None = None
         self.revisions: deque[Experiments] = deque(maxlen=1_000)
         self.unreadable = 0
 
@@ -54,6 +56,8 @@ class ControlHistory:
             self.decisions.append(_values(offset, record))
         elif isinstance(record, Alarm):
             self.alarms.append(_values(offset, record))
+        elif isinstance(record, Reaction):
+            self.reaction = _values(offset, record)
         elif isinstance(record, Experiments):
             self.revisions.append(record)
 
@@ -69,6 +73,7 @@ class ControlHistory:
             ][:MAX_RECORDS],
             "decisions": list(reversed(self.decisions)),
             "alarms": list(reversed(self.alarms)),
+            "reaction": self.reaction,
         }
 
 

@@ -48,7 +48,7 @@ PANELS: dict[str, Any] = {
     "running": True, "feed": "", "served": {"line": "main", "epoch": 2, "step": 1_234}, "cut": None,
     "lost": {}, "letters": [], "experiments": [], "quarantined": ["a0", "a1"],
     "parts": [{"name": name, "state": "ready", "failure": ""} for name in PARTS],
-    "control": {"live": None, "candidates": [], "decisions": [], "alarms": []},
+    "control": {"live": None, "candidates": [], "decisions": [], "alarms": [], "reaction": None},
 }  # fmt: skip
 
 

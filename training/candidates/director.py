@@ -1,7 +1,8 @@
 """The director: the one part that moves the live pointer, and that keeps the snapshots for rollbacks.
 
-It also appends the revisions of the experiments and drift alarms, and swaps in epochs that unlearned users.
-A line goes back to a snapshot at most, so the log keeps the examples from the oldest kept snapshot on.
+It also appends the revisions of the experiments and drift alarms with the reactions to them, and swaps in
+epochs that unlearned users. A line goes back
+to a snapshot at most, so the log keeps the examples from the oldest kept snapshot on.
 """
 
 import logging
@@ -16,7 +17,7 @@ from experiments.statistics.readout import BROKEN, HARM
 from parameter_server.storage import snapshots
 from recsys.clock import wall_ms
 from recsys.config.system_config import Config
-from recsys.events.control_records import Alarm, Control, Decision, Erasure, Live
+from recsys.events.control_records import Control, Decision, Erasure, Live, Reaction
 from recsys.events.records import CONTROL, EXAMPLES, STEPS, Step, pack, unpack
 from recsys.features.feature_set_file import feature_set
 from recsys.log.protocol import Append, Log, LogLost, LogUnavailable, newest_first
@@ -27,6 +28,7 @@ from training.candidates import rollback_impact
 from training.candidates.promoter import Promoter
 from training.candidates.space_keeper import SpaceKeeper
 from training.deletion.live_unlearning import UnlearningDirector
+from training.drift.offline_command import OfflineCommand
 from training.drift.watch import DriftWatch
 from training.lines.control import append_live_record, live_epochs
 from training.lines.line import MAIN
@@ -65,7 +67,8 @@ class Director:
         self.promoter = Promoter(log, config, features, clock)
         self.unlearning = UnlearningDirector(log, config, clock)
         self.drift = DriftWatch(log, config, features)
-        self._unsent: list[Alarm] = []  # that aren't appended yet
+        self.offline = OfflineCommand(config.drift.offline_command)
+        self._unsent: list[Control] = []  # drift records that aren't appended yet
         self._state = Path(config.state)
         self._folder = self._state / "snapshots"
         self._open = open_again
@@ -175,15 +178,17 @@ class Director:
         return decided and decided + self._fold()
 
     def _watch_drift(self) -> int:
-        """Appends drift alarms."""
+        """Appends drift records, and starts the offline job if a reaction asks for it."""
         self._unsent += self.drift.turn(self._clock())
-        alarms = list(self._unsent)
-        if alarms:
-            self._log.append(CONTROL, [Append(0, b"", pack(alarm)) for alarm in alarms])
+        records = list(self._unsent)
+        if records:
+            self._log.append(CONTROL, [Append(0, b"", pack(record)) for record in records])
             self._unsent.clear()
-        for alarm in alarms:
-            _LOG.info("drift: %s", alarm)
-        return len(alarms) and len(alarms) + self._fold()
+        for record in records:
+            _LOG.info("drift: %s", record)
+            if isinstance(record, Reaction) and record.offline:
+                self.offline.start()
+        return len(records) and len(records) + self._fold()
 
     def _keep(self) -> None:
         """Removes old snapshots, then holds the log from the oldest one left."""
@@ -280,13 +285,18 @@ def run(config: Config, stop: Stop) -> None:
             _LOG.warning("log unavailable, trying again: %s", error)
             beat.add("retries")
         log.wait(CONTROL, 0.2)
+    director.offline.close()
     log.close()
 
 
 def report(director: Director, beat: Heartbeat) -> None:
-    """Reports counts since this director began, and experiments that ended by themselves."""
-    experiments = director.experiments
+    """Reports counts since this director began, the newest reaction, and experiments that ended by
+    themselves."""
+    reaction, experiments = director.drift.reaction, director.experiments
     beat.gauge("alarms", director.drift.alarms)
+    beat.gauge("rate", reaction.rate)
+    beat.gauge("publish_every", reaction.publish_every)
+    beat.gauge("offline_runs", float(director.offline.runs))
     beat.gauge("experiments_broken", experiments.stopped_for(BROKEN))
     beat.gauge("experiments_harmed", experiments.stopped_for(HARM))
     beat.gauge("snapshots_removed", director.removed)

@@ -27,6 +27,8 @@ class Sequencer:
         self.config = config
         self.line, self.epoch, self.digest = line, epoch, digest
         self.step = step
+        self.gathered = 1  # steps whose rows are published together, with the last of them
+        self.rate = 1.0  # factor of the configured learning rates
         self.offsets = dict(offsets or {})  # where the next step begins, by partition
         # Of each example: arrival, partition, offset, closed_ms.
         self._waiting: deque[tuple[int, int, int, int]] = deque()
@@ -59,6 +61,8 @@ class Sequencer:
             lanes=self.config.lanes,
             time_ms=max(closed_ms for *_, closed_ms in taken),
             config=self.digest,
+            held=self.step % self.gathered != 0,
+            rate=self.rate,
         )
 
     def _ranges(self, places: Iterable[tuple[int, int]]) -> list[Range]:

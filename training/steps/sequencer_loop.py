@@ -2,7 +2,8 @@
 
 Its last records say where the next step begins. When ``control`` makes another epoch live, it writes the
 steps that this epoch learns again, and continues in it: after an epoch's first record none of an earlier
-epoch follows. This process also writes the ticks of ``events``.
+epoch follows. A reaction to drift becomes part of the next step's record. This process also writes the ticks
+of ``events``.
 """
 
 import logging
@@ -15,6 +16,7 @@ import msgspec
 from msgspec.structs import replace
 
 from experiments.promotion.epoch_model import config_at
+from parameter_server.shard.lanes import MAX_RATE
 from recsys.clock import wall_ms
 from recsys.config.system_config import Config
 from recsys.events.records import EXAMPLES, STEPS, Step, pack, unpack
@@ -96,7 +98,10 @@ class SequencerLoop(RetryLoop):
         control = self._control
         if control.turn() and control.live_epoch(self._line, self._epoch) != self._epoch:
             self._restore()
-        sequencer = self._sequencer
+        # The next step is learned and published by the newest reaction; invalid values mean the default.
+        reaction, sequencer = control.reaction, self._sequencer
+        sequencer.rate = reaction.rate if 0 < reaction.rate <= MAX_RATE else 1.0
+        sequencer.gathered = max(1, reaction.publish_every)
         if self.waiting < _WAITING * self._config.step.examples:
             for partition, record in self._consumer.poll(_READ):
                 closed_ms = self._closed_ms(record.value)

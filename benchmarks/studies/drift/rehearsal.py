@@ -141,7 +141,6 @@ class RehearsingSequencer(Sequencer):
     def __init__(self, rehearsal: Rehearsal, config: StepConfig, **options: Any) -> None:
         super().__init__(config, **options)
         self._rehearsal = rehearsal
-        self.rate = 1.0  # factor of the configured learning rates
 
     def arrived(self, partition: int, offset: int, closed_ms: int, now_ms: int) -> None:
         super().arrived(partition, offset, closed_ms, now_ms)
@@ -152,8 +151,7 @@ class RehearsingSequencer(Sequencer):
         if step is None:
             return None
         drawn = rehearsal.draw(step.step, step.examples)
-        weight = rehearsal.config.weight
-        return replace(step, rehearsed=drawn, rehearsed_weight=weight, rate=self.rate)
+        return replace(step, rehearsed=drawn, rehearsed_weight=rehearsal.config.weight)
 
 
 @dataclass(frozen=True)

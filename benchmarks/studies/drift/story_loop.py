@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.harness.answering_player import AnsweringPlayer
-from benchmarks.studies.drift.rehearsal import ForgettingConfig, RehearsingSequencer
+from benchmarks.studies.drift.rehearsal import ForgettingConfig
 from benchmarks.studies.drift.study_forgetting import RehearsedLoop
 from benchmarks.studies.drift.world_scenarios import (
     ABA,
@@ -29,10 +29,12 @@ from benchmarks.studies.drift.world_scenarios import (
     Viral,
 )
 from parameter_server.publish.deltas import StepDelta
+from recsys.config.part_configs import DriftConfig
 from recsys.config.system_config import Config, JoinConfig, LogConfig, ModelConfig, StepConfig
+from recsys.events.control_records import Alarm
 from recsys.events.event_types import Event
 from recsys.events.hashing import key_of, uniform
-from recsys.events.records import DELTAS, pack
+from recsys.events.records import DELTAS, Delta, pack
 from recsys.features.feature_set import FeatureSet
 from recsys.features.feature_set_file import FEED_SCHEMA
 from recsys.log.protocol import Append
@@ -40,7 +42,10 @@ from recsys.model.prediction_metrics import auc
 from replay.simulation.world import Request as Visit
 from serving.ranking.scoring import probabilities
 from serving.request import Request
+from training.drift.monitors import LOSS
+from training.drift.reaction import ReactionPolicy
 from training.drift.watch import DriftWatch
+from training.steps.sequencer import Sequencer
 
 DAY_MS: Final = 8_100_000
 SAME_DAYS: Final = 2.0  # until then all stories are one
@@ -50,8 +55,6 @@ _PEOPLE, _ITEMS, _PUBLISHED = 150, 300, 48  # items a day
 _PROBED, _EACH = 40, 25  # people of a probe, and items of each
 _NETWORKS: Final = 50
 _LEAST_MS: Final = 600_000  # of a judged span
-_STEP_CHANGE: Final = 1.05  # relative change of the rate from which on it is set again
-_RATE_EXAMPLES: Final = 8_000  # half-life of a raised rate
 PLAIN, REACTS, REHEARSES = "plain", "reacts", "rehearses"
 # Rates of arms that react when the world changes, and not to alarms.
 ORACLES: Final = {"told": 3.0, "told, mild": 1.5}
@@ -112,29 +115,6 @@ def config_of(seed: int, step_examples: int) -> Config:
     )
 
 
-class RaisedRate:
-    """A rate raised ``most`` times at an alarm, which then falls as examples come: as the system once had it
-    (docs/decisions/no-reaction-to-drift.md). ``rate``: the factor of the next step."""
-
-    def __init__(self, most: float = 3.0) -> None:
-        self.rate, self._most = 1.0, most
-        self._rate = self._set_to = 1.0
-
-    def step(self, alarmed: bool, examples: float) -> None:
-        """Takes a step of this many examples."""
-        if alarmed:
-            self._rate = self._most
-        else:
-            self._rate = 1.0 + (self._rate - 1.0) * 0.5 ** (examples / _RATE_EXAMPLES)
-        if self._rate < _STEP_CHANGE:
-            self._rate = 1.0
-        ratio = self._rate / self._set_to
-        if ratio == 1.0 or (1 / _STEP_CHANGE < ratio < _STEP_CHANGE and self._rate > 1.0):
-            return
-        self._set_to = self._rate
-        self.rate = round(self._rate, 3)
-
-
 class ReactingLoop(RehearsedLoop):
     """Loop that watches itself as the director does. ``reacts``: whether alarms act on its steps;
     ``hears``: whether those of its own monitors do."""
@@ -145,28 +125,33 @@ class ReactingLoop(RehearsedLoop):
         forgetting = ForgettingConfig(window_ms=cohort_ms, kept=256)
         super().__init__(features, config, forgetting, False)
         self.drift = DriftWatch(self.log, config, features)
-        self.policy = RaisedRate()
+        self.policy = ReactionPolicy(DriftConfig())
         self.found: list[tuple[int, str, str]] = []  # alarms
         self.rates: list[float] = []  # of the steps
-        self._pending = False  # an alarm
+        self._pending: list[Alarm] = []
+        self._published: list[Delta] = []
 
-    def tell(self) -> None:
+    def tell(self, now_ms: int) -> None:
         """An alarm by one who knows that the world has changed."""
-        self._pending = True
+        numbers = {"expected": 0.0, "found": 0.0, "scale": 1.0}
+        self._pending.append(
+            Alarm(kind=LOSS, what="told", at_ms=now_ms, step=0, detector="oracle", **numbers)
+        )
 
     def advance(self, now_ms: int) -> list[StepDelta]:
         deltas = super().advance(now_ms)
-        records = self.drift.turn(now_ms) if deltas else []
+        records = [r for r in self.drift.turn(now_ms) if isinstance(r, Alarm)] if deltas else []
         self.found += [(r.at_ms, r.kind, r.what) for r in records]
         if not self.reacts:
             return deltas
-        self._pending |= self.hears and bool(records)
+        self._pending += records if self.hears else []
         for delta in deltas:
-            self.policy.step(self._pending, delta.metrics.get("examples", 0.0))
-            self._pending = False
-            self.rates.append(self.policy.rate)
-        assert isinstance(self.sequencer, RehearsingSequencer)
-        self.sequencer.rate = self.policy.rate
+            self.policy.step(self._pending, delta.metrics.get("examples", 0.0), delta.time_ms)
+            self._pending = []
+            self.rates.append(self.policy.reaction.rate)
+        assert isinstance(self.sequencer, Sequencer)
+        self.sequencer.rate = self.policy.reaction.rate
+        self.sequencer.gathered = self.policy.reaction.publish_every
         return deltas
 
     def _assembled(self) -> list[StepDelta]:
@@ -221,13 +206,13 @@ class StoryLoop:
         """Goes on as an arm of the study."""
         self.loop.reacts = arm == REACTS or arm in ORACLES
         self.loop.hears = arm not in ORACLES
-        self.loop.policy = RaisedRate(ORACLES.get(arm, 3.0))
+        self.loop.policy = ReactionPolicy(DriftConfig(most_rate=ORACLES.get(arm, 3.0)))
         self.loop.rehearses = arm == REHEARSES
 
-    def tell(self, arm: str) -> None:
+    def tell(self, arm: str, now_ms: int) -> None:
         """Tells an oracle's arm of a change."""
         if arm in ORACLES:
-            self.loop.tell()
+            self.loop.tell(now_ms)
 
     def run(self, from_ms: int, until_ms: int) -> None:
         """Plays everything in [from_ms, until_ms), with probes every ten minutes."""

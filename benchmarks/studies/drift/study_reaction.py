@@ -61,7 +61,7 @@ def _rest(loop: StoryLoop, name: str, arm: str, from_ms: int) -> dict[str, Any]:
     loop.begin(arm)
     loop.run(from_ms, times[0])
     for change_ms, until_ms in pairwise(times):
-        loop.tell(arm)
+        loop.tell(arm, change_ms)
         loop.run(change_ms, until_ms)
     return {
         "spans": figures(loop, story), "alarms_before": before,

@@ -10,8 +10,10 @@ from parameter_server.rpc.protocol import exchange_frame, read_exchange
 from parameter_server.shard.lanes import LaneGradients, StepSum
 from parameter_server.shard.shard import Shard
 from parameter_server.table.table import table_seed
+from recsys.config.system_config import StepConfig
 from recsys.events.records import Delta, pack
 from tests.support.small_line import DENSE, LANES, TABLES, keys_of, lane_of, time_of, toy_spec
+from training.steps.sequencer import Sequencer
 
 STEPS = 41
 
@@ -101,3 +103,15 @@ def test_it_is_part_of_the_step_wherever_that_is_written_down() -> None:
     assert lanes[0].held
     total = StepSum(3, 4, {}, None, {}, {}, True)
     assert StepSum.decode(total.encode()) == total
+
+
+def test_a_sequencer_holds_back_as_it_is_told_and_by_default_never() -> None:
+    sequencer = Sequencer(StepConfig(examples=1), line="main", epoch=0, digest="")
+    held = []
+    for n in range(12):
+        sequencer.gathered = 1 if n < 4 else 4
+        sequencer.arrived(0, n, n, n)
+        step = sequencer.cut(n)
+        assert step is not None
+        held.append(step.held)
+    assert held == [False] * 4 + [True, True, True, False] * 2

@@ -164,18 +164,3 @@ def test_a_table_is_set_by_its_own_path_and_the_others_keep_the_models(tmp_path:
 def test_a_table_that_cannot_be_is_refused_by_its_key(tmp_path: Path, said: str) -> None:
     with pytest.raises(ConfigError, match=f"model.tables.*{said.partition(':')[0]}"):
         load(written(tmp_path, f"model: {{tables: {{items: {{{said}}}}}}}\n"))
-
-
-def test_a_key_of_an_older_version_is_read_without_effect(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    text = "drift:\n  watch: false\n  react: true\n  most_rate: 2\n"
-    monkeypatch.setenv("RECSYS__DRIFT__OFFLINE_COMMAND", "recsys offline")
-    config = load(written(tmp_path, text))
-    assert not config.drift.watch and not hasattr(config.drift, "react")
-    assert "mine.yaml:3: drift.react has no effect" in caplog.text
-    assert "RECSYS__DRIFT__OFFLINE_COMMAND: drift.offline_command has no effect" in caplog.text
-    stored = {"drift": {"react": True, "calm_examples": 9, "watch": False}}
-    assert not msgspec.convert(stored, Config).drift.watch  # as in a state folder
-    with pytest.raises(ConfigError, match="no drift.reacts"):
-        load(written(tmp_path, "drift: {reacts: true}"))

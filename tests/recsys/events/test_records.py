@@ -115,7 +115,7 @@ def test_fields_that_old_records_lack_are_empty_but_for_these() -> None:
     }
     assert {name: default for name, default in defaults.items() if default} == {
         "Candidate.learns": True, "ExperimentState.state": "running", "Experiments.answers": -1,
-        "Unlearning.state": "asked",
+        "Unlearning.state": "asked", "Reaction.rate": 1.0, "Reaction.publish_every": 1,
         "Stamp.line": "main", "ServedItem.propensity": 1.0, "Item.v": 1, "User.v": 1,
         "Impression.surface": "feed", "Impression.v": 1, "Engagement.surface": "feed",
         "Engagement.v": 1, "Preference.v": 1, "TrainingExample.kept": 1.0, "Example.kept": 1.0,

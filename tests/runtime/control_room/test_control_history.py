@@ -56,7 +56,7 @@ def test_it_reads_on_and_tells_the_newest_first() -> None:
             scale=0.1,
             detector="adwin",
         ),
-        Reaction(),
+        Reaction(rate=2.0, because=["loss like"]),
         Experiments(revision=3),
     )
     story.turn()
@@ -65,7 +65,7 @@ def test_it_reads_on_and_tells_the_newest_first() -> None:
     assert found["decisions"][0]["evidence"] == {"auc": 0.01} and found["decisions"][0]["at"] == 2
     [candidate] = found["candidates"]
     assert (candidate["stage"], candidate["share"], candidate["why"]) == ("canary", 0.05, "better")
-    assert found["alarms"][0]["found"] == 0.7
+    assert found["alarms"][0]["found"] == 0.7 and found["reaction"]["rate"] == 2.0
     assert [its.revision for its in story.revisions] == [3]
 
 

@@ -1,13 +1,16 @@
 """From the deltas of a line to what the director says of drift, and from that to the next step's record."""
 
+import logging
+import sys
+import time
 from dataclasses import replace
 
-import msgspec
 import numpy as np
 import pytest
 from msgspec import structs
 
 from experiments.promotion.lifecycle import Lifecycle
+from parameter_server.shard.lanes import MAX_RATE
 from recsys.config.part_configs import DriftConfig
 from recsys.events.control_records import Alarm, Control, Live, Reaction
 from recsys.events.event_types import FeatureBlock
@@ -19,9 +22,10 @@ from tests.support.learning_loops import Clock, FlakyLog, everything, sequence
 from tests.support.small_feed import FEATURES, append_examples, example, toy_config, toy_log
 from training.candidates.director import Director, report
 from training.drift import watch as drift_watch
+from training.drift.offline_command import OfflineCommand
 from training.drift.watch import DriftWatch, SampledFeatures, is_steady
 
-WATCHES = DriftConfig()
+REACTS = DriftConfig(react=True, calm_examples=128 * 90, most_gathered=4)
 CALM, BLOCK = 85, 128  # steps that warm the monitors up, each a block
 
 
@@ -44,11 +48,11 @@ def replace_part(delta: Delta) -> Delta:
     return structs.replace(delta, part=1, metrics={})
 
 
-def config_of(tmp_path, rules: DriftConfig = WATCHES):
+def config_of(tmp_path, rules: DriftConfig = REACTS):
     return replace(toy_config(str(tmp_path)), drift=rules)
 
 
-def director(log, tmp_path, rules: DriftConfig = WATCHES) -> Director:
+def director(log, tmp_path, rules: DriftConfig = REACTS) -> Director:
     its = Director(log, config_of(tmp_path, rules), lambda: 0)
     its.turn()
     return its
@@ -66,57 +70,88 @@ def next_step(log, loop, clock) -> Step:
     return everything(log, STEPS, Step)[0][-1]
 
 
-def test_an_alarm_is_a_record_and_the_next_steps_are_learned_as_usual(tmp_path) -> None:
+def test_an_alarm_becomes_a_reaction_and_that_the_next_step_s_rate(tmp_path) -> None:
     log, clock = toy_log(), Clock()
     its, loop = director(log, tmp_path), sequence(log, clock)
     steps(log, 1, CALM)
     its.turn()
-    assert said(log, Alarm) == []
+    assert said(log, Alarm | Reaction) == [] and next_step(log, loop, clock).rate == 1.0
     steps(log, CALM + 1, 8, loss=1.2)
     its.turn()
-    alarms = said(log, Alarm)
+    alarms, reactions = said(log, Alarm), said(log, Reaction)
     assert {alarm.kind for alarm in alarms} == {"loss"} and alarms[0].found > 1.0
     assert alarms[0].expected == pytest.approx(0.6, abs=0.02) and alarms[0].step > CALM
-    step = next_step(log, loop, clock)
-    assert (step.rate, step.held) == (1.0, False) and its.drift.alarms == len(alarms)
+    assert (reactions[0].rate, reactions[0].publish_every, reactions[0].offline) == (3.0, 1, True)
+    assert reactions[0].because[0].startswith("loss ")
+    assert said(log, Alarm | Reaction).index(reactions[0]) > 0  # first why, then what
+    assert next_step(log, loop, clock).rate == reactions[-1].rate > 1.0
+    assert next_step(log, sequence(log, clock), clock).rate == reactions[-1].rate  # another one
+    steps(log, CALM + 9, 400)
+    its.turn()
+    assert said(log, Reaction)[-1].rate == next_step(log, loop, clock).rate == 1.0
 
 
-def test_another_director_warms_up_again(tmp_path) -> None:
+def test_a_stationary_stream_gathers_and_an_alarm_ends_that_at_once(tmp_path) -> None:
+    log, clock = toy_log(), Clock()
+    its, loop = director(log, tmp_path), sequence(log, clock)
+    steps(log, 1, 300)
+    its.turn()
+    assert [r.publish_every for r in said(log, Reaction)] == [2, 4]
+    held = [next_step(log, loop, clock).held for _ in range(8)]
+    assert held.count(False) == 2 and held.count(True) == 6
+    steps(log, 301, 8, loss=1.2)
+    its.turn()
+    assert said(log, Reaction)[2].publish_every == 1
+    assert not any(next_step(log, loop, clock).held for _ in range(5))
+
+
+def test_another_director_goes_on_from_the_newest_reaction_and_warms_up_again(tmp_path) -> None:
     log = toy_log()
     first = director(log, tmp_path)
     steps(log, 1, CALM)
     steps(log, CALM + 1, 8, loss=1.2)
     first.turn()
-    before = len(said(log, Alarm))
+    before = len(said(log, Alarm)), said(log, Reaction)
     again = director(log, tmp_path)
-    assert again.drift.alarms == 0
+    assert again.drift.reaction == before[1][-1] and again.drift.alarms == 0
     steps(log, CALM + 9, 30, loss=2.4)
     again.turn()
-    assert len(said(log, Alarm)) == before
-    steps(log, CALM + 39, 60, loss=2.4)
+    assert len(said(log, Alarm)) == before[0]  # nothing is told during warm-up …
+    rates = [r.rate for r in said(log, Reaction)]
+    assert rates[-1] < before[1][-1].rate and rates[len(before[1]) :] == sorted(
+        rates[len(before[1]) :], reverse=True
+    )
+    steps(log, CALM + 39, 60, loss=2.4)  # … nor is the offline job asked for twice in six hours
     steps(log, CALM + 99, 8, loss=4.0)
     again.turn()
-    assert len(said(log, Alarm)) > before
+    assert len(said(log, Alarm)) > before[0] and sum(r.offline for r in said(log, Reaction)) == 1
 
 
-def test_what_an_older_version_reacted_has_no_effect(tmp_path) -> None:
-    log, clock = toy_log(), Clock()
-    old = msgspec.msgpack.encode({"type": "reaction", "rate": 2.5, "publish_every": 4})
-    log.append(CONTROL, [Append(0, b"", old)])
-    assert said(log, Reaction) == [Reaction()] and not Lifecycle().fold(Reaction())
-    its, loop = director(log, tmp_path), sequence(log, clock)
-    found = [next_step(log, loop, clock) for _ in range(3)]
-    assert [(step.rate, step.held) for step in found] == [(1.0, False)] * 3
-    assert its.turn() == 0 and len(said(log, Reaction)) == 1
-
-
-def test_a_line_that_isn_t_watched_raises_no_alarm(tmp_path) -> None:
+def test_where_reactions_are_off_alarms_are_told_alone_and_what_stood_is_taken_back(
+    tmp_path,
+) -> None:
     log = toy_log()
-    off = director(log, tmp_path, DriftConfig(watch=False))
+    log.append(CONTROL, [Append(0, b"", pack(Reaction(rate=2.5, publish_every=4)))])
+    its = director(log, tmp_path, DriftConfig())
+    assert [(r.rate, r.publish_every) for r in said(log, Reaction)] == [(2.5, 4), (1.0, 1)]
     steps(log, 1, CALM)
-    steps(log, CALM + 1, 8, loss=1.5)
+    steps(log, CALM + 1, 8, loss=1.2)
+    its.turn()
+    assert said(log, Alarm) and len(said(log, Reaction)) == 2
+    assert len(said(log, Reaction)) == 2 and director(log, tmp_path, DriftConfig()).turn() == 0
+    off = director(log, tmp_path, DriftConfig(watch=False))
+    before = len(said(log, Alarm))
+    steps(log, 101, CALM + 8)
+    steps(log, 202, 8, loss=1.5)
     off.turn()
-    assert said(log, Alarm) == []
+    assert len(said(log, Alarm)) == before
+
+
+def test_a_lowered_bound_holds_for_what_stands_already(tmp_path) -> None:
+    log = toy_log()
+    log.append(CONTROL, [Append(0, b"", pack(Reaction(rate=3.0, publish_every=8)))])
+    its = director(log, tmp_path, DriftConfig(react=True, most_rate=2.0, most_gathered=4))
+    assert (its.drift.reaction.rate, its.drift.reaction.publish_every) == (2.0, 4)
 
 
 def test_other_lines_repeated_steps_and_what_is_no_number_are_passed_over(tmp_path) -> None:
@@ -155,7 +190,7 @@ def test_what_the_log_did_not_take_is_told_when_it_does(tmp_path) -> None:
         its.turn()
     assert said(log, Alarm) == []
     its.turn()
-    assert said(log, Alarm)
+    assert said(log, Alarm) and said(log, Reaction)[0].rate == 3.0
 
 
 def test_deltas_that_were_trimmed_are_passed_over(tmp_path) -> None:
@@ -167,17 +202,28 @@ def test_deltas_that_were_trimmed_are_passed_over(tmp_path) -> None:
     assert its.drift.learned.step == 10
 
 
-def test_whoever_folds_control_passes_alarms_over() -> None:
+def test_whoever_folds_control_passes_alarms_and_reactions_over() -> None:
     alarm = Alarm(
         kind="loss", what="like", at_ms=1, step=2, expected=0.5, found=0.7, scale=0.1, detector="x"
     )
-    assert not Lifecycle().fold(alarm)
+    assert not Lifecycle().fold(alarm) and not Lifecycle().fold(Reaction(rate=2.0))
+
+
+@pytest.mark.parametrize("rate", [0.0, -1.0, MAX_RATE + 1, float("nan"), float("inf")])
+def test_a_reaction_that_makes_no_sense_is_none(rate: float) -> None:
+    log, clock = toy_log(), Clock()
+    log.append(CONTROL, [Append(0, b"", pack(Reaction(rate=rate, publish_every=-3)))])
+    step = next_step(log, sequence(log, clock), clock)
+    assert (step.rate, step.held) == (1.0, False)
 
 
 def test_the_heartbeat_says_how_things_are(tmp_path) -> None:
-    beat = Heartbeat("director")
-    report(director(toy_log(), tmp_path), beat)
-    assert beat.now().gauges["alarms"] == 0
+    log, beat = toy_log(), Heartbeat("director")
+    log.append(CONTROL, [Append(0, b"", pack(Reaction(rate=1.5, publish_every=2)))])
+    report(director(log, tmp_path), beat)
+    gauges = beat.now().gauges
+    of_drift = {"alarms": 0, "rate": 1.5, "publish_every": 2, "offline_runs": 0}
+    assert gauges.items() >= of_drift.items()
 
 
 # --- features ---
@@ -221,3 +267,43 @@ def test_columns_that_only_grow_or_turn_are_not_watched() -> None:
 def test_a_system_of_the_usual_features_is_watched(tmp_path) -> None:
     config = config_of(tmp_path)
     assert DriftWatch(toy_log(), config, feature_set(config))._features.monitor.slots
+
+
+# --- the offline command ---
+
+
+def waits(script: str) -> str:
+    return f"{sys.executable} -S -c '{script}'"
+
+
+def until(holds) -> None:
+    deadline = time.monotonic() + 20
+    while not holds():
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+
+
+def test_the_offline_command_runs_once_at_a_time_and_its_end_is_told(tmp_path, caplog) -> None:
+    file = tmp_path / "ran"
+    its = OfflineCommand(waits(f'open("{file}", "a").write("x"); input()'))
+    assert its.start() and its.runs and not its.start()
+    with caplog.at_level(logging.INFO):
+        until(lambda: not its.runs)  # its input is at its end
+    assert file.read_text() == "x" and its.ended == [1] and "status 1" in caplog.text
+    assert its.start()
+    its.close()
+    assert not its.runs
+
+
+def test_without_a_command_or_with_one_that_is_not_there_nothing_runs() -> None:
+    assert not OfflineCommand("").start() and not OfflineCommand("/no/such/thing").start()
+
+
+def test_the_director_starts_it_where_a_reaction_says_so(tmp_path) -> None:
+    log = toy_log()
+    its = director(log, tmp_path, replace(REACTS, offline_command=waits("input()")))
+    steps(log, 1, CALM)
+    steps(log, CALM + 1, 8, loss=1.2)
+    its.turn()
+    until(lambda: not its.offline.runs)
+    assert its.offline.ended == [1]

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 
-import msgspec
 import pytest
 
 from experiments.promotion.epoch_model import with_size
@@ -237,41 +236,3 @@ def test_steps_that_nobody_can_tell_apart_say_what_to_do() -> None:
     only_missing = worker(copied(log, steps[:5] + steps[6:]), fresh_client(config), config)
     drain(only_missing)  # waits: where no record is broken, one may be on its way
     assert only_missing.step == 5
-
-
-# --- steps of older versions, which raised rates and held steps after alarms ---
-
-
-def old_log() -> MemoryLog:
-    """Steps 4 to 9 have a raised rate; 6 and 7 are published with the eighth."""
-    steps = [msgspec.msgpack.decode(step) for step in raw_steps(trained_log())]
-    for step in steps[3:9]:
-        step |= {"rate": 2.5, "held": step["step"] in (6, 7)}
-    reaction = {"type": "reaction", "rate": 2.5, "publish_every": 3, "because": ["loss like"]}
-    log = copied(trained_log(), [msgspec.msgpack.encode(step) for step in steps])
-    log.append(CONTROL, [Append(0, b"", msgspec.msgpack.encode(reaction))])
-    return log
-
-
-def test_they_are_learned_again_at_their_recorded_rates() -> None:
-    config = toy_config()
-    clients = [fresh_client(config, deltas := list[Delta]()), fresh_client(config)]
-    drain(worker(old_log(), clients[0], config))
-    log = old_log()
-    for _ in range(13):  # a new worker for each step
-        worker(log, clients[1], config).turn()
-    drain(worker(trained_log(), usual := fresh_client(config), config))
-    digests = [digest_of_shards(client.shards) for client in (*clients, usual)]
-    assert digests[0] == digests[1] != digests[2]
-    assert [delta.step for delta in deltas if not delta.dense] == [6, 7]
-
-
-def test_another_epoch_keeps_their_rates_and_new_steps_have_the_usual_one() -> None:
-    log, clock = old_log(), Clock()
-    drain(sequence(log, clock))
-    log.append(CONTROL, [Append(0, b"", pack(Live(line="main", epoch=1, since=2, of=0)))])
-    append_examples(log, [example(n) for n in range(16)])
-    drain(sequence(log, clock))
-    steps: list[Step] = [step for step in everything(log, STEPS, Step)[0] if step.epoch == 1]
-    assert [step.step for step in steps if step.rate == 2.5] == list(range(4, 10))
-    assert [step.step for step in steps if step.held] == [6, 7] and steps[-1].step > 13

@@ -71,7 +71,7 @@ def test_an_oracle_raises_the_rate_of_steps_and_the_plain_arm_does_not() -> None
         loop = StoryLoop(world, world.start_ms)
         until_ms = world.start_ms + DAY_MS // 2
         loop.begin(arm)
-        loop.tell(arm)
+        loop.tell(arm, world.start_ms)
         loop.run(world.start_ms, until_ms)
         return loop
 
