@@ -174,6 +174,7 @@ def test_options_named_alone_exist(page):
         "--submission-id",
         "--metadata-json",
     }  # of ray job submit
+    ours |= {"--sample", "--seed"}  # of make mutants
     named = {
         word.partition("=")[0]
         for span in code_of(page.read_text())

@@ -89,7 +89,6 @@ def test_fixed_slots_come_from_the_file_and_from_the_environment(
         ("log:\n", ["mine.yaml:1", "log is None", "a mapping"]),
         ("log: {partitions: 0}\n", ["mine.yaml", "log.partitions is 0", "1 to 1024"]),
         ("serve: {host: 'h:80/x'}\n", ["mine.yaml", "serve.host is 'h:80/x'", "without a port"]),
-        ("policy: {weights: {lik: 2}}\n", ["mine.yaml", "policy.weights.lik is 2.0", "'watch'"]),
         ("policy: {sources: {vectr: 2}}\n", ["mine.yaml", "policy.sources.vectr is 2", "similar"]),
         ("policy: {fixed: {100: v1}}\n", ["mine.yaml", "policy.fixed.100 is 'v1'", "0 to 99"]),
         ("policy: {fixed: {0: 7, 2: '7'}}\n", ["mine.yaml", "policy.fixed.0 is 7", "one rank"]),

@@ -199,7 +199,7 @@ def test_a_backup_of_a_running_system_goes_on_elsewhere(tmp_path: Path) -> None:
 
 def check_log(log: Log, original: Log, state: Path) -> None:
     """The copy is a prefix of the original, topics fit each other, and states fit the log."""
-    for topic in backups._TOPICS:
+    for topic in backups.TOPICS:
         for partition in range(log.partitions(topic)):
             begin, end = log.begin(topic, partition), log.end(topic, partition)
             assert BACKUP not in log.holds(topic, partition)
@@ -378,7 +378,7 @@ def test_no_derived_record_is_ahead_of_its_source(state: Path, tmp_path: Path) -
     """Each topic gets a record after each copy of one: a later copy has more of them."""
     copy_database = backups._copy_database
     with closing(SqliteLog(state / "log")) as log:
-        ends = {topic: log.end(topic, 0) for topic in backups._TOPICS}
+        ends = {topic: log.end(topic, 0) for topic in backups.TOPICS}
 
         def written(source: Path, target: Path) -> None:
             copy_database(source, target)
