@@ -114,7 +114,8 @@ def test_fields_that_old_records_lack_are_empty_but_for_these() -> None:
         if field.default is not msgspec.NODEFAULT
     }
     assert {name: default for name, default in defaults.items() if default} == {
-        "RequestInputs.source_floor": 1.0, "Candidate.learns": True, "ExperimentState.state": "running", "Experiments.answers": -1,
+        "RequestInputs.source_floor": 1.0, "Candidate.learns": True,
+        "ExperimentState.state": "running", "Experiments.answers": -1,
         "Unlearning.state": "asked", "Reaction.rate": 1.0, "Reaction.publish_every": 1,
         "Stamp.line": "main", "ServedItem.propensity": 1.0, "Item.v": 1, "User.v": 1,
         "Impression.surface": "feed", "Impression.v": 1, "Engagement.surface": "feed",
