@@ -29,6 +29,7 @@ PARTS = (
     "shadow",
     "serve",
     "control-room",
+    "counters",
 )
 SAYS = {
     "label": ("long_view", "like"), "table": ("items", "users"), "shard": ("0", "1"),
