@@ -30,6 +30,8 @@ def system(tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
     state = tmp_path_factory.mktemp("retrieval") / "state"
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RECSYS__SERVE__RETRIEVAL_SHARDS", "2")
+        patch.setenv("RECSYS__SERVE__SOURCE_FLOOR", "1")  # the shares stay as they are set
+        patch.setenv("RECSYS__POLICY__SOURCES__SIMILAR", "80")
         up = recsys("up", "--detach", "--only", "serve,session-fold", state=state)
     try:
         assert up.returncode == 0, up.stdout + up.stderr
