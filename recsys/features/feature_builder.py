@@ -15,7 +15,6 @@ from recsys.features.covisits import Covisits
 from recsys.features.feature_kernels import gather, lay, ratios
 from recsys.features.feature_set import (
     MOMENT,
-    POSITION,
     FeatureSet,
     Floats,
     Keys,
@@ -48,13 +47,20 @@ class FeatureBuilder:
         # Entities that are the same for all items, everybody's first, and entities of each item.
         same = sorted(((e.own, at) for at, e in entities if not e.right))
         self._same_at = np.array([at for _, at in same], np.int64)
-        self._each_at = np.array([at for at, e in entities if e.right], np.int64)
-        self._each = np.zeros((len(self._each_at), 5), np.int64)
-        for row, at in enumerate(self._each_at):
-            entity = features.entities[at]
-            slot = features.slot(entity.right)
-            self._each[row] = entity.own, bool(entity.left), 0, slot.start, slot.stop - slot.start
+        self._shared_lefts = [features.entities[at].left for own, at in same if not own]
+        self._own_lefts = [features.entities[at].left for own, at in same if own]
+        each = [(at, e, features.slot(e.right)) for at, e in entities if e.right]
+        self._each_at = np.array([at for at, _, _ in each], np.int64)
+        self._each_lefts = [e.left for _, e, _ in each]
+        # As ``gather`` reads them; the key that they are crossed with is the request's.
+        rows = [(e.own, e.left != "", 0, s.start, s.stop - s.start) for _, e, s in each]
+        self._each = np.array(rows, np.int64).reshape(-1, 5)
         self._compared = np.array(features.compared, np.int64)
+        self._numbers = len(entities) * len(features.numbers)  # the first column after the rates
+        self._moment = self._numbers + features.number_columns
+        self._age = self._moment + len(MOMENT)
+        self._near = self._age + features.declared.item_age
+        self._position = self._near + features.declared.near
 
     @property
     def dense_width(self) -> int:
@@ -88,16 +94,13 @@ class FeatureBuilder:
         dense = np.zeros((len(candidates), self.dense_width), np.float32)
         if dense.size:
             self._fill_dense(dense, session, user, items_NI, counters, now_ms)
-            start = len(self.features.entities) * len(self.features.numbers)
-            moment = start + self.features.number_columns
-            dense[:, start:moment] = catalogue.numbers[candidates]
-            dense[:, moment : moment + len(MOMENT)] = _moment(session, now_ms)
-            declared, age = self.features.declared, moment + len(MOMENT)
-            if declared.item_age:
-                dense[:, age] = _ages(catalogue.published_ms[candidates], now_ms)
-            if declared.near and covisits is not None:
+            dense[:, self._numbers : self._moment] = catalogue.numbers[candidates]
+            dense[:, self._moment : self._age] = _moment(session, now_ms)
+            if self.features.declared.item_age:
+                dense[:, self._age] = _ages(catalogue.published_ms[candidates], now_ms)
+            if self.features.declared.near and covisits is not None:
                 near_N = covisits.scores(items_NI[:, 0], session.history, now_ms)
-                dense[:, age + declared.item_age] = np.log1p(_NEAR * near_N)
+                dense[:, self._near] = np.log1p(_NEAR * near_N)
             if is_list:
                 self.compare(dense)
         return RequestFeatures(self.features.digest, user, items_NI, history, outcomes, dense)
@@ -115,11 +118,11 @@ class FeatureBuilder:
     def as_shown(self, features: RequestFeatures) -> RequestFeatures:
         """The features of a list with the position of each item, as they are logged and learned from: log
         positions, less their mean, so that 0 is a place in the middle."""
-        if POSITION not in self.features.dense_names or not len(features.items_NI):
+        if not self.features.declared.position or not features.dense_NF.size:
             return features
         dense = features.dense_NF.copy()
         positions = np.log1p(np.arange(len(dense)))
-        dense[:, self.features.dense_names.index(POSITION)] = positions - positions.mean()
+        dense[:, self._position] = positions - positions.mean()
         return replace(features, dense_NF=dense)
 
     def compare(self, dense: Floats) -> None:
@@ -145,14 +148,12 @@ class FeatureBuilder:
     ) -> None:
         """Writes the numbers of ``FeatureSet.entities``. Those shared by all items are computed once."""
         lefts = {CONTEXT: int(user[self._context]), PROFILE: int(user[self._profile])}
-        same = [self.features.entities[at] for at in self._same_at]
-        shared_keys = [lefts.get(e.left, GLOBAL) for e in same if not e.own]
-        own_keys = [lefts.get(e.left, USER) for e in same if e.own]
+        shared_keys = [lefts.get(left, GLOBAL) for left in self._shared_lefts]
+        own_keys = [lefts.get(left, USER) for left in self._own_lefts]
         shared = counters.read(np.array([GLOBAL, *shared_keys], np.int64), now_ms)
         own = session.counters.read(np.array(own_keys, np.int64), now_ms)
         each = self._each.copy()
-        for row, at in enumerate(self._each_at):
-            each[row, 2] = lefts.get(self.features.entities[at].left, 0)
+        each[:, 2] = [lefts.get(left, 0) for left in self._each_lefts]
         sums = np.zeros((len(items_NI), len(each), counters.columns), np.float32)
         gather(
             *counters.arrays, *session.counters.arrays, counters.half_lives_ms,
