@@ -112,8 +112,7 @@ class FeatureReplay:
         keys_I = self._keys_of(event.item_id)
         self._sessions[str(event.user_id)].fold_engagement(logged, keys_I)
         self._counters.engagement(logged, keys_I)
-        self._covisits.add(self._counters.visits.take())
-        self._covisits.remove(self._covisits.surplus())
+        self._covisits.add_within_limit(self._counters.visits.take())
         return logged
 
     def _keys_of(self, item_id: Id) -> Keys:

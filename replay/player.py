@@ -136,8 +136,7 @@ class Player:
             keys_I = self.keys_of(event.item_id)
             self.session(event.user_id).fold_engagement(event, keys_I)
             self.item_counters.engagement(event, keys_I)
-            self.replica.covisits.add(self.item_counters.visits.take())
-            self.replica.covisits.remove(self.replica.covisits.surplus())
+            self.replica.covisits.add_within_limit(self.item_counters.visits.take())
 
     def advance(self, now_ms: int) -> None:
         """Moves time: due steps are learned, and served from their next sync on."""

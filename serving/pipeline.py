@@ -93,10 +93,13 @@ class Pipeline:
             Stage(NOT_INTERESTED, partial(not_interested, replica)),
             Stage(RULES, partial(rules, replica)),
         )
-        self.stages = (
+        self.retrieving = (
             Stage("filter", self._filter, given=False, span=FILTER),
             Stage("retrieve", self._retrieve, POPULAR, self._retrieve_popular, given=False),
             Stage("shorten", _unchanged, SHORT, self._shorten, given=False, span=RETRIEVE),
+        )
+        self.stages = (
+            *self.retrieving,
             Stage("given", self._give, given=True, span=RETRIEVE),
             Stage("pin", self._pin),
             Stage("features", self._build_features),
@@ -115,9 +118,9 @@ class Pipeline:
         return self._assemble(query, run_stages(self.stages, query, viewer))
 
     def candidates(self, query: Query) -> Candidates:
-        """What the sources retrieve for a query, before it is ranked."""
+        """Candidates that the sources retrieve for a query, not ranked yet."""
         query = as_asked(query)
-        return run_stages(self.stages[:3], query, Candidates(self._features(query)))
+        return run_stages(self.retrieving, query, Candidates(self._features(query)))
 
     def adjusted(self, query: Query, candidates: Candidates) -> Candidates:
         """Ranked candidates as the query's policy scores and adjusts them, by the same predictions."""

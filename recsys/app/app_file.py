@@ -69,10 +69,10 @@ class _Reader:
             repeats=self._flag(top.get("repeats", False), "repeats"),
             sources=self._sources(top.get("sources", {})),
         )
-        self._check(app, top)
+        self._check(app)
         return app
 
-    def _check(self, app: App, top: dict[str, Any]) -> None:
+    def _check(self, app: App) -> None:
         """Checks what one part says of another."""
         texts = [n for n, f in app.fields.get("item", {}).items() if f.kind in ("category", "list")]
         for at, name in enumerate(app.groups):
@@ -114,9 +114,8 @@ class _Reader:
         return events
 
     def _fields(self, raw: Any) -> dict[str, dict[str, Field]]:
-        self._marked.mapping({"item", "user", "context"}, "fields") if raw else None
         parts: dict[str, dict[str, Field]] = {}
-        for part, names in (raw or {}).items():
+        for part, names in self._section(raw, {"item", "user", "context"}, "fields").items():
             if not isinstance(names, dict):
                 raise self._expected("names with their kinds", names, "fields", part)
             fields = parts[part] = {}
@@ -145,10 +144,7 @@ class _Reader:
         return self._length(raw.get("length", 20), "history", "length"), kinds
 
     def _features(self, raw: dict[str, Any], history_of: tuple[str, ...]) -> Declared:
-        if raw:
-            self._marked.mapping(
-                {"half_lives", "rates", "age", "near", "position", "list"}, "features"
-            )
+        self._section(raw, {"half_lives", "rates", "age", "near", "position", "list"}, "features")
         hours = Declared.half_lives_h
         if "half_lives" in raw:
             path = ("features", "half_lives")
@@ -171,13 +167,14 @@ class _Reader:
         )
 
     def _sources(self, raw: Any) -> dict[str, int]:
-        if raw:
-            self._marked.mapping(set(SOURCES), "sources")
-        return {
-            name: self._length(n, "sources", name, most=1000) for name, n in (raw or {}).items()
-        }
+        numbers = self._section(raw, set(SOURCES), "sources")
+        return {name: self._length(n, "sources", name, most=1000) for name, n in numbers.items()}
 
     # --- values ---
+
+    def _section(self, raw: Any, keys: set[str], name: str) -> dict[str, Any]:
+        """The mapping under a key of the file, with these keys only; empty if nothing is there."""
+        return self._marked.mapping(keys, name) if raw else {}
 
     def _expected(self, expected: str, value: Any, *path: str | int) -> YamlError:
         name = ".".join(map(str, path))

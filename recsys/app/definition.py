@@ -75,6 +75,11 @@ class App:
         ordered = sorted(self.events.items(), key=lambda event: event[1].label != "positive")
         return tuple(kind for kind, event in ordered if event.label)
 
+    @property
+    def all_shown(self) -> bool:
+        """Whether every item of a list was shown."""
+        return self.shown != BY_VIEW
+
     @cached_property
     def schema(self) -> Schema:
         """The schema of fields and labels."""
@@ -117,7 +122,7 @@ class App:
         policy = replace(base.policy, weights=weights | {WATCH: 0.0}, per_author=per_author)
         if self.sources:
             policy = replace(policy, sources=self.sources)
-        join = replace(base.join, window_s=self.window_s, all_shown=self.shown != BY_VIEW)
+        join = replace(base.join, window_s=self.window_s, all_shown=self.all_shown)
         sessions = replace(base.sessions, history=self.history)
         if self.repeats:
             sessions = replace(sessions, seen=1)

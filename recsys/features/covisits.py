@@ -31,7 +31,7 @@ PREVIOUS: Final = 10  # items of a viewer before a visit that it makes pairs wit
 COLUMNS: Final = 3 + PREVIOUS  # of a visit: time, 1 or -1 (taken back), item, items before it or 0
 _HOUR_MS: Final = 3_600_000.0
 _FRACTION: Final = 32  # at a limit, 1 / 32 of the rows go at once
-_NEWER: Final = 0.9  # weight of a history entry relative to the next newer one
+NEWER: Final = 0.9  # weight of a history entry relative to the next newer one
 _PRIOR: Final = 3.0  # visits that smooth a share
 _TREND: Final = 0.05  # recent visits that each item has
 _ITEMS: Final = Struct(f"{PREVIOUS}q")
@@ -159,7 +159,7 @@ class Covisits:
         entries = list(history)[::-1]
         keys = np.array([entry.keys[0] for entry in entries], np.int64)
         liked = np.array([entry.outcomes[0] > 0 for entry in entries], np.float64)
-        return self.near(keys, _NEWER ** np.arange(len(entries)) * (0.5 + 0.5 * liked), now_ms)
+        return self.near(keys, NEWER ** np.arange(len(entries)) * (0.5 + 0.5 * liked), now_ms)
 
     def scores(self, keys_N: Keys, history: Iterable[Entry], now_ms: int) -> Doubles:
         """The score of each item by a session's history, 0 for one that isn't near."""
@@ -170,6 +170,13 @@ class Covisits:
         places = order[np.searchsorted(keys[order], keys_N).clip(max=len(keys) - 1)]
         scores_N: Doubles = np.where(keys[places] == keys_N, scores[places], 0.0)
         return scores_N
+
+    def add_within_limit(self, visits_VC: Keys) -> Keys:
+        """Adds visits, and removes the rows beyond the limit; returns their keys."""
+        self.add(visits_VC)
+        gone = self.surplus()
+        self.remove(gone)
+        return gone
 
     def surplus(self) -> Keys:
         """Keys of rows beyond the limit, least recently visited first; none before they are a fraction."""

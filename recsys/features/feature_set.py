@@ -170,8 +170,12 @@ class FeatureSet:
 
     def counter_table(self, capacity: int = 16) -> CounterTable:
         """An empty table of the counters of this set."""
-        half_lives_ms = [3_600_000.0 * hours for hours in self.declared.half_lives_h]
-        return CounterTable(len(self.kinds), capacity, half_lives_ms)
+        return CounterTable(len(self.kinds), capacity, self.half_lives_ms)
+
+    @property
+    def half_lives_ms(self) -> list[float]:
+        """Half-lives of the counters, fastest first."""
+        return [3_600_000.0 * hours for hours in self.declared.half_lives_h]
 
     def slow_counter(self, kind: str) -> int:
         """The column of a kind's slowest counter."""

@@ -28,10 +28,11 @@ class SourceCredits:
     def remember(self, impression: Impression) -> None:
         """Remembers a list; those of data sets have no sources."""
         items = {
-            key_of("item", item.item_id): [name for name in item.sources if name in KEYS]
+            key_of("item", item.item_id): names
             for item in impression.items
+            if (names := [name for name in item.sources if name in KEYS])
         }
-        if any(items.values()):
+        if items:
             self.requests[impression.request_id] = items
             if len(self.requests) > REQUESTS:
                 self.requests.popitem(last=False)

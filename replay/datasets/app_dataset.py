@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Iterator
 
-from recsys.app.definition import BY_VIEW, App
+from recsys.app.definition import App
 from recsys.config.system_config import Config
 from recsys.events.event_types import Event
 from recsys.events.field_schema import Schema
@@ -17,7 +17,7 @@ class AppDataset:
     def __init__(self, app: App, dataset: Dataset) -> None:
         self.app, self._dataset = app, dataset
         self.name, self.utc_offset_h = dataset.name, dataset.utc_offset_h
-        self.window_s, self.all_shown = app.window_s, app.shown != BY_VIEW
+        self.window_s, self.all_shown = app.window_s, app.all_shown
 
     @property
     def labels(self) -> list[str]:

@@ -13,7 +13,7 @@ from typing import Any
 import mmh3
 import msgspec
 
-from recsys.app.definition import BY_VIEW, App
+from recsys.app.definition import App
 from recsys.events.event_types import (
     ENGAGEMENT_KINDS,
     Event,
@@ -170,9 +170,8 @@ class EventLog:
 
 
 def _settings_of(app: App) -> LogSettings:
-    vectors = {name: f.length for name, f in app.fields.get("item", {}).items() if f.length}
-    shown = app.shown != BY_VIEW
-    return LogSettings(app.labels, app.window_s, app.name, all_shown=shown, vectors=vectors)
+    vectors = dict(app.schema.vectors)
+    return LogSettings(app.labels, app.window_s, app.name, all_shown=app.all_shown, vectors=vectors)
 
 
 class _Repeats:

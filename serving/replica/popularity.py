@@ -29,7 +29,7 @@ class Popularity:
     def __init__(self, features: FeatureSet, catalogue: Catalogue) -> None:
         self._catalogue = catalogue
         # A fast counter: these come first.
-        self._half_life_ms = 3_600_000.0 * features.declared.half_lives_h[0]
+        self._half_life_ms = features.half_lives_ms[0]
         self._main = features.kinds.index(features.main_labels[0])
         self._shown_column = features.slow_counter("shown")
         self._values = np.full(1024, -np.inf, np.float64)

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from recsys.arrays.bitmap import Bitmap
 from recsys.events.hashed_random import draws
 from recsys.events.hashing import cross, key_of
+from recsys.features.covisits import NEWER
 from recsys.features.feature_set import RequestFeatures
 from recsys.features.item_counters import segment_of
 from recsys.features.session import Entry, Session
@@ -36,7 +37,6 @@ _NEWEST: Final = 2000
 _TRIAL: Final = 0x7A11  # salt that keeps the draws of ``trial`` and ``fresh`` apart
 _LIKED: Final = 3  # newest liked items whose neighbours ``similar`` returns
 _TOPICS: Final = 4
-_NEWER: Final = 0.9  # weight of a history entry relative to the next newer one
 _OWN_HISTORY: Final = 20  # history entries from which on a viewer's own past beats the segment
 _POPULAR: Final = 512  # most popular items, of which ``segment`` takes the best
 _PRIOR: Final = 8.0  # showings to everybody that weigh as much as one segment's own
@@ -260,7 +260,7 @@ def liked_groups(session: Session) -> list[tuple[int, float]]:
     """
     weights: dict[int, float] = {}
     for age, entry in enumerate(reversed(session.history)):
-        liked = _liking(entry) * _NEWER**age
+        liked = _liking(entry) * NEWER**age
         for key in entry.keys[1:]:
             if key:
                 weights[key] = weights.get(key, 0.0) + liked

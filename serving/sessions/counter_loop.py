@@ -166,9 +166,7 @@ class CounterLoop:
         visits = self.fold.visits.take()
         if not len(visits):
             return []
-        self.covisits.add(visits)
-        gone = self.covisits.surplus()
-        self.covisits.remove(gone)
+        gone = self.covisits.add_within_limit(visits)
         self.evicted += len(gone)
         return [self._state_of(visits=visits.tobytes(), gone=gone.tobytes())]
 
