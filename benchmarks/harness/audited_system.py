@@ -45,9 +45,9 @@ def audited_config() -> Config:
 
 
 class AuditedSystem(Live):
-    """One `recsys up`; as a context it starts, waits until it is whole, and ends. ``known``: its viewers."""
+    """One `recsys up`; as a context it starts, waits until it is whole, and ends."""
 
-    known: KnownEvents
+    viewers: KnownEvents
 
     def __init__(self, desired: Config) -> None:
         super().__init__(desired, World(seed=5, users=USERS, items=300, topics=6))
@@ -60,7 +60,7 @@ class AuditedSystem(Live):
             stack.callback(end, Path(self._desired.state))
             self.up()
             self.publish_world()
-            self.known = KnownEvents(self)
+            self.viewers = KnownEvents(self)
             whole = HealthTarget(self.config.serve.replicas, 3)
             if self.wait_healthy(whole, SLOW_START_S) is None:
                 raise RuntimeError(
@@ -100,18 +100,18 @@ class AuditedSystem(Live):
     def audit(self) -> Figures:
         """Stops viewers and system; checks that everything acknowledged was counted and learned once.
         ``violations`` names the figures that must be 0 and aren't."""
-        known, users = self.known, [f"u{number}" for number in range(USERS)]
-        known.stop()
+        viewers, users = self.viewers, [f"u{number}" for number in range(USERS)]
+        viewers.stop()
         settled = self._settle()
         sessions = exactly_once.stored_sessions(self.config, users)
         end(self.state)
         figures = {
-            "events_sent": known.sent,
-            "unacknowledged": known.sent - len(known.acknowledged) - len(known.rejected),
-            "rejected": len(known.rejected),
-            "lists_unanswered": {str(k): n for k, n in sorted(known.unanswered.items())},
+            "events_sent": viewers.sent,
+            "unacknowledged": viewers.sent - len(viewers.acknowledged) - len(viewers.rejected),
+            "rejected": len(viewers.rejected),
+            "lists_unanswered": {str(k): n for k, n in sorted(viewers.unanswered.items())},
             "settled": settled,
-            **exactly_once.audit(self.config, known.acknowledged, sessions),
+            **exactly_once.audit(self.config, viewers.acknowledged, sessions),
         }
         # An event that was sent again may be on the log twice: folds count it once.
         return figures | {"violations": [name for name in _ZERO if figures[name]]}

@@ -75,16 +75,16 @@ def _rest(loop: StoryLoop, name: str, arm: str, from_ms: int) -> dict[str, Any]:
 def _forked(work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     """The result of work on a copy of this process."""
     context = multiprocessing.get_context("fork")
-    ours, theirs = context.Pipe(duplex=False)
+    receiver, sender = context.Pipe(duplex=False)
 
     def send(pipe: Connection) -> None:
         pipe.send(work())
 
-    process = context.Process(target=send, args=(theirs,))
+    process = context.Process(target=send, args=(sender,))
     process.start()
-    theirs.close()
+    sender.close()
     try:
-        result: dict[str, Any] = ours.recv()
+        result: dict[str, Any] = receiver.recv()
     except EOFError:
         raise RuntimeError("an arm of the study has ended without a result") from None
     finally:

@@ -69,14 +69,14 @@ def dense_low_rank(weight: Floats, rank: int) -> DenseForm:
 
 
 def dense_pruned(weight: Floats, share: float) -> DenseForm:
-    kept = pruned(weight, share)
-    nbytes = int(np.count_nonzero(kept)) * (_FLOAT + _COLUMN) + _FLOAT * (len(kept) + 1)
+    remaining = pruned(weight, share)
+    nbytes = int(np.count_nonzero(remaining)) * (_FLOAT + _COLUMN) + _FLOAT * (len(remaining) + 1)
 
     def product(own_JI: Floats) -> Product:
         sparse = torch.from_numpy(own_JI.copy()).to_sparse_csr()
         return lambda x: torch.sparse.mm(sparse, x.t()).t().contiguous()
 
-    return DenseForm(kept, nbytes, product)
+    return DenseForm(remaining, nbytes, product)
 
 
 @contextmanager
@@ -129,13 +129,13 @@ class PrunedRows:
     """Rows without their smallest numbers: a mask of 16 bits, the numbers left, and the linear term."""
 
     def __init__(self, keys: Keys, values: Floats, share: float) -> None:
-        kept = pruned(values[:, :-1], share)
-        mask = kept != 0
+        remaining = pruned(values[:, :-1], share)
+        mask = remaining != 0
         self._ids = IdMap(len(keys))
         self._ids.insert(keys)
         self._masks = (mask << np.arange(mask.shape[1])).sum(1).astype(np.uint32)
         self._starts = np.concatenate([[0], np.cumsum(mask.sum(1))]).astype(np.uint32)
-        self._numbers, self._linear = kept[mask], values[:, -1].copy()
+        self._numbers, self._linear = remaining[mask], values[:, -1].copy()
         self._width = values.shape[1]
 
     @property

@@ -77,7 +77,7 @@ class NightlyTrees:
 
 
 def learners_for(features: FeatureSet, dataset: Dataset) -> list[Linear]:
-    """Those whose packages are installed."""
+    """Learners to compare with, as far as their packages are installed."""
     trees = importlib.util.find_spec("lightgbm") is not None and features.kind == "all"
     return [*linear_learners(features), *([NightlyTrees(dataset.utc_offset_h)] if trees else [])]
 

@@ -1,7 +1,5 @@
 """The simulated news page: the same for the same seed, valid, and with the structure that it states."""
 
-import gzip
-import json
 from collections import defaultdict
 from pathlib import Path
 
@@ -11,9 +9,9 @@ import pytest
 
 from examples.news.make_log import make_log
 from examples.news.news_world import SLATE, NewsWorld, click_probabilities
-from recsys.app.app_file import read_app
-from recsys.events.event_types import Engagement, Event, Impression, Item, parse
+from recsys.events.event_types import Engagement, Impression, Item
 from recsys.model.prediction_metrics import auc
+from tests.support.example_logs import events_in
 
 _HOUR_MS = 3_600_000
 
@@ -21,12 +19,6 @@ _HOUR_MS = 3_600_000
 def small_world(seed: int = 0) -> NewsWorld:
     """About 1,500 shown articles."""
     return NewsWorld(seed, users=40, hours=8, visits_per_h=10)
-
-
-def events_in(folder: Path) -> list[Event]:
-    kinds = read_app(folder / "app.yaml").schema.kinds
-    with gzip.open(folder / "events.jsonl.gz") as lines:
-        return [parse(json.loads(line), kinds=kinds) for line in lines]
 
 
 @pytest.fixture(scope="module")

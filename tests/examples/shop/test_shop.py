@@ -1,7 +1,5 @@
 """The simulated shop: the same for the same seed, valid, and with the structure that it states."""
 
-import gzip
-import json
 from collections import Counter, defaultdict
 from pathlib import Path
 
@@ -9,20 +7,14 @@ import pytest
 
 from examples.shop.make_log import make_log
 from examples.shop.shop_world import ShopWorld
-from recsys.app.app_file import read_app
-from recsys.events.event_types import Engagement, Event, Impression, Item, parse
+from recsys.events.event_types import Engagement, Impression, Item
+from tests.support.example_logs import events_in
 
 _HOUR_MS = 3_600_000
 
 
 def small_world(seed: int = 0, **more: bool) -> ShopWorld:
     return ShopWorld(seed, users=90, clicks=1_500, hours=6, items=400, clusters=10, **more)
-
-
-def events_in(folder: Path) -> list[Event]:
-    kinds = read_app(folder / "app.yaml").schema.kinds
-    with gzip.open(folder / "events.jsonl.gz") as lines:
-        return [parse(json.loads(line), kinds=kinds) for line in lines]
 
 
 @pytest.fixture(scope="module")
