@@ -19,7 +19,6 @@ from fastapi_offline import FastAPIOffline
 from starlette.exceptions import HTTPException as StarletteHTTPException
 from starlette.middleware.cors import CORSMiddleware
 
-from recsys.events.event_types import Rejected
 from recsys.events.hashing import Id
 from serving import request as values
 from serving.access.access_layer import AccessLayer, caller_of, refusal
@@ -29,10 +28,8 @@ from serving.access.scopes import ATTRIBUTE
 from serving.admission.admission import Limit, TokenBuckets
 from serving.admission.load_shedding import LoadShedder
 from serving.admission.whole_body import BodyReceiver, BodyRoom
-from serving.compat import gorse_routes, metarank_routes
-from serving.compat.shared_handlers import PartlyRejected, SharedHandlers
-from serving.compat.unpersonalized import Unsupported
 from serving.http import api_models as models
+from serving.http.added_routes import load_routes
 from serving.http.serving_metrics import ServingMetrics
 from serving.http.strict_json import StrictRoute, json_response
 from serving.ingestion.event_validation import ACCEPTED, DUPLICATE, REJECTED, FieldError, Result
@@ -42,12 +39,7 @@ from serving.replica import inspection
 from serving.service import Service
 
 _READY_POLL_S: Final = 0.5
-# The feed page: of a wheel, and of a checkout.
-_PAGES: Final = (
-    Path(__file__).parent / "web",
-    Path(__file__).parents[1] / "examples" / "short_video" / "page",
-)
-WEB: Final = next((folder for folder in _PAGES if folder.is_dir()), _PAGES[0])
+WEB: Final = Path(__file__).parents[1] / "examples" / "short_video" / "page"  # the feed page
 _PROBLEMS: Final[dict[int | str, dict[str, Any]]] = {
     status: {"model": models.ProblemOut, "description": description}
     for status, description in {
@@ -88,7 +80,6 @@ def build_app(
             await ready
         yield
         ready.cancel()
-        await handlers.write_backs.close()
         await service.stop()
         await asyncio.to_thread(trail.close)
 
@@ -99,13 +90,14 @@ def build_app(
     app.docs_url = "/docs"  # read by Ray's dashboard
     app.router.route_class = StrictRoute
     metrics = app.state.metrics = ServingMetrics(service)
+    added = load_routes(service, metrics)
     serve, doors = service.config.serve, service.config.doors
-    control = service.access_control(admin_key)
+    control = service.access_control(admin_key, added.scopes, added.health)
     app.add_middleware(
         LoadShedder, metrics=metrics, lists=service.admission, events=Limit(serve.max_events),
         others=Limit(serve.max_ongoing), clients=TokenBuckets(serve.client_rate),
         bodies=BodyReceiver(BodyRoom(int(doors.body_mb * 2**20)), doors.body_s),
-        address=control.address,
+        address=control.address, added=added,
     )  # fmt: skip
     trail = AuditTrail(service.run_folder, name)
     app.add_middleware(
@@ -120,11 +112,7 @@ def build_app(
     _add_viewer_routes(app, service, metrics)
     _add_admin_routes(app, service)
     _add_health_routes(app, service, metrics)
-    handlers = SharedHandlers(service, metrics)
-    if service.config.compat.gorse:
-        app.include_router(gorse_routes.routes_of(handlers))
-    if service.config.compat.metarank:
-        app.include_router(metarank_routes.routes_of(handlers))
+    app.include_router(added.router)
     _add_pages(app)
     return app
 
@@ -292,18 +280,6 @@ def _add_errors(app: FastAPI) -> None:
     @app.exception_handler(Unavailable)
     async def unavailable(_: Request, error: Unavailable) -> Response:
         return problem(str(error), error.status, headers={"retry-after": str(error.retry_after_s)})
-
-    @app.exception_handler(Rejected)  # this and the next two are raised by serving.compat
-    async def rejected(_: Request, error: Rejected) -> Response:
-        return problem("nothing of it is taken", 400, [FieldError.of(error)])
-
-    @app.exception_handler(PartlyRejected)
-    async def partly_rejected(_: Request, error: PartlyRejected) -> Response:
-        return problem(str(error), 400, [error.detail])
-
-    @app.exception_handler(Unsupported)
-    async def unsupported(_: Request, error: Unsupported) -> Response:
-        return problem(str(error), 501)
 
 
 def _detail(error: dict[str, Any]) -> FieldError:

@@ -8,7 +8,7 @@ import asyncio
 import logging
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -152,11 +152,19 @@ class Service:
         """Reason why the replica stopped following the log; empty while it follows."""
         return self.follower.failure
 
-    def access_control(self, admin_key: Callable[[], str]) -> AccessControl:
-        """Control of the callers of this replica's API, with the keys that it has read."""
+    def access_control(
+        self,
+        admin_key: Callable[[], str],
+        scopes: Iterable[tuple[str, str]] = (),
+        health: Collection[str] = (),
+    ) -> AccessControl:
+        """Control of the callers of this replica's API, with the keys that it has read. ``scopes``,
+        ``health``: of routes that plug-ins add."""
         source_key = SecretFile(self.run_folder / SOURCE_KEY)
         keyring, quotas = self.reader.keyring, self.quotas
-        return AccessControl(self.config, keyring, quotas, admin_key, source_key, self.now_ms)
+        return AccessControl(
+            self.config, keyring, quotas, admin_key, source_key, self.now_ms, scopes, health
+        )
 
     def check_list(self, caller: Caller, user_id: Id) -> None:
         """Raises Denied where the caller may not have a list of the user, or not now."""

@@ -245,6 +245,8 @@ class ServeConfig(Section):
     index_flat_items: int = bounded(50_000, 1)
     # Number of deployments that hold item vectors and index, instead of each replica; 0: each replica.
     retrieval_shards: int = bounded(0, 0, 64)
+    # Plug-ins that add routes: names of entry points of the group recsys.routes, or module:attribute.
+    routes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -297,6 +299,12 @@ class Config:
                 "(parameter_server.delta_format), which int8 can't represent: set that to int8 too, or "
                 "serve.rows to float32"
             )
+
+    @property
+    def route_plugins(self) -> tuple[str, ...]:
+        """Names of the plug-ins that add routes to the API."""
+        compat = self.compat.gorse or self.compat.metarank
+        return self.serve.routes + ("gorse_and_metarank",) * compat
 
 
 def laptop() -> Config:

@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.live import Live
 from typer import Option
 
+from recsys import plugins
 from recsys.app.app_file import read_app
 from recsys.config.loader import ConfigError, load
 from recsys.config.policy_config import check_rules, check_weights
@@ -131,6 +132,8 @@ def _plan(
     check_weights(resolved.policy, features.schema.labels)
     check_rules(resolved.policy, features.schema.names("item", CATEGORICAL))
     check_accepted(resolved, features)
+    for name in resolved.route_plugins:
+        plugins.find(plugins.ROUTES, name)
     try:
         check_installed(resolved.tracing.endpoint)
         spec_of(resolved)  # otherwise a part would fail with it, and never get ready

@@ -1,7 +1,7 @@
 """Decides on the caller of a request, by its headers alone. Pure: clock and secrets are handed in."""
 
 import hmac
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
 from recsys.config.system_config import Config
@@ -15,6 +15,7 @@ from serving.access.scopes import (
     HEALTH,
     PUBLIC,
     USER_SCOPES,
+    compiled,
     is_open_to_users,
     is_page,
     needed_scope,
@@ -50,24 +51,26 @@ class Credentials(NamedTuple):
 
 class AccessControl:
     """Decides on callers. ``admin_key`` is read at each use; an empty one opens nothing. ``source_key``
-    hashes sources."""
+    hashes sources. ``scopes``, ``health``: rules and probes of routes that plug-ins add."""
 
     def __init__(
         self, config: Config, keyring: Keyring, quotas: Quotas, admin_key: Callable[[], str],
         source_key: Callable[[], Sequence[str]], now_ms: Callable[[], int],
+        scopes: Iterable[tuple[str, str]] = (), health: Collection[str] = (),
     ) -> None:  # fmt: skip
         self._config, self._keyring, self._quotas = config, keyring, quotas
         self._admin_key, self._source_key, self._now_ms = admin_key, source_key, now_ms
         self._tokens = UserTokens(keyring)
+        self._added, self._health = compiled(scopes), HEALTH.union(health)
         self._open_scopes = frozenset(config.access.open_scopes if is_open(config) else ())
         self._open_scopes &= MOST_SCOPES - {ATTRIBUTE}
 
     def admit(self, scope: Scope) -> Caller:
         """The caller of a request that may go on. Raises Denied."""
         path, method = scope["path"], scope["method"]
-        needed = needed_scope(method, path)
+        needed = self.needed_scope(method, path)
         sent = Credentials.of(scope)
-        if path not in HEALTH:  # probes ask by address, from anywhere
+        if path not in self._health:  # probes ask by address, from anywhere
             self._check_page(sent, path)
         if needed == PUBLIC:
             return ANONYMOUS
@@ -76,6 +79,10 @@ class AccessControl:
         if caller.user_id is not None and not is_open_to_users(path):
             raise Denied(403, "scope", f"{path} isn't open to user tokens: use an API key")
         return caller
+
+    def needed_scope(self, method: str, path: str) -> str:
+        """Scope that a route needs, of ours or of a plug-in."""
+        return needed_scope(method, path, self._added)
 
     def address(self, scope: Scope) -> str:
         """Address that a request comes from."""

@@ -11,7 +11,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from serving.access.access_control import AccessControl
 from serving.access.audit import AuditTrail
 from serving.access.caller import ANONYMOUS, Caller, Denied
-from serving.access.scopes import AUDITED, needed_scope
+from serving.access.scopes import AUDITED
 from serving.problem import problem
 
 _CALLER: Final = "caller"  # in the ASGI scope
@@ -45,7 +45,7 @@ class AccessLayer:
             fields = self._fields(scope, "")
             self._trail.refusal(self._now_ms(), **fields, status=denied.status, why=str(denied))
             return await refusal(denied)(scope, receive, send)
-        if needed_scope(scope["method"], scope["path"]) in AUDITED:
+        if self._control.needed_scope(scope["method"], scope["path"]) in AUDITED:
             return await self._audited(scope, receive, send, caller)
         await self._app(scope, receive, send)
 

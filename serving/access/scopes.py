@@ -1,6 +1,8 @@
 """Scopes of API keys, and the one that each route needs; an unlisted route needs the admin key. Pure."""
 
 import re
+from collections.abc import Iterable
+from itertools import chain
 from typing import Final
 
 RECOMMEND, EVENTS, CATALOGUE, USERS, CONTROL, READ, ATTRIBUTE = SCOPES = (
@@ -21,42 +23,37 @@ _EXACT: Final = {
     "GET /readyz": PUBLIC,
     "GET /": PUBLIC,
 }
-# First match decides; the later ones are of Gorse and Metarank.
-_RULES: Final = [
-    (re.compile(pattern), scope)
-    for pattern, scope in (
+Rules = list[tuple[re.Pattern[str], str]]  # the first match decides
+
+
+def compiled(rules: Iterable[tuple[str, str]]) -> Rules:
+    """Rules of patterns of "METHOD /path"."""
+    return [(re.compile(pattern), scope) for pattern, scope in rules]
+
+
+_RULES: Final = compiled(
+    (
         (r"GET /v1/sessions/", READ),
         (r"(POST|DELETE) /v1/items(/|$)", CATALOGUE),
         (r"(POST|DELETE) /v1/users(/|$)", USERS),
         (r"GET /v1/inspect/", CONTROL),
         (r"GET /(static/|static-offline-docs/|docs|redoc|openapi\.json$|favicon\.ico$|-/)", PUBLIC),
-        (r"GET /(health|api/health/(live|ready))$", PUBLIC),
-        (r"GET /api/(recommend/|latest|popular)|POST /api/session/recommend", RECOMMEND),
-        (r"GET /api/item/[^/]*/neighbors", RECOMMEND),
-        (r"(POST|PUT) /api/feedback$", EVENTS),
-        (r"[A-Z]+ /api/(users?|feedback|item/[^/]*/feedback)(/|$)", USERS),
-        (r"GET /api/items?(/|$)", READ),
-        (r"[A-Z]+ /api/items?(/|$)", CATALOGUE),
-        (r"POST /feedback$", EVENTS),
-        (r"POST /(rank|recommend)/", RECOMMEND),
-        (r"POST /(train/|inference/|flush$)", CONTROL),
     )
-]
+)
 _USER_ROUTES: Final = re.compile(
     r"/v1/(recommend|events|preferences|status|sessions/.*)", re.DOTALL
 )
 _PAGES: Final = re.compile(r"/$|/static/|/docs|/redoc")
-HEALTH: Final = frozenset(
-    ("/healthz", "/readyz", "/health", "/api/health/live", "/api/health/ready")
-)
+HEALTH: Final = frozenset(("/healthz", "/readyz"))
 
 
-def needed_scope(method: str, path: str) -> str:
-    """Scope that a route needs: PUBLIC for none, ADMIN for an unlisted one."""
+def needed_scope(method: str, path: str, added: Rules | None = None) -> str:
+    """Scope that a route needs: PUBLIC for none, ADMIN for an unlisted one. ``added``: rules after ours."""
     route = f"{'GET' if method == 'HEAD' else method} {path}"
     if (exact := _EXACT.get(route)) is not None:
         return exact
-    return next((scope for pattern, scope in _RULES if pattern.match(route)), ADMIN)
+    rules = chain(_RULES, added or ())
+    return next((scope for pattern, scope in rules if pattern.match(route)), ADMIN)
 
 
 def is_open_to_users(path: str) -> bool:

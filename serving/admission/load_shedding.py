@@ -21,11 +21,6 @@ from serving.admission.whole_body import BodyReceiver, BodyRefused
 from serving.problem import problem
 
 LISTS, EVENTS, OTHERS = "/v1/recommend", "/v1/events", "/v1/"
-# Paths of the Gorse and Metarank APIs: lists, events, and the rest without health.
-_COMPAT_LISTS: Final = ("/api/recommend/", "/api/session/recommend", "/rank/", "/recommend/")
-_COMPAT_EVENTS: Final = ("/api/feedback", "/feedback")
-_COMPAT: Final = ("/api/", "/train/", "/inference/", "/flush")
-_HEALTH: Final = "/api/health/"
 BODY, PATH = "body", "path"  # further reasons for a refusal
 _PATH_PROBLEM: Final = (
     "the path has a control character, expected an id without: erase a user with one by "
@@ -43,17 +38,29 @@ class RequestMetrics(Protocol):
     def count_refused(self, route: str, reason: str) -> None: ...
 
 
+class AddedPaths(Protocol):
+    """Further paths that are limited, and probes, which aren't: ``lists`` and ``others`` are beginnings."""
+
+    lists: list[str]
+    events: list[str]
+    others: list[str]
+    health: list[str]
+
+
 class LoadShedder:
     """ASGI middleware. The service reports to ``lists`` how long requests wait for the thread. ``address``
-    returns the address that a request comes from."""
+    returns the address that a request comes from. ``added``: routes of plug-ins."""
 
     def __init__(
         self, app: ASGIApp, metrics: RequestMetrics, lists: Limit, events: Limit, others: Limit,
         clients: TokenBuckets, bodies: BodyReceiver, address: Callable[[Scope], str],
+        added: AddedPaths,
     ) -> None:  # fmt: skip
         self._app, self._metrics, self._clients = app, metrics, clients
         self._lists, self._events, self._others = lists, events, others
         self._bodies, self._address = bodies, address
+        self._list_paths, self._event_paths = tuple(added.lists), {EVENTS, *added.events}
+        self._other_paths, self._health = (OTHERS, *added.others), frozenset(added.health)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -89,11 +96,11 @@ class LoadShedder:
             limit.leave(time.monotonic())
 
     def _limit(self, path: str) -> tuple[Limit | None, str]:
-        if path == LISTS or path.startswith(_COMPAT_LISTS):
+        if path == LISTS or path.startswith(self._list_paths):
             return self._lists, LISTS
-        if path == EVENTS or path in _COMPAT_EVENTS:
+        if path in self._event_paths:
             return self._events, EVENTS
-        limited = path.startswith((OTHERS, *_COMPAT)) and not path.startswith(_HEALTH)
+        limited = path.startswith(self._other_paths) and path not in self._health
         return (self._others, "other") if limited else (None, "")
 
     async def _timed(self, scope: Scope, receive: Receive, send: Send, began_s: float) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import httpx
 
 from benchmarks.harness.memory_sessions import MemorySessions
+from examples.gorse_and_metarank import gorse_routes, metarank_routes
 from recsys.config.part_configs import CompatConfig
 from recsys.config.safety_config import AccessConfig, SafetyConfig
 from recsys.config.system_config import Config, ServeConfig
@@ -19,6 +20,7 @@ from recsys.log.protocol import Append, MemoryLog
 from recsys.process.open_log import create_topics
 from runtime.jobs.key_requests import add_key, read_keys
 from serving.access.key_files import TOKEN_KEYS
+from serving.http.added_routes import AddedRoutes
 from serving.http_app import build_app
 from serving.service import Service
 from serving.sessions.session_loop import SessionLoop
@@ -28,6 +30,14 @@ NOW_MS = 1_790_000_000_000
 KEY = "the admin key"
 ADMIN = {"X-Admin-Key": KEY}
 COMPAT = CompatConfig(gorse=True, metarank=True)  # the routes of Gorse and Metarank, that are off
+
+
+def compat_routes() -> AddedRoutes:
+    """How calls of the routes of Gorse and Metarank are admitted."""
+    added = AddedRoutes()
+    gorse_routes.admit(added)
+    metarank_routes.admit(added)
+    return added
 
 
 class World:

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -36,3 +37,13 @@ def test_a_state_folder_of_another_user_is_refused(
     assert up.start(config_in(tmp_path)) == 1
     assert f"{tmp_path} belongs to user 65534, expected user 0" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
+
+
+def test_a_plug_in_that_is_not_installed_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(up, "_run", lambda *_: pytest.fail("a part would start"))
+    config = config_in(tmp_path)
+    wrong = replace(config, serve=replace(config.serve, routes=("shpo",)))
+    assert up.start(wrong) == 1
+    assert "no plug-in 'shpo' of the group 'recsys.routes'" in capsys.readouterr().err

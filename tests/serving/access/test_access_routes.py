@@ -17,10 +17,10 @@ from recsys.events.event_types import AGAIN, UNPROVEN, USER_PROVEN, Engagement
 from recsys.events.records import CONTROL, ITEM_STATE
 from runtime.jobs.key_requests import read_keys, revoke_key, rotate_token_keys
 from serving.access.audit import read_trail
-from serving.access.scopes import PUBLIC, SCOPES, needed_scope
+from serving.access.scopes import PUBLIC, SCOPES, compiled, needed_scope
 from serving.http_app import build_app
 from serving.sessions.counter_loop import CounterLoop
-from tests.support.service_harness import ADMIN, COMPAT, NOW_MS, World, run, view
+from tests.support.service_harness import ADMIN, COMPAT, NOW_MS, World, compat_routes, run, view
 
 KEYS = AccessConfig(mode="keys", user_lists=0, user_events=0)
 PRIVATE = ed25519.Ed25519PrivateKey.generate()
@@ -50,7 +50,8 @@ def routes_of(w: World) -> list[tuple[str, str, str]]:
     routes = [
         (method.upper(), path.format(**PLACES)) for path, each in paths.items() for method in each
     ]
-    return [(*route, needed_scope(*route)) for route in routes]
+    added = compiled(compat_routes().scopes)
+    return [(*route, needed_scope(*route, added)) for route in routes]
 
 
 def test_each_route_takes_the_right_key_and_no_other(tmp_path: Path) -> None:

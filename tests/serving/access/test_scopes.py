@@ -3,9 +3,10 @@
 import pytest
 
 from recsys.config.safety_config import AccessConfig
-from serving.access.scopes import ADMIN, PUBLIC, SCOPES, is_open_to_users, needed_scope
+from serving.access.scopes import ADMIN, PUBLIC, SCOPES, compiled, is_open_to_users
+from serving.access.scopes import needed_scope as needed_of_ours
 from serving.http_app import build_app
-from tests.support.service_harness import COMPAT, World
+from tests.support.service_harness import COMPAT, World, compat_routes
 
 PLACES = {
     "user_id": "u",
@@ -15,6 +16,13 @@ PLACES = {
     "model": "m",
     "rest": "r",
 }
+
+
+ADDED = compiled(compat_routes().scopes)
+
+
+def needed_scope(method: str, path: str) -> str:
+    return needed_of_ours(method, path, ADDED)
 
 
 @pytest.fixture(scope="module")
@@ -59,6 +67,13 @@ def test_each_route_has_a_scope(routes: list[tuple[str, str]]) -> None:
 def test_scopes_are_as_written(route: str, scope: str) -> None:
     method, _, path = route.partition(" ")
     assert needed_scope(method, path) == scope
+
+
+def test_routes_of_a_plug_in_that_is_off_are_closed_and_it_cannot_open_ours() -> None:
+    assert needed_of_ours("GET", "/api/recommend/bob") == ADMIN
+    opening = compiled([("DELETE /v1/users/", PUBLIC), ("GET /shop", PUBLIC)])
+    assert needed_of_ours("DELETE", "/v1/users/u", opening) == "users"
+    assert needed_of_ours("GET", "/shop", opening) == PUBLIC
 
 
 def test_user_tokens_open_what_is_of_one_user(routes: list[tuple[str, str]]) -> None:

@@ -16,7 +16,7 @@ from recsys.config.system_config import ServeConfig
 from serving.admission.admission import Limit, TokenBuckets
 from serving.admission.load_shedding import ARRIVED_S, LoadShedder
 from serving.admission.whole_body import BodyReceiver, BodyRoom
-from tests.support.service_harness import Slow, World, run, view
+from tests.support.service_harness import Slow, World, compat_routes, run, view
 
 
 class Counts:
@@ -50,7 +50,9 @@ def gate_of(
 ) -> LoadShedder:
     bodies = BodyReceiver(BodyRoom(4_000_000), timeout_s=60)
     clients = TokenBuckets(rate)
-    return LoadShedder(inner, metrics, lists, events, others, clients, bodies, address_of)
+    return LoadShedder(
+        inner, metrics, lists, events, others, clients, bodies, address_of, compat_routes()
+    )
 
 
 def address_of(scope: Any) -> str:

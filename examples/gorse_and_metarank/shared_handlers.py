@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any, Final
@@ -11,6 +11,8 @@ from typing import Any, Final
 import msgspec
 from fastapi import APIRouter, HTTPException, Request, Response
 
+from examples.gorse_and_metarank.unpersonalized import Unsupported
+from examples.gorse_and_metarank.values import MAX_EVENTS, parse_json_sequence
 from recsys.events.dedupe import RecentIds
 from recsys.events.event_types import Rejected
 from recsys.events.hashing import Id
@@ -18,11 +20,11 @@ from recsys.events.records import ITEMS
 from recsys.log.protocol import LogUnavailable
 from serving import request as values
 from serving.access.caller import Caller
-from serving.compat.values import MAX_EVENTS, parse_json_sequence
 from serving.http.serving_metrics import ServingMetrics
-from serving.http.strict_json import DECODE_ERRORS, json_response
+from serving.http.strict_json import DECODE_ERRORS, StrictRoute, json_response
 from serving.ingestion.event_validation import ACCEPTED, REJECTED, FieldError, Result
 from serving.ingestion.write_api import OverQuota, Unavailable
+from serving.problem import problem
 from serving.service import Service
 
 _APPLIED_S: Final = 2.0  # wait until this replica answers with a changed item
@@ -180,6 +182,25 @@ class WriteBacks:
         except Unavailable as error:
             on_lost()
             _LOG.warning("a write-back is lost", extra={"error": str(error)})
+
+
+class DialectRoute(StrictRoute):
+    """Route that answers 400 for a body that can't be parsed, and 501 for what has no counterpart."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        handle = super().get_route_handler()
+
+        async def handle_errors(request: Request) -> Response:
+            try:
+                return await handle(request)
+            except Rejected as error:
+                return problem("nothing of it is taken", 400, [FieldError.of(error)])
+            except PartlyRejected as error:
+                return problem(str(error), 400, [error.detail])
+            except Unsupported as error:
+                return problem(str(error), 501)
+
+        return handle_errors
 
 
 class PartlyRejected(Exception):

@@ -10,9 +10,9 @@ from typing import Any
 import msgspec
 import pytest
 
+from examples.gorse_and_metarank import shared_handlers
 from recsys.events.records import ITEMS
 from recsys.log.protocol import Append
-from serving.compat import shared_handlers
 from tests.support.gorse_cases import API, EXAMPLES, FEEDBACK, ROWS
 from tests.support.service_harness import COMPAT, World, item, run
 

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from examples.gorse_and_metarank import gorse
 from recsys.config.system_config import Config
 from recsys.events.event_types import Engagement, Item, Rejected, User, parse
-from serving.compat import gorse
 
 CONFIG, NOW_MS = Config(), 1_790_000_000_000
 texts = st.text(st.characters(codec="utf-8", exclude_categories=["Cc"]), min_size=1, max_size=20)

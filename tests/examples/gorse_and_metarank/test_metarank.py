@@ -5,10 +5,10 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
+from examples.gorse_and_metarank import metarank
+from examples.gorse_and_metarank.metarank_routes import merge_fields
 from recsys.config.system_config import Config
 from recsys.events.event_types import Engagement, parse
-from serving.compat import metarank
-from serving.compat.metarank_routes import merge_fields
 
 CONFIG, NOW_MS = Config(), 1_790_000_000_000
 ids = st.text(st.characters(codec="utf-8", exclude_categories=["Cc"]), min_size=1, max_size=20)

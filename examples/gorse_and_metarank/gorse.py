@@ -16,12 +16,8 @@ counterpart. All parsing functions raise Rejected.
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
-from recsys.config.system_config import Config
-from recsys.events.event_types import Engagement, Rejected
-from recsys.events.field_schema import values_of
-from recsys.events.hashing import Id, digest_of
-from serving.compat.times import text_of, time_ms_of
-from serving.compat.values import (
+from examples.gorse_and_metarank.times import text_of, time_ms_of
+from examples.gorse_and_metarank.values import (
     Raw,
     checked,
     engagement_of,
@@ -33,6 +29,10 @@ from serving.compat.values import (
     text_or_empty,
     texts,
 )
+from recsys.config.system_config import Config
+from recsys.events.event_types import Engagement, Rejected
+from recsys.events.field_schema import values_of
+from recsys.events.hashing import Id, digest_of
 
 Fields = dict[str, Any]
 _ZERO_TIME: Final = "0001-01-01T00:00:00Z"  # Go's zero value: no time

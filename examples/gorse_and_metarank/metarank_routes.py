@@ -11,17 +11,30 @@ from typing import Annotated, Any, Final
 import numpy as np
 from fastapi import APIRouter, Path, Query, Request, Response
 
+from examples.gorse_and_metarank import metarank
+from examples.gorse_and_metarank import unpersonalized as lists
+from examples.gorse_and_metarank.shared_handlers import (
+    DialectRoute,
+    FieldsOf,
+    SharedHandlers,
+    add_unsupported,
+)
+from examples.gorse_and_metarank.values import (
+    Raw,
+    checked,
+    is_texts,
+    list_of,
+    object_of,
+    optional_id,
+)
 from recsys.events.event_types import Rejected
 from recsys.events.hashing import Id
 from serving import request as values
 from serving.access.access_layer import caller_of
 from serving.access.caller import Caller
-from serving.access.scopes import CATALOGUE, USERS
-from serving.compat import metarank
-from serving.compat import unpersonalized as lists
-from serving.compat.shared_handlers import FieldsOf, SharedHandlers, add_unsupported
-from serving.compat.values import Raw, checked, is_texts, list_of, object_of, optional_id
-from serving.http.strict_json import StrictRoute, json_response
+from serving.access.scopes import CATALOGUE, CONTROL, EVENTS, PUBLIC, RECOMMEND, USERS
+from serving.http.added_routes import AddedRoutes
+from serving.http.strict_json import json_response
 
 MAX_LOGGED: Final = 100  # items of a list that is logged
 Model = Annotated[str, Path(min_length=1, max_length=256)]
@@ -36,9 +49,26 @@ _UNSUPPORTED: Final = (
 )  # fmt: skip
 
 
+_SCOPES: Final = (
+    (r"GET /health$", PUBLIC),
+    (r"POST /feedback$", EVENTS),
+    (r"POST /(rank|recommend)/", RECOMMEND),
+    (r"POST /(train/|inference/|flush$)", CONTROL),
+)
+
+
+def admit(added: AddedRoutes) -> None:
+    """Adds how calls of the routes are admitted."""
+    added.scopes += _SCOPES
+    added.lists += ["/rank/", "/recommend/"]
+    added.events.append("/feedback")
+    added.others += ["/train/", "/inference/", "/flush"]
+    added.health.append("/health")
+
+
 def routes_of(handlers: SharedHandlers) -> APIRouter:
     """Router for the app of one replica."""
-    router = APIRouter(route_class=StrictRoute, tags=["Metarank"])
+    router = APIRouter(route_class=DialectRoute, tags=["Metarank"])
     _add_feedback(router, handlers)
     _add_rank(router, handlers)
     _add_recommend(router, handlers)

@@ -18,12 +18,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from recsys.config.system_config import Config
-from recsys.events.event_types import Rejected
-from recsys.events.hashing import Id, digest_of
-from recsys.events.rejection import Unquoted, check_values
-from serving.compat.times import time_ms_of
-from serving.compat.values import (
+from examples.gorse_and_metarank.times import time_ms_of
+from examples.gorse_and_metarank.values import (
     MAX_EVENTS,
     Raw,
     at_most,
@@ -37,6 +33,10 @@ from serving.compat.values import (
     optional_id,
     path,
 )
+from recsys.config.system_config import Config
+from recsys.events.event_types import Rejected
+from recsys.events.hashing import Id, digest_of
+from recsys.events.rejection import Unquoted, check_values
 
 EVENTS: Final = ("item", "user", "ranking", "interaction")
 MAX_ITEMS: Final = 1000  # of a ranking

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from examples.gorse_and_metarank.values import optional_id, parse_json_sequence
 from recsys.events.event_types import Rejected
-from serving.compat.values import optional_id, parse_json_sequence
 
 LEAVES = st.none() | st.booleans() | st.integers(-(2**40), 2**40) | st.text(max_size=5)
 OBJECTS = st.dictionaries(

@@ -7,25 +7,27 @@ from typing import Annotated, Any, Final
 
 from fastapi import APIRouter, Depends, Header, Path, Query, Request, Response
 
+from examples.gorse_and_metarank import gorse
+from examples.gorse_and_metarank import unpersonalized as lists
+from examples.gorse_and_metarank.gorse_reads import GorseReads, Routes, add_routes
+from examples.gorse_and_metarank.shared_handlers import (
+    DialectRoute,
+    Fields,
+    SharedHandlers,
+    add_unsupported,
+    unsupported_response,
+)
+from examples.gorse_and_metarank.times import seconds_of
+from examples.gorse_and_metarank.values import MAX_EVENTS, at_most, list_of
 from recsys.events.event_types import Engagement, Rejected, parse
 from recsys.events.hashing import Id
 from recsys.features.session import Session
 from serving import request as values
 from serving.access.access_layer import caller_of
 from serving.access.caller import Caller
-from serving.access.scopes import EVENTS
-from serving.compat import gorse
-from serving.compat import unpersonalized as lists
-from serving.compat.gorse_reads import GorseReads, Routes, add_routes
-from serving.compat.shared_handlers import (
-    Fields,
-    SharedHandlers,
-    add_unsupported,
-    unsupported_response,
-)
-from serving.compat.times import seconds_of
-from serving.compat.values import MAX_EVENTS, at_most, list_of
-from serving.http.strict_json import StrictRoute, json_response
+from serving.access.scopes import CATALOGUE, EVENTS, PUBLIC, READ, RECOMMEND, USERS
+from serving.http.added_routes import AddedRoutes
+from serving.http.strict_json import json_response
 from serving.ingestion.event_validation import LOST
 from serving.ingestion.write_api import Unavailable
 from serving.sessions.session_store import StoreUnavailable
@@ -44,10 +46,30 @@ _UNSUPPORTED: Final = (
 )  # fmt: skip
 
 
+_SCOPES: Final = (
+    (r"GET /api/health/(live|ready)$", PUBLIC),
+    (r"GET /api/(recommend/|latest|popular)|POST /api/session/recommend", RECOMMEND),
+    (r"GET /api/item/[^/]*/neighbors", RECOMMEND),
+    (r"(POST|PUT) /api/feedback$", EVENTS),
+    (r"[A-Z]+ /api/(users?|feedback|item/[^/]*/feedback)(/|$)", USERS),
+    (r"GET /api/items?(/|$)", READ),
+    (r"[A-Z]+ /api/items?(/|$)", CATALOGUE),
+)
+
+
+def admit(added: AddedRoutes) -> None:
+    """Adds how calls of the routes are admitted."""
+    added.scopes += _SCOPES
+    added.lists += ["/api/recommend/", "/api/session/recommend"]
+    added.events.append("/api/feedback")
+    added.others.append("/api/")
+    added.health += ["/api/health/live", "/api/health/ready"]
+
+
 def routes_of(handlers: SharedHandlers) -> APIRouter:
     """Router for the app of one replica."""
     slashless = [Depends(_refuse_slashes)]
-    router = APIRouter(route_class=StrictRoute, tags=["Gorse"], dependencies=slashless)
+    router = APIRouter(route_class=DialectRoute, tags=["Gorse"], dependencies=slashless)
     GorseReads(handlers).add_to(router)
     GorseRoutes(handlers).add_to(router)
     add_unsupported(router, _UNSUPPORTED)

@@ -10,11 +10,11 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from examples.gorse_and_metarank.times import time_ms_of
 from recsys.arrays.bitmap import Bitmap
 from recsys.events.event_types import Rejected
 from recsys.events.field_schema import CATEGORICAL
 from recsys.events.hashing import Id, key_of
-from serving.compat.times import time_ms_of
 from serving.replica.replica import Replica
 
 Scored = list[tuple[Id, float]]

@@ -6,12 +6,8 @@ from typing import Annotated, Any, Final, TypeVar
 
 from fastapi import APIRouter, HTTPException, Path, Query, Response
 
-from recsys.events.event_types import Rejected, User
-from recsys.events.hashing import partition_of
-from recsys.events.records import EVENTS
-from recsys.log.protocol import LogUnavailable
-from serving.compat import gorse
-from serving.compat.newest_events import (
+from examples.gorse_and_metarank import gorse
+from examples.gorse_and_metarank.newest_events import (
     MOST_RECORDS,
     EngagementPage,
     Matches,
@@ -20,7 +16,11 @@ from serving.compat.newest_events import (
     read_user,
     read_users,
 )
-from serving.compat.shared_handlers import SharedHandlers
+from examples.gorse_and_metarank.shared_handlers import SharedHandlers
+from recsys.events.event_types import Rejected, User
+from recsys.events.hashing import partition_of
+from recsys.events.records import EVENTS
+from recsys.log.protocol import LogUnavailable
 from serving.http.strict_json import json_response
 from serving.ingestion.write_api import Unavailable
 

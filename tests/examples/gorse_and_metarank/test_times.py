@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from examples.gorse_and_metarank.times import seconds_of, text_of, time_ms_of
 from recsys.events.event_types import Rejected
-from serving.compat.times import seconds_of, text_of, time_ms_of
 
 NOW_MS = 1_790_000_000_000
 

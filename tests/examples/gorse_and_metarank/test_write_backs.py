@@ -2,7 +2,7 @@
 
 import asyncio
 
-from serving.compat.shared_handlers import WriteBacks
+from examples.gorse_and_metarank.shared_handlers import WriteBacks
 from serving.ingestion.write_api import Unavailable
 
 

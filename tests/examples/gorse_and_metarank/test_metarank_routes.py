@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
+from examples.gorse_and_metarank.metarank import request_id_of
 from recsys.config.policy_config import PolicyConfig, Rule
 from recsys.config.system_config import JoinConfig
 from recsys.events.event_types import Engagement, Impression
-from serving.compat.metarank import request_id_of
 from serving.ingestion.write_api import Unavailable
 from tests.support.gorse_cases import fits
 from tests.support.replica_harness import popular

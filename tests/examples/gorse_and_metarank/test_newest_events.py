@@ -6,11 +6,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from examples.gorse_and_metarank import newest_events
+from examples.gorse_and_metarank.newest_events import UserRecord, read_page, read_user, read_users
 from recsys.events.event_types import Engagement, Event, Tick, User, encode
 from recsys.events.records import EVENTS, topics
 from recsys.log.protocol import Append, MemoryLog, Record
-from serving.compat import newest_events
-from serving.compat.newest_events import UserRecord, read_page, read_user, read_users
 
 PARTS = 2
 

@@ -230,10 +230,12 @@ def test_a_user_whose_profile_isnt_found_any_more_isnt_told_without_it(
         await w.client.post("/api/feedback", json=[FEEDBACK])
         w.fold.turn()
         parts = w.config.log.partitions
-        monkeypatch.setattr("serving.compat.newest_events.MOST_RECORDS", parts)  # the deed alone
+        monkeypatch.setattr(
+            "examples.gorse_and_metarank.newest_events.MOST_RECORDS", parts
+        )  # the deed alone
         assert (await w.client.get("/api/users", headers=API)).json()["Users"] == []
         assert (await w.client.get("/api/user/bob", headers=API)).status_code == 200
-        monkeypatch.setattr("serving.compat.newest_events.MOST_RECORDS", 1)
+        monkeypatch.setattr("examples.gorse_and_metarank.newest_events.MOST_RECORDS", 1)
         assert (await w.client.get("/api/user/bob", headers=API)).status_code == 404
 
     run(world, scenario)
@@ -330,10 +332,10 @@ def test_only_with_the_key_are_items_and_users_written_and_deeds_read(
 @pytest.mark.parametrize("its", [{}, {"gorse": True}, {"metarank": True}])
 def test_only_the_routes_that_are_wanted_are_there(tmp_path: Path, its: dict[str, bool]) -> None:
     async def scenario(w: World) -> None:
-        listed = await w.client.get("/api/recommend/bob")
+        listed = await w.client.get("/api/recommend/bob", headers=API)
         assert listed.status_code == (200 if "gorse" in its else 404)
         rank = {"id": "r", "items": [{"id": "v1"}]}
-        ranked = await w.client.post("/rank/x", json=rank)
+        ranked = await w.client.post("/rank/x", json=rank, headers=API)
         assert ranked.status_code == (200 if "metarank" in its else 404)
 
     run(World(tmp_path, compat=CompatConfig(**its)), scenario)

@@ -1,0 +1,47 @@
+"""Plug-ins: objects of other packages, found by a group and a name.
+
+A package offers them as entry points, in its ``pyproject.toml``::
+
+    [project.entry-points."recsys.routes"]
+    shop = "shop_recsys.routes:routes"
+
+The module that uses a group describes what its objects must be: docs/how-to/plugins.md lists the groups.
+"""
+
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any, Final
+
+ROUTES: Final = "recsys.routes"
+
+
+def find(group: str, name: str) -> EntryPoint:
+    """Entry point of a name, not imported yet; ``module:attribute`` needs none. Raises ValueError unless
+    exactly one package offers the name."""
+    if ":" in name:
+        return EntryPoint(name, name, group)
+    offered = entry_points(group=group)
+    found = {entry.value: entry for entry in offered.select(name=name)}
+    if len(found) == 1:
+        return next(iter(found.values()))
+    if found:
+        raise ValueError(
+            f"plug-in {name!r} of the group {group!r} is offered twice, as {' and '.join(sorted(found))}: "
+            "pip uninstall one of the packages, or name the module:attribute"
+        )
+    raise ValueError(
+        f"there is no plug-in {name!r} of the group {group!r}; installed are "
+        f"{', '.join(sorted(offered.names)) or 'none'}: pip install the package that offers it (ours of a "
+        "checkout: .venv/bin/pip install --no-deps --no-build-isolation -e .), or name its module:attribute"
+    )
+
+
+def load(group: str, name: str) -> Any:
+    """Imports and returns a plug-in. Raises ValueError if it can't be found or imported."""
+    entry = find(group, name)
+    try:
+        return entry.load()
+    except (ImportError, AttributeError) as error:
+        raise ValueError(
+            f"plug-in {name!r} of the group {group!r} can't be imported from {entry.value}: {error}; "
+            "pip install its package again, or what it needs"
+        ) from error

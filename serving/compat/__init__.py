@@ -1,1 +1,0 @@
-"""The routes of Gorse and Metarank, for their clients: their JSON to our records and back. Serving's own."""

@@ -1,0 +1,67 @@
+"""A plug-in's routes: admitted as it says, closed where it says nothing, ended before the service."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from pathlib import Path
+
+from fastapi import APIRouter, FastAPI
+
+from recsys.config.part_configs import CompatConfig
+from recsys.config.safety_config import AccessConfig
+from recsys.config.system_config import Config, ServeConfig
+from serving.http.added_routes import AddedRoutes
+from serving.http.serving_metrics import ServingMetrics
+from serving.service import Service
+from tests.support.service_harness import ADMIN, World, run
+
+ENDED: list[bool] = []
+
+
+def shop(added: AddedRoutes, service: Service, metrics: ServingMetrics) -> None:
+    """A plug-in with a route for everybody, one for keys that recommend, and one without a scope."""
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        yield
+        ENDED.append(service.ready)
+
+    router = APIRouter(lifespan=lifespan)
+    for path in ("/shop/health", "/shop/list", "/shop/other"):
+        router.add_api_route(path, lambda: {"items": service.replica.catalogue.living.count})
+    added.router.include_router(router)
+    added.scopes += [("GET /shop/health$", ""), ("GET /shop/list$", "recommend")]
+    added.lists.append("/shop/list")
+    added.others.append("/shop/")
+    added.health.append("/shop/health")
+
+
+def test_the_routes_of_a_plug_in_are_admitted_as_it_says(tmp_path: Path) -> None:
+    ENDED.clear()
+
+    async def scenario(w: World) -> None:
+        key = {"X-API-Key": await w.add_key("recommend")}
+        asked = {
+            path: [
+                (await w.client.get(path, headers=headers)).status_code
+                for headers in ({}, key, ADMIN, {"host": "evil.example"})
+            ]
+            for path in ("/shop/health", "/shop/list", "/shop/other", "/v1/status")
+        }
+        assert asked == {
+            "/shop/health": [200, 200, 200, 200],
+            "/shop/list": [401, 200, 200, 401],
+            "/shop/other": [401, 403, 200, 401],
+            "/v1/status": [401, 403, 200, 401],
+        }
+        assert (await w.client.get("/shop/list", headers=key)).json() == {"items": 60}
+
+    serve = ServeConfig(routes=(f"{__name__}:shop",))
+    run(World(tmp_path, serve=serve, access=AccessConfig(mode="keys")), scenario)
+    assert ENDED == [True], "the service still runs"
+
+
+def test_the_configuration_names_the_plug_ins() -> None:
+    assert Config().route_plugins == ()
+    on = replace(Config(), serve=ServeConfig(routes=("shop",)), compat=CompatConfig(metarank=True))
+    assert on.route_plugins == ("shop", "gorse_and_metarank")
