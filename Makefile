@@ -2,7 +2,7 @@
 # passes arguments to the command.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-fast mutants fuzz check format bench docs lock
+.PHONY: help setup demo test test-fast mutants fuzz check format bench docs lock client client-test
 
 FITS := import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))
 PYTHON ?= $(shell for p in python3.11 python3; do \
@@ -34,6 +34,18 @@ else
 	$(BIN)/pytest -q -m "not services" -n 2 --dist worksteal
 	$(BIN)/pytest -q -m services
 endif
+
+# Needs node and npm alone.
+TYPESCRIPT := clients/typescript
+client: $(TYPESCRIPT)/node_modules/.package-lock.json ## Builds the TypeScript client in clients/typescript/dist
+	cd $(TYPESCRIPT) && npm run --silent build
+
+client-test: client ## Tests the TypeScript client in node: seconds
+	cd $(TYPESCRIPT) && npm test --silent
+
+$(TYPESCRIPT)/node_modules/.package-lock.json: $(TYPESCRIPT)/package-lock.json
+	cd $(TYPESCRIPT) && npm ci --no-audit --no-fund
+	@touch $@
 
 mutants: .venv/.stamp-dev ## Changes the core line by line; counts the changes that no test notices
 	$(BIN)/python -m tests.support.mutation $(ARGS)

@@ -107,6 +107,7 @@ def build_app(
         app.add_middleware(
             CORSMiddleware, allow_origins=origins, allow_methods=["GET", "POST", "DELETE"],
             allow_headers=["authorization", "content-type", "x-api-key"],
+            expose_headers=["date", "retry-after"],
         )  # fmt: skip
     _add_errors(app)
     _add_viewer_routes(app, service, metrics)

@@ -321,6 +321,8 @@ def test_a_page_of_a_listed_origin_may_call(tmp_path: Path) -> None:
         refused = await w.client.get("/v1/status", headers=app)
         assert refused.status_code == 401, "it needs a key all the same, and may read why"
         assert refused.headers["access-control-allow-origin"] == "https://app.example.org"
+        exposed = refused.headers["access-control-expose-headers"].split(", ")
+        assert sorted(exposed) == ["date", "retry-after"], "clients wait, and set their clocks"
         other = await w.client.get(
             "/v1/status", headers=ADMIN | {"origin": "https://other.example"}
         )
