@@ -12,6 +12,9 @@ from importlib.metadata import EntryPoint, entry_points
 from typing import Any, Final
 
 ROUTES: Final = "recsys.routes"
+COMMANDS: Final = "recsys.commands"
+PARTS: Final = "recsys.parts"
+WARMUPS: Final = "recsys.warmups"
 
 
 def find(group: str, name: str) -> EntryPoint:

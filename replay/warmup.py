@@ -24,7 +24,7 @@ from recsys.features.feature_set import FeatureSet
 from recsys.log.protocol import Append, Log
 from recsys.process.part_process import owned_folder, write_atomically
 from replay.feature_replay import FeatureReplay
-from replay.simulation.warmup_data import WarmupData
+from replay.warmup_data import WarmupData
 
 FILE: Final = "warmup.json"
 BATCH: Final = 1_000  # records in one append

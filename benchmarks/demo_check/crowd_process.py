@@ -5,10 +5,10 @@ import signal
 import time
 from typing import Any, Final
 
+from examples.short_video.crowd import Crowd, Work
+from examples.short_video.viewers import drive
+from examples.short_video.world import World
 from recsys.client import Client
-from replay.simulation.crowd import Crowd, Work
-from replay.simulation.world import World
-from runtime.parts.viewers import drive
 
 _TICK_S: Final = 0.02
 _END_S: Final = 30.0

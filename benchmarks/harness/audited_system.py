@@ -14,11 +14,11 @@ from benchmarks.harness.commands import Figures
 from benchmarks.harness.known_events import USERS, KnownEvents
 from benchmarks.harness.live_system import SLOW_START_S, HealthTarget, Live, end
 from benchmarks.harness.serve_doors import check_platform, sigterm_as_exit
+from examples.short_video.world import World
 from recsys.config.system_config import Config, JoinConfig
 from recsys.events.records import EVENTS, EXAMPLES, STEPS, Step, unpack
 from recsys.log.protocol import newest_first
 from recsys.process.open_log import open_log
-from replay.simulation.world import World
 from runtime.supervision import launch_plan, run_file
 from runtime.supervision.processes import alive
 

@@ -23,13 +23,13 @@ from benchmarks.harness import serve_doors as doors
 from benchmarks.harness.commands import Figures, Log
 from benchmarks.harness.load_client import Load, Sent, offer_until, post
 from benchmarks.harness.worker_processes import collect, end_processes, process_starter
+from examples.short_video.world import World
 from recsys.client import ApiError, Client
 from recsys.config.system_config import Config
 from recsys.events.event_types import Impression, decode
 from recsys.events.records import EVENTS
 from recsys.process.open_log import open_log
 from recsys.process.part_process import read_beat
-from replay.simulation.world import World
 from runtime.supervision import launch_plan as plans
 from runtime.supervision import run_file
 from runtime.supervision.processes import Identity, kill_session

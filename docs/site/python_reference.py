@@ -15,8 +15,7 @@ PUBLIC = {
         features.catalogue model.batch model.ranker model.retrieval_vectors model.model
         model.student_model model.prediction_metrics config.system_config
         config.policy_config config.promotion_config config.part_configs
-        features.feature_set_file process.open_log log.sqlite_log log.kafka_log client""",
-    "replay": """simulation.world""",
+        features.feature_set_file process.open_log log.sqlite_log log.kafka_log client plugins""",
     "parameter_server": """table.table shard.lanes table.routing shard.shard shard.wal_settings
         publish.rounding publish.published publish.deltas storage.wal storage.snapshots""",
     "experiments": """assignment.definition assignment.policy assignment.design
@@ -28,7 +27,8 @@ PUBLIC = {
         drift.monitors drift.baseline drift.reaction""",
     "serving": """request pipeline ranking.stages retrieval.filters retrieval.retrieval ranking.scoring
         ranking.selection replica.replica index.item_index ingestion.event_validation
-        sessions.session_fold sessions.session_store service""",
+        sessions.session_fold sessions.session_store service http.added_routes""",
+    "examples": """short_video.world""",
 }
 
 

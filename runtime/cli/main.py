@@ -2,10 +2,13 @@
 
 import importlib
 import importlib.util
+from importlib.metadata import entry_points
 from typing import Any
 
 import typer
 from typer.core import TyperGroup
+
+from recsys import plugins
 
 _HELP = {
     "app": "Checks the definition of an app, and shows the columns that result.",
@@ -21,7 +24,6 @@ _HELP = {
     "metrics": "Prints or serves the parts' Prometheus metrics.",
     "part": "Runs one part of the system in this process.",
     "keys": "Makes, lists and revokes API keys; shows the audit trail.",
-    "viewers": "Sends simulated viewers to a running server.",
     "explain": "Recomputes a past answer and explains it.",
     "trace": "Shows the timeline of one request, read from the log.",
     "shadow": "Shows how candidates do compared with the live model.",
@@ -43,6 +45,7 @@ _HELP = {
     "study": "Measures the value of freshness and other design choices.",
     "bench": "Benchmarks speed against common alternatives.",
 }
+_HELP_OF_PLUGINS = {"viewers": "Sends simulated viewers to a running server."}  # those in the wheel
 # Modules of commands that aren't in ``runtime.cli.NAME``.
 _ELSEWHERE = {
     "demo": "runtime.demo.demo",
@@ -60,6 +63,9 @@ COMMANDS = {
     name: (f"{_ELSEWHERE.get(name, f'runtime.cli.{name}')}:{name}", help)
     for name, help in _HELP.items()
 }
+for _entry in entry_points(group=plugins.COMMANDS):
+    _text = _HELP_OF_PLUGINS.get(_entry.name, f"Command of the plug-in {_entry.module}.")
+    COMMANDS.setdefault(_entry.name, (_entry.value, _text))
 
 
 def load(where: str, name: str) -> Any:
@@ -114,8 +120,10 @@ def _placeholder() -> None:
 
 
 def _is_installed(module: str) -> bool:
-    """Looks for the top package first: ``find_spec`` of a submodule imports the packages above it."""
-    return all(importlib.util.find_spec(name) for name in (module.partition(".")[0], module))
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ModuleNotFoundError:  # of a package above it, which find_spec imports
+        return False
 
 
 for _name, (_where, _help) in COMMANDS.items():

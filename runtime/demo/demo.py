@@ -22,7 +22,6 @@ from recsys.config.loader import load
 from recsys.config.system_config import Config
 from runtime.cli.common import fail, from_checkout
 from runtime.cli.up import log_url
-from runtime.demo import demo_data
 from runtime.demo.demo_system import NotReady, check_lost, running_system
 from runtime.reports.status_table import dashboard_address
 from runtime.supervision import launch_plan, run_file
@@ -30,6 +29,7 @@ from runtime.supervision.processes import alive
 from runtime.supervision.system_status import server_status
 
 VIEWERS: Final = 1.0  # lists per second
+LIMIT: Final = 40_000  # impressions that two cores learn in a few minutes with all parts running
 _LINE_S: Final = 10.0
 
 
@@ -44,7 +44,7 @@ def demo(
     viewers: Annotated[float, Option(help="Lists per second of simulated viewers.")] = VIEWERS,
     limit: Annotated[
         int, Option(help="Number of a data set's last impressions to warm up with.")
-    ] = demo_data.LIMIT,
+    ] = LIMIT,
     json: Annotated[Path | None, Option(help="File for the output of --check.")] = None,
 ) -> None:
     """Starts a whole system and warms it up with data. Ctrl-C ends it."""

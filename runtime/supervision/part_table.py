@@ -1,12 +1,12 @@
 """The table of parts: the function each runs, and its dependencies. Dependencies come first."""
 
-import importlib
 from collections.abc import Callable, Iterable
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
+from recsys import plugins
 from recsys.config.system_config import Config
 from recsys.log.protocol import LogLost
 from recsys.process.open_log import create_topics, open_log
@@ -14,7 +14,8 @@ from recsys.process.part_process import Stop, write_atomically
 from runtime.supervision.launch_plan import Plan
 from runtime.supervision.supervisor import Part
 
-# Each part's function is imported by name in its own process, so that reading this table is cheap.
+# Each part's function is imported by name in its own process, so that reading this table is cheap. A name alone
+# is a plug-in.
 # A part with a connection to a Ray cluster is bound to it: it ends with that cluster.
 # Parts that learn run at a lower priority than parts that answer requests.
 _NICE: Final = 5
@@ -38,7 +39,7 @@ _PARTS: Final = (
         nice=_NICE,
     ),
     Part("serve", "runtime.parts.serve:run", ("log", "valkey", "shards"), ("ray",), False, 180, 20),
-    Part("viewers", "runtime.parts.viewers:run_part", ("serve",)),
+    Part("viewers", "viewers", ("serve",)),
     Part("metrics", "runtime.parts.metrics:run", ("log",), nice=_NICE),
     Part("control-room", "runtime.control_room.part:run", ("log",), nice=_NICE),
 )  # fmt: skip
@@ -49,13 +50,16 @@ NAMES: Final = tuple(part.name for part in _PARTS)
 
 
 def table(plan: Plan) -> list[Part]:
-    """Parts of a plan; the optional ones only where it names them."""
+    """Parts of a plan; the optional ones only where it names them. Raises ValueError for a plug-in that isn't
+    installed."""
     wanted = set(plan.embedded) | ({"viewers"} if plan.viewers > 0 else set())
     wanted |= {"metrics"} if plan.metrics else set()
     wanted |= {"control-room"} if plan.control_room else set()
     wanted |= {"sentinel"} if plan.sentinel else set()
     absent = _OPTIONAL - wanted
     parts = [_without(part, absent) for part in _PARTS if part.name not in absent]
+    for part in parts:
+        plugins.find(plugins.PARTS, part.target)
     if not plan.only:
         return parts
     needed = _with_needs(parts, plan.only)
@@ -89,8 +93,7 @@ def niceness(name: str) -> int:
 
 def body(name: str) -> Callable[[Config, Stop], None]:
     """Imports and returns a part's function. Raises ValueError for a name that isn't in the table."""
-    module, _, function = _named(name).target.partition(":")
-    loop: Callable[[Config, Stop], None] = getattr(importlib.import_module(module), function)
+    loop: Callable[[Config, Stop], None] = plugins.load(plugins.PARTS, _named(name).target)
     return loop
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from examples.short_video import demo_data
 from recsys.config.system_config import Config
 from recsys.events.event_types import (
     Engagement,
@@ -23,14 +24,14 @@ from recsys.events.records import EVENTS, ITEMS, topics
 from recsys.features.feature_set import FeatureSet
 from recsys.log.protocol import Append, LogUnavailable, MemoryLog
 from replay import warmup
+from replay import warmup_data as pasts
 from replay.feature_replay import FeatureReplay
-from replay.simulation import warmup_data as pasts
-from replay.simulation.warmup_data import WarmupData
 from replay.warmup import warm_up
+from replay.warmup_data import WarmupData
 from training.joining.joiner import Joiner
 
 NOW_MS = 1_790_000_000_000
-PAST = pasts.warmup_from_world(1_700_000_000_000, requests=60, items=300)
+PAST = demo_data.warmup_from_world(1_700_000_000_000, requests=60, items=300)
 FEATURES = FeatureSet(PAST.schema)
 
 
@@ -233,7 +234,7 @@ def test_a_log_without_views_gets_one_for_each_shown_item_when_its_window_ends()
 
 
 def test_the_world_answers_the_same_again() -> None:
-    again = pasts.warmup_from_world(1_700_000_000_000, requests=60, items=300)
+    again = demo_data.warmup_from_world(1_700_000_000_000, requests=60, items=300)
     assert [e for e in again.events()] == [e for e in PAST.events()]
     lists = [e for e in PAST.events() if isinstance(e, Impression)]
     assert all(len({s.item_id for s in e.items}) == 8 for e in lists)

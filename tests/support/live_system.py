@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.harness.live_system import Live, end
+from examples.short_video.world import World
 from recsys.client import ApiError, Client
 from recsys.config.system_config import Config, LogConfig, ServeConfig
 from recsys.events.event_types import Engagement
-from replay.simulation.world import World
 from runtime.cli.up import start
 from runtime.supervision import launch_plan as plans
 from runtime.supervision import run_file

@@ -5,11 +5,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from examples.short_video.viewer import Viewer
+from examples.short_video.world import World
 from recsys.client import Recommendations
 from recsys.events.event_types import Engagement
 from recsys.events.hashing import Id
-from replay.simulation.viewer import Viewer
-from replay.simulation.world import World
 
 
 class Api(Protocol):

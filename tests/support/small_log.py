@@ -5,9 +5,9 @@ from pathlib import Path
 
 import msgspec
 
+from examples.short_video.world import World
 from recsys.events.event_types import Event, Impression, ServedItem
 from recsys.events.hashing import uniform
-from replay.simulation.world import World
 
 
 def write_log(

@@ -4,9 +4,9 @@ from dataclasses import dataclass
 
 from benchmarks.studies.drift.world_scenarios import SCENARIOS, ScenarioWorld
 from benchmarks.studies.quality.simulated_world_log import WorldLog
+from examples.short_video.world import World
 from recsys.events.event_types import Item
 from recsys.events.hashing import Id, uniform
-from replay.simulation.world import World
 
 DAYS = 5  # of a scenario
 _HOUR_MS = 3_600_000

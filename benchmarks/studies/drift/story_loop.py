@@ -28,6 +28,7 @@ from benchmarks.studies.drift.world_scenarios import (
     ScenarioWorld,
     Viral,
 )
+from examples.short_video.world import Request as Visit
 from parameter_server.publish.deltas import StepDelta
 from recsys.config.part_configs import DriftConfig
 from recsys.config.system_config import Config, JoinConfig, LogConfig, ModelConfig, StepConfig
@@ -39,7 +40,6 @@ from recsys.features.feature_set import FeatureSet
 from recsys.features.feature_set_file import FEED_SCHEMA
 from recsys.log.protocol import Append
 from recsys.model.prediction_metrics import auc
-from replay.simulation.world import Request as Visit
 from serving.ranking.scoring import probabilities
 from serving.request import Request
 from training.drift.monitors import LOSS

@@ -30,6 +30,7 @@ from benchmarks.studies.drift.rehearsal import (
 )
 from benchmarks.studies.drift.world_aba import WorldABA
 from benchmarks.studies.quality.simulated_world_log import WorldLog
+from examples.short_video.world import World
 from parameter_server.publish.deltas import StepDelta
 from recsys.config.system_config import Config, ModelConfig
 from recsys.events.records import EXAMPLES, TrainingExample, unpack
@@ -39,7 +40,6 @@ from recsys.model.prediction_metrics import auc, log_loss
 from replay.direct_loop import DirectLoop
 from replay.predictions import Predictions
 from replay.replay_run import ReplayOptions, config_for, replay_with
-from replay.simulation.world import World
 from training.continual.learner import Learner
 from training.drift.monitors import LossMonitor
 from training.lines.line import MAIN, learning_digest

@@ -8,9 +8,9 @@ constant, so that the second A equals the first; items and habits don't change.
 from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
+from examples.short_video.world import Request, World
 from recsys.events.event_types import User
 from recsys.events.hashing import Id
-from replay.simulation.world import Request, World
 
 PHASES: Final = ("A", "B", "A")
 CHANGES: Final = ("tastes", "people", "nothing")

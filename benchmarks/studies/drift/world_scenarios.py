@@ -17,8 +17,8 @@ import math
 from collections.abc import Iterator
 from typing import Any, Final
 
+from examples.short_video.world import Request, World
 from recsys.events.hashing import Id, uniform
-from replay.simulation.world import Request, World
 
 DAY_MS: Final = 86_400_000
 MOOD_MS: Final = 30 * 60_000  # as in the world

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.harness.local_line import LocalLine
+from examples.short_video.world import World
 from experiments.assignment.arm_line import DIVERTED, WEIGHTED
 from experiments.statistics.arm_weights import ArmWeights, arm_features
 from recsys.config.system_config import Config, ModelConfig
@@ -26,7 +27,6 @@ from recsys.features.feature_set import FeatureSet
 from recsys.features.feature_set_file import FEED_SCHEMA
 from recsys.model.batch import Batch, assemble
 from recsys.model.model import build_model
-from replay.simulation.world import World
 from training.candidates.arm_learner import without_rows
 from training.continual.learner import Lane, Learned, Learner
 from training.continual.open_labels import LabelTargets, single_pass_targets

@@ -1,7 +1,7 @@
 """Lists of the simulated world, drawn by the serving sampler and watched by the world's people, many times
 over.
 
-For studies with a known truth: ``replay.simulation.world`` gives the probability that each person watches
+For studies with a known truth: ``examples.short_video.world`` gives the probability that each person watches
 each item; a model is that plus a fixed error of its own. Policies are real ones (scores, temperature,
 exploration, diversity, caps) with the real sampler. Arrivals and outcomes come from a random generator, since
 studies repeat with other seeds; the world stays at one moment.
@@ -15,8 +15,8 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from examples.short_video.world import IMPATIENCE, World
 from recsys.config.policy_config import PolicyConfig
-from replay.simulation.world import IMPATIENCE, World
 from serving.ranking.selection import Cap, SamplingInput, SamplingParams
 
 Floats = NDArray[np.float64]

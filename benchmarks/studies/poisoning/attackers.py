@@ -10,9 +10,9 @@ from typing import Final
 
 import msgspec
 
+from examples.short_video.world import AFTER, Request, World
 from recsys.events.event_types import Engagement
 from recsys.events.hashing import Id, key_of, uniform
-from replay.simulation.world import AFTER, Request, World
 
 FARM, DRIP, DISLIKES, HIJACK = "farm", "drip", "dislikes", "hijack"
 STYLES: Final = (FARM, DRIP, DISLIKES, HIJACK)

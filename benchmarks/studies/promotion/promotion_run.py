@@ -12,6 +12,7 @@ from typing import Any, Final, NamedTuple, Protocol
 import numpy as np
 
 from benchmarks.harness.local_system import LocalSystem, small_config
+from examples.short_video.world import World
 from experiments.promotion.epoch_model import with_size
 from experiments.promotion.lifecycle import Lifecycle
 from parameter_server.shard.lanes import LaneGradients
@@ -27,7 +28,6 @@ from recsys.events.hashing import uniform
 from recsys.events.records import CONTROL, Step, TrainingExample, pack
 from recsys.log.protocol import Append
 from recsys.model.model import build_model
-from replay.simulation.world import World
 from serving.access.caller import SERVER
 from serving.request import Answer, Request
 from training.candidates.registry import Provenance, Registry, model_size_of, plain_config

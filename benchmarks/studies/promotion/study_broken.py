@@ -26,12 +26,12 @@ from benchmarks.studies.promotion.promotion_run import (
     WorldViewers,
     config_of,
 )
+from examples.short_video.world import World
 from recsys.config.promotion_config import PromotionConfig
 from recsys.config.system_config import Config, ModelConfig
 from recsys.events.hashing import uniform
 from recsys.events.records import TrainingExample
 from recsys.model.model import Model
-from replay.simulation.world import World
 from training.candidates.rollback_impact import find_impact
 from training.lines.line import MAIN
 

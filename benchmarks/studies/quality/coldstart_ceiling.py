@@ -23,9 +23,7 @@ from benchmarks.studies.quality.taste_posterior import (
     isotropic,
     learn,
 )
-from recsys.events.event_types import Engagement
-from recsys.events.hashing import Id
-from replay.simulation.world import (
+from examples.short_video.world import (
     AFTER,
     AGES,
     AGES_OF_A_CLUSTER,
@@ -36,6 +34,8 @@ from replay.simulation.world import (
     after_chance,
     hide_chance,
 )
+from recsys.events.event_types import Engagement
+from recsys.events.hashing import Id
 
 
 def clusters_of(age_band: str) -> list[int]:

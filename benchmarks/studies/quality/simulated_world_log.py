@@ -9,11 +9,11 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
+from examples.short_video.world import World
 from recsys.events.event_types import Event, Impression, Item, ServedItem
 from recsys.events.field_schema import Schema
 from recsys.events.hashing import Id, uniform
 from recsys.features.feature_set_file import FEED_SCHEMA
-from replay.simulation.world import World
 
 _HOUR_MS = 3_600_000
 _LIST = 8  # items in a list

@@ -36,9 +36,9 @@ from benchmarks.studies.quality.coldstart_world import (
     without,
 )
 from benchmarks.studies.quality.ratio_interval import RatioInterval, paired_ratio_interval
+from examples.short_video.world import World
 from recsys.config.policy_config import PolicyConfig
 from recsys.events.hashing import Id
-from replay.simulation.world import World
 
 SWIPES: Final = (0, 1, 5, 20)
 _HOUR_MS: Final = 3_600_000

@@ -15,6 +15,7 @@ from benchmarks.demo_check import check_figures as figures
 from benchmarks.demo_check.accounting import LogAccounting
 from benchmarks.demo_check.check import Clock, Counts, FreshnessSample, VersionProbe, Viewer
 from examples.kuairand import download
+from examples.short_video import demo_data
 from recsys.client import ApiError, Outcome, Receipt, Recommendations, Recommended
 from recsys.events.event_types import Engagement, Impression, ServedItem, Stamp, encode
 from recsys.events.records import (
@@ -30,8 +31,6 @@ from recsys.events.records import (
     topics,
 )
 from recsys.log.protocol import Append, MemoryLog
-from replay.simulation import warmup_data as pasts
-from runtime.demo import demo_data
 from runtime.demo import demo_system as demo_start
 from runtime.supervision.system_status import PartStatus, Status, Version
 
@@ -321,7 +320,7 @@ def test_the_data_is_what_was_named_else_what_is_there_else_the_world(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    small = pasts.warmup_from_world(10**12, requests=5, items=20)
+    small = demo_data.warmup_from_world(10**12, requests=5, items=20)
     monkeypatch.setattr(demo_data, "warmup_from_world", lambda now_ms: small)
     tiny = tmp_path / "tiny"
     tiny.mkdir()

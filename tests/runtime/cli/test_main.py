@@ -34,6 +34,32 @@ def test_without_the_benchmarks_the_other_commands_are_listed() -> None:
     assert not {"bench", "study"} & listed
 
 
+_WITH_PLUG_INS = """
+import importlib.metadata as metadata
+
+entries = [metadata.EntryPoint("shop", "os.path:join", "recsys.commands"),
+           metadata.EntryPoint("up", "os.path:join", "recsys.commands"),
+           metadata.EntryPoint("gone", "examples.gone.module:run", "recsys.commands")]
+offered = metadata.EntryPoints(entries)
+metadata.entry_points = lambda group: offered.select(group=group)
+from runtime.cli.main import COMMANDS, app
+
+assert COMMANDS["up"][0] == "runtime.cli.up:up"
+import sys
+sys.argv = ["recsys", "--help"]
+app()
+"""
+
+
+def test_commands_of_plug_ins_are_listed_and_take_no_name_of_ours() -> None:
+    done = subprocess.run([sys.executable, "-c", _WITH_PLUG_INS], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    listed = {line.split()[0] for line in done.stdout.splitlines() if line.startswith("  ")}
+    assert {"up", "shop"} <= listed and not {"gone", "viewers"} & listed
+    assert "Command of the plug-in os.path." in done.stdout
+    assert COMMANDS["viewers"][0] == "examples.short_video.viewers_command:viewers"
+
+
 @pytest.mark.parametrize("name", COMMANDS)
 def test_json_has_no_negative_form(name: str) -> None:
     pending = [load(COMMANDS[name][0], name)]

@@ -4,10 +4,12 @@ import shutil
 import subprocess
 import sys
 from dataclasses import replace
+from importlib.metadata import EntryPoints
 from pathlib import Path
 
 import pytest
 
+from recsys import plugins
 from recsys.config.safety_config import BoundsConfig
 from recsys.config.system_config import Config
 from recsys.events.records import EVENTS
@@ -15,7 +17,7 @@ from recsys.log.protocol import LogLost
 from recsys.process.open_log import open_log
 from recsys.process.part_process import Stop
 from runtime.supervision import launch_plan
-from runtime.supervision.part_table import NAMES, create_log, niceness, table
+from runtime.supervision.part_table import NAMES, body, create_log, niceness, table
 
 
 def test_topics_are_made_and_another_log_is_refused(tmp_path: Path) -> None:
@@ -42,6 +44,16 @@ def test_what_learns_and_what_tells_of_it_step_back_for_what_answers() -> None:
     assert back == {*learns, "metrics", "control-room", "sentinel"}
     with pytest.raises(ValueError, match="'nobody', expected one of broker"):
         niceness("nobody")
+
+
+def test_viewers_are_a_plug_in_that_must_be_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    config, plan = launch_plan.resolve(Config(), viewers=2.0)
+    assert body("viewers").__module__ == "examples.short_video.viewers"
+    assert "viewers" in {part.name for part in table(plan)}
+    monkeypatch.setattr(plugins, "entry_points", lambda group: EntryPoints([]))
+    with pytest.raises(ValueError, match="no plug-in 'viewers' of the group 'recsys.parts'.*pip"):
+        table(plan)
+    table(launch_plan.resolve(config)[1])  # without viewers nothing is missing
 
 
 def test_parts_that_never_rank_load_no_torch() -> None:

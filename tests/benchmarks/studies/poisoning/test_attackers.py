@@ -10,7 +10,7 @@ from benchmarks.studies.poisoning.attackers import (
     Attack,
     AttackedWorld,
 )
-from replay.simulation.world import AFTER, Request
+from examples.short_video.world import AFTER, Request
 
 HOUR_MS = 3_600_000
 ITEMS = [f"w{index}" for index in range(8)]

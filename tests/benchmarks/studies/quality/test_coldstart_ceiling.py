@@ -13,8 +13,8 @@ from benchmarks.studies.quality.coldstart_ceiling import (
     swipes_of,
 )
 from benchmarks.studies.quality.taste_posterior import learn
+from examples.short_video.world import AFTER, World
 from recsys.events.hashing import uniform
-from replay.simulation.world import AFTER, World
 from tests.support.taste_draws import reweighed
 
 LONG = 10**12  # after which all has come that comes

@@ -23,8 +23,8 @@ from benchmarks.studies.quality.study_coldstart import (
     new_items,
     new_users,
 )
+from examples.short_video.world import World
 from recsys.config.policy_config import PolicyConfig
-from replay.simulation.world import World
 from runtime.cli.main import app
 
 HOUR_MS = 3_600_000

@@ -14,9 +14,9 @@ from typing import Any, Final, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from examples.short_video.world_topics import ENDINGS, TOPICS
 from recsys.events.event_types import Engagement, Item, User
 from recsys.events.hashing import Id, uniform
-from replay.simulation.world_topics import ENDINGS, TOPICS
 
 Number = TypeVar("Number", float, NDArray[np.float64])
 _HOUR_MS: Final = 3_600_000

@@ -6,10 +6,10 @@ A viewer has no clock and does no I/O: ``wants_list`` and ``due`` return what it
 import heapq
 from typing import Final
 
+from examples.short_video.world import World
 from recsys.client import Recommendations
 from recsys.events.event_types import Engagement
 from recsys.events.hashing import Id, uniform
-from replay.simulation.world import World
 
 _PAUSE_MS: Final = 400  # between the end of a list and the next request
 _STAYS: Final = 0.75  # probability of another list: four lists in a visit

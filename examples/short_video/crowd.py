@@ -9,11 +9,11 @@ import math
 from dataclasses import dataclass, field
 from typing import Final
 
+from examples.short_video.viewer import Viewer
+from examples.short_video.world import World
 from recsys.client import Recommendations
 from recsys.events.event_types import Engagement, Item
 from recsys.events.hashing import uniform
-from replay.simulation.viewer import Viewer
-from replay.simulation.world import World
 
 _FIRST_GUESS: Final = 0.3  # events a second of one viewer, before the first lists are measured
 _LATE_MS: Final = 1_500  # lag of the oldest due event at which viewers leave after their list

@@ -8,11 +8,11 @@ import msgspec
 import numpy as np
 import pytest
 
+from examples.short_video.viewer import Viewer
+from examples.short_video.world import World
 from recsys.client import Recommendations, Recommended
 from recsys.events.event_types import Engagement, parse
 from recsys.events.hashing import uniform
-from replay.simulation.viewer import Viewer
-from replay.simulation.world import World
 from tests.support.simulated_visits import browse, run
 
 T = 1_650_812_400_000

@@ -1,4 +1,4 @@
-"""Events to warm a system up with: the end of a data set, or a stretch of the simulated world.
+"""Events to warm a system up with, and how they are made of the end of a data set.
 
 A live feed differs from a log of the past in two ways, which are evened out here. Its clients report views,
 so an impression alone shows nothing; and its requests carry no context of their own, so a data set's main
@@ -12,17 +12,13 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 import msgspec
-import numpy as np
 
-from recsys.events.event_types import Engagement, Event, Impression, Item, ServedItem
+from recsys.events.event_types import Engagement, Event, Impression
 from recsys.events.field_schema import CATEGORICAL, Schema
-from recsys.events.hashing import uniforms
 from recsys.features.feature_set_file import FEED_SCHEMA
 from replay.datasets.dataset import Dataset
-from replay.simulation.world import Request, World
 
 SURFACE: Final = "feed"
-_LIST: Final = 8  # items of a list in the simulated world
 _FAR: Final = 2**62
 
 
@@ -117,66 +113,3 @@ def _views_until(waiting: list[tuple[int, int, Impression]], now_ms: int) -> Ite
                 kind="view",
                 surface=shown.surface,
             )
-
-
-def warmup_from_world(
-    now_ms: int, requests: int = 3_000, items: int = 2_000, seed: int = 0
-) -> WarmupData:
-    """``requests`` random lists of the simulated world that end now: no model is involved."""
-    lists = requests * 1000  # one request a second, more or less: by the time of day
-    world = World(seed, items=items, start_ms=now_ms - lists)
-    asked = [
-        request
-        for request, _ in zip(
-            world.next_requests(world.start_ms, now_ms), range(requests), strict=False
-        )
-    ]
-    last_ms = max(event.time_ms for event in _happened(world, asked))
-    return WarmupData(
-        "world",
-        FEED_SCHEMA,
-        last_ms,
-        len(asked),
-        lambda: iter([*world.items(world.start_ms), *world.users(), *_happened(world, asked)]),
-    )
-
-
-def _happened(world: World, asked: list[Request]) -> Iterator[Event]:
-    """Lists, their engagements and newly published items, in time order."""
-    later: list[tuple[int, int, Item | Impression | Engagement]] = []
-    before_ms, numbers = world.start_ms, 0
-    for request in asked:
-        for item in world.new_items(before_ms + 1, request.time_ms + 1):
-            heapq.heappush(later, (item.time_ms, -1, item))
-        before_ms = request.time_ms
-        shown = _random_list(world, request)
-        ids = [item.item_id for item in shown.items]
-        done = world.react(request.user_id, ids, shown.request_id, request.time_ms)
-        events: list[Impression | Engagement] = [shown, *done]
-        for event in events:
-            numbers += 1
-            heapq.heappush(later, (event.time_ms, numbers, event))
-        while later and later[0][0] <= request.time_ms:
-            yield heapq.heappop(later)[2]
-    while later:
-        yield heapq.heappop(later)[2]
-
-
-def _random_list(world: World, request: Request) -> Impression:
-    """A list drawn without replacement from all items, with its propensities."""
-    num_items = world.num_items + max(0, request.time_ms - world.start_ms) // world.publish_every_ms
-    request_id = f"past-{request.user_id}-{request.time_ms}"
-    draws = uniforms(
-        world.seed, np.arange(num_items, dtype=np.int64) + request.time_ms * 1_000_003, 1
-    )
-    chosen = np.argsort(draws[:, 0], kind="stable")[:_LIST].tolist()
-    return Impression(
-        time_ms=request.time_ms,
-        request_id=request_id,
-        user_id=request.user_id,
-        items=[
-            ServedItem(item_id=f"w{index}", propensity=1 / (num_items - rank), sources=["random"])
-            for rank, index in enumerate(chosen)
-        ],
-        surface=SURFACE,
-    )

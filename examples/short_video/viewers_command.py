@@ -6,10 +6,10 @@ from typing import Annotated
 import typer
 from typer import Option
 
+from examples.short_video.crowd import Crowd
+from examples.short_video.viewers import TICK_S, drive
+from examples.short_video.world import World
 from recsys.client import Client
-from replay.simulation.crowd import Crowd
-from replay.simulation.world import World
-from runtime.parts.viewers import TICK_S, drive
 
 
 def viewers(

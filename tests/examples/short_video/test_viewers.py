@@ -10,12 +10,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from examples.short_video.crowd import Crowd, Pacer
+from examples.short_video.viewers import EVENTS_PER_LIST, Sender, SummaryLines, drive
+from examples.short_video.world import World
 from recsys.client import Recommendations, Recommended
 from recsys.events.event_types import Engagement
 from recsys.events.hashing import uniform
-from replay.simulation.crowd import Crowd, Pacer
-from replay.simulation.world import World
-from runtime.parts.viewers import EVENTS_PER_LIST, Sender, SummaryLines, drive
 
 T = 1_650_812_400_000
 

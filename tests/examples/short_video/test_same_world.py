@@ -7,12 +7,12 @@ from typing import Any
 import msgspec
 import pytest
 
+from examples.short_video.crowd import Crowd
+from examples.short_video.demo_data import warmup_from_world
+from examples.short_video.viewer import Viewer
+from examples.short_video.world import World
 from recsys.client import Recommendations, Recommended
 from recsys.events.hashing import uniform
-from replay.simulation.crowd import Crowd
-from replay.simulation.viewer import Viewer
-from replay.simulation.warmup_data import warmup_from_world
-from replay.simulation.world import World
 
 T = 1_650_812_400_000
 HOUR_MS = 3_600_000

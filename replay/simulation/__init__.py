@@ -1,1 +1,0 @@
-"""The simulated world and its viewers: users with drifting tastes who watch lists."""
