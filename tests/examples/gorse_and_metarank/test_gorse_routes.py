@@ -10,6 +10,7 @@ import pytest
 from recsys.config.part_configs import CompatConfig
 from recsys.events.event_types import Engagement, Impression
 from recsys.events.records import CONTROL
+from serving.ingestion.event_validation import ACCEPTED, REJECTED, FieldError, Result
 from tests.support.gorse_cases import API, EXAMPLES, FEEDBACK, ITEM, ROWS, SCORES, USER, fits
 from tests.support.replica_harness import popular
 from tests.support.service_harness import COMPAT, NOW_MS, World, run
@@ -417,5 +418,32 @@ def test_a_session_of_feedback_changes_its_list_and_is_logged_nowhere(world: Wor
         assert {int(one["Id"][1:]) % 2 for one in found} == {1} and len(found) == 10
         await w.written()
         assert w.events() == []
+
+    run(world, scenario)
+
+
+def test_a_list_of_categories_that_are_no_feature_names_the_setting(tmp_path: Path) -> None:
+    async def scenario(w: World) -> None:
+        answer = await w.client.get("/api/popular/films", headers=API)
+        assert answer.status_code == 501 and "set compat.categories" in answer.json()["error"]
+
+    run(World(tmp_path, compat=replace(COMPAT, categories="nothing")), scenario)
+
+
+def test_users_that_the_write_api_refuses_are_named(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refused = Result(1, REJECTED, FieldError("fields", "…", "fewer bytes"))
+
+    async def put_users(_: Any) -> list[Result]:
+        return [Result(0, ACCEPTED), refused]
+
+    async def scenario(w: World) -> None:
+        monkeypatch.setattr(w.service.write_api, "put_users", put_users)
+        users = [USER, USER | {"UserId": "other"}]
+        answer = await w.client.post("/api/users", json=users, headers=API)
+        assert answer.status_code == 400
+        assert answer.json()["error"] == "1 of 2 are refused, the others are taken"
+        assert answer.json()["details"][0]["field"] == "[1].fields"
 
     run(world, scenario)

@@ -50,14 +50,17 @@ def test_the_routes_of_a_plug_in_are_admitted_as_it_says(tmp_path: Path) -> None
         }
         assert asked == {
             "/shop/health": [200, 200, 200, 200],
-            "/shop/list": [401, 200, 200, 401],
-            "/shop/other": [401, 403, 200, 401],
-            "/v1/status": [401, 403, 200, 401],
+            "/shop/list": [401, 200, 200, 421],
+            "/shop/other": [401, 403, 200, 421],
+            "/v1/status": [401, 403, 200, 421],
         }
         assert (await w.client.get("/shop/list", headers=key)).json() == {"items": 60}
 
     serve = ServeConfig(routes=(f"{__name__}:shop",))
-    run(World(tmp_path, serve=serve, access=AccessConfig(mode="keys")), scenario)
+    run(
+        World(tmp_path, serve=serve, access=AccessConfig(mode="keys", hosts=("ours.example",))),
+        scenario,
+    )
     assert ENDED == [True], "the service still runs"
 
 
