@@ -157,11 +157,12 @@ class Client:
         return self._in_batches("events", [self._prepared(event) for event in events])
 
     def engage(self, answer: Recommendations, user_id: Id, item_id: Id, kind: str,
-               watch_ms: int | None = None, surface: str = "feed") -> Receipt:  # fmt: skip
-        """Sends one engagement of a user with an item of an answer."""
+               watch_ms: int | None = None, surface: str = "feed",
+               value: float | msgspec.UnsetType = msgspec.UNSET) -> Receipt:  # fmt: skip
+        """Sends one engagement of a user with an item of an answer. ``value``: such as an amount."""
         event = Engagement(
             time_ms=self._clock_ms(), request_id=answer.request_id, user_id=user_id, item_id=item_id,
-            kind=kind, watch_ms=watch_ms, surface=surface,
+            kind=kind, watch_ms=watch_ms, surface=surface, value=value,
         )  # fmt: skip
         return self.send_events([event])
 

@@ -64,6 +64,7 @@ class FeatureReplay:
             self._users[name] = event
             return []
         self._sessions[name].fold_user(event)
+        self._counters.user(event)
         return [self._log_user(event, event.time_ms)]
 
     def _arrival(self, event: Impression) -> list[Event]:
@@ -76,6 +77,7 @@ class FeatureReplay:
         if profile is None:
             return []
         session.fold_user(profile)
+        self._counters.user(profile)
         return [self._log_user(profile, event.time_ms)]
 
     def _log_user(self, user: User, time_ms: int) -> User:

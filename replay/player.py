@@ -185,9 +185,9 @@ class Player:
     def _user(self, event: User) -> None:
         if event.removed:
             self.sessions.pop(str(event.user_id), None)
-            self.item_counters.forget(event.user_id)
         else:
             self.session(event.user_id).fold_user(event)
+        self.item_counters.user(event)
 
     def _as_served(self, event: Impression, features: RequestFeatures) -> Impression:
         """The impression as the server would have written it."""

@@ -2,6 +2,8 @@
 expected."""
 
 import re
+from collections.abc import Iterable, Iterator
+from math import isfinite
 from pathlib import Path
 from typing import Any, Final
 
@@ -14,18 +16,29 @@ from recsys.app.definition import (
     EventKind,
     Field,
 )
+from recsys.app.feature_checks import faults
 from recsys.config.policy_config import SOURCES
 from recsys.config.yaml_with_lines import YamlError, YamlWithLines
 from recsys.features.feature_set import Declared
-from recsys.features.running_rates import entity_of
+from recsys.features.operators import EXPRESSIONS, FUNCTION, Derived
 
 _UNITS: Final = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0}
 _DURATION: Final = re.compile(r"(\d+(?:\.\d+)?)\s*([smhd])")
 _NAME: Final = re.compile(r"[A-Za-z][\w.-]{0,63}")
 _HISTORY: Final = 200
+_FEATURES: Final = {
+    "half_lives", "rates", "age", "near", "position", "list",
+    "numbers", "against", "last", "distinct", "expressions", "functions",
+}  # fmt: skip
 _KEYS: Final = {
     "app", "events", "fields", "groups", "shown", "window", "features", "history", "repeats", "sources",
+    "files",
 }  # fmt: skip
+
+
+def plain(name: str) -> str:
+    """The one spelling of an entity's or a column's name."""
+    return name.replace("*", "×").replace(" ", "")
 
 
 def read_app(file: Path) -> App:
@@ -42,6 +55,10 @@ def app_of(text: str, file: object = "app.yaml") -> App:
     return _Reader(YamlWithLines(text, file)).app()
 
 
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and isfinite(value)
+
+
 class _Reader:
     """Reads one text: ``path`` leads to a value."""
 
@@ -54,7 +71,7 @@ class _Reader:
         features = top.get("features", {})
         if not isinstance(features, dict):
             raise self._expected(
-                "half_lives, rates, age, near, position and list", features, "features"
+                f"a mapping with {', '.join(sorted(_FEATURES))}", features, "features"
             )
         history = self._history(top, events)
         app = App(
@@ -83,15 +100,8 @@ class _Reader:
         if app.features.age_field and app.features.age_field not in times:
             expected = f"true, false or an item field of kind time ({', '.join(times) or 'none'})"
             raise self._expected(expected, app.features.age_field, "features", "age")
-        for at, entity in enumerate(app.features.entities):
-            try:
-                entity_of(entity, app.schema)
-            except ValueError as error:
-                raise self._marked.error(f"rates: {error}", "features", "rates", at) from None
-        try:
-            app.feature_set().dense_names  # noqa: B018
-        except ValueError as error:
-            raise self._marked.error(str(error), "features", "list") from None
+        for path, reason in faults(app.features_as_declared()):
+            raise self._marked.error(reason, *path)
 
     def _events(self, raw: Any) -> dict[str, EventKind]:
         if not isinstance(raw, dict) or not raw:
@@ -100,15 +110,17 @@ class _Reader:
         for name, value in raw.items():
             if self._name(name, "events", name) in ("shown", "watch"):
                 raise self._expected("another name: this one is a counter's", name, "events", name)
-            label, weight = value, 1.0
+            label, weight, named = value, 1.0, ""
             if isinstance(value, dict):
-                self._marked.mapping({"label", "weight"}, "events", name)
+                self._marked.mapping({"label", "weight", "value"}, "events", name)
+                if "value" in value:
+                    named = self._name(value["value"], "events", name, "value")
                 label = value.get("label", "")
                 weight = self._positive(value.get("weight", 1.0), "events", name, "weight")
             label = "" if label in (None, "", "none") else label
             if label:
                 self._one_of(("positive", "negative", "none"), label, "events", name)
-            events[name] = EventKind(label, weight)
+            events[name] = EventKind(label, weight, named)
         if not any(event.label == "positive" for event in events.values()):
             raise self._expected("at least one kind with label: positive", list(events), "events")
         return events
@@ -144,7 +156,7 @@ class _Reader:
         return self._length(raw.get("length", 20), "history", "length"), kinds
 
     def _features(self, raw: dict[str, Any], history_of: tuple[str, ...]) -> Declared:
-        self._section(raw, {"half_lives", "rates", "age", "near", "position", "list"}, "features")
+        self._section(raw, _FEATURES, "features")
         hours = Declared.half_lives_h
         if "half_lives" in raw:
             path = ("features", "half_lives")
@@ -164,7 +176,61 @@ class _Reader:
             near=self._flag(raw.get("near", False), "features", "near"),
             position=self._flag(raw.get("position", False), "features", "position"),
             list_context=self._names(raw.get("list", []), "features", "list", pattern=None),
+            numbers=self._names(raw.get("numbers", []), "features", "numbers"),
+            against=self._pairs(raw.get("against", {}), "features", "against"),
+            last=self._pairs(raw.get("last", {}), "features", "last"),
+            distinct=tuple(
+                (kind, *pair)
+                for kind, counted in self._mapping(raw.get("distinct", {}), "features", "distinct")
+                for pair in self._pairs(counted, "features", "distinct", kind)
+            ),
+            derived=(*self._expressions(raw), *self._functions(raw)),
         )
+
+    def _expressions(self, raw: dict[str, Any]) -> Iterator[Derived]:
+        section = ("features", "expressions")
+        for name, value in self._mapping(raw.get("expressions", {}), *section):
+            path = (*section, self._name(name, *section, name))
+            keys = set(self._marked.mapping({*EXPRESSIONS, "at"}, *path)) - {"at"}
+            if len(keys) != 1 or ("at" in value) != ("bucket" in value):
+                expected = f"one of {', '.join(EXPRESSIONS)}; a bucket with at: its edges"
+                raise self._expected(expected, value, *path)
+            operator = keys.pop()
+            edges = value.get("at", [])
+            if not isinstance(edges, list) or not all(map(_is_number, edges)):
+                raise self._expected("ascending numbers", edges, *path, "at")
+            columns = self._some(value[operator], *path, operator)
+            yield Derived(name, operator, columns, tuple(map(float, edges)))
+
+    def _functions(self, raw: dict[str, Any]) -> Iterator[Derived]:
+        section = ("features", "functions")
+        for name, _ in self._mapping(raw.get("functions", {}), *section):
+            path = (*section, self._name(name, *section, name))
+            keys = self._marked.mapping({"call", "of"}, *path)
+            call = keys.get("call")
+            if not isinstance(call, str):
+                raise self._expected("module:name@version", call, *path, "call")
+            yield Derived(name, FUNCTION, self._some(keys.get("of"), *path, "of"), (), call)
+
+    def _pairs(self, raw: Any, *path: str) -> tuple[tuple[str, str], ...]:
+        """Pairs of a mapping from a name to one or several."""
+        return tuple(
+            (plain(name), other)
+            for name, others in self._mapping(raw, *path)
+            for other in self._some(others, *path, name)
+        )
+
+    def _mapping(self, raw: Any, *path: str) -> Iterable[tuple[str, Any]]:
+        if not isinstance(raw, dict) or not all(isinstance(key, str) for key in raw):
+            raise self._expected("a mapping from names", raw, *path)
+        return raw.items()
+
+    def _some(self, raw: Any, *path: str) -> tuple[str, ...]:
+        """One name or a list of them."""
+        names = self._names([raw] if isinstance(raw, str) else raw, *path, pattern=None)
+        if not names:
+            raise self._expected("at least one name", raw, *path)
+        return names
 
     def _sources(self, raw: Any) -> dict[str, int]:
         numbers = self._section(raw, set(SOURCES), "sources")
@@ -188,7 +254,7 @@ class _Reader:
     def _names(self, raw: Any, *path: str | int, pattern: Any = _NAME) -> tuple[str, ...]:
         if not isinstance(raw, list) or not all(isinstance(x, str) for x in raw):
             raise self._expected("a list of names", raw, *path)
-        names = tuple(name.replace("*", "×").replace(" ", "") for name in raw)
+        names = tuple(map(plain, raw))
         for at, name in enumerate(raw):
             if pattern is not None:
                 self._name(name, *path, at)

@@ -10,6 +10,7 @@ from typing import Final
 
 import msgspec
 
+from recsys.app.feature_checks import faults
 from recsys.config.policy_config import WATCH
 from recsys.config.system_config import Config
 from recsys.events.field_schema import CATEGORICAL, NUMERIC, VECTOR, Schema, default_groups
@@ -34,10 +35,12 @@ _SHOWN_BY: Final = {BY_VIEW: "view", BY_LIST: "impression", BY_CLICK: "click"}
 @dataclass(frozen=True)
 class EventKind:
     """A kind of engagement. ``label``: positive, negative, or "" if it isn't predicted. ``weight``: of its
-    predicted probability in the score; negative labels subtract theirs."""
+    predicted probability in the score; negative labels subtract theirs. ``value``: name of the number that
+    such events carry, e.g. amount."""
 
     label: str = ""
     weight: float = 1.0
+    value: str = ""
 
 
 @dataclass(frozen=True)
@@ -103,12 +106,16 @@ class App:
         )
 
     def feature_set(self, kind: str = "all") -> FeatureSet:
-        """The features of the app. Raises ValueError for an entity that can't be counted."""
-        features = FeatureSet(self.schema, kind, self.history, self.features)
-        for name in self.features.list_context:
-            if name not in [entity.name for entity in features.entities]:
-                raise ValueError(f"features.list has {name!r}, which isn't among features.rates")
+        """The features of the app. Raises ValueError for a fault in their definition."""
+        features = self.features_as_declared(kind)
+        for _, reason in faults(features):
+            raise ValueError(reason)
         return features
+
+    def features_as_declared(self, kind: str = "all") -> FeatureSet:
+        """The features, not checked."""
+        values = tuple((kind, event.value) for kind, event in self.events.items() if event.value)
+        return FeatureSet(self.schema, kind, self.history, replace(self.features, values=values))
 
     def config(self, base: Config) -> Config:
         """A system's configuration for the app: its window, its objective and its sources."""
@@ -130,4 +137,13 @@ class App:
 
     @property
     def digest(self) -> str:
-        return digest_of(msgspec.json.encode(self, order="deterministic"))
+        """Digest of all parts; without newer ones that are empty, so that older definitions keep theirs."""
+        parts = msgspec.to_builtins(self)
+        for event in parts["events"].values():
+            if not event["value"]:
+                del event["value"]
+        parts["features"] = self.features.as_dict()
+        for name in ("events", "sources", "fields"):
+            parts[name] = dict(sorted(parts[name].items()))
+        parts["fields"] = {part: dict(sorted(n.items())) for part, n in parts["fields"].items()}
+        return digest_of(msgspec.json.encode(parts))

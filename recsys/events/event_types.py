@@ -149,7 +149,8 @@ class Engagement(msgspec.Struct, tag="engagement", kw_only=True, gc=False):
     ``USER_PROVEN``, only its user is known, so only the viewer's own wishes count; ``UNPROVEN``, nothing
     counts; ``AGAIN``, a further view of an item in one list, where the first one counts. ``source``: 32-bit
     hash of the API key or network it came from; unset in data sets and old logs. ``token``: impression
-    token of the answer, as clients send it; never on the log.
+    token of the answer, as clients send it; never on the log. ``value``: such as an amount, whose meaning
+    and name the app declares for the kind.
     """
 
     time_ms: int
@@ -164,6 +165,7 @@ class Engagement(msgspec.Struct, tag="engagement", kw_only=True, gc=False):
     proof: int | msgspec.UnsetType = msgspec.UNSET
     source: int | msgspec.UnsetType = msgspec.UNSET
     token: str | msgspec.UnsetType = msgspec.UNSET
+    value: float | msgspec.UnsetType = msgspec.UNSET
 
     @property
     def attributed(self) -> bool:

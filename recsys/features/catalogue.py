@@ -3,7 +3,6 @@
 An item keeps its index for the lifetime of the process; a removed item is no longer alive.
 """
 
-import math
 from datetime import UTC, datetime
 from typing import Any
 
@@ -17,7 +16,7 @@ from recsys.arrays.key_index import place_of
 from recsys.events.event_types import MAX_TIME_MS, Item
 from recsys.events.field_schema import NUMERIC
 from recsys.events.hashing import Id, key_of
-from recsys.features.feature_set import FeatureSet
+from recsys.features.feature_set import FeatureSet, log_scale, number_of
 
 _LARGEST = float(np.finfo(np.float32).max)
 
@@ -122,7 +121,7 @@ def _published_ms(features: FeatureSet, item: Item) -> int:
         except ValueError:
             return item.time_ms
         return int(parsed.replace(tzinfo=parsed.tzinfo or UTC).timestamp() * 1000)
-    number = _number(value)
+    number = number_of(value)
     return round(number) if 1 <= number <= MAX_TIME_MS else item.time_ms
 
 
@@ -130,15 +129,9 @@ def _numbers(features: FeatureSet, fields: dict[str, Any]) -> NDArray[np.float32
     """Numeric fields on a signed log scale, then vectors unchanged; 0 for missing or invalid numbers."""
     out: list[float] = []
     for name in features.schema.names("item", NUMERIC):
-        number = _number(fields.get(name))
-        out.append(math.copysign(math.log1p(abs(number)), number))
+        out.append(log_scale(fields.get(name)))
     for name, length in features.schema.vectors:
         value = fields.get(name)
         valid = isinstance(value, list) and len(value) == length
-        out.extend(map(_number, value) if valid and value else [0.0] * length)
+        out.extend(map(number_of, value) if valid and value else [0.0] * length)
     return np.array(out, np.float32)
-
-
-def _number(value: Any) -> float:
-    valid = isinstance(value, int | float) and abs(value) <= _LARGEST
-    return float(value) if valid else 0.0

@@ -55,3 +55,42 @@ def add(values: Any, last_ms: Any, half_lives: Any, rows: Any, amounts: Any, now
                     values[row, c] = values[row, c] * left + amounts[k]
         if age > 0:
             last_ms[row] = now_ms
+
+
+@kernel(types.void(_float[:, ::1], _int[::1], _int[::1], _int, _float, _int, _int[::1]))
+def touch(values: Any, last_ms: Any, rows: Any, size: Any, value: Any, now_ms: Any,
+          before: Any) -> None:  # fmt: skip
+    """Sets the time of rows to that of an event, and their first number to its value; writes the time
+    ``before``, -1 for rows from ``size`` on, which are new. A late event changes nothing; of two at one time
+    the larger value stays, whatever their order."""
+    for i in range(rows.shape[0]):
+        row = rows[i]
+        before[i] = last_ms[row] if row < size else -1
+        if now_ms > before[i]:
+            last_ms[row], values[row, 0] = now_ms, value
+        elif now_ms == before[i]:
+            values[row, 0] = max(values[row, 0], value)
+
+
+@kernel(types.void(_float[:, ::1], _int[::1], _HALF_LIVES, _KEYS, _int, _KEYS, _float, _int))
+def add_distinct(values: Any, last_ms: Any, half_lives: Any, rows: Any, kind: Any, before: Any,
+                 sign: Any, now_ms: Any) -> None:  # fmt: skip
+    """Adds to one kind of counter what has faded of a member since the time ``before`` (-1: never), so that
+    each member counts 2^(-age / half-life) since its newest event."""
+    kinds = values.shape[1] // half_lives.shape[0]
+    for i in range(rows.shape[0]):
+        row, age = rows[i], now_ms - last_ms[rows[i]]
+        for s in range(half_lives.shape[0]):
+            left = np.float32(np.exp2(-abs(age) / half_lives[s]))
+            faded = sign
+            if before[i] >= 0:
+                since = max(now_ms - before[i], 0)
+                faded = sign * np.float32(1 - np.exp2(-since / half_lives[s]))
+            if age < 0:
+                faded *= left
+            else:
+                for c in range(s * kinds, (s + 1) * kinds):
+                    values[row, c] *= left
+            values[row, s * kinds + kind] += faded
+        if age > 0:
+            last_ms[row] = now_ms

@@ -52,6 +52,22 @@ class CounterTable:
         amounts = np.asarray(amounts, np.float32)
         kernels.add(values, last_ms, self.half_lives_ms, rows, amounts, now_ms)
 
+    def touch(self, keys: Keys, now_ms: int, value: float = 0.0) -> Keys:
+        """Makes an event the newest of some keys, with its value; returns the times of those before it, -1
+        for none. Rows that are touched hold nothing else, and don't decay."""
+        size, before = len(self), np.empty(len(keys), np.int64)
+        rows = self._ids.insert(keys)
+        _, values, last_ms = self.arrays
+        kernels.touch(values, last_ms, rows, size, value, now_ms, before)
+        return before
+
+    def add_distinct(self, keys: Keys, kind: int, before: Keys, now_ms: int, sign: int = 1) -> None:
+        """Counts a member of some keys that had its event before at these times, -1 for never, under a kind
+        (its index). Keys must not repeat."""
+        rows = self._ids.insert(keys)
+        _, values, last_ms = self.arrays
+        kernels.add_distinct(values, last_ms, self.half_lives_ms, rows, kind, before, sign, now_ms)
+
     def read(self, keys: Keys, now_ms: int) -> Values:
         """Counters as of ``now_ms``, shape keys.shape + (C,); zeros for 0 and unknown keys."""
         out = np.zeros((keys.size, self.columns), np.float32)

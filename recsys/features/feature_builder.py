@@ -3,6 +3,7 @@
 Legend: N candidates, C counter columns, K kinds, F dense.
 """
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, Final
 
@@ -12,7 +13,7 @@ from recsys.events.hashing import key_of
 from recsys.features.catalogue import Catalogue
 from recsys.features.counters import CounterTable
 from recsys.features.covisits import Covisits
-from recsys.features.feature_kernels import gather, lay, ratios
+from recsys.features.feature_kernels import gather, latest, lay, operate, ratios
 from recsys.features.feature_set import (
     MOMENT,
     FeatureSet,
@@ -21,7 +22,8 @@ from recsys.features.feature_set import (
     RequestFeatures,
 )
 from recsys.features.item_counters import GLOBAL
-from recsys.features.running_rates import CONTEXT, PROFILE
+from recsys.features.operators import SINCE, VALUE, Derivation, last_key
+from recsys.features.running_rates import CONTEXT, PROFILE, Entity
 from recsys.features.session import NOBODY, USER, Session
 
 _SMOOTHING: Final = 4.0  # prior examples added to every running rate
@@ -29,6 +31,7 @@ _RARE: Final = np.float32(1e-4)  # minimal distance of a rate from 0 and 1
 _WATCH: Final = 8.0  # bound in log seconds: 50 minutes
 _EQUAL: Final = np.float32(0.05)  # values of a list within this are ties, more or less
 _NEAR: Final = 100.0  # scores of co-visits are about a hundredth
+_NEVER: Final = np.float32(2.0)  # log seconds / 10 since a newest event: 15 years
 _DAY_MS: Final = 86_400_000
 _HOURS: Final = np.array([key_of("hour", hour) for hour in range(24)], np.int64)
 
@@ -61,6 +64,9 @@ class FeatureBuilder:
         self._age = self._moment + len(MOMENT)
         self._near = self._age + features.declared.item_age
         self._position = self._near + features.declared.near
+        self._fields = self._position + features.declared.position
+        self._cells = _Cells(features, self._fields + len(features.declared.numbers))
+        self.derivation = Derivation(features.derived, features.dense_names)
 
     @property
     def dense_width(self) -> int:
@@ -93,7 +99,14 @@ class FeatureBuilder:
             user, history, outcomes = base.user_U, base.history_TH, base.outcomes_TO
         dense = np.zeros((len(candidates), self.dense_width), np.float32)
         if dense.size:
-            self._fill_dense(dense, session, user, items_NI, counters, now_ms)
+            is_viewer = session.user_id != NOBODY
+            keys = self.features.left_keys(session.fields if is_viewer else (), context)
+            named = dict(zip(self.features.lefts, keys, strict=True))
+            self._fill_dense(dense, session, user, items_NI, counters, now_ms, named)
+            if self.features.declared.numbers:
+                numbers = session.numbers if is_viewer else []
+                dense[:, self._fields_of("user")] = numbers or 0.0
+                dense[:, self._fields_of("context")] = self.features.own_numbers("context", context)
             dense[:, self._numbers : self._moment] = catalogue.numbers[candidates]
             dense[:, self._moment : self._age] = _moment(session, now_ms)
             if self.features.declared.item_age:
@@ -101,6 +114,7 @@ class FeatureBuilder:
             if self.features.declared.near and covisits is not None:
                 near_N = covisits.scores(items_NI[:, 0], session.history, now_ms)
                 dense[:, self._near] = np.log1p(_NEAR * near_N)
+            self.derivation.write(dense)
             if is_list:
                 self.compare(dense)
         return RequestFeatures(self.features.digest, user, items_NI, history, outcomes, dense)
@@ -114,6 +128,11 @@ class FeatureBuilder:
         keys[context.start : context.start + len(contexts)] = contexts
         keys[hour.start] = _HOURS[(now_ms // 3_600_000) % 24]
         return keys
+
+    def _fields_of(self, part: str) -> list[int]:
+        """The columns of declared numbers of users or contexts."""
+        numbers = enumerate(self.features.declared.numbers, self._fields)
+        return [column for column, name in numbers if name.startswith(f"{part}.")]
 
     def as_shown(self, features: RequestFeatures) -> RequestFeatures:
         """The features of a list with the position of each item, as they are logged and learned from: log
@@ -145,9 +164,10 @@ class FeatureBuilder:
         items_NI: Keys,
         counters: CounterTable,
         now_ms: int,
+        named: dict[str, int],
     ) -> None:
         """Writes the numbers of ``FeatureSet.entities``. Those shared by all items are computed once."""
-        lefts = {CONTEXT: int(user[self._context]), PROFILE: int(user[self._profile])}
+        lefts = {CONTEXT: int(user[self._context]), PROFILE: int(user[self._profile])} | named
         shared_keys = [lefts.get(left, GLOBAL) for left in self._shared_lefts]
         own_keys = [lefts.get(left, USER) for left in self._own_lefts]
         shared = counters.read(np.array([GLOBAL, *shared_keys], np.int64), now_ms)
@@ -160,8 +180,22 @@ class FeatureBuilder:
             np.ascontiguousarray(items_NI), each, now_ms, sums,
         )  # fmt: skip
         rates = _Rates(self, shared[0], counters.speeds)
-        rates.write(np.concatenate([shared[1:], own])[None], self._same_at, dense)
+        same = np.concatenate([shared[1:], own])
+        rates.write(same[None], self._same_at, dense)
         rates.write(sums, self._each_at, dense)
+        if self.features.cells:
+            rates.operate(sums, same, self._cells.of_counters, dense)
+            halves = lefts | {"": GLOBAL}
+            rows = self._cells.of_last(halves)
+            latest(
+                *counters.arrays,
+                *session.counters.arrays,
+                np.ascontiguousarray(items_NI),
+                rows,
+                now_ms,
+                _NEVER,
+                dense,
+            )
 
 
 class _Rates:
@@ -169,6 +203,7 @@ class _Rates:
 
     def __init__(self, builder: FeatureBuilder, overall_C: Floats, speeds: int) -> None:
         self._rates, self._watch, self._speeds = builder.rates, builder.watch, speeds
+        self._overall_C = overall_C
         overall = overall_C.reshape(speeds, -1)
         prior = (overall[:, self._rates] + np.float32(0.5)) / (overall[:, :1] + np.float32(1))
         self._prior = np.ascontiguousarray(np.clip(prior, _RARE, 1 - _RARE), np.float32)
@@ -184,6 +219,52 @@ class _Rates:
         # Bounded, since an imported log may report watch time without impressions.
         lay(logs, sums_NEC, self._watch, self._prior_odds, self._mean_watch, _SMOOTHING, _WATCH,
             places_E, dense)  # fmt: skip
+
+    def operate(self, sums_NEC: Floats, same_MC: Floats, cells: Keys, dense: Floats) -> None:
+        """Writes the columns of operators over counters."""
+        operate(sums_NEC, same_MC, self._overall_C, self._rates, self._prior, cells, _SMOOTHING,
+                _RARE, _WATCH, dense)  # fmt: skip
+
+
+class _Cells:
+    """Columns of operators, as kernels read them."""
+
+    def __init__(self, features: FeatureSet, start: int) -> None:
+        entities, columns = features.entities, list(enumerate(features.cells, start))
+        places = _places(entities)
+        rows = [
+            (c.operator, *places[c.entity], c.kind, c.speed, *places[c.base], column)
+            for column, c in columns
+            if c.operator not in (SINCE, VALUE)
+        ]
+        self.of_counters = np.array(rows, np.int64).reshape(-1, 8)
+        values = {(c.entity, c.kind): column for column, c in columns if c.operator == VALUE}
+        last = [(column, c, entities[c.entity]) for column, c in columns if c.operator == SINCE]
+        kinds = list(dict.fromkeys(kind for kind, _ in features.declared.last))
+        self._lefts = [(e.left, e.own) for _, _, e in last]
+        self._last = np.array(
+            [
+                (e.left != "", 0, *features.slot_starts[e.right], last_key(kinds[c.kind]), e.own,
+                 column, values.get((c.entity, c.kind), -1))
+                for column, c, e in last
+            ],
+            np.int64,
+        ).reshape(-1, 8)  # fmt: skip
+
+    def of_last(self, halves: dict[str, int]) -> Keys:
+        """Rows for ``latest``, with the other halves of entities."""
+        rows = self._last.copy()
+        rows[:, 1] = [USER if own and not left else halves[left] for left, own in self._lefts]
+        return rows
+
+
+def _places(entities: Sequence[Entity]) -> dict[int, tuple[bool, int]]:
+    """Where the counters of each entity are: whether among those of each item, and their place there."""
+    same = sorted((e.own, at) for at, e in enumerate(entities) if not e.right)
+    each = [at for at, e in enumerate(entities) if e.right]
+    return {at: (False, n) for n, (_, at) in enumerate(same)} | {
+        at: (True, n) for n, at in enumerate(each)
+    }
 
 
 def _moment(session: Session, now_ms: int) -> Floats:

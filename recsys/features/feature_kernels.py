@@ -16,6 +16,7 @@ from recsys.features.counter_kernels import add_row
 
 _int, _float = types.int64, types.float32
 _INDEX, _VALUES, _TIMES = read_only(_int, 2), read_only(_float, 2), read_only(_int, 1)
+_AMOUNTS = read_only(_float, 1)
 
 
 @kernel(_int(_int, _int))
@@ -115,3 +116,138 @@ def lay(logs: Any, sums: Any, watch: Any, prior_odds: Any, mean_watch: Any, weig
             slow = sums[m, e, slowest:]
             mean = (slow[watch] + weight * mean_watch) / (slow[0] + weight) - mean_watch
             out[last] = min(max(mean, -bound), bound)
+
+
+@kernel(_int(_TIMES, _INDEX, _int[::1]))
+def entity_keys(keys: Any, entities: Any, out: Any) -> Any:
+    """Writes the keys of entities for one item's ``keys`` (I,), each once; returns their number.
+
+    An entity is a row of ``entities`` (E, 5): whether it is crossed, with which key, its first item column
+    and their number, and the seed that its keys are crossed with (0: none). Without item columns its key is
+    the other half.
+    """
+    count = 0
+    for e in range(entities.shape[0]):
+        is_crossed, left, start, width, seed = entities[e]
+        for c in range(start, start + max(width, 1)):
+            key = left if width == 0 else keys[c]
+            if width != 0 and key != 0 and is_crossed != 0:
+                key = crossed(left, key) if left != 0 else 0
+            if key != 0 and seed != 0:
+                key = crossed(seed, key)
+            present = key == 0
+            for n in range(count):
+                present |= out[n] == key
+            if not present:
+                out[count] = key
+                count += 1
+    return count
+
+
+@kernel(_float(types.float64))
+def signed_log(value: Any) -> Any:
+    """A number on a logarithmic scale, on either side of 0."""
+    size = np.log1p(abs(value))
+    return np.float32(size if value >= 0 else -size)
+
+
+@kernel(types.void(_INDEX, _VALUES, _TIMES, _INDEX, _VALUES, _TIMES, read_only(_int, 2),
+                   read_only(_int, 2), _int, _float, _float[:, ::1]))  # fmt: skip
+def latest(index: Any, values: Any, last_ms: Any, own_index: Any, own_values: Any, own_last_ms: Any,
+           items: Any, entities: Any, now_ms: Any, never: Any, dense: Any) -> None:  # fmt: skip
+    """Writes the time since the newest event of a kind, log seconds / 10, and its value on a signed log
+    scale, of each candidate's entities.
+
+    An entity is a row of ``entities`` (E, 8): as for ``entity_keys``, whether its rows are the user's, then
+    the column of the time and that of the value, -1 for none.
+    """
+    keys, one = np.empty(items.shape[1] + 1, np.int64), np.empty((1, 5), np.int64)
+    for n in range(items.shape[0]):
+        for e in range(entities.shape[0]):
+            own, since_at, value_at = entities[e, 5], entities[e, 6], entities[e, 7]
+            if n > 0 and entities[e, 3] == 0:  # the same for all items
+                dense[n, since_at] = dense[0, since_at]
+                if value_at >= 0:
+                    dense[n, value_at] = dense[0, value_at]
+                continue
+            one[0] = entities[e, :5]
+            newest, value = np.int64(-1), np.float32(0)
+            for k in range(entity_keys(items[n], one, keys)):
+                place = place_of(own_index, keys[k]) if own != 0 else place_of(index, keys[k])
+                if place < 0:
+                    continue
+                time_ms = own_last_ms[place] if own != 0 else last_ms[place]
+                each = own_values[place, 0] if own != 0 else values[place, 0]
+                if time_ms > newest or (time_ms == newest and each > value):
+                    newest, value = time_ms, each
+            since = never
+            if newest >= 0:
+                seconds = max(now_ms - newest, 0) / 1000.0
+                since = min(np.float32(np.log1p(seconds) / 10.0), never)
+            dense[n, since_at] = since
+            if value_at >= 0:
+                dense[n, value_at] = signed_log(value)
+
+
+@kernel(types.void(read_only(_float, 3), _VALUES, _AMOUNTS, _TIMES, _VALUES, read_only(_int, 2),
+                   _float, _float, _float, _float[:, ::1]))  # fmt: skip
+def operate(each: Any, same: Any, overall: Any, rates: Any, prior: Any, cells: Any, weight: Any,
+            rare: Any, bound: Any, dense: Any) -> None:  # fmt: skip
+    """Writes columns of operators from the counters of each candidate's entities (N, E, C), of those that
+    are the ``same`` for all (M, C), and of everybody (C,).
+
+    A cell is a row of ``cells`` (P, 8): operator, whether the entity is one of ``each``, its place, the kind
+    of counter (of a rate: the index of the label in ``rates``), the speed, the same two numbers of the base
+    entity, and the column.
+    """
+    speeds = prior.shape[0]
+    kinds = overall.shape[0] // speeds
+    for p in range(cells.shape[0]):
+        operator, is_each, at, kind, s, base_each, base_at, out = cells[p]
+        first = s * kinds
+        constant = is_each == 0 and (base_each == 0 or operator != 0)
+        for n in range(dense.shape[0]):
+            if n > 0 and constant:
+                dense[n, out] = dense[0, out]
+                continue
+            row = each[n, at] if is_each != 0 else same[at]
+            if operator == 0:
+                base = each[n, base_at] if base_each != 0 else same[base_at]
+                label = first + rates[kind]
+                usual = (base[label] + weight * prior[s, kind]) / (base[first] + weight)
+                usual = min(max(usual, rare), 1 - rare)
+                rate = (row[label] + weight * usual) / (row[first] + weight)
+                rate = min(max(rate, rare), 1 - rare)
+                dense[n, out] = np.log(rate / (1 - rate)) - np.log(usual / (1 - usual))
+            elif operator == 1:
+                dense[n, out] = signed_log(row[first + kind]) / 3
+            elif operator == 2:
+                usual = overall[first + kind] / max(overall[first + kind + 1], np.float32(1e-3))
+                total = row[first + kind] + weight * usual
+                mean = total / (max(row[first + kind + 1], np.float32(0)) + weight)
+                dense[n, out] = min(max(signed_log(mean) - signed_log(usual), -bound), bound)
+            else:
+                dense[n, out] = np.log1p(max(row[first + kind], np.float32(0))) / 3
+
+
+@kernel(types.void(_float[:, ::1], read_only(_int, 2), _AMOUNTS, _float))
+def derive(dense: Any, derived: Any, edges: Any, bound: Any) -> None:
+    """Writes columns computed from others, within ±``bound``. A row of ``derived`` (D, 6): operator
+    (difference, ratio, log, bucket), column, the columns that it reads, and its range of ``edges``. A ratio
+    to almost 0 is 0; a bucket is the share of edges at or below the value."""
+    for d in range(derived.shape[0]):
+        operator, out, a, b, start, stop = derived[d]
+        for n in range(dense.shape[0]):
+            value, other = dense[n, a], dense[n, b]
+            result = np.float32(0)
+            if operator == 0:
+                result = value - other
+            elif operator == 1:
+                if abs(other) > np.float32(1e-6):
+                    result = value / other
+            elif operator == 2:
+                result = signed_log(value)
+            else:
+                for edge in range(start, stop):
+                    result += np.float32(value >= edges[edge]) / np.float32(stop - start)
+            dense[n, out] = min(max(result, -bound), bound)

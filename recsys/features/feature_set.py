@@ -8,6 +8,7 @@ F dense.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Final
@@ -16,11 +17,27 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from recsys.events.event_types import FeatureBlock, Impression
+from recsys.events.event_types import Engagement, FeatureBlock, Impression
 from recsys.events.field_schema import CATEGORICAL, NUMERIC, Schema, values_of
 from recsys.events.hashing import Id, digest_of, key_of
-from recsys.features.counters import CounterTable
+from recsys.features.counters import CounterTable, amounts
+from recsys.features.feature_kernels import crossed
+from recsys.features.operators import (
+    LARGEST,
+    Cell,
+    Derived,
+    EventKeys,
+    cells_of,
+    distinct_kind,
+    last_key,
+    signed_log,
+    value_kinds,
+)
 from recsys.features.running_rates import (
+    CONTEXT,
+    PROFILE,
+    TIMES,
+    USER,
     Entity,
     default_entities,
     entity_of,
@@ -38,6 +55,7 @@ CONTEXT_WIDTH: Final = 4
 HISTORY_GROUP: Final = 2  # values of each group in a history entry
 ENTITIES_KEPT: Final = 200_000
 MAIN_LABELS: Final = 3  # labels whose running rates are features
+_LARGEST: Final = float(np.finfo(np.float32).max)
 _LONGEST_MS: Final = 2.0**53  # bounds durations, so that their logarithm exists
 
 
@@ -67,6 +85,12 @@ class Declared:
     column; ``near``: whether its co-visits with the history are; ``position``: whether its rank in the list
     is, which is learned from and 0 when items are scored. ``list_context``: entities whose rates are compared
     with those of the other items of the list.
+
+    ``numbers``: numeric fields of users and contexts, as ``user.age``. ``values``: kinds of engagement with
+    the names of their values. ``against``: entities with those that their rates are relative to, too.
+    ``last``: kinds of engagement with entities whose newest one is a column. ``distinct``: kinds with an
+    entity and what is counted of it: different viewers (``user``), or of ``user`` different values of an item
+    field. ``derived``: columns computed from others.
     """
 
     half_lives_h: tuple[float, ...] = (6.0, 336.0)
@@ -77,6 +101,20 @@ class Declared:
     near: bool = False
     position: bool = False
     list_context: tuple[str, ...] = ()
+    numbers: tuple[str, ...] = ()
+    values: tuple[tuple[str, str], ...] = ()
+    against: tuple[tuple[str, str], ...] = ()
+    last: tuple[tuple[str, str], ...] = ()
+    distinct: tuple[tuple[str, str, str], ...] = ()
+    derived: tuple[Derived, ...] = ()
+
+    def as_dict(self) -> dict[str, Any]:
+        """The fields as stored: without those of newer versions that are empty, so that digests stay."""
+        fields: dict[str, Any] = msgspec.to_builtins(self)
+        return {name: value for name, value in fields.items() if value or name not in _NEWER}
+
+
+_NEWER: Final = ("numbers", "values", "against", "last", "distinct", "derived")
 
 
 @dataclass(frozen=True)
@@ -101,8 +139,9 @@ class FeatureSet:
     def as_dict(self) -> dict[str, Any]:
         """The fields as stored. Without declared features they are those of older versions."""
         fields: dict[str, Any] = msgspec.to_builtins(self)
+        fields["declared"] = self.declared.as_dict()
         if self.declared == Declared():
-            fields.pop("declared", None)
+            fields.pop("declared")
         if not self.schema.kinds:
             fields["schema"].pop("kinds", None)
         return fields
@@ -147,6 +186,8 @@ class FeatureSet:
         own = (*rates, *numeric, *vectors, *MOMENT, *((AGE,) if self.declared.item_age else ()))
         own += (NEAR,) if self.declared.near else ()
         own += (POSITION,) if self.declared.position else ()
+        own += (*self.declared.numbers, *(cell.name for cell in self.cells))
+        own += tuple(one.name for one in self.derived)
         compared = [own[column] for column in self.compared]
         ranks = (f"list.rank({name})" for name in compared)
         return (*own, *(f"list.above({name})" for name in compared), *ranks)
@@ -167,6 +208,112 @@ class FeatureSet:
         rates = [start + number for start in starts for number in range(speeds, width - 1)]
         age = len(names) * width + self.number_columns + len(MOMENT)
         return (*rates, *range(age, age + self.declared.item_age + self.declared.near))
+
+    @cached_property
+    def cells(self) -> tuple[Cell, ...]:
+        """Columns of operators over entities."""
+        one = self.declared
+        return cells_of(self.entities, self.kinds, self.main_labels, self.speeds, one.against,
+                        one.values, one.last, one.distinct)  # fmt: skip
+
+    @property
+    def derived(self) -> tuple[Derived, ...]:
+        """Columns computed from others; none without numbers to compute from."""
+        return self.declared.derived if self.kind == "all" else ()
+
+    @cached_property
+    def lefts(self) -> tuple[str, ...]:
+        """Named fields of users and contexts, or pairs of them, that entities are crossed with."""
+        names = (e.left for e in self.entities if e.left not in ("", CONTEXT, PROFILE))
+        return tuple(dict.fromkeys(names))
+
+    @cached_property
+    def user_fields(self) -> tuple[str, ...]:
+        """The named fields of users among ``lefts``."""
+        names = (name for left in self.lefts for name in left.split(TIMES))
+        return tuple(dict.fromkeys(name for name in names if name.startswith("user.")))
+
+    @cached_property
+    def counted_fields(self) -> tuple[str, ...]:
+        """Item fields with counters that aren't groups: each has a slot of its own."""
+        groups = {f"item.{name}" for name in self.schema.groups}
+        slots = [e.right for e in self.entities]
+        slots += [slot for _, _, slot in self.distinct_slots]
+        names = (slot for slot in slots if slot.startswith("item.") and slot not in groups)
+        return tuple(dict.fromkeys(name.removeprefix("item.") for name in names))
+
+    @cached_property
+    def distinct_slots(self) -> tuple[tuple[str, str, str], ...]:
+        """Kinds and members of which each viewer's distinct ones are counted, with their item slots."""
+        return tuple(
+            (kind, member, entity_of(member, self.schema).right)
+            for kind, _, member in self.declared.distinct
+            if member != USER
+        )
+
+    def distinct_column(self, kind: str, member: str) -> int:
+        """The counter of distinct members."""
+        return self.kinds.index(distinct_kind(kind, member))
+
+    @cached_property
+    def value_columns(self) -> dict[str, int]:
+        """The first of the two counters of each kind's value."""
+        return {k: self.kinds.index(value_kinds(k, v)[0]) for k, v in self.declared.values}
+
+    @cached_property
+    def tracked(self) -> dict[tuple[str, bool], EventKeys]:
+        """Keys of the newest events that an event replaces, by its kind, the viewer's own and everybody's."""
+        by_kind: dict[tuple[str, bool], list[Entity]] = {}
+        entities = {entity.name: entity for entity in self.entities}
+        for kind, name in self.declared.last:
+            by_kind.setdefault((kind, entities[name].own), []).append(entities[name])
+        return {
+            key: EventKeys(them, self.slot_starts, [last_key(key[0])] * len(them))
+            for key, them in by_kind.items()
+        }
+
+    @cached_property
+    def distinct_members(self) -> dict[str, list[tuple[int, EventKeys]]]:
+        """Counters of distinct values of item fields of a viewer, with the values' keys, by kind of event."""
+        out: dict[str, list[tuple[int, EventKeys]]] = {}
+        for kind, member, slot in self.distinct_slots:
+            column = self.distinct_column(kind, member)
+            entity = Entity(member, True, "", slot)
+            keys = EventKeys([entity], self.slot_starts, [key_of("distinct", column)])
+            out.setdefault(kind, []).append((column, keys))
+        return out
+
+    @cached_property
+    def own_lefts(self) -> frozenset[str]:
+        """Halves of the viewer's own entities without an item: the viewer, the context, named fields."""
+        named = (e.left for e in self.entities if e.own and not e.right)
+        return frozenset(("", CONTEXT, *named))
+
+    @cached_property
+    def own_rows(self) -> int:
+        """Factor on the counter rows of a viewer: one more for each operator that has rows of its own."""
+        return 1 + len(self.distinct_slots) + sum(own for _, own in self.tracked)
+
+    @cached_property
+    def slot_starts(self) -> dict[str, tuple[int, int]]:
+        """The first column of each item slot, and their number; "" has none."""
+        widths = {slot.name: (slot.start, slot.stop - slot.start) for slot in self.item_slots}
+        return {"": (0, 0)} | widths
+
+    @cached_property
+    def engagement_kinds(self) -> frozenset[str]:
+        """Kinds of engagement that counters read."""
+        one = self.declared
+        names = (kind for kind, *_ in (*one.values, *one.last, *one.distinct))
+        return frozenset((*self.kinds, "view", *names))
+
+    def amounts(self, engagement: Engagement) -> Floats:
+        """What an engagement adds to the counters of its entities."""
+        added = amounts(self.kinds, engagement.kind, engagement.watch_ms)
+        at, value = self.value_columns.get(engagement.kind), engagement.value
+        if at is not None and value is not msgspec.UNSET:
+            added[at : at + 2] = min(max(value, -LARGEST), LARGEST), 1.0
+        return added
 
     def counter_table(self, capacity: int = 16) -> CounterTable:
         """An empty table of the counters of this set."""
@@ -190,7 +337,8 @@ class FeatureSet:
     @cached_property
     def item_slots(self) -> tuple[Slot, ...]:
         groups = ((f"item.{name}", GROUP_WIDTH) for name in self.schema.groups)
-        return _slots(("item", 1), *groups, ("content", CONTENT_WIDTH), ("duration", 1))
+        counted = ((f"item.{name}", GROUP_WIDTH) for name in self.counted_fields)
+        return _slots(("item", 1), *groups, ("content", CONTENT_WIDTH), ("duration", 1), *counted)
 
     @property
     def user_columns(self) -> int:
@@ -217,9 +365,16 @@ class FeatureSet:
         return sum(length for _, length in self.vector_fields)
 
     @cached_property
+    def vector_start(self) -> int:
+        """The first dense column of the vector fields."""
+        return len(self.entities) * len(self.numbers) + self.number_columns - self.vector_columns
+
+    @cached_property
     def kinds(self) -> tuple[str, ...]:
-        """Kinds of counters: shown, each label, watch."""
-        return ("shown", *self.schema.labels, "watch")
+        """Kinds of counters: shown, each label, watch, then those of operators."""
+        values = (name for kind, value in self.declared.values for name in value_kinds(kind, value))
+        distinct = (distinct_kind(kind, member) for kind, _, member in self.declared.distinct)
+        return ("shown", *self.schema.labels, "watch", *values, *dict.fromkeys(distinct))
 
     @property
     def history_length(self) -> int:
@@ -258,7 +413,7 @@ class FeatureSet:
             if len(self._counted) >= ENTITIES_KEPT:
                 self._counted.clear()
             columns = [0, self.slot("duration").start]
-            for name in self.schema.groups:
+            for name in (*self.schema.groups, *self.counted_fields):
                 slot = self.slot(f"item.{name}")
                 columns.extend(range(slot.start, slot.stop))
             entities = tuple(dict.fromkeys(int(key) for key in keys_I[columns] if key))
@@ -277,9 +432,10 @@ class FeatureSet:
         """The keys of one item, (I,)."""
         keys = np.zeros(self.item_columns, np.int64)
         keys[0] = key_of("item", item_id)
-        for name in self.schema.groups:
+        slotted = (*self.schema.groups, *self.counted_fields)
+        for name in slotted:
             _fill(keys, self.slot(f"item.{name}"), "item.", [name], fields)
-        content = [n for n in self.schema.names("item", CATEGORICAL) if n not in self.schema.groups]
+        content = [n for n in self.schema.names("item", CATEGORICAL) if n not in slotted]
         _fill(keys, self.slot("content"), "item.", content, fields)
         duration = fields.get("duration_ms")
         if isinstance(duration, int | float) and duration > 0:
@@ -294,6 +450,28 @@ class FeatureSet:
         names = self.schema.names("user", CATEGORICAL)
         _fill(keys, Slot("profile", 0, PROFILE_WIDTH), "user.", names, fields)
         return [int(key) for key in keys if key]
+
+    def user_field_keys(self, fields: dict[str, Any]) -> list[int]:
+        """The key of the first value of each of ``user_fields``; 0 for none."""
+        return [_first_key(name, fields) for name in self.user_fields]
+
+    def left_keys(self, user_fields: Sequence[int], context: dict[str, Any]) -> tuple[int, ...]:
+        """The keys of ``lefts`` for a viewer's ``user_field_keys`` (none: without a profile) and a request's
+        context; 0 for an absent one."""
+        keys = dict(zip(self.user_fields, user_fields, strict=False))
+        out = []
+        for left in self.lefts:
+            pair = [
+                keys.get(name, 0) if name.startswith("user.") else _first_key(name, context)
+                for name in left.split(TIMES)
+            ]
+            out.append(int(crossed(*pair)) if len(pair) > 1 and pair[0] else pair[0])
+        return tuple(out)
+
+    def own_numbers(self, part: str, fields: dict[str, Any]) -> list[float]:
+        """Declared numbers of a ``user`` or a ``context``."""
+        names = (name for name in self.declared.numbers if name.startswith(f"{part}."))
+        return [log_scale(fields.get(name.partition(".")[2])) for name in names]
 
     def context_keys(self, surface: str, context: dict[str, Any]) -> list[int]:
         """The keys of a request's context, at most CONTEXT_WIDTH; crosses use only the first."""
@@ -385,6 +563,23 @@ def _slots(*widths: tuple[str, int]) -> tuple[Slot, ...]:
         slots.append(Slot(name, start, start + width))
         start += width
     return tuple(slots)
+
+
+def log_scale(value: Any) -> float:
+    """A number on a signed log scale; 0 for anything else."""
+    return signed_log(number_of(value))
+
+
+def number_of(value: Any) -> float:
+    """A number that float32 can hold; 0 for anything else."""
+    valid = isinstance(value, int | float) and abs(value) <= _LARGEST
+    return float(value) if valid else 0.0
+
+
+def _first_key(name: str, fields: dict[str, Any]) -> int:
+    """The key of the first value of a field, named with its owner; 0 for none."""
+    values = values_of(fields.get(name.partition(".")[2]))
+    return key_of(name, values[0]) if values else 0
 
 
 def _fill(

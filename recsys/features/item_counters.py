@@ -14,12 +14,13 @@ from numpy.typing import NDArray
 
 from recsys.config.safety_config import BoundsConfig
 from recsys.config.system_config import CovisitConfig
-from recsys.events.event_types import Engagement, Event, Impression, Verdict
+from recsys.events.event_types import Engagement, Event, Impression, User, Verdict
 from recsys.events.hashing import Id, cross, key_of
 from recsys.features.counters import amounts
 from recsys.features.covisits import Visits
 from recsys.features.feature_set import FeatureSet, Keys
 from recsys.features.influence import Influences
+from recsys.features.operator_state import OperatorState
 from recsys.features.running_rates import CONTEXT, PROFILE
 from recsys.features.source_credits import SourceCredits
 
@@ -47,14 +48,16 @@ class ItemCounters:
         # Segment by request, for viewers with a profile.
         self._segment_by_request: OrderedDict[str, int] = OrderedDict()
         self._changed: set[int] = set()
-        self._kinds = set(features.kinds) | {"view"}
+        self._kinds = features.engagement_kinds
+        self.operators = OperatorState(features)
         self._profile_slot = features.slot("profile")
         self._crossed_columns = {
             CONTEXT: crossed_columns(features, CONTEXT),
             PROFILE: crossed_columns(features, PROFILE),
-        }
-        self._counts_profile = any(e.left == PROFILE and not e.right for e in features.entities)
-        self._crosses: dict[tuple[int, bytes], tuple[int, ...]] = {}
+        } | {left: crossed_columns(features, left) for left in features.lefts}
+        alone = (e.left for e in features.entities if e.left and not e.right and not e.own)
+        self._alone = frozenset(alone)
+        self._crosses: dict[tuple[str, int, bytes], tuple[int, ...]] = {}
 
     def impression(self, impression: Impression, items_NI: Keys) -> None:
         """Remembers the context; counts all items as shown if the schema says that impressions are."""
@@ -66,6 +69,7 @@ class ItemCounters:
         if segment:
             self._segment_by_request[impression.request_id] = segment
         self.credits.remember(impression)
+        self.operators.impression(impression)
         if str(impression.user_id) not in self.quarantined:
             self._count_shown(impression, items_NI, 1.0)
 
@@ -79,11 +83,19 @@ class ItemCounters:
         if self.influences[partition].counts(engagement):
             self._count(engagement, keys_I, 1.0)
 
+    def user(self, user: User, partition: int = 0) -> None:
+        """Remembers the fields of a viewer that entities are crossed with, or forgets the viewer."""
+        if user.removed:
+            self.forget(user.user_id, partition)
+        else:
+            self.operators.user(user)
+
     def forget(self, user_id: Id, partition: int = 0) -> None:
         """Drops the account of a forgotten user."""
         self.quarantined.discard(str(user_id))
         self.influences[partition].forget(user_id)
         self.visits.forget(user_id)
+        self.operators.forget(user_id)
 
     def verdict(
         self, verdict: Verdict, before: Iterable[Event], keys_of: KeysOf, partition: int = 0
@@ -114,6 +126,7 @@ class ItemCounters:
                 self._count(event, keys_of(event.item_id), -1.0)
         self.quarantined.add(user)
         self.visits.forget(user)
+        self._changed.update(self.operators.take_back(user, self.counters))
 
     def take_changed(self) -> list[int]:
         """The keys changed since the last call, to be published on `item_state`."""
@@ -141,8 +154,9 @@ class ItemCounters:
             context = self._context_by_request.get(impression.request_id, 0)
             segment = self._segment_by_request.get(impression.request_id, 0)
             shown = sign * amounts(self.features.kinds, "shown")
+            lefts = self.operators.lefts(impression.request_id)
             for keys_I in items_NI:
-                self._add(keys_I, context, segment, shown, impression.time_ms)
+                self._add(keys_I, context, segment, shown, impression.time_ms, lefts)
 
     def _count(self, engagement: Engagement, keys_I: Keys, sign: float) -> None:
         kind = engagement.kind
@@ -153,12 +167,18 @@ class ItemCounters:
                 added = np.float32(sign) * (amounts(self.features.kinds, "shown") + label)
                 self.counters.add(keys, added, engagement.time_ms)
                 self._changed.update(keys)
-        added = amounts(self.features.kinds, kind, engagement.watch_ms)
+        added = self.features.amounts(engagement)
         if self.features.schema.shows(kind):
             added[0] += 1.0
         context = self._context_by_request.get(engagement.request_id, 0)
         segment = self._segment_by_request.get(engagement.request_id, 0)
-        self._add(keys_I, context, segment, np.float32(sign) * added, engagement.time_ms)
+        lefts = self.operators.lefts(engagement.request_id)
+        added = np.float32(sign) * added
+        self._add(keys_I, context, segment, added, engagement.time_ms, lefts)
+        if sign > 0:
+            halves = {"": GLOBAL, CONTEXT: context, PROFILE: segment} | lefts
+            changed = self.operators.engagement(engagement, keys_I, halves, self.counters)
+            self._changed.update(changed)
 
     def _profile(self, impression: Impression) -> int:
         """The first key of the viewer's profile as served; 0 without a profile."""
@@ -168,7 +188,13 @@ class ItemCounters:
         return int(np.frombuffer(block.user_keys, np.int64, 1, 8 * slot.start)[0])
 
     def _add(
-        self, keys_I: Keys, context: int, segment: int, added: NDArray[np.float32], now_ms: int
+        self,
+        keys_I: Keys,
+        context: int,
+        segment: int,
+        added: NDArray[np.float32],
+        now_ms: int,
+        lefts: dict[str, int],
     ) -> None:
         if not added.any():
             return
@@ -176,15 +202,20 @@ class ItemCounters:
         if context:
             keys += (context, *self._crossed(CONTEXT, context, keys_I))
         if segment and segment != context:
-            keys += ((segment,) if self._counts_profile else ()) + self._crossed(
+            keys += ((segment,) if PROFILE in self._alone else ()) + self._crossed(
                 PROFILE, segment, keys_I
             )
+        if lefts:
+            for left, key in lefts.items():
+                alone = (key,) if left in self._alone else ()
+                keys += alone + self._crossed(left, key, keys_I)
+            keys = tuple(dict.fromkeys(keys))  # the first field is also context or profile
         self.counters.add(keys, added, now_ms)
         self._changed.update(keys)
 
     def _crossed(self, left: str, key: int, keys_I: Keys) -> tuple[int, ...]:
         """The crosses of a context's or segment's key with one item, cached."""
-        pair = (key, keys_I.tobytes())
+        pair = (left, key, keys_I.tobytes())
         crosses = self._crosses.get(pair)
         if crosses is None:
             if len(self._crosses) >= REQUESTS:
@@ -195,9 +226,10 @@ class ItemCounters:
 
 
 def crossed_columns(features: FeatureSet, left: str) -> list[int]:
-    """Item columns whose keys are counted crossed with the context or the segment. The item always is:
-    sources of candidates read it."""
-    rights = {"item"} | ({"duration"} if left == CONTEXT else set())
+    """Item columns whose keys are counted crossed with the context, the segment or a named field. With
+    the first two the item always is: sources of candidates read it."""
+    rights = {"item"} if left in (CONTEXT, PROFILE) else set()
+    rights |= {"duration"} if left == CONTEXT else set()
     rights |= {e.right for e in features.entities if e.left == left and e.right and not e.own}
     slots = [features.slot(name) for name in rights]
     return sorted(column for slot in slots for column in range(slot.start, slot.stop))

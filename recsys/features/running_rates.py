@@ -8,7 +8,7 @@ are part of a feature set's digest: adding, removing or moving a column makes an
 from dataclasses import dataclass
 from typing import Final
 
-from recsys.events.field_schema import Schema
+from recsys.events.field_schema import CATEGORICAL, Schema
 
 ALL: Final = "all"
 USER: Final = "user"
@@ -22,7 +22,8 @@ TIMES: Final = "×"
 @dataclass(frozen=True)
 class Entity:
     """``own``: over the viewer's own events, else everybody's. ``left``: "", context or profile of the
-    request. ``right``: "", or an item slot. ``name``: in column names."""
+    request, or one or two named fields: ``context.device``, ``user.region``. ``right``: "", or an item slot.
+    ``name``: in column names."""
 
     name: str
     own: bool
@@ -52,22 +53,44 @@ def default_entities(schema: Schema) -> tuple[Entity, ...]:
 
 
 def entity_of(name: str, schema: Schema) -> Entity:
-    """The entity with a declared name: one or two of user, context or profile, and item, duration or a group
-    field, joined by ``×`` (or ``*``), e.g. ``user×category``. Raises ValueError."""
+    """The entity with a declared name: one or two of user, context or profile, or a categorical field of
+    users or contexts, and item, duration or a categorical item field, joined by ``×`` (or ``*``), e.g.
+    ``user×category``. A field that several have is named with its owner: ``item.kind``. Raises ValueError."""
     parts = [part.strip() for part in name.replace("*", TIMES).split(TIMES)]
-    own = USER in parts
-    lefts = [part for part in parts if part in (CONTEXT, PROFILE)]
-    rights = {ITEM: ITEM, DURATION: DURATION} | {g: f"item.{g}" for g in schema.groups}
-    slots = [rights[part] for part in parts if part in rights]
     if parts == [ALL]:
         return Entity(ALL, False, "", "")
-    refused = own and lefts and (slots or lefts == [PROFILE])  # a viewer has one profile
-    if own + len(lefts) + len(slots) != len(parts) or len(lefts) > 1 or len(slots) > 1 or refused:
+    own, halves = USER in parts, [_half(part, schema) for part in parts if part != USER]
+    lefts = [left for left, _ in halves if left]
+    slots = [slot for _, slot in halves if slot]
+    refused = len(parts) > 2 or parts.count(USER) > 1 or len(lefts) + len(slots) < len(halves)
+    refused |= len(slots) > 1 or len(set(lefts)) < len(lefts)
+    refused |= len(lefts) > 1 and not all("." in left for left in lefts)
+    # A viewer has one profile.
+    refused |= own and any(left == PROFILE or left.startswith("user.") for left in lefts)
+    if refused:
         raise ValueError(
             f"entity {name!r} isn't one, or a pair, of user, context or profile, and item, duration or a "
-            f"group field ({', '.join(schema.groups) or 'none declared'}), joined by '×'"
+            f"group field ({', '.join(schema.groups) or 'none declared'}), or other categorical fields, "
+            "joined by '×'"
         )
-    return Entity(TIMES.join(parts), own, "".join(lefts), "".join(slots))
+    return Entity(TIMES.join(parts), own, TIMES.join(lefts), "".join(slots))
+
+
+def _half(part: str, schema: Schema) -> tuple[str, str]:
+    """The left and the item slot that a part of a name means, one of them empty; both if it means none."""
+    rights = {ITEM: ITEM, DURATION: DURATION} | {g: f"item.{g}" for g in schema.groups}
+    if part in (CONTEXT, PROFILE) or part in rights:
+        return (part, "") if part not in rights else ("", rights[part])
+    fields = [
+        f"{owner}.{name}"
+        for owner in ("item", "user", "context")
+        for name in schema.names(owner, CATEGORICAL)
+        if part in (name, f"{owner}.{name}")
+    ]
+    if len(fields) > 1:
+        raise ValueError(f"{part!r} names several fields: write one of {', '.join(fields)}")
+    field = fields[0] if fields else ""
+    return ("", field) if field.startswith("item.") else (field, "")
 
 
 def speed_names(half_lives_h: tuple[float, ...]) -> tuple[str, ...]:

@@ -6,6 +6,7 @@ log offset: earlier events are skipped.
 """
 
 from collections import deque
+from collections.abc import Mapping
 from typing import Final
 
 import msgspec
@@ -15,6 +16,7 @@ from recsys.events.event_types import USER_PROVEN, Engagement, Impression, Prefe
 from recsys.events.hashing import Id, digest_of, key_of
 from recsys.features.counters import amounts
 from recsys.features.feature_set import FeatureSet, Floats, Keys
+from recsys.features.running_rates import CONTEXT
 
 USER: Final = key_of("entity", "user")  # the counter row of the user as a whole
 COUNTER_ROWS: Final = 400
@@ -51,6 +53,9 @@ class _Packed(msgspec.Struct, omit_defaults=True):
     times: bytes
     wishes: list[tuple[int, str]] = []
     plain: bool = False
+    fields: list[int] = []
+    numbers: list[float] = []
+    lefts: list[tuple[str, list[int]]] = []
 
 
 class Session:
@@ -69,11 +74,17 @@ class Session:
         self.seen: deque[int] = deque(maxlen=seen)
         self.hidden: deque[int] = deque(maxlen=seen)
         self.wishes: dict[int, str] = {}  # block, mute or less, by the key of an item or of a value
+        self.fields: list[int] = []  # of ``FeatureSet.user_fields``
+        self.numbers: list[float] = []  # declared ones of the profile
+        self.lefts: deque[tuple[str, list[int]]] = deque(maxlen=REQUESTS)  # by request
+        self.evicted = 0  # counter rows, since this object was made
         self.plain = False  # whether the viewer's profile says that they don't want to be profiled
         self.counters = features.counter_table()
 
     def fold_user(self, user: User) -> None:
         self.profile = self.features.profile_keys(user.fields)
+        self.fields = self.features.user_field_keys(user.fields)
+        self.numbers = self.features.own_numbers("user", user.fields)
         self.plain = user.fields.get("profiling") is False
 
     def fold_preference(self, preference: Preference) -> None:
@@ -105,10 +116,14 @@ class Session:
             self.requests.append((impression.request_id, PLAIN))
             return
         self.requests.append((impression.request_id, context))
+        if self.features.lefts:
+            lefts = self.features.left_keys(self.fields, impression.context)
+            self.lefts.append((impression.request_id, list(lefts)))
         self.last_ms = max(self.last_ms, impression.time_ms)
         if self.features.schema.shown_by == "impression":
+            halves = self._halves(impression.request_id, context)
             for keys_I in items_NI:
-                self._count(keys_I, context, "shown", None, impression.time_ms)
+                self._count(keys_I, halves, self._shown, impression.time_ms)
                 self._enter(impression.request_id, keys_I, impression.time_ms, "")
 
     def fold_engagement(self, engagement: Engagement, keys_I: Keys) -> None:
@@ -127,9 +142,12 @@ class Session:
             if kind == "hide":
                 self.hidden.append(int(keys_I[0]))
             return
+        halves = self._halves(engagement.request_id, context)
         if self.features.schema.shows(kind):
-            self._count(keys_I, context, "shown", None, now_ms)
-        self._count(keys_I, context, kind, engagement.watch_ms, now_ms)
+            self._count(keys_I, halves, self._shown, now_ms)
+        if kind in self.features.engagement_kinds:
+            self._count(keys_I, halves, self.features.amounts(engagement), now_ms)
+            self._track(engagement, keys_I, halves)
         entry = self._enter(engagement.request_id, keys_I, now_ms, kind)
         if entry is not None and kind in self.features.schema.labels:
             entry.outcomes[self.features.schema.labels.index(kind)] = 1.0
@@ -175,6 +193,9 @@ class Session:
             times.tobytes(),
             list(self.wishes.items()),
             self.plain,
+            self.fields,
+            self.numbers,
+            list(self.lefts),
         )
         return _encoder.encode(packed)
 
@@ -199,24 +220,42 @@ class Session:
         session.seen.extend(packed.seen)
         session.hidden.extend(packed.hidden)
         session.wishes, session.plain = dict(packed.wishes), packed.plain
+        session.fields, session.numbers = packed.fields, packed.numbers
+        session.lefts.extend(packed.lefts)
         values = np.frombuffer(packed.values, np.float32).reshape(-1, session.counters.columns)
         keys = np.frombuffer(packed.keys, np.int64)
         session.counters.set(keys, values, np.frombuffer(packed.times, np.int64))
         return session
 
-    def _count(
-        self, keys_I: Keys, context: int, kind: str, watch_ms: int | None, now_ms: int
-    ) -> None:
-        if kind not in self.features.kinds and kind != "view":
-            return
-        entities = (USER, context) if context else (USER,)
-        self.counters.add(
-            (*entities, *self.features.counted_keys(keys_I)),
-            amounts(self.features.kinds, kind, watch_ms),
-            now_ms,
-        )
-        if len(self.counters) > 2 * COUNTER_ROWS:
-            self.counters.keep_newest(COUNTER_ROWS)
+    @property
+    def _shown(self) -> Floats:
+        return amounts(self.features.kinds, "shown")
+
+    def _halves(self, request_id: str, context: int) -> dict[str, int]:
+        """Other halves of the viewer's entities in a request, by name; that of all under ""."""
+        lefts = next((keys for r, keys in reversed(self.lefts) if r == request_id), ())
+        named = zip(self.features.lefts, lefts, strict=False)
+        return {"": USER, CONTEXT: context} | {name: key for name, key in named if key}
+
+    def _count(self, keys_I: Keys, halves: Mapping[str, int], added: Floats, now_ms: int) -> None:
+        own = [key for name, key in halves.items() if key and name in self.features.own_lefts]
+        keys = dict.fromkeys((*own, *self.features.counted_keys(keys_I)))
+        self.counters.add(keys, added, now_ms)
+        limit = COUNTER_ROWS * self.features.own_rows
+        if len(self.counters) > 2 * limit:
+            self.evicted += self.counters.keep_newest(limit)
+
+    def _track(self, event: Engagement, keys_I: Keys, halves: Mapping[str, int]) -> None:
+        """Replaces the newest events of the viewer's entities, and counts new values of item fields."""
+        tracked = self.features.tracked.get((event.kind, True))
+        if tracked is not None:
+            value = 0.0 if event.value is msgspec.UNSET else event.value
+            self.counters.touch(tracked.of(keys_I, halves), event.time_ms, value)
+        for column, members in self.features.distinct_members.get(event.kind, ()):
+            before = self.counters.touch(members.of(keys_I, {}), event.time_ms)
+            for at in range(len(before)):
+                user = np.array([USER], np.int64)
+                self.counters.add_distinct(user, column, before[at : at + 1], event.time_ms)
 
     def _enter(self, request_id: str, keys_I: Keys, now_ms: int, kind: str) -> Entry | None:
         """The history entry of an item in a request, a new one if need be; None if neither one exists nor the

@@ -134,8 +134,8 @@ class Model(nn.Module):
         content = content_vectors(batch.item_groups_BG, self.config.vector_dim)
         if self.features.vector_fields:
             columns = self.features.vector_columns
-            # The last four dense features are the moment; the item's numbers precede them.
-            own = batch.dense_BF[:, -4 - columns : -4]
+            start = self.features.vector_start
+            own = batch.dense_BF[:, start : start + columns]
             content += field_vectors(own, self.features.vector_fields, self.config.vector_dim)
         device = items_UV.device
         return items_UV[lookup.item_index.to(device)] + torch.from_numpy(content).to(device)

@@ -55,6 +55,7 @@ class _Snapshot(msgspec.Struct):
     covisits: CovisitRows = CovisitRows()
     visitors: list[tuple[int, bytes]] = []
     sources: list[tuple[str, dict[int, list[str]]]] = []
+    operators: bytes = b""
 
 
 class CounterLoop:
@@ -78,7 +79,7 @@ class CounterLoop:
         self.events = EventReader(log, features)
         covisits = covisits or CovisitConfig()
         self.fold = ItemCounters(features, bounds, log.partitions(EVENTS), covisits)
-        self.covisits, self.evicted = Covisits(covisits), 0
+        self.covisits, self.evicted, self.rows_evicted = Covisits(covisits), 0, 0
         self._published_ms = self._saved_ms = 0
         self._save_every_ms = _SAVE_EVERY_MS
         # offsets in item_state where the newest full publication, and the one before it, begin
@@ -94,13 +95,13 @@ class CounterLoop:
                 self.fold.impression(event, self.events.shown_keys(event))
             elif isinstance(event, Engagement):
                 self.fold.engagement(event, self.events.keys_of(event.item_id), partition)
-            elif isinstance(event, User) and event.removed:
-                self.fold.forget(event.user_id, partition)
+            elif isinstance(event, User):
+                self.fold.user(event, partition)
             elif isinstance(event, Verdict):
                 past = self.events.of_user(event.user_id, partition, offset)
                 self.fold.verdict(event, past, self.events.keys_of, partition)
         if len(self.fold.counters) > 2 * _COUNTERS:
-            self.fold.counters.keep_newest(_COUNTERS)
+            self.rows_evicted += self.fold.counters.keep_newest(_COUNTERS)
         now_ms = self._now_ms()
         if now_ms - self._published_ms >= _PUBLISH_EVERY_MS:
             self._published_ms = now_ms
@@ -135,6 +136,7 @@ class CounterLoop:
             self.covisits.export(),
             list(self.fold.visits.users.items()),
             list(self.fold.credits.requests.items()),
+            self.fold.operators.pack(),
         )
         offsets = {EVENTS: dict(enumerate(self.events.offsets))}
         held = self._state.save(self._log.id, offsets, msgspec.msgpack.encode(snapshot))
@@ -208,6 +210,7 @@ class CounterLoop:
         self.covisits.put(snapshot.covisits)
         self.fold.visits.users.update(snapshot.visitors)
         self.fold.credits.requests.update(snapshot.sources)
+        self.fold.operators.restore(snapshot.operators)
         return [saved.offsets[EVENTS][p] for p in range(len(saved.offsets[EVENTS]))]
 
 
@@ -238,6 +241,10 @@ def run(config: Config, stop: Stop) -> None:
             stop.heartbeat.add("events", moved)
             stop.heartbeat.offsets(EVENTS, loop.events.offsets)
             stop.heartbeat.gauge("counters", len(loop.fold.counters))
+            stop.heartbeat.gauge("counters_evicted", loop.rows_evicted)
+            stop.heartbeat.gauge("contacts", len(loop.fold.operators))
+            stop.heartbeat.gauge("contacts_evicted", loop.fold.operators.contacts_evicted)
+            stop.heartbeat.gauge("viewers_evicted", loop.fold.operators.viewers_evicted)
             stop.heartbeat.gauge("quarantined", len(loop.fold.quarantined))
             stop.heartbeat.names("quarantined", sorted(loop.fold.quarantined)[:_NAMED])
             stop.heartbeat.gauge("covisit_rows", len(loop.covisits))

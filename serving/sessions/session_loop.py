@@ -63,6 +63,7 @@ class SessionLoop:
         self._seen, self._now_ms = seen, now_ms
         self.events = EventReader(log, features)
         self.delays = RecentDelays()  # from a view's own time to the write of its session
+        self.rows_evicted = 0  # counter rows of viewers
         self.unreadable = 0  # packed sessions that couldn't be read: started anew
         self._position: FoldPosition | None = None
         self._sessions: OrderedDict[str, Session] = OrderedDict()
@@ -176,6 +177,8 @@ class SessionLoop:
             self._sessions.pop(name, None)
         for name in changed - gone:
             self._sessions.move_to_end(name)
+            self.rows_evicted += self._sessions[name].evicted
+            self._sessions[name].evicted = 0
         while len(self._sessions) > _IN_MEMORY:
             self._sessions.popitem(last=False)
 
@@ -224,6 +227,7 @@ def run(config: Config, stop: Stop) -> None:
             beat.offsets(EVENTS, loop.events.offsets)
             if moved:
                 beat.gauge("repeats", loop.events.repeats)
+                beat.gauge("rows_evicted", loop.rows_evicted)
                 beat.gauge("unreadable", loop.events.unreadable + loop.unreadable)
             beat.replace_gauges(_DELAY, loop.delays.p95(_DELAY, wall_ms()))
             if tracer:

@@ -178,8 +178,8 @@ class CountersAsOf:
             self._fold.impression(event, self._folds.shown(self._items.features, event, keys_of))
         elif isinstance(event, Engagement):
             self._fold.engagement(event, keys_of(event.item_id), partition)
-        elif isinstance(event, User) and event.removed:
-            self._fold.forget(event.user_id, partition)
+        elif isinstance(event, User):
+            self._fold.user(event, partition)
         elif isinstance(event, Verdict):
             user, reader = str(event.user_id), _Reader(self._events_of(partition))
             before = (e for _, e in reader.until(offset) if str(getattr(e, "user_id", "")) == user)

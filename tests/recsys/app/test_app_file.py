@@ -18,6 +18,7 @@ from recsys.config.yaml_with_lines import YamlError
 from recsys.features.feature_set import Declared, FeatureSet
 from recsys.features.feature_set_file import FEED_SCHEMA
 
+ROOT = Path(__file__).parent.parent.parent.parent
 DIGEST_OF_THE_FEED = "6e719fc155844ed5957347979c02613d"  # as before features could be declared
 
 
@@ -132,7 +133,7 @@ FAULTS = [
     (
         "events:\n  click: {label: positive, wait: 3}",
         2,
-        "unknown key 'wait'; there are label, weigh",
+        "unknown key 'wait'; there are label, value, weigh",
     ),
     (
         "events:\n  click:\n    label: positive\n    weight: 0",
@@ -166,12 +167,12 @@ FAULTS = [
     (
         "features: all",
         1,
-        "features is 'all', expected half_lives, rates, age, near, position and list",
+        "features is 'all', expected a mapping with against, age, distinct, expressions, functions, ",
     ),
     (
         "features:\n  speed: 1",
         2,
-        "unknown key 'speed'; there are age, half_lives, list, near, position, rates",
+        "unknown key 'speed'; there are against, age, distinct, expressions, functions, half_lives, ",
     ),
     (
         "features:\n  half_lives: 6h",
@@ -209,6 +210,147 @@ FAULTS = [
     ("sources:\n  magic: 3", 2, "unknown key 'magic'; there are covisit"),
     ("sources: {popular: many}", 1, "sources.popular is 'many', expected a whole number of 0 to 1"),
     ("sources: {popular: true}", 1, "sources.popular is True, expected a whole number of 0 to 100"),
+    (
+        "events:\n  click: {label: positive, value: 3}",
+        2,
+        "events.click.value is 3, expected a name of letters",
+    ),
+    (
+        "fields:\n  item:\n    item: category\ngroups: [item]",
+        3,
+        "a group can't be named 'item', which is a built-in entity: rename the field",
+    ),
+    (
+        "fields:\n  item:\n    duration: category",
+        3,
+        "a group can't be named 'duration', which is a built-in entity: rename the field",
+    ),
+    (
+        "fields:\n  item:\n    age: number\nfeatures: {age: true}",
+        3,
+        "two columns are named 'item.age': rename the field or the feature",
+    ),
+    (
+        "fields:\n  item:\n    near: number\nfeatures: {near: true}",
+        3,
+        "two columns are named 'item.near': rename the field or the feature",
+    ),
+    (
+        "fields: {user: {age: number}}\nfeatures:\n  numbers:\n  - age",
+        4,
+        "features.numbers has 'age', expected one of user.age",
+    ),
+    (
+        "features:\n  numbers: [user.age]",
+        2,
+        "features.numbers has 'user.age', expected none, since none is declared",
+    ),
+    (
+        "features:\n  rates: [item]\n  against:\n    item: user",
+        4,
+        "features.against has 'user', which isn't among features.rates: add it there",
+    ),
+    (
+        "features:\n  rates: [item, all]\n  against: {item: all}",
+        3,
+        "features.against has 'item' against 'all', expected another entity: all rates are relative",
+    ),
+    ("features:\n  against: [item]", 2, "features.against is ['item'], expected a mapping from na"),
+    (
+        "features:\n  against: {item: []}",
+        2,
+        "features.against.item is [], expected at least one na",
+    ),
+    (
+        "features:\n  rates: [item]\n  last: {sale: item}",
+        3,
+        "features.last has 'sale', expected one of click, view",
+    ),
+    (
+        "features:\n  rates: [item]\n  last:\n    click:\n    - user×item",
+        4,
+        "features.last has 'user×item', which isn't among features.rates: add it there",
+    ),
+    (
+        "features:\n  distinct:\n    sale: {item: user}",
+        3,
+        "features.distinct has 'sale', expected one of click, view",
+    ),
+    (
+        "features:\n  rates: [item, user×item]\n  distinct:\n    click:\n      user×item: user",
+        5,
+        "features.distinct.click counts by 'user×item', expected one of user, item",
+    ),
+    (
+        "features:\n  rates: [item]\n  distinct: {click: {item: duration}}",
+        3,
+        "features.distinct.click.item is 'duration', expected user",
+    ),
+    (
+        "features:\n  distinct: {click: {user: profile}}",
+        2,
+        "features.distinct.click.user is 'profile', expected item, duration or a categorical field",
+    ),
+    (
+        "features:\n  expressions:\n    x: {sum: [a, b]}",
+        3,
+        "unknown key 'sum'; there are at, bucket, difference, log, ratio",
+    ),
+    (
+        "features:\n  expressions:\n    x: {log: events, ratio: [events, events]}",
+        3,
+        "features.expressions.x is {'log': 'events', 'ratio': ['events', 'events']}, expected one of",
+    ),
+    (
+        "features:\n  expressions:\n    x: {bucket: events}",
+        3,
+        "features.expressions.x is {'bucket': 'events'}, expected one of difference, ratio, log, buck",
+    ),
+    (
+        "features:\n  expressions:\n    x: {bucket: events, at: [1, .inf]}",
+        3,
+        "features.expressions.x.at is [1, inf], expected ascending numbers",
+    ),
+    (
+        "features:\n  expressions:\n    x: {bucket: events, at: [2, 1]}",
+        3,
+        "features.expressions.x has the edges [2.0, 1.0], expected ascending numbers, of a bucket",
+    ),
+    (
+        "features:\n  expressions:\n    x: {ratio: events}",
+        3,
+        "features.expressions.x reads 1 columns, expected: difference 2, ratio 2, log 1, bucket 1",
+    ),
+    (
+        "features:\n  expressions:\n    x: {log: event}",
+        3,
+        "features.expressions.x reads 'event', which isn't a column; did you mean 'events'?",
+    ),
+    (
+        "features:\n  expressions:\n    x: {log: y}\n    y: {log: x}",
+        3,
+        "features.expressions.x reads 'y', which is computed after it: declare it before",
+    ),
+    (
+        "features:\n  position: true\n  expressions:\n    x: {log: list.position}",
+        4,
+        "features.expressions.x reads 'list.position', which isn't a column",
+    ),
+    (
+        "features:\n  expressions:\n    events: {log: hour.sin}",
+        1,
+        "two columns are named 'events': rename the field or the feature",
+    ),
+    (
+        "features:\n  functions:\n    f: {of: [events]}",
+        3,
+        "features.functions.f.call is None, expected module:name@version",
+    ),
+    (
+        "features:\n  functions:\n    f: {call: absent.module:f@1, of: [events]}",
+        3,
+        "features.functions.f has the call 'absent.module:f@1', which can't be loaded (",
+    ),
 ]
 
 
@@ -267,3 +409,11 @@ def test_each_part_of_a_definition_changes_its_digest() -> None:
 
 def test_features_of_older_systems_keep_their_digest() -> None:
     assert FeatureSet(FEED_SCHEMA).digest == DIGEST_OF_THE_FEED
+    digests = {
+        "news": ("161b95b8edce3a8815f3a6ac0f6f2a5c", "e37b99ac69fa09d0eaa018357f6f49bb"),
+        "shop": ("1037a55577e86e7347be698cbcf2d755", "99cca646a7f690b656cf15b226febeae"),
+        "kuairand": ("703874d837b8c286e5094b026cf9bacd", "adff65de651da760c70f9ab3e02313ba"),
+    }
+    for name, expected in digests.items():
+        app = read_app(ROOT / "examples" / name / "app.yaml")
+        assert (app.digest, app.feature_set().digest) == expected

@@ -171,7 +171,10 @@ def test_entities_are_one_part_or_a_pair() -> None:
     assert entity_of("user*author", SCHEMA) == Entity("user×author", True, "", "item.author")
     assert entity_of("item × context", SCHEMA) == Entity("item×context", False, "context", "item")
     with pytest.raises(ValueError, match="or a group field \\(none declared\\)"):
-        entity_of("author", replace(SCHEMA, groups=()))
+        entity_of("writer", replace(SCHEMA, groups=()))
+    # Any other declared category is an entity too.
+    assert entity_of("author", replace(SCHEMA, groups=())).right == "item.author"
+    assert entity_of("device×author", SCHEMA).left == "context.device"
 
 
 @pytest.mark.slow

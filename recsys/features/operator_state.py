@@ -1,0 +1,178 @@
+"""State of operators beside the counters: halves of entities by request, named fields of viewers, and each
+viewer's last contacts with entities, by which different viewers are counted. All of it is bounded."""
+
+from collections import OrderedDict
+from collections.abc import Mapping
+from typing import Final
+
+import msgspec
+import numpy as np
+
+from recsys.arrays.id_map import Arrays, IdMap
+from recsys.events.event_types import Engagement, Impression, User
+from recsys.events.hashing import Id, key_of
+from recsys.features import counter_kernels as kernels
+from recsys.features.counters import CounterTable
+from recsys.features.feature_kernels import crossed
+from recsys.features.feature_set import FeatureSet, Keys
+from recsys.features.operators import EventKeys
+from recsys.features.running_rates import USER
+
+REQUESTS: Final = 200_000  # newest requests whose halves are remembered
+VIEWERS: Final = 500_000  # viewers whose named fields are remembered
+CONTACTS: Final = (
+    2_000_000  # pairs of a viewer and an entity; the oldest half goes beyond twice as many
+)
+
+
+class _Packed(msgspec.Struct):
+    lefts: list[tuple[str, list[int]]]
+    viewers: list[tuple[int, list[int]]]
+    contacts: dict[str, bytes]
+    viewers_evicted: int
+    contacts_evicted: int
+
+
+class OperatorState:
+    """What the fold of everybody's events remembers for operators."""
+
+    def __init__(self, features: FeatureSet, contacts: int = CONTACTS) -> None:
+        self.features, self._most = features, contacts
+        self.viewers_evicted = self.contacts_evicted = 0
+        self._lefts: OrderedDict[str, list[int]] = OrderedDict()
+        self._viewers: OrderedDict[int, list[int]] = OrderedDict()
+        self._contacts = _no_contacts()
+        by_kind: dict[tuple[str, str], list[str]] = {}
+        for kind, name, member in features.declared.distinct:
+            if member == USER:
+                by_kind.setdefault((kind, member), []).append(name)
+        entities = {entity.name: entity for entity in features.entities}
+        self._distinct = {
+            kind: (
+                features.distinct_column(kind, member),
+                EventKeys([entities[n] for n in names], features.slot_starts),
+            )
+            for (kind, member), names in by_kind.items()
+        }
+
+    def __len__(self) -> int:
+        return len(self._contacts)
+
+    def user(self, user: User) -> None:
+        """Remembers a viewer's named fields, none of one who must not be profiled."""
+        if self.features.user_fields:
+            key = key_of("user", user.user_id)
+            self._viewers.pop(key, None)
+            if user.fields.get("profiling") is not False:
+                self._viewers[key] = self.features.user_field_keys(user.fields)
+            if len(self._viewers) > VIEWERS:
+                self._viewers.popitem(last=False)
+                self.viewers_evicted += 1
+
+    def impression(self, impression: Impression) -> None:
+        """Remembers the halves of a list's entities."""
+        if not self.features.lefts:
+            return
+        plain = impression.asked is not None and impression.asked.plain
+        viewer = [] if plain else self._viewers.get(key_of("user", impression.user_id), [])
+        lefts = self.features.left_keys(viewer, impression.context)
+        self._lefts[impression.request_id] = list(lefts)
+        if len(self._lefts) > REQUESTS:
+            self._lefts.popitem(last=False)
+
+    def lefts(self, request_id: str) -> dict[str, int]:
+        """The other halves of a request's entities that are present, by name."""
+        if not self.features.lefts:
+            return {}
+        keys = self._lefts.get(request_id, ())
+        return {name: key for name, key in zip(self.features.lefts, keys, strict=False) if key}
+
+    def engagement(
+        self, event: Engagement, keys_I: Keys, lefts: Mapping[str, int], counters: CounterTable
+    ) -> list[int]:
+        """Replaces newest events, and counts new contacts; returns the changed keys. ``lefts``: with that of
+        all under ""."""
+        changed: list[int] = []
+        tracked = self.features.tracked.get((event.kind, False))
+        if tracked is not None:
+            keys = tracked.of(keys_I, lefts)
+            value = 0.0 if event.value is msgspec.UNSET else event.value
+            counters.touch(keys, event.time_ms, value)
+            changed += keys.tolist()
+        if event.kind in self._distinct:
+            column, entities = self._distinct[event.kind]
+            keys, user = entities.of(keys_I, lefts), key_of("user", event.user_id)
+            before = self._touch(user, column, keys, event.time_ms)
+            counters.add_distinct(keys, column, before, event.time_ms)
+            changed += keys.tolist()
+        return changed
+
+    def take_back(self, user_id: Id, counters: CounterTable) -> list[int]:
+        """Counts a viewer's contacts no longer; returns the changed keys."""
+        rows = self._rows_of(user_id)
+        columns = self._contacts.columns
+        for row in rows.tolist():
+            key, never = columns["entity"][row : row + 1].copy(), np.full(1, -1, np.int64)
+            counters.add_distinct(
+                key, int(columns["column"][row]), never, int(columns["last_ms"][row]), -1
+            )
+        changed: list[int] = columns["entity"][rows].tolist()
+        self._contacts.remove(rows)
+        return changed
+
+    def forget(self, user_id: Id) -> None:
+        """Drops a viewer's named fields and contacts."""
+        self._viewers.pop(key_of("user", user_id), None)
+        if len(self._contacts):
+            self._contacts.remove(self._rows_of(user_id))
+
+    def pack(self) -> bytes:
+        """All of it, for the fold's snapshot."""
+        contacts = {name: column.tobytes() for name, column in self._contacts.export().items()}
+        lefts, viewers = list(self._lefts.items()), list(self._viewers.items())
+        evicted = self.viewers_evicted, self.contacts_evicted
+        return msgspec.msgpack.encode(_Packed(lefts, viewers, contacts, *evicted))
+
+    def restore(self, packed: bytes) -> None:
+        """Reads ``pack``; a snapshot of before there were operators has none."""
+        if not packed:
+            return
+        state = msgspec.msgpack.decode(packed, type=_Packed)
+        self._lefts.update(state.lefts)
+        self._viewers.update(state.viewers)
+        self.viewers_evicted, self.contacts_evicted = state.viewers_evicted, state.contacts_evicted
+        keys = np.frombuffer(state.contacts["keys"], np.int64)
+        rows = {
+            name: np.frombuffer(state.contacts[name], column.dtype).reshape(
+                len(keys), *column.shape[1:]
+            )
+            for name, column in self._contacts.columns.items()
+        }
+        self._contacts.put(keys, rows)
+
+    def _touch(self, user: int, column: int, entities: Keys, now_ms: int) -> Keys:
+        """Sets the time of a viewer's contacts; returns the times before, -1 for none."""
+        seed = int(crossed(user, column + 1))
+        keys = np.array([crossed(seed, key) for key in entities.tolist()], np.int64)
+        size, before = len(self._contacts), np.empty(len(keys), np.int64)
+        rows, columns = self._contacts.insert(keys), self._contacts.columns
+        kernels.touch(columns["values"], columns["last_ms"], rows, size, 0.0, now_ms, before)
+        new = before < 0
+        columns["user"][rows[new]], columns["column"][rows[new]] = user, column
+        columns["entity"][rows[new]] = entities[new]
+        if len(self._contacts) > 2 * self._most:
+            oldest = np.argsort(columns["last_ms"][: len(self._contacts)], kind="stable")
+            self._contacts.remove(np.sort(oldest[: len(oldest) - self._most]))
+            self.contacts_evicted += len(oldest) - self._most
+        return before
+
+    def _rows_of(self, user_id: Id) -> Keys:
+        users = self._contacts.columns["user"][: len(self._contacts)]
+        return np.flatnonzero(users == key_of("user", user_id))
+
+
+def _no_contacts() -> IdMap:
+    columns: Arrays = {
+        name: np.zeros(8, np.int64) for name in ("last_ms", "user", "entity", "column")
+    }
+    return IdMap(columns=columns | {"values": np.zeros((8, 1), np.float32)})

@@ -1,0 +1,328 @@
+"""Operators over entities agree with a recount of the whole past by brute force."""
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from recsys.events.event_types import Engagement, Event, Impression, Item, User
+from recsys.features.feature_builder import FeatureBuilder
+from recsys.features.feature_set import Declared, FeatureSet, Floats, read_block
+from recsys.features.operator_state import OperatorState
+from recsys.features.operators import Derivation, Derived, function_of
+from recsys.features.running_rates import entity_of
+from replay.feature_replay import FeatureReplay
+from tests.support.operator_app import APP, FEATURES, START_MS, events
+
+HOUR_MS = 3_600_000
+HALF_LIVES = {"1h": HOUR_MS, "24h": 24 * HOUR_MS}
+NAMES = list(FEATURES.dense_names)
+
+
+@dataclass
+class Past:
+    """Everything that happened before a request, as a list."""
+
+    items: dict[str, dict[str, Any]] = field(default_factory=dict)
+    users: dict[str, dict[str, Any]] = field(default_factory=dict)
+    shown: list[tuple[int, dict[str, Any]]] = field(default_factory=list)
+    done: list[tuple[int, dict[str, Any], str, float | None]] = field(default_factory=list)
+    requests: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    def take(self, event: Event) -> None:
+        if isinstance(event, Item):
+            self.items[event.item_id] = event.fields
+        elif isinstance(event, User):
+            self.users[str(event.user_id)] = event.fields
+        elif isinstance(event, Impression):
+            about = self.about(event)
+            self.requests[event.request_id] = about
+            for served in event.items:
+                self.shown.append((event.time_ms, self.with_item(about, str(served.item_id))))
+        elif isinstance(event, Engagement):
+            value = event.value if isinstance(event.value, float | int) else None
+            what = self.with_item(self.requests[event.request_id], str(event.item_id))
+            self.done.append((event.time_ms, what, event.kind, value))
+
+    def about(self, event: Impression) -> dict[str, Any]:
+        """The values of a request by part of an entity's name."""
+        profile = self.users.get(str(event.user_id), {})
+        context = event.context
+        return {"user": [event.user_id], "context": [context["page"]]} | {
+            name: [fields[name]] if name in fields else []
+            for name, fields in (("device", context), ("region", profile))
+        }
+
+    def with_item(self, about: dict[str, Any], item_id: str) -> dict[str, Any]:
+        fields = self.items[item_id]
+        values = {name: fields.get(name, []) for name in ("brand", "colours", "material")}
+        lists = {name: v if isinstance(v, list) else [v] for name, v in values.items()}
+        return about | {"item": [item_id]} | lists
+
+
+def keys(entity: str, what: dict[str, Any]) -> list[tuple[str, ...]]:
+    """The keys that an event or a candidate has in an entity."""
+    parts = [] if entity == "all" else entity.split("×")
+    out: list[tuple[str, ...]] = [()]
+    for part in parts:
+        out = [(*key, value) for key in out for value in dict.fromkeys(what[part])]
+    return out
+
+
+def faded(now_ms: int, time_ms: int, speed: str) -> float:
+    return float(0.5 ** ((now_ms - time_ms) / HALF_LIVES[speed]))
+
+
+def signed_log(value: float) -> float:
+    return math.copysign(math.log1p(abs(value)), value)
+
+
+class Oracle:
+    """Columns of operators for one candidate, from the list of everything before."""
+
+    def __init__(self, past: Past, now_ms: int, what: dict[str, Any]) -> None:
+        self.past, self.now_ms, self.what = past, now_ms, what
+
+    def total(
+        self, entity: str, speed: str, kind: str, of: Callable[[float | None], float]
+    ) -> float:
+        """A faded sum over the events of a kind of the candidate's keys."""
+        mine = keys(entity, self.what)
+        rows = ((t, w, None) for t, w in self.past.shown) if kind == "shown" else (
+            (t, w, v) for t, w, k, v in self.past.done if k == kind
+        )  # fmt: skip
+        return sum(
+            of(value) * faded(self.now_ms, time_ms, speed) * (key in mine)
+            for time_ms, what, value in rows
+            for key in keys(entity, what)
+        )
+
+    def count(self, entity: str, speed: str, kind: str) -> float:
+        return self.total(entity, speed, kind, lambda value: 1.0)
+
+    def prior(self, label: str, speed: str) -> float:
+        shown, done = self.count("all", speed, "shown"), self.count("all", speed, label)
+        return min(max((done + 0.5) / (shown + 1), 1e-4), 1 - 1e-4)
+
+    def rate(self, entity: str, label: str, speed: str, usual: float) -> float:
+        shown, done = self.count(entity, speed, "shown"), self.count(entity, speed, label)
+        return min(max((done + 4 * usual) / (shown + 4), 1e-4), 1 - 1e-4)
+
+    def against(self, entity: str, base: str, label: str, speed: str) -> float:
+        usual = self.rate(base, label, speed, self.prior(label, speed))
+        rate = self.rate(entity, label, speed, usual)
+        return math.log(rate / (1 - rate)) - math.log(usual / (1 - usual))
+
+    def value(self, entity: str, what: str, speed: str) -> float:
+        total, number = (
+            self.total(entity, speed, "buy", of)
+            for of in (lambda v: v or 0.0, lambda v: float(v is not None))
+        )
+        if what == "sum":
+            return signed_log(total) / 3
+        all_number = self.total("all", speed, "buy", lambda v: float(v is not None))
+        usual = self.total("all", speed, "buy", lambda v: v or 0.0) / max(all_number, 1e-3)
+        return signed_log((total + 4 * usual) / (number + 4)) - signed_log(usual)
+
+    def newest(self, entity: str, kind: str) -> tuple[int, float] | None:
+        mine = keys(entity, self.what)
+        events = [
+            (t, v or 0.0)
+            for t, what, k, v in self.past.done
+            if k == kind and set(keys(entity, what)) & set(mine)
+        ]
+        return max(events) if events else None
+
+    def since(self, entity: str, kind: str) -> float:
+        newest = self.newest(entity, kind)
+        return 2.0 if newest is None else math.log1p((self.now_ms - newest[0]) / 1000) / 10
+
+    def last(self, entity: str) -> float:
+        newest = self.newest(entity, "buy")
+        return 0.0 if newest is None else signed_log(newest[1])
+
+    def distinct(self, entity: str, kind: str, member: str, speed: str) -> float:
+        """Each member of each of the candidate's keys counts by its newest event."""
+        newest: dict[tuple[Any, ...], int] = {}
+        for time_ms, what, k, _ in self.past.done:
+            for key in keys(entity, what) if k == kind else []:
+                if key in keys(entity, self.what):
+                    newest |= {(key, value): time_ms for value in what[member]}
+        return math.log1p(sum(faded(self.now_ms, t, speed) for t in newest.values())) / 3
+
+
+def columns(oracle: Oracle) -> Iterator[tuple[str, float]]:
+    """All columns of operators over entities."""
+    for entity, bases in {"item": ("brand", "material"), "user×material": ("material",),
+                          "brand": ("user",)}.items():  # fmt: skip
+        for base in bases:
+            for label in ("click", "buy"):
+                for speed in HALF_LIVES:
+                    name = f"{entity}:{base}/{label}.{speed}"
+                    yield name, oracle.against(entity, base, label, speed)
+    for entity in APP.features.entities:
+        for what in ("sum", "mean"):
+            for speed in HALF_LIVES:
+                yield f"{entity}/buy.amount.{what}.{speed}", oracle.value(entity, what, speed)
+    for entity in ("item", "user", "user×item", "device×brand"):
+        yield f"{entity}/since(buy)", oracle.since(entity, "buy")
+        yield f"{entity}/last(buy.amount)", oracle.last(entity)
+    for entity in ("region×colours", "user×material", "region×device", "all"):
+        yield f"{entity}/since(look)", oracle.since(entity, "look")
+    for kind, entity, member in APP.features.distinct:
+        for speed in HALF_LIVES:
+            count = oracle.distinct(entity, kind, member, speed)
+            yield f"{entity}/distinct({kind}.{member}).{speed}", count
+    for entity in APP.features.entities:
+        for speed in HALF_LIVES:
+            shown = oracle.count(entity, speed, "shown")
+            yield f"{entity}/shown.{speed}", math.log1p(shown) / 3
+
+
+def lists() -> Iterator[tuple[Past, Impression, Floats]]:
+    """Each list with the past before it and its features."""
+    past, server = Past(), FeatureReplay(FEATURES)
+    for event in events(50):
+        for written in server.play(event):
+            if isinstance(written, Impression):
+                assert written.features is not None
+                yield past, written, read_block(written.features, FEATURES).dense_NF
+        past.take(event)
+
+
+def test_operators_agree_with_a_recount_by_brute_force() -> None:
+    compared = set[str]()
+    for past, impression, dense_NF in lists():
+        if int(impression.request_id[1:]) % 7:
+            continue
+        for served, row in zip(impression.items, dense_NF, strict=True):
+            what = past.with_item(past.about(impression), str(served.item_id))
+            for name, expected in columns(Oracle(past, impression.time_ms, what)):
+                message = f"{name} of {impression.request_id}"
+                assert row[NAMES.index(name)] == pytest.approx(expected, abs=2e-4), message
+                compared.add(name)
+    assert {cell.name for cell in FEATURES.cells} <= compared
+    first, stop = NAMES.index("user.age") + 2, NAMES.index("gap")
+    assert {*NAMES[first:stop]} <= compared
+
+
+def test_derived_columns_follow_from_those_before_them() -> None:
+    for _, _, dense_NF in lists():
+        column = dict(zip(NAMES, dense_NF.T, strict=True))
+        gap = column["item/click.1h"] - column["brand/click.1h"]
+        assert column["gap"] == pytest.approx(gap)
+        assert column["log_gap"] == pytest.approx(np.copysign(np.log1p(abs(gap)), gap), abs=1e-6)
+        age = column["user.age"]
+        ratio = np.where(age > 0, column["item.price"] / np.maximum(age, 1e-6), 0.0)
+        assert column["dear"] == pytest.approx(ratio, rel=1e-5)
+        edges = np.array([0.1, 0.3, 0.5], np.float32)
+        band = (column["item/shown.24h"][:, None] >= edges).mean(1)
+        assert column["band"] == pytest.approx(band, abs=1e-6)
+        match = abs(column["item.price"] - age) + np.tanh(gap)
+        assert column["match"] == pytest.approx(match, rel=1e-5)
+
+
+def test_numbers_of_users_and_contexts_are_on_the_scale_of_items() -> None:
+    ages = set[float]()
+    for past, impression, dense_NF in lists():
+        age = past.users.get(str(impression.user_id), {}).get("age", 0.0)
+        ages.add(age)
+        assert dense_NF[:, NAMES.index("user.age")] == pytest.approx(math.log1p(age))
+        battery = math.log1p(impression.context["battery"])
+        assert dense_NF[:, NAMES.index("context.battery")] == pytest.approx(battery)
+    assert len(ages) > 3 and 0.0 in ages
+
+
+def derivation(*derived: Derived, names: tuple[str, ...] = ("a", "b")) -> tuple[Derivation, int]:
+    every = (*names, *(one.name for one in derived))
+    return Derivation(derived, every), len(every)
+
+
+def test_an_expression_is_bounded_and_never_infinite() -> None:
+    write, width = derivation(
+        Derived("r", "ratio", ("a", "b")), Derived("d", "difference", ("a", "b"))
+    )
+    dense = np.zeros((4, width), np.float32)
+    dense[:, :2] = [(1, 0), (1, 1e-5), (-3e38, 3e38), (6, 3)]
+    write.write(dense)
+    assert dense[:, 2].tolist() == [0, 100, -1, 2]
+    assert dense[:, 3] == pytest.approx([1, 1, -100, 3], abs=1e-4)
+
+
+def test_a_failing_function_gives_0_and_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    function = Derived("f", "function", ("a", "b"), (), "tests.support.operator_app:match@2")
+    for result, expected in (
+        (lambda a, b: a / b.sum(), 0.25), (lambda a, b: a[:2], 0.0), (lambda a: a, 0.0),
+        (lambda a, b: a * np.nan, 0.0), (lambda a, b: "much", 0.0), (lambda a, b: 7e9, 100.0),
+    ):  # fmt: skip
+        monkeypatch.setattr("tests.support.operator_app.match", result)
+        write, width = derivation(function)
+        dense = np.full((4, width), 1.0, np.float32)
+        write.write(dense)
+        assert dense[:, 2].tolist() == [expected] * 4
+        assert write.errors["f"] == int(not expected)
+        assert (dense[:, :2] == 1).all()
+
+
+def test_a_function_has_its_declared_version() -> None:
+    assert function_of("tests.support.operator_app:match@2")
+    with pytest.raises(ValueError, match="its version is '2': declare this one"):
+        function_of("tests.support.operator_app:match@3")
+    with pytest.raises(ValueError, match="can't be loaded .AttributeError.*install its module"):
+        function_of("tests.support.operator_app:absent@1")
+    with pytest.raises(ValueError, match="expected module:name@version"):
+        function_of("match@1")
+    digests = set[str]()
+    for call in ("m:f@1", "m:f@2", "m:g@1"):
+        declared = Declared(derived=(Derived("f", "function", ("item.price",), (), call),))
+        digests.add(FeatureSet(FEATURES.schema, declared=declared).digest)
+    assert len(digests) == 3
+
+
+def test_a_field_of_several_owners_is_named_with_its_owner() -> None:
+    item, user = (*FEATURES.schema.item, ("kind", "categorical")), (("kind", "categorical"),)
+    schema = replace(FEATURES.schema, item=item, user=user)
+    assert entity_of("item.kind", schema).right == "item.kind"
+    assert entity_of("user.kind×brand", schema).left == "user.kind"
+    with pytest.raises(ValueError, match=r"'kind' names several fields: write one of item\.kind, "):
+        entity_of("kind", schema)
+
+
+def test_viewers_without_a_profile_have_neither_fields_nor_numbers() -> None:
+    builder = FeatureBuilder(FEATURES)
+    server = FeatureReplay(FEATURES)
+    for event in events(20):
+        server.play(event)
+    session = next(s for s in server._sessions.values() if s.numbers and s.numbers[0])
+    catalogue, counters = server._catalogue, server._counters.counters
+    dense = [
+        builder.build(one, "feed", {"page": "home"}, np.arange(3), catalogue, counters,
+                      START_MS + 20 * HOUR_MS).dense_NF
+        for one in (session, session.without_profile())
+    ]  # fmt: skip
+    for name in ("user.age", "region×colours/shown.24h"):
+        assert dense[0][:, NAMES.index(name)].any() and not dense[1][:, NAMES.index(name)].any()
+
+
+def test_contacts_are_bounded_and_a_forgotten_viewer_leaves_none() -> None:
+    state = OperatorState(FEATURES, contacts=4)
+    counters = FEATURES.counter_table()
+    for n in range(9):
+        about = {"request_id": "r", "user_id": f"u{n % 5}", "item_id": f"v{n}"}
+        event = Engagement(time_ms=START_MS + n, kind="click", **about)
+        keys_I = FEATURES.item_keys(f"v{n}", {})
+        state.engagement(event, keys_I, {"": 1}, counters)
+        assert len(state) <= 8
+    assert len(state) == 4 and state.contacts_evicted == 5
+    state.user(User(time_ms=1, user_id="u3", fields={"region": "n1"}))
+    again = OperatorState(FEATURES)
+    again.restore(state.pack())
+    assert again.pack() == state.pack()
+    for one in (state, again):
+        before = len(one)
+        one.forget("u3")
+        assert len(one) == before - 1 and not one._viewers
+    assert state.contacts_evicted == again.contacts_evicted == 5
