@@ -69,7 +69,7 @@ def lines_of(file: Path) -> Iterator[tuple[int, bytes]]:
 
 
 def _lines(file: Path) -> Iterator[bytes]:
-    with _opened(file) as stream:
+    with open_file(file) as stream:
         yield from map(bytes.strip, stream)
 
 
@@ -99,7 +99,8 @@ def _batches(file: Path) -> Iterator[pa.RecordBatch]:
     )
 
 
-def _opened(file: Path) -> IO[bytes] | Any:
+def open_file(file: Path) -> IO[bytes] | Any:
+    """The bytes of a file, unpacked if its name ends in .gz or .zst."""
     if file.name.endswith(".gz"):
         return gzip.open(file, "rb")
     if file.name.endswith(".zst"):

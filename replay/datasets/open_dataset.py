@@ -3,19 +3,34 @@
 from importlib import import_module
 from pathlib import Path
 
+from recsys.app.data_files import has_data_files, read_data_files
 from recsys.app.definition import App
 from replay.datasets.app_dataset import AppDataset
 from replay.datasets.dataset import DataError, Dataset
 from replay.datasets.event_log import EventLog
 from replay.datasets.log_files import holds_events
+from replay.datasets.mapped_files import MappedFiles
 
 READER = "examples.kuairand.reader"  # comes with a checkout, and needs polars
 
 
-def open_dataset(path: str | Path, app: App | None = None) -> Dataset:
+def open_dataset(
+    path: str | Path, app: App | None = None, definition: Path | None = None
+) -> Dataset:
     """An event log or a KuaiRand log (Parquet or the official CSV files), with the labels, fields and
-    features of an app's definition if there is one; raises DataError."""
-    dataset = _open(path, app)
+    features of an app's definition if there is one; or tables, by the section ``files`` of the file
+    ``definition``. Raises DataError."""
+    path = Path(path)
+    if (
+        app is not None
+        and definition is not None
+        and (path.is_file() or has_data_files(definition))
+    ):
+        files = read_data_files(definition)
+        paths = [path] if path.is_file() else [path / file for file in files.names]
+        dataset: Dataset = MappedFiles(app, files, paths)
+    else:
+        dataset = _open(path, app)
     return dataset if app is None else AppDataset(app, dataset)
 
 

@@ -3,6 +3,7 @@
 import importlib
 import importlib.util
 from importlib.metadata import entry_points
+from keyword import iskeyword
 from typing import Any
 
 import typer
@@ -11,6 +12,8 @@ from typer.core import TyperGroup
 from recsys import plugins
 
 _HELP = {
+    "init": "Guesses the definition of an app from its files.",
+    "import": "Writes an app's files to a state folder's log, and trains from them.",
     "app": "Checks the definition of an app, and shows the columns that result.",
     "doctor": "Checks this machine and names a remedy for each problem.",
     "check": "Compares all files of a state folder with their checksums; --repair repairs them.",
@@ -49,6 +52,8 @@ _HELP_OF_PLUGINS = {"viewers": "Sends simulated viewers to a running server."}  
 # Modules of commands that aren't in ``runtime.cli.NAME``.
 _ELSEWHERE = {
     "demo": "runtime.demo.demo",
+    "init": "runtime.cli.import_files",
+    "import": "runtime.cli.import_files",
     "study": "benchmarks.study",
     "bench": "benchmarks.bench",
     **dict.fromkeys(("status", "metrics", "restart", "down"), "runtime.cli.system"),
@@ -58,9 +63,9 @@ _ELSEWHERE = {
     **dict.fromkeys(("audit", "backfill"), "runtime.cli.archive"),
 }
 # name → (module:attribute, help). The attribute is a function with typer annotations, or a typer.Typer with
-# commands of its own.
+# commands of its own; `import` is a keyword, so its function is `import_`.
 COMMANDS = {
-    name: (f"{_ELSEWHERE.get(name, f'runtime.cli.{name}')}:{name}", help)
+    name: (f"{_ELSEWHERE.get(name, f'runtime.cli.{name}')}:{name}{'_' * iskeyword(name)}", help)
     for name, help in _HELP.items()
 }
 for _entry in entry_points(group=plugins.COMMANDS):

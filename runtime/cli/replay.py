@@ -35,7 +35,7 @@ _COLUMNS: Final = {
 
 
 def replay(
-    data: Annotated[Path, Argument(help="Data set folder: KuaiRand or an event log.")],
+    data: Annotated[Path, Argument(help="Folder: KuaiRand, an event log, or an app's files.")],
     report: Annotated[Path | None, Option(help="Write metrics to this JSON file.")] = None,
     predictions: Annotated[Path | None, Option(help="Write scores to this Parquet file.")] = None,
     against: Annotated[Path | None, Option(help="Predictions of a run to compare with.")] = None,
@@ -72,7 +72,7 @@ def replay(
 ) -> None:
     """Replays a data set in event time: scores each example, then learns from it."""
     with exit_on(DataError, ValueError):
-        dataset = open_dataset(data, None if app is None else read_app(app))
+        dataset = open_dataset(data, None if app is None else read_app(app), app)
         at = partial(parse_time, utc_offset_h=dataset.utc_offset_h)
         settings = _config(config, dataset, features, step_examples, step_every)
         options = ReplayOptions(

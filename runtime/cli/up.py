@@ -16,6 +16,7 @@ from typer import Option
 
 from recsys import plugins
 from recsys.app.app_file import read_app
+from recsys.app.definition import App
 from recsys.config.loader import ConfigError, load
 from recsys.config.policy_config import check_rules, check_weights
 from recsys.config.system_config import Config, digest
@@ -56,23 +57,35 @@ def up(
 ) -> None:
     """Starts and supervises all parts. Ctrl-C or `recsys down` stops the system."""
     with exit_on(ValueError):
-        stored = (state or Path(load(config).state)) / APP_FILE
-        file = stored if app is None and stored.exists() else app
-        definition = None if file is None else read_app(file)
-    # The file comes before the definition, as in a replay.
-    settings = load(config) if definition is None else load(config, definition.config)
-    if state is not None:
-        settings = replace(settings, state=str(state))
+        settings, definition, file = with_definition(config, state, app)
     if log:
         settings = replace(settings, log=replace(settings.log, url=log_url(log)))
-    settings = replace(settings, state=str(Path(settings.state).resolve()))
-    if definition is not None:
-        with exit_on(ValueError):
-            write_feature_set(settings, definition.feature_set(settings.model.features))
-            if file is not None and file != stored:
-                write_atomically(stored, file.read_bytes())
+    with exit_on(ValueError):
+        keep_definition(settings, definition, file)
     names = [name for name in only.split(",") if name]
     raise typer.Exit(start(settings, detach=detach, viewers=viewers, only=names))
+
+
+def with_definition(
+    config: str, state: Path | None, file: Path | None
+) -> tuple[Config, App | None, Path | None]:
+    """A configuration with the definition in ``file``, by default the state folder's, if there is one."""
+    stored = (state or Path(load(config).state)) / APP_FILE
+    file = stored if file is None and stored.exists() else file
+    app = None if file is None else read_app(file)
+    # The file comes before the definition, as in a replay.
+    settings = load(config) if app is None else load(config, app.config)
+    folder = str(Path(settings.state if state is None else state).resolve())
+    return replace(settings, state=folder), app, file
+
+
+def keep_definition(config: Config, app: App | None, file: Path | None) -> None:
+    """Writes the feature set and the definition of a state folder."""
+    if app is not None and file is not None:
+        write_feature_set(config, app.feature_set(config.model.features))
+        stored = Path(config.state) / APP_FILE
+        if file.resolve() != stored:
+            write_atomically(stored, file.read_bytes())
 
 
 def log_url(log: str) -> str:

@@ -10,7 +10,7 @@ impression of the snapshot.
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Final
@@ -125,6 +125,11 @@ class JoinerLoop(RetryLoop):
         self._needed = needed
         now_ms = self._clock()
         self._due_ms = now_ms + max(_SAVE_EVERY_MS, int((now_ms - started_ms) / _SAVE_SHARE))
+
+    def skip_to_end(self) -> None:
+        """Takes all events of the log as joined."""
+        ends = {p: self._log.end(EVENTS, p) for p in self._partitions}
+        self._consumer = Consumer(self._log, EVENTS, self._partitions, ends)
 
     def close(self) -> None:
         """Closes the files, which revert to the last ``save``."""
@@ -267,6 +272,18 @@ class JoinerLoop(RetryLoop):
                 offsets[partition] = end
                 self.skipped += end - begin
         return offsets
+
+
+def skip_events(log: Log, config: Config, features: FeatureSet, ends: Sequence[int]) -> bool:
+    """Marks all events as joined, if those before ``ends`` are: what was imported is learned by the import.
+    The system mustn't run."""
+    loop = JoinerLoop(log, config, features, wall_ms, PartState(config.state, PART))
+    joined = [offset for _, offset in sorted(loop.offsets.items())] == list(ends)
+    if joined:
+        loop.skip_to_end()
+        loop.save()
+    loop.close()
+    return joined
 
 
 def has_erased_examples(log: Log, partition: int) -> bool:

@@ -1,0 +1,257 @@
+"""Guesses a definition from samples of tables: what columns mean, kinds of fields, labels, half-lives.
+
+Names of columns decide first, then their values. ``recsys init`` shows the guess; a person corrects the file.
+"""
+
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any, Final
+
+import msgspec
+import yaml
+
+from recsys.app.data_files import DataFiles, Entities, Interactions, Users
+
+_USER: Final = "user|visitor|customer|viewer|member|account|reviewer|profile|player|reader"
+_ITEM: Final = "item|movie|product|article|video|song|track|book|news|post|business|sku|asin|isbn|recipe|anime|game|artist"  # noqa: E501
+_ROLES: Final = {
+    "user": rf"({_USER})s?(_?(id|no|key))?|u_?id|session_?id",
+    "item": rf"(parent_)?({_ITEM})s?(_?(id|no|key|code))?|i_?id",
+    "time": r".*(time|timestamp|date|datetime)(_?(ms|s|utc))?|ts|t|.*_at",
+    "rating": r".*(rating|score|stars)|rate|overall",
+    "kind": r".*(event|action|behaviou?r|interaction)(_?(type|name|kind))?|type|kind",
+    "request": r"(request|impression|list|slate)_?id",
+}
+_SHOWN: Final = r"impressions?|shown?|exposures?|served?|displayed"
+_NEGATIVE: Final = r".*(hide|dislike|skip|unlike|remove|block|report|unfollow|refund).*"
+_WEIGHTS: Final = {r".*(purchase|buy|bought|transaction|order).*": 5, r".*(cart|basket).*": 3}
+_UNITS: Final = {"s": 1.0, "ms": 1e3, "us": 1e6, "ns": 1e9}
+_LIST: Final = r"[^|]+(\|[^|]+)+"
+_FEW: Final = 50  # values of a column of kinds, at most
+_HOUR_S: Final = 3600.0
+
+Columns = Mapping[str, Sequence[Any]]
+
+
+@dataclass
+class Guess:
+    """A guessed definition. ``rows``: file, column, and what it is taken for."""
+
+    definition: dict[str, Any] = field(default_factory=dict)
+    rows: list[tuple[str, str, str]] = field(default_factory=list)
+
+    @property
+    def text(self) -> str:
+        """The content of ``app.yaml``."""
+        head = "# Guessed by `recsys init`: correct what is wrong. docs/reference/app.md has each key.\n"
+        options = {"sort_keys": False, "allow_unicode": True, "width": 100}
+        return f"{head}{yaml.safe_dump(self.definition, default_flow_style=None, **options)}"
+
+
+def guess(name: str, samples: Mapping[str, Columns], given: Mapping[str, str]) -> Guess:
+    """The definition of an app. ``samples``: some rows by file; ``given``: columns that a person named, by
+    role. Raises ValueError if no file has users and items."""
+    out, tables = Guess(), dict[str, Any]()
+    fields: dict[str, dict[str, Any]] = {}
+    events: dict[str, Any] = {}
+    hours, repeats = [24.0, 336.0], False
+    for file, columns in samples.items():
+        roles = _roles(columns, given)
+        rows = [(column, role) for role, column in roles.items()]
+        if {"user", "item"} <= roles.keys():
+            if "interactions" in tables:
+                tables["interactions"].files.append(file)
+                continue
+            table, events, labels = _interactions(file, columns, roles)
+            tables["interactions"], rows = table, rows + labels
+            hours = _half_lives(columns, table)
+            repeats = _repeats(columns, roles)
+        elif part := next((part for part in ("item", "user") if part in roles), ""):
+            kinds = {n: _kind_of(v) for n, v in columns.items() if n != roles[part]}
+            named = {_clean(n): n for n in kinds}
+            fields[part] = {
+                f: k
+                for f, n in named.items()
+                if (k := kinds[n]) and (part, k) != ("user", "number")
+            }  # noqa: E501
+            unit = next(
+                (u for n in kinds if kinds[n] == "time" and (u := _unit(columns[n]))), "iso"
+            )
+            kind = Entities if part == "item" else Users
+            tables[part + "s"] = kind(files=[file], id=roles[part], unit=unit, fields=named)  # type: ignore[arg-type]
+            rows = [
+                (roles[part], part),
+                *((n, str(k or "content, not read by the model")) for n, k in kinds.items()),
+            ]  # noqa: E501
+        out.rows += [(file, *row) for row in rows]
+    if "interactions" not in tables:
+        names = "; ".join(f"{file} has {', '.join(columns)}" for file, columns in samples.items())
+        raise ValueError(
+            f"no file has a column of users and one of items ({names}): name them with --user and --item"
+        )  # noqa: E501
+    shown = "list" if tables["interactions"].labels or tables["interactions"].shown else "clicks"
+    groups = [n for n, kind in fields.get("item", {}).items() if kind in ("category", "list")][:2]
+    rates = ["all", "item", "user", *groups, *(f"user×{group}" for group in groups)]
+    positive = [kind for kind, label in events.items() if "positive" in str(label)]
+    times = [n for n, kind in fields.get("item", {}).items() if kind == "time"]
+    out.definition = {
+        "app": name,
+        "events": events,
+        "fields": {part: kinds for part, kinds in fields.items() if kinds},
+        "groups": groups,
+        "shown": shown,
+        "window": "60s",
+        "repeats": repeats,
+        "history": {"of": positive, "length": 50},
+        "features": {
+            "half_lives": [f"{h:g}h" for h in hours],
+            "rates": [*rates, *(["user×item"] if repeats else [])],
+            "near": True,
+            **({"age": times[0]} if times else {}),
+        },
+        "files": msgspec.to_builtins(DataFiles(**tables)),
+    }
+    return out
+
+
+def _roles(columns: Columns, given: Mapping[str, str]) -> dict[str, str]:
+    """Columns by role, each once."""
+    roles = {role: column for role, column in given.items() if column in columns}
+    fits = {
+        "time": lambda v: _unit(v) is not None,
+        "rating": lambda v: bool(_numbers(v)),
+        "kind": lambda v: not _numbers(v) and len(set(map(str, v))) <= _FEW,
+    }
+    for role, pattern in _ROLES.items():
+        for column, values in columns.items():
+            free = role not in roles and column not in roles.values()
+            if free and re.fullmatch(pattern, _clean(column)) and fits.get(role, bool)(values):
+                roles[role] = column
+    return roles
+
+
+def _interactions(
+    file: str, columns: Columns, roles: Mapping[str, str]
+) -> tuple[Interactions, dict[str, Any], list[tuple[str, str]]]:
+    """The table, its kinds of event with labels, and rows about them."""
+    about: dict[str, Any] = {"files": [file], "user": roles["user"], "item": roles["item"]}
+    events, rows = dict[str, Any](), list[tuple[str, str]]()
+    if "time" in roles:
+        about |= {"time": roles["time"], "unit": _unit(columns[roles["time"]])}
+    flags = [n for n, v in columns.items() if n not in roles.values() and _is_flag(v)]
+    if "kind" in roles:
+        about |= {"kind": roles["kind"]}
+        counts = Counter(str(x).strip() for x in columns[roles["kind"]] if x)
+        about["shown"] = [k for k in counts if re.fullmatch(_SHOWN, k.lower())]
+        kinds = [kind for kind, _ in counts.most_common() if kind not in about["shown"]]
+        about["names"] = {kind: _clean(kind) for kind in kinds if kind != _clean(kind)}
+        events = {_clean(kind): _label(kind) for kind in kinds}
+    elif "rating" in roles:
+        about["rating"] = roles["rating"]
+        numbers = sorted(_numbers(columns[roles["rating"]]))
+        least = max(numbers) * 0.8
+        above = sum(x >= least for x in numbers) / len(numbers)
+        if not 0.05 <= above <= 0.95:
+            least = numbers[len(numbers) // 2]
+        about["at_least"] = round(least, 3)
+        events = {"like": "positive", "rate": "none"}
+        share = sum(x >= least for x in numbers) / len(numbers)
+        rows.append(
+            (roles["rating"], f"from {least:g} on: like ({share:.0%} of the rows), else: rate")
+        )
+    elif flags:
+        about |= {"labels": {n: _clean(n).removeprefix("is_") for n in flags}}
+        about |= {"request": roles["request"]} if "request" in roles else {}
+        events = {kind: _label(kind) for kind in about["labels"].values()}
+    else:
+        events = {"click": "positive"}
+    rows += [("", f"event {kind}: {_words(label)}") for kind, label in events.items()]
+    return Interactions(**about), events, rows
+
+
+def _label(kind: str) -> Any:
+    if re.fullmatch(_NEGATIVE, kind.lower()):
+        return {"label": "negative", "weight": 1}
+    weight = next((w for pattern, w in _WEIGHTS.items() if re.fullmatch(pattern, kind.lower())), 1)
+    return "positive" if weight == 1 else {"label": "positive", "weight": weight}
+
+
+def _words(label: Any) -> str:
+    return f"{label['label']}, weight {label['weight']}" if isinstance(label, dict) else str(label)
+
+
+def _half_lives(columns: Columns, table: Interactions) -> list[float]:
+    """Hours: about a fiftieth and a fifth of the span of the data, without its outer hundredths."""
+    times = sorted(_seconds(columns[table.time])) if table.time else []
+    edge = len(times) // 100
+    span_h = (times[-1 - edge] - times[edge]) / _HOUR_S if times else 0.0
+    fast, slow = min(max(span_h / 50, 1.0), 72.0), min(max(span_h / 5, 24.0), 1440.0)
+    return [float(round(fast)), float(round(slow))]
+
+
+def _repeats(columns: Columns, roles: Mapping[str, str]) -> bool:
+    """Whether viewers come back to items."""
+    pairs = list(zip(columns[roles["user"]], columns[roles["item"]], strict=True))
+    return len(set(map(str, pairs))) < 0.9 * len(pairs)
+
+
+def _kind_of(values: Sequence[Any]) -> Any:
+    """The kind of a field; empty for content such as titles."""
+    some = [x for x in values if x not in (None, "")]
+    if not some:
+        return ""
+    if isinstance(some[0], list):
+        numeric = all(isinstance(x, int | float) for x in some[0])
+        same = len({len(x) for x in some}) == 1
+        return {"vector": len(some[0])} if numeric and same and len(some[0]) > 1 else "list"
+    if _numbers(some):
+        return "time" if _unit(some) and min(_numbers(some)) > 1e8 else "number"
+    if _unit(some):
+        return "time"
+    if sum(bool(re.fullmatch(_LIST, str(x))) for x in some) > 0.1 * len(some):
+        return "list"
+    return "category" if len(set(map(str, some))) <= max(20, len(some) // 4) else ""
+
+
+def _is_flag(values: Sequence[Any]) -> bool:
+    return {str(x).strip().lower() for x in values} in ({"0", "1"}, {"true", "false"})
+
+
+def _numbers(values: Sequence[Any]) -> list[float]:
+    """All values as numbers; empty if more than a hundredth aren't numbers."""
+    numbers = []
+    for value in values:
+        with suppress(TypeError, ValueError):
+            numbers.append(float(value))
+    return numbers if len(numbers) >= 0.99 * len(values) else []
+
+
+def _unit(values: Sequence[Any]) -> str | None:
+    """The unit of times, by their size; iso for texts; None if they aren't times."""
+    if numbers := _numbers(values):
+        middle = sorted(numbers)[len(numbers) // 2]
+        return next((unit for unit, per_s in _UNITS.items() if 1e8 < middle / per_s < 1e11), None)
+    return "iso" if len(_seconds(values)) >= 0.95 * len(values) > 0 else None
+
+
+def _seconds(values: Sequence[Any]) -> list[float]:
+    """Times in seconds; others are left out."""
+    if numbers := _numbers(values):
+        return [x / _UNITS[_unit(values) or "s"] for x in numbers]
+    seconds = []
+    for value in values:
+        with suppress(ValueError):
+            moment = datetime.fromisoformat(str(value).strip())
+            seconds.append(moment.replace(tzinfo=moment.tzinfo or UTC).timestamp())
+    return seconds
+
+
+def _clean(name: str) -> str:
+    """A column's name as a name of the definition: userId and "user id" become user_id."""
+    snake = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name.partition(":")[0]).lower()
+    text = re.sub(r"\W+", "_", snake, flags=re.ASCII).strip("_")
+    return text if text[:1].isalpha() else f"x_{text}"

@@ -1,0 +1,372 @@
+"""Tables of an app as a data set: rows become events by the section ``files`` of the definition.
+
+The first pass reads each row, and writes its events to a scratch file; then they are read in time order, some
+at once, whatever order and size the tables have. A row that can't be used is handed to ``refuse``; a repeated
+row counts once.
+"""
+
+import heapq
+import math
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
+from datetime import UTC, datetime
+from functools import cached_property
+from itertools import groupby
+from operator import itemgetter
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from recsys.app.data_files import DataFiles, Entities, Interactions, Table
+from recsys.app.definition import App, Field
+from recsys.events.event_types import (
+    CONTROL_CHARACTER,
+    MAX_EVENT_BYTES,
+    MAX_ID_LENGTH,
+    MAX_TIME_MS,
+    Engagement,
+    Event,
+    Impression,
+    Item,
+    ServedItem,
+    User,
+    decode,
+    encode,
+)
+from recsys.events.field_schema import Schema
+from recsys.events.hashing import Id
+from replay.datasets.dataset import DataError
+from replay.datasets.table_rows import BadRow, Block, read_blocks
+
+Refuse = Callable[[Path, BadRow], None]
+Progress = Callable[[Iterator[Block], Path], Iterable[Block]]
+_SCALE: Final = {"s": 1000.0, "ms": 1.0, "us": 1e-3, "ns": 1e-6}
+_FLAGS: Final = {"1": True, "true": True, "0": False, "false": False, "": False, "none": False}
+_RANGE: Final = 500_000  # rows that are sorted at once
+_CONTENT: Final = Field("")  # of fields that aren't declared
+_ROW_MS: Final = 1_000  # between rows without a time
+_AHEAD_MS: Final = 86_400_000  # time zones
+
+
+class _Unusable(ValueError):
+    """A reason and the value, of a row that isn't used."""
+
+    def __init__(self, reason: str, value: Any) -> None:
+        super().__init__(reason)
+        self.reason, self.value = reason, _text(value)
+
+
+class MappedFiles:
+    """Events of tables; see ``Dataset``. ``shift_ms`` is added to every time. Of the rows from ``learned_ms``
+    on ``events`` are made, of those from ``warm_ms`` on before them ``warmup``."""
+
+    def __init__(
+        self,
+        app: App,
+        files: DataFiles,
+        paths: Sequence[Path],
+        *,
+        now_ms: int = MAX_TIME_MS,
+        scratch: Path | None = None,
+        refuse: Refuse = lambda file, bad: None,
+        progress: Progress = lambda blocks, file: blocks,
+    ) -> None:
+        self.app, self._files, self._paths = app, files, list(paths)
+        self._latest_ms, self._refuse, self._progress = now_ms + _AHEAD_MS, refuse, progress
+        self._scratch = tempfile.TemporaryDirectory(dir=scratch, prefix="rows-")
+        self.name, self.utc_offset_h = app.name, 0.0
+        self.window_s, self.all_shown = app.window_s, app.all_shown
+        self.rows: Counter[str] = Counter()  # by kind of table
+        self.dead_letters: Counter[str] = Counter()
+        self.repeats = self.shift_ms = self.warm_ms = self.learned_ms = 0
+
+    @property
+    def labels(self) -> list[str]:
+        return list(self.app.labels)
+
+    @property
+    def schema(self) -> Schema:
+        return self.app.schema
+
+    @cached_property
+    def times_ms(self) -> NDArray[np.int64]:
+        """Unshifted times of all usable interactions, ascending. Reads the tables when first asked for."""
+        return np.sort(np.concatenate([np.zeros(0, np.int64), *self._scan[1].times]))
+
+    @property
+    def out_of_order(self) -> int:
+        """Number of interactions that are earlier than the one before them in their file."""
+        return self._scan[1].out_of_order
+
+    def events(self, from_ms: int | None = None, until_ms: int | None = None) -> Iterator[Event]:
+        self.repeats = 0
+        shift = self.shift_ms
+        first = self.learned_ms if from_ms is None else from_ms - shift
+        last = MAX_TIME_MS if until_ms is None else until_ms - shift
+        state, rows = self._scan
+        merged = heapq.merge(state.read(0, last), rows.read(first, last), key=itemgetter(0))
+        yield from self._decoded(merged)
+
+    def warmup(self) -> Iterator[Event]:
+        yield from self._decoded(self._scan[1].read(self.warm_ms, self.learned_ms))
+
+    def _decoded(self, records: Iterable[tuple[int, bytes]]) -> Iterator[Event]:
+        for _, same in groupby(records, itemgetter(0)):
+            payloads = [payload for _, payload in same]
+            distinct = dict.fromkeys(payloads)
+            self.repeats += len(payloads) - len(distinct)
+            events = map(self._shifted, map(decode, distinct))
+            yield from as_lists(events) if self.app.shown == "list" else events
+
+    def _shifted(self, event: Event) -> Event:
+        if isinstance(event, Item | User):
+            age = self.app.features.age_field
+            if isinstance(event, Item) and age in event.fields:
+                event.fields[age] += self.shift_ms
+            event.time_ms = max(0, event.time_ms + self.shift_ms) if event.time_ms else 0
+        else:
+            event.time_ms += self.shift_ms
+        return event
+
+    # --- the first pass ---
+
+    @cached_property
+    def _scan(self) -> "tuple[_Spill, _Spill]":
+        """Events of items and users, and of interactions. Raises DataError if there are none."""
+        folder = Path(self._scratch.name)
+        spills = _Spill(folder / "state.parquet"), _Spill(folder / "rows.parquet")
+        for path in self._paths:
+            for block in self._progress(read_blocks(path), path):
+                table = self._files.table_of(block.columns)
+                if table is None:
+                    wanted = ", ".join(self._files.interactions.columns)
+                    names = ", ".join(block.columns) or "none"
+                    raise DataError(
+                        path, f"the columns {wanted} (or those of items, users); it has {names}"
+                    )
+                self._take(path, table, block, spills[isinstance(table, Interactions)])
+        for spill in spills:
+            spill.close()
+        if not any(map(len, spills[1].times)):
+            raise DataError(self._paths[0], "interactions; no row of the files is usable")
+        return spills
+
+    def _take(self, path: Path, table: Table, block: Block, spill: "_Spill") -> None:
+        bad, records = list(block.bad), list[tuple[int, bytes]]()
+        names, kind = list(block.columns), table.kind_of_rows
+        rows = zip(block.lines, *block.columns.values(), strict=True)
+        for at, (line, *cells) in enumerate(rows, self.rows[kind] + 1):
+            row, faults = dict(zip(names, cells, strict=True)), list[_Unusable]()
+            try:
+                if isinstance(table, Interactions):
+                    events = self._interaction(table, row, at)
+                else:
+                    events = [self._entity(table, row, faults)]
+                for event in events:
+                    payload = encode(event)
+                    if len(payload) > MAX_EVENT_BYTES:
+                        raise _Unusable(f"expected at most {MAX_EVENT_BYTES} bytes", len(payload))
+                    records.append((event.time_ms, payload))
+            except UnicodeError:
+                faults.append(_Unusable("expected UTF-8", ""))
+            except _Unusable as error:
+                faults.append(error)
+            bad += [
+                BadRow(line, fault.reason, fault.value, _text(",".join(map(str, cells))))
+                for fault in faults
+            ]
+        self.rows[kind] += len(block.lines) + len(block.bad)
+        for fault in bad:
+            self.dead_letters[fault.reason] += 1
+            self._refuse(path, fault)
+        spill.write(records)
+
+    def _interaction(self, table: Interactions, row: dict[str, Any], at: int) -> list[Event]:
+        user_id = _id(table.user, row[table.user])
+        item_id = _id(table.item, row[table.item])
+        now_ms = self._time(table, row) if table.time else at * _ROW_MS
+        kinds, is_shown = self._kinds(table, row)
+        events, request_id = list[Event](), ""
+        if is_shown:
+            request = row[table.request] if table.request else ""
+            request_id = f"{request}:{user_id}:{now_ms}"[-MAX_ID_LENGTH:]
+            items = [ServedItem(item_id=item_id)]
+            events = [
+                Impression(time_ms=now_ms, request_id=request_id, user_id=user_id, items=items)
+            ]
+        for kind in kinds:
+            if kind not in self.app.events:
+                names = ", ".join(self.app.events)
+                raise _Unusable(f"{table.kind}: expected one of {names}", kind)
+            about = {"user_id": user_id, "item_id": item_id, "kind": kind}
+            events.append(Engagement(time_ms=now_ms, request_id=request_id, **about))  # type: ignore[arg-type]
+        return events
+
+    def _kinds(self, table: Interactions, row: dict[str, Any]) -> tuple[list[str], bool]:
+        """The kinds of engagement of a row, and whether it is a shown item."""
+        if table.labels:
+            return [kind for name, kind in table.labels.items() if _flag(name, row[name])], True
+        if table.kind:
+            kind = str(row[table.kind] or "").strip()
+            return ([], True) if kind in table.shown else ([table.names.get(kind, kind)], False)
+        if table.rating:
+            is_above = _number(table.rating, row[table.rating]) >= table.at_least
+            return [table.above if is_above else table.below], False
+        return [table.always], False
+
+    def _entity(self, table: Table, row: dict[str, Any], faults: "list[_Unusable]") -> Item | User:
+        """An item or a user; fields that can't be read are left out and added to ``faults``."""
+        assert isinstance(table, Entities)
+        id_ = _id(table.id, row[table.id])
+        now_ms = self._time(table, row) if table.time and row[table.time] else 0
+        is_item = table.kind_of_rows == "items"
+        declared = self.app.fields.get("item" if is_item else "user", {})
+        fields = {}
+        for name, column in table.fields.items():
+            try:
+                value = _field(column, row[column], declared.get(name, _CONTENT), table)
+            except _Unusable as error:
+                faults.append(_Unusable(f"{error.reason}; the field is left out", error.value))
+                continue
+            if value is not None:
+                fields[name] = value
+        if is_item:
+            return Item(time_ms=now_ms, item_id=id_, fields=fields)
+        return User(time_ms=now_ms, user_id=id_, fields=fields)
+
+    def _time(self, table: Table, row: dict[str, Any]) -> int:
+        now_ms = _time_ms(table.time, row[table.time], table.unit)
+        if not 0 <= now_ms <= self._latest_ms:
+            raise _Unusable(f"{table.time}: expected 1970 to now, in {table.unit}", row[table.time])
+        return now_ms
+
+
+class _Spill:
+    """Encoded events with their times on disk."""
+
+    def __init__(self, file: Path) -> None:
+        self._file, self.times = file, list[NDArray[np.int64]]()
+        self.out_of_order = 0
+        self._schema = pa.schema([("time", pa.int64()), ("event", pa.binary())])
+        self._writer = pq.ParquetWriter(file, self._schema)
+
+    def write(self, records: Sequence[tuple[int, bytes]]) -> None:
+        if records:
+            times, events = zip(*records, strict=True)
+            last = self.times[-1][-1:].tolist() if self.times else list[int]()
+            self.times.append(np.array(times, np.int64))
+            self.out_of_order += int((np.diff([*last, *times]) < 0).sum())
+            self._writer.write(pa.table([times, events], schema=self._schema))
+
+    def close(self) -> None:
+        self._writer.close()
+
+    def read(self, from_ms: int, until_ms: int) -> Iterator[tuple[int, bytes]]:
+        """Records with ``from_ms`` ≤ time < ``until_ms`` by time; those of one time in the order in which
+        they came."""
+        times = np.sort(np.concatenate([np.zeros(0, np.int64), *self.times]))
+        times = times[(times >= from_ms) & (times < until_ms)]
+        bounds = [*np.unique(times[::_RANGE]).tolist(), until_ms]
+        del times
+        for start, stop in zip(bounds, bounds[1:], strict=False):
+            filters = [("time", ">=", start), ("time", "<", stop)]
+            some = pq.read_table(self._file, filters=filters).sort_by("time")
+            for batch in some.to_batches(max_chunksize=10_000):
+                yield from zip(batch["time"].to_pylist(), batch["event"].to_pylist(), strict=True)
+
+
+def as_lists(events: Iterable[Event]) -> Iterator[Event]:
+    """Events of one time, where items that were shown in one request become one list."""
+    lists: dict[str, Impression] = {}
+    others: list[Event] = []
+    for event in events:
+        if not isinstance(event, Impression):
+            others.append(event)
+        elif event.request_id in lists:
+            lists[event.request_id].items += event.items
+        else:
+            lists[event.request_id] = event
+    yield from lists.values()
+    yield from others
+
+
+# --- values ---
+
+
+def _text(value: Any) -> str:
+    return str(value)[:200].encode(errors="replace").decode()
+
+
+def _id(name: str, value: Any) -> Id:
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    if type(value) is int and -(2**63) <= value < 2**63:
+        return value
+    text = value.strip() if isinstance(value, str) else ""
+    if not 0 < len(text) <= MAX_ID_LENGTH:
+        raise _Unusable(f"{name}: expected an id of 1 to {MAX_ID_LENGTH} characters", value)
+    if not text.isalnum() and CONTROL_CHARACTER.search(text):
+        raise _Unusable(f"{name}: expected no control characters", value)
+    return text
+
+
+def _number(name: str, value: Any) -> float:
+    with suppress(TypeError, ValueError):
+        number = float(value)
+        if math.isfinite(number) and not isinstance(value, bool):
+            return number
+    raise _Unusable(f"{name}: expected a number", value)
+
+
+def _flag(name: str, value: Any) -> bool:
+    flag = _FLAGS.get(str(value).strip().lower().removesuffix(".0"))
+    if flag is None:
+        raise _Unusable(f"{name}: expected 0 or 1", value)
+    return flag
+
+
+def _time_ms(name: str, value: Any, unit: str) -> int:
+    if unit != "iso":
+        return int(_number(name, value) * _SCALE[unit])
+    try:
+        moment = datetime.fromisoformat(str(value).strip())
+    except ValueError:
+        raise _Unusable(f"{name}: expected a time such as 2026-01-31 12:00", value) from None
+    return int((moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp() * 1000)
+
+
+def _field(name: str, value: Any, field: Field, table: Table) -> Any:
+    """A field's value by its declared kind; None for an empty cell."""
+    if value is None or value == "" or value != value:
+        return None
+    if field.kind == "number":
+        number = _number(name, value)
+        return int(number) if number.is_integer() else number
+    if field.kind == "time":
+        return _time_ms(name, value, table.unit)
+    if field.kind == "list":
+        return [text for x in _values(value, table.separator) if (text := str(x).strip())]
+    if field.kind == "vector":
+        numbers = [_number(name, x) for x in _values(value, table.separator)]
+        if len(numbers) != field.length:
+            raise _Unusable(f"{name}: expected {field.length} numbers", len(numbers))
+        return numbers
+    if field.kind == "category" and not isinstance(value, bool):
+        return str(value)
+    return value if isinstance(value, str | int | float) else _text(value)
+
+
+def _values(value: Any, separator: str) -> list[Any]:
+    if isinstance(value, str) and value.startswith("["):
+        with suppress(msgspec.DecodeError):
+            return msgspec.json.decode(value, type=list[Any])
+    if isinstance(value, str):
+        return value.split(separator)
+    return list(value) if isinstance(value, list) else [value]

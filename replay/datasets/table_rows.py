@@ -1,0 +1,150 @@
+"""Rows of CSV, Parquet and JSON Lines files in blocks of columns, with the rows that can't be read.
+
+A row that can't be read is returned with its line and the reason, and reading goes on after it.
+"""
+
+import csv
+import io
+from collections import Counter
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+import msgspec
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from replay.datasets.dataset import DataError
+from replay.datasets.log_files import open_file
+
+ROWS: Final = 20_000  # of a block
+_LINE: Final = 1 << 20  # characters: the rest of a longer line is dropped, and its row refused
+_TEXT: Final = (".csv", ".tsv", ".txt", ".inter", ".item", ".user")
+_JSON: Final = (".jsonl", ".ndjson", ".json")
+_UTF16: Final = (b"\xff\xfe", b"\xfe\xff")
+
+
+class BadRow(NamedTuple):
+    """A row that isn't used, or only in part: the reason, the value, and the beginning of the row."""
+
+    line: int
+    reason: str
+    value: str
+    row: str = ""
+
+
+class Block(NamedTuple):
+    """Some rows of a file: values by column, the line of each row, and rows that can't be read."""
+
+    lines: list[int]
+    columns: dict[str, list[Any]]
+    bad: list[BadRow]
+
+
+def read_blocks(file: Path) -> Iterator[Block]:
+    """Blocks of a file in order, of at most ``ROWS`` rows. Raises DataError for one that can't be read."""
+    suffix = Path(file.name.removesuffix(".gz").removesuffix(".zst")).suffix.lower()
+    readers = dict.fromkeys(_TEXT, _csv) | dict.fromkeys(_JSON, _json) | {".parquet": _parquet}
+    if suffix not in readers:
+        raise DataError(file, f"a file that ends in {', '.join(readers)} (with .gz or .zst)")
+    try:
+        yield from readers[suffix](file)
+    except (OSError, EOFError, UnicodeError, ValueError) as error:
+        if isinstance(error, DataError):
+            raise
+        raise DataError(file, f"a file that can be read ({error})") from error
+
+
+def _csv(file: Path) -> Iterator[Block]:
+    with open_file(file) as stream:
+        encoding = "utf-16" if stream.read(2) in _UTF16 else "utf-8-sig"
+    with open_file(file) as raw:
+        errors = "strict" if encoding == "utf-16" else "surrogateescape"
+        text = io.TextIOWrapper(raw, encoding, errors=errors, newline="")
+        head = text.readline(_LINE)
+        mark = max(",\t;|", key=head.count)
+        names = [name.strip() for name in next(csv.reader([head], delimiter=mark), [])]
+        _check_header(file, names)
+        reader = csv.reader(_lines(text), delimiter=mark)
+        while True:
+            block = Block([], {name: [] for name in names}, [])
+            rows = _csv_rows(reader, len(names), block)
+            if not rows and not block.bad:
+                return
+            if rows:
+                columns = zip(names, map(list, zip(*rows, strict=True)), strict=True)
+                block.columns.update(columns)
+            yield block
+
+
+def _csv_rows(reader: Any, width: int, block: Block) -> list[list[str]]:
+    """The next rows with as many cells as the header; others go to ``block.bad``."""
+    rows: list[list[str]] = []
+    while len(rows) + len(block.bad) < ROWS:
+        first = reader.line_num + 2  # the header is line 1
+        try:
+            row = next(reader, None)
+        except csv.Error as error:
+            block.bad.append(BadRow(first, str(error), f"lines {first} to {reader.line_num + 1}"))
+            continue
+        if row is None:
+            break
+        if len(row) == width:
+            rows.append(row)
+            block.lines.append(first)
+        elif row:
+            text = ",".join(row)[:200].encode(errors="replace").decode()
+            block.bad.append(BadRow(first, f"expected {width} cells", str(len(row)), text))
+    return rows
+
+
+def _lines(text: io.TextIOWrapper) -> Iterator[str]:
+    while line := text.readline(_LINE):
+        end = line
+        while len(end) == _LINE and not end.endswith("\n"):
+            end = text.readline(_LINE)
+        yield line
+
+
+def _check_header(file: Path, names: list[str]) -> None:
+    twice = [name for name, count in Counter(names).items() if count > 1]
+    if not any(names):
+        raise DataError(file, "a header and rows; the file is empty", line=1)
+    if twice:
+        raise DataError(
+            file, f"each column once, {', '.join(map(repr, twice))} is repeated", line=1
+        )
+    if all(name.replace(".", "").replace("-", "").isdigit() for name in names):
+        raise DataError(
+            file, f"a line with the names of the columns, found {names}; add it", line=1
+        )
+
+
+def _json(file: Path) -> Iterator[Block]:
+    decoder = msgspec.json.Decoder(dict[str, Any])
+    with open_file(file) as stream:
+        numbered = enumerate(stream, 1)
+        while some := list(islice(numbered, ROWS)):
+            block, rows = Block([], {}, []), list[dict[str, Any]]()
+            for line, raw in some:
+                try:
+                    if raw.strip():
+                        rows.append(decoder.decode(raw))
+                        block.lines.append(line)
+                except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+                    text = raw[:200].decode(errors="replace")
+                    block.bad.append(BadRow(line, "expected a JSON object", str(error), text))
+            for name in dict.fromkeys(name for row in rows for name in row):
+                block.columns[name] = [row.get(name) for row in rows]
+            yield block
+
+
+def _parquet(file: Path) -> Iterator[Block]:
+    first = 1
+    for batch in pq.ParquetFile(file).iter_batches(ROWS):
+        times = [i for i, field in enumerate(batch.schema) if pa.types.is_temporal(field.type)]
+        for i in times:
+            batch = batch.set_column(i, batch.schema[i].name, batch[i].cast(pa.string()))
+        yield Block(list(range(first, first + len(batch))), batch.to_pydict(), [])
+        first += len(batch)

@@ -1,0 +1,173 @@
+"""``recsys init`` and ``recsys import``: from an app's own files to a definition and a trained system."""
+
+import csv
+import os
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, closing
+from dataclasses import replace
+from datetime import UTC, datetime
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Annotated, Any, Final
+
+from rich.console import Console
+from tqdm import tqdm
+from typer import Argument, Option
+
+from recsys.app.app_file import app_of
+from recsys.app.data_files import read_data_files
+from recsys.app.guess import guess
+from recsys.clock import wall_ms
+from recsys.log.protocol import LogLost, LogUnavailable
+from recsys.process.open_log import create_topics, open_log
+from replay.datasets.dataset import DataError
+from replay.datasets.mapped_files import MappedFiles
+from replay.datasets.table_rows import BadRow, Block, read_blocks
+from replay.predictions import write_report
+from replay.replay_report import with_bar
+from runtime.cli.common import ConfigOption, StateOverride, exit_on, from_checkout
+from runtime.cli.up import keep_definition, with_definition
+from runtime.reports.tables import plain_table
+from runtime.supervision.run_file import AlreadyRuns, holder, lock
+
+Files = Annotated[list[Path], Argument(help="CSV, Parquet or JSON Lines files.")]
+_SAMPLE: Final = 200  # rows of each block that are looked at
+_PROBE: Final = "benchmarks.studies.quality.retrieval_recall:probe_for"
+
+
+def init(
+    files: Files,
+    to: Annotated[Path, Option(help="The definition to write.")] = Path("app.yaml"),
+    user: Annotated[str, Option(help="Column of users, if its name doesn't tell.")] = "",
+    item: Annotated[str, Option(help="Column of items.")] = "",
+    time: Annotated[str, Option(help="Column of times.")] = "",
+) -> None:
+    """Guesses the definition of an app from files of interactions (and items, users)."""
+    console = Console()
+    with exit_on(DataError, ValueError, OSError):
+        if to.exists():
+            raise ValueError(f"{to} exists already: name another with --to, or remove it")
+        samples = {os.path.relpath(file, to.parent): _sample(file) for file in files}
+        given = {role: x for role, x in (("user", user), ("item", item), ("time", time)) if x}
+        columns = {name for sample in samples.values() for name in sample}
+        if missing := [x for x in given.values() if x not in columns]:
+            raise ValueError(
+                f"no file has the column {missing[0]!r}; there are {', '.join(columns)}"
+            )
+        guessed = guess(to.resolve().parent.name, samples, given)
+        app_of(guessed.text, to)
+        to.write_text(guessed.text, "utf-8")
+    console.print(plain_table(("file", "column", "taken for"), guessed.rows))
+    if "time" not in guessed.definition["files"]["interactions"]:
+        console.print("no column of times: rows count in the order of the file, a second apart")
+    shown = guessed.definition["shown"]
+    console.print(f"shown: {shown}. Wrote {to}: correct it where it is wrong, then")
+    names = " ".join(map(str, files))
+    console.print(f"recsys import {names} --app {to} --state state", soft_wrap=True)
+
+
+def _sample(file: Path) -> dict[str, list[Any]]:
+    """Some rows of each block, by column."""
+    sample: dict[str, list[Any]] = {}
+    rows = 0
+    for block in _with_bar(read_blocks(file), file):
+        rows += len(block.lines)
+        step = max(1, len(block.lines) // _SAMPLE)
+        for name, values in block.columns.items():
+            sample.setdefault(name, []).extend(values[::step])
+    if not rows:
+        raise DataError(file, "rows that can be read; there is none")
+    return sample
+
+
+def import_(
+    files: Annotated[
+        list[Path] | None, Argument(help="By default those in the definition.")
+    ] = None,
+    app: Annotated[Path, Option(help="Definition of the app.")] = Path("app.yaml"),
+    state: StateOverride = None,
+    config: ConfigOption = "laptop",
+    learn: Annotated[int, Option(min=0, help="Newest rows to train from; 0: none.")] = 40_000,
+    keep_times: Annotated[bool, Option(help="Don't move old times to this week.")] = False,
+    refused: Annotated[Path, Option(help="File for rows that aren't used.")] = Path("refused.csv"),
+    report: Annotated[Path | None, Option(help="Write the report to this JSON file.")] = None,
+) -> None:
+    """Writes files to the log of a state folder, each row once, and trains from the newest rows."""
+    from runtime.jobs.import_job import Importer  # imports torch
+
+    with ExitStack() as stack:
+        stack.enter_context(exit_on(OSError, ValueError, LogLost, LogUnavailable, AlreadyRuns))
+        settings, definition, _ = with_definition(config, state, app)
+        assert definition is not None
+        tables = read_data_files(app)
+        paths = files or [app.parent / name for name in tables.names]
+        if missing := [path for path in paths if not path.is_file()]:
+            raise ValueError(f"there is no file {missing[0]}")
+        if user := holder(settings.state):
+            raise ValueError(f"{user} uses {settings.state}: end it first (recsys down --state)")
+        stack.enter_context(lock(settings.state))
+        rows = csv.writer(stack.enter_context(refused.open("w", encoding="utf-8", newline="")))
+        rows.writerow(("file", "line", "reason", "value", "row"))
+
+        def refuse(file: Path, bad: BadRow) -> None:
+            rows.writerow((file, *bad))
+
+        dataset = MappedFiles(
+            definition, tables, paths, now_ms=wall_ms(), scratch=Path(settings.state),
+            refuse=refuse, progress=_with_bar,
+        )  # fmt: skip
+        dataset.times_ms  # noqa: B018  # reads all files: nothing is written before
+        keep_definition(settings, definition, app)
+        log = stack.enter_context(closing(open_log(settings)))
+        create_topics(log, settings)
+        importer = Importer(definition, settings, log, learn, with_bar)
+        if find_spec("benchmarks"):
+            importer = replace(importer, probe_for=from_checkout(_PROBE))
+        result = importer.run(dataset, keep_times)
+    if report is not None:
+        write_report(report, result)
+    _print(result, refused, app, settings.state)
+
+
+def _with_bar(blocks: Iterator[Block], file: Path) -> Iterable[Block]:
+    every_s = 0.2 if sys.stderr.isatty() else 10.0
+    with tqdm(desc=file.name, unit=" rows", unit_scale=True, mininterval=every_s) as bar:
+        for block in blocks:
+            yield block
+            bar.update(len(block.lines))
+
+
+def _print(result: dict[str, Any], refused: Path, app: Path, state: str) -> None:
+    console = Console()
+    rows = [(f"rows of {kind}", f"{count:,}") for kind, count in result["rows"].items()]
+    rows += [(f"refused: {why}", f"{count:,}") for why, count in result["refused"].items()]
+    counts = ("repeated", "out_of_order", "new", "imported_before")
+    rows += [(name.replace("_", " "), f"{result[name]:,}") for name in counts]
+    span = (
+        f"{datetime.fromtimestamp(result[at] / 1000, UTC):%Y-%m-%d}"
+        for at in ("from_ms", "until_ms")
+    )
+    rows += [("times", " to ".join(span))]
+    if result["shift_ms"]:
+        rows += [("moved by", f"{result['shift_ms'] // 604_800_000:,} weeks, to this one")]
+    if "steps" in result:
+        rows += [
+            ("trained", f"{result['steps']:,} steps from the newest {result['learned']:,} rows")
+        ]
+    console.print(plain_table(("", ""), rows))
+    if result.get("retrieval"):
+        console.print(_quality(result["retrieval"]))
+    if result["refused"]:
+        console.print(f"rows that aren't used are in {refused}")
+    console.print(f"recsys up --app {app} --state {os.path.relpath(state)}", soft_wrap=True)
+
+
+def _quality(retrieval: dict[str, Any]) -> Any:
+    """Table of the first ten and hundred items beside simple lists, on items that viewers took next."""
+    names = ("recall@10", "recall@100", "ndcg@10")
+    measured = {"this system": retrieval["path"]["retrieved and ranked"]}
+    measured |= {k: v for k, v in retrieval["baselines"].items() if "seen too" not in k}
+    rows = [(name, *(f"{values[n]:.4f}" for n in names)) for name, values in measured.items()]
+    title = f"The next items of viewers: {retrieval['targets']:,} of the newest fifth"
+    return plain_table(("by", *names), rows, title=title, right=names)

@@ -1,0 +1,211 @@
+"""Imports an app's tables: writes their events to the log of a state folder, and trains from the newest ones.
+
+The tables are read to their end first, so bad files leave nothing behind. A row is on the log once, however
+often it is imported: ``STATE/import`` has a hash of each, and what a killed import wrote is read back. The
+model is trained as by ``recsys replay``, and the system starts from its snapshot.
+"""
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any, Final
+
+import mmh3
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from parameter_server.storage import snapshots
+from recsys.app.definition import App
+from recsys.clock import wall_ms
+from recsys.config.system_config import Config
+from recsys.events.event_types import Item, Rejected, decode, encode
+from recsys.events.records import EVENTS, ITEMS, STEPS
+from recsys.log.protocol import Append, Log, read_range
+from recsys.process.part_process import write_atomically
+from replay.datasets.app_dataset import AppDataset
+from replay.datasets.mapped_files import MappedFiles
+from replay.direct_loop import DirectLoop
+from replay.player import Player
+from replay.replay_run import Outputs, Progress, ReplayOptions, config_for, replay_with
+from replay.warmup import record_of
+from serving.sessions import counter_loop, session_loop
+from training.joining.joiner_loop import skip_events
+from training.lines.control import append_live_record, live_epoch
+from training.lines.line import MAIN
+
+BATCH: Final = 5_000  # events that are appended together
+JUDGED: Final = 500  # engagements at which retrieval is measured
+_JUDGED_SHARE: Final = 0.2  # of the learned rows, the newest
+_WARM: Final = 4  # times as many rows before the learned ones are folded into sessions and counters
+_WEEK_MS: Final = 7 * 86_400_000
+_PREFIX: Final = "import:"  # of event ids
+Hashes = NDArray[np.int64]
+
+
+class ImportProgress(msgspec.Struct):
+    """``STATE/import/import.json``. ``ends``: how far the hashes reach on the log, by topic and partition;
+    ``began``: ends of ``events`` before an import that isn't done."""
+
+    log_id: str
+    shift_ms: int
+    ends: dict[str, list[int]]
+    began: list[int] = []
+
+
+class ImportedRows:
+    """Hashes of the events that imports have written to a log."""
+
+    def __init__(self, folder: Path, log: Log) -> None:
+        self._folder, self._log = folder, log
+        folder.mkdir(parents=True, exist_ok=True)
+        self._hashes, self._new = np.zeros(0, np.int64), list[Hashes]()
+        self.progress: ImportProgress | None = None
+        if (folder / "import.json").exists():
+            text = (folder / "import.json").read_bytes()
+            progress = msgspec.json.decode(text, type=ImportProgress)
+            if progress.log_id == log.id:
+                self.progress, self._hashes = progress, np.load(folder / "rows.npy")
+                self.add(self._read_back(progress.ends))
+                self._merge()
+
+    def contains(self, hashes: Hashes) -> NDArray[np.bool_]:
+        """Mask of the hashes that earlier imports wrote."""
+        found: NDArray[np.bool_] = np.zeros(len(hashes), np.bool_)
+        if len(self._hashes):
+            at = np.searchsorted(self._hashes, hashes)
+            found = self._hashes[np.minimum(at, len(self._hashes) - 1)] == hashes
+        return found
+
+    def add(self, hashes: Hashes) -> None:
+        self._new.append(hashes)
+
+    def save(self, shift_ms: int, began: list[int]) -> None:
+        """Keeps all hashes. After a kill before it, the log has the missing ones."""
+        self._merge()
+        partial = self._folder / "rows.part.npy"
+        np.save(partial, self._hashes)
+        partial.replace(self._folder / "rows.npy")
+        self.progress = ImportProgress(self._log.id, shift_ms, self.ends(), began)
+        write_atomically(self._folder / "import.json", msgspec.json.encode(self.progress))
+
+    def ends(self) -> dict[str, list[int]]:
+        """Ends of the topics that are written to."""
+        log = self._log
+        return {t: [log.end(t, p) for p in range(log.partitions(t))] for t in (ITEMS, EVENTS)}
+
+    def _merge(self) -> None:
+        self._hashes = np.unique(np.concatenate([self._hashes, *self._new]))
+        self._new.clear()
+
+    def _read_back(self, ends: dict[str, list[int]]) -> Hashes:
+        log, found = self._log, list[int]()
+        for topic, offsets in ends.items():
+            for partition, offset in enumerate(offsets):
+                start = max(offset, log.begin(topic, partition))
+                for record in read_range(log, topic, partition, start, log.end(topic, partition)):
+                    try:
+                        event_id = getattr(decode(record.value), "event_id", None) or ""
+                    except Rejected:
+                        continue
+                    if event_id.startswith(_PREFIX):
+                        found.append(int(event_id.removeprefix(_PREFIX)))
+        return np.array(found, np.int64)
+
+
+@dataclass(frozen=True)
+class Importer:
+    """Imports into the ``log`` of a system that doesn't run. ``learn``: newest rows to train from;
+    ``probe_for`` makes the measurement of retrieval."""
+
+    app: App
+    config: Config
+    log: Log
+    learn: int
+    progress: Progress
+    probe_for: Callable[..., Any] = lambda *_: None
+
+    def run(self, dataset: MappedFiles, keep_times: bool = False) -> dict[str, Any]:
+        """Writes and trains; returns the report. Raises DataError before it writes anything."""
+        times_ms = dataset.times_ms
+        rows = ImportedRows(Path(self.config.state) / "import", self.log)
+        if rows.progress is None:
+            shift_ms = 0 if keep_times else whole_weeks(wall_ms() - int(times_ms[-1]))
+            rows.save(shift_ms, [])
+        assert rows.progress is not None
+        dataset.shift_ms = rows.progress.shift_ms
+        began = rows.progress.began or rows.ends()[EVENTS]
+        rows.save(dataset.shift_ms, began)
+        self._hold()
+        report: dict[str, Any] = {**self._append(dataset, rows), "shift_ms": dataset.shift_ms}
+        report |= {"rows": dict(dataset.rows), "refused": dict(dataset.dead_letters)}
+        report |= {"repeated": dataset.repeats, "out_of_order": dataset.out_of_order}
+        report |= {"from_ms": int(times_ms[0]), "until_ms": int(times_ms[-1])}
+        skip_events(self.log, self.config, self.app.feature_set(self.config.model.features), began)
+        # A system that has learned goes on from there.
+        untrained = self.log.end(STEPS, 0) == 0 and (report["new"] or live_epoch(self.log) == 0)
+        if self.learn and untrained:
+            report |= self._train(dataset)
+        rows.save(dataset.shift_ms, [])
+        return report
+
+    def _append(self, dataset: MappedFiles, rows: ImportedRows) -> dict[str, int]:
+        counts = Counter(new=0, imported_before=0)
+        events = self.progress(dataset.events())
+        while batch := list(islice(events, BATCH)):
+            hashes = np.array([mmh3.hash64(encode(event))[0] for event in batch], np.int64)
+            known = rows.contains(hashes)
+            records: dict[str, list[Append]] = {ITEMS: [], EVENTS: []}
+            for event, hash_, is_known in zip(batch, hashes.tolist(), known.tolist(), strict=True):
+                if not is_known:
+                    event.event_id = f"{_PREFIX}{hash_}"  # type: ignore[union-attr]
+                    topic = ITEMS if isinstance(event, Item) else EVENTS
+                    records[topic].append(record_of(event, self.config.log.partitions))
+            for topic, appends in records.items():
+                self.log.append(topic, appends)
+            rows.add(hashes[~known])
+            counts.update(new=int((~known).sum()), imported_before=int(known.sum()))
+        return dict(counts)
+
+    def _hold(self) -> None:
+        """Has the log keep all events until the folds have read them."""
+        for name in (session_loop.NAME, counter_loop.NAME):
+            for partition in range(self.log.partitions(EVENTS)):
+                if name not in self.log.holds(EVENTS, partition):
+                    self.log.hold(name, EVENTS, partition, self.log.begin(EVENTS, partition))
+
+    def _train(self, dataset: MappedFiles) -> dict[str, Any]:
+        """Replays the newest rows, and makes the weights the live epoch."""
+        times = dataset.times_ms
+        dataset.learned_ms = int(times[-min(self.learn, len(times))])
+        dataset.warm_ms = int(times[-min(_WARM * self.learn, len(times))])
+        learned = times[times >= dataset.learned_ms]
+        judged = learned[-max(1, int(len(learned) * _JUDGED_SHARE)) :]
+        judge_from_ms = int(judged[0]) + dataset.shift_ms
+        options = ReplayOptions(self.config.model.features, judge_from_ms=judge_from_ms)
+        config, data = config_for(dataset, options, self.config), AppDataset(self.app, dataset)
+        features = self.app.feature_set(config.model.features)
+        loop = DirectLoop(features, config)
+        probe = self.probe_for(data, options, min(1.0, JUDGED / len(judged)))
+        player = Player(features, config, loop)
+        replayed = replay_with(
+            player, data, options, self.progress, loop.digest, Outputs(probe=probe)
+        )
+        self._make_live(loop, replayed.steps)
+        return {"steps": replayed.steps, "learned": len(learned), "retrieval": replayed.retrieval}
+
+    def _make_live(self, loop: DirectLoop, step: int) -> None:
+        folder, before = Path(self.config.state) / "snapshots", live_epoch(self.log)
+        epoch = 1 + max([before, *snapshots.epochs(folder, MAIN)])
+        for shard in loop.client.shards:
+            part = shard.spec.part, shard.spec.parts
+            snapshots.write_part(folder, MAIN, epoch, step, *part, *shard.export())
+        append_live_record(self.log, MAIN, epoch, "imported", wall_ms(), since=step, of=before)
+
+
+def whole_weeks(age_ms: int) -> int:
+    """Time by which events are moved whose newest is so old: counters and ages are of the moment at which a
+    system runs. Hours and days of the week stay; events of the last two weeks aren't moved."""
+    return age_ms // _WEEK_MS * _WEEK_MS if age_ms > 2 * _WEEK_MS else 0

@@ -1,0 +1,140 @@
+"""Guessed definitions of the shapes that tables of interactions usually have; each can be read back."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from recsys.app.app_file import app_of
+from recsys.app.data_files import DataFiles, read_data_files
+from recsys.app.definition import App
+from recsys.app.guess import guess
+
+Columns = dict[str, list[Any]]
+DAY_S = 86_400
+
+
+def read(tmp_path: Path, samples: dict[str, Columns], **given: str) -> tuple[App, DataFiles]:
+    file = tmp_path / "app.yaml"
+    file.write_text(guess("mine", samples, given).text)
+    return app_of(file.read_text()), read_data_files(file)
+
+
+def ratings(scale: int = 5) -> Columns:
+    n = 100
+    return {
+        "userId": [str(i % 7) for i in range(n)],
+        "movieId": [str(i) for i in range(n)],
+        "rating": [str(1 + i % scale) for i in range(n)],
+        "timestamp": [str(880_000_000 + i * DAY_S) for i in range(n)],
+    }
+
+
+def test_ratings_become_likes_from_four_fifths_of_the_scale_on(tmp_path: Path) -> None:
+    app, files = read(tmp_path, {"ratings.csv": ratings()})
+    table = files.interactions
+    assert (table.user, table.item, table.time, table.unit) == (
+        "userId",
+        "movieId",
+        "timestamp",
+        "s",
+    )
+    assert (table.rating, table.at_least) == ("rating", 4.0)
+    assert app.labels == ("like",) and app.events["rate"].label == ""
+    assert app.shown == "clicks" and not app.repeats
+    assert app.features.half_lives_h == (47.0, 466.0)  # of 97 days
+    _, ten = read(tmp_path, {"ratings.csv": ratings(10)})
+    assert ten.interactions.at_least == 8.0
+
+
+@pytest.mark.parametrize(
+    ("times", "unit"),
+    [([1_700_000_000_000], "ms"), ([1_700_000_000_000_000], "us"), (["2024-05-01T10:00:00Z"], "iso"),
+     (["2024-05-01"], "iso"), ([1_700_000_000.5], "s")],
+)  # fmt: skip
+def test_units_of_times(tmp_path: Path, times: list[Any], unit: str) -> None:
+    columns = {"user": ["a"], "item": ["b"], "when_date": times}
+    _, files = read(tmp_path, {"log.parquet": columns})
+    assert (files.interactions.time, files.interactions.unit) == ("when_date", unit)
+
+
+def test_kinds_of_event_have_labels_and_weights(tmp_path: Path) -> None:
+    kinds = ["view"] * 8 + ["add to cart", "purchase", "Hide"]
+    n = len(kinds)
+    columns = {"visitorid": ["1"] * n, "itemid": list("abcdefghijk"), "event": kinds}
+    app, files = read(tmp_path, {"events.csv": columns})
+    assert app.labels == ("view", "add_to_cart", "purchase", "hide")
+    assert [app.events[kind].weight for kind in app.labels] == [1, 3, 5, 1]
+    assert app.events["hide"].label == "negative"
+    assert files.interactions.names == {"add to cart": "add_to_cart", "Hide": "hide"}
+    assert files.interactions.time == ""
+
+
+def test_columns_of_flags_are_labels_of_shown_items(tmp_path: Path) -> None:
+    columns: Columns = {
+        "user_id": [1, 1, 2, 2], "video_id": [1, 2, 3, 4], "time_ms": [1_700_000_000_000] * 4,
+        "is_click": [0, 1, 0, 1], "like": [0, 0, 0, 1], "request_id": ["a", "a", "b", "b"],
+    }  # fmt: skip
+    app, files = read(tmp_path, {"log.jsonl": columns})
+    assert app.shown == "list" and app.labels == ("click", "like")
+    assert files.interactions.labels == {"is_click": "click", "like": "like"}
+    assert files.interactions.request == "request_id"
+
+
+def test_rows_of_an_impression_kind_are_shown_items(tmp_path: Path) -> None:
+    columns = {
+        "user": ["u"] * 3,
+        "item": list("abc"),
+        "action": ["impression", "impression", "click"],
+    }
+    app, files = read(tmp_path, {"log.csv": columns})
+    assert app.shown == "list" and files.interactions.shown == ["impression"]
+    assert app.labels == ("click",)
+
+
+def test_items_and_users_have_fields_by_their_values(tmp_path: Path) -> None:
+    n = 60
+    items: Columns = {
+        "item_id": list(range(n)),
+        "title": [f"A title {i}" for i in range(n)],
+        "genres": ["a|b" if i % 2 else "c" for i in range(n)],
+        "brand": ["x", "y", "z"] * 20,
+        "price": [str(i * 1.5) for i in range(n)],
+        "published_at": ["2024-05-01"] * n,
+        "photo": [[0.1, 0.2, 0.3]] * n,
+    }
+    users: Columns = {"user_id": list("abcde"), "age": [20, 30, 40, 50, 60], "country": ["DE"] * 5}
+    log: Columns = {"user_id": ["a"], "item_id": [1]}
+    app, files = read(tmp_path, {"i.parquet": items, "u.csv": users, "log.csv": log})
+    kinds = {name: field.kind for name, field in app.fields["item"].items()}
+    assert kinds == {"genres": "list", "brand": "category", "price": "number",
+                     "published_at": "time", "photo": "vector"}  # fmt: skip
+    assert app.fields["item"]["photo"].length == 3 and app.features.age_field == "published_at"
+    assert set(app.fields["user"]) == {"country"}  # numbers of users aren't read
+    assert files.items is not None and files.items.fields["title"] == "title"
+    assert files.users is not None and set(files.users.fields) == {"age", "country"}
+    assert app.groups == ("genres", "brand") and "user×brand" in app.features.entities
+
+
+def test_viewers_who_come_back_to_items_are_noticed(tmp_path: Path) -> None:
+    columns = {"user": list("aabb"), "item": list("xxyy")}
+    assert read(tmp_path, {"log.csv": columns})[0].repeats
+
+
+def test_columns_without_telling_names_can_be_named(tmp_path: Path) -> None:
+    columns = {"a": ["1", "2"], "b": ["3", "4"], "c": ["1700000000", "1700000001"]}
+    with pytest.raises(ValueError, match=r"no file has .* users .*a, b, c.* --user and --item"):
+        guess("mine", {"log.csv": columns}, {})
+    _, files = read(tmp_path, {"log.csv": columns}, user="a", item="b", time="c")
+    assert (files.interactions.user, files.interactions.item) == ("a", "b")
+    assert (files.interactions.time, files.interactions.unit) == ("c", "s")
+
+
+def test_a_wrong_section_names_file_and_line(tmp_path: Path) -> None:
+    file = tmp_path / "app.yaml"
+    file.write_text("events: {click: positive}\nfiles:\n  interactions:\n    user: u\n    itm: i\n")
+    with pytest.raises(ValueError, match=r"app\.yaml:3: files: .*itm"):
+        read_data_files(file)
+    file.write_text("events: {click: positive}\n")
+    with pytest.raises(ValueError, match=r"app\.yaml:1: .*recsys init FILES"):
+        read_data_files(file)

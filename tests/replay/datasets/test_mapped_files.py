@@ -1,0 +1,200 @@
+"""Tables become events: in time order, each row once, and each unusable row with its line and reason."""
+
+import gzip
+import json
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from recsys.app.app_file import app_of
+from recsys.app.data_files import DataFiles
+from recsys.events.event_types import Engagement, Event, Impression, Item, User
+from replay.datasets import mapped_files, table_rows
+from replay.datasets.dataset import DataError
+from replay.datasets.mapped_files import MappedFiles
+from replay.datasets.table_rows import BadRow
+
+CLICKS = {"user": "user", "item": "item", "time": "time", "unit": "s"}
+
+
+def dataset(
+    *paths: Path,
+    bad: list[BadRow] | None = None,
+    shown: str = "clicks",
+    fields: str = "",
+    **table: Any,
+) -> MappedFiles:
+    app = app_of(
+        f"events: {{click: positive, like: positive}}\nshown: {shown}\nfields: {{{fields}}}"
+    )
+    files = msgspec.convert({"interactions": CLICKS} | table, DataFiles)
+    rows = [] if bad is None else bad
+    return MappedFiles(
+        app, files, paths, now_ms=2_000_000, refuse=lambda file, row: rows.append(row)
+    )
+
+
+def write(path: Path, text: str | bytes) -> Path:
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    return path
+
+
+def seen(events: Any) -> list[tuple[Any, ...]]:
+    return [(e.time_ms, e.user_id, e.item_id, e.kind) for e in events if isinstance(e, Engagement)]
+
+
+def test_rows_come_in_time_order_and_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mapped_files, "_RANGE", 2)
+    monkeypatch.setattr(table_rows, "ROWS", 2)
+    text = "user,item,time\nb,2,20\na,1,10\nc,3,30\na,1,10\nd,4,5\n"
+    data = dataset(write(tmp_path / "log.csv", text))
+    expected = [(5_000, "d", "4", "click"), (10_000, "a", "1", "click"), (20_000, "b", "2", "click"),
+                (30_000, "c", "3", "click")]  # fmt: skip
+    assert seen(data.events()) == expected
+    assert (data.repeats, data.out_of_order, data.rows["interactions"]) == (1, 3, 5)
+    assert seen(data.events()) == expected  # again, from the beginning
+    assert seen(data.events(10_000, 30_000)) == expected[1:3]
+    data.learned_ms, data.warm_ms, data.shift_ms = 20_000, 10_000, 7_000
+    assert [t for t, *_ in seen(data.events())] == [27_000, 37_000]
+    assert [t for t, *_ in seen(data.warmup())] == [17_000]
+
+
+def test_each_format_gives_the_same_events(tmp_path: Path) -> None:
+    rows = [{"user": "a", "item": "x", "time": 10}, {"user": "ü", "item": "y", "time": 20}]
+    csv = "user;item;time\n" + "".join(f"{r['user']};{r['item']};{r['time']}\n" for r in rows)
+    lines = "".join(json.dumps(row) + "\n" for row in rows)
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "log.parquet")
+    files = [
+        write(tmp_path / "log.csv", csv), write(tmp_path / "bom.csv", b"\xef\xbb\xbf" + csv.encode()),
+        write(tmp_path / "log.tsv", csv.replace(";", "\t")), write(tmp_path / "log.jsonl", lines),
+        write(tmp_path / "wide.csv", csv.encode("utf-16")), tmp_path / "log.parquet",
+        write(tmp_path / "log.csv.gz", gzip.compress(csv.encode())),
+    ]  # fmt: skip
+    for file in files:
+        data = dataset(file)
+        assert seen(data.events()) == [(10_000, "a", "x", "click"), (20_000, "ü", "y", "click")], (
+            file
+        )
+
+
+def test_ids_keep_their_type(tmp_path: Path) -> None:
+    file = write(tmp_path / "log.jsonl", '{"user":7,"item":"7","time":1}\n')
+    assert seen(dataset(file).events()) == [(1_000, 7, "7", "click")]
+
+
+def test_rows_that_cannot_be_used_are_named_with_line_and_reason(tmp_path: Path) -> None:
+    lines = [
+        b"user,item,time", b"a,x,10", b"a,x", b"", b",x,11", b"a,x,soon", b"a,x,-5", b"a,x,99999999",
+        b"a," + b"i" * 300 + b",12", b"\xff\xe9,x,13", b'a,"x\x01",14', b"b,y,15",
+        b"a," + b"z" * 200_000 + b",16",
+        b"c,z,17",
+    ]  # fmt: skip
+    bad: list[BadRow] = []
+    data = dataset(write(tmp_path / "log.csv", b"\n".join(lines) + b"\n"), bad=bad)
+    assert [user for _, user, _, _ in seen(data.events())] == ["a", "b", "c"]
+    assert {row.line: row.reason for row in bad} == {
+        3: "expected 3 cells", 5: "user: expected an id of 1 to 256 characters",
+        6: "time: expected a number", 7: "time: expected 1970 to now, in s",
+        8: "time: expected 1970 to now, in s", 9: "item: expected an id of 1 to 256 characters",
+        10: "expected UTF-8", 11: "item: expected no control characters",
+        13: "field larger than field limit (131072)",
+    }  # fmt: skip
+    assert next(row for row in bad if row.line == 6).value == "soon"
+    assert data.dead_letters["time: expected 1970 to now, in s"] == 2
+
+
+def test_an_open_quote_costs_a_few_rows_and_not_the_file(tmp_path: Path) -> None:
+    rows = [f"u{i},v{i},{i}" for i in range(30_000)]
+    rows[5] = 'u5,"v5,5'
+    bad: list[BadRow] = []
+    data = dataset(write(tmp_path / "log.csv", "user,item,time\n" + "\n".join(rows)), bad=bad)
+    assert len(list(data.events())) > 15_000
+    assert bad[0].line == 7 and bad[0].value.startswith("lines 7 to ")
+
+
+def test_broken_lines_of_json(tmp_path: Path) -> None:
+    text = b'{"user":"a","item":"x","time":1}\n{"user":\n[1]\n\xff\n\n{"user":"b","item":"y"}\n'
+    bad: list[BadRow] = []
+    data = dataset(write(tmp_path / "log.jsonl", text), bad=bad)
+    assert len(seen(data.events())) == 1
+    assert [row.line for row in bad] == [2, 3, 4, 6]
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "expected"),
+    [
+        ("log.csv", "", "the file is empty"),
+        ("log.csv", "user,item,time\n", "no row of the files is usable"),
+        ("log.csv", "user,item,time\n,,\n", "no row of the files is usable"),
+        ("log.csv", "1,2,3\n4,5,6\n", "a line with the names of the columns"),
+        ("log.csv", "user,user,time\n1,2,3\n", "'user' is repeated"),
+        ("log.csv", "who,what\n1,2\n", "the columns user, item, time .*it has who, what"),
+        ("log.parquet", "nonsense", "a file that can be read"),
+        ("log.csv.gz", "nonsense", "a file that can be read"),
+        ("log.xlsx", "nonsense", "a file that ends in .csv"),
+    ],
+)
+def test_files_that_cannot_be_read(tmp_path: Path, name: str, text: str, expected: str) -> None:
+    data = dataset(write(tmp_path / name, text))
+    with pytest.raises(DataError, match=f"{name}.*{expected}"):
+        list(data.events())
+
+
+def test_ratings_kinds_and_flags(tmp_path: Path) -> None:
+    file = write(tmp_path / "log.csv", "user,item,time,stars\na,x,1,5\na,y,2,1\na,z,3,bad\n")
+    stars = CLICKS | {"rating": "stars", "at_least": 4, "below": "click"}
+    rated = dataset(file, interactions=stars)
+    assert [kind for *_, kind in seen(rated.events())] == ["like", "click"]
+    file = write(tmp_path / "kinds.csv", "user,item,time,what\na,x,1,Thumb Up\na,y,2,other\n")
+    named = dataset(file, interactions=CLICKS | {"kind": "what", "names": {"Thumb Up": "like"}})
+    assert [kind for *_, kind in seen(named.events())] == ["like"]
+    assert named.dead_letters == {"what: expected one of click, like": 1}
+
+
+def test_shown_items_of_one_moment_are_a_list(tmp_path: Path) -> None:
+    text = "user,item,time,is_click\na,x,10,0\na,y,10,1\nb,x,10,0\na,z,11,2\n"
+    table = CLICKS | {"labels": {"is_click": "click"}}
+    data = dataset(write(tmp_path / "log.csv", text), shown="list", interactions=table)
+    events: list[Event] = list(data.events())
+    lists = [e for e in events if isinstance(e, Impression)]
+    assert [[item.item_id for item in e.items] for e in lists] == [["x", "y"], ["x"]]
+    (click,) = (e for e in events if isinstance(e, Engagement))
+    assert (click.item_id, click.request_id) == ("y", lists[0].request_id)
+    assert data.dead_letters == {"is_click: expected 0 or 1": 1}
+
+
+def test_without_times_rows_are_in_the_order_of_the_file(tmp_path: Path) -> None:
+    file = write(tmp_path / "log.csv", "user,item\nb,x\na,y\n")
+    data = dataset(file, interactions={"user": "user", "item": "item"})
+    assert seen(data.events()) == [(1_000, "b", "x", "click"), (2_000, "a", "y", "click")]
+
+
+def test_items_and_users_come_first_with_their_fields(tmp_path: Path) -> None:
+    log = write(tmp_path / "log.csv", "user,item,time\na,1,10\n")
+    text = 'id,title,tags,price,photo,born\n1,T,"b|c",2.50,"[1,2]",2\n2,U,,cheap,"[1]",x\n'
+    items = write(tmp_path / "items.csv", text)
+    users = write(tmp_path / "users.jsonl", '{"uid":"a","land":"DE"}\n')
+    names = {"title": "title", "tags": "tags", "price": "price", "photo": "photo", "born": "born"}
+    data = dataset(
+        log, items, users,
+        fields="item: {tags: list, price: number, photo: {vector: 2}, born: time}",
+        items={"id": "id", "fields": names, "unit": "s"}, users={"id": "uid", "fields": {"land": "land"}},
+    )  # fmt: skip
+    events = list(data.events())
+    assert [type(event) for event in events] == [Item, Item, User, Engagement]
+    first, second = events[:2]
+    assert isinstance(first, Item) and isinstance(second, Item)
+    assert first.fields == {
+        "title": "T",
+        "tags": ["b", "c"],
+        "price": 2.5,
+        "photo": [1, 2],
+        "born": 2_000,
+    }
+    assert second.fields == {"title": "U"}
+    assert data.dead_letters["price: expected a number; the field is left out"] == 1
+    assert data.rows == {"interactions": 1, "items": 2, "users": 1}

@@ -1,0 +1,166 @@
+"""Imports: each row is on the log once, also after a kill; what is learned is what the system starts from."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from parameter_server.storage import snapshots
+from recsys.app.app_file import read_app
+from recsys.app.data_files import read_data_files
+from recsys.config.loader import load
+from recsys.config.system_config import Config
+from recsys.events.event_types import Event, decode
+from recsys.events.records import EVENTS, EXAMPLES, ITEMS
+from recsys.log.protocol import Log, read_range
+from recsys.process.open_log import create_topics, open_log
+from recsys.process.part_snapshot import PartState
+from replay.datasets.dataset import DataError
+from replay.datasets.mapped_files import MappedFiles
+from runtime.jobs import import_job
+from runtime.jobs.import_job import Importer, whole_weeks
+from serving.sessions import session_loop
+from training.joining.joiner_loop import PART, JoinerLoop
+from training.lines.control import live_epoch
+from training.lines.line import MAIN
+
+START_S = 1_700_000_000
+APP = """
+events: {like: positive, rate: none}
+fields: {item: {genre: category}}
+shown: clicks
+features: {half_lives: [1h], rates: [all, item], near: true}
+files:
+  interactions:
+    {files: [log.csv], user: u, item: i, time: t, unit: s, rating: r, at_least: 4}
+  items: {files: [items.csv], id: i, fields: {genre: genre}}
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "app.yaml").write_text(APP)
+    (tmp_path / "items.csv").write_text("i,genre\n" + "".join(f"{i},g{i % 3}\n" for i in range(30)))
+    write_rows(tmp_path, 300)
+    return tmp_path
+
+
+def write_rows(folder: Path, count: int) -> None:
+    rows = (f"{n % 17},{n * 7 % 30},{1 + n % 5},{START_S + n * 60}\n" for n in range(count))
+    (folder / "log.csv").write_text("u,i,r,t\n" + "".join(rows))
+
+
+@pytest.fixture
+def config(folder: Path) -> Config:
+    return load("laptop", read_app(folder / "app.yaml").config)
+
+
+@pytest.fixture
+def log(folder: Path, config: Config) -> Iterator[Log]:
+    log = open_log(_in(folder, config))
+    create_topics(log, config)
+    yield log
+    log.close()
+
+
+def _in(folder: Path, config: Config) -> Config:
+    return replace(config, state=str(folder / "state"))
+
+
+def run(folder: Path, config: Config, log: Log, learn: int = 0) -> dict[str, Any]:
+    file = folder / "app.yaml"
+    files = read_data_files(file)
+    data = MappedFiles(read_app(file), files, [folder / name for name in files.names])
+    return Importer(read_app(file), _in(folder, config), log, learn, iter).run(data)
+
+
+def on_log(log: Log, topic: str) -> list[Event]:
+    return [
+        decode(record.value)
+        for partition in range(log.partitions(topic))
+        for record in read_range(log, topic, partition, 0, log.end(topic, partition))
+    ]
+
+
+def ids(log: Log) -> list[str]:
+    events = on_log(log, ITEMS) + on_log(log, EVENTS)
+    return [event.event_id for event in events]  # type: ignore[union-attr, misc]
+
+
+def test_rows_are_imported_once_and_new_ones_later(folder: Path, config: Config, log: Log) -> None:
+    first = run(folder, config, log)
+    assert (first["new"], first["imported_before"]) == (330, 0)
+    assert (len(on_log(log, ITEMS)), len(on_log(log, EVENTS))) == (30, 300)
+    again = run(folder, config, log)
+    assert (again["new"], again["imported_before"]) == (0, 330)
+    write_rows(folder, 310)
+    more = run(folder, config, log)
+    assert more["new"] == 10 and len(set(ids(log))) == len(ids(log)) == 340
+    assert more["shift_ms"] == first["shift_ms"]
+
+
+@pytest.mark.parametrize("killed_after", [0, 1, 3])
+def test_a_killed_import_goes_on_without_repeats(
+    folder: Path, config: Config, log: Log, killed_after: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(import_job, "BATCH", 50)
+    append, calls = log.append, iter(range(100))
+
+    def killed(topic: str, records: Any) -> list[int]:
+        offsets = append(topic, records)
+        if next(calls) == killed_after:
+            raise KeyboardInterrupt
+        return offsets
+
+    monkeypatch.setattr(log, "append", killed)
+    with pytest.raises(KeyboardInterrupt):
+        run(folder, config, log)
+    monkeypatch.setattr(log, "append", append)
+    done = len(ids(log))
+    assert run(folder, config, log)["new"] == 330 - done
+    assert len(set(ids(log))) == len(ids(log)) == 330
+    features, state = read_app(folder / "app.yaml").feature_set(), PartState(folder / "state", PART)
+    loop = JoinerLoop(log, config, features, lambda: 0, state)
+    assert sum(loop.offsets.values()) == 300  # none of them is joined again
+    loop.close()
+
+
+def test_old_times_move_by_whole_weeks(folder: Path, config: Config, log: Log) -> None:
+    week = 7 * 86_400_000
+    assert [whole_weeks(age) for age in (0, 2 * week, 2 * week + 1, 5 * week - 1)] == [
+        0, 0, 2 * week, 4 * week]  # fmt: skip
+    report = run(folder, config, log)
+    assert report["shift_ms"] % week == 0 and report["shift_ms"] > 0
+    first = min(event.time_ms for event in on_log(log, EVENTS))
+    assert first == START_S * 1000 + report["shift_ms"]
+
+
+def test_the_log_keeps_imported_events_until_they_are_folded(
+    folder: Path, config: Config, log: Log
+) -> None:
+    run(folder, config, log)
+    assert all(log.holds(EVENTS, p)[session_loop.NAME] == 0 for p in range(log.partitions(EVENTS)))
+
+
+def test_bad_files_leave_nothing_behind(folder: Path, config: Config, log: Log) -> None:
+    (folder / "log.csv").write_text("u,i,r,t\n,,,\n")
+    with pytest.raises(DataError, match="no row of the files is usable"):
+        run(folder, config, log)
+    assert not ids(log) and not (folder / "state/import").exists()
+
+
+@pytest.mark.slow
+def test_the_system_starts_from_what_was_learned(folder: Path, config: Config, log: Log) -> None:
+    report = run(folder, config, log, learn=200)
+    assert report["learned"] == 200 and report["steps"] > 0
+    epoch = live_epoch(log)
+    snapshot = snapshots.require(folder / "state/snapshots", MAIN, epoch)
+    assert (epoch, snapshot.step) == (1, report["steps"])
+    dense = snapshot.read(0)["dense/values"]
+    assert np.isfinite(dense).all() and log.end(EXAMPLES, 0) == 0
+    assert "steps" not in run(folder, config, log, learn=200)  # nothing is new
+    write_rows(folder, 310)
+    assert "steps" in run(folder, config, log, learn=200) and live_epoch(log) == 2
