@@ -167,6 +167,19 @@ def serve(
 
 
 @bench_command(bench)
+def features(
+    events: Annotated[int, typer.Option(min=100, help="Events through each fold.")] = 40_000,
+    candidates: Annotated[int, typer.Option(min=1, help="Items of a request.")] = 300,
+    length: Annotated[int, typer.Option(min=1, help="Items of a list.")] = 10,
+    seed: Seed = 0,
+) -> Figures:
+    """Thirty declared features over five entities: events through each fold, features of a request."""
+    from benchmarks.answers.bench_features import measure_features
+
+    return measure_features(events, candidates, length, seed)
+
+
+@bench_command(bench)
 def doors(
     lists: Annotated[int, typer.Option(min=1, help="Lists beside slow uploads.")] = 1_000,
     slow: Annotated[int, typer.Option(min=2, help="Uploads that never end.")] = 200,

@@ -125,6 +125,8 @@ def _gauges(service: Service) -> dict[str, tuple[str, Callable[[], float | None]
                              lambda: service.shards.failures if service.shards else 0),
         "session_misses": ("Requests without their session, since the start",
                            lambda: service.session_misses),
+        "function_errors": ("Failed calls of an app's functions, each of which gave 0, since the start",
+                            lambda: service.pipeline.builder.derivation.errors.total()),
         "spans_sent": ("Trace spans sent, since the start",
                        lambda: traces.tracer.sent if traces else 0),
         "spans_dropped": ("Trace spans dropped for lack of room or a receiver, since the start",

@@ -75,3 +75,14 @@ def test_the_freshness_bench_follows_views_to_answers(tmp_path):
         assert 0 <= found[stage]["p50"] <= found[stage]["p95"] <= found[stage]["p99"]
     assert found["view_to_answer"]["p50"] > 0
     assert set(found["cores_busy"]) == {"joined", "cut", "learned", "published", "applied"}
+
+
+def test_the_features_bench_measures_rates_and_declared_features():
+    from benchmarks.answers.bench_features import measure_features
+
+    figures = measure_features(300, 20, 5, seed=0)
+    for shown in ("view", "list"):
+        rates, declared = (figures[f"{kind}, shown by {shown}"] for kind in ("rates", "declared"))
+        assert declared["columns"] > rates["columns"] + 30
+        assert min(rates["features_ms_p50"], declared["features_ms_p50"]) > 0
+        assert declared["counters_events_per_s"] > 0 < declared["sessions_events_per_s"]
