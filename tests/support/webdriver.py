@@ -58,6 +58,13 @@ class Browser:
     def open(self, url: str) -> None:
         self._driver.get(url)
 
+    def replace_window(self) -> None:
+        """Opens an empty window in the background and closes the current one, which is visible until then."""
+        blank = {"url": "about:blank", "background": True}
+        after = self.devtools("Target.createTarget", blank)["targetId"]
+        self._driver.close()
+        self._driver.switch_to.window(after)
+
     def run(self, script: str, *arguments: object) -> Any:
         """Returns what a script returns; a promise is awaited."""
         return self._driver.execute_script(script, *arguments)

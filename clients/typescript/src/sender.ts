@@ -3,7 +3,7 @@
 
 import type { FieldError, Receipt, SentEngagement } from "./api.js";
 import { batchesOf, bytesOf, firstOf } from "./batches.js";
-import { ApiError } from "./client.js";
+import { ApiError, MAX_EVENTS } from "./client.js";
 import type { EventQueue } from "./queue.js";
 import { type Backoff, waitMs } from "./retry.js";
 
@@ -85,7 +85,7 @@ export class Sender {
     const events: SentEngagement[] = [];
     for (const event of this.#queue.waiting(except)) {
       room -= bytesOf(event) + 1;
-      if (room < 0 || events.length === this.#options.batch) break;
+      if (room < 0 || events.length === MAX_EVENTS) break;
       events.push(event);
     }
     if (events.length > 0) void this.#sendLast(events);

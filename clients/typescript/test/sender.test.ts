@@ -153,17 +153,17 @@ test("flush sends now, and ends with the answer, a failure or the sender", async
 });
 
 test("a page that goes away hands its events to the browser, within what that takes", async () => {
-  const page = new Page(new FakeClock(), new FakeServer(), null, () => 0, 500);
-  page.add(400);
+  const page = pageOf();
+  page.add(900);
   page.sender.leave(false);
   const [first] = page.server.calls;
   assert(first!.keepalive && first!.bytes <= 60_002 && first!.bytes > 55_000, String(first!.bytes));
   page.sender.leave(true);
   assert.equal(page.server.calls.length, 1, "the browser would refuse more until the first are answered");
   await settled();
-  assert.equal(page.queue.size, 400 - first!.ids.length, "the page came back: they are answered for");
+  assert.equal(page.queue.size, 900 - first!.ids.length, "the page came back: they are answered for");
   await page.clock.advance(60_000);
-  assert.equal(page.server.taken.size, 400);
+  assert.equal(page.server.taken.size, 900);
   assert(Array.from(page.server.taken.values()).every((copies) => copies === 1));
 });
 
