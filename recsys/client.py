@@ -1,14 +1,19 @@
-"""Python client of the HTTP API: one method per route, ``recsys.events.event_types`` in, typed answers out.
+"""Python clients of the HTTP API, ``Client`` and ``AsyncClient``: one method per route,
+``recsys.events.event_types`` in, typed answers out.
 
 Events get an ``event_id`` before the first attempt, so that retries after a lost answer are harmless. A
 request for a list isn't retried, since each one is an impression.
 """
 
+import asyncio
+import random
 import time
 import uuid
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Final, Self, TypeVar
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial, wraps
+from typing import Any, Concatenate, Final, ParamSpec, Self, TypeVar
 from urllib.parse import quote
 
 import httpx
@@ -25,6 +30,7 @@ _JSON: Final = {"content-type": "application/json"}
 _TRANSIENT: Final = frozenset({408, 425, 429, 500, 502, 503, 504, 507})
 _TOKENS: Final = 10_000  # of the newest answers
 
+P = ParamSpec("P")
 T = TypeVar("T")
 
 
@@ -92,7 +98,8 @@ class Client:
 
     ``key``: an API key or a user token. ``admin_key`` is needed for items and users only; on a laptop it is
     in ``state/run/admin.key``.
-    ``clock_ms``, ``sleep`` and ``transport`` are for tests.
+    ``clock_ms``, ``sleep``, ``draw`` (a random number in [0, 1)) and ``transport`` are for tests. Threads may
+    share a client.
     """
 
     def __init__(
@@ -105,9 +112,10 @@ class Client:
         headers: Mapping[str, str] | None = None,
         clock_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000,
         sleep: Callable[[float], None] = time.sleep,
+        draw: Callable[[], float] = random.random,
         transport: httpx.BaseTransport | None = None,
     ) -> None:
-        self._clock_ms, self._sleep = clock_ms, sleep
+        self._clock_ms, self._sleep, self._draw = clock_ms, sleep, draw
         self._tokens = OrderedDict[str, str]()
         all_headers = dict(headers or {}) | ({"x-admin-key": admin_key} if admin_key else {})
         all_headers |= {"authorization": f"Bearer {key}"} if key else {}
@@ -222,15 +230,17 @@ class Client:
         return msgspec.structs.replace(event, **changes) if changes else event
 
     def _insist(self, method: str, path: str, body: object = None) -> Receipt:
-        """Retries transient failures with growing waits, at least the server's Retry-After."""
+        """Retries transient failures with growing waits, at least the server's Retry-After. Half of a wait is
+        random, so that clients that failed together don't come back together."""
         for attempt in range(ATTEMPTS - 1):
             try:
                 return self._ask(method, path, Receipt, body)
             except ApiError as error:
                 if not error.passing:
                     raise
-                grown_s = FIRST_WAIT_S * 2**attempt
-                self._sleep(min(LONGEST_WAIT_S, max(grown_s, error.retry_after_s)))
+                grown_s, asked_s = FIRST_WAIT_S * 2**attempt, error.retry_after_s
+                wait_s = max(grown_s * (1 + self._draw()) / 2, asked_s * (1 + self._draw() / 2))
+                self._sleep(min(LONGEST_WAIT_S, wait_s))
         return self._ask(method, path, Receipt, body)
 
     def _ask(self, method: str, path: str, answer: type[T], body: object = None) -> T:
@@ -248,3 +258,50 @@ class Client:
         except msgspec.MsgspecError as error:
             detail = f"the answer doesn't fit this client: {error}"
             raise ApiError(method, path, response.status_code, detail) from error
+
+
+def _in_thread(
+    method: Callable[Concatenate[Client, P], T],
+) -> Callable[Concatenate["AsyncClient", P], Coroutine[Any, Any, T]]:
+    """The same method of an ``AsyncClient``."""
+
+    @wraps(method)
+    async def call(self: "AsyncClient", /, *args: P.args, **options: P.kwargs) -> T:
+        run = partial(method, self._client, *args, **options)
+        return await asyncio.get_running_loop().run_in_executor(self._threads, run)
+
+    return call
+
+
+class AsyncClient:
+    """Client for asyncio: the methods of a ``Client``, which it closes, awaited.
+
+    Each call runs in one of ``calls`` threads; further ones wait. A cancelled call ends by itself later. Use
+    it as an async context manager, or await ``close``.
+    """
+
+    def __init__(self, client: Client, calls: int = 32) -> None:
+        self._client = client
+        self._threads = ThreadPoolExecutor(calls, "recsys-client")
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *error: object) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Waits for calls under way."""
+        await asyncio.to_thread(self._threads.shutdown)
+        self._client.close()
+
+    recommend = _in_thread(Client.recommend)
+    send_events = _in_thread(Client.send_events)
+    engage = _in_thread(Client.engage)
+    upsert_items = _in_thread(Client.upsert_items)
+    upsert_users = _in_thread(Client.upsert_users)
+    delete_item = _in_thread(Client.delete_item)
+    delete_user = _in_thread(Client.delete_user)
+    session = _in_thread(Client.session)
+    status = _in_thread(Client.status)
+    health = _in_thread(Client.health)

@@ -1,13 +1,16 @@
-"""The Python client against a transport that answers as the server would."""
+"""The Python clients against a transport that answers as the server would."""
 
+import asyncio
+import inspect
 import json
+import threading
 from collections.abc import Callable
 from typing import Any
 
 import httpx
 import pytest
 
-from recsys.client import ATTEMPTS, BATCH, ApiError, Client
+from recsys.client import ATTEMPTS, BATCH, ApiError, AsyncClient, Client
 from recsys.events.event_types import Engagement, parse
 
 NOW_MS = 1_800_000_000_000
@@ -24,16 +27,16 @@ class Server:
     def bodies(self) -> list[Any]:
         return [json.loads(request.content) for request in self.requests]
 
-    def client(self, admin_key: str | None = None) -> Client:
-        return Client(
-            "http://feed.test",
-            admin_key=admin_key,
-            transport=httpx.MockTransport(self._answer),
-            clock_ms=lambda: NOW_MS,
-            sleep=self.waits.append,
-        )
+    def client(self, admin_key: str | None = None, draw: float = 0.0) -> Client:
+        return Client("http://feed.test", admin_key=admin_key, **self.options(draw))
 
-    def _answer(self, request: httpx.Request) -> httpx.Response:
+    def options(self, draw: float = 0.0) -> dict[str, Any]:
+        return {
+            "transport": httpx.MockTransport(self.answer), "clock_ms": lambda: NOW_MS,
+            "sleep": self.waits.append, "draw": lambda: draw,
+        }  # fmt: skip
+
+    def answer(self, request: httpx.Request) -> httpx.Response:
         self.requests.append(request)
         if self.failures:
             failure = self.failures.pop(0)
@@ -122,7 +125,7 @@ def test_events_are_sent_again_under_the_same_id(failure: httpx.Response | Excep
     assert server.client().send_events([like()]).accepted == 1
     ids = {body["events"][0]["event_id"] for body in server.bodies()}
     assert len(server.requests) == 3 and len(ids) == 1
-    assert server.waits == [0.2, 0.4]
+    assert server.waits == [0.1, 0.2]
 
 
 def test_an_id_that_was_given_is_kept_and_others_differ() -> None:
@@ -139,6 +142,13 @@ def test_the_server_says_how_long_to_wait() -> None:
     server = Server(httpx.Response(429, headers={"retry-after": "3"}))
     server.client().send_events([like()])
     assert server.waits == [3.0]
+
+
+def test_waits_are_random_but_never_shorter_than_the_server_asks() -> None:
+    for draw, waits in ((0.5, [0.15, 3.75]), (0.99, [0.199, 4.485])):
+        server = Server(httpx.Response(503), httpx.Response(429, headers={"retry-after": "3"}))
+        server.client(draw=draw).send_events([like()])
+        assert server.waits == pytest.approx(waits)
 
 
 def test_what_the_server_will_never_take_is_not_sent_again() -> None:
@@ -232,3 +242,35 @@ def test_a_session_is_asked_for_by_its_user_whatever_the_id() -> None:
     server = Server()
     assert server.client().session("a/b")["offset"] == 7
     assert server.requests[0].url.raw_path == b"/v1/sessions/a%2Fb"
+
+
+def test_the_async_client_has_every_method_of_the_other() -> None:
+    methods = dict(inspect.getmembers(Client, inspect.isfunction))
+    names = {name for name in methods if not name.startswith("_")} - {"close"}
+    for name in names:
+        call = getattr(AsyncClient, name)
+        assert inspect.iscoroutinefunction(call)
+        assert inspect.signature(call) == inspect.signature(methods[name])
+        assert call.__doc__ == methods[name].__doc__
+
+
+def test_async_calls_run_at_the_same_time_and_retry() -> None:
+    server = Server(httpx.Response(503))
+    together = threading.Barrier(3)
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        if request.url.path == "/v1/recommend":
+            together.wait(10)  # none ends before all have begun
+        return server.answer(request)
+
+    async def scenario() -> None:
+        options = server.options() | {"transport": httpx.MockTransport(answer)}
+        async with AsyncClient(Client("http://feed.test", **options), calls=3) as client:
+            assert (await client.send_events([like()])).accepted == 1 and server.waits == [0.1]
+            lists = await asyncio.gather(*(client.recommend(f"u{n}", n=2) for n in range(3)))
+            assert [each.request_id for each in lists] == ["r9"] * 3
+            server.failures = [httpx.Response(422)]
+            with pytest.raises(ApiError, match="status 422"):
+                await client.session("u1")
+
+    asyncio.run(scenario())

@@ -76,6 +76,8 @@ export interface Engagement {
   request_id: string;
   kind: Kind;
   watch_ms?: number;
+  /** Such as an amount; the definition of the app declares its meaning. */
+  value?: number;
   surface?: string;
   token?: string;
   /** A repeat of an id counts once, so that sending an event again is harmless. */

@@ -16,6 +16,7 @@ const MAX_ROWS = 1_000;
 const MAX_PREFERENCES = 100;
 const MAX_BYTES = 900_000;
 const MAX_TOKENS = 1_000; // of the newest lists
+const LONGEST_ASKED_MS = 60_000; // the wait for a daily quota can be hours: the caller decides
 const SKEW_MS = 2_000; // the server's Date has whole seconds, and an answer takes a while
 
 /** API key or user token; a function is asked before each call, so that it can renew a token. */
@@ -189,7 +190,7 @@ export class Client {
         return await this.#attempt<T>(method, path, call);
       } catch (error) {
         const isLast = failures >= attempts || call.signal?.aborted;
-        if (isLast || !(error instanceof ApiError) || !error.passing) throw error;
+        if (isLast || !(error instanceof ApiError) || !error.passing || error.retryAfterMs > LONGEST_ASKED_MS) throw error;
         const { random = Math.random, sleep = sleepFor, backoff = { firstMs: 200, longestMs: 5_000 } } = this.#options;
         await sleep(waitMs(failures, random(), error.retryAfterMs, backoff));
         call.signal?.throwIfAborted();

@@ -120,7 +120,7 @@ export class Tracker {
   }
 
   /** Sends another engagement with an item, such as a like. */
-  track(kind: Kind, target: Target, watchMs?: number): void {
+  track(kind: Kind, target: Target, facts: { watch_ms?: number; value?: number } = {}): void {
     const { list, itemId } = target;
     this.#sender.add(
       this.#client.prepare({
@@ -130,7 +130,7 @@ export class Tracker {
         request_id: list.request_id,
         surface: this.#surface,
         ...(list.token ? { token: list.token } : {}),
-        ...(watchMs === undefined ? {} : { watch_ms: watchMs }),
+        ...facts,
       }),
     );
   }
@@ -186,7 +186,7 @@ export class Tracker {
 
   #noteView(element: Element, dwellMs: number | null): void {
     const target = this.#targets.get(element);
-    if (target !== undefined && dwellMs !== null) this.track("view", target, dwellMs);
+    if (target !== undefined && dwellMs !== null) this.track("view", target, { watch_ms: dwellMs });
   }
 
   #goAway(closes: boolean): void {

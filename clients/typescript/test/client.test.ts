@@ -78,6 +78,8 @@ test("the server says how long to wait, and what it will never take isn't sent a
   assert.deepEqual(server.waits, [3_000]);
   server.answers = [{ status: 413, body: "too large" }];
   await assert.rejects(server.client().sendEvents([LIKE]), /POST \/v1\/events: status 413 \(too large\).*won't help/);
+  server.answers = [{ status: 429, headers: { "retry-after": "40000" } }];
+  await assert.rejects(server.client().sendEvents([LIKE]), (error) => error.retryAfterMs === 40_000_000);
   assert.equal(server.waits.length, 1);
 });
 
