@@ -74,5 +74,5 @@ def test_prometheus_reads_both_places_and_has_a_series_for_every_panel(
 
 
 @pytest.mark.parametrize("client", [Gorse, Waiting])
-def test_gorse_s_own_client_is_answered(system: LiveSystem, client: type) -> None:
+def test_gorse_s_own_client_is_answered(system: LiveSystem, visits: Traffic, client: type) -> None:
     check_client(system, client)
