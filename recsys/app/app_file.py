@@ -28,7 +28,7 @@ _NAME: Final = re.compile(r"[A-Za-z][\w.-]{0,63}")
 _HISTORY: Final = 200
 _FEATURES: Final = {
     "half_lives", "rates", "age", "near", "position", "list",
-    "numbers", "against", "last", "distinct", "expressions", "functions",
+    "numbers", "counts", "against", "last", "distinct", "expressions", "functions",
 }  # fmt: skip
 _KEYS: Final = {
     "app", "events", "fields", "groups", "shown", "window", "features", "history", "repeats", "sources",
@@ -177,6 +177,7 @@ class _Reader:
             position=self._flag(raw.get("position", False), "features", "position"),
             list_context=self._names(raw.get("list", []), "features", "list", pattern=None),
             numbers=self._names(raw.get("numbers", []), "features", "numbers"),
+            counts=self._names(raw.get("counts", []), "features", "counts"),
             against=self._pairs(raw.get("against", {}), "features", "against"),
             last=self._pairs(raw.get("last", {}), "features", "last"),
             distinct=tuple(

@@ -62,7 +62,8 @@ def _operator_faults(features: FeatureSet, declared: Declared) -> Iterator[Fault
             reason = f"features.against has {name!r} against {base!r}, expected another entity"
             yield ("features", "against", name), f"{reason}: all rates are relative to those of all"
     kinds_read = [("last", kind) for kind, _ in declared.last]
-    for key, kind in (*kinds_read, *(("distinct", kind) for kind, _, _ in declared.distinct)):
+    kinds_read += [("distinct", kind) for kind, _, _ in declared.distinct]
+    for key, kind in (*kinds_read, *(("counts", kind) for kind in declared.counts)):
         if kind not in kinds:
             yield ("features", key, kind), f"features.{key} has {kind!r}, expected {_one_of(kinds)}"
     shared = [name for name, entity in entities.items() if not entity.own]

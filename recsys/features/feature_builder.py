@@ -22,7 +22,7 @@ from recsys.features.feature_set import (
     RequestFeatures,
 )
 from recsys.features.item_counters import GLOBAL
-from recsys.features.operators import SINCE, VALUE, Derivation, last_key
+from recsys.features.operators import SINCE, VALUE, Derivation
 from recsys.features.running_rates import CONTEXT, PROFILE, Entity
 from recsys.features.session import NOBODY, USER, Session
 
@@ -114,7 +114,7 @@ class FeatureBuilder:
             if self.features.declared.near and covisits is not None:
                 near_N = covisits.scores(items_NI[:, 0], session.history, now_ms)
                 dense[:, self._near] = np.log1p(_NEAR * near_N)
-            self.derivation.write(dense)
+            self.derivation.write(dense, dense)
             if is_list:
                 self.compare(dense)
         return RequestFeatures(self.features.digest, user, items_NI, history, outcomes, dense)
@@ -240,11 +240,10 @@ class _Cells:
         self.of_counters = np.array(rows, np.int64).reshape(-1, 8)
         values = {(c.entity, c.kind): column for column, c in columns if c.operator == VALUE}
         last = [(column, c, entities[c.entity]) for column, c in columns if c.operator == SINCE]
-        kinds = list(dict.fromkeys(kind for kind, _ in features.declared.last))
         self._lefts = [(e.left, e.own) for _, _, e in last]
         self._last = np.array(
             [
-                (e.left != "", 0, *features.slot_starts[e.right], last_key(kinds[c.kind]), e.own,
+                (e.left != "", 0, *features.slot_starts[e.right], c.kind, e.own,
                  column, values.get((c.entity, c.kind), -1))
                 for column, c, e in last
             ],

@@ -118,29 +118,26 @@ def lay(logs: Any, sums: Any, watch: Any, prior_odds: Any, mean_watch: Any, weig
             out[last] = min(max(mean, -bound), bound)
 
 
-@kernel(_int(_TIMES, _INDEX, _int[::1]))
-def entity_keys(keys: Any, entities: Any, out: Any) -> Any:
-    """Writes the keys of entities for one item's ``keys`` (I,), each once; returns their number.
+@kernel(_int(_TIMES, _TIMES, _int[::1]))
+def entity_keys(keys: Any, entity: Any, out: Any) -> Any:
+    """Writes the keys of an entity for one item's ``keys`` (I,), each once; returns their number.
 
-    An entity is a row of ``entities`` (E, 5): whether it is crossed, with which key, its first item column
-    and their number, and the seed that its keys are crossed with (0: none). Without item columns its key is
-    the other half.
+    ``entity``: whether it is crossed, with which key, its first item column and their number, and the seed
+    that its keys are crossed with (0: none). Without item columns its key is the other half.
     """
-    count = 0
-    for e in range(entities.shape[0]):
-        is_crossed, left, start, width, seed = entities[e]
-        for c in range(start, start + max(width, 1)):
-            key = left if width == 0 else keys[c]
-            if width != 0 and key != 0 and is_crossed != 0:
-                key = crossed(left, key) if left != 0 else 0
-            if key != 0 and seed != 0:
-                key = crossed(seed, key)
-            present = key == 0
-            for n in range(count):
-                present |= out[n] == key
-            if not present:
-                out[count] = key
-                count += 1
+    count, left, width, seed = 0, entity[1], entity[3], entity[4]
+    for c in range(entity[2], entity[2] + max(width, 1)):
+        key = left if width == 0 else keys[c]
+        if width != 0 and key != 0 and entity[0] != 0:
+            key = crossed(left, key) if left != 0 else 0
+        if key != 0 and seed != 0:
+            key = crossed(seed, key)
+        present = key == 0
+        for n in range(count):
+            present |= out[n] == key
+        if not present:
+            out[count] = key
+            count += 1
     return count
 
 
@@ -161,7 +158,7 @@ def latest(index: Any, values: Any, last_ms: Any, own_index: Any, own_values: An
     An entity is a row of ``entities`` (E, 8): as for ``entity_keys``, whether its rows are the user's, then
     the column of the time and that of the value, -1 for none.
     """
-    keys, one = np.empty(items.shape[1] + 1, np.int64), np.empty((1, 5), np.int64)
+    keys = np.empty(items.shape[1] + 1, np.int64)
     for n in range(items.shape[0]):
         for e in range(entities.shape[0]):
             own, since_at, value_at = entities[e, 5], entities[e, 6], entities[e, 7]
@@ -170,9 +167,8 @@ def latest(index: Any, values: Any, last_ms: Any, own_index: Any, own_values: An
                 if value_at >= 0:
                     dense[n, value_at] = dense[0, value_at]
                 continue
-            one[0] = entities[e, :5]
             newest, value = np.int64(-1), np.float32(0)
-            for k in range(entity_keys(items[n], one, keys)):
+            for k in range(entity_keys(items[n], entities[e], keys)):
                 place = place_of(own_index, keys[k]) if own != 0 else place_of(index, keys[k])
                 if place < 0:
                     continue
@@ -228,26 +224,3 @@ def operate(each: Any, same: Any, overall: Any, rates: Any, prior: Any, cells: A
                 dense[n, out] = min(max(signed_log(mean) - signed_log(usual), -bound), bound)
             else:
                 dense[n, out] = np.log1p(max(row[first + kind], np.float32(0))) / 3
-
-
-@kernel(types.void(_float[:, ::1], read_only(_int, 2), _AMOUNTS, _float))
-def derive(dense: Any, derived: Any, edges: Any, bound: Any) -> None:
-    """Writes columns computed from others, within ±``bound``. A row of ``derived`` (D, 6): operator
-    (difference, ratio, log, bucket), column, the columns that it reads, and its range of ``edges``. A ratio
-    to almost 0 is 0; a bucket is the share of edges at or below the value."""
-    for d in range(derived.shape[0]):
-        operator, out, a, b, start, stop = derived[d]
-        for n in range(dense.shape[0]):
-            value, other = dense[n, a], dense[n, b]
-            result = np.float32(0)
-            if operator == 0:
-                result = value - other
-            elif operator == 1:
-                if abs(other) > np.float32(1e-6):
-                    result = value / other
-            elif operator == 2:
-                result = signed_log(value)
-            else:
-                for edge in range(start, stop):
-                    result += np.float32(value >= edges[edge]) / np.float32(stop - start)
-            dense[n, out] = min(max(result, -bound), bound)

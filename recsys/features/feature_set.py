@@ -23,11 +23,17 @@ from recsys.events.hashing import Id, digest_of, key_of
 from recsys.features.counters import CounterTable, amounts
 from recsys.features.feature_kernels import crossed
 from recsys.features.operators import (
-    LARGEST,
+    AGAINST,
+    COUNT,
+    MEAN,
+    SINCE,
+    SUM,
+    VALUE,
     Cell,
     Derived,
     EventKeys,
-    cells_of,
+    bounded,
+    count_kind,
     distinct_kind,
     last_key,
     signed_log,
@@ -86,11 +92,11 @@ class Declared:
     is, which is learned from and 0 when items are scored. ``list_context``: entities whose rates are compared
     with those of the other items of the list.
 
-    ``numbers``: numeric fields of users and contexts, as ``user.age``. ``values``: kinds of engagement with
-    the names of their values. ``against``: entities with those that their rates are relative to, too.
-    ``last``: kinds of engagement with entities whose newest one is a column. ``distinct``: kinds with an
-    entity and what is counted of it: different viewers (``user``), or of ``user`` different values of an item
-    field. ``derived``: columns computed from others.
+    ``numbers``: numeric fields of users and contexts, as ``user.age``. ``counts``: further kinds of events
+    that are counted. ``values``: kinds of engagement with the names of their values. ``against``: entities
+    with those that their rates are relative to, too. ``last``: kinds of engagement with entities whose newest
+    one is a column. ``distinct``: kinds with an entity and what is counted of it: different viewers
+    (``user``), or of ``user`` different values of an item field. ``derived``: columns computed from others.
     """
 
     half_lives_h: tuple[float, ...] = (6.0, 336.0)
@@ -102,6 +108,7 @@ class Declared:
     position: bool = False
     list_context: tuple[str, ...] = ()
     numbers: tuple[str, ...] = ()
+    counts: tuple[str, ...] = ()
     values: tuple[tuple[str, str], ...] = ()
     against: tuple[tuple[str, str], ...] = ()
     last: tuple[tuple[str, str], ...] = ()
@@ -114,7 +121,7 @@ class Declared:
         return {name: value for name, value in fields.items() if value or name not in _NEWER}
 
 
-_NEWER: Final = ("numbers", "values", "against", "last", "distinct", "derived")
+_NEWER: Final = ("numbers", "counts", "values", "against", "last", "distinct", "derived")
 
 
 @dataclass(frozen=True)
@@ -212,9 +219,41 @@ class FeatureSet:
     @cached_property
     def cells(self) -> tuple[Cell, ...]:
         """Columns of operators over entities."""
-        one = self.declared
-        return cells_of(self.entities, self.kinds, self.main_labels, self.speeds, one.against,
-                        one.values, one.last, one.distinct)  # fmt: skip
+        one, fades = self.declared, list(enumerate(self.speeds))
+        at = {entity.name: n for n, entity in enumerate(self.entities)}
+        cells = [
+            Cell(f"{name}:{base}/{label}.{speed}", AGAINST, at[name], k, s, at[base])
+            for name, base in one.against
+            for s, speed in fades
+            for k, label in enumerate(self.main_labels)
+        ]
+        for kind, value in one.values:
+            cells += [
+                Cell(
+                    f"{name}/{kind}.{value}.{what}.{speed}",
+                    which,
+                    at[name],
+                    self.value_columns[kind],
+                    s,
+                )
+                for name in at
+                for which, what in ((SUM, "sum"), (MEAN, "mean"))
+                for s, speed in fades
+            ]
+        for kind, name in one.last:
+            cells.append(Cell(f"{name}/since({kind})", SINCE, at[name], last_key(kind)))
+            values = (value for of, value in one.values if of == kind)
+            cells += [
+                Cell(f"{name}/last({kind}.{v})", VALUE, at[name], last_key(kind)) for v in values
+            ]
+        counters = [(name, count_kind(kind)) for kind in one.counts for name in at]
+        counters += [(name, distinct_kind(kind, member)) for kind, name, member in one.distinct]
+        cells += [
+            Cell(f"{name}/{counter}.{speed}", COUNT, at[name], self.kinds.index(counter), s)
+            for name, counter in counters
+            for s, speed in fades
+        ]
+        return tuple(cells)
 
     @property
     def derived(self) -> tuple[Derived, ...]:
@@ -238,22 +277,10 @@ class FeatureSet:
         """Item fields with counters that aren't groups: each has a slot of its own."""
         groups = {f"item.{name}" for name in self.schema.groups}
         slots = [e.right for e in self.entities]
-        slots += [slot for _, _, slot in self.distinct_slots]
+        members = (member for _, name, member in self.declared.distinct if name == USER)
+        slots += [entity_of(member, self.schema).right for member in members]
         names = (slot for slot in slots if slot.startswith("item.") and slot not in groups)
         return tuple(dict.fromkeys(name.removeprefix("item.") for name in names))
-
-    @cached_property
-    def distinct_slots(self) -> tuple[tuple[str, str, str], ...]:
-        """Kinds and members of which each viewer's distinct ones are counted, with their item slots."""
-        return tuple(
-            (kind, member, entity_of(member, self.schema).right)
-            for kind, _, member in self.declared.distinct
-            if member != USER
-        )
-
-    def distinct_column(self, kind: str, member: str) -> int:
-        """The counter of distinct members."""
-        return self.kinds.index(distinct_kind(kind, member))
 
     @cached_property
     def value_columns(self) -> dict[str, int]:
@@ -261,26 +288,26 @@ class FeatureSet:
         return {k: self.kinds.index(value_kinds(k, v)[0]) for k, v in self.declared.values}
 
     @cached_property
-    def tracked(self) -> dict[tuple[str, bool], EventKeys]:
+    def tracked(self) -> dict[tuple[str, bool], list[EventKeys]]:
         """Keys of the newest events that an event replaces, by its kind, the viewer's own and everybody's."""
-        by_kind: dict[tuple[str, bool], list[Entity]] = {}
+        out: dict[tuple[str, bool], list[EventKeys]] = {}
         entities = {entity.name: entity for entity in self.entities}
         for kind, name in self.declared.last:
-            by_kind.setdefault((kind, entities[name].own), []).append(entities[name])
-        return {
-            key: EventKeys(them, self.slot_starts, [last_key(key[0])] * len(them))
-            for key, them in by_kind.items()
-        }
+            keys = EventKeys(entities[name], self.slot_starts, last_key(kind))
+            out.setdefault((kind, entities[name].own), []).append(keys)
+        return out
 
     @cached_property
-    def distinct_members(self) -> dict[str, list[tuple[int, EventKeys]]]:
-        """Counters of distinct values of item fields of a viewer, with the values' keys, by kind of event."""
-        out: dict[str, list[tuple[int, EventKeys]]] = {}
-        for kind, member, slot in self.distinct_slots:
-            column = self.distinct_column(kind, member)
-            entity = Entity(member, True, "", slot)
-            keys = EventKeys([entity], self.slot_starts, [key_of("distinct", column)])
-            out.setdefault(kind, []).append((column, keys))
+    def distinct(self) -> dict[tuple[str, bool], list[tuple[int, EventKeys]]]:
+        """Counters of distinct members by kind of event, the viewer's own with the keys of the members, and
+        everybody's with those of the entities."""
+        out: dict[tuple[str, bool], list[tuple[int, EventKeys]]] = {}
+        entities = {entity.name: entity for entity in self.entities}
+        for kind, name, member in self.declared.distinct:
+            own, column = name == USER, self.kinds.index(distinct_kind(kind, member))
+            entity = entity_of(member, self.schema) if own else entities[name]
+            keys = EventKeys(entity, self.slot_starts, key_of("distinct", column) if own else 0)
+            out.setdefault((kind, own), []).append((column, keys))
         return out
 
     @cached_property
@@ -292,7 +319,8 @@ class FeatureSet:
     @cached_property
     def own_rows(self) -> int:
         """Factor on the counter rows of a viewer: one more for each operator that has rows of its own."""
-        return 1 + len(self.distinct_slots) + sum(own for _, own in self.tracked)
+        last = sum(len(keys) for (_, own), keys in self.tracked.items() if own)
+        return 1 + last + sum(len(keys) for (_, own), keys in self.distinct.items() if own)
 
     @cached_property
     def slot_starts(self) -> dict[str, tuple[int, int]]:
@@ -305,14 +333,16 @@ class FeatureSet:
         """Kinds of engagement that counters read."""
         one = self.declared
         names = (kind for kind, *_ in (*one.values, *one.last, *one.distinct))
-        return frozenset((*self.kinds, "view", *names))
+        return frozenset((*self.kinds, "view", *one.counts, *names))
 
     def amounts(self, engagement: Engagement) -> Floats:
         """What an engagement adds to the counters of its entities."""
         added = amounts(self.kinds, engagement.kind, engagement.watch_ms)
-        at, value = self.value_columns.get(engagement.kind), engagement.value
-        if at is not None and value is not msgspec.UNSET:
-            added[at : at + 2] = min(max(value, -LARGEST), LARGEST), 1.0
+        if engagement.kind in self.declared.counts:
+            added[self.kinds.index(count_kind(engagement.kind))] = 1.0
+        at = self.value_columns.get(engagement.kind)
+        if at is not None and engagement.value is not msgspec.UNSET:
+            added[at : at + 2] = bounded(engagement.value), 1.0
         return added
 
     def counter_table(self, capacity: int = 16) -> CounterTable:
@@ -374,7 +404,8 @@ class FeatureSet:
         """Kinds of counters: shown, each label, watch, then those of operators."""
         values = (name for kind, value in self.declared.values for name in value_kinds(kind, value))
         distinct = (distinct_kind(kind, member) for kind, _, member in self.declared.distinct)
-        return ("shown", *self.schema.labels, "watch", *values, *dict.fromkeys(distinct))
+        counts = map(count_kind, self.declared.counts)
+        return ("shown", *self.schema.labels, "watch", *values, *dict.fromkeys(distinct), *counts)
 
     @property
     def history_length(self) -> int:

@@ -15,8 +15,7 @@ from recsys.features import counter_kernels as kernels
 from recsys.features.counters import CounterTable
 from recsys.features.feature_kernels import crossed
 from recsys.features.feature_set import FeatureSet, Keys
-from recsys.features.operators import EventKeys
-from recsys.features.running_rates import USER
+from recsys.features.operators import bounded
 
 REQUESTS: Final = 200_000  # newest requests whose halves are remembered
 VIEWERS: Final = 500_000  # viewers whose named fields are remembered
@@ -42,18 +41,6 @@ class OperatorState:
         self._lefts: OrderedDict[str, list[int]] = OrderedDict()
         self._viewers: OrderedDict[int, list[int]] = OrderedDict()
         self._contacts = _no_contacts()
-        by_kind: dict[tuple[str, str], list[str]] = {}
-        for kind, name, member in features.declared.distinct:
-            if member == USER:
-                by_kind.setdefault((kind, member), []).append(name)
-        entities = {entity.name: entity for entity in features.entities}
-        self._distinct = {
-            kind: (
-                features.distinct_column(kind, member),
-                EventKeys([entities[n] for n in names], features.slot_starts),
-            )
-            for (kind, member), names in by_kind.items()
-        }
 
     def __len__(self) -> int:
         return len(self._contacts)
@@ -92,18 +79,14 @@ class OperatorState:
     ) -> list[int]:
         """Replaces newest events, and counts new contacts; returns the changed keys. ``lefts``: with that of
         all under ""."""
-        changed: list[int] = []
-        tracked = self.features.tracked.get((event.kind, False))
-        if tracked is not None:
+        changed, now_ms = list[int](), event.time_ms
+        for tracked in self.features.tracked.get((event.kind, False), ()):
             keys = tracked.of(keys_I, lefts)
-            value = 0.0 if event.value is msgspec.UNSET else event.value
-            counters.touch(keys, event.time_ms, value)
+            counters.touch(keys, now_ms, bounded(event.value))
             changed += keys.tolist()
-        if event.kind in self._distinct:
-            column, entities = self._distinct[event.kind]
-            keys, user = entities.of(keys_I, lefts), key_of("user", event.user_id)
-            before = self._touch(user, column, keys, event.time_ms)
-            counters.add_distinct(keys, column, before, event.time_ms)
+        for column, entity in self.features.distinct.get((event.kind, False), ()):
+            keys, user = entity.of(keys_I, lefts), key_of("user", event.user_id)
+            counters.add_distinct(keys, column, self._touch(user, column, keys, now_ms), now_ms)
             changed += keys.tolist()
         return changed
 

@@ -11,12 +11,13 @@ from importlib import import_module
 from math import copysign, log1p
 from typing import Any, Final
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
 from recsys.events.hashing import key_of
-from recsys.features.feature_kernels import derive, entity_keys
-from recsys.features.running_rates import USER, Entity
+from recsys.features.feature_kernels import entity_keys
+from recsys.features.running_rates import Entity
 
 Floats = NDArray[np.float32]
 Keys = NDArray[np.int64]
@@ -25,13 +26,13 @@ Keys = NDArray[np.int64]
 AGAINST: Final = 0
 SUM: Final = 1
 MEAN: Final = 2
-DISTINCT: Final = 3
+COUNT: Final = 3
 SINCE: Final = 4
 VALUE: Final = 5
-# Operators of derived columns with their numbers of columns, as ``feature_kernels.derive`` reads them.
+# Operators of derived columns with their numbers of columns.
 EXPRESSIONS: Final = {"difference": 2, "ratio": 2, "log": 1, "bucket": 1}
 FUNCTION: Final = "function"
-LARGEST: Final = 1e9  # bounds values, so that sums of float32 stay finite
+_LARGEST: Final = 1e9
 _BOUND: Final = 100.0  # bounds derived columns
 
 
@@ -50,7 +51,7 @@ class Derived:
 @dataclass(frozen=True)
 class Cell:
     """A column of an operator over an entity, given by its index. ``kind``: of counters; of ``AGAINST`` the
-    index of the label; of ``SINCE`` and ``VALUE`` that of the kind of event. ``base``: another entity."""
+    index of the label; of ``SINCE`` and ``VALUE`` the key of the kind of event. ``base``: another entity."""
 
     name: str
     operator: int
@@ -66,52 +67,14 @@ def value_kinds(kind: str, value: str) -> tuple[str, str]:
     return f"sum({kind}.{value})", f"number({kind}.{value})"
 
 
+def count_kind(kind: str) -> str:
+    """Kind of counter of the events of a kind."""
+    return f"count({kind})"
+
+
 def distinct_kind(kind: str, member: str) -> str:
     """Kind of counter of distinct members."""
     return f"distinct({kind}.{member})"
-
-
-def cells_of(
-    entities: Sequence[Entity],
-    kinds: Sequence[str],
-    labels: Sequence[str],
-    speeds: Sequence[str],
-    against: Sequence[tuple[str, str]],
-    values: Sequence[tuple[str, str]],
-    last: Sequence[tuple[str, str]],
-    distinct: Sequence[tuple[str, str, str]],
-) -> tuple[Cell, ...]:
-    """The columns of all operators, in order."""
-    at = {entity.name: n for n, entity in enumerate(entities)}
-    fades = list(enumerate(speeds))
-    cells = [
-        Cell(f"{name}:{base}/{label}.{speed}", AGAINST, at[name], k, s, at[base])
-        for name, base in against
-        for s, speed in fades
-        for k, label in enumerate(labels)
-    ]
-    for kind, value in values:
-        sums = kinds.index(value_kinds(kind, value)[0])
-        cells += [
-            Cell(f"{name}/{kind}.{value}.{what}.{speed}", operator, at[name], sums, s)
-            for name in at
-            for operator, what in ((SUM, "sum"), (MEAN, "mean"))
-            for s, speed in fades
-        ]
-    last_kinds = list(dict.fromkeys(kind for kind, _ in last))
-    for kind, name in last:
-        k = last_kinds.index(kind)
-        cells.append(Cell(f"{name}/since({kind})", SINCE, at[name], k))
-        cells += [
-            Cell(f"{name}/last({kind}.{v})", VALUE, at[name], k) for of, v in values if of == kind
-        ]
-    cells += [
-        Cell(f"{name}/{distinct_kind(kind, member)}.{speed}", DISTINCT, at[name],
-             kinds.index(distinct_kind(kind, member)), s)
-        for kind, name, member in distinct
-        for s, speed in fades
-    ]  # fmt: skip
-    return tuple(cells)
 
 
 def last_key(kind: str) -> int:
@@ -120,39 +83,30 @@ def last_key(kind: str) -> int:
 
 
 class EventKeys:
-    """Keys of some entities for one event: ``starts`` has the first item column of each slot, and their
-    number."""
+    """Keys of an entity for one event, crossed with a seed (0: none). ``starts``: of each item slot the first
+    column, and their number."""
 
-    def __init__(
-        self,
-        entities: Sequence[Entity],
-        starts: Mapping[str, tuple[int, int]],
-        seeds: Sequence[int] = (),
-    ) -> None:
-        self._lefts = [entity.left for entity in entities]
-        rows = [(e.left != "", 0, *starts[e.right]) for e in entities]
-        self._rows = np.zeros((len(entities), 5), np.int64)
-        self._rows[:, :4] = np.array(rows, np.int64).reshape(-1, 4)
-        self._rows[:, 4] = seeds if len(seeds) else 0
-        self._size = int(self._rows[:, 3].sum()) + len(entities)
+    def __init__(self, entity: Entity, starts: Mapping[str, tuple[int, int]], seed: int) -> None:
+        self._left = entity.left
+        start, width = starts[entity.right]
+        self._row = np.array([entity.left != "", 0, start, width, seed], np.int64)
 
     def of(self, keys_I: Keys, lefts: Mapping[str, int]) -> Keys:
-        """Their keys, each once, crossed with their seeds, for an item's keys and the event's other
-        halves; ``lefts`` has those of all under ""."""
-        rows, out = self._rows.copy(), np.empty(self._size, np.int64)
-        for n, left in enumerate(self._lefts):
-            rows[n, 1] = lefts.get(left, 0)
-        return out[: entity_keys(keys_I, rows, out)]
+        """The keys, each once, for an item's keys and the event's other halves; ``lefts`` has that of all
+        under ""."""
+        row, out = self._row.copy(), np.empty(max(1, self._row[3]), np.int64)
+        row[1] = lefts.get(self._left, 0)
+        return out[: entity_keys(keys_I, row, out)]
+
+
+def bounded(value: float | msgspec.UnsetType) -> float:
+    """An event's value, so that sums of float32 stay finite; 0 without one."""
+    return 0.0 if value is msgspec.UNSET else min(max(value, -_LARGEST), _LARGEST)
 
 
 def signed_log(value: float) -> float:
     """A number on a logarithmic scale, on either side of 0."""
     return copysign(log1p(abs(value)), value)
-
-
-def is_own(entity: Entity) -> bool:
-    """Whether it is the viewer as a whole."""
-    return entity.own and entity.name == USER
 
 
 def function_of(call: str) -> Callable[..., Any]:
@@ -184,33 +138,45 @@ class Derivation:
     def __init__(self, derived: Sequence[Derived], names: Sequence[str]) -> None:
         at = {name: n for n, name in enumerate(names)}
         self.errors: Counter[str] = Counter()
-        operators, rows, edges = list(EXPRESSIONS), [], list[float]()
-        self._functions = []
-        for one in derived:
-            columns = [at[name] for name in one.columns]
-            if one.operator == FUNCTION:
-                self._functions.append((one.name, at[one.name], columns, function_of(one.call)))
-                continue
-            operator, stop = operators.index(one.operator), len(edges) + len(one.edges)
-            rows.append((operator, at[one.name], columns[0], columns[-1], len(edges), stop))
-            edges += one.edges
-        self._rows = np.array(rows, np.int64).reshape(-1, 6)
-        self._edges = np.array(edges, np.float32)
+        self._steps = [
+            (
+                one,
+                at[one.name],
+                [at[name] for name in one.columns],
+                function_of(one.call) if one.call else None,
+            )
+            for one in derived
+        ]
 
-    def write(self, dense: Floats) -> None:
-        """Computes the columns in place."""
-        if len(self._rows):
-            derive(dense, self._rows, self._edges, np.float32(_BOUND))
-        for name, out, columns, function in self._functions:
-            dense[:, out] = self._called(name, function, [dense[:, c].copy() for c in columns])
+    def write(self, dense: Floats, out: Floats) -> None:
+        """Computes the columns from those in ``dense``, which may be ``out`` itself."""
+        for one, at, columns, function in self._steps:
+            values = [dense[:, column].copy() for column in columns]
+            result = (
+                self._called(one.name, function, values) if function else _expression(one, values)
+            )
+            out[:, at] = np.clip(result, -_BOUND, _BOUND)
 
     def _called(self, name: str, function: Callable[..., Any], values: list[Floats]) -> Floats:
         try:
-            called = np.asarray(function(*values), np.float32)
-            result = np.broadcast_to(called, values[0].shape)
+            result = np.broadcast_to(np.asarray(function(*values), np.float32), values[0].shape)
             if np.isfinite(result).all():
-                return np.clip(result, -_BOUND, _BOUND)
+                return result
         except Exception:  # whatever an app's own code raises must not end an answer
             pass
         self.errors[name] += 1
         return np.zeros_like(values[0])
+
+
+def _expression(one: Derived, values: list[Floats]) -> Floats:
+    """Its values (N,), from those of its columns."""
+    first, other = values[0], values[-1]
+    if one.operator == "difference":
+        return first - other
+    if one.operator == "ratio":
+        is_small = np.abs(other) <= np.float32(1e-6)
+        return np.where(is_small, np.float32(0), first / np.where(is_small, np.float32(1), other))
+    if one.operator == "log":
+        return np.copysign(np.log1p(np.abs(first)), first)
+    reached = np.searchsorted(np.array(one.edges, np.float32), first, "right")
+    return (reached / len(one.edges)).astype(np.float32)

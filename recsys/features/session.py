@@ -16,6 +16,7 @@ from recsys.events.event_types import USER_PROVEN, Engagement, Impression, Prefe
 from recsys.events.hashing import Id, digest_of, key_of
 from recsys.features.counters import amounts
 from recsys.features.feature_set import FeatureSet, Floats, Keys
+from recsys.features.operators import bounded
 from recsys.features.running_rates import CONTEXT
 
 USER: Final = key_of("entity", "user")  # the counter row of the user as a whole
@@ -247,15 +248,12 @@ class Session:
 
     def _track(self, event: Engagement, keys_I: Keys, halves: Mapping[str, int]) -> None:
         """Replaces the newest events of the viewer's entities, and counts new values of item fields."""
-        tracked = self.features.tracked.get((event.kind, True))
-        if tracked is not None:
-            value = 0.0 if event.value is msgspec.UNSET else event.value
-            self.counters.touch(tracked.of(keys_I, halves), event.time_ms, value)
-        for column, members in self.features.distinct_members.get(event.kind, ()):
-            before = self.counters.touch(members.of(keys_I, {}), event.time_ms)
-            for at in range(len(before)):
-                user = np.array([USER], np.int64)
-                self.counters.add_distinct(user, column, before[at : at + 1], event.time_ms)
+        now_ms, user = event.time_ms, np.array([USER], np.int64)
+        for keys in self.features.tracked.get((event.kind, True), ()):
+            self.counters.touch(keys.of(keys_I, halves), now_ms, bounded(event.value))
+        for column, members in self.features.distinct.get((event.kind, True), ()):
+            for before in self.counters.touch(members.of(keys_I, halves), now_ms):
+                self.counters.add_distinct(user, column, np.array([before]), now_ms)
 
     def _enter(self, request_id: str, keys_I: Keys, now_ms: int, kind: str) -> Entry | None:
         """The history entry of an item in a request, a new one if need be; None if neither one exists nor the

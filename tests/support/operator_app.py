@@ -45,6 +45,7 @@ features:
   position: true
   list: [item]
   numbers: [user.age, context.battery]
+  counts: [look]
   against: {item: [brand, material], user×material: material, brand: user}
   last:
     buy: [item, user, user×item, device×brand]

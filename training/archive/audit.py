@@ -140,6 +140,7 @@ class _BlockComparison:
         self._within = np.where(self._counted, tolerance, _EXACT)
         self._derivation = builder.derivation
         self._derived = [names.index(one.name) for one in features.derived]
+        self._within[self._derived] = tolerance
 
     def __call__(
         self, logged: FeatureBlock, recomputed: FeatureBlock, counters: bool = True
@@ -179,7 +180,7 @@ class _BlockComparison:
         if self._derived:
             # Against what follows from the logged columns: the last bits of a counter may change a bucket.
             again = old.dense_NF.copy()
-            self._derivation.write(again)
+            self._derivation.write(old.dense_NF, again)
             errors[:, self._derived] = _errors(old.dense_NF, again)[:, self._derived]
         wrong = (errors > self._within) & self._audited
         if not counters:

@@ -167,12 +167,12 @@ FAULTS = [
     (
         "features: all",
         1,
-        "features is 'all', expected a mapping with against, age, distinct, expressions, functions, ",
+        "features is 'all', expected a mapping with against, age, counts, distinct, expressions, fu",
     ),
     (
         "features:\n  speed: 1",
         2,
-        "unknown key 'speed'; there are against, age, distinct, expressions, functions, half_lives, ",
+        "unknown key 'speed'; there are against, age, counts, distinct, expressions, functions, ",
     ),
     (
         "features:\n  half_lives: 6h",
@@ -260,6 +260,11 @@ FAULTS = [
         "features:\n  against: {item: []}",
         2,
         "features.against.item is [], expected at least one na",
+    ),
+    (
+        "features:\n  counts: [sale]",
+        2,
+        "features.counts has 'sale', expected one of click, view",
     ),
     (
         "features:\n  rates: [item]\n  last: {sale: item}",

@@ -34,7 +34,7 @@ class Past:
 
     def take(self, event: Event) -> None:
         if isinstance(event, Item):
-            self.items[event.item_id] = event.fields
+            self.items[str(event.item_id)] = event.fields
         elif isinstance(event, User):
             self.users[str(event.user_id)] = event.fields
         elif isinstance(event, Impression):
@@ -180,6 +180,8 @@ def columns(oracle: Oracle) -> Iterator[tuple[str, float]]:
         for speed in HALF_LIVES:
             shown = oracle.count(entity, speed, "shown")
             yield f"{entity}/shown.{speed}", math.log1p(shown) / 3
+            looks = oracle.count(entity, speed, "look")
+            yield f"{entity}/count(look).{speed}", math.log1p(looks) / 3
 
 
 def lists() -> Iterator[tuple[Past, Impression, Floats]]:
@@ -246,8 +248,8 @@ def test_an_expression_is_bounded_and_never_infinite() -> None:
         Derived("r", "ratio", ("a", "b")), Derived("d", "difference", ("a", "b"))
     )
     dense = np.zeros((4, width), np.float32)
-    dense[:, :2] = [(1, 0), (1, 1e-5), (-3e38, 3e38), (6, 3)]
-    write.write(dense)
+    dense[:, :2] = [(1, 0), (1, 1e-5), (-1e30, 1e30), (6, 3)]
+    write.write(dense, dense)
     assert dense[:, 2].tolist() == [0, 100, -1, 2]
     assert dense[:, 3] == pytest.approx([1, 1, -100, 3], abs=1e-4)
 
@@ -261,14 +263,14 @@ def test_a_failing_function_gives_0_and_is_counted(monkeypatch: pytest.MonkeyPat
         monkeypatch.setattr("tests.support.operator_app.match", result)
         write, width = derivation(function)
         dense = np.full((4, width), 1.0, np.float32)
-        write.write(dense)
+        write.write(dense, dense)
         assert dense[:, 2].tolist() == [expected] * 4
         assert write.errors["f"] == int(not expected)
         assert (dense[:, :2] == 1).all()
 
 
 def test_a_function_has_its_declared_version() -> None:
-    assert function_of("tests.support.operator_app:match@2")
+    assert function_of("tests.support.operator_app:match@2").__name__ == "match"
     with pytest.raises(ValueError, match="its version is '2': declare this one"):
         function_of("tests.support.operator_app:match@3")
     with pytest.raises(ValueError, match="can't be loaded .AttributeError.*install its module"):
@@ -311,7 +313,7 @@ def test_contacts_are_bounded_and_a_forgotten_viewer_leaves_none() -> None:
     state = OperatorState(FEATURES, contacts=4)
     counters = FEATURES.counter_table()
     for n in range(9):
-        about = {"request_id": "r", "user_id": f"u{n % 5}", "item_id": f"v{n}"}
+        about: dict[str, Any] = {"request_id": "r", "user_id": f"u{n % 5}", "item_id": f"v{n}"}
         event = Engagement(time_ms=START_MS + n, kind="click", **about)
         keys_I = FEATURES.item_keys(f"v{n}", {})
         state.engagement(event, keys_I, {"": 1}, counters)
