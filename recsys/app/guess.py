@@ -214,7 +214,8 @@ def _kind_of(values: Sequence[Any]) -> Any:
         return "time"
     if sum(bool(re.fullmatch(_LIST, str(x))) for x in some) > 0.1 * len(some):
         return "list"
-    return "category" if len(set(map(str, some))) <= max(20, len(some) // 4) else ""
+    most = max(min(20, len(some) // 2), len(some) // 4)
+    return "category" if len(set(map(str, some))) <= most else ""
 
 
 def _is_flag(values: Sequence[Any]) -> bool:

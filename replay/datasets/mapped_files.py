@@ -2,7 +2,7 @@
 
 The first pass reads each row, and writes its events to a scratch file; then they are read in time order, some
 at once, whatever order and size the tables have. A row that can't be used is handed to ``refuse``; a repeated
-row counts once.
+row counts once. An item that no table has is published, without fields, with its first interaction.
 """
 
 import heapq
@@ -85,6 +85,8 @@ class MappedFiles:
         self.window_s, self.all_shown = app.window_s, app.all_shown
         self.rows: Counter[str] = Counter()  # by kind of table
         self.dead_letters: Counter[str] = Counter()
+        self._met: dict[str, tuple[Id, int]] = {}  # items of interactions, with the first time
+        self._listed: set[str] = set()  # items of tables
         self.repeats = self.shift_ms = self.warm_ms = self.learned_ms = 0
 
     @property
@@ -152,6 +154,8 @@ class MappedFiles:
                         path, f"the columns {wanted} (or those of items, users); it has {names}"
                     )
                 self._take(path, table, block, spills[isinstance(table, Interactions)])
+        new = [(ms, id_) for name, (id_, ms) in self._met.items() if name not in self._listed]
+        spills[0].write([(ms, encode(Item(time_ms=ms, item_id=id_))) for ms, id_ in new])
         for spill in spills:
             spill.close()
         if not any(map(len, spills[1].times)):
@@ -205,8 +209,14 @@ class MappedFiles:
             if kind not in self.app.events:
                 names = ", ".join(self.app.events)
                 raise _Unusable(f"{table.kind}: expected one of {names}", kind)
-            about = {"user_id": user_id, "item_id": item_id, "kind": kind}
-            events.append(Engagement(time_ms=now_ms, request_id=request_id, **about))  # type: ignore[arg-type]
+            events.append(
+                Engagement(
+                    time_ms=now_ms, request_id=request_id, user_id=user_id, item_id=item_id, kind=kind,
+                )
+            )  # fmt: skip
+        name = str(item_id)
+        if name not in self._met or now_ms < self._met[name][1]:
+            self._met[name] = item_id, now_ms
         return events
 
     def _kinds(self, table: Interactions, row: dict[str, Any]) -> tuple[list[str], bool]:
@@ -238,6 +248,7 @@ class MappedFiles:
             if value is not None:
                 fields[name] = value
         if is_item:
+            self._listed.add(str(id_))
             return Item(time_ms=now_ms, item_id=id_, fields=fields)
         return User(time_ms=now_ms, user_id=id_, fields=fields)
 
@@ -318,11 +329,13 @@ def _id(name: str, value: Any) -> Id:
 
 
 def _number(name: str, value: Any) -> float:
-    with suppress(TypeError, ValueError):
+    try:  # faster than ``suppress``, once a row
         number = float(value)
-        if math.isfinite(number) and not isinstance(value, bool):
-            return number
-    raise _Unusable(f"{name}: expected a number", value)
+    except (TypeError, ValueError):
+        number = math.nan
+    if not math.isfinite(number) or isinstance(value, bool):
+        raise _Unusable(f"{name}: expected a number", value)
+    return number
 
 
 def _flag(name: str, value: Any) -> bool:

@@ -6,7 +6,8 @@ model is trained as by ``recsys replay``, and the system starts from its snapsho
 """
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -21,7 +22,7 @@ from parameter_server.storage import snapshots
 from recsys.app.definition import App
 from recsys.clock import wall_ms
 from recsys.config.system_config import Config
-from recsys.events.event_types import Item, Rejected, decode, encode
+from recsys.events.event_types import Event, Item, Rejected, decode, encode
 from recsys.events.records import EVENTS, ITEMS, STEPS
 from recsys.log.protocol import Append, Log, read_range
 from recsys.process.part_process import write_atomically
@@ -101,18 +102,22 @@ class ImportedRows:
         self._new.clear()
 
     def _read_back(self, ends: dict[str, list[int]]) -> Hashes:
-        log, found = self._log, list[int]()
-        for topic, offsets in ends.items():
-            for partition, offset in enumerate(offsets):
-                start = max(offset, log.begin(topic, partition))
-                for record in read_range(log, topic, partition, start, log.end(topic, partition)):
-                    try:
-                        event_id = getattr(decode(record.value), "event_id", None) or ""
-                    except Rejected:
-                        continue
-                    if event_id.startswith(_PREFIX):
-                        found.append(int(event_id.removeprefix(_PREFIX)))
-        return np.array(found, np.int64)
+        ids = (
+            getattr(event, "event_id", None) or ""
+            for topic, offsets in ends.items()
+            for event in events_after(self._log, topic, offsets)
+        )
+        own = [int(id_.removeprefix(_PREFIX)) for id_ in ids if id_.startswith(_PREFIX)]
+        return np.array(own, np.int64)
+
+
+def events_after(log: Log, topic: str, offsets: Sequence[int]) -> Iterator[Event]:
+    """Readable events of a topic from an offset of each partition on."""
+    for partition, offset in enumerate(offsets):
+        start = max(offset, log.begin(topic, partition))
+        for record in read_range(log, topic, partition, start, log.end(topic, partition)):
+            with suppress(Rejected):
+                yield decode(record.value)
 
 
 @dataclass(frozen=True)
@@ -131,12 +136,12 @@ class Importer:
         """Writes and trains; returns the report. Raises DataError before it writes anything."""
         times_ms = dataset.times_ms
         rows = ImportedRows(Path(self.config.state) / "import", self.log)
-        if rows.progress is None:
-            shift_ms = 0 if keep_times else whole_weeks(wall_ms() - int(times_ms[-1]))
-            rows.save(shift_ms, [])
-        assert rows.progress is not None
-        dataset.shift_ms = rows.progress.shift_ms
-        began = rows.progress.began or rows.ends()[EVENTS]
+        before = rows.progress
+        if before is not None:
+            dataset.shift_ms = before.shift_ms
+        elif not keep_times:
+            dataset.shift_ms = whole_weeks(wall_ms() - int(times_ms[-1]))
+        began = (before.began if before else []) or rows.ends()[EVENTS]
         rows.save(dataset.shift_ms, began)
         self._hold()
         report: dict[str, Any] = {**self._append(dataset, rows), "shift_ms": dataset.shift_ms}
@@ -154,9 +159,13 @@ class Importer:
     def _append(self, dataset: MappedFiles, rows: ImportedRows) -> dict[str, int]:
         counts = Counter(new=0, imported_before=0)
         events = self.progress(dataset.events())
+        items = {str(e.item_id) for e in events_after(self.log, ITEMS, [0]) if isinstance(e, Item)}
         while batch := list(islice(events, BATCH)):
             hashes = np.array([mmh3.hash64(encode(event))[0] for event in batch], np.int64)
             known = rows.contains(hashes)
+            # An item without fields is one that no table has: it must not replace what is there.
+            bare = [isinstance(e, Item) and not e.fields and str(e.item_id) in items for e in batch]
+            known |= np.array(bare)
             records: dict[str, list[Append]] = {ITEMS: [], EVENTS: []}
             for event, hash_, is_known in zip(batch, hashes.tolist(), known.tolist(), strict=True):
                 if not is_known:

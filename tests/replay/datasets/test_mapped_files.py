@@ -173,6 +173,16 @@ def test_without_times_rows_are_in_the_order_of_the_file(tmp_path: Path) -> None
     assert seen(data.events()) == [(1_000, "b", "x", "click"), (2_000, "a", "y", "click")]
 
 
+def test_items_that_no_table_has_are_published_when_they_first_occur(tmp_path: Path) -> None:
+    log = write(tmp_path / "log.csv", "user,item,time\nb,new,20\na,old,5\na,new,10\n")
+    items = write(tmp_path / "items.csv", "id,title\nold,T\n")
+    data = dataset(log, items, items={"id": "id", "fields": {"title": "title"}})
+    events = list(data.events())
+    published = [(e.time_ms, e.item_id, e.fields) for e in events if isinstance(e, Item)]
+    assert published == [(0, "old", {"title": "T"}), (10_000, "new", {})]
+    assert [type(event) for event in events] == [Item, Engagement, Item, Engagement, Engagement]
+
+
 def test_items_and_users_come_first_with_their_fields(tmp_path: Path) -> None:
     log = write(tmp_path / "log.csv", "user,item,time\na,1,10\n")
     text = 'id,title,tags,price,photo,born\n1,T,"b|c",2.50,"[1,2]",2\n2,U,,cheap,"[1]",x\n'

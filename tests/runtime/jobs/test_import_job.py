@@ -1,6 +1,6 @@
 """Imports: each row is on the log once, also after a kill; what is learned is what the system starts from."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -70,10 +70,12 @@ def _in(folder: Path, config: Config) -> Config:
     return replace(config, state=str(folder / "state"))
 
 
-def run(folder: Path, config: Config, log: Log, learn: int = 0) -> dict[str, Any]:
+def run(
+    folder: Path, config: Config, log: Log, learn: int = 0, names: Sequence[str] = ()
+) -> dict[str, Any]:
     file = folder / "app.yaml"
     files = read_data_files(file)
-    data = MappedFiles(read_app(file), files, [folder / name for name in files.names])
+    data = MappedFiles(read_app(file), files, [folder / name for name in names or files.names])
     return Importer(read_app(file), _in(folder, config), log, learn, iter).run(data)
 
 
@@ -100,6 +102,18 @@ def test_rows_are_imported_once_and_new_ones_later(folder: Path, config: Config,
     more = run(folder, config, log)
     assert more["new"] == 10 and len(set(ids(log))) == len(ids(log)) == 340
     assert more["shift_ms"] == first["shift_ms"]
+
+
+def test_rows_without_a_table_of_items_leave_the_fields_of_items(
+    folder: Path, config: Config, log: Log
+) -> None:
+    run(folder, config, log)
+    write_rows(folder, 301)
+    with (folder / "log.csv").open("a") as file:
+        file.write(f"1,new,5,{START_S}\n")
+    run(folder, config, log, names=["log.csv"])
+    items = [(event.item_id, bool(event.fields)) for event in on_log(log, ITEMS)]  # type: ignore[union-attr]
+    assert len(items) == 31 and [name for name, has_fields in items if not has_fields] == ["new"]
 
 
 @pytest.mark.parametrize("killed_after", [0, 1, 3])

@@ -1,0 +1,92 @@
+"""`recsys init` and `recsys import` as a person runs them, from good and from bad files."""
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from recsys.app.app_file import read_app
+from replay.datasets.open_dataset import open_dataset
+from runtime.cli.main import app
+from runtime.supervision import run_file
+
+START_S = 1_700_000_000
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    rows = [f"u{n % 9},i{n % 20},{1 + n % 5},{START_S + n * 60}" for n in range(200)]
+    (tmp_path / "ratings.csv").write_text("\n".join(["userId,itemId,rating,timestamp", *rows]))
+    (tmp_path / "items.jsonl").write_text(
+        "".join(f'{{"itemId":"i{n}","genre":"g{n % 3}","name":"A {n}"}}\n' for n in range(20))
+    )
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def recsys(*arguments: str) -> Any:
+    return CliRunner().invoke(app, list(arguments), env={"COLUMNS": "200"})
+
+
+def test_init_shows_its_guess_and_writes_it(folder: Path) -> None:
+    result = recsys("init", "ratings.csv", "items.jsonl")
+    assert result.exit_code == 0, result.output
+    assert "from 4 on: like (40% of the rows), else: rate" in result.output
+    assert "recsys import ratings.csv items.jsonl --app app.yaml" in result.output
+    assert list(read_app(folder / "app.yaml").fields["item"]) == ["genre"]
+    again = recsys("init", "ratings.csv")
+    assert again.exit_code == 2 and "app.yaml exists already" in again.output
+
+
+def test_replay_reads_what_import_reads(folder: Path) -> None:
+    recsys("init", "ratings.csv", "items.jsonl")
+    definition = folder / "app.yaml"
+    for path in (folder, folder / "ratings.csv"):
+        events = list(open_dataset(path, read_app(definition), definition).events())
+        assert sum(type(event).__name__ == "Engagement" for event in events) == 200
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [("", "the file is empty"), ("a,b\n1,2\n", "name them with --user and --item"),
+     ("user,item\n", "rows that can be read; there is none")],
+)  # fmt: skip
+def test_init_of_bad_files(folder: Path, text: str, expected: str) -> None:
+    (folder / "bad.csv").write_text(text)
+    result = recsys("init", "bad.csv")
+    assert result.exit_code == 2 and expected in result.output
+    assert not (folder / "app.yaml").exists()
+    missing = recsys("init", "bad.csv", "--user", "who")
+    assert missing.exit_code == 2
+
+
+@pytest.mark.slow
+def test_import_reports_and_names_refused_rows(folder: Path) -> None:
+    with (folder / "ratings.csv").open("a") as file:
+        file.write("\nu1,i1,good,1700000000\nu1,i1\n")
+    recsys("init", "ratings.csv", "items.jsonl")
+    result = recsys("import", "--state", "state", "--learn", "0", "--report", "report.json")
+    assert result.exit_code == 0, result.output
+    report = json.loads((folder / "report.json").read_text())
+    assert report["new"] == 220 and report["refused"] == {
+        "rating: expected a number": 1, "expected 4 cells": 1}  # fmt: skip
+    rows = list(csv.DictReader((folder / "refused.csv").open()))
+    assert [(row["line"], row["value"]) for row in rows] == [("203", "2"), ("202", "good")]
+    assert (folder / "state/app.yaml").read_text() == (folder / "app.yaml").read_text()
+
+
+@pytest.mark.slow
+def test_nothing_is_written_where_the_files_or_the_system_do_not_fit(folder: Path) -> None:
+    recsys("init", "ratings.csv", "items.jsonl")
+    (folder / "ratings.csv").write_text("userId,itemId\n")
+    result = recsys("import", "--state", "state")
+    assert result.exit_code == 2 and "no row of the files is usable" in result.output
+    assert not (folder / "state/log").exists() and not (folder / "state/app.yaml").exists()
+    result = recsys("import", "nothing.csv", "--state", "state")
+    assert result.exit_code == 2 and "there is no file nothing.csv" in result.output
+    with run_file.lock("state"):
+        result = recsys("import", "--state", "state")
+    assert result.exit_code == 2 and "end it first (recsys down" in result.output
