@@ -1,8 +1,9 @@
 """Lists for logs that have clicks only: the clicked item among candidates of that moment.
 
 Without lists no choice can be learned. So each click is replayed as the choice from a list of the clicked
-item and a sample of the candidates that the sources had for this viewer: the distribution that the ranker
-sees when it answers. The sample is a hash of the request.
+item, a sample of the candidates that the sources had for this viewer, which is the distribution that the
+ranker sees when it answers, and one item of the whole catalogue: of items that no source had, too, there are
+some that weren't clicked, or the ranker would learn that what no source has is clicked. Draws are hashes.
 """
 
 from collections import OrderedDict
@@ -50,9 +51,14 @@ class ClickLists:
         catalogue = self._pipeline.replica.catalogue
         indices = np.array(self._pipeline.candidates(query).indices, np.int64)
         indices = indices[indices != catalogue.index_of(click.item_id)]
-        order = np.argsort(draws(key_of("request", request_id) & 0xFFFFFFFF, indices))
-        others = [catalogue.ids[index] for index in indices[order][:_OTHERS].tolist()]
-        items = [ServedItem(item_id=item_id) for item_id in (click.item_id, *others)]
+        # Not the draws of the request: by these the sources have chosen.
+        seed = key_of("click list", request_id) & 0xFFFFFFFF
+        others = indices[np.argsort(draws(seed, indices))[:_OTHERS]].tolist()
+        anywhere = int(draws(seed, np.array([-1]))[0] * len(catalogue))
+        listed = dict.fromkeys(
+            [click.item_id, *map(catalogue.ids.__getitem__, [*others, anywhere])]
+        )
+        items = [ServedItem(item_id=item_id) for item_id in listed]
         return Impression(
             time_ms=click.time_ms,
             request_id=request_id,

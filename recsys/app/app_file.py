@@ -27,7 +27,7 @@ _DURATION: Final = re.compile(r"(\d+(?:\.\d+)?)\s*([smhd])")
 _NAME: Final = re.compile(r"[A-Za-z][\w.-]{0,63}")
 _HISTORY: Final = 200
 _FEATURES: Final = {
-    "half_lives", "rates", "age", "near", "position", "list",
+    "half_lives", "rates", "age", "near", "trend", "visit", "position", "list",
     "numbers", "counts", "against", "last", "distinct", "expressions", "functions",
 }  # fmt: skip
 _KEYS: Final = {
@@ -174,6 +174,8 @@ class _Reader:
             item_age=bool(age),
             age_field=age if isinstance(age, str) else "",
             near=self._flag(raw.get("near", False), "features", "near"),
+            trend=self._flag(raw.get("trend", False), "features", "trend"),
+            visit_s=self._seconds(raw["visit"], "features", "visit") if "visit" in raw else 0.0,
             position=self._flag(raw.get("position", False), "features", "position"),
             list_context=self._names(raw.get("list", []), "features", "list", pattern=None),
             numbers=self._names(raw.get("numbers", []), "features", "numbers"),

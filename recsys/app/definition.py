@@ -129,6 +129,8 @@ class App:
         policy = replace(base.policy, weights=weights | {WATCH: 0.0}, per_author=per_author)
         if self.sources:
             policy = replace(policy, sources=self.sources)
+        elif self.repeats:
+            policy = replace(policy, sources=policy.sources | {"again": 20})
         join = replace(base.join, window_s=self.window_s, all_shown=self.all_shown)
         sessions = replace(base.sessions, history=self.history)
         if self.repeats:

@@ -11,7 +11,17 @@ from recsys.events.hashing import Id
 
 WATCH: Final = "watch"  # the weight of predicted watch time, beside those of the labels
 # Sources of candidates. Items on trial come first: the others may fill all places, and the quota needs some.
-SOURCES: Final = ("trial", "covisit", "vector", "similar", "topic", "segment", "popular", "fresh")
+SOURCES: Final = (
+    "trial",
+    "covisit",
+    "vector",
+    "similar",
+    "topic",
+    "segment",
+    "popular",
+    "fresh",
+    "again",
+)
 RANKS: Final = 100  # length of the longest list that may be requested
 _WEIGHT: Final = (lambda weight: 0 <= weight < 1e6, "0 (off) or more, below a million")
 RULES: Final = ("boost", "bury", "require", "limit")

@@ -32,6 +32,7 @@ COLUMNS: Final = 3 + PREVIOUS  # of a visit: time, 1 or -1 (taken back), item, i
 _HOUR_MS: Final = 3_600_000.0
 _FRACTION: Final = 32  # at a limit, 1 / 32 of the rows go at once
 NEWER: Final = 0.9  # weight of a history entry relative to the next newer one
+_EARLIER: Final = 0.1  # weight of entries of earlier visits, where visits are declared
 _PRIOR: Final = 3.0  # visits that smooth a share
 _TREND: Final = 0.05  # recent visits that each item has
 _ITEMS: Final = Struct(f"{PREVIOUS}q")
@@ -154,12 +155,17 @@ class Covisits:
                       now_ms, self._half_lives, scores, rows)  # fmt: skip
         return self._ids.keys[rows[:count]], scores[rows[:count]]
 
-    def of_history(self, history: Iterable[Entry], now_ms: int) -> tuple[Keys, Doubles]:
-        """``near`` a session's history. Newer entries weigh more, and liked ones twice as much as others."""
+    def of_history(
+        self, history: Iterable[Entry], now_ms: int, visit: int | None = None
+    ) -> tuple[Keys, Doubles]:
+        """``near`` a session's history. Newer entries weigh more, and liked ones twice as much as others.
+        ``visit``: number of the newest entries beside which the others weigh little."""
         entries = list(history)[::-1]
         keys = np.array([entry.keys[0] for entry in entries], np.int64)
         liked = np.array([entry.outcomes[0] > 0 for entry in entries], np.float64)
-        return self.near(keys, NEWER ** np.arange(len(entries)) * (0.5 + 0.5 * liked), now_ms)
+        weights = NEWER ** np.arange(len(entries)) * (0.5 + 0.5 * liked)
+        weights[visit if visit is not None else len(entries) :] *= _EARLIER
+        return self.near(keys, weights, now_ms)
 
     def scores(self, keys_N: Keys, history: Iterable[Entry], now_ms: int) -> Doubles:
         """The score of each item by a session's history, 0 for one that isn't near."""

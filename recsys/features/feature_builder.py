@@ -13,7 +13,7 @@ from recsys.events.hashing import key_of
 from recsys.features.catalogue import Catalogue
 from recsys.features.counters import CounterTable
 from recsys.features.covisits import Covisits
-from recsys.features.feature_kernels import gather, latest, lay, operate, ratios
+from recsys.features.feature_kernels import LOG_COUNT, gather, latest, lay, operate, ratios
 from recsys.features.feature_set import (
     MOMENT,
     FeatureSet,
@@ -24,7 +24,7 @@ from recsys.features.feature_set import (
 from recsys.features.item_counters import GLOBAL
 from recsys.features.operators import SINCE, VALUE, Derivation
 from recsys.features.running_rates import CONTEXT, PROFILE, Entity
-from recsys.features.session import NOBODY, USER, Session
+from recsys.features.session import NOBODY, USER, Session, newest_visit
 
 _SMOOTHING: Final = 4.0  # prior examples added to every running rate
 _RARE: Final = np.float32(1e-4)  # minimal distance of a rate from 0 and 1
@@ -63,7 +63,11 @@ class FeatureBuilder:
         self._moment = self._numbers + features.number_columns
         self._age = self._moment + len(MOMENT)
         self._near = self._age + features.declared.item_age
-        self._position = self._near + features.declared.near
+        self._visit = self._near + features.declared.near
+        self._trend = self._visit + (features.declared.visit_s > 0)
+        self._position = self._trend + len(features.trends)
+        starts = np.arange(len(entities)) * len(features.numbers)
+        self._faster = (starts[:, None] + np.arange(len(features.speeds) - 1)).ravel()
         self._fields = self._position + features.declared.position
         self._cells = _Cells(features, self._fields + len(features.declared.numbers))
         self.derivation = Derivation(features.derived, features.dense_names)
@@ -114,6 +118,13 @@ class FeatureBuilder:
             if self.features.declared.near and covisits is not None:
                 near_N = covisits.scores(items_NI[:, 0], session.history, now_ms)
                 dense[:, self._near] = np.log1p(_NEAR * near_N)
+            if (visit_s := self.features.declared.visit_s) and covisits is not None:
+                visit = newest_visit(session.history, visit_s, now_ms)
+                near_N = covisits.scores(items_NI[:, 0], visit, now_ms)
+                dense[:, self._visit] = np.log1p(_NEAR * near_N)
+            if self.features.trends:
+                change = dense[:, self._faster] - dense[:, self._faster + 1]
+                dense[:, self._trend : self._position] = LOG_COUNT * change
             self.derivation.write(dense, dense)
             if is_list:
                 self.compare(dense)

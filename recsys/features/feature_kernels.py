@@ -4,7 +4,7 @@ Legend: N candidates, E entities of a candidate, S speeds (half-lives), K kinds,
 labels whose rates are taken.
 """
 
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 from numba import types
@@ -17,6 +17,9 @@ from recsys.features.counter_kernels import add_row
 _int, _float = types.int64, types.float32
 _INDEX, _VALUES, _TIMES = read_only(_int, 2), read_only(_float, 2), read_only(_int, 1)
 _AMOUNTS = read_only(_float, 1)
+
+
+LOG_COUNT: Final = np.float32(3)  # divides logarithms of counts
 
 
 @kernel(_int(_int, _int))
@@ -109,7 +112,7 @@ def lay(logs: Any, sums: Any, watch: Any, prior_odds: Any, mean_watch: Any, weig
             own, at = logs[m, e], places[e] * (last + 1)
             out = dense[n, at : at + last + 1]
             for s in range(speeds):
-                out[s] = own[s] / np.float32(3)
+                out[s] = own[s] / LOG_COUNT
                 for k in range(labels):
                     c = speeds + s * labels + k
                     out[c] = own[c] - prior_odds[s, k]

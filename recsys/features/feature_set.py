@@ -78,6 +78,7 @@ class Slot:
 MOMENT: Final = ("hour.sin", "hour.cos", "since_last_event", "events")
 AGE: Final = "item.age"
 NEAR: Final = "item.near"
+NEAR_IN_VISIT: Final = "item.near.visit"
 POSITION: Final = "list.position"
 
 
@@ -88,7 +89,9 @@ class Declared:
     ``half_lives_h``: of the counters, ascending. ``entities``: names as in ``running_rates.entity_of``; none:
     the default ones. ``history_of``: kinds of engagement that enter the history; none: every item that was
     shown. ``item_age``: whether the time since an item's first publication, or that in ``age_field``, is a
-    column; ``near``: whether its co-visits with the history are; ``position``: whether its rank in the list
+    column; ``near``: whether its co-visits with the history are; ``trend``: whether the change of each
+    entity's count is; ``visit_s``: the pause that ends a visit, 0 for none: whether its co-visits with
+    the viewer's newest visit are; ``position``: whether its rank in the list
     is, which is learned from and 0 when items are scored. ``list_context``: entities whose rates are compared
     with those of the other items of the list.
 
@@ -105,6 +108,8 @@ class Declared:
     item_age: bool = False
     age_field: str = ""
     near: bool = False
+    trend: bool = False
+    visit_s: float = 0.0
     position: bool = False
     list_context: tuple[str, ...] = ()
     numbers: tuple[str, ...] = ()
@@ -121,7 +126,17 @@ class Declared:
         return {name: value for name, value in fields.items() if value or name not in _NEWER}
 
 
-_NEWER: Final = ("numbers", "counts", "values", "against", "last", "distinct", "derived")
+_NEWER: Final = (
+    "trend",
+    "visit_s",
+    "numbers",
+    "counts",
+    "values",
+    "against",
+    "last",
+    "distinct",
+    "derived",
+)
 
 
 @dataclass(frozen=True)
@@ -192,12 +207,21 @@ class FeatureSet:
         )
         own = (*rates, *numeric, *vectors, *MOMENT, *((AGE,) if self.declared.item_age else ()))
         own += (NEAR,) if self.declared.near else ()
+        own += (NEAR_IN_VISIT,) if self.declared.visit_s else ()
+        own += self.trends
         own += (POSITION,) if self.declared.position else ()
         own += (*self.declared.numbers, *(cell.name for cell in self.cells))
         own += tuple(one.name for one in self.derived)
         compared = [own[column] for column in self.compared]
         ranks = (f"list.rank({name})" for name in compared)
         return (*own, *(f"list.above({name})" for name in compared), *ranks)
+
+    @cached_property
+    def trends(self) -> tuple[str, ...]:
+        """Columns of how an entity's count at each half-life compares with that at the next longer one."""
+        if not self.declared.trend:
+            return ()
+        return tuple(f"{e.name}/trend.{s}" for e in self.entities for s in self.speeds[:-1])
 
     @cached_property
     def numbers(self) -> tuple[str, ...]:

@@ -6,7 +6,7 @@ log offset: earlier events are skipped.
 """
 
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Final
 
 import msgspec
@@ -271,6 +271,18 @@ class Session:
         entry = Entry(request_id, self.features.history_entry(keys_I), [0.0] * labels, 0, now_ms)
         self.history.append(entry)
         return entry
+
+
+def newest_visit(history: Iterable[Entry], pause_s: float, now_ms: int) -> list[Entry]:
+    """The newest entries that no pause separates from each other or from now, oldest first."""
+    visit: list[Entry] = []
+    after_ms = now_ms
+    for entry in reversed(list(history)):
+        if after_ms - entry.time_ms > 1000 * pause_s:
+            break
+        visit.append(entry)
+        after_ms = entry.time_ms
+    return visit[::-1]
 
 
 _encoder = msgspec.msgpack.Encoder()

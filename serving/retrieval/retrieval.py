@@ -8,6 +8,7 @@
 ``segment`` popular items with the highest rate in the viewer's segment: same profile or context
 ``popular`` items with the most engagement lately
 ``fresh``   the newest items, so that none stays unseen
+``again``   items of the viewer's history, where items may be shown again
 
 A source returns catalogue indices and doesn't see the results of the others. Where several return the same
 item, ``covisit`` and ``popular`` fill the places left. All read one replica version.
@@ -26,7 +27,7 @@ from recsys.events.hashing import cross, key_of
 from recsys.features.covisits import NEWER
 from recsys.features.feature_set import RequestFeatures
 from recsys.features.item_counters import segment_of
-from recsys.features.session import Entry, Session
+from recsys.features.session import Entry, Session, newest_visit
 from serving.query import Query
 from serving.ranking.scoring import user_vector
 from serving.replica.replica import Replica
@@ -83,6 +84,7 @@ class Retrieval:
             "segment": self._segment,
             "popular": self._popular,
             "fresh": self._fresh,
+            "again": self._again,
         }
 
     def collect(
@@ -223,12 +225,21 @@ class Retrieval:
 
     def _covisit(self, query: Query, viewer: RequestFeatures, allowed: Bitmap, k: int) -> Indices:
         replica = self.replica
-        keys, scores = replica.covisits.of_history(query.session.history, query.now_ms)
+        history, visit = query.session.history, None
+        if pause_s := replica.features.declared.visit_s:
+            visit = len(newest_visit(history, pause_s, query.now_ms))
+        keys, scores = replica.covisits.of_history(history, query.now_ms, visit)
         indices = replica.catalogue.indices_of_keys(keys)
         present = np.flatnonzero(indices >= 0)
         may = present[allowed[indices[present]]]
         best = may[np.lexsort((keys[may], -scores[may]))]
         return indices[best[: max(k, replica.config.serve.candidates)]]
+
+    def _again(self, query: Query, viewer: RequestFeatures, allowed: Bitmap, k: int) -> Indices:
+        keys = np.array([entry.keys[0] for entry in query.session.history], np.int64)[::-1]
+        indices = self.replica.catalogue.indices_of_keys(keys)
+        indices = indices[indices >= 0]
+        return indices[allowed[indices]]
 
     def _trial(self, query: Query, viewer: RequestFeatures, allowed: Bitmap, k: int) -> Indices:
         newest = _newest(allowed)

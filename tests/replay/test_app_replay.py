@@ -124,6 +124,22 @@ def test_a_purchase_belongs_to_the_list_of_its_click(tmp_path: Path) -> None:
     assert len(requests) == 81  # only the purchase without a click has one of its own
 
 
+def test_candidates_beside_a_click_are_drawn_from_all_sources_alike(tmp_path: Path) -> None:
+    """Also where a source draws at random by the same request."""
+    lines = items(400)
+    for n in range(200):
+        item = n % 12 if n < 100 else 20 + n
+        about = {"request_id": f"s{n}", "user_id": f"u{n % 5}", "item_id": f"v{item}"}
+        time_ms = START_MS + n * 5_000
+        lines.append({"type": "engagement", "time_ms": time_ms, "kind": "buy"} | about)
+    text = SHOP.replace("popular: 5, fresh: 20", "popular: 12, fresh: 12") + "repeats: true\n"
+    predictions = run(folder_of(tmp_path / "shop", lines), text).predictions
+    late = np.asarray(predictions.time_ms) >= START_MS + 100 * 5_000
+    others = late & ~np.asarray(predictions.labels["buy"], np.bool_)
+    popular = [int(str(item)[1:]) < 20 for item in np.asarray(predictions.item_id, object)[others]]
+    assert 0.3 < np.mean(popular) < 0.55  # one of six is of the whole catalogue
+
+
 def test_a_click_is_learned_as_the_choice_from_candidates(tmp_path: Path) -> None:
     folder = folder_of(tmp_path / "shop", clicks())
     replayed, again = run(folder, SHOP), run(folder, SHOP)
@@ -133,7 +149,7 @@ def test_a_click_is_learned_as_the_choice_from_candidates(tmp_path: Path) -> Non
     requests, at = np.unique(predictions.request_id, return_inverse=True)
     assert len(requests) == 80 and (np.bincount(at, bought) == 1).all()
     sizes = np.bincount(at)
-    assert sizes.max() == 6 and (sizes[-20:] > 1).all()
+    assert sizes.max() == 7 and (sizes[-20:] > 1).all()
     for request in range(len(requests)):
         listed = [str(item) for item in np.asarray(predictions.item_id, object)[at == request]]
         assert len(set(listed)) == len(listed)

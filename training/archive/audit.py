@@ -19,6 +19,7 @@ from recsys.events.hashing import uniform
 from recsys.features.feature_builder import FeatureBuilder
 from recsys.features.feature_set import (
     NEAR,
+    NEAR_IN_VISIT,
     FeatureSet,
     RequestFeatures,
     UnknownFeatureSet,
@@ -134,7 +135,7 @@ class _BlockComparison:
         names = builder.features.dense_names
         self._dense = np.array(names)
         # Co-visits depend on how partitions interleave, and so does how they compare within a list.
-        near = [NEAR, f"list.above({NEAR})", f"list.rank({NEAR})"]
+        near = [NEAR, f"list.above({NEAR})", f"list.rank({NEAR})", NEAR_IN_VISIT]
         self._audited = ~np.isin(self._dense, near)
         self._counted = np.array(["/" in name for name in names], np.bool_)
         self._within = np.where(self._counted, tolerance, _EXACT)

@@ -16,6 +16,7 @@ from parameter_server.shard.lanes import RowGradients
 from recsys.events.event_types import FeatureBlock
 from recsys.events.hashing import uniforms
 from recsys.events.records import TrainingExample
+from recsys.features.feature_kernels import LOG_COUNT
 from recsys.features.feature_set import FeatureSet, UnknownFeatureSet
 from recsys.model.batch import Batch, Jagged, assemble
 from recsys.model.model import Lookup, Model, lookup_of, with_missing_row
@@ -29,7 +30,6 @@ _HIDDEN: Final = 0.25  # part of the examples that are learned without the conte
 _HIDDEN_SEED: Final = 0x1157
 Keys = NDArray[np.int64]
 Floats = NDArray[np.float32]
-_LOG_COUNT: Final = 3.0  # divides logarithms of counts (recsys/features/feature_kernels.py)
 
 
 @dataclass(frozen=True)
@@ -173,7 +173,7 @@ class Learner:
         if column not in self.features.dense_names:
             return torch.zeros(len(batch))
         place = self.features.dense_names.index(column)
-        return torch.from_numpy(_LOG_COUNT * batch.dense_BF[:, place])
+        return torch.from_numpy(float(LOG_COUNT) * batch.dense_BF[:, place])
 
     def _eval_losses(
         self, lane: Lane, losses_BL: torch.Tensor, logits_BL: torch.Tensor, targets_BL: torch.Tensor

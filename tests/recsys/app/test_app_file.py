@@ -207,7 +207,7 @@ FAULTS = [
     ("history: {of: [sale]}", 1, "history.of.0 is 'sale', expected one of click"),
     ("history: {length: 201}", 1, "history.length is 201, expected a whole number of 0 to 200"),
     ("history:\n  all: true", 2, "unknown key 'all'; there are length, of"),
-    ("sources:\n  magic: 3", 2, "unknown key 'magic'; there are covisit"),
+    ("sources:\n  magic: 3", 2, "unknown key 'magic'; there are again"),
     ("sources: {popular: many}", 1, "sources.popular is 'many', expected a whole number of 0 to 1"),
     ("sources: {popular: true}", 1, "sources.popular is True, expected a whole number of 0 to 100"),
     (

@@ -3,6 +3,7 @@ import pytest
 
 from recsys.config.system_config import CovisitConfig
 from recsys.features.covisits import NEIGHBOURS, PREVIOUS, Covisits, Visits
+from recsys.features.session import Entry, newest_visit
 
 DAY_MS = 86_400_000
 NOW_MS = 1_790_000_000_000
@@ -123,3 +124,23 @@ def test_of_viewers_the_longest_away_are_forgotten_and_counted() -> None:
     assert made.forgotten == 2  # b for c, then c for b
     assert visits[0, 3] == ord("a") and not visits[1, 3:].any()
     assert visits.shape == (2, 3 + PREVIOUS)
+
+
+def test_entries_before_the_newest_visit_weigh_little() -> None:
+    covisits = covisits_of(("a", 1, 0), ("a", 11, 0), ("b", 2, 0), ("b", 12, 0))
+    history = [Entry("r", [item], [1.0], 0, NOW_MS) for item in (2, 1)]  # oldest first
+
+    def scores(visit: int | None) -> dict[int, float]:
+        keys, values = covisits.of_history(history, NOW_MS, visit)
+        return dict(zip(keys.tolist(), values.tolist(), strict=True))
+
+    assert scores(None)[12] == pytest.approx(0.9 * scores(None)[11])
+    assert scores(1)[12] == pytest.approx(0.09 * scores(1)[11]) and scores(2) == scores(None)
+    assert scores(0)[11] == pytest.approx(0.1 * scores(None)[11])
+
+
+def test_a_visit_ends_with_a_pause() -> None:
+    history = [Entry("r", [n], [1.0], 0, 60_000 * minute) for n, minute in enumerate((1, 2, 9, 10))]
+    assert [e.keys[0] for e in newest_visit(history, 300.0, 11 * 60_000)] == [2, 3]
+    assert [e.keys[0] for e in newest_visit(history, 420.0, 11 * 60_000)] == [0, 1, 2, 3]
+    assert not newest_visit(history, 300.0, 16 * 60_000) and not newest_visit([], 300.0, 0)

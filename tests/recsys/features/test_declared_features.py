@@ -9,12 +9,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from recsys.config.system_config import CovisitConfig
 from recsys.events.event_types import Engagement, Impression, Item, ServedItem, User
 from recsys.events.field_schema import CATEGORICAL, NUMERIC, Schema
 from recsys.events.hashing import key_of
 from recsys.features.catalogue import Catalogue
+from recsys.features.covisits import PREVIOUS, Covisits
 from recsys.features.feature_builder import FeatureBuilder
-from recsys.features.feature_set import AGE, Declared, FeatureSet, Floats
+from recsys.features.feature_set import AGE, NEAR, NEAR_IN_VISIT, Declared, FeatureSet, Floats
 from recsys.features.item_counters import ItemCounters
 from recsys.features.running_rates import Entity, entity_of
 from recsys.features.session import Session
@@ -69,6 +71,7 @@ class Feed:
     features: FeatureSet
     seen: list[tuple[int, str | None, int]] = field(default_factory=list)  # user, device, item
     now_ms: int = START_MS
+    covisits: Covisits | None = None
 
     def __post_init__(self) -> None:
         self.builder = FeatureBuilder(self.features)
@@ -130,7 +133,7 @@ class Feed:
         return self.builder.build(
             self.sessions[user], "feed", {"device": device} if device else {},
             np.array(items, np.int64), self.catalogue, self.counters.counters, self.now_ms,
-            is_list=is_list,
+            is_list=is_list, covisits=self.covisits,
         )  # fmt: skip
 
 
@@ -239,6 +242,38 @@ def test_the_age_is_the_time_since_the_first_publication() -> None:
     ages = feed.dense(0, None, list(range(6)))[:, column]
     np.testing.assert_allclose(ages, [*(math.log1p(n) / 5 for n in range(5)), -1], atol=1e-6)
     assert AGE not in feature_set().dense_names
+
+
+def test_a_trend_is_the_change_of_the_logarithm_of_a_count() -> None:
+    features = feature_set(half_lives_h=(1.0, 24.0, 240.0), entities=("all", "item"), trend=True)
+    feed = Feed(features)
+    for n in range(9):
+        feed.now_ms += HOUR_MS
+        feed.visit(0, None, [n % 2, 2], [(0, "click")])
+    names, dense = features.dense_names, feed.dense(0, None, [0, 1, 2, 3])
+    for entity, (fast, slow) in product(("all", "item"), (("1h", "24h"), ("24h", "240h"))):
+        counts = [3 * dense[:, names.index(f"{entity}/shown.{s}")] for s in (fast, slow)]
+        change = dense[:, names.index(f"{entity}/trend.{fast}")]
+        np.testing.assert_allclose(change, counts[0] - counts[1], atol=1e-6)
+    assert (
+        dense[2, names.index("item/trend.1h")] < -0.5 and not dense[3, names.index("item/trend.1h")]
+    )
+
+
+def test_near_the_newest_visit_are_items_visited_with_those_since_the_last_pause() -> None:
+    features = feature_set(entities=("item",), history_of=("click",), near=True, visit_s=300.0)
+    feed = Feed(features)
+    near, in_visit = (features.dense_names.index(name) for name in (NEAR, NEAR_IN_VISIT))
+    feed.covisits = Covisits(CovisitConfig())
+    keys = feed.catalogue.keys[:, 0]
+    feed.visit(0, None, [0], [(0, "click")])
+    pair = [feed.now_ms, 1, keys[2], keys[0], *([0] * (PREVIOUS - 1))]
+    feed.covisits.add(np.array([pair], np.int64))
+    now = feed.dense(0, None, [0, 1, 2])
+    assert now[2, in_visit] == now[2, near] > 0 and not now[1, in_visit]
+    feed.now_ms += 301_000
+    later = feed.dense(0, None, [0, 1, 2])
+    assert later[2, near] > 0 and not later[:, in_visit].any()
 
 
 values = st.sampled_from([-2.0, -0.5, 0.0, 0.25, 3.0])

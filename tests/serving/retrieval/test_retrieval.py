@@ -55,7 +55,7 @@ def collect(
 
 
 def test_the_policy_names_the_sources_that_there_are() -> None:
-    assert tuple(ALL) == SOURCES == tuple(PolicyConfig().sources)
+    assert (*ALL, "again") == SOURCES == (*PolicyConfig().sources, "again")
     assert collect(made(), {"vectr": 3}).failed == [
         "vectr"
     ]  # no policy has it: it is refused before
@@ -142,6 +142,13 @@ def test_covisit_finds_items_of_the_same_viewers_those_of_liked_and_newer_entrie
     assert list(found.sources) == [12, 11, 13]
     assert list(collect(replica, {"covisit": 1}, np.arange(40) != 12, liked=(3, 8)).sources) == [11]
     assert not collect(replica, {"covisit": 9}).sources
+
+
+def test_again_returns_the_viewer_s_own_items_newest_first() -> None:
+    replica = made()
+    assert list(collect(replica, {"again": 9}, liked=(3, 8, 5)).sources) == [5, 8, 3]
+    assert list(collect(replica, {"again": 1}, np.arange(40) != 5, liked=(3, 8, 5)).sources) == [8]
+    assert not collect(replica, {"again": 9}).sources
 
 
 def test_places_of_items_found_twice_are_filled_up_to_the_sum_of_the_shares() -> None:
