@@ -17,6 +17,7 @@ _LANGUAGES = {
     ".json": "json",
     ".js": "javascript",
     ".toml": "toml",
+    ".md": "markdown",
 }
 _ASSETS = {".md", ".ipynb", ".svg", ".png"}
 
@@ -27,7 +28,8 @@ def target_of(link: str, folder: PurePosixPath) -> str | None:
         return None
     path = os.path.normpath(folder / link)
     target = ROOT / path
-    if path.startswith("..") or not target.exists() or target.suffix in _ASSETS:
+    is_page = target.suffix in _ASSETS and not path.startswith("clients/")
+    if path.startswith("..") or not target.exists() or is_page:
         return None
     return path
 

@@ -43,6 +43,7 @@ def test_every_command_has_its_options_and_what_they_default_to() -> None:
         ("../runtime/cli/up.py", "generated/source/runtime.cli.up.md"),
         ("../deploy/kuberay/", "generated/source/deploy-kuberay.md"),
         ("../experiments/configs/default.yaml", "generated/source/experiments-configs-default-yaml.md"),
+        ("../clients/typescript/README.md", "generated/source/clients-typescript-README-md.md"),
         ("../ARCHITECTURE.md#parts", "../ARCHITECTURE.md#parts"),
         ("api.md", "api.md"),
         ("https://x.org/a.py", "https://x.org/a.py"),
