@@ -63,12 +63,12 @@ def test_a_live_run_has_no_skew_and_is_explained_to_the_bit(tmp_path: Path) -> N
     asked, steps = asyncio.run(run_system(LocalSystem(config), 60, 0))
     assert steps > 5
     log = open_log(config)
-    archive = Archive(log, tmp_path / "archive", lambda: 0)
+    archive = Archive(log, tmp_path / "state" / "archive", lambda: 0)
     while archive.turn():
         pass
     archive.flush()
     log.close()
-    report = audit_features(tmp_path / "archive", 1.0, 1_000)
+    report = audit_features(tmp_path / "state" / "archive", 1.0, 1_000)
     assert (report.sampled, report.equal, report.differing) == (60, 60, {})
     assert not report.without_counters
     system = LocalSystem(config)
