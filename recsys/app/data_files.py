@@ -5,7 +5,7 @@
 
 from collections.abc import Collection
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Literal
 
 import msgspec
 
@@ -14,22 +14,14 @@ from recsys.config.yaml_with_lines import YamlWithLines
 Unit = Literal["s", "ms", "us", "ns", "iso"]
 
 
-class _Section(
+class Table(
     msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True
 ):
-    """A mapping of the file."""
-
-
-class Table(_Section, frozen=True, kw_only=True):
-    """Files of one kind with the columns that all kinds have. ``files``: relative to the definition.
-    ``fields``: column by field. ``separator``: between the values of a list."""
+    """Files of one kind with the keys that all kinds have. ``files``: relative to the definition."""
 
     files: list[str] = []
     time: str = ""
     unit: Unit = "iso"
-    fields: dict[str, str] = {}
-    separator: str = "|"
-    kind_of_rows: ClassVar[str] = ""
 
 
 class Interactions(Table, frozen=True, kw_only=True):
@@ -54,52 +46,55 @@ class Interactions(Table, frozen=True, kw_only=True):
     request: str = ""
     always: str = "click"
 
-    kind_of_rows: ClassVar[str] = "interactions"
-
     @property
     def columns(self) -> list[str]:
-        """Columns that a file must have."""
-        named = (self.user, self.item, self.time, self.kind, self.rating, self.request)
-        return [name for name in (*named, *self.labels) if name]
+        """Columns that are read, keys first."""
+        others = (self.time, self.kind, self.rating, self.request, *self.labels)
+        return [self.user, self.item, *filter(None, others)]
 
 
 class Entities(Table, frozen=True, kw_only=True):
-    """Files with an item a row."""
+    """Files with an item or a user a row. ``fields``: column by field; ``separator``: between the values of a
+    list."""
 
     id: str
-    kind_of_rows: ClassVar[str] = "items"
+    fields: dict[str, str] = {}
+    separator: str = "|"
 
     @property
     def columns(self) -> list[str]:
-        """Columns that a file must have."""
-        return [name for name in (self.id, self.time, *self.fields.values()) if name]
+        """Columns that are read, keys first."""
+        return [self.id, *filter(None, (self.time, *self.fields.values()))]
 
 
-class Users(Entities, frozen=True, kw_only=True):
-    """Files with a user a row."""
-
-    kind_of_rows: ClassVar[str] = "users"
-
-
-class DataFiles(_Section, frozen=True, kw_only=True):
-    """All files of an app."""
+class DataFiles(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """All tables of an app."""
 
     interactions: Interactions
     items: Entities | None = None
-    users: Users | None = None
+    users: Entities | None = None
+
+    @property
+    def tables(self) -> dict[str, Interactions | Entities]:
+        """Tables by kind, in the order in which they are read."""
+        by_kind = {"items": self.items, "users": self.users, "interactions": self.interactions}
+        return {kind: table for kind, table in by_kind.items() if table is not None}
 
     @property
     def names(self) -> list[str]:
-        """Names of all files, those of items and users first."""
-        tables = (self.items, self.users, self.interactions)
-        return [name for table in tables if table is not None for name in table.files]
+        """Names of all files."""
+        return [name for table in self.tables.values() for name in table.files]
 
-    def table_of(self, columns: Collection[str]) -> Table | None:
-        """The table that a file with these columns belongs to."""
-        for table in (self.interactions, self.items, self.users):
-            if table is not None and set(table.columns) <= set(columns):
-                return table
-        return None
+    def kind_of(self, columns: Collection[str]) -> str:
+        """The kind of a file with these columns: that with its keys and most of its columns; empty if none
+        fits."""
+        kinds = {kind: set(table.columns) & set(columns) for kind, table in self.tables.items()}
+        fit = [
+            (len(shared), kind)
+            for kind, shared in kinds.items()
+            if {*self.tables[kind].columns[: 1 + (kind == "interactions")]} <= shared
+        ]
+        return max(fit, default=(0, ""))[1]
 
 
 def has_data_files(file: Path) -> bool:

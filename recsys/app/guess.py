@@ -14,10 +14,12 @@ from typing import Any, Final
 import msgspec
 import yaml
 
-from recsys.app.data_files import DataFiles, Entities, Interactions, Users
+from recsys.app.data_files import Entities, Interactions
 
 _USER: Final = "user|visitor|customer|viewer|member|account|reviewer|profile|player|reader"
-_ITEM: Final = "item|movie|product|article|video|song|track|book|news|post|business|sku|asin|isbn|recipe|anime|game|artist"  # noqa: E501
+_ITEM: Final = (
+    "item|movie|product|article|video|song|track|book|news|post|sku|asin|isbn|recipe|anime|game"
+)
 _ROLES: Final = {
     "user": rf"({_USER})s?(_?(id|no|key))?|u_?id|session_?id",
     "item": rf"(parent_)?({_ITEM})s?(_?(id|no|key|code))?|i_?id",
@@ -55,10 +57,7 @@ class Guess:
 def guess(name: str, samples: Mapping[str, Columns], given: Mapping[str, str]) -> Guess:
     """The definition of an app. ``samples``: some rows by file; ``given``: columns that a person named, by
     role. Raises ValueError if no file has users and items."""
-    out, tables = Guess(), dict[str, Any]()
-    fields: dict[str, dict[str, Any]] = {}
-    events: dict[str, Any] = {}
-    hours, repeats = [24.0, 336.0], False
+    out, tables = Guess({"app": name, "fields": {}}), dict[str, Any]()
     for file, columns in samples.items():
         roles = _roles(columns, given)
         rows = [(column, role) for role, column in roles.items()]
@@ -66,54 +65,40 @@ def guess(name: str, samples: Mapping[str, Columns], given: Mapping[str, str]) -
             if "interactions" in tables:
                 tables["interactions"].files.append(file)
                 continue
-            table, events, labels = _interactions(file, columns, roles)
-            tables["interactions"], rows = table, rows + labels
-            hours = _half_lives(columns, table)
-            repeats = _repeats(columns, roles)
+            tables["interactions"], events, labels = _interactions(file, columns, roles)
+            out.definition |= {"events": events, "repeats": _repeats(columns, roles)}
+            half_lives = _half_lives(columns, tables["interactions"])
+            rows += labels
         elif part := next((part for part in ("item", "user") if part in roles), ""):
             kinds = {n: _kind_of(v) for n, v in columns.items() if n != roles[part]}
+            if part == "user":  # whose numbers aren't read
+                kinds = {n: "" if kind == "number" else kind for n, kind in kinds.items()}
+            out.definition["fields"][part] = {_clean(n): kind for n, kind in kinds.items() if kind}
+            units = [_unit(columns[n]) for n, kind in kinds.items() if kind == "time"]
             named = {_clean(n): n for n in kinds}
-            fields[part] = {
-                f: k
-                for f, n in named.items()
-                if (k := kinds[n]) and (part, k) != ("user", "number")
-            }  # noqa: E501
-            unit = next(
-                (u for n in kinds if kinds[n] == "time" and (u := _unit(columns[n]))), "iso"
-            )
-            kind = Entities if part == "item" else Users
-            tables[part + "s"] = kind(files=[file], id=roles[part], unit=unit, fields=named)  # type: ignore[arg-type]
-            rows = [
-                (roles[part], part),
-                *((n, str(k or "content, not read by the model")) for n, k in kinds.items()),
-            ]  # noqa: E501
+            about: dict[str, Any] = {"unit": units[0]} if units else {}
+            tables[part + "s"] = Entities(files=[file], id=roles[part], fields=named, **about)
+            rows += [(n, str(kind or "content that isn't read")) for n, kind in kinds.items()]
         out.rows += [(file, *row) for row in rows]
     if "interactions" not in tables:
         names = "; ".join(f"{file} has {', '.join(columns)}" for file, columns in samples.items())
         raise ValueError(
             f"no file has a column of users and one of items ({names}): name them with --user and --item"
-        )  # noqa: E501
-    shown = "list" if tables["interactions"].labels or tables["interactions"].shown else "clicks"
-    groups = [n for n, kind in fields.get("item", {}).items() if kind in ("category", "list")][:2]
+        )
+    fields = out.definition["fields"].get("item", {})
+    groups = [name for name, kind in fields.items() if kind in ("category", "list")][:2]
     rates = ["all", "item", "user", *groups, *(f"user×{group}" for group in groups)]
-    positive = [kind for kind, label in events.items() if "positive" in str(label)]
-    times = [n for n, kind in fields.get("item", {}).items() if kind == "time"]
-    out.definition = {
-        "app": name,
-        "events": events,
-        "fields": {part: kinds for part, kinds in fields.items() if kinds},
+    rates += ["user×item"] if out.definition["repeats"] else []
+    times = [name for name, kind in fields.items() if kind == "time"]
+    ages = {"age": times[0]} if times else {}
+    is_list = tables["interactions"].labels or tables["interactions"].shown
+    out.definition |= {
         "groups": groups,
-        "shown": shown,
+        "shown": "list" if is_list else "clicks",
         "window": "60s",
-        "repeats": repeats,
-        "history": {"of": positive, "length": 50},
-        "features": {
-            "half_lives": [f"{h:g}h" for h in hours],
-            "rates": [*rates, *(["user×item"] if repeats else [])],
-            "near": True,
-            **({"age": times[0]} if times else {}),
-        },
-        "files": msgspec.to_builtins(DataFiles(**tables)),
+        "history": {"of": [k for k, x in events.items() if "positive" in str(x)], "length": 50},
+        "features": {"half_lives": half_lives, "rates": rates, "near": True, **ages},
+        "files": {kind: msgspec.to_builtins(table) for kind, table in tables.items()},
     }
     return out
 
@@ -184,13 +169,13 @@ def _words(label: Any) -> str:
     return f"{label['label']}, weight {label['weight']}" if isinstance(label, dict) else str(label)
 
 
-def _half_lives(columns: Columns, table: Interactions) -> list[float]:
-    """Hours: about a fiftieth and a fifth of the span of the data, without its outer hundredths."""
+def _half_lives(columns: Columns, table: Interactions) -> list[str]:
+    """About a fiftieth and a fifth of the span of the data, without its outer hundredths."""
     times = sorted(_seconds(columns[table.time])) if table.time else []
     edge = len(times) // 100
     span_h = (times[-1 - edge] - times[edge]) / _HOUR_S if times else 0.0
     fast, slow = min(max(span_h / 50, 1.0), 72.0), min(max(span_h / 5, 24.0), 1440.0)
-    return [float(round(fast)), float(round(slow))]
+    return [f"{hours:.0f}h" for hours in (fast, slow)]
 
 
 def _repeats(columns: Columns, roles: Mapping[str, str]) -> bool:

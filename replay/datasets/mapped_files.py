@@ -84,6 +84,7 @@ class MappedFiles:
         self.name, self.utc_offset_h = app.name, 0.0
         self.window_s, self.all_shown = app.window_s, app.all_shown
         self.rows: Counter[str] = Counter()  # by kind of table
+        self.kinds: Counter[str] = Counter()  # of engagement
         self.dead_letters: Counter[str] = Counter()
         self._met: dict[str, tuple[Id, int]] = {}  # items of interactions, with the first time
         self._listed: set[str] = set()  # items of tables
@@ -146,14 +147,14 @@ class MappedFiles:
         spills = _Spill(folder / "state.parquet"), _Spill(folder / "rows.parquet")
         for path in self._paths:
             for block in self._progress(read_blocks(path), path):
-                table = self._files.table_of(block.columns)
-                if table is None:
+                kind = self._files.kind_of(block.columns)
+                if not kind:
                     wanted = ", ".join(self._files.interactions.columns)
                     names = ", ".join(block.columns) or "none"
                     raise DataError(
                         path, f"the columns {wanted} (or those of items, users); it has {names}"
                     )
-                self._take(path, table, block, spills[isinstance(table, Interactions)])
+                self._take(path, kind, block, spills[kind == "interactions"])
         new = [(ms, id_) for name, (id_, ms) in self._met.items() if name not in self._listed]
         spills[0].write([(ms, encode(Item(time_ms=ms, item_id=id_))) for ms, id_ in new])
         for spill in spills:
@@ -162,17 +163,18 @@ class MappedFiles:
             raise DataError(self._paths[0], "interactions; no row of the files is usable")
         return spills
 
-    def _take(self, path: Path, table: Table, block: Block, spill: "_Spill") -> None:
+    def _take(self, path: Path, kind: str, block: Block, spill: "_Spill") -> None:
         bad, records = list(block.bad), list[tuple[int, bytes]]()
-        names, kind = list(block.columns), table.kind_of_rows
-        rows = zip(block.lines, *block.columns.values(), strict=True)
+        table = self._files.tables[kind]
+        columns = {name: [None] * len(block.lines) for name in table.columns} | block.columns
+        names, rows = list(columns), zip(block.lines, *columns.values(), strict=True)
         for at, (line, *cells) in enumerate(rows, self.rows[kind] + 1):
             row, faults = dict(zip(names, cells, strict=True)), list[_Unusable]()
             try:
                 if isinstance(table, Interactions):
                     events = self._interaction(table, row, at)
                 else:
-                    events = [self._entity(table, row, faults)]
+                    events = [self._entity(table, kind, row, faults)]
                 for event in events:
                     payload = encode(event)
                     if len(payload) > MAX_EVENT_BYTES:
@@ -214,6 +216,7 @@ class MappedFiles:
                     time_ms=now_ms, request_id=request_id, user_id=user_id, item_id=item_id, kind=kind,
                 )
             )  # fmt: skip
+        self.kinds.update(kinds)
         name = str(item_id)
         if name not in self._met or now_ms < self._met[name][1]:
             self._met[name] = item_id, now_ms
@@ -231,13 +234,13 @@ class MappedFiles:
             return [table.above if is_above else table.below], False
         return [table.always], False
 
-    def _entity(self, table: Table, row: dict[str, Any], faults: "list[_Unusable]") -> Item | User:
+    def _entity(
+        self, table: Entities, kind: str, row: dict[str, Any], faults: "list[_Unusable]"
+    ) -> Item | User:
         """An item or a user; fields that can't be read are left out and added to ``faults``."""
-        assert isinstance(table, Entities)
         id_ = _id(table.id, row[table.id])
         now_ms = self._time(table, row) if table.time and row[table.time] else 0
-        is_item = table.kind_of_rows == "items"
-        declared = self.app.fields.get("item" if is_item else "user", {})
+        declared = self.app.fields.get(kind.removesuffix("s"), {})
         fields = {}
         for name, column in table.fields.items():
             try:
@@ -247,7 +250,7 @@ class MappedFiles:
                 continue
             if value is not None:
                 fields[name] = value
-        if is_item:
+        if kind == "items":
             self._listed.add(str(id_))
             return Item(time_ms=now_ms, item_id=id_, fields=fields)
         return User(time_ms=now_ms, user_id=id_, fields=fields)
@@ -355,7 +358,7 @@ def _time_ms(name: str, value: Any, unit: str) -> int:
     return int((moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp() * 1000)
 
 
-def _field(name: str, value: Any, field: Field, table: Table) -> Any:
+def _field(name: str, value: Any, field: Field, table: Entities) -> Any:
     """A field's value by its declared kind; None for an empty cell."""
     if value is None or value == "" or value != value:
         return None

@@ -197,7 +197,8 @@ class Importer:
         config, data = config_for(dataset, options, self.config), AppDataset(self.app, dataset)
         features = self.app.feature_set(config.model.features)
         loop = DirectLoop(features, config)
-        probe = self.probe_for(data, options, min(1.0, JUDGED / len(judged)))
+        wanted = dataset.kinds[dataset.labels[0]] * len(judged) / len(times)
+        probe = self.probe_for(data, options, min(1.0, JUDGED / max(1.0, wanted)))
         player = Player(features, config, loop)
         replayed = replay_with(
             player, data, options, self.progress, loop.digest, Outputs(probe=probe)
