@@ -5,15 +5,28 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 
-from recsys.events.event_types import Engagement, Event, Impression, Item, User
+from recsys.events.event_types import (
+    Engagement,
+    Event,
+    Impression,
+    Item,
+    Rejected,
+    RequestInputs,
+    User,
+    encode,
+    parse,
+)
 from recsys.features.feature_builder import FeatureBuilder
 from recsys.features.feature_set import Declared, FeatureSet, Floats, read_block
+from recsys.features.feature_set_file import encode_feature_set
 from recsys.features.operator_state import OperatorState
 from recsys.features.operators import Derivation, Derived, function_of
 from recsys.features.running_rates import entity_of
+from recsys.features.session import Session
 from replay.feature_replay import FeatureReplay
 from tests.support.operator_app import APP, FEATURES, START_MS, events
 
@@ -328,3 +341,110 @@ def test_contacts_are_bounded_and_a_forgotten_viewer_leaves_none() -> None:
         one.forget("u3")
         assert len(one) == before - 1 and not one._viewers
     assert state.contacts_evicted == again.contacts_evicted == 5
+
+
+def test_newest_events_and_different_members_do_not_depend_on_the_order_of_viewers() -> None:
+    def table(order: list[int]) -> list[Any]:
+        counters, times = FEATURES.counter_table(), [10, 30, 30, 20]
+        for n in order:
+            counters.touch(np.array([7]), times[n] * 1_000, [1.0, 2.0, 3.0, 4.0][n])
+            counters.add_distinct(np.array([8]), 5, np.array([-1]), times[n] * HOUR_MS)
+        index, values, last_ms = counters.arrays
+        return [values[:1, :1], last_ms[:1], counters.read(np.array([8]), 40 * HOUR_MS)]
+
+    first, *others = (table(order) for order in ([0, 1, 2, 3], [2, 1, 3, 0], [3, 2, 0, 1]))
+    assert first[0] == 3.0 and first[1] == 30_000
+    expected = sum(0.5 ** ((40 - hour) / 24) for hour in (10, 30, 30, 20))
+    slow = len(FEATURES.kinds) + 5
+    assert first[2][0, slow] == pytest.approx(expected, rel=1e-5)
+    for other in others:
+        for one, two in zip(first, other, strict=True):
+            assert two == pytest.approx(one, rel=1e-5)
+
+
+def test_a_value_that_an_item_has_twice_counts_once() -> None:
+    state, counters = OperatorState(FEATURES), FEATURES.counter_table()
+    keys_I = FEATURES.item_keys("v", {"colours": ["red", "red"]})
+    event = Engagement(
+        time_ms=START_MS, request_id="r", user_id="u", item_id="v", kind="click", value=1e300
+    )
+    halves = {"": 1, "user.region": 5}
+    keys = np.array(state.engagement(event, keys_I, halves, counters), np.int64)
+    column = FEATURES.kinds.index("distinct(click.user)")
+    assert len(keys) == 2 and len(state) == 2  # the item, and the region with one colour
+    assert counters.read(keys, START_MS)[:, column].tolist() == [1, 1]
+    assert FEATURES.amounts(replace_kind(event, "buy")).max() == np.float32(1e9)
+
+
+def replace_kind(event: Engagement, kind: str) -> Engagement:
+    return msgspec.structs.replace(event, kind=kind)
+
+
+def test_entities_of_the_same_field_have_the_same_counts() -> None:
+    """The first field of users and of contexts has two names."""
+    entities = ("profile×item", "region×item", "context", "page", "context×brand", "page×brand")
+    features = replace(FEATURES, declared=Declared(entities=entities))
+    server, shown = FeatureReplay(features), 0
+    for event in events(40):
+        for written in server.play(event):
+            if isinstance(written, Impression) and written.features is not None:
+                dense_NF = read_block(written.features, features).dense_NF
+                shown += 1
+    names, width = features.dense_names, len(features.numbers)
+    assert shown == 40 and names[width] == "region×item/shown.fast"
+    for first in range(0, 6 * width, 2 * width):
+        one, two = (dense_NF[:, at : at + width] for at in (first, first + width))
+        assert one.any() and (one == two).all()
+
+
+@pytest.mark.parametrize("way", ["plain", "profiling", "profile"])
+def test_who_must_not_be_profiled_counts_for_no_field_of_users(way: str) -> None:
+    state = OperatorState(FEATURES)
+    fields = {"region": "north"} | ({"profiling": False} if way == "profiling" else {})
+    state.user(User(time_ms=1, user_id="u", fields=fields))
+    asked = RequestInputs(plain=way == "plain")
+    context = {"page": "home", "device": "phone"}
+    state.impression(
+        Impression(time_ms=2, request_id="r", user_id="u", items=[], context=context, asked=asked)
+    )
+    named = {"context.device", *(FEATURES.lefts if way == "profile" else ())}
+    assert set(state.lefts("r")) == named
+
+
+def test_fields_of_viewers_are_bounded_and_what_goes_is_counted(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("recsys.features.operator_state.VIEWERS", 3)
+    state = OperatorState(FEATURES)
+    for n in range(5):
+        state.user(User(time_ms=n, user_id=f"u{n}", fields={"region": "north"}))
+    assert len(state._viewers) == 3 and state.viewers_evicted == 2
+
+
+def test_rows_of_a_viewer_are_bounded_and_what_goes_is_counted() -> None:
+    session = Session("u", FEATURES)
+    most = 400 * FEATURES.own_rows
+    # Own: three newest events and three different values.
+    assert FEATURES.own_rows == 7
+    for n in range(2 * most):
+        about = {"request_id": f"r{n}", "user_id": "u", "item_id": f"v{n}"}
+        event = Engagement(time_ms=START_MS + n, kind="click", **about)  # type: ignore[arg-type]
+        session.fold_engagement(event, FEATURES.item_keys(f"v{n}", {"brand": f"b{n}"}))
+        assert len(session.counters) <= 2 * most + 4
+    assert session.evicted >= most
+
+
+def test_an_event_with_a_value_of_another_type_is_refused_alone() -> None:
+    about = {"type": "engagement", "time_ms": 1, "request_id": "r", "user_id": "u", "item_id": "v"}
+    for value in ("much", None, float("nan"), [1]):
+        with pytest.raises(Rejected, match=r"value is .* expected a"):
+            parse(about | {"kind": "click", "value": value})
+    event = parse(about | {"kind": "click", "value": 3})
+    assert isinstance(event, Engagement) and event.value == 3.0
+    assert b"value" not in encode(parse(about | {"kind": "click"}))  # as older versions wrote it
+
+
+def test_a_feature_set_with_operators_is_read_as_it_was_written() -> None:
+    again = msgspec.json.decode(encode_feature_set(FEATURES), type=FeatureSet)
+    assert again == FEATURES and again.digest == FEATURES.digest
+    assert again.dense_names == FEATURES.dense_names
