@@ -103,13 +103,11 @@ class FeatureBuilder:
             user, history, outcomes = base.user_U, base.history_TH, base.outcomes_TO
         dense = np.zeros((len(candidates), self.dense_width), np.float32)
         if dense.size:
-            is_viewer = session.user_id != NOBODY
-            keys = self.features.left_keys(session.fields if is_viewer else (), context)
+            keys = self.features.left_keys(session.fields, context)
             named = dict(zip(self.features.lefts, keys, strict=True))
             self._fill_dense(dense, session, user, items_NI, counters, now_ms, named)
             if self.features.declared.numbers:
-                numbers = session.numbers if is_viewer else []
-                dense[:, self._fields_of("user")] = numbers or 0.0
+                dense[:, self._fields_of("user")] = session.numbers or 0.0
                 dense[:, self._fields_of("context")] = self.features.own_numbers("context", context)
             dense[:, self._numbers : self._moment] = catalogue.numbers[candidates]
             dense[:, self._moment : self._age] = _moment(session, now_ms)

@@ -6,9 +6,10 @@ import torch
 
 from recsys.config.system_config import tables_of
 from recsys.events.hashing import uniforms
-from recsys.features.feature_set import FeatureSet, read_block
-from recsys.model.batch import Batch
+from recsys.features.feature_set import Declared, FeatureSet, read_block
+from recsys.model.batch import Batch, assemble
 from recsys.model.model import Lookup, build_model, lookup_of, unique_keys, with_missing_row
+from recsys.model.retrieval_vectors import field_vectors
 from tests.support.request_batches import batch_of
 from tests.support.small_feed import FEATURES, SCHEMA, block, toy_config
 
@@ -156,3 +157,23 @@ def test_vectors_of_users_and_items_are_found_by_their_keys() -> None:
     np.testing.assert_allclose(more_users[:3], users, atol=1e-6)
     np.testing.assert_allclose(more_items[:3], items, atol=1e-6)
     assert not torch.equal(more_users[3], more_users[0])
+
+
+def test_vectors_of_items_are_where_the_model_reads_them() -> None:
+    schema = replace(SCHEMA, vectors=(("photo", 2),))
+    every = Declared(entities=("item",), item_age=True, near=True, position=True, trend=True)
+    for declared in (Declared(), every, replace(every, list_context=("item",))):
+        features = FeatureSet(schema, history=2, declared=declared)
+        start = features.vector_start
+        assert features.dense_names[start : start + 2] == ("item.photo[0]", "item.photo[1]")
+        model = build_model(features, CONFIG)
+        dense = np.zeros((1, len(features.dense_names)), np.float32)
+        dense[0, start : start + 2] = 3.0, -1.0
+        zeros = [np.zeros((n, width), np.int64) for n, width in (
+            (1, features.user_columns), (1, features.item_columns), (2, features.history_keys))]  # fmt: skip
+        outcomes = np.zeros((1, 2, features.outcomes), np.float32)
+        its = assemble(features, zeros[0], zeros[1], zeros[2][None], outcomes, dense)
+        rows = torch.zeros((1, 4))
+        found = model.item_vectors(its, lookup_of(its), rows)
+        expected = field_vectors(dense[:, start : start + 2], features.vector_fields, 4)
+        assert np.allclose(found.detach().numpy(), expected) and expected.any()

@@ -11,7 +11,7 @@ from msgspec.structs import replace
 
 from recsys.events.event_types import Engagement, Event, Impression, User, Verdict, encode
 from recsys.events.hashing import key_of, partition_of
-from recsys.events.records import EVENTS, ITEMS, topics
+from recsys.events.records import EVENTS, ITEM_STATE, ITEMS, ItemState, topics, unpack
 from recsys.features.feature_builder import FeatureBuilder
 from recsys.features.feature_set import Declared, read_block
 from recsys.features.item_counters import ItemCounters
@@ -177,6 +177,36 @@ def test_a_snapshot_of_the_counters_part_has_the_state_of_operators(tmp_path: Pa
     kept = CounterLoop(log, FEATURES, PartState(str(tmp_path), NAME)).fold.operators
     assert key_of("user", "u1") not in kept._viewers and "u1" not in str(kept.pack())
     assert not len(kept._rows_of("u1")) and len(loop.fold.operators._rows_of("u1"))
+
+
+def test_readers_of_item_state_have_all_rows_of_operators(monkeypatch: pytest.MonkeyPatch) -> None:
+    written, log = past(40), MemoryLog()
+    for topic in topics(len(written.partitions)):
+        log.create(topic)
+    for item in written.items:
+        log.append(ITEMS, [Append(0, b"", encode(item))])
+    loop, told = CounterLoop(log, FEATURES, now_ms=lambda: 0), FEATURES.counter_table()
+    loop.publish()  # everything, which is nothing yet: from here on only what changes
+    for partition, events in enumerate(written.partitions):
+        for _, event in events:
+            log.append(EVENTS, [Append(partition, b"", encode(event))])
+            loop.turn()
+            loop.publish()
+    for record in log.read(ITEM_STATE, 0, 0, 100_000):
+        state = unpack(record.value, ItemState)
+        keys, times = (np.frombuffer(part, np.int64) for part in (state.keys, state.last_ms))
+        values = np.frombuffer(state.values, np.float32).reshape(-1, told.columns)
+        told.set(keys, values, times)
+    assert {int(key) for key in told.export()[0]} == {
+        int(k) for k in loop.fold.counters.export()[0]
+    }
+    keys, *_ = loop.fold.counters.export()
+    for one, other in zip(told.export(keys.tolist()), loop.fold.counters.export(), strict=True):
+        assert np.array_equal(one, other)
+    monkeypatch.setattr("serving.sessions.counter_loop._COUNTERS", 10)
+    before = len(loop.fold.counters)
+    loop.turn()
+    assert len(loop.fold.counters) == 10 and loop.rows_evicted == before - 10
 
 
 def test_a_quarantine_takes_back_what_a_viewer_counted() -> None:
