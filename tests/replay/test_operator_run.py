@@ -7,21 +7,27 @@ from dataclasses import replace
 from pathlib import Path
 
 import msgspec
+import numpy as np
 import pytest
 
 from benchmarks.answers.reconstruction_run import run_system
 from benchmarks.harness.local_system import LocalSystem, small_config
+from parameter_server.publish.deltas import StepDelta
 from recsys.app.feature_checks import faults
+from recsys.config.system_config import Config
+from recsys.events.event_types import Event, Impression, User
 from recsys.events.field_schema import NUMERIC
-from recsys.features.feature_set import Declared, FeatureSet
+from recsys.features.feature_set import Declared, FeatureSet, read_block
 from recsys.features.feature_set_file import FEED_SCHEMA, feature_set, write_feature_set
 from recsys.features.operators import Derived
 from recsys.process.open_log import open_log
 from replay.answer_check import EQUAL, AnswerChecker
 from replay.datasets.open_dataset import open_dataset
+from replay.player import Player
 from replay.replay_run import ReplayOptions, replay_data
 from runtime.jobs.archive_jobs import audit_features
-from tests.support.operator_app import APP, events
+from tests.support.operator_app import APP, START_MS, events, past
+from tests.support.operator_app import FEATURES as APP_FEATURES
 from training.archive.writer import Archive
 
 FEATURES = FeatureSet(
@@ -76,6 +82,38 @@ def test_a_live_run_has_no_skew_and_is_explained_to_the_bit(tmp_path: Path) -> N
     checks = [checker.explain(request_id, user) for request_id, user in asked]
     system.close()
     assert [check.verdict for check in checks] == [EQUAL] * 60
+
+
+class Recorder:
+    """A loop that learns nothing and remembers what is appended."""
+
+    def __init__(self) -> None:
+        self.appended: list[Event] = []
+
+    def advance(self, now_ms: int) -> list[StepDelta]:
+        return []
+
+    def append(self, event: Event) -> None:
+        self.appended.append(event)
+
+
+def test_a_replay_has_the_bits_of_the_server() -> None:
+    recorder = Recorder()
+    player = Player(APP_FEATURES, Config(), recorder)
+    for event in events(60):
+        player.play(event)
+    logged = {s.impression.request_id: s.impression.features for s in past(60).shown()}
+    played = [event for event in recorder.appended if isinstance(event, Impression)]
+    assert len(played) == len(logged) == 60
+    for impression in played:
+        one, other = impression.features, logged[impression.request_id]
+        assert one is not None and other is not None
+        dense = [read_block(block, APP_FEATURES).dense_NF for block in (one, other)]
+        assert np.array_equal(dense[0], dense[1]) and one.item_keys == other.item_keys
+    gone = User(time_ms=START_MS + 10**9, user_id="u1", removed=True)
+    assert len(player.item_counters.operators._rows_of("u1"))
+    player.play(gone)
+    assert not len(player.item_counters.operators._rows_of("u1")) and "u1" not in player.sessions
 
 
 def test_a_log_is_replayed_the_same_twice(tmp_path: Path) -> None:

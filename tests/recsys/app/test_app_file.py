@@ -408,8 +408,10 @@ def test_each_part_of_a_definition_changes_its_digest() -> None:
         replace(app, window_s=9.0),
         replace(app, events={"click": EventKind("positive", 2.0)}),
         replace(app, features=Declared(item_age=True)),
+        replace(app, events={"click": EventKind("positive", value="price")}),
+        replace(app, features=Declared(counts=("click",))),
     ]
-    assert len({a.digest for a in (app, *changed)}) == 6
+    assert len({a.digest for a in (app, *changed)}) == 8
 
 
 def test_features_of_older_systems_keep_their_digest() -> None:
