@@ -49,7 +49,7 @@ Refuse = Callable[[Path, BadRow], None]
 Progress = Callable[[Iterator[Block], Path], Iterable[Block]]
 _SCALE: Final = {"s": 1000.0, "ms": 1.0, "us": 1e-3, "ns": 1e-6}
 _FLAGS: Final = {"1": True, "true": True, "0": False, "false": False, "": False, "none": False}
-_RANGE: Final = 500_000  # rows that are sorted at once
+_RANGE: Final = 250_000  # rows that are sorted at once
 _CONTENT: Final = Field("")  # of fields that aren't declared
 _ROW_MS: Final = 1_000  # between rows without a time
 _AHEAD_MS: Final = 86_400_000  # time zones
@@ -101,7 +101,7 @@ class MappedFiles:
     @cached_property
     def times_ms(self) -> NDArray[np.int64]:
         """Unshifted times of all usable interactions, ascending. Reads the tables when first asked for."""
-        return np.sort(np.concatenate([np.zeros(0, np.int64), *self._scan[1].times]))
+        return self._scan[1].times
 
     @property
     def out_of_order(self) -> int:
@@ -159,7 +159,7 @@ class MappedFiles:
         spills[0].write([(ms, encode(Item(time_ms=ms, item_id=id_))) for ms, id_ in new])
         for spill in spills:
             spill.close()
-        if not any(map(len, spills[1].times)):
+        if not len(spills[1].times):
             raise DataError(self._paths[0], "interactions; no row of the files is usable")
         return spills
 
@@ -263,35 +263,36 @@ class MappedFiles:
 
 
 class _Spill:
-    """Encoded events with their times on disk."""
+    """Encoded events with their times on disk. ``times``: all of them, ascending once it is closed."""
 
     def __init__(self, file: Path) -> None:
-        self._file, self.times = file, list[NDArray[np.int64]]()
-        self.out_of_order = 0
+        self._file, self._blocks = file, list[NDArray[np.int64]]()
         self._schema = pa.schema([("time", pa.int64()), ("event", pa.binary())])
         self._writer = pq.ParquetWriter(file, self._schema)
+        self.times = np.zeros(0, np.int64)
+        self.out_of_order = 0
 
     def write(self, records: Sequence[tuple[int, bytes]]) -> None:
         if records:
             times, events = zip(*records, strict=True)
-            last = self.times[-1][-1:].tolist() if self.times else list[int]()
-            self.times.append(np.array(times, np.int64))
-            self.out_of_order += int((np.diff([*last, *times]) < 0).sum())
+            self._blocks.append(np.array(times, np.int64))
             self._writer.write(pa.table([times, events], schema=self._schema))
 
     def close(self) -> None:
         self._writer.close()
+        self.times = np.concatenate([self.times, *self._blocks])
+        self._blocks.clear()
+        self.out_of_order = int((self.times[1:] < self.times[:-1]).sum())
+        self.times.sort()
 
     def read(self, from_ms: int, until_ms: int) -> Iterator[tuple[int, bytes]]:
         """Records with ``from_ms`` ≤ time < ``until_ms`` by time; those of one time in the order in which
         they came."""
-        times = np.sort(np.concatenate([np.zeros(0, np.int64), *self.times]))
-        times = times[(times >= from_ms) & (times < until_ms)]
-        bounds = [*np.unique(times[::_RANGE]).tolist(), until_ms]
-        del times
+        first, last = np.searchsorted(self.times, [from_ms, until_ms])
+        bounds = [*np.unique(self.times[first:last:_RANGE]).tolist(), until_ms]
         for start, stop in zip(bounds, bounds[1:], strict=False):
             filters = [("time", ">=", start), ("time", "<", stop)]
-            some = pq.read_table(self._file, filters=filters).sort_by("time")
+            some = pq.read_table(self._file, filters=filters, pre_buffer=False).sort_by("time")
             for batch in some.to_batches(max_chunksize=10_000):
                 yield from zip(batch["time"].to_pylist(), batch["event"].to_pylist(), strict=True)
 

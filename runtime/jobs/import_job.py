@@ -98,8 +98,9 @@ class ImportedRows:
         return {t: [log.end(t, p) for p in range(log.partitions(t))] for t in (ITEMS, EVENTS)}
 
     def _merge(self) -> None:
-        self._hashes = np.unique(np.concatenate([self._hashes, *self._new]))
+        self._hashes = np.concatenate([self._hashes, *self._new])
         self._new.clear()
+        self._hashes.sort()
 
     def _read_back(self, ends: dict[str, list[int]]) -> Hashes:
         ids = (
