@@ -20,24 +20,25 @@ from recsys.features.operators import bounded
 REQUESTS: Final = 200_000  # newest requests whose halves are remembered
 VIEWERS: Final = 500_000  # viewers whose named fields are remembered
 CONTACTS: Final = (
-    2_000_000  # pairs of a viewer and an entity; the oldest half goes beyond twice as many
+    2_000_000  # pairs of a viewer and an entity that stay when there are twice as many
 )
+_COLUMNS: Final = ("last_ms", "user", "entity", "column")
 
 
 class _Packed(msgspec.Struct):
     lefts: list[tuple[str, list[int]]]
     viewers: list[tuple[int, list[int]]]
     contacts: dict[str, bytes]
-    viewers_evicted: int
-    contacts_evicted: int
+    evicted: dict[str, int]
 
 
 class OperatorState:
-    """What the fold of everybody's events remembers for operators."""
+    """What the fold of everybody's events remembers for operators. ``evicted``: requests, viewers and
+    contacts beyond their limits."""
 
     def __init__(self, features: FeatureSet, contacts: int = CONTACTS) -> None:
         self.features, self._most = features, contacts
-        self.viewers_evicted = self.contacts_evicted = 0
+        self.evicted = {"requests": 0, "viewers": 0, "contacts": 0}
         self._lefts: OrderedDict[str, list[int]] = OrderedDict()
         self._viewers: OrderedDict[int, list[int]] = OrderedDict()
         self._contacts = _no_contacts()
@@ -54,7 +55,7 @@ class OperatorState:
                 self._viewers[key] = self.features.user_field_keys(user.fields)
             if len(self._viewers) > VIEWERS:
                 self._viewers.popitem(last=False)
-                self.viewers_evicted += 1
+                self.evicted["viewers"] += 1
 
     def impression(self, impression: Impression) -> None:
         """Remembers the halves of a list's entities."""
@@ -66,6 +67,7 @@ class OperatorState:
         self._lefts[impression.request_id] = list(lefts)
         if len(self._lefts) > REQUESTS:
             self._lefts.popitem(last=False)
+            self.evicted["requests"] += 1
 
     def lefts(self, request_id: str) -> dict[str, int]:
         """The other halves of a request's entities that are present, by name."""
@@ -113,8 +115,7 @@ class OperatorState:
         """All of it, for the fold's snapshot."""
         contacts = {name: column.tobytes() for name, column in self._contacts.export().items()}
         lefts, viewers = list(self._lefts.items()), list(self._viewers.items())
-        evicted = self.viewers_evicted, self.contacts_evicted
-        return msgspec.msgpack.encode(_Packed(lefts, viewers, contacts, *evicted))
+        return msgspec.msgpack.encode(_Packed(lefts, viewers, contacts, self.evicted))
 
     def restore(self, packed: bytes) -> None:
         """Reads ``pack``; a snapshot of before there were operators has none."""
@@ -123,14 +124,11 @@ class OperatorState:
         state = msgspec.msgpack.decode(packed, type=_Packed)
         self._lefts.update(state.lefts)
         self._viewers.update(state.viewers)
-        self.viewers_evicted, self.contacts_evicted = state.viewers_evicted, state.contacts_evicted
+        self.evicted = state.evicted
         keys = np.frombuffer(state.contacts["keys"], np.int64)
-        rows = {
-            name: np.frombuffer(state.contacts[name], column.dtype).reshape(
-                len(keys), *column.shape[1:]
-            )
-            for name, column in self._contacts.columns.items()
-        }
+        rows: Arrays = {"values": np.zeros((len(keys), 1), np.float32)}  # which nothing reads
+        for name in _COLUMNS:
+            rows[name] = np.frombuffer(state.contacts[name], np.int64)
         self._contacts.put(keys, rows)
 
     def _touch(self, user: int, column: int, entities: Keys, now_ms: int) -> Keys:
@@ -146,7 +144,7 @@ class OperatorState:
         if len(self._contacts) > 2 * self._most:
             oldest = np.argsort(columns["last_ms"][: len(self._contacts)], kind="stable")
             self._contacts.remove(np.sort(oldest[: len(oldest) - self._most]))
-            self.contacts_evicted += len(oldest) - self._most
+            self.evicted["contacts"] += len(oldest) - self._most
         return before
 
     def _rows_of(self, user_id: Id) -> Keys:
@@ -155,7 +153,5 @@ class OperatorState:
 
 
 def _no_contacts() -> IdMap:
-    columns: Arrays = {
-        name: np.zeros(8, np.int64) for name in ("last_ms", "user", "entity", "column")
-    }
+    columns: Arrays = {name: np.zeros(8, np.int64) for name in _COLUMNS}
     return IdMap(columns=columns | {"values": np.zeros((8, 1), np.float32)})

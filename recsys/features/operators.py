@@ -138,23 +138,19 @@ class Derivation:
     def __init__(self, derived: Sequence[Derived], names: Sequence[str]) -> None:
         at = {name: n for n, name in enumerate(names)}
         self.errors: Counter[str] = Counter()
-        self._steps = [
-            (
-                one,
-                at[one.name],
-                [at[name] for name in one.columns],
-                function_of(one.call) if one.call else None,
-            )
-            for one in derived
-        ]
+        self._steps = []
+        for one in derived:
+            function = function_of(one.call) if one.call else None
+            self._steps.append((one, at[one.name], [at[name] for name in one.columns], function))
 
     def write(self, dense: Floats, out: Floats) -> None:
         """Computes the columns from those in ``dense``, which may be ``out`` itself."""
         for one, at, columns, function in self._steps:
             values = [dense[:, column].copy() for column in columns]
-            result = (
-                self._called(one.name, function, values) if function else _expression(one, values)
-            )
+            if function is None:
+                result = _expression(one, values)
+            else:
+                result = self._called(one.name, function, values)
             out[:, at] = np.clip(result, -_BOUND, _BOUND)
 
     def _called(self, name: str, function: Callable[..., Any], values: list[Floats]) -> Floats:

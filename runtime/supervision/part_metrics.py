@@ -65,6 +65,7 @@ _METRICS: Final[dict[str, list[tuple[str, ...]]]] = {
         ("contacts", GAUGE, "Pairs of a viewer and an entity, for counts of different viewers"),
         ("contacts_evicted", GAUGE, "Such pairs that were evicted"),
         ("viewers_evicted", GAUGE, "Viewers whose fields were evicted"),
+        ("requests_evicted", GAUGE, "Requests whose fields were evicted"),
         ("covisit_rows", GAUGE, "Items with co-visits"),
         ("covisit_rows_evicted", GAUGE, "Items whose co-visits were evicted, since the part started"),
         ("covisit_users_forgotten", GAUGE, "Viewers whose newest items were evicted, since the part started"),

@@ -243,8 +243,8 @@ def run(config: Config, stop: Stop) -> None:
             stop.heartbeat.gauge("counters", len(loop.fold.counters))
             stop.heartbeat.gauge("counters_evicted", loop.rows_evicted)
             stop.heartbeat.gauge("contacts", len(loop.fold.operators))
-            stop.heartbeat.gauge("contacts_evicted", loop.fold.operators.contacts_evicted)
-            stop.heartbeat.gauge("viewers_evicted", loop.fold.operators.viewers_evicted)
+            for name, evicted in loop.fold.operators.evicted.items():
+                stop.heartbeat.gauge(f"{name}_evicted", evicted)
             stop.heartbeat.gauge("quarantined", len(loop.fold.quarantined))
             stop.heartbeat.names("quarantined", sorted(loop.fold.quarantined)[:_NAMED])
             stop.heartbeat.gauge("covisit_rows", len(loop.covisits))

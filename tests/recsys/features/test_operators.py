@@ -331,7 +331,7 @@ def test_contacts_are_bounded_and_a_forgotten_viewer_leaves_none() -> None:
         keys_I = FEATURES.item_keys(f"v{n}", {})
         state.engagement(event, keys_I, {"": 1}, counters)
         assert len(state) <= 8
-    assert len(state) == 4 and state.contacts_evicted == 5
+    assert len(state) == 4 and state.evicted["contacts"] == 5
     state.user(User(time_ms=1, user_id="u3", fields={"region": "n1"}))
     again = OperatorState(FEATURES)
     again.restore(state.pack())
@@ -340,7 +340,7 @@ def test_contacts_are_bounded_and_a_forgotten_viewer_leaves_none() -> None:
         before = len(one)
         one.forget("u3")
         assert len(one) == before - 1 and not one._viewers
-    assert state.contacts_evicted == again.contacts_evicted == 5
+    assert state.evicted["contacts"] == again.evicted["contacts"] == 5
 
 
 def test_newest_events_and_different_members_do_not_depend_on_the_order_of_viewers() -> None:
@@ -414,11 +414,15 @@ def test_who_must_not_be_profiled_counts_for_no_field_of_users(way: str) -> None
 def test_fields_of_viewers_are_bounded_and_what_goes_is_counted(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("recsys.features.operator_state.VIEWERS", 3)
+    for name in ("VIEWERS", "REQUESTS"):
+        monkeypatch.setattr(f"recsys.features.operator_state.{name}", 3)
     state = OperatorState(FEATURES)
     for n in range(5):
+        about: dict[str, Any] = {"request_id": f"r{n}", "user_id": f"u{n}", "items": []}
+        state.impression(Impression(time_ms=n, context={"device": "phone"}, **about))
         state.user(User(time_ms=n, user_id=f"u{n}", fields={"region": "north"}))
-    assert len(state._viewers) == 3 and state.viewers_evicted == 2
+    assert not state.lefts("r1") and state.lefts("r2") and state.evicted["requests"] == 2
+    assert len(state._viewers) == 3 and state.evicted["viewers"] == 2
 
 
 def test_rows_of_a_viewer_are_bounded_and_what_goes_is_counted() -> None:
