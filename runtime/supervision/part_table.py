@@ -14,8 +14,8 @@ from recsys.process.part_process import Stop, write_atomically
 from runtime.supervision.launch_plan import Plan
 from runtime.supervision.supervisor import Part
 
-# Each part's function is imported by name in its own process, so that reading this table is cheap. A name alone
-# is a plug-in.
+# Each part's function is imported by name in its own process, so that reading this table is cheap. A name
+# without a module is a plug-in.
 # A part with a connection to a Ray cluster is bound to it: it ends with that cluster.
 # Parts that learn run at a lower priority than parts that answer requests.
 _NICE: Final = 5
