@@ -54,9 +54,9 @@ class _Packed(msgspec.Struct, omit_defaults=True):
     times: bytes
     wishes: list[tuple[int, str]] = []
     plain: bool = False
-    fields: list[int] = []
-    numbers: list[float] = []
-    lefts: list[tuple[str, list[int]]] = []
+    # Of operators: fields, numbers, lefts. Not one by one: with more than 15 fields a blob has a longer header,
+    # and those of feature sets without operators must keep their digests.
+    operators: tuple[list[int], list[float], list[tuple[str, list[int]]]] | None = None
 
 
 class Session:
@@ -179,6 +179,7 @@ class Session:
     def pack(self) -> bytes:
         """The session as one blob."""
         keys, values, times = self.counters.export()
+        operators = self.fields, self.numbers, list(self.lefts)
         packed = _Packed(
             self.user_id,
             self.offset,
@@ -194,9 +195,7 @@ class Session:
             times.tobytes(),
             list(self.wishes.items()),
             self.plain,
-            self.fields,
-            self.numbers,
-            list(self.lefts),
+            operators if any(operators) else None,
         )
         return _encoder.encode(packed)
 
@@ -221,8 +220,9 @@ class Session:
         session.seen.extend(packed.seen)
         session.hidden.extend(packed.hidden)
         session.wishes, session.plain = dict(packed.wishes), packed.plain
-        session.fields, session.numbers = packed.fields, packed.numbers
-        session.lefts.extend(packed.lefts)
+        if packed.operators is not None:
+            session.fields, session.numbers, lefts = packed.operators
+            session.lefts.extend(lefts)
         values = np.frombuffer(packed.values, np.float32).reshape(-1, session.counters.columns)
         keys = np.frombuffer(packed.keys, np.int64)
         session.counters.set(keys, values, np.frombuffer(packed.times, np.int64))

@@ -20,15 +20,18 @@ from recsys.events.event_types import (
     encode,
     parse,
 )
+from recsys.events.hashing import digest_of
 from recsys.features.feature_builder import FeatureBuilder
 from recsys.features.feature_set import Declared, FeatureSet, Floats, read_block
-from recsys.features.feature_set_file import encode_feature_set
+from recsys.features.feature_set_file import FEED_SCHEMA, encode_feature_set
 from recsys.features.operator_state import OperatorState
 from recsys.features.operators import Derivation, Derived, function_of
 from recsys.features.running_rates import entity_of
 from recsys.features.session import Session
 from replay.feature_replay import FeatureReplay
 from tests.support.operator_app import APP, FEATURES, START_MS, events
+
+NO_ITEMS = np.zeros((0, 1), np.int64)
 
 HOUR_MS = 3_600_000
 HALF_LIVES = {"1h": HOUR_MS, "24h": 24 * HOUR_MS}
@@ -446,6 +449,18 @@ def test_an_event_with_a_value_of_another_type_is_refused_alone() -> None:
     event = parse(about | {"kind": "click", "value": 3})
     assert isinstance(event, Engagement) and event.value == 3.0
     assert b"value" not in encode(parse(about | {"kind": "click"}))  # as older versions wrote it
+
+
+def test_a_session_without_operators_is_packed_as_by_older_versions() -> None:
+    features = FeatureSet(FEED_SCHEMA)
+    session = Session("u", features)
+    session.fold_user(User(time_ms=1, user_id="u", fields={"country": "no", "age": 3}))
+    shown: dict[str, Any] = {"request_id": "r", "user_id": "u"}
+    surface = {"surface": "feed"}
+    session.fold_impression(Impression(time_ms=2, items=[], context=surface, **shown), NO_ITEMS)
+    event = Engagement(time_ms=3, item_id="v", kind="view", watch_ms=9, **shown)
+    session.fold_engagement(event, features.item_keys("v", {"author": "a"}))
+    assert digest_of(session.pack()) == "cf77ce6548372f4ff051a446cfe4ad08"
 
 
 def test_a_feature_set_with_operators_is_read_as_it_was_written() -> None:
