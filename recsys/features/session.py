@@ -54,7 +54,7 @@ class _Packed(msgspec.Struct, omit_defaults=True):
     times: bytes
     wishes: list[tuple[int, str]] = []
     plain: bool = False
-    # Of operators: fields, numbers, lefts. Not one by one: with more than 15 fields a blob has a longer header,
+    # Of operators: fields, numbers, lefts. Together: with more than 15 fields a blob has a longer header,
     # and those of feature sets without operators must keep their digests.
     operators: tuple[list[int], list[float], list[tuple[str, list[int]]]] | None = None
 
