@@ -103,8 +103,9 @@ class FeatureBuilder:
             user, history, outcomes = base.user_U, base.history_TH, base.outcomes_TO
         dense = np.zeros((len(candidates), self.dense_width), np.float32)
         if dense.size:
-            keys = self.features.left_keys(session.fields, context)
-            named = dict(zip(self.features.lefts, keys, strict=True))
+            lefts = self.features.lefts
+            keys = self.features.left_keys(session.fields, context) if lefts else ()
+            named = dict(zip(lefts, keys, strict=True))
             self._fill_dense(dense, session, user, items_NI, counters, now_ms, named)
             if self.features.declared.numbers:
                 dense[:, self._fields_of("user")] = session.numbers or 0.0

@@ -50,6 +50,7 @@ class ItemCounters:
         self._changed: set[int] = set()
         self._kinds = features.engagement_kinds
         self.operators = OperatorState(features)
+        self._tracks = bool(features.tracked or features.distinct)
         self._profile_slot = features.slot("profile")
         self._crossed_columns = {
             CONTEXT: crossed_columns(features, CONTEXT),
@@ -175,7 +176,7 @@ class ItemCounters:
         lefts = self.operators.lefts(engagement.request_id)
         added = np.float32(sign) * added
         self._add(keys_I, context, segment, added, engagement.time_ms, lefts)
-        if sign > 0:
+        if sign > 0 and self._tracks:
             halves = {"": GLOBAL, CONTEXT: context, PROFILE: segment} | lefts
             changed = self.operators.engagement(engagement, keys_I, halves, self.counters)
             self._changed.update(changed)

@@ -26,6 +26,7 @@ WISHES: Final = 500
 NOBODY: Final = ""  # user id of a session without a profile: it has no row of its own
 PLAIN: Final = -1  # in place of a context: the list was made without a profile
 PLAIN_LIST: Final = "plain-"  # beginning of the id of a request that asked for such a list
+_USER: Final = np.array([USER], np.int64)
 _RECENCY_MS: Final = 3_600_000.0
 
 
@@ -122,9 +123,10 @@ class Session:
             self.lefts.append((impression.request_id, list(lefts)))
         self.last_ms = max(self.last_ms, impression.time_ms)
         if self.features.schema.shown_by == "impression":
-            halves = self._halves(impression.request_id, context)
+            own_keys = self._own_keys(self._halves(impression.request_id, context))
+            shown = amounts(self.features.kinds, "shown")
             for keys_I in items_NI:
-                self._count(keys_I, halves, self._shown, impression.time_ms)
+                self._count(keys_I, own_keys, shown, impression.time_ms)
                 self._enter(impression.request_id, keys_I, impression.time_ms, "")
 
     def fold_engagement(self, engagement: Engagement, keys_I: Keys) -> None:
@@ -144,10 +146,11 @@ class Session:
                 self.hidden.append(int(keys_I[0]))
             return
         halves = self._halves(engagement.request_id, context)
+        own_keys = self._own_keys(halves)
         if self.features.schema.shows(kind):
-            self._count(keys_I, halves, self._shown, now_ms)
+            self._count(keys_I, own_keys, amounts(self.features.kinds, "shown"), now_ms)
         if kind in self.features.engagement_kinds:
-            self._count(keys_I, halves, self.features.amounts(engagement), now_ms)
+            self._count(keys_I, own_keys, self.features.amounts(engagement), now_ms)
             self._track(engagement, keys_I, halves)
         entry = self._enter(engagement.request_id, keys_I, now_ms, kind)
         if entry is not None and kind in self.features.schema.labels:
@@ -228,32 +231,33 @@ class Session:
         session.counters.set(keys, values, np.frombuffer(packed.times, np.int64))
         return session
 
-    @property
-    def _shown(self) -> Floats:
-        return amounts(self.features.kinds, "shown")
-
     def _halves(self, request_id: str, context: int) -> dict[str, int]:
         """Other halves of the viewer's entities in a request, by name; that of all under ""."""
-        lefts = next((keys for r, keys in reversed(self.lefts) if r == request_id), ())
-        named = zip(self.features.lefts, lefts, strict=False)
-        return {"": USER, CONTEXT: context} | {name: key for name, key in named if key}
+        halves = {"": USER, CONTEXT: context}
+        if self.features.lefts:
+            lefts = next((keys for r, keys in reversed(self.lefts) if r == request_id), ())
+            halves |= dict(zip(self.features.lefts, lefts, strict=False))
+        return halves
 
-    def _count(self, keys_I: Keys, halves: Mapping[str, int], added: Floats, now_ms: int) -> None:
-        own = [key for name, key in halves.items() if key and name in self.features.own_lefts]
-        keys = dict.fromkeys((*own, *self.features.counted_keys(keys_I)))
-        self.counters.add(keys, added, now_ms)
+    def _own_keys(self, halves: Mapping[str, int]) -> tuple[int, ...]:
+        """Keys of the viewer's entities without an item, each once."""
+        own = self.features.own_lefts
+        return tuple(dict.fromkeys(key for name, key in halves.items() if key and name in own))
+
+    def _count(self, keys_I: Keys, own_keys: tuple[int, ...], added: Floats, now_ms: int) -> None:
+        self.counters.add((*own_keys, *self.features.counted_keys(keys_I)), added, now_ms)
         limit = COUNTER_ROWS * self.features.own_rows
         if len(self.counters) > 2 * limit:
             self.evicted += self.counters.keep_newest(limit)
 
     def _track(self, event: Engagement, keys_I: Keys, halves: Mapping[str, int]) -> None:
         """Replaces the newest events of the viewer's entities, and counts new values of item fields."""
-        now_ms, user = event.time_ms, np.array([USER], np.int64)
+        now_ms = event.time_ms
         for keys in self.features.tracked.get((event.kind, True), ()):
             self.counters.touch(keys.of(keys_I, halves), now_ms, bounded(event.value))
         for column, members in self.features.distinct.get((event.kind, True), ()):
             for before in self.counters.touch(members.of(keys_I, halves), now_ms):
-                self.counters.add_distinct(user, column, np.array([before]), now_ms)
+                self.counters.add_distinct(_USER, column, np.array([before]), now_ms)
 
     def _enter(self, request_id: str, keys_I: Keys, now_ms: int, kind: str) -> Entry | None:
         """The history entry of an item in a request, a new one if need be; None if neither one exists nor the
