@@ -80,6 +80,9 @@ def _rows(file: Path) -> Iterator[bytes]:
             for name in _JSON:
                 if isinstance(text := present.get(name), str):
                     present[name] = msgspec.Raw(text.encode())
+            number = present.get("value")  # a number of an engagement, an id of a preference
+            if present.get("type") == "engagement" and isinstance(number, str):
+                present["value"] = msgspec.Raw(number.encode())
             yield msgspec.json.encode(present)
 
 

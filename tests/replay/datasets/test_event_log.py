@@ -5,6 +5,7 @@ import gzip
 import json
 from pathlib import Path
 
+import msgspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -168,7 +169,7 @@ def test_missing_ambiguous_and_cut_files(tmp_path: Path) -> None:
 
 
 COLUMNS = ("type", "time_ms", "item_id", "user_id", "fields", "request_id", "items", "context", "kind",
-           "watch_ms")  # fmt: skip
+           "watch_ms", "value")  # fmt: skip
 
 
 def as_table(folder: Path, ending: str, *events: dict, nested: bool = False) -> Path:
@@ -216,6 +217,25 @@ def test_ids_of_a_csv_file_are_texts_whatever_their_block_holds(tmp_path: Path) 
     read = list(open_dataset(as_table(tmp_path, ".csv", *events)).events())
     assert [event.item_id for event in read] == ["007", "x"]
     assert [event.watch_ms for event in read] == [None, None]
+
+
+@pytest.mark.parametrize("ending", [".parquet", ".csv"])
+def test_tables_hold_values_of_engagements(tmp_path: Path, ending: str) -> None:
+    events = [LONG | {"value": 9.5}, LONG | {"time_ms": LONG["time_ms"] + 1}]
+    read = list(open_dataset(as_table(tmp_path, ending, *events)).events())
+    assert [event.value for event in read if isinstance(event, Engagement)] == [9.5, msgspec.UNSET]
+
+
+def test_a_value_that_is_no_number_is_named(tmp_path: Path) -> None:
+    (tmp_path / "dataset.yaml").write_text("labels: [click]\nwindow_s: 60\n")
+    for text in ("much", '"5"'):
+        row = ["engagement", "5", "u7", "v12", "click", text]
+        with (tmp_path / "events.csv").open("w", newline="") as file:
+            csv.writer(file).writerows(
+                [["type", "time_ms", "user_id", "item_id", "kind", "value"], row]
+            )
+        with pytest.raises(DataError, match=r"events.csv:1: "):
+            list(open_dataset(tmp_path).events())
 
 
 @pytest.mark.parametrize(
