@@ -39,8 +39,9 @@ def run(folder: Path, learn: int) -> dict[str, Any]:
     if not all((folder / name).exists() for name in _TABLES):
         with timed("download"), tempfile.TemporaryDirectory() as scratch:
             make_tables(fetch_wheel(Path(scratch)), folder)
-    with timed("init"):
-        recsys(folder, "init", *_TABLES)
+    if not (folder / "app.yaml").exists():
+        with timed("init"):
+            recsys(folder, "init", *_TABLES)
     with timed("import"):
         recsys(
             folder, "import", "--state", "state", "--learn", str(learn), "--report", "report.json"
