@@ -85,6 +85,8 @@ def _about(
     data: Path, dataset: Dataset, options: ReplayOptions, replayed: ReplayResult
 ) -> dict[str, Any]:
     about = {} if replayed.retrieval is None else {"retrieval": replayed.retrieval}
+    if replayed.function_errors:
+        about["function_errors"] = replayed.function_errors
     return about | {
         "data": dataset.name,
         "folder": data.name,

@@ -9,7 +9,7 @@ from array import array
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import chain
 from pathlib import Path
 from typing import Any, Final, Protocol
@@ -61,6 +61,7 @@ class ReplayResult:
     counts: dict[str, int]
     digest: str
     retrieval: dict[str, Any] | None = None
+    function_errors: dict[str, int] = field(default_factory=dict)  # by column of the app's functions
 
 
 class Probe(Protocol):
@@ -262,6 +263,7 @@ def replay_with(
         dict(counts),
         digest(),
         None if probe is None else probe.report(),
+        dict(player.pipeline.builder.derivation.errors),
     )
 
 

@@ -17,13 +17,14 @@ from recsys.app.feature_checks import faults
 from recsys.config.system_config import Config
 from recsys.events.event_types import Event, Impression, User
 from recsys.events.field_schema import NUMERIC
-from recsys.features.feature_set import Declared, FeatureSet, read_block
+from recsys.features.feature_set import Declared, FeatureSet, Floats, read_block
 from recsys.features.feature_set_file import FEED_SCHEMA, feature_set, write_feature_set
 from recsys.features.operators import Derived
 from recsys.process.open_log import open_log
 from replay.answer_check import EQUAL, AnswerChecker
 from replay.datasets.open_dataset import open_dataset
 from replay.player import Player
+from replay.replay_report import _about
 from replay.replay_run import ReplayOptions, replay_data
 from runtime.jobs.archive_jobs import audit_features
 from tests.support.operator_app import APP, START_MS, events, past
@@ -122,4 +123,20 @@ def test_a_log_is_replayed_the_same_twice(tmp_path: Path) -> None:
     options = ReplayOptions(step_examples=16, step_every_s=20.0)
     once, again = (replay_data(open_dataset(tmp_path, APP), options) for _ in range(2))
     assert once.digest == again.digest and once.steps > 5
-    assert len(once.predictions.item_id) == 180
+    assert len(once.predictions.item_id) == 180 and once.function_errors == {}
+
+
+def test_a_replay_reports_calls_of_functions_that_failed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def match(*values: Floats) -> Floats:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr("tests.support.operator_app.match", match)
+    lines = [json.dumps(msgspec.to_builtins(event)) for event in events(20)]
+    (tmp_path / "events.jsonl").write_text("\n".join(lines) + "\n")
+    dataset, options = open_dataset(tmp_path, APP), ReplayOptions(step_examples=16)
+    replayed = replay_data(dataset, options)
+    assert replayed.function_errors == {"match": 20}
+    about = _about(tmp_path, dataset, options, replayed)
+    assert about["function_errors"] == {"match": 20}
