@@ -40,6 +40,7 @@ cell.style.cssText = arguments[0];
 feed.replaceChildren(cell);
 tracker.observe(cell, { list: { request_id: 'r1', token: 't1' }, itemId: arguments[1] });
 """
+SENT = "return tracker.flush().then(() => tracker.stats.waiting === 0)"
 PAGES, LISTS = 20, 5  # 100 items each
 
 
@@ -226,8 +227,15 @@ class TrackedVisits:
         self.browser.replace_window()
 
     def lose_the_server(self) -> None:
+        """It commits events, and ends before the page hears of it: they come again to a server that has
+        forgotten their ids."""
+        self.browser.wait(SENT, 20)  # else the repeats of an older batch are all that comes
+        ends = self.replica.ends()
+        self.browser.run("window.losesAnswers = true")
         self.show(0, 1)
+        wait(lambda: self.replica.engagements(ends), "events are committed", 20)
         self.replica.kill()
+        self.browser.run("window.losesAnswers = false")
         self.show(2, 3)
         self.replica.start()
         self.show(4)
@@ -259,7 +267,7 @@ def test_no_view_of_10_000_is_lost(browser: Browser, site: TrackerSite, tmp_path
             visits.open(LISTS)
             kinds[page % len(kinds)]()
         visits.open(0)
-        browser.wait("return tracker.flush().then(() => tracker.stats.waiting === 0)", 20)
+        browser.wait(SENT, 20)
         took_s = time.monotonic() - began_s
         stats = browser.run("return tracker.stats")
     finally:
@@ -271,8 +279,10 @@ def test_no_view_of_10_000_is_lost(browser: Browser, site: TrackerSite, tmp_path
         json.dumps({"views": len(visits.shown), "s": round(took_s, 1), "log": len(events), **stats})
     )
     assert len(visits.shown) == len(set(visits.shown)) == 100 * PAGES * LISTS == 10_000
-    assert set(visits.shown) - set(counted) == set(), "views are lost"
+    lost = set(visits.shown) - set(counted)
+    screens = {each // 100 for each, view in enumerate(visits.shown) if view in lost}
+    assert not lost, f"{len(lost)} views are lost, of the screens {sorted(screens)}"
     assert set(counted) - set(visits.shown) == set(), "views are invented"
-    assert len(distinct) == replica.folded_events("u1") == 10_000
+    assert len(distinct) == replica.folded_events("u1") == 10_000 < len(events)
     assert all(event.attributed and event.kind == "view" for event in events)
     assert stats["dropped"] == stats["rejected"] == 0

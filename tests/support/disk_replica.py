@@ -2,6 +2,7 @@
 
 import multiprocessing
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -72,13 +73,17 @@ class DiskReplica:
             assert time.monotonic() < until, "the replica isn't ready in time"
             time.sleep(0.05)
 
-    def engagements(self) -> list[Engagement]:
-        """All engagements on the log, copies included."""
+    def ends(self) -> list[int]:
+        """Next offset of each partition of events."""
+        return [self.log.end(EVENTS, p) for p in range(self.log.partitions(EVENTS))]
+
+    def engagements(self, offsets: Sequence[int] = ()) -> list[Engagement]:
+        """All engagements on the log from these offsets on, copies included."""
+        starts = offsets or [0] * self.log.partitions(EVENTS)
         records = [
-            record
-            for p in range(self.log.partitions(EVENTS))
-            for record in self.log.read(EVENTS, p, 0, 1_000_000)
-        ]
+            record for p, start in enumerate(starts)
+            for record in self.log.read(EVENTS, p, start, 1_000_000)
+        ]  # fmt: skip
         events = [decode(record.value) for record in records]
         return [event for event in events if isinstance(event, Engagement)]
 

@@ -22,7 +22,14 @@ body { margin: 0 }
 _TRACKER = """<script type="module">
 import { Client, Tracker } from "/dist/index.js";
 const given = new URLSearchParams(location.search);
-const client = new Client({ url: given.get("api"), key: given.get("token"), timeoutMs: 3000 });
+/** Answers to events are lost on the way while `window.losesAnswers`. */
+const lossy = async (url, init) => {
+  const answer = await fetch(url, init);
+  if (window.losesAnswers && url.endsWith("/v1/events")) throw new TypeError("the connection broke");
+  return answer;
+};
+const [api, key] = [given.get("api"), given.get("token")];
+const client = new Client({ url: api, key, timeoutMs: 3000, fetch: lossy });
 const feed = document.getElementById("feed");
 const backoff = { firstMs: 100, longestMs: 500 };
 const tracker = new Tracker({

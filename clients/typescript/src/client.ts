@@ -17,7 +17,8 @@ const MAX_PREFERENCES = 100;
 const MAX_BYTES = 900_000;
 const MAX_TOKENS = 1_000; // of the newest lists
 const LONGEST_ASKED_MS = 60_000; // the wait for a daily quota can be hours: the caller decides
-const SKEW_MS = 2_000; // the server's Date has whole seconds, and an answer takes a while
+const SKEW_MS = 2_000; // the server's Date has whole seconds
+const QUICK_MS = 1_000; // the Date of a slower answer says little about the time at which it arrives
 
 /** API key or user token; a function is asked before each call, so that it can renew a token. */
 export type Key = string | (() => string | undefined | Promise<string | undefined>);
@@ -214,8 +215,9 @@ export class Client {
       const init: RequestInit = { method, headers, signal: controller.signal, cache: "no-store" };
       if (call.body !== undefined) init.body = JSON.stringify(call.body);
       if (call.keepalive) init.keepalive = true;
+      const sentMs = this.#clock();
       const response = await this.#fetch((this.#options.url ?? "").replace(/\/$/, "") + path, init);
-      this.#readClock(response.headers.get("date"));
+      if (this.#clock() - sentMs < QUICK_MS) this.#readClock(response.headers.get("date"));
       const text = await response.text();
       if (!response.ok) {
         throw new ApiError(method, path, response.status, text, retryAfterMs(response.headers.get("retry-after")));

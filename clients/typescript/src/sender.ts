@@ -38,6 +38,7 @@ export class Sender {
   #leavingBytes = 0;
   #maxCount: number;
   #failures = 0;
+  #failure: unknown = null;
   #timer: unknown = null;
   #isSending = false;
   #isClosed = false;
@@ -55,6 +56,11 @@ export class Sender {
   /** Whether the last call failed. */
   get isFailing(): boolean {
     return this.#failures > 0;
+  }
+
+  /** Why the last call failed; null if it didn't. */
+  get failure(): string | null {
+    return this.isFailing ? String(this.#failure) : null;
   }
 
   /** Queues an event; it goes out with the next batch. */
@@ -174,6 +180,7 @@ export class Sender {
       return 0;
     }
     this.#failures += 1;
+    this.#failure = error;
     const asked = error instanceof ApiError ? error.retryAfterMs : 0;
     return waitMs(this.#failures, this.#options.random(), asked, this.#options.backoff);
   }

@@ -54,7 +54,8 @@ export interface TrackerStats {
   rejected: number;
   dropped: number;
   unstored: number;
-  isFailing: boolean;
+  /** Why the last call failed; null if it didn't. */
+  failure: string | null;
 }
 
 const THRESHOLDS = Array.from({ length: 21 }, (_, i) => i / 20); // an element taller than the screen needs small steps
@@ -97,9 +98,9 @@ export class Tracker {
   }
 
   get stats(): TrackerStats {
-    const { accepted, rejected, isFailing } = this.#sender;
+    const { accepted, rejected, failure } = this.#sender;
     const { size: waiting, dropped, unstored } = this.#queue;
-    return { waiting, accepted, rejected, dropped, unstored, isFailing };
+    return { waiting, accepted, rejected, dropped, unstored, failure };
   }
 
   /** Measures the views of an element that shows an item. */

@@ -172,6 +172,11 @@ test("a wrong clock is set by the server's, since that refuses events from the f
   assert.equal(client.now(), NOW_MS, "a second is no error");
   await client.status();
   assert.equal(client.now(), NOW_MS);
+  let nowMs = NOW_MS;
+  const slow = server.client({ now: () => (nowMs += 5_000) });
+  server.answers = [dateOf(NOW_MS - 60_000)];
+  await slow.status();
+  assert.equal(slow.now(), nowMs, "the date of a slow answer is old");
 });
 
 test("readiness is a plain answer, and an answer that isn't JSON is an error", async () => {
