@@ -29,6 +29,11 @@ FIELD_KINDS: Final = {
     "time": "",  # of items: read by ``age`` only
 }
 
+# Rates of learning from clicks without lists: an item's popularity changes faster than its row should learn,
+# and such streams are small (docs/decisions/clicks-become-lists.md).
+CLICK_ROW_RATE: Final = 0.001
+CLICK_DENSE_RATE: Final = 0.001
+
 _SHOWN_BY: Final = {BY_VIEW: "view", BY_LIST: "impression", BY_CLICK: "click"}
 
 
@@ -118,7 +123,7 @@ class App:
         return FeatureSet(self.schema, kind, self.history, replace(self.features, values=values))
 
     def config(self, base: Config) -> Config:
-        """A system's configuration for the app: its window, its objective and its sources."""
+        """A system's configuration for the app: its window, objective and sources, and rates of learning."""
         weights = {
             kind: event.weight if event.label == "positive" else -event.weight
             for kind, event in self.events.items()
@@ -135,7 +140,10 @@ class App:
         sessions = replace(base.sessions, history=self.history)
         if self.repeats:
             sessions = replace(sessions, seen=1)
-        return replace(base, policy=policy, join=join, sessions=sessions)
+        model = base.model
+        if self.shown == BY_CLICK:
+            model = replace(model, row_rate=CLICK_ROW_RATE, dense_rate=CLICK_DENSE_RATE)
+        return replace(base, policy=policy, join=join, sessions=sessions, model=model)
 
     @property
     def digest(self) -> str:

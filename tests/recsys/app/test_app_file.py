@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from recsys.app.app_file import app_of, read_app
-from recsys.app.definition import App, EventKind, Field
+from recsys.app.definition import CLICK_DENSE_RATE, CLICK_ROW_RATE, App, EventKind, Field
 from recsys.config.policy_config import SOURCES, WATCH
 from recsys.config.system_config import Config
 from recsys.config.yaml_with_lines import YamlError
@@ -398,6 +398,11 @@ def test_a_system_takes_window_history_and_sources() -> None:
     assert config.sessions.history == 7 and config.policy.sources == {"popular": 9}
     assert config.sessions.seen < Config().sessions.seen
     assert app_of("{}").config(Config()).policy.sources == Config().policy.sources
+    again = app_of("repeats: true").config(Config()).policy.sources
+    assert again == Config().policy.sources | {"again": 20}
+    rates = app_of("shown: clicks").config(Config()).model
+    assert rates == replace(Config().model, row_rate=CLICK_ROW_RATE, dense_rate=CLICK_DENSE_RATE)
+    assert app_of("{}").config(Config()).model == Config().model
 
 
 def test_each_part_of_a_definition_changes_its_digest() -> None:
@@ -423,4 +428,6 @@ def test_features_of_older_systems_keep_their_digest() -> None:
     }
     for name, expected in digests.items():
         app = read_app(ROOT / "examples" / name / "app.yaml")
+        older = replace(app.features, trend=False, visit_s=0.0, last=())
+        app = replace(app, features=older)
         assert (app.digest, app.feature_set().digest) == expected
