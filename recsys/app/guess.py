@@ -71,8 +71,6 @@ def guess(name: str, samples: Mapping[str, Columns], given: Mapping[str, str]) -
             rows += labels
         elif part := next((part for part in ("item", "user") if part in roles), ""):
             kinds = {n: _kind_of(v) for n, v in columns.items() if n != roles[part]}
-            if part == "user":  # whose numbers aren't read
-                kinds = {n: "" if kind == "number" else kind for n, kind in kinds.items()}
             out.definition["fields"][part] = {_clean(n): kind for n, kind in kinds.items() if kind}
             units = [_unit(columns[n]) for n, kind in kinds.items() if kind == "time"]
             named = {_clean(n): n for n in kinds}
@@ -90,14 +88,23 @@ def guess(name: str, samples: Mapping[str, Columns], given: Mapping[str, str]) -
     rates = ["all", "item", "user", *groups, *(f"user×{group}" for group in groups)]
     rates += ["user×item"] if out.definition["repeats"] else []
     times = [name for name, kind in fields.items() if kind == "time"]
-    ages = {"age": times[0]} if times else {}
+    features: dict[str, Any] = {"half_lives": half_lives, "rates": rates, "near": True}
+    features |= {"age": times[0]} if times else {}
+    positive = [kind for kind, label in events.items() if "positive" in str(label)]
     is_list = tables["interactions"].labels or tables["interactions"].shown
+    if not is_list:
+        features |= {"trend": True, "visit": "30m"}
+    users = out.definition["fields"].get("user", {}).items()
+    if numbers := [f"user.{name}" for name, kind in users if kind == "number"]:
+        features["numbers"] = numbers
+    if out.definition["repeats"] and positive:
+        features["last"] = {positive[0]: ["user×item"]}
     out.definition |= {
         "groups": groups,
         "shown": "list" if is_list else "clicks",
         "window": "60s",
-        "history": {"of": [k for k, x in events.items() if "positive" in str(x)], "length": 50},
-        "features": {"half_lives": half_lives, "rates": rates, "near": True, **ages},
+        "history": {"of": positive, "length": 50},
+        "features": features,
         "files": {kind: msgspec.to_builtins(table) for kind, table in tables.items()},
     }
     return out

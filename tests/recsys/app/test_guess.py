@@ -42,6 +42,7 @@ def test_ratings_become_likes_from_four_fifths_of_the_scale_on(tmp_path: Path) -
     assert (table.rating, table.at_least) == ("rating", 4.0)
     assert app.labels == ("like",) and app.events["rate"].label == ""
     assert app.shown == "clicks" and not app.repeats
+    assert app.features.trend and app.features.visit_s == 1800.0 and not app.features.last
     assert app.features.half_lives_h == (47.0, 466.0)  # of 97 days
     _, ten = read(tmp_path, {"ratings.csv": ratings(10)})
     assert ten.interactions.at_least == 8.0
@@ -110,7 +111,7 @@ def test_items_and_users_have_fields_by_their_values(tmp_path: Path) -> None:
     assert kinds == {"genres": "list", "brand": "category", "price": "number",
                      "published_at": "time", "photo": "vector"}  # fmt: skip
     assert app.fields["item"]["photo"].length == 3 and app.features.age_field == "published_at"
-    assert set(app.fields["user"]) == {"country"}  # numbers of users aren't read
+    assert set(app.fields["user"]) == {"age", "country"} and app.features.numbers == ("user.age",)
     assert files.items is not None and files.items.fields["title"] == "title"
     assert files.users is not None and set(files.users.fields) == {"age", "country"}
     assert app.groups == ("genres", "brand") and "user×brand" in app.features.entities
@@ -118,7 +119,8 @@ def test_items_and_users_have_fields_by_their_values(tmp_path: Path) -> None:
 
 def test_viewers_who_come_back_to_items_are_noticed(tmp_path: Path) -> None:
     columns = {"user": list("aabb"), "item": list("xxyy")}
-    assert read(tmp_path, {"log.csv": columns})[0].repeats
+    app, _ = read(tmp_path, {"log.csv": columns})
+    assert app.repeats and app.features.last == (("click", "user×item"),)
 
 
 def test_columns_without_telling_names_can_be_named(tmp_path: Path) -> None:
