@@ -80,7 +80,8 @@ class MappedFiles:
     ) -> None:
         self.app, self._files, self._paths = app, files, list(paths)
         self._latest_ms, self._refuse, self._progress = now_ms + _AHEAD_MS, refuse, progress
-        self._scratch = tempfile.TemporaryDirectory(dir=scratch, prefix="rows-")
+        self._temporary = None if scratch else tempfile.TemporaryDirectory(prefix="rows-")
+        self._scratch = scratch or Path(self._temporary.name if self._temporary else "")
         self.name, self.utc_offset_h = app.name, 0.0
         self.window_s, self.all_shown = app.window_s, app.all_shown
         self.rows: Counter[str] = Counter()  # by kind of table
@@ -143,7 +144,7 @@ class MappedFiles:
     @cached_property
     def _scan(self) -> "tuple[_Spill, _Spill]":
         """Events of items and users, and of interactions. Raises DataError if there are none."""
-        folder = Path(self._scratch.name)
+        folder = self._scratch
         spills = _Spill(folder / "state.parquet"), _Spill(folder / "rows.parquet")
         for path in self._paths:
             for block in self._progress(read_blocks(path), path):

@@ -2,6 +2,7 @@
 
 import csv
 import os
+import shutil
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, closing
@@ -9,6 +10,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from importlib.util import find_spec
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Annotated, Any, Final
 
 from rich.console import Console
@@ -33,6 +35,7 @@ from runtime.supervision.run_file import AlreadyRuns, holder, lock
 
 Files = Annotated[list[Path], Argument(help="CSV, Parquet or JSON Lines files.")]
 _SAMPLE: Final = 200  # rows of each block that are looked at
+_SCRATCH: Final = "rows-"  # beginning of the names of scratch folders
 _PROBE: Final = "benchmarks.studies.quality.retrieval_recall:probe_for"
 
 
@@ -68,12 +71,12 @@ def init(
 
 
 def _sample(file: Path) -> dict[str, list[Any]]:
-    """Some rows of each block, by column."""
+    """The first rows and some of each later block, by column."""
     sample: dict[str, list[Any]] = {}
     rows = 0
     for block in _with_bar(read_blocks(file), file):
+        step = max(1, len(block.lines) // _SAMPLE) if rows else 1
         rows += len(block.lines)
-        step = max(1, len(block.lines) // _SAMPLE)
         for name, values in block.columns.items():
             sample.setdefault(name, []).extend(values[::step])
     if not rows:
@@ -107,6 +110,9 @@ def import_(
         if user := holder(settings.state):
             raise ValueError(f"{user} uses {settings.state}: end it first (recsys down --state)")
         stack.enter_context(lock(settings.state))
+        for left in Path(settings.state).glob(f"{_SCRATCH}*"):  # by a killed import
+            shutil.rmtree(left)
+        scratch = stack.enter_context(TemporaryDirectory(dir=settings.state, prefix=_SCRATCH))
         rows = csv.writer(stack.enter_context(refused.open("w", encoding="utf-8", newline="")))
         rows.writerow(("file", "line", "reason", "value", "row"))
 
@@ -114,7 +120,7 @@ def import_(
             rows.writerow((file, *bad))
 
         dataset = MappedFiles(
-            definition, tables, paths, now_ms=wall_ms(), scratch=Path(settings.state),
+            definition, tables, paths, now_ms=wall_ms(), scratch=Path(scratch),
             refuse=refuse, progress=_with_bar,
         )  # fmt: skip
         dataset.times_ms  # noqa: B018  # reads all files: nothing is written before

@@ -82,9 +82,10 @@ def test_import_reports_and_names_refused_rows(folder: Path) -> None:
 def test_nothing_is_written_where_the_files_or_the_system_do_not_fit(folder: Path) -> None:
     recsys("init", "ratings.csv", "items.jsonl")
     (folder / "ratings.csv").write_text("userId,itemId\n")
+    (folder / "state/rows-killed").mkdir(parents=True)
     result = recsys("import", "--state", "state")
     assert result.exit_code == 2 and "no row of the files is usable" in result.output
-    assert not (folder / "state/log").exists() and not (folder / "state/app.yaml").exists()
+    assert [file.name for file in (folder / "state").iterdir()] == ["run"]
     result = recsys("import", "nothing.csv", "--state", "state")
     assert result.exit_code == 2 and "there is no file nothing.csv" in result.output
     with run_file.lock("state"):
