@@ -13,6 +13,7 @@ from typing import Any, Final
 import pyarrow.compute as pc
 
 from experiments.assignment.policy import Policies, Policy
+from recsys.app.logged_sets import logged_set
 from recsys.config.system_config import Config
 from recsys.events.event_types import Impression
 from recsys.events.hashing import Id
@@ -65,7 +66,8 @@ class AnswerCheck:
 
 
 class AnswerChecker:
-    """Checks answers of one log; fastest in the order in which they were given.
+    """Checks answers of one log; fastest in the order in which they were given. ``features``: the set of the
+    state folder's file; answers of sets taken up since are checked with theirs.
 
     Policies are read once: for a log that still grows, use a new checker.
     """
@@ -73,9 +75,9 @@ class AnswerChecker:
     def __init__(self, log: Log, config: Config, features: FeatureSet) -> None:
         self._log, self._config = log, config
         self._archive = Path(config.state) / "archive"
-        self._labels = features.schema.labels
-        self._replica = ReconstructedReplica(log, config, features)
-        self._sessions = ReconstructedSessions(log, config, features, self._archived_records)
+        self._first, self._labels = features, features.schema.labels
+        self._by_set: dict[str, tuple[ReconstructedReplica, ReconstructedSessions]] = {}
+        self._replica, self._sessions = self._state_of(features.digest)
         self._policies: list[Policies] | None = None
 
     @property
@@ -123,6 +125,17 @@ class AnswerChecker:
             "is wrong, retention has dropped it before it was archived, or its user was forgotten"
         )
 
+    def _state_of(self, digest: str) -> tuple[ReconstructedReplica, ReconstructedSessions]:
+        """Reconstruction with a logged feature set."""
+        if digest not in self._by_set:
+            log, config, first = self._log, self._config, self._first
+            features = logged_set(log, first, digest)
+            self._by_set[digest] = (
+                ReconstructedReplica(log, config, features, first),
+                ReconstructedSessions(log, config, features, self._archived_records),
+            )
+        return self._by_set[digest]
+
     def _recompute(self, check: AnswerCheck, impression: Impression, explain: bool = False) -> None:
         stamp, asked = impression.stamp, impression.asked
         if stamp is None or asked is None:
@@ -134,6 +147,8 @@ class AnswerChecker:
                 f"the answer was made with other safety rules (digest {asked.safety or 'of none'!r}): set "
                 "safety.rules as they were"
             )
+        if impression.features is not None:
+            self._replica, self._sessions = self._state_of(impression.features.feature_set)
         if self._policies is None:
             self._policies = list(known_policies(self._log, self._config, self._labels))
         check.policy = policy_of(self._policies, impression.user_id, stamp)

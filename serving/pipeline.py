@@ -199,7 +199,8 @@ class Pipeline:
         if replica.step == 0:
             return self._rank_by_popularity(query, candidates)
         try:
-            predictions_NL = probabilities(replica.model, replica.rows, [candidates.features])
+            read = replica.read(candidates.features)
+            predictions_NL = probabilities(replica.model, replica.rows, [read])
             # Logged even if they are not numbers: they tell a broken model from a late one.
             candidates = replace(candidates, predictions_NL=predictions_NL)
             if not _has_numbers(predictions_NL) and candidates.sources:
@@ -210,13 +211,13 @@ class Pipeline:
         return candidates.scored(self.score(predictions_NL, query.policy))
 
     def _rank_list(self, query: Query, candidates: Candidates) -> Candidates:
-        predictions_NL = candidates.predictions_NL
-        if not self.replica.features.compared or not _has_numbers(predictions_NL):
+        predictions_NL, replica = candidates.predictions_NL, self.replica
+        if not replica.model.features.compared or not _has_numbers(predictions_NL):
             return candidates
         best = np.argsort(-candidates.scores_N, kind="stable")[: query.request.n]
-        listed = self._listed(candidates.features, best)
+        listed = replica.read(self._listed(candidates.features, best))
         predictions_NL = predictions_NL.copy()
-        predictions_NL[best] = probabilities(self.replica.model, self.replica.rows, [listed])
+        predictions_NL[best] = probabilities(replica.model, replica.rows, [listed])
         candidates = replace(candidates, predictions_NL=predictions_NL)
         return candidates.scored(self.score(predictions_NL, query.policy))
 
@@ -353,7 +354,7 @@ class Pipeline:
             if not ranked:
                 return np.zeros(len(indices_R))
             features = self._features(query, indices_R, counters=counters)
-            listed = self._listed(features, np.arange(len(indices_R)))
+            listed = replica.read(self._listed(features, np.arange(len(indices_R))))
             predictions = probabilities(replica.model, replica.rows, [listed])
             return self.score(predictions, query.policy)
 

@@ -16,6 +16,7 @@ from typing import Any, Final
 
 import msgspec
 
+from recsys.app.set_loops import SetsInUse
 from recsys.clock import wall_ms
 from recsys.config.system_config import Config
 from recsys.events.event_types import ENGAGEMENT_KINDS, encode
@@ -76,11 +77,15 @@ class Service:
         traces a sample of the requests."""
         self.traces = traces
         self.config, self.log, self.now_ms, self.shards = config, log, now_ms, shards
+        first = feature_set(config)
+        in_use = SetsInUse.of(log, first)
+        self.features = in_use.answers
+        if name := in_use.name(self.features):
+            sessions = sessions.of_set(name)
         self.sessions = TimedSessionReader(sessions)
-        self.features = feature_set(config)
         self.replica = Replica(self.features, config, 0 if shards is None else len(shards))
         self.pipeline = Pipeline(self.replica)
-        self.reader = StateReader(log, self.replica, config, now_ms, traces=traces)
+        self.reader = StateReader(log, self.replica, config, now_ms, traces=traces, first=first)
         serve = config.serve
         spool = DiskSpool(Path(config.state) / "kept", log.id, int(serve.kept_disk_mb * 2**20))
         is_full = SpaceReader(config.state).is_full
@@ -99,7 +104,7 @@ class Service:
             config, self.writer, sessions, self.reader.freshness, validator, now_ms, traces, is_full
         )
         self.follower = LogFollower(log, self.reader)
-        self.variants = ModelVariants(config, log, self.features, now_ms)
+        self.variants = ModelVariants(config, log, self.features, now_ms, first)
         self.canary = CanaryRouter(self.variants)
         deadline_s, queue_s = serve.deadline_ms / 1000, serve.queue_ms / 1000
         self.admission = Admission(deadline_s, queue_s, serve.max_ongoing)
@@ -341,6 +346,7 @@ class Service:
         fresh = reader.freshness
         return {
             "version": {"line": line, "epoch": epoch, "step": step},
+            "features": {"logged": self.features.digest, "read": replica.model.features.digest},
             "age_ms": self.now_ms() - replica.step_time_ms if replica.step_time_ms else None,
             "items": replica.catalogue.living.count,
             "ready": self.ready,

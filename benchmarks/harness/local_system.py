@@ -18,11 +18,13 @@ from parameter_server.shard.shard import part_of
 from parameter_server.storage.durable_shard import DurableShard, ShardStorage
 from parameter_server.table.dense import Vector
 from parameter_server.table.kernels import warm
+from recsys.app.set_loops import SetLoops
 from recsys.config.system_config import Config, ModelConfig, ServeConfig, StepConfig
 from recsys.events.control_records import Experiments
 from recsys.events.event_types import Item, User, encode
 from recsys.events.hashing import partition_of, uniform
 from recsys.events.records import CONTROL, DELTAS, EVENTS, ITEMS, pack
+from recsys.features.feature_set import FeatureSet
 from recsys.features.feature_set_file import feature_set
 from recsys.log.protocol import Append
 from recsys.model.model import build_model
@@ -34,7 +36,7 @@ from serving.request import Answer, Request
 from serving.retrieval.retrieval_client import RetrievalClient
 from serving.retrieval.retrieval_service import RetrievalService
 from serving.service import Service
-from serving.sessions.counter_loop import CounterLoop
+from serving.sessions.counter_loop import CounterLoop, CounterLoops
 from serving.sessions.session_loop import SessionLoop
 from serving.tracing.swipe_traces import SwipeTraces
 from training.candidates.director import Director
@@ -43,7 +45,7 @@ from training.continual.learner import Learner
 from training.continual.worker import Worker
 from training.joining.join_trace import JoinTrace
 from training.joining.joiner_loop import JoinerLoop
-from training.lines.control import config_now
+from training.lines.control import model_now
 from training.lines.line import MAIN, spec_of
 from training.steps.sequencer_loop import EpochEnd, SequencerLoop
 from training.steps.step_trace import SequenceTrace, trace_step
@@ -87,10 +89,8 @@ class LocalSystem:
         self.features = feature_set(config)
         self.sessions = MemorySessions()
         self.tracer = tracer = open_tracer(config, "all")
-        self.fold = SessionLoop(
-            self.log, self.sessions, self.features, config.sessions.seen, self._clock, tracer
-        )
-        self.counters = CounterLoop(self.log, self.features, None, self._clock)
+        self.fold = SetLoops(self.log, self.features, self._session_loop)
+        self.counters = CounterLoops(self.log, self.features, self._counter_loop)
         joins = JoinTrace(tracer, time.time_ns) if tracer else None
         self.joiner = JoinerLoop(self.log, config, self.features, self._clock, trace=joins)
         cuts = SequenceTrace(tracer, time.time_ns) if tracer else None
@@ -107,11 +107,18 @@ class LocalSystem:
     def _clock(self) -> int:
         return self.now_ms
 
+    def _session_loop(self, name: str, features: FeatureSet) -> SessionLoop:
+        store, seen = self.sessions.of_set(name), self.config.sessions.seen
+        return SessionLoop(self.log, store, features, seen, self._clock, self.tracer, name)
+
+    def _counter_loop(self, name: str, features: FeatureSet) -> CounterLoop:
+        return CounterLoop(self.log, features, None, self._clock, name=name)
+
     def _learn_in(self, epoch: int) -> None:
         """Creates shards and worker of an epoch from its newest snapshot."""
-        config = config_now(self.log, self.config, MAIN, epoch)
+        config, features = model_now(self.log, self.config, self.features, MAIN, epoch)
         parts = range(config.parameter_server.shards)
-        model = build_model(self.features, config.model)
+        model = build_model(features, config.model)
         self._learner, dense = Learner(model), model.read_dense()
         self.epoch = epoch
         self.shards = DurableShards([self._shard(config, part, epoch, dense) for part in parts])

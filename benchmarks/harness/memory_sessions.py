@@ -12,6 +12,15 @@ class MemorySessions:
     def __init__(self) -> None:
         self.blobs: dict[str, bytes] = {}
         self._position: FoldPosition | None = None
+        self._sets: dict[str, MemorySessions] = {}
+
+    def of_set(self, name: str) -> "MemorySessions":
+        """The sessions of another feature set."""
+        return self._sets.setdefault(name, MemorySessions()) if name else self
+
+    def remove(self) -> None:
+        self.blobs.clear()
+        self._position = None
 
     async def get(self, user_id: Id) -> bytes | None:
         return self.blobs.get(str(user_id))

@@ -1,11 +1,12 @@
-"""Model of an epoch: the configured one, with another size if a candidate of that size became live. All parts
-agree on it by the ``control`` topic alone, also after a restart."""
+"""Model of an epoch: the configured one, unless a candidate of another size, or that reads other features,
+became live. All parts agree on it by the ``control`` topic alone, also after a restart."""
 
 from dataclasses import replace
 
 from experiments.promotion.lifecycle import Lifecycle
 from recsys.config.system_config import Config, ModelConfig
 from recsys.events.control_records import ModelSize
+from recsys.features.feature_set import FeatureSet, read_set
 from recsys.model.student_model import MAY_DIFFER, fixed_differences
 
 
@@ -13,6 +14,18 @@ def config_at(config: Config, lifecycle: Lifecycle, line: str, epoch: int = 0) -
     """Configuration with the model of a line in an epoch. ``lifecycle`` must have folded the epoch's live
     record, or the candidate's; otherwise the model is as configured."""
     return with_size(config, lifecycle.size(line, epoch))
+
+
+def features_at(
+    features: FeatureSet, lifecycle: Lifecycle, line: str, epoch: int = 0
+) -> FeatureSet:
+    """Features that the model of a line reads in an epoch. ``features``: of the state folder's file."""
+    return features_of(features, lifecycle.size(line, epoch))
+
+
+def features_of(features: FeatureSet, size: ModelSize | None) -> FeatureSet:
+    """Features that a model of this size reads. ``features``: of the state folder's file."""
+    return read_set(size.features) if size is not None and size.features else features
 
 
 def with_size(config: Config, size: ModelSize | None) -> Config:

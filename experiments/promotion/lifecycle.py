@@ -27,6 +27,7 @@ from recsys.events.control_records import (
     Candidate,
     Control,
     Decision,
+    Definition,
     Live,
     ModelSize,
     Unlearning,
@@ -39,6 +40,7 @@ ARM = "arm"
 ASKED, ASSIGNED, REPLAYING, REPLAYED = "asked", "assigned", "replaying", "replayed"
 DONE, REFUSED = "done", "refused"
 GUARD = "guard"  # kind of a guard, and prefix of its name
+FEATURES = "features"  # kind of a candidate that began as the live line, with other features
 _ACTIVE = (SHADOW, CANARY, TAKING_OVER, TAKING_BACK, ARM)
 _MAX_QUARANTINED = 64  # newest rolled-back lines: their last examples arrive within hours
 _SEED = 0  # changing it reassigns every user of every canary
@@ -76,6 +78,7 @@ class Lifecycle:
     lives: list[Live] = field(default_factory=list)
     rolled_back: list[str] = field(default_factory=list)  # lines, in order
     unlearnings: dict[str, Unlearning] = field(default_factory=dict)  # the newest by id
+    definition: Definition | None = None  # the newest that the system took up
 
     def fold(self, record: Control) -> bool:
         """Adds a record; returns whether anything changed about lines."""
@@ -94,6 +97,8 @@ class Lifecycle:
                 before = self.unlearnings.get(record.id, record)
                 users = record.users or before.users
                 self.unlearnings[record.id] = msgspec.structs.replace(record, users=users)
+            elif isinstance(record, Definition):
+                self.definition = record
             return False
         return True
 

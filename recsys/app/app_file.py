@@ -22,6 +22,7 @@ from recsys.config.yaml_with_lines import YamlError, YamlWithLines
 from recsys.features.feature_set import Declared
 from recsys.features.operators import EXPRESSIONS, FUNCTION, Derived
 
+APP_FILE: Final = "app.yaml"  # in a state folder: the definition of its system
 _UNITS: Final = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0}
 _DURATION: Final = re.compile(r"(\d+(?:\.\d+)?)\s*([smhd])")
 _NAME: Final = re.compile(r"[A-Za-z][\w.-]{0,63}")

@@ -9,11 +9,13 @@ from recsys.events.hashing import Id
 
 
 class ModelSize(msgspec.Struct, frozen=True):
-    """Parameters that may differ between the models of one system: the dimension of feature rows and the
-    ranker's hidden layers. Everything else, item and user vectors too, is as configured (``model``)."""
+    """Parameters that may differ between the models of one system: the dimension of feature rows, the
+    ranker's hidden layers, and the features that it reads. Everything else, item and user vectors too, is as
+    configured (``model``). ``features``: a feature set as JSON; empty: that of the state folder's file."""
 
     dim: Annotated[int, msgspec.Meta(ge=1, le=1024)]
     hidden: tuple[Annotated[int, msgspec.Meta(ge=1, le=65_536)], ...]
+    features: str = ""
 
 
 class Live(msgspec.Struct, frozen=True, kw_only=True, tag="live"):
@@ -56,6 +58,25 @@ class Candidate(msgspec.Struct, frozen=True, kw_only=True, tag="candidate"):
     time_ms: int = 0
     size: ModelSize | None = None
     arm: ArmLine | None = None
+
+
+# Stages of a definition: state of its sets is folded; new replicas answer with it; all do.
+FOLDED, ANSWERS, ALONE = "folded", "answers", "alone"
+
+
+class Definition(msgspec.Struct, frozen=True, kw_only=True, tag="definition"):
+    """A definition of the app that a running system takes up (``recsys app apply``). The feature sets, as
+    JSON: ``reads``, which it declares; ``logged``, which is computed and logged from now on; ``before``,
+    which was until now. ``app``: its text. ``stage``: folded, answers or alone, with which state of the sets
+    before isn't needed any more; a later stage repeats the record."""
+
+    digest: str
+    reads: str
+    logged: str
+    before: str
+    stage: str
+    app: str = ""
+    time_ms: int = 0
 
 
 class Decision(msgspec.Struct, frozen=True, kw_only=True, tag="decision"):
@@ -221,6 +242,7 @@ Control = (
     | Erasure
     | Unlearning
     | Candidate
+    | Definition
     | Decision
     | OperatorRequest
     | Alarm

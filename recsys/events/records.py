@@ -161,7 +161,8 @@ class ItemState(msgspec.Struct, frozen=True, kw_only=True):
     part of a full copy of all counters and co-visits, from which a reader can start.
 
     ``visits`` int64 (v, C): new since the record before, see recsys/features/covisits.py; ``covisits``: some
-    rows of a full copy; ``gone`` int64: keys of removed rows.
+    rows of a full copy; ``gone`` int64: keys of removed rows. ``features``: name of the counted set
+    (recsys/app/set_loops.py).
     """
 
     offsets: list[int]
@@ -173,6 +174,7 @@ class ItemState(msgspec.Struct, frozen=True, kw_only=True):
     visits: bytes = b""
     gone: bytes = b""
     covisits: CovisitRows | None = None
+    features: str = ""
 
 
 class Scores(msgspec.Struct, frozen=True, kw_only=True):

@@ -45,7 +45,7 @@ class FeatureBuilder:
         self._profile = features.slot("profile").start
         kinds = features.kinds
         self.rates = np.array([kinds.index(label) for label in features.main_labels], np.int64)
-        self.watch = kinds.index("watch")
+        self.watch, self.watches = kinds.index("watch"), features.declared.watches
         entities = list(enumerate(features.entities))
         # Entities that are the same for all items, everybody's first, and entities of each item.
         same = sorted(((e.own, at) for at, e in entities if not e.right))
@@ -218,7 +218,8 @@ class _Rates:
         prior = (overall[:, self._rates] + np.float32(0.5)) / (overall[:, :1] + np.float32(1))
         self._prior = np.ascontiguousarray(np.clip(prior, _RARE, 1 - _RARE), np.float32)
         self._prior_odds = np.log(self._prior / (1 - self._prior))
-        self._mean_watch = overall[-1, self._watch] / max(float(overall[-1, 0]), 1.0)
+        slow = overall[-builder.watches :]
+        self._mean_watch = slow[:, self._watch] / np.maximum(slow[:, 0], np.float32(1))
 
     def write(self, sums_NEC: Floats, places_E: Keys, dense: Floats) -> None:
         """Writes the rates of counters to their entities' places; one row (N = 1) applies to all items."""

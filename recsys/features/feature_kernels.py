@@ -96,29 +96,31 @@ def ratios(sums: Any, rates: Any, prior: Any, weight: Any, rare: Any, out: Any) 
                     ratio[speeds + s * labels + k] = rate / (one - rate)
 
 
-@kernel(types.void(read_only(_float, 3), read_only(_float, 3), _int, _VALUES, _float, _float, _float,
-                   _TIMES, _float[:, ::1]))  # fmt: skip
+@kernel(types.void(read_only(_float, 3), read_only(_float, 3), _int, _VALUES, read_only(_float, 1),
+                   _float, _float, _TIMES, _float[:, ::1]))  # fmt: skip
 def lay(logs: Any, sums: Any, watch: Any, prior_odds: Any, mean_watch: Any, weight: Any, bound: Any,
         places: Any, dense: Any) -> None:  # fmt: skip
-    """Writes rates into ``dense`` (N, at least E · (1 + S + S · L)), each entity to its place: log counts /
-    3, log odds minus ``prior_odds`` (S, L), and the smoothed mean log watch time at the slowest speed minus
-    ``mean_watch``, clipped to ±``bound``. ``logs`` (N or 1, E, S + S · L) and ``sums`` with one row apply to
-    all items."""
+    """Writes rates into ``dense`` (N, at least E · (S + S · L + W)), each entity to its place: log counts /
+    3, log odds minus ``prior_odds`` (S, L), and the smoothed mean log watch time at the W slowest speeds
+    minus ``mean_watch`` (W,), clipped to ±``bound``. ``logs`` (N or 1, E, S + S · L) and ``sums`` with one
+    row apply to all items."""
     speeds, labels, last = prior_odds.shape[0], prior_odds.shape[1], logs.shape[2]
-    slowest = sums.shape[2] - sums.shape[2] // speeds
+    watches, kinds = mean_watch.shape[0], sums.shape[2] // speeds
     for n in range(dense.shape[0]):
         m = n if logs.shape[0] > 1 else 0
         for e in range(logs.shape[1]):
-            own, at = logs[m, e], places[e] * (last + 1)
-            out = dense[n, at : at + last + 1]
+            own, at = logs[m, e], places[e] * (last + watches)
+            out = dense[n, at : at + last + watches]
             for s in range(speeds):
                 out[s] = own[s] / LOG_COUNT
                 for k in range(labels):
                     c = speeds + s * labels + k
                     out[c] = own[c] - prior_odds[s, k]
-            slow = sums[m, e, slowest:]
-            mean = (slow[watch] + weight * mean_watch) / (slow[0] + weight) - mean_watch
-            out[last] = min(max(mean, -bound), bound)
+            for w in range(watches):
+                slow = sums[m, e, (speeds - watches + w) * kinds :]
+                usual = mean_watch[w]
+                mean = (slow[watch] + weight * usual) / (slow[0] + weight) - usual
+                out[last + w] = min(max(mean, -bound), bound)
 
 
 @kernel(_int(_TIMES, _TIMES, _int[::1]))

@@ -10,7 +10,7 @@ F dense.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any, Final
 
 import msgspec
@@ -100,6 +100,7 @@ class Declared:
     with those that their rates are relative to, too. ``last``: kinds of engagement with entities whose newest
     one is a column. ``distinct``: kinds with an entity and what is counted of it: different viewers
     (``user``), or of ``user`` different values of an item field. ``derived``: columns computed from others.
+    ``watches``: number of half-lives, the slowest, at which watch time is a column.
     """
 
     half_lives_h: tuple[float, ...] = (6.0, 336.0)
@@ -119,11 +120,12 @@ class Declared:
     last: tuple[tuple[str, str], ...] = ()
     distinct: tuple[tuple[str, str, str], ...] = ()
     derived: tuple[Derived, ...] = ()
+    watches: int = 1
 
     def as_dict(self) -> dict[str, Any]:
         """The fields as stored: without those of newer versions that are empty, so that digests stay."""
         fields: dict[str, Any] = msgspec.to_builtins(self)
-        return {name: value for name, value in fields.items() if value or name not in _NEWER}
+        return {n: v for n, v in fields.items() if n not in _NEWER or v != getattr(Declared, n)}
 
 
 _NEWER: Final = (
@@ -136,6 +138,7 @@ _NEWER: Final = (
     "last",
     "distinct",
     "derived",
+    "watches",
 )
 
 
@@ -226,7 +229,7 @@ class FeatureSet:
     @cached_property
     def numbers(self) -> tuple[str, ...]:
         """Numbers of each entity."""
-        return numbers(self.main_labels, self.speeds)
+        return numbers(self.main_labels, self.speeds, self.declared.watches)
 
     @cached_property
     def compared(self) -> tuple[int, ...]:
@@ -236,7 +239,8 @@ class FeatureSet:
         names = [entity.name for entity in self.entities]
         width, speeds = len(self.numbers), len(self.speeds)
         starts = [names.index(name) * width for name in self.declared.list_context]
-        rates = [start + number for start in starts for number in range(speeds, width - 1)]
+        last = width - self.declared.watches
+        rates = [start + number for start in starts for number in range(speeds, last)]
         age = len(names) * width + self.number_columns + len(MOMENT)
         return (*rates, *range(age, age + self.declared.item_age + self.declared.near))
 
@@ -589,6 +593,17 @@ def read_block(block: FeatureBlock, features: FeatureSet) -> RequestFeatures:
         _array(block.outcomes, np.float32).reshape(-1, features.outcomes),
         dense.reshape(len(items), dense.size // max(1, len(items))),
     )
+
+
+@lru_cache(64)  # so that a set is computed once, and equal texts give the same object
+def read_set(text: str) -> FeatureSet:
+    """The feature set in a record of ``control``."""
+    return msgspec.json.decode(text, type=FeatureSet)
+
+
+def set_text(features: FeatureSet) -> str:
+    """A feature set for a record of ``control``."""
+    return msgspec.json.encode(features.as_dict()).decode()
 
 
 def item_block(block: FeatureBlock, index: int, items: int) -> FeatureBlock:

@@ -98,8 +98,10 @@ def speed_names(half_lives_h: tuple[float, ...]) -> tuple[str, ...]:
     return tuple(f"{hours:g}h" for hours in half_lives_h)
 
 
-def numbers(main_labels: tuple[str, ...], speeds: tuple[str, ...]) -> tuple[str, ...]:
-    """Numbers of each entity: counts and rates at each speed, watch time at the slowest."""
+def numbers(
+    main_labels: tuple[str, ...], speeds: tuple[str, ...], watches: int = 1
+) -> tuple[str, ...]:
+    """Numbers of each entity: counts and rates at each speed, watch time at the ``watches`` slowest."""
     shown = (f"shown.{speed}" for speed in speeds)
     rates = (f"{label}.{speed}" for speed in speeds for label in main_labels)
-    return (*shown, *rates, f"watch.{speeds[-1]}")
+    return (*shown, *rates, *(f"watch.{speed}" for speed in speeds[-watches:]))

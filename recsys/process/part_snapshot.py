@@ -83,6 +83,11 @@ class PartState:
         for path in (*parts.glob(f"*/{_BROKEN}"), *copies):
             path.unlink(missing_ok=True)
 
+    def remove(self) -> None:
+        """Removes the snapshots: nothing continues from them."""
+        for name in (_FILE, _PREVIOUS, _BROKEN):
+            (self.folder / name).unlink(missing_ok=True)
+
     def save(self, log_id: str, offsets: Offsets, blob: bytes) -> Offsets:
         """Replaces the snapshot and syncs it to disk.
 

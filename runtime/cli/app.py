@@ -1,15 +1,15 @@
-"""``recsys app check FILE``: checks the definition of an app, and shows what it means."""
+"""``recsys app``: checks the definition of an app and shows what it means; changes that of a system."""
 
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
-from typer import Argument
+from typer import Argument, Option
 
 from recsys.app.app_file import read_app
 from recsys.app.definition import App
-from runtime.cli.common import JsonOption, exit_on, print_json
+from runtime.cli.common import JsonOption, StateOption, exit_on, print_json, with_system
 from runtime.reports.tables import plain_table
 
 app = typer.Typer(help="Definitions of apps.", no_args_is_help=True)
@@ -33,6 +33,24 @@ def check(
         return
     console = Console()
     console.print(plain_table(("input", "columns"), _rows(definition), fold=("columns",)))
+
+
+@app.command()
+def apply(
+    file: Annotated[Path, Argument(help="Changed definition, app.yaml.")],
+    state: StateOption = Path("state"),
+    timeout_s: Annotated[float, Option(help="Maximum time of each step, in seconds.")] = 3_600.0,
+) -> None:
+    """Changes the features of a running system: logs them, and has a candidate learn them."""
+    from runtime.jobs.app_change import AppChange, Parts  # imports torch: not for --help
+
+    with with_system(state) as (config, log), exit_on(ValueError, TimeoutError):
+        change = AppChange(log, config, file, Parts(state, timeout_s), typer.echo)
+        name = change.run()
+    if name:
+        typer.echo(f"{name} learns them, and is judged: see `recsys shadow --state {state}`")
+    else:
+        typer.echo("the live model reads these features")
 
 
 def _rows(definition: App) -> list[tuple[str, str]]:

@@ -14,7 +14,7 @@ from recsys import plugins
 _HELP = {
     "init": "Guesses the definition of an app from its files.",
     "import": "Writes an app's files to a state folder's log, and trains from them.",
-    "app": "Checks the definition of an app, and shows the columns that result.",
+    "app": "Checks the definition of an app; changes that of a running system.",
     "doctor": "Checks this machine and names a remedy for each problem.",
     "check": "Compares all files of a state folder with their checksums; --repair repairs them.",
     "backup": "Backs up a state folder while its system runs.",

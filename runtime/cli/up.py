@@ -15,12 +15,13 @@ from rich.live import Live
 from typer import Option
 
 from recsys import plugins
-from recsys.app.app_file import read_app
+from recsys.app.app_file import APP_FILE, read_app
 from recsys.app.definition import App
 from recsys.config.loader import ConfigError, load
 from recsys.config.policy_config import check_rules, check_weights
 from recsys.config.system_config import Config, digest
 from recsys.events.field_schema import CATEGORICAL
+from recsys.features.feature_set_file import FILE as FEATURES_FILE
 from recsys.features.feature_set_file import feature_set, write_feature_set
 from recsys.observability.log_lines import log_to_file
 from recsys.observability.span_export import check_installed
@@ -38,7 +39,6 @@ from runtime.supervision.run_file import Running
 from runtime.supervision.supervisor import Change
 from runtime.supervision.supervisor_loop import Runner
 
-APP_FILE: Final = "app.yaml"  # in the state folder: the definition that it was started with
 _READY_S: Final = 240.0  # timeout of --detach for all parts to get ready
 
 
@@ -80,12 +80,16 @@ def with_definition(
 
 
 def keep_definition(config: Config, app: App | None, file: Path | None) -> None:
-    """Writes the feature set and the definition of a state folder."""
-    if app is not None and file is not None:
-        write_feature_set(config, app.feature_set(config.model.features))
-        stored = Path(config.state) / APP_FILE
-        if file.resolve() != stored:
-            write_atomically(stored, file.read_bytes())
+    """Writes the feature set and the definition of a state folder. The definition that is kept there may have
+    another set than the first: the system took it up (``recsys app apply``)."""
+    if app is None or file is None:
+        return
+    stored, text = Path(config.state) / APP_FILE, file.read_bytes()
+    has_both = stored.exists() and (Path(config.state) / FEATURES_FILE).exists()
+    if has_both and stored.read_bytes() == text:
+        return
+    write_feature_set(config, app.feature_set(config.model.features))
+    write_atomically(stored, text)
 
 
 def log_url(log: str) -> str:

@@ -11,6 +11,7 @@ from experiments.assignment.definition import Experiment, read_experiments
 from experiments.promotion.epoch_model import with_size
 from experiments.promotion.lifecycle import Lifecycle, is_guard_name
 from experiments.statistics.revision import ExperimentSet, apply_request, parse_each
+from recsys.app.set_loops import SetsInUse
 from recsys.clock import wall_ms
 from recsys.config.system_config import Config
 from recsys.events.control_records import (
@@ -25,6 +26,7 @@ from recsys.events.control_records import (
 from recsys.events.records import CONTROL, pack
 from recsys.features.feature_set_file import feature_set, labels_of
 from recsys.log.protocol import Append, Log
+from recsys.model.wider_set import covers
 from recsys.process.log_consumer import readable
 from runtime.supervision.acceptance_file import check_accepted
 from training.candidates import rollback_impact
@@ -69,6 +71,11 @@ def propose(config: Config, log: Log, name: str, folder: Path, frozen: bool = Fa
     resized = with_size(config, size)
     spec_of(resized, name)  # its tables must split into as many shards as the system has
     check_accepted(resized, features)
+    if not covers(logged := SetsInUse.of(log, features).answers, features):
+        raise Refused(
+            f"{name} reads feature set {features.digest}, and {logged.digest} is logged since `recsys app "
+            "apply`, without some of its columns: it can't answer"
+        )
     control = ControlReader(log)
     control.turn()
     provenance, _ = registry.check(

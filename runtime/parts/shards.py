@@ -14,7 +14,7 @@ from typing import Any, Final
 
 import ray
 
-from experiments.promotion.epoch_model import config_at
+from experiments.promotion.epoch_model import config_at, features_at
 from parameter_server.rpc.shard_actor import (
     NAMESPACE,
     find_shards,
@@ -25,6 +25,7 @@ from parameter_server.rpc.shard_actor import (
 )
 from parameter_server.shard.shard import ShardSpec
 from recsys.config.system_config import Config
+from recsys.features.feature_set import FeatureSet
 from recsys.features.feature_set_file import feature_set
 from recsys.model.model import build_model
 from recsys.process.open_log import open_log
@@ -93,9 +94,9 @@ def earlier_epochs(control: ControlReader) -> list[int]:
 class ShardGroup:
     """Actor handles of a line's shards, with their latest statuses."""
 
-    def __init__(self, config: Config, spec: ShardSpec) -> None:
+    def __init__(self, config: Config, spec: ShardSpec, features: FeatureSet) -> None:
         self._config, self._spec = config, spec
-        self._dense = build_model(feature_set(config), config.model).read_dense()
+        self._dense = build_model(features, config.model).read_dense()
         self._handles: list[Any] = []
         self.statuses: list[dict[str, Any]] = []
         self.started = 0  # times that at least one actor had to be created
@@ -124,9 +125,10 @@ class ShardGroup:
 
     @classmethod
     def of(cls, config: Config, control: ControlReader, epoch: int) -> "ShardGroup":
-        """Builds the group of the live line in an epoch, with that epoch's model size."""
+        """Builds the group of the live line in an epoch, with that epoch's model."""
         config = config_at(config, control.lifecycle, MAIN, epoch)
-        return cls(config, spec_of(config, epoch=epoch))
+        features = features_at(feature_set(config), control.lifecycle, MAIN, epoch)
+        return cls(config, spec_of(config, epoch=epoch), features)
 
     def find(self) -> bool:
         """Finds running actors; returns whether there are any."""

@@ -51,6 +51,8 @@ def status_table(status: Status, running: Running, config: Config) -> Group:
     ]
     if status.space is not None:
         facts.append(("disk", _disk(status.space)))
+    if status.change:
+        facts.append(("features", status.change))
     facts += [("drift", text) for part in status.parts if (text := _drift(part.gauges))]
     lines = [Text(f"{name:<16} {value}") for name, value in facts]
     if status.space is not None and status.space.level:

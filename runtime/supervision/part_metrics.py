@@ -46,6 +46,10 @@ class PartMetric:
 _RETRIES: Final = ("retries", COUNTER, "Failed iterations: log unreachable")
 _SPANS_SENT: Final = ("spans_sent", GAUGE, "Trace spans sent, since the part started")
 _SPANS_DROPPED: Final = ("spans_dropped", GAUGE, "Trace spans dropped: buffer full or no receiver")
+_SETS: Final = (
+    ("sets", GAUGE, "Feature sets that are folded: two during a change"),
+    ("sets_behind", GAUGE, "Events that a new set has still to fold"),
+)
 _METRICS: Final[dict[str, list[tuple[str, ...]]]] = {
     "session-fold": [
         ("events", COUNTER, "Events folded into sessions"),
@@ -54,6 +58,7 @@ _METRICS: Final[dict[str, list[tuple[str, ...]]]] = {
         ("unreadable", GAUGE, "Events and sessions that could not be decoded"),
         ("click_to_session_p95_ms", GAUGE, "Time from a view to its session, p95"),
         ("rows_evicted", GAUGE, "Counter rows of viewers that were evicted, since the part started"),
+        *_SETS,
         _SPANS_SENT,
         _SPANS_DROPPED,
     ],
@@ -70,6 +75,7 @@ _METRICS: Final[dict[str, list[tuple[str, ...]]]] = {
         ("covisit_rows_evicted", GAUGE, "Items whose co-visits were evicted, since the part started"),
         ("covisit_users_forgotten", GAUGE, "Viewers whose newest items were evicted, since the part started"),
         ("quarantined", GAUGE, "Users in quarantine"),
+        *_SETS,
     ],
     "joiner": [
         ("events", COUNTER, "Events read"),

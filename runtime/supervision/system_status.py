@@ -9,11 +9,15 @@ from typing import Any, Final, Protocol
 
 import msgspec
 
+from experiments.promotion.feature_change import progress
+from experiments.promotion.lifecycle import Lifecycle
 from recsys.clock import wall_ms
 from recsys.config.system_config import Config
-from recsys.events.records import DEAD_LETTERS, STEPS, Step, unpack
+from recsys.events.control_records import Control
+from recsys.events.records import CONTROL, DEAD_LETTERS, STEPS, Step, unpack
 from recsys.log.protocol import Log, LogUnavailable, RangeReader, newest_first
 from recsys.process.disk_budget import Space
+from recsys.process.log_consumer import readable
 from recsys.process.log_holders import holders
 from recsys.process.open_log import open_log
 from recsys.process.part_process import Beat, read_beat
@@ -82,6 +86,7 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
     dead_letters: int | None = None
     lost: dict[str, str] = {}  # parts that can't continue since their log is lost, and why
     space: Space | None = None  # disk space; None: unknown
+    change: str = ""  # how far the newest change of features is; empty without one
     holders: list[str] = []  # folds that keep topics beyond their share of the disk from shrinking
     exposed: list[str] = []  # ports open beyond loopback, as part:host:port
     parts: list[PartStatus] = []
@@ -100,6 +105,7 @@ def gather(state: Path) -> Status:
     try:
         server = server_status(config) if up else {}
         status = assemble(state, running, up, beats, log, server)
+        status = msgspec.structs.replace(status, change=_change(log))
         return _with_space(status, read_space(state, wall_ms()), log)
     finally:
         if log is not None:
@@ -112,6 +118,14 @@ def _with_space(status: Status, space: Space | None, log: Log | None) -> Status:
         for topic in space.over if space else ():
             named += holders(log, topic, wall_ms()) if log else []
     return msgspec.structs.replace(status, space=space, holders=named)
+
+
+def _change(log: Log | None) -> str:
+    lifecycle = Lifecycle()
+    with suppress(LogUnavailable, KeyError):
+        for record in readable(log, CONTROL, Control) if log else ():
+            lifecycle.fold(record)
+    return progress(lifecycle)
 
 
 def _open_existing(config: Config) -> Log | None:

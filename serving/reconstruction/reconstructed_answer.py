@@ -161,7 +161,7 @@ def count_reproduced_scores(
     block, replica = impression.features, pipeline.replica
     if block is None or not impression.items:
         return 0, 0
-    features = read_block(block, replica.features)
+    features = replica.read(read_block(block, replica.features))
     predictions_RL = probabilities(replica.model, replica.rows, [features])
     scores = pipeline.score(predictions_RL, policy)
     for name, rival in policy.rivals:  # each item has the score of the arm that picked it

@@ -14,11 +14,12 @@ from typing import Final
 import msgspec
 import numpy as np
 
-from experiments.promotion.epoch_model import config_at
+from experiments.promotion.epoch_model import config_at, features_at
 from experiments.promotion.lifecycle import Lifecycle
 from parameter_server.publish.deltas import StepDelta
 from parameter_server.storage import snapshots
 from parameter_server.storage.snapshot_rows import load_rows
+from recsys.app.set_loops import SetsInUse
 from recsys.config.system_config import Config
 from recsys.events.control_records import Control
 from recsys.events.event_types import Item, Rejected, RequestInputs, Stamp, decode
@@ -43,8 +44,13 @@ class NotReconstructible(ValueError):
 class ReconstructedReplica:
     """Goes to stamps, fastest in the order of the answers."""
 
-    def __init__(self, log: Log, config: Config, features: FeatureSet) -> None:
+    def __init__(
+        self, log: Log, config: Config, features: FeatureSet, first: FeatureSet | None = None
+    ) -> None:
+        """``features``: as logged. ``first``: the set of the state folder's file, if that is another."""
         self._log, self._config, self._features = log, config, features
+        self._first = first or features
+        self._set = SetsInUse(self._first).name(features)
         self._folder = Path(config.state) / "snapshots"
         self._begin()
 
@@ -93,6 +99,8 @@ class ReconstructedReplica:
                 state = unpack(record.value, ItemState)
             except msgspec.MsgspecError:
                 continue
+            if state.features != self._set:
+                continue
             self.replica.apply_item_state(state, record.offset + 1)
             if self._coverage is not None:
                 self._coverage.read(state)
@@ -117,23 +125,28 @@ class ReconstructedReplica:
         loaded = self._newest(stamp)
         rows = {} if loaded.rows is None else loaded.rows.tables
         dense = None if loaded.rows is None else loaded.rows.dense
-        config = self._config_of(stamp)
+        lifecycle = self._lifecycle()
+        config = config_at(self._config, lifecycle, stamp.line, stamp.epoch)
+        reads = features_at(self._first, lifecycle, stamp.line, stamp.epoch)
         if dense is None:
-            dense = published_model(self._features, config).read_dense()
+            dense = published_model(reads, config).read_dense()
         version = ModelVersion(stamp.line, stamp.epoch, loaded.step)
-        replica.install(replica.prepare(rows, dense, version, config.model))
+        replica.install(replica.prepare(rows, dense, version, config.model, reads))
         self._steps.clear()
         self._line = LineReader(self._log, self._folder)
         self._line.start_after(loaded)
+        if self._forward(self._line, stamp.step):
+            return
+        self._line.offset = self._log.begin(DELTAS, 0)  # an ended line's are before those of others
         if not self._forward(self._line, stamp.step):
             raise NotReconstructible(self._missing(self._line, stamp, loaded))
 
-    def _config_of(self, stamp: Stamp) -> Config:
-        """The configuration with the model of the stamp's line and epoch."""
+    def _lifecycle(self) -> Lifecycle:
+        """The lines, with the models of their epochs."""
         lifecycle = Lifecycle()
         for record in readable(self._log, CONTROL, Control):
             lifecycle.fold(record)
-        return config_at(self._config, lifecycle, stamp.line, stamp.epoch)
+        return lifecycle
 
     def _index_of(self, stamp: Stamp) -> None:
         """Replaces the index by the searched one, with the same vectors and the stored centroids."""

@@ -42,7 +42,7 @@ class ModelVersion(NamedTuple):
 @dataclass(frozen=True)
 class PreparedVersion:
     """Another version, built beside the one that answers. ``catalogue_offset``: of its items. ``model``: set
-    where its size differs from the served model's."""
+    where its size or its features differ from the served model's."""
 
     version: ModelVersion
     rows: dict[str, RowStore]
@@ -115,10 +115,11 @@ class ItemVectors(ABC):
         dense: Rows | None,
         version: ModelVersion,
         model: ModelConfig | None = None,
+        reads: FeatureSet | None = None,
     ) -> PreparedVersion:
         """Builds everything that a serving snapshot replaces, without side effects, in a thread beside the
         one that answers. Nothing may be applied before ``install``. ``model``: the epoch's model, whose size
-        may differ; all have vectors of the same size."""
+        may differ; all have vectors of the same size. ``reads``: its features, if not those logged."""
         seed, rows = self.config.model.seed, dict[str, RowStore]()
         for table in self._tables_of(model):
             if table.name in tables:
@@ -129,7 +130,7 @@ class ItemVectors(ABC):
         for start in range(0, total if self.indexed else 0, _BLOCK):
             block = np.arange(start, min(start + _BLOCK, total))
             index.set(block, self._vectors(block, rows["items"]), self.catalogue.alive[block])
-        resized = self._resized_model(model)
+        resized = self._other_model(model, reads)
         return PreparedVersion(version, rows, dense, index, self.catalogue_offset, resized)
 
     def install(self, prepared: PreparedVersion) -> None:
@@ -154,8 +155,8 @@ class ItemVectors(ABC):
         """The tables stored here of a model; None: of the served one."""
         return self._tables
 
-    def _resized_model(self, model: ModelConfig | None) -> Model | None:
-        """A model of this configuration, where its size differs from the served one's."""
+    def _other_model(self, model: ModelConfig | None, reads: FeatureSet | None) -> Model | None:
+        """A model of this configuration, where it differs from the served one."""
         return None
 
     def _own(self, keys: Keys, rows: Rows) -> tuple[Keys, Rows]:

@@ -17,8 +17,9 @@ from recsys.config.system_config import Config, ModelConfig, TableConfig, tables
 from recsys.events.event_types import Item
 from recsys.events.records import ItemState
 from recsys.features.covisits import COLUMNS, Covisits
-from recsys.features.feature_set import FeatureSet
+from recsys.features.feature_set import FeatureSet, RequestFeatures
 from recsys.model.model import Model, build_model
+from recsys.model.wider_set import Narrowing
 from serving.replica.group_index import GroupIndex
 from serving.replica.item_vectors import ItemVectors, PreparedVersion
 from serving.replica.popularity import Popularity
@@ -49,6 +50,7 @@ class Replica(ItemVectors):
         self.popularity = Popularity(features, self.catalogue)
         self.covisits = Covisits(config.covisits)
         self._copied: Covisits | None = None  # a full copy that is being read
+        self._narrowing: Narrowing | None = None  # to what the model reads
         # Last step that moved each item's vector, 0 for none since the replica's snapshot.
         self.moved_at: Keys = np.zeros(0, np.int64)
         self._group_slots = [features.slot(f"item.{name}") for name in features.schema.groups]
@@ -126,16 +128,26 @@ class Replica(ItemVectors):
         """Digest of all rows, modulo 2⁶⁴."""
         return sum(store.digest for store in self.rows.values()) % 2**64
 
-    def _resized_model(self, model: ModelConfig | None) -> Model | None:
-        if model is None or model == self.model.config:
+    def _other_model(self, model: ModelConfig | None, reads: FeatureSet | None) -> Model | None:
+        model, reads = model or self.model.config, reads or self.features
+        if (model, reads) == (self.model.config, self.model.features):
             return None
-        return published_model(self.features, replace(self.config, model=model))
+        return published_model(reads, replace(self.config, model=model))
+
+    def read(self, features: RequestFeatures) -> RequestFeatures:
+        """What the model reads of a request's features."""
+        if self.model.features.digest == self.features.digest:
+            return features
+        narrowing = self._narrowing
+        if narrowing is None or narrowing.narrow is not self.model.features:
+            narrowing = self._narrowing = Narrowing(self.features, self.model.features)
+        return narrowing.features(features)
 
     def _tables_of(self, model: ModelConfig | None) -> tuple[TableConfig, ...]:
         return self._tables if model is None else tables_of(model)
 
     def install(self, prepared: PreparedVersion) -> None:
-        """Replaces rows, dense parameters, vectors and, where its size differs, the model, at once."""
+        """Replaces rows, dense parameters, vectors and, where it is another one, the model, at once."""
         super().install(prepared)
         self.moved_at = np.zeros(0, np.int64)
         if prepared.model is not None:

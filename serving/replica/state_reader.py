@@ -15,10 +15,11 @@ from typing import Final, TypeVar
 import msgspec
 
 from experiments.assignment.policy import Policies
-from experiments.promotion.epoch_model import config_at
+from experiments.promotion.epoch_model import config_at, features_at
 from experiments.promotion.lifecycle import CandidateState, Lifecycle
 from experiments.statistics.revision import running
 from parameter_server.publish.deltas import StepDelta
+from recsys.app.set_loops import SetsInUse
 from recsys.config.policy_config import check_rules, check_weights
 from recsys.config.system_config import Config
 from recsys.config.yaml_with_lines import YamlError
@@ -38,6 +39,7 @@ from recsys.events.records import (
     Range,
     Step,
 )
+from recsys.features.feature_set import FeatureSet
 from recsys.log.protocol import Log, LogLost
 from serving.access.keyring import Keyring
 from serving.index import index_files
@@ -102,13 +104,17 @@ class StateReader:
         now_ms: Callable[[], int],
         pinned: tuple[str, int] | None = None,
         traces: SwipeTraces | None = None,
+        first: FeatureSet | None = None,
     ) -> None:
         """``pinned``: the (line, epoch) to follow, whatever is live. ``traces``: for new examples and applied
-        steps. Raises ValueError where the configuration names what the schema lacks."""
+        steps. ``first``: the set of the state folder's file, if the replica's is another. Raises ValueError
+        where the configuration names what the schema lacks."""
         schema = replica.features.schema
         check_weights(config.policy, schema.labels)
         check_rules(config.policy, schema.names("item", CATEGORICAL))
         self._log, self.replica, self._config, self._now_ms = log, replica, config, now_ms
+        self._first = first or replica.features
+        self._set = SetsInUse(self._first).name(replica.features)
         self.line = LineReader(log, Path(config.state) / "snapshots")
         self.maintenance = IndexMaintenance(replica, train, sample_of, lists_for)
         self._indexes = Path(config.state) / index_files.FOLDER
@@ -225,7 +231,7 @@ class StateReader:
         for record in records:
             self._states = record.offset + 1
             state = self._unpack(record.value, _item_state)
-            if state is not None:
+            if state is not None and state.features == self._set:
                 batch.states.append((state, record.offset + 1))
 
     def _read_line(self, batch: Batch, limit: int) -> None:
@@ -245,7 +251,8 @@ class StateReader:
         version = ModelVersion(loaded.line, loaded.epoch, loaded.step)
         logging.getLogger(__name__).info("weights loaded", extra=version._asdict())
         config = config_at(self._config, self.lifecycle, loaded.line, loaded.epoch)
-        return self.replica.prepare(tables, dense, version, config.model)
+        reads = features_at(self._first, self.lifecycle, loaded.line, loaded.epoch)
+        return self.replica.prepare(tables, dense, version, config.model, reads)
 
     def _read_progress(self, batch: Batch) -> None:
         """Reads what the speed of learning needs, and no answer: steps, examples, ends of topics."""

@@ -136,7 +136,8 @@ class Retrieval:
         return tuple(queries)
 
     def _user_query(self, viewer: RequestFeatures, k: int) -> VectorQuery:
-        vector_V = user_vector(self.replica.model, self.replica.rows, viewer)
+        replica = self.replica
+        vector_V = user_vector(replica.model, replica.rows, replica.read(viewer))
         return VectorQuery(VECTOR, vector_V, k)
 
     def _liked_queries(self, session: Session, k: int) -> list[VectorQuery]:

@@ -8,11 +8,13 @@ from time to time everything is published again, in place of what readers have, 
 import logging
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, Final
 
 import msgspec
 import numpy as np
 
+from recsys.app.set_loops import SetLoops
 from recsys.clock import wall_ms
 from recsys.config.safety_config import BoundsConfig
 from recsys.config.system_config import Config, CovisitConfig
@@ -59,7 +61,8 @@ class _Snapshot(msgspec.Struct):
 
 
 class CounterLoop:
-    """Folds ``events`` into item counters. ``state``: keeps its snapshots; None: it takes none.
+    """Folds ``events`` into item counters. ``state``: keeps its snapshots; None: it takes none. ``name``: of
+    the feature set, if it isn't the first (recsys/app/set_loops.py).
 
     Raises LogLost if the snapshot belongs to another log. An unreadable snapshot is skipped, in favour of the
     one before it or of what the log still holds.
@@ -73,7 +76,10 @@ class CounterLoop:
         now_ms: Callable[[], int] = wall_ms,
         bounds: BoundsConfig | None = None,
         covisits: CovisitConfig | None = None,
+        name: str = "",
     ) -> None:
+        self._name, self._holder = name, part_name(name)
+        self.trims = True  # no reader needs records of another set
         self._log, self._features, self._now_ms = log, features, now_ms
         self._state = state
         self.events = EventReader(log, features)
@@ -86,6 +92,10 @@ class CounterLoop:
         self._full_offset = self._previous_full_offset = -1
         self._records = 0  # published since the newest full publication
         self.events.seek(self._restore())
+
+    @property
+    def offsets(self) -> list[int]:
+        return self.events.offsets
 
     def turn(self, limit: int = 1_000) -> int:
         """Folds one batch, publishes and saves if due; returns how many records it consumed."""
@@ -141,10 +151,16 @@ class CounterLoop:
         offsets = {EVENTS: dict(enumerate(self.events.offsets))}
         held = self._state.save(self._log.id, offsets, msgspec.msgpack.encode(snapshot))
         # A snapshot that was skipped may reach back behind the beginning of the log.
-        hold_available(self._log, NAME, EVENTS, held[EVENTS])
+        hold_available(self._log, self._holder, EVENTS, held[EVENTS])
         self._saved_ms = self._now_ms()
         took_ms = (time.monotonic() - began_s) * 1000
         self._save_every_ms = max(_SAVE_EVERY_MS, int(took_ms / _SAVE_SHARE))
+
+    def end(self) -> None:
+        """Releases the log and removes the snapshots; published counters go with the next trim."""
+        self._log.release(self._holder, EVENTS)
+        if self._state is not None:
+            self._state.remove()
 
     def _publish_all(self) -> None:
         """Publishes everything, and trims to the full publication before, for slow readers."""
@@ -160,7 +176,7 @@ class CounterLoop:
         )
         self._previous_full_offset, self._full_offset = self._full_offset, begin
         self._records = 0
-        if self._previous_full_offset >= 0:
+        if self._previous_full_offset >= 0 and self.trims:
             self._log.trim(ITEM_STATE, 0, self._previous_full_offset)
 
     def _add_visits(self) -> list[ItemState]:
@@ -180,7 +196,7 @@ class CounterLoop:
     def _state_of(self, counters: Sequence[Any] = (b"",) * 3, **visits: Any) -> ItemState:
         names = ("keys", "values", "last_ms")
         visits |= {name: bytes(column) for name, column in zip(names, counters, strict=True)}
-        return ItemState(offsets=list(self.events.offsets), **visits)
+        return ItemState(offsets=list(self.events.offsets), features=self._name, **visits)
 
     def _append(self, states: Sequence[ItemState]) -> None:
         for state in states:
@@ -215,29 +231,53 @@ class CounterLoop:
 
 
 def quarantined_users(folder: str, log_id: str) -> set[str]:
-    """Users in quarantine by the newest snapshot in a state folder; none without one."""
-    saved = PartState(folder, NAME).load(log_id)
-    return set(msgspec.msgpack.decode(saved.blob, type=_Snapshot).quarantined) if saved else set()
+    """Users in quarantine by the newest snapshots in a state folder; none without one."""
+    users: set[str] = set()
+    for part in Path(folder).glob(f"parts/{NAME}*"):
+        if saved := PartState(folder, part.name).load(log_id):
+            users |= set(msgspec.msgpack.decode(saved.blob, type=_Snapshot).quarantined)
+    return users
 
 
-def run(config: Config, stop: Stop) -> None:
-    """Runs the part until it is asked to stop, then saves. After an error it restarts from its snapshot."""
-    log = open_log(config)
-    state, features = PartState(config.state, NAME), feature_set(config)
-    loop: CounterLoop | None = None
+def part_name(name: str) -> str:
+    """Name of the snapshots of a feature set's counters."""
+    return f"{NAME}@{name}" if name else NAME
+
+
+class CounterLoops(SetLoops[CounterLoop]):
+    """Counters of each feature set in use. While there are several, nothing is trimmed."""
+
+    def turn(self) -> int:
+        moved = super().turn()
+        for loop in self.loops.values():
+            loop.trims = len(self.loops) == 1
+        return moved
+
+
+def run(config: Config, stop: Stop, whole: Callable[[Log], Log] = lambda log: log) -> None:
+    """Runs the part until it is asked to stop, then saves. After an error it restarts from its snapshot.
+    ``whole``: adds to the log what it has lost, for sets that are new."""
+    log = whole(open_log(config))
+    loops: CounterLoops | None = None
+
+    def make(name: str, features: FeatureSet) -> CounterLoop:
+        state = PartState(config.state, part_name(name))
+        bounds, covisits = config.bounds, config.covisits
+        return CounterLoop(log, features, state, bounds=bounds, covisits=covisits, name=name)
+
     try:
-        while not stop.is_set(starting=loop is None):
+        while not stop.is_set(starting=loops is None):
             try:
-                if loop is None:
-                    bounds, covisits = config.bounds, config.covisits
-                    loop = CounterLoop(log, features, state, bounds=bounds, covisits=covisits)
-                moved = loop.turn()
+                loops = loops or CounterLoops(log, feature_set(config), make)
+                moved = loops.turn()
             except LogUnavailable as error:
-                loop = None
+                loops = None
                 stop.heartbeat.add("failed_turns")
                 _LOG.warning("turn failed, restarting", extra={"error": str(error)})
                 stop.wait(0.3, starting=True)
                 continue
+            loops.report(stop.heartbeat)
+            loop = loops.oldest
             stop.heartbeat.add("events", moved)
             stop.heartbeat.offsets(EVENTS, loop.events.offsets)
             stop.heartbeat.gauge("counters", len(loop.fold.counters))
@@ -252,7 +292,7 @@ def run(config: Config, stop: Stop) -> None:
             stop.heartbeat.gauge("covisit_users_forgotten", loop.fold.visits.forgotten)
             if not moved:
                 log.wait(EVENTS, 0.05)
-        if loop is not None:
+        for loop in [] if loops is None else loops.loops.values():
             loop.publish()
             loop.save()
     finally:

@@ -12,6 +12,7 @@ from typing import Final
 
 import msgspec
 
+from recsys.app.set_loops import SetLoops
 from recsys.clock import wall_ms
 from recsys.config.system_config import Config
 from recsys.events.control_records import Control, Erasure
@@ -57,8 +58,11 @@ class SessionLoop:
         seen: int = 500,
         now_ms: Callable[[], int] = wall_ms,
         tracer: Tracer | None = None,
+        name: str = "",
     ) -> None:
+        """``name``: of the feature set, if it isn't the first (recsys/app/set_loops.py)."""
         self._log, self._store, self._features = log, store, features
+        self._name = f"{NAME}@{name}" if name else NAME
         self._tracer = tracer
         self._seen, self._now_ms = seen, now_ms
         self.events = EventReader(log, features)
@@ -72,6 +76,10 @@ class SessionLoop:
         self._control = 0
         self._held_ms = 0
         self._stale = True
+
+    @property
+    def offsets(self) -> list[int]:
+        return self.events.offsets
 
     def turn(self, limit: int = 1_000) -> int:
         """Folds one batch; returns its number of records. After an error the next resumes as stored."""
@@ -94,6 +102,11 @@ class SessionLoop:
         self._hold()
         self._stale = False
         return moved
+
+    def end(self) -> None:
+        """Removes the sessions, and releases the log."""
+        self._log.release(self._name, EVENTS)
+        self._store.remove()
 
     def _resume(self) -> None:
         position = self._store.position()
@@ -193,36 +206,47 @@ class SessionLoop:
         if now_ms - self._held_ms >= _HOLD_EVERY_MS and self._position is not None:
             self._held_ms = now_ms
             for partition, offset in enumerate(self._position.events):
-                self._log.hold(NAME, EVENTS, partition, offset)
+                self._log.hold(self._name, EVENTS, partition, offset)
 
 
 def _user_of(event: Event) -> Id | None:
     return event.user_id if isinstance(event, User | Preference | Impression | Engagement) else None
 
 
-def run(config: Config, stop: Stop) -> None:
-    """Runs the part until it is asked to stop; waits while the store or the log is away."""
-    log = open_log(config)
-    store = RedisFoldStore(config.sessions.url, config.sessions.ttl_s)
+def run(config: Config, stop: Stop, whole: Callable[[Log], Log] = lambda log: log) -> None:
+    """Runs the part until it is asked to stop; waits while the store or the log is away. ``whole``: adds to
+    the log what it has lost, for sets that are new."""
+    log = whole(open_log(config))
+    stores: dict[str, RedisFoldStore] = {}
     tracer = open_tracer(config, NAME)
-    loop = SessionLoop(log, store, feature_set(config), config.sessions.seen, tracer=tracer)
+
+    def make(name: str, features: FeatureSet) -> SessionLoop:
+        stores[name] = RedisFoldStore(config.sessions.url, config.sessions.ttl_s, name)
+        seen = config.sessions.seen
+        return SessionLoop(log, stores[name], features, seen, tracer=tracer, name=name)
+
+    loops: SetLoops[SessionLoop] | None = None
     beat = stop.heartbeat
     try:
         scrub_s = time.monotonic()
         starting = True  # until the first turn, which reads the whole catalogue, is done
         while not stop.is_set(starting):
             try:
-                moved = loop.turn()
+                loops = loops or SetLoops(log, feature_set(config), make)
+                moved = loops.turn()
                 starting = False
             except (StoreUnavailable, LogUnavailable, PositionConflict) as error:
                 beat.add("failed_turns")
                 _LOG.warning("turn failed, trying again", extra={"error": str(error)})
-                beat.replace_gauges(_DELAY, loop.delays.p95(_DELAY, wall_ms()))
+                if loops is not None:
+                    beat.replace_gauges(_DELAY, loops.oldest.delays.p95(_DELAY, wall_ms()))
                 stop.wait(0.3, starting)
                 continue
+            loops.report(beat)
+            loop = loops.oldest
             if loop.gone and time.monotonic() >= scrub_s:
                 scrub_s, loop.gone = time.monotonic() + _SCRUB_EVERY_S, 0
-                store.scrub()
+                next(iter(stores.values())).scrub()
             beat.add("events", moved)
             beat.offsets(EVENTS, loop.events.offsets)
             if moved:
@@ -237,5 +261,6 @@ def run(config: Config, stop: Stop) -> None:
     finally:
         if tracer:
             tracer.close()
-        store.close()
+        for store in stores.values():
+            store.close()
         log.close()

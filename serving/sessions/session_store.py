@@ -8,6 +8,7 @@ slot only.
 
 from collections.abc import Awaitable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from itertools import islice
 from typing import Any, Final, Protocol
 
 import msgspec
@@ -19,7 +20,8 @@ from redis.retry import Retry
 
 from recsys.events.hashing import Id
 
-_POSITION_KEY: Final = b"sessions:place"
+_POSITION_KEY: Final = "sessions:place"
+_REMOVED: Final = 1_000  # keys at once
 _CONNECTIONS: Final = 10_000  # one per read in progress: admission limits these
 _FOLD_TIMEOUT_S: Final = 10.0
 _READ_TIMEOUT_S: Final = 1.0  # of the connection; a request waits far less: see session_timeout
@@ -41,9 +43,9 @@ class FoldPosition(msgspec.Struct, frozen=True):
     control: int
 
 
-def session_key(user_id: Id) -> str:
-    """Redis key of a user's session."""
-    return f"session:{user_id}"
+def session_key(user_id: Id, name: str = "") -> str:
+    """Redis key of a user's session. ``name``: of its feature set (recsys/app/set_loops.py)."""
+    return f"session:{user_id}" if not name else f"session@{name}:{user_id}"
 
 
 class SessionReader(Protocol):
@@ -51,6 +53,9 @@ class SessionReader(Protocol):
 
     def get(self, user_id: Id) -> Awaitable[bytes | None]:
         """Packed session; None if there is none. Raises StoreUnavailable when awaited."""
+
+    def of_set(self, name: str) -> "SessionReader":
+        """The sessions of another feature set, over the same connections."""
 
     async def close(self) -> None: ...
 
@@ -76,6 +81,9 @@ class FoldStore(Protocol):
         Raises PositionConflict, with nothing written, if the stored position isn't ``before``.
         """
 
+    def remove(self) -> None:
+        """Removes all sessions and the position."""
+
 
 class RedisSessions:
     """SessionReader over redis-py with hiredis; belongs to one event loop.
@@ -83,8 +91,10 @@ class RedisSessions:
     A read of a 25 KB session costs 34 to 39 µs of processor time, about 1 % of an answer.
     """
 
-    def __init__(self, url: str) -> None:
-        self._client: Any = redis.asyncio.Redis.from_url(
+    def __init__(self, url: str, name: str = "", client: Any = None) -> None:
+        """``name``: of the feature set. ``client``: one that is connected already."""
+        self._name = name
+        self._client: Any = client or redis.asyncio.Redis.from_url(
             url,
             max_connections=_CONNECTIONS,
             socket_timeout=_READ_TIMEOUT_S,
@@ -96,10 +106,13 @@ class RedisSessions:
 
     async def get(self, user_id: Id) -> bytes | None:
         try:  # without _unavailable, which would cost 1 µs a read
-            blob: bytes | None = await self._client.get(session_key(user_id))
+            blob: bytes | None = await self._client.get(session_key(user_id, self._name))
         except (redis.RedisError, OSError) as error:
             raise StoreUnavailable(f"the session store can't be read: {error}") from error
         return blob
+
+    def of_set(self, name: str) -> "RedisSessions":
+        return RedisSessions("", name, self._client)
 
     async def close(self) -> None:
         await self._client.aclose()
@@ -108,8 +121,9 @@ class RedisSessions:
 class RedisFoldStore:
     """FoldStore over redis-py. Each write of a session renews its time to live."""
 
-    def __init__(self, url: str, ttl_s: int) -> None:
-        self._ttl_s = ttl_s
+    def __init__(self, url: str, ttl_s: int, name: str = "") -> None:
+        """``name``: of the feature set."""
+        self._ttl_s, self._name, self._place = ttl_s, name, _position_key(name)
         self._client: Any = redis.Redis.from_url(
             url,
             socket_timeout=_FOLD_TIMEOUT_S,
@@ -120,13 +134,14 @@ class RedisFoldStore:
 
     def position(self) -> FoldPosition | None:
         with _unavailable("read"):
-            return _decode_position(self._client.get(_POSITION_KEY))
+            return _decode_position(self._client.get(self._place))
 
     def load(self, user_ids: Sequence[Id]) -> list[bytes | None]:
         if not user_ids:
             return []
         with _unavailable("read"):
-            blobs: list[bytes | None] = self._client.mget(list(map(session_key, user_ids)))
+            keys = [session_key(user_id, self._name) for user_id in user_ids]
+            blobs: list[bytes | None] = self._client.mget(keys)
             return blobs
 
     def commit(
@@ -137,15 +152,23 @@ class RedisFoldStore:
         gone: Collection[str] = (),
     ) -> None:
         with _unavailable("written"), self._client.pipeline(transaction=True) as pipe:
-            pipe.watch(_POSITION_KEY)
-            check_position(before, _decode_position(pipe.get(_POSITION_KEY)))
+            pipe.watch(self._place)
+            check_position(before, _decode_position(pipe.get(self._place)))
             pipe.multi()
             for user_id, blob in sessions.items():
-                pipe.set(session_key(user_id), blob, ex=self._ttl_s)
+                pipe.set(session_key(user_id, self._name), blob, ex=self._ttl_s)
             if gone:
-                pipe.delete(*map(session_key, gone))
-            pipe.set(_POSITION_KEY, msgspec.msgpack.encode(after))
+                pipe.delete(*(session_key(user_id, self._name) for user_id in gone))
+            pipe.set(self._place, msgspec.msgpack.encode(after))
             pipe.execute()
+
+    def remove(self) -> None:
+        with _unavailable("removed"):
+            while keys := list(
+                islice(self._client.scan_iter(session_key("*", self._name)), _REMOVED)
+            ):
+                self._client.delete(*keys)
+            self._client.delete(self._place)
 
     def scrub(self) -> None:
         """Has the server rewrite its append-only file, if it has one: it still holds deleted sessions."""
@@ -167,6 +190,10 @@ def _unavailable(action: str) -> Iterator[None]:
         raise PositionConflict(reason) from error
     except (redis.RedisError, OSError) as error:
         raise StoreUnavailable(f"the session store can't be {action}: {error}") from error
+
+
+def _position_key(name: str) -> str:
+    return _POSITION_KEY if not name else f"{_POSITION_KEY}@{name}"
 
 
 def _decode_position(blob: Any) -> FoldPosition | None:

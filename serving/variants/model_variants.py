@@ -52,9 +52,12 @@ class ModelVariants:
     """Creates and drops variants, in the event loop that answers: before each request, ``set_wanted``."""
 
     def __init__(
-        self, config: Config, log: Log, features: FeatureSet, now_ms: Callable[[], int]
-    ) -> None:
+        self, config: Config, log: Log, features: FeatureSet, now_ms: Callable[[], int],
+        first: FeatureSet | None = None,
+    ) -> None:  # fmt: skip
+        """``features``: as logged. ``first``: the set of the state folder's file, if that is another."""
         self._config, self._log, self._features, self._now_ms = config, log, features, now_ms
+        self._first = first or features
         self._snapshots = Path(config.state) / "snapshots"
         self._loop: asyncio.AbstractEventLoop | None = None
         self._variants: dict[str, ModelVariant] = {}  # changed by ``set_wanted`` alone
@@ -119,7 +122,9 @@ class ModelVariants:
                 self._retry_at_s[line] = time.monotonic() + _SNAPSHOT_POLL_S
                 return
             replica = Replica(self._features, self._config)
-            reader = StateReader(self._log, replica, self._config, self._now_ms, pinned=(line, 0))
+            reader = StateReader(
+                self._log, replica, self._config, self._now_ms, (line, 0), first=self._first
+            )
             variant = ModelVariant(line, Pipeline(replica), reader, LogFollower(self._log, reader))
             if self._loop is not None:
                 variant.follower.start(self._loop)

@@ -8,8 +8,8 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from experiments.promotion.epoch_model import with_size
-from experiments.promotion.lifecycle import ARM, CandidateState, Lifecycle
+from experiments.promotion.epoch_model import features_at, features_of, with_size
+from experiments.promotion.lifecycle import ARM, FEATURES, CandidateState, Lifecycle
 from parameter_server.storage import snapshots
 from parameter_server.storage.mmap_shard import open_mmap_shard
 from recsys.config.system_config import Config, ModelConfig
@@ -18,6 +18,7 @@ from recsys.events.records import EXAMPLES, STEPS, Step
 from recsys.features.feature_set import FeatureSet
 from recsys.log.protocol import Log, LogLost
 from recsys.model.model import build_model
+from recsys.model.widening import widened
 from recsys.process.log_consumer import readable
 from training.candidates.registry import Refused, Registry
 from training.candidates.shadow import Shadow
@@ -39,21 +40,24 @@ class LineStart:
         the newest snapshot of its epoch. ``epoch``: the live one. Raises Refused, LogLost, NoSnapshot."""
         line, candidate = standing.line, standing.candidate
         config = with_size(self._config, candidate.size)
-        spec = whole_spec(config, line)
-        dense = build_model(self._features, config.model).read_dense()
+        spec, features = whole_spec(config, line), features_of(self._features, candidate.size)
+        dense = build_model(features, config.model).read_dense()
         own = snapshots.latest(self._folder, line, 0).snapshot
         if own is None and _is_of_live(standing):
             # Live may have several shards: mapped, and copied on write, is a snapshot of one.
             source = self._from_live(standing, lifecycle, epoch)
-            write_line(self._folder, line, *open_mmap_shard(spec, dense, *source).export())
+            before = features_at(self._features, lifecycle, MAIN, source[0].epoch)
+            first = build_model(before, config.model).read_dense()
+            arrays, meta = open_mmap_shard(spec, first, *source).export()
+            write_line(self._folder, line, widened(arrays, before, features, config.model), meta)
             own = snapshots.latest(self._folder, line, 0).snapshot
         if own is not None:
             shard = open_mmap_shard(spec, dense, own)
         else:
-            source = self._from_registry(standing, lifecycle, epoch, config.model)
+            source = self._from_registry(standing, lifecycle, epoch, config.model, features)
             shard = open_mmap_shard(spec, dense, *source)
         shadow = Shadow(
-            self._log, config, self._features, line, shard, lifecycle.lives, candidate.learns,
+            self._log, config, features, line, shard, lifecycle.lives, candidate.learns,
             candidate.arm,
         )  # fmt: skip
         if shadow.arm is not None:
@@ -68,12 +72,13 @@ class LineStart:
         return shadow
 
     def _from_registry(
-        self, standing: CandidateState, lifecycle: Lifecycle, epoch: int, model: ModelConfig
-    ) -> tuple[snapshots.Snapshot, int]:
+        self, standing: CandidateState, lifecycle: Lifecycle, epoch: int, model: ModelConfig,
+        features: FeatureSet,
+    ) -> tuple[snapshots.Snapshot, int]:  # fmt: skip
         """The candidate's snapshot, and the step it continues after. Raises Refused, LogLost."""
         registry = Registry(standing.candidate.registry)
         provenance, snapshot = registry.check(
-            standing.line, self._features, model,
+            standing.line, features, model,
             holdout_from_ms=self._clock(), log_id=self._log.id, or_data=True,
             unlearned=lifecycle.unlearned,
         )  # fmt: skip
@@ -86,7 +91,7 @@ class LineStart:
     def _from_live(
         self, standing: CandidateState, lifecycle: Lifecycle, epoch: int
     ) -> tuple[snapshots.Snapshot, int]:
-        """The newest snapshot of the previous epoch, for a guard, or of the live one, for an arm's line. It
+        """The newest snapshot of the previous epoch, for a guard, else of the live one. It
         repeats the steps since, then goes on. Raises NoSnapshot, LogLost."""
         of = lifecycle.guarded_live(standing).of if standing.guards else epoch
         snapshot, reasons = snapshots.latest(self._folder, MAIN, of)
@@ -133,4 +138,4 @@ def write_line(
 
 def _is_of_live(standing: CandidateState) -> bool:
     """Whether it starts from a snapshot of the live line, and is in no registry."""
-    return bool(standing.guards) or standing.stage == ARM
+    return bool(standing.guards) or standing.stage == ARM or standing.candidate.kind == FEATURES

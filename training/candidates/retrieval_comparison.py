@@ -82,8 +82,9 @@ class RetrievalComparison:
         self._sizes: dict[str, float] = {}
         self._engaged: list[ServedExample] = []
 
-    def begin(self, shadow: Shadow, live_model: ModelConfig) -> None:
-        """Keeps both models if live has a new snapshot. ``live_model`` may be of another size."""
+    def begin(self, shadow: Shadow, reads: FeatureSet, live_model: ModelConfig) -> None:
+        """Keeps both models if live has a new snapshot. ``live_model`` may be of another size, and ``reads``
+        other features."""
         steps = complete_steps(self._folder, MAIN, shadow.epoch)
         if self._both is not None or not steps or (shadow.epoch, steps[-1]) == self._compared:
             return
@@ -100,7 +101,7 @@ class RetrievalComparison:
         assert dense is not None
         exports = {name: tables[name].export() for name in _TABLES}
         rows = {name: (export["keys"], export["values"]) for name, export in exports.items()}
-        models = [build_model(self._features, model) for model in (live_model, shadow.model)]
+        models = [build_model(reads, live_model), build_model(self._features, shadow.model)]
         self._both = (
             Weights(sorted_rows(live.tables, self._initial), live.dense, models[0]),
             Weights(sorted_rows(rows, self._initial), dense.averaged.copy(), models[1]),

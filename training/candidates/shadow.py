@@ -52,18 +52,18 @@ class Shadow:
         learns: bool = True,
         arm: ArmLine | None = None,
     ) -> None:
-        """``config``: with the candidate's own model. ``shard``: the whole candidate, after step
+        """``config``, ``features``: of the candidate's own model. ``shard``: the whole candidate, after step
         ``shard.applied``. ``lives``: all live records of the live line. ``arm``: of an arm's line, which
         isn't scored."""
         self.line, self.shard, self.learns = line, shard, learns
-        self._log, self._config, self._features = log, config, features
+        self._log, self._config, self.features = log, config, features
         self.publish: Callable[[Delta], None] = lambda delta: None
         self._client = LocalClient([shard], lambda delta: self.publish(delta))
         model = build_model(features, config.model)
         self.arm = None if arm is None else ArmLearner(model, arm)
         self._learner = self.arm or Learner(model)
         self._scoring = build_model(features, config.model)
-        self._check = ExampleCheck(features, self._scoring.ranker.shape.dense, ServedExample)
+        self._check = ExampleCheck(features, self._scoring.ranker.shape.dense, ServedExample, log)
         self.step = shard.applied  # the newest step scored, and learned if it learns
         self.shown: list[ServedExample] = []  # scored examples of the newest step
         self.scored = 0  # examples

@@ -16,8 +16,15 @@ from typing import Final
 import msgspec
 from safetensors import SafetensorError
 
-from experiments.promotion.epoch_model import config_at
-from experiments.promotion.lifecycle import ARM, CANARY, TAKING_OVER, CandidateState, Lifecycle
+from experiments.promotion.epoch_model import config_at, features_at
+from experiments.promotion.lifecycle import (
+    ARM,
+    CANARY,
+    FEATURES,
+    TAKING_OVER,
+    CandidateState,
+    Lifecycle,
+)
 from parameter_server.shard.shard import Shard
 from parameter_server.storage import snapshots
 from parameter_server.table.kernels import warm
@@ -79,7 +86,7 @@ class ShadowLoop(RetryLoop):
         self._starts = LineStart(log, config, features, clock)
         self.shadows: dict[str, Shadow] = {}  # active ones, by line
         self.counts = {"steps": 0, "scored": 0, "refused": 0, "waits": 0}
-        self._speeds: dict[tuple[ModelConfig, ModelConfig], dict[str, float]] = {}
+        self._speeds: dict[object, dict[str, float]] = {}  # by both models
         self.cpu_s = 0.0
         self.behind = 0  # steps that the slowest has still to take
         self._restore()
@@ -100,8 +107,10 @@ class ShadowLoop(RetryLoop):
         return self._control.live_epoch(MAIN)
 
     @property
-    def _live_model(self) -> ModelConfig:
-        return config_at(self._config, self._lifecycle, MAIN, self._epoch).model
+    def _live_model(self) -> tuple[FeatureSet, ModelConfig]:
+        """What live's model reads, and its configuration."""
+        features = features_at(self._features, self._lifecycle, MAIN, self._epoch)
+        return features, config_at(self._config, self._lifecycle, MAIN, self._epoch).model
 
     def _restore(self) -> None:
         self._control = ControlReader(self._log)
@@ -174,8 +183,9 @@ class ShadowLoop(RetryLoop):
             return 1
 
     def _waits(self, state: CandidateState) -> bool:
-        """Whether an arm's line has no snapshot of live to start from yet."""
-        if state.stage != ARM or snapshots.complete_steps(self._folder, state.line, 0):
+        """Whether a line that branches off live has no snapshot of it to start from yet."""
+        branches = state.stage == ARM or state.candidate.kind == FEATURES
+        if not branches or snapshots.complete_steps(self._folder, state.line, 0):
             return False
         waits = not snapshots.complete_steps(self._folder, MAIN, self._epoch)
         self.counts["waits"] += waits
@@ -198,7 +208,7 @@ class ShadowLoop(RetryLoop):
                 )  # fmt: skip
                 scores = msgspec.structs.replace(
                     scores, hits=result.hits_E.tobytes(), hit_users=result.users_E.tobytes(),
-                    figures=result.figures | self._speed(shadow.model),
+                    figures=result.figures | self._speed(shadow),
                 )  # fmt: skip
             if scores is not None and step.step > self._sent.get(shadow.line, 0):
                 appends.append(Append(0, shadow.line.encode(), pack(scores)))
@@ -217,22 +227,22 @@ class ShadowLoop(RetryLoop):
         if comparison is None:
             if self._items is None:
                 self._items = CatalogueFollower(self._log, self._features)
-            comparison = RetrievalComparison(self._features, self._config, self._items)
+            comparison = RetrievalComparison(shadow.features, self._config, self._items)
             self._comparisons[shadow.line] = comparison
         comparison.take(shadow.shown)
         result = comparison.end()
         if shadow.step % _COMPARE_EVERY == 0:
-            comparison.begin(shadow, self._live_model)
+            comparison.begin(shadow, *self._live_model)
         return result
 
-    def _speed(self, candidate: ModelConfig) -> dict[str, float]:
+    def _speed(self, shadow: Shadow) -> dict[str, float]:
         """Microseconds to rank a list, of live and the candidate; measured once for each pair of models."""
-        live = self._live_model
+        live, candidate = self._live_model, (shadow.features, shadow.model)
         if (live, candidate) not in self._speeds:
-            configs = (live, candidate) if live != candidate else (live,)
-            times_us = rank_times_us([build_model(self._features, model) for model in configs])
-            speed = {"live_rank_us": times_us[0], "rank_us": times_us[-1]}
-            self._speeds[live, candidate] = speed
+            times_us = rank_times_us(
+                [build_model(*one) for one in dict.fromkeys((live, candidate))]
+            )
+            self._speeds[live, candidate] = {"live_rank_us": times_us[0], "rank_us": times_us[-1]}
         return self._speeds[live, candidate]
 
     # --- output to other parts ---
@@ -258,7 +268,7 @@ class ShadowLoop(RetryLoop):
             return
         (arrays, meta), step = shadow.shard.export(), shadow.shard.applied
         first = spec_of(replace(self._config, model=shadow.model), MAIN, epoch)
-        dense = build_model(self._features, shadow.model).read_dense()
+        dense = build_model(shadow.features, shadow.model).read_dense()
         for part in range(first.parts):
             shard = Shard(replace(first, part=part), dense if part == 0 else None)
             shard.load([arrays], meta)

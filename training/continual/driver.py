@@ -52,7 +52,7 @@ from training.continual.learner import Learner
 from training.continual.progress import Progress
 from training.continual.trainer_run import Failure, LearnTrace, TrainerRun
 from training.continual.worker import Worker
-from training.lines.control import config_now, live_epoch
+from training.lines.control import live_epoch, model_now
 from training.lines.line import MAIN, spec_of
 from training.steps.sequencer_loop import EpochEnd
 
@@ -292,7 +292,7 @@ def train_loop(settings: dict[str, Any]) -> None:
 def _work(config: Config, rank: int, generation: int, epoch: int) -> int:
     """Learns the steps of an epoch; returns the next epoch once that is live and this one is learned."""
     workers, log = ray.train.get_context().get_world_size(), open_log(config)
-    config = config_now(log, config, MAIN, epoch)
+    config, features = model_now(log, config, feature_set(config), MAIN, epoch)
     spec = spec_of(config, epoch=epoch)
     ended = EpochEnd(log, MAIN, epoch)
     pause = partial(time.sleep, 0.2)
@@ -304,7 +304,7 @@ def _work(config: Config, rank: int, generation: int, epoch: int) -> int:
     client = connect(
         spec, shards, WorkerId(rank, workers, generation), config.parameter_server.transport
     )
-    model = build_model(feature_set(config), config.model)
+    model = build_model(features, config.model)
     learner = Learner(model, keyed_jagged, config.trainer.device)
     worker = Worker(rank, workers, log, client, learner, config, MAIN, epoch)
     load()

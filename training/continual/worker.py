@@ -77,7 +77,7 @@ class Worker:
         self._lanes = config.step.lanes
         self._digest = learning_digest(config, learner.features)
         dense_width = learner.model.ranker.shape.dense
-        self._check = ExampleCheck(learner.features, dense_width, kind or TrainingExample)
+        self._check = ExampleCheck(learner.features, dense_width, kind or TrainingExample, log)
         self._reader = reader or StepReader(log, line, epoch)
         self._letters, self._reports = DeadLetters(log, (EXAMPLES,)), reports
         self._step: int | None = None  # the newest learned; None: ask the shards

@@ -8,7 +8,7 @@ from typing import Final
 import msgspec
 from safetensors import SafetensorError
 
-from experiments.promotion.epoch_model import with_size
+from experiments.promotion.epoch_model import features_of, with_size
 from experiments.promotion.lifecycle import ASSIGNED, REFUSED, REPLAYED, REPLAYING, Lifecycle
 from parameter_server.storage import snapshots
 from recsys.config.system_config import Config
@@ -91,7 +91,8 @@ class LiveReplay:
             request = msgspec.structs.replace(request, size=start.size)
         config = with_size(self._config, request.size)
         snapshot = snapshots.latest(self._folder, MAIN, request.epoch).snapshot
-        self._replay = Replay(view, config, self._features, lifecycle.lives, snapshot)
+        features = features_of(self._features, request.size)
+        self._replay = Replay(view, config, features, lifecycle.lives, snapshot)
         self._saved = self._replay.step
         return 1
 

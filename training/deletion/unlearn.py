@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-from experiments.promotion.epoch_model import with_size
+from experiments.promotion.epoch_model import features_of, with_size
 from experiments.promotion.lifecycle import DONE, Lifecycle
 from parameter_server.rpc.parameter_client import LocalClient, fresh_shards
 from parameter_server.shard.shard import Shard, digest_of_shards
@@ -65,6 +65,7 @@ def unlearn(
     if start is None:
         return None
     examples = sum(len(view.places(p, users)) for p in range(log.partitions(EXAMPLES)))
+    features = features_of(features, start.size)
     replay = Replay(view, with_size(config, start.size), features, lifecycle.lives, start.snapshot)
     while replay.step < start.history.last:
         if not replay.turn():
@@ -121,6 +122,7 @@ def find_start(
     size = lifecycle.size(MAIN, 0 if snapshot is None else snapshot.epoch)
     used = (history.newest_epoch, *snapshots.epochs(folder / "snapshots", MAIN), history.epoch)
     start = Start(first, snapshot, size, history, 1 + max(used))
+    features = features_of(features, size)
     _check(log, with_size(config, size), features, history, start.since)
     return start
 

@@ -14,6 +14,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from recsys.app.logged_sets import BlockReader
 from recsys.config.part_configs import DriftConfig
 from recsys.config.system_config import Config
 from recsys.events.control_records import Alarm, Control, Reaction
@@ -121,6 +122,7 @@ class SampledFeatures:
 
     def __init__(self, log: Log, features: FeatureSet) -> None:
         self._log, self._digest = log, features.digest
+        self._blocks = BlockReader(log, features)
         names = features.dense_names
         self._width = len(names)
         self._columns = np.array([n for n, name in enumerate(names) if is_steady(name)], np.int64)
@@ -164,8 +166,10 @@ class SampledFeatures:
         """Times and features of shown items, without the examples that training leaves out."""
         sample = []
         for _, example in decoded(records, _SampledExample):
-            block = example.features
-            if example.correction or block is None or block.feature_set != self._digest:
+            if example.correction or example.features is None:
+                continue
+            block = self._blocks.read(example.features)
+            if block.feature_set != self._digest:
                 continue
             if len(block.dense) == 4 * self._width:
                 sample.append((example.closed_ms, block))

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from safetensors import SafetensorError
 
-from experiments.promotion.epoch_model import config_at
+from experiments.promotion.epoch_model import config_at, features_at
 from parameter_server.storage import snapshots
 from parameter_server.storage.snapshot_rows import rows_of
 from recsys.config.system_config import Config, tables_of
@@ -195,10 +195,12 @@ class PanelWatch:
         snapshot, reasons = snapshots.latest(self._folder, MAIN, epoch, number)
         if snapshot is None:
             raise snapshots.NoSnapshot(f"{self._folder}/{MAIN} of epoch {epoch}", reasons)
-        config = config_at(self._config, self._control.lifecycle, MAIN, epoch)
-        learner = Learner(build_model(self._features, config.model))
+        lifecycle = self._control.lifecycle
+        config = config_at(self._config, lifecycle, MAIN, epoch)
+        features = features_at(self._features, lifecycle, MAIN, epoch)
+        learner = Learner(build_model(features, config.model))
         width = learner.model.ranker.shape.dense
-        check = ExampleCheck(self._features, width, ServedExample)
+        check = ExampleCheck(features, width, ServedExample, self._log)
         dense = snapshot.read(0, lambda name: name == "dense/averaged")["dense/averaged"]
         return _Model(learner, check, snapshot, config, dense)
 

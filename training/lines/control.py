@@ -1,10 +1,11 @@
 """Folds the topic ``control``: the lifecycle of model lines, and the newest reaction to drift."""
 
-from experiments.promotion.epoch_model import config_at
+from experiments.promotion.epoch_model import config_at, features_at
 from experiments.promotion.lifecycle import Lifecycle
 from recsys.config.system_config import Config
 from recsys.events.control_records import Control, Live, ModelSize, Reaction
 from recsys.events.records import CONTROL, pack
+from recsys.features.feature_set import FeatureSet
 from recsys.log.protocol import Append, Log
 from recsys.process.log_consumer import Consumer, decoded, readable
 from training.lines.line import MAIN
@@ -34,11 +35,14 @@ class ControlReader:
         return live.epoch if live is not None and live.line == line else otherwise
 
 
-def config_now(log: Log, config: Config, line: str, epoch: int) -> Config:
-    """The configuration of a line's epoch, by the current records of ``control``."""
+def model_now(
+    log: Log, config: Config, features: FeatureSet, line: str, epoch: int
+) -> tuple[Config, FeatureSet]:
+    """The configuration of a line's epoch, and what its model reads, by the records of ``control``."""
     control = ControlReader(log)
     control.turn()
-    return config_at(config, control.lifecycle, line, epoch)
+    lifecycle = control.lifecycle
+    return config_at(config, lifecycle, line, epoch), features_at(features, lifecycle, line, epoch)
 
 
 def live_epoch(log: Log, line: str = MAIN) -> int:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from experiments.promotion.epoch_model import config_at
+from experiments.promotion.epoch_model import config_at, features_at
 from experiments.promotion.lifecycle import Lifecycle
 from parameter_server.shard.shard import Shard
 from parameter_server.storage.durable_shard import load_shard
@@ -44,6 +44,7 @@ class LiveMerge:
         epoch = lifecycle.live.epoch if lifecycle.live is not None else 0
         self._unlearned = lifecycle.unlearned
         self._config = config_at(config, lifecycle, MAIN, epoch)
+        features = features_at(features, lifecycle, MAIN, epoch)
         self._log, self._features, self._now_ms = log, features, now_ms
         self._lives = [live for live in lifecycle.lives if live.line == MAIN]
         self._model = build_model(features, self._config.model)
@@ -136,7 +137,7 @@ class LiveMerge:
     def _since(self, steps: Sequence[Step]) -> Since:
         """Counts examples by the rows they used, and collects the rows of forgotten users. Raises Refused."""
         learner = Learner(self._model)
-        check = ExampleCheck(self._features, self._model.ranker.shape.dense)
+        check = ExampleCheck(self._features, self._model.ranker.shape.dense, log=self._log)
         counter = KeyCounter(table.name for table in tables_of(self._config.model))
         forgotten: set[Id] = set()
         for step in steps:

@@ -15,7 +15,7 @@ from typing import Final, NamedTuple
 import msgspec
 from msgspec.structs import replace
 
-from experiments.promotion.epoch_model import config_at
+from experiments.promotion.epoch_model import config_at, features_at
 from parameter_server.shard.lanes import MAX_RATE
 from recsys.clock import wall_ms
 from recsys.config.system_config import Config
@@ -157,7 +157,8 @@ class SequencerLoop(RetryLoop):
         lifecycle = self._control.lifecycle
         self._epoch = self._control.live_epoch(self._line, self._epoch)
         config = config_at(self._config, lifecycle, self._line, self._epoch)
-        self._digest = learning_digest(config, self._features)
+        features = features_at(self._features, lifecycle, self._line, self._epoch)
+        self._digest = learning_digest(config, features)
         lived = ancestors(lifecycle.lives, self._epoch)
         position = last_position(self._log, self._line, self._epoch, partitions, lived)
         offsets = position.offsets

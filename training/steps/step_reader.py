@@ -14,6 +14,7 @@ from itertools import repeat
 import numpy as np
 from msgspec.structs import replace
 
+from recsys.app.logged_sets import BlockReader
 from recsys.events.event_types import FeatureBlock, Stamp
 from recsys.events.hashing import Id
 from recsys.events.records import (
@@ -239,13 +240,13 @@ def _read_lane(
 def _read_all(records: Sequence[tuple[int, Record]], check: "ExampleCheck") -> LaneExamples:
     """Decodes a lane at once; record by record if one is invalid, which is rare."""
     with suppress(*UNREADABLE):
-        examples = unpack_all([record.value for _, record in records], check.kind)
+        examples = check.read(unpack_all([record.value for _, record in records], check.kind))
         if check.all_fit(examples):
             return LaneExamples(list(examples))
     lane = LaneExamples()
     for partition, record in records:
         try:
-            example = unpack(record.value, check.kind)
+            (example,) = check.read([unpack(record.value, check.kind)])
             reason = check.reason(example)
         except UNREADABLE as error:
             reason = f"not an example: {error}"
@@ -274,9 +275,12 @@ class ExampleCheck:
     """Checks whether examples fit a model: feature set, array sizes, finite numbers."""
 
     def __init__(
-        self, features: FeatureSet, dense_width: int, kind: type[TrainingExample] = TrainingExample
-    ) -> None:
-        """``kind``: the type that examples are decoded as."""
+        self, features: FeatureSet, dense_width: int,
+        kind: type[TrainingExample] = TrainingExample, log: Log | None = None,
+    ) -> None:  # fmt: skip
+        """``kind``: the type that examples are decoded as. ``log``: tells of other sets, whose examples the
+        model can read where they have all of its features."""
+        self._blocks = BlockReader(log, features)
         self.features, self.kind = features, kind
         self._digest = features.digest
         length, outcomes = features.history_length, features.outcomes
@@ -289,6 +293,16 @@ class ExampleCheck:
         }
         self._sizes = tuple(self.widths.values())
         self._labels = len(features.schema.labels)
+
+    def read(self, examples: Sequence[TrainingExample]) -> Sequence[TrainingExample]:
+        """Examples with what the model reads of their features."""
+        blocks = [example.features for example in examples]
+        if all([block is None or block.feature_set == self._digest for block in blocks]):
+            return examples
+        return [
+            example if block is None else replace(example, features=self._blocks.read(block))
+            for example, block in zip(examples, blocks, strict=True)
+        ]
 
     def reason(self, example: TrainingExample) -> str:
         """The reason why an example can't be learned from; empty if it can."""

@@ -36,17 +36,23 @@ class Stores:
     ) -> None:
         self.fold, self._url, self._memory = fold, url, memory
 
-    def get(self, *user_ids: Any) -> list[bytes | None]:
-        """As requests read, one after another."""
+    def get(self, *user_ids: Any, name: str = "") -> list[bytes | None]:
+        """As requests read, one after another. ``name``: of a feature set."""
 
         async def read() -> list[bytes | None]:
             reader: SessionReader = self._memory or RedisSessions(self._url)
             try:
-                return [await reader.get(user_id) for user_id in user_ids]
+                sessions = reader.of_set(name) if name else reader
+                return [await sessions.get(user_id) for user_id in user_ids]
             finally:
                 await reader.close()
 
         return asyncio.run(read())
+
+    def of_set(self, name: str) -> FoldStore:
+        """The fold of another feature set."""
+        memory = self._memory
+        return memory.of_set(name) if memory else RedisFoldStore(self._url, 60, name)
 
     def another(self) -> FoldStore:
         """A second process that folds into the same store."""
@@ -99,6 +105,21 @@ def test_gone_sessions_are_removed(stores: Stores) -> None:
     stores.fold.commit(None, FIRST, {"u1": b"1", "u2": b"2"})
     stores.fold.commit(FIRST, SECOND, {"u3": b"3"}, ["u1", "nobody"])
     assert stores.get("u1", "u2", "u3") == [None, b"2", b"3"]
+
+
+def test_each_feature_set_has_sessions_of_its_own(stores: Stores) -> None:
+    other = stores.of_set("ab12")
+    stores.fold.commit(None, FIRST, {"u1": b"1", "ab12:u2": b"2"})
+    assert other.position() is None and other.load(["u1", "u2"]) == [None, None]
+    other.commit(None, SECOND, {f"u{n}": b"other" for n in range(2_500)})
+    assert stores.get("u1", name="ab12") == [b"other"] and stores.get("u1", "u2") == [b"1", None]
+    assert (stores.fold.position(), other.position()) == (FIRST, SECOND)
+    other.remove()
+    assert other.position() is None and stores.get("u1", "u2499", name="ab12") == [None, None]
+    assert stores.get("u1", "ab12:u2") == [b"1", b"2"] and stores.fold.position() == FIRST
+    other.commit(None, FIRST, {"u1": b"again"})
+    stores.fold.remove()
+    assert stores.get("u1") == [None] and stores.get("u1", name="ab12") == [b"again"]
 
 
 @pytest.mark.services

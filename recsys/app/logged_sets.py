@@ -1,0 +1,45 @@
+"""Feature sets that a system's log was written with: that of the state folder's file, and those taken up
+since, by the ``control`` topic."""
+
+from recsys.events.control_records import Control, Definition
+from recsys.events.event_types import FeatureBlock
+from recsys.events.records import CONTROL
+from recsys.features.feature_set import FeatureSet, UnknownFeatureSet, read_set
+from recsys.log.protocol import Log
+from recsys.model.wider_set import Narrowing, covers
+from recsys.process.log_consumer import readable
+
+
+def taken_up(log: Log) -> dict[str, FeatureSet]:
+    """Sets that ``control`` names, by digest: those logged since, and the first."""
+    records = [r for r in readable(log, CONTROL, Control) if isinstance(r, Definition)]
+    sets = [read_set(text) for record in records for text in (record.before, record.logged)]
+    return {features.digest: features for features in sets}
+
+
+def logged_set(log: Log, first: FeatureSet, digest: str) -> FeatureSet:
+    """The logged set with a digest. ``first``: that of the state folder's file. Raises UnknownFeatureSet."""
+    try:
+        return ({first.digest: first} | taken_up(log))[digest]
+    except KeyError:
+        reason = f"feature set {digest} was never logged here: the block is of another state folder"
+        raise UnknownFeatureSet(reason) from None
+
+
+class BlockReader:
+    """Reads logged blocks of any set as those of ``features``."""
+
+    def __init__(self, log: Log | None, features: FeatureSet) -> None:
+        """``log``: whose ``control`` names the other sets; None: there are none."""
+        self._log, self._features = log, features
+        self._narrowings: dict[str, Narrowing | None] = {features.digest: None}
+
+    def read(self, block: FeatureBlock) -> FeatureBlock:
+        """The block of one item as of ``features``; unchanged if its set lacks something or is unknown."""
+        digest = block.feature_set
+        if digest not in self._narrowings:  # the record that introduces a set precedes its blocks
+            wide = None if self._log is None else taken_up(self._log).get(digest)
+            reads = wide is not None and covers(wide, self._features)
+            self._narrowings[digest] = Narrowing(wide, self._features) if wide and reads else None
+        narrowing = self._narrowings[digest]
+        return block if narrowing is None else narrowing.block(block)

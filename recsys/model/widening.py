@@ -1,0 +1,51 @@
+"""Starts the model of another feature set from a trained one: the wider model begins with its predictions.
+
+Only the ranker's first layer depends on the dense columns. New columns begin with weights of 0; those of a
+replaced half-life begin with the weights of the one that it replaces; all else is copied.
+"""
+
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from recsys.config.system_config import ModelConfig
+from recsys.features.feature_set import FeatureSet
+from recsys.model.model import build_model
+from recsys.model.wider_set import columns_from
+
+Vector = NDArray[np.float32]
+# Vectors of a shard's export that have a number for each dense parameter (parameter_server/table/dense.py).
+_VECTORS: Final = ("dense/values", "dense/averaged", "dense/m", "dense/v")
+
+
+def widened(
+    arrays: dict[str, NDArray[Any]], before: FeatureSet, after: FeatureSet, config: ModelConfig
+) -> dict[str, NDArray[Any]]:
+    """A snapshot's arrays of the model of ``before`` as those of ``after``."""
+    if before == after:
+        return arrays
+    places = _places(before, after, config)
+    moved = {name: np.where(places >= 0, arrays[name][places], 0) for name in _VECTORS}
+    return arrays | {name: vector.astype(np.float32) for name, vector in moved.items()}
+
+
+def _places(before: FeatureSet, after: FeatureSet, config: ModelConfig) -> NDArray[np.int64]:
+    """The place among the dense parameters of ``before`` of each of ``after``; -1: it begins with 0."""
+    old, new = build_model(before, config), build_model(after, config)
+    shape, first = old.ranker.shape, old.ranker.get_parameter("layers.0.weight")
+    start = shape.slots * shape.dim + shape.slots * (shape.slots - 1) // 2  # see Ranker.forward
+    columns = np.array(columns_from(before, after), np.int64)
+    columns = np.where(columns >= 0, start + columns, -1)
+    rest = np.arange(start + shape.dense, first.shape[1])
+    inputs = np.concatenate([np.arange(start), columns, rest])
+    parts, at = [], 0
+    for parameter in old.parameters():
+        place = np.arange(at, at + parameter.numel()).reshape(parameter.shape)
+        at += parameter.numel()
+        if parameter is first:
+            place = np.where(inputs >= 0, place[:, inputs], -1)
+        parts.append(place.reshape(-1))
+    places = np.concatenate(parts)
+    assert len(places) == new.dense_size(), "only the first layer depends on the columns"
+    return places

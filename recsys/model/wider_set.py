@@ -1,0 +1,245 @@
+"""Feature sets that a running system changes between: their union, and the part of a block that a model of a
+narrower set reads.
+
+A system computes and logs one set. A model may read fewer columns and a shorter history of it, so a column
+can be logged before any model reads it, and stay after none does. Columns are matched by what they measure:
+their names differ between sets that declare different half-lives.
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any, Final
+
+import numpy as np
+
+from recsys.events.event_types import FeatureBlock
+from recsys.events.field_schema import CATEGORICAL, NUMERIC
+from recsys.features.feature_set import (
+    AGE,
+    NEAR_IN_VISIT,
+    Declared,
+    FeatureSet,
+    Keys,
+    RequestFeatures,
+    UnknownFeatureSet,
+)
+from recsys.features.operators import FUNCTION, Derived
+from recsys.features.running_rates import TIMES, USER, Entity
+
+_MOST_SPEEDS: Final = 6  # half-lives of one counter
+_SPEED: Final = re.compile(r"\.(fast|slow|\d+(?:\.\d+)?(?:e[+-]?\d+)?h)(?=\)|$)")
+
+
+def column_ids(features: FeatureSet) -> list[str]:
+    """What each dense column measures, in order; equal for equal numbers of different sets."""
+    if features.kind != "all":
+        return []
+    names = {entity.name: _name(entity) for entity in features.entities}
+    plain = replace(features, declared=_renamed(features.declared, names))
+    declared, hours = features.declared, [f"{h:g}h" for h in features.declared.half_lives_h]
+    speeds = dict(zip(features.speeds, hours, strict=True))
+    ids = [_SPEED.sub(lambda m: f".{speeds[m[1]]}", name) for name in plain.dense_names]
+    age = f"{AGE} of {declared.age_field}"
+    exact = {AGE: age, NEAR_IN_VISIT: f"{NEAR_IN_VISIT} {declared.visit_s:g}"}
+    for name in names.values() if declared.trend else ():
+        steps = zip(hours, hours[1:], strict=False)
+        exact |= {f"{name}/trend.{a}": f"{name}/trend of {a} to {b}" for a, b in steps}
+    ids = [exact.get(one, one.replace(f"({AGE})", f"({age})")) for one in ids]
+    own = len(ids) - 2 * len(features.compared)
+    by_name = dict(zip(features.dense_names, ids[:own], strict=False))
+    for one in features.derived:
+        columns = ", ".join(by_name[name] for name in one.columns)
+        by_name[one.name] = f"{one.operator}({columns}) {one.edges} {one.call}"
+    return [*ids[:own], *(by_name[one.name] for one in features.derived), *ids[own:]]
+
+
+def united(logged: FeatureSet, new: FeatureSet) -> FeatureSet:
+    """The set with all columns of both; ``logged`` itself if it has them. Raises ValueError for sets that
+    differ in more than their columns, and for too many half-lives."""
+    _check_alike(logged, new)
+    if covers(logged, new):
+        return logged
+    old, declared = logged.declared, new.declared
+    hours = tuple(sorted({*old.half_lives_h, *declared.half_lives_h}))
+    if len(hours) > _MOST_SPEEDS:
+        raise ValueError(
+            f"half-lives before and after the change are {len(hours)} ({', '.join(map(str, hours))} hours), "
+            f"expected at most {_MOST_SPEEDS}: change fewer at a time"
+        )
+    entities = {
+        _measured(e): e.name for f in (new, logged) if f.declared.entities for e in f.entities
+    }
+    entities = {
+        _measured(e): entities.get(_measured(e), _name(e))
+        for e in (*logged.entities, *new.entities)
+    }
+    both = [
+        _renamed(f.declared, {e.name: entities[_measured(e)] for e in f.entities})
+        for f in (logged, new)
+    ]
+    merged: dict[str, Any] = {
+        name: tuple(dict.fromkeys(value for one in both for value in getattr(one, name)))
+        for name in ("list_context", "numbers", "counts", "against", "last", "distinct")
+    }
+    for name in ("item_age", "age_field", "near", "visit_s", "trend", "position"):
+        merged[name] = getattr(old, name) or getattr(declared, name)
+    watched = {one.half_lives_h[-one.watches :] for one in (old, declared)}
+    merged["watches"] = 1 if watched == {hours[-1:]} else len(hours)
+    numbers = dict.fromkeys(n for f in (logged, new) for n in f.schema.names("item", NUMERIC))
+    others = tuple(pair for pair in logged.schema.item if pair[1] != NUMERIC)
+    item = (*others, *((name, NUMERIC) for name in numbers))
+    wide = replace(
+        logged,
+        schema=replace(
+            logged.schema,
+            item=item,
+            user=tuple(dict.fromkeys((*logged.schema.user, *new.schema.user))),
+            context=tuple(dict.fromkeys((*logged.schema.context, *new.schema.context))),
+        ),
+        history=max(logged.history, new.history),
+        declared=replace(
+            old, half_lives_h=hours, entities=tuple(entities.values()), derived=(), **merged
+        ),
+    )
+    bare = [replace(f, declared=replace(f.declared, derived=())) for f in (logged, new)]
+    if not all(covers(wide, features) for features in bare):
+        raise ValueError(
+            "features.age, visit or trend compute something else than before: remove them first, and declare "
+            "them anew once the change is live"
+        )
+    return replace(wide, declared=replace(wide.declared, derived=_derived(wide, logged, new)))
+
+
+def _derived(wide: FeatureSet, *sets: FeatureSet) -> tuple[Derived, ...]:
+    """Derived columns of some sets, by the names of ``wide``. Raises ValueError for two of one name."""
+    names = dict(zip(column_ids(wide), wide.dense_names, strict=True))
+    made: dict[str, Derived] = {}
+    for features in sets:
+        ids = dict(zip(features.dense_names, column_ids(features), strict=True))
+        for one in features.derived:
+            if ids[one.name] in names:
+                continue
+            if one.name in made or one.name in wide.dense_names:
+                raise ValueError(
+                    f"features.{one.name} computes something else than before: give it another name"
+                )
+            names[ids[one.name]] = one.name
+            made[one.name] = replace(one, columns=tuple(names[ids[name]] for name in one.columns))
+    return tuple(sorted(made.values(), key=lambda one: one.operator == FUNCTION))
+
+
+def covers(wide: FeatureSet, narrow: FeatureSet) -> bool:
+    """Whether a model of ``narrow`` can read what ``wide`` has logged."""
+    columns = set(column_ids(wide)) >= set(column_ids(narrow))
+    return columns and wide.history_length >= narrow.history_length
+
+
+def columns_from(before: FeatureSet, after: FeatureSet) -> list[int]:
+    """The dense column of ``before`` that each of ``after`` continues; -1 for a new one. Where as many
+    half-lives came as went, each continues the one that it replaces, in order."""
+    old, new = before.declared.half_lives_h, after.declared.half_lives_h
+    came, went = sorted({*new} - {*old}), sorted({*old} - {*new})
+    hours = {f"{h:g}h": f"{h:g}h" for h in new}
+    if len(came) == len(went):
+        hours |= {f"{a:g}h": f"{b:g}h" for a, b in zip(came, went, strict=True)}
+    places = {measured: place for place, measured in enumerate(column_ids(before))}
+    return [
+        places.get(one, places.get(_SPEED.sub(lambda m: f".{hours[m[1]]}", one), -1))
+        for one in column_ids(after)
+    ]
+
+
+class Narrowing:
+    """Reads features of the set ``wide`` as those of ``narrow``."""
+
+    def __init__(self, wide: FeatureSet, narrow: FeatureSet) -> None:
+        """Raises UnknownFeatureSet if ``wide`` lacks something."""
+        _check_alike(wide, narrow)
+        self.wide, self.narrow = wide, narrow
+        places = {measured: place for place, measured in enumerate(column_ids(wide))}
+        missing = [
+            name
+            for name, measured in zip(narrow.dense_names, column_ids(narrow), strict=True)
+            if measured not in places
+        ]
+        if missing or wide.history_length < narrow.history_length:
+            lacks = ", ".join(missing) or f"a history of {narrow.history_length}"
+            raise UnknownFeatureSet(
+                f"feature set {wide.digest} lacks {lacks}, which {narrow.digest} reads: it was logged before "
+                "the feature was"
+            )
+        self.columns: Keys = np.array([places[m] for m in column_ids(narrow)], np.int64)
+        self._history = 8 * narrow.history_length * narrow.history_keys
+        self._outcomes = 4 * narrow.history_length * narrow.outcomes
+
+    def features(self, request: RequestFeatures) -> RequestFeatures:
+        """Features of a request; its list was compared by ``wide``."""
+        length = self.narrow.history_length
+        return replace(
+            request,
+            feature_set=self.narrow.digest,
+            history_TH=request.history_TH[:length],
+            outcomes_TO=request.outcomes_TO[:length],
+            dense_NF=np.ascontiguousarray(request.dense_NF[:, self.columns]),
+        )
+
+    def block(self, block: FeatureBlock, items: int = 1) -> FeatureBlock:
+        """A logged block of some items."""
+        dense = np.frombuffer(block.dense, np.float32).reshape(items, -1)
+        return FeatureBlock(
+            feature_set=self.narrow.digest,
+            user_keys=block.user_keys,
+            item_keys=block.item_keys,
+            history=block.history[: self._history],
+            outcomes=block.outcomes[: self._outcomes],
+            dense=dense[:, self.columns].tobytes(),
+        )
+
+
+def _check_alike(one: FeatureSet, other: FeatureSet) -> None:
+    """Raises ValueError unless two sets read events, keys and history entries in the same way."""
+    for name, value, expected in (
+        ("kind", other.kind, one.kind),
+        ("labels", other.schema.labels, one.schema.labels),
+        ("groups", other.schema.groups, one.schema.groups),
+        ("kinds of engagement", other.schema.kinds, one.schema.kinds),
+        ("shown", other.schema.shown_by, one.schema.shown_by),
+        ("vectors", other.schema.vectors, one.schema.vectors),
+        ("fields with categories", _categories(other), _categories(one)),
+        ("history.of", other.declared.history_of, one.declared.history_of),
+        ("values of events", other.declared.values, one.declared.values),
+        ("item fields with rates that are no groups", other.counted_fields, one.counted_fields),
+    ):
+        if value != expected:
+            raise ValueError(
+                f"{name} is {value!r}, expected {expected!r}: keys and labels of a running system stay"
+            )
+
+
+def _categories(features: FeatureSet) -> tuple[tuple[str, ...], ...]:
+    parts = ("item", "user", "context")
+    return tuple(features.schema.names(part, CATEGORICAL) for part in parts)
+
+
+def _measured(entity: Entity) -> tuple[bool, str, str]:
+    return entity.own, entity.left, entity.right
+
+
+def _name(entity: Entity) -> str:
+    """The one name that declares an entity; older sets have others."""
+    parts = (USER if entity.own else "", entity.left, entity.right)
+    return TIMES.join(part for part in parts if part) or "all"
+
+
+def _renamed(declared: Declared, names: Mapping[str, str]) -> Declared:
+    """Declared features with other names of entities, without derived ones."""
+    return replace(
+        declared,
+        entities=tuple(names.values()),
+        list_context=tuple(names[name] for name in declared.list_context),
+        against=tuple((names[name], names[base]) for name, base in declared.against),
+        last=tuple((kind, names[name]) for kind, name in declared.last),
+        distinct=tuple((kind, names[name], member) for kind, name, member in declared.distinct),
+        derived=(),
+    )

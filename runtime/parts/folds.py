@@ -1,0 +1,14 @@
+"""The folds of sessions and counters as parts: what the log has lost, they read from the archive."""
+
+from recsys.config.system_config import Config
+from recsys.process.part_process import Stop
+from serving.sessions import counter_loop, session_loop
+from training.archive.whole_log import whole_log
+
+
+def sessions(config: Config, stop: Stop) -> None:
+    session_loop.run(config, stop, lambda log: whole_log(log, config.state))
+
+
+def counters(config: Config, stop: Stop) -> None:
+    counter_loop.run(config, stop, lambda log: whole_log(log, config.state))

@@ -1,0 +1,91 @@
+"""A wider model begins with the predictions of the old one; a replaced half-life keeps its weights."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from recsys.config.system_config import ModelConfig, tables_of
+from recsys.features.feature_set import Declared, FeatureSet, RequestFeatures
+from recsys.model.model import Model, build_model
+from recsys.model.widening import widened
+from recsys.model.wider_set import Narrowing, columns_from, united
+from serving.ranking.scoring import probabilities
+from serving.replica.row_store import RowStore
+from tests.support.small_feed import FEATURES
+
+CONFIG = ModelConfig(dim=4, vector_dim=4, hidden=(8, 5))
+DAY = replace(FEATURES, declared=Declared(half_lives_h=(6.0, 24.0, 336.0), near=True))
+FASTER = replace(FEATURES, declared=Declared(half_lives_h=(1.0, 336.0)))
+
+
+def trained(features: FeatureSet) -> tuple[Model, dict[str, NDArray[np.float32]]]:
+    """A model with other weights in each place, and its part of a snapshot."""
+    model = build_model(features, CONFIG)
+    draw = np.random.default_rng(1)
+    vectors = {
+        f"dense/{name}": draw.normal(0, 0.3, model.dense_size()).astype(np.float32)
+        for name in ("values", "averaged", "m", "v")
+    }
+    model.write_dense(vectors["dense/values"])
+    return model, vectors
+
+
+def request_of(features: FeatureSet, items: int = 40) -> RequestFeatures:
+    draw = np.random.default_rng(2)
+    keys, length = draw.integers(1, 2**60, (items, features.item_columns)), features.history_length
+    return RequestFeatures(
+        features.digest,
+        draw.integers(1, 2**60, features.user_columns),
+        keys,
+        draw.integers(1, 2**60, (length, features.history_keys)),
+        draw.uniform(0.1, 1, (length, features.outcomes)).astype(np.float32),
+        draw.normal(0, 1, (items, len(features.dense_names))).astype(np.float32),
+    )
+
+
+def predict(model: Model, request: RequestFeatures) -> NDArray[np.float32]:
+    rows = {t.name: RowStore(t, 0) for t in tables_of(CONFIG)}
+    return probabilities(model, rows, [request])
+
+
+@pytest.mark.parametrize("new", [DAY, replace(FEATURES, history=9)])
+def test_the_wider_model_predicts_as_before(new: FeatureSet) -> None:
+    old, arrays = trained(FEATURES)
+    wide = united(FEATURES, new)
+    model = build_model(wide, CONFIG)
+    model.write_dense(widened(arrays, FEATURES, wide, CONFIG)["dense/values"])
+    request = request_of(wide)
+    if wide.history > FEATURES.history:  # older entries are new: without them
+        request.outcomes_TO[FEATURES.history :] = 0.0
+    before = predict(old, Narrowing(wide, FEATURES).features(request))
+    np.testing.assert_allclose(predict(model, request), before, atol=1e-6)
+    assert np.ptp(before) > 0.01
+
+
+def test_back_and_forth_changes_nothing() -> None:
+    _, arrays = trained(FEATURES)
+    wide = united(FEATURES, DAY)
+    again = widened(widened(arrays, FEATURES, wide, CONFIG), wide, FEATURES, CONFIG)
+    assert all(np.array_equal(again[name], arrays[name]) for name in arrays)
+    assert widened(arrays, FEATURES, FEATURES, CONFIG) is arrays
+
+
+def test_optimizer_state_of_new_columns_begins_at_0() -> None:
+    _, arrays = trained(FEATURES)
+    wide = united(FEATURES, DAY)
+    added = len(wide.dense_names) - len(FEATURES.dense_names)
+    for name, vector in widened(arrays, FEATURES, wide, CONFIG).items():
+        assert np.count_nonzero(vector == 0) == added * CONFIG.hidden[0], name
+        assert vector.dtype == np.float32
+
+
+def test_a_replaced_half_life_begins_with_the_weights_of_the_old_one() -> None:
+    places = columns_from(FEATURES, FASTER)
+    assert places == list(range(len(FEATURES.dense_names)))  # both have two half-lives
+    _, arrays = trained(FEATURES)
+    assert all(
+        np.array_equal(vector, arrays[name])
+        for name, vector in widened(arrays, FEATURES, FASTER, CONFIG).items()
+    )

@@ -1,0 +1,142 @@
+"""A running system changes its features, in one process: those that are logged, then those of the model."""
+
+import asyncio
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks.studies.promotion.promotion_run import PromotionRun, config_of
+from experiments.promotion.lifecycle import FEATURES
+from recsys.events.control_records import (
+    ALONE,
+    ANSWERS,
+    FOLDED,
+    Candidate,
+    Decision,
+    Definition,
+    ModelSize,
+)
+from recsys.features.feature_set import Declared, set_text
+from recsys.model.wider_set import united
+from replay.answer_check import EQUAL, AnswerChecker
+from tests.support.promotion_checks import never_back, stamps, until
+from training.lines.line import MAIN
+
+pytestmark = pytest.mark.slow
+
+
+class Change:
+    """A run whose features change to ``new``."""
+
+    def __init__(self, run: PromotionRun, new: Declared) -> None:
+        self.run, self.first = run, run.system.features
+        self.new = replace(self.first, declared=new)
+        self.logged = united(self.first, self.new)
+
+    def say(self, stage: str) -> None:
+        definition = Definition(
+            digest="d", reads=set_text(self.new), logged=set_text(self.logged),
+            before=set_text(self.first), time_ms=self.run.system.now_ms, stage=stage,
+        )  # fmt: skip
+        self.run.say(definition)
+
+    async def log(self) -> None:
+        """Has all parts compute and log the new features."""
+        self.say(FOLDED)
+        await self.run.show(5)
+        self.say(ANSWERS)
+        await self.run.system.restart_replica()
+        self.say(ALONE)
+        await self.run.show(5)
+
+    def propose(self, line: str) -> None:
+        model = self.run.config.model
+        size = ModelSize(model.dim, model.hidden, set_text(self.new))
+        self.run.say(
+            Candidate(
+                line=line, registry="", kind=FEATURES, time_ms=self.run.system.now_ms, size=size
+            )
+        )
+
+
+async def warmed(folder: Path, **rules: Any) -> PromotionRun:
+    run = PromotionRun(config_of(folder, **rules))
+    await run.start()
+    await run.show(40)
+    return run
+
+
+def blocks(run: PromotionRun, since: int = 0) -> set[str]:
+    impressions = [answer.impression for answer in run.answers[since:]]
+    return {i.features.feature_set for i in impressions if i.features is not None}
+
+
+def explained(run: PromotionRun, answers: list[Any]) -> list[str]:
+    checker = AnswerChecker(run.system.log, run.config, run.system.features)
+    checks = [checker.explain(answer.request_id) for answer in answers]
+    return [check.verdict + check.why for check in checks]
+
+
+NEW = Declared(half_lives_h=(1.0, 6.0, 336.0), item_age=True, near=True)
+LESS = (
+    "all",
+    "context",
+    "item",
+    "context×item",
+    "user",
+    "user×item",
+    "author",
+    "tags",
+    "user×tags",
+)
+OTHER = Declared(entities=LESS, half_lives_h=(5.0, 336.0))  # a new half-life, and fewer rates
+
+
+@pytest.mark.parametrize(("new", "by_hand"), [(NEW, False), (OTHER, True)])
+def test_features_are_logged_learned_promoted_and_rolled_back(
+    tmp_path: Path, new: Declared, by_hand: bool
+) -> None:
+    async def scenario() -> None:
+        run = await warmed(tmp_path)
+        change = Change(run, new)
+        before = len(run.answers)
+        await change.log()
+        assert blocks(run) == {change.first.digest, change.logged.digest}
+        assert blocks(run, before + 5) == {change.logged.digest}
+        status = run.system.service.status()["features"]
+        assert status == {"logged": change.logged.digest, "read": change.first.digest}
+        counts = dict(run.system.worker.counts)
+        await run.show(20)  # the live model goes on learning from what it reads of the wider set
+        assert run.system.worker.counts["examples"] > counts["examples"] + 30
+        assert run.system.worker.counts["left_out"] == 0
+
+        change.propose("wider")
+        if by_hand:  # it isn't better
+            await run.show(10)
+            run.say(Decision(line="wider", said="promote", to="canary", share=0.5))
+            await run.show(20)
+            run.say(Decision(line="wider", said="promote", to="all", epoch=1))
+        else:
+            assert await until(run, "wider", "canary", "ended") == "canary"
+        assert await until(run, "wider", "live", "ended") == "live"
+        promoted = len(run.answers)
+        await run.show(20)
+        status = run.system.service.status()["features"]
+        assert status == {"logged": change.logged.digest, "read": change.new.digest}
+        assert stamps(run)[-1][:2] == (MAIN, 1) and never_back(stamps(run))
+        assert run.system.worker.counts["left_out"] == 0 and run.system.worker.step > 0
+
+        run.wish("rollback", "main/1", "it looks odd")
+        await run.show(20)
+        status = run.system.service.status()["features"]
+        assert status == {"logged": change.logged.digest, "read": change.first.digest}
+        assert stamps(run)[-1][:2] == (MAIN, 2) and never_back(stamps(run))
+        sides = [run.answers[before - 1], run.answers[before + 6], run.answers[-1]]
+        sides += run.answers[promoted + 5 : promoted + 15]
+        sides += [a for a in run.answers if a.stamp.line == "wider"][-1:]
+        assert explained(run, sides) == [EQUAL] * len(sides)
+        await run.system.stop()
+
+    asyncio.run(scenario())
