@@ -41,6 +41,7 @@ feed.replaceChildren(cell);
 tracker.observe(cell, { list: { request_id: 'r1', token: 't1' }, itemId: arguments[1] });
 """
 SENT = "return tracker.flush().then(() => tracker.stats.waiting === 0)"
+STORED = "return Object.keys(localStorage).filter((key) => key.includes(':event:')).length"
 PAGES, LISTS = 20, 5  # 100 items each
 
 
@@ -266,8 +267,12 @@ def test_no_view_of_10_000_is_lost(browser: Browser, site: TrackerSite, tmp_path
         for page in range(PAGES):
             visits.open(LISTS)
             kinds[page % len(kinds)]()
-        visits.open(0)
-        browser.wait(SENT, 20)
+        # What a page stores while it closes may reach the storage after the next page has read it.
+        for _ in range(3):
+            visits.open(0)
+            browser.wait(SENT, 20)
+            if not browser.run(STORED):
+                break
         took_s = time.monotonic() - began_s
         stats = browser.run("return tracker.stats")
     finally:
