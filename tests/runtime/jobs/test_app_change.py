@@ -9,7 +9,7 @@ from experiments.promotion.feature_change import progress
 from experiments.promotion.lifecycle import FEATURES
 from recsys.app.app_file import APP_FILE, app_of
 from recsys.config.loader import ConfigError
-from recsys.config.system_config import Config, ParameterServerConfig, ServeConfig
+from recsys.config.system_config import Config, ParameterServerConfig, ServeConfig, digest
 from recsys.events.control_records import (
     ALONE,
     ANSWERS,
@@ -30,7 +30,9 @@ from recsys.process.open_log import create_topics
 from recsys.process.part_process import Heartbeat, run_folder
 from runtime.cli.up import keep_definition
 from runtime.jobs.app_change import AppChange, Parts
-from runtime.jobs.director_requests import send
+from runtime.jobs.director_requests import propose, send
+from tests.support.registry_cases import provenance, shard
+from training.candidates.registry import Refused, Registry, plain_config
 from training.lines.control import ControlReader
 
 TEXT = """app: shop
@@ -227,3 +229,19 @@ def test_folds_are_awaited_by_their_heartbeats(tmp_path: Path) -> None:
     parts.await_folds(2)
     with pytest.raises(TimeoutError):
         parts.await_folds(3)
+
+
+def test_a_candidate_whose_features_are_no_longer_logged_is_refused(shop: Shop) -> None:
+    model, registry = shop.config.model, Registry(shop.stored.parent / "registry")
+    made = shard()
+    learned = provenance(
+        "offline-1", feature_set=SET.digest, model=digest(model), config=plain_config(model),
+        log_id=shop.log.id,
+    )  # fmt: skip
+    registry.add(learned, *made.export(), made.applied)
+    propose(shop.config, shop.log, "offline-1", registry.folder)
+    logged = set_text(app_of(NARROWER).feature_set())
+    definition = Definition(digest="d", reads=logged, logged=logged, before=logged, stage=ALONE)
+    send(shop.log, definition)
+    with pytest.raises(Refused, match="without some of its columns: it can't answer"):
+        propose(shop.config, shop.log, "offline-1", registry.folder)
