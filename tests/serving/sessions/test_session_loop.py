@@ -1,6 +1,7 @@
 """The fold of events into sessions: exactly once, whatever fails where."""
 
 from collections.abc import Collection, Mapping
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -8,8 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from benchmarks.harness.memory_sessions import MemorySessions
+from recsys.app.set_loops import SetLoops
 from recsys.config.system_config import Config
-from recsys.events.control_records import Erasure
+from recsys.events.control_records import ALONE, FOLDED, Definition, Erasure
 from recsys.events.event_types import (
     Engagement,
     Event,
@@ -22,7 +24,7 @@ from recsys.events.event_types import (
 )
 from recsys.events.hashing import partition_of
 from recsys.events.records import CONTROL, EVENTS, ITEMS, pack, topics
-from recsys.features.feature_set import FeatureSet
+from recsys.features.feature_set import Declared, FeatureSet, set_text
 from recsys.features.feature_set_file import FEED_SCHEMA
 from recsys.features.session import Session
 from recsys.log.protocol import Append, LogLost, MemoryLog
@@ -175,6 +177,44 @@ def test_an_erasure_removes_the_session_and_a_tombstone_what_came_before_it(
     turn_all(loop)
     again = fixture.session("u2")
     assert again is not None and again.events == 1
+
+
+def test_a_change_of_features_folds_all_again_and_an_erasure_reaches_both(
+    fixture: Fixture,
+) -> None:
+    """The log of several stages: two sets are folded, then the new one is alone."""
+    wide = replace(FEATURES, declared=Declared(half_lives_h=(1.0, 6.0, 336.0)))
+    new, log = fixture.sessions.of_set(wide.digest), fixture.log
+
+    def make(name: str, features: FeatureSet) -> SessionLoop:
+        return SessionLoop(log, fixture.sessions.of_set(name), features, name=name)
+
+    def say(stage: str) -> None:
+        definition = Definition(
+            digest="d", reads="", logged=set_text(wide), before=set_text(FEATURES), stage=stage
+        )
+        log.append(CONTROL, [Append(0, b"", pack(definition))])
+
+    fixture.append(*(engagement(i=i, event_id=f"e{i}") for i in range(500)), engagement("u2"))
+    loops = SetLoops(log, FEATURES, make)
+    while loops.turn():
+        pass
+    say(FOLDED)
+    assert loops.turn() and loops.behind > 0
+    while loops.turn():
+        pass
+    assert loops.behind == 0 and set(new.blobs) == {"u1", "u2"}
+    assert Session.unpack(new.blobs["u1"], wide).events == 500
+    partition = partition_of("u1", 4)
+    assert set(log.holds(EVENTS, partition)) == {"session-fold", f"session-fold@{wide.digest}"}
+    fixture.erase("u1")
+    while loops.turn():
+        pass
+    assert set(new.blobs) == set(fixture.sessions.blobs) == {"u2"}
+    say(ALONE)
+    loops.turn()
+    assert not fixture.sessions.blobs and set(new.blobs) == {"u2"}
+    assert set(log.holds(EVENTS, partition)) == {f"session-fold@{wide.digest}"}
 
 
 @pytest.mark.parametrize("known", [True, False])
