@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from recsys.app.app_file import app_of
-from recsys.app.data_files import DataFiles, read_data_files
+from recsys.app.data_files import DataFiles, Entities, Interactions, read_data_files
 from recsys.app.definition import App
 from recsys.app.guess import guess
 
@@ -130,6 +130,18 @@ def test_columns_without_telling_names_can_be_named(tmp_path: Path) -> None:
     _, files = read(tmp_path, {"log.csv": columns}, user="a", item="b", time="c")
     assert (files.interactions.user, files.interactions.item) == ("a", "b")
     assert (files.interactions.time, files.interactions.unit) == ("c", "s")
+
+
+def test_a_file_belongs_to_the_table_with_its_keys_and_most_of_its_columns() -> None:
+    files = DataFiles(
+        interactions=Interactions(user="user", item="id", time="at"),
+        items=Entities(id="id", fields={"title": "title"}),
+        users=Entities(id="id", fields={"country": "country", "age": "age"}),
+    )
+    assert files.kind_of(["id", "title"]) == "items"
+    assert files.kind_of(["id", "age"]) == "users"
+    assert files.kind_of(["at", "id", "title", "user"]) == "interactions"
+    assert files.kind_of(["title", "at"]) == ""
 
 
 def test_a_wrong_section_names_file_and_line(tmp_path: Path) -> None:
