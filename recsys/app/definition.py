@@ -32,7 +32,7 @@ FIELD_KINDS: Final = {
 # Rates of learning from clicks without lists: an item's popularity changes faster than its row should learn,
 # and such streams are small (docs/decisions/clicks-become-lists.md).
 CLICK_ROW_RATE: Final = 0.001
-CLICK_DENSE_RATE: Final = 0.001
+CLICK_DENSE_RATE: Final = 0.002
 
 _SHOWN_BY: Final = {BY_VIEW: "view", BY_LIST: "impression", BY_CLICK: "click"}
 
@@ -143,7 +143,15 @@ class App:
         model = base.model
         if self.shown == BY_CLICK:
             model = replace(model, row_rate=CLICK_ROW_RATE, dense_rate=CLICK_DENSE_RATE)
-        return replace(base, policy=policy, join=join, sessions=sessions, model=model)
+        covisits, slow_h = base.covisits, self.features.half_lives_h[-1]
+        if (
+            self.features.half_lives_h != Declared.half_lives_h
+        ):  # co-visits are of the same time scale
+            pairs_h = max(covisits.pairs_h, slow_h)
+            covisits = replace(covisits, pairs_h=pairs_h, trend_h=slow_h)
+        return replace(
+            base, policy=policy, join=join, sessions=sessions, model=model, covisits=covisits
+        )
 
     @property
     def digest(self) -> str:

@@ -405,6 +405,15 @@ def test_a_system_takes_window_history_and_sources() -> None:
     assert app_of("{}").config(Config()).model == Config().model
 
 
+def test_covisits_fade_with_the_slowest_declared_half_life() -> None:
+    fades = {
+        text: app_of(text).config(Config()).covisits
+        for text in ("{}", "features: {half_lives: [1h, 24h]}", "features: {half_lives: [3d, 40d]}")
+    }
+    hours = [(covisits.pairs_h, covisits.trend_h) for covisits in fades.values()]
+    assert hours == [(168.0, 24.0), (168.0, 24.0), (960.0, 960.0)]
+
+
 def test_each_part_of_a_definition_changes_its_digest() -> None:
     app = App()
     changed = [
