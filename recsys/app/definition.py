@@ -31,8 +31,7 @@ FIELD_KINDS: Final = {
 
 # Rates of learning from clicks without lists: an item's popularity changes faster than its row should learn,
 # and such streams are small (docs/decisions/clicks-become-lists.md).
-CLICK_ROW_RATE: Final = 0.001
-CLICK_DENSE_RATE: Final = 0.002
+CLICK_RATES: Final = {"row_rate": 0.001, "dense_rate": 0.002}
 
 _SHOWN_BY: Final = {BY_VIEW: "view", BY_LIST: "impression", BY_CLICK: "click"}
 
@@ -140,18 +139,13 @@ class App:
         sessions = replace(base.sessions, history=self.history)
         if self.repeats:
             sessions = replace(sessions, seen=1)
-        model = base.model
         if self.shown == BY_CLICK:
-            model = replace(model, row_rate=CLICK_ROW_RATE, dense_rate=CLICK_DENSE_RATE)
-        covisits, slow_h = base.covisits, self.features.half_lives_h[-1]
-        if (
-            self.features.half_lives_h != Declared.half_lives_h
-        ):  # co-visits are of the same time scale
-            pairs_h = max(covisits.pairs_h, slow_h)
-            covisits = replace(covisits, pairs_h=pairs_h, trend_h=slow_h)
-        return replace(
-            base, policy=policy, join=join, sessions=sessions, model=model, covisits=covisits
-        )
+            base = replace(base, model=replace(base.model, **CLICK_RATES))
+        slow_h = self.features.half_lives_h[-1]
+        if self.features.half_lives_h != Declared.half_lives_h:
+            pairs_h = max(base.covisits.pairs_h, slow_h)  # of the same time scale as the counters
+            base = replace(base, covisits=replace(base.covisits, pairs_h=pairs_h, trend_h=slow_h))
+        return replace(base, policy=policy, join=join, sessions=sessions)
 
     @property
     def digest(self) -> str:

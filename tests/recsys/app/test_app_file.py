@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from recsys.app.app_file import app_of, read_app
-from recsys.app.definition import CLICK_DENSE_RATE, CLICK_ROW_RATE, App, EventKind, Field
+from recsys.app.definition import CLICK_RATES, App, EventKind, Field
 from recsys.config.policy_config import SOURCES, WATCH
 from recsys.config.system_config import Config
 from recsys.config.yaml_with_lines import YamlError
@@ -401,7 +401,7 @@ def test_a_system_takes_window_history_and_sources() -> None:
     again = app_of("repeats: true").config(Config()).policy.sources
     assert again == Config().policy.sources | {"again": 20}
     rates = app_of("shown: clicks").config(Config()).model
-    assert rates == replace(Config().model, row_rate=CLICK_ROW_RATE, dense_rate=CLICK_DENSE_RATE)
+    assert rates == replace(Config().model, **CLICK_RATES)
     assert app_of("{}").config(Config()).model == Config().model
 
 
