@@ -6,7 +6,7 @@ replay and a running system: both take the feature set and the settings from it.
 
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 
@@ -31,7 +31,7 @@ FIELD_KINDS: Final = {
 
 # Rates of learning from clicks without lists: an item's popularity changes faster than its row should learn,
 # and such streams are small (docs/decisions/clicks-become-lists.md).
-CLICK_RATES: Final = {"row_rate": 0.001, "dense_rate": 0.002}
+CLICK_RATES: Final[dict[str, Any]] = {"row_rate": 0.001, "dense_rate": 0.002}
 
 _SHOWN_BY: Final = {BY_VIEW: "view", BY_LIST: "impression", BY_CLICK: "click"}
 
