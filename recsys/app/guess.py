@@ -234,7 +234,8 @@ def _unit(values: Sequence[Any]) -> str | None:
 def _seconds(values: Sequence[Any]) -> list[float]:
     """Times in seconds; others are left out."""
     if numbers := _numbers(values):
-        return [x / _UNITS[_unit(values) or "s"] for x in numbers]
+        per_s = _UNITS[_unit(values) or "s"]
+        return [x / per_s for x in numbers]
     seconds = []
     for value in values:
         with suppress(ValueError):

@@ -1,5 +1,6 @@
 """Guessed definitions of the shapes that tables of interactions usually have; each can be read back."""
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -115,6 +116,14 @@ def test_items_and_users_have_fields_by_their_values(tmp_path: Path) -> None:
     assert files.items is not None and files.items.fields["title"] == "title"
     assert files.users is not None and set(files.users.fields) == {"age", "country"}
     assert app.groups == ("genres", "brand") and "user×brand" in app.features.entities
+
+
+def test_a_guess_takes_time_in_proportion_to_the_rows() -> None:
+    n = 20_000
+    columns = {"user": list(range(n)), "item": ["x"] * n, "time": list(range(10**9, 10**9 + n))}
+    began = time.process_time()
+    guess("mine", {"log.csv": columns}, {})
+    assert time.process_time() - began < 2.0
 
 
 def test_viewers_who_come_back_to_items_are_noticed(tmp_path: Path) -> None:
