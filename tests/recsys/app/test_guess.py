@@ -120,7 +120,11 @@ def test_items_and_users_have_fields_by_their_values(tmp_path: Path) -> None:
 
 def test_a_guess_takes_time_in_proportion_to_the_rows() -> None:
     n = 20_000
-    columns = {"user": list(range(n)), "item": ["x"] * n, "time": list(range(10**9, 10**9 + n))}
+    columns: Columns = {
+        "user": list(range(n)),
+        "item": ["x"] * n,
+        "time": list(range(10**9, 10**9 + n)),
+    }
     began = time.process_time()
     guess("mine", {"log.csv": columns}, {})
     assert time.process_time() - began < 2.0
