@@ -3,7 +3,6 @@ expected."""
 
 import re
 from collections.abc import Iterable, Iterator
-from math import isfinite
 from pathlib import Path
 from typing import Any, Final
 
@@ -57,7 +56,8 @@ def app_of(text: str, file: object = "app.yaml") -> App:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and isfinite(value)
+    """Whether a value is a number that a float can hold."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e300
 
 
 class _Reader:

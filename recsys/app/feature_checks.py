@@ -12,7 +12,7 @@ from recsys.features.operators import EXPRESSIONS, FUNCTION, function_of
 from recsys.features.running_rates import ALL, CONTEXT, DURATION, ITEM, PROFILE, USER, entity_of
 
 Fault = tuple[tuple[str | int, ...], str]
-_RESERVED: Final = (ALL, USER, CONTEXT, PROFILE, ITEM, DURATION)
+RESERVED: Final = (ALL, USER, CONTEXT, PROFILE, ITEM, DURATION)
 
 
 def faults(features: FeatureSet) -> Iterator[Fault]:
@@ -20,7 +20,7 @@ def faults(features: FeatureSet) -> Iterator[Fault]:
     features = replace(features, kind="all")
     schema, declared = features.schema, features.declared
     for name in schema.groups:
-        if name in _RESERVED:
+        if name in RESERVED:
             reason = (
                 f"a group can't be named {name!r}, which is a built-in entity: rename the field"
             )
@@ -66,12 +66,14 @@ def _operator_faults(features: FeatureSet, declared: Declared) -> Iterator[Fault
     for key, kind in (*kinds_read, *(("counts", kind) for kind in declared.counts)):
         if kind not in kinds:
             yield ("features", key, kind), f"features.{key} has {kind!r}, expected {_one_of(kinds)}"
-    shared = [name for name, entity in entities.items() if not entity.own]
+    counted = [name for name, entity in entities.items() if name == USER or not entity.own]
     for kind, name, member in declared.distinct:
         about = f"features.distinct.{kind}"
         expected = "item, duration or a categorical field of items" if name == USER else USER
-        if name not in (USER, *shared):
-            reason = f"{about} counts by {name!r}, expected {_one_of([USER, *shared])}"
+        if name not in counted:
+            reason = (
+                f"{about} counts by {name!r}, expected one of features.rates: user or everybody's"
+            )
         elif (member != USER) if name != USER else not _item_slot(member, features):
             reason = f"{about}.{name} is {member!r}, expected {expected}"
         else:

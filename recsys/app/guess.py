@@ -9,12 +9,14 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from math import isfinite
 from typing import Any, Final
 
 import msgspec
 import yaml
 
 from recsys.app.data_files import Entities, Interactions
+from recsys.app.feature_checks import RESERVED
 
 _USER: Final = "user|visitor|customer|viewer|member|account|reviewer|profile|player|reader"
 _ITEM: Final = (
@@ -71,9 +73,12 @@ def guess(name: str, samples: Mapping[str, Columns], given: Mapping[str, str]) -
             rows += labels
         elif part := next((part for part in ("item", "user") if part in roles), ""):
             kinds = {n: _kind_of(v) for n, v in columns.items() if n != roles[part]}
-            out.definition["fields"][part] = {_clean(n): kind for n, kind in kinds.items() if kind}
+            field_names = {n: f"{part}_{c}" if (c := _clean(n)) in RESERVED else c for n in kinds}
+            out.definition["fields"][part] = {
+                field_names[n]: kind for n, kind in kinds.items() if kind
+            }
             units = [_unit(columns[n]) for n, kind in kinds.items() if kind == "time"]
-            named = {_clean(n): n for n in kinds}
+            named = {name: n for n, name in field_names.items()}
             about: dict[str, Any] = {"unit": units[0]} if units else {}
             tables[part + "s"] = Entities(files=[file], id=roles[part], fields=named, **about)
             rows += [(n, str(kind or "content that isn't read")) for n, kind in kinds.items()]
@@ -140,8 +145,9 @@ def _interactions(
         counts = Counter(str(x).strip() for x in columns[roles["kind"]] if x)
         about["shown"] = [k for k in counts if re.fullmatch(_SHOWN, k.lower())]
         kinds = [kind for kind, _ in counts.most_common() if kind not in about["shown"]]
-        about["names"] = {kind: _clean(kind) for kind in kinds if kind != _clean(kind)}
-        events = {_clean(kind): _label(kind) for kind in kinds}
+        names = _event_names(kinds)
+        about["names"] = {kind: name for kind, name in names.items() if kind != name}
+        events = {name: _label(kind) for kind, name in names.items()}
     elif "rating" in roles:
         about["rating"] = roles["rating"]
         numbers = sorted(_numbers(columns[roles["rating"]]))
@@ -156,13 +162,23 @@ def _interactions(
             (roles["rating"], f"from {least:g} on: like ({share:.0%} of the rows), else: rate")
         )
     elif flags:
-        about |= {"labels": {n: _clean(n).removeprefix("is_") for n in flags}}
+        about |= {"labels": _event_names(flags)}
         about |= {"request": roles["request"]} if "request" in roles else {}
         events = {kind: _label(kind) for kind in about["labels"].values()}
     else:
         events = {"click": "positive"}
     rows += [("", f"event {kind}: {_words(label)}") for kind, label in events.items()]
     return Interactions(**about), events, rows
+
+
+def _event_names(kinds: Sequence[str]) -> dict[str, str]:
+    """Names of kinds of event, or of columns of 0 and 1; no two alike, and none a counter's."""
+    names: dict[str, str] = {}
+    for kind in kinds:
+        name = _clean(kind).removeprefix("is_")
+        is_taken = name in names.values() or name in ("shown", "watch")
+        names[kind] = f"{name}_{len(names) + 1}" if is_taken else name
+    return names
 
 
 def _label(kind: str) -> Any:
@@ -196,10 +212,11 @@ def _kind_of(values: Sequence[Any]) -> Any:
     some = [x for x in values if x not in (None, "")]
     if not some:
         return ""
-    if isinstance(some[0], list):
-        numeric = all(isinstance(x, int | float) for x in some[0])
-        same = len({len(x) for x in some}) == 1
-        return {"vector": len(some[0])} if numeric and same and len(some[0]) > 1 else "list"
+    if any(isinstance(x, list) for x in some):
+        lists = [x if isinstance(x, list) else [x] for x in some]
+        numeric = all(isinstance(x, int | float) for x in lists[0])
+        same = len(set(map(len, lists))) == 1
+        return {"vector": len(lists[0])} if numeric and same and len(lists[0]) > 1 else "list"
     if _numbers(some):
         return "time" if _unit(some) and min(_numbers(some)) > 1e8 else "number"
     if _unit(some):
@@ -218,8 +235,9 @@ def _numbers(values: Sequence[Any]) -> list[float]:
     """All values as numbers; empty if more than a hundredth aren't numbers."""
     numbers = []
     for value in values:
-        with suppress(TypeError, ValueError):
+        with suppress(TypeError, ValueError, OverflowError):
             numbers.append(float(value))
+    numbers = [number for number in numbers if isfinite(number)]
     return numbers if len(numbers) >= 0.99 * len(values) else []
 
 

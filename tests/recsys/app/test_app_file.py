@@ -284,7 +284,17 @@ FAULTS = [
     (
         "features:\n  rates: [item, user×item]\n  distinct:\n    click:\n      user×item: user",
         5,
-        "features.distinct.click counts by 'user×item', expected one of user, item",
+        "features.distinct.click counts by 'user×item', expected one of features.rates: user or ever",
+    ),
+    (
+        "features:\n  rates: [item]\n  distinct: {click: {user: item}}",
+        3,
+        "features.distinct.click counts by 'user', expected one of features.rates: user or everybody's",
+    ),
+    (
+        "features:\n  expressions: {band: {bucket: item/shown.fast, at: [1" + "0" * 400 + "]}}",
+        2,
+        "features.expressions.band.at is [1000",
     ),
     (
         "features:\n  rates: [item]\n  distinct: {click: {item: duration}}",

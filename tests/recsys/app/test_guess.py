@@ -165,3 +165,28 @@ def test_a_wrong_section_names_file_and_line(tmp_path: Path) -> None:
     file.write_text("events: {click: positive}\n")
     with pytest.raises(ValueError, match=r"app\.yaml:1: .*recsys init FILES"):
         read_data_files(file)
+
+
+@pytest.mark.parametrize("value", [10**400, "nan", "inf"])
+def test_a_number_that_no_float_holds_is_left_out_of_the_guess(tmp_path: Path, value: Any) -> None:
+    table = ratings()
+    table["rating"][0] = value
+    table["timestamp"][0] = value
+    _, files = read(tmp_path, {"ratings.csv": table})
+    assert (files.interactions.at_least, files.interactions.unit) == (4.0, "s")
+
+
+def test_names_that_mean_something_else_are_changed(tmp_path: Path) -> None:
+    visits = {"user": ["a", "b"] * 20, "item": ["1", "2"] * 20, "event": ["watch", "购买"] * 20}
+    visits["event"][0] = "浏览"
+    items = {"item": ["1", "2"] * 20, "context": ["a", "b"] * 20}
+    app, files = read(tmp_path, {"visits.csv": visits, "items.csv": items})
+    assert set(app.events) == {"x_", "watch_2", "x__3"}
+    assert files.interactions.names == {"购买": "x_", "watch": "watch_2", "浏览": "x__3"}
+    assert list(app.fields["item"]) == ["item_context"]
+
+
+def test_a_list_in_some_rows_only_is_a_list(tmp_path: Path) -> None:
+    items = {"item": ["1", "2", "3"], "tags": [["a"], 3, ["b", "c"]]}
+    app, _ = read(tmp_path, {"ratings.csv": ratings(), "items.jsonl": items})
+    assert app.fields["item"]["tags"].kind == "list"
