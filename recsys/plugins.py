@@ -23,12 +23,12 @@ def find(group: str, name: str) -> EntryPoint:
     if ":" in name:
         return EntryPoint(name, name, group)
     offered = entry_points(group=group)
-    found = {entry.value: entry for entry in offered.select(name=name)}
-    if len(found) == 1:
-        return next(iter(found.values()))
-    if found:
+    matches = {entry.value: entry for entry in offered.select(name=name)}
+    if len(matches) == 1:
+        return next(iter(matches.values()))
+    if matches:
         raise ValueError(
-            f"plug-in {name!r} of the group {group!r} is offered twice, as {' and '.join(sorted(found))}: "
+            f"plug-in {name!r} of the group {group!r} is offered twice, as {' and '.join(sorted(matches))}: "
             "pip uninstall one of the packages, or name the module:attribute"
         )
     raise ValueError(

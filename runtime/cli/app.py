@@ -11,6 +11,7 @@ from recsys.app.app_file import read_app
 from recsys.app.definition import App
 from runtime.cli.common import JsonOption, StateOption, exit_on, print_json, with_system
 from runtime.reports.tables import plain_table
+from runtime.supervision.run_file import AlreadyRuns, lock
 
 app = typer.Typer(help="Definitions of apps.", no_args_is_help=True)
 
@@ -44,9 +45,9 @@ def apply(
     """Changes the features of a running system: logs them, and has a candidate learn them."""
     from runtime.jobs.app_change import AppChange, Parts  # imports torch: not for --help
 
-    with with_system(state) as (config, log), exit_on(ValueError, TimeoutError):
-        change = AppChange(log, config, file, Parts(state, timeout_s), typer.echo)
-        name = change.run()
+    with with_system(state) as (config, log), exit_on(ValueError, TimeoutError, AlreadyRuns):
+        with lock(state, "apply.lock"):  # two changes would end each other's folds
+            name = AppChange(log, config, file, Parts(state, timeout_s), typer.echo).run()
     if name:
         typer.echo(f"{name} learns them, and is judged: see `recsys shadow --state {state}`")
     else:

@@ -81,14 +81,15 @@ def read(state: str | Path) -> Running | None:
 
 
 @contextmanager
-def lock(state: str | Path) -> Iterator[None]:
-    """Locks the state folder; raises AlreadyRuns where another process has locked it.
+def lock(state: str | Path, file: str = _LOCK) -> Iterator[None]:
+    """Locks the state folder, or another ``file`` of its run folder; raises AlreadyRuns where another process
+    has locked it.
 
     The folder is for its owner only (PermissionError where that is another user): sessions and events are
     personal data. The lock ends with the process, however that ends.
     """
     owned_folder(state)
-    descriptor = os.open(run_folder(state) / _LOCK, os.O_RDWR | os.O_CREAT, 0o600)
+    descriptor = os.open(run_folder(state) / file, os.O_RDWR | os.O_CREAT, 0o600)
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
