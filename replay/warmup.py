@@ -9,7 +9,8 @@ It must finish before anybody is served: once event time has moved on, windows o
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from itertools import groupby, islice
 from pathlib import Path
 from typing import Final
@@ -18,16 +19,30 @@ import msgspec
 
 from recsys.config.system_config import Config
 from recsys.events.event_types import Event, Impression, Item, encode
+from recsys.events.field_schema import Schema
 from recsys.events.hashing import partition_of
 from recsys.events.records import EVENTS, ITEMS
 from recsys.features.feature_set import FeatureSet
 from recsys.log.protocol import Append, Log
 from recsys.process.part_process import owned_folder, write_atomically
 from replay.feature_replay import FeatureReplay
-from replay.warmup_data import WarmupData
 
 FILE: Final = "warmup.json"
 BATCH: Final = 1_000  # records in one append
+
+
+@dataclass(frozen=True)
+class WarmupData:
+    """Events to warm a system up with. ``events`` may be called again and returns the same events.
+
+    ``last_ms``: time of the last event, on the data's own clock.
+    """
+
+    name: str
+    schema: Schema
+    last_ms: int
+    impressions: int
+    events: Callable[[], Iterator[Event]]
 
 
 class Progress(msgspec.Struct):

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from examples.short_video import demo_data
+from examples.short_video.dataset_warmup import warmup_from_dataset
 from recsys.config.system_config import Config
 from recsys.events.event_types import (
     Engagement,
@@ -24,10 +25,8 @@ from recsys.events.records import EVENTS, ITEMS, topics
 from recsys.features.feature_set import FeatureSet
 from recsys.log.protocol import Append, LogUnavailable, MemoryLog
 from replay import warmup
-from replay import warmup_data as pasts
 from replay.feature_replay import FeatureReplay
-from replay.warmup import warm_up
-from replay.warmup_data import WarmupData
+from replay.warmup import WarmupData, warm_up
 from training.joining.joiner import Joiner
 
 NOW_MS = 1_790_000_000_000
@@ -159,7 +158,7 @@ def test_it_is_done_once_and_with_one_past(tmp_path: Path) -> None:
     _warm(tmp_path, log)
     assert _written(log) == before
     with pytest.raises(ValueError, match="'world', expected 'toy'"):
-        _warm(tmp_path, log, pasts.warmup_from_dataset(Toy()))
+        _warm(tmp_path, log, warmup_from_dataset(Toy()))
 
 
 def test_features_are_those_that_the_server_in_replay_writes() -> None:
@@ -200,15 +199,13 @@ def test_ids_hang_on_the_event_alone() -> None:
 
 
 def test_a_user_is_told_when_they_come_and_only_then() -> None:
-    users = [
-        event for event in _events(pasts.warmup_from_dataset(Toy())) if isinstance(event, User)
-    ]
+    users = [event for event in _events(warmup_from_dataset(Toy())) if isinstance(event, User)]
     assert [user.user_id for user in users] == [7]
     assert users[0].time_ms > NOW_MS - 1_000_000
 
 
 def test_the_end_of_a_data_set_is_taken_with_what_belongs_to_it() -> None:
-    past = pasts.warmup_from_dataset(Toy(), limit=2)
+    past = warmup_from_dataset(Toy(), limit=2)
     assert past.impressions == 2
     found = _events(past)
     assert [e.request_id for e in found if isinstance(e, Impression)] == ["r2", "r3"]
@@ -217,13 +214,13 @@ def test_the_end_of_a_data_set_is_taken_with_what_belongs_to_it() -> None:
 
 
 def test_the_common_context_is_the_feed_and_the_others_are_surfaces() -> None:
-    shown = [e for e in pasts.warmup_from_dataset(Toy()).events() if isinstance(e, Impression)]
+    shown = [e for e in warmup_from_dataset(Toy()).events() if isinstance(e, Impression)]
     assert [event.surface for event in shown] == ["feed", "feed", "tab-2", "feed"]
     assert all(event.context == {} for event in shown)
 
 
 def test_a_log_without_views_gets_one_for_each_shown_item_when_its_window_ends() -> None:
-    past = pasts.warmup_from_dataset(Toy())
+    past = warmup_from_dataset(Toy())
     events = list(past.events())
     views = [e for e in events if isinstance(e, Engagement) and e.kind == "view"]
     assert [e.time_ms - 60_000 for e in views] == [1_000_000 + n // 2 * 10_000 for n in range(8)]

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from benchmarks.harness.answering_player import AnsweringPlayer
 from benchmarks.studies.quality.coldstart_ceiling import Ceiling, swipes_of
+from examples.short_video.dataset_warmup import SURFACE
 from examples.short_video.world import World
 from experiments.assignment.policy import Policy
 from recsys.config.policy_config import PolicyConfig
@@ -26,7 +27,6 @@ from recsys.features.feature_set import FeatureSet
 from recsys.features.feature_set_file import FEED_SCHEMA
 from recsys.features.session import Session
 from replay.direct_loop import DirectLoop
-from replay.warmup_data import SURFACE
 from serving.query import Query
 from serving.request import Request
 

@@ -1,4 +1,4 @@
-"""Events to warm a system up with, and how they are made of the end of a data set.
+"""Warm-up events of the end of a data set.
 
 A live feed differs from a log of the past in two ways, which are evened out here. Its clients report views,
 so an impression alone shows nothing; and its requests carry no context of their own, so a data set's main
@@ -7,33 +7,20 @@ context value becomes the feed's surface, and the other values become surfaces b
 
 import heapq
 from collections import Counter, deque
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from dataclasses import replace
 from typing import Final
 
 import msgspec
 
 from recsys.events.event_types import Engagement, Event, Impression
-from recsys.events.field_schema import CATEGORICAL, Schema
+from recsys.events.field_schema import CATEGORICAL
 from recsys.features.feature_set_file import FEED_SCHEMA
 from replay.datasets.dataset import Dataset
+from replay.warmup import WarmupData
 
 SURFACE: Final = "feed"
 _FAR: Final = 2**62
-
-
-@dataclass(frozen=True)
-class WarmupData:
-    """Events to warm a system up with. ``events`` may be called again and returns the same events.
-
-    ``last_ms``: time of the last event, on the data's own clock.
-    """
-
-    name: str
-    schema: Schema
-    last_ms: int
-    impressions: int
-    events: Callable[[], Iterator[Event]]
 
 
 def warmup_from_dataset(dataset: Dataset, limit: int = 0) -> WarmupData:
