@@ -29,6 +29,7 @@ _BOUNDED_KINDS: Final = sum(
     1 << n for n, kind in enumerate(ENGAGEMENT_KINDS) if kind not in _UNBOUNDED
 )
 _KIND_BITS: Final = {kind: 4 << number for number, kind in enumerate(ENGAGEMENT_KINDS)}
+_OTHERS: Final = 50  # bits for kinds under an app's own names: a judgement has 63
 
 
 class _Packed(msgspec.Struct, array_like=True):
@@ -42,9 +43,15 @@ class _Packed(msgspec.Struct, array_like=True):
 
 
 class Influence:
-    """Bounds of one partition of ``partitions``: each has its part of the floors."""
+    """Bounds of one partition of ``partitions``: each has its part of the floors. ``kinds``: those that an
+    app declares, always in the same order."""
 
-    def __init__(self, bounds: BoundsConfig | None = None, partitions: int = 1) -> None:
+    def __init__(
+        self, bounds: BoundsConfig | None = None, partitions: int = 1, kinds: Iterable[str] = ()
+    ) -> None:
+        others = enumerate(kind for kind in kinds if kind not in _KIND_BITS)
+        first = len(ENGAGEMENT_KINDS)
+        self._bits = _KIND_BITS | {kind: 4 << first + n % _OTHERS for n, kind in others}
         self.bounds = bounds or BoundsConfig()
         self._floor = self.bounds.floor / partitions
         self._enough = _ESTABLISHED / partitions
@@ -68,7 +75,7 @@ class Influence:
         bits = self._judgements.get(pair, 0)
         if not bits:
             bits = _DECIDED | (_COUNTS if self.admits(event) else 0)
-        kind = _KIND_BITS.get(event.kind, 0)
+        kind = self._bits.get(event.kind, 0)
         counts = bool(bits & _COUNTS) and not bits & kind and self.has_room(bits // 4, event.kind)
         if not counts:
             kind = 0  # so that a later kind finds the room that this one didn't take
@@ -85,7 +92,7 @@ class Influence:
         if not self.bounds_event(event):
             return True
         bits = self._judgements.get(_pair(event), 0)
-        return bool(bits & _COUNTS) and bool(bits & _KIND_BITS.get(event.kind, 0))
+        return bool(bits & _COUNTS) and bool(bits & self._bits.get(event.kind, 0))
 
     def admits(self, event: Engagement) -> bool:
         """Decides on a new judgement of an account about an item, and takes it off the account's room."""
@@ -155,12 +162,14 @@ class Influence:
 class Influences(dict[int, Influence]):
     """Bounds by partition, made as needed."""
 
-    def __init__(self, bounds: BoundsConfig | None = None, partitions: int = 1) -> None:
+    def __init__(
+        self, bounds: BoundsConfig | None = None, partitions: int = 1, kinds: Iterable[str] = ()
+    ) -> None:
         super().__init__()
-        self._bounds, self._partitions = bounds, partitions
+        self._arguments = bounds, partitions, tuple(kinds)
 
     def __missing__(self, partition: int) -> Influence:
-        self[partition] = made = Influence(self._bounds, self._partitions)
+        self[partition] = made = Influence(*self._arguments)
         return made
 
     def restore(self, blobs: Iterable[tuple[int, bytes]]) -> None:

@@ -41,7 +41,7 @@ class ItemCounters:
     ) -> None:
         self.features, self.visits = features, Visits(covisits or CovisitConfig())
         self.credits = SourceCredits()
-        self.influences = Influences(bounds, partitions)
+        self.influences = Influences(bounds, partitions, features.schema.kinds)
         self.quarantined: set[str] = set()
         self.counters = features.counter_table(1024)
         self._context_by_request: OrderedDict[str, int] = OrderedDict()

@@ -38,6 +38,17 @@ def test_two_kinds_of_an_account_and_item_count_beside_views_and_dislikes() -> N
     assert influence.counted(did(1, 1, "share")) and not influence.counted(did(1, 1, "follow"))
 
 
+def test_kinds_under_own_names_count_once_and_are_remembered() -> None:
+    names = [f"kind{n}" for n in range(60)]
+    influence = Influence(BoundsConfig(), 1, ["click", *names])
+    counts = [[influence.counts(did(1, 1, kind, n)) for n in range(3)] for kind in names[:50]]
+    assert counts == [[True, False, False]] * 50
+    again = Influence(BoundsConfig(), 1, ["click", *names])
+    again.restore(influence.pack())
+    assert again.counted(did(1, 1, "kind0")) and not again.counted(did(2, 1, "kind0"))
+    assert not again.counted(did(1, 1, "click"))
+
+
 def test_an_account_judges_as_many_items_as_it_has_room_for() -> None:
     influence = bounds(burst=10, daily=24)
     assert sum(influence.counts(did(1, n)) for n in range(50)) == 10

@@ -157,6 +157,17 @@ def test_a_quarantine_takes_back_what_a_user_counted() -> None:
     assert count(its, key_of("item", "v3"), "like") == pytest.approx(1.0)
 
 
+def test_kinds_under_own_names_count_once_and_are_taken_back() -> None:
+    schema = replace(FEATURES.schema, labels=("buy",), kinds=("buy", "view"))
+    features = FeatureSet(schema, "all", history=4)
+    its, buys = fold(features), [did("r1", 1, "buy", NOW_MS + n, source=5) for n in range(3)]
+    for buy in buys:
+        its.engagement(buy, keys_of(1, features))
+    assert count(its, V1, "buy") == pytest.approx(1.0)
+    its.verdict(verdict(True), buys, lambda item: keys_of(1, features))
+    assert count(its, V1, "buy") == pytest.approx(0.0, abs=1e-6)
+
+
 def test_what_came_during_an_earlier_quarantine_is_not_taken_back() -> None:
     its = fold()
     its.verdict(verdict(True), [], by_id)
