@@ -6,7 +6,7 @@ from typing import Any, Final
 
 import msgspec
 
-from recsys.app.app_file import app_of
+from recsys.app.app_file import read_app
 from recsys.app.definition import App
 from recsys.config.yaml_with_lines import YamlWithLines
 from recsys.features.feature_set import FeatureSet
@@ -23,11 +23,7 @@ def read_change(file: Path, before: App, logged: FeatureSet) -> tuple[App, Featu
     """The definition in a file, and the set to log for it while the models of ``before`` go on. ``logged``:
     the set that these read. Raises ValueError with file, line and remedy for what can't change while the
     system runs."""
-    try:
-        text = file.read_text("utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"{file}: expected a readable definition of an app ({error})") from error
-    app, marked = app_of(text, file), YamlWithLines(text, file)
+    app, marked = read_app(file), YamlWithLines(file.read_text("utf-8"), file)
     old, new = (dict(_fixed(one)) for one in (before, app))
     for path in dict.fromkeys((*new, *old)):
         value, expected = (parts.get(path, "not declared") for parts in (new, old))

@@ -22,14 +22,16 @@ class YamlWithLines:
         try:
             node = yaml.compose(text, Loader=yaml.SafeLoader)
             self.value: Any = yaml.safe_load(text)
+            if node is not None:
+                self._mark(node, ())
         except yaml.MarkedYAMLError as error:
             mark = error.problem_mark
             reason = error.problem or "not YAML"
             raise YamlError(file, mark.line + 1 if mark else 1, reason) from error
         except yaml.YAMLError as error:
             raise YamlError(file, 1, str(error).partition("\n")[0]) from error
-        if node is not None:
-            self._mark(node, ())
+        except RecursionError as error:
+            raise YamlError(file, 1, "an alias within itself, or hundreds of levels") from error
 
     def line(self, *path: str | int) -> int:
         """The line of a value, or of the nearest enclosing one."""

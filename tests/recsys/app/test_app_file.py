@@ -383,6 +383,14 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
         read_app(tmp_path / "app.yaml")
 
 
+@pytest.mark.parametrize("text", ["app: &name [*name]", "[" * 5_000])
+def test_a_text_without_an_end_is_refused(text: str) -> None:
+    with pytest.raises(
+        YamlError, match="app.yaml:1: an alias within itself, or hundreds of levels"
+    ):
+        app_of(text)
+
+
 def test_an_empty_definition_has_defaults() -> None:
     app = app_of("{}")
     assert app == App() and app.labels == ("click",)
