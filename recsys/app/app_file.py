@@ -91,7 +91,7 @@ class _Reader:
         return app
 
     def _check(self, app: App) -> None:
-        """Checks what one part says of another."""
+        """Checks parts against each other."""
         texts = [n for n, f in app.fields.get("item", {}).items() if f.kind in ("category", "list")]
         for at, name in enumerate(app.groups):
             if name not in texts:

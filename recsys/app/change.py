@@ -44,7 +44,7 @@ def _is_column(value: object, expected: object) -> bool:
 
 
 def _fixed(app: App) -> Iterator[tuple[tuple[str, ...], Any]]:
-    """What isn't a feature, each with its keys in the file."""
+    """All that isn't a feature, each with its keys in the file."""
     for part, fields in app.fields.items():
         for name, field in fields.items():
             kind = f"{field.kind} of {field.length}" if field.length else field.kind

@@ -1,4 +1,4 @@
-"""Checks of declared features: what each part says of another. Yields where a fault is, as the keys of the
+"""Checks of declared features against each other. Yields the place of each fault, as the keys of the
 definition, and a reason with its remedy."""
 
 from collections.abc import Iterator

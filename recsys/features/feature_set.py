@@ -364,7 +364,7 @@ class FeatureSet:
         return frozenset((*self.kinds, "view", *one.counts, *names))
 
     def amounts(self, engagement: Engagement) -> Floats:
-        """What an engagement adds to the counters of its entities."""
+        """Amounts that an engagement adds to the counters of its entities."""
         added = amounts(self.kinds, engagement.kind, engagement.watch_ms)
         if engagement.kind in self.declared.counts:
             added[self.kinds.index(count_kind(engagement.kind))] = 1.0

@@ -33,7 +33,7 @@ class _Packed(msgspec.Struct):
 
 
 class OperatorState:
-    """What the fold of everybody's events remembers for operators. ``evicted``: requests, viewers and
+    """Memory of the fold of everybody's events for operators. ``evicted``: requests, viewers and
     contacts beyond their limits."""
 
     def __init__(self, features: FeatureSet, contacts: int = CONTACTS) -> None:

@@ -32,7 +32,7 @@ _SPEED: Final = re.compile(r"\.(fast|slow|\d+(?:\.\d+)?(?:e[+-]?\d+)?h)(?=\)|$)"
 
 
 def column_ids(features: FeatureSet) -> list[str]:
-    """What each dense column measures, in order; equal for equal numbers of different sets."""
+    """The measure of each dense column, in order; equal for equal numbers of different sets."""
     if features.kind != "all":
         return []
     names = {entity.name: _name(entity) for entity in features.entities}

@@ -135,7 +135,7 @@ class Replica(ItemVectors):
         return published_model(reads, replace(self.config, model=model))
 
     def read(self, features: RequestFeatures) -> RequestFeatures:
-        """What the model reads of a request's features."""
+        """The part of a request's features that the model reads."""
         if self.model.features.digest == self.features.digest:
             return features
         narrowing = self._narrowing

@@ -108,7 +108,7 @@ class ShadowLoop(RetryLoop):
 
     @property
     def _live_model(self) -> tuple[FeatureSet, ModelConfig]:
-        """What live's model reads, and its configuration."""
+        """Features and configuration of live's model."""
         features = features_at(self._features, self._lifecycle, MAIN, self._epoch)
         return features, config_at(self._config, self._lifecycle, MAIN, self._epoch).model
 
