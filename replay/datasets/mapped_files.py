@@ -52,6 +52,7 @@ _FLAGS: Final = {"1": True, "true": True, "0": False, "false": False, "": False,
 _RANGE: Final = 250_000  # rows that are sorted at once
 _CONTENT: Final = Field("")  # of fields that aren't declared
 _ROW_MS: Final = 1_000  # between rows without a time
+_LARGEST: Final = 2.0**63  # integers of events have 64 bits
 _AHEAD_MS: Final = 86_400_000  # time zones
 
 
@@ -336,9 +337,9 @@ def _id(name: str, value: Any) -> Id:
 def _number(name: str, value: Any) -> float:
     try:  # faster than ``suppress``, once a row
         number = float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         number = math.nan
-    if not math.isfinite(number) or isinstance(value, bool):
+    if not abs(number) < _LARGEST or isinstance(value, bool):
         raise _Unusable(f"{name}: expected a number", value)
     return number
 
@@ -378,6 +379,8 @@ def _field(name: str, value: Any, field: Field, table: Entities) -> Any:
         return numbers
     if field.kind == "category" and not isinstance(value, bool):
         return str(value)
+    if isinstance(value, int):
+        _number(name, int(value))
     return value if isinstance(value, str | int | float) else _text(value)
 
 

@@ -74,11 +74,11 @@ class ImportedRows:
 
     def contains(self, hashes: Hashes) -> NDArray[np.bool_]:
         """Mask of the hashes that earlier imports wrote."""
-        found: NDArray[np.bool_] = np.zeros(len(hashes), np.bool_)
-        if len(self._hashes):
-            at = np.searchsorted(self._hashes, hashes)
-            found = self._hashes[np.minimum(at, len(self._hashes) - 1)] == hashes
-        return found
+        if not len(self._hashes):
+            return np.zeros(len(hashes), np.bool_)
+        at = np.searchsorted(self._hashes, hashes)
+        mask: NDArray[np.bool_] = self._hashes[np.minimum(at, len(self._hashes) - 1)] == hashes
+        return mask
 
     def add(self, hashes: Hashes) -> None:
         self._new.append(hashes)
@@ -163,20 +163,20 @@ class Importer:
         items = {str(e.item_id) for e in events_after(self.log, ITEMS, [0]) if isinstance(e, Item)}
         while batch := list(islice(events, BATCH)):
             hashes = np.array([mmh3.hash64(encode(event))[0] for event in batch], np.int64)
-            known = rows.contains(hashes)
+            old = rows.contains(hashes)
             # An item without fields is one that no table has: it must not replace what is there.
             bare = [isinstance(e, Item) and not e.fields and str(e.item_id) in items for e in batch]
-            known |= np.array(bare)
+            old |= np.array(bare)
             records: dict[str, list[Append]] = {ITEMS: [], EVENTS: []}
-            for event, hash_, is_known in zip(batch, hashes.tolist(), known.tolist(), strict=True):
-                if not is_known:
+            for event, hash_, skipped in zip(batch, hashes.tolist(), old.tolist(), strict=True):
+                if not skipped:
                     event.event_id = f"{_PREFIX}{hash_}"  # type: ignore[union-attr]
                     topic = ITEMS if isinstance(event, Item) else EVENTS
                     records[topic].append(record_of(event, self.config.log.partitions))
             for topic, appends in records.items():
                 self.log.append(topic, appends)
-            rows.add(hashes[~known])
-            counts.update(new=int((~known).sum()), imported_before=int(known.sum()))
+            rows.add(hashes[~old])
+            counts.update(new=int((~old).sum()), imported_before=int(old.sum()))
         return dict(counts)
 
     def _hold(self) -> None:

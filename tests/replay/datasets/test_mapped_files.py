@@ -144,6 +144,19 @@ def test_files_that_cannot_be_read(tmp_path: Path, name: str, text: str, expecte
         list(data.events())
 
 
+@pytest.mark.parametrize("number", ["1e300", "1" * 400, "1" * 40])
+def test_a_number_that_no_event_holds_costs_its_field_or_row(tmp_path: Path, number: str) -> None:
+    rows = f'{{"user":"a","item":"x","time":1}}\n{{"user":"a","item":"x","time":{number}}}\n'
+    items = f'{{"id":"x","price":{number},"title":{10**40}}}\n{{"id":"y","price":1}}\n'
+    paths = write(tmp_path / "log.jsonl", rows), write(tmp_path / "items.jsonl", items)
+    table = {"items": {"id": "id", "fields": {"price": "price", "title": "title"}}}
+    data = dataset(*paths, fields="item: {price: number}", **table)
+    listed = [event.item_id for event in data.events() if isinstance(event, Item)]
+    assert listed == ["x", "y"] and seen(data.events()) == [(1_000, "a", "x", "click")]
+    fields = [f"{name}: expected a number; the field is left out" for name in ("price", "title")]
+    assert data.dead_letters == dict.fromkeys((*fields, "time: expected a number"), 1)
+
+
 def test_ratings_kinds_and_flags(tmp_path: Path) -> None:
     file = write(tmp_path / "log.csv", "user,item,time,stars\na,x,1,5\na,y,2,1\na,z,3,bad\n")
     stars = CLICKS | {"rating": "stars", "at_least": 4, "below": "click"}
