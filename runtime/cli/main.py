@@ -51,6 +51,7 @@ _HELP = {
 _HELP_OF_PLUGINS = {"viewers": "Sends simulated viewers to a running server."}  # those in the wheel
 # Modules of commands that aren't in ``runtime.cli.NAME``.
 _ELSEWHERE = {
+    "data": "examples.kuairand.data_command",
     "demo": "runtime.demo.demo",
     "init": "runtime.cli.import_files",
     "import": "runtime.cli.import_files",

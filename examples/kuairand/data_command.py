@@ -6,7 +6,8 @@ from typing import Annotated
 import typer
 from typer import Option
 
-from runtime.cli.common import exit_on, from_checkout
+from examples.kuairand.download import fetch_kuairand
+from runtime.cli.common import exit_on
 
 data = typer.Typer(help="Downloads data sets.", no_args_is_help=True, add_completion=False)
 _FOLDER = Path("data/kuairand")  # where the demo looks for it
@@ -20,7 +21,6 @@ def _data() -> None:
 @data.command()
 def kuairand(to: Annotated[Path, Option(help="Target folder.")] = _FOLDER) -> None:
     """Downloads KuaiRand-Pure from Zenodo, for `recsys replay` and `recsys demo`."""
-    download = from_checkout("examples.kuairand.download:fetch_kuairand")
     with exit_on(RuntimeError, status=1):
-        existed = download(to, typer.echo)
+        existed = fetch_kuairand(to, typer.echo)
     typer.echo(f"{'downloaded already' if existed else 'unpacked'}: recsys replay {to}")
