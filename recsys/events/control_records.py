@@ -1,7 +1,7 @@
 """Records of the topic `control`: live pointer, candidates, decisions, operator requests, experiments,
 erasures, unlearning, alarms, API keys."""
 
-from typing import Annotated
+from typing import Annotated, Final
 
 import msgspec
 
@@ -98,6 +98,17 @@ class Decision(msgspec.Struct, frozen=True, kw_only=True, tag="decision"):
     why: str = ""
     evidence: dict[str, float] = {}
     time_ms: int = 0
+
+
+REQUEST_MS: Final = (
+    30_000  # a request that the director sees later has no effect: nobody waits for it
+)
+TOO_LATE: Final = f"it came too late: a request counts for {REQUEST_MS // 1000} s; make it again, with the director running"
+
+
+def is_too_late(request: "OperatorRequest | ExperimentRequest", now_ms: int) -> bool:
+    """Whether a request has no effect any more."""
+    return bool(request.time_ms) and now_ms - request.time_ms > REQUEST_MS
 
 
 class OperatorRequest(msgspec.Struct, frozen=True, kw_only=True, tag="wish"):

@@ -15,6 +15,7 @@ from recsys.app.set_loops import SetsInUse
 from recsys.clock import wall_ms
 from recsys.config.system_config import Config
 from recsys.events.control_records import (
+    REQUEST_MS,
     Candidate,
     Control,
     Decision,
@@ -35,7 +36,7 @@ from training.candidates.registry import Refused, Registry, model_size_of
 from training.lines.control import ControlReader
 from training.lines.line import spec_of
 
-ANSWER_S: Final = 30.0  # how long to wait for the director
+ANSWER_S: Final = REQUEST_MS / 1000 + 5.0  # how long to wait for the director
 _POLL_S: Final = 0.05
 
 
@@ -53,8 +54,8 @@ def await_answer(find: Callable[[], Any]) -> Any:
             return answer
         time.sleep(_POLL_S)
     raise Refused(
-        f"the director didn't answer in {ANSWER_S:.0f} s: check that it runs (`recsys status`); the request "
-        "stays on the log, and takes effect once it does"
+        f"the director didn't answer in {ANSWER_S:.0f} s: check that it runs (`recsys status`), then ask "
+        "again; this request has no effect any more"
     )
 
 

@@ -23,7 +23,14 @@ from experiments.promotion.lifecycle import (
 from experiments.promotion.promotion import Evidence, Hold, Promote, Rollback, Verdict, judge
 from parameter_server.storage import snapshots
 from recsys.config.system_config import Config
-from recsys.events.control_records import Control, Decision, Live, OperatorRequest
+from recsys.events.control_records import (
+    TOO_LATE,
+    Control,
+    Decision,
+    Live,
+    OperatorRequest,
+    is_too_late,
+)
 from recsys.events.records import EXAMPLES, SCORES, Scores, unpack
 from recsys.features.feature_set import FeatureSet
 from recsys.log.protocol import Log
@@ -262,6 +269,8 @@ class Promoter:
         if not self._requests:
             return []
         request, now_ms = self._requests[0], self._clock()
+        if is_too_late(request, now_ms):
+            return [_refusal(request, TOO_LATE, now_ms)]
         state = self.lifecycle.candidates.get(request.line)
         why = request.reason or "a person asked for it"
         if state is not None and state.stage == ARM:

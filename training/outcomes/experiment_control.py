@@ -21,6 +21,7 @@ from experiments.statistics.revision import (
 )
 from recsys.config.system_config import Config
 from recsys.events.control_records import (
+    TOO_LATE,
     ArmLine,
     Candidate,
     Control,
@@ -28,6 +29,7 @@ from recsys.events.control_records import (
     ExperimentRequest,
     Experiments,
     ExperimentState,
+    is_too_late,
 )
 from recsys.log.protocol import Log
 from training.outcomes.experiment_fold import ExperimentFold
@@ -102,6 +104,8 @@ class ExperimentController:
     def _grant(self, now_ms: int) -> Experiments | None:
         for offset, request in self._requests.items():
             current = self._current()
+            if is_too_late(request, now_ms):
+                return self._revision(current, now_ms, offset, TOO_LATE)
             try:
                 new = apply_request(current, request, self._config.policy, self._labels, now_ms)
             except ValueError as error:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from benchmarks.studies.promotion.simulated_pairs import Pair, Stream
-from recsys.events.control_records import Candidate, Control, Decision, OperatorRequest
+from recsys.events.control_records import REQUEST_MS, Candidate, Control, Decision, OperatorRequest
 from recsys.events.records import SCORES, Scores, pack
 from recsys.log.protocol import Append
 from tests.support.promotion_harness import BETTER, EQUAL, RULES, WORSE, Town, said_of, told
@@ -194,6 +194,16 @@ def test_a_wish_that_cannot_be_granted_is_answered(town: Town) -> None:
         assert isinstance(answer, Decision) and (answer.said, answer.to) == ("hold", "rollback")
         assert why in answer.why and town.decide() == []
     assert town.promoter.lifecycle.candidates["over"].why == "worse"
+
+
+def test_a_request_that_nobody_waits_for_any_more_is_refused(town: Town) -> None:
+    town.say(candidate("good"))
+    for age_ms, outcome in ((REQUEST_MS + 1, ("hold", "rollback")), (REQUEST_MS, ("rollback", ""))):
+        asked_ms = town.now_ms - age_ms
+        town.say(OperatorRequest(what="rollback", line="good", time_ms=asked_ms))
+        (answer,) = town.decide()
+        assert isinstance(answer, Decision) and (answer.said, answer.to) == outcome
+        assert ("too late" in answer.why) == (age_ms > REQUEST_MS) and town.decide() == []
 
 
 def test_a_long_good_past_hides_nothing(town: Town) -> None:

@@ -7,7 +7,13 @@ import pytest
 
 from experiments.assignment.policy import Policies
 from experiments.statistics.revision import running
-from recsys.events.control_records import Control, ExperimentRequest, Experiments, ExperimentState
+from recsys.events.control_records import (
+    REQUEST_MS,
+    Control,
+    ExperimentRequest,
+    Experiments,
+    ExperimentState,
+)
 from recsys.events.records import CONTROL, pack, unpack
 from recsys.log.protocol import Append
 from tests.support.experiment_log import HOUR_MS, LABELS, ToyTrial
@@ -94,6 +100,16 @@ def test_a_director_that_was_away_answers_what_was_asked_meanwhile(toy: ToyTrial
     started(toy).ask(what="stop", name="mine", reason="enough")
     (said,) = Runs(toy, {"plain.yaml": PLAIN}).turn()
     assert said.stands["mine"].state == "stopped" and said.stands["mine"].why == "enough"
+
+
+def test_a_request_that_nobody_waits_for_any_more_changes_nothing(toy: ToyTrial) -> None:
+    runs = started(toy)
+    runs.ask(what="stop", name="mine", time_ms=toy.now_ms - REQUEST_MS - 1)
+    (said,) = runs.turn()
+    assert "too late" in said.refused and said.stands["mine"].state != "stopped"
+    runs.ask(what="stop", name="mine", time_ms=toy.now_ms - REQUEST_MS)
+    (said,) = runs.turn()
+    assert not said.refused and said.stands["mine"].state == "stopped" and runs.turn() == []
 
 
 def test_it_grows_once_its_hours_are_over_and_enough_users_are_in_it(toy: ToyTrial) -> None:
