@@ -2,9 +2,9 @@
 
 import importlib
 import importlib.util
-from importlib.metadata import entry_points
+from importlib.metadata import entry_points, version
 from keyword import iskeyword
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
@@ -116,8 +116,21 @@ app = typer.Typer(
 )
 
 
+def _show_version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"recsys {version('recsys-swipe')}")
+        raise typer.Exit
+
+
 @app.callback()
-def _recsys() -> None:
+def _recsys(
+    show_version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_show_version, is_eager=True, help="Print the version, and end."
+        ),
+    ] = False,
+) -> None:
     """Makes the app a group; typer would otherwise run a single command directly."""
 
 

@@ -2,10 +2,12 @@
 
 import subprocess
 import sys
+from importlib.metadata import version
 
 import pytest
+from typer.testing import CliRunner
 
-from runtime.cli.main import COMMANDS, load
+from runtime.cli.main import COMMANDS, app, load
 
 _WITHOUT_BENCHMARKS = """
 import sys
@@ -58,6 +60,11 @@ def test_commands_of_plug_ins_are_listed_and_take_no_name_of_ours() -> None:
     assert {"up", "shop"} <= listed and not {"gone", "viewers"} & listed
     assert "Command of the plug-in os.path." in done.stdout
     assert COMMANDS["viewers"][0] == "examples.short_video.viewers_command:viewers"
+
+
+def test_the_version_is_that_of_the_package() -> None:
+    shown = CliRunner().invoke(app, ["--version"])
+    assert (shown.exit_code, shown.output) == (0, f"recsys {version('recsys-swipe')}\n")
 
 
 @pytest.mark.parametrize("name", COMMANDS)
