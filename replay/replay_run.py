@@ -61,7 +61,7 @@ class ReplayResult:
     counts: dict[str, int]
     digest: str
     retrieval: dict[str, Any] | None = None
-    function_errors: dict[str, int] = field(default_factory=dict)  # by column of the app's functions
+    function_errors: dict[str, int] = field(default_factory=dict)  # by column of a function
 
 
 class Probe(Protocol):

@@ -100,10 +100,8 @@ class Decision(msgspec.Struct, frozen=True, kw_only=True, tag="decision"):
     time_ms: int = 0
 
 
-REQUEST_MS: Final = (
-    30_000  # a request that the director sees later has no effect: nobody waits for it
-)
-TOO_LATE: Final = f"it came too late: a request counts for {REQUEST_MS // 1000} s; make it again, with the director running"
+REQUEST_MS: Final = 30_000  # a request seen later has no effect: nobody waits for it
+TOO_LATE: Final = "it came too late: a request counts for 30 s; ask again, while the director runs"
 
 
 def is_too_late(request: "OperatorRequest | ExperimentRequest", now_ms: int) -> bool:

@@ -84,8 +84,10 @@ class Influence:
 
     def has_room(self, kinds: int, kind: str) -> bool:
         """Whether a further kind of engagement with an item counts; ``kinds``: bits of those that do, in
-        order of ``ENGAGEMENT_KINDS``."""
-        return kind in _UNBOUNDED or (kinds & _BOUNDED_KINDS).bit_count() < self.bounds.kinds
+        order of ``ENGAGEMENT_KINDS``. Kinds that an app declares aren't limited in number."""
+        if kind in _UNBOUNDED or kind not in ENGAGEMENT_KINDS:
+            return True
+        return (kinds & _BOUNDED_KINDS).bit_count() < self.bounds.kinds
 
     def counted(self, event: Engagement) -> bool:
         """Whether engagements of this kind, account and item counted, as far as is remembered."""

@@ -49,6 +49,12 @@ def test_kinds_under_own_names_count_once_and_are_remembered() -> None:
     assert not again.counted(did(1, 1, "click"))
 
 
+def test_kinds_under_own_names_have_room_beside_two_others() -> None:
+    influence = Influence(BoundsConfig(), 1, ["click", "like", "purchase", "share"])
+    kinds = ["like", "share", "follow", "purchase", "purchase"]
+    assert [influence.counts(did(1, 1, kind)) for kind in kinds] == [True, True, False, True, False]
+
+
 def test_an_account_judges_as_many_items_as_it_has_room_for() -> None:
     influence = bounds(burst=10, daily=24)
     assert sum(influence.counts(did(1, n)) for n in range(50)) == 10
