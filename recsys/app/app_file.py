@@ -41,13 +41,17 @@ def plain(name: str) -> str:
     return name.replace("*", "×").replace(" ", "")
 
 
-def read_app(file: Path) -> App:
-    """Reads and checks a definition; raises ValueError with file, line and remedy."""
+def text_of(file: Path) -> str:
+    """The text of a definition; raises ValueError for an unreadable file."""
     try:
-        text = file.read_text("utf-8")
+        return file.read_text("utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"{file}: expected a readable definition of an app ({error})") from error
-    return app_of(text, file)
+
+
+def read_app(file: Path) -> App:
+    """Reads and checks a definition; raises ValueError with file, line and remedy."""
+    return app_of(text_of(file), file)
 
 
 def app_of(text: str, file: object = "app.yaml") -> App:

@@ -6,7 +6,7 @@ from typing import Any, Final
 
 import msgspec
 
-from recsys.app.app_file import read_app
+from recsys.app.app_file import app_of
 from recsys.app.definition import App
 from recsys.config.yaml_with_lines import YamlWithLines
 from recsys.features.feature_set import FeatureSet
@@ -19,11 +19,11 @@ _RESTART: Final = (
 _COLUMNS: Final = ("number", "time", "not declared")  # fields that are a column each
 
 
-def read_change(file: Path, before: App, logged: FeatureSet) -> tuple[App, FeatureSet]:
-    """The definition in a file, and the set to log for it while the models of ``before`` go on. ``logged``:
-    the set that these read. Raises ValueError with file, line and remedy for what can't change while the
-    system runs."""
-    app, marked = read_app(file), YamlWithLines(file.read_text("utf-8"), file)
+def read_change(text: str, file: Path, before: App, logged: FeatureSet) -> tuple[App, FeatureSet]:
+    """The definition in the text of a file, and the set to log for it while the models of ``before`` go on.
+    ``logged``: the set that these read. Raises ValueError with file, line and remedy for what can't change
+    while the system runs."""
+    app, marked = app_of(text, file), YamlWithLines(text, file)
     old, new = (dict(_fixed(one)) for one in (before, app))
     for path in dict.fromkeys((*new, *old)):
         value, expected = (parts.get(path, "not declared") for parts in (new, old))

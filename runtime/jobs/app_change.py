@@ -9,7 +9,7 @@ from typing import Final
 from experiments.promotion.epoch_model import config_at, features_at
 from experiments.promotion.feature_change import candidate_for, sets_in_use
 from experiments.promotion.lifecycle import FEATURES
-from recsys.app.app_file import APP_FILE, read_app
+from recsys.app.app_file import APP_FILE, read_app, text_of
 from recsys.app.change import read_change
 from recsys.app.set_loops import SetsInUse
 from recsys.clock import wall_ms
@@ -81,8 +81,8 @@ class AppChange:
         read, *others = sets_in_use(self._control.lifecycle, self._first)
         for features in others:
             read = united(read, features)
-        self.app, wanted = read_change(file, read_app(self._stored), read)
-        self._text = file.read_bytes()
+        self._text = text_of(file)
+        self.app, wanted = read_change(self._text, file, read_app(self._stored), read)
         self.features = self.app.feature_set(read.kind)
         check_accepted(config, self.features)
         self._before = in_use.answers
@@ -110,13 +110,13 @@ class AppChange:
             self._note("new replicas log them; an old one leaves once a new one has caught up")
             self._parts.restart()
         self._say(ALONE)
-        write_atomically(self._stored, self._text)
+        write_atomically(self._stored, self._text.encode())
         return self._propose()
 
     def _say(self, stage: str) -> None:
         sets = {"reads": self.features, "logged": self.logged, "before": self._before}
         texts = {name: set_text(features) for name, features in sets.items()}
-        app, digest = self._text.decode(), self.app.digest
+        app, digest = self._text, self.app.digest
         send(self._log, Definition(digest=digest, stage=stage, app=app, time_ms=wall_ms(), **texts))
 
     def _propose(self) -> str:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from recsys.app.app_file import app_of
+from recsys.app.app_file import app_of, text_of
 from recsys.app.change import read_change
 from recsys.app.definition import App
 from recsys.model.wider_set import covers
@@ -31,7 +31,7 @@ def change(tmp_path: Path, old: str, new: str) -> App:
     assert old in TEXT
     file = tmp_path / "app.yaml"
     file.write_text(TEXT.replace(old, new), "utf-8")
-    app, logged = read_change(file, BEFORE, BEFORE.feature_set())
+    app, logged = read_change(text_of(file), file, BEFORE, BEFORE.feature_set())
     assert covers(logged, BEFORE.feature_set()) and covers(logged, app.feature_set())
     return app
 
@@ -116,4 +116,4 @@ def test_other_changes_are_refused_with_line_and_remedy(
 
 def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="none.yaml: expected a readable definition"):
-        read_change(tmp_path / "none.yaml", BEFORE, BEFORE.feature_set())
+        text_of(tmp_path / "none.yaml")
