@@ -21,7 +21,7 @@ from recsys.config.system_config import Config, JoinConfig, StepConfig
 from recsys.events.event_types import Engagement, Event, Item, User
 from recsys.events.field_schema import CATEGORICAL
 from recsys.events.hashing import Id
-from replay.datasets.app_dataset import AppDataset, feature_set_of
+from replay.datasets.app_dataset import OfApp, feature_set_of
 from replay.datasets.dataset import Dataset
 from replay.direct_loop import DirectLoop, StepsUntil
 from replay.player import Player, ScoredImpression
@@ -174,9 +174,13 @@ class ScoreRecorder:
 
 
 def config_for(dataset: Dataset, options: ReplayOptions, base: Config) -> Config:
-    """Configuration of a replay: the app's, the data set's window, steps on the event clock."""
-    if isinstance(dataset, AppDataset):
-        base = dataset.app.config(base)
+    """Configuration of a replay: the app's, and ``on_event_clock``."""
+    app = dataset.app if isinstance(dataset, OfApp) else None
+    return on_event_clock(dataset, options, base if app is None else app.config(base))
+
+
+def on_event_clock(dataset: Dataset, options: ReplayOptions, base: Config) -> Config:
+    """A configuration with the data set's window, and with steps on the event clock."""
     return replace(
         base,
         join=JoinConfig(window_s=dataset.window_s, horizon_s=86_400.0, all_shown=dataset.all_shown),

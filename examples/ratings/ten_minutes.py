@@ -51,13 +51,15 @@ def run(folder: Path, learn: int) -> dict[str, Any]:
         with timed("up"):
             recsys(folder, "up", "--state", "state", "--detach", port=port)
         with timed("list"), Client(f"http://127.0.0.1:{port}") as client:
-            mine, theirs = (_titles(client, user) for user in (VIEWER, "somebody-new"))
+            viewer_list, stranger_list = (
+                _titles(client, user) for user in (VIEWER, "somebody-new")
+            )
             version = client.status()["version"]
     finally:
         recsys(folder, "down", "--state", "state")
     report = json.loads((folder / "report.json").read_text())
-    return {"seconds": seconds, "all": round(sum(seconds.values()), 1), "list": mine,
-            "without history": theirs, "version": version, "report": report}  # fmt: skip
+    return {"seconds": seconds, "all": round(sum(seconds.values()), 1), "list": viewer_list,
+            "without history": stranger_list, "version": version, "report": report}  # fmt: skip
 
 
 def recsys(folder: Path, *arguments: str, port: int = 0) -> None:

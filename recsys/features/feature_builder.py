@@ -68,8 +68,11 @@ class FeatureBuilder:
         self._position = self._trend + len(features.trends)
         starts = np.arange(len(entities)) * len(features.numbers)
         self._faster = (starts[:, None] + np.arange(len(features.speeds) - 1)).ravel()
-        self._fields = self._position + features.declared.position
-        self._cells = _Cells(features, self._fields + len(features.declared.numbers))
+        fields = self._position + features.declared.position
+        numbers = list(enumerate(features.declared.numbers, fields))
+        self._user_numbers = [at for at, name in numbers if name.startswith("user.")]
+        self._context_numbers = [at for at, name in numbers if name.startswith("context.")]
+        self._cells = _Cells(features, fields + len(numbers))
         self.derivation = Derivation(features.derived, features.dense_names)
 
     @property
@@ -108,8 +111,8 @@ class FeatureBuilder:
             named = dict(zip(lefts, keys, strict=True))
             self._fill_dense(dense, session, user, items_NI, counters, now_ms, named)
             if self.features.declared.numbers:
-                dense[:, self._fields_of("user")] = session.numbers or 0.0
-                dense[:, self._fields_of("context")] = self.features.own_numbers("context", context)
+                dense[:, self._user_numbers] = session.numbers or 0.0
+                dense[:, self._context_numbers] = self.features.own_numbers("context", context)
             dense[:, self._numbers : self._moment] = catalogue.numbers[candidates]
             dense[:, self._moment : self._age] = _moment(session, now_ms)
             if self.features.declared.item_age:
@@ -138,11 +141,6 @@ class FeatureBuilder:
         keys[context.start : context.start + len(contexts)] = contexts
         keys[hour.start] = _HOURS[(now_ms // 3_600_000) % 24]
         return keys
-
-    def _fields_of(self, part: str) -> list[int]:
-        """The columns of declared numbers of users or contexts."""
-        numbers = enumerate(self.features.declared.numbers, self._fields)
-        return [column for column, name in numbers if name.startswith(f"{part}.")]
 
     def as_shown(self, features: RequestFeatures) -> RequestFeatures:
         """The features of a list with the position of each item, as they are logged and learned from: log
@@ -269,7 +267,7 @@ class _Cells:
 
 
 def _places(entities: Sequence[Entity]) -> dict[int, tuple[bool, int]]:
-    """Where the counters of each entity are: whether among those of each item, and their place there."""
+    """Places of the entities' counters: whether among those of each item, and the place there."""
     same = sorted((e.own, at) for at, e in enumerate(entities) if not e.right)
     each = [at for at, e in enumerate(entities) if e.right]
     return {at: (False, n) for n, (_, at) in enumerate(same)} | {

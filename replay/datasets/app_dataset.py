@@ -11,12 +11,11 @@ from recsys.features.feature_set import FeatureSet
 from replay.datasets.dataset import Dataset
 
 
-class AppDataset:
-    """Wraps a data set; see ``Dataset``."""
+class OfApp:
+    """Part of a data set (see ``Dataset``) that the definition of its app gives."""
 
-    def __init__(self, app: App, dataset: Dataset) -> None:
-        self.app, self._dataset = app, dataset
-        self.name, self.utc_offset_h = dataset.name, dataset.utc_offset_h
+    def __init__(self, app: App) -> None:
+        self.app = app
         self.window_s, self.all_shown = app.window_s, app.all_shown
 
     @property
@@ -26,6 +25,15 @@ class AppDataset:
     @property
     def schema(self) -> Schema:
         return self.app.schema
+
+
+class AppDataset(OfApp):
+    """Wraps a data set that has no definition of its own."""
+
+    def __init__(self, app: App, dataset: Dataset) -> None:
+        super().__init__(app)
+        self._dataset = dataset
+        self.name, self.utc_offset_h = dataset.name, dataset.utc_offset_h
 
     @property
     def dead_letters(self) -> Counter[str]:
@@ -44,6 +52,6 @@ class AppDataset:
 
 def feature_set_of(dataset: Dataset, config: Config) -> FeatureSet:
     """The features that a data set is replayed with: those of its app, or of its schema."""
-    if isinstance(dataset, AppDataset):
+    if isinstance(dataset, OfApp):
         return dataset.app.feature_set(config.model.features)
     return FeatureSet(dataset.schema, config.model.features, config.sessions.history)

@@ -40,8 +40,8 @@ from recsys.events.event_types import (
     decode,
     encode,
 )
-from recsys.events.field_schema import Schema
 from recsys.events.hashing import Id
+from replay.datasets.app_dataset import OfApp
 from replay.datasets.dataset import DataError
 from replay.datasets.table_rows import BadRow, Block, read_blocks
 
@@ -64,7 +64,7 @@ class _Unusable(ValueError):
         self.reason, self.value = reason, _text(value)
 
 
-class MappedFiles:
+class MappedFiles(OfApp):
     """Events of tables; see ``Dataset``. ``shift_ms`` is added to every time. Of the rows from ``learned_ms``
     on ``events`` are made, of those from ``warm_ms`` on before them ``warmup``."""
 
@@ -79,26 +79,18 @@ class MappedFiles:
         refuse: Refuse = lambda file, bad: None,
         progress: Progress = lambda blocks, file: blocks,
     ) -> None:
-        self.app, self._files, self._paths = app, files, list(paths)
+        super().__init__(app)
+        self._files, self._paths = files, list(paths)
         self._latest_ms, self._refuse, self._progress = now_ms + _AHEAD_MS, refuse, progress
         self._temporary = None if scratch else tempfile.TemporaryDirectory(prefix="rows-")
         self._scratch = scratch or Path(self._temporary.name if self._temporary else "")
         self.name, self.utc_offset_h = app.name, 0.0
-        self.window_s, self.all_shown = app.window_s, app.all_shown
         self.rows: Counter[str] = Counter()  # by kind of table
         self.kinds: Counter[str] = Counter()  # of engagement
         self.dead_letters: Counter[str] = Counter()
         self._met: dict[str, tuple[Id, int]] = {}  # items of interactions, with the first time
         self._listed: set[str] = set()  # items of tables
         self.repeats = self.shift_ms = self.warm_ms = self.learned_ms = 0
-
-    @property
-    def labels(self) -> list[str]:
-        return list(self.app.labels)
-
-    @property
-    def schema(self) -> Schema:
-        return self.app.schema
 
     @cached_property
     def times_ms(self) -> NDArray[np.int64]:

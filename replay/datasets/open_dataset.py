@@ -28,9 +28,8 @@ def open_dataset(
     ):
         files = read_data_files(definition)
         paths = [path] if path.is_file() else [path / file for file in files.names]
-        dataset: Dataset = MappedFiles(app, files, paths)
-    else:
-        dataset = _open(path, app)
+        return MappedFiles(app, files, paths)
+    dataset = _open(path, app)
     return dataset if app is None else AppDataset(app, dataset)
 
 

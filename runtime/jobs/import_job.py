@@ -26,11 +26,10 @@ from recsys.events.event_types import Event, Item, Rejected, decode, encode
 from recsys.events.records import EVENTS, ITEMS, STEPS
 from recsys.log.protocol import Append, Log, read_range
 from recsys.process.part_process import write_atomically
-from replay.datasets.app_dataset import AppDataset
 from replay.datasets.mapped_files import MappedFiles
 from replay.direct_loop import DirectLoop
 from replay.player import Player
-from replay.replay_run import Outputs, Progress, ReplayOptions, config_for, replay_with
+from replay.replay_run import Outputs, Progress, ReplayOptions, on_event_clock, replay_with
 from replay.warmup import record_of
 from serving.sessions import counter_loop, session_loop
 from training.joining.joiner_loop import skip_events
@@ -195,14 +194,14 @@ class Importer:
         judged = learned[-max(1, int(len(learned) * _JUDGED_SHARE)) :]
         judge_from_ms = int(judged[0]) + dataset.shift_ms
         options = ReplayOptions(self.config.model.features, judge_from_ms=judge_from_ms)
-        config, data = config_for(dataset, options, self.config), AppDataset(self.app, dataset)
+        config = on_event_clock(dataset, options, self.config)  # that of the app already
         features = self.app.feature_set(config.model.features)
         loop = DirectLoop(features, config)
         wanted = dataset.kinds[dataset.labels[0]] * len(judged) / len(times)
-        probe = self.probe_for(data, options, min(1.0, JUDGED / max(1.0, wanted)))
+        probe = self.probe_for(dataset, options, min(1.0, JUDGED / max(1.0, wanted)))
         player = Player(features, config, loop)
         replayed = replay_with(
-            player, data, options, self.progress, loop.digest, Outputs(probe=probe)
+            player, dataset, options, self.progress, loop.digest, Outputs(probe=probe)
         )
         self._make_live(loop, replayed.steps)
         return {"steps": replayed.steps, "learned": len(learned), "retrieval": replayed.retrieval}
