@@ -26,6 +26,7 @@ from recsys.events.hashing import partition_of, uniform
 from recsys.events.records import CONTROL, DELTAS, EVENTS, ITEMS, pack
 from recsys.features.feature_set import FeatureSet
 from recsys.features.feature_set_file import feature_set
+from recsys.features.session import PLAIN_LIST
 from recsys.log.protocol import Append
 from recsys.model.model import build_model
 from recsys.observability.tracer import open_tracer
@@ -103,6 +104,8 @@ class LocalSystem:
             for n in range(config.serve.retrieval_shards)
         ]
         self.service = self._service()
+        partitions = range(self.log.partitions(EVENTS))
+        self._asked = sum(self.log.end(EVENTS, partition) for partition in partitions)
 
     def _clock(self) -> int:
         return self.now_ms
@@ -195,8 +198,13 @@ class LocalSystem:
         self.log.append(CONTROL, [Append(0, b"", pack(experiments))])
 
     async def ask(self, request: Request) -> Answer:
-        """Answers one request; its impression is on the log when this returns."""
-        answer = await self.service.recommend(request)
+        """Answers one request; its impression is on the log when this returns.
+
+        Request ids are counted, so that two runs draw and explore alike.
+        """
+        self._asked += 1
+        request_id = f"{PLAIN_LIST if request.plain else ''}{self._asked:032x}"
+        answer = await self.service.recommend(request, request_id)
         while self.service.writer.kept_bytes:
             await asyncio.sleep(0.0005)
         return answer
