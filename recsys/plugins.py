@@ -14,7 +14,6 @@ from typing import Any, Final
 ROUTES: Final = "recsys.routes"
 COMMANDS: Final = "recsys.commands"
 PARTS: Final = "recsys.parts"
-WARMUPS: Final = "recsys.warmups"
 
 
 def find(group: str, name: str) -> EntryPoint:

@@ -189,7 +189,7 @@ def test_a_cycle_between_folders_is_seen() -> None:
         ("recsys/features/session.py", "from parameter_server import table"),
         ("replay/datasets/event_log.py", "import runtime"),
         ("replay/datasets/open_dataset.py", "from examples.kuairand import open_kuairand"),
-        ("runtime/demo/demo.py", "from examples.short_video.world import World"),
+        ("runtime/cli/up.py", "from examples.short_video.world import World"),
         ("serving/http_app.py", "import examples.gorse_and_metarank.plugin"),
         ("examples/short_video/viewers.py", "import benchmarks.study"),
         ("examples/short_video/world.py", "import time"),

@@ -15,12 +15,12 @@ from benchmarks.demo_check.accounting import LogAccounting
 from benchmarks.demo_check.check import Clock, Counts, FreshnessSample, VersionProbe, Viewer
 from benchmarks.demo_check.check_figures import Figure, Verdict
 from benchmarks.demo_check.crowd_process import BackgroundCrowd
+from examples.short_video import warmup
+from examples.short_video.demo_system import running_system, wait_until_caught_up
 from recsys.client import Client
 from recsys.config.system_config import Config
 from recsys.features.feature_set_file import feature_set
 from recsys.process.open_log import open_log
-from replay import warmup
-from runtime.demo.demo_system import running_system, wait_until_caught_up
 from runtime.reports.status_table import exposed_port
 from runtime.supervision import launch_plan, run_file
 from runtime.supervision.system_status import gather

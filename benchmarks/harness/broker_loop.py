@@ -33,6 +33,7 @@ from recsys.model.model import build_model
 from recsys.process.open_log import create_topics, open_log
 from replay.datasets.app_dataset import feature_set_of
 from replay.datasets.dataset import Dataset
+from replay.feature_replay import record_of
 from replay.player import Player
 from replay.replay_run import (
     NOTHING_MORE,
@@ -43,7 +44,6 @@ from replay.replay_run import (
     config_for,
     replay_with,
 )
-from replay.warmup import record_of
 from serving.replica.replica import Replica
 from serving.replica.state_reader import StateReader
 from serving.sessions.counter_loop import CounterLoop

@@ -13,11 +13,11 @@ from typing import Final
 
 import msgspec
 
+from examples.short_video.warmup import WarmupData
 from recsys.events.event_types import Engagement, Event, Impression
 from recsys.events.field_schema import CATEGORICAL
 from recsys.features.feature_set_file import FEED_SCHEMA
 from replay.datasets.dataset import Dataset
-from replay.warmup import WarmupData
 
 SURFACE: Final = "feed"
 _FAR: Final = 2**62

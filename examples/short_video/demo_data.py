@@ -11,13 +11,13 @@ import numpy as np
 
 import recsys
 from examples.short_video.dataset_warmup import SURFACE, warmup_from_dataset
+from examples.short_video.warmup import WarmupData
 from examples.short_video.world import Request, World
 from recsys.events.event_types import Engagement, Event, Impression, Item, ServedItem
 from recsys.events.hashing import uniforms
 from recsys.features.feature_set_file import FEED_SCHEMA
 from replay.datasets.dataset import DataError
 from replay.datasets.open_dataset import open_dataset
-from replay.warmup import WarmupData
 
 WORLD: Final = "world"  # RECSYS_DATA=world: the simulated world, even with a data set at hand
 FOLDER: Final = Path("data/kuairand")

@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import Any, Final
 
 from examples.short_video.crowd import Crowd
+from examples.short_video.warmup import pending
 from examples.short_video.world import World
 from recsys.client import Client
 from recsys.config.system_config import Config
 from recsys.events.event_types import ClientEvent
 from recsys.events.hashing import Id
 from recsys.process.part_process import Stop
-from replay.warmup import pending
 from runtime.supervision import launch_plan
 from serving.access.hosts import is_open
 

@@ -19,7 +19,6 @@ _HELP = {
     "check": "Compares all files of a state folder with their checksums; --repair repairs them.",
     "backup": "Backs up a state folder while its system runs.",
     "restore": "Restores a backup into a new state folder.",
-    "demo": "Starts the whole system with simulated viewers and the feed page.",
     "up": "Starts and supervises all parts of the system.",
     "down": "Stops the system that `up` started.",
     "restart": "Replaces the serving replicas without downtime.",
@@ -48,11 +47,13 @@ _HELP = {
     "study": "Measures the value of freshness and other design choices.",
     "bench": "Benchmarks speed against common alternatives.",
 }
-_HELP_OF_PLUGINS = {"viewers": "Sends simulated viewers to a running server."}  # those in the wheel
+_HELP_OF_PLUGINS = {  # those in the wheel
+    "demo": "Starts the whole system with simulated viewers and the feed page.",
+    "viewers": "Sends simulated viewers to a running server.",
+}
 # Modules of commands that aren't in ``runtime.cli.NAME``.
 _ELSEWHERE = {
     "data": "examples.kuairand.data_command",
-    "demo": "runtime.demo.demo",
     "init": "runtime.cli.import_files",
     "import": "runtime.cli.import_files",
     "study": "benchmarks.study",

@@ -28,9 +28,9 @@ from recsys.log.protocol import Append, Log, read_range
 from recsys.process.part_process import write_atomically
 from replay.datasets.mapped_files import MappedFiles
 from replay.direct_loop import DirectLoop
+from replay.feature_replay import record_of
 from replay.player import Player
 from replay.replay_run import Outputs, Progress, ReplayOptions, on_event_clock, replay_with
-from replay.warmup import record_of
 from serving.sessions import counter_loop, session_loop
 from training.joining.joiner_loop import skip_events
 from training.lines.control import append_live_record, live_epoch

@@ -16,6 +16,7 @@ from benchmarks.demo_check.accounting import LogAccounting
 from benchmarks.demo_check.check import Clock, Counts, FreshnessSample, VersionProbe, Viewer
 from examples.kuairand import download
 from examples.short_video import demo_data
+from examples.short_video import demo_system as demo_start
 from recsys.client import ApiError, Outcome, Receipt, Recommendations, Recommended
 from recsys.events.event_types import Engagement, Impression, ServedItem, Stamp, encode
 from recsys.events.records import (
@@ -31,7 +32,6 @@ from recsys.events.records import (
     topics,
 )
 from recsys.log.protocol import Append, MemoryLog
-from runtime.demo import demo_system as demo_start
 from runtime.supervision.system_status import PartStatus, Status, Version
 
 # --- figures ---

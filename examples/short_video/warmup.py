@@ -18,14 +18,13 @@ from typing import Final
 import msgspec
 
 from recsys.config.system_config import Config
-from recsys.events.event_types import Event, Impression, Item, encode
+from recsys.events.event_types import Event, Impression, Item
 from recsys.events.field_schema import Schema
-from recsys.events.hashing import partition_of
 from recsys.events.records import EVENTS, ITEMS
 from recsys.features.feature_set import FeatureSet
-from recsys.log.protocol import Append, Log
+from recsys.log.protocol import Log
 from recsys.process.part_process import owned_folder, write_atomically
-from replay.feature_replay import FeatureReplay
+from replay.feature_replay import FeatureReplay, record_of
 
 FILE: Final = "warmup.json"
 BATCH: Final = 1_000  # records in one append
@@ -90,14 +89,6 @@ def warm_up(
     progress.done = True
     write_progress(state, progress)
     return progress
-
-
-def record_of(event: Event, partitions: int) -> Append:
-    """The record of an event: on ``items``, or in its user's partition of ``events``."""
-    if isinstance(event, Item):
-        return Append(0, str(event.item_id).encode(), encode(event))
-    user_id = getattr(event, "user_id", "")
-    return Append(partition_of(user_id, partitions), str(user_id).encode(), encode(event))
 
 
 def begin(state: Path, data: WarmupData, now_ms: int | None = None) -> Progress:

@@ -18,11 +18,11 @@ import typer
 from rich.console import Console
 from typer import Option
 
+from examples.short_video.demo_system import NotReady, check_lost, running_system
 from recsys.config.loader import load
 from recsys.config.system_config import Config
 from runtime.cli.common import fail, from_checkout
 from runtime.cli.up import log_url
-from runtime.demo.demo_system import NotReady, check_lost, running_system
 from runtime.reports.status_table import dashboard_address
 from runtime.supervision import launch_plan, run_file
 from runtime.supervision.processes import alive

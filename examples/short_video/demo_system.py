@@ -8,19 +8,18 @@ from typing import Any, Final
 
 from rich.console import Console
 
-from recsys import plugins
+from examples.short_video import warmup
+from examples.short_video.demo_data import choose
 from recsys.config.system_config import Config
 from recsys.features.feature_set import FeatureSet
 from recsys.features.feature_set_file import feature_set, write_feature_set
 from recsys.process.open_log import open_log
-from replay import warmup
 from runtime.cli.system import end
 from runtime.cli.up import start
 from runtime.supervision import launch_plan, run_file
 from runtime.supervision.processes import alive
 from runtime.supervision.system_status import Status, gather
 
-WORLD: Final = "short_video"  # the plug-in that chooses the data
 _CAUGHT_UP_S: Final = 420.0
 _FEW: Final = 20  # records; ticks and viewers always leave some unread
 
@@ -56,7 +55,7 @@ def _warmup_data(settings: Config, limit: int, console: Console) -> Any:
     if begun is not None and begun.done:
         return None
     now_ms = time.time_ns() // 1_000_000 if begun is None else begun.now_ms
-    data, why = plugins.load(plugins.WARMUPS, WORLD)(now_ms, limit)
+    data, why = choose(now_ms, limit)
     console.print(f"data: {why}", highlight=False)
     write_feature_set(
         settings, FeatureSet(data.schema, settings.model.features, settings.sessions.history)

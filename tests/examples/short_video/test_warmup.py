@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from examples.short_video import demo_data
+from examples.short_video import demo_data, warmup
 from examples.short_video.dataset_warmup import warmup_from_dataset
+from examples.short_video.warmup import WarmupData, warm_up
 from recsys.config.system_config import Config
 from recsys.events.event_types import (
     Engagement,
@@ -24,9 +25,7 @@ from recsys.events.hashing import partition_of
 from recsys.events.records import EVENTS, ITEMS, topics
 from recsys.features.feature_set import FeatureSet
 from recsys.log.protocol import Append, LogUnavailable, MemoryLog
-from replay import warmup
 from replay.feature_replay import FeatureReplay
-from replay.warmup import WarmupData, warm_up
 from training.joining.joiner import Joiner
 
 NOW_MS = 1_790_000_000_000
