@@ -8,12 +8,13 @@ A package offers them as entry points, in its ``pyproject.toml``::
 The module that uses a group describes what its objects must be: docs/how-to/plugins.md lists the groups.
 """
 
-from importlib.metadata import EntryPoint, entry_points
+from importlib.metadata import EntryPoint, PackageNotFoundError, distribution, entry_points
 from typing import Any, Final
 
 ROUTES: Final = "recsys.routes"
 COMMANDS: Final = "recsys.commands"
 PARTS: Final = "recsys.parts"
+MODELS: Final = "recsys.models"
 
 
 def find(group: str, name: str) -> EntryPoint:
@@ -37,13 +38,37 @@ def find(group: str, name: str) -> EntryPoint:
     )
 
 
+def offered(package: str) -> list[EntryPoint]:
+    """Plug-ins of an installed package; none if there is no such package."""
+    try:
+        entries = distribution(package).entry_points
+    except (PackageNotFoundError, ValueError):  # ValueError: not the name of a package
+        return []
+    return [entry for entry in entries if entry.group.startswith("recsys.")]
+
+
 def load(group: str, name: str) -> Any:
     """Imports and returns a plug-in. Raises ValueError if it can't be found or imported."""
     entry = find(group, name)
     try:
         return entry.load()
-    except (ImportError, AttributeError) as error:
+    except (Exception, SystemExit) as error:  # its module may do anything
         raise ValueError(
-            f"plug-in {name!r} of the group {group!r} can't be imported from {entry.value}: {error}; "
-            "pip install its package again, or what it needs"
+            f"plug-in {name!r} of the group {group!r} can't be imported from {entry.value} "
+            f"({type(error).__name__}: {error}): pip install its package again, or what it needs"
         ) from error
+
+
+def load_version(group: str, call: str) -> Any:
+    """Imports and returns the plug-in ``name@version``. Raises ValueError if another version is installed.
+
+    Its attribute ``version`` changes with its results; a ``module:attribute`` may lack it."""
+    name, _, version = call.partition("@")
+    plugin = load(group, name)
+    has = str(getattr(plugin, "version", version if ":" in name else ""))
+    if not version or has != version or not callable(plugin):
+        raise ValueError(
+            f"plug-in {call!r} of the group {group!r}: its version is {has!r}: declare {name}@{has or 1} "
+            "(another version is another feature set or policy), or pip install the declared version"
+        )
+    return plugin

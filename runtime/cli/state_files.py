@@ -1,4 +1,4 @@
-"""``recsys check``, ``backup`` and ``restore``: the files of a state folder."""
+"""``recsys check``, ``backup`` and ``restore``: files of a state folder. ``check`` also checks plug-ins."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 from typer import Argument, Option
 
+from recsys import plugins
 from runtime.cli.common import JsonOption, StateOption, exit_on, fail, show
 from runtime.jobs import backup as backups
 from runtime.jobs.state_check import StateReport, check_state
@@ -14,7 +15,9 @@ from runtime.supervision.run_file import AlreadyRuns
 
 
 def check(
-    state: Annotated[Path, Argument(help="State folder of the system.")] = Path("state"),
+    target: Annotated[
+        str, Argument(help="State folder, or an installed package with plug-ins.")
+    ] = "state",
     repair: Annotated[
         bool,
         Option(
@@ -27,13 +30,19 @@ def check(
     ] = 50.0,
     json: JsonOption = False,
 ) -> None:
-    """Compares all files of a state folder with their checksums.
+    """Compares all files of a state folder with their checksums, or checks the plug-ins of a package.
 
-    Exit status 0: no damage, or all of it was repaired; 1: damage is left or something was lost; 2: it can't
-    be checked.
+    Exit status 0: no damage, or all of it was repaired, or all contracts are kept; 1: damage is left or
+    something was lost, or a contract is broken; 2: it can't be checked.
     """
+    if entries := plugins.offered(target):
+        from runtime.contracts.suite import check_plugin  # imports what answers are made with
+
+        outcomes = [outcome for entry in entries for outcome in check_plugin(entry)]
+        show(outcomes, json, lambda outcomes: map(str, outcomes))
+        raise typer.Exit(int(any(outcome.reason for outcome in outcomes)))
     with exit_on(), exit_on(AlreadyRuns):
-        report = check_state(state, repair, mb_s)
+        report = check_state(Path(target), repair, mb_s)
     show(report, json, _lines)
     raise typer.Exit(0 if report.is_intact else 1)
 

@@ -5,7 +5,7 @@ from importlib.metadata import EntryPoint, EntryPoints
 import pytest
 
 from recsys import plugins
-from recsys.plugins import find, load
+from recsys.plugins import find, load, load_version
 
 GROUP = "recsys.routes"
 
@@ -35,10 +35,16 @@ def test_errors_name_group_name_what_is_installed_and_the_remedy(
     with pytest.raises(ValueError, match=message):
         load(GROUP, "shpo")
     find(GROUP, "shop")  # not imported yet
-    with pytest.raises(ValueError, match="'shop' .* from no_such_module:f: No module .*; pip inst"):
+    with pytest.raises(
+        ValueError, match="'shop' .* from no_such_module:f .ModuleNotFoundError: .*pip"
+    ):
         load(GROUP, "shop")
-    with pytest.raises(ValueError, match="'news' .* from os:no_such_name: .*; pip install"):
+    with pytest.raises(
+        ValueError, match="'news' .* from os:no_such_name .AttributeError: .*pip inst"
+    ):
         load(GROUP, "news")
+    with pytest.raises(ValueError, match="SystemExit: 3.: pip install"):
+        load(GROUP, "tests.support.ending_plugin:f")
     with pytest.raises(ValueError, match="is offered twice, as os:a and os:b: pip uninstall"):
         find(GROUP, "twice")
     offer(monkeypatch)
@@ -55,3 +61,22 @@ def test_a_package_that_offers_the_same_twice_is_one_plug_in(
 
 def test_our_own_are_installed() -> None:
     assert find(GROUP, "gorse_and_metarank").value.startswith("examples.gorse_and_metarank.")
+
+
+def run() -> None: ...
+
+
+def test_a_version_is_the_one_that_is_declared(monkeypatch: pytest.MonkeyPatch) -> None:
+    offer(monkeypatch, shop=f"{__name__}:run", path="os:path")
+    module = f"{__name__}:run"
+    assert load_version(GROUP, f"{module}@7") is run  # a module:attribute may have no version
+    with pytest.raises(ValueError, match="'shop@1' .*: its version is ''"):
+        load_version(GROUP, "shop@1")
+    monkeypatch.setattr(run, "version", 2, raising=False)
+    assert load_version(GROUP, "shop@2") is load_version(GROUP, f"{module}@2") is run
+    for call in ("shop@1", "shop", f"{module}@3"):
+        with pytest.raises(ValueError, match="its version is '2': declare .*@2 .* or pip install"):
+            load_version(GROUP, call)
+    monkeypatch.setattr("os.path.version", "1", raising=False)
+    with pytest.raises(ValueError, match="'path@1'"):  # a module isn't a function
+        load_version(GROUP, "path@1")
