@@ -15,6 +15,10 @@ ROUTES: Final = "recsys.routes"
 COMMANDS: Final = "recsys.commands"
 PARTS: Final = "recsys.parts"
 MODELS: Final = "recsys.models"
+SOURCES: Final = "recsys.sources"
+STAGES: Final = "recsys.stages"
+OPERATORS: Final = "recsys.operators"
+READERS: Final = "recsys.readers"
 
 
 def find(group: str, name: str) -> EntryPoint:

@@ -217,7 +217,7 @@ class _Reader:
             keys = self._marked.mapping({"call", "of"}, *path)
             call = keys.get("call")
             if not isinstance(call, str):
-                raise self._expected("module:name@version", call, *path, "call")
+                raise self._expected("name@version or module:name@version", call, *path, "call")
             yield Derived(name, FUNCTION, self._some(keys.get("of"), *path, "of"), (), call)
 
     def _pairs(self, raw: Any, *path: str) -> tuple[tuple[str, str], ...]:

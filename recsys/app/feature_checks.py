@@ -6,9 +6,10 @@ from dataclasses import replace
 from difflib import get_close_matches
 from typing import Final
 
+from recsys import plugins
 from recsys.events.field_schema import NUMERIC
 from recsys.features.feature_set import POSITION, Declared, FeatureSet
-from recsys.features.operators import EXPRESSIONS, FUNCTION, function_of
+from recsys.features.operators import EXPRESSIONS, FUNCTION
 from recsys.features.running_rates import ALL, CONTEXT, DURATION, ITEM, PROFILE, USER, entity_of
 
 Fault = tuple[tuple[str | int, ...], str]
@@ -100,9 +101,11 @@ def _derived_faults(features: FeatureSet) -> Iterator[Fault]:
         is_function, reason = one.operator == FUNCTION, ""
         if is_function:
             try:
-                function_of(one.call)
+                function = plugins.load_version(plugins.OPERATORS, one.call)
+                if getattr(function, "columns", len(one.columns)) != len(one.columns):
+                    reason = f"reads {len(one.columns)} columns, expected: {function.columns}"
             except ValueError as error:
-                reason = f"has the call {error}"
+                reason = f"has the call {one.call!r}: {error}"
         elif len(one.columns) != EXPRESSIONS.get(one.operator):
             numbers = ", ".join(f"{name} {number}" for name, number in EXPRESSIONS.items())
             reason = f"reads {len(one.columns)} columns, expected: {numbers}"

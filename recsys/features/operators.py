@@ -7,14 +7,14 @@ event of a kind has a row of its own, whose time is the event's: its key is cros
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from importlib import import_module
 from math import copysign, log1p
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from recsys import plugins
 from recsys.events.hashing import key_of
 from recsys.features.feature_kernels import entity_keys
 from recsys.features.running_rates import Entity
@@ -39,13 +39,27 @@ _BOUND: Final = 100.0  # bounds derived columns
 @dataclass(frozen=True)
 class Derived:
     """A column computed from others: an expression of ``EXPRESSIONS``, or a Python function with its
-    version. ``edges``: of buckets, ascending. ``call``: ``module:name@version``."""
+    version. ``edges``: of buckets, ascending. ``call``: ``name@version`` of an ``Operator``."""
 
     name: str
     operator: str
     columns: tuple[str, ...]
     edges: tuple[float, ...] = ()
     call: str = ""
+
+
+class Operator(Protocol):
+    """Plug-in of the group ``recsys.operators``: computes a column from others. It reads its arguments only.
+
+    A row's result doesn't depend on the other rows: an answer computes all candidates, the audit shown ones.
+    """
+
+    version: str  # in the digest of the feature set, with the name
+    columns: int  # number of columns that it reads
+
+    def __call__(self, *columns_N: Floats) -> Floats:
+        """A number (N,) for each row, cut to ±100; one that isn't finite makes all 0. ``columns_N``: those
+        declared (docs/reference/app.md), mostly logarithms and log odds."""
 
 
 @dataclass(frozen=True)
@@ -109,28 +123,6 @@ def signed_log(value: float) -> float:
     return copysign(log1p(abs(value)), value)
 
 
-def function_of(call: str) -> Callable[..., Any]:
-    """The function that ``module:name@version`` names; raises ValueError."""
-    path, _, version = call.partition("@")
-    module, _, name = path.partition(":")
-    if not (module and name and version):
-        raise ValueError(f"{call!r}, expected module:name@version")
-    try:
-        function = getattr(import_module(module), name)
-    except Exception as error:
-        raise ValueError(
-            f"{call!r}, which can't be loaded ({type(error).__name__}: {error}): install its module on every "
-            "machine"
-        ) from error
-    has = str(getattr(function, "version", version))
-    if not callable(function) or has != version:
-        raise ValueError(
-            f"{call!r}, but its version is {has!r}: declare this one, which makes another feature set, or "
-            "install the declared one"
-        )
-    return function  # type: ignore[no-any-return]
-
-
 class Derivation:
     """Computes derived columns from those before them. ``errors``: calls of functions that failed, by column;
     these give 0."""
@@ -140,7 +132,7 @@ class Derivation:
         self.errors: Counter[str] = Counter()
         self._steps = []
         for one in derived:
-            function = function_of(one.call) if one.call else None
+            function = plugins.load_version(plugins.OPERATORS, one.call) if one.call else None
             self._steps.append((one, at[one.name], [at[name] for name in one.columns], function))
 
     def write(self, dense: Floats, out: Floats) -> None:

@@ -71,6 +71,7 @@ def match(
 
 
 match.version = "2"  # type: ignore[attr-defined]
+match.columns = 3  # type: ignore[attr-defined]
 
 
 APP = app_of(DEFINITION)

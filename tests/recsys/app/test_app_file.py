@@ -359,12 +359,17 @@ FAULTS = [
     (
         "features:\n  functions:\n    f: {of: [events]}",
         3,
-        "features.functions.f.call is None, expected module:name@version",
+        "features.functions.f.call is None, expected name@version or module:name@version",
     ),
     (
         "features:\n  functions:\n    f: {call: absent.module:f@1, of: [events]}",
         3,
-        "features.functions.f has the call 'absent.module:f@1', which can't be loaded (",
+        "features.functions.f has the call 'absent.module:f@1': plug-in 'absent.module:f' of the group ",
+    ),
+    (
+        "features:\n  functions:\n    f: {call: 'tests.support.operator_app:match@2', of: [events]}",
+        3,
+        "features.functions.f reads 1 columns, expected: 3",
     ),
 ]
 
