@@ -13,6 +13,9 @@ Ids = Annotated[int, typer.Option(min=1, help="Ids of each of the 24 fields.")]
 Items = Annotated[int, typer.Option(min=1_000, help="Items in the catalogue.")]
 Seconds = Annotated[int, typer.Option(min=1, help="Seconds of each measurement.")]
 _STATE: Final = Path("state")
+_DEFINITIONS: Final = [
+    Path("examples", name, "app.yaml") for name in ("short_video", "kuairand", "news", "shop")
+]
 
 bench = typer.Typer(add_completion=False)
 
@@ -164,6 +167,18 @@ def serve(
         items, candidates, seconds, rate, overload, training, shadow, seed=seed, shards=retrieval_shards
     )  # fmt: skip
     return measure_serve(options, log_progress)
+
+
+@bench_command(bench)
+def audit(
+    app: Annotated[list[Path], typer.Option(help="Definitions of apps.")] = _DEFINITIONS,
+    numbers: Annotated[int, typer.Option(min=1, help="Recomputed numbers of each app.")] = 100_000,
+    seed: Seed = 0,
+) -> Figures:
+    """Numbers that the real parts logged, recomputed from raw events; of several apps."""
+    from benchmarks.answers.bench_audit import measure_audit
+
+    return measure_audit(app, numbers, seed)
 
 
 @bench_command(bench)

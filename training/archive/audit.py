@@ -30,6 +30,8 @@ from training.archive.recompute import CantRecompute, CountersAsOf, PlacedImpres
 
 TOLERANCE: Final = 1e-4  # of dense columns from counters
 _EXACT: Final = 1e-6  # of other dense columns
+# Co-visits depend on how partitions interleave, and so does how they compare within a list.
+NOT_AUDITED: Final = (NEAR, f"list.above({NEAR})", f"list.rank({NEAR})", NEAR_IN_VISIT)
 _SALT: Final = 77
 
 
@@ -134,9 +136,7 @@ class _BlockComparison:
         self._features = features
         names = builder.features.dense_names
         self._dense = np.array(names)
-        # Co-visits depend on how partitions interleave, and so does how they compare within a list.
-        near = [NEAR, f"list.above({NEAR})", f"list.rank({NEAR})", NEAR_IN_VISIT]
-        self._audited = ~np.isin(self._dense, near)
+        self._audited = ~np.isin(self._dense, NOT_AUDITED)
         self._counted = np.array(["/" in name for name in names], np.bool_)
         self._within = np.where(self._counted, tolerance, _EXACT)
         self._derivation = builder.derivation
