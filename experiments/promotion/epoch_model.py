@@ -1,5 +1,6 @@
-"""Model of an epoch: the configured one, unless a candidate of another size, or that reads other features,
-became live. All parts agree on it by the ``control`` topic alone, also after a restart."""
+"""Model of an epoch: the configured one, unless a candidate of another size, with another ranker, or that
+reads other features, became live. All parts agree on it by the ``control`` topic alone, also after a
+restart."""
 
 from dataclasses import replace
 
@@ -32,7 +33,8 @@ def with_size(config: Config, size: ModelSize | None) -> Config:
     """Configuration with a model of this size; None: unchanged."""
     if size is None:
         return config
-    return replace(config, model=replace(config.model, dim=size.dim, hidden=size.hidden))
+    model = replace(config.model, dim=size.dim, hidden=size.hidden, ranker=size.ranker)
+    return replace(config, model=model)
 
 
 def size_difference(configured: ModelConfig, candidate: ModelConfig) -> ModelSize | None:
@@ -40,5 +42,6 @@ def size_difference(configured: ModelConfig, candidate: ModelConfig) -> ModelSiz
     ValueError if more than the size differs."""
     if differ := fixed_differences(candidate, configured):
         texts = (f"model.{n} is {a!r}, expected {b!r}" for n, (a, b) in differ.items())
-        raise ValueError(f"{', '.join(texts)}; only {' and '.join(MAY_DIFFER)} may differ")
-    return None if candidate == configured else ModelSize(candidate.dim, candidate.hidden)
+        raise ValueError(f"{', '.join(texts)}; only {', '.join(MAY_DIFFER)} and ranker may differ")
+    same = candidate == configured
+    return None if same else ModelSize(candidate.dim, candidate.hidden, ranker=candidate.ranker)

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import Any, Final
 
 import msgspec
+from msgspec import UNSET, UnsetType
 
 from recsys.config.checks import (
     REQUIRED,
@@ -140,6 +141,13 @@ class ModelConfig(Section):
     hidden: tuple[int, ...] = limited(
         (128, 64), lambda sizes: all(1 <= n <= 65_536 for n in sizes), "layers of 1 to 65536"
     )
+    # Plug-in that replaces the built-in ranker (recsys/model/ranker.py). Unset, it isn't encoded: digests
+    # of the built-in model are those from before there were plug-ins.
+    ranker: str | UnsetType = limited(
+        UNSET,
+        lambda name: name is UNSET or re.fullmatch(r"[^@\s]+@[^@\s]+", name),
+        "a plug-in of the group recsys.models and its version, as in sequence@1, or none",
+    )
     row_rate: float = positive(0.005)  # row-wise Adagrad
     row_initial: float = 0.01
     vector_rate: float = positive(0.05)
@@ -247,6 +255,8 @@ class ServeConfig(Section):
     retrieval_shards: int = bounded(0, 0, 64)
     # Plug-ins that add routes: names of entry points of the group recsys.routes, or module:attribute.
     routes: tuple[str, ...] = ()
+    # Plug-ins that change scores or remove candidates, in this order: name@version.
+    stages: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -10,12 +10,14 @@ from recsys.events.hashing import Id
 
 class ModelSize(msgspec.Struct, frozen=True):
     """Parameters that may differ between the models of one system: the dimension of feature rows, the
-    ranker's hidden layers, and the features that it reads. Everything else, item and user vectors too, is as
-    configured (``model``). ``features``: a feature set as JSON; empty: that of the state folder's file."""
+    ranker's hidden layers, the features that it reads, and the ranker itself. Everything else, item and user
+    vectors too, is as configured (``model``). ``features``: a feature set as JSON; empty: that of the state
+    folder's file. ``ranker``: as in ``model.ranker``; unset: the built-in one."""
 
     dim: Annotated[int, msgspec.Meta(ge=1, le=1024)]
     hidden: tuple[Annotated[int, msgspec.Meta(ge=1, le=65_536)], ...]
     features: str = ""
+    ranker: str | msgspec.UnsetType = msgspec.UNSET
 
 
 class Live(msgspec.Struct, frozen=True, kw_only=True, tag="live"):

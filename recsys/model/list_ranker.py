@@ -1,9 +1,10 @@
 """Ranks whole lists for answering and replay: the logits of ``Model.rank``, up to the last bits.
 
-``logits_by_torch`` serves any ranker module through its forward. ``logits_compiled`` is an optimisation of
-the built-in ``Ranker``, which computes once what the items of a request share: its first layer is split into
-shared input columns (the user's rows, summaries of the history), multiplied once per request, and an item's
-own. An item's logits don't depend on the items ranked beside it (``serving/ranking/scoring.py``).
+``logits_by_torch`` serves any ranker module through its forward, best one request at a time: then all items
+share one history. ``logits_compiled`` is an optimisation of the built-in ``Ranker``, which computes once what
+the items of a request share: its first layer is split into shared input columns (the user's rows, summaries
+of the history), multiplied once per request, and an item's own. An item's logits don't depend on the items
+ranked beside it (``serving/ranking/scoring.py``).
 
 Legend: R requests, N items (whole tiles of ``LANES``), U unique keys, L outputs; as in ``tile_kernels``.
 """
@@ -78,12 +79,16 @@ def lists_of(requests: Sequence[RequestFeatures]) -> Lists:
 
 def list_logits(model: Model, lists: Lists, rows_UW: Floats) -> Floats:
     """The logits (total, L). ``rows_UW``: rows of the keys, then the row of zeros."""
-    rank = logits_compiled if type(model.ranker) is Ranker else logits_by_torch
-    return rank(model, lists, rows_UW)
+    return (logits_compiled if is_compiled(model) else logits_by_torch)(model, lists, rows_UW)
+
+
+def is_compiled(model: Model) -> bool:
+    """Whether compiled loops rank lists, several together as fast as apart."""
+    return type(model.ranker) is Ranker
 
 
 def logits_by_torch(model: Model, lists: Lists, rows_UW: Floats) -> Floats:
-    """``list_logits`` for any ranker module, by its forward."""
+    """``list_logits`` for any ranker module, by its forward; a single request's history has one row."""
     features, rows = model.features, torch.from_numpy(rows_UW)
     owner_N = torch.from_numpy(lists.owner_N)
     user_RSW = _pooled_by_torch(rows, lists.user_RC, features.user_slots)
@@ -92,10 +97,11 @@ def logits_by_torch(model: Model, lists: Lists, rows_UW: Floats) -> Floats:
     entries = lists.history_RTH.reshape(size * t, h)
     history_RTW = _pooled_by_torch(rows, entries, (Slot("entry", 0, h),))
     history_RTW = history_RTW.view(size, t, rows.shape[1])
+    of_history = owner_N if size > 1 else torch.zeros(1, dtype=torch.int64)
     logits: Floats = model.ranker(
         torch.cat([user_RSW[owner_N], items_NSW], 1),
-        history_RTW[owner_N],
-        torch.from_numpy(lists.outcomes_RTO)[owner_N],
+        history_RTW[of_history],
+        torch.from_numpy(lists.outcomes_RTO)[of_history],
         torch.from_numpy(lists.dense_NF),
     ).numpy()
     return logits[: lists.total]

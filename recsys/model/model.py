@@ -18,7 +18,7 @@ from recsys.config.system_config import ModelConfig
 from recsys.features.feature_builder import FeatureBuilder
 from recsys.features.feature_set import FeatureSet
 from recsys.model.batch import Batch
-from recsys.model.ranker import Ranker, RankerModule, RankerShape
+from recsys.model.ranker import RankerModule, RankerShape, ranker_of
 from recsys.model.retrieval_vectors import UserSide, content_vectors, field_vectors
 from recsys.model.row_kernels import distinct
 from recsys.model.row_layers import pooled
@@ -75,7 +75,7 @@ class Model(nn.Module):
         features: FeatureSet,
         config: ModelConfig,
         dense_width: int,
-        ranker: Callable[[RankerShape, int], RankerModule] = Ranker,
+        ranker: Callable[[RankerShape, int], RankerModule],
     ) -> None:
         """``ranker`` makes the ranker from its shape and a seed; any RankerModule will do."""
         super().__init__()
@@ -177,7 +177,9 @@ def with_missing_row(rows: NDArray[np.float32]) -> Tensor:
 def build_model(
     features: FeatureSet,
     config: ModelConfig,
-    ranker: Callable[[RankerShape, int], RankerModule] = Ranker,
+    ranker: Callable[[RankerShape, int], RankerModule] | None = None,
 ) -> Model:
-    """The model with its initial dense parameters, identical in every process that builds it."""
+    """The model with its initial dense parameters, identical in every process that builds it. ``ranker``:
+    instead of the configured one. Raises ValueError for a plug-in that is missing or has another version."""
+    ranker = ranker or ranker_of(config.ranker)
     return Model(features, config, FeatureBuilder(features).dense_width, ranker)

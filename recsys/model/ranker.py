@@ -8,16 +8,18 @@ Legend: B batch, S slots, D embedding, T history, O outcomes, F dense, L outputs
 """
 
 from dataclasses import dataclass
-from typing import Final
+from typing import ClassVar, Final
 
 import numpy as np
 import torch
+from msgspec import UnsetType
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 from recsys.model.linear_layer import linear
 from recsys.model.row_layers import interacted
+from recsys.plugins import MODELS, load_version
 
 WATCH_SCALE: Final = 6.4  # log1p(600 s): the watch output is a fraction of it
 _PRIOR_LOGIT: Final = -1.5  # initial bias of every output: most items get no engagement
@@ -46,11 +48,19 @@ class RankerModule(nn.Module):
     L).
 
     R = D + 1: a row's last number is its linear term. ``history_BTR`` holds the pooled row of each entry,
-    zeros without one. It and ``outcomes_BTO`` may have one row for all examples. An example's logits must not
-    depend on its position in the batch (serving/ranking/scoring.py).
+    newest first, zeros without one; ``outcomes_BTO`` its labels, watch time, and recency, 1 / (1 + its age in
+    hours), which is 0 without an entry. Both may have one row for all examples. ``dense_BF``: counters and
+    other numbers. An example's logits must not depend on its position in the batch
+    (serving/ranking/scoring.py), and a seed must give the same parameters in every process.
+
+    A plug-in's ``version`` changes with anything that changes its numbers. Name and version are part of the
+    model's configuration, and so of its digest, of each candidate and, where one became live, of the log: no
+    process continues a line with another model.
     """
 
-    def __init__(self, shape: RankerShape) -> None:
+    version: ClassVar[str]
+
+    def __init__(self, shape: RankerShape, seed: int = 0) -> None:
         super().__init__()
         self.shape = shape
 
@@ -59,7 +69,7 @@ class Ranker(RankerModule):
     """The built-in ranker."""
 
     def __init__(self, shape: RankerShape, seed: int = 0) -> None:
-        super().__init__(shape)
+        super().__init__(shape, seed)
         pairs = shape.slots * (shape.slots - 1) // 2
         width = shape.slots * shape.dim + pairs + shape.dense
         if shape.history:
@@ -105,6 +115,19 @@ class Ranker(RankerModule):
         outcome_BO = (weight_BT1 * outcomes_BTO).sum(1)
         parts = (attended_BD, liked_BD, outcome_BO, mean_BO, newest_BO)
         return [part.expand(len(item_BD), -1) for part in parts]
+
+
+def ranker_of(plugin: str | UnsetType) -> type[RankerModule]:
+    """The class that ``model.ranker`` names. Raises ValueError for a plug-in that can't be loaded, is no
+    ranker or has another version."""
+    if not plugin:
+        return Ranker
+    ranker = load_version(MODELS, plugin)
+    if not (isinstance(ranker, type) and issubclass(ranker, RankerModule)):
+        raise ValueError(
+            f"model.ranker is {plugin!r}, which is {ranker!r}, expected a subclass of {__name__}.RankerModule"
+        )
+    return ranker
 
 
 @torch.no_grad()

@@ -8,6 +8,7 @@ from typing import Final
 from recsys.config.system_config import ModelConfig
 
 MAY_DIFFER: Final = ("dim", "hidden")
+OF_EPOCH: Final = (*MAY_DIFFER, "ranker")  # may differ between a candidate and the system
 _EXAMPLE: Final = "e.g. dim=8,hidden=64x32"
 
 
@@ -43,10 +44,10 @@ def is_smaller(model: ModelConfig, system: ModelConfig) -> bool:
 
 
 def fixed_differences(model: ModelConfig, system: ModelConfig) -> dict[str, tuple[object, object]]:
-    """Fields that may not differ and do, with the student's and the system's value."""
+    """Fields of a candidate that may not differ and do, with its and the system's value."""
     pairs = {f.name: (getattr(model, f.name), getattr(system, f.name)) for f in fields(ModelConfig)}
     return {
-        name: pair for name, pair in pairs.items() if name not in MAY_DIFFER and pair[0] != pair[1]
+        name: pair for name, pair in pairs.items() if name not in OF_EPOCH and pair[0] != pair[1]
     }
 
 

@@ -129,7 +129,7 @@ class AppChange:
         if state is not None and state.active:
             return state.line
         model = config_at(self._config, lifecycle, MAIN, epoch).model
-        size = ModelSize(model.dim, model.hidden, text)
+        size = ModelSize(model.dim, model.hidden, text, model.ranker)
         name = f"{FEATURES}-{self.features.digest[:8]}-{len(lifecycle.candidates)}"  # used once
         candidate = Candidate(line=name, registry="", kind=FEATURES, time_ms=wall_ms(), size=size)
         send(self._log, candidate)

@@ -21,6 +21,7 @@ from recsys.config.system_config import Config, ModelConfig
 from recsys.features.feature_builder import FeatureBuilder
 from recsys.features.feature_set import FeatureSet
 from recsys.features.feature_set_file import FILE, feature_set
+from recsys.model.ranker import ranker_of
 from recsys.model.student_model import student_model
 from replay.datasets.open_dataset import open_dataset
 from replay.offline_examples import cache_dataset
@@ -81,6 +82,10 @@ def _check(options: OfflineOptions) -> None:
             "--teacher and --teacher-share are given without --student: name the model to teach, e.g. "
             "--student dim=8,hidden=64x32"
         )
+    if options.student and options.ranker:
+        raise ValueError(
+            "--student and --ranker are given together: a student has its teacher's ranker"
+        )
     if not options.data_folder.is_dir():
         raise ValueError(f"--data is {options.data_folder}, and there is no such folder")
     if options.propose is not None:
@@ -133,12 +138,14 @@ def _begin(options: OfflineOptions, work: Path) -> Path:
 
 
 def _student(options: OfflineOptions, system: ModelConfig) -> tuple[ModelConfig, float]:
-    """The model to train, a student's or the system's, and the teacher's weight.
+    """The model to train, a student's, the system's or one with a plug-in, and the teacher's weight.
 
     Raises ValueError for invalid options, before hours of examples are read.
     """
     if not options.student:
-        return system, 0.0
+        ranker = options.ranker or system.ranker
+        ranker_of(ranker)
+        return replace(system, ranker=ranker), 0.0
     if options.teacher:
         Registry(options.registry_folder).provenance(options.teacher)
     share = SHARE if options.teacher_share is None else options.teacher_share

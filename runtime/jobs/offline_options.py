@@ -37,6 +37,9 @@ class OfflineOptions:
     student: Annotated[
         str, Option(help="Train a smaller model by distillation, e.g. dim=8,hidden=64x32.")
     ] = ""
+    ranker: Annotated[
+        str, Option(help="Train this plug-in instead of the ranker: NAME@VERSION, e.g. sequence@1.")
+    ] = ""
     teacher: Annotated[
         str, Option(help="Teacher candidate; by default the live line, as it served.")
     ] = ""

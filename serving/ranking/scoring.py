@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from recsys.features.feature_set import RequestFeatures
-from recsys.model.list_ranker import list_logits, lists_of
+from recsys.model.list_ranker import is_compiled, list_logits, lists_of
 from recsys.model.model import Model, with_missing_row
 from recsys.model.retrieval_vectors import content_vectors
 from serving.replica.row_store import RowStore
@@ -29,6 +29,8 @@ def probabilities(
     filled = [request for request in requests if len(request.items_NI)]
     if not filled:
         return np.zeros((0, model.ranker.shape.outputs), np.float32)
+    if len(filled) > 1 and not is_compiled(model):
+        return np.concatenate([probabilities(model, rows, [request]) for request in filled])
     lists = lists_of(filled)
     with torch.inference_mode():
         table = with_missing_row(rows["features"].lookup(lists.keys)).numpy()

@@ -27,7 +27,7 @@ from parameter_server.storage.wal import sync_folder
 from recsys.config.system_config import ModelConfig, digest
 from recsys.events.control_records import Live, ModelSize
 from recsys.features.feature_set import FeatureSet
-from recsys.model.student_model import MAY_DIFFER, shown
+from recsys.model.student_model import OF_EPOCH, shown
 from recsys.process.part_process import write_atomically
 
 FILE: Final = "candidate.json"
@@ -303,9 +303,10 @@ def model_size_of(provenance: Provenance, configured: ModelConfig) -> ModelSize 
 
 
 def describe_model(provenance: Provenance) -> str:
-    """Width of a candidate's model, in words; empty if its file doesn't say."""
-    dim, hidden = (provenance.config.get(name) for name in MAY_DIFFER)
-    return "" if dim is None or hidden is None else f"dim {dim}, hidden {shown(hidden)}"
+    """Ranker and width of a candidate's model, in words; empty if its file doesn't say."""
+    dim, hidden, ranker = (provenance.config.get(name) for name in OF_EPOCH)
+    words = "" if dim is None or hidden is None else f"dim {dim}, hidden {shown(hidden)}"
+    return f"{ranker}, {words}" if ranker else words
 
 
 def describe_teacher(teacher: Teacher) -> str:

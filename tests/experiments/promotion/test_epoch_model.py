@@ -68,6 +68,18 @@ def test_a_size_is_known_by_what_differs_alone() -> None:
     assert size_difference(model, replace(model, hidden=(9,))) == ModelSize(model.dim, (9,))
 
 
+def test_a_candidate_may_have_another_ranker() -> None:
+    config = Config()
+    plugin = replace(config.model, ranker="sequence@1")
+    size = size_difference(config.model, plugin)
+    assert size == ModelSize(plugin.dim, plugin.hidden, ranker="sequence@1")
+    assert with_size(config, size).model == plugin
+    back = size_difference(plugin, config.model)  # the built-in one beside a configured plug-in
+    assert with_size(replace(config, model=plugin), back).model == config.model
+    said = unpack(pack(Live(line="main", epoch=1, size=size)), Control)  # type: ignore[arg-type]
+    assert said.size == size
+
+
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
@@ -81,7 +93,9 @@ def test_what_else_differs_is_refused_by_name_value_and_expectation(
     changes: dict[str, object], said: str
 ) -> None:
     its = replace(ModelConfig(dim=8), **changes)  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match=f"{said}.*only dim and hidden may differ") as error:
+    with pytest.raises(
+        ValueError, match=f"{said}.*only dim, hidden and ranker may differ"
+    ) as error:
         size_difference(ModelConfig(), its)
     assert "model.dim" not in str(error.value)
 

@@ -50,6 +50,13 @@ def predict(model: Model, request: RequestFeatures) -> NDArray[np.float32]:
     return probabilities(model, rows, [request])
 
 
+def test_another_ranker_does_not_begin_from_a_narrower_model() -> None:
+    arrays, plugin = trained(FEATURES)[1], replace(CONFIG, ranker="sequence@1")
+    assert widened(arrays, FEATURES, FEATURES, plugin) is arrays
+    with pytest.raises(ValueError, match="model.ranker is 'sequence@1', .* train a candidate on"):
+        widened(arrays, FEATURES, DAY, plugin)
+
+
 @pytest.mark.parametrize("new", [DAY, replace(FEATURES, history=9)])
 def test_the_wider_model_predicts_as_before(new: FeatureSet) -> None:
     old, arrays = trained(FEATURES)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from recsys.config.system_config import laptop
+from recsys.config.system_config import ModelConfig, laptop
 from recsys.features.feature_builder import FeatureBuilder
 from recsys.features.feature_set import FeatureSet, RequestFeatures
 from recsys.features.feature_set_file import FEED_SCHEMA
@@ -24,7 +24,20 @@ LAPTOP = made(
 )
 
 
-@pytest.fixture(params=[SMALL, LAPTOP], ids=["small", "laptop"])
+# The term that the plug-in adds begins with 0, so its parameters are changed.
+PLUGIN = made(
+    items=ITEMS,
+    features=FeatureSet(FEED_SCHEMA, "all", 20),
+    its_config=replace(
+        laptop(),
+        name="test",
+        model=ModelConfig(ranker="examples.sequence_model.recsys_sequence_model:SequenceRanker@1"),
+    ),
+)
+PLUGIN.model.write_dense(PLUGIN.model.read_dense() + np.float32(0.01))
+
+
+@pytest.fixture(params=[SMALL, LAPTOP, PLUGIN], ids=["small", "laptop", "plug-in"])
 def replica(request: pytest.FixtureRequest) -> Replica:
     return request.param
 

@@ -110,7 +110,7 @@ def test_what_can_not_be_live_here_is_not_proposed(
     registry = added(config, "wide", replace(MODEL, dim=2, vector_dim=4))
     with pytest.raises(typer.Exit):
         propose_to(Path(config.state), "wide", registry.folder)
-    assert "model.vector_dim is 4, expected 8; only dim and hidden may differ" in (
+    assert "model.vector_dim is 4, expected 8; only dim, hidden and ranker may differ" in (
         capsys.readouterr().err
     )
     assert said(config) == []

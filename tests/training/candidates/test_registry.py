@@ -133,7 +133,12 @@ def test_who_taught_is_kept_and_sealed(registry: Registry) -> None:
     registry.add(of_model(SMALL, teacher=teacher), arrays, meta, step=2)
     assert registry.provenance("cand-2").teacher == teacher
     assert describe_teacher(teacher) == "main/0, 0.5 of 7 examples"
-    assert describe_model(registry.provenance("cand-2")) == "dim 2, hidden 4"
+    provenance = registry.provenance("cand-2")
+    assert describe_model(provenance) == "dim 2, hidden 4"
+    plugin = msgspec.structs.replace(
+        provenance, config=provenance.config | {"ranker": "sequence@1"}
+    )
+    assert describe_model(plugin) == "sequence@1, dim 2, hidden 4"
     file = registry.folder / "cand-2" / FILE
     file.write_text(file.read_text().replace('"share": 0.5', '"share": 0.6'))
     with pytest.raises(Refused, match="was changed"):

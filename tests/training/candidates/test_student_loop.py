@@ -1,4 +1,5 @@
-"""A candidate whose model is half as large, from proposal to live and back, in one process."""
+"""A candidate whose model is half as large, or has another ranker, from proposal to live and back, in one
+process."""
 
 import asyncio
 from collections.abc import Callable
@@ -14,6 +15,7 @@ from parameter_server.shard.shard import digest_of_shards
 from parameter_server.storage import snapshots
 from recsys.events.control_records import Decision, ModelSize
 from recsys.events.records import SCORES, STEPS, Scores, Step
+from recsys.model.ranker import Ranker, RankerModule, ranker_of
 from recsys.process.log_consumer import readable
 from replay.answer_check import EQUAL, AnswerChecker
 from serving.retrieval import retrieval_client
@@ -24,6 +26,9 @@ pytestmark = pytest.mark.slow
 
 SIZE = ModelSize(dim=2, hidden=(8,))  # the system's has dim 4 and a layer of 16
 LARGE = ModelSize(dim=48, hidden=(512, 256))
+SEQUENCE = ModelSize(
+    4, (16,), ranker="examples.sequence_model.recsys_sequence_model:SequenceRanker@1"
+)
 # What is known of it depends on the draws of requests: these let it go on, once it is made canary by hand.
 RULES = {
     "loss_margin": 10, "auc_margin": 1, "segment_margin": 10, "score_shift": 10, "score_spread": 100,
@@ -57,6 +62,12 @@ def dims(run: PromotionRun) -> dict[str, int]:
     }
 
 
+def rankers(run: PromotionRun) -> set[type[RankerModule]]:
+    """The ranker in each part that has one."""
+    models = run.system.service.replica.model, run.system._learner.model
+    return {type(model.ranker) for model in models}
+
+
 def digests(run: PromotionRun, epoch: int) -> set[str]:
     return {s.config for s in readable(run.system.log, STEPS, Step) if s.epoch == epoch}
 
@@ -67,26 +78,27 @@ def degraded(run: PromotionRun) -> list[tuple[Any, list[str]]]:
     return [(a.stamp, a.impression.degraded) for a in answers if a.impression.degraded]
 
 
-@pytest.mark.parametrize("shards", [0, 2])
+@pytest.mark.parametrize(("size", "shards"), [(SIZE, 0), (SIZE, 2), (SEQUENCE, 0)])
 def test_a_student_takes_over_learns_on_and_is_taken_back(
-    tmp_path: Path, shards: int, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, size: ModelSize, shards: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(retrieval_client, "LONGEST_S", 10.0)  # however busy the machine is
 
     async def scenario() -> None:
-        run = await started(tmp_path, shards, **RULES)
-        run.propose("small", run.trained(EPOCHS, size=SIZE), kind="student")
+        run = await started(tmp_path, shards, latency=50.0, **RULES)
+        run.propose("small", run.trained(EPOCHS, size=size), kind="student")
         await run.show(5)
         make_canary(run)
         assert await until(run, "small", "live") == "live"
-        assert run.lifecycle.live.size == SIZE
+        assert run.lifecycle.live.size == size
         began = run.lifecycle.live.since
         await run.show(10)
-        assert set(dims(run).values()) == {SIZE.dim}
+        assert set(dims(run).values()) == {size.dim}
+        assert rankers(run) == {ranker_of(size.ranker)}
         assert stamps(run)[-1][:2] == (MAIN, 1) and stamps(run)[-1][2] > began
         teacher, student = (
             learning_digest(with_size(run.config, size), run.system.features)
-            for size in (None, SIZE)
+            for size in (None, size)
         )
         assert (digests(run, 0), digests(run, 1)) == ({teacher}, {student})
         assert run.system.worker.counts["other_config"] == 0
@@ -96,6 +108,7 @@ def test_a_student_takes_over_learns_on_and_is_taken_back(
         live = run.lifecycle.live
         assert (live.epoch, live.of, live.size) == (2, 0, None)
         assert set(dims(run).values()) == {run.config.model.dim}
+        assert rankers(run) == {Ranker}
         assert stamps(run)[-1][:2] == (MAIN, 2) and run.system.worker.step > live.since
         assert digests(run, 2) == {teacher}
         assert never_back(stamps(run))

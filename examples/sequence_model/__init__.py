@@ -1,0 +1,1 @@
+"""A plug-in package of the group ``recsys.models``, with a ``pyproject.toml`` of its own."""
