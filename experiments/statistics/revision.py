@@ -76,9 +76,7 @@ def _traffic_at(experiment: Experiment, step: int) -> float:
 
 
 def parse_all(
-    revision: ExperimentSet | Experiments,
-    policy: PolicyConfig,
-    labels: Sequence[str] | None = None,
+    revision: ExperimentSet | Experiments, policy: PolicyConfig, labels: Sequence[str] | None = None
 ) -> tuple[Experiment, ...]:
     """All experiments as defined in their files, also those without traffic. Raises YamlError."""
     return read_experiments(revision.configs, policy, labels, _stopped(revision))
@@ -105,9 +103,7 @@ def parse_each(
 
 
 def running(
-    revision: ExperimentSet | Experiments,
-    policy: PolicyConfig,
-    labels: Sequence[str] | None = None,
+    revision: ExperimentSet | Experiments, policy: PolicyConfig, labels: Sequence[str] | None = None
 ) -> tuple[Experiment, ...]:
     """Experiments that assign arms, with their current traffic. Raises YamlError."""
     experiments = []

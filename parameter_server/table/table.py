@@ -160,12 +160,7 @@ class Table:
         return out, slots >= 0
 
     def apply(
-        self,
-        keys: Keys,
-        gradients: Rows,
-        counts: NDArray[np.int32],
-        now_ms: int,
-        rate: float = 1.0,
+        self, keys: Keys, gradients: Rows, counts: NDArray[np.int32], now_ms: int, rate: float = 1.0
     ) -> Applied:
         """Applies summed gradients (N, D) of distinct keys; ``counts``: number of examples of each. ``rate``:
         factor on the table's learning rate. At the budget, evicts the least recently used rows, none of this

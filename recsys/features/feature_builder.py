@@ -14,13 +14,7 @@ from recsys.features.catalogue import Catalogue
 from recsys.features.counters import CounterTable
 from recsys.features.covisits import Covisits
 from recsys.features.feature_kernels import LOG_COUNT, gather, latest, lay, operate, ratios
-from recsys.features.feature_set import (
-    MOMENT,
-    FeatureSet,
-    Floats,
-    Keys,
-    RequestFeatures,
-)
+from recsys.features.feature_set import MOMENT, FeatureSet, Floats, Keys, RequestFeatures
 from recsys.features.item_counters import GLOBAL
 from recsys.features.operators import SINCE, VALUE, Derivation
 from recsys.features.running_rates import CONTEXT, PROFILE, Entity

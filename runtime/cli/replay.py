@@ -16,13 +16,7 @@ from replay.datasets.dataset import DataError, Dataset
 from replay.datasets.open_dataset import open_dataset
 from replay.predictions import Predictions, read_predictions, write_report
 from replay.replay_report import report_of, with_bar
-from replay.replay_run import (
-    Outputs,
-    ReplayOptions,
-    ReplayResult,
-    config_for,
-    replay_data,
-)
+from replay.replay_run import Outputs, ReplayOptions, ReplayResult, config_for, replay_data
 from runtime.cli.common import ConfigOption, check_folders, exit_on, from_checkout
 from runtime.jobs.time_option import parse_time
 from runtime.reports.tables import plain_table

@@ -40,11 +40,7 @@ from training.candidates.canary_impressions import (
     canary_impressions,
     guard_impressions,
 )
-from training.candidates.candidate_evidence import (
-    CandidateEvidence,
-    evidence_numbers,
-    new_evidence,
-)
+from training.candidates.candidate_evidence import CandidateEvidence, evidence_numbers, new_evidence
 from training.lines.line import MAIN
 from training.steps.lineage import CAUGHT_UP, Lineage, last_steps, newest_step, starts_after
 

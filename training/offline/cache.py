@@ -23,13 +23,7 @@ from safetensors.numpy import load_file, save_file
 
 from recsys.events.records import TrainingExample
 from recsys.features.feature_set import FeatureSet
-from training.offline.examples import (
-    BLOCKS,
-    Examples,
-    concatenated,
-    examples_of,
-    id_hash,
-)
+from training.offline.examples import BLOCKS, Examples, concatenated, examples_of, id_hash
 from training.steps.step_reader import ExampleCheck
 
 DAY_MS: Final = 86_400_000
@@ -110,12 +104,7 @@ class CacheWriter:
     """Writes a cache from examples and corrections in their order of arrival."""
 
     def __init__(
-        self,
-        folder: Path,
-        features: FeatureSet,
-        dense_width: int,
-        horizon_ms: int,
-        until_ms: int,
+        self, folder: Path, features: FeatureSet, dense_width: int, horizon_ms: int, until_ms: int
     ) -> None:
         """``horizon_ms``: how long after an example its labels may be corrected."""
         self._folder, self._partial = folder, folder.with_name(f"{folder.name}.partial")

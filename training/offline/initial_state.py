@@ -135,10 +135,7 @@ def build_trainer(
             before = ancestor.table(table.name)
             rows[table.name].load(started_columns(table, keys, model.seed, before))
     dense = Dense(
-        network.read_dense(),
-        model.dense_rate,
-        average=model.dense_average,
-        first=model.dense_first,
+        network.read_dense(), model.dense_rate, average=model.dense_average, first=model.dense_first
     )
     if ancestor:
         dense.load(ancestor.dense)
