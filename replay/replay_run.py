@@ -87,7 +87,8 @@ class ScoreRecorder:
     """Labels scores with the engagements until ``horizon_ms`` after their impression (None: of the whole
     log), and hands them to ``write`` in blocks (None: holds them for ``predictions``).
 
-    An engagement may precede the score of its impression.
+    An engagement may precede the score of its impression. One without a request belongs to the newest list
+    before it that showed its viewer the item.
     """
 
     def __init__(
@@ -103,6 +104,7 @@ class ScoreRecorder:
         self._write = write or self._blocks.append
         self._open: deque[tuple[tuple[Any, ...], list[Id], NDArray[np.float32]]] = deque()
         self._happened: dict[tuple[str, str], tuple[int, int]] = {}  # a bit per label; newest time
+        self._newest: dict[tuple[str, str], tuple[str, int]] = {}  # request and time by viewer and item
         self._contexts: dict[str, int] = {}
         self._context_of_row = array("l")
         self._begin_block()
@@ -113,6 +115,8 @@ class ScoreRecorder:
         of_all = impression.request_id, impression.user_id, impression.time_ms, scored.line, version
         items = [served.item_id for served in impression.items]
         self._open.append((of_all, items, scored.probabilities_NL.copy()))
+        newest, user_id = (impression.request_id, impression.time_ms), str(impression.user_id)
+        self._newest.update(((user_id, str(item)), newest) for item in items)
         context = str(impression.context.get(self._context_field or "", ""))
         code = self._contexts.setdefault(context, len(self._contexts))
         self._context_of_row.extend([code] * len(items))
@@ -121,8 +125,10 @@ class ScoreRecorder:
 
     def happened(self, engagement: Engagement) -> None:
         place = self._places.get(engagement.kind)
-        if place is not None and engagement.request_id:
-            key = (engagement.request_id, str(engagement.item_id))
+        viewer, item_id = str(engagement.user_id), str(engagement.item_id)
+        request_id = engagement.request_id or self._newest.get((viewer, item_id), ("", 0))[0]
+        if place is not None and request_id:
+            key = (request_id, item_id)
             bits = self._happened.get(key, (0, 0))[0] | (1 << place)
             self._happened[key] = bits, engagement.time_ms
 
@@ -165,6 +171,7 @@ class ScoreRecorder:
                 )
             )
         self._happened = {k: v for k, v in self._happened.items() if v[1] >= before_ms}
+        self._newest = {k: v for k, v in self._newest.items() if v[1] >= before_ms}
         self._begin_block()
 
     def _begin_block(self) -> None:

@@ -4,6 +4,7 @@
 """
 
 from collections.abc import Collection
+from os.path import basename
 from pathlib import Path
 from typing import Literal
 
@@ -85,16 +86,16 @@ class DataFiles(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
         """Names of all files."""
         return [name for table in self.tables.values() for name in table.files]
 
-    def kind_of(self, columns: Collection[str]) -> str:
-        """The kind of a file with these columns: that with its keys and most of its columns; empty if none
+    def kind_of(self, columns: Collection[str], name: str = "") -> str:
+        """The kind of a file: that with its keys and its name, else most of its columns; empty if none
         fits."""
         kinds = {kind: set(table.columns) & set(columns) for kind, table in self.tables.items()}
         fit = [
-            (len(shared), kind)
+            (name in map(basename, self.tables[kind].files), len(shared), kind)
             for kind, shared in kinds.items()
             if {*self.tables[kind].columns[: 1 + (kind == "interactions")]} <= shared
         ]
-        return max(fit, default=(0, ""))[1]
+        return max(fit, default=(False, 0, ""))[2]
 
 
 def has_data_files(file: Path) -> bool:

@@ -18,21 +18,27 @@ import yaml
 from recsys.app.data_files import Entities, Interactions
 from recsys.app.feature_checks import RESERVED
 
-_USER: Final = "user|visitor|customer|viewer|member|account|reviewer|profile|player|reader"
+_USER: Final = (
+    "user|visitor|customer|viewer|member|account|reviewer|profile|player|reader|listener|guest"
+)
 _ITEM: Final = (
-    "item|movie|product|article|video|song|track|book|news|post|sku|asin|isbn|recipe|anime|game"
+    "item|movie|product|article|video|song|track|book|news|post|sku|asin|isbn|recipe|anime|game|episode"
+    "|podcast|hotel|listing|job|course|restaurant|document|story|photo"
 )
 _ROLES: Final = {
     "user": rf"({_USER})s?(_?(id|no|key))?|u_?id|session_?id",
     "item": rf"(parent_)?({_ITEM})s?(_?(id|no|key|code))?|i_?id",
-    "time": r".*(time|timestamp|date|datetime)(_?(ms|s|utc))?|ts|t|.*_at",
+    "time": r".*(time|timestamp|date|datetime)(_?(ms|s|utc))?|ts|t|at|when|.*_at",
     "rating": r".*(rating|score|stars)|rate|overall",
     "kind": r".*(event|action|behaviou?r|interaction)(_?(type|name|kind))?|type|kind",
-    "request": r"(request|impression|list|slate)_?id",
+    "request": r"(request|impression|list|slate|search|query)_?id",
 }
 _SHOWN: Final = r"impressions?|shown?|exposures?|served?|displayed"
 _NEGATIVE: Final = r".*(hide|dislike|skip|unlike|remove|block|report|unfollow|refund).*"
-_WEIGHTS: Final = {r".*(purchase|buy|bought|transaction|order).*": 5, r".*(cart|basket).*": 3}
+_WEIGHTS: Final = {
+    r".*(purchase|buy|bought|transaction|order|booked).*": 5,
+    r".*(cart|basket).*": 3,
+}
 _UNITS: Final = {"s": 1.0, "ms": 1e3, "us": 1e6, "ns": 1e9}
 _LIST: Final = r"[^|]+(\|[^|]+)+"
 _FEW: Final = 50  # values of a column of kinds, at most
@@ -62,26 +68,33 @@ def guess(name: str, samples: Mapping[str, Columns], given: Mapping[str, str]) -
     out, tables = Guess({"app": name, "fields": {}}), dict[str, Any]()
     for file, columns in samples.items():
         roles = _roles(columns, given)
-        rows = [(column, role) for role, column in roles.items()]
-        if {"user", "item"} <= roles.keys():
-            if "interactions" in tables:
-                tables["interactions"].files.append(file)
-                continue
-            tables["interactions"], events, labels = _interactions(file, columns, roles)
+        part = next((part for part in ("item", "user") if part in roles), "")
+        kind = "interactions" if {"user", "item"} <= roles.keys() else f"{part}s"
+        if kind in tables:
+            if missing := [name for name in tables[kind].columns if name not in columns]:
+                both = f"{file} lacks column {missing[0]!r} of {tables[kind].files[0]}"
+                raise ValueError(f"{both}: make one table of both")
+            tables[kind].files.append(file)
+            continue
+        if kind == "interactions":
+            table, events, rows = _interactions(file, columns, roles)
+            tables[kind] = table
+            rows = [(column, role) for role, column in roles.items()] + rows
+            rows += [(column, "not read") for column in columns if column not in table.columns]
             out.definition |= {"events": events, "repeats": _repeats(columns, roles)}
-            half_lives = _half_lives(columns, tables["interactions"])
-            rows += labels
-        elif part := next((part for part in ("item", "user") if part in roles), ""):
+            half_lives = _half_lives(columns, table)
+        elif part:
             kinds = {n: _kind_of(v) for n, v in columns.items() if n != roles[part]}
-            field_names = {n: f"{part}_{c}" if (c := _clean(n)) in RESERVED else c for n in kinds}
-            out.definition["fields"][part] = {
-                field_names[n]: kind for n, kind in kinds.items() if kind
-            }
-            units = [_unit(columns[n]) for n, kind in kinds.items() if kind == "time"]
+            field_names = _distinct({n: _clean(n) for n in kinds}, RESERVED)
+            out.definition["fields"][part] = {field_names[n]: k for n, k in kinds.items() if k}
+            units = [_unit(columns[n]) for n, k in kinds.items() if k == "time"]
             named = {name: n for n, name in field_names.items()}
             about: dict[str, Any] = {"unit": units[0]} if units else {}
-            tables[part + "s"] = Entities(files=[file], id=roles[part], fields=named, **about)
-            rows += [(n, str(kind or "content that isn't read")) for n, kind in kinds.items()]
+            tables[kind] = Entities(files=[file], id=roles[part], fields=named, **about)
+            rows = [(n, str(k or "content that isn't read")) for n, k in kinds.items()]
+            rows.insert(0, (roles[part], part))
+        else:
+            rows = [("", "not used: no column of items or users; name it with --item or --user")]
         out.rows += [(file, *row) for row in rows]
     if "interactions" not in tables:
         names = "; ".join(f"{file} has {', '.join(columns)}" for file, columns in samples.items())
@@ -96,8 +109,10 @@ def guess(name: str, samples: Mapping[str, Columns], given: Mapping[str, str]) -
     features: dict[str, Any] = {"half_lives": half_lives, "rates": rates, "near": True}
     features |= {"age": times[0]} if times else {}
     positive = [kind for kind, label in events.items() if "positive" in str(label)]
-    is_list = tables["interactions"].labels or tables["interactions"].shown
-    if not is_list:
+    shown = "list" if tables["interactions"].shown or tables["interactions"].labels else "clicks"
+    if tables["interactions"].shown and "view" in events:
+        shown = "view"
+    if shown == "clicks":
         features |= {"trend": True, "visit": "30m"}
     users = out.definition["fields"].get("user", {}).items()
     if numbers := [f"user.{name}" for name, kind in users if kind == "number"]:
@@ -106,7 +121,7 @@ def guess(name: str, samples: Mapping[str, Columns], given: Mapping[str, str]) -
         features["last"] = {positive[0]: ["user×item"]}
     out.definition |= {
         "groups": groups,
-        "shown": "list" if is_list else "clicks",
+        "shown": shown,
         "window": "60s",
         "history": {"of": positive, "length": 50},
         "features": features,
@@ -139,15 +154,21 @@ def _interactions(
     events, rows = dict[str, Any](), list[tuple[str, str]]()
     if "time" in roles:
         about |= {"time": roles["time"], "unit": _unit(columns[roles["time"]])}
+        if about["unit"] is None:
+            first = f"{roles['time']!r} has {str(columns[roles['time']][0])[:40]!r}"
+            raise ValueError(f"{first}, expected times such as 2026-01-31 12:00: convert them")
     flags = [n for n, v in columns.items() if n not in roles.values() and _is_flag(v)]
     if "kind" in roles:
         about |= {"kind": roles["kind"]}
         counts = Counter(str(x).strip() for x in columns[roles["kind"]] if x)
         about["shown"] = [k for k in counts if re.fullmatch(_SHOWN, k.lower())]
         kinds = [kind for kind, _ in counts.most_common() if kind not in about["shown"]]
+        about |= {"request": roles["request"]} if about["shown"] and "request" in roles else {}
         names = _event_names(kinds)
         about["names"] = {kind: name for kind, name in names.items() if kind != name}
         events = {name: _label(kind) for kind, name in names.items()}
+        if about["shown"] and "view" in events:  # what was seen of a logged list
+            events["view"] = "none"
     elif "rating" in roles:
         about["rating"] = roles["rating"]
         numbers = sorted(_numbers(columns[roles["rating"]]))
@@ -173,11 +194,15 @@ def _interactions(
 
 def _event_names(kinds: Sequence[str]) -> dict[str, str]:
     """Names of kinds of event, or of columns of 0 and 1; no two alike, and none a counter's."""
+    return _distinct({kind: _clean(kind).removeprefix("is_") for kind in kinds}, ["shown", "watch"])
+
+
+def _distinct(wanted: Mapping[str, str], reserved: Sequence[str]) -> dict[str, str]:
+    """The wanted names by key, numbered where one is reserved or another key has it."""
     names: dict[str, str] = {}
-    for kind in kinds:
-        name = _clean(kind).removeprefix("is_")
-        is_taken = name in names.values() or name in ("shown", "watch")
-        names[kind] = f"{name}_{len(names) + 1}" if is_taken else name
+    for key, name in wanted.items():
+        is_taken = name in names.values() or name in reserved
+        names[key] = f"{name}_{len(names) + 1}" if is_taken else name
     return names
 
 
@@ -202,8 +227,9 @@ def _half_lives(columns: Columns, table: Interactions) -> list[str]:
 
 
 def _repeats(columns: Columns, roles: Mapping[str, str]) -> bool:
-    """Whether viewers come back to items."""
-    pairs = list(zip(columns[roles["user"]], columns[roles["item"]], strict=True))
+    """Whether viewers come back to items: two kinds of event with one are no return."""
+    named = [columns[roles[role]] for role in ("user", "item", "kind") if role in roles]
+    pairs = list(zip(*named, strict=True))
     return len(set(map(str, pairs))) < 0.9 * len(pairs)
 
 
@@ -263,7 +289,7 @@ def _seconds(values: Sequence[Any]) -> list[float]:
 
 
 def _clean(name: str) -> str:
-    """A column's name as a name of the definition: userId and "user id" become user_id."""
+    """A column's name as one of the definition, of at most 56 letters: userId becomes user_id."""
     snake = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name.partition(":")[0]).lower()
     text = re.sub(r"\W+", "_", snake, flags=re.ASCII).strip("_")
-    return text if text[:1].isalpha() else f"x_{text}"
+    return (text if text[:1].isalpha() else f"x_{text}")[:56]

@@ -120,7 +120,7 @@ class MappedFiles(OfApp):
             distinct = dict.fromkeys(payloads)
             self.repeats += len(payloads) - len(distinct)
             events = map(self._shifted, map(decode, distinct))
-            yield from as_lists(events) if self.app.shown == "list" else events
+            yield from events if self.app.shown == "clicks" else as_lists(events)
 
     def _shifted(self, event: Event) -> Event:
         if isinstance(event, Item | User):
@@ -141,7 +141,7 @@ class MappedFiles(OfApp):
         spills = _Spill(folder / "state.parquet"), _Spill(folder / "rows.parquet")
         for path in self._paths:
             for block in self._progress(read_blocks(path), path):
-                kind = self._files.kind_of(block.columns)
+                kind = self._files.kind_of(block.columns, path.name)
                 if not kind:
                     wanted = ", ".join(self._files.interactions.columns)
                     names = ", ".join(block.columns) or "none"
@@ -154,7 +154,8 @@ class MappedFiles(OfApp):
         for spill in spills:
             spill.close()
         if not len(spills[1].times):
-            raise DataError(self._paths[0], "interactions; no row of the files is usable")
+            why = "".join(f"; {n:,} {x}" for x, n in self.dead_letters.most_common(3))
+            raise DataError(self._paths[0], f"interactions; no row of the files is usable{why}")
         return spills
 
     def _take(self, path: Path, kind: str, block: Block, spill: "_Spill") -> None:
@@ -175,7 +176,7 @@ class MappedFiles(OfApp):
                         raise _Unusable(f"expected at most {MAX_EVENT_BYTES} bytes", len(payload))
                     records.append((event.time_ms, payload))
             except UnicodeError:
-                faults.append(_Unusable("expected UTF-8", ""))
+                faults.append(_Unusable("expected UTF-8: convert the file, e.g. with iconv", ""))
             except _Unusable as error:
                 faults.append(error)
             bad += [

@@ -7,9 +7,9 @@ import csv
 import io
 from collections import Counter
 from collections.abc import Iterator
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import IO, Any, AnyStr, Final, NamedTuple
 
 import msgspec
 import pyarrow as pa
@@ -20,6 +20,7 @@ from replay.datasets.log_files import open_file
 
 ROWS: Final = 20_000  # of a block
 _LINE: Final = 1 << 20  # characters: the rest of a longer line is dropped, and its row refused
+_BLOCK: Final = 1 << 25  # characters after which a block ends before it has all its rows
 _TEXT: Final = (".csv", ".tsv", ".txt", ".inter", ".item", ".user")
 _JSON: Final = (".jsonl", ".ndjson", ".json")
 _UTF16: Final = (b"\xff\xfe", b"\xfe\xff")
@@ -66,7 +67,7 @@ def _csv(file: Path) -> Iterator[Block]:
         mark = max(",\t;|", key=head.count)
         names = [name.strip() for name in next(csv.reader([head], delimiter=mark), [])]
         _check_header(file, names)
-        reader = csv.reader(_lines(text), delimiter=mark)
+        reader = csv.reader(_lines(text, "\n"), delimiter=mark)
         while True:
             block = Block([], {name: [] for name in names}, [])
             rows = _csv_rows(reader, len(names), block)
@@ -80,8 +81,8 @@ def _csv(file: Path) -> Iterator[Block]:
 
 def _csv_rows(reader: Any, width: int, block: Block) -> list[list[str]]:
     """The next rows with as many cells as the header; others go to ``block.bad``."""
-    rows: list[list[str]] = []
-    while len(rows) + len(block.bad) < ROWS:
+    rows, size = list[list[str]](), 0
+    while len(rows) + len(block.bad) < ROWS and size < _BLOCK:
         first = reader.line_num + 2  # the header is line 1
         try:
             row = next(reader, None)
@@ -90,6 +91,7 @@ def _csv_rows(reader: Any, width: int, block: Block) -> list[list[str]]:
             continue
         if row is None:
             break
+        size += sum(map(len, row))
         if len(row) == width:
             rows.append(row)
             block.lines.append(first)
@@ -99,11 +101,11 @@ def _csv_rows(reader: Any, width: int, block: Block) -> list[list[str]]:
     return rows
 
 
-def _lines(text: io.TextIOWrapper) -> Iterator[str]:
-    while line := text.readline(_LINE):
+def _lines(stream: IO[AnyStr], newline: AnyStr) -> Iterator[AnyStr]:
+    while line := stream.readline(_LINE):
         end = line
-        while len(end) == _LINE and not end.endswith("\n"):
-            end = text.readline(_LINE)
+        while len(end) == _LINE and not end.endswith(newline):
+            end = stream.readline(_LINE)
         yield line
 
 
@@ -124,17 +126,23 @@ def _check_header(file: Path, names: list[str]) -> None:
 def _json(file: Path) -> Iterator[Block]:
     decoder = msgspec.json.Decoder(dict[str, Any])
     with open_file(file) as stream:
-        numbered = enumerate(stream, 1)
-        while some := list(islice(numbered, ROWS)):
-            block, rows = Block([], {}, []), list[dict[str, Any]]()
-            for line, raw in some:
+        numbered = enumerate(_lines(stream, b"\n"), 1)
+        while first := next(numbered, None):
+            block, rows, size = Block([], {}, []), list[dict[str, Any]](), 0
+            for line, raw in chain([first], islice(numbered, ROWS - 1)):
+                size += len(raw)
                 try:
                     if raw.strip():
                         rows.append(decoder.decode(raw))
                         block.lines.append(line)
                 except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
                     text = raw[:200].decode(errors="replace")
-                    block.bad.append(BadRow(line, "expected a JSON object", str(error), text))
+                    why = "expected a JSON object"
+                    if len(raw) == _LINE:
+                        why = f"expected a line of at most {_LINE:,} bytes; leave columns out"
+                    block.bad.append(BadRow(line, why, str(error), text))
+                if size > _BLOCK:
+                    break
             for name in dict.fromkeys(name for row in rows for name in row):
                 block.columns[name] = [row.get(name) for row in rows]
             yield block

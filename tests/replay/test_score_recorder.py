@@ -95,3 +95,17 @@ def test_ids_turn_into_text_with_the_first_one_that_is_no_number(tmp_path: Path)
         recorder.finish()
     assert file.finish().item_id.tolist() == ["7", "v8", "9"]
     assert [p.name for p in tmp_path.iterdir()] == ["p.parquet"]
+
+
+def test_an_engagement_without_a_request_belongs_to_the_newest_list_with_its_item(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(replay_run, "_BLOCK", 1)
+    recorder = ScoreRecorder(["click"], None, horizon_ms=100)
+    recorder.scored(scored("r1", "a", "b", at_ms=0))
+    recorder.scored(scored("r2", "a", at_ms=10))
+    for item in ("a", "b", "never shown"):
+        recorder.happened(happened("", item, "click", 20))
+    recorder.scored(scored("r3", "c", at_ms=1_000))
+    assert ("u", "b") not in recorder._newest, "its list is written"
+    assert list(recorder.predictions().labels["click"]) == [0, 1, 1, 0]

@@ -183,10 +183,81 @@ def test_names_that_mean_something_else_are_changed(tmp_path: Path) -> None:
     app, files = read(tmp_path, {"visits.csv": visits, "items.csv": items})
     assert set(app.events) == {"x_", "watch_2", "x__3"}
     assert files.interactions.names == {"购买": "x_", "watch": "watch_2", "浏览": "x__3"}
-    assert list(app.fields["item"]) == ["item_context"]
+    assert list(app.fields["item"]) == ["context_1"]
 
 
 def test_a_list_in_some_rows_only_is_a_list(tmp_path: Path) -> None:
     items = {"item": ["1", "2", "3"], "tags": [["a"], 3, ["b", "c"]]}
     app, _ = read(tmp_path, {"ratings.csv": ratings(), "items.jsonl": items})
     assert app.fields["item"]["tags"].kind == "list"
+
+
+def test_words_of_other_fields_are_known(tmp_path: Path) -> None:
+    plays: Columns = {"listener": ["a"], "episode": ["x"], "at": ["2026-01-01T10:00:00+01:00"]}
+    _, files = read(tmp_path, {"plays.jsonl": plays})
+    assert (files.interactions.user, files.interactions.item) == ("listener", "episode")
+    assert (files.interactions.time, files.interactions.unit) == ("at", "iso")
+    searches: Columns = {
+        "search_id": [1, 1], "traveller_id": [1, 2], "guest": ["a", "b"], "hotel": [1, 2],
+        "clicked": [True, False], "booked": [False, True],
+    }  # fmt: skip
+    app, files = read(tmp_path, {"searches.parquet": searches})
+    assert files.interactions.request == "search_id" and app.events["booked"].weight == 5
+
+
+def test_views_of_logged_lists_close_their_examples(tmp_path: Path) -> None:
+    kinds = ["impression", "impression", "view", "click"]
+    columns = {"user": ["u"] * 4, "item": list("abaa"), "event": kinds, "request_id": ["r"] * 4}
+    app, files = read(tmp_path, {"log.csv": columns})
+    assert (app.shown, app.labels, files.interactions.request) == ("view", ("click",), "request_id")
+    del columns["event"]
+    app, files = read(tmp_path, {"log.csv": columns | {"event": ["view"] * 3 + ["click"]}})
+    assert app.shown == "clicks" and app.labels == ("view", "click")
+
+
+def test_long_and_equal_names_of_columns_give_names_of_a_definition(tmp_path: Path) -> None:
+    long = "a_column_with_a_name_" * 6
+    items: Columns = {"item": ["1", "2"] * 20, "Price": [1, 2] * 20, "price": [3, 4] * 20}
+    log: Columns = {"user": ["a", "b"] * 20, "item": ["1", "2"] * 20, long: [0, 1] * 20}
+    app, files = read(tmp_path, {"log.csv": log, "items.csv": items | {long: ["x", "y"] * 20}})
+    assert files.items is not None
+    assert list(files.items.fields.values()) == ["Price", "price", long]
+    assert set(app.fields["item"]) == {"price", "price_2", long[:56]}
+    assert files.interactions.labels == {long: long[:56]}
+
+
+def test_kinds_of_event_with_an_item_are_no_return_to_it(tmp_path: Path) -> None:
+    columns = {"user": list("aabb"), "item": list("xxyy"), "event": ["view", "like"] * 2}
+    assert not read(tmp_path, {"log.csv": columns})[0].repeats
+
+
+def test_times_that_cannot_be_read_are_named_before_anything_is_written() -> None:
+    columns = {"user": ["a"], "item": ["b"], "Datum": ["16.10.2026 07:09"]}
+    with pytest.raises(ValueError, match=r"'Datum' has '16.10.2026 07:09', expected times"):
+        guess("mine", {"log.csv": columns}, {"time": "Datum"})
+
+
+def test_columns_and_files_without_a_use_are_shown() -> None:
+    log: Columns = {"user": ["a"], "item": ["b"], "city": ["Rome"]}
+    out = guess("mine", {"log.csv": log, "cities.csv": {"city": ["Rome"], "country": ["IT"]}}, {})
+    assert ("log.csv", "city", "not read") in out.rows
+    assert [column for file, column, _ in out.rows if file == "cities.csv"] == [""]
+
+
+def test_a_second_table_has_the_columns_of_the_first(tmp_path: Path) -> None:
+    log: Columns = {"user": ["a"], "item": ["b"], "rating": [5]}
+    _, files = read(tmp_path, {"may.csv": log, "june.csv": log})
+    assert files.interactions.files == ["may.csv", "june.csv"]
+    del log["rating"]
+    with pytest.raises(ValueError, match=r"june.csv lacks column 'rating' of may.csv"):
+        guess("mine", {"may.csv": log | {"rating": [5]}, "june.csv": log}, {})
+
+
+def test_a_file_that_a_table_names_belongs_to_it() -> None:
+    files = DataFiles(
+        interactions=Interactions(user="user", item="id", files=["log.csv"]),
+        items=Entities(id="id", fields={"price": "price", "size": "size"}, files=["items.csv"]),
+    )
+    columns = ["user", "id", "price", "size"]
+    assert files.kind_of(columns, "log.csv") == "interactions"
+    assert files.kind_of(columns, "items.csv") == files.kind_of(columns) == "items"

@@ -100,7 +100,7 @@ def test_rows_that_cannot_be_used_are_named_with_line_and_reason(tmp_path: Path)
         3: "expected 3 cells", 5: "user: expected an id of 1 to 256 characters",
         6: "time: expected a number", 7: "time: expected 1970 to now, in s",
         8: "time: expected 1970 to now, in s", 9: "item: expected an id of 1 to 256 characters",
-        10: "expected UTF-8", 11: "item: expected no control characters",
+        10: "expected UTF-8: convert the file, e.g. with iconv", 11: "item: expected no control characters",
         13: "field larger than field limit (131072)",
     }  # fmt: skip
     assert next(row for row in bad if row.line == 6).value == "soon"
@@ -129,7 +129,11 @@ def test_broken_lines_of_json(tmp_path: Path) -> None:
     [
         ("log.csv", "", "the file is empty"),
         ("log.csv", "user,item,time\n", "no row of the files is usable"),
-        ("log.csv", "user,item,time\n,,\n", "no row of the files is usable"),
+        (
+            "log.csv",
+            "user,item,time\n,,\n",
+            "no row of the files is usable; 1 user: expected an id",
+        ),
         ("log.csv", "1,2,3\n4,5,6\n", "a line with the names of the columns"),
         ("log.csv", "user,user,time\n1,2,3\n", "'user' is repeated"),
         ("log.csv", "who,what\n1,2\n", "the columns user, item, time .*it has who, what"),
@@ -221,3 +225,40 @@ def test_items_and_users_come_first_with_their_fields(tmp_path: Path) -> None:
     assert second.fields == {"title": "U"}
     assert data.dead_letters["price: expected a number; the field is left out"] == 1
     assert data.rows == {"interactions": 1, "items": 2, "users": 1}
+
+
+def test_a_line_without_end_costs_its_row_and_little_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(table_rows, "_LINE", 1_000)
+    good = '{"user":"a","item":"x","time":1}\n'
+    text = good + '{"user":"' + "u" * 50_000 + '"}\n' + good.replace("1", "2")
+    bad: list[BadRow] = []
+    data = dataset(write(tmp_path / "log.jsonl", text), bad=bad)
+    assert [time_ms for time_ms, *_ in seen(data.events())] == [1_000, 2_000]
+    assert [(row.line, row.reason) for row in bad] == [
+        (2, "expected a line of at most 1,000 bytes; leave columns out")
+    ]
+    assert len(bad[0].row) <= 200
+
+
+@pytest.mark.parametrize("name", ["log.jsonl", "log.csv"])
+def test_a_block_of_long_rows_has_few(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setattr(table_rows, "_BLOCK", 1_000)
+    row = {"user": "a", "item": "x" * 400}
+    text = json.dumps(row) + "\n" if name.endswith("jsonl") else "a," + "x" * 400 + "\n"
+    head = "" if name.endswith("jsonl") else "user,item\n"
+    file = write(tmp_path / name, head + text * 10)
+    blocks = list(table_rows.read_blocks(file))
+    assert [len(block.lines) for block in blocks] == [3, 3, 3, 1]
+    assert blocks[-1].lines == [10 + (name == "log.csv")]
+
+
+def test_lists_are_whole_where_views_show_what_was_seen(tmp_path: Path) -> None:
+    text = "user,item,time,what\na,x,1,impression\na,y,1,impression\na,x,2,click\n"
+    table = CLICKS | {"kind": "what", "shown": ["impression"]}
+    data = dataset(write(tmp_path / "log.csv", text), shown="view", interactions=table)
+    (listed,) = [event for event in data.events() if isinstance(event, Impression)]
+    assert [item.item_id for item in listed.items] == ["x", "y"]

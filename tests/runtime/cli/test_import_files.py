@@ -52,11 +52,12 @@ def test_replay_reads_what_import_reads(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "expected"),
     [("", "the file is empty"), ("a,b\n1,2\n", "name them with --user and --item"),
-     ("user,item\n", "rows that can be read; there is none")],
+     ("user,item\n", "rows that can be read; there is none"),
+     ("user,item,when\na,b,1\n", "'when' has '1', expected times")],
 )  # fmt: skip
 def test_init_of_bad_files(folder: Path, text: str, expected: str) -> None:
     (folder / "bad.csv").write_text(text)
-    result = recsys("init", "bad.csv")
+    result = recsys("init", "bad.csv", *(("--time", "when") if "when" in text else ()))
     assert result.exit_code == 2 and expected in result.output
     assert not (folder / "app.yaml").exists()
     missing = recsys("init", "bad.csv", "--user", "who")
