@@ -23,7 +23,7 @@ from recsys.events.hashing import Id
 from serving import request as values
 from serving.access.access_layer import AccessLayer, caller_of, refusal
 from serving.access.audit import AuditTrail
-from serving.access.caller import Denied
+from serving.access.caller import Caller, Denied
 from serving.access.scopes import ATTRIBUTE
 from serving.admission.admission import Limit, TokenBuckets
 from serving.admission.load_shedding import LoadShedder
@@ -128,15 +128,23 @@ def _add_viewer_routes(app: FastAPI, service: Service, metrics: ServingMetrics) 
     @app.post("/v1/recommend", response_model=models.RecommendOut, responses=_PROBLEMS)
     async def recommend(request: Request, body: models.RecommendIn) -> Response:
         """Items for a user, ranked by the freshest model."""
-        began_s, caller = time.perf_counter(), caller_of(request.scope)
-        service.check_list(caller, body.user_id)
+        return await answered(caller_of(request.scope), _request_of(body))
+
+    @app.post("/v1/rank", response_model=models.RecommendOut, responses=_PROBLEMS)
+    async def rank(request: Request, body: models.RankIn) -> Response:
+        """The caller's candidates for a user, best first. `warnings` names those that aren't in the list."""
+        return await answered(caller_of(request.scope), _request_of(body), body.log)
+
+    async def answered(caller: Caller, request: values.Request, logged: bool = True) -> Response:
+        began_s = time.perf_counter()
+        service.check_list(caller, request.user_id)
         if caller.user_id is not None:  # a browser may not claim another age or country
             for name in service.config.safety.viewer_fields:
-                body.context.pop(name, None)
-        answer = await service.recommend(_request_of(body))
+                request.context.pop(name, None)
+        answer = await service.recommend(request, logged=logged)
         metrics.count_degraded(answer.degraded)
         # A list of the caller's own items proves nothing, unless the caller needs no proof.
-        has_token = body.candidate_ids is None or caller.attributes
+        has_token = logged and (request.candidate_ids is None or caller.attributes)
         return json_response(
             _answer_out(answer, service.token_of(answer) if has_token else "", began_s)
         )
@@ -290,11 +298,12 @@ def _detail(error: dict[str, Any]) -> FieldError:
     return FieldError(field or "body", shown, error["msg"])
 
 
-def _request_of(body: models.RecommendIn) -> values.Request:
+def _request_of(body: models.RecommendIn | models.RankIn) -> values.Request:
     given = None if body.candidate_ids is None else tuple(body.candidate_ids)
     fields = dict(body) | {"exclude_ids": tuple(body.exclude_ids), "candidate_ids": given}
-    plain = not fields.pop("profiling")
-    return values.Request(**fields, plain=plain)
+    plain, by_score = not fields.pop("profiling"), not fields.pop("explore", True)
+    fields.pop("log", None)
+    return values.Request(**fields, plain=plain, by_score=by_score)
 
 
 def _answer_out(answer: values.Answer, token: str, began_s: float) -> dict[str, Any]:
@@ -305,6 +314,7 @@ def _answer_out(answer: values.Answer, token: str, began_s: float) -> dict[str, 
         "stamp": answer.stamp,
         "took_ms": round((time.perf_counter() - began_s) * 1000, 3),
         "degraded": answer.degraded,
+        "warnings": [{"item_id": item_id, "why": why} for item_id, why in answer.left_out.items()],
     }
 
 

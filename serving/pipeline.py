@@ -10,6 +10,7 @@
     limits          removes what the viewer doesn't want or mustn't see (serving/retrieval/filters.py)
     not_interested, rules
                     change scores or remove candidates (serving/ranking/stages.py)
+    plug-ins        change scores or remove candidates, too (serving/ranking/added_stages.py)
     draw            draws a list by score, caps, exploration and quota, with its propensities
                     (serving/ranking/selection.py, team_draft.py)
 
@@ -20,6 +21,7 @@ deadline skips are named in ``degraded``; there is an answer whatever happens to
 
 import logging
 import math
+from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from functools import partial
@@ -31,6 +33,7 @@ from numpy.typing import NDArray
 
 from experiments.assignment.policy import Policy
 from recsys.events.event_types import Impression, RequestInputs, ServedItem, Stamp
+from recsys.events.hashing import Id
 from recsys.features.counters import CounterTable
 from recsys.features.feature_builder import FeatureBuilder
 from recsys.features.feature_set import RequestFeatures
@@ -38,6 +41,7 @@ from recsys.features.session import NOBODY
 from recsys.model.ranker import watch_seconds
 from serving.admission.deadline import POPULAR, SHORT, UNRANKED, shorten_candidates
 from serving.query import Query, VectorVersion
+from serving.ranking.added_stages import run_added
 from serving.ranking.explanation import explain
 from serving.ranking.scoring import popular_scores, probabilities
 from serving.ranking.selection import BY_SCORE, SamplingInput, SamplingParams, sample_slate
@@ -45,7 +49,15 @@ from serving.ranking.stages import NOT_INTERESTED, RULES, caps_of, not_intereste
 from serving.ranking.team_draft import draft_slate
 from serving.replica.replica import Replica
 from serving.request import Answer, AnswerItem, Candidates
-from serving.retrieval.filters import allowed_items, given_items, pinned_items, viewer_limits
+from serving.retrieval.filters import (
+    CLOSED,
+    EXCLUDED,
+    UNKNOWN,
+    allowed_items,
+    given_items,
+    pinned_items,
+    viewer_limits,
+)
 from serving.retrieval.retrieval import Retrieval
 from serving.retrieval.retrieval_plan import VECTOR, RetrievalPlan
 from serving.retrieval.source_shares import engaged_shares
@@ -92,6 +104,7 @@ class Pipeline:
             Stage("limits", self._limit),
             Stage(NOT_INTERESTED, partial(not_interested, replica)),
             Stage(RULES, partial(rules, replica)),
+            Stage("plug-ins", partial(run_added, replica)),
         )
         self.retrieving = (
             Stage("filter", self._filter, given=False, span=FILTER),
@@ -182,8 +195,10 @@ class Pipeline:
         return replace(candidates, sources=shortened).degrade(SHORT)
 
     def _give(self, query: Query, candidates: Candidates) -> Candidates:
-        indices, removed = given_items(self.replica.catalogue, query)
-        return replace(candidates, sources={i: ["given"] for i in indices}, removed=removed)
+        indices, left_out = given_items(self.replica.catalogue, query)
+        removed = {UNKNOWN: 0, EXCLUDED: 0} | Counter(left_out.values())
+        sources = {index: ["given"] for index in indices}
+        return replace(candidates, sources=sources, left_out=left_out, removed=removed)
 
     def _pin(self, query: Query, candidates: Candidates) -> Candidates:
         pinned = pinned_items(self.replica, query, candidates)
@@ -341,8 +356,19 @@ class Pipeline:
         )
         return Answer(
             query.request_id, items, impression, stamp, candidates.degraded, candidates.removed,
-            slate.offered, candidates,
+            slate.offered, self._left_out(query, candidates, items), candidates,
         )  # fmt: skip
+
+    def _left_out(
+        self, query: Query, candidates: Candidates, items: tuple[AnswerItem, ...]
+    ) -> dict[Id, str]:
+        """Candidates of the caller that the list had room for, with the reason why it lacks them."""
+        left_out = dict(candidates.left_out)
+        if query.request.candidate_ids is not None and len(items) < query.request.n:
+            ids, listed = self.replica.catalogue.ids, {item.item_id for item in items}
+            ranked = (ids[index] for index in candidates.indices)
+            left_out |= {item_id: CLOSED for item_id in ranked if item_id not in listed}
+        return left_out
 
     def _explain(
         self, query: Query, indices: list[int], ranked: bool
@@ -386,6 +412,7 @@ class Pipeline:
             by_score=request.by_score,
             plain=query.session.plain,
             safety=replica.config.safety.digest,
+            stages=list(replica.config.serve.stages),
         )
 
     def _item(self, query: Query, candidates: Candidates, rank: int) -> AnswerItem:

@@ -61,8 +61,9 @@ class Candidates:
     """Candidate items of one request (N) and the results of the stages that have run.
 
     ``features`` are the viewer's alone until the candidates are complete. ``sources`` names the sources that
-    retrieved each item, by catalogue index. ``allowed`` are the items that passed the filters; ``pinned``
-    maps ranks to catalogue indices. ``scores_N`` come from the ranker; ``added`` holds what each later stage
+    retrieved each item, by catalogue index. ``left_out`` gives the reason for each candidate of the caller
+    that isn't among them. ``allowed`` are the items that passed the filters; ``pinned`` maps ranks to
+    catalogue indices. ``scores_N`` come from the ranker; ``added`` holds what each later stage
     added to them, and ``open_N`` marks the candidates that none of these removed. ``removed`` counts removals
     by stage or filter; ``degraded`` names the stages that were skipped or failed.
     """
@@ -70,6 +71,7 @@ class Candidates:
     features: RequestFeatures
     allowed: Bitmap | None = None
     sources: Mapping[int, list[str]] = field(default_factory=dict)
+    left_out: Mapping[Id, str] = field(default_factory=dict)
     pinned: Mapping[int, int] = field(default_factory=dict)
     predictions_NL: NDArray[np.float32] | None = None
     scores_N: Floats = field(default_factory=lambda: np.zeros(0))
@@ -125,7 +127,8 @@ class Answer:
     """The list, the impression to be logged, the stamp, and the stages that were skipped.
 
     ``removed`` counts the candidates that each stage removed. ``offered`` counts the ranks at which a trial
-    item could have been drawn; an item that the quota drew has the source ``quota``.
+    item could have been drawn; an item that the quota drew has the source ``quota``. ``left_out`` gives the
+    reason for each candidate of the caller that isn't in the list although there was room.
     """
 
     request_id: str
@@ -135,6 +138,7 @@ class Answer:
     degraded: tuple[str, ...]
     removed: dict[str, int]
     offered: int = 0
+    left_out: Mapping[Id, str] = field(default_factory=dict)
     candidates: Candidates | None = field(default=None, compare=False, repr=False)
 
 

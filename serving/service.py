@@ -191,21 +191,23 @@ class Service:
         policy, now_ms = answer.stamp.policy, self.now_ms()
         return self._proofs.mint(answer.request_id, user_id, shown, policy, now_ms)
 
-    async def recommend(self, request: Request, request_id: str = "") -> Answer:
-        """Answers a request and logs the impression. ``request_id``: a unique id of the caller's. Raises
-        Unavailable before the replica has caught up."""
+    async def recommend(
+        self, request: Request, request_id: str = "", logged: bool = True
+    ) -> Answer:
+        """Answers a request and, if ``logged``, logs the impression. ``request_id``: a unique id of the
+        caller's. Raises Unavailable before the replica has caught up."""
         if not self.reader.ready:
             raise Unavailable(_STARTING)
         began_s, arrived_s = time.monotonic(), _arrived_s()
         request_id = request_id or (PLAIN_LIST if request.plain else "") + uuid.uuid4().hex
         token = LOG_CONTEXT.set({"request_id": request_id})
         try:
-            return await self._recommend(request, request_id, began_s, arrived_s)
+            return await self._recommend(request, request_id, logged, began_s, arrived_s)
         finally:
             LOG_CONTEXT.reset(token)
 
     async def _recommend(
-        self, request: Request, request_id: str, began_s: float, arrived_s: float
+        self, request: Request, request_id: str, logged: bool, began_s: float, arrived_s: float
     ) -> Answer:
         trace = None
         if self.traces:
@@ -224,7 +226,8 @@ class Service:
         if trace:
             mark(ANSWER)
             trace.answered(answer)
-        self._log_impression(answer, trace)
+        if logged:
+            self._log_impression(answer, trace)
         if answer.degraded:
             self._log_degraded(answer)
         return answer

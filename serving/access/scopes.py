@@ -15,6 +15,7 @@ AUDITED: Final = frozenset((CATALOGUE, USERS, CONTROL, ADMIN))
 
 _EXACT: Final = {
     "POST /v1/recommend": RECOMMEND,
+    "POST /v1/rank": RECOMMEND,
     "POST /v1/events": EVENTS,
     "POST /v1/preferences": EVENTS,
     "GET /v1/status": READ,
@@ -41,7 +42,7 @@ _RULES: Final = compiled(
     )
 )
 _USER_ROUTES: Final = re.compile(
-    r"/v1/(recommend|events|preferences|status|sessions/.*)", re.DOTALL
+    r"/v1/(recommend|rank|events|preferences|status|sessions/.*)", re.DOTALL
 )
 _PAGES: Final = re.compile(r"/$|/static/|/docs|/redoc")
 HEALTH: Final = frozenset(("/healthz", "/readyz"))

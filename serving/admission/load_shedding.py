@@ -20,7 +20,7 @@ from serving.admission.admission import CLIENT, WAIT, Limit, TokenBuckets
 from serving.admission.whole_body import BodyReceiver, BodyRefused
 from serving.problem import problem
 
-LISTS, EVENTS, OTHERS = "/v1/recommend", "/v1/events", "/v1/"
+LISTS, RANK, EVENTS, OTHERS = "/v1/recommend", "/v1/rank", "/v1/events", "/v1/"
 BODY, PATH = "body", "path"  # further reasons for a refusal
 _PATH_PROBLEM: Final = (
     "the path has a control character, expected an id without: erase a user with one by "
@@ -96,7 +96,7 @@ class LoadShedder:
             limit.leave(time.monotonic())
 
     def _limit(self, path: str) -> tuple[Limit | None, str]:
-        if path == LISTS or path.startswith(self._list_paths):
+        if path in (LISTS, RANK) or path.startswith(self._list_paths):
             return self._lists, LISTS
         if path in self._event_paths:
             return self._events, EVENTS

@@ -1,6 +1,6 @@
 """Bodies of the API as pydantic models: strict validation, and the schemas and examples of /docs."""
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
 from pydantic import (
     AfterValidator,
@@ -19,6 +19,7 @@ IdIn = Text | Number
 UserIdIn = Annotated[Text, StringConstraints(pattern=r"^[^\x00-\x1f\x7f]*$")] | Number
 Fields = Annotated[dict[str, Any], AfterValidator(storable)]
 _MAX_FIELDS = 50
+MAX_LOGGED = 100  # items of a list that is an impression
 
 _ENGAGEMENT: Any = {
     "type": "engagement",
@@ -40,6 +41,7 @@ _REQUESTS: Any = (
     {"user_id": "u42", "n": 10, "surface": "feed", "exclude_ids": ["v1"]},
     {"user_id": "u42", "n": 3, "candidate_ids": ["v1", "v2", "v3"], "explain": True},
 )
+_RANKING: Any = {"user_id": "u42", "candidate_ids": ["v1", "v2", "v3"], "surface": "search"}
 
 
 def _with_examples(*examples: Any) -> ConfigDict:
@@ -58,13 +60,8 @@ class _In(BaseModel):
         return value
 
 
-class RecommendIn(_In):
-    """One request for items."""
-
-    model_config = _with_examples(*_REQUESTS)
-
+class _ListIn(_In):
     user_id: UserIdIn
-    n: int = Field(10, ge=1, le=100, description="Number of items; fewer if there are no more.")
     surface: Text = Field("feed", description="Place where the items are shown.")
     context: Annotated[dict[str, Any], AfterValidator(small), AfterValidator(storable)] = Field(
         default_factory=dict, max_length=50, description="Further facts about the request."
@@ -72,13 +69,43 @@ class RecommendIn(_In):
     exclude_ids: list[IdIn] = Field(
         default_factory=list, max_length=1000, description="Items to exclude."
     )
-    candidate_ids: list[IdIn] | None = Field(
-        None, max_length=1000, description="Items to rank; null: all items are candidates."
-    )
     explain: bool = Field(False, description="Adds predictions and reasons to the items.")
     profiling: bool = Field(
         True, description="Whether the viewer's profile and history may be used for this list."
     )
+
+
+class RecommendIn(_ListIn):
+    """One request for items."""
+
+    model_config = _with_examples(*_REQUESTS)
+
+    n: int = Field(10, ge=1, le=100, description="Number of items; fewer if there are no more.")
+    candidate_ids: list[IdIn] | None = Field(
+        None, max_length=1000, description="Items to draw from; null: all items are candidates."
+    )
+
+
+class RankIn(_ListIn):
+    """Items of the caller to rank for a user."""
+
+    model_config = _with_examples(_RANKING)
+
+    candidate_ids: list[IdIn] = Field(min_length=1, max_length=1000, description="Items to rank.")
+    n: int = Field(
+        MAX_LOGGED, ge=1, le=1000,
+        description="Number of items, the best; above 100 only without `log` and `explain`.",
+    )  # fmt: skip
+    explore: bool = Field(False, description="Draws the order, with propensities, as a feed does.")
+    log: bool = Field(True, description="Logs the list as an impression: the user will see it.")
+
+    @model_validator(mode="after")
+    def _check_n(self) -> Self:
+        if self.n > MAX_LOGGED and (self.log or self.explain):
+            raise ValueError(
+                f"n is {self.n}, expected at most {MAX_LOGGED}, or log and explain false"
+            )
+        return self
 
 
 class EventsIn(_In):
@@ -168,6 +195,16 @@ class RecommendedItem(BaseModel):
     reasons: list[dict[str, Any]] | None = None
 
 
+class WarningOut(BaseModel):
+    """A candidate that isn't in the list, although there was room for it."""
+
+    item_id: str | int
+    why: str = Field(
+        description="unknown: never published, or removed. excluded: by the request. closed: by a wish "
+        "of the viewer, a safety rule or a rule of the policy."
+    )
+
+
 class RecommendOut(BaseModel):
     """List of items. Send ``request_id`` and ``token`` with the viewer's engagements: without them nothing is
     learned. ``token`` is empty for a list of the caller's own candidates, unless the key may attribute.
@@ -179,6 +216,7 @@ class RecommendOut(BaseModel):
     stamp: StampOut
     took_ms: float
     degraded: list[str]
+    warnings: list[WarningOut]
 
 
 class ErrorOut(BaseModel):

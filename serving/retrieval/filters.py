@@ -16,6 +16,9 @@ from serving.replica.replica import Replica
 from serving.request import Candidates
 
 Mask = NDArray[np.bool_]
+# Reasons why a candidate of the caller isn't in the list. Closed: by a wish of the viewer, a safety rule, or
+# a rule of the policy.
+UNKNOWN, EXCLUDED, CLOSED = "unknown", "excluded", "closed"
 
 
 def allowed_items(replica: Replica, query: Query) -> tuple[Bitmap, dict[str, int], Indices]:
@@ -88,14 +91,20 @@ def _indices_of(catalogue: Catalogue, keys: Collection[int]) -> Indices:
     return indices[indices >= 0]
 
 
-def given_items(catalogue: Catalogue, query: Query) -> tuple[list[int], dict[str, int]]:
-    """Distinct indices of the caller's candidates, and counts of those left out: unknown, excluded."""
-    distinct = dict.fromkeys(map(str, query.request.candidate_ids or ()))
-    indices = [catalogue.index_of(item_id) for item_id in distinct]
-    alive = [index for index in indices if index is not None and catalogue.alive[index]]
+def given_items(catalogue: Catalogue, query: Query) -> tuple[list[int], dict[Id, str]]:
+    """Distinct indices of the caller's candidates, and for each one left out the reason."""
     excluded = _texts(query.request.exclude_ids)
-    left = [index for index in alive if str(catalogue.ids[index]) not in excluded]
-    return left, {"unknown": len(distinct) - len(alive), "excluded": len(alive) - len(left)}
+    distinct = {str(item_id): item_id for item_id in query.request.candidate_ids or ()}
+    given, left_out = list[int](), dict[Id, str]()
+    for text, item_id in distinct.items():
+        index = catalogue.index_of(text)
+        if index is None or not catalogue.alive[index]:
+            left_out[item_id] = UNKNOWN
+        elif text in excluded:
+            left_out[item_id] = EXCLUDED
+        else:
+            given.append(index)
+    return given, left_out
 
 
 def pinned_items(replica: Replica, query: Query, candidates: Candidates) -> dict[int, int]:

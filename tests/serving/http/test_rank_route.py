@@ -1,0 +1,127 @@
+"""POST /v1/rank: candidates in order of scores, each one in the list or named with a reason."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from recsys.config.safety_config import AccessConfig, SafetyConfig, SafetyRule
+from recsys.events.event_types import Item
+from recsys.events.hashing import key_of
+from recsys.features.session import Session
+from tests.support.service_harness import ADMIN, NOW_MS, World, run
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> World:
+    return World(tmp_path)
+
+
+async def rank(w: World, **body: Any) -> dict[str, Any]:
+    answer = await w.client.post("/v1/rank", json={"user_id": "u1"} | body)
+    assert answer.status_code == 200, answer.text
+    found: dict[str, Any] = answer.json()
+    return found
+
+
+def test_the_order_is_that_of_the_scores_unless_the_caller_explores(world: World) -> None:
+    async def scenario(w: World) -> None:
+        ids = [f"v{n}" for n in range(40)]
+        lists = [await rank(w, candidate_ids=ids) for _ in range(2)]
+        scores = [shown["score"] for shown in lists[0]["items"]]
+        assert scores == sorted(scores, reverse=True)
+        assert {shown["item_id"] for shown in lists[0]["items"]} == set(ids)
+        explored = [await rank(w, candidate_ids=ids, n=5, explore=True) for _ in range(5)]
+        orders = {tuple(shown["item_id"] for shown in answer["items"]) for answer in explored}
+        assert len(orders) > 1
+        assert all(0 < i["propensity"] < 1 for answer in explored for i in answer["items"])
+        await w.written()
+        logged = w.events()
+        assert len(logged) == 7
+        by_id = {impression.request_id: impression for impression in logged}
+        for answer in explored:
+            impression = by_id[answer["request_id"]]
+            served = [(i.item_id, i.propensity) for i in impression.items]
+            assert served == [(i["item_id"], i["propensity"]) for i in answer["items"]]
+            assert not impression.asked.by_score
+        assert all(by_id[answer["request_id"]].asked.by_score for answer in lists)
+
+    run(world, scenario)
+
+
+def test_each_candidate_that_is_left_out_is_named_with_the_reason(tmp_path: Path) -> None:
+    rules = (SafetyRule(field="topic", value="t4"),)
+    world = World(tmp_path, safety=SafetyConfig(rules=rules))
+    world.put(Item(time_ms=NOW_MS, item_id="v2", removed=True))
+    world.put(Item(time_ms=NOW_MS, item_id=7))
+
+    async def scenario(w: World) -> None:
+        ids = ["v1", "v2", "nowhere", 8, "v3", "v4", "7", "v1"]
+        answer = await rank(w, candidate_ids=ids, exclude_ids=["v3"])
+        assert {shown["item_id"] for shown in answer["items"]} == {"v1", 7}
+        assert answer["warnings"] == [
+            {"item_id": "v2", "why": "unknown"}, {"item_id": "nowhere", "why": "unknown"},
+            {"item_id": 8, "why": "unknown"}, {"item_id": "v3", "why": "excluded"},
+            {"item_id": "v4", "why": "closed"},
+        ]  # fmt: skip
+        best = await rank(w, candidate_ids=["v1", "v5", "v6"], n=1)
+        assert len(best["items"]) == 1 and best["warnings"] == []
+        drawn = await w.recommend(candidate_ids=["v1", "nowhere"])
+        assert drawn["warnings"] == [{"item_id": "nowhere", "why": "unknown"}]
+        assert (await w.recommend())["warnings"] == []
+
+    run(world, scenario)
+
+
+def test_a_list_that_nobody_sees_is_not_logged_and_may_be_long(world: World) -> None:
+    ids = [f"w{n}" for n in range(300)]
+    world.put(*(Item(time_ms=NOW_MS, item_id=item_id) for item_id in ids))
+
+    async def scenario(w: World) -> None:
+        long = await rank(w, candidate_ids=ids, n=1000, log=False)
+        assert len(long["items"]) == 300 and long["token"] == ""
+        await w.written()
+        assert w.events() == []
+        for body in ({}, {"log": False, "explain": True}):
+            asked = {"user_id": "u1", "candidate_ids": ids, "n": 101} | body
+            refused = await w.client.post("/v1/rank", json=asked)
+            assert refused.status_code == 422 and "at most 100" in refused.text
+
+    run(world, scenario)
+
+
+def test_a_session_counts_and_muted_items_may_be_ranked(world: World) -> None:
+    session = Session("u1", world.service.features, 500)
+    session.wishes[key_of("item", "v5")] = "mute"
+    session.wishes[key_of("item.author", "a1")] = "block"
+    world.sessions.blobs["u1"] = session.pack()
+
+    async def scenario(w: World) -> None:
+        answer = await rank(w, candidate_ids=["v5", "v8", "v9"])
+        assert {shown["item_id"] for shown in answer["items"]} == {"v5", "v9"}
+        assert answer["warnings"] == [{"item_id": "v8", "why": "closed"}]
+
+    run(world, scenario)
+
+
+def test_a_key_needs_the_scope_and_a_list_has_a_token_only_for_who_may_attribute(
+    tmp_path: Path,
+) -> None:
+    world = World(tmp_path, access=AccessConfig(mode="keys", user_lists=0.1))
+
+    async def scenario(w: World) -> None:
+        body = {"user_id": "u1", "candidate_ids": ["v1", "v2"]}
+        reads = {"X-API-Key": await w.add_key("read")}
+        lists = {"X-API-Key": await w.add_key("recommend")}
+        assert (await w.client.post("/v1/rank", json=body)).status_code == 401
+        assert (await w.client.post("/v1/rank", json=body, headers=reads)).status_code == 403
+        first = await w.client.post("/v1/rank", json=body, headers=lists)
+        assert first.status_code == 200 and first.json()["token"] == ""
+        again = await w.client.post("/v1/rank", json=body, headers=lists)
+        assert again.status_code == 429  # the quota of a user's lists
+        full = await w.client.post("/v1/rank", json=body, headers=ADMIN)
+        assert full.json()["token"]
+        unlogged = await w.client.post("/v1/rank", json=body | {"log": False}, headers=ADMIN)
+        assert unlogged.json()["token"] == ""
+
+    run(world, scenario)
