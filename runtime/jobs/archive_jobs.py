@@ -12,11 +12,13 @@ import msgspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from recsys.app.logged_sets import taken_up
 from recsys.config.system_config import Config
 from recsys.events.hashing import uniform
 from recsys.events.records import Example, pack, unpack
 from recsys.features.feature_set import FeatureSet
 from recsys.features.feature_set_file import FILE, encode_feature_set, feature_set
+from recsys.log.protocol import LogUnavailable
 from recsys.process.part_process import write_atomically
 from runtime.supervision import launch_plan
 from serving.reconstruction.reconstructed_replica import NotReconstructible
@@ -40,9 +42,10 @@ from training.archive.recompute import (
 def audit_features(
     folder: Path, share: float, limit: int, tolerance: float = TOLERANCE, file: Path | None = None
 ) -> AuditReport:
-    """Compares logged with recomputed features, for a hashed sample of the archived impressions."""
+    """Compares logged with recomputed features, for a hashed sample of the archived impressions, each in the
+    feature set that it was logged with. ``file``: of the only feature set; the rest can't be recomputed."""
     archive, config = archive_of(folder), config_of(folder)
-    features = features_of(folder, config, file)
+    sets = [features_of(folder, config, file)] if file else _logged_sets(config)
     source = ArchiveSource(archive)
     sample = [
         placed for placed in source.impressions() if is_sampled(placed.impression.request_id, share)
@@ -50,6 +53,34 @@ def audit_features(
     if len(sample) > limit:
         sample = sorted(sample, key=lambda placed: uniform(1, placed.impression.request_id))[:limit]
     source.keep({str(placed.impression.user_id).encode() for placed in sample})
+    by_set: dict[str, list[PlacedImpression]] = {features.digest: [] for features in sets}
+    for placed in sample:
+        block = placed.impression.features
+        by_set.get(block.feature_set if block else "", by_set[sets[0].digest]).append(placed)
+    report = AuditReport()
+    for features in sets:
+        _audit_set(features, by_set[features.digest], source, config, tolerance, report)
+    return report
+
+
+def _logged_sets(config: Config) -> list[FeatureSet]:
+    """The feature set of the state folder's file, and those that its log names; without a log the first."""
+    first = feature_set(config)
+    try:
+        with launch_plan.open_system(Path(config.state)) as (_, log):
+            return list(({first.digest: first} | taken_up(log)).values())
+    except (FileNotFoundError, LogUnavailable):
+        return [first]
+
+
+def _audit_set(
+    features: FeatureSet,
+    impressions: list[PlacedImpression],
+    source: ArchiveSource,
+    config: Config,
+    tolerance: float,
+    report: AuditReport,
+) -> None:
     items, folds = source.items(features), Folds(fold_event, shown_keys)
     sessions = ReconstructedSessions(source, config, features)  # type: ignore[arg-type]  # it reads like a log
 
@@ -62,13 +93,12 @@ def audit_features(
         except NotReconstructible as error:  # its message names the user, the report must not
             raise CantRecompute("its session can't be folded again as it was") from error
 
-    audit = Audit(Recomputer(items), features, tolerance)
-    for placed in split_by_counter_offsets(sample).values():
+    audit = Audit(Recomputer(items), features, tolerance, report)
+    for placed in split_by_counter_offsets(impressions).values():
         counters = CountersAsOf(
             items, source.events, source.partitions("events"), folds, config.bounds
         )
         audit.look(placed, session_of, counters)
-    return audit.report
 
 
 def archive_of(folder: Path) -> Path:

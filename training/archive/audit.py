@@ -78,11 +78,16 @@ class Audit:
     """Compares impressions with their recomputed features."""
 
     def __init__(
-        self, recomputer: Recomputer, features: FeatureSet, tolerance: float = TOLERANCE
+        self,
+        recomputer: Recomputer,
+        features: FeatureSet,
+        tolerance: float = TOLERANCE,
+        report: AuditReport | None = None,
     ) -> None:
+        """``report``: one to go on with, by default a new one."""
         self._recomputer = recomputer
         self._compare = _BlockComparison(features, recomputer.builder, tolerance)
-        self.report = AuditReport()
+        self.report = report or AuditReport()
 
     def look(
         self,

@@ -21,7 +21,12 @@ from recsys.events.control_records import (
 from recsys.features.feature_set import Declared, set_text
 from recsys.model.wider_set import united
 from replay.answer_check import EQUAL, AnswerChecker
+from runtime.jobs.archive_jobs import audit_features
+from runtime.supervision import launch_plan
+from runtime.supervision.launch_plan import Plan, RayPorts
 from tests.support.promotion_checks import never_back, stamps, until
+from training.archive.audit import AuditReport
+from training.archive.writer import Archive
 from training.lines.line import MAIN
 
 pytestmark = pytest.mark.slow
@@ -77,6 +82,16 @@ def explained(run: PromotionRun, answers: list[Any]) -> list[str]:
     checker = AnswerChecker(run.system.log, run.config, run.system.features)
     checks = [checker.explain(answer.request_id) for answer in answers]
     return [check.verdict + check.why for check in checks]
+
+
+def audited(run: PromotionRun) -> AuditReport:
+    """The audit of all impressions, each in the set that it was logged with."""
+    launch_plan.write(run.config, Plan(ray=RayPorts(*range(len(RayPorts.__struct_fields__)))))
+    archive = Archive(run.system.log, Path(run.config.state) / "archive", lambda: 0)
+    while archive.turn():
+        pass
+    archive.flush()
+    return audit_features(Path(run.config.state), 1.0, 10_000)
 
 
 NEW = Declared(half_lives_h=(1.0, 6.0, 336.0), item_age=True, near=True)
@@ -137,6 +152,8 @@ def test_features_are_logged_learned_promoted_and_rolled_back(
         sides += run.answers[promoted + 5 : promoted + 15]
         sides += [a for a in run.answers if a.stamp.line == "wider"][-1:]
         assert explained(run, sides) == [EQUAL] * len(sides)
+        report = audited(run)
+        assert report.sampled == report.equal == len(run.answers) and not report.differing
         await run.system.stop()
 
     asyncio.run(scenario())
