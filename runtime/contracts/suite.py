@@ -7,10 +7,11 @@ from typing import Final
 import msgspec
 
 from recsys import plugins
+from runtime.contracts import models
 from runtime.contracts.determinism import Contract
 
 # Contracts by group and name. A plug-in of any other group must only be importable.
-CONTRACTS: Final[dict[str, dict[str, Contract]]] = {}
+CONTRACTS: Final[dict[str, dict[str, Contract]]] = {plugins.MODELS: models.CONTRACTS}
 
 
 class Outcome(msgspec.Struct):
