@@ -17,9 +17,10 @@ from click.testing import CliRunner
 from parameter_server.shard.shard import Shard, ShardSpec
 from parameter_server.storage.durable_shard import load_shard
 from recsys.config.system_config import Config, ModelConfig, tables_of
-from recsys.events.control_records import Candidate
+from recsys.events.control_records import Candidate, ModelSize
 from recsys.events.records import CONTROL, topics, unpack
 from recsys.features import feature_set_file as feature_sets
+from recsys.model.model import build_model
 from recsys.process.open_log import open_log
 from runtime.cli.main import COMMANDS, load
 from runtime.jobs.offline_job import run
@@ -30,7 +31,7 @@ from tests.support.paths import ROOT
 from tests.support.plan_config import config_in
 from tests.support.small_feed import FEATURES, START_MS
 from tests.support.small_log import write_log
-from training.candidates.registry import Registry, model_config
+from training.candidates.registry import Registry, model_config, model_size_of
 from training.offline import job as offline_job
 from training.offline import teacher_labels as teaching
 from training.offline.job import FileCheckpoints
@@ -42,6 +43,7 @@ def system(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 MODEL = ModelConfig(dim=4, vector_dim=4, hidden=(8,))
+SEQUENCE = "examples.sequence_model.recsys_sequence_model:SequenceRanker@1"
 
 
 def called(*words: str) -> tuple[int, str]:
@@ -68,6 +70,21 @@ def test_an_archive_becomes_a_candidate_that_a_line_goes_on_from(
     assert again["stood already"] and again["candidate"] == name
     left = {path.name for path in (tmp_path / ".work").glob("*/*")}
     assert left == {"job.json", "lock"}, "neither checkpoints nor examples of people stay behind"
+
+
+def test_a_candidate_may_have_the_ranker_of_a_plug_in(system: Path, tmp_path: Path) -> None:
+    done = run(asked(system, tmp_path, ranker=SEQUENCE))
+    model = replace(MODEL, ranker=SEQUENCE)
+    provenance = Registry(tmp_path).provenance(done["candidate"])
+    assert model_config(provenance) == model and provenance.kind == "offline"
+    assert model_size_of(provenance, MODEL) == ModelSize(4, (8,), ranker=SEQUENCE)
+    arrays, network = arrays_of(tmp_path, done["candidate"]), build_model(FEATURES, model)
+    learned, start = arrays["dense/values"], network.read_dense()
+    assert len(learned) == len(start)
+    head = network.ranker.get_parameter("head.weight")
+    assert not head.any(), "begins as the built-in one"
+    network.write_dense(learned)
+    assert head.any() and 0 < provenance.metrics["last_day.log_loss"] < 2
 
 
 def test_now_is_as_far_as_the_archive_has_come(system: Path, tmp_path: Path) -> None:
@@ -279,6 +296,8 @@ def test_two_at_once_are_refused(system: Path, tmp_path: Path) -> None:
         (["--until", "2023-11-15", "--propose", "/no/such"], "no system was started there"),
         (["--until", "2023-11-15", "--teacher", "cand-7"], "given without --student"),
         (["--until", "2023-11-15", "--teacher-share", "0.5"], "given without --student"),
+        (["--until", "2023-11-15", "--student", "dim=8", "--ranker", "a@1"], "given together"),
+        (["--until", "2023-11-15", "--ranker", "sequnce@1"], "no plug-in 'sequnce' of the group"),
         (["--until", "2023-11-15", "--student", "vector_dim=4"], "'vector_dim=4' is given"),
         (["--until", "2023-11-15", "--student", "dim=32"], "expected no number above the system's"),
         (["--until", "2023-11-15", "--student", "dim=8", "--teacher-share", "2"], "share is 2.0"),
