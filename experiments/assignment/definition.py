@@ -37,7 +37,7 @@ from experiments.assignment.arm_line import (
     arm_line_name,
 )
 from experiments.assignment.design import UNIT, Metrics, Ramp, check, metric_of, time_ms_of
-from recsys.config.policy_config import PolicyConfig, check_weights
+from recsys.config.policy_config import PolicyConfig, check_plugins, check_weights
 from recsys.config.system_config import override
 from recsys.config.yaml_with_lines import YamlError, YamlWithLines
 
@@ -283,6 +283,7 @@ def _arm(
             changed = apply_overrides(policy, [Arm(arm.name, 1.0, {path: value})], path)
             if labels is not None:
                 check_weights(changed, labels)
+                check_plugins(changed)
         except ValueError as error:
             raise marked.error(str(error), "arms", name, "overrides", path) from None
     try:  # each is valid alone; together they may put one item at two ranks

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Final
 
+from recsys import plugins
 from recsys.app.definition import (
     BY_CLICK,
     BY_LIST,
@@ -241,7 +242,13 @@ class _Reader:
         return names
 
     def _sources(self, raw: Any) -> dict[str, int]:
-        numbers = self._section(raw, set(SOURCES), "sources")
+        added = {name for name in raw if "@" in str(name)} if isinstance(raw, dict) else set()
+        numbers = self._section(raw, added | set(SOURCES), "sources")
+        for name in added:
+            try:
+                plugins.load_version(plugins.SOURCES, name)
+            except ValueError as error:
+                raise self._marked.error(f"sources: {error}", "sources", name) from None
         return {name: self._length(n, "sources", name, most=1000) for name, n in numbers.items()}
 
     # --- values ---

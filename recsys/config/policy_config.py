@@ -6,6 +6,7 @@ from typing import Any, Final
 
 import msgspec
 
+from recsys import plugins
 from recsys.config.checks import Section, bounded, check, limited, positive
 from recsys.events.hashing import Id
 
@@ -97,8 +98,8 @@ class PolicyConfig(Section):
     def __post_init__(self) -> None:
         super().__post_init__()
         for name, share in self.sources.items():
-            sources = f"only the sources {', '.join(SOURCES)}"
-            check(name in SOURCES, f"policy.sources.{name}", share, sources)
+            sources = f"only the sources {', '.join(SOURCES)}, and plug-ins as name@version"
+            check(name in SOURCES or "@" in name, f"policy.sources.{name}", share, sources)
         object.__setattr__(self, "fixed", _ranks(self.fixed))
         object.__setattr__(self, "rules", _rules(self.rules))
 
@@ -128,6 +129,15 @@ def _ranks(fixed: dict[int | str, Id]) -> dict[int | str, Id]:
         expected = f"an item at one rank, not at {ranks}"
         check(len(ranks) == 1, f"policy.fixed.{rank}", item_id, expected)
     return {rank: pinned[rank] for rank in sorted(pinned)}
+
+
+def check_plugins(policy: PolicyConfig, stages: Sequence[str] = ()) -> None:
+    """Raises ValueError for a source or a stage that is a plug-in and can't be loaded."""
+    for name in policy.sources:
+        if name not in SOURCES:
+            plugins.load_version(plugins.SOURCES, name)
+    for name in stages:
+        plugins.load_version(plugins.STAGES, name)
 
 
 def check_weights(policy: PolicyConfig, labels: Sequence[str]) -> None:

@@ -51,13 +51,13 @@ class ServedItem(msgspec.Struct, kw_only=True, gc=False):
 class RequestInputs(msgspec.Struct, frozen=True, kw_only=True, gc=False, omit_defaults=True):
     """Inputs of an answer beside its stamp; with both it can be reconstructed.
 
-    ``candidates`` and ``source_floor``: as in ``serve`` at the time. ``session``: digest of the packed
-    session, since the offset doesn't determine the item fields it was folded with; empty for an unknown user.
-    ``item_state_from``: the first offset of ``item_state`` that the replica had read; -1 if later records
-    were trimmed before it read them. ``counted``: next offsets of ``events``, by partition, that the item
-    counters cover: with them the archive alone can recount. ``by_score``: nothing was sampled, the list is in
-    order of scores. ``plain``: nothing of the viewer's profile and history was used. ``safety``: digest of
-    the safety rules; empty without any.
+    ``candidates``, ``source_floor``, ``stages``: as in ``serve`` at the time. ``session``: digest of the
+    packed session, since the offset doesn't determine the item fields it was folded with; empty for an
+    unknown user. ``item_state_from``: the first offset of ``item_state`` that the replica had read; -1 if
+    later records were trimmed before it read them. ``counted``: next offsets of ``events``, by partition,
+    that the item counters cover: with them the archive alone can recount. ``by_score``: nothing was sampled,
+    the list is in order of scores. ``plain``: nothing of the viewer's profile and history was used.
+    ``safety``: digest of the safety rules; empty without any.
     """
 
     n: int = 0
@@ -71,6 +71,7 @@ class RequestInputs(msgspec.Struct, frozen=True, kw_only=True, gc=False, omit_de
     by_score: bool = False
     plain: bool = False
     safety: str = ""
+    stages: list[str] = []
 
 
 class FeatureBlock(msgspec.Struct, frozen=True, kw_only=True, gc=False):

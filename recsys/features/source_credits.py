@@ -19,6 +19,11 @@ KEYS: Final = {name: key_of("source", name) for name in SOURCES}
 REQUESTS: Final = 20_000  # newest requests whose sources are remembered
 
 
+def source_key(name: str) -> int:
+    """Key of a source's counters; 0 for other reasons why an item was a candidate, e.g. ``fixed``."""
+    return key_of("source", name) if "@" in name else KEYS.get(name, 0)
+
+
 class SourceCredits:
     """Remembers the sources of served items, by request and key of the item."""
 
@@ -30,7 +35,7 @@ class SourceCredits:
         items = {
             key_of("item", item.item_id): names
             for item in impression.items
-            if (names := [name for name in item.sources if name in KEYS])
+            if (names := [name for name in item.sources if source_key(name)])
         }
         if items:
             self.requests[impression.request_id] = items
@@ -42,4 +47,4 @@ class SourceCredits:
         names = self.requests.get(request_id, {}).get(item, [])
         yield (ALL, UNION) if names else (ALL,), 1.0
         if names:
-            yield tuple(KEYS[name] for name in dict.fromkeys(names)), 1.0 / len(names)
+            yield tuple(map(source_key, dict.fromkeys(names))), 1.0 / len(names)

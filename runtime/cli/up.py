@@ -18,7 +18,7 @@ from recsys import plugins
 from recsys.app.app_file import APP_FILE, read_app
 from recsys.app.definition import App
 from recsys.config.loader import ConfigError, load
-from recsys.config.policy_config import check_rules, check_weights
+from recsys.config.policy_config import check_plugins, check_rules, check_weights
 from recsys.config.system_config import Config, digest
 from recsys.events.field_schema import CATEGORICAL
 from recsys.features.feature_set_file import FILE as FEATURES_FILE
@@ -148,6 +148,7 @@ def _plan(
     features = feature_set(resolved)
     check_weights(resolved.policy, features.schema.labels)
     check_rules(resolved.policy, features.schema.names("item", CATEGORICAL))
+    check_plugins(resolved.policy, resolved.serve.stages)
     check_accepted(resolved, features)
     for name in resolved.route_plugins:
         plugins.find(plugins.ROUTES, name)

@@ -74,8 +74,10 @@ class ReconstructedReplica:
         self._to_states(stamp.item_state_offset, since)
         self.weights_at(stamp)
         self._index_of(stamp)
-        candidates, floor = inputs.candidates, inputs.source_floor
-        serve = replace(self._config.serve, candidates=candidates, source_floor=floor)
+        serve = replace(
+            self._config.serve, candidates=inputs.candidates, source_floor=inputs.source_floor,
+            stages=tuple(inputs.stages),
+        )  # fmt: skip
         self.replica.config = replace(self._config, serve=serve)
         return self.pipeline
 

@@ -10,17 +10,20 @@
 ``fresh``   the newest items, so that none stays unseen
 ``again``   items of the viewer's history, where items may be shown again
 
+A name with a version is a plug-in (``Source``).
 A source returns catalogue indices and doesn't see the results of the others. Where several return the same
 item, ``covisit`` and ``popular`` fill the places left. All read one replica version.
 """
 
 import logging
-from collections.abc import Iterable, Mapping
-from typing import Final
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
+from typing import Final, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from recsys import plugins
 from recsys.arrays.bitmap import Bitmap
 from recsys.events.hashed_random import draws
 from recsys.events.hashing import cross, key_of
@@ -46,6 +49,30 @@ _log = logging.getLogger(__name__)
 # them drawn: 256 leave room for seen items.
 _POOL: Final = 256
 _POPULAR_MEMBERS: Final = 2048  # most popular items that are searched for members of a large group
+
+
+class Source(Protocol):
+    """Plug-in of the group ``recsys.sources``: finds candidates for a query.
+
+    It may read its arguments, and changes nothing; what it draws at random follows from ``query.request_id``.
+    """
+
+    version: str  # in the policy's digest and in the sources of each item, with the name
+
+    def __call__(
+        self, replica: Replica, query: Query, viewer: RequestFeatures, allowed: Bitmap, k: int
+    ) -> Indices:
+        """Catalogue indices (int64) of allowed items, best first; those beyond k fill places that are left.
+        Each millisecond is one of the answer's."""
+
+
+def _run_plugin(
+    source: Source, replica: Replica, query: Query, viewer: RequestFeatures, allowed: Bitmap, k: int
+) -> Indices:
+    indices = source(replica, query, viewer, allowed, k)
+    if not allowed[indices].all():
+        raise ValueError("a source returns items that aren't allowed")
+    return indices
 
 
 class _PopularByGroup:
@@ -75,7 +102,7 @@ class Retrieval:
         slots = [replica.features.slot(f"item.{name}") for name in replica.features.schema.groups]
         self._groups = [column for slot in slots for column in range(slot.start, slot.stop)]
         self._popular_by_group: _PopularByGroup | None = None
-        self._sources = {
+        self._sources: dict[str, Callable[[Query, RequestFeatures, Bitmap, int], Indices]] = {
             "trial": self._trial,
             "covisit": self._covisit,
             VECTOR: self._vector,
@@ -99,6 +126,9 @@ class Retrieval:
             if share <= 0:
                 continue
             try:
+                if name not in self._sources:
+                    plugin = plugins.load_version(plugins.SOURCES, name)
+                    self._sources[name] = partial(_run_plugin, plugin, self.replica)
                 retrieved = list(
                     dict.fromkeys(self._sources[name](query, viewer, allowed, share).tolist())
                 )

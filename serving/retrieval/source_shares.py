@@ -5,7 +5,7 @@ from typing import Final
 
 import numpy as np
 
-from recsys.features.source_credits import ALL, KEYS, UNION
+from recsys.features.source_credits import ALL, KEYS, UNION, source_key
 from serving.replica.replica import Replica
 
 _PRIOR: Final = 200.0  # engagements that weigh as much as those counted, divided as the policy says
@@ -18,7 +18,7 @@ def engaged_shares(replica: Replica, shares: Mapping[str, int], now_ms: int) -> 
     if floor >= 1.0 or not budget:
         return dict(shares)
     features = replica.features
-    keys = np.array([KEYS.get(name, 0) for name in shares], np.int64)
+    keys = np.array([source_key(name) for name in shares], np.int64)
     label = features.slow_counter(features.main_labels[0])
     engaged = replica.counters.read(keys, now_ms)[:, label].astype(np.float64)
     policy = np.array([max(0, n) for n in shares.values()], np.float64)

@@ -1,0 +1,60 @@
+"""Stages that plug-ins add between the policy's rules and the draw: ``serve.stages``."""
+
+import logging
+from dataclasses import replace
+from functools import cache
+from typing import Protocol
+
+import numpy as np
+
+from recsys import plugins
+from serving.query import Query
+from serving.replica.replica import Replica
+from serving.request import Candidates
+
+_log = logging.getLogger(__name__)
+
+
+class AddedStage(Protocol):
+    """Plug-in of the group ``recsys.stages``: changes scores, or removes candidates.
+
+    It may read its arguments, and changes nothing in place. A score is a weighted sum of predicted
+    engagements. Not for rules that must hold: a late or failed stage is left out, and named in ``degraded``.
+    """
+
+    version: str  # in each impression, with the name
+
+    def __call__(self, replica: Replica, query: Query, candidates: Candidates) -> Candidates:
+        """The candidates after ``add_scores(name, added_N)`` or ``keep(name, kept_N)``: a number or a mark
+        for each. Other changes are dropped."""
+
+
+@cache
+def _load(name: str) -> AddedStage:
+    stage: AddedStage = plugins.load_version(plugins.STAGES, name)
+    return stage
+
+
+def run_added(replica: Replica, query: Query, candidates: Candidates) -> Candidates:
+    """Runs the stages in the order of the configuration."""
+    for name in replica.config.serve.stages:
+        if query.deadline.skips(name):
+            candidates = candidates.degrade(name)
+            continue
+        try:
+            candidates = _changed(candidates, _load(name)(replica, query, candidates))
+        except Exception:  # a plug-in may raise anything
+            _log.exception("a stage failed", extra={"stage": name})
+            candidates = candidates.degrade(name)
+    return candidates
+
+
+def _changed(before: Candidates, after: Candidates) -> Candidates:
+    """The candidates with the changes that are allowed. Raises ValueError for scores of another shape, or
+    which aren't numbers any more."""
+    open_N = before.open_N & after.open_N
+    changed = replace(before, added=after.added, open_N=open_N, removed=after.removed)
+    lost_N = np.isfinite(before.final_N) & ~np.isfinite(changed.final_N)
+    if changed.final_N.shape != before.scores_N.shape or lost_N.any():
+        raise ValueError(f"scores are {changed.final_N}, expected {len(before.sources)} numbers")
+    return changed
