@@ -13,6 +13,7 @@ import msgspec
 import numpy as np
 
 from experiments.assignment.policy import Policies, Policy
+from recsys.config.policy_config import check_plugins
 from recsys.events.event_types import Event, FeatureBlock, Impression, ServedItem, Stamp, User
 from recsys.events.hashing import Id
 from recsys.features.feature_set import read_block
@@ -66,7 +67,9 @@ def query_of(
 
 
 def reconstruct_answer(pipeline: Pipeline, query: Query) -> Answer:
-    """The answer to a query of ``query_of``, with what the service named in ``degraded``."""
+    """The answer to a query of ``query_of``, with what the service named in ``degraded``. Raises ValueError
+    for a plug-in that isn't installed."""
+    check_plugins(query.policy.config, pipeline.replica.config.serve.stages)
     answer = pipeline.recommend(query)
     for stage in (SESSION, STALE):
         if query.deadline.skips(stage):
@@ -134,7 +137,7 @@ def policy_of(revisions: Iterable[Policies], user_id: Id, stamp: Stamp) -> Polic
     if not matching:
         raise ValueError(
             f"no known policy has the digest {stamp.policy}: the configuration was another (policy.*), or an "
-            "experiment's revision is no longer on the topic control"
+            "experiment's revision is no longer on the topic control, or names a plug-in that isn't installed"
         )
     return next((policy for policy in matching if policy.arms == stamp.arms), matching[0])
 
