@@ -58,7 +58,11 @@ def _alone(plugin: Any) -> None:
     scores = _served(model, request)
     for n in (0, 1, 17, 150, _ITEMS - 1):
         same = np.array_equal(_served(model, request.rows([n]))[0], scores[n])
-        require(same, f"item {n} of a list has another score alone than within it")
+        require(
+            same,
+            f"item {n} of a list has another score alone than within it: nothing may mix examples, and a "
+            "layer with few outputs needs a multiple of 16 inputs",
+        )
 
 
 def _shadow(plugin: Any) -> None:
