@@ -1,4 +1,4 @@
-"""Rows of CSV, Parquet and JSON Lines files in blocks of columns, with the rows that can't be read.
+"""Rows of CSV, Parquet and JSON Lines files, and of formats that plug-ins read, in blocks of columns.
 
 A row that can't be read is returned with its line and the reason, and reading goes on after it.
 """
@@ -9,12 +9,13 @@ from collections import Counter
 from collections.abc import Iterator
 from itertools import chain, islice
 from pathlib import Path
-from typing import IO, Any, AnyStr, Final, NamedTuple
+from typing import IO, Any, AnyStr, Final, NamedTuple, Protocol
 
 import msgspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from recsys import plugins
 from replay.datasets.dataset import DataError
 from replay.datasets.log_files import open_file
 
@@ -43,17 +44,31 @@ class Block(NamedTuple):
     bad: list[BadRow]
 
 
+class Reader(Protocol):
+    """Plug-in of the group ``recsys.readers``, named as its files end: ``log`` reads ``*.log``. The section
+    ``files`` of a definition gives the meaning of its columns."""
+
+    sample: bytes  # a small file, for ``recsys check``
+
+    def __call__(self, file: Path) -> Iterator[Block]:
+        """Blocks of a file in order, of at most ``ROWS`` rows, by which memory is bounded.
+        ``replay.datasets.log_files.open_file`` unpacks files that end in .gz or .zst."""
+
+
 def read_blocks(file: Path) -> Iterator[Block]:
     """Blocks of a file in order, of at most ``ROWS`` rows. Raises DataError for one that can't be read."""
     suffix = Path(file.name.removesuffix(".gz").removesuffix(".zst")).suffix.lower()
     readers = dict.fromkeys(_TEXT, _csv) | dict.fromkeys(_JSON, _json) | {".parquet": _parquet}
-    if suffix not in readers:
-        raise DataError(file, f"a file that ends in {', '.join(readers)} (with .gz or .zst)")
     try:
-        yield from readers[suffix](file)
-    except (OSError, EOFError, UnicodeError, ValueError) as error:
-        if isinstance(error, DataError):
-            raise
+        read = readers.get(suffix) or plugins.load(plugins.READERS, suffix.removeprefix("."))
+    except ValueError as error:
+        endings = f"a file that ends in {', '.join(readers)} (with .gz or .zst)"
+        raise DataError(file, f"{endings}, or in the name of a plug-in: {error}") from error
+    try:
+        yield from read(file)
+    except DataError:
+        raise
+    except Exception as error:  # a plug-in may raise anything
         raise DataError(file, f"a file that can be read ({error})") from error
 
 
