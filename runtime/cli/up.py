@@ -150,6 +150,8 @@ def _plan(
     check_rules(resolved.policy, features.schema.names("item", CATEGORICAL))
     check_plugins(resolved.policy, resolved.serve.stages)
     check_accepted(resolved, features)
+    if resolved.model.ranker:
+        plugins.find(plugins.MODELS, resolved.model.ranker.rpartition("@")[0])
     for name in resolved.route_plugins:
         plugins.find(plugins.ROUTES, name)
     try:

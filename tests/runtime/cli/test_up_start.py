@@ -47,3 +47,6 @@ def test_a_plug_in_that_is_not_installed_is_refused(
     wrong = replace(config, serve=replace(config.serve, routes=("shpo",)))
     assert up.start(wrong) == 1
     assert "no plug-in 'shpo' of the group 'recsys.routes'" in capsys.readouterr().err
+    wrong = replace(config, model=replace(config.model, ranker="sequnce@1"))
+    assert up.start(wrong) == 1
+    assert "no plug-in 'sequnce' of the group 'recsys.models'" in capsys.readouterr().err
