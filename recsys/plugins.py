@@ -8,6 +8,7 @@ A package offers them as entry points, in its ``pyproject.toml``::
 The module that uses a group describes what its objects must be: docs/how-to/plugins.md lists the groups.
 """
 
+from collections.abc import Callable
 from importlib.metadata import EntryPoint, PackageNotFoundError, distribution, entry_points
 from typing import Any, Final
 
@@ -19,6 +20,9 @@ SOURCES: Final = "recsys.sources"
 STAGES: Final = "recsys.stages"
 OPERATORS: Final = "recsys.operators"
 READERS: Final = "recsys.readers"
+
+
+Load = Callable[[str, str], Any]  # as ``load_version``
 
 
 def find(group: str, name: str) -> EntryPoint:

@@ -24,7 +24,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, partial
 from typing import Any, Final, TypeGuard
 
 import msgspec
@@ -32,6 +32,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from experiments.assignment.policy import Policy
+from recsys import plugins
 from recsys.events.event_types import Impression, RequestInputs, ServedItem, Stamp
 from recsys.events.hashing import Id
 from recsys.features.counters import CounterTable
@@ -96,15 +97,15 @@ def run_stages(stages: Iterable[Stage], query: Query, candidates: Candidates) ->
 class Pipeline:
     """Answers queries from one replica. Not thread-safe: requests and applied updates take turns."""
 
-    def __init__(self, replica: Replica) -> None:
+    def __init__(self, replica: Replica, load: plugins.Load = plugins.load_version) -> None:
         self.replica = replica
         self.builder = FeatureBuilder(replica.features)
-        self.retrieval = Retrieval(replica)
+        self.retrieval = Retrieval(replica, load)
         self.adjustments = (
             Stage("limits", self._limit),
             Stage(NOT_INTERESTED, partial(not_interested, replica)),
             Stage(RULES, partial(rules, replica)),
-            Stage("plug-ins", partial(run_added, replica)),
+            Stage("plug-ins", partial(run_added, cache(load), replica)),
         )
         self.retrieving = (
             Stage("filter", self._filter, given=False, span=FILTER),

@@ -2,7 +2,6 @@
 
 import logging
 from dataclasses import replace
-from functools import cache
 from typing import Protocol
 
 import numpy as np
@@ -29,20 +28,17 @@ class AddedStage(Protocol):
         for each. Other changes are dropped."""
 
 
-@cache
-def _load(name: str) -> AddedStage:
-    stage: AddedStage = plugins.load_version(plugins.STAGES, name)
-    return stage
-
-
-def run_added(replica: Replica, query: Query, candidates: Candidates) -> Candidates:
+def run_added(
+    load: plugins.Load, replica: Replica, query: Query, candidates: Candidates
+) -> Candidates:
     """Runs the stages in the order of the configuration."""
     for name in replica.config.serve.stages:
         if query.deadline.skips(name):
             candidates = candidates.degrade(name)
             continue
         try:
-            candidates = _changed(candidates, _load(name)(replica, query, candidates))
+            stage: AddedStage = load(plugins.STAGES, name)
+            candidates = _changed(candidates, stage(replica, query, candidates))
         except Exception:  # a plug-in may raise anything
             _log.exception("a stage failed", extra={"stage": name})
             candidates = candidates.degrade(name)

@@ -97,8 +97,8 @@ class _PopularByGroup:
 class Retrieval:
     """Collects candidates for one request at a time."""
 
-    def __init__(self, replica: Replica) -> None:
-        self.replica = replica
+    def __init__(self, replica: Replica, load: plugins.Load = plugins.load_version) -> None:
+        self.replica, self._load = replica, load
         slots = [replica.features.slot(f"item.{name}") for name in replica.features.schema.groups]
         self._groups = [column for slot in slots for column in range(slot.start, slot.stop)]
         self._popular_by_group: _PopularByGroup | None = None
@@ -127,8 +127,8 @@ class Retrieval:
                 continue
             try:
                 if name not in self._sources:
-                    plugin = plugins.load_version(plugins.SOURCES, name)
-                    self._sources[name] = partial(_run_plugin, plugin, self.replica)
+                    source = self._load(plugins.SOURCES, name)
+                    self._sources[name] = partial(_run_plugin, source, self.replica)
                 retrieved = list(
                     dict.fromkeys(self._sources[name](query, viewer, allowed, share).tolist())
                 )
