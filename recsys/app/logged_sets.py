@@ -1,6 +1,8 @@
 """Feature sets that a system's log was written with: that of the state folder's file, and those taken up
 since, by the ``control`` topic."""
 
+from collections.abc import Iterable
+
 from recsys.events.control_records import Control, Definition
 from recsys.events.event_types import FeatureBlock
 from recsys.events.records import CONTROL
@@ -12,9 +14,22 @@ from recsys.process.log_consumer import readable
 
 def taken_up(log: Log) -> dict[str, FeatureSet]:
     """Sets that ``control`` names, by digest: those logged since, and the first."""
-    records = [r for r in readable(log, CONTROL, Control) if isinstance(r, Definition)]
-    sets = [read_set(text) for record in records for text in (record.before, record.logged)]
-    return {features.digest: features for features in sets}
+    records = _definitions(log)
+    return _by_digest(text for record in records for text in (record.before, record.logged))
+
+
+def defined(log: Log) -> dict[str, FeatureSet]:
+    """Sets that models may read, by digest: those that ``control`` defines, and the first."""
+    records = _definitions(log)
+    return _by_digest(text for record in records for text in (record.before, record.reads))
+
+
+def _definitions(log: Log) -> list[Definition]:
+    return [r for r in readable(log, CONTROL, Control) if isinstance(r, Definition)]
+
+
+def _by_digest(texts: Iterable[str]) -> dict[str, FeatureSet]:
+    return {features.digest: features for features in map(read_set, texts)}
 
 
 def logged_set(log: Log, first: FeatureSet, digest: str) -> FeatureSet:

@@ -11,6 +11,7 @@ from experiments.assignment.definition import Experiment, read_experiments
 from experiments.promotion.epoch_model import with_size
 from experiments.promotion.lifecycle import Lifecycle, is_guard_name
 from experiments.statistics.revision import ExperimentSet, apply_request, parse_each
+from recsys.app.logged_sets import defined
 from recsys.app.set_loops import SetsInUse
 from recsys.clock import wall_ms
 from recsys.config.system_config import Config
@@ -22,9 +23,11 @@ from recsys.events.control_records import (
     ExperimentRequest,
     Experiments,
     Live,
+    ModelSize,
     OperatorRequest,
 )
 from recsys.events.records import CONTROL, pack
+from recsys.features.feature_set import set_text
 from recsys.features.feature_set_file import feature_set, labels_of
 from recsys.log.protocol import Append, Log
 from recsys.model.wider_set import covers
@@ -67,19 +70,25 @@ def propose(config: Config, log: Log, name: str, folder: Path, frozen: bool = Fa
         raise Refused(
             f"{name} has a dot, as arms' lines have: add the candidate under another name"
         )
-    registry, features = Registry(folder.resolve()), feature_set(config)
-    size = model_size_of(registry.provenance(name), config.model)
+    registry, first = Registry(folder.resolve()), feature_set(config)
+    provenance = registry.provenance(name)
+    size = model_size_of(provenance, config.model)
+    features = defined(log).get(provenance.feature_set, first)
+    if features != first:
+        model = config.model
+        size = size or ModelSize(model.dim, model.hidden, ranker=model.ranker)
+        size = msgspec.structs.replace(size, features=set_text(features))
     resized = with_size(config, size)
     spec_of(resized, name)  # its tables must split into as many shards as the system has
     check_accepted(resized, features)
-    if not covers(logged := SetsInUse.of(log, features).answers, features):
+    if not covers(logged := SetsInUse.of(log, first).answers, features):
         raise Refused(
             f"{name} reads feature set {features.digest}, and {logged.digest} is logged since `recsys app "
             "apply`, without some of its columns: it can't answer"
         )
     control = ControlReader(log)
     control.turn()
-    provenance, _ = registry.check(
+    registry.check(
         name, features, resized.model, holdout_from_ms=wall_ms(), log_id=log.id, or_data=True,
         unlearned=control.lifecycle.unlearned,
     )  # fmt: skip

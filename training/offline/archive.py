@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from recsys.events.hashing import digest_of, key_of
 from recsys.events.records import EVENTS, EXAMPLES, unpack, unpack_all
 from recsys.features.feature_set import FeatureSet
+from recsys.log.protocol import Log
 from recsys.process.log_consumer import UNREADABLE
 from training.archive.files import ArchiveFile, files_of, hour_of
 from training.candidates.registry import iso
@@ -102,16 +103,18 @@ def cache_archive(
     horizon_ms: int,
     asked: Range,
     allow_gaps: bool = False,
+    log: Log | None = None,
 ) -> Cache:
     """Reads the examples of a range into a cache. Raises MissingExamples for gaps unless ``allow_gaps``;
-    ValueError for examples of another feature set, or unreadable files."""
+    ValueError for examples of another feature set, or unreadable files. ``log``: names other sets, whose
+    examples are read where they have all features."""
     files = files_of(archive, EXAMPLES)
     gaps = gaps_of(archive, files, asked)
     if gaps and not allow_gaps:
         more = f" (and {len(gaps) - 1} more)" if len(gaps) > 1 else ""
         raise MissingExamples(f"{gaps[0]}{more}")
     forgotten = _forgotten(files)
-    writer = CacheWriter(folder, features, dense_width, horizon_ms, asked.until_ms)
+    writer = CacheWriter(folder, features, dense_width, horizon_ms, asked.until_ms, log)
     progress = {file.partition: _Progress(next=file.first) for file in reversed(files)}
     by_hour = sorted(files, key=lambda file: hour_of(file.path))
     for hour, hour_files in groupby(by_hour, key=lambda file: hour_of(file.path)):

@@ -23,6 +23,7 @@ from safetensors.numpy import load_file, save_file
 
 from recsys.events.records import TrainingExample
 from recsys.features.feature_set import FeatureSet
+from recsys.log.protocol import Log
 from training.offline.examples import BLOCKS, Examples, concatenated, examples_of, id_hash
 from training.steps.step_reader import ExampleCheck
 
@@ -104,14 +105,16 @@ class CacheWriter:
     """Writes a cache from examples and corrections in their order of arrival."""
 
     def __init__(
-        self, folder: Path, features: FeatureSet, dense_width: int, horizon_ms: int, until_ms: int
-    ) -> None:
-        """``horizon_ms``: how long after an example its labels may be corrected."""
+        self, folder: Path, features: FeatureSet, dense_width: int, horizon_ms: int, until_ms: int,
+        log: Log | None = None,
+    ) -> None:  # fmt: skip
+        """``horizon_ms``: how long after an example its labels may be corrected. ``log``: names other sets,
+        whose examples are read where they have all features."""
         self._folder, self._partial = folder, folder.with_name(f"{folder.name}.partial")
         shutil.rmtree(self._partial, ignore_errors=True)  # of a job that was killed
         self._partial.mkdir(parents=True)
         self._features, self._labels = features, len(features.schema.labels)
-        self._check = ExampleCheck(features, dense_width)
+        self._check = ExampleCheck(features, dense_width, log=log)
         self._final_ms, self._until_ms = until_ms - horizon_ms, until_ms
         self._schema = _schema(self._check.widths, self._labels)
         self._file = pq.ParquetWriter(self._partial / _EXAMPLES, self._schema, compression="zstd",
@@ -126,6 +129,7 @@ class CacheWriter:
         """Takes examples and corrections in event time. Raises ValueError for another feature set."""
         first: list[TrainingExample] = []
         times: list[int] = []
+        examples = self._check.read(examples)
         all_fit = self._check.all_fit(examples)
         for example, time in zip(examples, time_ms, strict=True):
             if not all_fit and (reason := self._check.reason(example)):

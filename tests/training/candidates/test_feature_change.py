@@ -18,15 +18,20 @@ from recsys.events.control_records import (
     Definition,
     ModelSize,
 )
+from recsys.events.records import SCORES, Scores
 from recsys.features.feature_set import Declared, set_text
 from recsys.model.wider_set import united
+from recsys.process.log_consumer import readable
 from replay.answer_check import EQUAL, AnswerChecker
 from runtime.jobs.archive_jobs import audit_features
+from runtime.jobs.director_requests import propose
+from runtime.jobs.offline_job import run as train_offline
+from runtime.jobs.offline_options import OfflineOptions
 from runtime.supervision import launch_plan
 from runtime.supervision.launch_plan import Plan, RayPorts
 from tests.support.promotion_checks import never_back, stamps, until
-from training.archive.audit import AuditReport
 from training.archive.writer import Archive
+from training.candidates.registry import Registry, iso
 from training.lines.line import MAIN
 
 pytestmark = pytest.mark.slow
@@ -84,14 +89,15 @@ def explained(run: PromotionRun, answers: list[Any]) -> list[str]:
     return [check.verdict + check.why for check in checks]
 
 
-def audited(run: PromotionRun) -> AuditReport:
-    """The audit of all impressions, each in the set that it was logged with."""
+def archived(run: PromotionRun) -> Path:
+    """The state folder, as of a stopped system, with an archive of the whole log."""
+    state = Path(run.config.state)
     launch_plan.write(run.config, Plan(ray=RayPorts(*range(len(RayPorts.__struct_fields__)))))
-    archive = Archive(run.system.log, Path(run.config.state) / "archive", lambda: 0)
+    archive = Archive(run.system.log, state / "archive", lambda: 0)
     while archive.turn():
         pass
     archive.flush()
-    return audit_features(Path(run.config.state), 1.0, 10_000)
+    return state
 
 
 NEW = Declared(half_lives_h=(1.0, 6.0, 336.0), item_age=True, near=True)
@@ -152,8 +158,39 @@ def test_features_are_logged_learned_promoted_and_rolled_back(
         sides += run.answers[promoted + 5 : promoted + 15]
         sides += [a for a in run.answers if a.stamp.line == "wider"][-1:]
         assert explained(run, sides) == [EQUAL] * len(sides)
-        report = audited(run)
+        report = audit_features(archived(run), 1.0, 10_000)  # each in the set it was logged with
         assert report.sampled == report.equal == len(run.answers) and not report.differing
+        await run.system.stop()
+
+    asyncio.run(scenario())
+
+
+def test_an_offline_candidate_reads_what_live_reads_since(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        run = await warmed(tmp_path)
+        change = Change(run, NEW)
+        await change.log()
+        since_ms = run.system.now_ms
+        change.propose("wider")
+        await run.show(20)
+        run.say(Decision(line="wider", said="promote", to="all", epoch=1))
+        assert await until(run, "wider", "live", "ended") == "live"
+        await run.show(40)
+        state = archived(run)
+        options = OfflineOptions(
+            state=state, from_=iso(since_ms), workers=0, epochs=1, tables="own"
+        )
+        made = train_offline(options)["candidate"]
+        registry = state / "registry"
+        assert Registry(registry).provenance(made).feature_set == change.new.digest
+        propose(run.config, run.system.log, made, registry)
+        await run.show(40)
+        judged = run.lifecycle.candidates[made]
+        assert judged.candidate.size is not None
+        assert judged.candidate.size.features == set_text(change.new)
+        assert judged.stage != "ended" or "log loss is worse" in judged.why  # on its merits
+        scores = [s for s in readable(run.system.log, SCORES, Scores) if s.line == made]
+        assert sum(len(s.labels) for s in scores) > 20
         await run.system.stop()
 
     asyncio.run(scenario())
