@@ -25,7 +25,8 @@ SOURCES: Final = (
 )
 RANKS: Final = 100  # length of the longest list that may be requested
 _WEIGHT: Final = (lambda weight: 0 <= weight < 1e6, "0 (off) or more, below a million")
-RULES: Final = ("boost", "bury", "require", "limit")
+RULES: Final = ("boost", "bury", "require", "limit", "vary")
+ANY: Final = "*"  # value of a rule for each value of its field
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,8 @@ class Rule:
 
     ``boost`` adds ``amount`` to their score, ``bury`` subtracts it; ``require`` excludes other items (of
     several rules on one field, one must hold); ``limit`` allows ``amount`` of them in a list, 0 none.
+    ``vary``, whose value is ``*``, is about each value that the viewer liked lately: at most ``amount`` such
+    items one after the other, and a share of the list that grows with the likes, from a third after one.
     """
 
     field: str
@@ -46,8 +49,11 @@ class Rule:
         check(self.do in RULES, f"{name}: do", self.do, f"one of {', '.join(RULES)}")
         check(bool(self.field), f"{name}: field", self.field, "the name of an item's field")
         check(0 <= self.amount < 1e6, f"{name}: amount", self.amount, "0 or more, below a million")
-        whole = self.do != "limit" or self.amount == int(self.amount)
+        varies = self.do == "vary"
+        whole = self.do not in ("limit", "vary") or self.amount == int(self.amount)
         check(whole, f"{name}: amount", self.amount, "a whole number of items")
+        check(self.amount >= 1 or not varies, f"{name}: amount", self.amount, "1 item or more")
+        check(self.value == ANY or not varies, f"{name}: value", self.value, f"{ANY!r}: any")
 
 
 @dataclass(frozen=True)

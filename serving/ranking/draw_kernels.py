@@ -118,15 +118,34 @@ def place(
             penalty[i] = max(penalty[i], diversity * cosines[i])
 
 
+@kernel(types.void(_MASK, _INTS_2, _INTS, _INTS, _int, _MASK))
+def may_follow(left: Any, groups: Any, runs: Any, positions: Any, rank: Any, out: Any) -> Any:
+    """Writes which remaining candidates may come at a rank: none of a group that all of the ``runs`` items
+    above are of (0: no such limit). All of them may where no other is left."""
+    out[:] = left
+    for g in range(groups.shape[0]):
+        if rank < runs[g] or runs[g] == 0:
+            continue
+        group = groups[g, positions[rank - 1]]
+        full = group != 0
+        for r in range(rank - runs[g], rank):
+            full = full and groups[g, positions[r]] == group
+        if full:
+            for i in range(out.shape[0]):
+                out[i] = out[i] and groups[g, i] != group
+    if not out.any():
+        out[:] = left
+
+
 @kernel(
     _int(
-        _NUMBERS, _NUMBERS, _VECTORS, _INTS_2, _INTS, _MASK, _INTS, _NUMBERS, _NUMBERS,
+        _NUMBERS, _NUMBERS, _VECTORS, _INTS_2, _INTS, _INTS, _MASK, _INTS, _NUMBERS, _NUMBERS,
         _OUT_INT, _OUT, _OUT_INT, _OUT_INT,
     )
 )  # fmt: skip
 def draw_list(
-    scores: Any, trust: Any, vectors: Any, groups: Any, caps: Any, left: Any, pinned: Any, draws: Any,
-    params: Any, positions: Any, propensities: Any, branches: Any, closed: Any,
+    scores: Any, trust: Any, vectors: Any, groups: Any, caps: Any, runs: Any, left: Any, pinned: Any,
+    draws: Any, params: Any, positions: Any, propensities: Any, branches: Any, closed: Any,
 ) -> Any:  # fmt: skip
     """Draws a list and returns its length. ``pinned`` (R,): the position pinned to a rank, -1 for none.
 
@@ -135,7 +154,7 @@ def draw_list(
     size, ranks = scores.shape[0], pinned.shape[0]
     quota, diversity = params[2], params[3]
     penalty, even = np.zeros(size), np.ones(size)
-    usual, trial = np.empty(size), np.empty(size)
+    usual, trial, following = np.empty(size), np.empty(size), np.empty(size, np.bool_)
     placed, count, waiting = np.empty(size, np.int64), 0, 0
     for rank in range(ranks):
         position = pinned[rank]
@@ -156,7 +175,8 @@ def draw_list(
             continue
         if not any_left:
             return rank
-        on_trial = rank_probabilities(scores, penalty, trust, even, left, params, usual, trial)
+        may_follow(left, groups, runs, positions, rank, following)
+        on_trial = rank_probabilities(scores, penalty, trust, even, following, params, usual, trial)
         share = quota if on_trial else 0.0
         if draws[rank] < share:
             position, branches[rank] = at_quantile(trial, draws[rank] / share), 2

@@ -49,11 +49,13 @@ BY_SCORE: Final = SamplingParams(temperature=1e-30, explore=0.0)
 
 @dataclass(frozen=True)
 class Cap:
-    """At most ``at_most`` (1 or more) items of one group in a list. ``groups_N``: 0 is no group."""
+    """At most ``at_most`` (1 or more) items of one group in a list, and at most ``run`` one after the other,
+    while others are left (0: any number). ``groups_N``: 0 is no group."""
 
     name: str
     groups_N: Indices
     at_most: int
+    run: int = 0
 
 
 @dataclass(frozen=True)
@@ -96,6 +98,10 @@ class SamplingInput:
         return np.array([cap.at_most for cap in self.caps], np.int64)
 
     @property
+    def runs(self) -> Indices:
+        return np.array([cap.run for cap in self.caps], np.int64)
+
+    @property
     def trust(self) -> Floats:
         return np.zeros(len(self)) if self.trust_N is None else self.trust_N
 
@@ -121,7 +127,7 @@ def sample_slate(given: SamplingInput, n: int, *, request_id: str, seed: int = 0
     draws = np.array([uniform(seed, request_id, rank) for rank in range(n)], np.float64)
     count = draw_list(
         given.scores_N.astype(np.float64), given.trust, given.directions_VN, given.groups,
-        given.limits, given.remaining(), given.pinned_R(n), draws, given.params.numbers,
+        given.limits, given.runs, given.remaining(), given.pinned_R(n), draws, given.params.numbers,
         positions, propensities, branches, closed,
     )  # fmt: skip
     return Slate(

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from serving.ranking.draw_kernels import at_quantile, place, rank_probabilities
+from serving.ranking.draw_kernels import at_quantile, may_follow, place, rank_probabilities
 from serving.ranking.selection import Floats, Indices, SamplingInput
 
 
@@ -44,7 +44,7 @@ class SlateWalk:
         self._given, self._scores_N = given, given.scores_N.astype(np.float64)
         self._trust_N, self._even_N = given.trust, np.ones(size)
         self._params, self._directions_VN = given.params.numbers, given.directions_VN
-        self._groups, self._limits = given.groups, given.limits
+        self._groups, self._limits, self._runs = given.groups, given.limits, given.runs
         self._penalty_N, self._left_N = np.zeros(size), given.remaining()
         self._placed, self._count = np.empty(size, np.int64), 0
         self.closed = np.zeros(len(given.caps), np.int64)
@@ -57,11 +57,13 @@ class SlateWalk:
         """Whether nothing is left to draw."""
         return not self._left_N.any()
 
-    def step(self) -> RankStep:
-        """Probabilities at the next rank. Only while the walk has not ended."""
+    def step(self, above_R: Indices) -> RankStep:
+        """Probabilities at the rank after the items above. Only while the walk has not ended."""
         usual_N, trial_N = np.empty(len(self._given)), np.empty(len(self._given))
+        following_N = np.empty(len(self._given), np.bool_)
+        may_follow(self._left_N, self._groups, self._runs, above_R, len(above_R), following_N)
         on_trial = rank_probabilities(
-            self._scores_N, self._penalty_N, self._trust_N, self._even_N, self._left_N,
+            self._scores_N, self._penalty_N, self._trust_N, self._even_N, following_N,
             self._params, usual_N, trial_N,
         )  # fmt: skip
         quota = self._given.params.quota if on_trial else 0.0
@@ -106,7 +108,7 @@ def probabilities_along(given: SamplingInput, positions_R: Indices, n: int) -> t
         if pinned_position >= 0:
             out_RN[rank, pinned_position] = 1.0
         elif not walk.ended:
-            out_RN[rank] = walk.step().total_N
+            out_RN[rank] = walk.step(positions_R[:rank]).total_N
             walk.place(position)
     more = len(positions_R) < min(n, len(given)) and (len(pinned) > 0 or not walk.ended)
     return out_RN, more

@@ -5,7 +5,6 @@ from numpy.typing import NDArray
 
 from recsys.config.policy_config import PolicyConfig, Rule
 from recsys.events.hashing import key_of
-from recsys.features.session import Session
 from serving.query import Query
 from serving.ranking.selection import Cap, Floats, Mask
 from serving.replica.replica import Replica
@@ -13,6 +12,8 @@ from serving.request import Candidates
 
 NOT_INTERESTED, RULES = "not_interested", "rules"  # names in ``removed`` and ``Candidates.added``
 _HIDDEN = 20  # newest hidden items whose authors and tags count
+_VARIED = 4  # most liked values of a field of which ``vary`` limits the items
+_OTHERS = 2.0  # likes of other values that ``vary`` supposes: after one like a value has a third of a list
 
 
 def not_interested(replica: Replica, query: Query, candidates: Candidates) -> Candidates:
@@ -23,16 +24,17 @@ def not_interested(replica: Replica, query: Query, candidates: Candidates) -> Ca
     fields, that the viewer wants less of weighs 1.
     """
     session, penalty = query.session, query.policy.config.not_interested
+    features = replica.features
     less = session.wished("less")
     if not penalty or not (session.hidden or len(less)) or not candidates.sources:
         return candidates
     wished_N = np.asarray(np.isin(candidates.features.items_NI, less).any(1), np.float64)
-    keys, hidden = _hidden_groups(replica, session)
+    newest = np.array(list(session.hidden)[-_HIDDEN:], np.int64)
+    keys, hidden = _counted_values(replica, newest, features.group_columns())
     if not len(keys):
         return (
             candidates.add_scores(NOT_INTERESTED, -penalty * wished_N) if len(less) else candidates
         )
-    features = replica.features
     liked = features.slow_counter(features.main_labels[0])
     met = session.counters.read(keys, session.last_ms)[:, liked]
     weights = hidden / (hidden + met + 1.0)
@@ -43,11 +45,13 @@ def not_interested(replica: Replica, query: Query, candidates: Candidates) -> Ca
     return candidates.add_scores(NOT_INTERESTED, -penalty * weights_N)
 
 
-def _hidden_groups(replica: Replica, session: Session) -> tuple[NDArray[np.int64], Floats]:
-    """Group keys of the newest hidden items, ascending, and how many of these items have each."""
-    catalogue, columns = replica.catalogue, replica.features.group_columns()
-    newest = catalogue.indices_of_keys(np.array(list(session.hidden)[-_HIDDEN:], np.int64))
-    keys, counts = np.unique(catalogue.keys[newest[newest >= 0]][:, columns], return_counts=True)
+def _counted_values(
+    replica: Replica, item_keys: NDArray[np.int64], columns: list[int]
+) -> tuple[NDArray[np.int64], Floats]:
+    """Keys of items' values in some columns, ascending, and how many of the items have each."""
+    indices = replica.catalogue.indices_of_keys(item_keys)
+    keys_NC = replica.catalogue.keys[indices[indices >= 0]][:, columns]
+    keys, counts = np.unique(keys_NC, return_counts=True)
     return keys[keys != 0], counts[keys != 0].astype(np.float64)
 
 
@@ -64,7 +68,7 @@ def rules(_: Replica, query: Query, candidates: Candidates) -> Candidates:
             required[rule.field] = matches_N | required.get(rule.field, False)
         elif rule.do == "limit":
             kept_N &= ~matches_N if rule.amount < 1 else True
-        else:
+        elif rule.do != "vary":
             added_N += matches_N * (rule.amount if rule.do == "boost" else -rule.amount)
     for matches_N in required.values():
         kept_N &= matches_N
@@ -83,7 +87,8 @@ def caps_of(replica: Replica, query: Query, candidates: Candidates) -> tuple[Cap
     caps = []
     policy, features = query.policy.config, replica.features
     items_NI = candidates.features.items_NI
-    if features.schema.groups and policy.per_author and query.request.candidate_ids is None:
+    given = query.request.candidate_ids is not None
+    if features.schema.groups and policy.per_author and not given:
         column = features.slot(f"item.{features.schema.groups[0]}").start
         caps.append(Cap("per_author", items_NI[:, column], policy.per_author))
     for rule in policy.rules:
@@ -91,7 +96,28 @@ def caps_of(replica: Replica, query: Query, candidates: Candidates) -> tuple[Cap
             name = f"limit {rule.field}={rule.value}"
             groups_N = _matches(candidates, rule).astype(np.int64)
             caps.append(Cap(name, groups_N, int(rule.amount)))
+        elif rule.do == "vary" and not given and rule.field in features.schema.groups:
+            caps += _varied(replica, query, items_NI, rule)
     return tuple(caps)
+
+
+def _varied(replica: Replica, query: Query, items_NI: NDArray[np.int64], rule: Rule) -> list[Cap]:
+    """Caps on the values of a field that the newest history likes most. Of ``n`` items, liked / (liked + 2)
+    may have a value: a third after one like, five of six after ten."""
+    labels, weights = replica.features.schema.labels, query.policy.config.weights
+    weights_L = np.array([weights.get(label, 0.0) for label in labels])
+    history = [e for e in query.session.history if np.dot(weights_L, e.outcomes) > 0]
+    slot = replica.features.slot(f"item.{rule.field}")
+    columns = list(range(slot.start, slot.stop))
+    item_keys = np.array([entry.keys[0] for entry in history], np.int64)
+    values, liked = _counted_values(replica, item_keys, columns)
+    caps = []
+    for number, at in enumerate(np.argsort(-liked, kind="stable")[:_VARIED].tolist(), 1):
+        groups_N = (items_NI[:, columns] == values[at]).any(1).astype(np.int64)
+        share = liked[at] / (liked[at] + _OTHERS)
+        at_most = max(1, int(share * query.request.n))
+        caps.append(Cap(f"vary {rule.field} {number}", groups_N, at_most, int(rule.amount)))
+    return caps
 
 
 def trust_of(shown_N: Floats, policy: PolicyConfig) -> Floats:

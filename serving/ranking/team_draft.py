@@ -13,7 +13,7 @@ import numpy as np
 
 from experiments.statistics.interleaving import NOBODY, TeamDraft, pick_shares
 from recsys.events.hashing import uniform
-from serving.ranking.selection import SamplingInput
+from serving.ranking.selection import Indices, SamplingInput
 from serving.ranking.slate_propensities import PinnedRanks, SlateWalk
 from serving.request import Slate
 
@@ -55,7 +55,8 @@ def draft_slate(
         elif ended:
             break
         else:
-            picks.append(_pick(walks, turns, uniform(seed, request_id, rank)))
+            above_R = np.array([pick.position for pick in picks], np.int64)
+            picks.append(_pick(walks, turns, above_R, uniform(seed, request_id, rank)))
             for walk in walks:
                 walk.place(picks[-1].position)
     names = [cap.name for cap in inputs[0].caps]
@@ -71,8 +72,8 @@ def draft_slate(
     )
 
 
-def _pick(walks: tuple[SlateWalk, ...], turns: TeamDraft, draw: float) -> _Pick:
-    steps = [None if walk.ended else walk.step() for walk in walks]
+def _pick(walks: tuple[SlateWalk, ...], turns: TeamDraft, above_R: Indices, draw: float) -> _Pick:
+    steps = [None if walk.ended else walk.step(above_R) for walk in walks]
     able = [step for step in steps if step is not None]
     side = turns.turn() if len(able) == len(walks) else int(steps[0] is None)
     step = steps[side]

@@ -86,7 +86,9 @@ def test_an_arm_may_bring_rules_and_the_digest_knows_them() -> None:
     ("changes", "said"),
     [({"do": "hide"}, "do is 'hide', expected one of boost, bury"), ({"field": ""}, "name of an"),
      ({"amount": -1.0}, "amount is -1.0"), ({"do": "limit", "amount": 1.5}, "a whole number"),
-     ({"value": None}, "policy.rules is")],
+     ({"do": "vary", "value": "*", "amount": 0.5}, "a whole number"),
+     ({"do": "vary", "value": "*", "amount": 0.0}, "1 item or more"),
+     ({"do": "vary", "amount": 4}, "value is 'a1', expected '\\*'"), ({"value": None}, "policy.rules is")],
 )  # fmt: skip
 def test_a_rule_that_says_nothing_sound_is_refused(changes: dict[str, object], said: str) -> None:
     with pytest.raises(ValueError, match=said):

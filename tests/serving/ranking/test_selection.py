@@ -29,7 +29,8 @@ def mixture(
 ) -> np.ndarray:
     """The probability of each candidate at the first rank."""
     params = SamplingParams(temperature, explore)
-    return SlateWalk(SamplingInput(scores_N, params, open_N=open_N), 1).step().total_N
+    walk = SlateWalk(SamplingInput(scores_N, params, open_N=open_N), 1)
+    return walk.step(np.empty(0, np.int64)).total_N
 
 
 @settings(max_examples=120, deadline=None)
@@ -216,29 +217,42 @@ def by_hand(
 
 @settings(max_examples=80, deadline=None)
 @given(seed=st.integers(0, 10_000), size=st.integers(1, 12), quota=st.sampled_from([0.0, 0.2, 1.0]),
-       diversity=st.sampled_from([0.0, 0.5]), explore=st.sampled_from([0.0, 0.1]))  # fmt: skip
+       diversity=st.sampled_from([0.0, 0.5]), explore=st.sampled_from([0.0, 0.1]),
+       cap=st.sampled_from([2, 5]), run=st.sampled_from([0, 1, 2]))  # fmt: skip
 def test_given_the_ranks_above_each_rank_s_chances_are_as_said_and_sum_to_1(
-    seed: int, size: int, quota: float, diversity: float, explore: float
+    seed: int, size: int, quota: float, diversity: float, explore: float, cap: int, run: int
 ) -> None:
     random = np.random.default_rng(seed)
     scores, trust = random.normal(size=size), random.choice([0.0, 0.3, 1.0], size)
     vectors = random.normal(size=(size, 3)).astype(np.float32)
     groups = random.integers(0, 4, size)
     chance = SamplingParams(0.4, explore, quota, diversity)
-    given = SamplingInput(scores, chance, [Cap("group", groups, 2)], trust, vectors)
+    given = SamplingInput(scores, chance, [Cap("group", groups, cap, run)], trust, vectors)
     out = sample_slate(given, size, request_id=f"r{seed}")
     left, above = np.ones(size, np.bool_), []
     for rank, position in enumerate(out.positions.tolist()):
-        p_N = by_hand(scores, left, above, chance, trust, vectors)
+        newest = set(groups[above[-run:]].tolist()) if 0 < run <= len(above) else set()
+        following = left & (groups != newest.pop()) if len(newest) == 1 and newest != {0} else left
+        following = following if following.any() else left
+        p_N = by_hand(scores, following, above, chance, trust, vectors)
         assert p_N.sum() == pytest.approx(1.0)
         assert out.propensities[rank] == pytest.approx(p_N[position], rel=1e-5)
         assert not out.trial_R[rank] or trust[position] > 0
         above.append(position)
         left[position] = False
-        if groups[position] and (groups[above] == groups[position]).sum() == 2:
+        if groups[position] and (groups[above] == groups[position]).sum() == cap:
             left &= groups != groups[position]
     assert not left.any() or len(above) == size
     assert out.closed["group"] == size - len(above)
+
+
+def test_no_more_of_a_group_follow_each_other_than_a_run_while_others_are_left() -> None:
+    scores, groups = np.array([9.0, 8, 7, 6, 5, 0, -1]), np.array([1, 1, 1, 1, 1, 0, 2])
+    cold = SamplingParams(1e-6, 0.0)
+    out = sample_slate(SamplingInput(scores, cold, [Cap("group", groups, 7, 2)]), 7, request_id="r")
+    assert out.positions.tolist() == [0, 1, 5, 2, 3, 6, 4] and out.closed == {"group": 0}
+    pinned = SamplingInput(scores, cold, [Cap("group", groups, 7, 2)], pinned={1: 4})
+    assert sample_slate(pinned, 7, request_id="r").positions.tolist() == [0, 4, 5, 1, 2, 6, 3]
 
 
 @pytest.mark.parametrize(("quota", "diversity"), [(0.0, 0.6), (0.3, 0.0), (0.3, 0.6)])

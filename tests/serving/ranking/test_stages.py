@@ -89,6 +89,22 @@ def test_rules_boost_bury_require_and_limit() -> None:
     assert limited.removed["limit tags=t1"] == 6
 
 
+def test_vary_gives_a_liked_value_a_share_that_grows_and_short_runs() -> None:
+    replica, vary = made(), rule("vary", "tags", "*", 2)
+    only_t4 = {"sources": {"popular": 40}, "rules": (vary, rule("boost", "tags", "t4", 50.0))}
+    shares = []
+    for liked in ((), (4,), (4, 9, 14)):
+        tags = of(ask(replica, viewer(replica, liked=liked), n=9, **only_t4), "tags")
+        shares.append(tags.count(["t4"]))
+        runs = "".join("x" if tag == ["t4"] else "." for tag in tags).split(".")
+        assert not liked or max(map(len, runs)) == 2
+    assert shares == [8, 3, 5]  # as many as there are; 9 × 1 / 3; 9 × 3 / 5
+    answer = ask(replica, viewer(replica, liked=(4,)), n=9, **only_t4)
+    assert answer.removed["vary tags 1"] > 0
+    elsewhere = ask(replica, viewer(replica, liked=(4,)), rules=(rule("vary", "title", "*", 2),))
+    assert len(elsewhere.items) == 6  # a field of which no taste is kept
+
+
 def test_a_fixed_item_stands_whatever_the_rules_say_and_a_cap_says_whom_it_shut_out() -> None:
     replica, session = made(), viewer(made())
     by = {"fixed": {1: "v4"}, "rules": (rule("require", "author", "a3"),), "per_author": 2}

@@ -23,7 +23,7 @@ def ballot(seed: int = 0, fixed: dict[int, int] | None = None, **chance: float) 
     trust = np.array([0, 0.5, 0, 0, 1.0, 0, 0, 0.2])
     vectors = draw.normal(size=(N, 3)).astype(np.float32)
     open_N = np.arange(N) != 6
-    params, caps = SamplingParams(**its), (Cap("author", GROUPS, 2),)
+    params, caps = SamplingParams(**its), (Cap("author", GROUPS, 2, 1),)
     scores_N = draw.normal(size=N)
     return SamplingInput(scores_N, params, caps, trust, vectors, open_N, fixed or {})
 
