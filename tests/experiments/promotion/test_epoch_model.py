@@ -76,8 +76,8 @@ def test_a_candidate_may_have_another_ranker() -> None:
     assert with_size(config, size).model == plugin
     back = size_difference(plugin, config.model)  # the built-in one beside a configured plug-in
     assert with_size(replace(config, model=plugin), back).model == config.model
-    said = unpack(pack(Live(line="main", epoch=1, size=size)), Control)  # type: ignore[arg-type]
-    assert said.size == size
+    record = unpack(pack(Live(line="main", epoch=1, size=size)), Control)  # type: ignore[arg-type]
+    assert record.size == size
 
 
 @pytest.mark.parametrize(
