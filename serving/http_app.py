@@ -19,6 +19,7 @@ from fastapi_offline import FastAPIOffline
 from starlette.exceptions import HTTPException as StarletteHTTPException
 from starlette.middleware.cors import CORSMiddleware
 
+from recsys.events.event_types import Rejected
 from recsys.events.hashing import Id
 from serving import request as values
 from serving.access.access_layer import AccessLayer, caller_of, refusal
@@ -36,6 +37,7 @@ from serving.ingestion.event_validation import ACCEPTED, DUPLICATE, REJECTED, Fi
 from serving.ingestion.write_api import OverQuota, Unavailable
 from serving.problem import problem
 from serving.replica import inspection
+from serving.retrieval.item_filters import check_filters
 from serving.service import Service
 
 _READY_POLL_S: Final = 0.5
@@ -137,6 +139,7 @@ def _add_viewer_routes(app: FastAPI, service: Service, metrics: ServingMetrics) 
 
     async def answered(caller: Caller, request: values.Request, logged: bool = True) -> Response:
         began_s = time.perf_counter()
+        check_filters(service.features, request.filters)
         service.check_list(caller, request.user_id)
         if caller.user_id is not None:  # a browser may not claim another age or country
             for name in service.config.safety.viewer_fields:
@@ -277,6 +280,10 @@ def _add_errors(app: FastAPI) -> None:
     async def invalid(_: Request, error: RequestValidationError) -> Response:
         details = [_detail(each) for each in error.errors()[:20]]
         return problem("the request isn't as expected", 422, details)
+
+    @app.exception_handler(Rejected)
+    async def rejected(_: Request, error: Rejected) -> Response:
+        return problem("the request isn't as expected", 422, [FieldError.of(error)])
 
     @app.exception_handler(StarletteHTTPException)
     async def http_error(_: Request, error: StarletteHTTPException) -> Response:

@@ -33,6 +33,7 @@ from numpy.typing import NDArray
 
 from experiments.assignment.policy import Policy
 from recsys import plugins
+from recsys.arrays.bitmap import Bitmap
 from recsys.events.event_types import Impression, RequestInputs, ServedItem, Stamp
 from recsys.events.hashing import Id
 from recsys.features.counters import CounterTable
@@ -60,7 +61,7 @@ from serving.retrieval.filters import (
     viewer_limits,
 )
 from serving.retrieval.retrieval import Retrieval
-from serving.retrieval.retrieval_plan import VECTOR, RetrievalPlan
+from serving.retrieval.retrieval_plan import VECTOR, RetrievalPlan, VectorQuery
 from serving.retrieval.source_shares import engaged_shares
 from serving.tracing.request_trace import FILTER, RANK, RETRIEVE, SELECT
 
@@ -161,9 +162,18 @@ class Pipeline:
         vector_queries = self.retrieval.vector_queries(query.session, viewer, self._shares(query))
         if not vector_queries:
             return None
-        _, _, taken = allowed_items(self.replica, query)
-        without = self.replica.catalogue.keys[taken, 0].copy()
-        return RetrievalPlan(self.version, vector_queries, without)
+        allowed, _, taken = allowed_items(self.replica, query)
+        return self.planned(vector_queries, allowed, taken)
+
+    def planned(
+        self, queries: tuple[VectorQuery, ...], allowed: Bitmap, taken: NDArray[np.int64]
+    ) -> RetrievalPlan:
+        """Searches for the retrieval shards, which get the keys of the allowed or of the taken items."""
+        only = allowed.count < len(taken)
+        named = np.flatnonzero(allowed.mask()) if only else taken
+        return RetrievalPlan(
+            self.version, queries, self.replica.catalogue.keys[named, 0].copy(), only
+        )
 
     # --- stages ---
 
@@ -196,7 +206,7 @@ class Pipeline:
         return replace(candidates, sources=shortened).degrade(SHORT)
 
     def _give(self, query: Query, candidates: Candidates) -> Candidates:
-        indices, left_out = given_items(self.replica.catalogue, query)
+        indices, left_out = given_items(self.replica, query)
         removed = {UNKNOWN: 0, EXCLUDED: 0} | Counter(left_out.values())
         sources = {index: ["given"] for index in indices}
         return replace(candidates, sources=sources, left_out=left_out, removed=removed)
@@ -413,6 +423,7 @@ class Pipeline:
             by_score=request.by_score,
             plain=query.session.plain,
             safety=replica.config.safety.digest,
+            filters=dict(request.filters),
             stages=list(replica.config.serve.stages),
         )
 

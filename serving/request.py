@@ -22,7 +22,7 @@ SESSION, STALE = "session", "stale"  # names in ``degraded`` that the service ad
 class Request:
     """One call of recommend. ``candidate_ids``: rank just these; None: retrieve. ``by_score``: order the list
     by score, without exploration and diversification. ``plain``: use nothing of the viewer's profile and
-    history."""
+    history. ``filters``: conditions on items by field (serving/retrieval/item_filters.py)."""
 
     user_id: Id
     n: int = 10
@@ -33,6 +33,7 @@ class Request:
     explain: bool = False
     by_score: bool = False
     plain: bool = False
+    filters: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -57,7 +57,7 @@ class RequestInputs(msgspec.Struct, frozen=True, kw_only=True, gc=False, omit_de
     later records were trimmed before it read them. ``counted``: next offsets of ``events``, by partition,
     that the item counters cover: with them the archive alone can recount. ``by_score``: nothing was sampled,
     the list is in order of scores. ``plain``: nothing of the viewer's profile and history was used.
-    ``safety``: digest of the safety rules; empty without any.
+    ``safety``: digest of the safety rules; empty without any. ``filters``: of the request.
     """
 
     n: int = 0
@@ -71,6 +71,7 @@ class RequestInputs(msgspec.Struct, frozen=True, kw_only=True, gc=False, omit_de
     by_score: bool = False
     plain: bool = False
     safety: str = ""
+    filters: dict[str, Any] = {}
     stages: list[str] = []
 
 

@@ -37,6 +37,8 @@ class Catalogue:
         self._numbers = np.zeros((capacity, features.number_columns), np.float32)
         self._alive = np.zeros(capacity, np.bool_)
         self._published_ms = np.zeros(capacity, np.int64)
+        self._numeric = features.schema.names("item", NUMERIC)
+        self._exact = np.zeros((capacity, len(self._numeric)))
         self.living = Bitmap()
 
     def __len__(self) -> int:
@@ -57,6 +59,12 @@ class Catalogue:
     @property
     def published_ms(self) -> NDArray[np.int64]:
         return self._published_ms[: len(self.ids)]
+
+    def exact(self, name: str) -> NDArray[Any]:
+        """A declared number of each item (n,) as published, NaN for none; the first publication otherwise."""
+        if name not in self._numeric:
+            return self.published_ms
+        return self._exact[: len(self.ids), self._numeric.index(name)]
 
     def index_of(self, item_id: Id) -> int | None:
         """The index of an item, alive or not; None if it was never published."""
@@ -85,6 +93,7 @@ class Catalogue:
             self.fields[index] = item.fields
             self._keys[index] = self.features.item_keys(item.item_id, item.fields)
             self._numbers[index] = _numbers(self.features, item.fields)
+            self._exact[index] = [_exact(item.fields.get(name)) for name in self._numeric]
         return index
 
     def ensure(self, item_id: Id) -> int:
@@ -95,7 +104,7 @@ class Catalogue:
     def reserve(self, more: int) -> None:
         """Makes room for ``more`` items. Other threads may read meanwhile, none may write."""
         rows = len(self.ids) + more
-        for name in ("_keys", "_numbers", "_alive", "_published_ms"):
+        for name in ("_keys", "_numbers", "_exact", "_alive", "_published_ms"):
             setattr(self, name, grown(getattr(self, name), rows))
         self._by_key.reserve(more)
 
@@ -123,6 +132,11 @@ def _published_ms(features: FeatureSet, item: Item) -> int:
         return int(parsed.replace(tzinfo=parsed.tzinfo or UTC).timestamp() * 1000)
     number = number_of(value)
     return round(number) if 1 <= number <= MAX_TIME_MS else item.time_ms
+
+
+def _exact(value: Any) -> float:
+    valid = isinstance(value, int | float) and abs(value) <= _LARGEST
+    return float(value) if valid else np.nan
 
 
 def _numbers(features: FeatureSet, fields: dict[str, Any]) -> NDArray[np.float32]:

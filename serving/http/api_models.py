@@ -8,6 +8,7 @@ from pydantic import (
     ConfigDict,
     Field,
     StringConstraints,
+    WithJsonSchema,
     model_validator,
 )
 
@@ -18,6 +19,18 @@ Number = Annotated[int, Field(ge=-(2**63), lt=2**63)]
 IdIn = Text | Number
 UserIdIn = Annotated[Text, StringConstraints(pattern=r"^[^\x00-\x1f\x7f]*$")] | Number
 Fields = Annotated[dict[str, Any], AfterValidator(storable)]
+# A condition on each field; see serving/retrieval/item_filters.py.
+_SCALARS: Any = [{"type": kind} for kind in ("string", "number", "boolean")]
+_RANGE: Any = {
+    "type": "object",
+    "properties": {name: {"type": "number"} for name in ("min", "max")},
+}
+_CONDITION: Any = {"anyOf": [*_SCALARS, {"type": "array", "items": {"anyOf": _SCALARS}}, _RANGE]}
+Filters = Annotated[
+    dict[Text, Any],
+    AfterValidator(small),
+    WithJsonSchema({"type": "object", "additionalProperties": _CONDITION}),
+]
 _MAX_FIELDS = 50
 MAX_LOGGED = 100  # items of a list that is an impression
 
@@ -39,6 +52,7 @@ _USER: Any = {"user_id": "u42", "fields": {"country": "NZ"}}
 _PREFERENCE: Any = {"user_id": "u42", "field": "author", "value": "a3", "wish": "block"}
 _REQUESTS: Any = (
     {"user_id": "u42", "n": 10, "surface": "feed", "exclude_ids": ["v1"]},
+    {"user_id": "u42", "filters": {"tags": ["cats", "dogs"], "duration_ms": {"max": 60000}}},
     {"user_id": "u42", "n": 3, "candidate_ids": ["v1", "v2", "v3"], "explain": True},
 )
 _RANKING: Any = {"user_id": "u42", "candidate_ids": ["v1", "v2", "v3"], "surface": "search"}
@@ -69,6 +83,11 @@ class _ListIn(_In):
     exclude_ids: list[IdIn] = Field(
         default_factory=list, max_length=1000, description="Items to exclude."
     )
+    filters: Filters = Field(
+        default_factory=dict, max_length=10,
+        description="Conditions on declared fields of items, all of which must hold: a value, a list of "
+        "values, or a range with `min`, `max` or both.",
+    )  # fmt: skip
     explain: bool = Field(False, description="Adds predictions and reasons to the items.")
     profiling: bool = Field(
         True, description="Whether the viewer's profile and history may be used for this list."
@@ -200,8 +219,8 @@ class WarningOut(BaseModel):
 
     item_id: str | int
     why: str = Field(
-        description="unknown: never published, or removed. excluded: by the request. closed: by a wish "
-        "of the viewer, a safety rule or a rule of the policy."
+        description="unknown: never published, or removed. excluded, filtered: by the request. closed: "
+        "by a wish of the viewer, a safety rule or a rule of the policy."
     )
 
 

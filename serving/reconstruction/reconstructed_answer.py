@@ -57,6 +57,7 @@ def query_of(
         candidate_ids=None if inputs.candidate_ids is None else tuple(inputs.candidate_ids),
         by_score=inputs.by_score,
         plain=inputs.plain,
+        filters=inputs.filters,
         explain=explain,
     )
     deadline = RecordedDeadline(impression.degraded)

@@ -90,7 +90,11 @@ class Popularity:
         pool = np.concatenate([self.top, *self._moved])
         if self._fell:
             pool = np.arange(len(self.values))
-        pool = np.unique(pool[self.values[pool] > -np.inf])
+        return self.best(np.unique(pool))
+
+    def best(self, pool: Indices) -> Indices:
+        """The most popular of some items, given in ascending order, without those nobody engaged with."""
+        pool = pool[self.values[pool] > -np.inf]
         if len(pool) > _TOP:
             values = self.values[pool]
             pool = pool[values >= np.partition(values, -_TOP)[-_TOP]]

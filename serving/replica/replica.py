@@ -15,6 +15,8 @@ from parameter_server.publish.rounding import round_dense
 from recsys.arrays.growable import grown
 from recsys.config.system_config import Config, ModelConfig, TableConfig, tables_of
 from recsys.events.event_types import Item
+from recsys.events.field_schema import CATEGORICAL, values_of
+from recsys.events.hashing import key_of
 from recsys.events.records import ItemState
 from recsys.features.covisits import COLUMNS, Covisits
 from recsys.features.feature_set import FeatureSet, RequestFeatures
@@ -47,12 +49,16 @@ class Replica(ItemVectors):
         self.counted: list[int] = []  # offsets of ``events`` up to which the counters count
         self.model = published_model(features, config)
         self.groups = GroupIndex()
+        self.surplus = GroupIndex()  # by values for which an item has no key column left
         self.popularity = Popularity(features, self.catalogue)
         self.covisits = Covisits(config.covisits)
         self._copied: Covisits | None = None  # a full copy that is being read
         self._narrowing: Narrowing | None = None  # to what the model reads
         # Last step that moved each item's vector, 0 for none since the replica's snapshot.
         self.moved_at: Keys = np.zeros(0, np.int64)
+        self._categorical = features.schema.names("item", CATEGORICAL)
+        slots = features.slot_starts.values()
+        self._last_columns = [start + width - 1 for start, width in slots if width > 1]
         self._group_slots = [features.slot(f"item.{name}") for name in features.schema.groups]
 
     def make_room(
@@ -78,10 +84,14 @@ class Replica(ItemVectors):
     def _enter(self, item: Item) -> int:
         before = self.catalogue.index_of(item.item_id)
         old = self._groups_of(before) if before is not None else ()
+        full = self._surplus_of(before) if before is not None else ()
         index = self.catalogue.apply(item)
         if before is None:
             self.popularity.enter(index, self.counters)
         self.groups.move(index, old, self._groups_of(index) if not item.removed else ())
+        new = self._surplus_of(index)
+        if full or new:
+            self.surplus.move(index, full, new)
         return index
 
     def apply_item_state(self, state: ItemState, offset: int) -> None:
@@ -158,3 +168,14 @@ class Replica(ItemVectors):
     def _groups_of(self, index: int) -> tuple[int, ...]:
         keys = self.catalogue.keys[index].tolist()
         return tuple(k for s in self._group_slots for k in keys[s.start : s.stop] if k)
+
+    def _surplus_of(self, index: int) -> tuple[int, ...]:
+        """Keys of an item's values for which its columns have no room."""
+        keys = self.catalogue.keys[index]
+        if not keys[self._last_columns].any():
+            return ()
+        fields = self.catalogue.fields[index]
+        values = (
+            (f"item.{n}", value) for n in self._categorical for value in values_of(fields.get(n))
+        )
+        return tuple(key for slot, v in values if (key := key_of(slot, v)) not in keys)

@@ -14,11 +14,12 @@ from recsys.features.session import Session
 from serving.query import Query
 from serving.replica.replica import Replica
 from serving.request import Candidates
+from serving.retrieval.item_filters import filter_mask
 
 Mask = NDArray[np.bool_]
 # Reasons why a candidate of the caller isn't in the list. Closed: by a wish of the viewer, a safety rule, or
 # a rule of the policy.
-UNKNOWN, EXCLUDED, CLOSED = "unknown", "excluded", "closed"
+UNKNOWN, EXCLUDED, FILTERED, CLOSED = "unknown", "excluded", "filtered", "closed"
 
 
 def allowed_items(replica: Replica, query: Query) -> tuple[Bitmap, dict[str, int], Indices]:
@@ -32,10 +33,11 @@ def allowed_items(replica: Replica, query: Query) -> tuple[Bitmap, dict[str, int
     gone = len(allowed) - allowed.count
     indices = map(catalogue.index_of, request.exclude_ids)
     excluded = [index for index in indices if index is not None]
-    taken = {
-        "excluded": allowed.take(np.array(excluded, np.int64)),
-        "hidden": allowed.take(_indices_of(catalogue, session.hidden)),
-    }
+    taken = dict[str, Indices]()
+    if request.filters:
+        taken[FILTERED] = allowed.take(np.flatnonzero(~filter_mask(replica, request.filters)))
+    taken[EXCLUDED] = allowed.take(np.array(excluded, np.int64))
+    taken["hidden"] = allowed.take(_indices_of(catalogue, session.hidden))
     if session.wishes:
         taken["blocked"] = allowed.take(_blocked_items(replica, session))
     taken["seen"] = allowed.take(_indices_of(catalogue, session.seen))
@@ -91,9 +93,10 @@ def _indices_of(catalogue: Catalogue, keys: Collection[int]) -> Indices:
     return indices[indices >= 0]
 
 
-def given_items(catalogue: Catalogue, query: Query) -> tuple[list[int], dict[Id, str]]:
+def given_items(replica: Replica, query: Query) -> tuple[list[int], dict[Id, str]]:
     """Distinct indices of the caller's candidates, and for each one left out the reason."""
-    excluded = _texts(query.request.exclude_ids)
+    catalogue, excluded = replica.catalogue, _texts(query.request.exclude_ids)
+    passes = filter_mask(replica, query.request.filters)
     distinct = {str(item_id): item_id for item_id in query.request.candidate_ids or ()}
     given, left_out = list[int](), dict[Id, str]()
     for text, item_id in distinct.items():
@@ -102,6 +105,8 @@ def given_items(catalogue: Catalogue, query: Query) -> tuple[list[int], dict[Id,
             left_out[item_id] = UNKNOWN
         elif text in excluded:
             left_out[item_id] = EXCLUDED
+        elif not passes[index]:
+            left_out[item_id] = FILTERED
         else:
             given.append(index)
     return given, left_out
@@ -111,6 +116,7 @@ def pinned_items(replica: Replica, query: Query, candidates: Candidates) -> dict
     """Catalogue indices by rank of the policy's pins that may be shown. Seen items may, too."""
     catalogue = replica.catalogue
     request, pinned = query.request, dict[int, int]()
+    passes = filter_mask(replica, request.filters if query.policy.config.fixed else {})
     excluded = _texts(request.exclude_ids)
     for rank, item_id in query.policy.config.fixed.items():
         index = catalogue.index_of(item_id)
@@ -118,7 +124,7 @@ def pinned_items(replica: Replica, query: Query, candidates: Candidates) -> dict
             continue
         hidden = int(catalogue.keys[index, 0]) in query.session.hidden
         missing = request.candidate_ids is not None and index not in candidates.sources
-        if not hidden and not missing and str(item_id) not in excluded:
+        if passes[index] and not hidden and not missing and str(item_id) not in excluded:
             pinned[int(rank)] = index
     limits = viewer_limits(replica, query, np.array(list(pinned.values()), np.int64)).values()
     closed = np.any(list(limits), axis=0) if limits else np.zeros(len(pinned), np.bool_)

@@ -212,7 +212,7 @@ class Retrieval:
         quantiles = draws(salt, np.arange(_POOL))
         parts = []
         for key, weight in liked:
-            members = self._members(key, quantiles)
+            members = self._members(key, quantiles, allowed if query.request.filters else None)
             members = members[allowed[members]]
             share = max(1, round(k * weight / total))
             if len(members) > share:
@@ -223,9 +223,13 @@ class Retrieval:
                 parts.append(members)
         return _concatenated(parts)
 
-    def _members(self, key: int, quantiles: NDArray[np.float64]) -> Indices:
+    def _members(
+        self, key: int, quantiles: NDArray[np.float64], within: Bitmap | None = None
+    ) -> Indices:
         """Items of a group; of a large one its most popular items, and others drawn at random."""
         members = self.replica.groups.members(key)
+        if within is not None:
+            members = members[within[members]]
         if len(members) <= _POOL:
             return members
         popular = self._popular_by_group
@@ -252,6 +256,8 @@ class Retrieval:
 
     def _popular(self, query: Query, viewer: RequestFeatures, allowed: Bitmap, k: int) -> Indices:
         top = self.replica.popularity.top
+        if query.request.filters:
+            top = self.replica.popularity.best(np.flatnonzero(allowed.mask()))
         return top[allowed[top]][: max(k, self.replica.config.serve.candidates)]
 
     def _covisit(self, query: Query, viewer: RequestFeatures, allowed: Bitmap, k: int) -> Indices:
@@ -273,15 +279,18 @@ class Retrieval:
         return indices[allowed[indices]]
 
     def _trial(self, query: Query, viewer: RequestFeatures, allowed: Bitmap, k: int) -> Indices:
-        newest = _newest(allowed)
+        newest = _newest(query, allowed)
         on_trial = self.replica.popularity.shown[newest] < query.policy.config.trust_after
         return _sample(newest[on_trial], k, _salt(query) ^ _TRIAL)
 
     def _fresh(self, query: Query, viewer: RequestFeatures, allowed: Bitmap, k: int) -> Indices:
-        return _sample(_newest(allowed), k, _salt(query))
+        return _sample(_newest(query, allowed), k, _salt(query))
 
 
-def _newest(allowed: Bitmap) -> Indices:
+def _newest(query: Query, allowed: Bitmap) -> Indices:
+    """Allowed items among the newest; of a filtered catalogue the newest of the allowed."""
+    if query.request.filters:
+        return np.flatnonzero(allowed.mask())[-_NEWEST:]
     newest = np.arange(max(0, len(allowed) - _NEWEST), len(allowed))
     return newest[allowed[newest]]
 

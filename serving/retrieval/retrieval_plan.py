@@ -34,11 +34,13 @@ class VectorQuery:
 
 @dataclass(frozen=True)
 class RetrievalPlan:
-    """Searches at a version. ``without``: keys of living items that must not be returned."""
+    """Searches at a version. ``named``: keys of living items that must not be returned or, if ``only``, of
+    all that may be."""
 
     version: VectorVersion
     queries: tuple[VectorQuery, ...]
-    without: Keys
+    named: Keys
+    only: bool = False
 
     @property
     def sent(self) -> list[VectorQuery]:
@@ -50,11 +52,11 @@ class RetrievalPlan:
         vectors = np.array([query.vector_V for query in self.sent], np.float32).tobytes()
         ks = [query.k for query in self.sent]
         sides = sum(query.source == VECTOR for query in self.queries)
-        split_keys = split(self.without, shards)
+        split_keys = split(self.named, shards)
         return [
             ShardRequest(
-                self.version, vectors, ks, sides, self.without[split_keys.of(shard)].tobytes(),
-                wait_ms, shard, shards,
+                self.version, vectors, ks, sides, self.named[split_keys.of(shard)].tobytes(),
+                wait_ms, shard, shards, self.only,
             )
             for shard in range(shards)
         ]  # fmt: skip

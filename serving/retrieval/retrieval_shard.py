@@ -38,19 +38,20 @@ OTHER_SHARD = "part"  # the request was for another shard, or for another number
 _NO_FIELDS: Final[dict[str, Any]] = {}
 
 
-class ShardRequest(msgspec.Struct, frozen=True):
+class ShardRequest(msgspec.Struct, frozen=True, rename={"named": "without"}):
     """Searches of one request, to ``shard`` of ``shards``. ``queries`` (Q, V) float32: first ``sides`` user
-    vectors, then vectors of items, searched roughly; ``ks``: the number of hits for each; ``without``: int64
-    keys that must not be returned."""
+    vectors, then vectors of items, searched roughly; ``ks``: the number of hits for each; ``named``: int64
+    keys that must not be returned or, if ``only``, all that may be."""
 
     version: VectorVersion
     queries: bytes
     ks: list[int]
     sides: int = 0
-    without: bytes = b""
+    named: bytes = b""
     wait_ms: float = 0.0  # for a version that the shard has not reached yet
     shard: int = 0
     shards: int = 0  # 0: the caller knows one shard alone
+    only: bool = False
 
 
 class ShardResponse(msgspec.Struct, frozen=True):
@@ -191,10 +192,14 @@ class RetrievalShard(ItemVectors):
         refused = self.refusal_of(request)
         if refused:
             return ShardResponse(refused=refused)
-        without = self._indices_of(np.frombuffer(request.without, np.int64))
-        changed, overlay = self._as_of(request.version, without)
+        named = self._indices_of(np.frombuffer(request.named, np.int64))
+        changed, overlay = self._as_of(request.version, named, request.only)
         wanted = self.catalogue.living.copy()
-        wanted.take(np.concatenate([without, changed]))
+        if request.only:
+            unnamed = np.ones(len(wanted), np.bool_)
+            unnamed[named] = False
+            wanted.take(np.flatnonzero(unnamed))
+        wanted.take(changed if request.only else np.concatenate([named, changed]))
         queries = np.frombuffer(request.queries, np.float32)
         queries = queries.reshape(len(request.ks), self.index.dim)
         self.queries.extend(queries[: request.sides])
@@ -210,7 +215,7 @@ class RetrievalShard(ItemVectors):
             products=b"".join(products.tobytes() for _, products in hits),
         )
 
-    def _as_of(self, version: VectorVersion, without: Keys) -> tuple[Keys, Overlay]:
+    def _as_of(self, version: VectorVersion, named: Keys, only: bool) -> tuple[Keys, Overlay]:
         """The items that changed since a version, and the old vectors of those that may be returned."""
         offset = version.catalogue_offset  # newest first, so that older entries aren't looked at
         newer_steps = takewhile(lambda row: row.step > version.step, reversed(self._replaced_rows))
@@ -236,6 +241,6 @@ class RetrievalShard(ItemVectors):
             places = np.searchsorted(row_keys, keys_M).clip(max=len(row_keys) - 1)
             replaced_M = row_keys[places] == keys_M
             rows_MV[replaced_M] = old_rows[places[replaced_M]]
-        may_M = alive_M & ~np.isin(changed, without)
+        may_M = alive_M & (np.isin(changed, named) == only)
         vectors_MV = self._made_of(keys_MI[may_M], numbers_MM[may_M], rows_MV[may_M])
         return changed, Overlay(changed[may_M], keys_M[may_M], vectors_MV)

@@ -32,7 +32,7 @@ from serving.replica.state_reader import Batch
 from serving.request import Request
 from training.archive.writer import Archive
 
-PORTS = RayPorts(*range(14))
+PORTS = RayPorts(*range(10))
 EXPERIMENT = """
 name: more
 traffic: 1.0
@@ -49,13 +49,16 @@ def item(n: int, **more: Any) -> Item:
 
 
 def request_of(n: int) -> Request:
-    """In turn about a plain one, one with items left out, and one with candidates."""
+    """In turn about a plain one, one with items left out, with candidates, and with filters."""
     user = f"u{n % 6}"
     if n % 5 == 1:
         return Request(user, n=3, context={"surface": "feed"}, exclude_ids=("v1", "v2", "nobody"))
     if n % 5 == 2:
         its = ("v3", "v4", "v5", "v6", "v7", "gone")
         return Request(user, n=4, candidate_ids=its, by_score=user == "u1")
+    if n % 5 == 3:
+        filters = {"tags": ["t1", "s2"], "duration_ms": {"min": 8_500, "max": 11_000}}
+        return Request(user, n=6, filters=filters, by_score=user == "u2")
     return Request(user, n=6, surface="similar")
 
 

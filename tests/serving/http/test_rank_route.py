@@ -125,3 +125,28 @@ def test_a_key_needs_the_scope_and_a_list_has_a_token_only_for_who_may_attribute
         assert unlogged.json()["token"] == ""
 
     run(world, scenario)
+
+
+def test_filters_hold_for_lists_and_rankings_and_wrong_ones_are_named(world: World) -> None:
+    async def scenario(w: World) -> None:
+        drawn = await w.recommend(n=50, filters={"topic": "t3", "duration_ms": {"min": 10_000}})
+        assert {shown["fields"]["topic"] for shown in drawn["items"]} == {"t3"}
+        assert len(drawn["items"]) == 12
+        answer = await rank(w, candidate_ids=["v3", "v4"], filters={"topic": ["t3", "t9"]})
+        assert [shown["item_id"] for shown in answer["items"]] == ["v3"]
+        assert answer["warnings"] == [{"item_id": "v4", "why": "filtered"}]
+        await w.written()
+        assert {"topic": ["t3", "t9"]} in [impression.asked.filters for impression in w.events()]
+        for path in ("/v1/recommend", "/v1/rank"):
+            body = {"user_id": "u1", "candidate_ids": ["v1"], "filters": {"duration_ms": "long"}}
+            refused = await w.client.post(path, json=body)
+            assert refused.status_code == 422
+            [detail] = refused.json()["details"]
+            assert (detail["field"], detail["value"]) == ("filters.duration_ms", "'long'")
+            assert detail["expected"].startswith("a number")
+        many = {"user_id": "u1", "filters": {f"f{n}": 1 for n in range(11)}}
+        assert (await w.client.post("/v1/recommend", json=many)).status_code == 422
+        large = {"user_id": "u1", "filters": {"topic": ["x" * 1_000] * 99}}
+        assert (await w.client.post("/v1/recommend", json=large)).status_code == 422
+
+    run(world, scenario)

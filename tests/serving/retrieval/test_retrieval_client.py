@@ -75,7 +75,7 @@ def test_user_sides_come_first_and_each_shard_hears_of_its_own_items() -> None:
     asks = plan(*queries, without=list(range(100))).requests(3, 40.0)
     assert [ask.ks for ask in asks] == [[7, 5, 5]] * 3 and {ask.sides for ask in asks} == {1}
     assert np.frombuffer(asks[0].queries, np.float32)[:4].tolist() == ONES.tolist()
-    parts = [np.frombuffer(ask.without, np.int64).tolist() for ask in asks]
+    parts = [np.frombuffer(ask.named, np.int64).tolist() for ask in asks]
     assert sorted(sum(parts, [])) == list(range(100)) and all(parts)
     assert [(ask.shard, ask.shards) for ask in asks] == [(0, 3), (1, 3), (2, 3)]
 
@@ -235,7 +235,7 @@ class Sharded(World):
         )
 
 
-async def liked(w: Sharded) -> None:
+async def liked(w: Sharded) -> str:
     """The shards follow, and the viewer likes something: so there is something to look around."""
     for its in w.retrieval:
         await its.start()
@@ -247,6 +247,7 @@ async def liked(w: Sharded) -> None:
     await w.written()
     while w.fold.turn():
         pass
+    return str(liked)
 
 
 async def ended(w: Sharded) -> None:
@@ -266,10 +267,17 @@ def world(tmp_path: Path) -> Sharded:
 def test_a_service_finds_by_shards_what_it_would_find_itself(world: Sharded) -> None:
     async def scenario(w: World) -> None:
         assert isinstance(w, Sharded)
-        await liked(w)
+        whole_liked = await liked(w)
         whole = await w.recommend(n=60)
         assert whole["degraded"] == ["model"] and whole["stamp"]["index"] == "2:flat+flat"
         assert len(near(whole)) == len(whole["items"]) and not w.service.replica.indexed
+        narrow = {"topic": "t1", "author": ["a0", "a1", "a2"]}
+        filtered = await w.recommend(n=60, filters=narrow)
+        assert filtered["degraded"] == ["model"] and filtered["stamp"]["index"] == "2:flat+flat"
+        meeting = {f"v{n}" for n in range(60) if n % 5 == 1 and n % 7 < 3}
+        assert near(filtered) == meeting - {whole_liked} and len(filtered["items"]) == len(
+            near(filtered)
+        )
         given = await w.recommend(candidate_ids=["v3", "v4"])
         assert given["degraded"] == ["model"] and given["stamp"]["index"] == "2:none+none"
         w.shards._shards[1] = gone

@@ -61,9 +61,11 @@ class Then:
     alive: np.ndarray
     vectors: np.ndarray
 
-    def nearest(self, query: np.ndarray, k: int, without: np.ndarray) -> tuple[Any, Any]:
+    def nearest(
+        self, query: np.ndarray, k: int, named: np.ndarray, only: bool = False
+    ) -> tuple[Any, Any]:
         products = exact_products(self.vectors, np.arange(len(self.vectors)), query)
-        may = self.alive & ~np.isin(self.keys, without)
+        may = self.alive & (np.isin(self.keys, named) == only)
         return merge_hits([(self.keys[may], products[may])], k)
 
 
@@ -92,10 +94,11 @@ def parts(told: ShardResponse) -> list[tuple[np.ndarray, np.ndarray]]:
 
 def asked(
     shards: Sequence[RetrievalShard], version: VectorVersion, queries: np.ndarray, k: int,
-    without: np.ndarray,
+    named: np.ndarray, only: bool = False,
 ) -> list[tuple[np.ndarray, np.ndarray]]:  # fmt: skip
-    """What all shards find for each query."""
-    ask = ShardRequest(version, queries.tobytes(), [k] * len(queries), 1, without.tobytes())
+    """What all shards find for each query, without the named items or among them only."""
+    ks = [k] * len(queries)
+    ask = ShardRequest(version, queries.tobytes(), ks, 1, named.tobytes(), only=only)
     told = [shard.search(ask) for shard in shards]
     assert [its.refused for its in told] == [""] * len(shards)
     by_query = zip(*map(parts, told), strict=True)
@@ -114,12 +117,13 @@ some_items = st.lists(st.integers(0, ITEMS - 1), max_size=8)
     steps=st.lists(st.tuples(some_items, some_items), min_size=1, max_size=6),
     records=st.lists(st.lists(st.integers(0, ITEMS - 1), min_size=1, max_size=4), min_size=1, max_size=6),
     order=st.randoms(use_true_random=False),
-    without=some_items,
+    named=some_items,
+    only=st.booleans(),
     k=st.integers(1, ITEMS),
     count=st.sampled_from((1, 2, 3)),
 )  # fmt: skip
 def test_shards_find_what_was_nearest_at_any_version(
-    steps: Any, records: Any, order: Any, without: Any, k: int, count: int
+    steps: Any, records: Any, order: Any, named: Any, only: bool, k: int, count: int
 ) -> None:
     deltas = [step_of(n + 1, *what) for n, what in enumerate(steps)]
     numbered, batches = 0, []
@@ -146,9 +150,9 @@ def test_shards_find_what_was_nearest_at_any_version(
     queries = (uniforms(7, np.arange(3), DIM) - 0.5).astype(np.float32)
     queries[2] = 0  # all are equal: keys alone say which come
     for its in past:
-        found = asked(shards, its.version, queries, k, KEYS[without])
+        found = asked(shards, its.version, queries, k, KEYS[named], only)
         for query, (keys, products) in zip(queries, found, strict=True):
-            expected = its.nearest(query, k, KEYS[without])
+            expected = its.nearest(query, k, KEYS[named], only)
             assert keys.tolist() == expected[0].tolist()
             assert products.tobytes() == expected[1].tobytes()
 

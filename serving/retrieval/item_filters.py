@@ -1,0 +1,100 @@
+"""Filters of a request on declared fields of items: equal, one of several, in a range.
+
+A condition is a value, a list of values, or ``{"min": …, "max": …}`` for numbers, both inclusive. Values of
+categories are compared as texts, as features read them; of several values of an item one must match. Numbers
+are compared exactly; an item without a number is in no range.
+"""
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+import numpy as np
+from numba import types
+from numpy.typing import NDArray
+
+from recsys.arrays.compiled import kernel, read_only
+from recsys.events.field_schema import CATEGORICAL, NUMERIC
+from recsys.events.hashing import key_of
+from recsys.events.rejection import Rejected, check_values
+from recsys.features.feature_set import FeatureSet
+from serving.replica.replica import Replica
+
+Mask = NDArray[np.bool_]
+MOST_VALUES: Final = 100
+_LIMITS: Final = {"min", "max"}
+_TEXTS: Final = f"a text, or a list of 1 to {MOST_VALUES} texts"
+_NUMBERS: Final = (
+    f"a number, a list of 1 to {MOST_VALUES} numbers, or a range with min, max or both, min at most max"
+)
+
+
+def check_filters(features: FeatureSet, filters: Mapping[str, Any]) -> None:
+    """Raises Rejected for a field that isn't declared, and for a condition that its kind can't have."""
+    check_values({"filters": filters})
+    kinds = dict(features.schema.item)
+    if age := features.declared.age_field:
+        kinds[age] = NUMERIC
+    for name, condition in filters.items():
+        values = condition if isinstance(condition, list) else [condition]
+        valid, expected = 0 < len(values) <= MOST_VALUES, _NUMBERS
+        if kinds.get(name) == CATEGORICAL:
+            valid, expected = valid and all(isinstance(v, str | int) for v in values), _TEXTS
+        elif kinds.get(name) == NUMERIC and isinstance(condition, dict):
+            limits = list(condition.values())
+            valid = 0 < len(limits) and condition.keys() <= _LIMITS and all(map(_is_number, limits))
+            valid = valid and condition.get("min", -np.inf) <= condition.get("max", np.inf)
+        elif kinds.get(name) == NUMERIC:
+            valid = valid and all(map(_is_number, values))
+        else:
+            names = [n for n, kind in kinds.items() if kind in (CATEGORICAL, NUMERIC)]
+            valid, expected = False, f"a declared field of items: {', '.join(names) or 'none'}"
+        if not valid:
+            raise Rejected(f"filters.{name}", condition, expected)
+
+
+def filter_mask(replica: Replica, filters: Mapping[str, Any]) -> Mask:
+    """Items (n,), alive or not, that meet all conditions."""
+    mask = np.ones(len(replica.catalogue), np.bool_)
+    for name, condition in filters.items():
+        if dict(replica.features.schema.item).get(name) == CATEGORICAL:
+            mask &= _with_values(replica, name, condition)
+        else:
+            mask &= _with_numbers(replica, name, condition)
+    return mask
+
+
+def _with_values(replica: Replica, name: str, condition: Any) -> Mask:
+    catalogue, slot = replica.catalogue, f"item.{name}"
+    start, width = replica.features.slot_starts.get(slot, replica.features.slot_starts["content"])
+    values = condition if isinstance(condition, list) else [condition]
+    keys = np.unique(np.array([key_of(slot, value) for value in values], np.int64))
+    mask = np.zeros(len(catalogue), np.bool_)
+    _find(catalogue.keys, start, start + width, keys, mask)
+    for key in keys.tolist():
+        mask[replica.surplus.members(key)] = True
+    return mask
+
+
+def _with_numbers(replica: Replica, name: str, condition: Any) -> Mask:
+    numbers = replica.catalogue.exact(name)
+    if isinstance(condition, dict):
+        low, high = condition.get("min", -np.inf), condition.get("max", np.inf)
+        return np.asarray((numbers >= low) & (numbers <= high))
+    return np.isin(numbers, condition)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+_int = types.int64
+
+
+@kernel(types.void(read_only(_int, 2), _int, _int, read_only(_int, 1), types.boolean[::1]))
+def _find(keys_NI: Any, start: Any, stop: Any, wanted: Any, present: Any) -> None:
+    """Marks the items with one of the ascending ``wanted`` keys in some of their columns."""
+    for item in range(keys_NI.shape[0]):
+        for column in range(start, stop):
+            key = keys_NI[item, column]
+            place = np.searchsorted(wanted, key)
+            present[item] |= place < len(wanted) and wanted[place] == key
