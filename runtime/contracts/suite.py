@@ -7,11 +7,17 @@ from typing import Final
 import msgspec
 
 from recsys import plugins
-from runtime.contracts import models
+from runtime.contracts import answering, data, models
 from runtime.contracts.determinism import Contract
 
 # Contracts by group and name. A plug-in of any other group must only be importable.
-CONTRACTS: Final[dict[str, dict[str, Contract]]] = {plugins.MODELS: models.CONTRACTS}
+CONTRACTS: Final[dict[str, dict[str, Contract]]] = {
+    plugins.MODELS: models.CONTRACTS,
+    plugins.OPERATORS: data.OPERATORS,
+    plugins.READERS: data.READERS,
+    plugins.SOURCES: answering.SOURCES,
+    plugins.STAGES: answering.STAGES,
+}
 
 
 class Outcome(msgspec.Struct):

@@ -37,17 +37,18 @@ def run_added(
             candidates = candidates.degrade(name)
             continue
         try:
-            stage: AddedStage = load(plugins.STAGES, name)
-            candidates = _changed(candidates, stage(replica, query, candidates))
+            candidates = apply_stage(load(plugins.STAGES, name), replica, query, candidates)
         except Exception:  # a plug-in may raise anything
             _log.exception("a stage failed", extra={"stage": name})
             candidates = candidates.degrade(name)
     return candidates
 
 
-def _changed(before: Candidates, after: Candidates) -> Candidates:
-    """The candidates with the changes that are allowed. Raises ValueError for scores of another shape, or
-    which aren't numbers any more."""
+def apply_stage(
+    stage: AddedStage, replica: Replica, query: Query, before: Candidates
+) -> Candidates:
+    """The candidates with the changes that are allowed. Raises ValueError for wrong ones."""
+    after = stage(replica, query, before)
     open_N = before.open_N & after.open_N
     changed = replace(before, added=after.added, open_N=open_N, removed=after.removed)
     lost_N = np.isfinite(before.final_N) & ~np.isfinite(changed.final_N)

@@ -66,12 +66,13 @@ class Source(Protocol):
         Each millisecond is one of the answer's."""
 
 
-def _run_plugin(
+def run_source(
     source: Source, replica: Replica, query: Query, viewer: RequestFeatures, allowed: Bitmap, k: int
 ) -> Indices:
+    """The result of a plug-in. Raises ValueError or IndexError for a wrong one."""
     indices = source(replica, query, viewer, allowed, k)
-    if not allowed[indices].all():
-        raise ValueError("a source returns items that aren't allowed")
+    if indices.shape != (len(indices),) or not allowed[indices].all():
+        raise ValueError(f"a source returns {indices}, expected an array (n,) of allowed items")
     return indices
 
 
@@ -128,7 +129,7 @@ class Retrieval:
             try:
                 if name not in self._sources:
                     source = self._load(plugins.SOURCES, name)
-                    self._sources[name] = partial(_run_plugin, source, self.replica)
+                    self._sources[name] = partial(run_source, source, self.replica)
                 retrieved = list(
                     dict.fromkeys(self._sources[name](query, viewer, allowed, share).tolist())
                 )
