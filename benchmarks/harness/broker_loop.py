@@ -25,7 +25,7 @@ from parameter_server.storage.durable_shard import DurableShard, ShardStorage
 from recsys.config.system_config import Config
 from recsys.events.event_types import Event, Item, User
 from recsys.events.hashing import Id
-from recsys.events.records import DELTAS, EVENTS, ITEMS
+from recsys.events.records import DELTAS, EVENTS, ITEMS, record_of
 from recsys.features.feature_set import FeatureSet
 from recsys.features.session import Session
 from recsys.log.protocol import Append, Log
@@ -33,7 +33,6 @@ from recsys.model.model import build_model
 from recsys.process.open_log import create_topics, open_log
 from replay.datasets.app_dataset import feature_set_of
 from replay.datasets.dataset import Dataset
-from replay.feature_replay import record_of
 from replay.player import Player
 from replay.replay_run import (
     NOTHING_MORE,

@@ -23,6 +23,7 @@ from msgspec.structs import replace as changed
 
 from benchmarks.harness.local_system import DurableShards
 from examples.short_video.demo_data import warmup_from_world
+from examples.short_video.feature_replay import FeatureReplay
 from parameter_server.shard.lanes import RowGradients, StepSum
 from parameter_server.shard.shard import Shard, ShardSpec, part_of
 from parameter_server.storage import snapshots
@@ -39,7 +40,6 @@ from recsys.model.model import build_model
 from recsys.process.latency_tuning import freeze_gc
 from recsys.process.open_log import create_topics, open_log
 from replay.direct_loop import Joiners
-from replay.feature_replay import FeatureReplay
 from training.candidates.shadow import Shadow
 from training.continual.learner import Learner
 from training.continual.worker import Worker

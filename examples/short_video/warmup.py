@@ -1,7 +1,7 @@
 """Warm-up: appends past events to a new system's log, so that its parts have learned them before viewers
 come.
 
-The events are written as the server would have written them (``replay.feature_replay``), shifted so that the
+The events are written as the server would have written them (``examples.short_video.feature_replay``), shifted so that the
 last one happens now; the real parts fold, join and learn them like any others. ``state/warmup.json`` keeps
 the progress, so that a warm-up that was killed goes on without duplicates.
 
@@ -17,14 +17,14 @@ from typing import Final
 
 import msgspec
 
+from examples.short_video.feature_replay import FeatureReplay
 from recsys.config.system_config import Config
 from recsys.events.event_types import Event, Impression, Item
 from recsys.events.field_schema import Schema
-from recsys.events.records import EVENTS, ITEMS
+from recsys.events.records import EVENTS, ITEMS, record_of
 from recsys.features.feature_set import FeatureSet
 from recsys.log.protocol import Log
 from recsys.process.part_process import owned_folder, write_atomically
-from replay.feature_replay import FeatureReplay, record_of
 
 FILE: Final = "warmup.json"
 BATCH: Final = 1_000  # records in one append

@@ -9,9 +9,9 @@ from typing import Any, Final, TypeVar
 
 import msgspec
 
-from recsys.events.event_types import FeatureBlock, Stamp
-from recsys.events.hashing import Id
-from recsys.log.protocol import Topic
+from recsys.events.event_types import Event, FeatureBlock, Item, Stamp, encode
+from recsys.events.hashing import Id, partition_of
+from recsys.log.protocol import Append, Topic
 
 R = TypeVar("R")
 
@@ -290,3 +290,11 @@ _decoders: dict[type, "msgspec.msgpack.Decoder[Any]"] = {}
 _non_example_decoder: "msgspec.msgpack.Decoder[ErasedExample | Forget]" = msgspec.msgpack.Decoder(
     ErasedExample | Forget
 )
+
+
+def record_of(event: Event, partitions: int) -> Append:
+    """The record of an event: on ``items``, or in its user's partition of ``events``."""
+    if isinstance(event, Item):
+        return Append(0, str(event.item_id).encode(), encode(event))
+    user_id = getattr(event, "user_id", "")
+    return Append(partition_of(user_id, partitions), str(user_id).encode(), encode(event))

@@ -23,12 +23,11 @@ from recsys.app.definition import App
 from recsys.clock import wall_ms
 from recsys.config.system_config import Config
 from recsys.events.event_types import Event, Item, Rejected, decode, encode
-from recsys.events.records import EVENTS, ITEMS, STEPS
+from recsys.events.records import EVENTS, ITEMS, STEPS, record_of
 from recsys.log.protocol import Append, Log, read_range
 from recsys.process.part_process import write_atomically
 from replay.datasets.mapped_files import MappedFiles
 from replay.direct_loop import DirectLoop
-from replay.feature_replay import record_of
 from replay.player import Player
 from replay.replay_run import Outputs, Progress, ReplayOptions, on_event_clock, replay_with
 from serving.sessions import counter_loop, session_loop

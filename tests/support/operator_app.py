@@ -7,10 +7,10 @@ import numpy as np
 from msgspec.structs import replace
 from numpy.typing import NDArray
 
+from examples.short_video.feature_replay import FeatureReplay
 from recsys.app.app_file import app_of
 from recsys.events.event_types import Engagement, Event, Impression, Item, ServedItem, User
 from recsys.events.hashing import uniforms
-from replay.feature_replay import FeatureReplay
 from tests.support.past_events import ToyPast
 
 DEFINITION = """

@@ -6,11 +6,11 @@ from dataclasses import dataclass, field
 
 from msgspec.structs import replace
 
+from examples.short_video.feature_replay import FeatureReplay
 from recsys.events.event_types import Event, Impression, Item, User
 from recsys.events.hashing import partition_of
 from recsys.features.feature_set import FeatureSet
 from recsys.features.session import Session
-from replay.feature_replay import FeatureReplay
 from serving.sessions.session_fold import fold_event, shown_keys
 from tests.support.small_feed import FEATURES, PARTITIONS, START_MS, feed
 from training.archive.recompute import (

@@ -8,6 +8,7 @@ import pytest
 
 from examples.short_video import demo_data, warmup
 from examples.short_video.dataset_warmup import warmup_from_dataset
+from examples.short_video.feature_replay import FeatureReplay
 from examples.short_video.warmup import WarmupData, warm_up
 from recsys.config.system_config import Config
 from recsys.events.event_types import (
@@ -25,7 +26,6 @@ from recsys.events.hashing import partition_of
 from recsys.events.records import EVENTS, ITEMS, topics
 from recsys.features.feature_set import FeatureSet
 from recsys.log.protocol import Append, LogUnavailable, MemoryLog
-from replay.feature_replay import FeatureReplay
 from training.joining.joiner import Joiner
 
 NOW_MS = 1_790_000_000_000

@@ -9,6 +9,7 @@ import msgspec
 import numpy as np
 import pytest
 
+from examples.short_video.feature_replay import FeatureReplay
 from recsys.events.event_types import (
     Engagement,
     Event,
@@ -28,7 +29,6 @@ from recsys.features.operator_state import OperatorState
 from recsys.features.operators import Derivation, Derived
 from recsys.features.running_rates import entity_of
 from recsys.features.session import Session
-from replay.feature_replay import FeatureReplay
 from tests.support.operator_app import APP, FEATURES, START_MS, events
 
 NO_ITEMS = np.zeros((0, 1), np.int64)

@@ -8,15 +8,14 @@ import msgspec
 import numpy as np
 
 from recsys.config.system_config import CovisitConfig
-from recsys.events.event_types import Engagement, Event, Impression, Item, User, encode
-from recsys.events.hashing import Id, partition_of
+from recsys.events.event_types import Engagement, Event, Impression, Item, User
+from recsys.events.hashing import Id
 from recsys.features.catalogue import Catalogue
 from recsys.features.covisits import Covisits
 from recsys.features.feature_builder import FeatureBuilder
 from recsys.features.feature_set import FeatureSet, Keys
 from recsys.features.item_counters import ItemCounters
 from recsys.features.session import Session
-from recsys.log.protocol import Append
 
 
 class FeatureReplay:
@@ -125,11 +124,3 @@ class FeatureReplay:
 
     def _at(self, time_ms: int) -> int:
         return max(0, time_ms + self.shift_ms)
-
-
-def record_of(event: Event, partitions: int) -> Append:
-    """The record of an event: on ``items``, or in its user's partition of ``events``."""
-    if isinstance(event, Item):
-        return Append(0, str(event.item_id).encode(), encode(event))
-    user_id = getattr(event, "user_id", "")
-    return Append(partition_of(user_id, partitions), str(user_id).encode(), encode(event))
