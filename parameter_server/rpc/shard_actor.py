@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
+from math import inf
 from pathlib import Path
 from typing import Any, Final
 
@@ -183,6 +184,22 @@ def _pieces(dense: Vector) -> list[bytes]:
 def find_shards(spec: ShardSpec) -> list[Any]:
     """Handles of a line's shards by part. Raises ValueError naming one that doesn't run."""
     return [_find_shard(spec, part) for part in range(spec.parts)]
+
+
+def await_shards(
+    spec: ShardSpec, is_over: Callable[[], bool], pause: Callable[[], object], most_s: float = inf
+) -> list[Any] | None:
+    """The shards of an epoch, which may be starting; None once ``is_over``. Raises ValueError after
+    ``most_s``."""
+    deadline = time.monotonic() + most_s
+    while not is_over():
+        try:
+            return find_shards(spec)
+        except ValueError:  # not started yet
+            if time.monotonic() > deadline:
+                raise
+            pause()
+    return None
 
 
 def running_shards(spec: ShardSpec) -> list[Any]:

@@ -10,16 +10,16 @@ deployment doesn't.
 ``ray stop`` would end every Ray on the machine, so it is never used: the head runs in this part's session.
 """
 
+import importlib
 import math
 import os
 import shutil
 import stat
-import subprocess
 import sys
 import sysconfig
 import tempfile
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from recsys.config.system_config import Config
 from recsys.process.part_process import Stop
@@ -32,6 +32,10 @@ _LOOPBACK: Final = "127.0.0.1"
 _OBJECT_STORE_BYTES: Final = 300_000_000  # small, since rows bypass Ray's object store
 # Paths of unix sockets may have 107 bytes at most: a state folder's path can be too long.
 _PREFIX: Final = "rs-"
+# Parts of the dashboard, each a process.
+_VIEWS: Final = (
+    "UsageStatsHead", "EventHead", "JobHead", "NodeHead", "ReportHead", "ServeHead", "StateHead", "TrainHead",
+)  # fmt: skip
 
 
 def head_environment(config: Config, plan: Plan, home: Path) -> dict[str, str]:
@@ -48,7 +52,6 @@ def head_environment(config: Config, plan: Plan, home: Path) -> dict[str, str]:
         "TMPDIR": str(home / "t"),
         STATE: str(Path(config.state).resolve()),
         "__RAY_WORKER_PROCESS_SETUP_HOOK_ENV_VAR": "runtime.parts.ray_worker.begin",
-        "AUTOSCALER_METRIC_PORT": str(plan.ray.autoscaler_metrics),
         "DASHBOARD_METRIC_PORT": str(plan.ray.dashboard_metrics),
         # Gloo would listen on the address of the host name.
         "GLOO_SOCKET_IFNAME": "lo" if sys.platform == "linux" else "lo0",
@@ -67,30 +70,45 @@ def head_environment(config: Config, plan: Plan, home: Path) -> dict[str, str]:
     return environment
 
 
-def command(config: Config, ports: RayPorts, folder: Path) -> list[str]:
-    """Builds the head's command line. With ``--block`` it runs until it is ended, and so do its services."""
-    ray = shutil.which("ray", path=sysconfig.get_path("scripts")) or "ray"
-    options = {
-        "node-ip-address": _LOOPBACK,
-        "port": ports.gcs,
-        "node-manager-port": ports.node_manager,
-        "object-manager-port": ports.object_manager,
-        "ray-client-server-port": ports.client,
-        "min-worker-port": 0,
-        "max-worker-port": 0,
-        "include-dashboard": str(config.serve.dashboard).lower(),
-        "dashboard-host": _LOOPBACK,
-        "dashboard-port": config.serve.dashboard_port,
-        "dashboard-agent-listen-port": ports.agent_http,
-        "dashboard-agent-grpc-port": ports.agent_grpc,
-        "runtime-env-agent-port": ports.runtime_env,
-        "metrics-export-port": ports.metrics,
-        "num-cpus": logical_cpus(config),
-        "object-store-memory": _OBJECT_STORE_BYTES,
-        "temp-dir": folder,
-    }
-    flags = [f"--{name}={value}" for name, value in options.items()]
-    return [sys.executable, ray, "start", "--head", "--block", "--disable-usage-stats", *flags]
+def start_head(config: Config, ports: RayPorts, folder: Path) -> Any:
+    """Starts the head's processes as children of this one, with its environment, and returns Ray's ``Node``.
+
+    Left out are processes that nothing here uses: autoscaler, Ray client server, log monitor, and the
+    dashboard's views of Ray Data and, without a Grafana, of metrics.
+    """
+    services: Any = importlib.import_module("ray._private.services")
+    node: Any = importlib.import_module("ray._private.node")
+    parameter: Any = importlib.import_module("ray._private.parameter")
+    views = [*_VIEWS, "MetricsHead"] if "RAY_GRAFANA_HOST" in os.environ else _VIEWS
+    start = services.start_ray_process
+
+    def start_process(command: list[str], kind: str, *arguments: Any, **named: Any) -> Any:
+        if kind == "dashboard" and config.serve.dashboard:
+            command = [*command, f"--modules-to-load={','.join(views)}"]
+        return start(command, kind, *arguments, **named)
+
+    services.start_ray_process = start_process
+    parameters = parameter.RayParams(
+        node_ip_address=_LOOPBACK,
+        gcs_server_port=ports.gcs,
+        node_manager_port=ports.node_manager,
+        object_manager_port=ports.object_manager,
+        min_worker_port=0,
+        max_worker_port=0,
+        include_dashboard=config.serve.dashboard,
+        dashboard_host=_LOOPBACK,
+        dashboard_port=config.serve.dashboard_port,
+        dashboard_agent_listen_port=ports.agent_http,
+        metrics_agent_port=ports.agent_grpc,
+        runtime_env_agent_port=ports.runtime_env,
+        metrics_export_port=ports.metrics,
+        num_cpus=logical_cpus(config),
+        object_store_memory=_OBJECT_STORE_BYTES,
+        temp_dir=str(folder),
+        no_monitor=True,
+        include_log_monitor=False,
+    )
+    return node.Node(parameters, head=True, shutdown_at_exit=False, spawn_reaper=False)
 
 
 def logical_cpus(config: Config) -> int:
@@ -108,39 +126,26 @@ def run(config: Config, stop: Stop) -> None:
     """Runs the head; part and head end together."""
     _, plan = launch_plan.read(config.state)
     home = fresh_home(Path(config.state) / "run" / "ray")
-    folder = home / "r"
-    head = subprocess.Popen(
-        command(config, plan.ray, folder),
-        env=head_environment(config, plan, home),
-        stdin=subprocess.DEVNULL,
-    )
+    environment = head_environment(config, plan, home)
+    os.environ.clear()
+    os.environ.update(environment)
+    head = start_head(config, plan.ray, home / "r")
     try:
-        while not _started(folder) and head.poll() is None:
-            if stop.wait(0.05, starting=True):
-                break
         check_closed(home)
         stop.heartbeat.address("gcs", f"{_LOOPBACK}:{plan.ray.gcs}")
         if config.serve.dashboard:
             stop.heartbeat.address("dashboard", dashboard_url(config))
         stop.heartbeat.address("metrics", f"http://{_LOOPBACK}:{plan.ray.metrics}/metrics")
-        while head.poll() is None and not stop.wait(0.2):
-            pass
-        if head.returncode is not None:
-            raise RuntimeError(
-                f"the Ray head ended with exit status {head.returncode}; its messages are in "
-                f"{config.state}/run/ray.out and under {folder}"
-            )
+        while not stop.wait(0.2):
+            for name, process in head.dead_processes():
+                raise RuntimeError(
+                    f"the Ray head's {name} ended with exit status {process.returncode}; its messages are in "
+                    f"{config.state}/run/ray.out and under {home / 'r'}"
+                )
     finally:
-        if head.poll() is None:
-            head.terminate()
-            head.wait()
+        head.kill_all_processes(check_alive=False, allow_graceful=True, wait=True)
     # After a crash the folder stays for diagnosis, until the next start.
     shutil.rmtree(home, ignore_errors=True)
-
-
-def _started(folder: Path) -> bool:
-    """Whether the head's services answer: then it writes this file."""
-    return (folder / "ray_current_cluster").exists()
 
 
 def fresh_home(link: Path) -> Path:

@@ -23,6 +23,7 @@ from runtime.supervision.processes import STATE
 # Modules of others, and the modules that change them as soon as they are imported: few workers import them.
 _CHANGES: Final = {
     "ray.serve._private.haproxy": "runtime.parts.haproxy_revival",
+    "ray.serve._private.proxy_state": "runtime.parts.no_fallback_proxy",
     "uvicorn.protocols.http.httptools_impl": "runtime.parts.header_deadline",
 }
 _ALONE: Final = -10  # nobody answers meanwhile; below 0 takes the rights of root

@@ -39,17 +39,13 @@ class RayPorts(msgspec.Struct, frozen=True):
     gcs: int
     node_manager: int
     object_manager: int
-    client: int
     agent_http: int
     agent_grpc: int
     runtime_env: int
     metrics: int
-    autoscaler_metrics: int
     dashboard_metrics: int
     haproxy_stats: int
     haproxy_metrics: int
-    fallback_proxy: int
-    fallback_grpc: int
 
 
 class Plan(msgspec.Struct, frozen=True, kw_only=True):

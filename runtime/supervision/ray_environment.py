@@ -26,6 +26,7 @@ def client_environment(config: Config, plan: Plan) -> dict[str, str]:
         "RAY_API_SERVER_ADDRESS": dashboard_url(config),
         # A Ray Train actor that records runs: the dashboard's Train view is empty without it.
         "RAY_TRAIN_ENABLE_STATE_TRACKING": "1" if config.serve.dashboard else "0",
+        "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # one node: it goes with all, or not at all
         **serve_environment(plan),
         "RAY_SERVE_LOG_ENCODING": "JSON" if config.logging.format == "json" else "TEXT",
         # Without this, "throughput optimized" leaves a driver's synchronous handles without an event loop.
@@ -55,8 +56,6 @@ def serve_environment(plan: Plan) -> dict[str, str]:
         "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "1",
         "RAY_SERVE_HAPROXY_STATS_PORT": str(ports.haproxy_stats),
         "RAY_SERVE_HAPROXY_METRICS_PORT": str(ports.haproxy_metrics),
-        "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(ports.fallback_proxy),
-        "RAY_SERVE_FALLBACK_PROXY_GRPC_PORT": str(ports.fallback_grpc),
     }
 
 

@@ -30,7 +30,7 @@ def ran(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
     config = small_config(folder)
     system = LocalSystem(config)
     asked = asyncio.run(swipe_and_learn(system, 20))
-    plans.write(config, Plan(ray=RayPorts(*range(14))))
+    plans.write(config, Plan(ray=RayPorts(*range(10))))
     return folder, asked
 
 

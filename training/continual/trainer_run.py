@@ -10,11 +10,14 @@ from typing import Final, TypeVar
 
 import msgspec
 
+from recsys.config.system_config import Config
 from recsys.observability.log_lines import LogThrottle
 from recsys.observability.tracer import Tracer
 from recsys.process.part_process import write_atomically
 from training.steps.step_trace import trace_step
 
+PART: Final = "trainer"
+NICE: Final = 5  # serving has priority over learning
 _COUNT_EVERY_S: Final = 2.0
 T = TypeVar("T")
 
@@ -131,3 +134,8 @@ def _read(file: Path, kind: type[T]) -> T | None:
 
 def _write(file: Path, value: msgspec.Struct) -> None:
     write_atomically(file, msgspec.json.encode(value))
+
+
+def run_of(config: Config) -> TrainerRun:
+    """Files of a system's trainer."""
+    return TrainerRun(Path(config.state) / "parts" / PART)

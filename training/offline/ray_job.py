@@ -18,7 +18,8 @@ from ray.train.collective import broadcast_from_rank_zero
 from ray.util.metrics import Gauge
 
 from recsys.process.part_process import write_atomically
-from training.continual.driver import meet, ray_trainer
+from training.continual.driver import ray_trainer
+from training.continual.worker_process import meet
 from training.offline.job import read_job, run_worker
 from training.offline.loop import LoopState
 from training.offline.trainer import LaneResult

@@ -57,3 +57,19 @@ def test_the_only_replica_starts_before_all_else(monkeypatch: pytest.MonkeyPatch
             assert ray_worker.another_answers()
         finally:
             replica.kill()
+
+
+def test_private_parts_of_ray_that_are_left_out_exist() -> None:
+    from ray._private.node import Node
+    from ray.serve._private.proxy_state import ProxyStateManager
+    from ray.train.v2._internal.execution.scaling_policy import FixedScalingPolicy
+    from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
+
+    for owner, name in (
+        (ProxyStateManager, "_start_fallback_proxy_if_needed"),
+        (FixedScalingPolicy, "_maybe_send_resource_request"),
+        (FixedScalingPolicy, "after_controller_start"),
+        (DataParallelTrainer, "_initialize_and_run_controller"),
+        (Node, "dead_processes"),
+    ):
+        assert hasattr(owner, name), name

@@ -14,7 +14,8 @@ BESIDE_PURE = (
     "training/archive/*", "recsys/log/*", "serving/retrieval/*", "serving/sessions/*", "serving/index/*",
     "serving/admission/*", "replay/*", "!replay/datasets/*", "!recsys/log/kafka_*",
     "!recsys/log/embedded_broker.py", "!serving/retrieval/ray_*", "!serving/sessions/session_store.py",
-    "!training/continual/driver.py", "!training/drift/offline_command.py",
+    "!training/continual/driver.py", "!training/continual/worker_process.py",
+    "!training/drift/offline_command.py",
 )  # fmt: skip
 
 
