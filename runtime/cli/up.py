@@ -153,7 +153,7 @@ def _plan(
     if resolved.model.ranker:
         plugins.find(plugins.MODELS, resolved.model.ranker.rpartition("@")[0])
     for name in resolved.route_plugins:
-        plugins.find(plugins.ROUTES, name)
+        plugins.load(plugins.ROUTES, name)
     try:
         check_installed(resolved.tracing.endpoint)
         spec_of(resolved)  # otherwise a part would fail with it, and never get ready

@@ -120,6 +120,11 @@ def test_a_file_is_an_experiment() -> None:
         ("weights.like: 2", "weights.lik: 2", r"g.yaml:9: policy.weights.lik is 2.0, .*long_view"),
         ("weights.like: 2", "weights: {lik: 2}", r"g.yaml:9: policy.weights.lik is 2.0, .*'watch'"),
         ("weights.like: 2", "sources.vectr: 2", r"g.yaml:9: policy.sources.vectr is 2, .*vector"),
+        (
+            "weights.like: 2",
+            "sources.near@1: 2",
+            r"g.yaml:9: there is no plug-in 'near' of the group",
+        ),
         ("weights.like: 2", "fixed.first: v1", r"g.yaml:9: policy.fixed.first is 'v1', .*0 to 99"),
         ("weights.like: 2", "fixed.1: true", r"g.yaml:9: policy.fixed.1 is True, .*item's id"),
         (

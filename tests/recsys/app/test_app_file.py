@@ -208,6 +208,12 @@ FAULTS = [
     ("history: {length: 201}", 1, "history.length is 201, expected a whole number of 0 to 200"),
     ("history:\n  all: true", 2, "unknown key 'all'; there are length, of"),
     ("sources:\n  magic: 3", 2, "unknown key 'magic'; there are again"),
+    (
+        "sources:\n  magic@1: 3",
+        2,
+        "sources: there is no plug-in 'magic' of the group 'recsys.sources'",
+    ),
+    ("sources: [popular]", 1, "expected a mapping, found ['popular']"),
     ("sources: {popular: many}", 1, "sources.popular is 'many', expected a whole number of 0 to 1"),
     ("sources: {popular: true}", 1, "sources.popular is True, expected a whole number of 0 to 100"),
     (

@@ -4,7 +4,7 @@ import pytest
 from recsys.events.event_types import Engagement, Impression, ServedItem, Verdict
 from recsys.features import source_credits
 from recsys.features.item_counters import ItemCounters
-from recsys.features.source_credits import ALL, KEYS, UNION, SourceCredits
+from recsys.features.source_credits import ALL, KEYS, UNION, SourceCredits, source_key
 from tests.support.small_feed import FEATURES
 
 NOW_MS = 1_790_000_000_000
@@ -23,7 +23,7 @@ def liked(request_id: str, item_id: str) -> Engagement:
 
 def counted(fold: ItemCounters, *names: str) -> list[list[float]]:
     """Engagements, and parts of engagements, by source."""
-    keys = np.array([{"all": ALL, "union": UNION}.get(name) or KEYS[name] for name in names])
+    keys = np.array([{"all": ALL, "union": UNION}.get(name) or source_key(name) for name in names])
     columns = [FEATURES.slow_counter("shown"), FEATURES.slow_counter("long_view")]
     out: list[list[float]] = fold.counters.read(keys, NOW_MS)[:, columns].round(3).tolist()
     return out
@@ -50,6 +50,13 @@ def test_an_engagement_counts_for_all_sources_of_its_item_and_is_divided_among_t
         [1, 0.5], [1, 0.5], [1, 1], [0, 0],
     ]  # fmt: skip
     assert {ALL, UNION, KEYS["fresh"]} <= set(fold.take_changed())
+
+
+def test_a_plug_in_has_credits_of_its_version() -> None:
+    fold = fold_of(served("r1", a=["near@1", "popular"]), liked("r1", "a"))
+    assert counted(fold, "union", "near@1", "popular", "near@2") == [
+        [1, 1], [1, 0.5], [1, 0.5], [0, 0],
+    ]  # fmt: skip
 
 
 def test_a_quarantine_takes_credits_back() -> None:

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+from importlib.metadata import EntryPoint, EntryPoints
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from examples.plugin_package.recsys_example_plugins import access_log
+from recsys import plugins
 from recsys.app.app_file import app_of
 from recsys.app.data_files import DataFiles
 from recsys.events.event_types import Engagement, Event, Impression, Item, User
@@ -139,13 +142,34 @@ def test_broken_lines_of_json(tmp_path: Path) -> None:
         ("log.csv", "who,what\n1,2\n", "the columns user, item, time .*it has who, what"),
         ("log.parquet", "nonsense", "a file that can be read"),
         ("log.csv.gz", "nonsense", "a file that can be read"),
-        ("log.xlsx", "nonsense", "a file that ends in .csv"),
+        ("log.xlsx", "nonsense", "a file that ends in .csv.* no plug-in 'xlsx' of the group"),
     ],
 )
 def test_files_that_cannot_be_read(tmp_path: Path, name: str, text: str, expected: str) -> None:
     data = dataset(write(tmp_path / name, text))
     with pytest.raises(DataError, match=f"{name}.*{expected}"):
         list(data.events())
+
+
+def test_a_plug_in_reads_files_that_end_in_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = "examples.plugin_package.recsys_example_plugins"
+    entries = [EntryPoint("access", f"{module}:access_log", plugins.READERS)]
+    entries += [EntryPoint("broken", "json:loads", plugins.READERS)]
+    monkeypatch.setattr(plugins, "entry_points", lambda group: EntryPoints(entries))
+    file = write(tmp_path / "log.access.gz", gzip.compress(access_log.sample))
+    bad: list[BadRow] = []
+    files = {"interactions": CLICKS | {"unit": "iso"}}
+    data = MappedFiles(
+        app_of("shown: clicks"), msgspec.convert(files, DataFiles), [file],
+        refuse=lambda file, row: bad.append(row),
+    )  # fmt: skip
+    pairs = [(user, item) for _, user, item, _ in seen(data.events())]
+    assert pairs == [("bo", "v8"), ("ana", "v7")]
+    assert [(row.line, row.reason) for row in bad] == [(3, "expected a request")]
+    with pytest.raises(DataError, match="log.broken: a file that can be read .the JSON object"):
+        list(dataset(write(tmp_path / "log.broken", "{}")).events())
 
 
 @pytest.mark.parametrize("number", ["1e300", "1" * 400, "1" * 40])

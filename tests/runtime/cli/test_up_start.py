@@ -47,6 +47,15 @@ def test_a_plug_in_that_is_not_installed_is_refused(
     wrong = replace(config, serve=replace(config.serve, routes=("shpo",)))
     assert up.start(wrong) == 1
     assert "no plug-in 'shpo' of the group 'recsys.routes'" in capsys.readouterr().err
+    wrong = replace(config, serve=replace(config.serve, routes=("tests.support.ending_plugin:f",)))
+    assert up.start(wrong) == 1
+    assert "(SystemExit: 3): pip install its package again" in capsys.readouterr().err
+    wrong = replace(config, serve=replace(config.serve, stages=("shrt@1",)))
+    assert up.start(wrong) == 1
+    assert "no plug-in 'shrt' of the group 'recsys.stages'" in capsys.readouterr().err
+    wrong = replace(config, policy=replace(config.policy, sources={"auhtor@1": 5}))
+    assert up.start(wrong) == 1
+    assert "no plug-in 'auhtor' of the group 'recsys.sources'" in capsys.readouterr().err
     wrong = replace(config, model=replace(config.model, ranker="sequnce@1"))
     assert up.start(wrong) == 1
     assert "no plug-in 'sequnce' of the group 'recsys.models'" in capsys.readouterr().err

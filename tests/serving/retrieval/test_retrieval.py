@@ -6,6 +6,7 @@ import msgspec
 import numpy as np
 import pytest
 
+from examples.plugin_package.recsys_example_plugins import SameAuthor
 from recsys.arrays.bitmap import Bitmap
 from recsys.config.policy_config import SOURCES, PolicyConfig
 from recsys.events.event_types import Engagement, Impression
@@ -59,6 +60,23 @@ def test_the_policy_names_the_sources_that_there_are() -> None:
     assert collect(made(), {"vectr": 3}).failed == [
         "vectr"
     ]  # no policy has it: it is refused before
+
+
+def test_a_plug_in_is_a_source_and_a_wrong_result_of_it_counts_as_failed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    name = "examples.plugin_package.recsys_example_plugins:same_author@1"
+    replica, wanted = made(), np.arange(40) % 2 == 0
+    found = collect(replica, {name: 4}, wanted, liked=(3, 8))
+    same = [n for n in range(39, -1, -1) if n % 9 == 8 and wanted[n]]  # as v8, the one liked last
+    assert found.failed == [] and [*found.sources][:2] == same[:2]
+    assert found.sources[same[0]] == [name] and all(wanted[index] for index in found.sources)
+    other = name.replace("@1", "@2")
+    assert collect(replica, {other: 4}, liked=(3, 8)) == ({}, [other])
+    for wrong in ([1, 2], np.array([1]), np.array([400]), np.array([[2]]), np.array([0.5])):
+        monkeypatch.setattr(SameAuthor, "__call__", lambda *_, wrong=wrong: wrong)
+        both = collect(replica, {name: 4, "fresh": 3}, wanted)
+        assert both.failed == [name] and {*map(tuple, both.sources.values())} == {("fresh",)}
 
 
 def test_every_source_keeps_to_its_share_and_to_what_is_wanted() -> None:
