@@ -1,4 +1,4 @@
-"""A system with plug-ins: answers are explained to the bit, and a missing plug-in is named with the remedy."""
+"""A system with plug-ins: answers are explained to the bit; a missing plug-in is named with the remedy."""
 
 import asyncio
 from dataclasses import replace
