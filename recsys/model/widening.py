@@ -25,14 +25,19 @@ def widened(
     """A snapshot's arrays of the model of ``before`` as those of ``after``."""
     if before == after:
         return arrays
-    if config.ranker:
-        raise ValueError(
-            f"model.ranker is {config.ranker!r}, and only the built-in one can begin from a model of other "
-            "features: train a candidate on the new features (recsys offline) and propose it"
-        )
+    check_widens(config)
     places = _places(before, after, config)
     moved = {name: np.where(places >= 0, arrays[name][places], 0) for name in _VECTORS}
     return arrays | {name: vector.astype(np.float32) for name, vector in moved.items()}
+
+
+def check_widens(config: ModelConfig) -> None:
+    """Raises ValueError for a ranker that can't begin from a model of other features."""
+    if config.ranker:
+        raise ValueError(
+            f"model.ranker is {config.ranker!r}, and only the built-in one can begin from a model of other "
+            "features: propose a candidate with the built-in ranker first"
+        )
 
 
 def _places(before: FeatureSet, after: FeatureSet, config: ModelConfig) -> NDArray[np.int64]:

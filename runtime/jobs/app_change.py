@@ -13,12 +13,13 @@ from recsys.app.app_file import APP_FILE, read_app, text_of
 from recsys.app.change import read_change
 from recsys.app.set_loops import SetsInUse
 from recsys.clock import wall_ms
-from recsys.config.system_config import Config
+from recsys.config.system_config import Config, ModelConfig
 from recsys.events.control_records import ALONE, ANSWERS, FOLDED, Candidate, Definition, ModelSize
 from recsys.events.records import EVENTS
-from recsys.features.feature_set import set_text
+from recsys.features.feature_set import FeatureSet, set_text
 from recsys.features.feature_set_file import feature_set
 from recsys.log.protocol import Log
+from recsys.model.widening import check_widens
 from recsys.model.wider_set import covers, united
 from recsys.process.part_process import read_beat, run_folder, write_atomically
 from runtime.jobs.director_requests import send
@@ -85,6 +86,8 @@ class AppChange:
         self.app, wanted = read_change(self._text, file, read_app(self._stored), read)
         self.features = self.app.feature_set(read.kind)
         check_accepted(config, self.features)
+        if self._reads() != self.features:
+            check_widens(self._model())
         self._before = in_use.answers
         self.logged = self._before if covers(self._before, wanted) else wanted
         if self.logged is not self._before:
@@ -119,16 +122,25 @@ class AppChange:
         app, digest = self._text, self.app.digest
         send(self._log, Definition(digest=digest, stage=stage, app=app, time_ms=wall_ms(), **texts))
 
+    def _reads(self) -> FeatureSet:
+        """The features that live reads."""
+        lifecycle, epoch = self._control.lifecycle, self._control.live_epoch(MAIN)
+        return features_at(self._first, lifecycle, MAIN, epoch)
+
+    def _model(self) -> ModelConfig:
+        """The model that is live."""
+        lifecycle, epoch = self._control.lifecycle, self._control.live_epoch(MAIN)
+        return config_at(self._config, lifecycle, MAIN, epoch).model
+
     def _propose(self) -> str:
         self._control.turn()
-        lifecycle, epoch = self._control.lifecycle, self._control.live_epoch(MAIN)
-        if features_at(self._first, lifecycle, MAIN, epoch) == self.features:
+        if self._reads() == self.features:
             return ""
-        text = set_text(self.features)
+        lifecycle, text = self._control.lifecycle, set_text(self.features)
         state = candidate_for(lifecycle, text)
         if state is not None and state.active:
             return state.line
-        model = config_at(self._config, lifecycle, MAIN, epoch).model
+        model = self._model()
         size = ModelSize(model.dim, model.hidden, text, model.ranker)
         name = f"{FEATURES}-{self.features.digest[:8]}-{len(lifecycle.candidates)}"  # used once
         candidate = Candidate(line=name, registry="", kind=FEATURES, time_ms=wall_ms(), size=size)

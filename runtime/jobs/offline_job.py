@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import typer
+from msgspec import UNSET
 
 from recsys.clock import wall_ms
 from recsys.config.loader import load
@@ -47,6 +48,7 @@ from training.offline.distill import SHARE, checked_share
 from training.offline.loop import Plan
 from training.offline.teacher_labels import choose_teacher
 
+_BUILT_IN: Final = "built-in"  # of --ranker
 _WORK: Final = ".work"  # within the registry, which all nodes reach
 
 
@@ -146,7 +148,7 @@ def _student(options: OfflineOptions, system: ModelConfig) -> tuple[ModelConfig,
     Raises ValueError for invalid options, before hours of examples are read.
     """
     if not options.student:
-        ranker = options.ranker or system.ranker
+        ranker = UNSET if options.ranker == _BUILT_IN else options.ranker or system.ranker
         ranker_of(ranker)
         return replace(system, ranker=ranker), 0.0
     if options.teacher:

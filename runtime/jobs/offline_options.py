@@ -38,7 +38,7 @@ class OfflineOptions:
         str, Option(help="Train a smaller model by distillation, e.g. dim=8,hidden=64x32.")
     ] = ""
     ranker: Annotated[
-        str, Option(help="Train this plug-in instead of the ranker: NAME@VERSION, e.g. sequence@1.")
+        str, Option(help="Ranker of the model: a plug-in, NAME@VERSION, or built-in.")
     ] = ""
     teacher: Annotated[
         str, Option(help="Teacher candidate; by default the live line, as it served.")

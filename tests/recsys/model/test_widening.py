@@ -53,7 +53,9 @@ def predict(model: Model, request: RequestFeatures) -> NDArray[np.float32]:
 def test_another_ranker_does_not_begin_from_a_narrower_model() -> None:
     arrays, plugin = trained(FEATURES)[1], replace(CONFIG, ranker="sequence@1")
     assert widened(arrays, FEATURES, FEATURES, plugin) is arrays
-    with pytest.raises(ValueError, match="model.ranker is 'sequence@1', .* train a candidate on"):
+    with pytest.raises(
+        ValueError, match="model.ranker is 'sequence@1', .* with the built-in ranker first"
+    ):
         widened(arrays, FEATURES, DAY, plugin)
 
 

@@ -23,7 +23,7 @@ from recsys.features import feature_set_file as feature_sets
 from recsys.model.model import build_model
 from recsys.process.open_log import open_log
 from runtime.cli.main import COMMANDS, load
-from runtime.jobs.offline_job import run
+from runtime.jobs.offline_job import _student, run
 from runtime.supervision import launch_plan as plans
 from tests.support.archived_examples import COUNT, MINUTE_MS, archived, at, remove_hour
 from tests.support.offline_command import CONFIG, arrays_of, asked, state_with_archive
@@ -79,12 +79,14 @@ def test_a_candidate_may_have_the_ranker_of_a_plug_in(system: Path, tmp_path: Pa
     assert model_config(provenance) == model and provenance.kind == "offline"
     assert model_size_of(provenance, MODEL) == ModelSize(4, (8,), ranker=SEQUENCE)
     arrays, network = arrays_of(tmp_path, done["candidate"]), build_model(FEATURES, model)
-    learned, start = arrays["dense/values"], network.read_dense()
-    assert len(learned) == len(start)
+    learned = arrays["dense/values"]
+    assert len(learned) == network.dense_size()
     head = network.ranker.get_parameter("head.weight")
     assert not head.any(), "begins as the built-in one"
     network.write_dense(learned)
     assert head.any() and 0 < provenance.metrics["last_day.log_loss"] < 2
+    assert _student(asked(system, tmp_path), model)[0] == model
+    assert _student(asked(system, tmp_path, ranker="built-in"), model)[0] == MODEL
 
 
 def test_now_is_as_far_as_the_archive_has_come(system: Path, tmp_path: Path) -> None:

@@ -127,6 +127,17 @@ def test_a_new_feature_is_folded_then_logged_then_learned(shop: Shop) -> None:
         keep_definition(shop.config, app_of(NARROWER), shop.file)
 
 
+def test_a_plug_in_that_is_live_keeps_its_features(shop: Shop) -> None:
+    size = ModelSize(16, (128, 64), ranker="sequence@1")
+    send(shop.log, Live(line="main", epoch=1, size=size))
+    records = shop.records()
+    with pytest.raises(
+        ValueError, match="model.ranker is 'sequence@1', .* the built-in ranker first"
+    ):
+        shop.apply(WIDER)
+    assert shop.records() == records and shop.stored.read_text("utf-8") == TEXT
+
+
 def test_a_removed_feature_needs_no_new_state(shop: Shop) -> None:
     name, parts = shop.apply(NARROWER)
     assert parts.seen == [] and stages(shop.log) == [ALONE]
