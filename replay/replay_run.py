@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from recsys.config.system_config import Config, JoinConfig, StepConfig
-from recsys.events.event_types import Engagement, Event, Item, User
+from recsys.events.event_types import Engagement, Event, Impression, Item, User
 from recsys.events.field_schema import CATEGORICAL
 from recsys.events.hashing import Id
 from replay.datasets.app_dataset import OfApp, feature_set_of
@@ -115,13 +115,16 @@ class ScoreRecorder:
         of_all = impression.request_id, impression.user_id, impression.time_ms, scored.line, version
         items = [served.item_id for served in impression.items]
         self._open.append((of_all, items, scored.probabilities_NL.copy()))
-        newest, user_id = (impression.request_id, impression.time_ms), str(impression.user_id)
-        self._newest.update(((user_id, str(item)), newest) for item in items)
         context = str(impression.context.get(self._context_field or "", ""))
         code = self._contexts.setdefault(context, len(self._contexts))
         self._context_of_row.extend([code] * len(items))
         if self._horizon_ms is not None:
             self._close(impression.time_ms - self._horizon_ms)
+
+    def shown(self, impression: Impression) -> None:
+        """Takes a list when it is shown, which may be before it is scored."""
+        newest, user_id = (impression.request_id, impression.time_ms), str(impression.user_id)
+        self._newest.update(((user_id, str(item.item_id)), newest) for item in impression.items)
 
     def happened(self, engagement: Engagement) -> None:
         place = self._places.get(engagement.kind)
@@ -255,7 +258,9 @@ def replay_with(
             if probe is not None:
                 probe.before(event)
             for played in player.as_lists(event):
-                if isinstance(played, Engagement):
+                if isinstance(played, Impression):
+                    recorder.shown(played)
+                elif isinstance(played, Engagement):
                     recorder.happened(played)
                 player.play(played)
         player.flush()

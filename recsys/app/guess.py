@@ -87,7 +87,7 @@ def guess(name: str, samples: Mapping[str, Columns], given: Mapping[str, str]) -
             kinds = {n: _kind_of(v) for n, v in columns.items() if n != roles[part]}
             field_names = _distinct({n: _clean(n) for n in kinds}, RESERVED)
             out.definition["fields"][part] = {field_names[n]: k for n, k in kinds.items() if k}
-            units = [_unit(columns[n]) for n, k in kinds.items() if k == "time"]
+            units = [_unit(_present(columns[n])) for n, k in kinds.items() if k == "time"]
             named = {name: n for n, name in field_names.items()}
             about: dict[str, Any] = {"unit": units[0]} if units else {}
             tables[kind] = Entities(files=[file], id=roles[part], fields=named, **about)
@@ -235,7 +235,7 @@ def _repeats(columns: Columns, roles: Mapping[str, str]) -> bool:
 
 def _kind_of(values: Sequence[Any]) -> Any:
     """The kind of a field; empty for content such as titles."""
-    some = [x for x in values if x not in (None, "")]
+    some = _present(values)
     if not some:
         return ""
     if any(isinstance(x, list) for x in some):
@@ -251,6 +251,10 @@ def _kind_of(values: Sequence[Any]) -> Any:
         return "list"
     most = max(min(20, len(some) // 2), len(some) // 4)
     return "category" if len(set(map(str, some))) <= most else ""
+
+
+def _present(values: Sequence[Any]) -> list[Any]:
+    return [x for x in values if x not in (None, "")]
 
 
 def _is_flag(values: Sequence[Any]) -> bool:

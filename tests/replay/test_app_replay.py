@@ -90,6 +90,19 @@ def test_a_log_is_replayed_by_its_definition_without_a_dataset_file(tmp_path: Pa
     assert scores[late & opened].mean() > scores[late & ~opened].mean() + 0.2
 
 
+def test_engagements_without_a_request_label_the_newest_list_with_their_item(
+    tmp_path: Path,
+) -> None:
+    lines = [
+        dict(line, request_id="") if line["type"] == "engagement" else line for line in slates()
+    ]
+    named, unnamed = (
+        run(folder_of(tmp_path / name, log), NEWS).predictions
+        for name, log in (("named", slates()), ("unnamed", lines))
+    )
+    assert list(unnamed.labels["open"]) == list(named.labels["open"])
+
+
 def test_kinds_that_are_not_declared_are_counted_and_left_out(tmp_path: Path) -> None:
     lines = slates()
     lines.append(dict(lines[-1], kind="stare", time_ms=START_MS + 10**7))

@@ -102,10 +102,13 @@ def test_an_engagement_without_a_request_belongs_to_the_newest_list_with_its_ite
 ) -> None:
     monkeypatch.setattr(replay_run, "_BLOCK", 1)
     recorder = ScoreRecorder(["click"], None, horizon_ms=100)
-    recorder.scored(scored("r1", "a", "b", at_ms=0))
-    recorder.scored(scored("r2", "a", at_ms=10))
+    first, second = scored("r1", "a", "b", at_ms=0), scored("r2", "a", at_ms=10)
+    for each in (first, second):
+        recorder.shown(each.impression)
     for item in ("a", "b", "never shown"):
         recorder.happened(happened("", item, "click", 20))
+    recorder.scored(first)  # scores come later
+    recorder.scored(second)
     recorder.scored(scored("r3", "c", at_ms=1_000))
     assert ("u", "b") not in recorder._newest, "its list is written"
     assert list(recorder.predictions().labels["click"]) == [0, 1, 1, 0]

@@ -261,3 +261,10 @@ def test_a_file_that_a_table_names_belongs_to_it() -> None:
     columns = ["user", "id", "price", "size"]
     assert files.kind_of(columns, "log.csv") == "interactions"
     assert files.kind_of(columns, "items.csv") == files.kind_of(columns) == "items"
+
+
+def test_times_of_items_may_be_missing(tmp_path: Path) -> None:
+    items: Columns = {"item": list("abcd"), "published_at": ["2024-05-01", None, "", "2024-05-02"]}
+    app, files = read(tmp_path, {"ratings.csv": ratings(), "items.jsonl": items})
+    assert app.fields["item"]["published_at"].kind == "time"
+    assert files.items is not None and files.items.unit == "iso"
