@@ -1,8 +1,7 @@
 """The suite of ``recsys check PACKAGE``: runs the contracts of a group on each plug-in of a package."""
 
-from collections.abc import Iterator
 from importlib.metadata import EntryPoint
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 
@@ -29,25 +28,26 @@ class Outcome(msgspec.Struct):
     reason: str = ""
 
     def __str__(self) -> str:
-        status = (
-            f"BROKEN {self.contract}: {self.reason}" if self.reason else f"kept   {self.contract}"
-        )
-        return f"{self.group} {self.plugin}  {status}"
+        status = f"BROKEN: {self.reason}" if self.reason else "kept"
+        return f"{self.group} {self.plugin}, {self.contract}: {status}"
 
 
-def check_plugin(entry: EntryPoint) -> Iterator[Outcome]:
-    """Checks a plug-in against all contracts of its group."""
+def check_plugin(entry: EntryPoint) -> list[Outcome]:
+    """Outcomes of all contracts of the plug-in's group."""
     try:
         plugin = plugins.load(entry.group, entry.name)
     except ValueError as error:
-        yield Outcome(entry.group, entry.name, "import", str(error))
-        return
-    yield Outcome(entry.group, entry.name, "import")
-    for name, contract in CONTRACTS.get(entry.group, {}).items():
-        try:
-            contract(plugin)
-        except Exception as error:  # a plug-in may raise anything
-            reason = f"{type(error).__name__}: {error}"
-            yield Outcome(entry.group, entry.name, name, reason)
-        else:
-            yield Outcome(entry.group, entry.name, name)
+        return [Outcome(entry.group, entry.name, "import", str(error))]
+    contracts = CONTRACTS.get(entry.group, {"import": lambda _: None})
+    return [
+        Outcome(entry.group, entry.name, name, _fault(contract, plugin))
+        for name, contract in contracts.items()
+    ]
+
+
+def _fault(contract: Contract, plugin: Any) -> str:
+    try:
+        contract(plugin)
+    except Exception as error:  # a plug-in may raise anything
+        return f"{type(error).__name__}: {error}"
+    return ""

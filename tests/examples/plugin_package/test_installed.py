@@ -40,7 +40,7 @@ def test_the_installed_package_is_found_and_checked(tmp_path: Path) -> None:
     assert used.stdout.strip() == "near", used.stderr
     checked = run(site, "-c", CHECK)
     assert checked.returncode == 0, checked.stdout + checked.stderr
-    assert len(checked.stdout.splitlines()) > 20 and "BROKEN" not in checked.stdout
+    assert len(checked.stdout.splitlines()) > 15 and "BROKEN" not in checked.stdout
 
     module = site / "recsys_example_plugins.py"
     code = module.read_text()
@@ -52,8 +52,8 @@ def test_the_installed_package_is_found_and_checked(tmp_path: Path) -> None:
     checked = run(site, "-c", CHECK)
     assert checked.returncode == 1
     broken = [line for line in checked.stdout.splitlines() if "BROKEN" in line]
-    assert {line.split()[1] for line in broken} == {"same_author"}
-    assert any("BROKEN same output: Broken: two calls with sample" in line for line in broken)
+    assert {line.split()[1] for line in broken} == {"same_author,"}
+    assert any("same output: BROKEN: ValueError: two calls with one" in line for line in broken)
     module.write_text("raise RuntimeError('no licence')")
     checked = run(site, "-c", CHECK)
     assert checked.returncode == 1 and checked.stdout.count("no licence): pip install") == 4
