@@ -18,11 +18,15 @@ from recsys.events.hashing import Id
 
 LIST: Final = 10
 LONG_LIST: Final = 20  # items over which a topic's share is measured
-LIKED: Final = 10  # liked items of a topic
+LIKES: Final = (1, 3, 10)  # liked items of a topic after which its share is measured
+LIKED: Final = LIKES[-1]
 MAX_SWIPES: Final = 150  # until that many items of the topic have been shown
 TOPICS: Final = 5
 NEW_VIEWERS: Final = 10  # their first items determine the common topics
 RATIO_BAR: Final = 3.0
+FIRST_BAR: Final = 1 / 3  # share of a topic after one like
+TASTE_BAR: Final = 0.6  # after ten: a clear majority
+RUN_BAR: Final = 4  # items of a topic one after the other
 SESSION_BAR_MS: Final = 250.0
 SERVED_BAR_MS: Final = 5_000.0
 SAMPLES: Final = 120
@@ -124,18 +128,20 @@ def tags_of(answer: Recommendations) -> list[list[str]]:
 
 @dataclass(frozen=True)
 class TopicResult:
-    """A topic's share of a new viewer's items before and after liking it, and of another new viewer's."""
+    """A topic's share of a new viewer's items, before and after so many likes, and of another new viewer's.
+    ``run``: most items of the topic one after the other."""
 
     tag: str
     before: float
-    after: float
+    shares: dict[int, float]
+    run: int
     others: float
     swipes: int
     steps: tuple[int, int]
 
     @property
     def ratio(self) -> float:
-        return figures.ratio(self.before, self.after, LONG_LIST)
+        return figures.ratio(self.before, self.shares[LIKED], LONG_LIST)
 
 
 def choose_topics(viewer: Viewer) -> list[str]:
@@ -150,6 +156,7 @@ def try_topic(viewer: Viewer, tag: str) -> TopicResult:
     """Simulates a new viewer who likes items with a tag and skips the others."""
     user_id = f"check-{tag}"
     first = viewer.recommend(user_id, LONG_LIST)
+    lists: dict[int, Recommendations] = {}
     liked = swipes = 0
     while liked < LIKED and swipes < MAX_SWIPES:
         answer = viewer.recommend(user_id, LIST)
@@ -161,17 +168,21 @@ def try_topic(viewer: Viewer, tag: str) -> TopicResult:
                 liked += 1
                 watch_ms = int(item.fields.get("duration_ms") or 10_000)
                 viewer.engage(answer, user_id, item.item_id, ("like", None), ("view", watch_ms))
+                if liked in LIKES:
+                    viewer.await_session(user_id, item.item_id)
+                    lists[liked] = viewer.recommend(user_id, LONG_LIST)
             else:
                 viewer.engage(answer, user_id, item.item_id, ("skip", None), ("view", 600))
             if liked == LIKED:
                 break
         viewer.await_session(user_id, item.item_id)
-    after = viewer.recommend(user_id, LONG_LIST)
+    after = lists.setdefault(LIKED, viewer.recommend(user_id, LONG_LIST))
     others = viewer.recommend(f"{user_id}-other", LONG_LIST)
     return TopicResult(
         tag,
         figures.share_of(tag, tags_of(first)),
-        figures.share_of(tag, tags_of(after)),
+        {likes: figures.share_of(tag, tags_of(answer)) for likes, answer in lists.items()},
+        max(figures.longest_run(tag, tags_of(answer)) for answer in lists.values()),
         figures.share_of(tag, tags_of(others)),
         swipes,
         (_step(first), _step(after)),
@@ -179,21 +190,27 @@ def try_topic(viewer: Viewer, tag: str) -> TopicResult:
 
 
 def topic_figures(results: Sequence[TopicResult]) -> dict[str, Figure]:
-    """Judges the median over topics, and lists each topic."""
+    """Judges the median over topics, or the topic that fits worst, and lists each topic."""
     by_topic = {
         f"topic_{topic.tag}": Figure(
-            f"{topic.before:.0%} → {topic.after:.0%} after {topic.swipes} swipes, others "
-            f"{topic.others:.0%}, steps {topic.steps[0]} → {topic.steps[1]}"
+            f"{topic.before:.0%}, after likes "
+            + ", ".join(f"{likes}: {share:.0%}" for likes, share in topic.shares.items())
+            + f", {topic.swipes} swipes, longest run {topic.run}, others {topic.others:.0%}, "
+            f"steps {topic.steps[0]} → {topic.steps[1]}"
         )
         for topic in results
     }
     ratio = figures.median([topic.ratio for topic in results])
-    own = figures.median([topic.after for topic in results])
+    own = figures.median([topic.shares[LIKED] for topic in results])
+    first = max((topic.shares.get(1, 0.0) for topic in results), default=None)
+    run = max((topic.run for topic in results), default=None)
     others = figures.median([topic.others for topic in results])
     return by_topic | {
         "topics": figures.at_least(len(results), TOPICS),
         "topic_ratio": figures.at_least(ratio, RATIO_BAR),
-        "topic_share_after": Figure(own),
+        "topic_share_after_1": figures.at_most(first, FIRST_BAR),
+        f"topic_share_after_{LIKED}": figures.at_least(own, TASTE_BAR),
+        "topic_longest_run": figures.at_most(run, RUN_BAR),
         # Another new viewer has the same model: the difference is the session's effect.
         "topic_share_of_others": Figure(others),
     }

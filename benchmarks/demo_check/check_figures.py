@@ -64,6 +64,15 @@ def share_of(tag: str, lists: Iterable[Sequence[str]]) -> float:
     return sum(has_tag) / len(has_tag) if has_tag else 0.0
 
 
+def longest_run(tag: str, lists: Iterable[Sequence[str]]) -> int:
+    """Most items with a tag one after the other, given the tags of each item."""
+    longest = current = 0
+    for tags in lists:
+        current = current + 1 if tag in tags else 0
+        longest = max(longest, current)
+    return longest
+
+
 def ratio(before: float, after: float, items: int) -> float:
     """Growth factor of a topic's share; a share of 0 before counts as one item."""
     return after / max(before, 1 / items)

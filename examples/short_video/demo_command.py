@@ -29,6 +29,7 @@ from runtime.supervision.processes import alive
 from runtime.supervision.system_status import server_status
 
 VIEWERS: Final = 1.0  # lists per second
+SETTINGS: Final = Path(__file__).with_name("demo.yaml")
 LIMIT: Final = 40_000  # impressions that two cores learn in a few minutes with all parts running
 _LINE_S: Final = 10.0
 
@@ -70,7 +71,7 @@ def _interrupt(*_: object) -> None:
 
 
 def _settings(state: Path, log: str) -> Config:
-    settings = load("laptop")
+    settings = load(str(SETTINGS))
     return replace(
         settings, state=str(state.resolve()), log=replace(settings.log, url=log_url(log))
     )

@@ -99,10 +99,14 @@ def test_the_loss_is_put_beside_that_of_the_mean_rate() -> None:
 class Feed:
     """Serves items of ten topics in turn; after ``slow`` asks for it, a session knows what was viewed.
 
-    ``learns``: how much of a list is of the topics that the user liked."""
+    ``learns``: how much of a list is of the topic that the user liked last, at most; ``varied``: less of it
+    after few likes, and spread."""
 
-    def __init__(self, learns: float = 0.8, slow: int = 2, lag: int = 0) -> None:
-        self.learns, self.slow, self.lag = learns, slow, lag
+    def __init__(
+        self, learns: float = 0.8, slow: int = 2, lag: int = 0, varied: bool = True
+    ) -> None:
+        self.learns, self.slow, self.lag, self.varied = learns, slow, lag, varied
+        self.tags: dict[str, str] = {}
         self.now_s = 0.0
         self.served = self.step = 0
         self.liked: dict[str, list[str]] = {}
@@ -123,9 +127,14 @@ class Feed:
         liked = self.liked.get(str(user_id), [])
         items = []
         for rank in range(n):
-            own = liked and rank < self.learns * n
+            share = min(self.learns, len(liked) / (len(liked) + 2)) if self.varied else self.learns
+            spread = int((rank + 1) * share + 1e-9) > int(rank * share + 1e-9)
+            own = liked and (spread if self.varied else rank < share * n)
             tag = liked[-1] if own else f"t{(self.served + rank) % 10}"
+            if self.varied and liked and not own and tag == liked[-1]:
+                tag = f"t{(self.served + rank + 1) % 10}"
             fields = {"tags": [tag], "duration_ms": 5_000}
+            self.tags[f"i{self.served}.{rank}"] = tag
             items.append(Recommended(item_id=f"i{self.served}.{rank}", rank=rank, fields=fields))
         return Recommendations(
             request_id=f"r{self.served}",
@@ -140,8 +149,7 @@ class Feed:
         for event in events:
             user = str(event.user_id)
             if event.kind == "like":
-                request, _, rank = str(event.item_id).removeprefix("i").partition(".")
-                self.liked.setdefault(user, []).append(f"t{(int(request) + int(rank)) % 10}")
+                self.liked.setdefault(user, []).append(self.tags[str(event.item_id)])
             if event.kind == "view":
                 self.viewed.setdefault(user, []).insert(0, str(event.item_id))
                 self.asked = 0
@@ -168,6 +176,16 @@ def test_a_feed_that_learns_within_the_session_keeps_the_bar() -> None:
     assert len(tried) == 5
     assert found["topic_ratio"].ok and found["topic_ratio"].value == pytest.approx(8.0, abs=1.0)
     assert found["topic_share_of_others"].value == pytest.approx(0.1)
+    assert all(figure.ok for figure in found.values())
+    assert found["topic_share_after_1"].value == pytest.approx(0.3, abs=0.04)
+    assert found["topic_share_after_10"].value == pytest.approx(0.8, abs=0.05)
+
+
+def test_lists_full_of_what_was_liked_once_fail_the_bars_of_variety() -> None:
+    viewer = _viewer(Feed(learns=0.8, varied=False))
+    found = demo_check.topic_figures([demo_check.try_topic(viewer, "t3")])
+    assert not found["topic_share_after_1"].ok and not found["topic_longest_run"].ok
+    assert figures.longest_run("a", [["a"], ["b"], ["a", "b"], ["a"], []]) == 2
 
 
 def test_a_feed_that_does_not_learn_fails_the_bar() -> None:
