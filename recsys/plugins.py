@@ -20,8 +20,6 @@ SOURCES: Final = "recsys.sources"
 STAGES: Final = "recsys.stages"
 OPERATORS: Final = "recsys.operators"
 READERS: Final = "recsys.readers"
-
-
 Load = Callable[[str, str], Any]  # as ``load_version``
 
 
@@ -75,8 +73,9 @@ def load_version(group: str, call: str) -> Any:
     plugin = load(group, name)
     has = str(getattr(plugin, "version", version if ":" in name else ""))
     if not version or has != version or not callable(plugin):
+        remedy = f"declare {name}@{has}" if has else "its package must give it a version"
         raise ValueError(
-            f"plug-in {call!r} of the group {group!r}: its version is {has!r}: declare {name}@{has or 1} "
-            "(another version is another feature set or policy), or pip install the declared version"
+            f"plug-in {call!r} of the group {group!r}: its version is {has!r}: {remedy} (another version is "
+            "another model, feature set or policy), or pip install the declared version"
         )
     return plugin
