@@ -10,9 +10,9 @@ from collections import Counter
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any, Final
+from typing import Annotated, Any, Final
 
-from fastapi import FastAPI, HTTPException, Request, Response
+from fastapi import Depends, FastAPI, HTTPException, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.staticfiles import StaticFiles
 from fastapi_offline import FastAPIOffline
@@ -35,6 +35,7 @@ from serving.http.serving_metrics import ServingMetrics
 from serving.http.strict_json import StrictRoute, json_response
 from serving.ingestion.event_validation import ACCEPTED, DUPLICATE, REJECTED, FieldError, Result
 from serving.ingestion.write_api import OverQuota, Unavailable
+from serving.item_lists import ItemLists, Order, latest, popular, trending
 from serving.problem import problem
 from serving.replica import inspection
 from serving.retrieval.item_filters import check_filters
@@ -113,10 +114,12 @@ def build_app(
         )  # fmt: skip
     _add_errors(app)
     _add_viewer_routes(app, service, metrics)
+    _add_list_routes(app, service)
     _add_admin_routes(app, service)
     _add_health_routes(app, service, metrics)
     app.include_router(added.router)
     _add_pages(app)
+    _describe_keys(app)
     return app
 
 
@@ -186,6 +189,43 @@ def _add_viewer_routes(app: FastAPI, service: Service, metrics: ServingMetrics) 
     async def status() -> Response:
         """Version that answers, and how fresh it is."""
         return json_response(service.status())
+
+
+def _add_list_routes(app: FastAPI, service: Service) -> None:
+    lists = ItemLists(service.pipeline, service.shards, service.now_ms)
+
+    async def checked(query: Annotated[models.ListQuery, Query()]) -> models.ListQuery:
+        if not service.reader.ready:
+            raise Unavailable(service.unready)
+        check_filters(service.features, query.filters)
+        return query
+
+    Checked = Annotated[models.ListQuery, Depends(checked)]
+
+    def add(order: Order) -> None:
+        async def listed(query: Checked) -> Response:
+            items = lists.ordered(order, query.n, query.filters)
+            return json_response({"items": items, "degraded": []})
+
+        app.add_api_route(
+            f"/v1/{order.__name__}", listed, name=order.__name__, description=order.__doc__,
+            response_model=models.ItemListOut, responses=_PROBLEMS,
+        )  # fmt: skip
+
+    for order in (popular, latest, trending):
+        add(order)
+
+    @app.get(
+        "/v1/items/{item_id:path}/similar", response_model=models.ItemListOut,
+        responses=_PROBLEMS | _UNKNOWN_ITEM,
+    )  # fmt: skip
+    async def similar(item_id: str, query: Checked) -> Response:
+        """Items nearest to one, by the cosine of their vectors."""
+        try:
+            items, missing = await lists.similar(_id(item_id, "item_id"), query.n, query.filters)
+        except KeyError:
+            raise HTTPException(404, f"item_id is {item_id!r}, and there is no such item") from None
+        return json_response({"items": items, "degraded": ["retrieval"] * missing})
 
 
 def _add_admin_routes(app: FastAPI, service: Service) -> None:
@@ -273,6 +313,19 @@ def _add_pages(app: FastAPI) -> None:
 
     if WEB.is_dir():
         app.mount("/static", StaticFiles(directory=WEB), name="static")
+
+
+def _describe_keys(app: FastAPI) -> None:
+    """Adds to the schema how to send a key: /docs gets its button Authorize."""
+    described = app.openapi
+
+    def openapi() -> dict[str, Any]:
+        schema = described()
+        bearer = {"type": "http", "scheme": "bearer", "description": "API key or user token"}
+        schema["components"]["securitySchemes"] = {"bearer": bearer}
+        return schema | {"security": [{"bearer": []}, {}]}
+
+    app.openapi = openapi  # type: ignore[method-assign]
 
 
 def _add_errors(app: FastAPI) -> None:

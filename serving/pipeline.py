@@ -144,6 +144,14 @@ class Pipeline:
             scores_N = self.score(candidates.predictions_NL, query.policy)
         return run_stages(self.adjustments, query, candidates.scored(scores_N))
 
+    def open_items(self, query: Query, indices: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Which items the viewer's limits and the policy's rules let through."""
+        viewer = self._features(query)
+        features = replace(viewer, items_NI=self.replica.catalogue.keys[indices])
+        candidates = Candidates(features, sources={index: [] for index in indices.tolist()})
+        scored = candidates.scored(np.zeros(len(indices)))
+        return run_stages(self.adjustments, query, scored).open_N
+
     @property
     def version(self) -> VectorVersion:
         """Version of the item vectors, now."""

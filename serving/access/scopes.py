@@ -35,6 +35,7 @@ def compiled(rules: Iterable[tuple[str, str]]) -> Rules:
 _RULES: Final = compiled(
     (
         (r"GET /v1/sessions/", READ),
+        (r"GET /v1/(popular|latest|trending|items/.+/similar)$", RECOMMEND),
         (r"(POST|DELETE) /v1/items(/|$)", CATALOGUE),
         (r"(POST|DELETE) /v1/users(/|$)", USERS),
         (r"GET /v1/inspect/", CONTROL),
@@ -42,7 +43,8 @@ _RULES: Final = compiled(
     )
 )
 _USER_ROUTES: Final = re.compile(
-    r"/v1/(recommend|rank|events|preferences|status|sessions/.*)", re.DOTALL
+    r"/v1/(recommend|rank|popular|latest|trending|items/.+/similar|events|preferences|status|sessions/.*)",
+    re.DOTALL,
 )
 _PAGES: Final = re.compile(r"/$|/static/|/docs|/redoc")
 HEALTH: Final = frozenset(("/healthz", "/readyz"))

@@ -7,6 +7,7 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
+    Json,
     StringConstraints,
     WithJsonSchema,
     model_validator,
@@ -19,18 +20,10 @@ Number = Annotated[int, Field(ge=-(2**63), lt=2**63)]
 IdIn = Text | Number
 UserIdIn = Annotated[Text, StringConstraints(pattern=r"^[^\x00-\x1f\x7f]*$")] | Number
 Fields = Annotated[dict[str, Any], AfterValidator(storable)]
-# A condition on each field; see serving/retrieval/item_filters.py.
-_SCALARS: Any = [{"type": kind} for kind in ("string", "number", "boolean")]
-_RANGE: Any = {
-    "type": "object",
-    "properties": {name: {"type": "number"} for name in ("min", "max")},
-}
-_CONDITION: Any = {"anyOf": [*_SCALARS, {"type": "array", "items": {"anyOf": _SCALARS}}, _RANGE]}
-Filters = Annotated[
-    dict[Text, Any],
-    AfterValidator(small),
-    WithJsonSchema({"type": "object", "additionalProperties": _CONDITION}),
-]
+# Conditions by field: see serving/retrieval/item_filters.py.
+_CONDITION: Any = {"type": ["string", "number", "boolean", "array", "object"]}
+_FILTERS = WithJsonSchema({"type": "object", "additionalProperties": _CONDITION})
+Filters = Annotated[dict[Text, Any], Field(max_length=10), AfterValidator(small), _FILTERS]
 _MAX_FIELDS = 50
 MAX_LOGGED = 100  # items of a list that is an impression
 
@@ -84,10 +77,10 @@ class _ListIn(_In):
         default_factory=list, max_length=1000, description="Items to exclude."
     )
     filters: Filters = Field(
-        default_factory=dict, max_length=10,
+        default_factory=dict,
         description="Conditions on declared fields of items, all of which must hold: a value, a list of "
         "values, or a range with `min`, `max` or both.",
-    )  # fmt: skip
+    )
     explain: bool = Field(False, description="Adds predictions and reasons to the items.")
     profiling: bool = Field(
         True, description="Whether the viewer's profile and history may be used for this list."
@@ -125,6 +118,15 @@ class RankIn(_ListIn):
                 f"n is {self.n}, expected at most {MAX_LOGGED}, or log and explain false"
             )
         return self
+
+
+class ListQuery(BaseModel):
+    """Parameters of a list that is the same for all viewers."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    n: int = Field(10, ge=1, le=100, description="Number of items; fewer if there are no more.")
+    filters: Annotated[Json[Filters], Field(description="As of recommend, as JSON.")] = {}
 
 
 class EventsIn(_In):
@@ -236,6 +238,13 @@ class RecommendOut(BaseModel):
     took_ms: float
     degraded: list[str]
     warnings: list[WarningOut]
+
+
+class ItemListOut(BaseModel):
+    """Items, best first; `score` is comparable within the list."""
+
+    items: list[RecommendedItem]
+    degraded: list[str] = Field(description="retrieval: items of a retrieval shard are missing.")
 
 
 class ErrorOut(BaseModel):

@@ -115,6 +115,12 @@ def test_no_new_id_has_a_control_character(world: World) -> None:
     run(world, scenario)
 
 
+def test_the_docs_describe_keys_so_that_they_can_be_entered(world: World) -> None:
+    schema = build_app(world.service, lambda: "").openapi()
+    assert schema["components"]["securitySchemes"]["bearer"]["scheme"] == "bearer"
+    assert schema["security"] == [{"bearer": []}, {}]  # on loopback none is needed
+
+
 def test_the_docs_have_the_404_of_an_unknown_item(world: World) -> None:
     paths = build_app(world.service, lambda: "").openapi()["paths"]
     inspected = paths["/v1/inspect/items/{item_id}"]["get"]["responses"]

@@ -280,7 +280,15 @@ def test_a_service_finds_by_shards_what_it_would_find_itself(world: Sharded) -> 
         )
         given = await w.recommend(candidate_ids=["v3", "v4"])
         assert given["degraded"] == ["model"] and given["stamp"]["index"] == "2:none+none"
+        path = "/v1/items/v1/similar"
+        similar = (await w.client.get(path, params={"filters": '{"topic": "t1"}', "n": 50})).json()
+        assert {shown["item_id"] for shown in similar["items"]} == {
+            f"v{n}" for n in range(6, 60, 5)
+        }
+        assert similar["degraded"] == []
         w.shards._shards[1] = gone
+        fewer = (await w.client.get(path, params={"n": 50})).json()
+        assert fewer["degraded"] == ["retrieval"] and 0 < len(fewer["items"]) < 50
         half = await w.recommend(n=60)
         assert half["degraded"] == ["retrieval", "model"]
         assert half["stamp"]["index"] == "2:flat+none" and 0 < len(near(half)) < len(near(whole))

@@ -1,0 +1,131 @@
+"""Lists that are the same for all viewers: popular, latest and trending items, and those similar to one.
+
+Nothing is known of who sees them: all safety rules hold, and rules of the policy that remove items. Such a
+list is no impression.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from experiments.assignment.policy import Policies
+from recsys.events.hashing import Id
+from recsys.features.session import NOBODY, Session
+from serving.pipeline import Pipeline
+from serving.query import Query
+from serving.replica.replica import Replica
+from serving.request import AnswerItem, Request
+from serving.retrieval.filters import allowed_items
+from serving.retrieval.retrieval_client import LONGEST_S, RetrievalClient
+from serving.retrieval.retrieval_plan import SIMILAR, VectorQuery
+
+Indices = NDArray[np.int64]
+Scored = tuple[Indices, NDArray[np.float64]]  # items, best first, and their scores
+_MOST: Final = 4096
+_CHECKED: Final = 256  # items that rules are applied to at once
+_SPARE: Final = 4  # neighbours searched by inner product, for each that is listed by cosine
+
+
+def popular(replica: Replica, allowed: Indices, now_ms: int) -> Scored:
+    """Items with the most engagements of the first label; their count, which fades with time."""
+    best = replica.popularity.best(allowed)
+    halvings = now_ms / replica.features.half_lives_ms[0]
+    return best, np.exp2(replica.popularity.values[best] - halvings)
+
+
+def latest(replica: Replica, allowed: Indices, now_ms: int) -> Scored:
+    """Items published last; the time of the first publication, in milliseconds since 1970."""
+    times = replica.catalogue.published_ms
+    if len(allowed) > _MOST:  # sorting all would take several times as long
+        allowed = allowed[times[allowed] >= np.partition(times[allowed], -_MOST)[-_MOST]]
+    best = allowed[::-1][np.argsort(-times[allowed[::-1]], kind="stable")]
+    return best, times[best].astype(np.float64)
+
+
+def trending(replica: Replica, allowed: Indices, now_ms: int) -> Scored:
+    """Items with more engagements lately than usual for them; the surplus in standard deviations."""
+    features, pool = replica.features, replica.popularity.best(allowed)
+    counts = replica.counters.read(replica.catalogue.keys[pool, 0], now_ms).astype(np.float64)
+    label, half_lives = features.main_labels[0], features.half_lives_ms
+    usual = counts[:, features.slow_counter(label)] * half_lives[0] / half_lives[-1]
+    scores = (counts[:, features.kinds.index(label)] - usual) / np.sqrt(usual + 1.0)
+    order = np.argsort(-scores, kind="stable")[: int((scores > 0).sum())]
+    return pool[order], scores[order]
+
+
+Order = Callable[[Replica, Indices, int], Scored]
+
+
+class ItemLists:
+    """Lists from one replica. ``shards``: as in Service."""
+
+    def __init__(
+        self, pipeline: Pipeline, shards: RetrievalClient | None, now_ms: Callable[[], int]
+    ) -> None:
+        self._pipeline, self._replica = pipeline, pipeline.replica
+        self._shards, self._now_ms = shards, now_ms
+        self._policy = Policies(self._replica.config.policy).resolve(NOBODY)
+
+    def ordered(self, order: Order, n: int, filters: Mapping[str, Any]) -> list[AnswerItem]:
+        """The first items in an order."""
+        query = self._query(n, filters)
+        allowed = np.flatnonzero(allowed_items(self._replica, query)[0].mask())
+        return self._first(query, order.__name__, *order(self._replica, allowed, query.now_ms))
+
+    async def similar(
+        self, item_id: Id, n: int, filters: Mapping[str, Any]
+    ) -> tuple[list[AnswerItem], bool]:
+        """The items nearest to one by the cosine of their vectors, and whether those of a shard are missing.
+        Raises KeyError for an unknown item."""
+        replica, query = self._replica, self._query(n, filters, [item_id])
+        index, missing = replica.catalogue.index_of(item_id), False
+        if index is None or not replica.catalogue.alive[index]:
+            raise KeyError(item_id)
+        allowed, _, taken = allowed_items(replica, query)
+        vector_V = replica.vectors_of(np.array([index]))[0]
+        vector_V[-1] = 0  # the bias, which says nothing of nearness
+        search = VectorQuery(SIMILAR, vector_V, _SPARE * n + _CHECKED)
+        if self._shards is None:
+            near = replica.index.search(vector_V, search.k, allowed, rough=True)[0]
+        else:
+            plan = self._pipeline.planned((search,), allowed, taken)
+            results = await self._shards.search(plan, LONGEST_S)
+            near, missing = (
+                replica.catalogue.indices_of_keys(results.keys[SIMILAR]),
+                results.missing,
+            )
+            near = near[replica.catalogue.alive[near]]  # others may be gone by now
+        vectors_NV = replica.vectors_of(near)[:, :-1]
+        norms_N = np.linalg.norm(vectors_NV, axis=1) * np.linalg.norm(vector_V)
+        scores_N = (vectors_NV @ vector_V[:-1] / np.maximum(norms_N, 1e-12)).astype(np.float64)
+        order = np.argsort(-scores_N, kind="stable")
+        return self._first(query, SIMILAR, near[order], scores_N[order]), missing
+
+    def _query(self, n: int, filters: Mapping[str, Any], without: Sequence[Id] = ()) -> Query:
+        request = Request(NOBODY, n, exclude_ids=tuple(without), filters=filters)
+        session = Session(NOBODY, self._replica.features)
+        return Query(request, session, self._policy, self._now_ms(), viewer_known=False)
+
+    def _first(
+        self, query: Query, source: str, indices: Indices, scores: NDArray[np.float64]
+    ) -> list[AnswerItem]:
+        """The first ``n`` items that no rule removes."""
+        catalogue, items = self._replica.catalogue, list[AnswerItem]()
+        for start in range(0, len(indices), _CHECKED):
+            is_open = self._pipeline.open_items(query, indices[start : start + _CHECKED])
+            for place in (np.flatnonzero(is_open) + start).tolist():
+                index, score = indices[place], float(scores[place])
+                about = (
+                    catalogue.ids[index],
+                    len(items),
+                    score,
+                    1.0,
+                    (source,),
+                    catalogue.fields[index],
+                )
+                items.append(AnswerItem(*about))
+                if len(items) == query.request.n:
+                    return items
+        return items
