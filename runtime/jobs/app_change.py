@@ -141,7 +141,7 @@ class AppChange:
         if state is not None and state.active:
             return state.line
         model = self._model()
-        size = ModelSize(model.dim, model.hidden, text, model.ranker)
+        size = ModelSize(model.dim, model.hidden, text)
         name = f"{FEATURES}-{self.features.digest[:8]}-{len(lifecycle.candidates)}"  # used once
         candidate = Candidate(line=name, registry="", kind=FEATURES, time_ms=wall_ms(), size=size)
         send(self._log, candidate)

@@ -110,6 +110,25 @@ def test_any_ranker_module_ranks_lists(kind: str, ranker: type[RankerModule]) ->
     np.testing.assert_allclose(together(model, requests), expected, rtol=2e-5, atol=2e-5)
 
 
+class Counting(FirstSlot):
+    """Notes how many histories it gets."""
+
+    histories = 0
+
+    def forward(self, pooled_BSR, history_BTR, outcomes_BTO, dense_BF):  # type: ignore[no-untyped-def]
+        self.histories = len(history_BTR)
+        assert len(outcomes_BTO) == len(history_BTR)
+        return super().forward(pooled_BSR, history_BTR, outcomes_BTO, dense_BF)
+
+
+def test_the_items_of_one_request_share_one_history() -> None:
+    model = model_of("all", Counting)
+    together(model, [request(model, 40, 1)])
+    assert model.ranker.histories == 1
+    together(model, [request(model, n, n) for n in (1, 15)])
+    assert model.ranker.histories == 16
+
+
 def test_the_built_in_ranker_uses_the_compiled_loops() -> None:
     model = model_of("all")
     requests = [request(model, 33, 1)]
