@@ -20,6 +20,9 @@ from recsys.model.ranker import Ranker, RankerModule, RankerShape
 WIDTH: Final = 32
 HEADS: Final = 2
 BLOCKS: Final = 2
+# Of the term: Adam moves each parameter alike, ten times as far at the beginning of a line, and at 1 the first
+# day on the log of the news page lost 0.014 of AUC.
+SCALE: Final = 0.1
 
 
 class SequenceRanker(RankerModule):
@@ -60,7 +63,7 @@ class SequenceRanker(RankerModule):
             if number + 1 < BLOCKS:  # nothing reads what the last block makes of the history
                 causal_TT = torch.ones_like(present_HT[0]).expand(tokens_HTW.shape[1], -1).tril()
                 tokens_HTW = block(tokens_HTW, keys_values, causal_TT & present_HT[:, None, None])
-        term_BL = self.head(self.last(x_HQW)).view(len(item_BD), -1)
+        term_BL = SCALE * self.head(self.last(x_HQW)).view(len(item_BD), -1)
         logits_BL: Tensor = self.built_in(pooled_BSR, history_HTR, outcomes_HTO, dense_BF) + term_BL
         return logits_BL
 
