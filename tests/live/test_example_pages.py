@@ -1,0 +1,77 @@
+"""The example apps as a person starts and uses them: one command, a page in Chromium, Ctrl-C."""
+
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from recsys.client import Client
+from tests.support.paths import ROOT
+from tests.support.webdriver import Browser, chromium_is_there, wait
+
+pytestmark = [
+    pytest.mark.services,
+    pytest.mark.skipif(
+        not chromium_is_there(), reason="chromium and chromedriver aren't installed"
+    ),
+]
+ITEMS = "return [...document.querySelectorAll('ol [data-item]')].map((tile) => tile.dataset.item)"
+REQUEST = "return document.body.dataset.request"
+REPORTED = "return document.body.dataset.reported"
+CLICK_FIRST = "document.querySelector('ol [data-item]').click()"
+
+
+@contextmanager
+def app(name: str, folder: Path) -> Iterator[str]:
+    """The address of a running example."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", f"examples.{name}", str(folder), "--port", str(port)]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        try:
+            page = f"http://127.0.0.1:{port}/{name}/"
+            output = iter(process.stdout.readline, "")
+            assert any(page in line for line in output), "the command ended before it served"
+            yield page
+        finally:
+            process.send_signal(signal.SIGINT)
+            process.communicate(timeout=90)
+    assert process.returncode == 0
+
+
+def new_list(browser: Browser, button: str) -> list[str]:
+    """The items of the next list, after a press of a button."""
+    before = browser.run(REQUEST)
+    browser.run(f"document.getElementById('{button}').click()")
+    wait(lambda: browser.run(REQUEST) not in (before, None), "the next list came", 20)
+    return list(browser.run(ITEMS))
+
+
+@pytest.mark.parametrize(("name", "button"), [("news", "again"), ("shop", "home")])
+def test_a_click_on_the_page_is_in_the_session_and_changes_the_next_list(
+    tmp_path: Path, name: str, button: str
+) -> None:
+    with app(name, tmp_path) as page, Browser(1000, 800) as browser:
+        browser.open(f"{page}?user=visitor")
+        wait(lambda: len(browser.run(ITEMS)) == 12, "the first list came", 20)
+        assert browser.run("return document.querySelectorAll('h1').length") == 1
+        first = browser.run(ITEMS)
+        browser.run(CLICK_FIRST)
+        wait(lambda: browser.run(REPORTED), "the click was reported", 20)
+        assert first[0] in browser.run(REPORTED)
+        if name == "shop":
+            wait(lambda: len(browser.run(ITEMS)) == 8, "similar products came", 20)
+            assert first[0] not in browser.run(ITEMS)
+            browser.run("document.getElementById('buy').click()")
+            wait(lambda: browser.run(REPORTED) == f"purchase {first[0]} 0", "it was bought", 20)
+        with Client(page.removesuffix(f"/{name}/")) as client:
+            wait(lambda: client.session("visitor")["events"] >= 1, "the session has the click", 20)
+        assert len(new_list(browser, button)) == 12
+        assert browser.console() == []
