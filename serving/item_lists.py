@@ -4,7 +4,7 @@ Nothing is known of who sees them: all safety rules hold, and rules of the polic
 list is no impression.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 import numpy as np
@@ -25,7 +25,7 @@ Indices = NDArray[np.int64]
 Scored = tuple[Indices, NDArray[np.float64]]  # items, best first, and their scores
 _MOST: Final = 4096
 _CHECKED: Final = 256  # items that rules are applied to at once
-_SPARE: Final = 4  # neighbours searched by inner product, for each that is listed by cosine
+_SPARE: Final = 10  # neighbours searched by inner product, for each that is listed by cosine
 
 
 def popular(replica: Replica, allowed: Indices, now_ms: int) -> Scored:
@@ -64,8 +64,8 @@ class ItemLists:
     def __init__(
         self, pipeline: Pipeline, shards: RetrievalClient | None, now_ms: Callable[[], int]
     ) -> None:
-        self._pipeline, self._replica = pipeline, pipeline.replica
-        self._shards, self._now_ms = shards, now_ms
+        self._pipeline, self._shards, self._now_ms = pipeline, shards, now_ms
+        self._replica, self._catalogue = pipeline.replica, pipeline.replica.catalogue
         self._policy = Policies(self._replica.config.policy).resolve(NOBODY)
 
     def ordered(self, order: Order, n: int, filters: Mapping[str, Any]) -> list[AnswerItem]:
@@ -79,32 +79,31 @@ class ItemLists:
     ) -> tuple[list[AnswerItem], bool]:
         """The items nearest to one by the cosine of their vectors, and whether those of a shard are missing.
         Raises KeyError for an unknown item."""
-        replica, query = self._replica, self._query(n, filters, [item_id])
-        index, missing = replica.catalogue.index_of(item_id), False
-        if index is None or not replica.catalogue.alive[index]:
+        index, query = self._catalogue.index_of(item_id), self._query(n, filters, item_id)
+        if index is None or not self._catalogue.alive[index]:
             raise KeyError(item_id)
-        allowed, _, taken = allowed_items(replica, query)
-        vector_V = replica.vectors_of(np.array([index]))[0]
+        vector_V = self._replica.vectors_of(np.array([index]))[0]
         vector_V[-1] = 0  # the bias, which says nothing of nearness
-        search = VectorQuery(SIMILAR, vector_V, _SPARE * n + _CHECKED)
-        if self._shards is None:
-            near = replica.index.search(vector_V, search.k, allowed, rough=True)[0]
-        else:
-            plan = self._pipeline.planned((search,), allowed, taken)
-            results = await self._shards.search(plan, LONGEST_S)
-            near, missing = (
-                replica.catalogue.indices_of_keys(results.keys[SIMILAR]),
-                results.missing,
-            )
-            near = near[replica.catalogue.alive[near]]  # others may be gone by now
-        vectors_NV = replica.vectors_of(near)[:, :-1]
+        near, missing = await self._near(query, VectorQuery(SIMILAR, vector_V, _SPARE * n))
+        vectors_NV = self._replica.vectors_of(near)[:, :-1]
         norms_N = np.linalg.norm(vectors_NV, axis=1) * np.linalg.norm(vector_V)
         scores_N = (vectors_NV @ vector_V[:-1] / np.maximum(norms_N, 1e-12)).astype(np.float64)
         order = np.argsort(-scores_N, kind="stable")
         return self._first(query, SIMILAR, near[order], scores_N[order]), missing
 
-    def _query(self, n: int, filters: Mapping[str, Any], without: Sequence[Id] = ()) -> Query:
-        request = Request(NOBODY, n, exclude_ids=tuple(without), filters=filters)
+    async def _near(self, query: Query, search: VectorQuery) -> tuple[Indices, bool]:
+        allowed, _, taken = allowed_items(self._replica, query)
+        if self._shards is None:
+            return self._replica.index.search(search.vector_V, search.k, allowed, rough=True)[
+                0
+            ], False
+        plan = self._pipeline.planned((search,), allowed, taken)
+        results = await self._shards.search(plan, LONGEST_S)
+        near = self._catalogue.indices_of_keys(results.keys[SIMILAR])
+        return near[self._catalogue.alive[near]], results.missing  # some may be gone by now
+
+    def _query(self, n: int, filters: Mapping[str, Any], *without: Id) -> Query:
+        request = Request(NOBODY, n, exclude_ids=without, filters=filters)
         session = Session(NOBODY, self._replica.features)
         return Query(request, session, self._policy, self._now_ms(), viewer_known=False)
 
@@ -112,20 +111,19 @@ class ItemLists:
         self, query: Query, source: str, indices: Indices, scores: NDArray[np.float64]
     ) -> list[AnswerItem]:
         """The first ``n`` items that no rule removes."""
-        catalogue, items = self._replica.catalogue, list[AnswerItem]()
+        n, ids, fields, places = (
+            query.request.n,
+            self._catalogue.ids,
+            self._catalogue.fields,
+            list[int](),
+        )
         for start in range(0, len(indices), _CHECKED):
             is_open = self._pipeline.open_items(query, indices[start : start + _CHECKED])
-            for place in (np.flatnonzero(is_open) + start).tolist():
-                index, score = indices[place], float(scores[place])
-                about = (
-                    catalogue.ids[index],
-                    len(items),
-                    score,
-                    1.0,
-                    (source,),
-                    catalogue.fields[index],
-                )
-                items.append(AnswerItem(*about))
-                if len(items) == query.request.n:
-                    return items
-        return items
+            places.extend((np.flatnonzero(is_open) + start).tolist())
+            if len(places) >= n:
+                break
+        rows = zip(indices[places[:n]].tolist(), scores[places[:n]].tolist(), strict=True)
+        return [
+            AnswerItem(ids[index], rank, score, 1.0, (source,), fields[index])
+            for rank, (index, score) in enumerate(rows)
+        ]
