@@ -62,8 +62,8 @@ class Source(Protocol):
     def __call__(
         self, replica: Replica, query: Query, viewer: RequestFeatures, allowed: Bitmap, k: int
     ) -> Indices:
-        """Catalogue indices (int64) of allowed items, best first; those beyond k fill places that are left.
-        Each millisecond is one of the answer's."""
+        """Catalogue indices (n,), int64, of allowed items, best first; those beyond k fill places that are
+        left. Each millisecond is one of the answer's."""
 
 
 def run_source(
@@ -71,8 +71,8 @@ def run_source(
 ) -> Indices:
     """The result of a plug-in. Raises ValueError or IndexError for a wrong one."""
     indices = source(replica, query, viewer, allowed, k)
-    if indices.shape != (len(indices),) or not allowed[indices].all():
-        raise ValueError(f"a source returns {indices}, expected an array (n,) of allowed items")
+    if not allowed[indices].all():
+        raise ValueError(f"a source returns {indices}, expected allowed items only")
     return indices
 
 

@@ -1,0 +1,96 @@
+"""Stages of plug-ins change scores and marks, and nothing else; one that fails is left out and named."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from serving.admission.deadline import RecordedDeadline, TimeLeftDeadline
+from serving.pipeline import Pipeline
+from serving.query import Query
+from serving.ranking.added_stages import run_added
+from serving.replica.replica import Replica
+from serving.request import Candidates, Request
+from tests.support.replica_harness import NOW_MS, made, policy, viewer
+
+
+@pytest.fixture(scope="module")
+def ranked() -> tuple[Replica, Query, Candidates]:
+    """Ranked candidates, of which the first is closed."""
+    replica = made()
+    query = Query(Request("u"), viewer(replica, liked=(3,)), policy(), NOW_MS, "r1")
+    candidates = Pipeline(replica).recommend(query).candidates
+    assert candidates is not None
+    first_N = np.arange(len(candidates.sources)) == 0
+    replica.config = replace(
+        replica.config, serve=replace(replica.config.serve, stages=("a@1", "b@1"))
+    )
+    return replica, query, candidates.keep("before", ~first_N)
+
+
+Change = Callable[[Candidates], Any]
+
+
+def run(
+    ranked: tuple[Replica, Query, Candidates], a: Change, b: Change = lambda c: c, **query: Any
+) -> Candidates:
+    stages = {"a@1": lambda _, __, c: a(c), "b@1": lambda _, __, c: b(c)}
+    replica, asked, candidates = ranked
+    load = lambda group, name: stages[name]  # noqa: E731
+    return run_added(load, replica, replace(asked, **query), candidates)
+
+
+def test_stages_run_in_order_and_change_scores_and_marks(ranked: Any) -> None:
+    _, _, before = ranked
+    size = len(before.sources)
+    last_N = np.arange(size) == size - 1
+    after = run(
+        ranked,
+        lambda c: c.add_scores("a@1", np.full(size, 0.5)),
+        lambda c: c.keep("b@1", ~(last_N & (c.final_N > before.final_N))),
+    )
+    assert np.array_equal(after.final_N, before.final_N + 0.5)
+    assert np.flatnonzero(~after.open_N).tolist() == [0, size - 1]
+    assert after.removed["b@1"] == 1 and after.degraded == before.degraded
+
+
+def test_a_stage_opens_nothing_and_changes_nothing_else(ranked: Any) -> None:
+    _, _, before = ranked
+    size = len(before.sources)
+    after = run(
+        ranked,
+        lambda c: replace(
+            c, open_N=np.ones(size, np.bool_), scores_N=c.scores_N + 1, sources={}, degraded=("x",)
+        ),
+    )
+    assert not after.open_N[0] and after.open_N[1:].all()
+    assert after.scores_N is before.scores_N and after.sources is before.sources
+    assert after.degraded == before.degraded
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        lambda c: 1 / 0,
+        lambda c: None,
+        lambda c: c.add_scores("a@1", np.full(len(c.sources), np.nan)),
+        lambda c: c.add_scores("a@1", np.zeros(3)),
+        lambda c: c.add_scores("a@1", np.zeros((len(c.sources), 1))),
+        lambda c: c.keep("a@1", np.ones(3, np.bool_)),
+    ],
+)
+def test_a_stage_that_fails_is_left_out_and_named(ranked: Any, wrong: Change) -> None:
+    _, _, before = ranked
+    half = np.full(len(before.sources), 0.5)
+    after = run(ranked, wrong, lambda c: c.add_scores("b@1", half))
+    assert after.degraded == (*before.degraded, "a@1")
+    assert np.array_equal(after.final_N, before.final_N + 0.5)
+
+
+def test_a_late_or_recorded_stage_is_left_out(ranked: Any) -> None:
+    late = run(ranked, lambda c: 1 / 0, deadline=TimeLeftDeadline(lambda: -1.0, {}))
+    assert late.degraded[-2:] == ("a@1", "b@1")
+    recorded = run(ranked, lambda c: 1 / 0, deadline=RecordedDeadline(["a@1"]))
+    assert recorded.degraded[-1:] == ("a@1",)
