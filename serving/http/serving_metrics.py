@@ -67,7 +67,7 @@ class ServingMetrics:
             "recsys_source_recall", "Part of the engaged items that a source had as candidates",
             ["source"], registry=registry,
         )  # fmt: skip
-        for name in (*KEYS, "union"):
+        for name in {*KEYS, *service.config.policy.sources, "union"}:
             recall.labels(name).set_function(partial(_or_nan, partial(_recall, service, name)))
         dropped = Gauge(
             "recsys_impressions_dropped", "Impressions never logged, since the start", ["reason"],

@@ -30,7 +30,8 @@ def engaged_shares(replica: Replica, shares: Mapping[str, int], now_ms: int) -> 
 def recall_by_source(replica: Replica, now_ms: int) -> dict[str, float]:
     """Part of the engaged items of late that each source, and all together, had among the candidates for the
     viewer's list; empty without engagement."""
-    names = {**KEYS, "union": UNION}
+    keys_of = {name: source_key(name) for name in (*KEYS, *replica.config.policy.sources)}
+    names = {**keys_of, "union": UNION}
     keys = np.array([ALL, *names.values()], np.int64)
     counts = replica.counters.read(keys, now_ms)[:, replica.features.slow_counter("shown")]
     if counts[0] <= 0:

@@ -5,7 +5,7 @@ import pytest
 
 from recsys.config.policy_config import PolicyConfig
 from recsys.features.counters import amounts
-from recsys.features.source_credits import ALL, KEYS, UNION
+from recsys.features.source_credits import ALL, KEYS, UNION, source_key
 from serving.replica.replica import Replica
 from serving.retrieval.source_shares import engaged_shares, recall_by_source
 from tests.support.replica_harness import NOW_MS, made
@@ -53,3 +53,16 @@ def test_recall_is_the_part_of_engaged_items_that_a_source_had() -> None:
 
 def test_the_default_policy_names_places_for_all_candidates() -> None:
     assert sum(PolicyConfig().sources.values()) == 300
+
+
+def test_a_plug_in_has_shares_and_recall_as_the_others() -> None:
+    replica, name = engaged(every=10, union=8, fresh=1), "near@1"
+    one = amounts(replica.features.kinds, "shown") + amounts(replica.features.kinds, "long_view")
+    replica.counters.add((source_key(name),), np.float32(600) * one, NOW_MS)
+    sources = {"fresh": 50, name: 50}
+    moved = engaged_shares(replica, sources, NOW_MS)
+    assert moved[name] > 65 > 35 > moved["fresh"]
+    assert name not in recall_by_source(replica, NOW_MS)
+    policy = replace(replica.config.policy, sources=sources)
+    replica.config = replace(replica.config, policy=policy)
+    assert recall_by_source(replica, NOW_MS)[name] == pytest.approx(60, rel=1e-5)
