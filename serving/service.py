@@ -101,8 +101,9 @@ class Service:
             config, self._duration_ms, prove=prove, wait_s=wait_s, kinds=kinds
         )
         self.write_api = WriteApi(
-            config, self.writer, sessions, self.reader.freshness, validator, now_ms, traces, is_full
-        )
+            config, self.writer, sessions, self.reader.freshness, validator, now_ms, traces, is_full,
+            self.features.schema,
+        )  # fmt: skip
         self.follower = LogFollower(log, self.reader)
         self.variants = ModelVariants(config, log, self.features, now_ms, first)
         self.canary = CanaryRouter(self.variants)
@@ -296,7 +297,8 @@ class Service:
         """Session of a user, for display. Raises Unavailable without a store."""
         session = await self.session_of(user_id)
         policy = self.reader.policies.resolve(user_id)
-        return view_of(session, self.replica.catalogue, policy.config.weights)
+        learned = self.reader.freshness.learned_views
+        return view_of(session, self.replica.catalogue, policy.config.weights, learned)
 
     async def session_of(self, user_id: Id) -> Session:
         """Session of a user. Raises Unavailable without a store."""
@@ -346,7 +348,6 @@ class Service:
         """State shown by the page and by ``recsys status``."""
         reader, replica = self.reader, self.replica
         line, epoch, step = replica.version
-        fresh = reader.freshness
         return {
             "version": {"line": line, "epoch": epoch, "step": step},
             "features": {"logged": self.features.digest, "read": replica.model.features.digest},
@@ -355,10 +356,7 @@ class Service:
             "ready": self.ready,
             "events_per_s": round(reader.events.per_s(), 2),
             "examples_per_s": round(reader.examples.per_s(), 2),
-            "click_to_session_ms": fresh.to_session.percentile(0.5),
-            "click_to_session_p95_ms": fresh.to_session.percentile(0.95),
-            "click_to_served_ms": fresh.to_served.percentile(0.5),
-            "click_to_served_p95_ms": fresh.to_served.percentile(0.95),
+            **reader.freshness.percentiles(self.now_ms()),
             "lag": reader.lag,
             "gaps": reader.line.gaps,
             "impressions_dropped": self.writer.dropped,

@@ -56,7 +56,7 @@ _METRICS: Final[dict[str, list[tuple[str, ...]]]] = {
         ("failed_turns", COUNTER, "Failed iterations: log or session store unreachable"),
         ("repeats", GAUGE, "Duplicate events, since the part started"),
         ("unreadable", GAUGE, "Events and sessions that could not be decoded"),
-        ("click_to_session_p95_ms", GAUGE, "Time from a view to its session, p95"),
+        ("view_to_session_p95_ms", GAUGE, "Time from a view to its session, p95"),
         ("rows_evicted", GAUGE, "Counter rows of viewers that were evicted, since the part started"),
         *_SETS,
         _SPANS_SENT,

@@ -150,7 +150,7 @@ def assemble(
     parts = [_part(part, beats[part.name], log, up, now_ms) for part in running.parts]
     bad = any(part.state in ("stalled", "gone") for part in parts)
     by_name = {part.name: part for part in parts}
-    fresh: dict[str, Any] = {name: freshness(name, server, parts) for name in _FRESHNESS}
+    fresh: dict[str, Any] = {name: server.get(name) for name in _FRESHNESS}
     return Status(
         state=str(state.resolve()),
         running=up,
@@ -239,15 +239,6 @@ def version_in(server: dict[str, Any]) -> Version | None:
             with suppress(msgspec.ValidationError):
                 return msgspec.convert(place, Version)
     return None
-
-
-def freshness(name: str, server: dict[str, Any], parts: list[PartStatus]) -> float | None:
-    """Largest value of a gauge over the server and all parts."""
-    gauges = server.get("gauges")
-    values = [place.get(name) for place in (server, gauges) if isinstance(place, dict)]
-    values += [part.gauges.get(name) for part in parts]
-    numbers = [float(value) for value in values if isinstance(value, int | float)]
-    return max(numbers, default=None)
 
 
 def _first_rate(

@@ -16,7 +16,7 @@ FOLLOWED: Final = frozenset(
     f"recsys_{name}"
     for name in (
         "trainer_auc", "trainer_normalized_entropy", "trainer_calibration", "trainer_view_to_learned_p95_ms",
-        "session_fold_click_to_session_p95_ms", "view_to_served_p95_ms", "joiner_view_to_example_p95_ms",
+        "session_fold_view_to_session_p95_ms", "view_to_served_p95_ms", "joiner_view_to_example_p95_ms",
     )
 )  # fmt: skip
 Points = list[tuple[int, float]]

@@ -132,9 +132,9 @@ def _gauges(service: Service) -> dict[str, tuple[str, Callable[[], float | None]
         "spans_dropped": ("Trace spans dropped for lack of room or a receiver, since the start",
                           lambda: traces.tracer.dropped if traces else 0),
         "click_to_session_p95_ms": ("From an acknowledged view to the session that contains it",
-                                    lambda: fresh.to_session.percentile(0.95)),
+                                    lambda: fresh.to_session.percentile(0.95, service.now_ms())),
         "click_to_served_p95_ms": ("From an acknowledged view to the model that learned from it",
-                                   lambda: fresh.to_served.percentile(0.95)),
+                                   lambda: fresh.to_served.percentile(0.95, service.now_ms())),
         "view_to_acknowledged_p95_ms": (
             "From a view's own time to its acknowledgement: how long its client held it",
             lambda: fresh.view_to_acknowledged.percentile(0.95, service.now_ms())),

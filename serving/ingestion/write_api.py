@@ -12,6 +12,7 @@ import msgspec
 from recsys.config.system_config import Config
 from recsys.events.control_records import Erasure
 from recsys.events.event_types import Item, Preference, Rejected, User, encode, parse
+from recsys.events.field_schema import Schema, check_fields
 from recsys.events.hashing import Id, partition_of
 from recsys.events.records import CONTROL, EVENTS, ITEMS, pack
 from recsys.log.protocol import Append, LogUnavailable
@@ -36,6 +37,7 @@ from serving.tracing.swipe_traces import SwipeTraces
 COMMIT_WAIT_S: Final = 5.0
 FOLLOW_S: Final = 10.0
 _POLL_S: Final = 0.004
+_NO_FIELDS: Final = Schema()
 _NO_SPACE_RETRY_S: Final = 30
 _ROUNDS: Final = 4  # validations of a batch: others with its events may fail to be committed
 
@@ -85,8 +87,10 @@ class WriteApi:
         now_ms: Callable[[], int],
         traces: SwipeTraces | None = None,
         is_full: Callable[[], bool] = lambda: False,
+        schema: Schema = _NO_FIELDS,
     ) -> None:
-        """``is_full``: whether the disk has no space for events."""
+        """``is_full``: whether the disk has no space for events. ``schema``: of declared fields."""
+        self._schema = schema
         self._config, self._writer, self._sessions = config, writer, sessions
         self._traces, self._is_full = traces, is_full
         self._freshness, self._now_ms = freshness, now_ms
@@ -163,7 +167,7 @@ class WriteApi:
                 blob = await self._sessions.get(user_id)
                 passed_ms = (time.perf_counter() - began_s) * 1000
                 if blob is not None and offset_of(blob) > offset:
-                    self._freshness.to_session.add(passed_ms)
+                    self._freshness.to_session.add(passed_ms, self._now_ms())
                     return
         except (StoreUnavailable, msgspec.MsgspecError):
             pass  # nothing to measure: answers list "session" in ``degraded``
@@ -213,11 +217,13 @@ class WriteApi:
             raw = {"type": kind, "time_ms": now_ms} | dict(value)
             try:
                 event = parse(raw, now_ms=now_ms)
+                assert isinstance(event, Item | User | Preference)
                 check_storable(event, raw)
+                if not isinstance(event, Preference):
+                    check_fields(self._schema, kind, event.fields, "fields")
             except Rejected as error:
                 results.append(Result(index, REJECTED, FieldError.of(error)))
                 continue
-            assert isinstance(event, Item | User | Preference)
             records.append(self._record(event))
             results.append(Result(index, ACCEPTED))
         return records, tuple(results)

@@ -42,7 +42,7 @@ NAME: Final = "session-fold"
 _IN_MEMORY: Final = 2_000  # sessions kept between batches, of about 50 KB each
 _HOLD_EVERY_MS: Final = 5_000
 _SCRUB_EVERY_S: Final = 600.0
-_DELAY: Final = "click_to_session_p95_ms"
+_DELAY: Final = "view_to_session_p95_ms"
 _LOG: Final = logging.getLogger(__name__)
 _decode_control = msgspec.msgpack.Decoder(Control).decode
 

@@ -41,12 +41,24 @@ class Freshness:
     """Follows acknowledged views to the session and to the model. Belongs to one thread."""
 
     def __init__(self) -> None:
-        self.to_session, self.to_served = RecentDelays(), RecentDelays()
+        self.to_session, self.to_served = RecentDelays(), RecentDelays()  # since acknowledgement
         self.view_to_acknowledged, self.view_to_served = RecentDelays(), RecentDelays()
         # (request, item) -> time of acknowledgement, and end of the view unless its client was away
         self._unjoined: OrderedDict[tuple[str, str], _Times] = OrderedDict()
-        # partition -> (offset of the example, the same two times)
-        self._unlearned: dict[int, deque[tuple[int, _Times]]] = {}
+        # partition -> (offset of the example, its view, the same two times)
+        self._unlearned: dict[int, deque[tuple[int, tuple[str, str], _Times]]] = {}
+        self.learned_views: OrderedDict[tuple[str, str], None] = OrderedDict()  # the newest
+
+    def percentiles(self, now_ms: int) -> dict[str, float | None]:
+        """Median and 95th percentile of the last 30 s, since acknowledgement; None without any. The status,
+        the metrics, the control room and the demo all show these."""
+        delays = {"click_to_session": self.to_session, "click_to_served": self.to_served}
+        shares = {"ms": 0.5, "p95_ms": 0.95}
+        return {
+            f"{name}_{unit}": measured.percentile(share, now_ms)
+            for name, measured in delays.items()
+            for unit, share in shares.items()
+        }
 
     def acknowledged(self, request_id: str, item_id: Id, now_ms: int, ended_ms: int) -> None:
         """Follows a committed view. ``ended_ms``: its end by the client's clock."""
@@ -62,17 +74,21 @@ class Freshness:
 
     def example(self, partition: int, offset: int, request_id: str, item_id: Id) -> None:
         """Follows an example at ``offset`` of a partition of ``examples``."""
-        times = self._unjoined.pop((request_id, str(item_id)), None)
+        view = request_id, str(item_id)
+        times = self._unjoined.pop(view, None)
         if times is not None:
             waiting = self._unlearned.setdefault(partition, deque(maxlen=FOLLOWED))
-            waiting.append((offset, times))
+            waiting.append((offset, view, times))
 
     def learned(self, ranges: list[Range], now_ms: int) -> None:
         """Measures the examples of a step that was applied here, and of all steps before."""
         for learned in ranges:
             waiting = self._unlearned.get(learned.partition)
             while waiting and waiting[0][0] < learned.stop:
-                _, (at_ms, ended_ms) = waiting.popleft()
-                self.to_served.add(now_ms - at_ms)
+                _, view, (at_ms, ended_ms) = waiting.popleft()
+                self.learned_views[view] = None
+                if len(self.learned_views) > FOLLOWED:
+                    self.learned_views.popitem(last=False)
+                self.to_served.add(now_ms - at_ms, now_ms)
                 if ended_ms is not None:
                     self.view_to_served.add(now_ms - ended_ms, now_ms)

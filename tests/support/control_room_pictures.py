@@ -30,7 +30,7 @@ GAINS = {
     'recsys_requests_total{route="/v1/recommend",status="200"}': 7.0,
 }  # fmt: skip
 GAUGES = {
-    "recsys_view_to_acknowledged_p95_ms": 912.0, "recsys_session_fold_click_to_session_p95_ms": 928.0,
+    "recsys_view_to_acknowledged_p95_ms": 912.0, "recsys_session_fold_view_to_session_p95_ms": 928.0,
     "recsys_joiner_view_to_example_p95_ms": 961.0, "recsys_trainer_view_to_learned_p95_ms": 1_390.0,
     "recsys_view_to_served_p95_ms": 1_520.0, "recsys_click_to_served_p95_ms": 640.0,
     "recsys_click_to_session_p95_ms": 28.0, "recsys_shadow_panels": 6.0,

@@ -24,7 +24,7 @@ PATIENCE_S = 60.0
 RATES_OVER = "6s"  # Grafana's $__rate_interval, at a scrape each second
 # What a system that is well may have no series for: nobody was turned away at the door, what was forgotten is
 # known by the second snapshot, and how long views take isn't, half a minute after the last one.
-MAY_BE_EMPTY = ("recsys_refused_total", "recsys_shadow_panel_forgotten", "view_to_")
+MAY_BE_EMPTY = ("recsys_refused_total", "recsys_shadow_panel_forgotten", "view_to_", "click_to_")
 # promtool would have seconds spelt out, and no other unit. Our names are stable, and say the unit they have.
 ABBREVIATED = "metric names should not contain abbreviated units"
 

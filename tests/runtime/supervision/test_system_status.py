@@ -14,7 +14,6 @@ from runtime.supervision.run_file import PartRecord, Running
 from runtime.supervision.system_status import (
     Version,
     assemble,
-    freshness,
     last_step,
     version_in,
     waiting,
@@ -52,14 +51,21 @@ def test_the_last_step_is_found_behind_a_gap():
     assert last_step(log) == Version("main", 0, 9)
 
 
-def test_versions_and_freshness_are_read_from_where_they_stand():
+def test_a_version_is_read_from_where_it_stands():
     at = {"line": "main", "epoch": 1, "step": 5, "more": True}
     assert version_in(at) == version_in({"stamp": at}) == Version("main", 1, 5)
     assert version_in({"line": 3}) is None and version_in({}) is None
-    assert freshness("x", {"gauges": {"x": 3}}, []) == 3.0 and freshness("x", {}, []) is None
 
 
 ME, DEAD = identify(os.getpid()), Identity(2**22 + 1, 1e9)
+
+
+def test_delays_are_those_of_the_replica(tmp_path: Path) -> None:
+    """A part's delay of a like name starts at another moment."""
+    delays = {"click_to_session_p95_ms": 9.0, "click_to_served_p95_ms": None}
+    running = Running(supervisor=ME, asked="", started_ms=0, time_ms=0)
+    status = assemble(tmp_path, running, True, {}, None, delays)
+    assert (status.click_to_session_p95_ms, status.click_to_served_p95_ms) == (9.0, None)
 
 
 @pytest.mark.parametrize(
