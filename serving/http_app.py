@@ -20,6 +20,7 @@ from starlette.exceptions import HTTPException as StarletteHTTPException
 from starlette.middleware.cors import CORSMiddleware
 
 from recsys.events.event_types import Rejected
+from recsys.events.field_schema import check_fields
 from recsys.events.hashing import Id
 from serving import request as values
 from serving.access.access_layer import AccessLayer, caller_of, refusal
@@ -142,6 +143,7 @@ def _add_viewer_routes(app: FastAPI, service: Service, metrics: ServingMetrics) 
 
     async def answered(caller: Caller, request: values.Request, logged: bool = True) -> Response:
         began_s = time.perf_counter()
+        check_fields(service.features.schema, "context", request.context, "context")
         check_filters(service.features, request.filters)
         service.check_list(caller, request.user_id)
         if caller.user_id is not None:  # a browser may not claim another age or country

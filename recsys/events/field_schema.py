@@ -4,8 +4,11 @@ Fields of events become features by their kind: text and lists of text are categ
 list of numbers of declared length is a vector. A schema is part of a feature set's digest.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
+
+from recsys.events.rejection import Rejected
 
 CATEGORICAL: Final = "categorical"
 NUMERIC: Final = "numeric"
@@ -56,6 +59,29 @@ def kind_of(value: Any) -> str | None:
     if isinstance(value, list) and value:
         return VECTOR if all(isinstance(x, int | float) for x in value) else CATEGORICAL
     return None
+
+
+def check_fields(schema: Schema, part: str, fields: Mapping[str, Any], where: str) -> None:
+    """Raises Rejected for a value that a declared field of a part can't have. Null and "" are no value."""
+    lengths = dict(schema.vectors)
+    for name, kind in getattr(schema, part):
+        value = fields.get(name)
+        values, expected = (
+            value if isinstance(value, list) else [value],
+            "a text or a list of texts",
+        )
+        if value is None or value == "":
+            continue
+        if kind == NUMERIC:
+            valid, expected = isinstance(value, int | float), "a number"
+        elif kind == VECTOR:
+            valid = isinstance(value, list) and len(value) == lengths.get(name, len(value))
+            valid = valid and all(isinstance(x, int | float) for x in values)
+            expected = f"a list of {lengths.get(name, 'some')} numbers"
+        else:
+            valid = all(isinstance(x, str | int | float | None) for x in values)
+        if not valid:
+            raise Rejected(f"{where}.{name}", value, expected)
 
 
 def default_groups(categorical: tuple[str, ...]) -> tuple[str, ...]:

@@ -5,10 +5,12 @@ from recsys.events.field_schema import (
     NUMERIC,
     VECTOR,
     Schema,
+    check_fields,
     default_groups,
     kind_of,
     values_of,
 )
+from recsys.events.rejection import Rejected
 
 
 @pytest.mark.parametrize(
@@ -48,3 +50,35 @@ def test_a_schema_says_what_is_wrong_with_it() -> None:
         ValueError, match="shown_by is 'glance', expected view, impression or click"
     ):
         Schema(shown_by="glance")
+
+
+SHOP = Schema(
+    item=(("brand", CATEGORICAL), ("look", VECTOR), ("price", NUMERIC)), vectors=(("look", 2),)
+)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {}, {"brand": "a", "price": 3, "look": [1, 2.5]}, {"brand": ["a", 7, None, True]},
+        {"brand": 7, "price": None, "look": ""}, {"brand": "", "price": ""}, {"other": {"a": [1]}},
+    ],
+)  # fmt: skip
+def test_fields_may_have_values_of_their_kinds_or_none(fields: dict[str, object]) -> None:
+    check_fields(SHOP, "item", fields, "fields")
+    check_fields(SHOP, "user", {"price": "high"}, "fields")  # of items alone
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ({"price": "3"}, "a number"), ({"price": [3]}, "a number"), ({"brand": {"a": 1}}, "a text"),
+        ({"brand": ["a", ["b"]]}, "a text"), ({"look": [1]}, "a list of 2 numbers"),
+        ({"look": 1}, "a list of 2 numbers"), ({"look": [1, "2"]}, "a list of 2 numbers"),
+    ],
+)  # fmt: skip
+def test_a_value_of_another_kind_is_refused(fields: dict[str, object], expected: str) -> None:
+    with pytest.raises(Rejected) as refused:
+        check_fields(SHOP, "item", fields, "fields")
+    assert refused.value.field == f"fields.{next(iter(fields))}"
+    assert refused.value.expected.startswith(expected)

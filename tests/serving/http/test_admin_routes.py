@@ -43,6 +43,65 @@ def test_only_the_admin_changes_items_and_users(world: World) -> None:
     run(world, scenario)
 
 
+async def read_by_replica(w: World) -> None:
+    for _ in range(500):
+        if w.service.replica.catalogue_offset == w.log.end(ITEMS, 0):
+            return
+        await asyncio.sleep(0.01)
+    raise AssertionError("the replica doesn't read the items")
+
+
+def test_a_declared_field_of_another_type_is_named(world: World) -> None:
+    async def scenario(w: World) -> None:
+        good = {"item_id": 7, "fields": {"author": "a1", "duration_ms": None, "more": {"a": 1}}}
+        items = [good, {"item_id": "8", "fields": {"duration_ms": "long"}},
+                 {"item_id": "9", "fields": {"tags": [{"a": 1}]}}]  # fmt: skip
+        answer = await w.client.post("/v1/items", json={"items": items}, headers=ADMIN)
+        results = answer.json()["results"]
+        assert [result["status"] for result in results] == ["accepted", "rejected", "rejected"]
+        assert results[1]["error"] == {
+            "field": "fields.duration_ms", "value": "'long'", "expected": "a number",
+        }  # fmt: skip
+        assert results[2]["error"]["field"] == "fields.tags" and w.log.end(ITEMS, 0) == 61
+        user = {"users": [{"user_id": "u1", "fields": {"country": {"code": "NZ"}}}]}
+        answer = await w.client.post("/v1/users", json=user, headers=ADMIN)
+        assert answer.json()["results"][0]["error"]["field"] == "fields.country"
+        body = {"user_id": "u1", "context": {"surface": {"a": 1}}}
+        refused = await w.client.post("/v1/recommend", json=body)
+        assert refused.status_code == 422
+        assert refused.json()["details"][0]["field"] == "context.surface"
+
+    run(world, scenario)
+
+
+def test_an_item_or_profile_that_is_sent_again_changes_nothing(world: World) -> None:
+    async def scenario(w: World) -> None:
+        items = {"items": [{"item_id": 7, "fields": {"author": "a1", "tags": list("abcdef")}}]}
+        users = {"users": [{"user_id": 5, "fields": {"country": "NZ"}}]}
+        states, profiles = [], []
+        for _ in range(3):
+            assert (await w.client.post("/v1/items", json=items, headers=ADMIN)).json()[
+                "accepted"
+            ] == 1
+            assert (await w.client.post("/v1/users", json=users, headers=ADMIN)).json()[
+                "accepted"
+            ] == 1
+            await read_by_replica(w)
+            while w.fold.turn():
+                pass
+            w.now_ms += 60_000
+            state = (await w.client.get("/v1/inspect/items/7", headers=ADMIN)).json()
+            catalogue = w.service.replica.catalogue
+            index = catalogue.index_of(7)
+            assert index is not None
+            states.append((state, len(catalogue), int(catalogue.published_ms[index])))
+            profiles.append((await w.service.session_of(5)).profile)
+        assert states[0] == states[1] == states[2] and states[0][0]["item_id"] == 7
+        assert profiles[0] and profiles[0] == profiles[1] == profiles[2]
+
+    run(world, scenario)
+
+
 def test_an_empty_admin_key_opens_nothing(tmp_path: Path) -> None:
     async def scenario() -> None:
         world = World(tmp_path)
