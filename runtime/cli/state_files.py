@@ -42,6 +42,8 @@ def check(
         show(outcomes, json, lambda outcomes: map(str, outcomes))
         raise typer.Exit(int(any(outcome.reason for outcome in outcomes)))
     with exit_on(), exit_on(AlreadyRuns):
+        if not Path(target).is_dir():
+            raise ValueError(f"{target} is neither a state folder nor a package with plug-ins here")
         report = check_state(Path(target), repair, mb_s)
     show(report, json, _lines)
     raise typer.Exit(0 if report.is_intact else 1)
