@@ -23,7 +23,7 @@ function teaser(slate, item) {
   const { title, category, published } = item.fields;
   const button = element("button", { onclick: () => open(slate, item) },
     element("span", { className: "soft", textContent: `${category}, ${age(published)}` }),
-    element("h3", { textContent: title }));
+    element("strong", { textContent: title }));
   button.dataset.item = item.item_id;
   button.dataset.category = category;
   return element("li", {}, button);

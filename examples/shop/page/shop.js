@@ -26,7 +26,7 @@ function showHome() {
 
 function tile(list, item, surface) {
   const button = element("button", { onclick: () => open(list, item, surface) },
-    element("h3", { textContent: item.fields.title }),
+    element("strong", { textContent: item.fields.title }),
     element("span", { className: "soft", textContent: `${item.fields.price} €` }));
   button.dataset.item = item.item_id;
   button.dataset.category = item.fields.category;
