@@ -14,7 +14,7 @@ from collections.abc import Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial, wraps
 from typing import Any, Concatenate, Final, ParamSpec, Self, TypeVar
-from urllib.parse import quote
+from urllib.parse import quote, urlencode
 
 import httpx
 import msgspec
@@ -49,7 +49,8 @@ class Recommended(msgspec.Struct, frozen=True, kw_only=True):
 
 class Recommendations(msgspec.Struct, frozen=True, kw_only=True):
     """A list as served, with its stamp; ``degraded`` names the stages that were skipped. ``token`` proves
-    that the server made the list: engagements carry it."""
+    that the server made the list: engagements carry it. ``warnings``: candidates that it lacks, with the
+    reason."""
 
     request_id: str
     token: str = ""
@@ -57,6 +58,11 @@ class Recommendations(msgspec.Struct, frozen=True, kw_only=True):
     stamp: Stamp | None = None
     took_ms: float = 0.0
     degraded: list[str] = []
+    warnings: list[dict[str, Any]] = []
+
+
+class _ItemList(msgspec.Struct):
+    items: list[Recommended]
 
 
 class Outcome(msgspec.Struct, frozen=True):
@@ -141,15 +147,53 @@ class Client:
         context: Mapping[str, Any] | None = None,
         exclude_ids: Sequence[Id] = (),
         candidate_ids: Sequence[Id] | None = None,
+        filters: Mapping[str, Any] | None = None,
         explain: bool = False,
     ) -> Recommendations:
-        """A ranked list for a user; ``candidate_ids`` replaces retrieval. Raises ApiError."""
+        """A ranked list for a user; ``candidate_ids`` replaces retrieval. ``filters``: a value, a list of
+        values or a range with ``min`` and ``max`` by field of items. Raises ApiError."""
         request = {
             "user_id": user_id, "n": n, "surface": surface, "context": dict(context or {}),
             "exclude_ids": list(exclude_ids), "explain": explain,
             "candidate_ids": None if candidate_ids is None else list(candidate_ids),
         }  # fmt: skip
-        answer = self._ask("POST", "/v1/recommend", Recommendations, request)
+        return self._asked(
+            "/v1/recommend", request | ({"filters": dict(filters)} if filters else {})
+        )
+
+    def rank(
+        self,
+        user_id: Id,
+        candidate_ids: Sequence[Id],
+        n: int = 100,
+        *,
+        surface: str = "feed",
+        context: Mapping[str, Any] | None = None,
+        filters: Mapping[str, Any] | None = None,
+        log: bool = True,
+    ) -> Recommendations:
+        """Candidates for a user, best first. ``log``: whether the user will see the list. Raises ApiError."""
+        request = {
+            "user_id": user_id, "candidate_ids": list(candidate_ids), "n": n, "surface": surface,
+            "context": dict(context or {}), "filters": dict(filters or {}), "log": log,
+        }  # fmt: skip
+        return self._asked("/v1/rank", request)
+
+    def items(
+        self, order: str, n: int = 10, filters: Mapping[str, Any] | None = None
+    ) -> list[Recommended]:
+        """Items that are the same for all: "popular", "latest" or "trending". Raises ApiError."""
+        query = urlencode({"n": n, "filters": msgspec.json.encode(filters or {})})
+        return self._ask("GET", f"/v1/{order}?{query}", _ItemList).items
+
+    def similar(
+        self, item_id: Id, n: int = 10, filters: Mapping[str, Any] | None = None
+    ) -> list[Recommended]:
+        """Items nearest to one. Raises ApiError."""
+        return self.items(f"items/{quote(str(item_id), safe='')}/similar", n, filters)
+
+    def _asked(self, path: str, request: Mapping[str, Any]) -> Recommendations:
+        answer = self._ask("POST", path, Recommendations, request)
         self._tokens[answer.request_id] = answer.token
         if len(self._tokens) > _TOKENS:
             self._tokens.popitem(last=False)
@@ -296,6 +340,9 @@ class AsyncClient:
         self._client.close()
 
     recommend = _in_thread(Client.recommend)
+    rank = _in_thread(Client.rank)
+    items = _in_thread(Client.items)
+    similar = _in_thread(Client.similar)
     send_events = _in_thread(Client.send_events)
     engage = _in_thread(Client.engage)
     upsert_items = _in_thread(Client.upsert_items)

@@ -97,6 +97,30 @@ def test_recommend_asks_for_what_was_wanted_and_reads_the_answer() -> None:
     assert answer.degraded == ["session"]
 
 
+def test_rankings_and_lists_for_all_are_asked_for_with_filters() -> None:
+    listed = httpx.Response(200, json={"items": ANSWER["items"], "degraded": []})
+    ranked = httpx.Response(200, json=ANSWER | {"warnings": [{"item_id": "v9", "why": "unknown"}]})
+    server = Server(ranked, listed, listed, httpx.Response(200, json=ANSWER))
+    client = server.client()
+    answer = client.rank("u1", ["v12", 7, "v9"], log=False, filters={"tags": "cats"})
+    assert answer.warnings == [{"item_id": "v9", "why": "unknown"}]
+    assert [item.item_id for item in client.items("popular", 2, {"price": {"max": 3}})] == [
+        "v12",
+        7,
+    ]
+    assert client.similar("a/b c")[0].rank == 0
+    client.recommend("u1", filters={"tags": ["cats"]})
+    first, second, third, fourth = server.requests
+    assert json.loads(first.content) == {
+        "user_id": "u1", "candidate_ids": ["v12", 7, "v9"], "n": 100, "surface": "feed", "context": {},
+        "filters": {"tags": "cats"}, "log": False,
+    }  # fmt: skip
+    assert second.url.path == "/v1/popular"
+    assert dict(second.url.params) == {"n": "2", "filters": '{"price":{"max":3}}'}
+    assert third.url.raw_path.startswith(b"/v1/items/a%2Fb%20c/similar?n=10")
+    assert json.loads(fourth.content)["filters"] == {"tags": ["cats"]}
+
+
 def test_no_candidates_and_any_candidates_are_different_requests() -> None:
     server = Server()
     server.client().recommend("u1", candidate_ids=[])

@@ -18,15 +18,24 @@ export interface RecommendRequest {
   surface?: string;
   context?: Fields;
   exclude_ids?: Id[];
+  /** Conditions on declared fields of items: a value, a list of values, or a range. */
+  filters?: Filters;
   /** Adds predictions and reasons to each item. */
   explain?: boolean;
   /** false: nothing of the viewer's profile and history is used. */
   profiling?: boolean;
 }
 
-/** Request to rank candidates of the caller, at most 1,000; the best 100 come back. */
+export type Filters = Record<string, Scalar | Scalar[] | { min?: number; max?: number }>;
+type Scalar = string | number | boolean;
+
+/** Request to rank candidates of the caller, at most 1,000; the best 100 come back unless `n` says otherwise. */
 export interface RankRequest extends RecommendRequest {
   candidate_ids: Id[];
+  /** true: the order is drawn as for a feed, with propensities. */
+  explore?: boolean;
+  /** false: the user won't see the list; nothing is learned from it. */
+  log?: boolean;
 }
 
 /** Names a list in engagements with it. */
@@ -66,6 +75,14 @@ export interface Recommendations<F = Fields> extends ListRef {
   stamp: Stamp;
   took_ms: number;
   /** Stages that were skipped. */
+  degraded: string[];
+  /** Candidates of the caller that the list lacks although there was room, with the reason. */
+  warnings: { item_id: Id; why: "unknown" | "excluded" | "filtered" | "closed" }[];
+}
+
+/** Items that are the same for all viewers. */
+export interface ItemList<F = Fields> {
+  items: RecommendedItem<F>[];
   degraded: string[];
 }
 
@@ -143,7 +160,7 @@ export interface Session {
   offset: number;
   last_ms: number;
   topics: { tag: string; weight: number }[];
-  recent: { item_id: Id; time_ms: number; watch_ms: number; did: string[] }[];
+  recent: { item_id: Id; time_ms: number; watch_ms: number; did: string[]; learned: boolean }[];
 }
 
 export interface Status {

@@ -4,7 +4,7 @@
 // idempotent. A list isn't retried unless asked for, since each one is an impression.
 
 import type {
-  Engagement, Fields, Id, Item, Preference, RankRequest, Receipt, Recommendations, RecommendRequest, Result,
+  Engagement, Fields, Filters, Id, Item, ItemList, Preference, RankRequest, Receipt, Recommendations, RecommendRequest, Result,
   SentEngagement, Session, Status, User,
 } from "./api.js";
 import { batchesOf, newId } from "./batches.js";
@@ -82,17 +82,27 @@ export class Client {
   }
 
   /** Items for a user, ranked by the newest model. */
-  async recommend<F = Fields>(request: RecommendRequest | RankRequest, options: CallOptions = {}): Promise<Recommendations<F>> {
-    const answer = await this.#ask<Recommendations<F>>("POST", "/v1/recommend", { attempts: 1, ...options, body: request });
-    this.#tokens.set(answer.request_id, answer.token);
-    if (this.#tokens.size > MAX_TOKENS) this.#tokens.delete(this.#tokens.keys().next().value!);
-    return answer;
+  recommend<F = Fields>(request: RecommendRequest | RankRequest, options: CallOptions = {}): Promise<Recommendations<F>> {
+    return this.#list("/v1/recommend", request, options);
   }
 
-  /** The caller's candidates, ranked; all of them, or the best 100, unless `n` says otherwise. */
+  /** The caller's candidates, best first: all of them, or the best 100, unless `n` says otherwise. */
   rank<F = Fields>(request: RankRequest, options: CallOptions = {}): Promise<Recommendations<F>> {
-    const n = Math.max(1, Math.min(100, request.candidate_ids.length));
-    return this.recommend<F>({ n, ...request }, options);
+    return this.#list("/v1/rank", request, options);
+  }
+
+  /** Items that are the same for all viewers. */
+  items<F = Fields>(
+    order: "popular" | "latest" | "trending", query: { n?: number; filters?: Filters } = {}, options: CallOptions = {},
+  ): Promise<ItemList<F>> {
+    return this.#ask("GET", `/v1/${order}?${searchOf(query)}`, options);
+  }
+
+  /** Items nearest to one. */
+  similar<F = Fields>(
+    itemId: Id, query: { n?: number; filters?: Filters } = {}, options: CallOptions = {},
+  ): Promise<ItemList<F>> {
+    return this.#ask("GET", `/v1/items/${encodeURIComponent(itemId)}/similar?${searchOf(query)}`, options);
   }
 
   /** Sends engagements in batches. Rejected events don't throw: see the receipt. Throws ApiError when it gives up;
@@ -168,6 +178,13 @@ export class Client {
   /** Milliseconds since 1970, by the server's clock once it has answered: it refuses events from the future. */
   now(): number {
     return this.#clock() + this.#skewMs;
+  }
+
+  async #list<F>(path: string, body: RecommendRequest, options: CallOptions): Promise<Recommendations<F>> {
+    const answer = await this.#ask<Recommendations<F>>("POST", path, { attempts: 1, ...options, body });
+    this.#tokens.set(answer.request_id, answer.token);
+    if (this.#tokens.size > MAX_TOKENS) this.#tokens.delete(this.#tokens.keys().next().value!);
+    return answer;
   }
 
   async #inBatches(kind: string, values: Iterable<unknown>, maxCount: number, options: CallOptions): Promise<Receipt> {
@@ -254,6 +271,13 @@ function read<T>(method: string, path: string, text: string): T {
   } catch {
     throw new ApiError(method, path, 502, "the answer isn't JSON");
   }
+}
+
+function searchOf({ n, filters }: { n?: number; filters?: Filters }): string {
+  const search = new URLSearchParams();
+  if (n !== undefined) search.set("n", String(n));
+  if (filters) search.set("filters", JSON.stringify(filters));
+  return search.toString();
 }
 
 function shifted(result: Result, by: number): Result {

@@ -29,7 +29,7 @@ class FakeServer {
       each.item_id === "bad" ? { index, status: "rejected" } : { index, status: "accepted" });
     const rejected = results?.filter((each: any) => each.status === "rejected").length ?? 0;
     const receipt = { accepted: (results?.length ?? 1) - rejected, duplicates: 0, rejected, unproven: 0, results: results ?? [] };
-    const given = answer.body ?? (String(url).endsWith("/recommend") ? LIST : receipt);
+    const given = answer.body ?? (/\/(recommend|rank)$/.test(String(url)) ? LIST : receipt);
     const text = typeof given === "string" ? given : JSON.stringify(given);
     return new Response(text, { status: answer.status ?? 200, headers: answer.headers ?? {} });
   };
@@ -52,12 +52,17 @@ test("a list is asked for once, since each is an impression, unless the caller w
   assert.deepEqual(server.calls[2]!.body, { user_id: "u1", n: 3 });
 });
 
-test("candidates are all ranked, up to 100", async () => {
+test("rankings and lists for all have routes of their own, with filters", async () => {
   const server = new FakeServer();
-  await server.client().rank({ user_id: "u1", candidate_ids: ["a", 2] });
-  await server.client().rank({ user_id: "u1", candidate_ids: Array.from({ length: 300 }, (_, i) => i) });
-  await server.client().rank({ user_id: "u1", candidate_ids: ["a", "b"], n: 1 });
-  assert.deepEqual(server.calls.map((call) => call.body.n), [2, 100, 1]);
+  await server.client().rank({ user_id: "u1", candidate_ids: ["a", 2], n: 1, log: false });
+  await server.client().items("trending", { n: 3, filters: { tags: ["a", "b"], price: { max: 5 } } });
+  await server.client().similar("a/b c");
+  assert.deepEqual(server.calls.map((call) => [call.method, call.url]), [
+    ["POST", "http://feed.test/v1/rank"],
+    ["GET", "http://feed.test/v1/trending?n=3&filters=%7B%22tags%22%3A%5B%22a%22%2C%22b%22%5D%2C%22price%22%3A%7B%22max%22%3A5%7D%7D"],
+    ["GET", "http://feed.test/v1/items/a%2Fb%20c/similar?"],
+  ]);
+  assert.deepEqual(server.calls[0]!.body, { user_id: "u1", candidate_ids: ["a", 2], n: 1, log: false });
 });
 
 test("events are sent again under the same id, after random and growing waits", async () => {
