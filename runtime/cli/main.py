@@ -33,7 +33,6 @@ _HELP = {
     "approve": "Approves a candidate for promotion.",
     "rollback": "Rolls back a canary or the newest promotion.",
     "experiment": "Lists, checks, starts, stops and reports experiments.",
-    "counterfactual": "Estimates off-policy what another policy would have earned.",
     "audit": "Compares logged features with features recomputed from events.",
     "backfill": "Adds missing features to archived examples.",
     "forget": "Deletes a user; --unlearn also retrains without them.",
@@ -60,7 +59,7 @@ _ELSEWHERE = {
     "bench": "benchmarks.bench",
     **dict.fromkeys(("status", "metrics", "restart", "down"), "runtime.cli.system"),
     **dict.fromkeys(("check", "backup", "restore"), "runtime.cli.state_files"),
-    **dict.fromkeys(("explain", "trace", "counterfactual"), "runtime.cli.requests"),
+    **dict.fromkeys(("explain", "trace"), "runtime.cli.requests"),
     **dict.fromkeys(("shadow", "propose", "approve", "rollback"), "runtime.cli.candidates"),
     **dict.fromkeys(("audit", "backfill"), "runtime.cli.archive"),
 }

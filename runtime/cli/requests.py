@@ -1,4 +1,4 @@
-"""``recsys explain``, ``trace`` and ``counterfactual``: past answers, from log and snapshots alone."""
+"""``recsys explain`` and ``trace``: past answers, from log and snapshots alone."""
 
 from pathlib import Path
 from typing import Annotated, Final
@@ -8,7 +8,6 @@ from typer import Argument, Option
 
 from replay.answer_check import DIFFERENT, EQUAL
 from runtime.cli.common import JsonOption, RequestUserOption, StateOption, exit_on, show
-from runtime.reports.counterfactual_report import estimate_lines, estimate_policy
 from runtime.reports.explanation import check_answer, explanation_lines
 from runtime.reports.timeline_report import read_timeline, timeline_lines, timeline_values
 
@@ -47,24 +46,3 @@ def trace(
     with exit_on():
         timeline = read_timeline(request_id, state, user)
     show(timeline_values(timeline), json, lambda _: timeline_lines(timeline))
-
-
-def counterfactual(
-    file: Annotated[Path, Argument(metavar="POLICY.yaml", help="The policy: overrides, reward.")],
-    state: Annotated[Path | None, Option(help="State folder; default: the file's.")] = None,
-    lists: Annotated[int, Option(help="Maximum number of lists, hashed by user.")] = 5_000,
-    alpha: Annotated[float, Option(help="Confidence level of intervals is 1 - α.")] = 0.05,
-    json: JsonOption = False,
-) -> None:
-    """Estimates what another policy would have earned.
-
-    Exit status 0: estimated; 1: the log can't answer, and why; 2: invalid input.
-    """
-    with exit_on():
-        if lists < 1:
-            raise ValueError(f"--lists is {lists}, expected 1 or more")
-        if not 0 < alpha < 0.5:
-            raise ValueError(f"--alpha is {alpha}, expected a probability between 0 and 0.5")
-        values = estimate_policy(file, state, lists, alpha)
-    show(values, json, estimate_lines)
-    raise typer.Exit(1 if values["refused"] else 0)

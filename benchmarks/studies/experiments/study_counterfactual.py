@@ -14,18 +14,18 @@ from numpy.typing import NDArray
 
 from benchmarks.harness.commands import check_at_least, study_command
 from benchmarks.studies.experiments.list_world import STAYS, ListWorld, Shown
-from experiments.assignment.definition import Arm, apply_overrides
-from experiments.statistics.off_policy import (
+from examples.off_policy.estimates import (
     PolicyValue,
     Support,
     WeightedLists,
     diagnose_support,
     estimates,
 )
+from examples.off_policy.propensities import NO_CHANCE
+from experiments.assignment.definition import Arm, apply_overrides
 from recsys.config.policy_config import PolicyConfig
 from serving.ranking.selection import sample_slate
 from serving.ranking.slate_propensities import probabilities_along
-from serving.reconstruction.counterfactual_propensities import NO_CHANCE
 
 Floats = NDArray[np.float64]
 LOGGED: Final[dict[str, Any]] = {"temperature": 0.1, "explore": 0.1}

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from experiments.statistics.off_policy import (
+from examples.off_policy.estimates import (
     DR,
     IPS,
     LEAST_ESS,
@@ -20,9 +20,9 @@ from experiments.statistics.off_policy import (
     diagnose_support,
     estimates,
 )
+from examples.off_policy.propensities import propensity_ratios
 from serving.ranking.selection import Cap, SamplingInput, SamplingParams, sample_slate
 from serving.ranking.slate_propensities import probabilities_along
-from serving.reconstruction.counterfactual_propensities import propensity_ratios
 from tests.support.paths import ROOT
 
 REFERENCE = json.loads((ROOT / "tests/support/obp_cases.json").read_text())

@@ -14,9 +14,19 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
+from examples.off_policy.estimates import estimates
+from examples.off_policy.logged_lists import (
+    BY_SCORE,
+    EARLY,
+    GONE,
+    OTHER_CANDIDATES,
+    SAMPLED,
+    read_lists,
+)
+from examples.off_policy.logged_lists import TEAM_DRAFT as DRAFTED
+from examples.off_policy.report import estimate_policy
+from examples.off_policy.target_policy import read_target
 from experiments.assignment.definition import INTERLEAVED, read_experiment
-from experiments.assignment.target_policy import read_target
-from experiments.statistics.off_policy import estimates
 from recsys.config.system_config import Config
 from recsys.events.event_types import Impression, decode, encode
 from recsys.events.records import EVENTS, EXAMPLES, Example, unpack
@@ -24,10 +34,7 @@ from recsys.features.feature_set_file import feature_set
 from recsys.log.protocol import Log, Record
 from recsys.process.open_log import open_log
 from replay.answer_check import EQUAL, AnswerChecker
-from replay.logged_lists import BY_SCORE, EARLY, GONE, OTHER_CANDIDATES, SAMPLED, read_lists
-from replay.logged_lists import TEAM_DRAFT as DRAFTED
 from runtime.cli.main import app
-from runtime.reports.counterfactual_report import estimate_policy
 from serving.reconstruction.reconstructed_session import find_impression
 from tests.support import policy_cases as toy
 from training.outcomes.credit_fold import interleaving_readout, read_credits

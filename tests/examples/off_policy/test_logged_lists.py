@@ -4,12 +4,12 @@ import tracemalloc
 from collections import Counter
 from collections.abc import Sequence
 
-from experiments.assignment.target_policy import TargetPolicy
+from examples.off_policy.logged_lists import EARLY, REPEATED, SAMPLED, chosen
+from examples.off_policy.target_policy import TargetPolicy
 from recsys.config.policy_config import PolicyConfig
 from recsys.events.event_types import Impression, RequestInputs, Stamp, encode
 from recsys.events.records import EVENTS, EXAMPLES, Example, pack, topics
 from recsys.log.protocol import Append, MemoryLog
-from replay.logged_lists import EARLY, REPEATED, SAMPLED, chosen
 
 WINDOW_MS = 1_000
 TARGET = TargetPolicy("t", PolicyConfig(), {"like": 1.0})

@@ -27,7 +27,7 @@ NO_CHANCE: Final = 1e-9  # a lower probability counts as none: no log is long en
 
 @dataclass(frozen=True)
 class CounterfactualList:
-    """One served list as the target policy weighs it (parts as in experiments/statistics/off_policy.py).
+    """One served list as the target policy weighs it (parts as in examples/off_policy/estimates.py).
 
     ``predicted_R`` and ``expected_R``: predicted rewards, of the shown item and as the target expects.
     ``off``: largest difference between a logged and a recomputed propensity, 0 where all is well.

@@ -15,9 +15,14 @@ from typing import Any, Final
 import msgspec
 import numpy as np
 
+from examples.off_policy.estimates import WeightedLists
+from examples.off_policy.propensities import (
+    CounterfactualList,
+    counterfactual,
+    same_candidates,
+)
+from examples.off_policy.target_policy import TargetPolicy
 from experiments.assignment.policy import Policy
-from experiments.assignment.target_policy import TargetPolicy
-from experiments.statistics.off_policy import WeightedLists
 from recsys.config.system_config import Config, digest
 from recsys.events.dedupe import RecentIds
 from recsys.events.event_types import Impression, Rejected, decode
@@ -27,11 +32,6 @@ from recsys.features.feature_set import FeatureSet
 from recsys.log.protocol import Log, Record, newest_first, read_range
 from recsys.process.log_consumer import UNREADABLE
 from replay.answer_check import EQUAL, AnswerChecker
-from serving.reconstruction.counterfactual_propensities import (
-    CounterfactualList,
-    counterfactual,
-    same_candidates,
-)
 from training.joining.sampling import represented_examples
 from training.lines.offset_lookup import first_at, served_ms_of
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from experiments.assignment.target_policy import NOT_ESTIMABLE, read_target
+from examples.off_policy.target_policy import NOT_ESTIMABLE, read_target
 from recsys.config.policy_config import PolicyConfig
 from recsys.config.yaml_with_lines import YamlError
 from tests.support.paths import ROOT

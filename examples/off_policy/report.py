@@ -6,11 +6,11 @@ from typing import Any
 
 import torch
 
-from experiments.assignment.target_policy import TargetPolicy, read_target
-from experiments.statistics.off_policy import WeightedLists, by_rank, diagnose_support, estimates
+from examples.off_policy.estimates import WeightedLists, by_rank, diagnose_support, estimates
+from examples.off_policy.logged_lists import MAX_GONE_SHARE, read_lists
+from examples.off_policy.target_policy import TargetPolicy, read_target
 from recsys.config.yaml_with_lines import YamlWithLines
 from recsys.features.feature_set_file import feature_set
-from replay.logged_lists import MAX_GONE_SHARE, read_lists
 from runtime.supervision.launch_plan import open_system
 
 

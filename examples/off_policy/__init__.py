@@ -1,0 +1,1 @@
+"""Off-policy evaluation: the rewards that another policy would have earned, from logged propensities."""
