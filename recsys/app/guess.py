@@ -20,6 +20,7 @@ from recsys.app.feature_checks import RESERVED
 
 _USER: Final = (
     "user|visitor|customer|viewer|member|account|reviewer|profile|player|reader|listener|guest"
+    "|traveller|traveler"
 )
 _ITEM: Final = (
     "item|movie|product|article|video|song|track|book|news|post|sku|asin|isbn|recipe|anime|game|episode"
@@ -65,15 +66,14 @@ class Guess:
 def guess(name: str, samples: Mapping[str, Columns], given: Mapping[str, str]) -> Guess:
     """The definition of an app. ``samples``: some rows by file; ``given``: columns that a person named, by
     role. Raises ValueError if no file has users and items."""
-    out, tables = Guess({"app": name, "fields": {}}), dict[str, Any]()
+    out, tables, unlike = Guess({"app": name, "fields": {}}), dict[str, Any](), ""
     for file, columns in samples.items():
         roles = _roles(columns, given)
         part = next((part for part in ("item", "user") if part in roles), "")
         kind = "interactions" if {"user", "item"} <= roles.keys() else f"{part}s"
         if kind in tables:
             if missing := [name for name in tables[kind].columns if name not in columns]:
-                both = f"{file} lacks column {missing[0]!r} of {tables[kind].files[0]}"
-                raise ValueError(f"{both}: make one table of both")
+                unlike = f"{file} lacks column {missing[0]!r} of {tables[kind].files[0]}"
             tables[kind].files.append(file)
             continue
         if kind == "interactions":
@@ -101,6 +101,8 @@ def guess(name: str, samples: Mapping[str, Columns], given: Mapping[str, str]) -
         raise ValueError(
             f"no file has a column of users and one of items ({names}): name them with --user and --item"
         )
+    if unlike:
+        raise ValueError(f"{unlike}: make one table of both")
     fields = out.definition["fields"].get("item", {})
     groups = [name for name, kind in fields.items() if kind in ("category", "list")][:2]
     rates = ["all", "item", "user", *groups, *(f"user×{group}" for group in groups)]

@@ -198,7 +198,7 @@ def test_words_of_other_fields_are_known(tmp_path: Path) -> None:
     assert (files.interactions.user, files.interactions.item) == ("listener", "episode")
     assert (files.interactions.time, files.interactions.unit) == ("at", "iso")
     searches: Columns = {
-        "search_id": [1, 1], "traveller_id": [1, 2], "guest": ["a", "b"], "hotel": [1, 2],
+        "search_id": [1, 1], "traveller": [1, 2], "hotel": [1, 2],
         "clicked": [True, False], "booked": [False, True],
     }  # fmt: skip
     app, files = read(tmp_path, {"searches.parquet": searches})
@@ -251,6 +251,8 @@ def test_a_second_table_has_the_columns_of_the_first(tmp_path: Path) -> None:
     del log["rating"]
     with pytest.raises(ValueError, match=r"june.csv lacks column 'rating' of may.csv"):
         guess("mine", {"may.csv": log | {"rating": [5]}, "june.csv": log}, {})
+    with pytest.raises(ValueError, match="name them with --user and --item"):
+        guess("mine", {"a.csv": {"item": ["b"], "who": ["a"]}, "b.csv": {"item": ["b"]}}, {})
 
 
 def test_a_file_that_a_table_names_belongs_to_it() -> None:
