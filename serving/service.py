@@ -19,12 +19,12 @@ import msgspec
 from recsys.app.set_loops import SetsInUse
 from recsys.clock import wall_ms
 from recsys.config.system_config import Config
-from recsys.events.event_types import ENGAGEMENT_KINDS, encode
-from recsys.events.hashing import Id, partition_of
-from recsys.events.records import EVENTS
+from recsys.events.event_types import ENGAGEMENT_KINDS
+from recsys.events.hashing import Id
+from recsys.events.records import EVENTS, record_of
 from recsys.features.feature_set_file import feature_set
 from recsys.features.session import PLAIN_LIST, Session
-from recsys.log.protocol import Append, Log
+from recsys.log.protocol import Log
 from recsys.observability.log_lines import LOG_CONTEXT, LogThrottle
 from recsys.process.space_file import SpaceReader
 from serving.access.access_control import AccessControl
@@ -320,11 +320,9 @@ class Service:
         return Session(user_id, self.features, seen), True
 
     def _log_impression(self, answer: Answer, trace: RequestTrace | None) -> None:
-        impression = answer.impression
-        partition = partition_of(impression.user_id, self.config.log.partitions)
-        key = str(impression.user_id).encode()
-        on_commit = partial(trace.appended, EVENTS, partition) if trace else None
-        self.writer.impression(EVENTS, Append(partition, key, encode(impression)), on_commit)
+        record = record_of(answer.impression, self.config.log.partitions)
+        on_commit = partial(trace.appended, EVENTS, record.partition) if trace else None
+        self.writer.impression(EVENTS, record, on_commit)
 
     def _log_degraded(self, answer: Answer) -> None:
         """Logs each skipped stage at intervals, with the number of answers and one of them."""

@@ -16,9 +16,8 @@ from recsys.client import Client
 from recsys.clock import wall_ms
 from recsys.config.system_config import Config
 from recsys.events.control_records import Control, Erasure, Unlearning
-from recsys.events.event_types import User, encode
-from recsys.events.hashing import partition_of
-from recsys.events.records import CONTROL, EVENTS, pack
+from recsys.events.event_types import User
+from recsys.events.records import CONTROL, EVENTS, pack, record_of
 from recsys.features.feature_set import FeatureSet
 from recsys.features.feature_set_file import feature_set
 from recsys.log.protocol import Append, Log
@@ -160,11 +159,8 @@ def request_deletion(
     Returns the offsets of the tombstones.
     """
     partitions = log.partitions(EVENTS)
-    removed = [User(time_ms=time_ms, user_id=user, removed=True) for user in users]
-    appends = [
-        Append(partition_of(user, partitions), user.encode(), encode(tombstone))
-        for user, tombstone in zip(users, removed, strict=True)
-    ]
+    removed = (User(time_ms=time_ms, user_id=user, removed=True) for user in users)
+    appends = [record_of(tombstone, partitions) for tombstone in removed]
     offsets = dict(zip(users, log.append(EVENTS, appends), strict=True))
     records: list[Control] = [
         Erasure(user_id=user, time_ms=time_ms, offset=offset) for user, offset in offsets.items()

@@ -26,7 +26,8 @@ from recsys.events.event_types import (
     parse,
     with_proof,
 )
-from recsys.events.hashing import Id, partition_of
+from recsys.events.hashing import Id
+from recsys.events.records import record_of
 from recsys.log.protocol import Append
 from serving.access.caller import SERVER, Caller
 from serving.access.proofs import REPEATED, proof_of
@@ -142,14 +143,7 @@ class EventValidator:
             accepted.append(event)
             results.append(Result(index, ACCEPTED))
         engagements = self._with_long_views(accepted, ids)
-        records = tuple(
-            Append(
-                partition_of(event.user_id, self._partitions),
-                str(event.user_id).encode(),
-                encode(event),
-            )
-            for event in engagements
-        )
+        records = tuple(record_of(event, self._partitions) for event in engagements)
         taken = records, tuple(engagements), tuple(results), tuple(ids)
         return ValidatedBatch(*taken, unproven, over_s)
 

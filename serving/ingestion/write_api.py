@@ -11,10 +11,10 @@ import msgspec
 
 from recsys.config.system_config import Config
 from recsys.events.control_records import Erasure
-from recsys.events.event_types import Item, Preference, Rejected, User, encode, parse
+from recsys.events.event_types import Item, Preference, Rejected, User, parse
 from recsys.events.field_schema import Schema, check_fields
-from recsys.events.hashing import Id, partition_of
-from recsys.events.records import CONTROL, EVENTS, ITEMS, pack
+from recsys.events.hashing import Id
+from recsys.events.records import CONTROL, EVENTS, ITEMS, pack, record_of
 from recsys.log.protocol import Append, LogUnavailable
 from serving.access.caller import Caller
 from serving.access.quotas import BURST_S
@@ -91,7 +91,7 @@ class WriteApi:
     ) -> None:
         """``is_full``: whether the disk has no space for events. ``schema``: of declared fields."""
         self._schema = schema
-        self._config, self._writer, self._sessions = config, writer, sessions
+        self._partitions, self._writer, self._sessions = config.log.partitions, writer, sessions
         self._traces, self._is_full = traces, is_full
         self._freshness, self._now_ms = freshness, now_ms
         self._validator = validator
@@ -195,14 +195,14 @@ class WriteApi:
 
     async def remove_item(self, item_id: Id) -> None:
         item = Item(time_ms=self._now_ms(), item_id=item_id, removed=True)
-        await self._commit_items([self._record(item)])
+        await self._commit_items([record_of(item, self._partitions)])
 
     async def erase_user(self, user_id: Id) -> None:
         """Requests the erasure of a user: a tombstone among the user's events, for the folds, and an erasure
         record with the tombstone's offset, for everything written before. See docs/how-to/operations.md."""
         now_ms = self._now_ms()
         tombstone = User(time_ms=now_ms, user_id=user_id, removed=True)
-        (offset,) = await self._commit(EVENTS, [self._record(tombstone)])
+        (offset,) = await self._commit(EVENTS, [record_of(tombstone, self._partitions)])
         erasure = Erasure(user_id=user_id, time_ms=now_ms, offset=offset)
         await self._commit(CONTROL, [Append(0, b"", pack(erasure))])
 
@@ -224,15 +224,9 @@ class WriteApi:
             except Rejected as error:
                 results.append(Result(index, REJECTED, FieldError.of(error)))
                 continue
-            records.append(self._record(event))
+            records.append(record_of(event, self._partitions))
             results.append(Result(index, ACCEPTED))
         return records, tuple(results)
-
-    def _record(self, event: Item | User | Preference) -> Append:
-        if isinstance(event, Item):
-            return Append(0, str(event.item_id).encode(), encode(event))
-        partition = partition_of(event.user_id, self._config.log.partitions)
-        return Append(partition, str(event.user_id).encode(), encode(event))
 
     async def _commit_items(self, records: Sequence[Append]) -> None:
         offsets = await self._commit(ITEMS, records)
