@@ -38,15 +38,21 @@ def check(
     if entries := plugins.offered(target):
         from runtime.contracts.suite import check_plugin  # imports what answers are made with
 
-        outcomes = [outcome for entry in entries for outcome in check_plugin(entry)]
-        show(outcomes, json, lambda outcomes: map(str, outcomes))
-        raise typer.Exit(int(any(outcome.reason for outcome in outcomes)))
+        checked = {f"{entry.group} {entry.name}": check_plugin(entry) for entry in entries}
+        show(checked, json, _contract_lines)
+        raise typer.Exit(int(any(any(reasons.values()) for reasons in checked.values())))
     with exit_on(), exit_on(AlreadyRuns):
         if not Path(target).is_dir():
             raise ValueError(f"{target} is neither a state folder nor a package with plug-ins here")
         report = check_state(Path(target), repair, mb_s)
     show(report, json, _lines)
     raise typer.Exit(0 if report.is_intact else 1)
+
+
+def _contract_lines(checked: dict[str, dict[str, str]]) -> Iterator[str]:
+    for plugin, reasons in checked.items():
+        for contract, reason in reasons.items():
+            yield f"{plugin}, {contract}: {f'BROKEN: {reason}' if reason else 'kept'}"
 
 
 def _lines(report: StateReport) -> Iterator[str]:

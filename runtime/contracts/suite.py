@@ -1,9 +1,7 @@
 """The suite of ``recsys check PACKAGE``: runs the contracts of a group on each plug-in of a package."""
 
 from importlib.metadata import EntryPoint
-from typing import Any, Final
-
-import msgspec
+from typing import Final
 
 from recsys import plugins
 from runtime.contracts import answering, data, models
@@ -19,35 +17,17 @@ CONTRACTS: Final[dict[str, dict[str, Contract]]] = {
 }
 
 
-class Outcome(msgspec.Struct):
-    """A contract checked on a plug-in. ``reason``: why it is broken; empty if it is kept."""
-
-    group: str
-    plugin: str
-    contract: str
-    reason: str = ""
-
-    def __str__(self) -> str:
-        status = f"BROKEN: {self.reason}" if self.reason else "kept"
-        return f"{self.group} {self.plugin}, {self.contract}: {status}"
-
-
-def check_plugin(entry: EntryPoint) -> list[Outcome]:
-    """Outcomes of all contracts of the plug-in's group."""
+def check_plugin(entry: EntryPoint) -> dict[str, str]:
+    """Contracts of the plug-in's group with the reason why it breaks each; empty if it keeps it."""
     try:
         plugin = plugins.load(entry.group, entry.name)
     except ValueError as error:
-        return [Outcome(entry.group, entry.name, "import", str(error))]
-    contracts = CONTRACTS.get(entry.group, {"import": lambda _: None})
-    return [
-        Outcome(entry.group, entry.name, name, _fault(contract, plugin))
-        for name, contract in contracts.items()
-    ]
-
-
-def _fault(contract: Contract, plugin: Any) -> str:
-    try:
-        contract(plugin)
-    except Exception as error:  # a plug-in may raise anything
-        return f"{type(error).__name__}: {error}"
-    return ""
+        return {"import": str(error)}
+    reasons = {"import": ""}
+    for name, contract in CONTRACTS.get(entry.group, {}).items():
+        try:
+            contract(plugin)
+            reasons[name] = ""
+        except Exception as error:  # a plug-in may raise anything
+            reasons[name] = f"{type(error).__name__}: {error}"
+    return reasons
