@@ -1,8 +1,9 @@
 """Recall of retrieval in a replay: is an item that a viewer engages with next among the candidates?
 
-For each judged engagement with the first label a query is made as of the impression that served the item, or
-without one as of just before the engagement: over the whole catalogue, with the viewer's session of then.
-Judged are each source by itself, the union as it is ranked, the whole path, and baselines on the same rows.
+For each judged engagement with the first label a query is made as of the impression that served the item
+(the newest one, where it names none), or without one as of just before the engagement: over the whole
+catalogue, with the viewer's session of then. Judged are each source by itself, the union as it is ranked,
+the whole path, and baselines on the same rows.
 """
 
 from array import array
@@ -31,6 +32,7 @@ from serving.retrieval.filters import allowed_items
 from serving.retrieval.retrieval_plan import VECTOR
 
 Indices = NDArray[np.int64]
+_Pair = tuple[str, str]  # user and item
 KS: Final = (10, 100, 300)
 UNION: Final = "union"
 PATH: Final = "retrieved and ranked"
@@ -46,15 +48,38 @@ class Targets:
 
     def __init__(self, dataset: Dataset, options: ReplayOptions, share: float) -> None:
         self._label, self._share = dataset.labels[0], share
-        keys, times = array("q"), array("q")
-        for event in dataset.events(options.from_ms, options.until_ms):
-            if isinstance(event, Engagement) and event.kind == self._label:
-                keys.append(_key(event, event.item_id))
-                times.append(event.time_ms)
+        span = options.from_ms, options.until_ms
+        unnamed: set[_Pair] = set()  # engagements without a request, in a log with lists
+        keys, times = self._scan(dataset.events(*span), unnamed)
+        if unnamed:
+            keys, times = self._scan(dataset.events(*span), unnamed)
         time_N = np.array(times, np.int64)
         from_ms = options.judge_from_ms
         self.from_ms = _judged_from(time_N, dataset.utc_offset_h) if from_ms is None else from_ms
         self._left = set(np.array(keys, np.int64)[time_N >= self.from_ms].tolist())
+
+    def _scan(
+        self, events: Iterable[Event], unnamed: set[_Pair]
+    ) -> tuple["array[int]", "array[int]"]:
+        """Keys and times of the engagements. Those in ``unnamed`` belong to the newest list with their item;
+        where it is empty, it is filled."""
+        keys, times = array("q"), array("q")
+        newest: dict[_Pair, str] = {}
+        without, has_lists = set[_Pair](), False
+        for event in events:
+            if isinstance(event, Impression):
+                has_lists = True
+                pairs = [(str(event.user_id), str(item.item_id)) for item in event.items]
+                newest.update((pair, event.request_id) for pair in pairs if pair in unnamed)
+            elif isinstance(event, Engagement) and event.kind == self._label:
+                pair = str(event.user_id), str(event.item_id)
+                if not event.request_id:
+                    without.add(pair)
+                keys.append(_key(event, event.item_id, newest.get(pair, "")))
+                times.append(event.time_ms)
+        if has_lists:
+            unnamed |= without
+        return keys, times
 
     def take(self, event: Event) -> list[Id]:
         """Items of the event whose query is due before it."""
@@ -202,10 +227,10 @@ def _metrics(name: str, ranks: Sequence[int]) -> dict[str, float]:
     return {key: round(x, 4) for key, x in measured if name != UNION or key.startswith("recall")}
 
 
-def _key(event: Event, item_id: Id) -> int:
-    """Key of an item in its request, or without one in its event."""
+def _key(event: Event, item_id: Id, request_id: str = "") -> int:
+    """Key of an item in its request, else in ``request_id``, or without one in its event."""
     assert isinstance(event, Impression | Engagement)
-    within = event.request_id or f"{event.time_ms}\x1f{event.user_id}"
+    within = event.request_id or request_id or f"{event.time_ms}\x1f{event.user_id}"
     return key_of(within, item_id)
 
 

@@ -69,12 +69,15 @@ def test_a_query_is_due_before_the_list_or_without_one_before_the_click(tmp_path
         shown("r1", 10, "v1", "v2", "v3"), clicked(20, "v2", "r1"), clicked(21, "v3", "r1"),
         clicked(22, "v3", "r1"), clicked(23, "v1", "r1", kind="like"),
         clicked(30, "v4"), clicked(40, "v4"), clicked(50, "v5", "r9"),
+        shown("r2", 60, "v6", "v7"), shown("r3", 70, "v6"), clicked(80, "v6"), clicked(81, "v7"),
+        clicked(82, "v6", user="w"),
     )  # fmt: skip
     dataset = open_dataset(folder)
     targets = Targets(dataset, ReplayOptions(judge_from_ms=0), 1.0)
     due = [(event.time_ms, targets.take(event)) for event in dataset.events()]
     assert [pair for pair in due if pair[1]] == [
         (10, ["v2", "v3"]), (30, ["v4"]), (40, ["v4"]), (50, ["v5"]),
+        (60, ["v7"]), (70, ["v6"]), (82, ["v6"]),
     ]  # fmt: skip
 
 
