@@ -7,15 +7,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from recsys import plugins
-from recsys.app.definition import (
-    BY_CLICK,
-    BY_LIST,
-    BY_VIEW,
-    FIELD_KINDS,
-    App,
-    EventKind,
-    Field,
-)
+from recsys.app.definition import BY_CLICK, BY_LIST, BY_VIEW, FIELD_KINDS, App, EventKind, Field
 from recsys.app.feature_checks import faults
 from recsys.config.policy_config import SOURCES
 from recsys.config.yaml_with_lines import YamlError, YamlWithLines
