@@ -16,7 +16,7 @@ _HELP = {
     "import": "Writes an app's files to a state folder's log, and trains from them.",
     "app": "Checks the definition of an app; changes that of a running system.",
     "doctor": "Checks this machine and names a remedy for each problem.",
-    "check": "Compares all files of a state folder with their checksums; --repair repairs them.",
+    "check": "Checks all files of a state folder (--repair repairs them), or a package of plug-ins.",
     "backup": "Backs up a state folder while its system runs.",
     "restore": "Restores a backup into a new state folder.",
     "up": "Starts and supervises all parts of the system.",

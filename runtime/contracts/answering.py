@@ -16,7 +16,7 @@ from recsys.events.hashing import uniform
 from recsys.features.feature_set import FeatureSet
 from recsys.features.feature_set_file import FEED_SCHEMA
 from recsys.features.session import Session
-from runtime.contracts.determinism import Contract, deterministic, require
+from runtime.contracts.determinism import Contract, deterministic, require, version
 from serving.pipeline import Pipeline
 from serving.query import Query
 from serving.ranking.added_stages import apply_stage
@@ -101,10 +101,12 @@ def _explained(config: Config, plugin: Any) -> None:
 
 
 SOURCES: Final[dict[str, Contract]] = {
+    "version": version,
     **deterministic(_source_calls),
     "explain": partial(_explained, _SOURCE),
 }
 STAGES: Final[dict[str, Contract]] = {
+    "version": version,
     **deterministic(_stage_calls),
     "explain": partial(_explained, _STAGE),
 }

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from replay.datasets.table_rows import ROWS, Block
-from runtime.contracts.determinism import Contract, deterministic, require
+from runtime.contracts.determinism import Contract, deterministic, require, version
 
 
 def _columns(plugin: Any) -> NDArray[np.float32]:
@@ -54,6 +54,7 @@ def _read(plugin: Any) -> bytes:
 
 
 OPERATORS: Final[dict[str, Contract]] = {
+    "version": version,
     **deterministic(_operator_calls),
     "rows alone": _rows_alone,
 }

@@ -17,6 +17,11 @@ def require(holds: object, reason: str) -> None:
         raise ValueError(reason)
 
 
+def version(plugin: Any) -> None:
+    """The contract of plug-ins that are named with a version."""
+    require(getattr(plugin, "version", ""), "it has no attribute version")
+
+
 def deterministic(calls_of: Callable[[Any], Calls]) -> dict[str, Contract]:
     """The contracts. ``calls_of`` makes calls of a plug-in with samples. They return the bits of a result,
     nothing without one, and raise ValueError for one of a wrong shape."""

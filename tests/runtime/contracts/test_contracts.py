@@ -70,6 +70,10 @@ class InfiniteOperator(Operator):
             return columns_N[0] / columns_N[1]
 
 
+class UnversionedOperator(Operator):
+    version = ""
+
+
 class RankingOperator(Operator):
     def __call__(self, *columns_N: Any) -> Any:
         return columns_N[0] - columns_N[1].mean()
@@ -100,8 +104,9 @@ class RememberingOperator(Operator):
         (Operator(), set()),
         (RandomOperator(), {"same output", "hidden state", "global randomness", "rows alone"}),
         (NumpyRandomOperator(), {"same output", "hidden state", "global randomness", "rows alone"}),
-        (ShortOperator(), set(CONTRACTS[plugins.OPERATORS])),
-        (InfiniteOperator(), set(CONTRACTS[plugins.OPERATORS])),
+        (ShortOperator(), set(CONTRACTS[plugins.OPERATORS]) - {"version"}),
+        (InfiniteOperator(), set(CONTRACTS[plugins.OPERATORS]) - {"version"}),
+        (UnversionedOperator(), {"version"}),
         (RankingOperator(), {"rows alone"}),
         (CountingOperator(), {"same output", "hidden state", "rows alone"}),
         (RememberingOperator(), {"hidden state", "rows alone"}),
@@ -170,7 +175,7 @@ class Source(example.SameAuthor):
         return self.change(self, super().__call__(replica, query, viewer, allowed, k))
 
 
-ALL_OF_SOURCES = set(CONTRACTS[plugins.SOURCES])
+ALL_OF_SOURCES = set(CONTRACTS[plugins.SOURCES]) - {"version"}
 
 
 @pytest.mark.parametrize(
@@ -198,6 +203,8 @@ def test_sources_that_break_a_contract(change: Any, expected: set[str]) -> None:
 class Stage:
     """Changes the candidates, from the calls before it and the replica."""
 
+    version = "1"
+
     def __init__(self, change: Any) -> None:
         self.change, self.calls = change, 0
 
@@ -221,7 +228,7 @@ def by_address(replica: Any, before: Candidates) -> Any:
     return np.sin(np.arange(len(before.sources)) * float(id(replica) >> 4))
 
 
-ALL_OF_STAGES = set(CONTRACTS[plugins.STAGES])
+ALL_OF_STAGES = set(CONTRACTS[plugins.STAGES]) - {"version"}
 
 
 @pytest.mark.parametrize(
