@@ -17,7 +17,9 @@ from runtime.cli.common import check_folders
 
 Figures = dict[str, Any]
 Log = Callable[[str], None]
-Json = Annotated[Path | None, typer.Option("--json", help="Write the figures to this file.")]
+Json = Annotated[
+    Path | None, typer.Option("--json", help="Write the figures to this file; -: print them.")
+]
 Seed = Annotated[int, typer.Option(help="Seed of all random draws.")]
 _PACKAGES: Final = (
     "torch", "fbgemm-gpu-cpu", "torchrec", "numpy", "faiss-cpu", "vowpalwabbit", "river", "polars", "ray",
@@ -44,8 +46,9 @@ def bench_command(app: typer.Typer, name: str = "") -> Callable[..., Callable[..
             seed = {"seed": options["seed"]} if "seed" in options else {}
             figures = {"bench": bench, "command": _command_line(bench, options), **seed}
             figures |= {"machine": machine(), "versions": _versions(), **measured}
-            typer.echo(json.dumps(figures, indent=1))
-            write_json(json_file, figures)
+            write_json(Path("-"), figures)
+            if json_file != Path("-"):
+                write_json(json_file, figures)
 
         return app.command(bench)(_with_json_option(measure, run))
 
@@ -101,7 +104,10 @@ def check_at_least(minimum: int, **options: int) -> None:
 
 
 def write_json(file: Path | None, figures: Mapping[str, Any]) -> None:
-    if file is not None:
+    """Writes figures to a file; prints them for ``-``."""
+    if file == Path("-"):
+        typer.echo(json.dumps(figures, indent=1))
+    elif file is not None:
         file.write_text(json.dumps(figures, indent=1) + "\n")
 
 

@@ -15,7 +15,7 @@ def counterfactual(
     state: Annotated[Path | None, Option(help="State folder; default: the file's.")] = None,
     lists: Annotated[int, Option(help="Maximum number of lists, hashed by user.")] = 5_000,
     alpha: Annotated[float, Option(help="Confidence level of intervals is 1 - α.")] = 0.05,
-    json: JsonOption = False,
+    json: JsonOption = None,
 ) -> None:
     """Estimates what another policy would have earned.
 

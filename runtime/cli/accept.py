@@ -11,10 +11,17 @@ from experiments.promotion.acceptance import Refuse, RowFormEvidence, decide
 from recsys.config.loader import load
 from replay.datasets.dataset import DataError
 from replay.datasets.open_dataset import open_dataset
-from replay.predictions import write_report
 from replay.replay_report import with_bar
 from replay.replay_run import ReplayOptions
-from runtime.cli.common import ConfigOption, StateOverride, check_folders, exit_on, fail
+from runtime.cli.common import (
+    ConfigOption,
+    JsonOption,
+    StateOverride,
+    check_folders,
+    exit_on,
+    fail,
+    show,
+)
 from runtime.jobs.row_formats import FORMATS, ROWS_PER_REQUEST, measure
 from runtime.supervision.acceptance_file import write_accepted
 
@@ -25,9 +32,7 @@ def accept(
     state: StateOverride = None,
     config: ConfigOption = "laptop",
     at_most: Annotated[float, Option(help="Largest accepted loss of AUC.")] = 0.001,
-    json_file: Annotated[
-        Path | None, Option("--json", help="Also write the decision to this file.")
-    ] = None,
+    json: JsonOption = None,
 ) -> None:
     """Measures the cost of a smaller row format, and accepts or refuses it for a state folder."""
     with exit_on(DataError, ValueError):
@@ -35,16 +40,13 @@ def accept(
             raise ValueError(f"the format is {form!r}, expected int8: there is no other to accept")
         if not at_most >= 0:
             raise ValueError(f"--at-most is {at_most}, expected 0 or more")
-        check_folders(json_file)
+        check_folders(json)
         base = load(config)
         options = ReplayOptions(base.model.features)
         evidence = measure(open_dataset(data), options, base, with_bar)
         decision = decide(form, evidence, at_most)
-    for line in _lines(evidence):
-        typer.echo(line)
-    if json_file is not None:
-        kind = {"decision": type(decision).__name__.lower()}
-        write_report(json_file, kind | msgspec.to_builtins(decision))
+    kind = {"decision": type(decision).__name__.lower()}
+    show(kind | msgspec.to_builtins(decision), json, lambda _: _lines(evidence))
     if isinstance(decision, Refuse):
         fail(f"refused: {decision.why}")
         raise typer.Exit(1)

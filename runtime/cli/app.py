@@ -4,12 +4,11 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from typer import Argument, Option
 
 from recsys.app.app_file import read_app
 from recsys.app.definition import App
-from runtime.cli.common import JsonOption, StateOption, exit_on, print_json, with_system
+from runtime.cli.common import JsonOption, StateOption, exit_on, show, with_system
 from runtime.reports.tables import plain_table
 from runtime.supervision.run_file import AlreadyRuns, lock
 
@@ -23,17 +22,15 @@ def _commands() -> None:
 
 @app.command()
 def check(
-    file: Annotated[Path, Argument(help="Definition, app.yaml.")], json: JsonOption = False
+    file: Annotated[Path, Argument(help="Definition, app.yaml.")], json: JsonOption = None
 ) -> None:
     """Checks a definition. Prints its labels, and each column that the model reads."""
     with exit_on(ValueError):
         definition = read_app(file)
         features = definition.feature_set()
-    if json:
-        print_json({"digest": definition.digest, "features": features.digest, **features.columns})
-        return
-    console = Console()
-    console.print(plain_table(("input", "columns"), _rows(definition), fold=("columns",)))
+    values = {"digest": definition.digest, "features": features.digest, **features.columns}
+    table = plain_table(("input", "columns"), _rows(definition), fold=("columns",))
+    show(values, json, lambda _: [table])
 
 
 @app.command()

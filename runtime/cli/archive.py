@@ -29,7 +29,7 @@ def features(
     feature_file: Annotated[
         Path | None, Option("--features", help="Feature set file; by default the folder's.")
     ] = None,
-    json: JsonOption = False,
+    json: JsonOption = None,
 ) -> None:
     """Recomputes features of past impressions and compares them with the logged ones.
 
@@ -79,7 +79,7 @@ def backfill(
     ] = None,
     from_: Annotated[str | None, Option("--from", help="First day, e.g. 2026-11-24.")] = None,
     until: Annotated[str | None, Option(help="Day after the last one.")] = None,
-    json: JsonOption = False,
+    json: JsonOption = None,
 ) -> None:
     """Adds features that weren't logged, computed from raw events as of each impression.
 

@@ -19,7 +19,7 @@ _REFRESH_S: Final = 2.0
 def shadow(
     state: StateOption = Path("state"),
     watch: Annotated[bool, Option(help="Refresh every two seconds.")] = False,
-    json: JsonOption = False,
+    json: JsonOption = None,
 ) -> None:
     """Compares each candidate with the live model on the same examples.
 

@@ -20,7 +20,9 @@ if TYPE_CHECKING:
 
 StateOption = Annotated[Path, Option(help="State folder of the system.")]
 StateOverride = Annotated[Path | None, Option(help="State folder; by default the configuration's.")]
-JsonOption = Annotated[bool, Option("--json", help="Print JSON instead of text.")]
+JsonOption = Annotated[
+    Path | None, Option("--json", help="Write JSON to this file; -: print it instead of text.")
+]
 ConfigOption = Annotated[str, Option(help="laptop, cluster, or the path of a YAML file.")]
 RegistryOption = Annotated[
     Path | None, Option(help="Candidate registry; by default STATE/registry.")
@@ -69,16 +71,15 @@ def from_checkout(path: str) -> Any:
         raise typer.Exit(2) from error
 
 
-def print_json(value: Any) -> None:
-    """Prints a value as indented JSON."""
-    typer.echo(msgspec.json.format(msgspec.json.encode(value), indent=2))
-
-
-def show(value: Any, json: bool, lines: Callable[[Any], Iterable[Any]]) -> None:
-    """Prints a value as JSON, or as the lines and tables that ``lines`` makes of it."""
-    if json:
-        print_json(value)
-        return
+def show(value: Any, json: Path | None, lines: Callable[[Any], Iterable[Any]]) -> None:
+    """Prints the lines and tables that ``lines`` makes of a value; writes it to a file as JSON, or prints
+    JSON alone for ``-``."""
+    check_folders(json)
+    if json is not None:
+        text = msgspec.json.format(msgspec.json.encode(value), indent=2).decode()
+        if json == Path("-"):
+            return typer.echo(text)
+        json.write_text(f"{text}\n", "utf-8")
     for line in lines(value):
         if isinstance(line, str):
             typer.echo(line)

@@ -10,7 +10,7 @@ from runtime.supervision.machine import observe
 from runtime.supervision.machine_checks import Check, run_checks
 
 
-def doctor(config: ConfigOption = "laptop", json: JsonOption = False) -> None:
+def doctor(config: ConfigOption = "laptop", json: JsonOption = None) -> None:
     """Checks this machine. Exit status 1 if the system can't run on it."""
     results = run_checks(observe(load(config)))
     show([asdict(check) for check in results], json, lambda _: [_line(c) for c in results])

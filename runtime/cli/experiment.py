@@ -35,7 +35,7 @@ experiment = typer.Typer(
 
 
 @experiment.command("list")
-def list_(state: StateOption = Path("state"), json: JsonOption = False) -> None:
+def list_(state: StateOption = Path("state"), json: JsonOption = None) -> None:
     """Lists a system's experiments with state, arms and metrics."""
     with with_system(state) as (config, log):
         revision = newest_experiments(log)
@@ -78,7 +78,7 @@ def power(
     sd: Annotated[float, Option(help="Standard deviation among users.")] = 0.0,
     users_per_day: Annotated[float, Option(help="New users per day.")] = 0.0,
     days: Annotated[int, Option(help="Maximum duration in days.")] = 28,
-    json: JsonOption = False,
+    json: JsonOption = None,
 ) -> None:
     """Computes how many users an effect needs, and which effects can be detected.
 
@@ -139,7 +139,7 @@ def stop(
 def report(
     name: NameArgument,
     state: StateOption = Path("state"),
-    json: JsonOption = False,
+    json: JsonOption = None,
     html: Annotated[Path | None, Option(help="Also write an HTML page with plots.")] = None,
 ) -> None:
     """Reports the effects of an experiment's arms, with intervals that are valid at every look."""

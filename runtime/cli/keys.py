@@ -47,7 +47,7 @@ def add(
 
 
 @keys.command("list")
-def list_keys(state: StateOption = _STATE, json: JsonOption = False) -> None:
+def list_keys(state: StateOption = _STATE, json: JsonOption = None) -> None:
     """Lists all keys, without their secrets."""
     with with_system(state) as (_, log):
         all_keys = key_requests.read_keys(log)
@@ -81,7 +81,7 @@ def audit(
         str | None, Option(help="First time: epoch milliseconds, or ISO in UTC.")
     ] = None,
     state: StateOption = _STATE,
-    json: JsonOption = False,
+    json: JsonOption = None,
 ) -> None:
     """Prints calls that changed items and users, inspected them, or were refused, by all replicas."""
     lines = list(read_trail(state / "run", parse_time(since, 0.0) or 0))

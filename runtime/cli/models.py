@@ -6,9 +6,9 @@ from typing import Annotated, Any
 
 import typer
 from rich.table import Table
-from typer import Argument, Option
+from typer import Argument
 
-from runtime.cli.common import JsonOption, exit_on
+from runtime.cli.common import JsonOption, RegistryOption, StateOption, exit_on
 from runtime.cli.common import show as show_
 from runtime.reports.candidate_list import describe_candidate, diff_candidates, list_candidates
 from runtime.reports.tables import plain_table
@@ -18,29 +18,42 @@ from training.candidates.registry_diff import Diff
 models = typer.Typer(
     help="Lists, shows and compares candidates.", no_args_is_help=True, add_completion=False
 )
-Folder = Annotated[Path, Option("--registry", help="Candidate registry.")]
 Name = Annotated[str, Argument(help="A candidate's name, as `list` prints it.")]
 
 
 @models.command("list")
-def list_(registry: Folder = Path("registry"), json: JsonOption = False) -> None:
+def list_(
+    state: StateOption = Path("state"), registry: RegistryOption = None, json: JsonOption = None
+) -> None:
     """Lists all candidates, the newest last; unreadable ones with the reason."""
+    registry = registry or state / "registry"
     show_(list_candidates(registry), json, lambda rows: _list_lines(registry, rows))
 
 
 @models.command()
-def show(name: Name, registry: Folder = Path("registry"), json: JsonOption = False) -> None:
+def show(
+    name: Name,
+    state: StateOption = Path("state"),
+    registry: RegistryOption = None,
+    json: JsonOption = None,
+) -> None:
     """Shows a candidate's provenance and tables, and verifies its digests."""
     with exit_on(Refused):
-        values = describe_candidate(registry, name)
+        values = describe_candidate(registry or state / "registry", name)
     show_(values, json, _candidate_lines)
 
 
 @models.command()
-def diff(a: Name, b: Name, registry: Folder = Path("registry"), json: JsonOption = False) -> None:
+def diff(
+    a: Name,
+    b: Name,
+    state: StateOption = Path("state"),
+    registry: RegistryOption = None,
+    json: JsonOption = None,
+) -> None:
     """Compares two candidates: data, configuration, metrics, rows, dense parameters."""
     with exit_on(Refused):
-        difference = diff_candidates(registry, a, b)
+        difference = diff_candidates(registry or state / "registry", a, b)
     show_(difference, json, lambda _: _difference_lines(a, b, difference))
 
 

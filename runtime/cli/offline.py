@@ -7,7 +7,7 @@ from runtime.jobs.offline_options import OfflineOptions
 
 
 @options_from(OfflineOptions)
-def offline(json: JsonOption = False, **values: Any) -> None:
+def offline(json: JsonOption = None, **values: Any) -> None:
     """Trains a candidate, with early stopping on the last day. An interrupted job is continued."""
     from runtime.jobs.offline_job import run
     from runtime.reports.offline_progress import summary_table

@@ -19,7 +19,7 @@ quarantine = typer.Typer(no_args_is_help=True, help="Users whose events don't co
 
 
 @quarantine.command("list")
-def list_users(hours: Hours = 24.0, state: StateOption = _STATE, json: JsonOption = False) -> None:
+def list_users(hours: Hours = 24.0, state: StateOption = _STATE, json: JsonOption = None) -> None:
     """Lists users in quarantine, and cohorts that the detectors name."""
     with with_system(state) as (config, log):
         accounts = requests.read_sentinel(log, hours).accounts

@@ -18,7 +18,7 @@ def explain(
     request_id: Annotated[str, Argument(help="The request's id, as in the answer.")],
     state: StateOption = Path("state"),
     user: RequestUserOption = None,
-    json: JsonOption = False,
+    json: JsonOption = None,
 ) -> None:
     """Recomputes an answer from log and snapshots; changes nothing.
 
@@ -35,7 +35,7 @@ def trace(
     latest: Annotated[bool, Option("--latest", help="Newest request that was learned.")] = False,
     state: StateOption = Path("state"),
     user: RequestUserOption = None,
-    json: JsonOption = False,
+    json: JsonOption = None,
 ) -> None:
     """Traces a list: its engagements, examples, steps, deltas, and the first answer by the new model.
 

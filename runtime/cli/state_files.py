@@ -28,7 +28,7 @@ def check(
     mb_s: Annotated[
         float, Option("--mb-s", min=0, help="Maximum MB read per second; 0: no limit.")
     ] = 50.0,
-    json: JsonOption = False,
+    json: JsonOption = None,
 ) -> None:
     """Compares all files of a state folder with their checksums, or checks the plug-ins of a package.
 

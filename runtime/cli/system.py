@@ -3,13 +3,13 @@
 import os
 import threading
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 from typer import Argument, Option
 
-from runtime.cli.common import JsonOption, StateOption, exit_on, fail, print_json
+from runtime.cli.common import JsonOption, StateOption, exit_on, fail, show
 from runtime.parts.metrics import Server, text
 from runtime.parts.restart import request_restart, wait
 from runtime.reports.status_table import status_table
@@ -18,16 +18,13 @@ from runtime.supervision.processes import STATE, alive
 from runtime.supervision.system_status import gather
 
 
-def status(state: StateOption = Path("state"), json: JsonOption = False) -> None:
+def status(state: StateOption = Path("state"), json: JsonOption = None) -> None:
     """Shows the state and the lag of each part. Exit status 1 unless every part is ready."""
-    report = gather(state)
-    console = Console()
-    if json:
-        print_json(report)
-    elif (running := run_file.read(state)) is None:
-        console.print(f"nothing was started in {state.resolve()}", highlight=False)
-    else:
-        console.print(status_table(report, running, launch_plan.read(state)[0]))
+    report, running = gather(state), run_file.read(state)
+    lines: list[Any] = [f"nothing was started in {state.resolve()}"]
+    if running is not None:
+        lines = [status_table(report, running, launch_plan.read(state)[0])]
+    show(report, json, lambda _: lines)
     raise typer.Exit(0 if report.running and report.ready else 1)
 
 

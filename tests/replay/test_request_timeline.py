@@ -142,7 +142,7 @@ def test_the_command(ran: tuple[Path, list[str]]) -> None:
 
     status, text = invoke(ran[1][2])
     assert status == 0 and all(what in text for what in PARTS)
-    status, text = invoke("--latest", "--json")
+    status, text = invoke("--latest", "--json", "-")
     told = json.loads(text)
     assert status == 0 and told["moments"][0]["after_ms"] == 0 and len(told["trace_id"]) == 32
     assert invoke("nobody")[0] == 2 and invoke()[0] == 2 and invoke("x", "--latest")[0] == 2

@@ -203,7 +203,7 @@ def test_training_learns_from_interleaved_lists_and_credits_are_its_examples(run
 
 def test_the_report_credits_from_the_log(run: Run) -> None:
     words = ["experiment", "report", "duel", "--state", str(run.folder)]
-    told = json.loads(CliRunner().invoke(app, [*words, "--json"]).stdout)
+    told = json.loads(CliRunner().invoke(app, [*words, "--json", "-"]).stdout)
     assert told["kind"] == "interleaving" and toy.LISTS - 15 < told["lists"] < toy.LISTS
     assert told["verdict"] == "open" and told["credit"] == {"like": 1.0, "long_view": 0.5}
     shown = CliRunner().invoke(app, words)
@@ -216,7 +216,7 @@ def test_the_report_credits_from_the_log(run: Run) -> None:
 
 def test_the_command_tells_estimates(run: Run) -> None:
     text = "name: warm\noverrides: {temperature: 0.3}\nreward: like\nranks: 2\n"
-    told = run.command(text, "--json")
+    told = run.command(text, "--json", "-")
     assert told.exit_code == 0, told.output
     found = json.loads(told.stdout)
     assert [its["name"] for its in found["estimates"]] == ["ips", "snips", "dr", "sndr"]

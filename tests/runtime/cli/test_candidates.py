@@ -80,7 +80,7 @@ def test_a_guard_is_not_approved_and_its_name_is_no_candidates(log: MemoryLog) -
 
 
 def test_the_guard_is_shown_beside_candidates(log: MemoryLog) -> None:
-    told, error = run("shadow", "--json")
+    told, error = run("shadow", "--json", "-")
     assert error is None
     assert '"line": "guard-1"' in told and '"kind": "guard"' in told
     assert "0 of 20000 examples compared, nothing against what is live" in told

@@ -60,7 +60,7 @@ def state(tmp_path: Path) -> Path:
 def checked(state: Path, *options: str) -> tuple[int, StateReport, str]:
     """Exit status, report and text of a run without limit of its rate."""
     options = (str(state), "--mb-s", "0", *options)
-    done: Result = CliRunner().invoke(app, ["check", *options, "--json"])
+    done: Result = CliRunner().invoke(app, ["check", *options, "--json", "-"])
     report = msgspec.json.decode(done.output, type=StateReport)
     return done.exit_code, report, "\n".join(f"{d.where}: {d.what}" for d in report.damage)
 

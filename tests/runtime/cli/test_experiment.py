@@ -67,7 +67,7 @@ class System:
         return done.output
 
     def json(self, *words: str) -> Any:
-        return json.loads(self.run(*words, "--json"))
+        return json.loads(self.run(*words, "--json", "-"))
 
     def newest(self) -> Experiments:
         return director_requests.newest_experiments(self.log)
@@ -109,7 +109,7 @@ def test_an_experiment_starts_is_listed_reported_and_stopped(
     assert rows["mine"]["traffic"] == 1 and rows["mine"]["primary"] == ["long_view"]
     assert rows["default"]["state"] == "running" and "mine" in system.run("list")
     page = tmp_path / "page.html"
-    seen = json.loads(system.run("report", "mine", "--json", "--html", str(page)))
+    seen = json.loads(system.run("report", "mine", "--json", "-", "--html", str(page)))
     assert seen["verdict"] == "better" and sum(arm["users"] for arm in seen["arms"]) == 500
     assert seen["lines"][0]["effect"]["low"] > 0.3 and seen["days"] and seen["segments"]
     assert "mine: better" in system.run("report", "mine")
@@ -185,7 +185,7 @@ def test_power_is_read_off_the_log(system: System, file: Path) -> None:
 
 def test_power_is_worked_out_of_what_is_given(tmp_path: Path) -> None:
     words = ["experiment", "power", "--mean", "10", "--sd", "5", "--users-per-day", "2000"]
-    done = CliRunner().invoke(app, [*words, "--effect", "0.02", "--json"])
+    done = CliRunner().invoke(app, [*words, "--effect", "0.02", "--json", "-"])
     (row,) = json.loads(done.output)["metrics"]
     # Looked at once, with a size fixed beforehand: 2 (1.96 + 0.84)² · 0.5² / log(1.02)² = 10,000 an arm.
     assert 20_000 < row["users_needed"] < 2.2 * 20_000

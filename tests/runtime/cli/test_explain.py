@@ -371,6 +371,6 @@ def test_the_command(past: Past, request_id: str, status: int) -> None:
     command = ["explain", request_id or past.asked[44], "--state", past.config.state]
     done = CliRunner().invoke(app, command)
     assert done.exit_code == status, done.output
-    said = CliRunner().invoke(app, [*command, "--user", "u2", "--json"])
+    said = CliRunner().invoke(app, [*command, "--user", "u2", "--json", "-"])
     assert said.exit_code == status
     assert msgspec.json.decode(said.output)["verdict"] == (EQUAL if status == 0 else GONE)

@@ -48,7 +48,7 @@ def test_a_key_is_shown_once_works_and_is_revoked(state: Path) -> None:
     assert re.fullmatch(r"rk_[a-z0-9]{8}_[\w-]{43}", text), made.output
     found = ring(state).check(text, wall_ms())
     assert (found.name, found.scopes, found.rate) == ("shop", ["attribute", "events"], 5.0)
-    listed = json.loads(keys("list", "--json", state=state).stdout)
+    listed = json.loads(keys("list", "--json", "-", state=state).stdout)
     assert [(row["id"], row["state"]) for row in listed] == [(found.id, "valid")]
     assert text.split("_", 2)[2] not in keys("list", state=state).stdout
     assert f"{found.id} (shop) is revoked" in keys("revoke", "shop", state=state).stdout

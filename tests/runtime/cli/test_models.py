@@ -35,7 +35,7 @@ def called(folder: Path, *words: str) -> tuple[int, str]:
 
 
 def as_json(folder: Path, *words: str) -> Any:
-    status, output = called(folder, *words, "--json")
+    status, output = called(folder, *words, "--json", "-")
     assert status == 0, output
     return json.loads(output)
 

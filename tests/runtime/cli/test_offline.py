@@ -341,7 +341,7 @@ def test_killed_for_real_it_ends_with_the_same_candidate(system: Path, tmp_path:
     small = {"step_examples": 2, "checkpoint_every": 3}
     whole = run(asked(system, tmp_path / "a", **small))["candidate"]
     words = [
-        sys.executable, "-c", "from runtime.cli.main import app; app()", "offline", "--json",
+        sys.executable, "-c", "from runtime.cli.main import app; app()", "offline", "--json", "-",
         "--data", str(system / "archive"), "--until", str(START_MS + COUNT * MINUTE_MS),
         "--config", str(system / "small.yaml"), "--workers", "0", "--step-examples", "2",
         "--checkpoint-every", "3", "--epochs", "2", "--tables", "own", "--registry",

@@ -65,7 +65,7 @@ def quarantine(state: Path) -> Quarantine:
 
 
 def rows(quarantine: Quarantine) -> list[dict[str, object]]:
-    listed: list[dict[str, object]] = json.loads(quarantine("list", "--json").stdout)
+    listed: list[dict[str, object]] = json.loads(quarantine("list", "--json", "-").stdout)
     return listed
 
 

@@ -204,7 +204,7 @@ def test_serve_answers_behind_haproxy_and_all_ports_are_loopback(state, tmp_path
 def test_the_embedded_broker_carries_the_log(state):
     status, text = recsys("up", "--state", state, "--only", "log", "--log", "kafka", "--detach")
     assert status == 0, text
-    status, text = recsys("status", "--state", state, "--json")
+    status, text = recsys("status", "--state", state, "--json", "-")
     found = json.loads(text)
     assert status == 0 and found["ready"] and found["dead_letters"] == 0
     assert [part["name"] for part in found["parts"]] == ["broker", "log"]

@@ -195,7 +195,7 @@ def test_the_command_prints_a_line_for_each_check(
 ) -> None:
     monkeypatch.setattr(doctor, "observe", lambda config: machine)
     as_lines = CliRunner().invoke(app, ["doctor"])
-    as_json = CliRunner().invoke(app, ["doctor", "--json"])
+    as_json = CliRunner().invoke(app, ["doctor", "--json", "-"])
     assert as_lines.exit_code == as_json.exit_code == status
     shown = json.loads(as_json.stdout)
     assert len(as_lines.stdout.splitlines()) == len(shown) == len(run_checks(machine))
