@@ -1,15 +1,17 @@
 """POST /v1/rank: candidates in order of scores, each one in the list or named with a reason."""
 
+import asyncio
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from recsys.config.safety_config import AccessConfig, SafetyConfig, SafetyRule
+from recsys.config.system_config import ServeConfig
 from recsys.events.event_types import Item
 from recsys.events.hashing import key_of
 from recsys.features.session import Session
-from tests.support.service_harness import ADMIN, NOW_MS, World, run
+from tests.support.service_harness import ADMIN, NOW_MS, Slow, World, run
 
 
 @pytest.fixture
@@ -45,6 +47,10 @@ def test_the_order_is_that_of_the_scores_unless_the_caller_explores(world: World
             assert served == [(i["item_id"], i["propensity"]) for i in answer["items"]]
             assert not impression.asked.by_score
         assert all(by_id[answer["request_id"]].asked.by_score for answer in lists)
+        drawn = await w.recommend(candidate_ids=ids)
+        await w.written()
+        [impression] = [e for e in w.events() if e.request_id == drawn["request_id"]]
+        assert not impression.asked.by_score
 
     run(world, scenario)
 
@@ -123,6 +129,20 @@ def test_a_key_needs_the_scope_and_a_list_has_a_token_only_for_who_may_attribute
         assert full.json()["token"]
         unlogged = await w.client.post("/v1/rank", json=body | {"log": False}, headers=ADMIN)
         assert unlogged.json()["token"] == ""
+
+    run(world, scenario)
+
+
+def test_too_many_rankings_at_a_time_are_turned_away_as_lists_are(tmp_path: Path) -> None:
+    world = World(tmp_path, serve=ServeConfig(max_ongoing=2))
+    world.service.sessions.sessions = Slow()
+
+    async def scenario(w: World) -> None:
+        body = {"user_id": "u1", "candidate_ids": ["v1"]}
+        answers = await asyncio.gather(*(w.client.post("/v1/rank", json=body) for _ in range(5)))
+        assert sorted(answer.status_code for answer in answers) == [200, 200, 503, 503, 503]
+        metrics = (await w.client.get("/metrics")).text
+        assert 'recsys_refused_total{reason="ongoing",route="/v1/recommend"} 3.0' in metrics
 
     run(world, scenario)
 
