@@ -284,10 +284,13 @@ class TopicOut(BaseModel):
 
 
 class RecentOut(BaseModel):
+    """Seen item. ``learned``: this replica took its view and serves a model that has learned it."""
+
     item_id: str | int
     time_ms: int
     watch_ms: int
     did: list[str]
+    learned: bool
 
 
 class SessionOut(BaseModel):

@@ -1,6 +1,6 @@
 """Formats a session for display: topics by weight, and the recent history. Pure."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from typing import Any, Final
 
 import msgspec
@@ -22,15 +22,21 @@ def offset_of(blob: bytes) -> int:
     return msgspec.msgpack.decode(blob, type=_Offset).offset
 
 
-def view_of(session: Session, catalogue: Catalogue, weights: Mapping[str, float]) -> dict[str, Any]:
-    """Session as the page shows it. ``weights``: of engagements, from the policy."""
+def view_of(
+    session: Session,
+    catalogue: Catalogue,
+    weights: Mapping[str, float],
+    learned: Container[tuple[str, str]] = (),
+) -> dict[str, Any]:
+    """Session as the page shows it. ``weights``: of engagements, from the policy. ``learned``: request and
+    item of views that the serving model has learned."""
     return {
         "user_id": session.user_id,
         "events": session.events,
         "offset": session.offset,
         "last_ms": session.last_ms,
         "topics": _topics(session, catalogue, weights),
-        "recent": _recent(session, catalogue),
+        "recent": _recent(session, catalogue, learned),
     }
 
 
@@ -69,7 +75,9 @@ def history_groups(
     return keys
 
 
-def _recent(session: Session, catalogue: Catalogue) -> list[dict[str, Any]]:
+def _recent(
+    session: Session, catalogue: Catalogue, learned: Container[tuple[str, str]]
+) -> list[dict[str, Any]]:
     """History, newest first; items that the catalogue lacks are left out."""
     labels = session.features.schema.labels
     entries = ((catalogue.index_of_key(e.keys[0]), e) for e in reversed(session.history))
@@ -79,6 +87,7 @@ def _recent(session: Session, catalogue: Catalogue) -> list[dict[str, Any]]:
             "time_ms": entry.time_ms,
             "watch_ms": entry.watch_ms,
             "did": [name for name, did in zip(labels, entry.outcomes, strict=True) if did],
+            "learned": (entry.request_id, str(catalogue.ids[index])) in learned,
         }
         for index, entry in entries
         if index is not None

@@ -65,6 +65,7 @@ def test_a_view_reaches_the_session_and_the_next_answer(world: World) -> None:
         assert session["events"] == 2 and session["offset"] == 3
         assert session["recent"][0] == {
             "item_id": seen, "time_ms": NOW_MS, "watch_ms": 9_000, "did": ["long_view"],
+            "learned": False,
         }  # fmt: skip
         assert {topic["tag"] for topic in session["topics"]} == set(
             first["items"][0]["fields"]["tags"]

@@ -21,9 +21,9 @@ def test_a_click_is_served_once_a_step_has_learned_its_example() -> None:
     fresh.example(2, 41, "r9", "v8")  # another request
     fresh.example(0, 5, "r1", "v8")
     fresh.learned([Range(2, 0, 40)], 1_500)
-    assert len(fresh.to_served) == 0
+    assert len(fresh.to_served) == 0 and not fresh.learned_views
     fresh.learned([Range(2, 40, 60), Range(1, 0, 99)], 1_600)
-    assert fresh.to_served.percentile(1.0) == 600
+    assert fresh.to_served.percentile(1.0) == 600 and list(fresh.learned_views) == [("r1", "7")]
     fresh.learned([Range(0, 3, 6)], 2_010)
     fresh.learned([Range(0, 3, 6)], 9_999)  # again: nothing waits
     assert len(fresh.to_served) == 2 and fresh.to_served.percentile(1.0) == 1_000
