@@ -4,6 +4,7 @@
 """
 
 import contextlib
+import os
 import shutil
 import signal
 import sys
@@ -18,9 +19,10 @@ import typer
 from rich.console import Console
 from typer import Option
 
+from examples.short_video import demo_data, promotion_demo
 from examples.short_video.demo_system import NotReady, check_lost, running_system
 from recsys.config.loader import load
-from recsys.config.system_config import Config
+from recsys.config.system_config import Config, override
 from runtime.cli.common import fail, from_checkout
 from runtime.cli.up import log_url
 from runtime.reports.status_table import dashboard_address
@@ -36,6 +38,10 @@ _LINE_S: Final = 10.0
 
 def demo(
     check: Annotated[bool, Option(help="Measure unattended, print JSON, and end.")] = False,
+    promotion: Annotated[
+        bool,
+        Option(help="Show a candidate's life: offline job, shadow, canary, promotion, rollback."),
+    ] = False,
     state: Annotated[
         Path | None, Option(help="State folder; by default state, with --check a new one.")
     ] = None,
@@ -52,12 +58,19 @@ def demo(
     signal.signal(signal.SIGTERM, _interrupt)
     if check:
         raise typer.Exit(_check(state, log, limit, json))
-    settings = _settings(state or Path("state"), log)
     console = Console()
+    console.print("reading the configuration and the data", highlight=False)
+    if promotion:
+        os.environ.setdefault(demo_data.CHOICE, demo_data.WORLD)
+        viewers = max(viewers, promotion_demo.VIEWERS)
+    settings = _settings(state or Path("state-promotion" if promotion else "state"), log)
+    settings = override(settings, promotion_demo.SETTINGS if promotion else {})
     try:
         with running_system(settings, viewers, limit, console, control_room=True):
             config, _ = launch_plan.read(settings.state)
             _print_addresses(config, console)
+            if promotion:
+                promotion_demo.narrate(config, console)
             _monitor(config, console)
     except KeyboardInterrupt:
         raise typer.Exit(0) from None

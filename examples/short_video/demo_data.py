@@ -19,6 +19,7 @@ from recsys.features.feature_set_file import FEED_SCHEMA
 from replay.datasets.dataset import DataError
 from replay.datasets.open_dataset import open_dataset
 
+CHOICE: Final = "RECSYS_DATA"  # environment variable
 WORLD: Final = "world"  # RECSYS_DATA=world: the simulated world, even with a data set at hand
 FOLDER: Final = Path("data/kuairand")
 _DOWNLOAD: Final = "examples.kuairand.download"
@@ -29,7 +30,7 @@ _BESIDE: Final = Path(recsys.__file__).resolve().parents[2] / "shared" / "data" 
 def choose(now_ms: int, limit: int = 0) -> tuple[WarmupData, str]:
     """Returns the data, of a data set the last ``limit`` impressions, and the reason for the choice. Raises
     DataError where RECSYS_DATA can't be read."""
-    named = os.environ.get("RECSYS_DATA", "")
+    named = os.environ.get(CHOICE, "")
     if named == WORLD:
         return warmup_from_world(now_ms), "the simulated world, as RECSYS_DATA says"
     if named:

@@ -1,8 +1,10 @@
 """Starts and warms up a system for the demo, and ends it in every case."""
 
 import contextlib
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -21,6 +23,7 @@ from runtime.supervision.processes import alive
 from runtime.supervision.system_status import Status, gather
 
 _CAUGHT_UP_S: Final = 420.0
+_SAY_EVERY_S: Final = 5.0
 _FEW: Final = 20  # records; ticks and viewers always leave some unread
 
 
@@ -37,8 +40,14 @@ def running_system(
     running = run_file.read(state)
     starts_system = running is None or not alive(running.supervisor)
     data = _warmup_data(settings, limit, console)
+    begun = warmup.read_progress(state)
+    assert begun is not None
+    # Viewers needn't behave like the data: drift is judged among them alone.
+    settings = replace(settings, drift=replace(settings.drift, from_ms=begun.now_ms))
     try:
-        if start(settings, detach=True, viewers=viewers, control_room=control_room) != 0:
+        with _reported_start(state, ProgressLines(console)):
+            status = start(settings, detach=True, viewers=viewers, control_room=control_room)
+        if status != 0:
             raise NotReady(f"the system didn't start; see {state / 'run'}")
         if data is not None:
             _warm_up(launch_plan.read(state)[0], data, console)
@@ -46,6 +55,39 @@ def running_system(
     finally:
         if starts_system:
             _stop(state, console)
+
+
+class ProgressLines:
+    """Prints what is going on, a line every few seconds: on a terminal as in a file."""
+
+    def __init__(self, console: Console, every_s: float = _SAY_EVERY_S) -> None:
+        self._console, self._every_s, self._said_s = console, every_s, time.monotonic()
+
+    def say(self, text: str) -> None:
+        if time.monotonic() - self._said_s >= self._every_s:
+            self._said_s = time.monotonic()
+            self._console.print(text, style="dim", highlight=False, soft_wrap=True)
+
+
+@contextlib.contextmanager
+def _reported_start(state: Path, lines: ProgressLines) -> Iterator[None]:
+    """Context that says how many parts are ready."""
+    ended = threading.Event()
+
+    def watch() -> None:
+        while not ended.wait(0.5):
+            parts = () if (running := run_file.read(state)) is None else running.parts
+            waiting = [part.name for part in parts if part.state not in ("ready", "done")]
+            ready = f"{len(parts) - len(waiting)} of {len(parts)} parts are ready"
+            lines.say(f"starting: {ready}, not yet {', '.join(waiting)}" if waiting else "starting")
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
 
 
 def _warmup_data(settings: Config, limit: int, console: Console) -> Any:
@@ -67,15 +109,14 @@ def _warmup_data(settings: Config, limit: int, console: Console) -> Any:
 
 def _warm_up(config: Config, data: Any, console: Console) -> None:
     """Writes the data to the log, and waits until every part has processed it."""
-    began = time.monotonic()
-    with console.status("warming up") as line:
+    began, lines = time.monotonic(), ProgressLines(console)
 
-        def report(progress: warmup.Progress) -> None:
-            line.update(f"warm-up: {progress.impressions:,} of {progress.expected:,} impressions")
+    def report(progress: warmup.Progress) -> None:
+        lines.say(f"warming up: {progress.impressions:,} of {progress.expected:,} impressions")
 
-        with contextlib.closing(open_log(config)) as log:
-            progress = warmup.warm_up(log, feature_set(config), config, data, report)
-        wait_until_caught_up(Path(config.state), lambda text: line.update(f"learning: {text}"))
+    with contextlib.closing(open_log(config)) as log:
+        progress = warmup.warm_up(log, feature_set(config), config, data, report)
+    wait_until_caught_up(Path(config.state), lambda text: lines.say(f"learning: {text}"))
     console.print(
         f"warmed up: {progress.items:,} items, {progress.impressions:,} impressions, "
         f"{time.monotonic() - began:.0f} s",

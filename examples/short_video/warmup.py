@@ -1,7 +1,7 @@
 """Warm-up: appends past events to a new system's log, so that its parts have learned them before viewers
 come.
 
-The events are written as the server would have written them (``examples.short_video.feature_replay``), shifted so that the
+The events are written as the server would have written them (feature_replay.py), shifted so that the
 last one happens now; the real parts fold, join and learn them like any others. ``state/warmup.json`` keeps
 the progress, so that a warm-up that was killed goes on without duplicates.
 

@@ -58,6 +58,8 @@ class DriftConfig(Section):
 
     section = "drift"
     watch: bool = True
+    # Event time from which on examples are judged: after a warm-up with data of other people.
+    from_ms: int = bounded(0, 0)
     # Whether alarms change how the line learns and publishes. Off by default: a raised rate changes what is
     # learned, gathered steps delay replicas, and one alarm per 175,000 examples is false.
     react: bool = False

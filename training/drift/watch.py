@@ -43,6 +43,7 @@ class DriftWatch:
 
     def __init__(self, log: Log, config: Config, features: FeatureSet) -> None:
         self._labels, self._watches = features.schema.labels, config.drift.watch
+        self._from_ms = config.drift.from_ms
         self._react = config.drift.watch and config.drift.react
         bounds = config.drift
         if not self._react:  # nothing may change
@@ -55,7 +56,7 @@ class DriftWatch:
         self._policy = ReactionPolicy(bounds, reaction, offline_ms)
         self.learned = LearnedSteps(log, control, MAIN, control.live_epoch(MAIN))
         self._losses = LossMonitor(self._labels)
-        self._features = SampledFeatures(log, features)
+        self._features = SampledFeatures(log, features, self._from_ms)
         self._pending: list[Alarm] = []  # not seen by the policy yet
         self.alarms = 0
         self.not_finite = 0  # steps whose sums aren't finite
@@ -86,6 +87,8 @@ class DriftWatch:
         return alarms
 
     def _judge(self, progress: DeltaMetrics) -> list[Alarm]:
+        if progress.time_ms <= self._from_ms:
+            return []
         try:
             return self._losses.step(progress.metrics, progress.time_ms, progress.step)
         except ValueError:  # not finite: that isn't drift
@@ -120,8 +123,8 @@ class _SampledExample(msgspec.Struct):
 class SampledFeatures:
     """Feeds a FeatureMonitor with runs of new examples, at a bounded cost per second."""
 
-    def __init__(self, log: Log, features: FeatureSet) -> None:
-        self._log, self._digest = log, features.digest
+    def __init__(self, log: Log, features: FeatureSet, from_ms: int = 0) -> None:
+        self._log, self._digest, self._from_ms = log, features.digest, from_ms
         self._blocks = BlockReader(log, features)
         names = features.dense_names
         self._width = len(names)
@@ -167,6 +170,8 @@ class SampledFeatures:
         sample = []
         for _, example in decoded(records, _SampledExample):
             if example.correction or example.features is None:
+                continue
+            if example.closed_ms <= self._from_ms:
                 continue
             block = self._blocks.read(example.features)
             if block.feature_set != self._digest:

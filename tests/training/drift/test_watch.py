@@ -167,6 +167,20 @@ def test_other_lines_repeated_steps_and_what_is_no_number_are_passed_over(tmp_pa
     assert said(log, Alarm) == [] and its.drift.not_finite == 2
 
 
+def test_examples_of_a_warm_up_are_not_judged_and_define_nothing_usual(tmp_path) -> None:
+    for from_ms, expected in ((0, True), (60_000 * CALM, False)):
+        log = toy_log()
+        its = director(log, tmp_path, replace(REACTS, from_ms=from_ms))
+        steps(log, 1, CALM)
+        steps(log, CALM + 1, 20, loss=3.0)  # other people
+        its.turn()
+        assert bool(said(log, Alarm)) == expected
+    steps(log, CALM + 21, CALM, loss=3.0)
+    steps(log, 2 * CALM + 21, 20, loss=6.0)
+    its.turn()
+    assert said(log, Alarm), "drift among them is seen"
+
+
 def test_in_another_epoch_the_losses_begin_anew(tmp_path) -> None:
     log = toy_log()
     its = director(log, tmp_path)
@@ -257,6 +271,15 @@ def test_a_share_of_the_examples_is_looked_at_and_no_correction(monkeypatch) -> 
     for now_ms in range(1_000, 60_000, 1_000):
         sampled.turn(now_ms, 5)
     assert 64 <= sampled.watched - 61 < 64 * drift_watch._BEHIND / 2
+
+
+def test_features_of_a_warm_up_are_not_looked_at(monkeypatch) -> None:
+    log = toy_log()
+    sampled = SampledFeatures(log, FEATURES, example(30).closed_ms)
+    monkeypatch.setattr(drift_watch, "_SHARE", 1.0)
+    append_examples(log, [example(3 * n) for n in range(64)])
+    sampled.turn(0, 5)
+    assert sampled.watched == 64 - 11
 
 
 def test_columns_that_only_grow_or_turn_are_not_watched() -> None:
