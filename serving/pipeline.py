@@ -1,6 +1,6 @@
 """From a request to an answer, by named stages; one version, one stamp.
 
-    filter          leaves out items that are gone, excluded, hidden or seen (serving/retrieval/filters.py)
+    filter          leaves out items gone, filtered, excluded, hidden or seen (serving/retrieval/filters.py)
     retrieve        collects candidates, each source with its share (serving/retrieval/retrieval.py)
     shorten         under time pressure keeps the first candidates of each source
     given           takes the caller's own candidates instead of these three
@@ -51,15 +51,7 @@ from serving.ranking.stages import NOT_INTERESTED, RULES, caps_of, not_intereste
 from serving.ranking.team_draft import draft_slate
 from serving.replica.replica import Replica
 from serving.request import Answer, AnswerItem, Candidates
-from serving.retrieval.filters import (
-    CLOSED,
-    EXCLUDED,
-    UNKNOWN,
-    allowed_items,
-    given_items,
-    pinned_items,
-    viewer_limits,
-)
+from serving.retrieval import filters
 from serving.retrieval.retrieval import Retrieval
 from serving.retrieval.retrieval_plan import VECTOR, RetrievalPlan, VectorQuery
 from serving.retrieval.source_shares import engaged_shares
@@ -170,7 +162,7 @@ class Pipeline:
         vector_queries = self.retrieval.vector_queries(query.session, viewer, self._shares(query))
         if not vector_queries:
             return None
-        allowed, _, taken = allowed_items(self.replica, query)
+        allowed, _, taken = filters.allowed_items(self.replica, query)
         return self.planned(vector_queries, allowed, taken)
 
     def planned(
@@ -186,7 +178,7 @@ class Pipeline:
     # --- stages ---
 
     def _filter(self, query: Query, candidates: Candidates) -> Candidates:
-        allowed, removed, _ = allowed_items(self.replica, query)
+        allowed, removed, _ = filters.allowed_items(self.replica, query)
         return replace(candidates, allowed=allowed, removed=removed)
 
     def _retrieve(
@@ -214,13 +206,13 @@ class Pipeline:
         return replace(candidates, sources=shortened).degrade(SHORT)
 
     def _give(self, query: Query, candidates: Candidates) -> Candidates:
-        indices, left_out = given_items(self.replica, query)
-        removed = {UNKNOWN: 0, EXCLUDED: 0} | Counter(left_out.values())
+        indices, left_out = filters.given_items(self.replica, query)
+        removed = {filters.UNKNOWN: 0, filters.EXCLUDED: 0} | Counter(left_out.values())
         sources = {index: ["given"] for index in indices}
         return replace(candidates, sources=sources, left_out=left_out, removed=removed)
 
     def _pin(self, query: Query, candidates: Candidates) -> Candidates:
-        pinned = pinned_items(self.replica, query, candidates)
+        pinned = filters.pinned_items(self.replica, query, candidates)
         sources = {**candidates.sources, **{index: ["fixed"] for index in pinned.values()}}
         return replace(candidates, pinned=pinned, sources=sources) if pinned else candidates
 
@@ -264,7 +256,7 @@ class Pipeline:
 
     def _limit(self, query: Query, candidates: Candidates) -> Candidates:
         indices = np.array(candidates.indices, np.int64)
-        for name, closed_N in viewer_limits(self.replica, query, indices).items():
+        for name, closed_N in filters.viewer_limits(self.replica, query, indices).items():
             candidates = candidates.keep(name, ~closed_N)
         return candidates
 
@@ -386,7 +378,7 @@ class Pipeline:
         if query.request.candidate_ids is not None and len(items) < query.request.n:
             ids, listed = self.replica.catalogue.ids, {item.item_id for item in items}
             ranked = (ids[index] for index in candidates.indices)
-            left_out |= {item_id: CLOSED for item_id in ranked if item_id not in listed}
+            left_out |= {item_id: filters.CLOSED for item_id in ranked if item_id not in listed}
         return left_out
 
     def _explain(

@@ -21,10 +21,9 @@ from serving.replica.replica import Replica
 
 Mask = NDArray[np.bool_]
 MOST_VALUES: Final = 100
-_LIMITS: Final = {"min", "max"}
 _TEXTS: Final = f"a text, or a list of 1 to {MOST_VALUES} texts"
 _NUMBERS: Final = (
-    f"a number, a list of 1 to {MOST_VALUES} numbers, or a range with min, max or both, min at most max"
+    f"a number, a list of 1 to {MOST_VALUES}, or a range with min, max or both, min at most max"
 )
 
 
@@ -35,18 +34,15 @@ def check_filters(features: FeatureSet, filters: Mapping[str, Any]) -> None:
     if age := features.declared.age_field:
         kinds[age] = NUMERIC
     for name, condition in filters.items():
-        values = condition if isinstance(condition, list) else [condition]
-        valid, expected = 0 < len(values) <= MOST_VALUES, _NUMBERS
-        if kinds.get(name) == CATEGORICAL:
-            valid, expected = valid and all(isinstance(v, str | int) for v in values), _TEXTS
-        elif kinds.get(name) == NUMERIC and isinstance(condition, dict):
-            limits = list(condition.values())
-            valid = 0 < len(limits) and condition.keys() <= _LIMITS and all(map(_is_number, limits))
+        kind, is_range = kinds.get(name), isinstance(condition, dict)
+        values = list(condition.values()) if is_range else _listed(condition)
+        types, expected = (int | float, _NUMBERS) if kind == NUMERIC else (str | int, _TEXTS)
+        valid = 0 < len(values) <= MOST_VALUES and all(isinstance(value, types) for value in values)
+        if is_range:
+            valid = valid and kind == NUMERIC and condition.keys() <= {"min", "max"}
             valid = valid and condition.get("min", -np.inf) <= condition.get("max", np.inf)
-        elif kinds.get(name) == NUMERIC:
-            valid = valid and all(map(_is_number, values))
-        else:
-            names = [n for n, kind in kinds.items() if kind in (CATEGORICAL, NUMERIC)]
+        if kind not in (CATEGORICAL, NUMERIC):
+            names = [n for n, of in kinds.items() if of in (CATEGORICAL, NUMERIC)]
             valid, expected = False, f"a declared field of items: {', '.join(names) or 'none'}"
         if not valid:
             raise Rejected(f"filters.{name}", condition, expected)
@@ -66,8 +62,7 @@ def filter_mask(replica: Replica, filters: Mapping[str, Any]) -> Mask:
 def _with_values(replica: Replica, name: str, condition: Any) -> Mask:
     catalogue, slot = replica.catalogue, f"item.{name}"
     start, width = replica.features.slot_starts.get(slot, replica.features.slot_starts["content"])
-    values = condition if isinstance(condition, list) else [condition]
-    keys = np.unique(np.array([key_of(slot, value) for value in values], np.int64))
+    keys = np.unique(np.array([key_of(slot, v) for v in _listed(condition)], np.int64))
     mask = np.zeros(len(catalogue), np.bool_)
     _find(catalogue.keys, start, start + width, keys, mask)
     for key in keys.tolist():
@@ -83,8 +78,8 @@ def _with_numbers(replica: Replica, name: str, condition: Any) -> Mask:
     return np.isin(numbers, condition)
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+def _listed(condition: Any) -> list[Any]:
+    return condition if isinstance(condition, list) else [condition]
 
 
 _int = types.int64

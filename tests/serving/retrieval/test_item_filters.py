@@ -108,7 +108,7 @@ def test_a_changed_item_is_found_by_the_values_that_it_has_now() -> None:
         ({"author": {"min": 1}}, "a text"), ({"author": 1.5}, "a text"), ({"author": None}, "a text"),
         ({"tags": []}, "a list of 1 to 100"), ({"tags": ["a", None]}, "a text"),
         ({"tags": list(map(str, range(101)))}, "a list of 1 to 100"),
-        ({"price": "3"}, "a number"), ({"price": True}, "a number"), ({"price": []}, "a number"),
+        ({"price": "3"}, "a number"), ({"price": []}, "a number"),
         ({"price": {}}, "a range"), ({"price": {"from": 3}}, "min, max"),
         ({"price": {"min": "3"}}, "a number"), ({"price": {"min": 3, "max": 2}}, "min at most max"),
         ({"price": math.nan}, "a finite number"), ({"price": 2**70}, "64 bits"),
