@@ -161,17 +161,9 @@ class Client:
             "/v1/recommend", request | ({"filters": dict(filters)} if filters else {})
         )
 
-    def rank(
-        self,
-        user_id: Id,
-        candidate_ids: Sequence[Id],
-        n: int = 100,
-        *,
-        surface: str = "feed",
-        context: Mapping[str, Any] | None = None,
-        filters: Mapping[str, Any] | None = None,
-        log: bool = True,
-    ) -> Recommendations:
+    def rank(self, user_id: Id, candidate_ids: Sequence[Id], n: int = 100, *,
+             surface: str = "feed", context: Mapping[str, Any] | None = None,
+             filters: Mapping[str, Any] | None = None, log: bool = True) -> Recommendations:  # fmt: skip
         """Candidates for a user, best first. ``log``: whether the user will see the list. Raises ApiError."""
         request = {
             "user_id": user_id, "candidate_ids": list(candidate_ids), "n": n, "surface": surface,
@@ -179,16 +171,14 @@ class Client:
         }  # fmt: skip
         return self._asked("/v1/rank", request)
 
-    def items(
-        self, order: str, n: int = 10, filters: Mapping[str, Any] | None = None
-    ) -> list[Recommended]:
+    def items(self, order: str, n: int = 10,
+              filters: Mapping[str, Any] | None = None) -> list[Recommended]:  # fmt: skip
         """Items that are the same for all: "popular", "latest" or "trending". Raises ApiError."""
         query = urlencode({"n": n, "filters": msgspec.json.encode(filters or {})})
         return self._ask("GET", f"/v1/{order}?{query}", _ItemList).items
 
-    def similar(
-        self, item_id: Id, n: int = 10, filters: Mapping[str, Any] | None = None
-    ) -> list[Recommended]:
+    def similar(self, item_id: Id, n: int = 10,
+                filters: Mapping[str, Any] | None = None) -> list[Recommended]:  # fmt: skip
         """Items nearest to one. Raises ApiError."""
         return self.items(f"items/{quote(str(item_id), safe='')}/similar", n, filters)
 

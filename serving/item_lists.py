@@ -22,7 +22,9 @@ from serving.retrieval.retrieval_client import LONGEST_S, RetrievalClient
 from serving.retrieval.retrieval_plan import SIMILAR, VectorQuery
 
 Indices = NDArray[np.int64]
-Scored = tuple[Indices, NDArray[np.float64]]  # items, best first, and their scores
+Filters = Mapping[str, Any]
+Floats = NDArray[np.float64]
+Scored = tuple[Indices, Floats]  # items, best first, and their scores
 _MOST: Final = 4096
 _CHECKED: Final = 256  # items that rules are applied to at once
 _SPARE: Final = 10  # neighbours searched by inner product, for each that is listed by cosine
@@ -68,15 +70,13 @@ class ItemLists:
         self._replica, self._catalogue = pipeline.replica, pipeline.replica.catalogue
         self._policy = Policies(self._replica.config.policy).resolve(NOBODY)
 
-    def ordered(self, order: Order, n: int, filters: Mapping[str, Any]) -> list[AnswerItem]:
+    def ordered(self, order: Order, n: int, filters: Filters) -> list[AnswerItem]:
         """The first items in an order."""
         query = self._query(n, filters)
         allowed = np.flatnonzero(allowed_items(self._replica, query)[0].mask())
         return self._first(query, order.__name__, *order(self._replica, allowed, query.now_ms))
 
-    async def similar(
-        self, item_id: Id, n: int, filters: Mapping[str, Any]
-    ) -> tuple[list[AnswerItem], bool]:
+    async def similar(self, item_id: Id, n: int, filters: Filters) -> tuple[list[AnswerItem], bool]:
         """The items nearest to one by the cosine of their vectors, and whether those of a shard are missing.
         Raises KeyError for an unknown item."""
         index, query = self._catalogue.index_of(item_id), self._query(n, filters, item_id)
@@ -94,36 +94,29 @@ class ItemLists:
     async def _near(self, query: Query, search: VectorQuery) -> tuple[Indices, bool]:
         allowed, _, taken = allowed_items(self._replica, query)
         if self._shards is None:
-            return self._replica.index.search(search.vector_V, search.k, allowed, rough=True)[
-                0
-            ], False
+            hits = self._replica.index.search(search.vector_V, search.k, allowed, rough=True)
+            return hits[0], False
         plan = self._pipeline.planned((search,), allowed, taken)
         results = await self._shards.search(plan, LONGEST_S)
         near = self._catalogue.indices_of_keys(results.keys[SIMILAR])
         return near[self._catalogue.alive[near]], results.missing  # some may be gone by now
 
-    def _query(self, n: int, filters: Mapping[str, Any], *without: Id) -> Query:
+    def _query(self, n: int, filters: Filters, *without: Id) -> Query:
         request = Request(NOBODY, n, exclude_ids=without, filters=filters)
         session = Session(NOBODY, self._replica.features)
         return Query(request, session, self._policy, self._now_ms(), viewer_known=False)
 
-    def _first(
-        self, query: Query, source: str, indices: Indices, scores: NDArray[np.float64]
-    ) -> list[AnswerItem]:
+    def _first(self, query: Query, name: str, indices: Indices, scores: Floats) -> list[AnswerItem]:
         """The first ``n`` items that no rule removes."""
-        n, ids, fields, places = (
-            query.request.n,
-            self._catalogue.ids,
-            self._catalogue.fields,
-            list[int](),
-        )
+        n, places = query.request.n, list[int]()
         for start in range(0, len(indices), _CHECKED):
             is_open = self._pipeline.open_items(query, indices[start : start + _CHECKED])
             places.extend((np.flatnonzero(is_open) + start).tolist())
             if len(places) >= n:
                 break
-        rows = zip(indices[places[:n]].tolist(), scores[places[:n]].tolist(), strict=True)
-        return [
-            AnswerItem(ids[index], rank, score, 1.0, (source,), fields[index])
-            for rank, (index, score) in enumerate(rows)
-        ]
+        items = list[AnswerItem]()
+        for place in places[:n]:
+            index, score = int(indices[place]), float(scores[place])
+            item_id, fields = self._catalogue.ids[index], self._catalogue.fields[index]
+            items.append(AnswerItem(item_id, len(items), score, 1.0, (name,), fields))
+        return items
