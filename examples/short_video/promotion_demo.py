@@ -21,8 +21,8 @@ from runtime.supervision.system_status import server_status
 from training.candidates.registry import Registry
 
 VIEWERS: Final = 4.0  # lists per second
-# For the simulated world (demo_data.py), whose people the viewers are: nothing drifts, and a model that has seen
-# each example once has something to gain.
+# For the simulated world (demo_data.py), whose people the viewers are: nothing drifts, and a model that has
+# seen each example once has something to gain.
 SETTINGS: Final[dict[str, Any]] = {
     "promotion.share": 1.0,
     "promotion.least_examples": 1_000,
