@@ -21,6 +21,7 @@ import msgspec
 from recsys.client import Client
 
 STATE: Final = "state"
+REPORT: Final = "report.json"  # written once the import is complete
 Rows = Iterable[Mapping[str, Any]]
 
 
@@ -43,7 +44,7 @@ class ExampleApp:
 
 
 def write_folder(app: ExampleApp, folder: Path) -> None:
-    """Writes the tables, and the definition last: a folder that has it is complete."""
+    """Writes the tables, and the definition with the section that reads them."""
     folder.mkdir(parents=True, exist_ok=True)
     for name, rows in app.tables().items():
         first, *others = rows
@@ -59,12 +60,12 @@ def write_folder(app: ExampleApp, folder: Path) -> None:
 def run(app: ExampleApp, folder: Path, port: int) -> None:
     """Serves the app until Ctrl-C; the first time it makes the data and imports them."""
     command = _Commands(folder, port, app.routes)
-    if not (folder / STATE / "app.yaml").exists():
-        shutil.rmtree(folder / STATE, ignore_errors=True)
-        print(f"{app.name}: makes the data in {folder}", flush=True)
-        write_folder(app, folder)
-        command("import", "--state", STATE, "--learn", str(app.learn))
     try:
+        if not (folder / REPORT).exists():
+            shutil.rmtree(folder / STATE, ignore_errors=True)
+            print(f"{app.name}: makes the data in {folder}", flush=True)
+            write_folder(app, folder)
+            command("import", "--state", STATE, "--learn", str(app.learn), "--report", REPORT)
         command("up", "--state", STATE, "--detach")
         key = (folder / STATE / "run" / "admin.key").read_text().strip()
         with Client(f"http://127.0.0.1:{port}", admin_key=key) as client:
@@ -73,6 +74,8 @@ def run(app: ExampleApp, folder: Path, port: int) -> None:
         signal.pause()
     except KeyboardInterrupt:
         pass
+    except subprocess.CalledProcessError as error:  # the command has given the reason
+        sys.exit(error.returncode)
     finally:
         command("down", "--state", STATE)
 

@@ -1,6 +1,7 @@
 """The example apps without a system: tables that their definitions read, pages, and the order of commands."""
 
 import re
+import subprocess
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -84,7 +85,7 @@ def test_data_are_imported_once_and_the_system_always_ends(
         ran.append(arguments[0])
         if arguments[0] == "import":
             (tmp_path / "state/run").mkdir(parents=True)
-            (tmp_path / "state/app.yaml").touch()
+            (tmp_path / "report.json").touch()
             (tmp_path / "state/run/admin.key").write_text("key")
 
     def interrupt() -> None:
@@ -134,3 +135,22 @@ def test_similar_products_are_a_list_whose_clicks_count(tmp_path: Path) -> None:
         assert (await w.client.get("/shop/similar/nothing?user_id=u1")).status_code == 404
 
     run(World(tmp_path, serve=ServeConfig(routes=(SHOP.routes,))), scenario)
+
+
+def test_an_import_that_was_stopped_begins_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ran: list[str] = []
+
+    def record(self: object, *arguments: str) -> None:
+        ran.append(arguments[0])
+        if arguments[0] == "import":
+            (tmp_path / "state").mkdir()  # fails if it is there still
+            (tmp_path / "state/app.yaml").touch()
+            raise KeyboardInterrupt if len(ran) == 1 else subprocess.CalledProcessError(3, "recsys")
+
+    monkeypatch.setattr(app_run._Commands, "__call__", record)
+    app_run.run(SHOP, tmp_path, 1)
+    with pytest.raises(SystemExit, match="3"):
+        app_run.run(SHOP, tmp_path, 1)
+    assert ran == ["import", "down", "import", "down"]
