@@ -88,8 +88,9 @@ class SameAuthor:
         self, replica: Replica, query: Query, viewer: RequestFeatures, allowed: Bitmap, k: int
     ) -> NDArray[np.int64]:
         parts = [np.empty(0, np.int64)]
-        authors = [int(entry.keys[1]) for entry in list(query.session.history)[-3:]]
-        for author in dict.fromkeys(reversed(authors)):
+        newest = list(query.session.history)[-3:]
+        authors = [key for entry in reversed(newest) for key in entry.keys[1:2]]
+        for author in dict.fromkeys(authors):
             items = replica.groups.members(author)
             parts.append(items[allowed[items]][::-1])
         return np.concatenate(parts)[:k]
