@@ -32,8 +32,8 @@ _NEAR: Final = 1e-5  # scores of training and serving add in another order
 
 
 def _is_ranker(plugin: Any) -> None:
-    is_one = isinstance(plugin, type) and issubclass(plugin, RankerModule)
-    require(is_one, f"it is {plugin!r}, expected a subclass of recsys.model.ranker.RankerModule")
+    fits = isinstance(plugin, type) and issubclass(plugin, RankerModule)
+    require(fits, f"it is {plugin!r}, expected a subclass of recsys.model.ranker.RankerModule")
     require(getattr(plugin, "version", ""), "it has no version")
 
 
@@ -74,11 +74,9 @@ def _shadow(plugin: Any) -> None:
 
 def _learning(plugin: Any) -> None:
     requests = [_request(seed) for seed in range(3)]
-    both = [_learned(_model(plugin), requests) for _ in range(2)]
-    for name in ("rows", "parameters"):
-        one, other = (
-            r.dense if name == "parameters" else r.gradients["features"].gradients for r in both
-        )
+    runs = [_learned(_model(plugin), requests) for _ in range(2)]
+    rows = [run.gradients["features"].gradients for run in runs]
+    for name, (one, other) in (("rows", rows), ("parameters", [run.dense for run in runs])):
         require(np.array_equal(one, other), f"two runs have other gradients of the {name}")
         learns = np.isfinite(one).all() and one.any()
         require(learns, f"gradients of the {name} are 0 or not finite: nothing is learned")
@@ -131,11 +129,10 @@ def _served(model: Model, request: RequestFeatures) -> NDArray[np.float32]:
 def _learned(model: Model, requests: Sequence[RequestFeatures]) -> Learned:
     """What the learner makes of the first two items of each request."""
     labels = [1.0] + [0.0] * (len(FEED_SCHEMA.labels) - 1)
+    blocks = [request.rows([n]).block() for request in requests for n in range(2)]
     examples = [
-        TrainingExample(
-            partition=0, offset=n, index=0, labels=labels, features=request.rows([n % 2]).block()
-        )
-        for n, request in enumerate(request for request in requests for _ in range(2))
+        TrainingExample(partition=0, offset=n, index=0, labels=labels, features=block)
+        for n, block in enumerate(blocks)
     ]
     learner = Learner(model)
     lane = learner.prepare(examples)

@@ -86,8 +86,9 @@ class AppChange:
         self.app, wanted = read_change(self._text, file, read_app(self._stored), read)
         self.features = self.app.feature_set(read.kind)
         check_accepted(config, self.features)
-        if self._reads() != self.features:
-            check_widens(self._model())
+        reads, model = self._live()
+        if reads != self.features:
+            check_widens(model)
         self._before = in_use.answers
         self.logged = self._before if covers(self._before, wanted) else wanted
         if self.logged is not self._before:
@@ -122,25 +123,20 @@ class AppChange:
         app, digest = self._text, self.app.digest
         send(self._log, Definition(digest=digest, stage=stage, app=app, time_ms=wall_ms(), **texts))
 
-    def _reads(self) -> FeatureSet:
-        """The features that live reads."""
-        lifecycle, epoch = self._control.lifecycle, self._control.live_epoch(MAIN)
-        return features_at(self._first, lifecycle, MAIN, epoch)
-
-    def _model(self) -> ModelConfig:
-        """The model that is live."""
-        lifecycle, epoch = self._control.lifecycle, self._control.live_epoch(MAIN)
-        return config_at(self._config, lifecycle, MAIN, epoch).model
+    def _live(self) -> tuple[FeatureSet, ModelConfig]:
+        """The features that live reads, and its model."""
+        at = self._control.lifecycle, MAIN, self._control.live_epoch(MAIN)
+        return features_at(self._first, *at), config_at(self._config, *at).model
 
     def _propose(self) -> str:
         self._control.turn()
-        if self._reads() == self.features:
+        reads, model = self._live()
+        if reads == self.features:
             return ""
         lifecycle, text = self._control.lifecycle, set_text(self.features)
         state = candidate_for(lifecycle, text)
         if state is not None and state.active:
             return state.line
-        model = self._model()
         size = ModelSize(model.dim, model.hidden, text)
         name = f"{FEATURES}-{self.features.digest[:8]}-{len(lifecycle.candidates)}"  # used once
         candidate = Candidate(line=name, registry="", kind=FEATURES, time_ms=wall_ms(), size=size)
