@@ -1,17 +1,15 @@
 """Serve deployment: one replica is one service with its HTTP app.
 
 User code runs on the replica's own event loop (RAY_SERVE_THROUGHPUT_OPTIMIZED), so nothing in it may block.
+Only replicas import what answers, not the part that deploys them.
 """
 
 import logging
 import time
 from collections.abc import Sequence
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
-import torch
-from fastapi import FastAPI
-from prometheus_client.registry import Collector
 from ray import serve
 from ray.util.metrics import Counter, Gauge
 
@@ -21,11 +19,11 @@ from recsys.observability.tracer import open_tracer_in_actor
 from recsys.process.latency_tuning import tune_for_latency
 from recsys.process.open_log import open_log
 from serving.access.key_files import ADMIN_KEY, SecretFile
-from serving.http_app import build_app
 from serving.retrieval.ray_retrieval import CATCH_UP_S, client_of, deployment_options, deployments
-from serving.service import Service
-from serving.sessions.session_store import RedisSessions
-from serving.tracing.swipe_traces import SwipeTraces
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI
+    from prometheus_client.registry import Collector
 
 APP = "recsys"
 _LOG_EVERY_S: Final = 60.0
@@ -43,7 +41,7 @@ class RayMetrics:
     It copies them at each health check (5 s), so a request pays nothing. Tags: the labels, and ``replica``.
     """
 
-    def __init__(self, registry: Collector, replica: str) -> None:
+    def __init__(self, registry: "Collector", replica: str) -> None:
         self._registry, self._replica = registry, replica
         self._counters = {
             source: Counter(name, description, tag_keys=(*labels, "replica"))
@@ -74,6 +72,12 @@ class Feed:
     version of the code. ``shards``: handles of the retrieval shards."""
 
     def __init__(self, config: str, shards: Sequence[Any] = ()) -> None:
+        import torch
+
+        from serving.service import Service
+        from serving.sessions.session_store import RedisSessions
+        from serving.tracing.swipe_traces import SwipeTraces
+
         self._config = msgspec.json.decode(config, type=Config)
         # Sums must not depend on the number of cores; two threads also cost more here.
         torch.set_num_threads(1)
@@ -98,8 +102,10 @@ class Feed:
         keep_newest(state, "audit-*.log*", 8 * (8 + 2 * replicas))
         log_in_worker("serve", state, f"replica-{name}", form, {"replica": name})
 
-    def __serve_build_asgi_app__(self) -> FastAPI:
+    def __serve_build_asgi_app__(self) -> "FastAPI":
         """Builds the app; Serve calls this once, after the constructor."""
+        from serving.http_app import build_app
+
         lines = SecretFile(self.service.run_folder / ADMIN_KEY)
 
         def admin_key() -> str:

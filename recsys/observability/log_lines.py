@@ -11,9 +11,10 @@ import re
 import sys
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextlib import suppress
 from contextvars import ContextVar
+from functools import partial
 from logging.handlers import RotatingFileHandler
 from pathlib import Path
 from typing import Any, Final
@@ -126,6 +127,20 @@ def log_to_file(
     root.handlers[:] = [handler]
     root.setLevel(logging.INFO)
     return handler
+
+
+def log_to_files(files: Mapping[str, Path], format: str) -> None:
+    """Sends the logs of the parts of this process to a file for each, by the name of the thread; logs of
+    other threads go to the first."""
+    handlers, (_, *others) = [], files
+    for part, file in files.items():
+        handlers.append(log_to_file(part, file, format))
+        handlers[-1].addFilter(partial(_is_of_part, part, others))
+    logging.getLogger().handlers[:] = handlers
+
+
+def _is_of_part(part: str, others: Collection[str], record: logging.LogRecord) -> bool:
+    return record.threadName == part if part in others else record.threadName not in others
 
 
 def log_in_worker(

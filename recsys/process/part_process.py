@@ -19,10 +19,11 @@ from typing import Final
 import msgspec
 
 from recsys.log.protocol import LogLost
-from recsys.observability.log_lines import log_to_file, redact
+from recsys.observability.log_lines import log_to_files, redact
 from recsys.process.slot_file import SlotFile, read_slots
 
 _log = logging.getLogger(__name__)
+_AGAIN_S: Final = 1.0  # before a part that failed beside others starts again
 EXIT_LOG_LOST: Final = 4  # exit status of a part whose log is lost: restarting can't help
 
 
@@ -187,9 +188,11 @@ class Stop:
     ``starting=True``.
     """
 
-    def __init__(self, heartbeat: Heartbeat | None = None) -> None:
+    def __init__(
+        self, heartbeat: Heartbeat | None = None, event: threading.Event | None = None
+    ) -> None:
         self.heartbeat = heartbeat or Heartbeat("")
-        self._event = threading.Event()
+        self._event = event or threading.Event()
 
     def set(self) -> None:
         self._event.set()
@@ -213,25 +216,55 @@ class Stop:
 def run_part(
     part: str, state: str | Path, body: Callable[[Stop], None], format: str = "json"
 ) -> int:
-    """Runs a part's body in this process; returns the exit status. ``format``: of its log.
+    """Runs a part's body in this process, as ``run_parts``."""
+    return run_parts({part: body}, state, format)
 
-    Call it in the main thread: it handles SIGTERM and SIGINT. An exception of the body is logged and written
-    to the heartbeat's ``failure``; the status is then 1, or ``EXIT_LOG_LOST`` for LogLost.
+
+def run_parts(
+    bodies: Mapping[str, Callable[[Stop], None]], state: str | Path, format: str = "json"
+) -> int:
+    """Runs the bodies of parts in this process; returns the exit status. ``format``: of their logs.
+
+    Call it in the main thread: it handles SIGTERM and SIGINT. An exception of a body is logged and written to
+    the heartbeat's ``failure``; the status is then 1, or ``EXIT_LOG_LOST`` for LogLost. Several bodies run in
+    threads: one that fails starts again alone, and all end together.
     """
     os.umask(0o077)  # also for what it starts: Valkey, Ray with its workers
-    folder = run_folder(state)
-    heartbeat = Heartbeat(part, folder / f"{part}.json")
-    stop = Stop(heartbeat)
-    log_to_file(part, folder / f"{part}.log", format)
+    folder, asked = run_folder(state), threading.Event()
+    log_to_files({part: folder / f"{part}.log" for part in bodies}, format)
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stop.set())
+        signal.signal(number, lambda *_: asked.set())
+    if len(bodies) == 1:
+        [(part, body)] = bodies.items()
+        return _run_body(part, folder, body, asked)
+    statuses: list[int] = []
+
+    def keep_running(part: str, body: Callable[[Stop], None]) -> None:
+        status = _run_body(part, folder, body, asked)
+        while status != EXIT_LOG_LOST and not asked.wait(_AGAIN_S):
+            status = _run_body(part, folder, body, asked)
+        asked.set()  # where the log is lost, all end
+        statuses.append(status)
+
+    threads = [
+        threading.Thread(target=keep_running, args=each, name=each[0]) for each in bodies.items()
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return max(statuses)
+
+
+def _run_body(part: str, folder: Path, body: Callable[[Stop], None], asked: threading.Event) -> int:
+    heartbeat = Heartbeat(part, folder / f"{part}.json")
     heartbeat.write()
     done = threading.Event()
     beating = threading.Thread(target=_beat_until, args=(heartbeat, done), daemon=True)
     beating.start()
     logger = logging.getLogger(__name__)
     try:
-        body(stop)
+        body(Stop(heartbeat, asked))
     except Exception as error:
         logger.exception("part failed")
         failure = redact(f"{type(error).__name__}: {error}")
@@ -242,7 +275,7 @@ def run_part(
     done.set()
     beating.join()
     heartbeat.state("stopping")
-    logger.info("part ended", extra={"asked": stop._event.is_set()})
+    logger.info("part ended", extra={"asked": asked.is_set()})
     return 0
 
 

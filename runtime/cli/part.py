@@ -1,7 +1,9 @@
-"""``recsys part NAME``: runs one part in this process, with the configuration that ``recsys up`` wrote."""
+"""``recsys part NAME``: runs a part in this process, with the configuration that ``recsys up`` wrote."""
 
 import argparse
 import sys
+import threading
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -9,7 +11,7 @@ import typer
 from typer import Argument
 
 from recsys.process.latency_tuning import freeze_gc
-from recsys.process.part_process import Stop, run_part
+from recsys.process.part_process import Stop, run_parts
 from recsys.process.process_priority import lower_session_priority
 from runtime.cli.common import StateOption
 from runtime.supervision import launch_plan
@@ -17,22 +19,27 @@ from runtime.supervision.part_table import body, niceness
 from runtime.supervision.processes import mark
 
 
-def run(name: str, state: str) -> int:
-    """Runs the part to its end; returns the exit status."""
+def run(names: str, state: str) -> int:
+    """Runs parts, separated by commas, to their end; returns the exit status."""
     mark()
     config, _ = launch_plan.read(state)
-    lower_session_priority(niceness(name))
+    parts, importing = names.split(","), threading.Lock()
+    lower_session_priority(max(map(niceness, parts)))
 
-    def work(stop: Stop) -> None:
-        loop = body(name)  # imported here, so that the heartbeat reports an import error too
-        freeze_gc()
+    def work(name: str, stop: Stop) -> None:
+        with importing:
+            loop = body(name)  # imported here, so that the heartbeat reports an import error too
+            freeze_gc()
         loop(config, stop)
 
-    return run_part(name, config.state, work, config.logging.format)
+    bodies = {name: partial(work, name) for name in parts}
+    return run_parts(bodies, config.state, config.logging.format)
 
 
 def part(
-    name: Annotated[str, Argument(help="Name of the part, as `recsys status` lists it.")],
+    name: Annotated[
+        str, Argument(help="Name of the part, as `recsys status` lists it; a,b for several.")
+    ],
     state: StateOption = Path("state"),
 ) -> None:
     """Runs one part of the system in this process."""

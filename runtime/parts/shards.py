@@ -7,11 +7,15 @@ is gone, or a shard hangs, it leaves them to end with the head.
 """
 
 import logging
+import pickle
 import signal
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
+import numpy as np
 import ray
 
 from experiments.promotion.epoch_model import config_at, features_at
@@ -24,10 +28,10 @@ from parameter_server.rpc.shard_actor import (
     stop_shards,
 )
 from parameter_server.shard.shard import ShardSpec
-from recsys.config.system_config import Config
+from parameter_server.table.dense import Vector
+from recsys.config.system_config import Config, ModelConfig
 from recsys.features.feature_set import FeatureSet
 from recsys.features.feature_set_file import feature_set
-from recsys.model.model import build_model
 from recsys.process.open_log import open_log
 from recsys.process.part_process import Heartbeat, Stop
 from runtime.supervision import launch_plan
@@ -35,6 +39,11 @@ from training.lines.control import ControlReader
 from training.lines.line import MAIN, spec_of
 
 _ANSWER_S: Final = 5.0
+_DENSE: Final = """
+import pickle, sys
+from recsys.model.model import build_model
+sys.stdout.buffer.write(build_model(*pickle.load(sys.stdin.buffer)).read_dense().tobytes())
+"""
 _LOG: Final = logging.getLogger(__name__)
 
 
@@ -91,12 +100,22 @@ def earlier_epochs(control: ControlReader) -> list[int]:
     return sorted({live.epoch for live in control.lifecycle.lives[:-1]})
 
 
+def initial_dense(features: FeatureSet, config: ModelConfig) -> Vector:
+    """Dense parameters of a model that has learned nothing, from a process of its own, which ends: what it
+    imports takes more memory than this one."""
+    command = [sys.executable, "-c", _DENSE]
+    done = subprocess.run(
+        command, input=pickle.dumps((features, config)), stdout=subprocess.PIPE, check=True
+    )
+    return np.frombuffer(done.stdout, np.float32)
+
+
 class ShardGroup:
     """Actor handles of a line's shards, with their latest statuses."""
 
     def __init__(self, config: Config, spec: ShardSpec, features: FeatureSet) -> None:
         self._config, self._spec = config, spec
-        self._dense = build_model(features, config.model).read_dense()
+        self._dense = initial_dense(features, config.model)
         self._handles: list[Any] = []
         self.statuses: list[dict[str, Any]] = []
         self.started = 0  # times that at least one actor had to be created

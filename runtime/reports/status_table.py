@@ -22,7 +22,7 @@ from serving.access.hosts import is_loopback, is_open
 
 _COLOURS: Final = {
     "ready": "green", "done": "green", "starting": "yellow", "waiting": "dim", "backoff": "red",
-    "stopping": "yellow", "stopped": "dim", "lost": "red", "unchecked": "red",
+    "stopping": "yellow", "stopped": "dim", "lost": "red", "failed": "red", "unchecked": "red",
 }  # fmt: skip
 _EFFECTS: Final = {
     Level.LOW: "nothing is archived, and the archive's oldest hours go",
@@ -42,7 +42,7 @@ def status_table(status: Status, running: Running, config: Config) -> Group:
         if rates or lag or part.state == "stalled":
             flow.append((part.name, rates, lag + " STALLED" * (part.state == "stalled")))
     facts = [
-        ("model", f"cut {status.cut or '–'}, served {status.served or '–'}"),
+        ("model", f"cut {status.cut or 'none: waiting for events'}, served {status.served or '–'}"),
         ("events/s", _number(status.events_per_s)),
         ("examples/s", _number(status.examples_per_s)),
         ("click → session", _milliseconds(status.click_to_session_p95_ms)),

@@ -21,7 +21,7 @@ from runtime.supervision.system_status import PartStatus, Status, Version
 COUNTER: Final = "counter"
 GAUGE: Final = "gauge"
 # Values of a part's state: the supervisor's states, and two that ``recsys status`` derives.
-STATES: Final = (*map(str, State), "stalled", "orphaned")
+STATES: Final = (*map(str, State), "failed", "stalled", "orphaned")
 UNLISTED: Final = "recsys_metrics_unlisted"
 READY: Final = ("ready", "done")
 

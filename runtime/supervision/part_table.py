@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from recsys import plugins
 from recsys.config.system_config import Config
@@ -19,6 +19,9 @@ from runtime.supervision.supervisor import Part
 # A part with a connection to a Ray cluster is bound to it: it ends with that cluster.
 # Parts that learn run at a lower priority than parts that answer requests.
 _NICE: Final = 5
+# Parts that share a process: the path from an event to its step, and parts that mostly wait.
+_LEARNING: Final[dict[str, Any]] = {"nice": _NICE, "shares": "learning"}
+_WAITING: Final[dict[str, Any]] = {"nice": _NICE, "shares": "waiting"}
 _PARTS: Final = (
     Part("broker", "runtime.parts.broker:run", in_memory=True),
     Part("log", "runtime.supervision.part_table:create_log", ("broker",), ("broker",), once=True),
@@ -26,13 +29,13 @@ _PARTS: Final = (
     Part("ray", "runtime.parts.ray_head:run", grace_s=15),
     Part("shards", "runtime.parts.shards:run", ("log", "ray"), ("ray",), grace_s=20),
     Part("session-fold", "runtime.parts.folds:sessions", ("log", "valkey")),
-    Part("counters", "runtime.parts.folds:counters", ("log",), nice=_NICE),
-    Part("joiner", "training.joining.joiner_loop:run", ("log",), nice=_NICE),
-    Part("sentinel", "training.poisoning.sentinel_loop:run", ("log",), nice=_NICE),
-    Part("archive", "training.archive_part:run", ("log",), nice=_NICE),
-    Part("sequencer", "training.steps.sequencer_loop:run", ("log",), nice=_NICE),
-    Part("director", "training.candidates.director:run", ("log",), nice=_NICE),
-    Part("shadow", "training.candidates.shadow_loop:run", ("log",), nice=_NICE),
+    Part("counters", "runtime.parts.folds:counters", ("log",), **_LEARNING),
+    Part("joiner", "training.joining.joiner_loop:run", ("log",), **_LEARNING),
+    Part("sentinel", "training.poisoning.sentinel_loop:run", ("log",), **_WAITING),
+    Part("archive", "training.archive_part:run", ("log",), **_WAITING),
+    Part("sequencer", "training.steps.sequencer_loop:run", ("log",), **_LEARNING),
+    Part("director", "training.candidates.director:run", ("log",), **_WAITING),
+    Part("shadow", "training.candidates.shadow_part:run", ("log",), **_WAITING),
     # Ray Train takes about twenty seconds to start, so only the viewers wait for these two.
     Part(
         "trainer", "training.continual.driver:run", ("log", "shards"), ("ray",), False, 180, 20,
@@ -40,8 +43,8 @@ _PARTS: Final = (
     ),
     Part("serve", "runtime.parts.serve:run", ("log", "valkey", "shards"), ("ray",), False, 180, 20),
     Part("viewers", "viewers", ("serve",)),
-    Part("metrics", "runtime.parts.metrics:run", ("log",), nice=_NICE),
-    Part("control-room", "runtime.control_room.part:run", ("log",), nice=_NICE),
+    Part("metrics", "runtime.parts.metrics:run", ("log",), **_WAITING),
+    Part("control-room", "runtime.control_room.part:run", ("log",), **_WAITING),
 )  # fmt: skip
 _OPTIONAL: Final = {
     "broker", "valkey", "ray", "viewers", "metrics", "control-room", "sentinel",

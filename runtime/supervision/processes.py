@@ -7,6 +7,7 @@ unrelated process is ever ended, however old the record.
 """
 
 import contextlib
+import copy
 import os
 import signal
 import subprocess
@@ -162,6 +163,12 @@ class Child:
         except (psutil.Error, OSError):  # dead already, or too many open files
             self.identity = Identity(self._process.pid, time.time())
         self._swept, self._heartbeat = False, heartbeat
+
+    def beside(self, heartbeat: Path) -> "Child":
+        """Another part in the same process: what ends one ends both."""
+        other = copy.copy(self)
+        other._heartbeat = heartbeat
+        return other
 
     @property
     def pid(self) -> int:

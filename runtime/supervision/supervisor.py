@@ -19,7 +19,7 @@ HEALTHY_S: Final = 60.0  # a part that was ready for this long restarts without 
 
 @dataclass(frozen=True)
 class Part:
-    """One process of the system."""
+    """One part of the system: a process, or a thread of one."""
 
     name: str
     target: str  # "module:function", called as function(config, stop)
@@ -30,6 +30,7 @@ class Part:
     grace_s: float = 10.0  # between TERM and KILL
     in_memory: bool = False  # its data end with it: it isn't restarted, empty
     nice: int = 0  # nice value of its process
+    shares: str = ""  # parts of the same name run in one process, each in a thread
 
 
 class State(StrEnum):

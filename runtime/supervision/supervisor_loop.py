@@ -14,9 +14,10 @@ import msgspec
 
 import recsys
 from recsys.config.system_config import Config
+from recsys.observability.log_lines import log_to_file
 from recsys.process.part_process import run_folder
 from recsys.process.slot_file import SlotFile
-from runtime.supervision import run_file
+from runtime.supervision import launch_plan, run_file
 from runtime.supervision.launch_plan import Plan
 from runtime.supervision.part_table import table
 from runtime.supervision.processes import STATE, Child, Identity, Socket, identify, listening
@@ -55,7 +56,8 @@ class Runner:
         self._errors: dict[str, str] = {}
         self._children: dict[str, Child] = {}
         self._sockets: dict[str, list[Socket]] = {}
-        self._supervisor = Supervisor(table(plan), self._spawn, time.monotonic)
+        self._parts = table(plan)
+        self._supervisor = Supervisor(self._parts, self._spawn, time.monotonic)
         self._logger = logging.getLogger("recsys.up")
 
     def run(self) -> None:
@@ -106,12 +108,14 @@ class Runner:
         self._supervisor.stop()
 
     def _spawn(self, part: Part) -> Child:
-        child = Child(
-            part_command(part.name, self._config.state),
-            self._environment,
-            output=self._folder / f"{part.name}.out",
-            heartbeat=self._folder / f"{part.name}.json",
-        )
+        shared = [p.name for p in self._parts if part.shares and p.shares == part.shares]
+        started = (self._children[name] for name in shared if name in self._children)
+        output, heartbeat = (self._folder / f"{part.name}.{kind}" for kind in ("out", "json"))
+        if running := next((child for child in started if not child.ended), None):
+            child = running.beside(heartbeat)
+        else:
+            command = part_command(",".join(shared or [part.name]), self._config.state)
+            child = Child(command, self._environment, output, heartbeat)
         self._children[part.name] = child
         # At once: if this process is killed now, the next start needn't look for the child.
         self._attempt(_WRITE, self._write)
@@ -181,3 +185,15 @@ def part_environment(config: Config, plan: Plan) -> dict[str, str]:
         "PYTHONUNBUFFERED": "1",
         STATE: str(Path(config.state).resolve()),
     }
+
+
+def main(state: str) -> None:
+    """Runs the plan in a state folder, in a background process that imports little else."""
+    with run_file.lock(state):
+        config, plan = launch_plan.read(state)
+        log_to_file("up", run_folder(state) / "up.log", config.logging.format)
+        Runner(config, plan).run()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

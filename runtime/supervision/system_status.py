@@ -56,8 +56,9 @@ class PartStatus(msgspec.Struct, frozen=True, kw_only=True):
     """Status of one part: supervisor state, heartbeat, and lag by topic (unread records)."""
 
     name: str
-    # A supervisor state; "unchecked": its process cannot be checked; "stalled"; "gone": it has ended, and its
-    # supervisor has not seen it; "orphaned": it runs, and its supervisor is gone.
+    # A supervisor state; "failed": it starts again beside others of its process; "unchecked": its process
+    # cannot be checked; "stalled"; "gone": it has ended, and its supervisor has not seen it; "orphaned": it
+    # runs, and its supervisor is gone.
     state: str
     restarts: int = 0
     last_exit: int | None = None
@@ -148,13 +149,13 @@ def assemble(
     now_ms = int(time.time() * 1000)
     stale = up and now_ms - running.time_ms > _STALLED_MS
     parts = [_part(part, beats[part.name], log, up, now_ms) for part in running.parts]
-    bad = any(part.state in ("stalled", "gone") for part in parts)
+    are_ready = all(part.state in ("ready", "done") for part in parts)
     by_name = {part.name: part for part in parts}
     fresh: dict[str, Any] = {name: server.get(name) for name in _FRESHNESS}
     return Status(
         state=str(state.resolve()),
         running=up,
-        ready=up and not stale and running.ready and not bad,
+        ready=up and not stale and are_ready,
         stale=stale,
         cut=last_step(log) if log is not None else None,
         served=version_in(server),
@@ -185,7 +186,9 @@ def _part(
         state = "orphaned" if runs else "stopped"
     values: dict[str, Any] = {}
     if beat is not None:
-        if state == "ready" and beat.turned_ms and now_ms - beat.turned_ms > _STALLED_MS:
+        if state == "ready" and beat.state in ("failed", "starting"):
+            state = beat.state  # a thread of its process: it starts again
+        elif state == "ready" and beat.turned_ms and now_ms - beat.turned_ms > _STALLED_MS:
             state = "stalled"
         values = {"counters": beat.counters, "failure": beat.failure}
         if up:

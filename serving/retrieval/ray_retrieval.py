@@ -16,8 +16,6 @@ from recsys.observability.log_lines import keep_newest, log_in_worker
 from recsys.process.latency_tuning import tune_for_latency
 from recsys.process.open_log import open_log
 from recsys.process.process_priority import STARTING, STARTS
-from serving.retrieval.retrieval_client import RetrievalClient, ShardCall
-from serving.retrieval.retrieval_service import RetrievalService
 
 NAME: Final = "Retrieval"  # and the shard's number
 HEALTH_PERIOD_S: Final = 5.0
@@ -32,6 +30,8 @@ class RetrievalDeployment:
 
     # Ray awaits a constructor that is a coroutine.
     async def __init__(self, config: str, shard: int) -> None:  # type: ignore[misc]
+        from serving.retrieval.retrieval_service import RetrievalService
+
         decoded = msgspec.json.decode(config, type=Config)
         state, log_format = decoded.state, decoded.logging.format
         name = serve.get_replica_context().replica_id.unique_id
@@ -88,10 +88,11 @@ def deployments(config: Config, encoded: str, hooked: bool = False) -> list[Any]
     ]
 
 
-def client_of(handles: Sequence[Any]) -> RetrievalClient | None:
-    """A client of the shards behind handles; None without any."""
+def client_of(handles: Sequence[Any]) -> Any:
+    """A ``RetrievalClient`` of the shards behind handles; None without any."""
+    from serving.retrieval.retrieval_client import RetrievalClient
 
-    def call_of(handle: Any) -> ShardCall:
+    def call_of(handle: Any) -> Any:
         async def search(request: bytes) -> bytes:
             response: bytes = await handle.search.remote(request)
             return response

@@ -70,7 +70,7 @@ class _ScoredStep(msgspec.Struct):
 
 
 class ShadowLoop(RetryLoop):
-    """Runs all active candidates. ``clock``: milliseconds; ``spent``: processor time of learning, in s."""
+    """Runs all active candidates. ``clock``: milliseconds; ``spent``: processor time of this thread, in s."""
 
     def __init__(
         self,
@@ -78,7 +78,7 @@ class ShadowLoop(RetryLoop):
         config: Config,
         features: FeatureSet,
         clock: Callable[[], int] = wall_ms,
-        spent: Callable[[], float] = time.process_time,
+        spent: Callable[[], float] = time.thread_time,
     ) -> None:
         self._log, self._config, self._features, self._clock = log, config, features, clock
         self._spent = spent
@@ -322,12 +322,7 @@ def run(config: Config, stop: Stop) -> None:
     """Runs the part until asked to stop."""
     warm()
     log = open_log(config)
-    panels: PanelThread | None = None
-
-    def spent_s() -> float:
-        return time.process_time() - (panels.thread_s() if panels else 0.0)
-
-    loop = ShadowLoop(log, config, feature_set(config), spent=spent_s)
+    loop = ShadowLoop(log, config, feature_set(config))
     beat, before = stop.heartbeat, dict(loop.counts)
     panels = PanelThread(config, beat) if config.drift.panel_examples else None
     while not stop.is_set():

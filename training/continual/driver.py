@@ -40,6 +40,7 @@ from training.continual.progress import Progress
 from training.continual.trainer_run import NICE, PART, Failure, run_of
 from training.lines.control import live_epoch
 from training.lines.line import MAIN, spec_of
+from training.steps.lineage import newest_step
 
 _LOG_EVERY_S: Final = 10.0  # the newest step
 _LOG: Final = logging.getLogger(__name__)
@@ -67,7 +68,8 @@ def run(config: Config, stop: Stop) -> None:
     progress, beat, throttle = Progress(log, MAIN, epoch), stop.heartbeat, LogThrottle(_LOG_EVERY_S)
     reported: Failure | None = None
     metrics = _RayMetrics()
-    while not stop.wait(0.05, starting=run_files.read().starts == 0):
+    is_ready, first = False, -1  # once a step is learned, or no step is left to learn
+    while not stop.wait(0.05, starting=not is_ready):
         if fit.is_ended():
             raise RuntimeError(f"run {name} ended: {fit.reason or 'another driver has taken over'}")
         if run_turn(lambda: progress.turn(wall_ms()), stop, _LOG):
@@ -75,7 +77,10 @@ def run(config: Config, stop: Stop) -> None:
                 _LOG.info("learned", extra={**progress.place, **progress.losses()})
             metrics.report(progress)
         progress.report(beat)
-        beat.gauge("group_starts", run_files.read().starts)
+        beat.gauge("group_starts", starts := run_files.read().starts)
+        if starts and not is_ready:
+            first = progress.step if first < 0 else first
+            is_ready = progress.step > first or progress.step >= newest_step(log, MAIN, epoch)
         if spans := run_files.spans():
             beat.gauge("spans_sent", spans.sent)
             beat.gauge("spans_dropped", spans.dropped)

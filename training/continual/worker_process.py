@@ -106,9 +106,12 @@ def _work(config: Config, rank: int, generation: int, epoch: int) -> int:
         spec, shards, WorkerId(rank, workers, generation), config.parameter_server.transport
     )
     model = build_model(features, config.model)
-    learner = Learner(model, keyed_jagged, config.trainer.device)
+    is_cuda = config.trainer.device == "cuda"
+    # On a CPU torchrec's batches give the same bits, and importing it takes 100 MB and a second.
+    learner = Learner(model, keyed_jagged if is_cuda else None, config.trainer.device)
     worker = Worker(rank, workers, log, client, learner, config, MAIN, epoch)
-    load()
+    if is_cuda:
+        load()
     freeze_gc()
     keep_freed_memory()
     _LOG.info("learning", extra={"line": MAIN, "epoch": epoch, "workers": workers})

@@ -10,7 +10,6 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -269,18 +268,9 @@ class PanelThread:
     def __init__(self, config: Config, beat: Heartbeat, pause_s: float = _PAUSE_S) -> None:
         self._config, self._beat, self._pause_s = config, beat, pause_s
         self._watch: PanelWatch | None = None
-        self._clock: int | None = None  # of this thread's CPU time
-        self._thread_s = 0.0
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._run, name=PART, daemon=True)
         self._thread.start()
-
-    def thread_s(self) -> float:
-        """CPU seconds of the thread; callable from another thread."""
-        with suppress(OSError):  # it has ended
-            if self._clock is not None:
-                self._thread_s = time.clock_gettime(self._clock)
-        return self._thread_s
 
     def close(self) -> None:
         """Waits for less time than the supervisor gives a part to end (runtime/supervision/supervisor.py)."""
@@ -288,8 +278,6 @@ class PanelThread:
         self._thread.join(_END_S)
 
     def _run(self) -> None:
-        if hasattr(time, "pthread_getcpuclockid"):  # not on macOS
-            self._clock = time.pthread_getcpuclockid(threading.get_ident())
         torch.set_num_threads(1)  # of this thread, too
         self._beat.add("panel_failures", 0)
         while not self._over.is_set():

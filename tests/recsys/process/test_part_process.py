@@ -9,7 +9,17 @@ from pathlib import Path
 
 import pytest
 
-from recsys.process.part_process import Heartbeat, Stop, read_beat, run_part, write_atomically
+from recsys.log.protocol import LogLost
+from recsys.process import part_process
+from recsys.process.part_process import (
+    EXIT_LOG_LOST,
+    Heartbeat,
+    Stop,
+    read_beat,
+    run_part,
+    run_parts,
+    write_atomically,
+)
 from recsys.process.slot_file import SlotFile
 
 
@@ -168,3 +178,45 @@ def test_a_full_disk_ends_no_part(tmp_path: Path, quiet_root, monkeypatch: pytes
     assert run_part("fold", tmp_path, body) == 0
     beat = read_beat(tmp_path / "run" / "fold.json")
     assert beat is not None and beat.state == "stopping" and beat.turned_ms > 0
+
+
+def test_a_part_that_fails_beside_another_starts_again_alone(
+    tmp_path: Path, quiet_root, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(part_process, "_AGAIN_S", 0.01)
+    turns = {"joiner": 0, "sequencer": 0}
+    log = logging.getLogger("test")
+
+    def joiner(stop: Stop) -> None:
+        turns["joiner"] += 1
+        log.info("joins")
+        if turns["joiner"] < 3:
+            raise ValueError("no luck")
+        while not stop.is_set():
+            stop.wait(0.01)
+
+    def sequencer(stop: Stop) -> None:
+        log.info("cuts")
+        turns["sequencer"] += 1
+        while turns["joiner"] < 3 or read_beat(tmp_path / "run" / "joiner.json").state != "ready":
+            stop.wait(0.01)
+        os.kill(os.getpid(), signal.SIGTERM)
+        stop.wait(10)
+
+    assert run_parts({"joiner": joiner, "sequencer": sequencer}, tmp_path) == 0
+    assert turns == {"joiner": 3, "sequencer": 1}
+    for part, own, other in (("joiner", "joins", "cuts"), ("sequencer", "cuts", "joins")):
+        text = (tmp_path / "run" / f"{part}.log").read_text()
+        assert own in text and other not in text
+        assert {json.loads(line)["part"] for line in text.splitlines()} == {part}
+
+
+def test_where_the_log_is_lost_all_parts_of_a_process_end(tmp_path: Path, quiet_root):
+    def loses(stop: Stop) -> None:
+        raise LogLost("gone")
+
+    def waits(stop: Stop) -> None:
+        assert stop.wait(10)
+
+    assert run_parts({"joiner": loses, "sequencer": waits}, tmp_path) == EXIT_LOG_LOST
+    assert read_beat(tmp_path / "run" / "sequencer.json").state == "stopping"

@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 
 from recsys.config.system_config import Config
+from recsys.features.feature_set_file import feature_set
+from recsys.model.model import build_model
 from recsys.process.open_log import create_topics, open_log
 from recsys.process.part_process import Stop
 from runtime.parts import shards
@@ -115,3 +117,11 @@ def test_the_heartbeat_says_what_each_table_holds_and_let_go(tmp_path):
     assert said["rows"] == said["rows.a"] + said["rows.b"] and said["rows.b"] == 0
     assert said["waiting"] == said["waiting.b"] > 0 == said["waiting.a"]
     assert 0 < said["table_bytes.a"] <= 2 * 0.005 * 2**20
+
+
+@pytest.mark.slow
+def test_initial_parameters_of_another_process_are_the_model_s() -> None:
+    config = replace(Config().model, features="ids", dim=4)
+    features = feature_set(replace(Config(), model=config))
+    dense = shards.initial_dense(features, config)
+    assert dense.tobytes() == build_model(features, config).read_dense().tobytes()

@@ -18,6 +18,8 @@ from recsys.process.open_log import open_log
 from recsys.process.part_process import Stop
 from runtime.supervision import launch_plan
 from runtime.supervision.part_table import NAMES, body, create_log, niceness, table
+from runtime.supervision.supervisor import Part
+from tests.support.plan_config import config_in
 
 
 def test_topics_are_made_and_another_log_is_refused(tmp_path: Path) -> None:
@@ -56,15 +58,15 @@ def test_viewers_are_a_plug_in_that_must_be_installed(monkeypatch: pytest.Monkey
     table(launch_plan.resolve(config)[1])  # without viewers nothing is missing
 
 
-def test_parts_that_never_rank_load_no_torch() -> None:
-    """It takes two seconds of the processor and 200 MB, of each of ten processes that start at once."""
-    ranking = {"shards", "shadow", "trainer"}
-    asked = f"""
+def test_only_processes_that_learn_or_answer_load_torch() -> None:
+    """It takes two seconds of the processor and 200 MB, of each process; parts load it with the first
+    step, and what Ray starts for them at its start."""
+    asked = """
 import sys
 from runtime.supervision.part_table import NAMES, body
 for name in NAMES:
-    if name not in {ranking}:
-        body(name)
+    body(name)
+import serving.app
 print("torch" in sys.modules)
 """
     found = subprocess.run(
@@ -79,3 +81,14 @@ def test_the_sentinel_runs_where_a_rule_holds_users(tmp_path: Path) -> None:
         held = replace(config, bounds=BoundsConfig(hold_nats=nats))
         _, plan = launch_plan.resolve(held)
         assert ("sentinel" in {part.name for part in table(plan)}) == runs
+
+
+def test_parts_of_one_process_start_and_end_for_the_same_reasons(tmp_path: Path) -> None:
+    config = replace(config_in(tmp_path), bounds=BoundsConfig(hold_nats=20.0))
+    groups: dict[str, list[Part]] = {}
+    for part in table(launch_plan.resolve(config, control_room=True)[1]):
+        groups.setdefault(part.shares, []).append(part)
+    del groups[""]
+    assert len(groups) == 2
+    for group in groups.values():
+        assert len({(part.needs, part.bound, part.nice, part.once) for part in group}) == 1

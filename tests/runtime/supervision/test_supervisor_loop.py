@@ -35,6 +35,8 @@ def good(stop):
     while not stop.wait(0.02):
         stop.heartbeat.add("events")
 
+other = good
+
 def once(stop):
     pass
 
@@ -53,9 +55,9 @@ def stubborn(stop):
     time.sleep(600)
 
 if __name__ == "__main__":
-    from recsys.process.part_process import run_part
-    name, state = sys.argv[1:]
-    sys.exit(run_part(name, state, globals()[name]))
+    from recsys.process.part_process import run_parts
+    names, state = sys.argv[1:]
+    sys.exit(run_parts({name: globals()[name] for name in names.split(",")}, state))
 """
 
 
@@ -112,6 +114,29 @@ def test_real_parts_start_die_come_back_and_end(make_runner):
     runner.run()
     assert ended[0].last_exit == -9 and ended[0].process.pid != killed[0].pid
     assert not alive(ended[0].process)
+
+
+@pytest.mark.slow
+def test_parts_of_one_process_die_and_come_back_together(make_runner):
+    parts = [Part("good", "", shares="both"), Part("other", "", shares="both"), Part("flaky", "")]
+    before, after = [], []
+
+    def show(running, changes):
+        good, other = seen_of(running, "good"), seen_of(running, "other")
+        is_ready = good.state == other.state == "ready"
+        if is_ready and not before:
+            before.append(good.process)
+            assert good.process == other.process != seen_of(running, "flaky").process
+            os.kill(good.process.pid, signal.SIGKILL)
+        elif is_ready and good.restarts and other.restarts:
+            after.append((good, other))
+            runner.stop()
+
+    runner = make_runner(parts, show)
+    runner.run()
+    good, other = after[0]
+    assert good.process == other.process != before[0]
+    assert good.last_exit == other.last_exit == -9 and not alive(good.process)
 
 
 @pytest.mark.slow

@@ -386,33 +386,6 @@ def test_what_is_not_told_any_more_leaves_the_heartbeat(line: Line) -> None:
     assert "panel_forgotten.previous" not in left and left["cpu_s"] == 1.0
 
 
-def test_what_the_thread_takes_is_known_beside_it_and_once_it_has_ended(
-    line: Line, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def burn(_: PanelWatch) -> bool:
-        until_s = time.thread_time() + 0.3
-        while time.thread_time() < until_s:
-            pass
-        burnt.set()
-        return False
-
-    burnt = threading.Event()
-    monkeypatch.setattr(panel_watch, "_LOOK_EVERY_S", 0.01)
-    monkeypatch.setattr(panel_watch, "feature_set", lambda _: FEATURES)
-    monkeypatch.setattr(panel_watch, "open_log", lambda _: line.log)
-    monkeypatch.setattr(PanelWatch, "turn", burn)
-    own_s = time.thread_time()
-    thread = PanelThread(line.config, Heartbeat("shadow"))
-    try:
-        assert burnt.wait(20)
-        assert thread.thread_s() >= 0.3 and time.thread_time() - own_s < 0.3
-    finally:
-        thread.close()
-    thread._thread.join(20)
-    ended_s = thread.thread_s()
-    assert ended_s >= 0.3 and thread.thread_s() == ended_s
-
-
 def test_a_sitting_looks_through_the_keys_of_a_snapshot_once(
     line: Line, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,0 +1,40 @@
+"""The part that imports what learns late."""
+
+import threading
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from recsys.config.system_config import Config
+from recsys.events.records import CONTROL, STEPS
+from recsys.log.protocol import Append
+from recsys.process.open_log import create_topics, open_log
+from recsys.process.part_process import Stop
+from training.candidates import shadow_loop, shadow_part
+
+
+@pytest.mark.parametrize("topic", [STEPS, CONTROL])
+def test_the_loop_begins_with_a_step_or_a_decision(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, topic: str
+) -> None:
+    config, began, stop = replace(Config(), state=str(tmp_path)), threading.Event(), Stop()
+    monkeypatch.setattr(shadow_loop, "run", lambda config, stop: began.set())
+    log = open_log(config)
+    create_topics(log, config)
+    part = threading.Thread(target=shadow_part.run, args=(config, stop))
+    part.start()
+    assert not began.wait(0.2) and stop.heartbeat.now().state == "ready"
+    log.append(topic, [Append(0, b"", b"")])
+    assert began.wait(5)
+    part.join(5)
+    log.close()
+
+
+def test_it_ends_before_it_began(tmp_path: Path) -> None:
+    config, stop = replace(Config(), state=str(tmp_path)), Stop()
+    log = open_log(config)
+    create_topics(log, config)
+    log.close()
+    stop.set()
+    shadow_part.run(config, stop)
