@@ -151,7 +151,7 @@ class AnswerChecker:
             self._replica, self._sessions = self._state_of(impression.features.feature_set)
         if self._policies is None:
             self._policies = list(known_policies(self._log, self._config, self._labels))
-        check.policy = policy_of(self._policies, impression.user_id, stamp)
+        check.policy = policy_of(self._policies, impression.user_id, impression.surface, stamp)
         check.session = self._sessions.of(impression)
         pipeline = self._replica.at(stamp, asked)
         check.query = query_of(impression, check.session, check.policy, explain)

@@ -272,7 +272,7 @@ class Service:
             try:
                 if query is None:  # once: retrieval and ranking use the same user features
                     self.canary.update(self.reader.canary, self.reader.arms)
-                    policy = self.reader.policies.resolve(request.user_id)
+                    policy = self.reader.policies.resolve(request.user_id, request.surface)
                     variant = self.canary.pipeline(request.user_id, policy.line, counts)
                     pipeline = variant or self.pipeline
                     query = Query(

@@ -1,9 +1,9 @@
 """Assignment of users to arms by a hash, and the policy of a user: the base configuration with the arms'
 overrides. Layers are independent of each other, and so are the experiments' draws."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Any, Final
 
 from experiments.assignment.arm_line import arm_line_name
 from experiments.assignment.definition import INTERLEAVED, Arm, Experiment, apply_overrides
@@ -11,6 +11,8 @@ from recsys.config.policy_config import PolicyConfig
 from recsys.config.system_config import digest
 from recsys.events.hashing import Id, digest_of, uniform
 
+Surfaces = Mapping[str, dict[str, Any]]
+_NO_SURFACES: Final[Surfaces] = {}
 _SEED: Final = 0  # changing it reassigns every user of every experiment
 
 
@@ -43,25 +45,32 @@ class Policy:
 
 class Policies:
     """Resolves policies of one base and one set of experiments; a new revision is a new object. Users of the
-    same arms get the same cached policy."""
+    same arms get the same cached policy. ``surfaces``: overrides of the base by surface, which those of arms
+    follow; ``bases`` are the policies that they make. Raises ValueError for an invalid override."""
 
-    def __init__(self, base: PolicyConfig, experiments: Sequence[Experiment] = ()) -> None:
-        self._base, self._experiments = base, tuple(experiments)
+    def __init__(self, base: PolicyConfig, experiments: Sequence[Experiment] = (),
+                 surfaces: Surfaces = _NO_SURFACES) -> None:  # fmt: skip
+        self._experiments, self.bases = tuple(experiments), {"": base}
+        for name, changes in surfaces.items():
+            arm = Arm("surface", 1.0, changes)
+            self.bases[name] = apply_overrides(base, [arm], f"surfaces.{name}")
         self._cache: dict[tuple[str | None, ...], Policy] = {}
 
-    def resolve(self, user_id: Id) -> Policy:
+    def resolve(self, user_id: Id, surface: str = "") -> Policy:
+        surface = surface if surface in self.bases else ""
         arms = [assign(user_id, experiment) for experiment in self._experiments]
         # All users of an interleaving get the same policy, whichever arm the hash gives them.
-        key = tuple(
+        chosen = (
             None if arm is None else INTERLEAVED if experiment.interleaves else arm.name
             for experiment, arm in zip(self._experiments, arms, strict=True)
         )
+        key = (surface, *chosen)
         policy = self._cache.get(key)
         if policy is None:
-            policy = self._cache[key] = self._resolve(arms)
+            policy = self._cache[key] = self._resolve(self.bases[surface], arms)
         return policy
 
-    def _resolve(self, arms: Sequence[Arm | None]) -> Policy:
+    def _resolve(self, base: PolicyConfig, arms: Sequence[Arm | None]) -> Policy:
         pairs = [(e, arm) for e, arm in zip(self._experiments, arms, strict=True) if arm]
         arm_of = {experiment.name: arm for experiment, arm in pairs}
         names = {name: arm.name for name, arm in arm_of.items()}
@@ -69,13 +78,13 @@ class Policies:
         line = next(lines, "")
         interleaving = next((experiment for experiment, _ in pairs if experiment.interleaves), None)
         if interleaving is None:
-            config = apply_overrides(self._base, list(arm_of.values()))
+            config = apply_overrides(base, list(arm_of.values()))
             key = digest_of(f"{digest(config)} {line}") if line else digest(config)
             return Policy(config, key, names, line)
         rivals = []
         for arm in interleaving.arms:  # each with the overrides of the user's other arms
             others = arm_of | {interleaving.name: arm}
-            config = apply_overrides(self._base, list(others.values()))
+            config = apply_overrides(base, list(others.values()))
             rivals.append((arm.name, Policy(config, digest(config))))
         names |= {interleaving.name: INTERLEAVED}
         texts = (INTERLEAVED, *(f"{name} {rival.digest}" for name, rival in rivals), line)

@@ -112,7 +112,7 @@ def _lay(
                 raise ConfigError(
                     f"{position(path)}: {'.'.join(path)} is {value!r}, expected a mapping"
                 )
-            laid[key] = _lay(laid[key], changed, inner, position, path)
+            laid[key] = _lay(laid.get(key, {}), changed, inner, position, path)
         else:
             laid[key] = _converted(value, inner, position(path), path)
     return laid

@@ -281,6 +281,7 @@ class Config:
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
     serve: ServeConfig = field(default_factory=ServeConfig)
     policy: PolicyConfig = field(default_factory=PolicyConfig)
+    surfaces: dict[str, dict[str, Any]] = field(default_factory=dict)  # overrides of the policy
     promotion: PromotionConfig = field(default_factory=PromotionConfig)
     drift: DriftConfig = field(default_factory=DriftConfig)
     compat: CompatConfig = field(default_factory=CompatConfig)

@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.live import Live
 from typer import Option
 
+from experiments.assignment.policy import Policies
 from recsys import plugins
 from recsys.app.app_file import APP_FILE, read_app
 from recsys.app.definition import App
@@ -146,9 +147,10 @@ def _plan(
     )
     check_doors(resolved, plan.owns_ray and bool(haproxy()))
     features = feature_set(resolved)
-    check_weights(resolved.policy, features.schema.labels)
-    check_rules(resolved.policy, features.schema.names("item", CATEGORICAL))
-    check_plugins(resolved.policy, resolved.serve.stages)
+    for policy in Policies(resolved.policy, (), resolved.surfaces).bases.values():
+        check_weights(policy, features.schema.labels)
+        check_rules(policy, features.schema.names("item", CATEGORICAL))
+        check_plugins(policy, resolved.serve.stages)
     check_accepted(resolved, features)
     if resolved.model.ranker:
         plugins.find(plugins.MODELS, resolved.model.ranker.rpartition("@")[0])

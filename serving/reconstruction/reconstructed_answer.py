@@ -130,15 +130,16 @@ def _first(field: str, logged: bytes, again: bytes, kind: Any) -> Difference:
     return Difference(f"{field}[{at}]", old[at].item(), new[at].item())
 
 
-def policy_of(revisions: Iterable[Policies], user_id: Id, stamp: Stamp) -> Policy:
+def policy_of(revisions: Iterable[Policies], user_id: Id, surface: str, stamp: Stamp) -> Policy:
     """The policy with the stamp's digest, preferably with its arms. ``revisions``: the newest first. Raises
     ValueError where none has the digest."""
-    resolved = (policies.resolve(user_id) for policies in revisions)
+    resolved = (policies.resolve(user_id, surface) for policies in revisions)
     matching = [policy for policy in resolved if policy.digest == stamp.policy]
     if not matching:
         raise ValueError(
-            f"no known policy has the digest {stamp.policy}: the configuration was another (policy.*), or an "
-            "experiment's revision is no longer on the topic control, or names a plug-in that isn't installed"
+            f"no known policy has the digest {stamp.policy}: the configuration was another (policy.*, "
+            "surfaces), or an experiment's revision is no longer on the topic control, or names a plug-in "
+            "that isn't installed"
         )
     return next((policy for policy in matching if policy.arms == stamp.arms), matching[0])
 

@@ -222,6 +222,7 @@ def known_policies(log: Log, config: Config, labels: Sequence[str]) -> Iterator[
     for record in readable(log, CONTROL, Control):
         if isinstance(record, Experiments):
             with suppress(ValueError):  # a replica ignores it, too
-                policies.append(Policies(config.policy, running(record, config.policy, labels)))
+                experiments = running(record, config.policy, labels)
+                policies.append(Policies(config.policy, experiments, config.surfaces))
     yield from reversed(policies)
-    yield Policies(config.policy)
+    yield Policies(config.policy, (), config.surfaces)

@@ -110,8 +110,10 @@ class StateReader:
         steps. ``first``: the set of the state folder's file, if the replica's is another. Raises ValueError
         where the configuration names what the schema lacks."""
         schema = replica.features.schema
-        check_weights(config.policy, schema.labels)
-        check_rules(config.policy, schema.names("item", CATEGORICAL))
+        self.policies = Policies(config.policy, (), config.surfaces)
+        for policy in self.policies.bases.values():
+            check_weights(policy, schema.labels)
+            check_rules(policy, schema.names("item", CATEGORICAL))
         self._log, self.replica, self._config, self._now_ms = log, replica, config, now_ms
         self._first = first or replica.features
         self._set = SetsInUse(self._first).name(replica.features)
@@ -119,7 +121,6 @@ class StateReader:
         self.maintenance = IndexMaintenance(replica, train, sample_of, lists_for)
         self._indexes = Path(config.state) / index_files.FOLDER
         self.freshness, self._traces = Freshness(), traces
-        self.policies = Policies(config.policy)
         self.examples, self.events = Rate(), Rate()
         self.ready = False
         self.unreadable = 0
@@ -202,7 +203,7 @@ class StateReader:
     def _policies_of(self, message: Experiments) -> Policies | None:
         schema, base = self.replica.features.schema, self._config.policy
         try:
-            return Policies(base, running(message, base, schema.labels))
+            return Policies(base, running(message, base, schema.labels), self._config.surfaces)
         except (YamlError, ValueError) as error:
             self.unreadable += 1
             extra = {"revision": message.revision, "error": str(error)}

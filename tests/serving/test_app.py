@@ -1,6 +1,7 @@
 """Recommend and sessions over ASGI: the list, its impression, and what a list does without its parts."""
 
 import asyncio
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -110,3 +111,31 @@ def test_too_many_at_a_time_are_turned_away(tmp_path: Path) -> None:
         assert turned.headers["retry-after"] == "1" and turned.json()["error"]
 
     run(world, scenario)
+
+
+def test_a_surface_may_have_a_policy_of_its_own(world: World) -> None:
+    surfaces = {"home": {"sources": {"fresh": 80}, "fixed": {0: "v9"}}}
+    world.config = replace(world.config, surfaces=surfaces)
+    world.restart()
+
+    async def scenario(w: World) -> None:
+        home = await w.recommend(surface="home", n=20)
+        feed = await w.recommend(n=20)
+        sources = {source for shown in home["items"] for source in shown["sources"]}
+        assert home["items"][0]["item_id"] == "v9" and sources <= {"fresh", "fixed", "quota"}
+        assert home["stamp"]["policy"] != feed["stamp"]["policy"]
+        await w.written()
+        logged = {e.request_id: e for e in w.events()}
+        assert logged[home["request_id"]].surface == "home"
+        assert logged[home["request_id"]].stamp.policy == home["stamp"]["policy"]
+
+    run(world, scenario)
+
+
+@pytest.mark.parametrize("changes", [{"weights.nothing": 1.0}, {"sources": {"nothing": 3}}])
+def test_a_surface_with_a_wrong_policy_is_refused_at_the_start(
+    world: World, changes: dict[str, object]
+) -> None:
+    world.config = replace(world.config, surfaces={"home": changes})
+    with pytest.raises(ValueError):
+        world.restart()

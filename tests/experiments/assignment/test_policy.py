@@ -102,3 +102,25 @@ def test_a_rule_that_says_nothing_sound_is_refused(changes: dict[str, object], s
 def test_shares_and_weights_of_the_stages_are_checked(changes: dict[str, float]) -> None:
     with pytest.raises(ValueError, match=f"policy.{next(iter(changes))}"):
         PolicyConfig(**changes)  # type: ignore[arg-type]
+
+
+def test_a_surface_has_the_base_with_its_overrides_and_then_those_of_arms() -> None:
+    surfaces = {"home": {"weights.like": 3.0, "explore": 0.2, "sources": {"popular": 50}}}
+    policies = Policies(BASE, [LIKES], surfaces)
+    by_arm = {assign(user, LIKES).name: user for user in USERS}  # type: ignore[union-attr]
+    home = {arm: policies.resolve(user, "home") for arm, user in by_arm.items()}
+    assert home["control"].config.weights == BASE.weights | {"like": 3.0}
+    assert home["more"].config.weights["like"] == 9.0 and home["more"].config.explore == 0.2
+    assert home["control"].config.sources == {"popular": 50}
+    assert policies.resolve(by_arm["control"], "elsewhere").config == BASE
+    digests = {policies.resolve(user, name).digest for user in USERS for name in ("home", "feed")}
+    assert len(digests) == 4 and home["more"].arms == {"likes": "more"}
+    assert policies.bases == {"": BASE, "home": home["control"].config}
+
+
+@pytest.mark.parametrize(
+    "changes", [{"weights.like": "much"}, {"explor": 1}, {"sources": {"nothing": 3}}]
+)
+def test_a_surface_whose_overrides_dont_fit_is_an_error(changes: dict[str, object]) -> None:
+    with pytest.raises(ValueError):
+        Policies(BASE, (), {"home": changes})

@@ -132,6 +132,18 @@ def test_an_error_in_the_environment_names_the_variable(
     assert not missing, str(caught.value)
 
 
+def test_surfaces_come_from_the_file_and_from_the_environment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text("surfaces:\n  home: {sources: {popular: 9}, weights.like: 3}\n")
+    home = {"sources": {"popular": 9}, "weights.like": 3}
+    assert load(str(file)).surfaces == {"home": home}
+    monkeypatch.setenv("RECSYS__SURFACES", '{"home": {"explore": 0.5}, "detail": {"quota": 0}}')
+    both = {"home": home | {"explore": 0.5}, "detail": {"quota": 0}}
+    assert load(str(file)).surfaces == both
+
+
 def test_a_name_that_is_neither_run_nor_file() -> None:
     with pytest.raises(ConfigError, match="'desktop', expected one of cluster, laptop or"):
         load("desktop")

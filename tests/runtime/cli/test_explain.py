@@ -132,17 +132,29 @@ class Past:
         self.log.trim(topic, partition, before)
 
 
+def config_of(folder: Path) -> Config:
+    """With a policy of its own for one of the surfaces."""
+    surfaces = {
+        "similar": {
+            "explore": 0.4,
+            "weights.like": 2.0,
+            "sources": {"fresh": 40, "popular": 9, "vector": 9},
+        }
+    }
+    return replace(small_config(folder), surfaces=surfaces)
+
+
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
     folder = tmp_path_factory.mktemp("run")
-    return folder, asyncio.run(scenario(LocalSystem(small_config(folder))))
+    return folder, asyncio.run(scenario(LocalSystem(config_of(folder))))
 
 
 @pytest.fixture
 def past(run: tuple[Path, list[str]], tmp_path: Path) -> Iterator[Past]:
     folder = tmp_path / "state"
     shutil.copytree(run[0], folder)
-    config = small_config(folder)
+    config = config_of(folder)
     log = open_log(config)
     yield Past(config, log, run[1])
     log.close()
