@@ -73,7 +73,8 @@ def describe_job(job: Any, workers: int) -> str:
     return (
         f"candidate {job.name}: {about.examples:,} examples from {iso(about.from_ms)} to "
         f"{iso(about.until_ms)}, at most {job.plan.epochs} epochs, model dim={job.model.dim} "
-        f"hidden={hidden} ranker={job.model.ranker or 'built-in'}, features {job.features.kind}, {workers or 'no'} Ray workers"
+        f"hidden={hidden} ranker={job.model.ranker or 'built-in'}, features {job.features.kind}, "
+        f"{workers or 'no'} Ray workers"
     )
 
 
