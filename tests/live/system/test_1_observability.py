@@ -11,6 +11,7 @@ from tests.support import telemetry
 from tests.support.control_room_checks import check_control_page
 from tests.support.gorse_checks import Waiting, check_client
 from tests.support.live_system import LiveSystem, Traffic, until
+from tests.support.one_moment import check_one_moment
 from tests.support.otlp_receiver import Receiver
 from tests.support.prometheus_checks import check_names, check_panels, prometheus_is_there
 
@@ -59,6 +60,10 @@ def test_the_control_room_shows_what_is_scraped(system: LiveSystem, visits: Traf
         check_control_page(system)
     finally:
         traffic.stop()
+
+
+def test_one_figure_has_one_value_wherever_it_is_shown(system: LiveSystem, visits: Traffic) -> None:
+    check_one_moment(system)
 
 
 @pytest.mark.skipif(not prometheus_is_there(), reason="prometheus and promtool aren't installed")
