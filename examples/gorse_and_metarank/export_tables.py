@@ -97,10 +97,13 @@ def write_rows(file: Path, rows: Iterable[Row | None]) -> int:
 def from_gorse(items: Path, users: Path, feedback: Path, to: Path) -> dict[str, int]:
     """Writes items.jsonl, users.jsonl and interactions.jsonl; returns their rows."""
     to.mkdir(parents=True, exist_ok=True)
+    # An item that only interactions name is published: those of hidden ones are left out.
+    hidden = {record["ItemId"] for record in records(items) if record.get("IsHidden")}
+    shown = (record for record in records(feedback) if record["ItemId"] not in hidden)
     tables = {
         "items": (gorse_entity(record, "item_id") for record in records(items)),
         "users": (gorse_entity(record, "user_id") for record in records(users)),
-        "interactions": map(gorse_feedback, records(feedback)),
+        "interactions": map(gorse_feedback, shown),
     }
     return {name: write_rows(to / f"{name}.jsonl", rows) for name, rows in tables.items()}
 

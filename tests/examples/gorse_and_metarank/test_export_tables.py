@@ -48,7 +48,7 @@ def test_gorse(tmp_path: Path) -> None:
     users = write(tmp_path / "u", {"UserId": "u1", "Labels": None, "Comment": "Bob"})
     read = {"FeedbackType": "read", "UserId": "u1", "ItemId": "a", "Timestamp": AT.format(1)}
     star = read | {"FeedbackType": "star", "Timestamp": AT.format(2)}
-    feedback = write(tmp_path / "f", read, star)
+    feedback = write(tmp_path / "f", read, star, star | {"ItemId": "hidden"})
     counts = from_gorse(items, users, feedback, tmp_path / "to")
     assert counts == {"items": 2, "users": 1, "interactions": 2}
     events, shown = events_of(tmp_path / "to")
