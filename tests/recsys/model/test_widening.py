@@ -50,6 +50,11 @@ def predict(model: Model, request: RequestFeatures) -> NDArray[np.float32]:
     return probabilities(model, rows, [request])
 
 
+def log_loss(predicted: NDArray[np.float32], labels: NDArray[np.bool_]) -> float:
+    of_label = np.where(labels, predicted, 1 - predicted).astype(np.float64)
+    return -float(np.log(of_label).mean())
+
+
 def test_another_ranker_does_not_begin_from_a_narrower_model() -> None:
     arrays, plugin = trained(FEATURES)[1], replace(CONFIG, ranker="sequence@1")
     assert widened(arrays, FEATURES, FEATURES, plugin) is arrays
@@ -69,8 +74,11 @@ def test_the_wider_model_predicts_as_before(new: FeatureSet) -> None:
     if wide.history > FEATURES.history:  # older entries are new: without them
         request.outcomes_TO[FEATURES.history :] = 0.0
     before = predict(old, Narrowing(wide, FEATURES).features(request))
-    np.testing.assert_allclose(predict(model, request), before, atol=1e-6)
+    after = predict(model, request)
+    np.testing.assert_allclose(after, before, atol=1e-6)
     assert np.ptp(before) > 0.01
+    labels = np.random.default_rng(3).uniform(size=before.shape) < before
+    assert abs(log_loss(after, labels) - log_loss(before, labels)) < 1e-6
 
 
 def test_back_and_forth_changes_nothing() -> None:
