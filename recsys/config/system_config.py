@@ -319,8 +319,9 @@ class Config:
 
 
 def laptop() -> Config:
-    """One machine with two cores and no external services."""
-    return Config()
+    """One machine with two cores and no external services. A second worker would share these cores, and take
+    0.3 GB more."""
+    return replace(Config(), trainer=TrainerConfig(workers=1))
 
 
 def cluster() -> Config:

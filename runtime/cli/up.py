@@ -1,6 +1,5 @@
 """``recsys up``: starts all parts, supervises them, and stops what it started."""
 
-import argparse
 import os
 import subprocess
 import sys
@@ -165,11 +164,9 @@ def _plan(
     return resolved, plan
 
 
-def _run(config: Config, plan: Plan, console: Console | None) -> None:
+def _run(config: Config, plan: Plan, console: Console) -> None:
     log_to_file("up", run_folder(config.state) / "up.log", config.logging.format)
-    if console is None:
-        Runner(config, plan).run()
-    elif not console.is_terminal:
+    if not console.is_terminal:
         Runner(config, plan, _ChangeLines(config, console).show).run()
     else:
         with Live(console=console, refresh_per_second=4) as live:
@@ -215,7 +212,7 @@ def _detach(config: Config, console: Console) -> int:
     folder = run_folder(config.state)
     with (folder / "up.out").open("ab") as output:
         process = subprocess.Popen(
-            [sys.executable, "-m", "runtime.cli.up", "--state", config.state],
+            [sys.executable, "-m", "runtime.supervision.supervisor_loop", config.state],
             stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True,
         )  # fmt: skip
     deadline = time.monotonic() + _READY_S
@@ -239,17 +236,3 @@ def _detach(config: Config, console: Console) -> int:
         outcome = "can't get ready, and waits for `recsys down`"
     fail(f"the supervisor {outcome}; see {folder}/up.log and {folder}/up.out")
     return 1
-
-
-def main() -> int:
-    """Entry point of the background supervisor: runs the plan in the state folder."""
-    parser = argparse.ArgumentParser(prog="runtime.cli.up")
-    parser.add_argument("--state", required=True)
-    state = parser.parse_args().state
-    with run_file.lock(state):
-        _run(*launch_plan.read(state), None)
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

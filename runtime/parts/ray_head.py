@@ -32,10 +32,6 @@ _LOOPBACK: Final = "127.0.0.1"
 _OBJECT_STORE_BYTES: Final = 300_000_000  # small, since rows bypass Ray's object store
 # Paths of unix sockets may have 107 bytes at most: a state folder's path can be too long.
 _PREFIX: Final = "rs-"
-# Parts of the dashboard, each a process.
-_VIEWS: Final = (
-    "UsageStatsHead", "EventHead", "JobHead", "NodeHead", "ReportHead", "ServeHead", "StateHead", "TrainHead",
-)  # fmt: skip
 
 
 def head_environment(config: Config, plan: Plan, home: Path) -> dict[str, str]:
@@ -73,18 +69,22 @@ def head_environment(config: Config, plan: Plan, home: Path) -> dict[str, str]:
 def start_head(config: Config, ports: RayPorts, folder: Path) -> Any:
     """Starts the head's processes as children of this one, with its environment, and returns Ray's ``Node``.
 
-    Left out are processes that nothing here uses: autoscaler, Ray client server, log monitor, and the
-    dashboard's views of Ray Data and, without a Grafana, of metrics.
+    Left out are processes that nothing here uses: autoscaler, Ray client server, and log monitor.
     """
     services: Any = importlib.import_module("ray._private.services")
     node: Any = importlib.import_module("ray._private.node")
     parameter: Any = importlib.import_module("ray._private.parameter")
-    views = [*_VIEWS, "MetricsHead"] if "RAY_GRAFANA_HOST" in os.environ else _VIEWS
     start = services.start_ray_process
 
     def start_process(command: list[str], kind: str, *arguments: Any, **named: Any) -> Any:
-        if kind == "dashboard" and config.serve.dashboard:
-            command = [*command, f"--modules-to-load={','.join(views)}"]
+        if kind == "dashboard":
+            script = next(at for at, word in enumerate(command) if word.endswith("dashboard.py"))
+            command = [
+                *command[:script],
+                "-m",
+                "runtime.parts.ray_dashboard",
+                *command[script + 1 :],
+            ]
         return start(command, kind, *arguments, **named)
 
     services.start_ray_process = start_process

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from recsys.config.system_config import Config
+from recsys.config.system_config import Config, laptop
 from recsys.events.event_types import Tick
 from recsys.events.hashing import uniform
 from recsys.model.prediction_metrics import auc
@@ -228,7 +228,7 @@ def test_an_option_comes_before_the_environment_that_before_the_file_and_that_be
     data: Path, whole: ReplayResult, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     plain = configured(data, whole, monkeypatch)
-    assert plain == config_for(open_dataset(data), ReplayOptions(), Config())
+    assert plain == config_for(open_dataset(data), ReplayOptions(), laptop())
     file = tmp_path / "mine.yaml"
     file.write_text(
         "model: {features: ids, dim: 8}\nstep: {examples: 9, lanes: 2}\njoin: {negatives: 0.5}\n"

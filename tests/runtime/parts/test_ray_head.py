@@ -112,16 +112,11 @@ def test_the_head_starts_only_what_the_system_uses(tmp_path, monkeypatch):
     started = []
     monkeypatch.setattr(node, "Node", lambda parameters, **_: started.append(parameters))
     config, plan = resolve(replace(config_in(tmp_path), serve=FREE))
-    config = replace(config, serve=replace(config.serve, dashboard=True))
-    for grafana, has_metrics in ((None, False), ("http://127.0.0.1:3000", True)):
-        if grafana:
-            monkeypatch.setenv("RAY_GRAFANA_HOST", grafana)
-        monkeypatch.setattr(services, "start_ray_process", lambda command, kind: command)
-        ray_head.start_head(config, plan.ray, tmp_path)
-        views = services.start_ray_process(["dashboard.py"], "dashboard")[-1]
-        assert "JobHead" in views and "DataHead" not in views
-        assert ("MetricsHead" in views) is has_metrics
-        assert services.start_ray_process(["raylet"], "raylet") == ["raylet"]
+    monkeypatch.setattr(services, "start_ray_process", lambda command, kind: command)
+    ray_head.start_head(config, plan.ray, tmp_path)
+    command = services.start_ray_process(["python", "-u", "ray/dashboard.py", "--a"], "dashboard")
+    assert command == ["python", "-u", "-m", "runtime.parts.ray_dashboard", "--a"]
+    assert services.start_ray_process(["raylet"], "raylet") == ["raylet"]
     parameters = started[0]
     assert parameters.no_monitor and not parameters.include_log_monitor
     assert not parameters.ray_client_server_port and parameters.gcs_server_port == plan.ray.gcs
