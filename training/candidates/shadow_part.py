@@ -1,21 +1,25 @@
-"""The part ``shadow``, which imports what learns once there is a step or a decision: before that nothing has
-anything to follow."""
+"""The part ``shadow``, which imports what learns once there is a step, a candidate or somebody to unlearn."""
 
 from contextlib import closing
 
 from recsys.config.system_config import Config
-from recsys.events.records import CONTROL, STEPS
+from recsys.events.records import STEPS
 from recsys.process.open_log import open_log
 from recsys.process.part_process import Stop
+from training.lines.control import ControlReader
 
 
 def run(config: Config, stop: Stop) -> None:
     """Runs the part until asked to stop."""
     with closing(open_log(config)) as log:
-        while not any(log.end(topic, 0) for topic in (STEPS, CONTROL)):
+        control = ControlReader(log)
+        control.turn()
+        lines = control.lifecycle
+        while not (log.end(STEPS, 0) or lines.candidates or lines.unlearnings):
             if stop.is_set():
                 return
             log.wait(STEPS, 0.5)
+            control.turn()
     from training.candidates import shadow_loop
 
     shadow_loop.run(config, stop)
