@@ -36,6 +36,12 @@ SETTINGS: Final[dict[str, Any]] = {
     "promotion.canary_examples": 500,
     "promotion.canary_margin": 0.9,
     "promotion.settle_s": 5.0,
+    # Live is a minute old: its table and scores are small.
+    "promotion.memory": 1_000.0,
+    "promotion.latency": 10.0,
+    "promotion.score_shift": 5.0,
+    "promotion.score_spread": 20.0,
+    "promotion.concentration": 30.0,
 }
 _TEXT: Final = {
     SHADOW: "It is a shadow: it scores each example before it learns from it, and answers nobody.",
