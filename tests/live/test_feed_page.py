@@ -19,6 +19,9 @@ in_a_browser = [
     ),
 ]
 ITEMS = "return [...document.querySelectorAll('.card')].map(card => card.dataset.item)"
+FOCUSED = """
+const { activeElement: on } = document;
+return on.closest('.card')?.dataset.item ?? on.dataset.act ?? on.className"""
 HIDE_PAGE = """
 Object.defineProperty(document, 'visibilityState', { value: arguments[0], configurable: true });
 document.dispatchEvent(new Event('visibilitychange'));
@@ -139,15 +142,109 @@ class TestDesktop:
             == "card"
         )
 
-    def test_not_interested_hides_and_moves_on_to_an_answer_that_knows_it(self, page: Page) -> None:
+    def test_not_interested_hides_and_moves_on_and_the_list_is_asked_for_again(
+        self, page: Page
+    ) -> None:
         first = page.start()
-        asked = len(page.stub.requests)
+        asked, at_ms = len(page.stub.requests), time.time() * 1000
         page.browser.press("n")
-        page.told("hide", first)
         wait(lambda: page.browser.run(CURRENT) not in (first, None), "moved on")
-        assert len(page.stub.requests) > asked
+        assert not page.stub.of_kind("hide"), "it can still be undone"
+        assert abs(page.told("hide", first)["time_ms"] - at_ms) < 1_000
+        wait(lambda: len(page.stub.requests) > asked, "the tail was asked for again")
         page.told("view", first)
         assert not page.stub.of_kind("skip"), "hiding says more than skipping"
+
+    def test_not_interested_can_be_undone_and_then_counts_for_nothing(self, page: Page) -> None:
+        first = page.start()
+        page.browser.press("n")
+        wait(lambda: page.browser.run(CURRENT) not in (first, None), "moved on")
+        page.browser.run("document.querySelector('.undo').click()")
+        wait(lambda: page.browser.run(CURRENT) == first, "it is back")
+        assert not page.browser.run("return document.querySelector('.card.hidden')")
+        assert page.browser.run("return document.querySelector('.undo').hidden")
+        time.sleep(5.5)
+        assert not page.stub.of_kind("hide") and not page.stub.of_kind("skip")
+
+    def test_a_hidden_item_is_said_before_the_page_goes(self, page: Page) -> None:
+        first = page.start()
+        page.browser.press("n")
+        page.browser.run(HIDE_PAGE, "hidden")
+        page.told("hide", first)
+
+    def test_tab_goes_through_the_controls_of_the_card_alone_and_says_nothing(
+        self, page: Page
+    ) -> None:
+        page.stub.duration_ms = 60_000  # no long view meanwhile
+        first = page.start()
+        page.browser.press("n")
+        second = wait(
+            lambda: (now := page.browser.run(CURRENT)) not in (first, None) and now, "moved on"
+        )
+        focused = []
+        for _ in range(14):
+            page.browser.press("Tab")
+            focused.append(page.browser.run(FOCUSED))
+        assert {"like", "hide", "undo", "follow", "share", "next", second} <= set(focused)
+        assert page.current == second and not {first} & set(focused)
+        for _ in range(60):
+            page.browser.press("Tab")
+        time.sleep(0.5)
+        assert page.current == second
+        assert {event["kind"] for event in page.stub.events} <= {"view", "hide"}
+        assert {event["item_id"] for event in page.stub.events} == {first}
+
+    def test_the_keyboard_alone_likes_hides_and_undoes(self, page: Page) -> None:
+        first = page.start()
+
+        def reach(act: str) -> None:
+            for _ in range(20):
+                if page.browser.run(FOCUSED) == act:
+                    return
+                page.browser.press("Tab")
+            raise AssertionError(f"Tab doesn't reach {act}")
+
+        reach("like")
+        page.browser.press("Enter")
+        page.told("like", first)
+        reach("hide")
+        page.browser.press("Enter")
+        wait(lambda: page.browser.run(CURRENT) not in (first, None), "moved on")
+        reach("undo")
+        page.browser.press("Enter")
+        wait(lambda: page.browser.run(CURRENT) == first, "it is back")
+        page.browser.run("document.querySelector('.card.here .caption').focus()")
+        second = page.move()
+        assert page.browser.run(FOCUSED) == "stage", "the focus leaves with the card"
+        page.browser.press("Tab")
+        assert page.browser.run(FOCUSED) == second
+        assert not page.stub.of_kind("hide")
+
+    def test_own_pictures_are_shown_from_safe_addresses_alone(self, page: Page) -> None:
+        sources = "return [...document.querySelectorAll('.media')].map(m => m.getAttribute('src'))"
+        page.stub.fields = {"image": "/picture.png", "title": "Own"}
+        page.start()
+        assert not page.browser.run("return document.querySelectorAll('.card.here .art').length")
+        address = f"{page.stub.url}/picture.png"
+        assert set(page.browser.run(sources)) == {address}
+        page.stub.fields = {"image": "http://elsewhere.example/x.png"}
+        page.start()
+        assert page.browser.run(sources) == []
+        page.stub.fields = {"image": "javascript:alert(1)"}
+        page.start()
+        assert page.browser.run(sources) == []
+
+    def test_a_video_plays_with_its_card_and_a_lost_picture_is_drawn(self, page: Page) -> None:
+        page.stub.fields = {"video": "/static/lost.webm", "tags": ["sour bread"], "topic": None}
+        page.browser.open(page.stub.url)
+        page.browser.wait(READY)
+        page.browser.wait("return !document.querySelector('.card.here .media')")
+        assert (
+            page.browser.run("return document.querySelector('.card.here .emoji').textContent")
+            == "SB"
+        )
+        assert page.browser.run("return document.querySelector('.card.here .art') !== null")
+        page.browser.console()  # that the file is missing
 
     def test_an_author_who_is_blocked_is_shown_no_more(self, page: Page) -> None:
         first = page.start()
@@ -236,7 +333,13 @@ class TestDesktop:
         text = "return document.querySelector('[data-part={}]').textContent"
         page.browser.press("l")
         page.browser.wait("return document.querySelectorAll('.bars li').length > 0")
-        page.browser.wait("return document.querySelector('.way').dataset.reached === 'model'", 12)
+        reached, page.stub.learns = "return document.querySelector('.way').dataset.reached", False
+        page.move()
+        page.browser.wait(f"{reached} === 'session'")
+        time.sleep(1.2)
+        assert page.browser.run(reached) == "session", "other steps have learned other views"
+        page.stub.learns = True
+        page.browser.wait(f"{reached} === 'model'", 12)
         assert re.fullmatch(r"48,\d{3}", page.browser.run(text.format("step")))
         assert page.browser.run(text.format("line")) == "main"
         page.move()
@@ -293,6 +396,35 @@ class TestPhone:
         page.told("view", first)
         assert page.stub.requests[0]["context"] == {"device": "phone"}
         assert phone.console() == []
+
+    def test_after_a_like_a_line_says_what_came_of_it(self, phone: Browser, stub: FeedStub) -> None:
+        page = Page(phone, stub)
+        page.start()
+        for _ in range(8):  # not each answer of the stub has more of a topic that was liked once
+            topic = phone.run("return document.querySelector('.card.here .chip').textContent")
+            phone.press("l")
+            time.sleep(0.8)
+            line = phone.run("return document.querySelector('.toast span').textContent")
+            if line.startswith("More"):
+                break
+            page.move()
+        assert line.startswith(f"More {topic.split(' ', 1)[1]}: ") and " of the next 6" in line
+        assert phone.run("return document.querySelectorAll('h1').length") == 1
+
+    def test_text_of_twice_the_size_fits(self, phone: Browser, stub: FeedStub) -> None:
+        page = Page(phone, stub)
+        page.start()
+        phone.run("document.documentElement.style.fontSize = '200%'")
+        phone.press("n")
+        phone.wait("return !document.querySelector('.undo').hidden")
+        boxes = """
+        return ['.toast', '.undo', '.card.here .caption', '.rail', '.glance'].map(selector => {
+            const box = document.querySelector(selector).getBoundingClientRect();
+            return [box.left, box.right]; })"""
+        time.sleep(0.6)
+        assert all(left >= -1 and right <= 391 for left, right in phone.run(boxes))
+        size = "return getComputedStyle(document.querySelector('.card.here .who')).fontSize"
+        assert phone.run(size) == "32px"
 
     def test_the_feed_stays_whole_above_the_open_drawer(
         self, phone: Browser, stub: FeedStub

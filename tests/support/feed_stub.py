@@ -4,6 +4,7 @@ It keeps what it was asked and told, so that tests can look; it can refuse, or l
 simple but real: topics that are watched or liked come more often, so that the page has something to show.
 """
 
+import base64
 import json
 import math
 import random
@@ -16,6 +17,9 @@ from tests.support.paths import ROOT
 
 WEB = ROOT / "examples" / "short_video" / "page"
 TYPES = {".html": "text/html; charset=utf-8", ".css": "text/css", ".js": "text/javascript"}
+PICTURE = base64.b64decode(  # one pixel
+    "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAIAAACQd1PeAAAADElEQVR4nGNQaEgAAAHEAQHHmVStAAAAAElFTkSuQmCC"
+)
 GAINS = {
     "long_view": 0.9,
     "like": 1.6,
@@ -46,6 +50,8 @@ class FeedStub:
         self.lose_answers = 0  # so many next /v1/events are taken, but answered with 503
         self.degraded: list[str] = []
         self.title: str | None = None
+        self.fields: dict[str, Any] = {}  # of every item, beside or instead of its own
+        self.learns = True
         self.started = time.time()
         self._lock = threading.Lock()
         self._draws = random.Random(7)
@@ -114,7 +120,14 @@ class FeedStub:
             mine = [event for event in self.taken.values() if event["user_id"] == user_id]
             topics = [{"tag": tag, "weight": w} for tag, w in self._taste(user_id).items()]
             n = len(mine)
-            return {"user_id": user_id, "topics": topics, "events": n, "offset": n, "recent": []}
+            recent = [
+                {"item_id": event["item_id"], "learned": self.learns}
+                for event in reversed(mine)
+                if event["kind"] == "view"
+            ]
+            return {
+                "user_id": user_id, "topics": topics, "events": n, "offset": n, "recent": recent,
+            }  # fmt: skip
 
     def status(self) -> dict[str, Any]:
         age_ms = (time.time() - self.started) % 0.4 * 1000 + 180
@@ -151,6 +164,7 @@ class FeedStub:
             fields["topic"] = tags[0]
         if self.title is not None:
             fields["title"] = self.title
+        fields |= self.fields
         known = taste.get(tags[0], 0.0)
         long_view = 1 / (1 + math.exp(0.9 - known))
         item = {
@@ -196,6 +210,8 @@ def _handler(stub: FeedStub) -> type[BaseHTTPRequestHandler]:
                 return self._json(stub.session(path.rsplit("/", 1)[1]))
             if path == "/v1/status":
                 return self._json(stub.status())
+            if path == "/picture.png":
+                return self._answer(200, PICTURE, "image/png")
             file = WEB / ("index.html" if path == "/" else path.removeprefix("/static/"))
             if not file.is_file():
                 return self._answer(404, b"")

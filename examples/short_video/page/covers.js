@@ -1,4 +1,5 @@
-// Generates an item's "video" from its id: palette, background, emoji, title and three scenes.
+// An item's picture: its own video or image, else one generated from its id: palette, background, emoji, title and
+// three scenes.
 
 import { make } from "./dom.js";
 import { pattern } from "./patterns.js";
@@ -40,6 +41,8 @@ export function coverOf(item) {
   const duration = Number(fields.duration_ms);
   return {
     topic,
+    video: mediaUrl(fields.video),
+    image: mediaUrl(fields.image),
     title: fields.title ? String(fields.title) : title[0].toUpperCase() + title.slice(1),
     lines: ["", draws.pick(MIDDLES), draws.pick(ENDINGS)],
     emoji: topic.emoji,
@@ -50,6 +53,22 @@ export function coverOf(item) {
     pattern: pattern(draws),
     duration_ms: duration > 0 ? duration : DEFAULT_MS,
   };
+}
+
+/** An item's address of a picture: https, or of this server. Any other is left out. */
+function mediaUrl(value) {
+  if (typeof value !== "string" || !value) return null;
+  if (!URL.canParse(value, location.href)) return null;
+  const url = new URL(value, location.href);
+  return url.protocol === "https:" || url.origin === location.origin ? url.href : null;
+}
+
+/** The item's own video, which plays while its card does (see player.js), or image. */
+function mediaOf({ video, image }) {
+  const media = make(video ? "video" : "img", "media");
+  if (video) Object.assign(media, { muted: true, loop: true, playsInline: true, preload: "auto", poster: image ?? "" });
+  media.src = video ?? image;
+  return media;
 }
 
 /** Four colours and an ink. "night" and "vivid" carry white text, "paper" dark text. */
@@ -68,6 +87,15 @@ function paletteOf(hue, draws) {
 
 /** Builds the cover into a card. Titles are inserted as text, never as markup. */
 export function paint(host, cover) {
+  if (cover.video ?? cover.image) {
+    const media = mediaOf(cover);
+    media.addEventListener("error", () => {
+      if (media.parentElement === host) paint(host, { ...cover, video: null, image: cover.video ? cover.image : null });
+    }, { once: true });
+    host.dataset.mood = "media";
+    host.style.setProperty("--ink", "#fff");
+    return host.replaceChildren(media, make("div", "words", titleOf(cover.title)));
+  }
   const { colours, ink, mood } = cover.palette;
   colours.forEach((value, i) => host.style.setProperty(`--c${i + 1}`, value));
   host.style.setProperty("--ink", ink);
@@ -80,7 +108,7 @@ export function paint(host, cover) {
     const extras = Array.from({ length: 12 }, (_, i) => make("div", "extra", cover.emoji[i % cover.emoji.length]));
     art.append(make("div", "crowd", ...extras));
   } else {
-    art.append(...cover.emoji.slice(1, 4).map((emoji, i) => make("div", `satellite s${i}`, emoji)));
+    art.append(...cover.emoji.slice(1, 4).filter((emoji) => emoji !== cover.emoji[0]).map((emoji, i) => make("div", `satellite s${i}`, emoji)));
   }
   const lines = cover.lines.slice(1).map((line, i) => make("div", `line scene-${i + 1}`, line));
   host.append(art, make("div", "words", titleOf(cover.title), ...lines));

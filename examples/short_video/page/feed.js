@@ -43,6 +43,11 @@ export class Feed extends EventTarget {
     this.stage.scrollTo({ top: target.offsetTop, behavior: reducedMotion() ? "instant" : "smooth" });
   }
 
+  /** Moves to an entry, if it is still there. */
+  show(entry) {
+    if (this.entries.includes(entry)) this.go(this.entries.indexOf(entry) - (this.heading ?? this.index));
+  }
+
   /** Handles acknowledged events: a strong one outdates the unseen tail. */
   accepted(events) {
     if (events.some((event) => STRONG.has(event.kind) && event.user_id === this.viewer.id)) this.outdate();
@@ -112,6 +117,7 @@ export class Feed extends EventTarget {
     const { atEnd } = this;
     for (const item of fresh) {
       const entry = entryOf(item, answer);
+      entry.element.inert = true; // until it is on screen
       this.entries.push(entry);
       this.stage.insertBefore(entry.element, this.end);
       this.watcher.observe(entry.element);
@@ -150,9 +156,15 @@ export class Feed extends EventTarget {
   }
 
   #arrive(at) {
+    const left = this.current?.element;
     this.index = at;
     if (this.heading === at) this.heading = null;
     this.player.show(this.current);
+    // Only the card on screen takes the focus: else Tab would scroll to the next one, which is a swipe.
+    for (const element of [...this.entries.map((entry) => entry.element), this.end]) {
+      element.inert = element !== (this.current?.element ?? this.end);
+    }
+    if (left !== this.current?.element && left?.contains(document.activeElement)) this.stage.focus({ preventScroll: true });
     if (this.current !== this.announced) this.dispatchEvent(new CustomEvent("current", { detail: this.current }));
     this.announced = this.current;
     this.#dress();

@@ -3,7 +3,7 @@
 const KEYS = {
   ArrowDown: "next", j: "next", PageDown: "next",
   ArrowUp: "previous", k: "previous", PageUp: "previous",
-  " ": "pause", l: "like", s: "share", n: "hide", b: "block", f: "follow", d: "drawer", "?": "help", Escape: "close",
+  " ": "pause", l: "like", s: "share", n: "hide", u: "undo", b: "block", f: "follow", d: "drawer", "?": "help", Escape: "close",
 };
 const DOUBLE_MS = 300;
 const DOUBLE_PX = 48;

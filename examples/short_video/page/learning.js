@@ -1,5 +1,5 @@
 // Measures freshness for this viewer: time from a swipe until the session has it, and until a served model has
-// learned it, by polling.
+// learned the view of its item, by polling.
 
 import * as api from "./api.js";
 
@@ -34,14 +34,12 @@ export class Learning extends EventTarget {
     this.track = null;
   }
 
-  /** Handles the acknowledged events of one swipe. */
+  /** Handles acknowledged events. A swipe is a view that has ended: the model learns from it. */
   accepted(events) {
-    const own = events.filter((event) => event.user_id === this.viewer.id);
-    if (!own.length || !this.watching) return;
-    const at_ms = Math.max(...own.map((event) => event.time_ms));
+    const last = events.findLast((event) => event.kind === "view" && event.user_id === this.viewer.id);
+    if (!last || !this.watching) return;
     const count = this.session?.events ?? 0;
-    const step = this.status?.version?.step ?? 0;
-    this.track = { at_ms, count, step, session_ms: null, model_ms: null };
+    this.track = { at_ms: last.time_ms, item_id: last.item_id, count, session_ms: null, model_ms: null };
     this.polls = 0;
     this.#emit("track", this.track);
     clearTimeout(this.timer);
@@ -57,8 +55,7 @@ export class Learning extends EventTarget {
   async #poll() {
     const { viewer, track } = this;
     const user_id = viewer.id;
-    const requests = [];
-    if (!track || track.session_ms === null || !this.#waiting) requests.push(this.#pollSession(user_id));
+    const requests = [this.#pollSession(user_id)];
     if (!track || track.session_ms !== null || this.polls % 4 === 0) requests.push(this.#pollStatus());
     await Promise.allSettled(requests);
     this.polls += 1;
@@ -78,21 +75,17 @@ export class Learning extends EventTarget {
       this.polls = 0;
       this.#emit("track", track);
     }
+    const swiped = session.recent?.find((entry) => String(entry.item_id) === String(track?.item_id));
+    if (track?.model_ms === null && swiped?.learned) {
+      track.model_ms = Date.now() - track.at_ms;
+      this.#emit("track", track);
+    }
     this.#emit("session", session);
   }
 
-  /** A model has learned a swipe once its newest step is younger than the swipe. */
   async #pollStatus() {
     const status = await api.status();
-    const now = Date.now();
-    this.status = { ...status, seen_ms: now };
-    const { track } = this;
-    const { age_ms = null, version } = status;
-    const newer = age_ms !== null && (version?.step ?? 0) > (track?.step ?? 0);
-    if (track?.model_ms === null && newer && now - age_ms >= track.at_ms) {
-      track.model_ms = now - track.at_ms;
-      this.#emit("track", track);
-    }
+    this.status = { ...status, seen_ms: Date.now() };
     this.#emit("status", this.status);
   }
 

@@ -11,6 +11,7 @@ import { nameOf } from "./names.js";
 import { Notices } from "./notices.js";
 import { Player } from "./player.js";
 import { read, userToken, write } from "./storage.js";
+import { topicOf } from "./topics.js";
 import { Viewer } from "./viewer.js";
 
 const find = (selector) => document.querySelector(selector);
@@ -27,12 +28,16 @@ const player = new Player({ report, tick });
 const feed = new Feed({ stage, player, viewer, explain: () => opened });
 let opened = false; // explanations cost server time: requested only once the drawer was opened
 let shown = null; // the entry that the rail shows
+let held = null; // the item that was hidden last, while that can be undone: {entry, event, timer}
+let wanted = null; // topic of the newest like, until an answer says what came of it
+const UNDO_MS = 5_000;
+
+const eventOf = (entry, kind) => ({
+  request_id: entry.request_id, token: entry.token, user_id: viewer.id, item_id: entry.item.item_id, kind,
+});
 
 function report(entry, kind, watch_ms) {
-  outbox.add({
-    request_id: entry.request_id, token: entry.token, user_id: viewer.id, item_id: entry.item.item_id, kind,
-    ...(watch_ms === undefined ? {} : { watch_ms }),
-  });
+  outbox.add({ ...eventOf(entry, kind), ...(watch_ms === undefined ? {} : { watch_ms }) });
   if (kind === "view") drawer.swiped(entry);
 }
 
@@ -62,7 +67,7 @@ const actions = {
   like(point) {
     const entry = feed.current;
     if (!entry) return;
-    engage("like");
+    if (engage("like")) wanted = entry.cover.topic.name;
     burst(entry, point?.x, point?.y);
   },
   share: () => engage("share") && notices.say("Shared. More like this, then."),
@@ -73,13 +78,30 @@ const actions = {
     caption.setAttribute("aria-expanded", String(caption.getAttribute("aria-expanded") !== "true"));
     engage("click");
   },
+  /** Hides the item at once, and says so to the server when it is too late to undo it. */
   hide() {
     const entry = feed.current;
-    if (!engage("hide")) return;
+    if (!entry || entry.did.has("hide")) return;
+    sendHidden();
+    entry.did.add("hide");
+    entry.acted = true;
+    held = { entry, event: { ...eventOf(entry, "hide"), time_ms: Date.now() }, timer: setTimeout(sendHidden, UNDO_MS) };
     entry.element.classList.add("hidden");
     if (player.paused) actions.pause();
-    notices.say("Not for you. Got it.");
-    moveOn(entry);
+    notices.say("Not for you. Got it.", UNDO_MS, true);
+    setTimeout(() => held?.entry === entry && feed.current === entry && feed.go(1), 300);
+  },
+  undo() {
+    if (!held) return;
+    const { entry, timer } = held;
+    held = null;
+    clearTimeout(timer);
+    entry.did.delete("hide");
+    entry.acted = entry.did.size > 0;
+    entry.element.classList.remove("hidden");
+    notices.say("Undone. It counts for nothing.");
+    if (feed.current !== entry) player.leave(false); // the item in between wasn't skipped
+    feed.show(entry);
   },
   async block() {
     const entry = feed.current;
@@ -103,7 +125,21 @@ const actions = {
   },
 };
 
-/** After a hide or block: waits briefly for an answer that reflects it, then moves on in any case. */
+function sendHidden() {
+  if (!held) return;
+  clearTimeout(held.timer);
+  outbox.add(held.event);
+  held = null;
+}
+
+/** After a like: says how much of the topic came of it, where the drawer doesn't. */
+function showWanted({ items = [] }) {
+  const more = items.filter((item) => topicOf(item).name === wanted).length;
+  if (more && document.body.dataset.drawer !== "open") notices.say(`More ${wanted}: ${more} of the next ${items.length}`);
+  wanted = null;
+}
+
+/** After a block: waits briefly for an answer that reflects it, then moves on in any case. */
 function moveOn(entry) {
   const go = () => {
     clearTimeout(late);
@@ -158,6 +194,7 @@ function hint() {
 
 function newViewer() {
   player.leave(false); // the last view belongs to the old viewer
+  sendHidden();
   viewer.renew();
   learning.forget();
   drawer.viewer(viewer.id);
@@ -167,7 +204,10 @@ function newViewer() {
 }
 
 feed.addEventListener("current", ({ detail }) => showCurrent(detail));
-feed.addEventListener("answer", ({ detail }) => notices.answered(detail));
+feed.addEventListener("answer", ({ detail }) => {
+  notices.answered(detail);
+  if (wanted) showWanted(detail);
+});
 feed.addEventListener("state", ({ detail }) => {
   notices.feed(detail);
   if (detail === "ready") hint();
@@ -188,10 +228,12 @@ document.addEventListener("visibilitychange", () => {
   const visible = document.visibilityState === "visible";
   player.pageVisible(visible);
   learning.watch(visible && document.body.dataset.drawer === "open");
+  if (!visible) sendHidden();
   if (!visible) outbox.farewell();
 });
 addEventListener("pagehide", () => {
   player.leave(false);
+  sendHidden();
   outbox.farewell();
 });
 addEventListener("pageshow", (event) => event.persisted && outbox.hurry());

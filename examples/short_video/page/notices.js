@@ -12,6 +12,7 @@ export class Notices {
   constructor() {
     const find = (selector) => document.querySelector(selector);
     this.toast = find(".toast");
+    this.undo = find(".undo");
     this.banner = find(".banner");
     this.glance = find(".glance .step");
     this.pill = find(".degraded");
@@ -23,11 +24,16 @@ export class Notices {
     this.feedFailing = false;
   }
 
-  say(text, for_ms = TOAST_MS) {
-    this.toast.textContent = text;
+  /** `undoable`: with a button that takes back what the text is about. */
+  say(text, for_ms = TOAST_MS, undoable = false) {
+    this.toast.querySelector("span").textContent = text;
     this.toast.classList.add("here");
+    this.undo.hidden = !undoable;
     clearTimeout(this.leaving);
-    this.leaving = setTimeout(() => this.toast.classList.remove("here"), for_ms);
+    this.leaving = setTimeout(() => {
+      this.toast.classList.remove("here");
+      this.undo.hidden = true;
+    }, for_ms);
   }
 
   network(online) {

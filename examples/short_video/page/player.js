@@ -72,6 +72,7 @@ export class Player {
       this.#stop();
     }
     this.entry?.element.classList.toggle("playing", Boolean(run));
+    this.#film(run);
   }
 
   #stop() {
@@ -80,6 +81,14 @@ export class Player {
     this.since = null;
     cancelAnimationFrame(this.frame);
     this.entry.element.classList.remove("playing");
+    this.#film(false);
+  }
+
+  /** Plays or stops the item's own video, if it has one. */
+  #film(run) {
+    const video = this.entry?.element.querySelector("video");
+    if (run) video?.play().catch(() => {}); // refused, or stopped before it began
+    else video?.pause();
   }
 
   #account() {

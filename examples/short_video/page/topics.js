@@ -1,5 +1,5 @@
 // Appearance of tags: name, hue, emoji and a few subjects for titles. Numeric tags (KuaiRand) get a topic by number,
-// named tags by name.
+// named tags by name; a name that isn't in the table stands for itself, by its initials.
 
 import { hash } from "./seeded.js";
 
@@ -89,22 +89,23 @@ for (const topic of TOPICS) {
 }
 const SPREAD = 37; // coprime to the table's length: neighbouring numbers get different topics
 
-/** The topic of a tag: by name if it is in the table, else by number or hash. */
+/** The topic of a tag: by name if it is in the table; a number or code gets one by hash, any other name its own. */
 export function topicOfTag(tag) {
   const text = String(tag ?? "").trim();
   const topic = BY_NAME.get(text.toLowerCase().replaceAll("_", " "));
   if (topic) return topic;
   if (/^\d+$/.test(text)) return TOPICS[(Number(text) * SPREAD) % TOPICS.length];
-  const standIn = TOPICS[hash(text.toLowerCase()) % TOPICS.length];
-  return text && !/^[a-z]{0,3}[-_:]?\d+$/i.test(text)
-    ? { ...standIn, name: text.replaceAll("_", " "), subjects: [text.replaceAll("_", " ")] }
-    : standIn;
+  const number = hash(text.toLowerCase());
+  if (!text || /^[a-z]{0,3}[-_:]?\d+$/i.test(text)) return TOPICS[number % TOPICS.length];
+  const name = text.replaceAll("_", " ");
+  const initials = name.split(/\s+/).slice(0, 2).map((word) => [...word][0].toUpperCase()).join("");
+  return { name, hue: number % 360, emoji: Array(3).fill(initials), subjects: [name] };
 }
 
-/** The topic of an item: by its fields topic, emoji and hue, else its first tag, else its id. */
+/** The topic of an item: by its fields topic, emoji and hue, else its first tag, its title, or its id. */
 export function topicOf(item) {
   const fields = item.fields ?? {};
-  const named = fields.topic ?? (Array.isArray(fields.tags) ? fields.tags[0] : fields.tags);
+  const named = [fields.topic, fields.tags, fields.category, fields.title].flat().find((value) => value != null);
   const topic = topicOfTag(named ?? hash(item.item_id));
   const hue = Number(fields.hue);
   return {
