@@ -3,8 +3,9 @@
 A plainly broken model is refused by its first examples instead of a test that needs thousands.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +15,8 @@ from recsys.config.promotion_config import PromotionConfig
 _SMALLEST = 1e-6
 _USUAL = 2.0  # an unremarkable spread of logits
 _AT_LEAST = 200  # scores before their moments are checked
+_COSTS: Final = ("live_rank_us", "rank_us", "live_bytes", "bytes")
+_NO_FIGURES: Final[Mapping[str, float]] = {}
 
 
 @dataclass
@@ -43,50 +46,33 @@ class ScoreMoments:
         self.positives += float(labels_N[finite].sum())
 
 
-@dataclass(frozen=True)
-class ModelCost:
-    """Cost of a model: microseconds to rank a list, bytes of rows and dense parameters."""
-
-    rank_us: float
-    nbytes: float
-
-
-@dataclass(frozen=True)
-class PickConcentration:
-    """Share of each model's ten commonest items among its picks for the same users."""
-
-    live: float
-    candidate: float
-    users: int
-
-
 def failures(
-    scores: ScoreMoments,
-    rules: PromotionConfig,
-    costs: tuple[ModelCost, ModelCost] | None = None,
-    picks: PickConcentration | None = None,
+    scores: ScoreMoments, rules: PromotionConfig, figures: Mapping[str, float] = _NO_FIGURES
 ) -> list[str]:
-    """Gates that a candidate fails, each with value and expectation. ``costs``: live's and the
-    candidate's."""
-    failed = [*_score_failures(scores, rules)]
-    if costs is not None:
-        live, candidate = costs
-        if candidate.rank_us > rules.latency * live.rank_us:
-            failed.append(
-                f"it takes {candidate.rank_us:.0f} µs to rank a list, expected at most {rules.latency} times "
-                f"live's {live.rank_us:.0f}"
+    """Gates that a candidate fails, each with value and expectation. ``figures``: of the comparison of its
+    retrieval with live's (training/candidates/retrieval_comparison.py), as far as known."""
+    return [*_score_failures(scores, rules), *_figure_failures(figures, rules)]
+
+
+def _figure_failures(figures: Mapping[str, float], rules: PromotionConfig) -> Iterator[str]:
+    if figures.keys() >= {*_COSTS}:
+        live_us, us, live_bytes, nbytes = (figures[name] for name in _COSTS)
+        if us > rules.latency * live_us:
+            yield (
+                f"it takes {us:.0f} µs to rank a list, expected at most {rules.latency} times live's "
+                f"{live_us:.0f}"
             )
-        if candidate.nbytes > rules.memory * live.nbytes:
-            failed.append(
-                f"it has {candidate.nbytes / 2**20:.1f} MiB, expected at most {rules.memory} times live's "
-                f"{live.nbytes / 2**20:.1f}"
+        if nbytes > rules.memory * live_bytes:
+            yield (
+                f"it has {nbytes / 2**20:.1f} MiB, expected at most {rules.memory} times live's "
+                f"{live_bytes / 2**20:.1f}"
             )
-    if picks is not None and picks.candidate > max(rules.concentration * picks.live, 0.2):
-        failed.append(
-            f"its ten commonest picks have {picks.candidate:.0%} of {picks.users} users' lists, expected at "
-            f"most {rules.concentration} times live's {picks.live:.0%}"
+    live, own = figures.get("live_picks"), figures.get("picks")
+    if live is not None and own is not None and own > max(rules.concentration * live, 0.2):
+        yield (
+            f"its ten commonest picks have {own:.0%} of {figures.get('pickers', 0):.0f} users' lists, "
+            f"expected at most {rules.concentration} times live's {live:.0%}"
         )
-    return failed
 
 
 def _score_failures(scores: ScoreMoments, rules: PromotionConfig) -> Iterator[str]:

@@ -100,7 +100,7 @@ class CandidateEvidence:
         """Sanity gates that the candidate failed."""
         failed = [self.refused] if self.refused else []
         if not self.ended:
-            failed += gates.failures(self.scores, rules, _sizes(self.figures), _picks(self.figures))
+            failed += gates.failures(self.scores, rules, self.figures)
             failed += gates.failures(self.recent_scores, rules)
         return list(dict.fromkeys(failed))
 
@@ -221,19 +221,3 @@ def evidence_numbers(evidence: Evidence) -> dict[str, float]:
             f"{name} at most": estimate.high,
         }
     return {name: float(value) for name, value in values.items() if math.isfinite(value)}
-
-
-def _sizes(figures: dict[str, float]) -> tuple[gates.ModelCost, gates.ModelCost] | None:
-    names = ("live_rank_us", "live_bytes", "rank_us", "bytes")
-    if not all(name in figures for name in names):
-        return None
-    live_us, live_bytes, us, nbytes = (figures[name] for name in names)
-    return gates.ModelCost(live_us, live_bytes), gates.ModelCost(us, nbytes)
-
-
-def _picks(figures: dict[str, float]) -> gates.PickConcentration | None:
-    if "picks" not in figures or "live_picks" not in figures:
-        return None
-    return gates.PickConcentration(
-        figures["live_picks"], figures["picks"], int(figures.get("pickers", 0))
-    )

@@ -1,8 +1,6 @@
 import numpy as np
 
 from experiments.promotion.gates import (
-    ModelCost,
-    PickConcentration,
     ScoreMoments,
     failures,
     logits_of,
@@ -10,6 +8,7 @@ from experiments.promotion.gates import (
 from recsys.config.promotion_config import PromotionConfig
 
 RULES = PromotionConfig()
+COSTS = {"live_rank_us": 800, "rank_us": 800, "live_bytes": 1e6, "bytes": 1e6}
 DRAW = np.random.default_rng(1)
 LIVE = 1 / (1 + np.exp(-np.random.default_rng(0).normal(-0.5, 1, 1_000)))
 
@@ -30,8 +29,7 @@ def test_live_itself_passes() -> None:
         failures(
             scores(LIVE),
             RULES,
-            (ModelCost(800, 1e6), ModelCost(800, 1e6)),
-            PickConcentration(0.1, 0.1, 90),
+            COSTS | {"live_picks": 0.1, "picks": 0.1, "pickers": 90},
         )
         == []
     )
@@ -67,9 +65,9 @@ def test_few_scores_say_nothing_of_their_spread() -> None:
 
 def test_a_slow_a_large_and_a_narrow_candidate_fail() -> None:
     fine = scores(LIVE)
-    (slow,) = failures(fine, RULES, (ModelCost(800, 1e6), ModelCost(1_300, 1e6)))
+    (slow,) = failures(fine, RULES, COSTS | {"rank_us": 1_300})
     assert slow == "it takes 1300 µs to rank a list, expected at most 1.5 times live's 800"
-    (large,) = failures(fine, RULES, (ModelCost(800, 1e6), ModelCost(800, 3e6)))
+    (large,) = failures(fine, RULES, COSTS | {"bytes": 3e6})
     assert "2.9 MiB, expected at most 2.0 times live's 1.0" in large
-    (narrow,) = failures(fine, RULES, picks=PickConcentration(0.1, 0.5, 90))
+    (narrow,) = failures(fine, RULES, {"live_picks": 0.1, "picks": 0.5, "pickers": 90})
     assert narrow.startswith("its ten commonest picks have 50% of 90 users' lists")
