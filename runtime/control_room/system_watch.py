@@ -3,14 +3,14 @@
 Topic ends are queried once per picture; ``control`` and dead letters are read incrementally.
 """
 
-import http.client
 import time
 from collections.abc import Mapping
-from functools import cache, partial
+from functools import cache
 from pathlib import Path
 from typing import Any, Final
 from urllib.parse import quote
 
+import httpx
 import msgspec
 
 from recsys.clock import wall_ms
@@ -18,10 +18,10 @@ from recsys.config.system_config import Config
 from recsys.log.protocol import Log
 from recsys.process.open_log import open_log
 from recsys.process.part_process import Beat, read_beat
-from runtime.control_room.api_client import ApiConnection
 from runtime.control_room.control_history import ControlHistory, newest_dead_letters
 from runtime.control_room.experiment_panel import ExperimentPanel
-from runtime.supervision import launch_plan, run_file
+from runtime.supervision import run_file
+from runtime.supervision.api_client import ApiConnection
 from runtime.supervision.part_metrics import families
 from runtime.supervision.processes import Identity, alive
 from runtime.supervision.system_status import Status, assemble
@@ -40,10 +40,7 @@ class SystemWatch:
 
     def __init__(self, config: Config, log: Log) -> None:
         self._config, self._state = config, Path(config.state)
-        self._log = log
-        url = launch_plan.feed_url(config)
-        headers = partial(launch_plan.admin_headers, config.state)
-        self._api, self._inspect_api = (ApiConnection(url, headers=headers) for _ in range(2))
+        self._log, self._api = log, ApiConnection(config)
         self._control = ControlHistory(log)
         self._experiments = ExperimentPanel(config, lambda: open_log(config))
         self._status = Status(state=config.state, running=False, ready=False)
@@ -81,9 +78,7 @@ class SystemWatch:
         status, control = self._status, self._control.panel()
         return {
             "running": status.running,
-            "feed": launch_plan.public_url(self._config),
             "served": status.served and msgspec.to_builtins(status.served),
-            "cut": status.cut and msgspec.to_builtins(status.cut),
             "lost": status.lost,
             "parts": [
                 {"name": part.name, "state": part.state, "failure": part.failure}
@@ -101,9 +96,8 @@ class SystemWatch:
     def inspect(self, kind: str, name: str) -> tuple[int, bytes]:
         """Status and JSON of an item or a user, from the API with the admin key."""
         try:
-            path = f"/v1/inspect/{kind}/{quote(name, safe='')}"
-            return self._inspect_api.get(path)
-        except (OSError, http.client.HTTPException):
+            return self._api.get(f"/v1/inspect/{kind}/{quote(name, safe='')}")
+        except httpx.RequestError:
             return 503, b'{"error": "the API does not answer"}'
 
     def _gather(self, until_s: float) -> Status:
@@ -116,7 +110,7 @@ class SystemWatch:
         beats: dict[str, Beat | None] = {
             part.name: read_beat(self._beat_file(part.name)) for part in running.parts
         }
-        server = _json_object(self._api.text("/v1/status", until_s)) if self._up else {}
+        server = self._api.json_object("/v1/status", until_s) if self._up else {}
         return assemble(self._state, running, self._up, beats, _CachedOffsets(self._log), server)
 
     def _beat_file(self, part: str) -> Path:
@@ -131,11 +125,3 @@ class _CachedOffsets:
         self.begin = cache(log.begin)
         self.end = cache(log.end)
         self.read = log.read
-
-
-def _json_object(text: str) -> dict[str, Any]:
-    try:
-        value = msgspec.json.decode(text) if text else {}
-    except msgspec.DecodeError:
-        return {}
-    return value if isinstance(value, dict) else {}

@@ -1,8 +1,6 @@
 """System status: state, throughput, lag and freshness, gathered from run files, the log and the server."""
 
-import json
 import time
-import urllib.request
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final, Protocol
@@ -23,12 +21,12 @@ from recsys.process.open_log import open_log
 from recsys.process.part_process import Beat, read_beat
 from recsys.process.space_file import read_space
 from runtime.supervision import launch_plan
+from runtime.supervision.api_client import ApiConnection
 from runtime.supervision.processes import alive
 from runtime.supervision.run_file import PartRecord, Running
 from runtime.supervision.run_file import read as read_run_file
 
 _STALLED_MS: Final = 15_000  # without a turn of a part's loop, or a run file by the supervisor
-_HTTP_S: Final = 2.0
 # Parts whose counters measure throughput; each event and example passes them once.
 _EVENTS_FROM: Final = ("session-fold", "joiner", "counters")
 _EXAMPLES_FROM: Final = ("trainer", "joiner")
@@ -226,13 +224,7 @@ def last_step(log: LogOffsets) -> Version | None:
 
 def server_status(config: Config) -> dict[str, Any]:
     """Answer of the server's GET /v1/status; empty where it doesn't answer."""
-    url = f"{launch_plan.feed_url(config)}/v1/status"
-    request = urllib.request.Request(url, headers=launch_plan.admin_headers(config.state))
-    with suppress(OSError, ValueError):
-        with urllib.request.urlopen(request, timeout=_HTTP_S) as answer:
-            body = json.loads(answer.read())
-            return body if isinstance(body, dict) else {}
-    return {}
+    return ApiConnection(config).json_object("/v1/status")
 
 
 def version_in(server: dict[str, Any]) -> Version | None:

@@ -46,7 +46,7 @@ OF_REPLICA = {
     "recsys_view_to_served_p95_ms": 2_380.1,
 }  # fmt: skip
 PANELS: dict[str, Any] = {
-    "running": True, "feed": "", "served": {"line": "main", "epoch": 2, "step": 1_234}, "cut": None,
+    "running": True, "served": {"line": "main", "epoch": 2, "step": 1_234},
     "lost": {}, "letters": [], "experiments": [], "quarantined": ["a0", "a1"],
     "parts": [{"name": name, "state": "ready", "failure": ""} for name in PARTS],
     "control": {"live": None, "candidates": [], "decisions": [], "alarms": [], "reaction": None},

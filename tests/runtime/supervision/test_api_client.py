@@ -1,17 +1,28 @@
-"""The API as the control room asks it: an API that says nothing costs a moment, and is asked once."""
+"""The API as the system's own tools ask it: an API that says nothing costs a moment, and is asked once."""
 
 import socket
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
-from runtime.control_room.api_client import ApiConnection
+from recsys.config.system_config import ServeConfig
+from runtime.supervision.api_client import ApiConnection
+from tests.support.plan_config import config_in
+
+
+def connection_to(server: socket.socket, timeout_s: float = 2.0) -> ApiConnection:
+    config = config_in(Path("none"))
+    return ApiConnection(
+        replace(config, serve=ServeConfig(port=server.getsockname()[1])), timeout_s
+    )
 
 
 @pytest.fixture
-def silent() -> Iterator[tuple[str, list[socket.socket]]]:
+def silent() -> Iterator[tuple[socket.socket, list[socket.socket]]]:
     """Takes connections and doesn't answer."""
     server = socket.create_server(("127.0.0.1", 0))
     taken: list[socket.socket] = []
@@ -24,24 +35,24 @@ def silent() -> Iterator[tuple[str, list[socket.socket]]]:
                 return
 
     threading.Thread(target=take, daemon=True).start()
-    yield f"http://127.0.0.1:{server.getsockname()[1]}", taken
+    yield server, taken
     server.close()
     for one in taken:
         one.close()
 
 
 def test_one_that_does_not_answer_is_asked_once(
-    silent: tuple[str, list[socket.socket]],
+    silent: tuple[socket.socket, list[socket.socket]],
 ) -> None:
-    url, taken = silent
-    door, began_s = ApiConnection(url, 0.2), time.monotonic()
+    server, taken = silent
+    door, began_s = connection_to(server, 0.2), time.monotonic()
     assert door.text("/metrics") == ""
     assert time.monotonic() - began_s < 0.35 and len(taken) == 1
 
 
-def test_several_paths_share_a_time(silent: tuple[str, list[socket.socket]]) -> None:
-    url, taken = silent
-    door, began_s = ApiConnection(url, 5.0), time.monotonic()
+def test_several_paths_share_a_time(silent: tuple[socket.socket, list[socket.socket]]) -> None:
+    server, taken = silent
+    door, began_s = connection_to(server, 5.0), time.monotonic()
     until_s = began_s + 0.2
     assert door.text("/v1/status", until_s) == door.text("/metrics", until_s) == ""
     assert time.monotonic() - began_s < 0.35 and len(taken) == 1
@@ -63,7 +74,7 @@ def test_one_that_drips_is_not_waited_for() -> None:
 
     threading.Thread(target=drip, daemon=True).start()
     began_s = time.monotonic()
-    assert ApiConnection(f"http://127.0.0.1:{server.getsockname()[1]}", 0.3).text("/metrics") == ""
+    assert connection_to(server, 0.3).text("/metrics") == ""
     assert time.monotonic() - began_s < 1.0
     server.close()
 
@@ -79,8 +90,24 @@ def test_a_connection_that_was_closed_meanwhile_is_opened_again() -> None:
             its.close()
 
     threading.Thread(target=answer_once_each, daemon=True).start()
-    door = ApiConnection(f"http://127.0.0.1:{server.getsockname()[1]}")
+    door = connection_to(server)
     assert door.text("/a") == "ok"
     time.sleep(0.05)
     assert door.text("/a") == "ok"
+    server.close()
+
+
+def test_an_answer_that_is_no_object_is_empty() -> None:
+    server = socket.create_server(("127.0.0.1", 0))
+
+    def answer(body: bytes) -> None:
+        taken, _ = server.accept()
+        taken.recv(4096)
+        taken.sendall(b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n%s" % (len(body), body))
+        taken.close()
+
+    for body, value in ((b'{"a":1}', {"a": 1}), (b"[1]", {}), (b"no JSON", {})):
+        thread = threading.Thread(target=answer, args=(body,), daemon=True)
+        thread.start()
+        assert connection_to(server).json_object("/v1/status") == value
     server.close()
