@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from experiments.assignment.policy import Policy
 from serving.pipeline import Pipeline
 from serving.query import Query
-from serving.ranking.selection import Floats, Indices
-from serving.ranking.slate_propensities import probabilities_along
+from serving.ranking.selection import Floats, Indices, SamplingInput
+from serving.ranking.slate_propensities import PinnedRanks, SlateWalk
 from serving.request import Answer, Candidates
 from serving.retrieval.filters import pinned_items
 
@@ -83,6 +83,22 @@ def same_candidates(logged: Policy, target: Policy) -> bool:
     """Whether the policies retrieve the same candidates and pin the same items."""
     settings = [(p.config.sources, p.config.trust_after, p.config.fixed) for p in (logged, target)]
     return settings[0] == settings[1]
+
+
+def probabilities_along(given: SamplingInput, positions_R: Indices, n: int) -> tuple[Floats, bool]:
+    """Probability (R, N) of every candidate at each rank of a list, given the items above it; and whether the
+    policy would have gone on, of ``n`` ranks, after the last item of the list."""
+    walk, pinned = SlateWalk(given, n), PinnedRanks(given, n)
+    out_RN = np.zeros((len(positions_R), len(given)))
+    for rank, position in enumerate(positions_R.tolist()):
+        pinned_position = pinned.pop(rank, walk.ended)
+        if pinned_position >= 0:
+            out_RN[rank, pinned_position] = 1.0
+        elif not walk.ended:
+            out_RN[rank] = walk.step(positions_R[:rank]).total_N
+            walk.place(position)
+    more = len(positions_R) < min(n, len(given)) and (len(pinned) > 0 or not walk.ended)
+    return out_RN, more
 
 
 def _probabilities(pipeline: Pipeline, query: Query, candidates: Candidates) -> tuple[Floats, bool]:

@@ -1,7 +1,7 @@
 """Walks along a list rank by rank with the probabilities of all candidates at each rank.
 
 The walk takes the compiled steps of ``serving.ranking.selection.sample_slate`` one by one, equal to the last
-bit: along a list that another policy drew, or that two policies draw in turns (team_draft.py).
+bit: along a list that two policies draw in turns (team_draft.py), or that another policy drew.
 """
 
 # N candidates, R ranks
@@ -96,19 +96,3 @@ class PinnedRanks:
         position = int(self._positions_R[rank])
         self._positions_R[rank] = -1
         return position
-
-
-def probabilities_along(given: SamplingInput, positions_R: Indices, n: int) -> tuple[Floats, bool]:
-    """Probability (R, N) of every candidate at each rank of a list, given the items above it; and whether the
-    policy would have gone on, of ``n`` ranks, after the last item of the list."""
-    walk, pinned = SlateWalk(given, n), PinnedRanks(given, n)
-    out_RN = np.zeros((len(positions_R), len(given)))
-    for rank, position in enumerate(positions_R.tolist()):
-        pinned_position = pinned.pop(rank, walk.ended)
-        if pinned_position >= 0:
-            out_RN[rank, pinned_position] = 1.0
-        elif not walk.ended:
-            out_RN[rank] = walk.step(positions_R[:rank]).total_N
-            walk.place(position)
-    more = len(positions_R) < min(n, len(given)) and (len(pinned) > 0 or not walk.ended)
-    return out_RN, more

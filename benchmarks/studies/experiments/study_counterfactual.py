@@ -21,11 +21,10 @@ from examples.off_policy.estimates import (
     diagnose_support,
     estimates,
 )
-from examples.off_policy.propensities import NO_CHANCE
+from examples.off_policy.propensities import NO_CHANCE, probabilities_along
 from experiments.assignment.definition import Arm, apply_overrides
 from recsys.config.policy_config import PolicyConfig
 from serving.ranking.selection import sample_slate
-from serving.ranking.slate_propensities import probabilities_along
 
 Floats = NDArray[np.float64]
 LOGGED: Final[dict[str, Any]] = {"temperature": 0.1, "explore": 0.1}

@@ -20,9 +20,8 @@ from examples.off_policy.estimates import (
     diagnose_support,
     estimates,
 )
-from examples.off_policy.propensities import propensity_ratios
+from examples.off_policy.propensities import probabilities_along, propensity_ratios
 from serving.ranking.selection import Cap, SamplingInput, SamplingParams, sample_slate
-from serving.ranking.slate_propensities import probabilities_along
 from tests.support.paths import ROOT
 
 REFERENCE = json.loads((ROOT / "tests/support/obp_cases.json").read_text())
