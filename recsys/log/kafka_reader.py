@@ -121,10 +121,8 @@ class KafkaReader:
         """Buffers fetched records of these partitions and of others with room."""
         # Unassigned instead of paused: a resumed partition may get no records (kafka-python 3.0.12 puts its
         # current batch aside and doesn't resume it).
-        self._deactivate(
-            {p for p, b in self._buffers.items() if b.is_full(BUFFERED, BUFFERED_BYTES)}
-            - {*partitions}
-        )
+        full = {p for p, b in self._buffers.items() if b.is_full(BUFFERED, BUFFERED_BYTES)}
+        self._deactivate(full - {*partitions})
         new = set(partitions) - self._active
         if new:
             self._active |= new
@@ -156,9 +154,8 @@ class KafkaReader:
         """The end that the broker listed, at most ENDS_FRESH_S ago."""
         now = time.monotonic()
         if now - self._ends_at > ENDS_FRESH_S or partition not in self._ends:
-            self._ends = self._listed(
-                self._topic, sorted({*self._next, *self._ends, partition}), False
-            )
+            partitions = sorted({*self._next, *self._ends, partition})
+            self._ends = self._listed(self._topic, partitions, False)
             self._ends_at = now
         return self._ends[partition]
 

@@ -114,9 +114,8 @@ class KafkaTail:
             self._followed.clear()
             return self._assign()
         except KafkaError as error:
-            raise unavailable(
-                ", ".join(sorted({at.topic for at in self._assigned})), error
-            ) from error
+            topics = ", ".join(sorted({at.topic for at in self._assigned}))
+            raise unavailable(topics, error) from error
         finally:
             self._polled_at = time.monotonic()
         for at, records in polled.items():

@@ -80,9 +80,7 @@ def corrected(
 
 def _position(difference: int, bits: int) -> int | None:
     """Position of the bit whose flip changes the checksum of so many bits by ``difference``."""
-    effect = (
-        _POLYNOMIAL  # of the last bit; each bit before it is shifted through the register once more
-    )
+    effect = _POLYNOMIAL  # of the last bit; each before it is shifted once more
     for bit in reversed(range(bits)):
         if effect == difference:
             return bit

@@ -93,10 +93,9 @@ class Connection:
 
     def set_bounds(self, partition: int, begin: int, end: int, size: int) -> None:
         self.ends[partition] = end
-        self.db.execute(
-            "UPDATE bounds SET begin = ?, end = ?, bytes = ?, crc = ? WHERE partition = ?",
-            (begin, end, size, row_crc(partition, begin, end, size), partition),
-        )
+        change = "UPDATE bounds SET begin = ?, end = ?, bytes = ?, crc = ? WHERE partition = ?"
+        crc = row_crc(partition, begin, end, size)
+        self.db.execute(change, (begin, end, size, crc, partition))
 
     def check_settings(self) -> None:
         """Raises LogDamaged if the topic's settings or holds don't have their checksum."""
@@ -154,9 +153,8 @@ class SqliteFiles:
     def create(self, topic: Topic) -> None:
         """Creates the topic's file and catalogue entry, or checks and updates the existing ones."""
         with self._catalogue() as db:
-            row = db.execute(
-                "SELECT partitions FROM topics WHERE name = ?", (topic.name,)
-            ).fetchone()
+            query = "SELECT partitions FROM topics WHERE name = ?"
+            row = db.execute(query, (topic.name,)).fetchone()
             if row is not None:
                 check_partitions(topic, row[0])
             else:
@@ -165,10 +163,8 @@ class SqliteFiles:
                 db.execute("INSERT INTO topics VALUES (?, ?)", (topic.name, topic.partitions))
         check_partitions(topic, self.connection(topic.name).partitions)
         with self.writing(topic.name) as connection:
-            connection.db.execute(
-                "UPDATE about SET retention_ms = ?, retention_bytes = ?",
-                (topic.retention_ms, topic.retention_bytes),
-            )
+            change = "UPDATE about SET retention_ms = ?, retention_bytes = ?"
+            connection.db.execute(change, (topic.retention_ms, topic.retention_bytes))
             connection.seal_settings()
         can_shrink, free, pages = self._pages(topic.name)
         if not can_shrink and free > FREE_SHARE * pages:
@@ -332,9 +328,8 @@ class SqliteFiles:
         if version < FORMAT:
             self._upgrade(connection)
         connection.check_settings()
-        log_id, connection.partitions = db.execute(
-            "SELECT log_id, partitions FROM about"
-        ).fetchone()
+        about = db.execute("SELECT log_id, partitions FROM about")
+        log_id, connection.partitions = about.fetchone()
         if log_id != self.id:
             raise LogLost(
                 f"{path} belongs to log {log_id}, this one is {self.id}: files of two logs are mixed; start "
@@ -343,9 +338,8 @@ class SqliteFiles:
         ends = {p: connection.bounds(p)[1] for p in (COMMITS, *range(connection.partitions))}
         missing = marked.ends.get(COMMITS, 0) - ends[COMMITS] if marked else 0
         if missing > 0 and marked and (marked.this_boot or self._sync == "FULL"):
-            raise LogDamaged(
-                topic, f"the write-ahead file: its newest {missing} commits are missing"
-            )
+            what = f"the write-ahead file: its newest {missing} commits are missing"
+            raise LogDamaged(topic, what)
         if missing > 0:
             _LOG.warning(
                 "topic %s: its newest %d commits are missing, the machine stopped before they were on disk; "

@@ -93,17 +93,15 @@ class SqliteLog(SqliteFiles):
             check_range(topic, partition, offset, begin, end)  # dropped meanwhile
         records = intact_records(partition, offset, rows)
         if len(records) < max(len(rows), min(end - offset, limit)):
-            raise LogDamaged(
-                f"{topic}/{partition}", f"the record at offset {offset + len(records)}"
-            )
+            damaged = offset + len(records)
+            raise LogDamaged(f"{topic}/{partition}", f"the record at offset {damaged}")
         return records
 
     def appended_ms(self, topic: str, partition: int, offset: int) -> int | None:
         """Append time of a record, by its writer's clock; None without such a record."""
         query = "SELECT key, value, time_ms, crc FROM records WHERE partition = ? AND offset = ?"
-        for key, value, time_ms, crc in self._query(
-            self.connection(topic), query, partition, offset
-        ):
+        rows = self._query(self.connection(topic), query, partition, offset)
+        for key, value, time_ms, crc in rows:
             if not is_intact(crc, partition, offset, time_ms, key, value):
                 raise LogDamaged(f"{topic}/{partition}", f"the record at offset {offset}")
             return int(time_ms)
@@ -163,9 +161,8 @@ class SqliteLog(SqliteFiles):
             connection.check_settings()
             begin, end, _ = self._bounds(connection, topic, partition)
             check_range(topic, partition, offset, begin, end)
-            connection.db.execute(
-                "INSERT OR REPLACE INTO holds VALUES (?, ?, ?)", (name, partition, offset)
-            )
+            change = "INSERT OR REPLACE INTO holds VALUES (?, ?, ?)"
+            connection.db.execute(change, (name, partition, offset))
             connection.seal_settings()
 
     def release(self, name: str, topic: str) -> None:
@@ -221,17 +218,14 @@ class SqliteLog(SqliteFiles):
 
     def _replace(self, connection: Connection, partition: int, record: Record) -> bool:
         at = (partition, record.offset)
-        row = connection.db.execute(
-            "SELECT length(key) + length(value), time_ms FROM records WHERE partition = ? AND offset = ?",
-            at,
-        ).fetchone()
+        where = "WHERE partition = ? AND offset = ?"
+        query = f"SELECT length(key) + length(value), time_ms FROM records {where}"
+        row = connection.db.execute(query, at).fetchone()
         if row is None:
             return False
         crc = record_crc(*at, row[1], record.key, record.value)
-        connection.db.execute(
-            "UPDATE records SET key = ?, value = ?, crc = ? WHERE partition = ? AND offset = ?",
-            (record.key, record.value, crc, *at),
-        )
+        change = f"UPDATE records SET key = ?, value = ?, crc = ? {where}"
+        connection.db.execute(change, (record.key, record.value, crc, *at))
         begin, end, size = connection.bounds(partition)
         size += len(record.key) + len(record.value) - row[0]
         connection.set_bounds(partition, begin, end, size)
@@ -260,16 +254,14 @@ class SqliteLog(SqliteFiles):
 
     def _floor(self, connection: Connection, partition: int) -> int:
         """The lowest held offset."""
-        held = connection.db.execute(
-            "SELECT min(offset) FROM holds WHERE partition = ?", (partition,)
-        ).fetchone()[0]
+        query = "SELECT min(offset) FROM holds WHERE partition = ?"
+        held = connection.db.execute(query, (partition,)).fetchone()[0]
         return 1 << 62 if held is None else held
 
     def _drop(self, connection: Connection, partition: int, to: int) -> None:
         where = "WHERE partition = ? AND offset < ?"
-        size = connection.db.execute(
-            f"SELECT total(length(key) + length(value)) FROM records {where}", (partition, to)
-        ).fetchone()[0]
+        query = f"SELECT total(length(key) + length(value)) FROM records {where}"
+        size = connection.db.execute(query, (partition, to)).fetchone()[0]
         connection.db.execute(f"DELETE FROM records {where}", (partition, to))
         _, end, before = connection.bounds(partition)
         connection.set_bounds(partition, to, end, before - int(size))

@@ -64,10 +64,7 @@ def check_topic(
         (partitions,) = connection.db.execute("SELECT partitions FROM about").fetchone()
         for partition in range(min(partitions, _MOST_PARTITIONS)):
             _check_partition(connection, partition, check, pace)
-    except (
-        sqlite3.DatabaseError,
-        TypeError,
-    ) as error:  # TypeError: a row is missing or of another type
+    except (sqlite3.DatabaseError, TypeError) as error:  # a row is missing or of another type
         check.damage.append(f"{topic}: {error}")
     return check
 
@@ -136,10 +133,8 @@ def rebuild_topic(
     aside = folder / f".{topic.name}.rebuilt"
     for leftover in folder.glob(f"{aside.name}*"):
         leftover.unlink()
-    for file in (
-        path,
-        Path(f"{path}-wal"),
-    ):  # before it is opened, which may shorten the write-ahead file
+    # Before it is opened, which may shorten the write-ahead file.
+    for file in (path, Path(f"{path}-wal")):
         if file.exists():
             shutil.copyfile(file, f"{file}.damaged")
     make_file(aside, log_id, topic)
