@@ -27,16 +27,10 @@ class Section:
         return self.section
 
     def __post_init__(self) -> None:
-        for config_field in fields(self):  # type: ignore[arg-type]
-            if config_field.metadata:
-                value = getattr(self, config_field.name)
-                holds, expected = config_field.metadata["holds"], config_field.metadata["expected"]
-                check(
-                    bool(holds(value)),
-                    f"{self.section_name()}.{config_field.name}",
-                    value,
-                    expected,
-                )
+        for each in fields(self):  # type: ignore[arg-type]
+            if limits := each.metadata:
+                value, name = getattr(self, each.name), f"{self.section_name()}.{each.name}"
+                check(bool(limits["holds"](value)), name, value, limits["expected"])
 
 
 def bounded(default: T, low: float, high: float = inf, expected: str = "") -> T:

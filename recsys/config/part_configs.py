@@ -88,22 +88,12 @@ class CompatConfig:
     # Engagement kind by Gorse feedback type or Metarank interaction type. Other types are rejected.
     kinds: dict[str, str] = field(
         default_factory=lambda: {
-            "read": "view",
-            "view": "view",
-            "long_view": "long_view",
-            "click": "click",
-            "star": "like",
-            "like": "like",
-            "favorite": "like",
-            "purchase": "like",
-            "follow": "follow",
-            "comment": "comment",
-            "share": "share",
-            "skip": "skip",
-            "hide": "hide",
-            "dislike": "hide",
+            "read": "view", "view": "view", "long_view": "long_view", "click": "click",
+            "star": "like", "like": "like", "favorite": "like", "purchase": "like",
+            "follow": "follow", "comment": "comment", "share": "share", "skip": "skip",
+            "hide": "hide", "dislike": "hide",
         }
-    )
+    )  # fmt: skip
     # Item fields that receive Gorse's Labels (if a list) and Categories. The defaults are features of the
     # feed's own items.
     labels: str = "tags"

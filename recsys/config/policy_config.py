@@ -13,16 +13,8 @@ from recsys.events.hashing import Id
 WATCH: Final = "watch"  # the weight of predicted watch time, beside those of the labels
 # Sources of candidates. Items on trial come first: the others may fill all places, and the quota needs some.
 SOURCES: Final = (
-    "trial",
-    "covisit",
-    "vector",
-    "similar",
-    "topic",
-    "segment",
-    "popular",
-    "fresh",
-    "again",
-)
+    "trial", "covisit", "vector", "similar", "topic", "segment", "popular", "fresh", "again",
+)  # fmt: skip
 RANKS: Final = 100  # length of the longest list that may be requested
 _WEIGHT: Final = (lambda weight: 0 <= weight < 1e6, "0 (off) or more, below a million")
 RULES: Final = ("boost", "bury", "require", "limit", "vary")
@@ -64,16 +56,10 @@ class PolicyConfig(Section):
     # The weighted sum of predicted engagements: probabilities, and watch time in minutes.
     weights: dict[str, float] = field(
         default_factory=lambda: {
-            "long_view": 1.0,
-            "click": 0.2,
-            "like": 1.0,
-            "follow": 1.5,
-            "comment": 1.0,
-            "share": 1.5,
-            "hide": -3.0,
-            "watch": 0.5,
+            "long_view": 1.0, "click": 0.2, "like": 1.0, "follow": 1.5, "comment": 1.0, "share": 1.5,
+            "hide": -3.0, "watch": 0.5,
         }
-    )
+    )  # fmt: skip
     temperature: float = positive(0.03)  # of Plackett–Luce sampling over scores: lower is greedier
     # Share of each rank given to a uniform draw over the candidates.
     explore: float = bounded(0.05, 0, 1)
@@ -88,16 +74,10 @@ class PolicyConfig(Section):
     trust_after: int = bounded(50, 0)  # an item's part of the quota falls as it is shown
     sources: dict[str, int] = field(
         default_factory=lambda: {
-            "trial": 15,
-            "covisit": 150,
-            "vector": 40,
-            "similar": 15,
-            "topic": 15,
-            "segment": 15,
-            "popular": 40,
-            "fresh": 10,
+            "trial": 15, "covisit": 150, "vector": 40, "similar": 15, "topic": 15, "segment": 15,
+            "popular": 40, "fresh": 10,
         }
-    )
+    )  # fmt: skip
     # Pinned items by rank, 0 being the first: {0: "v7"}. Ranks may be given as text.
     fixed: dict[int | str, Id] = field(default_factory=dict)
 

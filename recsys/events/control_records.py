@@ -247,16 +247,6 @@ class ApiKey(msgspec.Struct, frozen=True, kw_only=True, tag="key"):
 
 
 Control = (
-    Live
-    | Experiments
-    | ExperimentRequest
-    | Erasure
-    | Unlearning
-    | Candidate
-    | Definition
-    | Decision
-    | OperatorRequest
-    | Alarm
-    | Reaction
-    | ApiKey
-)
+    Live | Experiments | ExperimentRequest | Erasure | Unlearning | Candidate | Definition | Decision
+    | OperatorRequest | Alarm | Reaction | ApiKey
+)  # fmt: skip
