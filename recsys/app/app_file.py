@@ -68,9 +68,8 @@ class _Reader:
         events = self._events(top.get("events", {"click": "positive"}))
         features = top.get("features", {})
         if not isinstance(features, dict):
-            raise self._expected(
-                f"a mapping with {', '.join(sorted(_FEATURES))}", features, "features"
-            )
+            names = ", ".join(sorted(_FEATURES))
+            raise self._expected(f"a mapping with {names}", features, "features")
         history = self._history(top, events)
         app = App(
             name=self._name(top.get("app", "app"), "app"),
@@ -293,7 +292,6 @@ class _Reader:
         if isinstance(value, str) and (match := _DURATION.fullmatch(value.strip())):
             value = float(match[1]) * _UNITS[match[2]]
         if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= 3.2e7:
-            raise self._expected(
-                "a duration of up to a year, e.g. 90s, 30m, 24h or 14d", value, *path
-            )
+            expected = "a duration of up to a year, e.g. 90s, 30m, 24h or 14d"
+            raise self._expected(expected, value, *path)
         return float(value)

@@ -22,10 +22,8 @@ def faults(features: FeatureSet) -> Iterator[Fault]:
     schema, declared = features.schema, features.declared
     for name in schema.groups:
         if name in RESERVED:
-            reason = (
-                f"a group can't be named {name!r}, which is a built-in entity: rename the field"
-            )
-            yield ("fields", "item", name), reason
+            why = "which is a built-in entity: rename the field"
+            yield ("fields", "item", name), f"a group can't be named {name!r}, {why}"
     for at, name in enumerate(declared.entities):
         try:
             entity_of(name, schema)
@@ -111,20 +109,16 @@ def _derived_faults(features: FeatureSet) -> Iterator[Fault]:
             reason = f"reads {len(one.columns)} columns, expected: {numbers}"
         elif after_function:
             reason = "stands after a function: declare expressions before functions"
-        if (one.operator == "bucket") != bool(one.edges) or list(one.edges) != sorted(
-            set(one.edges)
-        ):
-            reason = f"has the edges {list(one.edges)}, expected ascending numbers, of a bucket"
+        edges = list(one.edges)
+        if (one.operator == "bucket") != bool(edges) or edges != sorted(set(edges)):
+            reason = f"has the edges {edges}, expected ascending numbers, of a bucket"
         for column in one.columns:
             if column not in columns:
-                why = (
-                    "is computed after it: declare it before"
-                    if column in made
-                    else "isn't a column"
-                )
                 near = get_close_matches(column, columns, 1, 0.5)
-                hint = f"; did you mean {near[0]!r}?" if near and column not in made else ""
-                reason = reason or f"reads {column!r}, which {why}{hint}"
+                why = f"isn't a column; did you mean {near[0]!r}?" if near else "isn't a column"
+                if column in made:
+                    why = "is computed after it: declare it before"
+                reason = reason or f"reads {column!r}, which {why}"
         if reason:
             key = "functions" if is_function else "expressions"
             yield ("features", key, one.name), f"features.{key}.{one.name} {reason}"

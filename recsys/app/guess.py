@@ -181,9 +181,8 @@ def _interactions(
         about["at_least"] = round(least, 3)
         events = {"like": "positive", "rate": "none"}
         share = sum(x >= least for x in numbers) / len(numbers)
-        rows.append(
-            (roles["rating"], f"from {least:g} on: like ({share:.0%} of the rows), else: rate")
-        )
+        what = f"from {least:g} on: like ({share:.0%} of the rows), else: rate"
+        rows.append((roles["rating"], what))
     elif flags:
         about |= {"labels": _event_names(flags)}
         about |= {"request": roles["request"]} if "request" in roles else {}

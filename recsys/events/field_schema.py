@@ -65,11 +65,8 @@ def check_fields(schema: Schema, part: str, fields: Mapping[str, Any], where: st
     """Raises Rejected for a value that a declared field of a part can't have. Null and "" are no value."""
     lengths = dict(schema.vectors)
     for name, kind in getattr(schema, part):
-        value = fields.get(name)
-        values, expected = (
-            value if isinstance(value, list) else [value],
-            "a text or a list of texts",
-        )
+        value, expected = fields.get(name), "a text or a list of texts"
+        values = value if isinstance(value, list) else [value]
         if value is None or value == "":
             continue
         if kind == NUMERIC:

@@ -102,16 +102,12 @@ class CounterTable:
         return surplus
 
     def _begin(self, capacity: int) -> None:
-        values, last_ms = (
-            np.zeros((capacity, self.columns), np.float32),
-            np.zeros(capacity, np.int64),
-        )
+        values = np.zeros((capacity, self.columns), np.float32)
+        last_ms = np.zeros(capacity, np.int64)
         self._ids = IdMap(capacity, columns={"values": values, "last_ms": last_ms})
 
 
-def amounts(
-    kinds: Sequence[str], happened: str, watch_ms: int | None = None
-) -> NDArray[np.float32]:
+def amounts(kinds: Sequence[str], happened: str, watch_ms: int | None = None) -> Values:
     """The increment of one event: 1 in the column of its kind, log seconds under ``watch``."""
     added = np.zeros(len(kinds), np.float32)
     if happened in kinds:

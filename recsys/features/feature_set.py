@@ -129,17 +129,9 @@ class Declared:
 
 
 _NEWER: Final = (
-    "trend",
-    "visit_s",
-    "numbers",
-    "counts",
-    "values",
-    "against",
-    "last",
-    "distinct",
-    "derived",
+    "trend", "visit_s", "numbers", "counts", "values", "against", "last", "distinct", "derived",
     "watches",
-)
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -186,10 +178,8 @@ class FeatureSet:
     @cached_property
     def entities(self) -> tuple[Entity, ...]:
         """Entities with running rates, in the order of their columns."""
-        declared = self.declared.entities
-        return tuple(entity_of(name, self.schema) for name in declared) or default_entities(
-            self.schema
-        )
+        declared = tuple(entity_of(name, self.schema) for name in self.declared.entities)
+        return declared or default_entities(self.schema)
 
     @cached_property
     def speeds(self) -> tuple[str, ...]:
@@ -205,9 +195,8 @@ class FeatureSet:
             return ()
         rates = tuple(f"{e.name}/{number}" for e in self.entities for number in self.numbers)
         numeric = (f"item.{name}" for name in self.schema.names("item", NUMERIC))
-        vectors = (
-            f"item.{name}[{n}]" for name, length in self.schema.vectors for n in range(length)
-        )
+        lengths = self.schema.vectors
+        vectors = (f"item.{name}[{n}]" for name, length in lengths for n in range(length))
         own = (*rates, *numeric, *vectors, *MOMENT, *((AGE,) if self.declared.item_age else ()))
         own += (NEAR,) if self.declared.near else ()
         own += (NEAR_IN_VISIT,) if self.declared.visit_s else ()
@@ -256,24 +245,18 @@ class FeatureSet:
             for k, label in enumerate(self.main_labels)
         ]
         for kind, value in one.values:
+            column = self.value_columns[kind]
             cells += [
-                Cell(
-                    f"{name}/{kind}.{value}.{what}.{speed}",
-                    which,
-                    at[name],
-                    self.value_columns[kind],
-                    s,
-                )
+                Cell(f"{name}/{kind}.{value}.{what}.{speed}", which, at[name], column, s)
                 for name in at
                 for which, what in ((SUM, "sum"), (MEAN, "mean"))
                 for s, speed in fades
             ]
         for kind, name in one.last:
-            cells.append(Cell(f"{name}/since({kind})", SINCE, at[name], last_key(kind)))
+            place = at[name], last_key(kind)
+            cells.append(Cell(f"{name}/since({kind})", SINCE, *place))
             values = (value for of, value in one.values if of == kind)
-            cells += [
-                Cell(f"{name}/last({kind}.{v})", VALUE, at[name], last_key(kind)) for v in values
-            ]
+            cells += [Cell(f"{name}/last({kind}.{v})", VALUE, *place) for v in values]
         counters = [(name, count_kind(kind)) for kind in one.counts for name in at]
         counters += [(name, distinct_kind(kind, member)) for kind, name, member in one.distinct]
         cells += [
@@ -388,9 +371,8 @@ class FeatureSet:
 
     @cached_property
     def user_slots(self) -> tuple[Slot, ...]:
-        return _slots(
-            ("user", 1), ("profile", PROFILE_WIDTH), ("context", CONTEXT_WIDTH), ("hour", 1)
-        )
+        fields = ("profile", PROFILE_WIDTH), ("context", CONTEXT_WIDTH)
+        return _slots(("user", 1), *fields, ("hour", 1))
 
     @cached_property
     def item_slots(self) -> tuple[Slot, ...]:
@@ -656,8 +638,6 @@ def _fill(
     keys: Keys, slot: Slot, prefix: str, names: list[str] | tuple[str, ...], fields: dict[str, Any]
 ) -> None:
     """Writes the hashed values of several fields into one slot; drops the surplus."""
-    hashed = [
-        key_of(prefix + name, value) for name in names for value in values_of(fields.get(name))
-    ]
+    hashed = [key_of(prefix + n, value) for n in names for value in values_of(fields.get(n))]
     hashed = hashed[: slot.stop - slot.start]
     keys[slot.start : slot.start + len(hashed)] = hashed

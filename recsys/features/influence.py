@@ -25,9 +25,7 @@ _ACCOUNTS: Final = 50_000  # remembered accounts; also of items and of networks 
 _JUDGEMENTS: Final = 100_000
 _DECIDED, _COUNTS = 1, 2  # bits of a judgement; then one for each kind
 _UNBOUNDED: Final = frozenset({"view", "long_view", "skip", "hide"})
-_BOUNDED_KINDS: Final = sum(
-    1 << n for n, kind in enumerate(ENGAGEMENT_KINDS) if kind not in _UNBOUNDED
-)
+_BOUNDED_KINDS: Final = sum(1 << n for n, k in enumerate(ENGAGEMENT_KINDS) if k not in _UNBOUNDED)
 _KIND_BITS: Final = {kind: 4 << number for number, kind in enumerate(ENGAGEMENT_KINDS)}
 _OTHERS: Final = 50  # bits for kinds under an app's own names: a judgement has 63
 

@@ -19,9 +19,7 @@ from recsys.features.operators import bounded
 
 REQUESTS: Final = 200_000  # newest requests whose halves are remembered
 VIEWERS: Final = 500_000  # viewers whose named fields are remembered
-CONTACTS: Final = (
-    2_000_000  # pairs of a viewer and an entity that stay when there are twice as many
-)
+CONTACTS: Final = 2_000_000  # pairs of viewer and entity that stay when there are twice as many
 _COLUMNS: Final = ("last_ms", "user", "entity", "column")
 
 

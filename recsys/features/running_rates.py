@@ -17,6 +17,7 @@ PROFILE: Final = "profile"  # the first field of the viewer's profile
 ITEM: Final = "item"
 DURATION: Final = "duration"
 TIMES: Final = "×"
+Names = tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -93,14 +94,12 @@ def _half(part: str, schema: Schema) -> tuple[str, str]:
     return ("", field) if field.startswith("item.") else (field, "")
 
 
-def speed_names(half_lives_h: tuple[float, ...]) -> tuple[str, ...]:
+def speed_names(half_lives_h: tuple[float, ...]) -> Names:
     """The name of each half-life in column names."""
     return tuple(f"{hours:g}h" for hours in half_lives_h)
 
 
-def numbers(
-    main_labels: tuple[str, ...], speeds: tuple[str, ...], watches: int = 1
-) -> tuple[str, ...]:
+def numbers(main_labels: Names, speeds: Names, watches: int) -> Names:
     """Numbers of each entity: counts and rates at each speed, watch time at the ``watches`` slowest."""
     shown = (f"shown.{speed}" for speed in speeds)
     rates = (f"{label}.{speed}" for speed in speeds for label in main_labels)

@@ -46,9 +46,7 @@ def is_smaller(model: ModelConfig, system: ModelConfig) -> bool:
 def fixed_differences(model: ModelConfig, system: ModelConfig) -> dict[str, tuple[object, object]]:
     """Fields of a candidate that may not differ and do, with its and the system's value."""
     pairs = {f.name: (getattr(model, f.name), getattr(system, f.name)) for f in fields(ModelConfig)}
-    return {
-        name: pair for name, pair in pairs.items() if name not in OF_EPOCH and pair[0] != pair[1]
-    }
+    return {n: pair for n, pair in pairs.items() if n not in OF_EPOCH and pair[0] != pair[1]}
 
 
 def shown(hidden: Sequence[int]) -> str:

@@ -67,13 +67,9 @@ def united(logged: FeatureSet, new: FeatureSet) -> FeatureSet:
             f"half-lives before and after the change are {len(hours)} ({', '.join(map(str, hours))} hours), "
             f"expected at most {_MOST_SPEEDS}: change fewer at a time"
         )
-    entities = {
-        _measured(e): e.name for f in (new, logged) if f.declared.entities for e in f.entities
-    }
-    entities = {
-        _measured(e): entities.get(_measured(e), _name(e))
-        for e in (*logged.entities, *new.entities)
-    }
+    named = [f for f in (new, logged) if f.declared.entities]
+    entities = {_measured(e): _name(e) for e in (*logged.entities, *new.entities)}
+    entities |= {_measured(e): e.name for f in named for e in f.entities}
     both = [
         _renamed(f.declared, {e.name: entities[_measured(e)] for e in f.entities})
         for f in (logged, new)
@@ -158,11 +154,8 @@ class Narrowing:
         _check_alike(wide, narrow)
         self.wide, self.narrow = wide, narrow
         places = {measured: place for place, measured in enumerate(column_ids(wide))}
-        missing = [
-            name
-            for name, measured in zip(narrow.dense_names, column_ids(narrow), strict=True)
-            if measured not in places
-        ]
+        read = zip(narrow.dense_names, column_ids(narrow), strict=True)
+        missing = [name for name, measured in read if measured not in places]
         if missing or wide.history_length < narrow.history_length:
             lacks = ", ".join(missing) or f"a history of {narrow.history_length}"
             raise UnknownFeatureSet(
