@@ -94,9 +94,8 @@ class ApiError(Exception):
         self.passing = status == 0 or status in _TRANSIENT
         answer = f"status {status}" if status else "no answer"
         hint = "try again later" if self.passing else "trying again won't help"
-        super().__init__(
-            f"{method} {path}: {answer} ({detail[:300]}), expected a 2xx answer; {hint}"
-        )
+        about = f"{answer} ({detail[:300]}), expected a 2xx answer; {hint}"
+        super().__init__(f"{method} {path}: {about}")
 
 
 class Client:

@@ -55,10 +55,8 @@ class ClickLists:
         seed = key_of("click list", request_id) & 0xFFFFFFFF
         others = indices[np.argsort(draws(seed, indices))[:_OTHERS]].tolist()
         anywhere = int(draws(seed, np.array([-1]))[0] * len(catalogue))
-        listed = dict.fromkeys(
-            [click.item_id, *map(catalogue.ids.__getitem__, [*others, anywhere])]
-        )
-        items = [ServedItem(item_id=item_id) for item_id in listed]
+        listed = [click.item_id, *map(catalogue.ids.__getitem__, [*others, anywhere])]
+        items = [ServedItem(item_id=item_id) for item_id in dict.fromkeys(listed)]
         return Impression(
             time_ms=click.time_ms,
             request_id=request_id,

@@ -108,9 +108,8 @@ def with_bar(events: Iterator[Event]) -> Iterator[Event]:
     columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
     console = Console(file=sys.stderr)
     started = reported = time.monotonic()
-    with Progress(
-        *columns, console=console, transient=True, disable=not console.is_terminal
-    ) as bar:
+    is_hidden = not console.is_terminal
+    with Progress(*columns, console=console, transient=True, disable=is_hidden) as bar:
         task = bar.add_task("reading")
         for count, event in enumerate(events):
             yield event
@@ -119,6 +118,6 @@ def with_bar(events: Iterator[Event]) -> Iterator[Event]:
             moment = datetime.fromtimestamp(event.time_ms / 1000, UTC)
             text = f"{count:,} events, {moment:%d %b %H:%M}"
             bar.update(task, description=text)
-            if not console.is_terminal and (now := time.monotonic()) >= reported + _REPORT_S:
+            if is_hidden and (now := time.monotonic()) >= reported + _REPORT_S:
                 reported = now
                 print(f"recsys: {text}, {now - started:.0f} s", file=sys.stderr, flush=True)

@@ -104,7 +104,8 @@ class ScoreRecorder:
         self._write = write or self._blocks.append
         self._open: deque[tuple[tuple[Any, ...], list[Id], NDArray[np.float32]]] = deque()
         self._happened: dict[tuple[str, str], tuple[int, int]] = {}  # a bit per label; newest time
-        self._newest: dict[tuple[str, str], tuple[str, int]] = {}  # request and time by viewer and item
+        # Request and time of the newest list, by viewer and item.
+        self._newest: dict[tuple[str, str], tuple[str, int]] = {}
         self._contexts: dict[str, int] = {}
         self._context_of_row = array("l")
         self._begin_block()

@@ -81,9 +81,8 @@ class TimelineReader:
         there is none."""
         for step in self._newest_steps():
             for cut in reversed(step.ranges):
-                for record in newest_first(
-                    self._log, EXAMPLES, cut.partition, cut.start, cut.stop, _READ
-                ):
+                place = cut.partition, cut.start, cut.stop
+                for record in newest_first(self._log, EXAMPLES, *place, _READ):
                     example = _read(record.value, Example)
                     if example is not None and not example.correction:
                         return example.request_id
@@ -136,9 +135,8 @@ class TimelineReader:
             deltas = self._deltas(epoch, step)
             timeline.moments += deltas
             if not deltas:
-                timeline.missing.append(
-                    f"step {step} isn't published yet, or retention has dropped it"
-                )
+                why = f"step {step} isn't published yet, or retention has dropped it"
+                timeline.missing.append(why)
                 continue
             first = self._first_answer(epoch, step, impression.time_ms)
             if first is None:
@@ -147,9 +145,8 @@ class TimelineReader:
                 timeline.moments.append(first)
 
     def _examples(self, partition: int, impression: Impression) -> Iterator[Moment]:
-        begin = first_at(
-            self._log, EXAMPLES, partition, impression.time_ms - _MARGIN_MS, _closed_ms
-        )
+        from_ms = impression.time_ms - _MARGIN_MS
+        begin = first_at(self._log, EXAMPLES, partition, from_ms, _closed_ms)
         name = impression.request_id.encode()
         for record in self._until(EXAMPLES, partition, begin, impression.time_ms, _closed_ms):
             example = _read(record.value, Example) if name in record.value else None
@@ -237,13 +234,9 @@ class TimelineReader:
         return read_range(self._log, topic, partition, offset, 1 << 62, _READ)
 
     def _until(
-        self,
-        topic: str,
-        partition: int,
-        offset: int,
-        from_ms: int,
+        self, topic: str, partition: int, offset: int, from_ms: int,
         time_of: Callable[[bytes], int | None],
-    ) -> Iterator[Record]:
+    ) -> Iterator[Record]:  # fmt: skip
         """Records as far as the joiner could still derive something from the impression."""
         for record in self._all(topic, partition, offset):
             time_ms = time_of(record.value)

@@ -198,10 +198,8 @@ def from_bytes(data: bytes) -> Frame:
     if len(data) < HEAD.size:
         raise ProtocolError(f"a message has {len(data)} bytes, expected at least {HEAD.size}")
     header, body = sizes(data[: HEAD.size])
-    if HEAD.size + header + body != len(data):
-        raise ProtocolError(
-            f"a message has {len(data)} bytes, expected {HEAD.size + header + body}"
-        )
+    if len(data) != (size := HEAD.size + header + body):
+        raise ProtocolError(f"a message has {len(data)} bytes, expected {size}")
     view = memoryview(data)[HEAD.size :]
     # Copied, so that its arrays are aligned after a header of any length.
     return decode(view[:header], bytearray(view[header:]))
@@ -238,10 +236,8 @@ def read_exchange(frame: Frame) -> tuple[list[LaneGradients], dict[str, Array] |
             tables = {n: RowGradients(next(left), next(left), next(left)) for n in head.tables}
             forget = {name: next(left) for name in head.forget}
             dense = next(left) if head.dense else None
-            lane = LaneGradients(
-                head.lane, tables, dense, head.metrics, forget, head.held, head.rate
-            )
-            lanes.append(lane)
+            about = head.metrics, forget, head.held, head.rate
+            lanes.append(LaneGradients(head.lane, tables, dense, *about))
         keys = None if message.next is None else {name: next(left) for name in message.next}
     except StopIteration:
         raise ProtocolError("an exchange has fewer arrays than its lanes and keys need") from None

@@ -125,9 +125,8 @@ class Shard:
         }
         self.dense = None
         if dense is not None:
-            self.dense = Dense(
-                dense, spec.dense_rate, spec.bound, spec.dense_average, spec.dense_first
-            )
+            settings = spec.dense_rate, spec.bound, spec.dense_average, spec.dense_first
+            self.dense = Dense(dense, *settings)
         self.published = PublishedRows(spec.tables, spec.seed, spec.delta_format, spec.delta_bytes)
         self.applied = 0
         self.clock_ms = 0  # newest event time seen; never goes back
@@ -276,11 +275,8 @@ class Shard:
         moved = part is None or len(gone)  # removals move rows to other slots
         after = table.lookup(keys) if moved else table.rows_at(done.slots)
         change = TableChange(keys, before, existed, after, counts, removed)
-        undo = (
-            np.concatenate([learned, leaving, evicted]),
-            np.concatenate([old, left, evicted_rows]),
-        )
-        return change, undo
+        touched = np.concatenate([learned, leaving, evicted])
+        return change, (touched, np.concatenate([old, left, evicted_rows]))
 
     def _undo_for(self, step: int) -> _Undo | None:
         if step == self.applied:

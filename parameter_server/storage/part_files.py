@@ -49,15 +49,13 @@ def parse_manifest(text: str) -> dict[str, Any]:
         raise ValueError(f"{MANIFEST} is corrupt: it is a {type(manifest).__name__}, no object")
     names = set(manifest)
     if is_signed(manifest):
-        intact = names == _FIELDS | {"version", "digest"} and manifest["digest"] == _digest(
-            manifest
-        )
+        signed = names == _FIELDS | {"version", "digest"}
+        intact = signed and manifest["digest"] == _digest(manifest)
     else:
         intact = names <= _FIELDS
     if not intact:
-        raise ValueError(
-            f"{MANIFEST} is corrupt: its digest or its fields {sorted(names)} are wrong"
-        )
+        fields = sorted(names)
+        raise ValueError(f"{MANIFEST} is corrupt: its digest or its fields {fields} are wrong")
     return manifest
 
 
@@ -112,9 +110,7 @@ def full_file(manifest: Manifest) -> str:
     return sha256
 
 
-def increment(
-    base: Path | None, arrays: Arrays, beside: Path
-) -> tuple[Arrays, list[dict[str, Any]]]:
+def increment(base: Path | None, arrays: Arrays, beside: Path) -> tuple[Arrays, list[Manifest]]:
     """Arrays to write for a part in the folder ``beside``, and the chain linked there: an increment on the
     part at ``base``, or all arrays without a chain if there is no base or the increment isn't smaller."""
     if base is None:
@@ -166,7 +162,7 @@ def _link(place: int) -> str:
     return f"chain-{place}.safetensors"
 
 
-def _chain(manifest: Manifest) -> list[dict[str, Any]]:
+def _chain(manifest: Manifest) -> list[Manifest]:
     """Chain of a part; empty in manifests older than increments."""
-    chain: list[dict[str, Any]] = manifest.get("chain", [])
+    chain: list[Manifest] = manifest.get("chain", [])
     return chain

@@ -182,15 +182,14 @@ def scan(data: bytes) -> Scan:
             f"begins with {data[:80]!r}, expected {_MAGIC!r}: it is damaged, or of another version"
         )
     owner_size, settings_size = _TEXTS.unpack_from(data, len(_MAGIC))
-    end = texts + owner_size + settings_size
+    middle = texts + owner_size
+    end = middle + settings_size
     if not is_format_2:
         if data[end : end + _U32.size] != _U32.pack(zlib.crc32(data[:end])):
             raise ValueError(f"begins with {data[:80]!r}: its head is damaged")
         end += _U32.size
-    owner = data[texts : texts + owner_size].decode(errors="replace")
-    settings = data[texts + owner_size : texts + owner_size + settings_size].decode(
-        errors="replace"
-    )
+    owner = data[texts:middle].decode(errors="replace")
+    settings = data[middle : middle + settings_size].decode(errors="replace")
     offsets: list[tuple[int, int]] = []
     while (record := _whole(data, end, is_format_2)) is not None:
         step, after = record

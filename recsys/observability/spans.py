@@ -96,9 +96,8 @@ def _span_context(trace_id: str, name: str, about: Iterable[Id]) -> SpanContext:
 def otlp(spans: Iterable[Span], resource: Mapping[str, str]) -> dict[str, Any]:
     """An OTLP ExportTraceServiceRequest in its JSON encoding, as plain values."""
     scope = {"scope": _SCOPE, "spans": [_otlp_span(span) for span in spans]}
-    return {
-        "resourceSpans": [{"resource": {"attributes": _values(resource)}, "scopeSpans": [scope]}]
-    }
+    spans_of = {"resource": {"attributes": _values(resource)}, "scopeSpans": [scope]}
+    return {"resourceSpans": [spans_of]}
 
 
 def _otlp_span(span: Span) -> dict[str, Any]:

@@ -68,9 +68,8 @@ class Tracer:
                 time.sleep(_EVERY_S)  # gathers a batch
             self._recorded.clear()
             while self._waiting:
-                self._send(
-                    [self._waiting.popleft() for _ in range(min(_BATCH, len(self._waiting)))]
-                )
+                size = min(_BATCH, len(self._waiting))
+                self._send([self._waiting.popleft() for _ in range(size)])
 
     def _send(self, spans: Sequence[Span]) -> None:
         failure: Exception | None = None

@@ -27,9 +27,8 @@ _OVER: Final = 1.1  # times its share: a topic that something holds
 _TOPIC_SHARES: Final = {
     EVENTS: 0.26, EXAMPLES: 0.36, DELTAS: 0.2, ITEM_STATE: 0.03, SCORES: 0.03, DEAD_LETTERS: 0.02,
 }  # fmt: skip
-_FILL: Final = (
-    0.8  # bytes of records by bytes of file: 0.82 (events) to 0.97 (deltas) were measured
-)
+# Bytes of records by bytes of file: 0.82 (events) to 0.97 (deltas) were measured.
+_FILL: Final = 0.8
 ARCHIVE: Final = "archive"
 SNAPSHOTS: Final = "snapshots"
 LOG: Final = "log/"  # before a topic's name

@@ -100,13 +100,9 @@ class DeadLetters:
         if not self._written.add(_place(topic, partition, record.offset)):
             return
         letter = DeadLetter(
-            topic=topic,
-            partition=partition,
-            offset=record.offset,
-            reason=reason[:REASON_CHARACTERS],
-            raw=record.value,
-            time_ms=time_ms,
-        )
+            topic=topic, partition=partition, offset=record.offset, time_ms=time_ms,
+            reason=reason[:REASON_CHARACTERS], raw=record.value,
+        )  # fmt: skip
         self._unsent.append((topic, Append(0, record.key, pack(letter))))
 
     def send(self) -> int:

@@ -37,9 +37,7 @@ class EventLog:
 
     def __init__(self, folder: Path, app: App | None = None) -> None:
         """``app``: definition that takes the place of ``dataset.yaml``."""
-        self._settings = (
-            read_settings(folder / "dataset.yaml") if app is None else _settings_of(app)
-        )
+        self._settings = _settings_of(app) if app else read_settings(folder / "dataset.yaml")
         self._kinds = ENGAGEMENT_KINDS if app is None else app.schema.kinds
         self._parts = find_parts(folder)
         self.name = self._settings.name or folder.name

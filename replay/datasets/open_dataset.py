@@ -21,11 +21,7 @@ def open_dataset(
     features of an app's definition if there is one; or tables, by the section ``files`` of the file
     ``definition``. Raises DataError."""
     path = Path(path)
-    if (
-        app is not None
-        and definition is not None
-        and (path.is_file() or has_data_files(definition))
-    ):
+    if app and definition and (path.is_file() or has_data_files(definition)):
         files = read_data_files(definition)
         paths = [path] if path.is_file() else [path / file for file in files.names]
         return MappedFiles(app, files, paths)

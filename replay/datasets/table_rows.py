@@ -129,13 +129,11 @@ def _check_header(file: Path, names: list[str]) -> None:
     if not any(names):
         raise DataError(file, "a header and rows; the file is empty", line=1)
     if twice:
-        raise DataError(
-            file, f"each column once, {', '.join(map(repr, twice))} is repeated", line=1
-        )
+        repeated = ", ".join(map(repr, twice))
+        raise DataError(file, f"each column once, {repeated} is repeated", line=1)
     if all(name.replace(".", "").replace("-", "").isdigit() for name in names):
-        raise DataError(
-            file, f"a line with the names of the columns, found {names}; add it", line=1
-        )
+        expected = f"a line with the names of the columns, found {names}; add it"
+        raise DataError(file, expected, line=1)
 
 
 def _json(file: Path) -> Iterator[Block]:
