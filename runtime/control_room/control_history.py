@@ -20,7 +20,7 @@ from recsys.events.control_records import (
 )
 from recsys.events.records import CONTROL, DEAD_LETTERS, unpack
 from recsys.log.protocol import Log, LogLost, newest_first
-from recsys.process.log_consumer import UNREADABLE
+from recsys.process.log_consumer import UNREADABLE, Consumer, decoded
 
 MAX_RECORDS: Final = 40  # of each kind
 _MAX_LETTERS: Final = 8
@@ -32,23 +32,17 @@ class ControlHistory:
     """Newest records of ``control`` by kind, each with its offset. Erasures are left out: they name users."""
 
     def __init__(self, log: Log) -> None:
-        self._log, self._offset = log, log.begin(CONTROL, 0)
+        self._records = Consumer(log, CONTROL, [0])
         self.lifecycle = Lifecycle()
         self.decisions: deque[dict[str, Any]] = deque(maxlen=MAX_RECORDS)
         self.alarms: deque[dict[str, Any]] = deque(maxlen=MAX_RECORDS)
         self.reaction: dict[str, Any] | None = None
         self.revisions: deque[Experiments] = deque(maxlen=1_000)
-        self.unreadable = 0
 
     def turn(self) -> None:
         """Reads new records."""
-        while records := self._log.read(CONTROL, 0, self._offset):
-            for record in records:
-                self._offset = record.offset + 1
-                try:
-                    self._fold(record.offset, unpack(record.value, Control))  # type: ignore[arg-type]
-                except UNREADABLE:
-                    self.unreadable += 1
+        for record, control in decoded(self._records.drain(), Control):
+            self._fold(record.offset, control)
 
     def _fold(self, offset: int, record: Control) -> None:
         self.lifecycle.fold(record)

@@ -101,7 +101,7 @@ class ExperimentPanel:
                 _LOG.exception("experiment %s can't be read", name)
                 self._folds.pop(
                     name, None
-                )  # retention may have passed it: restart from what is left
+                )  # retention may have passed it: starts from what is left
                 why = f"can't be read now: {type(error).__name__}"
                 self._rows[name] = self._rows.get(name, {}) | {"failed": why}
 
@@ -167,10 +167,7 @@ def _report(fold: ExperimentFold) -> dict[str, Any]:
     readout = fold.readout(parts=False)
     return {
         "verdict": readout.verdict,
-        "why": list(readout.why),
         "arms": [msgspec.to_builtins(arm) for arm in readout.arms],
-        "ratio_p": readout.sample_ratio.p,
-        "alarm": readout.sample_ratio.alarm,
         "lines": [_line(line) for line in readout.lines],
         "notes": notes_of(fold, readout),
     }
@@ -179,8 +176,6 @@ def _report(fold: ExperimentFold) -> dict[str, Any]:
 def _line(line: MetricEffect) -> dict[str, Any]:
     effect = line.effect
     return {
-        "metric": line.metric, "role": line.role, "arm": line.arm, "said": line.said, "p": line.p,
-        "control": effect.control, "treatment": effect.treatment, "relative": effect.relative,
-        "low": effect.low, "high": effect.high, "known": effect.excludes_zero,
-        "tolerated": line.tolerated, "higher_is_better": line.higher_is_better,
+        "metric": line.metric, "role": line.role, "arm": line.arm, "said": line.said,
+        "relative": effect.relative, "low": effect.low, "high": effect.high,
     }  # fmt: skip

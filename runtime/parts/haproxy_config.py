@@ -16,9 +16,8 @@ from runtime.parts.ray_loopback import loopback_of
 from serving.admission.whole_body import MAX_BODY_BYTES
 
 BUFFER_BYTES: Final = 65_536
-_HELD_BYTES: Final = (
-    60_000  # longer bodies go to the replica while they arrive: they outgrow the buffer
-)
+# Longer bodies go to the replica while they arrive: they outgrow the buffer.
+_HELD_BYTES: Final = 60_000
 _RETRY_AFTER_S: Final = 1
 _NO_REPLICA: Final = '{"error":"no replica answers: try again in a second","details":[]}'
 _UNAVAILABLE: Final = (

@@ -1,6 +1,5 @@
 """Tables of ``recsys up`` and ``recsys status``: the parts, throughput, lag and addresses."""
 
-import re
 from collections import Counter
 from pathlib import Path
 from typing import Final
@@ -10,12 +9,14 @@ from rich.text import Text
 
 from recsys.clock import wall_ms
 from recsys.config.system_config import Config
+from recsys.observability.log_lines import redact
 from recsys.process.disk_budget import GB, LOG, Level, Space
 from recsys.process.part_process import read_beat
 from runtime.parts.serve import SHARDS_AWAY
 from runtime.reports.tables import plain_table
 from runtime.supervision.launch_plan import CONTROL_KEY, control_room_url, public_url
 from runtime.supervision.processes import Socket
+from runtime.supervision.ray_environment import dashboard_url
 from runtime.supervision.run_file import PartRecord, Running
 from runtime.supervision.system_status import Status
 from serving.access.hosts import is_loopback, is_open
@@ -131,16 +132,15 @@ def addresses(config: Config) -> list[str]:
         f"feed       {public_url(config)}",
         *([f"control    {room}  (key in {key})"] if room else []),
         *([f"dashboard  {dashboard_address(config)}"] if serve.dashboard else []),
-        f"sessions   {hide_password(config.sessions.url)}",
-        f"log        {hide_password(config.log.url)}"
+        f"sessions   {redact(config.sessions.url)}",
+        f"log        {redact(config.log.url)}"
         + (f" in {config.state}/log" if config.log.url == "sqlite" else ""),
     ]
 
 
 def dashboard_address(config: Config) -> str:
     """URL of Ray's dashboard, and the place of its token."""
-    url = f"http://127.0.0.1:{config.serve.dashboard_port}"
-    return f"{url}  (Ray's; token in {config.state}/run/ray.token)"
+    return f"{dashboard_url(config)}  (Ray's; token in {config.state}/run/ray.token)"
 
 
 def exposure_warning(config: Config) -> str:
@@ -154,11 +154,6 @@ def exposure_warning(config: Config) -> str:
     else:
         guard = f"every call needs a key: `recsys keys add`, or {config.state}/run/admin.key"
     return f"the API answers beyond loopback, on {host}:{port}: {guard}"
-
-
-def hide_password(url: str) -> str:
-    """Replaces user and password of a URL by asterisks."""
-    return re.sub(r"(?<=://)[^/@\s]*@", "***@", url)
 
 
 def ports(sockets: list[Socket]) -> str:

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Final
 
-from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client import generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
@@ -267,9 +267,7 @@ Samples = list[tuple[tuple[str, ...], float]]
 
 def text_of(status: Status) -> bytes:
     """Renders the exposition text: ``text/plain; version=0.0.4``."""
-    registry = CollectorRegistry()
-    registry.register(_FixedFamilies(families(status)))
-    return generate_latest(registry)
+    return generate_latest(_FixedFamilies(families(status)))
 
 
 def families(status: Status) -> list[Metric]:

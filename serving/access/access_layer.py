@@ -3,7 +3,7 @@ the caller to the routes, and writes the audit trail."""
 
 import math
 from collections.abc import Callable
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -12,22 +12,17 @@ from serving.access.access_control import AccessControl
 from serving.access.audit import AuditTrail
 from serving.access.caller import ANONYMOUS, Caller, Denied
 from serving.access.scopes import AUDITED
+from serving.admission.load_shedding import RequestMetrics
 from serving.problem import problem
 
 _CALLER: Final = "caller"  # in the ASGI scope
-
-
-class RefusalMetrics(Protocol):
-    """Receives the counts."""
-
-    def count_refused(self, route: str, reason: str) -> None: ...
 
 
 class AccessLayer:
     """ASGI middleware."""
 
     def __init__(
-        self, app: ASGIApp, control: AccessControl, trail: AuditTrail, metrics: RefusalMetrics,
+        self, app: ASGIApp, control: AccessControl, trail: AuditTrail, metrics: RequestMetrics,
         now_ms: Callable[[], int],
     ) -> None:  # fmt: skip
         self._app, self._control, self._trail = app, control, trail

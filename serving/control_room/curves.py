@@ -3,7 +3,6 @@
 import math
 import threading
 from collections import deque
-from collections.abc import Iterable
 from typing import Final
 
 from serving.control_room.exposition import Samples, name_of
@@ -44,11 +43,10 @@ class Curves:
                 self._series[series].append((now_ms, value))
         return added
 
-    def all(self, series: Iterable[str] = ()) -> dict[str, Points]:
-        """All points of these series, or of every series."""
+    def all(self) -> dict[str, Points]:
+        """All points by series."""
         with self._lock:
-            names = [name for name in series or self._series if name in self._series]
-            return {name: list(self._series[name]) for name in names}
+            return {name: list(points) for name, points in self._series.items()}
 
     def _make_room(self, current: Samples, now_ms: int) -> None:
         """Drops series without a recent point; for a new series also the longest idle one."""

@@ -15,7 +15,7 @@ import msgspec
 from recsys.app.set_loops import SetLoops
 from recsys.clock import wall_ms
 from recsys.config.system_config import Config
-from recsys.events.control_records import Control, Erasure
+from recsys.events.control_records import Erasure
 from recsys.events.event_types import Engagement, Event, Impression, Preference, User
 from recsys.events.hashing import Id
 from recsys.events.records import CONTROL, EVENTS
@@ -25,6 +25,7 @@ from recsys.features.session import Session
 from recsys.log.protocol import Log, LogLost, LogUnavailable
 from recsys.observability.recent_delays import RecentDelays
 from recsys.observability.tracer import Tracer, open_tracer
+from recsys.process.log_consumer import Consumer, decoded
 from recsys.process.open_log import open_log
 from recsys.process.part_process import Stop
 from serving.sessions.event_reader import EventReader, FoldEvent
@@ -44,7 +45,6 @@ _HOLD_EVERY_MS: Final = 5_000
 _SCRUB_EVERY_S: Final = 600.0
 _DELAY: Final = "view_to_session_p95_ms"
 _LOG: Final = logging.getLogger(__name__)
-_decode_control = msgspec.msgpack.Decoder(Control).decode
 
 
 class SessionLoop:
@@ -73,7 +73,7 @@ class SessionLoop:
         self._sessions: OrderedDict[str, Session] = OrderedDict()
         # Deleted sessions that the store's files may still hold; some of before a restart.
         self.gone = 1
-        self._control = 0
+        self._control = Consumer(log, CONTROL, [0])
         self._held_ms = 0
         self._stale = True
 
@@ -87,10 +87,10 @@ class SessionLoop:
             self._resume()
         self._stale = True
         began_ns = time.time_ns() if self._tracer else 0
-        before = sum(self.events.offsets) + self._control
+        before = sum(self.events.offsets) + self._control.offsets[0]
         batch = self.events.read(limit)
         erasures = self._read_control()
-        moved = sum(self.events.offsets) + self._control - before
+        moved = sum(self.events.offsets) + self._control.offsets[0] - before
         if moved:
             users = [_user_of(entry.event) for entry in batch]
             users += [erasure.user_id for erasure in erasures.values()]
@@ -117,22 +117,14 @@ class SessionLoop:
             )
         self._sessions.clear()
         self._position = position
-        self._control = self._log.begin(CONTROL, 0) if position is None else position.control
+        control = None if position is None else {0: position.control}
+        self._control = Consumer(self._log, CONTROL, [0], control)
         self.events.seek(None if position is None else position.events)
 
     def _read_control(self) -> dict[str, Erasure]:
         """Newest erasure of each user."""
-        erasures: dict[str, Erasure] = {}
-        while records := self._log.read(CONTROL, 0, self._control):
-            for record in records:
-                try:
-                    control = _decode_control(record.value)
-                except msgspec.MsgspecError:
-                    continue  # a record of a newer version: not for sessions
-                if isinstance(control, Erasure) and control.user_id != "":
-                    erasures[str(control.user_id)] = control
-            self._control = records[-1].offset + 1
-        return erasures
+        erasures = [erasure for _, erasure in decoded(self._control.drain(), Erasure)]
+        return {str(erasure.user_id): erasure for erasure in erasures if erasure.user_id != ""}
 
     def _load(self, users: dict[str, Id]) -> None:
         absent = [name for name in users if name not in self._sessions]
@@ -182,7 +174,7 @@ class SessionLoop:
 
     def _commit(self, changed: set[str], gone: set[str]) -> None:
         packed = {name: self._sessions[name].pack() for name in sorted(changed - gone)}
-        after = FoldPosition(self._log.id, list(self.events.offsets), self._control)
+        after = FoldPosition(self._log.id, list(self.events.offsets), self._control.offsets[0])
         self._store.commit(self._position, after, packed, sorted(gone))
         self._position = after
         self.gone += len(gone)
@@ -257,7 +249,7 @@ def run(config: Config, stop: Stop, whole: Callable[[Log], Log] = lambda log: lo
             if tracer:
                 tracer.count(beat)
             if not moved:
-                log.wait(EVENTS, 0.05)
+                log.wait(EVENTS, 0.5)
     finally:
         if tracer:
             tracer.close()
