@@ -24,7 +24,7 @@ and an engagement is credited to the arm that picked the item (experiments/stati
 """
 
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, Final
 
@@ -205,16 +205,15 @@ def read_experiments(
     texts: Mapping[str, str],
     policy: PolicyConfig,
     labels: Sequence[str] | None = None,
-    stopped: Collection[str] = (),
     judged: bool = True,
 ) -> tuple[Experiment, ...]:
-    """Reads experiments by file name; raises YamlError also for conflicts, except with ``stopped`` ones.
-    ``judged``: see ``read_experiment``."""
+    """Reads experiments by file name; raises YamlError also for conflicts. ``judged``: see
+    ``read_experiment``."""
     experiments: list[Experiment] = []
     for file, text in sorted(texts.items()):
         experiment = read_experiment(text, file, policy, labels, judged)
         for earlier in experiments:
-            if conflict := _conflict(earlier, experiment, stopped):
+            if conflict := _conflict(earlier, experiment):
                 raise YamlError(file, 1, conflict)
         experiments.append(experiment)
     return tuple(experiments)
@@ -307,12 +306,10 @@ def _convert(marked: YamlWithLines, kind: Any, values: dict[str, Any], *path: st
         raise marked.error(str(error), *path, key) from None
 
 
-def _conflict(a: Experiment, b: Experiment, stopped: Collection[str]) -> str | None:
+def _conflict(a: Experiment, b: Experiment) -> str | None:
     """Reason why two experiments can't run together."""
     if a.name == b.name:
         return f"the experiment {a.name!r} is there twice"
-    if a.name in stopped or b.name in stopped:
-        return None
     if a.layer == b.layer:
         gap = max(a.offset, b.offset) - min(a.offset + a.traffic, b.offset + b.traffic)
         if gap < -_ROUNDING and min(a.traffic, b.traffic) > 0:

@@ -5,7 +5,7 @@ users.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Final
 
 import msgspec
@@ -20,14 +20,6 @@ WAITING: Final = "waiting"
 RUNNING: Final = "running"
 STOPPED: Final = "stopped"
 _HOUR_MS: Final = 3_600_000
-
-
-@dataclass(frozen=True)
-class ExperimentSet:
-    """Content of a revision: YAML texts by file, and the state of each experiment by name."""
-
-    configs: Mapping[str, str] = field(default_factory=dict)
-    stands: Mapping[str, ExperimentState] = field(default_factory=dict)
 
 
 def begin(
@@ -75,15 +67,8 @@ def _traffic_at(experiment: Experiment, step: int) -> float:
     return (*experiment.ramp.steps, experiment.traffic)[step]
 
 
-def parse_all(
-    revision: ExperimentSet | Experiments, policy: PolicyConfig, labels: Sequence[str] | None = None
-) -> tuple[Experiment, ...]:
-    """All experiments as defined in their files, also those without traffic. Raises YamlError."""
-    return read_experiments(revision.configs, policy, labels, _stopped(revision))
-
-
 def parse_each(
-    revision: ExperimentSet | Experiments,
+    revision: Experiments,
     policy: PolicyConfig,
     labels: Sequence[str] | None = None,
     stopped: bool = True,
@@ -103,7 +88,7 @@ def parse_each(
 
 
 def running(
-    revision: ExperimentSet | Experiments, policy: PolicyConfig, labels: Sequence[str] | None = None
+    revision: Experiments, policy: PolicyConfig, labels: Sequence[str] | None = None
 ) -> tuple[Experiment, ...]:
     """Experiments that assign arms, with their current traffic. Raises YamlError."""
     experiments = []
@@ -117,12 +102,12 @@ def running(
 
 
 def apply_request(
-    revision: ExperimentSet,
+    revision: Experiments,
     request: ExperimentRequest,
     policy: PolicyConfig,
     labels: Sequence[str],
     now_ms: int,
-) -> ExperimentSet:
+) -> Experiments:
     """The set after a request to start or stop an experiment. Raises ValueError with the reason if
     refused."""
     if request.what == "start":
@@ -137,16 +122,17 @@ def apply_request(
     if stand.state == STOPPED:
         raise ValueError(f"{request.name} is stopped already: {stand.why}")
     stopped = stop(stand, now_ms, request.reason or "asked for")
-    return ExperimentSet(revision.configs, {**revision.stands, request.name: stopped})
+    stands = {**revision.stands, request.name: stopped}
+    return msgspec.structs.replace(revision, stands=stands)
 
 
 def _start(
-    revision: ExperimentSet,
+    revision: Experiments,
     request: ExperimentRequest,
     policy: PolicyConfig,
     labels: Sequence[str],
     now_ms: int,
-) -> ExperimentSet:
+) -> Experiments:
     experiment = read_experiment(request.text, request.name or "<text>", policy, labels)
     name, file = experiment.name, f"{experiment.name}.yaml"
     if name in _names(revision):
@@ -162,46 +148,49 @@ def _start(
     stand = begin(experiment, now_ms, at_once=request.at_once)
     if stand.state == STOPPED:
         raise ValueError(f"{name}: {stand.why}; give it a later stop")
-    configs = {**revision.configs, file: request.text}
-    new = ExperimentSet(configs, {**revision.stands, name: stand})
+    new = msgspec.structs.replace(
+        revision,
+        configs={**revision.configs, file: request.text},
+        stands={**revision.stands, name: stand},
+    )
     read_experiments(_not_stopped(new), policy, labels)  # raises for conflicts
     return new
 
 
-def _names(revision: ExperimentSet | Experiments) -> list[str]:
+def _names(revision: Experiments) -> list[str]:
     return sorted({name_in(text) for text in revision.configs.values()} - {""})
 
 
-def _stopped(revision: ExperimentSet | Experiments) -> set[str]:
+def _stopped(revision: Experiments) -> set[str]:
     return {name for name, stand in revision.stands.items() if stand.state == STOPPED}
 
 
-def _not_stopped(revision: ExperimentSet | Experiments) -> dict[str, str]:
+def _not_stopped(revision: Experiments) -> dict[str, str]:
     """Texts of experiments that aren't stopped; the others may be unreadable."""
     over = _stopped(revision)
     return {file: text for file, text in revision.configs.items() if name_in(text) not in over}
 
 
 def with_files(
-    revision: ExperimentSet,
+    revision: Experiments,
     files: Mapping[str, str],
     policy: PolicyConfig,
     labels: Sequence[str],
     now_ms: int,
-) -> ExperimentSet:
+) -> Experiments:
     """The set with these files of the code. Experiments started by request stay. Files with a ramp, times,
     guardrails or trained lines get a state. Raises ValueError."""
     given = {f"{name}.yaml" for name, stand in revision.stands.items() if stand.given}
     requested = {file: text for file, text in revision.configs.items() if file in given}
-    configs = {**files, **requested}
-    names = [name_in(text) for text in configs.values()]
+    new = msgspec.structs.replace(revision, configs={**files, **requested})
+    names = [name_in(text) for text in new.configs.values()]
     for name in names:
         if names.count(name) > 1:  # also stopped ones, which aren't read below
             text = f"the experiment {name!r} is there twice; give one of them another name"
             raise ValueError(text)
     states = dict(revision.stands)
-    for each in read_experiments(_not_stopped(ExperimentSet(configs, states)), policy, labels):
+    for each in read_experiments(_not_stopped(new), policy, labels):
         managed = each.ramp.steps or each.start or each.stop or each.metrics.guardrails
         if each.name not in states and (managed or each.trains):
             states[each.name] = begin(each, now_ms, given=False)
-    return ExperimentSet(configs, states)
+    return msgspec.structs.replace(new, stands=states)

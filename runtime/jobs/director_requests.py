@@ -10,7 +10,7 @@ import msgspec
 from experiments.assignment.definition import Experiment, read_experiments
 from experiments.promotion.epoch_model import with_size
 from experiments.promotion.lifecycle import Lifecycle, is_guard_name
-from experiments.statistics.revision import ExperimentSet, apply_request, parse_each
+from experiments.statistics.revision import apply_request, parse_each
 from recsys.app.logged_sets import defined
 from recsys.app.set_loops import SetsInUse
 from recsys.clock import wall_ms
@@ -205,13 +205,13 @@ def check_startable(
 
     A file that already runs counts as itself. Raises ValueError for one that can't be started.
     """
-    labels, current = labels_of(config), ExperimentSet(revision.configs, revision.stands)
+    labels = labels_of(config)
     experiments: list[Experiment] = []
     for file, text in texts.items():
         experiments += read_experiments({file: text}, config.policy, labels)
-        if text not in current.configs.values():
+        if text not in revision.configs.values():
             request = ExperimentRequest(what="start", name=file, text=text)
-            current = apply_request(current, request, config.policy, labels, wall_ms())
+            revision = apply_request(revision, request, config.policy, labels, wall_ms())
     return tuple(experiments)
 
 
@@ -220,9 +220,7 @@ def request_experiment(log: Log, config: Config, request: ExperimentRequest) -> 
 
     Raises ValueError where it refuses or doesn't answer.
     """
-    revision = newest_experiments(log)
-    current = ExperimentSet(revision.configs, revision.stands)
-    apply_request(current, request, config.policy, labels_of(config), wall_ms())
+    apply_request(newest_experiments(log), request, config.policy, labels_of(config), wall_ms())
     offset = send(log, request)
 
     def find() -> Experiments | None:

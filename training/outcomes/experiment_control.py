@@ -4,17 +4,17 @@ import logging
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Final
 
+from msgspec.structs import replace
+
 from experiments.assignment.arm_line import arm_line_name
-from experiments.assignment.definition import Experiment
+from experiments.assignment.definition import Experiment, read_experiments
 from experiments.promotion.lifecycle import Lifecycle
 from experiments.statistics.readout import BROKEN, HARM, Readout
 from experiments.statistics.revision import (
     RUNNING,
     STOPPED,
-    ExperimentSet,
     apply_request,
     move,
-    parse_all,
     parse_each,
     stop,
     with_files,
@@ -50,7 +50,7 @@ class ExperimentController:
     ) -> None:
         self._log, self._config, self._labels = log, config, tuple(labels)
         self._files = None if files is None else dict(files)
-        parse_all(ExperimentSet(self._files or {}), config.policy, labels)
+        read_experiments(self._files or {}, config.policy, labels)
         self.newest = Experiments(revision=0)
         self._requests: dict[int, ExperimentRequest] = {}  # by their offset on control
         self._folds: dict[str, ExperimentFold] = {}
@@ -93,7 +93,7 @@ class ExperimentController:
     def _check_files(self, now_ms: int) -> Experiments | None:
         if self._files is None or self._checked is self.newest:
             return None
-        self._checked, current = self.newest, self._current()
+        self._checked = current = self.newest
         try:
             new = with_files(current, self._files, self._config.policy, self._labels, now_ms)
         except ValueError as error:
@@ -103,13 +103,12 @@ class ExperimentController:
 
     def _grant(self, now_ms: int) -> Experiments | None:
         for offset, request in self._requests.items():
-            current = self._current()
             if is_too_late(request, now_ms):
-                return self._revision(current, now_ms, offset, TOO_LATE)
+                return self._revision(self.newest, now_ms, offset, TOO_LATE)
             try:
-                new = apply_request(current, request, self._config.policy, self._labels, now_ms)
+                new = apply_request(self.newest, request, self._config.policy, self._labels, now_ms)
             except ValueError as error:
-                return self._revision(current, now_ms, offset, str(error))
+                return self._revision(self.newest, now_ms, offset, str(error))
             return self._revision(new, now_ms, offset)
         return None
 
@@ -137,7 +136,7 @@ class ExperimentController:
                 self._folds.pop(name, None)
             if stand is not states[name] and stand.why.startswith((f"{BROKEN}: ", f"{HARM}: ")):
                 _LOG.warning("experiment %s is stopped: %s", name, stand.why)
-        return self._revision(ExperimentSet(self.newest.configs, changed), now_ms)
+        return self._revision(replace(self.newest, stands=changed), now_ms)
 
     def _moved(
         self, experiment: Experiment, stand: ExperimentState, now_ms: int, due: bool
@@ -171,16 +170,11 @@ class ExperimentController:
             self._parsed = (self.newest, *parsed)
         return self._parsed[1:]
 
-    def _current(self) -> ExperimentSet:
-        return ExperimentSet(self.newest.configs, self.newest.stands)
-
     def _revision(
-        self, state: ExperimentSet, now_ms: int, answers: int = -1, refused: str = ""
+        self, state: Experiments, now_ms: int, answers: int = -1, refused: str = ""
     ) -> Experiments:
-        return Experiments(
-            revision=self.newest.revision + 1, configs=dict(state.configs), time_ms=now_ms,
-            stands=dict(state.stands), answers=answers, refused=refused,
-        )  # fmt: skip
+        number = self.newest.revision + 1
+        return replace(state, revision=number, time_ms=now_ms, answers=answers, refused=refused)
 
 
 def arm_line_records(

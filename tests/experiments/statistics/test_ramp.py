@@ -11,11 +11,9 @@ from experiments.assignment.definition import Arm, Experiment, read_experiment
 from experiments.assignment.design import Metrics, Ramp, time_ms_of
 from experiments.statistics.readout import BETTER, BROKEN, HARM, OPEN, WORSE
 from experiments.statistics.revision import (
-    ExperimentSet,
     apply_request,
     begin,
     move,
-    parse_all,
     parse_each,
     running,
     stop,
@@ -106,10 +104,10 @@ def test_whoever_was_in_stays_in_as_it_grows() -> None:
     from experiments.assignment.policy import assign
 
     users = [f"u{n}" for n in range(3_000)]
-    told = ExperimentSet({"m.yaml": TEXT}, {"mine": ExperimentState(traffic=0.1)})
+    told = revision_of({"m.yaml": TEXT}, {"mine": ExperimentState(traffic=0.1)})
     (small,) = running(told, POLICY, LABELS)
     (large,) = running(
-        ExperimentSet(told.configs, {"mine": ExperimentState(traffic=0.4)}), POLICY, LABELS
+        revision_of(told.configs, {"mine": ExperimentState(traffic=0.4)}), POLICY, LABELS
     )
     inside = [user for user in users if assign(user, small)]
     assert 200 < len(inside) < 400
@@ -125,12 +123,16 @@ def test_a_revision_without_stands_is_as_ever() -> None:
     assert [its.traffic for its in running(said, POLICY, LABELS)] == [1.0]
 
 
+def revision_of(configs: dict | None = None, stands: dict | None = None) -> Experiments:
+    return Experiments(revision=0, configs=configs or {}, stands=stands or {})
+
+
 def start(text: str = TEXT, **more: Any) -> ExperimentRequest:
     return ExperimentRequest(what="start", text=text, **more)
 
 
 def test_a_wish_starts_and_another_stops() -> None:
-    plain = ExperimentSet({"plain.yaml": PLAIN})
+    plain = revision_of({"plain.yaml": PLAIN})
     told = apply_request(plain, start(), POLICY, LABELS, 7)
     assert told.stands["mine"] == ExperimentState(traffic=0.1, since_ms=7, started_ms=7, given=True)
     assert [its.name for its in running(told, POLICY, LABELS)] == ["mine", "plain"]
@@ -139,11 +141,11 @@ def test_a_wish_starts_and_another_stops() -> None:
             told, ExperimentRequest(what="stop", name=name, reason="r"), POLICY, LABELS, 9
         )
         assert told.stands[name].why == "r"
-    assert running(told, POLICY, LABELS) == () and len(parse_all(told, POLICY, LABELS)) == 2
+    assert running(told, POLICY, LABELS) == () and len(told.configs) == 2
 
 
 def test_who_is_stopped_is_in_nobodys_way() -> None:
-    told = apply_request(ExperimentSet(), start(PLAIN), POLICY, LABELS, 7)
+    told = apply_request(revision_of(), start(PLAIN), POLICY, LABELS, 7)
     other = PLAIN.replace("plain", "next")
     with pytest.raises(YamlError, match="shares users"):
         apply_request(told, start(other), POLICY, LABELS, 8)
@@ -166,23 +168,23 @@ def test_who_is_stopped_is_in_nobodys_way() -> None:
 def test_wishes_that_cannot_be_granted_say_why(wish: ExperimentRequest, says: str) -> None:
     now_ms = time_ms_of("2026-11-30")
     with pytest.raises(ValueError, match=says):
-        apply_request(ExperimentSet({"plain.yaml": PLAIN}), wish, POLICY, LABELS, now_ms)
+        apply_request(revision_of({"plain.yaml": PLAIN}), wish, POLICY, LABELS, now_ms)
 
 
 def test_who_is_stopped_cannot_be_stopped_again() -> None:
     its = stop(ExperimentState(traffic=0.3), 5, "enough")
-    told = ExperimentSet({"plain.yaml": PLAIN}, {"plain": its})
+    told = revision_of({"plain.yaml": PLAIN}, {"plain": its})
     with pytest.raises(ValueError, match="stopped already: enough"):
         apply_request(told, ExperimentRequest(what="stop", name="plain"), POLICY, LABELS, 6)
 
 
 def test_files_come_and_go_and_what_was_started_stays() -> None:
-    told = apply_request(ExperimentSet(), start(), POLICY, LABELS, 7)
+    told = apply_request(revision_of(), start(), POLICY, LABELS, 7)
     with_plain = with_files(told, {"plain.yaml": PLAIN}, POLICY, LABELS, 8)
     assert set(with_plain.configs) == {"plain.yaml", "mine.yaml"}
     assert set(with_plain.stands) == {"mine"}
     assert with_files(with_plain, {}, POLICY, LABELS, 9) == told
-    ramped = with_files(ExperimentSet(), {"m.yaml": TEXT}, POLICY, LABELS, 9)
+    ramped = with_files(revision_of(), {"m.yaml": TEXT}, POLICY, LABELS, 9)
     assert ramped.stands["mine"] == ExperimentState(traffic=0.1, since_ms=9, started_ms=9)
     assert with_files(ramped, {"m.yaml": TEXT}, POLICY, LABELS, 99) == ramped
 
@@ -227,7 +229,7 @@ def test_arms_are_given_and_taken_by_texts_that_cannot_be_judged() -> None:
     """A revision of before names were checked: replicas and past answers go on by it, `stop` ends it, and
     what is stopped is in nobody's way, whatever it says."""
     typo = PLAIN + "metric: longview\n"
-    old = ExperimentSet({"plain.yaml": typo, "gone.yaml": "name: gone\narms: 7\n"}, {
+    old = revision_of({"plain.yaml": typo, "gone.yaml": "name: gone\narms: 7\n"}, {
         "plain": ExperimentState(traffic=0.3), "gone": ExperimentState(state="stopped")})  # fmt: skip
     assert [its.traffic for its in running(old, POLICY, LABELS)] == [0.3]
     found, unread = parse_each(old, POLICY, LABELS)
@@ -240,13 +242,13 @@ def test_arms_are_given_and_taken_by_texts_that_cannot_be_judged() -> None:
 
 
 def test_no_wish_overwrites_the_file_of_another() -> None:
-    told = ExperimentSet({"mine.yaml": PLAIN})
+    told = revision_of({"mine.yaml": PLAIN})
     with pytest.raises(ValueError, match=r"'mine\.yaml' is held by the experiment 'plain'"):
         apply_request(told, start(), POLICY, LABELS, 7)
 
 
 def test_a_name_stands_in_one_file_also_once_it_is_stopped() -> None:
-    told = ExperimentSet(stands={"plain": ExperimentState(state="stopped")})
+    told = revision_of(stands={"plain": ExperimentState(state="stopped")})
     with pytest.raises(ValueError, match="'plain' is there twice"):
         with_files(told, {"a.yaml": PLAIN, "b.yaml": PLAIN}, POLICY, LABELS, 7)
 
