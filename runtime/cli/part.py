@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 from typer import Argument
 
-from recsys.process.latency_tuning import freeze_gc
+from recsys.process.latency_tuning import SWITCH_S, freeze_gc
 from recsys.process.part_process import Stop, run_parts
 from recsys.process.process_priority import lower_session_priority
 from runtime.cli.common import StateOption
@@ -25,6 +25,7 @@ def run(names: str, state: str) -> int:
     config, _ = launch_plan.read(state)
     parts, importing = names.split(","), threading.Lock()
     lower_session_priority(max(map(niceness, parts)))
+    sys.setswitchinterval(SWITCH_S)  # parts of one process wait for each other
 
     def work(name: str, stop: Stop) -> None:
         with importing:

@@ -41,7 +41,7 @@ _PARTS: Final = (
         "trainer", "training.continual.driver:run", ("log", "shards"), ("ray",), False, 180, 20,
         nice=_NICE,
     ),
-    Part("serve", "runtime.parts.serve:run", ("log", "valkey", "shards"), ("ray",), False, 180, 20),
+    Part("serve", "runtime.parts.serve:run", ("log", "valkey", "ray"), ("ray",), False, 180, 20),
     Part("viewers", "viewers", ("serve",)),
     Part("metrics", "runtime.parts.metrics:run", ("log",), **_WAITING),
     Part("control-room", "runtime.control_room.part:run", ("log",), **_WAITING),

@@ -291,7 +291,7 @@ def run(config: Config, stop: Stop, whole: Callable[[Log], Log] = lambda log: lo
             stop.heartbeat.gauge("covisit_rows_evicted", loop.evicted)
             stop.heartbeat.gauge("covisit_users_forgotten", loop.fold.visits.forgotten)
             if not moved:
-                log.wait(EVENTS, 0.05)
+                log.wait(EVENTS, 0.5)
         for loop in [] if loops is None else loops.loops.values():
             loop.publish()
             loop.save()

@@ -118,7 +118,7 @@ def _work(config: Config, rank: int, generation: int, epoch: int) -> int:
     tracer = open_tracer_in_actor(config, PART) if rank == 0 else None  # one span for a step
     trace = LearnTrace(tracer, run_of(config), MAIN, epoch) if tracer else None
     try:
-        following = _learn(worker, epoch, ended, trace, lambda: log.wait(STEPS, 0.05))
+        following = _learn(worker, epoch, ended, trace, lambda: log.wait(STEPS, 0.5))
     finally:
         if trace:
             trace.close()

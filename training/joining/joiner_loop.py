@@ -338,7 +338,7 @@ def run(config: Config, stop: Stop) -> None:
         if tracer:
             tracer.count(beat)
         if not moved:
-            log.wait(EVENTS, 0.05)
+            log.wait(EVENTS, 0.5)
     if tracer:
         tracer.close()
     loop.save()

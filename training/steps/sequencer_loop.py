@@ -262,7 +262,7 @@ def run(config: Config, stop: Stop) -> None:
         if tracer:
             tracer.count(beat)
         if not moved:
-            log.wait(EXAMPLES, 0.01 if loop.waiting else 0.05)
+            log.wait(EXAMPLES, 0.01 if loop.waiting else 0.5)
     if tracer:
         tracer.close()
     log.close()
