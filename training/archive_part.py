@@ -14,8 +14,8 @@ from recsys.process.part_process import Stop
 from recsys.process.part_snapshot import PartState
 from recsys.process.retry_loop import run_turn
 from recsys.process.space_file import SpaceReader
+from training.archive.files import drop_oldest
 from training.archive.inspector import Inspector
-from training.archive.retention import drop_oldest
 from training.archive.writer import PART, TOPICS, Archive
 from training.deletion.erasure import PART as ERASURES
 from training.deletion.erasure import Eraser

@@ -1,9 +1,11 @@
-"""Parquet files of the archive: naming, atomic replacement, merging, and removal of a deleted user's rows."""
+"""Parquet files of the archive: naming, atomic replacement, merging, and removal of a deleted user's rows or
+of the oldest hours."""
 
 import os
 import re
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -12,6 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from recsys.events.records import EVENTS, EXAMPLES
 from recsys.log.protocol import Record
 
 FLUSH_BYTES: Final = 32_000_000
@@ -156,6 +159,38 @@ def path_of(folder: Path, topic: str, hour: int, partition: int, first: int, las
     moment = datetime.fromtimestamp(hour * 3600, UTC)
     name = f"part-{partition}-{first}-{last}.parquet"
     return folder / topic / f"day={moment:%Y-%m-%d}" / f"hour={moment:%H}" / name
+
+
+def drop_oldest(folder: Path, most_bytes: int | None, days: int = 0) -> int:
+    """Removes files of the oldest hours until the archive has at most ``most_bytes`` on the disk, and those
+    ``days`` older than its newest hour; returns their number. The newest file of each partition stays: it
+    says where to resume; the catalogue (``items``) stays whole. None, 0: without limit. Only the archive's
+    writer may call this."""
+    by_hour, newest = defaultdict[int, list[ArchiveFile]](list), set[Path]()
+    for topic in (EVENTS, EXAMPLES):
+        files = listed((folder / topic).glob("day=*/hour=*/*"))
+        newest |= {file.path for file in {file.partition: file for file in files}.values()}
+        for file in files:
+            by_hour[hour_of(file.path)].append(file)
+    size = sum(map(_bytes, folder.rglob("*.parquet"))) if most_bytes is not None else 0
+    oldest, dropped = max(by_hour, default=0) - 24 * days, 0
+    for hour in sorted(by_hour):
+        if not (days and hour < oldest) and (most_bytes is None or size <= most_bytes):
+            break
+        for file in by_hour[hour]:
+            if file.path not in newest:
+                size -= _bytes(file.path)
+                file.path.unlink()
+                dropped += 1
+        for path in {file.path.parent for file in by_hour[hour]}:
+            with suppress(OSError):  # not empty
+                path.rmdir()
+                path.parent.rmdir()
+    return dropped
+
+
+def _bytes(path: Path) -> int:
+    return path.lstat().st_blocks * 512
 
 
 @contextmanager

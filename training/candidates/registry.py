@@ -152,15 +152,7 @@ class Registry:
 
     def snapshot(self, name: str) -> Snapshot:
         """A candidate's snapshot, its digests checked. Raises Refused if a file was changed."""
-        expected = self._file(name).snapshot
-        snapshot, reasons = latest(self.folder, name, expected.epoch, expected.step)
-        if snapshot is None:
-            why = "; ".join(reasons) or "there is no snapshot beside it"
-        elif reference_to(snapshot) != expected:
-            why = f"its snapshot isn't the one that {FILE} names"
-        else:
-            return snapshot
-        raise Refused(f"candidate {name} is corrupt: {why}; make it again")
+        return _verified(self.folder, self._file(name).snapshot, f"candidate {name}")
 
     def ancestor(self, name: str) -> Snapshot:
         """The snapshot that a candidate started from. Raises Refused if none was stored, or it is corrupt."""
@@ -168,11 +160,7 @@ class Registry:
         folder = self.folder / name / _ANCESTOR
         if expected is None or not folder.is_dir():
             raise Refused(f"no ancestor was kept of candidate {name}: make it again, with --init")
-        snapshot, reasons = latest(folder, expected.line, expected.epoch, expected.step)
-        if snapshot is None or reference_to(snapshot) != expected:
-            why = "; ".join(reasons) or "it isn't the one that the candidate names"
-            raise Refused(f"the ancestor of candidate {name} is corrupt: {why}; make it again")
-        return snapshot
+        return _verified(folder, expected, f"the ancestor of candidate {name}")
 
     def check(
         self,
@@ -248,6 +236,17 @@ class Registry:
         if _sealed(file.provenance, file.snapshot) != file or file.provenance.name != name:
             raise Refused(f"candidate {name} is corrupt: {path} was changed; make it again")
         return file
+
+
+def _verified(folder: Path, expected: SnapshotRef, whose: str) -> Snapshot:
+    snapshot, reasons = latest(folder, expected.line, expected.epoch, expected.step)
+    if snapshot is None:
+        why = "; ".join(reasons) or "there is no snapshot beside it"
+    elif reference_to(snapshot) != expected:
+        why = f"its snapshot isn't the one that {FILE} names"
+    else:
+        return snapshot
+    raise Refused(f"{whose} is corrupt: {why}; make it again")
 
 
 def new_name(kind: str, now_ms: int) -> str:

@@ -29,7 +29,7 @@ from ray.util.metrics import Counter, Gauge
 
 from parameter_server.rpc.shard_actor import NAMESPACE, await_shards
 from recsys.clock import wall_ms
-from recsys.config.system_config import Config, TrainerConfig
+from recsys.config.system_config import Config
 from recsys.log.protocol import LogLost
 from recsys.observability.log_lines import LogThrottle, redact
 from recsys.process.open_log import open_log
@@ -162,10 +162,11 @@ def _trainer(config: Config, name: str, epoch: int) -> Trainer:
     shutil.rmtree(runs, ignore_errors=True)  # of earlier drivers
     (runs / "groups").mkdir(parents=True)
     settings = {"config": msgspec.to_builtins(shown(config)), "run": name, "epoch": epoch}
+    trainer, is_cuda = config.trainer, config.trainer.device == "cuda"
+    resources = {"CPU": trainer.cpus_per_worker}
+    resources |= {"GPU": trainer.gpus_per_worker} if is_cuda else {}
     scaling = ray.train.ScalingConfig(
-        num_workers=config.trainer.workers,
-        use_gpu=config.trainer.device == "cuda",
-        resources_per_worker=resources_of(config.trainer),
+        num_workers=trainer.workers, use_gpu=is_cuda, resources_per_worker=resources
     )
     return ray_trainer(train_loop, settings, scaling, name, runs, failures=-1, check_s=0.5)
 
@@ -206,12 +207,6 @@ def shown(config: Config) -> Config:
         sessions=replace(config.sessions, url=redact(config.sessions.url)),
         tracing=replace(config.tracing, endpoint=redact(config.tracing.endpoint)),
     )
-
-
-def resources_of(trainer: TrainerConfig) -> dict[str, float]:
-    """Ray resources of a worker."""
-    resources = {"CPU": trainer.cpus_per_worker}
-    return resources | ({"GPU": trainer.gpus_per_worker} if trainer.device == "cuda" else {})
 
 
 def train_loop(settings: dict[str, Any]) -> None:

@@ -109,8 +109,7 @@ class LiveReplay:
         return moved
 
     def _report(self, request: Unlearning, state: str, **changes: object) -> int:
-        append_progress(self._log, request, state, self._clock(), **changes)
-        return 1
+        return append_progress(self._log, request, state, self._clock(), **changes)
 
     def _end(self) -> None:
         if self._holds:

@@ -16,12 +16,13 @@ import msgspec
 from experiments.promotion.lifecycle import ASKED, ASSIGNED, DONE, REPLAYED, Lifecycle
 from parameter_server.storage import snapshots
 from recsys.config.system_config import Config
-from recsys.events.control_records import Live, Unlearning
+from recsys.events.control_records import Unlearning
 from recsys.events.records import CONTROL, DELTAS, pack
 from recsys.log.protocol import Append, Log, newest_first
 from recsys.process.log_consumer import decoded
 from training.deletion.log_without import Users
 from training.deletion.removal import erase_examples, remove_ended_lines, remove_replaced
+from training.lines.control import append_live_record
 from training.lines.line import MAIN
 
 
@@ -41,15 +42,15 @@ class UnlearningDirector:
         if request.state == REPLAYED and not request.first:  # nothing was learned from them
             return self._close(request)
         if request.state == ASKED or live.epoch != request.of:
-            return self._append(request, ASSIGNED, epoch=next_epoch(), of=live.epoch)
+            assigned = {"epoch": next_epoch(), "of": live.epoch}
+            return append_progress(self._log, request, ASSIGNED, self._clock(), **assigned)
         if request.state != REPLAYED:
             return 0
         snapshots.sync_snapshot(self._state / "snapshots", MAIN, request.epoch, request.step)
-        record = Live(
-            line=MAIN, epoch=request.epoch, reason=reason_of(request.users), time_ms=self._clock(),
-            since=request.step, of=live.epoch, size=request.size,
+        append_live_record(
+            self._log, MAIN, request.epoch, reason_of(request.users), self._clock(), request.step,
+            live.epoch, request.size,
         )  # fmt: skip
-        self._log.append(CONTROL, [Append(0, b"", pack(record))])
         return 1
 
     def tidy(self, lifecycle: Lifecycle) -> None:
@@ -68,19 +69,15 @@ class UnlearningDirector:
 
     def _close(self, request: Unlearning) -> int:
         erase_examples(self._log, str(self._state), request.users)
-        return self._append(request, DONE)
-
-    def _append(self, request: Unlearning, state: str, **changes: object) -> int:
-        append_progress(self._log, request, state, self._clock(), **changes)
-        return 1
+        return append_progress(self._log, request, DONE, self._clock())
 
 
 def append_progress(
     log: Log, request: Unlearning, state: str, time_ms: int, **changes: object
-) -> None:
-    """Appends the next state of a request; only the first record names its users."""
+) -> int:
+    """Appends the next state of a request, one record; only the first record names its users."""
     progress = msgspec.structs.replace(request, state=state, users={}, time_ms=time_ms, **changes)
-    log.append(CONTROL, [Append(0, b"", pack(progress))])
+    return len(log.append(CONTROL, [Append(0, b"", pack(progress))]))
 
 
 def reason_of(users: Users) -> str:

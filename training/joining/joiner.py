@@ -137,7 +137,7 @@ class Joiner:
         self._move(event.time_ms, out)
         if isinstance(event, Verdict):
             self._judge(offset, event, out)
-        elif isinstance(event, Engagement | Impression) and self._is_quarantined(event.user_id):
+        elif isinstance(event, Engagement | Impression) and str(event.user_id) in self.quarantined:
             self.counts["quarantined"] += 1
         elif isinstance(event, Engagement):
             if not self._recent.add(dedupe_key(event)):
@@ -232,9 +232,6 @@ class Joiner:
             out.append(self._forget(offset, verdict.user_id))
         else:
             self.quarantined.discard(str(verdict.user_id))
-
-    def _is_quarantined(self, user_id: Id) -> bool:
-        return bool(self.quarantined) and str(user_id) in self.quarantined
 
     def _is_bounded(self, state: ImpressionState, index: int, engagement: Engagement) -> bool:
         """Whether an item isn't learned from, as its first engagement decides."""
