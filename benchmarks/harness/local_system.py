@@ -250,8 +250,8 @@ class LocalSystem:
         began_ns = time.time_ns()
         while learned := self.worker.turn():
             if self.tracer:
-                version = (MAIN, self.epoch, self.worker.step, learned)
-                trace_step(self.tracer, *version, began_ns, time.time_ns())
+                version = (MAIN, self.epoch, self.worker.step)
+                trace_step(self.tracer, version, learned, began_ns, time.time_ns())
             began_ns = time.time_ns()
 
     def follow(self) -> None:

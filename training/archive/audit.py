@@ -156,9 +156,10 @@ class _BlockComparison:
         old, new = read_block(logged, self._features), read_block(recomputed, self._features)
         if old.items_NI.shape != new.items_NI.shape or old.dense_NF.shape != new.dense_NF.shape:
             return {"number of items": np.ones(1)}
-        if not len(old.items_NI):  # an empty block doesn't tell its widths
-            return self._keys(old, new) | self._outcomes(old, new)
-        return self._keys(old, new) | self._outcomes(old, new) | self._numbers(old, new, counters)
+        differences = self._keys(old, new) | self._outcomes(old, new)
+        if len(old.items_NI):  # an empty block doesn't tell its widths
+            differences |= self._numbers(old, new, counters)
+        return differences
 
     def _keys(self, old: RequestFeatures, new: RequestFeatures) -> dict[str, NDArray[np.float64]]:
         wrong = {}

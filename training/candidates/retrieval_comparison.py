@@ -227,14 +227,15 @@ class Search:
     def run(self, weights: Weights) -> SearchResult:
         """Searches with one model, for the examples whose items are known (``known_E``)."""
         items_NV = self._content_NV + weights.rows("items", self._keys_N)
-        users_EV = self._users(weights)
+        users_EV, count = self._users(weights), min(PICKS, len(items_NV))
         hits, picked = np.zeros(len(users_EV), np.bool_), np.zeros(len(items_NV), np.int64)
         for start in range(0, len(users_EV), _TOGETHER):
             part = slice(start, start + _TOGETHER)
             scores = users_EV[part] @ items_NV.T
             own = np.take_along_axis(scores, self._item_E[part, None], 1)
             hits[part] = ((scores > own).sum(1) < BEST) & np.isfinite(scores).all(1)
-            picked += np.bincount(_best(scores).ravel(), minlength=len(items_NV))
+            best = np.argpartition(-scores, count - 1, axis=1)[:, :count]
+            picked += np.bincount(best.ravel(), minlength=len(items_NV))
         share = np.sort(picked)[-PICKS:].sum() / max(1, picked.sum())
         return SearchResult(hits[self.known_E], float(share))
 
@@ -248,11 +249,6 @@ class Search:
             vectors = weights.model.user_vectors(self._batch, self._lookup, users, items)
             out: Floats = vectors.numpy()
         return out
-
-
-def _best(scores_EN: Floats) -> NDArray[np.int64]:
-    count = min(PICKS, scores_EN.shape[1])
-    return np.argpartition(-scores_EN, count - 1, axis=1)[:, :count]
 
 
 def _content(features: FeatureSet, catalogue: Catalogue, indices: Keys, dim: int) -> Floats:

@@ -109,7 +109,8 @@ class LearnTrace:
         self._throttle = LogThrottle(_COUNT_EVERY_S)
 
     def learned(self, step: int, examples: int, began_ns: int, ended_ns: int) -> None:
-        trace_step(self._tracer, self._line, self._epoch, step, examples, began_ns, ended_ns)
+        version = (self._line, self._epoch, step)
+        trace_step(self._tracer, version, examples, began_ns, ended_ns)
 
     def count(self, now_s: float) -> None:
         if self._throttle.due("count", now_s):

@@ -9,6 +9,7 @@ alarm a number is quiet for a while, and its new level becomes the usual one.
 
 # C numbers monitored, B examples of a step
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -27,9 +28,7 @@ FEATURE: Final = "feature"
 SHARE: Final = "share"
 _SLACK: Final = 0.5  # half of the change, in sd of a block, that is detected soonest
 _RECENT: Final = 8  # newest blocks, for the observed value of an alarm
-_PRIOR_ZEROS: Final = (
-    60  # fed to a new Page–Hinkley: its first few numbers don't define what is usual
-)
+_PRIOR_ZEROS: Final = 60  # fed to a new Page–Hinkley: its first numbers don't define the usual
 _WINDOW: Final = 4  # ADWIN judges no part of fewer blocks
 
 
@@ -204,13 +203,12 @@ class LossMonitor:
 
     def step(self, metrics: Mapping[str, float], at_ms: int, step: int) -> list[Alarm]:
         """Takes a step's sums; a step without examples (all left out, corrections) changes nothing."""
-
-        def get(name: str) -> float:
-            return metrics.get(name, 0.0)
-
-        loss = [get(f"loss.{label}") for label in self.labels]
-        error = [get(f"predicted.{label}") - get(f"happened.{label}") for label in self.labels]
-        return self._monitor.feed(np.array([*loss, *error]), get("examples"), at_ms, step)
+        loss, predicted, happened = (
+            np.array([metrics.get(f"{kind}.{label}", 0.0) for label in self.labels])
+            for kind in ("loss", "predicted", "happened")
+        )
+        sums = np.concatenate([loss, predicted - happened])
+        return self._monitor.feed(sums, metrics.get("examples", 0.0), at_ms, step)
 
 
 @dataclass
@@ -230,7 +228,7 @@ class FeatureMonitor:
     def __post_init__(self) -> None:
         numbers = [MonitoredNumber(FEATURE, name) for name in self.columns]
         self._dense = ChangeMonitor(numbers, self.config)
-        self._counts: dict[str, dict[int, int]] = {slot: {} for slot in self.slots}
+        self._counts: dict[str, Counter[int]] = {slot: Counter() for slot in self.slots}
         self._seen = 0
         self._keys: dict[str, NDArray[np.int64]] = {}
         self._shares: ChangeMonitor | None = None
@@ -259,9 +257,7 @@ class FeatureMonitor:
         """Counts keys during warm-up, then chooses the most frequent ones."""
         self._seen += rows
         for slot, counts in self._counts.items():
-            distinct, times = np.unique(keys[slot], return_counts=True)
-            for key, count in zip(distinct.tolist(), times.tolist(), strict=True):
-                counts[key] = counts.get(key, 0) + count
+            counts.update(keys[slot].tolist())
         if self._seen >= self.config.block * self.config.warm_up and self._counts:
             numbers = []
             for slot, counts in self._counts.items():

@@ -129,14 +129,11 @@ class SampledFeatures:
         names = features.dense_names
         self._width = len(names)
         self._columns = np.array([n for n, name in enumerate(names) if is_steady(name)], np.int64)
-        self._user = {s.name: s.start for s in features.user_slots if s.name in _SLOTS}
-        self._item = {
-            s.name: s.start
-            for s in features.item_slots
-            if s.name in _SLOTS or s.name.startswith("item.")
-        }
-        slots = (*self._user, *self._item)
-        self.monitor = FeatureMonitor([names[n] for n in self._columns], slots)
+        # Field of a block and place in it, by slot.
+        slots = {s.name: ("user_keys", s.start) for s in features.user_slots}
+        slots |= {s.name: ("item_keys", s.start) for s in features.item_slots}
+        self._slots = {n: s for n, s in slots.items() if n in _SLOTS or n.startswith("item.")}
+        self.monitor = FeatureMonitor([names[n] for n in self._columns], tuple(self._slots))
         partitions = range(log.partitions(EXAMPLES))
         self._next = {p: -(-log.end(EXAMPLES, p) // _RUN) for p in partitions}  # runs
         self._due_ms = 0
@@ -169,14 +166,11 @@ class SampledFeatures:
         """Times and features of shown items, without the examples that training leaves out."""
         sample = []
         for _, example in decoded(records, _SampledExample):
-            if example.correction or example.features is None:
-                continue
-            if example.closed_ms <= self._from_ms:
+            counts = example.closed_ms > self._from_ms and not example.correction
+            if example.features is None or not counts:
                 continue
             block = self._blocks.read(example.features)
-            if block.feature_set != self._digest:
-                continue
-            if len(block.dense) == 4 * self._width:
+            if block.feature_set == self._digest and len(block.dense) == 4 * self._width:
                 sample.append((example.closed_ms, block))
         return sample
 
@@ -185,9 +179,10 @@ class SampledFeatures:
         dense_BF = np.frombuffer(b"".join(b.dense for b in blocks), np.float32)
         dense_BF = dense_BF.reshape(len(blocks), -1)[:, self._columns]
         finite = np.isfinite(dense_BF).all(1)
-        user_keys, item_keys = [b.user_keys for b in blocks], [b.item_keys for b in blocks]
-        keys = {name: _column(user_keys, at)[finite] for name, at in self._user.items()}
-        keys |= {name: _column(item_keys, at)[finite] for name, at in self._item.items()}
+        keys = {
+            name: _column([getattr(block, field) for block in blocks], at)[finite]
+            for name, (field, at) in self._slots.items()
+        }
         self.watched += int(finite.sum())
         at_ms = max(time_ms for time_ms, _ in sample)
         return self.monitor.step(dense_BF[finite], keys, at_ms, step)

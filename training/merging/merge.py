@@ -175,8 +175,7 @@ def _gather(column: NDArray[Any], at: Keys) -> NDArray[Any]:
 
 def _uses(keys: Keys, used: Keys, counts: NDArray[Any]) -> NDArray[Any]:
     is_used, at = _find(used, keys)
-    out: NDArray[Any] = np.where(is_used, counts[at], 0) if len(used) else np.zeros(len(keys))
-    return out
+    return np.where(is_used, _gather(counts, at), 0)
 
 
 def _dense(online: Arrays, offline: Arrays, share: float) -> Arrays:

@@ -7,14 +7,13 @@ candidate.
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from experiments.promotion.epoch_model import config_at, features_at
 from experiments.promotion.lifecycle import Lifecycle
 from parameter_server.shard.shard import Shard
 from parameter_server.storage.durable_shard import load_shard
 from parameter_server.storage.snapshots import Snapshot, latest
-from recsys.arrays.id_map import Arrays
 from recsys.config.system_config import Config, tables_of
 from recsys.events.hashing import Id
 from recsys.events.records import Step
@@ -71,10 +70,9 @@ class LiveMerge:
         self._check_descends(source.ancestor)
         steps = self._steps_since(source.ancestor)
         since, offsets = self._since(steps), self._offsets(source, steps)
-        ancestor = Parent(*self._export(registry.ancestor(name)))
-        merged = interpolate(
-            Parent(*self._export(self.live)), Parent(*self._export(snapshot)), ancestor, blends, since,
-        )  # fmt: skip
+        snapshots = (self.live, snapshot, registry.ancestor(name))
+        online, offline, ancestor = map(self._export, snapshots)
+        merged = interpolate(online, offline, ancestor, blends, since)
         arrays = {key: array for key, array in merged.arrays.items() if not key.startswith("held/")}
         until_ms = max(source.until_ms, int(merged.meta["clock_ms"]) + 1)
         provenance = Provenance(
@@ -179,9 +177,9 @@ class LiveMerge:
             ends |= {part.partition: part.stop for part in step.ranges} if step else {}
         return ends
 
-    def _export(self, snapshot: Snapshot) -> tuple[Arrays, dict[str, Any]]:
+    def _export(self, snapshot: Snapshot) -> Parent:
         """A snapshot of any number of shards as the export of one."""
         spec = whole_spec(self._config, snapshot.line, snapshot.epoch)
         shard = Shard(spec, self._model.read_dense())
         load_shard(shard, snapshot)
-        return shard.export()
+        return Parent(*shard.export())

@@ -110,7 +110,7 @@ class ExperimentFold:
         examples were read."""
         ends = self._ends()
         moved = self._read(EVENTS, polls)
-        if self._has_read(ends):
+        if all(self._events.offsets[p] >= end for p, end in ends.items()):
             self._settle()
             read = self._read(EXAMPLES, polls)
             if read and self._ends() == ends:
@@ -135,9 +135,6 @@ class ExperimentFold:
 
     def _ends(self) -> dict[int, int]:
         return {p: self._log.end(EVENTS, p) for p in self._events.offsets}
-
-    def _has_read(self, ends: dict[int, int]) -> bool:
-        return all(self._events.offsets[p] >= end for p, end in ends.items())
 
     def readout(self, parts: bool = True) -> Readout:
         """Results of what was read. ``parts``: whether to include days and segments."""

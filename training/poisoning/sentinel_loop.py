@@ -30,13 +30,10 @@ def append_verdicts(
     """Appends a verdict among each user's events; returns their offsets."""
     users = list(dict.fromkeys(users))
     partitions = log.partitions(EVENTS)
-    verdicts = [
-        Verdict(time_ms=now_ms, user_id=user, quarantined=quarantined, why=why) for user in users
-    ]
-    appends = [
-        Append(partition_of(user, partitions), user.encode(), encode(verdict))
-        for user, verdict in zip(users, verdicts, strict=True)
-    ]
+    appends = list[Append]()
+    for user in users:
+        verdict = Verdict(time_ms=now_ms, user_id=user, quarantined=quarantined, why=why)
+        appends.append(Append(partition_of(user, partitions), user.encode(), encode(verdict)))
     return dict(zip(users, log.append(EVENTS, appends), strict=True))
 
 

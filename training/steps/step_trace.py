@@ -64,15 +64,10 @@ class SequenceTrace:
 
 
 def trace_step(
-    tracer: SpanRecorder,
-    line: str,
-    epoch: int,
-    step: int,
-    examples: int,
-    began_ns: int,
-    ended_ns: int,
+    tracer: SpanRecorder, version: tuple[str, int, int], examples: int, began_ns: int, ended_ns: int
 ) -> None:
-    """Emits one span for a learned step; the traces of its examples link to it."""
+    """Emits one span for a learned step (line, epoch, step); the traces of its examples link to it."""
+    line, epoch, step = version
     attributes: SpanAttributes = {"line": line, "epoch": epoch, "step": step, "examples": examples}
     span_id = step_span(line, epoch, step)
     tracer.record(Span(span_id, STEP, began_ns, ended_ns, attributes=attributes))
