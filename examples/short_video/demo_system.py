@@ -1,6 +1,7 @@
 """Starts and warms up a system for the demo, and ends it in every case."""
 
 import contextlib
+import gc
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -15,6 +16,7 @@ from examples.short_video.demo_data import choose
 from recsys.config.system_config import Config
 from recsys.features.feature_set import FeatureSet
 from recsys.features.feature_set_file import feature_set, write_feature_set
+from recsys.process.malloc_tuning import return_freed_memory
 from recsys.process.open_log import open_log
 from runtime.cli.system import end
 from runtime.cli.up import start
@@ -51,6 +53,9 @@ def running_system(
             raise NotReady(f"the system didn't start; see {state / 'run'}")
         if data is not None:
             _warm_up(launch_plan.read(state)[0], data, console)
+            data = None  # hundreds of megabytes
+            gc.collect()
+            return_freed_memory()
         yield
     finally:
         if starts_system:

@@ -5,6 +5,7 @@ moment later page by page: a tenth of the CPU time of workers and shards.
 """
 
 import ctypes
+from contextlib import suppress
 from typing import Final
 
 _TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD = -1, -2, -3  # from malloc.h
@@ -24,3 +25,10 @@ def keep_freed_memory(below: int = OF_STEPS) -> bool:
         return False
     options = ((_MMAP_THRESHOLD, below), (_TRIM_THRESHOLD, _KEPT), (_TOP_PAD, _AHEAD))
     return all([mallopt(option, value) == 1 for option, value in options])
+
+
+def return_freed_memory() -> None:
+    """Returns memory that was freed in all threads to the system, after work that needed much; where malloc
+    isn't glibc's it does nothing."""
+    with suppress(AttributeError, OSError, TypeError):
+        ctypes.CDLL(None).malloc_trim(0)

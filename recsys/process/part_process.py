@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from itertools import count
 from pathlib import Path
 from typing import Final
 
@@ -20,10 +21,12 @@ import msgspec
 
 from recsys.log.protocol import LogLost
 from recsys.observability.log_lines import log_to_files, redact
+from recsys.process.malloc_tuning import return_freed_memory
 from recsys.process.slot_file import SlotFile, read_slots
 
 _log = logging.getLogger(__name__)
 _AGAIN_S: Final = 1.0  # before a part that failed beside others starts again
+_TRIM_EVERY: Final = 60  # heartbeats
 EXIT_LOG_LOST: Final = 4  # exit status of a part whose log is lost: restarting can't help
 
 
@@ -280,7 +283,12 @@ def _run_body(part: str, folder: Path, body: Callable[[Stop], None], asked: thre
 
 
 def _beat_until(heartbeat: Heartbeat, done: threading.Event, every_s: float = 1.0) -> None:
-    while not done.wait(every_s):
+    """Writes the heartbeat, and once a minute returns what a part no longer needs, as after catching up."""
+    for beat in count(1):
+        if done.wait(every_s):
+            return
+        if beat % _TRIM_EVERY == 0:
+            return_freed_memory()
         try:
             heartbeat.write()
         except OSError:  # a full disk or a removed folder must not end the part

@@ -36,3 +36,24 @@ def test_a_step_takes_the_memory_of_the_step_before() -> None:
     assert faults_of_twenty_steps(keep=False) > 1_000, (
         "malloc does it by itself: it needn't be told"
     )
+
+
+FREED = """
+import re
+from pathlib import Path
+from recsys.process.malloc_tuning import return_freed_memory
+def used_mb():
+    return int(re.search(r"VmRSS:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) // 1024
+blocks = [bytes(2_000) for _ in range(100_000)]
+last = blocks.pop()  # lies above all others, so that malloc keeps them
+blocks.clear()
+before = used_mb()
+return_freed_memory()
+print(before - used_mb())
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have another malloc")
+def test_what_was_freed_below_something_in_use_returns_to_the_system() -> None:
+    ran = subprocess.run([sys.executable, "-c", FREED], capture_output=True, text=True, check=True)
+    assert int(ran.stdout) > 150
