@@ -171,9 +171,8 @@ class Pipeline:
         """Searches for the retrieval shards, which get the keys of the allowed or of the taken items."""
         only = allowed.count < len(taken)
         named = np.flatnonzero(allowed.mask()) if only else taken
-        return RetrievalPlan(
-            self.version, queries, self.replica.catalogue.keys[named, 0].copy(), only
-        )
+        keys = self.replica.catalogue.keys[named, 0].copy()
+        return RetrievalPlan(self.version, queries, keys, only)
 
     # --- stages ---
 

@@ -89,9 +89,8 @@ class Service:
         serve = config.serve
         spool = DiskSpool(Path(config.state) / "kept", log.id, int(serve.kept_disk_mb * 2**20))
         is_full = SpaceReader(config.state).is_full
-        self.writer = LogWriter(
-            log, keep_bytes=int(serve.kept_mb * 2**20), spool=spool, is_full=is_full
-        )
+        keep_bytes = int(serve.kept_mb * 2**20)
+        self.writer = LogWriter(log, keep_bytes=keep_bytes, spool=spool, is_full=is_full)
         self.run_folder = Path(config.state) / "run"
         self.quotas = Quotas(config)
         self._proofs = Proofs(config, SecretFile(self.run_folder / TOKEN_KEYS))

@@ -55,9 +55,8 @@ def _values(report: AuditReport) -> dict[str, Any]:
 
 
 def _lines(report: AuditReport) -> list[str]:
-    lines = [
-        f"{report.sampled} impressions sampled, {report.compared} compared, {report.equal} equal"
-    ]
+    counts = f"{report.compared} compared, {report.equal} equal"
+    lines = [f"{report.sampled} impressions sampled, {counts}"]
     worst_first = sorted(report.differing.items(), key=lambda pair: -pair[1].impressions)
     for name, difference in worst_first:
         lines.append(

@@ -20,16 +20,10 @@ if TYPE_CHECKING:
 
 StateOption = Annotated[Path, Option(help="State folder of the system.")]
 StateOverride = Annotated[Path | None, Option(help="State folder; by default the configuration's.")]
-JsonOption = Annotated[
-    Path | None, Option("--json", help="Write JSON to this file; -: print it instead of text.")
-]
+JsonOption = Annotated[Path | None, Option("--json", help="Write JSON to this file; -: to stdout.")]
 ConfigOption = Annotated[str, Option(help="laptop, cluster, or the path of a YAML file.")]
-RegistryOption = Annotated[
-    Path | None, Option(help="Candidate registry; by default STATE/registry.")
-]
-RequestUserOption = Annotated[
-    str | None, Option(help="The request's user: only one log partition is searched.")
-]
+RegistryOption = Annotated[Path | None, Option(help="Candidate registry; default: STATE/registry.")]
+RequestUserOption = Annotated[str | None, Option(help="The request's user, for a quick search.")]
 
 
 @contextmanager

@@ -49,9 +49,7 @@ def list_(state: StateOption = Path("state"), json: JsonOption = None) -> None:
 @experiment.command()
 def check(
     files: Annotated[list[Path] | None, Argument(help="YAML files; default: the code's.")] = None,
-    state: Annotated[
-        Path | None, Option(help="Check against this system's policy, labels and experiments.")
-    ] = None,
+    state: Annotated[Path | None, Option(help="System that they are to run in.")] = None,
 ) -> None:
     """Validates experiment files, alone and together; errors name file, line and reason."""
     paths = files or sorted(CONFIGS.glob("*.yaml"))
@@ -89,9 +87,8 @@ def power(
             answer = power_from_numbers(mean, sd, users_per_day, days, effect, wanted)
         else:
             with with_system(state) as (config, log):
-                experiment = (
-                    find_experiment(name, newest_experiments(log), config) if name else None
-                )
+                newest = newest_experiments(log)
+                experiment = find_experiment(name, newest, config) if name else None
                 if experiment is not None and experiment.interleaves:
                     raise ValueError(
                         f"{name} is an interleaving, expected an experiment of arms: see `recsys study "

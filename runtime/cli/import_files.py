@@ -85,9 +85,7 @@ def _sample(file: Path) -> dict[str, list[Any]]:
 
 
 def import_(
-    files: Annotated[
-        list[Path] | None, Argument(help="By default those in the definition.")
-    ] = None,
+    files: Annotated[list[Path] | None, Argument(help="Default: those of the definition.")] = None,
     app: Annotated[Path, Option(help="Definition of the app.")] = Path("app.yaml"),
     state: StateOverride = None,
     config: ConfigOption = "laptop",
@@ -158,9 +156,8 @@ def _print(result: dict[str, Any], refused: Path, app: Path, state: str) -> None
     if result["shift_ms"]:
         rows += [("moved by", f"{result['shift_ms'] // 604_800_000:,} weeks, to this one")]
     if "steps" in result:
-        rows += [
-            ("trained", f"{result['steps']:,} steps from the newest {result['learned']:,} rows")
-        ]
+        text = f"{result['steps']:,} steps from the newest {result['learned']:,} rows"
+        rows += [("trained", text)]
     console.print(plain_table(("", ""), rows))
     if result.get("retrieval"):
         console.print(_quality(result["retrieval"]))

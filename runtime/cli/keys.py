@@ -77,9 +77,7 @@ def rotate_tokens(state: StateOption = _STATE) -> None:
 
 @keys.command()
 def audit(
-    since: Annotated[
-        str | None, Option(help="First time: epoch milliseconds, or ISO in UTC.")
-    ] = None,
+    since: Annotated[str | None, Option(help="First time: epoch milliseconds, or ISO UTC.")] = None,
     state: StateOption = _STATE,
     json: JsonOption = None,
 ) -> None:

@@ -60,7 +60,9 @@ _ELSEWHERE = {
     **dict.fromkeys(("status", "metrics", "restart", "down"), "runtime.cli.system"),
     **dict.fromkeys(("check", "backup", "restore"), "runtime.cli.state_files"),
     **dict.fromkeys(("explain", "trace"), "runtime.cli.requests"),
-    **dict.fromkeys(("shadow", "propose", "approve", "rollback"), "runtime.cli.candidates"),
+    **dict.fromkeys(
+        ("shadow", "propose", "merge", "approve", "rollback"), "runtime.cli.candidates"
+    ),
     **dict.fromkeys(("audit", "backfill"), "runtime.cli.archive"),
 }
 # name → (module:attribute, help). The attribute is a function with typer annotations, or a typer.Typer with

@@ -48,9 +48,7 @@ def replay(
         ),
     ] = None,
     step_examples: Annotated[int | None, Option(help="Most examples of a step; 64.")] = None,
-    step_every: Annotated[
-        float | None, Option(help="Maximum wait for a step, event seconds; 600.")
-    ] = None,
+    step_every: Annotated[float | None, Option(help="Wait for a step, event seconds; 600.")] = None,
     through_broker: Annotated[
         str, Option(help="Run the real parts in lockstep over this log: sqlite or kafka.")
     ] = "",

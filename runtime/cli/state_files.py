@@ -15,9 +15,7 @@ from runtime.supervision.run_file import AlreadyRuns
 
 
 def check(
-    target: Annotated[
-        str, Argument(help="State folder, or an installed package with plug-ins.")
-    ] = "state",
+    target: Annotated[str, Argument(help="State folder, or package with plug-ins.")] = "state",
     repair: Annotated[
         bool,
         Option(
@@ -25,9 +23,7 @@ def check(
             help="Repair damage from other copies, and add missing checksums; on a stopped system.",
         ),
     ] = False,
-    mb_s: Annotated[
-        float, Option("--mb-s", min=0, help="Maximum MB read per second; 0: no limit.")
-    ] = 50.0,
+    mb_s: Annotated[float, Option(min=0, help="Maximum MB read per second; 0: no limit.")] = 50.0,
     json: JsonOption = None,
 ) -> None:
     """Compares all files of a state folder with their checksums, or checks the plug-ins of a package.

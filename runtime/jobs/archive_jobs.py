@@ -47,9 +47,8 @@ def audit_features(
     archive, config = archive_of(folder), config_of(folder)
     sets = [features_of(folder, config, file)] if file else _logged_sets(config)
     source = ArchiveSource(archive)
-    sample = [
-        placed for placed in source.impressions() if is_sampled(placed.impression.request_id, share)
-    ]
+    impressions = source.impressions()
+    sample = [p for p in impressions if is_sampled(p.impression.request_id, share)]
     if len(sample) > limit:
         sample = sorted(sample, key=lambda placed: uniform(1, placed.impression.request_id))[:limit]
     source.keep({str(placed.impression.user_id).encode() for placed in sample})

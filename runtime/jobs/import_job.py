@@ -199,9 +199,8 @@ class Importer:
         wanted = dataset.kinds[dataset.labels[0]] * len(judged) / len(times)
         probe = self.probe_for(dataset, options, min(1.0, JUDGED / max(1.0, wanted)))
         player = Player(features, config, loop)
-        replayed = replay_with(
-            player, dataset, options, self.progress, loop.digest, Outputs(probe=probe)
-        )
+        outputs = Outputs(probe=probe)
+        replayed = replay_with(player, dataset, options, self.progress, loop.digest, outputs)
         self._make_live(loop, replayed.steps)
         return {"steps": replayed.steps, "learned": len(learned), "retrieval": replayed.retrieval}
 

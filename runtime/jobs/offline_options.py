@@ -11,9 +11,7 @@ from typer import Option
 class OfflineOptions:
     """Options of `recsys offline`. Times are unparsed: a data set has a time zone of its own."""
 
-    data: Annotated[Path | None, Option(help="Archive or data set; by default STATE/archive.")] = (
-        None
-    )
+    data: Annotated[Path | None, Option(help="Archive or data set; default: STATE/archive.")] = None
     until: Annotated[
         str,
         Option(help="Event time to learn up to, e.g. 2026-11-25T00:00; now: all archived events."),
@@ -34,15 +32,9 @@ class OfflineOptions:
     tables: Annotated[str, Option(help="torchrec, or own: the shards' tables.")] = "torchrec"
     allow_gaps: Annotated[bool, Option("--allow-gaps", help="Learn with missing examples.")] = False
     propose: Annotated[Path | None, Option(help="Propose the candidate to this system.")] = None
-    student: Annotated[
-        str, Option(help="Train a smaller model by distillation, e.g. dim=8,hidden=64x32.")
-    ] = ""
-    ranker: Annotated[
-        str, Option(help="Ranker of the model: a plug-in, NAME@VERSION, or built-in.")
-    ] = ""
-    teacher: Annotated[
-        str, Option(help="Teacher candidate; by default the live line, as it served.")
-    ] = ""
+    student: Annotated[str, Option(help="Distil a smaller model, e.g. dim=8,hidden=64x32.")] = ""
+    ranker: Annotated[str, Option(help="Ranker: a plug-in, NAME@VERSION, or built-in.")] = ""
+    teacher: Annotated[str, Option(help="Teacher; by default the live line, as it served.")] = ""
     teacher_share: Annotated[
         float | None,
         Option(help="Weight of the teacher in the student's targets, 0 to 1; default 0.5."),

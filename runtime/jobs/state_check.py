@@ -151,12 +151,9 @@ class _StateCheck:
             if topic not in writer.TOPICS:
                 return {}
             where = (ds.field("partition") == partition) & ds.field("offset").isin(offsets)
+            folder, columns = self._state / "archive", ["offset", "key", "value"]
             try:
-                rows = list(
-                    writer.archived_rows(
-                        self._state / "archive", topic, ["offset", "key", "value"], where
-                    )
-                )
+                rows = list(writer.archived_rows(folder, topic, columns, where))
             except (OSError, pa.ArrowInvalid):  # reported by ``archive``
                 return {}
             return {offset: (key, value) for offset, key, value in rows}
@@ -215,9 +212,8 @@ class _StateCheck:
             data = path.read_bytes()
             self._pace(len(data))
             if hashlib.sha256(data[_SHA_BYTES:]).digest() != data[:_SHA_BYTES]:
-                self._add(
-                    path, "its SHA-256 differs", "none: the part starts from the state before it"
-                )
+                remedy = "none: the part starts from the state before it"
+                self._add(path, "its SHA-256 differs", remedy)
 
     def archive(self) -> None:
         """All rows of the archive; files of before page checksums show damage of their structure only."""

@@ -59,6 +59,5 @@ def diff_candidates(folder: Path, a: str, b: str) -> Diff:
     """Compares provenance and arrays of two candidates."""
     registry = Registry(folder)
     first, second = registry.snapshot(a), registry.snapshot(b)
-    return diff_snapshots(
-        registry.provenance(a), registry.provenance(b), arrays_of(first), arrays_of(second)
-    )
+    arrays = arrays_of(first), arrays_of(second)
+    return diff_snapshots(registry.provenance(a), registry.provenance(b), *arrays)

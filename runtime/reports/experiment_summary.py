@@ -1,7 +1,7 @@
 """Facts about an experiment: start time, state, and its readout from the log, with notes."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -38,9 +38,8 @@ def read_report(log: Log, config: Config, experiment: Experiment) -> tuple[Reado
     """Reads an experiment's effects from the whole log, with notes."""
     labels = labels_of(config)
     metrics_needed(experiment, labels)
-    fold = ExperimentFold(
-        log, config, labels, experiment, start_ms(readable(log, CONTROL, Control), experiment.name)
-    )
+    started_ms = start_ms(readable(log, CONTROL, Control), experiment.name)
+    fold = ExperimentFold(log, config, labels, experiment, started_ms)
     while fold.read():
         pass
     readout = fold.readout()
@@ -68,28 +67,25 @@ def summary_row(experiment: Experiment, revision: Experiments) -> dict[str, Any]
 
 def notes_of(fold: ExperimentFold, readout: Readout) -> list[str]:
     """Caveats of a fold's readout: missing, pending and sampled data."""
-    notes = []
-    if not fold.complete:
-        notes.append(_INCOMPLETE)
-    if fold.waiting:
-        notes.append(
-            f"{fold.waiting:,} shown items are still in their attribution window, and not counted yet"
-        )
-    if fold.pooled_surfaces:
-        notes.append(
-            f"{fold.pooled_surfaces:,} further surfaces are pooled into the segment `{OTHER_SURFACES}`"
-        )
-    if fold.unreadable:
-        notes.append(f"{fold.unreadable:,} log records were empty or couldn't be read")
-    if readout.outside:
-        notes.append(f"{readout.outside:,} items were shown to its users outside their arm")
+    counts = {
+        "shown items are still in their attribution window, and not counted yet": fold.waiting,
+        f"further surfaces are pooled into the segment `{OTHER_SURFACES}`": fold.pooled_surfaces,
+        "log records were empty or couldn't be read": fold.unreadable,
+        "items were shown to its users outside their arm": readout.outside,
+    }
+    notes = _count_notes(fold.complete, counts)
     if readout.sampled < 1:
-        notes.append(
-            f"effects and `shown` cover a sample of {readout.sampled:g} of the users, to bound memory"
-        )
+        share = f"{readout.sampled:g} of the users, to bound memory"
+        notes.append(f"effects and `shown` cover a sample of {share}")
     if readout.counted < 1:
         notes.append(f"users by arm cover a sample of {readout.counted:g} of them")
     return notes
+
+
+def _count_notes(complete: bool, counts: Mapping[str, int]) -> list[str]:
+    """Notes on a log that is incomplete, and on each count that isn't 0."""
+    notes = [f"{count:,} {text}" for text, count in counts.items() if count]
+    return notes if complete else [_INCOMPLETE, *notes]
 
 
 def read_interleaving(
@@ -98,17 +94,13 @@ def read_interleaving(
     """Reads the result as plain values, and as lines and tables for a terminal."""
     started_ms = start_ms(readable(log, CONTROL, Control), experiment.name)
     credit = read_credits(log, config, labels_of(config), experiment, started_ms)
-    preference, notes = interleaving_readout(experiment, credit), list[str]()
-    if not credit.complete:
-        notes.append(_INCOMPLETE)
-    if credit.waiting:
-        notes.append(
-            f"{credit.waiting:,} lists are still in their attribution window, and not counted yet"
-        )
-    if credit.repeats:
-        notes.append(f"{credit.repeats:,} lists are on the log a second time, and count once")
-    if credit.uncredited:
-        notes.append(f"{credit.uncredited:,} items that earned something were nobody's pick")
+    preference = interleaving_readout(experiment, credit)
+    counts = {
+        "lists are still in their attribution window, and not counted yet": credit.waiting,
+        "lists are on the log a second time, and count once": credit.repeats,
+        "items that earned something were nobody's pick": credit.uncredited,
+    }
+    notes = _count_notes(credit.complete, counts)
     control, treatment = (arm.name for arm in experiment.arms)
     values = {
         "experiment": experiment.name,

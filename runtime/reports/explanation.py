@@ -67,9 +67,8 @@ def explanation_values(check: AnswerCheck, catalogue: Catalogue) -> dict[str, An
         scores = dict(zip(("equal", "of"), check.scores, strict=True))
         values["scores_from_logged_features"] = scores
     recomputed = {str(item.item_id): item for item in answer.items} if answer else {}
-    values["items"] = [
-        _item_values(item, recomputed.get(str(item.item_id))) for item in impression.items
-    ]
+    again = (recomputed.get(str(item.item_id)) for item in impression.items)
+    values["items"] = list(map(_item_values, impression.items, again))
     return values
 
 

@@ -31,10 +31,8 @@ class ProgressLine:
             return
         self._next = now + _LINE_EVERY_S
         rate = place.learned / max(1e-9, now - self._started)
-        text = (
-            f"{place.stage}, epoch {place.epoch}: {place.learned:,} learned, {rate:,.0f} a second"
-        )
-        typer.echo(f"\r\x1b[K{text}", nl=False, err=True)
+        text = f"{place.stage}, epoch {place.epoch}: {place.learned:,} learned"
+        typer.echo(f"\r\x1b[K{text}, {rate:,.0f} a second", nl=False, err=True)
 
 
 class ProgressFileFollower:

@@ -93,9 +93,8 @@ def try_imports(modules: Sequence[str]) -> dict[str, str]:
             lines, end = done.stdout, f"the process died with {done.returncode}"
         except subprocess.TimeoutExpired as error:
             lines, end = (error.stdout or b"").decode(), f"took longer than {IMPORT_S} s"
-        seen: dict[str, str] = dict(
-            json.loads(line) for line in lines.splitlines() if line.startswith('["')
-        )
+        answers = [line for line in lines.splitlines() if line.startswith('["')]
+        seen: dict[str, str] = dict(map(json.loads, answers))
         if not seen:
             return errors | {module: end for module in left}
         errors |= {

@@ -176,9 +176,8 @@ def _files(machine: Machine) -> Iterator[Check]:
         problem = f"other users of this machine can read {', '.join(opened)}"
         yield Check("files", "fail", problem, f"chmod go= {' '.join(opened)}")
     if not foreign and not opened:
-        yield Check(
-            "files", "ok", "for this user only" if machine.files else "made at the first start"
-        )
+        state = "for this user only" if machine.files else "made at the first start"
+        yield Check("files", "ok", state)
     for parent in machine.parents:
         if parent.owner not in (0, machine.user) or parent.mode & 0o1002 == 0o002:
             problem = f"another user can replace what is in {parent.path}"

@@ -52,9 +52,8 @@ class HostCheck:
         headers = dict(scope.get("headers", ()))
         if self._is_allowed(headers.get(b"host", b"").decode("latin-1")):
             return await self._app(scope, receive, send)
-        await _problem(421, "the host isn't this room's: add it to access.hosts")(
-            scope, receive, send
-        )
+        refusal = _problem(421, "the host isn't this room's: add it to access.hosts")
+        await refusal(scope, receive, send)
 
 
 def build_room(

@@ -181,9 +181,8 @@ class EventValidator:
                 if name not in ids and name not in self._recent:
                     ids[name] = None
                     long_id = event_id_of(event) + _LONG
-                    engagements.append(
-                        msgspec.structs.replace(view, kind="long_view", event_id=long_id)
-                    )
+                    long = msgspec.structs.replace(view, kind="long_view", event_id=long_id)
+                    engagements.append(long)
             engagements.append(event)
         return engagements
 

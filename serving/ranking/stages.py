@@ -32,9 +32,8 @@ def not_interested(replica: Replica, query: Query, candidates: Candidates) -> Ca
     newest = np.array(list(session.hidden)[-_HIDDEN:], np.int64)
     keys, hidden = _counted_values(replica, newest, features.group_columns())
     if not len(keys):
-        return (
-            candidates.add_scores(NOT_INTERESTED, -penalty * wished_N) if len(less) else candidates
-        )
+        lowered = candidates.add_scores(NOT_INTERESTED, -penalty * wished_N)
+        return lowered if len(less) else candidates
     liked = features.slow_counter(features.main_labels[0])
     met = session.counters.read(keys, session.last_ms)[:, liked]
     weights = hidden / (hidden + met + 1.0)

@@ -171,9 +171,8 @@ class CounterLoop:
         for start in range(0, len(self.covisits), _ROWS):
             states.append(self._state_of(covisits=self.covisits.export(start, start + _ROWS)))
         parts = len(states)
-        self._append(
-            [msgspec.structs.replace(s, part=n, parts=parts) for n, s in enumerate(states)]
-        )
+        numbered = enumerate(states)
+        self._append([msgspec.structs.replace(s, part=n, parts=parts) for n, s in numbered])
         self._previous_full_offset, self._full_offset = self._full_offset, begin
         self._records = 0
         if self._previous_full_offset >= 0 and self.trims:

@@ -93,10 +93,8 @@ class EventReader:
 
     def of_user(self, user_id: Id, partition: int, before: int) -> Iterator[Event]:
         """A user's events before an offset that the log has, each once, in order."""
-        recent = RecentIds(REMEMBERED)
-        for record in records_of_keys(
-            self._log, EVENTS, partition, [str(user_id).encode()], before
-        ):
+        recent, key = RecentIds(REMEMBERED), str(user_id).encode()
+        for record in records_of_keys(self._log, EVENTS, partition, [key], before):
             event = self._decode(record.value)
             if event is not None and is_folded(event) and recent.add(dedupe_key(event)):
                 yield event

@@ -163,10 +163,9 @@ class RedisFoldStore:
             pipe.execute()
 
     def remove(self) -> None:
+        pattern = session_key("*", self._name)
         with _unavailable("removed"):
-            while keys := list(
-                islice(self._client.scan_iter(session_key("*", self._name)), _REMOVED)
-            ):
+            while keys := list(islice(self._client.scan_iter(pattern), _REMOVED)):
                 self._client.delete(*keys)
             self._client.delete(self._place)
 
