@@ -40,12 +40,19 @@ class RecentDelays:
     def percentile(self, share: float, now_ms: int | None = None) -> float | None:
         """The delay that a ``share`` (0 to 1) of the delays don't exceed; None without any. ``now_ms``: only
         delays added within ``LATE_MS`` of it."""
-        delays = self._ring[: len(self)]
-        if now_ms is not None:
-            delays = delays[now_ms - self._at_ms[: len(self)] <= LATE_MS]
+        delays = self._recent(now_ms)
         if not len(delays):
             return None
         return float(np.sort(delays)[min(len(delays) - 1, int(share * len(delays)))])
+
+    def mean(self, now_ms: int) -> float | None:
+        """The mean of those added within ``LATE_MS``; None without any."""
+        delays = self._recent(now_ms)
+        return float(delays.mean()) if len(delays) else None
+
+    def _recent(self, now_ms: int | None) -> NDArray[np.float64]:
+        delays = self._ring[: len(self)]
+        return delays if now_ms is None else delays[now_ms - self._at_ms[: len(self)] <= LATE_MS]
 
     def p95(self, name: str, now_ms: int) -> dict[str, float]:
         """The 95th percentile as a gauge; empty if unknown."""

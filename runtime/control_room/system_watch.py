@@ -4,7 +4,7 @@ Topic ends are queried once per picture; ``control`` and dead letters are read i
 """
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any, Final
@@ -18,13 +18,14 @@ from recsys.config.system_config import Config
 from recsys.log.protocol import Log
 from recsys.process.open_log import open_log
 from recsys.process.part_process import Beat, read_beat
+from recsys.process.space_file import read_space
 from runtime.control_room.control_history import ControlHistory, newest_dead_letters
 from runtime.control_room.experiment_panel import ExperimentPanel
 from runtime.supervision import run_file
 from runtime.supervision.api_client import ApiConnection
 from runtime.supervision.part_metrics import families
 from runtime.supervision.processes import Identity, alive
-from runtime.supervision.system_status import Status, assemble
+from runtime.supervision.system_status import Status, assemble, on_machine
 from serving.control_room import exposition
 from serving.control_room.exposition import Samples
 
@@ -63,7 +64,7 @@ class SystemWatch:
 
     def curve_samples(self) -> Samples:
         """Samples for the curves, from heartbeats alone: very cheap."""
-        beats = {name: read_beat(self._beat_file(name)) for name in _ALWAYS_FOLLOWED}
+        beats = self._beats(_ALWAYS_FOLLOWED)
         parts = [run_file.PartRecord(name=name, state="ready") for name in _ALWAYS_FOLLOWED]
         running = run_file.Running(
             supervisor=_NO_PROCESS, asked="", started_ms=0, time_ms=wall_ms(), parts=parts
@@ -80,6 +81,7 @@ class SystemWatch:
             "running": status.running,
             "served": status.served and msgspec.to_builtins(status.served),
             "lost": status.lost,
+            "logs": str((self._state / "run").resolve()),
             "parts": [
                 {"name": part.name, "state": part.state, "failure": part.failure}
                 for part in status.parts
@@ -107,14 +109,14 @@ class SystemWatch:
         if time.monotonic() >= self._alive_until_s:
             self._up = alive(running.supervisor)
             self._alive_until_s = time.monotonic() + _ALIVE_S
-        beats: dict[str, Beat | None] = {
-            part.name: read_beat(self._beat_file(part.name)) for part in running.parts
-        }
+        beats = self._beats(part.name for part in running.parts)
         server = self._api.json_object("/v1/status", until_s) if self._up else {}
-        return assemble(self._state, running, self._up, beats, _CachedOffsets(self._log), server)
+        offsets = _CachedOffsets(self._log)
+        status = assemble(self._state, running, self._up, beats, offsets, server)
+        return on_machine(status, read_space(self._state, wall_ms()), self._log)
 
-    def _beat_file(self, part: str) -> Path:
-        return self._state / "run" / f"{part}.json"
+    def _beats(self, parts: Iterable[str]) -> dict[str, Beat | None]:
+        return {part: read_beat(self._state / "run" / f"{part}.json") for part in parts}
 
 
 class _CachedOffsets:

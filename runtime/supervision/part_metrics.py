@@ -213,17 +213,13 @@ _METRICS: Final[dict[str, list[tuple[str, ...]]]] = {
         ("restarts", GAUGE, "Number of the last completed `recsys restart serve`"),
         ("retrieval_shards_away", GAUGE, "Retrieval shards that are down"),
     ],
-    "metrics": [
-        ("scrapes", GAUGE, "Scrapes, since the part started"),
-    ],
+    "metrics": [("scrapes", GAUGE, "Scrapes, since the part started")],
     "control-room": [
         ("pictures", COUNTER, "Snapshots made: one per second while a page is open"),
         ("pages", GAUGE, "Open pages"),
         ("picture_ms", GAUGE, "CPU milliseconds of the newest snapshot"),
     ],
-    "viewers": [
-        ("viewers", GAUGE, "Simulated viewers in a session"),
-    ],
+    "viewers": [("viewers", GAUGE, "Simulated viewers in a session")],
 }  # fmt: skip
 PART_METRICS: Final = tuple(
     PartMetric(part, *row) for part, rows in _METRICS.items() for row in rows
@@ -255,6 +251,8 @@ FACTS: Final[dict[str, tuple[str, tuple[str, ...], str]]] = {
     "recsys_disk_budget_bytes": (GAUGE, (), "Bytes that the state folder may have"),
     "recsys_disk_free_bytes": (GAUGE, (), "Bytes that are free on the disk of the state folder"),
     "recsys_disk_level": (GAUGE, (), "0 ok, 1 low, 2 lower, 3 full: events are refused"),
+    "recsys_machine_load": (GAUGE, (), "Load of the machine per core, over the last minute"),
+    "recsys_machine_memory_free_bytes": (GAUGE, (), "Bytes of memory that the machine has left"),
     UNLISTED: (GAUGE, ("part",), "Heartbeat values of the part that have no metric"),
 }
 _BY_KEY: Final = {(metric.part, metric.key): metric for metric in PART_METRICS}
@@ -334,6 +332,9 @@ def _facts(status: Status) -> Iterator[tuple[str, tuple[str, ...], float]]:
         yield "recsys_disk_budget_bytes", (), float(status.space.budget)
         yield "recsys_disk_free_bytes", (), float(status.space.free)
         yield "recsys_disk_level", (), float(status.space.level)
+    if status.load is not None and status.memory_free_bytes is not None:
+        yield "recsys_machine_load", (), status.load
+        yield "recsys_machine_memory_free_bytes", (), float(status.memory_free_bytes)
 
 
 def _version(name: str, version: Version | None) -> Iterator[tuple[str, tuple[str, ...], float]]:

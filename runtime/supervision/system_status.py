@@ -1,11 +1,13 @@
 """System status: state, throughput, lag and freshness, gathered from run files, the log and the server."""
 
+import os
 import time
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final, Protocol
 
 import msgspec
+import psutil
 
 from experiments.promotion.feature_change import progress
 from experiments.promotion.lifecycle import Lifecycle
@@ -85,6 +87,8 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
     dead_letters: int | None = None
     lost: dict[str, str] = {}  # parts that can't continue since their log is lost, and why
     space: Space | None = None  # disk space; None: unknown
+    load: float | None = None  # of the machine per core, over the last minute
+    memory_free_bytes: int | None = None
     change: str = ""  # how far the newest change of features is; empty without one
     holders: list[str] = []  # folds that keep topics beyond their share of the disk from shrinking
     exposed: list[str] = []  # ports open beyond loopback, as part:host:port
@@ -105,18 +109,23 @@ def gather(state: Path) -> Status:
         server = server_status(config) if up else {}
         status = assemble(state, running, up, beats, log, server)
         status = msgspec.structs.replace(status, change=_change(log))
-        return _with_space(status, read_space(state, wall_ms()), log)
+        return on_machine(status, read_space(state, wall_ms()), log)
     finally:
         if log is not None:
             log.close()
 
 
-def _with_space(status: Status, space: Space | None, log: Log | None) -> Status:
+def on_machine(status: Status, space: Space | None, log: Log | None) -> Status:
+    """Adds what the machine has left: disk space, processors and memory."""
     named: list[str] = []
     with suppress(LogUnavailable, KeyError):
         for topic in space.over if space else ():
             named += holders(log, topic, wall_ms()) if log else []
-    return msgspec.structs.replace(status, space=space, holders=named)
+    load, cores = os.getloadavg()[0], os.cpu_count() or 1
+    memory = psutil.virtual_memory().available
+    return msgspec.structs.replace(
+        status, space=space, holders=named, load=load / cores, memory_free_bytes=memory
+    )
 
 
 def _change(log: Log | None) -> str:

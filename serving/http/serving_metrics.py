@@ -10,8 +10,10 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
 from recsys.features.source_credits import KEYS
+from recsys.observability.recent_delays import RecentDelays
 from serving.access.proofs import FAULTS
 from serving.admission.deadline import POPULAR, SHORT, UNRANKED
+from serving.admission.load_shedding import LISTS
 from serving.ingestion.event_validation import (
     ACCEPTED,
     DUPLICATE,
@@ -31,6 +33,7 @@ _BUCKETS: Final = (
 # Series with known labels start at 0: ``rate`` can't see a series that begins at 1.
 STAGES: Final = ("model", STALE, SESSION, "retrieval", "rank", POPULAR, SHORT, UNRANKED)
 STATUSES: Final = (ACCEPTED, DUPLICATE, REJECTED, RETRY, LOST)
+ReadGauge = tuple[str, Callable[[], float | None]]  # description and reader of a gauge
 
 
 class ServingMetrics:
@@ -60,7 +63,10 @@ class ServingMetrics:
         for labelled, labels in all_labels:
             for label in labels:
                 labelled.labels(label)
-        for name, (description, read) in _gauges(service).items():
+        self._now_ms = service.now_ms
+        # Of the newest requests: ms of answered lists, and 1 for a failed or degraded one.
+        self._answers, self._failed, self._degraded = (RecentDelays() for _ in range(3))
+        for name, (description, read) in (_gauges(service) | self._recent_gauges()).items():
             gauge = Gauge(f"recsys_{name}", description, registry=registry)
             gauge.set_function(partial(_or_nan, read))
         recall = Gauge(
@@ -79,6 +85,10 @@ class ServingMetrics:
     def observe_request(self, route: str, status: int, seconds: float) -> None:
         self.requests.labels(route, str(status)).inc()
         self.seconds.labels(route).observe(seconds)
+        now_ms = self._now_ms()
+        self._failed.add(float(status >= 500), now_ms)
+        if route == LISTS and status == 200:
+            self._answers.add(1000 * seconds, now_ms)
 
     def count_refused(self, route: str, reason: str) -> None:
         self.refused.labels(route, reason).inc()
@@ -95,15 +105,28 @@ class ServingMetrics:
             self.unproven.labels(fault).inc(count)
 
     def count_degraded(self, stages: Sequence[str]) -> None:
-        """Counts the stages that an answer skipped."""
+        """Counts an answer, and the stages that it skipped."""
+        self._degraded.add(float(bool(stages)), self._now_ms())
         for stage in stages:
             self.degraded.labels(stage).inc()
+
+    def _recent_gauges(self) -> dict[str, ReadGauge]:
+        return {
+            "answer_p50_ms": ("Time to an answered list, median of the last 30 s",
+                              lambda: self._answers.percentile(0.5, self._now_ms())),
+            "answer_p99_ms": ("Time to an answered list, p99 of the last 30 s",
+                              lambda: self._answers.percentile(0.99, self._now_ms())),
+            "failed_share": ("Part of the requests of the last 30 s that failed (5xx)",
+                             lambda: self._failed.mean(self._now_ms())),
+            "degraded_share": ("Part of the lists of the last 30 s that skipped a stage",
+                               lambda: self._degraded.mean(self._now_ms())),
+        }  # fmt: skip
 
     def text(self) -> bytes:
         return generate_latest(self._exposed)
 
 
-def _gauges(service: Service) -> dict[str, tuple[str, Callable[[], float | None]]]:
+def _gauges(service: Service) -> dict[str, ReadGauge]:
     """Gauges by name, without prefix: description and reader."""
     writer, reader, replica = service.writer, service.reader, service.replica
     fresh, traces = reader.freshness, service.traces

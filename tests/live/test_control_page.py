@@ -74,7 +74,7 @@ def name_it(stub: ControlStub, replica: str) -> None:
     [("1,234", 1_234.4, True), ("1,234", 1_235.0, False),
      ("1.48 s", 1_483.2, True), ("1.48 s", 1_486.0, False),
      ("38 ms", 38.4, True), ("2.50 MB", 2_504_000, True), ("0.3", 0.31, True), ("–", 0.0, False),
-     ("12.0 kB/s", 12_040, True), ("4.2e-4", 0.00042, True), ("many", 1.0, False)],
+     ("12.0 kB/s", 12_040, True), ("4.2e-4", 0.00042, True), ("0.4 %", 0.0041, True), ("many", 1.0, False)],
 )  # fmt: skip
 def test_a_number_is_read_back(text: str, value: float, does: bool) -> None:
     assert agrees(text, value) is does

@@ -10,6 +10,7 @@ from typing import Any
 import msgspec
 import uvicorn
 
+from recsys.process.disk_budget import Space
 from runtime.supervision.part_metrics import PART_METRICS, families
 from runtime.supervision.system_status import PartStatus, Status, Version
 from serving.control_room.curves import Curves
@@ -43,11 +44,12 @@ OF_REPLICA = {
     "recsys_step": 1_234.0, "recsys_epoch": 2.0, "recsys_items": 2_049.0, "recsys_catalogue_offset": 2_100.0,
     "recsys_item_state_offset": 15_812.0, "recsys_delta_gaps": 0.0, "recsys_click_to_served_p95_ms": 1_483.2,
     "recsys_click_to_session_p95_ms": 38.4, "recsys_view_to_acknowledged_p95_ms": 912.4,
-    "recsys_view_to_served_p95_ms": 2_380.1,
+    "recsys_view_to_served_p95_ms": 2_380.1, "recsys_answer_p50_ms": 6.2, "recsys_answer_p99_ms": 21.9,
+    "recsys_failed_share": 0.0, "recsys_degraded_share": 0.004,
 }  # fmt: skip
 PANELS: dict[str, Any] = {
     "running": True, "served": {"line": "main", "epoch": 2, "step": 1_234},
-    "lost": {}, "letters": [], "experiments": [], "quarantined": ["a0", "a1"],
+    "lost": {}, "logs": "/srv/state/run", "letters": [], "experiments": [], "quarantined": ["a0", "a1"],
     "parts": [{"name": name, "state": "ready", "failure": ""} for name in PARTS],
     "control": {"live": None, "candidates": [], "decisions": [], "alarms": [], "reaction": None},
 }  # fmt: skip
@@ -73,7 +75,8 @@ def made_up() -> Samples:
         )
     status = Status(
         state="s", running=True, ready=True, cut=Version("main", 2, 1_240), served=Version("main", 2, 1_234),
-        dead_letters=0, parts=parts,
+        dead_letters=0, parts=parts, load=0.42, memory_free_bytes=11_200_000_000,
+        space=Space(budget=20_000_000_000, used=2_000_000_000, free=88_000_000_000),
     )  # fmt: skip
     return samples_of(families(status)) | OF_REPLICA  # type: ignore[arg-type]
 
@@ -136,7 +139,7 @@ class ControlStub:
 
 UNITS = {
     "": 1.0, "ms": 1.0, "s": 1_000.0, "min": 60_000.0, "h": 3_600_000.0, "B": 1.0, "kB": 1e3, "MB": 1e6,
-    "GB": 1e9, "TB": 1e12,
+    "GB": 1e9, "TB": 1e12, "%": 0.01,
 }  # fmt: skip
 NUMBERS = """
 return [...document.querySelectorAll('[data-metric]')].filter(e => e.offsetParent)
@@ -160,7 +163,7 @@ def wrong_numbers(shown: list[list[str]], picture: Mapping[str, Any]) -> list[st
 
 def agrees(text: str, value: float) -> bool:
     """Whether a text with a unit says a value: within half of its last digit."""
-    its = re.fullmatch(r"(-?[\d,]+(?:\.\d+)?)(?:e([+-]\d+))? ?([A-Za-z]*)(?:/s)?", text)
+    its = re.fullmatch(r"(-?[\d,]+(?:\.\d+)?)(?:e([+-]\d+))? ?([A-Za-z%]*)(?:/s)?", text)
     if its is None or its[3] not in UNITS:
         return False
     scale = UNITS[its[3]] * 10.0 ** int(its[2] or 0)

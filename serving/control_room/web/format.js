@@ -33,6 +33,7 @@ export const fixed = value => value.toFixed(3);
 
 export const AS = {
   int: value => whole.format(value), number, ms, s, bytes, rate, fixed,
+  share: value => `${(100 * value).toFixed(1)} %`,
   "bytes/s": value => `${bytes(value)}/s`,
 };
 export const IS_RATE = new Set(["rate", "bytes/s"]);

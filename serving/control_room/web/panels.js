@@ -55,7 +55,7 @@ function drawParts(picture) {
   const { parts, lost } = picture.panels;
   const rows = parts.map(({ name, state, failure }) => [name, state, lost[name] ?? failure, lagsOf(picture, name)]);
   const ready = parts.filter(({ state }) => state === "ready" || state === "done").length;
-  put(part("of-parts"), `${ready} of ${parts.length} are ready`);
+  put(part("of-parts"), `${ready} of ${parts.length} are ready; their logs are in ${picture.panels.logs}`);
   redraw(part("parts"), rows, () => rows.map(([name, state, why, topics]) => el("li", { data: { state: BAD.has(state) ? "bad" : state } },
     el("h3", {}, el("i", { "aria-hidden": "true" }), name),
     el("p", { class: "state", title: `recsys_part_state{part="${name}",state="${state}"}` }, state),

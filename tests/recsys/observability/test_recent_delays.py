@@ -1,5 +1,6 @@
 """The newest delays and their percentiles."""
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -55,3 +56,12 @@ def test_what_a_past_log_told_is_over_soon_after_it() -> None:
     delays.since([now_ms + LATE_MS - 300] * 5, now_ms + LATE_MS)
     assert delays.p95("its", now_ms + LATE_MS) == {"its": MOST_MS}
     assert delays.p95("its", now_ms + LATE_MS + 1) == {"its": 300.0}
+
+
+def test_the_mean_is_of_the_last_half_minute() -> None:
+    failed = RecentDelays(8)
+    assert failed.mean(0) is None
+    for now_ms, value in ((0, 1.0), (LATE_MS, 1.0), (LATE_MS + 1, 0.0), (LATE_MS + 2, 0.0)):
+        failed.add(value, now_ms)
+    assert failed.mean(LATE_MS + 2) == pytest.approx(1 / 3)
+    assert failed.mean(3 * LATE_MS) is None

@@ -29,6 +29,10 @@ def test_health_readiness_metrics_page_and_docs(world: World) -> None:
         text = (await w.client.get("/metrics")).text
         assert 'recsys_requests_total{route="/v1/recommend",status="200"} 1.0' in text
         assert "recsys_items 60.0" in text
+        answer_ms = re.findall(r"(?m)^recsys_answer_p\d\d_ms (\S+)", text)
+        assert len(answer_ms) == 2 and all(0 < float(ms) < 60_000 for ms in answer_ms)
+        shares = re.findall(r"(?m)^recsys_(failed|degraded)_share (\S+)", text)
+        assert dict(shares) == {"failed": "0.0", "degraded": "1.0"}  # without a model yet
         assert "<!doctype html>" in (await w.client.get("/")).text
         assert (await w.client.get("/static/main.js")).status_code == 200
         schema = (await w.client.get("/openapi.json")).json()
