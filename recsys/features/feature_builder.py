@@ -3,7 +3,6 @@
 Legend: N candidates, C counter columns, K kinds, F dense.
 """
 
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, Final
 
@@ -17,7 +16,7 @@ from recsys.features.feature_kernels import LOG_COUNT, gather, latest, lay, oper
 from recsys.features.feature_set import MOMENT, FeatureSet, Floats, Keys, RequestFeatures
 from recsys.features.item_counters import GLOBAL
 from recsys.features.operators import SINCE, VALUE, Derivation
-from recsys.features.running_rates import CONTEXT, PROFILE, Entity
+from recsys.features.running_rates import CONTEXT, PROFILE
 from recsys.features.session import NOBODY, USER, Session, newest_visit
 
 _SMOOTHING: Final = 4.0  # prior examples added to every running rate
@@ -66,7 +65,10 @@ class FeatureBuilder:
         numbers = list(enumerate(features.declared.numbers, fields))
         self._user_numbers = [at for at, name in numbers if name.startswith("user.")]
         self._context_numbers = [at for at, name in numbers if name.startswith("context.")]
-        self._cells = _Cells(features, fields + len(numbers))
+        # Places of the entities' counters: whether among those of each item, and the place there.
+        places = {at: (False, n) for n, at in enumerate(self._same_at.tolist())}
+        places |= {at: (True, n) for n, at in enumerate(self._each_at.tolist())}
+        self._cells = _Cells(features, places, fields + len(numbers))
         self.derivation = Derivation(features.derived, features.dense_names)
 
     @property
@@ -176,27 +178,19 @@ class FeatureBuilder:
         own = session.counters.read(np.array(own_keys, np.int64), now_ms)
         each = self._each.copy()
         each[:, 2] = [lefts.get(left, 0) for left in self._each_lefts]
+        items_NI = np.ascontiguousarray(items_NI)
         sums = np.zeros((len(items_NI), len(each), counters.columns), np.float32)
-        gather(
-            *counters.arrays, *session.counters.arrays, counters.half_lives_ms,
-            np.ascontiguousarray(items_NI), each, now_ms, sums,
-        )  # fmt: skip
+        gather(*counters.arrays, *session.counters.arrays, counters.half_lives_ms, items_NI, each,
+               now_ms, sums)  # fmt: skip
         rates = _Rates(self, shared[0], counters.speeds)
         same = np.concatenate([shared[1:], own])
         rates.write(same[None], self._same_at, dense)
         rates.write(sums, self._each_at, dense)
         if self.features.cells:
             rates.operate(sums, same, self._cells.of_counters, dense)
-            halves = lefts | {"": GLOBAL}
-            rows = self._cells.of_last(halves)
+            rows = self._cells.of_last(lefts | {"": GLOBAL})
             latest(
-                *counters.arrays,
-                *session.counters.arrays,
-                np.ascontiguousarray(items_NI),
-                rows,
-                now_ms,
-                _NEVER,
-                dense,
+                *counters.arrays, *session.counters.arrays, items_NI, rows, now_ms, _NEVER, dense
             )
 
 
@@ -232,9 +226,10 @@ class _Rates:
 class _Cells:
     """Columns of operators, as kernels read them."""
 
-    def __init__(self, features: FeatureSet, start: int) -> None:
+    def __init__(
+        self, features: FeatureSet, places: dict[int, tuple[bool, int]], start: int
+    ) -> None:
         entities, columns = features.entities, list(enumerate(features.cells, start))
-        places = _places(entities)
         rows = [
             (c.operator, *places[c.entity], c.kind, c.speed, *places[c.base], column)
             for column, c in columns
@@ -260,28 +255,12 @@ class _Cells:
         return rows
 
 
-def _places(entities: Sequence[Entity]) -> dict[int, tuple[bool, int]]:
-    """Places of the entities' counters: whether among those of each item, and the place there."""
-    same = sorted((e.own, at) for at, e in enumerate(entities) if not e.right)
-    each = [at for at, e in enumerate(entities) if e.right]
-    return {at: (False, n) for n, (_, at) in enumerate(same)} | {
-        at: (True, n) for n, at in enumerate(each)
-    }
-
-
 def _moment(session: Session, now_ms: int) -> Floats:
     """Time of day, time since the last event, and number of events of the user."""
     turn = 2 * np.pi * (now_ms % _DAY_MS) / _DAY_MS
     gap_s = (now_ms - session.last_ms) / 1000.0 if session.last_ms else 1e6
-    return np.array(
-        [
-            np.sin(turn),
-            np.cos(turn),
-            np.log1p(max(0.0, gap_s)) / 10.0,
-            np.log1p(session.events) / 5.0,
-        ],
-        np.float32,
-    )
+    since, events = np.log1p(max(0.0, gap_s)) / 10.0, np.log1p(session.events) / 5.0
+    return np.array([np.sin(turn), np.cos(turn), since, events], np.float32)
 
 
 def _ages(published_ms: Keys, now_ms: int) -> Floats:

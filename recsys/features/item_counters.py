@@ -52,10 +52,8 @@ class ItemCounters:
         self.operators = OperatorState(features)
         self._tracks = bool(features.tracked or features.distinct)
         self._profile_slot = features.slot("profile")
-        self._crossed_columns = {
-            CONTEXT: crossed_columns(features, CONTEXT),
-            PROFILE: crossed_columns(features, PROFILE),
-        } | {left: crossed_columns(features, left) for left in features.lefts}
+        lefts = (CONTEXT, PROFILE, *features.lefts)
+        self._crossed_columns = {left: crossed_columns(features, left) for left in lefts}
         alone = (e.left for e in features.entities if e.left and not e.right and not e.own)
         self._alone = frozenset(alone)
         self._crosses: dict[tuple[str, int, bytes], tuple[int, ...]] = {}
@@ -203,9 +201,8 @@ class ItemCounters:
         if context:
             keys += (context, *self._crossed(CONTEXT, context, keys_I))
         if segment and segment != context:
-            keys += ((segment,) if PROFILE in self._alone else ()) + self._crossed(
-                PROFILE, segment, keys_I
-            )
+            alone = (segment,) if PROFILE in self._alone else ()
+            keys += alone + self._crossed(PROFILE, segment, keys_I)
         if lefts:
             for left, key in lefts.items():
                 alone = (key,) if left in self._alone else ()

@@ -96,9 +96,8 @@ class OperatorState:
         columns = self._contacts.columns
         for row in rows.tolist():
             key, never = columns["entity"][row : row + 1].copy(), np.full(1, -1, np.int64)
-            counters.add_distinct(
-                key, int(columns["column"][row]), never, int(columns["last_ms"][row]), -1
-            )
+            column, last_ms = int(columns["column"][row]), int(columns["last_ms"][row])
+            counters.add_distinct(key, column, never, last_ms, -1)
         changed: list[int] = columns["entity"][rows].tolist()
         self._contacts.remove(rows)
         return changed
