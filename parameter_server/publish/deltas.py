@@ -60,13 +60,9 @@ def is_sound(delta: Delta) -> bool:
     if not 0 <= delta.part < delta.parts or delta.format not in FORMATS:
         return False
     for rows in delta.tables:
-        count, odd = divmod(len(rows.keys), 8)
-        if (
-            rows.dim < 1
-            or odd
-            or len(rows.removed) % 8
-            or len(rows.values) != row_bytes(rows.dim, delta.format) * count
-        ):
+        if rows.dim < 1 or len(rows.keys) % 8 or len(rows.removed) % 8:
+            return False
+        if len(rows.values) != row_bytes(rows.dim, delta.format) * (len(rows.keys) // 8):
             return False
     return len(delta.dense) % dense_bytes(delta.format) == 0
 
@@ -160,12 +156,8 @@ class DeltaAssembler:
             self._end(delta.step, f"step {self.step + 1} is missing")
 
     def _next(self) -> tuple[int, int, int] | None:
-        ready = (
-            key
-            for key, parts in self._waiting.items()
-            if key[1] == self.step and len(parts) == key[2]
-        )
-        return min(ready, default=None)
+        complete = (key for key, parts in self._waiting.items() if len(parts) == key[2])
+        return min((key for key in complete if key[1] == self.step), default=None)
 
     def _take(self) -> list[StepDelta]:
         steps = []

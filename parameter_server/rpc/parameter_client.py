@@ -31,8 +31,15 @@ from parameter_server.table.routing import Keys, Rows, Split, as_keys, split
 from recsys.events.records import Delta
 
 KeysByTable = Mapping[str, Keys]
+NextKeys = KeysByTable | None
 RowsByTable = dict[str, Rows]
+Lanes = Sequence[LaneGradients]
+Work = Callable[[], None]
 MAX_HELLO_REFUSALS: Final = 8
+
+
+def idle() -> None:
+    """Does nothing while a client waits."""
 
 
 class ShardUnreachable(ConnectionError):
@@ -56,12 +63,7 @@ class ParameterClient(Protocol):
         """Flat dense parameters after ``step`` (empty if the line has none). Raises StepMismatch."""
 
     def exchange(
-        self,
-        step: int,
-        time_ms: int,
-        lanes: Sequence[LaneGradients],
-        next_keys: KeysByTable | None,
-        meanwhile: Callable[[], None] = lambda: None,
+        self, step: int, time_ms: int, lanes: Lanes, next_keys: NextKeys, meanwhile: Work = idle
     ) -> tuple[RowsByTable | None, Vector]:
         """Sends this worker's lanes of ``step``; once all workers' lanes are applied, returns the rows of
         ``next_keys`` and the dense parameters after it. Idempotent. Calls ``meanwhile`` while waiting."""
@@ -102,12 +104,7 @@ class LocalClient:
         return np.empty(0, np.float32) if dense is None else dense
 
     def exchange(
-        self,
-        step: int,
-        time_ms: int,
-        lanes: Sequence[LaneGradients],
-        next_keys: KeysByTable | None,
-        meanwhile: Callable[[], None] = lambda: None,
+        self, step: int, time_ms: int, lanes: Lanes, next_keys: NextKeys, meanwhile: Work = idle
     ) -> tuple[RowsByTable | None, Vector]:
         """Takes all lanes at once and never waits."""
         for shard, own in zip(self._shards, route_lanes(lanes, len(self._shards)), strict=True):
@@ -189,12 +186,7 @@ class ShardedClient:
         return self._lookup(step, {})[1]
 
     def exchange(
-        self,
-        step: int,
-        time_ms: int,
-        lanes: Sequence[LaneGradients],
-        next_keys: KeysByTable | None,
-        meanwhile: Callable[[], None] = lambda: None,
+        self, step: int, time_ms: int, lanes: Lanes, next_keys: NextKeys, meanwhile: Work = idle
     ) -> tuple[RowsByTable | None, Vector]:
         routed = Routed(next_keys or {}, self._shards)
         generation = self._worker.generation
@@ -229,7 +221,7 @@ class ShardedClient:
         return self._rows(frames, routed)
 
     def _ask(
-        self, frames: Sequence[Frame], meanwhile: Callable[[], None] = lambda: None
+        self, frames: Sequence[Frame], meanwhile: Work = idle
     ) -> list[tuple[Reply, Sequence[Array]]]:
         """Sends to all shards before reading, so that they work in parallel; reads all replies before
         raising, so that none stays in transit."""
@@ -253,10 +245,7 @@ class ShardedClient:
         return [answer.applied for answer, _ in self._ask([question] * len(self._channels))]
 
     def _rows(
-        self,
-        frames: Sequence[Frame],
-        routed: "Routed",
-        meanwhile: Callable[[], None] = lambda: None,
+        self, frames: Sequence[Frame], routed: "Routed", meanwhile: Work = idle
     ) -> tuple[RowsByTable, Vector]:
         dense = np.empty(0, np.float32)
         rows = []

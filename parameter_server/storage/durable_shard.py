@@ -308,9 +308,7 @@ def load_shard(shard: Shard, snapshot: snapshots.Snapshot) -> None:
     load_resharded(shard, arrays, [snapshot.meta(part) for part in parts])
 
 
-def load_resharded(
-    shard: Shard, parts: Sequence[Arrays], metas: Sequence[Mapping[str, Any]]
-) -> None:
+def load_resharded(shard: Shard, parts: Sequence[Arrays], metas: Sequence[dict[str, Any]]) -> None:
     """Fills a new shard from the exports of all parts of another number of shards."""
     meta = dict(metas[0]) | {  # part 0 takes all counts, to keep their sum over shards
         name: sum(m[name] for m in metas) if shard.spec.part == 0 else 0
