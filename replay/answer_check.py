@@ -46,6 +46,7 @@ from training.archive.writer import archived_rows
 EQUAL: Final = "equal"
 DIFFERENT: Final = "different"
 GONE: Final = "can't"
+Place = tuple[int, int]  # partition and offset on ``events``
 
 
 @dataclass
@@ -56,7 +57,7 @@ class AnswerCheck:
     verdict: str = GONE
     why: str = ""
     impression: Impression | None = None
-    place: tuple[int, int] | None = None  # partition and offset on ``events``; None: archived
+    place: Place | None = None  # None: archived
     differences: list[Difference] = field(default_factory=list)
     query: Query | None = None
     answer: Answer | None = None
@@ -90,7 +91,7 @@ class AnswerChecker:
         """Pipeline of the answer checked last, if that answer could be recomputed."""
         return self._replica.pipeline
 
-    def check(self, impression: Impression, place: tuple[int, int]) -> AnswerCheck:
+    def check(self, impression: Impression, place: Place) -> AnswerCheck:
         """``explain`` for an impression that is already read, without ``scores``."""
         check = AnswerCheck(impression.request_id, impression=impression, place=place)
         try:
@@ -110,9 +111,7 @@ class AnswerChecker:
             self._check_scores(check)
         return check
 
-    def _find(
-        self, request_id: str, user_id: Id | None
-    ) -> tuple[tuple[int, int] | None, Impression]:
+    def _find(self, request_id: str, user_id: Id | None) -> tuple[Place | None, Impression]:
         logged = find_impression(self._log, request_id, user_id)
         if logged is not None:
             return logged[:2], logged[2]
@@ -158,10 +157,7 @@ class AnswerChecker:
         check.answer = answer = reconstruct_answer(pipeline, check.query)
         changed = stamp_differences(stamp, answer.stamp)
         if changed:
-            changes = ", ".join(
-                f"{difference.field} was {difference.logged!r} and is {difference.again!r}"
-                for difference in changed
-            )
+            changes = ", ".join(f"{d.field} was {d.logged!r} and is {d.again!r}" for d in changed)
             raise NotReconstructible(f"the state of the stamp can't be reconstructed: {changes}")
         skipped = set(impression.degraded) - set(answer.degraded)
         if skipped:
@@ -189,11 +185,8 @@ class AnswerChecker:
         return next((impression for impression in impressions if impression is not None), None)
 
     def _archived_records(self, partition: int, key: bytes, before: int) -> Iterable[Record]:
-        is_wanted = (
-            (pc.field("partition") == partition)
-            & (pc.field("offset") < before)
-            & (pc.field("key") == key)
-        )
+        is_wanted = (pc.field("partition") == partition) & (pc.field("key") == key)
+        is_wanted &= pc.field("offset") < before
         rows = self._archived_events(["offset", "key", "value"], is_wanted) if before else []
         return [Record(*row) for row in rows]
 

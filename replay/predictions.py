@@ -116,14 +116,7 @@ def build_report(
     return report
 
 
-def compare(
-    predictions: Predictions,
-    baseline: Predictions,
-    label: str,
-    *,
-    samples: int = 500,
-    seed: int = 0,
-) -> dict[str, Any]:
+def compare(predictions: Predictions, baseline: Predictions, label: str) -> dict[str, Any]:
     """AUC(predictions) − AUC(baseline) of one label on the rows that both scored, with a user-bootstrap
     interval."""
     places = {key: i for i, key in enumerate(_keys(baseline))}
@@ -134,8 +127,6 @@ def compare(
         np.asarray(baseline.scores[label])[baseline_rows],
         np.asarray(predictions.labels[label])[rows],
         _codes(predictions.user_id)[rows],
-        samples=samples,
-        seed=seed,
     )
     return {"label": label, "rows": len(pairs)} | {
         name: _number(value) for name, value in asdict(interval).items()

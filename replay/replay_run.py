@@ -166,14 +166,10 @@ class ScoreRecorder:
 
     def _end_block(self, before_ms: int) -> None:
         if self._bits:
-            bits, scores = np.array(self._bits, np.int64), np.concatenate(self._scores)
-            self._write(
-                Predictions(
-                    **self._columns,
-                    scores={label: scores[:, k] for label, k in self._places.items()},
-                    labels={label: (bits >> k) & 1 for label, k in self._places.items()},
-                )
-            )
+            bits, all_scores = np.array(self._bits, np.int64), np.concatenate(self._scores)
+            scores = {label: all_scores[:, k] for label, k in self._places.items()}
+            labels = {label: (bits >> k) & 1 for label, k in self._places.items()}
+            self._write(Predictions(**self._columns, scores=scores, labels=labels))
         self._happened = {k: v for k, v in self._happened.items() if v[1] >= before_ms}
         self._newest = {k: v for k, v in self._newest.items() if v[1] >= before_ms}
         self._begin_block()
@@ -242,12 +238,9 @@ def replay_with(
         if outputs.predictions is not None:
             file = PredictionsFile(outputs.predictions, labels)
             stack.callback(file.close)
-        recorder = ScoreRecorder(
-            labels,
-            contexts[0] if contexts else None,
-            int((join.window_s + join.horizon_s) * 1000),
-            None if file is None else file.write,
-        )
+        context, write = contexts[0] if contexts else None, None if file is None else file.write
+        horizon_ms = int((join.window_s + join.horizon_s) * 1000)
+        recorder = ScoreRecorder(labels, context, horizon_ms, write)
         player.on_scored = recorder.scored
         if outputs.probe is not None:
             probe = outputs.probe(player)

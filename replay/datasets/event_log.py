@@ -88,12 +88,9 @@ class EventLog:
                     continue
                 if event.time_ms < newest:
                     raise DataError(
-                        file,
-                        f"{event.time_ms} is earlier than {newest} before it; "
-                        "sort the log by time_ms (parts in the order of their names)",
-                        line=line,
-                        field="time_ms",
-                    )
+                        file, f"{event.time_ms} is earlier than {newest} before it; sort the log by "
+                        "time_ms (parts in the order of their names)", line=line, field="time_ms",
+                    )  # fmt: skip
                 newest = event.time_ms
                 if repeats.is_repeat(event, raw):
                     self.repeats += 1
@@ -120,12 +117,8 @@ class EventLog:
         try:
             event = parse(value, unattributed=True, kinds=self._kinds)
         except Rejected as error:
-            raise DataError(
-                file,
-                f"expected {error.expected}, found {error.value}",
-                line=line,
-                field=error.field,
-            ) from error
+            expected = f"expected {error.expected}, found {error.value}"
+            raise DataError(file, expected, line=line, field=error.field) from error
         if isinstance(event, Impression) and "surface" not in value:
             event.surface = str(event.context.get("surface", event.surface))
         return event
@@ -136,12 +129,8 @@ class EventLog:
         for name, length in self.vectors.items():
             value = event.fields.get(name)
             if value is not None and not _is_vector(value, length):
-                raise DataError(
-                    file,
-                    f"expected a list of {length} numbers, as dataset.yaml declares it",
-                    line=line,
-                    field=f"fields.{name}",
-                )
+                expected = f"expected a list of {length} numbers, as dataset.yaml declares it"
+                raise DataError(file, expected, line=line, field=f"fields.{name}")
 
     def _scan(self) -> dict[str, dict[str, str]]:
         """Names and kinds of all fields. A single text value makes a field categorical."""

@@ -20,12 +20,7 @@ ENDINGS: Final = (".jsonl", ".jsonl.gz", ".jsonl.zst")
 TABLES: Final = (".parquet", ".csv")  # only events*: predictions may lie beside them
 _JSON: Final = ("fields", "context", "items", "values")  # columns that may hold JSON text
 # Types of CSV columns; all others are text, so that no id changes from block to block.
-_NUMBERS: Final = {
-    "time_ms": pa.int64(),
-    "watch_ms": pa.int64(),
-    "v": pa.int64(),
-    "removed": pa.bool_(),
-}
+_NUMBERS: Final = dict.fromkeys(("time_ms", "watch_ms", "v"), pa.int64()) | {"removed": pa.bool_()}
 
 
 def find_parts(folder: Path) -> list[Path]:
@@ -93,13 +88,9 @@ def _batches(file: Path) -> Iterator[pa.RecordBatch]:
     with file.open(newline="", encoding="utf-8-sig") as text:
         header = next(csv.reader(text), [])
     types = {name: _NUMBERS.get(name, pa.string()) for name in header}
-    yield from pa_csv.open_csv(
-        file,
-        parse_options=pa_csv.ParseOptions(newlines_in_values=True),
-        convert_options=pa_csv.ConvertOptions(
-            column_types=types, null_values=[""], strings_can_be_null=True
-        ),
-    )
+    parse = pa_csv.ParseOptions(newlines_in_values=True)
+    convert = pa_csv.ConvertOptions(column_types=types, null_values=[""], strings_can_be_null=True)
+    yield from pa_csv.open_csv(file, parse_options=parse, convert_options=convert)
 
 
 def open_file(file: Path) -> IO[bytes] | Any:

@@ -215,9 +215,9 @@ def test_predictions_and_report_survive_the_disk(tmp_path: Path) -> None:
 def test_runs_are_compared_on_the_rows_that_both_scored() -> None:
     given_ = predictions()
     later = given_.rows(np.arange(299, 99, -1))
-    same = compare(given_, later, "long_view", samples=20)
+    same = compare(given_, later, "long_view")
     assert same["rows"] == 200 and same["difference"] == 0 == same["low"]
-    none = compare(given_, given_.rows(np.array([], int)), "long_view", samples=20)
+    none = compare(given_, given_.rows(np.array([], int)), "long_view")
     assert none["rows"] == 0 and none["difference"] is None
 
 
