@@ -14,15 +14,9 @@ MAX_DEPTH: Final = 8
 SHOWN: Final = 80  # maximal characters of a value and of a field's path
 
 _NAMES: Final = {
-    "int": "an integer",
-    "str": "text",
-    "float": "a number",
-    "bool": "true or false",
-    "bytes": "bytes in base64",
-    "object": "a JSON object",
-    "array": "a list",
-    "null": "null",
-}
+    "int": "an integer", "str": "text", "float": "a number", "bool": "true or false", "null": "null",
+    "bytes": "bytes in base64", "object": "a JSON object", "array": "a list",
+}  # fmt: skip
 _EXPECTED: Final = re.compile(r"Expected `([^`]*)`")
 _REQUIRED: Final = re.compile(r"missing required field `([^`]*)`")
 _STEP: Final = re.compile(r"\.?([^.\[\]]+)|\[(\d+)\]")

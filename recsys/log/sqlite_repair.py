@@ -17,6 +17,7 @@ from recsys.log.sqlite_mark import Mark, Marked
 _CHUNK: Final = 500
 _MOST_PARTITIONS: Final = 10_000  # more is damage of the number
 _Row = tuple[Any, ...]  # time, key, value, checksum
+Pace = Callable[[int], None]
 _COLUMNS: Final = "partition, offset, time_ms, key, value, crc"
 Archived = Callable[[int, list[int]], Mapping[int, tuple[bytes, bytes]]]
 """Keys and values of the offsets of a partition, as far as they are known elsewhere."""
@@ -43,9 +44,7 @@ class Rebuilt:
     lost: list[str] = field(default_factory=list)
 
 
-def check_topic(
-    folder: Path, topic: str, pace: Callable[[int], None] = lambda _: None
-) -> TopicCheck:
+def check_topic(folder: Path, topic: str, pace: Pace = lambda _: None) -> TopicCheck:
     """Reads all records of a topic, in use or not. ``pace`` gets the bytes read since its last call."""
     check = TopicCheck(topic)
     connection = Connection(topic, open_file(folder / f"{topic}.sqlite"))
@@ -83,9 +82,7 @@ def _check_tables(connection: Connection, marked: Marked | None, check: TopicChe
         check.damage.append(f"{check.topic}: the newest {missing} commits are missing")
 
 
-def _check_partition(
-    connection: Connection, partition: int, check: TopicCheck, pace: Callable[[int], None]
-) -> None:
+def _check_partition(connection: Connection, partition: int, check: TopicCheck, pace: Pace) -> None:
     place = f"{check.topic}/{partition}"
     try:
         at, end, _ = connection.bounds(partition)

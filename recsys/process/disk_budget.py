@@ -78,6 +78,7 @@ class DiskBudget:
             wanted = _LEAVE * _BOUNDS[Level.LOW] * 1.05
             lacking = max(wanted * reserve - left, wanted * free_bound - free)
             most = max(0, min(most, archive - int(lacking)))
+        shares = _shares(config).items()
         return Space(
             level=self._level,
             free=free,
@@ -86,11 +87,7 @@ class DiskBudget:
             kinds=dict(kinds),
             archive=most,
             snapshots=int(config.snapshots * usable),
-            over=[
-                topic
-                for topic, share in _shares(config).items()
-                if kinds.get(LOG + topic, 0) > _OVER * share
-            ],
+            over=[t for t, share in shares if kinds.get(LOG + t, 0) > _OVER * share],
             why=self._why(left / reserve <= free / free_bound),
             since_ms=self._since_ms,
             time_ms=now_ms,
@@ -116,9 +113,8 @@ class DiskBudget:
             return ""
         if by_budget:
             return f"the state folder comes near disk.budget_gb, {self._config.budget_gb:g} GB"
-        return (
-            f"the disk has little more room than disk.free_gb, {self._config.free_gb:g} GB, or less"
-        )
+        free_gb = self._config.free_gb
+        return f"the disk has little more room than disk.free_gb, {free_gb:g} GB, or less"
 
 
 def topic_bytes(config: DiskConfig, partitions: int) -> dict[str, int]:

@@ -90,9 +90,7 @@ class DeadLetters:
         self._unsent: list[tuple[str, Append]] = []
         self.counts: Counter[str] = Counter()
 
-    def put(
-        self, topic: str, partition: int, record: Record, reason: str, time_ms: int = 0
-    ) -> None:
+    def put(self, topic: str, partition: int, record: Record, why: str, time_ms: int = 0) -> None:
         """Queues a letter for ``send``. ``time_ms``: event time, if known."""
         assert topic in self._topics, f"the dead letters of {topic!r} belong to another part"
         if self._written is None:
@@ -101,7 +99,7 @@ class DeadLetters:
             return
         letter = DeadLetter(
             topic=topic, partition=partition, offset=record.offset, time_ms=time_ms,
-            reason=reason[:REASON_CHARACTERS], raw=record.value,
+            reason=why[:REASON_CHARACTERS], raw=record.value,
         )  # fmt: skip
         self._unsent.append((topic, Append(0, record.key, pack(letter))))
 
