@@ -114,9 +114,7 @@ class Experiment:
             check(not self.credit, "credit", self.credit, f"none: it is for kind {INTERLEAVING!r}")
         lines = [arm_line_name(self.name, arm.name) for arm in self.arms if arm.trains]
         longest = max(lines, key=len, default="")
-        expected = (
-            f"at most {MAX_LINE_NAME} letters in the names of experiment and arm with a dot between"
-        )
+        expected = f"at most {MAX_LINE_NAME} letters in the names of experiment and arm and a dot"
         check(len(longest) <= MAX_LINE_NAME, "name", longest, expected)
         total = sum(arm.share for arm in self.arms)
         check(abs(total - 1) < 1e-6, "the sum of the arms' shares", total, "1")

@@ -184,9 +184,8 @@ def pooled_theta(
     psi_U: Floats, covariates_UK: Floats, psi_V: Floats, covariates_VK: Floats
 ) -> Floats:
     """θ (K,): least squares of ψ on the covariates, both centred within each arm."""
-    centred = np.concatenate(
-        [covariates_UK - covariates_UK.mean(0), covariates_VK - covariates_VK.mean(0)]
-    )
+    groups = (covariates_UK, covariates_VK)
+    centred = np.concatenate([group - group.mean(0) for group in groups])
     psi = np.concatenate([psi_U - psi_U.mean(), psi_V - psi_V.mean()])
     scale = centred.std(0)
     scale[scale == 0] = 1.0

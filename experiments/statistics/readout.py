@@ -192,9 +192,8 @@ def _verdict(
 ) -> tuple[str, tuple[str, ...]]:
     broken = []
     if ratio.alarm:
-        counts = ", ".join(
-            f"{n:,} (expected {e:,.0f})" for n, e in zip(ratio.counts, ratio.expected, strict=True)
-        )
+        pairs = zip(ratio.counts, ratio.expected, strict=True)
+        counts = ", ".join(f"{n:,} (expected {e:,.0f})" for n, e in pairs)
         broken.append(f"users by arm are {counts}, p {ratio.p:.1e}: something loses or moves them")
     if misassigned:
         broken.append(f"{misassigned:,} users have another arm than the hash gives them")

@@ -192,9 +192,8 @@ class _BlockComparison:
         wrong = (errors > self._within) & self._audited
         if not counters:
             wrong &= ~self._counted
-        return {
-            str(self._dense[at]): errors[wrong[:, at], at] for at in np.flatnonzero(wrong.any(0))
-        }
+        wrong_at = np.flatnonzero(wrong.any(0))
+        return {str(self._dense[at]): errors[wrong[:, at], at] for at in wrong_at}
 
 
 def _errors(old: NDArray[np.float32], new: NDArray[np.float32]) -> NDArray[np.float64]:

@@ -98,9 +98,8 @@ class ItemHistory:
         def keys_of(item_id: Id) -> Keys:
             name = str(item_id)
             versions = self._versions.get(name, ())
-            at = max(
-                (n for n, (_, item) in enumerate(versions) if item.time_ms <= time_ms), default=0
-            )
+            past = (n for n, (_, item) in enumerate(versions) if item.time_ms <= time_ms)
+            at = max(past, default=0)
             keys = self._keys.get((name, at))
             if keys is None:
                 fields: dict[str, Any] = versions[at][1].fields if versions else {}

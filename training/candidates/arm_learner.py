@@ -83,9 +83,8 @@ class ArmLearner(Learner):
         """Weight of each example (B,); 1 for rehearsed ones."""
         trains, own_B = self._arm.trains, lane.own_B
         weights_B = np.ones(len(lane.batch), np.float32)
-        weights_B[: len(own_B)] = self.weights.repeats(
-            trains, lane.features_BF, own_B, lane.draws_B
-        )
+        repeats_B = self.weights.repeats(trains, lane.features_BF, own_B, lane.draws_B)
+        weights_B[: len(own_B)] = repeats_B
         return weights_B
 
     def export(self) -> dict[str, NDArray[Any]]:

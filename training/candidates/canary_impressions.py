@@ -97,9 +97,8 @@ class ServedImpressions:
             self._first_ms = min(self._first_ms, shown_ms)
         labels = example.labels[: self._labels]
         ranked = is_finite and len(example.predicted) > 0
-        self._waiting.append(
-            _Row(shown_ms, key_of("user", example.user_id), is_own, labels, ranked)
-        )
+        user = key_of("user", example.user_id)
+        self._waiting.append(_Row(shown_ms, user, is_own, labels, ranked))
 
 
 def canary_impressions(

@@ -91,9 +91,8 @@ class Promoter:
         if len(self.lifecycle.lives) > lives:  # all comparisons were with another live line
             self._adopted = None
             self._served.clear()
-            self.candidates = {
-                line: self._restarted(line, e) for line, e in self.candidates.items()
-            }
+            before = self.candidates.items()
+            self.candidates = {line: self._restarted(line, e) for line, e in before}
         for line in self.lifecycle.candidates.keys() - self.candidates.keys():
             self.candidates[line] = self._new_evidence(line)
 

@@ -261,9 +261,8 @@ def reference_to(snapshot: Snapshot) -> SnapshotRef:
 
 def sha256_of(snapshot: Snapshot) -> str:
     """SHA-256 of the SHA-256s of all files in order: of the parts, and of those each builds on."""
-    files = [
-        link["sha256"] for part in snapshot.manifests for link in (*part.get("chain", []), part)
-    ]
+    parts = snapshot.manifests
+    files = [link["sha256"] for part in parts for link in (*part.get("chain", []), part)]
     return hashlib.sha256("\n".join(files).encode()).hexdigest()
 
 

@@ -242,9 +242,8 @@ class Search:
     def _users(self, weights: Weights) -> Floats:
         weights.model.write_dense(weights.dense)
         keys = self._lookup.keys
-        users, items = (
-            with_missing_row(weights.rows(name, keys[name])) for name in ("users", "items")
-        )
+        tables = ("users", "items")
+        users, items = (with_missing_row(weights.rows(t, keys[t])) for t in tables)
         with torch.inference_mode():
             vectors = weights.model.user_vectors(self._batch, self._lookup, users, items)
             out: Floats = vectors.numpy()

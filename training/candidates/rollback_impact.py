@@ -70,9 +70,8 @@ def find_impact(log: Log, served_by: str, since_ms: int, lives: Sequence[Live]) 
         for _, shown in decoded(records, _Impression):
             stamp = shown.stamp
             if stamp is not None and (stamp.line, stamp.epoch) == (line, int(epoch)):
-                requests.append(
-                    AffectedRequest(shown.request_id, shown.user_id, shown.time_ms, stamp.step)
-                )
+                request = (shown.request_id, shown.user_id, shown.time_ms, stamp.step)
+                requests.append(AffectedRequest(*request))
     requests.sort(key=lambda request: (request.time_ms, request.request_id))
     return RollbackImpact(served_by, requests, _steps(log, served_by, since_ms, lives), complete)
 

@@ -124,9 +124,8 @@ class ShadowLoop(RetryLoop):
         self._removed: set[str] = set()  # ended lines without files
         self._control.turn()
         self._clean()
-        self._sent = {
-            scored.line: scored.step for scored in readable(self._log, SCORES, _ScoredStep)
-        }
+        scores = readable(self._log, SCORES, _ScoredStep)
+        self._sent = {scored.line: scored.step for scored in scores}
 
     def _turn(self) -> int:
         """Folds ``control``, then has each candidate take the available steps."""
@@ -239,9 +238,8 @@ class ShadowLoop(RetryLoop):
         """Microseconds to rank a list, of live and the candidate; measured once for each pair of models."""
         live, candidate = self._live_model, (shadow.features, shadow.model)
         if (live, candidate) not in self._speeds:
-            times_us = rank_times_us(
-                [build_model(*one) for one in dict.fromkeys((live, candidate))]
-            )
+            models = [build_model(*one) for one in dict.fromkeys((live, candidate))]
+            times_us = rank_times_us(models)
             self._speeds[live, candidate] = {"live_rank_us": times_us[0], "rank_us": times_us[-1]}
         return self._speeds[live, candidate]
 
@@ -312,9 +310,8 @@ class ShadowLoop(RetryLoop):
         self._drop(line)
         self._sent[line] = -1
         self.counts["refused"] += 1
-        scores = Scores(
-            line=line, against=(MAIN, 0), step=-1, time_ms=self._clock(), refused=reason
-        )
+        now_ms = self._clock()
+        scores = Scores(line=line, against=(MAIN, 0), step=-1, time_ms=now_ms, refused=reason)
         self._log.append(SCORES, [Append(0, line.encode(), pack(scores))])
 
 

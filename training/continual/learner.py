@@ -119,9 +119,8 @@ class Learner:
         logits_BL = self.model.rank(lane.batch, lane.lookup, leaves["features"]).cpu()
         targets_BL = targets(torch.from_numpy(lane.labels_BK), torch.from_numpy(lane.watch_ms_B))
         losses_BL = lane.label_targets.losses(logits_BL, targets_BL)
-        total = (
-            self._training_losses(lane, logits_BL, losses_BL) * self._output_weights(lane)
-        ).sum()
+        losses = self._training_losses(lane, logits_BL, losses_BL)
+        total = (losses * self._output_weights(lane)).sum()
         if len(lane.batch) > 1 and self._learns_retrieval:
             total = total + self.model.config.retrieval_weight * self._retrieval(lane, leaves)
         total.backward()  # type: ignore[no-untyped-call]

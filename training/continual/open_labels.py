@@ -93,9 +93,8 @@ def label_targets(examples: Sequence[TrainingExample], labels_BK: Floats) -> Lab
     sampled_out_B1 = np.array([[e.sampled_out] for e in examples])
     again_B1 = np.array([[e.correction] for e in examples]) | sampled_out_B1
     arrived_BK = np.array([e.arrived or [1.0] * labels for e in examples], np.float32)
-    previous = [
-        e.previous if again else [0.0] * labels for e, again in zip(examples, again_B1, strict=True)
-    ]
+    pairs = zip(examples, again_B1, strict=True)
+    previous = [e.previous if again else [0.0] * labels for e, again in pairs]
     new_BK = labels_BK > np.array(previous, np.float32)
     return _open_targets(labels_BK, kept_B1, arrived_BK, again_B1, sampled_out_B1, new_BK)
 
@@ -149,11 +148,8 @@ def _open_targets(
 
 def with_rehearsed(targets: LabelTargets, first: int, weight: float) -> LabelTargets:
     """Marks the examples from ``first`` on as rehearsed: weighted, and not evaluated."""
-    weights, liked, fresh = (
-        targets.weights_BL.copy(),
-        targets.liked_B.copy(),
-        targets.fresh_B.copy(),
-    )
+    weights, liked = targets.weights_BL.copy(), targets.liked_B.copy()
+    fresh = targets.fresh_B.copy()
     weights[first:] *= weight
     liked[first:] *= weight
     fresh[first:] = False

@@ -86,9 +86,8 @@ class Eraser(RetryLoop):
 
     def _restore(self) -> None:
         saved = self._state.load(self._log.id)
-        self._consumer = Consumer(
-            self._log, CONTROL, [0], saved.offsets[CONTROL] if saved else None
-        )
+        offsets = saved.offsets[CONTROL] if saved else None
+        self._consumer = Consumer(self._log, CONTROL, [0], offsets)
         self._lifecycle = Lifecycle()
         for message in readable(self._log, CONTROL, Unlearning):
             self._lifecycle.fold(message)
@@ -157,9 +156,8 @@ class Eraser(RetryLoop):
 
     def _anonymize(self, request: PendingErasure) -> None:
         """Removes the user's id from the requests on ``control``."""
-        anonymous = Erasure(
-            user_id="", offset=request.offset, digest=digest_of_key(self._log.id, request.key)
-        )
+        digest = digest_of_key(self._log.id, request.key)
+        anonymous = Erasure(user_id="", offset=request.offset, digest=digest)
         records = [Record(request.control, b"", pack(anonymous))]
         begin, end = self._log.begin(CONTROL, 0), self._log.end(CONTROL, 0)
         for record, message in decoded(read_range(self._log, CONTROL, 0, begin, end), Unlearning):
@@ -195,9 +193,8 @@ class Eraser(RetryLoop):
         ends = {EVENTS: min(events, request.offset + 1), EXAMPLES: examples}
         if self._changes:
             for topic, end in ends.items():
-                self.erased += erase_records(
-                    self._log, topic, partition, request.key, request.offset, end
-                )
+                place = (self._log, topic, partition)
+                self.erased += erase_records(*place, request.key, request.offset, end)
             self.erased += erase_letters(self._log, request.key)
         for topic in ends:
             is_erased = partial(erased_record, topic, before=request.offset)

@@ -104,9 +104,8 @@ class Baseline:
         newest = [block.residual_C for block in self._waiting[1 - _RECENT :]]
         self._recent = np.mean([*newest, residual_C], 0)
         value_C, bound = values_C - self._zero, _CLIP * self._sd(self._square)
-        outlier = (
-            residual - np.clip(residual, -bound, bound) if self.ready else np.zeros(self.columns)
-        )
+        outlier = residual - np.clip(residual, -bound, bound)
+        outlier = outlier if self.ready else np.zeros(self.columns)
         block = _Block(terms, value_C, residual_C, self._before, white_C, self._recent, outlier)
         precision = np.sqrt(self._weight / (self._weight + _YOUNG))
         z_C: Floats = np.clip(precision * white_C / self._sd(self._white), -_CLIP, _CLIP)
@@ -122,9 +121,8 @@ class Baseline:
         """Makes the level of the newest blocks the usual one."""
         newest = self._waiting[-max(1, blocks) :]
         moved = float(np.mean([block.value_C[column] for block in newest]))
-        moved -= float(
-            np.mean([block.terms for block in newest], 0) @ self._coefficients()[:, column]
-        )
+        terms = np.mean([block.terms for block in newest], 0)
+        moved -= float(terms @ self._coefficients()[:, column])
         # As if all past values had been higher by this much.
         self._moments[:, column] += moved * self._design[:, 0]
         self._before[column] = 0.0

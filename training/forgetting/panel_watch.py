@@ -122,9 +122,8 @@ class PanelWatch:
         self._folder = Path(config.state) / "snapshots"
         self._state = PartState(config.state, PART)
         self._control = ControlReader(log)
-        self._erased: dict[
-            str, int
-        ] = {}  # by user, the offset of ``events`` before which all is erased
+        # By user, the offset of ``events`` before which all is erased.
+        self._erased: dict[str, int] = {}
         self._due_s = 0.0
         self.panels: list[Panel] = []  # youngest first
         self.retention: dict[str, Retention] = {}

@@ -36,6 +36,5 @@ class JoinTrace:
             }
             span_id = request_span(request_id, JOIN, partition, offset)
             parent = request_span(request_id, FEED)
-            self.tracer.record(
-                Span(span_id, JOIN, self._began_ns, ended_ns, parent, (), attributes)
-            )
+            times = (self._began_ns, ended_ns)
+            self.tracer.record(Span(span_id, JOIN, *times, parent, (), attributes))

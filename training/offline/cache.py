@@ -84,9 +84,8 @@ class Cache:
     def read(self, number: int) -> Examples:
         """One block, with final labels."""
         group, start, stop = self.about.blocks[number]
-        return self._corrected(
-            _columns(self._file.read_row_group(group).slice(start, stop - start))
-        )
+        rows = self._file.read_row_group(group).slice(start, stop - start)
+        return self._corrected(_columns(rows))
 
     def _corrected(self, block: Examples) -> Examples:
         ids = self._corrections["ids"]

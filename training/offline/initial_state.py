@@ -40,9 +40,8 @@ class Ancestor:
 
     def table(self, name: str) -> dict[str, NDArray[Any]]:
         """Keys, values, accumulator and used_ms of a table, in no order."""
-        columns = {
-            c: np.concatenate([p[f"table/{name}/{c}"] for p in self.parts]) for c in _COLUMNS
-        }
+        arrays = [{c: part[f"table/{name}/{c}"] for c in _COLUMNS} for part in self.parts]
+        columns = {c: np.concatenate([part[c] for part in arrays]) for c in _COLUMNS}
         if name not in _USER_TABLES:
             return columns
         stays = ~np.isin(columns["keys"], np.array(self.forgotten, np.int64))

@@ -80,9 +80,8 @@ class OfflineTrainer:
         self._learner, self._tables, self._vocabularies = learner, tables, vocabularies
         self._dense, self._exchange = dense, exchange
         self._lanes, self._own = lanes, range(rank, lanes, workers)
-        self._dims = {
-            name: table.lookup(np.empty(0, np.int64)).shape[1] for name, table in tables.items()
-        }
+        no_keys = np.empty(0, np.int64)
+        self._dims = {name: table.lookup(no_keys).shape[1] for name, table in tables.items()}
         self.refused = RejectedGradients()
 
     def learn(self, examples: Examples) -> StepResult:

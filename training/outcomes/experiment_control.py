@@ -58,9 +58,8 @@ class ExperimentController:
         self._checked: Experiments | None = None  # the revision that the files were checked against
         self._parsed: tuple[Experiments, list[Experiment], dict[str, str]] | None = None
         self._due_ms = 0
-        self.lost: Mapping[
-            str, str
-        ] = {}  # reasons by experiments that can't go on; set by the caller
+        # Reasons by experiments that can't go on; set by the caller.
+        self.lost: Mapping[str, str] = {}
 
     def fold(self, offset: int, record: Control) -> None:
         """Folds the record at an offset of ``control``."""

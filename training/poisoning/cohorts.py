@@ -136,9 +136,8 @@ class _Population:
                 if self.engages(counts):
                     own[""] += 1
                     own.update(kind for kind in kinds if counts[kind])
-                    self.repeats += sum(
-                        min(counts[kind] - 1, _REPEATS) for kind in kinds if counts[kind]
-                    )
+                    repeats = [counts[kind] - 1 for kind in kinds if counts[kind]]
+                    self.repeats += sum(min(count, _REPEATS) for count in repeats)
             self.engaged += own[""]
             self.by_kind.update(own)
             if account.source is not None:
@@ -209,9 +208,8 @@ def _merged(cohorts: Iterable[Cohort]) -> list[Cohort]:
     for cohort in sorted(cohorts, key=lambda cohort: -cohort.nats):
         for place, other in enumerate(merged):
             common = len({*cohort.users} & {*other.users})
-            if cohort.pushes == other.pushes and 2 * common >= min(
-                len(cohort.users), len(other.users)
-            ):
+            fewer = min(len(cohort.users), len(other.users))
+            if cohort.pushes == other.pushes and 2 * common >= fewer:
                 users = tuple(sorted({*cohort.users, *other.users}))
                 items = (*other.items, *cohort.items)
                 nats = other.nats + cohort.nats

@@ -340,9 +340,7 @@ class ExampleCheck:
             bool(((labels >= 0.0) & (labels <= 1.0)).all())
             and min(watch_ms, default=0) >= 0
             and max(watch_ms, default=0) < _MAX_WATCH_MS
-            and not any(
-                [label_fault(example, self._labels) for example in examples if is_open(example)]
-            )
+            and not any([label_fault(e, self._labels) for e in examples if is_open(e)])
             and _finite([e.features for e in examples if e.features])
         )
 
@@ -375,8 +373,7 @@ def label_fault(example: TrainingExample, labels: int) -> str:
     if not 0.0 < example.kept <= 1.0:
         return f"kept is {example.kept}, expected above 0, at most 1"
     least = 0.0 if example.correction or example.sampled_out else _LEAST_ARRIVED
-    if len(example.arrived) not in (0, labels) or not all(
-        [least <= f <= 1 for f in example.arrived]
-    ):
+    are_shares = all([least <= share <= 1 for share in example.arrived])
+    if len(example.arrived) not in (0, labels) or not are_shares:
         return f"arrived is {example.arrived}, expected {labels} shares of {least} to 1"
     return ""

@@ -49,18 +49,16 @@ class SequenceTrace:
         ended_ns = self._now_ns()
         for step in steps:
             links = (step_span(step.line, step.epoch, step.step),)
-            attributes: SpanAttributes = {
-                "line": step.line, "epoch": step.epoch, "step": step.step,
-            }  # fmt: skip
+            attributes: SpanAttributes
+            attributes = {"line": step.line, "epoch": step.epoch, "step": step.step}
             for part in step.ranges:
                 waiting = self._waiting.get(part.partition)
                 while waiting and waiting[0][0] < part.stop:
                     offset, request_id, since_ns = waiting.popleft()
                     span_id = request_span(request_id, SEQUENCE, part.partition, offset)
                     parent = request_span(request_id, JOIN, part.partition, offset)
-                    self.tracer.record(
-                        Span(span_id, SEQUENCE, since_ns, ended_ns, parent, links, attributes)
-                    )
+                    times = (since_ns, ended_ns)
+                    self.tracer.record(Span(span_id, SEQUENCE, *times, parent, links, attributes))
 
 
 def trace_step(
