@@ -87,13 +87,9 @@ class Feed:
         self._log_as(name)
         log = open_log(self._config)
         self._tracer = tracer = open_tracer_in_actor(self._config, "serve", name)
-        self.service = Service(
-            self._config,
-            log,
-            RedisSessions(self._config.sessions.url),
-            shards=client_of(shards),
-            traces=SwipeTraces(tracer, name, time.time_ns) if tracer else None,
-        )
+        traces = SwipeTraces(tracer, name, time.time_ns) if tracer else None
+        sessions, client = RedisSessions(self._config.sessions.url), client_of(shards)
+        self.service = Service(self._config, log, sessions, shards=client, traces=traces)
 
     def _log_as(self, name: str) -> None:
         state, form = self._config.state, self._config.logging.format

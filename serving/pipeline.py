@@ -345,10 +345,8 @@ class Pipeline:
         if request.explain and items:
             ranked = _has_numbers(predictions_NL)
             reasons = self._explain(query, [candidates.indices[p] for p in positions_R], ranked)
-            items = tuple(
-                msgspec.structs.replace(item, reasons=why)
-                for item, why in zip(items, reasons, strict=True)
-            )
+            pairs = zip(items, reasons, strict=True)
+            items = tuple(msgspec.structs.replace(item, reasons=why) for item, why in pairs)
         impression = Impression(
             time_ms=query.now_ms,
             request_id=query.request_id,

@@ -148,11 +148,9 @@ def _print(result: dict[str, Any], refused: Path, app: Path, state: str) -> None
     rows += [(f"refused: {why}", f"{count:,}") for why, count in result["refused"].items()]
     counts = ("repeated", "out_of_order", "new", "imported_before")
     rows += [(name.replace("_", " "), f"{result[name]:,}") for name in counts]
-    span = (
-        f"{datetime.fromtimestamp(result[at] / 1000, UTC):%Y-%m-%d}"
-        for at in ("from_ms", "until_ms")
-    )
-    rows += [("times", " to ".join(span))]
+    ends_ms = result["from_ms"], result["until_ms"]
+    days = (f"{datetime.fromtimestamp(end_ms / 1000, UTC):%Y-%m-%d}" for end_ms in ends_ms)
+    rows += [("times", " to ".join(days))]
     if result["shift_ms"]:
         rows += [("moved by", f"{result['shift_ms'] // 604_800_000:,} weeks, to this one")]
     if "steps" in result:

@@ -68,10 +68,8 @@ class ExperimentPanel:
         self._read(shown, revisions, labels)
         rows = [self._row(experiment, revision) for experiment in experiments]
         rows += [{"name": name, "unread": why} for name, why in sorted(unreadable.items())]
-        rows += [
-            self._stopped_row(name, stand)
-            for name, stand in sorted(stopped.items(), key=lambda pair: -pair[1].since_ms)
-        ]
+        newest_first = sorted(stopped.items(), key=lambda pair: -pair[1].since_ms)
+        rows += [self._stopped_row(name, stand) for name, stand in newest_first]
         self.left_out, rows = max(0, len(rows) - _MAX_EXPERIMENTS), rows[:_MAX_EXPERIMENTS]
         self._forget_others({row["name"] for row in rows}, stopped.keys())
         return rows

@@ -63,11 +63,9 @@ class ControlRoom:
         self.hub = Hub(self.render)
         key = (run_folder(config.state) / CONTROL_KEY).read_text().strip()
         # Its page needs no key, so names are always checked.
-        checked = replace(
-            config,
-            access=replace(config.access, mode="open"),
-            serve=replace(config.serve, host=config.control_room.host),
-        )
+        access = replace(config.access, mode="open")
+        serve = replace(config.serve, host=config.control_room.host)
+        checked = replace(config, access=access, serve=serve)
         is_allowed = partial(host_is_allowed, config=checked)
         self.app = build_room(self.hub, self.curves, watch.inspect, key, is_allowed)
 

@@ -101,11 +101,8 @@ class ImportedRows:
         self._hashes.sort()
 
     def _read_back(self, ends: dict[str, list[int]]) -> Hashes:
-        ids = (
-            getattr(event, "event_id", None) or ""
-            for topic, offsets in ends.items()
-            for event in events_after(self._log, topic, offsets)
-        )
+        events = (e for topic, start in ends.items() for e in events_after(self._log, topic, start))
+        ids = (getattr(event, "event_id", None) or "" for event in events)
         own = [int(id_.removeprefix(_PREFIX)) for id_ in ids if id_.startswith(_PREFIX)]
         return np.array(own, np.int64)
 

@@ -173,11 +173,8 @@ class _StateCheck:
                     others = [self._state / "snapshots", self._state / "registry"]
                     done = repair_snapshot(version, others)
                 left = dict(self._damaged_after(folder, line)).get(version, "") if done else damage
-                text = (
-                    "; ".join(done)
-                    or "none: parts start from another one, and later ones replace it"
-                )
-                self._add(version, damage, text, not left)
+                none = "none: parts start from another one, and later ones replace it"
+                self._add(version, damage, "; ".join(done) or none, not left)
 
     def _versions(self, folder: Path, line: str) -> Iterator[tuple[Path, str, int]]:
         for version, damage, unsigned in snapshots.check_snapshots(folder, line):

@@ -115,10 +115,8 @@ def _result(control: ControlReader, name: str) -> str:
 def _delete_on_log(users: Sequence[str], config: Config, unlearn: bool) -> list[str]:
     with closing(open_log(config)) as log, closing(open_log(config)) as second_reader:
         before = request_deletion(log, users, wall_ms())
-        lines = [
-            f"{_named(users)} going to be deleted: session and rows when the system runs again",
-            _pending(config),
-        ]
+        when = "session and rows when the system runs again"
+        lines = [f"{_named(users)} going to be deleted: {when}", _pending(config)]
         if not unlearn:
             return lines
         features = feature_set(config)

@@ -102,13 +102,12 @@ def harden(text: str, config: Config) -> str:
                 f"HAProxy's configuration by Ray Serve has {count} lines like {pattern!r}, expected {most}: "
                 "this version of Ray isn't supported; install the one of requirements/run.lock"
             )
-    public = {f"{config.serve.host}:{port}"}
-    return re.sub(
-        r"^( *bind )(\S+)",
-        lambda bind: bind[1] + (bind[2] if bind[2] in public else loopback_of(bind[2])),
-        text,
-        flags=re.MULTILINE,
-    )
+    public = f"{config.serve.host}:{port}"
+
+    def bound(bind: re.Match[str]) -> str:
+        return bind[1] + (public if bind[2] == public else loopback_of(bind[2]))
+
+    return re.sub(r"^( *bind )(\S+)", bound, text, flags=re.MULTILINE)
 
 
 def _frontend(config: Config) -> str:

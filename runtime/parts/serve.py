@@ -100,11 +100,8 @@ class RetrievalShards:
         """Reports the number of missing shards in the heartbeat, and logs changes."""
         if not self._names:
             return
-        away = [
-            name
-            for name in self._names
-            if name not in deployments or not deployments[name].replica_states.get("RUNNING")
-        ]
+        running = [n for n, it in deployments.items() if it.replica_states.get("RUNNING")]
+        away = [name for name in self._names if name not in running]
         self._stop.heartbeat.gauge(SHARDS_AWAY, len(away))
         if away == self._away:
             return

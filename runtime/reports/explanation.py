@@ -58,10 +58,8 @@ def explanation_values(check: AnswerCheck, catalogue: Catalogue) -> dict[str, An
         values["session"] = _session_values(check.session, catalogue, check.policy)
     if answer is not None and answer.candidates is not None:
         sources = Counter(name for names in answer.candidates.sources.values() for name in names)
-        values["candidates"] = {
-            "ranked": len(answer.candidates.indices),
-            "by_source": dict(sources),
-        }
+        ranked = len(answer.candidates.indices)
+        values["candidates"] = {"ranked": ranked, "by_source": dict(sources)}
         values["removed"] = answer.removed
     if check.scores is not None:
         scores = dict(zip(("equal", "of"), check.scores, strict=True))

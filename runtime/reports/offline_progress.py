@@ -79,13 +79,14 @@ def describe_job(job: Any, workers: int) -> str:
 def summary(registry: Path, name: str, seconds: float, existed: bool) -> dict[str, Any]:
     """Summarises a candidate and its metrics."""
     provenance = Registry(registry).provenance(name)
-    distilled = {}
+    distilled, metrics = {}, provenance.metrics
     if provenance.teacher is not None:
-        distilled = {
-            "model": describe_model(provenance),
-            "teacher": describe_teacher(provenance.teacher),
-        }
-    metrics = provenance.metrics
+        teacher = describe_teacher(provenance.teacher)
+        distilled = {"model": describe_model(provenance), "teacher": teacher}
+
+    def measured(how: str) -> dict[str, float | None]:
+        return {"log loss": metrics.get(f"{how}.log_loss"), "AUC": metrics.get(f"{how}.auc")}
+
     return {
         "candidate": name,
         "stood already": existed,
@@ -93,14 +94,8 @@ def summary(registry: Path, name: str, seconds: float, existed: bool) -> dict[st
         "learned": f"{iso(provenance.from_ms)} to {iso(provenance.until_ms)}",
         "examples": provenance.examples,
         "epochs": provenance.epochs,
-        "last day, held out": {
-            "log loss": metrics.get("last_day.log_loss"),
-            "AUC": metrics.get("last_day.auc"),
-        },
-        "last day, as it was learned": {
-            "log loss": metrics.get("prequential.log_loss"),
-            "AUC": metrics.get("prequential.auc"),
-        },
+        "last day, held out": measured("last_day"),
+        "last day, as it was learned": measured("prequential"),
         "seconds": round(seconds, 1),
     }
 

@@ -17,6 +17,7 @@ from serving.admission.admission import TokenBuckets
 
 _BYTES, _FILES = 5_000_000, 4  # of a file; rotated ones
 _QUEUED: Final = 10_000
+_REFUSED: Final = "-refused"  # end of the name of refusals' file
 _REFUSALS_S: Final = 10.0  # logged refusals a second; a call has a line of its own otherwise
 
 
@@ -28,10 +29,7 @@ class AuditTrail:
         self._handler = QueueHandler(self._lines)
         self._rate = TokenBuckets(_REFUSALS_S, burst_s=BURST_S)
         self._refused = 0  # since the last logged refusal
-        self._writers = {
-            kind: _writer(folder / f"audit-{replica}{suffix}.log")
-            for kind, suffix in (("call", ""), ("refused", "-refused"))
-        }
+        self._writers = [_writer(folder / f"audit-{replica}{end}.log") for end in ("", _REFUSED)]
         self._listener: QueueListener | None = None
 
     def call(self, time_ms: int, **fields: Any) -> None:
@@ -52,12 +50,12 @@ class AuditTrail:
         if self._listener is not None:
             self._listener.stop()
             self._listener = None
-        for writer in self._writers.values():
+        for writer in self._writers:
             writer.close()
 
     def _put(self, kind: str, fields: dict[str, Any]) -> None:
         if self._listener is None:
-            self._listener = QueueListener(self._lines, *self._writers.values())
+            self._listener = QueueListener(self._lines, *self._writers)
             self._listener.start()
         record = logging.LogRecord(kind, logging.INFO, "", 0, json.dumps(fields), None, None)
         try:
@@ -82,7 +80,7 @@ def read_trail(folder: Path, since_ms: int = 0) -> Iterator[dict[str, Any]]:
 
 def _writer(file: Path) -> RotatingFileHandler:
     handler = _TrailFile(file, maxBytes=_BYTES, backupCount=_FILES, encoding="utf-8", delay=True)
-    kind = "refused" if file.stem.endswith("-refused") else "call"
+    kind = "refused" if file.stem.endswith(_REFUSED) else "call"
     handler.addFilter(lambda record: record.name == kind)
     return handler
 

@@ -19,11 +19,8 @@ def key(name: str, labels: Mapping[str, str]) -> str:
 
 def samples_of(families: Iterable[Metric]) -> Samples:
     """Collects the samples of metric families."""
-    return {
-        key(sample.name, sample.labels): sample.value
-        for family in families
-        for sample in family.samples
-    }
+    samples = (sample for family in families for sample in family.samples)
+    return {key(sample.name, sample.labels): sample.value for sample in samples}
 
 
 def parse(text: str) -> Samples:

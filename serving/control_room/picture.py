@@ -94,11 +94,8 @@ class PictureBuilder:
         name = label_of(next(iter(named)), "replica") if named else ""
         if name:
             self._replicas[name] = now_ms, named
-        self._replicas = {
-            name: replica
-            for name, replica in self._replicas.items()
-            if now_ms - replica[0] <= _REPLICA_MS
-        }
+        since_ms, replicas = now_ms - _REPLICA_MS, self._replicas.items()
+        self._replicas = {name: replica for name, replica in replicas if replica[0] >= since_ms}
         return name
 
 

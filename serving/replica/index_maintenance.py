@@ -117,13 +117,9 @@ class IndexMaintenance:
             return self.requested or serve.index == "ivf" or items > serve.index_flat_items
         self._observe(index)
         probes, strays, at_first = self._initial
-        slower = index.probes > _SLOWER * probes and index.strayed - strays > items // 10
-        return (
-            self.requested
-            or slower
-            or items > 2 * at_first
-            or index.strayed - strays > _STRAYED * items
-        )
+        strayed = index.strayed - strays
+        slower = index.probes > _SLOWER * probes and strayed > items // 10
+        return self.requested or slower or items > 2 * at_first or strayed > _STRAYED * items
 
     def _start_training(self) -> None:
         members = np.flatnonzero(self.replica.catalogue.alive)

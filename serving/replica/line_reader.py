@@ -140,10 +140,8 @@ class LineReader:
     def _note_gap(self, gap: Gap) -> None:
         if self.gap is None:
             self.gaps += 1
-            logging.getLogger(__name__).warning(
-                "gap in the deltas",
-                extra={"reason": gap.reason, "expected": gap.expected} | self._place(),
-            )
+            extra = {"reason": gap.reason, "expected": gap.expected} | self._place()
+            logging.getLogger(__name__).warning("gap in the deltas", extra=extra)
         self.gap = gap
 
     def _place(self) -> dict[str, str | int]:
