@@ -29,22 +29,13 @@ LEAST_USERS: Final = 30
 
 
 @dataclass(frozen=True)
-class CalibrationGap:
-    """Error of live's predictions, an example. ``over``: excess over 1 + ``guard_calibration`` times the
-    label; ``under``: excess over the label divided by that. An ``over`` above 0, or an ``under`` below 0, is
-    too far."""
+class GuardEvidence(Evidence):
+    """``compared``, ``recent``: the guard beside live. ``served``: items shown since live is live, beside
+    those of the time before. ``over``, ``under``: see ``Calibration``. ``not_finite``: number of live's
+    predictions. ``failed``: reasons why the guard can't take over. ``hours``: since it began."""
 
     over: AnytimeEstimate = AnytimeEstimate()
     under: AnytimeEstimate = AnytimeEstimate()
-
-
-@dataclass(frozen=True)
-class GuardEvidence(Evidence):
-    """``compared``, ``recent``: the guard beside live. ``served``: items shown since live is live, beside
-    those of the time before. ``not_finite``: number of live's predictions. ``failed``: reasons why the guard
-    can't take over. ``hours``: since it began."""
-
-    missed: CalibrationGap = CalibrationGap()
     not_finite: int = 0
     hours: float = 0.0
 
@@ -71,20 +62,19 @@ def guard_engagement_rates(kinds: Sequence[str], rules: PromotionConfig) -> Enga
 
 
 class Calibration:
-    """Calibration of live's predictions, with a quarter of alpha."""
+    """Calibration of live's predictions, with a quarter of alpha, by their error. ``over``: excess over 1 +
+    ``guard_calibration`` times the label; ``under``: excess over the label divided by that. An ``over`` above
+    0, or an ``under`` below 0, is too far."""
 
     def __init__(self, rules: PromotionConfig) -> None:
         self._times, at = 1 + rules.guard_calibration, 2.0 * rules.least_examples
-        self._over, self._under = (ClusteredMean(rules.alpha / 8, at) for _ in range(2))
+        self.over, self.under = (ClusteredMean(rules.alpha / 8, at) for _ in range(2))
 
     def add(self, pairs: PairedPredictions) -> None:
         over = pairs.live_N - self._times * pairs.labels_N
         under = pairs.live_N - pairs.labels_N / self._times
-        self._over.add(pairs.users_N, over, pairs.loss_weights_N)
-        self._under.add(pairs.users_N, under, pairs.loss_weights_N)
-
-    def result(self) -> CalibrationGap:
-        return CalibrationGap(self._over.estimate(), self._under.estimate())
+        self.over.add(pairs.users_N, over, pairs.loss_weights_N)
+        self.under.add(pairs.users_N, under, pairs.loss_weights_N)
 
 
 def judge_guard(evidence: GuardEvidence, rules: PromotionConfig) -> Rollback | Hold:
@@ -140,9 +130,9 @@ def _worse(compared: ComparisonResult, rules: PromotionConfig) -> str:
 
 def _miscalibrated(evidence: GuardEvidence, rules: PromotionConfig) -> str:
     """Reason if live's predictions are too far off and those of what it replaced are closer; else empty."""
-    compared, gap = evidence.compared, evidence.missed
+    compared = evidence.compared
     live, guard = compared.live_calibration, compared.candidate_calibration
-    far = gap.over.low > 0 or gap.under.high < 0
+    far = evidence.over.low > 0 or evidence.under.high < 0
     if compared.users < LEAST_USERS or not far or log_distance(guard) >= log_distance(live):
         return ""
     times = 1 + rules.guard_calibration

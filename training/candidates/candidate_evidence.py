@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +17,7 @@ from experiments.promotion.promotion import (
     window,
 )
 from experiments.statistics.comparison import Comparison, ComparisonResult, PairedPredictions
+from experiments.statistics.significance import AnytimeEstimate
 from recsys.config.promotion_config import PromotionConfig
 from recsys.events.records import Scores
 
@@ -116,7 +118,8 @@ class CandidateEvidence:
             tuple(failed),
             self.served,
             self.lately,
-            missed=guard.CalibrationGap() if self.missed is None else self.missed.result(),
+            over=self.missed.over.estimate() if self.missed else AnytimeEstimate(),
+            under=self.missed.under.estimate() if self.missed else AnytimeEstimate(),
             not_finite=self.not_finite,
             hours=hours,
         )
@@ -134,14 +137,17 @@ def _checked_hits(scores: Scores) -> tuple[NDArray[np.uint8], NDArray[np.int64]]
     """Hits (E,) of a record with their users. Raises ValueError if they, or the figures, are invalid."""
     hits_E = np.frombuffer(scores.hits, np.uint8)
     users_E = np.frombuffer(scores.hit_users, np.int64)
-    if len(hits_E) != len(users_E):
-        raise ValueError(
-            f"hits has {len(hits_E)} entries, expected one for each of hit_users, {len(users_E)}"
-        )
+    _check_length("hits", hits_E, "hit_users", users_E)
     infinite = {name: value for name, value in scores.figures.items() if not math.isfinite(value)}
     if infinite:
         raise ValueError(f"figures has {infinite}, expected finite numbers")
     return hits_E, users_E
+
+
+def _check_length(name: str, array: NDArray[Any], of: str, others: NDArray[np.int64]) -> None:
+    if len(array) != len(others):
+        expected = f"one for each of {of}, {len(others)}"
+        raise ValueError(f"{name} has {len(array)} entries, expected {expected}")
 
 
 def paired_scores(scores: Scores) -> PairedPredictions:
@@ -150,20 +156,13 @@ def paired_scores(scores: Scores) -> PairedPredictions:
     users, bits = np.frombuffer(scores.users, np.int64), np.frombuffer(scores.segments, np.int64)
     labels = np.frombuffer(scores.labels, np.uint8)
     weights = None
-    if scores.names and len(bits) != len(users):
-        raise ValueError(
-            f"segments has {len(bits)} entries, expected one for each of users, {len(users)}"
-        )
+    if scores.names:
+        _check_length("segments", bits, "users", users)
     if scores.weights:
         weights = np.frombuffer(scores.weights, np.float32).astype(np.float64)
-        if len(weights) != len(users):
-            raise ValueError(
-                f"weights has {len(weights)} entries, expected none or one for each of users, {len(users)}"
-            )
+        _check_length("weights", weights, "users", users)
         if not (np.isfinite(weights) & (weights > 0)).all():
-            raise ValueError(
-                "weights has entries that aren't finite and above 0, expected none of these"
-            )
+            raise ValueError("weights has entries that aren't finite and above 0, expected none")
     if (labels > 1).any():
         raise ValueError(f"labels has a {labels.max()}, expected 0 and 1")
     return PairedPredictions(

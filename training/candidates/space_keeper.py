@@ -6,8 +6,6 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
-import msgspec
-
 from parameter_server.storage import snapshots
 from recsys.events.records import DELTAS, EXAMPLES, STEPS, Step, unpack
 from recsys.log.protocol import Log, LogLost, read_range
@@ -17,6 +15,7 @@ from recsys.process.log_holders import end_dead_backup, holders
 from recsys.process.space_file import SpaceReader
 from training.archive.files import files_of
 from training.lines.offset_lookup import first_at
+from training.steps.delta_reader import DeltaVersion
 
 _TRIM_EVERY_MS: Final = 600_000
 _MOST: Final = 10_000  # step records trimmed at a time
@@ -94,16 +93,7 @@ def trim_deltas(log: Log, line: str, epoch: int, step: int) -> None:
     """Drops the deltas up to a step of which there is a snapshot."""
 
     def number(value: bytes) -> int | None:
-        delta = _decoder.decode(value)
+        delta = unpack(value, DeltaVersion)
         return delta.epoch * _STEPS_PER_EPOCH + delta.step if delta.line == line else None
 
     log.trim(DELTAS, 0, first_at(log, DELTAS, 0, epoch * _STEPS_PER_EPOCH + step - 1, number))
-
-
-class _Version(msgspec.Struct):
-    line: str
-    epoch: int
-    step: int
-
-
-_decoder: Final = msgspec.msgpack.Decoder(_Version)

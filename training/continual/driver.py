@@ -15,6 +15,7 @@ import uuid
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+from math import inf
 from pathlib import Path
 from typing import Any, Final
 
@@ -33,7 +34,7 @@ from recsys.config.system_config import Config
 from recsys.log.protocol import LogLost
 from recsys.observability.log_lines import LogThrottle, redact
 from recsys.process.open_log import open_log
-from recsys.process.part_process import Stop
+from recsys.process.part_process import Stop, read_beat, run_folder
 from recsys.process.process_priority import VARIABLE
 from recsys.process.retry_loop import run_turn
 from training.continual.progress import Progress
@@ -68,7 +69,7 @@ def run(config: Config, stop: Stop) -> None:
     progress, beat, throttle = Progress(log, MAIN, epoch), stop.heartbeat, LogThrottle(_LOG_EVERY_S)
     reported: Failure | None = None
     metrics = _RayMetrics()
-    is_ready, first = False, -1  # once a step is learned, or no step is left to learn
+    is_ready = False  # once a step is learned, or no step is left to learn
     while not stop.wait(0.05, starting=not is_ready):
         if fit.is_ended():
             raise RuntimeError(f"run {name} ended: {fit.reason or 'another driver has taken over'}")
@@ -79,8 +80,7 @@ def run(config: Config, stop: Stop) -> None:
         progress.report(beat)
         beat.gauge("group_starts", starts := run_files.read().starts)
         if starts and not is_ready:
-            first = progress.step if first < 0 else first
-            is_ready = progress.step > first or progress.step >= newest_step(log, MAIN, epoch)
+            is_ready = progress.step > 0 or _learned(config) >= newest_step(log, MAIN, epoch)
         if spans := run_files.spans():
             beat.gauge("spans_sent", spans.sent)
             beat.gauge("spans_dropped", spans.dropped)
@@ -93,6 +93,12 @@ def run(config: Config, stop: Stop) -> None:
                 raise LogLost(f"worker {failure.rank} can't go on: {failure.text}")
     ray.shutdown()
     log.close()
+
+
+def _learned(config: Config) -> float:
+    """The newest step of the shards, from their part's heartbeat; infinite where that is unknown."""
+    beat = read_beat(run_folder(config.state) / "shards.json")
+    return inf if beat is None else beat.gauges.get("step", inf)
 
 
 class FixedWorkers(FixedScalingPolicy):

@@ -24,6 +24,7 @@ from training.deletion.log_without import Users
 from training.deletion.removal import erase_examples, remove_ended_lines, remove_replaced
 from training.lines.control import append_live_record
 from training.lines.line import MAIN
+from training.steps.delta_reader import DeltaVersion
 
 
 class UnlearningDirector:
@@ -85,15 +86,10 @@ def reason_of(users: Users) -> str:
     return "a user was unlearned" if len(users) == 1 else f"{len(users)} users were unlearned"
 
 
-class _Version(msgspec.Struct):
-    line: str
-    epoch: int
-
-
 def first_delta(log: Log, epoch: int) -> int | None:
     """Offset of the first delta of the live line in an epoch or a later one; None before it."""
     first = None
-    for record, delta in decoded(newest_first(log, DELTAS, 0), _Version):
+    for record, delta in decoded(newest_first(log, DELTAS, 0), DeltaVersion):
         if delta.line == MAIN:
             if delta.epoch < epoch:
                 break

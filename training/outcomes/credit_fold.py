@@ -15,26 +15,16 @@ from experiments.assignment.definition import INTERLEAVED, Experiment
 from experiments.statistics.interleaving import ArmCredits, Preference, preference
 from recsys.config.system_config import Config
 from recsys.events.dedupe import RecentIds
-from recsys.events.event_types import Stamp
-from recsys.events.hashing import Id, key_of
+from recsys.events.hashing import key_of
 from recsys.events.records import EVENTS, EXAMPLES
 from recsys.log.protocol import Log, newest_first, read_range
 from recsys.process.log_consumer import decoded
 from training.lines.offset_lookup import first_at, served_ms_of
-from training.outcomes.shown_item import closed_ms_of
+from training.outcomes.shown_item import ShownList, closed_ms_of
 
 _MARGIN_MS: Final = 60_000
 _RECENT: Final = 100_000  # request ids of a partition remembered to detect duplicates
 _Position = tuple[int, int]  # partition and offset of ``events``
-
-
-class _InterleavedImpression(msgspec.Struct, tag="impression", tag_field="type"):
-    request_id: str
-    user_id: Id
-    time_ms: int
-    teams: list[str] = []
-    shares: list[float] = []
-    stamp: Stamp | None = None
 
 
 class _LabelledExample(msgspec.Struct):
@@ -77,7 +67,7 @@ def read_credits(
         offset = first_at(log, EVENTS, partition, started_ms - _MARGIN_MS, served_ms_of)
         complete = complete and not 0 < begin == offset
         records = read_range(log, EVENTS, partition, offset, log.end(EVENTS, partition))
-        for record, impression in decoded(records, _InterleavedImpression):
+        for record, impression in decoded(records, ShownList):
             stamp = impression.stamp
             if stamp is None or stamp.arms.get(experiment.name) != INTERLEAVED:
                 continue
@@ -93,7 +83,7 @@ def read_credits(
     return InterleavingCredits(credits, waiting, complete, uncredited, repeats)
 
 
-def _list_of(impression: _InterleavedImpression, teams: tuple[int, ...]) -> _List:
+def _list_of(impression: ShownList, teams: tuple[int, ...]) -> _List:
     """Without explicit shares, each rank is credited to the arm that picked it."""
     has_shares = len(impression.shares) == len(teams)
     shares = impression.shares if has_shares else [float(team == 1) for team in teams]

@@ -11,7 +11,6 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Final, NamedTuple
 
-import msgspec
 import numpy as np
 
 from experiments.assignment.definition import Experiment
@@ -21,12 +20,12 @@ from experiments.statistics.outcomes import NOBODY
 from experiments.statistics.readout import Readout, outcomes_for, ratio_of, readout
 from recsys.config.system_config import Config
 from recsys.events.event_types import Stamp
-from recsys.events.hashing import Id, key_of
+from recsys.events.hashing import key_of
 from recsys.events.records import EVENTS, EXAMPLES, unpack
 from recsys.log.protocol import Log, LogLost, Record
 from recsys.process.log_consumer import UNREADABLE, decoded
 from training.lines.offset_lookup import consumer_from, served_ms_of
-from training.outcomes.shown_item import ShownItem, closed_ms_of, metric_increments
+from training.outcomes.shown_item import ShownItem, ShownList, closed_ms_of, metric_increments
 
 BEFORE_MS: Final = 7 * 86_400_000  # the covariate: behaviour in the week before it began
 MOST_SURFACES: Final = 16  # surfaces with a segment of their own
@@ -34,13 +33,6 @@ OTHER_SURFACES: Final = "other surfaces"  # the segment that pools all further s
 _READ: Final = 1_000
 _MARGIN_MS: Final = 60_000  # records of one partition are nearly in the order of their times
 _MOST_COUNTED: Final = 10_000  # distinct misassigned users, or pooled surfaces, that are counted
-
-
-class _Impression(msgspec.Struct, tag="impression", tag_field="type"):
-    user_id: Id
-    time_ms: int
-    surface: str = "feed"
-    stamp: Stamp | None = None
 
 
 class _Row(NamedTuple):
@@ -161,7 +153,7 @@ class ExperimentFold:
 
     def _expose(self, records: Iterable[Record]) -> None:
         rows = []
-        for _, impression in decoded(records, _Impression):
+        for _, impression in decoded(records, ShownList):
             arm = self._arm_of(impression.stamp)
             if arm == NOBODY:
                 continue

@@ -11,6 +11,19 @@ from recsys.events.hashing import Id
 from training.joining.sampling import represented_examples
 
 
+class ShownList(msgspec.Struct, tag="impression", tag_field="type"):
+    """Fields of an impression that experiments read. ``teams``, ``shares``: of an interleaved one, by
+    rank."""
+
+    request_id: str
+    user_id: Id
+    time_ms: int
+    surface: str = "feed"
+    teams: list[str] = []
+    shares: list[float] = []
+    stamp: Stamp | None = None
+
+
 class ShownItem(msgspec.Struct):
     """Fields of an example that experiments read; features are skipped."""
 

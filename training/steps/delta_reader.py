@@ -13,12 +13,17 @@ from training.lines.control import ControlReader
 _READ: Final = 200
 
 
-class DeltaMetrics(msgspec.Struct):
-    """The fields of a delta that are decoded; its rows are skipped."""
+class DeltaVersion(msgspec.Struct):
+    """The version that a delta leads to; its rows are skipped."""
 
     line: str
     epoch: int
     step: int
+
+
+class DeltaMetrics(DeltaVersion):
+    """The fields of a delta that are decoded; its rows are skipped."""
+
     part: int
     time_ms: int = 0
     metrics: dict[str, float] = {}

@@ -7,7 +7,7 @@ import pytest
 from benchmarks.studies.promotion.simulated_pairs import Pair
 from benchmarks.studies.promotion.study_guard import Course, run_once
 from experiments.promotion import guard
-from experiments.promotion.guard import CalibrationGap, GuardEvidence, judge_guard
+from experiments.promotion.guard import GuardEvidence, judge_guard
 from experiments.promotion.lifecycle import SHADOW
 from experiments.promotion.promotion import CanaryEngagement, Hold, Rollback
 from experiments.statistics.comparison import Comparison, ComparisonResult, PairedPredictions
@@ -124,7 +124,7 @@ def test_what_was_so_before_or_may_be_chance_takes_nothing_back(served: CanaryEn
     assert isinstance(judge_guard(replace(FINE, served=served), RULES), Hold)
 
 
-FAR = CalibrationGap(over=AnytimeEstimate(0.1, 0.05, 0.15), under=AnytimeEstimate(0.2, 0.1, 0.3))
+FAR = {"over": AnytimeEstimate(0.1, 0.05, 0.15), "under": AnytimeEstimate(0.2, 0.1, 0.3)}
 DEGRADED = CanaryEngagement(1_000, 1_000, degraded=0.5, users=30, live_users=30)
 FEWER = CanaryEngagement(
     1_000, 1_000, {"like": AnytimeEstimate(-0.2, -0.25, -0.11)}, users=30, live_users=30
@@ -140,7 +140,7 @@ FEWER = CanaryEngagement(
             for worse in ({"auc": BY_MORE}, {"segments": {"new viewers": BY_MORE}})
         ],
         (
-            {"missed": FAR, "compared": replace(EQUAL, users=30, live_calibration=1.9)},
+            FAR | {"compared": replace(EQUAL, users=30, live_calibration=1.9)},
             ("compared", "users"),
         ),
         ({"served": DEGRADED}, ("served", "users")),
@@ -204,17 +204,14 @@ def test_predictions_far_from_what_happens_are_known(
     """By 1.5 times, as the rules have it."""
     calibration = guard.Calibration(RULES)
     calibration.add(predictions(live, happens))
-    missed = calibration.result()
-    assert (missed.over.low > 0, missed.under.high < 0) == (over, under)
+    far = (calibration.over.estimate().low > 0, calibration.under.estimate().high < 0)
+    assert far == (over, under)
 
 
 @pytest.mark.parametrize("other, back", [(1.1, True), (2.0, False), (float("nan"), False)])
 def test_a_world_that_both_mistake_takes_nothing_back(other: float, back: bool) -> None:
-    far = CalibrationGap(
-        over=AnytimeEstimate(0.1, 0.05, 0.15), under=AnytimeEstimate(0.2, 0.1, 0.3)
-    )
     compared = replace(EQUAL, live_calibration=1.9, candidate_calibration=other)
-    said = judge_guard(replace(FINE, compared=compared, missed=far), RULES)
+    said = judge_guard(replace(FINE, compared=compared, **FAR), RULES)
     assert isinstance(said, Rollback) == back
     assert not back or "live's predictions are 1.900 of what happens" in said.why
 
@@ -229,7 +226,7 @@ def test_weights_of_those_that_stand_for_others_count() -> None:
     for weights, low in ((weights_N, False), (None, True)):
         calibration = guard.Calibration(RULES)
         calibration.add(replace(pairs, weights_N=weights))
-        assert (calibration.result().under.high < 0) == low
+        assert (calibration.under.estimate().high < 0) == low
 
 
 @pytest.mark.slow
