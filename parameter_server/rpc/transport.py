@@ -16,17 +16,9 @@ from typing import Final
 
 import numpy as np
 
+from parameter_server.rpc import protocol
 from parameter_server.rpc.parameter_client import Channel
-from parameter_server.rpc.protocol import (
-    HEAD,
-    Frame,
-    Hello,
-    ProtocolError,
-    decode,
-    decode_hello,
-    encode,
-    sizes,
-)
+from parameter_server.rpc.protocol import HEAD, Frame, Hello, ProtocolError
 from parameter_server.rpc.shard_service import ShardService
 
 HELLO_TIMEOUT_S = 5.0  # for connecting, and for the whole hello
@@ -54,7 +46,7 @@ class Address:
 
 def send(sock: socket.socket, frame: Frame) -> None:
     """Sends a whole message without copying its arrays."""
-    buffers = [memoryview(buffer) for buffer in encode(frame)]
+    buffers = [memoryview(buffer) for buffer in protocol.encode(frame)]
     while buffers:
         sent = sock.sendmsg(buffers[:_BUFFERS_AT_ONCE])
         while sent and sent >= len(buffers[0]):
@@ -65,16 +57,16 @@ def send(sock: socket.socket, frame: Frame) -> None:
 
 def receive(sock: socket.socket) -> Frame:
     """Reads a whole message. Raises ConnectionError at the end of the stream, ProtocolError for bad data."""
-    header, body = sizes(bytes(_read(sock, HEAD.size)))
-    return decode(_read(sock, header), _read(sock, body))
+    header, body = protocol.sizes(bytes(_read(sock, HEAD.size)))
+    return protocol.decode(_read(sock, header), _read(sock, body))
 
 
 def _receive_hello(sock: socket.socket) -> Hello:
     """Reads a hello within ``HELLO_TIMEOUT_S``, however it is cut into packets."""
     deadline = time.monotonic() + HELLO_TIMEOUT_S
     try:
-        header, _ = sizes(bytes(_read(sock, HEAD.size, deadline)), _HELLO_BYTES, 0)
-        return decode_hello(_read(sock, header, deadline))
+        header, _ = protocol.sizes(bytes(_read(sock, HEAD.size, deadline)), _HELLO_BYTES, 0)
+        return protocol.decode_hello(_read(sock, header, deadline))
     except TimeoutError:
         raise ProtocolError(f"no whole hello within {HELLO_TIMEOUT_S:g} s") from None
 

@@ -23,29 +23,15 @@ from typing import Any, Final, NamedTuple
 from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
-from parameter_server.storage.part_files import (
-    ARRAYS,
-    MANIFEST,
-    Arrays,
-    FileDigests,
-    Wanted,
-    check_files,
-    encode_manifest,
-    files_of,
-    full_file,
-    increment,
-    is_signed,
-    read_files,
-    read_manifest,
-    sha256_of,
-)
+from parameter_server.storage import part_files
+from parameter_server.storage.part_files import ARRAYS, MANIFEST, Arrays, Wanted
 from parameter_server.storage.wal import sync_folder
 
 _VERSION: Final = re.compile(r"(\d{6})-(\d{12})")
 _LINE: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _UNUSABLE: Final = (OSError, ValueError, KeyError, TypeError)
 _LOG = logging.getLogger(__name__)
-_DIGESTS: Final = FileDigests()
+_DIGESTS: Final = part_files.FileDigests()
 _damaged: dict[Path, str] = {}  # snapshots that this process has found damaged, with the reason
 
 
@@ -87,17 +73,18 @@ class Snapshot:
     @property
     def unsigned(self) -> int:
         """Number of parts whose manifest is older than digests of manifests."""
-        return sum(not is_signed(manifest) for manifest in self.manifests)
+        return sum(not part_files.is_signed(manifest) for manifest in self.manifests)
 
     def files(self, part: int) -> list[Path]:
         """Files of one part, the full one first, then increments in order."""
         folder = _part(self.folder, part, self.parts)
-        return [path for path, _ in files_of(folder, self.manifests[part])]
+        return [path for path, _ in part_files.files_of(folder, self.manifests[part])]
 
     def read(self, part: int, wanted: Wanted = lambda name: True) -> dict[str, NDArray[Any]]:
         """Arrays of one part whose names are ``wanted``; rows in no particular order. A wanted row column
         needs its keys."""
-        return read_files(_part(self.folder, part, self.parts), self.manifests[part], wanted)
+        folder = _part(self.folder, part, self.parts)
+        return part_files.read_files(folder, self.manifests[part], wanted)
 
 
 class LatestSnapshot(NamedTuple):
@@ -117,7 +104,7 @@ def write_part(
     beside = version / f".{part}-{uuid.uuid4().hex}"
     beside.mkdir()
     base = _before(folder, line, (epoch, step), part, parts)
-    update, chain = increment(base, arrays, beside)
+    update, chain = part_files.increment(base, arrays, beside)
     save_file(dict(update), beside / ARRAYS)
     manifest = {
         "line": line,
@@ -125,12 +112,12 @@ def write_part(
         "step": step,
         "part": part,
         "parts": parts,
-        "sha256": sha256_of(beside / ARRAYS),
+        "sha256": part_files.sha256_of(beside / ARRAYS),
         "bytes": (beside / ARRAYS).stat().st_size,
         "chain": chain,
         "meta": dict(meta),
     }
-    (beside / MANIFEST).write_text(encode_manifest(manifest))
+    (beside / MANIFEST).write_text(part_files.encode_manifest(manifest))
     for name in (ARRAYS, MANIFEST):
         _sync_file(beside / name)
     sync_folder(beside)
@@ -241,7 +228,8 @@ def adopt(folder: Path, line: str, version: tuple[int, int], epoch: int) -> None
                 os.link(path, beside / path.name)
             except OSError:  # no hard links
                 shutil.copyfile(path, beside / path.name)
-        (beside / MANIFEST).write_text(encode_manifest(dict(manifest) | {"epoch": epoch}))
+        text = part_files.encode_manifest(dict(manifest) | {"epoch": epoch})
+        (beside / MANIFEST).write_text(text)
         _sync_file(beside / MANIFEST)
         sync_folder(beside)
         if _part(target, part, source.parts).exists():  # left by a killed call
@@ -327,7 +315,7 @@ def _bases(version: Path) -> frozenset[str]:
     digests = set()
     for part in range(parts := _parts(version)):
         with suppress(OSError, ValueError, KeyError, TypeError):
-            digests.add(full_file(read_manifest(_part(version, part, parts))))
+            digests.add(part_files.full_file(part_files.read_manifest(_part(version, part, parts))))
     return frozenset(digests)
 
 
@@ -349,14 +337,14 @@ def _check(version: Path, line: str, digest_of: Callable[[Path], str] | None = N
     manifests = []
     for part in range(parts):
         folder = _part(version, part, parts)
-        manifest = read_manifest(folder)
+        manifest = part_files.read_manifest(folder)
         expected = {"line": line, "epoch": epoch, "step": step, "part": part, "parts": parts}
         if any(manifest[name] != value for name, value in expected.items()):
             raise ValueError(f"the manifest of part {part} is {manifest}, expected {expected}")
         if manifest["meta"].get("step", step) != step:
             raise ValueError(f"the state of part {part} is of step {manifest['meta']['step']}")
         try:
-            check_files(folder, manifest, digest_of)
+            part_files.check_files(folder, manifest, digest_of)
         except ValueError as error:
             raise ValueError(f"part {part}: {error}") from None
         manifests.append(manifest)

@@ -15,23 +15,11 @@ from kafka import KafkaAdminClient, TopicPartition
 from kafka.admin import OffsetSpec
 from kafka.errors import KafkaError, TopicAlreadyExistsError, UnknownTopicOrPartitionError
 
+from recsys.log import protocol
 from recsys.log.kafka_client import Producer, unavailable
 from recsys.log.kafka_reader import KafkaReader
 from recsys.log.kafka_tail import KafkaTail
-from recsys.log.protocol import (
-    Append,
-    Log,
-    LogLost,
-    LogUnavailable,
-    LogUnchangeable,
-    Record,
-    Topic,
-    check_appends,
-    check_partition,
-    check_partitions,
-    check_range,
-    no_topic,
-)
+from recsys.log.protocol import Append, Log, LogLost, LogUnavailable, LogUnchangeable, Record, Topic
 
 C = TypeVar("C", KafkaReader, KafkaTail)
 ID_TOPIC: Final = "__recsys_log_id"
@@ -93,19 +81,20 @@ class KafkaLog(Log):
     def create(self, topic: Topic) -> None:
         self._make(topic)
         self._partitions.pop(topic.name, None)
-        check_partitions(topic, self.partitions(topic.name))
+        protocol.check_partitions(topic, self.partitions(topic.name))
 
     def partitions(self, topic: str) -> int:
         if topic not in self._partitions:
             partitions = len(self._described(topic)["partitions"])
             if not partitions:
                 self._check_id(now=True)
-                raise no_topic(topic, self._topics())
+                raise protocol.no_topic(topic, self._topics())
             self._partitions[topic] = partitions
         return self._partitions[topic]
 
     def append(self, topic: str, records: Sequence[Append]) -> list[int]:
-        check_appends(topic, self.partitions(topic), records, MAX_RECORD_BYTES - _FRAME_BYTES)
+        most_bytes = MAX_RECORD_BYTES - _FRAME_BYTES
+        protocol.check_appends(topic, self.partitions(topic), records, most_bytes)
         self._check_id()
         producer = self._producing()
         futures: list[Any] = []
@@ -165,7 +154,7 @@ class KafkaLog(Log):
         reader = self._reader(topic)
         end = self._known_end(topic, partition)
         end = end if offset <= end else reader.end(partition)
-        check_range(topic, partition, offset, reader.begin(partition), end)
+        protocol.check_range(topic, partition, offset, reader.begin(partition), end)
 
     def replace(self, topic: str, partition: int, records: Sequence[Record]) -> int:
         raise LogUnchangeable(
@@ -205,7 +194,7 @@ class KafkaLog(Log):
         producer.close(0)
 
     def _check(self, topic: str, partition: int) -> None:
-        check_partition(topic, partition, self.partitions(topic))
+        protocol.check_partition(topic, partition, self.partitions(topic))
         self._check_id()
 
     def _tail(self) -> KafkaTail:
@@ -278,7 +267,7 @@ class KafkaLog(Log):
             )
         except UnknownTopicOrPartitionError:
             self._check_id(now=True)
-            raise no_topic(topic, self._topics()) from None
+            raise protocol.no_topic(topic, self._topics()) from None
         except KafkaError as error:
             raise unavailable(topic, error) from error
         return {at.partition: answer.offset for at, answer in offsets.items()}

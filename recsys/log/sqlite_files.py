@@ -20,14 +20,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Final, TypeVar
 
-from recsys.log.protocol import (
-    LogDamaged,
-    LogLost,
-    LogUnavailable,
-    Topic,
-    check_partitions,
-    no_topic,
-)
+from recsys.log import protocol
+from recsys.log.protocol import LogDamaged, LogLost, LogUnavailable, Topic
 from recsys.log.record_crc import row_crc
 from recsys.log.sqlite_mark import Mark
 
@@ -156,12 +150,12 @@ class SqliteFiles:
             query = "SELECT partitions FROM topics WHERE name = ?"
             row = db.execute(query, (topic.name,)).fetchone()
             if row is not None:
-                check_partitions(topic, row[0])
+                protocol.check_partitions(topic, row[0])
             else:
                 if not self.path(topic.name).exists():  # else left by a crash before the INSERT
                     self._make(topic)
                 db.execute("INSERT INTO topics VALUES (?, ?)", (topic.name, topic.partitions))
-        check_partitions(topic, self.connection(topic.name).partitions)
+        protocol.check_partitions(topic, self.connection(topic.name).partitions)
         with self.writing(topic.name) as connection:
             change = "UPDATE about SET retention_ms = ?, retention_bytes = ?"
             connection.db.execute(change, (topic.retention_ms, topic.retention_bytes))
@@ -302,7 +296,7 @@ class SqliteFiles:
             with self._catalogue() as db:
                 names = {name for (name,) in db.execute("SELECT name FROM topics")}
             if topic not in names:
-                raise no_topic(topic, names)
+                raise protocol.no_topic(topic, names)
             raise LogLost(
                 f"{path} is gone, but the log in {self.folder} had it: restore the file, or start with a "
                 "new state folder"

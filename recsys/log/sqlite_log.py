@@ -11,15 +11,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from recsys.clock import wall_ms
-from recsys.log.protocol import (
-    Append,
-    LogDamaged,
-    LogUnavailable,
-    Record,
-    check_appends,
-    check_partition,
-    check_range,
-)
+from recsys.log import protocol
+from recsys.log.protocol import Append, LogDamaged, LogUnavailable, Record
 from recsys.log.record_crc import intact_records, is_intact, record_crc
 from recsys.log.sqlite_files import INSERT, Connection, SqliteFiles
 
@@ -54,7 +47,7 @@ class SqliteLog(SqliteFiles):
     # --- records ---
 
     def append(self, topic: str, records: Sequence[Append]) -> list[int]:
-        check_appends(topic, self.partitions(topic), records)
+        protocol.check_appends(topic, self.partitions(topic), records)
         if not records:
             return []
         now_ms = self._clock()
@@ -80,7 +73,7 @@ class SqliteLog(SqliteFiles):
         connection = self.connection(topic)
         # The end before the records: what is appended meanwhile doesn't look like a hole.
         begin, end, _ = self._bounds(connection, topic, partition)
-        check_range(topic, partition, offset, begin, end)
+        protocol.check_range(topic, partition, offset, begin, end)
         if offset == end or limit <= 0:
             return []
         query = (
@@ -90,7 +83,7 @@ class SqliteLog(SqliteFiles):
         rows = self._query(connection, query, partition, offset, limit)
         if not rows or rows[0][0] != offset:
             begin, _, _ = self._bounds(connection, topic, partition)
-            check_range(topic, partition, offset, begin, end)  # dropped meanwhile
+            protocol.check_range(topic, partition, offset, begin, end)  # dropped meanwhile
         records = intact_records(partition, offset, rows)
         if len(records) < max(len(rows), min(end - offset, limit)):
             damaged = offset + len(records)
@@ -130,7 +123,7 @@ class SqliteLog(SqliteFiles):
     # --- retention ---
 
     def trim(self, topic: str, partition: int, before: int) -> None:
-        check_partition(topic, partition, self.partitions(topic))
+        protocol.check_partition(topic, partition, self.partitions(topic))
         while True:
             with self.writing(topic) as connection:
                 connection.check_settings()
@@ -160,7 +153,7 @@ class SqliteLog(SqliteFiles):
         with self.writing(topic) as connection:
             connection.check_settings()
             begin, end, _ = self._bounds(connection, topic, partition)
-            check_range(topic, partition, offset, begin, end)
+            protocol.check_range(topic, partition, offset, begin, end)
             change = "INSERT OR REPLACE INTO holds VALUES (?, ?, ?)"
             connection.db.execute(change, (name, partition, offset))
             connection.seal_settings()
@@ -173,7 +166,7 @@ class SqliteLog(SqliteFiles):
 
     def holds(self, topic: str, partition: int) -> dict[str, int]:
         connection = self.connection(topic)
-        check_partition(topic, partition, connection.partitions)
+        protocol.check_partition(topic, partition, connection.partitions)
         self.retry(connection.check_settings)
         query = "SELECT name, offset FROM holds WHERE partition = ?"
         return dict(self._query(connection, query, partition))
@@ -182,7 +175,7 @@ class SqliteLog(SqliteFiles):
 
     def keyed(self, topic: str, partition: int, keys: Collection[bytes], before: int) -> list[int]:
         connection = self.connection(topic)
-        check_partition(topic, partition, connection.partitions)
+        protocol.check_partition(topic, partition, connection.partitions)
         marks = ", ".join("?" * len(keys))
         query = (
             f"SELECT offset FROM records WHERE partition = ? AND offset < ? AND key IN ({marks}) "
@@ -191,7 +184,7 @@ class SqliteLog(SqliteFiles):
         return [offset for (offset,) in self._query(connection, query, partition, before, *keys)]
 
     def replace(self, topic: str, partition: int, records: Sequence[Record]) -> int:
-        check_partition(topic, partition, self.partitions(topic))
+        protocol.check_partition(topic, partition, self.partitions(topic))
         done = 0
         for start in range(0, len(records), SLICE):
             with self.writing(topic) as connection:
@@ -276,7 +269,7 @@ class SqliteLog(SqliteFiles):
 
     def _bounds(self, connection: Connection, topic: str, partition: int) -> tuple[int, int, int]:
         """(begin, end, bytes)."""
-        check_partition(topic, partition, connection.partitions)
+        protocol.check_partition(topic, partition, connection.partitions)
         return self.retry(lambda: connection.bounds(partition))
 
     def _query(self, connection: Connection, query: str, *values: object) -> list[Any]:
