@@ -156,9 +156,8 @@ class Client:
             "exclude_ids": list(exclude_ids), "explain": explain,
             "candidate_ids": None if candidate_ids is None else list(candidate_ids),
         }  # fmt: skip
-        return self._asked(
-            "/v1/recommend", request | ({"filters": dict(filters)} if filters else {})
-        )
+        request |= {"filters": dict(filters)} if filters else {}
+        return self._asked("/v1/recommend", request)
 
     def rank(self, user_id: Id, candidate_ids: Sequence[Id], n: int = 100, *,
              surface: str = "feed", context: Mapping[str, Any] | None = None,
@@ -240,9 +239,8 @@ class Client:
 
     def _upsert(self, kind: str, id_field: str, fields: Mapping[Id, Mapping[str, Any]]) -> Receipt:
         now_ms = self._clock_ms()
-        return self._in_batches(
-            kind, [{id_field: i, "fields": f, "time_ms": now_ms} for i, f in fields.items()]
-        )
+        values = [{id_field: i, "fields": f, "time_ms": now_ms} for i, f in fields.items()]
+        return self._in_batches(kind, values)
 
     def _in_batches(self, kind: str, values: Sequence[object]) -> Receipt:
         results: list[Outcome] = []

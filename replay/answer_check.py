@@ -138,9 +138,8 @@ class AnswerChecker:
     def _recompute(self, check: AnswerCheck, impression: Impression, explain: bool = False) -> None:
         stamp, asked = impression.stamp, impression.asked
         if stamp is None or asked is None:
-            raise NotReconstructible(
-                "the impression doesn't hold its request: it is older than that field"
-            )
+            why = "the impression doesn't hold its request: it is older than that field"
+            raise NotReconstructible(why)
         if asked.safety != self._config.safety.digest:
             raise NotReconstructible(
                 f"the answer was made with other safety rules (digest {asked.safety or 'of none'!r}): set "

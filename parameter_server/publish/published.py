@@ -126,10 +126,8 @@ class PublishedRows:
             removed, dim = change.removed.keys.tobytes(), self._tables[name].dim
             sent = self._send(name, moved[name], *chosen[name], rows_of)
             keys, values = (array.tobytes() for array in sent)
-            if keys or removed:
-                out.append(
-                    TableRows(table=name, dim=dim, keys=keys, values=values, removed=removed)
-                )
+            rows = TableRows(table=name, dim=dim, keys=keys, values=values, removed=removed)
+            out += [rows] if keys or removed else []
         return out
 
     def _moved(self, name: str, change: TableChange) -> _Moved:

@@ -209,9 +209,8 @@ class Shard:
         spec, dense = self.spec, b""
         settle = total.step % spec.settle_every == 0
         held = total.held and not settle
-        rows = self.published.publish(
-            changes, lambda name, k: self.tables[name].lookup(k), settle, held
-        )
+        tables = self.tables
+        rows = self.published.publish(changes, lambda n, k: tables[n].lookup(k), settle, held)
         if self.dense is not None and not held:
             dense, _ = round_dense(self.dense.averaged, spec.delta_format)
         metrics = total.metrics

@@ -70,9 +70,8 @@ def _operator_faults(features: FeatureSet, declared: Declared) -> Iterator[Fault
         about = f"features.distinct.{kind}"
         expected = "item, duration or a categorical field of items" if name == USER else USER
         if name not in counted:
-            reason = (
-                f"{about} counts by {name!r}, expected one of features.rates: user or everybody's"
-            )
+            expected = "one of features.rates: user or everybody's"
+            reason = f"{about} counts by {name!r}, expected {expected}"
         elif (member != USER) if name != USER else not _item_slot(member, features):
             reason = f"{about}.{name} is {member!r}, expected {expected}"
         else:

@@ -109,9 +109,8 @@ def _lay(
         if is_dataclass(inner) or get_origin(inner) is dict:
             changed = _decoded(value) if isinstance(value, str) else value
             if not isinstance(changed, dict):
-                raise ConfigError(
-                    f"{position(path)}: {'.'.join(path)} is {value!r}, expected a mapping"
-                )
+                about = f"{position(path)}: {'.'.join(path)} is {value!r}"
+                raise ConfigError(f"{about}, expected a mapping")
             laid[key] = _lay(laid.get(key, {}), changed, inner, position, path)
         else:
             laid[key] = _converted(value, inner, position(path), path)

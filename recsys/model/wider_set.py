@@ -70,10 +70,8 @@ def united(logged: FeatureSet, new: FeatureSet) -> FeatureSet:
     named = [f for f in (new, logged) if f.declared.entities]
     entities = {_measured(e): _name(e) for e in (*logged.entities, *new.entities)}
     entities |= {_measured(e): e.name for f in named for e in f.entities}
-    both = [
-        _renamed(f.declared, {e.name: entities[_measured(e)] for e in f.entities})
-        for f in (logged, new)
-    ]
+    names = [{e.name: entities[_measured(e)] for e in f.entities} for f in (logged, new)]
+    both = [_renamed(one, own) for one, own in zip((old, declared), names, strict=True)]
     merged: dict[str, Any] = {
         name: tuple(dict.fromkeys(value for one in both for value in getattr(one, name)))
         for name in ("list_context", "numbers", "counts", "against", "last", "distinct")

@@ -32,9 +32,8 @@ def find_parts(folder: Path) -> list[Path]:
             continue
         stem = file.name.removesuffix(ending)
         if stem in parts:
-            raise DataError(
-                folder, f"each part once, there are {parts[stem].name} and {file.name}; remove one"
-            )
+            both = f"{parts[stem].name} and {file.name}"
+            raise DataError(folder, f"each part once, there are {both}; remove one")
         parts[stem] = file
     if not parts:
         names = ", ".join((*ENDINGS, *TABLES))

@@ -145,9 +145,8 @@ class MappedFiles(OfApp):
                 if not kind:
                     wanted = ", ".join(self._files.interactions.columns)
                     names = ", ".join(block.columns) or "none"
-                    raise DataError(
-                        path, f"the columns {wanted} (or those of items, users); it has {names}"
-                    )
+                    expected = f"the columns {wanted} (or those of items, users)"
+                    raise DataError(path, f"{expected}; it has {names}")
                 self._take(path, kind, block, spills[kind == "interactions"])
         new = [(ms, id_) for name, (id_, ms) in self._met.items() if name not in self._listed]
         spills[0].write([(ms, encode(Item(time_ms=ms, item_id=id_))) for ms, id_ in new])
