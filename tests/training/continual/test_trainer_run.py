@@ -1,6 +1,7 @@
 """What worker 0 tells of its steps reaches its driver, and is sent however learning ends."""
 
 from dataclasses import replace
+from math import inf
 from pathlib import Path
 
 import msgspec
@@ -10,6 +11,7 @@ from recsys.config.part_configs import TracingConfig
 from recsys.config.system_config import Config
 from recsys.observability.spans import Span
 from recsys.observability.tracer import Tracer
+from recsys.process.part_process import Heartbeat, run_folder
 from training.continual.trainer_run import LearnTrace, Spans, TrainerRun
 
 
@@ -56,3 +58,15 @@ def test_what_ray_shows_of_a_run_has_no_password() -> None:
     its = driver.shown(config)
     assert b"s3cret" not in msgspec.json.encode(its) and its.tracing.on
     assert its.tracing.endpoint == "http://***@h:4318/v1/traces"
+
+
+def test_what_is_learned_is_known_from_the_shards_also_after_a_restart(tmp_path: Path) -> None:
+    driver = pytest.importorskip("training.continual.driver")
+    config = replace(Config(), state=str(tmp_path))
+    assert driver._learned(config) == inf
+    beat = Heartbeat("shards", run_folder(tmp_path) / "shards.json")
+    beat.write()
+    assert driver._learned(config) == inf  # not asked yet
+    beat.gauge("step", 131.0)
+    beat.write()
+    assert driver._learned(config) == 131
