@@ -18,8 +18,6 @@ from recsys.events.field_schema import NUMERIC
 from recsys.events.hashing import Id, key_of
 from recsys.features.feature_set import FeatureSet, log_scale, number_of
 
-_LARGEST = float(np.finfo(np.float32).max)
-
 
 class Catalogue:
     """Items by index: keys int64 (n, I), numbers float32 (n, M), alive bool (n,), first publication int64
@@ -93,7 +91,8 @@ class Catalogue:
             self.fields[index] = item.fields
             self._keys[index] = self.features.item_keys(item.item_id, item.fields)
             self._numbers[index] = _numbers(self.features, item.fields)
-            self._exact[index] = [_exact(item.fields.get(name)) for name in self._numeric]
+            numbers = (item.fields.get(name) for name in self._numeric)
+            self._exact[index] = [number_of(number, np.nan) for number in numbers]
         return index
 
     def ensure(self, item_id: Id) -> int:
@@ -134,16 +133,9 @@ def _published_ms(features: FeatureSet, item: Item) -> int:
     return round(number) if 1 <= number <= MAX_TIME_MS else item.time_ms
 
 
-def _exact(value: Any) -> float:
-    valid = isinstance(value, int | float) and abs(value) <= _LARGEST
-    return float(value) if valid else np.nan
-
-
 def _numbers(features: FeatureSet, fields: dict[str, Any]) -> NDArray[np.float32]:
     """Numeric fields on a signed log scale, then vectors unchanged; 0 for missing or invalid numbers."""
-    out: list[float] = []
-    for name in features.schema.names("item", NUMERIC):
-        out.append(log_scale(fields.get(name)))
+    out = [log_scale(fields.get(name)) for name in features.schema.names("item", NUMERIC)]
     for name, length in features.schema.vectors:
         value = fields.get(name)
         valid = isinstance(value, list) and len(value) == length

@@ -622,10 +622,10 @@ def log_scale(value: Any) -> float:
     return signed_log(number_of(value))
 
 
-def number_of(value: Any) -> float:
-    """A number that float32 can hold; 0 for anything else."""
+def number_of(value: Any, other: float = 0.0) -> float:
+    """A number that float32 can hold; ``other`` for anything else."""
     valid = isinstance(value, int | float) and abs(value) <= _LARGEST
-    return float(value) if valid else 0.0
+    return float(value) if valid else other
 
 
 def _first_key(name: str, fields: dict[str, Any]) -> int:

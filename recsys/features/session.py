@@ -184,22 +184,11 @@ class Session:
         keys, values, times = self.counters.export()
         operators = self.fields, self.numbers, list(self.lefts)
         packed = _Packed(
-            self.user_id,
-            self.offset,
-            self.last_ms,
-            self.events,
-            self.profile,
-            list(self.history),
-            list(self.requests),
-            list(self.seen),
-            list(self.hidden),
-            keys.tobytes(),
-            values.tobytes(),
-            times.tobytes(),
-            list(self.wishes.items()),
-            self.plain,
-            operators if any(operators) else None,
-        )
+            self.user_id, self.offset, self.last_ms, self.events, self.profile,
+            list(self.history), list(self.requests), list(self.seen), list(self.hidden),
+            keys.tobytes(), values.tobytes(), times.tobytes(),
+            list(self.wishes.items()), self.plain, operators if any(operators) else None,
+        )  # fmt: skip
         return _encoder.encode(packed)
 
     @classmethod
