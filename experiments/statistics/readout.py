@@ -163,9 +163,8 @@ def _metric_effects(
             treatment = outcomes.users(metric, number)
             effects.append((metric, arm.name, effect(treatment, control, alpha, eta)))
     lines = []
-    for (metric, arm_name, estimate), p in zip(
-        effects, holm([estimate.p for _, _, estimate in effects]), strict=True
-    ):
+    adjusted = holm([estimate.p for _, _, estimate in effects])
+    for (metric, arm_name, estimate), p in zip(effects, adjusted, strict=True):
         guarded = role == GUARDRAIL
         loss = experiment.metrics.guardrails[metric.name] if guarded else 0.0
         result = _guardrail_result(metric, estimate, loss) if guarded else _result(metric, estimate)

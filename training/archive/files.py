@@ -114,10 +114,8 @@ def erase_rows(
         with _rewritten(part.path, part.path) as file:
             for table in _row_groups([part.path]):
                 columns = (table[name].to_pylist() for name in ("offset", "key", "value"))
-                stays = [
-                    row[1] != key or not is_erased(Record(*row))
-                    for row in zip(*columns, strict=True)
-                ]
+                records = map(Record, *columns)
+                stays = [record.key != key or not is_erased(record) for record in records]
                 remaining = table.filter(pa.array(stays))
                 erased += len(table) - len(remaining)
                 file.write_table(remaining, row_group_size=max(1, len(remaining)))
@@ -136,10 +134,7 @@ def keys_of(folder: Path, topic: str, partition: int) -> set[bytes]:
 def _has_key(path: Path, key: bytes) -> bool:
     with pq.ParquetFile(path) as file:
         batches = file.iter_batches(_MERGE_ROWS, columns=["key"], use_threads=False)
-        return any(
-            pc.is_in(batch["key"], pa.array([key], batch["key"].type)).true_count
-            for batch in batches
-        )
+        return any(pc.equal(batch["key"], key).true_count for batch in batches)
 
 
 def hour_of(path: Path) -> int:

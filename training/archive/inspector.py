@@ -121,12 +121,10 @@ class Inspector(RetryLoop):
         saved = self._state.load(self._log.id)
         self._saved = {} if saved is None else saved.offsets
         self._letters.forget()
-        self._consumers = {
-            topic: Consumer(
-                self._log, topic, range(self._log.partitions(topic)), self._saved.get(topic)
-            )
-            for topic in (*_JUDGES, DELTAS)
-        }
+        self._consumers = dict[str, Consumer]()
+        for topic in (*_JUDGES, DELTAS):
+            partitions, saved_at = range(self._log.partitions(topic)), self._saved.get(topic)
+            self._consumers[topic] = Consumer(self._log, topic, partitions, saved_at)
         self._due_ms = self._clock() + _SAVE_EVERY_MS
 
 

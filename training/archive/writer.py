@@ -128,9 +128,8 @@ class Archive(RetryLoop):
             for partition, file in newest.items():
                 # Event time must not go back, or an hour's offsets would lie on both sides of another's.
                 self._time_ms[topic, partition] = hour_of(file.path) * _HOUR_MS
-            consumer = self._consumers[topic] = Consumer(
-                self._log, topic, list(range(self._log.partitions(topic))), following
-            )
+            partitions = range(self._log.partitions(topic))
+            consumer = self._consumers[topic] = Consumer(self._log, topic, partitions, following)
             for partition, offset in consumer.offsets.items():
                 self._log.hold(PART, topic, partition, offset)
 

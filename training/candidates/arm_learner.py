@@ -66,11 +66,8 @@ class ArmLearner(Learner):
     def learn(self, lane: Lane, rows: Mapping[str, Floats], dense: Floats) -> Learned:
         assert isinstance(lane, ArmLane), "prepared here"
         weights_B, targets = self.example_weights(lane), lane.label_targets
-        weighted = replace(
-            targets,
-            weights_BL=targets.weights_BL * weights_B[:, None],
-            liked_B=targets.liked_B * weights_B,
-        )
+        weights_BL, liked_B = targets.weights_BL * weights_B[:, None], targets.liked_B * weights_B
+        weighted = replace(targets, weights_BL=weights_BL, liked_B=liked_B)
         learned = super().learn(replace(lane, label_targets=weighted), rows, dense)
         if not weights_B.all():
             learned = without_rows(learned, lane, weights_B > 0)

@@ -214,9 +214,6 @@ def evidence_numbers(evidence: Evidence) -> dict[str, float]:
                 "degraded before": served.live_degraded, "shown before": served.live_examples,
             }  # fmt: skip
     for name, estimate in estimates.items():
-        values |= {
-            f"{name} gained": estimate.mean,
-            f"{name} at least": estimate.low,
-            f"{name} at most": estimate.high,
-        }
+        bounds = {"gained": estimate.mean, "at least": estimate.low, "at most": estimate.high}
+        values |= {f"{name} {bound}": value for bound, value in bounds.items()}
     return {name: float(value) for name, value in values.items() if math.isfinite(value)}

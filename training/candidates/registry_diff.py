@@ -45,10 +45,8 @@ def diff(
     """Compares two candidates; arrays are those of all parts of their snapshots."""
     tables_a, tables_b = rows_of(arrays_a), rows_of(arrays_b)
     none: Rows = np.empty(0, np.int64), np.empty((0, 0), np.float32)
-    tables = {
-        name: _table(*tables_a.get(name, none), *tables_b.get(name, none))
-        for name in sorted({*tables_a, *tables_b})
-    }
+    names = sorted({*tables_a, *tables_b})
+    tables = {n: _table(*tables_a.get(n, none), *tables_b.get(n, none)) for n in names}
     return Diff(_fields(a, b), tables, _dense(dense_of(arrays_a), dense_of(arrays_b)))
 
 

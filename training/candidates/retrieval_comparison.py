@@ -130,11 +130,8 @@ class RetrievalComparison:
         by_live, by_candidate = search.run(live), search.run(candidate)
         users = np.array([key_of("user", e.user_id) for e in engaged], np.int64)[search.known_E]
         hits = by_live.hits_E.astype(np.uint8) | by_candidate.hits_E.astype(np.uint8) * np.uint8(2)
-        figures = {
-            "picks": by_candidate.picks, "live_picks": by_live.picks,
-            "pickers": float(len(engaged)),
-        }  # fmt: skip
-        return RetrievalResult(users, hits, figures | self._sizes)
+        figures = {"picks": by_candidate.picks, "live_picks": by_live.picks} | self._sizes
+        return RetrievalResult(users, hits, figures | {"pickers": float(len(engaged))})
 
     def _initial(self, table: str, keys: Keys) -> Floats:
         (config,) = (t for t in tables_of(self._config.model) if t.name == table)

@@ -130,11 +130,8 @@ class Shadow:
     def _counts(self, example: ServedExample) -> bool:
         """Whether live served this example, in the compared epoch, with a prediction."""
         stamp = example.stamp or _NO_STAMP
-        return (
-            (stamp.line, stamp.epoch) == (MAIN, self.epoch)
-            and len(example.predicted) >= 4
-            and not example.correction
-        )
+        is_of_live = (stamp.line, stamp.epoch) == (MAIN, self.epoch)
+        return is_of_live and len(example.predicted) >= 4 and not example.correction
 
     def export(self) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
         """Arrays and metadata of a snapshot, after the last step it learned."""

@@ -81,9 +81,8 @@ def trim_steps(log: Log, state: Path) -> None:
         except UNREADABLE:
             continue
         learned = (*step.ranges, *step.rehearsed)
-        if step.step >= min(complete, default=0) or any(
-            part.stop > begins.get(part.partition, 0) for part in learned
-        ):
+        is_left = any(part.stop > begins.get(part.partition, 0) for part in learned)
+        if is_left or step.step >= min(complete, default=0):
             break
         before = record.offset + 1
     log.trim(STEPS, 0, before)

@@ -112,10 +112,8 @@ class Learner:
         """Predicts, and returns the gradients. ``rows[table]`` belong to ``lane.lookup.keys``."""
         self.model.write_dense(dense)
         self.model.zero_grad(set_to_none=True)
-        leaves = {
-            name: with_missing_row(rows[name]).to(self._device).requires_grad_()
-            for name in lane.lookup.keys
-        }
+        own = {name: with_missing_row(rows[name]) for name in lane.lookup.keys}
+        leaves = {name: values.to(self._device).requires_grad_() for name, values in own.items()}
         logits_BL = self.model.rank(lane.batch, lane.lookup, leaves["features"]).cpu()
         targets_BL = targets(torch.from_numpy(lane.labels_BK), torch.from_numpy(lane.watch_ms_B))
         losses_BL = lane.label_targets.losses(logits_BL, targets_BL)

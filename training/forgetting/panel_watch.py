@@ -172,13 +172,11 @@ class PanelWatch:
         read = partial(panel_log.read_again, self._log, check=check, is_erased=self._is_erased)
         older = [read(panel) for panel in self._older_panels(lineage, epoch, number)]
         fresh = panel_log.read_newest(self._log, lineage, step, count, check, self._is_erased)
-        logged = [logged_panel for logged_panel in (fresh, *older) if len(logged_panel.panel)]
+        logged = [one for one in (fresh, *older) if len(one.panel)]
         corrections = panel_log.read_corrections(self._log, self._starts(logged))
-        logged = [
-            logged_panel._replace(panel=logged_panel.panel.corrected(corrections.labels))
-            for logged_panel in logged
-        ]
-        ages_ms = [max(0, step.time_ms - logged_panel.panel.time_ms) for logged_panel in logged]
+        labels = corrections.labels
+        logged = [one._replace(panel=one.panel.corrected(labels)) for one in logged]
+        ages_ms = [max(0, step.time_ms - one.panel.time_ms) for one in logged]
         stay = panels.thinned(ages_ms)
         logged, ages_ms = [logged[n] for n in stay], [ages_ms[n] for n in stay]
         every, retention = self._scored(logged, panels.reported(ages_ms), model, step)
@@ -234,8 +232,9 @@ class PanelWatch:
         scores = model.probabilities([logged[n].examples for n in which], self._ended)
         scored = dict(zip(which, scores, strict=True))
         every[:1] = [every[0].learned(scored[0])] if fresh else every[:1]
+        now_ms = step.time_ms
         retention = {
-            name: panels.retention(every[n], scored[n], step.time_ms) for name, n in places.items()
+            age: panels.retention(every[n], scored[n], now_ms) for age, n in places.items()
         }
         return every, {name: value for name, value in retention.items() if value is not None}
 
@@ -305,10 +304,8 @@ class PanelThread:
             report(watch, self._beat)
             while not self._over.wait(_LOOK_EVERY_S):
                 if watch.turn():
-                    forgotten = {
-                        f"forgotten_{age}": round(r.forgotten, 4)
-                        for age, r in watch.retention.items()
-                    }
+                    ages = watch.retention.items()
+                    forgotten = {f"forgotten_{age}": round(r.forgotten, 4) for age, r in ages}
                     _LOG.info("panels scored", extra={"step": watch.step, **forgotten})
                 report(watch, self._beat)
         finally:

@@ -71,10 +71,8 @@ class Panel:
         """With the current labels, by example id. A negative with a label represents only itself."""
         if not labels:
             return self
-        ids = zip(
-            *(self.rows_N[name].tolist() for name in ("partition", "impression", "index")),
-            strict=True,
-        )
+        columns = (self.rows_N[name].tolist() for name in ("partition", "impression", "index"))
+        ids = zip(*columns, strict=True)
         changed = {n: labels[id_] for n, id_ in enumerate(ids) if id_ in labels}
         if not changed:
             return self
@@ -124,10 +122,8 @@ def thinned(ages_ms: Sequence[int]) -> list[int]:
 def _narrowest(ages_ms: Sequence[int], stay: Sequence[int]) -> tuple[float, int] | None:
     """The index in ``stay`` whose neighbours' ages are nearest to each other, with their ratio; the younger
     of two equal ones. The youngest panel is nobody's neighbour: its age is 0."""
-    ratios = [
-        (max(1, ages_ms[stay[n + 1]]) / max(1, ages_ms[stay[n - 1]]), n)
-        for n in range(1, len(stay) - 1)
-    ]
+    ages = [max(1, ages_ms[n]) for n in stay]
+    ratios = [(ages[n + 1] / ages[n - 1], n) for n in range(1, len(stay) - 1)]
     return min(ratios, default=None)
 
 

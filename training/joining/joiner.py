@@ -192,9 +192,8 @@ class Joiner:
             if now_ms >= self._delays.next_ms:
                 self._delays.advance(now_ms)
         timers, spilled_ms = self.impressions.timers, self.impressions.next_ms
-        if (timers and timers[0][0] <= self.watermark_ms) or (
-            spilled_ms is not None and spilled_ms <= self.watermark_ms
-        ):
+        is_spilled_due = spilled_ms is not None and spilled_ms <= self.watermark_ms
+        if is_spilled_due or (timers and timers[0][0] <= self.watermark_ms):
             for due_ms, request_id in self.impressions.due(self.watermark_ms):
                 if request_id in self.impressions.open:
                     self._close(request_id, due_ms, out)

@@ -179,10 +179,8 @@ def _uses(keys: Keys, used: Keys, counts: NDArray[Any]) -> NDArray[Any]:
 
 
 def _dense(online: Arrays, offline: Arrays, share: float) -> Arrays:
-    out = {
-        f"dense/{name}": _lerp(offline[f"dense/{name}"], online[f"dense/{name}"], share)
-        for name in _DENSE
-    }
+    names = [f"dense/{column}" for column in _DENSE]
+    out = {name: _lerp(offline[name], online[name], share) for name in names}
     steps = np.rint(_lerp(offline["dense/t"], online["dense/t"], share))
     return out | {"dense/t": steps.astype(np.int64)}
 

@@ -119,10 +119,8 @@ def cache_archive(
     by_hour = sorted(files, key=lambda file: hour_of(file.path))
     for hour, hour_files in groupby(by_hour, key=lambda file: hour_of(file.path)):
         if asked.has_hour(hour):
-            parts = [
-                _read(file, hour, progress[file.partition], asked, forgotten, writer.counts)
-                for file in hour_files
-            ]
+            about = (asked, forgotten, writer.counts)
+            parts = [_read(file, hour, progress[file.partition], *about) for file in hour_files]
             _write_in_time(parts, writer)
         elif hour * HOUR_MS < asked.until_ms:  # before the range: not to be learned later either
             for file in hour_files:

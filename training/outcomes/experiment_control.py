@@ -84,10 +84,8 @@ class ExperimentController:
 
     def stopped_for(self, verdict: str) -> int:
         """Number of experiments that ended by themselves with a verdict, ``broken`` or ``harm``."""
-        return sum(
-            stand.state == STOPPED and stand.why.startswith(f"{verdict}: ")
-            for stand in self.newest.stands.values()
-        )
+        stopped = [stand for stand in self.newest.stands.values() if stand.state == STOPPED]
+        return sum(stand.why.startswith(f"{verdict}: ") for stand in stopped)
 
     def _check_files(self, now_ms: int) -> Experiments | None:
         if self._files is None or self._checked is self.newest:
