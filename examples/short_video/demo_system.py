@@ -13,6 +13,7 @@ from rich.console import Console
 
 from examples.short_video import warmup
 from examples.short_video.demo_data import choose
+from examples.short_video.viewers import EVENTS_PER_LIST
 from recsys.config.system_config import Config
 from recsys.features.feature_set import FeatureSet
 from recsys.features.feature_set_file import feature_set, write_feature_set
@@ -26,7 +27,7 @@ from runtime.supervision.system_status import Status, gather
 
 _CAUGHT_UP_S: Final = 420.0
 _SAY_EVERY_S: Final = 5.0
-_FEW: Final = 20  # records; ticks and viewers always leave some unread
+_FEW: Final = 20  # records; ticks always leave some unread, and viewers those of a second
 
 
 class NotReady(RuntimeError):
@@ -52,7 +53,8 @@ def running_system(
         if status != 0:
             raise NotReady(f"the system didn't start; see {state / 'run'}")
         if data is not None:
-            _warm_up(launch_plan.read(state)[0], data, console)
+            few = _FEW + int(EVENTS_PER_LIST * viewers)
+            _warm_up(launch_plan.read(state)[0], data, console, few)
             data = None  # hundreds of megabytes
             gc.collect()
             return_freed_memory()
@@ -112,7 +114,7 @@ def _warmup_data(settings: Config, limit: int, console: Console) -> Any:
     return data
 
 
-def _warm_up(config: Config, data: Any, console: Console) -> None:
+def _warm_up(config: Config, data: Any, console: Console, few: int) -> None:
     """Writes the data to the log, and waits until every part has processed it."""
     began, lines = time.monotonic(), ProgressLines(console)
 
@@ -121,7 +123,7 @@ def _warm_up(config: Config, data: Any, console: Console) -> None:
 
     with contextlib.closing(open_log(config)) as log:
         progress = warmup.warm_up(log, feature_set(config), config, data, report)
-    wait_until_caught_up(Path(config.state), lambda text: lines.say(f"learning: {text}"))
+    wait_until_caught_up(Path(config.state), lambda text: lines.say(f"learning: {text}"), few)
     console.print(
         f"warmed up: {progress.items:,} items, {progress.impressions:,} impressions, "
         f"{time.monotonic() - began:.0f} s",
@@ -146,8 +148,11 @@ def behind(status: Status) -> dict[str, int]:
     }
 
 
-def wait_until_caught_up(state: Path, report: Callable[[str], None] = lambda text: None) -> None:
-    """Returns once hardly anything is pending, twice in a row. Raises NotReady after the timeout."""
+def wait_until_caught_up(
+    state: Path, report: Callable[[str], None] = lambda text: None, few: int = _FEW
+) -> None:
+    """Returns once at most ``few`` records of a kind are pending, twice in a row. Raises NotReady after the
+    timeout."""
     deadline = time.monotonic() + _CAUGHT_UP_S
     quiet = 0
     left: dict[str, int] = {}
@@ -161,7 +166,7 @@ def wait_until_caught_up(state: Path, report: Callable[[str], None] = lambda tex
         check_lost(status.lost)
         left = behind(status)
         report(", ".join(f"{count:,} {name} to go" for name, count in left.items()))
-        quiet = quiet + 1 if max(left.values()) <= _FEW else 0
+        quiet = quiet + 1 if max(left.values()) <= few else 0
         time.sleep(0.7)
 
 
