@@ -197,9 +197,9 @@ def _resources(machine: Machine) -> Iterator[Check]:
     else:
         problem = "one core: parts compete for it, and latencies are not representative"
         yield Check("cores", "warn", problem, "give this machine or container two cores")
-    # Measured: 5.5 GiB without events, 6.7 GiB in the demo, shared pages counted once.
-    yield _at_least("memory", machine.memory_bytes, 5 * GiB, 7 * GiB,
-                    "stop other programs, or give the machine or container 7 GiB")  # fmt: skip
+    # Measured: 2.9 GiB without events, 4.2 GiB in the demo, shared pages counted once.
+    yield _at_least("memory", machine.memory_bytes, 3 * GiB, 5 * GiB,
+                    "stop other programs, or give the machine or container 5 GiB")  # fmt: skip
     yield _at_least("disk", machine.disk_bytes, GiB, 5 * GiB,
                     "free disk space, or set RECSYS__STATE to a folder on another disk")  # fmt: skip
     if machine.shm_bytes is not None:
