@@ -24,19 +24,12 @@ from runtime.supervision import launch_plan
 from serving.reconstruction.reconstructed_replica import NotReconstructible
 from serving.reconstruction.reconstructed_session import ReconstructedSessions
 from serving.sessions.session_fold import fold_event, shown_keys
+from training.archive import recompute
 from training.archive.audit import TOLERANCE, Audit, AuditReport, is_sampled
 from training.archive.backfill import Backfill
 from training.archive.files import FORMAT, beside, files_of
 from training.archive.raw_events import ArchiveSource
-from training.archive.recompute import (
-    CantRecompute,
-    CountersAsOf,
-    Folds,
-    PlacedImpression,
-    Recomputer,
-    SessionsAsOf,
-    split_by_counter_offsets,
-)
+from training.archive.recompute import CountersAsOf, Folds, PlacedImpression, Recomputer
 
 
 def audit_features(
@@ -90,10 +83,10 @@ def _audit_set(
                 return sessions.before(impression, placed.offset)
             return sessions.of(impression)
         except NotReconstructible as error:  # its message names the user, the report must not
-            raise CantRecompute("its session can't be folded again as it was") from error
+            raise recompute.CantRecompute("its session can't be folded again as it was") from error
 
     audit = Audit(Recomputer(items), features, tolerance, report)
-    for placed in split_by_counter_offsets(impressions).values():
+    for placed in recompute.split_by_counter_offsets(impressions).values():
         counters = CountersAsOf(
             items, source.events, source.partitions("events"), folds, config.bounds
         )
@@ -154,8 +147,8 @@ def backfill(
     }
     wanted = [p for p in source.impressions() if (p.partition, p.offset) in places]
     users = {str(placed.impression.user_id) for placed in wanted}
-    for placed in split_by_counter_offsets(wanted).values():
-        sessions = SessionsAsOf(items, source.events, folds, users, config.sessions.seen)
+    for placed in recompute.split_by_counter_offsets(wanted).values():
+        sessions = recompute.SessionsAsOf(items, source.events, folds, users, config.sessions.seen)
         counters = CountersAsOf(
             items, source.events, source.partitions("events"), folds, config.bounds
         )

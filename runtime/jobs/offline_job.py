@@ -31,12 +31,7 @@ from replay.replay_report import with_bar
 from replay.replay_run import ReplayOptions, config_for
 from runtime.jobs.offline_options import OfflineOptions
 from runtime.jobs.time_option import parse_time
-from runtime.reports.offline_progress import (
-    ProgressFileFollower,
-    ProgressLine,
-    describe_job,
-    summary,
-)
+from runtime.reports import offline_progress
 from runtime.supervision import launch_plan
 from training.candidates.registry import Registry, iso, new_name
 from training.lines.control import live_epoch, model_now
@@ -66,15 +61,16 @@ def run(options: OfflineOptions) -> dict[str, Any]:
         existed = jobs.is_registered(job)
         if not existed:
             jobs.prepare(folder)
-            typer.echo(describe_job(job, options.workers), err=True)
+            typer.echo(offline_progress.describe_job(job, options.workers), err=True)
             if options.workers:
                 _train_on_ray(folder, options)
             else:
-                jobs.run_worker(folder, report=ProgressLine())
+                jobs.run_worker(folder, report=offline_progress.ProgressLine())
             if not jobs.is_registered(job):
                 raise RuntimeError(f"the job ended without a candidate; see {folder}/ray")
         jobs.clean_up(folder)
-    return summary(options.registry_folder, job.name, time.monotonic() - started, existed)
+    seconds = time.monotonic() - started
+    return offline_progress.summary(options.registry_folder, job.name, seconds, existed)
 
 
 def _check(options: OfflineOptions) -> None:
@@ -284,7 +280,7 @@ def _train_on_ray(folder: Path, options: OfflineOptions) -> None:
     try:
         from training.offline.ray_job import PROGRESS, OfflineProgress, fit
 
-        with ProgressFileFollower(folder / PROGRESS, OfflineProgress):
+        with offline_progress.ProgressFileFollower(folder / PROGRESS, OfflineProgress):
             fit(folder, options.workers, options.cpus_per_worker)
     finally:
         if connects:

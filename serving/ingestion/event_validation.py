@@ -12,20 +12,9 @@ from typing import Any, Final
 import msgspec
 
 from recsys.config.system_config import Config
+from recsys.events import event_types
 from recsys.events.dedupe import RecentIds
-from recsys.events.event_types import (
-    AGAIN,
-    ENGAGEMENT_KINDS,
-    MAX_EVENT_BYTES,
-    Engagement,
-    Event,
-    Rejected,
-    dedupe_key,
-    encode,
-    event_id_of,
-    parse,
-    with_proof,
-)
+from recsys.events.event_types import Engagement, Event, Rejected
 from recsys.events.hashing import Id
 from recsys.events.records import record_of
 from recsys.log.protocol import Append
@@ -93,7 +82,7 @@ class EventValidator:
         window: int = 200_000,
         prove: Prove = lambda event, caller, now_ms: (event, ""),
         wait_s: Callable[[Caller, Id, float], float] = lambda caller, user_id, now_s: 0.0,
-        kinds: Sequence[str] = ENGAGEMENT_KINDS,
+        kinds: Sequence[str] = event_types.ENGAGEMENT_KINDS,
     ) -> None:
         self._prove, self._wait_s, self._kinds = prove, wait_s, kinds
         self._partitions = config.log.partitions
@@ -125,8 +114,8 @@ class EventValidator:
             if not (fault or caller.attributes or self._any_known(names, ids)):
                 if self._any_known([use := _use_of(event)], ids):
                     fault = "" if event.kind == "view" else REPEATED
-                    proof = proof_of(caller, fault) if fault else AGAIN
-                    event = with_proof(event, proof, event.source)
+                    proof = proof_of(caller, fault) if fault else event_types.AGAIN
+                    event = event_types.with_proof(event, proof, event.source)
                     names = _names(event)
                 else:
                     names.append(use)
@@ -160,7 +149,7 @@ class EventValidator:
         if isinstance(raw, dict) and kind != "engagement":
             raise Rejected("type", kind, _expected(kind))
         oldest_ms = None if foreign else now_ms - self._retention_ms
-        event = parse(
+        event = event_types.parse(
             raw, now_ms=now_ms, oldest_ms=oldest_ms, unattributed=foreign, kinds=self._kinds
         )
         assert isinstance(event, Engagement)
@@ -175,12 +164,12 @@ class EventValidator:
         for event in accepted:
             if event.kind == "view" and self._is_long(event):
                 # A view that wasn't long, and a further one that is: the item was watched.
-                proof = msgspec.UNSET if event.proof == AGAIN else event.proof
-                view = with_proof(event, proof, event.source)
+                proof = msgspec.UNSET if event.proof == event_types.AGAIN else event.proof
+                view = event_types.with_proof(event, proof, event.source)
                 name = _long_name(view)
                 if name not in ids and name not in self._recent:
                     ids[name] = None
-                    long_id = event_id_of(event) + _LONG
+                    long_id = event_types.event_id_of(event) + _LONG
                     long = msgspec.structs.replace(view, kind="long_view", event_id=long_id)
                     engagements.append(long)
             engagements.append(event)
@@ -198,19 +187,19 @@ def check_storable(event: Event, raw: object) -> None:
     """Raises Rejected for an event that is too large or that MessagePack can't store."""
     try:
         size = len(msgspec.json.encode(raw))
-        encode(event)
+        event_types.encode(event)
     except (OverflowError, UnicodeEncodeError) as error:
         raise Rejected(
             "event", raw, f"integers of 64 bits and text in Unicode ({error})"
         ) from error
-    if size > MAX_EVENT_BYTES:
-        raise Rejected("event", f"{size} bytes", f"at most {MAX_EVENT_BYTES} bytes")
+    if size > event_types.MAX_EVENT_BYTES:
+        raise Rejected("event", f"{size} bytes", f"at most {event_types.MAX_EVENT_BYTES} bytes")
 
 
 def _names(event: Engagement) -> list[str]:
     """Dedupe keys of an event: its id, and for a long view also its subject. An event that proves nothing
     must not stand in the way of one that does, so its keys are others."""
-    names = [_proven(event) + dedupe_key(event)]
+    names = [_proven(event) + event_types.dedupe_key(event)]
     return [*names, _long_name(event)] if event.kind == "long_view" else names
 
 
@@ -220,7 +209,7 @@ def _proven(event: Engagement) -> str:
 
 def _long_name(event: Engagement) -> str:
     if not event.request_id:  # perhaps of another time: only the view itself identifies it
-        return _proven(event) + dedupe_key(event) + _LONG
+        return _proven(event) + event_types.dedupe_key(event) + _LONG
     return _proven(event) + _subject(event) + _LONG
 
 

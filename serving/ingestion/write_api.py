@@ -18,16 +18,8 @@ from recsys.events.records import CONTROL, EVENTS, ITEMS, pack, record_of
 from recsys.log.protocol import Append, LogUnavailable
 from serving.access.caller import Caller
 from serving.access.quotas import BURST_S
-from serving.ingestion.event_validation import (
-    ACCEPTED,
-    REJECTED,
-    RETRY,
-    EventValidator,
-    FieldError,
-    Result,
-    ValidatedBatch,
-    check_storable,
-)
+from serving.ingestion import event_validation
+from serving.ingestion.event_validation import EventValidator, FieldError, Result, ValidatedBatch
 from serving.ingestion.log_writer import LogWriter, Overloaded
 from serving.sessions.session_store import SessionReader, StoreUnavailable
 from serving.sessions.session_view import offset_of
@@ -66,7 +58,7 @@ class OverQuota(Unavailable):
     @staticmethod
     def check(batch: ValidatedBatch) -> None:
         """Raises it for a batch with such events."""
-        if over := batch.count(RETRY):
+        if over := batch.count(event_validation.RETRY):
             raise OverQuota(
                 f"{over} of {len(batch.results)} events are over access.user_events, the others are "
                 "committed: send all again, repeats are dropped",
@@ -218,14 +210,14 @@ class WriteApi:
             try:
                 event = parse(raw, now_ms=now_ms)
                 assert isinstance(event, Item | User | Preference)
-                check_storable(event, raw)
+                event_validation.check_storable(event, raw)
                 if not isinstance(event, Preference):
                     check_fields(self._schema, kind, event.fields, "fields")
             except Rejected as error:
-                results.append(Result(index, REJECTED, FieldError.of(error)))
+                results.append(Result(index, event_validation.REJECTED, FieldError.of(error)))
                 continue
             records.append(record_of(event, self._partitions))
-            results.append(Result(index, ACCEPTED))
+            results.append(Result(index, event_validation.ACCEPTED))
         return records, tuple(results)
 
     async def _commit_items(self, records: Sequence[Append]) -> None:

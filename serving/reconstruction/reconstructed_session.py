@@ -12,16 +12,9 @@ from typing import Final, NamedTuple
 from experiments.assignment.policy import Policies
 from experiments.statistics.revision import running
 from recsys.config.system_config import Config
+from recsys.events import event_types
 from recsys.events.control_records import Control, Experiments
-from recsys.events.event_types import (
-    Event,
-    Impression,
-    Item,
-    Rejected,
-    decode,
-    dedupe_key,
-    is_folded,
-)
+from recsys.events.event_types import Event, Impression, Item, Rejected
 from recsys.events.hashing import Id, digest_of, partition_of
 from recsys.events.records import CONTROL, EVENTS, ITEMS
 from recsys.features.catalogue import Catalogue
@@ -160,11 +153,11 @@ class ReconstructedSessions:
         events: dict[str, tuple[int, Event]] = {}
         for record in user_records:
             try:
-                event = decode(record.value)
+                event = event_types.decode(record.value)
             except Rejected:
                 continue
-            if getattr(event, "user_id", None) is not None and is_folded(event):
-                events.setdefault(dedupe_key(event), (record.offset, event))
+            if getattr(event, "user_id", None) is not None and event_types.is_folded(event):
+                events.setdefault(event_types.dedupe_key(event), (record.offset, event))
         return list(events.values())
 
     def _place(self, user_id: Id) -> tuple[int, bytes]:
@@ -209,7 +202,7 @@ def impression_of(value: bytes, request_id: str) -> Impression | None:
     if request_id.encode() not in value:  # decoding takes far longer
         return None
     try:
-        event = decode(value)
+        event = event_types.decode(value)
     except Rejected:
         return None
     return event if isinstance(event, Impression) and event.request_id == request_id else None

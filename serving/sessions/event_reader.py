@@ -8,16 +8,9 @@ position are read again.
 from collections.abc import Iterator, Sequence
 from typing import Final, NamedTuple
 
+from recsys.events import event_types
 from recsys.events.dedupe import RecentIds
-from recsys.events.event_types import (
-    Event,
-    Impression,
-    Item,
-    Rejected,
-    decode,
-    dedupe_key,
-    is_folded,
-)
+from recsys.events.event_types import Event, Impression, Item, Rejected, dedupe_key
 from recsys.events.hashing import Id
 from recsys.events.records import EVENTS, ITEMS
 from recsys.features.catalogue import Catalogue
@@ -81,7 +74,7 @@ class EventReader:
             records = self._log.read(EVENTS, partition, offset, limit)
             for record in records:
                 event = self._decode(record.value)
-                if event is None or not is_folded(event):
+                if event is None or not event_types.is_folded(event):
                     continue
                 if self._recent[partition].add(dedupe_key(event)):
                     events.append(FoldEvent(partition, record.offset, event))
@@ -96,7 +89,7 @@ class EventReader:
         recent, key = RecentIds(REMEMBERED), str(user_id).encode()
         for record in records_of_keys(self._log, EVENTS, partition, [key], before):
             event = self._decode(record.value)
-            if event is not None and is_folded(event) and recent.add(dedupe_key(event)):
+            if event is not None and event_types.is_folded(event) and recent.add(dedupe_key(event)):
                 yield event
 
     def keys_of(self, item_id: Id) -> Keys:
@@ -113,7 +106,7 @@ class EventReader:
 
     def _decode(self, value: bytes) -> Event | None:
         try:
-            return decode(value)
+            return event_types.decode(value)
         except Rejected:
             # The joiner reads the same records and puts this one into dead_letters.
             self.unreadable += 1
@@ -124,6 +117,6 @@ class EventReader:
         start = max(begin, stop - READ_BACK)
         for record in read_range(self._log, EVENTS, partition, start, stop, 500):
             event = self._decode(record.value)
-            if event is not None and is_folded(event):
+            if event is not None and event_types.is_folded(event):
                 recent.add(dedupe_key(event))
         return recent

@@ -6,14 +6,8 @@ only the callback ``mark``.
 
 from collections.abc import Callable
 
-from recsys.observability.spans import (
-    FEED,
-    IMPRESSION,
-    Span,
-    SpanAttributes,
-    SpanContext,
-    request_span,
-)
+from recsys.observability import spans
+from recsys.observability.spans import Span, SpanAttributes, SpanContext, request_span
 from serving.request import Answer
 
 # In this order. WAIT covers the retrieval shards, and computing their queries.
@@ -44,7 +38,7 @@ class RequestTrace:
 
     def answered(self, answer: Answer) -> None:
         """Records the span of the feed and those of its stages."""
-        feed, began_ns = self._context(FEED), self._arrived_ns
+        feed, began_ns = self._context(spans.FEED), self._arrived_ns
         for number, (stage, ended_ns) in enumerate(self._marks):
             self._record(Span(self._context(stage, number), stage, began_ns, ended_ns, feed))
             began_ns = ended_ns
@@ -59,14 +53,14 @@ class RequestTrace:
             "degraded": ",".join(answer.degraded),
         }
         self._answered_ns = began_ns
-        self._record(Span(feed, FEED, self._arrived_ns, began_ns, attributes=attributes))
+        self._record(Span(feed, spans.FEED, self._arrived_ns, began_ns, attributes=attributes))
 
     def appended(self, topic: str, partition: int, offset: int) -> None:
         """Records the commit of the impression. Called by the writing thread."""
         attributes: SpanAttributes = {"topic": topic, "partition": partition, "offset": offset}
-        context, feed = self._context(IMPRESSION), self._context(FEED)
+        context, feed = self._context(spans.IMPRESSION), self._context(spans.FEED)
         times_ns = self._answered_ns, self._now_ns()
-        self._record(Span(context, IMPRESSION, *times_ns, feed, attributes=attributes))
+        self._record(Span(context, spans.IMPRESSION, *times_ns, feed, attributes=attributes))
 
     def _context(self, name: str, *key: int) -> SpanContext:
         return request_span(self.request_id, name, *key)

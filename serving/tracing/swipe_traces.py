@@ -8,19 +8,8 @@ from typing import Final
 from recsys.events.event_types import Engagement, dedupe_key
 from recsys.events.records import EVENTS, Step
 from recsys.log.protocol import Append
-from recsys.observability.spans import (
-    APPLY,
-    ENGAGEMENT,
-    FEED,
-    FOLD,
-    SEQUENCE,
-    SERVED,
-    Span,
-    SpanAttributes,
-    SpanRecorder,
-    request_span,
-    step_span,
-)
+from recsys.observability import spans
+from recsys.observability.spans import Span, SpanAttributes, SpanRecorder, request_span, step_span
 from serving.tracing.request_trace import RequestTrace
 
 _FOLLOWED: Final = 5_000  # examples at a time, of each partition
@@ -64,19 +53,21 @@ class SwipeTraces:
         """Records that answers use a step, and with it all steps before, from now on."""
         ended_ns = self.now_ns()
         version = (step.line, step.epoch, step.step)
-        context = step_span(*version, APPLY, self._instance)
+        context = step_span(*version, spans.APPLY, self._instance)
         attributes: SpanAttributes = {"line": step.line, "epoch": step.epoch, "step": step.step}
         attributes |= {"replica": self._instance}
-        times_ns = began_ns, ended_ns
-        self.tracer.record(Span(context, APPLY, *times_ns, step_span(*version), (), attributes))
+        times_ns, step_context = (began_ns, ended_ns), step_span(*version)
+        self.tracer.record(Span(context, spans.APPLY, *times_ns, step_context, (), attributes))
         for learned in step.ranges:
             waiting = self._unlearned.get(learned.partition)
             while waiting and waiting[0][0] < learned.stop:
                 offset, request_id = waiting.popleft()
                 example = (learned.partition, offset)
-                served = request_span(request_id, SERVED, *example, self._instance)
-                parent = request_span(request_id, SEQUENCE, *example)
-                self.tracer.record(Span(served, SERVED, *times_ns, parent, (context,), attributes))
+                served = request_span(request_id, spans.SERVED, *example, self._instance)
+                parent = request_span(request_id, spans.SEQUENCE, *example)
+                self.tracer.record(
+                    Span(served, spans.SERVED, *times_ns, parent, (context,), attributes)
+                )
 
 
 def _engagement_span(
@@ -90,9 +81,9 @@ def _engagement_span(
         "partition": record.partition,
         "offset": offset,
     }
-    context = request_span(event.request_id, ENGAGEMENT, dedupe_key(event))
-    feed = request_span(event.request_id, FEED)
-    return Span(context, ENGAGEMENT, began_ns, ended_ns, feed, (), attributes)
+    context = request_span(event.request_id, spans.ENGAGEMENT, dedupe_key(event))
+    feed = request_span(event.request_id, spans.FEED)
+    return Span(context, spans.ENGAGEMENT, began_ns, ended_ns, feed, (), attributes)
 
 
 def folded(tracer: SpanRecorder, events: Sequence[object], began_ns: int, ended_ns: int) -> None:
@@ -100,7 +91,7 @@ def folded(tracer: SpanRecorder, events: Sequence[object], began_ns: int, ended_
     for event in events:
         if isinstance(event, Engagement) and tracer.is_sampled(event.request_id):
             key = dedupe_key(event)
-            parent = request_span(event.request_id, ENGAGEMENT, key)
+            parent = request_span(event.request_id, spans.ENGAGEMENT, key)
             attributes: SpanAttributes = {"kind": event.kind, "item_id": str(event.item_id)}
-            context = request_span(event.request_id, FOLD, key)
-            tracer.record(Span(context, FOLD, began_ns, ended_ns, parent, (), attributes))
+            context = request_span(event.request_id, spans.FOLD, key)
+            tracer.record(Span(context, spans.FOLD, began_ns, ended_ns, parent, (), attributes))
