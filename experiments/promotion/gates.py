@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from recsys.config.promotion_config import PromotionConfig
 
+Floats = NDArray[np.float64]
 _SMALLEST = 1e-6
 _USUAL = 2.0  # an unremarkable spread of logits
 _AT_LEAST = 200  # scores before their moments are checked
@@ -26,15 +27,10 @@ class ScoreMoments:
     count: int = 0
     not_finite: int = 0
     positives: float = 0.0
-    live: NDArray[np.float64] = field(default_factory=lambda: np.zeros(2))  # sum, sum of squares
-    candidate: NDArray[np.float64] = field(default_factory=lambda: np.zeros(2))
+    live: Floats = field(default_factory=lambda: np.zeros(2))  # sum, sum of squares
+    candidate: Floats = field(default_factory=lambda: np.zeros(2))
 
-    def add(
-        self,
-        live_N: NDArray[np.float64],
-        candidate_N: NDArray[np.float64],
-        labels_N: NDArray[np.float64],
-    ) -> None:
+    def add(self, live_N: Floats, candidate_N: Floats, labels_N: Floats) -> None:
         """Adds probabilities of the same examples. Counts and skips those that aren't finite."""
         finite = np.isfinite(candidate_N)
         self.not_finite += int((~finite).sum())
@@ -94,13 +90,13 @@ def _score_failures(scores: ScoreMoments, rules: PromotionConfig) -> Iterator[st
         yield f"the spread of its logits is {spread:.2f}, expected {least:.2f} to {most:.2f}"
 
 
-def _moments(sums: NDArray[np.float64], scores: ScoreMoments) -> tuple[float, float]:
+def _moments(sums: Floats, scores: ScoreMoments) -> tuple[float, float]:
     """Mean and standard deviation."""
     mean = sums[0] / scores.count
     return float(mean), float(np.sqrt(max(sums[1] / scores.count - mean**2, 0.0)))
 
 
-def logits_of(probabilities_N: NDArray[np.float64]) -> NDArray[np.float64]:
+def logits_of(probabilities_N: Floats) -> Floats:
     p = np.clip(probabilities_N, _SMALLEST, 1 - _SMALLEST)
-    out: NDArray[np.float64] = np.log(p) - np.log1p(-p)
+    out: Floats = np.log(p) - np.log1p(-p)
     return out

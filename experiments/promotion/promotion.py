@@ -17,6 +17,9 @@ from experiments.statistics.comparison import Comparison, ComparisonResult
 from experiments.statistics.significance import AnytimeEstimate, ClusteredMean
 from recsys.config.promotion_config import PromotionConfig
 
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+Mask = NDArray[np.bool_]
 _RECENT: Final = 2  # times ``least_examples``
 _MAX_KINDS: Final = 8  # labels compared: each takes its share of alpha
 _MAX_USERS: Final = 4_096  # counted in either group
@@ -51,13 +54,7 @@ class EngagementRates:
         self._unranked = {True: 0, False: 0}
         self._users: dict[bool, set[int]] = {True: set(), False: set()}
 
-    def add(
-        self,
-        users_N: NDArray[np.int64],
-        canary_N: NDArray[np.bool_],
-        labels_NK: NDArray[np.float64],
-        ranked_N: NDArray[np.bool_],
-    ) -> None:
+    def add(self, users_N: Ints, canary_N: Mask, labels_NK: Floats, ranked_N: Mask) -> None:
         """Adds shown items: user, whether served by the canary, labels, and whether scored by a ranker."""
         for group in (True, False):
             chosen = canary_N == group

@@ -14,6 +14,8 @@ from experiments.assignment.arm_line import DIVERTED, WEIGHTED
 from recsys.events.hashing import key_of
 
 Floats = NDArray[np.float64]
+Keys = NDArray[np.int64]
+Mask = NDArray[np.bool_]
 _CELLS: Final = 2**14  # features share some 16,000 cells by their hash
 _RATE: Final = 0.4
 _MAX_WEIGHT: Final = 20.0  # larger weights are mostly chance
@@ -25,9 +27,7 @@ _LABEL: Final = key_of("label", 1)
 _OCTAVES: Final = np.array([key_of("octave", n) for n in range(24)], np.int64)
 
 
-def arm_features(
-    items_BI: NDArray[np.int64], score_B: Floats, label_B: NDArray[np.bool_]
-) -> NDArray[np.int64]:
+def arm_features(items_BI: Keys, score_B: Floats, label_B: Mask) -> Keys:
     """Features that distinguish arms, (B, F): keys of the shown item (its own first), its predicted
     probability of the first label, and that label."""
     steps_B = np.clip(score_B * _SCORE_STEPS, 0, _SCORE_STEPS).astype(np.int64)
@@ -48,9 +48,7 @@ class ArmWeights:
         self._shown_C = np.zeros(cells)
         self._own, self._all = 0.0, 0.0  # numbers of examples, decaying
 
-    def repeats(
-        self, trains: str, features_BF: NDArray[np.int64], own_B: NDArray[np.bool_], draws_B: Floats
-    ) -> Floats:
+    def repeats(self, trains: str, features_BF: Keys, own_B: Mask, draws_B: Floats) -> Floats:
         """Number of times each example is learned (B,): integers whose mean over ``draws_B``, in [0, 1), is
         its weight. Gradients aren't scaled instead, since Adagrad divides by the size of earlier ones."""
         if trains == WEIGHTED:
@@ -59,20 +57,20 @@ class ArmWeights:
             return np.floor(self.diverted(own_B) + draws_B)
         return np.ones(len(own_B))
 
-    def weigh(self, features_BF: NDArray[np.int64]) -> Floats:
+    def weigh(self, features_BF: Keys) -> Floats:
         """w (B,) of examples with these features (hashes; 0: none), from earlier batches."""
         if not self._own:
             return np.ones(len(features_BF))
         probability_B = self._probability(*self._cells(features_BF))
         return np.minimum(probability_B / self._share, _MAX_WEIGHT)
 
-    def diverted(self, own_B: NDArray[np.bool_]) -> Floats:
+    def diverted(self, own_B: Mask) -> Floats:
         """w (B,) if only the arm's own examples are learned and stand for all."""
         if not self._own:
             return own_B.astype(np.float64)
         return np.minimum(own_B / self._share, _MAX_WEIGHT)
 
-    def learn(self, features_BF: NDArray[np.int64], own_B: NDArray[np.bool_]) -> None:
+    def learn(self, features_BF: Keys, own_B: Mask) -> None:
         """``own_B``: mask of examples of the arm's users."""
         if not len(own_B):
             return
@@ -107,14 +105,14 @@ class ArmWeights:
     def _share(self) -> float:
         return min(1.0, self._own / self._all)
 
-    def _probability(self, cells_BF: NDArray[np.int64], present_BF: NDArray[np.bool_]) -> Floats:
+    def _probability(self, cells_BF: Keys, present_BF: Mask) -> Floats:
         """P(arm | x), (B,)."""
         odds = self._share / max(1.0 - self._share, 1e-9)
         logit_B = np.log(odds) + (self._theta_C[cells_BF] * present_BF).sum(1)
         out: Floats = 1.0 / (1.0 + np.exp(-np.clip(logit_B, -30.0, 30.0)))
         return out
 
-    def _cells(self, features_BF: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+    def _cells(self, features_BF: Keys) -> tuple[Keys, Mask]:
         """Cell of each feature and mask of non-zero features; the item's octave is appended."""
         shown_B = self._shown_C[features_BF[:, 0] % len(self._theta_C)]
         octaves_B = np.minimum(np.log2(1.0 + shown_B), len(_OCTAVES) - 1).astype(np.int64)

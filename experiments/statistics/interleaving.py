@@ -194,9 +194,8 @@ def _missing(credits: ArmCredits) -> str:
     if users < AT_LEAST:
         return f"{users} users, expected {AT_LEAST} or more"
     if min(control, treatment) < LEAST_COUNT:
-        return (
-            f"{treatment} users gave the treatment any credit and {control} the control, {expected}"
-        )
+        givers = f"{treatment} users gave the treatment any credit and {control} the control"
+        return f"{givers}, {expected}"
     if (credits.shared_U2[:, 0] == credits.shared_U2[:, 1]).all():
         return "both rank alike: every item was as likely to be picked by either"
     control_lead, treatment_lead = _effective_users(credits.shared_U2)

@@ -13,6 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+Scores = NDArray[np.float32]
 _STORED: Final = 8  # of a user and label; older examples are of another mood
 _SLOTS: Final = 16_384  # for users by hash; the newest user of a slot replaces the one before
 _FIRST: Final = 64  # initial rows
@@ -33,8 +35,8 @@ class UserAuc:
         self._seen = np.zeros((_FIRST, 2), np.int64)  # examples so far, by label
 
     def add(
-        self, users_N: NDArray[np.int64], live_N: Floats, candidate_N: Floats, labels_N: Floats
-    ) -> tuple[NDArray[np.int64], Floats]:
+        self, users_N: Ints, live_N: Floats, candidate_N: Floats, labels_N: Floats
+    ) -> tuple[Ints, Floats]:
         """Adds examples in the order of arrival; returns users (M,) and the candidate's gains (M,), from −1
         to 1. Examples of one batch aren't paired with each other."""
         users, slots = users_N.astype(np.int64), users_N.astype(np.uint64) % np.uint64(self._slots)
@@ -45,7 +47,7 @@ class UserAuc:
         paired = np.isfinite(gains)
         return users[paired], gains[paired]
 
-    def _rows_of(self, slots_N: NDArray[np.int64]) -> NDArray[np.int64]:
+    def _rows_of(self, slots_N: Ints) -> Ints:
         """Rows of slots; new slots get one."""
         fresh = np.unique(slots_N[self._row[slots_N] < 0])
         self._row[fresh] = np.arange(self._rows, self._rows + len(fresh))
@@ -57,16 +59,10 @@ class UserAuc:
                 np.concatenate([array, np.zeros((more, *array.shape[1:]), array.dtype)])
                 for array in (self._scores, self._seen)
             )
-        out: NDArray[np.int64] = self._row[slots_N].astype(np.int64)
+        out: Ints = self._row[slots_N].astype(np.int64)
         return out
 
-    def _gains(
-        self,
-        users_N: NDArray[np.int64],
-        at_N: NDArray[np.int64],
-        label_N: NDArray[np.int64],
-        scores_N2: NDArray[np.float32],
-    ) -> Floats:
+    def _gains(self, users_N: Ints, at_N: Ints, label_N: Ints, scores_N2: Scores) -> Floats:
         """Gains (N,), NaN without pairs."""
         others_NK2 = self._scores[at_N, 1 - label_N]
         count_N = np.minimum(self._seen[at_N, 1 - label_N], self._stored)
@@ -78,13 +74,7 @@ class UserAuc:
         out: Floats = np.where(count_N > 0, gain_N / np.maximum(count_N, 1), np.nan)
         return out
 
-    def _store(
-        self,
-        users_N: NDArray[np.int64],
-        at_N: NDArray[np.int64],
-        label_N: NDArray[np.int64],
-        scores_N2: NDArray[np.float32],
-    ) -> None:
+    def _store(self, users_N: Ints, at_N: Ints, label_N: Ints, scores_N2: Scores) -> None:
         last = np.zeros(len(users_N), np.bool_)  # the last user of a slot takes it
         last[len(at_N) - 1 - np.unique(at_N[::-1], return_index=True)[1]] = True
         fresh = at_N[last][self._owner[at_N[last]] != users_N[last]]

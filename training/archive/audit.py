@@ -33,6 +33,7 @@ _EXACT: Final = 1e-6  # of other dense columns
 # Co-visits depend on how partitions interleave, and so does how they compare within a list.
 NOT_AUDITED: Final = (NEAR, f"list.above({NEAR})", f"list.rank({NEAR})", NEAR_IN_VISIT)
 _SALT: Final = 77
+Differences = dict[str, NDArray[np.float64]]  # of differing numbers, by feature
 
 
 @dataclass
@@ -150,7 +151,7 @@ class _BlockComparison:
 
     def __call__(
         self, logged: FeatureBlock, recomputed: FeatureBlock, counters: bool = True
-    ) -> dict[str, NDArray[np.float64]]:
+    ) -> Differences:
         """Absolute differences of the differing numbers, by feature; ignores counter features without
         ``counters``. Raises UnknownFeatureSet if ``logged`` is of another set."""
         old, new = read_block(logged, self._features), read_block(recomputed, self._features)
@@ -161,7 +162,7 @@ class _BlockComparison:
             differences |= self._numbers(old, new, counters)
         return differences
 
-    def _keys(self, old: RequestFeatures, new: RequestFeatures) -> dict[str, NDArray[np.float64]]:
+    def _keys(self, old: RequestFeatures, new: RequestFeatures) -> Differences:
         wrong = {}
         for slot in self._features.user_slots:
             columns = slice(slot.start, slot.stop)
@@ -172,17 +173,13 @@ class _BlockComparison:
         wrong["history"] = old.history_TH != new.history_TH
         return {name: np.ones(int(flags.sum())) for name, flags in wrong.items() if flags.any()}
 
-    def _outcomes(
-        self, old: RequestFeatures, new: RequestFeatures
-    ) -> dict[str, NDArray[np.float64]]:
+    def _outcomes(self, old: RequestFeatures, new: RequestFeatures) -> Differences:
         names = (*self._features.schema.labels, "watch", "recency")
         errors = _errors(old.outcomes_TO, new.outcomes_TO)
         columns = {f"history.{name}": errors[:, n] for n, name in enumerate(names)}
         return {name: column[column > 0] for name, column in columns.items() if (column > 0).any()}
 
-    def _numbers(
-        self, old: RequestFeatures, new: RequestFeatures, counters: bool
-    ) -> dict[str, NDArray[np.float64]]:
+    def _numbers(self, old: RequestFeatures, new: RequestFeatures, counters: bool) -> Differences:
         errors = _errors(old.dense_NF, new.dense_NF)
         if self._derived:
             # Against what follows from the logged columns: the last bits of a counter may change a bucket.

@@ -21,6 +21,9 @@ from experiments.statistics.significance import AnytimeEstimate
 from recsys.config.promotion_config import PromotionConfig
 from recsys.events.records import Scores
 
+Hits = NDArray[np.uint8]  # bit 0: live retrieves the item, bit 1: the candidate
+Users = NDArray[np.int64]
+
 
 @dataclass
 class CandidateEvidence:
@@ -68,11 +71,7 @@ class CandidateEvidence:
             self._compare(pairs, hits, users, rules)
 
     def _compare(
-        self,
-        pairs: PairedPredictions,
-        hits_E: NDArray[np.uint8],
-        users_E: NDArray[np.int64],
-        rules: PromotionConfig,
+        self, pairs: PairedPredictions, hits_E: Hits, users_E: Users, rules: PromotionConfig
     ) -> None:
         if self.comparison is None or self.recent is None:
             return
@@ -133,7 +132,7 @@ def new_evidence(rules: PromotionConfig, guards: bool = False) -> CandidateEvide
     return CandidateEvidence(comparison(rules), comparison(rules))
 
 
-def _checked_hits(scores: Scores) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+def _checked_hits(scores: Scores) -> tuple[Hits, Users]:
     """Hits (E,) of a record with their users. Raises ValueError if they, or the figures, are invalid."""
     hits_E = np.frombuffer(scores.hits, np.uint8)
     users_E = np.frombuffer(scores.hit_users, np.int64)
@@ -144,7 +143,7 @@ def _checked_hits(scores: Scores) -> tuple[NDArray[np.uint8], NDArray[np.int64]]
     return hits_E, users_E
 
 
-def _check_length(name: str, array: NDArray[Any], of: str, others: NDArray[np.int64]) -> None:
+def _check_length(name: str, array: NDArray[Any], of: str, others: Users) -> None:
     if len(array) != len(others):
         expected = f"one for each of {of}, {len(others)}"
         raise ValueError(f"{name} has {len(array)} entries, expected {expected}")

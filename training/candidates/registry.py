@@ -349,6 +349,5 @@ def _differences(provenance: Provenance, model: ModelConfig) -> str:
     """Keys in which two model configurations differ, with both values."""
     expected, actual = plain_config(model), provenance.config
     differ = [k for k in sorted({*expected, *actual}) if actual.get(k) != expected.get(k)]
-    return ", ".join(
-        f"model.{k} is {actual.get(k)!r}, expected {expected.get(k)!r}" for k in differ
-    )
+    texts = (f"model.{k} is {actual.get(k)!r}, expected {expected.get(k)!r}" for k in differ)
+    return ", ".join(texts)

@@ -46,7 +46,7 @@ def diff(
     tables_a, tables_b = rows_of(arrays_a), rows_of(arrays_b)
     none: Rows = np.empty(0, np.int64), np.empty((0, 0), np.float32)
     names = sorted({*tables_a, *tables_b})
-    tables = {n: _table(*tables_a.get(n, none), *tables_b.get(n, none)) for n in names}
+    tables = {n: _table(tables_a.get(n, none), tables_b.get(n, none)) for n in names}
     return Diff(_fields(a, b), tables, _dense(dense_of(arrays_a), dense_of(arrays_b)))
 
 
@@ -76,12 +76,8 @@ def dense_of(parts: Sequence[Arrays]) -> NDArray[np.float32] | None:
     return next((part["dense/values"] for part in parts if "dense/values" in part), None)
 
 
-def _table(
-    keys_a: NDArray[np.int64],
-    rows_a: NDArray[np.float32],
-    keys_b: NDArray[np.int64],
-    rows_b: NDArray[np.float32],
-) -> TableDiff:
+def _table(a: Rows, b: Rows) -> TableDiff:
+    (keys_a, rows_a), (keys_b, rows_b) = a, b
     both, at_a, at_b = np.intersect1d(keys_a, keys_b, assume_unique=True, return_indices=True)
     distance = None
     if len(both) and rows_a.shape[1] == rows_b.shape[1]:

@@ -22,6 +22,7 @@ from recsys.events.control_records import Alarm
 from training.drift.baseline import Baseline
 
 Floats = NDArray[np.float64]
+Keys = Mapping[str, NDArray[np.int64]]  # by slot
 LOSS: Final = "loss"
 CALIBRATION: Final = "calibration"
 FEATURE: Final = "feature"
@@ -233,13 +234,7 @@ class FeatureMonitor:
         self._keys: dict[str, NDArray[np.int64]] = {}
         self._shares: ChangeMonitor | None = None
 
-    def step(
-        self,
-        dense_BF: NDArray[np.float32],
-        keys: Mapping[str, NDArray[np.int64]],
-        at_ms: int,
-        step: int,
-    ) -> list[Alarm]:
+    def step(self, dense_BF: NDArray[np.float32], keys: Keys, at_ms: int, step: int) -> list[Alarm]:
         """Takes the features of a step's examples: dense (B, F), and keys (B,) by slot."""
         rows = len(dense_BF)
         alarms: list[Alarm] = []
@@ -253,7 +248,7 @@ class FeatureMonitor:
             alarms += self._shares.feed(sums, rows, at_ms, step)
         return alarms
 
-    def _count(self, keys: Mapping[str, NDArray[np.int64]], rows: int) -> None:
+    def _count(self, keys: Keys, rows: int) -> None:
         """Counts keys during warm-up, then chooses the most frequent ones."""
         self._seen += rows
         for slot, counts in self._counts.items():

@@ -69,10 +69,8 @@ class Spill:
             self._remove()
             self._open()
         generation = self._generation + 1
-        self._do().executemany(
-            "INSERT INTO held VALUES (?, ?, ?, ?, ?, ?, ?)",
-            [(*row, generation, NEVER) for row in rows],
-        )
+        values = [(*row, generation, NEVER) for row in rows]
+        self._do().executemany("INSERT INTO held VALUES (?, ?, ?, ?, ?, ?, ?)", values)
         self._count += len(rows)
 
     def take(self, id_: str) -> Row | None:
@@ -119,9 +117,8 @@ class Spill:
         if self._db is None:
             return
         generation = self._generation + 1
-        taken = self._do().execute(
-            f"UPDATE held SET taken = ? WHERE user_id = ? AND {_PRESENT}", (generation, user_id)
-        )
+        query = f"UPDATE held SET taken = ? WHERE user_id = ? AND {_PRESENT}"
+        taken = self._do().execute(query, (generation, user_id))
         self._count -= taken.rowcount
         # Even without such rows: some may have been taken before.
         self._do().execute("INSERT OR IGNORE INTO forgot VALUES (?)", (generation + KEPT,))
@@ -156,9 +153,8 @@ class Spill:
         check_generation(generation, newest)
         self._generation = generation
         self._do().execute("DELETE FROM held WHERE put > ?", (generation,))
-        self._do().execute(
-            "UPDATE held SET taken = ? WHERE taken > ? AND taken < ?", (NEVER, generation, NEVER)
-        )
+        query = "UPDATE held SET taken = ? WHERE taken > ? AND taken < ?"
+        self._do().execute(query, (NEVER, generation, NEVER))
         (self._count,) = db.execute(f"SELECT count(*) FROM held WHERE {_PRESENT}").fetchone()
         check_rows(rows, self._count)
 

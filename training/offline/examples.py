@@ -119,9 +119,8 @@ def shuffled(seed: int, epoch: int, ids: NDArray[np.uint64]) -> NDArray[np.int64
 
 def concatenated(parts: Sequence[Examples]) -> Examples:
     """Concatenates one or more blocks of examples."""
-    return Examples(
-        *(np.concatenate([getattr(p, f.name) for p in parts]) for f in fields(Examples))
-    )
+    columns = ([getattr(part, field.name) for part in parts] for field in fields(Examples))
+    return Examples(*map(np.concatenate, columns))
 
 
 def _packed(values: Sequence[bytes]) -> Bytes:

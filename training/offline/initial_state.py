@@ -66,9 +66,8 @@ def load_ancestor(
     model. ``dense``: expected number of parameters."""
     snapshot, reasons = latest(folder, line)
     if snapshot is None:
-        raise Refused(
-            f"no snapshot to start from in {folder / line}: {'; '.join(reasons) or 'none there'}"
-        )
+        why = "; ".join(reasons) or "none there"
+        raise Refused(f"no snapshot to start from in {folder / line}: {why}")
 
     def wanted(name: str) -> bool:
         return name.startswith(("table/", "dense/")) and "sketch" not in name
@@ -133,9 +132,8 @@ def build_trainer(
         if ancestor:
             before = ancestor.table(table.name)
             rows[table.name].load(started_columns(table, keys, model.seed, before))
-    dense = Dense(
-        network.read_dense(), model.dense_rate, average=model.dense_average, first=model.dense_first
-    )
+    values = network.read_dense()
+    dense = Dense(values, model.dense_rate, average=model.dense_average, first=model.dense_first)
     if ancestor:
         dense.load(ancestor.dense)
     learner = Learner(network) if share is None else Distiller(network, share=share)

@@ -180,9 +180,8 @@ class OfflineLoop:
             return
         arrays, state = checkpoint
         self._trainer.load(arrays)
-        self.state, self._trainer.refused = msgspec.json.decode(
-            state, type=tuple[LoopState, RejectedGradients]
-        )
+        kind = tuple[LoopState, RejectedGradients]
+        self.state, self._trainer.refused = msgspec.json.decode(state, type=kind)
         if "seen/p" in arrays:
             self._seen = [(arrays["seen/p"], arrays["seen/y"], arrays["seen/w"])]
 
