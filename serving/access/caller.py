@@ -4,12 +4,13 @@ import hmac
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from ipaddress import IPv6Address, ip_address, ip_network
+from ipaddress import IPv6Address, ip_network
 from typing import Final
 
 from msgspec import UNSET, UnsetType
 
 from recsys.events.hashing import Id
+from serving.access.hosts import address_in
 from serving.access.scopes import ADMIN, ATTRIBUTE, SCOPES
 
 MOST_SCOPES: Final = frozenset(SCOPES)
@@ -76,9 +77,7 @@ def address_of(peer: str, forwarded: Sequence[bytes], proxies: tuple[str, ...]) 
 
 @lru_cache(10_000)
 def _is_proxy(address: str, proxies: tuple[str, ...]) -> bool:
-    try:
-        ip = ip_address(address)
-    except ValueError:
+    if (ip := address_in(address)) is None:
         return False
     return ip.is_loopback or any(ip in ip_network(proxy) for proxy in proxies)
 
@@ -91,9 +90,7 @@ def source_of(address: str, key_id: str, secret: bytes) -> int:
 
 
 def _network(address: str) -> str:
-    try:
-        ip = ip_address(address)
-    except ValueError:
+    if (ip := address_in(address)) is None:
         return address
     if isinstance(ip, IPv6Address):
         ip = ip.ipv4_mapped or ip

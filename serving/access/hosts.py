@@ -2,18 +2,25 @@
 browser, by a request of its own or by a name that it points to this machine. Pure."""
 
 from collections.abc import Collection
-from ipaddress import ip_address
+from ipaddress import IPv4Address, IPv6Address, ip_address
 
 from recsys.config.system_config import Config
 
 
 def is_loopback(host: str) -> bool:
     """Whether only this machine reaches an address."""
-    try:
-        address = ip_address(host.partition("%")[0])
-    except ValueError:
+    address = address_in(host.partition("%")[0])
+    if address is None:
         return host == "localhost"
     return (getattr(address, "ipv4_mapped", None) or address).is_loopback
+
+
+def address_in(text: str) -> IPv4Address | IPv6Address | None:
+    """The IP address that a text is; None for any other text."""
+    try:
+        return ip_address(text)
+    except ValueError:
+        return None
 
 
 def is_open(config: Config) -> bool:
@@ -29,7 +36,7 @@ def host_is_allowed(header: str, config: Config) -> bool:
     any name where every call needs a key and no names are configured.
     """
     host = name_of(header)
-    if host in ("", "localhost", config.serve.host) or _is_address(host):
+    if host in ("", "localhost", config.serve.host) or address_in(host) is not None:
         return True
     hosts = config.access.hosts
     if not hosts:
@@ -53,11 +60,3 @@ def origin_is_allowed(origin: str, site: str, host: str, origins: Collection[str
     if origin:
         return origin in origins or "*" in origins or origin.partition("://")[2] == host
     return site in ("", "same-origin", "none")
-
-
-def _is_address(host: str) -> bool:
-    try:
-        ip_address(host)
-    except ValueError:
-        return False
-    return True
