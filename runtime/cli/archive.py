@@ -46,10 +46,8 @@ def features(
 
 
 def _values(report: AuditReport) -> dict[str, Any]:
-    differing = {
-        name: asdict(difference) | {"mean": difference.mean}
-        for name, difference in sorted(report.differing.items())
-    }
+    named = sorted(report.differing.items())
+    differing = {name: asdict(one) | {"mean": one.mean} for name, one in named}
     derived = {"compared": report.compared, "skewed": report.skewed, "differing": differing}
     return asdict(report) | derived
 

@@ -75,10 +75,8 @@ def _candidate_lines(values: dict[str, Any]) -> list[Any]:
 def _difference_lines(a: str, b: str, difference: Diff) -> list[Any]:
     fields = [(name, _text(x), _text(y)) for name, (x, y) in difference.fields.items()]
     columns = ("table", "rows", "rows", "only first", "only second", "distance")
-    tables = [
-        (name, t.rows_a, t.rows_b, t.only_a, t.only_b, _text(t.distance))
-        for name, t in difference.tables.items()
-    ]
+    compared = difference.tables.items()
+    tables = [(n, t.rows_a, t.rows_b, t.only_a, t.only_b, _text(t.distance)) for n, t in compared]
     about = (
         "distance is the mean of |a - b| / max(|a|, |b|) over rows in both; of dense parameters: "
         f"{_text(difference.dense)}"

@@ -38,10 +38,9 @@ def timeline_lines(timeline: RequestTimeline) -> list[str]:
     """Formats a timeline as aligned lines."""
     began = datetime.fromtimestamp(_began_ms(timeline) / 1000, UTC)
     rows = [("after", "what", "where", "")]
-    rows += [
-        (_after(moment.at_ms - _began_ms(timeline)), moment.what, _place(moment), _about(moment))
-        for moment in timeline.moments
-    ]
+    for moment in timeline.moments:
+        after = _after(moment.at_ms - _began_ms(timeline))
+        rows.append((after, moment.what, _place(moment), _about(moment)))
     widths = [max(len(row[column]) for row in rows) for column in range(3)]
     lines = [f"request {timeline.request_id}, answered {began:%Y-%m-%d %H:%M:%S.%f} UTC"]
     for after, what, where, about in rows:

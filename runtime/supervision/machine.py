@@ -140,8 +140,5 @@ def _ports(config: Config) -> tuple[Port, ...]:
     running = run_file.read(config.state)
     parts = running.parts if running is not None and alive(running.supervisor) else []
     own_ports = {socket.port for part in parts for socket in part.sockets}
-    return tuple(
-        Port(setting, number, listeners.get(number, ""), number in own_ports)
-        for setting, number in wanted.items()
-        if number  # 0: a free port is chosen
-    )
+    named = ((setting, port) for setting, port in wanted.items() if port)  # 0: a free one is chosen
+    return tuple(Port(name, n, listeners.get(n, ""), n in own_ports) for name, n in named)

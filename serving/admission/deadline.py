@@ -49,9 +49,7 @@ def shorten_candidates(candidates: Mapping[int, list[str]], most: int) -> dict[i
     groups: dict[str, list[int]] = {}
     for index, sources in candidates.items():
         groups.setdefault(sources[0], []).append(index)
-    chosen = [
-        index
-        for members in groups.values()
-        for index in members[: max(1, most * len(members) // len(candidates))]
-    ]
+    chosen = list[int]()
+    for members in groups.values():
+        chosen += members[: max(1, most * len(members) // len(candidates))]
     return {index: candidates[index] for index in chosen[:most]}
