@@ -55,7 +55,7 @@ def running_system(
         if data is not None:
             few = _FEW + int(EVENTS_PER_LIST * viewers)
             _warm_up(launch_plan.read(state)[0], data, console, few)
-            data = None  # hundreds of megabytes
+            data = None
             gc.collect()
             return_freed_memory()
         yield
