@@ -53,7 +53,7 @@ def run_once(course: Course, seed: int, rules: PromotionConfig, chosen: bool = F
         _show(served, pairs, True)
         evidence = GuardEvidence(
             SHADOW, whole.result(), served=served.result(), recent=recent.result(),
-            missed=missed.result(),
+            over=missed.over.estimate(), under=missed.under.estimate(),
         )  # fmt: skip
         decision = judge_guard(evidence, rules)
         if isinstance(decision, Rollback):

@@ -117,7 +117,7 @@ def test_a_row_is_nearer_to_live_the_more_examples_used_it(tmp_path: Path) -> No
                 strict=True,
             )
         )
-        lived = live._export(live.live)[0]
+        lived = live._export(live.live).arrays
         cand = run.registry.snapshot("cand-1").read(0)
         at = {k: n for n, k in enumerate(lived["table/features/keys"].tolist())}
         to = {k: n for n, k in enumerate(cand["table/features/keys"].tolist())}
