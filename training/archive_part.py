@@ -3,6 +3,7 @@ deletes users on request."""
 
 import logging
 import time
+from contextlib import closing
 from pathlib import Path
 from typing import Final
 
@@ -57,33 +58,34 @@ class BudgetedArchive:
 
 def run(config: Config, stop: Stop) -> None:
     """Archives, inspects and erases until asked to stop, then writes the buffered records."""
-    log = open_log(config)
-    folder = Path(config.state) / "archive"
-    archive = Archive(log, folder, wall_ms)
-    budgeted = BudgetedArchive(archive, folder, SpaceReader(config.state), config.disk.archive_days)
-    inspector = Inspector(log, PartState(config.state, PART), wall_ms)
-    eraser = Eraser(log, folder, PartState(config.state, ERASURES), wall_ms)
-    beat, written = stop.heartbeat, 0
-    while not stop.is_set():
-        moved = run_turn(budgeted.turn, stop, _LOG)
-        judged = run_turn(inspector.turn, stop, _LOG)
-        erased = run_turn(eraser.turn, stop, _LOG)
-        if moved is None or judged is None or erased is None:
-            continue
-        beat.add("records", archive.written - written)
-        written = archive.written
-        beat.gauge("files", archive.files)
-        beat.gauge("files_dropped", budgeted.dropped)
-        beat.gauge("paused", float(budgeted.paused))
-        beat.gauge("missed", archive.missed)
-        beat.gauge("unreadable", inspector.unreadable)
-        beat.gauge("set_aside", inspector.set_aside)
-        beat.gauge("to_forget", eraser.waiting)
-        beat.gauge("forgotten", eraser.done)
-        for topic in TOPICS:
-            beat.offsets(topic, archive.offsets(topic))
-        if not moved and not judged:
-            stop.wait(0.2)
-    archive.flush()
-    inspector.save()
-    log.close()
+    with closing(open_log(config)) as log:
+        folder = Path(config.state) / "archive"
+        archive = Archive(log, folder, wall_ms)
+        budgeted = BudgetedArchive(
+            archive, folder, SpaceReader(config.state), config.disk.archive_days
+        )
+        inspector = Inspector(log, PartState(config.state, PART), wall_ms)
+        eraser = Eraser(log, folder, PartState(config.state, ERASURES), wall_ms)
+        beat, written = stop.heartbeat, 0
+        while not stop.is_set():
+            moved = run_turn(budgeted.turn, stop, _LOG)
+            judged = run_turn(inspector.turn, stop, _LOG)
+            erased = run_turn(eraser.turn, stop, _LOG)
+            if moved is None or judged is None or erased is None:
+                continue
+            beat.add("records", archive.written - written)
+            written = archive.written
+            beat.gauge("files", archive.files)
+            beat.gauge("files_dropped", budgeted.dropped)
+            beat.gauge("paused", float(budgeted.paused))
+            beat.gauge("missed", archive.missed)
+            beat.gauge("unreadable", inspector.unreadable)
+            beat.gauge("set_aside", inspector.set_aside)
+            beat.gauge("to_forget", eraser.waiting)
+            beat.gauge("forgotten", eraser.done)
+            for topic in TOPICS:
+                beat.offsets(topic, archive.offsets(topic))
+            if not moved and not judged:
+                stop.wait(0.2)
+        archive.flush()
+        inspector.save()

@@ -3,6 +3,7 @@
 import logging
 import threading
 import time
+from contextlib import closing
 from dataclasses import replace
 from functools import partial
 from typing import Final
@@ -28,28 +29,29 @@ _LOG: Final = logging.getLogger(__name__)
 
 def run(config: Config, stop: Stop) -> None:
     """Serves until asked to stop. Raises RuntimeError where the port can't be bound."""
-    log = open_log(config)
-    room = ControlRoom(config, SystemWatch(config, log), stop)
-    host = config.control_room.host
-    server = uvicorn.Server(
-        uvicorn.Config(
-            room.app, host=host, port=config.control_room.port, log_config=None, access_log=False,
-            ws="none", lifespan="off", timeout_graceful_shutdown=1, limit_concurrency=256,
-            server_header=False,
-        )
-    )  # fmt: skip
-    thread = threading.Thread(target=server.run, name="http", daemon=True)
-    thread.start()
-    _await_start(server, thread)
-    port = server.servers[0].sockets[0].getsockname()[1]
-    stop.heartbeat.address("control_room", f"http://{host}:{port}/control")
-    while not stop.wait(1.0):
-        if not thread.is_alive():
-            raise RuntimeError("the server of the control room has ended")
-        room.beat()
-    server.should_exit = True
-    thread.join(5)
-    log.close()
+    with closing(open_log(config)) as log:
+        room = ControlRoom(config, SystemWatch(config, log), stop)
+        host = config.control_room.host
+        server = uvicorn.Server(
+            uvicorn.Config(
+                room.app, host=host, port=config.control_room.port, log_config=None, access_log=False,
+                ws="none", lifespan="off", timeout_graceful_shutdown=1, limit_concurrency=256,
+                server_header=False,
+            )
+        )  # fmt: skip
+        thread = threading.Thread(target=server.run, name="http", daemon=True)
+        thread.start()
+        try:
+            _await_start(server, thread)
+            port = server.servers[0].sockets[0].getsockname()[1]
+            stop.heartbeat.address("control_room", f"http://{host}:{port}/control")
+            while not stop.wait(1.0):
+                if not thread.is_alive():
+                    raise RuntimeError("the server of the control room has ended")
+                room.beat()
+        finally:  # a part that fails starts again in this process, on the same port
+            server.should_exit = True
+            thread.join(5)
 
 
 class ControlRoom:

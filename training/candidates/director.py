@@ -8,6 +8,7 @@ to a snapshot at most, so the log keeps the examples from the oldest kept snapsh
 import logging
 import threading
 from collections.abc import Callable, Mapping, Sequence, Set
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
@@ -274,19 +275,18 @@ def experiment_texts(folder: Path = CONFIGS) -> dict[str, str]:
 
 def run(config: Config, stop: Stop) -> None:
     """Runs the part until asked to stop."""
-    log = open_log(config)
-    director = Director(log, config, wall_ms, experiment_texts(), lambda: open_log(config))
-    beat = stop.heartbeat
-    while not stop.is_set():
-        try:
-            director.turn()
-            report(director, beat)
-        except LogUnavailable as error:
-            _LOG.warning("log unavailable, trying again: %s", error)
-            beat.add("retries")
-        log.wait(CONTROL, 0.2)
-    director.offline.close()
-    log.close()
+    with closing(open_log(config)) as log:
+        director = Director(log, config, wall_ms, experiment_texts(), lambda: open_log(config))
+        beat = stop.heartbeat
+        with closing(director.offline):
+            while not stop.is_set():
+                try:
+                    director.turn()
+                    report(director, beat)
+                except LogUnavailable as error:
+                    _LOG.warning("log unavailable, trying again: %s", error)
+                    beat.add("retries")
+                log.wait(CONTROL, 0.2)
 
 
 def report(director: Director, beat: Heartbeat) -> None:

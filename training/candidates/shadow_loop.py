@@ -9,6 +9,7 @@ of the live line's next epoch. The part holds the log at its slowest line, and r
 import logging
 import time
 from collections.abc import Callable
+from contextlib import closing, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Final
@@ -318,24 +319,22 @@ class ShadowLoop(RetryLoop):
 def run(config: Config, stop: Stop) -> None:
     """Runs the part until asked to stop."""
     warm()
-    log = open_log(config)
-    loop = ShadowLoop(log, config, feature_set(config))
-    beat, before = stop.heartbeat, dict(loop.counts)
-    panels = PanelThread(config, beat) if config.drift.panel_examples else None
-    while not stop.is_set():
-        moved = run_turn(loop.turn, stop, _LOG)
-        if moved is None:
-            continue
-        for name, count in loop.counts.items():
-            beat.add(name, count - before[name])
-        before = dict(loop.counts)
-        beat.gauge("candidates", len(loop.shadows))
-        beat.gauge("own_rows", loop.own_rows)
-        beat.gauge("behind", loop.behind)
-        beat.gauge("unlearn_behind", loop.replay.behind)
-        beat.gauge("cpu_s", loop.cpu_s)
-        if not moved:
-            log.wait(STEPS if loop.shadows else CONTROL, 0.2)
-    if panels:
-        panels.close()
-    log.close()
+    with closing(open_log(config)) as log:
+        loop = ShadowLoop(log, config, feature_set(config))
+        beat, before = stop.heartbeat, dict(loop.counts)
+        panels = PanelThread(config, beat) if config.drift.panel_examples else None
+        with closing(panels) if panels else nullcontext():
+            while not stop.is_set():
+                moved = run_turn(loop.turn, stop, _LOG)
+                if moved is None:
+                    continue
+                for name, count in loop.counts.items():
+                    beat.add(name, count - before[name])
+                before = dict(loop.counts)
+                beat.gauge("candidates", len(loop.shadows))
+                beat.gauge("own_rows", loop.own_rows)
+                beat.gauge("behind", loop.behind)
+                beat.gauge("unlearn_behind", loop.replay.behind)
+                beat.gauge("cpu_s", loop.cpu_s)
+                if not moved:
+                    log.wait(STEPS if loop.shadows else CONTROL, 0.2)

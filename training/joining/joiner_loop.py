@@ -11,6 +11,7 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import replace
 from functools import partial
 from typing import Final
@@ -314,34 +315,32 @@ def sequences_after(log: Log, partition: int, sequence: int) -> set[int]:
 
 def run(config: Config, stop: Stop) -> None:
     """Joins until asked to stop, then takes a last snapshot."""
-    log, again = open_log(config), open_log(config)
-    state = PartState(config.state, PART)
-    tracer = open_tracer(config, PART)
-    trace = JoinTrace(tracer, time.time_ns) if tracer else None
-    loop = JoinerLoop(log, config, feature_set(config), wall_ms, state, again, trace)
-    beat, reported = stop.heartbeat, loop.counts()
-    while not stop.is_set():
-        moved = run_turn(loop.turn, stop, _LOG)
-        beat.replace_gauges(_P95, loop.delays.p95(_P95, wall_ms()))
-        if moved is None:
-            continue
-        beat.add("events", moved)
-        counts = loop.counts()
-        for name, count in counts.items():
-            beat.add(name, max(0, count - reported[name]))
-        reported = counts
-        beat.gauge("pending", loop.pending())
-        beat.gauge("spilled", loop.spilled())
-        if loop.joined_after_ms is not None:
-            beat.gauge("joined_after_s", loop.joined_after_ms / 1000)
-        beat.offsets(EVENTS, [offset for _, offset in sorted(loop.offsets.items())])
+    with closing(open_log(config)) as log, closing(open_log(config)) as again:
+        state = PartState(config.state, PART)
+        tracer = open_tracer(config, PART)
+        trace = JoinTrace(tracer, time.time_ns) if tracer else None
+        loop = JoinerLoop(log, config, feature_set(config), wall_ms, state, again, trace)
+        beat, reported = stop.heartbeat, loop.counts()
+        while not stop.is_set():
+            moved = run_turn(loop.turn, stop, _LOG)
+            beat.replace_gauges(_P95, loop.delays.p95(_P95, wall_ms()))
+            if moved is None:
+                continue
+            beat.add("events", moved)
+            counts = loop.counts()
+            for name, count in counts.items():
+                beat.add(name, max(0, count - reported[name]))
+            reported = counts
+            beat.gauge("pending", loop.pending())
+            beat.gauge("spilled", loop.spilled())
+            if loop.joined_after_ms is not None:
+                beat.gauge("joined_after_s", loop.joined_after_ms / 1000)
+            beat.offsets(EVENTS, [offset for _, offset in sorted(loop.offsets.items())])
+            if tracer:
+                tracer.count(beat)
+            if not moved:
+                log.wait(EVENTS, 0.5)
         if tracer:
-            tracer.count(beat)
-        if not moved:
-            log.wait(EVENTS, 0.5)
-    if tracer:
-        tracer.close()
-    loop.save()
-    loop.close()
-    again.close()
-    log.close()
+            tracer.close()
+        loop.save()
+        loop.close()

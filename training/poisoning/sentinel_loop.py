@@ -5,6 +5,7 @@ It runs where ``bounds.hold_nats`` is set. It stores nothing: after a restart it
 
 import logging
 from collections.abc import Callable, Iterable
+from contextlib import closing
 from typing import Final
 
 from recsys.clock import wall_ms
@@ -93,14 +94,13 @@ class SentinelLoop:
 
 def run(config: Config, stop: Stop) -> None:
     """Looks until asked to stop."""
-    log = open_log(config)
-    loop = SentinelLoop(log, config.bounds.hold_nats, wall_ms)
-    while not stop.is_set():
-        moved = run_turn(loop.turn, stop, _LOG)
-        if moved is None:
-            continue
-        stop.heartbeat.add("events", moved)
-        stop.heartbeat.gauge("held", loop.held)
-        if not moved:
-            log.wait(EVENTS, 1.0)
-    log.close()
+    with closing(open_log(config)) as log:
+        loop = SentinelLoop(log, config.bounds.hold_nats, wall_ms)
+        while not stop.is_set():
+            moved = run_turn(loop.turn, stop, _LOG)
+            if moved is None:
+                continue
+            stop.heartbeat.add("events", moved)
+            stop.heartbeat.gauge("held", loop.held)
+            if not moved:
+                log.wait(EVENTS, 1.0)

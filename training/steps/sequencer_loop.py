@@ -9,7 +9,7 @@ of ``events``.
 import logging
 import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import closing, suppress
 from typing import Final, NamedTuple
 
 import msgspec
@@ -237,32 +237,31 @@ class EpochEnd:
 
 def run(config: Config, stop: Stop) -> None:
     """Cuts steps, and ticks idle partitions of ``events``, until asked to stop."""
-    log = open_log(config)
-    tracer = open_tracer(config, PART)
-    trace = SequenceTrace(tracer, time.time_ns) if tracer else None
-    loop = SequencerLoop(log, config, feature_set(config), wall_ms, trace=trace)
-    ticker = Ticker(log, wall_ms)
-    beat, before = stop.heartbeat, loop.step
+    with closing(open_log(config)) as log:
+        tracer = open_tracer(config, PART)
+        trace = SequenceTrace(tracer, time.time_ns) if tracer else None
+        loop = SequencerLoop(log, config, feature_set(config), wall_ms, trace=trace)
+        ticker = Ticker(log, wall_ms)
+        beat, before = stop.heartbeat, loop.step
 
-    def turn() -> int:
-        moved = loop.turn()
-        beat.add("ticks", ticker.turn())
-        return moved
+        def turn() -> int:
+            moved = loop.turn()
+            beat.add("ticks", ticker.turn())
+            return moved
 
-    while not stop.is_set():
-        moved = run_turn(turn, stop, _LOG)
-        if moved is None:
-            continue
-        beat.add("steps", loop.step - before)
-        before = loop.step
-        beat.gauge("step", loop.step)
-        beat.gauge("waiting", loop.waiting)
-        beat.gauge("unreadable", loop.unreadable)
-        beat.offsets(EXAMPLES, [offset for _, offset in sorted(loop.offsets.items())])
+        while not stop.is_set():
+            moved = run_turn(turn, stop, _LOG)
+            if moved is None:
+                continue
+            beat.add("steps", loop.step - before)
+            before = loop.step
+            beat.gauge("step", loop.step)
+            beat.gauge("waiting", loop.waiting)
+            beat.gauge("unreadable", loop.unreadable)
+            beat.offsets(EXAMPLES, [offset for _, offset in sorted(loop.offsets.items())])
+            if tracer:
+                tracer.count(beat)
+            if not moved:
+                log.wait(EXAMPLES, 0.01 if loop.waiting else 0.5)
         if tracer:
-            tracer.count(beat)
-        if not moved:
-            log.wait(EXAMPLES, 0.01 if loop.waiting else 0.5)
-    if tracer:
-        tracer.close()
-    log.close()
+            tracer.close()

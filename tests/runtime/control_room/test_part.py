@@ -132,6 +132,20 @@ def test_users_in_quarantine_are_named_as_the_status_names_them(tmp_path: Path) 
     assert gather(tmp_path).parts[0].names == {"quarantined": names}
 
 
+def test_after_an_error_it_starts_again_on_its_port_in_the_same_process(
+    system: tuple[Config, Log], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, _ = system
+
+    def fails(self: ControlRoom) -> None:
+        raise OSError("no space left")
+
+    monkeypatch.setattr(ControlRoom, "beat", fails)
+    for _ in range(2):
+        with pytest.raises(OSError, match="no space left"):
+            run(config, Stop())
+
+
 def test_the_ends_of_a_topic_are_asked_once_for_a_picture(system: tuple[Config, Log]) -> None:
     config, log = system
     watch, asked, end = SystemWatch(config, log), list[tuple[str, int]](), log.end

@@ -44,3 +44,27 @@ def test_it_ends_before_it_began(tmp_path: Path) -> None:
     log.close()
     stop.set()
     shadow_part.run(config, stop)
+
+
+def test_an_error_ends_the_thread_of_its_panels(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, closed = replace(Config(), state=str(tmp_path)), threading.Event()
+    log = open_log(config)
+    create_topics(log, config)
+    log.close()
+
+    class Panels:
+        def __init__(self, *_: object) -> None: ...
+
+        def close(self) -> None:
+            closed.set()
+
+    def fails(self: shadow_loop.ShadowLoop) -> int:
+        raise OSError("no space left")
+
+    monkeypatch.setattr(shadow_loop, "PanelThread", Panels)
+    monkeypatch.setattr(shadow_loop.ShadowLoop, "turn", fails)
+    with pytest.raises(OSError, match="no space left"):
+        shadow_loop.run(config, Stop())
+    assert closed.is_set()
