@@ -39,10 +39,12 @@ from training.lines.control import ControlReader
 from training.lines.line import MAIN, spec_of
 
 _ANSWER_S: Final = 5.0
+# A plug-in may print.
 _DENSE: Final = """
 import pickle, sys
+out, sys.stdout = sys.stdout.buffer, sys.stderr
 from recsys.model.model import build_model
-sys.stdout.buffer.write(build_model(*pickle.load(sys.stdin.buffer)).read_dense().tobytes())
+out.write(build_model(*pickle.load(sys.stdin.buffer)).read_dense().tobytes())
 """
 _LOG: Final = logging.getLogger(__name__)
 
@@ -102,11 +104,13 @@ def earlier_epochs(control: ControlReader) -> list[int]:
 
 def initial_dense(features: FeatureSet, config: ModelConfig) -> Vector:
     """Dense parameters of a model that has learned nothing, from a process of its own, which ends: what it
-    imports takes more memory than this one."""
-    command = [sys.executable, "-c", _DENSE]
-    done = subprocess.run(
-        command, input=pickle.dumps((features, config)), stdout=subprocess.PIPE, check=True
-    )
+    imports takes more memory than this one. Raises RuntimeError with the last line of an error."""
+    command, values = [sys.executable, "-c", _DENSE], pickle.dumps((features, config))
+    done = subprocess.run(command, input=values, capture_output=True)
+    if done.returncode:
+        lines = done.stderr.decode(errors="replace").splitlines() or ["no message"]
+        _LOG.error("the model can't be built", extra={"error": "\n".join(lines[-20:])})
+        raise RuntimeError(f"the model can't be built (exit status {done.returncode}): {lines[-1]}")
     return np.frombuffer(done.stdout, np.float32)
 
 

@@ -125,3 +125,11 @@ def test_initial_parameters_of_another_process_are_the_model_s() -> None:
     features = feature_set(replace(Config(), model=config))
     dense = shards.initial_dense(features, config)
     assert dense.tobytes() == build_model(features, config).read_dense().tobytes()
+
+
+@pytest.mark.slow
+def test_a_ranker_that_cannot_be_loaded_is_named() -> None:
+    config = replace(Config().model, features="ids", dim=4)
+    features = feature_set(replace(Config(), model=config))
+    with pytest.raises(RuntimeError, match="missing_ranker"):
+        shards.initial_dense(features, replace(config, ranker="missing_ranker@2"))
