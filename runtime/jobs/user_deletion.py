@@ -173,7 +173,7 @@ def _pending(config: Config) -> str:
     if config.log.url == "sqlite":
         return (
             "log and archive: once no part has to reread the records, in about an hour (`recsys status "
-            "--json` counts pending users as archive's to_forget)"
+            "--json -` counts pending users as archive's to_forget)"
         )
     return (
         "archive: at its next compaction; the records on Kafka stay until its retention drops them "
