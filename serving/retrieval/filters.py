@@ -49,7 +49,7 @@ def allowed_items(replica: Replica, query: Query) -> tuple[Bitmap, dict[str, int
 
 
 def _blocked_items(replica: Replica, session: Session) -> Indices:
-    """Blocked and muted items, alone or by a value of a group. ``removes`` has values of other fields."""
+    """Blocked and muted items, alone or by a value of a group. ``viewer_limits`` has other values."""
     keys = session.wished("block", "mute")
     if not len(keys):
         return np.empty(0, np.int64)
@@ -64,7 +64,9 @@ def viewer_limits(replica: Replica, query: Query, indices: Indices) -> dict[str,
     named = query.request.candidate_ids is not None
     keys = query.session.wished("block") if named else query.session.wished("block", "mute")
     if len(keys):
-        masks["blocked"] = np.asarray(np.isin(catalogue.keys[indices], keys).any(1))
+        beyond = [replica.surplus.members(key) for key in keys.tolist()]  # no column has the value
+        has_key = np.isin(catalogue.keys[indices], keys).any(1)
+        masks["blocked"] = np.asarray(has_key | np.isin(indices, np.concatenate(beyond)))
     rules = [rule for rule in replica.config.safety.rules if _applies(rule, query)]
     if rules:
         fields = [catalogue.fields[index] for index in indices.tolist()]

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from recsys.config.policy_config import SOURCES
 from recsys.config.safety_config import SafetyConfig, SafetyRule
 from recsys.events.event_types import Preference
+from recsys.events.hashing import key_of
 from recsys.features.session import WISHES, Session
 from serving.pipeline import Pipeline
 from serving.query import Query
@@ -63,6 +64,19 @@ def test_a_blocked_item_comes_from_no_source(source: str, field: str, value: str
     before, after = ask(replica, liked, **more), ask(replica, wish(liked, field, value), **more)
     assert "v3" in ids(before), "otherwise the wish changes nothing"
     assert "v3" not in ids(after) and ids(after)
+
+
+@pytest.mark.parametrize("candidate_ids", [None, ("v3", "v4")])
+def test_a_blocked_value_counts_also_beyond_the_columns_of_its_field(
+    candidate_ids: tuple[str, ...] | None,
+) -> None:
+    replica = catalogue()
+    replica.apply_item(item(3, tags=["a", "b", "c", "d", "fifth"]), 42)
+    assert not (replica.catalogue.keys[3] == key_of("item.tags", "fifth")).any()
+    session = viewer(replica)
+    assert "v3" in ids(ask(replica, session, candidate_ids=candidate_ids))
+    blocked = ask(replica, wish(session, "tags", "fifth"), candidate_ids=candidate_ids)
+    assert "v3" not in ids(blocked) and ids(blocked)
 
 
 @settings(deadline=None, max_examples=20)
