@@ -1,7 +1,6 @@
 """Tables of a simulated news page whose newest articles are of this hour: slates, articles and readers."""
 
 import csv
-import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -70,9 +69,10 @@ def title(article: Item) -> str:
 
 
 def remove_old(client: Client, folder: Path) -> None:
-    """Removes articles older than a day, as the page's editors do."""
-    oldest_ms = time.time() * 1000 - LIFE_MS
+    """Removes articles a day older than the newest, as the page's editors do; on a later day the same."""
     with (folder / "articles.csv").open(encoding="utf-8", newline="") as file:
-        for article in csv.DictReader(file):
-            if int(article["published"]) < oldest_ms:
-                client.delete_item(article["item_id"])
+        published = {row["item_id"]: int(row["published"]) for row in csv.DictReader(file)}
+    oldest_ms = max(published.values()) - LIFE_MS
+    for item_id, published_ms in published.items():
+        if published_ms < oldest_ms:
+            client.delete_item(item_id)
