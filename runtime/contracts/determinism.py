@@ -6,9 +6,8 @@ from typing import Any
 
 import numpy as np
 
-Contract = Callable[
-    [Any], None
-]  # of a plug-in; raises an exception with the reason if it is broken
+# Takes a plug-in; raises an exception with the reason if the plug-in breaks it.
+Contract = Callable[[Any], None]
 Calls = Sequence[Callable[[], bytes]]
 
 
