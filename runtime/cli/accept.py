@@ -13,7 +13,6 @@ from replay.datasets.dataset import DataError
 from replay.datasets.open_dataset import open_dataset
 from replay.replay_report import with_bar
 from replay.replay_run import ReplayOptions
-from runtime.cli import common
 from runtime.cli.common import ConfigOption, JsonOption, StateOverride, exit_on, fail, show
 from runtime.jobs.row_formats import FORMATS, ROWS_PER_REQUEST, measure
 from runtime.supervision.acceptance_file import write_accepted
@@ -33,7 +32,6 @@ def accept(
             raise ValueError(f"the format is {form!r}, expected int8: there is no other to accept")
         if not at_most >= 0:
             raise ValueError(f"--at-most is {at_most}, expected 0 or more")
-        common.check_folders(json)
         base = load(config)
         options = ReplayOptions(base.model.features)
         evidence = measure(open_dataset(data), options, base, with_bar)

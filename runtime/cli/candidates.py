@@ -56,7 +56,9 @@ def propose_to(state: Path, name: str, registry: Path, frozen: bool = False) -> 
     """Proposes a candidate to a system. Exits with status 2 where it is refused."""
     with with_system(state) as (config, log):
         director_requests.propose(config, log, name, registry, frozen)
-    typer.echo(f"{name} is proposed: watch it with `recsys shadow --state {state} --watch`")
+    # Beside the result of `recsys offline --json -`, which stdout has alone.
+    hint = f"watch it with `recsys shadow --state {state} --watch`"
+    typer.echo(f"{name} is proposed: {hint}", err=True)
 
 
 def merge(

@@ -20,7 +20,18 @@ if TYPE_CHECKING:
 
 StateOption = Annotated[Path, Option(help="State folder of the system.")]
 StateOverride = Annotated[Path | None, Option(help="State folder; by default the configuration's.")]
-JsonOption = Annotated[Path | None, Option("--json", help="Write JSON to this file; -: to stdout.")]
+
+
+def _checked(json: Path | None) -> Path | None:
+    """Exits with status 2 where the folder of the file is missing: before the work, not after it."""
+    with exit_on(ValueError):
+        check_folders(json)
+    return json
+
+
+JsonOption = Annotated[
+    Path | None, Option("--json", help="Write JSON to this file; -: to stdout.", callback=_checked)
+]
 ConfigOption = Annotated[str, Option(help="laptop, cluster, or the path of a YAML file.")]
 RegistryOption = Annotated[Path | None, Option(help="Candidate registry; default: STATE/registry.")]
 RequestUserOption = Annotated[str | None, Option(help="The request's user, for a quick search.")]
@@ -68,12 +79,12 @@ def from_checkout(path: str) -> Any:
 def show(value: Any, json: Path | None, lines: Callable[[Any], Iterable[Any]]) -> None:
     """Prints the lines and tables that ``lines`` makes of a value; writes it to a file as JSON, or prints
     JSON alone for ``-``."""
-    check_folders(json)
     if json is not None:
         text = msgspec.json.format(msgspec.json.encode(value), indent=2).decode()
         if json == Path("-"):
             return typer.echo(text)
-        json.write_text(f"{text}\n", "utf-8")
+        with exit_on(OSError):
+            json.write_text(f"{text}\n", "utf-8")
     for line in lines(value):
         if isinstance(line, str):
             typer.echo(line)
@@ -82,7 +93,7 @@ def show(value: Any, json: Path | None, lines: Callable[[Any], Iterable[Any]]) -
 
 
 def check_folders(*files: Path | None) -> None:
-    """Raises ValueError for an output file whose folder is missing: before the work, not after it."""
+    """Raises ValueError for an output file whose folder is missing."""
     for file in files:
         if file is not None and not file.parent.is_dir():
             raise ValueError(

@@ -50,6 +50,13 @@ def test_the_list_has_all_and_says_which_is_corrupt(folder: Path) -> None:
     assert "recsys offline" in called(folder / "none", "list")[1]
 
 
+@pytest.mark.parametrize("file", ["none/f.json", "."])
+def test_a_file_that_cannot_be_written_ends_it_in_one_line(folder: Path, file: str) -> None:
+    status, output = called(folder, "list", "--json", str(folder / file))
+    assert status == 2 and "recsys: " in output
+    assert "cand-2" not in output
+
+
 def test_one_is_shown_with_its_tables(folder: Path) -> None:
     shown = as_json(folder, "show", "cand-2")
     assert shown["tables"]["features"] == {"rows": 4, "dim": 5}

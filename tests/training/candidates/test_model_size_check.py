@@ -80,11 +80,12 @@ def said(config: Config) -> list[Candidate]:
     return found
 
 
-def test_what_is_proposed_says_its_size(config: Config) -> None:
+def test_what_is_proposed_says_its_size(config: Config, capsys: pytest.CaptureFixture[str]) -> None:
     student = with_size(config, SMALL).model
     for name, model in (("s", student), ("as-usual", MODEL)):
         registry = added(config, name, model)
         propose_to(Path(config.state), name, registry.folder)
+        assert capsys.readouterr().out == ""  # `recsys offline --json -` has stdout alone
     found = {its.line: (its.kind, its.size) for its in said(config)}
     assert found == {"s": ("student", SMALL), "as-usual": ("student", None)}
 
