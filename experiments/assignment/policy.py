@@ -52,8 +52,12 @@ class Policies:
                  surfaces: Surfaces = _NO_SURFACES) -> None:  # fmt: skip
         self._experiments, self.bases = tuple(experiments), {"": base}
         for name, changes in surfaces.items():
-            arm = Arm("surface", 1.0, changes)
-            self.bases[name] = apply_overrides(base, [arm], f"surfaces.{name}")
+            if not name:
+                raise ValueError("surfaces has the name '', expected a request's, e.g. feed")
+            try:
+                self.bases[name] = apply_overrides(base, [Arm("surface", 1.0, changes)], "policy")
+            except ValueError as error:
+                raise ValueError(f"surfaces.{name}: {error}") from None
         self._cache: dict[tuple[str | None, ...], Policy] = {}
 
     def resolve(self, user_id: Id, surface: str = "") -> Policy:

@@ -122,5 +122,11 @@ def test_a_surface_has_the_base_with_its_overrides_and_then_those_of_arms() -> N
     "changes", [{"weights.like": "much"}, {"explor": 1}, {"sources": {"nothing": 3}}]
 )
 def test_a_surface_whose_overrides_dont_fit_is_an_error(changes: dict[str, object]) -> None:
-    with pytest.raises(ValueError):
+    with pytest.raises(ValueError, match=r"^surfaces\.home: "):
         Policies(BASE, (), {"home": changes})
+
+
+def test_a_surface_has_a_name() -> None:
+    """An empty one would change the base."""
+    with pytest.raises(ValueError, match="surfaces has the name ''"):
+        Policies(BASE, (), {"": {"explore": 0.9}})
