@@ -278,8 +278,9 @@ def _add_admin_routes(app: FastAPI, service: Service) -> None:
         """State of a user, and a list as the feed would serve it now, with explanations. Nothing is logged:
         it counts neither as an impression nor as a list."""
         name = _id(user_id, "user_id")
-        session, policy = await service.session_of(name), service.reader.policies.resolve(name)
+        session = await service.session_of(name)
         request = values.Request(name, n=inspection.SHOWN, explain=True)
+        policy = service.reader.policies.resolve(name, request.surface)
         answer = await service.recommend_unlogged(request, session, counts=False)
         listed = {"items": answer.items, "stamp": answer.stamp, "degraded": answer.degraded}
         user = inspection.user(service.replica, session, policy)

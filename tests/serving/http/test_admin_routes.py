@@ -1,11 +1,13 @@
 """Items, users and erasure over ASGI: for the admin alone."""
 
 import asyncio
+from dataclasses import replace
 from pathlib import Path
 
 import httpx
 import pytest
 
+from experiments.assignment.policy import Policies
 from recsys.events.control_records import Erasure
 from recsys.events.event_types import Engagement, encode
 from recsys.events.hashing import partition_of
@@ -98,6 +100,18 @@ def test_an_item_or_profile_that_is_sent_again_changes_nothing(world: World) -> 
             profiles.append((await w.service.session_of(5)).profile)
         assert states[0] == states[1] == states[2] and states[0][0]["item_id"] == 7
         assert profiles[0] and profiles[0] == profiles[1] == profiles[2]
+
+    run(world, scenario)
+
+
+def test_an_inspected_user_has_the_policy_that_the_feed_answers_by(world: World) -> None:
+    world.config = replace(world.config, surfaces={"feed": {"explore": 0.5}})
+    world.restart()
+
+    async def scenario(w: World) -> None:
+        state = (await w.client.get("/v1/inspect/users/u1", headers=ADMIN)).json()
+        assert state["policy"] == state["answer"]["stamp"]["policy"]
+        assert state["policy"] != Policies(w.config.policy).resolve("u1").digest
 
     run(world, scenario)
 
