@@ -10,6 +10,7 @@ from serving import request as values
 from serving.access.access_layer import caller_of
 from serving.access.scopes import RECOMMEND
 from serving.http.added_routes import AddedRoutes
+from serving.http.api_models import Text
 from serving.http.serving_metrics import ServingMetrics
 from serving.http.strict_json import json_response
 from serving.item_lists import ItemLists
@@ -26,7 +27,7 @@ def add_routes(added: AddedRoutes, service: Service, metrics: ServingMetrics) ->
     router, lists = APIRouter(), ItemLists(service.pipeline, service.shards, service.now_ms)
 
     @router.get("/shop/similar/{item_id}")
-    async def similar(request: Request, item_id: str, user_id: str) -> Response:
+    async def similar(request: Request, item_id: Text, user_id: Text) -> Response:
         """The products nearest to one, ranked for a visitor. Unlike a list of ``/v1/items/…/similar`` it is
         an impression and has a token, so that clicks in it count."""
         service.check_list(caller_of(request.scope), user_id)

@@ -132,6 +132,8 @@ def test_similar_products_are_a_list_whose_clicks_count(tmp_path: Path) -> None:
         receipt = (await w.client.post("/v1/events", json={"events": [click]})).json()
         assert (receipt["accepted"], receipt["unproven"]) == (1, 0)
         assert (await w.client.get("/shop/similar/nothing?user_id=u1")).status_code == 404
+        long = await w.client.get(f"/shop/similar/v3?user_id={'u' * 257}")
+        assert long.status_code == 422 and "user_id" in long.text
 
     run(World(tmp_path, serve=ServeConfig(routes=(SHOP.routes,))), scenario)
 
