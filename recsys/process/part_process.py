@@ -242,10 +242,17 @@ def run_parts(
         return _run_body(part, folder, body, asked)
     statuses: list[int] = []
 
+    def attempt(part: str, body: Callable[[Stop], None]) -> int:
+        try:
+            return _run_body(part, folder, body, asked)
+        except OSError:  # a full disk must not end the thread, which nobody would start again
+            _log.exception("heartbeat not written")
+            return 1
+
     def keep_running(part: str, body: Callable[[Stop], None]) -> None:
-        status = _run_body(part, folder, body, asked)
+        status = attempt(part, body)
         while status != EXIT_LOG_LOST and not asked.wait(_AGAIN_S):
-            status = _run_body(part, folder, body, asked)
+            status = attempt(part, body)
         asked.set()  # where the log is lost, all end
         statuses.append(status)
 
@@ -268,7 +275,7 @@ def _run_body(part: str, folder: Path, body: Callable[[Stop], None], asked: thre
     logger = logging.getLogger(__name__)
     try:
         body(Stop(heartbeat, asked))
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # a thread would end without a word
         logger.exception("part failed")
         failure = redact(f"{type(error).__name__}: {error}")
         done.set()

@@ -211,6 +211,36 @@ def test_a_part_that_fails_beside_another_starts_again_alone(
         assert {json.loads(line)["part"] for line in text.splitlines()} == {part}
 
 
+@pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left"), SystemExit(1)])
+def test_a_part_starts_again_after_a_full_disk_and_after_an_exit(
+    tmp_path: Path, quiet_root, monkeypatch: pytest.MonkeyPatch, error: BaseException
+):
+    """Though its first heartbeat can't be written."""
+    monkeypatch.setattr(part_process, "_AGAIN_S", 0.01)
+    starts, failures, write = list[int](), list[int](), SlotFile.write
+
+    def full(self: SlotFile, data: bytes) -> None:
+        if len(starts) == 1 and not failures and b'"starting"' in data:
+            failures.append(1)
+            raise OSError(errno.ENOSPC, "No space left")
+        write(self, data)
+
+    monkeypatch.setattr(SlotFile, "write", full)
+
+    def joiner(stop: Stop) -> None:
+        starts.append(1)
+        if len(starts) == 1:
+            raise error
+        os.kill(os.getpid(), signal.SIGTERM)
+        stop.wait(10)
+
+    def sequencer(stop: Stop) -> None:
+        assert stop.wait(5)
+
+    assert run_parts({"joiner": joiner, "sequencer": sequencer}, tmp_path) == 0
+    assert len(starts) == 2 and failures
+
+
 def test_where_the_log_is_lost_all_parts_of_a_process_end(tmp_path: Path, quiet_root):
     def loses(stop: Stop) -> None:
         raise LogLost("gone")
