@@ -51,7 +51,9 @@ def test_a_real_run_has_no_skew_and_needs_nothing_but_the_archive(
     report = audit_features(folder, 1.0, 1_000)
     assert (report.sampled, report.equal) == (REQUESTS, REQUESTS)
     assert not report.differing and not report.without_counters
-    done = CliRunner().invoke(app, ["audit", "features", str(folder), "--share", "1", "--json", "-"])
+    done = CliRunner().invoke(
+        app, ["audit", "features", str(folder), "--share", "1", "--json", "-"]
+    )
     assert done.exit_code == 0, done.output
     assert msgspec.json.decode(done.output)["equal"] == REQUESTS
 
