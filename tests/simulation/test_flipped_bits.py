@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from parameter_server.storage import snapshots
+from parameter_server.storage import part_files
 from tests.support.simulator import SHARDS, Broken, Simulation
 from tests.support.simulator_oracles import check
 
@@ -56,7 +56,7 @@ def test_a_snapshot_whose_digest_is_not_checked_is_found(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     unchecked: Callable[..., None] = lambda *_: None  # noqa: E731
-    monkeypatch.setattr(snapshots, "check_files", unchecked)
+    monkeypatch.setattr(part_files, "check_files", unchecked)
     for seed in SEEDS:  # nothing else finds it
         check(Simulation(seed, tmp_path / f"calm-{seed}").run())
     with pytest.raises((Broken, AssertionError)):

@@ -1,5 +1,6 @@
 """`recsys app apply` on a real system under traffic: a feature is added, learned, answers, and goes back."""
 
+import os
 import threading
 import time
 from collections.abc import Iterator
@@ -35,6 +36,7 @@ pytestmark = [pytest.mark.services, pytest.mark.slow, pytest.mark.timeout(900)]
 
 ITEMS, USERS = 60, 20
 EXPLAINED = 20  # answers on each side
+READERS = int(os.environ.get("RECSYS_READERS", "2"))  # each asks 20 to 30 times a second
 TEXT = (
     (ROOT / "examples" / "news" / "app.yaml").read_text("utf-8").replace("window: 2m", "window: 3s")
 )
@@ -73,7 +75,10 @@ class Readers:
         self._system, self._stop = system, threading.Event()
         self.answers: list[tuple[str, str, Any]] = []  # request, user, stamp
         self.failures: list[str] = []
-        self._threads = [threading.Thread(target=self._run, args=(n,), daemon=True) for n in (0, 1)]
+        self.began_s = time.monotonic()
+        self._threads = [
+            threading.Thread(target=self._run, args=(n,), daemon=True) for n in range(READERS)
+        ]
         for thread in self._threads:
             thread.start()
 
@@ -81,13 +86,14 @@ class Readers:
         self._stop.set()
         for thread in self._threads:
             thread.join(60)
+        self.ended_s = time.monotonic()
 
     def _run(self, own: int) -> None:
         with self._system.client() as client:
             number = 0
             while not self._stop.wait(0.03):
                 number += 1
-                user = f"u{(2 * number + own) % USERS}"
+                user = f"u{(READERS * number + own) % USERS}"
                 try:
                     answer = client.recommend(user, 6)
                     now_ms = time.time_ns() // 1_000_000
@@ -191,7 +197,8 @@ def test_a_feature_is_added_learned_and_taken_back_under_traffic(
     sets = [impressions[r].features.feature_set for r, _, _ in readers.answers]
     assert {*sets[:before]} == {first.digest} and first.digest not in sets[after:]
     assert_explained(log, news, readers.answers[-EXPLAINED:])
-    print(f"{len(readers.answers)} answers, {before} before, {after - before} during the change")
+    per_s = len(readers.answers) / (readers.ended_s - readers.began_s)
+    print(f"{len(readers.answers)} answers, {per_s:.0f}/s, {after - before} during the change")
     log.close()
 
 
