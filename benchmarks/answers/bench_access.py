@@ -165,4 +165,6 @@ def _now_ms() -> int:
 
 
 class _NoMetrics:
+    def observe_request(self, route: str, status: int, seconds: float) -> None: ...
+
     def count_refused(self, route: str, reason: str) -> None: ...
