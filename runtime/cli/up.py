@@ -40,6 +40,7 @@ from runtime.supervision.supervisor import Change
 from runtime.supervision.supervisor_loop import Runner
 
 _READY_S: Final = 240.0  # timeout of --detach for all parts to get ready
+_RELEASED_S: Final = 5.0  # for the processes of a killed system to be gone
 
 
 def up(
@@ -114,7 +115,7 @@ def start(
             if left:
                 console.print(f"stopped {left} parts that a killed `recsys up` had left running")
             try:
-                resolved, plan = _plan(config, viewers, only or [], control_room)
+                resolved, plan = _plan_once_released(config, viewers, only or [], control_room)
             except (PortTaken, ValueError) as error:
                 fail(error)
                 return 2 if isinstance(error, ConfigError) else 1
@@ -132,6 +133,20 @@ def start(
         fail(error)
         return 1
     return _detach(resolved, console)
+
+
+def _plan_once_released(
+    config: Config, viewers: float, only: list[str], control_room: bool
+) -> tuple[Config, Plan]:
+    """As ``_plan``, but gives a killed system of this folder time to release its ports."""
+    until_s = time.monotonic() + (_RELEASED_S if run_file.read(config.state) else 0.0)
+    while True:
+        try:
+            return _plan(config, viewers, only, control_room)
+        except PortTaken:
+            if time.monotonic() >= until_s:
+                raise
+            time.sleep(0.1)
 
 
 def _plan(

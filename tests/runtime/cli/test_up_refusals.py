@@ -85,3 +85,22 @@ def test_a_full_disk_locks_all_the_same(config, monkeypatch):
     with run_file.lock(config.state), pytest.raises(run_file.AlreadyRuns, match="uses"):
         with run_file.lock(config.state):
             pass
+
+
+def test_a_port_that_a_killed_system_still_holds_is_waited_for(config, monkeypatch):
+    """Its processes die one after the other; only their own folder is worth the wait."""
+    taken, waits = launch_plan.PortTaken("port 8001 (metrics.port) is in use"), []
+    answers = iter([taken, taken])
+
+    def plan(config, *_):
+        for error in answers:
+            raise error
+        return launch_plan.resolve(config)
+
+    monkeypatch.setattr(up, "_plan", plan)
+    monkeypatch.setattr(up, "_run", lambda *_: None)
+    monkeypatch.setattr(up.time, "sleep", waits.append)
+    assert up.start(config) == 1 and waits == []  # nothing ran here
+    wrote(config, DEAD)
+    answers = iter([taken, taken])
+    assert up.start(config) == 0 and len(waits) == 2
