@@ -14,8 +14,10 @@ def plain_table(
     right: Container[str] = (),
     fold: Container[str] = (),
 ) -> Table:
-    """Builds a table without borders. ``right``: right-aligned columns; ``fold``: columns that wrap."""
-    names = list(columns)
+    """Builds a table without borders. ``right``: right-aligned columns; ``fold``: columns that wrap. The
+    first column holds names, which are never cut: other commands take them."""
+    names, rows = list(columns), list(rows)
+    longest = max((len(row[0]) for row in rows if isinstance(row[0], str)), default=0)
     table = Table(
         title=title, box=None, pad_edge=False, header_style="bold", title_justify="left",
         show_header=any(names),
@@ -25,6 +27,7 @@ def plain_table(
             name,
             justify="right" if name in right else "left",
             overflow="fold" if name in fold else "ellipsis",
+            min_width=longest if name == names[0] else None,
         )
     for row in rows:
         table.add_row(*(cell if hasattr(cell, "__rich_console__") else str(cell) for cell in row))
