@@ -137,7 +137,7 @@ class Pipeline:
         return run_stages(self.adjustments, query, candidates.scored(scores_N))
 
     def open_items(self, query: Query, indices: NDArray[np.int64]) -> NDArray[np.bool_]:
-        """Which items the viewer's limits and the policy's rules let through."""
+        """Marks the items (n,) that the viewer's limits and the policy's rules let through."""
         viewer = self._features(query)
         features = replace(viewer, items_NI=self.replica.catalogue.keys[indices])
         candidates = Candidates(features, sources={index: [] for index in indices.tolist()})

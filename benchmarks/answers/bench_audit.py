@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
+from benchmarks.harness.archived_log import archive_log
 from benchmarks.harness.local_system import START_MS, LocalSystem, small_config
 from recsys.app.app_file import read_app
 from recsys.app.definition import App, Field
@@ -26,7 +27,6 @@ from serving.access.caller import SERVER
 from serving.request import Answer, Request
 from training.archive.audit import NOT_AUDITED
 from training.archive.raw_events import ArchiveSource
-from training.archive.writer import Archive
 
 _ITEMS: Final = 300
 _USERS: Final = 40
@@ -166,8 +166,5 @@ class _AppRun:
 
 def _archive(config: Config, folder: Path) -> None:
     log = open_log(config)
-    archive = Archive(log, folder, lambda: 0)
-    while archive.turn():
-        pass
-    archive.flush()
+    archive_log(log, folder)
     log.close()

@@ -127,7 +127,7 @@ def _served(model: Model, request: RequestFeatures) -> NDArray[np.float32]:
 
 
 def _learned(model: Model, requests: Sequence[RequestFeatures]) -> Learned:
-    """What the learner makes of the first two items of each request."""
+    """The learner's result for the first two items of each request."""
     labels = [1.0] + [0.0] * (len(FEED_SCHEMA.labels) - 1)
     blocks = [request.rows([n]).block() for request in requests for n in range(2)]
     examples = [

@@ -49,7 +49,9 @@ def check_filters(features: FeatureSet, filters: Mapping[str, Any]) -> None:
 
 
 def filter_mask(replica: Replica, filters: Mapping[str, Any]) -> Mask:
-    """Items (n,), alive or not, that meet all conditions."""
+    """Items (n,), alive or not, that meet all conditions; read-only without any, since each request asks."""
+    if not filters:
+        return np.broadcast_to(np.True_, len(replica.catalogue))
     mask = np.ones(len(replica.catalogue), np.bool_)
     for name, condition in filters.items():
         if dict(replica.features.schema.item).get(name) == CATEGORICAL:

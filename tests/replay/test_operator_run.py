@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from benchmarks.answers.reconstruction_run import run_system
+from benchmarks.harness.archived_log import archive_log
 from benchmarks.harness.local_system import LocalSystem, small_config
 from parameter_server.publish.deltas import StepDelta
 from recsys.app.feature_checks import faults
@@ -29,7 +30,6 @@ from replay.replay_run import ReplayOptions, replay_data
 from runtime.jobs.archive_jobs import audit_features
 from tests.support.operator_app import APP, START_MS, events, past
 from tests.support.operator_app import FEATURES as APP_FEATURES
-from training.archive.writer import Archive
 
 FEATURES = FeatureSet(
     replace(
@@ -70,10 +70,7 @@ def test_a_live_run_has_no_skew_and_is_explained_to_the_bit(tmp_path: Path) -> N
     asked, steps = asyncio.run(run_system(LocalSystem(config), 60, 0))
     assert steps > 5
     log = open_log(config)
-    archive = Archive(log, tmp_path / "state" / "archive", lambda: 0)
-    while archive.turn():
-        pass
-    archive.flush()
+    archive_log(log, tmp_path / "state" / "archive")
     log.close()
     report = audit_features(tmp_path / "state" / "archive", 1.0, 1_000)
     assert (report.sampled, report.equal, report.differing) == (60, 60, {})

@@ -12,6 +12,7 @@ import pytest
 from typer.testing import CliRunner
 
 from benchmarks.answers.reconstruction_run import run_system
+from benchmarks.harness.archived_log import archive_log
 from benchmarks.harness.local_system import LocalSystem, small_config
 from recsys.events.event_types import encode
 from recsys.events.records import EVENTS, EXAMPLES, Example, unpack
@@ -22,7 +23,7 @@ from recsys.process.open_log import open_log
 from runtime.cli.main import app
 from runtime.jobs.archive_jobs import audit_features
 from serving.reconstruction.reconstructed_session import find_impression
-from training.archive.writer import Archive, read_archive
+from training.archive.writer import read_archive
 
 REQUESTS = 26
 
@@ -36,10 +37,7 @@ def ran(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, list[s
 
 def archived(state: Path, folder: Path) -> Path:
     log = open_log(small_config(state))
-    archive = Archive(log, folder, lambda: 0)
-    while archive.turn():
-        pass
-    archive.flush()
+    archive_log(log, folder)
     log.close()
     return folder
 

@@ -11,6 +11,7 @@ import pytest
 from click.testing import Result
 from typer.testing import CliRunner
 
+from benchmarks.harness.archived_log import archive_log
 from parameter_server.storage import snapshots
 from parameter_server.storage.wal import Wal
 from recsys.config.system_config import LogConfig
@@ -27,7 +28,6 @@ from runtime.supervision import run_file
 from runtime.supervision.processes import identify
 from tests.support.bit_flips import flip_bit
 from tests.support.small_feed import PARTITIONS, append_events, feed, toy_config
-from training.archive.writer import Archive
 
 EVENT_COUNT = 24
 
@@ -41,10 +41,7 @@ def state(tmp_path: Path) -> Path:
     create_topics(log, config)
     append_events(log, feed(EVENT_COUNT))
     log.append(CONTROL, [Append(0, b"", b"a control record")])
-    archive = Archive(log, tmp_path / "archive", lambda: 0)
-    while archive.turn():
-        pass
-    archive.flush()
+    archive_log(log, tmp_path / "archive")
     log.close()
     for step in (500, 1000):
         arrays = {"rows": np.arange(step, dtype=np.float32)}

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import msgspec
 import pytest
 
+from benchmarks.harness.archived_log import archive_log
 from recsys.clock import wall_ms
 from recsys.config.system_config import Config
 from recsys.events.event_types import Impression, Item, Tick, encode
@@ -203,10 +204,7 @@ def test_an_archive_answers_as_the_log_it_was_written_from(tmp_path):
         log.append(
             ITEMS, [Append(0, b"v", encode(Item(time_ms=START_MS + n, item_id=f"v{n % 3}")))]
         )
-    archive = Archive(log, tmp_path, lambda: 0)
-    while archive.turn():
-        pass
-    archive.flush()
+    archive_log(log, tmp_path)
     source = ArchiveSource(tmp_path)
     assert source.id == log.id and source.partitions(ITEMS) == 1
     for partition in range(log.partitions(EVENTS)):

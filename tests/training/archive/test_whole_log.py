@@ -2,13 +2,13 @@
 
 from pathlib import Path
 
+from benchmarks.harness.archived_log import archive_log
 from recsys.config.system_config import Config
 from recsys.events.event_types import Tick, encode
 from recsys.events.records import EVENTS
 from recsys.log.protocol import Append, Log, MemoryLog
 from recsys.process.open_log import create_topics
 from training.archive.whole_log import whole_log
-from training.archive.writer import Archive
 
 PARTITION = 1
 
@@ -26,10 +26,7 @@ def add(log: Log, start: int, count: int) -> None:
 
 
 def archive(log: Log, state: Path) -> None:
-    archive = Archive(log, state / "archive", lambda: 0)
-    while archive.turn():
-        pass
-    archive.flush()
+    archive_log(log, state / "archive")
 
 
 def all_of(log: Log, limit: int) -> list[bytes]:

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from benchmarks.harness.archived_log import archive_log
 from benchmarks.studies.promotion.promotion_run import PromotionRun, config_of
 from experiments.promotion.lifecycle import FEATURES
 from recsys.events.control_records import (
@@ -30,7 +31,6 @@ from runtime.jobs.offline_options import OfflineOptions
 from runtime.supervision import launch_plan
 from runtime.supervision.launch_plan import Plan, RayPorts
 from tests.support.promotion_checks import never_back, stamps, until
-from training.archive.writer import Archive
 from training.candidates.registry import Registry, iso
 from training.lines.line import MAIN
 
@@ -93,10 +93,7 @@ def archived(run: PromotionRun) -> Path:
     """The state folder, as of a stopped system, with an archive of the whole log."""
     state = Path(run.config.state)
     launch_plan.write(run.config, Plan(ray=RayPorts(*range(len(RayPorts.__struct_fields__)))))
-    archive = Archive(run.system.log, state / "archive", lambda: 0)
-    while archive.turn():
-        pass
-    archive.flush()
+    archive_log(run.system.log, state / "archive")
     return state
 
 

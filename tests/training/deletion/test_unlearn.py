@@ -8,6 +8,7 @@ import msgspec
 import pyarrow.compute as pc
 import pytest
 
+from benchmarks.harness.archived_log import archive_log
 from experiments.promotion.epoch_model import config_at, with_size
 from experiments.promotion.lifecycle import Lifecycle
 from parameter_server.rpc.parameter_client import fresh_shards
@@ -39,7 +40,7 @@ from tests.support.small_feed import (
 )
 from tests.support.unlearn_line import history_with_late_users, learn, never_seen
 from training.archive.files import erase_rows
-from training.archive.writer import Archive, archived_rows
+from training.archive.writer import archived_rows
 from training.deletion.erasure import PART, Eraser, erase_records
 from training.deletion.removal import remove_replaced
 from training.deletion.unlearn import CantUnlearn, unlearn
@@ -296,10 +297,7 @@ def test_the_archive_knows_that_what_retention_dropped_was_others(tmp_path: Path
     config = config_of(tmp_path / "a")
     log, before, oldest = learned_of(config, LATE)
     expected = learn(config_of(tmp_path / "b"), never_seen(log, LATE))
-    archive = Archive(log, tmp_path / "a" / "archive", lambda: 0)
-    while archive.turn():
-        pass
-    archive.flush()
+    archive_log(log, tmp_path / "a" / "archive")
     trim_before(log, oldest)
     partition = partition_of(LATE, PARTITIONS)
     assert log.begin(EXAMPLES, partition) > 0
