@@ -18,7 +18,6 @@ from recsys.events.hashing import uniform
 from recsys.events.records import Example, pack, unpack
 from recsys.features.feature_set import FeatureSet
 from recsys.features.feature_set_file import FILE, encode_feature_set, feature_set
-from recsys.log.protocol import LogUnavailable
 from recsys.process.part_process import write_atomically
 from runtime.supervision import launch_plan
 from serving.reconstruction.reconstructed_replica import NotReconstructible
@@ -58,11 +57,8 @@ def audit_features(
 def _logged_sets(config: Config) -> list[FeatureSet]:
     """The feature set of the state folder's file, and those that its log names; without a log the first."""
     first = feature_set(config)
-    try:
-        with launch_plan.open_system(Path(config.state)) as (_, log):
-            return list(({first.digest: first} | taken_up(log)).values())
-    except (FileNotFoundError, LogUnavailable):
-        return [first]
+    with launch_plan.open_log_if_any(config.state) as log:
+        return list(({first.digest: first} | (taken_up(log) if log else {})).values())
 
 
 def _audit_set(

@@ -6,8 +6,8 @@ See docs/how-to/offline.md. The same options find an earlier, unfinished job and
 import os
 import subprocess
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -22,7 +22,6 @@ from recsys.config.system_config import Config, ModelConfig
 from recsys.features.feature_builder import FeatureBuilder
 from recsys.features.feature_set import FeatureSet
 from recsys.features.feature_set_file import FILE, feature_set
-from recsys.log.protocol import Log, LogUnavailable
 from recsys.model.ranker import ranker_of
 from recsys.model.student_model import student_model
 from replay.datasets.open_dataset import open_dataset
@@ -163,23 +162,13 @@ def _config(options: OfflineOptions) -> Config:
         return replace(load(options.config), state=str(options.state))
 
 
-@contextmanager
-def _opened(config: Config) -> Iterator[Log | None]:
-    """The log of the state folder; None where only the archive is left, or its broker is down."""
-    with ExitStack() as stack:
-        log = None
-        with suppress(FileNotFoundError, LogUnavailable):
-            _, log = stack.enter_context(launch_plan.open_system(Path(config.state)))
-        yield log
-
-
 def _archive_examples(options: OfflineOptions, config: Config) -> Examples:
     data = options.data_folder
     beside = data.resolve().parent
     if options.state is None and (beside / FILE).exists():
         config = replace(config, state=str(beside))
     features = feature_set(config)
-    with _opened(config) as log:
+    with launch_plan.open_log_if_any(config.state) as log:
         if log is not None:  # of the model that a candidate competes with
             features = model_now(log, config, features, MAIN, live_epoch(log))[1]
     if options.features:
@@ -191,7 +180,7 @@ def _archive_examples(options: OfflineOptions, config: Config) -> Examples:
     dense = FeatureBuilder(features).dense_width
 
     def make(folder: Path) -> Cache:
-        with _opened(config) as log:
+        with launch_plan.open_log_if_any(config.state) as log:
             return archives.cache_archive(
                 data, folder, features, dense, horizon_ms, span, options.allow_gaps, log
             )

@@ -7,7 +7,7 @@ reads it from there.
 import secrets
 import socket
 from collections.abc import Iterable, Iterator
-from contextlib import closing, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Final
@@ -16,7 +16,7 @@ import msgspec
 
 from recsys.config.loader import ConfigError
 from recsys.config.system_config import Config, digest
-from recsys.log.protocol import Log
+from recsys.log.protocol import Log, LogUnavailable
 from recsys.process.open_log import open_log
 from recsys.process.part_process import run_folder, write_atomically
 from runtime.supervision.processes import holders
@@ -263,3 +263,13 @@ def open_system(state: Path) -> Iterator[tuple[Config, Log]]:
     config = replace(read(state)[0], state=str(state.resolve()))
     with closing(open_log(config)) as log:
         yield config, log
+
+
+@contextmanager
+def open_log_if_any(state: str | Path) -> Iterator[Log | None]:
+    """Opens the log of a state folder; None where only its archive is left, or its broker is down."""
+    with ExitStack() as stack:
+        log = None
+        with suppress(FileNotFoundError, LogUnavailable):
+            _, log = stack.enter_context(open_system(Path(state)))
+        yield log
