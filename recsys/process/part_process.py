@@ -25,7 +25,9 @@ from recsys.process.malloc_tuning import return_freed_memory
 from recsys.process.slot_file import SlotFile, read_slots
 
 _log = logging.getLogger(__name__)
-_AGAIN_S: Final = 1.0  # before a part that failed beside others starts again
+FIRST_DELAY_S: Final = 0.2
+LONGEST_DELAY_S: Final = 10.0
+HEALTHY_S: Final = 60.0  # a part that ran for this long starts again after the first delay
 _TRIM_EVERY: Final = 60  # heartbeats
 EXIT_LOG_LOST: Final = 4  # exit status of a part whose log is lost: restarting can't help
 
@@ -86,7 +88,8 @@ class Beat(msgspec.Struct, kw_only=True):
     started_ms: int
     time_ms: int = 0  # when it was written
     turned_ms: int = 0  # when the part's loop last turned
-    state: str = "starting"  # starting | ready | stopping | failed
+    restarts: int = 0  # after a failure, beside others of its process
+    state: str = "starting"  # starting | ready | stopping | failed | lost, as its log
     counters: dict[str, float] = {}  # since the process started
     rates: dict[str, float] = {}  # of the counters, per second, over the last seconds
     gauges: dict[str, float] = {}
@@ -102,10 +105,17 @@ class Heartbeat:
     Safe for several threads. Rates are smoothed over about five seconds.
     """
 
-    def __init__(self, part: str, path: Path | None = None, clock: Callable[[], float] = time.time):
+    def __init__(
+        self,
+        part: str,
+        path: Path | None = None,
+        clock: Callable[[], float] = time.time,
+        restarts: int = 0,
+    ) -> None:
         self._clock, self._lock, self._write_lock = clock, threading.Lock(), threading.Lock()
         self._file = SlotFile(path) if path is not None else None
-        self._beat = Beat(part=part, pid=os.getpid(), started_ms=int(clock() * 1000))
+        started_ms = int(clock() * 1000)
+        self._beat = Beat(part=part, pid=os.getpid(), started_ms=started_ms, restarts=restarts)
         self._rated_at, self._rated = clock(), dict[str, float]()
 
     def add(self, name: str, count: float = 1) -> None:
@@ -230,7 +240,8 @@ def run_parts(
 
     Call it in the main thread: it handles SIGTERM and SIGINT. An exception of a body is logged and written to
     the heartbeat's ``failure``; the status is then 1, or ``EXIT_LOG_LOST`` for LogLost. Several bodies run in
-    threads: one that fails starts again alone, and all end together.
+    threads: one that fails starts again alone, after ``delay_s``, and one whose log is lost ends alone. Where
+    that holds for all, the status is ``EXIT_LOG_LOST``.
     """
     os.umask(0o077)  # also for what it starts: Valkey, Ray with its workers
     folder, asked = run_folder(state), threading.Event()
@@ -242,18 +253,21 @@ def run_parts(
         return _run_body(part, folder, body, asked)
     statuses: list[int] = []
 
-    def attempt(part: str, body: Callable[[Stop], None]) -> int:
+    def attempt(part: str, body: Callable[[Stop], None], restarts: int) -> int:
         try:
-            return _run_body(part, folder, body, asked)
+            return _run_body(part, folder, body, asked, restarts)
         except OSError:  # a full disk must not end the thread, which nobody would start again
             _log.exception("heartbeat not written")
             return 1
 
     def keep_running(part: str, body: Callable[[Stop], None]) -> None:
-        status = attempt(part, body)
-        while status != EXIT_LOG_LOST and not asked.wait(_AGAIN_S):
-            status = attempt(part, body)
-        asked.set()  # where the log is lost, all end
+        failures = 0
+        for restarts in count():
+            started = time.monotonic()
+            status = attempt(part, body, restarts)
+            failures = 1 if time.monotonic() - started >= HEALTHY_S else failures + 1
+            if status == EXIT_LOG_LOST or asked.wait(delay_s(failures)):
+                break
         statuses.append(status)
 
     threads = [
@@ -263,11 +277,22 @@ def run_parts(
         thread.start()
     for thread in threads:
         thread.join()
-    return max(statuses)
+    return min(statuses)
 
 
-def _run_body(part: str, folder: Path, body: Callable[[Stop], None], asked: threading.Event) -> int:
-    heartbeat = Heartbeat(part, folder / f"{part}.json")
+def delay_s(failures: int) -> float:
+    """Restart delay after this many failures in a row: 0.2 s, doubling, at most 10 s."""
+    return min(LONGEST_DELAY_S, FIRST_DELAY_S * 2.0 ** min(failures - 1, 30))
+
+
+def _run_body(
+    part: str,
+    folder: Path,
+    body: Callable[[Stop], None],
+    asked: threading.Event,
+    restarts: int = 0,
+) -> int:
+    heartbeat = Heartbeat(part, folder / f"{part}.json", restarts=restarts)
     heartbeat.write()
     done = threading.Event()
     beating = threading.Thread(target=_beat_until, args=(heartbeat, done), daemon=True)
@@ -280,8 +305,9 @@ def _run_body(part: str, folder: Path, body: Callable[[Stop], None], asked: thre
         failure = redact(f"{type(error).__name__}: {error}")
         done.set()
         beating.join()
-        heartbeat.state("failed", failure[:500])
-        return EXIT_LOG_LOST if isinstance(error, LogLost) else 1
+        lost = isinstance(error, LogLost)
+        heartbeat.state("lost" if lost else "failed", failure[:500])
+        return EXIT_LOG_LOST if lost else 1
     done.set()
     beating.join()
     heartbeat.state("stopping")

@@ -23,7 +23,7 @@ from serving.access.hosts import is_loopback, is_open
 
 _COLOURS: Final = {
     "ready": "green", "done": "green", "starting": "yellow", "waiting": "dim", "backoff": "red",
-    "stopping": "yellow", "stopped": "dim", "lost": "red", "failed": "red", "unchecked": "red",
+    "stopping": "yellow", "stopped": "dim", "lost": "red", "unchecked": "red",
 }  # fmt: skip
 _EFFECTS: Final = {
     Level.LOW: "nothing is archived, and the archive's oldest hours go",
@@ -179,7 +179,7 @@ def note(part: PartRecord, state: Path) -> str:
     beat = read_beat(state / "run" / f"{part.name}.json")
     failure = beat.failure if beat is not None else ""
     last_exit = f"last exit {part.last_exit}" if part.last_exit is not None else ""
-    reason = "" if reason == f"exit {part.last_exit}" else reason
+    reason = "" if reason in (failure, f"exit {part.last_exit}") else reason
     return "; ".join(filter(None, (reason, last_exit, failure)))
 
 

@@ -19,7 +19,7 @@ from typing import Final
 import msgspec
 import psutil
 
-from recsys.process.part_process import read_beat
+from recsys.process.part_process import Beat, read_beat
 from recsys.process.process_priority import PART
 from serving.access.hosts import is_loopback
 
@@ -185,15 +185,10 @@ class Child:
             self._swept = True
         return status
 
-    def ready(self) -> bool:
-        """Whether this process's own heartbeat says that it is ready."""
+    def beat(self) -> Beat | None:
+        """The part's newest heartbeat, unless another process wrote it."""
         beat = read_beat(self._heartbeat)
-        return beat is not None and beat.pid == self.pid and beat.state == "ready"
-
-    def failure(self) -> str:
-        """Failure that this process wrote into its heartbeat; empty where there is none."""
-        beat = read_beat(self._heartbeat)
-        return beat.failure if beat is not None and beat.pid == self.pid else ""
+        return beat if beat is not None and beat.pid == self.pid else None
 
     def terminate(self) -> None:
         """Sends TERM to the leader, which ends its own children."""

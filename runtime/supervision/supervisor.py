@@ -10,11 +10,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Final, Protocol
 
-from recsys.process.part_process import EXIT_LOG_LOST
-
-FIRST_DELAY_S: Final = 0.2
-LONGEST_DELAY_S: Final = 10.0
-HEALTHY_S: Final = 60.0  # a part that was ready for this long restarts without delay
+from recsys.process.part_process import EXIT_LOG_LOST, HEALTHY_S, Beat, delay_s
 
 
 @dataclass(frozen=True)
@@ -53,16 +49,19 @@ class Process(Protocol):
     def exit_status(self) -> int | None:
         """Exit status; None while it runs, negative for a signal."""
 
-    def ready(self) -> bool: ...
-
-    def failure(self) -> str:
-        """Its own explanation of its failure; may be empty."""
+    def beat(self) -> Beat | None:
+        """Newest heartbeat of the part, written by this process."""
 
     def terminate(self) -> None: ...
 
     def kill(self) -> None: ...
 
 
+# State of a part whose heartbeat says this: as a thread it starts again by itself, or can't.
+_REPORTED: Final = {
+    "starting": State.STARTING, "ready": State.READY, "failed": State.BACKOFF,
+    "stopping": State.BACKOFF, "lost": State.LOST,
+}  # fmt: skip
 # Reason for a lost part that gives none itself.
 _LOST: Final = "its log is lost: stop the system (`recsys down`) and start with a new state folder"
 
@@ -85,6 +84,7 @@ class Watched:
     process: Process | None = None
     since: float = 0.0  # time of the last transition
     starts: int = 0
+    thread_starts: int = 0  # included: starts again of a thread in its process
     failures: int = 0  # in a row, without ``HEALTHY_S`` of being ready between
     retry_at: float = 0.0
     kill_at: float = 0.0
@@ -96,11 +96,6 @@ class Watched:
     @property
     def restarts(self) -> int:
         return max(0, self.starts - 1)
-
-
-def delay_s(failures: int) -> float:
-    """Restart delay after this many failures in a row: 0.2 s, doubling, at most 10 s."""
-    return min(LONGEST_DELAY_S, FIRST_DELAY_S * 2.0 ** min(failures - 1, 30))
 
 
 @dataclass
@@ -187,16 +182,25 @@ class Supervisor:
         elif w.state is State.STOPPING:
             if now >= w.kill_at:
                 process.kill()
-        elif w.state is State.READY:
-            if now - w.since >= HEALTHY_S:
-                w.failures = 0
-        elif process.ready():
-            self._move(w, State.READY, now)
-        elif now - w.since >= w.part.ready_s:
+        elif w.part.shares or w.state is not State.READY:
+            self._follow(w, process.beat(), now)
+        if w.state is State.READY and now - w.since >= HEALTHY_S:
+            w.failures = 0
+        elif w.state is State.STARTING and now - w.since >= w.part.ready_s:
             self._terminate(w, now, f"not ready after {w.part.ready_s:g} s")
 
+    def _follow(self, w: Watched, beat: Beat | None, now: float) -> None:
+        """Takes over what the part says of itself: that it is ready, and where it shares a process, all."""
+        if beat is None or not (w.part.shares or beat.state == "ready"):
+            return
+        w.starts += beat.restarts - w.thread_starts
+        w.thread_starts = beat.restarts
+        if (state := _REPORTED[beat.state]) is not w.state:
+            self._move(w, state, now, beat.failure)
+
     def _record_exit(self, w: Watched, status: int, now: float) -> None:
-        failure = w.process.failure() if w.process is not None else ""
+        beat = w.process.beat() if w.process is not None else None
+        failure = beat.failure if beat is not None else ""
         excused, w.excused, w.process, w.last_exit = w.excused, False, None, status
         lost = status == EXIT_LOG_LOST or (w.part.in_memory and w.state is State.READY)
         if self.stopping:
@@ -228,12 +232,14 @@ class Supervisor:
 
     def _may_start(self, w: Watched, now: float) -> bool:
         due = w.state is State.WAITING or (w.state is State.BACKOFF and now >= w.retry_at)
-        return due and all(
-            self.watched[name].state in (State.READY, State.DONE) for name in w.part.needs
+        return (
+            w.process is None
+            and due
+            and all(self.watched[name].state in (State.READY, State.DONE) for name in w.part.needs)
         )
 
     def _start(self, w: Watched, now: float) -> None:
-        w.starts += 1
+        w.starts, w.thread_starts = w.starts + 1, 0
         try:
             w.process = self.spawn(w.part)
         except Exception as error:

@@ -56,9 +56,8 @@ class PartStatus(msgspec.Struct, frozen=True, kw_only=True):
     """Status of one part: supervisor state, heartbeat, and lag by topic (unread records)."""
 
     name: str
-    # A supervisor state; "failed": it starts again beside others of its process; "unchecked": its process
-    # cannot be checked; "stalled"; "gone": it has ended, and its supervisor has not seen it; "orphaned": it
-    # runs, and its supervisor is gone.
+    # A supervisor state; "unchecked": its process cannot be checked; "stalled"; "gone": it has ended, and its
+    # supervisor has not seen it; "orphaned": it runs, and its supervisor is gone.
     state: str
     restarts: int = 0
     last_exit: int | None = None
@@ -193,9 +192,7 @@ def _part(
         state = "orphaned" if runs else "stopped"
     values: dict[str, Any] = {}
     if beat is not None:
-        if state == "ready" and beat.state in ("failed", "starting"):
-            state = beat.state  # a thread of its process: it starts again
-        elif state == "ready" and beat.turned_ms and now_ms - beat.turned_ms > _STALLED_MS:
+        if state == "ready" and beat.turned_ms and now_ms - beat.turned_ms > _STALLED_MS:
             state = "stalled"
         values = {"counters": beat.counters, "failure": beat.failure}
         if up:

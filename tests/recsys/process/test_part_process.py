@@ -5,6 +5,7 @@ import os
 import signal
 import threading
 import time
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -183,7 +184,7 @@ def test_a_full_disk_ends_no_part(tmp_path: Path, quiet_root, monkeypatch: pytes
 def test_a_part_that_fails_beside_another_starts_again_alone(
     tmp_path: Path, quiet_root, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(part_process, "_AGAIN_S", 0.01)
+    monkeypatch.setattr(part_process, "FIRST_DELAY_S", 0.01)
     turns = {"joiner": 0, "sequencer": 0}
     log = logging.getLogger("test")
 
@@ -216,7 +217,7 @@ def test_a_part_starts_again_after_a_full_disk_and_after_an_exit(
     tmp_path: Path, quiet_root, monkeypatch: pytest.MonkeyPatch, error: BaseException
 ):
     """Though its first heartbeat can't be written."""
-    monkeypatch.setattr(part_process, "_AGAIN_S", 0.01)
+    monkeypatch.setattr(part_process, "FIRST_DELAY_S", 0.01)
     starts, failures, write = list[int](), list[int](), SlotFile.write
 
     def full(self: SlotFile, data: bytes) -> None:
@@ -242,12 +243,51 @@ def test_a_part_starts_again_after_a_full_disk_and_after_an_exit(
     assert len(starts) == 2 and failures
 
 
-def test_where_the_log_is_lost_all_parts_of_a_process_end(tmp_path: Path, quiet_root):
+def test_where_the_log_of_all_parts_is_lost_their_process_ends(tmp_path: Path, quiet_root):
+    """A part whose own log is lost, as where retention passed it, leaves the others alone."""
+    joiner, others = tmp_path / "run" / "joiner.json", list[str]()
+
+    def is_lost() -> bool:
+        beat = read_beat(joiner)
+        return beat is not None and beat.state == "lost"
+
     def loses(stop: Stop) -> None:
         raise LogLost("gone")
 
-    def waits(stop: Stop) -> None:
-        assert stop.wait(10)
+    def loses_later(stop: Stop) -> None:
+        while not is_lost():
+            stop.wait(0.01)
+        others.append("stopped" if stop.wait(0.1) else "runs")
+        raise LogLost("gone")
 
-    assert run_parts({"joiner": loses, "sequencer": waits}, tmp_path) == EXIT_LOG_LOST
-    assert read_beat(tmp_path / "run" / "sequencer.json").state == "stopping"
+    assert run_parts({"joiner": loses, "sequencer": loses_later}, tmp_path) == EXIT_LOG_LOST
+    assert others == ["runs"]
+    assert read_beat(joiner).failure == "LogLost: gone"
+
+    def ends(stop: Stop) -> None:
+        while not is_lost():
+            stop.wait(0.01)
+        os.kill(os.getpid(), signal.SIGTERM)
+        stop.wait(10)
+
+    assert run_parts({"joiner": loses, "sequencer": ends}, tmp_path) == 0
+
+
+def test_restarts_beside_others_are_counted_and_their_delays_grow(
+    tmp_path: Path, quiet_root, monkeypatch: pytest.MonkeyPatch
+):
+    times, restarts = list[float](), list[int]()
+    monkeypatch.setattr(part_process, "FIRST_DELAY_S", 0.05)
+
+    def flaky(stop: Stop) -> None:
+        times.append(time.monotonic())
+        restarts.append(read_beat(tmp_path / "run" / "flaky.json").restarts)
+        if len(times) < 5:
+            raise ValueError("no luck")
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    assert run_parts({"flaky": flaky, "other": lambda stop: stop.wait(10)}, tmp_path) == 0
+    assert restarts == [0, 1, 2, 3, 4]
+    pauses = [after - before for before, after in pairwise(times)]
+    assert all(p >= s for p, s in zip(pauses, (0.05, 0.1, 0.2, 0.4), strict=True)), pauses
+    assert [part_process.delay_s(n) for n in (1, 2, 1000)] == [0.05, 0.1, 10.0]

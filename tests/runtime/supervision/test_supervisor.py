@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from recsys.process.part_process import EXIT_LOG_LOST
-from runtime.supervision.supervisor import HEALTHY_S, Part, State, Supervisor, delay_s
+from recsys.process.part_process import EXIT_LOG_LOST, HEALTHY_S, Beat, delay_s
+from runtime.supervision.supervisor import Part, State, Supervisor
 
 
 class FakeProcess:
@@ -14,16 +14,16 @@ class FakeProcess:
     def __init__(self, part, pid, stubborn=False):
         self.part, self.pid, self.stubborn = part, pid, stubborn
         self.status, self.is_ready, self.asked, self.killed = None, False, 0, False
-        self.said = ""
+        self.said, self.reports, self.restarts = "", "starting", 0
 
     def exit_status(self):
         return self.status
 
-    def ready(self):
-        return self.is_ready
-
-    def failure(self):
-        return self.said
+    def beat(self):
+        return Beat(
+            part=self.part.name, pid=self.pid, started_ms=0, failure=self.said,
+            state="ready" if self.is_ready else self.reports, restarts=self.restarts,
+        )  # fmt: skip
 
     def terminate(self):
         self.asked += 1
@@ -340,3 +340,38 @@ def test_once_the_dying_ends_everything_comes_up(actions):
                     watched.process.status = 0
         world.tick(1)
     assert world.supervisor.ready
+
+
+def test_a_part_that_shares_a_process_is_followed_by_its_heartbeat():
+    """Its thread fails and starts again by itself, counted; one whose log is lost leaves the others alone."""
+    world = World([Part("joiner", "m:joiner", shares="learning"), Part("counters", "m:counters")])
+    world.make_all_ready()
+    joiner = world.process("joiner")
+    joiner.is_ready, joiner.reports, joiner.said = False, "failed", "ValueError: no luck"
+    for _ in range(200):  # it isn't started by the supervisor
+        world.tick()
+    watched = world.supervisor.watched["joiner"]
+    assert (watched.state, watched.reason) == (State.BACKOFF, "ValueError: no luck")
+    assert not world.supervisor.ready and len(world.started) == 2
+    joiner.reports, joiner.said, joiner.restarts = "starting", "", 3
+    world.tick()
+    assert world.state("joiner") is State.STARTING and watched.restarts == 3
+    world.tick(watched.part.ready_s - 1)
+    assert joiner.asked == 0
+    joiner.is_ready = True
+    world.tick()
+    assert world.state("joiner") is State.READY and watched.restarts == 3
+    joiner.status = -9
+    world.tick()
+    world.tick(1.0)
+    assert world.process("joiner") is not joiner and watched.restarts == 4
+    lost = world.process("joiner")
+    lost.reports, lost.said = "lost", "LogLost: retention passed it"
+    for _ in range(5):
+        world.tick(60)
+    assert (watched.state, watched.reason) == (State.LOST, "LogLost: retention passed it")
+    assert world.state("counters") is State.READY and lost.asked == 0 and watched.restarts == 4
+    world.supervisor.stop()
+    for _ in range(3):
+        world.tick()
+    assert world.supervisor.stopped

@@ -140,6 +140,23 @@ def test_parts_of_one_process_die_and_come_back_together(make_runner):
 
 
 @pytest.mark.slow
+def test_restarts_of_one_part_of_a_process_are_counted(make_runner):
+    counts = []
+
+    def show(running, changes):
+        good, flaky = seen_of(running, "good"), seen_of(running, "flaky")
+        if flaky.restarts >= 3 and flaky.state == "backoff":
+            counts.append((flaky, good))
+            runner.stop()
+
+    runner = make_runner([Part("good", "", shares="both"), Part("flaky", "", shares="both")], show)
+    runner.run()
+    flaky, good = counts[0]
+    assert flaky.reason == "ValueError: no luck"
+    assert (good.state, good.restarts, good.process) == ("ready", 0, flaky.process)
+
+
+@pytest.mark.slow
 def test_a_failure_is_told_and_delays_grow(make_runner, tmp_path):
     from runtime.reports.status_table import note
 

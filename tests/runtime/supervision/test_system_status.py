@@ -9,7 +9,6 @@ import pytest
 
 from recsys.events.records import STEPS, Step, pack
 from recsys.log.protocol import Append, MemoryLog, Record, Topic
-from recsys.process.part_process import Beat
 from runtime.supervision.processes import Identity, identify
 from runtime.supervision.run_file import PartRecord, Running
 from runtime.supervision.system_status import (
@@ -91,13 +90,3 @@ def test_ready_is_neither_an_old_run_file_nor_a_dead_process(
     status = assemble(Path(), stopped, False, {"joiner": None}, None, {})
     assert status.parts[0].state == ("orphaned" if process is ME else "stopped")
     assert not status.ready and not status.stale
-
-
-@pytest.mark.parametrize("state", ["failed", "starting", "ready"])
-def test_a_part_that_failed_in_a_process_of_several_is_not_ready(state: str) -> None:
-    now_ms = int(time.time() * 1000)
-    part = PartRecord(name="joiner", state="ready", process=ME)
-    running = Running(supervisor=ME, asked="", started_ms=1, time_ms=now_ms, parts=[part])
-    beat = Beat(part="joiner", pid=ME.pid, started_ms=now_ms, turned_ms=now_ms, state=state)
-    status = assemble(Path(), running, True, {"joiner": beat}, None, {})
-    assert (status.parts[0].state, status.ready) == (state, state == "ready")
