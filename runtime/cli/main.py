@@ -27,7 +27,6 @@ _HELP = {
     "part": "Runs one part of the system in this process.",
     "keys": "Makes, lists and revokes API keys; shows the audit trail.",
     "explain": "Recomputes a past answer and explains it.",
-    "trace": "Shows the timeline of one request, read from the log.",
     "shadow": "Shows how candidates do compared with the live model.",
     "propose": "Proposes a candidate for evaluation on live traffic.",
     "approve": "Approves a candidate for promotion.",
@@ -36,18 +35,20 @@ _HELP = {
     "audit": "Compares logged features with features recomputed from events.",
     "backfill": "Adds missing features to archived examples.",
     "forget": "Deletes a user; --unlearn also retrains without them.",
-    "quarantine": "Names users who manipulate items; holds and lifts them.",
     "data": "Downloads data sets.",
     "replay": "Replays a data set in event time: scores each example, then learns from it.",
     "offline": "Trains a candidate from the archive or a data set.",
-    "merge": "Merges an offline candidate with the live model.",
     "models": "Lists, shows and compares candidates.",
     "accept": "Measures the AUC cost of int8 rows, and accepts or refuses them.",
     "study": "Measures the value of freshness and other design choices.",
     "bench": "Benchmarks speed against common alternatives.",
 }
 _HELP_OF_PLUGINS = {  # those in the wheel
+    "counterfactual": "Estimates what another policy would have earned, from the log.",
     "demo": "Starts the whole system with simulated viewers and the feed page.",
+    "merge": "Merges an offline candidate with the live model.",
+    "quarantine": "Names users who manipulate items; holds and lifts them.",
+    "trace": "Shows the timeline of one request, read from the log.",
     "viewers": "Sends simulated viewers to a running server.",
 }
 # Modules of commands that aren't in ``runtime.cli.NAME``.
@@ -59,10 +60,7 @@ _ELSEWHERE = {
     "bench": "benchmarks.bench",
     **dict.fromkeys(("status", "metrics", "restart", "down"), "runtime.cli.system"),
     **dict.fromkeys(("check", "backup", "restore"), "runtime.cli.state_files"),
-    **dict.fromkeys(("explain", "trace"), "runtime.cli.requests"),
-    **dict.fromkeys(
-        ("shadow", "propose", "merge", "approve", "rollback"), "runtime.cli.candidates"
-    ),
+    **dict.fromkeys(("shadow", "propose", "approve", "rollback"), "runtime.cli.candidates"),
     **dict.fromkeys(("audit", "backfill"), "runtime.cli.archive"),
 }
 # name → (module:attribute, help). The attribute is a function with typer annotations, or a typer.Typer with

@@ -31,7 +31,7 @@ _PARTS: Final = (
     Part("session-fold", "runtime.parts.folds:sessions", ("log", "valkey")),
     Part("counters", "runtime.parts.folds:counters", ("log",), **_LEARNING),
     Part("joiner", "training.joining.joiner_loop:run", ("log",), **_LEARNING),
-    Part("sentinel", "training.poisoning.sentinel_loop:run", ("log",), **_WAITING),
+    Part("sentinel", "sentinel", ("log",), **_WAITING),
     Part("archive", "training.archive_part:run", ("log",), **_WAITING),
     Part("sequencer", "training.steps.sequencer_loop:run", ("log",), **_LEARNING),
     Part("director", "training.candidates.director:run", ("log",), **_WAITING),

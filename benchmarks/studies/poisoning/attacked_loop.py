@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from benchmarks.harness.answering_player import AnsweringPlayer
 from benchmarks.studies.poisoning.attackers import AttackedWorld
+from examples.quarantine.cohorts import Accounts
 from recsys.config.safety_config import BoundsConfig
 from recsys.config.system_config import Config, JoinConfig, LogConfig, ModelConfig, StepConfig
 from recsys.events.event_types import Engagement, Event, Impression, Verdict
@@ -27,7 +28,6 @@ from recsys.model.prediction_metrics import auc
 from replay.direct_loop import DirectLoop
 from serving.ranking.scoring import probabilities
 from serving.request import Request
-from training.poisoning.cohorts import Accounts
 
 HOUR_MS: Final = 3_600_000
 _LOOK_MS: Final = 600_000  # as the sentinel part

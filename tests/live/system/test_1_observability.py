@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 from gorse import Gorse
 
+from examples.request_timeline.report import read_timeline
 from recsys.process.part_process import read_beat
-from runtime.reports.timeline_report import read_timeline
 from tests.support import telemetry
 from tests.support.control_room_checks import check_control_page
 from tests.support.gorse_checks import Waiting, check_client

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from benchmarks.studies.promotion.promotion_run import PromotionRun, config_of
+from examples.quarantine.sentinel_loop import append_verdicts
 from parameter_server.rpc.parameter_client import LocalClient
 from parameter_server.shard.shard import digest_of_shards
 from parameter_server.storage import snapshots
@@ -38,7 +39,6 @@ from training.continual.worker import Worker
 from training.deletion import live_replay, live_unlearning, unlearn
 from training.deletion.erasure import erased_record
 from training.lines.line import MAIN, spec_of
-from training.poisoning.sentinel_loop import append_verdicts
 from training.steps.lineage import Lineage
 
 pytestmark = pytest.mark.slow

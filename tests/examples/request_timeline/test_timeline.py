@@ -9,13 +9,13 @@ import pytest
 from typer.testing import CliRunner
 
 from benchmarks.harness.local_system import LocalSystem, small_config
+from examples.request_timeline.timeline import TimelineReader
 from recsys.config.system_config import JoinConfig
 from recsys.events.event_types import Impression, decode
 from recsys.events.records import DELTAS, EVENTS, EXAMPLES, STEPS, Example, Step, unpack
 from recsys.log.protocol import Append, MemoryLog, Record
 from recsys.log.sqlite_log import SqliteLog
 from recsys.process.open_log import create_topics
-from replay.request_timeline import TimelineReader
 from runtime.cli.main import app
 from runtime.supervision import launch_plan as plans
 from runtime.supervision.launch_plan import Plan, RayPorts

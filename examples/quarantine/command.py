@@ -6,10 +6,10 @@ from typing import Annotated, Any, Final
 import typer
 from typer import Argument, Option
 
+from examples.quarantine import requests
+from examples.quarantine.sentinel_loop import append_verdicts
 from recsys.clock import wall_ms
 from runtime.cli.common import JsonOption, StateOption, exit_on, show, with_system
-from runtime.jobs import quarantine_requests as requests
-from training.poisoning.sentinel_loop import append_verdicts
 
 _STATE: Final = Path("state")
 Users = Annotated[list[str], Argument(metavar="USER...", help="Ids of users.")]

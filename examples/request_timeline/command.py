@@ -1,33 +1,13 @@
-"""``recsys explain`` and ``trace``: past answers, from log and snapshots alone."""
+"""``recsys trace``: the plug-in command."""
 
 from pathlib import Path
-from typing import Annotated, Final
+from typing import Annotated
 
 import typer
 from typer import Argument, Option
 
-from replay.answer_check import DIFFERENT, EQUAL
+from examples.request_timeline.report import read_timeline, timeline_lines, timeline_values
 from runtime.cli.common import JsonOption, RequestUserOption, StateOption, exit_on, show
-from runtime.reports.explanation import check_answer, explanation_lines
-from runtime.reports.timeline_report import read_timeline, timeline_lines, timeline_values
-
-_STATUS: Final = {EQUAL: 0, DIFFERENT: 1}
-
-
-def explain(
-    request_id: Annotated[str, Argument(help="The request's id, as in the answer.")],
-    state: StateOption = Path("state"),
-    user: RequestUserOption = None,
-    json: JsonOption = None,
-) -> None:
-    """Recomputes an answer from log and snapshots; changes nothing.
-
-    Exit status 0: equal to the last bit; 1: something differs; 2: it can't be recomputed, and why.
-    """
-    with exit_on():
-        verdict, values = check_answer(request_id, state, user)
-    show(values, json, explanation_lines)
-    raise typer.Exit(_STATUS.get(verdict, 2))
 
 
 def trace(

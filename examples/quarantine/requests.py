@@ -3,6 +3,8 @@
 import uuid
 from contextlib import closing
 
+from examples.quarantine.cohorts import Accounts
+from examples.quarantine.sentinel_loop import SentinelLoop
 from recsys.clock import wall_ms
 from recsys.config.system_config import Config
 from recsys.events.control_records import Unlearning
@@ -12,8 +14,6 @@ from recsys.process.open_log import open_log
 from runtime.jobs.director_requests import send
 from runtime.jobs.user_deletion import Refused, await_unlearned, is_running, unlearn_stopped
 from serving.sessions.counter_loop import quarantined_users
-from training.poisoning.cohorts import Accounts
-from training.poisoning.sentinel_loop import SentinelLoop
 
 
 def read_sentinel(log: Log, hours: float, nats: float = 0.0) -> SentinelLoop:

@@ -13,9 +13,9 @@ from benchmarks.studies.poisoning.attackers import (
     Attack,
     AttackedWorld,
 )
+from examples.quarantine.cohorts import Accounts
 from recsys.events.event_types import UNPROVEN, USER_PROVEN, Engagement, Event, User, Verdict
 from recsys.events.hashing import uniform
-from training.poisoning.cohorts import Accounts
 
 HOUR_MS = 3_600_000
 

@@ -1,11 +1,11 @@
 """The sentinel: looks at the newest events of the log, and holds by its rule."""
 
+from examples.quarantine.cohorts import PUSHES
+from examples.quarantine.sentinel_loop import SentinelLoop, append_verdicts
 from recsys.events.event_types import Engagement, Event, Verdict, decode, encode
 from recsys.events.hashing import partition_of
 from recsys.events.records import EVENTS, topics
 from recsys.log.protocol import Append, MemoryLog
-from training.poisoning.cohorts import PUSHES
-from training.poisoning.sentinel_loop import SentinelLoop, append_verdicts
 
 NOW_MS = 1_700_000_000_000
 HOUR_MS = 3_600_000

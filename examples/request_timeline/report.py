@@ -5,8 +5,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from examples.request_timeline.timeline import Moment, RequestTimeline, TimelineReader
 from recsys.observability.spans import trace_number
-from replay.request_timeline import Moment, RequestTimeline, TimelineReader
 from runtime.supervision.launch_plan import open_system
 
 

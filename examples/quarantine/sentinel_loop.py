@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable
 from contextlib import closing
 from typing import Final
 
+from examples.quarantine.cohorts import Accounts, Cohort
 from recsys.clock import wall_ms
 from recsys.config.system_config import Config
 from recsys.events.event_types import Rejected, Verdict, decode, encode
@@ -18,7 +19,6 @@ from recsys.process.log_consumer import Consumer
 from recsys.process.open_log import open_log
 from recsys.process.part_process import Stop
 from recsys.process.retry_loop import run_turn
-from training.poisoning.cohorts import Accounts, Cohort
 
 _LOOK_MS: Final = 600_000
 _WINDOW_MS: Final = 86_400_000

@@ -1,0 +1,121 @@
+"""Lists for clicks without lists: the clicked item among candidates of that moment.
+
+Without lists no choice can be learned. So each click is learned as the choice from a list of the clicked
+item, a sample of the candidates that the sources had for this viewer, which is the distribution that the
+ranker sees when it answers, and one item of the whole catalogue: of items that no source had, too, there are
+some that weren't clicked, or the ranker would learn that what no source has is clicked. Draws are hashes.
+A replay makes lists of a log's clicks, a replica of those that it takes.
+"""
+
+from collections import Counter, OrderedDict
+from dataclasses import replace
+from typing import Final
+
+import msgspec
+import numpy as np
+
+from experiments.assignment.policy import Policy
+from recsys.config.system_config import digest
+from recsys.events.event_types import Engagement, Event, Impression, ServedItem, event_id_of
+from recsys.events.hashed_random import draws
+from recsys.events.hashing import digest_of, key_of
+from recsys.events.records import CLICK_LIST
+from recsys.features.session import Session
+from serving.pipeline import Pipeline
+from serving.query import Query
+from serving.request import Request
+
+OLD, UNKNOWN, PLAIN = "old", "unknown item", "without profile"
+BUSY, AWAY, FAILED = "busy", "away", "failed"  # of the replica, or of the session store
+LEFT_OUT: Final = (OLD, UNKNOWN, PLAIN, BUSY, AWAY, FAILED)  # why a click has no list
+_REMEMBERED: Final = 100_000  # clicks whose list further labels may join
+_OTHERS: Final = 5  # candidates beside the clicked item
+_OLDEST_MS: Final = 3_600_000  # age of a click whose features aren't gone yet
+
+
+class ClickLists:
+    """Makes lists from the sources of a pipeline. ``left_out``: clicks that a replica made none of."""
+
+    def __init__(self, pipeline: Pipeline) -> None:
+        self._pipeline, config = pipeline, pipeline.replica.config.policy
+        self._policy = Policy(config, digest(config))
+        self._lists = OrderedDict[tuple[str, str], str]()
+        self.left_out = Counter[str]()
+
+    def list_before(self, event: Engagement) -> str:
+        """The list of the viewer's last click on an item, where a later kind of label follows; else empty."""
+        if event.kind == self._pipeline.replica.features.schema.labels[0]:
+            return ""
+        return self._lists.get((str(event.user_id), str(event.item_id)), "")
+
+    def list_of(self, click: Engagement, session: Session) -> Impression:
+        """The list from which the item was clicked; it precedes the click."""
+        query = self._query(click, session, click.time_ms)
+        return Impression(
+            time_ms=click.time_ms,
+            request_id=query.request_id,
+            user_id=click.user_id,
+            items=self._items(click, query),
+            surface=click.surface,
+        )
+
+    def listed(
+        self, click: Engagement, session: Session, now_ms: int, guessed: bool = False
+    ) -> tuple[Event, ...]:
+        """A click that has just come, after its list as a replica logs it; alone if it gets none. ``guessed``:
+        its client can't name lists, so that it may belong to one that the session has."""
+        index = self._pipeline.replica.catalogue.index_of(click.item_id)
+        checks = ((OLD, now_ms - click.time_ms > _OLDEST_MS), (UNKNOWN, index is None))
+        for why, is_left_out in (*checks, (PLAIN, session.plain)):
+            if is_left_out:
+                self.left_out[why] += 1
+                return (click,)
+        requests = (request_id for request_id, _ in session.requests)
+        if guessed and not all(request_id.startswith(CLICK_LIST) for request_id in requests):
+            return (click,)
+        query, before = self._query(click, session, now_ms), self._logged_before(click, session)
+        named = _logged_id(query.request_id)
+        # The same again joins no list, since that of the first time may not have been committed.
+        joined = msgspec.structs.replace(
+            click, request_id=before or named, event_id=event_id_of(click)
+        )
+        if before and before != named:
+            return (joined,)
+        items = self._items(click, query)
+        return self._pipeline.impression_of(replace(query, request_id=named), items), joined
+
+    def _logged_before(self, event: Engagement, session: Session) -> str:
+        """As ``list_before``; the session has lists of other replicas, too."""
+        if event.kind == session.features.schema.labels[0]:
+            return ""
+        if request_id := self.list_before(event):
+            return _logged_id(request_id)
+        item = key_of("item", event.item_id)
+        requests = (e.request_id for e in reversed(session.history) if e.keys[0] == item)
+        return next((name for name in requests if name.startswith(CLICK_LIST)), "")
+
+    def _query(self, click: Engagement, session: Session, now_ms: int) -> Query:
+        """The request that the list answers; its id says the same of the same click."""
+        about = click.request_id, click.user_id, click.time_ms, click.item_id, click.kind
+        request_id = ":".join(map(str, about))
+        request = Request(click.user_id, 1, click.surface)
+        return Query(request, session, self._policy, now_ms, request_id)
+
+    def _items(self, click: Engagement, query: Query) -> list[ServedItem]:
+        self._lists[str(click.user_id), str(click.item_id)] = query.request_id
+        if len(self._lists) > _REMEMBERED:
+            self._lists.popitem(last=False)
+        catalogue = self._pipeline.replica.catalogue
+        indices = np.array(self._pipeline.candidates(query).indices, np.int64)
+        indices = indices[indices != catalogue.index_of(click.item_id)]
+        # Not the draws of the request: by these the sources have chosen.
+        seed = key_of("click list", query.request_id) & 0xFFFFFFFF
+        others = indices[np.argsort(draws(seed, indices))[:_OTHERS]].tolist()
+        anywhere = int(draws(seed, np.array([-1]))[0] * len(catalogue))
+        listed = [click.item_id, *map(catalogue.ids.__getitem__, [*others, anywhere])]
+        return [ServedItem(item_id=item_id) for item_id in dict.fromkeys(listed)]
+
+
+def _logged_id(request_id: str) -> str:
+    """Id of a list on the log of a running system: without the names that are in it."""
+    return CLICK_LIST + digest_of(request_id)

@@ -1,1 +1,0 @@
-"""Merges two lines of models by interpolation of their weights."""
