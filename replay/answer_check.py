@@ -17,7 +17,7 @@ from recsys.app.logged_sets import logged_set
 from recsys.config.system_config import Config
 from recsys.events.event_types import Impression
 from recsys.events.hashing import Id
-from recsys.events.records import EVENTS
+from recsys.events.records import CLICK_LIST, EVENTS
 from recsys.features.catalogue import Catalogue
 from recsys.features.feature_set import FeatureSet
 from recsys.features.session import Session
@@ -140,6 +140,8 @@ class AnswerChecker:
         if stamp is None or asked is None:
             why = "the impression doesn't hold its request: it is older than that field"
             raise NotReconstructible(why)
+        if impression.request_id.startswith(CLICK_LIST):
+            raise NotReconstructible("the list was made of a click to be learned, and is no answer")
         if asked.safety != self._config.safety.digest:
             raise NotReconstructible(
                 f"the answer was made with other safety rules (digest {asked.safety or 'of none'!r}): set "

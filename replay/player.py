@@ -25,10 +25,11 @@ from recsys.events.event_types import (
     User,
 )
 from recsys.events.hashing import Id
+from recsys.events.records import CLICK_LIST
 from recsys.features.feature_set import FeatureSet, RequestFeatures
 from recsys.features.item_counters import ItemCounters
 from recsys.features.session import Session
-from replay.click_lists import ClickLists
+from serving.click_lists import ClickLists
 from serving.pipeline import Pipeline
 from serving.ranking.scoring import probabilities
 from serving.replica.replica import Replica
@@ -110,6 +111,7 @@ class Player:
             self.features.schema.shown_by != "click"
             or not isinstance(event, Engagement)
             or event.kind not in self.features.schema.labels
+            or event.request_id.startswith(CLICK_LIST)  # a running system made its list
         ):
             return (event,)
         self.advance(event.time_ms)

@@ -62,8 +62,8 @@ class ClickLists:
     def listed(
         self, click: Engagement, session: Session, now_ms: int, guessed: bool = False
     ) -> tuple[Event, ...]:
-        """A click that has just come, after its list as a replica logs it; alone if it gets none. ``guessed``:
-        its client can't name lists, so that it may belong to one that the session has."""
+        """A click that has just come, after its list as a replica logs it; alone if it gets none.
+        ``guessed``: its client can't name lists, so that it may belong to one that the session has."""
         index = self._pipeline.replica.catalogue.index_of(click.item_id)
         checks = ((OLD, now_ms - click.time_ms > _OLDEST_MS), (UNKNOWN, index is None))
         for why, is_left_out in (*checks, (PLAIN, session.plain)):
@@ -106,14 +106,17 @@ class ClickLists:
         if len(self._lists) > _REMEMBERED:
             self._lists.popitem(last=False)
         catalogue = self._pipeline.replica.catalogue
-        indices = np.array(self._pipeline.candidates(query).indices, np.int64)
-        indices = indices[indices != catalogue.index_of(click.item_id)]
+        candidates, own = self._pipeline.candidates(query), catalogue.index_of(click.item_id)
+        assert own is not None, "known items only"
+        indices = np.array(candidates.indices, np.int64)
+        indices = indices[indices != own]
         # Not the draws of the request: by these the sources have chosen.
         seed = key_of("click list", query.request_id) & 0xFFFFFFFF
         others = indices[np.argsort(draws(seed, indices))[:_OTHERS]].tolist()
         anywhere = int(draws(seed, np.array([-1]))[0] * len(catalogue))
-        listed = [click.item_id, *map(catalogue.ids.__getitem__, [*others, anywhere])]
-        return [ServedItem(item_id=item_id) for item_id in dict.fromkeys(listed)]
+        listed = {click.item_id: own} | {catalogue.ids[i]: i for i in (*others, anywhere)}
+        sources = candidates.sources
+        return [ServedItem(item_id=i, sources=sources.get(at, [])) for i, at in listed.items()]
 
 
 def _logged_id(request_id: str) -> str:

@@ -41,6 +41,7 @@ from recsys.features.feature_builder import FeatureBuilder
 from recsys.features.feature_set import RequestFeatures
 from recsys.features.session import NOBODY
 from recsys.model.ranker import watch_seconds
+from recsys.observability.log_lines import LogThrottle
 from serving.admission.deadline import POPULAR, SHORT, UNRANKED, shorten_candidates
 from serving.query import Query, VectorVersion
 from serving.ranking.added_stages import run_added
@@ -93,12 +94,12 @@ class Pipeline:
     def __init__(self, replica: Replica, load: plugins.Load = plugins.load_version) -> None:
         self.replica = replica
         self.builder = FeatureBuilder(replica.features)
-        self.retrieval = Retrieval(replica, load)
+        self.retrieval, self._failures = Retrieval(replica, load), LogThrottle()
         self.adjustments = (
             Stage("limits", self._limit),
             Stage(NOT_INTERESTED, partial(not_interested, replica)),
             Stage(RULES, partial(rules, replica)),
-            Stage("plug-ins", partial(run_added, cache(load), replica)),
+            Stage("plug-ins", partial(run_added, cache(load), self._failures, replica)),
         )
         self.retrieving = (
             Stage("filter", self._filter, given=False, span=FILTER),
@@ -231,7 +232,7 @@ class Pipeline:
             if not _has_numbers(predictions_NL) and candidates.sources:
                 raise FloatingPointError("no candidate has a prediction that is a number")
         except Exception:
-            _log.exception("ranking failed")
+            self._failures.exception(_log, "ranking failed", query.now_ms / 1000)
             return self._rank_by_popularity(query, candidates, "rank")
         return candidates.scored(self.score(predictions_NL, query.policy))
 
@@ -338,34 +339,64 @@ class Pipeline:
         slate, request = candidates.slate, query.request
         assert slate is not None, "draw first"
         positions_R, predictions_NL = slate.positions, candidates.predictions_NL
-        stamp, predicted = self._stamp(query), b""
-        if predictions_NL is not None:
-            predicted = np.ascontiguousarray(predictions_NL[positions_R], np.float32).tobytes()
+        predicted = None if predictions_NL is None else predictions_NL[positions_R]
         items = tuple(self._item(query, candidates, rank) for rank in range(len(positions_R)))
         if request.explain and items:
             ranked = _has_numbers(predictions_NL)
             reasons = self._explain(query, [candidates.indices[p] for p in positions_R], ranked)
             pairs = zip(items, reasons, strict=True)
             items = tuple(msgspec.structs.replace(item, reasons=why) for item, why in pairs)
-        impression = Impression(
-            time_ms=query.now_ms,
-            request_id=query.request_id,
-            user_id=request.user_id,
-            items=[_served(item) for item in items],
-            context=request.context,
-            surface=request.surface,
-            stamp=stamp,
-            features=self.builder.as_shown(self._listed(candidates.features, positions_R)).block(),
-            predicted=predicted,
+        impression = self._impression(
+            query,
+            [_served(item) for item in items],
+            self._listed(candidates.features, positions_R),
+            predicted,
             degraded=list(candidates.degraded),
-            asked=self._asked(query),
             teams=list(slate.teams),
             shares=list(slate.shares),
         )
+        assert impression.stamp is not None
         return Answer(
-            query.request_id, items, impression, stamp, candidates.degraded, candidates.removed,
-            slate.offered, self._left_out(query, candidates, items), candidates,
+            query.request_id, items, impression, impression.stamp, candidates.degraded,
+            candidates.removed, slate.offered, self._left_out(query, candidates, items), candidates,
         )  # fmt: skip
+
+    def impression_of(self, query: Query, items: list[ServedItem]) -> Impression:
+        """Impression of a list that was made elsewhere, as if it had been answered now."""
+        replica, ids = self.replica, [item.item_id for item in items]
+        known = [i for i in map(replica.catalogue.index_of, ids) if i is not None]
+        assert len(known) == len(ids), "items of the catalogue only"
+        listed = self._listed(self._features(query, np.array(known)), np.arange(len(known)))
+        predicted = None
+        if replica.step:
+            predicted = probabilities(replica.model, replica.rows, [replica.read(listed)])
+        return self._impression(query, items, listed, predicted)
+
+    def _impression(
+        self,
+        query: Query,
+        items: list[ServedItem],
+        listed: RequestFeatures,
+        predicted_RL: Floats | None,
+        **drawn: Any,
+    ) -> Impression:
+        """The record of a list. ``drawn``: facts about how it was drawn."""
+        request, predicted = query.request, b""
+        if predicted_RL is not None:
+            predicted = np.ascontiguousarray(predicted_RL, np.float32).tobytes()
+        return Impression(
+            time_ms=query.now_ms,
+            request_id=query.request_id,
+            user_id=request.user_id,
+            items=items,
+            context=request.context,
+            surface=request.surface,
+            stamp=self._stamp(query),
+            features=self.builder.as_shown(listed).block(),
+            predicted=predicted,
+            asked=self._asked(query),
+            **drawn,
+        )
 
     def _left_out(
         self, query: Query, candidates: Candidates, items: tuple[AnswerItem, ...]

@@ -8,7 +8,7 @@ import asyncio
 import logging
 import time
 import uuid
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -19,7 +19,7 @@ import msgspec
 from recsys.app.set_loops import SetsInUse
 from recsys.clock import wall_ms
 from recsys.config.system_config import Config
-from recsys.events.event_types import ENGAGEMENT_KINDS
+from recsys.events.event_types import ENGAGEMENT_KINDS, Engagement, Event
 from recsys.events.hashing import Id
 from recsys.events.records import EVENTS, record_of
 from recsys.features.feature_set_file import feature_set
@@ -36,6 +36,7 @@ from serving.admission.admission import Admission
 from serving.admission.deadline import POPULAR, SHORT, UNRANKED, TimeLeftDeadline
 from serving.admission.fair_lock import FairLock
 from serving.admission.load_shedding import ARRIVED_S
+from serving.click_lists import AWAY, BUSY, FAILED, ClickLists
 from serving.ingestion.disk_spool import DiskSpool
 from serving.ingestion.event_validation import EventValidator
 from serving.ingestion.log_writer import LogWriter
@@ -56,7 +57,6 @@ from serving.tracing.swipe_traces import SwipeTraces
 from serving.variants.model_variants import CanaryRouter, ModelVariants
 
 _LOG: Final = logging.getLogger(__name__)
-_LOG_DEGRADED_EVERY_S: Final = 30.0
 _ATTEMPTS: Final = 4  # of a request that asks retrieval shards: the last answers without them
 _STARTING: Final = "the replica is still reading the catalogue and the model"
 
@@ -96,12 +96,14 @@ class Service:
         self._proofs = Proofs(config, SecretFile(self.run_folder / TOKEN_KEYS))
         prove, wait_s = self._proofs.prove, self.quotas.event
         kinds = self.features.schema.kinds or ENGAGEMENT_KINDS
+        has_lists = self.features.schema.shown_by != "click"
         validator = EventValidator(
-            config, self._duration_ms, prove=prove, wait_s=wait_s, kinds=kinds
+            config, self._duration_ms, prove=prove, wait_s=wait_s, kinds=kinds, has_lists=has_lists
         )
+        self.click_lists = ClickLists(self.pipeline)
         self.write_api = WriteApi(
             config, self.writer, sessions, self.reader.freshness, validator, now_ms, traces, is_full,
-            self.features.schema,
+            self.features.schema, None if has_lists else self._listed,
         )  # fmt: skip
         self.follower = LogFollower(log, self.reader)
         self.variants = ModelVariants(config, log, self.features, now_ms, first)
@@ -109,13 +111,14 @@ class Service:
         deadline_s, queue_s = serve.deadline_ms / 1000, serve.queue_ms / 1000
         self.admission = Admission(deadline_s, queue_s, serve.max_ongoing)
         self._lock = FairLock()  # of the thread's computations
+        self._one_click = asyncio.Lock()  # so that requests wait for one click's list at most
         self._needs_ms = {
             POPULAR: serve.retrieval_ms,
             SHORT: serve.rank_ms,
             UNRANKED: serve.short_rank_ms,
         }
         self.session_misses = 0
-        self._degraded = LogThrottle(_LOG_DEGRADED_EVERY_S)
+        self._degraded = LogThrottle()
 
     async def start(self) -> None:
         """Starts the threads. The service is ready once it has caught up with the log."""
@@ -317,6 +320,29 @@ class Service:
             self.session_misses += 1
             return Session(user_id, self.features, seen), False
         return Session(user_id, self.features, seen), True
+
+    async def _listed(self, click: Engagement, guessed: bool, in_time: bool) -> Sequence[Event]:
+        """The engagement, in an app without lists after one that it chose from (serving/click_lists.py)."""
+        labels, left_out = self.features.schema.labels, self.click_lists.left_out
+        if click.request_id or click.kind not in labels or not click.attributed:
+            return (click,)
+        if not in_time:
+            left_out[BUSY] += 1
+            return (click,)
+        session, read = await self._session(click.user_id)
+        if not (read and self.reader.ready):
+            left_out[AWAY] += 1
+            return (click,)
+        async with self._one_click:
+            await self._lock.acquire()
+            try:
+                return self.click_lists.listed(click, session, self.now_ms(), guessed)
+            except Exception:  # the click counts all the same
+                left_out[FAILED] += 1
+                _LOG.exception("no list can be made of a click")
+                return (click,)
+            finally:
+                self._lock.release_later()
 
     def _log_impression(self, answer: Answer, trace: RequestTrace | None) -> None:
         record = record_of(answer.impression, self.config.log.partitions)

@@ -27,7 +27,7 @@ from recsys.config.system_config import Config, digest
 from recsys.events.dedupe import RecentIds
 from recsys.events.event_types import Impression, Rejected, decode
 from recsys.events.hashing import Id, key_of, uniform
-from recsys.events.records import EVENTS, EXAMPLES, unpack
+from recsys.events.records import CLICK_LIST, EVENTS, EXAMPLES, unpack
 from recsys.features.feature_set import FeatureSet
 from recsys.log.protocol import Log, Record, newest_first, read_range
 from recsys.process.log_consumer import UNREADABLE
@@ -158,6 +158,8 @@ def _usable(
     """Places of usable impressions, with their users."""
     usable = []
     for place, impression in _impressions(log, target, left_out):
+        if impression.request_id.startswith(CLICK_LIST):
+            continue  # nobody saw it
         if impression.teams:
             left_out[TEAM_DRAFT] += 1
         elif impression.asked is None or impression.stamp is None:

@@ -13,7 +13,8 @@ from recsys.features.source_credits import KEYS
 from recsys.observability.recent_delays import RecentDelays
 from serving.access.proofs import FAULTS
 from serving.admission.deadline import POPULAR, SHORT, UNRANKED
-from serving.admission.load_shedding import LISTS
+from serving.admission.load_shedding import LIST_PATH
+from serving.click_lists import LEFT_OUT
 from serving.ingestion.event_validation import (
     ACCEPTED,
     DUPLICATE,
@@ -81,13 +82,21 @@ class ServingMetrics:
         )  # fmt: skip
         for reason in (FULL, SPACE, CLOSED, REFUSED, TORN, FORGOTTEN):
             dropped.labels(reason).set_function(partial(service.writer.drops.__getitem__, reason))
+        unlisted = Gauge(
+            "recsys_clicks_unlisted", "Clicks without a list, not learned, since the start", ["why"],
+            registry=registry,
+        )  # fmt: skip
+        for why in LEFT_OUT:
+            unlisted.labels(why).set_function(
+                partial(service.click_lists.left_out.__getitem__, why)
+            )
 
     def observe_request(self, route: str, status: int, seconds: float) -> None:
         self.requests.labels(route, str(status)).inc()
         self.seconds.labels(route).observe(seconds)
         now_ms = self._now_ms()
         self._failed.add(float(status >= 500), now_ms)
-        if route == LISTS and status == 200:
+        if status == 200 and LIST_PATH.fullmatch(route):
             self._answers.add(1000 * seconds, now_ms)
 
     def count_refused(self, route: str, reason: str) -> None:

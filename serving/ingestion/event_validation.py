@@ -73,7 +73,8 @@ class ValidatedBatch:
 
 class EventValidator:
     """Validates batches of decoded JSON events. ``duration_ms``: duration of an item, if known. ``prove``:
-    as Proofs.prove. ``wait_s``: as Quotas.event; repeats don't count. ``kinds``: of engagement."""
+    as Proofs.prove. ``wait_s``: as Quotas.event; repeats don't count. ``kinds``: of engagement.
+    ``has_lists``: whether the app has lists, whose id every engagement names."""
 
     def __init__(
         self,
@@ -83,8 +84,10 @@ class EventValidator:
         prove: Prove = lambda event, caller, now_ms: (event, ""),
         wait_s: Callable[[Caller, Id, float], float] = lambda caller, user_id, now_s: 0.0,
         kinds: Sequence[str] = event_types.ENGAGEMENT_KINDS,
+        has_lists: bool = True,
     ) -> None:
         self._prove, self._wait_s, self._kinds = prove, wait_s, kinds
+        self._has_lists = has_lists
         self._partitions = config.log.partitions
         self._retention_ms = config.log.retention_hours * _HOUR_MS
         self._duration_ms = duration_ms
@@ -149,8 +152,11 @@ class EventValidator:
         if isinstance(raw, dict) and kind != "engagement":
             raise Rejected("type", kind, _expected(kind))
         oldest_ms = None if foreign else now_ms - self._retention_ms
+        unattributed = foreign or not self._has_lists
+        if isinstance(raw, dict) and not self._has_lists:
+            raw = {"request_id": ""} | raw
         event = event_types.parse(
-            raw, now_ms=now_ms, oldest_ms=oldest_ms, unattributed=foreign, kinds=self._kinds
+            raw, now_ms=now_ms, oldest_ms=oldest_ms, unattributed=unattributed, kinds=self._kinds
         )
         assert isinstance(event, Engagement)
         check_storable(event, raw)

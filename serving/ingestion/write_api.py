@@ -3,7 +3,7 @@
 import asyncio
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, Final
 
@@ -11,7 +11,7 @@ import msgspec
 
 from recsys.config.system_config import Config
 from recsys.events.control_records import Erasure
-from recsys.events.event_types import Item, Preference, Rejected, User, parse
+from recsys.events.event_types import Engagement, Event, Item, Preference, Rejected, User, parse
 from recsys.events.field_schema import Schema, check_fields
 from recsys.events.hashing import Id
 from recsys.events.records import CONTROL, EVENTS, ITEMS, pack, record_of
@@ -31,7 +31,11 @@ FOLLOW_S: Final = 10.0
 _POLL_S: Final = 0.004
 _NO_FIELDS: Final = Schema()
 _NO_SPACE_RETRY_S: Final = 30
+_LISTS_S: Final = 2.0  # in which a batch gets lists; later clicks of it are counted only
 _ROUNDS: Final = 4  # validations of a batch: others with its events may fail to be committed
+# An engagement after the list that it chose from, if it gets one; whether its client can't name lists,
+# and whether there is time.
+Listed = Callable[[Engagement, bool, bool], Awaitable[Sequence[Event]]]
 
 
 class Unavailable(RuntimeError):
@@ -80,9 +84,11 @@ class WriteApi:
         traces: SwipeTraces | None = None,
         is_full: Callable[[], bool] = lambda: False,
         schema: Schema = _NO_FIELDS,
+        listed: Listed | None = None,
     ) -> None:
-        """``is_full``: whether the disk has no space for events. ``schema``: of declared fields."""
-        self._schema = schema
+        """``is_full``: whether the disk has no space for events. ``schema``: of declared fields. ``listed``:
+        for an app without lists."""
+        self._schema, self._listed = schema, listed
         self._partitions, self._writer, self._sessions = config.log.partitions, writer, sessions
         self._traces, self._is_full = traces, is_full
         self._freshness, self._now_ms = freshness, now_ms
@@ -102,7 +108,7 @@ class WriteApi:
         self._check_space()
         began_ns = self._traces.now_ns() if self._traces else 0
         batch = await self._validated(raw_events, caller, foreign)
-        offsets = await self._commit_events(batch)
+        offsets = await self._commit_events(batch, foreign)
         if self._traces:
             self._traces.engaged(batch.engagements, batch.records, offsets, began_ns)
         now_ms = self._now_ms()
@@ -138,17 +144,32 @@ class WriteApi:
                     await asyncio.wait(others)
         raise Unavailable("the same events are still being committed: send them again")
 
-    async def _commit_events(self, batch: ValidatedBatch) -> list[int]:
+    async def _commit_events(self, batch: ValidatedBatch, foreign: bool) -> list[int]:
+        """Offsets of the engagements, in order."""
         ended = asyncio.get_running_loop().create_future()
         self._committing |= dict.fromkeys(batch.ids, ended)
         try:
-            offsets = await self._commit(EVENTS, batch.records)
+            if self._listed is None:
+                offsets = await self._commit(EVENTS, batch.records)
+            else:
+                events = await self._with_lists(batch.engagements, foreign, self._listed)
+                records = [record_of(event, self._partitions) for event in events]
+                placed = zip(events, await self._commit(EVENTS, records), strict=True)
+                offsets = [offset for event, offset in placed if isinstance(event, Engagement)]
             self._validator.remember(batch)
             return offsets
         finally:
             for id_ in batch.ids:
                 del self._committing[id_]
             ended.set_result(None)
+
+    async def _with_lists(
+        self, engagements: Sequence[Engagement], foreign: bool, listed: Listed
+    ) -> list[Event]:
+        until_s, events = time.monotonic() + _LISTS_S, list[Event]()
+        for engagement in engagements:
+            events += await listed(engagement, foreign, time.monotonic() < until_s)
+        return events
 
     async def _follow_to_session(self, user_id: Id, offset: int) -> None:
         """Measures the time of one event from its acknowledgement to its user's session."""

@@ -14,7 +14,7 @@ from experiments.promotion.promotion import EngagementRates
 from recsys.config.promotion_config import PromotionConfig
 from recsys.events.control_records import Live
 from recsys.events.hashing import Id, key_of
-from recsys.events.records import EXAMPLES
+from recsys.events.records import CLICK_LIST, EXAMPLES
 from recsys.log.protocol import Log
 from recsys.process.log_consumer import decoded
 from training.lines.offset_lookup import consumer_from
@@ -31,6 +31,7 @@ class _Example(msgspec.Struct):
     labels: list[float]
     shown_ms: int
     closed_ms: int
+    request_id: str = ""
     served_by: str = ""
     correction: bool = False
     predicted: bytes = b""
@@ -87,6 +88,8 @@ class ServedImpressions:
         self._newest_ms = max(self._newest_ms, example.closed_ms)
         is_own, shown_ms = example.served_by == self._own, example.shown_ms
         if example.correction or not (is_own or example.served_by == self._other):
+            return
+        if example.request_id.startswith(CLICK_LIST):
             return
         is_finite = _is_finite(example.predicted)
         self.not_finite += is_own and not is_finite

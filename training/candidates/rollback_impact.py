@@ -9,7 +9,7 @@ import msgspec
 from recsys.events.control_records import Live
 from recsys.events.event_types import Stamp
 from recsys.events.hashing import Id
-from recsys.events.records import EVENTS, EXAMPLES, STEPS, Step
+from recsys.events.records import CLICK_LIST, EVENTS, EXAMPLES, STEPS, Step
 from recsys.log.protocol import Log, read_range
 from recsys.process.log_consumer import decoded, readable
 from recsys.process.part_process import write_atomically
@@ -68,7 +68,7 @@ def find_impact(log: Log, served_by: str, since_ms: int, lives: Sequence[Live]) 
         complete = complete and (start > log.begin(EVENTS, partition) or start == 0)
         records = read_range(log, EVENTS, partition, start, log.end(EVENTS, partition))
         for _, shown in decoded(records, _Impression):
-            stamp = shown.stamp
+            stamp = None if shown.request_id.startswith(CLICK_LIST) else shown.stamp
             if stamp is not None and (stamp.line, stamp.epoch) == (line, int(epoch)):
                 request = (shown.request_id, shown.user_id, shown.time_ms, stamp.step)
                 requests.append(AffectedRequest(*request))

@@ -40,7 +40,7 @@ from recsys.events.event_types import (
     dedupe_prefix,
 )
 from recsys.events.hashing import Id
-from recsys.events.records import Example, Forget, served_by
+from recsys.events.records import CLICK_LIST, Example, Forget, served_by
 from recsys.features.feature_set import item_block, item_predictions
 from recsys.features.influence import Influence, kind_bit
 from training.joining.delay import DelayState, LabelDelays
@@ -299,8 +299,10 @@ class Joiner:
     def _close(self, request_id: str, due_ms: int, out: list[Joined]) -> None:
         opened = self.impressions.open[request_id]
         state = opened.state
+        # Its click was a repeat, or is bounded: the others in the list weren't left for it.
+        is_void = request_id.startswith(CLICK_LIST) and not any(state.labels)
         for index, mark in enumerate(state.marks):
-            if not mark & SHOWN:
+            if is_void or not mark & SHOWN:
                 self.counts["never_shown"] += 1
             elif mark & BOUNDED:
                 continue
