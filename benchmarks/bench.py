@@ -106,13 +106,14 @@ def freshness(
     seconds: Seconds = 20,
     rate: Annotated[int, typer.Option(min=1, help="Events offered in a second.")] = 1_000,
     every_ms: Annotated[int, typer.Option(min=1, help="step.every_ms.")] = 250,
+    soonest_ms: Annotated[int, typer.Option(min=0, help="step.soonest_ms.")] = 40,
     shards: Annotated[int, typer.Option(min=1, help="Shards.")] = 1,
     seed: Seed = 0,
 ) -> Figures:
     """Time from the end of a view to the first answer that has learned it."""
     from benchmarks.system.bench_freshness import measure_freshness
 
-    return measure_freshness(seconds, rate, every_ms, shards, seed)
+    return measure_freshness(seconds, rate, every_ms, shards, seed, soonest_ms=soonest_ms)
 
 
 @bench_command(bench)

@@ -64,6 +64,9 @@ class Task:
 
     config: Config
     token: str
+    live: bool = (
+        True  # steps follow the trainer, as in the running system; else ``step.every_ms`` alone
+    )
 
 
 def measure_freshness(
@@ -74,26 +77,34 @@ def measure_freshness(
     seed: int,
     warm_s: float = WARM_S,
     after_s: float = AFTER_S,
+    soonest_ms: int | None = None,
 ) -> dict[str, Any]:
-    """Delays in ms of the views of ``seconds``, at ``rate`` events a second."""
-    with tempfile.TemporaryDirectory(prefix="recsys-bench-") as folder:
-        config = replace(
-            Config(),
-            state=folder,
-            step=replace(StepConfig(), every_ms=every_ms),
-            parameter_server=ParameterServerConfig(shards=shards),
-        )
-        task = Task(config, secrets.token_hex(16))
-        run = _run(task, seconds + warm_s, rate, seed, after_s)
-        begun = run.sent[0][0] + warm_s
-        figures = _figures(config, [view for view in run.sent if view[0] >= begun], run.notes)
-        passed = seconds + warm_s + after_s
-        cores = {kind: round(cpu_s / passed, 3) for kind, cpu_s in run.cpu_s.items()}
+    """Delays in ms of the views of ``seconds``, at ``rate`` events a second; beside it, of steps that are cut
+    by ``every_ms`` alone."""
+    step = replace(StepConfig(), every_ms=every_ms)
+    step = step if soonest_ms is None else replace(step, soonest_ms=soonest_ms)
+    runs = []
+    for live in (True, False):
+        with tempfile.TemporaryDirectory(prefix="recsys-bench-") as folder:
+            config = replace(
+                Config(),
+                state=folder,
+                step=step,
+                parameter_server=ParameterServerConfig(shards=shards),
+            )
+            task = Task(config, secrets.token_hex(16), live)
+            run = _run(task, seconds + warm_s, rate, seed, after_s)
+            begun = run.sent[0][0] + warm_s
+            figures = _figures(config, [view for view in run.sent if view[0] >= begun], run.notes)
+            passed = seconds + warm_s + after_s
+            cores = {kind: round(cpu_s / passed, 3) for kind, cpu_s in run.cpu_s.items()}
+            learning = sum(cores[kind] for kind in ("joined", "cut", "learned", "published"))
+            runs.append(figures | {"cores_busy": cores, "cores_learning": round(learning, 3)})
     return {
-        "what": f"{rate:.0f} events/s offered for {seconds:.0f} s after {warm_s:.0f} s; step.every_ms "
-        f"{every_ms}, {shards} shard(s), 1 worker, 1 replica; delays in ms",
-        "figures": figures | {"cores_busy": cores},
-        "comparators": {},
+        "what": f"{rate:.0f} events/s offered for {seconds:.0f} s after {warm_s:.0f} s; step.soonest_ms "
+        f"{step.soonest_ms}, step.every_ms {every_ms}, {shards} shard(s), 1 worker, 1 replica; delays in ms",
+        "figures": runs[0],
+        "comparators": {"every_ms alone": runs[1]},
     }
 
 
@@ -180,12 +191,14 @@ def cut(task: Task, messages: Messages, stop: Any) -> None:
     """The sequencer process; notes the newest step."""
     with reporting_errors(messages, 1):
         log = open_log(task.config)
-        loop = SequencerLoop(log, task.config, feature_set(task.config), wall_ms)
+        loop = SequencerLoop(log, task.config, feature_set(task.config), wall_ms, live=task.live)
 
-        def wait() -> None:
-            log.wait(EXAMPLES, 0.01 if loop.waiting else _IDLE_S)
+        def turn() -> Any:
+            before = loop.step
+            loop.turn()
+            return loop.step if loop.step > before else None
 
-        _loop("cut", 1, lambda: loop.step if loop.turn() else None, wait, messages, stop)
+        _loop("cut", 1, turn, loop.wait, messages, stop)
 
 
 def follow(task: Task, messages: Messages, stop: Any) -> None:

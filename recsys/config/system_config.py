@@ -86,6 +86,8 @@ class StepConfig(Section):
     examples: int = bounded(256, 1, 65536)  # a step is cut when so many examples wait ...
     # ... or the oldest has waited so long (wall time live, event time in replay).
     every_ms: int = bounded(250, 1)
+    # ... or so long, live, while the trainer has published the step before.
+    soonest_ms: int = bounded(40, 0)
     # Fixed: sums are in lane order, so the number of workers changes no bit.
     lanes: int = bounded(4, 1, 64)
     snapshot_every: int = bounded(500, 1)  # steps

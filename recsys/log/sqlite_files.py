@@ -23,7 +23,7 @@ from typing import Final, TypeVar
 from recsys.log import protocol
 from recsys.log.protocol import LogDamaged, LogLost, LogUnavailable, Topic
 from recsys.log.record_crc import row_crc
-from recsys.log.sqlite_mark import Mark
+from recsys.log.sqlite_mark import Mark, Wakeup
 
 T = TypeVar("T")
 _LOG = logging.getLogger(__name__)
@@ -74,6 +74,7 @@ class Connection:
 
     def __init__(self, topic: str, db: sqlite3.Connection) -> None:
         self.topic, self.db, self.partitions, self.seen = topic, db, 0, -1
+        self.wakeup: Wakeup | None = None  # of the thread's waits
         self.ends: dict[int, int] = {}
 
     def bounds(self, partition: int) -> tuple[int, int, int]:
@@ -169,6 +170,9 @@ class SqliteFiles:
 
     def path(self, topic: str) -> Path:
         return self.folder / f"{topic}.sqlite"
+
+    def mark_path(self, topic: str) -> Path:
+        return self.folder / f"{topic}.mark"
 
     def connection(self, topic: str) -> Connection:
         """This thread's connection. Raises KeyError for an unknown topic."""
@@ -311,7 +315,7 @@ class SqliteFiles:
     def _check(self, connection: Connection) -> None:
         """Checks a topic's file, brings it to the current format and sets ``partitions``."""
         topic, path, db = connection.topic, self.path(connection.topic), connection.db
-        mark = Mark(self.folder / f"{topic}.mark")
+        mark = Mark(self.mark_path(topic))
         marked = mark.read()  # first: commits go on meanwhile
         (version,) = db.execute("PRAGMA user_version").fetchone()
         if version > FORMAT:

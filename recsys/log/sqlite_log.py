@@ -15,12 +15,10 @@ from recsys.log import protocol
 from recsys.log.protocol import Append, LogDamaged, LogUnavailable, Record
 from recsys.log.record_crc import intact_records, is_intact, record_crc
 from recsys.log.sqlite_files import INSERT, Connection, SqliteFiles
+from recsys.log.sqlite_mark import Wakeup
 
 SLICE: Final = 2_000  # records dropped per transaction: appends wait a few ms
 RETAIN_EVERY_MS: Final = 1_000
-POLL_S: Final = 0.002
-IDLE_POLL_S: Final = 0.005  # after IDLE_S without a record, so that idle parts cost little
-IDLE_S: Final = 0.25
 
 
 class SqliteLog(SqliteFiles):
@@ -107,18 +105,16 @@ class SqliteLog(SqliteFiles):
         return self._bounds(self.connection(topic), topic, partition)[1]
 
     def wait(self, topic: str, timeout_s: float) -> None:
-        """Polls the file's version against that of this thread's last wait, so that nothing is missed."""
-        connection = self.connection(topic)
-        started = time.monotonic()
+        """Compares the file's version with that of this thread's last wait, so that nothing is missed."""
+        connection, until_s = self.connection(topic), time.monotonic() + timeout_s
+        wakeup = connection.wakeup = connection.wakeup or Wakeup(self.mark_path(topic))
         while True:
             seen = self._query(connection, "PRAGMA data_version")[0][0]
-            if seen != connection.seen:
+            left_s = until_s - time.monotonic()
+            if seen != connection.seen or left_s <= 0:
                 connection.seen = seen
                 return
-            waited = time.monotonic() - started
-            if waited >= timeout_s:
-                return
-            time.sleep(min(POLL_S if waited < IDLE_S else IDLE_POLL_S, timeout_s - waited))
+            wakeup.wait(left_s)
 
     # --- retention ---
 

@@ -1,11 +1,14 @@
 """High-water mark of a topic, beside its SQLite file: the end of each partition, and the number of commits.
 
 SQLite ends its write-ahead file at the first frame with a wrong checksum, so that one flipped bit removes all
-later commits without an error. The mark shows that they existed. It is written in place after each commit.
+later commits without an error. The mark shows that they existed. It is written in place after each commit,
+and so wakes readers that wait for one.
 """
 
+import ctypes
 import fcntl
 import os
+import select
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -18,6 +21,9 @@ from crc32c import crc32c
 
 _PAIR: Final = Struct("<qq")  # partition, end
 _TAIL: Final = Struct("<16sI")  # boot id, checksum
+_IN_MODIFY: Final = 2
+POLL_S: Final = 0.005
+UNSEEN_S: Final = 0.5  # a disk error may leave a commit without its mark
 _BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
 
 
@@ -75,6 +81,30 @@ class Mark:
             yield
         finally:
             fcntl.flock(self._file, fcntl.LOCK_UN)
+
+
+class Wakeup:
+    """Wakes one thread when a mark is written, by inotify. Where that is missing (not Linux, or the user has
+    no instance left), the thread polls."""
+
+    def __init__(self, path: Path) -> None:
+        self._file, self._events, libc = -1, select.poll(), ctypes.CDLL(None)
+        if hasattr(libc, "inotify_init1"):
+            self._file = libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC)
+        if self._file >= 0 and libc.inotify_add_watch(self._file, bytes(path), _IN_MODIFY) >= 0:
+            self._events.register(self._file, select.POLLIN)
+            self._longest_s = UNSEEN_S
+        else:
+            self._longest_s = POLL_S
+
+    def __del__(self) -> None:
+        if self._file >= 0:
+            os.close(self._file)
+
+    def wait(self, timeout_s: float) -> None:
+        """Returns after a write since the last call, or a while."""
+        if self._events.poll(1000 * min(timeout_s, self._longest_s)):
+            os.read(self._file, 1 << 12)  # equal events are one
 
 
 @cache

@@ -1,14 +1,18 @@
 """Cuts the stream of examples into steps. A step is data: its record is appended before it is learned.
 
 Pure: arrived examples and the time go in, step records come out. The ranges of the last record say which
-examples are next.
+examples are next. A lane costs some milliseconds whatever is in it, so a small live step fills few of them.
 """
 
 from collections import deque
 from collections.abc import Iterable
+from itertools import pairwise
+from typing import Final
 
 from recsys.config.system_config import StepConfig
 from recsys.events.records import Range, Step
+
+LANE_EXAMPLES: Final = 64  # from so many on, a second worker gains more than another lane costs
 
 
 class Sequencer:
@@ -23,8 +27,10 @@ class Sequencer:
         digest: str,
         step: int = 0,
         offsets: dict[int, int] | None = None,
+        live: bool = False,
     ) -> None:
-        self.config = config
+        """``live``: small steps fill few lanes, and one is cut sooner while the trainer is ``idle``."""
+        self.config, self._live = config, live
         self.line, self.epoch, self.digest = line, epoch, digest
         self.step = step
         self.gathered = 1  # steps whose rows are published together, with the last of them
@@ -41,13 +47,20 @@ class Sequencer:
         """Takes the example at (partition, offset) of ``examples``, which arrived at ``now_ms``."""
         self._waiting.append((now_ms, partition, offset, closed_ms))
 
-    def cut(self, now_ms: int) -> Step | None:
-        """The next step if enough examples wait, the oldest has waited long enough, or the clock was set back
-        since it came; else None."""
+    def due_ms(self, now_ms: int, idle: bool = False) -> int | None:
+        """Time until a step is due, 0 if it is: enough examples wait, the oldest has waited long enough, or
+        the clock was set back since it came. None without examples. ``idle``: the trainer waits for it."""
         if not self._waiting:
             return None
-        full = len(self._waiting) >= self.config.examples
-        if not full and 0 <= now_ms - self._waiting[0][0] < self.config.every_ms:
+        config, waited_ms = self.config, now_ms - self._waiting[0][0]
+        if len(self._waiting) >= config.examples or waited_ms < 0:
+            return 0
+        wait_ms = min(config.soonest_ms, config.every_ms) if idle else config.every_ms
+        return max(0, wait_ms - waited_ms)
+
+    def cut(self, now_ms: int, idle: bool = False) -> Step | None:
+        """The next step if it is due, else None."""
+        if self.due_ms(now_ms, idle) != 0:
             return None
         count = min(len(self._waiting), self.config.examples)
         taken = [self._waiting.popleft() for _ in range(count)]
@@ -63,6 +76,7 @@ class Sequencer:
             config=self.digest,
             held=self.step % self.gathered != 0,
             rate=self.rate,
+            filled=min(-(-count // LANE_EXAMPLES), self.config.lanes) if self._live else 0,
         )
 
     def _ranges(self, places: Iterable[tuple[int, int]]) -> list[Range]:
@@ -73,6 +87,8 @@ class Sequencer:
         return ranges
 
 
-def lanes_of(count: int, lanes: int) -> list[range]:
-    """Cuts ``count`` examples, ordered by (partition, offset), into lanes, whatever the number of workers."""
-    return [range(count * lane // lanes, count * (lane + 1) // lanes) for lane in range(lanes)]
+def lanes_of(count: int, lanes: int, filled: int = 0) -> list[range]:
+    """Cuts ``count`` examples, ordered by (partition, offset), into the ``filled`` first lanes (0: all),
+    whatever the number of workers."""
+    cuts = [count * min(lane, filled or lanes) // (filled or lanes) for lane in range(lanes + 1)]
+    return [range(start, stop) for start, stop in pairwise(cuts)]

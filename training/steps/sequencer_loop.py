@@ -2,8 +2,9 @@
 
 Its last records say where the next step begins. When ``control`` makes another epoch live, it writes the
 steps that this epoch learns again, and continues in it: after an epoch's first record none of an earlier
-epoch follows. A reaction to drift becomes part of the next step's record. This process also writes the ticks
-of ``events``.
+epoch follows. A reaction to drift becomes part of the next step's record. Live, a step is cut once the
+trainer has published the one before, so that steps follow each other at its pace. This process also writes
+the ticks of ``events``.
 """
 
 import logging
@@ -19,7 +20,7 @@ from experiments.promotion.epoch_model import config_at, features_at
 from parameter_server.shard.lanes import MAX_RATE
 from recsys.clock import wall_ms
 from recsys.config.system_config import Config
-from recsys.events.records import EXAMPLES, STEPS, Step, pack, unpack
+from recsys.events.records import DELTAS, EXAMPLES, STEPS, Step, pack, unpack
 from recsys.features.feature_set import FeatureSet
 from recsys.features.feature_set_file import feature_set
 from recsys.log.protocol import Append, Log, newest_first
@@ -31,12 +32,14 @@ from recsys.process.retry_loop import RetryLoop, run_turn
 from recsys.process.ticker import Ticker
 from training.lines.control import ControlReader, live_epochs
 from training.lines.line import MAIN, learning_digest
+from training.steps.delta_reader import LearnedSteps
 from training.steps.lineage import Lineage, ancestors, last_steps
 from training.steps.sequencer import Sequencer
 from training.steps.step_trace import SeenExample, SequenceTrace
 
 PART: Final = "sequencer"
 _READ: Final = 1000
+_REST_S: Final = 0.5
 _WAITING: Final = 8  # stop reading while so many steps' worth of examples wait
 _LOG: Final = logging.getLogger(__name__)
 
@@ -57,7 +60,8 @@ class LinePosition(NamedTuple):
 
 
 class SequencerLoop(RetryLoop):
-    """Cuts the steps of one line. ``clock`` (milliseconds) is wall time live, event time in replay."""
+    """Cuts the steps of one line. ``clock`` (milliseconds) is wall time live, event time in replay. ``live``:
+    follows the trainer, whose pace is on no record."""
 
     def __init__(
         self,
@@ -68,7 +72,9 @@ class SequencerLoop(RetryLoop):
         line: str = MAIN,
         epoch: int = 0,
         trace: SequenceTrace | None = None,
+        live: bool = False,
     ) -> None:
+        self._live = live
         self._trace, self._seen = trace, msgspec.msgpack.Decoder(SeenExample)
         self._log, self._config, self._clock = log, config, clock
         self._line, self._epoch = line, epoch
@@ -111,13 +117,30 @@ class SequencerLoop(RetryLoop):
                         request_id = self._seen.decode(record.value).request_id
                         self._trace.arrived(partition, record.offset, request_id)
                 moved += 1
+        for delta in self._learned.read() if self._live else ():
+            self._published = delta.step
         steps = []
-        while (step := sequencer.cut(now_ms)) is not None:
+        while (step := sequencer.cut(now_ms, self._trainer_waits)) is not None:
             steps.append(step)
         self._append(steps)
         if self._trace:
             self._trace.cut(steps)
         return moved + len(steps)
+
+    def wait(self) -> None:
+        """Waits until there may be something to do, for half a second at most."""
+        due_ms = self._sequencer.due_ms(self._clock(), self._trainer_waits)
+        if due_ms is None:
+            self._log.wait(EXAMPLES, _REST_S)
+        elif self._trainer_waits:
+            time.sleep(min(due_ms / 1000, _REST_S))  # more examples hardly ever make it due earlier
+        else:
+            self._log.wait(DELTAS, min(due_ms / 1000, _REST_S))
+
+    @property
+    def _trainer_waits(self) -> bool:
+        """Whether the newest step is learned and published."""
+        return self._live and self._published >= self._sequencer.step
 
     def _append(self, steps: Sequence[Step]) -> None:
         if steps:
@@ -176,8 +199,12 @@ class SequencerLoop(RetryLoop):
             digest=self._digest,
             step=step,
             offsets=offsets,
+            live=self._live,
         )
         self._consumer = Consumer(self._log, EXAMPLES, list(range(partitions)), dict(offsets))
+        if self._live:
+            self._learned = LearnedSteps(self._log, self._control, self._line, self._epoch)
+            self._published = step  # if its delta is still to come, one step is cut early
         if self._trace:
             self._trace.forget()
 
@@ -240,7 +267,7 @@ def run(config: Config, stop: Stop) -> None:
     with closing(open_log(config)) as log:
         tracer = open_tracer(config, PART)
         trace = SequenceTrace(tracer, time.time_ns) if tracer else None
-        loop = SequencerLoop(log, config, feature_set(config), wall_ms, trace=trace)
+        loop = SequencerLoop(log, config, feature_set(config), wall_ms, trace=trace, live=True)
         ticker = Ticker(log, wall_ms)
         beat, before = stop.heartbeat, loop.step
 
@@ -262,6 +289,6 @@ def run(config: Config, stop: Stop) -> None:
             if tracer:
                 tracer.count(beat)
             if not moved:
-                log.wait(EXAMPLES, 0.01 if loop.waiting else 0.5)
+                loop.wait()
         if tracer:
             tracer.close()

@@ -167,7 +167,7 @@ def read_lanes(
     if step.rehearsed:
         count = sum(part.stop - part.start for part in step.rehearsed)
         records = _read(log, step, step.rehearsed, count)
-        for number, places in enumerate(lanes_of(count, step.lanes)):
+        for number, places in enumerate(lanes_of(count, step.lanes, step.filled)):
             if number in own:
                 lane = _read_lane(records[places.start : places.stop], check, step.without)
                 lanes[number].rehearsed = [e for e in lane.examples if not e.correction]
@@ -178,7 +178,8 @@ def _fresh_lanes(
     log: Log, step: Step, own: Container[int], check: "ExampleCheck"
 ) -> dict[int, LaneExamples]:
     """The examples learned for the first time. Without holes in the offsets, only own lanes are read."""
-    own_places = [(n, p) for n, p in enumerate(lanes_of(step.examples, step.lanes)) if n in own]
+    places = lanes_of(step.examples, step.lanes, step.filled)
+    own_places = [(n, p) for n, p in enumerate(places) if n in own]
     if sum(part.stop - part.start for part in step.ranges) == step.examples:
         lanes = {n: _read(log, step, _cut(step.ranges, p), len(p)) for n, p in own_places}
     else:

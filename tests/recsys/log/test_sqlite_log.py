@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from recsys.log import sqlite_files, sqlite_log
+from recsys.log import sqlite_files, sqlite_log, sqlite_mark
 from recsys.log.protocol import Append, LogLost, LogUnavailable, Record, Topic
 from recsys.log.sqlite_log import SqliteLog
 from tests.support.paths import ROOT
@@ -223,6 +223,29 @@ def test_waiting_costs_little(tmp_path: Path) -> None:
     log.wait("t", 0.4)
     assert time.monotonic() - started >= 0.4
     assert time.thread_time() - used < 0.1
+
+
+@pytest.mark.parametrize("has_inotify", [True, False])
+def test_a_commit_wakes_waiting_threads(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, has_inotify: bool
+) -> None:
+    if not has_inotify:
+        monkeypatch.setattr(sqlite_mark.ctypes, "CDLL", lambda name: object())
+    elif not sys.platform.startswith("linux"):
+        pytest.skip("no inotify")
+    else:
+        monkeypatch.setattr(sqlite_mark, "POLL_S", 10.0)
+        monkeypatch.setattr(sqlite_mark, "UNSEEN_S", 10.0)
+    log, writer = SqliteLog(tmp_path), SqliteLog(tmp_path)
+    log.create(Topic("t"))
+    log.wait("t", 0.0)
+    later = threading.Timer(0.2, lambda: writer.append("t", some(1)))
+    later.start()
+    started = time.monotonic()
+    log.wait("t", 10.0)
+    assert 0.1 < time.monotonic() - started < 5
+    assert log.end("t", 0) == 1
+    later.join()
 
 
 # --- files ---

@@ -2,6 +2,7 @@
 
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -35,6 +36,7 @@ from recsys.events.records import (
     Delta,
     Example,
     Step,
+    pack,
 )
 from recsys.features import feature_set_file as feature_sets
 from recsys.log.protocol import Append, Log, LogLost
@@ -185,6 +187,15 @@ def test_only_own_lanes_are_read_and_together_they_are_everything() -> None:
     assert len(records_of(log, step)) == step.examples
 
 
+def test_a_step_fills_its_first_lanes_alone() -> None:
+    log, check = log_of_mixed_lanes(), ExampleCheck(FEATURES, DENSE)
+    for step in everything(log, STEPS, Step)[0]:
+        lanes = [lane.examples for lane in read_lanes(log, step, range(4), check).values()]
+        filled = step.filled or 4
+        assert sum(map(len, lanes)) == step.examples and not any(lanes[filled:])
+        assert len(lanes) == 4 and (step.examples < filled or all(lanes[:filled]))
+
+
 def test_a_step_whose_examples_are_gone_is_not_guessed() -> None:
     log, config = trained_log(), toy_config()
     log.trim(EXAMPLES, 0, 4)
@@ -220,13 +231,32 @@ def by_hand(log: Log, config: Config) -> str:
     return digest_of_shards(client.shards)
 
 
-@pytest.mark.parametrize("workers", [1, 2, 3])
-def test_workers_over_sockets_learn_what_is_computed_by_hand(tmp_path: Path, workers: int) -> None:
-    config = toy_config(shards=2)
-    log, model = trained_log(), build_model(FEATURES, config.model)
+def log_of_mixed_lanes() -> Log:
+    """The trained log, where each step fills another number of its lanes."""
+    log, trained = toy_log(), trained_log()
+    for partition in range(PARTITIONS):
+        records = trained.read(EXAMPLES, partition, 0, 1_000)
+        log.append(EXAMPLES, [Append(partition, r.key, r.value) for r in records])
+    steps: list[Step] = everything(trained, STEPS, Step)[0]
+    for step in steps:
+        record = msgspec.structs.replace(step, filled=step.step % 5)
+        log.append(STEPS, [Append(0, b"main", pack(record))])
+    return log
+
+
+@pytest.mark.parametrize(
+    ("workers", "parts", "make"),
+    [(workers, 2, trained_log) for workers in (1, 2, 3)]
+    + [(w, p, log_of_mixed_lanes) for w, p in ((1, 1), (2, 1), (4, 2), (1, 4), (4, 4))],
+)
+def test_workers_over_sockets_learn_what_is_computed_by_hand(
+    tmp_path: Path, workers: int, parts: int, make: Callable[[], Log]
+) -> None:
+    config = toy_config(shards=parts)
+    log, model = make(), build_model(FEATURES, config.model)
     spec = spec_of(config)
     shards, servers = [], []
-    for part in range(2):
+    for part in range(parts):
         home = ShardStorage(tmp_path / "snapshots", tmp_path / f"{part}.wal", 5, 2)
         dense = model.read_dense() if part == 0 else None
         shards.append(DurableShard(part_of(spec, part), home, lambda deltas: None, dense))
@@ -257,7 +287,7 @@ def test_workers_over_sockets_learn_what_is_computed_by_hand(tmp_path: Path, wor
         server.close()
         shard.close()
     assert not errors and shards[0].applied == 13
-    assert digest_of_shards([shard.shard for shard in shards]) == by_hand(log, config)
+    assert digest_of_shards([shard.shard for shard in shards]) == by_hand(log, toy_config())
 
 
 # --- all together ---

@@ -1,11 +1,12 @@
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from recsys.config.system_config import StepConfig
 from recsys.events.records import Range
-from training.steps.sequencer import Sequencer, lanes_of
+from training.steps.sequencer import LANE_EXAMPLES, Sequencer, lanes_of
 
-CONFIG = StepConfig(examples=4, every_ms=100, lanes=2)
+CONFIG = StepConfig(examples=4, every_ms=100, soonest_ms=40, lanes=2)
 
 
 def sequencer(**changes: object) -> Sequencer:
@@ -36,6 +37,29 @@ def test_or_when_the_oldest_has_waited_long_enough() -> None:
     assert step is not None and step.examples == 2
 
 
+def test_or_sooner_while_the_trainer_waits() -> None:
+    waits = sequencer(live=True)
+    assert waits.due_ms(0, idle=True) is None
+    waits.arrived(0, 0, 3, now_ms=50)
+    assert (waits.due_ms(60, idle=True), waits.due_ms(60)) == (30, 90)
+    assert waits.cut(89, idle=True) is None and waits.cut(90) is None
+    step = waits.cut(90, idle=True)
+    assert step is not None and step.examples == 1
+
+
+@pytest.mark.parametrize(
+    ("examples", "filled"), [(1, 1), (LANE_EXAMPLES, 1), (LANE_EXAMPLES + 1, 2), (1_000, 4)]
+)
+def test_a_live_step_fills_as_many_lanes_as_its_size_needs(examples: int, filled: int) -> None:
+    for live in (True, False):
+        config = StepConfig(examples=1_000, lanes=4)
+        lanes = Sequencer(config, line="main", epoch=0, digest="", live=live)
+        for offset in range(examples):
+            lanes.arrived(0, offset, 0, now_ms=0)
+        step = lanes.cut(10_000)
+        assert step is not None and (step.lanes, step.filled) == (4, filled if live else 0)
+
+
 def test_it_goes_on_from_a_place() -> None:
     its = sequencer(step=7, offsets={0: 30, 1: 12})
     its.arrived(0, 31, 1, now_ms=0)  # offsets needn't be dense
@@ -61,8 +85,11 @@ def test_every_example_is_in_exactly_one_step(partitions: list[int], wait_ms: in
     assert its.waiting < CONFIG.examples
 
 
-@given(st.integers(0, 500), st.integers(1, 16))
-def test_lanes_cut_everything_evenly_and_in_order(count: int, lanes: int) -> None:
-    cut = lanes_of(count, lanes)
+@given(st.integers(0, 500), st.integers(1, 16), st.integers(0, 16))
+def test_lanes_cut_everything_evenly_and_in_order(count: int, lanes: int, filled: int) -> None:
+    filled = min(filled, lanes)
+    cut = lanes_of(count, lanes, filled)
+    used = cut[: filled or lanes]
     assert [place for lane in cut for place in lane] == list(range(count))
-    assert len(cut) == lanes and max(map(len, cut)) - min(map(len, cut)) <= 1
+    assert len(cut) == lanes and max(map(len, used)) - min(map(len, used)) <= 1
+    assert not any(cut[len(used) :])

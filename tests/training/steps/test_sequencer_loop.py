@@ -7,7 +7,7 @@ import pytest
 from experiments.promotion.epoch_model import with_size
 from parameter_server.shard.shard import digest_of_shards
 from recsys.events.control_records import Live, ModelSize
-from recsys.events.records import CONTROL, EXAMPLES, STEPS, Delta, Step, pack, unpack
+from recsys.events.records import CONTROL, DELTAS, EXAMPLES, STEPS, Delta, Step, pack, unpack
 from recsys.log.protocol import Append, Log, LogLost, LogUnavailable, MemoryLog
 from tests.support.learning_loops import (
     Clock,
@@ -29,6 +29,7 @@ from tests.support.small_feed import (
     toy_log,
 )
 from training.lines.line import learning_digest
+from training.steps import sequencer_loop
 from training.steps.sequencer_loop import SequencerLoop
 from training.steps.step_reader import StepReader
 
@@ -77,6 +78,56 @@ def test_steps_whose_append_failed_are_cut_again(through: int) -> None:
     steps: list[Step] = everything(log, STEPS, Step)[0]
     assert sum(step.examples for step in steps) == 40
     assert [step.step for step in steps] == list(range(1, len(steps) + 1))
+
+
+def test_live_it_follows_the_trainer() -> None:
+    log, clock, config, deltas = toy_log(), Clock(), toy_config(), list[Delta]()
+    loop = SequencerLoop(log, config, FEATURES, clock, live=True)
+    trainer = worker(log, fresh_client(config, deltas), config)
+
+    def publish() -> None:
+        drain(trainer)
+        log.append(DELTAS, [Append(0, b"main", pack(delta)) for delta in deltas])
+        deltas.clear()
+
+    def steps_after(ms: int) -> int:
+        clock.now_ms += ms
+        loop.turn()
+        return loop.step
+
+    append_examples(log, [example(0)])
+    assert [steps_after(ms) for ms in (0, 39, 1)] == [0, 0, 1]
+    append_examples(log, [example(1)])
+    assert [steps_after(ms) for ms in (0, 41, 100)] == [1, 1, 1]  # step 1 isn't learned yet
+    publish()
+    assert steps_after(0) == 2
+    append_examples(log, [example(2)])
+    assert [steps_after(ms) for ms in (0, 249, 1)] == [2, 2, 3]  # the trainer is away
+    append_examples(log, [example(n) for n in range(3, 11)])
+    assert steps_after(0) == 4  # enough examples
+    steps: list[Step] = everything(log, STEPS, Step)[0]
+    assert [step.filled for step in steps] == [1] * 4
+    again = SequencerLoop(log, config, FEATURES, clock, live=True)
+    append_examples(log, [example(11)])
+    assert again.turn() == 1 and again.step == 4
+
+
+def test_it_waits_for_whatever_makes_a_step_due(monkeypatch: pytest.MonkeyPatch) -> None:
+    log, clock, waits = toy_log(), Clock(), list[tuple[str, float]]()
+    loop = SequencerLoop(log, toy_config(), FEATURES, clock, live=True)
+    monkeypatch.setattr(log, "wait", lambda topic, s: waits.append((topic, s)))
+    monkeypatch.setattr(sequencer_loop.time, "sleep", lambda s: waits.append(("time", s)))
+    for ms in (0, 10, 30):
+        loop.wait()
+        append_examples(log, [example(ms)])
+        clock.now_ms += ms
+        loop.turn()
+    loop.wait()
+    assert waits == [(EXAMPLES, 0.5), ("time", 0.04), ("time", 0.03), (EXAMPLES, 0.5)]
+    append_examples(log, [example(1)])
+    loop.turn()
+    loop.wait()
+    assert waits[4:] == [(DELTAS, 0.25)]
 
 
 def test_it_finds_partitions_that_no_recent_step_touched() -> None:
