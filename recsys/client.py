@@ -140,7 +140,7 @@ class Client:
     def recommend(
         self,
         user_id: Id,
-        n: int = 10,
+        n: int | None = None,
         *,
         surface: str = "feed",
         context: Mapping[str, Any] | None = None,
@@ -150,13 +150,15 @@ class Client:
         explain: bool = False,
     ) -> Recommendations:
         """A ranked list for a user; ``candidate_ids`` replaces retrieval. ``filters``: a value, a list of
-        values or a range with ``min`` and ``max`` by field of items. Raises ApiError."""
+        values or a range with ``min`` and ``max`` by field of items. ``n``: default 10, or that of the
+        surface. Raises ApiError."""
         request = {
-            "user_id": user_id, "n": n, "surface": surface, "context": dict(context or {}),
+            "user_id": user_id, "surface": surface, "context": dict(context or {}),
             "exclude_ids": list(exclude_ids), "explain": explain,
             "candidate_ids": None if candidate_ids is None else list(candidate_ids),
         }  # fmt: skip
         request |= {"filters": dict(filters)} if filters else {}
+        request |= {} if n is None else {"n": n}
         return self._asked("/v1/recommend", request)
 
     def rank(self, user_id: Id, candidate_ids: Sequence[Id], n: int = 100, *,

@@ -115,7 +115,7 @@ def build_app(
         )  # fmt: skip
     _add_errors(app)
     _add_viewer_routes(app, service, metrics)
-    _add_list_routes(app, service)
+    _add_list_routes(app, service, metrics)
     _add_admin_routes(app, service)
     _add_health_routes(app, service, metrics)
     app.include_router(added.router)
@@ -134,12 +134,13 @@ def _add_viewer_routes(app: FastAPI, service: Service, metrics: ServingMetrics) 
     @app.post("/v1/recommend", response_model=models.RecommendOut, responses=_PROBLEMS)
     async def recommend(request: Request, body: models.RecommendIn) -> Response:
         """Items for a user, ranked by the freshest model."""
-        return await answered(caller_of(request.scope), _request_of(body))
+        n = body.n or service.reader.policies.lengths.get(body.surface, models.LENGTH)
+        return await answered(caller_of(request.scope), _request_of(body, n))
 
     @app.post("/v1/rank", response_model=models.RecommendOut, responses=_PROBLEMS)
     async def rank(request: Request, body: models.RankIn) -> Response:
         """The caller's candidates for a user, best first. `warnings` names those that aren't in the list."""
-        return await answered(caller_of(request.scope), _request_of(body), body.log)
+        return await answered(caller_of(request.scope), _request_of(body, body.n), body.log)
 
     async def answered(caller: Caller, request: values.Request, logged: bool = True) -> Response:
         began_s = time.perf_counter()
@@ -193,21 +194,29 @@ def _add_viewer_routes(app: FastAPI, service: Service, metrics: ServingMetrics) 
         return json_response(service.status())
 
 
-def _add_list_routes(app: FastAPI, service: Service) -> None:
+def _add_list_routes(app: FastAPI, service: Service, metrics: ServingMetrics) -> None:
     lists = ItemLists(service.pipeline, service.shards, service.now_ms)
 
-    async def checked(query: Annotated[models.ListQuery, Query()]) -> models.ListQuery:
+    async def checked(
+        request: Request, query: Annotated[models.ListQuery, Query()]
+    ) -> models.ListQuery:
         if not service.reader.ready:
             raise Unavailable(service.unready)
+        caller = caller_of(request.scope)
+        if caller.user_id is not None:
+            service.check_list(caller, caller.user_id)
         check_filters(service.features, query.filters)
         return query
 
     Checked = Annotated[models.ListQuery, Depends(checked)]
 
+    def answered(items: list[values.AnswerItem], degraded: list[str]) -> Response:
+        metrics.count_degraded(degraded)
+        return json_response({"items": items, "degraded": degraded})
+
     def add(order: Order) -> None:
         async def listed(query: Checked) -> Response:
-            items = lists.ordered(order, query.n, query.filters)
-            return json_response({"items": items, "degraded": []})
+            return answered(lists.ordered(order, query.n, query.filters), [])
 
         app.add_api_route(
             f"/v1/{order.__name__}", listed, name=order.__name__, description=order.__doc__,
@@ -227,7 +236,7 @@ def _add_list_routes(app: FastAPI, service: Service) -> None:
             items, missing = await lists.similar(_id(item_id, "item_id"), query.n, query.filters)
         except KeyError:
             raise HTTPException(404, f"item_id is {item_id!r}, and there is no such item") from None
-        return json_response({"items": items, "degraded": ["retrieval"] * missing})
+        return answered(items, ["retrieval"] * missing)
 
 
 def _add_admin_routes(app: FastAPI, service: Service) -> None:
@@ -361,9 +370,9 @@ def _detail(error: dict[str, Any]) -> FieldError:
     return FieldError(field or "body", shown, error["msg"])
 
 
-def _request_of(body: models.RecommendIn | models.RankIn) -> values.Request:
+def _request_of(body: models.RecommendIn | models.RankIn, n: int) -> values.Request:
     given = None if body.candidate_ids is None else tuple(body.candidate_ids)
-    fields = dict(body) | {"exclude_ids": tuple(body.exclude_ids), "candidate_ids": given}
+    fields = dict(body) | {"exclude_ids": tuple(body.exclude_ids), "candidate_ids": given, "n": n}
     plain, by_score = not fields.pop("profiling"), not fields.pop("explore", True)
     fields.pop("log", None)
     return values.Request(**fields, plain=plain, by_score=by_score)

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from experiments.assignment.policy import Policies
 from recsys.events.hashing import Id
+from recsys.events.rejection import Rejected
 from recsys.features.session import NOBODY, Session
 from serving.pipeline import Pipeline
 from serving.query import Query
@@ -49,6 +50,9 @@ def latest(replica: Replica, allowed: Indices, now_ms: int) -> Scored:
 def trending(replica: Replica, allowed: Indices, now_ms: int) -> Scored:
     """Items with more engagements lately than usual for them; the surplus in standard deviations."""
     features, pool = replica.features, replica.popularity.best(allowed)
+    if len(features.speeds) < 2:
+        expected = "two or more in the app's definition: engagements lately against the usual"
+        raise Rejected("features.half_lives", features.declared.half_lives_h, expected)
     counts = replica.counters.read(replica.catalogue.keys[pool, 0], now_ms).astype(np.float64)
     label, half_lives = features.main_labels[0], features.half_lives_ms
     usual = counts[:, features.slow_counter(label)] * half_lives[0] / half_lives[-1]

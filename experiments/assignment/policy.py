@@ -13,6 +13,7 @@ from recsys.events.hashing import Id, digest_of, uniform
 
 Surfaces = Mapping[str, dict[str, Any]]
 _NO_SURFACES: Final[Surfaces] = {}
+MOST_LISTED: Final = 100  # items of a list that is an impression
 _SEED: Final = 0  # changing it reassigns every user of every experiment
 
 
@@ -46,14 +47,20 @@ class Policy:
 class Policies:
     """Resolves policies of one base and one set of experiments; a new revision is a new object. Users of the
     same arms get the same cached policy. ``surfaces``: overrides of the base by surface, which those of arms
-    follow; ``bases`` are the policies that they make. Raises ValueError for an invalid override."""
+    follow; ``bases`` are the policies that they make. ``lengths``: ``n`` of surfaces, the number of items
+    where the request names none. Raises ValueError for an invalid override."""
 
     def __init__(self, base: PolicyConfig, experiments: Sequence[Experiment] = (),
                  surfaces: Surfaces = _NO_SURFACES) -> None:  # fmt: skip
         self._experiments, self.bases = tuple(experiments), {"": base}
+        self.lengths = {name: c["n"] for name, c in surfaces.items() if "n" in c}
+        for name, n in self.lengths.items():
+            if type(n) is not int or not 1 <= n <= MOST_LISTED:
+                raise ValueError(f"surfaces.{name}.n is {n!r}, expected 1 to {MOST_LISTED} items")
         for name, changes in surfaces.items():
             if not name:
                 raise ValueError("surfaces has the name '', expected a request's, e.g. feed")
+            changes = {path: value for path, value in changes.items() if path != "n"}
             try:
                 self.bases[name] = apply_overrides(base, [Arm("surface", 1.0, changes)], "policy")
             except ValueError as error:

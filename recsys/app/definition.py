@@ -26,7 +26,7 @@ FIELD_KINDS: Final = {
     "list": CATEGORICAL,
     "number": NUMERIC,
     "vector": VECTOR,
-    "time": "",  # of items: read by ``age`` only
+    "time": "",  # of items: read by ``age`` and by filters only
 }
 
 # Rates of learning from clicks without lists: an item's popularity changes faster than its row should learn,
@@ -107,6 +107,7 @@ class App:
             vectors=tuple((name, f.length) for name, f in items.items() if f.kind == "vector"),
             shown_by=_SHOWN_BY[self.shown],
             kinds=tuple(self.events | ({"view": EventKind()} if self.shown == BY_VIEW else {})),
+            times=tuple(name for name, f in items.items() if f.kind == "time"),
         )
 
     def feature_set(self, kind: str = "all") -> FeatureSet:

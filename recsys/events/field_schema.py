@@ -23,7 +23,8 @@ class Schema:
     engagement kinds, the most important first. ``shown_by``: when an item counts as shown: ``impression``
     (every served item), ``view`` (the client reports what was on screen) or ``click`` (an engagement of the
     first kind of label is all that is known). ``kinds``: of engagement that the
-    app declares; none: ``event_types.ENGAGEMENT_KINDS``.
+    app declares; none: ``event_types.ENGAGEMENT_KINDS``. ``times``: item fields that are times, which filters
+    may name; no features, so that they are in no digest.
     """
 
     item: tuple[tuple[str, str], ...] = ()
@@ -34,6 +35,7 @@ class Schema:
     vectors: tuple[tuple[str, int], ...] = ()
     shown_by: str = "view"
     kinds: tuple[str, ...] = ()
+    times: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.labels:

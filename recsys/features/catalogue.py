@@ -36,7 +36,8 @@ class Catalogue:
         self._alive = np.zeros(capacity, np.bool_)
         self._published_ms = np.zeros(capacity, np.int64)
         self._numeric = features.schema.names("item", NUMERIC)
-        self._exact = np.zeros((capacity, len(self._numeric)))
+        self._times = tuple(t for t in features.schema.times if t != features.declared.age_field)
+        self._exact = np.zeros((capacity, len(self._numeric) + len(self._times)))
         self.living = Bitmap()
 
     def __len__(self) -> int:
@@ -59,10 +60,10 @@ class Catalogue:
         return self._published_ms[: len(self.ids)]
 
     def exact(self, name: str) -> NDArray[Any]:
-        """A declared number of each item (n,) as published, NaN for none; the first publication otherwise."""
-        if name not in self._numeric:
-            return self.published_ms
-        return self._exact[: len(self.ids), self._numeric.index(name)]
+        """A declared number or time of each item (n,) as published, NaN for none; the first publication for
+        the field of ``features.age``."""
+        names = (*self._numeric, *self._times)
+        return self._exact[: len(self), names.index(name)] if name in names else self.published_ms
 
     def index_of(self, item_id: Id) -> int | None:
         """The index of an item, alive or not; None if it was never published."""
@@ -86,13 +87,15 @@ class Catalogue:
         self._alive[index] = not item.removed
         self.living.put(index, not item.removed)
         if not self._published_ms[index]:
-            self._published_ms[index] = _published_ms(self.features, item)
+            time_ms = _time_ms(item.fields.get(self.features.declared.age_field))
+            self._published_ms[index] = item.time_ms if np.isnan(time_ms) else time_ms
         if not item.removed:
             self.fields[index] = item.fields
             self._keys[index] = self.features.item_keys(item.item_id, item.fields)
             self._numbers[index] = _numbers(self.features, item.fields)
             numbers = (item.fields.get(name) for name in self._numeric)
-            self._exact[index] = [number_of(number, np.nan) for number in numbers]
+            times = (_time_ms(item.fields.get(name)) for name in self._times)
+            self._exact[index] = [*(number_of(number, np.nan) for number in numbers), *times]
         return index
 
     def ensure(self, item_id: Id) -> int:
@@ -120,17 +123,16 @@ class Catalogue:
         return index
 
 
-def _published_ms(features: FeatureSet, item: Item) -> int:
-    """The time in the declared field, milliseconds or ISO text, or else the event's."""
-    value = item.fields.get(features.declared.age_field)
+def _time_ms(value: Any) -> float:
+    """A time, milliseconds or ISO text, in whole milliseconds; NaN for none."""
     if isinstance(value, str):
         try:
             parsed = datetime.fromisoformat(value)
         except ValueError:
-            return item.time_ms
+            return np.nan
         return int(parsed.replace(tzinfo=parsed.tzinfo or UTC).timestamp() * 1000)
     number = number_of(value)
-    return round(number) if 1 <= number <= MAX_TIME_MS else item.time_ms
+    return round(number) if 1 <= number <= MAX_TIME_MS else np.nan
 
 
 def _numbers(features: FeatureSet, fields: dict[str, Any]) -> NDArray[np.float32]:

@@ -151,6 +151,7 @@ class FeatureSet:
     @cached_property
     def digest(self) -> str:
         content = [self.as_dict(), self.columns]
+        content[0]["schema"].pop("times", None)
         return digest_of(msgspec.json.encode(content, order="deterministic"))
 
     def as_dict(self) -> dict[str, Any]:
@@ -161,6 +162,8 @@ class FeatureSet:
             fields.pop("declared")
         if not self.schema.kinds:
             fields["schema"].pop("kinds", None)
+        if not self.schema.times:
+            fields["schema"].pop("times", None)
         return fields
 
     @cached_property

@@ -59,13 +59,14 @@ def write_feature_set(config: Config, features: FeatureSet) -> None:
     """Writes the feature set of a state folder; raises ValueError if the folder has another."""
     path = Path(config.state) / FILE
     if path.exists():
-        written = feature_set(config).digest
-        if written != features.digest:
+        written = feature_set(config)
+        if written.digest != features.digest:
             raise ValueError(
-                f"{path} holds feature set {written}, expected {features.digest}: its log was made with "
-                "other features; use another state folder (--state)"
+                f"{path} holds feature set {written.digest}, expected {features.digest}: its log was made "
+                "with other features; use another state folder (--state)"
             )
-        return  # parts may be reading it
+        if written == features:
+            return
     owned_folder(path.parent)
     write_atomically(path, encode_feature_set(features))
 

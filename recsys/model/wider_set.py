@@ -90,6 +90,7 @@ def united(logged: FeatureSet, new: FeatureSet) -> FeatureSet:
             item=item,
             user=tuple(dict.fromkeys((*logged.schema.user, *new.schema.user))),
             context=tuple(dict.fromkeys((*logged.schema.context, *new.schema.context))),
+            times=tuple(dict.fromkeys((*logged.schema.times, *new.schema.times))),
         ),
         history=max(logged.history, new.history),
         declared=replace(

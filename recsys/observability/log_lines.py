@@ -182,7 +182,7 @@ def keep_newest(state: str | Path, pattern: str, count: int = 8) -> None:
 class LogThrottle:
     """Rate-limits repeated log messages; counts the ones left out."""
 
-    def __init__(self, every_s: float) -> None:
+    def __init__(self, every_s: float = 30.0) -> None:
         self._every_s = every_s
         self._logged_s: dict[str, float] = {}
         self._count: Counter[str] = Counter()
@@ -191,7 +191,12 @@ class LogThrottle:
         """Number of occurrences since the last message, this one included; 0 if no message is due."""
         self._count[event] += 1
         logged_s = self._logged_s.get(event)
-        if logged_s is not None and now_s - logged_s < self._every_s:
+        if logged_s is not None and 0 <= now_s - logged_s < self._every_s:
             return 0
         self._logged_s[event] = now_s
         return self._count.pop(event)
+
+    def exception(self, logger: logging.Logger, message: str, now_s: float, **extra: Any) -> None:
+        """Logs the current exception, with the number of those left out and this one."""
+        if times := self.due(f"{message} {extra}", now_s):
+            logger.exception(message, extra=extra | {"times": times})

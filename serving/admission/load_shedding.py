@@ -7,6 +7,7 @@ an event is the truth. Health, metrics and pages always pass.
 """
 
 import math
+import re
 import time
 from collections.abc import Callable
 from contextvars import ContextVar
@@ -20,7 +21,8 @@ from serving.admission.admission import CLIENT, WAIT, Limit, TokenBuckets
 from serving.admission.whole_body import BodyReceiver, BodyRefused
 from serving.problem import problem
 
-LISTS, RANK, EVENTS, OTHERS = "/v1/recommend", "/v1/rank", "/v1/events", "/v1/"
+LISTS, EVENTS, OTHERS = "/v1/recommend", "/v1/events", "/v1/"
+LIST_PATH: Final = re.compile(r"/v1/(recommend|rank|popular|latest|trending|items/.+/similar)")
 BODY, PATH = "body", "path"  # further reasons for a refusal
 _PATH_PROBLEM: Final = (
     "the path has a control character, expected an id without: erase a user with one by "
@@ -96,7 +98,7 @@ class LoadShedder:
             limit.leave(time.monotonic())
 
     def _limit(self, path: str) -> tuple[Limit | None, str]:
-        if path in (LISTS, RANK) or path.startswith(self._list_paths):
+        if LIST_PATH.fullmatch(path) or path.startswith(self._list_paths):
             return self._lists, LISTS
         if path in self._event_paths:
             return self._events, EVENTS

@@ -13,6 +13,7 @@ from pydantic import (
     model_validator,
 )
 
+from experiments.assignment.policy import MOST_LISTED
 from serving.http.strict_json import MAX_EVENTS, small, storable
 
 Text = Annotated[str, StringConstraints(min_length=1, max_length=256)]
@@ -25,7 +26,8 @@ _CONDITION: Any = {"type": ["string", "number", "boolean", "array", "object"]}
 _FILTERS = WithJsonSchema({"type": "object", "additionalProperties": _CONDITION})
 Filters = Annotated[dict[Text, Any], Field(max_length=10), AfterValidator(small), _FILTERS]
 _MAX_FIELDS = 50
-MAX_LOGGED = 100  # items of a list that is an impression
+MAX_LOGGED = MOST_LISTED
+LENGTH = 10  # items of a list by default
 
 _ENGAGEMENT: Any = {
     "type": "engagement",
@@ -92,7 +94,10 @@ class RecommendIn(_ListIn):
 
     model_config = _with_examples(*_REQUESTS)
 
-    n: int = Field(10, ge=1, le=100, description="Number of items; fewer if there are no more.")
+    n: int | None = Field(
+        None, ge=1, le=MAX_LOGGED,
+        description="Number of items; fewer if there are no more. Default: that of the surface, else 10.",
+    )  # fmt: skip
     candidate_ids: list[IdIn] | None = Field(
         None, max_length=1000, description="Items to draw from; null: all items are candidates."
     )
@@ -125,7 +130,7 @@ class ListQuery(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    n: int = Field(10, ge=1, le=100, description="Number of items; fewer if there are no more.")
+    n: int = Field(LENGTH, ge=1, le=100, description="Number of items; fewer if there are no more.")
     filters: Annotated[Json[Filters], Field(description="As of recommend, as JSON.")] = {}
 
 

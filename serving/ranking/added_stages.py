@@ -7,6 +7,7 @@ from typing import Protocol
 import numpy as np
 
 from recsys import plugins
+from recsys.observability.log_lines import LogThrottle
 from serving.query import Query
 from serving.replica.replica import Replica
 from serving.request import Candidates
@@ -29,7 +30,11 @@ class AddedStage(Protocol):
 
 
 def run_added(
-    load: plugins.Load, replica: Replica, query: Query, candidates: Candidates
+    load: plugins.Load,
+    failures: LogThrottle,
+    replica: Replica,
+    query: Query,
+    candidates: Candidates,
 ) -> Candidates:
     """Runs the stages in the order of the configuration."""
     for name in replica.config.serve.stages:
@@ -39,7 +44,7 @@ def run_added(
         try:
             candidates = apply_stage(load(plugins.STAGES, name), replica, query, candidates)
         except Exception:  # a plug-in may raise anything
-            _log.exception("a stage failed", extra={"stage": name})
+            failures.exception(_log, "a stage failed", query.now_ms / 1000, stage=name)
             candidates = candidates.degrade(name)
     return candidates
 

@@ -30,7 +30,7 @@ _NUMBERS: Final = (
 def check_filters(features: FeatureSet, filters: Mapping[str, Any]) -> None:
     """Raises Rejected for a field that isn't declared, and for a condition that its kind can't have."""
     check_values({"filters": filters})
-    kinds = dict(features.schema.item)
+    kinds = dict(features.schema.item) | dict.fromkeys(features.schema.times, NUMERIC)
     if age := features.declared.age_field:
         kinds[age] = NUMERIC
     for name, condition in filters.items():

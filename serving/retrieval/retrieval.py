@@ -31,6 +31,7 @@ from recsys.features.covisits import NEWER
 from recsys.features.feature_set import RequestFeatures
 from recsys.features.item_counters import segment_of
 from recsys.features.session import Entry, Session, newest_visit
+from recsys.observability.log_lines import LogThrottle
 from serving.query import Query
 from serving.ranking.scoring import user_vector
 from serving.replica.replica import Replica
@@ -99,7 +100,7 @@ class Retrieval:
     """Collects candidates for one request at a time."""
 
     def __init__(self, replica: Replica, load: plugins.Load = plugins.load_version) -> None:
-        self.replica, self._load = replica, load
+        self.replica, self._load, self._failures = replica, load, LogThrottle()
         slots = [replica.features.slot(f"item.{name}") for name in replica.features.schema.groups]
         self._groups = [column for slot in slots for column in range(slot.start, slot.stop)]
         self._popular_by_group: _PopularByGroup | None = None
@@ -134,7 +135,8 @@ class Retrieval:
                     dict.fromkeys(self._sources[name](query, viewer, allowed, share).tolist())
                 )
             except Exception:  # a broken index must not empty the feed
-                _log.exception("a source of candidates failed", extra={"source": name})
+                message, now_s = "a source of candidates failed", query.now_ms / 1000
+                self._failures.exception(_log, message, now_s, source=name)
                 failed.append(name)
                 continue
             if missing and self._searches(name, query.session):

@@ -132,6 +132,21 @@ def test_a_surface_may_have_a_policy_of_its_own(world: World) -> None:
     run(world, scenario)
 
 
+def test_a_surface_may_have_its_own_number_of_items(world: World) -> None:
+    world.config = replace(world.config, surfaces={"home": {"n": 4}, "side": {"explore": 0.0}})
+    world.restart()
+
+    async def scenario(w: World) -> None:
+        for asked, n in (
+            ({"surface": "home"}, 4), ({"surface": "home", "n": 7}, 7), ({"surface": "side"}, 10), ({}, 10),
+        ):  # fmt: skip
+            assert len((await w.recommend(**asked))["items"]) == n
+        same = [(await w.recommend(surface=name))["stamp"]["policy"] for name in ("home", "feed")]
+        assert same[0] == same[1]
+
+    run(world, scenario)
+
+
 @pytest.mark.parametrize("changes", [{"weights.nothing": 1.0}, {"sources": {"nothing": 3}}])
 def test_a_surface_with_a_wrong_policy_is_refused_at_the_start(
     world: World, changes: dict[str, object]

@@ -14,12 +14,16 @@ from recsys.config.policy_config import PolicyConfig
 from recsys.config.safety_config import AccessConfig, SafetyConfig, SafetyRule
 from recsys.events.event_types import Engagement, Item
 from recsys.events.records import ItemState
+from recsys.events.rejection import Rejected
+from recsys.features.feature_set import Declared
+from recsys.features.feature_set_file import write_feature_set
 from recsys.features.item_counters import ItemCounters
 from serving.item_lists import ItemLists, Order, latest, popular, trending
 from serving.pipeline import Pipeline
 from serving.replica.replica import Replica
 from tests.support.replica_harness import NOW_MS, config, item, made
 from tests.support.service_harness import World, run
+from tests.support.small_feed import FEATURES
 
 HOUR_MS = 3_600_000
 
@@ -151,3 +155,26 @@ def test_of_many_items_the_latest_are_the_same(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr("serving.item_lists._MOST", 8)
     assert listed(replica, latest, n=8) == whole
     assert whole[0] == "v0" and whole[1:] == [f"w{n}" for n in (27, 54, 4, 31, 58, 8, 35)]
+
+
+def test_trending_with_one_half_life_is_refused_with_the_remedy(tmp_path: Path) -> None:
+    features = replace(FEATURES, declared=Declared(half_lives_h=(6.0,)))
+    with pytest.raises(Rejected, match="half_lives.*two or more in the app's definition"):
+        listed(made(features=features, steps=0), trending)
+    world = World(tmp_path)
+    write_feature_set(world.config, features)
+    world.restart()
+
+    async def scenario(w: World) -> None:
+        refused = await w.client.get("/v1/trending")
+        assert refused.status_code == 422
+        assert refused.json()["details"] == [
+            {
+                "field": "features.half_lives",
+                "value": "(6.0,)",
+                "expected": "two or more in the app's definition: engagements lately against the usual",
+            }
+        ]
+        assert (await w.client.get("/v1/popular")).status_code == 200
+
+    run(world, scenario)

@@ -126,6 +126,13 @@ def test_a_surface_whose_overrides_dont_fit_is_an_error(changes: dict[str, objec
         Policies(BASE, (), {"home": changes})
 
 
+@pytest.mark.parametrize("n", [0, 101, "7", 2.0, True, None])
+def test_a_surface_has_a_number_of_items_that_a_list_may_have(n: object) -> None:
+    with pytest.raises(ValueError, match=r"surfaces\.home\.n is .*, expected 1 to 100 items"):
+        Policies(BASE, (), {"home": {"n": n}})
+    assert Policies(BASE, (), {"home": {"n": 7}, "feed": {}}).lengths == {"home": 7}
+
+
 def test_a_surface_has_a_name() -> None:
     """An empty one would change the base."""
     with pytest.raises(ValueError, match="surfaces has the name ''"):

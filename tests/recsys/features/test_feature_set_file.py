@@ -25,6 +25,9 @@ def test_a_state_folder_has_the_feeds_features_until_others_are_decided(tmp_path
     write_feature_set(config, FEATURES)
     assert feature_set(config) == FEATURES and feature_set(config).digest == FEATURES.digest
     write_feature_set(config, FEATURES)  # again is as once
+    newer = replace(FEATURES, schema=replace(FEATURES.schema, times=("since",)))
+    write_feature_set(config, newer)  # of the same columns
+    assert feature_set(config) == newer and newer.digest == FEATURES.digest
 
 
 def test_a_folder_whose_log_has_other_features_is_refused_and_kept(tmp_path: Path) -> None:

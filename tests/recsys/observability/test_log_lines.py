@@ -216,3 +216,15 @@ def test_what_is_frequent_is_told_seldom() -> None:
     seldom = LogThrottle(10.0)
     assert [seldom.due("rank", t) for t in (0.0, 1.0, 9.9, 10.0, 11.0)] == [1, 0, 0, 3, 0]
     assert seldom.due("session", 11.0) == 1
+    assert seldom.due("session", -5.0) == 1  # the clock was set back
+
+
+def test_an_exception_that_repeats_is_logged_seldom_with_its_number(caplog) -> None:
+    seldom, log = LogThrottle(10.0), logging.getLogger("test")
+    for now_s, stage in ((0.0, "a"), (1.0, "a"), (2.0, "b"), (3.0, "a"), (11.0, "a")):
+        try:
+            raise ZeroDivisionError(stage)
+        except ZeroDivisionError:
+            seldom.exception(log, "a stage failed", now_s, stage=stage)
+    assert [(r.stage, r.times) for r in caplog.records] == [("a", 1), ("b", 1), ("a", 3)]
+    assert "ZeroDivisionError" in caplog.text

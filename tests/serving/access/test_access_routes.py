@@ -395,3 +395,25 @@ def test_the_trail_names_changes_and_refusals(tmp_path: Path) -> None:
     assert list(read_trail(tmp_path / "run", NOW_MS + 30_000)) == [refused[-1]]
     assert "secret name" not in json.dumps(lines)
     assert all(f.stat().st_mode & 0o077 == 0 for f in (tmp_path / "run").glob("audit-*"))
+
+
+def test_lists_for_all_count_in_the_quota_of_a_users_token(tmp_path: Path) -> None:
+    """A key of a server, which asks for all its users, has its own quota."""
+
+    async def scenario(w: World) -> None:
+        key = await w.add_key("read", user_keys=[PEM])
+        mine, other = (bearer(user_token(key, user)) for user in ("u1", "u2"))
+        paths = ["popular", "latest", "trending", "items/v1/similar"] * 2
+
+        async def statuses(headers: dict[str, str]) -> list[int]:
+            return [
+                (await w.client.get(f"/v1/{path}", headers=headers)).status_code for path in paths
+            ]
+
+        assert await statuses(mine) == [200] * 5 + [429] * 3
+        asked = await w.client.post("/v1/recommend", json={"user_id": "u1"}, headers=mine)
+        assert asked.status_code == 429
+        assert await statuses(other) == [200] * 5 + [429] * 3
+        assert await statuses(bearer(await w.add_key("recommend"))) == [200] * 8
+
+    run(World(tmp_path, access=AccessConfig(mode="keys", user_lists=0.5)), scenario)

@@ -91,6 +91,17 @@ def test_each_kind_has_its_own_limit_and_health_always_passes() -> None:
     asyncio.run(scenario())
 
 
+@pytest.mark.parametrize("name", ["rank", "popular", "latest", "trending", "items/a/b/similar"])
+def test_every_route_that_answers_a_list_has_the_limit_of_lists(name: str) -> None:
+    async def scenario() -> None:
+        metrics = Counts()
+        client = client_of(gate_of(Inner(), metrics, Limit(0), Limit(9), Limit(9)))
+        assert (await client.get(f"/v1/{name}")).status_code == 503
+        assert metrics.counts == {("/v1/recommend", "ongoing"): 1}
+
+    asyncio.run(scenario())
+
+
 def test_other_recommenders_clients_share_the_limits_and_their_health_passes() -> None:
     async def scenario() -> None:
         inner, metrics = Inner(), Counts()

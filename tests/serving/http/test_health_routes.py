@@ -48,6 +48,27 @@ def test_health_readiness_metrics_page_and_docs(world: World) -> None:
     run(world, scenario)
 
 
+@pytest.mark.parametrize("path", ["popular", "latest", "trending", "items/v1/similar", "rank"])
+def test_lists_of_every_kind_count_in_the_times_and_shares_of_answers(
+    world: World, path: str
+) -> None:
+    async def scenario(w: World) -> None:
+        body = {"user_id": "u", "candidate_ids": ["v1"]}
+        answer = await (
+            w.client.post("/v1/rank", json=body) if path == "rank" else w.client.get(f"/v1/{path}")
+        )
+        assert answer.status_code == 200, answer.text
+        text = (await w.client.get("/metrics")).text
+        answer_ms = re.findall(r"(?m)^recsys_answer_p\d\d_ms (\S+)", text)
+        assert len(answer_ms) == 2 and all(0 < float(ms) < 60_000 for ms in answer_ms)
+        shares = re.findall(r"(?m)^recsys_degraded_share (\S+)", text)
+        assert shares == ["1.0" if path == "rank" else "0.0"]  # without a model yet
+        name = "items/{item_id:path}/similar" if "/" in path else path
+        assert f'recsys_requests_total{{route="/v1/{name}",status="200"}} 1.0' in text
+
+    run(world, scenario)
+
+
 def test_of_several_replicas_each_says_which_one_it_is(tmp_path: Path) -> None:
     several = World(tmp_path, serve=ServeConfig(replicas=2))
 

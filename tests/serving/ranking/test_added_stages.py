@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from recsys.observability.log_lines import LogThrottle
 from serving.admission.deadline import RecordedDeadline, TimeLeftDeadline
 from serving.pipeline import Pipeline
 from serving.query import Query
@@ -39,7 +40,7 @@ def run(
     stages = {"a@1": lambda _, __, c: a(c), "b@1": lambda _, __, c: b(c)}
     replica, asked, candidates = ranked
     load = lambda group, name: stages[name]  # noqa: E731
-    return run_added(load, replica, replace(asked, **query), candidates)
+    return run_added(load, LogThrottle(), replica, replace(asked, **query), candidates)
 
 
 def test_stages_run_in_order_and_change_scores_and_marks(ranked: Any) -> None:
@@ -94,3 +95,27 @@ def test_a_late_or_recorded_stage_is_left_out(ranked: Any) -> None:
     assert late.degraded[-2:] == ("a@1", "b@1")
     recorded = run(ranked, lambda c: 1 / 0, deadline=RecordedDeadline(["a@1"]))
     assert recorded.degraded[-1:] == ("a@1",)
+
+
+def test_failures_of_stages_and_sources_are_logged_once_in_a_while(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    replica, loads = made(), list[str]()
+    serve = replace(replica.config.serve, stages=("a@1",))
+    replica.config = replace(replica.config, serve=serve)
+
+    def load(group: str, name: str) -> Any:
+        loads.append(name)
+        raise ValueError("not installed")
+
+    pipeline = Pipeline(replica, load)
+    for n in range(5):
+        now_ms = NOW_MS + 10_000 * n
+        chosen = policy(sources={"mine@1": 5, "popular": 5})
+        query = Query(Request("u"), viewer(replica), chosen, now_ms, "r1")
+        assert {"a@1", "retrieval"} & set(pipeline.recommend(query).degraded)
+    failures = [(r.message, r.times) for r in caplog.records]  # type: ignore[attr-defined]
+    assert len(loads) == 10 and sorted(failures) == [
+        ("a source of candidates failed", 1), ("a source of candidates failed", 3),
+        ("a stage failed", 1), ("a stage failed", 3),
+    ]  # fmt: skip

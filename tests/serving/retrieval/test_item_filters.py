@@ -4,6 +4,7 @@ the field, the value and the expectation."""
 import math
 from collections.abc import Mapping
 from dataclasses import replace
+from datetime import datetime
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from recsys.events.event_types import Item
 from recsys.events.field_schema import CATEGORICAL, NUMERIC, Schema
 from recsys.events.hashing import key_of
 from recsys.events.rejection import Rejected
-from recsys.features.feature_set import Declared, FeatureSet
+from recsys.features.feature_set import Declared, FeatureSet, read_set, set_text
 from serving.index.item_index import NoIndex
 from serving.pipeline import Pipeline
 from serving.query import Query
@@ -30,6 +31,7 @@ SCHEMA = Schema(
     ),
     vectors=(("look", 2),),
     labels=("long_view", "like"),
+    times=("since", "ends"),
 )  # fmt: skip
 SHOP = FeatureSet(SCHEMA, declared=Declared(item_age=True, age_field="since"))
 
@@ -39,7 +41,7 @@ def goods(n: int) -> Item:
     fields: dict[str, Any] = {
         "author": n % 5, "tags": [f"t{k}" for k in range(n % 9)], "price": 19.99 + (n % 3) * 1e-6,
         "colours": [f"c{(n + k) % 30}" for k in range(n % 20)], "place": n % 2 == 0, "since": NOW_MS + n,
-        "stock": n - 20,
+        "stock": n - 20, "ends": NOW_MS + 1000 * n if n % 2 else f"2026-09-{1 + n % 28:02d}T10:00:00+02:00",
     }  # fmt: skip
     if n % 7 == 0:
         del fields["price"], fields["stock"], fields["tags"]
@@ -52,9 +54,16 @@ def shop(count: int = 60) -> Replica:
     return replica
 
 
+def ends(value: Any) -> int:
+    return (
+        value if isinstance(value, int) else int(datetime.fromisoformat(value).timestamp() * 1000)
+    )
+
+
 def meets(fields: Mapping[str, Any], name: str, condition: Any) -> bool:
     value = fields.get(name)
     if isinstance(condition, dict):
+        value = ends(value) if name == "ends" else value
         low, high = condition.get("min", -math.inf), condition.get("max", math.inf)
         return value is not None and low <= value <= high
     wanted = condition if isinstance(condition, list) else [condition]
@@ -70,6 +79,7 @@ CONDITIONS: list[dict[str, Any]] = [
     {"colours": [f"c{n}" for n in range(30)]}, {"price": 19.99}, {"price": 19.990001},
     {"price": [19.99, 19.990002]}, {"price": {"min": 19.9900005}}, {"price": {"max": 19.99}},
     {"stock": 0}, {"stock": {"min": -3, "max": 3}}, {"stock": {"max": -100}},
+    {"ends": {"max": NOW_MS + 9_000}}, {"ends": {"min": NOW_MS + 9_001, "max": NOW_MS + 2**31}},
     {"since": {"min": NOW_MS + 10, "max": NOW_MS + 11}}, {"since": NOW_MS + 5},
     {"author": 3, "tags": ["t1"], "stock": {"min": 0}}, {},
 ]  # fmt: skip
@@ -103,7 +113,7 @@ def test_a_changed_item_is_found_by_the_values_that_it_has_now() -> None:
 @pytest.mark.parametrize(
     ("filters", "expected"),
     [
-        ({"size": 3}, "a declared field of items: author, colours, place, price, stock, tags, since"),
+        ({"size": 3}, "a declared field of items: author, colours, place, price, stock, tags, since, ends"),
         ({"look": [1, 2]}, "a declared field"),
         ({"author": {"min": 1}}, "a text"), ({"author": 1.5}, "a text"), ({"author": None}, "a text"),
         ({"tags": []}, "a list of 1 to 100"), ({"tags": ["a", None]}, "a text"),
@@ -112,6 +122,7 @@ def test_a_changed_item_is_found_by_the_values_that_it_has_now() -> None:
         ({"price": {}}, "a range"), ({"price": {"from": 3}}, "min, max"),
         ({"price": {"min": "3"}}, "a number"), ({"price": {"min": 3, "max": 2}}, "min at most max"),
         ({"price": math.nan}, "a finite number"), ({"price": 2**70}, "64 bits"),
+        ({"ends": "2026-09-01"}, "a number"),
     ],
 )  # fmt: skip
 def test_what_a_field_cant_be_compared_with_is_refused(
@@ -190,3 +201,16 @@ def test_the_mask_of_an_empty_catalogue_is_empty() -> None:
     replica = Replica(SHOP, config())
     assert filter_mask(replica, {"author": "a", "price": {"min": 1}}).tolist() == []
     assert np.array_equal(filter_mask(replica, {}), np.empty(0, np.bool_))
+
+
+def test_times_are_in_no_digest_and_an_item_without_one_is_in_no_range() -> None:
+    plain = replace(SHOP, schema=replace(SCHEMA, times=()))
+    assert plain.digest == SHOP.digest and "times" not in plain.as_dict()["schema"]
+    assert read_set(set_text(SHOP)).schema.times == ("since", "ends")
+    replica = Replica(SHOP, config())
+    for n, fields in enumerate(({}, {"ends": "soon"}, {"ends": -1}, {"ends": NOW_MS})):
+        replica.apply_item(Item(time_ms=1, item_id=f"g{n}", fields=fields), n + 1)
+    assert filter_mask(replica, {"ends": {"min": 0}}).tolist() == [False, False, False, True]
+    check_filters(plain, {"since": 1})
+    with pytest.raises(Rejected):
+        check_filters(plain, {"ends": 1})
