@@ -8,7 +8,7 @@ from msgspec import structs
 
 from recsys.config.system_config import JoinConfig
 from recsys.events.event_types import Engagement, Impression, Tick, User
-from recsys.events.records import Example, Forget
+from recsys.events.records import CLICK_LIST, Example, Forget
 from recsys.features.feature_set import read_block
 from tests.support.memory_spill import MemorySpill
 from tests.support.small_feed import FEATURES, START_MS, engagement, feed, impression
@@ -91,6 +91,16 @@ def test_what_was_never_shown_is_no_negative_unless_all_was_shown() -> None:
     assert its.counts["never_shown"] == 3
     out = fed(joiner(window_s=60, all_shown=True), SHOWN, Tick(time_ms=START_MS + 61_000))
     assert [e.labels for e in out] == [[0.0, 0.0]] * 3
+
+
+@pytest.mark.parametrize("is_clicked", [True, False])
+def test_a_list_made_of_a_click_is_learned_with_it_only(is_clicked: bool) -> None:
+    its = joiner(window_s=60, all_shown=True)
+    shown = structs.replace(SHOWN, request_id=f"{CLICK_LIST}1")
+    click = engagement(shown, 0, "like" if is_clicked else "click", 1)  # click is no label
+    examples = fed(its, shown, click, Tick(time_ms=START_MS + 61_000))
+    assert len(examples) == (3 if is_clicked else 0)
+    assert its.counts["never_shown"] == (0 if is_clicked else 3)
 
 
 def test_a_later_engagement_corrects_until_the_horizon_and_is_late_after_it() -> None:
