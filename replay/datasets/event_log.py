@@ -59,7 +59,7 @@ class EventLog:
             item=tuple(sorted(items.items())),
             user=tuple(sorted(fields.get("user", {}).items())),
             context=tuple(sorted(fields.get("context", {}).items())),
-            groups=self._settings.groups or default_groups(texts),
+            groups=tuple(self._settings.groups) or default_groups(texts),
             labels=tuple(self.labels),
             vectors=tuple(sorted(self.vectors.items())),
             shown_by="impression" if self.all_shown else "view",
@@ -157,8 +157,10 @@ class EventLog:
 
 
 def _settings_of(app: App) -> LogSettings:
-    vectors = dict(app.schema.vectors)
-    return LogSettings(app.labels, app.window_s, app.name, all_shown=app.all_shown, vectors=vectors)
+    return LogSettings.model_construct(  # unchecked: an app's labels are kinds of its own
+        labels=list(app.labels), window_s=app.window_s, name=app.name, all_shown=app.all_shown,
+        vectors=dict(app.schema.vectors),
+    )  # fmt: skip
 
 
 class _Repeats:
