@@ -297,7 +297,7 @@ def test_no_one_takes_such_a_list_for_an_answer(tmp_path: Path) -> None:
         check = AnswerChecker(shop.log, shop.config, shop.features).explain(request_id)
         assert "made of a click" in check.why
         assert not find_impact(shop.log, "main/0", START_MS, []).requests
-        rules, labels = PromotionConfig(settle_s=0), shop.features.schema.labels
+        rules, labels = PromotionConfig(settle_s=60), shop.features.schema.labels
         rates = EngagementRates(labels, rules.alpha, rules.canary_examples)
         served = ServedImpressions(shop.log, "main/0", "other/0", START_MS, rates, labels, rules)
         served.read()
