@@ -13,7 +13,7 @@ from runtime.cli.common import show as show_
 from runtime.reports.candidate_list import describe_candidate, diff_candidates, list_candidates
 from runtime.reports.tables import plain_table
 from training.candidates.registry import Refused
-from training.candidates.registry_diff import Diff
+from training.candidates.registry_diff import Diff, flattened
 
 models = typer.Typer(
     help="Lists, shows and compares candidates.", no_args_is_help=True, add_completion=False
@@ -67,7 +67,7 @@ def _list_lines(registry: Path, rows: list[dict[str, Any]]) -> list[Any]:
 
 def _candidate_lines(values: dict[str, Any]) -> list[Any]:
     tables = values.pop("tables")
-    facts = [(key, _text(value)) for key, value in _flat(values).items()]
+    facts = [(key, _text(value)) for key, value in flattened(values).items()]
     sizes = [(table, *sizes.values()) for table, sizes in tables.items()]
     return [_table(("", ""), facts), "", _table(("table", "rows", "dim"), sizes), ""]
 
@@ -89,14 +89,6 @@ def _cell(row: dict[str, Any], key: str) -> Any:
     value = row.get(key, "")
     fallback = {"learned": "refused", "parents": "teacher"}.get(key, "")
     return row.get(fallback, "") if value == "" else value
-
-
-def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for name, value in values.items():
-        nested = _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else None
-        flat |= {prefix + name: value} if nested is None else nested
-    return flat
 
 
 def _text(value: Any) -> str:

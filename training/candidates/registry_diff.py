@@ -98,16 +98,15 @@ def _dense(a: NDArray[np.float32] | None, b: NDArray[np.float32] | None) -> floa
 
 
 def _fields(a: Provenance, b: Provenance) -> dict[str, tuple[Any, Any]]:
-    flat_a, flat_b = (_flat(msgspec.to_builtins(p, str_keys=True)) for p in (a, b))
+    flat_a, flat_b = (flattened(msgspec.to_builtins(p, str_keys=True)) for p in (a, b))
     values = {name: (flat_a.get(name), flat_b.get(name)) for name in {**flat_a, **flat_b}}
     return {name: pair for name, pair in values.items() if name != "name" and pair[0] != pair[1]}
 
 
-def _flat(values: Mapping[str, Any], above: str = "") -> dict[str, Any]:
-    out: dict[str, Any] = {}
+def flattened(values: Mapping[str, Any], above: str = "") -> dict[str, Any]:
+    """The values by dotted name, those of inner dicts in place of the dict."""
+    flat: dict[str, Any] = {}
     for name, value in values.items():
-        if isinstance(value, dict):
-            out |= _flat(value, f"{above}{name}.")
-        else:
-            out[above + name] = value
-    return out
+        inner = isinstance(value, dict)
+        flat |= flattened(value, f"{above}{name}.") if inner else {above + name: value}
+    return flat
