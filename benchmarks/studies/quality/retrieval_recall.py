@@ -43,12 +43,15 @@ _DAY_MS: Final = 86_400_000
 class Targets:
     """Judged engagements of a log, found by a scan: a sample of those with the first label.
 
-    By default the later half of the days is judged, of a single day the later half of its time.
+    By default the later half of the days is judged, of a single day the later half of its time. An item
+    counts once a list; in a log without lists, where a request is no more than a visit, each engagement
+    counts.
     """
 
     def __init__(self, dataset: Dataset, options: ReplayOptions, share: float) -> None:
         self._label, self._share = dataset.labels[0], share
         span = options.from_ms, options.until_ms
+        self._has_lists = any(isinstance(event, Impression) for event in dataset.events(*span))
         unnamed: set[_Pair] = set()  # engagements without a request, in a log with lists
         keys, times = self._scan(dataset.events(*span), unnamed)
         if unnamed:
@@ -65,19 +68,18 @@ class Targets:
         where it is empty, it is filled."""
         keys, times = array("q"), array("q")
         newest: dict[_Pair, str] = {}
-        without, has_lists = set[_Pair](), False
+        without = set[_Pair]()
         for event in events:
             if isinstance(event, Impression):
-                has_lists = True
                 pairs = [(str(event.user_id), str(item.item_id)) for item in event.items]
                 newest.update((pair, event.request_id) for pair in pairs if pair in unnamed)
             elif isinstance(event, Engagement) and event.kind == self._label:
                 pair = str(event.user_id), str(event.item_id)
                 if not event.request_id:
                     without.add(pair)
-                keys.append(_key(event, event.item_id, newest.get(pair, "")))
+                keys.append(self._key(event, event.item_id, newest.get(pair, "")))
                 times.append(event.time_ms)
-        if has_lists:
+        if self._has_lists:
             unnamed |= without
         return keys, times
 
@@ -88,9 +90,16 @@ class Targets:
             items = [served.item_id for served in event.items]
         elif isinstance(event, Engagement) and event.kind == self._label:
             items = [event.item_id]
-        due = {key: item for item in items if (key := _key(event, item)) in self._left}
+        due = {key: item for item in items if (key := self._key(event, item)) in self._left}
         self._left.difference_update(due)
         return [item for key, item in due.items() if uniform(_SALT, key) < self._share]
+
+    def _key(self, event: Event, item_id: Id, request_id: str = "") -> int:
+        """Key of an item in its list, which is that of its request, else ``request_id``; without one in its
+        event."""
+        assert isinstance(event, Impression | Engagement)
+        within = (event.request_id or request_id) if self._has_lists else ""
+        return key_of(within or f"{event.time_ms}\x1f{event.user_id}", item_id)
 
 
 class RetrievalRecall:
@@ -227,13 +236,6 @@ def _metrics(name: str, ranks: Sequence[int]) -> dict[str, float]:
     return {key: round(x, 4) for key, x in measured if name != UNION or key.startswith("recall")}
 
 
-def _key(event: Event, item_id: Id, request_id: str = "") -> int:
-    """Key of an item in its request, else in ``request_id``, or without one in its event."""
-    assert isinstance(event, Impression | Engagement)
-    within = event.request_id or request_id or f"{event.time_ms}\x1f{event.user_id}"
-    return key_of(within, item_id)
-
-
 def _judged_from(time_N: Indices, utc_offset_h: float) -> int:
     if not len(time_N):
         return 0
@@ -244,16 +246,17 @@ def _judged_from(time_N: Indices, utc_offset_h: float) -> int:
 
 
 def probe_for(
-    dataset: Dataset, options: ReplayOptions, share: float
+    dataset: Dataset, options: ReplayOptions, share: float, others: Sequence[Baseline] = ()
 ) -> Callable[[Player], Probe] | None:
-    """The measurement of a share of the judged engagements, with baselines; None for a share of 0."""
+    """The measurement of a share of the judged engagements, with baselines and others; None for a share of
+    0."""
     if not 0 <= share <= 1:
         raise ValueError(f"--retrieval is {share}, expected a share of the engagements from 0 to 1")
     if not share:
         return None
     targets = Targets(dataset, options, share)
     past = dataset.warmup() if options.warm_up else ()
-    return lambda player: RetrievalRecall(player, targets, baselines(), past)
+    return lambda player: RetrievalRecall(player, targets, [*baselines(), *others], past)
 
 
 def retrieval_table(retrieval: dict[str, Any]) -> Table:

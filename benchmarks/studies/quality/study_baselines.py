@@ -5,6 +5,7 @@ simple lists name the items that a viewer engages with next (retrieval_recall.py
 """
 
 import importlib.util
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Final
@@ -15,7 +16,9 @@ from numpy.typing import NDArray
 from rich.console import Console
 
 from benchmarks.harness.commands import study_command
+from benchmarks.studies.quality.retrieval_baselines import Baseline
 from benchmarks.studies.quality.retrieval_recall import probe_for, retrieval_table
+from benchmarks.studies.quality.sequence_baselines import SEQUENCE_MODELS, SequenceModel
 from benchmarks.studies.quality.study_linear import Linear, linear_learners
 from benchmarks.studies.quality.study_quality import LoopBeside, PlayerBeside
 from recsys.app.app_file import read_app
@@ -88,15 +91,17 @@ def measure_baselines(
     config_name: str = "laptop",
     share: float = 1.0,
     progress: Progress = iter,
+    others: Sequence[Baseline] = (),
 ) -> dict[str, Any]:
-    """Metrics of the judged rows by learner, and of retrieval by source and list."""
+    """Metrics of the judged rows by learner, and of retrieval by source and list. ``others``: further
+    lists."""
     config = load(config_name, lambda base: config_for(dataset, options, base))
     features = feature_set_of(dataset, config)
-    others = learners_for(features, dataset)
+    learners = learners_for(features, dataset)
     loop = LoopBeside(features, config)
-    loop.others = others
-    player = PlayerBeside(features, config, loop, others=others)
-    outputs = Outputs(probe=probe_for(dataset, options, share))
+    loop.others = learners
+    player = PlayerBeside(features, config, loop, others=learners)
+    outputs = Outputs(probe=probe_for(dataset, options, share, others))
     replayed = replay_with(player, dataset, options, progress, loop.digest, outputs)
     predictions, label = replayed.predictions, dataset.labels[0]
     truth = predictions.labels[label]
@@ -128,14 +133,18 @@ def baselines(
     retrieval: Annotated[
         float, typer.Option(help="Share of the judged engagements whose retrieval is measured.")
     ] = 1.0,
+    recbole: Annotated[
+        bool, typer.Option(help="Also lists of RecBole's SASRec and GRU4Rec, trained on each day.")
+    ] = False,
 ) -> dict[str, Any]:
     """Ranking and retrieval of our system beside simple and common others, on the same rows."""
-    dataset = open_dataset(data, None if app is None else read_app(app))
+    others = [SequenceModel(model) for model in SEQUENCE_MODELS if recbole]
+    dataset = open_dataset(data, None if app is None else read_app(app), app)
     zone = dataset.utc_offset_h
     options = ReplayOptions(
         until_ms=parse_time(until, zone), judge_from_ms=parse_time(judge_from, zone)
     )
-    figures = measure_baselines(dataset, options, config, retrieval, with_bar)
+    figures = measure_baselines(dataset, options, config, retrieval, with_bar, others)
     rows = [(name, *_cells(measured)) for name, measured in figures["ranking"].items()]
     title = f"{figures['rows']:,} scores of {figures['label']}"
     console = Console()

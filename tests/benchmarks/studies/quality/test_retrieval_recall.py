@@ -81,6 +81,18 @@ def test_a_query_is_due_before_the_list_or_without_one_before_the_click(tmp_path
     ]  # fmt: skip
 
 
+def test_without_lists_each_click_of_a_visit_is_judged(tmp_path: Path) -> None:
+    folder = write(
+        tmp_path,
+        clicked(20, "v2", "visit"), clicked(21, "v3", "visit"), clicked(22, "v2", "visit"),
+        clicked(22, "v2", "visit"),
+    )  # fmt: skip
+    dataset = open_dataset(folder)
+    targets = Targets(dataset, ReplayOptions(judge_from_ms=0), 1.0)
+    due = [(event.time_ms, targets.take(event)) for event in dataset.events()]
+    assert [pair for pair in due if pair[1]] == [(20, ["v2"]), (21, ["v3"]), (22, ["v2"])]
+
+
 def test_the_later_half_is_judged_unless_a_time_is_given(tmp_path: Path) -> None:
     days = [clicked(day * DAY_MS + 5, "v1") for day in range(5)]
     dataset = open_dataset(write(tmp_path, *days))

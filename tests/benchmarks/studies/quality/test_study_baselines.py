@@ -25,7 +25,7 @@ def test_all_are_judged_on_the_same_rows(monkeypatch: pytest.MonkeyPatch) -> Non
     assert {measured["rows"] for measured in found["ranking"].values()} == {found["rows"]}
     assert found["rows"] > 100 and found["ranking"][OURS]["lists"]["requests"] > 10
     assert found["retrieval"]["targets"] > 10
-    monkeypatch.setattr(study_baselines, "open_dataset", lambda folder, app: small())
+    monkeypatch.setattr(study_baselines, "open_dataset", lambda folder, app, path: small())
     monkeypatch.setattr(study_baselines, "with_bar", iter)
     result = CliRunner().invoke(study, ["baselines", "folder", "--retrieval", "0.2"])
     assert result.exit_code == 0, result.output
