@@ -107,13 +107,16 @@ def freshness(
     rate: Annotated[int, typer.Option(min=1, help="Events offered in a second.")] = 1_000,
     every_ms: Annotated[int, typer.Option(min=1, help="step.every_ms.")] = 250,
     soonest_ms: Annotated[int, typer.Option(min=0, help="step.soonest_ms.")] = 40,
+    kafka: Annotated[bool, typer.Option("--kafka", help="Over an embedded broker.")] = False,
     shards: Annotated[int, typer.Option(min=1, help="Shards.")] = 1,
     seed: Seed = 0,
 ) -> Figures:
     """Time from the end of a view to the first answer that has learned it."""
     from benchmarks.system.bench_freshness import measure_freshness
 
-    return measure_freshness(seconds, rate, every_ms, shards, seed, soonest_ms=soonest_ms)
+    return measure_freshness(
+        seconds, rate, every_ms, shards, seed, soonest_ms=soonest_ms, kafka=kafka
+    )
 
 
 @bench_command(bench)
@@ -318,6 +321,17 @@ def drift(
     from benchmarks.learning.bench_drift import measure_drift
 
     return measure_drift(runs, stationary, seed, log_progress)
+
+
+@bench_command(bench)
+def workers(
+    events: Annotated[int, typer.Option(min=1_000, help="Events on the log.")] = 60_000,
+    seed: Seed = 0,
+) -> Figures:
+    """Processor time of an event, and the state, by number of workers of each fold."""
+    from benchmarks.learning.bench_workers import measure_workers
+
+    return measure_workers(events, seed)
 
 
 @bench_command(bench)

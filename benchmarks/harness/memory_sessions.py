@@ -3,7 +3,8 @@
 from collections.abc import Collection, Mapping, Sequence
 
 from recsys.events.hashing import Id
-from serving.sessions.session_store import FoldPosition, check_position
+from recsys.process.worker_share import Share
+from serving.sessions.session_store import FoldPosition, check_position, joined_position
 
 
 class MemorySessions:
@@ -13,6 +14,7 @@ class MemorySessions:
         self.blobs: dict[str, bytes] = {}
         self._position: FoldPosition | None = None
         self._sets: dict[str, MemorySessions] = {}
+        self.places: dict[int, FoldPosition] = {}
 
     def of_set(self, name: str) -> "MemorySessions":
         """The sessions of another feature set."""
@@ -20,6 +22,7 @@ class MemorySessions:
 
     def remove(self) -> None:
         self.blobs.clear()
+        self.places.clear()
         self._position = None
 
     async def get(self, user_id: Id) -> bytes | None:
@@ -45,3 +48,33 @@ class MemorySessions:
         for user_id in gone:
             self.blobs.pop(user_id, None)
         self._position = after
+
+
+class MemoryShare:
+    """FoldStore of one worker over the same sessions, with a place of each partition."""
+
+    def __init__(self, sessions: MemorySessions, share: Share, partitions: int) -> None:
+        self._sessions, self._share, self._count = sessions, share, partitions
+        self.load, self.remove = sessions.load, sessions.remove
+
+    def position(self) -> FoldPosition | None:
+        places = {p: self._sessions.places.get(p) for p in self._share.partitions(self._count)}
+        return joined_position(self._sessions.position(), places, self._count)
+
+    def commit(
+        self,
+        before: FoldPosition | None,
+        after: FoldPosition,
+        sessions: Mapping[str, bytes],
+        gone: Collection[str] = (),
+    ) -> None:
+        check_position(before, self.position())
+        if self._share.whole:
+            self._sessions.commit(self._sessions.position(), after, sessions, gone)
+            return
+        self._sessions.blobs.update(sessions)
+        for user_id in gone:
+            self._sessions.blobs.pop(user_id, None)
+        for p in self._share.partitions(self._count):
+            events = [after.events[p]]
+            self._sessions.places[p] = FoldPosition(after.log_id, events, after.control)

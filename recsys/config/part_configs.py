@@ -1,6 +1,7 @@
-"""Configuration of smaller parts: control room, metrics, tracing, logging, drift alarms and foreign APIs."""
+"""Configuration of smaller parts: workers, control room, metrics, tracing, logging, drift, foreign APIs."""
 
 from dataclasses import dataclass, field
+from typing import Final
 
 from recsys.config.checks import Section, bounded, check, choice, fraction, limited, positive
 from recsys.events.event_types import ENGAGEMENT_KINDS
@@ -12,6 +13,28 @@ class ControlRoomConfig(Section):
     host: str = limited("127.0.0.1", bool, "an address")
     # Of the part ``control-room``; 0: no such part, except in `recsys demo`.
     port: int = bounded(0, 0, 65_535)
+
+
+@dataclass(frozen=True)
+class WorkersConfig(Section):
+    """Processes of each fold, which share the partitions of ``events``."""
+
+    section = "workers"
+    session_fold: int = bounded(1, 1)
+    joiner: int = bounded(1, 1)
+
+    def of(self, part: str) -> int:
+        """Number of a part's workers."""
+        workers: int = getattr(self, part.replace("-", "_"), 1)
+        return workers
+
+    def names(self, part: str) -> list[str]:
+        """Names of a part's processes: ``joiner``, or ``joiner.0`` and ``joiner.1``."""
+        workers = self.of(part)
+        return [part] if workers == 1 else [f"{part}.{number}" for number in range(workers)]
+
+
+ONE_WORKER: Final = WorkersConfig()
 
 
 @dataclass(frozen=True)

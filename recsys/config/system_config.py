@@ -28,6 +28,7 @@ from recsys.config.part_configs import (
     LoggingConfig,
     MetricsConfig,
     TracingConfig,
+    WorkersConfig,
 )
 from recsys.config.policy_config import PolicyConfig
 from recsys.config.promotion_config import PromotionConfig
@@ -297,8 +298,13 @@ class Config:
     safety: SafetyConfig = field(default_factory=SafetyConfig)
     bounds: BoundsConfig = field(default_factory=BoundsConfig)
     covisits: CovisitConfig = field(default_factory=CovisitConfig)
+    workers: WorkersConfig = field(default_factory=WorkersConfig)
 
     def __post_init__(self) -> None:
+        for each in fields(self.workers):
+            workers = getattr(self.workers, each.name)
+            check(workers <= self.log.partitions, f"workers.{each.name}", workers,
+                  f"at most log.partitions, which is {self.log.partitions}")  # fmt: skip
         if self.nodes > 1 and (self.log.url == "sqlite" or self.sessions.url == "embedded"):
             raise ValueError(
                 f"nodes is {self.nodes}, but log.url is {self.log.url!r} and sessions.url is "

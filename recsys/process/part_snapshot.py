@@ -6,13 +6,14 @@ file is kept. It contains the id of its log: with another log it is rejected.
 
 import hashlib
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
 import msgspec
 
 from recsys.log.protocol import LogLost
+from recsys.process.worker_share import Share
 
 _FILE: Final = "state.msgpack"
 _PREVIOUS: Final = "state.previous.msgpack"
@@ -37,9 +38,18 @@ class PartState:
     """
 
     def __init__(self, state: str | Path, part: str) -> None:
+        self._state, self._part = state, part
         self.folder = Path(state) / "parts" / part
         self.note = ""
         self._newest: Offsets | None = None
+
+    @property
+    def exists(self) -> bool:
+        return (self.folder / _FILE).exists()
+
+    def of(self, partition: int) -> "PartState":
+        """The snapshot of one partition, where the part has several workers."""
+        return PartState(self._state, f"{self._part}-p{partition}")
 
     def load(self, log_id: str) -> Saved | None:
         """Loads the last snapshot, or the previous one if the last can't be read; None without any.
@@ -112,6 +122,51 @@ class PartState:
         os.close(folder)
         before, self._newest = self._newest, plain
         return before or plain
+
+
+class ShareState:
+    """Snapshots of a worker's partitions of a topic: one file if it is the only worker, else one for each. A
+    partition's newest is used wherever it is, since the number of workers may change."""
+
+    def __init__(self, whole: PartState, topic: str, partitions: int, share: Share) -> None:
+        self._whole, self._topic = whole, topic
+        self._all = [whole.of(partition) for partition in range(partitions)]
+        self._own = share.partitions(partitions)
+        self._files = [(self._all[p], [p]) for p in self._own]
+        if share.whole:
+            self._files = [(whole, self._own)]
+        self.notes: list[str] = []
+
+    def load(self, log_id: str) -> dict[int, Saved]:
+        """The newest snapshot of each partition that has one. Raises as ``PartState.load``."""
+        newest: dict[int, Saved] = {}
+        whole = self._whole.load(log_id)
+        for partition in self._own:
+            options = [whole, self._all[partition].load(log_id)]
+            present = [
+                saved for saved in options if saved and partition in saved.offsets[self._topic]
+            ]
+            if present:
+                newest[partition] = max(present, key=lambda s: s.offsets[self._topic][partition])
+        states = [self._whole, *(self._all[p] for p in self._own)]
+        self.notes = [state.note for state in states if state.note]
+        return newest
+
+    def save(
+        self, log_id: str, offsets: Mapping[int, int], pack: Callable[[Sequence[int]], bytes]
+    ) -> dict[int, int]:
+        """Saves what ``pack`` makes of each file's partitions; returns offsets as ``PartState.save``. Files of
+        another number of workers go."""
+        held: dict[int, int] = {}
+        for state, partitions in self._files:
+            own = {partition: offsets[partition] for partition in partitions}
+            held |= state.save(log_id, {self._topic: own}, pack(partitions))[self._topic]
+        if self._files[0][0] is self._whole:
+            for state in self._all:
+                state.remove()
+        elif all(state.exists for state in self._all):
+            self._whole.remove()
+        return held
 
 
 def _decode(raw: bytes) -> Saved:

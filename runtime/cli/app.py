@@ -44,7 +44,8 @@ def apply(
 
     with with_system(state) as (config, log), exit_on(ValueError, TimeoutError, AlreadyRuns):
         with lock(state, "apply.lock"):  # two changes would end each other's folds
-            name = AppChange(log, config, file, Parts(state, timeout_s), typer.echo).run()
+            parts = Parts(state, timeout_s, config.workers)
+            name = AppChange(log, config, file, parts, typer.echo).run()
     if name:
         typer.echo(f"{name} learns them, and is judged: see `recsys shadow --state {state}`")
     else:

@@ -29,7 +29,8 @@ def run(names: str, state: str) -> int:
 
     def work(name: str, stop: Stop) -> None:
         with importing:
-            loop = body(name)  # imported here, so that the heartbeat reports an import error too
+            # Imported here, so that the heartbeat reports an import error too.
+            loop = body(name, config.workers)
             freeze_gc()
         loop(config, stop)
 

@@ -64,8 +64,9 @@ class SystemWatch:
 
     def curve_samples(self) -> Samples:
         """Samples for the curves, from heartbeats alone: very cheap."""
-        beats = self._beats(_ALWAYS_FOLLOWED)
-        parts = [run_file.PartRecord(name=name, state="ready") for name in _ALWAYS_FOLLOWED]
+        names = [n for part in _ALWAYS_FOLLOWED for n in self._config.workers.names(part)]
+        beats = self._beats(names)
+        parts = [run_file.PartRecord(name=name, state="ready") for name in names]
         running = run_file.Running(
             supervisor=_NO_PROCESS, asked="", started_ms=0, time_ms=wall_ms(), parts=parts
         )

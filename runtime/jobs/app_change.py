@@ -13,6 +13,7 @@ from recsys.app.app_file import APP_FILE, read_app, text_of
 from recsys.app.change import read_change
 from recsys.app.set_loops import SetsInUse
 from recsys.clock import wall_ms
+from recsys.config.part_configs import ONE_WORKER, WorkersConfig
 from recsys.config.system_config import Config, ModelConfig
 from recsys.events.control_records import ALONE, ANSWERS, FOLDED, Candidate, Definition, ModelSize
 from recsys.events.records import EVENTS
@@ -37,14 +38,15 @@ _POLL_S: Final = 0.2
 class Parts:
     """The parts of a running system that a change needs."""
 
-    def __init__(self, state: Path, timeout_s: float) -> None:
+    def __init__(self, state: Path, timeout_s: float, workers: WorkersConfig = ONE_WORKER) -> None:
         self._state, self._timeout_s = state, timeout_s
+        self._folds = [name for part in _FOLDS for name in workers.names(part)]
 
     def await_folds(self, sets: int) -> None:
         """Waits until each of so many sets is folded about as far as the one that answers. Raises
         TimeoutError."""
         until_s = time.monotonic() + self._timeout_s
-        while not all(self._is_folded(part, sets) for part in _FOLDS):
+        while not all(self._is_folded(part, sets) for part in self._folds):
             if time.monotonic() > until_s:
                 raise TimeoutError(
                     f"the new features aren't computed yet after {self._timeout_s:g} s, and the parts go on: "

@@ -2,12 +2,13 @@
 
 from recsys.config.system_config import Config
 from recsys.process.part_process import Stop
+from recsys.process.worker_share import WHOLE, Share
 from serving.sessions import counter_loop, session_loop
 from training.archive.whole_log import whole_log
 
 
-def sessions(config: Config, stop: Stop) -> None:
-    session_loop.run(config, stop, lambda log: whole_log(log, config.state))
+def sessions(config: Config, stop: Stop, share: Share = WHOLE) -> None:
+    session_loop.run(config, stop, lambda log: whole_log(log, config.state), share)
 
 
 def counters(config: Config, stop: Stop) -> None:

@@ -16,7 +16,7 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
 from runtime.supervision.supervisor import State
-from runtime.supervision.system_status import PartStatus, Status, Version
+from runtime.supervision.system_status import PartStatus, Status, Version, with_workers
 
 COUNTER: Final = "counter"
 GAUGE: Final = "gauge"
@@ -203,6 +203,7 @@ _METRICS: Final[dict[str, list[tuple[str, ...]]]] = {
         ("evicted", GAUGE, "Rows removed by a table's budget, since the line began"),
         ("refused_rows", GAUGE, "Row gradients rejected: not finite"),
         ("refused_dense", GAUGE, "Dense gradients rejected: not finite"),
+        ("connections", GAUGE, "Workers connected to the shard with the fewest"),
         ("refused_connections", GAUGE, "Connections rejected: no token in time, or too many"),
         ("started", GAUGE, "Starts of missing shards, since the part started"),
         _SPANS_SENT,
@@ -278,7 +279,7 @@ def families(status: Status) -> list[Metric]:
     for name, labels, value in _facts(status):
         facts.setdefault(name, []).append((labels, value))
     samples = dict[str, Samples]()
-    for part in status.parts:
+    for part in with_workers(status.parts):
         for metric, label, value in _part_samples(part):
             if metric is None:
                 facts.setdefault(UNLISTED, []).append(((part.name,), value))

@@ -3,14 +3,17 @@
 from collections.abc import Callable, Iterable
 from contextlib import closing
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
 from recsys import plugins
+from recsys.config.part_configs import ONE_WORKER, WorkersConfig
 from recsys.config.system_config import Config
 from recsys.log.protocol import LogLost
 from recsys.process.open_log import create_topics, open_log
 from recsys.process.part_process import Stop, write_atomically
+from recsys.process.worker_share import Share, part_of
 from runtime.supervision.launch_plan import Plan
 from runtime.supervision.supervisor import Part
 
@@ -52,21 +55,29 @@ _OPTIONAL: Final = {
 NAMES: Final = tuple(part.name for part in _PARTS)
 
 
-def table(plan: Plan) -> list[Part]:
-    """Parts of a plan; the optional ones only where it names them. Raises ValueError for a plug-in that isn't
-    installed."""
+def table(plan: Plan, workers: WorkersConfig = ONE_WORKER) -> list[Part]:
+    """Parts of a plan; the optional ones only where it names them. A part with several workers is listed once
+    for each, as ``joiner.0``. Raises ValueError for a plug-in that isn't installed."""
     wanted = set(plan.embedded) | ({"viewers"} if plan.viewers > 0 else set())
     wanted |= {"metrics"} if plan.metrics else set()
     wanted |= {"control-room"} if plan.control_room else set()
     wanted |= {"sentinel"} if plan.sentinel else set()
     absent = _OPTIONAL - wanted
-    parts = [_without(part, absent) for part in _PARTS if part.name not in absent]
+    named = [_without(part, absent) for part in _PARTS if part.name not in absent]
+    parts = [each for part in named for each in _processes(part, workers.names(part.name))]
     for part in parts:
         plugins.find(plugins.PARTS, part.target)
     if not plan.only:
         return parts
     needed = _with_needs(parts, plan.only)
     return [part for part in parts if part.name in needed]
+
+
+def _processes(part: Part, names: list[str]) -> list[Part]:
+    """A part, or its workers, which share no process with other parts."""
+    if names == [part.name]:
+        return [part]
+    return [replace(part, name=name, shares="") for name in names]
 
 
 def _without(part: Part, absent: set[str]) -> Part:
@@ -81,11 +92,13 @@ def _with_needs(parts: Iterable[Part], names: Iterable[str]) -> set[str]:
     queue = list(names)
     while queue:
         name = queue.pop()
-        if name not in by_name:
+        processes = [part for part in by_name.values() if name in (part.name, part_of(part.name))]
+        if not processes:
             raise ValueError(f"there is no part {name!r}, expected one of {', '.join(by_name)}")
-        if name not in needed:
-            needed.add(name)
-            queue.extend((*by_name[name].needs, *by_name[name].bound))
+        for part in processes:
+            if part.name not in needed:
+                needed.add(part.name)
+                queue.extend((*part.needs, *part.bound))
     return needed
 
 
@@ -94,15 +107,17 @@ def niceness(name: str) -> int:
     return _named(name).nice
 
 
-def body(name: str) -> Callable[[Config, Stop], None]:
-    """Imports and returns a part's function. Raises ValueError for a name that isn't in the table."""
-    loop: Callable[[Config, Stop], None] = plugins.load(plugins.PARTS, _named(name).target)
-    return loop
+def body(name: str, workers: WorkersConfig = ONE_WORKER) -> Callable[[Config, Stop], None]:
+    """Imports and returns a part's function, bound to its share if it is a worker. Raises ValueError for a
+    name that isn't in the table."""
+    loop: Callable[..., None] = plugins.load(plugins.PARTS, _named(name).target)
+    part, dot, index = name.partition(".")
+    return partial(loop, share=Share(int(index), workers.of(part))) if dot else loop
 
 
 def _named(name: str) -> Part:
     for part in _PARTS:
-        if part.name == name:
+        if part.name == part_of(name):
             return part
     raise ValueError(f"there is no part {name!r}, expected one of {', '.join(NAMES)}")
 

@@ -56,7 +56,7 @@ class Runner:
         self._errors: dict[str, str] = {}
         self._children: dict[str, Child] = {}
         self._sockets: dict[str, list[Socket]] = {}
-        self._parts = table(plan)
+        self._parts = table(plan, config.workers)
         self._supervisor = Supervisor(self._parts, self._spawn, time.monotonic)
         self._logger = logging.getLogger("recsys.up")
 

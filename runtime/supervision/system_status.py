@@ -2,7 +2,9 @@
 
 import os
 import time
+from collections.abc import Iterable
 from contextlib import suppress
+from operator import add
 from pathlib import Path
 from typing import Any, Final, Protocol
 
@@ -22,6 +24,7 @@ from recsys.process.log_holders import holders
 from recsys.process.open_log import open_log
 from recsys.process.part_process import Beat, read_beat
 from recsys.process.space_file import read_space
+from recsys.process.worker_share import part_of
 from runtime.supervision import launch_plan
 from runtime.supervision.api_client import ApiConnection
 from runtime.supervision.processes import alive
@@ -156,7 +159,7 @@ def assemble(
     stale = up and now_ms - running.time_ms > _STALLED_MS
     parts = [_part(part, beats[part.name], log, up, now_ms) for part in running.parts]
     are_ready = all(part.state in ("ready", "done") for part in parts)
-    by_name = {part.name: part for part in parts}
+    by_name = {part.name: part for part in with_workers(parts)}
     fresh: dict[str, Any] = {name: server.get(name) for name in _FRESHNESS}
     return Status(
         state=str(state.resolve()),
@@ -204,8 +207,30 @@ def _part(
     )
 
 
+def with_workers(parts: Iterable[PartStatus]) -> list[PartStatus]:
+    """Parts, each with its workers' values added up; of delays and of numbers of sets it has the largest."""
+    by_part: dict[str, PartStatus] = {}
+    for part in parts:
+        name, values = part_of(part.name), {}
+        if name in by_part:
+            for field in ("counters", "rates", "gauges"):
+                values[field] = _added(getattr(by_part[name], field), getattr(part, field))
+        by_part[name] = msgspec.structs.replace(by_part.get(name, part), name=name, **values)
+    return list(by_part.values())
+
+
+def _added(one: dict[str, float], other: dict[str, float]) -> dict[str, float]:
+    return {
+        key: (max if key.endswith(("_ms", "_s", "sets")) else add)(
+            one.get(key, 0), other.get(key, 0)
+        )
+        for key in one | other
+    }
+
+
 def waiting(log: LogOffsets, topic: str, offsets: list[int] | None) -> int | None:
-    """Number of records between ``offsets`` (None: the beginning) and the end, over all partitions.
+    """Number of records between ``offsets`` (None: the beginning) and the end, over all partitions; without
+    those whose offset is -1.
 
     Exact where offsets are dense, else an upper bound. None where the topic can't be read.
     """
@@ -214,6 +239,7 @@ def waiting(log: LogOffsets, topic: str, offsets: list[int] | None) -> int | Non
         return sum(
             max(0, log.end(topic, p) - (log.begin(topic, p) if offsets is None else offsets[p]))
             for p in range(count)
+            if offsets is None or offsets[p] >= 0
         )
     except Exception:
         return None

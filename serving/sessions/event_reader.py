@@ -16,6 +16,7 @@ from recsys.events.records import EVENTS, ITEMS
 from recsys.features.catalogue import Catalogue
 from recsys.features.feature_set import FeatureSet, Keys
 from recsys.log.protocol import Log, read_range, records_of_keys
+from recsys.process.worker_share import WHOLE, Share
 from serving.sessions.session_fold import shown_keys
 
 REMEMBERED: Final = 20_000  # ids a partition
@@ -31,28 +32,32 @@ class FoldEvent(NamedTuple):
 
 
 class EventReader:
-    """Catalogue and cursor over ``events``. ``offsets``: next to read, by partition."""
+    """Catalogue and cursor over ``events``. ``offsets``: next to read, by partition; -1 for those of other
+    workers."""
 
-    def __init__(self, log: Log, features: FeatureSet) -> None:
+    def __init__(self, log: Log, features: FeatureSet, share: Share = WHOLE) -> None:
         self._log, self.features = log, features
+        self.partitions = share.partitions(log.partitions(EVENTS))
         self.catalogue = Catalogue(features)
         self.items_offset = log.begin(ITEMS, 0)
         self.offsets: list[int] = []
         self.unreadable = 0
         self.repeats = 0
-        self._recent: list[RecentIds] = []
+        self._recent: dict[int, RecentIds] = {}
 
     def seek(self, offsets: Sequence[int] | None) -> None:
-        """Resumes from these offsets; from the beginning of the log if None."""
-        partitions = range(self._log.partitions(EVENTS))
-        begins = [self._log.begin(EVENTS, p) for p in partitions]
+        """Resumes from these offsets; from the beginning of the log if None, or where one is -1."""
+        begins = [self._log.begin(EVENTS, p) for p in range(self._log.partitions(EVENTS))]
         if offsets is not None and len(offsets) != len(begins):
             raise ValueError(
                 f"a position of {len(offsets)} partitions, but {EVENTS!r} has {len(begins)}: it belongs to "
                 "another log; start with a new state folder"
             )
-        self.offsets = list(begins if offsets is None else offsets)
-        self._recent = [self._read_back(p, begins[p]) for p in partitions]
+        starts = begins if offsets is None else offsets
+        self.offsets = [-1] * len(begins)
+        for p in self.partitions:
+            self.offsets[p] = starts[p] if starts[p] >= 0 else begins[p]
+            self._recent[p] = self._read_back(p, begins[p])
 
     def read_items(self) -> int:
         """Folds new records of ``items`` into the catalogue; returns their number."""
@@ -70,8 +75,8 @@ class EventReader:
         """Next events to fold, at most ``limit`` a partition, without repeats; advances ``offsets``."""
         self.read_items()
         events = []
-        for partition, offset in enumerate(self.offsets):
-            records = self._log.read(EVENTS, partition, offset, limit)
+        for partition in self.partitions:
+            records = self._log.read(EVENTS, partition, self.offsets[partition], limit)
             for record in records:
                 event = self._decode(record.value)
                 if event is None or not event_types.is_folded(event):

@@ -17,7 +17,7 @@ from recsys.clock import wall_ms
 from recsys.config.system_config import Config
 from recsys.events.control_records import Erasure
 from recsys.events.event_types import Engagement, Event, Impression, Preference, User
-from recsys.events.hashing import Id
+from recsys.events.hashing import Id, partition_of
 from recsys.events.records import CONTROL, EVENTS
 from recsys.features.feature_set import FeatureSet
 from recsys.features.feature_set_file import feature_set
@@ -28,6 +28,7 @@ from recsys.observability.tracer import Tracer, open_tracer
 from recsys.process.log_consumer import Consumer, decoded
 from recsys.process.open_log import open_log
 from recsys.process.part_process import Stop
+from recsys.process.worker_share import WHOLE, Share
 from serving.sessions.event_reader import EventReader, FoldEvent
 from serving.sessions.session_fold import fold_event
 from serving.sessions.session_store import (
@@ -59,13 +60,14 @@ class SessionLoop:
         now_ms: Callable[[], int] = wall_ms,
         tracer: Tracer | None = None,
         name: str = "",
+        share: Share = WHOLE,
     ) -> None:
         """``name``: of the feature set, if it isn't the first (recsys/app/set_loops.py)."""
         self._log, self._store, self._features = log, store, features
         self._name = f"{NAME}@{name}" if name else NAME
         self._tracer = tracer
         self._seen, self._now_ms = seen, now_ms
-        self.events = EventReader(log, features)
+        self.events = EventReader(log, features, share)
         self.delays = RecentDelays()  # from a view's own time to the write of its session
         self.rows_evicted = 0  # counter rows of viewers
         self.unreadable = 0  # packed sessions that couldn't be read: started anew
@@ -122,9 +124,12 @@ class SessionLoop:
         self.events.seek(None if position is None else position.events)
 
     def _read_control(self) -> dict[str, Erasure]:
-        """Newest erasure of each user."""
+        """Newest erasure of each user of the partitions."""
         erasures = [erasure for _, erasure in decoded(self._control.drain(), Erasure)]
-        return {str(erasure.user_id): erasure for erasure in erasures if erasure.user_id != ""}
+        return {str(e.user_id): e for e in erasures if e.user_id != "" and self._has(e.user_id)}
+
+    def _has(self, user_id: Id) -> bool:
+        return partition_of(user_id, len(self.events.offsets)) in self.events.partitions
 
     def _load(self, users: dict[str, Id]) -> None:
         absent = [name for name in users if name not in self._sessions]
@@ -198,24 +203,31 @@ class SessionLoop:
         if now_ms - self._held_ms >= _HOLD_EVERY_MS and self._position is not None:
             self._held_ms = now_ms
             for partition, offset in enumerate(self._position.events):
-                self._log.hold(self._name, EVENTS, partition, offset)
+                if offset >= 0:
+                    self._log.hold(self._name, EVENTS, partition, offset)
 
 
 def _user_of(event: Event) -> Id | None:
     return event.user_id if isinstance(event, User | Preference | Impression | Engagement) else None
 
 
-def run(config: Config, stop: Stop, whole: Callable[[Log], Log] = lambda log: log) -> None:
+def run(
+    config: Config,
+    stop: Stop,
+    whole: Callable[[Log], Log] = lambda log: log,
+    share: Share = WHOLE,
+) -> None:
     """Runs the part until it is asked to stop; waits while the store or the log is away. ``whole``: adds to
     the log what it has lost, for sets that are new."""
     log = whole(open_log(config))
+    partitions = log.partitions(EVENTS)
     stores: dict[str, RedisFoldStore] = {}
     tracer = open_tracer(config, NAME)
 
     def make(name: str, features: FeatureSet) -> SessionLoop:
-        stores[name] = RedisFoldStore(config.sessions.url, config.sessions.ttl_s, name)
-        seen = config.sessions.seen
-        return SessionLoop(log, stores[name], features, seen, tracer=tracer, name=name)
+        url, ttl_s, seen = config.sessions.url, config.sessions.ttl_s, config.sessions.seen
+        stores[name] = RedisFoldStore(url, ttl_s, name, share, partitions)
+        return SessionLoop(log, stores[name], features, seen, tracer=tracer, name=name, share=share)
 
     loops: SetLoops[SessionLoop] | None = None
     beat = stop.heartbeat

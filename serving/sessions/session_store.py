@@ -19,6 +19,7 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from recsys.events.hashing import Id
+from recsys.process.worker_share import WHOLE, Share
 
 _POSITION_KEY: Final = "sessions:place"
 _REMOVED: Final = 1_000  # keys at once
@@ -36,11 +37,29 @@ class PositionConflict(RuntimeError):
 
 
 class FoldPosition(msgspec.Struct, frozen=True):
-    """Next offsets to fold: of ``events`` by partition, and of ``control``."""
+    """Next offsets to fold: of ``events`` by partition, -1 for those of other workers, and of ``control``."""
 
     log_id: str
     events: list[int]
     control: int
+
+
+def joined_position(
+    whole: FoldPosition | None, places: Mapping[int, FoldPosition | None], count: int
+) -> FoldPosition | None:
+    """Position over ``count`` partitions from that of a fold without other workers, and the places of single
+    partitions: the furthest of each, since the number of workers may change. None without any."""
+    events, controls, log_id = [-1] * count, list[int](), ""
+    for partition, place in places.items():
+        options = [(place.events[0], place.control, place.log_id)] if place else []
+        if whole:
+            options.append((whole.events[partition], whole.control, whole.log_id))
+        if options:
+            events[partition], control, log_id = max(options)
+            controls.append(control)
+    if not controls:
+        return None
+    return FoldPosition(log_id, events, min(controls) if len(controls) == len(places) else -1)
 
 
 def session_key(user_id: Id, name: str = "") -> str:
@@ -119,11 +138,17 @@ class RedisSessions:
 
 
 class RedisFoldStore:
-    """FoldStore over redis-py. Each write of a session renews its time to live."""
+    """FoldStore over redis-py. Each write of a session renews its time to live. A worker among several writes
+    a place of each partition, which fences it: a second worker of the partition gets PositionConflict."""
 
-    def __init__(self, url: str, ttl_s: int, name: str = "") -> None:
-        """``name``: of the feature set."""
+    def __init__(
+        self, url: str, ttl_s: int, name: str = "", share: Share = WHOLE, partitions: int = 0
+    ) -> None:
+        """``name``: of the feature set. ``partitions``: of ``events``."""
         self._ttl_s, self._name, self._place = ttl_s, name, _position_key(name)
+        self._share, self._count = share, partitions
+        own = share.partitions(partitions)
+        self._places = {partition: f"{self._place}:{partition}" for partition in own}
         self._client: Any = redis.Redis.from_url(
             url,
             socket_timeout=_FOLD_TIMEOUT_S,
@@ -134,7 +159,7 @@ class RedisFoldStore:
 
     def position(self) -> FoldPosition | None:
         with _unavailable("read"):
-            return _decode_position(self._client.get(self._place))
+            return self._read_position(self._client)
 
     def load(self, user_ids: Sequence[Id]) -> list[bytes | None]:
         if not user_ids:
@@ -152,14 +177,19 @@ class RedisFoldStore:
         gone: Collection[str] = (),
     ) -> None:
         with _unavailable("written"), self._client.pipeline(transaction=True) as pipe:
-            pipe.watch(self._place)
-            check_position(before, _decode_position(pipe.get(self._place)))
+            pipe.watch(self._place, *self._places.values())
+            check_position(before, self._read_position(pipe))
             pipe.multi()
             for user_id, blob in sessions.items():
                 pipe.set(session_key(user_id, self._name), blob, ex=self._ttl_s)
             if gone:
                 pipe.delete(*(session_key(user_id, self._name) for user_id in gone))
-            pipe.set(self._place, msgspec.msgpack.encode(after))
+            if self._share.whole:
+                pipe.set(self._place, msgspec.msgpack.encode(after))
+            else:
+                for partition, key in self._places.items():
+                    place = msgspec.structs.replace(after, events=[after.events[partition]])
+                    pipe.set(key, msgspec.msgpack.encode(place))
             pipe.execute()
 
     def remove(self) -> None:
@@ -167,7 +197,7 @@ class RedisFoldStore:
         with _unavailable("removed"):
             while keys := list(islice(self._client.scan_iter(pattern), _REMOVED)):
                 self._client.delete(*keys)
-            self._client.delete(self._place)
+            self._client.delete(self._place, *self._places.values())
 
     def scrub(self) -> None:
         """Has the server rewrite its append-only file, if it has one: it still holds deleted sessions."""
@@ -177,6 +207,12 @@ class RedisFoldStore:
 
     def close(self) -> None:
         self._client.close()
+
+    def _read_position(self, client: Any) -> FoldPosition | None:
+        whole, *places = map(_decode_position, client.mget(self._place, *self._places.values()))
+        if not self._places:
+            return whole
+        return joined_position(whole, dict(zip(self._places, places, strict=True)), self._count)
 
 
 @contextmanager

@@ -10,8 +10,8 @@ impression of the snapshot.
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
-from contextlib import closing
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack, closing
 from dataclasses import replace
 from functools import partial
 from typing import Final
@@ -32,8 +32,9 @@ from recsys.process.latency_tuning import gc_paused
 from recsys.process.log_consumer import Consumer, DeadLetters, decoded, hold_available
 from recsys.process.open_log import open_log
 from recsys.process.part_process import Stop
-from recsys.process.part_snapshot import PartState
+from recsys.process.part_snapshot import PartState, ShareState
 from recsys.process.retry_loop import RetryLoop, run_turn
+from recsys.process.worker_share import WHOLE, Share, leased
 from training.joining.join_trace import JoinTrace
 from training.joining.joiner import Joined, Joiner
 from training.joining.spill import Spill, SpillLost
@@ -74,12 +75,15 @@ class JoinerLoop(RetryLoop):
         state: PartState | None = None,
         again: Log | None = None,
         trace: JoinTrace | None = None,
+        share: Share = WHOLE,
     ) -> None:
         self._trace = trace
         self._log, self._config, self._features = log, config, features
         self._again = again or log
-        self._clock, self._state = clock, state
-        self._partitions = list(range(log.partitions(EVENTS)))
+        self._clock, count = clock, log.partitions(EVENTS)
+        self._partitions = share.partitions(count)
+        self._folder = state.folder if state is not None else None  # of spilled rows
+        self._state = ShareState(state, EVENTS, count, share) if state is not None else None
         self._letters = DeadLetters(log, (EVENTS,))
         self._spills: dict[int, Spill] = {}
         self._needed: dict[int, int] | None = None  # by the newest snapshot, if there is one
@@ -118,14 +122,16 @@ class JoinerLoop(RetryLoop):
         if self._state is None or self.needs_restore:
             return
         started_ms = self._clock()
-        joiners = {p: joiner.pack() for p, joiner in self._joiners.items()}
-        blob = msgspec.msgpack.encode(_Packed(self._features.digest, joiners))
-        self._state.save(self._log.id, {EVENTS: self.offsets}, blob)
+        self._state.save(self._log.id, self.offsets, self._pack)
         needed = self._needed_from()
         hold_available(self._log, PART, EVENTS, self._needed or needed)
         self._needed = needed
         now_ms = self._clock()
         self._due_ms = now_ms + max(_SAVE_EVERY_MS, int((now_ms - started_ms) / _SAVE_SHARE))
+
+    def _pack(self, partitions: Sequence[int]) -> bytes:
+        joiners = {partition: self._joiners[partition].pack() for partition in partitions}
+        return msgspec.msgpack.encode(_Packed(self._features.digest, joiners))
 
     def skip_to_end(self) -> None:
         """Takes all events of the log as joined."""
@@ -210,60 +216,61 @@ class JoinerLoop(RetryLoop):
 
     def _restore(self) -> None:
         """Returns to the snapshot, and looks up the output that followed it."""
-        schema, join, state = self._features.schema, self._config.join, self._state
+        schema, join, folder = self._features.schema, self._config.join, self._folder
         # The schema of the data may also declare all served items shown.
         join = replace(join, all_shown=join.all_shown or schema.shown_by == "impression")
         cap = int(join.memory_mb * 2**20 / len(self._partitions))
         partitions = self._log.partitions(EVENTS)
         self.close()
-        if state is not None:
-            self._spills = {p: Spill(state.folder / f"spill-{p}.sqlite") for p in self._partitions}
+        if folder is not None:
+            self._spills = {p: Spill(folder / f"spill-{p}.sqlite") for p in self._partitions}
         self._joiners = {
             p: Joiner(p, schema.labels, join, partial(self._recall, p), self._spills.get(p), cap,
                       Influence(self._config.bounds, partitions))
             for p in self._partitions
         }  # fmt: skip
-        saved = state.load(self._log.id) if state is not None else None
-        if state is not None and state.note:
-            _LOG.warning("%s", state.note)
-        if saved is not None:
-            packed = msgspec.msgpack.decode(saved.blob, type=_Packed)
+        saved = self._state.load(self._log.id) if self._state is not None else {}
+        for note in self._state.notes if self._state is not None else ():
+            _LOG.warning("%s", note)
+        for partition, snapshot in saved.items():
+            packed = msgspec.msgpack.decode(snapshot.blob, type=_Packed)
             if packed.features != self._features.digest:
                 raise ValueError(
                     f"the joiner's snapshot is of feature set {packed.features}, expected "
                     f"{self._features.digest}: use another state folder for another feature set"
                 )
-            for partition, joiner in self._joiners.items():
-                self._restore_joiner(joiner, packed.joiners[partition])
+            self._restore_joiner(self._joiners[partition], packed.joiners[partition])
         # Sequence numbers that ``examples`` already contains, by partition.
         self._appended = {
             partition: sequences_after(self._log, partition, joiner.sequence)
             for partition, joiner in self._joiners.items()
         }
-        offsets = self._without_snapshot() if saved is None else saved.offsets[EVENTS]
+        offsets = self._without_snapshot(self._joiners.keys() - saved.keys())
+        offsets |= {p: snapshot.offsets[EVENTS][p] for p, snapshot in saved.items()}
         self._letters.forget()
         self._consumer = Consumer(self._log, EVENTS, self._partitions, offsets)
-        self._needed = self._needed_from() if saved is not None else None
+        self._needed = self._needed_from() if saved else None
 
     def _restore_joiner(self, joiner: Joiner, packed: bytes) -> None:
         try:
             joiner.restore(packed)
         except ValueError as error:  # includes msgspec's
-            folder = self._state.folder if self._state is not None else ""
+            folder = self._folder or ""
             is_spill = isinstance(error, SpillLost)
             mismatch = "doesn't fit its spill" if is_spill else "is of another version"
             raise ValueError(
                 f"the joiner's snapshot in {folder} {mismatch} ({error}): remove that "
-                "folder to join again. Examples on the log aren't appended again; where the log's beginning "
-                "is gone, or a user was forgotten, joining continues at the log's end, and counts the "
-                "skipped events"
+                "folder, and those of its partitions beside it, to join again. Examples on the log aren't "
+                "appended again; where the log's beginning is gone, or a user was forgotten, joining "
+                "continues at the log's end, and counts the skipped events"
             ) from error
 
-    def _without_snapshot(self) -> dict[int, int]:
-        """Offsets to start at: the beginning of the log. If that is gone, or a user was forgotten, sequence
-        numbers of existing examples can't be reproduced: then the end."""
+    def _without_snapshot(self, partitions: Iterable[int]) -> dict[int, int]:
+        """Offsets to start partitions at: the beginning of the log. If that is gone, or a user was forgotten,
+        sequence numbers of existing examples can't be reproduced: then the end."""
         offsets = {}
-        for partition, joiner in self._joiners.items():
+        for partition in partitions:
+            joiner = self._joiners[partition]
             begin, end = self._log.begin(EVENTS, partition), self._log.end(EVENTS, partition)
             offsets[partition] = begin
             appended = self._appended[partition]
@@ -313,13 +320,15 @@ def sequences_after(log: Log, partition: int, sequence: int) -> set[int]:
     return sequences
 
 
-def run(config: Config, stop: Stop) -> None:
+def run(config: Config, stop: Stop, share: Share = WHOLE) -> None:
     """Joins until asked to stop, then takes a last snapshot."""
-    with closing(open_log(config)) as log, closing(open_log(config)) as again:
+    with closing(open_log(config)) as log, closing(open_log(config)) as again, ExitStack() as locks:
+        partitions = log.partitions(EVENTS)
+        locks.enter_context(leased(config.state, PART, share.partitions(partitions)))
         state = PartState(config.state, PART)
         tracer = open_tracer(config, PART)
         trace = JoinTrace(tracer, time.time_ns) if tracer else None
-        loop = JoinerLoop(log, config, feature_set(config), wall_ms, state, again, trace)
+        loop = JoinerLoop(log, config, feature_set(config), wall_ms, state, again, trace, share)
         beat, reported = stop.heartbeat, loop.counts()
         while not stop.is_set():
             moved = run_turn(loop.turn, stop, _LOG)
@@ -335,7 +344,7 @@ def run(config: Config, stop: Stop) -> None:
             beat.gauge("spilled", loop.spilled())
             if loop.joined_after_ms is not None:
                 beat.gauge("joined_after_s", loop.joined_after_ms / 1000)
-            beat.offsets(EVENTS, [offset for _, offset in sorted(loop.offsets.items())])
+            beat.offsets(EVENTS, [loop.offsets.get(p, -1) for p in range(partitions)])
             if tracer:
                 tracer.count(beat)
             if not moved:

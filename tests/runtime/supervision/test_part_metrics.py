@@ -21,7 +21,7 @@ from runtime.supervision.part_metrics import (
     text_of,
 )
 from runtime.supervision.part_table import NAMES
-from runtime.supervision.system_status import PartStatus, Status, Version
+from runtime.supervision.system_status import PartStatus, Status, Version, with_workers
 from serving.http.serving_metrics import STAGES, STATUSES, ServingMetrics
 from tests.support.paths import ROOT
 from tests.support.service_harness import World
@@ -137,7 +137,7 @@ def test_what_the_shards_the_joiner_and_the_trainer_say_is_listed() -> None:
 
     beat = Heartbeat("shards")
     sums = ("bytes", "wal_bytes", "expired", "evicted", "refused_rows", "refused_dense",
-            "refused_connections", "wal_cut_bytes")  # fmt: skip
+            "connections", "refused_connections", "wal_cut_bytes")  # fmt: skip
     texts = {"snapshots_damaged": {"000000-000000000005": "why"}, "wal_damaged": ""}
     tables = {"rows": {"items": 2, "users": 1}, "waiting": {"items": 5, "users": 0},
               "table_bytes": {"items": 70, "users": 30}}  # fmt: skip
@@ -161,6 +161,24 @@ def test_what_the_shards_the_joiner_and_the_trainer_say_is_listed() -> None:
     assert found["recsys_shards_table_waiting", (("table", "items"),)] == 10.0
     assert found["recsys_joiner_unattributed_total", ()] == 2.0
     assert found["recsys_trainer_loss", (("label", "like"),)] == 0.5
+
+
+def test_values_of_workers_are_those_of_their_part() -> None:
+    def worker(number: int, events: float, p95: float) -> PartStatus:
+        return part(
+            f"session-fold.{number}", counters={"events": events}, rates={"events": events / 10},
+            gauges={"view_to_session_p95_ms": p95, "sets": 1.0, "repeats": 2.0},
+        )  # fmt: skip
+
+    workers = [worker(0, 50.0, 40.0), worker(1, 70.0, 30.0)]
+    found = told(status(*workers))
+    assert found["recsys_session_fold_events_total", ()] == 120.0
+    assert found["recsys_session_fold_view_to_session_p95_ms", ()] == 40.0
+    assert found["recsys_session_fold_sets", ()] == 1.0
+    assert found["recsys_session_fold_repeats", ()] == 4.0
+    for number in (0, 1):
+        assert found["recsys_part_ready", (("part", f"session-fold.{number}"),)] == 1.0
+    assert with_workers(workers)[0].rates == {"events": 12.0}
 
 
 def test_facts_of_the_system_and_what_isnt_listed() -> None:

@@ -4,22 +4,27 @@ import shutil
 import subprocess
 import sys
 from dataclasses import replace
+from functools import partial
 from importlib.metadata import EntryPoints
 from pathlib import Path
 
 import pytest
 
 from recsys import plugins
+from recsys.config.part_configs import WorkersConfig
 from recsys.config.safety_config import BoundsConfig
 from recsys.config.system_config import Config
 from recsys.events.records import EVENTS
 from recsys.log.protocol import LogLost
 from recsys.process.open_log import open_log
 from recsys.process.part_process import Stop
+from recsys.process.worker_share import Share, part_of
 from runtime.supervision import launch_plan
 from runtime.supervision.part_table import NAMES, body, create_log, niceness, table
 from runtime.supervision.supervisor import Part
 from tests.support.plan_config import config_in
+
+_FOLDS = ("session-fold", "joiner")
 
 
 def test_topics_are_made_and_another_log_is_refused(tmp_path: Path) -> None:
@@ -46,6 +51,27 @@ def test_what_learns_and_what_tells_of_it_step_back_for_what_answers() -> None:
     assert back == {*learns, "metrics", "control-room", "sentinel"}
     with pytest.raises(ValueError, match="'nobody', expected one of broker"):
         niceness("nobody")
+
+
+def test_a_fold_with_workers_is_a_process_of_each(tmp_path: Path) -> None:
+    workers = WorkersConfig(session_fold=2, joiner=3)
+    config = replace(config_in(tmp_path), workers=workers)
+    for only, names in (
+        ((), ["session-fold.0", "session-fold.1", "counters", "joiner.0", "joiner.1", "joiner.2"]),
+        (("joiner",), ["joiner.0", "joiner.1", "joiner.2"]),
+        (("joiner.1",), ["joiner.1"]),
+    ):
+        parts = table(launch_plan.resolve(config, only=only)[1], workers)
+        folds = [part for part in parts if part_of(part.name) in (*_FOLDS, "counters")]
+        assert [part.name for part in folds] == names
+        assert {part.shares for part in folds if "." in part.name} == {""}
+        assert {part.needs for part in folds if part_of(part.name) == "joiner"} == {("log",)}
+    worker = body("joiner.1", workers)
+    assert isinstance(worker, partial) and worker.func is body("joiner")
+    assert worker.keywords == {"share": Share(1, 3)}
+    assert niceness("joiner.1") == niceness("joiner")
+    with pytest.raises(ValueError, match="no part 'joiners.1'"):
+        body("joiners.1", workers)
 
 
 def test_viewers_are_a_plug_in_that_must_be_installed(monkeypatch: pytest.MonkeyPatch) -> None:

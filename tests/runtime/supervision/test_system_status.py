@@ -32,6 +32,9 @@ def test_the_last_step_is_found_and_lag_is_counted():
     assert last_step(log) == Version("main", 2, 7)
     assert waiting(log, STEPS, [5]) == 2 and waiting(log, STEPS, None) == 7
     assert waiting(log, "nonsense", [0]) is None
+    log.create(Topic("events", 2))
+    log.append("events", [Append(0, b"", b""), Append(1, b"", b"")])
+    assert waiting(log, "events", [0, -1]) == 1  # the other partition is another worker's
 
 
 def test_the_last_step_is_found_behind_a_gap():

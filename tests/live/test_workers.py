@@ -1,0 +1,159 @@
+"""Folds with several workers as processes: one is killed, their number changes, and nothing shows it."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from benchmarks.harness.live_system import end
+from benchmarks.harness.memory_sessions import MemorySessions
+from benchmarks.learning.bench_join import draw_events
+from recsys.config.part_configs import WorkersConfig
+from recsys.config.system_config import Config, JoinConfig, LogConfig
+from recsys.events.event_types import Event, Tick, encode
+from recsys.events.records import EVENTS, EXAMPLES, record_of, topics
+from recsys.features.feature_set_file import feature_set
+from recsys.log.protocol import Append, Log, MemoryLog, read_range
+from recsys.process.open_log import open_log
+from recsys.process.part_process import read_beat
+from runtime.cli.up import start
+from runtime.supervision import launch_plan as plans
+from runtime.supervision import run_file
+from runtime.supervision.system_status import gather
+from serving.sessions.session_loop import SessionLoop
+from serving.sessions.session_store import RedisFoldStore
+from tests.support.live_system import until
+from tests.support.plan_config import config_in
+from training.joining.joiner_loop import JoinerLoop
+
+pytestmark = pytest.mark.services
+PARTITIONS, EVENTS_N = 6, 12_000
+WAIT_S = 60.0
+
+
+class Folds:
+    """A system with the session fold and the joiner alone, whose events the test appends."""
+
+    def __init__(self, state: Path) -> None:
+        log, join = LogConfig(partitions=PARTITIONS), JoinConfig(window_s=60.0, horizon_s=600.0)
+        self.config = replace(config_in(state, log=log), join=join)
+        self.state = state
+
+    def up(self, workers: int) -> None:
+        both = WorkersConfig(session_fold=workers, joiner=workers)
+        status = start(
+            replace(self.config, workers=both), only=["session-fold", "joiner"], detach=True
+        )
+        assert status == 0, (self.state / "run" / "up.out").read_text()[-2000:]
+
+    def pid(self, name: str) -> int:
+        running = run_file.read(self.state)
+        assert running is not None
+        [process] = [part.process for part in running.parts if part.name == name]
+        return process.pid if process is not None else 0
+
+    def is_done(self, log: Log) -> bool:
+        """Whether the workers have folded all partitions to their ends."""
+        ends = {p: log.end(EVENTS, p) for p in range(PARTITIONS)}
+        for part in ("session-fold", "joiner"):
+            beats = [read_beat(path) for path in (self.state / "run").glob(f"{part}.[0-9].json")]
+            reached = dict.fromkeys(range(PARTITIONS), 0)
+            for beat in filter(None, beats):
+                for partition, offset in enumerate(beat.offsets.get(EVENTS, [])):
+                    reached[partition] = max(reached[partition], offset)
+            if reached != ends:
+                return False
+        return True
+
+    def sessions(self) -> dict[str, bytes]:
+        config, _ = plans.read(self.state)
+        with closing(RedisFoldStore(config.sessions.url, 60)) as store:
+            names = sorted(key.decode() for key in store._client.scan_iter("session:*"))
+            users = [name.removeprefix("session:") for name in names]
+            return {u: b for u, b in zip(users, store.load(users), strict=True) if b is not None}
+
+
+def examples_of(log: Log) -> list[list[bytes]]:
+    return [
+        [r.value for r in read_range(log, EXAMPLES, p, 0, log.end(EXAMPLES, p))]
+        for p in range(PARTITIONS)
+    ]
+
+
+def alone(log: Log, config: Config) -> tuple[dict[str, bytes], list[list[bytes]]]:
+    """Sessions and examples that one worker of each fold makes of the same events."""
+    copy = MemoryLog()
+    for topic in topics(PARTITIONS):
+        copy.create(topic)
+    for partition in range(PARTITIONS):
+        records = read_range(log, EVENTS, partition, 0, log.end(EVENTS, partition))
+        copy.append(EVENTS, [Append(partition, r.key, r.value) for r in records])
+    features, sessions = feature_set(config), MemorySessions()
+    loop = SessionLoop(copy, sessions, features, config.sessions.seen)
+    joiner = JoinerLoop(copy, config, features, lambda: 0)
+    while loop.turn() + joiner.turn():
+        pass
+    return sessions.blobs, examples_of(copy)
+
+
+def append(log: Log, events: list[Event], pause_s: float = 0.1) -> None:
+    """Appends events in small batches, as they would come."""
+    for start_at in range(0, len(events), 500):
+        appends = [record_of(event, PARTITIONS) for event in events[start_at : start_at + 500]]
+        log.append(EVENTS, appends)
+        time.sleep(pause_s)
+
+
+@pytest.fixture
+def folds(tmp_path: Path) -> Iterator[Folds]:
+    system = Folds(tmp_path)
+    try:
+        yield system
+    finally:
+        end(tmp_path)
+
+
+def test_a_killed_worker_and_another_number_of_workers_change_nothing(folds: Folds) -> None:
+    folds.up(workers=2)
+    events = draw_events(EVENTS_N, seed=7)
+    third = len(events) // 3
+    with closing(open_log(folds.config)) as log:
+        append(log, events[:third])
+        killed = {name: folds.pid(name) for name in ("session-fold.1", "joiner.1")}
+        others = {name: folds.pid(name) for name in ("session-fold.0", "joiner.0")}
+        for pid in killed.values():
+            os.kill(pid, signal.SIGKILL)
+        append(log, events[third : 2 * third])
+        until(
+            lambda: all(folds.pid(name) not in (pid, 0) for name, pid in killed.items()),
+            WAIT_S, "killed workers restart",
+        )  # fmt: skip
+        assert {name: folds.pid(name) for name in others} == others, "they restart alone"
+        names = {part.name: part.restarts for part in gather(folds.state).parts}
+        assert names["joiner.1"] == 1 and names["joiner.0"] == 0
+        end(folds.state)
+        append(log, events[2 * third :], pause_s=0.0)
+        folds.up(workers=3)
+        tick = encode(Tick(time_ms=events[-1].time_ms + 120_000))
+        log.append(EVENTS, [Append(partition, b"", tick) for partition in range(PARTITIONS)])
+        until(lambda: folds.is_done(log), WAIT_S, "three workers fold all")
+        sessions, examples = alone(log, folds.config)
+        assert folds.sessions() == sessions
+        assert examples_of(log) == examples and sum(map(len, examples)) > EVENTS_N // 2
+
+
+def test_a_second_joiner_of_a_partition_is_refused(folds: Folds) -> None:
+    folds.up(workers=2)
+    command = [sys.executable, "-m", "runtime.cli.part", "joiner.1", "--state", str(folds.state)]
+    second = subprocess.run(command, timeout=60, check=False)
+    assert second.returncode == 1
+    beat = read_beat(folds.state / "run" / "joiner.1.json")
+    log_text = (folds.state / "run" / "joiner.1.log").read_text()
+    assert beat is not None and "partition 1 of joiner belongs to another process" in log_text
