@@ -23,14 +23,9 @@ class WorkersConfig(Section):
     session_fold: int = bounded(1, 1)
     joiner: int = bounded(1, 1)
 
-    def of(self, part: str) -> int:
-        """Number of a part's workers."""
-        workers: int = getattr(self, part.replace("-", "_"), 1)
-        return workers
-
     def names(self, part: str) -> list[str]:
         """Names of a part's processes: ``joiner``, or ``joiner.0`` and ``joiner.1``."""
-        workers = self.of(part)
+        workers = getattr(self, part.replace("-", "_"), 1)
         return [part] if workers == 1 else [f"{part}.{number}" for number in range(workers)]
 
 

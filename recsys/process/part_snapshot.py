@@ -43,10 +43,6 @@ class PartState:
         self.note = ""
         self._newest: Offsets | None = None
 
-    @property
-    def exists(self) -> bool:
-        return (self.folder / _FILE).exists()
-
     def of(self, partition: int) -> "PartState":
         """The snapshot of one partition, where the part has several workers."""
         return PartState(self._state, f"{self._part}-p{partition}")
@@ -131,10 +127,8 @@ class ShareState:
     def __init__(self, whole: PartState, topic: str, partitions: int, share: Share) -> None:
         self._whole, self._topic = whole, topic
         self._all = [whole.of(partition) for partition in range(partitions)]
-        self._own = share.partitions(partitions)
-        self._files = [(self._all[p], [p]) for p in self._own]
-        if share.whole:
-            self._files = [(whole, self._own)]
+        self._own = own = share.partitions(partitions)
+        self._files = [(whole, own)] if share.whole else [(self._all[p], [p]) for p in own]
         self.notes: list[str] = []
 
     def load(self, log_id: str) -> dict[int, Saved]:
@@ -142,12 +136,9 @@ class ShareState:
         newest: dict[int, Saved] = {}
         whole = self._whole.load(log_id)
         for partition in self._own:
-            options = [whole, self._all[partition].load(log_id)]
-            present = [
-                saved for saved in options if saved and partition in saved.offsets[self._topic]
-            ]
-            if present:
-                newest[partition] = max(present, key=lambda s: s.offsets[self._topic][partition])
+            options = [s for s in (whole, self._all[partition].load(log_id)) if s is not None]
+            if options:
+                newest[partition] = max(options, key=lambda s: s.offsets[self._topic][partition])
         states = [self._whole, *(self._all[p] for p in self._own)]
         self.notes = [state.note for state in states if state.note]
         return newest
@@ -155,8 +146,8 @@ class ShareState:
     def save(
         self, log_id: str, offsets: Mapping[int, int], pack: Callable[[Sequence[int]], bytes]
     ) -> dict[int, int]:
-        """Saves what ``pack`` makes of each file's partitions; returns offsets as ``PartState.save``. Files of
-        another number of workers go."""
+        """Saves what ``pack`` makes of each file's partitions, and removes those of another number of workers.
+        Returns offsets as ``PartState.save``."""
         held: dict[int, int] = {}
         for state, partitions in self._files:
             own = {partition: offsets[partition] for partition in partitions}
@@ -164,7 +155,7 @@ class ShareState:
         if self._files[0][0] is self._whole:
             for state in self._all:
                 state.remove()
-        elif all(state.exists for state in self._all):
+        elif all((state.folder / _FILE).exists() for state in self._all):
             self._whole.remove()
         return held
 

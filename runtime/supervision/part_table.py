@@ -64,20 +64,17 @@ def table(plan: Plan, workers: WorkersConfig = ONE_WORKER) -> list[Part]:
     wanted |= {"sentinel"} if plan.sentinel else set()
     absent = _OPTIONAL - wanted
     named = [_without(part, absent) for part in _PARTS if part.name not in absent]
-    parts = [each for part in named for each in _processes(part, workers.names(part.name))]
+    parts = [
+        replace(part, name=name, shares=part.shares if name == part.name else "")
+        for part in named
+        for name in workers.names(part.name)
+    ]
     for part in parts:
         plugins.find(plugins.PARTS, part.target)
     if not plan.only:
         return parts
     needed = _with_needs(parts, plan.only)
     return [part for part in parts if part.name in needed]
-
-
-def _processes(part: Part, names: list[str]) -> list[Part]:
-    """A part, or its workers, which share no process with other parts."""
-    if names == [part.name]:
-        return [part]
-    return [replace(part, name=name, shares="") for name in names]
 
 
 def _without(part: Part, absent: set[str]) -> Part:
@@ -112,7 +109,7 @@ def body(name: str, workers: WorkersConfig = ONE_WORKER) -> Callable[[Config, St
     name that isn't in the table."""
     loop: Callable[..., None] = plugins.load(plugins.PARTS, _named(name).target)
     part, dot, index = name.partition(".")
-    return partial(loop, share=Share(int(index), workers.of(part))) if dot else loop
+    return partial(loop, share=Share(int(index), len(workers.names(part)))) if dot else loop
 
 
 def _named(name: str) -> Part:
