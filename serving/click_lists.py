@@ -18,7 +18,7 @@ from experiments.assignment.policy import Policy
 from recsys.config.system_config import digest
 from recsys.events.event_types import Engagement, Event, Impression, ServedItem, event_id_of
 from recsys.events.hashed_random import draws
-from recsys.events.hashing import digest_of, key_of
+from recsys.events.hashing import Id, digest_of, key_of
 from recsys.events.records import CLICK_LIST
 from recsys.features.session import Session
 from serving.pipeline import Pipeline
@@ -55,21 +55,31 @@ class ClickLists:
             time_ms=click.time_ms,
             request_id=query.request_id,
             user_id=click.user_id,
-            items=self._items(click, query),
+            items=[ServedItem(item_id=item_id) for item_id in self._listed(click, query)],
             surface=click.surface,
         )
+
+    def needs_list(self, event: Engagement) -> bool:
+        """Whether an engagement can only be learned with a list of its own."""
+        labels = self._pipeline.replica.features.schema.labels
+        return event.attributed and not event.request_id and event.kind in labels
+
+    def leave_out(self, click: Engagement, why: str) -> tuple[Event, ...]:
+        """A click without a list, counted."""
+        self.left_out[why] += 1
+        return (click,)
 
     def listed(
         self, click: Engagement, session: Session, now_ms: int, guessed: bool = False
     ) -> tuple[Event, ...]:
         """A click that has just come, after its list as a replica logs it; alone if it gets none.
         ``guessed``: its client can't name lists, so that it may belong to one that the session has."""
-        index = self._pipeline.replica.catalogue.index_of(click.item_id)
-        checks = ((OLD, now_ms - click.time_ms > _OLDEST_MS), (UNKNOWN, index is None))
-        for why, is_left_out in (*checks, (PLAIN, session.plain)):
-            if is_left_out:
-                self.left_out[why] += 1
-                return (click,)
+        if now_ms - click.time_ms > _OLDEST_MS:
+            return self.leave_out(click, OLD)
+        if self._pipeline.replica.catalogue.index_of(click.item_id) is None:
+            return self.leave_out(click, UNKNOWN)
+        if session.plain:
+            return self.leave_out(click, PLAIN)
         requests = (request_id for request_id, _ in session.requests)
         if guessed and not all(request_id.startswith(CLICK_LIST) for request_id in requests):
             return (click,)
@@ -81,8 +91,12 @@ class ClickLists:
         )
         if before and before != named:
             return (joined,)
-        items = self._items(click, query)
-        return self._pipeline.impression_of(replace(query, request_id=named), items), joined
+        index_of = self._pipeline.replica.catalogue.index_of
+        listed = self._listed(click, query).items()
+        sources = {at: names for i, names in listed if (at := index_of(i)) is not None}
+        request = replace(query.request, n=len(sources))
+        query = replace(query, request=request, request_id=named)
+        return self._pipeline.impression_of(query, sources), joined
 
     def _logged_before(self, event: Engagement, session: Session) -> str:
         """As ``list_before``; the session has lists of other replicas, too."""
@@ -101,7 +115,8 @@ class ClickLists:
         request = Request(click.user_id, 1, click.surface)
         return Query(request, session, self._policy, now_ms, request_id)
 
-    def _items(self, click: Engagement, query: Query) -> list[ServedItem]:
+    def _listed(self, click: Engagement, query: Query) -> dict[Id, list[str]]:
+        """The items, the clicked one first, with the sources that had each."""
         self._lists[str(click.user_id), str(click.item_id)] = query.request_id
         if len(self._lists) > _REMEMBERED:
             self._lists.popitem(last=False)
@@ -115,8 +130,7 @@ class ClickLists:
         others = indices[np.argsort(draws(seed, indices))[:_OTHERS]].tolist()
         anywhere = int(draws(seed, np.array([-1]))[0] * len(catalogue))
         listed = {click.item_id: own} | {catalogue.ids[i]: i for i in (*others, anywhere)}
-        sources = candidates.sources
-        return [ServedItem(item_id=i, sources=sources.get(at, [])) for i, at in listed.items()]
+        return {item_id: candidates.sources.get(i, []) for item_id, i in listed.items()}
 
 
 def _logged_id(request_id: str) -> str:

@@ -22,7 +22,7 @@ deadline skips are named in ``degraded``; there is an answer whatever happens to
 import logging
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from typing import Any, Final, TypeGuard
@@ -51,7 +51,7 @@ from serving.ranking.selection import BY_SCORE, SamplingInput, SamplingParams, s
 from serving.ranking.stages import NOT_INTERESTED, RULES, caps_of, not_interested, rules, trust_of
 from serving.ranking.team_draft import draft_slate
 from serving.replica.replica import Replica
-from serving.request import Answer, AnswerItem, Candidates
+from serving.request import Answer, AnswerItem, Candidates, Slate
 from serving.retrieval import filters
 from serving.retrieval.retrieval import Retrieval
 from serving.retrieval.retrieval_plan import VECTOR, RetrievalPlan, VectorQuery
@@ -129,6 +129,14 @@ class Pipeline:
         """Candidates that the sources retrieve for a query, not ranked yet."""
         query = as_asked(query)
         return run_stages(self.retrieving, query, Candidates(self._features(query)))
+
+    def impression_of(self, query: Query, sources: Mapping[int, list[str]]) -> Impression:
+        """Impression of a list of ``query.request.n`` items, by their indices, as if it had been answered."""
+        n, features = len(sources), self._features(query, np.array(list(sources), np.int64))
+        ranked = self._rank_list(query, self._rank(query, Candidates(features, sources=sources)))
+        slate = Slate(np.arange(n), np.ones(n), np.zeros(n, np.bool_), 0, {})
+        listed = replace(ranked, slate=slate, slate_scores_R=ranked.scores_N)
+        return self._assemble(query, listed).impression
 
     def adjusted(self, query: Query, candidates: Candidates) -> Candidates:
         """Ranked candidates as the query's policy scores and adjusts them, by the same predictions."""
@@ -339,64 +347,34 @@ class Pipeline:
         slate, request = candidates.slate, query.request
         assert slate is not None, "draw first"
         positions_R, predictions_NL = slate.positions, candidates.predictions_NL
-        predicted = None if predictions_NL is None else predictions_NL[positions_R]
+        stamp, predicted = self._stamp(query), b""
+        if predictions_NL is not None:
+            predicted = np.ascontiguousarray(predictions_NL[positions_R], np.float32).tobytes()
         items = tuple(self._item(query, candidates, rank) for rank in range(len(positions_R)))
         if request.explain and items:
             ranked = _has_numbers(predictions_NL)
             reasons = self._explain(query, [candidates.indices[p] for p in positions_R], ranked)
             pairs = zip(items, reasons, strict=True)
             items = tuple(msgspec.structs.replace(item, reasons=why) for item, why in pairs)
-        impression = self._impression(
-            query,
-            [_served(item) for item in items],
-            self._listed(candidates.features, positions_R),
-            predicted,
-            degraded=list(candidates.degraded),
-            teams=list(slate.teams),
-            shares=list(slate.shares),
-        )
-        assert impression.stamp is not None
-        return Answer(
-            query.request_id, items, impression, impression.stamp, candidates.degraded,
-            candidates.removed, slate.offered, self._left_out(query, candidates, items), candidates,
-        )  # fmt: skip
-
-    def impression_of(self, query: Query, items: list[ServedItem]) -> Impression:
-        """Impression of a list that was made elsewhere, as if it had been answered now."""
-        replica, ids = self.replica, [item.item_id for item in items]
-        known = [i for i in map(replica.catalogue.index_of, ids) if i is not None]
-        assert len(known) == len(ids), "items of the catalogue only"
-        listed = self._listed(self._features(query, np.array(known)), np.arange(len(known)))
-        predicted = None
-        if replica.step:
-            predicted = probabilities(replica.model, replica.rows, [replica.read(listed)])
-        return self._impression(query, items, listed, predicted)
-
-    def _impression(
-        self,
-        query: Query,
-        items: list[ServedItem],
-        listed: RequestFeatures,
-        predicted_RL: Floats | None,
-        **drawn: Any,
-    ) -> Impression:
-        """The record of a list. ``drawn``: facts about how it was drawn."""
-        request, predicted = query.request, b""
-        if predicted_RL is not None:
-            predicted = np.ascontiguousarray(predicted_RL, np.float32).tobytes()
-        return Impression(
+        impression = Impression(
             time_ms=query.now_ms,
             request_id=query.request_id,
             user_id=request.user_id,
-            items=items,
+            items=[_served(item) for item in items],
             context=request.context,
             surface=request.surface,
-            stamp=self._stamp(query),
-            features=self.builder.as_shown(listed).block(),
+            stamp=stamp,
+            features=self.builder.as_shown(self._listed(candidates.features, positions_R)).block(),
             predicted=predicted,
+            degraded=list(candidates.degraded),
             asked=self._asked(query),
-            **drawn,
+            teams=list(slate.teams),
+            shares=list(slate.shares),
         )
+        return Answer(
+            query.request_id, items, impression, stamp, candidates.degraded, candidates.removed,
+            slate.offered, self._left_out(query, candidates, items), candidates,
+        )  # fmt: skip
 
     def _left_out(
         self, query: Query, candidates: Candidates, items: tuple[AnswerItem, ...]

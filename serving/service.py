@@ -57,6 +57,7 @@ from serving.tracing.swipe_traces import SwipeTraces
 from serving.variants.model_variants import CanaryRouter, ModelVariants
 
 _LOG: Final = logging.getLogger(__name__)
+_CLICKS_S: Final = 2.0  # in which clicks of a batch get lists; later ones are counted only
 _ATTEMPTS: Final = 4  # of a request that asks retrieval shards: the last answers without them
 _STARTING: Final = "the replica is still reading the catalogue and the model"
 
@@ -103,7 +104,7 @@ class Service:
         self.click_lists = ClickLists(self.pipeline)
         self.write_api = WriteApi(
             config, self.writer, sessions, self.reader.freshness, validator, now_ms, traces, is_full,
-            self.features.schema, None if has_lists else self._listed,
+            self.features.schema, None if has_lists else self.with_lists,
         )  # fmt: skip
         self.follower = LogFollower(log, self.reader)
         self.variants = ModelVariants(config, log, self.features, now_ms, first)
@@ -321,26 +322,28 @@ class Service:
             return Session(user_id, self.features, seen), False
         return Session(user_id, self.features, seen), True
 
-    async def _listed(self, click: Engagement, guessed: bool, in_time: bool) -> Sequence[Event]:
-        """The engagement, in an app without lists after one that it chose from (serving/click_lists.py)."""
-        labels, left_out = self.features.schema.labels, self.click_lists.left_out
-        if click.request_id or click.kind not in labels or not click.attributed:
-            return (click,)
-        if not in_time:
-            left_out[BUSY] += 1
-            return (click,)
+    async def with_lists(self, engagements: Sequence[Engagement], guessed: bool) -> list[Event]:
+        """Engagements of an app without lists, those that can be learned after a list that they chose from
+        (serving/click_lists.py, also on ``guessed``)."""
+        until_s, events = time.monotonic() + _CLICKS_S, list[Event]()
+        for event in engagements:
+            if self.click_lists.needs_list(event):
+                events += await self._listed(event, guessed, time.monotonic() < until_s)
+            else:
+                events.append(event)
+        return events
+
+    async def _listed(self, click: Engagement, guessed: bool, in_time: bool) -> tuple[Event, ...]:
         session, read = await self._session(click.user_id)
-        if not (read and self.reader.ready):
-            left_out[AWAY] += 1
-            return (click,)
+        if not (in_time and read and self.reader.ready):
+            return self.click_lists.leave_out(click, AWAY if in_time else BUSY)
         async with self._one_click:
             await self._lock.acquire()
             try:
                 return self.click_lists.listed(click, session, self.now_ms(), guessed)
             except Exception:  # the click counts all the same
-                left_out[FAILED] += 1
                 _LOG.exception("no list can be made of a click")
-                return (click,)
+                return self.click_lists.leave_out(click, FAILED)
             finally:
                 self._lock.release_later()
 

@@ -29,13 +29,10 @@ from serving.tracing.swipe_traces import SwipeTraces
 COMMIT_WAIT_S: Final = 5.0
 FOLLOW_S: Final = 10.0
 _POLL_S: Final = 0.004
+WithLists = Callable[[Sequence[Engagement], bool], Awaitable[Sequence[Event]]]
 _NO_FIELDS: Final = Schema()
 _NO_SPACE_RETRY_S: Final = 30
-_LISTS_S: Final = 2.0  # in which a batch gets lists; later clicks of it are counted only
 _ROUNDS: Final = 4  # validations of a batch: others with its events may fail to be committed
-# An engagement after the list that it chose from, if it gets one; whether its client can't name lists,
-# and whether there is time.
-Listed = Callable[[Engagement, bool, bool], Awaitable[Sequence[Event]]]
 
 
 class Unavailable(RuntimeError):
@@ -84,11 +81,11 @@ class WriteApi:
         traces: SwipeTraces | None = None,
         is_full: Callable[[], bool] = lambda: False,
         schema: Schema = _NO_FIELDS,
-        listed: Listed | None = None,
+        with_lists: WithLists | None = None,
     ) -> None:
-        """``is_full``: whether the disk has no space for events. ``schema``: of declared fields. ``listed``:
-        for an app without lists."""
-        self._schema, self._listed = schema, listed
+        """``is_full``: whether the disk has no space for events. ``schema``: of declared fields.
+        ``with_lists``: as Service.with_lists."""
+        self._schema, self._with_lists = schema, with_lists
         self._partitions, self._writer, self._sessions = config.log.partitions, writer, sessions
         self._traces, self._is_full = traces, is_full
         self._freshness, self._now_ms = freshness, now_ms
@@ -149,10 +146,10 @@ class WriteApi:
         ended = asyncio.get_running_loop().create_future()
         self._committing |= dict.fromkeys(batch.ids, ended)
         try:
-            if self._listed is None:
+            if self._with_lists is None:
                 offsets = await self._commit(EVENTS, batch.records)
             else:
-                events = await self._with_lists(batch.engagements, foreign, self._listed)
+                events = await self._with_lists(batch.engagements, foreign)
                 records = [record_of(event, self._partitions) for event in events]
                 placed = zip(events, await self._commit(EVENTS, records), strict=True)
                 offsets = [offset for event, offset in placed if isinstance(event, Engagement)]
@@ -162,14 +159,6 @@ class WriteApi:
             for id_ in batch.ids:
                 del self._committing[id_]
             ended.set_result(None)
-
-    async def _with_lists(
-        self, engagements: Sequence[Engagement], foreign: bool, listed: Listed
-    ) -> list[Event]:
-        until_s, events = time.monotonic() + _LISTS_S, list[Event]()
-        for engagement in engagements:
-            events += await listed(engagement, foreign, time.monotonic() < until_s)
-        return events
 
     async def _follow_to_session(self, user_id: Id, offset: int) -> None:
         """Measures the time of one event from its acknowledgement to its user's session."""
