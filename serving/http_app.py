@@ -190,8 +190,8 @@ def _add_viewer_routes(app: FastAPI, service: Service, metrics: ServingMetrics) 
 
     @app.get("/v1/status", response_model=models.StatusOut, responses=_PROBLEMS)
     async def status() -> Response:
-        """Version that answers, and how fresh it is."""
-        return json_response(service.status())
+        """Version that answers, how fresh it is, and how fast."""
+        return json_response(service.status() | metrics.answers())
 
 
 def _add_list_routes(app: FastAPI, service: Service, metrics: ServingMetrics) -> None:

@@ -2,7 +2,7 @@
 
 from collections import Counter
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from rich.console import Group
 from rich.text import Text
@@ -44,6 +44,7 @@ def status_table(status: Status, running: Running, config: Config) -> Group:
             flow.append((part.name, rates, lag + " STALLED" * (part.state == "stalled")))
     facts = [
         ("model", f"cut {status.cut or 'none: waiting for events'}, served {status.served or '–'}"),
+        ("answers", _answers(status.server)),
         ("events/s", _number(status.events_per_s)),
         ("examples/s", _number(status.examples_per_s)),
         ("click → session", _milliseconds(status.click_to_session_p95_ms)),
@@ -202,6 +203,11 @@ def _drift(gauges: dict[str, float]) -> str:
         f"rows published every {gauges['publish_every']:.0f} steps"
     )
     return text + ", the offline command runs" * bool(gauges.get("offline_runs"))
+
+
+def _answers(server: dict[str, Any]) -> str:
+    p50, p99 = (_number(server.get(f"answer_{share}_ms")) for share in ("p50", "p99"))
+    return f"{_number(server.get('answers'))}, {p50} ms (p50), {p99} ms (p99)"
 
 
 def _number(value: float | None) -> str:

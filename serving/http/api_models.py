@@ -316,7 +316,8 @@ class VersionOut(BaseModel):
 
 
 class StatusOut(BaseModel):
-    """Freshness of this replica. ``age_ms``: age of the newest example of the newest step."""
+    """Freshness of this replica. ``age_ms``: age of the newest example of the newest step. ``answers``: lists
+    answered since the start; their times and shares are those of the last 30 s, null without any."""
 
     version: VersionOut
     age_ms: int | None
@@ -331,3 +332,8 @@ class StatusOut(BaseModel):
     lag: dict[str, int]
     gaps: int
     impressions_dropped: int
+    answers: int
+    answer_p50_ms: float | None
+    answer_p99_ms: float | None
+    failed_share: float | None
+    degraded_share: float | None

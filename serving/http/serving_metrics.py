@@ -67,7 +67,8 @@ class ServingMetrics:
         self._now_ms = service.now_ms
         # Of the newest requests: ms of answered lists, and 1 for a failed or degraded one.
         self._answers, self._failed, self._degraded = (RecentDelays() for _ in range(3))
-        for name, (description, read) in (_gauges(service) | self._recent_gauges()).items():
+        self._answered = 0
+        for name, (description, read) in (_gauges(service) | self._gauges_of_answers()).items():
             gauge = Gauge(f"recsys_{name}", description, registry=registry)
             gauge.set_function(partial(_or_nan, read))
         recall = Gauge(
@@ -98,6 +99,7 @@ class ServingMetrics:
         self._failed.add(float(status >= 500), now_ms)
         if status == 200 and LIST_PATH.fullmatch(route):
             self._answers.add(1000 * seconds, now_ms)
+            self._answered += 1
 
     def count_refused(self, route: str, reason: str) -> None:
         self.refused.labels(route, reason).inc()
@@ -119,8 +121,13 @@ class ServingMetrics:
         for stage in stages:
             self.degraded.labels(stage).inc()
 
-    def _recent_gauges(self) -> dict[str, ReadGauge]:
+    def answers(self) -> dict[str, float | None]:
+        """Number, times and shares of answers, by name of the gauge."""
+        return {name: read() for name, (_, read) in self._gauges_of_answers().items()}
+
+    def _gauges_of_answers(self) -> dict[str, ReadGauge]:
         return {
+            "answers": ("Lists answered, since the start", lambda: self._answered),
             "answer_p50_ms": ("Time to an answered list, median of the last 30 s",
                               lambda: self._answers.percentile(0.5, self._now_ms())),
             "answer_p99_ms": ("Time to an answered list, p99 of the last 30 s",

@@ -1,8 +1,10 @@
-"""All surfaces of a live system, read at one moment: one figure has one value."""
+"""All surfaces of a live system, read at one moment: one figure has one value. Experiments are compared
+without a system: the command line and the control room read one report, and API and metrics have none."""
 
 import json
 import math
 import urllib.request
+from collections.abc import Mapping
 from typing import Any
 
 from click.testing import CliRunner
@@ -15,6 +17,8 @@ from tests.support.live_system import LiveSystem
 
 # By name in the API's status: name in `recsys status --json`, series of the metrics and of the control room.
 DELAYS = ("click_to_session_p95_ms", "click_to_served_p95_ms")
+ANSWERS = ("answers", "answer_p50_ms", "answer_p99_ms", "failed_share", "degraded_share")
+RESTARTS = "recsys_part_restarts_total"
 _TRIES = 40  # the system moves on between two reads
 
 
@@ -41,10 +45,25 @@ def surfaces(system: LiveSystem) -> dict[str, list[Any]]:
     figures = {
         "step": [api["version"]["step"], status["served"]["step"]],
         "items": [api["items"], status["server"]["items"]],
-    } | {name: [api[name], status[name]] for name in DELAYS}
+    }
+    figures |= {name: [api[name], status[name]] for name in DELAYS}
+    figures |= {name: [api[name], status["server"][name]] for name in ANSWERS}
     for name, values in figures.items():
         values += [_value(samples, f"recsys_{name}") for samples in (metrics, room)]
+    # Of each part and each route; the API of a replica knows no parts, and no other routes than its own.
+    figures["restarts"] = [status["restarts"], *(_sum(s, RESTARTS) for s in (metrics, room))]
+    figures["requests"] = [_requests(samples) for samples in (metrics, room)]
     return {n: [None if v is None else round(v, 1) for v in vs] for n, vs in figures.items()}
+
+
+def _sum(samples: Mapping[str, float | None], name: str) -> float:
+    return sum(value or 0.0 for series, value in samples.items() if name_of(series) == name)
+
+
+def _requests(samples: Mapping[str, float | None]) -> float:
+    """Requests for lists; those for status and metrics are what this comparison itself makes."""
+    lists = {s: v for s, v in samples.items() if 'route="/v1/recommend"' in s}
+    return _sum(lists, "recsys_requests_total")
 
 
 def _value(samples: dict[str, float | None], name: str) -> float | None:

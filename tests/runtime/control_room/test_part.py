@@ -9,6 +9,7 @@ from threading import Event, Thread
 import msgspec
 import pytest
 
+from experiments.statistics.revision import parse_each
 from recsys.config.part_configs import ControlRoomConfig
 from recsys.config.system_config import Config
 from recsys.events.control_records import Experiments, ExperimentState, Live
@@ -21,6 +22,7 @@ from runtime.control_room import experiment_panel
 from runtime.control_room.experiment_panel import ExperimentPanel
 from runtime.control_room.part import ControlRoom, run
 from runtime.control_room.system_watch import SystemWatch
+from runtime.reports.experiment_summary import read_report, summary_row
 from runtime.supervision import launch_plan as plans
 from runtime.supervision import run_file
 from runtime.supervision.part_metrics import families
@@ -243,6 +245,23 @@ def test_experiments_are_told_as_the_report_tells_them(
     assert found["name"] == "mine" and not found["behind"]
     assert sum(arm["users"] for arm in found["report"]["arms"]) == 40
     assert found["report"]["lines"][0]["metric"] == "long_view"
+    # Each figure is that of `recsys experiment list` and `report`.
+    [experiment], _ = parse_each(said, toy.config.policy, LABELS)
+    assert found.items() >= summary_row(experiment, said).items()
+    toy.log.append(CONTROL, [Append(0, b"", pack(said))])
+    readout, notes = read_report(toy.log, replace(toy.config, state=str(tmp_path)), experiment)
+    assert found["report"] == {
+        "verdict": readout.verdict,
+        "arms": list(msgspec.to_builtins(readout.arms)),
+        "notes": notes,
+        "lines": [
+            {
+                "metric": line.metric, "role": line.role, "arm": line.arm, "said": line.said,
+                "relative": line.effect.relative, "low": line.effect.low, "high": line.effect.high,
+            }
+            for line in readout.lines
+        ],
+    }  # fmt: skip
 
 
 def test_a_look_reads_no_longer_than_it_may_and_the_next_goes_on(

@@ -6,9 +6,17 @@ import pytest
 
 from recsys.config.safety_config import AccessConfig
 from recsys.config.system_config import Config, ServeConfig, SessionConfig
-from runtime.reports.status_table import addresses, exposure_warning, format_duration, note, ports
-from runtime.supervision.processes import Socket
-from runtime.supervision.run_file import PartRecord
+from runtime.reports.status_table import (
+    addresses,
+    exposure_warning,
+    format_duration,
+    note,
+    ports,
+    status_table,
+)
+from runtime.supervision.processes import Identity, Socket
+from runtime.supervision.run_file import PartRecord, Running
+from runtime.supervision.system_status import Status
 from serving.access.hosts import is_loopback
 
 
@@ -37,6 +45,16 @@ def test_a_lost_part_says_its_reason_and_nothing_else(tmp_path):
         name="joiner", state="lost", reason="LogLost: retention passed it", last_exit=4
     )
     assert note(record, tmp_path) == "LogLost: retention passed it"
+
+
+def test_answers_are_shown_as_the_api_has_them(tmp_path):
+    config, found = Config(state=str(tmp_path)), []
+    running = Running(supervisor=Identity(1, 0.0), asked="", started_ms=0, time_ms=0)
+    for server in ({}, {"answers": 4_100, "answer_p50_ms": 6.24, "answer_p99_ms": 21.96}):
+        status = Status(state=str(tmp_path), running=True, ready=True, server=server)
+        lines = map(str, status_table(status, running, config).renderables)
+        found += [line.split(maxsplit=1)[1] for line in lines if line.startswith("answers")]
+    assert found == ["–, – ms (p50), – ms (p99)", "4,100, 6.2 ms (p50), 22 ms (p99)"]
 
 
 def test_passwords_are_not_shown():

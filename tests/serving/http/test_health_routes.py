@@ -48,6 +48,25 @@ def test_health_readiness_metrics_page_and_docs(world: World) -> None:
     run(world, scenario)
 
 
+def test_the_status_has_the_figures_of_answers_that_the_metrics_have(world: World) -> None:
+    async def scenario(w: World) -> None:
+        before = (await w.client.get("/v1/status")).json()
+        assert (
+            before["answers"] == 0 and before["answer_p50_ms"] is before["degraded_share"] is None
+        )
+        for _ in range(3):
+            await w.recommend()
+        await w.client.get("/v1/popular")
+        status = (await w.client.get("/v1/status")).json()
+        text = (await w.client.get("/metrics")).text
+        for name in ("answers", "answer_p50_ms", "answer_p99_ms", "failed_share", "degraded_share"):
+            [value] = re.findall(rf"(?m)^recsys_{name} (\S+)", text)
+            assert float(value) == status[name], name
+        assert (status["answers"], status["degraded_share"]) == (4, 0.75)
+
+    run(world, scenario)
+
+
 @pytest.mark.parametrize("path", ["popular", "latest", "trending", "items/v1/similar", "rank"])
 def test_lists_of_every_kind_count_in_the_times_and_shares_of_answers(
     world: World, path: str
