@@ -153,7 +153,8 @@ def _plan(
     config: Config, viewers: float, only: list[str], control_room: bool
 ) -> tuple[Config, Plan]:
     """Resolves addresses, and checks all settings before anything starts."""
-    from training.lines.line import spec_of  # imports torch: not for --help
+    from recsys.model.ranker import ranker_of  # these import torch: not for --help
+    from training.lines.line import spec_of
 
     address = os.environ.get("RAY_ADDRESS", "")
     resolved, plan = launch_plan.resolve(
@@ -166,8 +167,7 @@ def _plan(
         check_rules(policy, features.schema.names("item", CATEGORICAL))
         check_plugins(policy, resolved.serve.stages)
     check_accepted(resolved, features)
-    if resolved.model.ranker:
-        plugins.find(plugins.MODELS, resolved.model.ranker.rpartition("@")[0])
+    ranker_of(resolved.model.ranker)
     for name in resolved.route_plugins:
         plugins.load(plugins.ROUTES, name)
     try:

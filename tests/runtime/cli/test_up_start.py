@@ -12,6 +12,8 @@ from runtime.cli import up
 from runtime.supervision.launch_plan import resolve
 from tests.support.plan_config import config_in
 
+SEQUENCE = "examples.sequence_model.recsys_sequence_model:SequenceRanker"
+
 
 @pytest.fixture(autouse=True)
 def umask() -> Iterator[None]:
@@ -59,3 +61,6 @@ def test_a_plug_in_that_is_not_installed_is_refused(
     wrong = replace(config, model=replace(config.model, ranker="sequnce@1"))
     assert up.start(wrong) == 1
     assert "no plug-in 'sequnce' of the group 'recsys.models'" in capsys.readouterr().err
+    older = replace(config, model=replace(config.model, ranker=f"{SEQUENCE}@0"))
+    assert up.start(older) == 1
+    assert f"declare {SEQUENCE}@1" in capsys.readouterr().err
