@@ -20,7 +20,7 @@ from recsys.events.hashing import uniform
 from recsys.features.feature_set import FeatureSet, read_block
 from recsys.features.feature_set_file import write_feature_set
 from recsys.process.open_log import open_log
-from runtime.jobs.archive_jobs import audit_features
+from runtime.jobs.feature_audit import audit_features
 from runtime.supervision import launch_plan
 from runtime.supervision.launch_plan import Plan, RayPorts
 from serving.access.caller import SERVER

@@ -33,7 +33,6 @@ _HELP = {
     "rollback": "Rolls back a canary or the newest promotion.",
     "experiment": "Lists, checks, starts, stops and reports experiments.",
     "audit": "Compares logged features with features recomputed from events.",
-    "backfill": "Adds missing features to archived examples.",
     "forget": "Deletes a user; --unlearn also retrains without them.",
     "data": "Downloads data sets.",
     "replay": "Replays a data set in event time: scores each example, then learns from it.",
@@ -44,6 +43,7 @@ _HELP = {
     "bench": "Benchmarks speed against common alternatives.",
 }
 _HELP_OF_PLUGINS = {  # those in the wheel
+    "backfill": "Adds missing features to archived examples.",
     "counterfactual": "Estimates what another policy would have earned, from the log.",
     "demo": "Starts the whole system with simulated viewers and the feed page.",
     "merge": "Merges an offline candidate with the live model.",
@@ -61,7 +61,6 @@ _ELSEWHERE = {
     **dict.fromkeys(("status", "metrics", "restart", "down"), "runtime.cli.system"),
     **dict.fromkeys(("check", "backup", "restore"), "runtime.cli.state_files"),
     **dict.fromkeys(("shadow", "propose", "approve", "rollback"), "runtime.cli.candidates"),
-    **dict.fromkeys(("audit", "backfill"), "runtime.cli.archive"),
 }
 # name → (module:attribute, help). The attribute is a function with typer annotations, or a typer.Typer with
 # commands of its own; `import` is a keyword, so its function is `import_`.

@@ -1,1 +1,1 @@
-"""Work behind the commands that change or create data: downloads, offline training, backfill, deletion."""
+"""Work behind the commands that change or create data: downloads, offline training, deletion."""

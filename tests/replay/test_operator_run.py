@@ -27,7 +27,7 @@ from replay.datasets.open_dataset import open_dataset
 from replay.player import Player
 from replay.replay_report import _about
 from replay.replay_run import ReplayOptions, replay_data
-from runtime.jobs.archive_jobs import audit_features
+from runtime.jobs.feature_audit import audit_features
 from tests.support.operator_app import APP, START_MS, events, past
 from tests.support.operator_app import FEATURES as APP_FEATURES
 

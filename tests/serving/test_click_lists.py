@@ -26,7 +26,7 @@ from recsys.features.feature_set_file import write_feature_set
 from replay.answer_check import AnswerChecker
 from replay.direct_loop import DirectLoop
 from replay.player import Player
-from runtime.jobs.archive_jobs import audit_features
+from runtime.jobs.feature_audit import audit_features
 from runtime.supervision import launch_plan
 from runtime.supervision.launch_plan import Plan, RayPorts
 from serving.access.caller import ANONYMOUS, SERVER, Caller

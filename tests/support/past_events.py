@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from msgspec.structs import replace
 
+from examples.backfill.sessions import SessionsAsOf
 from examples.short_video.feature_replay import FeatureReplay
 from recsys.events.event_types import Event, Impression, Item, User
 from recsys.events.hashing import partition_of
@@ -19,7 +20,6 @@ from training.archive.recompute import (
     Folds,
     ItemHistory,
     PlacedImpression,
-    SessionsAsOf,
 )
 
 FOLDS = Folds(fold_event, shown_keys)

@@ -21,7 +21,7 @@ from recsys.features.feature_set_file import feature_set
 from recsys.log.protocol import Record
 from recsys.process.open_log import open_log
 from runtime.cli.main import app
-from runtime.jobs.archive_jobs import audit_features
+from runtime.jobs.feature_audit import audit_features
 from serving.reconstruction.reconstructed_session import find_impression
 from training.archive.writer import read_archive
 

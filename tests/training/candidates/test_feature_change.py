@@ -24,8 +24,8 @@ from recsys.features.feature_set import Declared, set_text
 from recsys.model.wider_set import united
 from recsys.process.log_consumer import readable
 from replay.answer_check import EQUAL, AnswerChecker
-from runtime.jobs.archive_jobs import audit_features
 from runtime.jobs.director_requests import propose
+from runtime.jobs.feature_audit import audit_features
 from runtime.jobs.offline_job import run as train_offline
 from runtime.jobs.offline_options import OfflineOptions
 from runtime.supervision import launch_plan

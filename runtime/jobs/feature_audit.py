@@ -1,32 +1,25 @@
-"""Feature audit and backfill of an archive: both recompute features from the raw events of the time.
+"""Feature audit of an archive: recomputes features from the raw events of the time.
 
-They read the archive alone, of a running or a stopped system, or of one of which nothing else is left.
+It reads the archive alone, of a running or a stopped system, or of one of which nothing else is left.
 """
 
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import msgspec
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from recsys.app.logged_sets import taken_up
 from recsys.config.system_config import Config
 from recsys.events.hashing import uniform
-from recsys.events.records import Example, pack, unpack
 from recsys.features.feature_set import FeatureSet
-from recsys.features.feature_set_file import FILE, encode_feature_set, feature_set
-from recsys.process.part_process import write_atomically
+from recsys.features.feature_set_file import FILE, feature_set
 from runtime.supervision import launch_plan
 from serving.reconstruction.reconstructed_replica import NotReconstructible
 from serving.reconstruction.reconstructed_session import ReconstructedSessions
 from serving.sessions.session_fold import fold_event, shown_keys
 from training.archive import recompute
 from training.archive.audit import TOLERANCE, Audit, AuditReport, is_sampled
-from training.archive.backfill import Backfill
-from training.archive.files import FORMAT, beside, files_of
 from training.archive.raw_events import ArchiveSource
 from training.archive.recompute import CountersAsOf, Folds, PlacedImpression, Recomputer
 
@@ -115,73 +108,3 @@ def features_of(folder: Path, config: Config, file: Path | None = None) -> Featu
         raise ValueError(
             f"{file} is no feature set: {error}; a state folder has one, {FILE}"
         ) from error
-
-
-def backfill(
-    folder: Path,
-    out: Path,
-    file: Path | None = None,
-    first: str | None = None,
-    until: str | None = None,
-) -> dict[str, int]:
-    """Writes an archive of examples with all features of a set, computed as of each impression.
-
-    The new archive has the layout and schema of the old one, which isn't changed. Returns the numbers of
-    examples kept, filled in, and left out by reason.
-    """
-    archive, config = archive_of(folder), config_of(folder)
-    features = features_of(folder, config, file)
-    source = ArchiveSource(archive)
-    items, folds = source.items(features), Folds(fold_event, shown_keys)
-    fill = Backfill(Recomputer(items), features)
-    files = [part for part in files_of(archive, "examples") if _is_within(part.path, first, until)]
-    places = {
-        (example.partition, example.offset)
-        for part in files
-        for example in _examples(part.path)
-        if example is not None and fill.wants(example)
-    }
-    wanted = [p for p in source.impressions() if (p.partition, p.offset) in places]
-    users = {str(placed.impression.user_id) for placed in wanted}
-    for placed in recompute.split_by_counter_offsets(wanted).values():
-        sessions = recompute.SessionsAsOf(items, source.events, folds, users, config.sessions.seen)
-        counters = CountersAsOf(
-            items, source.events, source.partitions("events"), folds, config.bounds
-        )
-        fill.compute(placed, sessions, counters)
-    out.mkdir(parents=True)
-    write_atomically(out / FILE, encode_feature_set(features))
-    write_atomically(out / "log_id", source.id.encode())
-    for part in files:
-        _write_filled(part.path, out / part.path.relative_to(archive), fill)
-    return fill.counts
-
-
-def _is_within(path: Path, first: str | None, until: str | None) -> bool:
-    day = path.parent.parent.name.partition("=")[2]
-    return (first is None or day >= first) and (until is None or day < until)
-
-
-def _examples(path: Path) -> Iterator[Any]:
-    """Yields the examples of a file, None for a record of another type."""
-    with pq.ParquetFile(path) as file:
-        for batch in file.iter_batches(columns=["type", "value"], use_threads=False):
-            for kind, value in zip(*(column.to_pylist() for column in batch.columns), strict=True):
-                yield unpack(value, Example) if kind == "example" else None
-
-
-def _write_filled(path: Path, target: Path, fill: Any) -> None:
-    """Copies a file with filled examples; drops examples that can't be filled, keeps other records."""
-    with pq.ParquetFile(path) as file:
-        table = file.read()
-    values: list[bytes | None] = []
-    for old, example in zip(table["value"].to_pylist(), _examples(path), strict=True):
-        filled = None if example is None else fill.fill(example)
-        if example is None or filled is example:
-            values.append(old)
-        else:
-            values.append(None if filled is None else pack(filled))
-    place, column = table.schema.get_field_index("value"), table.schema.field("value")
-    table = table.set_column(place, column, pa.array(values, column.type))
-    with beside(target) as partial:
-        pq.write_table(table.filter(table["value"].is_valid()), partial, **FORMAT)

@@ -1,4 +1,4 @@
-"""``recsys audit`` and ``backfill``: features of archived impressions, recomputed from raw events."""
+"""``recsys audit``: features of archived impressions, recomputed from raw events."""
 
 from dataclasses import asdict
 from pathlib import Path
@@ -35,7 +35,7 @@ def features(
 
     Exit status 0: no skew; 1: skew; 2: nothing could be compared.
     """
-    from runtime.jobs.archive_jobs import audit_features
+    from runtime.jobs.feature_audit import audit_features
 
     with exit_on(FileNotFoundError, ValueError):
         if not 0 < share <= 1:
@@ -66,27 +66,3 @@ def _lines(report: AuditReport) -> list[str]:
     for reason, count in sorted(report.not_recomputed.items(), key=lambda pair: -pair[1]):
         lines.append(f"  {count} not recomputed: {reason}")
     return lines
-
-
-def backfill(
-    folder: FolderArgument,
-    out: Annotated[Path, Option(help="Folder for the examples; must not exist yet.")],
-    feature_file: Annotated[
-        Path | None, Option("--features", help="Wanted feature set file; by default the folder's.")
-    ] = None,
-    from_: Annotated[str | None, Option("--from", help="First day, e.g. 2026-11-24.")] = None,
-    until: Annotated[str | None, Option(help="Day after the last one.")] = None,
-    json: JsonOption = None,
-) -> None:
-    """Adds features that weren't logged, computed from raw events as of each impression.
-
-    Exit status 0: examples were written; 2: none could be.
-    """
-    from runtime.jobs.archive_jobs import backfill as run
-
-    with exit_on(FileNotFoundError, ValueError):
-        if out.exists():
-            raise ValueError(f"--out is {out}, which exists already: name a new folder")
-        counts = run(folder, out, feature_file, from_, until)
-    show(counts, json, lambda counts: [f"{count:>10} {why}" for why, count in counts.items()])
-    raise typer.Exit(0 if any(list(counts.values())[:2]) else 2)

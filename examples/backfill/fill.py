@@ -7,6 +7,7 @@ from typing import Final
 
 from msgspec.structs import replace
 
+from examples.backfill.sessions import SessionsAsOf
 from recsys.events.event_types import FeatureBlock
 from recsys.events.records import Example
 from recsys.features.feature_set import FeatureSet, item_block
@@ -15,7 +16,6 @@ from training.archive.recompute import (
     CountersAsOf,
     PlacedImpression,
     Recomputer,
-    SessionsAsOf,
 )
 
 KEPT: Final = "had the wanted features"

@@ -6,13 +6,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
+from examples.backfill.fill import FILLED, KEPT, Backfill
 from recsys.events.event_types import Engagement, Item
 from recsys.events.field_schema import CATEGORICAL
 from recsys.events.records import Example
 from recsys.features.feature_set import FeatureSet, item_block
 from tests.support.past_events import ToyPast, toy_past
 from tests.support.small_feed import FEATURES, SCHEMA, START_MS, example
-from training.archive.backfill import FILLED, KEPT, Backfill
 from training.archive.recompute import Recomputer, split_by_counter_offsets
 
 WIDER = FeatureSet(
