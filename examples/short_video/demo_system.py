@@ -1,7 +1,8 @@
 """Starts and warms up a system for the demo, and ends it in every case."""
 
 import contextlib
-import gc
+import multiprocessing
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -14,10 +15,10 @@ from rich.console import Console
 from examples.short_video import warmup
 from examples.short_video.demo_data import choose
 from examples.short_video.viewers import EVENTS_PER_LIST
+from examples.short_video.warmup import WarmupData
 from recsys.config.system_config import Config
 from recsys.features.feature_set import FeatureSet
 from recsys.features.feature_set_file import feature_set, write_feature_set
-from recsys.process.malloc_tuning import return_freed_memory
 from recsys.process.open_log import open_log
 from runtime.cli.system import end
 from runtime.cli.up import start
@@ -42,26 +43,95 @@ def running_system(
     state = Path(settings.state)
     running = run_file.read(state)
     starts_system = running is None or not alive(running.supervisor)
-    data = _warmup_data(settings, limit, console)
-    begun = warmup.read_progress(state)
-    assert begun is not None
-    # Viewers needn't behave like the data: drift is judged among them alone.
-    settings = replace(settings, drift=replace(settings.drift, from_ms=begun.now_ms))
+    with WarmupProcess(settings, limit) as data:
+        if why := data.prepare():
+            console.print(f"data: {why}", highlight=False)
+        begun = warmup.read_progress(state)
+        assert begun is not None
+        # Viewers needn't behave like the data: drift is judged among them alone.
+        settings = replace(settings, drift=replace(settings.drift, from_ms=begun.now_ms))
+        try:
+            with _reported_start(state, ProgressLines(console)):
+                status = start(settings, detach=True, viewers=viewers, control_room=control_room)
+            if status != 0:
+                raise NotReady(f"the system didn't start; see {state / 'run'}")
+            if why:
+                _warm_up(state, data, console, _FEW + int(EVENTS_PER_LIST * viewers))
+            data.end()
+            yield
+        finally:
+            if starts_system:
+                _stop(state, console)
+
+
+class WarmupProcess:
+    """Process that reads the warm-up data and writes them to the log. It ends with the context.
+
+    Its memory, several hundred MB, is free again when the system is warm.
+    """
+
+    def __init__(self, settings: Config, limit: int) -> None:
+        spawn = multiprocessing.get_context("spawn")
+        self._connection, remote = spawn.Pipe()
+        self._process = spawn.Process(
+            target=_serve_warmup, args=(settings, limit, remote), daemon=True
+        )
+        self._process.start()
+        remote.close()
+
+    def __enter__(self) -> "WarmupProcess":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.end()
+
+    def prepare(self) -> str:
+        """Chooses the data and writes the feature set; returns the reason for the choice, or an empty text
+        where the folder is warm already. Raises NotReady."""
+        return str(self._result())
+
+    def write(self, report: Callable[[], None]) -> None:
+        """Writes the data to the running system's log. ``report`` is called several times a second."""
+        self._connection.send(None)
+        while not self._connection.poll(0.2):
+            report()
+        self._result()
+
+    def end(self) -> None:
+        self._process.terminate()
+        self._process.join()
+
+    def _result(self) -> object:
+        try:
+            result = self._connection.recv()
+        except EOFError:
+            self._process.join()
+            code = self._process.exitcode
+            raise NotReady(f"the process of the warm-up data ended with status {code}") from None
+        if isinstance(result, Exception):
+            raise result
+        return result
+
+
+def _serve_warmup(settings: Config, limit: int, connection: Any) -> None:
+    """Body of the warm-up process: prepares, waits for the system, writes."""
+    signal.signal(
+        signal.SIGINT, signal.SIG_IGN
+    )  # Ctrl-C is for the command, which ends this process
     try:
-        with _reported_start(state, ProgressLines(console)):
-            status = start(settings, detach=True, viewers=viewers, control_room=control_room)
-        if status != 0:
-            raise NotReady(f"the system didn't start; see {state / 'run'}")
-        if data is not None:
-            few = _FEW + int(EVENTS_PER_LIST * viewers)
-            _warm_up(launch_plan.read(state)[0], data, console, few)
-            data = None
-            gc.collect()
-            return_freed_memory()
-        yield
-    finally:
-        if starts_system:
-            _stop(state, console)
+        data, why = _warmup_data(settings, limit)
+        connection.send(why)
+        if data is None:
+            return
+        connection.recv()
+        config = launch_plan.read(Path(settings.state))[0]
+        with contextlib.closing(open_log(config)) as log:
+            warmup.warm_up(log, feature_set(config), config, data)
+        connection.send(None)
+    except EOFError:  # the command has ended
+        return
+    except (ValueError, RuntimeError, OSError) as error:
+        connection.send(NotReady(str(error)))
 
 
 class ProgressLines:
@@ -97,33 +167,34 @@ def _reported_start(state: Path, lines: ProgressLines) -> Iterator[None]:
         thread.join()
 
 
-def _warmup_data(settings: Config, limit: int, console: Console) -> Any:
-    """Chooses data and feature set; None where the folder is warm already."""
+def _warmup_data(settings: Config, limit: int) -> tuple[WarmupData | None, str]:
+    """Chooses data and feature set, with the reason; None where the folder is warm already."""
     state = Path(settings.state)
     begun = warmup.read_progress(state)
     if begun is not None and begun.done:
-        return None
+        return None, ""
     now_ms = time.time_ns() // 1_000_000 if begun is None else begun.now_ms
     data, why = choose(now_ms, limit)
-    console.print(f"data: {why}", highlight=False)
     write_feature_set(
         settings, FeatureSet(data.schema, settings.model.features, settings.sessions.history)
     )
     if begun is None:
         warmup.begin(state, data, now_ms)
-    return data
+    return data, why
 
 
-def _warm_up(config: Config, data: Any, console: Console, few: int) -> None:
-    """Writes the data to the log, and waits until every part has processed it."""
+def _warm_up(state: Path, data: WarmupProcess, console: Console, few: int) -> None:
+    """Waits until the data are written and every part has processed them."""
     began, lines = time.monotonic(), ProgressLines(console)
 
-    def report(progress: warmup.Progress) -> None:
-        lines.say(f"warming up: {progress.impressions:,} of {progress.expected:,} impressions")
+    def report() -> None:
+        if progress := warmup.read_progress(state):
+            lines.say(f"warming up: {progress.impressions:,} of {progress.expected:,} impressions")
 
-    with contextlib.closing(open_log(config)) as log:
-        progress = warmup.warm_up(log, feature_set(config), config, data, report)
-    wait_until_caught_up(Path(config.state), lambda text: lines.say(f"learning: {text}"), few)
+    data.write(report)
+    wait_until_caught_up(state, lambda text: lines.say(f"learning: {text}"), few)
+    progress = warmup.read_progress(state)
+    assert progress is not None
     console.print(
         f"warmed up: {progress.items:,} items, {progress.impressions:,} impressions, "
         f"{time.monotonic() - began:.0f} s",

@@ -26,6 +26,7 @@ VIEWERS: Final = 4.0  # lists per second
 SETTINGS: Final[dict[str, Any]] = {
     "step.examples": 2_048,
     "step.every_ms": 5_000,
+    "step.soonest_ms": 5_000,
     "step.snapshot_every": 4,  # the gates compare a candidate with live's newest snapshot
     "promotion.share": 1.0,
     "promotion.block_examples": 32,
