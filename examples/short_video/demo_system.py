@@ -92,9 +92,10 @@ class WarmupProcess:
 
     def write(self, report: Callable[[], None]) -> None:
         """Writes the data to the running system's log. ``report`` is called several times a second."""
-        self._connection.send(None)
-        while not self._connection.poll(0.2):
-            report()
+        with contextlib.suppress(OSError):  # where the process is gone, the result names its status
+            self._connection.send(None)
+            while not self._connection.poll(0.2):
+                report()
         self._result()
 
     def end(self) -> None:
@@ -104,7 +105,7 @@ class WarmupProcess:
     def _result(self) -> object:
         try:
             result = self._connection.recv()
-        except EOFError:
+        except (EOFError, OSError):
             self._process.join()
             code = self._process.exitcode
             raise NotReady(f"the process of the warm-up data ended with status {code}") from None
@@ -131,7 +132,8 @@ def _serve_warmup(settings: Config, limit: int, connection: Any) -> None:
     except EOFError:  # the command has ended
         return
     except (ValueError, RuntimeError, OSError) as error:
-        connection.send(NotReady(str(error)))
+        with contextlib.suppress(OSError):
+            connection.send(NotReady(str(error)))
 
 
 class ProgressLines:
