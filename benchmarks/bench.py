@@ -106,7 +106,7 @@ def freshness(
     seconds: Seconds = 20,
     rate: Annotated[int, typer.Option(min=1, help="Events offered in a second.")] = 1_000,
     every_ms: Annotated[int, typer.Option(min=1, help="step.every_ms.")] = 250,
-    soonest_ms: Annotated[int, typer.Option(min=0, help="step.soonest_ms.")] = 40,
+    soonest_ms: Annotated[int, typer.Option(min=0, help="step.soonest_ms.")] = 60,
     kafka: Annotated[bool, typer.Option("--kafka", help="Over an embedded broker.")] = False,
     shards: Annotated[int, typer.Option(min=1, help="Shards.")] = 1,
     seed: Seed = 0,

@@ -39,7 +39,7 @@ def audited_config() -> Config:
         base,
         serve=replace(base.serve, port=0, dashboard_port=0),
         join=JoinConfig(window_s=_WINDOW_S),
-        step=replace(base.step, every_ms=1_000),
+        step=replace(base.step, every_ms=1_000, soonest_ms=1_000),
         access=replace(base.access, user_lists=0, user_events=0),
     )
 

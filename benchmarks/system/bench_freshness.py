@@ -1,9 +1,10 @@
 """``recsys bench freshness``: time from the end of a view to the first answer that has learned it, under
 load.
 
-Events are appended at a steady rate to a SQLite log. Joiner, sequencer, worker, shard and replica are the
-classes of the running system, each in a process of its own; Ray, which places some of them, and HTTP are left
-out. The replica makes an answer after each batch of steps, which counts as "applied" only then.
+Events are appended at a steady rate to a SQLite log, or to an embedded Kafka broker. Joiner, sequencer,
+worker, shard and replica are the classes of the running system, each in a process of its own; Ray, which
+places some of them, and HTTP are left out. The replica makes an answer after each batch of steps, which
+counts as "applied" only then.
 
 All processes read one monotonic clock. The final log says which example a view became and which step learned
 it; the notes of the processes say when.
@@ -38,6 +39,7 @@ from recsys.events.hashing import partition_of
 from recsys.events.records import DELTAS, EVENTS, EXAMPLES, ITEMS, STEPS, Example, Step, unpack
 from recsys.features.feature_set_file import feature_set
 from recsys.features.session import Session
+from recsys.log.embedded_broker import EmbeddedBroker
 from recsys.log.protocol import Append
 from recsys.process.open_log import create_topics, open_log
 from recsys.process.part_snapshot import PartState
@@ -78,20 +80,23 @@ def measure_freshness(
     warm_s: float = WARM_S,
     after_s: float = AFTER_S,
     soonest_ms: int | None = None,
+    kafka: bool = False,
 ) -> dict[str, Any]:
     """Delays in ms of the views of ``seconds``, at ``rate`` events a second; beside it, of steps that are cut
     by ``every_ms`` alone."""
     step = replace(StepConfig(), every_ms=every_ms)
     step = step if soonest_ms is None else replace(step, soonest_ms=soonest_ms)
-    runs = []
+    runs, log = list[dict[str, Any]](), "Kafka" if kafka else "SQLite"
     for live in (True, False):
-        with tempfile.TemporaryDirectory(prefix="recsys-bench-") as folder:
-            config = replace(
-                Config(),
-                state=folder,
-                step=step,
-                parameter_server=ParameterServerConfig(shards=shards),
-            )
+        with ExitStack() as stack:
+            folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="recsys-bench-"))
+            server = ParameterServerConfig(shards=shards)
+            config = replace(Config(), state=folder, step=step, parameter_server=server)
+            if kafka:
+                broker = EmbeddedBroker()
+                broker.start()
+                stack.callback(broker.stop)
+                config = replace(config, log=replace(config.log, url=broker.url))
             task = Task(config, secrets.token_hex(16), live)
             run = _run(task, seconds + warm_s, rate, seed, after_s)
             begun = run.sent[0][0] + warm_s
@@ -102,7 +107,8 @@ def measure_freshness(
             runs.append(figures | {"cores_busy": cores, "cores_learning": round(learning, 3)})
     return {
         "what": f"{rate:.0f} events/s offered for {seconds:.0f} s after {warm_s:.0f} s; step.soonest_ms "
-        f"{step.soonest_ms}, step.every_ms {every_ms}, {shards} shard(s), 1 worker, 1 replica; delays in ms",
+        f"{step.soonest_ms}, step.every_ms {every_ms}, {shards} shard(s), 1 worker, 1 replica, {log}; "
+        "delays in ms",
         "figures": runs[0],
         "comparators": {"every_ms alone": runs[1]},
     }

@@ -88,7 +88,7 @@ class StepConfig(Section):
     # ... or the oldest has waited so long (wall time live, event time in replay).
     every_ms: int = bounded(250, 1)
     # ... or so long, live, while the trainer has published the step before.
-    soonest_ms: int = bounded(40, 0)
+    soonest_ms: int = bounded(60, 0)
     # Fixed: sums are in lane order, so the number of workers changes no bit.
     lanes: int = bounded(4, 1, 64)
     snapshot_every: int = bounded(500, 1)  # steps
