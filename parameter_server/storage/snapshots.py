@@ -152,7 +152,9 @@ def require(folder: Path, line: str, epoch: int | None = None, step: int | None 
     """As ``latest``; raises NoSnapshot if there is none."""
     newest, reasons = latest(folder, line, epoch, step)
     if newest is None:
-        raise NoSnapshot(f"{folder}/{line}", reasons)
+        wanted = (("epoch", epoch), ("step", step))
+        of = "".join(f", {name} {number}" for name, number in wanted if number is not None)
+        raise NoSnapshot(f"{folder}/{line}{of}", reasons)
     return newest
 
 
@@ -215,9 +217,7 @@ def epochs(folder: Path, line: str) -> list[int]:
 
 def adopt(folder: Path, line: str, version: tuple[int, int], epoch: int) -> None:
     """Links the complete snapshot of an (epoch, step) into another epoch. Raises NoSnapshot if unusable."""
-    source, reasons = latest(folder, line, *version)
-    if source is None:
-        raise NoSnapshot(f"{folder}/{line} of epoch {version[0]}, step {version[1]}", reasons)
+    source = require(folder, line, *version)
     target = _line(folder, line) / f"{epoch:06d}-{source.step:012d}"
     target.mkdir(exist_ok=True)
     for part, manifest in enumerate(source.manifests):

@@ -94,9 +94,7 @@ class LineStart:
         """The newest snapshot of the previous epoch, for a guard, else of the live one. It
         repeats the steps since, then goes on. Raises NoSnapshot, LogLost."""
         of = lifecycle.guarded_live(standing).of if standing.guards else epoch
-        snapshot, reasons = snapshots.latest(self._folder, MAIN, of)
-        if snapshot is None:
-            raise snapshots.NoSnapshot(f"{self._folder}/{MAIN} of epoch {of}", reasons)
+        snapshot = snapshots.require(self._folder, MAIN, of)
         self._check_available(snapshot.step + 1, lifecycle.lives)
         return snapshot, snapshot.step
 

@@ -37,7 +37,7 @@ from recsys.features.feature_set import FeatureSet
 from recsys.features.feature_set_file import feature_set
 from recsys.log.protocol import Append, Log, LogLost
 from recsys.model.model import build_model
-from recsys.process.log_consumer import readable
+from recsys.process.log_consumer import hold_available, readable
 from recsys.process.open_log import open_log
 from recsys.process.part_process import Stop
 from recsys.process.retry_loop import RetryLoop, run_turn
@@ -293,11 +293,9 @@ class ShadowLoop(RetryLoop):
             oldest = min([oldest, *snapshots.complete_steps(self._folder, MAIN, before)[-1:]])
         lineage = Lineage(self._log, MAIN, self._lifecycle.lives)
         starts = starts_after(lineage, oldest)
-        for partition in range(self._log.partitions(EXAMPLES)):
-            held = self._log.holds(EXAMPLES, partition).get(name)
-            begin = self._log.begin(EXAMPLES, partition)
-            start = starts.get(partition, begin if held is None else held)
-            self._log.hold(name, EXAMPLES, partition, max(start, begin))
+        partitions = range(self._log.partitions(EXAMPLES))
+        held = {p: self._log.holds(EXAMPLES, p).get(name, 0) for p in partitions}
+        hold_available(self._log, name, EXAMPLES, held | starts)
 
     def _drop(self, line: str) -> None:
         """Stops a line and releases its hold of the log."""

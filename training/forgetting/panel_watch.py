@@ -188,9 +188,7 @@ class PanelWatch:
 
     def _open(self, epoch: int, number: int) -> _Model:
         """Raises NoSnapshot, ValueError."""
-        snapshot, reasons = snapshots.latest(self._folder, MAIN, epoch, number)
-        if snapshot is None:
-            raise snapshots.NoSnapshot(f"{self._folder}/{MAIN} of epoch {epoch}", reasons)
+        snapshot = snapshots.require(self._folder, MAIN, epoch, number)
         lifecycle = self._control.lifecycle
         config = config_at(self._config, lifecycle, MAIN, epoch)
         features = features_at(self._features, lifecycle, MAIN, epoch)
