@@ -25,7 +25,6 @@ from runtime.supervision import launch_plan
 from runtime.supervision.launch_plan import Plan, RayPorts
 from serving.access.caller import SERVER
 from serving.request import Answer, Request
-from training.archive.audit import NOT_AUDITED
 from training.archive.raw_events import ArchiveSource
 
 _ITEMS: Final = 300
@@ -63,12 +62,11 @@ def _logged_numbers(archive: Path, features: FeatureSet) -> int:
 
 
 def _numbers_of(impression: Impression, features: FeatureSet) -> int:
-    """Number of audited keys, outcomes and columns of an impression."""
+    """Number of keys, outcomes and columns of an impression."""
     assert impression.features is not None
     block = read_block(impression.features, features)
-    skipped = len(set(features.dense_names) & set(NOT_AUDITED)) * len(block.dense_NF)
     arrays = (block.user_U, block.items_NI, block.history_TH, block.outcomes_TO, block.dense_NF)
-    return sum(array.size for array in arrays) - skipped
+    return sum(array.size for array in arrays)
 
 
 class _AppRun:

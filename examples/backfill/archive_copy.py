@@ -48,7 +48,7 @@ def copy_filled(
     for placed in split_by_counter_offsets(wanted).values():
         sessions = SessionsAsOf(items, source.events, folds, users, config.sessions.seen)
         counters = CountersAsOf(
-            items, source.events, source.partitions("events"), folds, config.bounds
+            items, source.events, source.partitions("events"), folds, config.bounds, config.covisits
         )
         fill.compute(placed, sessions, counters)
     out.mkdir(parents=True)

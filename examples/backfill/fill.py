@@ -48,7 +48,8 @@ class Backfill:
         for placed in impressions:
             place = (placed.partition, placed.offset)
             try:
-                block = self._recomputer.block(placed, sessions.of(placed), counters.of(placed))
+                state = sessions.of(placed), counters.of(placed), counters.covisits
+                block = self._recomputer.block(placed, *state)
             except CantRecompute as error:
                 self._reasons[place] = str(error)
                 continue

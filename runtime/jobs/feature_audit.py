@@ -77,7 +77,7 @@ def _audit_set(
     audit = Audit(Recomputer(items), features, tolerance, report)
     for placed in recompute.split_by_counter_offsets(impressions).values():
         counters = CountersAsOf(
-            items, source.events, source.partitions("events"), folds, config.bounds
+            items, source.events, source.partitions("events"), folds, config.bounds, config.covisits
         )
         audit.look(placed, session_of, counters)
 

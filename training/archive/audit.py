@@ -30,8 +30,8 @@ from training.archive.recompute import CantRecompute, CountersAsOf, PlacedImpres
 
 TOLERANCE: Final = 1e-4  # of dense columns from counters
 _EXACT: Final = 1e-6  # of other dense columns
-# Co-visits depend on how partitions interleave, and so does how they compare within a list.
-NOT_AUDITED: Final = (NEAR, f"list.above({NEAR})", f"list.rank({NEAR})", NEAR_IN_VISIT)
+# Depend on co-visits, as columns with a name "entity/..." on counters.
+_COVISITED: Final = (NEAR, f"list.above({NEAR})", f"list.rank({NEAR})", NEAR_IN_VISIT)
 _SALT: Final = 77
 Differences = dict[str, NDArray[np.float64]]  # of differing numbers, by feature
 
@@ -118,7 +118,8 @@ class Audit:
             except CantRecompute as error:
                 past_counters, has_counters = counters.nothing, False
                 report.without_counters[str(error)] += 1
-            recomputed = self._recomputer.block(placed, session_of(placed), past_counters)
+            session, covisits = session_of(placed), counters.covisits
+            recomputed = self._recomputer.block(placed, session, past_counters, covisits)
             differences = self._compare(logged, recomputed, has_counters)
         except UnknownFeatureSet:
             report.not_recomputed["logged with another feature set: see recsys backfill"] += 1
@@ -142,8 +143,7 @@ class _BlockComparison:
         self._features = features
         names = builder.features.dense_names
         self._dense = np.array(names)
-        self._audited = ~np.isin(self._dense, NOT_AUDITED)
-        self._counted = np.array(["/" in name for name in names], np.bool_)
+        self._counted = np.array(["/" in n or n in _COVISITED for n in names], np.bool_)
         self._within = np.where(self._counted, tolerance, _EXACT)
         self._derivation = builder.derivation
         self._derived = [names.index(one.name) for one in features.derived]
@@ -186,7 +186,7 @@ class _BlockComparison:
             again = old.dense_NF.copy()
             self._derivation.write(old.dense_NF, again)
             errors[:, self._derived] = _errors(old.dense_NF, again)[:, self._derived]
-        wrong = (errors > self._within) & self._audited
+        wrong = errors > self._within
         if not counters:
             wrong &= ~self._counted
         wrong_at = np.flatnonzero(wrong.any(0))

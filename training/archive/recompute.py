@@ -14,6 +14,7 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 
 from recsys.config.safety_config import BoundsConfig
+from recsys.config.system_config import CovisitConfig
 from recsys.events.dedupe import RecentIds
 from recsys.events.event_types import (
     Engagement,
@@ -29,6 +30,7 @@ from recsys.events.event_types import (
 from recsys.events.hashing import Id
 from recsys.features.catalogue import Catalogue
 from recsys.features.counters import CounterTable
+from recsys.features.covisits import Covisits
 from recsys.features.feature_builder import FeatureBuilder
 from recsys.features.feature_set import FeatureSet, Keys
 from recsys.features.item_counters import ItemCounters
@@ -137,7 +139,11 @@ class EventReader:
 
 
 class CountersAsOf:
-    """Rebuilds past item counters, going forward through the events of all partitions."""
+    """Rebuilds past item counters and co-visits, going forward through the events of all partitions.
+
+    The co-visits are those of the server but for the order of events of several partitions: it decides
+    about their last bits, and which neighbours an item with more than its limit has.
+    """
 
     def __init__(
         self,
@@ -146,15 +152,17 @@ class CountersAsOf:
         partitions: int,
         folds: Folds,
         bounds: BoundsConfig | None = None,
+        covisits: CovisitConfig | None = None,
     ) -> None:
         self._items, self._folds, self._events_of = items, folds, events_of
         self._readers = [EventReader(events_of(partition)) for partition in range(partitions)]
-        self._fold = ItemCounters(items.features, bounds, partitions)
-        self.nothing = items.features.counter_table()
+        covisits = covisits or CovisitConfig()
+        self._fold = ItemCounters(items.features, bounds, partitions, covisits)
+        self.covisits, self.nothing = Covisits(covisits), items.features.counter_table()
 
     def of(self, shown: PlacedImpression) -> CounterTable:
-        """The server's counters when it made an impression; call it in the order of ``order_of``. Raises
-        CantRecompute if earlier events are missing: erased, or not archived."""
+        """The server's counters when it made an impression; ``covisits`` are of the same time. Call it in the
+        order of ``order_of``. Raises CantRecompute if earlier events are missing: erased, or not archived."""
         counted = counted_of(shown.impression)
         if counted is not None and not counted:
             return self.nothing
@@ -166,6 +174,8 @@ class CountersAsOf:
                 events = reader.until(own, None if own is not None else shown.impression.time_ms)
             for offset, event in events:
                 self._count(partition, offset, event)
+        visits = self._fold.visits.take()
+        self.covisits.add_within_limit(visits[np.argsort(visits[:, 0], kind="stable")])
         if any(reader.missing for reader in self._readers):
             raise CantRecompute("events before it are missing: erased, or not archived")
         return self._fold.counters
@@ -192,7 +202,11 @@ class Recomputer:
         self.builder = FeatureBuilder(items.features)
 
     def block(
-        self, shown: PlacedImpression, session: Session, counters: CounterTable
+        self,
+        shown: PlacedImpression,
+        session: Session,
+        counters: CounterTable,
+        covisits: Covisits | None = None,
     ) -> FeatureBlock:
         """The features (N items). Raises CantRecompute if the item versions of that time are missing."""
         impression, stamp = shown.impression, shown.impression.stamp
@@ -205,7 +219,7 @@ class Recomputer:
         indices = np.array([catalogue.index_of(item_id) for item_id in ids], np.int64)
         features = self.builder.build(
             session, impression.surface, impression.context, indices, catalogue, counters, time_ms,
-            is_list=True,
+            is_list=True, covisits=covisits,
         )  # fmt: skip
         return self.builder.as_shown(features).block()
 
