@@ -36,7 +36,6 @@ from recsys.process.open_log import open_log
 
 NAMESPACE = "recsys"
 _CPUS: Final = 0.1
-_HOST: Final = "127.0.0.1"  # of a shard's socket
 _CALLS: Final = 64  # concurrent ones: each waiting worker takes one
 _PIECE: Final = 64 << 10  # bytes; Ray takes up to 100 KB into a call
 _LOGS: Final = 32  # log files kept per part: three of each of ten live lines
@@ -46,7 +45,7 @@ _LOG: Final = logging.getLogger(__name__)
 class ShardActor:
     """Ray actor of one shard: a ``DurableShard`` and its ``ShardService`` behind a socket."""
 
-    def __init__(self, spec: ShardSpec, config: Config, host: str, *dense: bytes) -> None:
+    def __init__(self, spec: ShardSpec, config: Config, *dense: bytes) -> None:
         """``dense``: initial parameters of part 0, in pieces."""
         self._spec = spec
         log_as(spec, config)
@@ -62,7 +61,7 @@ class ShardActor:
             background=True,
         )
         self._service = ShardService(self._shard, secrets.token_hex(16))
-        self._server = SocketServer(self._service, host)
+        self._server = SocketServer(self._service, node_address())
         tags = ("line", "epoch", "shard")
         self._rows = Gauge("recsys_shard_rows", "Rows of a shard", tag_keys=(*tags, "table"))
         self._step = Gauge("recsys_shard_step", "The newest step of a shard", tag_keys=tags)
@@ -96,7 +95,9 @@ class ShardActor:
             self._rows.set(rows, tags | {"table": table})
         tracer = self._tracer
         spans = {"spans_sent": tracer.sent, "spans_dropped": tracer.dropped} if tracer else {}
-        return status | {"refused_connections": self._server.refused} | spans
+        server = self._server
+        sockets = {"connections": server.connections, "refused_connections": server.refused}
+        return status | sockets | spans
 
     def digest(self) -> str:
         return self._shard.digest()
@@ -114,6 +115,11 @@ class ShardActor:
         self._shard.stop()
         if self._tracer:
             self._tracer.close()
+
+
+def node_address() -> str:
+    """Address by which other nodes reach this one: loopback where Ray's head listens there alone."""
+    return str(ray.util.get_node_ip_address())  # type: ignore[no-untyped-call]
 
 
 def log_as(spec: ShardSpec, config: Config) -> None:
@@ -166,10 +172,11 @@ def start_shards(spec: ShardSpec, config: Config, dense: Vector | None) -> list[
             max_task_retries=-1,
             max_concurrency=_CALLS,
             num_cpus=_CPUS,
+            scheduling_strategy="SPREAD",  # over the nodes
         )
         own = part_of(spec, part)
         pieces = _pieces(dense) if part == 0 and dense is not None else []
-        handles.append(actor.remote(own, config, _HOST, *pieces))
+        handles.append(actor.remote(own, config, *pieces))
     ray.get([handle.address.remote() for handle in handles])
     return handles
 

@@ -93,7 +93,8 @@ def _prepare(sock: socket.socket) -> None:
     for buffer in (socket.SO_SNDBUF, socket.SO_RCVBUF):  # most messages of a step fit
         sock.setsockopt(socket.SOL_SOCKET, buffer, _BUFFER)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    for name, value in (("TCP_KEEPIDLE", 10), ("TCP_KEEPINTVL", 5), ("TCP_KEEPCNT", 4)):
+    for name, value in (("TCP_KEEPIDLE", 10), ("TCP_KEEPINTVL", 5), ("TCP_KEEPCNT", 4),
+                        ("TCP_USER_TIMEOUT", 15_000)):  # fmt: skip
         if hasattr(socket, name):
             sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
 
@@ -118,6 +119,11 @@ class SocketServer:
         self._closed = False
         self._thread = threading.Thread(target=self._accept, name="shard-accept", daemon=True)
         self._thread.start()
+
+    @property
+    def connections(self) -> int:
+        """Number of connections whose hello was accepted: one of each worker."""
+        return len(self._welcomed)
 
     def close(self) -> None:
         """Stops listening, cuts all connections and releases waiting threads."""

@@ -25,6 +25,7 @@ _HELP = {
     "status": "Shows the state and the lag of each part.",
     "metrics": "Prints or serves the parts' Prometheus metrics.",
     "part": "Runs one part of the system in this process.",
+    "node": "Starts a Ray node of a cluster, with this system's token and settings.",
     "keys": "Makes, lists and revokes API keys; shows the audit trail.",
     "explain": "Recomputes a past answer and explains it.",
     "shadow": "Shows how candidates do compared with the live model.",

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Final
 
+import msgspec
 import typer
 from rich.console import Console
 from rich.live import Live
@@ -160,7 +161,11 @@ def _plan(
     resolved, plan = launch_plan.resolve(
         config, viewers=viewers, only=only, ray_address=address, control_room=control_room
     )
-    check_doors(resolved, plan.owns_ray and bool(haproxy()))
+    if not plan.owns_ray:
+        from runtime.supervision.cluster import check_cluster  # imports Ray
+
+        plan = msgspec.structs.replace(plan, own_nodes=check_cluster(resolved, typer.echo))
+    check_doors(resolved, plan.hooked and bool(haproxy()))
     features = feature_set(resolved)
     for policy in Policies(resolved.policy, (), resolved.surfaces).bases.values():
         check_weights(policy, features.schema.labels)
@@ -175,7 +180,7 @@ def _plan(
         spec_of(resolved)  # otherwise a part would fail with it, and never get ready
     except ValueError as error:
         raise ConfigError(str(error)) from None
-    table(plan)  # raises ValueError for an unknown part in ``only``
+    table(plan, config.workers)  # raises ValueError for an unknown part in ``only``
     return resolved, plan
 
 

@@ -15,8 +15,6 @@ import math
 import os
 import shutil
 import stat
-import sys
-import sysconfig
 import tempfile
 from pathlib import Path
 from typing import Any, Final
@@ -26,7 +24,11 @@ from recsys.process.part_process import Stop
 from runtime.supervision import launch_plan
 from runtime.supervision.launch_plan import Plan, RayPorts
 from runtime.supervision.processes import STATE
-from runtime.supervision.ray_environment import client_environment, dashboard_url
+from runtime.supervision.ray_environment import (
+    client_environment,
+    dashboard_url,
+    worker_environment,
+)
 
 _LOOPBACK: Final = "127.0.0.1"
 _OBJECT_STORE_BYTES: Final = 300_000_000  # small, since rows bypass Ray's object store
@@ -36,27 +38,17 @@ _PREFIX: Final = "rs-"
 
 def head_environment(config: Config, plan: Plan, home: Path) -> dict[str, str]:
     """Builds the head's environment, which every Ray worker inherits."""
-    environment = {**os.environ, **client_environment(config, plan)}
+    environment = {**os.environ, **client_environment(config, plan), **worker_environment()}
     # The first is for drivers, not for replicas; and the head is no client of itself.
     for name in ("RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP", "RAY_ADDRESS"):
         environment.pop(name, None)
     serve = home / "h"
-    scripts = sysconfig.get_path("scripts")
     environment |= {
-        # Jobs run with this PATH: `recsys` is found without an activated environment.
-        "PATH": os.pathsep.join(filter(None, (scripts, environment.get("PATH")))),
         "TMPDIR": str(home / "t"),
         STATE: str(Path(config.state).resolve()),
-        "__RAY_WORKER_PROCESS_SETUP_HOOK_ENV_VAR": "runtime.parts.ray_worker.begin",
         "DASHBOARD_METRIC_PORT": str(plan.ray.dashboard_metrics),
-        # Gloo would listen on the address of the host name.
-        "GLOO_SOCKET_IFNAME": "lo" if sys.platform == "linux" else "lo0",
         # No other node could take over: end at once instead of draining for half a minute.
         "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",
-        # Ray's default is nice 15 for workers, including replicas; trainers lower their priority themselves.
-        "RAY_worker_niceness": "0",
-        # Arrays up to 8 MB are sent inline: through the object store a step takes twice as long.
-        "RAY_max_direct_call_object_size": "8000000",
         "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(serve / "haproxy.cfg"),
         "RAY_SERVE_HAPROXY_SOCKET_PATH": str(serve / "a.sock"),
         "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH": str(serve / "m.sock"),

@@ -3,8 +3,10 @@
 Only the API's port binds to ``serve.host``. Ray's settings cover all its other ports (see ``ray_head``), but
 these three are hard-coded to all interfaces, and the last one unpickles requests from any client.
 ``keep_on_loopback`` runs in each worker process before it imports Serve; ``haproxy_config`` does the rest.
+In a cluster other nodes call replicas: their ports stay open to it.
 """
 
+import os
 from typing import Any
 
 
@@ -16,6 +18,8 @@ def loopback_of(address: str) -> str:
 
 def keep_on_loopback() -> None:
     """Wraps the function by which Serve opens a replica's handle port."""
+    if os.environ.get("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER") != "0":  # several machines
+        return
     from ray._common import tls_utils
 
     opened: Any = tls_utils.add_port_to_grpc_server

@@ -18,7 +18,7 @@ from recsys.process.process_priority import (
     set_session_priority,
 )
 from runtime.parts.ray_loopback import keep_on_loopback
-from runtime.supervision.processes import STATE
+from runtime.supervision.processes import NODE_STATE, STATE
 
 # Modules of others, and the modules that change them as soon as they are imported: few workers import them.
 _CHANGES: Final = {
@@ -32,6 +32,8 @@ _REPLICA: Final = "ray::ServeReplica:"  # name that Ray gives the process
 
 def begin() -> None:
     """Begins a session, lowers the priority where requested, stays on loopback, and hardens the doors."""
+    if NODE_STATE in os.environ:
+        os.environ[STATE] = os.environ[NODE_STATE]
     begin_session()
     lower_session_priority(int(os.environ.get(VARIABLE, "0")))
     if starting := os.environ.get(STARTING):
@@ -46,9 +48,10 @@ def another_answers() -> bool:
     for process in psutil.process_iter(["cmdline"]):
         with suppress(psutil.Error):
             is_replica = (process.info["cmdline"] or [""])[0].startswith(_REPLICA)
-            is_own = process.pid == os.getpid()
-            if is_replica and not is_own and process.environ().get(STATE) == os.environ.get(STATE):
-                return True
+            if is_replica and process.pid != os.getpid():
+                environ = process.environ()
+                if os.environ.get(STATE) in (environ.get(STATE), environ.get(NODE_STATE)):
+                    return True
     return False
 
 

@@ -49,11 +49,11 @@ def run(config: Config, stop: Stop) -> None:
             }
         )
         number = newest_request_number(config.state)
-        deploy = partial(_deploy, serve, APP, partial(build_application, config, plan.owns_ray))
+        deploy = partial(_deploy, serve, APP, partial(build_application, config, plan.hooked))
         deploy()
         url = launch_plan.feed_url(config)
         stop.heartbeat.address("feed", launch_plan.public_url(config))
-        _wait_until_ready(serve, APP, url, stop)
+        _wait_until_ready(serve, APP, partial(answers, url, config.state), stop)
         restarts = RestartRequests(config.state, number, deploy)
         _monitor(serve, APP, stop, restarts, config.serve.retrieval_shards)
     finally:
@@ -121,19 +121,30 @@ def take_down(serve: Any, app: str, owns_ray: bool) -> None:
         serve.delete(app)
 
 
-def _wait_until_ready(serve: Any, app: str, url: str, stop: Stop) -> None:
-    """Returns once a replica answers. Raises RuntimeError where Serve gave up on starting one."""
+def answers(url: str, state: str) -> bool:
+    """Whether a replica is ready, and answers a list, which isn't logged."""
     import httpx
 
+    try:
+        ready = httpx.get(f"{url}/readyz", timeout=5.0)
+        if ready.status_code == 200:
+            headers = launch_plan.admin_headers(state)
+            ready = httpx.get(f"{url}/v1/inspect/users/0", headers=headers, timeout=5.0)
+    except (
+        httpx.HTTPError
+    ):  # HAProxy is still reading its configuration, or the replica its catalogue
+        return False
+    return ready.status_code == 200
+
+
+def _wait_until_ready(serve: Any, app: str, is_answering: Callable[[], bool], stop: Stop) -> None:
+    """Returns once a replica answers. Raises RuntimeError where Serve gave up on starting one."""
     while not stop.is_set(starting=True):
         application = serve.status().applications.get(app)
         if application is not None and application.status.value == "DEPLOY_FAILED":
             raise RuntimeError(f"the Serve application can't be started: {application.message}")
-        try:
-            if httpx.get(f"{url}/readyz", timeout=5.0).status_code == 200:
-                return
-        except httpx.HTTPError:
-            pass  # HAProxy is still reading its configuration, or the replica its catalogue
+        if is_answering():
+            return
         stop.wait(0.2, starting=True)
 
 

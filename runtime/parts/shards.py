@@ -202,6 +202,7 @@ def report(beat: Heartbeat, statuses: list[dict[str, Any]]) -> None:
     for name in ("spans_sent", "spans_dropped"):
         if name in statuses[0]:
             beat.gauge(name, sum(status.get(name, 0) for status in statuses))
+    beat.gauge("connections", min(status["connections"] for status in statuses))
     beat.gauge("refused_connections", sum(status["refused_connections"] for status in statuses))
     beat.gauge("snapshots_damaged", max(len(status["snapshots_damaged"]) for status in statuses))
     beat.gauge("wal_damaged", sum(bool(status["wal_damaged"]) for status in statuses))

@@ -24,6 +24,7 @@ from serving.access.hosts import is_loopback
 from serving.access.key_files import ADMIN_KEY, SOURCE_KEY, TOKEN_KEYS
 
 _LOOPBACK: Final = "127.0.0.1"
+RAY_TOKEN: Final = "ray.token"  # in ``STATE/run``
 CONTROL_KEY: Final = "control.key"  # the control room's key file, in ``STATE/run``
 EMBEDDED_KAFKA: Final = "kafka://"  # no address: starts an embedded broker
 VALKEY_USER: Final = "recsys"
@@ -59,12 +60,18 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     sentinel: bool = False  # whether a rule holds users who manipulate items
     only: list[str] = []  # these parts and their dependencies; empty: all
     asked: str = ""  # digest of the configuration before addresses were filled in
+    own_nodes: bool = False  # whether `recsys node` started the nodes of a running cluster
     plain_serve: bool = False  # Ray Serve with its default proxy: the baseline of a benchmark
 
     @property
     def owns_ray(self) -> bool:
         """Whether this system started the Ray cluster; otherwise other applications may share it."""
         return "ray" in self.embedded
+
+    @property
+    def hooked(self) -> bool:
+        """Whether Ray's workers run ``runtime.parts.ray_worker``, which brings HAProxy."""
+        return self.owns_ray or self.own_nodes
 
 
 class PortTaken(RuntimeError):
@@ -79,16 +86,12 @@ def resolve(
 
     ``ray_address`` is the address of a running cluster (RAY_ADDRESS); without one the plan starts Ray.
     ``control_room`` plans one even where no port is configured for it. Raises PortTaken where a configured
-    port is in use, ValueError for several nodes without a running cluster,
-    and as ``check_exposure``.
+    port is in use, and as ``check_exposure``.
     """
-    if config.nodes > 1 and not ray_address:
-        raise ValueError(
-            f"nodes is {config.nodes}, but RAY_ADDRESS is empty: start a Ray cluster and set "
-            "RAY_ADDRESS to it, or set nodes to 1"
-        )
+    asked, is_cluster = digest(config), ray_address or config.nodes > 1
+    if config.nodes > 1 and config.serve.host == _LOOPBACK:
+        config = replace(config, serve=replace(config.serve, host="0.0.0.0"))
     check_exposure(config)
-    asked = digest(config)
     ports = {
         "serve.port": config.serve.port,
         "serve.dashboard_port": config.serve.dashboard_port,
@@ -96,7 +99,7 @@ def resolve(
         "control_room.port": config.control_room.port,
     }
     named = {name: port for name, port in ports.items() if port}
-    if not ray_address:  # in an existing cluster Serve may already run, and hold its port
+    if not is_cluster:  # in an existing cluster Serve may already run, and hold its port
         _check_free(named)
     free = _free_ports(avoid=set(named.values()))
     serve = replace(
@@ -110,7 +113,7 @@ def resolve(
         room = replace(room, port=CONTROL_ROOM_PORT if is_free else next(free))
     config = replace(config, serve=serve, control_room=room)
     config, services = _with_embedded_services(config, free)
-    embedded = ([] if ray_address else ["ray"]) + services
+    embedded = ([] if is_cluster else ["ray"]) + services
     ray = RayPorts(*(next(free) for _ in RayPorts.__struct_fields__))
     config = _with_absolute_paths(config)
     if config.doors.certificate:
@@ -239,9 +242,14 @@ def write(config: Config, plan: Plan) -> None:
     folder = run_folder(config.state)
     write_atomically(folder / "config.json", msgspec.json.encode(config))
     write_atomically(folder / "plan.json", msgspec.json.encode(plan))
-    for name in (ADMIN_KEY, CONTROL_KEY, "ray.token", TOKEN_KEYS, SOURCE_KEY):
-        if not (folder / name).exists():
-            write_atomically(folder / name, secrets.token_urlsafe(32).encode())
+    for name in (ADMIN_KEY, CONTROL_KEY, RAY_TOKEN, TOKEN_KEYS, SOURCE_KEY):
+        make_secret(folder / name)
+
+
+def make_secret(file: Path) -> None:
+    """Writes a random secret, unless the file is there."""
+    if not file.exists():
+        write_atomically(file, secrets.token_urlsafe(32).encode())
 
 
 def read(state: str | Path) -> tuple[Config, Plan]:

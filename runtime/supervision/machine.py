@@ -2,6 +2,7 @@
 
 import json
 import os
+import platform
 import shutil
 import subprocess
 import sys
@@ -40,7 +41,7 @@ def observe(config: Config) -> Machine:
     affinity = getattr(os, "sched_getaffinity", None)
     return Machine(
         python=tuple(sys.version_info[:3]),
-        versions=_versions(),
+        versions=installed_versions(),
         imports=try_imports([requirement.module for requirement in REQUIREMENTS]),
         user=os.geteuid(),
         files=private_files(state),
@@ -74,9 +75,9 @@ def _entry(file: Path) -> Entry:
     return Entry(str(file), status.st_uid, status.st_mode & 0o1777)
 
 
-def _versions() -> dict[str, str]:
-    """Maps distributions to versions; of one that is on the path twice, the version that is imported."""
-    versions: dict[str, str] = {}
+def installed_versions() -> dict[str, str]:
+    """Maps distributions and ``python`` to versions; of one that is on the path twice, the imported one."""
+    versions = {"python": platform.python_version()}
     for distribution in metadata.distributions():
         versions.setdefault(normalised(distribution.metadata["Name"]), distribution.version)
     return versions

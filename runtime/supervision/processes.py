@@ -28,6 +28,8 @@ _SAME_START_S: Final = 2.0
 _OUTPUT_BYTES: Final = 5_000_000
 # State folder of the system that a process belongs to, in the environment of all parts.
 STATE: Final = "RECSYS_STATE"
+# As ``STATE``, for processes of a Ray node, which a start or an end of the system leaves running.
+NODE_STATE: Final = "RECSYS_NODE_STATE"
 
 
 class Identity(msgspec.Struct, frozen=True):

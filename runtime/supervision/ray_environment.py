@@ -1,48 +1,94 @@
-"""Environment variables of processes that call Ray: cluster address, token, and Serve's network settings."""
+"""Environment variables of Ray's nodes and of processes that call Ray: address, token, Serve's settings."""
 
+import os
+import sysconfig
 from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
 from recsys.config.system_config import Config
-from runtime.supervision.launch_plan import Plan
+from runtime.supervision.launch_plan import RAY_TOKEN, Plan
+from runtime.supervision.processes import NODE_STATE
 
 _LOOPBACK: Final = "127.0.0.1"
+_ANY: Final = "0.0.0.0"
+HOOK: Final = "__RAY_WORKER_PROCESS_SETUP_HOOK_ENV_VAR"
 
 
 def client_environment(config: Config, plan: Plan) -> dict[str, str]:
-    """Builds the environment for ``ray.init()``: address, token, loopback only, no usage statistics.
-
-    For a cluster that the system doesn't own, the inherited environment already has these.
-    """
+    """Builds the environment for ``ray.init()``: address, token, loopback only, no usage statistics."""
     if not plan.owns_ray:
-        return {"RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "1"}
+        serve = serve_environment(config) if plan.hooked else {}
+        return cluster_environment(config) | serve | {"RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "1"}
     return {
+        **token_environment(config),
         "RAY_ADDRESS": f"{_LOOPBACK}:{plan.ray.gcs}",
-        "RAY_AUTH_MODE": "token",
-        "RAY_AUTH_TOKEN_PATH": str(Path(config.state) / "run" / "ray.token"),
         "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
-        "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_API_SERVER_ADDRESS": dashboard_url(config),
         # A Ray Train actor that records runs: the dashboard's Train view is empty without it.
         "RAY_TRAIN_ENABLE_STATE_TRACKING": "1" if config.serve.dashboard else "0",
         "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # one node: it goes with all, or not at all
-        **serve_environment(plan),
-        "RAY_SERVE_LOG_ENCODING": "JSON" if config.logging.format == "json" else "TEXT",
+        **serve_environment(config, not plan.plain_serve),
+        "RAY_SERVE_HAPROXY_STATS_PORT": str(plan.ray.haproxy_stats),
+        "RAY_SERVE_HAPROXY_METRICS_PORT": str(plan.ray.haproxy_metrics),
         # Without this, "throughput optimized" leaves a driver's synchronous handles without an event loop.
         "RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "1",
     }
+
+
+def token_environment(config: Config) -> dict[str, str]:
+    """Lets a process into Ray by the token of the state folder."""
+    return {
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN_PATH": str(Path(config.state).resolve() / "run" / RAY_TOKEN),
+        "RAY_USAGE_STATS_ENABLED": "0",
+    }
+
+
+def cluster_environment(config: Config) -> dict[str, str]:
+    """Address and token of a running cluster: inherited with RAY_ADDRESS, else of this machine's node."""
+    if os.environ.get("RAY_ADDRESS"):
+        return {}
+    return token_environment(config) | {"RAY_ADDRESS": "auto"}
+
+
+def worker_environment() -> dict[str, str]:
+    """Environment of a node's workers, whose hook is ``runtime.parts.ray_worker``."""
+    scripts = sysconfig.get_path("scripts")
+    return {
+        # Jobs run with this PATH: `recsys` is found without an activated environment.
+        "PATH": os.pathsep.join(filter(None, (scripts, os.environ.get("PATH")))),
+        HOOK: "runtime.parts.ray_worker.begin",
+        # Ray's default is nice 15 for workers, including replicas; trainers lower their priority themselves.
+        "RAY_worker_niceness": "0",
+        # Arrays up to 8 MB are sent inline: through the object store a step takes twice as long.
+        "RAY_max_direct_call_object_size": "8000000",
+    }
+
+
+def node_environment(config: Config) -> dict[str, str]:
+    """Environment of `ray start` on each node of the system's own cluster."""
+    token = {} if os.environ.get("RAY_AUTH_TOKEN") else token_environment(config)
+    return token | worker_environment() | serve_environment(config) | {
+        NODE_STATE: str(Path(config.state).resolve()),
+        # A node that doesn't answer is given up within ten seconds, and gives up itself, so that its shards
+        # and workers start elsewhere: Ray's own limits are up to a minute.
+        "RAY_health_check_initial_delay_ms": "5000",
+        "RAY_health_check_period_ms": "1000",
+        "RAY_health_check_timeout_ms": "2000",
+        "RAY_health_check_failure_threshold": "5",
+        "RAY_gcs_rpc_server_reconnect_timeout_s": "10",
+    }  # fmt: skip
 
 
 def dashboard_url(config: Config) -> str:
     return f"http://{_LOOPBACK}:{config.serve.dashboard_port}"
 
 
-def serve_environment(plan: Plan) -> dict[str, str]:
+def serve_environment(config: Config, tuned: bool = True) -> dict[str, str]:
     """Direct ingress, behind HAProxy where there is one (Linux). Each process reads it at import."""
     from serving.admission.disable_request_tracking import CALLBACK
 
-    ports, tuned = plan.ray, not plan.plain_serve
     callback = {"RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": CALLBACK} if tuned else {}
     return callback | {
         "RAY_SERVE_ENABLE_HA_PROXY": "1" if tuned and haproxy() else "0",
@@ -54,17 +100,19 @@ def serve_environment(plan: Plan) -> dict[str, str]:
         "RAY_SERVE_HAPROXY_RETRY_ON": "conn-failure empty-response",
         # The proxy restarts after three failed checks: at the default 10 s that is half a minute of downtime.
         "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "1",
-        "RAY_SERVE_HAPROXY_STATS_PORT": str(ports.haproxy_stats),
-        "RAY_SERVE_HAPROXY_METRICS_PORT": str(ports.haproxy_metrics),
+        "RAY_SERVE_LOG_ENCODING": "JSON" if config.logging.format == "json" else "TEXT",
     }
 
 
 def serve_host(config: Config, plan: Plan) -> str:
     """Host that Serve's proxies and replicas bind to, each replica at its own port.
 
-    Behind the system's HAProxy that is loopback: HAProxy alone binds ``serve.host`` (see ``haproxy_config``).
+    Behind the system's HAProxy that is loopback, or where HAProxy of each node reaches all replicas, every
+    address: HAProxy alone binds ``serve.host`` (see ``haproxy_config``).
     """
-    return _LOOPBACK if plan.owns_ray and haproxy() else config.serve.host
+    if not plan.hooked or not haproxy():
+        return config.serve.host
+    return _LOOPBACK if plan.owns_ray else _ANY
 
 
 def haproxy() -> str:

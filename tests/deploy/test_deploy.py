@@ -41,7 +41,10 @@ def commands(path: Path) -> list[list[str]]:
             words = shlex.split(part.replace("$(date -u +%Y-%m-%dT00:00)", "TIME"))
             names = [n for n, w in enumerate(words) if w.rpartition("/")[2] == "recsys"]
             if names and words[names[0] + 1 :] and words[names[0] + 1] in COMMANDS:
-                found.append(words[names[0] + 1 :])
+                own = words[
+                    names[0] + 1 :
+                ]  # `recsys node` ends at the dashes, where Ray's command begins
+                found.append(own[: own.index("--")] if "--" in own else own)
     return found
 
 

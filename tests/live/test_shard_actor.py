@@ -96,7 +96,7 @@ def test_a_delta_that_could_not_be_published_goes_out_when_the_shard_is_looked_a
         return publish
 
     monkeypatch.setattr(actors, "delta_publisher", delta_publisher)
-    actor = actors.ShardActor(spec, config, "127.0.0.1", DENSE.tobytes())
+    actor = actors.ShardActor(spec, config, DENSE.tobytes())
     try:
         client = connected(spec, actor)
         work(client, ALL, 1)

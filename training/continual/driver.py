@@ -8,7 +8,6 @@ as done too early; it is called rarely, for Ray's dashboard alone.
 import logging
 import os
 import shutil
-import sys
 import threading
 import time
 import uuid
@@ -69,7 +68,7 @@ def run(config: Config, stop: Stop) -> None:
     progress, beat, throttle = Progress(log, MAIN, epoch), stop.heartbeat, LogThrottle(_LOG_EVERY_S)
     reported: Failure | None = None
     metrics = _RayMetrics()
-    is_ready = False  # once a step is learned, or no step is left to learn
+    is_ready = False  # once workers reach all shards, and a step is learned, or no step is left to learn
     while not stop.wait(0.05, starting=not is_ready):
         if fit.is_ended():
             raise RuntimeError(f"run {name} ended: {fit.reason or 'another driver has taken over'}")
@@ -80,7 +79,9 @@ def run(config: Config, stop: Stop) -> None:
         progress.report(beat)
         beat.gauge("group_starts", starts := run_files.read().starts)
         if starts and not is_ready:
-            is_ready = progress.step > 0 or _learned(config) >= newest_step(log, MAIN, epoch)
+            is_ready = _reach_shards(config) and (
+                progress.step > 0 or _shards(config, "step") >= newest_step(log, MAIN, epoch)
+            )
         if spans := run_files.spans():
             beat.gauge("spans_sent", spans.sent)
             beat.gauge("spans_dropped", spans.dropped)
@@ -95,10 +96,16 @@ def run(config: Config, stop: Stop) -> None:
     log.close()
 
 
-def _learned(config: Config) -> float:
-    """The newest step of the shards, from their part's heartbeat; infinite where that is unknown."""
+def _reach_shards(config: Config) -> bool:
+    """Whether all workers are connected to all shards; Ray's calls have no connection."""
+    is_called = config.parameter_server.transport == "ray"
+    return is_called or _shards(config, "connections") >= config.trainer.workers
+
+
+def _shards(config: Config, gauge: str) -> float:
+    """A gauge of the heartbeat of the shards' part; infinite where that is unknown."""
     beat = read_beat(run_folder(config.state) / "shards.json")
-    return inf if beat is None else beat.gauges.get("step", inf)
+    return inf if beat is None else beat.gauges.get(gauge, inf)
 
 
 class FixedWorkers(FixedScalingPolicy):
@@ -172,8 +179,9 @@ def _trainer(config: Config, name: str, epoch: int) -> Trainer:
     resources = {"CPU": trainer.cpus_per_worker}
     resources |= {"GPU": trainer.gpus_per_worker} if is_cuda else {}
     scaling = ray.train.ScalingConfig(
-        num_workers=trainer.workers, use_gpu=is_cuda, resources_per_worker=resources
-    )
+        num_workers=trainer.workers, use_gpu=is_cuda, resources_per_worker=resources,
+        placement_strategy="SPREAD",
+    )  # fmt: skip
     return ray_trainer(train_loop, settings, scaling, name, runs, failures=-1, check_s=0.5)
 
 
@@ -189,9 +197,6 @@ def ray_trainer(
     """A Ray Train run of workers with one thread each, which meet by files (``worker_process.meet``).
     ``failures`` of workers end it, -1: none does; ``check_s``: time until a dead worker is noticed."""
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", str(check_s))
-    environment = {"OMP_NUM_THREADS": "1"}
-    if str(ray.util.get_node_ip_address()).startswith("127."):  # type: ignore[no-untyped-call]
-        environment["GLOO_SOCKET_IFNAME"] = "lo" if sys.platform == "linux" else "lo0"
     return Trainer(
         loop,
         train_loop_config=settings,
@@ -200,7 +205,7 @@ def ray_trainer(
             name=name,
             storage_path=str(storage.resolve()),
             failure_config=ray.train.FailureConfig(max_failures=failures),
-            worker_runtime_env={"env_vars": environment},  # type: ignore[call-arg]
+            worker_runtime_env={"env_vars": {"OMP_NUM_THREADS": "1"}},  # type: ignore[call-arg]
         ),
     )
 

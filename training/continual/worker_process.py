@@ -1,6 +1,7 @@
 """A worker of the continual trainer, in a process that Ray Train starts."""
 
 import logging
+import os
 import time
 from collections.abc import Callable
 from contextlib import closing
@@ -11,12 +12,13 @@ from pathlib import Path
 from typing import Any, Final
 
 import msgspec
+import psutil
 import ray.train
 import torch
 from ray.train.collective import broadcast_from_rank_zero
 
 from parameter_server.rpc.parameter_client import StaleWorker, WorkerId
-from parameter_server.rpc.shard_actor import await_shards, connect
+from parameter_server.rpc.shard_actor import await_shards, connect, node_address
 from recsys.clock import wall_ms
 from recsys.config.system_config import Config
 from recsys.events.records import STEPS
@@ -75,6 +77,7 @@ def meet(file: Path, timeout_s: float) -> None:
     """Waits for all workers of a group, by gloo through a file in a folder that all reach: Ray's own setup
     opens a store that listens on all interfaces."""
     context = ray.train.get_context()
+    os.environ["GLOO_SOCKET_IFNAME"] = interface_of(node_address())  # else that of the host name
     torch.distributed.init_process_group(
         "gloo",
         init_method=f"file://{file}",
@@ -82,6 +85,13 @@ def meet(file: Path, timeout_s: float) -> None:
         world_size=context.get_world_size(),
         timeout=timedelta(seconds=timeout_s),
     )
+
+
+def interface_of(address: str) -> str:
+    """Name of the network interface with an address."""
+    interfaces = psutil.net_if_addrs().items()
+    names = (name for name, own in interfaces if address in {each.address for each in own})
+    return str(next(names))
 
 
 def _epoch_now(config: Config, started: int) -> int:

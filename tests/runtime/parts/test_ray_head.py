@@ -47,11 +47,11 @@ def test_behind_our_haproxy_replicas_stay_on_loopback(tmp_path, monkeypatch):
 
 
 def test_serve_as_it_comes_has_none_of_our_settings(tmp_path, monkeypatch):
-    _, plan = resolve(replace(config_in(tmp_path), serve=FREE))
+    config, plan = resolve(replace(config_in(tmp_path), serve=FREE))
     monkeypatch.setattr(ray_environment, "haproxy", lambda: "/bin/haproxy")
     names = ("RAY_SERVE_ENABLE_HA_PROXY", "RAY_SERVE_THROUGHPUT_OPTIMIZED")
     for plain, value in ((False, "1"), (True, "0")):
-        its = ray_environment.serve_environment(msgspec.structs.replace(plan, plain_serve=plain))
+        its = ray_environment.client_environment(config, msgspec.structs.replace(plan, plain_serve=plain))
         assert [its[name] for name in names] == [value, value]
         assert ("RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH" in its) is not plain
 

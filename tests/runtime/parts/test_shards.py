@@ -107,12 +107,13 @@ def test_the_heartbeat_says_what_each_table_holds_and_let_go(tmp_path):
             keys = np.arange(step * 60, step * 60 + 50)
             rows = RowGradients(keys, np.ones((50, 8), np.float32), np.ones(50, np.int32))
             shard.learn(step, step, [LaneGradients(0, {"a": rows, "b": rows})])
-        told = {"refused_connections": 0}
+        told = {"connections": 2 + part, "refused_connections": 0}
         statuses.append(shard.status() | told)
         shard.close()
     beat = Heartbeat("shards")
     shards.report(beat, statuses)
     said = beat._beat.gauges
+    assert said["connections"] == 2
     assert said["evicted"] > 0 and said["evicted"] + said["rows.a"] <= 200
     assert said["rows"] == said["rows.a"] + said["rows.b"] and said["rows.b"] == 0
     assert said["waiting"] == said["waiting.b"] > 0 == said["waiting.a"]

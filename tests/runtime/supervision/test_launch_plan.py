@@ -34,13 +34,15 @@ def test_resolving_fills_in_addresses_and_no_port_twice(tmp_path):
     assert len(set(taken)) == len(taken) and all(20_000 <= port < 30_000 for port in taken)
 
 
-def test_what_is_not_ours_is_not_started(tmp_path):
+def test_what_is_not_ours_is_not_started(tmp_path, monkeypatch):
     changes = {"sessions": SessionConfig(url="redis://127.0.0.1:6379/0")}
     there = config_in(tmp_path, log=LogConfig(url="kafka://h:9092"), nodes=3, **changes)
-    with pytest.raises(ValueError, match="RAY_ADDRESS is empty"):
-        resolve(there)
+    config, plan = resolve(there)
+    its = client_environment(config, plan)
+    assert its["RAY_ADDRESS"] == "auto" and its["RAY_AUTH_TOKEN_PATH"].endswith("/run/ray.token")
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
     config, plan = resolve(there, ray_address="10.0.0.1:6379")
-    assert "RAY_ADDRESS" not in client_environment(config, plan)
+    assert client_environment(config, plan).keys() == {"RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP"}
     assert plan.embedded == [] and config.log.url == "kafka://h:9092"
     names = {part.name for part in table(plan)}
     assert not names & {"broker", "valkey", "ray", "viewers"} and "serve" in names

@@ -8,7 +8,7 @@ import msgspec
 import pytest
 
 from recsys.config.part_configs import TracingConfig
-from recsys.config.system_config import Config
+from recsys.config.system_config import Config, TrainerConfig
 from recsys.observability.spans import Span
 from recsys.observability.tracer import Tracer
 from recsys.process.part_process import Heartbeat, run_folder
@@ -60,13 +60,25 @@ def test_what_ray_shows_of_a_run_has_no_password() -> None:
     assert its.tracing.endpoint == "http://***@h:4318/v1/traces"
 
 
+def test_workers_without_shards_are_not_ready(tmp_path: Path) -> None:
+    driver = pytest.importorskip("training.continual.driver")
+    config = replace(Config(), state=str(tmp_path), trainer=TrainerConfig(workers=2))
+    beat = Heartbeat("shards", run_folder(tmp_path) / "shards.json")
+    for connected, ready in ((0, False), (1, False), (2, True)):
+        beat.gauge("connections", connected)
+        beat.write()
+        assert driver._reach_shards(config) is ready
+    by_calls = replace(config.parameter_server, transport="ray")
+    assert driver._reach_shards(replace(config, parameter_server=by_calls))
+
+
 def test_what_is_learned_is_known_from_the_shards_also_after_a_restart(tmp_path: Path) -> None:
     driver = pytest.importorskip("training.continual.driver")
     config = replace(Config(), state=str(tmp_path))
-    assert driver._learned(config) == inf
+    assert driver._shards(config, "step") == inf
     beat = Heartbeat("shards", run_folder(tmp_path) / "shards.json")
     beat.write()
-    assert driver._learned(config) == inf  # not asked yet
+    assert driver._shards(config, "step") == inf  # not asked yet
     beat.gauge("step", 131.0)
     beat.write()
-    assert driver._learned(config) == 131
+    assert driver._shards(config, "step") == 131

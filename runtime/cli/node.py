@@ -1,0 +1,40 @@
+"""``recsys node``: runs the command that starts a Ray node, in the environment of this system's nodes."""
+
+import os
+from pathlib import Path
+from typing import Annotated, Final
+
+import typer
+from typer import Argument, Option
+
+from recsys.config.loader import load
+from recsys.process.part_process import owned_folder, run_folder
+from runtime.cli.common import ConfigOption, StateOverride, fail
+from runtime.supervision.launch_plan import RAY_TOKEN, make_secret
+from runtime.supervision.ray_environment import node_environment
+
+_NO_HEAD: Final = 1
+
+
+def node(
+    command: Annotated[list[str], Argument(help="The command: ray start ...")],
+    head: Annotated[bool, Option(help="The first node: makes the cluster's token.")] = False,
+    config: ConfigOption = "cluster",
+    state: StateOverride = None,
+) -> None:
+    """Runs a command that starts a Ray node of this system: recsys node --head -- ray start --head ..."""
+    settings = load(config)
+    folder = Path(settings.state if state is None else state).resolve()
+    os.environ["RECSYS__STATE"] = str(folder)
+    token = folder / "run" / RAY_TOKEN
+    if head:
+        owned_folder(folder)
+        make_secret(run_folder(folder) / RAY_TOKEN)
+    elif not token.exists() and "RAY_AUTH_TOKEN" not in os.environ:
+        fail(
+            f"state is {folder}, and {token} isn't there: start the head first, by `recsys node --head`, and "
+            "mount the folder of its state on this machine too"
+        )
+        raise typer.Exit(_NO_HEAD)
+    environment = os.environ | node_environment(load(config))
+    os.execvpe(command[0], command, environment)
