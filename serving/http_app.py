@@ -197,9 +197,8 @@ def _add_viewer_routes(app: FastAPI, service: Service, metrics: ServingMetrics) 
 def _add_list_routes(app: FastAPI, service: Service, metrics: ServingMetrics) -> None:
     lists = ItemLists(service.pipeline, service.shards, service.now_ms)
 
-    async def checked(
-        request: Request, query: Annotated[models.ListQuery, Query()]
-    ) -> models.ListQuery:
+    async def checked(request: Request,
+                      query: Annotated[models.ListQuery, Query()]) -> models.ListQuery:  # fmt: skip
         if not service.reader.ready:
             raise Unavailable(service.unready)
         caller = caller_of(request.scope)

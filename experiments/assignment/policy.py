@@ -13,7 +13,7 @@ from recsys.events.hashing import Id, digest_of, uniform
 
 Surfaces = Mapping[str, dict[str, Any]]
 _NO_SURFACES: Final[Surfaces] = {}
-MOST_LISTED: Final = 100  # items of a list that is an impression
+LENGTH, MOST_LISTED = 10, 100  # items of a list: by default, and of one that is an impression
 _SEED: Final = 0  # changing it reassigns every user of every experiment
 
 
@@ -53,16 +53,16 @@ class Policies:
     def __init__(self, base: PolicyConfig, experiments: Sequence[Experiment] = (),
                  surfaces: Surfaces = _NO_SURFACES) -> None:  # fmt: skip
         self._experiments, self.bases = tuple(experiments), {"": base}
-        self.lengths = {name: c["n"] for name, c in surfaces.items() if "n" in c}
-        for name, n in self.lengths.items():
-            if type(n) is not int or not 1 <= n <= MOST_LISTED:
-                raise ValueError(f"surfaces.{name}.n is {n!r}, expected 1 to {MOST_LISTED} items")
+        self.lengths = dict[str, int]()
         for name, changes in surfaces.items():
             if not name:
                 raise ValueError("surfaces has the name '', expected a request's, e.g. feed")
-            changes = {path: value for path, value in changes.items() if path != "n"}
+            overrides = dict(changes)
+            n = self.lengths[name] = overrides.pop("n", LENGTH)
+            if type(n) is not int or not 1 <= n <= MOST_LISTED:
+                raise ValueError(f"surfaces.{name}.n is {n!r}, expected 1 to {MOST_LISTED} items")
             try:
-                self.bases[name] = apply_overrides(base, [Arm("surface", 1.0, changes)], "policy")
+                self.bases[name] = apply_overrides(base, [Arm("surface", 1.0, overrides)], "policy")
             except ValueError as error:
                 raise ValueError(f"surfaces.{name}: {error}") from None
         self._cache: dict[tuple[str | None, ...], Policy] = {}

@@ -105,13 +105,8 @@ class Heartbeat:
     Safe for several threads. Rates are smoothed over about five seconds.
     """
 
-    def __init__(
-        self,
-        part: str,
-        path: Path | None = None,
-        clock: Callable[[], float] = time.time,
-        restarts: int = 0,
-    ) -> None:
+    def __init__(self, part: str, path: Path | None = None,
+                 clock: Callable[[], float] = time.time, restarts: int = 0) -> None:  # fmt: skip
         self._clock, self._lock, self._write_lock = clock, threading.Lock(), threading.Lock()
         self._file = SlotFile(path) if path is not None else None
         started_ms = int(clock() * 1000)
@@ -226,13 +221,6 @@ class Stop:
         self.heartbeat.ready()
 
 
-def run_part(
-    part: str, state: str | Path, body: Callable[[Stop], None], format: str = "json"
-) -> int:
-    """Runs a part's body in this process, as ``run_parts``."""
-    return run_parts({part: body}, state, format)
-
-
 def run_parts(
     bodies: Mapping[str, Callable[[Stop], None]], state: str | Path, format: str = "json"
 ) -> int:
@@ -250,21 +238,19 @@ def run_parts(
         signal.signal(number, lambda *_: asked.set())
     if len(bodies) == 1:
         [(part, body)] = bodies.items()
-        return _run_body(part, folder, body, asked)
+        return _run_body(Heartbeat(part, folder / f"{part}.json"), body, asked)
     statuses: list[int] = []
-
-    def attempt(part: str, body: Callable[[Stop], None], restarts: int) -> int:
-        try:
-            return _run_body(part, folder, body, asked, restarts)
-        except OSError:  # a full disk must not end the thread, which nobody would start again
-            _log.exception("heartbeat not written")
-            return 1
 
     def keep_running(part: str, body: Callable[[Stop], None]) -> None:
         failures = 0
         for restarts in count():
             started = time.monotonic()
-            status = attempt(part, body, restarts)
+            try:
+                heartbeat = Heartbeat(part, folder / f"{part}.json", restarts=restarts)
+                status = _run_body(heartbeat, body, asked)
+            except OSError:  # a full disk must not end the thread, which nobody would start again
+                _log.exception("heartbeat not written")
+                status = 1
             failures = 1 if time.monotonic() - started >= HEALTHY_S else failures + 1
             if status == EXIT_LOG_LOST or asked.wait(delay_s(failures)):
                 break
@@ -285,14 +271,7 @@ def delay_s(failures: int) -> float:
     return min(LONGEST_DELAY_S, FIRST_DELAY_S * 2.0 ** min(failures - 1, 30))
 
 
-def _run_body(
-    part: str,
-    folder: Path,
-    body: Callable[[Stop], None],
-    asked: threading.Event,
-    restarts: int = 0,
-) -> int:
-    heartbeat = Heartbeat(part, folder / f"{part}.json", restarts=restarts)
+def _run_body(heartbeat: Heartbeat, body: Callable[[Stop], None], asked: threading.Event) -> int:
     heartbeat.write()
     done = threading.Event()
     beating = threading.Thread(target=_beat_until, args=(heartbeat, done), daemon=True)

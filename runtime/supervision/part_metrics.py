@@ -238,11 +238,7 @@ FACTS: Final[dict[str, tuple[str, tuple[str, ...], str]]] = {
     "recsys_system_ready": (GAUGE, (), "1 if all parts are ready"),
     "recsys_part_ready": (GAUGE, ("part",), "1 if the part is ready or done"),
     "recsys_part_state": (GAUGE, ("part", "state"), "1 for the current state of the part"),
-    "recsys_part_restarts_total": (
-        COUNTER,
-        ("part",),
-        "Restarts of the part, with its process or alone in it",
-    ),
+    "recsys_part_restarts_total": (COUNTER, ("part",), "Restarts of the part, or of its process"),
     "recsys_part_lag": (GAUGE, ("part", "topic"), "Records that the part hasn't read yet"),
     "recsys_cut_step": (GAUGE, ("line", "epoch"), "Newest step on the topic steps"),
     "recsys_served_step": (GAUGE, ("line", "epoch"), "Step of the replica that answered"),

@@ -232,11 +232,8 @@ class Supervisor:
 
     def _may_start(self, w: Watched, now: float) -> bool:
         due = w.state is State.WAITING or (w.state is State.BACKOFF and now >= w.retry_at)
-        return (
-            w.process is None
-            and due
-            and all(self.watched[name].state in (State.READY, State.DONE) for name in w.part.needs)
-        )
+        needed = (self.watched[name].state for name in w.part.needs)
+        return due and w.process is None and all(s in (State.READY, State.DONE) for s in needed)
 
     def _start(self, w: Watched, now: float) -> None:
         w.starts, w.thread_starts = w.starts + 1, 0

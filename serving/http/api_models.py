@@ -13,7 +13,8 @@ from pydantic import (
     model_validator,
 )
 
-from experiments.assignment.policy import MOST_LISTED
+from experiments.assignment.policy import LENGTH
+from experiments.assignment.policy import MOST_LISTED as MAX_LOGGED
 from serving.http.strict_json import MAX_EVENTS, small, storable
 
 Text = Annotated[str, StringConstraints(min_length=1, max_length=256)]
@@ -26,8 +27,6 @@ _CONDITION: Any = {"type": ["string", "number", "boolean", "array", "object"]}
 _FILTERS = WithJsonSchema({"type": "object", "additionalProperties": _CONDITION})
 Filters = Annotated[dict[Text, Any], Field(max_length=10), AfterValidator(small), _FILTERS]
 _MAX_FIELDS = 50
-MAX_LOGGED = MOST_LISTED
-LENGTH = 10  # items of a list by default
 
 _ENGAGEMENT: Any = {
     "type": "engagement",

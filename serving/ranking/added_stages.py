@@ -29,13 +29,8 @@ class AddedStage(Protocol):
         for each. Other changes are dropped."""
 
 
-def run_added(
-    load: plugins.Load,
-    failures: LogThrottle,
-    replica: Replica,
-    query: Query,
-    candidates: Candidates,
-) -> Candidates:
+def run_added(load: plugins.Load, failures: LogThrottle, replica: Replica, query: Query,
+              candidates: Candidates) -> Candidates:  # fmt: skip
     """Runs the stages in the order of the configuration."""
     for name in replica.config.serve.stages:
         if query.deadline.skips(name):

@@ -135,8 +135,7 @@ class Retrieval:
                     dict.fromkeys(self._sources[name](query, viewer, allowed, share).tolist())
                 )
             except Exception:  # a broken index must not empty the feed
-                message, now_s = "a source of candidates failed", query.now_ms / 1000
-                self._failures.exception(_log, message, now_s, source=name)
+                self._failures.exception(_log, "a source failed", query.now_ms / 1000, source=name)
                 failed.append(name)
                 continue
             if missing and self._searches(name, query.session):

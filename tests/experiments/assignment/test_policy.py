@@ -130,7 +130,7 @@ def test_a_surface_whose_overrides_dont_fit_is_an_error(changes: dict[str, objec
 def test_a_surface_has_a_number_of_items_that_a_list_may_have(n: object) -> None:
     with pytest.raises(ValueError, match=r"surfaces\.home\.n is .*, expected 1 to 100 items"):
         Policies(BASE, (), {"home": {"n": n}})
-    assert Policies(BASE, (), {"home": {"n": 7}, "feed": {}}).lengths == {"home": 7}
+    assert Policies(BASE, (), {"home": {"n": 7}, "feed": {}}).lengths == {"home": 7, "feed": 10}
 
 
 def test_a_surface_has_a_name() -> None:

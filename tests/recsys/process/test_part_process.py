@@ -17,7 +17,6 @@ from recsys.process.part_process import (
     Heartbeat,
     Stop,
     read_beat,
-    run_part,
     run_parts,
     write_atomically,
 )
@@ -90,7 +89,7 @@ def test_a_signal_ends_the_loop(tmp_path: Path, quiet_root):
                 os.kill(os.getpid(), signal.SIGTERM)
             stop.wait(0.01)
 
-    assert run_part("fold", tmp_path, body) == 0
+    assert run_parts({"fold": body}, tmp_path) == 0
     beat = read_beat(tmp_path / "run" / "fold.json")
     assert beat is not None and beat.state == "stopping" and beat.offsets == {"events": [3, 4]}
     assert beat.pid == os.getpid() and beat.turned_ms > 0
@@ -100,7 +99,7 @@ def test_a_failure_is_told(tmp_path: Path, quiet_root):
     def body(stop: Stop) -> None:
         raise ValueError("cannot reach redis://user:secret@127.0.0.1:1/0")
 
-    assert run_part("fold", tmp_path, body) == 1
+    assert run_parts({"fold": body}, tmp_path) == 1
     beat = read_beat(tmp_path / "run" / "fold.json")
     assert beat is not None and beat.state == "failed"
     assert beat.failure == "ValueError: cannot reach redis://***@127.0.0.1:1/0"
@@ -140,7 +139,7 @@ def test_what_a_part_makes_is_for_its_owner_only(quiet_root, tmp_path):
         (tmp_path / "file").touch()
         (tmp_path / "folder").mkdir()
 
-    assert run_part("joiner", tmp_path / "state", body) == 0
+    assert run_parts({"joiner": body}, tmp_path / "state") == 0
     modes = [(tmp_path / name).stat().st_mode & 0o777 for name in ("file", "folder")]
     assert modes == [0o600, 0o700]
 
@@ -176,7 +175,7 @@ def test_a_full_disk_ends_no_part(tmp_path: Path, quiet_root, monkeypatch: pytes
         turns.clear()
         stop.heartbeat.write()
 
-    assert run_part("fold", tmp_path, body) == 0
+    assert run_parts({"fold": body}, tmp_path) == 0
     beat = read_beat(tmp_path / "run" / "fold.json")
     assert beat is not None and beat.state == "stopping" and beat.turned_ms > 0
 

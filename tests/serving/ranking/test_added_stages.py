@@ -116,6 +116,6 @@ def test_failures_of_stages_and_sources_are_logged_once_in_a_while(
         assert {"a@1", "retrieval"} & set(pipeline.recommend(query).degraded)
     failures = [(r.message, r.times) for r in caplog.records]  # type: ignore[attr-defined]
     assert len(loads) == 10 and sorted(failures) == [
-        ("a source of candidates failed", 1), ("a source of candidates failed", 3),
+        ("a source failed", 1), ("a source failed", 3),
         ("a stage failed", 1), ("a stage failed", 3),
     ]  # fmt: skip
