@@ -1,5 +1,6 @@
 """``recsys bench NAME``: measures one part beside alternatives that do the same work in the same run."""
 
+import json
 from pathlib import Path
 from typing import Annotated, Final
 
@@ -13,6 +14,7 @@ Ids = Annotated[int, typer.Option(min=1, help="Ids of each of the 24 fields.")]
 Items = Annotated[int, typer.Option(min=1_000, help="Items in the catalogue.")]
 Seconds = Annotated[int, typer.Option(min=1, help="Seconds of each measurement.")]
 _STATE: Final = Path("state")
+UNIT_COSTS: Final = Path(__file__).parent / "system" / "unit_costs.json"
 _DEFINITIONS: Final = [
     Path("examples", name, "app.yaml") for name in ("short_video", "kuairand", "news", "shop")
 ]
@@ -332,6 +334,43 @@ def workers(
     from benchmarks.learning.bench_workers import measure_workers
 
     return measure_workers(events, seed)
+
+
+@bench_command(bench)
+def units(
+    requests: Annotated[int, typer.Option(min=100, help="Lists that are asked for.")] = 1_500,
+    items: Annotated[int, typer.Option(min=100, help="Items in the catalogue.")] = 10_000,
+    users: Annotated[int, typer.Option(min=1, help="Viewers.")] = 300,
+) -> Figures:
+    """Unit costs of each part, which `recsys bench capacity` reads."""
+    from benchmarks.system.bench_units import measure_units
+
+    return measure_units(requests, items, users)
+
+
+@bench_command(bench)
+def capacity(
+    events: Annotated[float, typer.Option(min=1, help="Events a second at the peak.")] = 1e5,
+    requests: Annotated[float, typer.Option(min=1, help="Lists a second at the peak.")] = 1e4,
+    users: Annotated[float, typer.Option(min=1, help="Known users.")] = 1e8,
+    items: Annotated[float, typer.Option(min=1, help="Items in the catalogue.")] = 1e7,
+    costs: Annotated[
+        Path, typer.Option(help="Output of `recsys bench units --json FILE`.")
+    ] = UNIT_COSTS,
+    partitions: Annotated[int, typer.Option(min=1, help="log.partitions.")] = 64,
+    copies: Annotated[int, typer.Option(min=1, help="Copies of the log.")] = 3,
+    cores: Annotated[int, typer.Option(min=1, help="Cores of a machine.")] = 32,
+    memory_gb: Annotated[float, typer.Option(min=1, help="Memory of a machine.")] = 128,
+    price: Annotated[float, typer.Option(min=0, help="Price of a core-hour.")] = 0.04,
+) -> Figures:
+    """Machines and cost for a load, and the first part to break, from measured unit costs."""
+    from benchmarks.system.capacity import Demand, Load, Machine, plan
+
+    measured = json.loads(costs.read_text())
+    load, machine = Load(events, requests, users, items), Machine(cores, memory_gb)
+    demand = Demand(load, measured["figures"], machine)
+    figures = plan(demand, partitions, copies, price)
+    return {"what": f"costs of {costs.name}: {measured['what']}", "figures": figures}
 
 
 @bench_command(bench)

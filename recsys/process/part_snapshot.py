@@ -146,7 +146,7 @@ class ShareState:
     def save(
         self, log_id: str, offsets: Mapping[int, int], pack: Callable[[Sequence[int]], bytes]
     ) -> dict[int, int]:
-        """Saves what ``pack`` makes of each file's partitions, and removes those of another number of workers.
+        """Saves what ``pack`` makes of each file's partitions; removes those of another number of workers.
         Returns offsets as ``PartState.save``."""
         held: dict[int, int] = {}
         for state, partitions in self._files:
