@@ -1,7 +1,7 @@
 """A plan of machines for a load, from unit costs that ``recsys bench units`` measured. Pure.
 
 Costs grow in proportion to the load. A part that is one process ends at one core, a fold with workers at one
-core for each partition, a replica at the memory of its machine. The first part to break is the one whose limit
+core for each partition, a replica at the memory of its machine. The first part to break is that whose limit
 is the smallest share of what the load needs.
 """
 

@@ -10,14 +10,14 @@ import msgspec
 import pytest
 
 from experiments.statistics.revision import parse_each
-from recsys.config.part_configs import ControlRoomConfig
+from recsys.config.part_configs import ControlRoomConfig, WorkersConfig
 from recsys.config.system_config import Config
 from recsys.events.control_records import Experiments, ExperimentState, Live
 from recsys.events.event_types import Verdict, encode
 from recsys.events.records import CONTROL, EVENTS, pack
 from recsys.log.protocol import Append, Log
 from recsys.process.open_log import create_topics, open_log
-from recsys.process.part_process import Heartbeat, Stop, write_atomically
+from recsys.process.part_process import Heartbeat, Stop, run_folder, write_atomically
 from runtime.control_room import experiment_panel
 from runtime.control_room.experiment_panel import ExperimentPanel
 from runtime.control_room.part import ControlRoom, run
@@ -66,6 +66,28 @@ def system(tmp_path: Path) -> tuple[Config, Log]:
     running = run_file.Running(supervisor=me, asked="", started_ms=1, time_ms=1, parts=parts)
     write_atomically(tmp_path / "run" / "up.json", msgspec.json.encode(running))
     return config, log
+
+
+def test_workers_are_listed_one_by_one_and_their_curves_are_of_all(tmp_path: Path) -> None:
+    config = config_in(tmp_path, workers=WorkersConfig(session_fold=2))
+    parts = []
+    for number, name in enumerate(config.workers.names("session-fold")):
+        run_folder(tmp_path)
+        beat = Heartbeat(name, tmp_path / "run" / f"{name}.json")
+        beat.add("events", 10 + number)
+        beat.ready()
+        parts.append(run_file.PartRecord(name=name, state="ready"))
+    me = identify(os.getpid())
+    running = run_file.Running(supervisor=me, asked="", started_ms=1, time_ms=1, parts=parts)
+    write_atomically(tmp_path / "run" / "up.json", msgspec.json.encode(running))
+    log = open_log(config)
+    create_topics(log, config)
+    watch = SystemWatch(config, log)
+    assert watch.curve_samples()["recsys_session_fold_events_total"] == 21
+    samples = watch.samples()
+    assert samples['recsys_part_ready{part="session-fold.1"}'] == 1
+    listed = [part["name"] for part in watch.panels()["parts"]]
+    assert listed == ["session-fold.0", "session-fold.1"]
 
 
 def test_it_is_there_where_a_port_is_set_or_it_is_asked_for(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from experiments.promotion.feature_change import progress
 from experiments.promotion.lifecycle import FEATURES
 from recsys.app.app_file import APP_FILE, app_of
 from recsys.config.loader import ConfigError
+from recsys.config.part_configs import WorkersConfig
 from recsys.config.system_config import Config, ParameterServerConfig, ServeConfig, digest
 from recsys.events.control_records import (
     ALONE,
@@ -240,6 +241,23 @@ def test_folds_are_awaited_by_their_heartbeats(tmp_path: Path) -> None:
     parts.await_folds(2)
     with pytest.raises(TimeoutError):
         parts.await_folds(3)
+
+
+def test_each_worker_of_a_fold_is_awaited(tmp_path: Path) -> None:
+    parts = Parts(tmp_path, 0.3, WorkersConfig(session_fold=2))
+
+    def fold(name: str) -> None:
+        beat = Heartbeat(name, run_folder(tmp_path) / f"{name}.json")
+        beat.gauge("sets", 2)
+        beat.gauge("sets_behind", 0)
+        beat.write()
+
+    fold("counters")
+    fold("session-fold.0")
+    with pytest.raises(TimeoutError):
+        parts.await_folds(2)
+    fold("session-fold.1")
+    parts.await_folds(2)
 
 
 def test_a_candidate_whose_features_are_no_longer_logged_is_refused(shop: Shop) -> None:
