@@ -46,7 +46,7 @@ class Machine:
         monkeypatch.setattr(supervisor_loop, "time", clock)
         monkeypatch.setattr(processes, "time", clock)
         monkeypatch.setattr(space_watch, "time", clock)
-        monkeypatch.setattr(supervisor_loop, "table", lambda plan: PARTS)
+        monkeypatch.setattr(supervisor_loop, "table", lambda *_: PARTS)
         monkeypatch.setattr(signal, "signal", lambda *_: None)
         monkeypatch.setattr(os, "open", self.failing(os.open))
         monkeypatch.setattr(os, "pwrite", self.failing(os.pwrite))

@@ -69,7 +69,7 @@ def make_runner(tmp_path, monkeypatch):
 
     def make(parts, show, state=tmp_path / "state"):
         config, plan = resolve(config_in(state))
-        monkeypatch.setattr(supervisor_loop, "table", lambda plan: parts)
+        monkeypatch.setattr(supervisor_loop, "table", lambda *_: parts)
         command = [sys.executable, str(fake)]
         monkeypatch.setattr(supervisor_loop, "part_command", lambda *words: [*command, *words])
         failures = []
