@@ -109,7 +109,9 @@ def body(name: str, workers: WorkersConfig = ONE_WORKER) -> Callable[[Config, St
     name that isn't in the table."""
     loop: Callable[..., None] = plugins.load(plugins.PARTS, _named(name).target)
     part, dot, index = name.partition(".")
-    return partial(loop, share=Share(int(index), len(workers.names(part)))) if dot else loop
+    if name not in (names := workers.names(part)):
+        raise ValueError(f"there is no part {name!r}, expected {' or '.join(names)}")
+    return partial(loop, share=Share(int(index), len(names))) if dot else loop
 
 
 def _named(name: str) -> Part:

@@ -212,10 +212,7 @@ def _user_of(event: Event) -> Id | None:
 
 
 def run(
-    config: Config,
-    stop: Stop,
-    whole: Callable[[Log], Log] = lambda log: log,
-    share: Share = WHOLE,
+    config: Config, stop: Stop, whole: Callable[[Log], Log] = lambda log: log, share: Share = WHOLE
 ) -> None:
     """Runs the part until it is asked to stop; waits while the store or the log is away. ``whole``: adds to
     the log what it has lost, for sets that are new."""

@@ -70,8 +70,9 @@ def test_a_fold_with_workers_is_a_process_of_each(tmp_path: Path) -> None:
     assert isinstance(worker, partial) and worker.func is body("joiner")
     assert worker.keywords == {"share": Share(1, 3)}
     assert niceness("joiner.1") == niceness("joiner")
-    with pytest.raises(ValueError, match="no part 'joiners.1'"):
-        body("joiners.1", workers)
+    for name in ("joiners.1", "joiner.3", "joiner", "counters.0"):
+        with pytest.raises(ValueError, match=f"no part '{name}', expected"):
+            body(name, workers)
 
 
 def test_viewers_are_a_plug_in_that_must_be_installed(monkeypatch: pytest.MonkeyPatch) -> None:
