@@ -29,8 +29,10 @@ from replay.player import Player
 from runtime.jobs.feature_audit import audit_features
 from runtime.supervision import launch_plan
 from runtime.supervision.launch_plan import Plan, RayPorts
+from serving import service
 from serving.access.caller import ANONYMOUS, SERVER, Caller
-from serving.click_lists import AWAY, OLD, PLAIN, UNKNOWN, ClickLists
+from serving.click_lists import AWAY, BUSY, FAILED, OLD, PLAIN, UNKNOWN, ClickLists
+from serving.pipeline import Pipeline
 from serving.request import Request
 from serving.sessions.session_timeout import TimedSessionReader
 from tests.support.service_harness import Broken
@@ -269,6 +271,23 @@ def test_a_click_counts_without_the_session_store(tmp_path: Path) -> None:
         await shop.send(click(START_MS, "v1"))
         assert not shop.lists() and shop.service.click_lists.left_out[AWAY] == 1
         assert [e.item_id for e in shop.logged() if isinstance(e, Engagement)] == ["v1"]
+
+    run(tmp_path, scenario)
+
+
+@pytest.mark.parametrize("why", [BUSY, FAILED])
+def test_a_click_counts_where_a_list_takes_too_long_or_fails(
+    why: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if why == BUSY:
+        monkeypatch.setattr(service, "_CLICKS_S", 0.0)
+    else:
+        monkeypatch.setattr(Pipeline, "impression_of", None)
+
+    async def scenario(shop: Shop) -> None:
+        await shop.send(click(START_MS, "v1"))
+        assert +shop.service.click_lists.left_out == {why: 1}
+        assert [type(event) for event in shop.logged()] == [Engagement]
 
     run(tmp_path, scenario)
 
