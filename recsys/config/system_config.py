@@ -21,6 +21,7 @@ from recsys.config.checks import (
     limited,
     positive,
 )
+from recsys.config.log_config import LogConfig
 from recsys.config.part_configs import (
     CompatConfig,
     ControlRoomConfig,
@@ -43,26 +44,10 @@ from recsys.events.hashing import digest_of
 
 
 @dataclass(frozen=True)
-class LogConfig(Section):
-    section = "log"
-    # sqlite (under the state folder) or kafka://host:port[,host:port]
-    url: str = limited(
-        "sqlite",
-        lambda url: url == "sqlite" or url.startswith("kafka://"),
-        "'sqlite' or 'kafka://host:port'",
-    )
-    # Of events and examples: the most workers that can share the folds.
-    partitions: int = bounded(4, 1, 1024)
-    retention_hours: int = bounded(72, 1)
-    # "process": an acknowledged event survives kill -9 of any process (SQLite synchronous=normal).
-    # "power": it survives a power cut too (synchronous=full), about 1 ms more per batch on an SSD.
-    durability: str = choice("process", "process", "power")
-
-
-@dataclass(frozen=True)
 class SessionConfig(Section):
     section = "sessions"
-    url: str = "embedded"  # embedded Valkey, or redis://host:port/db
+    url: str = "embedded"  # embedded Valkey, or redis://host:port/db, or rediss://… with TLS
+    cluster: bool = False  # url names a node of a Redis Cluster
     history: int = bounded(20, 1, 200)  # newest engagements that the ranker reads
     seen: int = bounded(500, 1)  # items not shown again
     ttl_s: int = bounded(30 * 24 * 3600, 1)

@@ -17,11 +17,13 @@ START_S = 15.0
 class EmbeddedBroker:
     """A broker on 127.0.0.1; ``start()`` returns when it answers.
 
-    ``port`` 0 picks a free one. ``output``: file for its messages (None: discarded).
+    ``port`` 0 picks a free one. ``output``: file for its messages (None: discarded). ``named_port``: port of
+    a proxy before it, to which clients are sent.
     """
 
-    def __init__(self, port: int = 0, output: Path | None = None) -> None:
+    def __init__(self, port: int = 0, output: Path | None = None, named_port: int = 0) -> None:
         self.port = port or _free_port()
+        self._named_port = named_port or self.port
         self._output = output
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -51,7 +53,7 @@ class EmbeddedBroker:
         with open(self._output or os.devnull, "ab") as output:
             self._process = subprocess.Popen(
                 [_binary(), "broker", "--listener-url", listener,
-                 "--advertised-listener-url", listener, "--storage-engine", "memory://tansu/"],
+                 "--advertised-listener-url", f"tcp://127.0.0.1:{self._named_port}", "--storage-engine", "memory://tansu/"],
                 stdin=subprocess.DEVNULL, stdout=output, stderr=output,
                 env=os.environ | {"RUST_LOG": os.environ.get("RUST_LOG", "warn")},
             )  # fmt: skip

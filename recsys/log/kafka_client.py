@@ -3,21 +3,23 @@ broker."""
 
 import importlib.util
 from collections import deque
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from kafka import KafkaConsumer, KafkaProducer
 from kafka.net.compat import KafkaNetClient
 
-from recsys.log.protocol import LogUnavailable, Record
+from recsys.log.kafka_fetch import PartitionRecords
+from recsys.log.protocol import Brokers, LogUnavailable, Record
 
 FETCH_BYTES: Final = 1 << 20  # per partition and fetch; a larger record comes alone
 
 
-def consumer_of(servers: list[str], patience_s: float, fetch_max_wait_ms: int) -> KafkaConsumer:
+def consumer_of(connection: Mapping[str, Any], fetch_max_wait_ms: int) -> KafkaConsumer:
     """A consumer with manual assignment and no group: a fold's offsets are part of its own state, not the
     broker's. Raises KafkaError if no broker answers."""
-    return KafkaConsumer(
-        bootstrap_servers=servers,
+    consumer = KafkaConsumer(
+        **connection,
         group_id=None,
         enable_auto_commit=False,
         auto_offset_reset="none",
@@ -25,13 +27,12 @@ def consumer_of(servers: list[str], patience_s: float, fetch_max_wait_ms: int) -
         fetch_max_wait_ms=fetch_max_wait_ms,
         max_partition_fetch_bytes=FETCH_BYTES,
         max_poll_records=2_000,
-        request_timeout_ms=int(patience_s * 1000),
-        bootstrap_timeout_ms=int(patience_s * 1000),
-        reconnect_backoff_max_ms=1_000,
         metrics_enabled=False,
         # In pure Python the check costs eight times the rest of a read; TCP has checksums of its own.
         check_crcs=importlib.util.find_spec("crc32c") is not None,
     )
+    consumer._fetcher.PartitionRecords = PartitionRecords
+    return consumer
 
 
 class Producer:
@@ -42,21 +43,22 @@ class Producer:
     that topic's leader in an endless loop that takes a whole core.
     """
 
-    def __init__(self, servers: list[str], patience_s: float, max_record_bytes: int) -> None:
+    def __init__(
+        self, connection: Mapping[str, Any], config: Brokers, max_record_bytes: int
+    ) -> None:
         """Raises KafkaError if no broker answers."""
         self._registered: set[str] = set()
-        patience_ms = int(patience_s * 1000)
+        patience_ms = connection["request_timeout_ms"]
         self._producer = KafkaProducer(
-            bootstrap_servers=servers,
+            **{**connection, "request_timeout_ms": patience_ms // 3},
             acks="all",
             enable_idempotence=True,
             delivery_timeout_ms=patience_ms,
-            request_timeout_ms=patience_ms // 3,
             max_block_ms=patience_ms,
-            bootstrap_timeout_ms=patience_ms,
-            reconnect_backoff_max_ms=1_000,
             kafka_client=self._client_of,
             batch_size=256 << 10,
+            linger_ms=config.linger_ms,
+            compression_type=None if config.compression == "none" else config.compression,
             max_request_size=max_record_bytes + (1 << 20),
             metrics_enabled=False,
         )
@@ -106,9 +108,9 @@ class Buffer:
     def last(self) -> Record:
         return self._records[-1]
 
-    def put(self, record: Record) -> None:
-        self._records.append(record)
-        self._bytes += len(record.value)
+    def put(self, records: Sequence[Record]) -> None:
+        self._records.extend(records)
+        self._bytes += sum(len(record.value) for record in records)
 
     def take(self, limit: int) -> list[Record]:
         """The first records, at most ``limit``."""

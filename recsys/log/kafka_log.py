@@ -8,18 +8,36 @@ bytes; there are no holds. Transactions and groups aren't used: state carries it
 import threading
 import time
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import suppress
 from typing import Any, Final, TypeVar
 
 from kafka import KafkaAdminClient, TopicPartition
 from kafka.admin import OffsetSpec
-from kafka.errors import KafkaError, TopicAlreadyExistsError, UnknownTopicOrPartitionError
+from kafka.errors import (
+    InvalidConfigurationError,
+    InvalidReplicationFactorError,
+    KafkaError,
+    TopicAlreadyExistsError,
+    UnknownTopicOrPartitionError,
+)
 
 from recsys.log import protocol
 from recsys.log.kafka_client import Producer, unavailable
+from recsys.log.kafka_connection import connection_of
+from recsys.log.kafka_fetch import fetch_each
 from recsys.log.kafka_reader import KafkaReader
 from recsys.log.kafka_tail import KafkaTail
-from recsys.log.protocol import Append, Log, LogLost, LogUnavailable, LogUnchangeable, Record, Topic
+from recsys.log.protocol import (
+    Append,
+    Brokers,
+    Log,
+    LogLost,
+    LogUnavailable,
+    LogUnchangeable,
+    Record,
+    Topic,
+)
 
 C = TypeVar("C", KafkaReader, KafkaTail)
 ID_TOPIC: Final = "__recsys_log_id"
@@ -41,9 +59,11 @@ class KafkaLog(Log):
     repeat them: consumers drop repeats by event id or source.
     """
 
-    def __init__(self, url: str, *, patience_s: float = 15.0) -> None:
-        self._url, self._patience_s = url, patience_s
-        self._servers = url.removeprefix("kafka://").split(",")
+    def __init__(self, config: Brokers | str, *, patience_s: float = 15.0) -> None:
+        """``config``: the section ``log``, or its URL alone."""
+        config = Brokers(config) if isinstance(config, str) else config
+        self._config, self._url, self._patience_s = config, config.url, patience_s
+        self._connection = connection_of(config, patience_s)
         self._lock = threading.RLock()
         self._local = threading.local()
         self._clients: list[tuple[threading.Thread, KafkaReader | KafkaTail]] = []
@@ -54,23 +74,17 @@ class KafkaLog(Log):
         self._appends = 0
         self._id, self._checked = "", 0.0  # no checks until the id is known
         self._absent_since = 0.0  # when the broker stopped knowing the id's topic
-        patience_ms = int(patience_s * 1000)
         try:
-            self._admin = KafkaAdminClient(
-                bootstrap_servers=self._servers,
-                request_timeout_ms=patience_ms,
-                bootstrap_timeout_ms=patience_ms,
-                reconnect_backoff_max_ms=1_000,
-            )
+            self._admin = KafkaAdminClient(**self._connection)
         except KafkaError as error:
-            raise unavailable(url, error) from error
+            raise unavailable(self._url, error) from error
         self._make(Topic(ID_TOPIC))
         if (log_id := self._first_id()) is None:
             # Two clients may race here: the first record counts, for both.
             self.append(ID_TOPIC, [Append(0, b"", uuid.uuid4().hex.encode())])
             log_id = self._first_id()
         if log_id is None:
-            raise LogUnavailable(f"{url}: the log's id was written and can't be read back")
+            raise LogUnavailable(f"{self._url}: the log's id was written and can't be read back")
         self._id = log_id
         self._incarnation = self._topic_id()
 
@@ -93,14 +107,14 @@ class KafkaLog(Log):
         return self._partitions[topic]
 
     def append(self, topic: str, records: Sequence[Append]) -> list[int]:
-        most_bytes = MAX_RECORD_BYTES - _FRAME_BYTES
+        most_bytes, name = MAX_RECORD_BYTES - _FRAME_BYTES, self._config.prefix + topic
         protocol.check_appends(topic, self.partitions(topic), records, most_bytes)
         self._check_id()
         producer = self._producing()
         futures: list[Any] = []
         try:
             for partition, key, value in records:
-                futures.append(producer.send(topic, partition, key, value))
+                futures.append(producer.send(name, partition, key, value))
             offsets = [future.get(self._patience_s * 2).offset for future in futures]
         except KafkaError as error:
             self._give_up(producer)
@@ -113,46 +127,58 @@ class KafkaLog(Log):
             ) from error
         with self._lock:
             for record, offset in zip(records, offsets, strict=True):
-                at = (topic, record[0])
+                at = (name, record[0])
                 self._appended[at] = max(offset + 1, self._appended.get(at, 0))
             self._appends += 1
         self._check_id()
         return offsets
 
     def read(self, topic: str, partition: int, offset: int, limit: int = 1000) -> list[Record]:
-        self._check(topic, partition)
+        name = self._check(topic, partition)
         tail = self._tail()
-        records = tail.read(topic, partition, offset, limit)
-        if records == [] and offset < self._appended.get((topic, partition), 0):
-            tail.wait(topic, OWN_S)
-            records = tail.read(topic, partition, offset, limit) or None
+        records = tail.read(name, partition, offset, limit)
+        if records == [] and offset < self._appended.get((name, partition), 0):
+            tail.wait(name, OWN_S)
+            records = tail.read(name, partition, offset, limit) or None
         if records is None:
-            tail.leave(topic, partition)
-            records = self._reader(topic).read(partition, offset, limit)
+            tail.leave(name, partition)
+            records = self._reader(name).read(partition, offset, limit)
             if not records:
-                self._reader(topic).leave(partition)
-                tail.follow(topic, partition, offset)
+                self._reader(name).leave(partition)
+                tail.follow(name, partition, offset)
         return records
 
+    def read_each(
+        self, topic: str, offsets: Mapping[int, Collection[int]]
+    ) -> dict[tuple[int, int], Record]:
+        self._check_id()
+        if not any(offsets.values()):
+            return {}
+        with suppress(KafkaError):  # ``read`` reports it
+            name, run = self._config.prefix + topic, self._admin._manager.run
+            found: dict[tuple[int, int], Record] = run(fetch_each, self._admin, name, offsets)
+            return found
+        return {}
+
     def begin(self, topic: str, partition: int) -> int:
-        self._check(topic, partition)
-        return self._reader(topic).begin(partition)
+        return self._reader(self._check(topic, partition)).begin(partition)
 
     def end(self, topic: str, partition: int) -> int:
-        self._check(topic, partition)
-        if self._tail().end(topic, partition) is None:
-            return self._reader(topic).end(partition)
-        return self._known_end(topic, partition)
+        name = self._check(topic, partition)
+        if self._tail().end(name, partition) is None:
+            return self._reader(name).end(partition)
+        return self._known_end(name, partition)
 
     def wait(self, topic: str, timeout_s: float) -> None:
         self.partitions(topic)
-        if not self._tail().wait(topic, timeout_s):
-            self._reader(topic).wait(timeout_s)
+        name = self._config.prefix + topic
+        if not self._tail().wait(name, timeout_s):
+            self._reader(name).wait(timeout_s)
 
     def hold(self, name: str, topic: str, partition: int, offset: int) -> None:
-        self._check(topic, partition)
-        reader = self._reader(topic)
-        end = self._known_end(topic, partition)
+        at = self._check(topic, partition)
+        reader = self._reader(at)
+        end = self._known_end(at, partition)
         end = end if offset <= end else reader.end(partition)
         protocol.check_range(topic, partition, offset, reader.begin(partition), end)
 
@@ -183,7 +209,7 @@ class KafkaLog(Log):
     def _producing(self) -> Producer:
         with self._lock:
             if self._producer is None:
-                self._producer = Producer(self._servers, self._patience_s, MAX_RECORD_BYTES)
+                self._producer = Producer(self._connection, self._config, MAX_RECORD_BYTES)
             return self._producer
 
     def _give_up(self, producer: Producer) -> None:
@@ -193,25 +219,25 @@ class KafkaLog(Log):
                 self._producer = None
         producer.close(0)
 
-    def _check(self, topic: str, partition: int) -> None:
+    def _check(self, topic: str, partition: int) -> str:
+        """The topic's name in Kafka, once the partition and the log's id are checked."""
         protocol.check_partition(topic, partition, self.partitions(topic))
         self._check_id()
+        return self._config.prefix + topic
 
     def _tail(self) -> KafkaTail:
         """This thread's tail."""
         tail: KafkaTail | None = self._local.__dict__.get("tail")
         if tail is None:
-            tail = self._local.tail = self._make_client(
-                lambda: KafkaTail(self._servers, self._patience_s)
-            )
+            tail = self._local.tail = self._make_client(lambda: KafkaTail(self._connection))
         return tail
 
     def _reader(self, topic: str) -> KafkaReader:
-        """This thread's reader of the topic."""
+        """This thread's reader of a topic, by its name in Kafka."""
         readers: dict[str, tuple[KafkaReader, int]] = self._local.__dict__.setdefault("readers", {})
         if topic not in readers:
             reader = self._make_client(
-                lambda: KafkaReader(self._servers, topic, self._patience_s, self._listed)
+                lambda: KafkaReader(self._connection, topic, self._patience_s, self._listed)
             )
             readers[topic] = (reader, self._appends)
         reader, appends = readers[topic]
@@ -236,23 +262,36 @@ class KafkaLog(Log):
     # --- topics and the id ---
 
     def _make(self, topic: Topic) -> None:
+        config = self._config
         configs = {
             "cleanup.policy": "delete",
             "retention.ms": str(topic.retention_ms or -1),
             "retention.bytes": str(topic.retention_bytes or -1),
             "max.message.bytes": str(MAX_RECORD_BYTES),
         }
-        wanted = {"num_partitions": topic.partitions, "replication_factor": -1, "configs": configs}
+        if config.min_insync:
+            configs["min.insync.replicas"] = str(config.min_insync)
+        wanted = {
+            "num_partitions": topic.partitions,
+            "replication_factor": config.replication or -1,
+            "configs": configs,
+        }
         try:
-            self._admin.create_topics({topic.name: wanted}, wait_for_metadata=True)
+            self._admin.create_topics({config.prefix + topic.name: wanted}, wait_for_metadata=True)
         except TopicAlreadyExistsError:
             return
+        except (InvalidReplicationFactorError, InvalidConfigurationError) as error:
+            raise ValueError(
+                f"log.replication is {config.replication} and log.min_insync {config.min_insync}: the "
+                f"brokers refuse to make topic {topic.name} so ({error}). Expected at most their number"
+            ) from error
         except KafkaError as error:
             raise unavailable(f"creating topic {topic.name}", error) from error
 
     def _described(self, topic: str) -> dict[str, Any]:
         try:
-            description: dict[str, Any] = self._admin.describe_topics([topic])[0]
+            name = self._config.prefix + topic
+            description: dict[str, Any] = self._admin.describe_topics([name])[0]
         except UnknownTopicOrPartitionError:
             return {"partitions": [], "topic_id": None}
         except KafkaError as error:
@@ -273,8 +312,10 @@ class KafkaLog(Log):
         return {at.partition: answer.offset for at, answer in offsets.items()}
 
     def _topics(self) -> list[str]:
+        prefix = self._config.prefix
         try:
-            return [name for name in self._admin.list_topics() if name != ID_TOPIC]
+            names = [name for name in self._admin.list_topics() if name.startswith(prefix)]
+            return [name.removeprefix(prefix) for name in names if name != prefix + ID_TOPIC]
         except KafkaError as error:
             raise unavailable(self._url, error) from error
 
@@ -282,7 +323,7 @@ class KafkaLog(Log):
         return self._described(ID_TOPIC)["topic_id"]
 
     def _first_id(self) -> str | None:
-        reader = self._reader(ID_TOPIC)
+        reader = self._reader(self._config.prefix + ID_TOPIC)
         reader.forget_ends()
         records = reader.read(0, reader.begin(0), 1)
         return records[0].value.decode() if records else None

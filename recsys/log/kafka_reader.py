@@ -5,8 +5,8 @@ ahead are buffered.
 """
 
 import time
-from collections.abc import Callable
-from typing import Final
+from collections.abc import Callable, Mapping
+from typing import Any, Final
 
 from kafka import TopicPartition
 from kafka.errors import KafkaError, OffsetOutOfRangeError
@@ -28,7 +28,9 @@ Listed = Callable[[str, list[int], bool], dict[int, int]]
 class KafkaReader:
     """Reads one topic in one thread, from any offset; sequential reads are fast."""
 
-    def __init__(self, servers: list[str], topic: str, patience_s: float, listed: Listed) -> None:
+    def __init__(
+        self, connection: Mapping[str, Any], topic: str, patience_s: float, listed: Listed
+    ) -> None:
         self._topic, self._patience_s, self._listed = topic, patience_s, listed
         self._next: dict[int, int] = {}  # offset of a partition's next sequential read
         self._buffers: dict[int, Buffer] = {}
@@ -37,7 +39,7 @@ class KafkaReader:
         self._probed: dict[int, int] = {}
         self._verified: dict[int, tuple[int, int]] = {}  # listed end, and the true end at that time
         self._active: set[int] = set()  # assigned and fetched
-        self._consumer = consumer_of(servers, patience_s, fetch_max_wait_ms=FETCH_WAIT_MS)
+        self._consumer = consumer_of(connection, fetch_max_wait_ms=FETCH_WAIT_MS)
 
     def read(self, partition: int, offset: int, limit: int) -> list[Record]:
         """Raises LogLost outside the broker's records, LogUnavailable if it doesn't answer."""
@@ -138,9 +140,7 @@ class KafkaReader:
         except KafkaError as error:
             raise unavailable(self._topic, error) from error
         for at, records in polled.items():
-            buffer = self._buffers[at.partition]
-            for r in records:
-                buffer.put(Record(r.offset, r.key or b"", r.value or b""))
+            self._buffers[at.partition].put(records)
 
     def _deactivate(self, partitions: set[int]) -> None:
         if partitions & self._active:

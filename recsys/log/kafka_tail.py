@@ -6,7 +6,8 @@ read to the end, one fetch stays open at the broker, and a read takes its record
 """
 
 import time
-from typing import Final
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
 
 from kafka import KafkaConsumer, TopicPartition
 from kafka.errors import KafkaError, OffsetOutOfRangeError
@@ -32,9 +33,9 @@ class _Followed(Buffer):
         self.next = offset  # of the next read
         self.position = offset  # after the buffered records
 
-    def put(self, record: Record) -> None:
-        super().put(record)
-        self.position = record.offset + 1
+    def put(self, records: Sequence[Record]) -> None:
+        super().put(records)
+        self.position = records[-1].offset + 1
 
     def take(self, limit: int) -> list[Record]:
         taken = super().take(limit)
@@ -46,8 +47,8 @@ class _Followed(Buffer):
 class KafkaTail:
     """For one thread. A partition is followed from an offset at its end."""
 
-    def __init__(self, servers: list[str], patience_s: float) -> None:
-        self._consumer: KafkaConsumer = consumer_of(servers, patience_s, fetch_max_wait_ms=OPEN_MS)
+    def __init__(self, connection: Mapping[str, Any]) -> None:
+        self._consumer: KafkaConsumer = consumer_of(connection, fetch_max_wait_ms=OPEN_MS)
         self._followed: dict[TopicPartition, _Followed] = {}
         self._assigned: set[TopicPartition] = set()
         self._polled_at = 0.0
@@ -122,9 +123,9 @@ class KafkaTail:
             followed = self._followed.get(at)
             if followed is None:
                 continue
-            for r in records:
-                if r.offset >= followed.position:
-                    followed.put(Record(r.offset, r.key or b"", r.value or b""))
+            new = [record for record in records if record.offset >= followed.position]
+            if new:
+                followed.put(new)
         if any(self._followed[at].is_full(BUFFERED, BUFFERED_BYTES) for at in self._assigned):
             self._assign()
 

@@ -9,9 +9,9 @@ records at or after a held offset are not dropped.
 import re
 import threading
 import uuid
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 
 class Record(NamedTuple):
@@ -49,6 +49,29 @@ class Topic:
         if self.partitions < 1:
             count = self.partitions
             raise ValueError(f"topic {self.name!r} has {count} partitions, expected at least 1")
+
+
+@dataclass(frozen=True)
+class Brokers:
+    """Kafka's brokers, the way to them, and the topics that are made there."""
+
+    url: str  # kafka://host:port[,host:port]
+    prefix: str = ""  # before each topic's name, for brokers that several systems share
+    # Copies of a topic, and how many of them confirm an append; 0: as the brokers say.
+    replication: int = 0
+    min_insync: int = 0
+    compression: str = "none"  # of appended batches: gzip or zstd
+    linger_ms: int = 0  # an append waits so long for others, in one batch with it
+    tls: bool = False
+    ca_file: str = (
+        ""  # PEM of the authority that signed the brokers' certificates; empty: the machine's
+    )
+    cert_file: str = ""  # PEM of this client's certificate, where the brokers ask for one
+    key_file: str = ""  # PEM of its private key, if that isn't in cert_file
+    sasl: str = "none"  # plain, scram-sha-256 or scram-sha-512
+    user: str = ""
+    # File that holds the password alone; empty: the environment variable RECSYS_LOG_PASSWORD.
+    password_file: str = ""
 
 
 class LogLost(RuntimeError):
@@ -242,6 +265,16 @@ def newest_first(
         start = max(begin, stop - span)
         yield from reversed(list(read_range(log, topic, partition, start, stop, most)))
         stop, span = start, min(4 * span, most)
+
+
+@runtime_checkable
+class JumpReader(Protocol):
+    """A log whose reads elsewhere than after the one before take round trips (Kafka), so it reads many."""
+
+    def read_each(
+        self, topic: str, offsets: Mapping[int, Collection[int]]
+    ) -> dict[tuple[int, int], Record]:
+        """Records at some offsets by partition. Any may be missing: ``read`` it then."""
 
 
 class MemoryLog(Log):

@@ -16,7 +16,7 @@ def open_log(config: Config) -> Log:
         return SqliteLog(Path(config.state) / "log", durability=config.log.durability)
     from recsys.log.kafka_log import KafkaLog
 
-    return KafkaLog(config.log.url)
+    return KafkaLog(config.log)
 
 
 def create_topics(log: Log, config: Config) -> None:

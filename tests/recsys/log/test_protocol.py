@@ -1,4 +1,5 @@
-"""One contract for every log: in memory, SQLite, Kafka (a real broker process, marked services)."""
+"""One contract for every log: in memory, SQLite, Kafka (a real broker process, marked services), also with
+TLS, a prefix and compression."""
 
 import threading
 import time
@@ -9,10 +10,26 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from recsys.log.protocol import Append, Log, LogLost, LogUnchangeable, MemoryLog, Record, Topic
+from recsys.config.log_config import LogConfig
+from recsys.log.protocol import (
+    Append,
+    JumpReader,
+    Log,
+    LogLost,
+    LogUnchangeable,
+    MemoryLog,
+    Record,
+    Topic,
+)
 from recsys.log.sqlite_log import SqliteLog
+from tests.support.tls_proxy import TlsProxy, make_certificates
 
-KINDS = ["memory", "sqlite", pytest.param("kafka", marks=pytest.mark.services)]
+KINDS = [
+    "memory",
+    "sqlite",
+    pytest.param("kafka", marks=pytest.mark.services),
+    pytest.param("kafka_tls", marks=pytest.mark.services),
+]
 
 
 @pytest.fixture(scope="session")
@@ -23,6 +40,34 @@ def broker() -> Iterator[str]:
     server.start()
     yield server.url
     server.stop()
+
+
+@pytest.fixture(scope="session")
+def kafka(broker: str) -> LogConfig:
+    return LogConfig(broker)
+
+
+@pytest.fixture(scope="session")
+def kafka_tls(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LogConfig]:
+    """A broker that asks for a client's certificate, with topics of another system beside."""
+    from recsys.log.embedded_broker import EmbeddedBroker
+
+    files = make_certificates(tmp_path_factory.mktemp("tls"))
+    proxy = TlsProxy(files, clients=files.ca)
+    server = EmbeddedBroker(named_port=proxy.port)
+    server.start()
+    proxy.start(server.port)
+    yield LogConfig(
+        f"kafka://127.0.0.1:{proxy.port}",
+        prefix="other.",
+        compression="zstd",
+        tls=True,
+        ca_file=str(files.ca),
+        cert_file=str(files.cert),
+        key_file=str(files.key),
+    )
+    server.stop()
+    proxy.close()
 
 
 @pytest.fixture(params=KINDS)
@@ -39,7 +84,7 @@ def open_(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Callable[[
         else:
             from recsys.log.kafka_log import KafkaLog
 
-            log = KafkaLog(request.getfixturevalue("broker"))
+            log = KafkaLog(request.getfixturevalue(request.param))
         opened.append(log)
         return log
 
@@ -98,6 +143,17 @@ def test_partitions_are_apart(log: Log, topic: str) -> None:
         assert read_all(log, topic, partition) == [b"%d" % i for i in range(partition, 9, 3)]
         records = log.read(topic, partition, log.begin(topic, partition))
         assert [r.offset for r in records] == offsets[partition::3]
+
+
+def test_records_at_some_offsets_are_those_that_reads_give(log: Log, topic: str) -> None:
+    offsets = log.append(topic, [*some(400), *some(300, partition=1)])
+    wanted = {0: {offsets[0], offsets[3], offsets[399]}, 1: [offsets[650]], 2: []}
+    if not isinstance(log, JumpReader):
+        return
+    found = log.read_each(topic, wanted)
+    assert log.read_each(topic, {}) == {}
+    assert found.keys() == {(p, o) for p in wanted for o in wanted[p]}
+    assert all(record == log.read(topic, p, o, 1)[0] for (p, o), record in found.items())
 
 
 def test_nothing_appended_gives_no_offsets(log: Log, topic: str) -> None:

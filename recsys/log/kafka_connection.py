@@ -1,0 +1,149 @@
+"""Connection to Kafka's brokers: addresses, TLS and SASL, and what refuses a wrong one at the start.
+
+A password comes from a file or from the environment, not from the configuration, which is written and shown.
+"""
+
+import os
+import socket
+import ssl
+import struct
+from contextlib import closing
+from io import BufferedRWPair
+from pathlib import Path
+from typing import Any, Final
+
+from kafka.net.sasl import get_sasl_mechanism
+
+from recsys.log.protocol import Brokers
+
+PASSWORD: Final = "RECSYS_LOG_PASSWORD"  # environment variable
+_ANSWER_BYTES: Final = 1 << 20
+_SASL, _VERSIONS, _AUTHENTICATE = 17, 18, 36  # requests
+
+
+def connection_of(config: Brokers, patience_s: float) -> dict[str, Any]:
+    """Settings of any client of the brokers. Raises ValueError, with the remedy, for files that can't be read
+    and if the first broker that answers refuses its TLS or user."""
+    servers = config.url.removeprefix("kafka://").split(",")
+    settings: dict[str, Any] = {
+        "bootstrap_servers": servers,
+        "request_timeout_ms": int(patience_s * 1000),
+        "bootstrap_timeout_ms": int(patience_s * 1000),
+        "reconnect_backoff_max_ms": 1_000,
+    }
+    context = _tls(config) if config.tls else None
+    is_sasl = config.sasl != "none"
+    if context or is_sasl:
+        protocol = "SASL_" * is_sasl + ("SSL" if context else "PLAINTEXT")
+        settings |= {"security_protocol": protocol, "ssl_context": context}
+    if is_sasl:
+        settings |= {
+            "sasl_mechanism": config.sasl.upper(),
+            "sasl_plain_username": config.user,
+            "sasl_plain_password": _password(config),
+        }
+    for server in servers:
+        if _is_accepted(config, settings, server, context, patience_s):
+            break
+    return settings
+
+
+def _password(config: Brokers) -> str:
+    if not config.password_file:
+        if password := os.environ.get(PASSWORD):
+            return password
+        raise ValueError(
+            f"log.sasl is {config.sasl!r}, but there is no password: set log.password_file to a file that "
+            f"holds it, or {PASSWORD} in the environment"
+        )
+    try:
+        return Path(config.password_file).read_text().strip()
+    except OSError as error:
+        raise ValueError(
+            f"log.password_file is {config.password_file!r}, which can't be read: {error.strerror}; it must "
+            "exist on each machine, for this user"
+        ) from None
+
+
+def _tls(config: Brokers) -> ssl.SSLContext:
+    try:
+        context = ssl.create_default_context(cafile=config.ca_file or None)
+        if config.cert_file:
+            context.load_cert_chain(config.cert_file, config.key_file or None, "")
+    except OSError as error:  # ssl.SSLError is one
+        raise ValueError(
+            f"log.ca_file is {config.ca_file!r}, log.cert_file {config.cert_file!r} and log.key_file "
+            f"{config.key_file!r}: {error}. Expected PEM files that this user can read, a certificate with "
+            "its own key, and no password on the key"
+        ) from None
+    return context
+
+
+def _is_accepted(
+    config: Brokers,
+    settings: dict[str, Any],
+    server: str,
+    context: ssl.SSLContext | None,
+    patience_s: float,
+) -> bool:
+    """Whether a broker answers, as this client; False if it is away. Raises ValueError if it refuses: clients
+    try again until they say that none answers."""
+    host, _, port = server.rpartition(":")
+    try:
+        raw = socket.create_connection((host.strip("[]"), int(port)), patience_s)
+    except (OSError, ValueError):
+        return False
+    with closing(raw):
+        try:
+            stream = (context.wrap_socket(raw, server_hostname=host) if context else raw).makefile(
+                "rwb"
+            )
+            _ask(stream, _VERSIONS, 0, b"")  # needs no user
+        except (OSError, EOFError) as error:  # ssl.SSLError is one; it closed the connection
+            if isinstance(error, TimeoutError) and not context:
+                return False
+            reason = getattr(error, "verify_message", "") or getattr(error, "strerror", "") or error
+            raise ValueError(
+                f"log.tls is {config.tls}, log.ca_file {config.ca_file!r} and log.cert_file "
+                f"{config.cert_file!r}: {server} ends the connection ({reason}). Set log.tls as the broker "
+                "has it, ca_file to the authority that signed its certificate, which must name this host, "
+                "and cert_file if it asks for one"
+            ) from None
+        if config.sasl != "none":
+            _sign_in(config, settings, stream)
+    return True
+
+
+def _sign_in(config: Brokers, settings: dict[str, Any], stream: BufferedRWPair) -> None:
+    name = settings["sasl_mechanism"].encode()
+    mechanism = get_sasl_mechanism(settings["sasl_mechanism"])(**settings)
+    try:
+        (error,) = struct.unpack_from(">h", _ask(stream, _SASL, 1, _sized(">h", name)))
+        while not error and not mechanism.is_done():
+            answer = _ask(stream, _AUTHENTICATE, 0, _sized(">i", mechanism.auth_bytes()))
+            error, length = struct.unpack_from(">hh", answer)
+            if not error:
+                mechanism.receive(answer[8 + max(0, length) :])
+    except (OSError, EOFError, struct.error, ValueError, KeyError):
+        error = -1
+    if error:
+        source = f"the file {config.password_file}" if config.password_file else PASSWORD
+        raise ValueError(
+            f"log.user is {config.user!r} and log.sasl is {config.sasl!r}: {config.url} refuses them or the "
+            f"password in {source} (error {error}). Compare all three with the brokers' users"
+        )
+
+
+def _ask(stream: BufferedRWPair, request: int, version: int, body: bytes) -> bytes:
+    """The answer to a request of Kafka's protocol. Raises EOFError if the connection ends."""
+    stream.write(_sized(">i", struct.pack(">hhih", request, version, 0, -1) + body))
+    stream.flush()
+    size = int.from_bytes(stream.read(4))
+    answer = stream.read(size) if 4 <= size <= _ANSWER_BYTES else b""
+    if len(answer) != size or not answer:
+        raise EOFError("it answers something else than Kafka, or nothing")
+    return answer[4:]
+
+
+def _sized(form: str, data: bytes) -> bytes:
+    return struct.pack(form, len(data)) + data

@@ -1,0 +1,113 @@
+"""Records of Kafka's fetches: a parser of its batches (format 2), and a fetch of single records.
+
+kafka-python makes four objects and seven calls for a record, which costs twice as much as all of a read here
+(docs/decisions/kafka-batches-are-parsed-here.md). Transactions, headers and times aren't used.
+"""
+
+from collections.abc import Collection, Iterator, Mapping
+from typing import Any, Final
+
+from kafka import KafkaAdminClient, TopicPartition
+from kafka.consumer.fetcher import Fetcher
+from kafka.errors import CorruptRecordError
+from kafka.protocol.consumer import FetchRequest
+from kafka.record import MemoryRecords
+from kafka.record.default_records import DefaultRecordBatch
+
+from recsys.log.protocol import Record
+
+_FETCH_BYTES: Final = 64 << 10  # of single records; the first batch comes whole
+_WAIT_MS: Final = 10  # the embedded broker answers 0 with nothing
+
+
+class PartitionRecords(Fetcher.PartitionRecords):  # type: ignore[misc]
+    """The records of one partition in a consumer's fetch, as ``Record``."""
+
+    def _unpack_records(self, tp: Any, records: Any, *_: object) -> Iterator[Record]:
+        while (batch := records.next_batch()) is not None:
+            if self.check_crcs and not batch.validate_crc():
+                raise CorruptRecordError(f"{tp}: the batch at {batch.base_offset} is damaged")
+            self.leader_epoch = batch.leader_epoch
+            for record in records_of(batch, self.fetch_offset):
+                self.next_fetch_offset = record.offset + 1
+                yield record
+            self.next_fetch_offset = batch.next_offset
+        self.drain()
+
+
+async def fetch_each(
+    admin: KafkaAdminClient, topic: str, offsets: Mapping[int, Collection[int]]
+) -> dict[tuple[int, int], Record]:
+    """Records at some offsets, by partition. One request reads an offset, and others that follow it closely.
+    Records that aren't in the answers are left out. Raises KafkaError."""
+    found: dict[tuple[int, int], Record] = {}
+    ats = {TopicPartition(topic, partition) for partition in offsets}
+    for leader, led in (await admin._async_get_leader_for_partitions(ats)).items():
+        for partition, rest in ((at.partition, sorted(offsets[at.partition])) for at in led):
+            while rest:
+                answer = await admin._manager.send(_request(topic, partition, rest[0]), leader)
+                last = rest[0]  # an offset is asked for once, whatever the answer
+                for part in (part for each in answer.responses for part in each.partitions):
+                    for batch in MemoryRecords(part.records or b""):
+                        if any(batch.base_offset <= offset <= batch.last_offset for offset in rest):
+                            records = {record.offset: record for record in records_of(batch)}
+                            found |= {(partition, o): records[o] for o in rest if o in records}
+                        last = max(last, batch.last_offset)
+                rest = [offset for offset in rest if offset > last]
+    return found
+
+
+def _request(topic: str, partition: int, offset: int) -> FetchRequest:
+    """A fetch from one offset on, outside any session."""
+    part = FetchRequest.FetchTopic.FetchPartition(
+        partition=partition, current_leader_epoch=-1, fetch_offset=offset, last_fetched_epoch=-1,
+        partition_max_bytes=_FETCH_BYTES,
+    )  # fmt: skip
+    return FetchRequest(
+        max_wait_ms=_WAIT_MS, min_bytes=1, max_bytes=_FETCH_BYTES, isolation_level=0,
+        session_id=0, session_epoch=-1, forgotten_topics_data=[], rack_id="",
+        topics=[FetchRequest.FetchTopic(topic=topic, partitions=[part])],
+        min_version=4, max_version=12,
+    )  # fmt: skip
+
+
+def records_of(batch: DefaultRecordBatch, first: int = 0) -> list[Record]:
+    """Records of a batch with offsets at or after ``first``; none of a control batch. Raises
+    CorruptRecordError if lengths don't fit."""
+    if batch.is_control_batch:
+        return []
+    batch = iter(batch)  # decompresses it
+    data, at, base = bytes(batch._buffer), batch._pos, batch.base_offset
+    records = []
+    try:
+        for _ in range(batch.records_count):
+            size, at = _varint(data, at)
+            end = at + size
+            at += 2  # attributes, and the first byte of the time
+            while data[at - 1] > 127:
+                at += 1
+            delta, at = _varint(data, at)
+            if base + delta >= first:
+                length, at = _varint(data, at)
+                key_end = at + max(length, 0)  # -1 for none
+                length, begin = _varint(data, key_end)
+                value_end = begin + max(length, 0)
+                if not value_end < end <= len(data):  # a number of headers follows
+                    raise CorruptRecordError(f"lengths of the record at {base + delta} don't fit")
+                records.append(Record(base + delta, data[at:key_end], data[begin:value_end]))
+            at = end
+    except IndexError as error:
+        raise CorruptRecordError(f"the batch at {base} ends within a record") from error
+    return records
+
+
+def _varint(data: bytes, at: int) -> tuple[int, int]:
+    """A number of variable length in zigzag coding, and the position after it."""
+    byte = data[at]
+    number, shift = byte & 127, 7
+    while byte > 127:
+        at += 1
+        byte = data[at]
+        number |= (byte & 127) << shift
+        shift += 7
+    return (number >> 1) ^ -(number & 1), at + 1

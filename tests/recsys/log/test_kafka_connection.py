@@ -1,0 +1,185 @@
+"""Connections to Kafka's brokers: what is refused at the start, with the remedy and without a secret."""
+
+import socket
+import threading
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from recsys.config.log_config import LogConfig
+from recsys.log.kafka_connection import PASSWORD, connection_of
+from tests.support.sasl_proxy import SaslProxy
+from tests.support.tls_proxy import Certificates, TlsProxy, make_certificates
+
+SECRET = "correct horse"
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
+    return make_certificates(tmp_path_factory.mktemp("tls"))
+
+
+@pytest.fixture
+def echo() -> Iterator[int]:
+    """Port of a server that sends back what it gets."""
+    listener = socket.create_server(("127.0.0.1", 0))
+
+    def serve() -> None:
+        try:
+            while True:
+                client, _ = listener.accept()
+                client.sendall(client.recv(100))
+        except OSError:
+            return
+
+    threading.Thread(target=serve, daemon=True).start()
+    yield listener.getsockname()[1]
+    listener.shutdown(socket.SHUT_RDWR)
+    listener.close()
+
+
+@pytest.fixture
+def strict(files: Certificates, echo: int) -> Iterator[LogConfig]:
+    """A broker that speaks TLS and asks for a certificate."""
+    proxy = TlsProxy(files, clients=files.ca)
+    proxy.start(echo)
+    yield LogConfig(
+        f"kafka://127.0.0.1:{proxy.port}",
+        tls=True,
+        ca_file=str(files.ca),
+        cert_file=str(files.cert),
+        key_file=str(files.key),
+    )
+    proxy.close()
+
+
+def test_without_settings_a_connection_is_plain() -> None:
+    settings = connection_of(LogConfig("kafka://127.0.0.1:1,127.0.0.1:2"), 3.0)
+    assert settings["bootstrap_servers"] == ["127.0.0.1:1", "127.0.0.1:2"]
+    assert "security_protocol" not in settings and settings["request_timeout_ms"] == 3000
+
+
+def test_the_right_authority_and_certificate_are_accepted(strict: LogConfig) -> None:
+    settings = connection_of(strict, 3.0)
+    assert settings["security_protocol"] == "SSL" and settings["ssl_context"].check_hostname
+
+
+def test_a_wrong_authority_is_refused_at_once(strict: LogConfig, tmp_path: Path) -> None:
+    other = str(make_certificates(tmp_path, "other").ca)
+    with pytest.raises(ValueError, match="log.ca_file '.*other-ca.pem'.*ca_file to the authority"):
+        connection_of(replace(strict, ca_file=other), 3.0)
+
+
+def test_a_certificate_for_another_host_is_refused(tmp_path: Path, echo: int) -> None:
+    elsewhere = make_certificates(tmp_path, address="127.0.0.9")
+    proxy = TlsProxy(elsewhere)
+    proxy.start(echo)
+    config = LogConfig(f"kafka://127.0.0.1:{proxy.port}", tls=True, ca_file=str(elsewhere.ca))
+    with pytest.raises(ValueError, match="must name this host"):
+        connection_of(config, 3.0)
+    proxy.close()
+
+
+def test_a_client_without_a_certificate_or_with_a_foreign_one_is_refused(
+    strict: LogConfig, tmp_path: Path
+) -> None:
+    with pytest.raises(ValueError, match="log.cert_file ''.*cert_file if it asks"):
+        connection_of(replace(strict, cert_file="", key_file=""), 3.0)
+    other = make_certificates(tmp_path, "other")
+    with pytest.raises(ValueError, match="log.cert_file .*other-cert.pem"):
+        connection_of(replace(strict, cert_file=str(other.cert), key_file=str(other.key)), 3.0)
+
+
+def test_files_that_cannot_be_read_are_named(strict: LogConfig, files: Certificates) -> None:
+    with pytest.raises(ValueError, match="log.ca_file is '/none.pem'.*Expected PEM files"):
+        connection_of(replace(strict, ca_file="/none.pem"), 3.0)
+    with pytest.raises(ValueError, match="a certificate with its own key"):
+        connection_of(replace(strict, key_file=str(files.ca)), 3.0)
+
+
+def test_a_plain_client_of_a_tls_broker_is_told_so(strict: LogConfig) -> None:
+    with pytest.raises(
+        ValueError, match="log.tls is False.*ends the connection.*Set log.tls as the broker has it"
+    ):
+        connection_of(LogConfig(strict.url), 3.0)
+
+
+def test_tls_with_a_plain_broker_is_refused(files: Certificates, echo: int) -> None:
+    config = LogConfig(f"kafka://127.0.0.1:{echo}", tls=True, ca_file=str(files.ca))
+    with pytest.raises(ValueError, match="log.tls is True.*Set log.tls as the broker has it"):
+        connection_of(config, 3.0)
+
+
+def sasl_config(mechanism: str = "scram-sha-256", port: int = 1) -> LogConfig:
+    return LogConfig(f"kafka://127.0.0.1:{port}", sasl=mechanism, user="me")
+
+
+def test_the_password_comes_from_a_file_or_the_environment(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.delenv(PASSWORD, raising=False)
+    with pytest.raises(ValueError, match=f"no password: set log.password_file.*or {PASSWORD}"):
+        connection_of(sasl_config(), 1.0)
+    monkeypatch.setenv(PASSWORD, SECRET)
+    settings = connection_of(sasl_config(), 1.0)
+    assert settings["sasl_plain_password"] == SECRET and settings["sasl_plain_username"] == "me"
+    assert settings["sasl_mechanism"] == "SCRAM-SHA-256"
+    assert settings["security_protocol"] == "SASL_PLAINTEXT"
+    (tmp_path / "password").write_text("from a file\n")
+    config = replace(sasl_config(), password_file=str(tmp_path / "password"))
+    assert connection_of(config, 1.0)["sasl_plain_password"] == "from a file"
+    with pytest.raises(ValueError, match="log.password_file is '/none', which can't be read"):
+        connection_of(replace(config, password_file="/none"), 1.0)
+
+
+@pytest.fixture(scope="module")
+def broker() -> Iterator[SaslProxy]:
+    from recsys.log.embedded_broker import EmbeddedBroker
+
+    proxy = SaslProxy("me", SECRET, ["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"])
+    server = EmbeddedBroker(named_port=proxy.port)
+    server.start()
+    proxy.start(server.port)
+    yield proxy
+    server.stop()
+    proxy.close()
+
+
+@pytest.mark.services
+@pytest.mark.parametrize("mechanism", ["plain", "scram-sha-256", "scram-sha-512"])
+def test_a_user_is_accepted_and_a_wrong_password_refused(
+    mechanism: str, broker: SaslProxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from recsys.log.kafka_log import KafkaLog
+    from recsys.log.protocol import Append, Topic
+
+    monkeypatch.setenv(PASSWORD, SECRET)
+    config = sasl_config(mechanism, broker.port)
+    log = KafkaLog(config, patience_s=5)
+    log.create(Topic(mechanism))
+    assert [
+        r.offset for r in log.read(mechanism, 0, log.append(mechanism, [Append(0, b"", b"1")])[0])
+    ] == [0]
+    log.close()
+    assert set(broker.authenticated[-3:]) == {mechanism.upper()}  # each of its clients
+
+    monkeypatch.setenv(PASSWORD, "battery staple")
+    with pytest.raises(
+        ValueError, match=f"log.user is 'me' and log.sasl is '{mechanism}'"
+    ) as refused:
+        KafkaLog(config, patience_s=2)
+    assert PASSWORD in str(refused.value) and "battery" not in str(refused.value)
+
+
+@pytest.mark.services
+def test_a_mechanism_that_the_broker_lacks_is_refused(
+    broker: SaslProxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from recsys.log.kafka_log import KafkaLog
+
+    monkeypatch.setenv(PASSWORD, SECRET)
+    monkeypatch.setattr(broker, "mechanisms", ["PLAIN"])
+    with pytest.raises(ValueError, match="log.sasl is 'scram-sha-512'"):
+        KafkaLog(sasl_config("scram-sha-512", broker.port), patience_s=2)

@@ -1,0 +1,82 @@
+"""The parser of Kafka's batches, beside kafka-python's own and on damaged ones."""
+
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from kafka.errors import CorruptRecordError
+from kafka.record import MemoryRecords
+from kafka.record.default_records import DefaultRecordBatch, DefaultRecordBatchBuilder
+
+from recsys.log.kafka_fetch import PartitionRecords, records_of
+from recsys.log.protocol import Record
+
+CODECS = {"none": 0, "gzip": 1, "zstd": 4}
+Row = tuple[int, bytes | None, bytes | None, list[tuple[str, bytes | None]]]
+optional = st.none() | st.binary(max_size=300)
+headers = st.lists(st.tuples(st.text(max_size=5), optional), max_size=2)
+rows = st.lists(
+    st.tuples(st.integers(0, 1 << 42), optional, optional, headers), min_size=1, max_size=20
+)
+
+
+def batch_of(rows: list[Row], codec: str = "none", gap: int = 1) -> bytearray:
+    builder = DefaultRecordBatchBuilder(
+        magic=2, compression_type=CODECS[codec], is_transactional=0, producer_id=-1,
+        producer_epoch=-1, base_sequence=-1, batch_size=1 << 20,
+    )  # fmt: skip
+    for number, (time_ms, key, value, fields) in enumerate(rows):
+        builder.append(number * gap, time_ms, key, value, fields)
+    built: bytearray = builder.build()
+    return built
+
+
+@settings(max_examples=60, deadline=None)
+@given(rows, st.sampled_from(sorted(CODECS)), st.integers(1, 200))
+def test_records_are_those_that_kafka_python_reads(rows: list[Row], codec: str, gap: int) -> None:
+    data = batch_of(rows, codec, gap)
+    theirs = [Record(r.offset, r.key or b"", r.value or b"") for r in DefaultRecordBatch(data)]
+    assert records_of(DefaultRecordBatch(data)) == theirs
+    middle = theirs[len(theirs) // 2].offset
+    later = [record for record in theirs if record.offset >= middle]
+    assert records_of(DefaultRecordBatch(data), middle) == later
+
+
+@pytest.mark.parametrize("cut", [1, 5, 40])
+def test_a_batch_that_ends_within_a_record_is_refused(cut: int) -> None:
+    data = batch_of([(0, b"key", b"value" * 10, [])] * 3)
+    with pytest.raises(CorruptRecordError):
+        records_of(DefaultRecordBatch(data[:-cut]))
+
+
+def test_a_length_beyond_its_record_is_refused() -> None:
+    data = batch_of([(0, b"key", b"value", [])])
+    at = data.index(b"value") - 1
+    data[at] = 2 * 60  # zigzag
+    with pytest.raises(CorruptRecordError, match="record at 0"):
+        records_of(DefaultRecordBatch(data))
+
+
+def fetch(data: bytes, offset: int, check: bool = True) -> Any:
+    return PartitionRecords(offset, "t/0", MemoryRecords(data), check_crcs=check)
+
+
+def test_a_fetch_gives_the_records_of_all_its_batches_from_its_offset_on() -> None:
+    first, second = (
+        batch_of([(0, b"k", b"%d" % n, []) for n in range(4)]),
+        batch_of([(0, b"k", b"4", [])]),
+    )
+    second[:8] = (9).to_bytes(8, "big")
+    part = fetch(bytes(first + second), 2)
+    assert [record.value for record in part.take(1)] == [b"2"]
+    assert part.next_fetch_offset == 3
+    assert [(record.offset, record.value) for record in part.take(10)] == [(3, b"3"), (9, b"4")]
+    assert part.next_fetch_offset == 10 and not part
+
+
+def test_a_flipped_bit_is_noticed() -> None:
+    data = batch_of([(0, b"key", b"value", [])])
+    data[-3] ^= 1
+    with pytest.raises(CorruptRecordError, match="damaged"):
+        fetch(bytes(data), 0).take(1)
