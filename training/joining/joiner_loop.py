@@ -11,7 +11,7 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, suppress
 from dataclasses import replace
 from functools import partial
 from typing import Final
@@ -25,7 +25,7 @@ from recsys.events.records import EVENTS, EXAMPLES, ErasedExample, Example, non_
 from recsys.features.feature_set import FeatureSet
 from recsys.features.feature_set_file import feature_set
 from recsys.features.influence import Influence
-from recsys.log.protocol import Append, Log, LogLost, Record, read_range
+from recsys.log.protocol import Append, JumpReader, Log, LogLost, Record, read_range
 from recsys.observability.recent_delays import RecentDelays
 from recsys.observability.tracer import open_tracer
 from recsys.process.latency_tuning import gc_paused
@@ -55,6 +55,12 @@ class _Packed(msgspec.Struct):
     joiners: dict[int, bytes]
 
 
+class _Engaged(msgspec.Struct, tag="engagement"):
+    """Decodes only the request of an engagement."""
+
+    request_id: str
+
+
 class _Sequence(msgspec.Struct):
     """Decodes only the sequence number of an example."""
 
@@ -80,6 +86,7 @@ class JoinerLoop(RetryLoop):
         self._trace = trace
         self._log, self._config, self._features = log, config, features
         self._again = again or log
+        self._jumps = self._again if isinstance(self._again, JumpReader) else None
         self._clock, count = clock, log.partitions(EVENTS)
         self._partitions = share.partitions(count)
         self._folder = state.folder if state is not None else None  # of spilled rows
@@ -94,6 +101,7 @@ class JoinerLoop(RetryLoop):
         self.joined_after_ms: int | None = None
         self._newest_ms = 0
         self._ended_ms: list[int] = []  # ends of views whose examples are appended in this turn
+        self._ahead: dict[tuple[int, int], Record] = {}  # impressions that this turn may read again
         self.delays = RecentDelays()  # from the end of a view to its example on the log
         self._restore()
 
@@ -150,6 +158,7 @@ class JoinerLoop(RetryLoop):
         if self._trace:
             self._trace.begin()
         events = self._consumer.poll(_READ)
+        self._ahead = self._read_ahead(self._jumps, events) if self._jumps else {}
         with gc_paused():
             for partition, record in events:
                 self._join(partition, record, examples)
@@ -186,10 +195,29 @@ class JoinerLoop(RetryLoop):
             needed[partition] = offset
         return needed
 
+    def _read_ahead(
+        self, log: JumpReader, events: Iterable[tuple[int, Record]]
+    ) -> dict[tuple[int, int], Record]:
+        """Reads the impressions of late engagements together: one by one, Kafka takes 50 ms for each."""
+        wanted: dict[int, set[int]] = {}
+        for partition, record in events:
+            with suppress(msgspec.MsgspecError):  # another event, or an unreadable one
+                id_ = _engaged.decode(record.value).request_id
+                offset = self._joiners[partition].impressions.left_offset(id_)
+                if offset is not None:
+                    wanted.setdefault(partition, set()).add(offset)
+        return log.read_each(EVENTS, wanted)
+
     def _recall(self, partition: int, offset: int) -> Impression | None:
         """Reads an impression again; None if retention has passed it. Raises LogLost for another log."""
+        at = partition, offset
+        if self._jumps and at not in self._ahead:
+            # After a restart windows close one after another, in this order.
+            left = self._joiners[partition].impressions.left_offsets(offset, _READ)
+            self._ahead |= self._jumps.read_each(EVENTS, {partition: left})
         try:
-            records = self._again.read(EVENTS, partition, offset, 1)
+            ahead = self._ahead.get(at)
+            records = [ahead] if ahead else self._again.read(EVENTS, partition, offset, 1)
         except LogLost:
             if offset < self._again.begin(EVENTS, partition):
                 return None
@@ -353,3 +381,6 @@ def run(config: Config, stop: Stop, share: Share = WHOLE) -> None:
             tracer.close()
         loop.save()
         loop.close()
+
+
+_engaged: Final = msgspec.msgpack.Decoder(_Engaged)

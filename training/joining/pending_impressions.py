@@ -62,6 +62,19 @@ class PendingImpressions:
             self._into_memory(row)
             self.next_ms = self._spill.next_ms()
 
+    def left_offset(self, id_: str) -> int | None:
+        """Offset of an impression that left memory, whose state is in memory now; None for any other id."""
+        self.load(id_)
+        if packed := self.closed.get(id_):
+            return _state_offset.decode(packed).offset
+        opened = self.open.get(id_)
+        return opened.state.offset if opened is not None and opened.impression is None else None
+
+    def left_offsets(self, first: int, most: int) -> list[int]:
+        """Offsets from ``first`` on of open impressions that left memory (in a restart), the lowest ones."""
+        left = (o.state.offset for o in self.open.values() if o.impression is None)
+        return heapq.nsmallest(most, (offset for offset in left if offset >= first))
+
     def add(self, id_: str, opened: OpenImpression, due_ms: int) -> None:
         self.open[id_] = opened
         heapq.heappush(self.timers, (due_ms, id_))

@@ -1,6 +1,7 @@
 """The joiner as a loop over a log: crashes and failures are inputs, results are exact."""
 
 import shutil
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import pytest
 from recsys.events.event_types import Engagement, Tick, User, decode, encode
 from recsys.events.hashing import partition_of
 from recsys.events.records import DEAD_LETTERS, EVENTS, EXAMPLES, DeadLetter, Example, topics
-from recsys.log.protocol import Append, LogLost, LogUnavailable, MemoryLog
+from recsys.log.protocol import Append, LogLost, LogUnavailable, MemoryLog, Record
 from recsys.process.part_snapshot import PartState
 from recsys.process.ticker import Ticker
 from tests.support.learning_loops import Clock, FlakyLog, drain, everything, join
@@ -141,6 +142,67 @@ def test_impressions_are_read_again_from_the_log_that_is_held_for_them(tmp_path:
     assert counts["corrections"] > 10 and counts["lost"] == 0 == counts["unmatched"]
     corrected = [e for part in everything(log, EXAMPLES, Example) for e in part if e.correction]
     assert all(e.features is not None and e.previous != e.labels for e in corrected)
+
+
+class JumpingLog(MemoryLog):
+    """As Kafka: single reads take round trips, so it reads many. ``forgets``: finds none of them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.batches: list[int] = []
+        self.forgets = False
+        for topic in topics(PARTITIONS):
+            self.create(topic)
+
+    def read_each(
+        self, topic: str, offsets: Mapping[int, Collection[int]]
+    ) -> dict[tuple[int, int], Record]:
+        self.batches.append(sum(map(len, offsets.values())))
+        if self.forgets:
+            return {}
+        return {(p, o): self.read(topic, p, o, 2)[0] for p in offsets for o in offsets[p]}
+
+
+@pytest.mark.parametrize("forgets", [False, True])
+def test_impressions_of_late_engagements_are_read_together(
+    monkeypatch: pytest.MonkeyPatch, forgets: bool
+) -> None:
+    log = JumpingLog()
+    append_events(log, [*feed(20), Tick(time_ms=START_MS + 500_000)])
+    loop = join(log)
+    loop.turn()
+    assert sum(log.batches) == 0  # none was late
+    log.append(EVENTS, late_likes(log))
+    log.batches, log.forgets = [], forgets
+    reads, read = [], log.read
+
+    def counted(topic: str, partition: int, offset: int, limit: int = 1000) -> list[Record]:
+        reads.append(limit)
+        return read(topic, partition, offset, limit)
+
+    monkeypatch.setattr(log, "read", counted)
+    loop.turn()
+    counts = loop.counts()
+    assert counts["corrections"] > 10 and counts["lost"] == 0
+    assert log.batches[0] > 5 and sum(log.batches[1:]) == 0
+    assert (reads.count(1) > 10) == forgets and bool(reads.count(1)) == forgets
+
+
+def test_after_a_restart_impressions_of_ending_windows_are_read_together(tmp_path: Path) -> None:
+    log, plain = JumpingLog(), toy_log()
+    append_events(log, feed(20))
+    loop = join(log, PartState(tmp_path, "joiner"))
+    loop.turn()
+    loop.save()
+    append_events(log, [Tick(time_ms=START_MS + 500_000)])
+    log.batches = []
+    again = join(log, PartState(tmp_path, "joiner"))
+    drain(again)
+    assert again.counts()["lost"] == 0 and again.counts()["examples"] > 20
+    assert len([batch for batch in log.batches if batch]) <= PARTITIONS
+    append_events(plain, [*feed(20), Tick(time_ms=START_MS + 500_000)])
+    drain(join(plain))
+    assert everything(log, EXAMPLES, Example) == everything(plain, EXAMPLES, Example)
 
 
 def test_a_log_that_lost_impressions_costs_their_corrections_alone(tmp_path: Path) -> None:
