@@ -75,7 +75,7 @@ class Feed:
         import torch
 
         from serving.service import Service
-        from serving.sessions.session_store import RedisSessions
+        from serving.sessions.cluster_store import session_reader
         from serving.tracing.swipe_traces import SwipeTraces
 
         self._config = msgspec.json.decode(config, type=Config)
@@ -88,7 +88,7 @@ class Feed:
         log = open_log(self._config)
         self._tracer = tracer = open_tracer_in_actor(self._config, "serve", name)
         traces = SwipeTraces(tracer, name, time.time_ns) if tracer else None
-        sessions, client = RedisSessions(self._config.sessions.url), client_of(shards)
+        sessions, client = session_reader(self._config), client_of(shards)
         self.service = Service(self._config, log, sessions, shards=client, traces=traces)
 
     def _log_as(self, name: str) -> None:

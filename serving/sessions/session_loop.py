@@ -29,6 +29,7 @@ from recsys.process.log_consumer import Consumer, decoded
 from recsys.process.open_log import open_log
 from recsys.process.part_process import Stop
 from recsys.process.worker_share import WHOLE, Share
+from serving.sessions.cluster_store import fold_store
 from serving.sessions.event_reader import EventReader, FoldEvent
 from serving.sessions.session_fold import fold_event
 from serving.sessions.session_store import (
@@ -222,8 +223,7 @@ def run(
     tracer = open_tracer(config, NAME)
 
     def make(name: str, features: FeatureSet) -> SessionLoop:
-        url, ttl_s, seen = config.sessions.url, config.sessions.ttl_s, config.sessions.seen
-        stores[name] = RedisFoldStore(url, ttl_s, name, share, partitions)
+        stores[name], seen = fold_store(config, name, share, partitions), config.sessions.seen
         return SessionLoop(log, stores[name], features, seen, tracer=tracer, name=name, share=share)
 
     loops: SetLoops[SessionLoop] | None = None

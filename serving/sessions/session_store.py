@@ -2,12 +2,12 @@
 
 The transaction that writes the sessions also writes the fold's position in the log, so the two agree after a
 crash. If the store holds another position than the fold left (it lost its last second, or a second process
-folds too), nothing is written. The store is a single instance: in a Redis Cluster a transaction covers one
-slot only.
+folds too), nothing is written. In a Redis Cluster a transaction covers one slot only: see
+``serving.sessions.cluster_store``.
 """
 
 from collections.abc import Awaitable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from itertools import islice
 from typing import Any, Final, Protocol
 
@@ -15,16 +15,20 @@ import msgspec
 import redis
 import redis.asyncio
 import redis.asyncio.retry
-from redis.backoff import NoBackoff
+from redis.backoff import ExponentialBackoff, NoBackoff
 from redis.retry import Retry
+from zstandard import ZstdCompressor, ZstdDecompressor, ZstdError
 
-from recsys.events.hashing import Id
+from recsys.events.hashing import Id, partition_of
+from recsys.observability.log_lines import redact
 from recsys.process.worker_share import WHOLE, Share
 
 _POSITION_KEY: Final = "sessions:place"
-_REMOVED: Final = 1_000  # keys at once
+REMOVED_AT_ONCE: Final = 1_000  # keys at once
 _CONNECTIONS: Final = 10_000  # one per read in progress: admission limits these
 _FOLD_TIMEOUT_S: Final = 10.0
+_SHRUNK_FROM: Final = 1_000  # bytes of a session
+_ZSTD: Final = b"\x01"
 _READ_TIMEOUT_S: Final = 1.0  # of the connection; a request waits far less: see session_timeout
 
 
@@ -62,9 +66,25 @@ def joined_position(
     return FoldPosition(log_id, events, min(controls) if len(controls) == len(places) else -1)
 
 
-def session_key(user_id: Id, name: str = "") -> str:
-    """Redis key of a user's session. ``name``: of its feature set (recsys/app/set_loops.py)."""
-    return f"session:{user_id}" if not name else f"session@{name}:{user_id}"
+def session_key(user_id: Id, name: str = "", partitions: int = 0) -> str:
+    """Redis key of a user's session. ``name``: of its feature set (recsys/app/set_loops.py). ``partitions``:
+    of ``events``, in a cluster, where the user's one names the slot."""
+    key = f"session:{user_id}" if not name else f"session@{name}:{user_id}"
+    return f"{{p{partition_of(user_id, partitions)}}}{key}" if partitions else key
+
+
+def shrunk(blob: bytes) -> bytes:
+    """A packed session as it is stored: larger ones compressed, to a quarter, after a byte that begins no
+    session."""
+    return _ZSTD + _compress(blob) if len(blob) > _SHRUNK_FROM else blob
+
+
+def expanded(blob: bytes | None) -> bytes | None:
+    """The packed session of a stored one. Raises StoreUnavailable if it is damaged."""
+    try:
+        return _expand(blob[1:]) if blob and blob[:1] == _ZSTD else blob
+    except ZstdError as error:
+        raise StoreUnavailable(f"a stored session is damaged: {error}") from error
 
 
 class SessionReader(Protocol):
@@ -110,10 +130,12 @@ class RedisSessions:
     A read of a 25 KB session costs 34 to 39 µs of processor time, about 1 % of an answer.
     """
 
-    def __init__(self, url: str, name: str = "", client: Any = None) -> None:
-        """``name``: of the feature set. ``client``: one that is connected already."""
-        self._name = name
-        self._client: Any = client or redis.asyncio.Redis.from_url(
+    def __init__(self, url: str, name: str = "", client: Any = None, partitions: int = 0) -> None:
+        """``name``: of the feature set. ``client``: one that is connected already. ``partitions``: of
+        ``events``, if ``url`` names a node of a cluster."""
+        self._name, self._partitions = name, partitions
+        kind = redis.asyncio.RedisCluster if partitions else redis.asyncio.Redis
+        self._client: Any = client or kind.from_url(
             url,
             max_connections=_CONNECTIONS,
             socket_timeout=_READ_TIMEOUT_S,
@@ -124,14 +146,15 @@ class RedisSessions:
         )
 
     async def get(self, user_id: Id) -> bytes | None:
-        try:  # without _unavailable, which would cost 1 µs a read
-            blob: bytes | None = await self._client.get(session_key(user_id, self._name))
+        try:  # without ``unavailable``, which would cost 1 µs a read
+            key = session_key(user_id, self._name, self._partitions)
+            blob: bytes | None = await self._client.get(key)
         except (redis.RedisError, OSError) as error:
             raise StoreUnavailable(f"the session store can't be read: {error}") from error
-        return blob
+        return expanded(blob)
 
     def of_set(self, name: str) -> "RedisSessions":
-        return RedisSessions("", name, self._client)
+        return RedisSessions("", name, self._client, self._partitions)
 
     async def close(self) -> None:
         await self._client.aclose()
@@ -142,32 +165,31 @@ class RedisFoldStore:
     a place of each partition, which fences it: a second worker of the partition gets PositionConflict."""
 
     def __init__(
-        self, url: str, ttl_s: int, name: str = "", share: Share = WHOLE, partitions: int = 0
+        self,
+        url: str,
+        ttl_s: int,
+        name: str = "",
+        share: Share = WHOLE,
+        partitions: int = 0,
+        client: Any = None,
     ) -> None:
-        """``name``: of the feature set. ``partitions``: of ``events``."""
+        """``name``: of the feature set. ``partitions``: of ``events``. ``client``: one that is connected."""
         self._ttl_s, self._name, self._place = ttl_s, name, _position_key(name)
         self._share, self._count = share, partitions
         own = share.partitions(partitions)
         self._places = {partition: f"{self._place}:{partition}" for partition in own}
-        self._client: Any = redis.Redis.from_url(
-            url,
-            socket_timeout=_FOLD_TIMEOUT_S,
-            socket_connect_timeout=_FOLD_TIMEOUT_S,
-            retry=Retry(NoBackoff(), 1),
-            protocol=2,
-        )
+        self._client: Any = client or connect(url)
 
     def position(self) -> FoldPosition | None:
-        with _unavailable("read"):
+        with unavailable("read"):
             return self._read_position(self._client)
 
     def load(self, user_ids: Sequence[Id]) -> list[bytes | None]:
         if not user_ids:
             return []
-        with _unavailable("read"):
+        with unavailable("read"):
             keys = [session_key(user_id, self._name) for user_id in user_ids]
-            blobs: list[bytes | None] = self._client.mget(keys)
-            return blobs
+            return list(map(expanded, self._client.mget(keys)))
 
     def commit(
         self,
@@ -176,12 +198,12 @@ class RedisFoldStore:
         sessions: Mapping[str, bytes],
         gone: Collection[str] = (),
     ) -> None:
-        with _unavailable("written"), self._client.pipeline(transaction=True) as pipe:
+        with unavailable("written"), self._client.pipeline(transaction=True) as pipe:
             pipe.watch(self._place, *self._places.values())
             check_position(before, self._read_position(pipe))
             pipe.multi()
             for user_id, blob in sessions.items():
-                pipe.set(session_key(user_id, self._name), blob, ex=self._ttl_s)
+                pipe.set(session_key(user_id, self._name), shrunk(blob), ex=self._ttl_s)
             if gone:
                 pipe.delete(*(session_key(user_id, self._name) for user_id in gone))
             if self._share.whole:
@@ -194,29 +216,32 @@ class RedisFoldStore:
 
     def remove(self) -> None:
         pattern = session_key("*", self._name)
-        with _unavailable("removed"):
-            while keys := list(islice(self._client.scan_iter(pattern), _REMOVED)):
+        with unavailable("removed"):
+            while keys := list(islice(self._client.scan_iter(pattern), REMOVED_AT_ONCE)):
                 self._client.delete(*keys)
             self._client.delete(self._place, *self._places.values())
 
     def scrub(self) -> None:
         """Has the server rewrite its append-only file, if it has one: it still holds deleted sessions."""
+        self._scrub(self._client)
+
+    def _scrub(self, client: Any) -> None:
         with suppress(redis.RedisError, OSError):  # a hosted server may not allow it
-            if self._client.info("persistence").get("aof_enabled"):
-                self._client.bgrewriteaof()
+            if client.info("persistence").get("aof_enabled"):
+                client.bgrewriteaof()
 
     def close(self) -> None:
         self._client.close()
 
     def _read_position(self, client: Any) -> FoldPosition | None:
-        whole, *places = map(_decode_position, client.mget(self._place, *self._places.values()))
+        whole, *places = map(decode_position, client.mget(self._place, *self._places.values()))
         if not self._places:
             return whole
         return joined_position(whole, dict(zip(self._places, places, strict=True)), self._count)
 
 
 @contextmanager
-def _unavailable(action: str) -> Iterator[None]:
+def unavailable(action: str) -> Iterator[None]:
     """Raises StoreUnavailable for errors of the client, PositionConflict for a write between ours."""
     try:
         yield
@@ -227,11 +252,43 @@ def _unavailable(action: str) -> Iterator[None]:
         raise StoreUnavailable(f"the session store can't be {action}: {error}") from error
 
 
+def connect(url: str, is_cluster: bool = False) -> Any:
+    """The fold's client. Raises ValueError, with the remedy, for a server of the other kind, a certificate
+    that isn't trusted, or a user whom it refuses; StoreUnavailable if it doesn't answer."""
+    place = f"sessions.url is {redact(url)!r}"
+    settings: Any = {"socket_timeout": _FOLD_TIMEOUT_S, "socket_connect_timeout": _FOLD_TIMEOUT_S,
+                     "protocol": 2}  # fmt: skip
+    with closing(redis.Redis.from_url(url, retry=Retry(NoBackoff(), 0), **settings)) as client:
+        try:
+            runs_cluster = bool(client.info("cluster").get("cluster_enabled"))
+        except redis.exceptions.AuthenticationError as error:
+            raise ValueError(f"{place}, and it refuses its user or password: {error}") from None
+        except redis.exceptions.NoPermissionError:
+            runs_cluster = is_cluster  # the user may not look
+        except (redis.RedisError, OSError) as error:
+            if "CERTIFICATE" in str(error):
+                raise ValueError(
+                    f"{place}, and TLS with it fails: {error}. Name the authority that signed its "
+                    "certificate: ?ssl_ca_certs=/path/ca.pem; the certificate must name the host"
+                ) from None
+            runs_cluster = is_cluster  # away: each use says so
+    if runs_cluster != is_cluster:
+        names = ("a single server", "a node of a cluster")
+        raise ValueError(
+            f"{place}: {names[runs_cluster]}, expected {names[is_cluster]}, since sessions.cluster is "
+            f"{is_cluster}. Set it to {runs_cluster}, or name another server"
+        )
+    with unavailable("reached"):
+        if is_cluster:
+            return redis.RedisCluster.from_url(url, retry=_FAILOVER, **settings)
+        return redis.Redis.from_url(url, retry=Retry(NoBackoff(), 1), **settings)
+
+
 def _position_key(name: str) -> str:
     return _POSITION_KEY if not name else f"{_POSITION_KEY}@{name}"
 
 
-def _decode_position(blob: Any) -> FoldPosition | None:
+def decode_position(blob: Any) -> FoldPosition | None:
     return None if blob is None else msgspec.msgpack.decode(blob, type=FoldPosition)
 
 
@@ -241,3 +298,9 @@ def check_position(expected: FoldPosition | None, stored: FoldPosition | None) -
             f"the session store is at {stored}, this fold left it at {expected}: the store lost its newest "
             "writes, or another process folds too"
         )
+
+
+# After 0.1, 0.2 … 1.6 s: about as long as an election takes.
+_FAILOVER: Final = Retry(ExponentialBackoff(2.0, 0.1), 5)
+_compress: Final = ZstdCompressor(level=1).compress
+_expand: Final = ZstdDecompressor().decompress

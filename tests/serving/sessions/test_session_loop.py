@@ -367,7 +367,7 @@ def test_the_part_tries_again_and_scrubs_the_store_after_an_erasure_once(
     monkeypatch.setattr(fixture.log, "wait", wait)
     monkeypatch.setattr(session_loop, "_SCRUB_EVERY_S", 0.0)
     monkeypatch.setattr(session_loop, "open_log", lambda config: fixture.log)
-    monkeypatch.setattr(session_loop, "RedisFoldStore", lambda *address: store)
+    monkeypatch.setattr(session_loop, "fold_store", lambda *settings: store)
     session_loop.run(Config(), stop)
     assert set(store.blobs) == {"u2"} and store.closed
     assert store.scrubs == 2 and pauses == [0.3]

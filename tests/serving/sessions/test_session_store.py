@@ -1,4 +1,4 @@
-"""One contract for the session store in memory and on a real Valkey."""
+"""One contract for the session store in memory, on a real Valkey, and on a cluster of them."""
 
 import asyncio
 import time
@@ -6,11 +6,19 @@ from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 import uvloop
 
 from benchmarks.harness.memory_sessions import MemorySessions
+from recsys.config.system_config import Config
+from recsys.events.event_types import Engagement
+from recsys.events.hashing import partition_of
+from recsys.features.feature_set_file import feature_set
+from recsys.features.session import Session
+from recsys.process.worker_share import WHOLE, Share
 from serving.sessions import session_store
+from serving.sessions.cluster_store import ClusterFoldStore
 from serving.sessions.session_store import (
     FoldPosition,
     FoldStore,
@@ -19,10 +27,14 @@ from serving.sessions.session_store import (
     RedisSessions,
     SessionReader,
     StoreUnavailable,
+    session_key,
 )
+from tests.support.valkey_cluster import MASTERS, ValkeyCluster
 
 FIRST = FoldPosition("log-1", [3, 0, 7, 1], 2)
 SECOND = FoldPosition("log-1", [5, 0, 9, 1], 2)
+PARTITIONS = len(FIRST.events)
+FEATURES = feature_set(Config())
 
 
 class Stores:
@@ -33,14 +45,17 @@ class Stores:
         fold: FoldStore,
         url: str = "",
         memory: MemorySessions | None = None,
+        is_cluster: bool = False,
     ) -> None:
-        self.fold, self._url, self._memory = fold, url, memory
+        self.fold, self._url, self._memory, self._is_cluster = fold, url, memory, is_cluster
 
     def get(self, *user_ids: Any, name: str = "") -> list[bytes | None]:
         """As requests read, one after another. ``name``: of a feature set."""
 
         async def read() -> list[bytes | None]:
-            reader: SessionReader = self._memory or RedisSessions(self._url)
+            reader: SessionReader = self._memory or RedisSessions(
+                self._url, partitions=PARTITIONS * self._is_cluster
+            )
             try:
                 sessions = reader.of_set(name) if name else reader
                 return [await sessions.get(user_id) for user_id in user_ids]
@@ -52,11 +67,15 @@ class Stores:
     def of_set(self, name: str) -> FoldStore:
         """The fold of another feature set."""
         memory = self._memory
-        return memory.of_set(name) if memory else RedisFoldStore(self._url, 60, name)
+        return memory.of_set(name) if memory else self._fold(name)
 
     def another(self) -> FoldStore:
         """A second process that folds into the same store."""
-        return self._memory or RedisFoldStore(self._url, 60)
+        return self._memory or self._fold()
+
+    def _fold(self, name: str = "") -> FoldStore:
+        kind = ClusterFoldStore if self._is_cluster else RedisFoldStore
+        return kind(self._url, 60, name, partitions=PARTITIONS)
 
 
 @pytest.fixture(scope="module")
@@ -73,11 +92,33 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     started.stop()
 
 
-@pytest.fixture(params=["memory", pytest.param("redis", marks=pytest.mark.services)])
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ValkeyCluster]:
+    started = ValkeyCluster(tmp_path_factory.mktemp("cluster"))
+    started.start()
+    yield started
+    started.stop()
+
+
+KINDS = [
+    "memory",
+    *(pytest.param(kind, marks=pytest.mark.services) for kind in ("redis", "cluster")),
+]
+
+
+@pytest.fixture(params=KINDS)
 def stores(request: pytest.FixtureRequest) -> Iterator[Stores]:
     if request.param == "memory":
         memory = MemorySessions()
         yield Stores(memory, memory=memory)
+        return
+    if request.param == "cluster":
+        nodes = request.getfixturevalue("cluster")
+        for node in nodes.servers[:MASTERS]:
+            nodes.client(node).flushall()
+        fold: RedisFoldStore = ClusterFoldStore(nodes.url, 60, partitions=PARTITIONS)
+        yield Stores(fold, nodes.url, is_cluster=True)
+        fold.close()
         return
     server = request.getfixturevalue("server")
     url = f"redis://127.0.0.1:{server.port}/0"
@@ -120,6 +161,35 @@ def test_each_feature_set_has_sessions_of_its_own(stores: Stores) -> None:
     other.commit(None, FIRST, {"u1": b"again"})
     stores.fold.remove()
     assert stores.get("u1") == [None] and stores.get("u1", name="ab12") == [b"again"]
+
+
+def test_large_sessions_are_stored_compressed_and_old_ones_open() -> None:
+    session = b"\x8e" + bytes(range(256)) * 60
+    stored = session_store.shrunk(session)
+    assert len(stored) < len(session) / 10 and session_store.expanded(stored) == session
+    assert session_store.shrunk(b"\x8esmall") == b"\x8esmall"
+    for before in (session, b"\x8esmall", b"", None):  # as written by earlier versions
+        assert session_store.expanded(before) == before
+    with pytest.raises(StoreUnavailable, match="damaged"):
+        session_store.expanded(stored[:-5])
+
+
+def test_a_session_of_fifty_items_takes_at_most_six_kilobytes() -> None:
+    session = Session("u1", FEATURES, 500)
+    for number in range(50):
+        fields = {"author": f"a{number * 7 % 45}", "tags": [f"t{number % 13}", f"t{number % 17}"]}
+        keys_I = FEATURES.item_keys(number, fields | {"duration_s": number % 37})
+        view = Engagement(
+            time_ms=1_700_000_000_000 + 7_919 * number, request_id=f"{number // 8:032x}", user_id="u1",
+            item_id=number, kind="view", watch_ms=1_000 + 131 * number,
+        )  # fmt: skip
+        session.fold_engagement(view, keys_I)
+        if number % 9 == 0:
+            session.fold_engagement(msgspec.structs.replace(view, kind="like"), keys_I)
+    blob = session.pack()
+    assert len(blob) > 12_000 and len(session_store.shrunk(blob)) <= 6_000
+    assert session_key("u1") == "session:u1" and session_key("u1", "ab") == "session@ab:u1"
+    assert session_key("u1", "ab", 4) == f"{{p{partition_of('u1', 4)}}}session@ab:u1"
 
 
 @pytest.mark.services
@@ -371,3 +441,31 @@ def test_tls_passwords_and_options_are_read_from_the_url(url: str) -> None:
     assert (arguments["host"], arguments["port"], arguments["db"]) == ("h", 7, 1)
     assert arguments["password"] == "p@ss"
     assert ("SSL" in pool.connection_class.__name__) == url.startswith("rediss")
+
+
+@pytest.mark.services
+def test_workers_have_a_place_of_each_partition_that_moves(server: Any) -> None:
+    url = f"redis://127.0.0.1:{server.port}/0"
+    server.client().flushall()
+
+    def store(share: Share) -> RedisFoldStore:
+        return RedisFoldStore(url, 60, "", share, 4)
+
+    one, other, alone = store(Share(0, 2)), store(Share(1, 2)), store(WHOLE)
+    assert one.position() is None
+    alone.commit(None, FIRST, {"a": b"1"})
+    assert one.position() == FoldPosition("log-1", [3, -1, 7, -1], 2)
+    before, after = one.position(), FoldPosition("log-1", [4, -1, 9, -1], 5)
+    one.commit(before, after, {"a": b"2"})
+    with pytest.raises(PositionConflict):  # a second worker of these partitions
+        store(Share(0, 2)).commit(before, after, {"a": b"3"})
+    with pytest.raises(PositionConflict):  # and a fold that believes to be alone
+        alone.commit(FIRST, SECOND, {"a": b"3"})
+    other.commit(other.position(), FoldPosition("log-1", [-1, 0, -1, 2], 2), {"b": b"1"})
+    assert store(Share(0, 3)).position() == FoldPosition("log-1", [4, -1, -1, 2], 2)
+    assert alone.position() == FoldPosition("log-1", [4, 0, 9, 2], 2)
+    assert alone.load(["a", "b"]) == [b"2", b"1"]
+    alone.commit(alone.position(), FoldPosition("log-1", [4, 0, 9, 3], 6), {})
+    assert other.position() == FoldPosition("log-1", [-1, 0, -1, 3], 6)
+    alone.remove()
+    assert one.position() is None
