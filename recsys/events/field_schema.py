@@ -5,7 +5,7 @@ list of numbers of declared length is a vector. A schema is part of a feature se
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 from recsys.events.rejection import Rejected
@@ -24,7 +24,7 @@ class Schema:
     (every served item), ``view`` (the client reports what was on screen) or ``click`` (an engagement of the
     first kind of label is all that is known). ``kinds``: of engagement that the
     app declares; none: ``event_types.ENGAGEMENT_KINDS``. ``times``: item fields that are times, which filters
-    may name; no features, so that they are in no digest.
+    may name; no features, so that they change no digest and no equality.
     """
 
     item: tuple[tuple[str, str], ...] = ()
@@ -35,7 +35,7 @@ class Schema:
     vectors: tuple[tuple[str, int], ...] = ()
     shown_by: str = "view"
     kinds: tuple[str, ...] = ()
-    times: tuple[str, ...] = ()
+    times: tuple[str, ...] = field(default=(), compare=False)
 
     def __post_init__(self) -> None:
         if not self.labels:

@@ -65,7 +65,7 @@ def write_feature_set(config: Config, features: FeatureSet) -> None:
                 f"{path} holds feature set {written.digest}, expected {features.digest}: its log was made "
                 "with other features; use another state folder (--state)"
             )
-        if written == features:
+        if written.as_dict() == features.as_dict():
             return
     owned_folder(path.parent)
     write_atomically(path, encode_feature_set(features))
