@@ -1,4 +1,4 @@
-"""``recsys shadow``, ``propose``, ``approve`` and ``rollback``: candidates of a running system."""
+"""``recsys shadow``, ``propose``, ``merge``, ``approve`` and ``rollback``: candidates of a running system."""
 
 import time
 from pathlib import Path
@@ -7,11 +7,15 @@ from typing import Annotated, Final
 import typer
 from typer import Argument, Option
 
+from recsys.clock import wall_ms
 from recsys.events.control_records import Decision
+from recsys.features.feature_set_file import feature_set
 from runtime.cli.common import JsonOption, RegistryOption, StateOption, show, with_system
 from runtime.jobs import director_requests
 from runtime.reports.candidate_table import CandidateView
 from training.candidates import rollback_impact
+from training.candidates.registry import Registry, new_name
+from training.lines.control import ControlReader
 
 _REFRESH_S: Final = 2.0
 
@@ -55,6 +59,36 @@ def propose_to(state: Path, name: str, registry: Path, frozen: bool = False) -> 
     # Beside the result of `recsys offline --json -`, which stdout has alone.
     hint = f"watch it with `recsys shadow --state {state} --watch`"
     typer.echo(f"{name} is proposed: {hint}", err=True)
+
+
+def merge(
+    name: Annotated[str, Argument(help="Candidate that started from a snapshot of live.")],
+    rare: Annotated[float, Option(help="Live's weight in rows without examples.")] = 0.5,
+    frequent: Annotated[float, Option(help="Live's weight in rows with many examples.")] = 0.9,
+    half: Annotated[float, Option(help="Examples at which the weight is halfway.")] = 20.0,
+    dense: Annotated[float, Option(help="Live's weight in dense parameters.")] = 0.5,
+    state: StateOption = Path("state"),
+    registry: RegistryOption = None,
+    propose: Annotated[bool, Option(help="Propose the new candidate at once.")] = False,
+) -> None:
+    """Interpolates an offline candidate with what the live model has learned since.
+
+    Several weightings may be proposed: all are evaluated on the same examples.
+    """
+    from training.merging.merge import Blend, Blends
+    from training.merging.merge_live import LiveMerge  # imports torch
+
+    candidates = Registry((registry or state / "registry").resolve())
+    with with_system(state) as (config, log):
+        control, now_ms = ControlReader(log), wall_ms()
+        control.turn()
+        blends = Blends(Blend(rare, frequent, half), dense)
+        live = LiveMerge(log, config, feature_set(config), control.lifecycle, now_ms)
+        new = new_name("merged", now_ms)
+        live.merge(candidates, name, blends, new)
+    typer.echo(f"{new}: {name} with main, epoch {live.live.epoch}, as of step {live.live.step}")
+    if propose:
+        propose_to(state, new, candidates.folder)
 
 
 def approve(

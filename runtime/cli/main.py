@@ -30,6 +30,7 @@ _HELP = {
     "explain": "Recomputes a past answer and explains it.",
     "shadow": "Shows how candidates do compared with the live model.",
     "propose": "Proposes a candidate for evaluation on live traffic.",
+    "merge": "Merges an offline candidate with the live model.",
     "approve": "Approves a candidate for promotion.",
     "rollback": "Rolls back a canary or the newest promotion.",
     "experiment": "Lists, checks, starts, stops and reports experiments.",
@@ -47,7 +48,6 @@ _HELP_OF_PLUGINS = {  # those in the wheel
     "backfill": "Adds missing features to archived examples.",
     "counterfactual": "Estimates what another policy would have earned, from the log.",
     "demo": "Starts the whole system with simulated viewers and the feed page.",
-    "merge": "Merges an offline candidate with the live model.",
     "quarantine": "Names users who manipulate items; holds and lifts them.",
     "trace": "Shows the timeline of one request, read from the log.",
     "viewers": "Sends simulated viewers to a running server.",
@@ -61,7 +61,9 @@ _ELSEWHERE = {
     "bench": "benchmarks.bench",
     **dict.fromkeys(("status", "metrics", "restart", "down"), "runtime.cli.system"),
     **dict.fromkeys(("check", "backup", "restore"), "runtime.cli.state_files"),
-    **dict.fromkeys(("shadow", "propose", "approve", "rollback"), "runtime.cli.candidates"),
+    **dict.fromkeys(
+        ("shadow", "propose", "merge", "approve", "rollback"), "runtime.cli.candidates"
+    ),
 }
 # name → (module:attribute, help). The attribute is a function with typer annotations, or a typer.Typer with
 # commands of its own; `import` is a keyword, so its function is `import_`.

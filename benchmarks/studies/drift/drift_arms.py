@@ -16,12 +16,12 @@ from benchmarks.harness.local_line import LocalLine
 from benchmarks.studies.drift.merge_variants import Lead, LogitAverage, VariantChooser, losses
 from benchmarks.studies.drift.refit import Batch, RefitOptions, export_at_step, refit, student_of
 from benchmarks.studies.drift.scenario_stream import Night, Stream
-from examples.merging.merge import Blend, Blends, Parent, Since, interpolate
 from recsys.model.list_ranker import lists_of
 from recsys.model.model import build_model
 from training.continual.learner import Floats, Lane, Learner
 from training.continual.row_usage import examples_per_row
 from training.lines.line import spec_of
+from training.merging.merge import Blend, Blends, Parent, Since, interpolate
 from training.offline.distill import Distiller, with_teacher
 from training.offline.vocabulary import KeyCounter
 

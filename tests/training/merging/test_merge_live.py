@@ -9,8 +9,6 @@ import numpy as np
 import pytest
 
 from benchmarks.studies.promotion.promotion_run import PromotionRun, TrainedCandidate, config_of
-from examples.merging.merge import Blend, Blends
-from examples.merging.merge_live import LiveMerge
 from experiments.promotion.lifecycle import Lifecycle
 from parameter_server.storage import snapshots
 from parameter_server.storage.snapshots import Snapshot
@@ -20,6 +18,8 @@ from recsys.events.event_types import User
 from recsys.events.hashing import key_of
 from training.candidates.registry import Provenance, Refused, plain_config, reference_to
 from training.lines.line import MAIN
+from training.merging.merge import Blend, Blends
+from training.merging.merge_live import LiveMerge
 
 pytestmark = pytest.mark.slow
 HALF = Blends(Blend(0.5, 0.5), 0.5)

@@ -10,16 +10,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from benchmarks.studies.drift.refit import export_at_step
-from examples.merging.merge import (
+from parameter_server.shard.lanes import LaneGradients, RowGradients
+from parameter_server.shard.shard import Shard, ShardSpec
+from recsys.config.system_config import TableConfig
+from training.merging.merge import (
     Blend,
     Blends,
     Parent,
     Since,
     interpolate,
 )
-from parameter_server.shard.lanes import LaneGradients, RowGradients
-from parameter_server.shard.shard import Shard, ShardSpec
-from recsys.config.system_config import TableConfig
 
 TABLES = (
     TableConfig("features", 3, 0.1, 0.01),

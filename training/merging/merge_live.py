@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
-from examples.merging.merge import Blends, Parent, Since, interpolate
 from experiments.promotion.epoch_model import config_at, features_at
 from experiments.promotion.lifecycle import Lifecycle
 from parameter_server.shard.shard import Shard
@@ -26,6 +25,7 @@ from training.continual.learner import Learner
 from training.continual.row_usage import examples_per_row
 from training.continual.worker import rows_of_users
 from training.lines.line import MAIN, whole_spec
+from training.merging.merge import Blends, Parent, Since, interpolate
 from training.offline.vocabulary import KeyCounter
 from training.steps.lineage import Lineage, starts_after
 from training.steps.step_reader import ExampleCheck, read_lanes

@@ -1,1 +1,0 @@
-"""The plug-in command ``recsys merge``: interpolates an offline candidate with the live model."""

@@ -1,0 +1,1 @@
+"""Merges two lines of models by interpolation of their weights."""
