@@ -12,9 +12,10 @@ floor, since it never stops learning):
 Workers learn with w. Replicas serve its exponential average (Polyak, Juditsky 1992; exponential because a
 moving optimum has no beginning to average from):
 
-    a ← d a + (1 - d) w    d = min(average, (1 + t) / (10 + t))
+    a ← d a + (1 - d) w    d = min(average^min(1, r²), (1 + t) / (10 + t))
 
-A small d at first keeps a new line from being held back by its initial values.
+A small d at first keeps a new line from being held back by its initial values. A step at r < 1 times the
+rate counts as r² of one in the average: small live steps have the root of their share in a large one.
 """
 
 import hashlib
@@ -78,7 +79,8 @@ class Dense:
         step_size = np.float32(rate * self._rate * settled / (1 - BETA_1**self._t))
         root = np.sqrt(self._v * np.float32(1 / (1 - BETA_2**self._t)))
         self.values = self.values - step_size * self._m / (root + np.float32(EPSILON))
-        keep = np.float32(min(self._average, (1 + self._t) / (10 + self._t)))
+        average = self._average ** min(1.0, rate * rate)
+        keep = np.float32(min(average, (1 + self._t) / (10 + self._t)))
         self.averaged = keep * self.averaged + (one - keep) * self.values
         return True
 

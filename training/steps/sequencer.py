@@ -2,6 +2,8 @@
 
 Pure: arrived examples and the time go in, step records come out. The ranges of the last record say which
 examples are next. A lane costs some milliseconds whatever is in it, so a small live step fills few of them.
+Many small steps at the whole learning rate would move frequent rows further than few large ones do, so they
+learn at a lower one.
 """
 
 from collections import deque
@@ -13,6 +15,8 @@ from recsys.config.system_config import StepConfig
 from recsys.events.records import Range, Step
 
 LANE_EXAMPLES: Final = 64  # from so many on, a second worker gains more than another lane costs
+_FULL_EXAMPLES: Final = 64  # of a step that learns at the whole rate, when live
+_LEAST_RATE: Final = 0.5  # a single viewer's likes must show
 
 
 class Sequencer:
@@ -29,7 +33,8 @@ class Sequencer:
         offsets: dict[int, int] | None = None,
         live: bool = False,
     ) -> None:
-        """``live``: small steps fill few lanes, and one is cut sooner while the trainer is ``idle``."""
+        """``live``: small steps fill few lanes at a lower rate, and one is cut sooner while the trainer is
+        ``idle``."""
         self.config, self._live = config, live
         self.line, self.epoch, self.digest = line, epoch, digest
         self.step = step
@@ -65,6 +70,7 @@ class Sequencer:
         count = min(len(self._waiting), self.config.examples)
         taken = [self._waiting.popleft() for _ in range(count)]
         self.step += 1
+        share = min(1.0, count / _FULL_EXAMPLES) if self._live else 1.0
         return Step(
             line=self.line,
             epoch=self.epoch,
@@ -75,7 +81,7 @@ class Sequencer:
             time_ms=max(closed_ms for *_, closed_ms in taken),
             config=self.digest,
             held=self.step % self.gathered != 0,
-            rate=self.rate,
+            rate=self.rate * max(_LEAST_RATE, share**0.5),
             filled=min(-(-count // LANE_EXAMPLES), self.config.lanes) if self._live else 0,
         )
 

@@ -99,3 +99,18 @@ def test_a_loaded_line_goes_on_where_its_rate_was() -> None:
     for dense in (one, other):
         dense.apply(np.ones(1, np.float32))
     assert one.digest() == other.digest()
+
+
+def test_steps_at_a_lower_rate_move_the_average_less() -> None:
+    """Four steps at half the rate count as one in the average; a raised rate changes nothing in it."""
+    kept = {}
+    for rate in (0.5, 1.0, 2.0):
+        dense = Dense(np.zeros(1, np.float32), rate=0.1, average=0.9)
+        for _ in range(2_000):
+            dense.apply(np.ones(1, np.float32), rate)
+        before, values = dense.averaged, dense.values
+        dense.apply(np.zeros(1, np.float32), rate)
+        kept[rate] = float(((dense.averaged - dense.values) / (before - dense.values))[0])
+        assert dense.values[0] < values[0]
+    assert kept[0.5] == pytest.approx(0.9**0.25, abs=1e-3)
+    assert kept[1.0] == pytest.approx(0.9, abs=1e-3) == kept[2.0]

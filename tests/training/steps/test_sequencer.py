@@ -48,6 +48,19 @@ def test_or_sooner_while_the_trainer_waits() -> None:
 
 
 @pytest.mark.parametrize(
+    ("examples", "rate"), [(1, 0.5), (16, 0.5), (36, 0.75), (64, 1.0), (99, 1.0)]
+)
+def test_a_small_live_step_learns_at_a_lower_rate(examples: int, rate: float) -> None:
+    for live in (True, False):
+        cutter = Sequencer(StepConfig(), line="main", epoch=0, digest="", live=live)
+        cutter.rate = 2.0  # of a reaction to drift
+        for offset in range(examples):
+            cutter.arrived(0, offset, 0, now_ms=0)
+        step = cutter.cut(10_000)
+        assert step is not None and step.rate == (2 * rate if live else 2.0)
+
+
+@pytest.mark.parametrize(
     ("examples", "filled"), [(1, 1), (LANE_EXAMPLES, 1), (LANE_EXAMPLES + 1, 2), (1_000, 4)]
 )
 def test_a_live_step_fills_as_many_lanes_as_its_size_needs(examples: int, filled: int) -> None:
