@@ -174,10 +174,10 @@ class ItemCounters:
         lefts = self.operators.lefts(engagement.request_id)
         added = np.float32(sign) * added
         self._add(keys_I, context, segment, added, engagement.time_ms, lefts)
-        if sign > 0 and self._tracks:
+        if self._tracks:
             halves = {"": GLOBAL, CONTEXT: context, PROFILE: segment} | lefts
-            changed = self.operators.engagement(engagement, keys_I, halves, self.counters)
-            self._changed.update(changed)
+            fold = self.operators.engagement if sign > 0 else self.operators.withdraw
+            self._changed.update(fold(engagement, keys_I, halves, self.counters))
 
     def _profile(self, impression: Impression) -> int:
         """The first key of the viewer's profile as served; 0 without a profile."""

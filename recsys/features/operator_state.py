@@ -90,6 +90,19 @@ class OperatorState:
             changed += keys.tolist()
         return changed
 
+    def withdraw(
+        self, event: Engagement, keys_I: Keys, lefts: Mapping[str, int], counters: CounterTable
+    ) -> list[int]:
+        """Takes an event back where it is the newest one: until the next there is none, since those before it
+        aren't known any more. Arguments and result as ``engagement``."""
+        changed = list[int]()
+        for tracked in self.features.tracked.get((event.kind, False), ()):
+            keys, values, last_ms = counters.export(tracked.of(keys_I, lefts).tolist())
+            own = last_ms == event.time_ms
+            counters.set(keys[own], np.zeros_like(values[own]), np.full(own.sum(), -1, np.int64))
+            changed += keys[own].tolist()
+        return changed
+
     def take_back(self, user_id: Id, counters: CounterTable) -> list[int]:
         """Counts a viewer's contacts no longer; returns the changed keys."""
         rows = self._rows_of(user_id)

@@ -18,6 +18,7 @@ from recsys.events.event_types import (
     Rejected,
     RequestInputs,
     User,
+    Verdict,
     encode,
     parse,
 )
@@ -25,6 +26,7 @@ from recsys.events.hashing import digest_of
 from recsys.features.feature_builder import FeatureBuilder
 from recsys.features.feature_set import Declared, FeatureSet, Floats, read_block
 from recsys.features.feature_set_file import FEED_SCHEMA, encode_feature_set
+from recsys.features.item_counters import ItemCounters
 from recsys.features.operator_state import OperatorState
 from recsys.features.operators import Derivation, Derived
 from recsys.features.running_rates import entity_of
@@ -345,6 +347,35 @@ def test_contacts_are_bounded_and_a_forgotten_viewer_leaves_none() -> None:
         one.forget("u3")
         assert len(one) == before - 1 and not one._viewers
     assert state.evicted["contacts"] == again.evicted["contacts"] == 5
+
+
+def test_a_newest_event_of_a_quarantined_viewer_is_none_until_the_next() -> None:
+    state, counters = OperatorState(FEATURES), FEATURES.counter_table()
+    (kind, _), _ = next(one for one in FEATURES.tracked.items() if not one[0][1])
+    keys_I, halves = FEATURES.item_keys("v", {"brand": "b"}), {"": 1, "user.region": 5}
+
+    def event(after_ms: int, value: float) -> Engagement:
+        about: dict[str, Any] = {"request_id": "r", "user_id": "u", "item_id": "v", "kind": kind}
+        return Engagement(time_ms=START_MS + after_ms, value=value, **about)
+
+    def newest() -> set[tuple[int, float]]:
+        _, values, times = counters.export(rows)
+        return {(time - START_MS, v) for time, v in zip(times.tolist(), values[:, 0], strict=True)}
+
+    state.engagement(event(0, 1.0), keys_I, halves, counters)
+    state.engagement(event(10, 2.0), keys_I, halves, counters)
+    rows = [k for one in FEATURES.tracked[kind, False] for k in one.of(keys_I, halves).tolist()]
+    assert state.withdraw(event(9, 2.0), keys_I, halves, counters) == []
+    assert newest() == {(10, 2.0)}
+    assert sorted(state.withdraw(event(10, 2.0), keys_I, halves, counters)) == sorted(rows)
+    assert newest() == {(-1 - START_MS, 0.0)}
+    state.engagement(event(5, 3.0), keys_I, halves, counters)
+    assert newest() == {(5, 3.0)}
+
+    fold, verdict = ItemCounters(FEATURES), Verdict(time_ms=1, user_id="u", quarantined=True)
+    fold.engagement(event(0, 1.0), keys_I)
+    fold.verdict(verdict, [event(0, 1.0)], lambda _: keys_I)
+    assert (fold.counters.export(fold.take_changed())[2] == -1).sum() > 0
 
 
 def test_newest_events_and_different_members_do_not_depend_on_the_order_of_viewers() -> None:
