@@ -22,6 +22,7 @@ from parameter_server.table.dense import Vector
 from parameter_server.table.routing import Keys, Rows
 from recsys.arrays.id_map import Arrays
 from recsys.events.records import pack
+from recsys.process.malloc_tuning import return_freed_memory
 
 TIDY_EVERY: Final = 16  # steps between two checks whether siblings completed a snapshot
 Publish = Callable[[Sequence[bytes]], None]
@@ -257,6 +258,7 @@ class DurableShard:
     def _write_in_background(self, step: int, arrays: Arrays, meta: Mapping[str, Any]) -> None:
         if not self._try(step, lambda: self._write(step, arrays, meta)):
             self._try(step, lambda: self._write(step, arrays, meta))
+        return_freed_memory()  # of the copy and of the steps beside it
 
     def _try(self, step: int, write: Callable[[], None]) -> bool:
         try:
