@@ -36,6 +36,7 @@ from recsys.process.open_log import open_log
 
 NAMESPACE = "recsys"
 _CPUS: Final = 0.1
+_LOOPBACK: Final = "127.0.0.1"
 _CALLS: Final = 64  # concurrent ones: each waiting worker takes one
 _PIECE: Final = 64 << 10  # bytes; Ray takes up to 100 KB into a call
 _LOGS: Final = 32  # log files kept per part: three of each of ten live lines
@@ -61,7 +62,9 @@ class ShardActor:
             background=True,
         )
         self._service = ShardService(self._shard, secrets.token_hex(16))
-        self._server = SocketServer(self._service, node_address())
+        self._server = SocketServer(
+            self._service, _LOOPBACK if config.nodes == 1 else node_address()
+        )
         tags = ("line", "epoch", "shard")
         self._rows = Gauge("recsys_shard_rows", "Rows of a shard", tag_keys=(*tags, "table"))
         self._step = Gauge("recsys_shard_step", "The newest step of a shard", tag_keys=tags)
@@ -118,7 +121,7 @@ class ShardActor:
 
 
 def node_address() -> str:
-    """Address by which other nodes reach this one: loopback where Ray's head listens there alone."""
+    """Address by which other nodes reach this one."""
     return str(ray.util.get_node_ip_address())  # type: ignore[no-untyped-call]
 
 

@@ -134,6 +134,11 @@ def _joined(ray: Any, expected: int, say: Callable[[str], None]) -> list[dict[st
     deadline, count = time.monotonic() + _JOIN_S, -1
     while True:
         alive = [node for node in ray.nodes() if node["Alive"]]
+        if expected == 1 < len(alive):
+            raise ConfigError(
+                f"nodes is 1, and the Ray cluster has {len(alive)}: set nodes to this number, so that "
+                "shards listen on the addresses of their nodes"
+            )
         if len(alive) >= expected:
             return alive
         if count != (count := len(alive)):

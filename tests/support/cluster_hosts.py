@@ -59,6 +59,18 @@ def ip(words: str, check: bool = True) -> None:
     subprocess.run(["ip", *words.split()], check=check, capture_output=not check)
 
 
+def left_over() -> list[str]:
+    """Namespaces of a killed test, whose processes have ended with it."""
+    listed = subprocess.run(["ip", "netns"], capture_output=True, text=True, check=True).stdout
+    names = [line.split()[0] for line in listed.splitlines()]
+    return [name for name in names if name.startswith("recsys-")]
+
+
+def _end_with_parent() -> None:
+    """Lets the kernel kill this process when the test that started it ends, however that ends."""
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+
+
 def set_namespace(descriptor: int) -> None:
     """Moves this thread into a network namespace."""
     if ctypes.CDLL(None, use_errno=True).setns(descriptor, 0):
@@ -74,6 +86,8 @@ class Network:
         self._outside = -1
 
     def __enter__(self) -> "Network":
+        for name in left_over():
+            ip(f"netns del {name}")
         ip(f"netns add {NETWORK}")
         for words in (f"link add {BRIDGE} type bridge", f"addr add {TESTER}/24 dev {BRIDGE}",
                       f"link set {BRIDGE} up", "link set lo up"):  # fmt: skip
@@ -130,7 +144,7 @@ class Host:
         self._outer = subprocess.Popen(
             ["ip", "netns", "exec", self.name, "unshare", "--pid", "--fork", "--mount", "--uts",
              "--ipc", "--mount-proc", "--kill-child", "bash", "-c", script],
-            stdout=subprocess.PIPE, text=True, start_new_session=True,
+            stdout=subprocess.PIPE, text=True, start_new_session=True, preexec_fn=_end_with_parent,
         )  # fmt: skip
         assert self._outer.stdout is not None and self._outer.stdout.readline() == "ready\n"
         children = Path(f"/proc/{self._outer.pid}/task/{self._outer.pid}/children").read_text()

@@ -436,3 +436,11 @@ def test_meanwhile_comes_between_question_and_answer_and_its_failure_leaves_no_r
     rows = client.lookup(2, {"items": np.arange(3)})
     assert rows["items"].shape[0] == 3
     client.close()
+
+
+def test_workers_that_were_let_in_are_counted(servers):
+    assert {server.connections for server in servers.servers} == {0}
+    client = servers.client()
+    client.applied_steps()
+    assert {server.connections for server in servers.servers} == {1}
+    client.close()

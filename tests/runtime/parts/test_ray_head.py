@@ -10,6 +10,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from recsys.config.system_config import LogConfig, SessionConfig
 from recsys.features.feature_set_file import feature_set, write_feature_set
 from runtime.parts import ray_head
 from runtime.parts.ray_loopback import loopback_of
@@ -51,7 +52,9 @@ def test_serve_as_it_comes_has_none_of_our_settings(tmp_path, monkeypatch):
     monkeypatch.setattr(ray_environment, "haproxy", lambda: "/bin/haproxy")
     names = ("RAY_SERVE_ENABLE_HA_PROXY", "RAY_SERVE_THROUGHPUT_OPTIMIZED")
     for plain, value in ((False, "1"), (True, "0")):
-        its = ray_environment.client_environment(config, msgspec.structs.replace(plan, plain_serve=plain))
+        its = ray_environment.client_environment(
+            config, msgspec.structs.replace(plan, plain_serve=plain)
+        )
         assert [its[name] for name in names] == [value, value]
         assert ("RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH" in its) is not plain
 
@@ -120,3 +123,21 @@ def test_the_head_starts_only_what_the_system_uses(tmp_path, monkeypatch):
     parameters = started[0]
     assert parameters.no_monitor and not parameters.include_log_monitor
     assert not parameters.ray_client_server_port and parameters.gcs_server_port == plan.ray.gcs
+
+
+def test_nodes_of_a_cluster_answer_each_other_behind_haproxy(tmp_path, monkeypatch):
+    kafka, redis = LogConfig(url="kafka://h:9092"), SessionConfig(url="redis://h:6379/0")
+    three = replace(config_in(tmp_path), serve=FREE, nodes=3, log=kafka, sessions=redis)
+    config, plan = resolve(three)
+    assert config.serve.host == "0.0.0.0", "else only its own node reaches the API"
+    kept, _ = resolve(replace(three, serve=replace(FREE, host="localhost")))
+    assert kept.serve.host == "localhost"
+    monkeypatch.setattr(ray_environment, "haproxy", lambda: "/bin/haproxy")
+    own = msgspec.structs.replace(plan, own_nodes=True)
+    assert ray_environment.serve_host(kept, plan) == "localhost"
+    assert ray_environment.serve_host(kept, own) == "0.0.0.0"
+    name = "RAY_SERVE_ENABLE_HA_PROXY"
+    assert name not in ray_environment.client_environment(config, plan)
+    node = ray_environment.node_environment(config)
+    assert ray_environment.client_environment(config, own)[name] == node[name] == "1"
+    assert node[ray_environment.HOOK] == "runtime.parts.ray_worker.begin"

@@ -1,5 +1,6 @@
 """The hook that each of Ray's workers runs."""
 
+import os
 import subprocess
 import sys
 import time
@@ -9,7 +10,7 @@ import pytest
 
 from recsys.process.process_priority import STARTING, VARIABLE
 from runtime.parts import ray_worker
-from runtime.supervision.processes import STATE
+from runtime.supervision.processes import NODE_STATE, STATE
 
 SCRIPT = """
 import os
@@ -73,3 +74,15 @@ def test_private_parts_of_ray_that_are_left_out_exist() -> None:
         (Node, "dead_processes"),
     ):
         assert hasattr(owner, name), name
+
+
+def test_a_worker_of_a_cluster_has_the_state_folder_of_its_node(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name in ("begin_session", "lower_session_priority", "keep_on_loopback"):
+        monkeypatch.setattr(ray_worker, name, lambda *_: None)
+    monkeypatch.setattr(ray_worker.wrapt, "register_post_import_hook", lambda *_: None)
+    monkeypatch.setenv(STATE, "")
+    monkeypatch.setenv(NODE_STATE, "/mnt/state")
+    ray_worker.begin()
+    assert os.environ[STATE] == "/mnt/state"

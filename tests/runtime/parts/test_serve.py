@@ -14,7 +14,7 @@ from recsys.process.part_process import Heartbeat, Stop, run_folder, write_atomi
 from recsys.process.process_priority import STARTING, STARTS
 from runtime.parts import restart
 from runtime.parts import serve as part
-from runtime.parts.serve import RestartRequests, take_down
+from runtime.parts.serve import RestartRequests, answers, take_down
 from runtime.supervision.launch_plan import feed_url, public_url, resolve
 from runtime.supervision.processes import identify
 from runtime.supervision.run_file import Running
@@ -222,3 +222,19 @@ def test_as_many_replicas_as_configured_or_between_two_numbers():
         ServeConfig(min_replicas=2, max_replicas=1)
     with pytest.raises(ValueError, match="serve.downscale_s is -1"):
         ServeConfig(downscale_s=-1.0)
+
+
+def test_it_is_ready_once_a_list_is_answered(tmp_path: Path, monkeypatch) -> None:
+    import httpx
+
+    given = {"/readyz": (200, ""), "/v1/inspect/users/0": (200, "{}")}
+    monkeypatch.setattr(
+        httpx, "get", lambda url, **_: httpx.Response(given[url][0], text=given[url][1])
+    )
+    assert answers("", str(tmp_path))
+    given["/v1/inspect/users/0"] = (500, "")
+    assert not answers("", str(tmp_path))
+    given["/v1/inspect/users/0"] = (503, '{"error":"the session store doesn\'t answer"}')
+    assert answers("", str(tmp_path))
+    given["/readyz"] = (503, "")
+    assert not answers("", str(tmp_path))

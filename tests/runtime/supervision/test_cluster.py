@@ -66,3 +66,6 @@ def test_nodes_that_do_not_join_are_named(monkeypatch: pytest.MonkeyPatch) -> No
         cluster._joined(ray, 3, lines.append)
     assert lines == ["waiting for 3 Ray nodes: 1 joined"]
     assert len(cluster._joined(ray, 1, lines.append)) == 1
+    ray = SimpleNamespace(nodes=lambda: [{"Alive": True}] * 2)
+    with pytest.raises(ConfigError, match="nodes is 1, and the Ray cluster has 2: set nodes"):
+        cluster._joined(ray, 1, lines.append)

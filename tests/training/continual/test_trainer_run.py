@@ -82,3 +82,8 @@ def test_what_is_learned_is_known_from_the_shards_also_after_a_restart(tmp_path:
     beat.gauge("step", 131.0)
     beat.write()
     assert driver._shards(config, "step") == 131
+
+
+def test_a_group_meets_on_the_interface_of_its_node_s_address() -> None:
+    worker_process = pytest.importorskip("training.continual.worker_process")
+    assert worker_process.interface_of("127.0.0.1") in ("lo", "lo0")

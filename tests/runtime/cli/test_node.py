@@ -1,0 +1,61 @@
+"""`recsys node`: the environment of a cluster's nodes, and a folder that isn't shared."""
+
+import os
+import stat
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+
+from runtime.cli import node as command
+from runtime.supervision.launch_plan import RAY_TOKEN
+
+
+@pytest.fixture(autouse=True)
+def ran(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, str]]:
+    """Environments of the commands that would have replaced this process."""
+    environments: list[dict[str, str]] = []
+
+    def execute(program: str, words: list[str], environment: Any) -> None:
+        assert [program, *words[1:]] == words == ["ray", "start"]
+        environments.append(dict(environment))
+
+    monkeypatch.setattr(os, "execvpe", execute)
+    monkeypatch.setenv("RECSYS__STATE", "")  # restored afterwards
+    return environments
+
+
+def node(state: Path, head: bool = False) -> None:
+    command.node(["ray", "start"], head, "cluster", state)
+
+
+def test_the_head_makes_the_token_and_others_find_it(
+    tmp_path: Path, ran: list[dict[str, str]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    state = tmp_path / "state"
+    file = state / "run" / RAY_TOKEN
+    with pytest.raises(typer.Exit):
+        node(state)
+    message = " ".join(capsys.readouterr().err.split())
+    assert f"{file} isn't there: start the head first" in message and not state.exists()
+    node(state, head=True)
+    token = file.read_text()
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600 and len(token) > 30
+    node(state, head=True)
+    node(state)
+    assert file.read_text() == token and len(ran) == 3
+    for environment in ran:
+        assert environment["RAY_AUTH_MODE"] == "token"
+        assert environment["RAY_AUTH_TOKEN_PATH"] == str(file)
+        assert environment["RECSYS_NODE_STATE"] == str(state)
+        assert "RECSYS_STATE" not in environment, "a start of the system would end the node"
+        assert "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER" not in environment, "it would stay on loopback"
+
+
+def test_a_token_of_kubernetes_is_kept(
+    tmp_path: Path, ran: list[dict[str, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "secret")
+    node(tmp_path)
+    assert ran[0]["RAY_AUTH_TOKEN"] == "secret" and "RAY_AUTH_TOKEN_PATH" not in ran[0]
