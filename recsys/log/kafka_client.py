@@ -90,7 +90,7 @@ def unavailable(what: str, error: BaseException) -> LogUnavailable:
     """The error for a broker that doesn't answer or refuses."""
     return LogUnavailable(
         f"{what}: Kafka failed: {type(error).__name__}: {error}. See that the broker of log.url runs "
-        "and answers"
+        "and answers, and that log.tls is as it has it"
     )
 
 

@@ -7,7 +7,7 @@ import os
 import socket
 import ssl
 import struct
-from contextlib import closing
+from contextlib import closing, suppress
 from io import BufferedRWPair
 from pathlib import Path
 from typing import Any, Final
@@ -23,7 +23,7 @@ _SASL, _VERSIONS, _AUTHENTICATE = 17, 18, 36  # requests
 
 def connection_of(config: Brokers, patience_s: float) -> dict[str, Any]:
     """Settings of any client of the brokers. Raises ValueError, with the remedy, for files that can't be read
-    and if the first broker that answers refuses its TLS or user."""
+    and if the first broker that answers refuses the certificate or the user."""
     servers = config.url.removeprefix("kafka://").split(",")
     settings: dict[str, Any] = {
         "bootstrap_servers": servers,
@@ -42,9 +42,14 @@ def connection_of(config: Brokers, patience_s: float) -> dict[str, Any]:
             "sasl_plain_username": config.user,
             "sasl_plain_password": _password(config),
         }
-    for server in servers:
-        if _is_accepted(config, settings, server, context, patience_s):
-            break
+    if context or is_sasl:
+        for server in servers:
+            # One that is away, or goes, is for the client to report.
+            with suppress(
+                ConnectionError, EOFError, TimeoutError, ssl.SSLEOFError, socket.gaierror
+            ):
+                _check(config, settings, server)
+                break
     return settings
 
 
@@ -79,59 +84,44 @@ def _tls(config: Brokers) -> ssl.SSLContext:
     return context
 
 
-def _is_accepted(
-    config: Brokers,
-    settings: dict[str, Any],
-    server: str,
-    context: ssl.SSLContext | None,
-    patience_s: float,
-) -> bool:
-    """Whether a broker answers, as this client; False if it is away. Raises ValueError if it refuses: clients
-    try again until they say that none answers."""
+def _check(config: Brokers, settings: dict[str, Any], server: str) -> None:
+    """Signs in at a broker. Raises ValueError if it refuses: clients try again until they say that none
+    answers."""
     host, _, port = server.rpartition(":")
-    try:
-        raw = socket.create_connection((host.strip("[]"), int(port)), patience_s)
-    except (OSError, ValueError):
-        return False
-    with closing(raw):
+    context, timeout_s = settings["ssl_context"], settings["request_timeout_ms"] / 1000
+    with closing(socket.create_connection((host.strip("[]"), int(port)), timeout_s)) as raw:
         try:
-            stream = (context.wrap_socket(raw, server_hostname=host) if context else raw).makefile(
-                "rwb"
-            )
+            sock = context.wrap_socket(raw, server_hostname=host) if context else raw
+            stream = sock.makefile("rwb")
             _ask(stream, _VERSIONS, 0, b"")  # needs no user
-        except (OSError, EOFError) as error:  # ssl.SSLError is one; it closed the connection
-            if isinstance(error, TimeoutError) and not context:
-                return False
-            reason = getattr(error, "verify_message", "") or getattr(error, "strerror", "") or error
+        except ssl.SSLEOFError:
+            raise
+        except ssl.SSLError as error:
+            reason = getattr(error, "verify_message", "") or error.reason
             raise ValueError(
-                f"log.tls is {config.tls}, log.ca_file {config.ca_file!r} and log.cert_file "
-                f"{config.cert_file!r}: {server} ends the connection ({reason}). Set log.tls as the broker "
-                "has it, ca_file to the authority that signed its certificate, which must name this host, "
-                "and cert_file if it asks for one"
+                f"log.ca_file is {config.ca_file!r}, log.cert_file {config.cert_file!r}: TLS with {server} "
+                f"fails ({reason}). Set ca_file to the authority that signed its certificate, which must "
+                "name this host, and cert_file if it asks for one"
             ) from None
-        if config.sasl != "none":
-            _sign_in(config, settings, stream)
-    return True
+        if config.sasl != "none" and (refusal := _refusal(settings, stream)):
+            source = f"the file {config.password_file}" if config.password_file else PASSWORD
+            raise ValueError(
+                f"log.user is {config.user!r} and log.sasl is {config.sasl!r}: {server} refuses them or the "
+                f"password in {source} (error {refusal}). Compare all three with the brokers' users"
+            )
 
 
-def _sign_in(config: Brokers, settings: dict[str, Any], stream: BufferedRWPair) -> None:
-    name = settings["sasl_mechanism"].encode()
-    mechanism = get_sasl_mechanism(settings["sasl_mechanism"])(**settings)
-    try:
-        (error,) = struct.unpack_from(">h", _ask(stream, _SASL, 1, _sized(">h", name)))
-        while not error and not mechanism.is_done():
-            answer = _ask(stream, _AUTHENTICATE, 0, _sized(">i", mechanism.auth_bytes()))
-            error, length = struct.unpack_from(">hh", answer)
-            if not error:
-                mechanism.receive(answer[8 + max(0, length) :])
-    except (OSError, EOFError, struct.error, ValueError, KeyError):
-        error = -1
-    if error:
-        source = f"the file {config.password_file}" if config.password_file else PASSWORD
-        raise ValueError(
-            f"log.user is {config.user!r} and log.sasl is {config.sasl!r}: {config.url} refuses them or the "
-            f"password in {source} (error {error}). Compare all three with the brokers' users"
-        )
+def _refusal(settings: dict[str, Any], stream: BufferedRWPair) -> int:
+    """Kafka's error for the user, 0 for none."""
+    name: str = settings["sasl_mechanism"]
+    mechanism = get_sasl_mechanism(name)(**settings)
+    (error,) = struct.unpack_from(">h", _ask(stream, _SASL, 1, _sized(">h", name.encode())))
+    while not error and not mechanism.is_done():
+        answer = _ask(stream, _AUTHENTICATE, 0, _sized(">i", mechanism.auth_bytes()))
+        error, length = struct.unpack_from(">hh", answer)
+        if not error:
+            mechanism.receive(answer[8 + max(0, length) :])
+    return int(error)
 
 
 def _ask(stream: BufferedRWPair, request: int, version: int, body: bytes) -> bytes:

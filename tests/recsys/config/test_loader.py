@@ -3,6 +3,7 @@
 import os
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -175,3 +176,37 @@ def test_a_table_is_set_by_its_own_path_and_the_others_keep_the_models(tmp_path:
 def test_a_table_that_cannot_be_is_refused_by_its_key(tmp_path: Path, said: str) -> None:
     with pytest.raises(ConfigError, match=f"model.tables.*{said.partition(':')[0]}"):
         load(written(tmp_path, f"model: {{tables: {{items: {{{said}}}}}}}\n"))
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        (
+            {"min_insync": 2, "replication": 1},
+            "log.min_insync is 2, expected at most log.replication",
+        ),
+        ({"ca_file": "/ca.pem"}, "log.ca_file is '/ca.pem', expected none without log.tls"),
+        ({"cert_file": "/c.pem"}, "log.cert_file is '/c.pem', expected none without log.tls"),
+        (
+            {"tls": True, "key_file": "/k.pem"},
+            "log.key_file is '/k.pem', expected none without log.cert",
+        ),
+        ({"user": "me"}, "log.user is 'me', expected none without log.sasl"),
+        ({"sasl": "plain"}, "log.user is '', expected a name with log.sasl"),
+        ({"sasl": "gssapi"}, "log.sasl is 'gssapi', expected one of"),
+        ({"prefix": "a b"}, "log.prefix is 'a b', expected at most 100 of"),
+        ({"compression": "lz4"}, "log.compression is 'lz4', expected one of"),
+    ],
+)
+def test_settings_of_brokers_that_do_not_fit_are_refused(
+    settings: dict[str, Any], expected: str
+) -> None:
+    with pytest.raises(ValueError, match=expected):
+        LogConfig("kafka://broker:9093", **settings)
+
+
+def test_settings_of_brokers_fit_together() -> None:
+    LogConfig(
+        "kafka://b:1", replication=3, min_insync=2, sasl="plain", user="me", password_file="/p"
+    )
+    LogConfig("kafka://b:1", tls=True, ca_file="/ca", cert_file="/c", key_file="/k", min_insync=2)

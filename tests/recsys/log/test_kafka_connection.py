@@ -68,7 +68,9 @@ def test_the_right_authority_and_certificate_are_accepted(strict: LogConfig) -> 
 
 def test_a_wrong_authority_is_refused_at_once(strict: LogConfig, tmp_path: Path) -> None:
     other = str(make_certificates(tmp_path, "other").ca)
-    with pytest.raises(ValueError, match="log.ca_file '.*other-ca.pem'.*ca_file to the authority"):
+    with pytest.raises(
+        ValueError, match="log.ca_file is '.*other-ca.pem'.*ca_file to the authority"
+    ):
         connection_of(replace(strict, ca_file=other), 3.0)
 
 
@@ -99,17 +101,14 @@ def test_files_that_cannot_be_read_are_named(strict: LogConfig, files: Certifica
         connection_of(replace(strict, key_file=str(files.ca)), 3.0)
 
 
-def test_a_plain_client_of_a_tls_broker_is_told_so(strict: LogConfig) -> None:
-    with pytest.raises(
-        ValueError, match="log.tls is False.*ends the connection.*Set log.tls as the broker has it"
-    ):
-        connection_of(LogConfig(strict.url), 3.0)
-
-
-def test_tls_with_a_plain_broker_is_refused(files: Certificates, echo: int) -> None:
-    config = LogConfig(f"kafka://127.0.0.1:{echo}", tls=True, ca_file=str(files.ca))
-    with pytest.raises(ValueError, match="log.tls is True.*Set log.tls as the broker has it"):
-        connection_of(config, 3.0)
+def test_brokers_that_are_away_are_left_to_the_client(files: Certificates) -> None:
+    listener = socket.create_server(("127.0.0.1", 0))
+    threading.Thread(target=lambda: listener.accept()[0].close(), daemon=True).start()
+    closing_port = listener.getsockname()[1]
+    url = f"kafka://127.0.0.1:1,127.0.0.1:{closing_port},no-such-host.invalid:1"
+    settings = connection_of(LogConfig(url, tls=True, ca_file=str(files.ca)), 3.0)
+    assert settings["security_protocol"] == "SSL"
+    listener.close()
 
 
 def sasl_config(mechanism: str = "scram-sha-256", port: int = 1) -> LogConfig:
