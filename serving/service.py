@@ -327,13 +327,12 @@ class Service:
         (serving/click_lists.py, also on ``guessed``)."""
         until_s, events = time.monotonic() + _CLICKS_S, list[Event]()
         for event in engagements:
-            if self.click_lists.needs_list(event):
-                events += await self._listed(event, guessed, time.monotonic() < until_s)
-            else:
-                events.append(event)
+            events += await self._listed(event, guessed, time.monotonic() < until_s)
         return events
 
     async def _listed(self, click: Engagement, guessed: bool, in_time: bool) -> tuple[Event, ...]:
+        if not self.click_lists.needs_list(click):
+            return (click,)
         session, read = await self._session(click.user_id)
         if not (in_time and read and self.reader.ready):
             return self.click_lists.leave_out(click, AWAY if in_time else BUSY)
