@@ -145,19 +145,16 @@ class ShareState:
 
     def save(
         self, log_id: str, offsets: Mapping[int, int], pack: Callable[[Sequence[int]], bytes]
-    ) -> dict[int, int]:
-        """Saves what ``pack`` makes of each file's partitions; removes those of another number of workers.
-        Returns offsets as ``PartState.save``."""
-        held: dict[int, int] = {}
+    ) -> None:
+        """Saves what ``pack`` makes of each file's partitions; removes files of another number of workers."""
         for state, partitions in self._files:
             own = {partition: offsets[partition] for partition in partitions}
-            held |= state.save(log_id, {self._topic: own}, pack(partitions))[self._topic]
+            state.save(log_id, {self._topic: own}, pack(partitions))
         if self._files[0][0] is self._whole:
             for state in self._all:
                 state.remove()
         elif all((state.folder / _FILE).exists() for state in self._all):
             self._whole.remove()
-        return held
 
 
 def _decode(raw: bytes) -> Saved:
