@@ -24,7 +24,7 @@ from recsys.observability.log_lines import redact
 from recsys.process.worker_share import WHOLE, Share
 
 _POSITION_KEY: Final = "sessions:place"
-REMOVED_AT_ONCE: Final = 1_000  # keys at once
+_REMOVED: Final = 1_000  # keys at once
 _CONNECTIONS: Final = 10_000  # one per read in progress: admission limits these
 _FOLD_TIMEOUT_S: Final = 10.0
 _SHRUNK_FROM: Final = 1_000  # bytes of a session
@@ -80,11 +80,10 @@ def shrunk(blob: bytes) -> bytes:
 
 
 def expanded(blob: bytes | None) -> bytes | None:
-    """The packed session of a stored one. Raises StoreUnavailable if it is damaged."""
-    try:
+    """The packed session of a stored one; a damaged one as it is, which no reader takes for a session."""
+    with suppress(ZstdError):
         return _expand(blob[1:]) if blob and blob[:1] == _ZSTD else blob
-    except ZstdError as error:
-        raise StoreUnavailable(f"a stored session is damaged: {error}") from error
+    return blob
 
 
 class SessionReader(Protocol):
@@ -164,32 +163,24 @@ class RedisFoldStore:
     """FoldStore over redis-py. Each write of a session renews its time to live. A worker among several writes
     a place of each partition, which fences it: a second worker of the partition gets PositionConflict."""
 
+    is_cluster = False
+
     def __init__(
-        self,
-        url: str,
-        ttl_s: int,
-        name: str = "",
-        share: Share = WHOLE,
-        partitions: int = 0,
-        client: Any = None,
+        self, url: str, ttl_s: int, name: str = "", share: Share = WHOLE, partitions: int = 0
     ) -> None:
-        """``name``: of the feature set. ``partitions``: of ``events``. ``client``: one that is connected."""
+        """``name``: of the feature set. ``partitions``: of ``events``."""
         self._ttl_s, self._name, self._place = ttl_s, name, _position_key(name)
         self._share, self._count = share, partitions
         own = share.partitions(partitions)
-        self._places = {partition: f"{self._place}:{partition}" for partition in own}
-        self._client: Any = client or connect(url)
+        self._places = {p: f"{{p{p}}}" * self.is_cluster + f"{self._place}:{p}" for p in own}
+        self._client: Any = _connect(url, self.is_cluster)
 
     def position(self) -> FoldPosition | None:
         with unavailable("read"):
             return self._read_position(self._client)
 
     def load(self, user_ids: Sequence[Id]) -> list[bytes | None]:
-        if not user_ids:
-            return []
-        with unavailable("read"):
-            keys = [session_key(user_id, self._name) for user_id in user_ids]
-            return list(map(expanded, self._client.mget(keys)))
+        return list(map(expanded, self._read_all([self._key(user_id) for user_id in user_ids])))
 
     def commit(
         self,
@@ -202,10 +193,7 @@ class RedisFoldStore:
             pipe.watch(self._place, *self._places.values())
             check_position(before, self._read_position(pipe))
             pipe.multi()
-            for user_id, blob in sessions.items():
-                pipe.set(session_key(user_id, self._name), shrunk(blob), ex=self._ttl_s)
-            if gone:
-                pipe.delete(*(session_key(user_id, self._name) for user_id in gone))
+            self._put(pipe, {**sessions, **dict.fromkeys(gone)})
             if self._share.whole:
                 pipe.set(self._place, msgspec.msgpack.encode(after))
             else:
@@ -215,9 +203,9 @@ class RedisFoldStore:
             pipe.execute()
 
     def remove(self) -> None:
-        pattern = session_key("*", self._name)
+        pattern = "{p*}" * self.is_cluster + session_key("*", self._name)
         with unavailable("removed"):
-            while keys := list(islice(self._client.scan_iter(pattern), REMOVED_AT_ONCE)):
+            while keys := list(islice(self._client.scan_iter(pattern), _REMOVED)):
                 self._client.delete(*keys)
             self._client.delete(self._place, *self._places.values())
 
@@ -232,6 +220,21 @@ class RedisFoldStore:
 
     def close(self) -> None:
         self._client.close()
+
+    def _key(self, user_id: Id) -> str:
+        return session_key(user_id, self._name, self._count * self.is_cluster)
+
+    def _read_all(self, keys: Sequence[str]) -> list[bytes | None]:
+        with unavailable("read"):
+            blobs: list[bytes | None] = self._client.mget(keys) if keys else []
+            return blobs
+
+    def _put(self, pipe: Any, sessions: Mapping[str, bytes | None]) -> None:
+        for user_id, blob in sessions.items():
+            if blob is None:
+                pipe.delete(self._key(user_id))
+            else:
+                pipe.set(self._key(user_id), shrunk(blob), ex=self._ttl_s)
 
     def _read_position(self, client: Any) -> FoldPosition | None:
         whole, *places = map(decode_position, client.mget(self._place, *self._places.values()))
@@ -252,7 +255,7 @@ def unavailable(action: str) -> Iterator[None]:
         raise StoreUnavailable(f"the session store can't be {action}: {error}") from error
 
 
-def connect(url: str, is_cluster: bool = False) -> Any:
+def _connect(url: str, is_cluster: bool) -> Any:
     """The fold's client. Raises ValueError, with the remedy, for a server of the other kind, a certificate
     that isn't trusted, or a user whom it refuses; StoreUnavailable if it doesn't answer."""
     place = f"sessions.url is {redact(url)!r}"
@@ -263,15 +266,13 @@ def connect(url: str, is_cluster: bool = False) -> Any:
             runs_cluster = bool(client.info("cluster").get("cluster_enabled"))
         except redis.exceptions.AuthenticationError as error:
             raise ValueError(f"{place}, and it refuses its user or password: {error}") from None
-        except redis.exceptions.NoPermissionError:
-            runs_cluster = is_cluster  # the user may not look
         except (redis.RedisError, OSError) as error:
             if "CERTIFICATE" in str(error):
                 raise ValueError(
                     f"{place}, and TLS with it fails: {error}. Name the authority that signed its "
                     "certificate: ?ssl_ca_certs=/path/ca.pem; the certificate must name the host"
                 ) from None
-            runs_cluster = is_cluster  # away: each use says so
+            runs_cluster = is_cluster  # away, or the user may not look
     if runs_cluster != is_cluster:
         names = ("a single server", "a node of a cluster")
         raise ValueError(
