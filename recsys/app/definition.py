@@ -139,7 +139,7 @@ class App:
         join = replace(base.join, window_s=self.window_s, all_shown=self.all_shown)
         sessions = replace(base.sessions, history=self.history)
         if self.repeats:
-            sessions = replace(sessions, seen=1)
+            sessions = replace(sessions, seen=0)
         if self.shown == BY_CLICK:
             base = replace(base, model=replace(base.model, **CLICK_RATES))
         slow_h = self.features.half_lives_h[-1]

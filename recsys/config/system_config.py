@@ -49,7 +49,7 @@ class SessionConfig(Section):
     url: str = "embedded"  # embedded Valkey, or redis://host:port/db, or rediss://… with TLS
     cluster: bool = False  # url names a node of a Redis Cluster
     history: int = bounded(20, 1, 200)  # newest engagements that the ranker reads
-    seen: int = bounded(500, 1)  # items not shown again
+    seen: int = bounded(500, 0)  # items not shown again
     ttl_s: int = bounded(30 * 24 * 3600, 1)
 
 

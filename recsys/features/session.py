@@ -23,6 +23,7 @@ USER: Final = key_of("entity", "user")  # the counter row of the user as a whole
 COUNTER_ROWS: Final = 400
 REQUESTS: Final = 24  # requests whose context is remembered for their engagements
 WISHES: Final = 500
+HIDDEN: Final = 500  # more where more seen items are remembered
 NOBODY: Final = ""  # user id of a session without a profile: it has no row of its own
 PLAIN: Final = -1  # in place of a context: the list was made without a profile
 PLAIN_LIST: Final = "plain-"  # beginning of the id of a request that asked for such a list
@@ -74,7 +75,7 @@ class Session:
         self.history: deque[Entry] = deque(maxlen=max(1, features.history))
         self.requests: deque[tuple[str, int]] = deque(maxlen=REQUESTS)
         self.seen: deque[int] = deque(maxlen=seen)
-        self.hidden: deque[int] = deque(maxlen=seen)
+        self.hidden: deque[int] = deque(maxlen=max(seen, HIDDEN))
         self.wishes: dict[int, str] = {}  # block, mute or less, by the key of an item or of a value
         self.fields: list[int] = []  # of ``FeatureSet.user_fields``
         self.numbers: list[float] = []  # declared ones of the profile
@@ -105,7 +106,7 @@ class Session:
 
     def without_profile(self) -> "Session":
         """A session of nobody with what this viewer must not see: hidden and seen items, and wishes."""
-        nobody = Session(NOBODY, self.features, self.seen.maxlen or 1)
+        nobody = Session(NOBODY, self.features, self.seen.maxlen or 0)
         nobody.offset, nobody.digest = self.offset, self.digest
         nobody.seen, nobody.hidden, nobody.wishes = self.seen, self.hidden, self.wishes
         nobody.profile, nobody.plain = self.profile, True

@@ -151,7 +151,7 @@ def fold_events(
     keys that items had when an event of a time was folded."""
     for offset, event in events:
         if isinstance(event, User) and event.removed:
-            session = Session(event.user_id, session.features, session.seen.maxlen or 1)
+            session = Session(event.user_id, session.features, session.seen.maxlen or 0)
         else:
             fold_event(session, event, keys_at(event.time_ms))
         session.offset = offset + 1

@@ -165,6 +165,14 @@ def test_what_is_hidden_is_remembered() -> None:
     assert list(its.hidden) == [key_of("item", "v3")]
 
 
+def test_where_seen_items_come_again_hidden_ones_are_remembered() -> None:
+    its = fold(session(seen=0), did("r1", 3, "hide"), did("r1", 4, "hide"), did("r1", 5, "skip"))
+    again = Session.unpack(its.pack(), FEATURES, 0)
+    for one in (its, again, again.without_profile()):
+        assert list(one.hidden) == [key_of("item", "v3"), key_of("item", "v4")]
+        assert not one.seen
+
+
 def test_engagements_with_a_list_without_profile_are_seen_once_and_enter_no_history() -> None:
     plain = msgspec.structs.replace(shown("r1", 3), asked=RequestInputs(n=1, plain=True))
     viewer = fold(

@@ -6,13 +6,22 @@ import pytest
 from msgspec.structs import replace as replace_fields
 
 from recsys.config.system_config import Config
-from recsys.events.event_types import Engagement, Impression, Item, RequestInputs, Stamp, encode
+from recsys.events.event_types import (
+    Engagement,
+    Impression,
+    Item,
+    RequestInputs,
+    Stamp,
+    User,
+    encode,
+)
 from recsys.events.hashing import digest_of, partition_of
 from recsys.events.records import EVENTS, ITEMS, topics
 from recsys.features.feature_set import FeatureSet
 from recsys.features.feature_set_file import FEED_SCHEMA
 from recsys.features.session import Session
 from recsys.log.protocol import Append, MemoryLog
+from serving.reconstruction.reconstructed_answer import fold_events
 from serving.reconstruction.reconstructed_replica import NotReconstructible
 from serving.reconstruction.reconstructed_session import (
     ItemVersions,
@@ -107,3 +116,10 @@ def test_a_session_is_found_though_its_fold_was_behind(lag_ms: int) -> None:
     other = replace_fields(shown, asked=RequestInputs(n=1, session="another"))
     with pytest.raises(NotReconstructible, match="items in it were changed: v1"):
         past.of(other)
+
+
+def test_after_an_erasure_a_viewer_may_be_shown_seen_items_as_before() -> None:
+    erased = User(time_ms=1, user_id="u", removed=True)
+    for seen in (0, 7):
+        session = fold_events(Session("u", FEATURES, seen), [(3, erased)], lambda time_ms: {})
+        assert session.seen.maxlen == seen and session.offset == 4
