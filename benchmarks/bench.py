@@ -38,6 +38,18 @@ def table(rows: Rows = 1_000_000, batches: Batches = 50, seed: Seed = 0) -> Figu
 
 
 @bench_command(bench)
+def kafka(
+    records: Annotated[int, typer.Option(min=1_000, help="Records on the log.")] = 40_000,
+    size: Annotated[int, typer.Option(min=8, help="Bytes of a record.")] = 400,
+    seed: Seed = 0,
+) -> Figures:
+    """Cost of records on Kafka: appended, read in order, and at single offsets."""
+    from benchmarks.system.bench_kafka import measure_kafka
+
+    return measure_kafka(records, size, seed)
+
+
+@bench_command(bench)
 def shadow(
     lists: Annotated[int, typer.Option(min=400, help="Watched lists.")] = 4_000,
     share: Annotated[
