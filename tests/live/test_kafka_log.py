@@ -5,11 +5,12 @@ import time
 from collections.abc import Iterator
 
 import pytest
+from kafka import KafkaConsumer, TopicPartition
 
 from recsys.log import kafka_log, kafka_reader, kafka_tail
 from recsys.log.embedded_broker import EmbeddedBroker
 from recsys.log.kafka_log import KafkaLog
-from recsys.log.protocol import Append, LogLost, LogUnavailable, Topic
+from recsys.log.protocol import Append, Brokers, LogLost, LogUnavailable, Topic
 from recsys.process.log_consumer import Consumer, check_same
 
 pytestmark = pytest.mark.services
@@ -223,3 +224,48 @@ def test_the_broker_listens_on_loopback_only_and_refuses_a_taken_port(
         EmbeddedBroker(broker.port).start()
     broker.stop()
     assert not broker.is_running()
+
+
+def test_systems_with_prefixes_share_brokers(broker: EmbeddedBroker) -> None:
+    logs = [KafkaLog(Brokers(broker.url, prefix=prefix)) for prefix in ("", "a.", "b.")]
+    assert len({log.id for log in logs}) == 3
+    for number, log in enumerate(logs):
+        log.create(Topic("t", number + 1))
+        log.append("t", some(number + 1))
+    for number, log in enumerate(logs):
+        assert log.partitions("t") == number + 1 and len(log.read("t", 0, 0)) == number + 1
+        assert log.end("t", 0) == number + 1
+        assert log.read_each("t", {0: [0]}).keys() == {(0, 0)}
+    names = set(logs[0]._admin.list_topics())
+    assert names >= {"t", "a.t", "b.t", "a." + kafka_log.ID_TOPIC}
+    assert KafkaLog(Brokers(broker.url, prefix="a.")).id == logs[1].id
+    with pytest.raises(KeyError, match='there are: t"$'):
+        logs[2].partitions("other")
+    for log in logs:
+        log.close()
+
+
+def test_appended_batches_are_compressed(broker: EmbeddedBroker) -> None:
+    sizes = []
+    for compression in ("none", "zstd", "gzip"):
+        log = KafkaLog(Brokers(broker.url, compression=compression))
+        log.create(Topic(compression))
+        log.append(compression, some(200, size=500))
+        assert len(log.read(compression, 0, 0)) == 200
+        consumer = KafkaConsumer(
+            bootstrap_servers=broker.url.removeprefix("kafka://"), group_id=None
+        )
+        at = TopicPartition(compression, 0)
+        consumer.assign([at])
+        consumer.seek(at, 0)
+        fetched: list[int] = []
+        parse = consumer._fetcher._parse_fetched_data
+        consumer._fetcher._parse_fetched_data = lambda done, parse=parse, fetched=fetched: (
+            fetched.append(len(done.partition_data.records or b"")) or parse(done)
+        )
+        while sum(map(len, consumer.poll(200).values())) == 0:
+            pass
+        sizes.append(sum(fetched))
+        consumer.close()
+        log.close()
+    assert sizes[0] > 100_000 and max(sizes[1:]) < sizes[0] / 5
