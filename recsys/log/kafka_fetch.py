@@ -49,7 +49,8 @@ async def fetch_each(
                 last = rest[0]  # an offset is asked for once, whatever the answer
                 for part in (part for each in answer.responses for part in each.partitions):
                     for batch in MemoryRecords(part.records or b""):
-                        if any(batch.base_offset <= offset <= batch.last_offset for offset in rest):
+                        is_wanted = any(batch.base_offset <= o <= batch.last_offset for o in rest)
+                        if is_wanted and batch.validate_crc():
                             records = {record.offset: record for record in records_of(batch)}
                             found |= {(partition, o): records[o] for o in rest if o in records}
                         last = max(last, batch.last_offset)
