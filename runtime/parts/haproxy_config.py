@@ -19,6 +19,8 @@ BUFFER_BYTES: Final = 65_536
 # Longer bodies go to the replica while they arrive: they outgrow the buffer.
 _HELD_BYTES: Final = 60_000
 _RETRY_AFTER_S: Final = 1
+# Another replica is asked for a list that its replica has not answered by then: the machine may be gone.
+_LIST_TIMEOUT: Final = "http-request set-timeout server 2s if { path /v1/recommend }"
 _NO_REPLICA: Final = '{"error":"no replica answers: try again in a second","details":[]}'
 _UNAVAILABLE: Final = (
     "return status 503 content-type application/json "
@@ -91,7 +93,7 @@ def harden(text: str, config: Config) -> str:
         # Before the application is deployed.
         (r"http-request return status 404 .*Ping http://.*", f"http-request {_UNAVAILABLE}", 1, 1),
         (r"^backend (\S+)\n *log global$",
-         rf"\g<0>\n    http-request {_UNAVAILABLE} if {{ nbsrv(\1) lt 1 }}", apps, apps),
+         rf"\g<0>\n    http-request {_UNAVAILABLE} if {{ nbsrv(\1) lt 1 }}\n    {_LIST_TIMEOUT}", apps, apps),
         # Serve's own proxy, which lets requests wait until a replica starts; its address arrives later.
         (r"^ *server \S+ \S+ check backup\n", "", 0, apps),
     ]  # fmt: skip

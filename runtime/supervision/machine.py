@@ -79,7 +79,8 @@ def installed_versions() -> dict[str, str]:
     """Maps distributions and ``python`` to versions; of one that is on the path twice, the imported one."""
     versions = {"python": platform.python_version()}
     for distribution in metadata.distributions():
-        versions.setdefault(normalised(distribution.metadata["Name"]), distribution.version)
+        if name := distribution.metadata["Name"]:  # none in what a broken installation left
+            versions.setdefault(normalised(name), distribution.version)
     return versions
 
 

@@ -94,10 +94,10 @@ def serve_environment(config: Config, tuned: bool = True) -> dict[str, str]:
         "RAY_SERVE_ENABLE_HA_PROXY": "1" if tuned and haproxy() else "0",
         "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1" if tuned else "0",
         # A leaving replica accepts connections for this long, until HAProxy has heard of it; then it refuses
-        # them, and HAProxy retries another replica. The same happens where a replica dies before it answers:
-        # a request may arrive twice, which is harmless (events have ids).
+        # them, and HAProxy retries another replica. The same happens where a replica dies before it answers,
+        # or its machine is silent: a request may arrive twice, which is harmless (events have ids).
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "5",
-        "RAY_SERVE_HAPROXY_RETRY_ON": "conn-failure empty-response",
+        "RAY_SERVE_HAPROXY_RETRY_ON": "conn-failure empty-response response-timeout",
         # The proxy restarts after three failed checks: at the default 10 s that is half a minute of downtime.
         "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "1",
         "RAY_SERVE_LOG_ENCODING": "JSON" if config.logging.format == "json" else "TEXT",

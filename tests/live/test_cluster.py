@@ -43,13 +43,15 @@ def refused(cluster: Cluster, **variables: str) -> str:
 def test_nodes_that_do_not_fit_are_refused(cluster: Cluster) -> None:
     odd = cluster.workers[1]
     folder = odd.folder / "tmp" / "odd"
-    (folder / "numpy-1.0.0.dist-info").mkdir(parents=True)
+    folder.mkdir()
     (folder / "sitecustomize.py").write_text(_CLOCK)
     cluster.start_worker(odd, {"PYTHONPATH": "/tmp/odd"})
     message = refused(cluster)
     assert f"the clock of node {odd.address} differs by +5.0 s" in message, message
     (folder / "sitecustomize.py").unlink()
-    (folder / "numpy-1.0.0.dist-info" / "METADATA").write_text(_PACKAGE)
+    package = folder / "numpy-1.0.0.dist-info"
+    package.mkdir()
+    (package / "METADATA").write_text(_PACKAGE)
     cluster.start_worker(odd, {"PYTHONPATH": "/tmp/odd"})
     message = refused(cluster)
     assert f"node {odd.address} has numpy 1.0.0, expected" in message, message

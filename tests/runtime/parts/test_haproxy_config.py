@@ -103,6 +103,7 @@ def test_without_a_replica_the_answer_is_503_at_once_and_no_other_proxy_is_asked
     )
     app, none = section(hard, "backend http-recsys"), section(hard, "backend default_backend")
     assert app[2].startswith(unavailable) and app[2].endswith("if { nbsrv(http-recsys) lt 1 }")
+    assert app[3] == "http-request set-timeout server 2s if { path /v1/recommend }"
     assert len(none) == 2 and none[1].startswith(unavailable)
     head, body = ERROR_PAGE.split("\r\n\r\n")
     assert "Retry-After: 1" in head and f"Content-Length: {len(body)}" in head
