@@ -81,6 +81,7 @@ def faults_of(words):
     if not words or words[0].isupper():
         return []
     name, rest = words[0], words[1:]
+    rest = rest[: rest.index("--")] if "--" in rest else rest  # another program's options follow
     if name not in THERE:
         return [f"no command {name!r}"]
     command = load(THERE[name], name)
@@ -170,6 +171,7 @@ def test_options_named_alone_exist(page):
     ours = options_of_all() | {"--no-deps", "--strict", "--no-build-isolation"}  # pip's and mypy's
     ours |= {
         "--address",
+        "--port",
         "--working-dir",
         "--submission-id",
         "--metadata-json",
