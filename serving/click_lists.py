@@ -8,6 +8,7 @@ A replay makes lists of a log's clicks, a replica of those that it takes.
 """
 
 from collections import Counter, OrderedDict
+from collections.abc import Iterable
 from dataclasses import replace
 from typing import Final
 
@@ -55,7 +56,7 @@ class ClickLists:
             time_ms=click.time_ms,
             request_id=query.request_id,
             user_id=click.user_id,
-            items=[ServedItem(item_id=item_id) for item_id in self._listed(click, query)],
+            items=[ServedItem(item_id=item_id) for item_id in self._items(click, query)],
             surface=click.surface,
         )
 
@@ -92,11 +93,10 @@ class ClickLists:
         if before and before != named:
             return (joined,)
         index_of = self._pipeline.replica.catalogue.index_of
-        listed = self._listed(click, query).items()
-        sources = {at: names for i, names in listed if (at := index_of(i)) is not None}
-        request = replace(query.request, n=len(sources))
+        indices = [i for i in map(index_of, self._items(click, query)) if i is not None]
+        request = replace(query.request, n=len(indices))
         query = replace(query, request=request, request_id=named)
-        return self._pipeline.impression_of(query, sources), joined
+        return self._pipeline.impression_of(query, indices), joined
 
     def _logged_before(self, event: Engagement, session: Session) -> str:
         """As ``list_before``; the session has lists of other replicas, too."""
@@ -115,22 +115,20 @@ class ClickLists:
         request = Request(click.user_id, 1, click.surface)
         return Query(request, session, self._policy, now_ms, request_id)
 
-    def _listed(self, click: Engagement, query: Query) -> dict[Id, list[str]]:
-        """The items, the clicked one first, with the sources that had each."""
+    def _items(self, click: Engagement, query: Query) -> Iterable[Id]:
+        """The items, each once, the clicked one first."""
         self._lists[str(click.user_id), str(click.item_id)] = query.request_id
         if len(self._lists) > _REMEMBERED:
             self._lists.popitem(last=False)
         catalogue = self._pipeline.replica.catalogue
-        candidates, own = self._pipeline.candidates(query), catalogue.index_of(click.item_id)
-        assert own is not None, "known items only"
-        indices = np.array(candidates.indices, np.int64)
-        indices = indices[indices != own]
+        indices = np.array(self._pipeline.candidates(query).indices, np.int64)
+        indices = indices[indices != catalogue.index_of(click.item_id)]
         # Not the draws of the request: by these the sources have chosen.
         seed = key_of("click list", query.request_id) & 0xFFFFFFFF
         others = indices[np.argsort(draws(seed, indices))[:_OTHERS]].tolist()
         anywhere = int(draws(seed, np.array([-1]))[0] * len(catalogue))
-        listed = {click.item_id: own} | {catalogue.ids[i]: i for i in (*others, anywhere)}
-        return {item_id: candidates.sources.get(i, []) for item_id, i in listed.items()}
+        listed = [click.item_id, *map(catalogue.ids.__getitem__, [*others, anywhere])]
+        return dict.fromkeys(listed)
 
 
 def _logged_id(request_id: str) -> str:

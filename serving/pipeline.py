@@ -22,7 +22,7 @@ deadline skips are named in ``degraded``; there is an answer whatever happens to
 import logging
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from typing import Any, Final, TypeGuard
@@ -130,12 +130,14 @@ class Pipeline:
         query = as_asked(query)
         return run_stages(self.retrieving, query, Candidates(self._features(query)))
 
-    def impression_of(self, query: Query, sources: Mapping[int, list[str]]) -> Impression:
-        """Impression of a list of ``query.request.n`` items, by their indices, as if it had been answered."""
-        n, features = len(sources), self._features(query, np.array(list(sources), np.int64))
+    def impression_of(self, query: Query, indices: list[int]) -> Impression:
+        """Impression of a list of ``query.request.n`` items, by their indices, as if it had been answered,
+        but without sources."""
+        n, features = len(indices), self._features(query, np.array(indices, np.int64))
+        sources: dict[int, list[str]] = {index: [] for index in indices}
         ranked = self._rank_list(query, self._rank(query, Candidates(features, sources=sources)))
         slate = Slate(np.arange(n), np.ones(n), np.zeros(n, np.bool_), 0, {})
-        listed = replace(ranked, slate=slate, slate_scores_R=ranked.scores_N)
+        listed = ranked.having(slate=slate, slate_scores_R=ranked.scores_N)
         return self._assemble(query, listed).impression
 
     def adjusted(self, query: Query, candidates: Candidates) -> Candidates:
@@ -187,7 +189,7 @@ class Pipeline:
 
     def _filter(self, query: Query, candidates: Candidates) -> Candidates:
         allowed, removed, _ = filters.allowed_items(self.replica, query)
-        return replace(candidates, allowed=allowed, removed=removed)
+        return candidates.having(allowed=allowed, removed=removed)
 
     def _retrieve(
         self, query: Query, candidates: Candidates, shares: dict[str, int] | None = None
@@ -199,7 +201,7 @@ class Pipeline:
         if len(sources) < n:
             for index in allowed.first(n * 5).tolist():
                 sources.setdefault(index, ["any"])
-        candidates = replace(candidates, sources=sources)
+        candidates = candidates.having(sources=sources)
         return candidates.degrade("retrieval") if failed else candidates
 
     def _retrieve_popular(self, query: Query, candidates: Candidates) -> Candidates:
@@ -211,22 +213,22 @@ class Pipeline:
         if len(candidates.sources) <= most:
             return candidates
         shortened = shorten_candidates(candidates.sources, most)
-        return replace(candidates, sources=shortened).degrade(SHORT)
+        return candidates.having(sources=shortened).degrade(SHORT)
 
     def _give(self, query: Query, candidates: Candidates) -> Candidates:
         indices, left_out = filters.given_items(self.replica, query)
         removed = {filters.UNKNOWN: 0, filters.EXCLUDED: 0} | Counter(left_out.values())
         sources = {index: ["given"] for index in indices}
-        return replace(candidates, sources=sources, left_out=left_out, removed=removed)
+        return candidates.having(sources=sources, left_out=left_out, removed=removed)
 
     def _pin(self, query: Query, candidates: Candidates) -> Candidates:
         pinned = filters.pinned_items(self.replica, query, candidates)
         sources = {**candidates.sources, **{index: ["fixed"] for index in pinned.values()}}
-        return replace(candidates, pinned=pinned, sources=sources) if pinned else candidates
+        return candidates.having(pinned=pinned, sources=sources) if pinned else candidates
 
     def _build_features(self, query: Query, candidates: Candidates) -> Candidates:
-        indices = np.array(candidates.indices, np.int64)
-        return replace(candidates, features=self._features(query, indices, candidates.features))
+        features = self._features(query, candidates.indices_N, candidates.features)
+        return candidates.having(features=features)
 
     def _rank(self, query: Query, candidates: Candidates) -> Candidates:
         replica = self.replica
@@ -236,7 +238,7 @@ class Pipeline:
             read = replica.read(candidates.features)
             predictions_NL = probabilities(replica.model, replica.rows, [read])
             # Logged even if they are not numbers: they tell a broken model from a late one.
-            candidates = replace(candidates, predictions_NL=predictions_NL)
+            candidates = candidates.having(predictions_NL=predictions_NL)
             if not _has_numbers(predictions_NL) and candidates.sources:
                 raise FloatingPointError("no candidate has a prediction that is a number")
         except Exception:
@@ -252,19 +254,19 @@ class Pipeline:
         listed = replica.read(self._listed(candidates.features, best))
         predictions_NL = predictions_NL.copy()
         predictions_NL[best] = probabilities(replica.model, replica.rows, [listed])
-        candidates = replace(candidates, predictions_NL=predictions_NL)
+        candidates = candidates.having(predictions_NL=predictions_NL)
         return candidates.scored(self.score(predictions_NL, query.policy))
 
     def _rank_by_popularity(
         self, _: Query, candidates: Candidates, reason: str = UNRANKED
     ) -> Candidates:
         reason = "model" if self.replica.step == 0 else reason
-        scores_N = popular_scores(self.replica.popularity.values[candidates.indices])
+        scores_N = popular_scores(self.replica.popularity.values[candidates.indices_N])
         return candidates.scored(scores_N).degrade(reason)
 
     def _limit(self, query: Query, candidates: Candidates) -> Candidates:
-        indices = np.array(candidates.indices, np.int64)
-        for name, closed_N in filters.viewer_limits(self.replica, query, indices).items():
+        limits = filters.viewer_limits(self.replica, query, candidates.indices_N)
+        for name, closed_N in limits.items():
             candidates = candidates.keep(name, ~closed_N)
         return candidates
 
@@ -283,7 +285,7 @@ class Pipeline:
             slate = sample_slate(control, n, request_id=request_id)
             scores_R = scores_N[slate.positions]
         removed = candidates.removed | slate.closed
-        return replace(candidates, slate=slate, slate_scores_R=scores_R, removed=removed)
+        return candidates.having(slate=slate, slate_scores_R=scores_R, removed=removed)
 
     # --- helpers of stages, and of reconstruction ---
 
@@ -301,7 +303,7 @@ class Pipeline:
     def sampling_input(self, query: Query, candidates: Candidates) -> SamplingInput:
         """Input of the draw: candidates as ``adjusted`` for the query's policy."""
         config, replica = query.policy.config, self.replica
-        indices = np.array(candidates.indices, np.int64)
+        indices = candidates.indices_N
         exploration = config.temperature, config.explore, config.quota, config.diversity
         params = BY_SCORE if query.request.by_score else SamplingParams(*exploration)
         return SamplingInput(

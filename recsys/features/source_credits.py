@@ -12,6 +12,7 @@ from typing import Final
 from recsys.config.policy_config import SOURCES
 from recsys.events.event_types import Impression
 from recsys.events.hashing import key_of
+from recsys.events.records import CLICK_LIST
 
 ALL: Final = key_of("source", "")
 UNION: Final = key_of("source", "union")
@@ -44,6 +45,8 @@ class SourceCredits:
 
     def of(self, request_id: str, item: int) -> Iterator[tuple[tuple[int, ...], float]]:
         """Keys to count an engagement for, with their part of the engagement."""
+        if request_id.startswith(CLICK_LIST):
+            return  # no source was asked for a viewer's list
         names = self.requests.get(request_id, {}).get(item, [])
         yield (ALL, UNION) if names else (ALL,), 1.0
         if names:
