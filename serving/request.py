@@ -88,6 +88,19 @@ class Candidates:
         """Catalogue indices, in the order of the arrays."""
         return list(self.sources)
 
+    @cached_property
+    def indices_N(self) -> NDArray[np.int64]:
+        return np.array(self.indices, np.int64)
+
+    def having(self, **changed: Any) -> "Candidates":
+        """As ``dataclasses.replace``, in a tenth of the time: each of ten stages makes new candidates."""
+        candidates = object.__new__(Candidates)
+        candidates.__dict__.update(self.__dict__, **changed)
+        if "sources" in changed:
+            candidates.__dict__.pop("indices", None)
+            candidates.__dict__.pop("indices_N", None)
+        return candidates
+
     @property
     def final_N(self) -> Floats:
         """Scores that the list is drawn by."""
@@ -96,18 +109,18 @@ class Candidates:
     def scored(self, scores_N: Floats) -> "Candidates":
         """The candidates with new scores, all open, without what later stages added."""
         open_N = np.ones(len(scores_N), np.bool_)
-        return replace(self, scores_N=scores_N, open_N=open_N, added={})
+        return self.having(scores_N=scores_N, open_N=open_N, added={})
 
     def add_scores(self, stage: str, added_N: Floats) -> "Candidates":
-        return replace(self, added={**self.added, stage: added_N})
+        return self.having(added={**self.added, stage: added_N})
 
     def keep(self, stage: str, kept_N: NDArray[np.bool_]) -> "Candidates":
         """Closes the candidates outside of ``kept_N`` and counts them as removed by the stage."""
         count = int((self.open_N & ~kept_N).sum())
-        return replace(self, open_N=self.open_N & kept_N, removed=self.removed | {stage: count})
+        return self.having(open_N=self.open_N & kept_N, removed=self.removed | {stage: count})
 
     def degrade(self, *stages: str) -> "Candidates":
-        return replace(self, degraded=(*self.degraded, *stages)) if stages else self
+        return self.having(degraded=(*self.degraded, *stages)) if stages else self
 
 
 class AnswerItem(msgspec.Struct, frozen=True, omit_defaults=True):

@@ -31,6 +31,8 @@ def linear(x_BI: Tensor, weight_OI: Tensor, bias_O: Tensor) -> Tensor:
     """x Wᵀ + b (B, O)."""
     if _multiply is None or x_BI.is_cuda or len(weight_OI) < NARROW or not len(x_BI):
         return F.linear(x_BI, weight_OI, bias_O)
+    if not torch.is_grad_enabled():
+        return _product(x_BI.contiguous(), weight_OI, bias_O)
     out: Tensor = _Linear.apply(x_BI, weight_OI, bias_O)  # type: ignore[no-untyped-call]
     return out
 

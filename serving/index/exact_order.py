@@ -17,11 +17,13 @@ from recsys.arrays.compiled import kernel, read_only
 Indices = NDArray[np.int64]
 Vectors = NDArray[np.float32]
 Hits = tuple[Indices, Vectors]  # indices (or keys of items) and products, best first
-_SPARE: Final = 16  # hits fetched beyond k
+_SPARE: Final = 16  # hits fetched beyond k, and an eighth of k
 _MOST: Final = 16  # times as many are fetched at most; then all candidates are scanned once
-# Bound on the error of a float32 product relative to its sum of absolute terms, twice: a product that was
-# left out and one that was fetched may both be off. 64 dimensions.
-_ERROR: Final = 2.0**-17
+# Bound on the error of a product of float32 with float16 numbers, relative to its sum of absolute terms,
+# twice: a product that was left out and one that was fetched may both be off. 64 dimensions. ``_TINY``: the
+# same of subnormal numbers.
+_ERROR: Final = 2.0**-10 + 2.0**-16
+_TINY: Final = 2.0**-24
 _VECTORS, _VECTOR = read_only(types.float32, 2), read_only(types.float32, 1)
 
 
@@ -44,17 +46,28 @@ def products(rows_NV: Vectors, indices: Indices, query_V: Vectors) -> Vectors:
 
 def largest(values_N: Vectors, k: int, keys_N: Indices | None = None) -> Indices:
     """Positions of the k largest values, in order, of equals by key (by position without ``keys_N``)."""
+    if keys_N is None:
+        return _largest_by_position(values_N, k)
     positions = np.arange(len(values_N))
-    keys = positions if keys_N is None else keys_N
     if len(values_N) > k:
         kth = np.partition(values_N, len(values_N) - k)[len(values_N) - k]
         above, equal = np.flatnonzero(values_N > kth), np.flatnonzero(values_N == kth)
         missing = k - len(above)
         if len(equal) > missing:
-            equal = equal[np.argpartition(keys[equal], missing - 1)[:missing]]
+            equal = equal[np.argpartition(keys_N[equal], missing - 1)[:missing]]
         positions = np.concatenate([above, equal])
-    order: Indices = positions[np.lexsort((keys[positions], -values_N[positions]))]
+    order: Indices = positions[np.lexsort((keys_N[positions], -values_N[positions]))]
     return order
+
+
+def _largest_by_position(values_N: Vectors, k: int) -> Indices:
+    """``largest`` in one sort of integers: the order of the values above, the position below."""
+    bits = (values_N + np.float32(0)).view(np.int32)  # -0 becomes 0
+    ascending = bits ^ (bits >> 31 & 0x7FFFFFFF)
+    places = (~ascending).astype(np.int64) << 32 | np.arange(len(values_N))
+    if len(places) > k:
+        places = np.partition(places, k - 1)[:k]
+    return np.sort(places) & 0xFFFFFFFF
 
 
 def largest_parts(vectors_NV: Vectors, before_V: Vectors) -> Vectors:
@@ -74,13 +87,13 @@ def exact_best(
     at most ``most``; ``largest_V``: as of ``largest_parts`` over all vectors. Hits without a finite product
     are dropped. Linear in the number of candidates, however many are equal.
     """
-    bound = _ERROR * float(np.abs(query_V) @ largest_V)
-    size = first = min(most, k + _SPARE)
+    bound = float(np.abs(query_V) @ (_ERROR * largest_V + _TINY))
+    size = first = min(most, k + k // 8 + _SPARE)
     while size <= _MOST * first:
-        candidates = fetch(size)
+        candidates = np.sort(fetch(size))
         complete = len(candidates) < size or size >= most
         indices, products_M = _finite_products(candidates, rows_NV, query_V)
-        best, least = largest(products_M, k, indices), products_M.min(initial=np.inf)
+        best, least = largest(products_M, k), products_M.min(initial=np.inf)
         if complete or (len(best) == k and products_M[best[-1]] - least > bound):
             return indices[best], products_M[best]
         size = min(most, 2 * size)
@@ -90,9 +103,10 @@ def exact_best(
 def best_of(
     candidates: Indices, rows_NV: Vectors, query_V: Vectors, k: int, keys_N: Indices | None = None
 ) -> Hits:
-    """The k best of all candidates, as ``exact_best`` orders them; of equals by key with ``keys_N``."""
+    """The k best of all candidates, in ascending order, as ``exact_best`` orders them; of equals by key with
+    ``keys_N``."""
     indices, products_M = _finite_products(candidates, rows_NV, query_V)
-    best = largest(products_M, k, indices if keys_N is None else keys_N[indices])
+    best = largest(products_M, k, None if keys_N is None else keys_N[indices])
     return indices[best], products_M[best]
 
 

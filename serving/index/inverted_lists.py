@@ -1,8 +1,9 @@
 """Inverted lists that change in place: FAISS's, with each vector in the list of its nearest centroid.
 
-A search scans the lists whose centroids have the largest products with the query. Its result is a function of
-the centroids, the vectors and the wanted items, to the last bit (serving/index/exact_order.py), so it can be
-repeated without the history of the lists.
+A search scans the lists whose centroids have the largest products with the query. The lists hold float16
+numbers, since a search mostly waits for memory; its hits are ordered by the vectors themselves. So its result
+is a function of the centroids, the vectors and the wanted items, to the last bit
+(serving/index/exact_order.py), and can be repeated without the history of the lists.
 """
 
 from functools import cached_property
@@ -15,10 +16,19 @@ from numpy.typing import NDArray
 
 from recsys.arrays.bitmap import Bitmap
 from recsys.arrays.growable import grown
-from serving.index.exact_order import Hits, Indices, Vectors, exact_best, largest, largest_parts
+from serving.index.exact_order import (
+    Hits,
+    Indices,
+    Vectors,
+    best_of,
+    exact_best,
+    largest,
+    largest_parts,
+)
 
 # FAISS assigns fewer than 20 vectors without BLAS, whose rounding depends on the batch.
 _BATCH: Final = 16
+_LARGEST: Final = float(np.finfo(np.float16).max)
 
 
 class Centroids:
@@ -59,9 +69,10 @@ class InvertedLists:
     def __init__(self, centroids: Centroids) -> None:
         self.centroids = centroids
         # One list more than there are centroids: searches never probe it, and it holds removed vectors.
-        self._index = faiss.IndexIVFFlat(
-            centroids.quantizer, centroids.dim, centroids.count + 1, faiss.METRIC_INNER_PRODUCT
-        )
+        self._index = faiss.IndexIVFScalarQuantizer(
+            centroids.quantizer, centroids.dim, centroids.count + 1,
+            faiss.ScalarQuantizer.QT_fp16, faiss.METRIC_INNER_PRODUCT, False,
+        )  # fmt: skip
         self._index.is_trained = True  # FAISS expects as many lists as centroids
         self._index.set_direct_map_type(faiss.DirectMap.Array)
         self._list_of = np.full(8, -1, np.int32)
@@ -74,7 +85,7 @@ class InvertedLists:
 
     @property
     def nbytes(self) -> int:
-        entry: int = 4 * self.centroids.dim + 8 + 8 + 4  # vector, id, place, list
+        entry: int = 2 * self.centroids.dim + 8 + 8 + 4  # vector, id, place, list
         return int(self._index.ntotal) * entry + self.centroids.nbytes
 
     def put(self, indices: Indices, vectors_NV: Vectors) -> int:
@@ -127,13 +138,17 @@ class InvertedLists:
             mask = wanted.mask()[: int(self._index.ntotal)]
             return np.flatnonzero(probed[self._list_of[: len(mask)]] & mask)
 
+        if self._largest_V.max() > _LARGEST:  # beyond float16
+            return best_of(every(), rows_NV, query, k)
         return exact_best(fetch, every, rows_NV, query, k, most, self._largest_V)
 
     def _update(self, indices: Indices, lists: Indices, vectors_NV: Vectors) -> None:
         numbers = np.ascontiguousarray(indices, np.int64)
+        with np.errstate(over="ignore"):
+            codes = vectors_NV.astype(np.float16).view(np.uint8)
         self._index.direct_map.update_codes(
             self._index.invlists, len(numbers), faiss.swig_ptr(numbers), faiss.swig_ptr(lists),
-            faiss.swig_ptr(vectors_NV.view(np.uint8)),
+            faiss.swig_ptr(codes),
         )  # fmt: skip
 
     def _add_up_to(self, count: int) -> None:

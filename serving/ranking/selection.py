@@ -130,10 +130,11 @@ def sample_slate(given: SamplingInput, n: int, *, request_id: str, seed: int = 0
         given.limits, given.runs, given.remaining(), given.pinned_R(n), draws, given.params.numbers,
         positions, propensities, branches, closed,
     )  # fmt: skip
+    by_quota = branches[:count] == 2
     return Slate(
         positions[:count],
         propensities[:count],
-        branches[:count] == 2,
-        int(np.isin(branches[:count], (1, 2)).sum()),
+        by_quota,
+        int(by_quota.sum() + (branches[:count] == 1).sum()),
         {cap.name: int(number) for cap, number in zip(given.caps, closed, strict=True)},
     )

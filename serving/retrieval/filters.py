@@ -116,9 +116,11 @@ def given_items(replica: Replica, query: Query) -> tuple[list[int], dict[Id, str
 
 def pinned_items(replica: Replica, query: Query, candidates: Candidates) -> dict[int, int]:
     """Catalogue indices by rank of the policy's pins that may be shown. Seen items may, too."""
+    if not query.policy.config.fixed:
+        return {}
     catalogue = replica.catalogue
     request, pinned = query.request, dict[int, int]()
-    passes = filter_mask(replica, request.filters if query.policy.config.fixed else {})
+    passes = filter_mask(replica, request.filters)
     excluded = _texts(request.exclude_ids)
     for rank, item_id in query.policy.config.fixed.items():
         index = catalogue.index_of(item_id)

@@ -121,7 +121,8 @@ class Retrieval:
     ) -> tuple[dict[int, list[str]], list[str]]:
         """Retrieves at most ``serve.candidates`` of the allowed items, by catalogue index with the sources of
         each, and names the sources that failed or lack the results of a shard."""
-        sources, failed, rest = dict[int, list[str]](), list[str](), dict[int, str]()
+        sources, failed = dict[int, list[str]](), list[str]()
+        rest = list[tuple[str, list[int]]]()
         results, limit = query.shard_results, self.replica.config.serve.candidates
         missing = self.replica.index.missing if results is None else results.missing
         for name, share in shares.items():
@@ -145,11 +146,13 @@ class Retrieval:
                     sources[index].append(name)
                 elif len(sources) < limit:
                     sources[index] = [name]
-            rest |= {index: name for index in retrieved[share:] if index not in rest}
+            rest.append((name, retrieved[share:]))
         limit = min(limit, sum(share for share in shares.values() if share > 0))
-        for index, name in rest.items():
-            if index not in sources and len(sources) < limit:
-                sources[index] = [name]
+        for name, left in rest:
+            for index in left:
+                if len(sources) >= limit:
+                    return sources, failed
+                sources.setdefault(index, [name])
         return sources, failed
 
     def _searches(self, source: str, session: Session) -> bool:
@@ -238,7 +241,9 @@ class Retrieval:
         if popular is None or not popular.is_current(self.replica):
             popular = self._popular_by_group = _PopularByGroup(self.replica, self._groups)
         drawn = members[(quantiles * len(members)).astype(np.int64)]
-        return np.unique(np.concatenate([popular.members(key), drawn]))
+        merged = np.sort(np.concatenate([popular.members(key), drawn]))
+        first: Indices = merged[np.concatenate([[True], merged[1:] != merged[:-1]])]
+        return first
 
     def _segment(self, query: Query, viewer: RequestFeatures, allowed: Bitmap, k: int) -> Indices:
         """For viewers with a short history: popular items by the rate of the first label in their segment,

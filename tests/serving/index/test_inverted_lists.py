@@ -24,4 +24,4 @@ def test_the_nearest_lists_come_first() -> None:
 def test_memory_is_that_of_vectors_their_places_and_the_centroids() -> None:
     lists = InvertedLists(CENTROIDS)
     lists.put(np.arange(3), np.ones((3, 2), np.float32))
-    assert lists.nbytes == 3 * (2 * 4 + 8 + 8 + 4) + 2 * CENTROIDS.vectors.nbytes
+    assert lists.nbytes == 3 * (2 * 2 + 8 + 8 + 4) + 2 * CENTROIDS.vectors.nbytes
