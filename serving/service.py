@@ -341,7 +341,7 @@ class Service:
             try:
                 return self.click_lists.listed(click, session, self.now_ms(), guessed)
             except Exception:  # the click counts all the same
-                _LOG.exception("no list can be made of a click")
+                self._degraded.exception(_LOG, "no list can be made of a click", time.monotonic())
                 return self.click_lists.leave_out(click, FAILED)
             finally:
                 self._lock.release_later()
