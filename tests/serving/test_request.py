@@ -41,3 +41,12 @@ def test_an_item_without_an_explanation_is_encoded_without_its_fields() -> None:
     assert set(msgspec.json.decode(msgspec.json.encode(item))) == {
         "item_id", "rank", "score", "propensity", "sources", "fields"
     }  # fmt: skip
+
+
+def test_candidates_with_other_sources_have_other_indices() -> None:
+    first = candidates()
+    assert first.indices_N.tolist() == [4, 7, 9]
+    other = first.having(sources={5: ["popular"]}, removed={"seen": 2})
+    assert other.indices == [5] and other.indices_N.tolist() == [5]
+    assert other.removed == {"seen": 2} and other.degraded == first.degraded
+    assert first.indices == [4, 7, 9] and not first.removed

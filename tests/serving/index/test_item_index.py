@@ -229,3 +229,15 @@ def test_removed_vectors_are_not_scanned_and_a_large_one_is_found() -> None:
             index.search(query, 50, Bitmap.of(alive))[0].tolist()
             == brute(vectors, query, 50, alive).tolist()
         )
+
+
+@pytest.mark.parametrize("size", [1e-9, 3e-5, 1.0, 3e4, 1e5, 1e30])
+def test_numbers_that_lists_round_or_cannot_hold_change_no_hit(size: float) -> None:
+    """The lists hold float16 numbers: subnormal below 6e-5, infinite above 65,504."""
+    rng, index = np.random.default_rng(5), ivf(3)
+    vectors = (size * rng.uniform(0.999, 1.001, (3_000, DIM))).astype(np.float32)
+    index.set(np.arange(len(vectors)), vectors)
+    query = rng.standard_normal(DIM).astype(np.float32)
+    wanted = np.ones(len(vectors), np.bool_)
+    indices, _ = index.search(query, 20, Bitmap.of(wanted))
+    assert indices.tolist() == brute(vectors, query, 20, wanted).tolist()
