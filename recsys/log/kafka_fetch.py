@@ -4,7 +4,10 @@ kafka-python makes four objects and seven calls for a record, which costs twice 
 (docs/decisions/kafka-batches-are-parsed-here.md). Transactions, headers and times aren't used.
 """
 
+import gzip
+import zlib
 from collections.abc import Collection, Iterator, Mapping
+from io import BytesIO
 from typing import Any, Final
 
 from kafka import KafkaAdminClient, TopicPartition
@@ -13,11 +16,13 @@ from kafka.errors import CorruptRecordError
 from kafka.protocol.consumer import FetchRequest
 from kafka.record import MemoryRecords
 from kafka.record.default_records import DefaultRecordBatch
+from zstandard import ZstdDecompressor, ZstdError
 
 from recsys.log.protocol import Record
 
 _FETCH_BYTES: Final = 64 << 10  # of single records; the first batch comes whole
 _WAIT_MS: Final = 10  # the embedded broker answers 0 with nothing
+_MOST_BYTES: Final = 64 << 20  # of a batch, decompressed: four times the largest record
 
 
 class PartitionRecords(Fetcher.PartitionRecords):  # type: ignore[misc]
@@ -77,13 +82,14 @@ def records_of(batch: DefaultRecordBatch, first: int = 0) -> list[Record]:
     CorruptRecordError if lengths don't fit."""
     if batch.is_control_batch:
         return []
-    batch = iter(batch)  # decompresses it
-    data, at, base = bytes(batch._buffer), batch._pos, batch.base_offset
+    data, at, base = _decompressed(batch), 0, batch.base_offset
     records = []
     try:
         for _ in range(batch.records_count):
             size, at = _varint(data, at)
             end = at + size
+            if not at < end <= len(data):
+                raise CorruptRecordError(f"a record of the batch at {base} has {size} bytes")
             at += 2  # attributes, and the first byte of the time
             while data[at - 1] > 127:
                 at += 1
@@ -93,7 +99,7 @@ def records_of(batch: DefaultRecordBatch, first: int = 0) -> list[Record]:
                 key_end = at + max(length, 0)  # -1 for none
                 length, begin = _varint(data, key_end)
                 value_end = begin + max(length, 0)
-                if not value_end < end <= len(data):  # a number of headers follows
+                if value_end >= end:  # a number of headers follows
                     raise CorruptRecordError(f"lengths of the record at {base + delta} don't fit")
                 records.append(Record(base + delta, data[at:key_end], data[begin:value_end]))
             at = end
@@ -102,11 +108,31 @@ def records_of(batch: DefaultRecordBatch, first: int = 0) -> list[Record]:
     return records
 
 
+def _decompressed(batch: DefaultRecordBatch) -> bytes:
+    """The records of a batch. Raises CorruptRecordError beyond ``_MOST_BYTES``: kafka-python has no limit."""
+    packed, plain = memoryview(batch._buffer)[batch._pos :], bytearray()
+    if batch.compression_type == batch.CODEC_NONE:
+        return bytes(packed)
+    try:
+        with (
+            ZstdDecompressor().stream_reader(packed, read_across_frames=True)
+            if batch.compression_type == batch.CODEC_ZSTD
+            else gzip.GzipFile(fileobj=BytesIO(packed))
+        ) as reader:
+            while len(plain) <= _MOST_BYTES and (piece := reader.read(128 << 10)):
+                plain += piece
+    except (OSError, EOFError, zlib.error, ZstdError) as error:
+        raise CorruptRecordError(f"the batch is no gzip or zstd: {error}") from error
+    if len(plain) > _MOST_BYTES:
+        raise CorruptRecordError(f"batch {batch.base_offset} has more than {_MOST_BYTES} bytes")
+    return bytes(plain)
+
+
 def _varint(data: bytes, at: int) -> tuple[int, int]:
     """A number of variable length in zigzag coding, and the position after it."""
     byte = data[at]
     number, shift = byte & 127, 7
-    while byte > 127:
+    while byte > 127 and shift < 70:  # ten bytes at most; what is left over fits nothing
         at += 1
         byte = data[at]
         number |= (byte & 127) << shift

@@ -80,3 +80,34 @@ def test_a_flipped_bit_is_noticed() -> None:
     data[-3] ^= 1
     with pytest.raises(CorruptRecordError, match="damaged"):
         fetch(bytes(data), 0).take(1)
+
+
+def test_sizes_that_go_backwards_or_never_end_are_refused() -> None:
+    """Before the wanted offset, too, where a record is only skipped over."""
+    data = batch_of([(0, b"key", b"value", [])])
+    body = DefaultRecordBatch(data)._pos
+    back = data[:body] + bytearray([3]) + data[body + 1 :]  # a size of -2
+    back[body - 4 : body] = (1 << 30).to_bytes(4, "big")  # so many records
+    with pytest.raises(CorruptRecordError, match="-2 bytes"):
+        records_of(DefaultRecordBatch(back), 5)
+    endless = data[:body] + bytearray([255]) * 300_000 + bytearray([1])
+    with pytest.raises(CorruptRecordError, match="bytes"):
+        records_of(DefaultRecordBatch(endless))
+
+
+@pytest.mark.parametrize("codec", ["gzip", "zstd"])
+def test_a_batch_that_decompresses_to_too_much_is_refused(
+    codec: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = batch_of([(0, b"key", bytes(1 << 20), [])], codec)
+    assert len(data) < 5_000 and len(records_of(DefaultRecordBatch(data))[0].value) == 1 << 20
+    monkeypatch.setattr("recsys.log.kafka_fetch._MOST_BYTES", 1 << 18)
+    with pytest.raises(CorruptRecordError, match="more than 262144 bytes"):
+        records_of(DefaultRecordBatch(data))
+
+
+@pytest.mark.parametrize("codec", ["gzip", "zstd"])
+def test_a_damaged_compressed_batch_is_refused(codec: str) -> None:
+    data = batch_of([(0, b"key", b"value" * 100, [])], codec)
+    with pytest.raises(CorruptRecordError, match="is no gzip or zstd"):
+        records_of(DefaultRecordBatch(data[:61] + b"\x00" * 20 + data[81:]))
