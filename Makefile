@@ -2,7 +2,7 @@
 # passes arguments to the command.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-fast mutants fuzz check format bench docs lock client client-test
+.PHONY: help setup demo test test-pure test-steady test-services test-live test-fast mutants fuzz check format bench docs lock client client-test
 
 FITS := import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))
 PYTHON ?= $(shell for p in python3.11 python3; do \
@@ -26,14 +26,37 @@ demo: .venv/.stamp-kuairand ## Runs the whole system with simulated viewers and 
 test-fast: .venv/.stamp-dev ## Tests that start no process, in two workers: under two minutes
 	$(BIN)/pytest -q $(or $(ARGS),-n 2 --dist worksteal)
 
-# Independent tests run in two processes. Tests of live systems follow one at a time, since each needs the whole machine.
 test: .venv/.stamp-dev ## All tests, with a Kafka broker, Valkey, Ray and a browser
 ifdef ARGS
 	$(BIN)/pytest -q -m "" $(ARGS)
 else
-	$(BIN)/pytest -q -m "not services" -n 2 --dist worksteal
-	$(BIN)/pytest -q -m services
+	@for part in pure steady services live; do $(MAKE) --no-print-directory test-$$part || exit; done
 endif
+
+# All tests in four parts. Those of steady ones only compute: no outcome depends on a clock or on what else runs. Tests of
+# services that start neither Ray nor a whole system run in two processes; those of live systems follow one at a time.
+STEADY := $(addprefix tests/simulation/test_,flipped_bits.py planted_bugs.py simulator.py) \
+	tests/training/continual/test_open_labels.py
+WITHOUT_RAY := tests/recsys/log/test_kafka_connection.py tests/recsys/log/test_protocol.py \
+	tests/serving/sessions/test_cluster_store.py tests/serving/sessions/test_session_store.py \
+	tests/benchmarks/answers/test_bench_serve.py tests/benchmarks/harness/test_broker_loop.py \
+	tests/experiments/assignment/test_assign_js.py tests/runtime/jobs/test_backup.py tests/runtime/cli/test_replay.py \
+	$(addprefix tests/live/test_,control_page.py example_pages.py feed_page.py haproxy_live.py kafka_log.py \
+	page_access.py tracker.py)
+# By their text, since importing all others takes longer than some of them; tests/conftest.py checks that none is missed.
+SERVICES = $(sort $(shell grep -rl --include='test_*.py' 'mark\.services' tests))
+
+test-pure: .venv/.stamp-dev
+	$(BIN)/pytest -q -m "not services" $(addprefix --ignore=,$(STEADY)) -n 2 --dist worksteal
+
+test-steady: .venv/.stamp-dev
+	$(BIN)/pytest -q -m "" $(STEADY)
+
+test-services: .venv/.stamp-dev
+	$(BIN)/pytest -q -m services -n 2 --dist loadfile $(WITHOUT_RAY)
+
+test-live: .venv/.stamp-dev
+	$(BIN)/pytest -q -m services $(filter-out $(WITHOUT_RAY),$(SERVICES))
 
 # Needs node and npm alone.
 TYPESCRIPT := clients/typescript
