@@ -19,7 +19,7 @@ from recsys.events.event_types import Engagement
 from runtime.cli.up import start
 from runtime.supervision import launch_plan as plans
 from runtime.supervision import run_file
-from runtime.supervision.processes import kill_session
+from runtime.supervision.processes import holders, kill_session, listening
 
 ITEMS, USERS = 300, 20
 
@@ -66,12 +66,16 @@ class LiveSystem(Live):
         self.signal(self.processes_matching(part, words)[:1], signal.SIGKILL)
 
     def kill_everything(self) -> None:
-        """kill -9 of the supervisor and all that it started, at once."""
+        """kill -9 of the supervisor and all that it started, at once. Waits until their ports are free: the
+        last thread of a process may end, and close its sockets, after the process counts as dead."""
         running = self.running()
+        leaders = {str(leader.pid): leader for leader in running.processes}
+        ports = {listener.port for part in listening(leaders).values() for listener in part}
         with contextlib.suppress(ProcessLookupError):
             os.kill(running.supervisor.pid, signal.SIGKILL)
         for leader in running.processes:
             kill_session(leader)
+        until(lambda: not holders(ports), 30, f"all of the ports {sorted(ports)} are free")
 
     def wait_ready(self, timeout_s: float = 120.0) -> None:
         """Waits until all parts and a replica are ready."""
