@@ -122,15 +122,17 @@ def _about(answer: Answer, item_id: object, time_ms: int) -> dict[str, Any]:
 
 
 def config_of(state: Path, **rules: Any) -> Config:
-    """Small model, high temperature, and rules that need few examples."""
+    """Small model, high temperature, rules that need few examples; no list is cut short on a busy machine."""
     defaults: dict[str, Any] = {
         "share": 1.0, "block_examples": 32, "least_examples": 200, "auc_margin": 0.02,
         "loss_margin": 0.02, "recall_examples": 40, "recall_margin": 1.0, "canary_share": 0.5,
         "canary_examples": 60, "canary_margin": 1.0, "settle_s": 2.0, "engagement_margin": 0.2,
         "score_shift": 3.0, "score_spread": 20.0,
     }  # fmt: skip
+    config = small_config(state)
     return replace(
-        small_config(state),
+        config,
+        serve=replace(config.serve, deadline_ms=600_000.0),
         policy=replace(PolicyConfig(), temperature=1.0),
         promotion=PromotionConfig(**defaults | rules),
     )

@@ -38,9 +38,9 @@ EPOCHS = 16  # over what the system has learned once
 
 
 async def started(folder: Path, shards: int = 0, **rules: Any) -> PromotionRun:
-    """A system at work, whose answers nothing is left out of for want of time."""
+    """A system at work."""
     config = config_of(folder, **rules)
-    serve = replace(config.serve, deadline_ms=600_000.0, retrieval_shards=shards)
+    serve = replace(config.serve, retrieval_shards=shards)
     run = PromotionRun(replace(config, serve=serve))
     await run.start()
     await run.show(40)
