@@ -12,6 +12,7 @@ from io import BufferedRWPair
 from pathlib import Path
 from typing import Any, Final
 
+from kafka.cluster import get_ip_port_afi
 from kafka.net.sasl import get_sasl_mechanism
 
 from recsys.log.protocol import Brokers
@@ -44,10 +45,7 @@ def connection_of(config: Brokers, patience_s: float) -> dict[str, Any]:
         }
     if context or is_sasl:
         for server in servers:
-            # One that is away, or goes, is for the client to report.
-            with suppress(
-                ConnectionError, EOFError, TimeoutError, ssl.SSLEOFError, socket.gaierror
-            ):
+            with suppress(OSError, EOFError):  # away, or goes: for the client to report
                 _check(config, settings, server)
                 break
     return settings
@@ -87,9 +85,9 @@ def _tls(config: Brokers) -> ssl.SSLContext:
 def _check(config: Brokers, settings: dict[str, Any], server: str) -> None:
     """Signs in at a broker. Raises ValueError if it refuses: clients try again until they say that none
     answers."""
-    host, _, port = server.rpartition(":")
+    host, port, _ = get_ip_port_afi(server)
     context, timeout_s = settings["ssl_context"], settings["request_timeout_ms"] / 1000
-    with closing(socket.create_connection((host.strip("[]"), int(port)), timeout_s)) as raw:
+    with closing(socket.create_connection((host, port), timeout_s)) as raw:
         try:
             sock = context.wrap_socket(raw, server_hostname=host) if context else raw
             stream = sock.makefile("rwb")

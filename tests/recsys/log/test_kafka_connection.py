@@ -1,5 +1,6 @@
 """Connections to Kafka's brokers: what is refused at the start, with the remedy and without a secret."""
 
+import errno
 import socket
 import threading
 from collections.abc import Iterator
@@ -109,6 +110,20 @@ def test_brokers_that_are_away_are_left_to_the_client(files: Certificates) -> No
     settings = connection_of(LogConfig(url, tls=True, ca_file=str(files.ca)), 3.0)
     assert settings["security_protocol"] == "SSL"
     listener.close()
+
+
+def test_the_next_broker_is_asked_where_one_has_no_route_and_a_port_may_be_left_out(
+    files: Certificates, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    def unreachable(address: tuple[str, int], timeout_s: float) -> socket.socket:
+        asked.append(address)
+        raise OSError(errno.EHOSTUNREACH, "No route to host")
+
+    monkeypatch.setattr(socket, "create_connection", unreachable)
+    connection_of(LogConfig("kafka://broker,[::1]:9093", tls=True, ca_file=str(files.ca)), 3.0)
+    assert asked == [("broker", 9092), ("::1", 9093)]
 
 
 def sasl_config(mechanism: str = "scram-sha-256", port: int = 1) -> LogConfig:
