@@ -17,7 +17,7 @@ import redis.asyncio
 import redis.asyncio.retry
 from redis.backoff import ExponentialBackoff, NoBackoff
 from redis.retry import Retry
-from zstandard import ZstdCompressor, ZstdDecompressor, ZstdError
+from zstandard import ZstdCompressor, ZstdDecompressor, ZstdError, frame_content_size
 
 from recsys.events.hashing import Id, partition_of
 from recsys.observability.log_lines import redact
@@ -29,6 +29,7 @@ _CONNECTIONS: Final = 10_000  # one per read in progress: admission limits these
 _FOLD_TIMEOUT_S: Final = 10.0
 _SHRUNK_FROM: Final = 1_000  # bytes of a session
 _ZSTD: Final = b"\x01"
+_MOST_BYTES: Final = 1 << 28  # of an expanded session
 _READ_TIMEOUT_S: Final = 1.0  # of the connection; a request waits far less: see session_timeout
 
 
@@ -82,7 +83,8 @@ def shrunk(blob: bytes) -> bytes:
 def expanded(blob: bytes | None) -> bytes | None:
     """The packed session of a stored one; a damaged one as it is, which no reader takes for a session."""
     with suppress(ZstdError):
-        return _expand(blob[1:]) if blob and blob[:1] == _ZSTD else blob
+        if blob and blob[:1] == _ZSTD and frame_content_size(blob[1:]) <= _MOST_BYTES:
+            return _expand(blob[1:])
     return blob
 
 

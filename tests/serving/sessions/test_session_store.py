@@ -171,6 +171,9 @@ def test_large_sessions_are_stored_compressed_and_old_ones_open() -> None:
     for before in (session, b"\x8esmall", b"", None):  # as written by earlier versions
         assert session_store.expanded(before) == before
     assert session_store.expanded(stored[:-5]) == stored[:-5]  # no session: it is folded anew
+    # A frame that names 2 ** 62 bytes of content: they aren't allocated.
+    damaged = b"\x01\x28\xb5\x2f\xfd\xe0" + (1 << 62).to_bytes(8, "little") + b"\x01\x00\x00"
+    assert session_store.expanded(damaged) == damaged
 
 
 def test_a_session_of_fifty_items_takes_at_most_six_kilobytes() -> None:
