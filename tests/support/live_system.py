@@ -62,8 +62,17 @@ class LiveSystem(Live):
         self.signal([self.leader(name).pid], signal.SIGKILL)
 
     def kill_within(self, part: str, words: str) -> None:
-        """kill -9 of a process that a part started, by its command line. Fails where there is none."""
-        self.signal(self.processes_matching(part, words)[:1], signal.SIGKILL)
+        """kill -9 of a process that a part started, by its command line, once there is one: after an earlier
+        kill it may still be on its way back."""
+        found: list[int] = []
+
+        def finds() -> bool:
+            with contextlib.suppress(RuntimeError):
+                found[:] = self.processes_matching(part, words)[:1]
+            return bool(found)
+
+        until(finds, 60, f"{part} has a process with {words} in its command line")
+        self.signal(found, signal.SIGKILL)
 
     def kill_everything(self) -> None:
         """kill -9 of the supervisor and all that it started, at once. Waits until their ports are free: the
