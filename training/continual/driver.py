@@ -68,9 +68,8 @@ def run(config: Config, stop: Stop) -> None:
     progress, beat, throttle = Progress(log, MAIN, epoch), stop.heartbeat, LogThrottle(_LOG_EVERY_S)
     reported: Failure | None = None
     metrics = _RayMetrics()
-    is_ready = (
-        False  # once workers reach all shards, and a step is learned, or no step is left to learn
-    )
+    # Once workers reach all shards, and a step is learned, or no step is left to learn.
+    is_ready = False
     while not stop.wait(0.05, starting=not is_ready):
         if fit.is_ended():
             raise RuntimeError(f"run {name} ended: {fit.reason or 'another driver has taken over'}")
