@@ -33,10 +33,12 @@ else
 	@for part in pure steady services live; do $(MAKE) --no-print-directory test-$$part || exit; done
 endif
 
-# All tests in four parts. Those of steady ones only compute: no outcome depends on a clock or on what else runs. Tests of
+# All tests in four parts. Steady ones only compute: no outcome depends on a clock or on what else runs. Tests of
 # services that start neither Ray nor a whole system run in two processes; those of live systems follow one at a time.
 STEADY := $(addprefix tests/simulation/test_,flipped_bits.py planted_bugs.py simulator.py) \
-	tests/training/continual/test_open_labels.py
+	tests/training/continual/test_open_labels.py tests/training/deletion/test_unlearn.py \
+	$(addprefix tests/training/candidates/test_,arms_loop.py guard_loop.py promotion_loop.py) \
+	tests/training/merging/test_merge_live.py
 WITHOUT_RAY := tests/recsys/log/test_kafka_connection.py tests/recsys/log/test_protocol.py \
 	tests/serving/sessions/test_cluster_store.py tests/serving/sessions/test_session_store.py \
 	tests/benchmarks/answers/test_bench_serve.py tests/benchmarks/harness/test_broker_loop.py \
