@@ -45,7 +45,7 @@ async def fetch_each(
 ) -> dict[tuple[int, int], Record]:
     """Records at some offsets, by partition. One request reads an offset, and others that follow it closely.
     Records that aren't in the answers are left out. Raises KafkaError."""
-    found: dict[tuple[int, int], Record] = {}
+    fetched: dict[tuple[int, int], Record] = {}
     ats = {TopicPartition(topic, partition) for partition in offsets}
     for leader, led in (await admin._async_get_leader_for_partitions(ats)).items():
         for partition, rest in ((at.partition, sorted(offsets[at.partition])) for at in led):
@@ -57,10 +57,10 @@ async def fetch_each(
                         is_wanted = any(batch.base_offset <= o <= batch.last_offset for o in rest)
                         if is_wanted and batch.validate_crc():
                             records = {record.offset: record for record in records_of(batch)}
-                            found |= {(partition, o): records[o] for o in rest if o in records}
+                            fetched |= {(partition, o): records[o] for o in rest if o in records}
                         last = max(last, batch.last_offset)
                 rest = [offset for offset in rest if offset > last]
-    return found
+    return fetched
 
 
 def _request(topic: str, partition: int, offset: int) -> FetchRequest:

@@ -150,15 +150,14 @@ class KafkaLog(Log):
 
     def read_each(
         self, topic: str, offsets: Mapping[int, Collection[int]]
-    ) -> dict[tuple[int, int], Record]:
+    ) -> dict[tuple[int, int], Record | None]:
         self._check_id()
-        if not any(offsets.values()):
-            return {}
+        records: dict[tuple[int, int], Record | None]
+        records = {(partition, o): None for partition in offsets for o in offsets[partition]}
         with suppress(KafkaError):  # ``read`` reports it
             name, run = self._config.prefix + topic, self._admin._manager.run
-            found: dict[tuple[int, int], Record] = run(fetch_each, self._admin, name, offsets)
-            return found
-        return {}
+            records |= run(fetch_each, self._admin, name, offsets) if records else {}
+        return records
 
     def begin(self, topic: str, partition: int) -> int:
         return self._reader(self._check(topic, partition)).begin(partition)

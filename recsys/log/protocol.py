@@ -273,8 +273,8 @@ class JumpReader(Protocol):
 
     def read_each(
         self, topic: str, offsets: Mapping[int, Collection[int]]
-    ) -> dict[tuple[int, int], Record]:
-        """Records at some offsets by partition. Any may be missing: ``read`` it then."""
+    ) -> dict[tuple[int, int], Record | None]:
+        """Records by partition and offset; None for one that wasn't sent: ``read`` says why."""
 
 
 class MemoryLog(Log):

@@ -101,7 +101,9 @@ class JoinerLoop(RetryLoop):
         self.joined_after_ms: int | None = None
         self._newest_ms = 0
         self._ended_ms: list[int] = []  # ends of views whose examples are appended in this turn
-        self._ahead: dict[tuple[int, int], Record] = {}  # impressions that this turn may read again
+        # Impressions that this turn may read again, and those of the next windows.
+        self._ahead: dict[tuple[int, int], Record | None] = {}
+        self._left: dict[tuple[int, int], Record | None] = {}
         self.delays = RecentDelays()  # from the end of a view to its example on the log
         self._restore()
 
@@ -197,7 +199,7 @@ class JoinerLoop(RetryLoop):
 
     def _read_ahead(
         self, log: JumpReader, events: Iterable[tuple[int, Record]]
-    ) -> dict[tuple[int, int], Record]:
+    ) -> dict[tuple[int, int], Record | None]:
         """Reads the impressions of late engagements together: one by one, Kafka takes 50 ms for each."""
         wanted: dict[int, set[int]] = {}
         for partition, record in events:
@@ -211,12 +213,13 @@ class JoinerLoop(RetryLoop):
     def _recall(self, partition: int, offset: int) -> Impression | None:
         """Reads an impression again; None if retention has passed it. Raises LogLost for another log."""
         at = partition, offset
-        if self._jumps and at not in self._ahead:
+        if self._jumps and at not in self._ahead and at not in self._left:
             # After a restart windows close one after another, in this order.
             left = self._joiners[partition].impressions.left_offsets(offset, _READ)
-            self._ahead |= self._jumps.read_each(EVENTS, {partition: left})
+            later = {k: r for k, r in self._left.items() if k[0] != partition or k[1] > offset}
+            self._left = later | self._jumps.read_each(EVENTS, {partition: left})
         try:
-            ahead = self._ahead.get(at)
+            ahead = self._ahead.get(at) or self._left.get(at)
             records = [ahead] if ahead else self._again.read(EVENTS, partition, offset, 1)
         except LogLost:
             if offset < self._again.begin(EVENTS, partition):
@@ -250,6 +253,7 @@ class JoinerLoop(RetryLoop):
         cap = int(join.memory_mb * 2**20 / len(self._partitions))
         partitions = self._log.partitions(EVENTS)
         self.close()
+        self._left.clear()
         if folder is not None:
             self._spills = {p: Spill(folder / f"spill-{p}.sqlite") for p in self._partitions}
         self._joiners = {

@@ -150,10 +150,10 @@ def test_records_at_some_offsets_are_those_that_reads_give(log: Log, topic: str)
     wanted = {0: {offsets[0], offsets[3], offsets[399]}, 1: [offsets[650]], 2: []}
     if not isinstance(log, JumpReader):
         return
-    found = log.read_each(topic, wanted)
+    records = log.read_each(topic, wanted)
     assert log.read_each(topic, {}) == {}
-    assert found.keys() == {(p, o) for p in wanted for o in wanted[p]}
-    assert all(record == log.read(topic, p, o, 1)[0] for (p, o), record in found.items())
+    assert records.keys() == {(p, o) for p in wanted for o in wanted[p]}
+    assert all(record == log.read(topic, p, o, 1)[0] for (p, o), record in records.items())
 
 
 def test_nothing_appended_gives_no_offsets(log: Log, topic: str) -> None:

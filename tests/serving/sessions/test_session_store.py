@@ -244,8 +244,8 @@ def test_a_write_between_comparing_and_writing_is_noticed(server: Any) -> None:
     one, other = RedisFoldStore(url, 60), RedisFoldStore(url, 60)
     compare = session_store.check_position
 
-    def meddle(expected: FoldPosition | None, found: FoldPosition | None) -> None:
-        compare(expected, found)
+    def meddle(expected: FoldPosition | None, stored: FoldPosition | None) -> None:
+        compare(expected, stored)
         session_store.check_position = compare
         other.commit(None, SECOND, {"u1": b"other"})
 
