@@ -63,9 +63,8 @@ class Brokers:
     compression: str = "none"  # of appended batches: gzip or zstd
     linger_ms: int = 0  # an append waits so long for others, in one batch with it
     tls: bool = False
-    ca_file: str = (
-        ""  # PEM of the authority that signed the brokers' certificates; empty: the machine's
-    )
+    # PEM of the authority that signed the brokers' certificates; empty: the machine's.
+    ca_file: str = ""
     cert_file: str = ""  # PEM of this client's certificate, where the brokers ask for one
     key_file: str = ""  # PEM of its private key, if that isn't in cert_file
     sasl: str = "none"  # plain, scram-sha-256 or scram-sha-512
