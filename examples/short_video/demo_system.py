@@ -3,6 +3,7 @@
 import contextlib
 import multiprocessing
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -52,7 +53,7 @@ def running_system(
         settings = replace(settings, drift=replace(settings.drift, from_ms=begun.now_ms))
         try:
             with _reported_start(state, ProgressLines(console)):
-                status = start(settings, detach=True, viewers=viewers, control_room=control_room)
+                status = data.start(settings, viewers, control_room)
             if status != 0:
                 raise NotReady(f"the system didn't start; see {state / 'run'}")
             if why:
@@ -65,7 +66,8 @@ def running_system(
 
 
 class WarmupProcess:
-    """Process that reads the warm-up data and writes them to the log. It ends with the context.
+    """Process that reads the warm-up data, starts the system and writes the data to its log. It ends with the
+    context.
 
     Its memory, several hundred MB, is free again when the system is warm.
     """
@@ -74,7 +76,9 @@ class WarmupProcess:
         spawn = multiprocessing.get_context("spawn")
         self._connection, remote = spawn.Pipe()
         self._process = spawn.Process(
-            target=_serve_warmup, args=(settings, limit, remote), daemon=True
+            target=_serve_warmup,
+            args=(settings, limit, sys.stdout is sys.stderr, remote),
+            daemon=True,
         )
         self._process.start()
         remote.close()
@@ -90,9 +94,17 @@ class WarmupProcess:
         where the folder is warm already. Raises NotReady."""
         return str(self._result())
 
+    def start(self, settings: Config, viewers: float, control_room: bool) -> int:
+        """Starts the system in the background; returns the status of ``recsys up``."""
+        with contextlib.suppress(OSError):  # where the process is gone, the result names its status
+            self._connection.send((settings, viewers, control_room))
+        status = self._result()
+        assert isinstance(status, int)
+        return status
+
     def write(self, report: Callable[[], None]) -> None:
         """Writes the data to the running system's log. ``report`` is called several times a second."""
-        with contextlib.suppress(OSError):  # where the process is gone, the result names its status
+        with contextlib.suppress(OSError):
             self._connection.send(None)
             while not self._connection.poll(0.2):
                 report()
@@ -114,17 +126,20 @@ class WarmupProcess:
         return result
 
 
-def _serve_warmup(settings: Config, limit: int, connection: Any) -> None:
-    """Body of the warm-up process: prepares, waits for the system, writes."""
-    signal.signal(
-        signal.SIGINT, signal.SIG_IGN
-    )  # Ctrl-C is for the command, which ends this process
+def _serve_warmup(settings: Config, limit: int, is_unattended: bool, connection: Any) -> None:
+    """Body of the warm-up process: prepares, starts the system, writes. ``is_unattended``: prints nothing on
+    stdout."""
+    # Ctrl-C is for the command, which ends this process. The system must not inherit that it is ignored.
+    signal.signal(signal.SIGINT, lambda *_: None)
+    if is_unattended:
+        sys.stdout = sys.stderr
     try:
         data, why = _warmup_data(settings, limit)
         connection.send(why)
-        if data is None:
-            return
+        settings, viewers, control_room = connection.recv()
+        connection.send(start(settings, detach=True, viewers=viewers, control_room=control_room))
         connection.recv()
+        assert data is not None
         config = launch_plan.read(Path(settings.state))[0]
         with contextlib.closing(open_log(config)) as log:
             warmup.warm_up(log, feature_set(config), config, data)

@@ -1,4 +1,3 @@
-import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,7 +18,7 @@ def test_the_warm_up_process_prepares_the_folder_and_ends_with_the_context(
     with WarmupProcess(replace(Config(), state=str(tmp_path)), 0) as data:
         assert data.prepare() == "the simulated world, as RECSYS_DATA says"
         process = data._process
-        os.kill(process.pid or 0, 0)
+        assert process.is_alive()
     assert not process.is_alive()
     assert (tmp_path / FILE).exists()
     progress = warmup.read_progress(tmp_path)
@@ -38,4 +37,4 @@ def test_data_that_cannot_be_read_and_a_process_that_dies_are_errors(
         data.prepare()
         data._process.kill()
         with pytest.raises(NotReady, match="ended with status -9"):
-            data.write(lambda: None)
+            data.start(settings, 0.0, False)
