@@ -327,15 +327,17 @@ class Service:
         (serving/click_lists.py, also on ``guessed``)."""
         until_s, events = time.monotonic() + _CLICKS_S, list[Event]()
         for event in engagements:
-            events += await self._listed(event, guessed, time.monotonic() < until_s)
+            events += await self._listed(event, guessed, until_s)
         return events
 
-    async def _listed(self, click: Engagement, guessed: bool, in_time: bool) -> tuple[Event, ...]:
+    async def _listed(self, click: Engagement, guessed: bool, until_s: float) -> tuple[Event, ...]:
         if not self.click_lists.needs_list(click):
             return (click,)
+        if time.monotonic() >= until_s:
+            return self.click_lists.leave_out(click, BUSY)
         session, read = await self._session(click.user_id)
-        if not (in_time and read and self.reader.ready):
-            return self.click_lists.leave_out(click, AWAY if in_time else BUSY)
+        if not (read and self.reader.ready):
+            return self.click_lists.leave_out(click, AWAY)
         async with self._one_click:
             await self._lock.acquire()
             try:

@@ -287,7 +287,10 @@ def test_a_click_counts_where_a_list_takes_too_long_or_fails(
         monkeypatch.setattr(Pipeline, "impression_of", None)
 
     async def scenario(shop: Shop) -> None:
+        if why == BUSY:
+            shop.service.sessions = TimedSessionReader(Broken())  # is not asked any more
         await shop.send(click(START_MS, "v1"))
+        assert shop.service.session_misses == 0
         assert +shop.service.click_lists.left_out == {why: 1}
         assert [type(event) for event in shop.logged()] == [Engagement]
 
