@@ -173,7 +173,7 @@ class TimelineReader:
                 continue
             left -= set(own)
             about = _version(step) | {"examples": step.examples, "own": len(own)}
-            about |= {"lanes": step.lanes}
+            about |= {"lanes": step.filled or step.lanes}
             moments.append(self._moment("step", step.time_ms, (STEPS, 0, record.offset), about))
         return moments
 

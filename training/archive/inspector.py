@@ -98,8 +98,8 @@ class Inspector(RetryLoop):
         ranges = ", ".join(f"{r.partition}: {r.start} to {r.stop - 1}" for r in step.ranges)
         reason = (
             f"step {step.step} of {step.line}/{step.epoch}: {rejected}: not finite, or too large. Set aside "
-            f"are its {step.examples} examples at the offsets {ranges} of {EXAMPLES}, cut into {step.lanes} "
-            "lanes"
+            f"are its {step.examples} examples at the offsets {ranges} of {EXAMPLES}, cut into the "
+            f"first {step.filled or step.lanes} of {step.lanes} lanes"
         )
         self.set_aside += 1
         self._letters.put(STEPS, 0, self._log.read(STEPS, 0, place, 1)[0], reason, step.time_ms)

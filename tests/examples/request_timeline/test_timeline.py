@@ -6,13 +6,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 from typer.testing import CliRunner
 
 from benchmarks.harness.local_system import LocalSystem, small_config
 from examples.request_timeline.timeline import TimelineReader
 from recsys.config.system_config import JoinConfig
 from recsys.events.event_types import Impression, decode
-from recsys.events.records import DELTAS, EVENTS, EXAMPLES, STEPS, Example, Step, unpack
+from recsys.events.records import DELTAS, EVENTS, EXAMPLES, STEPS, Example, Step, pack, unpack
 from recsys.log.protocol import Append, MemoryLog, Record
 from recsys.log.sqlite_log import SqliteLog
 from recsys.process.open_log import create_topics
@@ -108,9 +109,13 @@ def test_what_is_missing_is_said(ran: tuple[Path, list[str]], log: SqliteLog) ->
             assert finder.life(ran[1][2]).missing
         for partition in range(log.partitions(topic)):
             for record in log.read(topic, partition, 0, 10_000):
-                copy.append(topic, [(partition, record.key, record.value)])  # type: ignore[list-item]
+                value = record.value
+                if topic == STEPS:
+                    value = pack(replace(unpack(value, Step), filled=1))
+                copy.append(topic, [Append(partition, record.key, value)])
     whole = TimelineReader(copy, JoinConfig()).life(ran[1][2])
     assert not whole.missing and {moment.what for moment in whole.moments} == set(PARTS)
+    assert {moment.about["lanes"] for moment in whole.of("step")} == {1}
 
 
 class ShortReads(MemoryLog):
