@@ -89,9 +89,14 @@ def meet(file: Path, timeout_s: float) -> None:
 
 def interface_of(address: str) -> str:
     """Name of the network interface with an address."""
-    interfaces = psutil.net_if_addrs().items()
-    names = (name for name, own in interfaces if address in {each.address for each in own})
-    return str(next(names))
+    interfaces = psutil.net_if_addrs()
+    for name, own in interfaces.items():
+        if address in {each.address for each in own}:
+            return str(name)
+    raise ValueError(
+        f"no network interface of this node has Ray's address {address}, expected one of "
+        f"{', '.join(interfaces)}: start the node with an address of its own"
+    )
 
 
 def _epoch_now(config: Config, started: int) -> int:

@@ -87,3 +87,5 @@ def test_what_is_learned_is_known_from_the_shards_also_after_a_restart(tmp_path:
 def test_a_group_meets_on_the_interface_of_its_node_s_address() -> None:
     worker_process = pytest.importorskip("training.continual.worker_process")
     assert worker_process.interface_of("127.0.0.1") in ("lo", "lo0")
+    with pytest.raises(ValueError, match="no network interface .* 192.0.2.1, expected one of .*lo"):
+        worker_process.interface_of("192.0.2.1")
