@@ -66,9 +66,7 @@ class Task:
 
     config: Config
     token: str
-    live: bool = (
-        True  # steps follow the trainer, as in the running system; else ``step.every_ms`` alone
-    )
+    live: bool = True  # steps follow the trainer; else they are cut by ``step.every_ms`` alone
 
 
 def measure_freshness(

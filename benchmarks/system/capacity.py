@@ -40,7 +40,7 @@ class Machine:
 
 @dataclass(frozen=True)
 class PartNeed:
-    """What a part needs. ``most_cores``: that it can use, however many machines there are."""
+    """Needs of a part. ``most_cores``: that it can use, however many machines there are."""
 
     part: str
     cores: float
@@ -102,7 +102,7 @@ class Demand:
 
 
 def needs(demand: Demand, partitions: int, copies: int) -> list[PartNeed]:
-    """What each part needs under the load."""
+    """Needs of each part under the load."""
     return [
         *_replicas(demand),
         *_folds(demand, partitions),

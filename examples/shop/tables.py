@@ -45,11 +45,11 @@ def tables(world: ShopWorld) -> dict[str, Rows]:
 def _product(item: Item) -> dict[str, Any]:
     """Category, title and price of a product; offers are cheaper."""
     look, price = draws(0, 2, "product", item.item_id)
-    thing = _THINGS[int(item.fields["category"].removeprefix("c")) % len(_THINGS)]
+    product = _THINGS[int(item.fields["category"].removeprefix("c")) % len(_THINGS)]
     is_offer = str(item.item_id).startswith("offer")
-    title = f"{_LOOKS[int(look * len(_LOOKS))]} {thing}{', today only' if is_offer else ''}"
+    title = f"{_LOOKS[int(look * len(_LOOKS))]} {product}{', today only' if is_offer else ''}"
     return {
-        "category": thing,
+        "category": product,
         "title": title,
         "price": round((5 + 80 * price) * (0.6 if is_offer else 1), 2),
     }

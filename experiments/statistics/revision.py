@@ -122,8 +122,7 @@ def apply_request(
     if stand.state == STOPPED:
         raise ValueError(f"{request.name} is stopped already: {stand.why}")
     stopped = stop(stand, now_ms, request.reason or "asked for")
-    stands = {**revision.stands, request.name: stopped}
-    return msgspec.structs.replace(revision, stands=stands)
+    return msgspec.structs.replace(revision, stands={**revision.stands, request.name: stopped})
 
 
 def _start(

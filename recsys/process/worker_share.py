@@ -22,7 +22,7 @@ class Share:
         return self.workers == 1
 
     def partitions(self, count: int) -> list[int]:
-        """Those of ``count`` partitions that are equal to the index modulo the number of workers."""
+        """Partitions, of ``count``, that are equal to the index modulo the number of workers."""
         return list(range(self.index, count, self.workers))
 
 

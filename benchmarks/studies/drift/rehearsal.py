@@ -28,7 +28,7 @@ _LEAST_SHARE: Final = 0.02  # below it nothing is rehearsed
 @dataclass(frozen=True)
 class ForgettingConfig:
     window_ms: int = 6 * 3_600_000  # event time of a cohort
-    kept: int = 512  # examples of a cohort, half of them panel
+    examples: int = 512  # of a cohort, half of them panel
     cohorts: int = 28  # the newest; places older than the log's retention can't be learned from
     young: int = 1  # windows after which a cohort counts as old
     band: float = 0.02  # relative rise of a cohort's loss above its best that is tolerated
@@ -37,10 +37,10 @@ class ForgettingConfig:
     weight: float = 1.0  # of a rehearsed example
 
     def __post_init__(self) -> None:
-        if self.window_ms < 1 or self.kept < 2 or self.cohorts < 1 or self.young < 0:
+        if self.window_ms < 1 or self.examples < 2 or self.cohorts < 1 or self.young < 0:
             raise ValueError(
-                f"forgetting has window_ms {self.window_ms}, kept {self.kept}, cohorts {self.cohorts}, young "
-                f"{self.young}; expected at least 1, 2, 1 and 0"
+                f"forgetting has window_ms {self.window_ms}, examples {self.examples}, cohorts "
+                f"{self.cohorts}, young {self.young}; expected at least 1, 2, 1 and 0"
             )
         if not 0 < self.start <= self.most <= 4 or self.band <= 0 or self.weight <= 0:
             raise ValueError(
@@ -80,7 +80,7 @@ class Cohorts:
                 return
         place = ExamplePlace(partition, offset)
         entry = (-uniform(self._seed, "kept", partition, offset), place)
-        if len(heap) < self._config.kept:
+        if len(heap) < self._config.examples:
             heapq.heappush(heap, entry)
         else:
             heapq.heappushpop(heap, entry)
@@ -146,8 +146,8 @@ class RehearsingSequencer(Sequencer):
         super().arrived(partition, offset, closed_ms, now_ms)
         self._rehearsal.arrived(partition, offset, closed_ms)
 
-    def cut(self, now_ms: int) -> Step | None:
-        step, rehearsal = super().cut(now_ms), self._rehearsal
+    def cut(self, now_ms: int, idle: bool = False) -> Step | None:
+        step, rehearsal = super().cut(now_ms, idle), self._rehearsal
         if step is None:
             return None
         drawn = rehearsal.draw(step.step, step.examples)

@@ -122,7 +122,7 @@ class ReactingLoop(RehearsedLoop):
     reacts, hears = False, True
 
     def __init__(self, features: FeatureSet, config: Config, cohort_ms: int) -> None:
-        forgetting = ForgettingConfig(window_ms=cohort_ms, kept=256)
+        forgetting = ForgettingConfig(window_ms=cohort_ms, examples=256)
         super().__init__(features, config, forgetting, False)
         self.drift = DriftWatch(self.log, config, features)
         self.policy = ReactionPolicy(DriftConfig())

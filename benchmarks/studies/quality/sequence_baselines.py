@@ -108,8 +108,8 @@ class SequenceModel:
 
     def _window(self, items: list[int], length: int = _LENGTH) -> Tensor:
         limit = self._model.n_items
-        known = [item if item < limit else 0 for item in items]
-        return torch.tensor(known + [0] * (length - len(known)))
+        rows = [item if item < limit else 0 for item in items]
+        return torch.tensor(rows + [0] * (length - len(rows)))
 
     def _outputs(self, windows: Tensor) -> Tensor:
         """The vector after each item."""

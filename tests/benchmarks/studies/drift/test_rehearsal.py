@@ -28,7 +28,7 @@ from training.steps.sequencer import Sequencer
 from training.steps.step_reader import ExampleCheck, read_lanes
 
 HOUR_MS = 3_600_000
-SMALL = ForgettingConfig(window_ms=HOUR_MS, kept=16, cohorts=3)
+SMALL = ForgettingConfig(window_ms=HOUR_MS, examples=16, cohorts=3)
 
 
 @settings(max_examples=15, deadline=None)
@@ -92,8 +92,8 @@ def test_control_keeps_the_band() -> None:
 
 
 def test_configuration_is_checked() -> None:
-    with pytest.raises(ValueError, match="kept 1"):
-        ForgettingConfig(kept=1)
+    with pytest.raises(ValueError, match="examples 1"):
+        ForgettingConfig(examples=1)
     with pytest.raises(ValueError, match="start 0.9"):
         ForgettingConfig(start=0.9)
 
