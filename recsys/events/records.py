@@ -109,7 +109,7 @@ class Step(msgspec.Struct, frozen=True, kw_only=True):
     rehearsed_weight: float = 1.0  # … with this weight; excluded from prequential metrics
     held: bool = False  # its rows are published with a later step
     rate: float = 1.0  # factor on the usual learning rates, of rows and dense parameters
-    filled: int = 0  # the first lanes, into which its examples are cut; the others are empty; 0: all
+    filled: int = 0  # the first lanes, which its examples are cut into; others are empty; 0: all
 
 
 class TableRows(msgspec.Struct, frozen=True, kw_only=True):
