@@ -61,6 +61,7 @@ def running_system(
             data.end()
             yield
         finally:
+            data.end()  # before it starts a system that nobody would stop
             if starts_system:
                 _stop(state, console)
 
