@@ -367,10 +367,10 @@ def write_given_up_after_three_attempts(patch: Patch) -> None:
 def partial_step_waits_for_the_clock(patch: Patch) -> None:
     real = Sequencer.cut
 
-    def cut(self: Sequencer, now_ms: int) -> Any:
+    def cut(self: Sequencer, now_ms: int, *idle: bool) -> Any:
         began_ms = self._waiting[0][0] if self._waiting else now_ms
         few = len(self._waiting) < self.config.examples
-        return None if few and now_ms < began_ms else real(self, now_ms)
+        return None if few and now_ms < began_ms else real(self, now_ms, *idle)
 
     patch.setattr(Sequencer, "cut", cut)
 

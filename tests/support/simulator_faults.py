@@ -313,7 +313,7 @@ class Disk:
                     with open(target, "wb") as file:  # past the points
                         file.write(before)
         self._renames.clear()
-        for path in list(self.folder.rglob("*")):
+        for path in sorted(self.folder.rglob("*")):  # in one order on all file systems
             if path.is_file() and path.stat().st_ino in self._unsynced:
                 size, safe = path.stat().st_size, self._unsynced[path.stat().st_ino]
                 if safe < size:
