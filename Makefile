@@ -2,7 +2,7 @@
 # passes arguments to the command.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-pure test-steady test-services test-live test-fast mutants fuzz check format bench docs lock client client-test
+.PHONY: help setup demo test test-pure test-steady test-services test-live test-fast mutants fuzz check format bench docs lock client client-test test-hosts
 
 FITS := import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))
 PYTHON ?= $(shell for p in python3.11 python3; do \
@@ -58,7 +58,10 @@ test-services: .venv/.stamp-dev
 	$(BIN)/pytest -q -m services -n 2 --dist loadfile $(WITHOUT_RAY)
 
 test-live: .venv/.stamp-dev
-	$(BIN)/pytest -q -m services $(filter-out $(WITHOUT_RAY),$(SERVICES))
+	$(BIN)/pytest -q -m "services and not hosts" $(filter-out $(WITHOUT_RAY),$(SERVICES))
+
+test-hosts: .venv/.stamp-dev ## Tests on three hosts, which are network namespaces: some minutes, as root
+	$(BIN)/pytest -q -m hosts tests/live/test_cluster.py
 
 # Needs node and npm alone.
 TYPESCRIPT := clients/typescript

@@ -19,6 +19,7 @@ from fastapi_offline import FastAPIOffline
 from starlette.exceptions import HTTPException as StarletteHTTPException
 from starlette.middleware.cors import CORSMiddleware
 
+from experiments.assignment.policy import LENGTH
 from recsys.events.event_types import Rejected
 from recsys.events.field_schema import check_fields
 from recsys.events.hashing import Id
@@ -134,7 +135,7 @@ def _add_viewer_routes(app: FastAPI, service: Service, metrics: ServingMetrics) 
     @app.post("/v1/recommend", response_model=models.RecommendOut, responses=_PROBLEMS)
     async def recommend(request: Request, body: models.RecommendIn) -> Response:
         """Items for a user, ranked by the freshest model."""
-        n = body.n or service.reader.policies.lengths.get(body.surface, models.LENGTH)
+        n = body.n or service.reader.policies.lengths.get(body.surface, LENGTH)
         return await answered(caller_of(request.scope), _request_of(body, n))
 
     @app.post("/v1/rank", response_model=models.RecommendOut, responses=_PROBLEMS)

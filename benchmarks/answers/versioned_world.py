@@ -17,11 +17,11 @@ from experiments.promotion.epoch_model import with_size
 from parameter_server.publish.deltas import seal
 from parameter_server.publish.rounding import round_dense
 from parameter_server.storage.snapshots import write_part
+from recsys.config.log_config import LogConfig
 from recsys.config.policy_config import PolicyConfig
 from recsys.config.safety_config import AccessConfig
 from recsys.config.system_config import (
     Config,
-    LogConfig,
     ModelConfig,
     ParameterServerConfig,
     ServeConfig,

@@ -101,10 +101,10 @@ def _end(child: Child) -> None:
 
 def _wait(name: str, child: Child, folder: Path) -> None:
     until = time.monotonic() + _READY_S
-    while not child.ready():
+    while (beat := child.beat()) is None or beat.state != "ready":
         status = child.exit_status()
         if status is not None or time.monotonic() > until:
-            why = child.failure() or f"exit status {status} within {_READY_S:.0f} s"
+            why = (beat and beat.failure) or f"exit status {status} within {_READY_S:.0f} s"
             output = (folder / f"{name}.out").read_text(errors="replace")[-2_000:]
             raise RuntimeError(f"part {name} of the bench isn't ready: {why}\n{output}")
         time.sleep(0.05)

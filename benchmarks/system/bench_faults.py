@@ -22,7 +22,8 @@ import psutil
 from benchmarks.harness.commands import Figures, Log, no_log
 from benchmarks.harness.live_system import Live, counted, live, offered
 from benchmarks.harness.serve_doors import REPLICA
-from recsys.config.system_config import Config, LogConfig
+from recsys.config.log_config import LogConfig
+from recsys.config.system_config import Config
 from runtime.supervision.launch_plan import EMBEDDED_KAFKA
 from runtime.supervision.processes import kill_session
 

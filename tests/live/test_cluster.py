@@ -14,7 +14,7 @@ from tests.support.cluster_run import Cluster, Viewers, wait_for
 
 pytestmark = [
     pytest.mark.services,
-    pytest.mark.slow,
+    pytest.mark.hosts,
     pytest.mark.timeout(600),
     pytest.mark.skipif(bool(missing()), reason=f"needs network namespaces: {missing()}"),
 ]

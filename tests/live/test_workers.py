@@ -15,8 +15,9 @@ import pytest
 from benchmarks.harness.live_system import end
 from benchmarks.harness.memory_sessions import MemorySessions
 from benchmarks.learning.bench_join import draw_events
+from recsys.config.log_config import LogConfig
 from recsys.config.part_configs import WorkersConfig
-from recsys.config.system_config import Config, JoinConfig, LogConfig
+from recsys.config.system_config import Config, JoinConfig
 from recsys.events.event_types import Event, Tick, encode
 from recsys.events.records import EVENTS, EXAMPLES, record_of, topics
 from recsys.features.feature_set_file import feature_set

@@ -14,7 +14,8 @@ from typing import Any
 from benchmarks.harness.live_system import Live, end
 from examples.short_video.world import World
 from recsys.client import ApiError, Client
-from recsys.config.system_config import Config, LogConfig, ServeConfig
+from recsys.config.log_config import LogConfig
+from recsys.config.system_config import Config, ServeConfig
 from recsys.events.event_types import Engagement
 from runtime.cli.up import start
 from runtime.supervision import launch_plan as plans

@@ -22,7 +22,8 @@ from parameter_server.rpc.transport import Address, SocketChannel, SocketServer
 from parameter_server.shard.shard import ShardSpec
 from parameter_server.storage.durable_shard import DurableShard, ShardStorage
 from parameter_server.storage.wal import Wal
-from recsys.config.system_config import Config, LogConfig
+from recsys.config.log_config import LogConfig
+from recsys.config.system_config import Config
 from recsys.events.records import DELTAS, EVENTS, EXAMPLES, STEPS, Delta, Example, unpack
 from recsys.log.protocol import Append, Log
 from recsys.process.open_log import open_log

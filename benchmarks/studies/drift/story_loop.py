@@ -30,8 +30,9 @@ from benchmarks.studies.drift.world_scenarios import (
 )
 from examples.short_video.world import Request as Visit
 from parameter_server.publish.deltas import StepDelta
+from recsys.config.log_config import LogConfig
 from recsys.config.part_configs import DriftConfig
-from recsys.config.system_config import Config, JoinConfig, LogConfig, ModelConfig, StepConfig
+from recsys.config.system_config import Config, JoinConfig, ModelConfig, StepConfig
 from recsys.events.control_records import Alarm
 from recsys.events.event_types import Event
 from recsys.events.hashing import key_of, uniform

@@ -18,8 +18,9 @@ from numpy.typing import NDArray
 from benchmarks.harness.answering_player import AnsweringPlayer
 from benchmarks.studies.poisoning.attackers import AttackedWorld
 from examples.quarantine.cohorts import Accounts
+from recsys.config.log_config import LogConfig
 from recsys.config.safety_config import BoundsConfig
-from recsys.config.system_config import Config, JoinConfig, LogConfig, ModelConfig, StepConfig
+from recsys.config.system_config import Config, JoinConfig, ModelConfig, StepConfig
 from recsys.events.event_types import Engagement, Event, Impression, Verdict
 from recsys.events.hashing import uniform
 from recsys.features.feature_set import FeatureSet

@@ -47,7 +47,9 @@ def news(tmp_path: Path) -> Iterator[LiveSystem]:
     """The news example, running, with items."""
     app = app_of(TEXT)
     # One step a second: a shadow on busy cores takes two, and must catch up.
-    step = replace(Config().step, every_ms=1_000, soonest_ms=1_000, snapshot_every=10, snapshots_kept=500)
+    step = replace(
+        Config().step, every_ms=1_000, soonest_ms=1_000, snapshot_every=10, snapshots_kept=500
+    )
     system = LiveSystem(tmp_path / "state", promotion=OPEN_GATES, step=step, trainer=TrainerConfig(workers=1),
         parameter_server=ParameterServerConfig(shards=1),
     )  # fmt: skip

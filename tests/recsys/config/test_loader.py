@@ -9,7 +9,8 @@ import msgspec
 import pytest
 
 from recsys.config.loader import PREFIX, ConfigError, load
-from recsys.config.system_config import RUNS, Config, LogConfig, cluster, digest, laptop
+from recsys.config.log_config import LogConfig
+from recsys.config.system_config import RUNS, Config, cluster, digest, laptop
 
 
 @pytest.fixture(autouse=True)

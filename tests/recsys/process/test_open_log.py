@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from recsys.config.system_config import LogConfig, laptop
+from recsys.config.log_config import LogConfig
+from recsys.config.system_config import laptop
 from recsys.events.records import EVENTS
 from recsys.log.protocol import LogUnavailable
 from recsys.process.open_log import create_topics, open_log

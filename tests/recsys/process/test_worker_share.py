@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from recsys.config.log_config import LogConfig
 from recsys.config.part_configs import WorkersConfig
-from recsys.config.system_config import Config, LogConfig
+from recsys.config.system_config import Config
 from recsys.process.part_snapshot import PartState, ShareState
 from recsys.process.worker_share import WHOLE, Share, leased, part_of
 

@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from benchmarks.harness.archived_log import archive_log
 from parameter_server.storage import snapshots
 from parameter_server.storage.wal import Wal
-from recsys.config.system_config import LogConfig
+from recsys.config.log_config import LogConfig
 from recsys.events.records import CONTROL, EVENTS
 from recsys.log.protocol import Append
 from recsys.log.sqlite_log import SqliteLog

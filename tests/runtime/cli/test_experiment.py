@@ -14,7 +14,8 @@ import msgspec
 import pytest
 from typer.testing import CliRunner
 
-from recsys.config.system_config import Config, LogConfig
+from recsys.config.log_config import LogConfig
+from recsys.config.system_config import Config
 from recsys.events.control_records import Experiments, ExperimentState
 from recsys.events.records import CONTROL, pack
 from recsys.features.feature_set import FeatureSet

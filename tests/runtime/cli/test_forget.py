@@ -12,7 +12,8 @@ import msgspec
 import pytest
 from typer.testing import CliRunner
 
-from recsys.config.system_config import Config, LogConfig
+from recsys.config.log_config import LogConfig
+from recsys.config.system_config import Config
 from recsys.events.control_records import Control, Erasure, Unlearning
 from recsys.events.event_types import Engagement, Impression, User, decode
 from recsys.events.hashing import partition_of

@@ -10,7 +10,8 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from recsys.config.system_config import LogConfig, SessionConfig
+from recsys.config.log_config import LogConfig
+from recsys.config.system_config import SessionConfig
 from recsys.features.feature_set_file import feature_set, write_feature_set
 from runtime.parts import ray_head
 from runtime.parts.ray_loopback import loopback_of

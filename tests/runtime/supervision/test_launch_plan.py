@@ -11,8 +11,9 @@ import msgspec
 import pytest
 
 from recsys.config.loader import ConfigError
+from recsys.config.log_config import LogConfig
 from recsys.config.safety_config import AccessConfig
-from recsys.config.system_config import LogConfig, SessionConfig
+from recsys.config.system_config import SessionConfig
 from runtime.parts import valkey
 from runtime.reports.status_table import addresses
 from runtime.supervision import launch_plan as plans
