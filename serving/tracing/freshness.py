@@ -47,6 +47,8 @@ class Freshness:
         self._unjoined: OrderedDict[tuple[str, str], _Times] = OrderedDict()
         # partition -> (offset of the example, its view, the same two times)
         self._unlearned: dict[int, deque[tuple[int, tuple[str, str], _Times]]] = {}
+        # Examples without an acknowledged view: it may come a moment later, since its commit is read at once.
+        self._early: OrderedDict[tuple[str, str], tuple[int, int]] = OrderedDict()
         self.learned_views: OrderedDict[tuple[str, str], None] = OrderedDict()  # the newest
 
     def percentiles(self, now_ms: int) -> dict[str, float | None]:
@@ -69,6 +71,8 @@ class Freshness:
             self._unjoined[view] = now_ms, ended_ms if present else None
             if present:
                 self.view_to_acknowledged.add(held_ms, now_ms)
+            if early := self._early.pop(view, None):
+                self.example(*early, *view)
         if len(self._unjoined) > FOLLOWED:
             self._unjoined.popitem(last=False)
 
@@ -76,7 +80,11 @@ class Freshness:
         """Follows an example at ``offset`` of a partition of ``examples``."""
         view = request_id, str(item_id)
         times = self._unjoined.pop(view, None)
-        if times is not None:
+        if times is None:
+            self._early[view] = partition, offset
+            if len(self._early) > FOLLOWED:
+                self._early.popitem(last=False)
+        else:
             waiting = self._unlearned.setdefault(partition, deque(maxlen=FOLLOWED))
             waiting.append((offset, view, times))
 

@@ -58,3 +58,24 @@ def test_clicks_that_are_never_learned_are_let_go() -> None:
     fresh.example(0, 1, f"r{FOLLOWED + 9}", "v")
     fresh.learned([Range(0, 0, 2)], 10_000)
     assert len(fresh.to_served) == 1
+
+
+def test_an_example_that_is_read_before_its_view_is_acknowledged_is_measured() -> None:
+    fresh = Freshness()
+    fresh.example(2, 40, "r1", "7")
+    fresh.acknowledged("r1", 7, 1_000, 900)
+    fresh.learned([Range(2, 40, 41)], 1_060)
+    assert fresh.to_served.percentile(1.0) == 60 and list(fresh.learned_views) == [("r1", "7")]
+    fresh.example(2, 90, "r1", "7")  # a correction, long after
+    fresh.learned([Range(2, 41, 91)], 80_000)
+    assert len(fresh.to_served) == 1
+
+
+def test_examples_whose_view_never_comes_are_let_go() -> None:
+    fresh = Freshness()
+    for offset in range(FOLLOWED + 1):
+        fresh.example(0, offset, "r1", str(offset))
+    for item in (0, 1):
+        fresh.acknowledged("r1", item, 1_000, 900)
+    fresh.learned([Range(0, 0, 9)], 1_060)
+    assert list(fresh.learned_views) == [("r1", "1")]
