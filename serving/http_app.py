@@ -115,6 +115,7 @@ def build_app(
             expose_headers=["date", "retry-after"],
         )  # fmt: skip
     _add_errors(app)
+    _add_ranking_routes(app, service, metrics)
     _add_viewer_routes(app, service, metrics)
     _add_list_routes(app, service, metrics)
     _add_admin_routes(app, service)
@@ -131,7 +132,7 @@ async def _call_once_ready(service: Service, on_ready: Callable[[], None]) -> No
     await asyncio.to_thread(on_ready)
 
 
-def _add_viewer_routes(app: FastAPI, service: Service, metrics: ServingMetrics) -> None:
+def _add_ranking_routes(app: FastAPI, service: Service, metrics: ServingMetrics) -> None:
     @app.post("/v1/recommend", response_model=models.RecommendOut, responses=_PROBLEMS)
     async def recommend(request: Request, body: models.RecommendIn) -> Response:
         """Items for a user, ranked by the freshest model."""
@@ -159,6 +160,8 @@ def _add_viewer_routes(app: FastAPI, service: Service, metrics: ServingMetrics) 
             _answer_out(answer, service.token_of(answer) if has_token else "", began_s)
         )
 
+
+def _add_viewer_routes(app: FastAPI, service: Service, metrics: ServingMetrics) -> None:
     @app.post("/v1/events", status_code=202, response_model=models.EventsOut, responses=_PROBLEMS)
     async def events(request: Request, body: models.EventsIn) -> Response:
         """Engagements of viewers. The answer comes after the commit; without an answer send them again:

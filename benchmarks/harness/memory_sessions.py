@@ -44,10 +44,13 @@ class MemorySessions:
         gone: Collection[str] = (),
     ) -> None:
         check_position(before, self._position)
+        self.put(sessions, gone)
+        self._position = after
+
+    def put(self, sessions: Mapping[str, bytes], gone: Collection[str]) -> None:
         self.blobs.update(sessions)
         for user_id in gone:
             self.blobs.pop(user_id, None)
-        self._position = after
 
 
 class MemoryShare:
@@ -72,9 +75,6 @@ class MemoryShare:
         if self._share.whole:
             self._sessions.commit(self._sessions.position(), after, sessions, gone)
             return
-        self._sessions.blobs.update(sessions)
-        for user_id in gone:
-            self._sessions.blobs.pop(user_id, None)
-        for p in self._share.partitions(self._count):
-            events = [after.events[p]]
-            self._sessions.places[p] = FoldPosition(after.log_id, events, after.control)
+        self._sessions.put(sessions, gone)
+        places = {p: after.of(p) for p in self._share.partitions(self._count)}
+        self._sessions.places.update(places)

@@ -50,7 +50,7 @@ class ClusterFoldStore(RedisFoldStore):
         for user_id, blob in {**sessions, **dict.fromkeys(gone)}.items():
             written[partition_of(user_id, self._count)][user_id] = blob
         for partition, blobs in written.items():
-            place = msgspec.structs.replace(after, events=[after.events[partition]])
+            place = after.of(partition)
             if blobs or place != stored[partition]:
                 self._write(partition, stored[partition], place, blobs)
                 stored[partition] = place

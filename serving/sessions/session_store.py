@@ -48,6 +48,10 @@ class FoldPosition(msgspec.Struct, frozen=True):
     events: list[int]
     control: int
 
+    def of(self, partition: int) -> "FoldPosition":
+        """The place of one partition."""
+        return msgspec.structs.replace(self, events=[self.events[partition]])
+
 
 def joined_position(
     whole: FoldPosition | None, places: Mapping[int, FoldPosition | None], count: int
@@ -200,8 +204,7 @@ class RedisFoldStore:
                 pipe.set(self._place, msgspec.msgpack.encode(after))
             else:
                 for partition, key in self._places.items():
-                    place = msgspec.structs.replace(after, events=[after.events[partition]])
-                    pipe.set(key, msgspec.msgpack.encode(place))
+                    pipe.set(key, msgspec.msgpack.encode(after.of(partition)))
             pipe.execute()
 
     def remove(self) -> None:

@@ -5,50 +5,36 @@ from RFC 5802 and Kafka's protocol guide; no broker of another make has judged i
 """
 
 import base64
-import contextlib
 import hashlib
 import hmac
 import secrets
 import socket
 import struct
-import threading
 import time
+
+from tests.support.forwarding_proxy import ForwardingProxy
 
 HANDSHAKE, API_VERSIONS, AUTHENTICATE = 17, 18, 36
 REFUSED = 58
 ITERATIONS = 4096
 
 
-class SaslProxy:
+class SaslProxy(ForwardingProxy):
     """Listens on 127.0.0.1 for one user."""
 
     def __init__(self, user: str, password: str, mechanisms: list[str]) -> None:
+        super().__init__()
         self._user, self._password, self.mechanisms = user, password, mechanisms
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        self.port: int = self._listener.getsockname()[1]
         self.authenticated: list[str] = []  # mechanism of each proven connection
 
-    def start(self, target_port: int) -> None:
-        self._target = target_port
-        threading.Thread(target=self._accept, daemon=True).start()
-
-    def close(self) -> None:
-        with contextlib.suppress(OSError):
-            self._listener.shutdown(socket.SHUT_RDWR)
-        self._listener.close()
-
-    def _accept(self) -> None:
-        with contextlib.suppress(OSError):
-            while True:
-                client, _ = self._listener.accept()
-                threading.Thread(target=self._serve, args=(client,), daemon=True).start()
-
-    def _serve(self, client: socket.socket) -> None:
-        server = socket.create_connection(("127.0.0.1", self._target))
-        with contextlib.suppress(OSError, EOFError), client, server:
+    def admit(self, client: socket.socket) -> tuple[socket.socket, socket.socket]:
+        server = self.connect()
+        try:
             self._authenticate(client, server)
-            threading.Thread(target=_copy, args=(server, client), daemon=True).start()
-            _copy(client, server)
+        except (OSError, EOFError):
+            server.close()
+            raise
+        return client, server
 
     def _authenticate(self, client: socket.socket, server: socket.socket) -> None:
         mechanism, scram = "", None
@@ -78,9 +64,8 @@ class SaslProxy:
                     reply = scram.final(token)
                 _write(client, _answer(number, version, reply))
                 if reply is None:
-                    time.sleep(
-                        0.1
-                    )  # as Kafka does by default (connection.failed.authentication.delay.ms)
+                    # As Kafka does by default (connection.failed.authentication.delay.ms).
+                    time.sleep(0.1)
                     raise EOFError
                 if mechanism == "PLAIN" or (scram is not None and scram.is_proven):
                     self.authenticated.append(mechanism)
@@ -163,12 +148,3 @@ def _exactly(sock: socket.socket, size: int) -> bytes:
             raise EOFError
         data += part
     return data
-
-
-def _copy(source: socket.socket, target: socket.socket) -> None:
-    with contextlib.suppress(OSError):
-        while data := source.recv(1 << 16):
-            target.sendall(data)
-    for each in (source, target):
-        with contextlib.suppress(OSError):
-            each.shutdown(socket.SHUT_RDWR)

@@ -1,11 +1,9 @@
 """Certificates made for a test, and a proxy that speaks TLS before a server that doesn't."""
 
-import contextlib
 import datetime
 import ipaddress
 import socket
 import ssl
-import threading
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +11,8 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
+
+from tests.support.forwarding_proxy import ForwardingProxy
 
 
 @dataclass(frozen=True)
@@ -30,13 +30,13 @@ def make_certificates(folder: Path, name: str = "test", address: str = "127.0.0.
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
     now = datetime.datetime.now(datetime.UTC)
 
-    def signed(of: x509.Name, its_key: ec.EllipticCurvePrivateKey, is_ca: bool) -> x509.Certificate:
+    def signed(of: x509.Name, own_key: ec.EllipticCurvePrivateKey, is_ca: bool) -> x509.Certificate:
         names = x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address(address))])
         return (
             x509.CertificateBuilder()
             .subject_name(of)
             .issuer_name(ca_name)
-            .public_key(its_key.public_key())
+            .public_key(own_key.public_key())
             .serial_number(x509.random_serial_number())
             .not_valid_before(now - datetime.timedelta(hours=1))
             .not_valid_after(now + datetime.timedelta(days=1))
@@ -56,46 +56,17 @@ def make_certificates(folder: Path, name: str = "test", address: str = "127.0.0.
     return files
 
 
-class TlsProxy:
+class TlsProxy(ForwardingProxy):
     """Accepts TLS on 127.0.0.1 and forwards plain bytes; ``clients``: authority that must have signed the
     clients' certificates."""
 
     def __init__(self, certificates: Certificates, clients: Path | None = None) -> None:
+        super().__init__()
         self._context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         self._context.load_cert_chain(certificates.cert, certificates.key)
         if clients is not None:
             self._context.load_verify_locations(clients)
             self._context.verify_mode = ssl.CERT_REQUIRED
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        self.port: int = self._listener.getsockname()[1]
 
-    def start(self, target_port: int) -> None:
-        self._target = target_port
-        threading.Thread(target=self._accept, daemon=True).start()
-
-    def close(self) -> None:
-        with contextlib.suppress(OSError):
-            self._listener.shutdown(socket.SHUT_RDWR)
-        self._listener.close()
-
-    def _accept(self) -> None:
-        with contextlib.suppress(OSError):
-            while True:
-                client, _ = self._listener.accept()
-                threading.Thread(target=self._serve, args=(client,), daemon=True).start()
-
-    def _serve(self, client: socket.socket) -> None:
-        with contextlib.suppress(OSError):
-            secure = self._context.wrap_socket(client, server_side=True)
-            server = socket.create_connection(("127.0.0.1", self._target))
-            threading.Thread(target=_copy, args=(server, secure), daemon=True).start()
-            _copy(secure, server)
-
-
-def _copy(source: socket.socket, target: socket.socket) -> None:
-    with contextlib.suppress(OSError):
-        while data := source.recv(1 << 16):
-            target.sendall(data)
-    for each in (source, target):
-        with contextlib.suppress(OSError):
-            each.shutdown(socket.SHUT_RDWR)
+    def admit(self, client: socket.socket) -> tuple[socket.socket, socket.socket]:
+        return self._context.wrap_socket(client, server_side=True), self.connect()
