@@ -23,6 +23,7 @@ from benchmarks.harness import serve_doors as doors
 from benchmarks.harness.commands import Figures, Log, no_log
 from benchmarks.harness.worker_processes import collect, end_processes, process_starter, run_process
 from recsys.config.system_config import Config
+from recsys.free_ports import free_ports
 
 CLIENTS: Final = (4, 16)  # of the closed loop; the better one gives the peak
 ROUNDS: Final = 3
@@ -100,7 +101,7 @@ def _serve_proxy(config: Config, options: ServeOptions, log_progress: Log) -> di
 @contextmanager
 def _uvicorn(config: Config) -> Iterator[Door]:
     messages, stop, start = process_starter()
-    port = doors.free_port()
+    port = next(free_ports())
     part = start(doors.uvicorn, config, port, messages, stop)
     try:
         pid = collect(messages, "uvicorn", 1, [part])[1]

@@ -193,7 +193,7 @@ def uvicorn(config: Config, port: int, messages: Messages, stop: Any) -> None:
 
         async def run() -> None:
             served = asyncio.create_task(server.serve())
-            while not service.ready and not served.done():
+            while not (service.ready and server.started) and not served.done():
                 await asyncio.sleep(0.05)
             messages.put(("uvicorn", 1, os.getpid()))
             while not stop.is_set() and not served.done():
@@ -204,14 +204,6 @@ def uvicorn(config: Config, port: int, messages: Messages, stop: Any) -> None:
         import uvloop
 
         uvloop.run(run())
-
-
-def free_port() -> int:
-    import socket
-
-    with socket.socket() as probe:
-        probe.bind((_LOOPBACK, 0))
-        return int(probe.getsockname()[1])
 
 
 def bench_config(state: str, candidates: int, retrieval_shards: int = 0) -> Config:

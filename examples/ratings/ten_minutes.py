@@ -8,7 +8,6 @@ movies.csv and users.csv; without them they are downloaded (``examples.ratings.m
 import argparse
 import json
 import os
-import socket
 import subprocess
 import sys
 import tempfile
@@ -20,6 +19,7 @@ from typing import Any, Final
 
 from examples.ratings.make_tables import fetch_wheel, make_tables
 from recsys.client import Client
+from recsys.free_ports import free_ports
 
 VIEWER: Final = "13"
 _TABLES: Final = ("ratings.csv", "movies.csv", "users.csv")
@@ -46,7 +46,7 @@ def run(folder: Path, learn: int) -> dict[str, Any]:
         recsys(
             folder, "import", "--state", "state", "--learn", str(learn), "--report", "report.json"
         )
-    port = _free_port()
+    port = next(free_ports())
     try:
         with timed("up"):
             recsys(folder, "up", "--state", "state", "--detach", port=port)
@@ -72,13 +72,6 @@ def recsys(folder: Path, *arguments: str, port: int = 0) -> None:
 def _titles(client: Client, user_id: str) -> list[str]:
     answer = client.recommend(user_id, n=_LIST)
     return [item.fields["movie_title"] for item in answer.items]
-
-
-def _free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port: int = free.getsockname()[1]
-        return port
 
 
 def main() -> None:

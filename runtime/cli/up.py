@@ -24,6 +24,7 @@ from recsys.config.system_config import Config, digest
 from recsys.events.field_schema import CATEGORICAL
 from recsys.features.feature_set_file import FILE as FEATURES_FILE
 from recsys.features.feature_set_file import feature_set, write_feature_set
+from recsys.free_ports import PortTaken
 from recsys.observability.log_lines import log_to_file
 from recsys.observability.span_export import check_installed
 from recsys.process.part_process import run_folder, write_atomically
@@ -32,7 +33,7 @@ from runtime.parts.haproxy_config import check_doors
 from runtime.reports.status_table import exposure_warning, parts_table
 from runtime.supervision import launch_plan, run_file
 from runtime.supervision.acceptance_file import check_accepted
-from runtime.supervision.launch_plan import EMBEDDED_KAFKA, Plan, PortTaken
+from runtime.supervision.launch_plan import EMBEDDED_KAFKA, Plan
 from runtime.supervision.part_table import table
 from runtime.supervision.processes import alive
 from runtime.supervision.ray_environment import haproxy

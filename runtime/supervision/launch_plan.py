@@ -5,7 +5,6 @@ reads it from there.
 """
 
 import secrets
-import socket
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import replace
@@ -16,6 +15,7 @@ import msgspec
 
 from recsys.config.loader import ConfigError
 from recsys.config.system_config import Config, digest
+from recsys.free_ports import PortTaken, can_bind, free_ports
 from recsys.log.protocol import Log, LogUnavailable
 from recsys.process.open_log import open_log
 from recsys.process.part_process import run_folder, write_atomically
@@ -29,9 +29,6 @@ CONTROL_KEY: Final = "control.key"  # the control room's key file, in ``STATE/ru
 EMBEDDED_KAFKA: Final = "kafka://"  # no address: starts an embedded broker
 VALKEY_USER: Final = "recsys"
 CONTROL_ROOM_PORT: Final = 8001  # default of `recsys demo`, if it is free
-# Free ports are taken from this range: below the systems' ephemeral ports, above Ray's defaults.
-_FIRST_PORT: Final = 20_000
-_LAST_PORT: Final = 29_999
 
 
 class RayPorts(msgspec.Struct, frozen=True):
@@ -74,10 +71,6 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
         return self.owns_ray or self.own_nodes
 
 
-class PortTaken(RuntimeError):
-    """A configured port is in use by another process."""
-
-
 def resolve(
     config: Config, *, viewers: float = 0.0, only: Iterable[str] = (), ray_address: str = "",
     control_room: bool = False,
@@ -101,7 +94,7 @@ def resolve(
     named = {name: port for name, port in ports.items() if port}
     if not is_cluster:  # in an existing cluster Serve may already run, and hold its port
         _check_free(named)
-    free = _free_ports(avoid=set(named.values()))
+    free = free_ports(avoid=set(named.values()))
     serve = replace(
         config.serve,
         port=config.serve.port or next(free),
@@ -109,7 +102,7 @@ def resolve(
     )
     room = config.control_room
     if control_room and not room.port:
-        is_free = CONTROL_ROOM_PORT not in named.values() and _can_bind(CONTROL_ROOM_PORT)
+        is_free = CONTROL_ROOM_PORT not in named.values() and can_bind(CONTROL_ROOM_PORT)
         room = replace(room, port=CONTROL_ROOM_PORT if is_free else next(free))
     config = replace(config, serve=serve, control_room=room)
     config, services = _with_embedded_services(config, free)
@@ -209,32 +202,12 @@ def port_of(url: str) -> int:
 def _check_free(named: dict[str, int]) -> None:
     listeners = holders(named.values())
     for name, port in named.items():
-        if port in listeners or not _can_bind(port):
+        if port in listeners or not can_bind(port):
             variable = "RECSYS__" + name.upper().replace(".", "__")
             raise PortTaken(
                 f"port {port} ({name}) is in use by {listeners.get(port, 'a process that is not visible')}: "
                 f"end it, or choose another port with {variable}=..."
             )
-
-
-def _free_ports(avoid: set[int]) -> Iterator[int]:
-    """Yields unused ports, from a random start, so that two systems rarely compete for one."""
-    size = _LAST_PORT - _FIRST_PORT + 1
-    first = secrets.randbelow(size)
-    for step in range(size):
-        port = _FIRST_PORT + (first + step) % size
-        if port not in avoid and _can_bind(port):
-            yield port
-    raise PortTaken(f"no free port from {_FIRST_PORT} to {_LAST_PORT}")
-
-
-def _can_bind(port: int) -> bool:
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        with suppress(OSError):
-            probe.bind((_LOOPBACK, port))
-            return True
-    return False
 
 
 def write(config: Config, plan: Plan) -> None:

@@ -1,7 +1,6 @@
 """The example apps as a person starts and uses them: one command, a page in Chromium, Ctrl-C."""
 
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -11,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from recsys.client import Client
+from recsys.free_ports import free_ports
 from tests.support.paths import ROOT
 from tests.support.webdriver import Browser, chromium_is_there, wait
 
@@ -29,9 +29,7 @@ CLICK_FIRST = "document.querySelector('ol [data-item]').click()"
 @contextmanager
 def app(name: str, folder: Path) -> Iterator[str]:
     """The address of a running example."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = next(free_ports())
     command = [sys.executable, "-m", f"examples.{name}", str(folder), "--port", str(port)]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None

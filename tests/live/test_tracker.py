@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import socket
 import subprocess
 import time
 from collections import Counter
@@ -16,6 +15,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric import ed25519
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
+from recsys.free_ports import free_ports
 from tests.support.disk_replica import DiskReplica
 from tests.support.paths import ROOT
 from tests.support.tracker_site import TrackerSite
@@ -176,9 +176,7 @@ class TrackedVisits:
         private = ed25519.Ed25519PrivateKey.generate()
         public = private.public_key()
         pem = public.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo).decode()
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
+        port = next(free_ports())
         self.browser, self.site = browser, site
         self.replica = DiskReplica(folder, port, site.origin, items=300)
         key = self.replica.add_key(user_keys=[pem])

@@ -1,7 +1,6 @@
 """A control room over made-up samples, and how a page's numbers are read back."""
 
 import re
-import socket
 import threading
 import time
 from collections.abc import Mapping
@@ -10,6 +9,7 @@ from typing import Any
 import msgspec
 import uvicorn
 
+from recsys.free_ports import free_ports
 from recsys.process.disk_budget import Space
 from runtime.supervision.part_metrics import PART_METRICS, families
 from runtime.supervision.system_status import PartStatus, Status, Version
@@ -101,9 +101,7 @@ class ControlStub:
     """A control room on a port that stays the same, also where it goes away and comes back."""
 
     def __init__(self) -> None:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = int(probe.getsockname()[1])
+        self.port = next(free_ports())
         self.look = Look()
         self.painter = PictureBuilder(self.look, Curves(every_ms=200))
         self.start()

@@ -14,8 +14,8 @@ from typing import Any
 
 import yaml
 
+from recsys.free_ports import free_ports
 from runtime.parts.metrics import text
-from runtime.supervision.launch_plan import _free_ports
 from tests.support.live_system import LiveSystem
 from tests.support.paths import ROOT
 
@@ -122,7 +122,7 @@ def running(system: LiveSystem, folder: Path) -> Iterator[str]:
         job["static_configs"] = [{"targets": [f"127.0.0.1:{ports[job['job_name']]}"]}]
     (folder / "prometheus.yaml").write_text(yaml.safe_dump(config))
     shutil.copy(DEPLOY / "alerts.yaml", folder)
-    address = f"127.0.0.1:{next(_free_ports(set()))}"
+    address = f"127.0.0.1:{next(free_ports())}"
     command = [
         "prometheus", f"--config.file={folder / 'prometheus.yaml'}", f"--web.listen-address={address}",
         f"--storage.tsdb.path={folder / 'data'}",

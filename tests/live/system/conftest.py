@@ -12,7 +12,7 @@ import pytest
 from recsys.config.part_configs import CompatConfig, ControlRoomConfig, MetricsConfig, TracingConfig
 from recsys.config.promotion_config import PromotionConfig
 from recsys.config.system_config import Config
-from runtime.supervision.launch_plan import _free_ports
+from recsys.free_ports import free_ports
 from tests.support.live_system import LiveSystem, Traffic, until
 from tests.support.otlp_receiver import Receiver
 
@@ -36,7 +36,7 @@ def receiver() -> Iterator[Receiver]:
 @pytest.fixture(scope="session")
 def system(tmp_path_factory: pytest.TempPathFactory, receiver: Receiver) -> Iterator[LiveSystem]:
     """A running system that has its items and users."""
-    ports = _free_ports(set())
+    ports = free_ports()
     # One step a second: a shadow on busy cores takes two, and must catch up.
     step = replace(Config().step, every_ms=1_000, soonest_ms=1_000, snapshot_every=10)
     system = LiveSystem(

@@ -8,6 +8,7 @@ import pytest
 from rich.console import Console
 
 from recsys.config.system_config import digest
+from recsys.free_ports import PortTaken
 from recsys.process.part_process import run_folder, write_atomically
 from runtime.cli import up
 from runtime.cli.system import end
@@ -89,7 +90,7 @@ def test_a_full_disk_locks_all_the_same(config, monkeypatch):
 
 def test_a_port_that_a_killed_system_still_holds_is_waited_for(config, monkeypatch):
     """Its processes die one after the other; only their own folder is worth the wait."""
-    taken, waits = launch_plan.PortTaken("port 8001 (metrics.port) is in use"), []
+    taken, waits = PortTaken("port 8001 (metrics.port) is in use"), []
     answers = iter([taken, taken])
 
     def plan(config, *_):

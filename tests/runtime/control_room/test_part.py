@@ -15,6 +15,7 @@ from recsys.config.system_config import Config
 from recsys.events.control_records import Experiments, ExperimentState, Live
 from recsys.events.event_types import Verdict, encode
 from recsys.events.records import CONTROL, EVENTS, pack
+from recsys.free_ports import free_ports
 from recsys.log.protocol import Append, Log
 from recsys.process.open_log import create_topics, open_log
 from recsys.process.part_process import Heartbeat, Stop, run_folder, write_atomically
@@ -45,7 +46,7 @@ arms: {control: {share: 0.5}, treatment: {share: 0.5, overrides: {explore: 0.2}}
 @pytest.fixture
 def system(tmp_path: Path) -> tuple[Config, Log]:
     """A state folder as of a running system, whose parts are this process."""
-    free = next(plans._free_ports(set()))
+    free = next(free_ports())
     config = config_in(tmp_path, control_room=ControlRoomConfig(port=free))
     config, plan = plans.resolve(config)
     plans.write(config, plan)
@@ -97,7 +98,7 @@ def test_it_is_there_where_a_port_is_set_or_it_is_asked_for(tmp_path: Path) -> N
     asked, plan = plans.resolve(config, control_room=True)
     assert "control-room" in [part.name for part in table(plan)] and asked.control_room.port > 0
     assert config.control_room.port == 0 and plan.asked == plans.resolve(config)[1].asked
-    free = next(plans._free_ports(set()))
+    free = next(free_ports())
     named, plan = plans.resolve(replace(config, control_room=ControlRoomConfig(port=free)))
     assert named.control_room.port == free and plan.control_room
 

@@ -14,11 +14,12 @@ from recsys.config.loader import ConfigError
 from recsys.config.log_config import LogConfig
 from recsys.config.safety_config import AccessConfig
 from recsys.config.system_config import SessionConfig
+from recsys.free_ports import PortTaken
 from runtime.parts import valkey
 from runtime.reports.status_table import addresses
 from runtime.supervision import launch_plan as plans
 from runtime.supervision import run_file
-from runtime.supervision.launch_plan import PortTaken, resolve
+from runtime.supervision.launch_plan import resolve
 from runtime.supervision.part_table import NAMES, body, table
 from runtime.supervision.ray_environment import client_environment
 from runtime.supervision.supervisor import Supervisor
