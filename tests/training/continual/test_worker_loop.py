@@ -4,6 +4,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 
 import msgspec
@@ -247,7 +248,7 @@ def log_of_mixed_lanes() -> Log:
 @pytest.mark.parametrize(
     ("workers", "parts", "make"),
     [(workers, 2, trained_log) for workers in (1, 2, 3)]
-    + [(w, p, log_of_mixed_lanes) for w, p in ((1, 1), (2, 1), (4, 2), (1, 4), (4, 4))],
+    + [(*cell, log_of_mixed_lanes) for cell in product((1, 2, 4), repeat=2)],
 )
 def test_workers_over_sockets_learn_what_is_computed_by_hand(
     tmp_path: Path, workers: int, parts: int, make: Callable[[], Log]
