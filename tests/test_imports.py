@@ -196,7 +196,7 @@ def test_a_cycle_between_folders_is_seen() -> None:
         ("examples/short_video/world.py", "import time"),
         ("examples/short_video/crowd.py", "import polars"),
         ("serving/app.py", "import runtime.cli.main"),
-        ("runtime/cli/accept.py", "import benchmarks.studies"),
+        ("runtime/cli/keys.py", "import benchmarks.studies"),
         ("recsys/log/protocol.py", "import kafka"),
         ("serving/pipeline.py", "if True:\n    import faiss"),
         ("training/continual/driver.py", "import ray.train\nimport torchrec"),

@@ -12,6 +12,7 @@ from typing import Any, Final
 
 from benchmarks.harness.archived_log import archive_log
 from benchmarks.harness.local_system import START_MS, LocalSystem, small_config
+from examples.feature_audit.archive_audit import audit_features
 from recsys.app.app_file import read_app
 from recsys.app.definition import App, Field
 from recsys.config.system_config import Config
@@ -20,7 +21,6 @@ from recsys.events.hashing import uniform
 from recsys.features.feature_set import FeatureSet, read_block
 from recsys.features.feature_set_file import write_feature_set
 from recsys.process.open_log import open_log
-from runtime.jobs.feature_audit import audit_features
 from runtime.supervision import launch_plan
 from runtime.supervision.launch_plan import Plan, RayPorts
 from serving.access.caller import SERVER

@@ -9,10 +9,10 @@ import pyarrow.parquet as pq
 
 from examples.backfill.fill import Backfill
 from examples.backfill.sessions import SessionsAsOf
+from examples.feature_audit.archive_audit import archive_of, config_of, features_of
 from recsys.events.records import Example, pack, unpack
 from recsys.features.feature_set_file import FILE, encode_feature_set
 from recsys.process.part_process import write_atomically
-from runtime.jobs.feature_audit import archive_of, config_of, features_of
 from serving.sessions.session_fold import fold_event, shown_keys
 from training.archive.files import FORMAT, beside, files_of
 from training.archive.raw_events import ArchiveSource

@@ -1,39 +1,51 @@
-"""Stores which row format was accepted for serving, in ``STATE/accepted/int8.json``, and enforces it.
+"""Row formats that were accepted for serving, in ``STATE/accepted/int8.json``: each with its evidence, which
+holds for the features and the model settings of then.
 
 A system may run a second model of another size (experiments/promotion/epoch_model.py). Its acceptance is in
 ``int8-MODEL.json``, by the digest of the model's configuration.
 """
 
-from contextlib import suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import msgspec
 
-from experiments.promotion.acceptance import Accept, mismatch
 from recsys.config.loader import ConfigError
-from recsys.config.system_config import Config, digest
+from recsys.config.system_config import Config, ModelConfig, digest
 from recsys.features.feature_set import FeatureSet
-from recsys.process.part_process import write_atomically
+
+
+@dataclass(frozen=True)
+class RowFormEvidence:
+    """One replay scored with full rows (``float32``) and with smaller ones side by side. ``cost``: AUC of
+    float32 minus that of the smaller format; ``low``, ``high``: its 95 % interval by a bootstrap over
+    users."""
+
+    features: str
+    model: str
+    data: str
+    rows: int
+    users: int
+    auc: dict[str, float]  # by format
+    cost: float
+    low: float
+    high: float
+    bytes_a_row: dict[str, float]  # of the ranker's table with its map, by format
+    lookup_us: dict[str, float]  # of the rows of a request, by format
+
+
+@dataclass(frozen=True)
+class Accept:
+    """Rows may be served in this format with the features and model of the evidence."""
+
+    form: str
+    at_most: float
+    evidence: RowFormEvidence
 
 
 def file_of(state: str | Path, form: str, model: str = "") -> Path:
     """Path of an acceptance. ``model``: the digest of a model other than the first accepted one."""
     return Path(state) / "accepted" / (f"{form}-{model}.json" if model else f"{form}.json")
-
-
-def write_accepted(state: str | Path, accepted: Accept) -> Path:
-    """Writes an acceptance, replacing an earlier one of the same model; returns the file."""
-    file = file_of(state, accepted.form)
-    with suppress(OSError, msgspec.MsgspecError):
-        before = msgspec.json.decode(file.read_bytes(), type=Accept)
-        if before.evidence.model != accepted.evidence.model:
-            file = file_of(state, accepted.form, accepted.evidence.model)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(file, msgspec.json.format(msgspec.json.encode(accepted)) + b"\n")
-    older = file_of(state, accepted.form, accepted.evidence.model)
-    if older != file:
-        older.unlink(missing_ok=True)  # otherwise it would take precedence over this one
-    return file
 
 
 def check_accepted(config: Config, features: FeatureSet) -> None:
@@ -59,3 +71,21 @@ def check_accepted(config: Config, features: FeatureSet) -> None:
         raise ConfigError(
             f"serve.rows is {form!r}, but {file} doesn't match this system: {why}; {remedy}"
         )
+
+
+def input_digest(features: FeatureSet) -> str:
+    """Digest of a model's inputs. Excludes ``shown_by``, which only selects the training examples: an old log
+    records it, and the feed's client sends it."""
+    return replace(features, schema=replace(features.schema, shown_by="view")).digest
+
+
+def mismatch(accepted: Accept, features: FeatureSet, model: ModelConfig) -> str | None:
+    """Difference of the evidence's features or model from these; None if equal."""
+    evidence = accepted.evidence
+    for name, before, now in (
+        ("the feature set", evidence.features, input_digest(features)),
+        ("the model's configuration", evidence.model, digest(model)),
+    ):
+        if before != now:
+            return f"{name} was {before} then and is {now}"
+    return None

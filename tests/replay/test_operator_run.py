@@ -13,6 +13,7 @@ import pytest
 from benchmarks.answers.reconstruction_run import run_system
 from benchmarks.harness.archived_log import archive_log
 from benchmarks.harness.local_system import LocalSystem, small_config
+from examples.feature_audit.archive_audit import audit_features
 from parameter_server.publish.deltas import StepDelta
 from recsys.app.feature_checks import faults
 from recsys.config.system_config import Config
@@ -27,7 +28,6 @@ from replay.datasets.open_dataset import open_dataset
 from replay.player import Player
 from replay.replay_report import _about
 from replay.replay_run import ReplayOptions, replay_data
-from runtime.jobs.feature_audit import audit_features
 from tests.support.operator_app import APP, START_MS, events, past
 from tests.support.operator_app import FEATURES as APP_FEATURES
 

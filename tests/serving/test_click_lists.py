@@ -13,6 +13,7 @@ import pytest
 
 from benchmarks.harness.archived_log import archive_log
 from benchmarks.harness.local_system import START_MS, LocalSystem, small_config
+from examples.feature_audit.archive_audit import audit_features
 from examples.off_policy.logged_lists import chosen
 from examples.off_policy.target_policy import TargetPolicy
 from experiments.promotion.promotion import EngagementRates
@@ -26,7 +27,6 @@ from recsys.features.feature_set_file import write_feature_set
 from replay.answer_check import AnswerChecker
 from replay.direct_loop import DirectLoop
 from replay.player import Player
-from runtime.jobs.feature_audit import audit_features
 from runtime.supervision import launch_plan
 from runtime.supervision.launch_plan import Plan, RayPorts
 from serving import service

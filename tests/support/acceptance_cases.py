@@ -1,9 +1,9 @@
 """RowFormEvidence and features of an acceptance decision."""
 
-from experiments.promotion.acceptance import RowFormEvidence, input_digest
 from recsys.config.system_config import ModelConfig, digest
 from recsys.features.feature_set import FeatureSet
 from recsys.features.feature_set_file import FEED_SCHEMA
+from runtime.supervision.acceptance_file import RowFormEvidence, input_digest
 
 FEATURES = FeatureSet(FEED_SCHEMA, "all", 20)
 

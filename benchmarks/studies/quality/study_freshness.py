@@ -17,13 +17,13 @@ from benchmarks.studies.quality.study_figures import (
     figures,
     plot,
 )
+from examples.row_formats.parameter_copies import Copy, SideBySide
 from parameter_server.publish.deltas import StepDelta
 from recsys.config.system_config import Config, ModelConfig
 from recsys.features.feature_set import FeatureSet
 from replay.datasets.dataset import Dataset
 from replay.datasets.open_dataset import open_dataset
 from replay.direct_loop import DirectLoop
-from replay.parameter_copies import Copy, SideBySide
 from replay.replay_report import with_bar
 from replay.replay_run import Progress, ReplayOptions, config_for, replay_with
 from runtime.cli.common import check_folders

@@ -9,6 +9,7 @@ import pytest
 
 from benchmarks.harness.archived_log import archive_log
 from benchmarks.studies.promotion.promotion_run import PromotionRun, config_of
+from examples.feature_audit.archive_audit import audit_features
 from experiments.promotion.lifecycle import FEATURES
 from recsys.events.control_records import (
     ALONE,
@@ -25,7 +26,6 @@ from recsys.model.wider_set import united
 from recsys.process.log_consumer import readable
 from replay.answer_check import EQUAL, AnswerChecker
 from runtime.jobs.director_requests import propose
-from runtime.jobs.feature_audit import audit_features
 from runtime.jobs.offline_job import run as train_offline
 from runtime.jobs.offline_options import OfflineOptions
 from runtime.supervision import launch_plan

@@ -7,8 +7,8 @@ from typing import Annotated, Any
 import typer
 from typer import Argument, Option
 
+from examples.feature_audit.audit import TOLERANCE, AuditReport
 from runtime.cli.common import JsonOption, exit_on, show
-from training.archive.audit import TOLERANCE, AuditReport
 
 FolderArgument = Annotated[Path, Argument(help="A state folder or an archive.")]
 
@@ -35,7 +35,7 @@ def features(
 
     Exit status 0: no skew; 1: skew; 2: nothing could be compared.
     """
-    from runtime.jobs.feature_audit import audit_features
+    from examples.feature_audit.archive_audit import audit_features
 
     with exit_on(FileNotFoundError, ValueError):
         if not 0 < share <= 1:

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 from msgspec.structs import replace
 
+from examples.feature_audit.audit import Audit, AuditReport, is_sampled
 from recsys.events.event_types import FeatureBlock, Item
 from recsys.features.feature_set import Declared, RequestFeatures, read_block
 from tests.support.past_events import ToyPast, toy_past
 from tests.support.small_feed import DENSE, FEATURES
-from training.archive.audit import Audit, AuditReport, is_sampled
 from training.archive.recompute import (
     ItemHistory,
     PlacedImpression,

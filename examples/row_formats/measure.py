@@ -12,16 +12,16 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from experiments.promotion.acceptance import RowFormEvidence, input_digest
+from examples.row_formats.parameter_copies import Copy, SideBySide
 from recsys.config.system_config import Config, digest
 from recsys.features.feature_set import FeatureSet
 from recsys.model.prediction_metrics import auc, paired_auc_interval
 from replay.datasets.dataset import Dataset
 from replay.direct_loop import DirectLoop
-from replay.parameter_copies import Copy, SideBySide
 from replay.predictions import Predictions
 from replay.replay_report import judged_rows
 from replay.replay_run import Progress, ReplayOptions, config_for, replay_with
+from runtime.supervision.acceptance_file import RowFormEvidence, input_digest
 from serving.replica.int8_rows import Int8Rows
 from serving.replica.row_store import RowStore
 

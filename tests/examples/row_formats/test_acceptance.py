@@ -4,10 +4,11 @@ from dataclasses import replace
 
 import pytest
 
-from experiments.promotion.acceptance import Accept, Refuse, decide, mismatch
+from examples.row_formats.acceptance import Refuse, decide
 from recsys.config.system_config import ModelConfig
 from recsys.features.feature_set import FeatureSet
 from recsys.features.feature_set_file import FEED_SCHEMA
+from runtime.supervision.acceptance_file import Accept, mismatch
 from tests.support.acceptance_cases import EVIDENCE, FEATURES
 
 

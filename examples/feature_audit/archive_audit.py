@@ -9,6 +9,7 @@ from typing import Any
 
 import msgspec
 
+from examples.feature_audit.audit import TOLERANCE, Audit, AuditReport, is_sampled
 from recsys.app.logged_sets import taken_up
 from recsys.config.system_config import Config
 from recsys.events.hashing import uniform
@@ -19,7 +20,6 @@ from serving.reconstruction.reconstructed_replica import NotReconstructible
 from serving.reconstruction.reconstructed_session import ReconstructedSessions
 from serving.sessions.session_fold import fold_event, shown_keys
 from training.archive import recompute
-from training.archive.audit import TOLERANCE, Audit, AuditReport, is_sampled
 from training.archive.raw_events import ArchiveSource
 from training.archive.recompute import CountersAsOf, Folds, PlacedImpression, Recomputer
 

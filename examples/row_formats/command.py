@@ -7,15 +7,15 @@ import msgspec
 import typer
 from typer import Argument, Option
 
-from experiments.promotion.acceptance import Refuse, RowFormEvidence, decide
+from examples.row_formats.acceptance import Refuse, decide, write_accepted
+from examples.row_formats.measure import FORMATS, ROWS_PER_REQUEST, measure
 from recsys.config.loader import load
 from replay.datasets.dataset import DataError
 from replay.datasets.open_dataset import open_dataset
 from replay.replay_report import with_bar
 from replay.replay_run import ReplayOptions
 from runtime.cli.common import ConfigOption, JsonOption, StateOverride, exit_on, fail, show
-from runtime.jobs.row_formats import FORMATS, ROWS_PER_REQUEST, measure
-from runtime.supervision.acceptance_file import write_accepted
+from runtime.supervision.acceptance_file import RowFormEvidence
 
 
 def accept(

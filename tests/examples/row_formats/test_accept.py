@@ -10,18 +10,18 @@ import pytest
 from typer.testing import CliRunner
 
 from benchmarks.studies.quality.simulated_world_log import WorldLog
-from experiments.promotion.acceptance import Accept, input_digest
+from examples.row_formats import command as accepting
+from examples.row_formats import measure as measuring
+from examples.row_formats.acceptance import write_accepted
+from examples.row_formats.measure import format_copies, measure
+from examples.row_formats.parameter_copies import SideBySide
 from recsys.config.loader import ConfigError
 from recsys.config.system_config import Config, ModelConfig, digest
 from recsys.features.feature_set import FeatureSet
 from replay.direct_loop import DirectLoop
-from replay.parameter_copies import SideBySide
 from replay.replay_run import ReplayOptions, config_for, replay_data, replay_with
-from runtime.cli import accept as accepting
 from runtime.cli.main import app
-from runtime.jobs import row_formats
-from runtime.jobs.row_formats import format_copies, measure
-from runtime.supervision.acceptance_file import check_accepted, file_of, write_accepted
+from runtime.supervision.acceptance_file import Accept, check_accepted, file_of, input_digest
 from tests.support.acceptance_cases import EVIDENCE, FEATURES
 
 OPTIONS = ReplayOptions(features="ids", step_examples=24)
@@ -81,7 +81,7 @@ def test_what_was_accepted_is_written_down_and_served(
 
 
 def test_it_judges_the_later_half(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(row_formats, "_LOOKUPS", 2)
+    monkeypatch.setattr(measuring, "_LOOKUPS", 2)
     found = measure(WorldLog(2, hours=1, users=6, items=20, requests_per_s=0.01), OPTIONS, Config())
     assert found.rows > 10 and found.users <= 6 and set(found.auc) == {"float32", "fp16", "int8"}
     assert found.features == input_digest(FeatureSet(small().schema, "ids", 20))
