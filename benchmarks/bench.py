@@ -97,12 +97,15 @@ def train(
         bool,
         typer.Option("--apart/--together", help="Shards and workers as processes, or threads."),
     ] = True,
+    rounds: Annotated[
+        int, typer.Option(min=1, help="Interleaved rounds; the median of each variant counts.")
+    ] = 1,
     seed: Seed = 0,
 ) -> Figures:
     """Examples through two workers and two shards."""
     from benchmarks.learning.bench_train import measure_train
 
-    return measure_train(ids, batches, seed, batch, apart)
+    return measure_train(ids, batches, seed, batch, apart, rounds)
 
 
 @bench_command(bench)

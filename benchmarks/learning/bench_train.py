@@ -7,10 +7,13 @@ system, but no row passes it; it is left out here.
 """
 
 import secrets
+import statistics
 import tempfile
 import time
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Final
 
 from benchmarks.harness.worker_processes import (
@@ -45,31 +48,49 @@ class Job:
 
 
 def measure_train(
-    ids: int, batches: int, seed: int, batch: int = BATCH, apart: bool = True
+    ids: int, batches: int, seed: int, batch: int = BATCH, apart: bool = True, rounds: int = 1
 ) -> dict[str, Any]:
-    """Examples per second of all variants. ``apart``: as processes, else as threads."""
+    """Examples per second of all variants. ``apart``: as processes, else as threads. In each of ``rounds``
+    ours and the loops of one process take turns; the median round of each counts."""
     steps = WARM + batches
     with tempfile.TemporaryDirectory(prefix="recsys-bench-") as folder:
         config = _config(folder, batch)
         _write(config, draw_examples(steps * batch * WORKERS, ids, seed))
+        sizes = ids, batch, batches * WORKERS
+        turns: dict[str, Callable[[], dict[str, Any]]] = {
+            "ours": lambda: ours(Job(config, steps, secrets.token_hex(16)), apart),
+            "torchrec": lambda: fused(config, *sizes),
+            "torchrec_our_layers": lambda: fused(config, *sizes, our_layers=True),
+            "embedding_bag": lambda: embedding_bag(config, *sizes),
+        }
+        runs = [{name: measure() for name, measure in turns.items()} for _ in range(rounds)]
+        figures = {name: _median([run[name] for run in runs]) for name in turns}
+        for name in turns.keys() - {"ours"}:
+            ratios = [run["ours"]["examples_per_s"] / run[name]["examples_per_s"] for run in runs]
+            figures[name]["ours_of_it"] = round(statistics.median(ratios), 3)
         return {
             "what": f"{FIELDS} one-hot fields, zipf over {ids} ids each; {WORKERS} workers of {batch} "
             f"examples a step, {SHARDS} shards; one process: {batch} examples a step",
-            "figures": ours(Job(config, steps, secrets.token_hex(16)), apart),
-            "comparators": {
-                "torchrec": fused(config, ids, batch, batches * WORKERS),
-                "torchrec_our_layers": fused(
-                    config, ids, batch, batches * WORKERS, our_layers=True
-                ),
-                "embedding_bag": embedding_bag(config, ids, batch, batches * WORKERS),
+            "figures": figures.pop("ours"),
+            "comparators": figures
+            | {
                 "vowpalwabbit": vowpal_wabbit(config, batch * batches),
                 "river": river(config, min(5_000, batch * batches)),
             },
         }
 
 
+def _median(runs: list[dict[str, Any]]) -> dict[str, Any]:
+    """The run of the median rate, and the rates of all."""
+    by_rate = sorted(runs, key=lambda run: float(run["examples_per_s"]))
+    rates = [run["examples_per_s"] for run in runs]
+    return by_rate[len(runs) // 2] | ({"rounds": rates} if len(runs) > 1 else {})
+
+
 def ours(job: Job, apart: bool = True) -> dict[str, float]:
-    """Learns all steps through the shards; the clock runs from the end of the last warm step."""
+    """Learns all steps through new shards; the clock runs from the end of the last warm step."""
+    for part in range(SHARDS):
+        Path(job.config.state, f"{part}.wal").unlink(missing_ok=True)  # of the round before
     messages, stop, start = process_starter(apart)
     with ExitStack() as stack:
         shards = [start(serve, job, part, messages, stop) for part in range(SHARDS)]

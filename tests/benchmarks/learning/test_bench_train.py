@@ -64,13 +64,14 @@ def test_the_bench_tells_its_figures_beside_the_peers(tmp_path):
     pytest.importorskip("fbgemm_gpu")
     file = tmp_path / "bench.json"
     arguments = ["train", "--together", "--ids", "50", "--batches", "2", "--batch", "8"]
+    arguments += ["--rounds", "2"]
     result = CliRunner().invoke(
         load("benchmarks.bench:bench", "bench"), [*arguments, "--json", str(file)]
     )
     assert result.exit_code == 0, result.output
     found = json.loads(file.read_text())
     assert found["bench"] == "train" and "--together" in found["command"]
-    assert found["figures"]["examples_per_s"] > 0
+    assert found["figures"]["examples_per_s"] > 0 and len(found["figures"]["rounds"]) == 2
     peers = found["comparators"]
     assert set(peers) == {
         "torchrec",
@@ -81,6 +82,7 @@ def test_the_bench_tells_its_figures_beside_the_peers(tmp_path):
     }
     for name in ("torchrec", "torchrec_our_layers", "embedding_bag"):
         assert peers[name]["examples_per_s"] > 0 and peers[name]["threads"] in (1, 2)
+        assert peers[name]["ours_of_it"] > 0
 
 
 @pytest.mark.slow
