@@ -107,10 +107,10 @@ class LogAccounting:
         return [unpack(value, Step) for _, _, value in self._since(STEPS)]
 
     def metrics(self) -> list[dict[str, float]]:
-        """Metrics published with the newest steps, from about 400 records of ``deltas``."""
-        start = max(self._log.begin(DELTAS, 0), self._log.end(DELTAS, 0) - 400)
+        """Metrics published with all steps that ``deltas`` still has. The number of examples in the newest
+        steps varies with the rate of events, from a few hundred to most of the log."""
         metrics = {}
-        for _, _, value in self._read(DELTAS, 0, start):
+        for _, _, value in self._read(DELTAS, 0, self._log.begin(DELTAS, 0)):
             delta = unpack(value, _Delta)
             if delta.part == 0:
                 metrics[delta.line, delta.step] = delta.metrics

@@ -78,6 +78,14 @@ class KafkaLog(Log):
             self._admin = KafkaAdminClient(**self._connection)
         except KafkaError as error:
             raise unavailable(self._url, error) from error
+        try:
+            self._id = self._read_or_make_id()
+            self._incarnation = self._topic_id()
+        except BaseException:
+            self.close()
+            raise
+
+    def _read_or_make_id(self) -> str:
         self._make(Topic(ID_TOPIC))
         if (log_id := self._first_id()) is None:
             # Two clients may race here: the first record counts, for both.
@@ -85,8 +93,7 @@ class KafkaLog(Log):
             log_id = self._first_id()
         if log_id is None:
             raise LogUnavailable(f"{self._url}: the log's id was written and can't be read back")
-        self._id = log_id
-        self._incarnation = self._topic_id()
+        return log_id
 
     @property
     def id(self) -> str:

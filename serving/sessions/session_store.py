@@ -308,5 +308,7 @@ def check_position(expected: FoldPosition | None, stored: FoldPosition | None) -
 
 # After 0.1, 0.2 … 1.6 s: about as long as an election takes.
 _FAILOVER: Final = Retry(ExponentialBackoff(2.0, 0.1), 5)
+# Not safe for threads: a process has one that calls them, the fold's or the event loop of answers. Making one
+# for each call would cost 30 µs.
 _compress: Final = ZstdCompressor(level=1).compress
 _expand: Final = ZstdDecompressor().decompress

@@ -197,3 +197,24 @@ def test_a_mechanism_that_the_broker_lacks_is_refused(
     monkeypatch.setattr(broker, "mechanisms", ["PLAIN"])
     with pytest.raises(ValueError, match="log.sasl is 'scram-sha-512'"):
         KafkaLog(sasl_config("scram-sha-512", broker.port), patience_s=2)
+
+
+def test_a_log_that_cannot_start_closes_its_clients(monkeypatch: pytest.MonkeyPatch) -> None:
+    from recsys.log import kafka_log
+    from recsys.log.protocol import LogUnavailable
+
+    closed: list[bool] = []
+
+    class Admin:
+        def __init__(self, **_: object) -> None: ...
+
+        def close(self) -> None:
+            closed.append(True)
+
+        def create_topics(self, *_: object, **__: object) -> None:
+            raise LogUnavailable("the broker is gone")
+
+    monkeypatch.setattr(kafka_log, "KafkaAdminClient", Admin)
+    with pytest.raises(LogUnavailable, match="the broker is gone"):
+        kafka_log.KafkaLog("kafka://127.0.0.1:9", patience_s=0.1)
+    assert closed == [True]
