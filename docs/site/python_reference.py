@@ -19,7 +19,7 @@ PUBLIC = {
     "parameter_server": """table.table shard.lanes table.routing shard.shard shard.wal_settings
         publish.rounding publish.published publish.deltas storage.wal storage.snapshots""",
     "experiments": """assignment.definition assignment.policy assignment.design
-        statistics.effect statistics.sample_ratio statistics.power
+        statistics.effect statistics.sample_ratio
         statistics.readout statistics.revision statistics.comparison promotion.gates
         promotion.promotion promotion.guard promotion.lifecycle""",
     "training": """lines.line joining.joiner joining.delay joining.sampling steps.sequencer
@@ -28,7 +28,7 @@ PUBLIC = {
     "serving": """request pipeline ranking.stages retrieval.filters retrieval.retrieval ranking.scoring
         ranking.selection replica.replica index.item_index ingestion.event_validation
         sessions.session_fold sessions.session_store service http.added_routes""",
-    "examples": """short_video.world""",
+    "examples": """experiment_power.sequential_power short_video.world""",
 }
 
 

@@ -1,4 +1,4 @@
-"""``recsys experiment``: lists, checks, plans, starts, stops and reports experiments."""
+"""``recsys experiment``: lists, checks, starts, stops and reports experiments."""
 
 from pathlib import Path
 from typing import Annotated
@@ -21,9 +21,8 @@ from runtime.jobs.director_requests import (
     request_experiment,
 )
 from runtime.reports.experiment_page import page
-from runtime.reports.experiment_power import power_from_log, power_from_numbers
 from runtime.reports.experiment_summary import read_interleaving, read_report, summary_row
-from runtime.reports.experiment_table import list_table, power_table, report_tables
+from runtime.reports.experiment_table import list_table, report_tables
 from training.candidates.director import CONFIGS
 
 NameArgument = Annotated[str, Argument(help="Name of the experiment.")]
@@ -63,39 +62,6 @@ def check(
     for item in experiments:
         arms = ", ".join(f"{arm.name} {arm.share:.0%}" for arm in item.arms)
         typer.echo(f"{item.name}: {item.traffic:.0%} of {item.layer}: {arms}")
-
-
-@experiment.command()
-def power(
-    name: Annotated[str, Argument(help="Experiment or YAML file; optional.")] = "",
-    state: StateOption = Path("state"),
-    metric: Annotated[str, Option(help="Metric, if no experiment is given.")] = "",
-    effect: Annotated[float, Option(help="Relative effect: 0.02 is 2 % more.")] = 0.0,
-    wanted: Annotated[float, Option("--power", help="Probability to detect it.")] = 0.8,
-    mean: Annotated[float, Option(help="Mean of a user's value, instead of the log's.")] = 0.0,
-    sd: Annotated[float, Option(help="Standard deviation among users.")] = 0.0,
-    users_per_day: Annotated[float, Option(help="New users per day.")] = 0.0,
-    days: Annotated[int, Option(help="Maximum duration in days.")] = 28,
-    json: JsonOption = None,
-) -> None:
-    """Computes how many users an effect needs, and which effects can be detected.
-
-    From a system's log, where users return; or from a given mean and deviation, where each user comes once.
-    """
-    with exit_on(ValueError):
-        if mean or sd or users_per_day:
-            answer = power_from_numbers(mean, sd, users_per_day, days, effect, wanted)
-        else:
-            with with_system(state) as (config, log):
-                newest = newest_experiments(log)
-                experiment = find_experiment(name, newest, config) if name else None
-                if experiment is not None and experiment.interleaves:
-                    raise ValueError(
-                        f"{name} is an interleaving, expected an experiment of arms: see `recsys study "
-                        "interleaving` for how many lists it takes"
-                    )
-                answer = power_from_log(log, labels_of(config), experiment, metric, effect, wanted)
-    show(answer, json, lambda _: [power_table(answer)])
 
 
 @experiment.command()

@@ -72,19 +72,25 @@ COMMANDS = {
     for name, help in _HELP.items()
 }
 for _entry in entry_points(group=plugins.COMMANDS):
-    _text = _HELP_OF_PLUGINS.get(_entry.name, f"Command of the plug-in {_entry.module}.")
-    COMMANDS.setdefault(_entry.name, (_entry.value, _text))
+    if "." not in _entry.name:  # else ``load`` adds it to one of our groups
+        _text = _HELP_OF_PLUGINS.get(_entry.name, f"Command of the plug-in {_entry.module}.")
+        COMMANDS.setdefault(_entry.name, (_entry.value, _text))
 
 
 def load(where: str, name: str) -> Any:
-    """Imports the command at ``module:attribute``, ready to be invoked as ``name``."""
+    """Imports the command at ``module:attribute``, ready to be invoked as ``name``. A group gets the commands
+    that plug-ins add to it."""
     module, _, attribute = where.partition(":")
     target = getattr(importlib.import_module(module), attribute)
     if not isinstance(target, typer.Typer):
         function, target = target, typer.Typer(add_completion=False)
         target.command(name)(function)
-    command = typer.main.get_command(target)
+    command: Any = typer.main.get_command(target)
     command.name = name
+    for entry in entry_points(group=plugins.COMMANDS):
+        group, _, inner = entry.name.partition(".")
+        if inner and group == name:
+            command.add_command(load(entry.value, inner))
     return command
 
 

@@ -42,25 +42,6 @@ def list_table(rows: Sequence[dict[str, Any]], revision: int) -> Table:
     return plain_table(columns, cells, title=f"experiments, revision {revision}", fold=("why",))
 
 
-def power_table(answer: dict[str, Any]) -> Table:
-    """Lists one metric per row."""
-    title = (
-        f"{answer['from']}; {answer['users']:,} users would take part, in {answer['arms']} arms\n"
-        f"to detect {answer['effect']:+.1%} with probability {answer['power']:.0%}, at any look "
-        f"(α {answer['alpha']:.3g})"
-    )
-    numbers = ("mean", "power at the end", "smallest effect", "users needed", "days needed")
-    cells = []
-    for row in answer["metrics"]:
-        days = row.get("days_needed", "–")
-        cells.append((
-            row["metric"], f"{row['mean']:.4g}", f"{row['power_there']:.1%}",
-            f"{row['smallest_effect']:.2%}", f"{row['users_needed']:,}",
-            "more" if days is None else days,
-        ))  # fmt: skip
-    return plain_table(("metric", *numbers), cells, title=title, right=numbers)
-
-
 def report_tables(readout: Readout, notes: Sequence[str]) -> list[Table | Text]:
     """Lays out verdict, arms, metrics, days, segments and notes."""
     colour = COLOURS.get(readout.verdict, "yellow")

@@ -16,12 +16,12 @@ from scipy.stats import chi2_contingency, chisquare
 
 from benchmarks.harness.commands import check_at_least, study_command
 from benchmarks.studies.experiments.trial_world import Trial, simulate
+from examples.experiment_power.sequential_power import SequentialPower, covariance
 from experiments.assignment.definition import Arm, Experiment
 from experiments.assignment.design import SHOWN
 from experiments.assignment.policy import assign
 from experiments.statistics.effect import Effect, effect, eta_of
 from experiments.statistics.outcomes import UserOutcomes
-from experiments.statistics.power import SequentialPower, covariance
 from experiments.statistics.sample_ratio import sample_ratio
 
 ALPHA: Final = 0.05

@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from examples.experiment_power.population import _span
 from recsys.events.event_types import Tick, decode, encode
 from recsys.events.records import CONTROL, EVENTS, EXAMPLES, STEPS, Range, Step, pack
 from recsys.log.protocol import Append, MemoryLog, Topic, newest_first
@@ -14,7 +15,6 @@ from tests.support.gappy_log import GappyLog
 from tests.support.small_feed import example
 from training.candidates.director import ends_before
 from training.joining.joiner_loop import sequences_after
-from training.outcomes.population import _span
 from training.steps.lineage import last_steps, newest_step
 from training.steps.sequencer_loop import last_position
 

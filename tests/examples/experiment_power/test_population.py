@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 
+from examples.experiment_power.population import read_population
 from experiments.assignment.design import metric_of
 from recsys.events.records import EXAMPLES
 from recsys.log.protocol import Append
 from tests.support.experiment_log import ITEMS, LABELS, ToyTrial
-from training.outcomes.population import read_population
 
 LONG, PER_USER = metric_of("long_view", LABELS), metric_of("shown_per_user", LABELS)
 

@@ -5,12 +5,12 @@ from typing import Any, Final
 
 import numpy as np
 
+from examples.experiment_power.population import read_population
+from examples.experiment_power.sequential_power import SequentialPower, single_visit_covariance
 from experiments.assignment.definition import Experiment
 from experiments.assignment.design import Metric, Metrics, metric_of
 from experiments.statistics.effect import eta_of
-from experiments.statistics.power import SequentialPower, single_visit_covariance
 from recsys.log.protocol import Log
-from training.outcomes.population import read_population
 
 _HALVES: Final = (0.5, 0.5)
 

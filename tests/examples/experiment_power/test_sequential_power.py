@@ -6,8 +6,12 @@ import numpy as np
 import pytest
 
 from benchmarks.studies.experiments.trial_world import simulate
+from examples.experiment_power.sequential_power import (
+    SequentialPower,
+    covariance,
+    single_visit_covariance,
+)
 from experiments.statistics.effect import effect, eta_of, radius
-from experiments.statistics.power import SequentialPower, covariance, single_visit_covariance
 
 ALPHA = 0.05
 ETA = eta_of(0.1, ALPHA)

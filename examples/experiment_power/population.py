@@ -7,9 +7,9 @@ from typing import Final
 
 import numpy as np
 
+from examples.experiment_power.sequential_power import Floats, covariance
 from experiments.assignment.design import Metric, sums_of
 from experiments.statistics.outcomes import DAY_MS, UserOutcomes
-from experiments.statistics.power import Floats, covariance
 from recsys.events.hashing import key_of
 from recsys.events.records import EXAMPLES
 from recsys.log.protocol import Log, newest_first
@@ -30,7 +30,7 @@ class Population:
     days: float
 
     def covariance(self, metric: Metric) -> Floats:
-        """K (T, T) of a metric, see experiments/statistics/power.py. Raises ValueError for too few data."""
+        """K (T, T) of a metric, see sequential_power.py. Raises ValueError for too few data."""
         return covariance(*self.outcomes.daily(metric, 0))
 
     def mean(self, metric: Metric) -> float:

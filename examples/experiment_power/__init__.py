@@ -1,0 +1,1 @@
+"""Plans an experiment: how many users an effect needs, ``recsys experiment power``."""
