@@ -81,7 +81,7 @@ function curve(points, target, article) {
   axis[0].textContent = minutes >= 1 ? `${minutes} min ago` : "just now";
   axis[1].textContent = `${low.toFixed(3)} to ${high.toFixed(3)}`;
   axis[2].textContent = "now";
-  const elements = [svg("path", { d: `${path}L${x(to).toFixed(1)} ${HIGH}L${x(last === to ? from : from).toFixed(1)} ${HIGH}Z`, class: "under" }), svg("path", { d: path, class: "curve", "vector-effect": "non-scaling-stroke" })];
+  const elements = [svg("path", { d: `${path}L${x(to).toFixed(1)} ${HIGH}L${x(from).toFixed(1)} ${HIGH}Z`, class: "under" }), svg("path", { d: path, class: "curve", "vector-effect": "non-scaling-stroke" })];
   if (near) elements.unshift(svg("line", { x1: 0, x2: WIDE, y1: y(target), y2: y(target), class: "goal", "vector-effect": "non-scaling-stroke" }));
   return elements;
 }

@@ -11,7 +11,7 @@ export function number(value) {
   return size >= 1 ? value.toFixed(2) : size >= 0.001 ? value.toFixed(3) : value.toExponential(1);
 }
 
-export function ms(value) {
+function ms(value) {
   if (value >= 60_000) return s(value / 1000);
   return value >= 1000 ? `${number(value / 1000)} s` : `${value >= 10 || value === 0 ? whole.format(value) : value.toFixed(1)} ms`;
 }
@@ -22,7 +22,7 @@ export function s(value) {
   return value >= 1 || value <= 0 ? `${number(value)} s` : `${whole.format(value * 1000)} ms`;
 }
 
-export function bytes(value) {
+function bytes(value) {
   let size = 0;
   while (value >= 1000 && size < SIZES.length - 1) { value /= 1000; size += 1; }
   return `${size ? number(value) : whole.format(value)} ${SIZES[size]}`;
@@ -38,7 +38,7 @@ export const AS = {
 };
 export const IS_RATE = new Set(["rate", "bytes/s"]);
 
-export const percent = (value, digits = 1) => `${value > 0 ? "+" : ""}${(100 * value).toFixed(digits)} %`;
+export const percent = value => `${value > 0 ? "+" : ""}${(100 * value).toFixed(1)} %`;
 
 export function ago(then_ms, now_ms) {
   const elapsed_s = Math.max(0, (now_ms - then_ms) / 1000);
