@@ -196,8 +196,7 @@ class CacheWriter:
             return
         waiting = concatenated(self._waiting)
         stop = len(waiting) if all_ else len(waiting) // BLOCK * BLOCK
-        for start in range(0, stop, BLOCK):
-            block = waiting.take(slice(start, min(start + BLOCK, stop)))
+        for block in waiting.take(slice(stop)).cut(BLOCK):
             self._file.write_table(_table(block, self._schema), row_group_size=len(block))
             self._times.append(block.time_ms)
         self._waiting = [waiting.take(slice(stop, None))] if stop < len(waiting) else []

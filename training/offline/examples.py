@@ -5,7 +5,7 @@ Each example is here once, with its final labels. The bytes of its features are 
 Legend: N examples, K labels, L outputs (labels, then watch time).
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from typing import Final
 
@@ -58,6 +58,10 @@ class Examples:
     def take(self, which: NDArray[np.int64] | slice) -> "Examples":
         """Selects examples, in the order given."""
         return Examples(*(getattr(self, f.name)[which] for f in fields(self)))
+
+    def cut(self, size: int) -> Iterator["Examples"]:
+        """Parts of at most ``size`` examples, in order."""
+        return (self.take(slice(at, at + size)) for at in range(0, len(self), size))
 
     def batch(self, features: FeatureSet) -> Batch:
         """The features, ready to be looked up."""

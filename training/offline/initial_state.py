@@ -96,12 +96,10 @@ def count_vocabularies(
     """Vocabularies by table, in one pass over all blocks. ``shards``: number of budgets of a table."""
     counter = KeyCounter(table.name for table in tables)
     for number in range(len(blocks)):
-        block = blocks.read(number)
-        for start in range(0, len(block), size):
-            some = block.take(slice(start, start + size))
-            lookup = lane_of(learner, some).lookup
+        for part in blocks.read(number).cut(size):
+            lookup = lane_of(learner, part).lookup
             for name, counts in examples_per_row(lookup).items():
-                counter.add(name, lookup.keys[name], counts, int(some.time_ms.max()))
+                counter.add(name, lookup.keys[name], counts, int(part.time_ms.max()))
     totals = counter.totals()
     vocabularies = {}
     for table in tables:

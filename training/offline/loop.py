@@ -156,10 +156,8 @@ class OfflineLoop:
     def _score_last_day(self) -> tuple[Floats, Floats, Floats]:
         parts, size = [], 4 * self._plan.step_examples
         for number in range(self._plan.last, len(self._blocks)):
-            block = self._blocks.read(number)
-            for start in range(0, len(block), size):
-                some = block.take(slice(start, start + size))
-                parts.append(_scored(some, self._trainer.predict(some)))
+            for part in self._blocks.read(number).cut(size):
+                parts.append(_scored(part, self._trainer.predict(part)))
         return _concatenated(parts)
 
     def _turn(self, stage: str, epoch: int) -> None:

@@ -91,7 +91,7 @@ def online_teacher(
     trainer = build_trainer(features, model, lanes, vocabularies, OwnTable)
     for number in range(len(blocks)):
         predictions = []
-        for step in _cut(blocks.read(number), step_examples):
+        for step in blocks.read(number).cut(step_examples):
             predictions.append(trainer.predict(step))
             trainer.learn(step)
         yield np.concatenate(predictions)
@@ -104,8 +104,8 @@ def frozen_teacher(
     vocabularies = {table.name: teacher.vocabulary(table.name) for table in tables_of(model)}
     trainer = build_trainer(features, model, 1, vocabularies, OwnTable, teacher)
     for number in range(len(blocks)):
-        block = blocks.read(number)
-        yield np.concatenate([trainer.predict(some) for some in _cut(block, _PREDICTED_AT_ONCE)])
+        parts = blocks.read(number).cut(_PREDICTED_AT_ONCE)
+        yield np.concatenate([trainer.predict(part) for part in parts])
 
 
 def write_labels(folder: Path, predictions: Iterator[Floats]) -> None:
@@ -187,11 +187,6 @@ def teacher_provenance(teacher: TeacherConfig, cache: Cache) -> Teacher:
         served=served,
         snapshot=teacher.snapshot,
     )
-
-
-def _cut(block: Examples, size: int) -> Iterator[Examples]:
-    for start in range(0, len(block), size):
-        yield block.take(slice(start, start + size))
 
 
 def _file(folder: Path, number: int) -> Path:
