@@ -33,10 +33,10 @@ class Section:
                 check(bool(limits["holds"](value)), name, value, limits["expected"])
 
 
-def bounded(default: T, low: float, high: float = inf, expected: str = "") -> T:
+def bounded(default: T, low: float, high: float = inf) -> T:
     """A field in [low, high]."""
     limits = f"{low} to {high}" if high < inf else "0 or more" if low == 0 else f"at least {low}"
-    return limited(default, lambda value: low <= value <= high, expected or limits)
+    return limited(default, lambda value: low <= value <= high, limits)
 
 
 def positive(default: T, expected: str = "a positive number") -> T:

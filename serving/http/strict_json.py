@@ -57,8 +57,8 @@ class StrictRoute(APIRoute):
         return handle_strictly
 
 
-def json_response(value: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
-    return Response(msgspec.json.encode(value), status, headers, "application/json")
+def json_response(value: Any, status: int = 200) -> Response:
+    return Response(msgspec.json.encode(value), status, media_type="application/json")
 
 
 def read_events(body: bytes) -> list[Any] | None:
