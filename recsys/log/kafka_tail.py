@@ -18,6 +18,9 @@ from recsys.log.protocol import Record
 # Maximal wait of a fetch. The embedded broker sometimes answers only after half of it; a newly followed
 # partition waits for the end of the open fetch.
 OPEN_MS: Final = 100
+# The same while records arrive, for as long after the newest as RECENT_S.
+BUSY_MS: Final = 20
+RECENT_S: Final = 0.25
 # Pause between polls: a fetch of one record costs as much as one of many.
 PACE_S: Final = 0.02
 # Limits of a partition's buffer; beyond them it is no longer followed.
@@ -51,7 +54,7 @@ class KafkaTail:
         self._consumer: KafkaConsumer = consumer_of(connection, fetch_max_wait_ms=OPEN_MS)
         self._followed: dict[TopicPartition, _Followed] = {}
         self._assigned: set[TopicPartition] = set()
-        self._polled_at = 0.0
+        self._polled_at = self._received_at = 0.0
 
     def follow(self, topic: str, partition: int, offset: int) -> None:
         """Follows a partition from this offset on; ``read`` then returns its records."""
@@ -109,6 +112,8 @@ class KafkaTail:
     def _poll(self, timeout_ms: int) -> None:
         if not self._assigned:
             return
+        recent = time.monotonic() - self._received_at < RECENT_S
+        self._consumer._fetcher.config["fetch_max_wait_ms"] = BUSY_MS if recent else OPEN_MS
         try:
             polled = self._consumer.poll(timeout_ms)
         except OffsetOutOfRangeError:  # the reader finds out which partition, and raises
@@ -119,6 +124,8 @@ class KafkaTail:
             raise unavailable(topics, error) from error
         finally:
             self._polled_at = time.monotonic()
+        if polled:
+            self._received_at = self._polled_at
         for at, records in polled.items():
             followed = self._followed.get(at)
             if followed is None:
