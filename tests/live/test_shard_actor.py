@@ -73,7 +73,7 @@ def expected(spec):
 
 def deltas(log, least):
     """All that was published, once it is so many at least: the newest come behind the answers."""
-    until = time.monotonic() + 20
+    until = time.monotonic() + 30
     while log.end(DELTAS, 0) < least and time.monotonic() < until:
         time.sleep(0.02)
     return log.read(DELTAS, 0, 0)
@@ -153,7 +153,7 @@ def test_stopped_shards_free_their_names_and_come_back_as_they_were(ray, tmp_pat
     run(actors, spec, actors.start_shards(spec, config, DENSE), "socket", 1, 1, until=13)
     assert len(actors.running_shards(spec)) == 2
     actors.stop_shards(actors.running_shards(spec))
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 30
     while actors.running_shards(spec):
         assert time.monotonic() < deadline, "a name is still taken"
         time.sleep(0.05)
@@ -176,4 +176,4 @@ def test_one_that_does_not_close_is_killed_all_the_same(ray):
     handle = Busy.options(name="busy").remote()
     actors.stop_shards([handle], timeout_s=0.5)
     with pytest.raises(ray.exceptions.RayActorError):
-        ray.get(handle.stop.remote(), timeout=10)
+        ray.get(handle.stop.remote(), timeout=30)

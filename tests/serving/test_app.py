@@ -90,7 +90,7 @@ def test_without_sessions_the_answer_is_degraded(world: World, store: type[Memor
         for _ in range(5):
             answer = await w.recommend(n=3)
             assert answer["degraded"] == ["model", "session"]
-            assert len(answer["items"]) == 3 and answer["took_ms"] < 200
+            assert len(answer["items"]) == 3 and answer["took_ms"] < 2_000
         await w.written()
         assert all(e.degraded == ["model", "session"] for e in w.events())
         assert (await w.client.get("/v1/sessions/u1")).status_code == 503

@@ -50,10 +50,10 @@ def test_numbers_stay_what_they_are() -> None:
 
 
 def test_a_body_of_spaces_takes_no_time() -> None:
-    began_s = time.perf_counter()
+    began_s = time.process_time()
     with pytest.raises(Rejected, match="empty"):
         parse_json_sequence(b" " * 1_000_000, 3)
-    assert time.perf_counter() - began_s < 0.1
+    assert time.process_time() - began_s < 0.1
 
 
 @pytest.mark.parametrize(

@@ -137,10 +137,10 @@ def test_what_is_no_secret_stays(said: str) -> None:
 
 
 def test_hiding_takes_no_longer_than_its_text() -> None:
-    began_s = time.monotonic()
+    began_s = time.process_time()
     for hard in ("redis://" * 20_000, "token=\\" * 20_000, 'token="' * 20_000, "://a:b" * 20_000):
         redact(hard)
-    assert time.monotonic() - began_s < 5
+    assert time.process_time() - began_s < 5
 
 
 def test_what_json_has_no_number_for_is_null() -> None:

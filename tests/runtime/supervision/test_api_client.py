@@ -45,17 +45,17 @@ def test_one_that_does_not_answer_is_asked_once(
     silent: tuple[socket.socket, list[socket.socket]],
 ) -> None:
     server, taken = silent
-    door, began_s = connection_to(server, 0.2), time.monotonic()
+    door, began_s = connection_to(server, 1.0), time.monotonic()
     assert door.text("/metrics") == ""
-    assert time.monotonic() - began_s < 0.35 and len(taken) == 1
+    assert time.monotonic() - began_s < 1.9 and len(taken) == 1
 
 
 def test_several_paths_share_a_time(silent: tuple[socket.socket, list[socket.socket]]) -> None:
     server, taken = silent
     door, began_s = connection_to(server, 5.0), time.monotonic()
-    until_s = began_s + 0.2
+    until_s = began_s + 1.0
     assert door.text("/v1/status", until_s) == door.text("/metrics", until_s) == ""
-    assert time.monotonic() - began_s < 0.35 and len(taken) == 1
+    assert time.monotonic() - began_s < 1.9 and len(taken) == 1
 
 
 def test_one_that_drips_is_not_waited_for() -> None:
@@ -75,7 +75,7 @@ def test_one_that_drips_is_not_waited_for() -> None:
     threading.Thread(target=drip, daemon=True).start()
     began_s = time.monotonic()
     assert connection_to(server, 0.3).text("/metrics") == ""
-    assert time.monotonic() - began_s < 1.0
+    assert time.monotonic() - began_s < 4.0  # all of it comes in five seconds
     server.close()
 
 

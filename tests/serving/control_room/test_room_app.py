@@ -128,7 +128,7 @@ def test_curves_that_take_their_time_hold_up_nobody_else() -> None:
     async def go() -> None:
         goes_on = threading.Event()
         app = build_room(
-            Hub(lambda: b"{}", 0.01), lambda: b"{}" if goes_on.wait(5) else b"", inspect, KEY
+            Hub(lambda: b"{}", 0.01), lambda: b"{}" if goes_on.wait(60) else b"", inspect, KEY
         )
         sent: list[str] = []
 
@@ -152,7 +152,7 @@ def test_curves_that_take_their_time_hold_up_nobody_else() -> None:
             await asyncio.sleep(0.05)
             began_s = time.monotonic()
             assert (await its.get("/healthz")).status_code == 200
-            assert time.monotonic() - began_s < 2 and "http.response.body" not in sent
+            assert time.monotonic() - began_s < 10 and "http.response.body" not in sent
         goes_on.set()
         stream.cancel()
 

@@ -31,7 +31,7 @@ class Reader:
 def asked_again(reader: Reader, times: int = 2) -> None:
     """Waits until the thread has read anew, so that what it found before is told."""
     until = reader.asked + times
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 30
     while reader.asked < until:
         assert time.monotonic() < deadline, "the thread doesn't read"
         time.sleep(0.005)

@@ -108,7 +108,7 @@ def test_a_shard_that_gives_no_answer_is_missing_and_then_left_alone(broken: Ans
             began = time.monotonic()
             near = await shards.search(plan(), FULL_S)
             assert near.missing and near.keys["vector"].tolist() == [1]
-            assert time.monotonic() - began < LONGEST_S + 1
+            assert time.monotonic() - began < LONGEST_S + 5
             now_s[0] += LATER_S
         assert len(asked) == FAILURES and shards.failures == FAILURES + 2
         now_s[0] += SHUN_S
