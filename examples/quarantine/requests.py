@@ -11,9 +11,9 @@ from recsys.events.control_records import Unlearning
 from recsys.features.feature_set_file import feature_set
 from recsys.log.protocol import Log
 from recsys.process.open_log import open_log
-from runtime.jobs.director_requests import send
 from runtime.jobs.user_deletion import Refused, await_unlearned, is_running, unlearn_stopped
 from serving.sessions.counter_loop import quarantined_users
+from training.lines.control import append_control
 
 
 def read_sentinel(log: Log, hours: float, nats: float = 0.0) -> SentinelLoop:
@@ -35,7 +35,7 @@ def unlearn(log: Log, config: Config, offsets: dict[str, int]) -> str:
     ``offsets``: of their verdicts, up to which nothing stays of their examples."""
     if is_running(config):
         name = uuid.uuid4().hex[:12]
-        send(log, Unlearning(id=name, users=offsets, time_ms=wall_ms()))
+        append_control(log, Unlearning(id=name, users=offsets, time_ms=wall_ms()))
         return await_unlearned(log, name, config)
     with closing(open_log(config)) as second_reader:
         try:

@@ -15,7 +15,7 @@ from runtime.jobs import director_requests
 from runtime.reports.candidate_table import CandidateView
 from training.candidates import rollback_impact
 from training.candidates.registry import Registry, new_name
-from training.lines.control import ControlReader
+from training.lines.control import lifecycle_of
 
 _REFRESH_S: Final = 2.0
 
@@ -80,10 +80,9 @@ def merge(
 
     candidates = Registry((registry or state / "registry").resolve())
     with with_system(state) as (config, log):
-        control, now_ms = ControlReader(log), wall_ms()
-        control.turn()
+        now_ms = wall_ms()
         blends = Blends(Blend(rare, frequent, half), dense)
-        live = LiveMerge(log, config, feature_set(config), control.lifecycle, now_ms)
+        live = LiveMerge(log, config, feature_set(config), lifecycle_of(log), now_ms)
         new = new_name("merged", now_ms)
         live.merge(candidates, name, blends, new)
     typer.echo(f"{new}: {name} with main, epoch {live.live.epoch}, as of step {live.live.step}")

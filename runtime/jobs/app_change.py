@@ -23,11 +23,10 @@ from recsys.log.protocol import Log
 from recsys.model.widening import check_widens
 from recsys.model.wider_set import covers, united
 from recsys.process.part_process import read_beat, run_folder, write_atomically
-from runtime.jobs.director_requests import send
 from runtime.parts.restart import request_restart, wait
 from runtime.supervision.acceptance_file import check_accepted
 from training.archive.whole_log import whole_log
-from training.lines.control import ControlReader
+from training.lines.control import ControlReader, append_control
 from training.lines.line import MAIN
 
 _FOLDS: Final = ("session-fold", "counters")
@@ -123,7 +122,8 @@ class AppChange:
         sets = {"reads": self.features, "logged": self.logged, "before": self._before}
         texts = {name: set_text(features) for name, features in sets.items()}
         app, digest = self._text, self.app.digest
-        send(self._log, Definition(digest=digest, stage=stage, app=app, time_ms=wall_ms(), **texts))
+        change = Definition(digest=digest, stage=stage, app=app, time_ms=wall_ms(), **texts)
+        append_control(self._log, change)
 
     def _live(self) -> tuple[FeatureSet, ModelConfig]:
         """The features that live reads, and its model."""
@@ -142,5 +142,5 @@ class AppChange:
         size = ModelSize(model.dim, model.hidden, text)
         name = f"{FEATURES}-{self.features.digest[:8]}-{len(lifecycle.candidates)}"  # used once
         candidate = Candidate(line=name, registry="", kind=FEATURES, time_ms=wall_ms(), size=size)
-        send(self._log, candidate)
+        append_control(self._log, candidate)
         return name

@@ -24,8 +24,8 @@ import msgspec
 from parameter_server.storage.part_files import sha256_of
 from recsys.clock import wall_ms
 from recsys.events.control_records import ApiKey, Erasure
-from recsys.events.records import CONTROL, pack
-from recsys.log.protocol import Append, read_range
+from recsys.events.records import CONTROL
+from recsys.log.protocol import read_range
 from recsys.log.sqlite_log import SqliteLog
 from recsys.observability.log_lines import redact
 from recsys.process.log_consumer import decoded
@@ -37,7 +37,7 @@ from runtime.jobs.user_deletion import request_deletion
 from runtime.supervision import launch_plan
 from training.deletion.erasure import PART as ERASURES
 from training.deletion.erasure import Eraser, erased_users
-from training.lines.control import live_epoch
+from training.lines.control import append_control, live_epoch
 
 MANIFEST: Final = "backup.json"
 _TRIES: Final = 20
@@ -244,7 +244,7 @@ def _erase_newer(state: Path, later: Path) -> list[str]:
         messages = [message for _, message in decoded(records, Erasure | ApiKey)]
         users = erased_users(log, archive, (m for m in messages if isinstance(m, Erasure)))
         revoked = [m for m in messages if isinstance(m, ApiKey) and m.revoked]
-        log.append(CONTROL, [Append(0, b"", pack(key)) for key in revoked])
+        append_control(log, *revoked)
         request_deletion(log, users, wall_ms())
         Eraser(log, archive, PartState(state, ERASURES), wall_ms).turn()
     return users

@@ -26,27 +26,21 @@ from recsys.events.control_records import (
     ModelSize,
     OperatorRequest,
 )
-from recsys.events.records import CONTROL, pack
+from recsys.events.records import CONTROL
 from recsys.features.feature_set import set_text
 from recsys.features.feature_set_file import feature_set, labels_of
-from recsys.log.protocol import Append, Log
+from recsys.log.protocol import Log
 from recsys.model.wider_set import covers
 from recsys.process.log_consumer import readable
 from runtime.supervision.acceptance_file import check_accepted
 from training.candidates import rollback_impact
 from training.candidates.promoter import answers_request
 from training.candidates.registry import Refused, Registry, model_size_of
-from training.lines.control import ControlReader
+from training.lines.control import ControlReader, append_control, lifecycle_of
 from training.lines.line import spec_of
 
 ANSWER_S: Final = REQUEST_MS / 1000 + 5.0  # how long to wait for the director
 _POLL_S: Final = 0.05
-
-
-def send(log: Log, record: Control) -> int:
-    """Appends a record to the control topic; returns its offset."""
-    (offset,) = log.append(CONTROL, [Append(0, b"", pack(record))])
-    return offset
 
 
 def await_answer(find: Callable[[], Any]) -> Any:
@@ -86,31 +80,28 @@ def propose(config: Config, log: Log, name: str, folder: Path, frozen: bool = Fa
             f"{name} reads feature set {features.digest}, and {logged.digest} is logged since `recsys app "
             "apply`, without some of its columns: it can't answer"
         )
-    control = ControlReader(log)
-    control.turn()
+    lifecycle = lifecycle_of(log)
     registry.check(
         name, features, resized.model, holdout_from_ms=wall_ms(), log_id=log.id, or_data=True,
-        unlearned=control.lifecycle.unlearned,
+        unlearned=lifecycle.unlearned,
     )  # fmt: skip
-    if name in control.lifecycle.candidates:
-        stage = control.lifecycle.candidates[name].stage
+    if name in lifecycle.candidates:
+        stage = lifecycle.candidates[name].stage
         raise Refused(f"{name} was proposed before, and is {stage}: a name is used once")
     candidate = Candidate(
         line=name, registry=str(folder.resolve()), kind=provenance.kind, learns=not frozen,
         time_ms=wall_ms(), size=size,
     )  # fmt: skip
-    send(log, candidate)
+    append_control(log, candidate)
 
 
 def approve(log: Log, name: str) -> None:
     """Approves a candidate, where ``promotion.manual`` requires it. Raises Refused for any other name."""
-    control = ControlReader(log)
-    control.turn()
-    candidate = control.lifecycle.candidates.get(name)
+    candidate = lifecycle_of(log).candidates.get(name)
     if candidate is None or not candidate.active or candidate.guards:
         stage = candidate.stage if candidate else "not known"
         raise Refused(f"{name} is {stage}: nothing to approve")
-    send(log, OperatorRequest(what="approve", line=name, time_ms=wall_ms()))
+    append_control(log, OperatorRequest(what="approve", line=name, time_ms=wall_ms()))
 
 
 class RollbackResult(NamedTuple):
@@ -133,7 +124,7 @@ def roll_back(log: Log, name: str, reason: str) -> RollbackResult:
         what="rollback", line=_rollback_target(control.lifecycle, name), reason=reason,
         time_ms=wall_ms(),
     )  # fmt: skip
-    send(log, request)
+    append_control(log, request)
 
     def find() -> Decision | Live | None:
         for record in control.turn():
@@ -221,7 +212,7 @@ def request_experiment(log: Log, config: Config, request: ExperimentRequest) -> 
     Raises ValueError where it refuses or doesn't answer.
     """
     apply_request(newest_experiments(log), request, config.policy, labels_of(config), wall_ms())
-    offset = send(log, request)
+    (offset,) = append_control(log, request)
 
     def find() -> Experiments | None:
         for control in readable(log, CONTROL, Control):

@@ -13,11 +13,11 @@ from recsys.events.records import CONTROL
 from recsys.log.protocol import Log
 from recsys.process.log_consumer import readable
 from recsys.process.part_process import run_folder, write_atomically
-from runtime.jobs.director_requests import send
 from serving.access.key_files import TOKEN_KEYS
 from serving.access.keyring import ID_LENGTH, Keyring, digest_of_secret, text_of
 from serving.access.scopes import SCOPES
 from serving.access.user_tokens import read_public_key
+from training.lines.control import append_control
 
 _ID_LETTERS: Final = string.ascii_lowercase + string.digits
 _TOKEN_KEYS: Final = 2  # secrets that verify: the newest, and the one before it
@@ -51,7 +51,7 @@ def add_key(
         daily=daily, user_keys=list(user_keys), time_ms=now_ms,
         until_ms=now_ms + int(days * 86_400_000) if days else 0,
     )  # fmt: skip
-    send(log, key)
+    append_control(log, key)
     return text_of(id, secret)
 
 
@@ -61,7 +61,7 @@ def revoke_key(log: Log, id_or_name: str, now_ms: int) -> list[ApiKey]:
     if not valid:
         raise ValueError(f"{id_or_name!r} is no id or name of a valid key: see `recsys keys list`")
     for key in valid:
-        send(log, msgspec.structs.replace(key, revoked=True, time_ms=now_ms))
+        append_control(log, msgspec.structs.replace(key, revoked=True, time_ms=now_ms))
     return valid
 
 

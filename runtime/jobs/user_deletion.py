@@ -17,14 +17,14 @@ from recsys.clock import wall_ms
 from recsys.config.system_config import Config
 from recsys.events.control_records import Control, Erasure, Unlearning
 from recsys.events.event_types import User
-from recsys.events.records import CONTROL, EVENTS, pack, record_of
+from recsys.events.records import CONTROL, EVENTS, record_of
 from recsys.features.feature_set import FeatureSet
 from recsys.features.feature_set_file import feature_set
-from recsys.log.protocol import Append, Log
+from recsys.log.protocol import Log
 from recsys.process.open_log import open_log
 from runtime.supervision import launch_plan, run_file
 from training.deletion.unlearn import unlearn as unlearn_users
-from training.lines.control import ControlReader
+from training.lines.control import ControlReader, append_control
 from training.steps.drain import drain
 
 _POLL_S: Final = 0.2
@@ -165,7 +165,7 @@ def request_deletion(
     ]
     if unlearning:
         records.insert(0, Unlearning(id=unlearning, users=offsets, time_ms=time_ms))
-    log.append(CONTROL, [Append(0, b"", pack(record)) for record in records])
+    append_control(log, *records)
     return offsets
 
 

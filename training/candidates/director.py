@@ -19,9 +19,9 @@ from parameter_server.storage import snapshots
 from recsys.clock import wall_ms
 from recsys.config.system_config import Config
 from recsys.events.control_records import Control, Decision, Erasure, Live, Reaction
-from recsys.events.records import CONTROL, EXAMPLES, STEPS, Step, pack, unpack
+from recsys.events.records import CONTROL, EXAMPLES, STEPS, Step, unpack
 from recsys.features.feature_set_file import feature_set
-from recsys.log.protocol import Append, Log, LogLost, LogUnavailable, newest_first
+from recsys.log.protocol import Log, LogLost, LogUnavailable, newest_first
 from recsys.process.log_consumer import UNREADABLE, Consumer, decoded
 from recsys.process.open_log import open_log
 from recsys.process.part_process import Heartbeat, Stop
@@ -31,7 +31,7 @@ from training.candidates.space_keeper import SpaceKeeper
 from training.deletion.live_unlearning import UnlearningDirector
 from training.drift.offline_command import OfflineCommand
 from training.drift.watch import DriftWatch
-from training.lines.control import append_live_record, live_epochs
+from training.lines.control import append_control, append_live_record, live_epochs
 from training.lines.line import MAIN
 from training.outcomes.experiment_control import (
     ExperimentController,
@@ -155,7 +155,7 @@ class Director:
         """Appends new revisions of the experiments: by files, requests, or readouts."""
         moved, self.experiments.lost = 0, experiments_without_line(self.promoter.lifecycle)
         while (revision := self.experiments.turn(self._clock())) is not None:
-            self._log.append(CONTROL, [Append(0, b"", pack(revision))])
+            append_control(self._log, revision)
             _LOG.info("experiments, revision %d: %s", revision.revision, revision.stands)
             moved += 1 + self._fold()
         return moved
@@ -168,7 +168,7 @@ class Director:
             *arm_line_records(self.experiments.running, lifecycle, refused, self._clock()),
         ]
         for record in decided:
-            self._log.append(CONTROL, [Append(0, b"", pack(record))])
+            append_control(self._log, record)
             _LOG.info("decided: %s", record, extra=_search_fields(record))
         return len(decided) and len(decided) + self._fold()
 
@@ -183,7 +183,7 @@ class Director:
         self._unsent += self.drift.turn(self._clock())
         records = list(self._unsent)
         if records:
-            self._log.append(CONTROL, [Append(0, b"", pack(record)) for record in records])
+            append_control(self._log, *records)
             self._unsent.clear()
         for record in records:
             _LOG.info("drift: %s", record)

@@ -17,12 +17,12 @@ from experiments.promotion.lifecycle import ASKED, ASSIGNED, DONE, REPLAYED, Lif
 from parameter_server.storage import snapshots
 from recsys.config.system_config import Config
 from recsys.events.control_records import Unlearning
-from recsys.events.records import CONTROL, DELTAS, pack
-from recsys.log.protocol import Append, Log, newest_first
+from recsys.events.records import DELTAS
+from recsys.log.protocol import Log, newest_first
 from recsys.process.log_consumer import decoded
 from training.deletion.log_without import Users
 from training.deletion.removal import erase_examples, remove_ended_lines, remove_replaced
-from training.lines.control import append_live_record
+from training.lines.control import append_control, append_live_record
 from training.lines.line import MAIN
 from training.steps.delta_reader import DeltaVersion
 
@@ -78,7 +78,7 @@ def append_progress(
 ) -> int:
     """Appends the next state of a request, one record; only the first record names its users."""
     progress = msgspec.structs.replace(request, state=state, users={}, time_ms=time_ms, **changes)
-    return len(log.append(CONTROL, [Append(0, b"", pack(progress))]))
+    return len(append_control(log, progress))
 
 
 def reason_of(users: Users) -> str:

@@ -17,9 +17,9 @@ from parameter_server.storage import snapshots
 from parameter_server.storage.durable_shard import load_shard
 from recsys.config.system_config import Config
 from recsys.events.control_records import Live, ModelSize, Unlearning
-from recsys.events.records import CONTROL, DELTAS, EXAMPLES, Range, TrainingExample, pack
+from recsys.events.records import DELTAS, EXAMPLES, Range, TrainingExample
 from recsys.features.feature_set import FeatureSet
-from recsys.log.protocol import Append, Log, LogLost, read_range
+from recsys.log.protocol import Log, LogLost, read_range
 from recsys.model.model import build_model
 from recsys.process.log_consumer import decoded
 from training.continual.learner import Learner
@@ -29,7 +29,7 @@ from training.deletion.log_without import LogWithout, Users, keys_by_partition
 from training.deletion.removal import erase_examples, remove_ended_lines, remove_replaced
 from training.deletion.tombstones import UnlearnedPlaces, free_until
 from training.deletion.user_history import CantUnlearn, UserHistory
-from training.lines.control import ControlReader, append_live_record
+from training.lines.control import ControlReader, append_control, append_live_record
 from training.lines.line import MAIN, learning_digest, spec_of
 from training.steps.lineage import Lineage
 
@@ -82,7 +82,7 @@ def unlearn(
         done = Unlearning(
             id=f"epoch-{epoch}", state=DONE, users=dict(users), epoch=epoch, first=start.first
         )
-        log.append(CONTROL, [Append(0, b"", pack(done))])
+        append_control(log, done)
     other = replay.other_config
     return Unlearned(epoch, start.since, replay.step, examples, other, replay.digest())
 

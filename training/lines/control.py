@@ -35,13 +35,18 @@ class ControlReader:
         return live.epoch if live is not None and live.line == line else otherwise
 
 
+def lifecycle_of(log: Log) -> Lifecycle:
+    """The lifecycle as of the records that the log has."""
+    control = ControlReader(log)
+    control.turn()
+    return control.lifecycle
+
+
 def model_now(
     log: Log, config: Config, features: FeatureSet, line: str, epoch: int
 ) -> tuple[Config, FeatureSet]:
     """The configuration of a line's epoch, and what its model reads, by the records of ``control``."""
-    control = ControlReader(log)
-    control.turn()
-    lifecycle = control.lifecycle
+    lifecycle = lifecycle_of(log)
     return config_at(config, lifecycle, line, epoch), features_at(features, lifecycle, line, epoch)
 
 
@@ -64,4 +69,9 @@ def append_live_record(
     live = Live(
         line=line, epoch=epoch, reason=reason, time_ms=time_ms, since=since, of=of, size=size
     )
-    log.append(CONTROL, [Append(0, b"", pack(live))])
+    append_control(log, live)
+
+
+def append_control(log: Log, *records: Control) -> list[int]:
+    """Appends records to ``control``; returns their offsets."""
+    return log.append(CONTROL, [Append(0, b"", pack(record)) for record in records])

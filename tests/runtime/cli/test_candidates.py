@@ -9,14 +9,14 @@ from typer.testing import CliRunner
 
 from recsys.config.system_config import Config
 from recsys.events.control_records import Candidate, Control, Decision, Live, OperatorRequest
-from recsys.events.records import CONTROL, pack, topics
+from recsys.events.records import topics
 from recsys.features.feature_set_file import feature_set
-from recsys.log.protocol import Append, Log, MemoryLog
+from recsys.log.protocol import Log, MemoryLog
 from runtime.cli import candidates as command
 from runtime.cli.main import app
 from runtime.jobs import director_requests
 from training.candidates.promoter import Promoter
-from training.lines.control import ControlReader
+from training.lines.control import ControlReader, append_control
 
 
 @pytest.fixture
@@ -27,22 +27,23 @@ def log(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> MemoryLog:
         log.create(topic)
     config = Config(state=str(tmp_path))
 
-    def say(log: Log, *said: Control) -> None:
-        log.append(CONTROL, [Append(0, b"", pack(record)) for record in said])
+    def say(log: Log, *said: Control) -> list[int]:
+        offsets = append_control(log, *said)
         control, director = (
             ControlReader(log),
             Promoter(log, config, feature_set(config), lambda: 9),
         )
         for record in control.turn():
             director.fold(record)
-        log.append(CONTROL, [Append(0, b"", pack(record)) for record in director.turn()])
+        append_control(log, *director.turn())
+        return offsets
 
     @contextmanager
     def system(state: Path) -> Iterator[tuple[Config, Log]]:
         yield config, log
 
     monkeypatch.setattr(command, "with_system", system)
-    monkeypatch.setattr(director_requests, "send", say)
+    monkeypatch.setattr(director_requests, "append_control", say)
     say(
         log, Live(line="main", epoch=0), Candidate(line="good", registry="r"),
         Live(line="main", epoch=1, candidate="good", guarded=True),

@@ -31,10 +31,10 @@ from recsys.process.open_log import create_topics
 from recsys.process.part_process import Heartbeat, run_folder
 from runtime.cli.up import keep_definition
 from runtime.jobs.app_change import AppChange, Parts
-from runtime.jobs.director_requests import propose, send
+from runtime.jobs.director_requests import propose
 from tests.support.registry_cases import provenance, shard
 from training.candidates.registry import Refused, Registry, plain_config
-from training.lines.control import ControlReader
+from training.lines.control import ControlReader, append_control
 
 TEXT = """app: shop
 fields: {item: {brand: category, price: number}}
@@ -86,7 +86,7 @@ class Shop:
     def live(self, name: str, epoch: int) -> None:
         candidate = next(r for r in self.records() if isinstance(r, Candidate) and r.line == name)
         before = [r for r in self.records() if isinstance(r, Live)]
-        send(
+        append_control(
             self.log,
             Live(
                 line="main", epoch=epoch, of=before[-1].epoch if before else 0, candidate=name,
@@ -130,7 +130,7 @@ def test_a_new_feature_is_folded_then_logged_then_learned(shop: Shop) -> None:
 
 def test_a_plug_in_that_is_live_keeps_its_features(shop: Shop) -> None:
     size = ModelSize(16, (128, 64), ranker="sequence@1")
-    send(shop.log, Live(line="main", epoch=1, size=size))
+    append_control(shop.log, Live(line="main", epoch=1, size=size))
     records = shop.records()
     with pytest.raises(
         ValueError, match="model.ranker is 'sequence@1', .* the built-in ranker first"
@@ -149,7 +149,7 @@ def test_a_removed_feature_needs_no_new_state(shop: Shop) -> None:
 def test_columns_that_nothing_reads_go_with_the_next_change(shop: Shop) -> None:
     name, _ = shop.apply(NARROWER)
     shop.live(name, 1)
-    send(shop.log, Decision(line=name, said="hold", final=True))
+    append_control(shop.log, Decision(line=name, said="hold", final=True))
     # A rollback would bring back the model that reads all.
     shop.apply(NARROWER.replace("[1h, 24h]", "[1h, 6h, 24h]"))
     wide = read_set(shop.records()[-2].logged)  # type: ignore[attr-defined]
@@ -183,7 +183,7 @@ def test_the_old_definition_ends_a_change(shop: Shop) -> None:
 def test_the_same_definition_again_proposes_no_second_candidate(shop: Shop) -> None:
     name, _ = shop.apply(WIDER)
     assert shop.apply(WIDER)[0] == name
-    send(shop.log, Decision(line=name, said="hold", final=True, why="worse"))
+    append_control(shop.log, Decision(line=name, said="hold", final=True, why="worse"))
     assert shop.status().endswith(f"{name} is ended (worse)")
     again, _ = shop.apply(WIDER)
     assert again not in ("", name)
@@ -271,6 +271,6 @@ def test_a_candidate_whose_features_are_no_longer_logged_is_refused(shop: Shop) 
     propose(shop.config, shop.log, "offline-1", registry.folder)
     logged = set_text(app_of(NARROWER).feature_set())
     definition = Definition(digest="d", reads=logged, logged=logged, before=logged, stage=ALONE)
-    send(shop.log, definition)
+    append_control(shop.log, definition)
     with pytest.raises(Refused, match="without some of its columns: it can't answer"):
         propose(shop.config, shop.log, "offline-1", registry.folder)
