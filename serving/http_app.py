@@ -29,7 +29,8 @@ from serving.access.audit import AuditTrail
 from serving.access.caller import Caller, Denied
 from serving.access.scopes import ATTRIBUTE
 from serving.admission.admission import Limit, TokenBuckets
-from serving.admission.load_shedding import LoadShedder
+from serving.admission.before_serve import GATES
+from serving.admission.load_shedding import LoadShedder, lists_gate
 from serving.admission.whole_body import BodyReceiver, BodyRoom
 from serving.http import api_models as models
 from serving.http.added_routes import load_routes
@@ -104,6 +105,8 @@ def build_app(
         bodies=BodyReceiver(BodyRoom(int(doors.body_mb * 2**20)), doors.body_s),
         address=control.address, added=added,
     )  # fmt: skip
+    # A page of another origin reads a refusal only by the headers of the layer for origins.
+    GATES[:] = [] if service.config.access.origins else [lists_gate(service.admission, metrics)]
     trail = AuditTrail(service.run_folder, name)
     app.add_middleware(
         AccessLayer, control=control, trail=trail, metrics=metrics, now_ms=service.now_ms

@@ -87,7 +87,7 @@ def dashboard_url(config: Config) -> str:
 
 def serve_environment(config: Config, tuned: bool = True) -> dict[str, str]:
     """Direct ingress, behind HAProxy where there is one (Linux). Each process reads it at import."""
-    from serving.admission.disable_request_tracking import CALLBACK
+    from serving.admission.before_serve import CALLBACK
 
     callback = {"RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": CALLBACK} if tuned else {}
     return callback | {

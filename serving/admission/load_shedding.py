@@ -17,7 +17,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from recsys.events.event_types import CONTROL_CHARACTER
-from serving.admission.admission import CLIENT, WAIT, Limit, TokenBuckets
+from serving.admission.admission import CLIENT, ONGOING, WAIT, Limit, TokenBuckets
 from serving.admission.whole_body import BodyReceiver, BodyRefused
 from serving.problem import problem
 
@@ -119,6 +119,21 @@ class LoadShedder:
         finally:
             route = getattr(scope.get("route"), "path", "other")
             self._metrics.observe_request(route, status, time.monotonic() - began_s)
+
+
+def lists_gate(lists: Limit, metrics: RequestMetrics) -> Callable[[Scope], ASGIApp | None]:
+    """Refuses lists by the limit alone, before the other layers and Serve have done anything: under overload
+    there are more refusals than answers."""
+    responses = {reason: _refusal(reason, 0.0, lists) for reason in (ONGOING, WAIT)}
+
+    def refusal(scope: Scope) -> ASGIApp | None:
+        reason = lists.refusal(time.monotonic()) if scope["path"] == LISTS else ""
+        if not reason:
+            return None
+        metrics.count_refused(LISTS, reason)
+        return responses[reason]
+
+    return refusal
 
 
 def _refusal(reason: str, wait_s: float, limit: Limit) -> Response:
