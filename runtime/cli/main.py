@@ -38,7 +38,6 @@ _HELP = {
     "data": "Downloads data sets.",
     "replay": "Replays a data set in event time: scores each example, then learns from it.",
     "offline": "Trains a candidate from the archive or a data set.",
-    "models": "Lists, shows and compares candidates.",
     "study": "Measures the value of freshness and other design choices.",
     "bench": "Benchmarks speed against common alternatives.",
 }
@@ -48,6 +47,7 @@ _HELP_OF_PLUGINS = {  # those in the wheel
     "backfill": "Adds missing features to archived examples.",
     "counterfactual": "Estimates what another policy would have earned, from the log.",
     "demo": "Starts the whole system with simulated viewers and the feed page.",
+    "models": "Lists, shows and compares candidates.",
     "quarantine": "Names users who manipulate items; holds and lifts them.",
     "trace": "Shows the timeline of one request, read from the log.",
     "viewers": "Sends simulated viewers to a running server.",

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
+from examples.registry_report.command import models
 from parameter_server.shard.lanes import LaneGradients, RowGradients
-from runtime.cli.models import models
 from tests.support.registry_cases import provenance, shard
 from tests.support.small_feed import START_MS
 from training.candidates.registry import Registry, Teacher

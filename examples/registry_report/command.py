@@ -8,12 +8,16 @@ import typer
 from rich.table import Table
 from typer import Argument
 
+from examples.registry_report.candidate_diff import Diff, flattened
+from examples.registry_report.candidate_list import (
+    describe_candidate,
+    diff_candidates,
+    list_candidates,
+)
 from runtime.cli.common import JsonOption, RegistryOption, StateOption, exit_on
 from runtime.cli.common import show as show_
-from runtime.reports.candidate_list import describe_candidate, diff_candidates, list_candidates
 from runtime.reports.tables import plain_table
 from training.candidates.registry import Refused
-from training.candidates.registry_diff import Diff, flattened
 
 models = typer.Typer(
     help="Lists, shows and compares candidates.", no_args_is_help=True, add_completion=False

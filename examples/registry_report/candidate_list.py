@@ -5,9 +5,9 @@ from typing import Any
 
 import msgspec
 
+from examples.registry_report.candidate_diff import Diff, arrays_of, dense_of, rows_of
+from examples.registry_report.candidate_diff import diff as diff_snapshots
 from training.candidates.registry import Refused, Registry, describe_model, describe_teacher, iso
-from training.candidates.registry_diff import Diff, arrays_of, dense_of, rows_of
-from training.candidates.registry_diff import diff as diff_snapshots
 
 
 def list_candidates(folder: Path) -> list[dict[str, Any]]:

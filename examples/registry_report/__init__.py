@@ -1,0 +1,1 @@
+"""Candidates of a registry as lists and differences: ``recsys models``."""
