@@ -12,7 +12,8 @@ from recsys.events.records import DELTAS
 from recsys.log.protocol import Log, LogUnavailable
 from serving.replica.state_reader import Batch, StateReader
 
-_IDLE_S: Final = 0.02  # wait for more records
+_IDLE_S: Final = 0.02  # wait for more records; a step ends it, where the log can
+_REST_S: Final = 0.25  # the same, once there have been none for a second
 _LOOK_S: Final = 0.02  # between two checks whether it has caught up
 _RETRY_S: Final = 0.5
 PATIENCE_S: Final = 5.0  # a longer outage of the log leaves the replica too far behind
@@ -26,6 +27,7 @@ class LogFollower:
     ) -> None:
         self._log, self._reader, self._now_s = log, reader, now_s
         self.failure = ""
+        self._read_s = now_s()  # when there was something to read
         self._away: tuple[float, str] | None = None  # since when, and the error; set by the thread
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._follow, name="state-reader", daemon=True)
@@ -74,8 +76,11 @@ class LogFollower:
         batch = self._reader.read()
         if batch:
             self._hand_over(batch)
-        if not batch.full:
-            self._log.wait(DELTAS, _IDLE_S)
+        if batch.full:
+            self._read_s = self._now_s()
+        else:
+            rests = self._now_s() - self._read_s > 1.0
+            self._log.wait(DELTAS, _REST_S if rests else _IDLE_S)
             self._stopping.wait(0.002)  # a log in memory doesn't wait
 
     def _retry(self, act: Callable[[], None]) -> None:

@@ -1,13 +1,16 @@
-"""The reading thread: it waits for a log that is away, and says so once that has lasted."""
+"""The reading thread: it waits for a log that is away, and says so once that has lasted; at rest it wakes
+seldom."""
 
 import time
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
+from recsys.events.event_types import Item
 from recsys.events.records import topics
 from recsys.log.protocol import LogUnavailable, MemoryLog
-from serving.replica.log_follower import PATIENCE_S, LogFollower
+from serving.replica.log_follower import _IDLE_S, _REST_S, PATIENCE_S, LogFollower
 from serving.replica.state_reader import Batch
 
 
@@ -17,6 +20,7 @@ class Reader:
     def __init__(self) -> None:
         self.away = ""
         self.asked = 0
+        self.batch = Batch()
 
     def catch_up(self, stopped: Callable[[], bool]) -> None:
         self.read()
@@ -25,7 +29,7 @@ class Reader:
         self.asked += 1
         if self.away:
             raise LogUnavailable(self.away)
-        return Batch()
+        return self.batch
 
 
 def asked_again(reader: Reader, times: int = 2) -> None:
@@ -67,3 +71,19 @@ def test_a_log_that_is_away_is_told_once_it_lasts_and_no_longer_than_it_does(
         assert follower.away == "" and follower.failure == ""
     finally:
         follower.stop()
+
+
+def test_the_thread_waits_longer_once_nothing_has_come_for_a_second() -> None:
+    log, reader, now_s, waits_s = MemoryLog(), Reader(), [100.0], list[float]()
+    for topic in topics(1):
+        log.create(topic)
+    log.wait = lambda topic, timeout_s: waits_s.append(timeout_s)  # type: ignore[method-assign]
+    follower = LogFollower(log, reader, lambda: now_s[0])  # type: ignore[arg-type]
+    handed: list[Any] = []
+    follower._hand_over = handed.append  # type: ignore[assignment, method-assign]
+    comes_after_s = [(0.0, False), (0.9, False), (0.2, False), (0.2, True), (0.9, False)]
+    for passed_s, comes in [*comes_after_s, (0.2, False)]:
+        now_s[0] += passed_s
+        reader.batch = Batch(items=[(Item(time_ms=1, item_id="v"), 0)] if comes else [])
+        follower._follow_once()
+    assert waits_s == [_IDLE_S, _IDLE_S, _REST_S, _IDLE_S, _REST_S] and len(handed) == 1
