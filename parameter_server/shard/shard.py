@@ -284,12 +284,13 @@ class Shard:
             return self._undo
         raise StepMismatch(self.spec.part, step, self.applied)
 
-    def export(self) -> tuple[Arrays, dict[str, Any]]:
+    def export(self, since_ms: int | None = None) -> tuple[Arrays, dict[str, Any]]:
         """All state, for a snapshot: arrays named "table/NAME/COLUMN", "held/NAME/COLUMN" and "dense/COLUMN",
-        and metadata (counts, delta format)."""
+        and metadata (counts, delta format). ``since_ms``: without table rows last changed before it."""
         arrays: Arrays = {}
         for name, table in self.tables.items():
-            arrays |= {f"table/{name}/{k}": v for k, v in table.export().items()}
+            columns = table.export() if since_ms is None else table.export_since(since_ms)
+            arrays |= {f"table/{name}/{k}": v for k, v in columns.items()}
         if self.dense is not None:
             arrays |= {f"dense/{k}": v for k, v in self.dense.export().items()}
         arrays |= self.published.export()

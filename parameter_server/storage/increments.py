@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from parameter_server.publish.withheld_rows import WITHHELD_COLUMNS
 from parameter_server.table.table import ROW_COLUMNS
+from recsys.arrays.id_map import IdMap
 
 Arrays = Mapping[str, NDArray[Any]]
 REMOVED: Final = "removed"
@@ -35,20 +36,25 @@ def difference(before: Arrays, after: Arrays) -> dict[str, NDArray[Any]]:
     return out
 
 
-def apply(before: Arrays, increment: Arrays) -> dict[str, NDArray[Any]]:
-    """The export after ``increment``, rows in any order."""
-    out = {name: array for name, array in increment.items() if not _is_row_array(name, increment)}
-    for group in _groups(increment):
-        keys = increment[f"{group}keys"]
-        old = before.get(f"{group}keys")
-        columns = _columns(group, increment)
-        if old is None or columns != _columns(group, before):
-            out |= {f"{group}{c}": increment[f"{group}{c}"] for c in ("keys", *columns)}
-            continue
-        stays = ~np.isin(old, np.concatenate([keys, increment[f"{group}{REMOVED}"]]))
+def apply(*files: Arrays) -> dict[str, NDArray[Any]]:
+    """The export that a full one and its increments, in order, lead to; rows in any order."""
+    last = files[-1]
+    if len(files) == 1:
+        return dict(last)
+    out = {name: array for name, array in last.items() if not _is_row_array(name, last)}
+    for group in _groups(last):
+        columns, newer = _columns(group, last), IdMap()
+        rows: list[tuple[Arrays, NDArray[np.bool_]]] = []
+        for file in reversed(files):
+            if f"{group}keys" not in file or _columns(group, file) != columns:
+                break  # the file after it holds all rows
+            keys = file[f"{group}keys"]
+            rows.append((file, newer.find(keys) < 0))
+            if file is not files[0]:
+                newer.insert(keys)
+                newer.insert(file[f"{group}{REMOVED}"])
         for column in ("keys", *columns):
-            name = f"{group}{column}"
-            out[name] = np.concatenate([before[name][stays], increment[name]])
+            out[f"{group}{column}"] = np.concatenate([f[f"{group}{column}"][r] for f, r in rows])
     return out
 
 

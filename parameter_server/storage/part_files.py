@@ -9,10 +9,11 @@ part's folder, the full file first.
 import hashlib
 import json
 import os
+import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
@@ -24,7 +25,7 @@ Manifest = Mapping[str, Any]
 Wanted = Callable[[str], bool]
 ARRAYS: Final = "arrays.safetensors"
 MANIFEST: Final = "manifest.json"
-FULL_EVERY: Final = 8  # snapshots, of which at least one is full
+FULL_EVERY: Final = 32  # snapshots, of which at least one is full
 VERSION: Final = 2  # of manifests; those without a version have no digest of themselves
 _FIELDS: Final = {"line", "epoch", "step", "part", "parts", "sha256", "bytes", "chain", "meta"}
 SCRUB_S: Final = 86_400  # files are read again after this time
@@ -73,7 +74,7 @@ def _digest(manifest: Manifest) -> str:
 def files_of(folder: Path, manifest: Manifest) -> list[tuple[Path, str]]:
     """Files of a part with their SHA-256, the full one first, then increments in order."""
     chain = _chain(manifest)
-    names = [*map(_link, range(len(chain))), ARRAYS]
+    names = [*map(link_name, range(len(chain))), ARRAYS]
     digests = [link["sha256"] for link in (*chain, manifest)]
     return [(folder / name, sha) for name, sha in zip(names, digests, strict=True)]
 
@@ -82,12 +83,11 @@ def read_files(
     folder: Path, manifest: Manifest, wanted: Wanted = lambda name: True
 ) -> dict[str, NDArray[Any]]:
     """Arrays whose names are ``wanted``, with all increments applied."""
-    arrays: dict[str, NDArray[Any]] = {}
-    for place, (path, _) in enumerate(files_of(folder, manifest)):
+    files = []
+    for path, _ in files_of(folder, manifest):
         with safe_open(path, framework="numpy") as file:
-            update = {name: file.get_tensor(name) for name in file.keys() if wanted(name)}
-        arrays = increments.apply(arrays, update) if place else update
-    return arrays
+            files.append({name: file.get_tensor(name) for name in file.keys() if wanted(name)})
+    return increments.apply(*files)
 
 
 def check_files(
@@ -110,28 +110,39 @@ def full_file(manifest: Manifest) -> str:
     return sha256
 
 
-def increment(base: Path | None, arrays: Arrays, beside: Path) -> tuple[Arrays, list[Manifest]]:
-    """Arrays to write for a part in the folder ``beside``, and the chain linked there: an increment on the
-    part at ``base``, or all arrays without a chain if there is no base or the increment isn't smaller."""
-    if base is None:
-        return arrays, []
+class Update(NamedTuple):
+    """Arrays to write for a part. ``chain``: files and digests that they are an increment on, the full one
+    first; empty if the arrays are all."""
+
+    arrays: Arrays
+    chain: Sequence[tuple[Path, str]] = ()
+
+
+def increment(base: Path, arrays: Arrays, tracked: bool = False) -> Update | None:
+    """Arrays as an increment on the part at ``base``; None if it is damaged or a full part pays. ``tracked``:
+    of the tables they are what changed, so that only withheld rows are compared with the base."""
+    is_compared: Wanted = lambda name: not tracked or name.startswith("held/")  # noqa: E731
     try:
         manifest = read_manifest(base)
-        chain = [*_chain(manifest), {k: manifest[k] for k in ("sha256", "bytes")}]
+        chain = files_of(base, manifest)
         if len(chain) >= FULL_EVERY:
-            return arrays, []
-        check_files(base, manifest)
-        update = increments.difference(read_files(base, manifest), arrays)
-        grown = sum(link["bytes"] for link in chain[1:]) + sum(a.nbytes for a in update.values())
-        if grown > chain[0]["bytes"]:
-            return arrays, []
-        for place, link in enumerate([*map(_link, range(len(chain) - 1)), ARRAYS]):
-            os.link(base / link, beside / _link(place))
-    except (OSError, ValueError, KeyError, SafetensorError):  # damaged, or no hard links
-        for place in range(FULL_EVERY):  # a full part has no chain beside it
-            (beside / _link(place)).unlink(missing_ok=True)
-        return arrays, []
-    return update, chain
+            return None
+        check_files(base, manifest, DIGESTS)
+        before = read_files(base, manifest, is_compared)
+        sizes = [path.stat().st_size for path, _ in chain]
+    except (OSError, ValueError, KeyError, SafetensorError):
+        return None
+    compared = {name: array for name, array in arrays.items() if is_compared(name)}
+    update = {**arrays, **increments.difference(before, compared)}
+    grown = sum(sizes[1:]) + sum(array.nbytes for array in update.values())
+    return Update(update, chain) if grown <= sizes[0] else None
+
+
+def link_or_copy(source: Path, target: Path) -> None:
+    try:
+        os.link(source, target)
+    except OSError:  # no hard links
+        shutil.copyfile(source, target)
 
 
 def sha256_of(path: Path) -> str:
@@ -157,7 +168,10 @@ class FileDigests:
         return sha256
 
 
-def _link(place: int) -> str:
+DIGESTS: Final = FileDigests()
+
+
+def link_name(place: int) -> str:
     """File name of a link of the chain, the full file first."""
     return f"chain-{place}.safetensors"
 

@@ -24,14 +24,13 @@ from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
 from parameter_server.storage import part_files
-from parameter_server.storage.part_files import ARRAYS, MANIFEST, Arrays, Wanted
+from parameter_server.storage.part_files import ARRAYS, MANIFEST, Arrays, Update, Wanted
 from parameter_server.storage.wal import sync_folder
 
 _VERSION: Final = re.compile(r"(\d{6})-(\d{12})")
 _LINE: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _UNUSABLE: Final = (OSError, ValueError, KeyError, TypeError)
 _LOG = logging.getLogger(__name__)
-_DIGESTS: Final = part_files.FileDigests()
 _damaged: dict[Path, str] = {}  # snapshots that this process has found damaged, with the reason
 
 
@@ -96,16 +95,19 @@ class LatestSnapshot(NamedTuple):
 
 def write_part(
     folder: Path, line: str, epoch: int, step: int, part: int, parts: int,
-    arrays: Arrays, meta: Mapping[str, Any],
+    arrays: Arrays | Update, meta: Mapping[str, Any],
 ) -> Path:  # fmt: skip
-    """Writes or replaces one part; returns its folder."""
+    """Writes or replaces one part; returns its folder. All arrays become an increment where it pays."""
     version = _line(folder, line) / f"{epoch:06d}-{step:012d}"
     version.mkdir(parents=True, exist_ok=True)
     beside = version / f".{part}-{uuid.uuid4().hex}"
     beside.mkdir()
-    base = _before(folder, line, (epoch, step), part, parts)
-    update, chain = part_files.increment(base, arrays, beside)
-    save_file(dict(update), beside / ARRAYS)
+    if not isinstance(arrays, Update):
+        base = _before(folder, line, (epoch, step), part, parts)
+        arrays = (base and part_files.increment(base, arrays)) or Update(arrays)
+    for place, (path, _) in enumerate(arrays.chain):
+        part_files.link_or_copy(path, beside / part_files.link_name(place))
+    save_file(dict(arrays.arrays), beside / ARRAYS)
     manifest = {
         "line": line,
         "epoch": epoch,
@@ -114,7 +116,7 @@ def write_part(
         "parts": parts,
         "sha256": part_files.sha256_of(beside / ARRAYS),
         "bytes": (beside / ARRAYS).stat().st_size,
-        "chain": chain,
+        "chain": [{"sha256": sha, "bytes": path.stat().st_size} for path, sha in arrays.chain],
         "meta": dict(meta),
     }
     (beside / MANIFEST).write_text(part_files.encode_manifest(manifest))
@@ -200,7 +202,7 @@ def _damage(version: Path, line: str) -> str:
     """Damage of a complete snapshot; empty if it is intact. Each file is read once a day."""
     reported = _damaged.pop(version, "")
     try:
-        _check(version, line, _DIGESTS)
+        _check(version, line, part_files.DIGESTS)
     except _UNUSABLE as error:
         if not version.exists():  # removed by a sibling
             return "removed"
@@ -224,10 +226,7 @@ def adopt(folder: Path, line: str, version: tuple[int, int], epoch: int) -> None
         beside = target / f".{part}-{uuid.uuid4().hex}"
         beside.mkdir()
         for path in source.files(part):
-            try:
-                os.link(path, beside / path.name)
-            except OSError:  # no hard links
-                shutil.copyfile(path, beside / path.name)
+            part_files.link_or_copy(path, beside / path.name)
         text = part_files.encode_manifest(dict(manifest) | {"epoch": epoch})
         (beside / MANIFEST).write_text(text)
         _sync_file(beside / MANIFEST)

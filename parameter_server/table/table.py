@@ -235,6 +235,11 @@ class Table:
         """Copies of all state, for a snapshot; rows in no particular order."""
         return self._ids.export() | (self._sketch.export() if self._sketch else {})
 
+    def export_since(self, time_ms: int) -> Arrays:
+        """As ``export``, without rows last changed before ``time_ms``."""
+        slots = np.flatnonzero(self._ids.columns["used_ms"][: len(self._ids)] >= time_ms)
+        return self._ids.export(slots) | (self._sketch.export() if self._sketch else {})
+
     def load(self, arrays: Mapping[str, NDArray[Any]]) -> None:
         """Adds the rows of an export, none of which the table may have."""
         self._ids.put(arrays["keys"], arrays)

@@ -87,10 +87,11 @@ class IdMap:
         for name, column in self.columns.items():
             column[slots] = rows[name]
 
-    def export(self) -> Arrays:
-        """Copies of the keys ("keys") and all columns, by slot."""
-        rows = {name: column[: self._count].copy() for name, column in self.columns.items()}
-        return {"keys": self.keys.copy()} | rows
+    def export(self, slots: Keys | None = None) -> Arrays:
+        """Copies of the keys ("keys") and all columns, of all slots or of some."""
+        columns = {"keys": self._keys} | self.columns
+        rows = {name: column[: self._count] for name, column in columns.items()}
+        return {name: c.copy() if slots is None else c[slots] for name, c in rows.items()}
 
     def remove(self, slots: Keys) -> Moves:
         """Removes the keys at distinct slots; returns the moves for columns of others."""

@@ -3,6 +3,7 @@ finds it (none: those of all runs)."""
 
 import json
 import struct
+from collections import defaultdict
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
@@ -20,9 +21,9 @@ from parameter_server.publish.withheld_rows import WithheldRows
 from parameter_server.shard import shard
 from parameter_server.shard.lanes import StepSum, add_lanes
 from parameter_server.shard.shard import Shard
-from parameter_server.storage import increments, snapshots
+from parameter_server.storage import durable_shard, snapshots
 from parameter_server.storage.durable_shard import DurableShard
-from parameter_server.storage.part_files import sha256_of
+from parameter_server.storage.part_files import Update, sha256_of
 from parameter_server.storage.wal import Wal
 from parameter_server.table.table import Table
 from recsys.process.log_consumer import Consumer
@@ -202,24 +203,22 @@ def snapshot_renamed_before_it_is_complete(patch: Patch) -> None:
         target = folder / line / f"{epoch:06d}-{step:012d}" / f"part-{part:05d}-of-{parts:05d}"
         target.mkdir(parents=True, exist_ok=True)
         path = target / "arrays.safetensors"
-        snapshots.save_file(dict(arrays), path)
+        snapshots.save_file(dict(arrays.arrays), path)
         said = {"line": line, "epoch": epoch, "step": step, "part": part, "parts": parts}
         manifest = said | {"sha256": sha256_of(path), "chain": [], "meta": dict(meta)}
         (target / "manifest.json").write_text(json.dumps(manifest))
         return target
 
     patch.setattr(snapshots, "write_part", write_part)
+    patch.setattr(durable_shard, "increment", lambda *_, **__: None)
 
 
 @bug(AGAIN, DIGEST, *COPIED)
 def rows_that_left_come_back_with_an_increment(patch: Patch) -> None:
-    real = increments.difference
-
-    def difference(before: Any, after: Any) -> Any:
-        out = real(before, after)
-        return {name: a[:0] if name.endswith("/removed") else a for name, a in out.items()}
-
-    patch.setattr(increments, "difference", difference)
+    real = durable_shard._apply
+    patch.setattr(
+        durable_shard, "_apply", lambda shard, total, _: real(shard, total, defaultdict(list))
+    )
 
 
 @bug(AGAIN, DIGEST, AS_PUBLISHED, "who comes back is new")
@@ -228,7 +227,8 @@ def optimizer_state_left_out_of_the_snapshot(patch: Patch) -> None:
 
     def export(self: Shard) -> Any:
         arrays, meta = real(self)
-        return {k: v * 0 if k.endswith("/accumulator") else v for k, v in arrays.items()}, meta
+        arrays = {k: v * 0 if k.endswith("/accumulator") else v for k, v in arrays.items()}
+        return Update(arrays), meta
 
     patch.setattr(DurableShard, "snapshot", _snapshot_with(export))
 
@@ -327,7 +327,8 @@ def held_back_rows_left_out_of_the_snapshot(patch: Patch) -> None:
         self.flush()
         with pytest.MonkeyPatch.context() as within:
             within.setattr(PublishedRows, "export", export)
-            self._write(self._shard.applied, *self._shard.export())
+            arrays, meta = self._shard.export()
+            self._write(self._shard.applied, Update(arrays), meta)
 
     patch.setattr(DurableShard, "snapshot", snapshot)
 

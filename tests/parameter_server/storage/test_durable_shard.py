@@ -9,16 +9,18 @@ from dataclasses import replace
 import msgspec
 import numpy as np
 import pytest
+from safetensors import safe_open
 
 from parameter_server.publish.deltas import DeltaAssembler, to_arrays
 from parameter_server.rpc.parameter_client import LocalClient, part_of
-from parameter_server.shard.lanes import LaneGradients
+from parameter_server.shard.lanes import LaneGradients, RowGradients
 from parameter_server.shard.shard import Shard, digest_of_shards
 from parameter_server.shard.wal_settings import WalSettingsChanged
 from parameter_server.storage import durable_shard as durable
-from parameter_server.storage import snapshots
+from parameter_server.storage import increments, snapshots
 from parameter_server.storage.durable_shard import DurableShard, ShardStorage
 from parameter_server.storage.snapshot_rows import load_rows
+from recsys.config.system_config import TableConfig
 from recsys.events.records import Delta
 from tests.support.bit_flips import flip_bit
 from tests.support.durable_line import ALL, PARTS, SPEC, STEPS, Line
@@ -213,6 +215,86 @@ def test_snapshots_in_the_background_change_no_bit(tmp_path):
         assert "no space" not in shard.snapshot_error
     again = Line(tmp_path)
     assert again.digest() == DIGEST
+
+
+MANY = replace(SPEC, tables=(TableConfig("rows", 3, 0.1, ttl_s=100),), lanes=1, parts=1)
+
+
+def learn_keys(shard, keys, forget=()):
+    """Learns a step of some keys, a second after the one before."""
+    keys, step = np.array(keys, np.int64), shard.applied + 1
+    rows = RowGradients(
+        keys, np.full((len(keys), 3), step, np.float32), np.ones(len(keys), np.int32)
+    )
+    gone = {"rows": np.array(forget, np.int64)}
+    shard.learn(step, 1_000 * step, [LaneGradients(0, {"rows": rows}, forget=gone)])
+
+
+def own_keys(folder, step):
+    """Keys of a snapshot's own file, and of the rows that it removes."""
+    with safe_open(next(folder.glob(f"*/*/*-{step:012d}/*/arrays.safetensors")), "numpy") as file:
+        names = [name for name in ("keys", "removed") if f"table/rows/{name}" in file.keys()]
+        return [sorted(file.get_tensor(f"table/rows/{name}").tolist()) for name in names]
+
+
+def test_a_snapshot_holds_rows_that_changed_since_the_one_before(tmp_path, monkeypatch):
+    storage = ShardStorage(tmp_path / "snapshots", tmp_path / "wal", 1, snapshots_kept=99)
+    shard, digests = DurableShard(MANY, storage, lambda deltas: None), []
+    learn_keys(shard, range(1_000))
+    compared = []
+    real = increments.difference
+    monkeypatch.setattr(
+        increments, "difference", lambda a, b: compared.append({*a, *b}) or real(a, b)
+    )
+    learn_keys(shard, range(1_000, 1_010))
+    learn_keys(shard, [5], forget=[1_003, 7])
+    learn_keys(shard, [7, 6])  # one comes back
+    digests = [shard.digest()]
+    shard.close()
+    shard = DurableShard(MANY, storage, lambda deltas: None)  # it goes on from its snapshot
+    learn_keys(shard, [8], forget=[9])
+    digests.append(shard.digest())
+    # Rows of the step before are named again: they have its event time.
+    assert own_keys(tmp_path, 3) == [[5, *range(1_000, 1_003), *range(1_004, 1_010)], [7, 1_003]]
+    assert own_keys(tmp_path, 4) == [[5, 6, 7], []]
+    assert own_keys(tmp_path, 5) == [[6, 7, 8], [9]]
+    assert compared and all(name.startswith("held/") for names in compared for name in names)
+    for step, digest in zip((4, 5), digests, strict=True):
+        again = Shard(MANY)
+        durable.load_shard(again, snapshots.require(tmp_path / "snapshots", "main", step=step))
+        assert again.digest() == digest
+
+
+def test_after_a_snapshot_that_failed_all_rows_are_written(tmp_path, monkeypatch):
+    storage = ShardStorage(tmp_path / "snapshots", tmp_path / "wal", 2, snapshots_kept=99)
+    shard = DurableShard(MANY, storage, lambda deltas: None, background=True)
+    for _ in range(4):
+        learn_keys(shard, range(100))
+        shard._join_writer()
+    with monkeypatch.context() as broken:
+        broken.setattr(snapshots, "save_file", lambda *_: 1 / 0)
+        learn_keys(shard, [1], forget=[2])
+        learn_keys(shard, [3])
+        shard._join_writer()
+    learn_keys(shard, [4])
+    learn_keys(shard, [5])
+    shard._join_writer()
+    assert own_keys(tmp_path, 8) == [[0, 1, *range(3, 100)]]
+    again = Shard(MANY)
+    durable.load_shard(again, snapshots.require(tmp_path / "snapshots", "main"))
+    assert (again.applied, again.digest()) == (8, shard.digest())
+
+
+def test_a_snapshot_does_not_build_on_a_damaged_one(tmp_path):
+    storage = ShardStorage(tmp_path / "snapshots", tmp_path / "wal", 1, snapshots_kept=99)
+    shard = DurableShard(MANY, storage, lambda deltas: None)
+    for keys in (range(100), [0], [1]):
+        learn_keys(shard, keys)
+    assert own_keys(tmp_path, 3) == [[0, 1], []]
+    flip_bit(next(tmp_path.glob("*/*/*-000000000002/*/arrays.safetensors")), 10_000)
+    learn_keys(shard, [2])
+    assert own_keys(tmp_path, 4) == [list(range(100))]
+    assert snapshots.require(tmp_path / "snapshots", "main").step == 4
 
 
 def failing_once(call):

@@ -36,15 +36,17 @@ def in_order(arrays: dict[str, np.ndarray]) -> dict[str, bytes]:
 
 
 @settings(max_examples=60, deadline=None)
-@given(TABLE, TABLE, st.booleans())
+@given(TABLE, TABLE, TABLE, st.booleans())
 def test_increments_put_together_what_they_were_made_from(
-    before: dict[int, int], after: dict[int, int], new_table: bool
+    before: dict[int, int], after: dict[int, int], later: dict[int, int], new_table: bool
 ) -> None:
     old, new = export(before), export(after)
     if new_table:
         old = {"dense/m": old["dense/m"]}
     increment = difference(old, new)
     assert in_order(apply(old, increment)) == in_order(new)
+    newest = export(later)
+    assert in_order(apply(old, increment, difference(new, newest))) == in_order(newest)
     assert difference(new, apply(old, increment))["table/t/keys"].size == 0
     if not new_table:
         changed = {key for key in after if before.get(key) != after[key]}

@@ -214,12 +214,18 @@ def files(folder, step):
     return sorted((folder / "main" / f"000000-{step:012d}").glob("part-*/*.safetensors"))
 
 
+@pytest.fixture
+def eighth_is_full(monkeypatch):
+    monkeypatch.setattr(part_files, "FULL_EVERY", 8)
+
+
+@pytest.mark.usefixtures("eighth_is_full")
 def test_a_snapshot_holds_what_changed_and_reads_as_the_whole(tmp_path):
     write_rows(tmp_path, *range(1, 12))
     for step in range(1, 12):
         assert same(latest(tmp_path, "main", step=step).snapshot.read(0), step)
     counts = [len(files(tmp_path, step)) for step in range(1, 12)]
-    assert counts == [1, 2, 3, 4, 5, 6, 7, 8, 1, 2, 3]  # a full one at least each eighth time
+    assert counts == [1, 2, 3, 4, 5, 6, 7, 8, 1, 2, 3]
     own = [f.stat().st_size for s in (1, 2) for f in files(tmp_path, s) if f.name[0] == "a"]
     assert own[1] < own[0] / 20
     nodes = {file.stat().st_ino for step in range(1, 9) for file in files(tmp_path, step)}
@@ -246,6 +252,7 @@ def test_removing_what_it_builds_on_harms_no_snapshot(tmp_path):
     assert same(latest(tmp_path, "main").snapshot.read(0), 6)
 
 
+@pytest.mark.usefixtures("eighth_is_full")
 def test_a_bad_link_costs_the_snapshots_on_it_and_a_spare_one_is_kept(tmp_path):
     for step in range(1, 13):
         write_rows(tmp_path, step)
@@ -262,29 +269,15 @@ def test_a_bad_link_costs_the_snapshots_on_it_and_a_spare_one_is_kept(tmp_path):
     assert [file.name for file in files(tmp_path, 13)] == ["arrays.safetensors"]
 
 
-def test_where_files_cannot_be_linked_all_is_written(tmp_path, monkeypatch):
+def test_where_files_cannot_be_linked_they_are_copied(tmp_path, monkeypatch):
     def refuses(*_):
         raise OSError("no links here")
 
-    monkeypatch.setattr(snapshots.os, "link", refuses)
+    monkeypatch.setattr(part_files.os, "link", refuses)
     write_rows(tmp_path, 1, 2)
-    assert [len(files(tmp_path, step)) for step in (1, 2)] == [1, 1]
+    assert [len(files(tmp_path, step)) for step in (1, 2)] == [1, 2]
+    assert len({file.stat().st_ino for step in (1, 2) for file in files(tmp_path, step)}) == 3
     assert same(latest(tmp_path, "main").snapshot.read(0), 2)
-
-
-def test_links_that_were_made_before_one_failed_are_not_left(tmp_path, monkeypatch):
-    write_rows(tmp_path, 1, 2, 3)
-    real = snapshots.os.link
-
-    def link(source, target):
-        if target.name == "chain-2.safetensors":
-            raise OSError("too many links")
-        real(source, target)
-
-    monkeypatch.setattr(snapshots.os, "link", link)
-    write_rows(tmp_path, 4)
-    assert [file.name for file in files(tmp_path, 4)] == ["arrays.safetensors"]
-    assert same(latest(tmp_path, "main").snapshot.read(0), 4)
 
 
 # --- damage ---
