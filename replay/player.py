@@ -67,6 +67,7 @@ class Player:
     loop: Loop
     sync_every_ms: int = 0
     on_scored: Callable[[ScoredImpression], None] = lambda scored: None
+    with_visits: bool = True  # whether anything may read co-visits
     replica: Replica = field(init=False)
     sessions: dict[str, Session] = field(init=False, default_factory=dict)
     now_ms: int = field(init=False, default=0)
@@ -81,6 +82,8 @@ class Player:
         self.replica.counters = self.item_counters.counters  # one process: nothing to send
         self._waiting: list[tuple[RequestFeatures, Impression]] = []
         self._held: list[StepDelta] = []
+        self._users: dict[str, User] = {}  # of those who have no session yet
+        self.fold_before: Callable[[Session], None] = lambda session: None  # events not folded yet
 
     def session(self, user_id: Id) -> Session:
         """Session of a user, created when there is none."""
@@ -88,6 +91,9 @@ class Player:
         if session is None:
             session = Session(user_id, self.features, self.config.sessions.seen)
             self.sessions[str(user_id)] = session
+            if user := self._users.pop(str(user_id), None):
+                session.fold_user(user)
+            self.fold_before(session)
         return session
 
     def play(self, event: Event) -> None:
@@ -131,14 +137,21 @@ class Player:
     def fold(self, event: Event) -> None:
         """Folds an event into sessions and counters without learning it: warm-up."""
         if isinstance(event, Impression):
-            keys = self.replica.catalogue.keys[self._indices(event)]
+            indices = self._indices(event)  # first: the keys may grow by it
+            keys = self.replica.catalogue.keys[indices]
             self.session(event.user_id).fold_impression(event, keys)
             self.item_counters.impression(event, keys)
         elif isinstance(event, Engagement):
             keys_I = self.keys_of(event.item_id)
             self.session(event.user_id).fold_engagement(event, keys_I)
             self.item_counters.engagement(event, keys_I)
-            self.replica.covisits.add_within_limit(self.item_counters.visits.take())
+            self.take_visits()
+
+    def take_visits(self) -> None:
+        """Adds visits one by one, or forgets them if nothing reads them."""
+        visits = self.item_counters.visits.take()
+        for visit in visits[:, None] if self.with_visits else ():
+            self.replica.covisits.add_within_limit(visit)
 
     def advance(self, now_ms: int) -> None:
         """Moves time: due steps are learned, and served from their next sync on."""
@@ -186,9 +199,12 @@ class Player:
 
     def _user(self, event: User) -> None:
         if event.removed:
-            self.sessions.pop(str(event.user_id), None)
-        else:
+            self.session(event.user_id)  # with it goes what waits for the viewer
+            del self.sessions[str(event.user_id)]
+        elif str(event.user_id) in self.sessions or "profiling" in event.fields:
             self.session(event.user_id).fold_user(event)
+        else:
+            self._users[str(event.user_id)] = event
         self.item_counters.user(event)
 
     def _as_served(self, event: Impression, features: RequestFeatures) -> Impression:

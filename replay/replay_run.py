@@ -211,7 +211,9 @@ def replay_data(
     config = config or config_for(dataset, options, Config())
     features = feature_set_of(dataset, config)
     loop = DirectLoop(features, config, options.frozen_after_ms)
-    player = Player(features, config, loop, sync_every_ms=options.sync_every_ms)
+    declared, lists = features.declared, features.schema.shown_by
+    visits = outputs.probe is not None or declared.near or declared.visit_s > 0 or lists == "click"
+    player = Player(features, config, loop, options.sync_every_ms, with_visits=visits)
     return replay_with(player, dataset, options, progress, loop.digest, outputs)
 
 
@@ -295,8 +297,11 @@ def with_warm_up(
     events = dataset.events(options.from_ms, options.until_ms)
     for event in events:
         if not isinstance(event, Item | User):
-            for old in progress(dataset.warmup()) if options.warm_up else ():
-                player.fold(old)
+            past = dataset.warmup() if options.warm_up else ()
+            fold = getattr(past, "fold_into", None)
+            if fold is None or not fold(player):
+                for old in progress(iter(past)):
+                    player.fold(old)
             yield from progress(chain([event], events))
             return
         yield event

@@ -4,14 +4,16 @@ The frames come from ``files`` (Parquet or the official CSV). A row's engagement
 ``time_ms + play_time_ms``, the view last: it ends the example, so labels must come before it.
 """
 
+from array import array
 from collections import Counter
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
 import polars as pl
 
+from examples.kuairand.past import Past
 from recsys.events.event_types import Engagement, Event, Impression, Item, ServedItem, User
 from recsys.events.field_schema import CATEGORICAL, NUMERIC, Schema
 
@@ -28,7 +30,6 @@ FLAGS: Final = (
     ("profile", "is_profile_enter"),
 )
 HISTORY_FROM_MS: Final = 1_649_347_200_000  # 8 April 2022, 00:00 in Beijing: where KuaiRand begins
-HISTORY: Final = "history"  # the surface of warm-up impressions
 # Every impression gets a view, so the window matters only to longer plays; the longest in six days is 779 s.
 WINDOW_S: Final = 900.0
 
@@ -60,8 +61,7 @@ class _Rows:
     mask: list[int]
     request_id: list[str]
     surface: list[str]
-    tab: list[str] = field(default_factory=list)  # empty: unknown
-    watched: bool = True  # the play time is known
+    tab: list[str]
 
 
 class KuaiRand:
@@ -92,13 +92,12 @@ class KuaiRand:
             yield User(time_ms=0, user_id=row.pop("user_id"), fields=_present(row))
         yield from _in_time_order(_rows_of_log(self._frames.log), from_ms, until_ms)
 
-    def warmup(self) -> Iterator[Event]:
+    def warmup(self) -> Iterable[Event]:
         """Each user's last videos from before the log, at made-up times: only their order is known.
 
         They are spread evenly from 8 April to the user's last one; play times are unknown.
         """
-        if self._frames.history is not None:
-            yield from _in_time_order(_rows_of_history(self._frames.history), None, None)
+        return () if self._frames.history is None else _past(self._frames.history)
 
 
 def chosen(sequence: list[int], subset: list[int]) -> list[bool]:
@@ -136,12 +135,8 @@ def _rows_of_log(log: pl.DataFrame) -> _Rows:
     )
 
 
-def _rows_of_history(history: pl.DataFrame) -> _Rows:
-    user: list[int] = []
-    item: list[int] = []
-    time: list[int] = []
-    mask: list[int] = []
-    request_id: list[str] = []
+def _past(history: pl.DataFrame) -> Past:
+    columns = [array("q") for _ in range(5)]
     long_bit, like_bit = 1, 1 << 2
     for row in history.iter_rows(named=True):
         watched: list[int] = row["watch_seq"]
@@ -150,21 +145,16 @@ def _rows_of_history(history: pl.DataFrame) -> _Rows:
         longs = chosen(watched, row["long_watch_seq"])
         likes = chosen(watched, row["like_seq"])
         for i, video in enumerate(watched):
-            user.append(row["user_id"])
-            item.append(video)
-            time.append(row["last_time_ms"] - span * (num_watched - 1 - i) // history_length)
-            mask.append(long_bit * longs[i] + like_bit * likes[i])
-            request_id.append(f"{row['user_id']}-{HISTORY}-{i}")
-    return _Rows(
-        user=user,
-        item=item,
-        time=np.array(time, np.int64),
-        played=np.zeros(len(time), np.int64),
-        mask=mask,
-        request_id=request_id,
-        surface=[HISTORY] * len(time),
-        watched=False,
-    )
+            time_ms = row["last_time_ms"] - span * (num_watched - 1 - i) // history_length
+            code = long_bit * longs[i] + like_bit * likes[i]
+            for column, value in zip(
+                columns, (row["user_id"], video, time_ms, i, code), strict=True
+            ):
+                column.append(value)
+    users, items, times, places, codes = (np.frombuffer(column, np.int64) for column in columns)
+    order = np.argsort(times, kind="stable")
+    kinds = [(*kinds, "view") for kinds in _KINDS_OF]
+    return Past(users[order], items[order], times[order], places[order], codes[order], kinds)
 
 
 def _in_time_order(rows: _Rows, from_ms: int | None, until_ms: int | None) -> Iterator[Event]:
@@ -190,7 +180,7 @@ def _impression(rows: _Rows, i: int, time_ms: int) -> Impression:
         request_id=rows.request_id[i],
         user_id=rows.user[i],
         items=[ServedItem(item_id=rows.item[i])],
-        context={"tab": rows.tab[i]} if rows.tab else {},
+        context={"tab": rows.tab[i]},
         surface=rows.surface[i],
     )
 
@@ -203,7 +193,7 @@ def _engagements(rows: _Rows, i: int, time_ms: int) -> Iterator[Engagement]:
             user_id=rows.user[i],
             item_id=rows.item[i],
             kind=kind,
-            watch_ms=int(rows.played[i]) if kind == "view" and rows.watched else None,
+            watch_ms=int(rows.played[i]) if kind == "view" else None,
             surface=rows.surface[i],
         )
 

@@ -5,6 +5,7 @@ time and additions commute: the order of partitions changes only the last bits.
 """
 
 from collections.abc import Iterable, Sequence
+from itertools import chain
 from typing import Final
 
 import numpy as np
@@ -51,6 +52,19 @@ class CounterTable:
         _, values, last_ms = self.arrays
         amounts = np.asarray(amounts, np.float32)
         kernels.add(values, last_ms, self.half_lives_ms, rows, amounts, now_ms)
+
+    def add_all(
+        self, groups: Sequence[tuple[int, ...]], at_N: Keys, added: Sequence[Sequence[Values]],
+        codes_N: Keys, times_ms_N: Keys,
+    ) -> None:  # fmt: skip
+        """Adds each of the amounts ``added[code]`` of events to all keys of ``groups[at]``, in order."""
+        begins = np.cumsum([0, *map(len, groups)])
+        rows = self._ids.insert(np.array([*chain.from_iterable(groups)], np.int64))
+        parts = np.cumsum([0, *map(len, added)])
+        flat = np.array([*chain.from_iterable(added)], np.float32).reshape(-1, self.kinds)
+        _, values, last_ms = self.arrays
+        kernels.add_all(values, last_ms, self.half_lives_ms, rows, begins, at_N, flat, parts, codes_N,
+                        times_ms_N)  # fmt: skip
 
     def touch(self, keys: Keys, now_ms: int, value: float = 0.0) -> Keys:
         """Makes an event the newest of some keys, with its value; returns the times of those before it, -1

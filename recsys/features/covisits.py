@@ -193,6 +193,8 @@ class Covisits:
         return self._ids.keys[order[:excess]]
 
     def remove(self, keys: Keys) -> None:
+        if not len(keys):
+            return
         rows = self._ids.find(keys)
         self._ids.remove(rows[rows >= 0])
 
@@ -243,5 +245,7 @@ class Visits:
 
     def take(self) -> Keys:
         """The visits since the last call (V, C)."""
+        if not self._new:
+            return np.empty((0, COLUMNS), np.int64)
         taken, self._new = np.array(self._new, np.int64).reshape(-1, COLUMNS), []
         return taken

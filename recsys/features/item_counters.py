@@ -6,8 +6,9 @@ quarantined user don't count, nor does what exceeds the bounds of influence (rec
 """
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterable
-from typing import Final
+from collections.abc import Callable, Iterable, Sequence
+from itertools import chain
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -197,6 +198,19 @@ class ItemCounters:
     ) -> None:
         if not added.any():
             return
+        keys = self.counted_keys(keys_I, context, segment, lefts)
+        self.counters.add(keys, added, now_ms)
+        self._changed.update(keys)
+
+    def add_all(self, groups: Sequence[tuple[int, ...]], *events: Any) -> None:
+        """Adds many events; see ``CounterTable.add_all``."""
+        self.counters.add_all(groups, *events)
+        self._changed.update(chain.from_iterable(groups))
+
+    def counted_keys(
+        self, keys_I: Keys, context: int, segment: int, lefts: dict[str, int]
+    ) -> tuple[int, ...]:
+        """The keys of all counters of an event with an item, each once."""
         keys = (GLOBAL, *self.features.counted_keys(keys_I))
         if context:
             keys += (context, *self._crossed(CONTEXT, context, keys_I))
@@ -208,8 +222,7 @@ class ItemCounters:
                 alone = (key,) if left in self._alone else ()
                 keys += alone + self._crossed(left, key, keys_I)
             keys = tuple(dict.fromkeys(keys))  # the first field is also context or profile
-        self.counters.add(keys, added, now_ms)
-        self._changed.update(keys)
+        return keys
 
     def _crossed(self, left: str, key: int, keys_I: Keys) -> tuple[int, ...]:
         """The crosses of a context's or segment's key with one item, cached."""

@@ -1,7 +1,7 @@
 """A data set as an app's definition reads it: the definition's labels, fields, window and features count."""
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from recsys.app.definition import App
 from recsys.config.system_config import Config
@@ -46,7 +46,7 @@ class AppDataset(OfApp):
     def events(self, from_ms: int | None = None, until_ms: int | None = None) -> Iterator[Event]:
         return self._dataset.events(from_ms, until_ms)
 
-    def warmup(self) -> Iterator[Event]:
+    def warmup(self) -> Iterable[Event]:
         return self._dataset.warmup()
 
 

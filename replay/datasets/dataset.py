@@ -4,7 +4,7 @@ A data set knows nothing of features or models; it never looks ahead (no statist
 """
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Protocol
 
@@ -51,5 +51,6 @@ class Dataset(Protocol):
         """Events with ``from_ms`` ≤ time < ``until_ms``, in time order; items and users known at the
         beginning come first. Items and users from before ``from_ms`` are included: they are state."""
 
-    def warmup(self) -> Iterator[Event]:
-        """Events from before the log, in time order, to warm up sessions and counters; often none."""
+    def warmup(self) -> Iterable[Event]:
+        """Events from before the log, in time order, to warm up sessions and counters; often none.
+        Its ``fold_into(player)``, if there is one, folds them at once, or returns False."""
