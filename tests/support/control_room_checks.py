@@ -15,7 +15,7 @@ MOVES_BOTH_WAYS = ("_ms", "_s", "_lag", "_waiting", "_pending", "_ratio", "_byte
 
 def scrape(system: LiveSystem) -> Samples:
     """Of the parts and of the replica, as Prometheus asks for them."""
-    with urllib.request.urlopen(f"{system.url}/metrics", timeout=5) as answer:
+    with urllib.request.urlopen(f"{system.url}/metrics", timeout=30) as answer:
         return parse(text(system.state).decode()) | parse(answer.read().decode())
 
 

@@ -36,7 +36,7 @@ def check_one_moment(system: LiveSystem) -> None:
 def surfaces(system: LiveSystem) -> dict[str, list[Any]]:
     """Values of each figure: of the API, of `recsys status`, of the metrics, of the control room."""
     room = _picture(system)
-    with urllib.request.urlopen(f"{system.url}/v1/status", timeout=5) as answer:
+    with urllib.request.urlopen(f"{system.url}/v1/status", timeout=30) as answer:
         api = json.load(answer)
     words = ["--state", str(system.state), "--json", "-"]
     done = CliRunner().invoke(load(COMMANDS["status"][0], "status"), words)
@@ -80,7 +80,7 @@ def _picture(system: LiveSystem) -> dict[str, float | None]:
     request = urllib.request.Request(
         f"{page}/api/stream", headers={"authorization": f"Bearer {key}"}
     )
-    with urllib.request.urlopen(request, timeout=10) as lines:
+    with urllib.request.urlopen(request, timeout=30) as lines:
         for line in lines:
             if line.startswith(b"event: picture"):
                 picture: dict[str, Any] = json.loads(next(lines).removeprefix(b"data: "))

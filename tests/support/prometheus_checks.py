@@ -54,7 +54,7 @@ def _meant(line: str) -> bool:
 
 
 def check_names(system: LiveSystem) -> None:
-    with urllib.request.urlopen(f"{system.url}/metrics", timeout=5) as answer:
+    with urllib.request.urlopen(f"{system.url}/metrics", timeout=30) as answer:
         assert complaints(answer.read()) == []
     assert complaints(text(system.state)) == []
 
@@ -82,7 +82,7 @@ def check_panels(system: LiveSystem, folder: Path) -> None:
 
 def ask_nonsense(system: LiveSystem) -> None:
     """So that there are answers that say so."""
-    with suppress(urllib.error.HTTPError):
+    with suppress(OSError):
         urllib.request.urlopen(f"{system.url}/v1/recommend", data=b"{}", timeout=5)
 
 
@@ -103,7 +103,7 @@ def asked(url: str, query: str) -> list[dict[str, Any]]:
 
 
 def get(url: str) -> Any:
-    with urllib.request.urlopen(url, timeout=10) as answer:
+    with urllib.request.urlopen(url, timeout=30) as answer:
         told = json.load(answer)
     assert told["status"] == "success", told
     return told["data"]
@@ -143,6 +143,6 @@ def _wait(url: str, process: "subprocess.Popen[bytes]", log: Path) -> None:
         try:
             with urllib.request.urlopen(f"{url}/-/ready", timeout=5):
                 return
-        except (urllib.error.URLError, ConnectionError):
+        except OSError:  # nothing listens yet, or it doesn't answer in time
             time.sleep(0.2)
     raise AssertionError(f"prometheus isn't ready: {log.read_text()[-2000:]}")

@@ -27,6 +27,7 @@ from runtime.supervision import launch_plan as plans
 from runtime.supervision import run_file
 from runtime.supervision.processes import identify
 from tests.support.bit_flips import flip_bit
+from tests.support.plan_config import FREE
 from tests.support.small_feed import PARTITIONS, append_events, feed, toy_config
 
 EVENT_COUNT = 24
@@ -35,7 +36,7 @@ EVENT_COUNT = 24
 @pytest.fixture
 def state(tmp_path: Path) -> Path:
     """A stopped system with some of every kind of file."""
-    config = replace(toy_config(str(tmp_path)), log=LogConfig(partitions=PARTITIONS))
+    config = replace(toy_config(str(tmp_path)), serve=FREE, log=LogConfig(partitions=PARTITIONS))
     plans.write(*plans.resolve(config))
     log = open_log(config)
     create_topics(log, config)

@@ -6,7 +6,6 @@ import threading
 import time
 import xml.etree.ElementTree as ET
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,6 @@ import pytest
 from typer.testing import CliRunner
 
 from recsys.config.log_config import LogConfig
-from recsys.config.system_config import Config
 from recsys.events.control_records import Experiments, ExperimentState
 from recsys.events.records import CONTROL, pack
 from recsys.features.feature_set import FeatureSet
@@ -26,6 +24,7 @@ from runtime.cli.main import app
 from runtime.jobs import director_requests
 from runtime.supervision import launch_plan as plans
 from tests.support.experiment_log import ToyTrial
+from tests.support.plan_config import config_in
 from training.candidates.director import Director
 
 TEXT = """
@@ -44,7 +43,7 @@ class System:
     """A state folder, users who are served on its log, and a director in a thread."""
 
     def __init__(self, folder: Path) -> None:
-        config = replace(Config(), state=str(folder), log=LogConfig(partitions=2))
+        config = config_in(folder, log=LogConfig(partitions=2))
         self.config, plan = plans.resolve(config)
         plans.write(self.config, plan)
         write_feature_set(self.config, FeatureSet(FEED_SCHEMA))

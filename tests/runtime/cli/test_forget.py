@@ -28,6 +28,7 @@ from runtime.jobs.user_deletion import Refused, forget_users
 from runtime.supervision import launch_plan as plans
 from runtime.supervision import run_file
 from runtime.supervision.processes import identify
+from tests.support.plan_config import FREE
 from tests.support.small_feed import FEATURES, PARTITIONS, append_events, feed, toy_config
 from tests.support.unlearn_line import learn
 from training.lines.control import append_live_record, live_epoch
@@ -39,7 +40,7 @@ WHERE = partition_of(USER, PARTITIONS)
 
 def started(folder: Path, kafka: bool = False) -> Config:
     """A state folder as `up` leaves it behind."""
-    config = replace(toy_config(str(folder)), log=LogConfig(partitions=PARTITIONS))
+    config = replace(toy_config(str(folder)), serve=FREE, log=LogConfig(partitions=PARTITIONS))
     if kafka:
         config = replace(config, log=replace(config.log, url=plans.EMBEDDED_KAFKA))
     config, plan = plans.resolve(config)

@@ -114,7 +114,8 @@ class Run(PromotionRun):
 
 def config_in(state: Path) -> Config:
     config = config_of(state)
-    config = replace(config, step=replace(config.step, snapshots_kept=2))
+    serve = replace(config.serve, port=0, dashboard_port=0)
+    config = replace(config, step=replace(config.step, snapshots_kept=2), serve=serve)
     launch_plan.write(*launch_plan.resolve(config))
     return config
 

@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 
 from recsys.config.part_configs import MetricsConfig
-from recsys.config.system_config import Config
 from recsys.free_ports import free_ports
 from recsys.process.part_process import Stop
 from runtime.parts.metrics import CONTENT_TYPE, Server, run, text
 from runtime.supervision import launch_plan as plans
 from runtime.supervision.part_table import table
+from tests.support.plan_config import config_in
 
 
 def fetched(url: str) -> tuple[int, str, bytes]:
@@ -49,7 +49,7 @@ def test_where_nothing_was_started_it_says_so(tmp_path: Path) -> None:
 
 
 def test_the_part_is_there_where_a_port_is_set(tmp_path: Path) -> None:
-    config = replace(Config(), state=str(tmp_path))
+    config = config_in(tmp_path)
     free = next(free_ports())
     for port, there in ((0, False), (free, True)):
         config = replace(config, metrics=MetricsConfig(port=port))

@@ -75,8 +75,10 @@ def test_a_fold_with_workers_is_a_process_of_each(tmp_path: Path) -> None:
             body(name, workers)
 
 
-def test_viewers_are_a_plug_in_that_must_be_installed(monkeypatch: pytest.MonkeyPatch) -> None:
-    config, plan = launch_plan.resolve(Config(), viewers=2.0)
+def test_viewers_are_a_plug_in_that_must_be_installed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, plan = launch_plan.resolve(config_in(tmp_path), viewers=2.0)
     assert body("viewers").__module__ == "examples.short_video.viewers"
     assert "viewers" in {part.name for part in table(plan)}
     monkeypatch.setattr(plugins, "entry_points", lambda group: EntryPoints([]))
@@ -103,7 +105,7 @@ print("torch" in sys.modules)
 
 
 def test_the_sentinel_runs_where_a_rule_holds_users(tmp_path: Path) -> None:
-    config = replace(Config(), state=str(tmp_path))
+    config = config_in(tmp_path)
     for nats, runs in ((0.0, False), (20.0, True)):
         held = replace(config, bounds=BoundsConfig(hold_nats=nats))
         _, plan = launch_plan.resolve(held)
