@@ -22,11 +22,14 @@ class WorkersConfig(Section):
     section = "workers"
     session_fold: int = bounded(1, 1)
     joiner: int = bounded(1, 1)
+    counters: int = bounded(1, 1)
 
     def names(self, part: str) -> list[str]:
-        """Names of a part's processes: ``joiner``, or ``joiner.0`` and ``joiner.1``."""
+        """Names of a part's processes: ``joiner``, or ``joiner.0`` and ``joiner.1``. Several workers of
+        ``counters`` have one process more, the last, which adds up."""
         workers = getattr(self, part.replace("-", "_"), 1)
-        return [part] if workers == 1 else [f"{part}.{number}" for number in range(workers)]
+        processes = workers + (part == "counters" and workers > 1)
+        return [part] if workers == 1 else [f"{part}.{number}" for number in range(processes)]
 
 
 ONE_WORKER: Final = WorkersConfig()

@@ -165,6 +165,9 @@ class ItemState(msgspec.Struct, frozen=True, kw_only=True):
     ``visits`` int64 (v, C): new since the record before, see recsys/features/covisits.py; ``covisits``: some
     rows of a full copy; ``gone`` int64: keys of removed rows. ``features``: name of the counted set
     (recsys/app/set_loops.py).
+
+    On ``item_counts`` it is of one partition, with its offset alone; ``touched``: the rows are of newest
+    events, which aren't added up.
     """
 
     offsets: list[int]
@@ -177,6 +180,7 @@ class ItemState(msgspec.Struct, frozen=True, kw_only=True):
     gone: bytes = b""
     covisits: CovisitRows | None = None
     features: str = ""
+    touched: bool = False
 
 
 class Scores(msgspec.Struct, frozen=True, kw_only=True):
@@ -218,6 +222,7 @@ class DeadLetter(msgspec.Struct, frozen=True, kw_only=True):
 
 EVENTS: Final = "events"
 ITEMS: Final = "items"
+ITEM_COUNTS: Final = "item_counts"  # by several workers
 ITEM_STATE: Final = "item_state"
 EXAMPLES: Final = "examples"
 STEPS: Final = "steps"
@@ -240,6 +245,7 @@ def topics(
     return [
         Topic(EVENTS, partitions, hours, most.get(EVENTS, 0)),
         Topic(ITEMS, 1),
+        Topic(ITEM_COUNTS, partitions, hours, most.get(ITEM_STATE, 0) // partitions),
         Topic(ITEM_STATE, 1, hours, most.get(ITEM_STATE, 0)),
         Topic(EXAMPLES, partitions, hours, most.get(EXAMPLES, 0)),
         Topic(STEPS, 1),

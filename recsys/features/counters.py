@@ -93,7 +93,7 @@ class CounterTable:
         """Makes room for ``more`` keys. Other threads may read meanwhile, none may write."""
         self._ids.reserve(more)
 
-    def export(self, keys: Sequence[int] | None = None) -> tuple[Keys, Values, NDArray[np.int64]]:
+    def export(self, keys: Sequence[int] | Keys | None = None) -> tuple[Keys, Values, Keys]:
         """Keys, values and times of the given keys (default: all), not decayed."""
         _, values, last_ms = self.arrays
         rows = np.arange(len(self)) if keys is None else self._ids.find(np.array(keys, np.int64))
@@ -103,6 +103,12 @@ class CounterTable:
     def set(self, keys: Keys, values: Values, last_ms: NDArray[np.int64]) -> None:
         """Overwrites rows with absolute values; idempotent."""
         self._ids.put(keys, {"values": values, "last_ms": last_ms})
+
+    def put(self, keys: bytes, values: bytes, last_ms: bytes) -> Keys:
+        """``set`` of arrays as they are stored; returns the keys."""
+        rows = np.frombuffer(values, np.float32).reshape(-1, self.columns)
+        self.set(own := np.frombuffer(keys, np.int64), rows, np.frombuffer(last_ms, np.int64))
+        return own
 
     def keep_newest(self, limit: int) -> int:
         """Drops the least recently updated rows so that ``limit`` remain; returns the number dropped."""
@@ -119,6 +125,28 @@ class CounterTable:
         values = np.zeros((capacity, self.columns), np.float32)
         last_ms = np.zeros(capacity, np.int64)
         self._ids = IdMap(capacity, columns={"values": values, "last_ms": last_ms})
+
+
+def added_up(tables: Sequence[CounterTable], keys: Keys, touched: bool) -> tuple[Values, Keys]:
+    """Values (N, C) and times (N,) of sorted keys, added up over tables as of the newest event of each key.
+    Rounding depends on the order of additions: it is that of the tables. Of keys that were ``touched`` the
+    newest event stays, and of two at one time the larger, as ``touch`` has it."""
+    newest_ms, parts = np.full(len(keys), -1, np.int64), []
+    for table in tables:
+        own, values, last_ms = table.export(keys)
+        places = np.searchsorted(keys, own)
+        newest_ms[places] = np.maximum(newest_ms[places], last_ms)
+        parts.append((places, values, last_ms))
+    rows = np.full((len(keys), tables[0].columns), -np.inf if touched else 0, np.float32)
+    for places, values, last_ms in parts:
+        ages = (newest_ms[places] - last_ms)[:, None]
+        if touched:
+            rows[places] = np.maximum(rows[places], np.where(ages > 0, -np.inf, values))
+        else:
+            left = np.exp2(-ages / tables[0].half_lives_ms).astype(np.float32)
+            rows[places] += values * np.repeat(left, tables[0].kinds, 1)
+    rows[np.isinf(rows)] = 0  # in no table any more
+    return rows, newest_ms
 
 
 def amounts(kinds: Sequence[str], happened: str, watch_ms: int | None = None) -> Values:

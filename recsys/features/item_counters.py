@@ -132,6 +132,7 @@ class ItemCounters:
         """The keys changed since the last call, to be published on `item_state`."""
         changed = sorted(self._changed)
         self._changed.clear()
+        self.operators.touched.clear()
         return changed
 
     def contexts_by_request(self) -> list[tuple[str, int]]:

@@ -37,6 +37,7 @@ class OperatorState:
     def __init__(self, features: FeatureSet, contacts: int = CONTACTS) -> None:
         self.features, self._most = features, contacts
         self.evicted = {"requests": 0, "viewers": 0, "contacts": 0}
+        self.touched: set[int] = set()  # keys of newest events, since it was emptied
         self._lefts: OrderedDict[str, list[int]] = OrderedDict()
         self._viewers: OrderedDict[int, list[int]] = OrderedDict()
         self._contacts = _no_contacts()
@@ -84,6 +85,7 @@ class OperatorState:
             keys = tracked.of(keys_I, lefts)
             counters.touch(keys, now_ms, bounded(event.value))
             changed += keys.tolist()
+        self.touched.update(changed)
         for column, entity in self.features.distinct.get((event.kind, False), ()):
             keys, user = entity.of(keys_I, lefts), key_of("user", event.user_id)
             counters.add_distinct(keys, column, self._touch(user, column, keys, now_ms), now_ms)
@@ -101,6 +103,7 @@ class OperatorState:
             own = last_ms == event.time_ms
             counters.set(keys[own], np.zeros_like(values[own]), np.full(own.sum(), -1, np.int64))
             changed += keys[own].tolist()
+        self.touched.update(changed)
         return changed
 
     def take_back(self, user_id: Id, counters: CounterTable) -> list[int]:

@@ -145,16 +145,24 @@ class ShareState:
 
     def save(
         self, log_id: str, offsets: Mapping[int, int], pack: Callable[[Sequence[int]], bytes]
-    ) -> None:
-        """Saves what ``pack`` makes of each file's partitions; removes files of another number of workers."""
+    ) -> dict[int, int]:
+        """Saves what ``pack`` makes of each file's partitions; removes files of another number of workers.
+        Returns offsets to hold, as ``PartState.save``."""
+        held = dict[int, int]()
         for state, partitions in self._files:
             own = {partition: offsets[partition] for partition in partitions}
-            state.save(log_id, {self._topic: own}, pack(partitions))
+            held |= state.save(log_id, {self._topic: own}, pack(partitions))[self._topic]
         if self._files[0][0] is self._whole:
             for state in self._all:
                 state.remove()
         elif all((state.folder / _FILE).exists() for state in self._all):
             self._whole.remove()
+        return held
+
+    def remove(self) -> None:
+        """Removes the snapshots of all partitions."""
+        for state in (self._whole, *self._all):
+            state.remove()
 
 
 def _decode(raw: bytes) -> Saved:

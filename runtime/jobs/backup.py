@@ -30,6 +30,7 @@ from recsys.log.sqlite_log import SqliteLog
 from recsys.observability.log_lines import redact
 from recsys.process.log_consumer import decoded
 from recsys.process.log_holders import BACKUP, TOPICS, backup_lock
+from recsys.process.open_log import create_topics
 from recsys.process.part_process import owned_folder, write_atomically
 from recsys.process.part_snapshot import PartState
 from runtime.jobs.state_check import Damage, check_state
@@ -79,6 +80,8 @@ def back_up(state: Path, target: Path, base: Path | None = None) -> Backup:
     if target.is_relative_to(state):
         raise ValueError(f"{target} is inside {state}: name a folder outside, on another disk")
     _check_empty(target)
+    with closing(SqliteLog(state / "log")) as log:
+        create_topics(log, config)  # that of before an update may lack one
     with closing(SqliteLog(state / "log")) as log, backup_lock(state), _held(log) as holds:
         while True:
             epoch, links = live_epoch(log), _Links()

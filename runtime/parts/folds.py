@@ -3,7 +3,7 @@
 from recsys.config.system_config import Config
 from recsys.process.part_process import Stop
 from recsys.process.worker_share import WHOLE, Share
-from serving.sessions import counter_loop, session_loop
+from serving.sessions import counter_loop, counter_sums, session_loop
 from training.archive.whole_log import whole_log
 
 
@@ -11,5 +11,11 @@ def sessions(config: Config, stop: Stop, share: Share = WHOLE) -> None:
     session_loop.run(config, stop, lambda log: whole_log(log, config.state), share)
 
 
-def counters(config: Config, stop: Stop) -> None:
-    counter_loop.run(config, stop, lambda log: whole_log(log, config.state))
+def counters(config: Config, stop: Stop, share: Share = WHOLE) -> None:
+    """Counts, or adds up as the last of several processes."""
+    counting = share.workers - (not share.whole)
+    if share.index == counting:
+        counter_sums.run(config, stop)
+    else:
+        own = Share(share.index, counting)
+        counter_loop.run(config, stop, lambda log: whole_log(log, config.state), own)

@@ -1,44 +1,42 @@
-"""Part that counts all viewers' events by item, and publishes counters and visits in ``item_state``.
+"""Part that counts all viewers' events by item.
 
-Published counters are absolute values, so publishing them twice is harmless and the fold's own snapshot may
-be a little old. Of co-visits only new visits are published, and readers add them up themselves. At first and
-from time to time everything is published again, in place of what readers have, and older records are trimmed.
+A worker alone has one table of all partitions, and publishes it in ``item_state``. One of several has a table
+of each of its partitions, since sums in float32 depend on the order of events: it appends what changes, and
+each new visit once, to ``item_counts``, which serving/sessions/counter_sums.py adds up. Neither goes on from
+the snapshot of the other: it counts anew from the beginning of log and archive.
 """
 
 import logging
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import msgspec
-import numpy as np
 
-from recsys.app.set_loops import SetLoops
 from recsys.clock import wall_ms
 from recsys.config.safety_config import BoundsConfig
 from recsys.config.system_config import Config, CovisitConfig
 from recsys.events.event_types import Engagement, Impression, User, Verdict
-from recsys.events.records import EVENTS, ITEM_STATE, CovisitRows, ItemState, pack
-from recsys.features.covisits import Covisits
+from recsys.events.records import EVENTS, ITEM_COUNTS, CovisitRows, pack
 from recsys.features.feature_set import FeatureSet
-from recsys.features.feature_set_file import feature_set
 from recsys.features.item_counters import ItemCounters
-from recsys.log.protocol import Append, Log, LogUnavailable
-from recsys.process.log_consumer import hold_available
+from recsys.log.protocol import Append, Log
 from recsys.process.open_log import open_log
-from recsys.process.part_process import Stop
-from recsys.process.part_snapshot import PartState
+from recsys.process.part_process import Heartbeat, Stop
+from recsys.process.part_snapshot import PartState, ShareState
+from recsys.process.worker_share import WHOLE, Share, leased
 from serving.sessions.event_reader import EventReader
+from serving.sessions.item_states import (
+    ItemStates,
+    PublishingLoop,
+    kept_below,
+    newest_offsets,
+    run_loops,
+    state_of,
+    states_of,
+)
 
 NAME: Final = "counters"
-_PUBLISH_EVERY_MS: Final = 100
-_SAVE_EVERY_MS: Final = 5_000
-_SAVE_SHARE: Final = 0.05  # most of the time that may go into snapshots, however large they are
-_KEYS: Final = 1_000  # of one record
-_ROWS: Final = 128  # of co-visits in one record
-_REPUBLISH_AFTER: Final = 5_000  # records, then all counters are published again
-_COUNTERS: Final = 2_000_000  # rows: those longest untouched go once there are twice as many
 _NAMED: Final = 20  # users in quarantine whom the status names
 _LOG: Final = logging.getLogger(__name__)
 
@@ -60,9 +58,9 @@ class _Snapshot(msgspec.Struct):
     operators: bytes = b""
 
 
-class CounterLoop:
-    """Folds ``events`` into item counters. ``state``: keeps its snapshots; None: it takes none. ``name``: of
-    the feature set, if it isn't the first (recsys/app/set_loops.py).
+class CounterLoop(PublishingLoop):
+    """Folds ``events`` into item counters, ``folds`` by partition. ``state``: keeps its snapshots; None: it
+    takes none. ``name``: of the feature set, if it isn't the first (recsys/app/set_loops.py).
 
     Raises LogLost if the snapshot belongs to another log. An unreadable snapshot is skipped, in favour of the
     one before it or of what the log still holds.
@@ -77,156 +75,128 @@ class CounterLoop:
         bounds: BoundsConfig | None = None,
         covisits: CovisitConfig | None = None,
         name: str = "",
+        share: Share = WHOLE,
     ) -> None:
-        self._name, self._holder = name, part_name(name)
-        self.trims = True  # no reader needs records of another set
-        self._log, self._features, self._now_ms = log, features, now_ms
-        self._state = state
-        self.events = EventReader(log, features)
-        covisits = covisits or CovisitConfig()
-        self.fold = ItemCounters(features, bounds, log.partitions(EVENTS), covisits)
-        self.covisits, self.evicted, self.rows_evicted = Covisits(covisits), 0, 0
-        self._published_ms = self._saved_ms = 0
-        self._save_every_ms = _SAVE_EVERY_MS
-        # offsets in item_state where the newest full publication, and the one before it, begin
-        self._full_offset = self._previous_full_offset = -1
-        self._records = 0  # published since the newest full publication
+        count = log.partitions(EVENTS)
+        shared = None if state is None else ShareState(state, EVENTS, count, share)
+        super().__init__(log, EVENTS, part_name(name), shared, now_ms)
+        self._name, self._features = name, features
+        self.events = EventReader(log, features, share)
+        own = self.events.partitions
+        self._tables = 1 if share.whole else count  # of all workers
+        made = own[:1] if share.whole else own
+        folds = [ItemCounters(features, bounds, count, covisits) for _ in made]
+        self.fold, self.folds = folds[0], {p: folds[n % len(folds)] for n, p in enumerate(own)}
+        self.rows_evicted, self._sent = 0, dict[int, int]()  # offsets of events on item_counts
+        if share.whole:
+            self.states = ItemStates(log, name, self.fold.counters, covisits)
+        else:
+            for p in own:
+                self._sent[p] = max(newest_offsets(log, (ITEM_COUNTS, p), name, [p]), default=0)
         self.events.seek(self._restore())
-
-    @property
-    def offsets(self) -> list[int]:
-        return self.events.offsets
-
-    def turn(self, limit: int = 1_000) -> int:
-        """Folds one batch, publishes and saves if due; returns how many records it consumed."""
-        before = sum(self.events.offsets)
-        for partition, offset, event in self.events.read(limit):
-            if isinstance(event, Impression):
-                self.fold.impression(event, self.events.shown_keys(event))
-            elif isinstance(event, Engagement):
-                self.fold.engagement(event, self.events.keys_of(event.item_id), partition)
-            elif isinstance(event, User):
-                self.fold.user(event, partition)
-            elif isinstance(event, Verdict):
-                past = self.events.of_user(event.user_id, partition, offset)
-                self.fold.verdict(event, past, self.events.keys_of, partition)
-        if len(self.fold.counters) > 2 * _COUNTERS:
-            self.rows_evicted += self.fold.counters.keep_newest(_COUNTERS)
-        now_ms = self._now_ms()
-        if now_ms - self._published_ms >= _PUBLISH_EVERY_MS:
-            self._published_ms = now_ms
-            self.publish()
-        if now_ms - self._saved_ms >= self._save_every_ms:
-            self.save()
-        return sum(self.events.offsets) - before
+        self.places = self.offsets = self.events.offsets
 
     def publish(self) -> None:
-        """Appends the counters that changed; all of them at first and after many records."""
-        visits = self._add_visits()
-        if self._full_offset < 0 or self._records >= _REPUBLISH_AFTER:
-            self._publish_all()
-        else:
-            self._append([*visits, *self._states(self.fold.take_changed())])
+        if self.states is not None:
+            changed, visits_VC = self.fold.take_changed(), self.fold.visits.take()
+            self.states.publish(self.offsets, changed, visits_VC)
+        for partition, offset in self._sent.items():
+            if self.offsets[partition] > offset:
+                self._send(partition)
 
-    def save(self) -> None:
-        """Takes a snapshot; the log then keeps everything after the snapshot before it."""
-        if self._state is None:
-            return
-        self.publish()  # visits, or readers would miss those that the snapshot has
-        began_s = time.monotonic()
-        keys, values, last_ms = self.fold.counters.export()
-        arrays = (keys.tobytes(), values.tobytes(), last_ms.tobytes())
+    def report(self, beat: Heartbeat, moved: int) -> None:
+        beat.add("events", moved)
+        beat.offsets(EVENTS, self.offsets)
+        folds = set(self.folds.values())
+        beat.gauge("counters", sum(len(fold.counters) for fold in folds))
+        beat.gauge("counters_evicted", self.rows_evicted)
+        beat.gauge("contacts", sum(len(fold.operators) for fold in folds))
+        for name in self.fold.operators.evicted:
+            beat.gauge(f"{name}_evicted", sum(fold.operators.evicted[name] for fold in folds))
+        held = sorted(user for fold in folds for user in fold.quarantined)
+        beat.gauge("quarantined", len(held))
+        beat.names("quarantined", held[:_NAMED])
+        beat.gauge("covisit_users_forgotten", sum(fold.visits.forgotten for fold in folds))
+        if self.states is not None:
+            self.states.report(beat)
+
+    def _read(self, limit: int) -> int:
+        before = sum(self.offsets)
+        for partition, offset, event in self.events.read(limit):
+            fold = self.folds[partition]
+            if isinstance(event, Impression):
+                fold.impression(event, self.events.shown_keys(event))
+            elif isinstance(event, Engagement):
+                fold.engagement(event, self.events.keys_of(event.item_id), partition)
+            elif isinstance(event, User):
+                fold.user(event, partition)
+            elif isinstance(event, Verdict):
+                past = self.events.of_user(event.user_id, partition, offset)
+                fold.verdict(event, past, self.events.keys_of, partition)
+            if offset < self._sent.get(partition, 0):
+                fold.visits.take()  # sent before a restart
+        for fold in set(self.folds.values()):
+            self.rows_evicted += kept_below(fold.counters, self._tables)
+        return sum(self.offsets) - before
+
+    def _send(self, partition: int) -> None:
+        """Appends the changes of a partition, and how far it is."""
+        fold, offset = self.folds[partition], self.offsets[partition]
+        touched, place = set(fold.operators.touched), ([offset], self._name)
+        summed = [key for key in fold.take_changed() if key not in touched]
+        states = [
+            state_of(*place, visits=fold.visits.take().tobytes()),
+            *states_of(fold.counters, summed, *place),
+            *states_of(fold.counters, sorted(touched), *place, touched=True),
+        ]
+        self._log.append(ITEM_COUNTS, [Append(partition, b"", pack(state)) for state in states])
+        self._sent[partition] = offset
+
+    def _pack(self, partitions: Sequence[int]) -> bytes:
+        fold = self.folds[partitions[0]]
+        keys, values, last_ms = (column.tobytes() for column in fold.counters.export())
         snapshot = _Snapshot(
             self._features.digest,
-            *arrays,
-            self.fold.contexts_by_request(),
-            self.fold.segments_by_request(),
-            sorted(self.fold.quarantined),
-            {partition: bounds.pack() for partition, bounds in self.fold.influences.items()},
-            self.covisits.export(),
-            list(self.fold.visits.users.items()),
-            list(self.fold.credits.requests.items()),
-            self.fold.operators.pack(),
+            keys,
+            values,
+            last_ms,
+            fold.contexts_by_request(),
+            fold.segments_by_request(),
+            sorted(fold.quarantined),
+            {partition: bounds.pack() for partition, bounds in fold.influences.items()},
+            CovisitRows() if self.states is None else self.states.covisits.export(),
+            list(fold.visits.users.items()),
+            list(fold.credits.requests.items()),
+            fold.operators.pack(),
         )
-        offsets = {EVENTS: dict(enumerate(self.events.offsets))}
-        held = self._state.save(self._log.id, offsets, msgspec.msgpack.encode(snapshot))
-        # A snapshot that was skipped may reach back behind the beginning of the log.
-        hold_available(self._log, self._holder, EVENTS, held[EVENTS])
-        self._saved_ms = self._now_ms()
-        took_ms = (time.monotonic() - began_s) * 1000
-        self._save_every_ms = max(_SAVE_EVERY_MS, int(took_ms / _SAVE_SHARE))
+        return msgspec.msgpack.encode(snapshot)
 
-    def end(self) -> None:
-        """Releases the log and removes the snapshots; published counters go with the next trim."""
-        self._log.release(self._holder, EVENTS)
-        if self._state is not None:
-            self._state.remove()
-
-    def _publish_all(self) -> None:
-        """Publishes everything, and trims to the full publication before, for slow readers."""
-        begin = self._log.end(ITEM_STATE, 0)
-        self.fold.take_changed()
-        keys, _, _ = self.fold.counters.export()
-        states = self._states(keys.tolist())
-        for start in range(0, len(self.covisits), _ROWS):
-            states.append(self._state_of(covisits=self.covisits.export(start, start + _ROWS)))
-        parts = len(states)
-        numbered = enumerate(states)
-        self._append([msgspec.structs.replace(s, part=n, parts=parts) for n, s in numbered])
-        self._previous_full_offset, self._full_offset = self._full_offset, begin
-        self._records = 0
-        if self._previous_full_offset >= 0 and self.trims:
-            self._log.trim(ITEM_STATE, 0, self._previous_full_offset)
-
-    def _add_visits(self) -> list[ItemState]:
-        """Adds new visits up, as every reader does; returns their record, with the rows that went."""
-        visits = self.fold.visits.take()
-        if not len(visits):
-            return []
-        gone = self.covisits.add_within_limit(visits)
-        self.evicted += len(gone)
-        return [self._state_of(visits=visits.tobytes(), gone=gone.tobytes())]
-
-    def _states(self, keys: Sequence[int]) -> list[ItemState]:
-        """Counters of some keys, a record for each thousand."""
-        parts = [keys[start : start + _KEYS] for start in range(0, len(keys), _KEYS)]
-        return [self._state_of(self.fold.counters.export(part)) for part in parts]
-
-    def _state_of(self, counters: Sequence[Any] = (b"",) * 3, **visits: Any) -> ItemState:
-        names = ("keys", "values", "last_ms")
-        visits |= {name: bytes(column) for name, column in zip(names, counters, strict=True)}
-        return ItemState(offsets=list(self.events.offsets), features=self._name, **visits)
-
-    def _append(self, states: Sequence[ItemState]) -> None:
-        for state in states:
-            self._log.append(ITEM_STATE, [Append(0, b"", pack(state))])
-            self._records += 1
-
-    def _restore(self) -> list[int] | None:
-        """Loads the snapshot and returns its offsets; None without a usable one."""
-        if self._state is None:
-            return None
+    def _restore(self) -> list[int]:
+        """Loads the snapshots and returns their offsets, -1 for partitions without a usable one."""
+        offsets = [-1] * self._log.partitions(EVENTS)
         try:
-            saved = self._state.load(self._log.id)
-            snapshot = saved and msgspec.msgpack.decode(saved.blob, type=_Snapshot)
+            for partition, saved in self._load().items():
+                places = saved.offsets[EVENTS]
+                if offsets[partition] >= 0 or len(places) * self._tables != len(offsets):
+                    continue  # restored already, or of another form
+                snapshot = msgspec.msgpack.decode(saved.blob, type=_Snapshot)
+                if snapshot.features == self._features.digest:  # others count other keys
+                    self._restore_fold(self.folds[partition], snapshot)
+                    offsets = [places.get(p, offset) for p, offset in enumerate(offsets)]
         except (ValueError, msgspec.MsgspecError) as error:
             _LOG.warning("the counters' snapshot can't be read, counting from the log: %s", error)
-            return None
-        if self._state.note:
-            _LOG.warning("%s", self._state.note)
-        if not saved or not snapshot or snapshot.features != self._features.digest:
-            return None  # other features count other keys: starts anew
-        keys = np.frombuffer(snapshot.keys, np.int64)
-        values = np.frombuffer(snapshot.values, np.float32).reshape(-1, self.fold.counters.columns)
-        self.fold.counters.set(keys, values, np.frombuffer(snapshot.last_ms, np.int64))
-        self.fold.restore_contexts(snapshot.requests, snapshot.segments)
-        self.fold.quarantined.update(snapshot.quarantined)
-        self.fold.influences.restore(snapshot.influences.items())
-        self.covisits.put(snapshot.covisits)
-        self.fold.visits.users.update(snapshot.visitors)
-        self.fold.credits.requests.update(snapshot.sources)
-        self.fold.operators.restore(snapshot.operators)
-        return [saved.offsets[EVENTS][p] for p in range(len(saved.offsets[EVENTS]))]
+        return offsets
+
+    def _restore_fold(self, fold: ItemCounters, snapshot: _Snapshot) -> None:
+        fold.counters.put(snapshot.keys, snapshot.values, snapshot.last_ms)
+        fold.restore_contexts(snapshot.requests, snapshot.segments)
+        fold.quarantined.update(snapshot.quarantined)
+        fold.influences.restore(snapshot.influences.items())
+        if self.states is not None:
+            self.states.covisits.put(snapshot.covisits)
+        fold.visits.users.update(snapshot.visitors)
+        fold.credits.requests.update(snapshot.sources)
+        fold.operators.restore(snapshot.operators)
 
 
 def quarantined_users(folder: str, log_id: str) -> set[str]:
@@ -243,56 +213,19 @@ def part_name(name: str) -> str:
     return f"{NAME}@{name}" if name else NAME
 
 
-class CounterLoops(SetLoops[CounterLoop]):
-    """Counters of each feature set in use. While there are several, nothing is trimmed."""
-
-    def turn(self) -> int:
-        moved = super().turn()
-        for loop in self.loops.values():
-            loop.trims = len(self.loops) == 1
-        return moved
-
-
-def run(config: Config, stop: Stop, whole: Callable[[Log], Log] = lambda log: log) -> None:
-    """Runs the part until it is asked to stop, then saves. After an error it restarts from its snapshot.
-    ``whole``: adds to the log what it has lost, for sets that are new."""
+def run(
+    config: Config, stop: Stop, whole: Callable[[Log], Log] = lambda log: log, share: Share = WHOLE
+) -> None:
+    """Runs the part until it is asked to stop. ``whole``: adds to the log what it has lost, for folds that
+    begin anew."""
     log = whole(open_log(config))
-    loops: CounterLoops | None = None
 
     def make(name: str, features: FeatureSet) -> CounterLoop:
         state = PartState(config.state, part_name(name))
         bounds, covisits = config.bounds, config.covisits
-        return CounterLoop(log, features, state, bounds=bounds, covisits=covisits, name=name)
+        return CounterLoop(
+            log, features, state, bounds=bounds, covisits=covisits, name=name, share=share
+        )
 
-    try:
-        while not stop.is_set(starting=loops is None):
-            try:
-                loops = loops or CounterLoops(log, feature_set(config), make)
-                moved = loops.turn()
-            except LogUnavailable as error:
-                loops = None
-                stop.heartbeat.add("failed_turns")
-                _LOG.warning("turn failed, restarting", extra={"error": str(error)})
-                stop.wait(0.3, starting=True)
-                continue
-            loops.report(stop.heartbeat)
-            loop = loops.oldest
-            stop.heartbeat.add("events", moved)
-            stop.heartbeat.offsets(EVENTS, loop.events.offsets)
-            stop.heartbeat.gauge("counters", len(loop.fold.counters))
-            stop.heartbeat.gauge("counters_evicted", loop.rows_evicted)
-            stop.heartbeat.gauge("contacts", len(loop.fold.operators))
-            for name, evicted in loop.fold.operators.evicted.items():
-                stop.heartbeat.gauge(f"{name}_evicted", evicted)
-            stop.heartbeat.gauge("quarantined", len(loop.fold.quarantined))
-            stop.heartbeat.names("quarantined", sorted(loop.fold.quarantined)[:_NAMED])
-            stop.heartbeat.gauge("covisit_rows", len(loop.covisits))
-            stop.heartbeat.gauge("covisit_rows_evicted", loop.evicted)
-            stop.heartbeat.gauge("covisit_users_forgotten", loop.fold.visits.forgotten)
-            if not moved:
-                log.wait(EVENTS, 0.5)
-        for loop in [] if loops is None else loops.loops.values():
-            loop.publish()
-            loop.save()
-    finally:
-        log.close()
+    with leased(config.state, NAME, share.partitions(log.partitions(EVENTS))):
+        run_loops(log, config, stop, EVENTS, make)

@@ -203,7 +203,7 @@ def test_readers_of_item_state_have_all_rows_of_operators(monkeypatch: pytest.Mo
     keys, *_ = loop.fold.counters.export()
     one, other = told.export(keys.tolist()), loop.fold.counters.export()
     assert np.array_equal(one[1], other[1]) and np.array_equal(one[2], other[2])
-    monkeypatch.setattr("serving.sessions.counter_loop._COUNTERS", 10)
+    monkeypatch.setattr("serving.sessions.item_states._COUNTERS", 10)
     before = len(loop.fold.counters)
     loop.turn()
     assert len(loop.fold.counters) == 10 and loop.rows_evicted == before - 10

@@ -83,7 +83,8 @@ def test_examples_are_partitioned_as_events_and_what_is_folded_from_the_start_ne
     kept_for_ever = {name for name, topic in by_name.items() if not topic.retention_ms}
     assert kept_for_ever == {records.ITEMS, records.STEPS, records.CONTROL}
     assert by_name[records.EVENTS].retention_ms == 2 * 3_600_000
-    assert all(t.partitions == 1 for n, t in by_name.items() if n not in ("events", "examples"))
+    divided = {name for name, topic in by_name.items() if topic.partitions > 1}
+    assert divided == {records.EVENTS, records.EXAMPLES, records.ITEM_COUNTS}
 
 
 def test_a_lesson_is_what_is_learned_of_an_example() -> None:

@@ -26,6 +26,9 @@ def test_workers_are_named_by_their_part() -> None:
     workers = WorkersConfig(session_fold=2)
     assert workers.names("session-fold") == ["session-fold.0", "session-fold.1"]
     assert workers.names("joiner") == ["joiner"] and workers.names("serve") == ["serve"]
+    assert workers.names("counters") == ["counters"]
+    several = WorkersConfig(counters=2).names("counters")
+    assert several == ["counters.0", "counters.1", "counters.2"], "the last adds up"
     assert [part_of(name) for name in ("session-fold.1", "joiner")] == ["session-fold", "joiner"]
 
 

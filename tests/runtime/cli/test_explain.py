@@ -89,7 +89,7 @@ async def scenario(system: LocalSystem) -> list[str]:
     system.publish([*changed, gone, item(60), item(61)])
     system.experiments(Experiments(revision=1, configs={"more": EXPERIMENT}))
     asked += await live(system, 10, first=25)
-    system.counters.oldest._records = 10_000  # all counters are told again
+    system.counters.oldest.states._records = 10_000  # all counters are told again
     asked += await live(system, 25, first=35)
     await system.restart_replica()
     asked += await live(system, 6, first=60, turns=False)

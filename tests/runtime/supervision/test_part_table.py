@@ -7,6 +7,7 @@ from dataclasses import replace
 from functools import partial
 from importlib.metadata import EntryPoints
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -18,7 +19,8 @@ from recsys.events.records import EVENTS
 from recsys.log.protocol import LogLost
 from recsys.process.open_log import open_log
 from recsys.process.part_process import Stop
-from recsys.process.worker_share import Share, part_of
+from recsys.process.worker_share import WHOLE, Share, part_of
+from runtime.parts import folds
 from runtime.supervision import launch_plan
 from runtime.supervision.part_table import NAMES, body, create_log, niceness, table
 from runtime.supervision.supervisor import Part
@@ -73,6 +75,18 @@ def test_a_fold_with_workers_is_a_process_of_each(tmp_path: Path) -> None:
     for name in ("joiners.1", "joiner.3", "joiner", "counters.0"):
         with pytest.raises(ValueError, match=f"no part '{name}', expected"):
             body(name, workers)
+
+
+def test_the_last_of_several_counters_adds_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shares: list[Any] = []
+    monkeypatch.setattr(folds.counter_loop, "run", lambda *given: shares.append(given[-1]))
+    monkeypatch.setattr(folds.counter_sums, "run", lambda *given: shares.append("adds up"))
+    for workers in (WorkersConfig(), WorkersConfig(counters=2)):
+        for name in workers.names("counters"):
+            body(name, workers)(config_in(tmp_path), Stop())
+    assert shares == [WHOLE, Share(0, 2), Share(1, 2), "adds up"]
 
 
 def test_viewers_are_a_plug_in_that_must_be_installed(

@@ -27,7 +27,7 @@ from recsys.features.feature_set_file import FEED_SCHEMA
 from recsys.log.protocol import Append, LogLost, MemoryLog
 from recsys.process.part_snapshot import PartState
 from serving.replica.replica import Replica
-from serving.sessions import counter_loop
+from serving.sessions import item_states
 from serving.sessions.counter_loop import NAME, CounterLoop, quarantined_users
 
 FEATURES = FeatureSet(FEED_SCHEMA)
@@ -191,7 +191,7 @@ def test_the_context_and_the_segment_of_a_request_outlive_a_restart(
 def test_all_are_published_again_and_old_records_trimmed(
     log: MemoryLog, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(counter_loop, "_REPUBLISH_AFTER", 10)
+    monkeypatch.setattr(item_states, "_REPUBLISH_AFTER", 10)
     loop = CounterLoop(log, FEATURES, now_ms=clock)
     for number in range(80):
         append(log, *watched(number, number % 5 if number < 5 else 0))
@@ -258,8 +258,8 @@ def near_all(covisits: Covisits, items: range) -> list[tuple[int, float]]:
 def test_readers_from_any_full_copy_on_have_the_covisits_of_the_fold(
     log: MemoryLog, clock: Clock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(counter_loop, "_REPUBLISH_AFTER", 25)
-    monkeypatch.setattr(counter_loop, "_ROWS", 7)
+    monkeypatch.setattr(item_states, "_REPUBLISH_AFTER", 25)
+    monkeypatch.setattr(item_states, "_ROWS", 7)
     config = CovisitConfig(items=40)
     loop = CounterLoop(log, FEATURES, PartState(tmp_path, NAME), clock, covisits=config)
     untrimmed, items = read_covisits(log), range(60)
@@ -275,8 +275,8 @@ def test_readers_from_any_full_copy_on_have_the_covisits_of_the_fold(
     late = read_covisits(log, untrimmed.item_state_offset - 1)
     for record in log.read(ITEM_STATE, 0, untrimmed.item_state_offset, 1_000):
         untrimmed.apply_item_state(unpack(record.value, ItemState), record.offset + 1)
-    expected = near_all(loop.covisits, items)
-    assert log.begin(ITEM_STATE, 0) > 0 and loop.evicted and len(expected) > 20
+    expected = near_all(loop.states.covisits, items)
+    assert log.begin(ITEM_STATE, 0) > 0 and loop.states.evicted and len(expected) > 20
     assert near_all(untrimmed.covisits, items) == near_all(read_covisits(log).covisits, items)
     assert near_all(untrimmed.covisits, items) == expected != near_all(late.covisits, items)
 
@@ -296,10 +296,10 @@ def test_a_forgotten_and_a_quarantined_viewer_leave_no_newest_items(
     loop.publish()
     assert list(loop.fold.visits.users) == [key_of("user", "fan")]
     key = np.array([key_of("item", "v0")])
-    pairs = loop.covisits.export()
+    pairs = loop.states.covisits.export()
     weights = np.frombuffer(pairs.weights, np.float32)
     assert weights.max() == pytest.approx(2, abs=1e-3) and len(
-        loop.covisits.near(key, np.ones(1), NOW_MS)[0]
+        loop.states.covisits.near(key, np.ones(1), NOW_MS)[0]
     )
 
 

@@ -1,0 +1,267 @@
+"""Several workers count what one counts, whatever their number and whenever it changes."""
+
+from collections.abc import Sequence
+from itertools import islice
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from recsys.events.event_types import Event, Item, User, Verdict, encode
+from recsys.events.records import (
+    EVENTS,
+    ITEM_COUNTS,
+    ITEM_STATE,
+    ITEMS,
+    ItemState,
+    record_of,
+    topics,
+    unpack,
+)
+from recsys.features.covisits import COLUMNS
+from recsys.log.protocol import Append, MemoryLog
+from recsys.process.part_snapshot import PartState
+from recsys.process.worker_share import WHOLE, Share
+from serving.sessions import counter_loop, counter_sums
+from serving.sessions.counter_loop import CounterLoop
+from serving.sessions.counter_sums import SumLoop
+from tests.support import operator_app
+from tests.support.operator_app import FEATURES
+
+PARTITIONS, COLUMNS_OF_ROW = 8, FEATURES.counter_table().columns
+Rows = dict[int, tuple[int, bytes]]
+
+
+class Clock:
+    """Each look at it is 60 ms later, so that some turns publish."""
+
+    def __init__(self) -> None:
+        self.now_ms = 1_000_000
+
+    def __call__(self) -> int:
+        self.now_ms += 60
+        return self.now_ms
+
+
+def events() -> list[Event]:
+    """A feed with newest events, different viewers, a quarantine that ends, and a viewer who is forgotten."""
+    written = [e for e in operator_app.events(60) if not isinstance(e, Item)]
+    at_ms, third = written[-1].time_ms, len(written) // 3
+    written.insert(third, User(time_ms=at_ms, user_id="u3", removed=True))
+    written.insert(2 * third, Verdict(time_ms=at_ms, user_id="u2", quarantined=True))
+    return [*written, Verdict(time_ms=at_ms, user_id="u2", quarantined=False)]
+
+
+FED = events()
+
+
+def new_log(fed: Sequence[Event] = FED) -> MemoryLog:
+    log = MemoryLog()
+    for topic in topics(PARTITIONS):
+        log.create(topic)
+    items = (e for e in operator_app.events(60) if isinstance(e, Item))
+    log.append(ITEMS, [Append(0, b"", encode(item)) for item in items])
+    feed(log, fed)
+    return log
+
+
+def feed(log: MemoryLog, fed: Sequence[Event]) -> None:
+    log.append(EVENTS, [record_of(event, PARTITIONS) for event in fed])
+
+
+def worker(log: MemoryLog, folder: Path, share: Share = WHOLE) -> CounterLoop:
+    """A worker as after its process was started (again)."""
+    return CounterLoop(log, FEATURES, PartState(folder, counter_loop.NAME), Clock(), share=share)
+
+
+def sums(log: MemoryLog, folder: Path) -> SumLoop:
+    return SumLoop(log, FEATURES, PartState(folder, counter_sums.NAME), Clock())
+
+
+def count_all(log: MemoryLog, folder: Path, workers: int, limit: int = 7) -> None:
+    """Workers, and what adds up, from their start to their end."""
+    shares = [Share(index, workers) for index in range(workers)]
+    loops = [worker(log, folder, share) for share in shares]
+    if workers > 1:
+        loops.append(sums(log, folder))  # type: ignore[arg-type]
+    for loop in loops:
+        while loop.turn(limit):
+            pass
+        loop.save()
+
+
+def published(log: MemoryLog) -> Rows:
+    """Counters of a replica that has read everything: time and values by key."""
+    rows: Rows = {}
+    for record in log.read(ITEM_STATE, 0, log.begin(ITEM_STATE, 0), 100_000):
+        state = unpack(record.value, ItemState)
+        keys, times = (np.frombuffer(part, np.int64) for part in (state.keys, state.last_ms))
+        values = np.frombuffer(state.values, np.float32).reshape(-1, COLUMNS_OF_ROW)
+        for key, time_ms, row in zip(keys.tolist(), times.tolist(), values, strict=True):
+            rows[key] = time_ms, row.tobytes()
+    return rows
+
+
+def visits(log: MemoryLog, topic: str) -> list[list[int]]:
+    """All visits that were published, in order of time."""
+    found: list[list[int]] = []
+    for partition in range(log.partitions(topic)):
+        for record in log.read(topic, partition, 0, 100_000):
+            part = np.frombuffer(unpack(record.value, ItemState).visits, np.int64)
+            found += part.reshape(-1, COLUMNS).tolist()
+    return sorted(found)
+
+
+def alone(folder: Path, fed: Sequence[Event] = FED) -> MemoryLog:
+    log = new_log(fed)
+    loop = worker(log, folder)
+    loop.publish()  # everything, which is nothing yet, so that all visits are on the log
+    while loop.turn(7):
+        pass
+    loop.save()
+    return log
+
+
+def of_workers(folder: Path, workers: int, fed: Sequence[Event] = FED) -> Rows:
+    log = new_log(fed)
+    count_all(log, folder, workers)
+    return published(log)
+
+
+def test_the_sums_of_any_number_of_workers_have_the_same_bits(tmp_path: Path) -> None:
+    expected = of_workers(tmp_path / "2", 2)
+    for workers in (3, 4, 8):
+        assert of_workers(tmp_path / str(workers), workers) == expected
+    one = published(alone(tmp_path / "1"))
+    assert one.keys() == expected.keys() and len(one) > 100
+    differ = 0
+    for key, (time_ms, row) in one.items():
+        assert expected[key][0] == time_ms or time_ms == -1
+        ours, theirs = (np.frombuffer(r, np.float32) for r in (row, expected[key][1]))
+        np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5)
+        differ += bool((ours != theirs).any())
+    assert differ, "sums of one table are rounded in another order"
+
+
+def test_the_newest_event_of_all_partitions_stays(tmp_path: Path) -> None:
+    log = new_log()
+    count_all(log, tmp_path, 3)
+    touched = {
+        int(key)
+        for partition in range(PARTITIONS)
+        for record in log.read(ITEM_COUNTS, partition, 0, 100_000)
+        if (state := unpack(record.value, ItemState)).touched
+        for key in np.frombuffer(state.keys, np.int64)
+    }
+    one, several = published(alone(tmp_path / "1")), published(log)
+    differ = {key for key in touched if several[key] != one[key]}
+    assert len(touched) > 30 and len(differ) < 5
+    # One table has no newest event after it was taken back; that of another partition is still there.
+    assert all(one[key][0] == -1 for key in differ)
+
+
+def test_each_visit_is_published_once_and_covisits_are_those_of_one(tmp_path: Path) -> None:
+    log, one = new_log([]), alone(tmp_path / "1")
+    count_all(log, tmp_path, 3)
+    total = sums(log, tmp_path)
+    total.publish()
+    feed(log, FED)
+    count_all(log, tmp_path, 3)
+    assert visits(log, ITEM_COUNTS) == visits(one, ITEM_STATE) and len(visits(one, ITEM_STATE)) > 20
+    ours, theirs = (
+        loop.states.covisits for loop in (sums(log, tmp_path), worker(one, tmp_path / "1")) if loop.states
+    )  # fmt: skip
+    history = np.frombuffer(theirs.export().keys, np.int64)
+    near = [
+        dict(zip(*(part.tolist() for part in rows.near(history, np.ones(len(history)), 10**15)),
+                 strict=True))
+        for rows in (ours, theirs)
+    ]  # fmt: skip
+    assert near[0] == pytest.approx(near[1], rel=1e-4) and near[0]
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    st.lists(
+        st.tuples(st.sampled_from([1, 2, 3, 8]), st.integers(1, 9), st.booleans(), st.booleans()),
+        max_size=6,
+    )
+)
+def test_whenever_they_are_killed_or_their_number_changes_nothing_is_lost_or_counted_twice(
+    changes: list[tuple[int, int, bool, bool]],
+) -> None:
+    """Each change: the number of workers, records that they read until they are killed, whether they and what
+    adds up have saved before."""
+    with TemporaryDirectory() as name:
+        log, folder, fed = new_log([]), Path(name), iter(FED)
+        for workers, limit, saves, sums_save in changes:
+            feed(log, list(islice(fed, len(FED) // 6)))
+            for index in range(0, workers, 2):  # each other worker runs
+                loop = worker(log, folder, Share(index, workers))
+                loop.turn(limit)
+                loop.turn(limit)
+                if saves:
+                    loop.save()
+            if workers > 1:
+                total = sums(log, folder)
+                total.turn(limit)
+                if sums_save:
+                    total.save()
+        feed(log, list(fed))
+        count_all(log, folder, 3)
+        assert published(log) == of_workers(folder / "calm", 2)
+        assert visits(log, ITEM_COUNTS) == visits(alone(folder / "one"), ITEM_STATE)
+        calm = sums(new_log([]), folder / "none")
+        assert calm.offsets == [0] * PARTITIONS
+
+
+@pytest.mark.parametrize(("before", "after"), [(1, 2), (3, 1)])
+def test_replicas_keep_what_they_have_until_the_others_have_counted_as_much(
+    tmp_path: Path, before: int, after: int
+) -> None:
+    log = new_log()
+    count_all(log, tmp_path, before)
+    had, end = published(log), log.end(ITEM_STATE, 0)
+    loops = [worker(log, tmp_path, Share(index, after)) for index in range(after)]
+    last = sums(log, tmp_path) if after > 1 else loops[0]
+    for loop in loops[: after - 1]:
+        while loop.turn(5):
+            pass
+        loop.publish()
+    last.turn(5)
+    last.publish()
+    assert log.end(ITEM_STATE, 0) == end and published(log) == had
+    count_all(log, tmp_path, after)
+    assert log.end(ITEM_STATE, 0) > end and published(log).keys() == had.keys()
+    folders = {path.parent.name for path in tmp_path.rglob("state.msgpack")}
+    partitions = {f"counters-p{partition}" for partition in range(PARTITIONS)}
+    assert folders & {"counters", *partitions} == ({"counters"} if after == 1 else partitions)
+
+
+def test_a_worker_counts_and_holds_its_partitions_only(tmp_path: Path) -> None:
+    log = new_log()
+    loop = worker(log, tmp_path, Share(1, 2))
+    while loop.turn():
+        pass
+    loop.save()
+    assert [offset >= 0 for offset in loop.offsets] == [False, True] * 4
+    partitions = range(PARTITIONS)
+    assert [bool(log.holds(EVENTS, p)) for p in partitions] == [False, True] * 4
+    sent = [log.end(ITEM_COUNTS, p) > 0 for p in partitions]
+    assert sent == [p % 2 == 1 and log.end(EVENTS, p) > 0 for p in partitions] and any(sent)
+    assert log.end(ITEM_STATE, 0) == 0
+
+
+def test_a_sum_holds_what_it_has_not_saved(tmp_path: Path) -> None:
+    log = new_log()
+    count_all(log, tmp_path, 2)
+    total, held = sums(log, tmp_path), [log.holds(ITEM_COUNTS, p) for p in range(PARTITIONS)]
+    assert all(
+        0 <= hold["item-sums"] < end for hold, end in zip(held, total.places, strict=True) if end
+    )
+    total.save()
+    held = [log.holds(ITEM_COUNTS, p) for p in range(PARTITIONS)]
+    assert held == [{"item-sums": end} for end in total.places]
