@@ -3,7 +3,8 @@
 A request waits for those before it: their number times the time of one answer. A queue that empties now and
 then is a burst, and may grow until the deadline. One that hasn't been empty for 30 ms and five answers delays
 every answer without increasing throughput, so it is cut short (CoDel: Nichols and Jacobson, "Controlling
-queue delay", 2012).
+queue delay", 2012). It stays so for a moment after a refusal: under overload, what was held up on its way
+comes at once, just when the queue has run empty for lack of it.
 """
 
 import math
@@ -14,6 +15,7 @@ ONGOING, WAIT, CLIENT = "ongoing", "wait", "client"  # reasons for a refusal
 _LEAST: Final = 4  # always admitted: fewer would leave the thread without work
 _INTERVAL_S: Final = 0.03  # without an empty queue, before it counts as standing
 _ANSWERS: Final = 5  # given meanwhile: behind a loop that hung for a moment no queue stands
+_MEMORY_S: Final = 0.1  # after a refusal, in which a queue that ran empty still counts as standing
 _IO_WINDOW_S: Final = 1.0  # during which the shortest I/O wait counts
 _SMOOTHING: Final = 0.05
 _FIRST_S: Final = 0.005  # assumed time of an answer, until one was observed
@@ -49,6 +51,7 @@ class Admission(Limit):
         self._since_s = 0.0
         self._empty_s = -math.inf  # when the queue was last empty
         self._answers = 0  # given since
+        self._refused_s = -math.inf  # when a request was last refused
         self._io_s, self._io_at_s = 0.0, -math.inf
 
     def refusal(self, now_s: float) -> str:
@@ -57,10 +60,14 @@ class Admission(Limit):
         if reason := super().refusal(now_s):
             return reason
         limit_s = self.queue_s if self.has_standing_queue(now_s) else self.deadline_s
-        return WAIT if self._wait_s() > limit_s else ""
+        if self._wait_s() <= limit_s:
+            return ""
+        self._refused_s = now_s
+        return WAIT
 
     def has_standing_queue(self, now_s: float) -> bool:
-        return self._answers >= _ANSWERS and now_s - self._empty_s > _INTERVAL_S
+        stands = self._answers >= _ANSWERS and now_s - self._empty_s > _INTERVAL_S
+        return stands or now_s - self._refused_s < _MEMORY_S
 
     def enter(self, now_s: float) -> None:
         if self.inside == 0:

@@ -76,10 +76,7 @@ def test_at_three_times_the_peak_all_time_is_used_and_the_admitted_wait_little()
 def test_a_burst_is_taken_and_a_queue_that_stands_is_cut() -> None:
     admission = admission_of()
     now_s = 5.0
-    taken = 0
-    while not admission.refusal(now_s):
-        admission.enter(now_s)
-        taken += 1
+    taken = take_all(admission, now_s)
     assert taken == pytest.approx(0.1 / admission.answer_s, abs=1)  # as many as come in time
     assert admission.refusal(now_s) == WAIT
     for _ in range(taken - 7):  # answered one after the other, each after a wait
@@ -90,9 +87,22 @@ def test_a_burst_is_taken_and_a_queue_that_stands_is_cut() -> None:
     for _ in range(7):
         now_s += 0.0075
         admission.leave(now_s)
-    for _ in range(7):
-        assert not admission.refusal(now_s)  # there was a moment without a queue
+    # The queue is empty, soon after a refusal: no burst is taken.
+    assert take_all(admission, now_s) == pytest.approx(0.025 / admission.answer_s, abs=1)
+    for _ in range(admission.inside):
+        now_s += 0.0075
+        admission.leave(now_s)
+    now_s += 0.1
+    assert take_all(admission, now_s) == pytest.approx(0.1 / admission.answer_s, abs=1)
+
+
+def take_all(admission: Admission, now_s: float) -> int:
+    """Number of requests that are admitted at once, until one is refused."""
+    taken = 0
+    while not admission.refusal(now_s):
         admission.enter(now_s)
+        taken += 1
+    return taken
 
 
 def test_a_store_that_takes_its_time_is_no_queue() -> None:
