@@ -195,6 +195,7 @@ def on_event_clock(dataset: Dataset, options: ReplayOptions, base: Config) -> Co
             examples=options.step_examples,
             every_ms=int(options.step_every_s * 1000),
             lanes=base.step.lanes,
+            snapshot_s=0,
         ),
         model=replace(base.model, features=options.features),
     )

@@ -28,6 +28,7 @@ SETTINGS: Final[dict[str, Any]] = {
     "step.every_ms": 5_000,
     "step.soonest_ms": 5_000,
     "step.snapshot_every": 4,  # the gates compare a candidate with live's newest snapshot
+    "step.snapshot_s": 0,
     "promotion.share": 1.0,
     "promotion.block_examples": 32,
     "promotion.recall_examples": 50,

@@ -63,7 +63,10 @@ class ShardSpec:
     bound: float = MAX_GRADIENT
     delta_format: str = "fp32"  # see parameter_server.publish.rounding
     delta_bytes: int = 0  # of rows a step sends; 0: all (see parameter_server.publish.published)
-    settle_every: int = 500  # steps between two that send all withheld rows
+    # A step whose number is a multiple of ``settle_every`` sends all withheld rows, if ``settle_s`` seconds
+    # of event time have passed since the last that did.
+    settle_every: int = 500
+    settle_s: int = 0
     digest_every: int = 64  # steps between two deltas with a digest of the published rows
 
     def __post_init__(self) -> None:
@@ -130,6 +133,7 @@ class Shard:
         self.published = PublishedRows(spec.tables, spec.seed, spec.delta_format, spec.delta_bytes)
         self.applied = 0
         self.clock_ms = 0  # newest event time seen; never goes back
+        self.settled, self.settled_ms = False, 0  # the newest step did; event time of the last that did
         self.counters = ShardCounts()
         self._undo: _Undo | None = None
 
@@ -194,6 +198,10 @@ class Shard:
         if total.step != self.applied + 1:
             raise StepMismatch(self.spec.part, total.step, self.applied)
         self.clock_ms = max(self.clock_ms, total.time_ms)
+        is_time = self.clock_ms - self.settled_ms >= 1000 * self.spec.settle_s
+        self.settled = is_time and total.step % self.spec.settle_every == 0
+        if self.settled:
+            self.settled_ms = self.clock_ms
         undo: dict[str, tuple[Keys, Rows]] = {}
         changes: dict[str, TableChange] = {}
         for name, table in self.tables.items():
@@ -207,10 +215,9 @@ class Shard:
 
     def _delta(self, total: StepSum, changes: Mapping[str, TableChange]) -> Delta:
         spec, dense = self.spec, b""
-        settle = total.step % spec.settle_every == 0
-        held = total.held and not settle
+        held = total.held and not self.settled
         tables = self.tables
-        rows = self.published.publish(changes, lambda n, k: tables[n].lookup(k), settle, held)
+        rows = self.published.publish(changes, lambda n, k: tables[n].lookup(k), self.settled, held)
         if self.dense is not None and not held:
             dense, _ = round_dense(self.dense.averaged, spec.delta_format)
         metrics = total.metrics
@@ -294,7 +301,7 @@ class Shard:
         if self.dense is not None:
             arrays |= {f"dense/{k}": v for k, v in self.dense.export().items()}
         arrays |= self.published.export()
-        meta = {"step": self.applied, "clock_ms": self.clock_ms}
+        meta = {"step": self.applied, "clock_ms": self.clock_ms, "settled_ms": self.settled_ms}
         return arrays, meta | {"delta_format": self.spec.delta_format} | vars(self.counters)
 
     def load(self, parts: Sequence[Mapping[str, NDArray[Any]]], meta: Mapping[str, Any]) -> None:
@@ -310,6 +317,7 @@ class Shard:
             if self.dense is not None and "dense/values" in arrays:
                 self.dense.load({k: arrays[f"dense/{k}"] for k in DENSE_COLUMNS})
         self.applied, self.clock_ms = meta["step"], meta["clock_ms"]
+        self.settled_ms = meta.get("settled_ms", 0)
         self.counters = ShardCounts(**{k: meta.get(k, 0) for k in vars(self.counters)})
 
     def _owned(self, arrays: Arrays) -> Arrays:

@@ -113,7 +113,7 @@ class DurableShard:
                 return
             self._wal.append(step, total.encode())
             self._unpublished.append(_apply(self._shard, total, self._removed))
-            self._snapshot_due = step % self._storage.snapshot_every == 0
+            self._snapshot_due = self._is_due(self._shard)
             if publish:
                 self.flush()
             if self._snapshot_due:
@@ -233,7 +233,7 @@ class DurableShard:
         self._shard, self.passed_over, self._saved = shard, newest.reasons, base
         self._base, self._removed = _base_of(newest.snapshot, spec), removed
         # A crash may have come between a step and its snapshot.
-        self._snapshot_due = shard.applied > base and shard.applied % storage.snapshot_every == 0
+        self._snapshot_due = shard.applied > base and self._is_due(shard)
         if newest.snapshot is None and shard.applied == 0:
             self._write(0, *self._export())  # replicas need a snapshot to start from
 
@@ -258,6 +258,11 @@ class DurableShard:
             if last > base:
                 raise WalSettingsChanged(storage.wal, (base + 1, last), changed)
             wal.clear()
+
+    def _is_due(self, shard: Shard) -> bool:
+        """Whether a snapshot is taken at a shard's newest step."""
+        is_time = shard.settled or not self.spec.settle_s
+        return is_time and shard.applied % self._storage.snapshot_every == 0
 
     def _retry_snapshot(self) -> None:
         """Takes the snapshot that a failed flush or write, or a crash, left out. A second failure is recorded
@@ -355,6 +360,6 @@ def load_resharded(shard: Shard, parts: Sequence[Arrays], metas: Sequence[dict[s
     """Fills a new shard from the exports of all parts of another number of shards."""
     meta = dict(metas[0]) | {  # part 0 takes all counts, to keep their sum over shards
         name: sum(m[name] for m in metas) if shard.spec.part == 0 else 0
-        for name in metas[0].keys() - {"step", "clock_ms", "delta_format"}
+        for name in metas[0].keys() - {"step", "clock_ms", "settled_ms", "delta_format"}
     }
     shard.load(parts, meta)

@@ -76,7 +76,8 @@ class StepConfig(Section):
     soonest_ms: int = bounded(60, 0)
     # Fixed: sums are in lane order, so the number of workers changes no bit.
     lanes: int = bounded(4, 1, 64)
-    snapshot_every: int = bounded(500, 1)  # steps
+    snapshot_every: int = bounded(500, 1)  # a snapshot is taken at a multiple of so many steps ...
+    snapshot_s: int = bounded(60, 0)  # ... once so many seconds of event time have passed since the last
     snapshots_kept: int = bounded(3, 1)
 
 

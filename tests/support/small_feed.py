@@ -40,7 +40,7 @@ def toy_config(state: str = "state", *, examples: int = 8, shards: int = 1) -> C
     """A configuration that is quick to learn with."""
     return Config(
         state=state,
-        step=StepConfig(examples=examples, every_ms=250, lanes=4, snapshot_every=5),
+        step=StepConfig(examples=examples, every_ms=250, lanes=4, snapshot_every=5, snapshot_s=0),
         model=ModelConfig(dim=4, vector_dim=4, hidden=(8,)),
         parameter_server=ParameterServerConfig(shards=shards),
     )

@@ -214,7 +214,7 @@ class ShadowLoop(RetryLoop):
                 appends.append(Append(0, shadow.line.encode(), pack(scores)))
                 self._sent[shadow.line] = step.step
                 self.counts["scored"] += len(scores.labels)
-            if step.step % self._config.step.snapshot_every == 0:
+            if shadow.shard.settled:
                 self._save(shadow)
         if appends:
             self._log.append(SCORES, appends)

@@ -151,7 +151,7 @@ def study_config(state: Path) -> Config:
     canary."""
     rules = PromotionConfig(share=1.0, least_examples=1_000, block_examples=64, canary_share=0.3)
     config = config_of(state)
-    step = replace(config.step, examples=64, every_ms=5_000, snapshot_every=8)
+    step = replace(config.step, examples=64, every_ms=5_000, snapshot_every=8, snapshot_s=0)
     model = ModelConfig(dim=8, vector_dim=16, hidden=(32,))
     return replace(config, promotion=rules, step=step, model=model)
 

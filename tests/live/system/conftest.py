@@ -38,7 +38,7 @@ def system(tmp_path_factory: pytest.TempPathFactory, receiver: Receiver) -> Iter
     """A running system that has its items and users."""
     ports = free_ports()
     # One step a second: a shadow on busy cores takes two, and must catch up.
-    step = replace(Config().step, every_ms=1_000, soonest_ms=1_000, snapshot_every=10)
+    step = replace(Config().step, every_ms=1_000, soonest_ms=1_000, snapshot_every=10, snapshot_s=0)
     system = LiveSystem(
         tmp_path_factory.mktemp("live") / "state",
         step=step,

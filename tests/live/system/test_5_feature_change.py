@@ -48,7 +48,7 @@ def news(tmp_path: Path) -> Iterator[LiveSystem]:
     app = app_of(TEXT)
     # One step a second: a shadow on busy cores takes two, and must catch up.
     step = replace(
-        Config().step, every_ms=1_000, soonest_ms=1_000, snapshot_every=10, snapshots_kept=500
+        Config().step, every_ms=1_000, soonest_ms=1_000, snapshot_every=10, snapshot_s=0, snapshots_kept=500
     )
     system = LiveSystem(tmp_path / "state", promotion=OPEN_GATES, step=step, trainer=TrainerConfig(workers=1),
         parameter_server=ParameterServerConfig(shards=1),

@@ -24,7 +24,7 @@ from recsys.config.system_config import TableConfig
 from recsys.events.records import Delta
 from tests.support.bit_flips import flip_bit
 from tests.support.durable_line import ALL, PARTS, SPEC, STEPS, Line
-from tests.support.small_line import DENSE, LANES, toy_spec, work
+from tests.support.small_line import DENSE, LANES, time_of, toy_spec, work
 
 
 def undisturbed():
@@ -295,6 +295,36 @@ def test_a_snapshot_does_not_build_on_a_damaged_one(tmp_path):
     learn_keys(shard, [2])
     assert own_keys(tmp_path, 4) == [list(range(100))]
     assert snapshots.require(tmp_path / "snapshots", "main").step == 4
+
+
+@pytest.mark.parametrize("crashes", [(), (3, 7, 12), range(1, 26)])
+def test_snapshots_are_as_far_apart_as_their_time_says(tmp_path, crashes, monkeypatch):
+    """Steps are 3 s apart: of each second step one is taken after 10 s, whenever a shard crashes."""
+    monkeypatch.setattr(
+        "tests.support.durable_line.SPEC", replace(SPEC, settle_every=2, settle_s=10)
+    )
+    line, taken, real = Line(tmp_path, snapshot_every=2), [], snapshots.write_part
+
+    def write_part(folder, name, epoch, step, part, *arguments):
+        taken.append((step, part))
+        return real(folder, name, epoch, step, part, *arguments)
+
+    monkeypatch.setattr(snapshots, "write_part", write_part)
+
+    def tick(step):
+        if step in crashes:
+            line.crash(step % PARTS)
+
+    work(line, ALL, STEPS, tick=tick)
+    steps = [2, 6, 10, 14, 18, 22]
+    assert sorted(taken) == [(step, part) for step in steps for part in range(PARTS)]
+    again = Line(tmp_path, snapshot_every=2)
+    assert again.shards[0].shard.settled_ms == time_of(22)
+    undisturbed = LocalClient.fresh(line.spec, DENSE)
+    work(undisturbed, ALL, STEPS)
+    assert digest_of_shards(undisturbed.shards) == line.digest()
+    withheld = [shard.published.withheld for shard in undisturbed.shards]
+    assert [shard.shard.published.withheld for shard in line.shards] == withheld
 
 
 def failing_once(call):
