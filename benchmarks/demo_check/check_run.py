@@ -16,7 +16,8 @@ from benchmarks.demo_check.check import Clock, Counts, FreshnessSample, VersionP
 from benchmarks.demo_check.check_figures import Figure, Verdict
 from benchmarks.demo_check.crowd_process import BackgroundCrowd
 from examples.short_video import warmup
-from examples.short_video.demo_system import running_system, wait_until_caught_up
+from examples.short_video.demo_start import wait_until_caught_up
+from examples.short_video.demo_system import running_system
 from recsys.client import Client
 from recsys.config.system_config import Config
 from recsys.features.feature_set_file import feature_set

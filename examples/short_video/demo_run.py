@@ -13,16 +13,14 @@ from typing import Any, Final, NoReturn
 import msgspec
 from rich.console import Console
 
-from examples.short_video import demo_data, promotion_demo
 from examples.short_video.demo_system import NotReady, check_lost, running_system
 from recsys.config.loader import load
 from recsys.config.system_config import Config, override
 from runtime.cli.common import fail, from_checkout
-from runtime.cli.up import log_url
-from runtime.reports.status_table import dashboard_address
 from runtime.supervision import launch_plan, run_file
+from runtime.supervision.api_client import ApiConnection
 from runtime.supervision.processes import alive
-from runtime.supervision.system_status import server_status
+from runtime.supervision.ray_environment import dashboard_address
 
 SETTINGS: Final = Path(__file__).with_name("demo.yaml")
 _LINE_S: Final = 10.0
@@ -33,6 +31,8 @@ def run(state: Path | None, log: str, viewers: float, limit: int, promotion: boo
     console = Console()
     settings = _settings(state or Path("state-promotion" if promotion else "state"), log)
     if promotion:
+        from examples.short_video import demo_data, promotion_demo
+
         os.environ.setdefault(demo_data.CHOICE, demo_data.WORLD)
         viewers = max(viewers, promotion_demo.VIEWERS)
         settings = override(settings, promotion_demo.SETTINGS)
@@ -53,7 +53,9 @@ def run(state: Path | None, log: str, viewers: float, limit: int, promotion: boo
 def _settings(state: Path, log: str) -> Config:
     settings = load(str(SETTINGS))
     return replace(
-        settings, state=str(state.resolve()), log=replace(settings.log, url=log_url(log))
+        settings,
+        state=str(state.resolve()),
+        log=replace(settings.log, url=launch_plan.log_url(log)),
     )
 
 
@@ -74,7 +76,7 @@ def _monitor(config: Config, console: Console) -> NoReturn:
         if running is None or not alive(running.supervisor):
             raise NotReady("the system has ended; see `recsys status`")
         check_lost(running.lost)
-        if status := server_status(config):
+        if status := ApiConnection(config).json_object("/v1/status"):
             console.print(_status_line(status), highlight=False, soft_wrap=True)
 
 

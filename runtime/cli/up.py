@@ -33,7 +33,7 @@ from runtime.parts.haproxy_config import check_doors
 from runtime.reports.status_table import exposure_warning, parts_table
 from runtime.supervision import launch_plan, run_file
 from runtime.supervision.acceptance_file import check_accepted
-from runtime.supervision.launch_plan import EMBEDDED_KAFKA, Plan
+from runtime.supervision.launch_plan import Plan, log_url
 from runtime.supervision.part_table import table
 from runtime.supervision.processes import alive
 from runtime.supervision.ray_environment import haproxy
@@ -93,11 +93,6 @@ def keep_definition(config: Config, app: App | None, file: Path | None) -> None:
         return
     write_feature_set(config, app.feature_set(config.model.features))
     write_atomically(stored, text)
-
-
-def log_url(log: str) -> str:
-    """Expands ``kafka`` to the URL of an embedded broker."""
-    return EMBEDDED_KAFKA if log == "kafka" else log
 
 
 def start(

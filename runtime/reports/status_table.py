@@ -16,7 +16,7 @@ from runtime.parts.serve import SHARDS_AWAY
 from runtime.reports.tables import plain_table
 from runtime.supervision.launch_plan import CONTROL_KEY, control_room_url, public_url
 from runtime.supervision.processes import Socket
-from runtime.supervision.ray_environment import dashboard_url
+from runtime.supervision.ray_environment import dashboard_address
 from runtime.supervision.run_file import PartRecord, Running
 from runtime.supervision.system_status import Status
 from serving.access.hosts import is_loopback, is_open
@@ -137,11 +137,6 @@ def addresses(config: Config) -> list[str]:
         f"log        {redact(config.log.url)}"
         + (f" in {config.state}/log" if config.log.url == "sqlite" else ""),
     ]
-
-
-def dashboard_address(config: Config) -> str:
-    """URL of Ray's dashboard, and the place of its token."""
-    return f"{dashboard_url(config)}  (Ray's; token in {config.state}/run/ray.token)"
 
 
 def exposure_warning(config: Config) -> str:

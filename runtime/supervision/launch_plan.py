@@ -194,6 +194,11 @@ def _url(host: str, port: int) -> str:
     return f"http://{f'[{host}]' if ':' in host else host}:{port}"
 
 
+def log_url(log: str) -> str:
+    """Expands ``kafka`` to the URL of an embedded broker."""
+    return EMBEDDED_KAFKA if log == "kafka" else log
+
+
 def port_of(url: str) -> int:
     """Port of ``redis://host:port/db`` or ``kafka://host:port``."""
     return int(url.rpartition("://")[2].partition("/")[0].rpartition(":")[2])

@@ -85,6 +85,11 @@ def dashboard_url(config: Config) -> str:
     return f"http://{_LOOPBACK}:{config.serve.dashboard_port}"
 
 
+def dashboard_address(config: Config) -> str:
+    """URL of Ray's dashboard, and the place of its token."""
+    return f"{dashboard_url(config)}  (Ray's; token in {config.state}/run/ray.token)"
+
+
 def serve_environment(config: Config, tuned: bool = True) -> dict[str, str]:
     """Direct ingress, behind HAProxy where there is one (Linux). Each process reads it at import."""
     from serving.admission.before_serve import CALLBACK
@@ -100,6 +105,8 @@ def serve_environment(config: Config, tuned: bool = True) -> dict[str, str]:
         "RAY_SERVE_HAPROXY_RETRY_ON": "conn-failure empty-response response-timeout",
         # The proxy restarts after three failed checks: at the default 10 s that is half a minute of downtime.
         "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "1",
+        # At rest the controller costs most of all: 3 ms of a core at each turn, by default ten a second.
+        "RAY_SERVE_CONTROL_LOOP_INTERVAL_S": "0.3",
         "RAY_SERVE_LOG_ENCODING": "JSON" if config.logging.format == "json" else "TEXT",
     }
 

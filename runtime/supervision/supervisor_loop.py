@@ -27,7 +27,7 @@ from runtime.supervision.space_watch import SpaceWatch
 from runtime.supervision.supervisor import Change, Part, State, Supervisor, Watched
 
 _TICK_S: Final = 0.05
-_QUIET_TICK_S: Final = 0.2  # once all parts are ready
+_QUIET_TICK_S: Final = 0.5  # once all parts are ready
 _WRITE_EVERY_S: Final = 1.0
 _SCAN_EVERY_S: Final = 10.0  # of open ports
 _WRITE: Final = "write the run file"

@@ -15,8 +15,7 @@ from benchmarks.demo_check import check_figures as figures
 from benchmarks.demo_check.accounting import LogAccounting
 from benchmarks.demo_check.check import Clock, Counts, FreshnessSample, VersionProbe, Viewer
 from examples.kuairand import download
-from examples.short_video import demo_data
-from examples.short_video import demo_system as demo_start
+from examples.short_video import demo_data, demo_start
 from recsys.client import ApiError, Outcome, Receipt, Recommendations, Recommended
 from recsys.events.event_types import Engagement, Impression, ServedItem, Stamp, encode
 from recsys.events.records import (

@@ -1,68 +1,98 @@
+import os
+import signal
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from rich.console import Console
 
-from examples.short_video import demo_data, demo_system, warmup
-from examples.short_video.demo_system import NotReady, WarmupProcess, running_system
+from examples.short_video import demo_data, demo_start, demo_system, warmup
+from examples.short_video.demo_system import NotReady, running_system
 from recsys.config.system_config import Config
 from recsys.features.feature_set_file import FILE
 
-pytestmark = pytest.mark.slow  # a process that imports the world
+
+class Started(Exception):
+    """Stands for a system that starts."""
 
 
-def test_the_warm_up_process_prepares_the_folder_and_ends_with_the_context(
+def started(*_: object, **__: object) -> int:
+    raise Started
+
+
+def test_the_folder_is_prepared_before_the_system_starts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
+) -> None:
     monkeypatch.setenv(demo_data.CHOICE, demo_data.WORLD)
-    with WarmupProcess(replace(Config(), state=str(tmp_path)), 0) as data:
-        assert data.prepare() == "the simulated world, as RECSYS_DATA says"
-        process = data._process
-        assert process.is_alive()
-    assert not process.is_alive()
+    monkeypatch.setattr(demo_start, "start", started)
+    console = Console(record=True)
+    with pytest.raises(Started):
+        demo_start.start_warm(replace(Config(), state=str(tmp_path)), 0.0, 0, False, console)
+    assert "data: the simulated world, as RECSYS_DATA says" in console.export_text()
     assert (tmp_path / FILE).exists()
     progress = warmup.read_progress(tmp_path)
     assert progress is not None and progress.expected > 0 and not progress.done
 
 
-def test_data_that_cannot_be_read_and_a_process_that_dies_are_errors(
+def test_a_system_that_does_not_start_is_an_error_that_names_its_messages(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
-    monkeypatch.setenv(demo_data.CHOICE, str(tmp_path / "none"))
+) -> None:
+    monkeypatch.setattr(demo_start, "start", lambda *_, **__: 1)
+    warmup.write_progress(tmp_path, warmup.Progress("world", 1, done=True))
     settings = replace(Config(), state=str(tmp_path))
-    with WarmupProcess(settings, 0) as data, pytest.raises(NotReady, match="none"):
-        data.prepare()
-    monkeypatch.setenv(demo_data.CHOICE, demo_data.WORLD)
-    with WarmupProcess(settings, 0) as data:
-        data.prepare()
-        data._process.kill()
-        with pytest.raises(NotReady, match="ended with status -9"):
-            data.start(settings, 0.0, False)
+    with pytest.raises(NotReady, match=f"see {tmp_path / 'run'}"):
+        demo_start.start_warm(settings, 0.0, 0, False, Console())
+
+
+@pytest.mark.slow
+def test_data_that_cannot_be_read_are_an_error_of_the_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(demo_data.CHOICE, str(tmp_path / "none"))
+    monkeypatch.setattr(demo_system, "_stop", lambda *_: None)
+    settings = replace(Config(), state=str(tmp_path))
+    with pytest.raises(NotReady, match="none"), running_system(settings, 0.0, 0, Console()):
+        pass
+
+
+def test_a_starting_process_that_dies_is_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(demo_system, "_start_and_report", kill_oneself)
+    monkeypatch.setattr(demo_system, "_stop", lambda *_: None)
+    settings = replace(Config(), state=str(tmp_path))
+    with (
+        pytest.raises(NotReady, match="ended with status -9"),
+        running_system(settings, 0.0, 0, Console()),
+    ):
+        pass
+
+
+def kill_oneself(*_: object) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
 def test_the_process_that_starts_the_system_ends_before_the_system_is_stopped(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
+) -> None:
     calls = list[str]()
 
-    class Interrupted(WarmupProcess):
-        def __init__(self, *_: object) -> None: ...
+    class Starting:
+        terminate, join = called(calls, "terminate"), called(calls, "join")
 
-        def prepare(self) -> str:
-            return ""
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
 
-        def start(self, *_: object) -> int:
-            raise KeyboardInterrupt
-
-        def end(self) -> None:
-            calls.append("end")
-
-    monkeypatch.setattr(demo_system, "WarmupProcess", Interrupted)
-    monkeypatch.setattr(demo_system, "_stop", lambda *_: calls.append("stop"))
-    monkeypatch.setattr(warmup, "read_progress", lambda state: SimpleNamespace(now_ms=1))
+    monkeypatch.setattr(demo_system, "_start_process", lambda *_: (Starting(), None))
+    monkeypatch.setattr(demo_system, "_await", interrupt)
+    monkeypatch.setattr(demo_system, "_stop", called(calls, "stop"))
     settings = replace(Config(), state=str(tmp_path))
     with pytest.raises(KeyboardInterrupt), running_system(settings, 0.0, 0, Console()):
         pass
-    assert calls[:2] == ["end", "stop"]
+    assert calls == ["terminate", "join", "stop"]
+
+
+def called(calls: list[str], name: str) -> Callable[..., Any]:
+    return lambda *_: calls.append(name)

@@ -9,7 +9,8 @@ from rich.console import Console
 
 from examples.short_video import promotion_demo
 from examples.short_video.demo_run import SETTINGS
-from examples.short_video.demo_system import NotReady, ProgressLines
+from examples.short_video.demo_start import ProgressLines
+from examples.short_video.demo_system import NotReady
 from experiments.promotion.lifecycle import CANARY, ENDED, LIVE, SHADOW, TAKING_OVER
 from recsys.config.loader import load
 from recsys.config.policy_config import check_rules
