@@ -35,10 +35,14 @@ endif
 
 # All tests in four parts. Steady ones only compute: no outcome depends on a clock or on what else runs. Tests of
 # services that start neither Ray nor a whole system run in two processes; those of live systems follow one at a time.
-STEADY := $(addprefix tests/simulation/test_,flipped_bits.py planted_bugs.py simulator.py) \
-	tests/training/continual/test_open_labels.py tests/training/deletion/test_unlearn.py \
-	$(addprefix tests/training/candidates/test_,arms_loop.py guard_loop.py promotion_loop.py) \
-	tests/training/merging/test_merge_live.py
+STEADY := $(addprefix tests/simulation/test_,disk_month.py flipped_bits.py planted_bugs.py simulator.py) \
+	tests/training/continual/test_open_labels.py tests/training/merging/test_merge_live.py \
+	$(addprefix tests/training/deletion/test_,live_unlearning.py unlearn.py) \
+	$(addprefix tests/training/candidates/test_,arms_loop.py feature_change.py guard_loop.py promotion_loop.py \
+	student_loop.py) \
+	$(addprefix tests/benchmarks/studies/,drift/test_study_drift.py poisoning/test_study_poisoning.py \
+	promotion/test_study_guard.py $(addprefix quality/test_,sequence_baselines.py study_baselines.py \
+	study_freshness.py study_quality.py))
 WITHOUT_RAY := tests/recsys/log/test_kafka_connection.py tests/recsys/log/test_protocol.py \
 	tests/serving/sessions/test_cluster_store.py tests/serving/sessions/test_session_store.py \
 	tests/benchmarks/answers/test_bench_serve.py tests/benchmarks/harness/test_broker_loop.py \
@@ -52,7 +56,7 @@ test-pure: .venv/.stamp-dev
 	$(BIN)/pytest -q -m "not services" $(addprefix --ignore=,$(STEADY)) -n 2 --dist worksteal
 
 test-steady: .venv/.stamp-dev
-	$(BIN)/pytest -q -m "" $(STEADY)
+	$(BIN)/pytest -q -m "" -o timeout=900 $(STEADY)
 
 test-services: .venv/.stamp-dev
 	$(BIN)/pytest -q -m services -n 2 --dist loadfile $(WITHOUT_RAY)
@@ -79,7 +83,7 @@ mutants: .venv/.stamp-dev ## Changes the core line by line; counts the changes t
 	$(BIN)/python -m tests.support.mutation $(ARGS)
 
 fuzz: .venv/.stamp-dev ## Sends generated requests to every route for two minutes
-	RECSYS_FUZZ_S=$(or $(ARGS),120) $(BIN)/pytest -q -m slow tests/serving/http/test_fuzz_routes.py
+	RECSYS_FUZZ_S=$(or $(ARGS),120) $(BIN)/pytest -q -m slow -o timeout=900 tests/serving/http/test_fuzz_routes.py
 
 check: .venv/.stamp-dev ## Checks lint, format and types
 	$(BIN)/ruff check .
@@ -94,7 +98,7 @@ bench: .venv/.stamp ## Runs the benchmarks at small sizes
 	$(BIN)/recsys bench $(ARGS)
 
 docs: .venv/.stamp-dev ## Builds the documentation site in build/site; fails on a broken link or notebook
-	PYTHONPATH=$(CURDIR) $(BIN)/sphinx-build -q -W --keep-going -j auto -b html -c docs/site -d build/site-trees . build/site
+	PYTHONPATH=$(CURDIR) $(BIN)/sphinx-build -q -W -D nb_execution_timeout=600 --keep-going -j auto -b html -c docs/site -d build/site-trees . build/site
 	@echo "file://$(CURDIR)/build/site/index.html"
 
 .venv/bin/python:

@@ -1,6 +1,8 @@
 """The benches run, small, and say what they should; no time is asserted."""
 
 import json
+import multiprocessing
+from types import SimpleNamespace
 
 import pytest
 from click.testing import CliRunner
@@ -64,9 +66,15 @@ def test_the_first_that_holds_is_when_it_happened():
 
 
 @pytest.mark.slow
-def test_the_freshness_bench_follows_views_to_answers(tmp_path):
+def test_the_freshness_bench_follows_views_to_answers(monkeypatch):
+    """Its processes are forked from one that has the modules: importing them in each took half a minute."""
+    from benchmarks.harness import worker_processes
     from benchmarks.system.bench_freshness import STAGES, measure_freshness
 
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([measure_freshness.__module__])
+    forking = SimpleNamespace(get_context=lambda _: context)
+    monkeypatch.setattr(worker_processes, "multiprocessing", forking)
     found = measure_freshness(2, 200, every_ms=100, shards=2, seed=0, warm_s=1.0, after_s=10.0)[
         "figures"
     ]

@@ -40,7 +40,7 @@ CONFIG = DiskConfig(budget_gb=0.25)
 PER_HOUR = {EVENTS: 40, EXAMPLES: 60, DELTAS: 8}
 BYTES = {EVENTS: 10_000, EXAMPLES: 10_000, DELTAS: 120_000}
 STEPS_PER_HOUR = 200
-TURNS = 2  # an hour
+TURNS = 1  # an hour
 
 
 class System:
