@@ -2,7 +2,7 @@
 # passes arguments to the command.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-pure test-steady test-services test-live test-fast mutants fuzz check format bench docs lock client client-test test-hosts
+.PHONY: help setup demo test test-collect test-pure test-steady test-services test-live test-fast mutants fuzz check format bench docs lock client client-test test-hosts
 
 FITS := import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))
 PYTHON ?= $(shell for p in python3.11 python3; do \
@@ -51,6 +51,10 @@ WITHOUT_RAY := tests/recsys/log/test_kafka_connection.py tests/recsys/log/test_p
 	page_access.py tracker.py)
 # By their text, since importing all others takes longer than some of them; tests/conftest.py checks that none is missed.
 SERVICES = $(sort $(shell grep -rl --include='test_*.py' 'mark\.services' tests))
+
+# Compiles the tests once; after it no two processes do so at the same time.
+test-collect: .venv/.stamp-dev
+	$(BIN)/pytest -q -m "" --collect-only >/dev/null
 
 test-pure: .venv/.stamp-dev
 	$(BIN)/pytest -q -m "not services" $(addprefix --ignore=,$(STEADY)) -n 2 --dist worksteal

@@ -143,7 +143,7 @@ class TestPage:
         browser.wait("return document.body.dataset.link === 'lost'")
         browser.wait("return getComputedStyle(document.querySelector('main')).opacity < 1")
         stub.start()
-        browser.wait("return document.body.dataset.link === 'live'", 12)
+        browser.wait("return document.body.dataset.link === 'live'")
         lines = [line for line in browser.console() if "ERR_" not in line]
         assert lines == []
 

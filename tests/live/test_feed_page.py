@@ -339,7 +339,7 @@ class TestDesktop:
         time.sleep(1.2)
         assert page.browser.run(reached) == "session", "other steps have learned other views"
         page.stub.learns = True
-        page.browser.wait(f"{reached} === 'model'", 12)
+        page.browser.wait(f"{reached} === 'model'")
         assert re.fullmatch(r"48,\d{3}", page.browser.run(text.format("step")))
         assert page.browser.run(text.format("line")) == "main"
         page.move()

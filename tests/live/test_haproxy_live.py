@@ -149,7 +149,7 @@ def ask(port: int, method: str = "GET", body: bytes | None = None, source: str =
     return response
 
 
-def until(port: int, status: int, timeout_s: float = 10.0) -> tuple[HTTPResponse, float]:
+def until(port: int, status: int, timeout_s: float = 30.0) -> tuple[HTTPResponse, float]:
     """The first answer with this status, and after how long."""
     began = time.monotonic()
     while True:

@@ -228,11 +228,11 @@ class TrackedVisits:
     def lose_the_server(self) -> None:
         """It commits events, and ends before the page hears of it: they come again to a server that has
         forgotten their ids."""
-        self.browser.wait(SENT, 20)  # else the repeats of an older batch are all that comes
+        self.browser.wait(SENT)  # else the repeats of an older batch are all that comes
         ends = self.replica.ends()
         self.browser.run("window.losesAnswers = true")
         self.show(0, 1)
-        wait(lambda: self.replica.engagements(ends), "events are committed", 20)
+        wait(lambda: self.replica.engagements(ends), "events are committed")
         self.replica.kill()
         self.browser.run("window.losesAnswers = false")
         self.show(2, 3)
@@ -268,7 +268,7 @@ def test_no_view_of_10_000_is_lost(browser: Browser, site: TrackerSite, tmp_path
         # What a page stores while it closes may reach the storage after the next page has read it.
         for _ in range(3):
             visits.open(0)
-            browser.wait(SENT, 20)
+            browser.wait(SENT)
             if not browser.run(STORED):
                 break
         took_s = time.monotonic() - began_s

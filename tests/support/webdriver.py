@@ -12,6 +12,8 @@ from selenium.webdriver.common.actions.action_builder import ActionBuilder
 from selenium.webdriver.common.actions.pointer_input import PointerInput
 from selenium.webdriver.common.keys import Keys
 
+from recsys.free_ports import free_ports
+
 T = TypeVar("T")
 
 FLAGS = [
@@ -47,7 +49,9 @@ class Browser:
             metrics = screen | {"touch": True, "mobile": True}
             options.add_experimental_option("mobileEmulation", {"deviceMetrics": metrics})
         try:
-            self._driver = Chrome(options, ChromeService(shutil.which("chromedriver")))
+            self._driver = Chrome(
+                options, ChromeService(shutil.which("chromedriver"), next(free_ports()))
+            )
         except BaseException:
             shutil.rmtree(self._profile, ignore_errors=True)
             raise
@@ -105,7 +109,7 @@ class Browser:
     def screenshot(self, path: Path) -> None:
         path.write_bytes(self._driver.get_screenshot_as_png())
 
-    def wait(self, script: str, timeout_s: float = 8.0) -> Any:
+    def wait(self, script: str, timeout_s: float = 30.0) -> Any:
         """Runs a script until it returns a true value, and returns that."""
         return wait(lambda: self.run(script), script, timeout_s)
 
@@ -114,7 +118,7 @@ class Browser:
         self.devtools("Input.dispatchTouchEvent", event)
 
 
-def wait(look: Callable[[], T], what: str, timeout_s: float = 8.0) -> T:
+def wait(look: Callable[[], T], what: str, timeout_s: float = 30.0) -> T:
     """Calls ``look`` until it returns a true value; raises AssertionError after the timeout."""
     until = time.monotonic() + timeout_s
     while True:

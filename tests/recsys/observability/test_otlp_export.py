@@ -1,11 +1,11 @@
 """What OpenTelemetry's exporter sends, as a receiver of OTLP/HTTP reads it."""
 
 import logging
-import socket
 from collections.abc import Iterator
 
 import pytest
 
+from recsys.free_ports import free_ports
 from recsys.observability.spans import Span, request_span, step_span
 from recsys.observability.tracer import Tracer
 from tests.support.otlp_receiver import Receiver
@@ -53,8 +53,7 @@ def test_a_receiver_that_refuses_is_an_error() -> None:
 def test_a_receiver_that_is_away_is_told_once(caplog: pytest.LogCaptureFixture) -> None:
     from recsys.observability.span_export import OtlpExport
 
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    port = next(free_ports())
     caplog.set_level(logging.INFO)
     logging.getLogger("opentelemetry.exporter").setLevel(logging.NOTSET)
     export = OtlpExport(f"http://127.0.0.1:{port}/v1/traces", {})
