@@ -12,7 +12,7 @@ from recsys.events.hashing import key_of
 from recsys.features.catalogue import Catalogue
 from recsys.features.counters import CounterTable
 from recsys.features.covisits import Covisits
-from recsys.features.feature_kernels import LOG_COUNT, gather, latest, lay, operate, ratios
+from recsys.features.feature_kernels import LOG_COUNT, gather, latest, lay, operate, ratios, usual
 from recsys.features.feature_set import MOMENT, FeatureSet, Floats, Keys, RequestFeatures
 from recsys.features.item_counters import GLOBAL
 from recsys.features.operators import SINCE, VALUE, Derivation
@@ -200,12 +200,10 @@ class _Rates:
     def __init__(self, builder: FeatureBuilder, overall_C: Floats, speeds: int) -> None:
         self._rates, self._watch, self._speeds = builder.rates, builder.watch, speeds
         self._overall_C = overall_C
-        overall = overall_C.reshape(speeds, -1)
-        prior = (overall[:, self._rates] + np.float32(0.5)) / (overall[:, :1] + np.float32(1))
-        self._prior = np.ascontiguousarray(np.clip(prior, _RARE, 1 - _RARE), np.float32)
-        self._prior_odds = np.log(self._prior / (1 - self._prior))
-        slow = overall[-builder.watches :]
-        self._mean_watch = slow[:, self._watch] / np.maximum(slow[:, 0], np.float32(1))
+        self._prior, odds = np.empty((2, speeds, len(self._rates)), np.float32)
+        self._mean_watch = np.empty(builder.watches, np.float32)
+        usual(overall_C, self._rates, self._watch, _RARE, self._prior, odds, self._mean_watch)
+        self._prior_odds = np.log(odds)
 
     def write(self, sums_NEC: Floats, places_E: Keys, dense: Floats) -> None:
         """Writes the rates of counters to their entities' places; one row (N = 1) applies to all items."""

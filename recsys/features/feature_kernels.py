@@ -73,6 +73,24 @@ def gather(index: Any, values: Any, last_ms: Any, own_index: Any, own_values: An
                 at += 1
 
 
+@kernel(types.void(_AMOUNTS, _TIMES, _int, _float, _float[:, ::1], _float[:, ::1], _float[::1]))
+def usual(
+    overall: Any, rates: Any, watch: Any, rare: Any, prior: Any, odds: Any, mean: Any
+) -> None:
+    """Writes everybody's rates (S, L) and their odds, and the mean log watch time at the W slowest speeds,
+    from their counters (C,)."""
+    one, (speeds, labels) = np.float32(1), prior.shape
+    kinds, watches = overall.shape[0] // speeds, mean.shape[0]
+    for s in range(speeds):
+        shown = overall[s * kinds]
+        for k in range(labels):
+            rate = (overall[s * kinds + rates[k]] + np.float32(0.5)) / (shown + one)
+            prior[s, k] = min(max(rate, rare), one - rare)
+            odds[s, k] = prior[s, k] / (one - prior[s, k])
+        if s >= speeds - watches:
+            mean[s - speeds + watches] = overall[s * kinds + watch] / max(shown, one)
+
+
 @kernel(types.void(read_only(_float, 3), _TIMES, _VALUES, _float, _float, _float[:, :, ::1]))
 def ratios(sums: Any, rates: Any, prior: Any, weight: Any, rare: Any, out: Any) -> None:
     """Writes the arguments of logarithms (N, E, S + S · L) from counters (N, E, C): 1 + shown, then the odds

@@ -60,6 +60,7 @@ PROFILE_WIDTH: Final = 40
 CONTEXT_WIDTH: Final = 4
 HISTORY_GROUP: Final = 2  # values of each group in a history entry
 ENTITIES_KEPT: Final = 200_000
+CONTEXTS_KEPT: Final = 10_000
 MAIN_LABELS: Final = 3  # labels whose running rates are features
 _LARGEST: Final = float(np.finfo(np.float32).max)
 _LONGEST_MS: Final = 2.0**53  # bounds durations, so that their logarithm exists
@@ -349,6 +350,11 @@ class FeatureSet:
         names = (kind for kind, *_ in (*one.values, *one.last, *one.distinct))
         return frozenset((*self.kinds, "view", *one.counts, *names))
 
+    @cached_property
+    def shown(self) -> Floats:
+        """Amounts that showing an item adds to the counters of its entities."""
+        return amounts(self.kinds, "shown")
+
     def amounts(self, engagement: Engagement) -> Floats:
         """Amounts that an engagement adds to the counters of its entities."""
         added = amounts(self.kinds, engagement.kind, engagement.watch_ms)
@@ -465,6 +471,10 @@ class FeatureSet:
         return entities
 
     @cached_property
+    def _contexts(self) -> dict[tuple[str, str], list[int]]:
+        return {}
+
+    @cached_property
     def _counted(self) -> dict[bytes, tuple[int, ...]]:
         return {}
 
@@ -518,12 +528,18 @@ class FeatureSet:
         return [log_scale(fields.get(name.partition(".")[2])) for name in names]
 
     def context_keys(self, surface: str, context: dict[str, Any]) -> list[int]:
-        """The keys of a request's context, at most CONTEXT_WIDTH; crosses use only the first."""
-        keys = np.zeros(CONTEXT_WIDTH, np.int64)
-        names = self.schema.names("context", CATEGORICAL)
-        _fill(keys, Slot("context", 0, CONTEXT_WIDTH), "context.", names, context)
-        present = [int(key) for key in keys if key]
-        return present or [key_of("context.surface", surface)]
+        """The keys of a request's context, at most CONTEXT_WIDTH; crosses use only the first. Cached."""
+        written = surface, str(context)
+        present = self._contexts.get(written)
+        if present is None:
+            if len(self._contexts) >= CONTEXTS_KEPT:
+                self._contexts.clear()
+            keys = np.zeros(CONTEXT_WIDTH, np.int64)
+            names = self.schema.names("context", CATEGORICAL)
+            _fill(keys, Slot("context", 0, CONTEXT_WIDTH), "context.", names, context)
+            present = [int(key) for key in keys if key] or [key_of("context.surface", surface)]
+            self._contexts[written] = present
+        return present
 
     def history_entry(self, item_keys: Keys) -> list[int]:
         """The keys (H,) of an item in a history entry: itself and its first group values."""

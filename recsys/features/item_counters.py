@@ -16,9 +16,10 @@ from numpy.typing import NDArray
 from recsys.config.safety_config import BoundsConfig
 from recsys.config.system_config import CovisitConfig
 from recsys.events.event_types import Engagement, Event, Impression, User, Verdict
-from recsys.events.hashing import Id, cross, key_of
+from recsys.events.hashing import Id, key_of
 from recsys.features.counters import amounts
 from recsys.features.covisits import Visits
+from recsys.features.feature_kernels import crossed
 from recsys.features.feature_set import FeatureSet, Keys
 from recsys.features.influence import Influences
 from recsys.features.operator_state import OperatorState
@@ -154,7 +155,7 @@ class ItemCounters:
         if self.features.schema.shown_by == "impression":
             context = self._context_by_request.get(impression.request_id, 0)
             segment = self._segment_by_request.get(impression.request_id, 0)
-            shown = sign * amounts(self.features.kinds, "shown")
+            shown = sign * self.features.shown
             lefts = self.operators.lefts(impression.request_id)
             for keys_I in items_NI:
                 self._add(keys_I, context, segment, shown, impression.time_ms, lefts)
@@ -165,7 +166,7 @@ class ItemCounters:
             self.visits.add(engagement.user_id, int(keys_I[0]), engagement.time_ms, int(sign))
             for keys, part in self.credits.of(engagement.request_id, int(keys_I[0])):
                 label = np.float32(part) * amounts(self.features.kinds, kind)
-                added = np.float32(sign) * (amounts(self.features.kinds, "shown") + label)
+                added = np.float32(sign) * (self.features.shown + label)
                 self.counters.add(keys, added, engagement.time_ms)
                 self._changed.update(keys)
         added = self.features.amounts(engagement)
@@ -232,8 +233,9 @@ class ItemCounters:
         if crosses is None:
             if len(self._crosses) >= REQUESTS:
                 self._crosses.clear()
-            keys = cross(key, keys_I[self._crossed_columns[left]]).tolist()
-            crosses = self._crosses[pair] = tuple(dict.fromkeys(key for key in keys if key))
+            columns = keys_I[self._crossed_columns[left]].tolist()
+            keys = dict.fromkeys(crossed(key, right) for right in columns if right)
+            crosses = self._crosses[pair] = tuple(keys)
         return crosses
 
 

@@ -7,6 +7,7 @@ log offset: earlier events are skipped.
 
 from collections import deque
 from collections.abc import Iterable, Mapping
+from itertools import chain
 from typing import Final
 
 import msgspec
@@ -14,7 +15,6 @@ import numpy as np
 
 from recsys.events.event_types import USER_PROVEN, Engagement, Impression, Preference, User
 from recsys.events.hashing import Id, digest_of, key_of
-from recsys.features.counters import amounts
 from recsys.features.feature_set import FeatureSet, Floats, Keys
 from recsys.features.operators import bounded
 from recsys.features.running_rates import CONTEXT
@@ -125,9 +125,8 @@ class Session:
         self.last_ms = max(self.last_ms, impression.time_ms)
         if self.features.schema.shown_by == "impression":
             own_keys = self._own_keys(self._halves(impression.request_id, context))
-            shown = amounts(self.features.kinds, "shown")
             for keys_I in items_NI:
-                self._count(keys_I, own_keys, shown, impression.time_ms)
+                self._count(keys_I, own_keys, self.features.shown, impression.time_ms)
                 self._enter(impression.request_id, keys_I, impression.time_ms, "")
 
     def fold_engagement(self, engagement: Engagement, keys_I: Keys) -> None:
@@ -149,7 +148,7 @@ class Session:
         halves = self._halves(engagement.request_id, context)
         own_keys = self._own_keys(halves)
         if self.features.schema.shows(kind):
-            self._count(keys_I, own_keys, amounts(self.features.kinds, "shown"), now_ms)
+            self._count(keys_I, own_keys, self.features.shown, now_ms)
         if kind in self.features.engagement_kinds:
             self._count(keys_I, own_keys, self.features.amounts(engagement), now_ms)
             self._track(engagement, keys_I, halves)
@@ -171,8 +170,10 @@ class Session:
         newest = list(self.history)[::-1][:length]
         if newest:
             n = len(newest)
-            keys[:n] = [entry.keys for entry in newest]
-            outcomes[:n, :labels] = [entry.outcomes for entry in newest]
+            each = chain.from_iterable([entry.keys for entry in newest])
+            keys[:n] = np.fromiter(each, np.int64).reshape(n, -1)
+            happened = chain.from_iterable([entry.outcomes for entry in newest])
+            outcomes[:n, :labels] = np.fromiter(happened, np.float32).reshape(n, -1)
             watch = np.array([entry.watch_ms for entry in newest], np.float32)
             age = np.array([max(0, now_ms - entry.time_ms) for entry in newest], np.float32)
             outcomes[:n, labels] = np.log1p(watch / 1000.0) / 4.0
@@ -231,6 +232,8 @@ class Session:
 
     def _own_keys(self, halves: Mapping[str, int]) -> tuple[int, ...]:
         """Keys of the viewer's entities without an item, each once."""
+        if len(halves) == 2:  # the viewer and the context, which always are
+            return tuple(dict.fromkeys(filter(None, halves.values())))
         own = self.features.own_lefts
         return tuple(dict.fromkeys(key for name, key in halves.items() if key and name in own))
 

@@ -302,9 +302,8 @@ class MemoryLog(Log):
         offsets = []
         with self._lock:
             partitions = self._partitions(topic)
-            begins = [self.begin(topic, partition) for partition in range(len(partitions))]
             for partition, key, value in records:
-                offset = begins[partition] + len(partitions[partition])
+                offset = self.begin(topic, partition) + len(partitions[partition])
                 partitions[partition].append(Record(offset, key, value))
                 offsets.append(offset)
         return offsets

@@ -8,6 +8,7 @@ Legend: B batch, S slots, D embedding, T history, V vector, U unique keys of a t
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -140,12 +141,17 @@ class Model(nn.Module):
         device = items_UV.device
         return items_UV[lookup.item_index.to(device)] + torch.from_numpy(content).to(device)
 
+    @cached_property
+    def dense_parameters(self) -> tuple[nn.Parameter, ...]:
+        """``parameters()``, found once: that takes as long as a layer."""
+        return tuple(self.parameters())
+
     def dense_size(self) -> int:
-        return sum(p.numel() for p in self.parameters())
+        return sum(p.numel() for p in self.dense_parameters)
 
     def read_dense(self) -> NDArray[np.float32]:
         """All dense parameters as one flat vector, in the order of ``parameters()``."""
-        flat = torch.cat([p.detach().reshape(-1) for p in self.parameters()])
+        flat = torch.cat([p.detach().reshape(-1) for p in self.dense_parameters])
         out: NDArray[np.float32] = flat.cpu().numpy().copy()
         return out
 
@@ -156,15 +162,16 @@ class Model(nn.Module):
                 f"dense has {len(flat)} numbers, this model {self.dense_size()}: it was trained with "
                 "another feature set or another model configuration"
             )
-        at = 0
+        at, values = 0, torch.from_numpy(flat.copy())
         with torch.no_grad():
-            for p in self.parameters():
-                p.copy_(torch.from_numpy(flat[at : at + p.numel()].copy()).view_as(p))
+            for p in self.dense_parameters:
+                p.copy_(values[at : at + p.numel()].view_as(p))
                 at += p.numel()
 
     def dense_gradient(self) -> NDArray[np.float32]:
         """The gradients of all dense parameters, flat; zeros for missing ones."""
-        parts = [(p.grad if p.grad is not None else torch.zeros_like(p)) for p in self.parameters()]
+        pairs = [(p, p.grad) for p in self.dense_parameters]
+        parts = [torch.zeros_like(p) if grad is None else grad for p, grad in pairs]
         out: NDArray[np.float32] = torch.cat([g.reshape(-1) for g in parts]).cpu().numpy()
         return out
 

@@ -111,7 +111,8 @@ class Learner:
     def learn(self, lane: Lane, rows: Mapping[str, Floats], dense: Floats) -> Learned:
         """Predicts, and returns the gradients. ``rows[table]`` belong to ``lane.lookup.keys``."""
         self.model.write_dense(dense)
-        self.model.zero_grad(set_to_none=True)
+        for parameter in self.model.dense_parameters:
+            parameter.grad = None
         own = {name: with_missing_row(rows[name]) for name in lane.lookup.keys}
         leaves = {name: values.to(self._device).requires_grad_() for name, values in own.items()}
         logits_BL = self.model.rank(lane.batch, lane.lookup, leaves["features"]).cpu()
@@ -188,10 +189,12 @@ class Learner:
         lane_targets, fresh = lane.label_targets, lane.label_targets.fresh_B
         weights = lane_targets.represented_B[fresh]
         out = {"examples": float(weights.sum())}
+        columns = losses_BL, probabilities_BL, lane_targets.unbiased_BK
+        # Labels in rows: the sums are those of single columns, bit for bit.
+        sums = [(np.ascontiguousarray(c[fresh].T) * weights).sum(1).tolist() for c in columns]
+        names = ("loss", "predicted", "happened")
         for k, label in enumerate(self.features.schema.labels):
-            out[f"loss.{label}"] = float((losses_BL[fresh, k] * weights).sum())
-            out[f"predicted.{label}"] = float((probabilities_BL[fresh, k] * weights).sum())
-            out[f"happened.{label}"] = float((lane_targets.unbiased_BK[fresh, k] * weights).sum())
+            out |= {f"{name}.{label}": own[k] for name, own in zip(names, sums, strict=True)}
         first, bins = self.features.schema.labels[0], bins_of(probabilities_BL[fresh, 0])
         happened = lane_targets.unbiased_BK[fresh, 0] * weights
         out |= {f"bin.{first}.{n}": count for n, count in bin_weights(bins, weights).items()}
