@@ -118,7 +118,7 @@ def _replicas(demand: Demand) -> list[PartNeed]:
     following = demand.seconds("follow", demand.examples)
     answering = machine.busy - min(following, machine.busy * _READING)
     replicas = max(1, ceil(serving / answering))
-    read_mb_s = (demand.published_bytes + demand.example_bytes) / 1e6
+    read_mb_s = demand.published_bytes / 1e6
     return [
         PartNeed("replicas", serving, processes=replicas,
                  memory_gb=replicas * demand.row_gb("replica", _ITEM_BYTES),

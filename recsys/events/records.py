@@ -92,6 +92,14 @@ class Range(msgspec.Struct, frozen=True):
     stop: int
 
 
+class SampledView(msgspec.Struct, frozen=True, array_like=True):
+    """A view whose example is in a step, by ``key_of(request_id, item_id)``, and the example's place."""
+
+    key: int
+    partition: int
+    offset: int
+
+
 class Step(msgspec.Struct, frozen=True, kw_only=True):
     """One synchronous micro-batch of a line, appended to ``steps`` before anyone trains on it."""
 
@@ -110,6 +118,7 @@ class Step(msgspec.Struct, frozen=True, kw_only=True):
     held: bool = False  # its rows are published with a later step
     rate: float = 1.0  # factor on the usual learning rates, of rows and dense parameters
     filled: int = 0  # the first lanes, which its examples are cut into; others are empty; 0: all
+    views: list[SampledView] = []  # some of those in it, for replicas to measure delays
 
 
 class TableRows(msgspec.Struct, frozen=True, kw_only=True):

@@ -26,7 +26,6 @@ from recsys.config.yaml_with_lines import YamlError
 from recsys.events.control_records import ApiKey, Control, Experiments, Live
 from recsys.events.event_types import Item, Rejected, decode
 from recsys.events.field_schema import CATEGORICAL
-from recsys.events.hashing import Id
 from recsys.events.records import (
     CONTROL,
     DELTAS,
@@ -36,7 +35,6 @@ from recsys.events.records import (
     ITEMS,
     STEPS,
     ItemState,
-    Range,
     Step,
 )
 from recsys.features.feature_set import FeatureSet
@@ -51,17 +49,10 @@ from serving.tracing.freshness import Freshness, Rate
 from serving.tracing.swipe_traces import SwipeTraces
 
 R = TypeVar("R")
-_ITEMS, _STATES, _DELTAS, _EXAMPLES = 50, 8, 16, 500  # records in a batch
+_ITEMS, _STATES, _DELTAS, _STEPS = 50, 8, 16, 500  # records in a batch
 _STARTING: Final = 20  # factor on these while the replica doesn't answer yet
 _STEPS_KEPT: Final = 2_000
 _LAG_EVERY_MS: Final = 1_000
-
-
-class _Example(msgspec.Struct):
-    """Fields read of an example, without its features. The tombstone of a forgotten user has no request."""
-
-    request_id: str = ""
-    item_id: Id = ""
 
 
 @dataclass
@@ -75,15 +66,15 @@ class Batch:
     index_change: SwapIndex | SetProbes | None = None
     policies: Policies | None = None
     step_records: list[Step] = field(default_factory=list)
-    examples: list[tuple[int, int, str, Id]] = field(default_factory=list)
-    events_end: int | None = None
+    events_end: int | None = None  # and by partition of ``examples``, about once a second:
+    example_ends: list[int] = field(default_factory=list)
     keys: list[ApiKey] = field(default_factory=list)
     skipped_states: bool = False  # counters were trimmed before they were read
 
     def __bool__(self) -> bool:
         return bool(
             self.full or self.policies or self.index_change or self.step_records or self.keys
-            or self.examples or self.events_end is not None or self.skipped_states
+            or self.events_end is not None or self.skipped_states
         )  # fmt: skip
 
     @property
@@ -140,7 +131,8 @@ class StateReader:
         replica.item_state_from = self._states
         self._control = log.begin(CONTROL, 0)
         self._steps = log.end(STEPS, 0)
-        self._examples = [log.end(EXAMPLES, p) for p in range(log.partitions(EXAMPLES))]
+        # Where the examples after the newest applied step begin, by partition.
+        self._learned_to = [log.end(EXAMPLES, p) for p in range(log.partitions(EXAMPLES))]
         self._lagged_ms = 0
         self._batch = Batch()
 
@@ -256,24 +248,20 @@ class StateReader:
         return self.replica.prepare(tables, dense, version, config.model, reads)
 
     def _read_progress(self, batch: Batch) -> None:
-        """Reads what the speed of learning needs, and no answer: steps, examples, ends of topics."""
-        for record in self._log.read(STEPS, 0, self._steps, _EXAMPLES):
+        """Reads what the speed of learning needs, and no answer: steps and ends of topics."""
+        for record in self._log.read(STEPS, 0, self._steps, _STEPS):
             self._steps = record.offset + 1
             step = self._unpack(record.value, _step)
             if step is not None:
                 batch.step_records.append(step)
-        for partition, offset in enumerate(self._examples):
-            for record in self._log.read(EXAMPLES, partition, offset, _EXAMPLES):
-                self._examples[partition] = record.offset + 1
-                example = self._unpack(record.value, _example)
-                if example is not None and example.request_id:
-                    place = partition, record.offset
-                    batch.examples.append((*place, example.request_id, example.item_id))
         now_ms = self._now_ms()
         if now_ms - self._lagged_ms >= _LAG_EVERY_MS:
             self._lagged_ms = now_ms
             partitions = range(self._log.partitions(EVENTS))
             batch.events_end = sum(self._log.end(EVENTS, p) for p in partitions)
+            batch.example_ends = [
+                self._log.end(EXAMPLES, p) for p in range(self._log.partitions(EXAMPLES))
+            ]
             self.lag = {
                 ITEMS: self._log.end(ITEMS, 0) - self._items,
                 ITEM_STATE: self._log.end(ITEM_STATE, 0) - self._states,
@@ -311,14 +299,11 @@ class StateReader:
             self._ranges[record.step] = record
         while len(self._ranges) > _STEPS_KEPT:
             del self._ranges[next(iter(self._ranges))]
-        if batch.examples and self._unlearned_ms is None:
-            self._unlearned_ms = now_ms
-        for partition, offset, request_id, item_id in batch.examples:
-            self.freshness.example(partition, offset, request_id, item_id)
-            if self._traces:
-                self._traces.example(partition, offset, request_id)
         for delta in batch.steps:
             self._apply_step(delta, now_ms)
+        waits = any(end > to for end, to in zip(batch.example_ends, self._learned_to, strict=False))
+        if waits and self._unlearned_ms is None:
+            self._unlearned_ms = now_ms
         if batch.events_end is not None:
             self.events.observe(batch.events_end, now_ms)
             self.examples.observe(self._learned, now_ms)
@@ -335,16 +320,18 @@ class StateReader:
         began_ns = self._traces.now_ns() if self._traces else 0
         if not self.replica.apply_step(delta):
             self.line.diverge(delta.step)
-        record = self._ranges.pop(delta.step, None)
-        if record is not None and record.line == self.replica.line:
+        # Steps that a snapshot held are served with this one.
+        for record in [self._ranges.pop(n) for n in list(self._ranges) if n <= delta.step]:
+            for learned in record.ranges:
+                self._learned_to[learned.partition] = learned.stop
+            if record.line != self.replica.line:
+                continue
             self._learned += record.examples
-            ranges: list[Range] = record.ranges
-            self.freshness.learned(ranges, now_ms)
+            own = self.freshness.learned(record.views, now_ms)
             if self._traces:
-                self._traces.applied(record, began_ns)
+                self._traces.applied(record, began_ns, own)
 
 
 _control: "msgspec.msgpack.Decoder[Control]" = msgspec.msgpack.Decoder(Control)
 _item_state = msgspec.msgpack.Decoder(ItemState)
 _step = msgspec.msgpack.Decoder(Step)
-_example = msgspec.msgpack.Decoder(_Example)

@@ -2,20 +2,21 @@
 
 The clock starts when this replica acknowledges an event. For the session it stops when the store holds a
 session folded past the event (one event at a time is followed, by polling); for the model, when this replica
-applies the first step that learned from the click's example. Both are also measured from the end of the view
+applies the step that learned from the click's example. Steps name some of their views, so that no replica
+reads examples. Both are also measured from the end of the view
 by the client's clock, without clients that were away.
 """
 
 from collections import OrderedDict, deque
+from collections.abc import Iterable
 from typing import Final
 
-from recsys.events.hashing import Id
-from recsys.events.records import Range
+from recsys.events.hashing import Id, key_of
+from recsys.events.records import SampledView
 from recsys.observability.recent_delays import RecentDelays
 
-FOLLOWED: Final = 5_000  # clicks at a time: older ones are given up
+FOLLOWED: Final = 20_000  # clicks at a time: older ones are given up
 AWAY_MS: Final = 60_000  # a client that sends a view later than this was away, or replays the past
-_Times = tuple[int, int | None]
 
 
 class Rate:
@@ -43,12 +44,10 @@ class Freshness:
     def __init__(self) -> None:
         self.to_session, self.to_served = RecentDelays(), RecentDelays()  # since acknowledgement
         self.view_to_acknowledged, self.view_to_served = RecentDelays(), RecentDelays()
-        # (request, item) -> time of acknowledgement, and end of the view unless its client was away
-        self._unjoined: OrderedDict[tuple[str, str], _Times] = OrderedDict()
-        # partition -> (offset of the example, its view, the same two times)
-        self._unlearned: dict[int, deque[tuple[int, tuple[str, str], _Times]]] = {}
-        # Examples without an acknowledged view: it may come a moment later, since its commit is read at once.
-        self._early: OrderedDict[tuple[str, str], tuple[int, int]] = OrderedDict()
+        # By key: request and item, time of acknowledgement, end of the view unless its client was away.
+        self._waiting: OrderedDict[int, tuple[tuple[str, str], int, int | None]] = OrderedDict()
+        # Learned, and not acknowledged here: by another replica, or a moment later.
+        self._early: OrderedDict[int, None] = OrderedDict()
         self.learned_views: OrderedDict[tuple[str, str], None] = OrderedDict()  # the newest
 
     def percentiles(self, now_ms: int) -> dict[str, float | None]:
@@ -65,38 +64,39 @@ class Freshness:
     def acknowledged(self, request_id: str, item_id: Id, now_ms: int, ended_ms: int) -> None:
         """Follows a committed view. ``ended_ms``: its end by the client's clock."""
         view = request_id, str(item_id)
-        if view not in self._unjoined:
+        key = key_of(*view)
+        if key not in self._waiting:
             held_ms = now_ms - ended_ms
             present = 0 <= held_ms < AWAY_MS
-            self._unjoined[view] = now_ms, ended_ms if present else None
+            self._waiting[key] = view, now_ms, ended_ms if present else None
             if present:
                 self.view_to_acknowledged.add(held_ms, now_ms)
-            if early := self._early.pop(view, None):
-                self.example(*early, *view)
-        if len(self._unjoined) > FOLLOWED:
-            self._unjoined.popitem(last=False)
+            if key in self._early:
+                del self._early[key]
+                self._measure(key, now_ms)
+        if len(self._waiting) > FOLLOWED:
+            self._waiting.popitem(last=False)
 
-    def example(self, partition: int, offset: int, request_id: str, item_id: Id) -> None:
-        """Follows an example at ``offset`` of a partition of ``examples``."""
-        view = request_id, str(item_id)
-        times = self._unjoined.pop(view, None)
-        if times is None:
-            self._early[view] = partition, offset
-            if len(self._early) > FOLLOWED:
-                self._early.popitem(last=False)
-        else:
-            waiting = self._unlearned.setdefault(partition, deque(maxlen=FOLLOWED))
-            waiting.append((offset, view, times))
+    def learned(self, views: Iterable[SampledView], now_ms: int) -> list[tuple[str, SampledView]]:
+        """Measures views of a step that was applied here; returns those acknowledged here, with their
+        requests."""
+        own = []
+        for view in views:
+            if view.key in self._waiting:
+                own.append((self._measure(view.key, now_ms), view))
+            else:
+                self._early[view.key] = None
+                if len(self._early) > FOLLOWED:
+                    self._early.popitem(last=False)
+        return own
 
-    def learned(self, ranges: list[Range], now_ms: int) -> None:
-        """Measures the examples of a step that was applied here, and of all steps before."""
-        for learned in ranges:
-            waiting = self._unlearned.get(learned.partition)
-            while waiting and waiting[0][0] < learned.stop:
-                _, view, (at_ms, ended_ms) = waiting.popleft()
-                self.learned_views[view] = None
-                if len(self.learned_views) > FOLLOWED:
-                    self.learned_views.popitem(last=False)
-                self.to_served.add(now_ms - at_ms, now_ms)
-                if ended_ms is not None:
-                    self.view_to_served.add(now_ms - ended_ms, now_ms)
+    def _measure(self, key: int, now_ms: int) -> str:
+        """Measures a waiting view; returns its request."""
+        view, at_ms, ended_ms = self._waiting.pop(key)
+        self.learned_views[view] = None
+        if len(self.learned_views) > FOLLOWED:
+            self.learned_views.popitem(last=False)
+        self.to_served.add(now_ms - at_ms, now_ms)
+        if ended_ms is not None:
+            self.view_to_served.add(now_ms - ended_ms, now_ms)
+        return view[0]

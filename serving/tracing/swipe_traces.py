@@ -1,18 +1,14 @@
 """Spans that one replica records of traced swipes: requests, engagements, and the first step served that
 learned from them. A request that isn't traced costs a hash of its id."""
 
-from collections import deque
-from collections.abc import Callable, Sequence
-from typing import Final
+from collections.abc import Callable, Iterable, Sequence
 
 from recsys.events.event_types import Engagement, dedupe_key
-from recsys.events.records import EVENTS, Step
+from recsys.events.records import EVENTS, SampledView, Step
 from recsys.log.protocol import Append
 from recsys.observability import spans
 from recsys.observability.spans import Span, SpanAttributes, SpanRecorder, request_span, step_span
 from serving.tracing.request_trace import RequestTrace
-
-_FOLLOWED: Final = 5_000  # examples at a time, of each partition
 
 
 class SwipeTraces:
@@ -20,8 +16,6 @@ class SwipeTraces:
 
     def __init__(self, tracer: SpanRecorder, instance: str, now_ns: Callable[[], int]) -> None:
         self.tracer, self._instance, self.now_ns = tracer, instance, now_ns
-        # by partition: offset and request id of examples that no step has learned
-        self._unlearned: dict[int, deque[tuple[int, str]]] = {}
 
     def request(self, request_id: str, waited_s: float) -> RequestTrace | None:
         """Starts the trace of a request; None if it isn't sampled. ``waited_s``: since its first byte."""
@@ -43,14 +37,9 @@ class SwipeTraces:
             if self.tracer.is_sampled(event.request_id):
                 self.tracer.record(_engagement_span(event, record, offset, began_ns, ended_ns))
 
-    def example(self, partition: int, offset: int, request_id: str) -> None:
-        """Follows an example at ``offset`` of a partition of ``examples``."""
-        if self.tracer.is_sampled(request_id):
-            waiting = self._unlearned.setdefault(partition, deque(maxlen=_FOLLOWED))
-            waiting.append((offset, request_id))
-
-    def applied(self, step: Step, began_ns: int) -> None:
-        """Records that answers use a step, and with it all steps before, from now on."""
+    def applied(self, step: Step, began_ns: int, own: Iterable[tuple[str, SampledView]]) -> None:
+        """Records that answers use a step from now on. ``own``: views in it that this replica acknowledged,
+        with their requests."""
         ended_ns = self.now_ns()
         version = (step.line, step.epoch, step.step)
         context = step_span(*version, spans.APPLY, self._instance)
@@ -58,11 +47,9 @@ class SwipeTraces:
         attributes |= {"replica": self._instance}
         times_ns, step_context = (began_ns, ended_ns), step_span(*version)
         self.tracer.record(Span(context, spans.APPLY, *times_ns, step_context, (), attributes))
-        for learned in step.ranges:
-            waiting = self._unlearned.get(learned.partition)
-            while waiting and waiting[0][0] < learned.stop:
-                offset, request_id = waiting.popleft()
-                example = (learned.partition, offset)
+        for request_id, view in own:
+            if self.tracer.is_sampled(request_id):
+                example = (view.partition, view.offset)
                 served = request_span(request_id, spans.SERVED, *example, self._instance)
                 parent = request_span(request_id, spans.SEQUENCE, *example)
                 self.tracer.record(

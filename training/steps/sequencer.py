@@ -12,11 +12,14 @@ from itertools import pairwise
 from typing import Final
 
 from recsys.config.system_config import StepConfig
-from recsys.events.records import Range, Step
+from recsys.events.hashing import Id, key_of
+from recsys.events.records import Range, SampledView, Step
 
 LANE_EXAMPLES: Final = 64  # from so many on, a second worker gains more than another lane costs
 _FULL_EXAMPLES: Final = 64  # of a step that learns at the whole rate, when live
 _LEAST_RATE: Final = 0.5  # a single viewer's likes must show
+SAMPLED_PER_S: Final = 256  # views that step records name, whatever the number of examples
+View = tuple[str, Id]  # request, item
 
 
 class Sequencer:
@@ -41,16 +44,22 @@ class Sequencer:
         self.gathered = 1  # steps whose rows are published together, with the last of them
         self.rate = 1.0  # factor of the configured learning rates
         self.offsets = dict(offsets or {})  # where the next step begins, by partition
-        # Of each example: arrival, partition, offset, closed_ms.
-        self._waiting: deque[tuple[int, int, int, int]] = deque()
+        # Of each example: arrival, partition, offset, closed_ms, and the view that caused it, if one did.
+        self._waiting: deque[tuple[int, int, int, int, View | None]] = deque()
+        self._sampled_ms, self._more_views = (
+            0,
+            0.0,
+        )  # time of the newest step; views that may be sampled
 
     @property
     def waiting(self) -> int:
         return len(self._waiting)
 
-    def arrived(self, partition: int, offset: int, closed_ms: int, now_ms: int) -> None:
+    def arrived(
+        self, partition: int, offset: int, closed_ms: int, now_ms: int, view: View | None = None
+    ) -> None:
         """Takes the example at (partition, offset) of ``examples``, which arrived at ``now_ms``."""
-        self._waiting.append((now_ms, partition, offset, closed_ms))
+        self._waiting.append((now_ms, partition, offset, closed_ms, view))
 
     def due_ms(self, now_ms: int, idle: bool = False) -> int | None:
         """Time until a step is due, 0 if it is: enough examples wait, the oldest has waited long enough, or
@@ -75,15 +84,26 @@ class Sequencer:
             line=self.line,
             epoch=self.epoch,
             step=self.step,
-            ranges=self._ranges((partition, offset) for _, partition, offset, _ in taken),
+            ranges=self._ranges((partition, offset) for _, partition, offset, *_ in taken),
             examples=count,
             lanes=self.config.lanes,
-            time_ms=max(closed_ms for *_, closed_ms in taken),
+            time_ms=max(closed_ms for *_, closed_ms, _ in taken),
             config=self.digest,
             held=self.step % self.gathered != 0,
             rate=self.rate * max(_LEAST_RATE, share**0.5),
             filled=min(-(-count // LANE_EXAMPLES), self.config.lanes) if self._live else 0,
+            views=self._sample([(view, p, o) for _, p, o, _, view in taken if view], now_ms),
         )
+
+    def _sample(self, views: list[tuple[View, int, int]], now_ms: int) -> list[SampledView]:
+        """Evenly spaced ones of a step's views, as many as ``SAMPLED_PER_S`` has left."""
+        earned = SAMPLED_PER_S * max(0, now_ms - self._sampled_ms) / 1000
+        self._sampled_ms = now_ms
+        self._more_views = min(SAMPLED_PER_S, self._more_views + earned)
+        count = min(len(views), int(self._more_views))
+        self._more_views -= count
+        chosen = [views[n * len(views) // count] for n in range(count)]
+        return [SampledView(key_of(*view), p, offset) for view, p, offset in chosen]
 
     def _ranges(self, places: Iterable[tuple[int, int]]) -> list[Range]:
         """One range per partition, from the end of the last step to after the last example taken."""

@@ -10,7 +10,7 @@ the ticks of ``events``.
 import logging
 import time
 from collections.abc import Callable, Sequence
-from contextlib import closing, suppress
+from contextlib import closing
 from typing import Final, NamedTuple
 
 import msgspec
@@ -20,6 +20,7 @@ from experiments.promotion.epoch_model import config_at, features_at
 from parameter_server.shard.lanes import MAX_RATE
 from recsys.clock import wall_ms
 from recsys.config.system_config import Config
+from recsys.events.hashing import Id
 from recsys.events.records import DELTAS, EXAMPLES, STEPS, Step, pack, unpack
 from recsys.features.feature_set import FeatureSet
 from recsys.features.feature_set_file import feature_set
@@ -34,8 +35,8 @@ from training.lines.control import ControlReader, live_epochs
 from training.lines.line import MAIN, learning_digest
 from training.steps.delta_reader import LearnedSteps
 from training.steps.lineage import Lineage, ancestors, last_steps
-from training.steps.sequencer import Sequencer
-from training.steps.step_trace import SeenExample, SequenceTrace
+from training.steps.sequencer import Sequencer, View
+from training.steps.step_trace import SequenceTrace
 
 PART: Final = "sequencer"
 _READ: Final = 1000
@@ -44,10 +45,23 @@ _WAITING: Final = 8  # stop reading while so many steps' worth of examples wait
 _LOG: Final = logging.getLogger(__name__)
 
 
-class _Closed(msgspec.Struct):
-    """Decodes only the time of an example."""
+class _Example(msgspec.Struct):
+    """The fields of an example that the sequencer decodes. Tombstones have no request."""
 
     closed_ms: int
+    request_id: str = ""
+    item_id: Id = ""
+    view_ended_ms: int = 0
+    correction: bool = False
+
+    @property
+    def view(self) -> View | None:
+        """The view that caused it; None for corrections and for items that weren't viewed."""
+        is_view = self.request_id and self.view_ended_ms and not self.correction
+        return (self.request_id, self.item_id) if is_view else None
+
+
+_UNREADABLE: Final = _Example(0)  # it stays in the step, and its worker reports it
 
 
 class LinePosition(NamedTuple):
@@ -75,11 +89,11 @@ class SequencerLoop(RetryLoop):
         live: bool = False,
     ) -> None:
         self._live = live
-        self._trace, self._seen = trace, msgspec.msgpack.Decoder(SeenExample)
+        self._trace = trace
         self._log, self._config, self._clock = log, config, clock
         self._line, self._epoch = line, epoch
         self._control, self._features = ControlReader(log), features
-        self._decoder = msgspec.msgpack.Decoder(_Closed)
+        self._decoder = msgspec.msgpack.Decoder(_Example)
         self.unreadable = 0
         self._restore()
 
@@ -110,12 +124,11 @@ class SequencerLoop(RetryLoop):
         sequencer.gathered = max(1, reaction.publish_every)
         if self.waiting < _WAITING * self._config.step.examples:
             for partition, record in self._consumer.poll(_READ):
-                closed_ms = self._closed_ms(record.value)
-                sequencer.arrived(partition, record.offset, closed_ms, now_ms)
+                example = self._decode(record.value)
+                place = partition, record.offset
+                sequencer.arrived(*place, example.closed_ms, now_ms, example.view)
                 if self._trace:
-                    with suppress(*UNREADABLE):  # counted by ``_closed_ms``
-                        request_id = self._seen.decode(record.value).request_id
-                        self._trace.arrived(partition, record.offset, request_id)
+                    self._trace.arrived(*place, example.request_id)
                 moved += 1
         for delta in self._learned.read() if self._live else ():
             self._published = delta.step
@@ -165,13 +178,12 @@ class SequencerLoop(RetryLoop):
         self._append(again)
         return newest
 
-    def _closed_ms(self, value: bytes) -> int:
-        """The time of an example; 0 if unreadable: it stays in the step, and its worker reports it."""
+    def _decode(self, value: bytes) -> _Example:
         try:
-            return self._decoder.decode(value).closed_ms
+            return self._decoder.decode(value)
         except UNREADABLE:
             self.unreadable += 1
-            return 0
+            return _UNREADABLE
 
     def _restore(self) -> None:
         """Finds its position from the records that the log accepted."""

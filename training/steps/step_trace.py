@@ -4,8 +4,6 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from typing import Final
 
-import msgspec
-
 from recsys.events.records import Step
 from recsys.observability.spans import (
     JOIN,
@@ -19,13 +17,6 @@ from recsys.observability.spans import (
 )
 
 _KEPT: Final = 20_000  # waiting examples of a partition
-
-
-class SeenExample(msgspec.Struct):
-    """The fields of an example that the tracing sequencer decodes. Tombstones have no request."""
-
-    closed_ms: int
-    request_id: str = ""
 
 
 class SequenceTrace:

@@ -20,7 +20,7 @@ from msgspec.structs import replace
 from recsys.config.system_config import StepConfig
 from recsys.events.hashing import uniform
 from recsys.events.records import Range, Step
-from training.steps.sequencer import Sequencer
+from training.steps.sequencer import Sequencer, View
 
 _LEAST_SHARE: Final = 0.02  # below it nothing is rehearsed
 
@@ -142,8 +142,10 @@ class RehearsingSequencer(Sequencer):
         super().__init__(config, **options)
         self._rehearsal = rehearsal
 
-    def arrived(self, partition: int, offset: int, closed_ms: int, now_ms: int) -> None:
-        super().arrived(partition, offset, closed_ms, now_ms)
+    def arrived(
+        self, partition: int, offset: int, closed_ms: int, now_ms: int, view: View | None = None
+    ) -> None:
+        super().arrived(partition, offset, closed_ms, now_ms, view)
         self._rehearsal.arrived(partition, offset, closed_ms)
 
     def cut(self, now_ms: int, idle: bool = False) -> Step | None:

@@ -28,9 +28,9 @@ from recsys.events.records import (
     ITEMS,
     STEPS,
     Delta,
-    Example,
     ItemState,
     Range,
+    SampledView,
     Step,
     TableRows,
     pack,
@@ -460,22 +460,17 @@ def test_what_was_read_before_the_log_went_away_is_applied_after(
     assert len(fixture.reader.replica.catalogue) == 1 and fixture.reader.replica.step == 1
 
 
+def step_record(number: int, stop: int, views: list[SampledView], examples: int = 40) -> Step:
+    return Step(
+        line="main", epoch=0, step=number, ranges=[Range(2, 0, stop)], examples=examples, lanes=4,
+        time_ms=NOW_MS, config="c", views=views,
+    )  # fmt: skip
+
+
 def test_a_view_is_followed_to_the_step_that_learned_it(fixture: Fixture) -> None:
     fixture.turn()
     fixture.reader.freshness.acknowledged("r1", "v0", fixture.now_ms, fixture.now_ms)
-    example = Example(
-        partition=2, offset=0, index=0, sequence=1, request_id="r1", user_id="u", item_id="v0",
-        surface="feed", shown_ms=NOW_MS, closed_ms=NOW_MS, labels=[1.0],
-    )  # fmt: skip
-    offset = fixture.put(EXAMPLES, example, partition=2)
-    ranges = [Range(2, offset, offset + 1)]
-    fixture.put(
-        STEPS,
-        Step(
-            line="main", epoch=0, step=1, ranges=ranges, examples=40, lanes=4, time_ms=NOW_MS,
-            config="c",
-        ),
-    )  # fmt: skip
+    fixture.put(STEPS, step_record(1, 5, [SampledView(key_of("r1", "v0"), 2, 4)]))
     fixture.turn()
     assert len(fixture.reader.freshness.to_served) == 0
     fixture.step(1, 1.0)
@@ -483,6 +478,44 @@ def test_a_view_is_followed_to_the_step_that_learned_it(fixture: Fixture) -> Non
     assert fixture.reader.freshness.to_served.percentile(1.0) == 2 * 1_001
     fixture.turn()
     assert fixture.reader.examples.per_s() == pytest.approx(40 / 4, rel=0.4)
+
+
+def test_views_of_a_step_that_a_snapshot_held_are_served_with_the_next(fixture: Fixture) -> None:
+    reader = fixture.another()
+    reader.freshness.acknowledged("r1", "v0", fixture.now_ms, fixture.now_ms)
+    fixture.put(STEPS, step_record(1, 5, [SampledView(key_of("r1", "v0"), 2, 4)]))
+    fixture.put(STEPS, step_record(2, 9, []))
+    fixture.snapshot(1, 1.0)
+    fixture.turn(reader)
+    assert reader.replica.step == 1 and len(reader.freshness.to_served) == 0
+    fixture.step(2, 2.0)
+    fixture.turn(reader)
+    assert reader.replica.step == 2 and len(reader.freshness.to_served) == 1
+
+
+def test_no_example_is_read_and_yet_weights_age_while_examples_wait(
+    fixture: Fixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    topics, read = set[str](), fixture.log.read
+    monkeypatch.setattr(
+        fixture.log, "read", lambda topic, *rest: topics.add(topic) or read(topic, *rest)
+    )
+    stale_ms = round(1000 * Config().serve.stale_s) + 1
+    fixture.step(1, 1.0)
+    fixture.turn()
+    fixture.now_ms += 10 * stale_ms
+    fixture.turn()
+    assert not fixture.reader.stale(fixture.now_ms)  # none waits
+    end = 1 + fixture.put(EXAMPLES, b"an example", partition=2)
+    fixture.turn()
+    assert not fixture.reader.stale(fixture.now_ms)
+    assert fixture.reader.stale(fixture.now_ms + stale_ms)
+    fixture.put(STEPS, step_record(2, end, []))
+    fixture.step(2, 2.0)
+    fixture.turn()
+    fixture.turn()
+    assert not fixture.reader.stale(fixture.now_ms + stale_ms)  # it is learned
+    assert EXAMPLES not in topics and topics > {STEPS, DELTAS}
 
 
 def test_a_replica_that_starts_reads_items_before_their_counters(fixture: Fixture) -> None:

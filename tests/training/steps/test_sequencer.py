@@ -3,8 +3,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from recsys.config.system_config import StepConfig
+from recsys.events.hashing import key_of
 from recsys.events.records import Range
-from training.steps.sequencer import LANE_EXAMPLES, Sequencer, lanes_of
+from training.steps.sequencer import LANE_EXAMPLES, SAMPLED_PER_S, Sequencer, lanes_of
 
 CONFIG = StepConfig(examples=4, every_ms=100, soonest_ms=40, lanes=2)
 
@@ -45,6 +46,36 @@ def test_or_sooner_while_the_trainer_waits() -> None:
     assert waits.cut(89, idle=True) is None and waits.cut(90) is None
     step = waits.cut(90, idle=True)
     assert step is not None and step.examples == 1
+
+
+def test_a_step_names_its_views() -> None:
+    its = sequencer()
+    for offset, view in enumerate([("r1", "7"), None, ("r1", 8)]):
+        its.arrived(3, offset, 0, now_ms=5_000, view=view)
+    step = its.cut(5_100)
+    assert step is not None
+    assert [(v.key, v.partition, v.offset) for v in step.views] == [
+        (key_of("r1", 7), 3, 0), (key_of("r1", "8"), 3, 2)
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("per_s", [100, 5_000, 50_000])
+def test_views_named_in_a_second_do_not_grow_with_the_examples(per_s: int) -> None:
+    its = Sequencer(StepConfig(), line="main", epoch=0, digest="")
+    steps, seconds = [], 4
+    for n in range(per_s * seconds):
+        now_ms = 10_000 + 1_000 * n // per_s
+        its.arrived(0, n, 0, now_ms, ("r", n))
+        if step := its.cut(now_ms):
+            steps.append(step)
+    named = [view.offset for step in steps for view in step.views]
+    at_once = SAMPLED_PER_S  # of the first second
+    assert len(named) <= SAMPLED_PER_S * seconds + at_once
+    if per_s < SAMPLED_PER_S:
+        assert len(named) == sum(step.examples for step in steps)
+    else:
+        assert len(named) >= 0.9 * SAMPLED_PER_S * (seconds - 1)
+        assert named == sorted(named) and named[-1] > 0.9 * per_s * seconds
 
 
 @pytest.mark.parametrize(
