@@ -3,24 +3,40 @@
 ``recsys init`` writes it; ``recsys import`` and ``recsys replay`` read events by it.
 """
 
+import re
 from collections.abc import Collection
+from datetime import UTC, datetime
 from os.path import basename
 from pathlib import Path
-from typing import Literal
+from typing import Final, Literal
 
 import msgspec
 
 from recsys.config.yaml_with_lines import YamlWithLines
 
 Unit = Literal["s", "ms", "us", "ns", "iso"]
+_DOTTED: Final = re.compile(r"(\d\d?)\.(\d\d?)\.(\d{4})")
+
+
+def moment_of(text: str) -> datetime:
+    """The moment of an ISO text, or of one with a date such as 31.1.2026; UTC where it has no zone. Raises
+    ValueError."""
+    text = text.strip()
+    if dotted := _DOTTED.match(text):
+        day, month, year = dotted.groups()
+        text = f"{year}-{month:0>2}-{day:0>2}{text[dotted.end() :]}"
+    moment = datetime.fromisoformat(text)
+    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
 
 
 class Table(
     msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True
 ):
-    """Files of one kind with the keys that all kinds have. ``files``: relative to the definition."""
+    """Files of one kind with the keys that all kinds have. ``files``: relative to the definition;
+    ``separator``: between the values of a list."""
 
     files: list[str] = []
+    separator: str = "|"
     time: str = ""
     unit: Unit = "iso"
 
@@ -31,7 +47,8 @@ class Interactions(Table, frozen=True, kw_only=True):
     A row is an engagement of the kind in ``kind`` (renamed by ``names``), or by its number in ``rating``:
     ``above`` from ``at_least`` on, else ``below``; without both, of the kind ``always``. With ``labels``,
     kinds of engagement by columns of 0 and 1, or a kind in ``shown``, it is a shown item; those with the same
-    user, time and ``request`` are one list.
+    user, time and ``request`` are one list. ``context``: column by field, of shown items; ``value``: number
+    of those engagements whose kind has one.
     """
 
     user: str
@@ -46,21 +63,21 @@ class Interactions(Table, frozen=True, kw_only=True):
     labels: dict[str, str] = {}
     request: str = ""
     always: str = "click"
+    context: dict[str, str] = {}
+    value: str = ""
 
     @property
     def columns(self) -> list[str]:
         """Columns that are read, keys first."""
-        others = (self.time, self.kind, self.rating, self.request, *self.labels)
-        return [self.user, self.item, *filter(None, others)]
+        others = (self.time, self.kind, self.rating, self.request, self.value, *self.labels)
+        return [self.user, self.item, *filter(None, others), *self.context.values()]
 
 
 class Entities(Table, frozen=True, kw_only=True):
-    """Files with an item or a user a row. ``fields``: column by field; ``separator``: between the values of a
-    list."""
+    """Files with an item or a user a row. ``fields``: column by field."""
 
     id: str
     fields: dict[str, str] = {}
-    separator: str = "|"
 
     @property
     def columns(self) -> list[str]:
@@ -87,15 +104,15 @@ class DataFiles(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
         return [name for table in self.tables.values() for name in table.files]
 
     def kind_of(self, columns: Collection[str], name: str = "") -> str:
-        """The kind of a file: that with its keys and its name, else most of its columns; empty if none
+        """The kind of a file: that with its name, else with its keys and most of its columns; empty if none
         fits."""
         kinds = {kind: set(table.columns) & set(columns) for kind, table in self.tables.items()}
         fit = [
-            (name in map(basename, self.tables[kind].files), len(shared), kind)
-            for kind, shared in kinds.items()
-            if {*self.tables[kind].columns[: 1 + (kind == "interactions")]} <= shared
+            (name in map(basename, table.files), has_keys, len(kinds[kind]), kind)
+            for kind, table in self.tables.items()
+            for has_keys in [{*table.columns[: 1 + (kind == "interactions")]} <= kinds[kind]]
         ]
-        return max(fit, default=(False, 0, ""))[2]
+        return max((x for x in fit if x[0] or x[1]), default=("",))[-1]
 
 
 def has_data_files(file: Path) -> bool:
@@ -114,4 +131,4 @@ def read_data_files(file: Path) -> DataFiles:
         return msgspec.convert(marked.value["files"], DataFiles)
     except msgspec.ValidationError as error:
         path = str(error).partition("`$.")[2].rstrip("`").split(".")
-        raise marked.error(f"files: {error}", "files", *path) from None
+        raise marked.error(f"files: {error}; docs/reference/app.md has each key", "files", *path) from None

@@ -8,14 +8,13 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from math import isfinite
 from typing import Any, Final
 
 import msgspec
 import yaml
 
-from recsys.app.data_files import Entities, Interactions
+from recsys.app.data_files import Entities, Interactions, moment_of
 from recsys.app.feature_checks import RESERVED
 
 _USER: Final = (
@@ -63,9 +62,12 @@ class Guess:
         return f"{head}{yaml.safe_dump(self.definition, default_flow_style=None, **options)}"
 
 
-def guess(name: str, samples: Mapping[str, Columns], given: Mapping[str, str]) -> Guess:
+def guess(
+    name: str, samples: Mapping[str, Columns], given: Mapping[str, str], shown_kind: str = ""
+) -> Guess:
     """The definition of an app. ``samples``: some rows by file; ``given``: columns that a person named, by
-    role. Raises ValueError if no file has users and items."""
+    role; ``shown_kind``: the kind of rows that are shown items. Raises ValueError if no file has users and
+    items."""
     out, tables, unlike = Guess({"app": name, "fields": {}}), dict[str, Any](), ""
     for file, columns in samples.items():
         roles = _roles(columns, given)
@@ -77,7 +79,7 @@ def guess(name: str, samples: Mapping[str, Columns], given: Mapping[str, str]) -
             tables[kind].files.append(file)
             continue
         if kind == "interactions":
-            table, events, rows = _interactions(file, columns, roles)
+            table, events, rows = _interactions(file, columns, roles, shown_kind)
             tables[kind] = table
             rows = [(column, role) for role, column in roles.items()] + rows
             rows += [(column, "not read") for column in columns if column not in table.columns]
@@ -149,7 +151,7 @@ def _roles(columns: Columns, given: Mapping[str, str]) -> dict[str, str]:
 
 
 def _interactions(
-    file: str, columns: Columns, roles: Mapping[str, str]
+    file: str, columns: Columns, roles: Mapping[str, str], shown_kind: str
 ) -> tuple[Interactions, dict[str, Any], list[tuple[str, str]]]:
     """The table, its kinds of event with labels, and rows about them."""
     about: dict[str, Any] = {"files": [file], "user": roles["user"], "item": roles["item"]}
@@ -163,7 +165,9 @@ def _interactions(
     if "kind" in roles:
         about |= {"kind": roles["kind"]}
         counts = Counter(str(x).strip() for x in columns[roles["kind"]] if x)
-        about["shown"] = [k for k in counts if re.fullmatch(_SHOWN, k.lower())]
+        if shown_kind and shown_kind not in counts:
+            raise ValueError(f"{roles['kind']!r} has no {shown_kind!r}; it has {', '.join(counts)}")
+        about["shown"] = [k for k in counts if k == shown_kind or re.fullmatch(_SHOWN, k.lower())]
         kinds = [kind for kind, _ in counts.most_common() if kind not in about["shown"]]
         about |= {"request": roles["request"]} if about["shown"] and "request" in roles else {}
         names = _event_names(kinds)
@@ -189,6 +193,7 @@ def _interactions(
         events = {kind: _label(kind) for kind in about["labels"].values()}
     else:
         events = {"click": "positive"}
+        rows.append(("", "each row: click. If a column says what happened, name it with --kind"))
     rows += [("", f"event {kind}: {_words(label)}") for kind, label in events.items()]
     return Interactions(**about), events, rows
 
@@ -239,6 +244,8 @@ def _kind_of(values: Sequence[Any]) -> Any:
     some = _present(values)
     if not some:
         return ""
+    if all(isinstance(x, bool) for x in some):
+        return "category"
     if any(isinstance(x, list) for x in some):
         lists = [x if isinstance(x, list) else [x] for x in some]
         numeric = all(isinstance(x, int | float) for x in lists[0])
@@ -250,8 +257,7 @@ def _kind_of(values: Sequence[Any]) -> Any:
         return "time"
     if sum(bool(re.fullmatch(_LIST, str(x))) for x in some) > 0.1 * len(some):
         return "list"
-    most = max(min(20, len(some) // 2), len(some) // 4)
-    return "category" if len(set(map(str, some))) <= most else ""
+    return "category" if len(set(map(str, some))) <= len(some) // 2 else ""
 
 
 def _present(values: Sequence[Any]) -> list[Any]:
@@ -263,13 +269,13 @@ def _is_flag(values: Sequence[Any]) -> bool:
 
 
 def _numbers(values: Sequence[Any]) -> list[float]:
-    """All values as numbers; empty if more than a hundredth aren't numbers."""
+    """All values as numbers; empty if more than a twentieth aren't numbers."""
     numbers = []
     for value in values:
         with suppress(TypeError, ValueError, OverflowError):
             numbers.append(float(value))
     numbers = [number for number in numbers if isfinite(number)]
-    return numbers if len(numbers) >= 0.99 * len(values) else []
+    return numbers if len(numbers) >= 0.95 * len(values) else []
 
 
 def _unit(values: Sequence[Any]) -> str | None:
@@ -288,8 +294,7 @@ def _seconds(values: Sequence[Any]) -> list[float]:
     seconds = []
     for value in values:
         with suppress(ValueError):
-            moment = datetime.fromisoformat(str(value).strip())
-            seconds.append(moment.replace(tzinfo=moment.tzinfo or UTC).timestamp())
+            seconds.append(moment_of(str(value)).timestamp())
     return seconds
 
 

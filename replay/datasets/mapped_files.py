@@ -9,9 +9,8 @@ import heapq
 import math
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from datetime import UTC, datetime
 from functools import cached_property
 from itertools import groupby
 from operator import itemgetter
@@ -24,7 +23,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from recsys.app.data_files import DataFiles, Entities, Interactions, Table
+from recsys.app.data_files import DataFiles, Entities, Interactions, Table, moment_of
 from recsys.app.definition import App, Field
 from recsys.events.event_types import (
     CONTROL_CHARACTER,
@@ -50,6 +49,7 @@ Progress = Callable[[Iterator[Block], Path], Iterable[Block]]
 _SCALE: Final = {"s": 1000.0, "ms": 1.0, "us": 1e-3, "ns": 1e-6}
 _FLAGS: Final = {"1": True, "true": True, "0": False, "false": False, "": False, "none": False}
 _RANGE: Final = 250_000  # rows that are sorted at once
+_NUMBER: Final = Field("number")
 _CONTENT: Final = Field("")  # of fields that aren't declared
 _ROW_MS: Final = 1_000  # between rows without a time
 _LARGEST: Final = 2.0**63  # integers of events have 64 bits
@@ -139,23 +139,36 @@ class MappedFiles(OfApp):
         """Events of items and users, and of interactions. Raises DataError if there are none."""
         folder = self._scratch
         spills = _Spill(folder / "state.parquet"), _Spill(folder / "rows.parquet")
+        seen = {kind: dict[str, Path]() for kind in self._files.tables}  # columns, with a file
         for path in self._paths:
             for block in self._progress(read_blocks(path), path):
                 kind = self._files.kind_of(block.columns, path.name)
                 if not kind:
                     wanted = ", ".join(self._files.interactions.columns)
                     names = ", ".join(block.columns) or "none"
-                    expected = f"the columns {wanted} (or those of items, users)"
+                    expected = f"expected the columns {wanted} (or those of items, users)"
                     raise DataError(path, f"{expected}; it has {names}")
+                seen[kind] |= dict.fromkeys(block.columns, path)
                 self._take(path, kind, block, spills[kind == "interactions"])
+        self._check_columns(seen)
         new = [(ms, id_) for name, (id_, ms) in self._met.items() if name not in self._listed]
         spills[0].write([(ms, encode(Item(time_ms=ms, item_id=id_))) for ms, id_ in new])
         for spill in spills:
             spill.close()
         if not len(spills[1].times):
             why = "".join(f"; {n:,} {x}" for x, n in self.dead_letters.most_common(3))
-            raise DataError(self._paths[0], f"interactions; no row of the files is usable{why}")
+            files = ", ".join(map(str, self._paths))
+            raise DataError(files, f"expected interactions; no row of the files is usable{why}")
         return spills
+
+    def _check_columns(self, seen: Mapping[str, Mapping[str, Path]]) -> None:
+        """Raises DataError for a column of the definition that no file of its kind has."""
+        for kind, columns in seen.items():
+            missing = [x for x in self._files.tables[kind].columns if x not in columns]
+            if missing and columns:
+                names = f"there are {', '.join(columns)}"
+                expected = f"expected the column {missing[0]!r} of files.{kind}; {names}"
+                raise DataError(max(columns.values()), f"{expected}: correct it in the definition")
 
     def _take(self, path: Path, kind: str, block: Block, spill: "_Spill") -> None:
         bad, records = list(block.bad), list[tuple[int, bytes]]()
@@ -166,7 +179,7 @@ class MappedFiles(OfApp):
             row, faults = dict(zip(names, cells, strict=True)), list[_Unusable]()
             try:
                 if isinstance(table, Interactions):
-                    events = self._interaction(table, row, at)
+                    events = self._interaction(table, row, at, faults)
                 else:
                     events = [self._entity(table, kind, row, faults)]
                 for event in events:
@@ -188,7 +201,9 @@ class MappedFiles(OfApp):
             self._refuse(path, fault)
         spill.write(records)
 
-    def _interaction(self, table: Interactions, row: dict[str, Any], at: int) -> list[Event]:
+    def _interaction(
+        self, table: Interactions, row: dict[str, Any], at: int, faults: "list[_Unusable]"
+    ) -> list[Event]:
         user_id = _id(table.user, row[table.user])
         item_id = _id(table.item, row[table.item])
         now_ms = self._time(table, row) if table.time else at * _ROW_MS
@@ -197,10 +212,14 @@ class MappedFiles(OfApp):
         if is_shown:
             request = row[table.request] if table.request else ""
             request_id = f"{request}:{user_id}:{now_ms}"[-MAX_ID_LENGTH:]
-            items = [ServedItem(item_id=item_id)]
             events = [
-                Impression(time_ms=now_ms, request_id=request_id, user_id=user_id, items=items)
-            ]
+                Impression(
+                    time_ms=now_ms, request_id=request_id, user_id=user_id,
+                    items=[ServedItem(item_id=item_id)],
+                    context=self._fields("context", table.context, table, row, faults),
+                )
+            ]  # fmt: skip
+        value = _field(table.value, row[table.value], _NUMBER, table) if table.value else None
         for kind in kinds:
             if kind not in self.app.events:
                 names = ", ".join(self.app.events)
@@ -208,6 +227,7 @@ class MappedFiles(OfApp):
             events.append(
                 Engagement(
                     time_ms=now_ms, request_id=request_id, user_id=user_id, item_id=item_id, kind=kind,
+                    value=msgspec.UNSET if value is None or not self.app.events[kind].value else value,
                 )
             )  # fmt: skip
         self.kinds.update(kinds)
@@ -234,9 +254,20 @@ class MappedFiles(OfApp):
         """An item or a user; fields that can't be read are left out and added to ``faults``."""
         id_ = _id(table.id, row[table.id])
         now_ms = self._time(table, row) if table.time and row[table.time] else 0
-        declared = self.app.fields.get(kind.removesuffix("s"), {})
+        fields = self._fields(kind.removesuffix("s"), table.fields, table, row, faults)
+        if kind == "items":
+            self._listed.add(str(id_))
+            return Item(time_ms=now_ms, item_id=id_, fields=fields)
+        return User(time_ms=now_ms, user_id=id_, fields=fields)
+
+    def _fields(
+        self, owner: str, columns: Mapping[str, str], table: Table, row: dict[str, Any],
+        faults: "list[_Unusable]",
+    ) -> dict[str, Any]:  # fmt: skip
+        """Values by field; those that can't be read are left out and added to ``faults``."""
+        declared = self.app.fields.get(owner, {})
         fields = {}
-        for name, column in table.fields.items():
+        for name, column in columns.items():
             try:
                 value = _field(column, row[column], declared.get(name, _CONTENT), table)
             except _Unusable as error:
@@ -244,10 +275,7 @@ class MappedFiles(OfApp):
                 continue
             if value is not None:
                 fields[name] = value
-        if kind == "items":
-            self._listed.add(str(id_))
-            return Item(time_ms=now_ms, item_id=id_, fields=fields)
-        return User(time_ms=now_ms, user_id=id_, fields=fields)
+        return fields
 
     def _time(self, table: Table, row: dict[str, Any]) -> int:
         now_ms = _time_ms(table.time, row[table.time], table.unit)
@@ -347,13 +375,12 @@ def _time_ms(name: str, value: Any, unit: str) -> int:
     if unit != "iso":
         return int(_number(name, value) * _SCALE[unit])
     try:
-        moment = datetime.fromisoformat(str(value).strip())
+        return int(moment_of(str(value)).timestamp() * 1000)
     except ValueError:
         raise _Unusable(f"{name}: expected a time such as 2026-01-31 12:00", value) from None
-    return int((moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp() * 1000)
 
 
-def _field(name: str, value: Any, field: Field, table: Entities) -> Any:
+def _field(name: str, value: Any, field: Field, table: Table) -> Any:
     """A field's value by its declared kind; None for an empty cell."""
     if value is None or value == "" or value != value:
         return None

@@ -62,14 +62,14 @@ def read_blocks(file: Path) -> Iterator[Block]:
     try:
         read = readers.get(suffix) or plugins.load(plugins.READERS, suffix.removeprefix("."))
     except ValueError as error:
-        endings = f"a file that ends in {', '.join(readers)} (with .gz or .zst)"
+        endings = f"expected a file that ends in {', '.join(readers)} (with .gz or .zst)"
         raise DataError(file, f"{endings}, or in the name of a plug-in: {error}") from error
     try:
         yield from read(file)
     except DataError:
         raise
     except Exception as error:  # a plug-in may raise anything
-        raise DataError(file, f"a file that can be read ({error})") from error
+        raise DataError(file, f"expected a file that can be read ({error})") from error
 
 
 def _csv(file: Path) -> Iterator[Block]:
@@ -127,12 +127,12 @@ def _lines(stream: IO[AnyStr], newline: AnyStr) -> Iterator[AnyStr]:
 def _check_header(file: Path, names: list[str]) -> None:
     twice = [name for name, count in Counter(names).items() if count > 1]
     if not any(names):
-        raise DataError(file, "a header and rows; the file is empty", line=1)
+        raise DataError(file, "expected a header and rows; the file is empty", line=1)
     if twice:
         repeated = ", ".join(map(repr, twice))
-        raise DataError(file, f"each column once, {repeated} is repeated", line=1)
+        raise DataError(file, f"expected each column once, {repeated} is repeated", line=1)
     if all(name.replace(".", "").replace("-", "").isdigit() for name in names):
-        expected = f"a line with the names of the columns, found {names}; add it"
+        expected = f"expected a line with the names of the columns, found {names}; add it"
         raise DataError(file, expected, line=1)
 
 

@@ -45,6 +45,9 @@ def init(
     user: Annotated[str, Option(help="Column of users, if its name doesn't tell.")] = "",
     item: Annotated[str, Option(help="Column of items.")] = "",
     time: Annotated[str, Option(help="Column of times.")] = "",
+    kind: Annotated[str, Option(help="Column that says what happened, e.g. a click.")] = "",
+    shown: Annotated[str, Option(help="Value there of an item that was only shown.")] = "",
+    request: Annotated[str, Option(help="Column of the shown lists' ids.")] = "",
 ) -> None:
     """Guesses the definition of an app from files of interactions (and items, users)."""
     console = Console()
@@ -52,20 +55,22 @@ def init(
         if to.exists():
             raise ValueError(f"{to} exists already: name another with --to, or remove it")
         samples = {os.path.relpath(file, to.parent): _sample(file) for file in files}
-        given = {role: x for role, x in (("user", user), ("item", item), ("time", time)) if x}
+        named = {"user": user, "item": item, "time": time, "kind": kind, "request": request}
+        given = {role: column for role, column in named.items() if column}
         columns = {name for sample in samples.values() for name in sample}
         if missing := [x for x in given.values() if x not in columns]:
             raise ValueError(
                 f"no file has the column {missing[0]!r}; there are {', '.join(columns)}"
             )
-        guessed = guess(to.resolve().parent.name, samples, given)
+        guessed = guess(to.resolve().parent.name, samples, given, shown)
         app_of(guessed.text, to)
         to.write_text(guessed.text, "utf-8")
     console.print(plain_table(("file", "column", "taken for"), guessed.rows))
     if "time" not in guessed.definition["files"]["interactions"]:
         console.print("no column of times: rows count in the order of the file, a second apart")
-    shown = guessed.definition["shown"]
-    console.print(f"shown: {shown}. Wrote {to}: correct it where it is wrong, then")
+    console.print(
+        f"shown: {guessed.definition['shown']}. Wrote {to}: correct it where it is wrong, then"
+    )
     names = " ".join(map(str, files))
     console.print(f"recsys import {names} --app {to} --state state", soft_wrap=True)
 
@@ -80,7 +85,7 @@ def _sample(file: Path) -> dict[str, list[Any]]:
         for name, values in block.columns.items():
             sample.setdefault(name, []).extend(values[::step])
     if not rows:
-        raise DataError(file, "rows that can be read; there is none")
+        raise DataError(file, "expected rows that can be read; there is none")
     return sample
 
 

@@ -232,8 +232,8 @@ def test_kinds_of_event_with_an_item_are_no_return_to_it(tmp_path: Path) -> None
 
 
 def test_times_that_cannot_be_read_are_named_before_anything_is_written() -> None:
-    columns = {"user": ["a"], "item": ["b"], "Datum": ["16.10.2026 07:09"]}
-    with pytest.raises(ValueError, match=r"'Datum' has '16.10.2026 07:09', expected times"):
+    columns = {"user": ["a"], "item": ["b"], "Datum": ["16/10/2026 07:09"]}
+    with pytest.raises(ValueError, match=r"'Datum' has '16/10/2026 07:09', expected times"):
         guess("mine", {"log.csv": columns}, {"time": "Datum"})
 
 
@@ -270,3 +270,41 @@ def test_times_of_items_may_be_missing(tmp_path: Path) -> None:
     app, files = read(tmp_path, {"ratings.csv": ratings(), "items.jsonl": items})
     assert app.fields["item"]["published_at"].kind == "time"
     assert files.items is not None and files.items.unit == "iso"
+
+
+def test_columns_and_values_of_other_languages_can_be_named(tmp_path: Path) -> None:
+    columns = {
+        "Bewerber": ["1", "2"] * 20, "Stelle": list(map(str, range(40))), "Liste": ["l", "m"] * 20,
+        "Zeit": ["02.11.2026 20:23:23"] * 40, "Ereignis": ["angezeigt", "geklickt"] * 20,
+    }  # fmt: skip
+    named = {"user": "Bewerber", "item": "Stelle", "time": "Zeit"}
+    guessed = guess("mine", {"log.csv": columns}, named)
+    assert "--kind" in str(guessed.rows) and guessed.definition["shown"] == "clicks"
+    named |= {"kind": "Ereignis", "request": "Liste"}
+    guessed = guess("mine", {"log.csv": columns}, named, "angezeigt")
+    table = guessed.definition["files"]["interactions"]
+    assert guessed.definition["shown"] == "list"
+    assert guessed.definition["events"] == {"geklickt": "positive"}
+    assert (table["shown"], table["request"], table.get("unit", "iso")) == (
+        ["angezeigt"],
+        "Liste",
+        "iso",
+    )
+    with pytest.raises(ValueError, match="'Ereignis' has no 'gezeigt'; it has angezeigt, geklickt"):
+        guess("mine", {"log.csv": columns}, named, "gezeigt")
+
+
+def test_fields_of_real_tables(tmp_path: Path) -> None:
+    n = 1_200
+    items: Columns = {
+        "item": list(range(n)),
+        "occupation": [f"occupation {i % 400}" for i in range(n)],
+        "title": [f"title {i % 900}" for i in range(n)],
+        "salary": ["n/a" if i % 25 == 0 else str(i) for i in range(n)],
+        "explicit": [i % 2 == 0 for i in range(n)],
+        "since": ["1.11.2026"] * n,
+    }
+    app, _ = read(tmp_path, {"ratings.csv": ratings(), "items.jsonl": items})
+    assert {name: field.kind for name, field in app.fields["item"].items()} == {
+        "occupation": "category", "salary": "number", "explicit": "category", "since": "time",
+    }  # fmt: skip

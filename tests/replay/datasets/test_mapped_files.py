@@ -168,7 +168,9 @@ def test_a_plug_in_reads_files_that_end_in_its_name(
     pairs = [(user, item) for _, user, item, _ in seen(data.events())]
     assert pairs == [("bo", "v8"), ("ana", "v7")]
     assert [(row.line, row.reason) for row in bad] == [(3, "expected a request")]
-    with pytest.raises(DataError, match="log.broken: a file that can be read .the JSON object"):
+    with pytest.raises(
+        DataError, match="log.broken: expected a file that can be read .the JSON object"
+    ):
         list(dataset(write(tmp_path / "log.broken", "{}")).events())
 
 
@@ -286,3 +288,49 @@ def test_lists_are_whole_where_views_show_what_was_seen(tmp_path: Path) -> None:
     data = dataset(write(tmp_path / "log.csv", text), shown="view", interactions=table)
     (listed,) = [event for event in data.events() if isinstance(event, Impression)]
     assert [item.item_id for item in listed.items] == ["x", "y"]
+
+
+def test_shown_items_have_a_context_and_engagements_a_value(tmp_path: Path) -> None:
+    app = app_of(
+        "events: {like: {label: positive, value: seconds}, click: none}\nshown: list\n"
+        "fields: {context: {device: category, battery: number}}"
+    )
+    table = CLICKS | {"labels": {"like": "like", "click": "click"}, "value": "heard"}
+    table["context"] = {"device": "device", "battery": "battery"}
+    files = msgspec.convert({"interactions": table}, DataFiles)
+    text = "user,item,time,like,click,heard,device,battery\na,x,1,1,1,30.5,phone,full\na,y,2,1,0,,car,7\n"
+    bad: list[BadRow] = []
+    path = write(tmp_path / "log.csv", text)
+    events = list(MappedFiles(app, files, [path], refuse=lambda _, row: bad.append(row)).events())
+    contexts = [event.context for event in events if isinstance(event, Impression)]
+    assert contexts == [{"device": "phone"}, {"device": "car", "battery": 7}]
+    values = [event.value for event in events if isinstance(event, Engagement)]
+    assert values == [30.5, msgspec.UNSET, msgspec.UNSET]
+    assert [(row.value, row.reason) for row in bad] == [
+        ("full", "battery: expected a number; the field is left out")
+    ]
+
+
+def test_dates_with_dots_are_days_months_years(tmp_path: Path) -> None:
+    file = write(tmp_path / "log.csv", "user;item;time\na;x;01.2.1970 00:01\n")
+    data = dataset(file, interactions=CLICKS | {"unit": "iso"})
+    data._latest_ms = 10**12
+    assert [ms for ms, *_ in seen(data.events())] == [31 * 86_400_000 + 60_000]
+
+
+@pytest.mark.parametrize("wrong", ["user", "item", "time", "kind", "request", "value"])
+def test_a_column_that_no_file_has_is_an_error_and_not_empty(tmp_path: Path, wrong: str) -> None:
+    roles = {role: role for role in ("user", "item", "time", "kind", "request", "value")}
+    table = roles | {wrong: "other", "unit": "s", "files": ["log.csv"], "names": {"": "click"}}
+    file = write(tmp_path / "log.csv", "user,item,time,kind,request,value\na,x,1,click,r,\n")
+    items = {"id": "item", "files": ["items.csv"]}
+    with pytest.raises(
+        DataError, match=r"log\.csv: expected the column 'other' of files\.inter.*user"
+    ):
+        dataset(file, interactions=table, items=items).times_ms  # noqa: B018
+    titles = write(tmp_path / "items.csv", "item,name\nx,A\n")
+    items |= {"fields": {"title": "title"}}
+    with pytest.raises(
+        DataError, match=r"items\.csv: .*'title' of files\.items; there are item, name"
+    ):
+        dataset(titles, interactions=table, items=items).times_ms  # noqa: B018
