@@ -131,4 +131,6 @@ def read_data_files(file: Path) -> DataFiles:
         return msgspec.convert(marked.value["files"], DataFiles)
     except msgspec.ValidationError as error:
         path = str(error).partition("`$.")[2].rstrip("`").split(".")
-        raise marked.error(f"files: {error}; docs/reference/app.md has each key", "files", *path) from None
+        raise marked.error(
+            f"files: {error}; docs/reference/app.md has each key", "files", *path
+        ) from None

@@ -295,7 +295,10 @@ def test_shown_items_have_a_context_and_engagements_a_value(tmp_path: Path) -> N
         "events: {like: {label: positive, value: seconds}, click: none}\nshown: list\n"
         "fields: {context: {device: category, battery: number}}"
     )
-    table = CLICKS | {"labels": {"like": "like", "click": "click"}, "value": "heard"}
+    table: dict[str, Any] = CLICKS | {
+        "labels": {"like": "like", "click": "click"},
+        "value": "heard",
+    }
     table["context"] = {"device": "device", "battery": "battery"}
     files = msgspec.convert({"interactions": table}, DataFiles)
     text = "user,item,time,like,click,heard,device,battery\na,x,1,1,1,30.5,phone,full\na,y,2,1,0,,car,7\n"
@@ -321,9 +324,14 @@ def test_dates_with_dots_are_days_months_years(tmp_path: Path) -> None:
 @pytest.mark.parametrize("wrong", ["user", "item", "time", "kind", "request", "value"])
 def test_a_column_that_no_file_has_is_an_error_and_not_empty(tmp_path: Path, wrong: str) -> None:
     roles = {role: role for role in ("user", "item", "time", "kind", "request", "value")}
-    table = roles | {wrong: "other", "unit": "s", "files": ["log.csv"], "names": {"": "click"}}
+    table: dict[str, Any] = roles | {
+        wrong: "other",
+        "unit": "s",
+        "files": ["log.csv"],
+        "names": {"": "click"},
+    }
     file = write(tmp_path / "log.csv", "user,item,time,kind,request,value\na,x,1,click,r,\n")
-    items = {"id": "item", "files": ["items.csv"]}
+    items: dict[str, Any] = {"id": "item", "files": ["items.csv"]}
     with pytest.raises(
         DataError, match=r"log\.csv: expected the column 'other' of files\.inter.*user"
     ):
