@@ -41,6 +41,12 @@ def place_of(index: Any, key: Any) -> Any:
     return index[cell, 1]
 
 
+@kernel(types.void(read_only(_int, 2), _int))
+def prefetch_cell(index: Any, key: Any) -> None:
+    """Prefetches the cell at which probing for a key starts."""
+    prefetch_line(index, np.int64(home_of(key, np.uint64(index.shape[0]))) * 16)
+
+
 @kernel(types.void(read_only(_int, 2), _KEYS, _OUT))
 def find(index: Any, keys: Any, places: Any) -> None:
     """Writes the place of each key, or EMPTY."""
@@ -108,10 +114,12 @@ def move(index: Any, keys: Any, slots: Any) -> None:
 
 @kernel(_int(read_only(_int, 2), _KEYS, _ROWS, _ROWS_OUT))
 def gather_rows(index: Any, keys: Any, values: Any, out: Any) -> Any:
-    """Copies the rows of keys; returns the number of missing keys. All slots are found and prefetched
-    first."""
+    """Copies the rows of keys; returns the number of missing keys. All cells are prefetched first, then all
+    slots found and prefetched."""
     size, dim, missing = keys.shape[0], values.shape[1], 0
     slots = np.empty(size, np.int64)
+    for i in range(size):
+        prefetch_cell(index, keys[i])
     for i in range(size):
         slots[i] = place_of(index, keys[i])
         for byte in range(0, 4 * dim if slots[i] >= 0 else 0, LINE):

@@ -10,7 +10,7 @@ import numpy as np
 from numba import types
 
 from recsys.arrays.compiled import MIX_1, kernel, mix, read_only
-from recsys.arrays.key_index import place_of
+from recsys.arrays.key_index import place_of, prefetch_cell
 from recsys.arrays.prefetch import LINE, prefetch_line
 from recsys.features.counter_kernels import add_row
 
@@ -39,11 +39,12 @@ def gather(index: Any, values: Any, last_ms: Any, own_index: Any, own_values: An
     An entity is a row of ``entities`` (E, 5): whether its counters are the user's (``own_…``), whether it is
     crossed, with which key, and its first item column and their number, whose counters are summed.
     """
-    # All row positions are looked up first, so that memory reads overlap instead of waiting one by one.
+    # All cells of the index are prefetched first, then all rows, so that memory reads overlap instead of
+    # waiting one by one.
     size, each, row = items.shape[0], 0, 4 * values.shape[1]
     for e in range(entities.shape[0]):
         each += entities[e, 4]
-    places = np.empty((size, each), np.int64)
+    places = np.zeros((size, each), np.int64)  # first of keys
     for n in range(size):
         at = 0
         for e in range(entities.shape[0]):
@@ -52,13 +53,23 @@ def gather(index: Any, values: Any, last_ms: Any, own_index: Any, own_values: An
                 key = items[n, c]
                 if key != 0 and is_crossed != 0:
                     key = crossed(left, key) if left != 0 else 0
-                place = -1
+                if key != 0 and own == 0:
+                    prefetch_cell(index, key)
+                places[n, at] = key
+                at += 1
+    for n in range(size):
+        at = 0
+        for e in range(entities.shape[0]):
+            own = entities[e, 0]
+            for _ in range(entities[e, 4]):
+                key, place = places[n, at], -1
                 if key != 0:
                     place = place_of(own_index, key) if own != 0 else place_of(index, key)
                 if place >= 0 and own == 0:
                     prefetch_line(last_ms, place * 8)
                     for byte in range(0, row, LINE):
                         prefetch_line(values, place * row + byte)
+                    prefetch_line(values, place * row + row - 1)
                 places[n, at] = place
                 at += 1
     for n in range(size):
