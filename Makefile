@@ -34,7 +34,7 @@ else
 endif
 
 # All tests in four parts. Steady ones only compute: no outcome depends on a clock or on what else runs. Tests of
-# services that start neither Ray nor a whole system run in two processes; those of live systems follow one at a time.
+# services that bear each other's load run in two processes; those of live systems follow one at a time.
 STEADY := $(addprefix tests/simulation/test_,disk_month.py flipped_bits.py planted_bugs.py simulator.py) \
 	tests/training/continual/test_open_labels.py tests/training/merging/test_merge_live.py \
 	$(addprefix tests/training/deletion/test_,live_unlearning.py unlearn.py) \
@@ -43,12 +43,13 @@ STEADY := $(addprefix tests/simulation/test_,disk_month.py flipped_bits.py plant
 	$(addprefix tests/benchmarks/studies/,drift/test_study_drift.py poisoning/test_study_poisoning.py \
 	promotion/test_study_guard.py $(addprefix quality/test_,sequence_baselines.py study_baselines.py \
 	study_freshness.py study_quality.py))
-WITHOUT_RAY := tests/recsys/log/test_kafka_connection.py tests/recsys/log/test_protocol.py \
+# The longest first.
+IN_PAIRS := tests/live/test_example_pages.py tests/live/test_feed_page.py tests/runtime/cli/test_up.py \
+	$(addprefix tests/live/test_,workers.py tracker.py kafka_log.py control_page.py haproxy_live.py page_access.py) \
+	tests/recsys/log/test_kafka_connection.py tests/recsys/log/test_protocol.py \
 	tests/serving/sessions/test_cluster_store.py tests/serving/sessions/test_session_store.py \
 	tests/benchmarks/answers/test_bench_serve.py tests/benchmarks/harness/test_broker_loop.py \
-	tests/experiments/assignment/test_assign_js.py tests/runtime/jobs/test_backup.py tests/runtime/cli/test_replay.py \
-	$(addprefix tests/live/test_,control_page.py example_pages.py feed_page.py haproxy_live.py kafka_log.py \
-	page_access.py tracker.py)
+	tests/experiments/assignment/test_assign_js.py tests/runtime/jobs/test_backup.py tests/runtime/cli/test_replay.py
 # By their text, since importing all others takes longer than some of them; tests/conftest.py checks that none is missed.
 SERVICES = $(sort $(shell grep -rl --include='test_*.py' 'mark\.services' tests))
 
@@ -63,10 +64,10 @@ test-steady: .venv/.stamp-dev
 	$(BIN)/pytest -q -m "" -o timeout=900 $(STEADY)
 
 test-services: .venv/.stamp-dev
-	$(BIN)/pytest -q -m services -n 2 --dist loadfile $(WITHOUT_RAY)
+	$(BIN)/pytest -q -m services -n 2 --dist loadfile --no-loadscope-reorder $(IN_PAIRS)
 
 test-live: .venv/.stamp-dev
-	$(BIN)/pytest -q -m "services and not hosts" $(filter-out $(WITHOUT_RAY),$(SERVICES))
+	$(BIN)/pytest -q -m "services and not hosts" $(filter-out $(IN_PAIRS),$(SERVICES))
 
 test-hosts: .venv/.stamp-dev ## Tests on three hosts, which are network namespaces: some minutes, as root
 	$(BIN)/pytest -q -m hosts tests/live/test_cluster.py
