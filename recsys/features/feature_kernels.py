@@ -44,7 +44,7 @@ def gather(index: Any, values: Any, last_ms: Any, own_index: Any, own_values: An
     size, each, row = items.shape[0], 0, 4 * values.shape[1]
     for e in range(entities.shape[0]):
         each += entities[e, 4]
-    places = np.zeros((size, each), np.int64)  # first of keys
+    places = np.empty((size, each), np.int64)  # until they are looked up, keys
     for n in range(size):
         at = 0
         for e in range(entities.shape[0]):
