@@ -9,6 +9,7 @@ import asyncio
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
 from statistics import mean
 from tempfile import TemporaryDirectory
@@ -20,7 +21,10 @@ from recsys.events.event_types import Impression, Item, decode
 from recsys.events.records import DELTAS, EVENTS, EXAMPLES, ITEM_STATE
 from recsys.log.protocol import Log, Record, read_range
 from recsys.process.latency_tuning import freeze_gc
+from recsys.process.worker_share import Share
 from serving.request import Request
+from serving.sessions.counter_loop import CounterLoop
+from serving.sessions.counter_sums import SumLoop
 from training.archive.writer import Archive
 
 _WARM: Final = 0.2  # share of the rounds before the clock starts
@@ -76,6 +80,7 @@ async def _run(folder: Path, requests: int, items: int, users: int) -> dict[str,
     figures = _figures(system, spent, {name: after[name] - before[name] for name in after})
     whole = after["events"] + after["examples"]
     figures["archive_us"] = 1e6 * spent.seconds["archive"] / whole
+    figures["counter_sums_us"] = _added_up(system, spent) / after["events"]
     await system.stop()
     return {name: round(value, 3) for name, value in figures.items()}
 
@@ -101,6 +106,16 @@ def _turn(system: LocalSystem, spent: _Spent) -> None:
     began_s = time.process_time()
     system.follow()
     spent.add("follow", began_s)
+
+
+def _added_up(system: LocalSystem, spent: _Spent) -> float:
+    """Microseconds of adding up what two workers count, who publish in each turn."""
+    log, features = system.log, system.features
+    for share in (Share(0, 2), Share(1, 2)):
+        clock = count(0, 100).__next__
+        spent.of("workers", CounterLoop(log, features, now_ms=clock, share=share).turn)
+    spent.of("counter_sums", SumLoop(log, features, now_ms=count(0, 100).__next__).turn)
+    return 1e6 * spent.seconds["counter_sums"]
 
 
 def _counts(log: Log) -> dict[str, int]:
@@ -136,7 +151,7 @@ def _figures(system: LocalSystem, spent: _Spent, counts: dict[str, int]) -> dict
     tables = [shard.shard.tables for shard in system.shards.durable]
     replica = system.service.reader.replica.rows
     return {
-        **{f"{name}_us": 1e6 * spent.seconds[name] / count for name, count in per.items()},
+        **{f"{name}_us": 1e6 * spent.seconds[name] / units for name, units in per.items()},
         "engagements_an_example": (events - lists) / examples,
         "impression_bytes": mean(sizes[True][1:]),
         "engagement_bytes": mean(sizes[False][1:]),

@@ -136,7 +136,8 @@ def _folds(demand: Demand, partitions: int) -> list[PartNeed]:
     rows = [
         ("session_fold", rate, partitions, events + sessions),
         ("joiner", rate, partitions, events + learned),
-        ("counters", rate, 1, events + demand.published_bytes),
+        ("counters", rate, partitions, events + demand.published_bytes),
+        ("counter_sums", rate, 1, 2 * demand.published_bytes),
         ("sequencer", demand.examples, 1, learned),
         ("archive", rate + demand.examples, 1, events + learned),
     ]

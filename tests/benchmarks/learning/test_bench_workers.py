@@ -11,7 +11,7 @@ def test_states_are_equal_and_each_fold_has_its_figures(monkeypatch: pytest.Monk
     monkeypatch.setattr(bench_workers, "_ROUNDS", 1)
     monkeypatch.setattr(bench_workers, "_CATALOGUE", 50)
     figures = measure_workers(800, seed=3)["figures"]
-    for fold in ("session_fold", "joiner"):
+    for fold in ("session_fold", "joiner", "counters"):
         assert all(figures[f"{fold}_us_{workers}"] > 0 for workers in WORKERS)
     assert 0 < figures["counters_largest_difference"] < 1e-4
     assert figures["counters_rows_of_tables"] > figures["counters_rows"] > 100
