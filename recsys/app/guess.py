@@ -4,6 +4,7 @@ Names of columns decide first, then their values. ``recsys init`` shows the gues
 """
 
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -301,5 +302,6 @@ def _seconds(values: Sequence[Any]) -> list[float]:
 def _clean(name: str) -> str:
     """A column's name as one of the definition, of at most 56 letters: userId becomes user_id."""
     snake = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name.partition(":")[0]).lower()
-    text = re.sub(r"\W+", "_", snake, flags=re.ASCII).strip("_")
+    plain = unicodedata.normalize("NFKD", snake).encode("ascii", "ignore").decode()  # ö becomes o
+    text = re.sub(r"\W+", "_", plain).strip("_")
     return (text if text[:1].isalpha() else f"x_{text}")[:56]

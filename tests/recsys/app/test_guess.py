@@ -303,8 +303,9 @@ def test_fields_of_real_tables(tmp_path: Path) -> None:
         "salary": ["n/a" if i % 25 == 0 else str(i) for i in range(n)],
         "explicit": [i % 2 == 0 for i in range(n)],
         "since": ["1.11.2026"] * n,
+        "Gelöscht": [0.5] * n,
     }
     app, _ = read(tmp_path, {"ratings.csv": ratings(), "items.jsonl": items})
     assert {name: field.kind for name, field in app.fields["item"].items()} == {
-        "occupation": "category", "salary": "number", "explicit": "category", "since": "time",
+        "geloscht": "number", "occupation": "category", "salary": "number", "explicit": "category", "since": "time",
     }  # fmt: skip
