@@ -119,6 +119,17 @@ def join(
 
 
 @bench_command(bench)
+def replay(
+    data: Annotated[Path, typer.Option(help="Folder with a data set.")] = Path("data/kuairand"),
+    until: Annotated[str, typer.Option(help="Event time to stop before.")] = "",
+) -> Figures:
+    """Examples of a data set a CPU second, and peak memory."""
+    from benchmarks.learning.bench_replay import measure_replay
+
+    return measure_replay(data, until)
+
+
+@bench_command(bench)
 def freshness(
     seconds: Seconds = 20,
     rate: Annotated[int, typer.Option(min=1, help="Events offered in a second.")] = 1_000,

@@ -11,10 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from recsys.events.event_types import Engagement, Event, Impression, ServedItem
-from recsys.features.counters import amounts
+from recsys.features.counters import amounts, amounts_by_code
 from recsys.features.feature_set import FeatureSet, Keys
 from recsys.features.item_counters import ItemCounters
-from recsys.features.session import COUNTER_ROWS, USER, Entry, Session
+from recsys.features.session import COUNTER_ROWS, REQUESTS, USER, Entry, Session
 from recsys.features.source_credits import ALL
 from replay.player import Player
 
@@ -62,7 +62,7 @@ class Past:
                 yield Engagement(item_id=item_id, kind=kind, **about)
 
     def request_id(self, row: int) -> str:
-        return f"{self.users[row]}-{NAME}-{self.places[row]}"
+        return f"{self.users[row].item()}-{NAME}-{self.places[row].item()}"
 
     def rows_by_user(self) -> dict[str, Keys]:
         """The rows of each user, in order."""
@@ -94,25 +94,26 @@ class PastFold:
         self._shown = amounts(features.kinds, "shown")
         none: dict[str, Any] = {"time_ms": 0, "request_id": "", "user_id": "", "item_id": ""}
         counted = [[k for k in kinds if k in features.engagement_kinds] for kinds in past.kinds]
-        self._added = [
+        self._each = [
             [self._shown, *(features.amounts(Engagement(kind=k, **none)) for k in kinds)]
             for kinds in counted
         ]
+        self._added = amounts_by_code(self._each)
 
     def fold_counters(self, counters: ItemCounters, with_visits: bool) -> None:
         """Counts everything of all viewers, with their visits if anything reads them."""
         past, main = self._past, self._features.main_labels[0]
         groups = [counters.counted_keys(keys_I, self._context, 0, {}) for keys_I in self._keys_UI]
-        added = [[each for each in amounts if each.any()] for amounts in self._added]
+        added = amounts_by_code([[one for one in each if one.any()] for each in self._each])
         liked = np.array([main in kinds for kinds in past.kinds])[past.codes]
-        credit = [self._shown + amounts(self._features.kinds, main)]
+        credit = amounts_by_code([[self._shown + amounts(self._features.kinds, main)]])
         for start in range(0, len(liked), _BLOCK):
             block = slice(start, start + _BLOCK)
             items, times = self._items_N[block], past.time_ms[block]
             counters.add_all(groups, items, added, past.codes[block], times)
             times = times[liked[block]]
             one = np.zeros(len(times), np.int64)
-            counters.add_all([(ALL,)], one, [credit], one, times)
+            counters.add_all([(ALL,)], one, credit, one, times)
         for row in np.flatnonzero(liked).tolist() if with_visits else ():
             item = int(self._keys_UI[self._items_N[row], 0])
             counters.visits.add(past.users[row].item(), item, int(past.time_ms[row]))
@@ -122,27 +123,25 @@ class PastFold:
         rows, past = self._rows.pop(str(session.user_id), None), self._past
         if rows is None:
             return
-        items = self._items_N[rows].tolist()
+        items, codes = self._items_N[rows].tolist(), past.codes[rows].tolist()
         groups = [self._own[item] for item in items]
         limit = COUNTER_ROWS * self._features.own_rows
         if session.plain or len(set(chain.from_iterable(groups))) > 2 * limit:
             self._fold_events(session, rows)
             return
-        codes, times = past.codes[rows], past.time_ms[rows]
-        order = np.arange(len(rows))
-        session.counters.add_all(groups, order, self._added, codes, times)
-        ids = [past.request_id(row) for row in rows.tolist()]
+        order, times_ms = np.arange(len(rows)), past.time_ms[rows]
+        session.counters.add_all(groups, order, self._added, past.codes[rows], times_ms)
+        newest = rows[-max(REQUESTS, session.history.maxlen or 0) :].tolist()
+        ids = [past.request_id(row) for row in newest]
         session.requests.extend((id_, self._context) for id_ in ids)
-        session.seen.extend(self._keys_UI[self._items_N[rows], 0].tolist())
-        for id_, item, code, time_ms in zip(
-            ids, items, codes.tolist(), times.tolist(), strict=True
-        ):
-            entry = Entry(id_, self._entries[item], self._outcomes[code], 0, time_ms)
-            session.history.append(entry)
-            kinds = past.kinds[code]
-            session.events += len(kinds)
-            session.hidden.extend([self._entries[item][0]] * kinds.count("hide"))
-        session.last_ms = max(session.last_ms, times[-1].item())
+        session.seen.extend(self._entries[item][0] for item in items)
+        last = zip(ids[::-1], items[::-1], codes[::-1], times_ms[::-1].tolist(), strict=False)
+        entries = [Entry(id_, self._entries[n], self._outcomes[c], 0, ms) for id_, n, c, ms in last]
+        session.history.extend(entries[::-1])
+        hidden = (n for n, c in zip(items, codes, strict=True) if "hide" in past.kinds[c])
+        session.hidden.extend(self._entries[item][0] for item in hidden)
+        session.events += sum(len(past.kinds[code]) for code in codes)
+        session.last_ms = max(session.last_ms, times_ms[-1].item())
 
     def _fold_events(self, session: Session, rows: Keys) -> None:
         keys = iter(self._keys_UI[self._items_N[rows]])

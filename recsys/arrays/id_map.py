@@ -2,7 +2,7 @@
 
 Dense slots make exports slices and expiry a scan. A removal moves the last rows into the holes; owners of
 other columns move them the same way (``Moves``). Columns grow by doubling, since unwritten pages take no
-memory. The index is written all over, so it grows by a quarter.
+memory. The index is written all over, so it grows by a quarter, as do small columns.
 """
 
 import math
@@ -16,6 +16,7 @@ from recsys.arrays import key_index
 from recsys.arrays.growable import grown, written_bytes
 from recsys.arrays.key_index import LOAD, cells_for, empty_index, widened
 
+_SMALL = 1024  # rows
 Arrays = dict[str, NDArray[Any]]
 Keys = NDArray[np.int64]
 
@@ -111,8 +112,9 @@ class IdMap:
         valid."""
         rows = self._count + more
         if rows > len(self._keys):
-            self._keys = grown(self._keys, rows, self._limit)
-            self.columns = {name: grown(c, rows, self._limit) for name, c in self.columns.items()}
+            room = rows, self._limit, 1.25 if len(self._keys) < _SMALL else 2.0
+            self._keys = grown(self._keys, *room)
+            self.columns = {name: grown(c, *room) for name, c in self.columns.items()}
         if rows > len(self.index) * LOAD:
             cells = max(math.ceil(rows / LOAD), len(self.index) * 5 // 4, 8)
             if rows <= self._limit:

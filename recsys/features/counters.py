@@ -21,6 +21,7 @@ HALF_LIVES_MS: Final = (6 * 3_600_000.0, 14 * 24 * 3_600_000.0)
 
 Keys = NDArray[np.int64]
 Values = NDArray[np.float32]
+Added = tuple[Values, Keys]  # amounts (A, K), and where those of each code begin, with their end
 
 
 class CounterTable:
@@ -54,17 +55,21 @@ class CounterTable:
         kernels.add(values, last_ms, self.half_lives_ms, rows, amounts, now_ms)
 
     def add_all(
-        self, groups: Sequence[tuple[int, ...]], at_N: Keys, added: Sequence[Sequence[Values]],
-        codes_N: Keys, times_ms_N: Keys,
-    ) -> None:  # fmt: skip
-        """Adds each of the amounts ``added[code]`` of events to all keys of ``groups[at]``, in order."""
-        begins = np.cumsum([0, *map(len, groups)])
-        rows = self._ids.insert(np.array([*chain.from_iterable(groups)], np.int64))
-        parts = np.cumsum([0, *map(len, added)])
-        flat = np.array([*chain.from_iterable(added)], np.float32).reshape(-1, self.kinds)
+        self,
+        groups: Sequence[tuple[int, ...]],
+        at_N: Keys,
+        added: Added,
+        codes_N: Keys,
+        times_N: Keys,
+    ) -> None:
+        """Adds the amounts of each event's code to all keys of its group, ``groups[at]``, in order."""
+        begins, flat = np.cumsum([0, *map(len, groups)]), [*chain.from_iterable(groups)]
+        self._ids.insert(np.array([*dict.fromkeys(flat)], np.int64))  # no more room than they need
+        rows = self._ids.find(np.array(flat, np.int64))
         _, values, last_ms = self.arrays
-        kernels.add_all(values, last_ms, self.half_lives_ms, rows, begins, at_N, flat, parts, codes_N,
-                        times_ms_N)  # fmt: skip
+        kernels.add_all(
+            values, last_ms, self.half_lives_ms, rows, begins, at_N, *added, codes_N, times_N
+        )
 
     def touch(self, keys: Keys, now_ms: int, value: float = 0.0) -> Keys:
         """Makes an event the newest of some keys, with its value; returns the times of those before it, -1
@@ -157,3 +162,9 @@ def amounts(kinds: Sequence[str], happened: str, watch_ms: int | None = None) ->
     if watch_ms is not None and happened == "view":
         added[kinds.index("watch")] = np.log1p(watch_ms / 1000.0)
     return added
+
+
+def amounts_by_code(codes: Sequence[Sequence[Values]]) -> Added:
+    """Amounts of events by code, as ``CounterTable.add_all`` reads them; a code may have several."""
+    rows = np.array([*chain.from_iterable(codes)], np.float32)
+    return rows, np.cumsum([0, *map(len, codes)])

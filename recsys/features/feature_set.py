@@ -543,7 +543,12 @@ class FeatureSet:
 
     def history_entry(self, item_keys: Keys) -> list[int]:
         """The keys (H,) of an item in a history entry: itself and its first group values."""
-        return [int(key) for key in item_keys[[0, *self.group_columns()]]]
+        entry: list[int] = item_keys[self._entry_columns].tolist()
+        return entry
+
+    @cached_property
+    def _entry_columns(self) -> Keys:
+        return np.array([0, *self.group_columns()], np.int64)
 
 
 @dataclass(frozen=True)

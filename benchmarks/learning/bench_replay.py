@@ -1,0 +1,113 @@
+"""``recsys bench replay``: examples of a data set a CPU second, from opening its files to the last step.
+
+The floor is the network alone on the features of the replay's last examples: predictions and gradients, in
+the replay's own lanes and in batches of 1,024. It reads no log, folds nothing and moves no row.
+"""
+
+import resource
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from recsys.config.system_config import Config
+from recsys.events.event_types import Event
+from recsys.events.records import TrainingExample
+from recsys.model.model import build_model
+from replay.datasets.app_dataset import feature_set_of
+from replay.datasets.open_dataset import open_dataset
+from replay.direct_loop import DirectLoop
+from replay.player import Player
+from replay.replay_run import ReplayOptions, config_for, replay_with
+from runtime.jobs.time_option import parse_time
+from training.continual.learner import Lane, Learned, Learner
+from training.continual.worker import Worker
+
+_BATCH: Final = 1024
+_ROUNDS: Final = 3
+Floats = NDArray[np.float32]
+Rows = Mapping[str, Floats]
+
+
+class KeepingLearner(Learner):
+    """Remembers the lanes that it learned last, with their rows, and their examples."""
+
+    lanes: deque[tuple[Lane, Rows, Floats]]
+    examples: deque[TrainingExample]
+
+    def prepare(
+        self,
+        examples: Sequence[TrainingExample],
+        rehearsed: Sequence[TrainingExample] = (),
+        weight: float = 1.0,
+    ) -> Lane:
+        self.examples.extend(examples)
+        return super().prepare(examples, rehearsed, weight)
+
+    def learn(self, lane: Lane, rows: Rows, dense: Floats) -> Learned:
+        self.lanes.append((lane, rows, dense))
+        return super().learn(lane, rows, dense)
+
+
+def measure_replay(data: Path, until: str) -> dict[str, Any]:
+    """Replays a data set, then times the floor."""
+    began_s = time.process_time()
+    dataset = open_dataset(data)
+    options = ReplayOptions(until_ms=parse_time(until, dataset.utc_offset_h) if until else None)
+    config = config_for(dataset, options, Config())
+    features = feature_set_of(dataset, config)
+    loop = DirectLoop(features, config)
+    learner = KeepingLearner(build_model(features, config.model))
+    learner.lanes, learner.examples = deque(maxlen=4 * _BATCH // 16), deque(maxlen=_BATCH)
+    loop.worker = Worker(0, 1, loop.log, loop.client, learner, config)
+    player = Player(features, config, loop, with_visits=False)
+    warm_s = list[float]()
+
+    def progress(events: Iterator[Event]) -> Iterator[Event]:
+        warm_s.append(time.process_time() - began_s)
+        return events
+
+    result = replay_with(player, dataset, options, progress, loop.digest)
+    cpu_s = time.process_time() - began_s
+    peak_gb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
+    examples = loop.worker.counts["examples"]
+    return {
+        "what": f"{dataset.name}: {examples} examples, {result.steps} steps",
+        "figures": {
+            "examples_per_cpu_s": round(examples / cpu_s),
+            "cpu_s": {"before_the_log": round(warm_s[-1], 1), "all": round(cpu_s, 1)},
+            "peak_gb": round(peak_gb, 2),
+            "digest": result.digest,
+        },
+        "comparators": {"network_alone": _floor(learner, loop)},
+    }
+
+
+def _floor(learner: KeepingLearner, loop: DirectLoop) -> dict[str, int]:
+    """Examples a CPU second of the network, the best of some rounds."""
+    lanes, examples = list(learner.lanes), list(learner.examples)
+    whole, step = learner.prepare(examples), loop.client.applied_steps()[0]
+    batch = whole, loop.client.lookup(step, whole.lookup.keys), loop.client.dense(step)
+    return {
+        "in_lanes_per_cpu_s": _rate(learner, lanes),
+        f"in_batches_of_{len(examples)}_per_cpu_s": _rate(learner, [batch] * 4),
+    }
+
+
+def _rate(learner: Learner, lanes: Sequence[tuple[Lane, Rows, Floats]]) -> int:
+    def learn() -> None:
+        for lane, rows, dense in lanes:
+            Learner.learn(learner, lane, rows, dense)
+
+    seconds = min(_cpu_seconds(learn) for _ in range(_ROUNDS))
+    return round(sum(len(lane.batch) for lane, _, _ in lanes) / seconds)
+
+
+def _cpu_seconds(work: Callable[[], None]) -> float:
+    began_s = time.process_time()
+    work()
+    return time.process_time() - began_s
