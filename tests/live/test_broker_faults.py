@@ -6,29 +6,35 @@ from pathlib import Path
 import pytest
 
 from recsys.client import ApiError
+from recsys.config.system_config import ParameterServerConfig, TrainerConfig
 from recsys.events.event_types import Engagement
 from runtime.supervision.launch_plan import EMBEDDED_KAFKA
 from runtime.supervision.system_status import gather
-from tests.support.fault_checks import LIGHT, WITHIN, check_archive, check_examples_once
+from tests.support.fault_checks import (
+    check_archive,
+    check_examples_once,
+    kill_light_parts,
+    kill_within_ray,
+)
 from tests.support.live_system import LiveSystem, Traffic, until
 
 pytestmark = [pytest.mark.services, pytest.mark.slow, pytest.mark.timeout(900)]
 
 
 def test_over_a_broker_parts_come_back_and_its_own_loss_is_reported(tmp_path: Path) -> None:
-    system = LiveSystem(tmp_path / "state", log=EMBEDDED_KAFKA)
+    system = LiveSystem(  # small, since most of the time goes into restarts
+        tmp_path / "state",
+        log=EMBEDDED_KAFKA,
+        trainer=TrainerConfig(workers=1),
+        parameter_server=ParameterServerConfig(shards=1),
+    )
     try:
         system.up()
         system.publish_world()
         traffic = Traffic(system)
-        time.sleep(4)
-        for name in LIGHT:
-            system.kill_part(name)
-            time.sleep(1.5)
-        for part, words in WITHIN:
-            system.kill_within(part, words)
-            time.sleep(4)
-        system.wait_ready()
+        until(lambda: len(traffic.acknowledged) > 50, 60, "events are taken")
+        kill_light_parts(system)
+        kill_within_ray(system)
         flowing = len(traffic.acknowledged)
         until(lambda: len(traffic.acknowledged) > flowing, 30, "events are taken again")
         traffic.stop()

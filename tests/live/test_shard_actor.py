@@ -33,7 +33,9 @@ def ray():
 
 
 def config_in(folder):
-    config = Config(state=str(folder), step=StepConfig(lanes=LANES, snapshot_every=10, snapshot_s=0))
+    config = Config(
+        state=str(folder), step=StepConfig(lanes=LANES, snapshot_every=10, snapshot_s=0)
+    )
     log = open_log(config)
     create_topics(log, config)
     return config, log

@@ -8,6 +8,8 @@ from recsys.process.open_log import open_log
 from tests.support.live_system import LiveSystem, until
 from training.archive.writer import archived_rows
 
+# Between two kills: a part may or may not be back by then.
+PAUSE_S, RAY_PAUSE_S = 1.5, 3.0
 # Parts that restart within a second or two.
 LIGHT = ("session-fold", "counters", "joiner", "archive", "sequencer", "director", "valkey")
 # Processes that Ray runs: part and words of the command line.
@@ -17,6 +19,19 @@ WITHIN = (
     ("ray", "RayTrainWorker"),
     ("ray", "haproxy.cfg"),
 )
+
+
+def kill_light_parts(system: LiveSystem) -> None:
+    for name in LIGHT:
+        system.kill_part(name)
+        time.sleep(PAUSE_S)
+
+
+def kill_within_ray(system: LiveSystem) -> None:
+    for part, words in WITHIN:
+        system.kill_within(part, words)
+        time.sleep(RAY_PAUSE_S)
+    system.wait_ready()
 
 
 def learned_all(system: LiveSystem) -> int:
@@ -35,7 +50,7 @@ def learned_all(system: LiveSystem) -> int:
         until(settled, 60, "examples settle")
     finally:
         log.close()
-    time.sleep(3)
+    time.sleep(1.5)
     return system.version()["step"]
 
 

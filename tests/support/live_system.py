@@ -26,17 +26,25 @@ ITEMS, USERS = 300, 20
 
 
 class LiveSystem(Live):
-    """One `recsys up` on free ports; ``sections`` replace sections of its configuration."""
+    """One `recsys up` on free ports; ``sections`` replace sections of its configuration. Without Ray's
+    dashboard, whose processes take seconds of each start."""
 
-    def __init__(self, state: Path, log: str = "sqlite", **sections: Any) -> None:
+    def __init__(
+        self, state: Path, log: str = "sqlite", dashboard: bool = False, **sections: Any
+    ) -> None:
         self.desired = replace(
             Config(),
             state=str(state),
-            serve=ServeConfig(port=0, dashboard_port=0),
+            serve=ServeConfig(port=0, dashboard=dashboard, dashboard_port=0),
             log=LogConfig(url=log),
             **sections,
         )
         super().__init__(self.desired, World(seed=5, users=USERS, items=ITEMS, topics=6))
+
+    def client(self, admin: bool = False) -> Client:
+        """A client that waits as long as a busy machine takes."""
+        key = (self.state / "run" / "admin.key").read_text().strip() if admin else None
+        return Client(self.url, admin_key=key, timeout_s=10.0)
 
     def up(self) -> None:
         """Starts the desired configuration, and fails with the end of the output where that fails."""
@@ -87,7 +95,7 @@ class LiveSystem(Live):
             kill_session(leader)
         until(lambda: not holders(ports), 30, f"all of the ports {sorted(ports)} are free")
 
-    def wait_ready(self, timeout_s: float = 120.0) -> None:
+    def wait_ready(self, timeout_s: float = 240.0) -> None:
         """Waits until all parts and a replica are ready."""
         deadline = time.monotonic() + timeout_s
         while time.monotonic() < deadline:

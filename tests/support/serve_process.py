@@ -69,7 +69,8 @@ def viewed(answer: dict[str, Any], user_id: str, watch_ms: int) -> dict[str, Any
 
 def recsys(*arguments: str, state: Path) -> subprocess.CompletedProcess[str]:
     environment = os.environ | {
-        "RECSYS__SERVE__PORT": "0", "RECSYS__SERVE__DASHBOARD_PORT": "0",
+        "RECSYS__SERVE__PORT": "0",
+        "RECSYS__SERVE__DASHBOARD": "false", "RECSYS__SERVE__DASHBOARD_PORT": "0",
         "RECSYS__COMPAT__GORSE": "true", "RECSYS__COMPAT__METARANK": "true",
         "RECSYS__ACCESS__USER_LISTS": "0",
     }  # fmt: skip

@@ -41,6 +41,7 @@ def system(tmp_path_factory: pytest.TempPathFactory, receiver: Receiver) -> Iter
     step = replace(Config().step, every_ms=1_000, soonest_ms=1_000, snapshot_every=10, snapshot_s=0)
     system = LiveSystem(
         tmp_path_factory.mktemp("live") / "state",
+        dashboard=True,
         step=step,
         promotion=OPEN_GATES,
         tracing=TracingConfig(share=1.0, endpoint=receiver.url),
@@ -51,7 +52,7 @@ def system(tmp_path_factory: pytest.TempPathFactory, receiver: Receiver) -> Iter
     try:
         system.up()
         system.publish_world()
-        system.wait_ready(180)
+        system.wait_ready()
         yield system
     finally:
         system.down()
@@ -59,8 +60,8 @@ def system(tmp_path_factory: pytest.TempPathFactory, receiver: Receiver) -> Iter
 
 @pytest.fixture(scope="session")
 def visits(system: LiveSystem) -> Traffic:
-    """Viewers that have left after the model learned fifteen steps."""
+    """Viewers that have left after the model learned eleven steps."""
     traffic = Traffic(system)
-    until(lambda: system.version()["step"] >= 15, 90, "steps are learned")
+    until(lambda: system.version()["step"] >= 11, 90, "steps are learned")
     traffic.stop()
     return traffic

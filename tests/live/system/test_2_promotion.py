@@ -34,7 +34,7 @@ pytestmark = [pytest.mark.services, pytest.mark.slow, pytest.mark.timeout(600)]
 
 LIKE_LIVE, STUDENT = "cand-1", "student-1"
 SIZE = ModelSize(dim=8, hidden=(64, 32))
-SEEN_WITHIN_S = 5.0
+SEEN_WITHIN_S = 10.0
 
 
 class Asker:

@@ -5,10 +5,11 @@ import time
 import pytest
 
 from tests.support.fault_checks import (
-    LIGHT,
-    WITHIN,
+    RAY_PAUSE_S,
     check_archive,
     check_examples_once,
+    kill_light_parts,
+    kill_within_ray,
     learned_all,
 )
 from tests.support.live_system import LiveSystem, Traffic, until
@@ -20,22 +21,17 @@ HEAVY = ("trainer", "serve", "shards")
 
 def test_any_part_killed_comes_back_and_nothing_acknowledged_is_lost(system: LiveSystem) -> None:
     traffic = Traffic(system)
-    time.sleep(3)
-    for name in LIGHT:
-        system.kill_part(name)
-        time.sleep(1.5)
+    until(lambda: len(traffic.acknowledged) > 50, 60, "events are taken")
+    kill_light_parts(system)
     system.wait_ready()
-    for part, words in WITHIN:
-        system.kill_within(part, words)
-        time.sleep(4)
-    system.wait_ready()
+    kill_within_ray(system)
     for name in HEAVY:
         system.kill_part(name)
-        time.sleep(3)
-    system.wait_ready(180)
+        time.sleep(RAY_PAUSE_S)
+    system.wait_ready()
     system.kill_part("ray")
-    time.sleep(4)
-    system.wait_ready(180)
+    until(lambda: not system.running().ready, 60, "the supervisor sees it")
+    system.wait_ready()
     flowing = len(traffic.acknowledged)
     until(lambda: len(traffic.acknowledged) > flowing, 30, "events are accepted again")
     traffic.stop()

@@ -35,7 +35,7 @@ from training.lines.line import MAIN
 pytestmark = [pytest.mark.services, pytest.mark.slow, pytest.mark.timeout(900)]
 
 ITEMS, USERS = 60, 20
-EXPLAINED = 20  # answers on each side
+EXPLAINED = 10  # answers on each side
 READERS = int(os.environ.get("RECSYS_READERS", "2"))  # each asks 20 to 30 times a second
 TEXT = (
     (ROOT / "examples" / "news" / "app.yaml").read_text("utf-8").replace("window: 2m", "window: 3s")
@@ -48,7 +48,12 @@ def news(tmp_path: Path) -> Iterator[LiveSystem]:
     app = app_of(TEXT)
     # One step a second: a shadow on busy cores takes two, and must catch up.
     step = replace(
-        Config().step, every_ms=1_000, soonest_ms=1_000, snapshot_every=10, snapshot_s=0, snapshots_kept=500
+        Config().step,
+        every_ms=1_000,
+        soonest_ms=1_000,
+        snapshot_every=10,
+        snapshot_s=0,
+        snapshots_kept=500,
     )
     system = LiveSystem(tmp_path / "state", promotion=OPEN_GATES, step=step, trainer=TrainerConfig(workers=1),
         parameter_server=ParameterServerConfig(shards=1),
