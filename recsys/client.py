@@ -73,10 +73,12 @@ class Outcome(msgspec.Struct, frozen=True):
 
 
 class Receipt(msgspec.Struct, frozen=True):
-    """Results of a batch, in the order of the events."""
+    """Results of a batch, in the order of the events. ``unproven``: accepted events that count for nothing,
+    since they lack the token of a list in which the user saw the item."""
 
     accepted: int
     results: list[Outcome]
+    unproven: int = 0
 
     @property
     def rejected(self) -> list[int]:
@@ -246,13 +248,14 @@ class Client:
 
     def _in_batches(self, kind: str, values: Sequence[object]) -> Receipt:
         results: list[Outcome] = []
-        accepted = 0
+        accepted = unproven = 0
         for start in range(0, len(values), BATCH):
             body = {kind: values[start : start + BATCH]}
             receipt = self._insist("POST", f"/v1/{kind}", body)
             accepted += receipt.accepted
+            unproven += receipt.unproven
             results.extend(receipt.results)
-        return Receipt(accepted, results)
+        return Receipt(accepted, results, unproven)
 
     def _prepared(self, event: ClientEvent) -> ClientEvent:
         """The event with an id and, for an engagement, the token of its list."""

@@ -369,11 +369,18 @@ def _add_errors(app: FastAPI) -> None:
         return problem(str(error), error.status, headers={"retry-after": str(error.retry_after_s)})
 
 
+_EXPECTED: Final = {
+    "extra_forbidden": "no field of this name; /docs lists those of each route",
+    "missing": "a value: the field is required",
+}
+
+
 def _detail(error: dict[str, Any]) -> FieldError:
-    field = ".".join(str(part) for part in error["loc"] if part != "body")
+    parts = (str(part) for part in error["loc"] if part != "body")
+    field = ".".join(part for part in parts if not part.startswith("constrained-"))
     value = repr(error.get("input"))
     shown = value if len(value) <= 80 else value[:77] + "..."
-    return FieldError(field or "body", shown, error["msg"])
+    return FieldError(field or "body", shown, _EXPECTED.get(error["type"], error["msg"]))
 
 
 def _request_of(body: models.RecommendIn | models.RankIn, n: int) -> values.Request:

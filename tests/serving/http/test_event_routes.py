@@ -170,6 +170,18 @@ def test_a_wrong_body_is_refused_clearly(world: World, path: str, body: bytes, s
     run(world, scenario)
 
 
+def test_a_mistyped_field_or_route_is_answered_with_the_place_that_lists_them(world: World) -> None:
+    async def scenario(w: World) -> None:
+        answer = await w.client.post("/v1/recommend", json={"user_id": 1.5, "filter": {}})
+        expected = {each["field"]: each["expected"] for each in answer.json()["details"]}
+        assert expected.keys() == {"user_id", "filter"} and "/docs" in expected["filter"]
+        nothing = await w.client.post("/v1/recommend", json={})
+        assert nothing.json()["details"][0]["expected"] == "a value: the field is required"
+        assert "/docs" in (await w.client.get("/v1/recommendations")).json()["error"]
+
+    run(world, scenario)
+
+
 def test_text_that_is_no_unicode_is_refused(world: World) -> None:
     async def scenario(w: World) -> None:
         headers = {"content-type": "application/json"}
