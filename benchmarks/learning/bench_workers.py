@@ -33,7 +33,6 @@ from recsys.process.latency_tuning import freeze_gc
 from recsys.process.worker_share import Share
 from serving.sessions.counter_loop import CounterLoop
 from serving.sessions.counter_sums import SumLoop
-from serving.sessions.item_states import PublishingLoop
 from serving.sessions.session_loop import SessionLoop
 from training.joining.joiner_loop import JoinerLoop
 
@@ -164,11 +163,11 @@ def _added_up(log: MemoryLog) -> tuple[SumLoop, float]:
     return total, _drained(total)
 
 
-def _drained(loop: SessionLoop | JoinerLoop | PublishingLoop) -> float:
+def _drained(loop: SessionLoop | JoinerLoop | CounterLoop) -> float:
     """Processor seconds of all turns, and of publishing what is left."""
     began_s = time.process_time()
     while loop.turn():
         pass
-    if isinstance(loop, PublishingLoop):
+    if isinstance(loop, CounterLoop):
         loop.publish()
     return time.process_time() - began_s

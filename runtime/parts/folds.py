@@ -3,7 +3,8 @@
 from recsys.config.system_config import Config
 from recsys.process.part_process import Stop
 from recsys.process.worker_share import WHOLE, Share
-from serving.sessions import counter_loop, counter_sums, session_loop
+from serving.sessions import counter_loop, session_loop
+from serving.sessions.counter_sums import SumLoop
 from training.archive.whole_log import whole_log
 
 
@@ -15,7 +16,7 @@ def counters(config: Config, stop: Stop, share: Share = WHOLE) -> None:
     """Counts, or adds up as the last of several processes."""
     counting = share.workers - (not share.whole)
     if share.index == counting:
-        counter_sums.run(config, stop)
+        counter_loop.run(config, stop, kind=SumLoop)
     else:
         own = Share(share.index, counting)
         counter_loop.run(config, stop, lambda log: whole_log(log, config.state), own)

@@ -7,36 +7,36 @@ the snapshot of the other: it counts anew from the beginning of log and archive.
 """
 
 import logging
+import time
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Final
 
 import msgspec
 
+from recsys.app.set_loops import SetLoops
 from recsys.clock import wall_ms
 from recsys.config.safety_config import BoundsConfig
 from recsys.config.system_config import Config, CovisitConfig
 from recsys.events.event_types import Engagement, Impression, User, Verdict
 from recsys.events.records import EVENTS, ITEM_COUNTS, CovisitRows, pack
 from recsys.features.feature_set import FeatureSet
+from recsys.features.feature_set_file import feature_set
 from recsys.features.item_counters import ItemCounters
-from recsys.log.protocol import Append, Log
+from recsys.log.protocol import Append, Log, LogUnavailable
+from recsys.process.log_consumer import hold_available
 from recsys.process.open_log import open_log
 from recsys.process.part_process import Heartbeat, Stop
-from recsys.process.part_snapshot import PartState, ShareState
+from recsys.process.part_snapshot import PartState, Saved, ShareState
 from recsys.process.worker_share import WHOLE, Share, leased
 from serving.sessions.event_reader import EventReader
-from serving.sessions.item_states import (
-    ItemStates,
-    PublishingLoop,
-    kept_below,
-    newest_offsets,
-    run_loops,
-    state_of,
-    states_of,
-)
+from serving.sessions.item_states import ItemStates, kept_below, newest_offsets, state_of, states_of
 
 NAME: Final = "counters"
+_PUBLISH_EVERY_MS: Final = 100
+_SAVE_EVERY_MS: Final = 5_000
+_SAVE_SHARE: Final = 0.05  # most of the time that may go into snapshots, however large they are
 _NAMED: Final = 20  # users in quarantine whom the status names
 _LOG: Final = logging.getLogger(__name__)
 
@@ -58,13 +58,18 @@ class _Snapshot(msgspec.Struct):
     operators: bytes = b""
 
 
-class CounterLoop(PublishingLoop):
+class CounterLoop:
     """Folds ``events`` into item counters, ``folds`` by partition. ``state``: keeps its snapshots; None: it
     takes none. ``name``: of the feature set, if it isn't the first (recsys/app/set_loops.py).
 
     Raises LogLost if the snapshot belongs to another log. An unreadable snapshot is skipped, in favour of the
     one before it or of what the log still holds.
     """
+
+    topic, part = EVENTS, NAME  # that it reads, and the name of its snapshots
+    places: list[int]  # next of the topic to read, by partition
+    offsets: list[int]  # next of ``events`` to count, by partition
+    states: ItemStates | None = None  # None: another process writes ``item_state``
 
     def __init__(
         self,
@@ -77,26 +82,45 @@ class CounterLoop(PublishingLoop):
         name: str = "",
         share: Share = WHOLE,
     ) -> None:
-        count = log.partitions(EVENTS)
-        shared = None if state is None else ShareState(state, EVENTS, count, share)
-        super().__init__(log, EVENTS, part_name(name), shared, now_ms)
-        self._name, self._features = name, features
-        self.events = EventReader(log, features, share)
+        self._log, self._features, self._now_ms = log, features, now_ms
+        self._name, self._count = name, log.partitions(EVENTS)
+        count = self._count
+        self._state = None if state is None else ShareState(state, self.topic, count, share)
+        self._published_ms = self._saved_ms = 0
+        self._save_every_ms = _SAVE_EVERY_MS
+        self._begin(share, bounds, covisits)
+
+    def _begin(
+        self, share: Share, bounds: BoundsConfig | None, covisits: CovisitConfig | None
+    ) -> None:
+        self.events = EventReader(self._log, self._features, share)
         own = self.events.partitions
-        self._tables = 1 if share.whole else count  # of all workers
+        self._tables = 1 if share.whole else self._count  # of all workers
         made = own[:1] if share.whole else own
-        folds = [ItemCounters(features, bounds, count, covisits) for _ in made]
+        folds = [ItemCounters(self._features, bounds, self._count, covisits) for _ in made]
         self.fold, self.folds = folds[0], {p: folds[n % len(folds)] for n, p in enumerate(own)}
         self.rows_evicted, self._sent = 0, dict[int, int]()  # offsets of events on item_counts
         if share.whole:
-            self.states = ItemStates(log, name, self.fold.counters, covisits)
+            self.states = ItemStates(self._log, self._name, self.fold.counters, covisits)
         else:
             for p in own:
-                self._sent[p] = max(newest_offsets(log, (ITEM_COUNTS, p), name, [p]), default=0)
+                newest = newest_offsets(self._log, (ITEM_COUNTS, p), self._name, [p])
+                self._sent[p] = max(newest, default=0)
         self.events.seek(self._restore())
         self.places = self.offsets = self.events.offsets
 
+    def turn(self, limit: int = 1_000) -> int:
+        """Reads one batch, publishes and saves if due; returns how many records it read."""
+        moved, now_ms = self._read(limit), self._now_ms()
+        if now_ms - self._published_ms >= _PUBLISH_EVERY_MS:
+            self._published_ms = now_ms
+            self.publish()
+        if now_ms - self._saved_ms >= self._save_every_ms:
+            self.save()
+        return moved
+
     def publish(self) -> None:
+        """Appends what changed."""
         if self.states is not None:
             changed, visits_VC = self.fold.take_changed(), self.fold.visits.take()
             self.states.publish(self.offsets, changed, visits_VC)
@@ -104,7 +128,27 @@ class CounterLoop(PublishingLoop):
             if self.offsets[partition] > offset:
                 self._send(partition)
 
+    def save(self) -> None:
+        """Takes a snapshot; the log then keeps everything after the snapshot before it."""
+        if self._state is None:
+            return
+        self.publish()  # visits, or readers would miss those that the snapshot has
+        began_s = time.monotonic()
+        held = self._state.save(self._log.id, dict(enumerate(self.places)), self._pack)
+        # A snapshot that was skipped may reach back behind the beginning of the log.
+        hold_available(self._log, part_name(self.part, self._name), self.topic, held)
+        self._saved_ms = self._now_ms()
+        took_ms = (time.monotonic() - began_s) * 1000
+        self._save_every_ms = max(_SAVE_EVERY_MS, int(took_ms / _SAVE_SHARE))
+
+    def end(self) -> None:
+        """Releases the log and removes the snapshots; published counters go with the next trim."""
+        self._log.release(part_name(self.part, self._name), self.topic)
+        if self._state is not None:
+            self._state.remove()
+
     def report(self, beat: Heartbeat, moved: int) -> None:
+        """Writes the state after a turn that read so many records into a heartbeat."""
         beat.add("events", moved)
         beat.offsets(EVENTS, self.offsets)
         folds = set(self.folds.values())
@@ -145,9 +189,9 @@ class CounterLoop(PublishingLoop):
         touched, place = set(fold.operators.touched), ([offset], self._name)
         summed = [key for key in fold.take_changed() if key not in touched]
         states = [
-            state_of(*place, visits=fold.visits.take().tobytes()),
-            *states_of(fold.counters, summed, *place),
-            *states_of(fold.counters, sorted(touched), *place, touched=True),
+            state_of(place, visits=fold.visits.take().tobytes()),
+            *states_of(fold.counters, summed, place),
+            *states_of(fold.counters, sorted(touched), place, touched=True),
         ]
         self._log.append(ITEM_COUNTS, [Append(partition, b"", pack(state)) for state in states])
         self._sent[partition] = offset
@@ -171,9 +215,16 @@ class CounterLoop(PublishingLoop):
         )
         return msgspec.msgpack.encode(snapshot)
 
+    def _load(self) -> dict[int, Saved]:
+        """The newest snapshots by partition."""
+        saved = self._state.load(self._log.id) if self._state else {}
+        for note in self._state.notes if self._state else ():
+            _LOG.warning("%s", note)
+        return saved
+
     def _restore(self) -> list[int]:
         """Loads the snapshots and returns their offsets, -1 for partitions without a usable one."""
-        offsets = [-1] * self._log.partitions(EVENTS)
+        offsets = [-1] * self._count
         try:
             for partition, saved in self._load().items():
                 places = saved.offsets[EVENTS]
@@ -208,24 +259,53 @@ def quarantined_users(folder: str, log_id: str) -> set[str]:
     return users
 
 
-def part_name(name: str) -> str:
-    """Name of the snapshots of a feature set's counters."""
-    return f"{NAME}@{name}" if name else NAME
+def part_name(part: str, name: str) -> str:
+    """Name of the snapshots of a feature set."""
+    return f"{part}@{name}" if name else part
+
+
+class CounterLoops(SetLoops[CounterLoop]):
+    """Counters of each feature set in use. While there are several, nothing is trimmed."""
+
+    def turn(self) -> int:
+        moved = super().turn()
+        for loop in self.loops.values():
+            if loop.states is not None:
+                loop.states.trims = len(self.loops) == 1
+        return moved
 
 
 def run(
-    config: Config, stop: Stop, whole: Callable[[Log], Log] = lambda log: log, share: Share = WHOLE
+    config: Config,
+    stop: Stop,
+    whole: Callable[[Log], Log] = lambda log: log,
+    share: Share = WHOLE,
+    kind: type[CounterLoop] = CounterLoop,
 ) -> None:
-    """Runs the part until it is asked to stop. ``whole``: adds to the log what it has lost, for folds that
-    begin anew."""
+    """Runs the part until it is asked to stop, then saves. After an error it restarts from its snapshot.
+    ``whole``: adds to the log what it has lost, for folds that begin anew."""
     log = whole(open_log(config))
+    loops: CounterLoops | None = None
 
     def make(name: str, features: FeatureSet) -> CounterLoop:
-        state = PartState(config.state, part_name(name))
+        state = PartState(config.state, part_name(kind.part, name))
         bounds, covisits = config.bounds, config.covisits
-        return CounterLoop(
-            log, features, state, bounds=bounds, covisits=covisits, name=name, share=share
-        )
+        return kind(log, features, state, bounds=bounds, covisits=covisits, name=name, share=share)
 
-    with leased(config.state, NAME, share.partitions(log.partitions(EVENTS))):
-        run_loops(log, config, stop, EVENTS, make)
+    with closing(log), leased(config.state, kind.part, share.partitions(log.partitions(EVENTS))):
+        while not stop.is_set(starting=loops is None):
+            try:
+                loops = loops or CounterLoops(log, feature_set(config), make)
+                moved = loops.turn()
+            except LogUnavailable as error:
+                loops = None
+                stop.heartbeat.add("failed_turns")
+                _LOG.warning("turn failed, restarting", extra={"error": str(error)})
+                stop.wait(0.3, starting=True)
+                continue
+            loops.report(stop.heartbeat)
+            loops.oldest.report(stop.heartbeat, moved)
+            if not moved:
+                log.wait(kind.topic, 0.5)
+        for loop in [] if loops is None else loops.loops.values():
+            loop.save()

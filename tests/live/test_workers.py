@@ -19,15 +19,27 @@ from recsys.config.log_config import LogConfig
 from recsys.config.part_configs import WorkersConfig
 from recsys.config.system_config import Config, JoinConfig
 from recsys.events.event_types import Event, Tick, encode
-from recsys.events.records import EVENTS, EXAMPLES, record_of, topics
+from recsys.events.records import (
+    EVENTS,
+    EXAMPLES,
+    ITEM_STATE,
+    ItemState,
+    record_of,
+    topics,
+    unpack,
+)
 from recsys.features.feature_set_file import feature_set
 from recsys.log.protocol import Append, Log, MemoryLog, read_range
 from recsys.process.open_log import open_log
 from recsys.process.part_process import read_beat
+from recsys.process.worker_share import Share
 from runtime.cli.up import start
 from runtime.supervision import launch_plan as plans
 from runtime.supervision import run_file
 from runtime.supervision.system_status import gather
+from serving.sessions.counter_loop import CounterLoop
+from serving.sessions.counter_sums import SumLoop
+from serving.sessions.item_states import newest_offsets
 from serving.sessions.session_loop import SessionLoop
 from serving.sessions.session_store import RedisFoldStore
 from tests.support.live_system import until
@@ -36,6 +48,7 @@ from training.joining.joiner_loop import JoinerLoop
 
 pytestmark = pytest.mark.services
 PARTITIONS, EVENTS_N = 6, 12_000
+PARTS = ("session-fold", "joiner", "counters")
 WAIT_S = 60.0
 
 
@@ -48,10 +61,8 @@ class Folds:
         self.state = state
 
     def up(self, workers: int) -> None:
-        both = WorkersConfig(session_fold=workers, joiner=workers)
-        status = start(
-            replace(self.config, workers=both), only=["session-fold", "joiner"], detach=True
-        )
+        each = WorkersConfig(session_fold=workers, joiner=workers, counters=workers)
+        status = start(replace(self.config, workers=each), only=list(PARTS), detach=True)
         assert status == 0, (self.state / "run" / "up.out").read_text()[-2000:]
 
     def pid(self, name: str) -> int:
@@ -63,7 +74,9 @@ class Folds:
     def is_done(self, log: Log) -> bool:
         """Whether the workers have folded all partitions to their ends."""
         ends = {p: log.end(EVENTS, p) for p in range(PARTITIONS)}
-        for part in ("session-fold", "joiner"):
+        if newest_offsets(log, (ITEM_STATE, 0), "", range(PARTITIONS)) != list(ends.values()):
+            return False
+        for part in PARTS:
             beats = [read_beat(path) for path in (self.state / "run").glob(f"{part}.[0-9].json")]
             reached = dict.fromkeys(range(PARTITIONS), 0)
             for beat in filter(None, beats):
@@ -88,8 +101,20 @@ def examples_of(log: Log) -> list[list[bytes]]:
     ]
 
 
-def alone(log: Log, config: Config) -> tuple[dict[str, bytes], list[list[bytes]]]:
-    """Sessions and examples that one worker of each fold makes of the same events."""
+def counters_of(log: Log) -> dict[int, tuple[int, bytes]]:
+    """Time and values of each counter, as replicas have read them."""
+    rows, table = {}, feature_set(Config()).counter_table()
+    for record in read_range(log, ITEM_STATE, 0, log.begin(ITEM_STATE, 0), 1 << 62):
+        state = unpack(record.value, ItemState)
+        table.put(state.keys, state.values, state.last_ms)
+    for key, values, last_ms in zip(*table.export(), strict=True):
+        rows[int(key)] = int(last_ms), values.tobytes()
+    return rows
+
+
+def alone(log: Log, config: Config) -> tuple[dict[str, bytes], list[list[bytes]], Log]:
+    """Sessions and examples that one worker of each fold makes of the same events, and the log with the
+    counters of two."""
     copy = MemoryLog()
     for topic in topics(PARTITIONS):
         copy.create(topic)
@@ -101,7 +126,13 @@ def alone(log: Log, config: Config) -> tuple[dict[str, bytes], list[list[bytes]]
     joiner = JoinerLoop(copy, config, features, lambda: 0)
     while loop.turn() + joiner.turn():
         pass
-    return sessions.blobs, examples_of(copy)
+    shares = Share(0, 2), Share(1, 2)
+    counting = [CounterLoop(copy, features, bounds=config.bounds, share=share) for share in shares]
+    for each in (*counting, SumLoop(copy, features)):
+        while each.turn():
+            pass
+        each.publish()
+    return sessions.blobs, examples_of(copy), copy
 
 
 def append(log: Log, events: list[Event], pause_s: float = 0.1) -> None:
@@ -127,8 +158,9 @@ def test_a_killed_worker_and_another_number_of_workers_change_nothing(folds: Fol
     third = len(events) // 3
     with closing(open_log(folds.config)) as log:
         append(log, events[:third])
-        killed = {name: folds.pid(name) for name in ("session-fold.1", "joiner.1")}
-        others = {name: folds.pid(name) for name in ("session-fold.0", "joiner.0")}
+        names = ("session-fold.1", "joiner.1", "counters.1", "counters.2")
+        killed = {name: folds.pid(name) for name in names}
+        others = {name: folds.pid(name) for name in ("session-fold.0", "joiner.0", "counters.0")}
         for pid in killed.values():
             os.kill(pid, signal.SIGKILL)
         append(log, events[third : 2 * third])
@@ -137,15 +169,16 @@ def test_a_killed_worker_and_another_number_of_workers_change_nothing(folds: Fol
             WAIT_S, "killed workers restart",
         )  # fmt: skip
         assert {name: folds.pid(name) for name in others} == others, "they restart alone"
-        names = {part.name: part.restarts for part in gather(folds.state).parts}
-        assert names["joiner.1"] == 1 and names["joiner.0"] == 0
+        restarts = {part.name: part.restarts for part in gather(folds.state).parts}
+        assert restarts["joiner.1"] == restarts["counters.1"] == 1 and restarts["joiner.0"] == 0
         end(folds.state)
         append(log, events[2 * third :], pause_s=0.0)
         folds.up(workers=3)
         tick = encode(Tick(time_ms=events[-1].time_ms + 120_000))
         log.append(EVENTS, [Append(partition, b"", tick) for partition in range(PARTITIONS)])
         until(lambda: folds.is_done(log), WAIT_S, "three workers fold all")
-        sessions, examples = alone(log, folds.config)
+        sessions, examples, counted = alone(log, folds.config)
+        assert counters_of(log) == counters_of(counted) != {}
         assert folds.sessions() == sessions
         assert examples_of(log) == examples and sum(map(len, examples)) > EVENTS_N // 2
 

@@ -20,10 +20,11 @@ from recsys.log.protocol import LogLost
 from recsys.process.open_log import open_log
 from recsys.process.part_process import Stop
 from recsys.process.worker_share import WHOLE, Share, part_of
-from runtime.parts import folds
 from runtime.supervision import launch_plan
 from runtime.supervision.part_table import NAMES, body, create_log, niceness, table
 from runtime.supervision.supervisor import Part
+from serving.sessions import counter_loop
+from serving.sessions.counter_sums import SumLoop
 from tests.support.plan_config import config_in
 
 _FOLDS = ("session-fold", "joiner")
@@ -81,12 +82,15 @@ def test_the_last_of_several_counters_adds_up(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shares: list[Any] = []
-    monkeypatch.setattr(folds.counter_loop, "run", lambda *given: shares.append(given[-1]))
-    monkeypatch.setattr(folds.counter_sums, "run", lambda *given: shares.append("adds up"))
+
+    def run(config: Config, stop: Stop, *given: Any, kind: Any = None) -> None:
+        shares.append(kind or given[-1])
+
+    monkeypatch.setattr(counter_loop, "run", run)
     for workers in (WorkersConfig(), WorkersConfig(counters=2)):
         for name in workers.names("counters"):
             body(name, workers)(config_in(tmp_path), Stop())
-    assert shares == [WHOLE, Share(0, 2), Share(1, 2), "adds up"]
+    assert shares == [WHOLE, Share(0, 2), Share(1, 2), SumLoop]
 
 
 def test_viewers_are_a_plug_in_that_must_be_installed(

@@ -25,8 +25,7 @@ from recsys.features.covisits import COLUMNS
 from recsys.log.protocol import Append, MemoryLog
 from recsys.process.part_snapshot import PartState
 from recsys.process.worker_share import WHOLE, Share
-from serving.sessions import counter_loop, counter_sums
-from serving.sessions.counter_loop import CounterLoop
+from serving.sessions.counter_loop import NAME, CounterLoop
 from serving.sessions.counter_sums import SumLoop
 from tests.support import operator_app
 from tests.support.operator_app import FEATURES
@@ -74,11 +73,11 @@ def feed(log: MemoryLog, fed: Sequence[Event]) -> None:
 
 def worker(log: MemoryLog, folder: Path, share: Share = WHOLE) -> CounterLoop:
     """A worker as after its process was started (again)."""
-    return CounterLoop(log, FEATURES, PartState(folder, counter_loop.NAME), Clock(), share=share)
+    return CounterLoop(log, FEATURES, PartState(folder, NAME), Clock(), share=share)
 
 
 def sums(log: MemoryLog, folder: Path) -> SumLoop:
-    return SumLoop(log, FEATURES, PartState(folder, counter_sums.NAME), Clock())
+    return SumLoop(log, FEATURES, PartState(folder, SumLoop.part), Clock())
 
 
 def count_all(log: MemoryLog, folder: Path, workers: int, limit: int = 7) -> None:
@@ -86,7 +85,7 @@ def count_all(log: MemoryLog, folder: Path, workers: int, limit: int = 7) -> Non
     shares = [Share(index, workers) for index in range(workers)]
     loops = [worker(log, folder, share) for share in shares]
     if workers > 1:
-        loops.append(sums(log, folder))  # type: ignore[arg-type]
+        loops.append(sums(log, folder))
     for loop in loops:
         while loop.turn(limit):
             pass
@@ -259,6 +258,7 @@ def test_a_sum_holds_what_it_has_not_saved(tmp_path: Path) -> None:
     log = new_log()
     count_all(log, tmp_path, 2)
     total, held = sums(log, tmp_path), [log.holds(ITEM_COUNTS, p) for p in range(PARTITIONS)]
+    assert total.offsets == [log.end(EVENTS, p) for p in range(PARTITIONS)]
     assert all(
         0 <= hold["item-sums"] < end for hold, end in zip(held, total.places, strict=True) if end
     )
