@@ -43,6 +43,7 @@ _WEIGHTS: Final = {
 _UNITS: Final = {"s": 1.0, "ms": 1e3, "us": 1e6, "ns": 1e9}
 _LIST: Final = r"[^|]+(\|[^|]+)+"
 _FEW: Final = 50  # values of a column of kinds, at most
+_RATED: Final = 5  # categories of items with rates: tastes follow any of them
 _HOUR_S: Final = 3600.0
 
 Columns = Mapping[str, Sequence[Any]]
@@ -107,8 +108,8 @@ def guess(
     if unlike:
         raise ValueError(f"{unlike}: make one table of both")
     fields = out.definition["fields"].get("item", {})
-    groups = [name for name, kind in fields.items() if kind in ("category", "list")][:2]
-    rates = ["all", "item", "user", *groups, *(f"user×{group}" for group in groups)]
+    categories = [name for name, kind in fields.items() if kind in ("category", "list")][:_RATED]
+    rates = ["all", "item", "user", *categories, *(f"user×{name}" for name in categories)]
     rates += ["user×item"] if out.definition["repeats"] else []
     times = [name for name, kind in fields.items() if kind == "time"]
     features: dict[str, Any] = {"half_lives": half_lives, "rates": rates, "near": True}
@@ -125,7 +126,7 @@ def guess(
     if out.definition["repeats"] and positive:
         features["last"] = {positive[0]: ["user×item"]}
     out.definition |= {
-        "groups": groups,
+        "groups": categories[:2],
         "shown": shown,
         "window": "60s",
         "history": {"of": positive, "length": 50},
