@@ -308,8 +308,8 @@ def test_fields_of_real_tables(tmp_path: Path) -> None:
     }
     app, _ = read(tmp_path, {"ratings.csv": ratings(), "items.jsonl": items})
     assert {name: field.kind for name, field in app.fields["item"].items()} == {
-        "geloscht": "number", "occupation": "category", "salary": "number", "explicit": "category", "since": "time",
-        "trade": "category",
+        "geloscht": "number", "occupation": "category", "salary": "number", "explicit": "category",
+        "since": "time", "trade": "category",
     }  # fmt: skip
     assert app.groups == ("occupation", "explicit")
     assert {"trade", "user×trade"} <= set(app.features.entities)
