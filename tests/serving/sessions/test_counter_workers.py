@@ -1,15 +1,22 @@
 """Several workers count what one counts, whatever their number and whenever it changes."""
 
+import time
 from collections.abc import Sequence
+from contextlib import closing
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from threading import Thread
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from benchmarks.learning.bench_join import draw_events
+from recsys.config.part_configs import WorkersConfig
+from recsys.config.system_config import Config
 from recsys.events.event_types import Event, Item, User, Verdict, encode
 from recsys.events.records import (
     EVENTS,
@@ -23,10 +30,14 @@ from recsys.events.records import (
 )
 from recsys.features.covisits import COLUMNS
 from recsys.log.protocol import Append, MemoryLog
+from recsys.process.open_log import create_topics, open_log
+from recsys.process.part_process import Stop
 from recsys.process.part_snapshot import PartState
 from recsys.process.worker_share import WHOLE, Share
+from runtime.supervision.part_table import body
 from serving.sessions.counter_loop import NAME, CounterLoop
 from serving.sessions.counter_sums import SumLoop
+from serving.sessions.item_states import newest_offsets
 from tests.support import operator_app
 from tests.support.operator_app import FEATURES
 
@@ -265,3 +276,33 @@ def test_a_sum_holds_what_it_has_not_saved(tmp_path: Path) -> None:
     total.save()
     held = [log.holds(ITEM_COUNTS, p) for p in range(PARTITIONS)]
     assert held == [{"item-sums": end} for end in total.places]
+
+
+@pytest.mark.slow
+def test_the_workers_of_the_part_publish_the_sums_of_a_log_on_disk(tmp_path: Path) -> None:
+    workers = WorkersConfig(counters=2)
+    config = replace(Config(), state=str(tmp_path), workers=workers)
+    with closing(open_log(config)) as log:
+        create_topics(log, config)
+        log.append(
+            EVENTS, [record_of(event, config.log.partitions) for event in draw_events(400, 3)]
+        )
+        ends = [log.end(EVENTS, p) for p in range(config.log.partitions)]
+        stops = [Stop() for _ in workers.names("counters")]
+        threads = [
+            Thread(target=body(name, workers), args=(config, stop))
+            for name, stop in zip(workers.names("counters"), stops, strict=True)
+        ]
+        for thread in threads:
+            thread.start()
+        while newest_offsets(log, (ITEM_STATE, 0), "", range(len(ends))) != ends:
+            assert all(thread.is_alive() for thread in threads)
+            time.sleep(0.02)
+        with pytest.raises(RuntimeError, match="partition 0 of item-sums belongs to another"):
+            body("counters.2", workers)(config, Stop())
+        for stop, thread in zip(stops, threads, strict=True):
+            stop.set()
+            thread.join()
+        gauges = [stop.heartbeat.now().gauges for stop in stops]
+        assert gauges[0]["counters"] > 0 and gauges[2]["covisit_rows"] > 0
+        assert len(list((tmp_path / "parts").glob("counters-p*"))) == len(ends)
