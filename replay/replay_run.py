@@ -197,6 +197,7 @@ def on_event_clock(dataset: Dataset, options: ReplayOptions, base: Config) -> Co
             lanes=base.step.lanes,
             snapshot_s=0,
         ),
+        parameter_server=replace(base.parameter_server, dense_ms=0),
         model=replace(base.model, features=options.features),
     )
 

@@ -67,6 +67,9 @@ class ShardSpec:
     # of event time have passed since the last that did.
     settle_every: int = 500
     settle_s: int = 0
+    dense_every_ms: int = (
+        0  # event time between two steps that send dense parameters; such a step does, too
+    )
     digest_every: int = 64  # steps between two deltas with a digest of the published rows
 
     def __post_init__(self) -> None:
@@ -133,7 +136,11 @@ class Shard:
         self.published = PublishedRows(spec.tables, spec.seed, spec.delta_format, spec.delta_bytes)
         self.applied = 0
         self.clock_ms = 0  # newest event time seen; never goes back
-        self.settled, self.settled_ms = False, 0  # the newest step did; event time of the last that did
+        self.settled, self.settled_ms = (
+            False,
+            0,
+        )  # the newest step did; event time of the last that did
+        self._dense_ms = 0  # event time of the newest step that sent dense parameters
         self.counters = ShardCounts()
         self._undo: _Undo | None = None
 
@@ -218,8 +225,10 @@ class Shard:
         held = total.held and not self.settled
         tables = self.tables
         rows = self.published.publish(changes, lambda n, k: tables[n].lookup(k), self.settled, held)
-        if self.dense is not None and not held:
+        is_time = self.settled or self.clock_ms - self._dense_ms >= spec.dense_every_ms
+        if self.dense is not None and not held and is_time:
             dense, _ = round_dense(self.dense.averaged, spec.delta_format)
+            self._dense_ms = self.clock_ms
         metrics = total.metrics
         if spec.part:
             metrics = {name: value for name, value in metrics.items() if name.startswith(PREFIX)}
@@ -302,6 +311,7 @@ class Shard:
             arrays |= {f"dense/{k}": v for k, v in self.dense.export().items()}
         arrays |= self.published.export()
         meta = {"step": self.applied, "clock_ms": self.clock_ms, "settled_ms": self.settled_ms}
+        meta |= {"dense_ms": self._dense_ms}
         return arrays, meta | {"delta_format": self.spec.delta_format} | vars(self.counters)
 
     def load(self, parts: Sequence[Mapping[str, NDArray[Any]]], meta: Mapping[str, Any]) -> None:
@@ -317,7 +327,7 @@ class Shard:
             if self.dense is not None and "dense/values" in arrays:
                 self.dense.load({k: arrays[f"dense/{k}"] for k in DENSE_COLUMNS})
         self.applied, self.clock_ms = meta["step"], meta["clock_ms"]
-        self.settled_ms = meta.get("settled_ms", 0)
+        self.settled_ms, self._dense_ms = meta.get("settled_ms", 0), meta.get("dense_ms", 0)
         self.counters = ShardCounts(**{k: meta.get(k, 0) for k in vars(self.counters)})
 
     def _owned(self, arrays: Arrays) -> Arrays:

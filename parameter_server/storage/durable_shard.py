@@ -360,6 +360,7 @@ def load_resharded(shard: Shard, parts: Sequence[Arrays], metas: Sequence[dict[s
     """Fills a new shard from the exports of all parts of another number of shards."""
     meta = dict(metas[0]) | {  # part 0 takes all counts, to keep their sum over shards
         name: sum(m[name] for m in metas) if shard.spec.part == 0 else 0
-        for name in metas[0].keys() - {"step", "clock_ms", "settled_ms", "delta_format"}
+        for name in vars(shard.counters)
+        if name in metas[0]
     }
     shard.load(parts, meta)

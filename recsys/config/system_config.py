@@ -164,6 +164,7 @@ class ParameterServerConfig(Section):
     delta_format: str = choice("fp16", "fp32", "fp16", "int8")
     # KiB of rows that a shard publishes per step, the most important first and the rest later; 0 sends all.
     delta_kb: float = bounded(0.0, 0)
+    dense_ms: int = bounded(250, 0)  # event time between two steps that send the dense parameters
 
 
 @dataclass(frozen=True)

@@ -39,6 +39,7 @@ def spec_of(config: Config, line: str = MAIN, epoch: int = 0) -> ShardSpec:
         delta_bytes=int(1024 * config.parameter_server.delta_kb),
         settle_every=config.step.snapshot_every,
         settle_s=config.step.snapshot_s,
+        dense_every_ms=config.parameter_server.dense_ms,
     )
 
 

@@ -1,5 +1,7 @@
 """Steps whose rows are held back: less is sent, and after the next step that isn't held all is there."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -8,11 +10,20 @@ from parameter_server.publish.rounding import digest_of_rows
 from parameter_server.rpc.parameter_client import LocalClient, fresh_shards
 from parameter_server.rpc.protocol import exchange_frame, read_exchange
 from parameter_server.shard.lanes import LaneGradients, StepSum
-from parameter_server.shard.shard import Shard
+from parameter_server.shard.shard import Shard, digest_of_shards
 from parameter_server.table.table import table_seed
 from recsys.config.system_config import StepConfig
 from recsys.events.records import Delta, pack
-from tests.support.small_line import DENSE, LANES, TABLES, keys_of, lane_of, time_of, toy_spec
+from tests.support.small_line import (
+    DENSE,
+    LANES,
+    TABLES,
+    keys_of,
+    lane_of,
+    time_of,
+    toy_spec,
+    work,
+)
 from training.steps.sequencer import Sequencer
 
 STEPS = 41
@@ -115,3 +126,22 @@ def test_a_sequencer_holds_back_as_it_is_told_and_by_default_never() -> None:
         assert step is not None
         held.append(step.held)
     assert held == [False] * 4 + [True, True, True, False] * 2
+
+
+def test_dense_parameters_travel_as_often_as_their_time_says() -> None:
+    """Steps are 3 s apart; a shard that starts again from an export goes on in the same way."""
+    spec = toy_spec(1, settle_every=8, dense_every_ms=9_000)
+    deltas, plain = list[Delta](), list[Delta]()
+    client = LocalClient.fresh(spec, DENSE, deltas.append)
+    work(client, list(range(LANES)), 11)
+    again = Shard(spec, DENSE)
+    arrays, meta = client.shards[0].export()
+    again.load([arrays], meta)
+    work(LocalClient([again], deltas.append), list(range(LANES)), 20)
+    assert [delta.step for delta in deltas if delta.dense] == [1, 4, 7, 8, 11, 14, 16, 19]
+    each = LocalClient.fresh(replace(spec, dense_every_ms=0), DENSE, plain.append)
+    work(each, list(range(LANES)), 20)
+    assert all(delta.dense for delta in plain)
+    assert digest_of_shards([again]) == digest_of_shards(each.shards)
+    sent = {delta.step: delta.dense for delta in plain}
+    assert all(delta.dense in (b"", sent[delta.step]) for delta in deltas)
