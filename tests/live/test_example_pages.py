@@ -1,5 +1,6 @@
 """The example apps as a person starts and uses them: one command, a page in Chromium, Ctrl-C."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -16,11 +17,25 @@ from tests.support.webdriver import Browser, chromium_is_there, wait
 
 pytestmark = [
     pytest.mark.services,
+    pytest.mark.timeout(600),
     pytest.mark.skipif(
         not chromium_is_there(), reason="chromium and chromedriver aren't installed"
     ),
 ]
+SMALL = {  # with fewer processes, since starting them takes longest
+    "RECSYS__SERVE__DASHBOARD": "false",
+    "RECSYS__SERVE__DASHBOARD_PORT": "0",
+    "RECSYS__PARAMETER_SERVER__SHARDS": "1",
+    "RECSYS__TRAINER__WORKERS": "1",
+}
 ITEMS = "return [...document.querySelectorAll('ol [data-item]')].map((tile) => tile.dataset.item)"
+RUN = """
+import dataclasses, runpy, sys
+from examples import app_run
+main = app_run.main
+app_run.main = lambda app: main(dataclasses.replace(app, learn=1_000))  # quick to learn
+runpy.run_module(sys.argv.pop(1), run_name="__main__", alter_sys=True)
+"""
 REQUEST = "return document.body.dataset.request"
 REPORTED = "return document.body.dataset.reported"
 CLICK_FIRST = "document.querySelector('ol [data-item]').click()"
@@ -30,8 +45,11 @@ CLICK_FIRST = "document.querySelector('ol [data-item]').click()"
 def app(name: str, folder: Path) -> Iterator[str]:
     """The address of a running example."""
     port = next(free_ports())
-    command = [sys.executable, "-m", f"examples.{name}", str(folder), "--port", str(port)]
-    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
+    command = [sys.executable, "-c", RUN, f"examples.{name}", str(folder), "--port", str(port)]
+    environment = os.environ | SMALL
+    with subprocess.Popen(
+        command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True
+    ) as process:
         assert process.stdout is not None
         try:
             page = f"http://127.0.0.1:{port}/{name}/"
@@ -48,7 +66,7 @@ def new_list(browser: Browser, button: str) -> list[str]:
     """The items of the next list, after a press of a button."""
     before = browser.run(REQUEST)
     browser.run(f"document.getElementById('{button}').click()")
-    wait(lambda: browser.run(REQUEST) not in (before, None), "the next list came", 20)
+    wait(lambda: browser.run(REQUEST) not in (before, None), "the next list came")
     return list(browser.run(ITEMS))
 
 
@@ -58,18 +76,18 @@ def test_a_click_on_the_page_is_in_the_session_and_changes_the_next_list(
 ) -> None:
     with app(name, tmp_path) as page, Browser(1000, 800) as browser:
         browser.open(f"{page}?user=visitor")
-        wait(lambda: len(browser.run(ITEMS)) == 12, "the first list came", 20)
+        wait(lambda: len(browser.run(ITEMS)) == 12, "the first list came")
         assert browser.run("return document.querySelectorAll('h1').length") == 1
         first = browser.run(ITEMS)
         browser.run(CLICK_FIRST)
-        wait(lambda: browser.run(REPORTED), "the click was reported", 20)
+        wait(lambda: browser.run(REPORTED), "the click was reported")
         assert first[0] in browser.run(REPORTED)
         if name == "shop":
-            wait(lambda: len(browser.run(ITEMS)) == 8, "similar products came", 20)
+            wait(lambda: len(browser.run(ITEMS)) == 8, "similar products came")
             assert first[0] not in browser.run(ITEMS)
             browser.run("document.getElementById('buy').click()")
-            wait(lambda: browser.run(REPORTED) == f"purchase {first[0]} 0", "it was bought", 20)
+            wait(lambda: browser.run(REPORTED) == f"purchase {first[0]} 0", "it was bought")
         with Client(page.removesuffix(f"/{name}/")) as client:
-            wait(lambda: client.session("visitor")["events"] >= 1, "the session has the click", 20)
+            wait(lambda: client.session("visitor")["events"] >= 1, "the session has the click")
         assert len(new_list(browser, button)) == 12
         assert browser.console() == []
