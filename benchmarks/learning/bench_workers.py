@@ -3,8 +3,8 @@
 One log in memory of eight partitions, with lists, views and likes of 5,000 users and a catalogue. The workers
 of a fold run one after another, each over its partitions, so that they don't share caches or processors. The
 sessions in the store, and the examples on the log, must be those of one worker. Item counters must be the
-same for any number of workers above one, whose table is rounded in another order. What adds them up has
-figures of its own.
+same for any number of workers above one, whose table is rounded in another order. The process that adds
+them up has figures of its own.
 """
 
 import hashlib

@@ -134,8 +134,8 @@ class CounterTable:
 
 def added_up(tables: Sequence[CounterTable], keys: Keys, touched: bool) -> tuple[Values, Keys]:
     """Values (N, C) and times (N,) of sorted keys, added up over tables as of the newest event of each key.
-    Rounding depends on the order of additions: it is that of the tables. Of keys that were ``touched`` the
-    newest event stays, and of two at one time the larger, as ``touch`` has it."""
+    Rounding depends on the order of additions: it is that of the tables. For keys that were
+    ``touched`` the newest event stays, and the larger of two at one time, as ``touch`` has it."""
     newest_ms, parts = np.full(len(keys), -1, np.int64), []
     for table in tables:
         own, values, last_ms = table.export(keys)

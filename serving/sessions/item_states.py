@@ -1,7 +1,7 @@
 """Writes ``item_state``: the counters and co-visits that replicas read.
 
 Published counters are absolute values, so publishing them twice is harmless and the snapshot that they come
-from may be a little old. Of co-visits only new visits are published, and readers add them up themselves. At
+from may be a little old. Co-visits are published as new visits only, and readers add them up themselves. At
 first and from time to time everything is published again, in place of what readers have, and older records
 are trimmed.
 """

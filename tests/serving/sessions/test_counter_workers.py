@@ -117,12 +117,12 @@ def published(log: MemoryLog) -> Rows:
 
 def visits(log: MemoryLog, topic: str) -> list[list[int]]:
     """All visits that were published, in order of time."""
-    found: list[list[int]] = []
+    rows: list[list[int]] = []
     for partition in range(log.partitions(topic)):
         for record in log.read(topic, partition, 0, 100_000):
             part = np.frombuffer(unpack(record.value, ItemState).visits, np.int64)
-            found += part.reshape(-1, COLUMNS).tolist()
-    return sorted(found)
+            rows += part.reshape(-1, COLUMNS).tolist()
+    return sorted(rows)
 
 
 def alone(folder: Path, fed: Sequence[Event] = FED) -> MemoryLog:
