@@ -143,6 +143,8 @@ class Shard:
         self._dense_ms = 0  # event time of the newest step that sent dense parameters
         self.counters = ShardCounts()
         self._undo: _Undo | None = None
+        # Keys removed since an export, by table; None: nobody asks (see ``storage.changes``).
+        self.removed: dict[str, list[Keys]] | None = None
 
     def lookup(self, step: int, keys: Mapping[str, Keys]) -> dict[str, Rows]:
         """Rows by table after ``step``, in the order of the keys. Raises StepMismatch unless ``step`` is the
@@ -213,6 +215,9 @@ class Shard:
         changes: dict[str, TableChange] = {}
         for name, table in self.tables.items():
             changes[name], undo[name] = self._apply_table(total, table)
+            gone = changes[name].removed.keys
+            if self.removed is not None and len(gone):
+                self.removed[name].append(gone)
         before = self.dense.values if self.dense is not None else None
         if self.dense is not None and total.dense is not None:
             self.counters.refused_dense += not self.dense.apply(total.dense, total.rate)
@@ -302,10 +307,14 @@ class Shard:
 
     def export(self, since_ms: int | None = None) -> tuple[Arrays, dict[str, Any]]:
         """All state, for a snapshot: arrays named "table/NAME/COLUMN", "held/NAME/COLUMN" and "dense/COLUMN",
-        and metadata (counts, delta format). ``since_ms``: without table rows last changed before it."""
+        and metadata (counts, delta format). ``since_ms``: of the tables, rows changed since then and the keys
+        of ``removed`` ("table/NAME/removed")."""
         arrays: Arrays = {}
         for name, table in self.tables.items():
             columns = table.export() if since_ms is None else table.export_since(since_ms)
+            if since_ms is not None and self.removed is not None:
+                gone = [np.empty(0, np.int64), *self.removed[name]]
+                columns["removed"] = np.unique(np.concatenate(gone))
             arrays |= {f"table/{name}/{k}": v for k, v in columns.items()}
         if self.dense is not None:
             arrays |= {f"dense/{k}": v for k, v in self.dense.export().items()}

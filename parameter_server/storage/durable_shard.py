@@ -8,20 +8,17 @@ so each shard recovers on its own, and all to one step if needed.
 
 import logging
 import threading
-from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-import numpy as np
-
 from parameter_server.shard.lanes import LaneGradients, StepSum
 from parameter_server.shard.shard import Shard, ShardSpec
 from parameter_server.shard.wal_settings import WalSettingsChanged, changes, wal_settings_of
 from parameter_server.storage import snapshots
-from parameter_server.storage.increments import REMOVED
-from parameter_server.storage.part_files import Update, increment
+from parameter_server.storage.changes import Changes
+from parameter_server.storage.part_files import Update
 from parameter_server.storage.wal import Wal
 from parameter_server.table.dense import Vector
 from parameter_server.table.routing import Keys, Rows
@@ -31,7 +28,6 @@ from recsys.process.malloc_tuning import return_freed_memory
 
 TIDY_EVERY: Final = 16  # steps between two checks whether siblings completed a snapshot
 Publish = Callable[[Sequence[bytes]], None]
-Removals = defaultdict[str, list[Keys]]  # keys by table
 
 
 @dataclass(frozen=True)
@@ -72,10 +68,6 @@ class DurableShard:
         self._snapshot_due = False  # the newest step's snapshot is still to be taken
         self._untidy: int | None = None  # newest snapshot of which parts may be missing
         self._saved = 0  # newest step of which a snapshot was written
-        # Part of which the next snapshot needs only what changed after it, and its event time; rows removed
-        # after it, by table.
-        self._base: tuple[Path, int] | None = None
-        self._removed: Removals = defaultdict(list)
         self.snapshot_error = ""  # of the newest snapshot, if it could not be written
         self._wal = Wal(storage.wal, owner_of(spec), storage.sync, wal_settings_of(spec))
         self.passed_over: list[str] = []
@@ -112,7 +104,7 @@ class DurableShard:
             if total is None:
                 return
             self._wal.append(step, total.encode())
-            self._unpublished.append(_apply(self._shard, total, self._removed))
+            self._unpublished.append(pack(self._shard.apply(total)))
             self._snapshot_due = self._is_due(self._shard)
             if publish:
                 self.flush()
@@ -131,7 +123,7 @@ class DurableShard:
                 self._snapshot_due = False
                 self.snapshot_error = f"step {step}: the one before is still being written"
                 return
-            update, meta = self._export()
+            update, meta = self._changes.export()
             if self._background:
                 arguments = (step, update, meta)
                 self._writer = threading.Thread(target=self._write_in_background, args=arguments)
@@ -191,7 +183,7 @@ class DurableShard:
             if self._shard.applied > self._saved:
                 try:
                     self.flush()
-                    self._write(self._shard.applied, *self._export())
+                    self._write(self._shard.applied, *self._changes.export())
                 except Exception as error:  # the write-ahead file still has the steps
                     self.snapshot_error = f"step {self._shard.applied}: {error!r}"
                     logging.getLogger(__name__).warning("no snapshot: %s", self.snapshot_error)
@@ -226,16 +218,16 @@ class DurableShard:
         if step is not None:
             wal.clear()
         self._check_file(base, newest)
-        self._unpublished, removed = [], Removals(list)
+        self._unpublished, changes_after = [], Changes(shard, newest.snapshot)
         for _, payload in wal.records(after=base):
             # The newest alone: each was published before the next step was logged.
-            self._unpublished = [_apply(shard, StepSum.decode(payload), removed)]
+            self._unpublished = [pack(shard.apply(StepSum.decode(payload)))]
         self._shard, self.passed_over, self._saved = shard, newest.reasons, base
-        self._base, self._removed = _base_of(newest.snapshot, spec), removed
+        self._changes = changes_after
         # A crash may have come between a step and its snapshot.
         self._snapshot_due = shard.applied > base and self._is_due(shard)
         if newest.snapshot is None and shard.applied == 0:
-            self._write(0, *self._export())  # replicas need a snapshot to start from
+            self._write(0, *self._changes.export())  # replicas need a snapshot to start from
 
     def _check_file(self, base: int, newest: snapshots.LatestSnapshot) -> None:
         """Clears a file that doesn't continue from step ``base``. Refuses to lose steps or to replay them
@@ -271,22 +263,7 @@ class DurableShard:
             self._snapshot_due = False
             self._try(self._shard.applied, self.snapshot)
 
-    def _export(self) -> tuple[Update, dict[str, Any]]:
-        """State for a snapshot: what changed after the base, or all. A row that changed was used no earlier
-        than the base's event time. Until it is written there is no base, so after an error all is written."""
-        (base, removed), none = (self._base, self._removed), np.empty(0, np.int64)
-        self._base, self._removed = None, Removals(list)
-        if base is not None:
-            arrays, meta = self._shard.export(since_ms=base[1])
-            for name in self._shard.tables:
-                gone = np.unique(np.concatenate([none, *removed[name]]))
-                arrays[f"table/{name}/{REMOVED}"] = gone
-            if update := increment(base[0], arrays, tracked=True):
-                return update, meta
-        arrays, meta = self._shard.export()
-        return Update(arrays), meta
-
-    def _write_in_background(self, step: int, update: Update, meta: Mapping[str, Any]) -> None:
+    def _write_in_background(self, step: int, update: Update, meta: dict[str, Any]) -> None:
         if not self._try(step, lambda: self._write(step, update, meta)):
             self._try(step, lambda: self._write(step, update, meta))
         return_freed_memory()  # of the copy and of the steps beside it
@@ -299,12 +276,13 @@ class DurableShard:
             return False
         return True
 
-    def _write(self, step: int, update: Update, meta: Mapping[str, Any]) -> None:
+    def _write(self, step: int, update: Update, meta: dict[str, Any]) -> None:
         spec, folder = self.spec, self._storage.snapshots
         place = (spec.line, spec.epoch, step, spec.part, spec.parts)
         written = snapshots.write_part(folder, *place, update, meta)
         with self._lock:
-            self._base, self.snapshot_error = (written, meta["clock_ms"]), ""
+            self._changes.written(written, meta)
+            self.snapshot_error = ""
             self._untidy, self._saved = step, max(step, self._saved)
             self._tidy()
 
@@ -324,21 +302,6 @@ class DurableShard:
     def _join_writer(self) -> None:
         if self._writer is not None:
             self._writer.join()
-
-
-def _apply(shard: Shard, total: StepSum, removed: Removals) -> bytes:
-    """Applies a step and adds the rows that it removed to ``removed``; returns its delta."""
-    delta = shard.apply(total)
-    for rows in delta.tables:
-        if rows.removed:
-            removed[rows.table].append(np.frombuffer(rows.removed, np.int64))
-    return pack(delta)
-
-
-def _base_of(snapshot: snapshots.Snapshot | None, spec: ShardSpec) -> tuple[Path, int] | None:
-    if snapshot is None or snapshot.parts != spec.parts:
-        return None
-    return snapshot.files(spec.part)[-1].parent, snapshot.meta(spec.part)["clock_ms"]
 
 
 def owner_of(spec: ShardSpec) -> str:

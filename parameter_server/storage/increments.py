@@ -1,7 +1,7 @@
-"""Incremental exports of a shard: differences between two exports, and their application.
+"""Application of incremental exports of a shard.
 
-Row arrays are named "GROUP/keys" and "GROUP/COLUMN". An increment holds new or changed rows (in any bit),
-removed keys as "GROUP/removed", and all other arrays whole. Applying it reorders rows, which shards allow.
+Row arrays are named "GROUP/keys" and "GROUP/COLUMN". An increment holds new or changed rows, removed keys as
+"GROUP/removed", and all other arrays whole. Applying it reorders rows, which shards allow.
 """
 
 # R rows
@@ -19,21 +19,6 @@ from recsys.arrays.id_map import IdMap
 Arrays = Mapping[str, NDArray[Any]]
 REMOVED: Final = "removed"
 _COLUMNS: Final = {*ROW_COLUMNS, *WITHHELD_COLUMNS} - {"keys"}
-
-
-def difference(before: Arrays, after: Arrays) -> dict[str, NDArray[Any]]:
-    """The increment from ``before`` to ``after``."""
-    out = {name: array for name, array in after.items() if not _is_row_array(name, after)}
-    for group in _groups(after):
-        columns = _columns(group, after)
-        if group not in _groups(before) or columns != _columns(group, before):
-            changed = np.ones(len(after[f"{group}keys"]), np.bool_)
-            out[f"{group}{REMOVED}"] = before.get(f"{group}keys", np.empty(0, np.int64))
-        else:
-            changed, out[f"{group}{REMOVED}"] = _changed(group, columns, before, after)
-        for column in ("keys", *columns):
-            out[f"{group}{column}"] = after[f"{group}{column}"][changed]
-    return out
 
 
 def apply(*files: Arrays) -> dict[str, NDArray[Any]]:
@@ -56,31 +41,6 @@ def apply(*files: Arrays) -> dict[str, NDArray[Any]]:
         for column in ("keys", *columns):
             out[f"{group}{column}"] = np.concatenate([f[f"{group}{column}"][r] for f, r in rows])
     return out
-
-
-def _changed(
-    group: str, columns: tuple[str, ...], before: Arrays, after: Arrays
-) -> tuple[NDArray[np.bool_], NDArray[np.int64]]:
-    """Mask of new or changed rows of ``after`` (R,), and the removed keys."""
-    old, new = before[f"{group}keys"], after[f"{group}keys"]
-    if not len(old):
-        return np.ones(len(new), np.bool_), old
-    order = np.argsort(old)
-    at = order[np.minimum(np.searchsorted(old, new, sorter=order), len(old) - 1)]
-    changed = old[at] != new
-    for column in columns:
-        source, target = before[f"{group}{column}"], after[f"{group}{column}"]
-        if source.dtype != target.dtype or source.shape[1:] != target.shape[1:]:
-            changed[:] = True
-        else:
-            differs = _bits(source)[at] != _bits(target)
-            changed |= differs.any(axis=tuple(range(1, differs.ndim)))
-    return changed, old[~np.isin(old, new)]
-
-
-def _bits(array: NDArray[Any]) -> NDArray[Any]:
-    """Array viewed as integers: NaNs compare equal, 0 and -0 don't."""
-    return np.ascontiguousarray(array).view(f"u{array.dtype.itemsize}")
 
 
 def _groups(arrays: Arrays) -> list[str]:

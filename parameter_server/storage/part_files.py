@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
+import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
@@ -118,24 +119,29 @@ class Update(NamedTuple):
     chain: Sequence[tuple[Path, str]] = ()
 
 
-def increment(base: Path, arrays: Arrays, tracked: bool = False) -> Update | None:
-    """Arrays as an increment on the part at ``base``; None if it is damaged or a full part pays. ``tracked``:
-    of the tables they are what changed, so that only withheld rows are compared with the base."""
-    is_compared: Wanted = lambda name: not tracked or name.startswith("held/")  # noqa: E731
+def increment(base: Path, changes: Arrays) -> Update | None:
+    """Rows that changed since the part at ``base``, and all other arrays, as an increment on it; None if a
+    full part should be written: it is damaged, has many files, or the increments would be larger."""
     try:
         manifest = read_manifest(base)
         chain = files_of(base, manifest)
         if len(chain) >= FULL_EVERY:
             return None
         check_files(base, manifest, DIGESTS)
-        before = read_files(base, manifest, is_compared)
+        before = read_files(base, manifest, _is_withheld_key)
         sizes = [path.stat().st_size for path, _ in chain]
     except (OSError, ValueError, KeyError, SafetensorError):
         return None
-    compared = {name: array for name, array in arrays.items() if is_compared(name)}
-    update = {**arrays, **increments.difference(before, compared)}
+    update = dict(changes)
+    for name in filter(_is_withheld_key, changes):  # these rows are few, and given whole
+        gone = np.setdiff1d(before.get(name, changes[name][:0]), changes[name])
+        update[name.removesuffix("keys") + increments.REMOVED] = gone
     grown = sum(sizes[1:]) + sum(array.nbytes for array in update.values())
     return Update(update, chain) if grown <= sizes[0] else None
+
+
+def _is_withheld_key(name: str) -> bool:
+    return name.startswith("held/") and name.endswith(("/keys", increments.REMOVED))
 
 
 def link_or_copy(source: Path, target: Path) -> None:

@@ -97,17 +97,15 @@ def write_part(
     folder: Path, line: str, epoch: int, step: int, part: int, parts: int,
     arrays: Arrays | Update, meta: Mapping[str, Any],
 ) -> Path:  # fmt: skip
-    """Writes or replaces one part; returns its folder. All arrays become an increment where it pays."""
+    """Writes or replaces one part; returns its folder. ``arrays``: all, or an increment."""
     version = _line(folder, line) / f"{epoch:06d}-{step:012d}"
     version.mkdir(parents=True, exist_ok=True)
     beside = version / f".{part}-{uuid.uuid4().hex}"
     beside.mkdir()
-    if not isinstance(arrays, Update):
-        base = _before(folder, line, (epoch, step), part, parts)
-        arrays = (base and part_files.increment(base, arrays)) or Update(arrays)
-    for place, (path, _) in enumerate(arrays.chain):
+    update = arrays if isinstance(arrays, Update) else Update(arrays)
+    for place, (path, _) in enumerate(update.chain):
         part_files.link_or_copy(path, beside / part_files.link_name(place))
-    save_file(dict(arrays.arrays), beside / ARRAYS)
+    save_file(dict(update.arrays), beside / ARRAYS)
     manifest = {
         "line": line,
         "epoch": epoch,
@@ -116,7 +114,7 @@ def write_part(
         "parts": parts,
         "sha256": part_files.sha256_of(beside / ARRAYS),
         "bytes": (beside / ARRAYS).stat().st_size,
-        "chain": [{"sha256": sha, "bytes": path.stat().st_size} for path, sha in arrays.chain],
+        "chain": [{"sha256": sha, "bytes": path.stat().st_size} for path, sha in update.chain],
         "meta": dict(meta),
     }
     (beside / MANIFEST).write_text(part_files.encode_manifest(manifest))
@@ -316,15 +314,6 @@ def _bases(version: Path) -> frozenset[str]:
         with suppress(OSError, ValueError, KeyError, TypeError):
             digests.add(part_files.full_file(part_files.read_manifest(_part(version, part, parts))))
     return frozenset(digests)
-
-
-def _before(folder: Path, line: str, number: tuple[int, int], part: int, parts: int) -> Path | None:
-    """Folder of the same part in the previous snapshot of the epoch with as many parts."""
-    before = [
-        v for v in _versions(folder, line)
-        if _number(v)[0] == number[0] and _number(v) < number and _parts(v) == parts and _is_complete(v)
-    ]  # fmt: skip
-    return _part(before[-1], part, parts) if before else None
 
 
 def _check(version: Path, line: str, digest_of: Callable[[Path], str] | None = None) -> Snapshot:

@@ -11,7 +11,9 @@ from numpy.typing import NDArray
 from experiments.promotion.epoch_model import features_at, features_of, with_size
 from experiments.promotion.lifecycle import ARM, FEATURES, CandidateState, Lifecycle
 from parameter_server.storage import snapshots
+from parameter_server.storage.changes import Changes
 from parameter_server.storage.mmap_shard import open_mmap_shard
+from parameter_server.storage.part_files import Update
 from recsys.config.system_config import Config, ModelConfig
 from recsys.events.control_records import Live
 from recsys.events.records import EXAMPLES, STEPS, Step
@@ -60,6 +62,7 @@ class LineStart:
             self._log, config, features, line, shard, lifecycle.lives, candidate.learns,
             candidate.arm,
         )  # fmt: skip
+        shadow.changes = Changes(shard, own)
         if shadow.arm is not None:
             assert own is not None, "written above"
             shadow.arm.load(own.read(0, lambda name: name.startswith(ARM)))
@@ -128,10 +131,10 @@ class LineStart:
 
 
 def write_line(
-    folder: Path, line: str, arrays: Mapping[str, NDArray[Any]], meta: Mapping[str, Any]
-) -> None:
-    """Writes the snapshot of a line that has one shard."""
-    snapshots.write_part(folder, line, 0, meta["step"], 0, 1, dict(arrays), meta)
+    folder: Path, line: str, arrays: Mapping[str, NDArray[Any]] | Update, meta: Mapping[str, Any]
+) -> Path:
+    """Writes the snapshot of a line that has one shard; returns the folder of its part."""
+    return snapshots.write_part(folder, line, 0, meta["step"], 0, 1, arrays, meta)
 
 
 def _is_of_live(standing: CandidateState) -> bool:

@@ -15,6 +15,8 @@ from numpy.typing import NDArray
 
 from parameter_server.rpc.parameter_client import LocalClient
 from parameter_server.shard.shard import Shard
+from parameter_server.storage.changes import Changes
+from parameter_server.storage.part_files import Update
 from recsys.config.system_config import Config, ModelConfig
 from recsys.events.control_records import ArmLine, Live
 from recsys.events.event_types import Stamp
@@ -60,6 +62,7 @@ class Shadow:
         self.publish: Callable[[Delta], None] = lambda delta: None
         self._client = LocalClient([shard], lambda delta: self.publish(delta))
         model = build_model(features, config.model)
+        self.changes = Changes(shard)
         self.arm = None if arm is None else ArmLearner(model, arm)
         self._learner = self.arm or Learner(model)
         self._scoring = build_model(features, config.model)
@@ -133,10 +136,11 @@ class Shadow:
         is_of_live = (stamp.line, stamp.epoch) == (MAIN, self.epoch)
         return is_of_live and len(example.predicted) >= 4 and not example.correction
 
-    def export(self) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
+    def export(self) -> tuple[Update, dict[str, Any]]:
         """Arrays and metadata of a snapshot, after the last step it learned."""
-        arrays, meta = self.shard.export()
-        return (dict(arrays) if self.arm is None else arrays | self.arm.export()), meta
+        update, meta = self.changes.export()
+        own = {} if self.arm is None else self.arm.export()
+        return update._replace(arrays={**update.arrays, **own}), meta
 
     def probabilities(self, examples: Sequence[TrainingExample]) -> NDArray[np.float32]:
         """Predictions (B, L) as it would serve them: with the dense parameters that replicas get."""

@@ -278,7 +278,8 @@ class ShadowLoop(RetryLoop):
         """Saves a snapshot after the last step it learned; once, if it doesn't learn."""
         step = shadow.shard.applied
         if step not in snapshots.complete_steps(self._folder, shadow.line, 0):
-            write_line(self._folder, shadow.line, *shadow.export())
+            update, meta = shadow.export()
+            shadow.changes.written(write_line(self._folder, shadow.line, update, meta), meta)
             snapshots.prune(self._folder, shadow.line, _KEPT)
         self._hold(shadow)
 

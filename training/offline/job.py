@@ -86,7 +86,7 @@ class Busy(ValueError):
 
 
 class FileCheckpoints:
-    """Checkpoints in files: snapshots, mostly increments; a damaged one is skipped for the previous one.
+    """Checkpoints in files: snapshots; a damaged one is skipped for the previous one.
     ``writes``: False for workers that only read, as all would write the same."""
 
     def __init__(self, folder: Path, writes: bool = True) -> None:

@@ -17,7 +17,7 @@ from parameter_server.shard.lanes import LaneGradients, RowGradients
 from parameter_server.shard.shard import Shard, digest_of_shards
 from parameter_server.shard.wal_settings import WalSettingsChanged
 from parameter_server.storage import durable_shard as durable
-from parameter_server.storage import increments, snapshots
+from parameter_server.storage import part_files, snapshots
 from parameter_server.storage.durable_shard import DurableShard, ShardStorage
 from parameter_server.storage.snapshot_rows import load_rows
 from recsys.config.system_config import TableConfig
@@ -217,7 +217,9 @@ def test_snapshots_in_the_background_change_no_bit(tmp_path):
     assert again.digest() == DIGEST
 
 
-MANY = replace(SPEC, tables=(TableConfig("rows", 3, 0.1, ttl_s=100),), lanes=1, parts=1)
+MANY = replace(
+    SPEC, tables=(TableConfig("rows", 3, 0.1, ttl_s=100),), lanes=1, parts=1, delta_bytes=0
+)
 
 
 def learn_keys(shard, keys, forget=()):
@@ -240,26 +242,28 @@ def own_keys(folder, step):
 def test_a_snapshot_holds_rows_that_changed_since_the_one_before(tmp_path, monkeypatch):
     storage = ShardStorage(tmp_path / "snapshots", tmp_path / "wal", 1, snapshots_kept=99)
     shard, digests = DurableShard(MANY, storage, lambda deltas: None), []
-    learn_keys(shard, range(1_000))
-    compared = []
-    real = increments.difference
+    for keys in (range(1_000), [0], [0]):  # at first an increment is as large
+        learn_keys(shard, keys)
+    read = []
+    real = part_files.read_files
     monkeypatch.setattr(
-        increments, "difference", lambda a, b: compared.append({*a, *b}) or real(a, b)
+        part_files, "read_files", lambda a, b, wanted: read.append(real(a, b, wanted)) or read[-1]
     )
     learn_keys(shard, range(1_000, 1_010))
     learn_keys(shard, [5], forget=[1_003, 7])
     learn_keys(shard, [7, 6])  # one comes back
     digests = [shard.digest()]
     shard.close()
+    assert read and all(name.startswith("held/") for arrays in read for name in arrays)
+    monkeypatch.undo()
     shard = DurableShard(MANY, storage, lambda deltas: None)  # it goes on from its snapshot
     learn_keys(shard, [8], forget=[9])
     digests.append(shard.digest())
     # Rows of the step before are named again: they have its event time.
-    assert own_keys(tmp_path, 3) == [[5, *range(1_000, 1_003), *range(1_004, 1_010)], [7, 1_003]]
-    assert own_keys(tmp_path, 4) == [[5, 6, 7], []]
-    assert own_keys(tmp_path, 5) == [[6, 7, 8], [9]]
-    assert compared and all(name.startswith("held/") for names in compared for name in names)
-    for step, digest in zip((4, 5), digests, strict=True):
+    assert own_keys(tmp_path, 5) == [[5, *range(1_000, 1_003), *range(1_004, 1_010)], [7, 1_003]]
+    assert own_keys(tmp_path, 6) == [[5, 6, 7], []]
+    assert own_keys(tmp_path, 7) == [[6, 7, 8], [9]]
+    for step, digest in zip((6, 7), digests, strict=True):
         again = Shard(MANY)
         durable.load_shard(again, snapshots.require(tmp_path / "snapshots", "main", step=step))
         assert again.digest() == digest
@@ -288,13 +292,13 @@ def test_after_a_snapshot_that_failed_all_rows_are_written(tmp_path, monkeypatch
 def test_a_snapshot_does_not_build_on_a_damaged_one(tmp_path):
     storage = ShardStorage(tmp_path / "snapshots", tmp_path / "wal", 1, snapshots_kept=99)
     shard = DurableShard(MANY, storage, lambda deltas: None)
-    for keys in (range(100), [0], [1]):
+    for keys in (range(100), [0], [0], [1]):
         learn_keys(shard, keys)
-    assert own_keys(tmp_path, 3) == [[0, 1], []]
-    flip_bit(next(tmp_path.glob("*/*/*-000000000002/*/arrays.safetensors")), 10_000)
+    assert own_keys(tmp_path, 4) == [[0, 1], []]
+    flip_bit(next(tmp_path.glob("*/*/*-000000000003/*/arrays.safetensors")), 10_000)
     learn_keys(shard, [2])
-    assert own_keys(tmp_path, 4) == [list(range(100))]
-    assert snapshots.require(tmp_path / "snapshots", "main").step == 4
+    assert own_keys(tmp_path, 5) == [list(range(100))]
+    assert snapshots.require(tmp_path / "snapshots", "main").step == 5
 
 
 @pytest.mark.parametrize("crashes", [(), (3, 7, 12), range(1, 26)])

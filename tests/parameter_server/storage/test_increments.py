@@ -4,10 +4,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from parameter_server.rpc.parameter_client import LocalClient
-from parameter_server.shard.shard import Shard, digest_of_shards
-from parameter_server.storage.increments import REMOVED, apply, difference
-from tests.support.small_line import DENSE, LANES, toy_spec, work
+from parameter_server.storage.increments import apply
 
 TABLE = st.dictionaries(st.integers(-3, 8), st.integers(0, 2), max_size=8)
 
@@ -26,6 +23,18 @@ def export(rows: dict[int, int]) -> dict[str, np.ndarray]:
     }  # fmt: skip
 
 
+def difference(
+    before: dict[int, int], after: dict[int, int], whole: bool = False
+) -> dict[str, np.ndarray]:
+    """The increment between two tables. ``whole``: rows that didn't change are in it, too."""
+    old, new = export(before), export(after)
+    changed = [whole or before.get(key) != row for key, row in after.items()]
+    columns = ("table/t/keys", "table/t/values", "table/t/accumulator")
+    out = {n: a[np.array(changed, np.bool_)] if n in columns else a for n, a in new.items()}
+    gone = before.keys() - after.keys() | ({-9} if whole else set())  # one that never was
+    return out | {"table/t/removed": np.array(sorted(gone), old["table/t/keys"].dtype)}
+
+
 def in_order(arrays: dict[str, np.ndarray]) -> dict[str, bytes]:
     order = np.argsort(arrays["table/t/keys"])
     of_rows = ("keys", "values", "accumulator")
@@ -36,34 +45,16 @@ def in_order(arrays: dict[str, np.ndarray]) -> dict[str, bytes]:
 
 
 @settings(max_examples=60, deadline=None)
-@given(TABLE, TABLE, TABLE, st.booleans())
+@given(TABLE, TABLE, TABLE, st.booleans(), st.booleans())
 def test_increments_put_together_what_they_were_made_from(
-    before: dict[int, int], after: dict[int, int], later: dict[int, int], new_table: bool
+    before: dict[int, int],
+    after: dict[int, int],
+    later: dict[int, int],
+    new_table: bool,
+    whole: bool,
 ) -> None:
-    old, new = export(before), export(after)
-    if new_table:
-        old = {"dense/m": old["dense/m"]}
-    increment = difference(old, new)
-    assert in_order(apply(old, increment)) == in_order(new)
-    newest = export(later)
-    assert in_order(apply(old, increment, difference(new, newest))) == in_order(newest)
-    assert difference(new, apply(old, increment))["table/t/keys"].size == 0
-    if not new_table:
-        changed = {key for key in after if before.get(key) != after[key]}
-        assert set(increment["table/t/keys"].tolist()) == changed
-        gone = set(increment[f"table/t/{REMOVED}"].tolist())
-        assert gone == before.keys() - after.keys()
-
-
-def test_a_shard_comes_back_from_a_full_export_and_increments() -> None:
-    spec = toy_spec(delta_format="fp16", delta_bytes=120, settle_every=17)
-    line = LocalClient.fresh(spec, DENSE)
-    arrays: dict[str, np.ndarray] = {}
-    for until in (7, 13, 30):  # rows are admitted, expire and are held back meanwhile
-        work(line, list(range(LANES)), until)
-        exported, meta = line.shards[0].export()
-        arrays = apply(arrays, difference(arrays, exported)) if arrays else exported
-        again = Shard(spec, DENSE)
-        again.load([arrays], meta)
-        assert again.digest() == line.shards[0].digest()
-        assert digest_of_shards([again]) == digest_of_shards(line.shards)
+    full = {"dense/m": export(before)["dense/m"]} if new_table else export(before)
+    first = difference({} if new_table else before, after, whole)
+    assert in_order(apply(full, first)) == in_order(export(after))
+    second = difference(after, later, whole)
+    assert in_order(apply(full, first, second)) == in_order(export(later))

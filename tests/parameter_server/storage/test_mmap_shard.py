@@ -13,6 +13,7 @@ from safetensors.numpy import load_file, save_file
 from parameter_server.rpc.parameter_client import LocalClient
 from parameter_server.shard.shard import Shard
 from parameter_server.storage import snapshots
+from parameter_server.storage.changes import Changes
 from parameter_server.storage.durable_shard import load_shard
 from parameter_server.storage.mmap_shard import map_arrays, open_mmap_shard
 from parameter_server.table.overlay_table import OverlayTable
@@ -48,10 +49,13 @@ def save(folder, shard):
 def saved(folder, spec, *steps):
     """The newest snapshot of a line that takes one after each of some steps."""
     line = LocalClient.fresh(spec, DENSE)
+    changes = [Changes(shard) for shard in line.shards]
     for until in steps:
         work(line, ALL, until)
-        for shard in line.shards:
-            save(folder, shard)
+        for shard, own in zip(line.shards, changes, strict=True):
+            update, meta = own.export()
+            place = "main", 0, shard.applied, shard.spec.part, spec.parts
+            own.written(snapshots.write_part(folder, *place, update, meta), meta)
     return snapshots.latest(folder, "main").snapshot
 
 

@@ -197,9 +197,29 @@ def rows(step, count=2_000):
     } | ({"table/items/used_ms": np.where(keys < 3 * step, step, 0)})
 
 
+def changed(before, after):
+    """Rows of an export that differ from one before, keys that it lacks, and all that aren't rows."""
+    old, new = (export["table/items/keys"] for export in (before, after))
+    differs = ~np.isin(new, old)
+    both = np.flatnonzero(~differs)
+    for name in after:
+        if name.startswith("table/"):
+            change = after[name][both] != before[name][np.searchsorted(old, new[both])]
+            differs[both] |= change.reshape(len(both), -1).any(axis=1)
+    out = {n: a[differs] if n.startswith("table/") else a for n, a in after.items()}
+    return out | {"table/items/removed": np.setdiff1d(old, new)}
+
+
+def write_on(folder, step, before, after):
+    """Writes an export as an increment on the snapshot of the step before, where possible."""
+    base = next(folder.glob(f"main/*-{step - 1:012d}/part-00000-of-00001"), None)
+    update = base and part_files.increment(base, changed(before, after))
+    write_part(folder, "main", 0, step, 0, 1, update or after, {"step": step})
+
+
 def write_rows(folder, *steps):
     for step in steps:
-        write_part(folder, "main", 0, step, 0, 1, rows(step), {"step": step})
+        write_on(folder, step, rows(step - 1), rows(step))
 
 
 def same(read, step):
@@ -240,8 +260,9 @@ def test_a_snapshot_holds_what_changed_and_reads_as_the_whole(tmp_path):
 def test_a_full_one_is_written_where_increments_would_not_pay(tmp_path):
     everything = rows(1)
     for step in (1, 2, 3):
-        everything = everything | {"table/items/values": everything["table/items/values"] + 1}
-        write_part(tmp_path, "main", 0, step, 0, 1, everything, {})
+        before, values = everything, everything["table/items/values"] + 1
+        everything = everything | {"table/items/values": values}
+        write_on(tmp_path, step, before, everything)
     assert [len(files(tmp_path, step)) for step in (1, 2, 3)] == [1, 2, 1]
 
 
@@ -311,8 +332,7 @@ def loaded(folder):
 @pytest.mark.parametrize("name", ["manifest.json", "arrays.safetensors", "chain-0.safetensors"])
 def test_no_flip_in_a_snapshot_goes_unseen(tmp_path, name):
     for step in (5, 6):
-        meta = {"step": step, "clock_ms": 1_790_000_000_000, "dense_t": 0.1}
-        write_part(tmp_path, "main", 0, step, 0, 1, rows(step, 200), meta)
+        write_on(tmp_path, step, rows(step - 1, 200), rows(step, 200))
     shutil.rmtree(version(tmp_path, 5))
     part = version(tmp_path, 6) / "part-00000-of-00001"
     assert unseen(tmp_path, part / name, 1_000, seed=4) == []

@@ -15,6 +15,7 @@ import pytest
 
 from parameter_server.rpc.parameter_client import LocalClient
 from parameter_server.storage import snapshots
+from parameter_server.storage.changes import Changes
 from parameter_server.storage.snapshot_rows import rows_of
 from recsys.config.part_configs import DriftConfig
 from recsys.config.system_config import Config, tables_of
@@ -49,6 +50,7 @@ class Line:
         self._sequencer = SequencerLoop(self.log, self.config, FEATURES, count(0, 1_000).__next__)
         model = build_model(FEATURES, self.config.model)
         self.client = LocalClient.fresh(spec_of(self.config), model.read_dense(), lambda _: None)
+        self._changes = [Changes(shard) for shard in self.client.shards]
         self._worker = Worker(0, 1, self.log, self.client, Learner(model), self.config)
         self.now_s = 0.0
         self.watch = self.watching()
@@ -57,7 +59,11 @@ class Line:
         return PanelWatch(self.log, self.config, FEATURES, lambda: self.now_s, lambda: self.now_s)
 
     def learn(
-        self, examples: int | list[int], turned: bool = False, predicted: bytes = SAID
+        self,
+        examples: int | list[int],
+        turned: bool = False,
+        predicted: bytes = SAID,
+        later_ms: int = 0,
     ) -> None:
         """So many new ones, or those of these numbers; ``turned``: with the contrary first label."""
         new = isinstance(examples, int)
@@ -67,6 +73,7 @@ class Line:
             shown = [
                 msgspec.structs.replace(e, labels=[1 - e.labels[0], e.labels[1]]) for e in shown
             ]
+        shown = [msgspec.structs.replace(e, closed_ms=e.closed_ms + later_ms) for e in shown]
         append_examples(self.log, shown)
         while self._sequencer.turn():
             pass
@@ -76,10 +83,10 @@ class Line:
 
     def save(self, epoch: int = 0) -> int:
         shards = self.client.shards
-        for part, shard in enumerate(shards):
-            arrays, meta = shard.export()
+        for part, (shard, changes) in enumerate(zip(shards, self._changes, strict=True)):
+            update, meta = changes.export()
             where = (self.folder, MAIN, epoch, shard.applied, part, len(shards))
-            snapshots.write_part(*where, arrays, meta)
+            changes.written(snapshots.write_part(*where, update, meta), meta)
         return shards[0].applied
 
 
@@ -149,8 +156,8 @@ def test_a_line_that_learns_the_contrary_is_seen_to_forget(line: Line, turns: bo
 
 
 def test_rows_are_those_that_the_shards_have_also_out_of_increments(line: Line) -> None:
-    for examples in (320, 1, 1):
-        line.learn(examples)
+    for n, examples in enumerate((320, 1, 1, 1, 1)):
+        line.learn(examples, later_ms=10_000 * n)
         line.save()
     found = snapshots.latest(line.folder, MAIN).snapshot
     assert found is not None and len(found.files(1)) == 3

@@ -128,7 +128,7 @@ def test_it_is_an_export_that_a_shard_goes_on_from() -> None:
     shard = Shard(ShardSpec(tables_of(MODEL), lanes=4), arrays["dense/values"])
     shard.load([arrays], meta)
     out, its = shard.export()
-    assert its == meta and shard.applied == loop.state.steps
+    assert its.items() >= meta.items() and shard.applied == loop.state.steps
     order = np.argsort(out["table/users/keys"])
     for column in ("keys", "values", "accumulator", "used_ms"):
         name = f"table/users/{column}"
