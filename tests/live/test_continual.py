@@ -15,7 +15,7 @@ import pytest
 
 from parameter_server.rpc.parameter_client import LocalClient
 from parameter_server.rpc.shard_actor import actor_name
-from recsys.config.system_config import Config, TrainerConfig
+from recsys.config.system_config import TrainerConfig
 from recsys.events.records import DELTAS, Delta, unpack
 from recsys.features import feature_set_file as feature_sets
 from recsys.model.model import build_model
@@ -40,7 +40,7 @@ class System:
         base = toy_config(str(state), shards=2)
         base = replace(
             base,
-            serve=replace(base.serve, port=0, dashboard_port=0),
+            serve=replace(base.serve, port=0, dashboard=False, dashboard_port=0),
             log=replace(base.log, partitions=3),
             trainer=TrainerConfig(workers=2, cpus_per_worker=0.1),
         )
@@ -51,6 +51,9 @@ class System:
         create_topics(self.log, self.config)
         self.sequencer = SequencerLoop(self.log, self.config, FEATURES, wall_ms)
         self.made = 0
+        model = build_model(FEATURES, self.config.model)
+        self.client = LocalClient.fresh(spec_of(self.config), model.read_dense())
+        self.alone = Worker(0, 1, self.log, self.client, Learner(model), self.config)
         self.parts: dict[str, subprocess.Popen[bytes]] = {}
         for name in ("ray", "shards", "trainer"):
             self.start(name)
@@ -127,13 +130,9 @@ def wait_for(holds: Callable[[], bool], within_s: float, what: str) -> None:
 
 def oracle(system: System) -> list[str]:
     """The digests of shards on which one process learned every step of the log."""
-    config: Config = system.config
-    model = build_model(FEATURES, config.model)
-    client = LocalClient.fresh(spec_of(config), model.read_dense())
-    worker = Worker(0, 1, system.log, client, Learner(model), config)
-    while worker.turn():
+    while system.alone.turn():
         pass
-    return [shard.digest() for shard in client.shards]
+    return [shard.digest() for shard in system.client.shards]
 
 
 def digests(system: System) -> list[str]:
