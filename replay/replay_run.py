@@ -21,6 +21,7 @@ from recsys.config.system_config import Config, JoinConfig, StepConfig
 from recsys.events.event_types import Engagement, Event, Impression, Item, User
 from recsys.events.field_schema import CATEGORICAL
 from recsys.events.hashing import Id
+from recsys.features.feature_set import FeatureSet
 from replay.datasets.app_dataset import OfApp, feature_set_of
 from replay.datasets.dataset import Dataset
 from replay.direct_loop import DirectLoop, StepsUntil
@@ -213,10 +214,15 @@ def replay_data(
     config = config or config_for(dataset, options, Config())
     features = feature_set_of(dataset, config)
     loop = DirectLoop(features, config, options.frozen_after_ms)
-    declared, lists = features.declared, features.schema.shown_by
-    visits = outputs.probe is not None or declared.near or declared.visit_s > 0 or lists == "click"
+    visits = outputs.probe is not None or reads_visits(features)
     player = Player(features, config, loop, options.sync_every_ms, with_visits=visits)
     return replay_with(player, dataset, options, progress, loop.digest, outputs)
+
+
+def reads_visits(features: FeatureSet) -> bool:
+    """Whether features or lists of clicks depend on co-visits."""
+    declared = features.declared
+    return declared.near or declared.visit_s > 0 or features.schema.shown_by == "click"
 
 
 def replay_with(

@@ -8,10 +8,14 @@ from itertools import chain
 from typing import Any, Final
 
 import numpy as np
+from numba import types
 from numpy.typing import NDArray
 
+from recsys.arrays import key_index
+from recsys.arrays.compiled import kernel, read_only
 from recsys.events.event_types import Engagement, Event, Impression, ServedItem
-from recsys.features.counters import amounts, amounts_by_code
+from recsys.features import counter_kernels
+from recsys.features.counters import CounterTable, Values, amounts
 from recsys.features.feature_set import FeatureSet, Keys
 from recsys.features.item_counters import ItemCounters
 from recsys.features.session import COUNTER_ROWS, REQUESTS, USER, Entry, Session
@@ -20,6 +24,9 @@ from replay.player import Player
 
 NAME: Final = "history"  # of the surface, and in request ids
 _BLOCK: Final = 65_536  # rows that are counted together
+_int, _float = types.int64, types.float32
+_KEYS, _VALUES = read_only(_int, 1), read_only(_float, 2)
+Added = tuple[Values, Keys]  # amounts (A, K), and where those of each code begin, with their end
 
 
 @dataclass(frozen=True)
@@ -71,6 +78,42 @@ class Past:
         return dict(zip(map(str, users.tolist()), rows, strict=True))
 
 
+@kernel(types.void(_float[:, ::1], _int[::1], read_only(types.float64, 1), _KEYS, _KEYS, _KEYS,
+                   _VALUES, _KEYS, _KEYS, _KEYS))  # fmt: skip
+def add_events(values: Any, last_ms: Any, half_lives: Any, rows: Any, begins: Any, groups: Any,
+               amounts: Any, parts: Any, codes: Any, times_ms: Any) -> None:  # fmt: skip
+    """Adds events in order: those rows of ``amounts`` that belong to its code, to the rows of its group."""
+    for n in range(groups.shape[0]):
+        own = rows[begins[groups[n]] : begins[groups[n] + 1]]
+        for a in range(parts[codes[n]], parts[codes[n] + 1]):
+            counter_kernels.add(values, last_ms, half_lives, own, amounts[a], times_ms[n])
+
+
+class Groups:
+    """Groups of keys in a table of counters; those that it lacks are added, with no more room than needed."""
+
+    def __init__(self, table: CounterTable, keys: Sequence[tuple[int, ...]]) -> None:
+        self._table, flat = table, np.array([*chain.from_iterable(keys)], np.int64)
+        self._begins, self._rows = np.cumsum([0, *map(len, keys)]), np.empty(len(flat), np.int64)
+        new = np.array([key for key in dict.fromkeys(flat.tolist()) if key not in table], np.int64)
+        table.set(
+            new, np.zeros((len(new), table.columns), np.float32), np.zeros(len(new), np.int64)
+        )
+        key_index.find(table.arrays[0], flat, self._rows)
+
+    def add(self, groups_N: Keys, added: Added, codes_N: Keys, times_ms_N: Keys) -> None:
+        """Adds the amounts of each event's code to all keys of its group, in order."""
+        _, values, last_ms = self._table.arrays
+        add_events(values, last_ms, self._table.half_lives_ms, self._rows, self._begins, groups_N,
+                   *added, codes_N, times_ms_N)  # fmt: skip
+
+
+def amounts_by_code(codes: Sequence[Sequence[Values]]) -> Added:
+    """Amounts of events by code; a code may have several."""
+    rows = np.array([*chain.from_iterable(codes)], np.float32)
+    return rows, np.cumsum([0, *map(len, codes)])
+
+
 def folds_columns(features: FeatureSet) -> bool:
     """Whether a past can be folded as columns: without operators, and with all that was shown."""
     return features.schema.shown_by == "impression" and not (
@@ -103,17 +146,18 @@ class PastFold:
     def fold_counters(self, counters: ItemCounters, with_visits: bool) -> None:
         """Counts everything of all viewers, with their visits if anything reads them."""
         past, main = self._past, self._features.main_labels[0]
-        groups = [counters.counted_keys(keys_I, self._context, 0, {}) for keys_I in self._keys_UI]
+        keys = [counters.counted_keys(keys_I, self._context, 0, {}) for keys_I in self._keys_UI]
+        groups, everyone = Groups(counters.counters, [*keys, (ALL,)]), len(keys)
+        counters.mark_changed(chain(*keys, [ALL]))
         added = amounts_by_code([[one for one in each if one.any()] for each in self._each])
         liked = np.array([main in kinds for kinds in past.kinds])[past.codes]
         credit = amounts_by_code([[self._shown + amounts(self._features.kinds, main)]])
         for start in range(0, len(liked), _BLOCK):
             block = slice(start, start + _BLOCK)
             items, times = self._items_N[block], past.time_ms[block]
-            counters.add_all(groups, items, added, past.codes[block], times)
+            groups.add(items, added, past.codes[block], times)
             times = times[liked[block]]
-            one = np.zeros(len(times), np.int64)
-            counters.add_all([(ALL,)], one, credit, one, times)
+            groups.add(np.full(len(times), everyone), credit, np.zeros(len(times), np.int64), times)
         for row in np.flatnonzero(liked).tolist() if with_visits else ():
             item = int(self._keys_UI[self._items_N[row], 0])
             counters.visits.add(past.users[row].item(), item, int(past.time_ms[row]))
@@ -130,7 +174,7 @@ class PastFold:
             self._fold_events(session, rows)
             return
         order, times_ms = np.arange(len(rows)), past.time_ms[rows]
-        session.counters.add_all(groups, order, self._added, past.codes[rows], times_ms)
+        Groups(session.counters, groups).add(order, self._added, past.codes[rows], times_ms)
         newest = rows[-max(REQUESTS, session.history.maxlen or 0) :].tolist()
         ids = [past.request_id(row) for row in newest]
         session.requests.extend((id_, self._context) for id_ in ids)

@@ -57,17 +57,6 @@ def add(values: Any, last_ms: Any, half_lives: Any, rows: Any, amounts: Any, now
             last_ms[row] = now_ms
 
 
-@kernel(types.void(_float[:, ::1], _int[::1], _HALF_LIVES, _KEYS, _KEYS, _KEYS, _VALUES, _KEYS,
-                   _KEYS, _KEYS))  # fmt: skip
-def add_all(values: Any, last_ms: Any, half_lives: Any, rows: Any, begins: Any, groups: Any,
-            amounts: Any, parts: Any, codes: Any, times_ms: Any) -> None:  # fmt: skip
-    """Adds events in order: those rows of ``amounts`` that belong to its code, to the rows of its group."""
-    for n in range(groups.shape[0]):
-        own = rows[begins[groups[n]] : begins[groups[n] + 1]]
-        for a in range(parts[codes[n]], parts[codes[n] + 1]):
-            add(values, last_ms, half_lives, own, amounts[a], times_ms[n])
-
-
 @kernel(types.void(_float[:, ::1], _int[::1], _int[::1], _int, _float, _int, _int[::1]))
 def touch(values: Any, last_ms: Any, rows: Any, size: Any, value: Any, now_ms: Any,
           before: Any) -> None:  # fmt: skip

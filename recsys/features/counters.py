@@ -5,7 +5,6 @@ time and additions commute: the order of partitions changes only the last bits.
 """
 
 from collections.abc import Iterable, Sequence
-from itertools import chain
 from typing import Final
 
 import numpy as np
@@ -21,7 +20,6 @@ HALF_LIVES_MS: Final = (6 * 3_600_000.0, 14 * 24 * 3_600_000.0)
 
 Keys = NDArray[np.int64]
 Values = NDArray[np.float32]
-Added = tuple[Values, Keys]  # amounts (A, K), and where those of each code begin, with their end
 
 
 class CounterTable:
@@ -53,23 +51,6 @@ class CounterTable:
         _, values, last_ms = self.arrays
         amounts = np.asarray(amounts, np.float32)
         kernels.add(values, last_ms, self.half_lives_ms, rows, amounts, now_ms)
-
-    def add_all(
-        self,
-        groups: Sequence[tuple[int, ...]],
-        at_N: Keys,
-        added: Added,
-        codes_N: Keys,
-        times_N: Keys,
-    ) -> None:
-        """Adds the amounts of each event's code to all keys of its group, ``groups[at]``, in order."""
-        begins, flat = np.cumsum([0, *map(len, groups)]), [*chain.from_iterable(groups)]
-        self._ids.insert(np.array([*dict.fromkeys(flat)], np.int64))  # no more room than they need
-        rows = self._ids.find(np.array(flat, np.int64))
-        _, values, last_ms = self.arrays
-        kernels.add_all(
-            values, last_ms, self.half_lives_ms, rows, begins, at_N, *added, codes_N, times_N
-        )
 
     def touch(self, keys: Keys, now_ms: int, value: float = 0.0) -> Keys:
         """Makes an event the newest of some keys, with its value; returns the times of those before it, -1
@@ -162,9 +143,3 @@ def amounts(kinds: Sequence[str], happened: str, watch_ms: int | None = None) ->
     if watch_ms is not None and happened == "view":
         added[kinds.index("watch")] = np.log1p(watch_ms / 1000.0)
     return added
-
-
-def amounts_by_code(codes: Sequence[Sequence[Values]]) -> Added:
-    """Amounts of events by code, as ``CounterTable.add_all`` reads them; a code may have several."""
-    rows = np.array([*chain.from_iterable(codes)], np.float32)
-    return rows, np.cumsum([0, *map(len, codes)])

@@ -6,9 +6,8 @@ quarantined user don't count, nor does what exceeds the bounds of influence (rec
 """
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Sequence
-from itertools import chain
-from typing import Any, Final
+from collections.abc import Callable, Iterable
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -204,10 +203,9 @@ class ItemCounters:
         self.counters.add(keys, added, now_ms)
         self._changed.update(keys)
 
-    def add_all(self, groups: Sequence[tuple[int, ...]], *events: Any) -> None:
-        """Adds many events; see ``CounterTable.add_all``."""
-        self.counters.add_all(groups, *events)
-        self._changed.update(chain.from_iterable(groups))
+    def mark_changed(self, keys: Iterable[int]) -> None:
+        """Has keys published that were counted into ``counters`` directly."""
+        self._changed.update(keys)
 
     def counted_keys(
         self, keys_I: Keys, context: int, segment: int, lefts: dict[str, int]
