@@ -20,7 +20,8 @@ from parameter_server.publish.deltas import record_publish_spans
 from parameter_server.rpc.parameter_client import Channel, ShardedClient, WorkerId, hello
 from parameter_server.rpc.protocol import Frame, encode, from_bytes
 from parameter_server.rpc.shard_service import ShardService
-from parameter_server.rpc.transport import Address, SocketChannel, SocketServer
+from parameter_server.rpc.shard_tls import LOOPBACK, open_tls
+from parameter_server.rpc.transport import Address, SocketChannel, SocketServer, Tls
 from parameter_server.shard.shard import ShardSpec, part_of
 from parameter_server.storage.durable_shard import DurableShard, Publish, ShardStorage
 from parameter_server.storage.reshard import Resharded, ShardFiles, reshard_line
@@ -36,7 +37,6 @@ from recsys.process.open_log import open_log
 
 NAMESPACE = "recsys"
 _CPUS: Final = 0.1
-_LOOPBACK: Final = "127.0.0.1"
 _CALLS: Final = 64  # concurrent ones: each waiting worker takes one
 _PIECE: Final = 64 << 10  # bytes; Ray takes up to 100 KB into a call
 _LOGS: Final = 32  # log files kept per part: three of each of ten live lines
@@ -50,6 +50,8 @@ class ShardActor:
         """``dense``: initial parameters of part 0, in pieces."""
         self._spec = spec
         log_as(spec, config)
+        host = LOOPBACK if config.nodes == 1 else node_address()
+        tls = open_tls(config.parameter_server, host)  # before what it can't serve is opened
         warm()
         keep_freed_memory(BESIDE_TABLES)
         self._tracer = open_tracer_in_actor(config, "shards", str(spec.part))
@@ -62,9 +64,7 @@ class ShardActor:
             background=True,
         )
         self._service = ShardService(self._shard, secrets.token_hex(16))
-        self._server = SocketServer(
-            self._service, _LOOPBACK if config.nodes == 1 else node_address()
-        )
+        self._server = SocketServer(self._service, host, tls=tls.shard)
         tags = ("line", "epoch", "shard")
         self._rows = Gauge("recsys_shard_rows", "Rows of a shard", tag_keys=(*tags, "table"))
         self._step = Gauge("recsys_shard_step", "The newest step of a shard", tag_keys=tags)
@@ -248,14 +248,15 @@ def actor_name(spec: ShardSpec, part: int) -> str:
 
 
 def connect(
-    spec: ShardSpec, handles: Sequence[Any], worker: WorkerId, transport: str = "socket"
-) -> ShardedClient:
+    spec: ShardSpec, handles: Sequence[Any], worker: WorkerId, transport: str = "socket",
+    tls: Tls = None,
+) -> ShardedClient:  # fmt: skip
     """Client of running shards, over sockets or (``ray``) plain Ray calls."""
     channels: list[Channel] = []
     for part, handle in enumerate(handles):
         greet = partial(hello, spec, part, worker)
         if transport == "socket":
-            channels.append(SocketChannel(_resolver(spec, part, handle), greet))
+            channels.append(SocketChannel(_resolver(spec, part, handle), greet, tls=tls))
         else:
             channels.append(RayChannel(handle, greet))
     return ShardedClient(spec, channels, worker)

@@ -32,6 +32,13 @@ class Section:
                 value, name = getattr(self, each.name), f"{self.section_name()}.{each.name}"
                 check(bool(limits["holds"](value)), name, value, limits["expected"])
 
+    def check_needs(self, needed: str, is_set: object, *names: str) -> None:
+        """Raises ValueError for fields that are set without the one that they need."""
+        for name in names:
+            value, section = getattr(self, name), self.section_name()
+            expected = f"none without {section}.{needed}"
+            check(bool(is_set) or not value, f"{section}.{name}", value, expected)
+
 
 def bounded(default: T, low: float, high: float = inf) -> T:
     """A field in [low, high]."""

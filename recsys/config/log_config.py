@@ -37,10 +37,7 @@ class LogConfig(Section, Brokers):
         copies = self.replication or self.min_insync
         check(self.min_insync <= copies, "log.min_insync", self.min_insync,
               f"at most log.replication, which is {copies}")  # fmt: skip
-        needs = (("tls", self.tls, ("ca_file", "cert_file")), ("cert_file", self.cert_file, ("key_file",)),
-                 ("sasl", self.sasl != "none", ("user", "password_file")))  # fmt: skip
-        for needed, is_set, names in needs:
-            for name in names:
-                value = getattr(self, name)
-                check(bool(is_set) or not value, f"log.{name}", value, f"none without log.{needed}")
+        self.check_needs("tls", self.tls, "ca_file", "cert_file")
+        self.check_needs("cert_file", self.cert_file, "key_file")
+        self.check_needs("sasl", self.sasl != "none", "user", "password_file")
         check(self.sasl == "none" or bool(self.user), "log.user", self.user, "a name with log.sasl")

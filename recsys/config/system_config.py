@@ -77,7 +77,7 @@ class StepConfig(Section):
     # Fixed: sums are in lane order, so the number of workers changes no bit.
     lanes: int = bounded(4, 1, 64)
     snapshot_every: int = bounded(500, 1)  # a snapshot is taken at a multiple of so many steps ...
-    snapshot_s: int = bounded(60, 0)  # ... once so many seconds of event time have passed since the last
+    snapshot_s: int = bounded(60, 0)  # ... after so many seconds of event time since the last
     snapshots_kept: int = bounded(3, 1)
 
 
@@ -160,11 +160,27 @@ class ParameterServerConfig(Section):
     section = "parameter_server"
     shards: int = bounded(2, 1)
     transport: str = choice("socket", "socket", "ray")  # socket | ray (the fallback and oracle)
+    # TLS on the shards' sockets. PEM files on each machine: the authority that signed the certificates of
+    # shards (empty: the machine's), this machine's certificate, its private key (empty: in cert_file), and
+    # the authority that signed those of workers (empty: they need none).
+    tls: bool = False
+    ca_file: str = ""
+    cert_file: str = ""
+    key_file: str = ""
+    client_ca_file: str = ""
     # Fp32 | fp16 | int8: rounding of rows for replicas.
     delta_format: str = choice("fp16", "fp32", "fp16", "int8")
     # KiB of rows that a shard publishes per step, the most important first and the rest later; 0 sends all.
     delta_kb: float = bounded(0.0, 0)
     dense_ms: int = bounded(250, 0)  # event time between two steps that send the dense parameters
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.check_needs("tls", self.tls, "ca_file", "cert_file", "client_ca_file")
+        self.check_needs("cert_file", self.cert_file, "key_file")
+        self.check_needs("transport socket (Ray has its own)", self.transport == "socket", "tls")
+        check(not self.tls or bool(self.cert_file), "parameter_server.cert_file", self.cert_file,
+              "a file with parameter_server.tls")  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from kafka.cluster import get_ip_port_afi
 from kafka.net.sasl import get_sasl_mechanism
 
 from recsys.log.protocol import Brokers
+from recsys.tls import tls_context
 
 PASSWORD: Final = "RECSYS_LOG_PASSWORD"  # environment variable
 _ANSWER_BYTES: Final = 1 << 20
@@ -32,7 +33,8 @@ def connection_of(config: Brokers, patience_s: float) -> dict[str, Any]:
         "bootstrap_timeout_ms": int(patience_s * 1000),
         "reconnect_backoff_max_ms": 1_000,
     }
-    context = _tls(config) if config.tls else None
+    files = (config.ca_file, config.cert_file, config.key_file)
+    context = tls_context("log", *files) if config.tls else None
     is_sasl = config.sasl != "none"
     if context or is_sasl:
         protocol = "SASL_" * is_sasl + ("SSL" if context else "PLAINTEXT")
@@ -66,20 +68,6 @@ def _password(config: Brokers) -> str:
             f"log.password_file is {config.password_file!r}, which can't be read: {error.strerror}; it must "
             "exist on each machine, for this user"
         ) from None
-
-
-def _tls(config: Brokers) -> ssl.SSLContext:
-    try:
-        context = ssl.create_default_context(cafile=config.ca_file or None)
-        if config.cert_file:
-            context.load_cert_chain(config.cert_file, config.key_file or None, "")
-    except OSError as error:  # ssl.SSLError is one
-        raise ValueError(
-            f"log.ca_file is {config.ca_file!r}, log.cert_file {config.cert_file!r} and log.key_file "
-            f"{config.key_file!r}: {error}. Expected PEM files that this user can read, a certificate with "
-            "its own key, and no password on the key"
-        ) from None
-    return context
 
 
 def _check(config: Brokers, settings: dict[str, Any], server: str) -> None:

@@ -15,6 +15,7 @@ from rich.live import Live
 from typer import Option
 
 from experiments.assignment.policy import Policies
+from parameter_server.rpc.shard_tls import LOOPBACK, open_tls
 from recsys import plugins
 from recsys.app.app_file import APP_FILE, read_app
 from recsys.app.definition import App
@@ -174,6 +175,8 @@ def _plan(
     try:
         check_installed(resolved.tracing.endpoint)
         spec_of(resolved)  # otherwise a part would fail with it, and never get ready
+        if plan.owns_ray:  # each node of another cluster was asked
+            open_tls(resolved.parameter_server, LOOPBACK)
     except ValueError as error:
         raise ConfigError(str(error)) from None
     table(plan, config.workers)  # raises ValueError for an unknown part in ``only``

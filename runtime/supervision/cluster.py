@@ -14,8 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from parameter_server.rpc.shard_tls import LOOPBACK, open_tls
 from recsys.config.loader import ConfigError
-from recsys.config.system_config import Config
+from recsys.config.system_config import Config, ParameterServerConfig
 from recsys.process.part_process import run_folder
 from runtime.supervision.machine import installed_versions
 from runtime.supervision.processes import NODE_STATE
@@ -72,7 +73,9 @@ def refusal(nodes: Sequence[Node], versions: Mapping[str, str], marker: str, sta
 class _Probe:
     """Actor that reports on its node."""
 
-    def report(self, file: str) -> tuple[dict[str, str], str, str]:
+    def report(self, file: str, shards: ParameterServerConfig, host: str) -> tuple[Any, str, str]:
+        """Raises ValueError for certificates that don't fit a shard on ``host``."""
+        open_tls(shards, host)
         marker = ""
         with suppress(OSError):
             marker = Path(file).read_text()
@@ -109,7 +112,7 @@ def _check(ray: Any, config: Config, say: Callable[[str], None]) -> bool:
     file = run_folder(config.state) / f"shared-{marker}"
     file.write_text(marker)
     try:
-        reports = [_report(ray, node, file) for node in _joined(ray, config.nodes, say)]
+        reports = [_report(ray, node, file, config) for node in _joined(ray, config.nodes, say)]
     finally:
         file.unlink()
     if reason := refusal(reports, installed_versions(), marker, config.state):
@@ -151,19 +154,21 @@ def _joined(ray: Any, expected: int, say: Callable[[str], None]) -> list[dict[st
         time.sleep(0.5)
 
 
-def _report(ray: Any, node: Mapping[str, Any], file: Path) -> Node:
+def _report(ray: Any, node: Mapping[str, Any], file: Path, config: Config) -> Node:
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     place = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+    host = LOOPBACK if config.nodes == 1 else node["NodeManagerAddress"]
     probe: Any = ray.remote(_Probe).options(num_cpus=0, scheduling_strategy=place).remote()
+    report = probe.report.remote(str(file), config.parameter_server, host)
     try:
-        versions, marker, state = ray.get(probe.report.remote(str(file)), timeout=_ANSWER_S)
+        versions, marker, state = ray.get(report, timeout=_ANSWER_S)
         readings = [_reading(ray, probe) for _ in range(_READINGS)]
     except ray.exceptions.RayError as error:
         reason = str(error).strip().splitlines()[-1]
         raise ConfigError(
-            f"node {node['NodeManagerAddress']} can't run this system: {reason}; install the same version of "
-            "it on all nodes (make setup)"
+            f"node {node['NodeManagerAddress']} can't run this system: {reason}; it needs the same version "
+            "of it (make setup), and the files of parameter_server.tls, if that is set"
         ) from error
     return Node(node["NodeManagerAddress"], min(readings)[1], versions, marker, state)
 

@@ -8,13 +8,14 @@ import secrets
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import replace
+from operator import attrgetter
 from pathlib import Path
 from typing import Final
 
 import msgspec
 
 from recsys.config.loader import ConfigError
-from recsys.config.system_config import Config, digest
+from recsys.config.system_config import Config, digest, override
 from recsys.free_ports import PortTaken, can_bind, free_ports
 from recsys.log.protocol import Log, LogUnavailable
 from recsys.process.open_log import open_log
@@ -29,6 +30,11 @@ CONTROL_KEY: Final = "control.key"  # the control room's key file, in ``STATE/ru
 EMBEDDED_KAFKA: Final = "kafka://"  # no address: starts an embedded broker
 VALKEY_USER: Final = "recsys"
 CONTROL_ROOM_PORT: Final = 8001  # default of `recsys demo`, if it is free
+_FILES: Final = (
+    "tracing.file", "doors.certificate", "log.ca_file", "log.cert_file", "log.key_file",
+    "log.password_file", "parameter_server.ca_file", "parameter_server.cert_file",
+    "parameter_server.key_file", "parameter_server.client_ca_file",
+)  # fmt: skip
 
 
 class RayPorts(msgspec.Struct, frozen=True):
@@ -138,13 +144,11 @@ def _with_embedded_services(config: Config, free: Iterator[int]) -> tuple[Config
 
 def _with_absolute_paths(config: Config) -> Config:
     """The configuration with absolute paths, since Ray's workers run in other folders."""
-    tracing, doors = config.tracing, config.doors
-    if tracing.file:
-        tracing = replace(tracing, file=str(Path(tracing.file).resolve()))
-    if doors.certificate:
-        doors = replace(doors, certificate=str(Path(doors.certificate).resolve()))
-    state = str(Path(config.state).resolve())
-    return replace(config, state=state, tracing=tracing, doors=doors)
+    files = {name: file for name in _FILES if (file := attrgetter(name)(config))}
+    # Links are kept: they may lead elsewhere once a certificate is renewed.
+    paths = {name: str(Path(file).absolute()) for name, file in files.items()}
+    absolute: Config = override(config, paths)
+    return replace(absolute, state=str(Path(config.state).resolve()))
 
 
 def admin_headers(state: str | Path) -> dict[str, str]:

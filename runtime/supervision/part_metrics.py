@@ -204,7 +204,7 @@ _METRICS: Final[dict[str, list[tuple[str, ...]]]] = {
         ("refused_rows", GAUGE, "Row gradients rejected: not finite"),
         ("refused_dense", GAUGE, "Dense gradients rejected: not finite"),
         ("connections", GAUGE, "Workers connected to the shard with the fewest"),
-        ("refused_connections", GAUGE, "Connections rejected: no token in time, or too many"),
+        ("refused_connections", GAUGE, "Connections rejected: no TLS or token in time, or too many"),
         ("started", GAUGE, "Starts of missing shards, since the part started"),
         _SPANS_SENT,
         _SPANS_DROPPED,

@@ -6,20 +6,29 @@ from pathlib import Path
 
 from parameter_server.rpc.parameter_client import ShardedClient, WorkerId, hello, part_of
 from parameter_server.rpc.shard_service import ShardService
+from parameter_server.rpc.shard_tls import ShardTls
 from parameter_server.rpc.transport import Address, SocketChannel, SocketServer
 from parameter_server.shard.shard import digest_of_shards
 from parameter_server.storage.durable_shard import DurableShard, ShardStorage
 from tests.support.small_line import DENSE, toy_spec
 
 TOKEN = "correct horse"
+WITHOUT_TLS = ShardTls()
 
 
 class Servers:
     """One socket server per shard, with all that they published."""
 
-    def __init__(self, folder: Path, parts: int, snapshot_every: int = 10, patience_s: float = 20):
+    def __init__(
+        self,
+        folder: Path,
+        parts: int,
+        snapshot_every: int = 10,
+        patience_s: float = 20,
+        tls: ShardTls = WITHOUT_TLS,
+    ):
         self.spec, self.folder, self.every = toy_spec(parts), folder, snapshot_every
-        self.patience_s = patience_s
+        self.patience_s, self.tls = patience_s, tls
         self.published: list[bytes] = []
         self.servers: list[SocketServer | None] = [None] * parts
         self.shards: list[DurableShard | None] = [None] * parts
@@ -33,7 +42,8 @@ class Servers:
         )
         shard.flush()
         self.shards[part] = shard
-        self.servers[part] = SocketServer(ShardService(shard, TOKEN, self.patience_s))
+        service = ShardService(shard, TOKEN, self.patience_s)
+        self.servers[part] = SocketServer(service, tls=self.tls.shard)
 
     def kill(self, part: int) -> None:
         """As a crash: memory is lost, connections break, files stay as they are."""
@@ -64,6 +74,7 @@ class Servers:
                 lambda token, part=part: hello(self.spec, part, who, token),
                 give_up_s=20,
                 sleep=lambda pause_s: time.sleep(min(pause_s, 0.02)),
+                tls=self.tls.worker,
             )
             for part in range(self.spec.parts)
         ]

@@ -24,7 +24,10 @@ class Certificates:
     key: Path
 
 
-def make_certificates(folder: Path, name: str = "test", address: str = "127.0.0.1") -> Certificates:
+def make_certificates(
+    folder: Path, name: str = "test", address: str = "127.0.0.1", hours: float = 24
+) -> Certificates:
+    """``hours``: for which they are valid from now on, negative if they have expired."""
     ca_key, key = ec.generate_private_key(ec.SECP256R1()), ec.generate_private_key(ec.SECP256R1())
     ca_name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, f"{name} authority")])
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
@@ -38,8 +41,8 @@ def make_certificates(folder: Path, name: str = "test", address: str = "127.0.0.
             .issuer_name(ca_name)
             .public_key(own_key.public_key())
             .serial_number(x509.random_serial_number())
-            .not_valid_before(now - datetime.timedelta(hours=1))
-            .not_valid_after(now + datetime.timedelta(days=1))
+            .not_valid_before(now - datetime.timedelta(hours=48))
+            .not_valid_after(now + datetime.timedelta(hours=hours))
             .add_extension(x509.BasicConstraints(is_ca, None), critical=True)
             .add_extension(names, critical=False)
             .sign(ca_key, hashes.SHA256())

@@ -19,6 +19,7 @@ from ray.train.collective import broadcast_from_rank_zero
 
 from parameter_server.rpc.parameter_client import StaleWorker, WorkerId
 from parameter_server.rpc.shard_actor import await_shards, connect, node_address
+from parameter_server.rpc.shard_tls import open_tls
 from recsys.clock import wall_ms
 from recsys.config.system_config import Config
 from recsys.events.records import STEPS
@@ -117,9 +118,9 @@ def _work(config: Config, rank: int, generation: int, epoch: int) -> int:
         following = ended.left_for()
         log.close()
         return epoch if following is None else following
-    client = connect(
-        spec, shards, WorkerId(rank, workers, generation), config.parameter_server.transport
-    )
+    server = config.parameter_server
+    identity, tls = WorkerId(rank, workers, generation), open_tls(server).worker
+    client = connect(spec, shards, identity, server.transport, tls)
     model = build_model(features, config.model)
     is_cuda = config.trainer.device == "cuda"
     # On a CPU torchrec's batches give the same bits, and importing it takes 100 MB and a second.

@@ -10,7 +10,14 @@ import pytest
 
 from recsys.config.loader import PREFIX, ConfigError, load
 from recsys.config.log_config import LogConfig
-from recsys.config.system_config import RUNS, Config, cluster, digest, laptop
+from recsys.config.system_config import (
+    RUNS,
+    Config,
+    ParameterServerConfig,
+    cluster,
+    digest,
+    laptop,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -204,6 +211,24 @@ def test_settings_of_brokers_that_do_not_fit_are_refused(
 ) -> None:
     with pytest.raises(ValueError, match=expected):
         LogConfig("kafka://broker:9093", **settings)
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({"ca_file": "/ca"}, "ca_file is '/ca', expected none without parameter_server.tls"),
+        ({"client_ca_file": "/ca"}, "client_ca_file is '/ca', expected none without"),
+        ({"tls": True, "ca_file": "/ca"}, "cert_file is '', expected a file with parameter_server.tls"),
+        ({"tls": True, "key_file": "/k"}, "key_file is '/k', expected none without .*cert_file"),
+        ({"tls": True, "cert_file": "/c", "transport": "ray"}, "tls is True, .*transport socket"),
+    ],
+)  # fmt: skip
+def test_settings_of_shards_tls_that_do_not_fit_are_refused(
+    settings: dict[str, Any], expected: str
+) -> None:
+    with pytest.raises(ValueError, match=f"parameter_server.{expected}"):
+        ParameterServerConfig(**settings)
+    ParameterServerConfig(tls=True, cert_file="/both")  # the machine's authorities, the key in it
 
 
 def test_settings_of_brokers_fit_together() -> None:

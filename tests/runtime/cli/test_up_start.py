@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from recsys.config.system_config import ParameterServerConfig
 from recsys.process.part_process import run_folder
 from runtime.cli import up
 from runtime.supervision.launch_plan import resolve
@@ -39,6 +40,16 @@ def test_a_state_folder_of_another_user_is_refused(
     assert up.start(config_in(tmp_path)) == 1
     assert f"{tmp_path} belongs to user 65534, expected user 0" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
+
+
+def test_files_of_shards_that_do_not_fit_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(up, "_run", lambda *_: pytest.fail("a part would start"))
+    shards = ParameterServerConfig(tls=True, ca_file="/none.pem", cert_file="/cert.pem")
+    assert up.start(config_in(tmp_path, parameter_server=shards)) == 2
+    text = " ".join(capsys.readouterr().err.split())
+    assert "parameter_server.cert_file '/cert.pem'" in text and "Expected PEM files" in text
 
 
 def test_a_plug_in_that_is_not_installed_is_refused(

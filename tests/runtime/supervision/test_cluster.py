@@ -2,14 +2,17 @@
 
 import re
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from recsys.config.loader import ConfigError
+from recsys.config.system_config import ParameterServerConfig
 from runtime.supervision import cluster
 from runtime.supervision.cluster import Node, refusal
+from tests.support.tls_proxy import make_certificates
 
 VERSIONS = {"numpy": "2.4.1", "python": "3.11.7"}
 GOOD = Node("192.0.2.11", 0.02, VERSIONS, "m", "/mnt/state")
@@ -41,6 +44,18 @@ def test_equal_nodes_of_one_folder_are_accepted() -> None:
 )  # fmt: skip
 def test_a_node_that_does_not_fit_is_refused(odd: dict[str, Any], message: str) -> None:
     assert re.search(message, judge(GOOD, replace(GOOD, address="192.0.2.12", **odd)))
+
+
+def test_a_node_tries_its_certificate_with_its_own_address(tmp_path: Path) -> None:
+    files, text = make_certificates(tmp_path, address="192.0.2.12"), tmp_path / "marker"
+    text.write_text("m")
+    shards = ParameterServerConfig(
+        tls=True, ca_file=str(files.ca), cert_file=str(files.cert), key_file=str(files.key)
+    )
+    probe = cluster._Probe()
+    assert probe.report(str(text), shards, "192.0.2.12")[1:] == ("m", "")
+    with pytest.raises(ValueError, match="with 192.0.2.13 in it"):
+        probe.report(str(text), shards, "192.0.2.13")
 
 
 def ray_with(*namespaces: str) -> Any:

@@ -13,7 +13,7 @@ import pytest
 from recsys.config.loader import ConfigError
 from recsys.config.log_config import LogConfig
 from recsys.config.safety_config import AccessConfig
-from recsys.config.system_config import SessionConfig
+from recsys.config.system_config import ParameterServerConfig, SessionConfig
 from recsys.free_ports import PortTaken
 from runtime.parts import valkey
 from runtime.reports.status_table import addresses
@@ -48,6 +48,16 @@ def test_what_is_not_ours_is_not_started(tmp_path, monkeypatch):
     assert plan.embedded == [] and config.log.url == "kafka://h:9092"
     names = {part.name for part in table(plan)}
     assert not names & {"broker", "valkey", "ray", "viewers"} and "serve" in names
+
+
+def test_files_get_absolute_paths_and_keep_their_links(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "ca.pem").symlink_to("of-this-year.pem")
+    shards = ParameterServerConfig(tls=True, ca_file="ca.pem", cert_file="/etc/own.pem")
+    log = LogConfig(url="kafka://h:9092", tls=True, ca_file="ca.pem")
+    config, _ = resolve(config_in(tmp_path, log=log, parameter_server=shards))
+    assert config.log.ca_file == config.parameter_server.ca_file == str(tmp_path / "ca.pem")
+    assert config.parameter_server == replace(shards, ca_file=str(tmp_path / "ca.pem"))
 
 
 def test_an_api_without_keys_is_not_opened_to_other_machines(tmp_path):
