@@ -28,6 +28,7 @@ from recsys.features.source_credits import SourceCredits
 KeysOf = Callable[[Id], Keys]
 GLOBAL: Final = key_of("entity", "global")
 REQUESTS: Final = 200_000
+_CROSSES: Final = 20_000  # pairs whose crosses are kept: of a profile and an item most come once
 
 
 class ItemCounters:
@@ -229,7 +230,7 @@ class ItemCounters:
         pair = (left, key, keys_I.tobytes())
         crosses = self._crosses.get(pair)
         if crosses is None:
-            if len(self._crosses) >= REQUESTS:
+            if len(self._crosses) >= _CROSSES:
                 self._crosses.clear()
             columns = keys_I[self._crossed_columns[left]].tolist()
             keys = dict.fromkeys(crossed(key, right) for right in columns if right)
