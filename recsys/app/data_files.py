@@ -15,17 +15,14 @@ import msgspec
 from recsys.config.yaml_with_lines import YamlWithLines
 
 Unit = Literal["s", "ms", "us", "ns", "iso"]
-_DOTTED: Final = re.compile(r"(\d\d?)\.(\d\d?)\.(\d{4})")
+_DOTTED: Final = re.compile(r"^(\d\d?)\.(\d\d?)\.(\d{4})")
 
 
 def moment_of(text: str) -> datetime:
     """The moment of an ISO text, or of one with a date such as 31.1.2026; UTC where it has no zone. Raises
     ValueError."""
-    text = text.strip()
-    if dotted := _DOTTED.match(text):
-        day, month, year = dotted.groups()
-        text = f"{year}-{month:0>2}-{day:0>2}{text[dotted.end() :]}"
-    moment = datetime.fromisoformat(text)
+    iso = _DOTTED.sub(lambda date: f"{date[3]}-{date[2]:0>2}-{date[1]:0>2}", text.strip())
+    moment = datetime.fromisoformat(iso)
     return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
 
 
