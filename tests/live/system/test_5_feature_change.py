@@ -35,7 +35,7 @@ from training.lines.line import MAIN
 pytestmark = [pytest.mark.services, pytest.mark.slow, pytest.mark.timeout(900)]
 
 ITEMS, USERS = 60, 20
-EXPLAINED = 10  # answers on each side
+EXPLAINED = 20  # answers on each side
 READERS = int(os.environ.get("RECSYS_READERS", "2"))  # each asks 20 to 30 times a second
 TEXT = (
     (ROOT / "examples" / "news" / "app.yaml").read_text("utf-8").replace("window: 2m", "window: 3s")
