@@ -61,12 +61,12 @@ def put_in_order(products: Any, hits: Any) -> Any:
     return count
 
 
-@kernel(_int(_VECTOR, read_only(_int, 1), _float[::1], _int[::1]))
-def _collect(products: Any, hits: Any, best_products: Any, best_hits: Any) -> Any:
-    empty_heap(best_products, best_hits)
-    for n in range(hits.shape[0]):
-        offer(best_products, best_hits, products[n], hits[n])
-    return put_in_order(best_products, best_hits)
+@kernel(_int(_VECTOR, _float[::1], _int[::1]))
+def _largest_of(values: Any, products: Any, hits: Any) -> Any:
+    empty_heap(products, hits)
+    for n in range(values.shape[0]):
+        offer(products, hits, values[n], n)
+    return put_in_order(products, hits)
 
 
 @kernel(types.void(_VECTORS, read_only(_int, 1), _VECTOR, _float[::1]))
@@ -86,9 +86,30 @@ def products(rows_NV: Vectors, indices: Indices, query_V: Vectors) -> Vectors:
     return out
 
 
-def largest(products_N: Vectors, hits_N: Indices, k: int) -> Hits:
-    """The k hits (distinct) with the largest products that are numbers, of equals the smallest hits."""
-    hits = np.empty(max(0, min(k, len(hits_N))), np.int64)
-    products = np.empty(len(hits), np.float32)
-    count = _collect(products_N, hits_N, products, hits) if len(hits) else 0
-    return hits[:count], products[:count]
+def largest(values_N: Vectors, k: int, keys_N: Indices | None = None) -> Indices:
+    """Positions of the k largest values, in order, of equals by key (by position without ``keys_N``)."""
+    if keys_N is None:
+        hits = np.empty(min(k, len(values_N)), np.int64)
+        return hits[: _largest_of(values_N, np.empty(len(hits), np.float32), hits) if k > 0 else 0]
+    positions = np.arange(len(values_N))
+    if len(values_N) > k:
+        kth = np.partition(values_N, len(values_N) - k)[len(values_N) - k]
+        above, equal = np.flatnonzero(values_N > kth), np.flatnonzero(values_N == kth)
+        missing = k - len(above)
+        if len(equal) > missing:
+            equal = equal[np.argpartition(keys_N[equal], missing - 1)[:missing]]
+        positions = np.concatenate([above, equal])
+    order: Indices = positions[np.lexsort((keys_N[positions], -values_N[positions]))]
+    return order
+
+
+def best_of(
+    candidates: Indices, rows_NV: Vectors, query_V: Vectors, k: int, keys_N: Indices | None = None
+) -> Hits:
+    """The k best of all candidates, in ascending order, as (indices, products): by product, of equals by
+    index, or by key with ``keys_N``. Those without a finite product are dropped."""
+    products_M = products(rows_NV, candidates, query_V)
+    finite = np.isfinite(products_M)
+    indices, products_M = candidates[finite], products_M[finite]
+    best = largest(products_M, k, None if keys_N is None else keys_N[indices])
+    return indices[best], products_M[best]

@@ -51,7 +51,7 @@ class Centroids:
 
     def nearest(self, query_V: Vectors, probes: int) -> Indices:
         """Lists with the largest products of centroid and query, best first, of equals the first."""
-        return largest(self.vectors @ query_V, np.arange(self.count), probes)[0]
+        return largest(self.vectors @ query_V, probes)
 
 
 class InvertedLists:

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from recsys.arrays.bitmap import Bitmap
-from serving.index.exact_order import Hits, Vectors, largest, products
+from serving.index.exact_order import Hits, Vectors, best_of, products
 from serving.index.item_index import ItemIndex
 from serving.index.ivf_index import IvfIndex
 
@@ -52,10 +52,10 @@ def nearest(
         return _in_lists(index, keys_N, query, k, wanted, overlay, overlay_products, rough)
     vectors = np.ascontiguousarray(index.vectors)
     wanted_N = np.flatnonzero(wanted.mask()[: len(vectors)])
-    keys = np.concatenate([keys_N[wanted_N], overlay.keys])
-    all_products = np.concatenate([products(vectors, wanted_N, query), overlay_products])
-    finite = np.isfinite(all_products)
-    return largest(all_products[finite], keys[finite], k)
+    indices, best = best_of(wanted_N, vectors, query, k, keys_N)
+    finite = overlay_products > -np.inf
+    overlay_hits = overlay.keys[finite], overlay_products[finite]
+    return merge_hits([(keys_N[indices], best), overlay_hits], k)
 
 
 def _in_lists(
@@ -83,5 +83,7 @@ def _in_lists(
 
 def merge_hits(parts: Sequence[Hits], k: int) -> Hits:
     """The k best hits of several parts: by product, of equals by key, so the partition doesn't matter."""
-    keys, best = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
-    return largest(best, keys, k)
+    keys = np.concatenate([keys for keys, _ in parts])
+    best = np.concatenate([products for _, products in parts])
+    first = np.lexsort((keys, -best))[:k]
+    return keys[first], best[first]
