@@ -14,7 +14,6 @@ from numba import types
 
 from recsys.arrays.compiled import kernel, read_only
 from recsys.arrays.prefetch import LINE, prefetch_line
-from serving.index.exact_order import empty_heap, offer, put_in_order
 
 BLOCK: Final = 32
 _AHEAD: Final = 3  # blocks whose memory is requested before they are scanned
@@ -26,11 +25,11 @@ _INT: Final = 2**31 - 1
 _NORMAL: Final = np.float32(1.2e-38)  # least number that is not subnormal
 _SUBNORMAL: Final = np.float32(1e-42)  # more than what sums of subnormal numbers lose
 _HALF: Final = 0.505  # bound of a rounding error, and of those of computing with it
+_NONE: Final = 2**62  # number of a hit that is missing
 _int, _float, _chain = types.int64, types.float32, types.int32[::1]
 _CODES, _SCALES, _NUMBERS = types.int8[:, :, ::1], _float[:, ::1], types.int32[:, ::1]
 _INDICES, _VECTOR, _VECTORS = read_only(_int, 1), read_only(_float, 1), read_only(_float, 2)
 _QUERY = read_only(types.int16, 1)
-_STEP_AND_ERROR = types.UniTuple(_float, 2)  # type: ignore[no-untyped-call]
 
 
 @kernel(_float(_VECTOR, types.int8[::1]))
@@ -94,29 +93,21 @@ def bounds(codes: Any, scales: Any, query: Any, step: Any, error: Any, least: An
     return reach
 
 
-@kernel(types.void(_INDICES, _chain, _chain, _chain, _int[::1], _int[::1]))
-def lay_chains(lists: Any, following: Any, heads: Any, sizes: Any, chain: Any, counts: Any) -> None:
-    """Writes the blocks of some lists one after the other, and the number of vectors in each."""
-    b = 0
-    for i in range(lists.shape[0]):
-        block, left = heads[lists[i]], np.int64(sizes[lists[i]])
-        while left > 0:
-            chain[b], counts[b] = block, (left - 1) % BLOCK + 1
-            block, left, b = following[block], left - counts[b], b + 1
-
-
-@kernel(_STEP_AND_ERROR(_VECTOR, types.int16[::1]))
-def round_query(query: Any, rounded: Any) -> Any:
-    """Rounds a query (V,) to integers times a step; returns the step, and how much larger a product may be
-    than that of the integers with a vector's bytes, both times its scale."""
-    dim, size, total = query.shape[0], np.float32(0), 0.0
-    for v in range(dim):
-        size, total = max(size, abs(query[v])), total + abs(query[v])
-    step = max(size / np.float32(min(_SHORT, _INT // (127 * dim))), _NORMAL)
-    for v in range(dim):
-        rounded[v] = np.int16(np.rint(query[v] / step))
-    sums = dim * 2.0**-15 * total  # what products lose that are summed in float32
-    return step, np.float32(_HALF * (total + 127 * dim * step) + sums)
+@kernel(types.void(_float[::1], _int[::1], _int, _float, _int))
+def replace_worst(products: Any, hits: Any, count: Any, product: Any, hit: Any) -> None:
+    """Replaces the root of a heap (``count``), its worst hit: the smallest product, of equals the largest
+    number."""
+    at, child = 0, 1
+    while child < count:
+        other = child + 1
+        if other < count and (products[other] < products[child] or (
+            products[other] == products[child] and hits[other] > hits[child])):  # fmt: skip
+            child = other
+        if product < products[child] or (product == products[child] and hit > hits[child]):
+            break
+        products[at], hits[at] = products[child], hits[child]
+        at, child = child, 2 * child + 1
+    products[at], hits[at] = product, hit
 
 
 @kernel(_int(_INDICES, _VECTOR, _VECTORS, read_only(types.uint8, 1), _CODES, _SCALES, _NUMBERS,
@@ -126,20 +117,34 @@ def search(lists: Any, query: Any, vectors: Any, bits: Any, codes: Any, scales: 
     """Writes the largest products (K,) of vectors in some lists, of those whose bit is set, and their
     numbers, best first; returns how many there are. Products are summed from the first dimension to the
     last."""
-    dim, blocks = query.shape[0], 0
+    k, dim, blocks, size, total = hits.shape[0], query.shape[0], 0, np.float32(0), 0.0
+    for v in range(dim):
+        size, total = max(size, abs(query[v])), total + abs(query[v])
+    largest = min(_SHORT, _INT // (127 * dim))
+    step = max(size / np.float32(largest), _NORMAL)
+    rounded = np.empty(dim, np.int16)
+    for v in range(dim):
+        rounded[v] = np.int16(np.rint(query[v] / step))
+    error = np.float32((_HALF + dim * 2.0**-15) * total + _HALF * 127 * dim * step)
     for i in range(lists.shape[0]):
         blocks += -(-sizes[lists[i]] // BLOCK)
     chain, counts = np.zeros(blocks + _AHEAD, np.int64), np.empty(blocks, np.int64)
-    lay_chains(lists, following, heads, sizes, chain, counts)
-    rounded, bound = np.empty(dim, np.int16), np.empty(BLOCK, np.float32)
-    step, error = round_query(query, rounded)
-    empty_heap(products, hits)
+    b = 0
+    for i in range(lists.shape[0]):
+        block, left = heads[lists[i]], np.int64(sizes[lists[i]])
+        while left > 0:
+            chain[b], counts[b] = block, (left - 1) % BLOCK + 1
+            block, left, b = following[block], left - counts[b], b + 1
+    products[:] = -np.inf
+    hits[:] = _NONE
+    reached = np.empty(BLOCK, np.float32)
     for b in range(blocks):
-        block, own, coming = chain[b], bound[: counts[b]], chain[b + _AHEAD] * BLOCK
+        coming = chain[b + _AHEAD] * BLOCK
         for byte in range(0, BLOCK * dim, LINE):
             prefetch_line(codes, coming * dim + byte)
         for byte in range(0, 4 * BLOCK, LINE):
             prefetch_line(scales, 4 * coming + byte)
+        block, own = chain[b], reached[: counts[b]]
         if not bounds(codes[block], scales[block], rounded, step, error, products[0], own):
             continue
         for s in range(own.shape[0]):
@@ -149,6 +154,13 @@ def search(lists: Any, query: Any, vectors: Any, bits: Any, codes: Any, scales: 
             product = np.float32(0)
             for v in range(dim):
                 product += query[v] * vectors[n, v]
-            if np.isfinite(product):
-                offer(products, hits, product, n)
-    return put_in_order(products, hits)
+            if np.isfinite(product) and (
+                product > products[0] or (product == products[0] and n < hits[0])):  # fmt: skip
+                replace_worst(products, hits, k, product, n)
+    count = k
+    for last in range(k - 1, -1, -1):  # the worst of the heap goes behind it
+        worst, hit = products[0], hits[0]
+        replace_worst(products, hits, last, products[last], hits[last])
+        products[last], hits[last] = worst, hit
+        count -= hit == _NONE
+    return count
