@@ -1,8 +1,9 @@
-"""Inverted lists that change in place, with each vector in the list of its nearest centroid.
+"""Inverted lists that change in place: FAISS's, with each vector in the list of its nearest centroid.
 
-A search scans the lists whose centroids have the largest products with the query. Its hits are those of the
-vectors themselves (serving/index/list_kernels.py), so its result is a function of the centroids, the vectors
-and the wanted items, to the last bit, and can be repeated without the history of the lists.
+A search scans the lists whose centroids have the largest products with the query. The lists hold float16
+numbers, since a search mostly waits for memory; its hits are ordered by the vectors themselves. So its result
+is a function of the centroids, the vectors and the wanted items, to the last bit
+(serving/index/exact_order.py), and can be repeated without the history of the lists.
 """
 
 from functools import cached_property
@@ -14,12 +15,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from recsys.arrays.bitmap import Bitmap
-from recsys.arrays.growable import grown, written_bytes
-from serving.index import list_kernels as kernels
-from serving.index.exact_order import Hits, Indices, Vectors, largest
+from recsys.arrays.growable import grown
+from serving.index.exact_order import (
+    Hits,
+    Indices,
+    Vectors,
+    best_of,
+    exact_best,
+    largest,
+    largest_parts,
+)
 
 # FAISS assigns fewer than 20 vectors without BLAS, whose rounding depends on the batch.
 _BATCH: Final = 16
+_LARGEST: Final = float(np.finfo(np.float16).max)
 
 
 class Centroids:
@@ -59,16 +68,15 @@ class InvertedLists:
 
     def __init__(self, centroids: Centroids) -> None:
         self.centroids = centroids
-        self._codes = np.zeros((0, kernels.BLOCK, centroids.dim), np.int8)
-        self._scales = np.zeros((0, kernels.BLOCK), np.float32)
-        self._numbers = np.zeros((0, kernels.BLOCK), np.int32)
-        self._following = np.zeros(0, np.int32)  # the block after each in its chain, -1 for none
-        self._heads = np.full(centroids.count + 1, -1, np.int32)
-        self._sizes = np.zeros(centroids.count, np.int32)
-        self._list_of, self._place_of = np.full(8, -1, np.int32), np.zeros(8, np.int32)
-
-    def __len__(self) -> int:
-        return int(self._sizes.sum())
+        # One list more than there are centroids: searches never probe it, and it holds removed vectors.
+        self._index = faiss.IndexIVFScalarQuantizer(
+            centroids.quantizer, centroids.dim, centroids.count + 1,
+            faiss.ScalarQuantizer.QT_fp16, faiss.METRIC_INNER_PRODUCT, False,
+        )  # fmt: skip
+        self._index.is_trained = True  # FAISS expects as many lists as centroids
+        self._index.set_direct_map_type(faiss.DirectMap.Array)
+        self._list_of = np.full(8, -1, np.int32)
+        self._largest_V = np.zeros(centroids.dim, np.float32)
 
     def list_of(self, indices: Indices) -> NDArray[np.int32]:
         """List of each vector, -1 where it is in none."""
@@ -77,68 +85,80 @@ class InvertedLists:
 
     @property
     def nbytes(self) -> int:
-        blocks = self._codes, self._scales, self._numbers, self._following
-        used = self._blocks_for(len(self))
-        lists = self._heads, self._sizes, self._list_of, self._place_of
-        written = sum(written_bytes(array, used) for array in blocks)
-        return written + sum(array.nbytes for array in lists) + self.centroids.nbytes
+        entry: int = 2 * self.centroids.dim + 8 + 8 + 4  # vector, id, place, list
+        return int(self._index.ntotal) * entry + self.centroids.nbytes
 
     def put(self, indices: Indices, vectors_NV: Vectors) -> int:
         """Adds or moves vectors of distinct numbers; returns how many changed their list, or had none."""
         if not len(indices):
             return 0
         vectors_NV = np.ascontiguousarray(vectors_NV, np.float32)
-        count, before = int(indices.max()) + 1, len(self._list_of)
-        self._list_of, self._place_of = grown(self._list_of, count), grown(self._place_of, count)
-        self._list_of[before:] = -1
-        self._reserve(int((self._list_of[indices] < 0).sum()))
+        self._add_up_to(int(indices.max()) + 1)
+        self._largest_V = largest_parts(vectors_NV, self._largest_V)
         lists = self.centroids.assign(vectors_NV)
+        self._update(indices, lists, vectors_NV)
         moved = int((self._list_of[indices] != lists).sum())
-        self._put(indices, lists, vectors_NV)
+        self._list_of[indices] = lists
         return moved
 
     def remove(self, indices: Indices) -> None:
         """Takes vectors out of their lists. Those that are in none are ignored."""
-        indices = indices[indices < len(self._list_of)]
-        none = np.zeros((0, self.centroids.dim), np.float32)
-        self._put(indices, np.full(len(indices), -1, np.int64), none)
+        indices = indices[indices < self._index.ntotal]
+        indices = indices[self._list_of[indices] >= 0]
+        if len(indices):
+            zeros = np.zeros((len(indices), self.centroids.dim), np.float32)
+            self._update(indices, np.full(len(indices), self.centroids.count, np.int64), zeros)
+            self._list_of[indices] = -1
 
     def search(
         self, rows_NV: Vectors, query_V: Vectors, k: int, wanted: Bitmap, probes: int
     ) -> Hits:
-        """The k wanted vectors with the largest products in the ``probes`` nearest lists, as (indices,
-        products): by product, of equals by number. Those without a finite product are dropped. ``rows_NV``:
-        all vectors by number, as they were put."""
+        """The k wanted vectors with the largest products in the ``probes`` nearest lists, best first, as
+        (indices, products). ``rows_NV``: all vectors by number, as they were put."""
         query = np.ascontiguousarray(query_V, np.float32)
-        k = min(k, wanted.count)
-        hits, products = np.empty(k, np.int64), np.empty(k, np.float32)
-        if not k or not np.isfinite(query).all():
-            return hits[:0], products[:0]
-        count = kernels.search(
-            self.centroids.nearest(query, probes), query, rows_NV, wanted.bits, self._codes, self._scales,
-            self._numbers, self._following, self._heads, self._sizes, products, hits,
+        most = min(wanted.count, int(self._index.ntotal))
+        if not most or not np.isfinite(query).all():
+            return np.empty(0, np.int64), np.empty(0, np.float32)
+        lists = self.centroids.nearest(query, probes)
+        selector = faiss.IDSelectorBitmap(wanted.bits)
+        parameters = faiss.SearchParametersIVF(sel=selector, nprobe=len(lists))
+
+        def fetch(size: int) -> Indices:
+            distances, hits = np.empty(size, np.float32), np.empty(size, np.int64)
+            self._index.search_preassigned_c(
+                1, faiss.swig_ptr(query), size, faiss.swig_ptr(lists),
+                faiss.swig_ptr(np.zeros(len(lists), np.float32)), faiss.swig_ptr(distances),
+                faiss.swig_ptr(hits), False, parameters,
+            )  # fmt: skip
+            return hits[hits >= 0]
+
+        def every() -> Indices:
+            probed = np.zeros(self.centroids.count + 1, np.bool_)
+            probed[lists] = True
+            mask = wanted.mask()[: int(self._index.ntotal)]
+            return np.flatnonzero(probed[self._list_of[: len(mask)]] & mask)
+
+        if self._largest_V.max() > _LARGEST:  # beyond float16
+            return best_of(every(), rows_NV, query, k)
+        return exact_best(fetch, every, rows_NV, query, k, most, self._largest_V)
+
+    def _update(self, indices: Indices, lists: Indices, vectors_NV: Vectors) -> None:
+        numbers = np.ascontiguousarray(indices, np.int64)
+        with np.errstate(over="ignore"):
+            codes = vectors_NV.astype(np.float16).view(np.uint8)
+        self._index.direct_map.update_codes(
+            self._index.invlists, len(numbers), faiss.swig_ptr(numbers), faiss.swig_ptr(lists),
+            faiss.swig_ptr(codes),
         )  # fmt: skip
-        return hits[:count], products[:count]
 
-    def _put(self, indices: Indices, lists: Indices, vectors_NV: Vectors) -> None:
-        kernels.put(
-            np.ascontiguousarray(indices, np.int64), lists, vectors_NV, self._codes, self._scales,
-            self._numbers, self._following, self._heads, self._sizes, self._list_of, self._place_of,
-        )  # fmt: skip
-
-    def _blocks_for(self, vectors: int) -> int:
-        """Number of blocks that always suffices: each list may have one that isn't full."""
-        return vectors // kernels.BLOCK + min(vectors, len(self._sizes))
-
-    def _reserve(self, more: int) -> None:
-        """Makes room for more vectors."""
-        blocks, needed = len(self._codes), self._blocks_for(len(self) + more)
-        if needed <= blocks:
+    def _add_up_to(self, count: int) -> None:
+        """Adds zero vectors for new numbers up to ``count`` - 1, to the list that is never probed."""
+        new = count - int(self._index.ntotal)
+        if new <= 0:
             return
-        self._codes, self._scales = grown(self._codes, needed), grown(self._scales, needed)
-        self._numbers, self._following = (
-            grown(self._numbers, needed),
-            grown(self._following, needed),
-        )
-        self._following[blocks:] = np.arange(blocks + 1, len(self._following) + 1)
-        self._following[-1], self._heads[-1] = self._heads[-1], blocks
+        zeros = np.zeros((new, self.centroids.dim), np.float32)
+        lists = np.full(new, self.centroids.count, np.int64)
+        self._index.add_core(new, faiss.swig_ptr(zeros), None, faiss.swig_ptr(lists))
+        first = len(self._list_of)
+        self._list_of = grown(self._list_of, count)
+        self._list_of[first:] = -1

@@ -3,7 +3,6 @@
 import numpy as np
 
 from serving.index.inverted_lists import Centroids, InvertedLists
-from serving.index.list_kernels import BLOCK
 
 CENTROIDS = Centroids(np.array([[1, 0], [0, 1], [-1, 0], [0, -1]], np.float32))
 
@@ -22,8 +21,7 @@ def test_the_nearest_lists_come_first() -> None:
     assert CENTROIDS.nearest(np.array([0.2, 1.0], np.float32), 3).tolist() == [1, 0, 2]
 
 
-def test_memory_is_that_of_blocks_places_and_the_centroids() -> None:
-    lists, centroids = InvertedLists(CENTROIDS), CENTROIDS.vectors.nbytes
+def test_memory_is_that_of_vectors_their_places_and_the_centroids() -> None:
+    lists = InvertedLists(CENTROIDS)
     lists.put(np.arange(3), np.ones((3, 2), np.float32))
-    block = BLOCK * (2 + 4 + 4) + 4  # bytes, scales and numbers; the next block
-    assert lists.nbytes == 3 * block + (5 + 4) * 4 + 8 * (4 + 4) + 2 * centroids
+    assert lists.nbytes == 3 * (2 * 2 + 8 + 8 + 4) + 2 * CENTROIDS.vectors.nbytes
