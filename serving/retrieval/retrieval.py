@@ -42,6 +42,7 @@ _NEWEST: Final = 2000
 _TRIAL: Final = 0x7A11  # salt that keeps the draws of ``trial`` and ``fresh`` apart
 _LIKED: Final = 3  # newest liked items whose neighbours ``similar`` returns
 _TOPICS: Final = 4
+_MET: Final = 1.0  # entries that weren't liked, supposed of each group
 _OWN_HISTORY: Final = 20  # history entries from which on a viewer's own past beats the segment
 _POPULAR: Final = 512  # most popular items, of which ``segment`` takes the best
 _PRIOR: Final = 8.0  # showings to everybody that weigh as much as one segment's own
@@ -314,21 +315,22 @@ def _concatenated(parts: Iterable[Indices]) -> Indices:
 def liked_groups(session: Session) -> list[tuple[int, float]]:
     """Liked authors and tags of the recent history with their weights, heaviest first.
 
-    An entry counts its outcomes (the first label whole, each other half), newer ones more.
+    A weight is what was liked (of an entry the first label whole, each other half, of newer ones more) times
+    the share of the group's entries that was: else a tag that liked items also have weighs as much as theirs,
+    though the viewer passes by all else that has it.
     """
-    weights: dict[int, float] = {}
+    liked, met = dict[int, float](), dict[int, float]()
     for age, entry in enumerate(reversed(session.history)):
-        liked = _liking(entry) * NEWER**age
+        newness, liking = NEWER**age, _liking(entry)
         for key in entry.keys[1:]:
             if key:
-                weights[key] = weights.get(key, 0.0) + liked
-    positive = [(key, weight) for key, weight in weights.items() if weight > 0]
-    return sorted(positive, key=lambda pair: -pair[1])
+                met[key] = met.get(key, 0.0) + newness
+                liked[key] = liked.get(key, 0.0) + newness * liking
+    weights = [(key, liked[key] ** 2 / (met[key] + _MET)) for key in liked if liked[key]]
+    return sorted(weights, key=lambda pair: -pair[1])
 
 
 def _liking(entry: Entry) -> float:
-    if not any(entry.outcomes):
-        return -0.3
     return entry.outcomes[0] + 0.5 * float(any(entry.outcomes[1:]))
 
 

@@ -15,7 +15,7 @@ from tests.support.golden_answers import (
 )
 from tests.support.replica_harness import NOW_MS
 
-DIGEST = "b5e9b303a45f00a6"
+DIGEST = "a7f9d4919959c8f8"
 
 
 def ask(case: GoldenCase, request_id: str, deadline: RecordedDeadline) -> Answer:

@@ -144,6 +144,14 @@ def test_what_is_liked_weighs_by_its_outcomes_and_how_new_it_is() -> None:
     assert order[1:] == [keys[8, author], keys[3, author]]  # and t2, passed by, isn't there
 
 
+def test_a_group_that_is_passed_by_otherwise_weighs_less_than_one_that_is_always_liked() -> None:
+    replica = made(items=100)  # item n has tag n % 5
+    session = viewer(replica, seen=tuple(range(15, 55, 5)), liked=(0, 1, 5, 6, 10))
+    order = [key for key, _ in liked_groups(session)]
+    tags = replica.catalogue.keys[:, replica.features.slot("item.tags").start]
+    assert order.index(tags[1]) < order.index(tags[0])  # all of two, and three of eleven
+
+
 def test_popular_and_fresh_come_in_their_orders() -> None:
     replica = made()
     popular(replica, {7: 3, 9: 8, 2: 5})
