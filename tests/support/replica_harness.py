@@ -1,6 +1,6 @@
 """A replica of a small catalogue, as it is after some steps: for tests of what is served from it."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
 import numpy as np
@@ -63,13 +63,18 @@ def made(
 
 def viewer(replica: Replica, liked: tuple[int, ...] = (), seen: tuple[int, ...] = ()) -> Session:
     """A session that liked some items and passed others by."""
+    return session_of(replica, (*((n, False) for n in seen), *((n, True) for n in liked)))
+
+
+def session_of(replica: Replica, items: Iterable[tuple[int, bool]]) -> Session:
+    """A session of these items in turn, and whether each was liked."""
     session = Session("u", replica.features)
-    for place, n in enumerate((*seen, *liked)):
+    for place, (n, likes) in enumerate(items):
         keys = replica.catalogue.keys[n]
-        for kind in ("view", "long_view", "like")[: 3 if n in liked else 1]:
+        for kind in ("view", "long_view", "like")[: 3 if likes else 1]:
             event = Engagement(
                 time_ms=START_MS + 1_000 * place, request_id=f"s{place}", user_id="u",
-                item_id=f"v{n}", kind=kind, watch_ms=9_000 if n in liked else 500,
+                item_id=f"v{n}", kind=kind, watch_ms=9_000 if likes else 500,
             )  # fmt: skip
             session.fold_engagement(event, keys)
     return session

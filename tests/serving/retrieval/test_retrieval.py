@@ -20,7 +20,15 @@ from serving.ranking.scoring import user_vector
 from serving.replica.replica import Replica
 from serving.request import Request
 from serving.retrieval.retrieval import Retrieval, liked_groups
-from tests.support.replica_harness import NOW_MS, item, made, policy, popular, viewer
+from tests.support.replica_harness import (
+    NOW_MS,
+    item,
+    made,
+    policy,
+    popular,
+    session_of,
+    viewer,
+)
 from tests.support.small_feed import FEATURES, block
 
 ALL = {
@@ -146,10 +154,10 @@ def test_what_is_liked_weighs_by_its_outcomes_and_how_new_it_is() -> None:
 
 def test_a_group_that_is_passed_by_otherwise_weighs_less_than_one_that_is_always_liked() -> None:
     replica = made(items=100)  # item n has tag n % 5
-    session = viewer(replica, seen=tuple(range(15, 55, 5)), liked=(0, 1, 5, 6, 10))
+    session = session_of(replica, ((1, True), (5, False), (0, True)))
     order = [key for key, _ in liked_groups(session)]
     tags = replica.catalogue.keys[:, replica.features.slot("item.tags").start]
-    assert order.index(tags[1]) < order.index(tags[0])  # all of two, and three of eleven
+    assert order.index(tags[1]) < order.index(tags[0])  # one of one, and one of two
 
 
 def test_popular_and_fresh_come_in_their_orders() -> None:
