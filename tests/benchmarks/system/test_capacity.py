@@ -8,7 +8,8 @@ from benchmarks.system.capacity import Costs, Demand, Load, Machine, needs, plan
 
 COSTS: Costs = {
     "answer_us": 5_000.0, "write_us": 0.0, "session_fold_us": 30.0, "joiner_us": 20.0,
-    "counters_us": 25.0, "counter_sums_us": 1.0, "sequencer_us": 5.0, "archive_us": 10.0, "learn_us": 100.0, "follow_us": 2.0,
+    "counters_us": 25.0, "counter_sums_us": 1.0, "sequencer_us": 5.0, "archive_us": 10.0,
+    "learn_us": 100.0, "follow_us": 2.0,
     "engagements_an_example": 1.0, "impression_bytes": 10_000.0, "engagement_bytes": 100.0,
     "example_bytes": 3_000.0, "delta_bytes_an_example": 500.0, "item_state_bytes_an_event": 100.0,
     "session_bytes": 10_000.0, "shard_users_row_bytes": 200.0, "shard_items_row_bytes": 200.0,
