@@ -112,11 +112,11 @@ class ProgressLines:
     """Prints what is going on, a line every few seconds: on a terminal as in a file."""
 
     def __init__(self, console: Console, every_s: float = _SAY_EVERY_S) -> None:
-        self._console, self._every_s, self._said_s = console, every_s, time.monotonic()
+        self._console, self._every_s, self._printed_s = console, every_s, time.monotonic()
 
     def say(self, text: str) -> None:
-        if time.monotonic() - self._said_s >= self._every_s:
-            self._said_s = time.monotonic()
+        if time.monotonic() - self._printed_s >= self._every_s:
+            self._printed_s = time.monotonic()
             self._console.print(text, style="dim", highlight=False, soft_wrap=True)
 
 

@@ -108,7 +108,7 @@ def guess(
     if unlike:
         raise ValueError(f"{unlike}: make one table of both")
     fields = out.definition["fields"].get("item", {})
-    categories = [name for name, kind in fields.items() if kind in ("category", "list")][:_RATED]
+    categories = _coarsest(tables, samples, fields)[:_RATED]
     rates = ["all", "item", "user", *categories, *(f"user×{name}" for name in categories)]
     rates += ["user×item"] if out.definition["repeats"] else []
     times = [name for name, kind in fields.items() if kind == "time"]
@@ -134,6 +134,20 @@ def guess(
         "files": {kind: msgspec.to_builtins(table) for kind, table in tables.items()},
     }
     return out
+
+
+def _coarsest(
+    tables: Mapping[str, Any], samples: Mapping[str, Columns], fields: Mapping[str, Any]
+) -> list[str]:
+    """Categories of items of three values or more, those with the fewest values first: tastes follow genres
+    rather than names."""
+    if "items" not in tables:
+        return []
+    table = tables["items"]
+    columns, names = samples[table.files[0]], [n for n, k in fields.items() if k == "category"]
+    values = {name: set(map(str, _present(columns[table.fields[name]]))) for name in names}
+    coarsest = sorted((n for n in names if len(values[n]) > 2), key=lambda n: len(values[n]))
+    return [name for name, kind in fields.items() if kind == "list"] + coarsest
 
 
 def _roles(columns: Columns, given: Mapping[str, str]) -> dict[str, str]:
@@ -163,10 +177,12 @@ def _interactions(
         if about["unit"] is None:
             first = f"{roles['time']!r} has {str(columns[roles['time']][0])[:40]!r}"
             raise ValueError(f"{first}, expected times such as 2026-01-31 12:00: convert them")
+    if shown_kind and "kind" not in roles:
+        raise ValueError(f"--shown {shown_kind!r} needs a column of kinds: name it with --kind")
     flags = [n for n, v in columns.items() if n not in roles.values() and _is_flag(v)]
     if "kind" in roles:
         about |= {"kind": roles["kind"]}
-        counts = Counter(str(x).strip() for x in columns[roles["kind"]] if x)
+        counts = Counter(str(x).strip() for x in _present(columns[roles["kind"]]))
         if shown_kind and shown_kind not in counts:
             raise ValueError(f"{roles['kind']!r} has no {shown_kind!r}; it has {', '.join(counts)}")
         about["shown"] = [k for k in counts if k == shown_kind or re.fullmatch(_SHOWN, k.lower())]

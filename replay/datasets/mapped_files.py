@@ -241,7 +241,7 @@ class MappedFiles(OfApp):
         if table.labels:
             return [kind for name, kind in table.labels.items() if _flag(name, row[name])], True
         if table.kind:
-            kind = str(row[table.kind] or "").strip()
+            kind = "" if row[table.kind] is None else str(row[table.kind]).strip()
             return ([], True) if kind in table.shown else ([table.names.get(kind, kind)], False)
         if table.rating:
             is_above = _number(table.rating, row[table.rating]) >= table.at_least

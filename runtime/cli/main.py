@@ -2,7 +2,7 @@
 
 import importlib
 import importlib.util
-from importlib.metadata import entry_points, version
+from importlib.metadata import EntryPoint, entry_points, version
 from keyword import iskeyword
 from typing import Annotated, Any
 
@@ -90,8 +90,21 @@ def load(where: str, name: str) -> Any:
     for entry in entry_points(group=plugins.COMMANDS):
         group, _, inner = entry.name.partition(".")
         if inner and group == name:
-            command.add_command(load(entry.value, inner))
+            _add(command, inner, entry)
     return command
+
+
+def _add(group: Any, name: str, entry: EntryPoint) -> None:
+    """Adds a plug-in's command to a group, if it can be imported and no other command has its name."""
+    if name in getattr(group, "commands", (name,)):
+        reason = f"{group.name} {name} exists, or {group.name} is no group"
+    else:
+        try:
+            group.add_command(load(entry.value, name))
+            return
+        except ImportError as error:
+            reason = str(error)
+    typer.secho(f"recsys: plug-in {entry.name} ({entry.value}) is left out: {reason}", err=True)
 
 
 class _LazyGroup(TyperGroup):

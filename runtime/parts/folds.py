@@ -13,7 +13,7 @@ def sessions(config: Config, stop: Stop, share: Share = WHOLE) -> None:
 
 
 def counters(config: Config, stop: Stop, share: Share = WHOLE) -> None:
-    """Counts, or adds up as the last of several processes."""
+    """Counts events of items; the last of several processes adds up what the others count."""
     counting = share.workers - (not share.whole)
     if share.index == counting:
         counter_loop.run(config, stop, kind=SumLoop)

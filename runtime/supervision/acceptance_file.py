@@ -1,5 +1,5 @@
 """Row formats that were accepted for serving, in ``STATE/accepted/int8.json``: each with its evidence, which
-holds for the features and the model settings of then.
+holds for the features and the model settings of that time.
 
 A system may run a second model of another size (experiments/promotion/epoch_model.py). Its acceptance is in
 ``int8-MODEL.json``, by the digest of the model's configuration.

@@ -18,7 +18,7 @@ _HEADERS: Final = [
     (b"x-request-disconnect-disabled", b"?1"),
     (b"x-request-timeout-seconds", b"0"),  # none
 ]
-# Of the app in this process, if it wants one: the response to a request that is refused at once, else None.
+# Checks of this process's app: the response for a request refused at once, else None.
 GATES: Final = list[Callable[[Scope], ASGIApp | None]]()
 
 

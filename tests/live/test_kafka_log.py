@@ -126,11 +126,12 @@ def test_a_client_that_waits_takes_no_time(broker: EmbeddedBroker) -> None:
     log.append("t", some(1))
     followed = len(log.read("t", 0, 0))
     time.sleep(0.5)
-    before, until = time.process_time(), time.monotonic() + 1.0
+    before, until, turns = time.process_time(), time.monotonic() + 1.0, 0
     while time.monotonic() < until:
         assert log.read("t", 0, followed) == []
         log.wait("t", 0.1)
-    assert time.process_time() - before < 0.5
+        turns += 1
+    assert turns < 25 and time.process_time() - before < 0.5
     log.close()
 
 
@@ -150,7 +151,7 @@ def test_what_another_client_appends_comes_to_who_follows(broker: EmbeddedBroker
         assert [record.value for _, record in found] == [b"%d" % i]
         late.append(time.monotonic() - sent)
     # The first may have waited for the fetch that stood open before its partition was followed.
-    assert sorted(late)[10] < 0.3 and max(late) < 5.0
+    assert sorted(late)[5] < 0.1 and max(late) < 5.0
     assert (log.end("t", 0), log.end("t", 1), log.end("u", 0)) == (0, 12, 10)
     # What the follower appends itself is there at once.
     log.append("t", some(1, 2))

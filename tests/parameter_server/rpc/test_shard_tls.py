@@ -139,16 +139,18 @@ def test_a_peer_that_is_not_trusted_is_dropped_counted_and_logged_once(
 def test_peers_that_say_nothing_delay_nobody_and_are_dropped_in_time(
     servers: Servers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(transport, "HELLO_TIMEOUT_S", 3.0)
-    began = time.monotonic()
-    silent = [raw(servers) for _ in range(5)]
-    silent[0].sendall(b"\x16\x03\x01")  # begins a handshake
+    monkeypatch.setattr(transport, "HELLO_TIMEOUT_S", 60.0)
+    patient = [raw(servers) for _ in range(5)]
+    patient[0].sendall(b"\x16\x03\x01")  # begins a handshake
     client = servers.client()
-    assert client.applied_steps() == [0, 0]
-    assert time.monotonic() - began < 3.0 and server_of(servers).refused == 0
+    assert client.applied_steps() == [0, 0] and server_of(servers).refused == 0
+    monkeypatch.setattr(transport, "HELLO_TIMEOUT_S", 0.5)
+    silent = [raw(servers) for _ in range(5)]
     until_refused(servers, 5)
     for sock in silent:
         assert sock.recv(100) == b""
+        sock.close()
+    for sock in patient:
         sock.close()
     assert client.applied_steps() == [0, 0]
     client.close()

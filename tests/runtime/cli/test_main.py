@@ -62,6 +62,48 @@ def test_commands_of_plug_ins_are_listed_and_take_no_name_of_ours() -> None:
     assert COMMANDS["viewers"][0] == "examples.short_video.viewers_command:viewers"
 
 
+_WITH_ADDED_COMMANDS = """
+import importlib.metadata as metadata
+
+power = "examples.experiment_power.command:power"
+added = {"experiment.shop": power, "experiment.stop": "os.path:join", "status.more": "os.path:join",
+         "experiment.gone": "examples.gone.module:run"}
+offered = metadata.EntryPoints(metadata.EntryPoint(*it, "recsys.commands") for it in added.items())
+installed = metadata.entry_points
+metadata.entry_points = lambda **by: (
+    offered if by.get("group") == "recsys.commands" else installed(**by)
+)
+from runtime.cli.main import COMMANDS, load
+
+commands = load(COMMANDS["experiment"][0], "experiment").commands
+assert "shop" in commands and "gone" not in commands
+assert commands["stop"].callback.__module__ == "runtime.cli.experiment"
+assert load(COMMANDS["status"][0], "status").name == "status"
+"""
+
+
+def test_a_plug_in_adds_a_command_to_a_group_and_breaks_none() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", _WITH_ADDED_COMMANDS], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    left_out = [line.partition(" is left out: ") for line in done.stderr.splitlines()]
+    assert [(name, reason) for name, _, reason in left_out] == [
+        (
+            "recsys: plug-in experiment.stop (os.path:join)",
+            "experiment stop exists, or experiment is no group",
+        ),
+        (
+            "recsys: plug-in experiment.gone (examples.gone.module:run)",
+            "No module named 'examples.gone'",
+        ),
+        (
+            "recsys: plug-in status.more (os.path:join)",
+            "status more exists, or status is no group",
+        ),
+    ]
+
+
 def test_the_version_is_that_of_the_package() -> None:
     shown = CliRunner().invoke(app, ["--version"])
     assert (shown.exit_code, shown.output) == (0, f"recsys {version('recsys-swipe')}\n")

@@ -27,8 +27,8 @@ def test_serve_is_told_last_so_that_a_client_has_no_say() -> None:
         seen.append(scope)
 
     module, _, name = CALLBACK.partition(":")
-    [its] = getattr(importlib.import_module(module), name)()
-    wrapped = its.cls(app, *its.args, **its.kwargs)
+    [middleware] = getattr(importlib.import_module(module), name)()
+    wrapped = middleware.cls(app, *middleware.args, **middleware.kwargs)
     theirs = [(b"x-request-timeout-seconds", b"9"), (b"x-request-disconnect-disabled", b"?0")]
     for scope in ({"type": "http", "headers": theirs}, {"type": "lifespan"}):
         asyncio.run(wrapped(scope, None, None))
