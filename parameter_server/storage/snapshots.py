@@ -105,6 +105,7 @@ def write_part(
     update = arrays if isinstance(arrays, Update) else Update(arrays)
     for place, (path, _) in enumerate(update.chain):
         part_files.link_or_copy(path, beside / part_files.link_name(place))
+        _sync_file(beside / part_files.link_name(place))  # a copy, where there are no links
     save_file(dict(update.arrays), beside / ARRAYS)
     manifest = {
         "line": line,
@@ -225,6 +226,7 @@ def adopt(folder: Path, line: str, version: tuple[int, int], epoch: int) -> None
         beside.mkdir()
         for path in source.files(part):
             part_files.link_or_copy(path, beside / path.name)
+            _sync_file(beside / path.name)
         text = part_files.encode_manifest(dict(manifest) | {"epoch": epoch})
         (beside / MANIFEST).write_text(text)
         _sync_file(beside / MANIFEST)

@@ -61,6 +61,7 @@ CONTEXT_WIDTH: Final = 4
 HISTORY_GROUP: Final = 2  # values of each group in a history entry
 ENTITIES_KEPT: Final = 200_000
 CONTEXTS_KEPT: Final = 10_000
+_CONTEXT_LETTERS: Final = 256  # most of a context that is cached
 MAIN_LABELS: Final = 3  # labels whose running rates are features
 _LARGEST: Final = float(np.finfo(np.float32).max)
 _LONGEST_MS: Final = 2.0**53  # bounds durations, so that their logarithm exists
@@ -471,7 +472,7 @@ class FeatureSet:
         return entities
 
     @cached_property
-    def _contexts(self) -> dict[tuple[str, str], list[int]]:
+    def _contexts(self) -> dict[tuple[str, ...], list[int]]:
         return {}
 
     @cached_property
@@ -528,18 +529,24 @@ class FeatureSet:
         return [log_scale(fields.get(name.partition(".")[2])) for name in names]
 
     def context_keys(self, surface: str, context: dict[str, Any]) -> list[int]:
-        """The keys of a request's context, at most CONTEXT_WIDTH; crosses use only the first. Cached."""
-        written = surface, str(context)
+        """The keys of a request's context, at most CONTEXT_WIDTH; crosses use only the first. Those of short
+        values are cached, by what the schema names alone: a client may send anything else beside it."""
+        names = self._context_names
+        written = surface, *(repr(context.get(name)) for name in names)
         present = self._contexts.get(written)
         if present is None:
-            if len(self._contexts) >= CONTEXTS_KEPT:
-                self._contexts.clear()
             keys = np.zeros(CONTEXT_WIDTH, np.int64)
-            names = self.schema.names("context", CATEGORICAL)
             _fill(keys, Slot("context", 0, CONTEXT_WIDTH), "context.", names, context)
             present = [int(key) for key in keys if key] or [key_of("context.surface", surface)]
-            self._contexts[written] = present
+            if sum(map(len, written)) <= _CONTEXT_LETTERS:
+                if len(self._contexts) >= CONTEXTS_KEPT:
+                    self._contexts.clear()
+                self._contexts[written] = present
         return present
+
+    @cached_property
+    def _context_names(self) -> Sequence[str]:
+        return self.schema.names("context", CATEGORICAL)
 
     def history_entry(self, item_keys: Keys) -> list[int]:
         """The keys (H,) of an item in a history entry: itself and its first group values."""

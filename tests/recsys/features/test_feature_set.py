@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from recsys.events.event_types import FeatureBlock
+from recsys.events.field_schema import CATEGORICAL
 from recsys.events.hashing import key_of
 from recsys.features import feature_set as feature_sets
 from recsys.features.feature_builder import FeatureBuilder
@@ -139,6 +140,16 @@ def test_durations_of_half_an_octave_share_a_key() -> None:
     assert key(None) == key("8000") == key(0) == key(-5) == key(float("nan")) == 0
     assert key(10**400) == key(float("inf")) == key(2.0**53) != key(2.0**52)
     assert key(1) == key(250) != key(400)
+
+
+def test_what_a_client_adds_to_a_context_takes_no_memory() -> None:
+    features = FeatureSet(FEATURES.schema)
+    (name, *_) = features.schema.names("context", CATEGORICAL)
+    first = features.context_keys("feed", {name: "a"})
+    for number in range(50):
+        assert features.context_keys("feed", {name: "a", "filler": f"{number}" * 1_000}) == first
+        features.context_keys("feed", {name: f"{number}" * 1_000})
+    assert len(features._contexts) == 1
 
 
 def test_a_request_without_context_is_known_by_its_surface() -> None:
