@@ -545,7 +545,7 @@ class FeatureSet:
         return present
 
     @cached_property
-    def _context_names(self) -> Sequence[str]:
+    def _context_names(self) -> tuple[str, ...]:
         return self.schema.names("context", CATEGORICAL)
 
     def history_entry(self, item_keys: Keys) -> list[int]:

@@ -46,10 +46,8 @@ class Sequencer:
         self.offsets = dict(offsets or {})  # where the next step begins, by partition
         # Of each example: arrival, partition, offset, closed_ms, and the view that caused it, if one did.
         self._waiting: deque[tuple[int, int, int, int, View | None]] = deque()
-        self._sampled_ms, self._more_views = (
-            0,
-            0.0,
-        )  # time of the newest step; views that may be sampled
+        self._sampled_ms = 0  # time of the newest step
+        self._more_views = 0.0  # views that may be sampled
 
     @property
     def waiting(self) -> int:

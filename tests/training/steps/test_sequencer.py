@@ -15,26 +15,26 @@ def sequencer(**changes: object) -> Sequencer:
 
 
 def test_a_step_is_cut_when_enough_examples_wait() -> None:
-    its = sequencer()
+    cutter = sequencer()
     for offset in range(3):
-        its.arrived(0, offset, 10 * offset, now_ms=0)
-    assert its.cut(99) is None
-    its.arrived(1, 0, 5, now_ms=1)
-    its.arrived(1, 1, 7, now_ms=1)
-    step = its.cut(1)
+        cutter.arrived(0, offset, 10 * offset, now_ms=0)
+    assert cutter.cut(99) is None
+    cutter.arrived(1, 0, 5, now_ms=1)
+    cutter.arrived(1, 1, 7, now_ms=1)
+    step = cutter.cut(1)
     assert step is not None
     assert (step.line, step.epoch, step.step, step.config, step.lanes) == ("main", 2, 1, "d", 2)
     assert (step.examples, step.time_ms) == (4, 20)
     assert step.ranges == [Range(0, 0, 3), Range(1, 0, 1)]
-    assert its.waiting == 1 and its.cut(1) is None
+    assert cutter.waiting == 1 and cutter.cut(1) is None
 
 
 def test_or_when_the_oldest_has_waited_long_enough() -> None:
-    its = sequencer()
-    its.arrived(0, 0, 3, now_ms=50)
-    its.arrived(0, 1, 4, now_ms=140)
-    assert its.cut(149) is None
-    step = its.cut(150)
+    cutter = sequencer()
+    cutter.arrived(0, 0, 3, now_ms=50)
+    cutter.arrived(0, 1, 4, now_ms=140)
+    assert cutter.cut(149) is None
+    step = cutter.cut(150)
     assert step is not None and step.examples == 2
 
 
@@ -49,10 +49,10 @@ def test_or_sooner_while_the_trainer_waits() -> None:
 
 
 def test_a_step_names_its_views() -> None:
-    its = sequencer()
+    cutter = sequencer()
     for offset, view in enumerate([("r1", "7"), None, ("r1", 8)]):
-        its.arrived(3, offset, 0, now_ms=5_000, view=view)
-    step = its.cut(5_100)
+        cutter.arrived(3, offset, 0, now_ms=5_000, view=view)
+    step = cutter.cut(5_100)
     assert step is not None
     assert [(v.key, v.partition, v.offset) for v in step.views] == [
         (key_of("r1", 7), 3, 0), (key_of("r1", "8"), 3, 2)
@@ -61,12 +61,12 @@ def test_a_step_names_its_views() -> None:
 
 @pytest.mark.parametrize("per_s", [100, 5_000, 50_000])
 def test_views_named_in_a_second_do_not_grow_with_the_examples(per_s: int) -> None:
-    its = Sequencer(StepConfig(), line="main", epoch=0, digest="")
+    cutter = Sequencer(StepConfig(), line="main", epoch=0, digest="")
     steps, seconds = [], 4
     for n in range(per_s * seconds):
         now_ms = 10_000 + 1_000 * n // per_s
-        its.arrived(0, n, 0, now_ms, ("r", n))
-        if step := its.cut(now_ms):
+        cutter.arrived(0, n, 0, now_ms, ("r", n))
+        if step := cutter.cut(now_ms):
             steps.append(step)
     named = [view.offset for step in steps for view in step.views]
     at_once = SAMPLED_PER_S  # of the first second
@@ -105,28 +105,28 @@ def test_a_live_step_fills_as_many_lanes_as_its_size_needs(examples: int, filled
 
 
 def test_it_goes_on_from_a_place() -> None:
-    its = sequencer(step=7, offsets={0: 30, 1: 12})
-    its.arrived(0, 31, 1, now_ms=0)  # offsets needn't be dense
-    step = its.cut(1000)
+    cutter = sequencer(step=7, offsets={0: 30, 1: 12})
+    cutter.arrived(0, 31, 1, now_ms=0)  # offsets needn't be dense
+    step = cutter.cut(1000)
     assert step is not None and step.step == 8 and step.ranges == [Range(0, 30, 32)]
 
 
 @given(st.lists(st.integers(0, 2), max_size=60), st.integers(0, 300))
 def test_every_example_is_in_exactly_one_step(partitions: list[int], wait_ms: int) -> None:
-    its, ends, covered = sequencer(), [0, 0, 0], set()
+    cutter, ends, covered = sequencer(), [0, 0, 0], set()
     for now_ms, partition in enumerate(partitions):
-        its.arrived(partition, ends[partition], now_ms, now_ms)
+        cutter.arrived(partition, ends[partition], now_ms, now_ms)
         ends[partition] += 1
     steps = []
-    while (step := its.cut(len(partitions) + wait_ms)) is not None:
+    while (step := cutter.cut(len(partitions) + wait_ms)) is not None:
         steps.append(step)
         for part in step.ranges:
             places = {(part.partition, offset) for offset in range(part.start, part.stop)}
             assert not places & covered
             covered |= places
-    assert len(covered) == sum(step.examples for step in steps) == len(partitions) - its.waiting
+    assert len(covered) == sum(step.examples for step in steps) == len(partitions) - cutter.waiting
     assert [step.step for step in steps] == list(range(1, len(steps) + 1))
-    assert its.waiting < CONFIG.examples
+    assert cutter.waiting < CONFIG.examples
 
 
 @given(st.integers(0, 500), st.integers(1, 16), st.integers(0, 16))
