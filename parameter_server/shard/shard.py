@@ -18,7 +18,7 @@ from parameter_server.publish.rounding import check_format, round_dense
 from parameter_server.publish.withheld_rows import WITHHELD_COLUMNS
 from parameter_server.shard.gradient_rejections import PREFIX, mark_rejected
 from parameter_server.shard.lanes import LaneGradients, StepSum, add_lanes
-from parameter_server.table.dense import DENSE_COLUMNS, Dense, Vector
+from parameter_server.table.dense import DENSE_COLUMNS, SENT, Dense, Vector
 from parameter_server.table.routing import Keys, Rows, as_keys, shard_of
 from parameter_server.table.sketch import SKETCH_COLUMNS
 from parameter_server.table.table import (
@@ -133,6 +133,7 @@ class Shard:
         if dense is not None:
             settings = spec.dense_rate, spec.bound, spec.dense_average, spec.dense_first
             self.dense = Dense(dense, *settings)
+            self._sent = self._rounded_dense(spec.delta_format)  # what replicas hold
         self.published = PublishedRows(spec.tables, spec.seed, spec.delta_format, spec.delta_bytes)
         self.applied = 0
         self.clock_ms = 0  # newest event time seen; never goes back
@@ -232,7 +233,7 @@ class Shard:
         rows = self.published.publish(changes, lambda n, k: tables[n].lookup(k), self.settled, held)
         is_time = self.settled or self.clock_ms - self._dense_ms >= spec.dense_every_ms
         if self.dense is not None and not held and is_time:
-            dense, _ = round_dense(self.dense.averaged, spec.delta_format)
+            dense, self._sent = round_dense(self.dense.averaged, spec.delta_format)
             self._dense_ms = self.clock_ms
         metrics = total.metrics
         if spec.part:
@@ -253,6 +254,10 @@ class Shard:
                 digest=self.published.digest if total.step % spec.digest_every == 0 else None,
             )
         )
+
+    def _rounded_dense(self, format: str) -> Vector:
+        assert self.dense is not None
+        return round_dense(self.dense.averaged, format)[1]
 
     def _apply_table(self, total: StepSum, table: Table) -> tuple[TableChange, tuple[Keys, Rows]]:
         """Applies gradients, then removes expired and forgotten rows; returns the change and its undo."""
@@ -306,9 +311,10 @@ class Shard:
         raise StepMismatch(self.spec.part, step, self.applied)
 
     def export(self, since_ms: int | None = None) -> tuple[Arrays, dict[str, Any]]:
-        """All state, for a snapshot: arrays named "table/NAME/COLUMN", "held/NAME/COLUMN" and "dense/COLUMN",
-        and metadata (counts, delta format). ``since_ms``: of the tables, rows changed since then and the keys
-        of ``removed`` ("table/NAME/removed")."""
+        """All state, for a snapshot: arrays named "table/NAME/COLUMN", "held/NAME/COLUMN", "dense/COLUMN" and
+        ``SENT`` (while replicas hold older dense parameters), and metadata (counts, delta format).
+        ``since_ms``: of the tables, rows changed since then and the keys of ``removed``
+        ("table/NAME/removed")."""
         arrays: Arrays = {}
         for name, table in self.tables.items():
             columns = table.export() if since_ms is None else table.export_since(since_ms)
@@ -318,6 +324,8 @@ class Shard:
             arrays |= {f"table/{name}/{k}": v for k, v in columns.items()}
         if self.dense is not None:
             arrays |= {f"dense/{k}": v for k, v in self.dense.export().items()}
+            if not np.array_equal(self._sent, self._rounded_dense(self.spec.delta_format)):
+                arrays[SENT] = self._sent
         arrays |= self.published.export()
         meta = {"step": self.applied, "clock_ms": self.clock_ms, "settled_ms": self.settled_ms}
         meta |= {"dense_ms": self._dense_ms}
@@ -335,6 +343,8 @@ class Shard:
                 self.published.load(name, rows["keys"], rows["values"], withheld)
             if self.dense is not None and "dense/values" in arrays:
                 self.dense.load({k: arrays[f"dense/{k}"] for k in DENSE_COLUMNS})
+                newest = self._rounded_dense(meta.get("delta_format", "fp32"))
+                self._sent = arrays.get(SENT, newest)
         self.applied, self.clock_ms = meta["step"], meta["clock_ms"]
         self.settled_ms, self._dense_ms = meta.get("settled_ms", 0), meta.get("dense_ms", 0)
         self.counters = ShardCounts(**{k: meta.get(k, 0) for k in vars(self.counters)})

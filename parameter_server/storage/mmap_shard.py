@@ -18,7 +18,7 @@ from parameter_server.shard.shard import Shard, ShardSpec
 from parameter_server.storage import increments
 from parameter_server.storage.durable_shard import load_shard
 from parameter_server.storage.snapshots import Snapshot
-from parameter_server.table.dense import Vector
+from parameter_server.table.dense import SENT, Vector
 from parameter_server.table.overlay_table import BaseRows, OverlayTable
 from parameter_server.table.table import ROW_COLUMNS, columns_in
 
@@ -97,7 +97,8 @@ def _load_rest(shard: Shard, tables: Mapping[str, OverlayTable], snapshot: Snaps
     """Loads everything but the rows, and the published state of the rows."""
     part = shard.spec.part
     arrays = snapshot.read(part, lambda name: not _is_row(name))
-    withheld = {name: arrays.pop(name) for name in list(arrays) if name.startswith("held/")}
+    names = [name for name in arrays if name.startswith("held/") and name != SENT]
+    withheld = {name: arrays.pop(name) for name in names}
     for name, table in tables.items():  # no more rows: the tables have them
         arrays[f"table/{name}/keys"] = arrays[f"table/{name}/used_ms"] = np.empty(0, np.int64)
         arrays[f"table/{name}/values"] = np.empty((0, table.config.dim), np.float32)

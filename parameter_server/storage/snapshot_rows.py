@@ -12,6 +12,7 @@ from parameter_server.publish.withheld_rows import WITHHELD_COLUMNS
 from parameter_server.storage.increments import REMOVED
 from parameter_server.storage.mmap_shard import map_arrays
 from parameter_server.storage.snapshots import Snapshot, require
+from parameter_server.table.dense import SENT
 from parameter_server.table.routing import Keys, Rows, as_keys, shard_of
 from parameter_server.table.table import columns_in, initial_rows
 from recsys.config.system_config import TableConfig
@@ -40,7 +41,8 @@ def load_rows(
         format = snapshot.meta(part).get("delta_format", "fp32")
         arrays = snapshot.read(part, _is_served)
         if "dense/averaged" in arrays:
-            _, dense = round_dense(arrays["dense/averaged"], format)
+            _, newest = round_dense(arrays["dense/averaged"], format)
+            dense = arrays.get(SENT, newest)
         for name, keys in arrays.items():
             if name.startswith("table/") and name.endswith("/keys"):
                 table = name.removeprefix("table/").removesuffix("/keys")

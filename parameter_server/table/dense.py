@@ -32,6 +32,7 @@ BETA_2: Final = 0.999
 EPSILON: Final = 1e-8
 SETTLING: Final = 50  # steps after which the first rate is halved
 DENSE_COLUMNS: Final = ("values", "averaged", "m", "v", "t")  # names in an export
+SENT: Final = "held/dense"  # in a shard's export: what replicas hold, while it isn't the newest
 
 
 def fits(gradient: Vector, bound: float) -> bool:

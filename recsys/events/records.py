@@ -241,7 +241,7 @@ CONTROL: Final = "control"
 DEAD_LETTERS: Final = "dead_letters"
 
 _HOUR_MS = 3_600_000
-# Each step publishes all dense parameters: a replica further behind starts from a snapshot.
+# Dense parameters travel again and again: a replica further behind starts from a snapshot.
 _DELTA_BYTES = 4 << 30
 
 

@@ -16,7 +16,7 @@ from recsys.model.wider_set import columns_from
 
 Vector = NDArray[np.float32]
 # Vectors of a shard's export that have a number for each dense parameter (parameter_server/table/dense.py).
-_VECTORS: Final = ("dense/values", "dense/averaged", "dense/m", "dense/v")
+_VECTORS: Final = ("dense/values", "dense/averaged", "dense/m", "dense/v", "held/dense")
 
 
 def widened(
@@ -27,7 +27,8 @@ def widened(
         return arrays
     check_widens(config)
     places = _places(before, after, config)
-    moved = {name: np.where(places >= 0, arrays[name][places], 0) for name in _VECTORS}
+    vectors = [name for name in _VECTORS if name in arrays]
+    moved = {name: np.where(places >= 0, arrays[name][places], 0) for name in vectors}
     return arrays | {name: vector.astype(np.float32) for name, vector in moved.items()}
 
 

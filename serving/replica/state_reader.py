@@ -97,9 +97,9 @@ class StateReader:
         traces: SwipeTraces | None = None,
         first: FeatureSet | None = None,
     ) -> None:
-        """``pinned``: the (line, epoch) to follow, whatever is live. ``traces``: for new examples and applied
-        steps. ``first``: the set of the state folder's file, if the replica's is another. Raises ValueError
-        where the configuration names what the schema lacks."""
+        """``pinned``: the (line, epoch) to follow, whatever is live. ``traces``: for applied steps.
+        ``first``: the set of the state folder's file, if the replica's is another. Raises ValueError where
+        the configuration names what the schema lacks."""
         schema = replica.features.schema
         self.policies = Policies(config.policy, (), config.surfaces)
         for policy in self.policies.bases.values():

@@ -12,6 +12,7 @@ import pytest
 from safetensors import safe_open
 
 from parameter_server.publish.deltas import DeltaAssembler, to_arrays
+from parameter_server.publish.rounding import read_dense, round_dense
 from parameter_server.rpc.parameter_client import LocalClient, part_of
 from parameter_server.shard.lanes import LaneGradients, RowGradients
 from parameter_server.shard.shard import Shard, digest_of_shards
@@ -20,6 +21,7 @@ from parameter_server.storage import durable_shard as durable
 from parameter_server.storage import part_files, snapshots
 from parameter_server.storage.durable_shard import DurableShard, ShardStorage
 from parameter_server.storage.snapshot_rows import load_rows
+from parameter_server.table.dense import SENT
 from recsys.config.system_config import TableConfig
 from recsys.events.records import Delta
 from tests.support.bit_flips import flip_bit
@@ -571,6 +573,37 @@ def test_a_clean_stop_takes_a_snapshot_only_of_what_is_new_and_was_published(tmp
     learning(line)
     work(line, ALL, STEPS)
     check(line)
+
+
+def test_a_stop_between_two_sends_of_dense_parameters_keeps_those_that_replicas_have(tmp_path):
+    """Steps are 3 s apart, and a send is due after 9 s."""
+    line, behind, increments = Line(tmp_path, snapshot_every=99), [], []
+    for step in range(1, 15):
+        learning(line, dense_every_ms=9_000)
+        work(line, ALL, step)
+        if step % 4 == 0:
+            line.crash(0)
+        newest = round_dense(line.shards[0].shard.dense.averaged, "fp16")[1]
+        for shard in line.shards:
+            shard.stop()
+        rows = load_rows(tmp_path / "snapshots", "main")
+        assert rows.snapshot.step == step
+        deltas = (msgspec.msgpack.decode(value, type=Delta) for value in line.published)
+        sent = {delta.step: delta.dense for delta in deltas if delta.dense}
+        assert np.array_equal(rows.dense, read_dense(sent[max(sent)], "fp16"))
+        assert (SENT in rows.snapshot.read(0)) == (not np.array_equal(rows.dense, newest))
+        assert SENT not in rows.snapshot.read(1)
+        behind += [step] if SENT in rows.snapshot.read(0) else []
+        increments += [step] if len(rows.snapshot.files(0)) > 1 else []
+    assert sorted(sent) == [1, 4, 7, 10, 13]
+    assert behind == [2, 3, 5, 6, 8, 9, 11, 12, 14]
+    assert {11, 13} <= set(increments)  # they bring it and leave it out
+    again = Shard(replace(line.spec, parts=3), DENSE)  # of another number of shards
+    durable.load_shard(again, rows.snapshot)
+    assert np.array_equal(again.export()[0][SENT], rows.dense)
+    learning(line)
+    work(line, ALL, STEPS)
+    assert line.digest() == DIGEST
 
 
 def manifests(folder):

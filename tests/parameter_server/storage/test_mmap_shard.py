@@ -16,6 +16,8 @@ from parameter_server.storage import snapshots
 from parameter_server.storage.changes import Changes
 from parameter_server.storage.durable_shard import load_shard
 from parameter_server.storage.mmap_shard import map_arrays, open_mmap_shard
+from parameter_server.storage.snapshot_rows import load_rows
+from parameter_server.table.dense import SENT
 from parameter_server.table.overlay_table import OverlayTable
 from recsys.events.records import pack
 from tests.support.small_line import (
@@ -159,6 +161,13 @@ def test_a_step_may_be_given(tmp_path):
     plain, other = both(spec_of(), saved(tmp_path, spec_of(), 9), 30)
     assert other.applied == 30
     learn_both(plain, other, 33)
+
+
+def test_it_has_the_dense_parameters_that_replicas_have(tmp_path):
+    spec = spec_of(dense_every_ms=9_000)
+    snapshot = saved(tmp_path, spec, 8, 9)  # sent with step 7
+    sent = [shard.export()[0][SENT] for shard in both(spec, snapshot)]
+    assert all(np.array_equal(dense, load_rows(tmp_path, "main").dense) for dense in sent)
 
 
 def test_what_is_mapped_outlives_its_files(tmp_path):

@@ -69,7 +69,10 @@ def test_the_wider_model_predicts_as_before(new: FeatureSet) -> None:
     old, arrays = trained(FEATURES)
     wide = united(FEATURES, new)
     model = build_model(wide, CONFIG)
-    model.write_dense(widened(arrays, FEATURES, wide, CONFIG)["dense/values"])
+    arrays["held/dense"] = arrays["dense/values"]  # what replicas hold is widened, too
+    begun = widened(arrays, FEATURES, wide, CONFIG)
+    assert np.array_equal(begun["held/dense"], begun["dense/values"])
+    model.write_dense(begun["dense/values"])
     request = request_of(wide)
     if wide.history > FEATURES.history:  # older entries are new: without them
         request.outcomes_TO[FEATURES.history :] = 0.0
