@@ -175,8 +175,8 @@ class ItemState(msgspec.Struct, frozen=True, kw_only=True):
     rows of a full copy; ``gone`` int64: keys of removed rows. ``features``: name of the counted set
     (recsys/app/set_loops.py).
 
-    On ``item_counts`` it is of one partition, with its offset alone; ``touched``: the rows are of newest
-    events, which aren't added up.
+    On ``item_counts`` it is of one partition, with its offset alone, which its last part reaches.
+    ``touched``: the rows are of newest events, which aren't added up. ``whole``: the parts have all counters.
     """
 
     offsets: list[int]
@@ -190,6 +190,7 @@ class ItemState(msgspec.Struct, frozen=True, kw_only=True):
     covisits: CovisitRows | None = None
     features: str = ""
     touched: bool = False
+    whole: bool = False
 
 
 class Scores(msgspec.Struct, frozen=True, kw_only=True):
@@ -254,7 +255,7 @@ def topics(
     return [
         Topic(EVENTS, partitions, hours, most.get(EVENTS, 0)),
         Topic(ITEMS, 1),
-        Topic(ITEM_COUNTS, partitions, hours, most.get(ITEM_STATE, 0) // partitions),
+        Topic(ITEM_COUNTS, partitions, hours, most.get(ITEM_COUNTS, 0)),
         Topic(ITEM_STATE, 1, hours, most.get(ITEM_STATE, 0)),
         Topic(EXAMPLES, partitions, hours, most.get(EXAMPLES, 0)),
         Topic(STEPS, 1),

@@ -91,9 +91,13 @@ class CounterTable:
         self._ids.put(keys, {"values": values, "last_ms": last_ms})
 
     def put(self, keys: bytes, values: bytes, last_ms: bytes) -> Keys:
-        """``set`` of arrays as they are stored; returns the keys."""
+        """``set`` of arrays as they are stored; returns the keys. Raises ValueError where numbers differ."""
         rows = np.frombuffer(values, np.float32).reshape(-1, self.columns)
-        self.set(own := np.frombuffer(keys, np.int64), rows, np.frombuffer(last_ms, np.int64))
+        own, times = np.frombuffer(keys, np.int64), np.frombuffer(last_ms, np.int64)
+        if not len(own) == len(rows) == len(times):
+            counts = f"{len(rows)} rows of values and {len(times)} times"
+            raise ValueError(f"counters have {len(own)} keys, {counts}, expected one number")
+        self.set(own, rows, times)
         return own
 
     def keep_newest(self, limit: int) -> int:

@@ -7,6 +7,7 @@ quarantined user don't count, nor does what exceeds the bounds of influence (rec
 
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from typing import Final
 
 import numpy as np
@@ -23,6 +24,7 @@ from recsys.features.feature_set import FeatureSet, Keys
 from recsys.features.influence import Influences
 from recsys.features.operator_state import OperatorState
 from recsys.features.running_rates import CONTEXT, PROFILE
+from recsys.features.source_credits import REQUESTS as SOURCE_REQUESTS
 from recsys.features.source_credits import SourceCredits
 
 KeysOf = Callable[[Id], Keys]
@@ -32,7 +34,8 @@ _CROSSES: Final = 20_000  # pairs whose crosses are kept: of a profile and an it
 
 
 class ItemCounters:
-    """Folds events into counters of items, groups and their crosses with the context."""
+    """Folds events into counters of items, groups and their crosses with the context. ``tables``: how many
+    such folds divide the limits of memory among them."""
 
     def __init__(
         self,
@@ -40,9 +43,12 @@ class ItemCounters:
         bounds: BoundsConfig | None = None,
         partitions: int = 1,
         covisits: CovisitConfig | None = None,
+        tables: int = 1,
     ) -> None:
-        self.features, self.visits = features, Visits(covisits or CovisitConfig())
-        self.credits = SourceCredits()
+        own = covisits or CovisitConfig()
+        self.features = features
+        self.visits = Visits(replace(own, users=max(1, own.users // tables)))
+        self.credits, self._requests = SourceCredits(SOURCE_REQUESTS // tables), REQUESTS // tables
         self.influences = Influences(bounds, partitions, features.schema.kinds)
         self.quarantined: set[str] = set()
         self.counters = features.counter_table(1024)
@@ -51,7 +57,7 @@ class ItemCounters:
         self._segment_by_request: OrderedDict[str, int] = OrderedDict()
         self._changed: set[int] = set()
         self._kinds = features.engagement_kinds
-        self.operators = OperatorState(features)
+        self.operators = OperatorState(features, tables=tables)
         self._tracks = bool(features.tracked or features.distinct)
         self._profile_slot = features.slot("profile")
         lefts = (CONTEXT, PROFILE, *features.lefts)
@@ -64,7 +70,7 @@ class ItemCounters:
         """Remembers the context; counts all items as shown if the schema says that impressions are."""
         context = self.features.context_keys(impression.surface, impression.context)[0]
         self._context_by_request[impression.request_id] = context
-        if len(self._context_by_request) > REQUESTS:
+        if len(self._context_by_request) > self._requests:
             self._segment_by_request.pop(self._context_by_request.popitem(last=False)[0], None)
         segment = self._profile(impression)
         if segment:

@@ -32,10 +32,11 @@ class _Packed(msgspec.Struct):
 
 class OperatorState:
     """Memory of the fold of everybody's events for operators. ``evicted``: requests, viewers and
-    contacts beyond their limits."""
+    contacts beyond their limits, which several tables divide among them."""
 
-    def __init__(self, features: FeatureSet, contacts: int = CONTACTS) -> None:
-        self.features, self._most = features, contacts
+    def __init__(self, features: FeatureSet, contacts: int = CONTACTS, tables: int = 1) -> None:
+        self.features, self._most = features, contacts // tables
+        self._requests, self._most_viewers = REQUESTS // tables, VIEWERS // tables
         self.evicted = {"requests": 0, "viewers": 0, "contacts": 0}
         self.touched: set[int] = set()  # keys of newest events, since it was emptied
         self._lefts: OrderedDict[str, list[int]] = OrderedDict()
@@ -52,7 +53,7 @@ class OperatorState:
             self._viewers.pop(key, None)
             if user.fields.get("profiling") is not False:
                 self._viewers[key] = self.features.user_field_keys(user.fields)
-            if len(self._viewers) > VIEWERS:
+            if len(self._viewers) > self._most_viewers:
                 self._viewers.popitem(last=False)
                 self.evicted["viewers"] += 1
 
@@ -64,7 +65,7 @@ class OperatorState:
         viewer = [] if plain else self._viewers.get(key_of("user", impression.user_id), [])
         lefts = self.features.left_keys(viewer, impression.context)
         self._lefts[impression.request_id] = list(lefts)
-        if len(self._lefts) > REQUESTS:
+        if len(self._lefts) > self._requests:
             self._lefts.popitem(last=False)
             self.evicted["requests"] += 1
 

@@ -26,9 +26,10 @@ def source_key(name: str) -> int:
 
 
 class SourceCredits:
-    """Remembers the sources of served items, by request and key of the item."""
+    """Remembers the sources of served items, by request and key of the item. ``most``: newest requests."""
 
-    def __init__(self) -> None:
+    def __init__(self, most: int = REQUESTS) -> None:
+        self._most = most
         self.requests: OrderedDict[str, dict[int, list[str]]] = OrderedDict()
 
     def remember(self, impression: Impression) -> None:
@@ -40,7 +41,7 @@ class SourceCredits:
         }
         if items:
             self.requests[impression.request_id] = items
-            if len(self.requests) > REQUESTS:
+            if len(self.requests) > self._most:
                 self.requests.popitem(last=False)
 
     def of(self, request_id: str, item: int) -> Iterator[tuple[tuple[int, ...], float]]:

@@ -16,7 +16,15 @@ from typing import Final
 import msgspec
 
 from recsys.config.safety_config import DiskConfig
-from recsys.events.records import DEAD_LETTERS, DELTAS, EVENTS, EXAMPLES, ITEM_STATE, SCORES
+from recsys.events.records import (
+    DEAD_LETTERS,
+    DELTAS,
+    EVENTS,
+    EXAMPLES,
+    ITEM_COUNTS,
+    ITEM_STATE,
+    SCORES,
+)
 
 GB: Final = 10**9
 _RESERVE: Final = 0.05  # of the budget, at most
@@ -25,7 +33,8 @@ _LEAVE_MS: Final = 30_000
 _OVER: Final = 1.1  # times its share: a topic that something holds
 # Shares of the log's bytes. The rest is for topics without retention and for write-ahead files.
 _TOPIC_SHARES: Final = {
-    EVENTS: 0.26, EXAMPLES: 0.36, DELTAS: 0.2, ITEM_STATE: 0.03, SCORES: 0.03, DEAD_LETTERS: 0.02,
+    EVENTS: 0.26, EXAMPLES: 0.36, DELTAS: 0.2, ITEM_COUNTS: 0.02, ITEM_STATE: 0.03, SCORES: 0.03,
+    DEAD_LETTERS: 0.02,
 }  # fmt: skip
 # Bytes of records by bytes of file: 0.82 (events) to 0.97 (deltas) were measured.
 _FILL: Final = 0.8
@@ -120,8 +129,8 @@ class DiskBudget:
 def topic_bytes(config: DiskConfig, partitions: int) -> dict[str, int]:
     """Bytes of records that a partition of a topic may have, for topics with retention."""
     shares = _shares(config)
-    divided = {EVENTS: partitions, EXAMPLES: partitions}
-    return {t: int(share * _FILL / divided.get(t, 1)) for t, share in shares.items()}
+    divided = {EVENTS, EXAMPLES, ITEM_COUNTS}
+    return {t: int(s * _FILL / (partitions if t in divided else 1)) for t, s in shares.items()}
 
 
 def reserve_of(config: DiskConfig) -> int:

@@ -75,6 +75,8 @@ _METRICS: Final[dict[str, list[tuple[str, ...]]]] = {
         ("covisit_rows_evicted", GAUGE, "Items whose co-visits were evicted, since the part started"),
         ("covisit_users_forgotten", GAUGE, "Viewers whose newest items were evicted, since the part started"),
         ("quarantined", GAUGE, "Users in quarantine"),
+        ("unreadable", GAUGE, "Records of item_counts that could not be decoded"),
+        ("partitions_lacking", GAUGE, "Partitions to be counted anew before anything is published"),
         *_SETS,
     ],
     "joiner": [

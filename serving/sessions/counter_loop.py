@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Final
 
 import msgspec
+from msgspec.structs import replace
 
 from recsys.app.set_loops import SetLoops
 from recsys.clock import wall_ms
@@ -34,6 +35,7 @@ from serving.sessions.event_reader import EventReader
 from serving.sessions.item_states import ItemStates, kept_below, newest_offsets, state_of, states_of
 
 NAME: Final = "counters"
+SUMS: Final = "item-sums"  # snapshots of what adds up the counters of several workers
 _PUBLISH_EVERY_MS: Final = 100
 _SAVE_EVERY_MS: Final = 5_000
 _SAVE_SHARE: Final = 0.05  # most of the time that may go into snapshots, however large they are
@@ -88,6 +90,8 @@ class CounterLoop:
         self._state = None if state is None else ShareState(state, self.topic, count, share)
         self._published_ms = self._saved_ms = 0
         self._save_every_ms = _SAVE_EVERY_MS
+        # Offsets of events on item_counts by partition: before this loop began, and sent by it.
+        self._before, self._sent = dict[int, int](), dict[int, int]()
         self._begin(share, bounds, covisits)
 
     def _begin(
@@ -97,16 +101,19 @@ class CounterLoop:
         own = self.events.partitions
         self._tables = 1 if share.whole else self._count  # of all workers
         made = own[:1] if share.whole else own
-        folds = [ItemCounters(self._features, bounds, self._count, covisits) for _ in made]
+        tables = self._tables
+        folds = [ItemCounters(self._features, bounds, self._count, covisits, tables) for _ in made]
         self.fold, self.folds = folds[0], {p: folds[n % len(folds)] for n, p in enumerate(own)}
-        self.rows_evicted, self._sent = 0, dict[int, int]()  # offsets of events on item_counts
+        self.rows_evicted = 0
         if share.whole:
             self.states = ItemStates(self._log, self._name, self.fold.counters, covisits)
         else:
             for p in own:
                 newest = newest_offsets(self._log, (ITEM_COUNTS, p), self._name, [p])
-                self._sent[p] = max(newest, default=0)
-        self.events.seek(self._restore())
+                self._before[p] = max(newest, default=0)
+        restored = self._restore()
+        self._anew = {p for p in self._before if restored[p] < 0}  # until all of it is sent
+        self.events.seek(restored)
         self.places = self.offsets = self.events.offsets
 
     def turn(self, limit: int = 1_000) -> int:
@@ -124,14 +131,15 @@ class CounterLoop:
         if self.states is not None:
             changed, visits_VC = self.fold.take_changed(), self.fold.visits.take()
             self.states.publish(self.offsets, changed, visits_VC)
-        for partition, offset in self._sent.items():
-            if self.offsets[partition] > offset:
+        for partition, before in self._before.items():
+            # The first time also what was sent before: it may have been lost, or sent in part.
+            if self.offsets[partition] >= max(before, self._sent.get(partition, 0) + 1):
                 self._send(partition)
 
     def save(self) -> None:
         """Takes a snapshot; the log then keeps everything after the snapshot before it."""
-        if self._state is None:
-            return
+        if self._state is None or any(self.offsets[p] < n for p, n in self._before.items()):
+            return  # what changes until there isn't sent yet, and a snapshot doesn't say what it was
         self.publish()  # visits, or readers would miss those that the snapshot has
         began_s = time.monotonic()
         held = self._state.save(self._log.id, dict(enumerate(self.places)), self._pack)
@@ -177,14 +185,14 @@ class CounterLoop:
             elif isinstance(event, Verdict):
                 past = self.events.of_user(event.user_id, partition, offset)
                 fold.verdict(event, past, self.events.keys_of, partition)
-            if offset < self._sent.get(partition, 0):
+            if offset < self._before.get(partition, 0):
                 fold.visits.take()  # sent before a restart
         for fold in set(self.folds.values()):
             self.rows_evicted += kept_below(fold.counters, self._tables)
         return sum(self.offsets) - before
 
     def _send(self, partition: int) -> None:
-        """Appends the changes of a partition, and how far it is."""
+        """Appends the changes of a partition, and how far it is. They are all counters if it began anew."""
         fold, offset = self.folds[partition], self.offsets[partition]
         touched, place = set(fold.operators.touched), ([offset], self._name)
         summed = [key for key in fold.take_changed() if key not in touched]
@@ -193,8 +201,11 @@ class CounterLoop:
             *states_of(fold.counters, summed, place),
             *states_of(fold.counters, sorted(touched), place, touched=True),
         ]
-        self._log.append(ITEM_COUNTS, [Append(partition, b"", pack(state)) for state in states])
+        whole, parts = partition in self._anew, len(states)
+        marked = (replace(s, part=n, parts=parts, whole=whole) for n, s in enumerate(states))
+        self._log.append(ITEM_COUNTS, [Append(partition, b"", pack(state)) for state in marked])
         self._sent[partition] = offset
+        self._anew.discard(partition)
 
     def _pack(self, partitions: Sequence[int]) -> bytes:
         fold = self.folds[partitions[0]]
@@ -290,6 +301,9 @@ def run(
     def make(name: str, features: FeatureSet) -> CounterLoop:
         state = PartState(config.state, part_name(kind.part, name))
         bounds, covisits = config.bounds, config.covisits
+        if share.whole and kind is CounterLoop:  # what several workers sent isn't added up any more
+            PartState(config.state, part_name(SUMS, name)).remove()
+            log.release(part_name(SUMS, name), ITEM_COUNTS)
         return kind(log, features, state, bounds=bounds, covisits=covisits, name=name, share=share)
 
     with closing(log), leased(config.state, kind.part, share.partitions(log.partitions(EVENTS))):

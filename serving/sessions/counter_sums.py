@@ -4,7 +4,9 @@ It has a table of each partition, as the workers append it to ``item_counts``. S
 partitions, and visits of one publication in that of their times, so that they don't depend on who counted.
 """
 
+import logging
 from collections.abc import Sequence
+from typing import Final
 
 import msgspec
 import numpy as np
@@ -14,10 +16,17 @@ from recsys.config.system_config import CovisitConfig
 from recsys.events.records import ITEM_COUNTS, CovisitRows, ItemState, unpack
 from recsys.features.counters import CounterTable, added_up
 from recsys.features.covisits import COLUMNS, Keys
+from recsys.process.log_consumer import UNREADABLE
 from recsys.process.part_process import Heartbeat
 from recsys.process.worker_share import Share
-from serving.sessions.counter_loop import CounterLoop
+from serving.sessions.counter_loop import NAME, SUMS, CounterLoop
 from serving.sessions.item_states import ItemStates, kept_below
+
+_LACKING, _ARRIVING = (
+    -1,
+    -2,
+)  # in place of an offset: counters of a partition are missing, or on their way
+_LOG: Final = logging.getLogger(__name__)
 
 
 class _Snapshot(msgspec.Struct):
@@ -30,9 +39,13 @@ class _Snapshot(msgspec.Struct):
 
 
 class SumLoop(CounterLoop):
-    """Follows ``item_counts``. Raises ValueError if the snapshot is unreadable: the topic lacks the past."""
+    """Follows ``item_counts``. Where it has no snapshot and retention has dropped records of a partition, it
+    publishes nothing until a worker has sent all counters of that one.
 
-    topic, part = ITEM_COUNTS, "item-sums"
+    Raises ValueError if the snapshot is unreadable: the topic may lack the past.
+    """
+
+    topic, part = ITEM_COUNTS, SUMS
     states: ItemStates
 
     def _begin(
@@ -45,7 +58,8 @@ class SumLoop(CounterLoop):
         self._changed: dict[bool, set[int]] = {False: set(), True: set()}  # whether touched
         self._visits = [np.empty((0, COLUMNS), np.int64)]
         self.places = [self._log.begin(ITEM_COUNTS, p) for p in partitions]
-        self.offsets = [0] * self._count
+        self.offsets = [_LACKING if begin else 0 for begin in self.places]
+        self.unreadable = 0
         saved = self._load()
         snapshot = msgspec.msgpack.decode(saved[0].blob, type=_Snapshot) if saved else None
         if snapshot and snapshot.features == self._features.digest:  # others count other keys
@@ -54,6 +68,12 @@ class SumLoop(CounterLoop):
             self.states.covisits.put(snapshot.covisits)
             self.places = [saved[p].offsets[ITEM_COUNTS][p] for p in partitions]
             self.offsets = snapshot.offsets
+        if lacking := [p for p in partitions if self.offsets[p] < 0]:
+            _LOG.warning(
+                f"partitions {lacking} of {ITEM_COUNTS} begin at {[self.places[p] for p in lacking]}, expected "
+                "0 or a snapshot: nothing is published until all their counters are there. Unless they come, "
+                f"stop, remove parts/{self.part} and all parts/{NAME}-p*, and start again"
+            )
 
     def publish(self) -> None:
         changed: list[int] = []
@@ -71,13 +91,18 @@ class SumLoop(CounterLoop):
 
     def report(self, beat: Heartbeat, moved: int) -> None:
         beat.offsets(ITEM_COUNTS, self.places)
+        beat.gauge("unreadable", self.unreadable)
+        beat.gauge("partitions_lacking", sum(offset < 0 for offset in self.offsets))
         self.states.report(beat)
 
     def _read(self, limit: int) -> int:
         moved = 0
         for partition, table in enumerate(self.tables):
             for record in self._log.read(ITEM_COUNTS, partition, self.places[partition], limit):
-                self._take(partition, table, unpack(record.value, ItemState))
+                try:
+                    self._take(partition, table, unpack(record.value, ItemState))
+                except (*UNREADABLE, ValueError):  # another shape; the archive writes dead letters
+                    self.unreadable += 1
                 self.places[partition] = record.offset + 1
                 moved += 1
             kept_below(table, self._count)
@@ -85,10 +110,15 @@ class SumLoop(CounterLoop):
 
     def _take(self, partition: int, table: CounterTable, state: ItemState) -> None:
         if state.features == self._name:
+            visits_VC = np.frombuffer(state.visits, np.int64).reshape(-1, COLUMNS)
+            (offset,) = state.offsets
             keys = table.put(state.keys, state.values, state.last_ms)
             self._changed[state.touched].update(keys.tolist())
-            self._visits.append(np.frombuffer(state.visits, np.int64).reshape(-1, COLUMNS))
-            self.offsets[partition] = state.offsets[0]
+            self._visits.append(visits_VC)
+            if state.whole and not state.part and self.offsets[partition] == _LACKING:
+                self.offsets[partition] = _ARRIVING
+            if state.part + 1 >= state.parts and self.offsets[partition] != _LACKING:
+                self.offsets[partition] = offset
 
     def _pack(self, partitions: Sequence[int]) -> bytes:
         tables = [[c.tobytes() for c in table.export()] for table in (*self.tables, self.sums)]

@@ -7,7 +7,6 @@ are trimmed.
 """
 
 from collections.abc import Iterable, Sequence
-from itertools import islice
 from typing import Any, Final
 
 from msgspec.structs import replace
@@ -24,7 +23,6 @@ _KEYS: Final = 1_000  # of one record
 _ROWS: Final = 128  # of co-visits in one record
 _REPUBLISH_AFTER: Final = 5_000  # records, then all counters are published again
 _COUNTERS: Final = 2_000_000  # rows: those longest untouched go once there are twice as many
-_NEWEST: Final = 100  # records among which that of a set is looked for
 Place = tuple[Sequence[int], str]  # offsets of ``events``, and the name of the feature set
 
 
@@ -111,7 +109,7 @@ def kept_below(table: CounterTable, tables: int = 1) -> int:
 def newest_offsets(log: Log, place: tuple[str, int], name: str, events: Sequence[int]) -> list[int]:
     """Offsets of partitions of ``events`` in a set's newest record, none beyond the log's end; empty without
     a record."""
-    for _, state in decoded(islice(newest_first(log, *place), _NEWEST), ItemState):
+    for _, state in decoded(newest_first(log, *place), ItemState):
         if state.features == name:
             pairs = zip(state.offsets, events, strict=True)
             return [min(offset, log.end(EVENTS, own)) for offset, own in pairs]

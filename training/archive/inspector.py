@@ -1,4 +1,4 @@
-"""Writes dead letters for unreadable records of ``items``, ``item_state``, ``steps`` and ``control``, whose
+"""Writes dead letters for unreadable records of ``items``, item counters, ``steps`` and ``control``, whose
 readers skip them, and for steps whose gradients a shard rejected (by ``deltas``).
 
 The letter of such a step names the offsets of its examples. The position is saved now and then; records that
@@ -18,6 +18,7 @@ from recsys.events.records import (
     CONTROL,
     DELTAS,
     EXAMPLES,
+    ITEM_COUNTS,
     ITEM_STATE,
     ITEMS,
     STEPS,
@@ -138,6 +139,7 @@ _control: msgspec.msgpack.Decoder[Any] = msgspec.msgpack.Decoder(Control)
 _JUDGES: Final[dict[str, Callable[[bytes], object]]] = {
     ITEMS: _item,
     ITEM_STATE: msgspec.msgpack.Decoder(ItemState).decode,
+    ITEM_COUNTS: msgspec.msgpack.Decoder(ItemState).decode,
     STEPS: msgspec.msgpack.Decoder(Step).decode,
     CONTROL: _control.decode,
 }

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 
 from recsys.config.safety_config import DiskConfig
-from recsys.events.records import DELTAS, EVENTS, EXAMPLES, topics
+from recsys.events.records import DELTAS, EVENTS, EXAMPLES, ITEM_COUNTS, topics
 from recsys.process.disk_budget import (
     DiskBudget,
     Level,
@@ -95,7 +95,7 @@ def test_shares_leave_enough_room_for_every_level_to_end(
     config = DiskConfig(budget_gb, archive, log, snapshots, 0, free_gb)
     limits = topic_bytes(config, partitions)
     file_bytes = sum(
-        size / 0.8 * (partitions if topic in (EVENTS, EXAMPLES) else 1)
+        size / 0.8 * (partitions if topic in (EVENTS, EXAMPLES, ITEM_COUNTS) else 1)
         for topic, size in limits.items()
     )
     kinds = {
@@ -126,14 +126,14 @@ class Month:
     # the topic, all impressions included; a third of them become examples of 3,047 B; the deltas take
     # 479 KB/s, a step's record 264 B, item states 6 KB/s. Here each event becomes an example.
     RATES = {
-        EVENTS: 20 * 1_094, EXAMPLES: 20 * 3_047, DELTAS: 479_000, "item_state": 6_000,
+        EVENTS: 20 * 1_094, EXAMPLES: 20 * 3_047, DELTAS: 479_000, ITEM_COUNTS: 6_000, "item_state": 6_000,
         "scores": 400,
     }  # fmt: skip
 
     def __init__(self, config: DiskConfig) -> None:
         self.config, self.plan = config, DiskBudget(config)
         self.limits = {
-            t: size * (4 if t in (EVENTS, EXAMPLES) else 1)
+            t: size * (4 if t in (EVENTS, EXAMPLES, ITEM_COUNTS) else 1)
             for t, size in topic_bytes(config, 4).items()
         }
         self.hours = {topic: list[int]() for topic in self.RATES}
@@ -239,7 +239,8 @@ def test_default_settings_in_bytes():
     assert (reserve_of(config), usable_of(config)) == (10**9, 16_700_000_000)
     assert topic_bytes(config, 4) == {
         "events": 390_780_000, "examples": 541_080_000, "deltas": 1_202_400_000,
-        "item_state": 180_360_000, "scores": 180_360_000, "dead_letters": 120_240_000,
+        "item_counts": 30_060_000, "item_state": 180_360_000, "scores": 180_360_000,
+        "dead_letters": 120_240_000,
     }  # fmt: skip
     plan = DiskBudget(config).plan({}, PLENTY, 0)
     assert (plan.budget, plan.snapshots, plan.archive) == (

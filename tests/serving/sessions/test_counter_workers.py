@@ -1,5 +1,6 @@
 """Several workers count what one counts, whatever their number and whenever it changes."""
 
+import shutil
 import time
 from collections.abc import Sequence
 from contextlib import closing
@@ -13,31 +14,34 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec import structs
 
 from benchmarks.learning.bench_join import draw_events
 from recsys.config.part_configs import WorkersConfig
-from recsys.config.system_config import Config
-from recsys.events.event_types import Event, Item, User, Verdict, encode
+from recsys.config.system_config import Config, CovisitConfig
+from recsys.events.event_types import Event, Impression, Item, User, Verdict, encode
 from recsys.events.records import (
     EVENTS,
     ITEM_COUNTS,
     ITEM_STATE,
     ITEMS,
     ItemState,
+    pack,
     record_of,
     topics,
     unpack,
 )
 from recsys.features.covisits import COLUMNS
+from recsys.features.item_counters import ItemCounters
 from recsys.log.protocol import Append, MemoryLog
 from recsys.process.open_log import create_topics, open_log
-from recsys.process.part_process import Stop
+from recsys.process.part_process import Heartbeat, Stop
 from recsys.process.part_snapshot import PartState
 from recsys.process.worker_share import WHOLE, Share
 from runtime.supervision.part_table import body
 from serving.sessions.counter_loop import NAME, CounterLoop
 from serving.sessions.counter_sums import SumLoop
-from serving.sessions.item_states import newest_offsets
+from serving.sessions.item_states import newest_offsets, state_of
 from tests.support import operator_app
 from tests.support.operator_app import FEATURES
 
@@ -276,6 +280,124 @@ def test_a_sum_holds_what_it_has_not_saved(tmp_path: Path) -> None:
     total.save()
     held = [log.holds(ITEM_COUNTS, p) for p in range(PARTITIONS)]
     assert held == [{"item-sums": end} for end in total.places]
+
+
+def turned(loop: CounterLoop) -> None:
+    while loop.turn(7):
+        pass
+    loop.publish()
+
+
+def test_an_unreadable_record_is_skipped_and_counted(tmp_path: Path) -> None:
+    log, good = new_log(), state_of(([0], ""))
+    short = structs.replace(good, keys=bytes(8))
+    bad = [b"\xc1rubbish", pack(structs.replace(good, visits=bytes(9))), pack(short)]
+    log.append(ITEM_COUNTS, [Append(0, b"", value) for value in bad])
+    count_all(log, tmp_path, 2)
+    total, beat = sums(log, tmp_path / "again"), Heartbeat("counters")
+    turned(total)
+    total.report(beat, 0)
+    assert total.unreadable == beat.now().gauges["unreadable"] == len(bad)
+    assert published(log) == of_workers(tmp_path / "calm", 2)
+
+
+def test_without_its_snapshot_a_sum_waits_until_what_was_dropped_is_counted_anew(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    log = new_log(FED[: len(FED) // 2])
+    count_all(log, tmp_path, 2)
+    feed(log, FED[len(FED) // 2 :])
+    counting = [worker(log, tmp_path, Share(index, 2)) for index in range(2)]
+    ends = [log.end(ITEM_COUNTS, p) for p in range(PARTITIONS)]
+    for loop in counting:
+        turned(loop)
+        loop.save()
+    had, end = published(log), log.end(ITEM_STATE, 0)
+    log.release(SumLoop.part, ITEM_COUNTS)
+    for p in range(PARTITIONS):
+        log.trim(ITEM_COUNTS, p, ends[p])
+    shutil.rmtree(tmp_path / "parts" / SumLoop.part)
+    for _ in range(2):  # also from the snapshot that it takes meanwhile
+        total, beat = sums(log, tmp_path), Heartbeat("counters")
+        turned(total)
+        total.save()
+        total.report(beat, 0)
+        assert log.end(ITEM_STATE, 0) == end and published(log) == had
+        assert beat.now().gauges["partitions_lacking"] == sum(end > 0 for end in ends) > 2
+    assert "remove parts/item-sums and all parts/counters-p*" in caplog.text
+    for path in (tmp_path / "parts").iterdir():
+        shutil.rmtree(path)
+    loops = [worker(log, tmp_path, Share(index, 2)) for index in range(2)]
+    loops[0].turn(3)
+    loops[0].save()  # which mustn't forget what isn't sent yet
+    loops[0] = worker(log, tmp_path, Share(0, 2))
+    for loop in loops:
+        turned(loop)
+        loop.save()
+    total = sums(log, tmp_path)
+    turned(total)
+    log.trim(ITEM_STATE, 0, end)
+    assert published(log) == of_workers(tmp_path / "calm", 2)
+
+
+def test_an_offset_counts_once_all_of_a_send_is_there(tmp_path: Path) -> None:
+    log = new_log()
+    turned(worker(log, tmp_path, Share(0, 2)))
+    partition = max(range(0, PARTITIONS, 2), key=lambda p: log.end(ITEM_COUNTS, p))
+    end, total = log.end(ITEM_COUNTS, partition), sums(log, tmp_path)
+    sent = [unpack(r.value, ItemState) for r in log.read(ITEM_COUNTS, partition, 0)]
+    first = next(n for n, state in enumerate(sent) if state.part + 1 == state.parts)
+    assert 0 < first < end
+    for read in range(first):
+        total.turn(1)
+        assert total.places[partition] == read + 1 and total.offsets[partition] == 0
+    total.turn(1)
+    assert total.offsets[partition] == sent[first].offsets[0] > 0
+
+
+def test_visits_are_sent_once_whatever_another_set_has_sent_since(tmp_path: Path) -> None:
+    log = new_log(FED[: len(FED) // 2])
+    count_all(log, tmp_path, 2)
+    feed(log, FED[len(FED) // 2 :])
+    for index in range(2):
+        turned(worker(log, tmp_path, Share(index, 2)))  # killed before it saves
+    other = [Append(p, b"", pack(state_of(([0], "other")))) for p in range(PARTITIONS)]
+    log.append(ITEM_COUNTS, 150 * other)
+    count_all(log, tmp_path, 2)
+    assert visits(log, ITEM_COUNTS) == visits(alone(tmp_path / "one"), ITEM_STATE)
+
+
+def test_tables_divide_the_limits_of_memory(tmp_path: Path) -> None:
+    log, covisits = new_log(), CovisitConfig(users=2 * PARTITIONS)
+    loop = CounterLoop(log, FEATURES, now_ms=Clock(), covisits=covisits, share=Share(0, 2))
+    assert {fold.visits.config.users for fold in loop.folds.values()} == {2}
+    fold = ItemCounters(FEATURES, tables=100_000)  # which have two requests and five viewers each
+    for event in FED:
+        if isinstance(event, Impression):
+            fold.impression(event, np.empty((0, 1), np.int64))
+    for n in range(9):
+        fold.user(User(time_ms=0, user_id=f"v{n}"))
+    assert len(fold.contexts_by_request()) == 2
+    assert fold.operators.evicted["requests"] > 0 and fold.operators.evicted["viewers"] == 4
+
+
+def test_a_worker_alone_releases_what_sums_held(tmp_path: Path) -> None:
+    config = replace(Config(), state=str(tmp_path))
+    with closing(open_log(config)) as log:
+        create_topics(log, config)
+        total = SumLoop(log, FEATURES, PartState(tmp_path, SumLoop.part), Clock())
+        total.save()
+        assert log.holds(ITEM_COUNTS, 0)
+        stop = Stop()
+        thread = Thread(target=body("counters", WorkersConfig()), args=(config, stop))
+        thread.start()
+        until = time.monotonic() + 20
+        while log.holds(ITEM_COUNTS, 0) and time.monotonic() < until:
+            time.sleep(0.02)
+        stop.set()
+        thread.join()
+        assert not log.holds(ITEM_COUNTS, 0)
+    assert not (tmp_path / "parts" / SumLoop.part / "state.msgpack").exists()
 
 
 @pytest.mark.slow
