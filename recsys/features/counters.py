@@ -94,9 +94,8 @@ class CounterTable:
         """``set`` of arrays as they are stored; returns the keys. Raises ValueError where numbers differ."""
         rows = np.frombuffer(values, np.float32).reshape(-1, self.columns)
         own, times = np.frombuffer(keys, np.int64), np.frombuffer(last_ms, np.int64)
-        if not len(own) == len(rows) == len(times):
-            counts = f"{len(rows)} rows of values and {len(times)} times"
-            raise ValueError(f"counters have {len(own)} keys, {counts}, expected one number")
+        if len(sizes := {len(own), len(rows), len(times)}) > 1:
+            raise ValueError(f"keys, values and times are {sizes}, expected as many of each")
         self.set(own, rows, times)
         return own
 

@@ -222,10 +222,10 @@ class Covisits:
 
 class Visits:
     """Makes visits of engagements: remembers the newest items of each viewer, of whom those that were away
-    for longest are forgotten."""
+    for longest are forgotten: each of several tables remembers its part of them."""
 
-    def __init__(self, config: CovisitConfig) -> None:
-        self.config, self.forgotten = config, 0
+    def __init__(self, config: CovisitConfig, tables: int = 1) -> None:
+        self.most, self.forgotten = max(1, config.users // tables), 0
         self.users: OrderedDict[int, bytes] = OrderedDict()
         self._new: list[tuple[int, ...]] = []
 
@@ -236,7 +236,7 @@ class Visits:
         again = item in before
         self._new.append((now_ms, sign, item, *((0,) * PREVIOUS if again else before)))
         self.users[user] = _ITEMS.pack(*(before if again else (item, *before[:-1])))
-        if len(self.users) > self.config.users:
+        if len(self.users) > self.most:
             self.users.popitem(last=False)
             self.forgotten += 1
 

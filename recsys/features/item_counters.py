@@ -7,7 +7,6 @@ quarantined user don't count, nor does what exceeds the bounds of influence (rec
 
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
-from dataclasses import replace
 from typing import Final
 
 import numpy as np
@@ -24,7 +23,6 @@ from recsys.features.feature_set import FeatureSet, Keys
 from recsys.features.influence import Influences
 from recsys.features.operator_state import OperatorState
 from recsys.features.running_rates import CONTEXT, PROFILE
-from recsys.features.source_credits import REQUESTS as SOURCE_REQUESTS
 from recsys.features.source_credits import SourceCredits
 
 KeysOf = Callable[[Id], Keys]
@@ -45,10 +43,8 @@ class ItemCounters:
         covisits: CovisitConfig | None = None,
         tables: int = 1,
     ) -> None:
-        own = covisits or CovisitConfig()
-        self.features = features
-        self.visits = Visits(replace(own, users=max(1, own.users // tables)))
-        self.credits, self._requests = SourceCredits(SOURCE_REQUESTS // tables), REQUESTS // tables
+        self.features, self.visits = features, Visits(covisits or CovisitConfig(), tables)
+        self.credits, self._requests = SourceCredits(tables), REQUESTS // tables
         self.influences = Influences(bounds, partitions, features.schema.kinds)
         self.quarantined: set[str] = set()
         self.counters = features.counter_table(1024)

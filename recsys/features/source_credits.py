@@ -26,10 +26,10 @@ def source_key(name: str) -> int:
 
 
 class SourceCredits:
-    """Remembers the sources of served items, by request and key of the item. ``most``: newest requests."""
+    """Remembers the sources of served items, by request and key of the item. ``tables``: see ItemCounters."""
 
-    def __init__(self, most: int = REQUESTS) -> None:
-        self._most = most
+    def __init__(self, tables: int = 1) -> None:
+        self._most = REQUESTS // tables
         self.requests: OrderedDict[str, dict[int, list[str]]] = OrderedDict()
 
     def remember(self, impression: Impression) -> None:

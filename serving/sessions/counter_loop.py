@@ -88,7 +88,7 @@ class CounterLoop:
         self._name, self._count = name, log.partitions(EVENTS)
         count = self._count
         self._state = None if state is None else ShareState(state, self.topic, count, share)
-        self._published_ms = self._saved_ms = 0
+        self._published_ms = self._saved_ms = self.rows_evicted = 0
         self._save_every_ms = _SAVE_EVERY_MS
         # Offsets of events on item_counts by partition: before this loop began, and sent by it.
         self._before, self._sent = dict[int, int](), dict[int, int]()
@@ -104,7 +104,6 @@ class CounterLoop:
         tables = self._tables
         folds = [ItemCounters(self._features, bounds, self._count, covisits, tables) for _ in made]
         self.fold, self.folds = folds[0], {p: folds[n % len(folds)] for n, p in enumerate(own)}
-        self.rows_evicted = 0
         if share.whole:
             self.states = ItemStates(self._log, self._name, self.fold.counters, covisits)
         else:

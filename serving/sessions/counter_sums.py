@@ -58,8 +58,7 @@ class SumLoop(CounterLoop):
         self._changed: dict[bool, set[int]] = {False: set(), True: set()}  # whether touched
         self._visits = [np.empty((0, COLUMNS), np.int64)]
         self.places = [self._log.begin(ITEM_COUNTS, p) for p in partitions]
-        self.offsets = [_LACKING if begin else 0 for begin in self.places]
-        self.unreadable = 0
+        self.offsets, self.unreadable = [_LACKING if begin else 0 for begin in self.places], 0
         saved = self._load()
         snapshot = msgspec.msgpack.decode(saved[0].blob, type=_Snapshot) if saved else None
         if snapshot and snapshot.features == self._features.digest:  # others count other keys
@@ -70,9 +69,9 @@ class SumLoop(CounterLoop):
             self.offsets = snapshot.offsets
         if lacking := [p for p in partitions if self.offsets[p] < 0]:
             _LOG.warning(
-                f"partitions {lacking} of {ITEM_COUNTS} begin at {[self.places[p] for p in lacking]}, expected "
-                "0 or a snapshot: nothing is published until all their counters are there. Unless they come, "
-                f"stop, remove parts/{self.part} and all parts/{NAME}-p*, and start again"
+                f"partitions {lacking} of {ITEM_COUNTS} begin at {[self.places[p] for p in lacking]}, "
+                "expected 0 or a snapshot: nothing is published until all their counters come. If they "
+                f"don't, stop, remove parts/{self.part} and all parts/{NAME}-p*, and start again"
             )
 
     def publish(self) -> None:

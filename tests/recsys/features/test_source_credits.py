@@ -1,6 +1,8 @@
 import numpy as np
+import pytest
 
 from recsys.events.event_types import Engagement, Impression, ServedItem, Verdict
+from recsys.features import source_credits
 from recsys.features.item_counters import ItemCounters
 from recsys.features.source_credits import ALL, KEYS, UNION, SourceCredits, source_key
 from tests.support.small_feed import FEATURES
@@ -65,9 +67,16 @@ def test_a_quarantine_takes_credits_back() -> None:
     assert counted(fold, "all", "covisit") == [[0, 0], [0, 0]]
 
 
-def test_the_oldest_lists_are_forgotten_and_data_sets_have_none() -> None:
-    credits = SourceCredits(2)
+def test_the_oldest_lists_are_forgotten_and_data_sets_have_none(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(source_credits, "REQUESTS", 2)
+    credits = SourceCredits()
     for request_id in ("r1", "r2", "r3"):
         credits.remember(served(request_id, a=["fresh"]))
     credits.remember(served("log", a=["log"]))
     assert list(credits.requests) == ["r2", "r3"]
+    of_two_tables = SourceCredits(2)
+    for request_id in ("r1", "r2"):
+        of_two_tables.remember(served(request_id, a=["fresh"]))
+    assert list(of_two_tables.requests) == ["r2"]

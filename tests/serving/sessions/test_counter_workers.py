@@ -290,7 +290,8 @@ def turned(loop: CounterLoop) -> None:
 
 def test_an_unreadable_record_is_skipped_and_counted(tmp_path: Path) -> None:
     log, good = new_log(), state_of(([0], ""))
-    short = structs.replace(good, keys=bytes(8))
+    short = structs.replace(good, keys=np.arange(2).tobytes(), last_ms=bytes(8),
+                            values=bytes(8 * COLUMNS_OF_ROW))  # fmt: skip
     bad = [b"\xc1rubbish", pack(structs.replace(good, visits=bytes(9))), pack(short)]
     log.append(ITEM_COUNTS, [Append(0, b"", value) for value in bad])
     count_all(log, tmp_path, 2)
@@ -370,7 +371,7 @@ def test_visits_are_sent_once_whatever_another_set_has_sent_since(tmp_path: Path
 def test_tables_divide_the_limits_of_memory(tmp_path: Path) -> None:
     log, covisits = new_log(), CovisitConfig(users=2 * PARTITIONS)
     loop = CounterLoop(log, FEATURES, now_ms=Clock(), covisits=covisits, share=Share(0, 2))
-    assert {fold.visits.config.users for fold in loop.folds.values()} == {2}
+    assert {fold.visits.most for fold in loop.folds.values()} == {2}
     fold = ItemCounters(FEATURES, tables=100_000)  # which have two requests and five viewers each
     for event in FED:
         if isinstance(event, Impression):
