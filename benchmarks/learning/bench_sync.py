@@ -133,7 +133,7 @@ def _learn(ids: int, steps: int, seed: int) -> _Learned:
         Config(),
         step=StepConfig(examples=EXAMPLES_A_STEP, lanes=1, every_ms=10**9),
         model=ModelConfig(features="ids"),
-        parameter_server=ParameterServerConfig(shards=1),
+        parameter_server=ParameterServerConfig(shards=1, dense_ms=0),
     )
     log = MemoryLog()
     for topic in topics(config.log.partitions):

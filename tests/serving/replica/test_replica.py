@@ -138,7 +138,7 @@ def test_a_new_item_starts_from_its_own_vector_too_as_it_is_learned() -> None:
         features = FeatureSet(schema, kind, history=4)
         replica = made(0, 0, features)
         replica.apply_items([item(1), item(2, image=[1.0, 2.0, -1.0])], 2)
-        plain = made(3, 0).index.vectors
+        plain = made(3, 0).index.vectors.copy()
         moved = np.abs(replica.index.vectors - plain[[1, 2]]).max(1)
         assert moved[0] == 0.0 and (moved[1] > 0.01) == differs
         request = FeatureBuilder(features).build(
