@@ -17,6 +17,7 @@ from parameter_server.storage.snapshot_rows import ServingRows, load_rows
 from parameter_server.storage.snapshots import NoSnapshot
 from recsys.events.records import DELTAS
 from recsys.log.protocol import Log, LogLost
+from recsys.process.log_consumer import UNREADABLE
 
 MAIN: Final = "main"
 _MARGIN: Final = 64  # records before the first needed one: shards are at most a step apart
@@ -170,7 +171,7 @@ class LineReader:
         for _, _, value in records:
             try:
                 head = msgspec.msgpack.decode(value, type=_Head)
-            except msgspec.MsgspecError:
+            except UNREADABLE:
                 continue
             if head.line == line:
                 return head.epoch, head.step

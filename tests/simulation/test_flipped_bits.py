@@ -31,7 +31,10 @@ def flipped(seed: int, folder: Path, files: str) -> Path | None:
 
     def flip() -> None:
         run.answered = [0] * SHARDS  # a shard may lose its newest steps, and learn them again
-        path = draw.choice(sorted(folder.glob(files)))
+        paths = sorted(folder.glob(files))
+        if not paths:  # the storm's end came before the first snapshot
+            return
+        path = draw.choice(paths)
         data = bytearray(path.read_bytes())
         data[draw.randrange(len(data))] ^= 1 << draw.randrange(8)
         path.write_bytes(data)
