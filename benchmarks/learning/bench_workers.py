@@ -158,7 +158,7 @@ def _counter_loop(log: MemoryLog, share: Share) -> CounterLoop:
 
 
 def _added_up(log: MemoryLog) -> tuple[SumLoop, float]:
-    """What adds up, at its end, and its processor time."""
+    """The loop that adds up, at its end, and its processor time."""
     total = SumLoop(log, FEATURES, now_ms=count(0, 100).__next__)
     return total, _drained(total)
 

@@ -67,9 +67,8 @@ class ShardSpec:
     # of event time have passed since the last that did.
     settle_every: int = 500
     settle_s: int = 0
-    dense_every_ms: int = (
-        0  # event time between two steps that send dense parameters; such a step does, too
-    )
+    # Event time between two steps that send dense parameters; one that sends withheld rows does, too.
+    dense_every_ms: int = 0
     digest_every: int = 64  # steps between two deltas with a digest of the published rows
 
     def __post_init__(self) -> None:
@@ -137,10 +136,8 @@ class Shard:
         self.published = PublishedRows(spec.tables, spec.seed, spec.delta_format, spec.delta_bytes)
         self.applied = 0
         self.clock_ms = 0  # newest event time seen; never goes back
-        self.settled, self.settled_ms = (
-            False,
-            0,
-        )  # the newest step did; event time of the last that did
+        self.settled = False  # whether the newest step sent all withheld rows
+        self.settled_ms = 0  # event time of the last step that did
         self._dense_ms = 0  # event time of the newest step that sent dense parameters
         self.counters = ShardCounts()
         self._undo: _Undo | None = None

@@ -25,7 +25,7 @@ class Changes:
             self._base = snapshot.files(part)[-1].parent, base_ms
 
     def export(self) -> tuple[Update, dict[str, Any]]:
-        """What changed, or all rows where no increment is possible or one wouldn't be smaller. Until
+        """Exports what changed, or all rows where no increment is possible or one wouldn't be smaller. Until
         ``written`` is called there is nothing to build on: after an error all is exported."""
         base, self._base, update = self._base, None, None
         if base is not None:

@@ -145,10 +145,17 @@ def _is_withheld_key(name: str) -> bool:
 
 
 def link_or_copy(source: Path, target: Path) -> None:
+    """Another name of a synced file, or a synced copy where there are no hard links."""
     try:
         os.link(source, target)
-    except OSError:  # no hard links
+    except OSError:
         shutil.copyfile(source, target)
+        sync_file(target)
+
+
+def sync_file(path: Path) -> None:
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
 
 
 def sha256_of(path: Path) -> str:

@@ -10,7 +10,6 @@ their folder, so snapshots are independent of each other. A full part follows so
 """
 
 import logging
-import os
 import re
 import shutil
 import uuid
@@ -105,7 +104,6 @@ def write_part(
     update = arrays if isinstance(arrays, Update) else Update(arrays)
     for place, (path, _) in enumerate(update.chain):
         part_files.link_or_copy(path, beside / part_files.link_name(place))
-        _sync_file(beside / part_files.link_name(place))  # a copy, where there are no links
     save_file(dict(update.arrays), beside / ARRAYS)
     manifest = {
         "line": line,
@@ -120,7 +118,7 @@ def write_part(
     }
     (beside / MANIFEST).write_text(part_files.encode_manifest(manifest))
     for name in (ARRAYS, MANIFEST):
-        _sync_file(beside / name)
+        part_files.sync_file(beside / name)
     sync_folder(beside)
     target = _part(version, part, parts)
     if target.exists():  # a step repeated after a crash
@@ -226,10 +224,9 @@ def adopt(folder: Path, line: str, version: tuple[int, int], epoch: int) -> None
         beside.mkdir()
         for path in source.files(part):
             part_files.link_or_copy(path, beside / path.name)
-            _sync_file(beside / path.name)
         text = part_files.encode_manifest(dict(manifest) | {"epoch": epoch})
         (beside / MANIFEST).write_text(text)
-        _sync_file(beside / MANIFEST)
+        part_files.sync_file(beside / MANIFEST)
         sync_folder(beside)
         if _part(target, part, source.parts).exists():  # left by a killed call
             shutil.rmtree(beside)
@@ -375,8 +372,3 @@ def _is_complete(version: Path) -> bool:
 
 def _part(version: Path, part: int, parts: int) -> Path:
     return version / f"part-{part:05d}-of-{parts:05d}"
-
-
-def _sync_file(path: Path) -> None:
-    with path.open("rb") as file:
-        os.fsync(file.fileno())

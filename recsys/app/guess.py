@@ -107,33 +107,41 @@ def guess(
         )
     if unlike:
         raise ValueError(f"{unlike}: make one table of both")
-    fields = out.definition["fields"].get("item", {})
-    categories = _coarsest(tables, samples, fields)[:_RATED]
-    rates = ["all", "item", "user", *categories, *(f"user×{name}" for name in categories)]
-    rates += ["user×item"] if out.definition["repeats"] else []
-    times = [name for name, kind in fields.items() if kind == "time"]
-    features: dict[str, Any] = {"half_lives": half_lives, "rates": rates, "near": True}
-    features |= {"age": times[0]} if times else {}
-    positive = [kind for kind, label in events.items() if "positive" in str(label)]
-    shown = "list" if tables["interactions"].shown or tables["interactions"].labels else "clicks"
-    if tables["interactions"].shown and "view" in events:
+    table, positive = tables["interactions"], [k for k, v in events.items() if "positive" in str(v)]
+    categories = _coarsest(tables, samples, out.definition["fields"].get("item", {}))[:_RATED]
+    shown = "list" if table.shown or table.labels else "clicks"
+    if table.shown and "view" in events:
         shown = "view"
-    if shown == "clicks":
-        features |= {"trend": True, "visit": "30m"}
-    users = out.definition["fields"].get("user", {}).items()
-    if numbers := [f"user.{name}" for name, kind in users if kind == "number"]:
-        features["numbers"] = numbers
-    if out.definition["repeats"] and positive:
-        features["last"] = {positive[0]: ["user×item"]}
+    features = _features(out.definition, categories, positive, shown)
     out.definition |= {
         "groups": categories[:2],
         "shown": shown,
         "window": "60s",
         "history": {"of": positive, "length": 50},
-        "features": features,
+        "features": {"half_lives": half_lives} | features,
         "files": {kind: msgspec.to_builtins(table) for kind, table in tables.items()},
     }
     return out
+
+
+def _features(
+    definition: Mapping[str, Any], categories: Sequence[str], positive: Sequence[str], shown: str
+) -> dict[str, Any]:
+    """Features but half-lives. ``categories`` of items, those that tastes follow; ``positive`` kinds."""
+    rates = ["all", "item", "user", *categories, *(f"user×{name}" for name in categories)]
+    rates += ["user×item"] if definition["repeats"] else []
+    features: dict[str, Any] = {"rates": rates, "near": True}
+    fields = definition["fields"]
+    times = [name for name, kind in fields.get("item", {}).items() if kind == "time"]
+    features |= {"age": times[0]} if times else {}
+    if shown == "clicks":
+        features |= {"trend": True, "visit": "30m"}
+    users = fields.get("user", {}).items()
+    if numbers := [f"user.{name}" for name, kind in users if kind == "number"]:
+        features["numbers"] = numbers
+    if definition["repeats"] and positive:
+        features["last"] = {positive[0]: ["user×item"]}
+    return features
 
 
 def _coarsest(

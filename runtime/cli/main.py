@@ -71,7 +71,8 @@ COMMANDS = {
     name: (f"{_ELSEWHERE.get(name, f'runtime.cli.{name}')}:{name}{'_' * iskeyword(name)}", help)
     for name, help in _HELP.items()
 }
-for _entry in entry_points(group=plugins.COMMANDS):
+_PLUGINS = entry_points(group=plugins.COMMANDS)  # read once: it looks at every installed package
+for _entry in _PLUGINS:
     if "." not in _entry.name:  # else ``load`` adds it to one of our groups
         _text = _HELP_OF_PLUGINS.get(_entry.name, f"Command of the plug-in {_entry.module}.")
         COMMANDS.setdefault(_entry.name, (_entry.value, _text))
@@ -87,7 +88,7 @@ def load(where: str, name: str) -> Any:
         target.command(name)(function)
     command: Any = typer.main.get_command(target)
     command.name = name
-    for entry in entry_points(group=plugins.COMMANDS):
+    for entry in _PLUGINS:
         group, _, inner = entry.name.partition(".")
         if inner and group == name:
             _add(command, inner, entry)

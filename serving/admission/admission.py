@@ -66,8 +66,8 @@ class Admission(Limit):
         return WAIT
 
     def has_standing_queue(self, now_s: float) -> bool:
-        stands = self._answers >= _ANSWERS and now_s - self._empty_s > _INTERVAL_S
-        return stands or now_s - self._refused_s < _MEMORY_S
+        is_standing = self._answers >= _ANSWERS and now_s - self._empty_s > _INTERVAL_S
+        return is_standing or now_s - self._refused_s < _MEMORY_S
 
     def enter(self, now_s: float) -> None:
         if self.inside == 0:

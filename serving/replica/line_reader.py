@@ -16,8 +16,8 @@ from parameter_server.storage import snapshots
 from parameter_server.storage.snapshot_rows import ServingRows, load_rows
 from parameter_server.storage.snapshots import NoSnapshot
 from recsys.events.records import DELTAS
-from recsys.log.protocol import Log, LogLost
-from recsys.process.log_consumer import UNREADABLE
+from recsys.log.protocol import Log, LogLost, Record
+from recsys.process.log_consumer import decoded
 
 MAIN: Final = "main"
 _MARGIN: Final = 64  # records before the first needed one: shards are at most a step apart
@@ -164,15 +164,7 @@ class LineReader:
                 low = middle + 1
         return max(begin, low - _MARGIN)
 
-    def _version_at(
-        self, line: str, records: Sequence[tuple[int, bytes, bytes]]
-    ) -> tuple[int, int] | None:
+    def _version_at(self, line: str, records: Sequence[Record]) -> tuple[int, int] | None:
         """Version of the first record of the line; None without one."""
-        for _, _, value in records:
-            try:
-                head = msgspec.msgpack.decode(value, type=_Head)
-            except UNREADABLE:
-                continue
-            if head.line == line:
-                return head.epoch, head.step
-        return None
+        heads = (head for _, head in decoded(records, _Head) if head.line == line)
+        return next(((head.epoch, head.step) for head in heads), None)

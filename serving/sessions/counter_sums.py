@@ -22,10 +22,8 @@ from recsys.process.worker_share import Share
 from serving.sessions.counter_loop import NAME, SUMS, CounterLoop
 from serving.sessions.item_states import ItemStates, kept_below
 
-_LACKING, _ARRIVING = (
-    -1,
-    -2,
-)  # in place of an offset: counters of a partition are missing, or on their way
+# In place of an offset: counters of a partition are missing, or on their way.
+_LACKING, _ARRIVING = -1, -2
 _LOG: Final = logging.getLogger(__name__)
 
 

@@ -353,7 +353,7 @@ def test_a_snapshot_that_a_fault_interrupts_is_completed(tmp_path, monkeypatch, 
     if fault == "flush":
         line.shards[1]._publish = failing_once(line.shards[1]._publish)
     else:
-        monkeypatch.setattr(snapshots.os, "fsync", failing_once(snapshots.os.fsync))
+        monkeypatch.setattr(part_files.os, "fsync", failing_once(part_files.os.fsync))
     with pytest.raises(OSError, match="no space left"):
         work(line, ALL, 10)
     assert snapshots.complete_steps(tmp_path / "snapshots", "main", 0) == [0]
@@ -367,7 +367,7 @@ def test_a_snapshot_that_a_fault_interrupts_is_completed(tmp_path, monkeypatch, 
 def test_a_snapshot_that_a_fault_interrupts_in_the_background_is_completed(tmp_path, monkeypatch):
     line = Line(tmp_path, background=True)
     work(line, ALL, 9)
-    monkeypatch.setattr(snapshots.os, "fsync", failing_once(snapshots.os.fsync))
+    monkeypatch.setattr(part_files.os, "fsync", failing_once(part_files.os.fsync))
     work(line, ALL, 11)
     for shard in line.shards:
         shard._join_writer()
