@@ -3,18 +3,20 @@ deletes users on request."""
 
 import logging
 import time
-from contextlib import closing
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Final
 
 from recsys.clock import wall_ms
 from recsys.config.system_config import Config
+from recsys.events.records import EVENTS
 from recsys.process.disk_budget import Level
 from recsys.process.open_log import open_log
 from recsys.process.part_process import Stop
 from recsys.process.part_snapshot import PartState
 from recsys.process.retry_loop import run_turn
 from recsys.process.space_file import SpaceReader
+from recsys.process.worker_share import WHOLE, Share, leased
 from training.archive.files import drop_oldest
 from training.archive.inspector import Inspector
 from training.archive.writer import PART, TOPICS, Archive
@@ -28,8 +30,11 @@ _RETAIN_EVERY_S: Final = 15.0
 class BudgetedArchive:
     """Archives while there is disk space, and removes the oldest hours."""
 
-    def __init__(self, archive: Archive, folder: Path, space: SpaceReader, days: int) -> None:
+    def __init__(
+        self, archive: Archive, folder: Path, space: SpaceReader, days: int, share: Share = WHOLE
+    ) -> None:
         self._archive, self._folder, self._space, self._days = archive, folder, space, days
+        self._share = share
         self._due_s = 0.0
         self.dropped = 0  # files
 
@@ -50,26 +55,26 @@ class BudgetedArchive:
             self._due_s = time.monotonic() + _RETAIN_EVERY_S
             space = self._space.read()
             most = space.archive if space else None
-            dropped = drop_oldest(self._folder, most, self._days)
+            dropped = drop_oldest(self._folder, most, self._days, self._share)
             self.dropped += dropped
             if dropped:
                 _LOG.info("removed %d of the oldest files", dropped)
 
 
-def run(config: Config, stop: Stop) -> None:
-    """Archives, inspects and erases until asked to stop, then writes the buffered records."""
-    with closing(open_log(config)) as log:
-        folder = Path(config.state) / "archive"
-        archive = Archive(log, folder, wall_ms)
-        budgeted = BudgetedArchive(
-            archive, folder, SpaceReader(config.state), config.disk.archive_days
-        )
-        inspector = Inspector(log, PartState(config.state, PART), wall_ms)
-        eraser = Eraser(log, folder, PartState(config.state, ERASURES), wall_ms)
+def run(config: Config, stop: Stop, share: Share = WHOLE) -> None:
+    """Archives, inspects and erases until asked to stop, then writes the buffered records. The first worker
+    has the topics of one partition."""
+    with closing(open_log(config)) as log, ExitStack() as locks:
+        locks.enter_context(leased(config.state, PART, share.partitions(log.partitions(EVENTS))))
+        folder, space = Path(config.state) / "archive", SpaceReader(config.state)
+        archive = Archive(log, folder, wall_ms, share)
+        budgeted = BudgetedArchive(archive, folder, space, config.disk.archive_days, share)
+        inspector = Inspector(log, PartState(config.state, PART), wall_ms) if share.first else None
+        eraser = Eraser(log, folder, PartState(config.state, ERASURES), wall_ms, share)
         beat, written = stop.heartbeat, 0
         while not stop.is_set():
             moved = run_turn(budgeted.turn, stop, _LOG)
-            judged = run_turn(inspector.turn, stop, _LOG)
+            judged = run_turn(inspector.turn, stop, _LOG) if inspector else 0
             erased = run_turn(eraser.turn, stop, _LOG)
             if moved is None or judged is None or erased is None:
                 continue
@@ -79,8 +84,9 @@ def run(config: Config, stop: Stop) -> None:
             beat.gauge("files_dropped", budgeted.dropped)
             beat.gauge("paused", float(budgeted.paused))
             beat.gauge("missed", archive.missed)
-            beat.gauge("unreadable", inspector.unreadable)
-            beat.gauge("set_aside", inspector.set_aside)
+            if inspector:
+                beat.gauge("unreadable", inspector.unreadable)
+                beat.gauge("set_aside", inspector.set_aside)
             beat.gauge("to_forget", eraser.waiting)
             beat.gauge("forgotten", eraser.done)
             for topic in TOPICS:
@@ -88,4 +94,5 @@ def run(config: Config, stop: Stop) -> None:
             if not moved and not judged:
                 stop.wait(0.2)
         archive.flush()
-        inspector.save()
+        if inspector:
+            inspector.save()

@@ -23,6 +23,7 @@ class WorkersConfig(Section):
     session_fold: int = bounded(1, 1)
     joiner: int = bounded(1, 1)
     counters: int = bounded(1, 1)
+    archive: int = bounded(1, 1)
 
     def names(self, part: str) -> list[str]:
         """Names of a part's processes: ``joiner``, or ``joiner.0`` and ``joiner.1``. Several workers of

@@ -122,7 +122,8 @@ class PartState:
 
 class ShareState:
     """Snapshots of a worker's partitions of a topic: one file if it is the only worker, else one for each. A
-    partition's newest is used wherever it is, since the number of workers may change."""
+    partition's newest is used wherever it is, since the number of workers may change. A whole file that an
+    older version wrote may lack a partition's offset."""
 
     def __init__(self, whole: PartState, topic: str, partitions: int, share: Share) -> None:
         self._whole, self._topic = whole, topic
@@ -138,18 +139,26 @@ class ShareState:
         for partition in self._own:
             options = [s for s in (whole, self._all[partition].load(log_id)) if s is not None]
             if options:
-                newest[partition] = max(options, key=lambda s: s.offsets[self._topic][partition])
+                newest[partition] = max(
+                    options, key=lambda s: s.offsets[self._topic].get(partition, 0)
+                )
         states = [self._whole, *(self._all[p] for p in self._own)]
         self.notes = [state.note for state in states if state.note]
         return newest
 
     def save(
-        self, log_id: str, offsets: Mapping[int, int], pack: Callable[[Sequence[int]], bytes]
+        self,
+        log_id: str,
+        offsets: Mapping[int, int],
+        pack: Callable[[Sequence[int]], bytes],
+        only: int | None = None,
     ) -> dict[int, int]:
-        """Saves what ``pack`` makes of each file's partitions; removes files of another number of workers.
-        Returns offsets to hold, as ``PartState.save``."""
+        """Saves what ``pack`` makes of each file's partitions, or of the file that has partition ``only``;
+        removes files of another number of workers. Returns offsets to hold, as ``PartState.save``."""
         held = dict[int, int]()
         for state, partitions in self._files:
+            if only not in (None, *partitions):
+                continue
             own = {partition: offsets[partition] for partition in partitions}
             held |= state.save(log_id, {self._topic: own}, pack(partitions))[self._topic]
         if self._files[0][0] is self._whole:

@@ -21,9 +21,16 @@ class Share:
     def whole(self) -> bool:
         return self.workers == 1
 
+    @property
+    def first(self) -> bool:
+        return self.index == 0
+
     def partitions(self, count: int) -> list[int]:
         """Partitions, of ``count``, that are equal to the index modulo the number of workers."""
         return list(range(self.index, count, self.workers))
+
+    def has(self, partition: int) -> bool:
+        return partition % self.workers == self.index
 
 
 WHOLE: Final = Share()

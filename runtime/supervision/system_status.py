@@ -208,7 +208,7 @@ def _part(
 
 
 def with_workers(parts: Iterable[PartStatus]) -> list[PartStatus]:
-    """Parts, each with its workers' values added up; of delays and of numbers of sets it has the largest."""
+    """Parts, each with its workers' values added up; where a sum says nothing it has the largest."""
     by_part: dict[str, PartStatus] = {}
     for part in parts:
         name, values = part_of(part.name), {}
@@ -221,11 +221,15 @@ def with_workers(parts: Iterable[PartStatus]) -> list[PartStatus]:
 
 def _added(one: dict[str, float], other: dict[str, float]) -> dict[str, float]:
     return {
-        key: (max if key.endswith(("_ms", "_s", "sets")) else add)(
-            one.get(key, 0), other.get(key, 0)
-        )
+        key: (max if _is_largest(key) else add)(one.get(key, 0), other.get(key, 0))
         for key in one | other
     }
+
+
+def _is_largest(key: str) -> bool:
+    """Whether a part's value is the largest of its workers': of delays, and of what each has by itself."""
+    is_delay = key.endswith(("_ms", "_s")) and not key.endswith("cpu_s")
+    return is_delay or key.endswith("sets") or key in ("paused", "behind")
 
 
 def waiting(log: LogOffsets, topic: str, offsets: list[int] | None) -> int | None:

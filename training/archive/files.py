@@ -7,6 +7,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
+from glob import glob
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -16,6 +17,7 @@ import pyarrow.parquet as pq
 
 from recsys.events.records import EVENTS, EXAMPLES
 from recsys.log.protocol import Record
+from recsys.process.worker_share import WHOLE, Share
 
 FLUSH_BYTES: Final = 32_000_000
 _MERGE_ROWS: Final = 1_000  # read at once
@@ -39,24 +41,25 @@ class ArchiveFile(NamedTuple):
     last: int
 
 
-def files_of(folder: Path, topic: str) -> list[ArchiveFile]:
-    """Lists the files of a topic that contain each record once, by partition and offset. A kill between
-    merging and removing may leave covered files, which are skipped."""
+def files_of(folder: Path, topic: str, share: Share = WHOLE) -> list[ArchiveFile]:
+    """Lists the files of a topic, or of a worker's partitions of it, that contain each record once, by
+    partition and offset. A kill between merging and removing may leave covered files, which are skipped."""
     files: list[ArchiveFile] = []
-    for file in listed((folder / topic).glob("day=*/hour=*/*")):
+    for file in _own(folder, topic, share):
         before = files[-1] if files else None
         if before is None or before.partition != file.partition or before.last < file.last:
             files.append(file)
     return files
 
 
-def tidy(folder: Path, topic: str) -> list[ArchiveFile]:
+def tidy(folder: Path, topic: str, share: Share = WHOLE) -> list[ArchiveFile]:
     """Removes leftovers of a kill and merges the files of finished hours; returns ``files_of``."""
-    for partial in (folder / topic).glob("day=*/hour=*/.part-*"):
-        partial.unlink()
-    files = files_of(folder, topic)
+    for partial in _paths(folder, topic, ".part-*"):
+        if share.has(int(partial.name.split("-")[1])):
+            partial.unlink()
+    files = files_of(folder, topic, share)
     current = {file.path for file in files}
-    for file in listed((folder / topic).glob("day=*/hour=*/*")):
+    for file in _own(folder, topic, share):
         if file.path not in current:
             file.path.unlink()
     hours: dict[tuple[int, Path], list[ArchiveFile]] = {}
@@ -65,7 +68,16 @@ def tidy(folder: Path, topic: str) -> list[ArchiveFile]:
     for (partition, hour), parts in hours.items():
         if hour != max(path for p, path in hours if p == partition):
             merge_files(parts)
-    return files_of(folder, topic)
+    return files_of(folder, topic, share)
+
+
+def _own(folder: Path, topic: str, share: Share) -> list[ArchiveFile]:
+    return [file for file in listed(_paths(folder, topic)) if share.has(file.partition)]
+
+
+def _paths(folder: Path, topic: str, name: str = "*") -> list[Path]:
+    """Paths in the folders of a topic's hours, which other workers may remove: ``Path.glob`` would raise."""
+    return [folder / path for path in glob(f"{topic}/day=*/hour=*/{name}", root_dir=folder)]
 
 
 def merge_files(parts: Sequence[ArchiveFile]) -> None:
@@ -156,25 +168,29 @@ def path_of(folder: Path, topic: str, hour: int, partition: int, first: int, las
     return folder / topic / f"day={moment:%Y-%m-%d}" / f"hour={moment:%H}" / name
 
 
-def drop_oldest(folder: Path, most_bytes: int | None, days: int = 0) -> int:
+def drop_oldest(folder: Path, most_bytes: int | None, days: int = 0, share: Share = WHOLE) -> int:
     """Removes files of the oldest hours until the archive has at most ``most_bytes`` on the disk, and those
     ``days`` older than its newest hour; returns their number. The newest file of each partition stays: it
     says where to resume; the catalogue (``items``) stays whole. None, 0: without limit. Only the archive's
-    writer may call this."""
+    writer may call this. Each of several removes its own files of these hours, and counts on the others for
+    theirs: all partitions begin with the same hour."""
     by_hour, newest = defaultdict[int, list[ArchiveFile]](list), set[Path]()
     for topic in (EVENTS, EXAMPLES):
-        files = listed((folder / topic).glob("day=*/hour=*/*"))
+        files = listed(_paths(folder, topic))
         newest |= {file.path for file in {file.partition: file for file in files}.values()}
         for file in files:
             by_hour[hour_of(file.path)].append(file)
-    size = sum(map(_bytes, folder.rglob("*.parquet"))) if most_bytes is not None else 0
+    sizes = {path: _bytes(path) for path in _paths(folder, "*") if most_bytes is not None}
+    size = sum(sizes.values())
     oldest, dropped = max(by_hour, default=0) - 24 * days, 0
     for hour in sorted(by_hour):
         if not (days and hour < oldest) and (most_bytes is None or size <= most_bytes):
             break
         for file in by_hour[hour]:
-            if file.path not in newest:
-                size -= _bytes(file.path)
+            if file.path in newest:
+                continue
+            size -= sizes.get(file.path, 0)
+            if share.has(file.partition):
                 file.path.unlink()
                 dropped += 1
         for path in {file.path.parent for file in by_hour[hour]}:
@@ -185,7 +201,10 @@ def drop_oldest(folder: Path, most_bytes: int | None, days: int = 0) -> int:
 
 
 def _bytes(path: Path) -> int:
-    return path.lstat().st_blocks * 512
+    """Bytes on the disk; 0 of a file that another worker has removed."""
+    with suppress(FileNotFoundError):
+        return path.lstat().st_blocks * 512
+    return 0
 
 
 @contextmanager

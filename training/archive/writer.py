@@ -22,6 +22,7 @@ from recsys.log.protocol import Log, Record
 from recsys.process.log_consumer import UNREADABLE, Consumer, check_same
 from recsys.process.part_process import write_atomically
 from recsys.process.retry_loop import RetryLoop
+from recsys.process.worker_share import WHOLE, Share
 from training.archive.files import (
     FLUSH_BYTES,
     FORMAT,
@@ -74,11 +75,14 @@ class _Buffer:
 
 
 class Archive(RetryLoop):
-    """Archives topics of a log into a folder; ``clock`` (milliseconds) decides when to write."""
+    """Archives topics of a log into a folder, or a worker's partitions of them; ``clock`` (milliseconds)
+    decides when to write."""
 
-    def __init__(self, log: Log, folder: Path, clock: Callable[[], int]) -> None:
+    def __init__(
+        self, log: Log, folder: Path, clock: Callable[[], int], share: Share = WHOLE
+    ) -> None:
         """Raises LogLost if the folder contains the archive of another log."""
-        self._log, self._folder, self._clock = log, folder, clock
+        self._log, self._folder, self._clock, self._share = log, folder, clock, share
         self._check_log()
         self._consumers: dict[str, Consumer] = {}
         self._time_ms: dict[tuple[str, int], int] = {}  # event time, by topic and partition
@@ -89,8 +93,9 @@ class Archive(RetryLoop):
         self._restore()
 
     def offsets(self, topic: str) -> list[int]:
-        """The next offset to read, by partition."""
-        return [offset for _, offset in sorted(self._consumers[topic].offsets.items())]
+        """The next offset to read, by partition; -1 for those of other workers."""
+        offsets = self._consumers[topic].offsets
+        return [offsets.get(partition, -1) for partition in range(self._log.partitions(topic))]
 
     def _turn(self) -> int:
         """Reads new records and writes files that are due."""
@@ -123,12 +128,12 @@ class Archive(RetryLoop):
         self._buffers.clear()
         self._due_ms = self._clock() + _FLUSH_MS
         for topic in TOPICS:
-            newest = {file.partition: file for file in tidy(self._folder, topic)}
+            newest = {file.partition: file for file in tidy(self._folder, topic, self._share)}
             following = {p: self._following(topic, file) for p, file in newest.items()}
             for partition, file in newest.items():
                 # Event time must not go back, or an hour's offsets would lie on both sides of another's.
                 self._time_ms[topic, partition] = hour_of(file.path) * _HOUR_MS
-            partitions = range(self._log.partitions(topic))
+            partitions = self._share.partitions(self._log.partitions(topic))
             consumer = self._consumers[topic] = Consumer(self._log, topic, partitions, following)
             for partition, offset in consumer.offsets.items():
                 self._log.hold(PART, topic, partition, offset)

@@ -4,11 +4,13 @@ Records on the log are erased once no reader needs them again: a fold or a line 
 snapshot must read the same records. So a first pass erases what all readers have passed, and a last one,
 after they passed the request, the rest. Users that a running system unlearns wait until that is over, since
 a replay must know which records were theirs. Records keep their offsets: an event becomes a tick of its time,
-an example a tombstone. Archive files are rewritten without the rows.
+an example a tombstone. Archive files are rewritten without the rows, by the worker that writes them. Two
+processes mustn't replace one record, so records of ``control`` are the first worker's, once a snapshot of the
+others tells that all else of a user is erased.
 """
 
 import hashlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Final
@@ -34,8 +36,9 @@ from recsys.events.records import (
 )
 from recsys.log.protocol import Log, LogUnchangeable, Record, read_range, records_of_keys
 from recsys.process.log_consumer import UNREADABLE, Consumer, decoded, readable
-from recsys.process.part_snapshot import PartState
+from recsys.process.part_snapshot import PartState, Saved, ShareState
 from recsys.process.retry_loop import RetryLoop
+from recsys.process.worker_share import WHOLE, Share
 from training.archive.files import erase_rows, files_of, keys_of
 
 PART: Final = "erasures"
@@ -68,12 +71,26 @@ class _Packed(msgspec.Struct):
 
 
 class Eraser(RetryLoop):
-    """Folds ``control`` and erases users; ``clock`` (milliseconds) decides when to try."""
+    """Folds ``control`` and erases the users of a worker's partitions; ``clock`` (milliseconds) decides when
+    to try."""
 
-    def __init__(self, log: Log, archive: Path, state: PartState, clock: Callable[[], int]) -> None:
+    def __init__(
+        self,
+        log: Log,
+        archive: Path,
+        state: PartState,
+        clock: Callable[[], int],
+        share: Share = WHOLE,
+    ) -> None:
         """``archive``: its folder. Raises LogLost if ``state`` is of another log."""
         self._log, self._archive, self._state, self._clock = log, archive, state, clock
+        self._share, self._count = share, log.partitions(EVENTS)
+        # The offset of a partition is that in ``control`` up to which its users are in the file.
+        self._files = ShareState(state, CONTROL, self._count, share)
+        # Each scrub rewrites the whole log: together, workers do as many as one.
+        self._scrub_every_ms = _SCRUB_EVERY_MS * share.workers
         self._changes = changes_records(log)
+        self._follows = self._changes and share.first and not share.whole  # other workers
         self.erased = 0  # records of the log
         self.done = 0  # users
         self._scrub_ms = 0
@@ -85,48 +102,74 @@ class Eraser(RetryLoop):
         return len(self._waiting)
 
     def _restore(self) -> None:
-        saved = self._state.load(self._log.id)
-        offsets = saved.offsets[CONTROL] if saved else None
-        self._consumer = Consumer(self._log, CONTROL, [0], offsets)
+        saved = self._files.load(self._log.id)
+        # Requests on ``control`` before these offsets are in the files, or done.
+        self._begins = {p: self._log.begin(CONTROL, 0) for p in self._share.partitions(self._count)}
+        self._waiting = list[PendingErasure]()
+        for partition, snapshot in saved.items():
+            offsets = snapshot.offsets[CONTROL]
+            self._begins[partition] = offsets[partition if partition in offsets else 0]
+            self._waiting += [r for r in _requests(snapshot) if self._partition(r) == partition]
+        self._consumer = Consumer(self._log, CONTROL, [0], {0: min(self._begins.values())})
         self._lifecycle = Lifecycle()
         for message in readable(self._log, CONTROL, Unlearning):
             self._lifecycle.fold(message)
-        self._waiting = msgspec.msgpack.decode(saved.blob, type=_Packed).waiting if saved else []
+        self._fold()
+        self._save()  # files of another number of workers, which name users, go
         self._due_ms = self._clock()
 
-    def _save(self) -> None:
-        blob = msgspec.msgpack.encode(_Packed(self._waiting))
-        self._state.save(self._log.id, {CONTROL: self._consumer.offsets}, blob)
+    def _partition(self, request: PendingErasure) -> int:
+        return partition_of(request.user_id, self._count)
+
+    def _save(self, only: PendingErasure | None = None) -> None:
+        """Saves the requests, or the file of one."""
+
+        def pack_some(partitions: Sequence[int]) -> bytes:
+            requests = [r for r in self._waiting if self._partition(r) in partitions]
+            return msgspec.msgpack.encode(_Packed(requests))
+
+        offsets = dict.fromkeys(self._begins, self._consumer.offsets[0])
+        partition = None if only is None else self._partition(only)
+        self._files.save(self._log.id, offsets, pack_some, partition)
 
     def _turn(self) -> int:
         moved = self._fold()
-        if self._waiting and self._clock() >= self._due_ms:
+        if self._clock() >= self._due_ms and (self._waiting or self._follows):
             self._due_ms = self._clock() + EVERY_MS
             unlearning = self._lifecycle.unlearning_users()
             for request in self._waiting:
                 if not request.erased and str(request.user_id) not in unlearning:
                     self._advance(request)
-            remaining = [request for request in self._waiting if not request.erased]
-            if len(remaining) < len(self._waiting) and self._scrub():
+            for request in [*self._waiting, *self._others()] if self._share.first else ():
+                if request.erased and not self._is_anonymous(request):
+                    self._anonymize(request)
+            done = [r for r in self._waiting if r.erased and self._is_anonymous(r)]
+            if done and self._scrub():
                 self._state.drop_broken()
-                self.done += len(self._waiting) - len(remaining)
-                self._waiting = remaining
+                self.done += len(done)
+                self._waiting = [request for request in self._waiting if request not in done]
                 self._save()
                 self._save()  # the file before names them, too
         return moved
 
+    def _others(self) -> list[PendingErasure]:
+        """Requests in the snapshots of other workers."""
+        others = set(range(self._count)) - self._begins.keys() if self._follows else ()
+        saved = [self._state.of(partition).load(self._log.id) for partition in others]
+        return [request for each in saved if each for request in _requests(each)]
+
     def _fold(self) -> int:
-        before = self._consumer.offsets[0]
+        before, waiting = self._consumer.offsets[0], len(self._waiting)
         for record, message in decoded(self._consumer.drain(), Control):
             self._lifecycle.fold(message)
             if isinstance(message, Erasure) and message.user_id != "":
                 user_id, offset = message.user_id, message.offset
                 request = PendingErasure(user_id=user_id, offset=offset, control=record.offset)
-                self._waiting.append(request)
-        moved = self._consumer.offsets[0] - before
-        if moved:
+                if record.offset >= self._begins.get(self._partition(request), record.offset + 1):
+                    self._waiting.append(request)
+        if len(self._waiting) > waiting:
             self._save()
-        return moved
+        return self._consumer.offsets[0] - before
 
     def _scrub(self) -> bool:
         """Removes erased data from the log's files; False if that failed, and the next attempt repeats it."""
@@ -135,24 +178,27 @@ class Eraser(RetryLoop):
         topics = (EVENTS, EXAMPLES, DEAD_LETTERS, CONTROL)
         if not all([self._log.scrub(topic) for topic in topics]):
             return False
-        self._scrub_ms = self._clock() + _SCRUB_EVERY_MS
+        self._scrub_ms = self._clock() + self._scrub_every_ms
         return True
 
     def _advance(self, request: PendingErasure) -> None:
-        partition = partition_of(request.user_id, self._log.partitions(EVENTS))
+        partition = self._partition(request)
         events, examples = self._passed(EVENTS, partition), self._passed(EXAMPLES, partition)
         if not request.begun:
             self._erase(request, partition, events, examples)
             request.begun = True
         if request.examples_end is None and events > request.offset:
             request.examples_end = self._end_of_examples(request, partition)
-        self._save()
+        self._save(request)
         if request.examples_end is not None and examples >= request.examples_end:
             self._erase(request, partition, events, examples)
-            if self._changes:
-                self._anonymize(request)
             request.erased = True
-            self._save()
+            self._save(request)
+
+    def _is_anonymous(self, request: PendingErasure) -> bool:
+        """Whether ``control`` no longer names the user, or can't be changed."""
+        records = self._log.read(CONTROL, 0, request.control, 1) if self._changes else []
+        return all(unpack(record.value, Erasure).user_id == "" for record in records)
 
     def _anonymize(self, request: PendingErasure) -> None:
         """Removes the user's id from the requests on ``control``."""
@@ -199,6 +245,10 @@ class Eraser(RetryLoop):
         for topic in ends:
             is_erased = partial(erased_record, topic, before=request.offset)
             erase_rows(self._archive, topic, partition, request.key, is_erased)
+
+
+def _requests(saved: Saved) -> list[PendingErasure]:
+    return msgspec.msgpack.decode(saved.blob, type=_Packed).waiting
 
 
 def digest_of_key(log_id: str, key: bytes) -> bytes:

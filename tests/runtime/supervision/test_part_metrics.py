@@ -179,6 +179,11 @@ def test_values_of_workers_are_those_of_their_part() -> None:
     for number in (0, 1):
         assert found["recsys_part_ready", (("part", f"session-fold.{number}"),)] == 1.0
     assert with_workers(workers)[0].rates == {"events": 12.0}
+    archives = [
+        part(f"archive.{n}", gauges={"paused": 1.0, "behind": 3.0 - n, "cpu_s": 2.0})
+        for n in (0, 1)
+    ]
+    assert with_workers(archives)[0].gauges == {"paused": 1.0, "behind": 3.0, "cpu_s": 4.0}
 
 
 def test_facts_of_the_system_and_what_isnt_listed() -> None:

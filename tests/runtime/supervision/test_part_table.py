@@ -3,9 +3,10 @@
 import shutil
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import fields, replace
 from functools import partial
 from importlib.metadata import EntryPoints
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +77,13 @@ def test_a_fold_with_workers_is_a_process_of_each(tmp_path: Path) -> None:
     for name in ("joiners.1", "joiner.3", "joiner", "counters.0"):
         with pytest.raises(ValueError, match=f"no part '{name}', expected"):
             body(name, workers)
+
+
+def test_each_part_that_may_have_workers_takes_its_share() -> None:
+    parts = [each.name.replace("_", "-") for each in fields(WorkersConfig)]
+    assert set(parts) < set(NAMES)
+    for part in parts:
+        assert "share" in signature(body(part)).parameters, part
 
 
 def test_the_last_of_several_counters_adds_up(

@@ -2,9 +2,13 @@
 
 import shutil
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
 
 import msgspec
 import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 
 from recsys.events.control_records import Erasure, Unlearning
 from recsys.events.event_types import Tick, User, decode, encode
@@ -26,6 +30,7 @@ from recsys.log.protocol import Append, Log, LogUnchangeable, MemoryLog, Record
 from recsys.log.sqlite_log import SqliteLog
 from recsys.process.log_consumer import readable
 from recsys.process.part_snapshot import PartState
+from recsys.process.worker_share import Share
 from tests.support.small_feed import (
     FEATURES,
     PARTITIONS,
@@ -82,9 +87,17 @@ class System:
         self.archive = Archive(log, folder / "archive", self.clock)
         self.begin_again()
 
-    def begin_again(self) -> None:
+    def begin_again(self, workers: int = 1) -> None:
         state = PartState(self.folder, erasure.PART)
-        self.eraser = Eraser(self.log, self.folder / "archive", state, self.clock)
+        self.erasers = [
+            Eraser(self.log, self.folder / "archive", state, self.clock, Share(index, workers))
+            for index in range(workers)
+        ]
+        self.eraser = self.erasers[0]
+
+    @property
+    def waiting(self) -> list[int]:
+        return [eraser.waiting for eraser in self.erasers]
 
     def turn(self) -> None:
         """Everything that there is to do; folds and snapshots come after all of it."""
@@ -100,17 +113,18 @@ class System:
             end = self.log.end(EXAMPLES, partition)
             self.log.hold("snapshots/main", EXAMPLES, partition, end)
 
-    def forget(self) -> int:
-        tombstone = User(time_ms=START_MS + 60_000, user_id=USER, removed=True)
-        append = Append(PARTITION, USER.encode(), encode(tombstone))
+    def forget(self, user: str = USER) -> int:
+        tombstone = User(time_ms=START_MS + 60_000, user_id=user, removed=True)
+        append = Append(partition_of(user, PARTITIONS), user.encode(), encode(tombstone))
         (offset,) = self.log.append(EVENTS, [append])
-        said = Erasure(user_id=USER, offset=offset)
+        said = Erasure(user_id=user, offset=offset)
         self.log.append(CONTROL, [Append(0, b"", pack(said))])
         return offset
 
     def look(self) -> None:
         self.clock.now_ms += EVERY_MS
-        self.eraser.turn()
+        for eraser in self.erasers:
+            eraser.turn()
 
     def all(self) -> list[tuple[str, int, Record]]:
         return [
@@ -339,3 +353,144 @@ def test_an_older_copy_tells_whom_a_newer_one_erased(tmp_path: Path) -> None:
     copy.trim(EVENTS, PARTITION, copy.end(EVENTS, PARTITION))
     assert erased_users(copy, archive, erasures) == [USER]
     assert erased_users(system.log, tmp_path / "a" / "archive", erasures) == []
+
+
+USERS = ("u1", "u2", "u3", "u5", "u8")  # in all partitions
+
+
+def asked(folder: Path, users: tuple[str, ...] = USERS) -> System:
+    """A system that is to forget some users; each is unlearned in a request of several, too."""
+    log = toy_log()
+    log.id = "log"  # of which digests are made
+    system = System(log, folder)
+    append_events(log, feed(60))
+    system.turn()
+    old = Unlearning(id="a", users=dict.fromkeys((*users, "other"), 1), state="done")
+    log.append(CONTROL, [Append(0, b"", pack(old))])
+    for user in users:
+        letter = DeadLetter(topic=EVENTS, partition=0, offset=1, reason="r", raw=user.encode())
+        log.append(DEAD_LETTERS, [Append(0, user.encode(), pack(letter))])
+        system.forget(user)
+    append_events(log, [Tick(time_ms=START_MS + 10_000_000)])
+    system.turn()
+    return system
+
+
+def finish(system: System) -> None:
+    for _ in range(6):
+        system.clock.now_ms += 40 * EVERY_MS  # between two scrubs
+        system.look()
+        system.turn()
+
+
+def left(system: System) -> tuple[list[Any], list[Any], list[str]]:
+    """All that a system has: log, archive, and bytes of snapshots that name a user."""
+    files = [path for path in (system.folder / "parts").glob("erasures*/*")]
+    named = [f.name for f in files if any(user.encode() in f.read_bytes() for user in USERS)]
+    return system.all(), [system.archived(topic) for topic in (EVENTS, EXAMPLES)], named
+
+
+def test_users_that_are_erased_by_workers_are_in_all_partitions() -> None:
+    assert {partition_of(user, PARTITIONS) for user in USERS} == set(range(PARTITIONS))
+
+
+@pytest.mark.parametrize("workers", [2, 3])
+def test_workers_erase_what_one_does(tmp_path: Path, workers: int) -> None:
+    one = asked(tmp_path / "a")
+    finish(one)
+    several = asked(tmp_path / "b")
+    several.begin_again(workers)
+    assert all(several.waiting) and sum(several.waiting) == len(USERS)
+    finish(several)
+    assert sum(several.waiting) == one.eraser.waiting == 0
+    assert sum(eraser.done for eraser in several.erasers) == one.eraser.done == len(USERS)
+    assert left(several) == left(one) and left(one)[2] == []
+    assert not any(names(r.key) or names(r.value) for _, _, r in several.all())
+
+
+def test_the_first_worker_replaces_requests_once_their_worker_has_erased_the_user(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    system = asked(tmp_path, ("u1", USER))
+    system.begin_again(3)
+    log, turning, replaced = system.log, [0], list[tuple[int, str]]()
+    replace = log.replace
+
+    def noted(topic: str, partition: int, records: list[Record]) -> int:
+        replaced.append((turning[0], topic))
+        return replace(topic, partition, records)
+
+    monkeypatch.setattr(log, "replace", noted)
+
+    def turn(index: int) -> list[str]:
+        turning[0] = index
+        system.clock.now_ms += EVERY_MS
+        system.erasers[index].turn()
+        return [each.user_id for each in readable(log, CONTROL, Erasure)]
+
+    owners = {user: partition_of(user, PARTITIONS) for user in ("u1", USER)}
+    first, second = sorted(owners, key=owners.__getitem__)
+    owner = owners[second]
+    assert owner > 0
+    assert second in turn(0) and second in turn(0), "the worker that has the user is still at it"
+    assert second in turn(owner) and system.erasers[owner].waiting == 1
+    assert second not in turn(0)
+    assert system.erasers[owner].waiting == 1 and second not in turn(owner)
+    assert system.erasers[owner].waiting == 0 == system.erasers[0].done * (owners[first] > 0)
+    assert {index for index, topic in replaced if topic == CONTROL} == {0}
+    assert {index for index, topic in replaced if topic == EVENTS} >= {owner}
+
+
+@pytest.mark.slow
+@settings(max_examples=12, deadline=None)
+@example([(2, [1, 0]), (3, [2]), (1, [0, 0])])
+@given(st.lists(st.tuples(st.integers(1, 3), st.lists(st.integers(0, 2), max_size=4)), max_size=5))
+def test_requests_move_with_their_partitions_when_the_number_of_workers_changes(
+    changes: list[tuple[int, list[int]]],
+) -> None:
+    """Each change: the number of workers, and those that have a turn before all are killed."""
+    with TemporaryDirectory() as folder:
+        system = asked(Path(folder) / "a", USERS[:3])
+        for workers, turns in changes:
+            system.begin_again(workers)
+            for index in turns:
+                system.clock.now_ms += EVERY_MS
+                system.erasers[index % workers].turn()
+        for user in USERS[3:]:
+            system.forget(user)
+        system.begin_again(2)
+        finish(system)
+        assert sum(system.waiting) == 0
+        events, archived, named = left(system)
+        assert (
+            named == [] and [e.user_id for e in readable(system.log, CONTROL, Erasure)] == [""] * 5
+        )
+        keys = {record.key for topic, _, record in events if topic != DEAD_LETTERS}
+        keys |= {row[2] for rows in archived for row in rows}
+        assert keys and not keys & {user.encode() for user in USERS}
+
+
+def test_a_request_that_one_worker_has_read_further_than_others_is_there_once(
+    tmp_path: Path,
+) -> None:
+    system = asked(tmp_path, USERS[:4])
+    system.begin_again(3)
+    system.forget(USERS[4])
+    system.erasers[partition_of(USERS[4], PARTITIONS)].turn()
+    system.begin_again()
+    assert system.waiting == [5]
+
+
+def test_a_snapshot_of_the_version_before_workers_is_read_by_each(tmp_path: Path) -> None:
+    system = asked(tmp_path)
+    waiting = [
+        erasure.PendingErasure(user_id=user, offset=9, control=n) for n, user in enumerate(USERS, 1)
+    ]
+    blob = msgspec.msgpack.encode(erasure._Packed(waiting))
+    state = PartState(tmp_path, erasure.PART)
+    state.save(system.log.id, {CONTROL: {0: system.log.end(CONTROL, 0)}}, blob)
+    system.begin_again(3)
+    assert all(system.waiting) and sum(system.waiting) == len(USERS)
+    assert not (state.folder / "state.msgpack").exists()
+    system.begin_again()
+    assert system.waiting == [len(USERS)]
