@@ -231,9 +231,10 @@ class Table:
         self._ids.remove(slots[slots >= 0])
         return np.sort(keys[slots >= 0])
 
-    def export(self) -> Arrays:
-        """Copies of all state, for a snapshot; rows in no particular order."""
-        return self._ids.export() | (self._sketch.export() if self._sketch else {})
+    def export(self, keys: Keys | None = None) -> Arrays:
+        """Copies of all state, for a snapshot; rows in no particular order, or of ``keys``, in theirs."""
+        rows = self._ids.export(None if keys is None else self._ids.find(keys))
+        return rows | (self._sketch.export() if self._sketch else {})
 
     def export_since(self, time_ms: int) -> Arrays:
         """As ``export``, without rows last changed before ``time_ms``."""
@@ -241,7 +242,7 @@ class Table:
         return self._ids.export(slots) | (self._sketch.export() if self._sketch else {})
 
     def load(self, arrays: Mapping[str, NDArray[Any]]) -> None:
-        """Adds the rows of an export, none of which the table may have."""
+        """Adds the rows of an export, in place of those that the table has."""
         self._ids.put(arrays["keys"], arrays)
         if self._sketch and "sketch_at" in arrays:
             self._sketch.load(arrays)

@@ -59,7 +59,6 @@ def run(options: OfflineOptions) -> dict[str, Any]:
         job = jobs.read_job(folder)
         existed = jobs.is_registered(job)
         if not existed:
-            jobs.prepare(folder)
             typer.echo(offline_progress.describe_job(job, options.workers), err=True)
             if options.workers:
                 _train_on_ray(folder, options)

@@ -34,4 +34,7 @@ def asked(system: Path, registry: Path, **changes: Any) -> OfflineOptions:
 
 
 def arrays_of(registry: Path, name: str) -> dict[str, np.ndarray]:
-    return Registry(registry).snapshot(name).read(0)
+    """The arrays of a candidate by part and name."""
+    snapshot = Registry(registry).snapshot(name)
+    parts = range(snapshot.parts)
+    return {f"{part}/{array}": a for part in parts for array, a in snapshot.read(part).items()}

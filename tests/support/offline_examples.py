@@ -1,6 +1,6 @@
 """A small offline job for tests: examples of the small feed as blocks in memory, and a trainer of them."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
@@ -15,10 +15,12 @@ from tests.support.small_feed import FEATURES, example
 from training.continual.learner import Learner
 from training.offline.examples import Examples, examples_of
 from training.offline.initial_state import count_vocabularies
+from training.offline.sharding import Sharding
 from training.offline.tables import OwnTable
-from training.offline.trainer import OfflineTrainer, no_exchange
+from training.offline.trainer import OfflineTrainer
 
 MODEL = ModelConfig(dim=4, vector_dim=4, hidden=(8,))
+FOUR = Sharding(4)  # parts and lanes, of one worker
 
 
 @dataclass
@@ -36,20 +38,21 @@ class MemoryBlocks:
 class MemoryCheckpoints:
     """``fails_at``: calls of ``save`` (from 1 on) that die: even ones before they saved, odd ones after."""
 
-    saved: dict[str, tuple[dict[str, Any], bytes]] = field(default_factory=dict)
+    saved: dict[str, tuple[Iterable[Any], bytes]] = field(default_factory=dict)
     fails_at: tuple[int, ...] = ()
     calls: int = 0
 
-    def save(self, kind: str, step: int, arrays: Mapping[str, Any], state: bytes) -> None:
+    def save(self, kind: str, step: int, parts: Iterable[tuple[int, Any]], state: bytes) -> None:
         self.calls += 1
         dies = self.calls in self.fails_at
         if dies and self.calls % 2 == 0:
             raise KeyboardInterrupt
-        self.saved[kind] = ({name: a.copy() for name, a in arrays.items()}, state)
+        copies = [{name: a.copy() for name, a in arrays.items()} for _, arrays in parts]
+        self.saved[kind] = copies, state
         if dies:
             raise KeyboardInterrupt
 
-    def newest(self, kind: str) -> tuple[dict[str, Any], bytes] | None:
+    def newest(self, kind: str) -> tuple[Iterable[Any], bytes] | None:
         return self.saved.get(kind)
 
 
@@ -72,15 +75,13 @@ def toy_blocks(blocks: int = 4, size: int = 24, first: int = 0) -> MemoryBlocks:
 def toy_trainer(
     blocks: MemoryBlocks,
     made: Any = OwnTable,
-    rank: int = 0,
-    workers: int = 1,
-    exchange: Any = no_exchange,
+    sharding: Sharding = FOUR,
 ) -> OfflineTrainer:
     model = build_model(FEATURES, MODEL)
     learner, tables = Learner(model), tables_of(MODEL)
-    vocabularies = count_vocabularies(blocks, learner, tables, size=20)
+    vocabularies = count_vocabularies(blocks, learner, tables, size=20, sharding=sharding)
     rows = {t.name: made(t, vocabularies[t.name], MODEL.seed) for t in tables}
     dense = Dense(
         model.read_dense(), MODEL.dense_rate, average=MODEL.dense_average, first=MODEL.dense_first
     )
-    return OfflineTrainer(learner, rows, vocabularies, dense, 4, rank, workers, exchange)
+    return OfflineTrainer(learner, rows, vocabularies, dense, sharding)

@@ -19,9 +19,10 @@ from training.continual.learner import Learner
 from training.continual.row_usage import examples_per_row
 from training.offline.distill import Distiller
 from training.offline.loop import Blocks
-from training.offline.tables import OwnTable, RowTable, started_columns
-from training.offline.trainer import Exchange, OfflineTrainer, lane_of, no_exchange
-from training.offline.vocabulary import KeyCounter, Vocabulary, select_keys
+from training.offline.sharding import ALONE, Sharding
+from training.offline.tables import COLUMNS, OwnTable, RowTable
+from training.offline.trainer import OfflineTrainer, lane_of
+from training.offline.vocabulary import KeyCounter, KeyCounts, Vocabulary, select_keys
 
 Arrays = Mapping[str, NDArray[Any]]
 MakeTable = Callable[[TableConfig, Vocabulary, int], RowTable]
@@ -32,7 +33,7 @@ _COLUMNS: Final = ("keys", "values", "accumulator", "used_ms")
 
 @dataclass(frozen=True)
 class Ancestor:
-    """The arrays of a snapshot's parts, to start from without rows of ``forgotten`` users (keys)."""
+    """Rows of a snapshot's parts, to start from without those of ``forgotten`` users (keys)."""
 
     parent: SnapshotRef
     parts: Sequence[Arrays]
@@ -60,10 +61,11 @@ class Ancestor:
 
 
 def load_ancestor(
-    folder: Path, line: str, model: ModelConfig, dense: int, forgotten: Sequence[int] = ()
-) -> Ancestor:
-    """Loads the newest snapshot of a line to start from. Raises Refused if there is none, or it is of another
-    model. ``dense``: expected number of parameters."""
+    folder: Path, line: str, model: ModelConfig, dense: int, forgotten: Sequence[int] = (),
+    sharding: Sharding = ALONE,
+) -> Ancestor:  # fmt: skip
+    """Loads this worker's rows of the newest snapshot of a line to start from. Raises Refused if there is
+    none, or it is of another model. ``dense``: expected number of parameters."""
     snapshot, reasons = latest(folder, line)
     if snapshot is None:
         why = "; ".join(reasons) or "none there"
@@ -72,7 +74,7 @@ def load_ancestor(
     def wanted(name: str) -> bool:
         return name.startswith(("table/", "dense/")) and "sketch" not in name
 
-    parts = [snapshot.read(part, wanted) for part in range(snapshot.parts)]
+    parts = [_own_rows(snapshot.read(p, wanted), sharding) for p in range(snapshot.parts)]
     ancestor = Ancestor(reference_to(snapshot), parts, forgotten)
     parameters = len(ancestor.dense["values"])
     expected = {t.name: t.dim for t in tables_of(model)}
@@ -85,6 +87,15 @@ def load_ancestor(
     return ancestor
 
 
+def _own_rows(arrays: Arrays, sharding: Sharding) -> Arrays:
+    """The arrays of a part with the rows of this worker's keys alone."""
+    keys = {name.rpartition("/")[0]: a for name, a in arrays.items() if name.endswith("/keys")}
+    own = {table: sharding.owner_of(array) == sharding.rank for table, array in keys.items()}
+    return {
+        n: a[own[n.rpartition("/")[0]]] if n.startswith("table/") else a for n, a in arrays.items()
+    }
+
+
 def count_vocabularies(
     blocks: Blocks,
     learner: Learner,
@@ -92,32 +103,47 @@ def count_vocabularies(
     ancestor: Ancestor | None = None,
     shards: int = 1,
     size: int = _COUNTED_AT_ONCE,
+    sharding: Sharding = ALONE,
 ) -> dict[str, Vocabulary]:
-    """Vocabularies by table, in one pass over all blocks. ``shards``: number of budgets of a table."""
-    counter = KeyCounter(table.name for table in tables)
-    for number in range(len(blocks)):
-        for part in blocks.read(number).cut(size):
-            lookup = lane_of(learner, part).lookup
-            for name, counts in examples_per_row(lookup).items():
-                counter.add(name, lookup.keys[name], counts, int(part.time_ms.max()))
+    """Vocabularies by table of this worker's keys, in one pass over all blocks, of which each worker reads
+    its share. ``shards``: number of budgets of a table; each part has an equal share of them."""
+    names = [table.name for table in tables]
+    counter, end_ms = KeyCounter(names), 0
+    for first in range(0, len(blocks), sharding.workers):
+        counted, time_ms = KeyCounter(names), 0
+        if first + sharding.rank < len(blocks):
+            block = blocks.read(first + sharding.rank)
+            time_ms = int(block.time_ms.max())
+            for examples in block.cut(size):
+                lookup = lane_of(learner, examples).lookup
+                for name, counts in examples_per_row(lookup).items():
+                    counted.add(name, lookup.keys[name], counts, int(examples.time_ms.max()))
+        messages: list[tuple[int, dict[str, KeyCounts]]]
+        messages = [(time_ms, {}) for _ in range(sharding.workers)]
+        for name, total in counted.totals().items():
+            split = sharding.split(total.keys)
+            for worker, (_, part) in enumerate(messages):
+                part[name] = total.take(split.of(worker))
+        for time_ms, received in sharding.exchange(messages):
+            end_ms = max(end_ms, time_ms)
+            for name, total in received.items():
+                counter.add(name, total.keys, total.counts, total.last_ms)
+    if ancestor:
+        for table in tables:
+            before = ancestor.vocabulary(table.name)
+            admitted = np.full(len(before), table.admit_after)
+            counter.add(table.name, before.keys, admitted, before.used_ms)
     totals = counter.totals()
-    vocabularies = {}
-    for table in tables:
-        before = ancestor.vocabulary(table.name) if ancestor else None
-        vocabularies[table.name] = select_keys(table, totals[table.name], before, shards)
-    return vocabularies
+    return {t.name: select_keys(t, totals[t.name], end_ms, shards, sharding.parts) for t in tables}
 
 
 def build_trainer(
     features: FeatureSet,
     model: ModelConfig,
-    lanes: int,
+    sharding: Sharding,
     vocabularies: Mapping[str, Vocabulary],
     make: MakeTable,
     ancestor: Ancestor | None = None,
-    rank: int = 0,
-    workers: int = 1,
-    exchange: Exchange = no_exchange,
     share: float | None = None,
 ) -> OfflineTrainer:
     """A new trainer with initial values, or an ancestor's with its optimizer state. ``share``: the teacher's,
@@ -129,13 +155,14 @@ def build_trainer(
         rows[table.name] = make(table, keys, model.seed)
         if ancestor:
             before = ancestor.table(table.name)
-            rows[table.name].load(started_columns(table, keys, model.seed, before))
+            has_row = keys.find(before["keys"]) >= 0
+            rows[table.name].load(before["keys"][has_row], {c: before[c][has_row] for c in COLUMNS})
     values = network.read_dense()
     dense = Dense(values, model.dense_rate, average=model.dense_average, first=model.dense_first)
     if ancestor:
         dense.load(ancestor.dense)
     learner = Learner(network) if share is None else Distiller(network, share=share)
-    return OfflineTrainer(learner, rows, vocabularies, dense, lanes, rank, workers, exchange)
+    return OfflineTrainer(learner, rows, vocabularies, dense, sharding)
 
 
 def table_maker(name: str) -> MakeTable:

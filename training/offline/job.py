@@ -1,8 +1,8 @@
 """Runs an offline job in a folder of its own: its options, its vocabulary, its checkpoints.
 
     WORK/examples-DIGEST/          the cache of a range of data, for all jobs on it
-    WORK/job-DIGEST/{job.json, lock, vocabulary/, taught/, checkpoints/}
-    WORK/job-DIGEST/checkpoints/{work,best}/000000-STEP/part-00000-of-00001/…    snapshots
+    WORK/job-DIGEST/{job.json, lock, taught/, parts/}
+    WORK/job-DIGEST/parts/{work,best}/000000-STEP/part-00000-of-00004/…    checkpoints: snapshots
 
 The digest covers everything that decides the result, so the same command resumes in the same folder, and
 reports that the candidate exists once it is in the registry.
@@ -13,18 +13,24 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import msgspec
-from numpy.typing import NDArray
 
-from parameter_server.storage.snapshots import latest, prune, write_part
+from parameter_server.storage.snapshots import Snapshot, latest, prune, write_part
 from recsys.config.system_config import JoinConfig, ModelConfig, digest, tables_of
 from recsys.events.hashing import digest_of
 from recsys.features.feature_set import FeatureSet
 from recsys.model.model import build_model
 from recsys.process.part_process import write_atomically
-from training.candidates.registry import STUDENT, Provenance, Refused, Registry, plain_config
+from training.candidates.registry import (
+    STUDENT,
+    Export,
+    Provenance,
+    Refused,
+    Registry,
+    plain_config,
+)
 from training.continual.learner import Learner
 from training.offline.cache import FORMAT, Cache
 from training.offline.initial_state import (
@@ -35,20 +41,21 @@ from training.offline.initial_state import (
     load_ancestor,
     table_maker,
 )
-from training.offline.loop import Blocks, OfflineLoop, Plan, Report
+from training.offline.loop import SEEN, WORK, Arrays, Blocks, OfflineLoop, Parts, Plan, Report
+from training.offline.sharding import ALONE, Exchange, Sharding, no_exchange
 from training.offline.teacher_labels import (
     TeacherBlocks,
     TeacherConfig,
     prepare_labels,
     teacher_provenance,
 )
-from training.offline.trainer import Exchange, no_exchange
-from training.offline.vocabulary import Vocabulary
+from training.offline.trainer import RejectedGradients
 
 FILE: Final = "job.json"
 _ANCESTOR: Final = "ancestor"
-_VOCABULARY: Final = "vocabulary"
 _TAUGHT: Final = "taught"
+_CHECKPOINTS: Final = "parts"
+_OLD: Final = ("checkpoints", "vocabulary")  # of jobs that began when one worker held all rows
 _CACHES_KEPT: Final = 2
 _CHECKPOINTS_KEPT: Final = 2
 
@@ -86,25 +93,30 @@ class Busy(ValueError):
 
 
 class FileCheckpoints:
-    """Checkpoints in files: snapshots; a damaged one is skipped for the previous one.
-    ``writes``: False for workers that only read, as all would write the same."""
+    """One worker's parts of checkpoints in files: snapshots; a damaged one is skipped for the one before."""
 
-    def __init__(self, folder: Path, writes: bool = True) -> None:
-        self._folder, self._writes = folder, writes
+    def __init__(self, folder: Path, sharding: Sharding = ALONE) -> None:
+        self._folder, self._sharding = folder, sharding
 
-    def save(self, kind: str, step: int, arrays: Mapping[str, Any], state: bytes) -> None:
-        """Saves a state, replacing one of the same step, and removes old ones."""
-        if not self._writes:
-            return
-        write_part(self._folder, kind, 0, step, 0, 1, arrays, {"state": state.decode()})
-        prune(self._folder, kind, _CHECKPOINTS_KEPT)
+    def save(self, kind: str, step: int, parts: Parts, state: bytes) -> None:
+        """Saves parts, replacing those of the same step. Worker 0 removes old checkpoints."""
+        for part, arrays in parts:
+            place = (kind, 0, step, part, self._sharding.parts)
+            write_part(self._folder, *place, arrays, {"state": state.decode()})
+        if self._sharding.rank == 0:
+            prune(self._folder, kind, _CHECKPOINTS_KEPT)
 
-    def newest(self, kind: str) -> tuple[dict[str, NDArray[Any]], bytes] | None:
+    def newest(self, kind: str) -> tuple[Iterator[Arrays], bytes] | None:
         """The newest valid state, if any."""
         snapshot = latest(self._folder, kind).snapshot
         if snapshot is None:
             return None
-        return snapshot.read(0), str(snapshot.meta(0)["state"]).encode()
+        return self._arrays(snapshot), str(snapshot.meta(0)["state"]).encode()
+
+    def _arrays(self, snapshot: Snapshot) -> Iterator[Arrays]:
+        yield snapshot.read(0, lambda name: not name.startswith("table/"))
+        for part in self._sharding.own:
+            yield snapshot.read(part, lambda name: name.startswith("table/"))
 
 
 def create_folder(work: Path, job: Job) -> Path:
@@ -146,37 +158,56 @@ def run_worker(
     exchange: Exchange = no_exchange,
     report: Report = lambda state, sums: None,
 ) -> None:
-    """Runs worker ``rank`` of a job, from its newest checkpoint to the end; worker 0 adds the candidate."""
+    """Runs worker ``rank`` of a job, from its newest checkpoint to the end; worker 0 adds the candidate.
+    Workers count the vocabulary, and compute a teacher's predictions, together."""
     job = read_job(folder)
     if is_registered(job):
         return
-    cache = Cache(Path(job.cache))
-    ancestor = _ancestor(folder, job, cache)
+    cache, sharding = Cache(Path(job.cache)), Sharding(job.lanes, rank, workers, exchange)
+    blocks: Blocks = cache
     teacher = job.teacher_config
+    if teacher is not None and teacher.needs_pass:
+        prepare_labels(
+            folder / _TAUGHT, teacher, job.features, Path(job.registry), cache, sharding,
+            job.plan.step_examples,
+        )  # fmt: skip
+        blocks = TeacherBlocks(cache, folder / _TAUGHT)
+    ancestor = _ancestor(folder, job, cache, sharding)
+    network = Learner(build_model(job.features, job.model))
+    vocabularies = count_vocabularies(
+        cache, network, tables_of(job.model), ancestor, job.shards, sharding=sharding
+    )
     trainer = build_trainer(
-        job.features, job.model, job.lanes, _vocabularies(folder, job, cache, ancestor),
-        table_maker(job.tables), ancestor, rank, workers, exchange,
+        job.features, job.model, sharding, vocabularies, table_maker(job.tables), ancestor,
         share=teacher.share if teacher else None,
     )  # fmt: skip
-    checkpoints = FileCheckpoints(folder / "checkpoints", writes=rank == 0)
-    is_prepared = teacher is not None and teacher.needs_pass
-    blocks: Blocks = TeacherBlocks(cache, folder / _TAUGHT) if is_prepared else cache
+    checkpoints = FileCheckpoints(folder / _CHECKPOINTS, sharding)
     loop = OfflineLoop(blocks, trainer, checkpoints, job.plan, report)
-    metrics = loop.run()
+    metrics, refused = loop.run(), trainer.all_refused()
     if rank:
         return
-    arrays, refused, steps = trainer.export(), trainer.refused, loop.state.steps
-    meta = export_meta(arrays, steps, refused.rows, refused.dense, job.delta_format)
+    final = latest(folder / _CHECKPOINTS, WORK).snapshot  # of all workers, as they have ended
+    if final is None or final.step != loop.state.steps:
+        raise RuntimeError(f"the last checkpoint in {folder} is damaged: start the job again")
     provenance = _provenance(job, cache, metrics, loop.state.best, ancestor)
     start = folder / _ANCESTOR if job.init else None
-    Registry(job.registry).add(provenance, arrays, meta, steps, start)
+    exports = _exports(final, refused, job.delta_format)
+    Registry(job.registry).add_parts(provenance, exports, final.parts, final.step, start)
+
+
+def _exports(final: Snapshot, refused: RejectedGradients, delta_format: str) -> Iterator[Export]:
+    """A candidate's parts as shards would export them, one in memory at a time."""
+    for part in range(final.parts):
+        arrays = final.read(part, lambda name: name not in SEEN)
+        own = RejectedGradients() if part else refused
+        yield arrays, export_meta(arrays, final.step, own.rows, own.dense, delta_format)
 
 
 def clean_up(folder: Path) -> None:
     """Removes the intermediate files of a finished job, and the cached examples of an archive with them:
     users who are forgotten must not remain in any file."""
     job = read_job(folder)
-    for name in ("checkpoints", _VOCABULARY, _ANCESTOR, _TAUGHT, "ray", "groups"):
+    for name in (_CHECKPOINTS, _ANCESTOR, _TAUGHT, "ray", "groups", *_OLD):
         shutil.rmtree(folder / name, ignore_errors=True)
     if not job.keeps_cache:
         shutil.rmtree(job.cache, ignore_errors=True)
@@ -199,12 +230,13 @@ def _copy_snapshot(init: tuple[str, str, str], to: Path) -> None:
     temporary.rename(to / line)
 
 
-def _ancestor(folder: Path, job: Job, cache: Cache) -> Ancestor | None:
-    """The snapshot that a job starts from. Raises Refused if it can't."""
+def _ancestor(folder: Path, job: Job, cache: Cache, sharding: Sharding) -> Ancestor | None:
+    """The snapshot that a job starts from, with this worker's rows. Raises Refused if it can't."""
     if job.init is None:
         return None
     dense = build_model(job.features, job.model).dense_size()
-    return load_ancestor(folder / _ANCESTOR, job.init[1], job.model, dense, cache.about.forgotten)
+    forgotten = cache.about.forgotten
+    return load_ancestor(folder / _ANCESTOR, job.init[1], job.model, dense, forgotten, sharding)
 
 
 def _provenance(
@@ -230,38 +262,6 @@ def _provenance(
         seed=job.model.seed,
         teacher=teacher_provenance(job.teacher_config, cache) if job.teacher_config else None,
     )
-
-
-def prepare(folder: Path) -> None:
-    """Counts the vocabulary, and computes the teacher's predictions, before workers start."""
-    job = read_job(folder)
-    cache = Cache(Path(job.cache))
-    _vocabularies(folder, job, cache, _ancestor(folder, job, cache))
-    if job.teacher_config:
-        prepare_labels(
-            folder / _TAUGHT, job.teacher_config, job.features, Path(job.registry), cache, job.lanes,
-            job.plan.step_examples,
-        )  # fmt: skip
-
-
-def _vocabularies(
-    folder: Path, job: Job, cache: Cache, ancestor: Ancestor | None
-) -> dict[str, Vocabulary]:
-    """Vocabularies by table, stored in the job's folder when they are counted."""
-    stored = latest(folder, _VOCABULARY).snapshot
-    if stored is not None:
-        arrays = stored.read(0)
-        names = sorted({name.partition("/")[0] for name in arrays})
-        return {n: Vocabulary(arrays[f"{n}/keys"], arrays[f"{n}/used_ms"]) for n in names}
-    learner = Learner(build_model(job.features, job.model))
-    vocabularies = count_vocabularies(cache, learner, tables_of(job.model), ancestor, job.shards)
-    arrays = {
-        f"{name}/{column}": array
-        for name, keys in vocabularies.items()
-        for column, array in (("keys", keys.keys), ("used_ms", keys.used_ms))
-    }
-    write_part(folder, _VOCABULARY, 0, 0, 0, 1, arrays, {})
-    return vocabularies
 
 
 def cache_key(data: str, features: FeatureSet, join: JoinConfig, allow_gaps: bool) -> str:

@@ -6,7 +6,8 @@ log loss no longer falls, the state of the previous epoch is restored. 3. From t
 as often as the others were: once in event time, each step scored before it is learned, then in hashed order.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from typing import Any, Final, Protocol
 
 import msgspec
@@ -22,10 +23,13 @@ LAST: Final = "last day"
 DONE: Final = "done"
 WORK: Final = "work"  # the checkpoint to resume from
 BEST: Final = "best"  # the checkpoint of the best epoch
+# Arrays of a checkpoint beside those of the trainer: the last day, as it was learned.
+SEEN: Final = ("seen/p", "seen/y", "seen/w")
 _LAST_SALT: Final = 1_000  # so that epochs over the last day have orders of their own
 _SMALLEST: Final = 1e-7
 Floats = NDArray[np.float32]
 Arrays = dict[str, NDArray[Any]]
+Parts = Iterable[tuple[int, Arrays]]
 
 
 class Blocks(Protocol):
@@ -36,10 +40,11 @@ class Blocks(Protocol):
 
 
 class Checkpoints(Protocol):
-    """Storage that survives a kill. ``save`` is atomic."""
+    """Storage that survives a kill: a checkpoint counts once all workers have saved their parts. ``newest``:
+    this worker's arrays, a part's rows at once, and the state."""
 
-    def save(self, kind: str, step: int, arrays: Mapping[str, Any], state: bytes) -> None: ...
-    def newest(self, kind: str) -> tuple[Arrays, bytes] | None: ...
+    def save(self, kind: str, step: int, parts: Parts, state: bytes) -> None: ...
+    def newest(self, kind: str) -> tuple[Iterable[Arrays], bytes] | None: ...
 
 
 class Plan(msgspec.Struct, frozen=True, kw_only=True):
@@ -143,14 +148,15 @@ class OfflineLoop:
         if state.best == 0 or losses[-1] < losses[state.best - 1]:
             state.best = state.epoch
             if state.epoch < plan.epochs:
-                self._checkpoints.save(BEST, state.steps, self._trainer.export(), b"")
+                self._checkpoints.save(BEST, state.steps, self._parts(), b"")
         if state.best == state.epoch < plan.epochs:
             self._turn(TRAIN, state.epoch + 1)
             return
         if state.best < state.epoch:
             best = self._checkpoints.newest(BEST)
             assert best is not None, "it was saved after the best epoch"
-            self._trainer.load(best[0])
+            for arrays in best[0]:
+                self._trainer.load(arrays)
         self._turn(LAST, 1)
 
     def _score_last_day(self) -> tuple[Floats, Floats, Floats]:
@@ -165,23 +171,31 @@ class OfflineLoop:
         self._save()
 
     def _save(self) -> None:
-        arrays = self._trainer.export()
-        if self._seen:
-            seen = zip(("p", "y", "w"), _concatenated(self._seen), strict=True)
-            arrays |= {f"seen/{name}": array for name, array in seen}
-        state = msgspec.json.encode((self.state, self._trainer.refused))
-        self._checkpoints.save(WORK, self.state.steps, arrays, state)
+        state = msgspec.json.encode((self.state, self._trainer.all_refused()))
+        self._checkpoints.save(WORK, self.state.steps, self._parts(), state)
+
+    def _parts(self) -> Parts:
+        """The own parts of a checkpoint, one at a time."""
+        for part in self._trainer.sharding.own:
+            arrays = self._trainer.export(part)
+            if self._seen and part == 0:
+                arrays |= dict(zip(SEEN, _concatenated(self._seen), strict=True))
+            yield part, arrays
 
     def _resume(self) -> None:
-        checkpoint = self._checkpoints.newest(WORK)
-        if checkpoint is None:
-            return
-        arrays, state = checkpoint
-        self._trainer.load(arrays)
-        kind = tuple[LoopState, RejectedGradients]
-        self.state, self._trainer.refused = msgspec.json.decode(state, type=kind)
-        if "seen/p" in arrays:
-            self._seen = [(arrays["seen/p"], arrays["seen/y"], arrays["seen/w"])]
+        checkpoint, sharding = self._checkpoints.newest(WORK), self._trainer.sharding
+        arrays, state = checkpoint or ([], b"")
+        if len(set(sharding.gather(state))) > 1:
+            raise RuntimeError("workers see different checkpoints: is the job's folder shared?")
+        for part in arrays:
+            self._trainer.load(part)
+            if SEEN[0] in part:
+                self._seen = [(part[SEEN[0]], part[SEEN[1]], part[SEEN[2]])]
+        if state:
+            kind = tuple[LoopState, RejectedGradients]
+            self.state, refused = msgspec.json.decode(state, type=kind)
+            # Worker 0 takes the rows that all have rejected.
+            self._trainer.refused = replace(refused, rows=0) if sharding.rank else refused
 
     def _metrics(self) -> dict[str, float]:
         """``last_day.*``: held out, after the best epoch; ``prequential.*``: as it was learned;

@@ -1,9 +1,11 @@
-"""Runs an offline job on Ray Train: workers share lanes, on one node or several, over a common folder.
+"""Runs an offline job on Ray Train: workers share lanes and rows, on one node or several, over a common
+folder.
 
 Ray Train places, watches and restarts the workers; a group that lost one restarts from the newest checkpoint.
 Checkpoints are the job's own, and gradients go by gloo.
 """
 
+import pickle
 import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
@@ -17,12 +19,12 @@ import torch
 from ray.train.collective import broadcast_from_rank_zero
 from ray.util.metrics import Gauge
 
+from recsys.process.malloc_tuning import BESIDE_TABLES, keep_freed_memory
 from recsys.process.part_process import write_atomically
 from training.continual.driver import ray_trainer
 from training.continual.worker_process import meet
 from training.offline.job import read_job, run_worker
 from training.offline.loop import LoopState
-from training.offline.trainer import LaneResult
 
 PROGRESS: Final = "progress.json"
 _MEET_S: Final = 120
@@ -64,15 +66,16 @@ def train_loop(settings: dict[str, Any]) -> None:
     group = broadcast_from_rank_zero(uuid.uuid4().hex if rank == 0 else None)
     meet(folder / "groups" / str(group), _MEET_S)
     reporter = Reporter(rank, time.monotonic, folder / PROGRESS)
+    keep_freed_memory(BESIDE_TABLES)
     try:
-        run_worker(folder, rank, workers, LaneExchange(reporter, workers), reporter.report)
+        run_worker(folder, rank, workers, GlooExchange(reporter, rank), reporter.report)
     finally:
         torch.distributed.destroy_process_group()
 
 
 class Reporter:
     """Reports progress now and then: to Ray Train (all workers at the same step, as it waits for all), and as
-    gauges to the dashboard. Worker 0's clock decides; its decision travels with its lanes."""
+    gauges to the dashboard. Worker 0's clock decides; its decision travels with its messages."""
 
     def __init__(self, rank: int, clock: Callable[[], float], progress: Path | None = None) -> None:
         self._rank, self._clock, self._progress = rank, clock, progress
@@ -109,16 +112,28 @@ class Reporter:
         )
 
 
-class LaneExchange:
-    """Exchanges lanes between workers: each sends its own to all others."""
+class GlooExchange:
+    """Exchanges messages between workers: a message to each, pickled, which keeps arrays bit for bit."""
 
-    def __init__(self, reporter: Reporter, workers: int) -> None:
-        self._reporter, self._workers = reporter, workers
+    def __init__(self, reporter: Reporter, rank: int) -> None:
+        self._reporter, self._rank = reporter, rank
 
-    def __call__(self, own: Sequence[LaneResult]) -> list[LaneResult]:
-        parts: list[Any] = [(self._reporter.due(), list(own))] * self._workers
-        if self._workers > 1:  # pickled, which keeps arrays bit for bit
-            torch.distributed.all_gather_object(parts, parts[0])
-        self._reporter.agreed = any(is_due for is_due, _ in parts)
-        results = (result for _, lanes in parts for result in lanes)
-        return sorted(results, key=lambda result: result.gradients.lane)
+    def __call__(self, messages: Sequence[Any]) -> list[Any]:
+        is_due = self._reporter.due()
+        packed = [pickle.dumps((is_due, message), protocol=5) for message in messages]
+        packed[self._rank] = b""  # doesn't travel
+        sizes = torch.tensor([len(message) for message in packed])
+        incoming = torch.empty_like(sizes)
+        torch.distributed.all_to_all_single(incoming, sizes)
+        lengths = incoming.tolist()
+        received = torch.empty(sum(lengths), dtype=torch.uint8)
+        sent = torch.frombuffer(bytearray().join([*packed, b"\0"]), dtype=torch.uint8)[:-1]
+        torch.distributed.all_to_all_single(received, sent, lengths, sizes.tolist())
+        out, rest = list(messages), received.numpy().data
+        for rank, length in enumerate(lengths):
+            if rank != self._rank:
+                other_is_due, out[rank] = pickle.loads(rest[:length])
+                is_due |= other_is_due
+            rest = rest[length:]
+        self._reporter.agreed |= is_due
+        return out

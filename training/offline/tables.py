@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from parameter_server.shard.lanes import RowGradients
 from parameter_server.table.routing import Keys, Rows
-from parameter_server.table.table import Table, initial_rows
+from parameter_server.table.table import Table
 from recsys.config.system_config import TableConfig
 from training.offline.vocabulary import Vocabulary
 
@@ -31,11 +31,11 @@ class RowTable(Protocol):
         """Applies gradients of distinct keys with a row; returns the number rejected (not finite, too
         large)."""
 
-    def export(self) -> Columns:
-        """``values`` (R, D) and ``accumulator`` (R,), in the order of the vocabulary."""
+    def export(self, keys: Keys) -> Columns:
+        """``values`` (N, D) and ``accumulator`` (N,) of keys of the vocabulary."""
 
-    def load(self, columns: Mapping[str, NDArray[Any]]) -> None:
-        """Restores an export."""
+    def load(self, keys: Keys, columns: Mapping[str, NDArray[Any]]) -> None:
+        """Restores an export of keys."""
 
 
 class OwnTable:
@@ -43,9 +43,7 @@ class OwnTable:
 
     def __init__(self, config: TableConfig, vocabulary: Vocabulary, seed: int) -> None:
         self._vocabulary = vocabulary
-        self._config = replace(config, admit_after=1, ttl_s=0, budget_mb=0.0)
-        self._seed = seed
-        self.load(initial_columns(config, vocabulary, seed))
+        self._table = Table(replace(config, admit_after=1, ttl_s=0, budget_mb=0.0), seed)
 
     def lookup(self, keys: Keys) -> Rows:
         return self._table.lookup(keys)
@@ -54,30 +52,11 @@ class OwnTable:
         has_row = np.flatnonzero(self._vocabulary.find(rows.keys) >= 0)
         return self._table.apply(*rows.take(has_row), now_ms=0).refused
 
-    def export(self) -> Columns:
-        columns = self._table.export()
-        order = np.argsort(columns["keys"])
-        return {name: columns[name][order] for name in COLUMNS}
+    def export(self, keys: Keys) -> Columns:
+        values, has_row = self._table.lookup_known(keys)  # others have learned nothing yet
+        accumulator = np.zeros(len(keys), np.float32)
+        accumulator[has_row] = self._table.export(keys[has_row])["accumulator"]
+        return {"values": values, "accumulator": accumulator}
 
-    def load(self, columns: Mapping[str, NDArray[Any]]) -> None:
-        self._table = Table(self._config, self._seed)
-        used_ms = np.zeros(len(self._vocabulary), np.int64)
-        self._table.load({"keys": self._vocabulary.keys, "used_ms": used_ms, **columns})
-
-
-def initial_columns(config: TableConfig, vocabulary: Vocabulary, seed: int) -> Columns:
-    """Untrained rows."""
-    values = initial_rows(config, seed, vocabulary.keys)
-    return {"values": values, "accumulator": np.zeros(len(vocabulary), np.float32)}
-
-
-def started_columns(
-    config: TableConfig, vocabulary: Vocabulary, seed: int, before: Mapping[str, NDArray[Any]]
-) -> Columns:
-    """Rows of a vocabulary, from a snapshot (``before``, keys in any order) where it has them."""
-    columns = initial_columns(config, vocabulary, seed)
-    at = vocabulary.find(before["keys"])
-    has_row = at >= 0
-    for name in COLUMNS:
-        columns[name][at[has_row]] = before[name][has_row]
-    return columns
+    def load(self, keys: Keys, columns: Mapping[str, NDArray[Any]]) -> None:
+        self._table.load({"keys": keys, "used_ms": np.zeros(len(keys), np.int64), **columns})

@@ -11,6 +11,7 @@ Legend: N examples of a block, L outputs (labels, then watch time).
 
 import os
 import shutil
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -44,6 +45,7 @@ from training.offline.initial_state import (
     load_ancestor,
 )
 from training.offline.loop import Blocks
+from training.offline.sharding import Sharding
 from training.offline.tables import OwnTable
 
 _PREDICTED_AT_ONCE: Final = 1_024
@@ -82,13 +84,14 @@ class TeacherBlocks:
 
 
 def online_teacher(
-    blocks: Blocks, features: FeatureSet, model: ModelConfig, lanes: int, step_examples: int
+    blocks: Blocks, features: FeatureSet, model: ModelConfig, sharding: Sharding, step_examples: int
 ) -> Iterator[Floats]:
     """Predictions by block of a line that learns all blocks once, in event time: each step before it learns
     it, with the averaged dense parameters, as replicas would."""
     tables = tables_of(model)
-    vocabularies = count_vocabularies(blocks, Learner(build_model(features, model)), tables)
-    trainer = build_trainer(features, model, lanes, vocabularies, OwnTable)
+    learner = Learner(build_model(features, model))
+    vocabularies = count_vocabularies(blocks, learner, tables, sharding=sharding)
+    trainer = build_trainer(features, model, sharding, vocabularies, OwnTable)
     for number in range(len(blocks)):
         predictions = []
         for step in blocks.read(number).cut(step_examples):
@@ -98,11 +101,11 @@ def online_teacher(
 
 
 def frozen_teacher(
-    blocks: Blocks, features: FeatureSet, model: ModelConfig, teacher: Ancestor
+    blocks: Blocks, features: FeatureSet, model: ModelConfig, sharding: Sharding, teacher: Ancestor
 ) -> Iterator[Floats]:
     """Predictions by block of a candidate of this model, unchanged."""
     vocabularies = {table.name: teacher.vocabulary(table.name) for table in tables_of(model)}
-    trainer = build_trainer(features, model, 1, vocabularies, OwnTable, teacher)
+    trainer = build_trainer(features, model, sharding, vocabularies, OwnTable, teacher)
     for number in range(len(blocks)):
         parts = blocks.read(number).cut(_PREDICTED_AT_ONCE)
         yield np.concatenate([trainer.predict(part) for part in parts])
@@ -160,21 +163,27 @@ def prepare_labels(
     features: FeatureSet,
     registry: Path,
     cache: Cache,
-    lanes: int,
+    sharding: Sharding,
     step_examples: int,
 ) -> None:
-    """Computes a teacher's predictions if needed. Raises Refused if the teaching candidate is gone."""
-    if not teacher.needs_pass or folder.exists():
+    """Computes a teacher's predictions if needed, by all workers together; worker 0 stores them. Raises
+    Refused if the teaching candidate is gone."""
+    if sharding.gather(folder.exists())[0]:
         return
     model = teacher.model
     if teacher.by == ALONG:
-        write_labels(folder, online_teacher(cache, features, model, lanes, step_examples))
-        return
-    dense = build_model(features, model).dense_size()
-    ancestor = load_ancestor(registry, teacher.by, model, dense, cache.about.forgotten)
-    if ancestor.parent != teacher.snapshot:
-        raise Refused(f"candidate {teacher.by} isn't the one that was to teach: begin anew")
-    write_labels(folder, frozen_teacher(cache, features, model, ancestor))
+        predictions = online_teacher(cache, features, model, sharding, step_examples)
+    else:
+        dense, forgotten = build_model(features, model).dense_size(), cache.about.forgotten
+        ancestor = load_ancestor(registry, teacher.by, model, dense, forgotten, sharding)
+        if ancestor.parent != teacher.snapshot:
+            raise Refused(f"candidate {teacher.by} isn't the one that was to teach: begin anew")
+        predictions = frozen_teacher(cache, features, model, sharding, ancestor)
+    if sharding.rank == 0:
+        write_labels(folder, predictions)
+    else:
+        deque(predictions, maxlen=0)  # computes its lanes
+    sharding.gather("stored")
 
 
 def teacher_provenance(teacher: TeacherConfig, cache: Cache) -> Teacher:

@@ -30,10 +30,11 @@ from parameter_server.table import kernels
 from parameter_server.table.routing import Keys, Rows
 from parameter_server.table.table import EPSILON, MAX_GRADIENT, initial_rows
 from recsys.config.system_config import TableConfig
-from training.offline.tables import Columns, initial_columns
+from training.offline.tables import Columns
 from training.offline.vocabulary import Vocabulary
 
 _MULTIPLE: Final = 4
+_AT_ONCE: Final = 1 << 16  # rows whose initial values are drawn
 
 
 class TorchrecTable:
@@ -61,7 +62,11 @@ class TorchrecTable:
         self._weight = self._bags.state_dict()[f"embedding_bags.{name}.weight"]
         (state,) = self._bags.fused_optimizer().state_dict()["state"].values()
         (self._squares,) = state.values()
-        self.load(initial_columns(config, vocabulary, seed))
+        self._weight.zero_()
+        for keys in np.array_split(vocabulary.keys, len(vocabulary) // _AT_ONCE + 1):
+            self._weight.numpy()[vocabulary.find(keys), : config.dim] = initial_rows(
+                config, seed, keys
+            )
 
     def lookup(self, keys: Keys) -> Rows:
         at = self._vocabulary.find(keys)
@@ -90,13 +95,12 @@ class TorchrecTable:
         self._bags(bags).values().backward(torch.from_numpy(gradient))
         return refused
 
-    def export(self) -> Columns:
-        size, dim = len(self._vocabulary), self._config.dim
-        values, squares = self._weight.numpy()[:size, :dim], self._squares.numpy()[:size]
-        return {"values": values.copy(), "accumulator": squares.copy()}
+    def export(self, keys: Keys) -> Columns:
+        at = self._vocabulary.find(keys)
+        values = self._weight.numpy()[at, : self._config.dim]
+        return {"values": values, "accumulator": self._squares.numpy()[at]}
 
-    def load(self, columns: Mapping[str, NDArray[Any]]) -> None:
-        size, dim = len(self._vocabulary), self._config.dim
-        weight, squares = self._weight.numpy(), self._squares.numpy()
-        weight[:], squares[:] = 0.0, 0.0
-        weight[:size, :dim], squares[:size] = columns["values"], columns["accumulator"]
+    def load(self, keys: Keys, columns: Mapping[str, NDArray[Any]]) -> None:
+        at = self._vocabulary.find(keys)
+        self._weight.numpy()[at, : self._config.dim] = columns["values"]
+        self._squares.numpy()[at] = columns["accumulator"]

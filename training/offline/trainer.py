@@ -1,14 +1,14 @@
 """Learns steps of examples offline, with the learner, loss and optimizers of a line, and tables of its own.
 
-A step is cut into the same lanes whatever the number of workers; ``exchange`` gives every worker all lanes,
-which it adds in lane order and applies to its own copy of all tables. So the number of workers changes no
-bit.
+A step is cut into the same lanes whatever the number of workers, and a worker computes its own. It asks the
+others for their rows and sends each the gradients of these, by lane; each adds the lanes of its own rows in
+lane order. Dense parameters are the same in all. So the number of workers changes no bit.
 
 Legend: B examples, L outputs (labels, then watch time), R rows of a table.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -17,10 +17,12 @@ from numpy.typing import NDArray
 
 from parameter_server.shard.lanes import LaneGradients, add_lanes
 from parameter_server.table.dense import DENSE_COLUMNS, Dense
+from parameter_server.table.routing import shard_of
 from training.continual.learner import Lane, Learner
 from training.continual.open_labels import single_pass_targets
 from training.offline.distill import Distiller, with_teacher
 from training.offline.examples import Examples
+from training.offline.sharding import Sharding
 from training.offline.tables import COLUMNS, RowTable
 from training.offline.vocabulary import Vocabulary
 
@@ -36,15 +38,6 @@ class LaneResult:
     probabilities_BL: Floats
 
 
-# Own lanes in, all lanes out, in lane order.
-Exchange = Callable[[Sequence[LaneResult]], Sequence[LaneResult]]
-
-
-def no_exchange(own: Sequence[LaneResult]) -> Sequence[LaneResult]:
-    """The exchange of a worker that computes all lanes."""
-    return own
-
-
 @dataclass(frozen=True)
 class StepResult:
     """Predictions of a step from before it was learned, and its prequential sums."""
@@ -55,14 +48,14 @@ class StepResult:
 
 @dataclass
 class RejectedGradients:
-    """Numbers of gradients that weren't finite or exceeded the bound."""
+    """Numbers of gradients that weren't finite or exceeded the bound; rows: of one worker's, or of all."""
 
     rows: int = 0
     dense: int = 0
 
 
 class OfflineTrainer:
-    """Worker ``rank`` of ``workers``, with a copy of all parameters."""
+    """One worker, with its part of the rows and all dense parameters."""
 
     def __init__(
         self,
@@ -70,74 +63,112 @@ class OfflineTrainer:
         tables: Mapping[str, RowTable],
         vocabularies: Mapping[str, Vocabulary],
         dense: Dense,
-        lanes: int,
-        rank: int = 0,
-        workers: int = 1,
-        exchange: Exchange = no_exchange,
+        sharding: Sharding,
     ) -> None:
-        """``tables``: in the order of a line, with the rows of their vocabularies."""
+        """``tables``: in the order of a line, with the worker's rows, those of their vocabularies."""
         torch.set_num_threads(1)  # the order of a sum must not depend on the number of cores
         self._learner, self._tables, self._vocabularies = learner, tables, vocabularies
-        self._dense, self._exchange = dense, exchange
-        self._lanes, self._own = lanes, range(rank, lanes, workers)
+        self._dense, self.sharding = dense, sharding
         no_keys = np.empty(0, np.int64)
         self._dims = {name: table.lookup(no_keys).shape[1] for name, table in tables.items()}
         self.refused = RejectedGradients()
 
     def learn(self, examples: Examples) -> StepResult:
         """Predicts a step's examples, then learns from them."""
-        own = [self._learned(number, lane) for number, lane in self._cut(examples)]
-        results = self._exchange(own)
+        own = self._cut(examples)
+        rows = self._rows(list(own.values()))
+        learned = map(self._learned, own.keys(), own.values(), rows)
+        results = self._spread(list(learned))
         lanes = [result.gradients for result in results]
         total = add_lanes(0, int(examples.time_ms.max()), lanes, self._dims)
-        for name, rows in total.tables.items():
-            self.refused.rows += self._tables[name].learn(rows)
+        for name, gradients in total.tables.items():
+            self.refused.rows += self._tables[name].learn(gradients)
         if total.dense is not None:
             self.refused.dense += not self._dense.apply(total.dense)
         return StepResult(np.concatenate([r.probabilities_BL for r in results]), total.metrics)
 
     def predict(self, examples: Examples) -> Floats:
         """Probabilities (B, L) as replicas give them: with the averaged dense parameters."""
-        own = []
-        for number, lane in self._cut(examples):
-            probabilities = self._learner.predict(lane, self._rows(lane), self._dense.averaged)
-            own.append(LaneResult(LaneGradients(number), probabilities))
-        return np.concatenate([r.probabilities_BL for r in self._exchange(own)])
+        own, results = self._cut(examples), []
+        for (number, lane), rows in zip(own.items(), self._rows(list(own.values())), strict=True):
+            probabilities = self._learner.predict(lane, rows, self._dense.averaged)
+            results.append(LaneResult(LaneGradients(number), probabilities))
+        return np.concatenate([r.probabilities_BL for r in self._spread(results)])
 
-    def export(self) -> Arrays:
-        """All parameters and optimizer state, named as in a shard's export: rows by key, ascending."""
+    def export(self, part: int | None = None) -> Arrays:
+        """Parameters and optimizer state of one part (None: of all own ones), named as in a shard's export:
+        rows by key, ascending."""
         arrays: Arrays = {}
         for name, table in self._tables.items():
-            vocabulary = self._vocabularies[name]
-            columns = {"keys": vocabulary.keys, "used_ms": vocabulary.used_ms} | table.export()
+            keys, used_ms = self._vocabularies[name].keys, self._vocabularies[name].used_ms
+            if part is not None:
+                is_in_part = shard_of(keys, self.sharding.parts) == part
+                keys, used_ms = keys[is_in_part], used_ms[is_in_part]
+            columns = {"keys": keys, "used_ms": used_ms} | table.export(keys)
             arrays |= {f"table/{name}/{column}": array for column, array in columns.items()}
+        if part:  # the dense parameters are in part 0, as of shards
+            return arrays
         return arrays | {f"dense/{column}": array for column, array in self._dense.export().items()}
 
     def load(self, arrays: Mapping[str, NDArray[Any]]) -> None:
-        """Restores an export. Rows may be in any order, but must be those of the vocabulary."""
+        """Restores an export, or what is in it of one. Rows must be of the vocabulary."""
         for name, table in self._tables.items():
-            keys = arrays[f"table/{name}/keys"]
-            order = np.argsort(keys)
-            if not np.array_equal(keys[order], self._vocabularies[name].keys):
+            keys = arrays.get(f"table/{name}/keys")
+            if keys is None:
+                continue
+            if (self._vocabularies[name].find(keys) < 0).any():
                 raise ValueError(f"table {name}: the rows are of another vocabulary; begin anew")
-            table.load({c: arrays[f"table/{name}/{c}"][order] for c in COLUMNS})
-        self._dense.load({column: arrays[f"dense/{column}"] for column in DENSE_COLUMNS})
+            table.load(keys, {c: arrays[f"table/{name}/{c}"] for c in COLUMNS})
+        if "dense/values" in arrays:
+            self._dense.load({column: arrays[f"dense/{column}"] for column in DENSE_COLUMNS})
 
-    def _cut(self, examples: Examples) -> list[tuple[int, Lane]]:
-        """The own lanes of a step that have examples."""
-        size = len(examples)
-        lanes = []
-        for lane in self._own:
-            start, stop = size * lane // self._lanes, size * (lane + 1) // self._lanes
+    def all_refused(self) -> RejectedGradients:
+        """Rejected gradients of all workers, which call it together."""
+        return replace(self.refused, rows=sum(self.sharding.gather(self.refused.rows)))
+
+    def _cut(self, examples: Examples) -> dict[int, Lane]:
+        """The own lanes of a step that have examples, by number."""
+        size, lanes = len(examples), self.sharding.parts
+        cut = {}
+        for lane in self.sharding.own:
+            start, stop = size * lane // lanes, size * (lane + 1) // lanes
             if start < stop:
-                lanes.append((lane, lane_of(self._learner, examples.take(slice(start, stop)))))
-        return lanes
+                cut[lane] = lane_of(self._learner, examples.take(slice(start, stop)))
+        return cut
 
-    def _rows(self, lane: Lane) -> dict[str, Floats]:
-        return {name: self._tables[name].lookup(keys) for name, keys in lane.lookup.keys.items()}
+    def _rows(self, lanes: Sequence[Lane]) -> list[dict[str, Floats]]:
+        """Rows of own lanes by table, each from the worker that has it."""
+        sharding, every = self.sharding, range(self.sharding.workers)
+        keys = {
+            (n, name): k for n, lane in enumerate(lanes) for name, k in lane.lookup.keys.items()
+        }
+        splits = {at: sharding.split(own) for at, own in keys.items()}
+        asked = sharding.exchange(
+            [{at: keys[at][s.of(worker)] for at, s in splits.items()} for worker in every]
+        )
+        found = sharding.exchange(
+            [{at: self._tables[at[1]].lookup(own) for at, own in part.items()} for part in asked]
+        )
+        rows: list[dict[str, Floats]] = [{} for _ in lanes]
+        for (n, name), s in splits.items():
+            rows[n][name] = s.merge([found[worker][n, name] for worker in every], self._dims[name])
+        return rows
 
-    def _learned(self, number: int, lane: Lane) -> LaneResult:
-        learned = self._learner.learn(lane, self._rows(lane), self._dense.values)
+    def _spread(self, own: Sequence[LaneResult]) -> list[LaneResult]:
+        """Results of all lanes in lane order, with the gradients of this worker's rows."""
+        sent: list[list[LaneResult]] = [[] for _ in range(self.sharding.workers)]
+        for result in own:
+            tables = result.gradients.tables
+            splits = {name: self.sharding.split(rows.keys) for name, rows in tables.items()}
+            for worker, results in enumerate(sent):
+                part = {name: rows.take(splits[name].of(worker)) for name, rows in tables.items()}
+                gradients = replace(result.gradients, tables=part)
+                results.append(replace(result, gradients=gradients))
+        results = [result for lanes in self.sharding.exchange(sent) for result in lanes]
+        return sorted(results, key=lambda result: result.gradients.lane)
+
+    def _learned(self, number: int, lane: Lane, rows: Mapping[str, Floats]) -> LaneResult:
+        learned = self._learner.learn(lane, rows, self._dense.values)
         gradients = LaneGradients(number, learned.gradients, learned.dense, learned.metrics)
         return LaneResult(gradients, learned.probabilities_BL)
 

@@ -4,14 +4,16 @@ key reads its initial value and learns nothing, as online before admission.
 Legend: N keys asked for, R rows.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from parameter_server.table.routing import Keys
+from parameter_server.table.routing import Keys, shard_of
 from parameter_server.table.table import rows_within
+from recsys.arrays.id_map import IdMap
 from recsys.config.system_config import TableConfig
 
 Counts = NDArray[np.int64]
@@ -43,50 +45,47 @@ class KeyCounts:
     counts: Counts
     last_ms: Counts
 
+    def take(self, which: NDArray[Any]) -> "KeyCounts":
+        """The keys at some positions, or of a mask."""
+        return KeyCounts(self.keys[which], self.counts[which], self.last_ms[which])
+
 
 class KeyCounter:
-    """Counts the keys of all tables over batches. Merges now and then, so memory follows the keys."""
+    """Counts the keys of all tables over batches."""
 
-    def __init__(self, tables: Iterable[str], merge_every: int = 64) -> None:
-        none = np.empty(0, np.int64)
-        self._counts = {name: [KeyCounts(none, none, none)] for name in tables}
-        self._every = merge_every
+    def __init__(self, tables: Iterable[str]) -> None:
+        columns = ("counts", "last_ms")
+        self._ids = {t: IdMap(columns={c: np.zeros(8, np.int64) for c in columns}) for t in tables}
 
-    def add(self, table: str, keys: Keys, counts: NDArray[np.int32], time_ms: int) -> None:
-        """Adds the distinct keys of a batch, with the number of examples behind each."""
-        parts, last_ms = self._counts[table], np.full(len(keys), time_ms, np.int64)
-        parts.append(KeyCounts(keys, counts.astype(np.int64), last_ms))
-        if len(parts) > self._every:
-            parts[:] = [merge_counts(parts)]
+    def add(
+        self, table: str, keys: Keys, counts: NDArray[np.integer[Any]], last_ms: int | Counts
+    ) -> None:
+        """Adds distinct keys, the number of examples behind each, and when the last of these was."""
+        ids = self._ids[table]
+        slots, columns = ids.insert(keys), ids.columns
+        columns["counts"][slots] += counts
+        columns["last_ms"][slots] = np.maximum(columns["last_ms"][slots], last_ms)
 
     def totals(self) -> dict[str, KeyCounts]:
         """Counts by table."""
-        return {name: merge_counts(parts) for name, parts in self._counts.items()}
-
-
-def merge_counts(parts: Sequence[KeyCounts]) -> KeyCounts:
-    """Adds the counts of several batches and keeps the last times."""
-    keys, at = np.unique(np.concatenate([part.keys for part in parts]), return_inverse=True)
-    counts, last_ms = np.zeros(len(keys), np.int64), np.zeros(len(keys), np.int64)
-    np.add.at(counts, at, np.concatenate([part.counts for part in parts]))
-    np.maximum.at(last_ms, at, np.concatenate([part.last_ms for part in parts]))
-    return KeyCounts(keys, counts, last_ms)
+        exports = {name: ids.export(np.argsort(ids.keys)) for name, ids in self._ids.items()}
+        return {name: KeyCounts(**columns) for name, columns in exports.items()}
 
 
 def select_keys(
-    config: TableConfig, seen: KeyCounts, before: Vocabulary | None, shards: int
+    config: TableConfig, seen: KeyCounts, end_ms: int, shards: int = 1, parts: int = 1
 ) -> Vocabulary:
-    """Selects keys seen ``admit_after`` times or present in the ancestor's table ``before``, within their
-    time-to-live at the end; if they exceed ``shards`` budgets, those used last."""
-    if before is not None:
-        admitted = np.full(len(before), config.admit_after)
-        seen = merge_counts([seen, KeyCounts(before.keys, admitted, before.used_ms)])
+    """Selects keys seen ``admit_after`` times and within their time-to-live at ``end_ms``; those used last,
+    if a part's keys exceed its share of ``shards`` budgets. So keys of other parts change nothing."""
     keeps = seen.counts >= config.admit_after
-    if config.ttl_s and len(seen.last_ms):
-        keeps &= seen.last_ms >= seen.last_ms.max() - 1000 * config.ttl_s
+    if config.ttl_s:
+        keeps &= seen.last_ms >= end_ms - 1000 * config.ttl_s
     keys, last_ms = seen.keys[keeps], seen.last_ms[keeps]
-    limit = shards * rows_within(config.budget_mb, config.dim)
-    if limit and len(keys) > limit:
-        newest = np.sort(np.lexsort((keys, -last_ms))[:limit])
+    if rows := rows_within(config.budget_mb, config.dim):
+        limit = max(1, shards * rows // parts)
+        part = shard_of(keys, parts)
+        order = np.lexsort((keys, -last_ms, part))
+        place = np.arange(len(order)) - np.searchsorted(part[order], part[order])  # within its part
+        newest = np.sort(order[place < limit])
         keys, last_ms = keys[newest], last_ms[newest]
     return Vocabulary(keys, last_ms)

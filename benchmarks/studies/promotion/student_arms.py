@@ -8,7 +8,7 @@ Legend: N judged examples, L outputs (labels, then watch time).
 """
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
@@ -26,6 +26,7 @@ from training.continual.learner import Learner
 from training.offline.examples import Examples
 from training.offline.initial_state import build_trainer, count_vocabularies
 from training.offline.loop import OfflineLoop, Plan
+from training.offline.sharding import Sharding
 from training.offline.tables import OwnTable
 from training.offline.teacher_labels import online_teacher
 from training.offline.trainer import OfflineTrainer
@@ -59,12 +60,12 @@ def blocks_of(examples: Examples) -> MemoryBlocks:
 class _Checkpoints:
     """Newest checkpoint of each kind, in memory."""
 
-    saved: dict[str, tuple[dict[str, NDArray[Any]], bytes]] = field(default_factory=dict)
+    saved: dict[str, tuple[Iterable[Any], bytes]] = field(default_factory=dict)
 
-    def save(self, kind: str, step: int, arrays: Arrays, state: bytes) -> None:
-        self.saved[kind] = dict(arrays), state
+    def save(self, kind: str, step: int, parts: Iterable[tuple[int, Any]], state: bytes) -> None:
+        self.saved[kind] = [arrays for _, arrays in parts], state
 
-    def newest(self, kind: str) -> tuple[dict[str, NDArray[Any]], bytes] | None:
+    def newest(self, kind: str) -> tuple[Iterable[Any], bytes] | None:
         return self.saved.get(kind)
 
 
@@ -102,7 +103,7 @@ class Arms:
     ) -> None:
         """``every``: examples in event time, judged from number ``first`` on. ``plan.last`` is set here: the
         last fifth of the training examples decides when to stop."""
-        self._features, self._lanes = features, lanes
+        self._features, self._sharding = features, Sharding(lanes)
         self._before, self._judged = (
             blocks_of(every.take(slice(first))),
             every.take(slice(first, None)),
@@ -111,7 +112,7 @@ class Arms:
         blocks = blocks_of(every)
         learner = Learner(build_model(features, system))
         self._vocabularies = count_vocabularies(blocks, learner, tables_of(system))
-        teacher_parts = online_teacher(blocks, features, system, lanes, plan.step_examples)
+        teacher_parts = online_teacher(blocks, features, system, self._sharding, plan.step_examples)
         self.teacher_NL: Floats = np.concatenate(list(teacher_parts))  # of all examples, in order
 
     def train(self, model: ModelConfig, share: float | None = None) -> Arrays:
@@ -162,7 +163,7 @@ class Arms:
     def _trainer(self, model: ModelConfig, share: float | None = None) -> OfflineTrainer:
         vocabularies: Mapping[str, Vocabulary] = self._vocabularies
         return build_trainer(
-            self._features, model, self._lanes, vocabularies, OwnTable, share=share
+            self._features, model, self._sharding, vocabularies, OwnTable, share=share
         )
 
     def _predictions(self, trainer: OfflineTrainer, learns: bool) -> Floats:

@@ -79,7 +79,7 @@ def test_a_candidate_may_have_the_ranker_of_a_plug_in(system: Path, tmp_path: Pa
     assert model_config(provenance) == model and provenance.kind == "offline"
     assert model_size_of(provenance, MODEL) == ModelSize(4, (8,), ranker=SEQUENCE)
     arrays, network = arrays_of(tmp_path, done["candidate"]), build_model(FEATURES, model)
-    learned = arrays["dense/values"]
+    learned = arrays["0/dense/values"]
     assert len(learned) == network.dense_size()
     head = network.ranker.get_parameter("head.weight")
     assert not head.any(), "begins as the built-in one"
@@ -130,7 +130,7 @@ def test_it_starts_from_another_and_says_so(system: Path, tmp_path: Path) -> Non
     by_folder = run(asked(system, tmp_path / "b", init=str(path)))["candidate"]
     for name, array in arrays_of(tmp_path / "b", by_folder).items():
         assert np.array_equal(array, arrays_of(tmp_path, second)[name]), name
-    steps = arrays_of(tmp_path, second)["dense/t"] - arrays_of(tmp_path, first)["dense/t"]
+    steps = arrays_of(tmp_path, second)["0/dense/t"] - arrays_of(tmp_path, first)["0/dense/t"]
     assert steps > 0
 
 
@@ -209,7 +209,7 @@ def test_a_student_learns_what_served_as_well(answered: Path, tmp_path: Path) ->
     assert len(shard.tables["features"]) > 20 and "last_day.auc" in its.metrics
     alone = run(asked(answered, tmp_path, student=SMALL, teacher_share=0.0))["candidate"]
     one, two = arrays_of(tmp_path, name), arrays_of(tmp_path, alone)
-    assert not np.array_equal(one["dense/values"], two["dense/values"])
+    assert not np.array_equal(one["0/dense/values"], two["0/dense/values"])
     again = run(asked(answered, tmp_path, student=SMALL, teacher_share=0.5))
     assert again["stood already"] and again["candidate"] == name, "0.5 is what is meant without"
     left = {path.name for path in (tmp_path / ".work").glob("*/*")}
@@ -236,7 +236,7 @@ def test_a_candidate_teaches_what_it_knows(
     assert its.teacher.examples == COUNT and its.teacher.served == {}
     served = run(asked(answered, tmp_path, student=SMALL))["candidate"]
     one, two = arrays_of(tmp_path, its.name), arrays_of(tmp_path, served)
-    assert not np.array_equal(one["dense/values"], two["dense/values"])
+    assert not np.array_equal(one["0/dense/values"], two["0/dense/values"])
     late = run(asked(answered, tmp_path))["candidate"]
     with pytest.raises(ValueError, match="past the beginning of the holdout"):
         run(asked(answered, tmp_path, student=SMALL, teacher=late))
@@ -350,7 +350,7 @@ def test_killed_for_real_it_ends_with_the_same_candidate(system: Path, tmp_path:
     process = subprocess.Popen(words, cwd=ROOT, stdout=subprocess.DEVNULL)
     checkpoints = tmp_path / "b" / ".work"
     while process.poll() is None:
-        found = checkpoints.glob("job-*/checkpoints/work/0*")
+        found = checkpoints.glob("job-*/parts/work/0*")
         if max((int(path.name[-12:]) for path in found), default=0) >= 30:  # of 82 and more
             break
         time.sleep(0.002)

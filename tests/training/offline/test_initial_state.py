@@ -3,7 +3,7 @@ import pytest
 
 from recsys.config.system_config import tables_of
 from recsys.model.model import build_model
-from tests.support.offline_examples import MODEL, toy_blocks, toy_trainer
+from tests.support.offline_examples import FOUR, MODEL, toy_blocks, toy_trainer
 from tests.support.small_feed import FEATURES
 from training.candidates.registry import SnapshotRef
 from training.continual.learner import Learner
@@ -23,7 +23,7 @@ def test_rows_go_on_from_an_ancestor_but_not_those_of_who_is_forgotten() -> None
     later, learner = toy_blocks(2, first=500), Learner(build_model(FEATURES, MODEL))
     ancestor = Ancestor(PARENT, [arrays], gone)
     vocabularies = count_vocabularies(later, learner, tables_of(MODEL), ancestor)
-    trainer = build_trainer(FEATURES, MODEL, 4, vocabularies, OwnTable, ancestor)
+    trainer = build_trainer(FEATURES, MODEL, FOUR, vocabularies, OwnTable, ancestor)
     after = trainer.export()
     kept = np.isin(arrays["table/items/keys"], after["table/items/keys"])
     assert kept.all() and (after["dense/m"] == arrays["dense/m"]).all()

@@ -1,7 +1,5 @@
-from collections.abc import Sequence
 from dataclasses import replace
 from functools import cache
-from threading import Barrier, Thread
 from typing import Any
 
 import numpy as np
@@ -10,9 +8,11 @@ import pytest
 from parameter_server.shard.shard import Shard, ShardSpec
 from recsys.config.system_config import tables_of
 from tests.support.offline_examples import MODEL, MemoryCheckpoints, toy_blocks, toy_trainer
+from tests.support.offline_workers import together
 from training.offline.initial_state import export_meta
 from training.offline.loop import DONE, OfflineLoop, Plan, scores
-from training.offline.trainer import LaneResult, OfflineTrainer
+from training.offline.sharding import Sharding
+from training.offline.trainer import OfflineTrainer
 
 PLAN = Plan(last=3, epochs=2, step_examples=8, checkpoint_every=2)
 
@@ -85,40 +85,41 @@ def test_neither_checkpoints_nor_their_number_change_a_bit() -> None:
     assert same(trainer.export(), other.export()) and metrics == others
 
 
-class Meeting:
-    """Workers in threads that tell each other their lanes."""
-
-    def __init__(self, workers: int) -> None:
-        self.barrier, self.told = Barrier(workers, timeout=30), [[] for _ in range(workers)]
-
-    def of(self, rank: int) -> Any:
-        def exchange(own: Sequence[LaneResult]) -> list[LaneResult]:
-            self.told[rank] = list(own)
-            self.barrier.wait()
-            lanes = [result for told in self.told for result in told]
-            self.barrier.wait()
-            return sorted(lanes, key=lambda result: result.gradients.lane)
-
-        return exchange
-
-
-def test_the_number_of_workers_changes_no_bit() -> None:
+@pytest.mark.parametrize("workers", [2, 3, 4, 5])
+def test_each_row_is_in_one_worker_and_their_number_changes_no_bit(workers: int) -> None:
     _, one, expected = whole()
-    meeting, blocks, found = Meeting(3), toy_blocks(), {}
+    blocks = toy_blocks()
 
-    def work(rank: int) -> None:
-        trainer = toy_trainer(blocks, rank=rank, workers=3, exchange=meeting.of(rank))
-        metrics = OfflineLoop(blocks, trainer, MemoryCheckpoints(), PLAN).run()
-        found[rank] = trainer, metrics
+    def work(sharding: Sharding) -> tuple[OfflineTrainer, dict[str, float]]:
+        trainer = toy_trainer(blocks, sharding=sharding)
+        return trainer, OfflineLoop(blocks, trainer, MemoryCheckpoints(), PLAN).run()
 
-    threads = [Thread(target=work, args=(rank,), daemon=True) for rank in range(3)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(60)
-    assert sorted(found) == [0, 1, 2]
-    for trainer, metrics in found.values():
-        assert same(trainer.export(), one.export()) and metrics == expected
+    found = together(workers, work)
+    assert all(metrics == expected for _, metrics in found)
+    exports = [trainer.export() for trainer, _ in found]
+    for name, array in one.export().items():
+        if name.startswith("dense/"):
+            assert all(np.array_equal(export[name], array) for export in exports)
+            continue
+        table = name.rpartition("/")[0]
+        keys = np.concatenate([export[f"{table}/keys"] for export in exports])
+        column = np.concatenate([export[name] for export in exports])
+        assert np.array_equal(column[np.argsort(keys)], array) and len(keys) == len(array)
+    lengths = [len(export["table/features/keys"]) for export in exports]
+    assert min(lengths[:4]) > 0 and lengths[4:] == [0] * (workers - 4)
+
+
+def test_workers_without_a_checkpoint_in_common_stop() -> None:
+    blocks, kept = toy_blocks(), MemoryCheckpoints(fails_at=(3,))
+    with pytest.raises(KeyboardInterrupt):
+        OfflineLoop(blocks, toy_trainer(blocks), kept, PLAN).run()
+
+    def work(sharding: Sharding) -> None:
+        files = kept if sharding.rank else MemoryCheckpoints()
+        with pytest.raises(RuntimeError, match="see different checkpoints"):
+            OfflineLoop(blocks, toy_trainer(blocks, sharding=sharding), files, PLAN).run()
+
+    together(2, work)
 
 
 def test_it_is_an_export_that_a_shard_goes_on_from() -> None:

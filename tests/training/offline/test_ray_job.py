@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from parameter_server.shard.lanes import LaneGradients, RowGradients
 from runtime.jobs.offline_job import run
@@ -69,23 +70,27 @@ def test_two_workers_on_two_nodes_learn_what_one_process_learns(
     assert ours.metrics == Registry(tmp_path / "two").provenance(name).metrics
 
 
-def test_lanes_travel_bit_for_bit(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_messages_travel_bit_for_bit(monkeypatch: pytest.MonkeyPatch) -> None:
     ray_offline = pytest.importorskip("training.offline.ray_job")
     keys = np.array([5, -9], np.int64)
     rows = RowGradients(keys, np.array([[1.5], [np.nan]], np.float32), np.array([1, 2], np.int32))
     lane = LaneGradients(3, {"users": rows}, np.arange(4, dtype=np.float32), {"loss.like": 0.1})
-    own = [LaneResult(lane, np.eye(2, 3, dtype=np.float32))]
-    received: list[Any] = []
+    message = LaneResult(lane, np.eye(2, 3, dtype=np.float32))
+    other = pickle.dumps((True, message), protocol=5)  # of worker 0, which is due to report
 
-    def all_gather_object(parts: list[Any], part: Any) -> None:
-        """As torch's: what all workers sent, pickled; the other one has no lane, and is due to report."""
-        received[:] = pickle.loads(pickle.dumps([part, (True, [])]))
-        parts[:] = received
+    def all_to_all_single(out: Any, sent: Any, *sizes: Any) -> None:
+        """As torch's: sizes first, then bytes."""
+        if not sizes:
+            assert sent.tolist()[1] == 0, "the own message stays"
+            out.copy_(torch.tensor([len(other), 0]))
+        else:
+            assert pickle.loads(sent.numpy().tobytes()) == (False, "to worker 0")
+            out.copy_(torch.frombuffer(bytearray(other), dtype=torch.uint8))
 
-    monkeypatch.setattr(ray_offline.torch.distributed, "all_gather_object", all_gather_object)
+    monkeypatch.setattr(ray_offline.torch.distributed, "all_to_all_single", all_to_all_single)
     reporter = ray_offline.Reporter(1, lambda: 0.0)
-    (again,) = ray_offline.LaneExchange(reporter, 2)(own)
-    assert reporter.agreed and again is received[0][1][0]
+    again, own = ray_offline.GlooExchange(reporter, 1)(["to worker 0", "own"])
+    assert reporter.agreed and own == "own"
     assert np.array_equal(again.probabilities_BL, np.eye(2, 3, dtype=np.float32))
     assert again.gradients.lane == 3 and again.gradients.metrics == {"loss.like": 0.1}
     assert again.gradients.tables["users"].gradients.tobytes() == rows.gradients.tobytes()

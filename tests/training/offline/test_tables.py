@@ -4,10 +4,11 @@ import numpy as np
 import pytest
 
 from parameter_server.shard.lanes import RowGradients
+from parameter_server.table.routing import shard_of
 from parameter_server.table.table import initial_rows
 from recsys.config.system_config import TableConfig
-from training.offline.tables import OwnTable, RowTable, started_columns
-from training.offline.vocabulary import KeyCounter, KeyCounts, Vocabulary, merge_counts, select_keys
+from training.offline.tables import OwnTable, RowTable
+from training.offline.vocabulary import KeyCounter, KeyCounts, Vocabulary, select_keys
 
 CONFIG = TableConfig("videos", 17, 0.05, 0.01)
 KEYS = np.arange(2, 202, dtype=np.int64) * 7
@@ -57,12 +58,15 @@ def test_an_export_is_all_there_is(made) -> None:
     table, again = made(CONFIG, VOCABULARY, 3), made(CONFIG, VOCABULARY, 3)
     for step in range(5):
         table.learn(gradients(step))
-    again.load(table.export())
+    again.load(KEYS[:120], table.export(KEYS[:120]))  # in two parts
+    again.load(KEYS[120:], table.export(KEYS[120:]))
     for step in range(5, 10):
         table.learn(gradients(step))
         again.learn(gradients(step))
-    for name, column in table.export().items():
-        assert np.array_equal(column, again.export()[name]), name
+    for name, column in table.export(KEYS).items():
+        assert np.array_equal(column, again.export(KEYS)[name]), name
+    few = KEYS[[7, 3]]
+    assert np.array_equal(table.export(few)["values"], table.lookup(few)), "in the order asked for"
 
 
 @pytest.mark.slow
@@ -71,24 +75,13 @@ def test_torchrec_learns_what_our_tables_learn() -> None:
     for step in range(200):
         ours.learn(gradients(step))
         theirs.learn(gradients(step))
-    mine, other = ours.export(), theirs.export()
+    mine, other = ours.export(KEYS), theirs.export(KEYS)
     for name in ("values", "accumulator"):
         assert np.abs(mine[name] - other[name]).max() <= 1e-5 * np.abs(other[name]).max()
 
 
-def test_rows_go_on_from_a_snapshot() -> None:
-    before = {
-        "keys": np.array([21, 999, 14], np.int64),
-        "values": np.arange(51, dtype=np.float32).reshape(3, 17),
-        "accumulator": np.array([1, 2, 3], np.float32),
-    }
-    columns = started_columns(CONFIG, VOCABULARY, 3, before)
-    assert columns["accumulator"][:3].tolist() == [3, 1, 0]
-    assert np.array_equal(columns["values"][0], before["values"][2])
-
-
 def seen(*keys_counts_times: tuple[int, int, int]) -> KeyCounts:
-    counter = KeyCounter(["videos"], merge_every=2)
+    counter = KeyCounter(["videos"])
     for key, count, time_ms in keys_counts_times:
         counter.add("videos", np.array([key], np.int64), np.array([count], np.int32), time_ms)
     return counter.totals()["videos"]
@@ -98,17 +91,20 @@ def test_who_gets_a_row() -> None:
     found = seen((5, 1, 10), (9, 2, 20), (5, 1, 30), (7, 1, 40), (9, 1, 15))
     assert found.keys.tolist() == [5, 7, 9] and found.counts.tolist() == [2, 1, 3]
     assert found.last_ms.tolist() == [30, 40, 20]
-    admitted = select_keys(TableConfig("videos", 4, 0.1, admit_after=2), found, None, 1)
+    admitted = select_keys(TableConfig("videos", 4, 0.1, admit_after=2), found, 40)
     assert admitted.keys.tolist() == [5, 9] and admitted.used_ms.tolist() == [30, 20]
-    before = Vocabulary(np.array([1, 7], np.int64), np.array([3, 90], np.int64))
-    its = select_keys(TableConfig("videos", 4, 0.1, admit_after=2), found, before, 1)
-    assert its.keys.tolist() == [1, 5, 7, 9] and its.used_ms.tolist() == [3, 30, 90, 20]
 
 
 def test_rows_past_their_time_or_the_budget_get_none() -> None:
-    found = merge_counts([seen((key, 1, 1000 * key)) for key in range(1, 101)])
-    lives = select_keys(TableConfig("videos", 4, 0.1, ttl_s=10), found, None, 1)
+    found = seen(*((key, 1, 1000 * key) for key in range(100, 0, -1)))
+    lives = select_keys(TableConfig("videos", 4, 0.1, ttl_s=10), found, 100_000)
     assert lives.keys.tolist() == list(range(90, 101))
     tight = TableConfig("videos", 4, 0.1, budget_mb=0.001)
-    few = select_keys(tight, found, None, 2)
+    few = select_keys(tight, found, 100_000, 2)
     assert 0 < len(few) < 100 and few.keys[-1] == 100 and (np.diff(few.keys) == 1).all()
+    halves = select_keys(tight, found, 100_000, 2, 2).keys
+    of_part = shard_of(halves, 2)
+    assert np.bincount(of_part).tolist() == [len(few) // 2] * 2, "each part has its share"
+    mine = shard_of(found.keys, 2) == 0
+    alone = select_keys(tight, found.take(mine), 100_000, 2, 2)
+    assert np.array_equal(alone.keys, halves[of_part == 0]), "whoever has the other part"

@@ -9,6 +9,7 @@ import pytest
 from recsys.config.system_config import tables_of
 from recsys.model.model import build_model
 from tests.support.offline_examples import (
+    FOUR,
     MODEL,
     MemoryBlocks,
     MemoryCheckpoints,
@@ -36,7 +37,7 @@ NAN = np.float32(np.nan)
 def student(blocks: MemoryBlocks, share: float | None, made: object = OwnTable) -> OfflineTrainer:
     learner = Learner(build_model(FEATURES, SMALL))
     vocabularies = count_vocabularies(blocks, learner, tables_of(SMALL))
-    return build_trainer(FEATURES, SMALL, 4, vocabularies, made, share=share)  # type: ignore[arg-type]
+    return build_trainer(FEATURES, SMALL, FOUR, vocabularies, made, share=share)  # type: ignore[arg-type]
 
 
 def saying(blocks: MemoryBlocks, said: float) -> MemoryBlocks:
@@ -99,11 +100,11 @@ def test_the_teacher_alone_is_what_a_student_becomes() -> None:
 
 def test_a_line_that_learns_along_tells_before_it_learns() -> None:
     blocks = toy_blocks(3)
-    said = list(online_teacher(blocks, FEATURES, MODEL, 4, 8))
+    said = list(online_teacher(blocks, FEATURES, MODEL, FOUR, 8))
     assert [its.shape for its in said] == [(24, 3)] * 3
     late = blocks.read(2)
     turned = MemoryBlocks([*blocks.blocks[:2], replace(late, labels=1 - late.labels)])
-    others = list(online_teacher(turned, FEATURES, MODEL, 4, 8))
+    others = list(online_teacher(turned, FEATURES, MODEL, FOUR, 8))
     assert np.array_equal(said[1], others[1]), "what comes later says nothing"
     assert np.array_equal(said[2][:8], others[2][:8]), "nor do the labels of its own step"
     assert not np.array_equal(said[2][8:], others[2][8:])
@@ -117,7 +118,7 @@ def test_a_frozen_teacher_says_what_it_predicts() -> None:
     blocks = toy_blocks(2)
     trained = learned(toy_trainer(blocks), blocks)
     ancestor = Ancestor(SnapshotRef("cand-1", 0, 2, "0" * 64), [trained.export()])
-    said = list(frozen_teacher(blocks, FEATURES, MODEL, ancestor))
+    said = list(frozen_teacher(blocks, FEATURES, MODEL, FOUR, ancestor))
     for number, block_NL in enumerate(said):
         assert np.allclose(block_NL, trained.predict(blocks.read(number)), atol=1e-6)
 
