@@ -17,13 +17,14 @@ class ControlRoomConfig(Section):
 
 @dataclass(frozen=True)
 class WorkersConfig(Section):
-    """Processes of each fold, which share the partitions of ``events``."""
+    """Processes of each fold, which share the partitions of ``events``; of ``shadow``, which share lines."""
 
     section = "workers"
     session_fold: int = bounded(1, 1)
     joiner: int = bounded(1, 1)
     counters: int = bounded(1, 1)
     archive: int = bounded(1, 1)
+    shadow: int = bounded(1, 1)
 
     def names(self, part: str) -> list[str]:
         """Names of a part's processes: ``joiner``, or ``joiner.0`` and ``joiner.1``. Several workers of

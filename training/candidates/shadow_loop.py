@@ -3,13 +3,14 @@ arms follow the live line's steps in this process.
 
 It also replays history without users that are unlearned (training/deletion/live_replay.py).
 A canary, or an arm's line, publishes its deltas; a candidate that takes over is written as the first snapshot
-of the live line's next epoch. The part holds the log at its slowest line, and resumes from snapshots.
+of the live line's next epoch. The part holds the log at its slowest line, and resumes from snapshots. Of
+several workers, each has the lines whose hash falls on one of its partitions; the first replays.
 """
 
 import logging
 import time
 from collections.abc import Callable
-from contextlib import closing, nullcontext
+from contextlib import ExitStack, closing, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Final
@@ -32,6 +33,7 @@ from parameter_server.table.kernels import warm
 from parameter_server.table.overlay_table import OverlayTable
 from recsys.clock import wall_ms
 from recsys.config.system_config import Config, ModelConfig
+from recsys.events.hashing import partition_of
 from recsys.events.records import CONTROL, DELTAS, EXAMPLES, SCORES, STEPS, Delta, Scores, pack
 from recsys.features.feature_set import FeatureSet
 from recsys.features.feature_set_file import feature_set
@@ -41,6 +43,7 @@ from recsys.process.log_consumer import hold_available, readable
 from recsys.process.open_log import open_log
 from recsys.process.part_process import Stop
 from recsys.process.retry_loop import RetryLoop, run_turn
+from recsys.process.worker_share import WHOLE, Share, leased
 from training.candidates.line_start import LineStart, write_line
 from training.candidates.retrieval_comparison import (
     CatalogueFollower,
@@ -71,7 +74,8 @@ class _ScoredStep(msgspec.Struct):
 
 
 class ShadowLoop(RetryLoop):
-    """Runs all active candidates. ``clock``: milliseconds; ``spent``: processor time of this thread, in s."""
+    """Runs a worker's active candidates. ``clock``: milliseconds; ``spent``: processor seconds of this
+    thread."""
 
     def __init__(
         self,
@@ -80,9 +84,10 @@ class ShadowLoop(RetryLoop):
         features: FeatureSet,
         clock: Callable[[], int] = wall_ms,
         spent: Callable[[], float] = time.thread_time,
+        share: Share = WHOLE,
     ) -> None:
         self._log, self._config, self._features, self._clock = log, config, features, clock
-        self._spent = spent
+        self._spent, self._share, self._partitions = spent, share, log.partitions(EXAMPLES)
         self._folder = Path(config.state) / "snapshots"
         self._starts = LineStart(log, config, features, clock)
         self.shadows: dict[str, Shadow] = {}  # active ones, by line
@@ -131,11 +136,12 @@ class ShadowLoop(RetryLoop):
     def _turn(self) -> int:
         """Folds ``control``, then has each candidate take the available steps."""
         moved, began_s = self._fold(), self._spent()
-        active = self._lifecycle.active
+        active = [state for state in self._lifecycle.active if self._has(state.line)]
         newest = newest_step(self._log, MAIN, self._epoch) if active else 0
         for state in active:
             moved += self._work(state, newest)
-        moved += self.replay.turn(self._lifecycle)
+        if self._share.first:
+            moved += self.replay.turn(self._lifecycle)
         self.cpu_s += self._spent() - began_s
         self.behind = max((newest - shadow.step for shadow in self.shadows.values()), default=0)
         return moved
@@ -153,7 +159,8 @@ class ShadowLoop(RetryLoop):
         """Ends lines that are no longer active, including those that ended during downtime. Their snapshots
         stay for as long as the log may have answers of the line, which they explain."""
         states = self._lifecycle.candidates
-        over = {line: state for line, state in states.items() if not state.active}
+        own = {line: state for line, state in states.items() if self._has(line)}
+        over = {line: state for line, state in own.items() if not state.active}
         for line in sorted(over.keys() - self._over):
             self._drop(line)
         self._over = set(over)
@@ -162,6 +169,9 @@ class ShadowLoop(RetryLoop):
             if over[line].guards or over[line].since_ms < before_ms:  # a guard answered no request
                 snapshots.remove(self._folder, line)
                 self._removed.add(line)
+
+    def _has(self, line: str) -> bool:
+        return self._share.has(partition_of(line, self._partitions))
 
     def _work(self, state: CandidateState, newest: int) -> int:
         shadow = self.shadows.get(state.line)
@@ -315,13 +325,15 @@ class ShadowLoop(RetryLoop):
         self._log.append(SCORES, [Append(0, line.encode(), pack(scores))])
 
 
-def run(config: Config, stop: Stop) -> None:
-    """Runs the part until asked to stop."""
+def run(config: Config, stop: Stop, share: Share = WHOLE) -> None:
+    """Runs the part until asked to stop; the first worker also scores panels."""
     warm()
-    with closing(open_log(config)) as log:
-        loop = ShadowLoop(log, config, feature_set(config))
+    with closing(open_log(config)) as log, ExitStack() as locks:
+        locks.enter_context(leased(config.state, PART, share.partitions(log.partitions(EXAMPLES))))
+        loop = ShadowLoop(log, config, feature_set(config), share=share)
         beat, before = stop.heartbeat, dict(loop.counts)
-        panels = PanelThread(config, beat) if config.drift.panel_examples else None
+        with_panels = share.first and config.drift.panel_examples
+        panels = PanelThread(config, beat) if with_panels else None
         with closing(panels) if panels else nullcontext():
             while not stop.is_set():
                 moved = run_turn(loop.turn, stop, _LOG)

@@ -6,10 +6,11 @@ from recsys.config.system_config import Config
 from recsys.events.records import STEPS
 from recsys.process.open_log import open_log
 from recsys.process.part_process import Stop
+from recsys.process.worker_share import WHOLE, Share
 from training.lines.control import ControlReader
 
 
-def run(config: Config, stop: Stop) -> None:
+def run(config: Config, stop: Stop, share: Share = WHOLE) -> None:
     """Runs the part until asked to stop."""
     with closing(open_log(config)) as log:
         control = ControlReader(log)
@@ -22,4 +23,4 @@ def run(config: Config, stop: Stop) -> None:
             control.turn()
     from training.candidates import shadow_loop
 
-    shadow_loop.run(config, stop)
+    shadow_loop.run(config, stop, share)

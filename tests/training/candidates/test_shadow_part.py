@@ -24,7 +24,7 @@ def test_the_loop_begins_with_a_step_or_a_decision(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, topic: str, record: bytes
 ) -> None:
     config, began, stop = replace(Config(), state=str(tmp_path)), threading.Event(), Stop()
-    monkeypatch.setattr(shadow_loop, "run", lambda config, stop: began.set())
+    monkeypatch.setattr(shadow_loop, "run", lambda config, stop, share: began.set())
     log = open_log(config)
     create_topics(log, config)
     log.append(CONTROL, [Append(0, b"", pack(LIVE))])  # of the director, at a first start
