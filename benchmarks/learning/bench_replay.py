@@ -31,12 +31,13 @@ _BATCH: Final = 1024
 _ROUNDS: Final = 3
 Floats = NDArray[np.float32]
 Rows = Mapping[str, Floats]
+Learning = tuple[Sequence[Lane], Sequence[Rows], Floats]
 
 
 class KeepingLearner(Learner):
-    """Remembers the lanes that it learned last, with their rows, and their examples."""
+    """Remembers the lanes that it learned last, step by step, with their rows, and their examples."""
 
-    lanes: deque[tuple[Lane, Rows, Floats]]
+    steps: deque[Learning]
     examples: deque[TrainingExample]
 
     def prepare(
@@ -48,9 +49,11 @@ class KeepingLearner(Learner):
         self.examples.extend(examples)
         return super().prepare(examples, rehearsed, weight)
 
-    def learn(self, lane: Lane, rows: Rows, dense: Floats) -> Learned:
-        self.lanes.append((lane, rows, dense))
-        return super().learn(lane, rows, dense)
+    def learn_lanes(
+        self, lanes: Sequence[Lane], rows: Sequence[Rows], dense: Floats
+    ) -> list[Learned]:
+        self.steps.append((lanes, rows, dense))
+        return super().learn_lanes(lanes, rows, dense)
 
 
 def measure_replay(data: Path, until: str) -> dict[str, Any]:
@@ -62,7 +65,7 @@ def measure_replay(data: Path, until: str) -> dict[str, Any]:
     features = feature_set_of(dataset, config)
     loop = DirectLoop(features, config)
     learner = KeepingLearner(build_model(features, config.model))
-    learner.lanes, learner.examples = deque(maxlen=4 * _BATCH // 16), deque(maxlen=_BATCH)
+    learner.steps, learner.examples = deque(maxlen=4 * _BATCH // 64), deque(maxlen=_BATCH)
     loop.worker = Worker(0, 1, loop.log, loop.client, learner, config)
     player = Player(features, config, loop, with_visits=reads_visits(features))
     warm_s = list[float]()
@@ -89,22 +92,22 @@ def measure_replay(data: Path, until: str) -> dict[str, Any]:
 
 def _floor(learner: KeepingLearner, loop: DirectLoop) -> dict[str, int]:
     """Examples a CPU second of the network, the best of some rounds."""
-    lanes, examples = list(learner.lanes), list(learner.examples)
+    steps, examples = list(learner.steps), list(learner.examples)
     whole, step = learner.prepare(examples), loop.client.applied_steps()[0]
-    batch = whole, loop.client.lookup(step, whole.lookup.keys), loop.client.dense(step)
+    batch = [whole], [loop.client.lookup(step, whole.lookup.keys)], loop.client.dense(step)
     return {
-        "in_lanes_per_cpu_s": _rate(learner, lanes),
+        "in_lanes_per_cpu_s": _rate(learner, steps),
         f"in_batches_of_{len(examples)}_per_cpu_s": _rate(learner, [batch] * 4),
     }
 
 
-def _rate(learner: Learner, lanes: Sequence[tuple[Lane, Rows, Floats]]) -> int:
+def _rate(learner: Learner, steps: Sequence[Learning]) -> int:
     def learn() -> None:
-        for lane, rows, dense in lanes:
-            Learner.learn(learner, lane, rows, dense)
+        for step in steps:
+            Learner.learn_lanes(learner, *step)
 
     seconds = min(_cpu_seconds(learn) for _ in range(_ROUNDS))
-    return round(sum(len(lane.batch) for lane, _, _ in lanes) / seconds)
+    return round(sum(len(lane.batch) for lanes, _, _ in steps for lane in lanes) / seconds)
 
 
 def _cpu_seconds(work: Callable[[], None]) -> float:

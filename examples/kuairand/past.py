@@ -20,6 +20,7 @@ from recsys.features.feature_set import FeatureSet, Keys
 from recsys.features.item_counters import ItemCounters
 from recsys.features.session import COUNTER_ROWS, REQUESTS, USER, Entry, Session
 from recsys.features.source_credits import ALL
+from recsys.model.model import unique_keys
 from replay.player import Player
 
 NAME: Final = "history"  # of the surface, and in request ids
@@ -89,22 +90,50 @@ def add_events(values: Any, last_ms: Any, half_lives: Any, rows: Any, begins: An
             counter_kernels.add(values, last_ms, half_lives, own, amounts[a], times_ms[n])
 
 
+@dataclass(frozen=True)
 class Groups:
-    """Groups of keys in a table of counters; those that it lacks are added, with no more room than needed."""
+    """Groups of counter keys, one after the other. ``begins`` (G + 1,): of each, and the end."""
 
-    def __init__(self, table: CounterTable, keys: Sequence[tuple[int, ...]]) -> None:
-        self._table, flat = table, np.array([*chain.from_iterable(keys)], np.int64)
-        self._begins, self._rows = np.cumsum([0, *map(len, keys)]), np.empty(len(flat), np.int64)
-        new = np.array([key for key in dict.fromkeys(flat.tolist()) if key not in table], np.int64)
+    keys: Keys
+    begins: Keys
+
+    @staticmethod
+    def of(groups: Sequence[tuple[int, ...]]) -> "Groups":
+        keys = np.array([*chain.from_iterable(groups)], np.int64)
+        return Groups(keys, np.cumsum([0, *map(len, groups)]))
+
+    def take(self, groups_N: Keys) -> "Groups":
+        """Some groups, which may repeat."""
+        starts, sizes = self.begins[groups_N], np.diff(self.begins)[groups_N]
+        begins = np.concatenate([[0], np.cumsum(sizes)])
+        places = np.arange(begins[-1]) + np.repeat(starts - begins[:-1], sizes)
+        return Groups(self.keys[places], begins)
+
+    def in_table(self, table: CounterTable) -> "PlacedGroups":
+        """The groups' rows in a table; keys that it lacks are added, with no more room than needed."""
+        new = unique_keys(self.keys)[0]
+        if len(table):
+            new = np.array([key for key in new.tolist() if key not in table], np.int64)
         table.set(
             new, np.zeros((len(new), table.columns), np.float32), np.zeros(len(new), np.int64)
         )
-        key_index.find(table.arrays[0], flat, self._rows)
+        rows = np.empty(len(self.keys), np.int64)
+        key_index.find(table.arrays[0], self.keys, rows)
+        return PlacedGroups(table, rows, self.begins)
+
+
+@dataclass(frozen=True)
+class PlacedGroups:
+    """Groups of rows in a table of counters."""
+
+    table: CounterTable
+    rows: Keys
+    begins: Keys
 
     def add(self, groups_N: Keys, added: Added, codes_N: Keys, times_ms_N: Keys) -> None:
         """Adds the amounts of each event's code to all keys of its group, in order."""
-        _, values, last_ms = self._table.arrays
-        add_events(values, last_ms, self._table.half_lives_ms, self._rows, self._begins, groups_N,
+        _, values, last_ms = self.table.arrays
+        add_events(values, last_ms, self.table.half_lives_ms, self.rows, self.begins, groups_N,
                    *added, codes_N, times_ms_N)  # fmt: skip
 
 
@@ -131,8 +160,10 @@ class PastFold:
         self._rows = past.rows_by_user()
         self._entries = [features.history_entry(keys_I) for keys_I in keys_UI]
         own = tuple(dict.fromkeys((USER, self._context)))
-        self._own = [(*own, *features.counted_keys(keys_I)) for keys_I in keys_UI]
+        self._own = Groups.of([(*own, *features.counted_keys(keys_I)) for keys_I in keys_UI])
         labels = features.schema.labels
+        self._engaged = np.array([len(kinds) for kinds in past.kinds])
+        self._hides = np.array(["hide" in kinds for kinds in past.kinds])
         self._outcomes = [[float(label in kinds) for label in labels] for kinds in past.kinds]
         self._shown = amounts(features.kinds, "shown")
         none: dict[str, Any] = {"time_ms": 0, "request_id": "", "user_id": "", "item_id": ""}
@@ -147,7 +178,7 @@ class PastFold:
         """Counts everything of all viewers, with their visits if anything reads them."""
         past, main = self._past, self._features.main_labels[0]
         keys = [counters.counted_keys(keys_I, self._context, 0, {}) for keys_I in self._keys_UI]
-        groups, everyone = Groups(counters.counters, [*keys, (ALL,)]), len(keys)
+        groups, everyone = Groups.of([*keys, (ALL,)]).in_table(counters.counters), len(keys)
         counters.mark_changed(chain(*keys, [ALL]))
         added = amounts_by_code([[one for one in each if one.any()] for each in self._each])
         liked = np.array([main in kinds for kinds in past.kinds])[past.codes]
@@ -167,25 +198,26 @@ class PastFold:
         rows, past = self._rows.pop(str(session.user_id), None), self._past
         if rows is None:
             return
-        items, codes = self._items_N[rows].tolist(), past.codes[rows].tolist()
-        groups = [self._own[item] for item in items]
-        limit = COUNTER_ROWS * self._features.own_rows
-        if session.plain or len(set(chain.from_iterable(groups))) > 2 * limit:
+        items, codes, times_ms = self._items_N[rows], past.codes[rows], past.time_ms[rows]
+        groups, limit = self._own.take(items), COUNTER_ROWS * self._features.own_rows
+        if session.plain or len(unique_keys(groups.keys)[0]) > 2 * limit:
             self._fold_events(session, rows)
             return
-        order, times_ms = np.arange(len(rows)), past.time_ms[rows]
-        Groups(session.counters, groups).add(order, self._added, past.codes[rows], times_ms)
-        newest = rows[-max(REQUESTS, session.history.maxlen or 0) :].tolist()
-        ids = [past.request_id(row) for row in newest]
-        session.requests.extend((id_, self._context) for id_ in ids)
-        session.seen.extend(self._entries[item][0] for item in items)
-        last = zip(ids[::-1], items[::-1], codes[::-1], times_ms[::-1].tolist(), strict=False)
-        entries = [Entry(id_, self._entries[n], self._outcomes[c], 0, ms) for id_, n, c, ms in last]
-        session.history.extend(entries[::-1])
-        hidden = (n for n, c in zip(items, codes, strict=True) if "hide" in past.kinds[c])
-        session.hidden.extend(self._entries[item][0] for item in hidden)
-        session.events += sum(len(past.kinds[code]) for code in codes)
+        placed = groups.in_table(session.counters)
+        placed.add(np.arange(len(rows)), self._added, codes, times_ms)
+        keys = self._keys_UI[items, 0]
+        session.seen.extend(keys.tolist())
+        session.hidden.extend(keys[self._hides[codes]].tolist())
+        session.events += int(self._engaged[codes].sum())
         session.last_ms = max(session.last_ms, times_ms[-1].item())
+        newest = slice(-max(REQUESTS, session.history.maxlen or 0), None)
+        ids = [past.request_id(row) for row in rows[newest].tolist()]
+        session.requests.extend((id_, self._context) for id_ in ids)
+        columns = (column[newest].tolist() for column in (items, codes, times_ms))
+        session.history.extend(
+            Entry(id_, self._entries[item], self._outcomes[code], 0, time_ms)
+            for id_, item, code, time_ms in zip(ids, *columns, strict=True)
+        )
 
     def _fold_events(self, session: Session, rows: Keys) -> None:
         keys = iter(self._keys_UI[self._items_N[rows]])

@@ -1,11 +1,15 @@
 """Linear layer through oneDNN, if torch has it: half the time of torch's own.
 
+Weights with a copy for each lane (``Model.by_lane``) belong to as many equal parts of a batch. The copies are
+equal; their gradients are those of the parts alone.
+
 Torch multiplies float32 matrices by MKL, which on some processors uses half of their vector width. With both,
 the rows of a whole block are bit for bit independent of the rest of the batch, but not in a batch of one.
 
-Legend: B batch, I inputs, O outputs.
+Legend: B batch, I inputs, O outputs; [N] lanes, if the parameters have them.
 """
 
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 import torch
@@ -13,6 +17,7 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.nn import functional as F  # noqa: N812
 
+Product = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 NARROW: Final = 16  # with fewer outputs the call isn't worth it
 
 
@@ -27,28 +32,42 @@ def _onednn_linear() -> Any:
 _multiply: Final = _onednn_linear()
 
 
-def linear(x_BI: Tensor, weight_OI: Tensor, bias_O: Tensor) -> Tensor:
-    """x Wᵀ + b (B, O)."""
-    if _multiply is None or x_BI.is_cuda or len(weight_OI) < NARROW or not len(x_BI):
-        return F.linear(x_BI, weight_OI, bias_O)
-    if not torch.is_grad_enabled():
-        return _product(x_BI.contiguous(), weight_OI, bias_O)
-    out: Tensor = _Linear.apply(x_BI, weight_OI, bias_O)  # type: ignore[no-untyped-call]
+def linear(x_BI: Tensor, weight_NOI: Tensor, bias_NO: Tensor, by_torch: bool = False) -> Tensor:
+    """x Wᵀ + b (B, O). ``by_torch``: always by torch's own product."""
+    narrow = _multiply is None or x_BI.is_cuda or weight_NOI.shape[-2] < NARROW or not len(x_BI)
+    product: Product = F.linear if narrow or by_torch else _product
+    if weight_NOI.dim() == 2:
+        if product is F.linear or not torch.is_grad_enabled():
+            return product(x_BI.contiguous(), weight_NOI, bias_NO)
+        weight_NOI, bias_NO = weight_NOI[None], bias_NO[None]
+    out: Tensor = _Linear.apply(x_BI, weight_NOI, bias_NO, product)  # type: ignore[no-untyped-call]
     return out
 
 
+def apart(x_BI: Tensor, lanes: Sequence[int]) -> Tensor:
+    """A batch's parts, one for each lane ([N], B, I). ``lanes``: their number, or none."""
+    return x_BI.view(*lanes, -1, x_BI.shape[1])
+
+
 class _Linear(Function):
-    @staticmethod
-    def forward(ctx: Any, x_BI: Tensor, weight_OI: Tensor, bias_O: Tensor) -> Tensor:
-        ctx.save_for_backward(x_BI, weight_OI)
-        return _product(x_BI.contiguous(), weight_OI, bias_O)
+    """With the parameters of each lane."""
 
     @staticmethod
-    def backward(ctx: Any, gradient_BO: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        x_BI, weight_OI = ctx.saved_tensors
+    def forward(
+        ctx: Any, x_BI: Tensor, weight_NOI: Tensor, bias_NO: Tensor, product: Product
+    ) -> Tensor:
+        ctx.save_for_backward(x_BI, weight_NOI)
+        ctx.product = product
+        return product(x_BI.contiguous(), weight_NOI[0], bias_NO[0])
+
+    @staticmethod
+    def backward(ctx: Any, gradient_BO: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+        (x_BI, weight_NOI), product = ctx.saved_tensors, ctx.product
         gradient_BO = gradient_BO.contiguous()
-        x = _product(gradient_BO, weight_OI.t(), None)  # oneDNN transposes faster than torch
-        return x, _product(gradient_BO.t(), x_BI.t(), None), gradient_BO.sum(0)
+        x = product(gradient_BO, weight_NOI[0].t(), None)  # oneDNN transposes faster than torch
+        own_NBO, x_NBI = (apart(tensor, weight_NOI.shape[:1]) for tensor in (gradient_BO, x_BI))
+        weights = [product(own.t(), x.t(), None) for own, x in zip(own_NBO, x_NBI, strict=True)]
+        return x, torch.stack(weights), own_NBO.sum(1), None
 
 
 def _product(a_MK: Tensor, b_NK: Tensor, bias_N: Tensor | None) -> Tensor:

@@ -6,7 +6,8 @@ vectors). The model takes rows and the flat vector; it does not know where they 
 Legend: B batch, S slots, D embedding, T history, V vector, U unique keys of a table.
 """
 
-from collections.abc import Callable
+import copy
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -80,6 +81,7 @@ class Model(nn.Module):
     ) -> None:
         """``ranker`` makes the ranker from its shape and a seed; any RankerModule will do."""
         super().__init__()
+        self.lanes = 0  # copies of each dense parameter; 0: the parameters themselves
         self.features = features
         self.config = config
         slots = [*features.user_slots, *features.item_slots]
@@ -98,13 +100,15 @@ class Model(nn.Module):
 
     def rank(self, batch: Batch, lookup: Lookup, rows_UR: Tensor) -> Tensor:
         """The ranker's logits (B, L), on the device of the rows."""
+        logits: Tensor = self.ranker(*self.ranker_inputs(batch, lookup, rows_UR))
+        return logits
+
+    def ranker_inputs(self, batch: Batch, lookup: Lookup, rows_UR: Tensor) -> tuple[Tensor, ...]:
         size, device = len(batch), rows_UR.device
         pooled_BSR = pooled(rows_UR, lookup.slot_index, batch.sparse.lengths(), size)
         history_BTR = self._history(lookup, rows_UR)
         outcomes = torch.from_numpy(batch.outcomes_BTO).to(device)
-        dense = torch.from_numpy(batch.dense_BF).to(device)
-        logits: Tensor = self.ranker(pooled_BSR, history_BTR, outcomes, dense)
-        return logits
+        return pooled_BSR, history_BTR, outcomes, torch.from_numpy(batch.dense_BF).to(device)
 
     def _history(self, lookup: Lookup, rows_UR: Tensor) -> Tensor:
         """The mean row of each history entry's keys, (B or 1, T, R)."""
@@ -118,6 +122,12 @@ class Model(nn.Module):
         self, batch: Batch, lookup: Lookup, users_UV: Tensor, items_UV: Tensor
     ) -> Tensor:
         """User vectors (B, V)."""
+        vectors: Tensor = self.user_side(*self.user_inputs(batch, lookup, users_UV, items_UV))
+        return vectors
+
+    def user_inputs(
+        self, batch: Batch, lookup: Lookup, users_UV: Tensor, items_UV: Tensor
+    ) -> tuple[Tensor, ...]:
         content = content_vectors(batch.history_BTH[..., 1:], self.config.vector_dim)
         device = items_UV.device
         history_BTV = items_UV[lookup.history_item_index.to(device)]
@@ -125,10 +135,7 @@ class Model(nn.Module):
         outcomes = torch.from_numpy(batch.outcomes_BTO).to(device)
         users_BV = users_UV[lookup.user_index.to(device)]
         size = len(users_BV)
-        vectors: Tensor = self.user_side(
-            users_BV, history_BTV.expand(size, -1, -1), outcomes.expand(size, -1, -1)
-        )
-        return vectors
+        return users_BV, history_BTV.expand(size, -1, -1), outcomes.expand(size, -1, -1)
 
     def item_vectors(self, batch: Batch, lookup: Lookup, items_UV: Tensor) -> Tensor:
         """Item vectors (B, V)."""
@@ -146,8 +153,19 @@ class Model(nn.Module):
         """``parameters()``, found once: that takes as long as a layer."""
         return tuple(self.parameters())
 
+    def by_lane(self, lanes: int) -> "Model":
+        """A copy with each dense parameter once for each lane, (lanes, ...): a batch of several lanes gives
+        each lane's gradients. Needs the built-in ranker."""
+        other = copy.deepcopy(self)
+        other.__dict__.pop("dense_parameters", None)
+        for module in other.modules():
+            for name, p in module.named_parameters(recurse=False):
+                setattr(module, name, nn.Parameter(torch.stack([p.detach()] * lanes)))
+        other.lanes = lanes
+        return other
+
     def dense_size(self) -> int:
-        return sum(p.numel() for p in self.dense_parameters)
+        return sum(p.numel() for p in self.dense_parameters) // max(1, self.lanes)
 
     def read_dense(self) -> NDArray[np.float32]:
         """All dense parameters as one flat vector, in the order of ``parameters()``."""
@@ -165,15 +183,24 @@ class Model(nn.Module):
         at, values = 0, torch.from_numpy(flat.copy())
         with torch.no_grad():
             for p in self.dense_parameters:
-                p.copy_(values[at : at + p.numel()].view_as(p))
-                at += p.numel()
+                shape = p.shape[1:] if self.lanes else p.shape
+                p.copy_(values[at : at + shape.numel()].view(shape))
+                at += shape.numel()
 
     def dense_gradient(self) -> NDArray[np.float32]:
-        """The gradients of all dense parameters, flat; zeros for missing ones."""
+        """The gradients of all dense parameters, flat, by lane if they are; zeros for missing ones."""
         pairs = [(p, p.grad) for p in self.dense_parameters]
         parts = [torch.zeros_like(p) if grad is None else grad for p, grad in pairs]
-        out: NDArray[np.float32] = torch.cat([g.reshape(-1) for g in parts]).cpu().numpy()
+        lanes = [self.lanes] if self.lanes else []
+        out: NDArray[np.float32] = (
+            torch.cat([g.reshape(*lanes, -1) for g in parts], -1).cpu().numpy()
+        )
         return out
+
+
+def joined(lanes: Sequence[tuple[Tensor, ...]]) -> list[Tensor]:
+    """The columns of several lanes, lane after lane."""
+    return [torch.cat(parts) if len(parts) > 1 else parts[0] for parts in zip(*lanes, strict=True)]
 
 
 def with_missing_row(rows: NDArray[np.float32]) -> Tensor:

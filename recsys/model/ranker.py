@@ -17,7 +17,7 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
-from recsys.model.linear_layer import linear
+from recsys.model.linear_layer import apart, linear
 from recsys.model.row_layers import interacted
 from recsys.plugins import MODELS, load_version
 
@@ -93,7 +93,9 @@ class Ranker(RankerModule):
         for layer in self.layers[:-1]:
             assert isinstance(layer, nn.Linear)
             x = F.relu(linear(x, layer.weight, layer.bias))
-        logits_BL: Tensor = self.layers[-1](x)
+        last = self.layers[-1]
+        assert isinstance(last, nn.Linear)
+        logits_BL = linear(x, last.weight, last.bias, by_torch=True)
         return torch.cat([logits_BL[:, :1] + main_B[:, None], logits_BL[:, 1:]], 1)
 
     def _attend(self, item_BD: Tensor, history_BTD: Tensor, outcomes_BTO: Tensor) -> list[Tensor]:
@@ -104,7 +106,8 @@ class Ranker(RankerModule):
         """
         real_BT = (outcomes_BTO[..., -1] > 0).float()  # recency is positive for a real entry
         count_B1 = real_BT.sum(1, keepdim=True).clamp(min=1.0)
-        similar_BT = (item_BD[:, None] * history_BTD).sum(2) * self.sharpness
+        similar_NBT = apart((item_BD[:, None] * history_BTD).sum(2), self.sharpness.shape)
+        similar_BT = (similar_NBT * self.sharpness[..., None, None]).flatten(0, -2)
         similar_BT = similar_BT.clamp(-8.0, 8.0).masked_fill(real_BT == 0, -1e9)
         weight_BT1 = (torch.softmax(similar_BT, 1) * real_BT)[..., None]  # 0 without any entry
         liked_BT1 = (real_BT * outcomes_BTO[..., 0])[..., None]

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from recsys.arrays.compiled import GAMMA, kernel, mix, read_only, unit
 from recsys.events.hashing import key_of, uniforms
+from recsys.model.linear_layer import apart
 
 Fields = tuple[tuple[str, int], ...]  # names and lengths, as in ``Schema.vectors``
 _CONTENT_SEED = 7
@@ -117,7 +118,11 @@ class UserSide(nn.Module):
         passed_BT = real_BT - liked_BT
         passed_BV = torch.einsum("bt,btv->bv", passed_BT, history_BTV)
         passed_BV = passed_BV / passed_BT.sum(1, keepdim=True).clamp(min=1.0)
-        vector_BV = user_BV + liked_BV @ self.liked + passed_BV @ self.seen + self.start
+        user, liked, passed = (
+            apart(x, self.sharpness.shape) for x in (user_BV, liked_BV, passed_BV)
+        )
+        vector_NBV = user + liked @ self.liked + passed @ self.seen + self.start.unsqueeze(-2)
+        vector_BV = vector_NBV.flatten(0, -2)
         return torch.cat([vector_BV[:, :-1], torch.ones_like(vector_BV[:, -1:])], 1)
 
 
@@ -129,16 +134,20 @@ def retrieval_loss(
     sharpness: Tensor,
     log_q_B: Tensor,
 ) -> Tensor:
-    """Softmax of each liked item against the other items of the batch (in-batch negatives), summed.
+    """Softmax of each liked item against the other items of the batch (in-batch negatives), summed: of its
+    lane, if ``sharpness`` has one for each.
 
     An item is a negative as often as it is in batches. ``log_q_B``, the logarithm of that up to a constant,
     is subtracted, so that logits are those of a choice among all items (Yi et al. 2019). The same item
     elsewhere in the batch is no negative. 0 if nothing was liked or there is no other item.
     """
-    logits_BB = sharpness * (user_BV @ item_BV.T) - log_q_B
-    same_BB = (items_B[:, None] == items_B[None, :]) & ~torch.eye(
-        len(items_B), dtype=torch.bool, device=items_B.device
+    lanes = sharpness.shape
+    items_NB, liked_NB, log_q_NB = (x.view(*lanes, -1) for x in (items_B, liked_B, log_q_B))
+    products_NBB = apart(user_BV, lanes) @ apart(item_BV, lanes).mT
+    logits_NBB = sharpness[..., None, None] * products_NBB - log_q_NB.unsqueeze(-2)
+    same_NBB = (items_NB.unsqueeze(-1) == items_NB.unsqueeze(-2)) & ~torch.eye(
+        items_NB.shape[-1], dtype=torch.bool, device=items_B.device
     )
-    logits_BB = logits_BB.masked_fill(same_BB, -1e9)
-    log_p_B = logits_BB.diagonal() - torch.logsumexp(logits_BB, 1)
-    return -(log_p_B * liked_B).sum()
+    logits_NBB = logits_NBB.masked_fill(same_NBB, -1e9)
+    log_p_NB = logits_NBB.diagonal(dim1=-2, dim2=-1) - torch.logsumexp(logits_NBB, -1)
+    return -(log_p_NB * liked_NB).sum()

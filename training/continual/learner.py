@@ -19,17 +19,21 @@ from recsys.events.records import TrainingExample
 from recsys.features.feature_kernels import LOG_COUNT
 from recsys.features.feature_set import FeatureSet, UnknownFeatureSet
 from recsys.model.batch import Batch, Jagged, assemble
-from recsys.model.model import Lookup, Model, lookup_of, with_missing_row
+from recsys.model.model import Lookup, Model, joined, lookup_of, with_missing_row
 from recsys.model.prediction_metrics import bin_weights, bins_of
-from recsys.model.ranker import loss_per_output, targets
+from recsys.model.ranker import Ranker, loss_per_output, targets
 from recsys.model.retrieval_vectors import retrieval_loss
 from training.continual.open_labels import LabelTargets, label_targets, with_rehearsed
 from training.continual.row_usage import examples_per_row
 
 _HIDDEN: Final = 0.25  # part of the examples that are learned without the context of their list
 _HIDDEN_SEED: Final = 0x1157
+_WHOLE: Final = 16  # examples: rows of a block of a matrix product
+_SMALL: Final = 64  # examples of a lane beyond which one pass for several saves little
 Keys = NDArray[np.int64]
 Floats = NDArray[np.float32]
+Rows = Mapping[str, Floats]
+Leaves = Mapping[str, torch.Tensor]  # rows to find the gradients of
 
 
 @dataclass(frozen=True)
@@ -65,6 +69,8 @@ class Learner:
         self._device = device
         self.features: FeatureSet = model.features
         self._jagged = jagged
+        self._by_lane: Model | None = None
+        self._equal: dict[tuple[int, int], bool] = {}  # by number of lanes and their examples
 
     def prepare(
         self,
@@ -108,32 +114,75 @@ class Learner:
     def _learns_retrieval(self) -> bool:
         return bool(self.features.history_length and self.model.config.retrieval_weight)
 
-    def learn(self, lane: Lane, rows: Mapping[str, Floats], dense: Floats) -> Learned:
+    def learn(self, lane: Lane, rows: Rows, dense: Floats) -> Learned:
         """Predicts, and returns the gradients. ``rows[table]`` belong to ``lane.lookup.keys``."""
-        self.model.write_dense(dense)
-        for parameter in self.model.dense_parameters:
+        return self._learn(self.model, [lane], [rows], dense)[0]
+
+    def learn_lanes(
+        self, lanes: Sequence[Lane], rows: Sequence[Rows], dense: Floats
+    ) -> list[Learned]:
+        """``learn`` for each lane. Small ones of one size are computed in one pass, if those that came first
+        had the same bits alone: that depends on the processor, and on the sizes of the model."""
+        number, sizes = len(lanes), {len(lane.batch) for lane in lanes}
+        shape, together = (number, max(sizes, default=0)), list[Learned]()
+        small = number > 1 and len(sizes) == 1 and shape[1] % _WHOLE == 0 and shape[1] <= _SMALL
+        if self.joins and small and self._equal.get(shape, True):
+            if self._by_lane is None or self._by_lane.lanes != number:
+                self._by_lane = self.model.by_lane(number)
+            together = self._learn(self._by_lane, lanes, rows, dense)
+            if shape in self._equal:
+                return together
+        alone = [self.learn(lane, own, dense) for lane, own in zip(lanes, rows, strict=True)]
+        if together:
+            self._equal[shape] = [*map(_bits, alone)] == [*map(_bits, together)]
+        return alone
+
+    @property
+    def joins(self) -> bool:
+        """Whether several lanes may be computed in one pass."""
+        return self._device == "cpu" and type(self.model.ranker) is Ranker
+
+    def _learn(
+        self, model: Model, lanes: Sequence[Lane], rows: Sequence[Rows], dense: Floats
+    ) -> list[Learned]:
+        """Learns lanes of one size with ``model``, whose parameters are ``by_lane`` if they are several."""
+        model.write_dense(dense)
+        for parameter in model.dense_parameters:
             parameter.grad = None
-        own = {name: with_missing_row(rows[name]) for name in lane.lookup.keys}
-        leaves = {name: values.to(self._device).requires_grad_() for name, values in own.items()}
-        logits_BL = self.model.rank(lane.batch, lane.lookup, leaves["features"]).cpu()
-        targets_BL = targets(torch.from_numpy(lane.labels_BK), torch.from_numpy(lane.watch_ms_B))
-        losses_BL = lane.label_targets.losses(logits_BL, targets_BL)
-        losses = self._training_losses(lane, logits_BL, losses_BL)
-        total = (losses * self._output_weights(lane)).sum()
-        if len(lane.batch) > 1 and self._learns_retrieval:
-            total = total + self.model.config.retrieval_weight * self._retrieval(lane, leaves)
+        leaves = [
+            {
+                t: with_missing_row(own[t]).to(self._device).requires_grad_()
+                for t in lane.lookup.keys
+            }
+            for lane, own in zip(lanes, rows, strict=True)
+        ]
+        pairs = [*zip(lanes, leaves, strict=True)]
+        inputs = [model.ranker_inputs(n.batch, n.lookup, own["features"]) for n, own in pairs]
+        logits_BL = model.ranker(*joined(inputs))
+        total, judged, size = torch.zeros(()), [], len(lanes[0].batch)
+        # Lane by lane: torch computes the last elements of an array by other instructions.
+        for lane, own_BL in zip(lanes, torch.split(logits_BL.cpu(), size), strict=True):
+            watch_ms = torch.from_numpy(lane.watch_ms_B)
+            targets_BL = targets(torch.from_numpy(lane.labels_BK), watch_ms)
+            losses_BL = lane.label_targets.losses(own_BL, targets_BL)
+            losses = self._training_losses(lane, own_BL, losses_BL)
+            total = total + (losses * self._output_weights(lane)).sum()
+            eval_losses = self._eval_losses(lane, losses_BL, own_BL, targets_BL)
+            judged.append((eval_losses, torch.sigmoid(own_BL.detach()).numpy()))
+        if size > 1 and self._learns_retrieval:
+            total = total + model.config.retrieval_weight * self._retrieval(model, pairs)
         total.backward()  # type: ignore[no-untyped-call]
-        probabilities = torch.sigmoid(logits_BL.detach()).numpy()
-        counts = examples_per_row(lane.lookup)
-        gradients = {
-            name: RowGradients(keys, _gradient(leaves[name]), counts[name])
-            for name, keys in lane.lookup.keys.items()
-        }
-        eval_losses = self._eval_losses(lane, losses_BL, logits_BL, targets_BL)
-        metrics = self._metrics(lane, eval_losses, probabilities)
-        for name, rows_of in gradients.items():
-            metrics[f"moved.{name}"] = float(rows_of.gradients.any(1).sum())
-        return Learned(probabilities, gradients, self.model.dense_gradient(), metrics)
+        out, of_dense = [], model.dense_gradient().reshape(len(lanes), -1)
+        for (lane, own), (eval_losses, probabilities), own_dense in zip(
+            pairs, judged, of_dense, strict=True
+        ):
+            metrics = self._metrics(lane, eval_losses, probabilities)
+            counts, gradients = examples_per_row(lane.lookup), {}
+            for name, keys in lane.lookup.keys.items():
+                gradients[name] = RowGradients(keys, _gradient(own[name]), counts[name])
+                metrics[f"moved.{name}"] = float(gradients[name].gradients.any(1).sum())
+            out.append(Learned(probabilities, gradients, own_dense, metrics))
+        return out
 
     def predict(self, lane: Lane, rows: Mapping[str, Floats], dense: Floats) -> Floats:
         """The probabilities (B, L) alone, with the arguments of ``learn``."""
@@ -157,13 +206,18 @@ class Learner:
         weights[0] = 1.0
         return weights * torch.from_numpy(lane.label_targets.weights_BL)
 
-    def _retrieval(self, lane: Lane, leaves: dict[str, torch.Tensor]) -> torch.Tensor:
-        users = self.model.user_vectors(lane.batch, lane.lookup, leaves["users"], leaves["items"])
-        items = self.model.item_vectors(lane.batch, lane.lookup, leaves["items"])
-        liked = torch.from_numpy(lane.label_targets.liked_B).to(self._device)
-        ids = torch.from_numpy(lane.batch.item_B).to(self._device)
-        sharpness, log_q = self.model.user_side.sharpness, self._log_frequencies(lane.batch)
-        return retrieval_loss(users, items, ids, liked, sharpness, log_q.to(self._device)).cpu()
+    def _retrieval(self, model: Model, pairs: Sequence[tuple[Lane, Leaves]]) -> torch.Tensor:
+        inputs = [model.user_inputs(n.batch, n.lookup, o["users"], o["items"]) for n, o in pairs]
+        items, *others = joined([self._items(model, *pair) for pair in pairs])
+        ids, liked, log_q = (column.to(self._device) for column in others)
+        sharpness, users = model.user_side.sharpness, model.user_side(*joined(inputs))
+        return retrieval_loss(users, items, ids, liked, sharpness, log_q).cpu()
+
+    def _items(self, model: Model, lane: Lane, leaves: Leaves) -> tuple[torch.Tensor, ...]:
+        """Vectors of a lane's items, their ids, whether they were liked, and how often they are shown."""
+        batch, liked = lane.batch, torch.from_numpy(lane.label_targets.liked_B)
+        vectors = model.item_vectors(batch, lane.lookup, leaves["items"])
+        return vectors, torch.from_numpy(batch.item_B), liked, self._log_frequencies(batch)
 
     def _log_frequencies(self, batch: Batch) -> torch.Tensor:
         """Logarithms of how often each item is shown (B,), as counted when it was; zeros without a count."""
@@ -200,6 +254,11 @@ class Learner:
         out |= {f"bin.{first}.{n}": count for n, count in bin_weights(bins, weights).items()}
         out |= {f"bin1.{first}.{n}": count for n, count in bin_weights(bins, happened).items()}
         return out
+
+
+def _bits(learned: Learned) -> list[bytes]:
+    gradients = [rows.gradients for rows in learned.gradients.values()]
+    return [array.tobytes() for array in (learned.probabilities_BL, learned.dense, *gradients)]
 
 
 def batch_of(

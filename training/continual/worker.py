@@ -24,7 +24,7 @@ from recsys.events.records import EXAMPLES, STEPS, Step, TrainingExample
 from recsys.log.protocol import Log
 from recsys.process.latency_tuning import gc_paused
 from recsys.process.log_consumer import DeadLetters
-from training.continual.learner import Lane, Learner
+from training.continual.learner import Lane, Learned, Learner
 from training.lines.line import MAIN, learning_digest
 from training.steps.lineage import Lineage
 from training.steps.step_reader import ExampleCheck, LaneExamples, StepReader, read_lanes
@@ -114,7 +114,7 @@ class Worker:
             self._rows = self._client.lookup(step - 1, prepared.keys)
         if self._dense is None:
             self._dense = self._client.dense(step - 1)
-        gradients = [self._learn(prepared, lane, self._rows, self._dense) for lane in self._own]
+        gradients = self._learn(prepared, self._rows, self._dense)
         following = self._after or self._prepare(step + 1)
         self._after = None
         self._rows, self._dense = self._client.exchange(
@@ -181,17 +181,25 @@ class Worker:
         return _Prepared(step, lanes, left_out, forget, keys, places)
 
     def _learn(
-        self, prepared: _Prepared, number: int, rows: Mapping[str, Floats], dense: Floats
+        self, prepared: _Prepared, rows: Mapping[str, Floats], dense: Floats
+    ) -> list[LaneGradients]:
+        """The gradients of all own lanes."""
+        lanes = {number: lane for number, lane in prepared.lanes.items() if lane}
+        own = []
+        for places in map(prepared.places.__getitem__, lanes):
+            own.append({t: values[places[t]] if places else values for t, values in rows.items()})
+        learned = self._learner.learn_lanes([*lanes.values()], own, dense)
+        by_lane = dict(zip(lanes, learned, strict=True))
+        return [self._gradients(prepared, number, by_lane.get(number)) for number in self._own]
+
+    def _gradients(
+        self, prepared: _Prepared, number: int, learned: Learned | None
     ) -> LaneGradients:
-        lane, left_out = prepared.lanes[number], prepared.left_out[number]
-        forget = prepared.forget[number]
+        left_out, forget = prepared.left_out[number], prepared.forget[number]
         metrics = {"left_out": float(left_out)} if left_out else {}
         held, rate = prepared.step.held, prepared.step.rate
-        if lane is None:
+        if learned is None:
             return LaneGradients(number, {}, None, metrics, forget, held, rate)
-        places = prepared.places[number]
-        own = {table: values[places[table]] if places else values for table, values in rows.items()}
-        learned = self._learner.learn(lane, own, dense)
         metrics |= learned.metrics
         return LaneGradients(number, learned.gradients, learned.dense, metrics, forget, held, rate)
 

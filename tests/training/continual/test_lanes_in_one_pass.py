@@ -1,0 +1,105 @@
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from parameter_server.shard.shard import digest_of_shards
+from parameter_server.table.table import initial_rows
+from recsys.config.system_config import ModelConfig, tables_of
+from recsys.model.model import Model, build_model
+from tests.support.learner_cases import CONFIG, learned, learner, rows_of
+from tests.support.learning_loops import Clock, drain, fresh_client, worker
+from tests.support.small_feed import FEATURES, append_examples, example, toy_config, toy_log
+from training.continual.learner import Lane, Learned, Learner
+from training.steps.sequencer_loop import SequencerLoop
+
+WHOLE = ("default", "no retrieval", "one layer")
+MODELS = {
+    "toy": CONFIG.model,
+    "default": ModelConfig(),
+    "no retrieval": ModelConfig(retrieval_weight=0.0),
+    "one layer": ModelConfig(hidden=(32,)),
+}
+
+
+def lanes_of(its: Learner, sizes: Sequence[int]) -> list[Lane]:
+    ends = np.cumsum([0, *sizes])
+    return [
+        its.prepare([example(n) for n in range(a, b)])
+        for a, b in zip(ends[:-1], ends[1:], strict=True)
+    ]
+
+
+@pytest.mark.parametrize(("model", "joins"), [("toy", False), *((m, True) for m in WHOLE)])
+@pytest.mark.parametrize("sizes", [(16,) * 4, (16, 16), (48,) * 3, (64,) * 4])
+def test_joined_lanes_have_the_bits_that_each_has_alone(
+    model: str, joins: bool, sizes: Sequence[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the sizes of the model allow; ``toy`` has none that are whole vectors of a processor."""
+    its = Learner(build_model(FEATURES, MODELS[model]))
+    tables = {table.name: table for table in tables_of(MODELS[model])}
+    lanes = lanes_of(its, sizes)
+    rows = [
+        {
+            name: initial_rows(tables[name], 0, k) + np.float32(0.01)
+            for name, k in lane.lookup.keys.items()
+        }
+        for lane in lanes
+    ]
+    dense = its.model.read_dense()
+    dense += np.random.default_rng(0).normal(0, 0.1, len(dense)).astype(np.float32)
+    alone = its.learn_lanes(lanes, rows, dense)  # and compares
+    if joins:
+        monkeypatch.setattr(its, "learn", None)
+    for one, other in zip(alone, its.learn_lanes(lanes, rows, dense), strict=True):
+        np.testing.assert_array_equal(one.probabilities_BL, other.probabilities_BL)
+        np.testing.assert_array_equal(one.dense, other.dense)
+        assert one.metrics == other.metrics and one.gradients.keys() == other.gradients.keys()
+        for table, columns in one.gradients.items():
+            for column, same in zip(columns, other.gradients[table], strict=True):
+                np.testing.assert_array_equal(column, same)
+        assert one.dense.any() and one.gradients["features"].gradients.any()
+
+
+def test_lanes_that_differ_in_a_bit_are_learned_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    its = learner()
+    lanes, inner = lanes_of(its, (16, 16)), its._learn
+
+    def other(model: Model, *more: Any) -> list[Learned]:
+        out = inner(model, *more)
+        return [replace(one, dense=one.dense + model.lanes * np.float32(1e-9)) for one in out]
+
+    monkeypatch.setattr(its, "_learn", other)
+    rows, dense = [rows_of(lane) for lane in lanes], its.model.read_dense()
+    alone = [learned(its, lane) for lane in lanes]
+    for _ in range(2):
+        for one, same in zip(its.learn_lanes(lanes, rows, dense), alone, strict=True):
+            np.testing.assert_array_equal(one.dense, same.dense)
+
+
+@pytest.mark.parametrize("sizes", [(16,), (16, 32), (15, 15), (128, 128)])
+def test_lanes_of_other_sizes_are_learned_one_by_one(sizes: Sequence[int]) -> None:
+    its = learner()
+    lanes = lanes_of(its, sizes)
+    its.model.by_lane = None  # type: ignore[assignment]
+    out = its.learn_lanes(lanes, [rows_of(lane) for lane in lanes], its.model.read_dense())
+    assert [len(one.probabilities_BL) for one in out] == [*sizes]
+
+
+def test_workers_that_join_lanes_and_others_learn_the_same_bits(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Of open labels and of final ones."""
+    config, log, digests = replace(toy_config(examples=64), model=MODELS["default"]), toy_log(), []
+    arrived = [[0.5, 0.9] if n < 64 else [] for n in range(192)]
+    append_examples(log, [example(n, arrived=arrived[n]) for n in range(192)])
+    drain(SequencerLoop(log, config, FEATURES, Clock()))
+    for joins in (True, False):
+        monkeypatch.setattr(Learner, "joins", joins)
+        client = fresh_client(config)
+        drain(worker(log, client, config))
+        assert client.applied_steps() == [3]
+        digests.append(digest_of_shards(client.shards))
+    assert digests[0] == digests[1]
