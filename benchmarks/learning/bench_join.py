@@ -1,7 +1,8 @@
 """``recsys bench join``: events per second through the joiner, alone and as the loop over a log in memory.
 
 Impressions of ten items with features of the feed's size, views, likes; some are late, so that corrections
-read their impression again, and some are repeated. The comparator is a join of the whole log at once in
+read their impression again, and some are repeated. Also the bytes of a list's impression and examples on the
+log, and before they were compressed. The comparator is a join of the whole log at once in
 Polars, without event time, repeats or corrections, as in a nightly job. The labels of both must be equal.
 """
 
@@ -11,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
+from numpy.typing import NDArray
 
 from recsys.config.system_config import Config, JoinConfig
 from recsys.events.event_types import (
@@ -23,11 +25,11 @@ from recsys.events.event_types import (
     decode,
     encode,
 )
-from recsys.events.hashing import partition_of
-from recsys.events.records import EVENTS, EXAMPLES, Example, topics, unpack
+from recsys.events.records import EVENTS, EXAMPLES, Example, record_of, topics, unpack
 from recsys.features.feature_builder import FeatureBuilder
 from recsys.features.feature_set import FeatureSet
 from recsys.features.feature_set_file import FEED_SCHEMA
+from recsys.log.compression import plain
 from recsys.log.protocol import Append, MemoryLog
 from recsys.process.latency_tuning import freeze_gc
 from training.joining.joiner import Joiner, Recall
@@ -40,6 +42,7 @@ CONFIG: Final = Config(join=JoinConfig(window_s=60.0, horizon_s=600.0))
 _GAP_MS: Final = 10  # between two impressions: 100 lists a second
 _LATE: Final = 0.05  # of the likes come after the window
 _TWICE: Final = 0.01  # of the engagements
+_FILLED: Final = 0.4  # of the words of features: the feed's are as sparse once histories are full
 
 
 @dataclass(frozen=True)
@@ -56,7 +59,7 @@ def measure_join(events: int, seed: int) -> dict[str, Any]:
     """Events per second over at least ``events`` events; raises RuntimeError when the joins differ."""
     written = write_events(draw_events(events, seed))
     core = _core(written)
-    loop, busy, labels = _loop(written)
+    loop, busy, labels, sizes = _loop(written)
     batch, polars_labels = _polars(written)
     if labels != polars_labels:
         raise RuntimeError(
@@ -66,7 +69,12 @@ def measure_join(events: int, seed: int) -> dict[str, Any]:
     return {
         "what": f"{len(written)} events: lists of {ITEMS}, features of the feed, "
         f"{_LATE:.0%} of likes after the window",
-        "figures": {"events_per_s": loop, "events_per_cpu_s": busy, "core_events_per_s": core},
+        "figures": {
+            "events_per_s": loop,
+            "events_per_cpu_s": busy,
+            "core_events_per_s": core,
+            **sizes,
+        },
         "comparators": {"polars_whole_log_at_once": {"events_per_s": batch}},
     }
 
@@ -115,29 +123,37 @@ def _engagements(
 
 
 def _block(draw: np.random.Generator) -> FeatureBlock:
-    """A block of realistic size; the joiner cuts it without reading it."""
+    """A block of realistic size and sparsity; the joiner cuts it without reading it."""
+
+    def keys(count: int) -> bytes:
+        return _sparse(draw, draw.integers(1 << 62, size=count)).tobytes()
+
+    def floats(count: int) -> bytes:
+        return _sparse(draw, draw.standard_normal(count, np.float32)).tobytes()
+
     history = FEATURES.history_length
     return FeatureBlock(
         feature_set=FEATURES.digest,
-        user_keys=draw.bytes(8 * FEATURES.user_columns),
-        item_keys=draw.bytes(8 * FEATURES.item_columns * ITEMS),
-        history=draw.bytes(8 * history * FEATURES.history_keys),
-        outcomes=draw.bytes(4 * history * FEATURES.outcomes),
-        dense=draw.bytes(4 * FeatureBuilder(FEATURES).dense_width * ITEMS),
+        user_keys=keys(FEATURES.user_columns),
+        item_keys=keys(FEATURES.item_columns * ITEMS),
+        history=keys(history * FEATURES.history_keys),
+        outcomes=floats(history * FEATURES.outcomes),
+        dense=floats(FeatureBuilder(FEATURES).dense_width * ITEMS),
     )
 
 
+def _sparse(draw: np.random.Generator, values: NDArray[Any]) -> NDArray[Any]:
+    """The values, most of them 0."""
+    return np.where(draw.random(len(values)) < _FILLED, values, values.dtype.type(0))
+
+
 def write_events(events: list[Event]) -> EncodedEvents:
-    """Encodes events by partition of the user; a final tick in each partition closes every window."""
+    """Events as on the log, by partition of the user; a final tick in each closes every window."""
     partitions = CONFIG.log.partitions
-    records = [(partition_of(_user(event), partitions), encode(event)) for event in events]
+    appends = [record_of(event, partitions) for event in events]
+    records = [(append.partition, append.value) for append in appends]
     tick = encode(Tick(time_ms=events[-1].time_ms + 120_000))
     return EncodedEvents(records + [(partition, tick) for partition in range(partitions)])
-
-
-def _user(event: Event) -> str:
-    assert isinstance(event, Impression | Engagement)
-    return str(event.user_id)
 
 
 def _core(written: EncodedEvents) -> float:
@@ -162,9 +178,11 @@ def _core(written: EncodedEvents) -> float:
     return _rate(len(written), join)
 
 
-def _loop(written: EncodedEvents) -> tuple[float, float, set[tuple[Any, ...]]]:
+def _loop(
+    written: EncodedEvents,
+) -> tuple[float, float, set[tuple[Any, ...]], dict[str, float]]:
     """The part's loop: reads, decodes, joins, encodes, appends; by wall clock and by processor time. Also
-    returns the final labels."""
+    returns the final labels and the bytes of a list."""
     log = MemoryLog()
     for topic in topics(CONFIG.log.partitions):
         log.create(topic)
@@ -185,11 +203,18 @@ def _loop(written: EncodedEvents) -> tuple[float, float, set[tuple[Any, ...]]]:
     rate = _rate(len(written), timed)
     busy = round(len(written) / spent[0], 1)
     final: dict[tuple[str, str], tuple[int, ...]] = {}
+    shown = [v for _, v in written.records if isinstance(decode(v), Impression)]
+    values = list(shown)
     for partition in range(CONFIG.log.partitions):
         for record in log.read(EXAMPLES, partition, 0, log.end(EXAMPLES, partition)):
+            values.append(record.value)
             example = unpack(record.value, Example)
             final[example.request_id, str(example.item_id)] = tuple(map(int, example.labels))
-    return rate, busy, {(*place, *labels) for place, labels in final.items()}
+    sizes = {
+        "list_bytes": round(sum(map(len, values)) / len(shown), 1),
+        "list_bytes_expanded": round(sum(len(plain(v)) for v in values) / len(shown), 1),
+    }
+    return rate, busy, {(*place, *labels) for place, labels in final.items()}, sizes
 
 
 def _polars(written: EncodedEvents) -> tuple[float, set[tuple[Any, ...]]]:

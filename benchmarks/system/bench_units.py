@@ -16,9 +16,11 @@ from tempfile import TemporaryDirectory
 from typing import Any, Final
 
 from benchmarks.harness.local_system import LocalSystem
+from benchmarks.learning.bench_shadow import fresh_candidate
 from recsys.config.system_config import Config, StepConfig
 from recsys.events.event_types import Impression, Item, decode
 from recsys.events.records import DELTAS, EVENTS, EXAMPLES, ITEM_STATE
+from recsys.log.compression import plain
 from recsys.log.protocol import Log, Record, read_range
 from recsys.process.latency_tuning import freeze_gc
 from recsys.process.worker_share import Share
@@ -59,9 +61,8 @@ def measure_units(requests: int, items: int, users: int) -> dict[str, Any]:
 
 
 async def _run(folder: Path, requests: int, items: int, users: int) -> dict[str, float]:
-    system = LocalSystem(
-        replace(Config(), state=str(folder), step=StepConfig(snapshot_every=10_000))
-    )
+    config = replace(Config(), state=str(folder), step=StepConfig(snapshot_every=10_000))
+    system = LocalSystem(config)
     fields = [{"author": f"a{i % 97}", "tags": [f"t{i % 53}", f"t{i % 7}"]} for i in range(items)]
     system.publish([Item(time_ms=1, item_id=f"v{i}", fields=each) for i, each in enumerate(fields)])
     await system.start()
@@ -80,6 +81,8 @@ async def _run(folder: Path, requests: int, items: int, users: int) -> dict[str,
     figures = _figures(system, spent, {name: after[name] - before[name] for name in after})
     whole = after["events"] + after["examples"]
     figures["archive_us"] = 1e6 * spent.seconds["archive"] / whole
+    spent.of("shadow", fresh_candidate(system.log, config, learns=True).turn)
+    figures["shadow_us"] = 1e6 * spent.seconds["shadow"] / after["examples"]
     figures["counter_sums_us"] = _added_up(system, spent) / after["events"]
     await system.stop()
     return {name: round(value, 3) for name, value in figures.items()}
@@ -146,8 +149,12 @@ def _figures(system: LocalSystem, spent: _Spent, counts: dict[str, int]) -> dict
     }  # fmt: skip
     log = system.log
     sizes = {True: [0], False: [0]}
+    shown = [record.value for record in _records(log, EXAMPLES)]
+    example_bytes = mean(map(len, shown))
     for record, event in zip(_records(log, EVENTS), _events(log), strict=True):
         sizes[isinstance(event, Impression)].append(len(record.value))
+        shown += [record.value] if isinstance(event, Impression) else []
+    answers = len(sizes[True]) - 1
     tables = [shard.shard.tables for shard in system.shards.durable]
     replica = system.service.reader.replica.rows
     return {
@@ -155,7 +162,9 @@ def _figures(system: LocalSystem, spent: _Spent, counts: dict[str, int]) -> dict
         "engagements_an_example": (events - lists) / examples,
         "impression_bytes": mean(sizes[True][1:]),
         "engagement_bytes": mean(sizes[False][1:]),
-        "example_bytes": mean(len(record.value) for record in _records(log, EXAMPLES)),
+        "example_bytes": example_bytes,
+        "list_bytes": sum(map(len, shown)) / answers,  # its impression and examples
+        "list_bytes_expanded": sum(len(plain(value)) for value in shown) / answers,
         "delta_bytes_an_example": sum(len(r.value) for r in _records(log, DELTAS))
         / max(1, examples),
         "item_state_bytes_an_event": sum(len(r.value) for r in _records(log, ITEM_STATE)) / events,

@@ -147,9 +147,8 @@ class TimelineReader:
     def _examples(self, partition: int, impression: Impression) -> Iterator[Moment]:
         from_ms = impression.time_ms - _MARGIN_MS
         begin = first_at(self._log, EXAMPLES, partition, from_ms, _closed_ms)
-        name = impression.request_id.encode()
         for record in self._until(EXAMPLES, partition, begin, impression.time_ms, _closed_ms):
-            example = _read(record.value, Example) if name in record.value else None
+            example = _read(record.value, Example)
             if example is None or example.request_id != impression.request_id:
                 continue
             about: dict[str, Any] = {"item_id": str(example.item_id), "labels": example.labels}

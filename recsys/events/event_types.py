@@ -14,6 +14,7 @@ import msgspec
 from recsys.events.hashing import Id, digest_of
 from recsys.events.rejection import MISSING, check_values, explain
 from recsys.events.rejection import Rejected as Rejected
+from recsys.log.compression import plain
 
 ENGAGEMENT_KINDS: Final = (
     "view", "long_view", "click", "like", "follow", "comment", "share", "skip", "hide", "profile",
@@ -219,14 +220,14 @@ _from_wire: msgspec.msgpack.Decoder[Event] = msgspec.msgpack.Decoder(Event)
 
 
 def encode(event: Event) -> bytes:
-    """The event as stored on the log (MessagePack)."""
+    """The event in MessagePack, as stored on the log if it isn't compressed."""
     return _to_wire.encode(event)
 
 
 def decode(value: bytes) -> Event:
     """Reads a record of the log; raises Rejected for an invalid one (it goes to ``dead_letters``)."""
     try:
-        return _from_wire.decode(value)
+        return _from_wire.decode(plain(value))
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise Rejected("record", value[:40], f"an event in MessagePack ({error})") from error
 

@@ -1,7 +1,8 @@
 """Records derived from events: examples, steps, deltas, item state, scores, dead letters.
 
 Each carries its source, so that consumers drop repeats: exactly once through state. Training and serving
-share only these records and snapshots. All are MessagePack on the log.
+share only these records and snapshots. All are MessagePack on the log, examples and impressions
+compressed (recsys/log/compression.py).
 """
 
 from collections.abc import Iterable, Mapping
@@ -9,8 +10,9 @@ from typing import Any, Final, TypeVar
 
 import msgspec
 
-from recsys.events.event_types import Event, FeatureBlock, Item, Stamp, encode
+from recsys.events.event_types import Event, FeatureBlock, Impression, Item, Stamp, encode
 from recsys.events.hashing import Id, partition_of
+from recsys.log.compression import compressed, plain
 from recsys.log.protocol import Append, Topic
 
 CLICK_LIST: Final = "clicked:"  # beginning of the id of a list that was made of a click
@@ -267,14 +269,14 @@ def topics(
 
 
 def pack(record: msgspec.Struct) -> bytes:
-    """Encodes a derived record for the log."""
+    """Encodes a derived record for the log. Examples are also compressed there."""
     return _encoder.encode(record)
 
 
 def unpack(value: bytes, kind: type[R]) -> R:
     """Reads a derived record; raises msgspec.MsgspecError for anything else."""
     try:
-        return _decoder(kind).decode(value)
+        return _decoder(kind).decode(plain(value))
     except UnicodeDecodeError as error:  # msgspec doesn't wrap it: a text isn't UTF-8
         raise msgspec.DecodeError(str(error)) from None
 
@@ -282,7 +284,7 @@ def unpack(value: bytes, kind: type[R]) -> R:
 def unpack_all(values: Iterable[bytes], kind: type[R]) -> list[R]:
     """Reads many derived records of one kind; raises msgspec.MsgspecError at the first other record."""
     try:
-        return list(map(_decoder(kind).decode, values))
+        return list(map(_decoder(kind).decode, map(plain, values)))
     except UnicodeDecodeError as error:
         raise msgspec.DecodeError(str(error)) from None
 
@@ -314,5 +316,7 @@ def record_of(event: Event, partitions: int) -> Append:
     """The record of an event: on ``items``, or in its user's partition of ``events``."""
     if isinstance(event, Item):
         return Append(0, str(event.item_id).encode(), encode(event))
-    user_id = getattr(event, "user_id", "")
-    return Append(partition_of(user_id, partitions), str(user_id).encode(), encode(event))
+    user_id, value = getattr(event, "user_id", ""), encode(event)
+    if isinstance(event, Impression):
+        value = compressed(value)
+    return Append(partition_of(user_id, partitions), str(user_id).encode(), value)

@@ -20,8 +20,9 @@ from recsys.events.records import CONTROL, EVENTS, ITEMS
 from recsys.features.catalogue import Catalogue
 from recsys.features.feature_set import FeatureSet, Keys
 from recsys.features.session import Session
+from recsys.log.compression import plain
 from recsys.log.protocol import Log, Record, newest_first
-from recsys.process.log_consumer import readable
+from recsys.process.log_consumer import UNREADABLE, readable
 from serving.reconstruction.reconstructed_answer import fold_events
 from serving.reconstruction.reconstructed_replica import NotReconstructible, items
 from serving.request import SESSION
@@ -199,11 +200,12 @@ def find_impression(
 
 def impression_of(value: bytes, request_id: str) -> Impression | None:
     """The record's impression, if it is that of the request."""
-    if request_id.encode() not in value:  # decoding takes far longer
-        return None
     try:
+        value = plain(value)
+        if request_id.encode() not in value:  # decoding takes far longer
+            return None
         event = event_types.decode(value)
-    except Rejected:
+    except UNREADABLE:
         return None
     return event if isinstance(event, Impression) and event.request_id == request_id else None
 

@@ -2,13 +2,14 @@
 
     archive/TOPIC/day=2026-11-24/hour=15/part-PARTITION-FIRST-LAST.parquet
 
-Records are stored as they were on the log, and the log drops nothing that isn't archived, unless disk space
+Records are stored as on the log, expanded, and the log drops nothing that isn't archived, unless disk space
 is low. File names state the offsets they contain, so they say where to resume. Day and hour follow the event
 time of the partition at arrival. Once an hour is over, its small files become one per partition.
 """
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -18,6 +19,7 @@ import pyarrow.parquet as pq
 
 from recsys.events.event_types import decode
 from recsys.events.records import EVENTS, EXAMPLES, ITEMS, Example, non_example, unpack
+from recsys.log.compression import plain
 from recsys.log.protocol import Log, Record
 from recsys.process.log_consumer import UNREADABLE, Consumer, check_same
 from recsys.process.part_process import write_atomically
@@ -158,7 +160,7 @@ class Archive(RetryLoop):
             write_atomically(id_file, self._log.id.encode())
 
     def _take(self, topic: str, partition: int, record: Record) -> None:
-        place = (topic, partition)
+        place, record = (topic, partition), _expanded(record)
         before_ms = self._time_ms.get(place, 0)
         row, time_ms = _row(topic, partition, record, before_ms)
         self._time_ms[place] = max(time_ms, before_ms)
@@ -212,6 +214,13 @@ def archived_rows(
     )
     for batch in batches:
         yield from zip(*(column.to_pylist() for column in batch.columns), strict=True)
+
+
+def _expanded(record: Record) -> Record:
+    """The record as it was before compression: Parquet also finds what repeats among rows."""
+    with suppress(*UNREADABLE):
+        return record._replace(value=plain(record.value))
+    return record
 
 
 def _row(topic: str, partition: int, record: Record, now_ms: int) -> tuple[tuple[Any, ...], int]:

@@ -22,8 +22,6 @@ _STEPS: Final = 64  # step records read together
 _MOST_STEPS: Final = 2_048  # that a panel may reach back
 _LOOKED: Final = 8  # candidates per example of a panel, at most
 CORRECTIONS: Final = 50_000  # newest records of a partition that are searched for corrections
-# The MessagePack field ``correction`` that is true: records without it needn't be decoded.
-_CORRECTION: Final = b"\xaacorrection\xc3"
 
 
 class _Correction(msgspec.Struct):
@@ -101,7 +99,7 @@ def read_corrections(log: Log, starts: dict[int, int], most: int = CORRECTIONS) 
         start = max(start, log.begin(EXAMPLES, partition))
         skipped += max(0, end - most - start)
         records = _records(log, partition, max(start, end - most), end)
-        for _, new in decoded((r for r in records if _CORRECTION in r.value), _Correction):
+        for _, new in decoded(records, _Correction):
             if new.correction and new.labels:
                 labels[new.partition, new.offset, new.index] = new.labels
     return Corrections(labels, ends, skipped)

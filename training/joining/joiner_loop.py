@@ -25,6 +25,7 @@ from recsys.events.records import EVENTS, EXAMPLES, ErasedExample, Example, non_
 from recsys.features.feature_set import FeatureSet
 from recsys.features.feature_set_file import feature_set
 from recsys.features.influence import Influence
+from recsys.log.compression import compressed
 from recsys.log.protocol import Append, JumpReader, Log, LogLost, Record, read_range
 from recsys.observability.recent_delays import RecentDelays
 from recsys.observability.tracer import open_tracer
@@ -240,7 +241,8 @@ class JoinerLoop(RetryLoop):
             return
         if self._trace and isinstance(example, Example):
             self._trace.made(len(appends), example)
-        appends.append(Append(example.partition, str(example.user_id).encode(), pack(example)))
+        value = compressed(pack(example)) if isinstance(example, Example) else pack(example)
+        appends.append(Append(example.partition, str(example.user_id).encode(), value))
         self._newest_ms = example.closed_ms
         if isinstance(example, Example) and example.view_ended_ms and not example.correction:
             self._ended_ms.append(example.view_ended_ms)

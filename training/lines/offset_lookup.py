@@ -6,6 +6,7 @@ from typing import Any, Final
 
 import msgspec
 
+from recsys.log.compression import plain
 from recsys.log.protocol import Log
 from recsys.process.log_consumer import UNREADABLE, Consumer
 
@@ -43,7 +44,7 @@ def consumer_from(
 def served_ms_of(event: bytes) -> int | None:
     """The time of a record of ``events`` written by the server (impression or tick); None for others."""
     try:
-        time_ms: int = _served.decode(event).time_ms
+        time_ms: int = _served.decode(plain(event)).time_ms
     except UNREADABLE:
         return None
     return time_ms

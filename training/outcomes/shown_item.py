@@ -1,13 +1,13 @@
 """Converts an example, or a correction of one, into increments of a user's metric sums."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import msgspec
 
 from experiments.assignment.design import SHOWN, WATCH
 from recsys.events.event_types import Stamp
 from recsys.events.hashing import Id
+from recsys.events.records import unpack
 from training.joining.sampling import represented_examples
 
 
@@ -63,8 +63,7 @@ def metric_increments(item: ShownItem, sums: Sequence[str], labels: Sequence[str
 
 def closed_ms_of(example: bytes) -> int:
     """Close time of an example or a tombstone, for a search by time."""
-    closed: int = _closed.decode(example).closed_ms
-    return closed
+    return unpack(example, _Closed).closed_ms
 
 
 def _at(values: Sequence[float], index: int) -> float:
@@ -73,6 +72,3 @@ def _at(values: Sequence[float], index: int) -> float:
 
 class _Closed(msgspec.Struct):
     closed_ms: int = 0
-
-
-_closed: Any = msgspec.msgpack.Decoder(_Closed)

@@ -24,6 +24,7 @@ from recsys.events.hashing import Id
 from recsys.events.records import DELTAS, EXAMPLES, STEPS, Step, pack, unpack
 from recsys.features.feature_set import FeatureSet
 from recsys.features.feature_set_file import feature_set
+from recsys.log.compression import plain
 from recsys.log.protocol import Append, Log, newest_first
 from recsys.observability.tracer import open_tracer
 from recsys.process.log_consumer import UNREADABLE, Consumer
@@ -180,7 +181,7 @@ class SequencerLoop(RetryLoop):
 
     def _decode(self, value: bytes) -> _Example:
         try:
-            return self._decoder.decode(value)
+            return self._decoder.decode(plain(value))
         except UNREADABLE:
             self.unreadable += 1
             return _UNREADABLE

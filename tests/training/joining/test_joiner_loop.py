@@ -11,6 +11,7 @@ import pytest
 from recsys.events.event_types import Engagement, Tick, User, decode, encode
 from recsys.events.hashing import partition_of
 from recsys.events.records import DEAD_LETTERS, EVENTS, EXAMPLES, DeadLetter, Example, topics
+from recsys.log.compression import plain
 from recsys.log.protocol import Append, LogLost, LogUnavailable, MemoryLog, Record
 from recsys.process.part_snapshot import PartState
 from recsys.process.ticker import Ticker
@@ -350,7 +351,7 @@ def test_joining_anew_after_an_erasure_loses_no_example_of_others(
     append_events(log, more)
     drain(loop)
     found = [
-        msgspec.msgpack.decode(r.value)["sequence"]
+        msgspec.msgpack.decode(plain(r.value))["sequence"]
         for r in log.read(EXAMPLES, partition, 0, 10_000)
     ]
     assert found == list(range(1, len(found) + 1))
