@@ -131,7 +131,9 @@ class App:
         }
         # The cap is on the first group: many items of one author are dull, many of one category aren't.
         per_author = base.policy.per_author if "author" in self.schema.groups[:1] else 0
-        policy = replace(base.policy, weights=weights | {WATCH: 0.0}, per_author=per_author)
+        policy = replace(
+            base.policy, weights=weights | {WATCH: 0.0}, per_author=per_author, relative=True
+        )
         if self.sources:
             policy = replace(policy, sources=self.sources)
         elif self.repeats:

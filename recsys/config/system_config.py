@@ -385,10 +385,12 @@ def _as_type_of(old: Any, value: Any, path: str) -> Any:
 
 
 def digest(config: Any) -> str:
-    """The digest of a configuration: equal values, equal digest."""
-    return digest_of(
-        msgspec.json.encode(msgspec.to_builtins(config, str_keys=True), order="deterministic")
-    )
+    """The digest of a configuration: equal values, equal digest. A policy that isn't relative keeps the
+    digest that it had before policies could be."""
+    parts = msgspec.to_builtins(config, str_keys=True)
+    if isinstance(config, PolicyConfig) and not config.relative:
+        del parts["relative"]
+    return digest_of(msgspec.json.encode(parts, order="deterministic"))
 
 
 def tables_of(config: ModelConfig) -> tuple[TableConfig, ...]:

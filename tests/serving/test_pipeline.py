@@ -184,6 +184,24 @@ def test_by_score_nothing_is_drawn_and_nothing_moved() -> None:
     assert ids(drawn) != ids(answer)
 
 
+def test_a_relative_temperature_draws_rare_events_as_it_draws_frequent_ones() -> None:
+    """Scores of a hundredth give the same list with the same propensities, which else is nearly random."""
+    replica, weights = made(), policy().config.weights
+    rare = {label: weight / 100 for label, weight in weights.items()}
+    lists = {
+        (scale, relative): ask(
+            replica, by=policy(per_author=0, weights=by, relative=relative), n=12
+        )
+        for scale, by in (("usual", weights), ("rare", rare))
+        for relative in (True, False)
+    }
+    usual, scaled = lists["usual", True], lists["rare", True]
+    assert ids(usual) == ids(scaled)
+    propensities = [[shown.propensity for shown in answer.items] for answer in (usual, scaled)]
+    np.testing.assert_allclose(*propensities, rtol=1e-4)
+    assert max(shown.propensity for shown in lists["rare", False].items) < max(propensities[0])
+
+
 def test_one_author_has_no_more_places_than_the_policy_gives() -> None:
     replica = made(items=60)
     for n in range(10):

@@ -417,7 +417,8 @@ def test_units_of_durations() -> None:
 def test_positive_labels_come_first_and_negative_ones_subtract() -> None:
     app = app_of("events: {hide: {label: negative, weight: 3}, view: none, buy: positive}")
     assert app.labels == ("buy", "hide")
-    assert app.config(Config()).policy.weights == {"buy": 1.0, "hide": -3.0, WATCH: 0.0}
+    policy = app.config(Config()).policy
+    assert policy.weights == {"buy": 1.0, "hide": -3.0, WATCH: 0.0} and policy.relative
 
 
 def test_a_system_takes_window_history_and_sources() -> None:

@@ -10,6 +10,7 @@ import pytest
 
 from recsys.config.loader import PREFIX, ConfigError, load
 from recsys.config.log_config import LogConfig
+from recsys.config.policy_config import PolicyConfig
 from recsys.config.system_config import (
     RUNS,
     Config,
@@ -86,6 +87,11 @@ def test_fixed_slots_come_from_the_file_and_from_the_environment(
     assert config.policy.fixed == {0: 12, 1: "v9", 3: "v8"}
     again = msgspec.json.decode(msgspec.json.encode(config), type=Config)  # as a replica is told
     assert again == config and digest(again) == digest(config)
+
+
+def test_a_policy_keeps_the_digest_that_is_on_logs() -> None:
+    assert digest(PolicyConfig()) == "25d988565a192a324b8b1027e0a3c2d8"
+    assert digest(PolicyConfig(relative=True)) != digest(PolicyConfig())
 
 
 @pytest.mark.parametrize(
