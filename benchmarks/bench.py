@@ -383,6 +383,7 @@ def capacity(
     costs: Annotated[
         Path, typer.Option(help="Output of `recsys bench units --json FILE`.")
     ] = UNIT_COSTS,
+    candidates: Annotated[int, typer.Option(min=0, help="Lines that learn beside live.")] = 1,
     partitions: Annotated[int, typer.Option(min=1, help="log.partitions.")] = 64,
     copies: Annotated[int, typer.Option(min=1, help="Copies of the log.")] = 3,
     cores: Annotated[int, typer.Option(min=1, help="Cores of a machine.")] = 32,
@@ -393,7 +394,8 @@ def capacity(
     from benchmarks.system.capacity import Demand, Load, Machine, plan
 
     measured = json.loads(costs.read_text())
-    load, machine = Load(events, requests, users, items), Machine(cores, memory_gb)
+    load = Load(events, requests, users, items, candidates)
+    machine = Machine(cores, memory_gb)
     demand = Demand(load, measured["figures"], machine)
     figures = plan(demand, partitions, copies, price)
     return {"what": f"costs of {costs.name}: {measured['what']}", "figures": figures}

@@ -65,7 +65,7 @@ def measure_shadow(lists: int, share: float, rows: int, seed: int) -> dict[str, 
         trainer_us = _timed(trainer.turn, steps, examples)
         candidates = {}
         for name, learns in (("scored", False), ("learning", True)):
-            candidate = _candidate(log, config, learns)
+            candidate = fresh_candidate(log, config, learns)
             candidates[name] = _timed(candidate.turn, steps, examples)
     return {
         "what": f"{steps} steps of {config.step.examples} examples; {share:.0%} of the stream is scored; "
@@ -165,7 +165,8 @@ def _trainer(log: Log, config: Config, stack: ExitStack) -> Worker:
     return Worker(0, 1, log, DurableShards(shards), Learner(model), config)
 
 
-def _candidate(log: Log, config: Config, learns: bool) -> Shadow:
+def fresh_candidate(log: Log, config: Config, learns: bool) -> Shadow:
+    """A line that begins with the first step of the log."""
     features = feature_set(config)
     shard = Shard(whole_spec(config, "cand"), build_model(features, config.model).read_dense())
     return Shadow(log, config, features, "cand", shard, [Live(line=MAIN, epoch=0)], learns)

@@ -2,15 +2,17 @@
 
 One log in memory of eight partitions, with lists, views and likes of 5,000 users and a catalogue. The workers
 of a fold run one after another, each over its partitions, so that they don't share caches or processors. The
-sessions in the store, and the examples on the log, must be those of one worker. Item counters must be the
-same for any number of workers above one, whose table is rounded in another order. The process that adds
-them up has figures of its own.
+sessions in the store, the examples on the log, and names and rows of the archive's files must be those of one
+worker. Item counters must be the same for any number of workers above one, whose table is rounded in another
+order. The process that adds them up has figures of its own.
 """
 
 import hashlib
 import time
 from collections.abc import Callable
 from itertools import count
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Final
 
 import numpy as np
@@ -30,10 +32,13 @@ from recsys.events.records import (
 )
 from recsys.log.protocol import Append, MemoryLog
 from recsys.process.latency_tuning import freeze_gc
+from recsys.process.retry_loop import RetryLoop
 from recsys.process.worker_share import Share
 from serving.sessions.counter_loop import CounterLoop
 from serving.sessions.counter_sums import SumLoop
 from serving.sessions.session_loop import SessionLoop
+from training.archive.files import files_of
+from training.archive.writer import TOPICS, Archive, archived_rows
 from training.joining.joiner_loop import JoinerLoop
 
 PARTITIONS: Final = 8
@@ -49,6 +54,7 @@ def measure_workers(events: int, seed: int) -> dict[str, Any]:
     drawn = draw_events(events, seed)
     folds: dict[str, Fold] = {
         "session_fold": _sessions, "joiner": _examples, "counters": _counters,
+        "archive": _archived,
     }  # fmt: skip
     figures = _sum_figures(drawn)
     for name, fold in folds.items():
@@ -124,6 +130,21 @@ def _counters(events: list[Event], workers: int) -> tuple[float, str]:
     return seconds, hashlib.sha256(state).hexdigest()
 
 
+def _archived(events: list[Event], workers: int) -> tuple[float, str]:
+    """Processor time of archiving events and examples, and digest of all files' names and rows."""
+    log, seconds, state = _log(events), 0.0, hashlib.sha256()
+    _drained(JoinerLoop(log, CONFIG, FEATURES, lambda: 0))
+    with TemporaryDirectory() as name:
+        folder = Path(name)
+        for index in range(workers):
+            seconds += _drained(Archive(log, folder, lambda: 0, Share(index, workers)))
+        for topic in TOPICS:
+            state.update(repr([file.path.name for file in files_of(folder, topic)]).encode())
+            for row in archived_rows(folder, topic, ("partition", "offset", "key", "value")):
+                state.update(repr(row).encode())
+    return seconds, state.hexdigest()
+
+
 def _sum_figures(events: list[Event]) -> dict[str, float]:
     """Time of adding up, of an event and of a row that changes; the number of rows, in one table and in those
     of partitions; and the largest difference of a sum from that of one table, relative to it."""
@@ -163,11 +184,13 @@ def _added_up(log: MemoryLog) -> tuple[SumLoop, float]:
     return total, _drained(total)
 
 
-def _drained(loop: SessionLoop | JoinerLoop | CounterLoop) -> float:
-    """Processor seconds of all turns, and of publishing what is left."""
+def _drained(loop: RetryLoop | SessionLoop | CounterLoop) -> float:
+    """Processor seconds of all turns, and of publishing or writing what is left."""
     began_s = time.process_time()
     while loop.turn():
         pass
     if isinstance(loop, CounterLoop):
         loop.publish()
+    if isinstance(loop, Archive):
+        loop.flush()
     return time.process_time() - began_s

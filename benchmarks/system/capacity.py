@@ -1,8 +1,9 @@
 """A plan of machines for a load, from unit costs that ``recsys bench units`` measured. Pure.
 
 Costs grow in proportion to the load. A part that is one process ends at one core, a fold with workers at one
-core for each partition, a replica at the memory of its machine. The first part to break is that whose limit
-is the smallest share of what the load needs.
+core for each partition, shadow scoring at one for each candidate, since a candidate learns all examples in
+their order; a replica ends at the memory of its machine. The first part to break is that whose limit is the
+smallest share of what the load needs.
 """
 
 from collections.abc import Mapping
@@ -21,12 +22,14 @@ Costs = Mapping[str, float]
 
 @dataclass(frozen=True)
 class Load:
-    """Rates a second at the peak, and totals. ``events``: with a list's impression as one of them."""
+    """Rates a second at the peak, and totals. ``events``: with a list's impression as one of them.
+    ``candidates``: lines that learn beside live."""
 
     events: float
     requests: float
     users: float
     items: float
+    candidates: int = 1
 
 
 @dataclass(frozen=True)
@@ -131,7 +134,7 @@ def _replicas(demand: Demand) -> list[PartNeed]:
 def _folds(demand: Demand, partitions: int) -> list[PartNeed]:
     """Folds of events and examples, each with the most processes that it can have."""
     events, learned = demand.event_bytes, demand.example_bytes
-    rate, busy = demand.load.events, demand.machine.busy
+    rate, busy, lines = demand.load.events, demand.machine.busy, demand.load.candidates
     sessions = rate * demand.costs["session_bytes"]  # each event writes its user's session
     rows = [
         ("session_fold", rate, partitions, events + sessions),
@@ -139,7 +142,8 @@ def _folds(demand: Demand, partitions: int) -> list[PartNeed]:
         ("counters", rate, partitions, events + demand.published_bytes),
         ("counter_sums", rate, 1, 2 * demand.published_bytes),
         ("sequencer", demand.examples, 1, learned),
-        ("archive", rate + demand.examples, 1, events + learned),
+        ("archive", rate + demand.examples, partitions, events + learned),
+        ("shadow", lines * demand.examples, lines, lines * learned),
     ]
     parts = []
     for part, units, most, moved in rows:

@@ -9,7 +9,7 @@ from benchmarks.system.capacity import Costs, Demand, Load, Machine, needs, plan
 COSTS: Costs = {
     "answer_us": 5_000.0, "write_us": 0.0, "session_fold_us": 30.0, "joiner_us": 20.0,
     "counters_us": 25.0, "counter_sums_us": 1.0, "sequencer_us": 5.0, "archive_us": 10.0,
-    "learn_us": 100.0, "follow_us": 2.0,
+    "shadow_us": 40.0, "learn_us": 100.0, "follow_us": 2.0,
     "engagements_an_example": 1.0, "impression_bytes": 10_000.0, "engagement_bytes": 100.0,
     "example_bytes": 3_000.0, "delta_bytes_an_example": 500.0, "item_state_bytes_an_event": 100.0,
     "session_bytes": 10_000.0, "shard_users_row_bytes": 200.0, "shard_items_row_bytes": 200.0,
@@ -34,14 +34,20 @@ def test_parts_need_cores_in_proportion_to_the_load() -> None:
             assert part.cores == pytest.approx(2 * cores[part.part])
 
 
-def test_the_part_that_breaks_first_is_the_one_without_workers() -> None:
+def test_the_part_that_breaks_first_is_one_that_cannot_be_divided() -> None:
     figures = plan(demand(), 64, 3, 0.04)
-    assert figures["first_to_break"] == "archive" and figures["breaking"] == []
-    assert figures["holds_up_to_share"] == pytest.approx(0.5 / 0.19, abs=1e-3)
-    more = plan(demand(replace(LOAD, events=30_000.0)), 64, 3, 0.04)
-    assert more["breaking"] == ["archive"]
-    few = plan(demand(replace(LOAD, events=30_000.0)), 1, 3, 0.04)
+    assert figures["first_to_break"] == "shadow" and figures["breaking"] == []
+    assert figures["holds_up_to_share"] == pytest.approx(0.5 / 0.36, abs=1e-3)
+    for candidates in (1, 5):  # each learns all examples, in a process of its own
+        load = replace(LOAD, events=30_000.0, candidates=candidates)
+        more = plan(demand(load), 64, 3, 0.04)
+        assert more["breaking"] == ["shadow"]
+        assert more["holds_up_to_share"] == pytest.approx(0.5 / 1.16, abs=1e-3)
+        assert more["parts"]["shadow"]["processes"] == candidates
+    without = replace(LOAD, events=30_000.0, candidates=0)
+    few = plan(demand(without), 1, 3, 0.04)
     assert few["breaking"] == ["session_fold", "joiner", "counters", "archive"]
+    assert plan(demand(without), 64, 3, 0.04)["first_to_break"] == "sequencer"
     adds_up = plan(demand(counter_sums_us=60.0), 64, 3, 0.04)
     assert adds_up["first_to_break"] == "counter_sums" and "counters" not in adds_up["breaking"]
 
