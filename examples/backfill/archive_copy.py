@@ -9,14 +9,19 @@ import pyarrow.parquet as pq
 
 from examples.backfill.fill import Backfill
 from examples.backfill.sessions import SessionsAsOf
-from examples.feature_audit.archive_audit import archive_of, config_of, features_of
+from examples.feature_audit.archive_audit import archive_of, config_of, features_of, items_of
+from examples.feature_audit.recompute import (
+    CountersAsOf,
+    Folds,
+    Recomputer,
+    split_by_counter_offsets,
+)
 from recsys.events.records import Example, pack, unpack
 from recsys.features.feature_set_file import FILE, encode_feature_set
 from recsys.process.part_process import write_atomically
 from serving.sessions.session_fold import fold_event, shown_keys
 from training.archive.files import FORMAT, beside, files_of
 from training.archive.raw_events import ArchiveSource
-from training.archive.recompute import CountersAsOf, Folds, Recomputer, split_by_counter_offsets
 
 
 def copy_filled(
@@ -34,7 +39,7 @@ def copy_filled(
     archive, config = archive_of(folder), config_of(folder)
     features = features_of(folder, config, file)
     source = ArchiveSource(archive)
-    items, folds = source.items(features), Folds(fold_event, shown_keys)
+    items, folds = items_of(source, features), Folds(fold_event, shown_keys)
     fill = Backfill(Recomputer(items), features)
     files = [part for part in files_of(archive, "examples") if _is_within(part.path, first, until)]
     places = {

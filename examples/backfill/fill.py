@@ -1,5 +1,5 @@
 """Fills in features of examples that were logged without them or with another feature set: those that a
-server with the wanted set would have logged (training/archive/recompute.py), marked ``backfilled``. Pure."""
+server with the wanted set would have logged (../feature_audit/recompute.py), marked ``backfilled``. Pure."""
 
 from collections import Counter
 from collections.abc import Iterable
@@ -8,15 +8,11 @@ from typing import Final
 from msgspec.structs import replace
 
 from examples.backfill.sessions import SessionsAsOf
+from examples.feature_audit.recompute import CantRecompute, CountersAsOf, Recomputer
 from recsys.events.event_types import FeatureBlock
 from recsys.events.records import Example
 from recsys.features.feature_set import FeatureSet, item_block
-from training.archive.recompute import (
-    CantRecompute,
-    CountersAsOf,
-    PlacedImpression,
-    Recomputer,
-)
+from training.archive.raw_events import PlacedImpression
 
 KEPT: Final = "had the wanted features"
 FILLED: Final = "backfilled"

@@ -9,19 +9,22 @@ from typing import Any
 
 import msgspec
 
+from examples.feature_audit import recompute
 from examples.feature_audit.audit import TOLERANCE, Audit, AuditReport, is_sampled
+from examples.feature_audit.recompute import CountersAsOf, Folds, ItemHistory, Recomputer
 from recsys.app.logged_sets import taken_up
 from recsys.config.system_config import Config
+from recsys.events.event_types import Event, Item
 from recsys.events.hashing import uniform
+from recsys.events.records import ITEMS
 from recsys.features.feature_set import FeatureSet
 from recsys.features.feature_set_file import FILE, feature_set
+from recsys.process.log_consumer import decoded
 from runtime.supervision import launch_plan
 from serving.reconstruction.reconstructed_replica import NotReconstructible
 from serving.reconstruction.reconstructed_session import ReconstructedSessions
 from serving.sessions.session_fold import fold_event, shown_keys
-from training.archive import recompute
-from training.archive.raw_events import ArchiveSource
-from training.archive.recompute import CountersAsOf, Folds, PlacedImpression, Recomputer
+from training.archive.raw_events import ArchiveSource, PlacedImpression
 
 
 def audit_features(
@@ -47,6 +50,16 @@ def audit_features(
     return report
 
 
+def items_of(source: ArchiveSource, features: FeatureSet) -> ItemHistory:
+    """All versions of all items in an archive."""
+    history = ItemHistory(features)
+    for record, event in decoded(source.records(ITEMS, 0), Event):
+        if isinstance(event, Item):
+            history.take(record.offset, event)
+    history.end = max(history.end, source.end(ITEMS, 0))
+    return history
+
+
 def _logged_sets(config: Config) -> list[FeatureSet]:
     """The feature set of the state folder's file, and those that its log names; without a log the first."""
     first = feature_set(config)
@@ -62,7 +75,7 @@ def _audit_set(
     tolerance: float,
     report: AuditReport,
 ) -> None:
-    items, folds = source.items(features), Folds(fold_event, shown_keys)
+    items, folds = items_of(source, features), Folds(fold_event, shown_keys)
     sessions = ReconstructedSessions(source, config, features)  # type: ignore[arg-type]  # it reads like a log
 
     def session_of(placed: PlacedImpression) -> Any:

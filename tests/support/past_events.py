@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from msgspec.structs import replace
 
 from examples.backfill.sessions import SessionsAsOf
+from examples.feature_audit.recompute import CountersAsOf, Folds, ItemHistory
 from examples.short_video.feature_replay import FeatureReplay
 from recsys.events.event_types import Event, Impression, Item, User
 from recsys.events.hashing import partition_of
@@ -14,13 +15,7 @@ from recsys.features.feature_set import FeatureSet
 from recsys.features.session import Session
 from serving.sessions.session_fold import fold_event, shown_keys
 from tests.support.small_feed import FEATURES, PARTITIONS, START_MS, feed
-from training.archive.recompute import (
-    CountersAsOf,
-    DecodedRecord,
-    Folds,
-    ItemHistory,
-    PlacedImpression,
-)
+from training.archive.raw_events import DecodedRecord, PlacedImpression
 
 FOLDS = Folds(fold_event, shown_keys)
 

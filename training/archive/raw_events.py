@@ -3,22 +3,28 @@
 from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from recsys.events.event_types import Event, Impression, Item, Rejected, decode
+from recsys.events.event_types import Event, Impression, Rejected, decode
 from recsys.events.records import EVENTS, ITEMS
-from recsys.features.feature_set import FeatureSet
 from recsys.log.protocol import LogLost, Record
-from recsys.process.log_consumer import decoded
 from training.archive.files import ArchiveFile, files_of
-from training.archive.recompute import DecodedRecord, ItemHistory, PlacedImpression
 from training.archive.writer import archived_rows
 
 _ROWS: Final = 2_000  # read at once
+DecodedRecord = tuple[int, Event | None]  # None: the record is unreadable
+
+
+class PlacedImpression(NamedTuple):
+    """An impression and its place among the events."""
+
+    partition: int
+    offset: int
+    impression: Impression
 
 
 class ArchiveSource:
@@ -92,15 +98,6 @@ class ArchiveSource:
         """Yields all events of a partition; None for an unreadable record."""
         for record in self.records(EVENTS, partition):
             yield record.offset, _decoded(record.value)
-
-    def items(self, features: FeatureSet) -> ItemHistory:
-        """All versions of all items."""
-        history = ItemHistory(features)
-        for record, event in decoded(self.records(ITEMS, 0), Event):
-            if isinstance(event, Item):
-                history.take(record.offset, event)
-        history.end = max(history.end, self.end(ITEMS, 0))
-        return history
 
     def impressions(self) -> Iterator[PlacedImpression]:
         """Yields the archived impressions."""

@@ -7,13 +7,13 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from examples.backfill.fill import FILLED, KEPT, Backfill
+from examples.feature_audit.recompute import Recomputer, split_by_counter_offsets
 from recsys.events.event_types import Engagement, Item
 from recsys.events.field_schema import CATEGORICAL
 from recsys.events.records import Example
 from recsys.features.feature_set import FeatureSet, item_block
 from tests.support.past_events import ToyPast, toy_past
 from tests.support.small_feed import FEATURES, SCHEMA, START_MS, example
-from training.archive.recompute import Recomputer, split_by_counter_offsets
 
 WIDER = FeatureSet(
     changed(SCHEMA, item=(*SCHEMA.item, ("mood", CATEGORICAL)), groups=("author", "tags")), "all", 6

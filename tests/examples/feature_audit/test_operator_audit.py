@@ -11,6 +11,7 @@ from msgspec.structs import replace
 
 from examples.backfill.fill import Backfill
 from examples.feature_audit.audit import Audit, AuditReport
+from examples.feature_audit.recompute import CountersAsOf, Recomputer, split_by_counter_offsets
 from recsys.events.event_types import Engagement, Event, Impression, User, Verdict, encode
 from recsys.events.hashing import key_of, partition_of
 from recsys.events.records import EVENTS, ITEM_STATE, ITEMS, ItemState, topics, unpack
@@ -25,7 +26,6 @@ from serving.sessions.event_reader import EventReader
 from serving.sessions.session_fold import fold_event
 from tests.support.operator_app import FEATURES, START_MS, past
 from tests.support.past_events import FOLDS, ToyPast
-from training.archive.recompute import CountersAsOf, Recomputer, split_by_counter_offsets
 
 AUDITED = np.array(["near" not in name for name in FEATURES.dense_names])  # see test_audit.py
 SKEWED = {f"r{n}" for n in range(20, 28)}

@@ -10,6 +10,7 @@ import msgspec
 import pytest
 
 from benchmarks.harness.archived_log import archive_log
+from examples.feature_audit.archive_audit import items_of
 from recsys.clock import wall_ms
 from recsys.config.system_config import Config
 from recsys.events.event_types import Impression, Item, Tick, encode
@@ -221,7 +222,7 @@ def test_an_archive_answers_as_the_log_it_was_written_from(tmp_path):
     assert source.keyed(EVENTS, 0, [record.key], own[-1]) == own[:-1] != []
     assert source.read(EVENTS, 0, 4, 1) == [record]
     assert source.read(ITEMS, 0, 4, 1) == log.read(ITEMS, 0, 4, 1)  # not an event of that place
-    assert source.items(FEATURES).end == 5
+    assert items_of(source, FEATURES).end == 5
     shown = [(p.partition, p.offset) for p in source.impressions()]
     events = ((p, at, e) for p in range(log.partitions(EVENTS)) for at, e in source.events(p))
     assert shown == [(p, at) for p, at, e in events if isinstance(e, Impression)] != []

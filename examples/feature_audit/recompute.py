@@ -9,7 +9,7 @@ before it, of the others those up to its time. Pure: events are handed in by off
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 import numpy as np
 
@@ -35,10 +35,10 @@ from recsys.features.feature_builder import FeatureBuilder
 from recsys.features.feature_set import FeatureSet, Keys
 from recsys.features.item_counters import ItemCounters
 from recsys.features.session import Session
+from training.archive.raw_events import DecodedRecord, PlacedImpression
 
 KeysOf = Callable[[Id], Keys]
 PlacedEvent = tuple[int, Event]  # an event with its offset
-DecodedRecord = tuple[int, Event | None]  # None: the record is unreadable
 EventsOf = Callable[[int], Iterator[DecodedRecord]]  # of a partition, from its beginning, in order
 _RECENT: Final = 20_000  # events of a partition whose ids are remembered to detect repeats
 
@@ -49,14 +49,6 @@ class Folds:
 
     session: Callable[[Session, Event, KeysOf], None]
     shown: Callable[[FeatureSet, Impression, KeysOf], Keys]
-
-
-class PlacedImpression(NamedTuple):
-    """An impression and its place among the events."""
-
-    partition: int
-    offset: int
-    impression: Impression
 
 
 class CantRecompute(ValueError):

@@ -3,6 +3,7 @@
 import msgspec
 import numpy as np
 
+from examples.feature_audit.recompute import CountersAsOf
 from recsys.config.safety_config import BoundsConfig
 from recsys.events.event_types import Engagement, Event, Verdict, encode
 from recsys.events.hashing import partition_of
@@ -11,7 +12,7 @@ from recsys.log.protocol import Append, MemoryLog
 from serving.sessions.counter_loop import CounterLoop
 from tests.support.past_events import FOLDS, ToyPast
 from tests.support.small_feed import FEATURES, PARTITIONS, START_MS, engagement, impression
-from training.archive.recompute import CountersAsOf, PlacedImpression
+from training.archive.raw_events import PlacedImpression
 
 
 def past_events() -> list[Event]:
