@@ -66,10 +66,12 @@ class _ItemList(msgspec.Struct):
 
 
 class Outcome(msgspec.Struct, frozen=True):
-    """Result of one event: accepted, duplicate or rejected (with ``error``)."""
+    """Result of one event: accepted, duplicate or rejected (with ``error``). ``warning``: what may be wrong
+    in an accepted one, e.g. a misspelt field."""
 
     status: str
     error: Any = None
+    warning: Any = None
 
 
 class Receipt(msgspec.Struct, frozen=True):

@@ -6,6 +6,8 @@ list of numbers of declared length is a vector. A schema is part of a feature se
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from difflib import get_close_matches
+from functools import lru_cache
 from typing import Any, Final
 
 from recsys.events.rejection import Rejected
@@ -81,6 +83,16 @@ def check_fields(schema: Schema, part: str, fields: Mapping[str, Any], where: st
             valid = all(isinstance(x, str | int | float | None) for x in values)
         if not valid:
             raise Rejected(f"{where}.{name}", value, expected)
+
+
+@lru_cache(1024)
+def likely_misspelt(declared: tuple[str, ...], names: tuple[str, ...]) -> tuple[str, str] | None:
+    """The first of the ``names`` that resembles a declared one which isn't among them, and that one."""
+    absent = [name for name in declared if name not in names]
+    for name in names:
+        if name not in declared and (close := get_close_matches(name, absent, 1, 0.75)):
+            return name, close[0]
+    return None
 
 
 def default_groups(categorical: tuple[str, ...]) -> tuple[str, ...]:

@@ -263,6 +263,7 @@ class ResultOut(BaseModel):
     index: int
     status: str = Field(description="accepted, duplicate or rejected")
     error: ErrorOut | None = None
+    warning: ErrorOut | None = None
 
 
 class EventsOut(BaseModel):

@@ -47,11 +47,12 @@ class FieldError(msgspec.Struct, frozen=True):
 
 
 class Result(msgspec.Struct, frozen=True, omit_defaults=True):
-    """Outcome of one event, as the API encodes it."""
+    """Outcome of one event, as the API encodes it. ``warning``: of an accepted one, what may be a mistake."""
 
     index: int
     status: str
     error: FieldError | None = None
+    warning: FieldError | None = None
 
 
 @dataclass(frozen=True)

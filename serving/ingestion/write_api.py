@@ -12,7 +12,7 @@ import msgspec
 from recsys.config.system_config import Config
 from recsys.events.control_records import Erasure
 from recsys.events.event_types import Engagement, Event, Item, Preference, Rejected, User, parse
-from recsys.events.field_schema import Schema, check_fields
+from recsys.events.field_schema import Schema, check_fields, likely_misspelt
 from recsys.events.hashing import Id
 from recsys.events.records import CONTROL, EVENTS, ITEMS, pack, record_of
 from recsys.log.protocol import Append, LogUnavailable
@@ -227,8 +227,17 @@ class WriteApi:
                 results.append(Result(index, event_validation.REJECTED, FieldError.of(error)))
                 continue
             records.append(record_of(event, self._partitions))
-            results.append(Result(index, event_validation.ACCEPTED))
+            warning = None if isinstance(event, Preference) else self._warning(kind, event.fields)
+            results.append(Result(index, event_validation.ACCEPTED, warning=warning))
         return records, tuple(results)
+
+    def _warning(self, kind: str, fields: Mapping[str, Any]) -> FieldError | None:
+        """A warning where an undeclared field has nearly the name of a declared one that is missing."""
+        declared = tuple(name for name, _ in getattr(self._schema, kind))
+        if (names := likely_misspelt(declared, tuple(fields))) is None:
+            return None
+        expected = f"{names[1]}, as declared? A field of another name is content that isn't read"
+        return FieldError(f"fields.{names[0]}", str(fields[names[0]])[:200], expected)
 
     async def _commit_items(self, records: Sequence[Append]) -> None:
         offsets = await self._commit(ITEMS, records)

@@ -142,6 +142,8 @@ export interface Result {
   index: number;
   status: "accepted" | "duplicate" | "rejected";
   error?: FieldError | null;
+  /** Of an accepted one: what may be a mistake, such as a misspelt field. */
+  warning?: FieldError | null;
 }
 
 /** Results of a batch, in the order of what was sent. Accepted means committed to the log. */

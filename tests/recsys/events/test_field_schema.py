@@ -8,6 +8,7 @@ from recsys.events.field_schema import (
     check_fields,
     default_groups,
     kind_of,
+    likely_misspelt,
     values_of,
 )
 from recsys.events.rejection import Rejected
@@ -67,6 +68,13 @@ SHOP = Schema(
 def test_fields_may_have_values_of_their_kinds_or_none(fields: dict[str, object]) -> None:
     check_fields(SHOP, "item", fields, "fields")
     check_fields(SHOP, "user", {"price": "high"}, "fields")  # of items alone
+
+
+def test_a_name_that_resembles_a_missing_declared_one_is_likely_misspelt() -> None:
+    declared = ("brand", "price", "topics")
+    assert likely_misspelt(declared, ("title", "topcis")) == ("topcis", "topics")
+    assert likely_misspelt(declared, ("title", "topics", "topic")) is None  # topics has its value
+    assert likely_misspelt(declared, ("title", "image_url")) is None
 
 
 @pytest.mark.parametrize(

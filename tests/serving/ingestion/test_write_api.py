@@ -11,6 +11,7 @@ import pytest
 from benchmarks.harness.memory_sessions import MemorySessions
 from recsys.config.safety_config import AccessConfig
 from recsys.config.system_config import Config
+from recsys.events.field_schema import CATEGORICAL, Schema
 from recsys.log.protocol import Append, LogUnavailable
 from serving.access.caller import SERVER, Caller
 from serving.access.quotas import Quotas
@@ -220,6 +221,31 @@ def test_without_disk_space_events_are_refused_with_507_and_erasures_are_not(
         await turns()
         writer.end(1)
         assert (await sent).count(ACCEPTED) == 1
+        api.close()
+
+    asyncio.run(scenario())
+
+
+def test_a_misspelt_field_of_an_item_is_content_with_a_warning(writer: Writer) -> None:
+    async def scenario() -> None:
+        validator = EventValidator(Config())
+        schema = Schema(item=(("topics", CATEGORICAL),))
+        api = WriteApi(
+            Config(), writer, MemorySessions(), Freshness(), validator, lambda: NOW_MS,
+            schema=schema,
+        )  # fmt: skip
+        items = [
+            {"item_id": "a", "fields": {"topcis": ["tea"]}},
+            {"item_id": "b", "fields": {"topics": ["tea"], "title": "Tea"}},
+        ]
+        sent = asyncio.ensure_future(api.put_items(items))
+        await turns()
+        writer.end(0)
+        first, second = await sent
+        assert (first.status, second.status) == (ACCEPTED, ACCEPTED)
+        assert first.warning is not None and second.warning is None
+        assert (first.warning.field, first.warning.value) == ("fields.topcis", "['tea']")
+        assert first.warning.expected.startswith("topics")
         api.close()
 
     asyncio.run(scenario())
