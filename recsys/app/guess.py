@@ -95,7 +95,7 @@ def guess(
             named = {name: n for n, name in field_names.items()}
             about: dict[str, Any] = {"unit": units[0]} if units else {}
             tables[kind] = Entities(files=[file], id=roles[part], fields=named, **about)
-            rows = [(n, str(k or "content that isn't read")) for n, k in kinds.items()]
+            rows = [(n, _taken_for(k, columns[n])) for n, k in kinds.items()]
             rows.insert(0, (roles[part], part))
         else:
             rows = [("", "not used: no column of items or users; name it with --item or --user")]
@@ -284,6 +284,14 @@ def _kind_of(values: Sequence[Any]) -> Any:
     if sum(bool(re.fullmatch(_LIST, str(x))) for x in some) > 0.1 * len(some):
         return "list"
     return "category" if len(set(map(str, some))) <= len(some) // 2 else ""
+
+
+def _taken_for(kind: Any, values: Sequence[Any]) -> str:
+    """What the table of the guess says of a field; of numbers with three decimals, how they are read."""
+    thousands = [x for x in values if isinstance(x, str) and re.fullmatch(r"\d{1,3}\.\d{3}", x)]
+    if kind == "number" and thousands:
+        return f"number; {thousands[0]} is {float(thousands[0]):g}"
+    return str(kind or "content that isn't read")
 
 
 def _present(values: Sequence[Any]) -> list[Any]:

@@ -244,6 +244,13 @@ def test_columns_and_files_without_a_use_are_shown() -> None:
     assert [column for file, column, _ in out.rows if file == "cities.csv"] == [""]
 
 
+def test_a_number_with_a_point_before_three_digits_shows_how_it_is_read() -> None:
+    items = {"itemId": ["a", "b"], "pay": ["52.000", "980"], "kg": ["1.25", "0.5"]}
+    rows = guess("mine", {"ratings.csv": ratings(), "items.csv": items}, {}).rows
+    assert ("items.csv", "pay", "number; 52.000 is 52") in rows
+    assert ("items.csv", "kg", "number") in rows
+
+
 def test_a_second_table_has_the_columns_of_the_first(tmp_path: Path) -> None:
     log: Columns = {"user": ["a"], "item": ["b"], "rating": [5]}
     _, files = read(tmp_path, {"may.csv": log, "june.csv": log})
