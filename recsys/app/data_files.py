@@ -128,6 +128,8 @@ def read_data_files(file: Path) -> DataFiles:
         return msgspec.convert(marked.value["files"], DataFiles)
     except msgspec.ValidationError as error:
         path = str(error).partition("`$.")[2].rstrip("`").split(".")
+        tables = {"interactions": Interactions, "items": Entities, "users": Entities}
+        keys = ", ".join(tables.get(path[0], DataFiles).__struct_fields__)
         raise marked.error(
-            f"files: {error}; docs/reference/app.md has each key", "files", *path
+            f"files: {error}; the keys here are {keys}: see docs/reference/app.md", "files", *path
         ) from None

@@ -160,7 +160,9 @@ def test_a_file_belongs_to_the_table_with_its_keys_and_most_of_its_columns() -> 
 def test_a_wrong_section_names_file_and_line(tmp_path: Path) -> None:
     file = tmp_path / "app.yaml"
     file.write_text("events: {click: positive}\nfiles:\n  interactions:\n    user: u\n    itm: i\n")
-    with pytest.raises(ValueError, match=r"app\.yaml:3: files: .*itm"):
+    with pytest.raises(
+        ValueError, match=r"app\.yaml:3: files: .*itm.* the keys here are .*item, .*request"
+    ):
         read_data_files(file)
     file.write_text("events: {click: positive}\n")
     with pytest.raises(ValueError, match=r"app\.yaml:1: .*recsys init FILES"):
