@@ -92,7 +92,7 @@ def run(config: Config, stop: Stop, share: Share = WHOLE) -> None:
             for topic in TOPICS:
                 beat.offsets(topic, archive.offsets(topic))
             if not moved and not judged:
-                stop.wait(0.2)
+                stop.wait(0.5)
         archive.flush()
         if inspector:
             inspector.save()

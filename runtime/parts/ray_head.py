@@ -128,7 +128,7 @@ def run(config: Config, stop: Stop) -> None:
         if config.serve.dashboard:
             stop.heartbeat.address("dashboard", dashboard_url(config))
         stop.heartbeat.address("metrics", f"http://{_LOOPBACK}:{plan.ray.metrics}/metrics")
-        while not stop.wait(0.2):
+        while not stop.wait(0.5):
             for name, process in head.dead_processes():
                 raise RuntimeError(
                     f"the Ray head's {name} ended with exit status {process.returncode}; its messages are in "

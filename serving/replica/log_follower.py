@@ -13,7 +13,7 @@ from recsys.log.protocol import Log, LogUnavailable
 from serving.replica.state_reader import Batch, StateReader
 
 _IDLE_S: Final = 0.02  # wait for more records; a step ends it, where the log can
-_REST_S: Final = 0.25  # the same, once there have been none for a second
+_REST_S: Final = 0.5  # the same, once there have been none for a second
 _LOOK_S: Final = 0.02  # between two checks whether it has caught up
 _RETRY_S: Final = 0.5
 PATIENCE_S: Final = 5.0  # a longer outage of the log leaves the replica too far behind

@@ -286,7 +286,7 @@ def run(config: Config, stop: Stop) -> None:
                 except LogUnavailable as error:
                     _LOG.warning("log unavailable, trying again: %s", error)
                     beat.add("retries")
-                log.wait(CONTROL, 0.2)
+                log.wait(CONTROL, 0.5)
 
 
 def report(director: Director, beat: Heartbeat) -> None:

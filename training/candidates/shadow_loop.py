@@ -348,4 +348,4 @@ def run(config: Config, stop: Stop, share: Share = WHOLE) -> None:
                 beat.gauge("unlearn_behind", loop.replay.behind)
                 beat.gauge("cpu_s", loop.cpu_s)
                 if not moved:
-                    log.wait(STEPS if loop.shadows else CONTROL, 0.2)
+                    log.wait(STEPS if loop.shadows else CONTROL, 0.5)

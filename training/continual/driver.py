@@ -30,6 +30,7 @@ from ray.util.metrics import Counter, Gauge
 from parameter_server.rpc.shard_actor import NAMESPACE, await_shards
 from recsys.clock import wall_ms
 from recsys.config.system_config import Config
+from recsys.events.records import DELTAS
 from recsys.log.protocol import LogLost
 from recsys.observability.log_lines import LogThrottle, redact
 from recsys.process.open_log import open_log
@@ -70,7 +71,7 @@ def run(config: Config, stop: Stop) -> None:
     metrics = _RayMetrics()
     # Once workers reach all shards, and a step is learned, or no step is left to learn.
     is_ready = False
-    while not stop.wait(0.05, starting=not is_ready):
+    while not stop.wait(0 if is_ready else 0.05, starting=not is_ready):
         if fit.is_ended():
             raise RuntimeError(f"run {name} ended: {fit.reason or 'another driver has taken over'}")
         if run_turn(lambda: progress.turn(wall_ms()), stop, _LOG):
@@ -93,6 +94,8 @@ def run(config: Config, stop: Stop) -> None:
             _LOG.error("worker %d ended: %s", failure.rank, failure.text)
             if failure.text.startswith(LogLost.__name__):
                 raise LogLost(f"worker {failure.rank} can't go on: {failure.text}")
+        if is_ready:
+            log.wait(DELTAS, 0.5)
     ray.shutdown()
     log.close()
 
