@@ -281,6 +281,20 @@ def stamp(
 
 
 @bench_command(bench)
+def rows(
+    users: Annotated[str, typer.Option(help="Numbers of users (a,b).")] = "1e5,1e6",
+    processes: Annotated[int, typer.Option(min=2, help="Processes that share rows.")] = 4,
+    answers: Annotated[int, typer.Option(min=0, help="Answers of each way.")] = 2_000,
+    seed: Seed = 0,
+) -> Figures:
+    """Memory of a replica's rows by number of users, in mapped snapshots and whole; lookups, answers."""
+    from benchmarks.index.bench_rows import measure_rows
+
+    counts = [int(float(count)) for count in users.split(",")]
+    return measure_rows(counts, processes, answers, seed, log_progress)
+
+
+@bench_command(bench)
 def int8(
     rows: Annotated[int, typer.Option(min=1, help="Rows in the store.")] = 1_000_000,
     batches: Batches = 50,

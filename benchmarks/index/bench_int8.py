@@ -13,9 +13,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from examples.row_formats.int8_rows import Int8Rows
 from parameter_server.publish.rounding import round_rows
 from recsys.config.system_config import TableConfig
-from serving.replica.int8_rows import Int8Rows
 from serving.replica.row_store import RowStore
 
 _REQUEST: Final = 900  # distinct rows of a request with 300 candidates, about

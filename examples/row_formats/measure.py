@@ -12,6 +12,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from examples.row_formats.int8_rows import Int8Rows
 from examples.row_formats.parameter_copies import Copy, SideBySide
 from recsys.config.system_config import Config, digest
 from recsys.features.feature_set import FeatureSet
@@ -22,7 +23,6 @@ from replay.predictions import Predictions
 from replay.replay_report import judged_rows
 from replay.replay_run import Progress, ReplayOptions, config_for, replay_with
 from runtime.supervision.acceptance_file import RowFormEvidence, input_digest
-from serving.replica.int8_rows import Int8Rows
 from serving.replica.row_store import RowStore
 
 FORMATS: Final = ("float32", "fp16", "int8")  # of published rows; float32 is the learned format

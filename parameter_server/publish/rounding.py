@@ -60,10 +60,10 @@ def round_rows(rows: Rows, format: str) -> Rounded:
     out = np.empty_like(rows)
     if format == "fp16":
         halves = np.empty((count, dim), np.uint16)
-        _halve(rows.view(np.uint32), halves, out.view(np.uint32))
+        halve(rows.view(np.uint32), halves, out.view(np.uint32))
         return Rounded(halves.view(np.uint8).reshape(count, 2 * dim), out)
     scales, codes = np.empty(count, np.float32), np.empty((count, dim), np.int8)
-    _quantise(rows, scales, codes, out)
+    quantise(rows, scales, codes, out)
     packed = np.empty((count, _SCALE_BYTES + dim), np.uint8)
     packed[:, :_SCALE_BYTES] = scales.view(np.uint8).reshape(count, _SCALE_BYTES)
     packed[:, _SCALE_BYTES:] = codes.view(np.uint8)
@@ -144,7 +144,7 @@ def differ(left: Rows, right: Rows) -> NDArray[np.bool_]:
 
 
 @kernel(types.void(_U32, types.uint16[:, ::1], _U32_OUT))
-def _halve(bits: Any, halves: Any, out_bits: Any) -> None:
+def halve(bits: Any, halves: Any, out_bits: Any) -> None:
     """Rounds float32 (as bits) to float16, to nearest, ties to even; saturates. ``out_bits``: the same
     numbers as float32.
 
@@ -185,7 +185,7 @@ def _widen(halves: Any, out_bits: Any) -> None:
 
 
 @kernel(types.void(_ROWS, types.float32[::1], types.int8[:, ::1], _ROWS_OUT))
-def _quantise(values: Any, scales: Any, codes: Any, out: Any) -> None:
+def quantise(values: Any, scales: Any, codes: Any, out: Any) -> None:
     """Rounds each row to 255 steps of its own scale."""
     for i in range(values.shape[0]):
         top = np.float32(0)

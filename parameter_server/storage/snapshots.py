@@ -6,7 +6,8 @@ A part is written to a temporary folder and renamed, hence atomic. A snapshot is
 exist. Most parts are increments on the snapshot before. The files that they build on are hard-linked into
 their folder, so snapshots are independent of each other. A full part follows some increments.
 
-``prune`` and ``intact_steps`` read each file once a day. A damaged snapshot doesn't count as kept.
+A process reads each file once a day to check it. A damaged snapshot doesn't count as kept. Beside the parts
+are indexes of their files that readers made (``parameter_server.storage.mapped_rows``).
 """
 
 import logging
@@ -141,7 +142,7 @@ def latest(
         if number != (number[0] if epoch is None else epoch, number[1] if step is None else step):
             continue
         try:
-            return LatestSnapshot(_check(version, line), reasons)
+            return LatestSnapshot(_check(version, line, part_files.DIGESTS), reasons)
         except _UNUSABLE as error:
             reasons.append(f"{version.name}: {error}")
     return LatestSnapshot(None, reasons)

@@ -144,14 +144,19 @@ def count_sightings(cells: Any, added: Any, first: Any, blocks: Any, seed: Any, 
         added[block] = total
 
 
+@kernel(_int(_int, _int))
+def owner_of(key: Any, shards: Any) -> Any:
+    """The shard of one key, in [0, shards)."""
+    return np.int64(((mix(np.uint64(key)) >> np.uint64(32)) * np.uint64(shards)) >> np.uint64(32))
+
+
 @kernel(types.void(_KEYS, _int, _KEYS_OUT, _KEYS_OUT, _KEYS_OUT))
 def split(keys: Any, shards: Any, owners: Any, order: Any, bounds: Any) -> None:
     """Stable counting sort of keys by shard; ``bounds`` (shards + 1,) are the positions where shards
     begin."""
     bounds[:] = 0
     for i in range(keys.shape[0]):
-        high = mix(np.uint64(keys[i])) >> np.uint64(32)
-        owners[i] = np.int64((high * np.uint64(shards)) >> np.uint64(32))
+        owners[i] = owner_of(keys[i], shards)
         bounds[owners[i] + 1] += 1
     for s in range(shards):
         bounds[s + 1] += bounds[s]

@@ -14,10 +14,12 @@ from types import CodeType, ModuleType
 from typing import Any, TypeVar
 
 import numpy as np
+from llvmlite import ir
 from numba import njit, types
 from numba.core.caching import FunctionCache, IndexDataCacheFile
 from numba.core.dispatcher import Dispatcher
 from numba.core.typeinfer import register_dispatcher
+from numba.extending import intrinsic
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -119,3 +121,15 @@ def mix(value: Any) -> Any:
 def unit(cell: Any) -> Any:
     """Uniform draw in [0, 1) of a cell, as in ``recsys.events.hashing.uniforms``."""
     return np.float64(mix(cell) >> np.uint64(11)) / _2_POW_53
+
+
+def _pointer(typing: Any, address: Any) -> Any:
+    """The address of an array as what ``numba.carray`` takes. Its owner must stay alive."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return builder.inttoptr(arguments[0], ir.IntType(8).as_pointer())
+
+    return types.voidptr(address), generate
+
+
+pointer: Any = intrinsic(_pointer)

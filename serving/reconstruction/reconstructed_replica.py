@@ -18,7 +18,7 @@ from experiments.promotion.epoch_model import config_at, features_at
 from experiments.promotion.lifecycle import Lifecycle
 from parameter_server.publish.deltas import StepDelta
 from parameter_server.storage import snapshots
-from parameter_server.storage.snapshot_rows import load_rows
+from parameter_server.storage.snapshot_rows import map_rows
 from recsys.app.set_loops import SetsInUse
 from recsys.config.system_config import Config
 from recsys.events.control_records import Control
@@ -164,7 +164,7 @@ class ReconstructedReplica:
         for step in reversed(snapshots.complete_steps(self._folder, line, epoch)):
             if step <= stamp.step:
                 try:
-                    rows = load_rows(self._folder, line, epoch, step)
+                    rows = map_rows(self._folder, line, epoch, step)
                 except snapshots.NoSnapshot:  # damaged: an older one may do
                     continue
                 return LoadedSnapshot(line, epoch, step, rows)

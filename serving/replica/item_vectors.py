@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from parameter_server.publish.deltas import StepDelta
+from parameter_server.storage.mapped_rows import MappedRows
 from recsys.config.system_config import Config, ModelConfig, TableConfig
 from recsys.events.event_types import Item
 from recsys.events.records import ItemState
@@ -22,7 +23,6 @@ from recsys.features.feature_set import FeatureSet
 from recsys.model.model import Model
 from recsys.model.retrieval_vectors import content_vectors, field_vectors
 from serving.index.item_index import FlatIndex, ItemIndex, NoIndex
-from serving.replica.int8_rows import Int8Rows
 from serving.replica.row_store import RowStore
 
 Keys = NDArray[np.int64]
@@ -64,9 +64,8 @@ class ItemVectors(ABC):
     ) -> None:
         self.features, self.config = features, config
         self.catalogue = Catalogue(features)
-        self._store = Int8Rows if config.serve.rows == "int8" else RowStore
         self._tables = tuple(tables)
-        self.rows: dict[str, RowStore] = {t.name: self._store(t, config.model.seed) for t in tables}
+        self.rows: dict[str, RowStore] = {t.name: RowStore(t, config.model.seed) for t in tables}
         dim = config.model.vector_dim
         self.index: ItemIndex = NoIndex(dim, elsewhere) if elsewhere else FlatIndex(dim)
         self.building: ItemIndex | None = None  # the next index, being filled
@@ -94,7 +93,8 @@ class ItemVectors(ABC):
         grow are copied here, so that no request waits. Nothing may be applied meanwhile."""
         self.catalogue.reserve(len(items))
         for name, store in self.rows.items():
-            store.reserve(sum(len(step.tables[name].keys) for step in steps if name in step.tables))
+            changes = [step.tables[name] for step in steps if name in step.tables]
+            store.reserve(sum(len(change.keys) + len(change.removed) for change in changes))
 
     @abstractmethod
     def apply_records(self, records: Sequence[tuple[Item, int]]) -> None:
@@ -111,21 +111,23 @@ class ItemVectors(ABC):
 
     def prepare(
         self,
-        tables: Mapping[str, tuple[Keys, Rows]],
+        tables: Mapping[str, MappedRows | tuple[Keys, Rows]],
         dense: Rows | None,
         version: ModelVersion,
         model: ModelConfig | None = None,
         reads: FeatureSet | None = None,
     ) -> PreparedVersion:
         """Builds everything that a serving snapshot replaces, without side effects, in a thread beside the
-        one that answers. Nothing may be applied before ``install``. ``model``: the epoch's model, whose size
-        may differ; all have vectors of the same size. ``reads``: its features, if not those logged."""
+        one that answers. Nothing may be applied before ``install``. ``tables``: rows by name, mapped or in
+        memory. ``model``: the epoch's model, whose size may differ; all have vectors of the same size.
+        ``reads``: its features, if not those logged."""
         seed, rows = self.config.model.seed, dict[str, RowStore]()
         for table in self._tables_of(model):
-            if table.name in tables:
-                rows[table.name] = self._store.filled(table, seed, *self._own(*tables[table.name]))
+            base = tables.get(table.name, MappedRows())
+            if isinstance(base, MappedRows):
+                rows[table.name] = RowStore.over(table, seed, base)
             else:
-                rows[table.name] = self._store(table, seed)
+                rows[table.name] = RowStore.filled(table, seed, *self._own(*base))
         index, total = self.index.empty(), len(self.catalogue)
         for start in range(0, total if self.indexed else 0, _BLOCK):
             block = np.arange(start, min(start + _BLOCK, total))
@@ -139,6 +141,13 @@ class ItemVectors(ABC):
         assert same_items, "items were applied since prepare"
         self.rows, self.index, self.building = prepared.rows, prepared.index, None
         self.line, self.epoch, self.step = prepared.version
+
+    def rebased(self, tables: Mapping[str, MappedRows]) -> dict[str, RowStore]:
+        """The rows over a newer snapshot, to be assigned to ``rows``, built beside the thread that answers.
+        Nothing may be applied meanwhile."""
+        return {
+            name: store.rebased(tables.get(name, MappedRows())) for name, store in self.rows.items()
+        }
 
     def swap(self, index: ItemIndex) -> None:
         """Switches to an index that was filled beside the one that answers."""

@@ -4,7 +4,7 @@ A gap needs a newer snapshot; until there is one, the applied state stays, and a
 """
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -13,8 +13,8 @@ import msgspec
 
 from parameter_server.publish.deltas import DeltaAssembler, Gap, StepDelta
 from parameter_server.storage import snapshots
-from parameter_server.storage.snapshot_rows import ServingRows, load_rows
-from parameter_server.storage.snapshots import NoSnapshot
+from parameter_server.storage.snapshot_rows import ServingRows, map_rows
+from parameter_server.storage.snapshots import NoSnapshot, Snapshot
 from recsys.events.records import DELTAS
 from recsys.log.protocol import Log, LogLost, Record
 from recsys.process.log_consumer import decoded
@@ -46,14 +46,16 @@ class LoadedSnapshot:
 class LineReader:
     """Reads snapshots and deltas of the live line. Used by one thread."""
 
-    def __init__(self, log: Log, folder: Path) -> None:
-        self._log, self._folder = log, folder
+    def __init__(self, log: Log, folder: Path, tables: Collection[str] | None = None) -> None:
+        """``tables``: those whose rows are read; by default all."""
+        self._log, self._folder, self._tables = log, folder, tables
         self.offset = log.begin(DELTAS, 0)
         self.assembler: DeltaAssembler | None = None
         self.gap: Gap | None = None
         self.gaps = 0
         self._epoch: int | None = None  # as requested; None: the newest
-        self._tried_ms = 0
+        self._tried_ms = self._rebased_ms = 0
+        self._base: Snapshot | None = None  # in whose files the rows are
         self._unusable: tuple[int, int] | None = None  # the newest snapshot, if it is damaged
         self._from_beginning = False  # whether the deltas were read from their beginning
 
@@ -72,7 +74,7 @@ class LineReader:
     def _load(self, line: str) -> LoadedSnapshot:
         """Loads the newest usable snapshot; keeps the reader's position."""
         try:
-            rows = load_rows(self._folder, line, self._epoch)
+            rows = map_rows(self._folder, line, self._epoch, wanted=self._tables)
             return LoadedSnapshot(line, rows.snapshot.epoch, rows.snapshot.step, rows)
         except NoSnapshot as error:
             if error.reasons:
@@ -84,6 +86,7 @@ class LineReader:
         self._from_beginning = offset == self._log.begin(DELTAS, 0)
         self.assembler = DeltaAssembler(loaded.line, loaded.epoch, loaded.step)
         self.offset, self.gap, self._unusable = offset, None, None
+        self._base = loaded.rows and loaded.rows.snapshot
 
     def read(self, limit: int = 64) -> list[StepDelta]:
         """Reads up to ``limit`` records; returns the steps that became complete."""
@@ -129,6 +132,27 @@ class LineReader:
             self.offset, self._from_beginning, self.gap = self._log.begin(DELTAS, 0), True, None
             self.assembler = DeltaAssembler(line, epoch, step)
         return None
+
+    def newer_base(self, now_ms: int, step: int, due: bool) -> ServingRows | None:
+        """A newer snapshot of the applied line, up to the applied ``step``; looked for about once a second,
+        where ``due``, or where the one in use was removed: it takes disk until it is let go."""
+        assert self.assembler is not None, "start first"
+        if 0 <= now_ms - self._rebased_ms < _RETRY_MS:
+            return None
+        self._rebased_ms, base = now_ms, self._base
+        if not due and (base is None or base.folder.exists()):
+            return None
+        line, epoch = self.assembler.line, self.assembler.epoch
+        after = base.step if base is not None and base.epoch == epoch else 0
+        usable = [s for s in snapshots.complete_steps(self._folder, line, epoch) if s <= step]
+        if not usable or usable[-1] <= after:
+            return None
+        try:
+            newer = map_rows(self._folder, line, epoch, usable[-1], self._tables)
+        except NoSnapshot:  # damaged, or removed meanwhile
+            return None
+        self._base = newer.snapshot
+        return newer
 
     def _newest(self, line: str) -> tuple[int, int]:
         """Version of the line's newest complete snapshot in the requested epoch; digests unchecked."""

@@ -119,9 +119,9 @@ class Replica(ItemVectors):
         if delta.step <= self.step:
             raise ValueError(f"step {delta.step} came after {self.step}; a replica never goes back")
         for name, changed in delta.tables.items():
-            self.rows[name].set(changed.keys, changed.values)
+            self.rows[name].set(changed.keys, changed.values, delta.step)
             if len(changed.removed):
-                self.rows[name].remove(changed.removed)
+                self.rows[name].remove(changed.removed, delta.step)
         if delta.dense is not None:
             self.model.write_dense(delta.dense)
         if "items" in delta.tables:

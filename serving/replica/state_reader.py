@@ -45,6 +45,7 @@ from serving.index.faiss_centroids import lists_for, sample_of, train
 from serving.replica.index_maintenance import IndexMaintenance, SetProbes, SwapIndex
 from serving.replica.item_vectors import ItemVectors, ModelVersion, PreparedVersion
 from serving.replica.line_reader import MAIN, LineReader, LoadedSnapshot
+from serving.replica.row_store import RowStore
 from serving.tracing.freshness import Freshness, Rate
 from serving.tracing.swipe_traces import SwipeTraces
 
@@ -53,6 +54,7 @@ _ITEMS, _STATES, _DELTAS, _STEPS = 50, 8, 16, 500  # records in a batch
 _STARTING: Final = 20  # factor on these while the replica doesn't answer yet
 _STEPS_KEPT: Final = 2_000
 _LAG_EVERY_MS: Final = 1_000
+REBASED_ROWS: Final = 1 << 16  # rows in memory above which a newer snapshot is looked for
 
 
 @dataclass
@@ -60,6 +62,7 @@ class Batch:
     """Records of one ``read``, in the order of their application."""
 
     prepared: PreparedVersion | None = None  # from a snapshot and the items applied before
+    rows: dict[str, RowStore] | None = None  # the applied ones, over a newer snapshot
     items: list[tuple[Item, int]] = field(default_factory=list)
     states: list[tuple[ItemState, int]] = field(default_factory=list)
     steps: list[StepDelta] = field(default_factory=list)
@@ -80,7 +83,7 @@ class Batch:
     @property
     def full(self) -> bool:
         """Whether there may be more of the state that answers depend on."""
-        return bool(self.prepared or self.items or self.states or self.steps)
+        return bool(self.prepared or self.rows or self.items or self.states or self.steps)
 
 
 class StateReader:
@@ -108,7 +111,7 @@ class StateReader:
         self._log, self.replica, self._config, self._now_ms = log, replica, config, now_ms
         self._first = first or replica.features
         self._set = SetsInUse(self._first).name(replica.features)
-        self.line = LineReader(log, Path(config.state) / "snapshots")
+        self.line = LineReader(log, Path(config.state) / "snapshots", list(replica.rows))
         self.maintenance = IndexMaintenance(replica, train, sample_of, lists_for)
         self._indexes = Path(config.state) / index_files.FOLDER
         self.freshness, self._traces = Freshness(), traces
@@ -234,8 +237,19 @@ class StateReader:
         else:
             loaded = self.line.mend(self._now_ms())
         if loaded is not None:
-            batch.prepared, batch.steps = self._prepared(loaded), []
+            batch.prepared, batch.steps, batch.rows = self._prepared(loaded), [], None
+        elif not (batch.prepared or batch.steps):
+            batch.rows = self._rebased() or batch.rows
+            if batch.rows:  # steps are applied to them, in a later batch
+                return
         batch.steps.extend(self.line.read(limit))
+
+    def _rebased(self) -> dict[str, RowStore] | None:
+        """The rows over a newer snapshot, once many of them are in memory."""
+        replica = self.replica
+        due = sum(store.changed for store in replica.rows.values()) > REBASED_ROWS
+        base = self.line.newer_base(self._now_ms(), replica.step, due)
+        return replica.rebased(base.tables) if base is not None else None
 
     def _prepared(self, loaded: LoadedSnapshot) -> PreparedVersion:
         rows = loaded.rows
@@ -282,6 +296,8 @@ class StateReader:
         now_ms = self._now_ms()
         if batch.prepared is not None:
             self.replica.install(batch.prepared)
+        elif batch.rows is not None:
+            self.replica.rows = batch.rows
         if batch.index_change is not None:
             self.maintenance.apply(batch.index_change)
         if batch.items:

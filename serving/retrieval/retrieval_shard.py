@@ -138,9 +138,9 @@ class RetrievalShard(ItemVectors):
             removed = changed.removed[shard_of(changed.removed, self.shards) == self.shard]
             touched, store = np.concatenate([keys, removed]), self.rows["items"]
             self._remember(_ReplacedRows(delta.step, touched, store.lookup(touched)))
-            store.set(keys, values)
+            store.set(keys, values, delta.step)
             if len(removed):
-                store.remove(removed)
+                store.remove(removed, delta.step)
             self._place(self._indices_of(touched))
         self.step, self.step_time_ms = delta.step, delta.time_ms
         return True

@@ -23,6 +23,7 @@ from parameter_server.rpc.shard_service import ShardService
 from parameter_server.shard.lanes import LaneGradients
 from parameter_server.shard.shard import ShardSpec
 from parameter_server.storage.durable_shard import DurableShard, ShardStorage
+from parameter_server.storage.mapped_rows import MappedRows
 from recsys.config.system_config import TableConfig
 from recsys.events.event_types import Event
 from recsys.events.records import DELTAS, EVENTS, Delta, Example, topics, unpack
@@ -127,7 +128,7 @@ class Copy:
     def __init__(
         self, log: MemoryLog, folder: Path, published: Mapping[tuple[int, int], Delta]
     ) -> None:
-        self.digests = 0
+        self.digests = self.rebased = 0
         self._reader, self._published = LineReader(log, folder), published
         self._take(self._reader.start(SPEC.line, None))
 
@@ -139,13 +140,18 @@ class Copy:
         loaded = self._reader.mend(now_ms)
         if loaded is not None:
             self._take(loaded)
+        newer = self._reader.newer_base(now_ms, self.step, due=True)
+        if newer is not None:
+            self.rebased += 1
+            for name, base in newer.tables.items():
+                self.rows[name] = self.rows[name].rebased(base)
         steps = self._reader.read(8)
         for delta in steps:
             hold("a replica never goes back", delta.step > self.step, (delta.step, self.step))
             self._check(delta)
             for name, changed in delta.tables.items():
-                self.rows[name].set(changed.keys, changed.values)
-                self.rows[name].remove(changed.removed)
+                self.rows[name].set(changed.keys, changed.values, delta.step)
+                self.rows[name].remove(changed.removed, delta.step)
             if delta.dense is not None:
                 self.dense = delta.dense
             self.step = delta.step
@@ -171,14 +177,13 @@ class Copy:
 
     def _take(self, loaded: LoadedSnapshot) -> None:
         self.step, self.dense = loaded.step, DENSE
-        self.rows = {table.name: RowStore(table, SPEC.seed) for table in TABLES}
-        if loaded.rows is not None:
-            for table in TABLES:
-                if table.name in loaded.rows.tables:
-                    its = loaded.rows.tables[table.name]
-                    self.rows[table.name] = RowStore.filled(table, SPEC.seed, *its)
-            if loaded.rows.dense is not None:
-                self.dense = loaded.rows.dense
+        bases = {} if loaded.rows is None else loaded.rows.tables
+        self.rows = {
+            table.name: RowStore.over(table, SPEC.seed, bases.get(table.name, MappedRows()))
+            for table in TABLES
+        }
+        if loaded.rows is not None and loaded.rows.dense is not None:
+            self.dense = loaded.rows.dense
 
 
 class Simulation:

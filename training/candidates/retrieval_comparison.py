@@ -10,6 +10,7 @@ the most frequent picks shows whether a model gives everybody the same.
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -17,7 +18,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from parameter_server.storage.snapshot_rows import load_rows
+from parameter_server.storage.snapshot_rows import ServingRows, map_rows
 from parameter_server.storage.snapshots import NoSnapshot, complete_steps
 from parameter_server.table.table import initial_rows
 from recsys.config.system_config import Config, ModelConfig, tables_of
@@ -91,7 +92,7 @@ class RetrievalComparison:
         if shadow.step < steps[-1] or not self._features.history_length:
             return  # it still catches up; or no vectors are learned
         try:
-            live = load_rows(self._folder, MAIN, shadow.epoch, steps[-1])
+            live = map_rows(self._folder, MAIN, shadow.epoch, steps[-1])
         except NoSnapshot:
             return
         self._compared = (shadow.epoch, steps[-1])
@@ -103,14 +104,21 @@ class RetrievalComparison:
         rows = {name: (export["keys"], export["values"]) for name, export in exports.items()}
         models = [build_model(reads, live_model), build_model(self._features, shadow.model)]
         self._both = (
-            Weights(sorted_rows(live.tables, self._initial), live.dense, models[0]),
+            Weights(partial(self._served, live), live.dense, models[0]),
             Weights(sorted_rows(rows, self._initial), dense.averaged.copy(), models[1]),
         )
         self._engaged = []
         self._sizes = {
-            "live_bytes": float(sum(k.nbytes + v.nbytes for k, v in live.tables.values())),
+            "live_bytes": float(
+                sum(k.nbytes + v.nbytes for rows in live.tables.values() for k, v in rows.blocks())
+            ),
             "bytes": float(sum(len(t) * (8 + 4 * t.config.dim) for t in tables.values())),
         }
+
+    def _served(self, live: ServingRows, table: str, keys: Keys) -> Floats:
+        rows, places = live.tables[table].lookup(keys)
+        rows[places < 0] = self._initial(table, keys[places < 0])
+        return rows
 
     def take(self, shown: Sequence[Any]) -> None:
         """Takes examples of later steps, before the candidate learns them."""

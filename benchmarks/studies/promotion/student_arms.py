@@ -15,12 +15,12 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from examples.row_formats.int8_rows import Int8Rows
 from parameter_server.publish.rounding import round_dense, round_rows
 from recsys.config.system_config import ModelConfig, tables_of
 from recsys.features.feature_set import FeatureSet, RequestFeatures
 from recsys.model.model import Model, build_model
 from serving.ranking.scoring import probabilities
-from serving.replica.int8_rows import Int8Rows
 from serving.replica.row_store import RowStore
 from training.continual.learner import Learner
 from training.offline.examples import Examples

@@ -20,13 +20,13 @@ from parameter_server.shard.wal_settings import WalSettingsChanged
 from parameter_server.storage import durable_shard as durable
 from parameter_server.storage import part_files, snapshots
 from parameter_server.storage.durable_shard import DurableShard, ShardStorage
-from parameter_server.storage.snapshot_rows import load_rows
 from parameter_server.table.dense import SENT
 from recsys.config.system_config import TableConfig
 from recsys.events.records import Delta
 from tests.support.bit_flips import flip_bit
 from tests.support.durable_line import ALL, PARTS, SPEC, STEPS, Line
 from tests.support.small_line import DENSE, LANES, time_of, toy_spec, work
+from tests.support.snapshot_rows import load_rows
 
 
 def undisturbed():

@@ -16,7 +16,6 @@ from parameter_server.storage import snapshots
 from parameter_server.storage.changes import Changes
 from parameter_server.storage.durable_shard import load_shard
 from parameter_server.storage.mmap_shard import map_arrays, open_mmap_shard
-from parameter_server.storage.snapshot_rows import load_rows
 from parameter_server.table.dense import SENT
 from parameter_server.table.overlay_table import OverlayTable
 from recsys.events.records import pack
@@ -32,6 +31,7 @@ from tests.support.small_line import (
     union,
     work,
 )
+from tests.support.snapshot_rows import load_rows
 
 ALL = list(range(LANES))
 # The smallest counts of sightings that there are: they are in each snapshot and digest.

@@ -5,7 +5,6 @@ import numpy as np
 import pytest
 
 from parameter_server.storage import part_files, snapshots
-from parameter_server.storage.snapshot_rows import load_rows
 from parameter_server.storage.snapshots import (  # fmt: skip
     NoSnapshot,
     complete_steps,
@@ -15,6 +14,7 @@ from parameter_server.storage.snapshots import (  # fmt: skip
 )
 from tests.support.bit_flips import flip_bit, with_flips
 from tests.support.simulator import check_snapshots
+from tests.support.snapshot_rows import load_rows
 
 
 def arrays(step, part):

@@ -14,7 +14,7 @@ from parameter_server.publish.deltas import seal
 from parameter_server.rpc.parameter_client import LocalClient
 from parameter_server.shard.lanes import LaneGradients, RowGradients
 from parameter_server.shard.shard import Shard
-from parameter_server.storage.snapshots import write_part
+from parameter_server.storage.snapshots import remove_where, write_part
 from recsys.config.policy_config import PolicyConfig
 from recsys.config.system_config import Config, ServeConfig
 from recsys.events.control_records import Candidate, Experiments, ExperimentState, Live, ModelSize
@@ -39,6 +39,7 @@ from recsys.events.records import (
 from recsys.features.feature_set import FeatureSet
 from recsys.features.feature_set_file import FEED_SCHEMA
 from recsys.log.protocol import Append, LogUnavailable, MemoryLog
+from serving.replica import state_reader
 from serving.replica.replica import Replica
 from serving.replica.state_reader import StateReader
 from training.lines.line import spec_of
@@ -303,6 +304,49 @@ class Shards:
         return sum(shard.published.digest for shard in self.all) % 2**64
 
 
+def test_many_changed_rows_leave_memory_once_a_snapshot_has_them(
+    fixture: Fixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(state_reader, "REBASED_ROWS", 25)
+    shards, other = Shards(fixture), fixture.another()
+    shards.learn(9)
+    replica = fixture.reader.replica
+    first, begun = replica.rows["features"], replica.rows["features"].changed
+    assert begun > 25
+    shards.snapshot()
+    shards.learn(10)
+    rebased = replica.rows["features"]
+    assert rebased is not first and rebased.changed < begun // 2 and first.changed == begun
+    shards.learn(30)
+    assert replica.rows["features"] is rebased  # there is no newer snapshot
+    other.replica.model.write_dense = lambda flat: None  # type: ignore[method-assign]
+    fixture.turn(other)  # starts from the snapshot
+    assert replica.step == other.replica.step == 30 and fixture.reader.line.gaps == 0
+    assert replica.digest == shards.digest == other.replica.digest
+    keys = np.arange(31)
+    for name, store in replica.rows.items():
+        assert (store.lookup(keys) == other.replica.rows[name].lookup(keys)).all()
+
+
+def test_a_snapshot_that_was_removed_is_let_go_of(fixture: Fixture) -> None:
+    fixture.snapshot(5, 5.0)
+    fixture.turn()
+    rows = fixture.reader.replica.rows
+    fixture.step(6, 6.0)
+    fixture.snapshot(6, 6.0)
+    fixture.turn()
+    assert fixture.reader.replica.step == 6 and fixture.reader.replica.rows is rows
+    remove_where(fixture.folder, "main", lambda epoch, step: step == 5)
+    fixture.step(7, 7.0)
+    fixture.turn()
+    assert fixture.reader.replica.rows is not rows and fixture.row() == 7.0
+    fixture.snapshot(9, 9.0)
+    remove_where(fixture.folder, "main", lambda epoch, step: step == 6)
+    rows = fixture.reader.replica.rows
+    fixture.turn()
+    assert fixture.reader.replica.rows is rows and fixture.row() == 7.0  # never ahead of the deltas
+
+
 @pytest.mark.parametrize("fault", ["a delta never came", "a row was harmed", "a row was dropped"])
 def test_what_diverged_from_the_shards_is_found_by_the_digest_and_mended(
     fixture: Fixture, fault: str
@@ -312,7 +356,7 @@ def test_what_diverged_from_the_shards_is_found_by_the_digest_and_mended(
     assert fixture.reader.replica.step == 9 and line.gaps == 0
     store = fixture.reader.replica.rows["features"]
     if fault == "a delta never came":
-        real, store.set = store.set, lambda keys, values: None  # type: ignore[method-assign]
+        real, store.set = store.set, lambda *args: None  # type: ignore[method-assign]
         shards.learn(10)
         store.set = real  # type: ignore[method-assign]
     elif fault == "a row was harmed":

@@ -10,12 +10,12 @@ from parameter_server.shard.lanes import LaneGradients, RowGradients
 from parameter_server.shard.shard import Shard
 from parameter_server.storage.durable_shard import load_shard
 from parameter_server.storage.part_files import encode_manifest
-from parameter_server.storage.snapshot_rows import load_rows
 from recsys.config.system_config import ModelConfig, digest
 from recsys.events.control_records import Live
 from recsys.features.feature_set import FeatureSet
 from tests.support.registry_cases import MODEL, SPEC, provenance, shard
 from tests.support.small_feed import FEATURES, START_MS
+from tests.support.snapshot_rows import load_rows
 from training.candidates.registry import (
     FILE,
     Provenance,

@@ -1,21 +1,15 @@
 """Rows as int8: each published row comes back bit for bit, and what isn't one is kept whole."""
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from parameter_server.publish.deltas import Changed, StepDelta
+from examples.row_formats.int8_rows import Int8Rows
 from parameter_server.publish.rounding import round_rows
 from recsys.config.system_config import TableConfig
 from recsys.events.hashing import uniforms
-from serving.replica.int8_rows import Int8Rows
-from serving.replica.item_vectors import ModelVersion
-from serving.replica.replica import Replica
 from serving.replica.row_store import RowStore
-from tests.support.replica_harness import config, made, step_delta
 
 HUGE = float(np.finfo(np.float32).max)
 sizes = st.floats(0, HUGE, width=32) | st.floats(0, 1, width=32)
@@ -76,32 +70,3 @@ def test_it_takes_a_third_of_the_bytes_of_the_rows(dim: int, share: float) -> No
     assert ours.digest == theirs.digest and ours.float_rows == 0
     maps = ours._codes_of.nbytes
     assert (ours.nbytes - maps) < share * (theirs.nbytes - maps)
-
-
-def test_a_replica_of_int8_rows_holds_what_its_siblings_hold() -> None:
-    its = config()
-    published = replace(its, parameter_server=replace(its.parameter_server, delta_format="int8"))
-    ours = made(steps=0, its_config=replace(published, serve=replace(its.serve, rows="int8")))
-    theirs = made(steps=0, its_config=published)
-
-    def step(replica: Replica, number: int) -> StepDelta:
-        delta = step_delta(replica, number)
-        tables = {
-            name: Changed(changed.keys, round_rows(changed.values, "int8").rows, changed.removed)
-            for name, changed in delta.tables.items()
-        }
-        return replace(delta, tables=tables)
-
-    for number in (1, 2, 3):
-        for replica in (ours, theirs):
-            assert replica.apply_step(step(theirs, number))
-    tables = {name: store.export() for name, store in theirs.rows.items()}
-    at = ModelVersion("main", 0, 3)
-    for _ in range(2):
-        assert ours.digest == theirs.digest
-        assert same(ours.index.vectors, theirs.index.vectors)
-        for name, store in ours.rows.items():
-            assert isinstance(store, Int8Rows) and store.float_rows == 0 < len(store)
-            keys = np.arange(-3, 3)
-            assert same(store.lookup(keys), theirs.rows[name].lookup(keys))
-        ours.install(ours.prepare(tables, None, at))

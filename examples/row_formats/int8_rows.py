@@ -36,7 +36,7 @@ class Int8Rows(RowStore):
         room = max(room, 8)
         self._codes_of = IdMap(room)
         self._packed: Packed = np.zeros((room, _SCALE_BYTES + config.dim), np.uint8)
-        self._written = 0
+        self._packed_written = 0
 
     def __len__(self) -> int:
         return len(self._codes_of) + self.float_rows
@@ -44,11 +44,11 @@ class Int8Rows(RowStore):
     @property
     def float_rows(self) -> int:
         """Number of rows stored as float32, because int8 isn't exact for them."""
-        return super().__len__()
+        return len(self._ids)
 
     @property
     def nbytes(self) -> int:
-        own = written_bytes(self._packed, self._written)
+        own = written_bytes(self._packed, self._packed_written)
         return own + self._codes_of.nbytes + super().nbytes
 
     def lookup(self, keys: Keys) -> Rows:
@@ -59,7 +59,7 @@ class Int8Rows(RowStore):
             out[missing] = super().lookup(keys[missing])
         return out
 
-    def set(self, keys: Keys, values: Rows) -> None:
+    def set(self, keys: Keys, values: Rows, step: int = 0) -> None:
         keys, values = np.ascontiguousarray(keys), np.ascontiguousarray(values, np.float32)
         packed = np.empty((len(keys), self._packed.shape[1]), np.uint8)
         exact = np.empty(len(keys), np.bool_)
@@ -73,7 +73,7 @@ class Int8Rows(RowStore):
         before = len(self._codes_of)
         slots = self._codes_of.insert(keys)
         self._packed = grown(self._packed, len(self._codes_of))
-        self._written = max(self._written, len(self._codes_of))
+        self._packed_written = max(self._packed_written, len(self._codes_of))
         self._count(keys, self._unpacked(slots), -1, slots < before)
         self._count(keys, values, 1)
         self._packed[slots] = packed
@@ -82,7 +82,7 @@ class Int8Rows(RowStore):
         self._codes_of.reserve(more)
         self._packed = grown(self._packed, len(self._codes_of) + more)
 
-    def remove(self, keys: Keys) -> None:
+    def remove(self, keys: Keys, step: int = 0) -> None:
         self._drop(keys)
         super().remove(keys)
 
