@@ -3,9 +3,11 @@
 An item keeps its index for the lifetime of the process; a removed item is no longer alive.
 """
 
+from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Final
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -18,6 +20,27 @@ from recsys.events.field_schema import NUMERIC
 from recsys.events.hashing import Id, key_of
 from recsys.features.feature_set import FeatureSet, log_scale, number_of
 
+_COLUMNS: Final = ("_keys", "_numbers", "_exact", "_alive", "_published_ms")
+
+
+class PackedList(list[Any]):
+    """A list with MessagePack, in an array, of values that are None: value i is from ``bounds[i]`` on. They
+    are decoded at each access."""
+
+    def __init__(self, packed: NDArray[np.uint8], bounds: NDArray[np.int64]) -> None:
+        super().__init__([None] * (len(bounds) - 1))
+        self._packed, self._bounds = packed, bounds
+
+    def __iter__(self) -> Iterator[Any]:
+        return map(self.__getitem__, range(len(self)))
+
+    def __getitem__(self, index: Any) -> Any:
+        value = super().__getitem__(index)
+        if value is None:
+            start, stop = self._bounds[index % len(self) :][:2].tolist()
+            value = msgspec.msgpack.decode(self._packed[start:stop].data)
+        return value
+
 
 class Catalogue:
     """Items by index: keys int64 (n, I), numbers float32 (n, M), alive bool (n,), first publication int64
@@ -28,9 +51,8 @@ class Catalogue:
         self.features = features
         self.ids: list[Id] = []
         self.fields: list[dict[str, Any]] = []
-        self._index: dict[str, int] = {}
-        # Index of each key's item: two ids with colliding keys (see ``key_of``) share a slot.
-        self._by_key = IdMap(capacity, columns={"index": np.zeros(capacity, np.int64)})
+        # The slot of a key is its item's index: two ids with colliding keys (see ``key_of``) are one item.
+        self._by_key = IdMap(capacity)
         self._keys = np.zeros((capacity, features.item_columns), np.int64)
         self._numbers = np.zeros((capacity, features.number_columns), np.float32)
         self._alive = np.zeros(capacity, np.bool_)
@@ -67,21 +89,20 @@ class Catalogue:
 
     def index_of(self, item_id: Id) -> int | None:
         """The index of an item, alive or not; None if it was never published."""
-        return self._index.get(str(item_id))
+        return self.index_of_key(key_of("item", item_id))
 
     def index_of_key(self, key: int) -> int | None:
         """The index of the item with this key."""
-        slot = int(place_of(self._by_key.index, key))
-        return None if slot < 0 else int(self._by_key.columns["index"][slot])
+        index = int(place_of(self._by_key.index, key))
+        return None if index < 0 else index
 
     def indices_of_keys(self, keys: NDArray[np.int64]) -> NDArray[np.int64]:
         """The index of each key's item, or -1."""
-        slots = self._by_key.find(keys)
-        return np.where(slots < 0, np.int64(-1), self._by_key.columns["index"][slots])
+        return self._by_key.find(keys)
 
     def apply(self, item: Item) -> int:
         """Adds, changes or removes an item and returns its index. A change replaces all its fields."""
-        index = self._index.get(str(item.item_id))
+        index = self.index_of(item.item_id)
         if index is None:
             index = self._append(item.item_id)
         self._alive[index] = not item.removed
@@ -100,27 +121,49 @@ class Catalogue:
 
     def ensure(self, item_id: Id) -> int:
         """The index of an item; an unpublished one is added without fields."""
-        index = self._index.get(str(item_id))
+        index = self.index_of(item_id)
         return self.apply(Item(time_ms=0, item_id=item_id)) if index is None else index
 
     def reserve(self, more: int) -> None:
         """Makes room for ``more`` items. Other threads may read meanwhile, none may write."""
         rows = len(self.ids) + more
-        for name in ("_keys", "_numbers", "_exact", "_alive", "_published_ms"):
+        for name in _COLUMNS:
             setattr(self, name, grown(getattr(self, name), rows))
         self._by_key.reserve(more)
+
+    def saved(self) -> dict[str, NDArray[Any]]:
+        """All items as arrays, for ``restore`` of a catalogue of the same feature set."""
+        self.reserve(
+            len(self) // 8
+        )  # spare rows are saved, too: who adds an item shares the others
+        columns = {name: getattr(self, name)[: len(self) * 9 // 8] for name in _COLUMNS}
+        return columns | _packed("ids", self.ids) | _packed("fields", self.fields)
+
+    def restore(self, saved: Mapping[str, NDArray[Any]]) -> None:
+        """Replaces all items by saved ones. It changes the arrays."""
+        for name in _COLUMNS:
+            setattr(self, name, saved[name])
+        self.ids = PackedList(saved["ids"], saved["ids_bounds"])
+        self.fields = PackedList(saved["fields"], saved["fields_bounds"])
+        self.living, self._by_key = Bitmap.of(self.alive), IdMap(len(self._alive))
+        self._by_key.insert(self.keys[:, 0])
 
     def _append(self, item_id: Id) -> int:
         index = len(self.ids)
         self.reserve(1)
         self.ids.append(item_id)
         self.fields.append({})
-        self._index[str(item_id)] = index
         self.living.grow(len(self.ids))
-        key = key_of("item", item_id)
-        self._by_key.put(np.array([key], np.int64), {"index": np.array([index])})
-        self._keys[index, 0] = key  # found by its key even if its fields never arrive
+        self._keys[index, 0] = key_of("item", item_id)
+        self._by_key.insert(self._keys[index, :1])  # found even if its fields never arrive
         return index
+
+
+def _packed(name: str, values: list[Any]) -> dict[str, NDArray[Any]]:
+    """Arrays of a ``PackedList``."""
+    encoded = [*map(msgspec.msgpack.encode, values)]
+    bounds = np.cumsum([0, *map(len, encoded)], dtype=np.int64)
+    return {name: np.frombuffer(b"".join(encoded), np.uint8), f"{name}_bounds": bounds}
 
 
 def _time_ms(value: Any) -> float:

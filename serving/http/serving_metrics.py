@@ -155,6 +155,8 @@ def _gauges(service: Service) -> dict[str, ReadGauge]:
         "item_state_offset": ("Next offset to read of item_state", lambda: replica.item_state_offset),
         "delta_gaps": ("Gaps in the deltas, since the start", lambda: reader.line.gaps),
         "unreadable": ("Unreadable records, since the start", lambda: reader.unreadable),
+        "catalogue_damaged": ("Damaged snapshots of the catalogue, not used, since the start",
+                              lambda: reader.catalogue.damaged if reader.catalogue else 0),
         "log_failures": ("Failed appends, since the start", lambda: writer.failures),
         "impressions_kept_bytes": ("Bytes of impressions that wait for the log, in memory",
                                    lambda: writer.kept_bytes),

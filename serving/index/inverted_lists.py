@@ -84,9 +84,21 @@ class InvertedLists:
         return out
 
     @property
+    def assigned(self) -> NDArray[np.int32]:
+        """List of each vector: a view."""
+        return self._list_of[: int(self._index.ntotal)]
+
+    @property
     def nbytes(self) -> int:
         entry: int = 2 * self.centroids.dim + 8 + 8 + 4  # vector, id, place, list
         return int(self._index.ntotal) * entry + self.centroids.nbytes
+
+    def restore(self, vectors_NV: Vectors, lists_N: NDArray[np.int32]) -> None:
+        """Fills empty lists with vectors and their ``assigned`` lists."""
+        lists = np.where(lists_N < 0, self.centroids.count, lists_N).astype(np.int64)
+        vectors_NV = np.ascontiguousarray(vectors_NV)
+        self._index.add_core(len(lists), faiss.swig_ptr(vectors_NV), None, faiss.swig_ptr(lists))
+        self._list_of, self._largest_V = lists_N.copy(), largest_parts(vectors_NV, self._largest_V)
 
     def put(self, indices: Indices, vectors_NV: Vectors) -> int:
         """Adds or moves vectors of distinct numbers; returns how many changed their list, or had none."""

@@ -5,10 +5,12 @@ number of lists. With all of them a search is exact. The vectors are also stored
 and for filling another index.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
+from numpy.typing import NDArray
 
 from recsys.arrays.bitmap import Bitmap
 from recsys.arrays.growable import grown, written_bytes
@@ -56,24 +58,24 @@ class VectorArray:
     """Vectors (n, V) by number: an array that grows."""
 
     def __init__(self, dim: int, room: int = 8) -> None:
-        self._rows, self._count = np.zeros((max(room, 8), dim), np.float32), 0
+        self.room, self.count = np.zeros((max(room, 8), dim), np.float32), 0
 
     def reserve(self, more: int) -> None:
-        self._rows = grown(self._rows, self._count + more)
+        self.room = grown(self.room, self.count + more)
 
     def set(self, indices: Indices, vectors: Vectors) -> None:
         """Sets vectors; numbers in between that were never set are zeros."""
-        self._count = max(self._count, int(indices.max()) + 1)
-        self._rows = grown(self._rows, self._count)
-        self._rows[indices] = vectors
+        self.count = max(self.count, int(indices.max()) + 1)
+        self.room = grown(self.room, self.count)
+        self.room[indices] = vectors
 
     @property
     def rows(self) -> Vectors:
-        return self._rows[: self._count]
+        return self.room[: self.count]
 
     @property
     def nbytes(self) -> int:
-        return written_bytes(self._rows, self._count)
+        return written_bytes(self.room, self.count)
 
 
 class IvfIndex:
@@ -105,6 +107,28 @@ class IvfIndex:
 
     def __len__(self) -> int:
         return len(self.by_number.rows)
+
+    def saved(self) -> dict[str, NDArray[Any]]:
+        """Arrays for ``restored``, with spare rows."""
+        self.reserve(len(self) // 8)
+        lists, vectors = self.lists.assigned, self.by_number.room[: len(self) * 9 // 8]
+        numbers = {"centroids": self.lists.centroids.vectors, "probes": np.array(self.probes)}
+        return numbers | {"lists": lists, "vectors": vectors}
+
+    @classmethod
+    def restored(cls, saved: Mapping[str, NDArray[Any]]) -> "IvfIndex":
+        """The index that was saved. It changes the array of vectors."""
+        index = cls(Centroids(saved["centroids"]), int(saved["probes"]), 0)
+        index.by_number.room, index.by_number.count = saved["vectors"], len(saved["lists"])
+        index.lists.restore(index.vectors, saved["lists"])
+        return index
+
+    def update(self, vectors_NV: Vectors, alive: Mask) -> None:
+        """Sets the vectors that differ from those here, and those that are in no list."""
+        lists, changed = self.lists.assigned, np.ones(len(vectors_NV), np.bool_)
+        before, after = (v[: len(lists)].view(np.int32) for v in (self.vectors, vectors_NV))
+        changed[: len(lists)] = (before != after).any(1) | (lists < 0)
+        self.set(np.flatnonzero(changed), vectors_NV[changed], alive[changed])
 
     def empty(self) -> "IvfIndex":
         return IvfIndex(self.lists.centroids, self.probes, len(self))

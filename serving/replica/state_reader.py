@@ -42,9 +42,11 @@ from recsys.log.protocol import Log, LogLost
 from serving.access.keyring import Keyring
 from serving.index import index_files
 from serving.index.faiss_centroids import lists_for, sample_of, train
+from serving.replica.catalogue_snapshot import CatalogueSnapshot
 from serving.replica.index_maintenance import IndexMaintenance, SetProbes, SwapIndex
 from serving.replica.item_vectors import ItemVectors, ModelVersion, PreparedVersion
 from serving.replica.line_reader import MAIN, LineReader, LoadedSnapshot
+from serving.replica.replica import Replica
 from serving.replica.row_store import RowStore
 from serving.tracing.freshness import Freshness, Rate
 from serving.tracing.swipe_traces import SwipeTraces
@@ -114,6 +116,9 @@ class StateReader:
         self.line = LineReader(log, Path(config.state) / "snapshots", list(replica.rows))
         self.maintenance = IndexMaintenance(replica, train, sample_of, lists_for)
         self._indexes = Path(config.state) / index_files.FOLDER
+        self.catalogue = None
+        if isinstance(replica, Replica):
+            self.catalogue = CatalogueSnapshot(config.state, log.id, replica)
         self.freshness, self._traces = Freshness(), traces
         self.examples, self.events = Rate(), Rate()
         self.ready = False
@@ -162,17 +167,27 @@ class StateReader:
         return batch
 
     def catch_up(self, stopped: Callable[[], bool]) -> None:
-        """Reads and applies up to the end of the log, in this thread: before the first answer."""
+        """Reads and applies up to the end of the log, in this thread: before the first answer. A large
+        catalogue is read on from a snapshot, and one that lacks much is replaced."""
+        saved, end = self.catalogue, self._log.end(ITEMS, 0)
+        if saved is not None and saved.lacks(end):
+            saved.restore()
+            self._items = self.items_applied = max(self._items, self.replica.catalogue_offset)
+        due = saved is not None and saved.lacks(end) and self._pinned is None
         while not stopped():
             batch = self.read()
             self.apply(batch)
             if not batch.full:
                 self._index_all()
+                if saved is not None and due:
+                    saved.save()
                 self.ready = True
                 return
 
     def _index_all(self) -> None:
-        """Builds an index, if one is due, before the first answer."""
+        """Restores or builds an index, if one is due, before the first answer."""
+        if self.catalogue is not None and self._pinned is None:
+            self.catalogue.restore_index()
         index = self.maintenance.build_now()
         if index is not None:
             index_files.save_centroids(self._indexes, index)

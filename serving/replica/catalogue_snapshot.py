@@ -1,0 +1,97 @@
+"""Snapshot of a replica's catalogue and index: one that starts needn't fold the ``items`` topic from its
+beginning, and those of a machine share memory. Files: ``state/catalogue/DEFINITION-CRC/NAME.npy``."""
+
+import logging
+import os
+import shutil
+import zlib
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from recsys.events.hashing import digest_of
+from serving.index.ivf_index import IvfIndex
+from serving.replica.replica import Replica
+
+_FORMAT: Final = 1
+_LEAST: Final = 20_000  # records of ``items`` that are folded at every start
+_OLD: Final = 20  # a snapshot that lacks one of so many records is replaced
+_log = logging.getLogger(__name__)
+
+
+class CatalogueSnapshot:
+    """The snapshot of one feature set on one log, for a replica that doesn't answer yet. ``damaged``: how
+    many were not used."""
+
+    def __init__(self, state: str | Path, log_id: str, replica: Replica) -> None:
+        self._folder, self._replica, self.damaged = Path(state) / "catalogue", replica, 0
+        serve, features = replica.config.serve, replica.features.as_dict()
+        index = replica.index.dim, serve.index, serve.index_flat_items
+        self._definition = digest_of(msgspec.json.encode((_FORMAT, log_id, features, index)))
+        self._arrays: dict[str, NDArray[Any]] = {}
+
+    def lacks(self, end: int) -> bool:
+        """Whether a snapshot of what is applied would lack many records up to ``end``."""
+        return end - self._replica.catalogue_offset > max(_LEAST, end // _OLD)
+
+    def restore(self) -> None:
+        """Replaces the items by those of the snapshot, unless it has fewer. Its files are mapped: what the
+        replica changes, it copies."""
+        for folder in self._folder.glob(f"{self._definition}-*"):
+            try:
+                files = sorted(folder.glob("*.npy"))
+                arrays = {f.stem: np.asarray(np.load(f, mmap_mode="c")) for f in files}
+                if folder.name != self._name(arrays):
+                    raise ValueError(f"the name of its content is {self._name(arrays)}")
+            except (OSError, ValueError) as error:
+                self.damaged += 1
+                _log.warning("%s is damaged, and not used: %s", folder, error)
+                continue
+            replica, offset = self._replica, int(arrays["offset"])
+            if offset >= replica.catalogue_offset:
+                replica.catalogue.restore(arrays)
+                replica.groups.restore(arrays, "groups")
+                replica.surplus.restore(arrays, "surplus")
+                replica.catalogue_offset, self._arrays = offset, arrays
+
+    def restore_index(self) -> None:
+        """Replaces the index by the snapshot's, once all items are there."""
+        if "lists" in self._arrays:
+            index = IvfIndex.restored(self._arrays)
+            index.update(self._replica.index.vectors, self._replica.catalogue.alive)
+            self._replica.swap(index)
+        self._arrays = {}
+
+    def save(self) -> None:
+        """Writes a snapshot in place of others, and starts from it: its memory is shared, too."""
+        replica, partial = self._replica, self._folder / f".{os.getpid()}"
+        arrays = replica.catalogue.saved() | {"offset": np.array(replica.catalogue_offset)}
+        arrays |= replica.groups.saved("groups") | replica.surplus.saved("surplus")
+        if isinstance(replica.index, IvfIndex):
+            arrays |= replica.index.saved()
+        name = self._name(arrays)
+        try:
+            partial.mkdir(mode=0o700, parents=True)
+            for array in arrays:
+                np.save(partial / array, arrays[array])
+            for other in {*self._folder.iterdir()} - {
+                partial
+            }:  # other replicas may have them mapped
+                shutil.rmtree(other)
+            partial.rename(self._folder / name)
+        except OSError as error:  # the disk is full, say
+            _log.warning("no snapshot of the catalogue was written: %s", error)
+            shutil.rmtree(partial, ignore_errors=True)
+        self.restore()
+        self.restore_index()
+
+    def _name(self, arrays: dict[str, NDArray[Any]]) -> str:
+        """Name of a snapshot's folder, with a CRC-32 of all arrays."""
+        crc = 0
+        for name, array in sorted(arrays.items()):
+            form = f"{name} {array.dtype} {array.shape}".encode()
+            crc = zlib.crc32(np.ascontiguousarray(array).data, zlib.crc32(form, crc))
+        return f"{self._definition}-{crc:08x}"
