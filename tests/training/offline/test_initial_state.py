@@ -1,13 +1,23 @@
+from pathlib import Path
+
 import numpy as np
 import pytest
 
+from parameter_server.storage.snapshots import write_part
 from recsys.config.system_config import tables_of
 from recsys.model.model import build_model
 from tests.support.offline_examples import FOUR, MODEL, toy_blocks, toy_trainer
 from tests.support.small_feed import FEATURES
 from training.candidates.registry import SnapshotRef
 from training.continual.learner import Learner
-from training.offline.initial_state import Ancestor, build_trainer, count_vocabularies, table_maker
+from training.offline.initial_state import (
+    Ancestor,
+    build_trainer,
+    count_vocabularies,
+    load_ancestor,
+    table_maker,
+)
+from training.offline.sharding import Sharding
 from training.offline.tables import OwnTable
 
 PARENT = SnapshotRef("main", 0, 7, "0" * 64)
@@ -37,6 +47,20 @@ def test_rows_go_on_from_an_ancestor_but_not_those_of_who_is_forgotten() -> None
             elif key in at:  # they came back, and begin anew
                 assert after[f"table/{name}/accumulator"][at[key]] == 0
     assert any(key in after["table/users/keys"] for key in gone), "some of them came back"
+
+
+def test_a_worker_loads_its_rows_of_an_ancestor_alone(tmp_path: Path) -> None:
+    arrays = toy_trainer(toy_blocks(2)).export()
+    write_part(tmp_path, "main", 0, 7, 0, 1, arrays, {"step": 7})
+    dense, rows = len(arrays["dense/values"]), 0
+    for rank in range(3):
+        sharding = Sharding(4, rank, 3)
+        ancestor = load_ancestor(tmp_path, "main", MODEL, dense, sharding=sharding)
+        keys = ancestor.table("features")["keys"]
+        assert (sharding.owner_of(keys) == rank).all()
+        assert np.array_equal(ancestor.dense["values"], arrays["dense/values"])
+        rows += len(keys)
+    assert rows == len(arrays["table/features/keys"])
 
 
 def test_tables_of_another_kind_are_refused() -> None:
