@@ -44,16 +44,17 @@ from serving.sessions.session_loop import SessionLoop
 from serving.sessions.session_store import RedisFoldStore
 from tests.support.live_system import until
 from tests.support.plan_config import config_in
+from training.archive.writer import archived_rows
 from training.joining.joiner_loop import JoinerLoop
 
 pytestmark = pytest.mark.services
 PARTITIONS, EVENTS_N = 6, 12_000
-PARTS = ("session-fold", "joiner", "counters")
+PARTS = ("session-fold", "joiner", "counters", "archive")
 WAIT_S = 60.0
 
 
 class Folds:
-    """A system with the session fold and the joiner alone, whose events the test appends."""
+    """A system of parts with workers alone, whose events the test appends."""
 
     def __init__(self, state: Path) -> None:
         log, join = LogConfig(partitions=PARTITIONS), JoinConfig(window_s=60.0, horizon_s=600.0)
@@ -61,7 +62,9 @@ class Folds:
         self.state = state
 
     def up(self, workers: int) -> None:
-        each = WorkersConfig(session_fold=workers, joiner=workers, counters=workers)
+        each = WorkersConfig(
+            session_fold=workers, joiner=workers, counters=workers, archive=workers
+        )
         status = start(replace(self.config, workers=each), only=list(PARTS), detach=True)
         assert status == 0, (self.state / "run" / "up.out").read_text()[-2000:]
 
@@ -160,9 +163,9 @@ def test_a_killed_worker_and_another_number_of_workers_change_nothing(folds: Fol
     third = len(events) // 3
     with closing(open_log(folds.config)) as log:
         append(log, events[:third])
-        names = ("session-fold.1", "joiner.1", "counters.1", "counters.2")
+        names = ("session-fold.1", "joiner.1", "counters.1", "counters.2", "archive.1")
         killed = {name: folds.pid(name) for name in names}
-        others = {name: folds.pid(name) for name in ("session-fold.0", "joiner.0", "counters.0")}
+        others = {name: folds.pid(name) for name in ("session-fold.0", "archive.0", "counters.0")}
         for pid in killed.values():
             os.kill(pid, signal.SIGKILL)
         append(log, events[third : 2 * third])
@@ -183,6 +186,14 @@ def test_a_killed_worker_and_another_number_of_workers_change_nothing(folds: Fol
         assert counters_of(log) == counters_of(counted) != {}
         assert folds.sessions() == sessions
         assert examples_of(log) == examples and sum(map(len, examples)) > EVENTS_N // 2
+        end(folds.state)  # the archive writes what it has read
+        for topic in (EVENTS, EXAMPLES):
+            rows = archived_rows(folds.state / "archive", topic, ("partition", "offset", "key"))
+            assert list(rows) == [
+                (p, record.offset, record.key)
+                for p in range(PARTITIONS)
+                for record in read_range(log, topic, p, 0, log.end(topic, p))
+            ]
 
 
 def test_a_second_joiner_of_a_partition_is_refused(folds: Folds) -> None:
