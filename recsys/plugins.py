@@ -9,7 +9,7 @@ The module that uses a group describes what its objects must be: docs/how-to/plu
 """
 
 from collections.abc import Callable
-from importlib.metadata import EntryPoint, PackageNotFoundError, distribution, entry_points
+from importlib.metadata import EntryPoint, entry_points
 from typing import Any, Final
 
 ROUTES: Final = "recsys.routes"
@@ -42,15 +42,6 @@ def find(group: str, name: str) -> EntryPoint:
         f"{', '.join(sorted(offered.names)) or 'none'}: pip install the package that offers it (ours of a "
         "checkout: .venv/bin/pip install --no-deps --no-build-isolation -e .), or name its module:attribute"
     )
-
-
-def offered(package: str) -> list[EntryPoint]:
-    """Plug-ins of an installed package; none if there is no such package."""
-    try:
-        entries = distribution(package).entry_points
-    except (PackageNotFoundError, ValueError):  # ValueError: not the name of a package
-        return []
-    return [entry for entry in entries if entry.group.startswith("recsys.")]
 
 
 def load(group: str, name: str) -> Any:

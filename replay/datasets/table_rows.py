@@ -48,7 +48,7 @@ class Reader(Protocol):
     """Plug-in of the group ``recsys.readers``, named as its files end: ``log`` reads ``*.log``. The section
     ``files`` of a definition gives the meaning of its columns."""
 
-    sample: bytes  # a small file, for ``recsys check``
+    sample: bytes  # a small file, for ``recsys contracts``
 
     def __call__(self, file: Path) -> Iterator[Block]:
         """Blocks of a file in order, of at most ``ROWS`` rows, by which memory is bounded.

@@ -1,4 +1,4 @@
-"""``recsys check``, ``backup`` and ``restore``: files of a state folder. ``check`` also checks plug-ins."""
+"""``recsys check``, ``backup`` and ``restore``: files of a state folder."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -7,7 +7,6 @@ from typing import Annotated
 import typer
 from typer import Argument, Option
 
-from recsys import plugins
 from runtime.cli.common import JsonOption, StateOption, exit_on, fail, show
 from runtime.jobs import backup as backups
 from runtime.jobs.state_check import StateReport, check_state
@@ -15,7 +14,7 @@ from runtime.supervision.run_file import AlreadyRuns
 
 
 def check(
-    target: Annotated[str, Argument(help="State folder, or package with plug-ins.")] = "state",
+    target: Annotated[Path, Argument(help="State folder.")] = Path("state"),
     repair: Annotated[
         bool,
         Option(
@@ -26,29 +25,19 @@ def check(
     mb_s: Annotated[float, Option(min=0, help="Maximum MB read per second; 0: no limit.")] = 50.0,
     json: JsonOption = None,
 ) -> None:
-    """Compares all files of a state folder with their checksums, or checks the plug-ins of a package.
+    """Compares all files of a state folder with their checksums.
 
-    Exit status 0: no damage, or all of it was repaired, or all contracts are kept; 1: damage is left or
-    something was lost, or a contract is broken; 2: it can't be checked.
+    Exit status 0: no damage, or all of it was repaired; 1: damage is left or something was lost; 2: it can't
+    be checked.
     """
-    if entries := plugins.offered(target):
-        from runtime.contracts.suite import check_plugin  # imports what answers are made with
-
-        checked = {f"{entry.group} {entry.name}": check_plugin(entry) for entry in entries}
-        show(checked, json, _contract_lines)
-        raise typer.Exit(int(any(any(reasons.values()) for reasons in checked.values())))
     with exit_on(), exit_on(AlreadyRuns):
-        if not Path(target).is_dir():
-            raise ValueError(f"{target} is neither a state folder nor a package with plug-ins here")
-        report = check_state(Path(target), repair, mb_s)
+        if not target.is_dir():
+            raise ValueError(
+                f"{target} is no state folder; `recsys contracts {target}` checks a package of plug-ins"
+            )
+        report = check_state(target, repair, mb_s)
     show(report, json, _lines)
     raise typer.Exit(0 if report.is_intact else 1)
-
-
-def _contract_lines(checked: dict[str, dict[str, str]]) -> Iterator[str]:
-    for plugin, reasons in checked.items():
-        for contract, reason in reasons.items():
-            yield f"{plugin}, {contract}: {f'BROKEN: {reason}' if reason else 'kept'}"
 
 
 def _lines(report: StateReport) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""The example's package as pip installs it: its plug-ins are found by name, and ``recsys check`` passes."""
+"""The example's package as pip installs it: its plug-ins are found by name, and ``recsys contracts`` passes."""
 
 import os
 import shutil
@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parents[3] / "examples" / "plugin_package"
-CHECK = "from runtime.cli.main import app; app(['check', 'recsys-example-plugins'])"
+CHECK = "from runtime.cli.main import app; app(['contracts', 'recsys-example-plugins'])"
 USE = """
 from recsys.config.policy_config import PolicyConfig, check_plugins
 from recsys.app.app_file import app_of

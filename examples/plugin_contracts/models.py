@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from examples.plugin_contracts.determinism import Contract, require
 from parameter_server.table.table import initial_rows
 from recsys.config.system_config import ModelConfig, tables_of
 from recsys.events.records import TrainingExample
@@ -19,7 +20,6 @@ from recsys.features.feature_set import FeatureSet, RequestFeatures
 from recsys.features.feature_set_file import FEED_SCHEMA
 from recsys.model.model import Model, build_model
 from recsys.model.ranker import RankerModule
-from runtime.contracts.determinism import Contract, require
 from serving.ranking.scoring import probabilities
 from serving.replica.row_store import RowStore
 from training.continual.learner import Learned, Learner

@@ -1,11 +1,11 @@
-"""The suite of ``recsys check PACKAGE``: runs the contracts of a group on each plug-in of a package."""
+"""The suite of ``recsys contracts PACKAGE``: runs the contracts of a group on each plug-in of a package."""
 
 from importlib.metadata import EntryPoint
 from typing import Final
 
+from examples.plugin_contracts import answering, data, models
+from examples.plugin_contracts.determinism import Contract
 from recsys import plugins
-from runtime.contracts import answering, data, models
-from runtime.contracts.determinism import Contract
 
 # Contracts by group and name. A plug-in of any other group must only be importable.
 CONTRACTS: Final[dict[str, dict[str, Contract]]] = {

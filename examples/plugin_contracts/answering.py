@@ -7,6 +7,7 @@ Items are the feed's; the plug-in's ``sample_items`` are fields that they get in
 from functools import partial
 from typing import Any, Final
 
+from examples.plugin_contracts.determinism import Contract, deterministic, require, version
 from experiments.assignment.policy import Policies
 from parameter_server.publish.deltas import StepDelta
 from recsys.config.policy_config import PolicyConfig
@@ -16,7 +17,6 @@ from recsys.events.hashing import uniform
 from recsys.features.feature_set import FeatureSet
 from recsys.features.feature_set_file import FEED_SCHEMA
 from recsys.features.session import Session
-from runtime.contracts.determinism import Contract, deterministic, require, version
 from serving.pipeline import Pipeline
 from serving.query import Query
 from serving.ranking.added_stages import apply_stage

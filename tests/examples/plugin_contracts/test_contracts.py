@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from examples.plugin_contracts.suite import CONTRACTS
 from examples.plugin_package import recsys_example_plugins as example
 from recsys import plugins
 from replay.datasets.table_rows import BadRow, Block
-from runtime.contracts.suite import CONTRACTS
 from serving.request import Candidates
 
 

@@ -9,8 +9,8 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from examples.plugin_contracts.determinism import Contract, deterministic, require, version
 from replay.datasets.table_rows import ROWS, Block
-from runtime.contracts.determinism import Contract, deterministic, require, version
 
 
 def _columns(plugin: Any) -> NDArray[np.float32]:

@@ -3,10 +3,10 @@
 import pytest
 import torch
 
+from examples.plugin_contracts.models import CONTRACTS
+from examples.plugin_contracts.suite import CONTRACTS as OF_GROUPS
 from examples.sequence_model.recsys_sequence_model import SequenceRanker
 from recsys.model.ranker import Ranker, RankerShape
-from runtime.contracts.models import CONTRACTS
-from runtime.contracts.suite import CONTRACTS as OF_GROUPS
 
 
 class Fine(Ranker):

@@ -1,1 +1,0 @@
-"""Contracts that plug-ins keep, and the suite that checks them."""
