@@ -20,7 +20,6 @@ from runtime.jobs.director_requests import (
     newest_experiments,
     request_experiment,
 )
-from runtime.reports.experiment_page import page
 from runtime.reports.experiment_summary import read_interleaving, read_report, summary_row
 from runtime.reports.experiment_table import list_table, report_tables
 from training.candidates.director import CONFIGS
@@ -99,23 +98,14 @@ def stop(
 
 
 @experiment.command()
-def report(
-    name: NameArgument,
-    state: StateOption = Path("state"),
-    json: JsonOption = None,
-    html: Annotated[Path | None, Option(help="Also write an HTML page with plots.")] = None,
-) -> None:
+def report(name: NameArgument, state: StateOption = Path("state"), json: JsonOption = None) -> None:
     """Reports the effects of an experiment's arms, with intervals that are valid at every look."""
     with with_system(state) as (config, log):
         experiment = find_experiment(name, newest_experiments(log), config)
         if experiment.interleaves:
-            if html is not None:
-                raise ValueError(f"{name} is an interleaving, which has no page: leave --html out")
             values, lines = read_interleaving(log, config, experiment)
         else:
             readout, notes = read_report(log, config, experiment)
-            if html is not None:
-                html.write_text(page(readout, notes), "utf-8")
             values = {**msgspec.to_builtins(readout), "notes": notes}
             lines = list(report_tables(readout, notes))
         show(values, json, lambda _: lines)

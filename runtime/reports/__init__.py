@@ -1,1 +1,1 @@
-"""Reports for terminals, JSON output and HTML pages."""
+"""Reports for terminals and JSON output."""

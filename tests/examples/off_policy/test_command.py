@@ -208,8 +208,10 @@ def test_the_report_credits_from_the_log(run: Run) -> None:
     assert told["verdict"] == "open" and told["credit"] == {"like": 1.0, "long_view": 0.5}
     shown = CliRunner().invoke(app, words)
     assert shown.exit_code == 0 and "interleaved lists of 36 users" in shown.stdout
-    refused = CliRunner().invoke(app, [*words, "--html", str(run.folder / "x.html")])
-    assert refused.exit_code == 2 and "leave --html out" in refused.stderr
+    refused = CliRunner().invoke(
+        app, ["experiment", "page", *words[2:], str(run.folder / "x.html")]
+    )
+    assert refused.exit_code == 2 and "which has no page" in refused.stderr
     power = CliRunner().invoke(app, ["experiment", "power", "duel", "--state", str(run.folder)])
     assert power.exit_code == 2 and "recsys study interleaving" in power.stderr
 

@@ -109,10 +109,11 @@ def test_an_experiment_starts_is_listed_reported_and_stopped(
     assert rows["mine"]["traffic"] == 1 and rows["mine"]["primary"] == ["long_view"]
     assert rows["default"]["state"] == "running" and "mine" in system.run("list")
     page = tmp_path / "page.html"
-    seen = json.loads(system.run("report", "mine", "--json", "-", "--html", str(page)))
+    seen = system.json("report", "mine")
     assert seen["verdict"] == "better" and sum(arm["users"] for arm in seen["arms"]) == 500
     assert seen["lines"][0]["effect"]["low"] > 0.3 and seen["days"] and seen["segments"]
     assert "mine: better" in system.run("report", "mine")
+    assert "mine: better" in system.run("page", "mine", str(page))
     written = page.read_text()
     ET.fromstring(
         re.sub(r"<!doctype html>|<meta [^>]*>", "", written)
@@ -130,8 +131,9 @@ def test_an_experiment_starts_is_listed_reported_and_stopped(
 
 def test_what_cannot_be_is_told_in_one_line(system: System, file: Path, tmp_path: Path) -> None:
     system.run("start", str(file))
-    few = system.run("report", "mine", "--html", str(tmp_path / "few.html"))
+    few = system.run("report", "mine")
     assert "mine: open" in few and "nan" not in few
+    system.run("page", "mine", str(tmp_path / "few.html"))
     assert "nan" not in (tmp_path / "few.html").read_text()
     assert "a name is used once" in system.run("start", str(file), fails=True)
     assert "no experiment 'x'; there are default, mine" in system.run("stop", "x", fails=True)

@@ -45,7 +45,7 @@ class Bar:
     tone: str = "open"
 
 
-def page(readout: Readout, notes: Sequence[str]) -> str:
+def render_page(readout: Readout, notes: Sequence[str]) -> str:
     """Renders the whole page as HTML."""
     until = datetime.fromtimestamp(readout.until_ms / 1000, UTC).isoformat(" ", "minutes")
     metrics = [Bar(f"{n.metric} · {n.arm}", n.effect, _tone(n.said)) for n in readout.lines]

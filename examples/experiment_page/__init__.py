@@ -1,0 +1,1 @@
+"""An experiment's report as an HTML page with plots: ``recsys experiment page``."""
