@@ -11,7 +11,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -142,6 +142,47 @@ def increment(base: Path, changes: Arrays) -> Update | None:
 
 def _is_withheld_key(name: str) -> bool:
     return name.startswith("held/") and name.endswith(("/keys", increments.REMOVED))
+
+
+class Joined:
+    """The arrays of several files as those of one, the rows of each file after those of the file before, with
+    one array of one file in memory at a time."""
+
+    def __init__(self, files: Sequence[Path], wanted: Wanted) -> None:
+        self._files: dict[
+            tuple[bool, str], list[Path]
+        ] = {}  # 8-byte numbers first, so all are aligned
+        for path in files:
+            with safe_open(path, framework="numpy") as file:
+                for name in filter(wanted, file.keys()):
+                    is_short = file.get_slice(name).get_dtype() != "I64"
+                    self._files.setdefault((is_short, name), []).append(path)
+
+    def items(self) -> Iterator[tuple[str, NDArray[Any]]]:
+        """Each array of each file, those of a name one after the other."""
+        for (_, name), paths in sorted(self._files.items()):
+            for path in paths:
+                with safe_open(path, framework="numpy") as file:
+                    yield name, file.get_tensor(name)
+
+    def save(self, path: Path) -> None:
+        """Writes one safetensors file: the header's length, the header, then the data."""
+        header: dict[str, Any] = {}
+        end = 0
+        for name, array in self.items():
+            dtype = {"int64": "I64", "float32": "F32"}[array.dtype.name]
+            entry = header.setdefault(
+                name, {"dtype": dtype, "shape": [0], "data_offsets": [end, end]}
+            )
+            end += array.nbytes
+            entry["shape"] = [entry["shape"][0] + len(array), *array.shape[1:]]
+            entry["data_offsets"][1] = end
+        text = json.dumps(header).encode()
+        text += b" " * (-len(text) % 8)
+        with path.open("wb") as out:
+            out.write(len(text).to_bytes(8, "little") + text)
+            for _, array in self.items():
+                out.write(array.tobytes())
 
 
 def link_or_copy(source: Path, target: Path) -> None:

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
 from parameter_server.storage import part_files
-from parameter_server.storage.part_files import ARRAYS, MANIFEST, Arrays, Update, Wanted
+from parameter_server.storage.part_files import ARRAYS, MANIFEST, Arrays, Joined, Update, Wanted
 from parameter_server.storage.wal import sync_folder
 
 _VERSION: Final = re.compile(r"(\d{6})-(\d{12})")
@@ -95,17 +95,20 @@ class LatestSnapshot(NamedTuple):
 
 def write_part(
     folder: Path, line: str, epoch: int, step: int, part: int, parts: int,
-    arrays: Arrays | Update, meta: Mapping[str, Any],
+    arrays: Arrays | Joined | Update, meta: Mapping[str, Any],
 ) -> Path:  # fmt: skip
-    """Writes or replaces one part; returns its folder. ``arrays``: all, or an increment."""
+    """Writes or replaces one part; returns its folder. ``arrays``: all, also of files, or an increment."""
     version = _line(folder, line) / f"{epoch:06d}-{step:012d}"
     version.mkdir(parents=True, exist_ok=True)
     beside = version / f".{part}-{uuid.uuid4().hex}"
     beside.mkdir()
-    update = arrays if isinstance(arrays, Update) else Update(arrays)
-    for place, (path, _) in enumerate(update.chain):
+    chain = arrays.chain if isinstance(arrays, Update) else ()
+    for place, (path, _) in enumerate(chain):
         part_files.link_or_copy(path, beside / part_files.link_name(place))
-    save_file(dict(update.arrays), beside / ARRAYS)
+    if isinstance(arrays, Joined):
+        arrays.save(beside / ARRAYS)
+    else:
+        save_file(dict(arrays.arrays if isinstance(arrays, Update) else arrays), beside / ARRAYS)
     manifest = {
         "line": line,
         "epoch": epoch,
@@ -114,7 +117,7 @@ def write_part(
         "parts": parts,
         "sha256": part_files.sha256_of(beside / ARRAYS),
         "bytes": (beside / ARRAYS).stat().st_size,
-        "chain": [{"sha256": sha, "bytes": path.stat().st_size} for path, sha in update.chain],
+        "chain": [{"sha256": sha, "bytes": path.stat().st_size} for path, sha in chain],
         "meta": dict(meta),
     }
     (beside / MANIFEST).write_text(part_files.encode_manifest(manifest))

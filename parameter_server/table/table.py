@@ -231,10 +231,13 @@ class Table:
         self._ids.remove(slots[slots >= 0])
         return np.sort(keys[slots >= 0])
 
-    def export(self, keys: Keys | None = None) -> Arrays:
-        """Copies of all state, for a snapshot; rows in no particular order, or of ``keys``, in theirs."""
-        rows = self._ids.export(None if keys is None else self._ids.find(keys))
-        return rows | (self._sketch.export() if self._sketch else {})
+    def export(self) -> Arrays:
+        """Copies of all state, for a snapshot; rows in no particular order."""
+        return self._ids.export() | (self._sketch.export() if self._sketch else {})
+
+    def export_rows(self, keys: Keys) -> Arrays:
+        """Copies of the rows of keys, all of which have one, in their order."""
+        return self._ids.export(self._ids.find(keys))
 
     def export_since(self, time_ms: int) -> Arrays:
         """As ``export``, without rows last changed before ``time_ms``."""

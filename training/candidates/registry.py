@@ -12,7 +12,7 @@ import hashlib
 import os
 import shutil
 import uuid
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
@@ -22,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from experiments.promotion.epoch_model import size_difference
+from parameter_server.storage.part_files import Joined
 from parameter_server.storage.snapshots import Snapshot, latest, write_part
 from parameter_server.storage.wal import sync_folder
 from recsys.config.system_config import ModelConfig, digest
@@ -30,7 +31,6 @@ from recsys.features.feature_set import FeatureSet
 from recsys.model.student_model import OF_EPOCH, shown
 from recsys.process.part_process import write_atomically
 
-Export = tuple[Mapping[str, NDArray[Any]], Mapping[str, Any]]  # of a shard: arrays and metadata
 FILE: Final = "candidate.json"
 _ANCESTOR: Final = ".ancestor"
 STUDENT: Final = "student"
@@ -116,7 +116,7 @@ class Registry:
     def add(
         self,
         provenance: Provenance,
-        arrays: Mapping[str, NDArray[Any]],
+        arrays: Mapping[str, NDArray[Any]] | Joined,
         meta: Mapping[str, Any],
         step: int,
         ancestor: Path | None = None,
@@ -124,29 +124,16 @@ class Registry:
         """Adds a candidate, ``arrays`` and ``meta`` as from ``Shard.export``. ``ancestor``: the folder of
         snapshots with the one that it started from, to be stored with it. Raises Refused for a name in use,
         an unknown kind, or a number that isn't finite."""
-        return self.add_parts(provenance, [(arrays, meta)], 1, step, ancestor)
-
-    def add_parts(
-        self,
-        provenance: Provenance,
-        exports: Iterable[Export],
-        parts: int,
-        step: int,
-        ancestor: Path | None = None,
-    ) -> Snapshot:
-        """As ``add``, of the arrays and metadata of so many parts, with one in memory at a time."""
         name = provenance.name
         if provenance.kind not in KINDS:
             raise Refused(f"kind is {provenance.kind!r}, expected one of {', '.join(KINDS)}")
         if (self.folder / name).exists():
             raise Refused(f"there is a candidate {name} in {self.folder}: give another name")
+        _check_finite(name, arrays, provenance.metrics)
         self.folder.mkdir(parents=True, exist_ok=True)
         temporary = self.folder / f".making-{uuid.uuid4().hex}"
         try:
-            for part, (arrays, meta) in enumerate(exports):
-                _check_finite(name, arrays, provenance.metrics)
-                place = name, 0, step, part, parts
-                write_part(temporary, *place, arrays, dict(meta) | {"step": step})
+            write_part(temporary, name, 0, step, 0, 1, arrays, dict(meta) | {"step": step})
             made = latest(temporary, name).snapshot
             assert made is not None, "it was written just now"
             file = msgspec.json.encode(_sealed(provenance, reference_to(made)))
@@ -333,7 +320,7 @@ def iso(time_ms: int) -> str:
 
 
 def _check_finite(
-    name: str, arrays: Mapping[str, NDArray[Any]], metrics: Mapping[str, float]
+    name: str, arrays: Mapping[str, NDArray[Any]] | Joined, metrics: Mapping[str, float]
 ) -> None:
     if infinite := [metric for metric, value in metrics.items() if not np.isfinite(value)]:
         raise Refused(

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from parameter_server.shard.shard import ShardCounts
-from parameter_server.storage.snapshots import latest
+from parameter_server.storage.snapshots import Snapshot, latest
 from parameter_server.table.dense import DENSE_COLUMNS, Dense
 from recsys.config.system_config import ModelConfig, TableConfig, tables_of
 from recsys.features.feature_set import FeatureSet
@@ -177,11 +177,13 @@ def table_maker(name: str) -> MakeTable:
 
 
 def export_meta(
-    arrays: Arrays, steps: int, refused_rows: int, refused_dense: int, delta_format: str
+    snapshot: Snapshot, refused_rows: int, refused_dense: int, delta_format: str
 ) -> dict[str, Any]:
-    """The metadata that ``Shard.export`` would return with these arrays."""
-    used = [array for name, array in arrays.items() if name.endswith("/used_ms") and len(array)]
-    rows = sum(len(array) for array in used)
+    """The metadata that ``Shard.export`` would return with the arrays of all parts."""
+    rows = clock_ms = 0
+    for part in range(snapshot.parts):
+        for used_ms in snapshot.read(part, lambda name: name.endswith("/used_ms")).values():
+            rows, clock_ms = rows + len(used_ms), max(clock_ms, int(used_ms.max(initial=0)))
     counters = ShardCounts(inserted=rows, refused_rows=refused_rows, refused_dense=refused_dense)
-    clock_ms = max((int(array.max()) for array in used), default=0)
-    return {"step": steps, "clock_ms": clock_ms, "delta_format": delta_format, **vars(counters)}
+    facts = {"step": snapshot.step, "clock_ms": clock_ms, "delta_format": delta_format}
+    return facts | vars(counters)

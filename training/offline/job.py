@@ -17,20 +17,14 @@ from typing import Final
 
 import msgspec
 
+from parameter_server.storage.part_files import Joined
 from parameter_server.storage.snapshots import Snapshot, latest, prune, write_part
 from recsys.config.system_config import JoinConfig, ModelConfig, digest, tables_of
 from recsys.events.hashing import digest_of
 from recsys.features.feature_set import FeatureSet
 from recsys.model.model import build_model
 from recsys.process.part_process import write_atomically
-from training.candidates.registry import (
-    STUDENT,
-    Export,
-    Provenance,
-    Refused,
-    Registry,
-    plain_config,
-)
+from training.candidates.registry import STUDENT, Provenance, Refused, Registry, plain_config
 from training.continual.learner import Learner
 from training.offline.cache import FORMAT, Cache
 from training.offline.initial_state import (
@@ -49,7 +43,6 @@ from training.offline.teacher_labels import (
     prepare_labels,
     teacher_provenance,
 )
-from training.offline.trainer import RejectedGradients
 
 FILE: Final = "job.json"
 _ANCESTOR: Final = "ancestor"
@@ -191,16 +184,10 @@ def run_worker(
         raise RuntimeError(f"the last checkpoint in {folder} is damaged: start the job again")
     provenance = _provenance(job, cache, metrics, loop.state.best, ancestor)
     start = folder / _ANCESTOR if job.init else None
-    exports = _exports(final, refused, job.delta_format)
-    Registry(job.registry).add_parts(provenance, exports, final.parts, final.step, start)
-
-
-def _exports(final: Snapshot, refused: RejectedGradients, delta_format: str) -> Iterator[Export]:
-    """A candidate's parts as shards would export them, one in memory at a time."""
-    for part in range(final.parts):
-        arrays = final.read(part, lambda name: name not in SEEN)
-        own = RejectedGradients() if part else refused
-        yield arrays, export_meta(arrays, final.step, own.rows, own.dense, delta_format)
+    meta = export_meta(final, refused.rows, refused.dense, job.delta_format)
+    paths = [path for part in range(final.parts) for path in final.files(part)]
+    arrays = Joined(paths, lambda name: name not in SEEN)
+    Registry(job.registry).add(provenance, arrays, meta, final.step, start)
 
 
 def clean_up(folder: Path) -> None:

@@ -55,7 +55,7 @@ class OwnTable:
     def export(self, keys: Keys) -> Columns:
         values, has_row = self._table.lookup_known(keys)  # others have learned nothing yet
         accumulator = np.zeros(len(keys), np.float32)
-        accumulator[has_row] = self._table.export(keys[has_row])["accumulator"]
+        accumulator[has_row] = self._table.export_rows(keys[has_row])["accumulator"]
         return {"values": values, "accumulator": accumulator}
 
     def load(self, keys: Keys, columns: Mapping[str, NDArray[Any]]) -> None:

@@ -5,6 +5,8 @@ import numpy as np
 import pytest
 
 from parameter_server.storage import part_files, snapshots
+from parameter_server.storage.mmap_shard import map_arrays
+from parameter_server.storage.part_files import ARRAYS, Joined
 from parameter_server.storage.snapshots import (  # fmt: skip
     NoSnapshot,
     complete_steps,
@@ -415,3 +417,30 @@ def test_files_are_hashed_once_a_day_and_when_they_change(tmp_path, monkeypatch)
     first.write_bytes(b"22")
     assert digests(second) == real(first)
     assert hashed == ["a", "a", "b"]
+
+
+def test_files_are_joined_to_one_whose_rows_are_mapped(tmp_path):
+    """Rows of an odd number of float32 don't displace the keys of the next table."""
+    parts = [
+        {
+            "table/a/keys": np.arange(first, first + size),
+            "table/a/values": np.arange(3 * size, dtype=np.float32).reshape(size, 3) + first,
+            "table/b/keys": np.arange(size) - first,
+        }
+        for first, size in ((0, 5), (100, 0), (7, 3))
+    ]
+    parts[0] |= {"dense/values": np.ones(7, np.float32), "left/out": np.zeros(1, np.float32)}
+    paths = []
+    for part, arrays in enumerate(parts):
+        folder = write_part(tmp_path, "parts", 0, 1, part, 3, arrays, {})
+        paths.append(folder / ARRAYS)
+    write_part(tmp_path, "main", 0, 1, 0, 1, Joined(paths, lambda name: name != "left/out"), {})
+    snapshot = latest(tmp_path, "main").snapshot
+    assert snapshot is not None
+    joined = snapshot.read(0)
+    assert sorted(joined) == ["dense/values", "table/a/keys", "table/a/values", "table/b/keys"]
+    for name, array in joined.items():
+        whole = np.concatenate([arrays[name] for arrays in parts if name in arrays])
+        assert array.dtype == whole.dtype and np.array_equal(array, whole), name
+    for name, array in map_arrays(*snapshot.files(0), lambda name: True).items():
+        assert np.array_equal(array, joined[name]) and not array.flags.owndata, "not copied"

@@ -51,6 +51,7 @@ def worked(options: OfflineOptions, workers: int, dies_at: int = 0) -> str:
 
 def same(one: OfflineOptions, name: str, other: OfflineOptions, others: str) -> bool:
     mine, theirs = arrays_of(one.registry_folder, name), arrays_of(other.registry_folder, others)
+    assert all(name.startswith("0/") for name in mine), "one part: shadows map its rows"
     equal = mine.keys() == theirs.keys() and all(np.array_equal(mine[n], theirs[n]) for n in mine)
     registries = Registry(one.registry_folder), Registry(other.registry_folder)
     metrics = [r.provenance(n).metrics for r, n in zip(registries, (name, others), strict=True)]

@@ -1,11 +1,13 @@
 from dataclasses import replace
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
 from parameter_server.shard.shard import Shard, ShardSpec
+from parameter_server.storage.snapshots import latest, write_part
 from recsys.config.system_config import tables_of
 from tests.support.offline_examples import MODEL, MemoryCheckpoints, toy_blocks, toy_trainer
 from tests.support.offline_workers import together
@@ -122,10 +124,14 @@ def test_workers_without_a_checkpoint_in_common_stop() -> None:
     together(2, work)
 
 
-def test_it_is_an_export_that_a_shard_goes_on_from() -> None:
+def test_it_is_an_export_that_a_shard_goes_on_from(tmp_path: Path) -> None:
     loop, trainer, _ = whole()
     arrays = trainer.export()
-    meta = export_meta(arrays, loop.state.steps, 0, 0, "fp32")
+    for part in range(4):
+        write_part(tmp_path, "work", 0, loop.state.steps, part, 4, trainer.export(part), {})
+    snapshot = latest(tmp_path, "work").snapshot
+    assert snapshot is not None
+    meta = export_meta(snapshot, 0, 0, "fp32")
     shard = Shard(ShardSpec(tables_of(MODEL), lanes=4), arrays["dense/values"])
     shard.load([arrays], meta)
     out, its = shard.export()
