@@ -6,7 +6,8 @@ change needs another mark. Records without the mark, such as those of older logs
 """
 
 import threading
-from typing import Any, Final
+from collections.abc import Callable
+from typing import Final
 
 import msgspec
 import zstandard
@@ -50,8 +51,8 @@ class _Codec(threading.local):
         names = zstandard.ZstdCompressionDict(DICTIONARY, zstandard.DICT_TYPE_RAWCONTENT)
         names.precompute_compress(compression_params=_FAST)
         compressor = zstandard.ZstdCompressor(dict_data=names, compression_params=_FAST)
-        self.compress: Any = compressor.compress
-        self.expand: Any = zstandard.ZstdDecompressor(dict_data=names).decompress
+        self.compress: Callable[[bytes], bytes] = compressor.compress
+        self.expand: Callable[[bytes], bytes] = zstandard.ZstdDecompressor(names).decompress
 
 
 _codec: Final = _Codec()
@@ -59,8 +60,7 @@ _codec: Final = _Codec()
 
 def compressed(record: bytes) -> bytes:
     """The record as stored on the log; ``plain`` gives it back."""
-    frame: bytes = _codec.compress(record)
-    return _MARK + frame
+    return _MARK + _codec.compress(record)
 
 
 def plain(value: bytes) -> bytes:
@@ -72,7 +72,6 @@ def plain(value: bytes) -> bytes:
         size = zstandard.frame_content_size(frame)
         if size > _MOST_BYTES:
             raise zstandard.ZstdError(f"it names {size} bytes, expected at most {_MOST_BYTES}")
-        record: bytes = _codec.expand(frame)
+        return _codec.expand(frame)
     except zstandard.ZstdError as error:
         raise msgspec.DecodeError(f"a compressed record is damaged: {error}") from None
-    return record
