@@ -13,6 +13,7 @@ import pytest
 from typer.testing import CliRunner
 
 from benchmarks.harness.local_system import START_MS, LocalSystem, small_config
+from examples.answer_explanation.explanation import explanation_lines, explanation_values
 from recsys.config.policy_config import PolicyConfig
 from recsys.config.system_config import Config
 from recsys.events.control_records import Experiments
@@ -24,7 +25,6 @@ from recsys.log.protocol import Log, Record
 from recsys.process.open_log import open_log
 from replay.answer_check import DIFFERENT, EQUAL, GONE, AnswerCheck, AnswerChecker
 from runtime.cli.main import app
-from runtime.reports.explanation import explanation_lines, explanation_values
 from runtime.supervision import launch_plan as plans
 from runtime.supervision.launch_plan import Plan, RayPorts
 from serving.reconstruction.reconstructed_session import find_impression

@@ -6,9 +6,9 @@ from typing import Annotated, Final
 import typer
 from typer import Argument
 
+from examples.answer_explanation.explanation import check_answer, explanation_lines
 from replay.answer_check import DIFFERENT, EQUAL
 from runtime.cli.common import JsonOption, RequestUserOption, StateOption, exit_on, show
-from runtime.reports.explanation import check_answer, explanation_lines
 
 _STATUS: Final = {EQUAL: 0, DIFFERENT: 1}
 

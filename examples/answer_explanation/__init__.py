@@ -1,0 +1,1 @@
+"""A past answer, recomputed from log and snapshots: ``recsys explain``."""
