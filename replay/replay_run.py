@@ -22,6 +22,7 @@ from recsys.events.event_types import Engagement, Event, Impression, Item, User
 from recsys.events.field_schema import CATEGORICAL
 from recsys.events.hashing import Id
 from recsys.features.feature_set import FeatureSet
+from recsys.process.latency_tuning import gc_seldom
 from replay.datasets.app_dataset import OfApp, feature_set_of
 from replay.datasets.dataset import Dataset
 from replay.direct_loop import DirectLoop, StepsUntil
@@ -243,7 +244,7 @@ def replay_with(
         loop.sequencer = StepsUntil(loop.sequencer, options.until_step)
     contexts = dataset.schema.names("context", CATEGORICAL)
     labels, join, probe = dataset.schema.labels, player.config.join, None
-    with ExitStack() as stack:
+    with gc_seldom(), ExitStack() as stack:
         file = None
         if outputs.predictions is not None:
             file = PredictionsFile(outputs.predictions, labels)

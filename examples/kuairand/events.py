@@ -4,7 +4,6 @@ The frames come from ``files`` (Parquet or the official CSV). A row's engagement
 ``time_ms + play_time_ms``, the view last: it ends the example, so labels must come before it.
 """
 
-from array import array
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -12,8 +11,11 @@ from typing import Any, Final
 
 import numpy as np
 import polars as pl
+from numba import types
+from numpy.typing import NDArray
 
 from examples.kuairand.past import Past
+from recsys.arrays.compiled import kernel, read_only
 from recsys.events.event_types import Engagement, Event, Impression, Item, ServedItem, User
 from recsys.events.field_schema import CATEGORICAL, NUMERIC, Schema
 
@@ -32,6 +34,9 @@ FLAGS: Final = (
 HISTORY_FROM_MS: Final = 1_649_347_200_000  # 8 April 2022, 00:00 in Beijing: where KuaiRand begins
 # Every impression gets a view, so the window matters only to longer plays; the longest in six days is 779 s.
 WINDOW_S: Final = 900.0
+_BLOCK: Final = 65_536  # events that become objects together
+_KEYS: Final = read_only(types.int64, 1)
+Keys = NDArray[np.int64]
 
 _KINDS_OF: Final = tuple(
     tuple(kind for bit, (kind, _) in enumerate(FLAGS) if mask >> bit & 1)
@@ -86,10 +91,11 @@ class KuaiRand:
         self._frames = frames
 
     def events(self, from_ms: int | None = None, until_ms: int | None = None) -> Iterator[Event]:
+        shared: dict[str, str] = {}
         for row in self._frames.items.iter_rows(named=True):
-            yield Item(time_ms=0, item_id=row.pop("video_id"), fields=_present(row))
+            yield Item(time_ms=0, item_id=row.pop("video_id"), fields=_present(row, shared))
         for row in self._frames.users.iter_rows(named=True):
-            yield User(time_ms=0, user_id=row.pop("user_id"), fields=_present(row))
+            yield User(time_ms=0, user_id=row.pop("user_id"), fields=_present(row, shared))
         yield from _in_time_order(_rows_of_log(self._frames.log), from_ms, until_ms)
 
     def warmup(self) -> Iterable[Event]:
@@ -100,19 +106,20 @@ class KuaiRand:
         return () if self._frames.history is None else _past(self._frames.history)
 
 
-def chosen(sequence: list[int], subset: list[int]) -> list[bool]:
-    """Places of ``sequence`` that the newest entries of ``subset`` refer to, matched from the end.
+@kernel(types.void(_KEYS, _KEYS, _KEYS, _KEYS, types.boolean[::1]))
+def mark(sequences: Any, ends: Any, subsets: Any, subset_ends: Any, marks: Any) -> None:
+    """Marks the places of each sequence that the newest entries of its subset refer to, matched from the end.
 
-    Both are oldest first and cut to the newest 50, so ``subset`` may reach further back. A video that
-    repeats is matched at its latest place.
+    Both are oldest first and cut to the newest 50, so a subset may reach further back. A video that repeats
+    is matched at its latest place.
     """
-    marks = [False] * len(sequence)
-    left = len(subset) - 1
-    for place in range(len(sequence) - 1, -1, -1):
-        if left >= 0 and subset[left] == sequence[place]:
-            marks[place] = True
-            left -= 1
-    return marks
+    begin, subset_begin = 0, 0
+    for n in range(ends.shape[0]):
+        left = subset_ends[n] - 1
+        for place in range(ends[n] - 1, begin - 1, -1):
+            marks[place] = left >= subset_begin and subsets[left] == sequences[place]
+            left -= marks[place]
+        begin, subset_begin = ends[n], subset_ends[n]
 
 
 def _rows_of_log(log: pl.DataFrame) -> _Rows:
@@ -130,31 +137,39 @@ def _rows_of_log(log: pl.DataFrame) -> _Rows:
         played=np.maximum(log["play_time_ms"].to_numpy(), 0),
         mask=log["mask"].to_list(),
         request_id=log["request_id"].to_list(),
-        surface=log["surface"].to_list(),
-        tab=log["tab"].to_list(),
+        surface=_shared(log["surface"]),
+        tab=_shared(log["tab"]),
     )
 
 
+def _shared(texts: pl.Series) -> list[str]:
+    """The values; equal ones are one object."""
+    shared: dict[str, str] = {}
+    return [shared.setdefault(text, text) for text in texts.to_list()]
+
+
 def _past(history: pl.DataFrame) -> Past:
-    columns = [array("q") for _ in range(5)]
-    long_bit, like_bit = 1, 1 << 2
-    for row in history.iter_rows(named=True):
-        watched: list[int] = row["watch_seq"]
-        num_watched, history_length = len(watched), max(row["history_len"], len(watched))
-        span = max(row["last_time_ms"] - HISTORY_FROM_MS, 0)
-        longs = chosen(watched, row["long_watch_seq"])
-        likes = chosen(watched, row["like_seq"])
-        for i, video in enumerate(watched):
-            time_ms = row["last_time_ms"] - span * (num_watched - 1 - i) // history_length
-            code = long_bit * longs[i] + like_bit * likes[i]
-            for column, value in zip(
-                columns, (row["user_id"], video, time_ms, i, code), strict=True
-            ):
-                column.append(value)
-    users, items, times, places, codes = (np.frombuffer(column, np.int64) for column in columns)
+    watched, ends = _flat(history["watch_seq"])
+    sizes = np.diff(ends, prepend=0)
+    marks = np.zeros((2, len(watched)), np.bool_)
+    for name, own in zip(("long_watch_seq", "like_seq"), marks, strict=True):
+        mark(watched, ends, *_flat(history[name]), own)
+    codes = marks[0] + (marks[1] << np.int64(2))  # bits of long_view and like
+    users = np.repeat(history["user_id"].to_numpy(), sizes)
+    places = np.arange(len(watched)) - np.repeat(ends - sizes, sizes)
+    lengths = np.repeat(np.maximum(history["history_len"].to_numpy(), sizes), sizes)
+    last_ms = np.repeat(history["last_time_ms"].to_numpy(), sizes)
+    span_ms = np.maximum(last_ms - HISTORY_FROM_MS, 0)
+    times = last_ms - span_ms * (np.repeat(sizes, sizes) - 1 - places) // lengths
     order = np.argsort(times, kind="stable")
     kinds = [(*kinds, "view") for kinds in _KINDS_OF]
-    return Past(users[order], items[order], times[order], places[order], codes[order], kinds)
+    return Past(users[order], watched[order], times[order], places[order], codes[order], kinds)
+
+
+def _flat(lists: pl.Series) -> tuple[Keys, Keys]:
+    """The entries of all lists, and where each list ends among them."""
+    sizes = lists.list.len().fill_null(0).to_numpy().astype(np.int64)
+    return np.ascontiguousarray(lists.explode().drop_nulls().to_numpy(), np.int64), np.cumsum(sizes)
 
 
 def _in_time_order(rows: _Rows, from_ms: int | None, until_ms: int | None) -> Iterator[Event]:
@@ -167,11 +182,13 @@ def _in_time_order(rows: _Rows, from_ms: int | None, until_ms: int | None) -> It
         order = order[times[order] >= from_ms]
     if until_ms is not None:
         order = order[times[order] < until_ms]
-    for code, time_ms in zip(order.tolist(), times[order].tolist(), strict=True):
-        if code < n:
-            yield _impression(rows, code, time_ms)
-        else:
-            yield from _engagements(rows, code - n, time_ms)
+    for start in range(0, len(order), _BLOCK):
+        block = order[start : start + _BLOCK]
+        for code, time_ms in zip(block.tolist(), times[block].tolist(), strict=True):
+            if code < n:
+                yield _impression(rows, code, time_ms)
+            else:
+                yield from _engagements(rows, code - n, time_ms)
 
 
 def _impression(rows: _Rows, i: int, time_ms: int) -> Impression:
@@ -198,8 +215,10 @@ def _engagements(rows: _Rows, i: int, time_ms: int) -> Iterator[Engagement]:
         )
 
 
-def _present(row: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in row.items() if value is not None and value != []}
+def _present(row: dict[str, Any], shared: dict[str, str]) -> dict[str, Any]:
+    """The fields that have a value; equal texts are one object."""
+    present = {name: value for name, value in row.items() if value is not None and value != []}
+    return {n: shared.setdefault(v, v) if isinstance(v, str) else v for n, v in present.items()}
 
 
 def _kinds(frame: pl.DataFrame, id_column: str) -> tuple[tuple[str, str], ...]:

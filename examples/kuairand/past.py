@@ -72,6 +72,10 @@ class Past:
     def request_id(self, row: int) -> str:
         return f"{self.users[row].item()}-{NAME}-{self.places[row].item()}"
 
+    def request_ids(self, rows: Keys) -> list[str]:
+        pairs = zip(self.users[rows].tolist(), self.places[rows].tolist(), strict=True)
+        return [f"{user}-{NAME}-{place}" for user, place in pairs]
+
     def rows_by_user(self) -> dict[str, Keys]:
         """The rows of each user, in order."""
         users, codes = np.unique(self.users, return_inverse=True)
@@ -205,18 +209,19 @@ class PastFold:
             return
         placed = groups.in_table(session.counters)
         placed.add(np.arange(len(rows)), self._added, codes, times_ms)
-        keys = self._keys_UI[items, 0]
-        session.seen.extend(keys.tolist())
-        session.hidden.extend(keys[self._hides[codes]].tolist())
+        entries = [self._entries[item] for item in items.tolist()]  # whose keys all sessions share
+        session.seen.extend(entry[0] for entry in entries)
+        hidden = np.flatnonzero(self._hides[codes]).tolist()
+        session.hidden.extend(entries[place][0] for place in hidden)
         session.events += int(self._engaged[codes].sum())
         session.last_ms = max(session.last_ms, times_ms[-1].item())
         newest = slice(-max(REQUESTS, session.history.maxlen or 0), None)
-        ids = [past.request_id(row) for row in rows[newest].tolist()]
+        ids = past.request_ids(rows[newest])
         session.requests.extend((id_, self._context) for id_ in ids)
-        columns = (column[newest].tolist() for column in (items, codes, times_ms))
+        columns = entries[newest], codes[newest].tolist(), times_ms[newest].tolist()
         session.history.extend(
-            Entry(id_, self._entries[item], self._outcomes[code], 0, time_ms)
-            for id_, item, code, time_ms in zip(ids, *columns, strict=True)
+            Entry(id_, keys, self._outcomes[code], 0, time_ms)
+            for id_, keys, code, time_ms in zip(ids, *columns, strict=True)
         )
 
     def _fold_events(self, session: Session, rows: Keys) -> None:

@@ -5,6 +5,7 @@ time and additions commute: the order of partitions changes only the last bits.
 """
 
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 from typing import Final
 
 import numpy as np
@@ -140,9 +141,13 @@ def added_up(tables: Sequence[CounterTable], keys: Keys, touched: bool) -> tuple
 
 def amounts(kinds: Sequence[str], happened: str, watch_ms: int | None = None) -> Values:
     """The increment of one event: 1 in the column of its kind, log seconds under ``watch``."""
-    added = np.zeros(len(kinds), np.float32)
-    if happened in kinds:
-        added[list(kinds).index(happened)] = 1.0
+    added = _one(tuple(kinds), happened).copy()
     if watch_ms is not None and happened == "view":
         added[kinds.index("watch")] = np.log1p(watch_ms / 1000.0)
     return added
+
+
+@lru_cache(maxsize=4096)
+def _one(kinds: tuple[str, ...], happened: str) -> Values:
+    """1 in the column of a kind, if it is one."""
+    return np.array([kind == happened for kind in kinds], np.float32)

@@ -70,11 +70,7 @@ class FeatureBuilder:
         places |= {at: (True, n) for n, at in enumerate(self._each_at.tolist())}
         self._cells = _Cells(features, places, fields + len(numbers))
         self.derivation = Derivation(features.derived, features.dense_names)
-
-    @property
-    def dense_width(self) -> int:
-        """F: 0 unless the feature set is ``all``."""
-        return len(self.features.dense_names)
+        self.dense_width = len(features.dense_names)  # F: 0 unless the feature set is ``all``
 
     def build(
         self,

@@ -40,3 +40,15 @@ def gc_paused() -> Iterator[None]:
     finally:
         if was_enabled:
             gc.enable()
+
+
+@contextmanager
+def gc_seldom(objects: int = 100_000) -> Iterator[None]:
+    """Collects garbage once in so many new objects, for code that holds millions and makes few cycles: by
+    default scanning them takes a tenth of its time and more."""
+    before = gc.get_threshold()
+    gc.set_threshold(objects, 50, 50)
+    try:
+        yield
+    finally:
+        gc.set_threshold(*before)

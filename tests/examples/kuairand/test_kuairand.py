@@ -6,10 +6,11 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import polars as pl
 import pytest
 
-from examples.kuairand.events import HISTORY_FROM_MS, chosen
+from examples.kuairand.events import HISTORY_FROM_MS, mark
 from recsys.app.app_file import read_app
 from recsys.events.event_types import Engagement, Impression, Item, User
 from replay.datasets.dataset import DataError
@@ -169,10 +170,15 @@ def test_history_comes_in_time_order_before_the_log(tmp_path: Path) -> None:
     assert {e.watch_ms for e in events if isinstance(e, Engagement)} == {None}
 
 
-def test_a_subset_is_matched_from_its_newest_end() -> None:
-    assert chosen([1, 2, 1, 3], [9, 9, 1, 3]) == [False, False, True, True]
-    assert chosen([1, 2, 3], []) == [False] * 3
-    assert chosen([1, 1], [1, 1, 1]) == [True, True]
+def test_subsets_are_matched_from_their_newest_ends() -> None:
+    sequences, subsets = [[1, 2, 1, 3], [1, 2, 3], [], [1, 1]], [[9, 9, 1, 3], [], [1], [1, 1, 1]]
+    columns = [
+        (np.concatenate(lists).astype(np.int64), np.cumsum([*map(len, lists)]))
+        for lists in (sequences, subsets)
+    ]
+    marks = np.zeros(9, np.bool_)
+    mark(*columns[0], *columns[1], marks)
+    assert marks.tolist() == [False, False, True, True, *[False] * 3, True, True]
 
 
 def test_the_schema_names_kinds(tmp_path: Path) -> None:
