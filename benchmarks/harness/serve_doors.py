@@ -86,7 +86,7 @@ def parts(config: Config, names: tuple[str, ...]) -> Iterator[dict[str, Child]]:
     environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
     with ExitStack() as stack:  # parts end in reverse order, each regardless of the others
         for name in names:
-            command = [sys.executable, "-m", "runtime.cli.part", name, "--state", config.state]
+            command = [sys.executable, "-m", "runtime.cli.part", name, config.state]
             output, beat = folder / f"{name}.out", folder / f"{name}.json"
             running[name] = Child(command, environment, output, beat)
             stack.callback(_end, running[name])

@@ -1,11 +1,9 @@
 """A data set as an app's definition reads it: the definition's labels, fields, window and features count."""
 
-from collections import Counter
-from collections.abc import Iterable, Iterator
+from typing import Any
 
 from recsys.app.definition import App
 from recsys.config.system_config import Config
-from recsys.events.event_types import Event
 from recsys.events.field_schema import Schema
 from recsys.features.feature_set import FeatureSet
 from replay.datasets.dataset import Dataset
@@ -33,21 +31,9 @@ class AppDataset(OfApp):
     def __init__(self, app: App, dataset: Dataset) -> None:
         super().__init__(app)
         self._dataset = dataset
-        self.name, self.utc_offset_h = dataset.name, dataset.utc_offset_h
 
-    @property
-    def dead_letters(self) -> Counter[str]:
-        return self._dataset.dead_letters
-
-    @property
-    def repeats(self) -> int:
-        return self._dataset.repeats
-
-    def events(self, from_ms: int | None = None, until_ms: int | None = None) -> Iterator[Event]:
-        return self._dataset.events(from_ms, until_ms)
-
-    def warmup(self) -> Iterable[Event]:
-        return self._dataset.warmup()
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._dataset, name)
 
 
 def feature_set_of(dataset: Dataset, config: Config) -> FeatureSet:

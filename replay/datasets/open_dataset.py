@@ -2,6 +2,7 @@
 
 from importlib import import_module
 from pathlib import Path
+from typing import cast
 
 from recsys.app.data_files import has_data_files, read_data_files
 from recsys.app.definition import App
@@ -26,7 +27,7 @@ def open_dataset(
         paths = [path] if path.is_file() else [path / file for file in files.names]
         return MappedFiles(app, files, paths)
     dataset = _open(path, app)
-    return dataset if app is None else AppDataset(app, dataset)
+    return dataset if app is None else cast(Dataset, AppDataset(app, dataset))
 
 
 def _open(path: str | Path, app: App | None) -> Dataset:

@@ -1,6 +1,5 @@
 """``recsys part NAME``: runs a part in this process, with the configuration that ``recsys up`` wrote."""
 
-import argparse
 import sys
 import threading
 from functools import partial
@@ -48,14 +47,5 @@ def part(
     raise typer.Exit(run(name, str(state)))
 
 
-def main() -> int:
-    """Entry point of ``python -m runtime.cli.part``, which the supervisor starts."""
-    parser = argparse.ArgumentParser(prog="recsys part")
-    parser.add_argument("name")
-    parser.add_argument("--state", default="state")
-    arguments = parser.parse_args()
-    return run(arguments.name, arguments.state)
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+if __name__ == "__main__":  # as the supervisor starts it
+    sys.exit(run(*sys.argv[1:]))

@@ -1,6 +1,5 @@
 """The part ``control-room``: serves the page at ``/control``, where ``control_room.port`` is set."""
 
-import logging
 import threading
 import time
 from contextlib import closing
@@ -24,7 +23,6 @@ from serving.control_room.picture import PictureBuilder
 from serving.control_room.room_app import build_room
 
 _START_S: Final = 10.0
-_LOG: Final = logging.getLogger(__name__)
 
 
 def run(config: Config, stop: Stop) -> None:

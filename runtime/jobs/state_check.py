@@ -168,11 +168,13 @@ class _StateCheck:
                 self.report.unsigned_manifests += unsigned
                 if not damage:
                     continue
-                done = []
+                done, left = list[str](), damage
                 if self._repair:
                     others = [self._state / "snapshots", self._state / "registry"]
                     done = repair_snapshot(version, others)
-                left = dict(self._damaged_after(folder, line)).get(version, "") if done else damage
+                if done:
+                    after = {path: what for path, what, _ in self._versions(folder, line)}
+                    left = after.get(version, "")
                 none = "none: parts start from another one, and later ones replace it"
                 self._add(version, damage, "; ".join(done) or none, not left)
 
@@ -180,9 +182,6 @@ class _StateCheck:
         for version, damage, unsigned in snapshots.check_snapshots(folder, line):
             self._pace(sum(path.stat().st_size for path in version.glob("*/*")))
             yield version, damage, unsigned
-
-    def _damaged_after(self, folder: Path, line: str) -> Iterator[tuple[Path, str]]:
-        return ((version, damage) for version, damage, _ in self._versions(folder, line))
 
     def write_ahead_files(self) -> None:
         """Records of the shards' write-ahead files; a torn end is no damage."""

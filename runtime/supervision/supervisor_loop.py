@@ -170,7 +170,7 @@ class Runner:
 
 
 def part_command(name: str, state: str) -> list[str]:
-    return [sys.executable, "-m", "runtime.cli.part", name, "--state", state]
+    return [sys.executable, "-m", "runtime.cli.part", name, state]
 
 
 def part_environment(config: Config, plan: Plan) -> dict[str, str]:

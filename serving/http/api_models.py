@@ -194,12 +194,15 @@ class UsersIn(_In):
 # --- responses: schemas for /docs; msgspec encodes them ---
 
 
-class StampOut(BaseModel):
-    """Versions that an answer was computed from."""
-
+class VersionOut(BaseModel):
     line: str
     epoch: int
     step: int
+
+
+class StampOut(VersionOut):
+    """Versions that an answer was computed from."""
+
     catalogue_offset: int
     item_state_offset: int
     session_offset: int
@@ -307,12 +310,6 @@ class SessionOut(BaseModel):
     last_ms: int
     topics: list[TopicOut]
     recent: list[RecentOut]
-
-
-class VersionOut(BaseModel):
-    line: str
-    epoch: int
-    step: int
 
 
 class StatusOut(BaseModel):

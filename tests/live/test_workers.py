@@ -198,7 +198,7 @@ def test_a_killed_worker_and_another_number_of_workers_change_nothing(folds: Fol
 
 def test_a_second_joiner_of_a_partition_is_refused(folds: Folds) -> None:
     folds.up(workers=2)
-    command = [sys.executable, "-m", "runtime.cli.part", "joiner.1", "--state", str(folds.state)]
+    command = [sys.executable, "-m", "runtime.cli.part", "joiner.1", str(folds.state)]
     second = subprocess.run(command, timeout=60, check=False)
     assert second.returncode == 1
     beat = read_beat(folds.state / "run" / "joiner.1.json")

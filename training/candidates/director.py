@@ -41,7 +41,6 @@ from training.outcomes.experiment_control import (
 from training.steps.lineage import starts_after
 from training.steps.step_reader import StepReader
 
-PART: Final = "director"
 CONFIGS: Final = Path(experiments.__file__).parent / "configs"
 _KEEP_EVERY_MS: Final = 5_000
 _LIST_AFTER_MS: Final = 10_000  # replicas have switched by then
