@@ -17,6 +17,7 @@ from typing import Any, Final
 
 from benchmarks.harness.local_system import LocalSystem
 from benchmarks.learning.bench_shadow import fresh_candidate
+from recsys.arrays.key_index import LOAD
 from recsys.config.system_config import Config, StepConfig
 from recsys.events.event_types import Impression, Item, decode
 from recsys.events.records import DELTAS, EVENTS, EXAMPLES, ITEM_STATE
@@ -175,7 +176,10 @@ def _figures(system: LocalSystem, spent: _Spent, counts: dict[str, int]) -> dict
             if (rows := sum(len(t[name]) for t in tables))
         },
         **{
-            f"replica_{name}_row_bytes": replica[name].nbytes / max(1, len(replica[name]))
+            # In mapped files: the rows, their keys and the cells of their index.
+            f"replica_{name}_row_bytes": sum(
+                4 * replica[table].config.dim + 8 + 16 / LOAD for table in (name, "features")
+            )
             for name in ("users", "items")
         },
     }

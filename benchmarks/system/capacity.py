@@ -97,11 +97,9 @@ class Demand:
         """Cores that a part needs for so many units a second."""
         return rate * self.costs[f"{part}_us"] / 1e6
 
-    def row_gb(self, where: str, item_bytes: float = 0.0) -> float:
+    def row_gb(self, where: str) -> float:
         users = self.load.users * self.costs[f"{where}_users_row_bytes"]
-        return (
-            users + self.load.items * (self.costs[f"{where}_items_row_bytes"] + item_bytes)
-        ) / 1e9
+        return (users + self.load.items * self.costs[f"{where}_items_row_bytes"]) / 1e9
 
 
 def needs(demand: Demand, partitions: int, copies: int) -> list[PartNeed]:
@@ -122,9 +120,15 @@ def _replicas(demand: Demand) -> list[PartNeed]:
     answering = machine.busy - min(following, machine.busy * _READING)
     replicas = max(1, ceil(serving / answering))
     read_mb_s = demand.published_bytes / 1e6
+    hosts = max(1, ceil((serving + replicas * following) / machine.busy / machine.cores))
     return [
         PartNeed("replicas", serving, processes=replicas,
-                 memory_gb=replicas * demand.row_gb("replica", _ITEM_BYTES),
+                 memory_gb=replicas * load.items * _ITEM_BYTES / 1e9,
+                 most_memory_gb=machine.memory_gb * _MEMORY),
+        # Mapped files, which the replicas of a machine share. Users' rows lie at random, so that those of a
+        # tenth of the users lie in nearly all pages.
+        PartNeed("replicas' rows", 0.0, processes=hosts,
+                 memory_gb=hosts * demand.row_gb("replica"),
                  most_memory_gb=machine.memory_gb * _MEMORY),
         PartNeed("replicas' reading", replicas * following, replicas * machine.busy * _READING,
                  network_mb_s=replicas * read_mb_s),

@@ -147,7 +147,8 @@ def _index(
         fcntl.flock(lock, fcntl.LOCK_EX)  # so that one process makes it, and all map the same
         if not path.exists():
             for other in list(folder.parent.glob(f"*/{name}"))[:1]:
-                os.link(other, path)
+                with suppress(OSError):  # it was removed, or there are no hard links
+                    os.link(other, path)
         if files and (index := _mapped(path, cells)) is None:
             with beside.open("wb") as file:  # a mapped hole on a full disk would end the process
                 os.posix_fallocate(file.fileno(), 0, 16 * (cells + 1))

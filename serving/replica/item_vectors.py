@@ -90,11 +90,14 @@ class ItemVectors(ABC):
         self, items: Sequence[Item], states: Sequence[ItemState], steps: Sequence[StepDelta]
     ) -> None:
         """Makes room for records about to be applied, in a thread beside the one that answers: arrays that
-        grow are copied here, so that no request waits. Nothing may be applied meanwhile."""
+        grow are copied here, and rows that change are read from their files, so that no request waits.
+        Nothing may be applied meanwhile."""
         self.catalogue.reserve(len(items))
         for name, store in self.rows.items():
             changes = [step.tables[name] for step in steps if name in step.tables]
             store.reserve(sum(len(change.keys) + len(change.removed) for change in changes))
+            for change in changes:
+                store.lookup(change.keys)
 
     @abstractmethod
     def apply_records(self, records: Sequence[tuple[Item, int]]) -> None:

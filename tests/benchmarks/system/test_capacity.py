@@ -54,7 +54,7 @@ def test_the_part_that_breaks_first_is_one_that_cannot_be_divided() -> None:
 
 def test_replicas_break_by_memory_and_by_what_they_read() -> None:
     users = plan(demand(replace(LOAD, users=1e9)), 64, 3, 0.04)
-    assert users["first_to_break"] == "replicas"
+    assert users["first_to_break"] == "replicas' rows"
     reading = plan(demand(follow_us=30.0), 64, 3, 0.04)
     assert reading["first_to_break"] == "replicas' reading"
 

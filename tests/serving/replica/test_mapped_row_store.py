@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from parameter_server.publish.deltas import Changed, StepDelta
 from parameter_server.publish.rounding import round_rows
 from parameter_server.storage import mapped_rows, part_files, snapshots
 from parameter_server.storage.mapped_rows import MappedRows
@@ -20,6 +21,7 @@ from parameter_server.storage.snapshots import write_part
 from parameter_server.table.routing import shard_of
 from recsys.config.system_config import TableConfig
 from serving.replica.row_store import RowStore
+from tests.support.replica_harness import made
 
 TABLE = TableConfig("features", 3, 0.1, initial=0.5)
 KEYS = np.arange(-8, 9)
@@ -209,3 +211,15 @@ def test_a_snapshot_of_another_model_is_refused(tmp_path: Path) -> None:
     other = TableConfig("features", 4, 0.1)
     with pytest.raises(ValueError, match="dimension 3 in the snapshot of step 3, expected 4"):
         RowStore.over(other, 7, both.base())
+
+
+def test_files_are_read_before_a_step_is_applied(tmp_path: Path) -> None:
+    """By the thread that reads the log: a disk may take milliseconds."""
+    base, looked = learned(tmp_path).base(), []
+    replica = made(steps=0)
+    replica.rows["features"] = RowStore.over(TABLE, 7, base)
+    real = base.lookup
+    base.lookup = lambda keys, **more: looked.append(keys.tolist()) or real(keys, **more)  # type: ignore
+    changed = Changed(KEYS[:3], np.ones((3, 3), np.float32), KEYS[:0])
+    replica.make_room([], [], [StepDelta(1, 0, {"features": changed}, None, {})])
+    assert looked == [KEYS[:3].tolist()]
