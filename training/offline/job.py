@@ -36,7 +36,7 @@ from training.offline.initial_state import (
     table_maker,
 )
 from training.offline.loop import SEEN, WORK, Arrays, Blocks, OfflineLoop, Parts, Plan, Report
-from training.offline.sharding import ALONE, Exchange, Sharding, no_exchange
+from training.offline.sharding import ALONE, Exchange, Sharding
 from training.offline.teacher_labels import (
     TeacherBlocks,
     TeacherConfig,
@@ -148,7 +148,7 @@ def run_worker(
     folder: Path,
     rank: int = 0,
     workers: int = 1,
-    exchange: Exchange = no_exchange,
+    exchange: Exchange = list,
     report: Report = lambda state, sums: None,
 ) -> None:
     """Runs worker ``rank`` of a job, from its newest checkpoint to the end; worker 0 adds the candidate.

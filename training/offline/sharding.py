@@ -17,11 +17,6 @@ from parameter_server.table.routing import Keys, Split, shard_of
 Exchange = Callable[[Sequence[Any]], Sequence[Any]]
 
 
-def no_exchange(messages: Sequence[Any]) -> Sequence[Any]:
-    """The exchange of a worker without others."""
-    return messages
-
-
 @dataclass(frozen=True)
 class Sharding:
     """Share of worker ``rank``. A worker beyond the number of parts has none."""
@@ -29,7 +24,7 @@ class Sharding:
     parts: int = 1
     rank: int = 0
     workers: int = 1
-    exchange: Exchange = no_exchange
+    exchange: Exchange = list  # of a worker without others
 
     @property
     def own(self) -> range:
