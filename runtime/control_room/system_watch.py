@@ -24,8 +24,8 @@ from runtime.control_room.experiment_panel import ExperimentPanel
 from runtime.supervision import run_file
 from runtime.supervision.api_client import ApiConnection
 from runtime.supervision.part_metrics import families
-from runtime.supervision.processes import Identity, alive
-from runtime.supervision.system_status import Status, assemble, on_machine
+from runtime.supervision.processes import alive
+from runtime.supervision.system_status import PartStatus, Status, assemble, on_machine
 from serving.control_room import exposition
 from serving.control_room.exposition import Samples
 
@@ -33,7 +33,6 @@ _ALIVE_S: Final = 5.0  # between two checks of the supervisor's process
 _API_S: Final = 1.0  # for all API requests of one picture
 _REUSE_S: Final = 60.0  # how long the API's last samples stand in for missing ones
 _ALWAYS_FOLLOWED: Final = ("trainer", "joiner", "session-fold")  # parts whose curves never pause
-_NO_PROCESS: Final = Identity(pid=0, started=0.0)
 
 
 class SystemWatch:
@@ -65,14 +64,13 @@ class SystemWatch:
     def curve_samples(self) -> Samples:
         """Samples for the curves, from heartbeats alone: very cheap."""
         names = [n for part in _ALWAYS_FOLLOWED for n in self._config.workers.names(part)]
-        beats = self._beats(names)
-        parts = [run_file.PartRecord(name=name, state="ready") for name in names]
-        running = run_file.Running(
-            supervisor=_NO_PROCESS, asked="", started_ms=0, time_ms=wall_ms(), parts=parts
-        )
-        status = assemble(self._state, running, True, beats, None, {})
-        samples = exposition.samples_of(families(status))
-        return {series: v for series, v in samples.items() if not series.startswith("recsys_part")}
+        parts = [
+            PartStatus(name=name, state="ready", counters=beat.counters, gauges=beat.gauges)
+            for name, beat in self._beats(names).items()
+            if beat is not None
+        ]
+        status = Status(state=self._config.state, running=True, ready=True, parts=parts)
+        return exposition.samples_of(families(status))
 
     def panels(self) -> Mapping[str, Any]:
         """Everything of a picture that isn't a sample."""

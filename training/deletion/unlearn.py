@@ -33,8 +33,6 @@ from training.lines.control import ControlReader, append_control, append_live_re
 from training.lines.line import MAIN, learning_digest, spec_of
 from training.steps.lineage import Lineage
 
-__all__ = ["CantUnlearn", "Unlearned", "unlearn"]
-
 _TURN: Final = 64  # steps
 
 

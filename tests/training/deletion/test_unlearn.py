@@ -43,7 +43,8 @@ from training.archive.files import erase_rows
 from training.archive.writer import archived_rows
 from training.deletion.erasure import PART, Eraser, erase_records
 from training.deletion.removal import remove_replaced
-from training.deletion.unlearn import CantUnlearn, unlearn
+from training.deletion.unlearn import unlearn
+from training.deletion.user_history import CantUnlearn
 from training.lines.control import ControlReader, append_live_record, live_epoch
 from training.lines.line import spec_of
 from training.steps.drain import drain
