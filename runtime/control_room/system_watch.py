@@ -4,7 +4,7 @@ Topic ends are queried once per picture; ``control`` and dead letters are read i
 """
 
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any, Final
@@ -13,19 +13,17 @@ from urllib.parse import quote
 import httpx
 import msgspec
 
-from recsys.clock import wall_ms
 from recsys.config.system_config import Config
 from recsys.log.protocol import Log
 from recsys.process.open_log import open_log
-from recsys.process.part_process import Beat, read_beat
-from recsys.process.space_file import read_space
+from recsys.process.part_process import read_beat
 from runtime.control_room.control_history import ControlHistory, newest_dead_letters
 from runtime.control_room.experiment_panel import ExperimentPanel
 from runtime.supervision import run_file
 from runtime.supervision.api_client import ApiConnection
 from runtime.supervision.part_metrics import families
 from runtime.supervision.processes import alive
-from runtime.supervision.system_status import PartStatus, Status, assemble, on_machine
+from runtime.supervision.system_status import PartStatus, Status, observe_system
 from serving.control_room import exposition
 from serving.control_room.exposition import Samples
 
@@ -66,8 +64,8 @@ class SystemWatch:
         names = [n for part in _ALWAYS_FOLLOWED for n in self._config.workers.names(part)]
         parts = [
             PartStatus(name=name, state="ready", counters=beat.counters, gauges=beat.gauges)
-            for name, beat in self._beats(names).items()
-            if beat is not None
+            for name in names
+            if (beat := read_beat(self._state / "run" / f"{name}.json")) is not None
         ]
         status = Status(state=self._config.state, running=True, ready=True, parts=parts)
         return exposition.samples_of(families(status))
@@ -108,14 +106,9 @@ class SystemWatch:
         if time.monotonic() >= self._alive_until_s:
             self._up = alive(running.supervisor)
             self._alive_until_s = time.monotonic() + _ALIVE_S
-        beats = self._beats(part.name for part in running.parts)
         server = self._api.json_object("/v1/status", until_s) if self._up else {}
         offsets = _CachedOffsets(self._log)
-        status = assemble(self._state, running, self._up, beats, offsets, server)
-        return on_machine(status, read_space(self._state, wall_ms()), self._log)
-
-    def _beats(self, parts: Iterable[str]) -> dict[str, Beat | None]:
-        return {part: read_beat(self._state / "run" / f"{part}.json") for part in parts}
+        return observe_system(self._state, running, self._up, self._log, offsets, server)
 
 
 class _CachedOffsets:

@@ -105,21 +105,25 @@ def gather(state: Path) -> Status:
         return Status(state=str(state.resolve()), running=False, ready=False)
     config, _ = launch_plan.read(state)
     up = alive(running.supervisor)
-    beats = {part.name: read_beat(state / "run" / f"{part.name}.json") for part in running.parts}
     log = _open_existing(config) if up or config.log.url == "sqlite" else None
     try:
         server = server_status(config) if up else {}
-        status = assemble(state, running, up, beats, log, server)
-        status = msgspec.structs.replace(status, change=_change(log))
-        return on_machine(status, read_space(state, wall_ms()), log)
+        status = observe_system(state, running, up, log, log, server)
+        return msgspec.structs.replace(status, change=_change(log))
     finally:
         if log is not None:
             log.close()
 
 
-def on_machine(status: Status, space: Space | None, log: Log | None) -> Status:
-    """Adds what the machine has left: disk space, processors and memory."""
-    named: list[str] = []
+def observe_system(
+    state: Path, running: Running, up: bool, log: Log | None, offsets: LogOffsets | None,
+    server: dict[str, Any],
+) -> Status:  # fmt: skip
+    """Status, with disk space, processors and memory that are left. ``offsets``: those of the log, perhaps
+    cached."""
+    beats = {part.name: read_beat(state / "run" / f"{part.name}.json") for part in running.parts}
+    status = assemble(state, running, up, beats, offsets, server)
+    space, named = read_space(state, wall_ms()), list[str]()
     with suppress(LogUnavailable, KeyError):
         for topic in space.over if space else ():
             named += holders(log, topic, wall_ms()) if log else []
