@@ -138,20 +138,18 @@ class OfflineTrainer:
 
     def _rows(self, lanes: Sequence[Lane]) -> list[dict[str, Floats]]:
         """Rows of own lanes by table, each from the worker that has it."""
-        sharding, every = self.sharding, range(self.sharding.workers)
-        keys = {
-            (n, name): k for n, lane in enumerate(lanes) for name, k in lane.lookup.keys.items()
-        }
+        sharding, tables = self.sharding, self._tables
+        keys = {(n, t): k for n, lane in enumerate(lanes) for t, k in lane.lookup.keys.items()}
         splits = {at: sharding.split(own) for at, own in keys.items()}
-        asked = sharding.exchange(
-            [{at: keys[at][s.of(worker)] for at, s in splits.items()} for worker in every]
-        )
-        found = sharding.exchange(
-            [{at: self._tables[at[1]].lookup(own) for at, own in part.items()} for part in asked]
-        )
+        workers = range(sharding.workers)
+        asks = [{at: keys[at][s.of(worker)] for at, s in splits.items()} for worker in workers]
+        asked = sharding.exchange(asks)
+        own_rows = [{at: tables[at[1]].lookup(k) for at, k in part.items()} for part in asked]
+        answers = sharding.exchange(own_rows)
         rows: list[dict[str, Floats]] = [{} for _ in lanes]
-        for (n, name), s in splits.items():
-            rows[n][name] = s.merge([found[worker][n, name] for worker in every], self._dims[name])
+        for (n, table), split in splits.items():
+            parts = [answer[n, table] for answer in answers]
+            rows[n][table] = split.merge(parts, self._dims[table])
         return rows
 
     def _spread(self, own: Sequence[LaneResult]) -> list[LaneResult]:
