@@ -1,4 +1,4 @@
-"""The example's package as pip installs it: its plug-ins are found by name, and ``recsys contracts`` passes."""
+"""The example's package as pip installs it: plug-ins are found by name and keep their contracts."""
 
 import os
 import shutil
