@@ -174,6 +174,18 @@ def recovery(
 
 
 @bench_command(bench)
+def start(
+    items: Items = 100_000,
+    rankers: Annotated[int, typer.Option(min=1, help="Rankers on the machine.")] = 4,
+    seed: Seed = 0,
+) -> Figures:
+    """Time until a ranker's first answer, and memory that several on a machine share."""
+    from benchmarks.index.bench_start import measure_start
+
+    return measure_start(items, rankers, seed, log_progress)
+
+
+@bench_command(bench)
 def serve(
     items: Items = 100_000,
     candidates: Annotated[int, typer.Option(min=1, help="Ranked items of a request.")] = 300,

@@ -80,7 +80,7 @@ class CatalogueSnapshot:
             for other in {*self._folder.iterdir()} - {
                 partial
             }:  # other replicas may have them mapped
-                shutil.rmtree(other)
+                shutil.rmtree(other, ignore_errors=True)
             partial.rename(self._folder / name)
         except OSError as error:  # the disk is full, say
             _log.warning("no snapshot of the catalogue was written: %s", error)
