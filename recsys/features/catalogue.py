@@ -3,7 +3,7 @@
 An item keeps its index for the lifetime of the process; a removed item is no longer alive.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, Final
 
@@ -23,19 +23,27 @@ from recsys.features.feature_set import FeatureSet, log_scale, number_of
 _COLUMNS: Final = ("_keys", "_numbers", "_exact", "_alive", "_published_ms")
 
 
-class PackedList(list[Any]):
-    """A list with MessagePack, in an array, of values that are None: value i is from ``bounds[i]`` on. They
+class PackedList(Sequence[Any]):
+    """Values, of which those that weren't set are MessagePack in an array, value i from ``bounds[i]`` on, and
     are decoded at each access."""
 
     def __init__(self, packed: NDArray[np.uint8], bounds: NDArray[np.int64]) -> None:
-        super().__init__([None] * (len(bounds) - 1))
         self._packed, self._bounds = packed, bounds
+        self._values: list[Any] = [None] * (len(bounds) - 1)
 
-    def __iter__(self) -> Iterator[Any]:
-        return map(self.__getitem__, range(len(self)))
+    def __len__(self) -> int:
+        return len(self._values)
+
+    def __setitem__(self, index: int, value: Any) -> None:
+        self._values[index] = value
+
+    def append(self, value: Any) -> None:
+        self._values.append(value)
 
     def __getitem__(self, index: Any) -> Any:
-        value = super().__getitem__(index)
+        if isinstance(index, slice):
+            return [self[each] for each in range(len(self))[index]]
+        value = self._values[index]
         if value is None:
             start, stop = self._bounds[index % len(self) :][:2].tolist()
             value = msgspec.msgpack.decode(self._packed[start:stop].data)
@@ -49,8 +57,8 @@ class Catalogue:
 
     def __init__(self, features: FeatureSet, capacity: int = 1024) -> None:
         self.features = features
-        self.ids: list[Id] = []
-        self.fields: list[dict[str, Any]] = []
+        self.ids: list[Id] | PackedList = []
+        self.fields: list[dict[str, Any]] | PackedList = []
         # The slot of a key is its item's index: two ids with colliding keys (see ``key_of``) are one item.
         self._by_key = IdMap(capacity)
         self._keys = np.zeros((capacity, features.item_columns), np.int64)
@@ -159,7 +167,7 @@ class Catalogue:
         return index
 
 
-def _packed(name: str, values: list[Any]) -> dict[str, NDArray[Any]]:
+def _packed(name: str, values: Sequence[Any]) -> dict[str, NDArray[Any]]:
     """Arrays of a ``PackedList``."""
     encoded = [*map(msgspec.msgpack.encode, values)]
     bounds = np.cumsum([0, *map(len, encoded)], dtype=np.int64)

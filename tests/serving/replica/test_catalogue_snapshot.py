@@ -201,5 +201,8 @@ def test_packed_values_are_a_list() -> None:
     packed.append("new")
     assert [*packed] == [{"a": "b"}, {}, "7", ["x", 1.5], "new"] and packed[-5] == {"a": "b"}
     assert PackedList(*_packed("values", packed).values())[4] == "new"
+    assert (
+        packed[2:] == packed[-3:] == ["7", ["x", 1.5], "new"] and "7" in packed and 7 not in packed
+    )
     with pytest.raises(IndexError):
         packed[5]
