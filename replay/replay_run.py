@@ -23,6 +23,7 @@ from recsys.events.field_schema import CATEGORICAL
 from recsys.events.hashing import Id
 from recsys.features.feature_set import FeatureSet
 from recsys.process.latency_tuning import gc_seldom
+from recsys.process.malloc_tuning import return_freed_memory
 from replay.datasets.app_dataset import OfApp, feature_set_of
 from replay.datasets.dataset import Dataset
 from replay.direct_loop import DirectLoop, StepsUntil
@@ -311,6 +312,7 @@ def with_warm_up(
             if fold is None or not fold(player):
                 for old in progress(iter(past)):
                     player.fold(old)
+            return_freed_memory()
             yield from progress(chain([event], events))
             return
         yield event

@@ -163,7 +163,14 @@ def _past(history: pl.DataFrame) -> Past:
     times = last_ms - span_ms * (np.repeat(sizes, sizes) - 1 - places) // lengths
     order = np.argsort(times, kind="stable")
     kinds = [(*kinds, "view") for kinds in _KINDS_OF]
-    return Past(users[order], watched[order], times[order], places[order], codes[order], kinds)
+    users, watched, places, codes = (_narrow(c[order]) for c in (users, watched, places, codes))
+    return Past(users, watched, times[order], places, codes, kinds)
+
+
+def _narrow(column: Keys) -> NDArray[Any]:
+    """The numbers in the smallest type that holds them."""
+    ends = column.min(initial=0), column.max(initial=0)
+    return column.astype(np.result_type(*map(np.min_scalar_type, ends)))
 
 
 def _flat(lists: pl.Series) -> tuple[Keys, Keys]:

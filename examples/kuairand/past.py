@@ -38,8 +38,8 @@ class Past:
     users: NDArray[Any]
     items: NDArray[Any]
     time_ms: NDArray[np.int64]
-    places: NDArray[np.int64]  # among the user's lists, for the request id
-    codes: NDArray[np.int64]  # index into ``kinds``
+    places: NDArray[Any]  # among the user's lists, for the request id
+    codes: NDArray[Any]  # index into ``kinds``
     kinds: Sequence[Sequence[str]]  # of engagement, in order
 
     def __iter__(self) -> Iterator[Event]:
@@ -72,14 +72,15 @@ class Past:
     def request_id(self, row: int) -> str:
         return f"{self.users[row].item()}-{NAME}-{self.places[row].item()}"
 
-    def request_ids(self, rows: Keys) -> list[str]:
+    def request_ids(self, rows: NDArray[np.int32]) -> list[str]:
         pairs = zip(self.users[rows].tolist(), self.places[rows].tolist(), strict=True)
         return [f"{user}-{NAME}-{place}" for user, place in pairs]
 
-    def rows_by_user(self) -> dict[str, Keys]:
+    def rows_by_user(self) -> dict[str, NDArray[np.int32]]:
         """The rows of each user, in order."""
         users, codes = np.unique(self.users, return_inverse=True)
-        rows = np.split(np.argsort(codes, kind="stable"), np.cumsum(np.bincount(codes))[:-1])
+        order = np.argsort(codes, kind="stable").astype(np.int32)
+        rows = np.split(order, np.cumsum(np.bincount(codes))[:-1])
         return dict(zip(map(str, users.tolist()), rows, strict=True))
 
 
@@ -159,7 +160,8 @@ class PastFold:
     each row's among them."""
 
     def __init__(self, past: Past, features: FeatureSet, keys_UI: Keys, items_N: Keys) -> None:
-        self._past, self._features, self._keys_UI, self._items_N = past, features, keys_UI, items_N
+        self._past, self._features, self._keys_UI = past, features, keys_UI
+        self._items_N = items_N.astype(np.int32)
         self._context = features.context_keys(NAME, {})[0]
         self._rows = past.rows_by_user()
         self._entries = [features.history_entry(keys_I) for keys_I in keys_UI]
@@ -189,8 +191,8 @@ class PastFold:
         credit = amounts_by_code([[self._shown + amounts(self._features.kinds, main)]])
         for start in range(0, len(liked), _BLOCK):
             block = slice(start, start + _BLOCK)
-            items, times = self._items_N[block], past.time_ms[block]
-            groups.add(items, added, past.codes[block], times)
+            items, times = self._items_N[block].astype(np.int64), past.time_ms[block]
+            groups.add(items, added, past.codes[block].astype(np.int64), times)
             times = times[liked[block]]
             groups.add(np.full(len(times), everyone), credit, np.zeros(len(times), np.int64), times)
         for row in np.flatnonzero(liked).tolist() if with_visits else ():
@@ -202,7 +204,8 @@ class PastFold:
         rows, past = self._rows.pop(str(session.user_id), None), self._past
         if rows is None:
             return
-        items, codes, times_ms = self._items_N[rows], past.codes[rows], past.time_ms[rows]
+        items, codes = self._items_N[rows].astype(np.int64), past.codes[rows].astype(np.int64)
+        times_ms = past.time_ms[rows]
         groups, limit = self._own.take(items), COUNTER_ROWS * self._features.own_rows
         if session.plain or len(unique_keys(groups.keys)[0]) > 2 * limit:
             self._fold_events(session, rows)
@@ -224,7 +227,7 @@ class PastFold:
             for id_, keys, code, time_ms in zip(ids, *columns, strict=True)
         )
 
-    def _fold_events(self, session: Session, rows: Keys) -> None:
+    def _fold_events(self, session: Session, rows: NDArray[np.int32]) -> None:
         keys = iter(self._keys_UI[self._items_N[rows]])
         keys_I = self._keys_UI[0]
         for event in self._past.events(rows.tolist()):

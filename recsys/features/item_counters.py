@@ -200,7 +200,7 @@ class ItemCounters:
         now_ms: int,
         lefts: dict[str, int],
     ) -> None:
-        if not added.any():
+        if not np.count_nonzero(added):  # a third of the time of ``any``
             return
         keys = self.counted_keys(keys_I, context, segment, lefts)
         self.counters.add(keys, added, now_ms)

@@ -90,11 +90,11 @@ class Ranker(RankerModule):
             item_BD = pooled_BSR[:, self.shape.item_slot, :dim]
             parts += self._attend(item_BD, history_BTR[..., :dim], outcomes_BTO)
         x = torch.cat(parts, 1) if len(parts) > 1 else wide
-        for layer in self.layers[:-1]:
+        *hidden, last = self.layers
+        assert isinstance(last, nn.Linear)
+        for layer in hidden:
             assert isinstance(layer, nn.Linear)
             x = F.relu(linear(x, layer.weight, layer.bias))
-        last = self.layers[-1]
-        assert isinstance(last, nn.Linear)
         logits_BL = linear(x, last.weight, last.bias, by_torch=True)
         return torch.cat([logits_BL[:, :1] + main_B[:, None], logits_BL[:, 1:]], 1)
 
