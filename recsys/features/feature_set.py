@@ -501,10 +501,9 @@ class FeatureSet:
 
     def profile_keys(self, fields: dict[str, Any]) -> list[int]:
         """The keys of a user's profile fields, at most PROFILE_WIDTH."""
-        keys = np.zeros(PROFILE_WIDTH, np.int64)
         names = self.schema.names("user", CATEGORICAL)
-        _fill(keys, Slot("profile", 0, PROFILE_WIDTH), "user.", names, fields)
-        return [int(key) for key in keys if key]
+        keys = [_shared_key(f"user.{n}", v) for n in names for v in values_of(fields.get(n))]
+        return [key for key in keys[:PROFILE_WIDTH] if key]
 
     def user_field_keys(self, fields: dict[str, Any]) -> list[int]:
         """The key of the first value of each of ``user_fields``; 0 for none."""
@@ -663,6 +662,9 @@ def _first_key(name: str, fields: dict[str, Any]) -> int:
     """The key of the first value of a field, named with its owner; 0 for none."""
     values = values_of(fields.get(name.partition(".")[2]))
     return key_of(name, values[0]) if values else 0
+
+
+_shared_key: Final = lru_cache(maxsize=16_384)(key_of)  # many users have the same values
 
 
 def _fill(
