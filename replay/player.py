@@ -84,6 +84,9 @@ class Player:
         self._held: list[StepDelta] = []
         self._users: dict[str, User] = {}  # of those who have no session yet
         self.fold_before: Callable[[Session], None] = lambda session: None  # events not folded yet
+        self.read_before: Callable[[Session, NDArray[np.int64]], None] = lambda session, keys_NI: (
+            None
+        )
 
     def session(self, user_id: Id) -> Session:
         """Session of a user, created when there is none."""
@@ -186,6 +189,7 @@ class Player:
         session = self.session(event.user_id)
         if event.features is None:
             catalogue, counters = self.replica.catalogue, self.replica.counters
+            self.read_before(session, catalogue.keys[indices])
             features = self.pipeline.builder.build(
                 session, event.surface, event.context, indices, catalogue, counters, event.time_ms,
                 is_list=True, covisits=self.replica.covisits,

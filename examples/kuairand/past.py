@@ -11,6 +11,7 @@ import numpy as np
 from numba import types
 from numpy.typing import NDArray
 
+from examples.kuairand.past_counters import PastColumns, PastCounters
 from recsys.arrays import key_index
 from recsys.arrays.compiled import kernel, read_only
 from recsys.events.event_types import Engagement, Event, Impression, ServedItem
@@ -57,7 +58,7 @@ class Past:
         player.take_visits()
         for session in player.sessions.values():
             fold.fold_session(session)
-        player.fold_before = fold.fold_session
+        player.fold_before, player.read_before = fold.fold_session, need_keys
         return True
 
     def events(self, rows: Iterable[int]) -> Iterator[Event]:
@@ -107,13 +108,6 @@ class Groups:
         keys = np.array([*chain.from_iterable(groups)], np.int64)
         return Groups(keys, np.cumsum([0, *map(len, groups)]))
 
-    def take(self, groups_N: Keys) -> "Groups":
-        """Some groups, which may repeat."""
-        starts, sizes = self.begins[groups_N], np.diff(self.begins)[groups_N]
-        begins = np.concatenate([[0], np.cumsum(sizes)])
-        places = np.arange(begins[-1]) + np.repeat(starts - begins[:-1], sizes)
-        return Groups(self.keys[places], begins)
-
     def in_table(self, table: CounterTable) -> "PlacedGroups":
         """The groups' rows in a table; keys that it lacks are added, with no more room than needed."""
         new = unique_keys(self.keys)[0]
@@ -142,6 +136,12 @@ class PlacedGroups:
                    *added, codes_N, times_ms_N)  # fmt: skip
 
 
+def need_keys(session: Session, keys_NI: Keys) -> None:
+    """Prepares a session for the features of some items."""
+    if isinstance(session.counters, PastCounters):
+        session.counters.expect(keys_NI.ravel())
+
+
 def amounts_by_code(codes: Sequence[Sequence[Values]]) -> Added:
     """Amounts of events by code; a code may have several."""
     rows = np.array([*chain.from_iterable(codes)], np.float32)
@@ -166,6 +166,7 @@ class PastFold:
         self._rows = past.rows_by_user()
         self._entries = [features.history_entry(keys_I) for keys_I in keys_UI]
         own = tuple(dict.fromkeys((USER, self._context)))
+        self._every = np.array(own, np.int64)
         self._own = Groups.of([(*own, *features.counted_keys(keys_I)) for keys_I in keys_UI])
         labels = features.schema.labels
         self._engaged = np.array([len(kinds) for kinds in past.kinds])
@@ -178,7 +179,10 @@ class PastFold:
             [self._shown, *(features.amounts(Engagement(kind=k, **none)) for k in kinds)]
             for kinds in counted
         ]
-        self._added = amounts_by_code(self._each)
+        self._columns = PastColumns(
+            self._items_N, past.codes.astype(np.int16), past.time_ms, self._own.keys, self._own.begins,
+            *amounts_by_code(self._each),
+        )  # fmt: skip
 
     def fold_counters(self, counters: ItemCounters, with_visits: bool) -> None:
         """Counts everything of all viewers, with their visits if anything reads them."""
@@ -204,14 +208,12 @@ class PastFold:
         rows, past = self._rows.pop(str(session.user_id), None), self._past
         if rows is None:
             return
-        items, codes = self._items_N[rows].astype(np.int64), past.codes[rows].astype(np.int64)
-        times_ms = past.time_ms[rows]
-        groups, limit = self._own.take(items), COUNTER_ROWS * self._features.own_rows
-        if session.plain or len(unique_keys(groups.keys)[0]) > 2 * limit:
+        items, codes, times_ms = self._items_N[rows], past.codes[rows], past.time_ms[rows]
+        counters = PastCounters(session.counters, self._columns, rows, self._every)
+        if session.plain or len(counters) > 2 * COUNTER_ROWS * self._features.own_rows:
             self._fold_events(session, rows)
             return
-        placed = groups.in_table(session.counters)
-        placed.add(np.arange(len(rows)), self._added, codes, times_ms)
+        session.counters = counters
         entries = [self._entries[item] for item in items.tolist()]  # whose keys all sessions share
         session.seen.extend(entry[0] for entry in entries)
         hidden = np.flatnonzero(self._hides[codes]).tolist()

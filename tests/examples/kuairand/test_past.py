@@ -121,3 +121,36 @@ def test_events_name_their_list() -> None:
     assert isinstance(shown, Impression) and shown.surface == NAME
     assert shown.request_id == past().request_id(5) == f"{shown.user_id}-history-{past().places[5]}"
     assert all(isinstance(e, Engagement) and e.request_id == shown.request_id for e in engaged)
+
+
+@pytest.mark.parametrize("lists", [3, 1400])
+def test_counters_folded_when_needed_are_those_of_all_events(lists: int) -> None:
+    """Also when the oldest are dropped, which depends on the order of the rows."""
+    events, columns, rows = past(), player_of(), one_by_one(past())
+    assert events.fold_into(columns)
+    draw = np.random.default_rng(2)
+    shown = [*range(40), *draw.integers(0, 2000, lists).tolist()]
+    for n, item in enumerate(shown):
+        about: dict[str, Any] = {"time_ms": 2 * 10**9 + n, "request_id": f"r{n}", "user_id": 1}
+        features = list[Any]()
+        for player in (columns, rows):
+            player.on_scored = lambda scored, to=features: to.append(scored.impression.features)
+            player.play(Impression(items=[ServedItem(item_id=item)], **about))
+            player.flush()
+            player.play(Engagement(item_id=item, kind="view", **about))
+        assert features[0] == features[1]
+        assert len(columns.session(1).counters) == len(rows.session(1).counters)
+    assert columns.session(1).pack() == rows.session(1).pack()
+    assert (rows.session(1).evicted > 0) == (lists == 1400)
+
+
+def test_of_a_past_only_what_is_needed_is_folded() -> None:
+    events, player = past(), player_of()
+    assert events.fold_into(player)
+    session = player.session(1)
+    everything, before = len(session.counters), len(session.counters._ids)
+    assert before < 3 < everything / 10
+    one = player.keys_of(5)
+    session.counters.read(one, 2 * 10**9)
+    assert before < len(session.counters._ids) <= before + len(one)
+    assert len(session.counters) == everything == len(session.counters.export()[0])
