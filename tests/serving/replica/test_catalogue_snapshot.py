@@ -61,7 +61,7 @@ class World:
         keys = np.array([key_of("item", f"v{n}") for n in numbers], np.int64)
         values = np.random.default_rng(1).standard_normal((len(keys), dim)).astype(np.float32)
         rows = TableRows(table="items", dim=dim, keys=keys.tobytes(), values=values.tobytes())
-        about = {"line": "main", "epoch": 0, "base_step": STEP, "time_ms": NOW_MS}
+        about: dict[str, Any] = {"line": "main", "epoch": 0, "base_step": STEP, "time_ms": NOW_MS}
         delta = Delta(step=STEP + 1, part=0, parts=1, tables=[rows], **about)
         self.log.append(DELTAS, [Append(0, b"", pack(seal(delta)))])
 
