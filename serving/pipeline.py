@@ -47,7 +47,7 @@ from serving.query import Query, VectorVersion
 from serving.ranking.added_stages import run_added
 from serving.ranking.explanation import explain
 from serving.ranking.scoring import popular_scores, probabilities
-from serving.ranking.selection import BY_SCORE, SamplingInput, SamplingParams, sample_slate, spread
+from serving.ranking.selection import BY_SCORE, SamplingInput, SamplingParams, level, sample_slate
 from serving.ranking.stages import NOT_INTERESTED, RULES, caps_of, not_interested, rules, trust_of
 from serving.ranking.team_draft import draft_slate
 from serving.replica.replica import Replica
@@ -304,8 +304,8 @@ class Pipeline:
         """Input of the draw: candidates as ``adjusted`` for the query's policy."""
         config, replica = query.policy.config, self.replica
         indices = candidates.indices_N
-        unit = spread(candidates.scores_N) if config.relative else 1.0
-        temperature = max(config.temperature * unit, BY_SCORE.temperature)
+        unit = level(candidates.scores_N) if config.relative else 1.0
+        temperature = config.temperature * (unit or 1.0)
         exploration = temperature, config.explore, config.quota, config.diversity
         params = BY_SCORE if query.request.by_score else SamplingParams(*exploration)
         return SamplingInput(

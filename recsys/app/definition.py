@@ -11,7 +11,7 @@ from typing import Any, Final
 import msgspec
 
 from recsys.app.feature_checks import faults
-from recsys.config.policy_config import WATCH
+from recsys.config.policy_config import WATCH, PolicyConfig
 from recsys.config.system_config import Config
 from recsys.events.field_schema import CATEGORICAL, NUMERIC, VECTOR, Schema, default_groups
 from recsys.events.hashing import digest_of
@@ -33,6 +33,7 @@ FIELD_KINDS: Final = {
 # and such streams are small (docs/decisions/clicks-become-lists.md).
 CLICK_RATES: Final[dict[str, Any]] = {"row_rate": 0.001, "dense_rate": 0.002}
 
+_TEMPERATURE: Final = 0.1  # of a relative policy, unless the configuration has another
 _SHOWN_BY: Final = {BY_VIEW: "view", BY_LIST: "impression", BY_CLICK: "click"}
 
 
@@ -131,8 +132,13 @@ class App:
         }
         # The cap is on the first group: many items of one author are dull, many of one category aren't.
         per_author = base.policy.per_author if "author" in self.schema.groups[:1] else 0
+        usual = base.policy.temperature == PolicyConfig.temperature
         policy = replace(
-            base.policy, weights=weights | {WATCH: 0.0}, per_author=per_author, relative=True
+            base.policy,
+            weights=weights | {WATCH: 0.0},
+            per_author=per_author,
+            relative=True,
+            temperature=_TEMPERATURE if usual else base.policy.temperature,
         )
         if self.sources:
             policy = replace(policy, sources=self.sources)

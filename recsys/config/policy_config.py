@@ -61,7 +61,7 @@ class PolicyConfig(Section):
         }
     )  # fmt: skip
     temperature: float = positive(0.03)  # of Plackett–Luce sampling over scores: lower is greedier
-    # Whether it is in units of the spread of the candidates' scores, for labels of any frequency.
+    # Whether it is a share of the level of the candidates' scores, for labels of any frequency.
     relative: bool = False
     # Share of each rank given to a uniform draw over the candidates.
     explore: float = bounded(0.05, 0, 1)

@@ -43,14 +43,11 @@ class SamplingParams:
         return np.array([self.temperature, self.explore, self.quota, self.diversity, HEAT])
 
 
-def spread(scores_N: NDArray[np.floating]) -> float:
-    """The 0.9 quantile of the scores that are numbers minus their median; 0 where none is."""
-    finite_N = scores_N[np.isfinite(scores_N)]
-    if not len(finite_N):
-        return 0.0
-    middle, high = len(finite_N) // 2, len(finite_N) * 9 // 10
-    ordered_N = np.partition(finite_N, (middle, high))
-    return float(ordered_N[high] - ordered_N[middle])
+def level(scores_N: NDArray[np.floating]) -> float:
+    """The 0.9 quantile of the absolute values of the scores that are numbers; 0 where none is."""
+    sizes_N = np.abs(scores_N[np.isfinite(scores_N)])
+    high = len(sizes_N) * 9 // 10
+    return float(np.partition(sizes_N, high)[high]) if len(sizes_N) else 0.0
 
 
 # So cold that the best remaining item is drawn for certain; of equals, one of them.

@@ -16,6 +16,8 @@ from serving.index.item_index import NoIndex
 from serving.pipeline import Pipeline
 from serving.query import Query
 from serving.ranking.scoring import probabilities
+from serving.ranking.selection import level
+from serving.ranking.slate_propensities import SlateWalk
 from serving.replica.replica import Replica
 from serving.request import Answer, Request
 from serving.retrieval.retrieval_plan import RetrievalPlan
@@ -190,7 +192,7 @@ def test_a_relative_temperature_draws_rare_events_as_it_draws_frequent_ones() ->
     rare = {label: weight / 100 for label, weight in weights.items()}
     lists = {
         (scale, relative): ask(
-            replica, by=policy(per_author=0, weights=by, relative=relative), n=12
+            replica, by=policy(per_author=0, weights=by, relative=relative, temperature=0.1), n=12
         )
         for scale, by in (("usual", weights), ("rare", rare))
         for relative in (True, False)
@@ -198,8 +200,27 @@ def test_a_relative_temperature_draws_rare_events_as_it_draws_frequent_ones() ->
     usual, scaled = lists["usual", True], lists["rare", True]
     assert ids(usual) == ids(scaled)
     propensities = [[shown.propensity for shown in answer.items] for answer in (usual, scaled)]
-    np.testing.assert_allclose(*propensities, rtol=1e-4)
+    np.testing.assert_allclose(propensities[0], propensities[1], rtol=1e-4)
     assert max(shown.propensity for shown in lists["rare", False].items) < max(propensities[0])
+
+
+def test_the_level_of_scores_is_a_size_whatever_their_number_and_sign() -> None:
+    assert level(np.array([0.5, 0.5001])) == 0.5001 and level(np.array([-0.4])) == 0.4
+    assert level(np.array([np.nan, np.inf, 2.0])) == 2.0
+    assert level(np.zeros(3)) == level(np.empty(0)) == level(np.array([np.nan])) == 0.0
+
+
+@pytest.mark.parametrize("scores", [[0.5] * 19 + [0.5001], [0.0] * 19 + [0.01]])
+def test_nearly_equal_scores_of_a_relative_policy_are_drawn_evenly(scores: list[float]) -> None:
+    """Also where nine in ten have no level: the temperature is then as configured."""
+    replica = made()
+    by = policy(per_author=0, relative=True, temperature=0.1, explore=0.0, quota=0.0)
+    answer = ask(replica, by=by, candidate_ids=tuple(f"v{n}" for n in range(20)))
+    assert answer.candidates is not None
+    query = Query(Request("u", n=2), viewer(replica), by, NOW_MS, "r")
+    given = Pipeline(replica).sampling_input(query, answer.candidates.scored(np.array(scores)))
+    probabilities_N = SlateWalk(given, 2).step(np.empty(0, np.int64)).total_N
+    np.testing.assert_allclose(probabilities_N, 0.05, rtol=0.15)
 
 
 def test_one_author_has_no_more_places_than_the_policy_gives() -> None:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from recsys.app.app_file import app_of, read_app
 from recsys.app.definition import CLICK_RATES, App, EventKind, Field
-from recsys.config.policy_config import SOURCES, WATCH
+from recsys.config.policy_config import SOURCES, WATCH, PolicyConfig
 from recsys.config.system_config import Config
 from recsys.config.yaml_with_lines import YamlError
 from recsys.features.feature_set import Declared, FeatureSet
@@ -418,7 +418,10 @@ def test_positive_labels_come_first_and_negative_ones_subtract() -> None:
     app = app_of("events: {hide: {label: negative, weight: 3}, view: none, buy: positive}")
     assert app.labels == ("buy", "hide")
     policy = app.config(Config()).policy
-    assert policy.weights == {"buy": 1.0, "hide": -3.0, WATCH: 0.0} and policy.relative
+    assert policy.weights == {"buy": 1.0, "hide": -3.0, WATCH: 0.0}
+    assert policy.relative and policy.temperature == 0.1
+    colder = replace(Config(), policy=PolicyConfig(temperature=0.05))
+    assert app.config(colder).policy.temperature == 0.05
 
 
 def test_a_system_takes_window_history_and_sources() -> None:
