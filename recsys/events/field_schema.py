@@ -4,10 +4,11 @@ Fields of events become features by their kind: text and lists of text are categ
 list of numbers of declared length is a vector. A schema is part of a feature set's digest.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from functools import lru_cache
+from itertools import islice
 from typing import Any, Final
 
 from recsys.events.rejection import Rejected
@@ -85,14 +86,21 @@ def check_fields(schema: Schema, part: str, fields: Mapping[str, Any], where: st
             raise Rejected(f"{where}.{name}", value, expected)
 
 
-@lru_cache(1024)
-def likely_misspelt(declared: tuple[str, ...], names: tuple[str, ...]) -> tuple[str, str] | None:
-    """The first of the ``names`` that resembles a declared one which isn't among them, and that one."""
-    absent = [name for name in declared if name not in names]
-    for name in names:
-        if name not in declared and (close := get_close_matches(name, absent, 1, 0.75)):
-            return name, close[0]
+def likely_misspelt(declared: tuple[str, ...], names: Collection[str]) -> tuple[str, str] | None:
+    """The first of the ``names`` that resembles a declared one which isn't among them, and that one. Looks at
+    eight undeclared names at most."""
+    undeclared = (name for name in names if name not in declared)
+    for name in islice(undeclared, 8):
+        if (close := _resembling(declared, name)) and close not in names:
+            return name, close
     return None
+
+
+@lru_cache(4096)
+def _resembling(declared: tuple[str, ...], name: str) -> str:
+    """The declared name that is most like another name; empty if none is, or the name is long."""
+    close = get_close_matches(name, declared, 1, 0.75) if len(name) <= 64 else []
+    return close[0] if close else ""
 
 
 def default_groups(categorical: tuple[str, ...]) -> tuple[str, ...]:

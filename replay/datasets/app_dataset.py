@@ -33,6 +33,8 @@ class AppDataset(OfApp):
         self._dataset = dataset
 
     def __getattr__(self, name: str) -> Any:
+        if name.startswith("_"):  # of an instance that isn't made yet, as copies are
+            raise AttributeError(name)
         return getattr(self._dataset, name)
 
 

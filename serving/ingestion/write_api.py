@@ -234,7 +234,7 @@ class WriteApi:
     def _warning(self, kind: str, fields: Mapping[str, Any]) -> FieldError | None:
         """A warning where an undeclared field has nearly the name of a declared one that is missing."""
         declared = tuple(name for name, _ in getattr(self._schema, kind))
-        if (names := likely_misspelt(declared, tuple(fields))) is None:
+        if (names := likely_misspelt(declared, fields)) is None:
             return None
         expected = f"{names[1]}, as declared? A field of another name is content that isn't read"
         return FieldError(f"fields.{names[0]}", str(fields[names[0]])[:200], expected)

@@ -12,6 +12,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from math import inf
@@ -31,7 +32,7 @@ from parameter_server.rpc.shard_actor import NAMESPACE, await_shards
 from recsys.clock import wall_ms
 from recsys.config.system_config import Config
 from recsys.events.records import DELTAS
-from recsys.log.protocol import LogLost
+from recsys.log.protocol import LogLost, LogUnavailable
 from recsys.observability.log_lines import LogThrottle, redact
 from recsys.process.open_log import open_log
 from recsys.process.part_process import Stop, read_beat, run_folder
@@ -74,7 +75,8 @@ def run(config: Config, stop: Stop) -> None:
     while not stop.wait(0 if is_ready else 0.05, starting=not is_ready):
         if fit.is_ended():
             raise RuntimeError(f"run {name} ended: {fit.reason or 'another driver has taken over'}")
-        if run_turn(lambda: progress.turn(wall_ms()), stop, _LOG):
+        moved = run_turn(lambda: progress.turn(wall_ms()), stop, _LOG)
+        if moved:
             if throttle.due("step", time.monotonic()):
                 _LOG.info("learned", extra={**progress.place, **progress.losses()})
             metrics.report(progress)
@@ -94,8 +96,11 @@ def run(config: Config, stop: Stop) -> None:
             _LOG.error("worker %d ended: %s", failure.rank, failure.text)
             if failure.text.startswith(LogLost.__name__):
                 raise LogLost(f"worker {failure.rank} can't go on: {failure.text}")
-        if is_ready:
-            log.wait(DELTAS, 0.5)
+        if is_ready and moved:
+            stop.wait(0.05)  # each shard commits deltas of its own
+        elif is_ready:
+            with suppress(LogUnavailable):  # the next turn reports it
+                log.wait(DELTAS, 0.5)
     ray.shutdown()
     log.close()
 
