@@ -198,8 +198,8 @@ class Log(RangeReader, Protocol):
         releases it. Raises LogLost if it can't be read any more. Kafka has no holds: there it only checks, so
         set the retention longer than the age of the oldest snapshot to be used."""
 
-    def release(self, name: str, topic: str) -> None:
-        """Releases the holds of ``name`` on the topic, if any."""
+    def release(self, name: str, topic: str, partition: int | None = None) -> None:
+        """Releases the holds of ``name`` on the topic, or on one partition, if any."""
         return
 
     def holds(self, topic: str, partition: int) -> dict[str, int]:
@@ -339,10 +339,10 @@ class MemoryLog(Log):
             check_range(topic, partition, offset, begin, end)
             self._holds.setdefault((topic, partition), {})[name] = offset
 
-    def release(self, name: str, topic: str) -> None:
+    def release(self, name: str, topic: str, partition: int | None = None) -> None:
         with self._lock:
-            for partition in range(self.partitions(topic)):
-                self._holds.get((topic, partition), {}).pop(name, None)
+            for each in range(self.partitions(topic)) if partition is None else (partition,):
+                self._holds.get((topic, each), {}).pop(name, None)
 
     def holds(self, topic: str, partition: int) -> dict[str, int]:
         self._records(topic, partition)

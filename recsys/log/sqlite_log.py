@@ -154,10 +154,11 @@ class SqliteLog(SqliteFiles):
             connection.db.execute(change, (name, partition, offset))
             connection.seal_settings()
 
-    def release(self, name: str, topic: str) -> None:
+    def release(self, name: str, topic: str, partition: int | None = None) -> None:
         with self.writing(topic) as connection:
             connection.check_settings()
-            connection.db.execute("DELETE FROM holds WHERE name = ?", (name,))
+            which = "name = ? AND partition = ifnull(?, partition)"
+            connection.db.execute(f"DELETE FROM holds WHERE {which}", (name, partition))
             connection.seal_settings()
 
     def holds(self, topic: str, partition: int) -> dict[str, int]:

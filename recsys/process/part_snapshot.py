@@ -47,8 +47,9 @@ class PartState:
         """The snapshot of one partition, where the part has several workers."""
         return PartState(self._state, f"{self._part}-p{partition}")
 
-    def load(self, log_id: str) -> Saved | None:
-        """Loads the last snapshot, or the previous one if the last can't be read; None without any.
+    def load(self, log_id: str, move: bool = True) -> Saved | None:
+        """Loads the last snapshot, or the previous one if the last can't be read, and moves an unreadable one
+        if it may ``move`` files, which another process's must not be; None without any.
 
         Raises LogLost if it was folded from another log, ValueError if none can be read.
         """
@@ -68,7 +69,7 @@ class PartState:
                     "log was removed or replaced. Bring it back, or remove "
                     f"{self.folder} to begin with the new one"
                 )
-            if faults:
+            if faults and move:
                 # Moved, since the next save() would replace the good one with it.
                 os.replace(self.folder / _FILE, self.folder / _BROKEN)
                 self.note = f"{faults[0]}: went on from the snapshot before it; it is now {_BROKEN}"

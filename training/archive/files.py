@@ -173,7 +173,7 @@ def drop_oldest(folder: Path, most_bytes: int | None, days: int = 0, share: Shar
     ``days`` older than its newest hour; returns their number. The newest file of each partition stays: it
     says where to resume; the catalogue (``items``) stays whole. None, 0: without limit. Only the archive's
     writer may call this. Each of several removes its own files of these hours, and counts on the others for
-    theirs: all partitions begin with the same hour."""
+    theirs: all partitions begin with the same hour, to within one hour's file."""
     by_hour, newest = defaultdict[int, list[ArchiveFile]](list), set[Path]()
     for topic in (EVENTS, EXAMPLES):
         files = listed(_paths(folder, topic))

@@ -56,7 +56,7 @@ SCHEMA: Final = pa.schema(
         "time_ms": pa.int64(),
         "key": pa.large_binary(),
         "type": pa.large_string(),  # of the event; "example", "erased", "forget"; "unreadable"
-        "value": pa.large_binary(),  # the record as it was on the log
+        "value": pa.large_binary(),  # the record as encoded, before compression
         "user_id": pa.large_string(),
         "item_id": pa.large_string(),
         "request_id": pa.large_string(),
@@ -122,8 +122,9 @@ class Archive(RetryLoop):
         self._buffers.clear()  # to be read again
         self.needs_restore = True
         for topic in (EVENTS, EXAMPLES) if release else ():
-            if any(PART in self._log.holds(topic, p) for p in self._consumers[topic].offsets):
-                self._log.release(PART, topic)
+            for partition in self._consumers[topic].offsets:
+                if PART in self._log.holds(topic, partition):
+                    self._log.release(PART, topic, partition)
 
     def _restore(self) -> None:
         """Resumes after the newest file of each partition, and cleans up after a kill."""

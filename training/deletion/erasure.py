@@ -10,6 +10,7 @@ others tells that all else of a user is erased.
 """
 
 import hashlib
+import logging
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
@@ -34,7 +35,7 @@ from recsys.events.records import (
     pack,
     unpack,
 )
-from recsys.log.protocol import Log, LogUnchangeable, Record, read_range, records_of_keys
+from recsys.log.protocol import Log, LogLost, LogUnchangeable, Record, read_range, records_of_keys
 from recsys.process.log_consumer import UNREADABLE, Consumer, decoded, readable
 from recsys.process.part_snapshot import PartState, Saved, ShareState
 from recsys.process.retry_loop import RetryLoop
@@ -42,6 +43,7 @@ from recsys.process.worker_share import WHOLE, Share
 from training.archive.files import erase_rows, files_of, keys_of
 
 PART: Final = "erasures"
+_LOG: Final = logging.getLogger(__name__)
 EVERY_MS: Final = 60_000  # between two attempts
 _SCRUB_EVERY_MS: Final = 600_000  # appends wait for a scrub, so finished requests share one
 # Holders that restart from an offset of a topic. One without a hold may restart anywhere.
@@ -94,6 +96,7 @@ class Eraser(RetryLoop):
         self.erased = 0  # records of the log
         self.done = 0  # users
         self._scrub_ms = 0
+        self._unread: set[int] = set()  # partitions of others whose snapshot can't be read
         self._restore()
 
     @property
@@ -153,10 +156,18 @@ class Eraser(RetryLoop):
         return moved
 
     def _others(self) -> list[PendingErasure]:
-        """Requests in the snapshots of other workers."""
-        others = set(range(self._count)) - self._begins.keys() if self._follows else ()
-        saved = [self._state.of(partition).load(self._log.id) for partition in others]
-        return [request for each in saved if each for request in _requests(each)]
+        """Requests in the snapshots of other workers. Users in one that can't be read aren't erased yet."""
+        requests = list[PendingErasure]()
+        for partition in set(range(self._count)) - self._begins.keys() if self._follows else ():
+            try:
+                saved = self._state.of(partition).load(self._log.id, move=False)
+                requests += _requests(saved) if saved else ()
+                self._unread.discard(partition)
+            except (ValueError, LogLost) as error:
+                if partition not in self._unread:
+                    _LOG.warning("requests of another worker wait: %s", error)
+                self._unread.add(partition)
+        return requests
 
     def _fold(self) -> int:
         before, waiting = self._consumer.offsets[0], len(self._waiting)

@@ -322,6 +322,9 @@ class TestDropping:
         log.release("slow", topic)
         log.trim(topic, 0, 10)
         assert log.begin(topic, 0) == 8
+        log.hold("quick", topic, 1, 0)
+        log.release("quick", topic, 0)
+        assert (log.holds(topic, 0), log.holds(topic, 1)) == ({}, {"quick": 0})
 
 
 @settings(

@@ -73,6 +73,21 @@ def test_a_broken_snapshot_gives_the_one_before_and_says_so(tmp_path: Path, harm
     )  # the good one wasn't overwritten by the broken
 
 
+def test_files_of_another_process_are_read_and_stay_as_they_are(tmp_path: Path) -> None:
+    state = PartState(tmp_path, "fold")
+    assert state.load("log", move=False) is None
+    for blob in (b"old", b"new"):
+        state.save("log", OFFSETS, blob)
+    (state.folder / "state.msgpack").write_bytes(b"broken")
+    before = {path: path.read_bytes() for path in state.folder.iterdir()}
+    saved = state.load("log", move=False)
+    assert saved is not None and saved.blob == b"old" and state.note == ""
+    assert {path: path.read_bytes() for path in state.folder.iterdir()} == before
+    (state.folder / "state.previous.msgpack").write_bytes(b"broken")
+    with pytest.raises(ValueError, match="can't be read"):
+        state.load("log", move=False)
+
+
 def test_where_both_are_broken_it_says_what_to_do(tmp_path: Path) -> None:
     state = PartState(tmp_path, "fold")
     for blob in (b"1", b"2"):

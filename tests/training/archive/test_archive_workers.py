@@ -86,6 +86,28 @@ def test_a_worker_archives_and_holds_its_partitions_and_the_first_the_catalogue(
     assert first.offsets(ITEMS) == [1] and len(files_of(tmp_path, ITEMS)) == 1
 
 
+def test_a_worker_that_pauses_releases_its_partitions_alone(tmp_path: Path) -> None:
+    log = toy_log()
+    fill(log)
+    first, second, third = (
+        drain(Archive(log, tmp_path, lambda: 0, Share(index, 3))) for index in range(3)
+    )
+
+    def held() -> list[bool]:
+        return [
+            PART in log.holds(topic, p) for topic in (EVENTS, EXAMPLES) for p in range(PARTITIONS)
+        ]
+
+    assert held() == [True] * 6
+    second.pause(release=True)
+    assert held() == [True, False, True] * 2
+    third.pause(release=False)
+    first.pause(release=True)
+    assert held() == [False, False, True] * 2
+    second.turn()
+    assert held() == [False, True, True] * 2
+
+
 @settings(max_examples=12, deadline=None)
 @given(st.lists(st.tuples(st.integers(1, 3), st.booleans(), st.integers(0, 9)), max_size=5))
 def test_neither_kills_nor_another_number_of_workers_lose_or_repeat_a_record(

@@ -441,6 +441,32 @@ def test_the_first_worker_replaces_requests_once_their_worker_has_erased_the_use
     assert {index for index, topic in replaced if topic == EVENTS} >= {owner}
 
 
+@pytest.mark.parametrize("harmed", [["state.msgpack"], ["state.msgpack", "state.previous.msgpack"]])
+def test_a_damaged_snapshot_of_one_worker_neither_ends_another_nor_is_moved_by_it(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, harmed: list[str]
+) -> None:
+    system = asked(tmp_path)
+    system.begin_again(3)
+    system.look()
+    system.look()
+    folder = tmp_path / "parts" / f"{erasure.PART}-p1"
+    whole = {path: path.read_bytes() for path in folder.iterdir()}
+    for name in harmed:
+        (folder / name).write_bytes(b"broken")
+    before = {path: path.read_bytes() for path in folder.iterdir()}
+    for _ in range(3):
+        system.clock.now_ms += EVERY_MS
+        system.erasers[0].turn()
+    assert {path: path.read_bytes() for path in folder.iterdir()} == before
+    warnings = [r for r in caplog.records if "requests of another worker wait" in r.message]
+    assert len(warnings) == len(harmed) - 1, "once, where none can be read"
+    for path, raw in whole.items():
+        path.write_bytes(raw)
+    finish(system)
+    assert sum(system.waiting) == 0
+    assert [e.user_id for e in readable(system.log, CONTROL, Erasure)] == [""] * len(USERS)
+
+
 @pytest.mark.slow
 @settings(max_examples=12, deadline=None)
 @example([(2, [1, 0]), (3, [2]), (1, [0, 0])])
