@@ -2,13 +2,15 @@
 
 Processes of a machine share the pages of both, and no process holds rows of its own. An index maps a key to
 its newest row: one of a part's full file, and one of its increments. The process that first needs one makes
-it. A pruned snapshot stays readable while it is mapped.
+it. A pruned snapshot stays readable while it is mapped, on local file systems: a network file system may
+remove its files for other machines, where a read of one then ends the process (SIGBUS).
 """
 
 # N keys, D dimension, P parts, F files of a part, H cells of an index
 
 import fcntl
 import os
+import uuid
 import zlib
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,11 +24,11 @@ from numpy.typing import NDArray
 
 from parameter_server.publish.rounding import FORMATS, halve, quantise
 from parameter_server.storage.increments import REMOVED
-from parameter_server.storage.mmap_shard import map_arrays
-from parameter_server.storage.part_files import files_of
+from parameter_server.storage.part_files import Arrays, files_of
 from parameter_server.storage.snapshots import Snapshot
 from parameter_server.table.kernels import owner_of
 from parameter_server.table.routing import Keys, Rows, as_keys
+from parameter_server.table.table import columns_in
 from recsys.arrays.compiled import kernel, pointer, read_only
 from recsys.arrays.key_index import EMPTY, cells_for, empty_index, home_of, place_of, prefetch_cell
 from recsys.arrays.prefetch import LINE, prefetch_line
@@ -38,6 +40,7 @@ _FILE: Final = 32  # bits of a row's number within its file; the bits above are 
 _ROW: Final = (1 << _FILE) - 1
 _FP16, _INT8 = FORMATS.index("fp16"), FORMATS.index("int8")
 _BLOCK: Final = 8192
+COLUMNS: Final = ("keys", "values", REMOVED)
 _WITHHELD: Final = ("keys", "last", "had")
 _NO_INDEX: Final = empty_index(1)
 _AS_LEARNED: Final = np.empty(0, np.int64)
@@ -65,13 +68,11 @@ class MappedRows:
         self._formats_P = _AS_LEARNED
         self._indexes_P4 = self._values_PF = np.empty((0, 4), np.int64)
 
-    def add(self, snapshot: Snapshot, part: int, table: str) -> None:
-        """Adds the next part. Raises OSError if it is gone, ValueError if its files disagree."""
-        manifest, prefix = snapshot.manifests[part], f"table/{table}/"
-        wanted = {prefix + column for column in ("keys", "values", REMOVED)}
+    def add(self, snapshot: Snapshot, part: int, table: str, maps: Sequence[Arrays]) -> None:
+        """Adds the next part, whose files have the arrays ``maps``. Raises ValueError if they disagree."""
+        manifest = snapshot.manifests[part]
         chain = files_of(snapshot.files(part)[-1].parent, manifest)
-        maps = [map_arrays(path, wanted.__contains__) for path, _ in chain]
-        files = [{name.removeprefix(prefix): a for name, a in arrays.items()} for arrays in maps]
+        files = [columns_in(arrays, f"table/{table}/", COLUMNS) for arrays in maps]
         while not all(files):  # those before one without the table don't count
             files, chain = files[1:], chain[1:]
         dims = {self.dim, *(file["values"].shape[1] for file in files)} - {0}
@@ -141,10 +142,12 @@ def _index(
     """The index of a part's files from number ``first`` on, in a file of the snapshot or of another one with
     the same files; in memory where no file can be made."""
     cells = cells_for(sum(len(keys) for f in files for keys in (f["keys"], f.get(REMOVED, ()))))
-    index, path, beside = None, folder / name, folder / f".{name}"
+    index, path, beside = None, folder / name, folder / f".{name}-{uuid.uuid4().hex}"
     lock = os.open(folder, os.O_RDONLY)
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # so that one process makes it, and all map the same
+        fcntl.flock(
+            lock, fcntl.LOCK_EX
+        )  # so that one process of a machine makes it, and all map the same
         if not path.exists():
             for other in list(folder.parent.glob(f"*/{name}"))[:1]:
                 with suppress(OSError):  # it was removed, or there are no hard links

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from parameter_server.publish.rounding import round_dense
 from parameter_server.publish.withheld_rows import WITHHELD_COLUMNS
-from parameter_server.storage.mapped_rows import MappedRows
+from parameter_server.storage.mapped_rows import COLUMNS, MappedRows
 from parameter_server.storage.mmap_shard import map_arrays
 from parameter_server.storage.snapshots import Snapshot, require
 from parameter_server.table.dense import SENT
@@ -58,13 +58,12 @@ def _mapped(snapshot: Snapshot, wanted: Collection[str] | None) -> ServingRows:
 
 
 def _tables_of(snapshot: Snapshot, wanted: Collection[str] | None) -> dict[str, MappedRows]:
-    parts = range(snapshot.parts)
-    keys = {name for part in parts for name in map_arrays(snapshot.files(part)[-1], _is_key)}
-    names = [key.removeprefix("table/").removesuffix("/keys") for key in keys]
+    files = [[map_arrays(p, _is_column) for p in snapshot.files(n)] for n in range(snapshot.parts)]
+    names = {name.split("/")[1] for *_, newest in files for name in newest}
     tables = {name: MappedRows(snapshot.step) for name in names if wanted is None or name in wanted}
     for name, rows in tables.items():
-        for part in parts:
-            rows.add(snapshot, part, name)
+        for part, maps in enumerate(files):
+            rows.add(snapshot, part, name, maps)
     return tables
 
 
@@ -90,8 +89,8 @@ def rows_of(snapshot: Snapshot, config: TableConfig, seed: int, keys: Keys) -> R
     return np.where(places[:, None] < 0, initial_rows(config, seed, keys), rows)
 
 
-def _is_key(name: str) -> bool:
-    return name.startswith("table/") and name.endswith("/keys")
+def _is_column(name: str) -> bool:
+    return name.startswith("table/") and name.rpartition("/")[2] in COLUMNS
 
 
 def _is_beside_rows(name: str) -> bool:

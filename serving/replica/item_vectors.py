@@ -55,6 +55,8 @@ class PreparedVersion:
 class ItemVectors(ABC):
     """Catalogue, rows and index of one version; with ``elsewhere`` shards, vectors on demand instead."""
 
+    _digested = True  # whether rows are compared with digests
+
     def __init__(
         self,
         features: FeatureSet,
@@ -128,7 +130,7 @@ class ItemVectors(ABC):
         for table in self._tables_of(model):
             base = tables.get(table.name, MappedRows())
             if isinstance(base, MappedRows):
-                rows[table.name] = RowStore.over(table, seed, base)
+                rows[table.name] = RowStore.over(table, seed, base, self._digested)
             else:
                 rows[table.name] = RowStore.filled(table, seed, *self._own(*base))
         index, total = self.index.empty(), len(self.catalogue)

@@ -5,6 +5,7 @@ A gap needs a newer snapshot; until there is one, the applied state stays, and a
 
 import logging
 from collections.abc import Collection, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -57,6 +58,7 @@ class LineReader:
         self._tried_ms = self._rebased_ms = 0
         self._base: Snapshot | None = None  # in whose files the rows are
         self._unusable: tuple[int, int] | None = None  # the newest snapshot, if it is damaged
+        self._reported = False  # that no newer base could be opened
         self._from_beginning = False  # whether the deltas were read from their beginning
 
     def start(self, line: str, epoch: int | None) -> LoadedSnapshot:
@@ -134,8 +136,9 @@ class LineReader:
         return None
 
     def newer_base(self, now_ms: int, step: int, due: bool) -> ServingRows | None:
-        """A newer snapshot of the applied line, up to the applied ``step``; looked for about once a second,
-        where ``due``, or where the one in use was removed: it takes disk until it is let go."""
+        """The newest intact snapshot of the applied line up to the applied ``step``, newer than the one in
+        use. Looked for about once a second, where ``due``, or where the one in use was removed: it takes disk
+        until it is let go. An error is logged once, and a later call tries again."""
         assert self.assembler is not None, "start first"
         if 0 <= now_ms - self._rebased_ms < _RETRY_MS:
             return None
@@ -144,15 +147,18 @@ class LineReader:
             return None
         line, epoch = self.assembler.line, self.assembler.epoch
         after = base.step if base is not None and base.epoch == epoch else 0
-        usable = [s for s in snapshots.complete_steps(self._folder, line, epoch) if s <= step]
-        if not usable or usable[-1] <= after:
-            return None
         try:
-            newer = map_rows(self._folder, line, epoch, usable[-1], self._tables)
-        except NoSnapshot:  # damaged, or removed meanwhile
-            return None
-        self._base = newer.snapshot
-        return newer
+            steps = snapshots.complete_steps(self._folder, line, epoch)
+            for newer in reversed([s for s in steps if after < s <= step]):
+                with suppress(NoSnapshot):  # damaged, or removed meanwhile
+                    rows = map_rows(self._folder, line, epoch, newer, self._tables)
+                    self._base, self._reported = rows.snapshot, False
+                    return rows
+        except (OSError, ValueError):  # such as too many open files
+            if not self._reported:
+                self._reported = True
+                logging.getLogger(__name__).exception("no newer snapshot could be opened")
+        return None
 
     def _newest(self, line: str) -> tuple[int, int]:
         """Version of the line's newest complete snapshot in the requested epoch; digests unchecked."""

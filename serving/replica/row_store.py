@@ -54,15 +54,16 @@ class RowStore:
         return store
 
     @classmethod
-    def over(cls, config: TableConfig, seed: int, base: MappedRows) -> Self:
-        """A store of a snapshot's rows, each of which is read once for the digest."""
+    def over(cls, config: TableConfig, seed: int, base: MappedRows, digested: bool = True) -> Self:
+        """A store of a snapshot's rows. ``digested``: each is read once for digest and number of rows, which
+        are undefined otherwise."""
         if base.dim not in (0, config.dim):
             raise ValueError(
                 f"rows of {config.name} have dimension {base.dim} in the snapshot of step {base.step}, "
                 f"expected {config.dim}: it is of another model"
             )
         store = cls(config, seed, base=base)
-        for keys, rows in base.blocks():
+        for keys, rows in base.blocks() if digested else ():
             store._count(keys, rows, 1)
         return store
 

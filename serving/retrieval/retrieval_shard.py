@@ -89,6 +89,8 @@ class RetrievalShard(ItemVectors):
     """Shard ``shard`` of ``shards``: catalogue, ``items`` rows, vectors and index of its items. It keeps no
     counters, no fields, and no rows of other tables."""
 
+    _digested = False  # a share can't be compared
+
     def __init__(self, features: FeatureSet, config: Config, shard: int, shards: int) -> None:
         items = [table for table in tables_of(config.model) if table.name == "items"]
         super().__init__(features, config, items)

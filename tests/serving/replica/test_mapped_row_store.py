@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from parameter_server.publish.deltas import Changed, StepDelta
 from parameter_server.publish.rounding import round_rows
-from parameter_server.storage import mapped_rows, part_files, snapshots
+from parameter_server.storage import mapped_rows, part_files, snapshot_rows, snapshots
 from parameter_server.storage.mapped_rows import MappedRows
 from parameter_server.storage.part_files import Update
 from parameter_server.storage.snapshot_rows import map_rows
@@ -203,7 +203,45 @@ def test_where_no_file_can_be_made_the_index_is_in_memory(
     monkeypatch.setattr(mapped_rows.os, "posix_fallocate", full)
     both.restart()
     both.check()
-    assert not indexes(tmp_path) and not list(tmp_path.glob("main/*/.*-features"))
+    assert not indexes(tmp_path) and not list(tmp_path.glob("main/*/.*-features-*"))
+
+
+def test_writers_that_share_no_lock_do_not_disturb_each_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As machines on a network file system: the second begins and ends while the first one writes."""
+    both, real, begun, mapped = learned(tmp_path), mapped_rows._fill, [], list[Any]()
+
+    def fill(*args: Any) -> None:
+        real(*args)
+        if not begun:
+            begun.append(True)
+            mapped.append(both.base())
+
+    monkeypatch.setattr(mapped_rows.fcntl, "flock", lambda *args: None)
+    monkeypatch.setattr(mapped_rows, "_fill", fill)
+    mapped.append(both.base())
+    for rows in mapped:
+        for part in rows._parts:
+            assert not any(index.flags.writeable for index in part.indexes)  # of a file
+    assert not list(tmp_path.glob("main/*/.*-features-*"))
+    both.restart()
+    both.check()
+
+
+def test_each_file_is_mapped_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    arrays = {
+        f"table/{name}/{column}": array
+        for name in ("features", "users")
+        for column, array in (("keys", KEYS), ("values", np.ones((len(KEYS), 3), np.float32)))
+    }
+    write_part(tmp_path, "main", 0, 1, 0, 1, arrays, {"step": 1})
+    opened, real = [], snapshot_rows.map_arrays
+    monkeypatch.setattr(
+        snapshot_rows, "map_arrays", lambda path, *more: opened.append(path) or real(path, *more)
+    )
+    assert map_rows(tmp_path, "main").tables.keys() == {"features", "users"}
+    assert len(opened) == 1
 
 
 def test_a_snapshot_of_another_model_is_refused(tmp_path: Path) -> None:

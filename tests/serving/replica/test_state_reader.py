@@ -39,7 +39,7 @@ from recsys.events.records import (
 from recsys.features.feature_set import FeatureSet
 from recsys.features.feature_set_file import FEED_SCHEMA
 from recsys.log.protocol import Append, LogUnavailable, MemoryLog
-from serving.replica import state_reader
+from serving.replica import line_reader, state_reader
 from serving.replica.replica import Replica
 from serving.replica.state_reader import StateReader
 from training.lines.line import spec_of
@@ -345,6 +345,49 @@ def test_a_snapshot_that_was_removed_is_let_go_of(fixture: Fixture) -> None:
     rows = fixture.reader.replica.rows
     fixture.turn()
     assert fixture.reader.replica.rows is rows and fixture.row() == 7.0  # never ahead of the deltas
+
+
+def test_a_newer_snapshot_that_cannot_be_opened_is_tried_again(
+    fixture: Fixture, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    fixture.snapshot(5, 5.0)
+    fixture.turn()
+    fixture.step(6, 6.0)
+    fixture.snapshot(6, 6.0)
+    fixture.turn()
+    rows = fixture.reader.replica.rows
+    remove_where(fixture.folder, "main", lambda epoch, step: step == 5)
+    real = line_reader.map_rows
+    for step, error in ((7, OSError(24, "Too many open files")), (8, ValueError("dimensions"))):
+
+        def fail(*args: Any, error: Exception = error) -> None:
+            raise error
+
+        monkeypatch.setattr(line_reader, "map_rows", fail)
+        fixture.step(step, float(step))
+        fixture.turn()
+        assert fixture.reader.replica.rows is rows and fixture.row() == step
+    assert caplog.text.count("no newer snapshot could be opened") == 1
+    monkeypatch.setattr(line_reader, "map_rows", real)
+    fixture.turn()
+    assert fixture.reader.replica.rows is not rows and fixture.row() == 8.0
+
+
+def test_the_newest_intact_snapshot_is_gone_over_to(fixture: Fixture) -> None:
+    fixture.snapshot(5, 5.0)
+    fixture.turn()
+    for step in (6, 7, 8):
+        fixture.step(step, float(step))
+        fixture.snapshot(step, float(step))
+    fixture.turn()
+    weights = next((fixture.folder / "main" / f"000000-{8:012d}").glob("*/arrays.safetensors"))
+    weights.write_bytes(weights.read_bytes()[:-1])
+    remove_where(fixture.folder, "main", lambda epoch, step: step == 5)
+    rows = fixture.reader.replica.rows
+    fixture.turn()
+    store = fixture.reader.replica.rows["features"]
+    assert fixture.reader.replica.rows is not rows and fixture.row() == 8.0
+    assert store._base is not None and store._base.step == 7
 
 
 @pytest.mark.parametrize("fault", ["a delta never came", "a row was harmed", "a row was dropped"])

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from parameter_server.publish.deltas import Changed, StepDelta
+from parameter_server.storage.mapped_rows import MappedRows
+from parameter_server.storage.snapshot_rows import map_rows
+from parameter_server.storage.snapshots import write_part
 from parameter_server.table.routing import shard_of
 from recsys.arrays.bitmap import Bitmap
 from recsys.events.event_types import Item
@@ -229,6 +233,33 @@ def test_a_snapshot_holds_the_shard_s_own_rows_alone() -> None:
     [(keys, products)] = asked(shards, was.version, query, 7, KEYS[:2])
     expected = was.nearest(query[0], 7, KEYS[:2])
     assert (keys.tolist(), products.tolist()) == (expected[0].tolist(), expected[1].tolist())
+
+
+def test_a_shard_reads_no_mapped_row_but_those_of_its_items(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = (uniforms(3, KEYS, DIM) - 0.5).astype(np.float32)
+    arrays = {"table/items/keys": KEYS, "table/items/values": rows}
+    write_part(tmp_path, "main", 0, 9, 0, 1, arrays, {"step": 9})
+    mapped, read = map_rows(tmp_path, "main").tables, list[int]()
+    [shard, _] = shards_of(2)
+    shard.apply_records([(item(n), n + 1) for n in range(ITEMS)])
+    real = MappedRows.lookup
+
+    def lookup(own: MappedRows, keys: np.ndarray, *more: Any, **named: Any) -> Any:
+        read.extend(keys.tolist())
+        return real(own, keys, *more, **named)
+
+    monkeypatch.setattr(MappedRows, "lookup", lookup)
+    shard.install(shard.prepare(mapped, None, ModelVersion("main", 0, 9)))
+    assert sorted(read) == sorted(KEYS[shard_of(KEYS, 2) == 0].tolist())
+    shard.apply_step(step_of(10, range(ITEMS), range(3)))
+    replica = Replica(FEATURES, config())
+    replica.apply_records([(item(n), n + 1) for n in range(ITEMS)])
+    replica.install(replica.prepare({"items": (KEYS, rows)}, None, ModelVersion("main", 0, 9)))
+    replica.apply_step(step_of(10, range(ITEMS), range(3)))
+    own = replica.catalogue.indices_of_keys(shard.catalogue.keys[:, 0])
+    assert (shard.index.vectors[: len(own)] == replica.index.vectors[own]).all()
 
 
 def with_lists(shard: RetrievalShard, probes: int) -> None:
