@@ -72,3 +72,11 @@ class CountingLearner:
         return SimpleNamespace(
             gradients=gradients, dense=(dense * np.float32(0.7) + mean).astype(np.float32), metrics=metrics
         )  # fmt: skip
+
+    def learn_lanes(
+        self,
+        lanes: Sequence[SimpleNamespace],
+        rows: Sequence[Mapping[str, np.ndarray]],
+        dense: np.ndarray,
+    ) -> list[Any]:
+        return [self.learn(lane, own, dense) for lane, own in zip(lanes, rows, strict=True)]

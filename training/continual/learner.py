@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from parameter_server.shard.lanes import RowGradients
+from recsys.config.system_config import tables_of
 from recsys.events.event_types import FeatureBlock
 from recsys.events.hashing import uniforms
 from recsys.events.records import TrainingExample
@@ -69,8 +70,9 @@ class Learner:
         self._device = device
         self.features: FeatureSet = model.features
         self._jagged = jagged
-        self._by_lane: Model | None = None
-        self._equal: dict[tuple[int, int], bool] = {}  # by number of lanes and their examples
+        self._by_lane: dict[
+            tuple[int, int], Model | None
+        ] = {}  # by number of lanes, and their examples
 
     def prepare(
         self,
@@ -121,21 +123,41 @@ class Learner:
     def learn_lanes(
         self, lanes: Sequence[Lane], rows: Sequence[Rows], dense: Floats
     ) -> list[Learned]:
-        """``learn`` for each lane. Small ones of one size are computed in one pass, if those that came first
-        had the same bits alone: that depends on the processor, and on the sizes of the model."""
+        """``learn`` for each lane. Small ones of one size are computed in one pass, if that gives the same
+        bits: it depends on the processor, and on the sizes of the model."""
         number, sizes = len(lanes), {len(lane.batch) for lane in lanes}
-        shape, together = (number, max(sizes, default=0)), list[Learned]()
-        small = number > 1 and len(sizes) == 1 and shape[1] % _WHOLE == 0 and shape[1] <= _SMALL
-        if self.joins and small and self._equal.get(shape, True):
-            if self._by_lane is None or self._by_lane.lanes != number:
-                self._by_lane = self.model.by_lane(number)
-            together = self._learn(self._by_lane, lanes, rows, dense)
-            if shape in self._equal:
-                return together
-        alone = [self.learn(lane, own, dense) for lane, own in zip(lanes, rows, strict=True)]
-        if together:
-            self._equal[shape] = [*map(_bits, alone)] == [*map(_bits, together)]
-        return alone
+        size = max(sizes, default=0)
+        small = number > 1 and len(sizes) == 1 and size % _WHOLE == 0 and size <= _SMALL
+        if self.joins and small:
+            if (number, size) not in self._by_lane:
+                self._by_lane[number, size] = self._compared(number, size)
+            if model := self._by_lane[number, size]:
+                return self._learn(model, lanes, rows, dense)
+        return [self.learn(lane, own, dense) for lane, own in zip(lanes, rows, strict=True)]
+
+    def _compared(self, number: int, size: int) -> Model | None:
+        """The model for lanes in one pass if random ones, the same in every process, have the bits that each
+        has alone. The lanes of a step could have gradients of 0 where others differ."""
+        model, draw = self.model.by_lane(number), np.random.default_rng(0)
+        lanes, rows = zip(*[self._random_lane(size, draw) for _ in range(number)], strict=True)
+        dense = draw.random(model.dense_size(), np.float32) - np.float32(0.5)
+        together = [_bits(one) for one in self._learn(model, lanes, rows, dense)]
+        pairs = zip(lanes, rows, strict=True)
+        alone = [_bits(*self._learn(self.model, [lane], [own], dense)) for lane, own in pairs]
+        return model if together == alone else None
+
+    def _random_lane(self, size: int, draw: np.random.Generator) -> tuple[Lane, Rows]:
+        own, history = self.features, (size, self.features.history_length)
+        shapes = (size, own.user_columns), (size, own.item_columns), (*history, own.history_keys)
+        user, items, entries = (draw.integers(1, 4 * size, shape) for shape in shapes)
+        outcomes = draw.random((*history, own.outcomes), np.float32)
+        dense = draw.random((size, self.model.ranker.shape.dense), np.float32)
+        labels = draw.random((size, len(own.schema.labels)), np.float32).round()
+        batch = assemble(own, user, items, entries, outcomes, dense)
+        lane = self.lane_of(batch, labels, 9_000 * labels[:, 0], label_targets((), labels))
+        dims = {table.name: table.dim for table in tables_of(self.model.config)}
+        sizes = {t: (len(keys), dims[t]) for t, keys in lane.lookup.keys.items()}
+        return lane, {t: draw.random(shape, np.float32) for t, shape in sizes.items()}
 
     @property
     def joins(self) -> bool:
@@ -149,11 +171,9 @@ class Learner:
         model.write_dense(dense)
         for parameter in model.dense_parameters:
             parameter.grad = None
+        device = self._device
         leaves = [
-            {
-                t: with_missing_row(own[t]).to(self._device).requires_grad_()
-                for t in lane.lookup.keys
-            }
+            {t: with_missing_row(own[t]).to(device).requires_grad_() for t in lane.lookup.keys}
             for lane, own in zip(lanes, rows, strict=True)
         ]
         pairs = [*zip(lanes, leaves, strict=True)]

@@ -12,6 +12,7 @@ from recsys.model.model import Model, build_model
 from tests.support.learner_cases import CONFIG, learned, learner, rows_of
 from tests.support.learning_loops import Clock, drain, fresh_client, worker
 from tests.support.small_feed import FEATURES, append_examples, example, toy_config, toy_log
+from training.continual import learner as learner_module
 from training.continual.learner import Lane, Learned, Learner
 from training.steps.sequencer_loop import SequencerLoop
 
@@ -21,6 +22,7 @@ MODELS = {
     "default": ModelConfig(),
     "no retrieval": ModelConfig(retrieval_weight=0.0),
     "one layer": ModelConfig(hidden=(32,)),
+    "narrow vectors": ModelConfig(vector_dim=8),
 }
 
 
@@ -32,12 +34,14 @@ def lanes_of(its: Learner, sizes: Sequence[int]) -> list[Lane]:
     ]
 
 
-@pytest.mark.parametrize(("model", "joins"), [("toy", False), *((m, True) for m in WHOLE)])
+@pytest.mark.parametrize(
+    ("model", "joins"), [("toy", False), ("narrow vectors", False), *((m, True) for m in WHOLE)]
+)
 @pytest.mark.parametrize("sizes", [(16,) * 4, (16, 16), (48,) * 3, (64,) * 4])
 def test_joined_lanes_have_the_bits_that_each_has_alone(
     model: str, joins: bool, sizes: Sequence[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Where the sizes of the model allow; ``toy`` has none that are whole vectors of a processor."""
+    """Where the sizes of the model allow; others aren't whole vectors of a processor."""
     its = Learner(build_model(FEATURES, MODELS[model]))
     tables = {table.name: table for table in tables_of(MODELS[model])}
     lanes = lanes_of(its, sizes)
@@ -50,9 +54,8 @@ def test_joined_lanes_have_the_bits_that_each_has_alone(
     ]
     dense = its.model.read_dense()
     dense += np.random.default_rng(0).normal(0, 0.1, len(dense)).astype(np.float32)
-    alone = its.learn_lanes(lanes, rows, dense)  # and compares
-    if joins:
-        monkeypatch.setattr(its, "learn", None)
+    alone = [its.learn(lane, own, dense) for lane, own in zip(lanes, rows, strict=True)]
+    passes = counted_passes(its, monkeypatch)
     for one, other in zip(alone, its.learn_lanes(lanes, rows, dense), strict=True):
         np.testing.assert_array_equal(one.probabilities_BL, other.probabilities_BL)
         np.testing.assert_array_equal(one.dense, other.dense)
@@ -61,6 +64,61 @@ def test_joined_lanes_have_the_bits_that_each_has_alone(
             for column, same in zip(columns, other.gradients[table], strict=True):
                 np.testing.assert_array_equal(column, same)
         assert one.dense.any() and one.gradients["features"].gradients.any()
+    if joins and passes[-1] == 1:
+        pytest.skip("on this processor the bits of such lanes in one pass are others")
+    assert passes[-1] == len(sizes) or not joins
+
+
+def counted_passes(its: Learner, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The number of lanes of each pass to come."""
+    passes, inner = list[int](), its._learn
+
+    def counting(model: Model, lanes: Sequence[Lane], *more: Any) -> list[Learned]:
+        passes.append(len(lanes))
+        return inner(model, lanes, *more)
+
+    monkeypatch.setattr(its, "_learn", counting)
+    return passes
+
+
+def test_lanes_are_compared_once_for_each_number_and_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(learner_module, "_bits", bool)  # equal on any processor
+    its = learner()
+    passes, dense = counted_passes(its, monkeypatch), its.model.read_dense()
+    for size in (16, 16, 32, 16):
+        lanes = lanes_of(its, (size, size))
+        its.learn_lanes(lanes, [rows_of(lane) for lane in lanes], dense)
+    assert passes == [2, 1, 1, 2, 2, 2, 1, 1, 2, 2]
+
+
+@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("size", [16, 64])
+def test_lanes_that_are_compared_move_every_parameter_and_table(
+    model: str, size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else differences would stay hidden, and appear in a later step."""
+    its, compared = Learner(build_model(FEATURES, MODELS[model])), list[Learned]()
+    inner = its._learn
+
+    def keeping(*all_: Any) -> list[Learned]:
+        compared.extend(inner(*all_))
+        return compared[-len(all_[1]) :]
+
+    monkeypatch.setattr(its, "_learn", keeping)
+    its._compared(4, size)
+    retrieval = MODELS[model].retrieval_weight > 0
+    parameters = [
+        (name, p.numel())
+        for name, p in its.model.named_parameters()
+        if retrieval or name.startswith("ranker")
+    ]
+    assert len(compared) == 8
+    for one in compared:
+        cuts = np.cumsum([size for _, size in parameters])
+        for (name, _), part in zip(parameters, np.split(one.dense, cuts), strict=False):
+            assert part.any(), name
+        assert len(one.gradients) == (3 if retrieval else 1)
+        assert all(rows.gradients.any() for rows in one.gradients.values())
 
 
 def test_lanes_that_differ_in_a_bit_are_learned_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -88,13 +146,18 @@ def test_lanes_of_other_sizes_are_learned_one_by_one(sizes: Sequence[int]) -> No
     assert [len(one.probabilities_BL) for one in out] == [*sizes]
 
 
+@pytest.mark.parametrize(
+    ("model", "first"), [("default", {}), ("narrow vectors", {"labels": [0.0, 0.0], "watch_ms": 0})]
+)
 def test_workers_that_join_lanes_and_others_learn_the_same_bits(
-    monkeypatch: pytest.MonkeyPatch,
+    model: str, first: dict[str, object], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of open labels and of final ones."""
-    config, log, digests = replace(toy_config(examples=64), model=MODELS["default"]), toy_log(), []
+    """Of open labels and of final ones, and after a step without positives, which has no gradients of
+    vectors."""
+    config, log, digests = replace(toy_config(examples=64), model=MODELS[model]), toy_log(), []
     arrived = [[0.5, 0.9] if n < 64 else [] for n in range(192)]
-    append_examples(log, [example(n, arrived=arrived[n]) for n in range(192)])
+    changes = [first if n < 80 else {} for n in range(192)]
+    append_examples(log, [example(n, arrived=arrived[n], **changes[n]) for n in range(192)])
     drain(SequencerLoop(log, config, FEATURES, Clock()))
     for joins in (True, False):
         monkeypatch.setattr(Learner, "joins", joins)
