@@ -33,6 +33,13 @@ from training.archive.writer import Archive
 _WARM: Final = 0.2  # share of the rounds before the clock starts
 _ASKED: Final = 25  # lists of a round
 _LIST: Final = 10
+# A replica's memory, proportional, from docs/decisions/catalogue-snapshot.md: at a million items 1,378 MB for
+# one on a machine and 3,123 for four, so 582 for a further one, of which 250 are the bare process.
+_REPLICA_MEMORY: Final = {
+    "replica_process_bytes": 250e6,
+    "catalogue_own_bytes_an_item": 332.0,
+    "catalogue_shared_bytes_an_item": 796.0,  # with the rows of items that were read
+}
 
 
 class _Spent:
@@ -175,6 +182,7 @@ def _figures(system: LocalSystem, spent: _Spent, counts: dict[str, int]) -> dict
             for name in ("users", "items")
             if (rows := sum(len(t[name]) for t in tables))
         },
+        **_REPLICA_MEMORY,
         **{
             # In mapped files: the rows, their keys and the cells of their index.
             f"replica_{name}_row_bytes": sum(

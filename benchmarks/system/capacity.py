@@ -2,17 +2,16 @@
 
 Costs grow in proportion to the load. A part that is one process ends at one core, a fold with workers at one
 core for each partition, shadow scoring at one for each candidate, since a candidate learns all examples in
-their order; a replica ends at the memory of its machine. The first part to break is that whose limit is the
+their order; replicas end at the memory of a machine. The first part to break is that whose limit is the
 smallest share of what the load needs.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from math import ceil, inf
+from math import ceil, floor, inf
 from typing import Any, Final
 
 _ACTIVE: Final = 0.1  # share of the users who have a session in the store
-_ITEM_BYTES: Final = 1_000  # fields of an item in a replica's catalogue
 _RETENTION_S: Final = 72 * 3_600
 _LANES: Final = 64  # most workers of a training step
 _READING: Final = 0.5  # share of a replica's time that it may read what others learned and counted
@@ -53,6 +52,7 @@ class PartNeed:
     most_memory_gb: float = inf  # of one process
     disk_gb: float = 0.0
     network_mb_s: float = 0.0
+    machines: int = 1  # that it needs at least
 
     @property
     def share(self) -> float:
@@ -101,6 +101,19 @@ class Demand:
         users = self.load.users * self.costs[f"{where}_users_row_bytes"]
         return (users + self.load.items * self.costs[f"{where}_items_row_bytes"]) / 1e9
 
+    @property
+    def shared_gb(self) -> float:
+        """Mapped files that the replicas of a machine share: rows and catalogue. Users' rows lie at random,
+        so that those of a tenth of the users lie in nearly all pages."""
+        catalogue = self.load.items * self.costs["catalogue_shared_bytes_an_item"]
+        return self.row_gb("replica") + catalogue / 1e9
+
+    @property
+    def own_gb(self) -> float:
+        """Memory that each replica has of its own."""
+        catalogue = self.load.items * self.costs["catalogue_own_bytes_an_item"]
+        return (self.costs["replica_process_bytes"] + catalogue) / 1e9
+
 
 def needs(demand: Demand, partitions: int, copies: int) -> list[PartNeed]:
     """Needs of each part under the load."""
@@ -120,16 +133,15 @@ def _replicas(demand: Demand) -> list[PartNeed]:
     answering = machine.busy - min(following, machine.busy * _READING)
     replicas = max(1, ceil(serving / answering))
     read_mb_s = demand.published_bytes / 1e6
-    hosts = max(1, ceil((serving + replicas * following) / machine.busy / machine.cores))
+    by_cores = ceil((serving + replicas * following) / machine.busy / machine.cores)
+    usable_gb = machine.memory_gb * _MEMORY
+    fitting = max(1, floor((usable_gb - demand.shared_gb) / demand.own_gb))  # replicas of a machine
+    hosts = max(1, by_cores, ceil(replicas / fitting))
     return [
-        PartNeed("replicas", serving, processes=replicas,
-                 memory_gb=replicas * load.items * _ITEM_BYTES / 1e9,
-                 most_memory_gb=machine.memory_gb * _MEMORY),
-        # Mapped files, which the replicas of a machine share. Users' rows lie at random, so that those of a
-        # tenth of the users lie in nearly all pages.
-        PartNeed("replicas' rows", 0.0, processes=hosts,
-                 memory_gb=hosts * demand.row_gb("replica"),
-                 most_memory_gb=machine.memory_gb * _MEMORY),
+        PartNeed("replicas", serving, processes=replicas),
+        PartNeed("replicas' memory", 0.0, processes=hosts,
+                 memory_gb=hosts * demand.shared_gb + replicas * demand.own_gb,
+                 most_memory_gb=usable_gb, machines=hosts),
         PartNeed("replicas' reading", replicas * following, replicas * machine.busy * _READING,
                  network_mb_s=replicas * read_mb_s),
     ]  # fmt: skip
@@ -183,7 +195,11 @@ def plan(demand: Demand, partitions: int, copies: int, price: float) -> dict[str
     parts, machine = needs(demand, partitions, copies), demand.machine
     cores, memory_gb = sum(p.cores for p in parts), sum(p.memory_gb for p in parts)
     machines = ceil(
-        max(cores / machine.busy / machine.cores, memory_gb / _MEMORY / machine.memory_gb, 1)
+        max(
+            cores / machine.busy / machine.cores,
+            memory_gb / _MEMORY / machine.memory_gb,
+            *(part.machines for part in parts),
+        )
     )
     first = min(parts, key=lambda part: part.share)
     return {

@@ -14,6 +14,8 @@ COSTS: Costs = {
     "example_bytes": 3_000.0, "delta_bytes_an_example": 500.0, "item_state_bytes_an_event": 100.0,
     "session_bytes": 10_000.0, "shard_users_row_bytes": 200.0, "shard_items_row_bytes": 200.0,
     "replica_users_row_bytes": 200.0, "replica_items_row_bytes": 200.0,
+    "replica_process_bytes": 250e6, "catalogue_own_bytes_an_item": 300.0,
+    "catalogue_shared_bytes_an_item": 800.0,
 }  # fmt: skip
 LOAD = Load(events=10_000.0, requests=1_000.0, users=1e6, items=1e5)
 MACHINE = Machine(cores=32, memory_gb=128.0, busy=0.5)
@@ -30,7 +32,9 @@ def test_parts_need_cores_in_proportion_to_the_load() -> None:
     assert cores["learning"] == pytest.approx(0.9)
     double = Load(20_000.0, 2_000.0, 1e6, 1e5)
     for part in needs(demand(double), 64, 3):
-        if part.part != "replicas' reading":  # more replicas, each of which reads twice as much
+        if (
+            part.cores and part.part != "replicas' reading"
+        ):  # more replicas, each of which reads twice as much
             assert part.cores == pytest.approx(2 * cores[part.part])
 
 
@@ -54,9 +58,23 @@ def test_the_part_that_breaks_first_is_one_that_cannot_be_divided() -> None:
 
 def test_replicas_break_by_memory_and_by_what_they_read() -> None:
     users = plan(demand(replace(LOAD, users=1e9)), 64, 3, 0.04)
-    assert users["first_to_break"] == "replicas' rows"
+    assert users["first_to_break"] == "replicas' memory"
     reading = plan(demand(follow_us=30.0), 64, 3, 0.04)
     assert reading["first_to_break"] == "replicas' reading"
+
+
+def test_replicas_of_a_machine_share_rows_and_catalogue() -> None:
+    load = replace(LOAD, requests=2_000.0, items=1e7, users=1e7)
+    shared_gb, own_gb = 12.0, 3.25
+    for memory_gb, hosts in ((128.0, 1), (64.0, 2), (25.0, 10), (20.0, 20)):
+        each = replace(MACHINE, memory_gb=memory_gb)
+        figures = plan(Demand(load, {**COSTS, "follow_us": 0.0}, each), 64, 3, 0.04)
+        memory = figures["parts"]["replicas' memory"]
+        assert figures["parts"]["replicas"]["processes"] == 20
+        assert memory["processes"] == hosts <= figures["machines"]
+        assert memory["memory_gb"] == pytest.approx(hosts * shared_gb + 20 * own_gb)
+        fits = shared_gb + own_gb <= 0.8 * memory_gb
+        assert (memory["limit_share"] >= 1) == fits
 
 
 def test_machines_and_cost_follow_from_cores_or_memory() -> None:
