@@ -78,6 +78,7 @@ def ranker(config: Config, number: int, messages: Messages, stop: Any) -> None:
 
     import torch
 
+    from recsys.events.records import ITEMS
     from recsys.process.open_log import open_log
     from serving.request import Request
     from serving.service import Service
@@ -86,12 +87,22 @@ def ranker(config: Config, number: int, messages: Messages, stop: Any) -> None:
 
     async def run() -> None:
         before, began, processor = memory_mb("self"), time.perf_counter(), time.process_time()
-        service = Service(config, open_log(config), MemorySessions())
+        log: Any = open_log(config)
+        folded, read = list[int](), log.read
+
+        def counted(topic: str, *args: int) -> Any:
+            records = read(topic, *args)
+            folded.extend([len(records)] if topic == ITEMS else [])
+            return records
+
+        log.read = counted
+        service = Service(config, log, MemorySessions())
         await service.start()
         while not service.ready and not service.failure:
             await asyncio.sleep(0.02)
         await service.recommend(Request(user_id=user_of(1), n=10), logged=False)
         figures = {
+            "folded_items": sum(folded),
             "seconds": round(time.perf_counter() - began, 2),
             "processor_s": round(time.process_time() - processor, 2),
             "before_mb": before,

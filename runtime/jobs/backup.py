@@ -46,7 +46,8 @@ _FIRST: Final = ("parts", "valkey")  # write-ahead files before snapshots, which
 # Secrets; the log, copied by itself; impressions that aren't on the log yet; the trainer's current run; ...
 _LEFT_OUT: Final = re.compile(
     r"(run/(?!plan\.json)|log/|kept/|parts/trainer/).*|.*(\.damaged|\.broken\.msgpack|\.tmp|-wal|-shm|-journal)"
-    r"|(.*/)?\.(?!ancestor/).*"  # ... unfinished files
+    r"|(.*/)?\.(?!ancestor/).*"  # ... unfinished files; what replicas make again
+    r"|catalogue/.*|snapshots/.*/[0-9a-f]{32}-[^/]+"
 )
 _open: Final = partial(sqlite3.connect, timeout=30.0, isolation_level=None)
 _Links = dict[tuple[int, int, int], Path]  # copies, by inode, time and size of their source

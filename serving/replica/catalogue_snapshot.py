@@ -1,10 +1,12 @@
 """Snapshot of a replica's catalogue and index: one that starts needn't fold the ``items`` topic from its
 beginning, and those of a machine share memory. Files: ``state/catalogue/DEFINITION-CRC/NAME.npy``."""
 
+import fcntl
 import logging
-import os
 import shutil
+import uuid
 import zlib
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
@@ -12,7 +14,11 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from parameter_server.storage.part_files import sync_file
+from parameter_server.storage.wal import sync_folder
 from recsys.events.hashing import digest_of
+from recsys.process.disk_budget import Level
+from recsys.process.space_file import SpaceReader
 from serving.index.ivf_index import IvfIndex
 from serving.replica.replica import Replica
 
@@ -27,9 +33,11 @@ class CatalogueSnapshot:
     many were not used."""
 
     def __init__(self, state: str | Path, log_id: str, replica: Replica) -> None:
-        self._folder, self._replica, self.damaged = Path(state) / "catalogue", replica, 0
+        self._state, self._replica, self.damaged = state, replica, 0
+        self._folder = Path(state) / "catalogue"
+        self._lock = self._folder / ".lock"
         serve, features = replica.config.serve, replica.features.as_dict()
-        index = replica.index.dim, serve.index, serve.index_flat_items
+        index = replica.indexed, replica.index.dim, serve.index, serve.index_flat_items
         self._definition = digest_of(msgspec.json.encode((_FORMAT, log_id, features, index)))
         self._arrays: dict[str, NDArray[Any]] = {}
 
@@ -41,51 +49,69 @@ class CatalogueSnapshot:
         """Replaces the items by those of the snapshot, unless it has fewer. Its files are mapped: what the
         replica changes, it copies."""
         for folder in self._folder.glob(f"{self._definition}-*"):
-            try:
-                files = sorted(folder.glob("*.npy"))
-                arrays = {f.stem: np.asarray(np.load(f, mmap_mode="c")) for f in files}
-                if folder.name != self._name(arrays):
-                    raise ValueError(f"the name of its content is {self._name(arrays)}")
-            except (OSError, ValueError) as error:
-                self.damaged += 1
-                _log.warning("%s is damaged, and not used: %s", folder, error)
-                continue
-            replica, offset = self._replica, int(arrays["offset"])
-            if offset >= replica.catalogue_offset:
-                replica.catalogue.restore(arrays)
-                replica.groups.restore(arrays, "groups")
-                replica.surplus.restore(arrays, "surplus")
-                replica.catalogue_offset, self._arrays = offset, arrays
+            self._restore(folder)
+
+    def _restore(self, folder: Path) -> None:
+        try:
+            files = sorted(folder.glob("*.npy"))
+            arrays = {f.stem: np.asarray(np.load(f, mmap_mode="c")) for f in files}
+            if folder.name != self._name(arrays):
+                raise ValueError(f"the name of its content is {self._name(arrays)}")
+        except Exception as error:  # a damaged header raises errors of many kinds
+            self.damaged += 1
+            _log.warning("%s is damaged, and not used: %r", folder, error)
+            return
+        replica, offset = self._replica, int(arrays["offset"])
+        if offset >= replica.catalogue_offset:
+            replica.catalogue.restore(arrays)
+            replica.groups.restore(arrays, "groups")
+            replica.surplus.restore(arrays, "surplus")
+            replica.catalogue_offset, self._arrays = offset, arrays
 
     def restore_index(self) -> None:
         """Replaces the index by the snapshot's, once all items are there."""
-        if "lists" in self._arrays:
+        if "lists" in self._arrays and self._replica.indexed:
             index = IvfIndex.restored(self._arrays)
             index.update(self._replica.index.vectors, self._replica.catalogue.alive)
             self._replica.swap(index)
         self._arrays = {}
 
-    def save(self) -> None:
-        """Writes a snapshot in place of others, and starts from it: its memory is shared, too."""
-        replica, partial = self._replica, self._folder / f".{os.getpid()}"
+    def prune(self) -> None:
+        """Removes snapshots of other definitions and unfinished ones, unless a replica writes one."""
+        with suppress(OSError), self._lock.open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            own = {self._lock, *self._folder.glob(f"{self._definition}-*")}
+            for other in {*self._folder.iterdir()} - own:
+                shutil.rmtree(other, ignore_errors=True)
+
+    def save(self, now_ms: int) -> None:
+        """Writes a snapshot in place of others, and starts from it: its memory is shared, too. Without effect
+        while disk space is low. One replica writes at a time."""
+        if SpaceReader(self._state, lambda: now_ms).level >= Level.LOW:
+            return
+        replica, partial = self._replica, self._folder / f".{uuid.uuid4().hex}"
         arrays = replica.catalogue.saved() | {"offset": np.array(replica.catalogue_offset)}
         arrays |= replica.groups.saved("groups") | replica.surplus.saved("surplus")
         if isinstance(replica.index, IvfIndex):
             arrays |= replica.index.saved()
         name = self._name(arrays)
         try:
-            partial.mkdir(mode=0o700, parents=True)
-            for array in arrays:
-                np.save(partial / array, arrays[array])
-            for other in {*self._folder.iterdir()} - {
-                partial
-            }:  # other replicas may have them mapped
-                shutil.rmtree(other, ignore_errors=True)
-            partial.rename(self._folder / name)
+            self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            with self._lock.open("w") as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX)
+                partial.mkdir(mode=0o700)
+                for array in arrays:
+                    np.save(partial / array, arrays[array])
+                    sync_file(partial / f"{array}.npy")
+                sync_folder(partial)
+                for other in self._folder.glob("[!.]*"):  # other replicas may have them mapped
+                    shutil.rmtree(other, ignore_errors=True)
+                partial.rename(self._folder / name)
+                sync_folder(self._folder)
+                self._restore(self._folder / name)
         except OSError as error:  # the disk is full, say
             _log.warning("no snapshot of the catalogue was written: %s", error)
             shutil.rmtree(partial, ignore_errors=True)
-        self.restore()
         self.restore_index()
 
     def _name(self, arrays: dict[str, NDArray[Any]]) -> str:

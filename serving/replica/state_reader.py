@@ -170,6 +170,8 @@ class StateReader:
         """Reads and applies up to the end of the log, in this thread: before the first answer. A large
         catalogue is read on from a snapshot, and one that lacks much is replaced."""
         saved, end = self.catalogue, self._log.end(ITEMS, 0)
+        if saved is not None and self._pinned is None:
+            saved.prune()
         if saved is not None and saved.lacks(end):
             saved.restore()
             self._items = self.items_applied = max(self._items, self.replica.catalogue_offset)
@@ -180,7 +182,7 @@ class StateReader:
             if not batch.full:
                 self._index_all()
                 if saved is not None and due:
-                    saved.save()
+                    saved.save(self._now_ms())
                 self.ready = True
                 return
 

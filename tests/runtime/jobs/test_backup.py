@@ -270,6 +270,19 @@ def test_secrets_are_left_out(state: Path, tmp_path: Path) -> None:
     assert (tmp_path / "copy").stat().st_mode & 0o777 == 0o700
 
 
+def test_what_replicas_make_again_is_left_out(state: Path, tmp_path: Path) -> None:
+    snapshot = next((state / "snapshots" / MAIN).iterdir())
+    for path in (
+        state / "catalogue" / "0123-89abcdef" / "ids.npy",
+        snapshot / f"{'0123456789abcdef' * 2}-items",
+    ):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"made again")
+    backup = back_up(state, tmp_path / "copy")
+    assert any(name.startswith(f"snapshots/{MAIN}/{snapshot.name}/") for name in backup.files)
+    assert files_with(state, b"made again") and not files_with(tmp_path / "copy", b"made again")
+
+
 def has_user(folder: Path) -> bool:
     """Whether any file has the user's id, compressed or not."""
     parquet = (

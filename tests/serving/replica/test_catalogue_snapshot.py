@@ -1,10 +1,12 @@
 """A replica that starts from a snapshot of the catalogue equals one that folded all records."""
 
 import asyncio
+import fcntl
 import mmap
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import msgspec
@@ -20,7 +22,9 @@ from recsys.events.hashing import key_of
 from recsys.events.records import DELTAS, ITEMS, Delta, TableRows, pack
 from recsys.features.catalogue import PackedList, _packed
 from recsys.log.protocol import Append, Log
+from recsys.process.disk_budget import Level, Space
 from recsys.process.open_log import open_log
+from recsys.process.space_file import FILE
 from serving.replica import catalogue_snapshot
 from serving.replica.state_reader import StateReader
 from serving.request import Request
@@ -44,9 +48,15 @@ class World:
         self.log: Log = open_log(self.config)
         self.folder = state / "catalogue"
 
-    def replica(self, folds_all: bool = False) -> Service:
+    def finished(self) -> list[Path]:
+        """Snapshots; nothing else but the lock is there."""
+        folders = [path for path in self.folder.glob("*") if path.name != ".lock"]
+        assert not [path for path in folders if path.name.startswith(".")]
+        return folders
+
+    def replica(self, folds_all: bool = False, shards: Any = None) -> Service:
         """One that has caught up."""
-        service = Service(self.config, self.log, self.sessions, lambda: NOW_MS)
+        service = Service(self.config, self.log, self.sessions, lambda: NOW_MS, shards)
         if folds_all:
             service.reader.catalogue = None
         service.reader.catch_up(lambda: False)
@@ -146,7 +156,7 @@ def test_memory_of_items_is_that_of_the_files_until_they_change(world: World) ->
 @pytest.mark.parametrize("name", ["_keys", "ids", "groups_members", "lists", "vectors", "offset"])
 def test_a_damaged_snapshot_is_counted_and_replaced(world: World, name: str) -> None:
     expected = answers(world.replica())
-    (folder,) = world.folder.iterdir()
+    (folder,) = world.finished()
     file = folder / f"{name}.npy"
     data = bytearray(file.read_bytes())
     data[128 + (len(data) - 128) // 2] ^= 1
@@ -160,7 +170,7 @@ def test_a_damaged_snapshot_is_counted_and_replaced(world: World, name: str) -> 
 
 def test_a_snapshot_that_lacks_files_is_not_used(world: World) -> None:
     world.replica()
-    (folder,) = world.folder.iterdir()
+    (folder,) = world.finished()
     (folder / "ids.npy").unlink()
     service = world.replica()
     assert service.reader.catalogue is not None and service.reader.catalogue.damaged == 1
@@ -168,29 +178,159 @@ def test_a_snapshot_that_lacks_files_is_not_used(world: World) -> None:
 
 def test_a_snapshot_that_lacks_many_records_is_replaced(world: World) -> None:
     world.replica()
-    (before,) = world.folder.iterdir()
+    (before,) = world.finished()
     world.change()
     world.replica()
-    assert [*world.folder.iterdir()] != [before] and len([*world.folder.iterdir()]) == 1
+    (after,) = world.finished()
+    assert after != before
 
 
 def test_the_snapshot_of_another_definition_is_not_used(world: World) -> None:
     expected = answers(world.replica())
-    (before,) = world.folder.iterdir()
+    (before,) = world.finished()
     world.config = replace(world.config, serve=replace(world.config.serve, index="flat"))
     flat = world.replica()
     assert flat.replica.index.name == "" and not before.exists()
     assert answers(flat) != expected
 
 
-def test_without_space_a_replica_answers_from_memory(
+def damaged(service: Service) -> int:
+    assert service.reader.catalogue is not None
+    return service.reader.catalogue.damaged
+
+
+@pytest.mark.parametrize("kind", ["empty", "header", "zip", "length"])
+def test_damage_that_numpy_reports_otherwise_is_counted_and_replaced(
+    world: World, kind: str
+) -> None:
+    expected = answers(world.replica())
+    (folder,) = world.finished()
+    file = folder / "_keys.npy"
+    good = file.read_bytes()
+    data = {
+        "empty": b"",
+        "header": good[:25] + b"(" + good[26:],
+        "zip": b"PK\x03\x04" + good[4:],
+        "length": good[:-100],
+    }
+    file.write_bytes(data[kind])
+    service = world.replica()
+    assert damaged(service) == 1 and answers(service) == expected
+    assert damaged(world.replica()) == 0 and len(world.finished()) == 1
+
+
+def test_a_replica_that_saves_while_another_does_waits_and_each_starts_from_its_own(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def full(*_: Any) -> None:
-        raise OSError(28, "No space left on device")
+    save, others = np.save, list[Thread]()
+    services = list[Service]()
+
+    def start_another(path: Path, array: Any) -> None:
+        if not others:  # the log has more items for the second
+            world.publish(*(Item(time_ms=NOW_MS, item_id=f"late{n}", fields={}) for n in range(5)))
+            others.append(Thread(target=lambda: services.append(world.replica())))
+            others[0].start()
+            others[0].join(2)
+            assert others[0].is_alive()  # it waits
+        save(path, array)
+
+    monkeypatch.setattr(np, "save", start_another)
+    first = world.replica()
+    others[0].join()
+    monkeypatch.undo()
+    monkeypatch.setattr(catalogue_snapshot, "_LEAST", 100)
+    services.append(first)
+    assert len(world.finished()) == 1 and first.replica.catalogue_offset == _ITEMS
+    expected = world.replica(folds_all=True)
+    for service in services:
+        assert damaged(service) == 0 and is_mapped(service.replica.catalogue.keys)
+        follow(service.reader)
+        assert len(service.replica.catalogue) == len(service.replica.index) == _ITEMS + 5
+        assert service.replica.index.name and len(answers(service)) == len(answers(expected))
+
+
+def test_an_index_in_retrieval_shards_is_not_restored(world: World) -> None:
+    world.replica()
+    (before,) = world.finished()
+    serve = replace(world.config.serve, retrieval_shards=2)
+    world.config = replace(world.config, serve=serve)
+    for _ in range(2):
+        sharded = world.replica(shards=[object(), object()])
+        assert not sharded.replica.indexed and len(sharded.replica.catalogue) == _ITEMS
+    (after,) = world.finished()
+    assert after != before and not (after / "lists.npy").exists()
+
+
+def test_snapshots_of_other_definitions_and_unfinished_ones_are_removed(world: World) -> None:
+    world.replica()
+    (own,) = world.finished()
+    for name in ("0123-89abcdef", ".unfinished"):
+        (world.folder / name).mkdir()
+    world.replica()
+    assert world.finished() == [own]
+
+
+def test_nothing_is_removed_while_a_replica_writes(world: World) -> None:
+    world.replica()
+    partial = world.folder / ".unfinished"
+    partial.mkdir()
+    with (world.folder / ".lock").open() as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        world.replica()
+        assert partial.exists()
+
+
+@pytest.mark.parametrize("level", [Level.LOW, Level.FULL])
+def test_no_snapshot_is_written_while_space_is_low(world: World, level: Level) -> None:
+    run = Path(world.config.state) / "run"
+    run.mkdir(exist_ok=True)
+    (run / FILE).write_bytes(msgspec.json.encode(Space(level=level, time_ms=NOW_MS)))
+    assert len(answers(world.replica())) == 40 and not world.folder.exists()
+    (run / FILE).write_bytes(msgspec.json.encode(Space(level=Level.OK, time_ms=NOW_MS)))
+    world.replica()
+    assert len(world.finished()) == 1
+
+
+def test_files_are_on_the_disk_before_they_count(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced, at_rename, rename = list[str](), list[str](), Path.rename
+
+    def renamed(path: Path, target: Path) -> Path:
+        at_rename.extend(synced)
+        return rename(path, target)
+
+    for name in ("sync_file", "sync_folder"):
+        monkeypatch.setattr(catalogue_snapshot, name, lambda path: synced.append(path.name))
+    monkeypatch.setattr(Path, "rename", renamed)
+    world.replica()
+    (folder,) = world.finished()
+    assert {path.name for path in folder.iterdir()} < {*at_rename} and at_rename[-1][0] == "."
+    assert synced[-1] == "catalogue"
+
+
+@pytest.mark.parametrize("files", [0, 5])
+def test_without_space_a_replica_answers_from_memory(
+    world: World, monkeypatch: pytest.MonkeyPatch, files: int
+) -> None:
+    """An older snapshot stays."""
+    expected = world.replica(folds_all=True)
+    world.replica()
+    before = world.finished()
+    world.change()
+    save, saved = np.save, list[Path]()
+
+    def full(path: Path, array: Any) -> None:
+        if len(saved) == files:
+            raise OSError(28, "No space left on device")
+        saved.append(path)
+        save(path, array)
 
     monkeypatch.setattr(np, "save", full)
-    assert len(answers(world.replica())) == 40 and not [*world.folder.iterdir()]
+    service = world.replica()
+    assert len(saved) == files and world.finished() == before
+    follow(expected.reader)
+    assert answers(service) == answers(expected)
 
 
 def test_packed_values_are_a_list() -> None:
