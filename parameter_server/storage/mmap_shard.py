@@ -1,7 +1,7 @@
 """Shard over a memory-mapped snapshot: unchanged rows stay in the file.
 
 A part's full file is the base of each table; its increments are applied as changes. All else is read into
-memory. The snapshot may be pruned meanwhile: a mapped file stays readable.
+memory. The snapshot may be pruned meanwhile: on a local file system a mapped file stays readable.
 """
 
 import json
