@@ -42,7 +42,7 @@ class MemoryCheckpoints:
     fails_at: tuple[int, ...] = ()
     calls: int = 0
 
-    def save(self, kind: str, step: int, parts: Iterable[tuple[int, Any]], state: bytes) -> None:
+    def save(self, kind: str, number: int, parts: Iterable[tuple[int, Any]], state: bytes) -> None:
         self.calls += 1
         dies = self.calls in self.fails_at
         if dies and self.calls % 2 == 0:

@@ -2,7 +2,7 @@
 
     WORK/examples-DIGEST/          the cache of a range of data, for all jobs on it
     WORK/job-DIGEST/{job.json, lock, taught/, parts/}
-    WORK/job-DIGEST/parts/{work,best}/000000-STEP/part-00000-of-00004/…    checkpoints: snapshots
+    WORK/job-DIGEST/parts/{work,best}/000000-NUMBER/part-00000-of-00004/…    checkpoints: snapshots
 
 The digest covers everything that decides the result, so the same command resumes in the same folder, and
 reports that the candidate exists once it is in the registry.
@@ -91,10 +91,10 @@ class FileCheckpoints:
     def __init__(self, folder: Path, sharding: Sharding = ALONE) -> None:
         self._folder, self._sharding = folder, sharding
 
-    def save(self, kind: str, step: int, parts: Parts, state: bytes) -> None:
-        """Saves parts, replacing those of the same step. Worker 0 removes old checkpoints."""
+    def save(self, kind: str, number: int, parts: Parts, state: bytes) -> None:
+        """Saves parts, replacing those of the same number. Worker 0 removes old checkpoints."""
         for part, arrays in parts:
-            place = (kind, 0, step, part, self._sharding.parts)
+            place = (kind, 0, number, part, self._sharding.parts)
             write_part(self._folder, *place, arrays, {"state": state.decode()})
         if self._sharding.rank == 0:
             prune(self._folder, kind, _CHECKPOINTS_KEPT)
@@ -180,14 +180,14 @@ def run_worker(
     if rank:
         return
     final = latest(folder / _CHECKPOINTS, WORK).snapshot  # of all workers, as they have ended
-    if final is None or final.step != loop.state.steps:
+    if final is None or final.step != loop.state.number:
         raise RuntimeError(f"the last checkpoint in {folder} is damaged: start the job again")
     provenance = _provenance(job, cache, metrics, loop.state.best, ancestor)
     start = folder / _ANCESTOR if job.init else None
     meta = export_meta(final, refused.rows, refused.dense, job.delta_format)
     paths = [path for part in range(final.parts) for path in final.files(part)]
     arrays = Joined(paths, lambda name: name not in SEEN)
-    Registry(job.registry).add(provenance, arrays, meta, final.step, start)
+    Registry(job.registry).add(provenance, arrays, meta, loop.state.steps, start)
 
 
 def clean_up(folder: Path) -> None:

@@ -41,9 +41,9 @@ class Blocks(Protocol):
 
 class Checkpoints(Protocol):
     """Storage that survives a kill: a checkpoint counts once all workers have saved their parts. ``newest``:
-    this worker's arrays, a part's rows at once, and the state."""
+    this worker's arrays, a part's rows at once, and the state of the highest number."""
 
-    def save(self, kind: str, step: int, parts: Parts, state: bytes) -> None: ...
+    def save(self, kind: str, number: int, parts: Parts, state: bytes) -> None: ...
     def newest(self, kind: str) -> tuple[Iterable[Arrays], bytes] | None: ...
 
 
@@ -65,10 +65,17 @@ class LoopState(msgspec.Struct, kw_only=True):
     at: int = 0
     row: int = 0
     steps: int = 0
+    turns: int = 0  # to another epoch or stage
     learned: int = 0
     best: int = 0  # the epoch
     judged: list[dict[str, float]] = []  # by epoch
     sums: dict[str, dict[str, float]] = {}  # prequential, of the first epoch of each stage
+
+    @property
+    def number(self) -> int:
+        """Number of a checkpoint, another one after each step and each turn to an epoch: parts of the same
+        number have rows of the same model, whenever they were written."""
+        return self.steps + self.turns
 
 
 Report = Callable[[LoopState, Mapping[str, float]], None]
@@ -148,16 +155,25 @@ class OfflineLoop:
         if state.best == 0 or losses[-1] < losses[state.best - 1]:
             state.best = state.epoch
             if state.epoch < plan.epochs:
-                self._checkpoints.save(BEST, state.steps, self._parts(), b"")
+                self._checkpoints.save(BEST, state.number, self._parts(), str(state.best).encode())
         if state.best == state.epoch < plan.epochs:
             self._turn(TRAIN, state.epoch + 1)
             return
         if state.best < state.epoch:
-            best = self._checkpoints.newest(BEST)
-            assert best is not None, "it was saved after the best epoch"
-            for arrays in best[0]:
-                self._trainer.load(arrays)
+            self._restore_best()
         self._turn(LAST, 1)
+
+    def _restore_best(self) -> None:
+        """Raises RuntimeError, in all workers, if one can't read the checkpoint of the best epoch."""
+        arrays, epoch = self._checkpoints.newest(BEST) or ([], b"")
+        seen, best = self._trainer.sharding.gather(epoch.decode()), self.state.best
+        if set(seen) != {str(best)}:
+            raise RuntimeError(
+                f"the checkpoint of the best epoch, {best}, is missing or damaged (workers see {seen}): "
+                "remove parts/ from the job's folder, .work/job-… in the registry, and start the job again"
+            )
+        for part in arrays:
+            self._trainer.load(part)
 
     def _score_last_day(self) -> tuple[Floats, Floats, Floats]:
         parts, size = [], 4 * self._plan.step_examples
@@ -167,12 +183,13 @@ class OfflineLoop:
         return _concatenated(parts)
 
     def _turn(self, stage: str, epoch: int) -> None:
+        self.state.turns += 1
         self.state.stage, self.state.epoch, self.state.at, self.state.row = stage, epoch, 0, 0
         self._save()
 
     def _save(self) -> None:
         state = msgspec.json.encode((self.state, self._trainer.all_refused()))
-        self._checkpoints.save(WORK, self.state.steps, self._parts(), state)
+        self._checkpoints.save(WORK, self.state.number, self._parts(), state)
 
     def _parts(self) -> Parts:
         """The own parts of a checkpoint, one at a time."""

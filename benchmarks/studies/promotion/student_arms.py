@@ -62,7 +62,7 @@ class _Checkpoints:
 
     saved: dict[str, tuple[Iterable[Any], bytes]] = field(default_factory=dict)
 
-    def save(self, kind: str, step: int, parts: Iterable[tuple[int, Any]], state: bytes) -> None:
+    def save(self, kind: str, number: int, parts: Iterable[tuple[int, Any]], state: bytes) -> None:
         self.saved[kind] = [arrays for _, arrays in parts], state
 
     def newest(self, kind: str) -> tuple[Iterable[Any], bytes] | None:

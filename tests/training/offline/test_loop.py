@@ -1,6 +1,7 @@
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
+from shutil import copytree, rmtree
 from typing import Any
 
 import numpy as np
@@ -9,14 +10,17 @@ import pytest
 from parameter_server.shard.shard import Shard, ShardSpec
 from parameter_server.storage.snapshots import latest, write_part
 from recsys.config.system_config import tables_of
-from tests.support.offline_examples import MODEL, MemoryCheckpoints, toy_blocks, toy_trainer
+from tests.support.offline_examples import FOUR, MODEL, MemoryCheckpoints, toy_blocks, toy_trainer
 from tests.support.offline_workers import together
+from training.offline import job
 from training.offline.initial_state import export_meta
-from training.offline.loop import DONE, OfflineLoop, Plan, scores
+from training.offline.job import FileCheckpoints
+from training.offline.loop import BEST, DONE, LAST, WORK, OfflineLoop, Plan, scores
 from training.offline.sharding import Sharding
 from training.offline.trainer import OfflineTrainer
 
 PLAN = Plan(last=3, epochs=2, step_examples=8, checkpoint_every=2)
+FOUR_EPOCHS = Plan(last=3, epochs=8, step_examples=8)  # the third is the best
 
 
 def run(plan: Plan = PLAN, **changes: Any) -> tuple[OfflineLoop, OfflineTrainer, dict[str, float]]:
@@ -79,6 +83,68 @@ def test_killed_anywhere_it_ends_with_the_same_bits() -> None:
             kills += 1
     assert kills > 5 and metrics == expected
     assert same(trainer.export(), unhurt.export())
+
+
+def in_files(folder: Path, sharding: Sharding = FOUR) -> tuple[OfflineTrainer, dict[str, float]]:
+    blocks = toy_blocks()
+    trainer = toy_trainer(blocks, sharding=sharding)
+    files = FileCheckpoints(folder, sharding)
+    return trainer, OfflineLoop(blocks, trainer, files, FOUR_EPOCHS).run()
+
+
+@cache
+def four_epochs() -> tuple[OfflineTrainer, dict[str, float]]:
+    loop, trainer, metrics = run(FOUR_EPOCHS)
+    assert (loop.state.best, len(loop.state.judged)) == (3, 4)
+    return trainer, metrics
+
+
+@pytest.mark.parametrize("last", range(4))
+def test_killed_between_parts_of_the_restored_epoch_it_ends_with_the_same_bits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, last: int
+) -> None:
+    """The step was saved before, with the rows of the worse epoch after it."""
+
+    def dies(*args: Any) -> Path:
+        written = write_part(*args)
+        _, kind, _, _, part, _, _, meta = args
+        if (kind, part) == (WORK, last) and f'"stage":"{LAST}"' in meta["state"]:
+            raise KeyboardInterrupt
+        return written
+
+    unhurt, expected = four_epochs()
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(job, "write_part", dies)
+        in_files(tmp_path)
+    trainer, metrics = in_files(tmp_path)
+    assert metrics == expected and same(trainer.export(), unhurt.export())
+
+
+@pytest.mark.parametrize("damaged", [(0,), (0, 1)])
+def test_without_the_checkpoint_of_the_best_epoch_all_workers_stop(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damaged: tuple[int, ...]
+) -> None:
+    """The one of an epoch before isn't taken in its place."""
+    real = FileCheckpoints.newest
+
+    def work(sharding: Sharding) -> str:
+        with pytest.raises(RuntimeError, match="best epoch, 3, is missing or damaged") as raised:
+            in_files(tmp_path, sharding)
+        return str(raised.value)
+
+    def newest(self: FileCheckpoints, kind: str) -> Any:
+        if kind == BEST and self._sharding.rank in damaged:
+            folder = tmp_path / f"without-{self._sharding.rank}"
+            copytree(tmp_path / BEST, folder / BEST)
+            rmtree(max((folder / BEST).glob("0*")) / "part-00002-of-00004")
+            return real(FileCheckpoints(folder, self._sharding), kind)
+        return real(self, kind)
+
+    monkeypatch.setattr(FileCheckpoints, "newest", newest)
+    found = together(2, work)
+    epochs = ["2" if rank in damaged else "3" for rank in range(2)]
+    assert all(f"workers see {epochs}" in text for text in found)
+    assert all("remove parts/" in text for text in found)
 
 
 def test_neither_checkpoints_nor_their_number_change_a_bit() -> None:
@@ -166,7 +232,9 @@ def test_labels_that_are_sampled_count_for_those_left_out() -> None:
 
 
 @pytest.mark.parametrize(("last", "which"), [(0, "before the last day"), (4, "on the last day")])
-def test_without_examples_on_either_side_of_the_last_day_nothing_is_said(last, which) -> None:
+def test_without_examples_on_either_side_of_the_last_day_nothing_is_said(
+    last: int, which: str
+) -> None:
     blocks = toy_blocks()
     plan = Plan(last=last)
     with pytest.raises(ValueError, match=which):
