@@ -155,14 +155,14 @@ def test_workers_that_join_lanes_and_others_learn_the_same_bits(
     """Of open labels and of final ones, and after a step without positives, which has no gradients of
     vectors."""
     config, log, digests = replace(toy_config(examples=64), model=MODELS[model]), toy_log(), []
-    arrived = [[0.5, 0.9] if n < 64 else [] for n in range(192)]
-    changes = [first if n < 80 else {} for n in range(192)]
-    append_examples(log, [example(n, arrived=arrived[n], **changes[n]) for n in range(192)])
+    arrived = [[0.5, 0.9] if n < 64 else [] for n in range(384)]
+    changes = [first if n < 200 else {} for n in range(384)]
+    append_examples(log, [example(n, arrived=arrived[n], **changes[n]) for n in range(384)])
     drain(SequencerLoop(log, config, FEATURES, Clock()))
     for joins in (True, False):
         monkeypatch.setattr(Learner, "joins", joins)
         client = fresh_client(config)
         drain(worker(log, client, config))
-        assert client.applied_steps() == [3]
+        assert client.applied_steps() == [6]
         digests.append(digest_of_shards(client.shards))
     assert digests[0] == digests[1]
