@@ -287,7 +287,7 @@ def _kind_of(values: Sequence[Any]) -> Any:
 
 
 def _taken_for(kind: Any, values: Sequence[Any]) -> str:
-    """Description of a field in the table of the guess; for numbers with three decimals, how they are read."""
+    """Description of a field in the table of the guess; with three decimals, how a number is read."""
     thousands = [x for x in values if isinstance(x, str) and re.fullmatch(r"\d{1,3}\.\d{3}", x)]
     if kind == "number" and thousands:
         return f"number; {thousands[0]} is {float(thousands[0]):g}"
