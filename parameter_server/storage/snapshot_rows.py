@@ -21,8 +21,8 @@ Floats = NDArray[np.float32]
 
 
 class ServingRows(NamedTuple):
-    """What a replica serves from as of a snapshot: rows by table, without optimizer state, and dense
-    parameters as published."""
+    """Rows of a snapshot by table, without optimizer state, and its dense parameters as published: the state
+    that a replica serves from."""
 
     snapshot: Snapshot
     tables: dict[str, MappedRows]

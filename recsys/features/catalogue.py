@@ -24,8 +24,8 @@ _COLUMNS: Final = ("_keys", "_numbers", "_exact", "_alive", "_published_ms")
 
 
 class PackedList(Sequence[Any]):
-    """Values, of which those that weren't set are MessagePack in an array, value i from ``bounds[i]`` on, and
-    are decoded at each access."""
+    """Values of a snapshot, decoded from MessagePack at each access: value i from ``bounds[i]`` on. Those that
+    are set later stay decoded."""
 
     def __init__(self, packed: NDArray[np.uint8], bounds: NDArray[np.int64]) -> None:
         self._packed, self._bounds = packed, bounds
@@ -141,9 +141,8 @@ class Catalogue:
 
     def saved(self) -> dict[str, NDArray[Any]]:
         """All items as arrays, for ``restore`` of a catalogue of the same feature set."""
-        self.reserve(
-            len(self) // 8
-        )  # spare rows are saved, too: who adds an item shares the others
+        # Spare rows are saved too, so that arrays stay mapped when an item is added.
+        self.reserve(len(self) // 8)
         columns = {name: getattr(self, name)[: len(self) * 9 // 8] for name in _COLUMNS}
         return columns | _packed("ids", self.ids) | _packed("fields", self.fields)
 
