@@ -24,8 +24,8 @@ _COLUMNS: Final = ("_keys", "_numbers", "_exact", "_alive", "_published_ms")
 
 
 class PackedList(Sequence[Any]):
-    """Values of a snapshot, decoded from MessagePack at each access: value i from ``bounds[i]`` on. Those that
-    are set later stay decoded."""
+    """Values of a snapshot, decoded from MessagePack at each access: value i from ``bounds[i]`` on. Values
+    that are set later stay decoded."""
 
     def __init__(self, packed: NDArray[np.uint8], bounds: NDArray[np.int64]) -> None:
         self._packed, self._bounds = packed, bounds
