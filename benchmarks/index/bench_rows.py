@@ -241,5 +241,5 @@ def _memory() -> Figures:
     lines = Path("/proc/self/smaps_rollup").read_text().splitlines()[1:]
     kb = {name: int(value.split()[0]) for name, value in (line.split(":") for line in lines)}
     private = kb["Private_Clean"] + kb["Private_Dirty"]
-    found = {"pss": kb["Pss"], "pss_anon": kb["Pss_Anon"], "uss": private}
-    return {name: value / 1024 for name, value in found.items()}
+    sizes_kb = {"pss": kb["Pss"], "pss_anon": kb["Pss_Anon"], "uss": private}
+    return {name: size / 1024 for name, size in sizes_kb.items()}

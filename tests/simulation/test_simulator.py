@@ -60,12 +60,12 @@ def test_nothing_is_lost_doubled_or_different_over_200_seeds(quarter: int, tmp_p
     for seed in ALL[50 * quarter : 50 * quarter + 50]:
         run = Simulation(seed, tmp_path / str(seed)).run()
         check(run)
-        crashes, gaps = crashes + run.crashes, gaps + run.replica.gaps
-        rebased, held_back = rebased + run.replica.rebased, held_back + run.held_back
+        crashes, held_back = crashes + run.crashes, held_back + run.held_back
+        gaps += sum(replica.gaps for replica in run.replicas)
+        rebased += sum(replica.rebased for replica in run.replicas)
         for what, times in run.chance.struck.items():
             struck[what] = struck.get(what, 0) + times
-    # A replica that goes over to newer snapshots meets half the gaps that one with all rows in memory met.
-    assert crashes > 250 and gaps > 8 and rebased > 200 and held_back > 250
+    assert crashes > 250 and gaps > 20 and rebased > 250 and held_back > 250
     everything = {
         "answer", "append", "append failed", "read failed", "write", "disk full", "sync", "rename",
         "link", "power", "dropped", "repeated", "reordered", "cut", "flipped",

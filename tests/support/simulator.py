@@ -209,6 +209,7 @@ class Simulation:
         self.answered = [0] * SHARDS  # the newest step that each shard answered for
         self.published: dict[tuple[int, int], Delta] = {}  # by step and part
         self.crashes = 0
+        self.replicas: list[Copy] = []  # each start of the replica
         self.held_back = 0  # answers of shards that held some row back from replicas
         self._shards: list[tuple[DurableShard, ShardService] | None] = [None] * SHARDS
         self._parts: dict[str, Any] = dict.fromkeys(("joiner", "sequencer", "worker", "replica"))
@@ -362,7 +363,8 @@ class Simulation:
         return Worker(0, 1, self.log, client, CountingLearner(), self.config, kind=Example)  # type: ignore[arg-type]
 
     def _replica(self) -> Copy:
-        return Copy(self.wire.arrived, self.folder / "snapshots", self.published)
+        self.replicas.append(Copy(self.wire.arrived, self.folder / "snapshots", self.published))
+        return self.replicas[-1]
 
     def _shard(self, part: int) -> tuple[DurableShard, ShardService]:
         there = self._shards[part]

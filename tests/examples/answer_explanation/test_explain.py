@@ -76,6 +76,19 @@ async def live(system: LocalSystem, requests: int, first: int = 0, turns: bool =
     return asked
 
 
+def asked_of(config: Config, items: int) -> list[str]:
+    """Requests to a system with that many items, which has ended; their ids."""
+
+    async def answers(system: LocalSystem) -> list[str]:
+        system.publish([item(n) for n in range(items)])
+        await system.start()
+        asked = await live(system, 16)
+        await system.stop()
+        return asked
+
+    return asyncio.run(answers(LocalSystem(config)))
+
+
 async def scenario(system: LocalSystem) -> list[str]:
     """Items come, change and go, an experiment begins, another replica answers, a session can't be read."""
     system.publish([item(n) for n in range(60)])
@@ -183,15 +196,7 @@ def test_an_answer_from_lists_is_made_again_by_the_centroids_that_were_written_d
 ) -> None:
     config = small_config(tmp_path / "state")
     config = replace(config, serve=replace(config.serve, index="ivf"))
-
-    async def scenario(system: LocalSystem) -> list[str]:
-        system.publish([item(n) for n in range(120)])
-        await system.start()
-        asked = await live(system, 16)
-        await system.stop()
-        return asked
-
-    asked, log = asyncio.run(scenario(LocalSystem(config))), open_log(config)
+    asked, log = asked_of(config, items=120), open_log(config)
     found = Past(config, log, asked).explain()
     assert [f"{i.why} {i.differences[:2]}" for i in found if i.verdict != EQUAL] == []
     assert impression_of(found[-1]).stamp.index  # type: ignore[union-attr]
@@ -255,15 +260,7 @@ def test_what_too_little_time_was_left_for_is_left_out_again(tmp_path: Path) -> 
     config = small_config(tmp_path / "state")
     serve = replace(config.serve, rank_ms=1e9, short_candidates=20, stale_s=0.001)
     config = replace(config, serve=serve)
-
-    async def scenario(system: LocalSystem) -> list[str]:
-        system.publish([item(n) for n in range(60)])
-        await system.start()
-        asked = await live(system, 16)
-        await system.stop()
-        return asked
-
-    asked, log = asyncio.run(scenario(LocalSystem(config))), open_log(config)
+    asked, log = asked_of(config, items=60), open_log(config)
     found = Past(config, log, asked).explain()
     assert [f"{i.why} {i.differences[:2]}" for i in found if i.verdict != EQUAL] == []
     degraded = Counter(stage for its in found for stage in impression_of(its).degraded)

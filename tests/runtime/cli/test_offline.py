@@ -350,8 +350,8 @@ def test_killed_for_real_it_ends_with_the_same_candidate(system: Path, tmp_path:
     process = subprocess.Popen(words, cwd=ROOT, stdout=subprocess.DEVNULL)
     checkpoints = tmp_path / "b" / ".work"
     while process.poll() is None:
-        found = checkpoints.glob("job-*/parts/work/0*")
-        if max((int(path.name[-12:]) for path in found), default=0) >= 30:  # of 82 and more
+        folders = checkpoints.glob("job-*/parts/work/0*")
+        if max((int(path.name[-12:]) for path in folders), default=0) >= 30:  # of 82 and more
             break
         time.sleep(0.002)
     process.send_signal(signal.SIGKILL)
