@@ -49,6 +49,13 @@ class IdMap:
         self._count = 0
         self._written = 0  # keys from the first slot on that were ever written
 
+    @classmethod
+    def of(cls, index: NDArray[np.int64], keys: Keys, count: int) -> "IdMap":
+        """The map without columns whose ``index`` and ``key_room`` these were; it changes both arrays."""
+        ids = cls()
+        ids.index, ids._keys, ids._count, ids._written = index, keys, count, count
+        return ids
+
     def __len__(self) -> int:
         return self._count
 
@@ -56,6 +63,11 @@ class IdMap:
     def keys(self) -> Keys:
         """The keys by slot, (count,): a view, valid until the next change."""
         return self._keys[: self._count]
+
+    @property
+    def key_room(self) -> Keys:
+        """``keys`` and spare rows."""
+        return self._keys[: self._count * 9 // 8]
 
     @property
     def nbytes(self) -> int:

@@ -28,26 +28,27 @@ class PackedList(Sequence[Any]):
     that are set later stay decoded."""
 
     def __init__(self, packed: NDArray[np.uint8], bounds: NDArray[np.int64]) -> None:
-        self._packed, self._bounds = packed, bounds
-        self._values: list[Any] = [None] * (len(bounds) - 1)
+        self._packed, self._bounds, self._count = packed, bounds, len(bounds) - 1
+        self._changed: dict[int, Any] = {}
 
     def __len__(self) -> int:
-        return len(self._values)
+        return self._count
 
     def __setitem__(self, index: int, value: Any) -> None:
-        self._values[index] = value
+        self._changed[range(self._count)[index]] = value
 
     def append(self, value: Any) -> None:
-        self._values.append(value)
+        self._changed[self._count] = value
+        self._count += 1
 
     def __getitem__(self, index: Any) -> Any:
         if isinstance(index, slice):
             return [self[each] for each in range(len(self))[index]]
-        value = self._values[index]
-        if value is None:
-            start, stop = self._bounds[index % len(self) :][:2].tolist()
-            value = msgspec.msgpack.decode(self._packed[start:stop].data)
-        return value
+        index = range(self._count)[index]
+        if index in self._changed:
+            return self._changed[index]
+        start, stop = self._bounds[index : index + 2].tolist()
+        return msgspec.msgpack.decode(self._packed[start:stop].data)
 
 
 class Catalogue:
@@ -144,6 +145,7 @@ class Catalogue:
         # Spare rows are saved too, so that arrays stay mapped when an item is added.
         self.reserve(len(self) // 8)
         columns = {name: getattr(self, name)[: len(self) * 9 // 8] for name in _COLUMNS}
+        columns |= {"cells": self._by_key.index, "cell_keys": self._by_key.key_room}
         return columns | _packed("ids", self.ids) | _packed("fields", self.fields)
 
     def restore(self, saved: Mapping[str, NDArray[Any]]) -> None:
@@ -152,8 +154,8 @@ class Catalogue:
             setattr(self, name, saved[name])
         self.ids = PackedList(saved["ids"], saved["ids_bounds"])
         self.fields = PackedList(saved["fields"], saved["fields_bounds"])
-        self.living, self._by_key = Bitmap.of(self.alive), IdMap(len(self._alive))
-        self._by_key.insert(self.keys[:, 0])
+        self.living = Bitmap.of(self.alive)
+        self._by_key = IdMap.of(saved["cells"], saved["cell_keys"], len(self))
 
     def _append(self, item_id: Id) -> int:
         index = len(self.ids)

@@ -22,7 +22,7 @@ from recsys.process.space_file import SpaceReader
 from serving.index.ivf_index import IvfIndex
 from serving.replica.replica import Replica
 
-_FORMAT: Final = 1
+_FORMAT: Final = 2
 _LEAST: Final = 20_000  # records of ``items`` that are folded at every start
 _OLD: Final = 20  # a snapshot that lacks one of so many records is replaced
 _log = logging.getLogger(__name__)

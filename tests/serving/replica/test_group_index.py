@@ -49,3 +49,22 @@ def test_groups_read_alike_whether_they_are_asked_for_all_along_or_at_the_end(mo
                 order[key].append(index)
             assert asked.members(key).tolist() == order[key]
     assert [quiet.members(key).tolist() for key in range(4)] == list(order.values())
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 9), st.sets(st.integers(0, 3)), st.booleans()), max_size=40)
+)
+def test_restored_groups_equal_those_that_were_saved(
+    moves: list[tuple[int, set[int], bool]],
+) -> None:
+    groups, restored, before = GroupIndex(), GroupIndex(), dict[int, set[int]]()
+    for index, new, restores in moves:
+        if restores:
+            arrays, restored = restored.saved("g"), GroupIndex()
+            restored.restore({name: array.copy() for name, array in arrays.items()}, "g")
+        for each in (groups, restored):
+            each.move(index, before.get(index, set()), new)
+        before[index] = new
+        for key in range(5):
+            assert restored.members(key).tolist() == groups.members(key).tolist()
+    assert sorted(restored.saved("g")["g_keys"]) == sorted(groups.saved("g")["g_keys"])
