@@ -12,7 +12,7 @@ from recsys.events.hashing import key_of
 from recsys.features.catalogue import Catalogue
 from recsys.features.counters import CounterTable
 from recsys.features.covisits import Covisits
-from recsys.features.feature_kernels import LOG_COUNT, gather, latest, lay, operate, ratios, usual
+from recsys.features.feature_kernels import LOG_COUNT, gather_rates, latest, lay_rates, operate
 from recsys.features.feature_set import MOMENT, FeatureSet, Floats, Keys, RequestFeatures
 from recsys.features.item_counters import GLOBAL
 from recsys.features.operators import SINCE, VALUE, Derivation
@@ -168,53 +168,30 @@ class FeatureBuilder:
     ) -> None:
         """Writes the numbers of ``FeatureSet.entities``. Those shared by all items are computed once."""
         lefts = {CONTEXT: int(user[self._context]), PROFILE: int(user[self._profile])} | named
-        shared_keys = [lefts.get(left, GLOBAL) for left in self._shared_lefts]
-        own_keys = [lefts.get(left, USER) for left in self._own_lefts]
-        shared = counters.read(np.array([GLOBAL, *shared_keys], np.int64), now_ms)
-        own = session.counters.read(np.array(own_keys, np.int64), now_ms)
+        shared = [GLOBAL, *(lefts.get(left, GLOBAL) for left in self._shared_lefts)]
+        keys = np.array([*shared, *(lefts.get(left, USER) for left in self._own_lefts)], np.int64)
         each = self._each.copy()
         each[:, 2] = [lefts.get(left, 0) for left in self._each_lefts]
         items_NI = np.ascontiguousarray(items_NI)
+        speeds, labels = counters.speeds, len(self.rates)
         sums = np.zeros((len(items_NI), len(each), counters.columns), np.float32)
-        gather(*counters.arrays, *session.counters.arrays, counters.half_lives_ms, items_NI, each,
-               now_ms, sums)  # fmt: skip
-        rates = _Rates(self, shared[0], counters.speeds)
-        same = np.concatenate([shared[1:], own])
-        rates.write(same[None], self._same_at, dense)
-        rates.write(sums, self._each_at, dense)
-        if self.features.cells:
-            rates.operate(sums, same, self._cells.of_counters, dense)
-            rows = self._cells.of_last(lefts | {"": GLOBAL})
-            latest(
-                *counters.arrays, *session.counters.arrays, items_NI, rows, now_ms, _NEVER, dense
-            )
-
-
-class _Rates:
-    """Log counts, smoothed rates as log odds relative to the overall rate, and mean log watch time."""
-
-    def __init__(self, builder: FeatureBuilder, overall_C: Floats, speeds: int) -> None:
-        self._rates, self._watch, self._speeds = builder.rates, builder.watch, speeds
-        self._overall_C = overall_C
-        self._prior, odds = np.empty((2, speeds, len(self._rates)), np.float32)
-        self._mean_watch = np.empty(builder.watches, np.float32)
-        usual(overall_C, self._rates, self._watch, _RARE, self._prior, odds, self._mean_watch)
-        self._prior_odds = np.log(odds)
-
-    def write(self, sums_NEC: Floats, places_E: Keys, dense: Floats) -> None:
-        """Writes the rates of counters to their entities' places; one row (N = 1) applies to all items."""
-        n, entities, _ = sums_NEC.shape
-        logs = np.empty((n, entities, self._speeds * (1 + len(self._rates))), np.float32)
-        ratios(sums_NEC, self._rates, self._prior, _SMOOTHING, _RARE, logs)
+        same = np.zeros((len(keys), counters.columns), np.float32)
+        prior, mean = np.empty((speeds, labels), np.float32), np.empty(self.watches, np.float32)
+        rows = len(keys) - 1 + len(items_NI) * len(each)
+        logs = np.empty(prior.size + rows * (speeds + prior.size), np.float32)
+        tables = *counters.arrays, *session.counters.arrays
+        gather_rates(*tables, counters.half_lives_ms, items_NI, each, keys, len(shared), now_ms,
+                     self.rates, self.watch, _SMOOTHING, _RARE, sums, same, prior, mean,
+                     logs)  # fmt: skip
         np.log(logs, out=logs)
         # Bounded, since an imported log may report watch time without impressions.
-        lay(logs, sums_NEC, self._watch, self._prior_odds, self._mean_watch, _SMOOTHING, _WATCH,
-            places_E, dense)  # fmt: skip
-
-    def operate(self, sums_NEC: Floats, same_MC: Floats, cells: Keys, dense: Floats) -> None:
-        """Writes the columns of operators over counters."""
-        operate(sums_NEC, same_MC, self._overall_C, self._rates, self._prior, cells, _SMOOTHING,
-                _RARE, _WATCH, dense)  # fmt: skip
+        lay_rates(logs, sums, same, prior, self.watch, mean, _SMOOTHING, _WATCH, self._same_at,
+                  self._each_at, dense)  # fmt: skip
+        if self.features.cells:
+            operate(sums, same[1:], same[0], self.rates, prior, self._cells.of_counters, _SMOOTHING,
+                    _RARE, _WATCH, dense)  # fmt: skip
+            last = self._cells.of_last(lefts | {"": GLOBAL})
+            latest(*tables, items_NI, last, now_ms, _NEVER, dense)
 
 
 class _Cells:

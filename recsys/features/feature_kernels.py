@@ -12,7 +12,7 @@ from numba import types
 from recsys.arrays.compiled import MIX_1, kernel, mix, read_only
 from recsys.arrays.key_index import place_of, prefetch_cell
 from recsys.arrays.prefetch import LINE, prefetch_line
-from recsys.features.counter_kernels import add_row
+from recsys.features.counter_kernels import add_row, read
 
 _int, _float = types.int64, types.float32
 _INDEX, _VALUES, _TIMES = read_only(_int, 2), read_only(_float, 2), read_only(_int, 1)
@@ -150,6 +150,48 @@ def lay(logs: Any, sums: Any, watch: Any, prior_odds: Any, mean_watch: Any, weig
                 usual = mean_watch[w]
                 mean = (slow[watch] + weight * usual) / (slow[0] + weight) - usual
                 out[last + w] = min(max(mean, -bound), bound)
+
+
+@kernel(types.void(_INDEX, _VALUES, _TIMES, _INDEX, _VALUES, _TIMES, read_only(types.float64, 1),
+                   read_only(_int, 2), read_only(_int, 2), _TIMES, _int, _int, _TIMES, _int, _float,
+                   _float, _float[:, :, ::1], _float[:, ::1], _float[:, ::1], _float[::1],
+                   _float[::1]))  # fmt: skip
+def gather_rates(index: Any, values: Any, last_ms: Any, own_index: Any, own_values: Any,
+                 own_last_ms: Any, half_lives: Any, items: Any, entities: Any, keys: Any, own: Any,
+                 now_ms: Any, rates: Any, watch: Any, weight: Any, rare: Any, sums: Any, same: Any,
+                 prior: Any, mean: Any, logs: Any) -> None:  # fmt: skip
+    """Everything of a request up to its logarithms, in one call: it has few numbers, and a call takes as long.
+
+    Writes counters of each candidate's entities to ``sums`` (N, E, C), those of ``keys`` (everybody's first,
+    the viewer's from ``own`` on) to ``same`` (1 + M, C), both zeros before, the rates of ``usual``, and the
+    arguments of logarithms: odds of everybody's rates, then ``ratios`` of ``same``, and those of ``sums``.
+    """
+    read(index, values, last_ms, half_lives, keys[:own], now_ms, same[:own])
+    read(own_index, own_values, own_last_ms, half_lives, keys[own:], now_ms, same[own:])
+    gather(index, values, last_ms, own_index, own_values, own_last_ms, half_lives, items, entities,
+           now_ms, sums)  # fmt: skip
+    width, odds = prior.size + prior.shape[0], logs[: prior.size].reshape(prior.shape)
+    usual(same[0], rates, watch, rare, prior, odds, mean)
+    alike = same[1:].reshape((1, same.shape[0] - 1, same.shape[1]))
+    own_at = prior.size + alike.shape[1] * width
+    out = logs[prior.size : own_at].reshape((1, alike.shape[1], width))
+    ratios(alike, rates, prior, weight, rare, out)
+    out = logs[own_at:].reshape((sums.shape[0], sums.shape[1], width))
+    ratios(sums, rates, prior, weight, rare, out)
+
+
+@kernel(types.void(read_only(_float, 1), read_only(_float, 3), _VALUES, _VALUES, _int,
+                   read_only(_float, 1), _float, _float, _TIMES, _TIMES, _float[:, ::1]))  # fmt: skip
+def lay_rates(logs: Any, sums: Any, same: Any, prior: Any, watch: Any, mean: Any, weight: Any,
+              bound: Any, same_at: Any, each_at: Any, dense: Any) -> None:  # fmt: skip
+    """``lay`` of everything that ``gather_rates`` wrote, with the logarithms of its ``logs``."""
+    width, odds = prior.size + prior.shape[0], logs[: prior.size].reshape(prior.shape)
+    alike = same[1:].reshape((1, same.shape[0] - 1, same.shape[1]))
+    own_at = prior.size + alike.shape[1] * width
+    own = logs[prior.size : own_at].reshape((1, alike.shape[1], width))
+    lay(own, alike, watch, odds, mean, weight, bound, same_at, dense)
+    own = logs[own_at:].reshape((sums.shape[0], sums.shape[1], width))
+    lay(own, sums, watch, odds, mean, weight, bound, each_at, dense)
 
 
 @kernel(_int(_TIMES, _TIMES, _int[::1]))
