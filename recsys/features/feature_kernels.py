@@ -160,7 +160,7 @@ def gather_rates(index: Any, values: Any, last_ms: Any, own_index: Any, own_valu
                  own_last_ms: Any, half_lives: Any, items: Any, entities: Any, keys: Any, own: Any,
                  now_ms: Any, rates: Any, watch: Any, weight: Any, rare: Any, sums: Any, same: Any,
                  prior: Any, mean: Any, logs: Any) -> None:  # fmt: skip
-    """Everything of a request up to its logarithms, in one call: it has few numbers, and a call takes as long.
+    """Everything of a request up to its logarithms, in one call: for few numbers a call is most of the time.
 
     Writes counters of each candidate's entities to ``sums`` (N, E, C), those of ``keys`` (everybody's first,
     the viewer's from ``own`` on) to ``same`` (1 + M, C), both zeros before, the rates of ``usual``, and the
