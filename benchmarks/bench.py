@@ -148,6 +148,18 @@ def freshness(
 
 
 @bench_command(bench)
+def idle(
+    seconds: Seconds = 60,
+    demo: Annotated[bool, typer.Option(help="Also with one list a second and a candidate.")] = True,
+    floor: Annotated[bool, typer.Option(help="Also Ray and Serve alone.")] = True,
+) -> Figures:
+    """Cores and wake-ups of a running system at rest, and with one list a second."""
+    from benchmarks.system.bench_idle import IdleOptions, measure_idle
+
+    return measure_idle(IdleOptions(seconds, demo, floor), log_progress)
+
+
+@bench_command(bench)
 def sync(
     ids: Ids = 100_000,
     batches: Batches = 50,
@@ -177,12 +189,13 @@ def recovery(
 def start(
     items: Items = 100_000,
     rankers: Annotated[int, typer.Option(min=1, help="Rankers on the machine.")] = 4,
+    up: Annotated[bool, typer.Option(help="Also a whole system, by `recsys up`.")] = True,
     seed: Seed = 0,
 ) -> Figures:
-    """Time until a ranker's first answer, and memory that several on a machine share."""
+    """Time until a ranker's or a whole system's first answer; memory that rankers share."""
     from benchmarks.index.bench_start import measure_start
 
-    return measure_start(items, rankers, seed, log_progress)
+    return measure_start(items, rankers, seed, log_progress, up)
 
 
 @bench_command(bench)

@@ -1,4 +1,5 @@
-"""``recsys bench start``: time until a ranker's first answer, and memory of several on one machine.
+"""``recsys bench start``: time until a ranker's first answer, memory of several on one machine, and time
+until a whole system answers and learns.
 
 A process is a service with its session store in memory, without Ray. The first folds the whole catalogue and
 writes the snapshot that the others start from. Their memory is the proportional set size: pages of n
@@ -15,6 +16,7 @@ from benchmarks.answers.bench_serve_state import build, user_of
 from benchmarks.harness import serve_doors as doors
 from benchmarks.harness.commands import Figures, Log, no_log
 from benchmarks.harness.memory_sessions import MemorySessions
+from benchmarks.harness.up_times import measure_up
 from benchmarks.harness.worker_processes import (
     Messages,
     collect,
@@ -28,9 +30,14 @@ _KINDS: Final = ("Pss", "Pss_Anon", "Pss_File")
 _KB: Final = 1024 / 1e6
 
 
-def measure_start(items: int, rankers: int, seed: int, log_progress: Log = no_log) -> Figures:
-    """Seconds to the first answer by folding and from the snapshot, and MB of one and of all rankers."""
+def measure_start(
+    items: int, rankers: int, seed: int, log_progress: Log = no_log, up: bool = False
+) -> Figures:
+    """Seconds to the first answer by folding and from the snapshot, and MB of one and of all rankers; ``up``:
+    also the seconds of a whole system."""
     doors.check_platform()
+    system = {"up": measure_up()} if up else {}
+    log_progress(f"a whole system: {system['up']}" if up else "no whole system")
     with tempfile.TemporaryDirectory(prefix="recsys-bench-") as folder, doors.one_thread_each():
         config = doors.bench_config(folder, Config().serve.candidates)
         build(config, items, seed, time.time_ns() // 1_000_000)
@@ -39,6 +46,7 @@ def measure_start(items: int, rankers: int, seed: int, log_progress: Log = no_lo
         starts, memory = _run(config, rankers, log_progress)
     ratio = round(sum(memory[-1]) / memory[0][0], 2)
     figures = {"folded": folded[0], "from_snapshot": starts, "pss_mb": memory, "pss_of_one": ratio}
+    figures |= system
     return {"what": f"{items} items, {rankers} rankers, one after the other", "figures": figures}
 
 

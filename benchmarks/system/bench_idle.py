@@ -1,0 +1,229 @@
+"""``recsys bench idle``: cores and wake-ups of a running system at rest and with one list a second.
+
+The system is started as ``recsys up`` does, without viewers: that is rest. Then a second one runs as in the
+demo, with the control room, a list a second and one candidate that learns the same stream. Beside them, Ray
+and Serve alone, with an empty deployment and as many actors: once with Ray's defaults and once with the
+intervals that the system sets. Processor time is that of all threads, so load from elsewhere changes the
+figures little, but caches and clock rates do: compare within one run.
+"""
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any, Final
+
+import psutil
+
+from benchmarks.harness.commands import Figures, Log, no_log
+from benchmarks.harness.live_system import Live, live
+from benchmarks.harness.thread_usage import (
+    Reading,
+    Usage,
+    command_line,
+    read_threads,
+    total,
+    usage_by,
+)
+from experiments.promotion.lifecycle import SHADOW
+from parameter_server.shard.shard import Shard
+from recsys.clock import wall_ms
+from recsys.config.system_config import Config, digest
+from recsys.events.records import SCORES
+from recsys.features.feature_set_file import feature_set
+from recsys.free_ports import free_ports
+from recsys.process.open_log import open_log
+from runtime.jobs.director_requests import propose
+from runtime.supervision import run_file
+from runtime.supervision.processes import parts_of
+from runtime.supervision.ray_environment import INTERVALS
+from training.candidates.registry import Provenance, Registry, plain_config
+from training.lines.control import lifecycle_of
+from training.lines.line import whole_spec
+
+REST_BAR: Final = 0.08  # cores
+DEMO_BAR: Final = 0.3
+_SETTLE_S: Final = 15.0  # imports, first readings and caches
+_CANDIDATE_S: Final = 120.0
+_BARE_S: Final = 120.0
+_VIEWERS: Final = "viewers"
+# Ray's processes by words of their command lines, in the order of the search.
+_RAY: Final = {
+    "gcs_server": "ray: control store",
+    "raylet/raylet": "ray: raylet",
+    "ray_dashboard": "ray: dashboard",
+    "dashboard/dashboard.py": "ray: dashboard",
+    "dashboard/agent.py": "ray: dashboard agent",
+    "runtime_env/agent": "ray: runtime environments",
+    "log_monitor": "ray: log monitor",
+    "autoscaler": "ray: autoscaler",
+    "ServeController": "serve: controller",
+    "ProxyActor": "serve: proxy",
+    "HAProxyManager": "serve: HAProxy manager",
+    "haproxy": "serve: HAProxy",
+    "ServeReplica Feed": "replica",
+    "ServeReplica:": "replica",
+    "Shard": "shard",
+    "TrainController": "train: controller",
+    "RayTrainWorker": "worker",
+    "StateActor": "train: state",
+    "ray::IDLE": "ray: idle worker",
+}
+
+
+@dataclass(frozen=True)
+class IdleOptions:
+    """Options of the bench. ``seconds`` of each measurement; ``demo``: whether the second system runs."""
+
+    seconds: float = 60.0
+    demo: bool = True
+    floor: bool = True
+
+
+def measure_idle(options: IdleOptions, log_progress: Log = no_log) -> Figures:
+    """Cores and wake-ups a second in both states, by process, and of Ray and Serve alone."""
+    base = Config()
+    config = replace(base, serve=replace(base.serve, port=0, dashboard_port=0))
+    figures: Figures = {}
+    with live(config, log_progress, viewers=0.0) as system:
+        figures["rest"], actors = _measure(system, options.seconds)
+    log_progress(f"rest: {figures['rest']['all']}")
+    if options.floor:
+        for name, intervals in (("ray_defaults", {}), ("ray_intervals", INTERVALS)):
+            figures[name] = measure_bare(actors, intervals, options.seconds)
+            log_progress(f"{name}: {figures[name]['all']}")
+    if options.demo:
+        with live(config, log_progress, control_room=True) as system:
+            _add_candidate(system)
+            log_progress("a candidate learns")
+            figures["demo"], _ = _measure(system, options.seconds)
+        log_progress(f"demo: {figures['demo']['all']}")
+    return {"what": "cores and wake-ups a second", "figures": figures | {"met": met(figures)}}
+
+
+def met(figures: Mapping[str, Any]) -> dict[str, bool]:
+    """Whether the measured states keep within their bars."""
+    bars = {"rest": REST_BAR, "demo": DEMO_BAR}
+    return {
+        name: figures[name]["all"]["cores"] <= bar for name, bar in bars.items() if name in figures
+    }
+
+
+def process_name(part: str, line: str) -> str:
+    """Name of a process in the figures: that of its part; of Ray's parts by command line."""
+    if part not in ("ray", ""):
+        return part
+    return next((name for words, name in _RAY.items() if words in line), part or "ray: driver")
+
+
+def by_state(groups: Mapping[str, Usage]) -> Figures:
+    """Figures of a system: all but the viewers, what Ray alone runs of it, and each process."""
+    own = {name: usage for name, usage in groups.items() if name != _VIEWERS}
+    foreign = [u for name, u in own.items() if name.startswith(("ray: ", "serve: ", "train: "))]
+    order = sorted(groups, key=lambda name: -groups[name].cores)
+    return {
+        "all": total(own.values()).figures(),
+        "of_ray": total(foreign).figures(),
+        "processes": {name: groups[name].figures() for name in order},
+    }
+
+
+def _measure(system: Live, seconds: float) -> tuple[Figures, int]:
+    """Figures of a running system, and the number of its actors beside those of Serve."""
+    time.sleep(_SETTLE_S)
+    names = _names(system)
+    before, began_s = read_threads(names), time.monotonic()
+    time.sleep(seconds)
+    names |= _names(system)
+    after, passed_s = read_threads(names), time.monotonic() - began_s
+    actors = sum(
+        name in ("shard", "worker") or name.startswith("train: ") for name in names.values()
+    )
+    return _figures(names, before, after, passed_s), actors
+
+
+def _figures(names: Mapping[int, str], before: Reading, after: Reading, passed_s: float) -> Figures:
+    figures = by_state(usage_by(names.__getitem__, before, after, passed_s))
+    return figures | {"load_1m": round(os.getloadavg()[0], 2), "seconds": round(passed_s, 1)}
+
+
+def _names(system: Live) -> dict[int, str]:
+    """Names of all processes of a system; parts in one process have one name."""
+    running = run_file.read(system.state)
+    assert running is not None, "it runs"
+    sharing: dict[int, list[str]] = {}
+    for part in running.parts:
+        if part.process is not None:
+            sharing.setdefault(part.process.pid, []).append(part.name)
+    leaders = {"+".join(sharing[p.process.pid]): p.process for p in running.parts if p.process}
+    names = {pid: process_name(part, command_line(pid)) for pid, part in parts_of(leaders).items()}
+    return names | {running.supervisor.pid: "supervisor"}
+
+
+def measure_bare(actors: int, intervals: Mapping[str, str], seconds: float) -> Figures:
+    """Figures of Ray and Serve alone with these environment variables."""
+    with _bare(actors, intervals) as driver:
+        time.sleep(_SETTLE_S)
+        pids = [driver.pid, *(child.pid for child in driver.children(recursive=True))]
+        names = {pid: process_name("", command_line(pid)) for pid in pids}
+        before, began_s = read_threads(pids), time.monotonic()
+        time.sleep(seconds)
+        return _figures(names, before, read_threads(pids), time.monotonic() - began_s)
+
+
+@contextmanager
+def _bare(actors: int, intervals: Mapping[str, str]) -> Iterator[psutil.Process]:
+    ports = free_ports()
+    words = [str(number) for number in (actors, next(ports), next(ports))]
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
+    environment |= intervals
+    command = [sys.executable, "-m", "benchmarks.harness.bare_serve", *words]
+    process = subprocess.Popen(
+        command, env=environment | {"RAY_USAGE_STATS_ENABLED": "0"}, text=True,
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    assert process.stdin is not None and process.stdout is not None
+    try:
+        if not any(line == "ready\n" for line in process.stdout):
+            raise RuntimeError("Ray and Serve alone didn't start, expected `ready` from bare_serve")
+        yield psutil.Process(process.pid)
+    finally:
+        process.stdin.close()
+        try:
+            process.wait(_BARE_S)
+        except subprocess.TimeoutExpired:
+            for child in [*psutil.Process(process.pid).children(recursive=True), process]:
+                child.kill()
+
+
+def _add_candidate(system: Live) -> None:
+    """Proposes a newborn model, and waits until it scores the stream as a shadow. Raises RuntimeError where
+    it doesn't."""
+    from recsys.model.model import build_model
+
+    config, features, name = system.config, feature_set(system.config), "cand-idle"
+    model = build_model(features, config.model)
+    arrays, meta = Shard(whole_spec(config, "cand"), model.read_dense()).export()
+    log, now_ms = open_log(config), wall_ms()
+    try:
+        provenance = Provenance(
+            name=name, kind="offline", feature_set=features.digest, model=digest(config.model),
+            config=plain_config(config.model), code="", made_ms=now_ms, from_ms=0, until_ms=now_ms,
+            log_id=log.id,
+        )  # fmt: skip
+        folder = system.state / "registry"
+        Registry(folder).add(provenance, dict(arrays), dict(meta), int(meta["step"]))
+        propose(config, log, name, folder)
+        until_s = time.monotonic() + _CANDIDATE_S
+        while not log.end(SCORES, 0) or lifecycle_of(log).candidates[name].stage != SHADOW:
+            if time.monotonic() > until_s:
+                raise RuntimeError(
+                    f"after {_CANDIDATE_S:.0f} s the candidate has scored nothing, expected a shadow: see "
+                    f"{system.state}/run/shadow.log"
+                )
+            time.sleep(0.5)
+    finally:
+        log.close()
