@@ -14,7 +14,9 @@ from tests.support.fault_checks import (
 )
 from tests.support.live_system import LiveSystem, Traffic, until
 
-pytestmark = [pytest.mark.services, pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [
+    pytest.mark.services, pytest.mark.slow, pytest.mark.timeout(900), pytest.mark.xdist_group("system"),
+]  # fmt: skip
 
 HEAVY = ("trainer", "serve", "shards")
 

@@ -29,7 +29,9 @@ from training.deletion.unlearn import Replay
 from training.lines.control import ControlReader
 from training.lines.line import MAIN, spec_of
 
-pytestmark = [pytest.mark.services, pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [
+    pytest.mark.services, pytest.mark.slow, pytest.mark.timeout(600), pytest.mark.xdist_group("system"),
+]  # fmt: skip
 
 
 def test_users_are_unlearned_while_the_system_runs_and_learns(system: LiveSystem) -> None:
