@@ -5,6 +5,7 @@ in any order. Its hits are therefore only candidates: their products are compute
 fetched while one that was left out might belong to the best k.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any, Final
 
@@ -44,6 +45,47 @@ def products(rows_NV: Vectors, indices: Indices, query_V: Vectors) -> Vectors:
     return out
 
 
+@kernel(types.void(read_only(types.float32, 1), types.int64[::1]))
+def rank_values(values: Any, places: Any) -> None:
+    """Writes integers that sort as the values descend, of equals by position, which their lower half is."""
+    bits = values.view(np.int32)
+    for i in range(values.shape[0]):
+        own = bits[i] if values[i] != 0 else np.int32(0)  # -0 is 0
+        ascending = own ^ (own >> 31 & np.int32(0x7FFFFFFF))
+        places[i] = np.int64(~ascending) << 32 | i
+
+
+@kernel(types.int64(_VECTORS, read_only(types.int64, 1), _VECTOR, _VECTOR, types.float32[::1],
+                    types.int64[::1], types.float32[::1]))  # fmt: skip
+def rank_hits(
+    rows: Any, hits: Any, query: Any, errors: Any, products: Any, places: Any, ends: Any
+) -> Any:
+    """Ranks the finite products of a query with the rows of hits (-1: none), as ``rank_values``, by index
+    instead of position; returns their number. ``products``: room for them. ``ends`` gets the least product,
+    and a bound on the difference of two products' errors."""
+    least, bound, count = np.float32(np.inf), np.float32(0), 0
+    for v in range(query.shape[0]):
+        bound += abs(query[v]) * errors[v]
+    products_at(rows, np.maximum(hits, 0), query, products)
+    rank_values(products, places)
+    for i in range(hits.shape[0]):
+        if hits[i] >= 0 and math.isfinite(products[i]):
+            least = min(least, products[i])
+            places[count] = (places[i] >> 32) << 32 | hits[i]
+            count += 1
+    ends[0], ends[1] = least, bound
+    return count
+
+
+@kernel(types.void(types.int64[::1], types.float32[::1]))
+def products_of(places: Any, products: Any) -> None:
+    """Writes the products that ``rank_hits`` ranked."""
+    bits = products.view(np.int32)
+    for i in range(places.shape[0]):
+        ascending = ~np.int32(places[i] >> 32)
+        bits[i] = ascending ^ (ascending >> 31 & np.int32(0x7FFFFFFF))
+
+
 def largest(values_N: Vectors, k: int, keys_N: Indices | None = None) -> Indices:
     """Positions of the k largest values, in order, of equals by key (by position without ``keys_N``)."""
     if keys_N is None:
@@ -61,13 +103,19 @@ def largest(values_N: Vectors, k: int, keys_N: Indices | None = None) -> Indices
 
 
 def _largest_by_position(values_N: Vectors, k: int) -> Indices:
-    """``largest`` in one sort of integers: the order of the values above, the position below."""
-    bits = (values_N + np.float32(0)).view(np.int32)  # -0 becomes 0
-    ascending = bits ^ (bits >> 31 & 0x7FFFFFFF)
-    places = (~ascending).astype(np.int64) << 32 | np.arange(len(values_N))
+    """``largest`` in one sort of integers."""
+    places = np.empty(len(values_N), np.int64)
+    rank_values(np.ascontiguousarray(values_N), places)
+    return _smallest(places, k) & 0xFFFFFFFF
+
+
+def _smallest(places: Indices, k: int) -> Indices:
+    """The k smallest, ascending; changes the array."""
     if len(places) > k:
-        places = np.partition(places, k - 1)[:k]
-    return np.sort(places) & 0xFFFFFFFF
+        places.partition(k - 1)
+        places = places[:k]
+    places.sort()
+    return places
 
 
 def largest_parts(vectors_NV: Vectors, before_V: Vectors) -> Vectors:
@@ -77,27 +125,40 @@ def largest_parts(vectors_NV: Vectors, before_V: Vectors) -> Vectors:
     return np.maximum(before_V, largest)
 
 
+def errors_of(largest_V: Vectors) -> Vectors:
+    """Bound on the errors of two products for each unit of a query, by ``largest_parts``."""
+    return (_ERROR * largest_V + _TINY).astype(np.float32)
+
+
 def exact_best(
     fetch: Callable[[int], Indices], every: Callable[[], Indices], rows_NV: Vectors, query_V: Vectors, k: int,
-    most: int, largest_V: Vectors,
+    most: int, errors_V: Vectors, hits: Indices | None = None,
 ) -> Hits:  # fmt: skip
     """The k best hits as (indices, products): by product, of equals by index.
 
-    ``fetch(n)`` returns up to n candidates, the best by approximate product; ``every()`` returns all of them,
-    at most ``most``; ``largest_V``: as of ``largest_parts`` over all vectors. Hits without a finite product
-    are dropped. Linear in the number of candidates, however many are equal.
+    ``fetch(n)`` returns n candidates, the best by approximate product, -1 after the last; ``hits``: those of
+    ``first_size``, if they are there already. ``every()`` returns all of them, at most ``most``;
+    ``errors_V``: as of ``errors_of`` over all vectors. Hits without a finite product are dropped. Linear in
+    the number of candidates, however many are equal.
     """
-    bound = float(np.abs(query_V) @ (_ERROR * largest_V + _TINY))
-    size = first = min(most, k + k // 8 + _SPARE)
+    size = first = first_size(k, most)
+    products_K, ends = np.empty(k, np.float32), np.empty(2, np.float32)
     while size <= _MOST * first:
-        candidates = np.sort(fetch(size))
-        complete = len(candidates) < size or size >= most
-        indices, products_M = _finite_products(candidates, rows_NV, query_V)
-        best, least = largest(products_M, k), products_M.min(initial=np.inf)
-        if complete or (len(best) == k and products_M[best[-1]] - least > bound):
-            return indices[best], products_M[best]
-        size = min(most, 2 * size)
+        candidates = fetch(size) if hits is None else hits
+        places, room = np.empty(size, np.int64), np.empty(size, np.float32)
+        count = rank_hits(rows_NV, candidates, query_V, errors_V, room, places, ends)
+        best = _smallest(places[:count], k)
+        products_of(best, products_K)
+        sure = len(best) == k and products_K[-1] - ends[0] > ends[1]
+        if sure or candidates[-1] < 0 or size >= most:
+            return best & 0xFFFFFFFF, products_K[: len(best)]
+        size, hits = min(most, 2 * size), None
     return best_of(every(), rows_NV, query_V, k)
+
+
+def first_size(k: int, most: int) -> int:
+    """Number of candidates that ``exact_best`` looks at first."""
+    return min(most, k + k // 8 + _SPARE)
 
 
 def best_of(

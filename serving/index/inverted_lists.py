@@ -6,7 +6,7 @@ is a function of the centroids, the vectors and the wanted items, to the last bi
 (serving/index/exact_order.py), and can be repeated without the history of the lists.
 """
 
-from functools import cached_property
+from functools import cached_property, partial
 from hashlib import sha256
 from typing import Final
 
@@ -21,7 +21,9 @@ from serving.index.exact_order import (
     Indices,
     Vectors,
     best_of,
+    errors_of,
     exact_best,
+    first_size,
     largest,
     largest_parts,
 )
@@ -127,32 +129,58 @@ class InvertedLists:
     ) -> Hits:
         """The k wanted vectors with the largest products in the ``probes`` nearest lists, best first, as
         (indices, products). ``rows_NV``: all vectors by number, as they were put."""
-        query = np.ascontiguousarray(query_V, np.float32)
-        most = min(wanted.count, int(self._index.ntotal))
-        if not most or not np.isfinite(query).all():
-            return np.empty(0, np.int64), np.empty(0, np.float32)
-        lists = self.centroids.nearest(query, probes)
-        selector = faiss.IDSelectorBitmap(wanted.bits)
-        parameters = faiss.SearchParametersIVF(sel=selector, nprobe=len(lists))
+        return self.search_each(rows_NV, query_V[None], k, wanted, probes)[0]
 
-        def fetch(size: int) -> Indices:
-            distances, hits = np.empty(size, np.float32), np.empty(size, np.int64)
+    def search_each(
+        self, rows_NV: Vectors, queries_QV: Vectors, k: int, wanted: Bitmap, probes: int
+    ) -> list[Hits]:
+        """``search`` of several queries, in one call of FAISS."""
+        queries = np.ascontiguousarray(queries_QV, np.float32)
+        most = min(wanted.count, int(self._index.ntotal))
+        if not most or not len(queries):
+            return [(np.empty(0, np.int64), np.empty(0, np.float32))] * len(queries)
+        lists = np.array([self.centroids.nearest(query, probes) for query in queries])
+        selector = faiss.IDSelectorBitmap(wanted.bits)
+        parameters = faiss.SearchParametersIVF(sel=selector, nprobe=lists.shape[1])
+
+        def fetch(number: slice, size: int) -> Indices:
+            own, probed = queries[number], lists[number]
+            products = np.empty((len(own), size), np.float32)
+            hits = np.empty((len(own), size), np.int64)
             self._index.search_preassigned_c(
-                1, faiss.swig_ptr(query), size, faiss.swig_ptr(lists),
-                faiss.swig_ptr(np.zeros(len(lists), np.float32)), faiss.swig_ptr(distances),
+                len(own), faiss.swig_ptr(own), size, faiss.swig_ptr(probed),
+                faiss.swig_ptr(np.zeros(probed.shape, np.float32)), faiss.swig_ptr(products),
                 faiss.swig_ptr(hits), False, parameters,
             )  # fmt: skip
-            return hits[hits >= 0]
+            return hits
 
-        def every() -> Indices:
+        def again(number: int, size: int) -> Indices:
+            hits: Indices = fetch(slice(number, number + 1), size)[0]
+            return hits
+
+        def every(number: int) -> Indices:
             probed = np.zeros(self.centroids.count + 1, np.bool_)
-            probed[lists] = True
+            probed[lists[number]] = True
             mask = wanted.mask()[: int(self._index.ntotal)]
             return np.flatnonzero(probed[self._list_of[: len(mask)]] & mask)
 
+        numbers = range(len(queries))
         if self._largest_V.max() > _LARGEST:  # beyond float16
-            return best_of(every(), rows_NV, query, k)
-        return exact_best(fetch, every, rows_NV, query, k, most, self._largest_V)
+            return [best_of(every(n), rows_NV, queries[n], k) for n in numbers]
+        hits, errors_V = fetch(slice(None), first_size(k, most)), errors_of(self._largest_V)
+        return [
+            exact_best(
+                partial(again, n),
+                partial(every, n),
+                rows_NV,
+                queries[n],
+                k,
+                most,
+                errors_V,
+                hits[n],
+            )
+            for n in numbers
+        ]
 
     def _update(self, indices: Indices, lists: Indices, vectors_NV: Vectors) -> None:
         numbers = np.ascontiguousarray(indices, np.int64)

@@ -150,10 +150,11 @@ class Retrieval:
             rest.append((name, retrieved[share:]))
         limit = min(limit, sum(share for share in shares.values() if share > 0))
         for name, left in rest:
-            for index in left:
-                if len(sources) >= limit:
-                    return sources, failed
-                sources.setdefault(index, [name])
+            free = limit - len(sources)
+            if free <= 0:
+                break
+            new = [index for index in left if index not in sources][:free]
+            sources.update((index, [name]) for index in new)
         return sources, failed
 
     def _searches(self, source: str, session: Session) -> bool:
@@ -168,7 +169,8 @@ class Retrieval:
         if (k := shares.get(VECTOR, 0)) > 0:
             queries.append(self._user_query(viewer, k))
         if (k := shares.get(SIMILAR, 0)) > 0:
-            queries.extend(self._liked_queries(session, k))
+            vectors_LV, each = self._liked_vectors(session, k)
+            queries.extend(VectorQuery(SIMILAR, vector_V, each) for vector_V in vectors_LV)
         return tuple(queries)
 
     def _user_query(self, viewer: RequestFeatures, k: int) -> VectorQuery:
@@ -176,11 +178,12 @@ class Retrieval:
         vector_V = user_vector(replica.model, replica.rows, replica.read(viewer))
         return VectorQuery(VECTOR, vector_V, k)
 
-    def _liked_queries(self, session: Session, k: int) -> list[VectorQuery]:
+    def _liked_vectors(self, session: Session, k: int) -> tuple[NDArray[np.float32], int]:
+        """Vectors of the items liked last, and how many of k neighbours each is to have."""
         indices, liked = self._liked(session)
         vectors = self.replica.vectors_of(indices)
         vectors[:, -1] = 0  # the bias, which says nothing of nearness
-        return [VectorQuery(SIMILAR, vector_V, -(-k // liked)) for vector_V in vectors]
+        return vectors, -(-k // max(1, liked))
 
     def _liked(self, session: Session) -> tuple[Indices, int]:
         """Indices of the items liked last, newest first, without unknown ones; and their count with these."""
@@ -199,10 +202,9 @@ class Retrieval:
     def _similar(self, query: Query, viewer: RequestFeatures, allowed: Bitmap, k: int) -> Indices:
         if query.shard_results is not None:
             return self._from_shards(SIMILAR, query, allowed)
-        return _concatenated(
-            self.replica.index.search(liked.vector_V, liked.k, allowed, rough=True)[0]
-            for liked in self._liked_queries(query.session, k)
-        )
+        vectors_LV, each = self._liked_vectors(query.session, k)
+        hits = self.replica.index.search_each(vectors_LV, each, allowed, rough=True)
+        return _concatenated(indices for indices, _ in hits)
 
     def _from_shards(self, source: str, query: Query, allowed: Bitmap) -> Indices:
         assert query.shard_results is not None
@@ -325,8 +327,9 @@ def liked_groups(session: Session) -> list[tuple[int, float]]:
         for key in entry.keys[1:]:
             if key:
                 met[key] = met.get(key, 0.0) + newness
-                liked[key] = liked.get(key, 0.0) + newness * liking
-    weights = [(key, liked[key] ** 2 / (met[key] + _MET)) for key in liked if liked[key]]
+                if liking:
+                    liked[key] = liked.get(key, 0.0) + newness * liking
+    weights = [(key, liked[key] ** 2 / (of + _MET)) for key, of in met.items() if liked.get(key)]
     return sorted(weights, key=lambda pair: -pair[1])
 
 

@@ -146,6 +146,24 @@ def test_a_search_looks_further_where_a_filter_took_what_is_near() -> None:
     assert len(index.search(query, 30, wanted)[0]) == 30
 
 
+@pytest.mark.parametrize("rough", [False, True])
+def test_several_queries_find_what_each_finds_alone(
+    made: Callable[[], ItemIndex], rough: bool
+) -> None:
+    """Also where few lists are probed, where some find too little there, and beside a broken query."""
+    rng, wanted = np.random.default_rng(7), Bitmap.of(np.arange(400) % 9 == 0)
+    queries = np.vstack([rng.standard_normal((4, DIM)), np.full((1, DIM), np.nan)])
+    for index, k in ((made(), 9), (ivf(16, probes=2), 3), (ivf(16, probes=2), 30)):
+        index.set(np.arange(400), rng.standard_normal((400, DIM)).astype(np.float32))
+        several = index.search_each(queries.astype(np.float32), k, wanted, rough)
+        for query, (indices, products) in zip(queries.astype(np.float32), several, strict=True):
+            alone = index.search(query, k, wanted, rough)
+            np.testing.assert_array_equal(indices, alone[0])
+            np.testing.assert_array_equal(products, alone[1])
+            assert len(indices) == (k if np.isfinite(query).all() else 0)
+        assert index.search_each(queries[:0].astype(np.float32), k, wanted, rough) == []
+
+
 def test_how_near_the_lists_of_the_best_are_says_what_a_search_would_find() -> None:
     index, rng = ivf(16, probes=16), np.random.default_rng(5)
     index.set(np.arange(900), rng.standard_normal((900, DIM)).astype(np.float32))
