@@ -7,7 +7,7 @@ describes what is scored, learned and reported.
 import time
 from array import array
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from itertools import chain
@@ -307,12 +307,16 @@ def with_warm_up(
     events = dataset.events(options.from_ms, options.until_ms)
     for event in events:
         if not isinstance(event, Item | User):
-            past = dataset.warmup() if options.warm_up else ()
-            fold = getattr(past, "fold_into", None)
-            if fold is None or not fold(player):
-                for old in progress(iter(past)):
-                    player.fold(old)
+            if options.warm_up:
+                _fold_past(player, dataset.warmup(), progress)
             return_freed_memory()
             yield from progress(chain([event], events))
             return
         yield event
+
+
+def _fold_past(player: Player, past: Iterable[Event], progress: Progress) -> None:
+    fold = getattr(past, "fold_into", None)
+    if fold is None or not fold(player):
+        for old in progress(iter(past)):
+            player.fold(old)

@@ -11,7 +11,7 @@ import numpy as np
 from numba import types
 from numpy.typing import NDArray
 
-from examples.kuairand.past_counters import PastColumns, PastCounters
+from examples.kuairand.past_counters import PastColumns, PastCounters, count_keys
 from recsys.arrays import key_index
 from recsys.arrays.compiled import kernel, read_only
 from recsys.events.event_types import Engagement, Event, Impression, ServedItem
@@ -53,8 +53,8 @@ class Past:
         items, first, items_N = np.unique(self.items, return_index=True, return_inverse=True)
         keys = {at: player.keys_of(self.items[at].item()) for at in np.sort(first).tolist()}
         keys_UI = np.array([keys[at] for at in first.tolist()], np.int64).reshape(len(items), -1)
-        fold = PastFold(self, player.features, keys_UI, items_N)
-        fold.fold_counters(player.item_counters, player.with_visits)
+        fold = PastFold(self, player.features, keys_UI, items, items_N)
+        fold.fold_counters(self, items_N, player.item_counters, player.with_visits)
         player.take_visits()
         for session in player.sessions.values():
             fold.fold_session(session)
@@ -72,17 +72,6 @@ class Past:
 
     def request_id(self, row: int) -> str:
         return f"{self.users[row].item()}-{NAME}-{self.places[row].item()}"
-
-    def request_ids(self, rows: NDArray[np.int32]) -> list[str]:
-        pairs = zip(self.users[rows].tolist(), self.places[rows].tolist(), strict=True)
-        return [f"{user}-{NAME}-{place}" for user, place in pairs]
-
-    def rows_by_user(self) -> dict[str, NDArray[np.int32]]:
-        """The rows of each user, in order."""
-        users, codes = np.unique(self.users, return_inverse=True)
-        order = np.argsort(codes, kind="stable").astype(np.int32)
-        rows = np.split(order, np.cumsum(np.bincount(codes))[:-1])
-        return dict(zip(map(str, users.tolist()), rows, strict=True))
 
 
 @kernel(types.void(_float[:, ::1], _int[::1], read_only(types.float64, 1), _KEYS, _KEYS, _KEYS,
@@ -157,20 +146,19 @@ def folds_columns(features: FeatureSet) -> bool:
 
 class PastFold:
     """Folds a past, once. ``keys_UI``: of its distinct items, as before the log; ``items_N``: the index of
-    each row's among them."""
+    each row's among them. Rows are held viewer by viewer."""
 
-    def __init__(self, past: Past, features: FeatureSet, keys_UI: Keys, items_N: Keys) -> None:
-        self._past, self._features, self._keys_UI = past, features, keys_UI
-        self._items_N = items_N.astype(np.int32)
-        self._context = features.context_keys(NAME, {})[0]
-        self._rows = past.rows_by_user()
+    def __init__(
+        self, past: Past, features: FeatureSet, keys_UI: Keys, items_U: NDArray[Any], items_N: Keys
+    ) -> None:
+        self._features, self._keys_UI, self._items_U = features, keys_UI, items_U
+        self._kinds, self._context = past.kinds, features.context_keys(NAME, {})[0]
         self._entries = [features.history_entry(keys_I) for keys_I in keys_UI]
+        self._firsts = [entry[0] for entry in self._entries]
         own = tuple(dict.fromkeys((USER, self._context)))
         self._every = np.array(own, np.int64)
         self._own = Groups.of([(*own, *features.counted_keys(keys_I)) for keys_I in keys_UI])
         labels = features.schema.labels
-        self._engaged = np.array([len(kinds) for kinds in past.kinds])
-        self._hides = np.array(["hide" in kinds for kinds in past.kinds])
         self._outcomes = [[float(label in kinds) for label in labels] for kinds in past.kinds]
         self._shown = amounts(features.kinds, "shown")
         none: dict[str, Any] = {"time_ms": 0, "request_id": "", "user_id": "", "item_id": ""}
@@ -179,14 +167,29 @@ class PastFold:
             [self._shown, *(features.amounts(Engagement(kind=k, **none)) for k in kinds)]
             for kinds in counted
         ]
+        self._half_lives = np.array(features.half_lives_ms)
+        users, viewers = np.unique(past.users, return_inverse=True)
+        order, ends = np.argsort(viewers, kind="stable"), np.cumsum(np.bincount(viewers))
+        self._places, codes = past.places[order], past.codes[order].astype(np.int16)
         self._columns = PastColumns(
-            self._items_N, past.codes.astype(np.int16), past.time_ms, self._own.keys, self._own.begins,
-            *amounts_by_code(self._each),
+            items_N[order].astype(np.int32), codes, past.time_ms[order], self._own.keys,
+            self._own.begins, *amounts_by_code(self._each),
         )  # fmt: skip
+        counts = np.empty(len(users), np.int64)
+        count_keys(self._columns.groups_N, ends, self._own.keys, self._own.begins, counts)
+        self._hides = np.array(["hide" in kinds for kinds in past.kinds])[codes]
+        self._any_hides = bool(self._hides.any())
+        begins, engaged = [0, *ends.tolist()], np.array([len(kinds) for kinds in past.kinds])[codes]
+        events = np.add.reduceat(engaged, begins[:-1]) if len(users) else ends
+        rows = zip(begins, begins[1:], counts.tolist(), events.tolist(), strict=False)
+        # By viewer: where rows start and stop, numbers of their counters and of engagements.
+        self._rows = dict(zip(map(str, users.tolist()), rows, strict=True))
 
-    def fold_counters(self, counters: ItemCounters, with_visits: bool) -> None:
+    def fold_counters(
+        self, past: Past, items_N: Keys, counters: ItemCounters, with_visits: bool
+    ) -> None:
         """Counts everything of all viewers, with their visits if anything reads them."""
-        past, main = self._past, self._features.main_labels[0]
+        main = self._features.main_labels[0]
         keys = [counters.counted_keys(keys_I, self._context, 0, {}) for keys_I in self._keys_UI]
         groups, everyone = Groups.of([*keys, (ALL,)]).in_table(counters.counters), len(keys)
         counters.mark_changed(chain(*keys, [ALL]))
@@ -195,44 +198,54 @@ class PastFold:
         credit = amounts_by_code([[self._shown + amounts(self._features.kinds, main)]])
         for start in range(0, len(liked), _BLOCK):
             block = slice(start, start + _BLOCK)
-            items, times = self._items_N[block].astype(np.int64), past.time_ms[block]
+            items, times = items_N[block], past.time_ms[block]
             groups.add(items, added, past.codes[block].astype(np.int64), times)
             times = times[liked[block]]
             groups.add(np.full(len(times), everyone), credit, np.zeros(len(times), np.int64), times)
         for row in np.flatnonzero(liked).tolist() if with_visits else ():
-            item = int(self._keys_UI[self._items_N[row], 0])
+            item = int(self._keys_UI[items_N[row], 0])
             counters.visits.add(past.users[row].item(), item, int(past.time_ms[row]))
 
     def fold_session(self, session: Session) -> None:
         """Folds the viewer's part into a session without events."""
-        rows, past = self._rows.pop(str(session.user_id), None), self._past
-        if rows is None:
+        start, stop, count, events = self._rows.pop(str(session.user_id), (0, 0, 0, 0))
+        if start == stop:
             return
-        items, codes, times_ms = self._items_N[rows], past.codes[rows], past.time_ms[rows]
-        counters = PastCounters(session.counters, self._columns, rows, self._every)
-        if session.plain or len(counters) > 2 * COUNTER_ROWS * self._features.own_rows:
-            self._fold_events(session, rows)
+        if session.plain or count > 2 * COUNTER_ROWS * self._features.own_rows:
+            self._fold_events(session, slice(start, stop))
             return
-        session.counters = counters
-        entries = [self._entries[item] for item in items.tolist()]  # whose keys all sessions share
-        session.seen.extend(entry[0] for entry in entries)
-        hidden = np.flatnonzero(self._hides[codes]).tolist()
-        session.hidden.extend(entries[place][0] for place in hidden)
-        session.events += int(self._engaged[codes].sum())
-        session.last_ms = max(session.last_ms, times_ms[-1].item())
-        newest = slice(-max(REQUESTS, session.history.maxlen or 0), None)
-        ids = past.request_ids(rows[newest])
+        kinds, rows = len(self._features.kinds), (start, stop)
+        session.counters = PastCounters(
+            kinds, self._half_lives, self._columns, rows, count, self._every
+        )
+        items, codes, times_ms = self._columns[:3]
+        seen = items[start:stop].tolist()
+        session.seen.extend(map(self._firsts.__getitem__, seen))
+        if self._any_hides:
+            hidden = np.flatnonzero(self._hides[start:stop]).tolist()
+            session.hidden.extend(self._firsts[seen[place]] for place in hidden)
+        session.events += events
+        session.last_ms = max(session.last_ms, times_ms[stop - 1].item())
+        first = max(start, stop - max(REQUESTS, session.history.maxlen or 0))
+        newest = slice(first, stop)
+        ids = [f"{session.user_id}-{NAME}-{place}" for place in self._places[newest].tolist()]
         session.requests.extend((id_, self._context) for id_ in ids)
-        columns = entries[newest], codes[newest].tolist(), times_ms[newest].tolist()
+        columns = seen[first - start :], codes[newest].tolist(), times_ms[newest].tolist()
         session.history.extend(
-            Entry(id_, keys, self._outcomes[code], 0, time_ms)
-            for id_, keys, code, time_ms in zip(ids, *columns, strict=True)
+            Entry(id_, self._entries[item], self._outcomes[code], 0, time_ms)
+            for id_, item, code, time_ms in zip(ids, *columns, strict=True)
         )
 
-    def _fold_events(self, session: Session, rows: NDArray[np.int32]) -> None:
-        keys = iter(self._keys_UI[self._items_N[rows]])
+    def _fold_events(self, session: Session, rows: slice) -> None:
+        past, items = self._columns, self._columns.groups_N[rows]
+        users, own = (
+            np.full(len(items), session.user_id),
+            (past.times_ms_N[rows], self._places[rows]),
+        )
+        events = Past(users, self._items_U[items], *own, past.codes_N[rows], self._kinds)
+        keys = iter(self._keys_UI[items])
         keys_I = self._keys_UI[0]
-        for event in self._past.events(rows.tolist()):
+        for event in events:
             if isinstance(event, Impression):
                 keys_I = next(keys)
                 session.fold_impression(event, keys_I[None])

@@ -26,8 +26,8 @@ _ROWS, _CODES, _HALF_LIVES = (
 
 
 class PastColumns(NamedTuple):
-    """All viewers' events: a group of keys, a code and a time each (N,). Keys of all groups, and where each
-    begins; amounts of all codes, likewise."""
+    """All viewers' events, viewer by viewer: a group of keys, a code and a time each (N,). Keys of all
+    groups, and where each begins; amounts of all codes, likewise."""
 
     groups_N: NDArray[np.int32]
     codes_N: NDArray[np.int16]
@@ -38,12 +38,12 @@ class PastColumns(NamedTuple):
     parts: Keys
 
 
-@kernel(_int(_INDEX, _KEYS, _ROWS, _HALF_LIVES, types.boolean[::1], _float[:, ::1], _int[::1],
+@kernel(_int(_INDEX, _KEYS, _int, _int, _HALF_LIVES, types.boolean[::1], _float[:, ::1], _int[::1],
              _ROWS, _CODES, _KEYS, _KEYS, _KEYS, _VALUES, _KEYS))  # fmt: skip
-def fold_keys(index: Any, wanted: Any, rows: Any, half_lives: Any, happened: Any, values: Any,
-              last_ms: Any, groups: Any, codes: Any, times_ms: Any, keys: Any, begins: Any,
-              amounts: Any, parts: Any) -> Any:  # fmt: skip
-    """Folds the events of those wanted keys that ``index`` lacks into rows of zeros; returns the number of
+def fold_keys(index: Any, wanted: Any, start: Any, stop: Any, half_lives: Any, happened: Any,
+              values: Any, last_ms: Any, groups: Any, codes: Any, times_ms: Any, keys: Any,
+              begins: Any, amounts: Any, parts: Any) -> Any:  # fmt: skip
+    """Folds some events with those wanted keys that ``index`` lacks into rows of zeros; returns the number of
     those that something happened to. A key that repeats counts once."""
     count, to = 0, np.empty(1, np.int64)
     for w in range(wanted.shape[0]):
@@ -51,27 +51,26 @@ def fold_keys(index: Any, wanted: Any, rows: Any, half_lives: Any, happened: Any
         repeats = key == 0 or place_of(index, key) >= 0
         for before in range(w):
             repeats |= wanted[before] == key
-        for n in range(0 if repeats else rows.shape[0]):
-            group, code = groups[rows[n]], codes[rows[n]]
+        for n in range(start, start if repeats else stop):
+            group, code = groups[n], codes[n]
             for k in range(begins[group], begins[group + 1]):
                 if keys[k] != key:
                     continue
                 count += not happened[w]
                 happened[w] = True
                 for a in range(parts[code], parts[code + 1]):
-                    now_ms = times_ms[rows[n]]
-                    counter_kernels.add(values, last_ms, half_lives, to, amounts[a], now_ms)
+                    counter_kernels.add(values, last_ms, half_lives, to, amounts[a], times_ms[n])
                 break
     return count
 
 
-@kernel(_int(_ROWS, _ROWS, _KEYS, _KEYS, _int[::1]))
-def keys_of(rows: Any, groups: Any, keys: Any, begins: Any, out: Any) -> Any:
+@kernel(_int(_ROWS, _KEYS, _KEYS, _int[::1]))
+def keys_of(groups: Any, keys: Any, begins: Any, out: Any) -> Any:
     """Writes the keys of some events, each once and in order, to the front of ``out``, which has room for
     all; returns their number."""
     total = 0
-    for n in range(rows.shape[0]):
-        for k in range(begins[groups[rows[n]]], begins[groups[rows[n]] + 1]):
+    for group in groups:
+        for k in range(begins[group], begins[group + 1]):
             out[total] = keys[k]
             total += 1
     cells = 4
@@ -81,16 +80,32 @@ def keys_of(rows: Any, groups: Any, keys: Any, begins: Any, out: Any) -> Any:
     return distinct(every, np.full(cells, -1, np.int32), out, np.empty(total, np.int64))
 
 
+@kernel(types.void(_ROWS, _KEYS, _KEYS, _KEYS, _int[::1]))
+def count_keys(groups: Any, ends: Any, keys: Any, begins: Any, counts: Any) -> None:
+    """Writes the number of different keys of each viewer's events, which end at ``ends``."""
+    start, events, widest = 0, 0, 0
+    for stop in ends:
+        events, start = max(events, stop - start), stop
+    for group in range(begins.shape[0] - 1):
+        widest = max(widest, begins[group + 1] - begins[group])
+    start, out = 0, np.empty(events * widest, np.int64)
+    for viewer in range(ends.shape[0]):
+        counts[viewer] = keys_of(groups[start : ends[viewer]], keys, begins, out)
+        start = ends[viewer]
+
+
 class PastCounters(CounterTable):
-    """An empty table that holds a past. ``rows``: the viewer's events; ``own``: keys that all have, which are
-    folded at once. Not for sets with operators, whose tables aren't only added to."""
+    """An empty table that holds a past. ``rows``: where the viewer's events start and stop; ``waiting``: the
+    number of their keys; ``own``: keys that all have, which are folded at once. Not for sets with operators,
+    whose tables aren't only added to."""
 
     def __init__(
-        self, table: CounterTable, past: PastColumns, rows: NDArray[np.int32], own: Keys
-    ) -> None:
-        super().__init__(table.kinds, 1, table.half_lives_ms.tolist())
+        self, kinds: int, half_lives_ms: NDArray[np.float64], past: PastColumns,
+        rows: tuple[int, int], waiting: int, own: Keys,
+    ) -> None:  # fmt: skip
+        super().__init__(kinds, 1, half_lives_ms)
         self._past, self._rows = past, rows
-        self._waiting = len(self._past_keys())  # keys whose past isn't folded yet
+        self._waiting = waiting  # keys whose past isn't folded yet
         self._checked: tuple[int, ...] = ()  # keys that were added to last
         self._is_ready = False  # whether ``arrays`` has all that will be read
         self._is_whole = False  # whether everything is folded, in its order
@@ -121,7 +136,7 @@ class PastCounters(CounterTable):
         happened, last_ms = np.zeros(len(keys), np.bool_), np.zeros(len(keys), np.int64)
         values = np.zeros((len(keys), self.columns), np.float32)
         count = fold_keys(
-            self._ids.index, keys, self._rows, self.half_lives_ms, happened, values, last_ms, *self._past
+            self._ids.index, keys, *self._rows, self.half_lives_ms, happened, values, last_ms, *self._past
         )  # fmt: skip
         if count:
             super().set(keys[happened], values[happened], last_ms[happened])
@@ -169,6 +184,6 @@ class PastCounters(CounterTable):
 
     def _past_keys(self) -> Keys:
         """All keys of the past, in the order of their first events."""
-        past, groups = self._past, self._past.groups_N[self._rows]
+        past, groups = self._past, self._past.groups_N[slice(*self._rows)]
         out = np.empty(int((past.begins[groups + 1] - past.begins[groups]).sum()), np.int64)
-        return out[: keys_of(self._rows, past.groups_N, past.keys, past.begins, out)]
+        return out[: keys_of(groups, past.keys, past.begins, out)]

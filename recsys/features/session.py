@@ -5,8 +5,10 @@ seen and hidden items. It packs into one blob, which a request reads in one roun
 log offset: earlier events are skipped.
 """
 
+import struct
 from collections import deque
 from collections.abc import Iterable, Mapping
+from functools import cached_property
 from itertools import chain
 from typing import Final
 
@@ -15,6 +17,7 @@ import numpy as np
 
 from recsys.events.event_types import USER_PROVEN, Engagement, Impression, Preference, User
 from recsys.events.hashing import Id, digest_of, key_of
+from recsys.features.counters import CounterTable
 from recsys.features.feature_set import FeatureSet, Floats, Keys
 from recsys.features.operators import bounded
 from recsys.features.running_rates import CONTEXT
@@ -75,14 +78,28 @@ class Session:
         self.history: deque[Entry] = deque(maxlen=max(1, features.history))
         self.requests: deque[tuple[str, int]] = deque(maxlen=REQUESTS)
         self.seen: deque[int] = deque(maxlen=seen)
-        self.hidden: deque[int] = deque(maxlen=max(seen, HIDDEN))
         self.wishes: dict[int, str] = {}  # block, mute or less, by the key of an item or of a value
         self.fields: list[int] = []  # of ``FeatureSet.user_fields``
         self.numbers: list[float] = []  # declared ones of the profile
-        self.lefts: deque[tuple[str, list[int]]] = deque(maxlen=REQUESTS)  # by request
         self.evicted = 0  # counter rows, since this object was made
         self.plain = False  # whether the viewer's profile says that they don't want to be profiled
-        self.counters = features.counter_table()
+
+    # Made when they are needed: an empty deque takes as much memory as fifty entries.
+
+    @cached_property
+    def hidden(self) -> deque[int]:
+        """Keys of hidden items, oldest first."""
+        return deque(maxlen=max(self.seen.maxlen or 0, HIDDEN))
+
+    @cached_property
+    def lefts(self) -> deque[tuple[str, list[int]]]:
+        """Other halves of declared entities, by request."""
+        return deque(maxlen=REQUESTS)
+
+    @cached_property
+    def counters(self) -> CounterTable:
+        """Running counters of the viewer."""
+        return self.features.counter_table()
 
     def fold_user(self, user: User) -> None:
         self.profile = self.features.profile_keys(user.fields)
@@ -170,10 +187,13 @@ class Session:
         newest = list(self.history)[::-1][:length]
         if newest:
             n = len(newest)
+            # By struct: it reads numbers of lists twice as fast as numpy.
             each = chain.from_iterable([entry.keys for entry in newest])
-            keys[:n] = np.fromiter(each, np.int64).reshape(n, -1)
+            packed = struct.pack(f"{n * self.features.history_keys}q", *each)
+            keys[:n] = np.frombuffer(packed, np.int64).reshape(n, -1)
             happened = chain.from_iterable([entry.outcomes for entry in newest])
-            outcomes[:n, :labels] = np.fromiter(happened, np.float32).reshape(n, -1)
+            packed = struct.pack(f"{n * labels}f", *happened)
+            outcomes[:n, :labels] = np.frombuffer(packed, np.float32).reshape(n, -1)
             watch = np.array([entry.watch_ms for entry in newest], np.float32)
             age = np.array([max(0, now_ms - entry.time_ms) for entry in newest], np.float32)
             outcomes[:n, labels] = np.log1p(watch / 1000.0) / 4.0

@@ -114,6 +114,15 @@ def test_visits_that_nothing_reads_are_not_made() -> None:
     player = player_of(with_visits=False)
     assert past().fold_into(player)
     assert not len(player.replica.covisits) and not player.item_counters.visits.users
+    assert not player.item_counters.take_changed() and len(player.item_counters.counters)
+
+
+def test_hidden_items_are_those_of_the_viewer() -> None:
+    player = player_of()
+    assert past().fold_into(player)
+    sizes = [len(player.session(user).hidden) for user in range(4)]
+    hides = [past().users[past().codes == 3].tolist().count(user) for user in range(4)]
+    assert sizes == hides and len(set(sizes)) > 1
 
 
 def test_events_name_their_list() -> None:
