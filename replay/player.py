@@ -67,7 +67,7 @@ class Player:
     loop: Loop
     sync_every_ms: int = 0
     on_scored: Callable[[ScoredImpression], None] = lambda scored: None
-    with_visits: bool = True  # whether anything may read co-visits
+    with_visits: bool = True  # whether anything may retrieve items, or read co-visits
     replica: Replica = field(init=False)
     sessions: dict[str, Session] = field(init=False, default_factory=dict)
     now_ms: int = field(init=False, default=0)
@@ -80,6 +80,7 @@ class Player:
             self.features, self.config.bounds, covisits=self.config.covisits
         )
         self.replica.counters = self.item_counters.counters  # one process: nothing to send
+        self.item_counters.publishes = self.with_visits
         self._waiting: list[tuple[RequestFeatures, Impression]] = []
         self._held: list[StepDelta] = []
         self._users: dict[str, User] = {}  # of those who have no session yet
@@ -141,14 +142,16 @@ class Player:
         """Folds an event into sessions and counters without learning it: warm-up."""
         if isinstance(event, Impression):
             indices = self._indices(event)  # first: the keys may grow by it
-            keys = self.replica.catalogue.keys[indices]
-            self.session(event.user_id).fold_impression(event, keys)
-            self.item_counters.impression(event, keys)
+            self._fold_list(event, self.replica.catalogue.keys[indices])
         elif isinstance(event, Engagement):
             keys_I = self.keys_of(event.item_id)
             self.session(event.user_id).fold_engagement(event, keys_I)
             self.item_counters.engagement(event, keys_I)
             self.take_visits()
+
+    def _fold_list(self, event: Impression, keys_NI: NDArray[np.int64]) -> None:
+        self.session(event.user_id).fold_impression(event, keys_NI)
+        self.item_counters.impression(event, keys_NI)
 
     def take_visits(self) -> None:
         """Adds visits one by one, or forgets them if nothing reads them."""
@@ -186,10 +189,11 @@ class Player:
 
     def _impression(self, event: Impression) -> None:
         indices = self._indices(event)
-        session = self.session(event.user_id)
+        session, catalogue = self.session(event.user_id), self.replica.catalogue
+        keys = catalogue.keys[indices]
         if event.features is None:
-            catalogue, counters = self.replica.catalogue, self.replica.counters
-            self.read_before(session, catalogue.keys[indices])
+            counters = self.replica.counters
+            self.read_before(session, keys)
             features = self.pipeline.builder.build(
                 session, event.surface, event.context, indices, catalogue, counters, event.time_ms,
                 is_list=True, covisits=self.replica.covisits,
@@ -199,7 +203,7 @@ class Player:
             if len(self._waiting) >= _FLUSH:
                 self.flush()
         self.loop.append(event)
-        self.fold(event)
+        self._fold_list(event, keys)
 
     def _user(self, event: User) -> None:
         if event.removed:

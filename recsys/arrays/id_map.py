@@ -6,7 +6,7 @@ memory. The index is written all over, so it grows by a quarter, as do small col
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -93,6 +93,14 @@ class IdMap:
         self._count = int(key_index.insert(self.index, self._keys, self._count, keys, slots))
         self._written = max(self._written, self._count)
         return slots
+
+    def insert_by(self, kernel: Callable[..., int], keys: Keys, *arguments: Any) -> None:
+        """Inserts keys, and does more with their slots, in one call of a kernel. It gets the index, the keys
+        by slot, their number, the keys to insert and all columns, and returns the new number."""
+        self.reserve(len(keys))
+        columns = self.columns.values()
+        self._count = int(kernel(self.index, self._keys, self._count, keys, *columns, *arguments))
+        self._written = max(self._written, self._count)
 
     def put(self, keys: Keys, rows: Mapping[str, NDArray[Any]]) -> None:
         """Inserts distinct keys, or overwrites their rows in all columns."""

@@ -9,7 +9,7 @@ import numpy as np
 from numba import types
 
 from recsys.arrays.compiled import kernel, read_only
-from recsys.arrays.key_index import place_of
+from recsys.arrays.key_index import insert, place_of
 
 _int, _float = types.int64, types.float32
 _KEYS, _INDEX, _HALF_LIVES = read_only(_int, 1), read_only(_int, 2), read_only(types.float64, 1)
@@ -55,6 +55,17 @@ def add(values: Any, last_ms: Any, half_lives: Any, rows: Any, amounts: Any, now
                     values[row, c] = values[row, c] * left + amounts[k]
         if age > 0:
             last_ms[row] = now_ms
+
+
+@kernel(_int(_int[:, ::1], _int[::1], _int, _KEYS, _float[:, ::1], _int[::1], _HALF_LIVES, _AMOUNTS,
+             _int))  # fmt: skip
+def add_keys(index: Any, placed: Any, count: Any, keys: Any, values: Any, last_ms: Any,
+             half_lives: Any, amounts: Any, now_ms: Any) -> Any:  # fmt: skip
+    """``add`` to the rows of keys; new ones are inserted. Returns the number of keys in the table."""
+    rows = np.empty(keys.shape[0], np.int64)
+    count = insert(index, placed, count, keys, rows)
+    add(values, last_ms, half_lives, rows, amounts, now_ms)
+    return count
 
 
 @kernel(types.void(_float[:, ::1], _int[::1], _int[::1], _int, _float, _int, _int[::1]))

@@ -27,10 +27,13 @@ class CounterTable:
     """Counter rows by 64-bit key: values float32 (n, C), as of each row's last update. 0 is no key."""
 
     def __init__(
-        self, kinds: int, capacity: int = 16, half_lives_ms: Sequence[float] = HALF_LIVES_MS
+        self,
+        kinds: int,
+        capacity: int = 16,
+        half_lives_ms: Sequence[float] | NDArray[np.float64] = HALF_LIVES_MS,
     ) -> None:
         self.kinds = kinds
-        self.half_lives_ms = np.array(half_lives_ms, np.float64)
+        self.half_lives_ms = np.asarray(half_lives_ms, np.float64)
         self.speeds = len(half_lives_ms)
         self.columns = self.speeds * kinds
         self._begin(max(1, capacity))
@@ -48,10 +51,8 @@ class CounterTable:
 
     def add(self, keys: Iterable[int], amounts: NDArray[np.float32], now_ms: int) -> None:
         """Adds ``amounts`` (kinds,) to every key's counters. Keys must not repeat."""
-        rows = self._ids.insert(np.array(tuple(keys), np.int64))
-        _, values, last_ms = self.arrays
-        amounts = np.asarray(amounts, np.float32)
-        kernels.add(values, last_ms, self.half_lives_ms, rows, amounts, now_ms)
+        own, amounts = np.array(tuple(keys), np.int64), np.asarray(amounts, np.float32)
+        self._ids.insert_by(kernels.add_keys, own, self.half_lives_ms, amounts, now_ms)
 
     def touch(self, keys: Keys, now_ms: int, value: float = 0.0) -> Keys:
         """Makes an event the newest of some keys, with its value; returns the times of those before it, -1

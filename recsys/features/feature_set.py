@@ -501,9 +501,16 @@ class FeatureSet:
 
     def profile_keys(self, fields: dict[str, Any]) -> list[int]:
         """The keys of a user's profile fields, at most PROFILE_WIDTH."""
-        names = self.schema.names("user", CATEGORICAL)
-        keys = [_shared_key(f"user.{n}", v) for n in names for v in values_of(fields.get(n))]
+        keys: list[int] = []
+        for name, full in self._profile_names:
+            value = fields.get(name)
+            for text in (value,) if type(value) is str and value else values_of(value):
+                keys.append(_shared_key(full, text))
         return [key for key in keys[:PROFILE_WIDTH] if key]
+
+    @cached_property
+    def _profile_names(self) -> tuple[tuple[str, str], ...]:
+        return tuple((name, f"user.{name}") for name in self.schema.names("user", CATEGORICAL))
 
     def user_field_keys(self, fields: dict[str, Any]) -> list[int]:
         """The key of the first value of each of ``user_fields``; 0 for none."""

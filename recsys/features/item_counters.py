@@ -52,6 +52,7 @@ class ItemCounters:
         # Segment by request, for viewers with a profile.
         self._segment_by_request: OrderedDict[str, int] = OrderedDict()
         self._changed: set[int] = set()
+        self.publishes = True  # whether keys that changed are remembered
         self._kinds = features.engagement_kinds
         self.operators = OperatorState(features, tables=tables)
         self._tracks = bool(features.tracked or features.distinct)
@@ -129,7 +130,7 @@ class ItemCounters:
                 self._count(event, keys_of(event.item_id), -1.0)
         self.quarantined.add(user)
         self.visits.forget(user)
-        self._changed.update(self.operators.take_back(user, self.counters))
+        self.mark_changed(self.operators.take_back(user, self.counters))
 
     def take_changed(self) -> list[int]:
         """The keys changed since the last call, to be published on `item_state`."""
@@ -170,7 +171,7 @@ class ItemCounters:
                 label = np.float32(part) * amounts(self.features.kinds, kind)
                 added = np.float32(sign) * (self.features.shown + label)
                 self.counters.add(keys, added, engagement.time_ms)
-                self._changed.update(keys)
+                self.mark_changed(keys)
         added = self.features.amounts(engagement)
         if self.features.schema.shows(kind):
             added[0] += 1.0
@@ -182,7 +183,7 @@ class ItemCounters:
         if self._tracks:
             halves = {"": GLOBAL, CONTEXT: context, PROFILE: segment} | lefts
             fold = self.operators.engagement if sign > 0 else self.operators.withdraw
-            self._changed.update(fold(engagement, keys_I, halves, self.counters))
+            self.mark_changed(fold(engagement, keys_I, halves, self.counters))
 
     def _profile(self, impression: Impression) -> int:
         """The first key of the viewer's profile as served; 0 without a profile."""
@@ -204,11 +205,12 @@ class ItemCounters:
             return
         keys = self.counted_keys(keys_I, context, segment, lefts)
         self.counters.add(keys, added, now_ms)
-        self._changed.update(keys)
+        self.mark_changed(keys)
 
     def mark_changed(self, keys: Iterable[int]) -> None:
-        """Has keys published that were counted into ``counters`` directly."""
-        self._changed.update(keys)
+        """Has keys published whose counters changed."""
+        if self.publishes:
+            self._changed.update(keys)
 
     def counted_keys(
         self, keys_I: Keys, context: int, segment: int, lefts: dict[str, int]
