@@ -50,7 +50,8 @@ async def fetch_each(
     for leader, led in (await admin._async_get_leader_for_partitions(ats)).items():
         for partition, rest in ((at.partition, sorted(offsets[at.partition])) for at in led):
             while rest:
-                answer = await admin._manager.send(_request(topic, partition, rest[0]), leader)
+                request = _request(topic, {partition: rest[0]}, _FETCH_BYTES)
+                answer = await admin._manager.send(request, leader)
                 last = rest[0]  # an offset is asked for once, whatever the answer
                 for part in (part for each in answer.responses for part in each.partitions):
                     for batch in MemoryRecords(part.records or b""):
@@ -63,16 +64,34 @@ async def fetch_each(
     return fetched
 
 
-def _request(topic: str, partition: int, offset: int) -> FetchRequest:
-    """A fetch from one offset on, outside any session."""
-    part = FetchRequest.FetchTopic.FetchPartition(
-        partition=partition, current_leader_epoch=-1, fetch_offset=offset, last_fetched_epoch=-1,
-        partition_max_bytes=_FETCH_BYTES,
-    )  # fmt: skip
+async def ends_after(
+    admin: KafkaAdminClient, topic: str, listed: Mapping[int, int]
+) -> dict[int, int]:
+    """The ends of partitions, given those that the brokers list: the embedded one lists the offset after the
+    *first* record of the last batch. A fetch of that batch has the end. Raises KafkaError."""
+    ends = dict(listed)
+    ats = {TopicPartition(topic, partition) for partition, end in listed.items() if end}
+    for leader, led in (await admin._async_get_leader_for_partitions(ats)).items() if ats else ():
+        request = _request(topic, {at.partition: ends[at.partition] - 1 for at in led}, 1)
+        answer = await admin._manager.send(request, leader)
+        for part in (part for each in answer.responses for part in each.partitions):
+            ends[part.partition_index] = max(ends[part.partition_index], part.high_watermark)
+    return ends
+
+
+def _request(topic: str, offsets: Mapping[int, int], size: int) -> FetchRequest:
+    """A fetch from an offset of each partition on, outside any session."""
+    parts = [
+        FetchRequest.FetchTopic.FetchPartition(
+            partition=partition, current_leader_epoch=-1, fetch_offset=offset, last_fetched_epoch=-1,
+            partition_max_bytes=size,
+        )
+        for partition, offset in offsets.items()
+    ]  # fmt: skip
     return FetchRequest(
         max_wait_ms=_WAIT_MS, min_bytes=1, max_bytes=_FETCH_BYTES, isolation_level=0,
         session_id=0, session_epoch=-1, forgotten_topics_data=[], rack_id="",
-        topics=[FetchRequest.FetchTopic(topic=topic, partitions=[part])],
+        topics=[FetchRequest.FetchTopic(topic=topic, partitions=parts)],
         min_version=4, max_version=12,
     )  # fmt: skip
 

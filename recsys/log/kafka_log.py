@@ -25,7 +25,7 @@ from kafka.errors import (
 from recsys.log import protocol
 from recsys.log.kafka_client import Producer, unavailable
 from recsys.log.kafka_connection import connection_of
-from recsys.log.kafka_fetch import fetch_each
+from recsys.log.kafka_fetch import ends_after, fetch_each
 from recsys.log.kafka_reader import KafkaReader
 from recsys.log.kafka_tail import KafkaTail
 from recsys.log.protocol import (
@@ -307,15 +307,17 @@ class KafkaLog(Log):
     def _listed(self, topic: str, partitions: list[int], begins: bool) -> dict[int, int]:
         spec = OffsetSpec.EARLIEST if begins else OffsetSpec.LATEST
         try:
-            offsets = self._admin.list_partition_offsets(
+            answers = self._admin.list_partition_offsets(
                 {TopicPartition(topic, partition): spec for partition in partitions}
             )
+            offsets = {at.partition: answer.offset for at, answer in answers.items()}
+            run = self._admin._manager.run
+            return offsets if begins else run(ends_after, self._admin, topic, offsets)
         except UnknownTopicOrPartitionError:
             self._check_id(now=True)
             raise protocol.no_topic(topic, self._topics()) from None
         except KafkaError as error:
             raise unavailable(topic, error) from error
-        return {at.partition: answer.offset for at, answer in offsets.items()}
 
     def _topics(self) -> list[str]:
         prefix = self._config.prefix

@@ -15,7 +15,8 @@ from recsys.log.kafka_client import Buffer, consumer_of, unavailable
 from recsys.log.protocol import LogUnavailable, Record, check_range
 
 FETCH_WAIT_MS: Final = 25  # a newly added or sought partition waits for the fetch in flight
-ENDS_FRESH_S: Final = 0.02  # one request lists all ends; own appends invalidate them
+# Beginnings or ends of all partitions are requested together; own appends invalidate the ends.
+FRESH_S: Final = 0.02
 # Limits of a partition's buffer; beyond them nothing more is fetched.
 BUFFERED: Final = 10_000
 BUFFERED_BYTES: Final = 4 << 20
@@ -34,10 +35,9 @@ class KafkaReader:
         self._topic, self._patience_s, self._listed = topic, patience_s, listed
         self._next: dict[int, int] = {}  # offset of a partition's next sequential read
         self._buffers: dict[int, Buffer] = {}
-        self._ends: dict[int, int] = {}
-        self._ends_at = 0.0
-        self._probed: dict[int, int] = {}
-        self._verified: dict[int, tuple[int, int]] = {}  # listed end, and the true end at that time
+        # Beginnings (True) and ends (False) by partition, and when they were requested.
+        self._bounds: dict[bool, dict[int, int]] = {True: {}, False: {}}
+        self._bounds_at = {True: 0.0, False: 0.0}
         self._active: set[int] = set()  # assigned and fetched
         self._consumer = consumer_of(connection, fetch_max_wait_ms=FETCH_WAIT_MS)
 
@@ -45,50 +45,26 @@ class KafkaReader:
         """Raises LogLost outside the broker's records, LogUnavailable if it doesn't answer."""
         sought = self._place(partition, offset)
         if not self._buffers[partition]:
-            self._poll(0, partition)
+            # A sequential read mostly gets its records from the open fetch, and asks for no end.
+            self._poll(0 if sought else FETCH_WAIT_MS, partition)
         if not self._buffers[partition]:
-            listed = self._listed_end(partition)
-            if listed > offset:
+            end = self.end(partition)
+            if end < offset:
+                self.forget_ends()  # records came since
+                end = self.end(partition)
+            if end > offset:
                 self._fetch(partition, offset)
-            elif sought or (listed < offset and listed != self._probed.get(partition)):
-                # Inside the last batch, at the end, or beyond it: see bounds().
-                begin, end = self.bounds(partition)
-                check_range(self._topic, partition, offset, begin, end)
-                self._probed[partition] = listed
-                if offset < end:
-                    self._fetch(partition, offset)
+            elif end < offset:
+                check_range(self._topic, partition, offset, self.begin(partition), end)
         return self._take(partition, limit)
 
     def begin(self, partition: int) -> int:
-        return self._listed(self._topic, [partition], True)[partition]
+        """The beginning, of at most FRESH_S ago."""
+        return self._bound(partition, begins=True)
 
     def end(self, partition: int) -> int:
-        """The end; one request for all partitions if nothing was appended to this one."""
-        listed = self._listed_end(partition)
-        verified = self._verified.get(partition)
-        if verified is None or verified[0] != listed:
-            verified = self._verified[partition] = listed, self.bounds(partition)[1]
-        return verified[1]
-
-    def bounds(self, partition: int) -> tuple[int, int]:
-        """The current (begin, end). The end is the high watermark that comes with the last batch: the
-        embedded broker lists as the end the offset after the *first* record of that batch."""
-        at = TopicPartition(self._topic, partition)
-        begin = self.begin(partition)
-        self._ends_at = 0.0
-        listed = self._listed_end(partition)
-        if listed <= begin:
-            return begin, begin
-        before, buffer = self._next.get(partition), self._buffers.get(partition, Buffer())
-        self._buffers[partition], self._next[partition] = Buffer(), listed - 1
-        self._deactivate({partition})
-        self._fetch(partition, listed - 1)
-        end: int = self._consumer.highwater(at)
-        self._deactivate({partition})
-        del self._buffers[partition], self._next[partition]
-        if before is not None:
-            self._buffers[partition], self._next[partition] = buffer, before
-        return begin, end
+        """The end, of at most FRESH_S ago."""
+        return self._bound(partition, begins=False)
 
     def wait(self, timeout_s: float) -> None:
         """Waits until the broker sends a record of a partition that this thread reads."""
@@ -105,7 +81,7 @@ class KafkaReader:
 
     def forget_ends(self) -> None:
         """Invalidates the known ends after an append."""
-        self._ends_at = 0.0
+        self._bounds_at[False] = 0.0
 
     def close(self) -> None:
         self._consumer.close(autocommit=False, timeout_ms=1_000)
@@ -150,14 +126,13 @@ class KafkaReader:
     def _assign(self) -> None:
         self._consumer.assign([TopicPartition(self._topic, p) for p in sorted(self._active)])
 
-    def _listed_end(self, partition: int) -> int:
-        """The end that the broker listed, at most ENDS_FRESH_S ago."""
-        now = time.monotonic()
-        if now - self._ends_at > ENDS_FRESH_S or partition not in self._ends:
-            partitions = sorted({*self._next, *self._ends, partition})
-            self._ends = self._listed(self._topic, partitions, False)
-            self._ends_at = now
-        return self._ends[partition]
+    def _bound(self, partition: int, begins: bool) -> int:
+        now, known = time.monotonic(), self._bounds[begins]
+        if now - self._bounds_at[begins] > FRESH_S or partition not in known:
+            partitions = sorted({*self._next, *known, partition})
+            known = self._bounds[begins] = self._listed(self._topic, partitions, begins)
+            self._bounds_at[begins] = now
+        return known[partition]
 
     def _fetch(self, partition: int, offset: int) -> None:
         """Waits for records at or after the offset, which exist."""

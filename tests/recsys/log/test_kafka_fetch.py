@@ -1,15 +1,18 @@
 """The parser of Kafka's batches, beside kafka-python's own and on damaged ones."""
 
+import asyncio
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from kafka import TopicPartition
 from kafka.errors import CorruptRecordError
 from kafka.record import MemoryRecords
 from kafka.record.default_records import DefaultRecordBatch, DefaultRecordBatchBuilder
 
-from recsys.log.kafka_fetch import PartitionRecords, records_of
+from recsys.log.kafka_fetch import PartitionRecords, ends_after, records_of
 from recsys.log.protocol import Record
 
 CODECS = {"none": 0, "gzip": 1, "zstd": 4}
@@ -111,3 +114,34 @@ def test_a_damaged_compressed_batch_is_refused(codec: str) -> None:
     data = batch_of([(0, b"key", b"value" * 100, [])], codec)
     with pytest.raises(CorruptRecordError, match="is no gzip or zstd"):
         records_of(DefaultRecordBatch(data[:61] + b"\x00" * 20 + data[81:]))
+
+
+class Leaders:
+    """An admin client of partitions led by two brokers; ``ends`` by partition, or -1 for an error."""
+
+    def __init__(self, ends: dict[int, int]) -> None:
+        self._ends, self.fetched = ends, dict[tuple[int, int], int]()
+        self._manager = self
+
+    async def _async_get_leader_for_partitions(
+        self, ats: set[TopicPartition]
+    ) -> dict[int, set[TopicPartition]]:
+        return {leader: {at for at in ats if at.partition % 2 == leader} for leader in (0, 1)}
+
+    async def send(self, request: Any, leader: int) -> Any:
+        parts = request.topics[0].partitions
+        self.fetched |= {(leader, part.partition): part.fetch_offset for part in parts}
+        answers = [
+            SimpleNamespace(
+                partition_index=part.partition, high_watermark=self._ends[part.partition]
+            )
+            for part in parts
+        ]
+        return SimpleNamespace(responses=[SimpleNamespace(partitions=answers)])
+
+
+def test_ends_are_those_of_a_fetch_of_the_last_batch() -> None:
+    leaders: Any = Leaders({0: 0, 1: 9, 2: 7, 3: -1})
+    ends = asyncio.run(ends_after(leaders, "t", {0: 0, 1: 5, 2: 7, 3: 4}))
+    assert ends == {0: 0, 1: 9, 2: 7, 3: 4}
+    assert leaders.fetched == {(1, 1): 4, (0, 2): 6, (1, 3): 3}  # none of an empty partition

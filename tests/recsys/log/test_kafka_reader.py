@@ -1,0 +1,51 @@
+"""The reader of one topic: what it asks the brokers for, and when."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from recsys.log import kafka_reader
+from recsys.log.kafka_reader import KafkaReader
+from recsys.log.protocol import LogLost
+
+
+class Brokers:
+    """Bounds of a topic's partitions, with the requests for them, and a consumer that gets no record."""
+
+    def __init__(self, ends: dict[int, int]) -> None:
+        self.ends, self.requests = ends, list[tuple[list[int], bool]]()
+        self.consumer = SimpleNamespace(
+            poll=lambda timeout_ms: {}, assign=lambda at: None, seek=lambda at, offset: None
+        )
+
+    def listed(self, topic: str, partitions: list[int], begins: bool) -> dict[int, int]:
+        self.requests.append((partitions, begins))
+        return {partition: 0 if begins else self.ends[partition] for partition in partitions}
+
+
+def reader_of(brokers: Brokers, monkeypatch: pytest.MonkeyPatch) -> KafkaReader:
+    monkeypatch.setattr(kafka_reader, "consumer_of", lambda *_, **__: brokers.consumer)
+    monkeypatch.setattr("recsys.log.kafka_reader.time.monotonic", lambda: 100.0)
+    return KafkaReader({}, "t", 1.0, brokers.listed)
+
+
+def test_bounds_of_all_partitions_take_one_request(monkeypatch: pytest.MonkeyPatch) -> None:
+    brokers = Brokers({0: 5, 1: 7})
+    reader: Any = reader_of(brokers, monkeypatch)
+    assert [reader.end(0), reader.end(1)] == [5, 7]  # partitions become known one by one
+    reader.forget_ends()
+    brokers.requests.clear()
+    brokers.ends = {0: 6, 1: 8}
+    assert [reader.end(0), reader.end(1), reader.end(0)] == [6, 8, 6]
+    assert brokers.requests == [([0, 1], False)]
+
+
+def test_an_end_from_before_an_append_loses_no_record(monkeypatch: pytest.MonkeyPatch) -> None:
+    brokers = Brokers({0: 5})
+    reader = reader_of(brokers, monkeypatch)
+    assert reader.end(0) == 5
+    brokers.ends = {0: 6}  # appended by another client, and read by this one
+    assert reader.read(0, 6, 10) == []
+    with pytest.raises(LogLost, match="beyond the end, 6"):
+        reader.read(0, 7, 10)
