@@ -11,6 +11,7 @@ import pickle
 import signal
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
@@ -52,16 +53,16 @@ _LOG: Final = logging.getLogger(__name__)
 def run(config: Config, stop: Stop) -> None:
     """Starts missing shards, polls their status each second, and reports it in the heartbeat."""
     config = replace(config, state=str(Path(config.state).resolve()))
+    log = open_log(config)
+    control = ControlReader(log)
+    control.turn()
+    group = ShardGroup.of(config, control, control.live_epoch(MAIN))
     if not ray.is_initialized():
         handler = signal.getsignal(signal.SIGTERM)
         job = ray.job_config.JobConfig(metadata={"part": "shards", "line": MAIN})
         ray.init(namespace=NAMESPACE, log_to_driver=False, job_config=job)
         # Ray's handler would end this process before its shards.
         signal.signal(signal.SIGTERM, handler)
-    log = open_log(config)
-    control = ControlReader(log)
-    control.turn()
-    group = ShardGroup.of(config, control, control.live_epoch(MAIN))
     group.prepare()
     while not stop.is_set(starting=True):
         if group.start() and group.poll():
@@ -119,7 +120,9 @@ class ShardGroup:
 
     def __init__(self, config: Config, spec: ShardSpec, features: FeatureSet) -> None:
         self._config, self._spec = config, spec
-        self._dense = initial_dense(features, config.model)
+        building = ThreadPoolExecutor(1, "dense")  # beside the connection to Ray
+        self._dense = building.submit(initial_dense, features, config.model)
+        building.shutdown(wait=False)
         self._handles: list[Any] = []
         self.statuses: list[dict[str, Any]] = []
         self.started = 0  # times that at least one actor had to be created
@@ -140,7 +143,7 @@ class ShardGroup:
                 self._handles = find_shards(self._spec)
             except ValueError:
                 self.started += 1
-                self._handles = start_shards(self._spec, self._config, self._dense)
+                self._handles = start_shards(self._spec, self._config, self._dense.result())
         except (ray.exceptions.RayError, ValueError) as error:
             _LOG.warning("shards don't start yet: %s", error)
             return False
@@ -167,7 +170,7 @@ class ShardGroup:
 
     def prepare(self) -> None:
         """Resplits the state after a change of the number of shards: once, before any shard starts."""
-        old = stop_and_reshard(self._spec, self._config, self._dense)
+        old = stop_and_reshard(self._spec, self._config, self._dense.result())
         if old is not None:
             _LOG.info("%d shards became %d at step %d", old.parts, self._spec.parts, old.step)
 

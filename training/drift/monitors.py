@@ -12,11 +12,11 @@ alarm a number is quiet for a while, and its new level becomes the usual one.
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
-from river.drift import ADWIN, PageHinkley
 
 from recsys.events.control_records import Alarm
 from training.drift.baseline import Baseline
@@ -100,11 +100,17 @@ class ChangeMonitor:
     ) -> None:
         self.config = config = config or DetectorConfig()
         self._baseline = Baseline(len(numbers), config.memory, config.warm_up)
-        self._columns = [_Column(n, _detectors(n, config, len(numbers))) for n in numbers]
+        self._numbers = numbers
         self._sums = np.zeros(len(numbers))
         self._examples = 0.0
         self._recent: list[Floats] = []
         self.blocks = 0
+
+    @cached_property
+    def _columns(self) -> list[_Column]:
+        """Detectors, made with the first block: river takes a second to import."""
+        count = len(self._numbers)
+        return [_Column(n, _detectors(n, self.config, count)) for n in self._numbers]
 
     def feed(self, sums_C: Floats, examples: float, at_ms: int, step: int) -> list[Alarm]:
         """Takes the sums over a step's (or a lane's) examples. Raises ValueError for NaN and infinity, which
@@ -177,6 +183,8 @@ def _detectors(
     """Page–Hinkley (Page 1954, "Continuous inspection schemes"), which sums how far numbers exceed a slack;
     for losses also ADWIN (Bifet and Gavaldà 2007, "Learning from time-changing data with adaptive
     windowing"), which compares two parts of a window."""
+    from river.drift import ADWIN, PageHinkley
+
     is_loss = number.kind in (LOSS, CALIBRATION)
     threshold = config.loss_threshold if is_loss else config.threshold
     threshold += float(np.log(monitored))

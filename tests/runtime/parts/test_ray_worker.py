@@ -72,6 +72,7 @@ def test_private_parts_of_ray_that_are_left_out_exist() -> None:
         (FixedScalingPolicy, "after_controller_start"),
         (DataParallelTrainer, "_initialize_and_run_controller"),
         (Node, "dead_processes"),
+        (Node, "start_api_server"),
     ):
         assert hasattr(owner, name), name
 
