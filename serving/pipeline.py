@@ -354,7 +354,7 @@ class Pipeline:
         stamp, predicted = self._stamp(query), b""
         if predictions_NL is not None:
             predicted = np.ascontiguousarray(predictions_NL[positions_R], np.float32).tobytes()
-        items = tuple(self._item(query, candidates, rank) for rank in range(len(positions_R)))
+        items = self._items(query, candidates, slate)
         if request.explain and items:
             ranked = _has_numbers(predictions_NL)
             reasons = self._explain(query, [candidates.indices[p] for p in positions_R], ranked)
@@ -437,24 +437,27 @@ class Pipeline:
             stages=list(replica.config.serve.stages),
         )
 
-    def _item(self, query: Query, candidates: Candidates, rank: int) -> AnswerItem:
-        slate, catalogue = candidates.slate, self.replica.catalogue
-        assert slate is not None
-        position, score = int(slate.positions[rank]), float(candidates.slate_scores_R[rank])
-        index = candidates.indices[position]
-        sources = candidates.sources[index] + (["quota"] if slate.trial_R[rank] else [])
-        predictions = None
-        if query.request.explain and candidates.predictions_NL is not None and math.isfinite(score):
-            predictions = self._named(candidates.predictions_NL[position])
-        return AnswerItem(
-            item_id=catalogue.ids[index],
-            rank=rank,
-            score=score if math.isfinite(score) else None,
-            propensity=float(slate.propensities[rank]),
-            sources=tuple(sources),
-            fields=catalogue.fields[index],
-            predictions=predictions,
-        )
+    def _items(self, query: Query, candidates: Candidates, slate: Slate) -> tuple[AnswerItem, ...]:
+        catalogue, predictions_NL = self.replica.catalogue, candidates.predictions_NL
+        named, items = query.request.explain and predictions_NL is not None, list[AnswerItem]()
+        columns = slate.positions, candidates.slate_scores_R, slate.propensities, slate.trial_R
+        rows = zip(*(column.tolist() for column in columns), strict=True)
+        for rank, (position, score, propensity, on_trial) in enumerate(rows):
+            index, is_number = candidates.indices[position], math.isfinite(score)
+            predictions = None
+            if named and is_number and predictions_NL is not None:
+                predictions = self._named(predictions_NL[position])
+            item = AnswerItem(
+                item_id=catalogue.ids[index],
+                rank=rank,
+                score=score if is_number else None,
+                propensity=propensity,
+                sources=(*candidates.sources[index], *(("quota",) if on_trial else ())),
+                fields=catalogue.fields[index],
+                predictions=predictions,
+            )
+            items.append(item)
+        return tuple(items)
 
     def _named(self, predictions_L: Floats) -> dict[str, float] | None:
         """Predictions by label, and the watch time in seconds; None where one is not a number."""
