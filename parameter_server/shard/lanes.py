@@ -5,7 +5,7 @@ Lanes are always added in order, so a step's result is independent of the number
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import msgspec
 import numpy as np
@@ -83,10 +83,10 @@ class StepSum:
     def encode(self) -> bytes:
         """Bytes for the write-ahead file."""
         tables = [
-            _SumRows(name, rows.keys.tobytes(), rows.gradients.tobytes(), rows.counts.tobytes())
+            _SumRows(name, _view(rows.keys), _view(rows.gradients), _view(rows.counts))
             for name, rows in self.tables.items()
         ]
-        dense = None if self.dense is None else self.dense.tobytes()
+        dense = None if self.dense is None else _view(self.dense)
         forget = {name: keys.tobytes() for name, keys in self.forget.items()}
         record = _SumRecord(
             self.step, self.time_ms, tables, dense, dict(self.metrics), forget, self.held, self.rate
@@ -108,6 +108,11 @@ class StepSum:
         forget = {name: np.frombuffer(keys, np.int64) for name, keys in record.forget.items()}
         step, metrics = (record.step, record.time_ms), record.metrics
         return StepSum(*step, tables, dense, metrics, forget, record.held, record.rate)
+
+
+def _view(array: NDArray[Any]) -> bytes:
+    """An array's memory, which the encoder copies once, straight into the record."""
+    return np.ascontiguousarray(array).reshape(-1).view(np.uint8).data  # type: ignore[return-value]
 
 
 def add_lanes(

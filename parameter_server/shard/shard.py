@@ -297,6 +297,8 @@ class Shard:
         moved = part is None or len(gone)  # removals move rows to other slots
         after = table.lookup(keys) if moved else table.rows_at(done.slots)
         change = TableChange(keys, before, existed, after, counts, removed)
+        if not (len(leaving) or len(evicted)):
+            return change, (learned, old)
         touched = np.concatenate([learned, leaving, evicted])
         return change, (touched, np.concatenate([old, left, evicted_rows]))
 

@@ -83,19 +83,20 @@ class Wal:
         assert step == last + 1, (
             f"{self.path} ends with step {last}: step {step} would be cut at the next start"
         )
-        data = memoryview(_record(step, payload))
+        head = _record_head(step, payload)
         self._file.seek(self._end)
         try:
-            done = 0
-            while done < len(data):
-                done += self._file.write(data[done:])
+            for data in (head, payload):  # in two writes: joining them would copy the step
+                done, view = 0, memoryview(data)
+                while done < len(view):
+                    done += self._file.write(view[done:])
             if self._sync:
                 os.fdatasync(self._file.fileno())
         except OSError:
             self._file.truncate(self._end)
             raise
         self._offsets.append((step, self._end))
-        self._end += len(data)
+        self._end += len(head) + len(payload)
 
     def records(self, after: int = 0) -> Iterator[tuple[int, bytes]]:
         """(step, payload) of each record with a step > ``after``, in order."""
@@ -167,9 +168,10 @@ class Wal:
         for step, offset in self._offsets:
             (length,) = _U32.unpack_from(data, offset)
             start = offset + _HEAD.size
-            parts.append(_record(step, data[start : start + length]))
+            payload = data[start : start + length]
+            parts += [_record_head(step, payload), payload]
             offsets.append((step, end))
-            end += len(parts[-1])
+            end += _HEAD.size + length
         self._renew(b"".join(parts), offsets)
 
 
@@ -234,8 +236,8 @@ def _whole(data: bytes, offset: int, is_format_2: bool) -> tuple[int, int] | Non
     return (step, start + length) if intact else None
 
 
-def _record(step: int, payload: bytes) -> bytes:
-    return _HEAD.pack(len(payload), _crc(step, payload, _U32.pack(len(payload))), step) + payload
+def _record_head(step: int, payload: bytes) -> bytes:
+    return _HEAD.pack(len(payload), _crc(step, payload, _U32.pack(len(payload))), step)
 
 
 def _crc(step: int, payload: bytes | memoryview, length: bytes) -> int:

@@ -25,11 +25,12 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from parameter_server.table import kernels
+from parameter_server.table.kernels import BETA_1, BETA_2
+from parameter_server.table.routing import as_rows
+
 Vector = NDArray[np.float32]
 
-BETA_1: Final = 0.9
-BETA_2: Final = 0.999
-EPSILON: Final = 1e-8
 SETTLING: Final = 50  # steps after which the first rate is halved
 DENSE_COLUMNS: Final = ("values", "averaged", "m", "v", "t")  # names in an export
 SENT: Final = "held/dense"  # in a shard's export: what replicas hold, while it isn't the newest
@@ -72,17 +73,15 @@ class Dense:
         if not fits(gradient, self._bound):
             return False
         self._t += 1
-        one = np.float32(1)
-        beta_1, beta_2 = np.float32(BETA_1), np.float32(BETA_2)
-        self._m = beta_1 * self._m + (one - beta_1) * gradient
-        self._v = beta_2 * self._v + (one - beta_2) * (gradient * gradient)
         settled = max(1.0, self._first / (1 + self._t / SETTLING))
         step_size = np.float32(rate * self._rate * settled / (1 - BETA_1**self._t))
-        root = np.sqrt(self._v * np.float32(1 / (1 - BETA_2**self._t)))
-        self.values = self.values - step_size * self._m / (root + np.float32(EPSILON))
+        unbiased = np.float32(1 / (1 - BETA_2**self._t))
         average = self._average ** min(1.0, rate * rate)
         keep = np.float32(min(average, (1 + self._t) / (10 + self._t)))
-        self.averaged = keep * self.averaged + (one - keep) * self.values
+        before = self.values, self.averaged
+        self.values, self.averaged = np.empty_like(self.values), np.empty_like(self.values)
+        new = self._m, self._v, self.values, self.averaged
+        kernels.adam(*before, as_rows(gradient), step_size, unbiased, keep, *new)
         return True
 
     def export(self) -> dict[str, NDArray[Any]]:

@@ -1,17 +1,22 @@
-"""Compiled loops of tables and routing: row-wise Adagrad, random initial rows, sums of lanes, sightings."""
+"""Compiled loops of tables and routing: optimizers, random initial rows, sums of lanes, sightings."""
 
 # N keys in a batch, D row dimension, R rows
 
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 from numba import types
 
 from recsys.arrays.compiled import GAMMA, kernel, mix, read_only, unit
-from recsys.arrays.key_index import insert
+from recsys.arrays.key_index import AHEAD, insert
+from recsys.arrays.prefetch import LINE, prefetch_line
 
+BETA_1: Final = 0.9
+BETA_2: Final = 0.999
+EPSILON: Final = 1e-8
 _int, _float, _flag = types.int64, types.float32, types.boolean
 _KEYS, _COUNTS, _ROWS = read_only(_int, 1), read_only(types.int32, 1), read_only(_float, 2)
+_VECTOR = read_only(_float, 1)
 _INDEX, _KEYS_OUT, _ROWS_OUT = _int[:, ::1], _int[::1], _float[:, ::1]
 
 
@@ -31,6 +36,18 @@ def draw(seed: Any, initial: Any, keys: Any, targets: Any, out: Any) -> None:
             cell += GAMMA
             u = unit(cell)
             row[j] = np.float32((2.0 * u - 1.0) * scale)
+
+
+@kernel(_flag(read_only(_float, 2), _KEYS, _int))
+def prefetch_row(values: Any, slots: Any, i: Any) -> Any:
+    """Prefetches the row at ``slots[i]``; returns whether there is one."""
+    if i >= slots.shape[0] or slots[i] < 0:
+        return False
+    row = 4 * values.shape[1]
+    for byte in range(0, row, LINE):
+        prefetch_line(values, slots[i] * row + byte)
+    prefetch_line(values, slots[i] * row + row - 1)  # rows needn't begin with a line
+    return True
 
 
 @kernel(_int(read_only(_float, 2), _KEYS, types.uint64, _float, _KEYS, _ROWS_OUT))
@@ -75,6 +92,9 @@ def adagrad(values: Any, accumulator: Any, used: Any, slots: Any, gradients: Any
     dim = gradients.shape[1]
     whole, width = dim - dim % 4, np.float32(dim)
     for i in range(slots.shape[0]):
+        if prefetch_row(values, slots, i + AHEAD):
+            prefetch_line(accumulator, slots[i + AHEAD] * 4)
+            prefetch_line(used, slots[i + AHEAD] * 8)
         if slots[i] < 0:
             continue
         slot = np.uint64(slots[i])
@@ -92,6 +112,21 @@ def adagrad(values: Any, accumulator: Any, used: Any, slots: Any, gradients: Any
         factor = rate / (np.sqrt(total) + epsilon)
         for j in range(dim):
             values[slot, j] -= factor * gradients[i, j]
+
+
+@kernel(types.void(_VECTOR, _VECTOR, _VECTOR, _float, _float, _float,
+                   _float[::1], _float[::1], _float[::1], _float[::1]))  # fmt: skip
+def adam(values: Any, averaged: Any, gradient: Any, rate: Any, unbiased: Any, keep: Any,
+         m: Any, v: Any, out_values: Any, out_averaged: Any) -> None:  # fmt: skip
+    """One step of ``Dense``, with m and v in place. ``rate``: by 1 - β₁ᵗ; ``unbiased``: 1 / (1 - β₂ᵗ)."""
+    one = np.float32(1)
+    beta_1, beta_2, epsilon = np.float32(BETA_1), np.float32(BETA_2), np.float32(EPSILON)
+    for i in range(values.shape[0]):
+        m[i] = beta_1 * m[i] + (one - beta_1) * gradient[i]
+        v[i] = beta_2 * v[i] + (one - beta_2) * (gradient[i] * gradient[i])
+        root = np.sqrt(v[i] * unbiased)
+        out_values[i] = values[i] - rate * m[i] / (root + epsilon)
+        out_averaged[i] = keep * averaged[i] + (one - keep) * out_values[i]
 
 
 @kernel(_int(_INDEX, _KEYS_OUT, types.int32[::1], _ROWS_OUT, _int, _KEYS, _ROWS, _COUNTS))

@@ -195,7 +195,7 @@ def test_a_file_of_format_2_is_read_and_rewritten(tmp_path):
 def test_zeros_of_gradients_are_not_taken_for_records(monkeypatch):
     tiny = 0x4000 << 8  # the bits of a small float: from its second byte on, the length of a record
     sparse = struct.pack("<IIfII", tiny, 0, 0.001, 0, 0) * 2_000
-    records = [wals._record(step, sparse) for step in range(1, 5)]
+    records = [wals._record_head(step, sparse) + sparse for step in range(1, 5)]
     head, checked = wals._head("me", ""), 0
 
     def counting_crc(step, payload, length, crc=wals._crc):
