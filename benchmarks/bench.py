@@ -99,7 +99,7 @@ def train(
     ] = True,
     rounds: Annotated[
         int, typer.Option(min=1, help="Interleaved rounds; the median of each variant counts.")
-    ] = 1,
+    ] = 5,
     seed: Seed = 0,
 ) -> Figures:
     """Examples through two workers and two shards."""
