@@ -2,7 +2,7 @@
 # passes arguments to the command.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-collect test-pure test-steady test-services test-fast mutants fuzz check format bench docs lock client client-test test-hosts
+.PHONY: help setup demo test test-collect test-pure test-steady test-services test-shared test-live test-fast mutants fuzz check format bench docs lock client client-test test-hosts
 
 FITS := import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))
 PYTHON ?= $(shell for p in python3.11 python3; do \
@@ -30,11 +30,12 @@ test: .venv/.stamp-dev ## All tests, with a Kafka broker, Valkey, Ray and a brow
 ifdef ARGS
 	$(BIN)/pytest -q -m "" $(ARGS)
 else
-	@for part in pure steady services; do $(MAKE) --no-print-directory test-$$part || exit; done
+	@for part in pure steady services shared live; do $(MAKE) --no-print-directory test-$$part || exit; done
 endif
 
-# All tests in three parts. Steady ones only compute: no outcome depends on a clock or on what else runs. Tests of
-# services and live systems bear each other's load, and run in two processes.
+# All tests in five parts. Steady ones only compute: no outcome depends on a clock or on what else runs. Tests of
+# services that bear each other's load run in two processes; those of live systems follow one at a time, and .ci/run
+# runs those that share one system beside the others.
 STEADY := $(addprefix tests/simulation/test_,disk_month.py flipped_bits.py planted_bugs.py simulator.py) \
 	tests/training/continual/test_open_labels.py tests/training/merging/test_merge_live.py \
 	$(addprefix tests/training/deletion/test_,live_unlearning.py unlearn.py) \
@@ -43,13 +44,14 @@ STEADY := $(addprefix tests/simulation/test_,disk_month.py flipped_bits.py plant
 	$(addprefix tests/benchmarks/studies/,drift/test_study_drift.py poisoning/test_study_poisoning.py \
 	promotion/test_study_guard.py $(addprefix quality/test_,sequence_baselines.py study_baselines.py \
 	study_freshness.py study_quality.py))
-# The longest first. What stands in one group (the mark xdist_group, else the file) runs in one process, in order.
-LONG := $(sort $(wildcard tests/live/system/test_*.py)) tests/live/test_broker_faults.py \
-	tests/examples/ratings/test_ten_minutes.py $(addprefix tests/live/test_,serve.py continual.py shard_actor.py) \
-	tests/benchmarks/system/test_bench_recovery.py \
-	$(addprefix tests/live/test_,offline_job.py retrieval_serve.py) tests/training/offline/test_ray_job.py \
-	$(addprefix tests/live/test_,example_pages.py feed_page.py) tests/runtime/cli/test_up.py \
-	$(addprefix tests/live/test_,workers.py tracker.py kafka_log.py control_page.py haproxy_live.py page_access.py)
+# The longest first.
+IN_PAIRS := tests/live/test_example_pages.py tests/live/test_feed_page.py tests/runtime/cli/test_up.py \
+	$(addprefix tests/live/test_,workers.py tracker.py kafka_log.py control_page.py haproxy_live.py page_access.py) \
+	tests/recsys/log/test_kafka_connection.py tests/recsys/log/test_protocol.py \
+	tests/serving/sessions/test_cluster_store.py tests/serving/sessions/test_session_store.py \
+	tests/benchmarks/answers/test_bench_serve.py tests/benchmarks/harness/test_broker_loop.py \
+	tests/experiments/assignment/test_assign_js.py tests/runtime/jobs/test_backup.py tests/runtime/cli/test_replay.py
+SHARED := $(wildcard tests/live/system/test_[1-4]_*.py)
 # By their text, since importing all others takes longer than some of them; tests/conftest.py checks that none is missed.
 SERVICES = $(sort $(shell grep -rl --include='test_*.py' 'mark\.services' tests))
 
@@ -64,8 +66,13 @@ test-steady: .venv/.stamp-dev
 	$(BIN)/pytest -q -m "" -o timeout=900 -n 2 --dist worksteal $(STEADY)
 
 test-services: .venv/.stamp-dev
-	$(BIN)/pytest -q -m "services and not hosts" -n 2 --dist loadgroup --no-loadscope-reorder $(LONG) \
-		$(filter-out $(LONG),$(SERVICES))
+	$(BIN)/pytest -q -m services -n 2 --dist loadfile --no-loadscope-reorder $(IN_PAIRS)
+
+test-shared: .venv/.stamp-dev
+	$(BIN)/pytest -q -m services $(sort $(SHARED))
+
+test-live: .venv/.stamp-dev
+	$(BIN)/pytest -q -m "services and not hosts" $(filter-out $(IN_PAIRS) $(SHARED),$(SERVICES))
 
 test-hosts: .venv/.stamp-dev ## Tests on three hosts, which are network namespaces: some minutes, as root
 	$(BIN)/pytest -q -m hosts tests/live/test_cluster.py

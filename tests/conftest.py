@@ -28,16 +28,11 @@ def pytest_collection() -> Generator[None, object, object]:
         gc.freeze()
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Where slow tests are left out, hypothesis tries a third of its examples; ``make test`` tries all.
 
-    A test of services is refused in a file that ``make test`` doesn't find by its text. Where processes share
-    tests by groups, a file without one is a group.
+    A test of services is refused in a file that ``make test`` doesn't find by its text.
     """
-    for item in items:
-        if not item.get_closest_marker("xdist_group"):
-            item.add_marker(pytest.mark.xdist_group(item.path.as_posix()))
     for path in {item.path for item in items if item.get_closest_marker("services")}:
         if "mark.services" not in path.read_text():
             raise pytest.UsageError(

@@ -18,9 +18,7 @@ from tests.support.paths import ROOT
 from tests.support.small_feed import START_MS
 from training.candidates.registry import Registry
 
-pytestmark = [
-    pytest.mark.services, pytest.mark.slow, pytest.mark.timeout(240), pytest.mark.xdist_group("ray"),
-]  # fmt: skip
+pytestmark = [pytest.mark.services, pytest.mark.slow, pytest.mark.timeout(240)]
 _BIN = Path(sys.executable).parent
 # Ends when its input does. `ray stop` isn't used: it would end every Ray of the machine.
 HEAD = """

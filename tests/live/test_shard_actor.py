@@ -16,7 +16,7 @@ from recsys.process.open_log import create_topics, open_log
 from tests.support.paths import ROOT
 from tests.support.small_line import DENSE, LANES, toy_spec, work
 
-pytestmark = [pytest.mark.services, pytest.mark.slow, pytest.mark.xdist_group("ray")]
+pytestmark = [pytest.mark.services, pytest.mark.slow]
 STEPS, ALL = 24, list(range(LANES))
 
 

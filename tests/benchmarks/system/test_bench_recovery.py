@@ -4,7 +4,6 @@ import pytest
 
 
 @pytest.mark.services
-@pytest.mark.xdist_group("ray")
 @pytest.mark.slow
 def test_a_killed_shard_is_waited_for_and_has_its_rows():
     pytest.importorskip("ray")

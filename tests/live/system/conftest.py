@@ -1,7 +1,7 @@
 """One real system for all tests of this folder, since starting one takes most of a minute.
 
-The files of the group "system" run in the order of their numbers in one process, and each leaves the system
-running for the next; the last ends it. Any single file also runs alone.
+The files run in the order of their numbers, and each leaves the system running for the next; the last ends
+it. Any single file also runs alone.
 """
 
 from collections.abc import Iterator

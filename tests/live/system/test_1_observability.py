@@ -15,9 +15,7 @@ from tests.support.one_moment import check_one_moment
 from tests.support.otlp_receiver import Receiver
 from tests.support.prometheus_checks import check_names, check_panels, prometheus_is_there
 
-pytestmark = [
-    pytest.mark.services, pytest.mark.slow, pytest.mark.timeout(600), pytest.mark.xdist_group("system"),
-]  # fmt: skip
+pytestmark = [pytest.mark.services, pytest.mark.slow, pytest.mark.timeout(600)]
 
 
 def test_a_collector_sees_each_swipe_as_one_connected_trace(

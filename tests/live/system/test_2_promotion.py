@@ -30,9 +30,7 @@ from training.lines.control import ControlReader
 from training.lines.line import MAIN, whole_spec
 from training.steps.lineage import Lineage
 
-pytestmark = [
-    pytest.mark.services, pytest.mark.slow, pytest.mark.timeout(600), pytest.mark.xdist_group("system"),
-]  # fmt: skip
+pytestmark = [pytest.mark.services, pytest.mark.slow, pytest.mark.timeout(600)]
 
 LIKE_LIVE, STUDENT = "cand-1", "student-1"
 SIZE = ModelSize(dim=8, hidden=(64, 32))

@@ -14,9 +14,7 @@ from tests.support.fault_checks import (
 )
 from tests.support.live_system import LiveSystem, Traffic, until
 
-pytestmark = [
-    pytest.mark.services, pytest.mark.slow, pytest.mark.timeout(900), pytest.mark.xdist_group("system"),
-]  # fmt: skip
+pytestmark = [pytest.mark.services, pytest.mark.slow, pytest.mark.timeout(900)]
 
 HEAVY = ("trainer", "serve", "shards")
 

@@ -29,9 +29,7 @@ from training.deletion.unlearn import Replay
 from training.lines.control import ControlReader
 from training.lines.line import MAIN, spec_of
 
-pytestmark = [
-    pytest.mark.services, pytest.mark.slow, pytest.mark.timeout(600), pytest.mark.xdist_group("system"),
-]  # fmt: skip
+pytestmark = [pytest.mark.services, pytest.mark.slow, pytest.mark.timeout(600)]
 
 
 def test_users_are_unlearned_while_the_system_runs_and_learns(system: LiveSystem) -> None:

@@ -49,7 +49,6 @@ def system(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.services
-@pytest.mark.xdist_group("ray")
 @pytest.mark.slow
 def test_two_workers_on_two_nodes_learn_what_one_process_learns(
     system: Path, tmp_path: Path
