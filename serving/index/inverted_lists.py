@@ -79,6 +79,7 @@ class InvertedLists:
         self._index.set_direct_map_type(faiss.DirectMap.Array)
         self._list_of = np.full(8, -1, np.int32)
         self._largest_V = np.zeros(centroids.dim, np.float32)
+        self._errors_V = errors_of(self._largest_V)
 
     def list_of(self, indices: Indices) -> NDArray[np.int32]:
         """List of each vector, -1 where it is in none."""
@@ -100,7 +101,8 @@ class InvertedLists:
         lists = np.where(lists_N < 0, self.centroids.count, lists_N).astype(np.int64)
         vectors_NV = np.ascontiguousarray(vectors_NV)
         self._index.add_core(len(lists), faiss.swig_ptr(vectors_NV), None, faiss.swig_ptr(lists))
-        self._list_of, self._largest_V = lists_N.copy(), largest_parts(vectors_NV, self._largest_V)
+        self._list_of = lists_N.copy()
+        self._note_sizes(vectors_NV)
 
     def put(self, indices: Indices, vectors_NV: Vectors) -> int:
         """Adds or moves vectors of distinct numbers; returns how many changed their list, or had none."""
@@ -108,7 +110,7 @@ class InvertedLists:
             return 0
         vectors_NV = np.ascontiguousarray(vectors_NV, np.float32)
         self._add_up_to(int(indices.max()) + 1)
-        self._largest_V = largest_parts(vectors_NV, self._largest_V)
+        self._note_sizes(vectors_NV)
         lists = self.centroids.assign(vectors_NV)
         self._update(indices, lists, vectors_NV)
         moved = int((self._list_of[indices] != lists).sum())
@@ -167,7 +169,7 @@ class InvertedLists:
         numbers = range(len(queries))
         if self._largest_V.max() > _LARGEST:  # beyond float16
             return [best_of(every(n), rows_NV, queries[n], k) for n in numbers]
-        hits, errors_V = fetch(slice(None), first_size(k, most)), errors_of(self._largest_V)
+        hits, errors_V = fetch(slice(None), first_size(k, most)), self._errors_V
         return [
             exact_best(
                 partial(again, n),
@@ -181,6 +183,11 @@ class InvertedLists:
             )
             for n in numbers
         ]
+
+    def _note_sizes(self, vectors_NV: Vectors) -> None:
+        """Notes how large numbers are, and with these the errors of products."""
+        self._largest_V = largest_parts(vectors_NV, self._largest_V)
+        self._errors_V = errors_of(self._largest_V)
 
     def _update(self, indices: Indices, lists: Indices, vectors_NV: Vectors) -> None:
         numbers = np.ascontiguousarray(indices, np.int64)
