@@ -116,7 +116,7 @@ def process_name(part: str, line: str) -> str:
     """Name of a process in the figures: that of its part; of Ray's parts by command line."""
     if part not in ("ray", ""):
         return part
-    return next((name for words, name in _RAY.items() if words in line), part or "ray: driver")
+    return next((name for words, name in _RAY.items() if words in line), part or "ray: other")
 
 
 def by_state(groups: Mapping[str, Usage]) -> Figures:

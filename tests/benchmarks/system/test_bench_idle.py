@@ -73,7 +73,7 @@ def test_a_process_has_the_name_of_its_part_or_of_its_place_in_ray() -> None:
     assert process_name("ray", "ray::HAProxyManager") == "serve: HAProxy manager"
     assert process_name("ray", "haproxy -f h/haproxy.cfg") == "serve: HAProxy"
     assert process_name("ray", "python -m runtime.cli.part ray") == "ray"
-    assert process_name("", "python -m benchmarks.harness.bare_serve") == "ray: driver"
+    assert process_name("", "python -m benchmarks.harness.bare_serve") == "ray: other"
 
 
 def test_viewers_are_no_part_of_what_a_system_uses() -> None:
