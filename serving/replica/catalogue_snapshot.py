@@ -4,11 +4,13 @@ beginning, and those of a machine share memory. Files: ``state/catalogue/DEFINIT
 import fcntl
 import logging
 import shutil
+import time
 import uuid
 import zlib
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Final
+from typing import IO, Any, Final
 
 import msgspec
 import numpy as np
@@ -25,6 +27,8 @@ from serving.replica.replica import Replica
 _FORMAT: Final = 2
 _LEAST: Final = 20_000  # records of ``items`` that are folded at every start
 _OLD: Final = 20  # a snapshot that lacks one of so many records is replaced
+_PATIENCE_S: Final = 300.0  # for the replica that folds the catalogue and writes
+_LOOK_S: Final = 0.2
 _log = logging.getLogger(__name__)
 
 
@@ -36,6 +40,7 @@ class CatalogueSnapshot:
         self._state, self._replica, self.damaged = state, replica, 0
         self._folder = Path(state) / "catalogue"
         self._lock = self._folder / ".lock"
+        self._held: IO[str] | None = None  # the lock, while this replica may write
         serve, features = replica.config.serve, replica.features.as_dict()
         index = replica.indexed, replica.index.dim, serve.index, serve.index_flat_items
         self._definition = digest_of(msgspec.json.encode((_FORMAT, log_id, features, index)))
@@ -76,6 +81,41 @@ class CatalogueSnapshot:
             self._replica.swap(index)
         self._arrays = {}
 
+    def acquire(self, now_ms: int, waits: Callable[[], bool]) -> bool:
+        """Takes the right to write the next snapshot, until ``release``, unless another replica of the
+        machine has it: then it ``waits`` for that one's snapshot, and returns True. Without effect while disk
+        space is low."""
+        if SpaceReader(self._state, lambda: now_ms).level >= Level.LOW:
+            return False
+        waited, until_s = False, time.monotonic() + _PATIENCE_S
+        try:
+            self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            lock = self._lock.open("w")
+        except OSError as error:
+            _log.warning("no snapshot of the catalogue can be written: %s", error)
+            return False
+        while not (locked := self._lock_now(lock)) and waits() and time.monotonic() < until_s:
+            waited = True
+            time.sleep(_LOOK_S)
+        if locked and not waited:
+            self._held = lock
+        else:
+            lock.close()
+        return waited
+
+    @staticmethod
+    def _lock_now(lock: IO[str]) -> bool:
+        with suppress(BlockingIOError):
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        return False
+
+    def release(self) -> None:
+        """Gives up the right to write."""
+        if self._held is not None:
+            self._held.close()
+            self._held = None
+
     def prune(self) -> None:
         """Removes snapshots of other definitions and unfinished ones, unless a replica writes one."""
         with suppress(OSError), self._lock.open("w") as lock:
@@ -86,8 +126,8 @@ class CatalogueSnapshot:
 
     def save(self, now_ms: int) -> None:
         """Writes a snapshot in place of others, and starts from it: its memory is shared, too. Without effect
-        while disk space is low. One replica writes at a time."""
-        if SpaceReader(self._state, lambda: now_ms).level >= Level.LOW:
+        unless ``acquire`` gave the right to, or while disk space is low."""
+        if self._held is None or SpaceReader(self._state, lambda: now_ms).level >= Level.LOW:
             return
         replica, partial = self._replica, self._folder / f".{uuid.uuid4().hex}"
         arrays = replica.catalogue.saved() | {"offset": np.array(replica.catalogue_offset)}
@@ -96,19 +136,16 @@ class CatalogueSnapshot:
             arrays |= replica.index.saved()
         name = self._name(arrays)
         try:
-            self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            with self._lock.open("w") as lock:
-                fcntl.flock(lock, fcntl.LOCK_EX)
-                partial.mkdir(mode=0o700)
-                for array in arrays:
-                    np.save(partial / array, arrays[array])
-                    sync_file(partial / f"{array}.npy")
-                sync_folder(partial)
-                for other in self._folder.glob("[!.]*"):  # other replicas may have them mapped
-                    shutil.rmtree(other, ignore_errors=True)
-                partial.rename(self._folder / name)
-                sync_folder(self._folder)
-                self._restore(self._folder / name)
+            partial.mkdir(mode=0o700)
+            for array in arrays:
+                np.save(partial / array, arrays[array])
+                sync_file(partial / f"{array}.npy")
+            sync_folder(partial)
+            for other in self._folder.glob("[!.]*"):  # other replicas may have them mapped
+                shutil.rmtree(other, ignore_errors=True)
+            partial.rename(self._folder / name)
+            sync_folder(self._folder)
+            self._restore(self._folder / name)
         except OSError as error:  # the disk is full, say
             _log.warning("no snapshot of the catalogue was written: %s", error)
             shutil.rmtree(partial, ignore_errors=True)

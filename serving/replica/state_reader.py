@@ -168,21 +168,38 @@ class StateReader:
 
     def catch_up(self, stopped: Callable[[], bool]) -> None:
         """Reads and applies up to the end of the log, in this thread: before the first answer. A large
-        catalogue is read on from a snapshot, and one that lacks much is replaced."""
+        catalogue is read on from a snapshot, and one that lacks much is replaced, by one replica of those
+        that start together."""
         saved, end = self.catalogue, self._log.end(ITEMS, 0)
-        if saved is not None and self._pinned is None:
+        if saved is None:
+            return self._read_to_end(stopped)
+        if self._pinned is None:
             saved.prune()
-        if saved is not None and saved.lacks(end):
+        self._restore(saved, end)
+        if saved.lacks(end) and self._pinned is None:
+            most = (
+                2 * self.replica.catalogue_offset < end
+            )  # else reading on takes less time than waiting
+            if saved.acquire(self._now_ms(), lambda: most and not stopped()):
+                self._restore(saved, end)
+        try:
+            self._read_to_end(stopped)
+        finally:
+            saved.release()
+
+    def _restore(self, saved: CatalogueSnapshot, end: int) -> None:
+        if saved.lacks(end):
             saved.restore()
             self._items = self.items_applied = max(self._items, self.replica.catalogue_offset)
-        due = saved is not None and saved.lacks(end) and self._pinned is None
+
+    def _read_to_end(self, stopped: Callable[[], bool]) -> None:
         while not stopped():
             batch = self.read()
             self.apply(batch)
             if not batch.full:
                 self._index_all()
-                if saved is not None and due:
-                    saved.save(self._now_ms())
+                if self.catalogue is not None:
+                    self.catalogue.save(self._now_ms())
                 self.ready = True
                 return
 

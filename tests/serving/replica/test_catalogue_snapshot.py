@@ -90,6 +90,18 @@ def follow(reader: StateReader) -> None:
         reader.apply(batch)
 
 
+def reads_of_items(world: World) -> list[int]:
+    """Offsets at which ``items`` is read from now on."""
+    reads, read = list[int](), world.log.read
+
+    def spy(topic: str, partition: int, offset: int, limit: int = 1) -> Any:
+        reads.extend([offset] if topic == ITEMS else [])
+        return read(topic, partition, offset, limit)
+
+    world.log.read = spy  # type: ignore[method-assign]
+    return reads
+
+
 def is_mapped(array: Any) -> bool:
     while isinstance(array, np.ndarray):
         array = array.base
@@ -119,13 +131,7 @@ def test_answers_are_those_of_a_replica_that_folded_all_records(world: World) ->
     expected = world.replica(folds_all=True)
     assert not world.folder.exists()
     services = [world.replica(), world.replica()]  # the first writes the snapshot
-    reads, read = list[int](), world.log.read
-
-    def spy(topic: str, partition: int, offset: int, limit: int = 1) -> Any:
-        reads.extend([offset] if topic == ITEMS else [])
-        return read(topic, partition, offset, limit)
-
-    world.log.read = spy  # type: ignore[method-assign]
+    reads = reads_of_items(world)
     services.append(world.replica())
     assert min(reads) == _ITEMS
     before = answers(expected)
@@ -219,26 +225,36 @@ def test_damage_that_numpy_reports_otherwise_is_counted_and_replaced(
     assert damaged(world.replica()) == 0 and len(world.finished()) == 1
 
 
-def test_a_replica_that_saves_while_another_does_waits_and_each_starts_from_its_own(
-    world: World, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("fails", [False, True])
+def test_of_replicas_that_start_together_one_writes_and_the_others_start_from_its_snapshot(
+    world: World, monkeypatch: pytest.MonkeyPatch, fails: bool
 ) -> None:
+    """Where it fails, they read all records, and write none."""
     save, others = np.save, list[Thread]()
-    services = list[Service]()
+    services, written = list[Service](), list[Path]()
 
     def start_another(path: Path, array: Any) -> None:
+        written.append(path)
         if not others:  # the log has more items for the second
             world.publish(*(Item(time_ms=NOW_MS, item_id=f"late{n}", fields={}) for n in range(5)))
             others.append(Thread(target=lambda: services.append(world.replica())))
             others[0].start()
             others[0].join(2)
             assert others[0].is_alive()  # it waits
+            if fails:
+                raise OSError(28, "No space left on device")
         save(path, array)
 
+    reads = reads_of_items(world)
     monkeypatch.setattr(np, "save", start_another)
     first = world.replica()
     others[0].join()
     monkeypatch.undo()
     monkeypatch.setattr(catalogue_snapshot, "_LEAST", 100)
+    assert reads.count(0) == (2 if fails else 1) and len({path.parent for path in written}) == 1
+    if fails:
+        assert not world.finished()
+        return
     services.append(first)
     assert len(world.finished()) == 1 and first.replica.catalogue_offset == _ITEMS
     expected = world.replica(folds_all=True)
