@@ -16,7 +16,6 @@ from benchmarks.answers.bench_serve_state import build, user_of
 from benchmarks.harness import serve_doors as doors
 from benchmarks.harness.commands import Figures, Log, no_log
 from benchmarks.harness.memory_sessions import MemorySessions
-from benchmarks.harness.up_times import measure_up
 from benchmarks.harness.worker_processes import (
     Messages,
     collect,
@@ -24,6 +23,7 @@ from benchmarks.harness.worker_processes import (
     process_starter,
     reporting_errors,
 )
+from benchmarks.system.up_times import measure_up
 from recsys.config.system_config import Config
 
 _KINDS: Final = ("Pss", "Pss_Anon", "Pss_File")

@@ -20,7 +20,7 @@ import psutil
 
 from benchmarks.harness.commands import Figures, Log, no_log
 from benchmarks.harness.live_system import Live, live
-from benchmarks.harness.thread_usage import (
+from benchmarks.system.thread_usage import (
     Reading,
     Usage,
     command_line,
@@ -180,7 +180,7 @@ def _bare(actors: int, intervals: Mapping[str, str]) -> Iterator[psutil.Process]
     words = [str(number) for number in (actors, next(ports), next(ports))]
     environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
     environment |= intervals
-    command = [sys.executable, "-m", "benchmarks.harness.bare_serve", *words]
+    command = [sys.executable, "-m", "benchmarks.system.bare_serve", *words]
     process = subprocess.Popen(
         command, env=environment | {"RAY_USAGE_STATS_ENABLED": "0"}, text=True,
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,

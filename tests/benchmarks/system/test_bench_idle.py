@@ -7,7 +7,8 @@ import time
 
 import pytest
 
-from benchmarks.harness.thread_usage import (
+from benchmarks.system.bench_idle import by_state, met, process_name
+from benchmarks.system.thread_usage import (
     ThreadId,
     ThreadTimes,
     read_threads,
@@ -15,8 +16,7 @@ from benchmarks.harness.thread_usage import (
     usage_by,
     voluntary_switches,
 )
-from benchmarks.harness.up_times import part_times
-from benchmarks.system.bench_idle import by_state, met, process_name
+from benchmarks.system.up_times import part_times
 
 
 def test_a_group_uses_what_its_threads_used_between_the_readings() -> None:
@@ -73,7 +73,7 @@ def test_a_process_has_the_name_of_its_part_or_of_its_place_in_ray() -> None:
     assert process_name("ray", "ray::HAProxyManager") == "serve: HAProxy manager"
     assert process_name("ray", "haproxy -f h/haproxy.cfg") == "serve: HAProxy"
     assert process_name("ray", "python -m runtime.cli.part ray") == "ray"
-    assert process_name("", "python -m benchmarks.harness.bare_serve") == "ray: other"
+    assert process_name("", "python -m benchmarks.system.bare_serve") == "ray: other"
 
 
 def test_viewers_are_no_part_of_what_a_system_uses() -> None:

@@ -1,6 +1,6 @@
 """Ray and Serve without this project: an empty deployment and empty actors, until stdin is closed.
 
-``python -m benchmarks.harness.bare_serve ACTORS PORT DASHBOARD_PORT`` prints a line when all of them run.
+``python -m benchmarks.system.bare_serve ACTORS PORT DASHBOARD_PORT`` prints a line when all of them run.
 """
 
 import sys
