@@ -120,15 +120,13 @@ docs: .venv/.stamp-dev ## Builds the documentation site in build/site; fails on 
 
 # The lock files pin every dependency with hashes, so pip resolves nothing. Only torch is a range without a hash: its
 # build depends on the machine. torchrec is installed without its dependencies (see pyproject.toml).
-PIP := $(BIN)/python -m pip
-# uv refuses constraints without a hash.
-INSTALL = env -u UV_CONSTRAINT $(PIP) install -q --no-deps --require-hashes
+INSTALL := $(BIN)/python -m pip install -q --no-deps --require-hashes
 
 # pyproject.toml is a prerequisite since it declares the command and packages of the editable install.
 .venv/.stamp: requirements/run.lock pyproject.toml | .venv/bin/python
 	$(INSTALL) -r requirements/run.lock
-	$(PIP) install -q "torch>=2.13,<2.14"
-	$(PIP) install -q --no-deps --no-build-isolation -e .
+	$(BIN)/python -m pip install -q "torch>=2.13,<2.14"
+	$(BIN)/python -m pip install -q --no-deps --no-build-isolation -e .
 	@touch $@
 
 .venv/.stamp-kuairand: requirements/kuairand.lock .venv/.stamp
