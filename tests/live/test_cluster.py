@@ -1,9 +1,12 @@
 """Three hosts in network namespaces, started by the launcher's commands as shipped.
 
-The system learns over all of them, loses one, is cut off from one, and refuses nodes that don't fit. The
-weights are those of one process.
+With mutual TLS between shards and workers the system learns over all of them, goes on with a slow one, loses
+one, is cut off from one, and refuses nodes that don't fit. The weights are those of one process.
 """
 
+import re
+import shutil
+import socket
 import time
 from collections.abc import Iterator
 
@@ -11,6 +14,7 @@ import pytest
 
 from tests.support.cluster_hosts import Host, missing
 from tests.support.cluster_run import Cluster, Viewers, wait_for
+from tests.support.tls_proxy import Authority
 
 pytestmark = [
     pytest.mark.services,
@@ -55,6 +59,12 @@ def test_nodes_that_do_not_fit_are_refused(cluster: Cluster) -> None:
     cluster.start_worker(odd, {"PYTHONPATH": "/tmp/odd"})
     message = refused(cluster)
     assert f"node {odd.address} has numpy 1.0.0, expected" in message, message
+    shutil.rmtree(package)
+    cluster.certify(odd, Authority(folder, "other"))
+    cluster.start_worker(odd)
+    message = refused(cluster)
+    assert re.search(rf"node {odd.address}.*certificate", message), message
+    cluster.certify(odd)
     odd.run("umount /mnt/recsys")
     with pytest.raises(RuntimeError, match=r"ray.token isn't there.*recsys node --head"):
         cluster.start_worker(odd)
@@ -111,6 +121,26 @@ def settle(system: Cluster) -> None:
     wait_for(is_quiet, 60, "all steps are learned")
 
 
+def test_a_host_is_slow(system: Cluster) -> None:
+    before = system.step()
+    viewers = Viewers(system, system.head)
+    try:
+        with system.workers[0].slow(delay_s=0.05, loss=0.01):
+            began = time.monotonic()
+            socket.create_connection((system.workers[0].address, 8000), 10).close()
+            assert time.monotonic() - began >= 0.1
+            wait_for(lambda: system.step() > before + 20, _LEARNS_AGAIN_S, "20 steps")
+            time.sleep(20)
+            steps = system.step() - before
+    finally:
+        viewers.stop()
+    print("slow: steps", steps, "lists", viewers.answered, viewers.failed,
+          "longest", round(viewers.longest_s, 2), viewers.errors[:5])  # fmt: skip
+    settle(system)
+    assert system.digests() == system.oracle()
+    assert viewers.share >= _ANSWERED, viewers.errors[:5]
+
+
 @pytest.mark.parametrize("way", ["killed", "cut off for 60 s"])
 def test_a_host_is_lost(system: Cluster, way: str) -> None:
     lost: Host = system.workers[way == "killed"]  # one with shards and workers
@@ -136,3 +166,26 @@ def test_a_host_is_lost(system: Cluster, way: str) -> None:
     lost.kill()
     lost.boot()
     system.start_worker(lost)  # as the launcher's autoscaler does
+
+
+def test_the_head_is_lost(system: Cluster) -> None:
+    settle(system)
+    before, digests = system.step(), system.digests()
+    system.head.kill()
+    system.head.boot()
+    system.start_head()
+    for each in system.workers:
+        system.start_worker(each)
+    began = time.monotonic()
+    text = system.up()
+    assert "runs in the background" in text, text
+    assert (system.step(), system.digests()) == (before, digests)
+    viewers = Viewers(system, system.head)
+    try:
+        wait_for(lambda: system.step() > before + 5, _LEARNS_AGAIN_S, "steps again")
+        print("head lost: steps again after", round(time.monotonic() - began, 1), "s of recsys up")
+    finally:
+        viewers.stop()
+    settle(system)
+    assert system.digests() == system.oracle()
+    assert viewers.answered and not viewers.failed, viewers.errors[:5]

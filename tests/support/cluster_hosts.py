@@ -13,8 +13,9 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -194,6 +195,33 @@ class Host:
 
     def join(self) -> None:
         ip(f"-n {NETWORK} link set {self.name} up")
+
+    @contextlib.contextmanager
+    def slow(self, delay_s: float, loss: float) -> Iterator[None]:
+        """Delays the frames to and from the host, and loses a share of them, while the context lasts."""
+        wire, near, far = f"{self.name}-wire", "slow0", "slow1"
+        ip(f"netns add {wire}")
+        ip(f"-n {NETWORK} link add {far} type veth peer name {near} netns {wire}")
+        # In a namespace without addresses, so that nothing but the forwarder answers there.
+        for words in (f"-n {NETWORK} link set {self.name} nomaster netns {wire}",
+                      f"-n {NETWORK} link set {far} master {BRIDGE} up",
+                      f"-n {wire} link set {near} up promisc on",
+                      f"-n {wire} link set {self.name} up promisc on"):  # fmt: skip
+            ip(words)
+        forwarder = subprocess.Popen(
+            ["ip", "netns", "exec", wire, sys.executable, "-m", "tests.support.slow_link",
+             self.name, near, str(delay_s), str(loss), "0"],
+            stdout=subprocess.PIPE, text=True, cwd=ROOT, preexec_fn=_end_with_parent,
+        )  # fmt: skip
+        try:
+            assert forwarder.stdout is not None and forwarder.stdout.readline() == "ready\n"
+            yield
+        finally:
+            forwarder.kill()
+            forwarder.wait(10)
+            ip(f"-n {wire} link set {self.name} promisc off netns {NETWORK}")
+            ip(f"-n {NETWORK} link set {self.name} master {BRIDGE} up")
+            ip(f"netns del {wire}")
 
     def close(self) -> None:
         """Ends and removes the host."""

