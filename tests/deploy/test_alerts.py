@@ -8,14 +8,14 @@ import pytest
 import yaml
 
 from serving.http.serving_metrics import ServingMetrics
-from tests.support.prometheus_checks import (
+from tests.support.observability.prometheus_checks import (
     DEPLOY,
     complaints,
     prometheus_is_there,
     promtool,
     queries,
 )
-from tests.support.service_harness import World
+from tests.support.serving.service_harness import World
 
 with_promtool = pytest.mark.skipif(
     not prometheus_is_there(), reason="prometheus and promtool aren't installed"

@@ -21,7 +21,7 @@ from recsys.config.system_config import ServeConfig
 from recsys.events.event_types import Engagement, Impression, Item
 from replay.datasets.open_dataset import open_dataset
 from tests.support.paths import ROOT
-from tests.support.service_harness import World, run
+from tests.support.serving.service_harness import World, run
 
 START_MS = 1_790_000_000_000
 NEWS = replace(

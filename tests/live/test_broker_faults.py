@@ -10,13 +10,13 @@ from recsys.config.system_config import ParameterServerConfig, TrainerConfig
 from recsys.events.event_types import Engagement
 from runtime.supervision.launch_plan import EMBEDDED_KAFKA
 from runtime.supervision.system_status import gather
-from tests.support.fault_checks import (
+from tests.support.systems.fault_checks import (
     check_archive,
     check_examples_once,
     kill_light_parts,
     kill_within_ray,
 )
-from tests.support.live_system import LiveSystem, Traffic, until
+from tests.support.systems.live_system import LiveSystem, Traffic, until
 
 pytestmark = [pytest.mark.services, pytest.mark.slow, pytest.mark.timeout(900)]
 

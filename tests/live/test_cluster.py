@@ -12,9 +12,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.support.cluster_hosts import Host, missing
-from tests.support.cluster_run import Cluster, Viewers, wait_for
-from tests.support.tls_proxy import Authority
+from tests.support.systems.cluster_hosts import Host, missing
+from tests.support.systems.cluster_run import Cluster, Viewers, wait_for
+from tests.support.systems.tls_proxy import Authority
 
 pytestmark = [
     pytest.mark.services,

@@ -24,7 +24,7 @@ from recsys.process.part_process import Beat, read_beat
 from runtime.supervision import launch_plan as plans
 from runtime.supervision import processes
 from runtime.supervision.supervisor_loop import part_command, part_environment
-from tests.support.small_feed import FEATURES, append_examples, example, toy_config
+from tests.support.training.small_feed import FEATURES, append_examples, example, toy_config
 from training.continual.learner import Learner
 from training.continual.worker import Worker
 from training.lines.line import MAIN, spec_of

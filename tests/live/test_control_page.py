@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.support.control_room_stub import (
+from tests.support.pages.control_room_stub import (
     KEY,
     NUMBERS,
     OF_REPLICA,
@@ -15,7 +15,7 @@ from tests.support.control_room_stub import (
     agrees,
     wrong_numbers,
 )
-from tests.support.webdriver import Browser, chromium_is_there
+from tests.support.pages.webdriver import Browser, chromium_is_there
 
 in_a_browser = [
     pytest.mark.services,

@@ -12,8 +12,8 @@ import pytest
 
 from recsys.client import Client
 from recsys.free_ports import free_ports
+from tests.support.pages.webdriver import Browser, chromium_is_there, wait
 from tests.support.paths import ROOT
-from tests.support.webdriver import Browser, chromium_is_there, wait
 
 pytestmark = [
     pytest.mark.services,

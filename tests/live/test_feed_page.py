@@ -8,9 +8,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.support.feed_page import CURRENT, READY, Page
-from tests.support.feed_stub import WEB, FeedStub
-from tests.support.webdriver import Browser, chromium_is_there, wait
+from tests.support.pages.feed_page import CURRENT, READY, Page
+from tests.support.pages.feed_stub import WEB, FeedStub
+from tests.support.pages.webdriver import Browser, chromium_is_there, wait
 
 in_a_browser = [
     pytest.mark.services,

@@ -34,7 +34,7 @@ _MANAGER = """
 import asyncio, sys
 import runtime.parts.haproxy_revival
 from pathlib import Path
-from tests.support.haproxy_text import haproxy_api
+from tests.support.systems.haproxy_text import haproxy_api
 
 async def main():
     api = haproxy_api(Path(sys.argv[1]), port=int(sys.argv[2]), replica=int(sys.argv[3]))

@@ -12,10 +12,10 @@ import pytest
 
 from recsys.free_ports import free_ports
 from runtime.jobs.offline_job import run
-from tests.support.archived_examples import COUNT, MINUTE_MS
-from tests.support.offline_command import arrays_of, asked, state_with_archive
 from tests.support.paths import ROOT
-from tests.support.small_feed import START_MS
+from tests.support.training.archived_examples import COUNT, MINUTE_MS
+from tests.support.training.offline_command import arrays_of, asked, state_with_archive
+from tests.support.training.small_feed import START_MS
 from training.candidates.registry import Registry
 
 pytestmark = [pytest.mark.services, pytest.mark.slow, pytest.mark.timeout(240)]

@@ -5,11 +5,11 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.support.axe import findings, is_wide, needs_axe, scheme
-from tests.support.example_stub import ExampleStub
-from tests.support.feed_page import READY
-from tests.support.feed_stub import FeedStub
-from tests.support.webdriver import Browser, chromium_is_there
+from tests.support.pages.axe import findings, is_wide, needs_axe, scheme
+from tests.support.pages.example_stub import ExampleStub
+from tests.support.pages.feed_page import READY
+from tests.support.pages.feed_stub import FeedStub
+from tests.support.pages.webdriver import Browser, chromium_is_there
 
 pytestmark = [
     pytest.mark.services,

@@ -7,7 +7,7 @@ from typing import Any
 import psutil
 import pytest
 
-from tests.support.serve_process import System, recsys, until
+from tests.support.systems.serve_process import System, recsys, until
 
 pytestmark = [pytest.mark.services, pytest.mark.slow, pytest.mark.timeout(300)]
 ITEMS = 200

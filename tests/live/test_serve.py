@@ -12,7 +12,7 @@ import httpx
 import psutil
 import pytest
 
-from tests.support.serve_process import System, recsys, until, viewed
+from tests.support.systems.serve_process import System, recsys, until, viewed
 
 pytestmark = [pytest.mark.services, pytest.mark.slow, pytest.mark.timeout(600)]
 ITEMS = 300

@@ -13,8 +13,8 @@ from recsys.config.system_config import Config, StepConfig
 from recsys.events.records import DELTAS
 from recsys.log.protocol import LogUnavailable
 from recsys.process.open_log import create_topics, open_log
+from tests.support.parameter_server.small_line import DENSE, LANES, toy_spec, work
 from tests.support.paths import ROOT
-from tests.support.small_line import DENSE, LANES, toy_spec, work
 
 pytestmark = [pytest.mark.services, pytest.mark.slow]
 STEPS, ALL = 24, list(range(LANES))

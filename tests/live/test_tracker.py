@@ -16,10 +16,10 @@ from cryptography.hazmat.primitives.asymmetric import ed25519
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from recsys.free_ports import free_ports
-from tests.support.disk_replica import DiskReplica
+from tests.support.pages.tracker_site import TrackerSite
+from tests.support.pages.webdriver import Browser, chromium_is_there, wait
 from tests.support.paths import ROOT
-from tests.support.tracker_site import TrackerSite
-from tests.support.webdriver import Browser, chromium_is_there, wait
+from tests.support.simulation.disk_replica import DiskReplica
 
 pytestmark = [
     pytest.mark.services,

@@ -42,8 +42,8 @@ from serving.sessions.counter_sums import SumLoop
 from serving.sessions.item_states import newest_offsets
 from serving.sessions.session_loop import SessionLoop
 from serving.sessions.session_store import RedisFoldStore
-from tests.support.live_system import until
 from tests.support.plan_config import config_in
+from tests.support.systems.live_system import until
 from training.archive.writer import archived_rows
 from training.joining.joiner_loop import JoinerLoop
 

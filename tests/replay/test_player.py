@@ -11,7 +11,7 @@ from recsys.events.event_types import Engagement, Impression, Item, ServedItem, 
 from replay.direct_loop import DirectLoop
 from replay.player import Player, ScoredImpression
 from serving.request import Request
-from tests.support.small_crowd import (
+from tests.support.training.small_crowd import (
     FEATURES,
     START_MS,
     TOPICS,

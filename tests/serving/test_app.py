@@ -9,7 +9,7 @@ import pytest
 from benchmarks.harness.memory_sessions import MemorySessions
 from recsys.config.system_config import ServeConfig
 from recsys.events.event_types import Engagement, Impression
-from tests.support.service_harness import NOW_MS, Broken, Slow, World, run, view
+from tests.support.serving.service_harness import NOW_MS, Broken, Slow, World, run, view
 
 
 @pytest.fixture

@@ -36,7 +36,7 @@ from serving.pipeline import Pipeline
 from serving.request import Request
 from serving.retrieval.source_shares import recall_by_source
 from serving.sessions.session_timeout import TimedSessionReader
-from tests.support.service_harness import Broken
+from tests.support.serving.service_harness import Broken
 from training.candidates.canary_impressions import ServedImpressions
 from training.candidates.rollback_impact import find_impact
 

@@ -6,14 +6,14 @@ from serving.admission.deadline import RecordedDeadline
 from serving.pipeline import Pipeline
 from serving.query import Query, ShardResults
 from serving.request import Answer
-from tests.support.golden_answers import (
+from tests.support.serving.golden_answers import (
     GoldenCase,
     answers,
     digest_of_answers,
     hashed_predictions,
     item_keys,
 )
-from tests.support.replica_harness import NOW_MS
+from tests.support.serving.replica_harness import NOW_MS
 
 DIGEST = "a7f9d4919959c8f8"
 

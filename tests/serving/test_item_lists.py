@@ -21,9 +21,9 @@ from recsys.features.item_counters import ItemCounters
 from serving.item_lists import ItemLists, Order, latest, popular, trending
 from serving.pipeline import Pipeline
 from serving.replica.replica import Replica
-from tests.support.replica_harness import NOW_MS, config, item, made
-from tests.support.service_harness import World, run
-from tests.support.small_feed import FEATURES
+from tests.support.serving.replica_harness import NOW_MS, config, item, made
+from tests.support.serving.service_harness import World, run
+from tests.support.training.small_feed import FEATURES
 
 HOUR_MS = 3_600_000
 

@@ -21,8 +21,8 @@ from serving.ranking.slate_propensities import SlateWalk
 from serving.replica.replica import Replica
 from serving.request import Answer, Request
 from serving.retrieval.retrieval_plan import RetrievalPlan
-from tests.support.replica_harness import NOW_MS, item, made, policy, popular, viewer
-from tests.support.small_feed import FEATURES
+from tests.support.serving.replica_harness import NOW_MS, item, made, policy, popular, viewer
+from tests.support.training.small_feed import FEATURES
 
 ANY_AUTHOR = policy(per_author=0)
 

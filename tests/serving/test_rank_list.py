@@ -13,8 +13,8 @@ from serving.query import Query
 from serving.ranking.scoring import probabilities
 from serving.replica.replica import Replica
 from serving.request import Answer, Request
-from tests.support.replica_harness import NOW_MS, made, policy, viewer
-from tests.support.small_feed import FEATURES, START_MS
+from tests.support.serving.replica_harness import NOW_MS, made, policy, viewer
+from tests.support.training.small_feed import FEATURES, START_MS
 
 COMPARED = replace(FEATURES, declared=Declared(item_age=True, list_context=("item",)))
 GREEDY = policy(explore=0.0, quota=0.0, per_author=0, temperature=1e-6)

@@ -30,7 +30,7 @@ from recsys.log.sqlite_log import SqliteLog
 from recsys.process.disk_budget import Level, topic_bytes
 from recsys.process.space_file import SpaceReader
 from runtime.supervision.space_watch import SpaceWatch, bytes_by_kind
-from tests.support.small_feed import START_MS
+from tests.support.training.small_feed import START_MS
 from training.archive.writer import Archive
 from training.archive_part import BudgetedArchive
 from training.candidates.space_keeper import SpaceKeeper

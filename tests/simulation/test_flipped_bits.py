@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from parameter_server.storage import part_files
-from tests.support.simulator import SHARDS, Broken, Simulation
-from tests.support.simulator_oracles import check
+from tests.support.simulation.simulator import SHARDS, Broken, Simulation
+from tests.support.simulation.simulator_oracles import check
 
 pytestmark = pytest.mark.slow
 

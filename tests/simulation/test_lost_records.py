@@ -7,10 +7,10 @@ import pytest
 from recsys.events.records import EVENTS
 from recsys.log.protocol import LogLost
 from recsys.process.log_consumer import Consumer
-from tests.support.simulator import Broken, Simulation
-from tests.support.simulator_faults import FaultyKafka
-from tests.support.simulator_oracles import check
-from tests.support.small_feed import PARTITIONS, feed
+from tests.support.simulation.simulator import Broken, Simulation
+from tests.support.simulation.simulator_faults import FaultyKafka
+from tests.support.simulation.simulator_oracles import check
+from tests.support.training.small_feed import PARTITIONS, feed
 
 
 def passed_by_retention(folder: Path) -> None:

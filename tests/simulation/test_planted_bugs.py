@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.planted_bugs import BUGS, Patch
-from tests.support.simulator import Broken, Simulation
-from tests.support.simulator_oracles import check
+from tests.support.simulation.planted_bugs import BUGS, Patch
+from tests.support.simulation.simulator import Broken, Simulation
+from tests.support.simulation.simulator_oracles import check
 
 pytestmark = pytest.mark.slow
 

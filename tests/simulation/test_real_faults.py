@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.planted_bugs import AGAIN, COUNTED, DIGEST, JOINED, KEPT
-from tests.support.real_run import RealRun
-from tests.support.simulator import Broken
-from tests.support.simulator_oracles import check
+from tests.support.simulation.planted_bugs import AGAIN, COUNTED, DIGEST, JOINED, KEPT
+from tests.support.simulation.real_run import RealRun
+from tests.support.simulation.simulator import Broken
+from tests.support.simulation.simulator_oracles import check
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.simulator import Simulation
-from tests.support.simulator_faults import EXTRA
-from tests.support.simulator_oracles import check
+from tests.support.simulation.simulator import Simulation
+from tests.support.simulation.simulator_faults import EXTRA
+from tests.support.simulation.simulator_oracles import check
 
 FAST = range(3)  # one of each way of publishing
 ALL = range(200)

@@ -14,7 +14,7 @@ from recsys.events.hashing import partition_of
 from recsys.features.feature_set import FeatureSet
 from recsys.features.session import Session
 from serving.sessions.session_fold import fold_event, shown_keys
-from tests.support.small_feed import FEATURES, PARTITIONS, START_MS, feed
+from tests.support.training.small_feed import FEATURES, PARTITIONS, START_MS, feed
 from training.archive.raw_events import DecodedRecord, PlacedImpression
 
 FOLDS = Folds(fold_event, shown_keys)

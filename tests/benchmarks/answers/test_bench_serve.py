@@ -15,7 +15,7 @@ from benchmarks.answers.bench_serve_state import STEP, BenchState, build
 from benchmarks.answers.serve_load import Door, ServeOptions
 from benchmarks.harness import serve_doors as doors
 from benchmarks.harness import worker_processes as bench_parts
-from tests.support.waiting_part import wait
+from tests.support.systems.waiting_part import wait
 
 pytest.importorskip("fbgemm_gpu")
 

@@ -4,7 +4,7 @@ import pytest
 
 from benchmarks.answers.bench_serve_stages import _figures, sampling, stage_of
 from benchmarks.answers.serve_floor import floor_of
-from tests.support.golden_answers import small_replica
+from tests.support.serving.golden_answers import small_replica
 
 APP = [
     "/x/serving/service.py",

@@ -9,7 +9,7 @@ from benchmarks.learning import bench_sync
 from parameter_server.rpc.parameter_client import LocalClient
 from parameter_server.table.table import Table
 from runtime.cli.main import load
-from tests.support.small_line import DENSE, LANES, TABLES, toy_spec, work
+from tests.support.parameter_server.small_line import DENSE, LANES, TABLES, toy_spec, work
 
 
 def test_the_clock_of_ours_holds_the_lookup_of_the_changed_rows(monkeypatch):

@@ -13,7 +13,7 @@ from recsys.events.field_schema import CATEGORICAL
 from recsys.events.records import Example
 from recsys.features.feature_set import FeatureSet, item_block
 from tests.support.past_events import ToyPast, toy_past
-from tests.support.small_feed import FEATURES, SCHEMA, START_MS, example
+from tests.support.training.small_feed import FEATURES, SCHEMA, START_MS, example
 
 WIDER = FeatureSet(
     changed(SCHEMA, item=(*SCHEMA.item, ("mood", CATEGORICAL)), groups=("author", "tags")), "all", 6

@@ -7,7 +7,7 @@ from examples.experiment_power.population import read_population
 from experiments.assignment.design import metric_of
 from recsys.events.records import EXAMPLES
 from recsys.log.protocol import Append
-from tests.support.experiment_log import ITEMS, LABELS, ToyTrial
+from tests.support.training.experiment_log import ITEMS, LABELS, ToyTrial
 
 LONG, PER_USER = metric_of("long_view", LABELS), metric_of("shown_per_user", LABELS)
 

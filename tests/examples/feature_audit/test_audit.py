@@ -11,7 +11,7 @@ from examples.feature_audit.recompute import ItemHistory, Recomputer, split_by_c
 from recsys.events.event_types import FeatureBlock, Item
 from recsys.features.feature_set import Declared, RequestFeatures, read_block
 from tests.support.past_events import ToyPast, toy_past
-from tests.support.small_feed import DENSE, FEATURES
+from tests.support.training.small_feed import DENSE, FEATURES
 from training.archive.raw_events import PlacedImpression
 
 

@@ -11,7 +11,7 @@ from recsys.events.records import EVENTS, topics
 from recsys.log.protocol import Append, MemoryLog
 from serving.sessions.counter_loop import CounterLoop
 from tests.support.past_events import FOLDS, ToyPast
-from tests.support.small_feed import FEATURES, PARTITIONS, START_MS, engagement, impression
+from tests.support.training.small_feed import FEATURES, PARTITIONS, START_MS, engagement, impression
 from training.archive.raw_events import PlacedImpression
 
 

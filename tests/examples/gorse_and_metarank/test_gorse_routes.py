@@ -11,9 +11,18 @@ from recsys.config.part_configs import CompatConfig
 from recsys.events.event_types import Engagement, Impression
 from recsys.events.records import CONTROL
 from serving.ingestion.event_validation import ACCEPTED, REJECTED, FieldError, Result
-from tests.support.gorse_cases import API, EXAMPLES, FEEDBACK, ITEM, ROWS, SCORES, USER, fits
-from tests.support.replica_harness import popular
-from tests.support.service_harness import COMPAT, NOW_MS, World, run
+from tests.support.serving.gorse_cases import (
+    API,
+    EXAMPLES,
+    FEEDBACK,
+    ITEM,
+    ROWS,
+    SCORES,
+    USER,
+    fits,
+)
+from tests.support.serving.replica_harness import popular
+from tests.support.serving.service_harness import COMPAT, NOW_MS, World, run
 
 
 @pytest.fixture

@@ -13,8 +13,8 @@ import pytest
 from examples.gorse_and_metarank import shared_handlers
 from recsys.events.records import ITEMS
 from recsys.log.protocol import Append
-from tests.support.gorse_cases import API, EXAMPLES, FEEDBACK, ROWS
-from tests.support.service_harness import COMPAT, World, item, run
+from tests.support.serving.gorse_cases import API, EXAMPLES, FEEDBACK, ROWS
+from tests.support.serving.service_harness import COMPAT, World, item, run
 
 
 @pytest.fixture

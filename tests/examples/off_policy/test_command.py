@@ -36,7 +36,7 @@ from recsys.process.open_log import open_log
 from replay.answer_check import EQUAL, AnswerChecker
 from runtime.cli.main import app
 from serving.reconstruction.reconstructed_session import find_impression
-from tests.support import policy_cases as toy
+from tests.support.serving import policy_cases as toy
 from training.outcomes.credit_fold import interleaving_readout, read_credits
 
 

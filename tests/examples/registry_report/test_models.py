@@ -8,8 +8,8 @@ from typer.testing import CliRunner
 
 from examples.registry_report.command import models
 from parameter_server.shard.lanes import LaneGradients, RowGradients
-from tests.support.registry_cases import provenance, shard
-from tests.support.small_feed import START_MS
+from tests.support.training.registry_cases import provenance, shard
+from tests.support.training.small_feed import START_MS
 from training.candidates.registry import Registry, Teacher
 
 

@@ -20,7 +20,7 @@ from recsys.process.open_log import create_topics
 from runtime.cli.main import app
 from runtime.supervision import launch_plan as plans
 from runtime.supervision.launch_plan import Plan, RayPorts
-from tests.support.traced_swipe import swipe_and_learn
+from tests.support.observability.traced_swipe import swipe_and_learn
 
 PARTS = ["impression", "engagement", "example", "step", "delta", "stamp"]
 

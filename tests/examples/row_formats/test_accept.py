@@ -22,7 +22,7 @@ from replay.direct_loop import DirectLoop
 from replay.replay_run import ReplayOptions, config_for, replay_data, replay_with
 from runtime.cli.main import app
 from runtime.supervision.acceptance_file import Accept, check_accepted, file_of, input_digest
-from tests.support.acceptance_cases import EVIDENCE, FEATURES
+from tests.support.training.acceptance_cases import EVIDENCE, FEATURES
 
 OPTIONS = ReplayOptions(features="ids", step_examples=24)
 INT8 = replace(

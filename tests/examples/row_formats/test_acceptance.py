@@ -9,7 +9,7 @@ from recsys.config.system_config import ModelConfig
 from recsys.features.feature_set import FeatureSet
 from recsys.features.feature_set_file import FEED_SCHEMA
 from runtime.supervision.acceptance_file import Accept, mismatch
-from tests.support.acceptance_cases import EVIDENCE, FEATURES
+from tests.support.training.acceptance_cases import EVIDENCE, FEATURES
 
 
 def test_it_accepts_what_costs_little_for_sure() -> None:

@@ -14,7 +14,7 @@ from recsys.features.feature_set_file import FEED_SCHEMA
 from recsys.model.list_ranker import list_logits, lists_of
 from recsys.model.model import Model, build_model, lookup_of, with_missing_row
 from recsys.model.ranker import Ranker, RankerShape
-from tests.support.request_batches import batch_of
+from tests.support.serving.request_batches import batch_of
 
 NAME = "examples.sequence_model.recsys_sequence_model:SequenceRanker@1"
 HISTORY = 20

@@ -13,7 +13,7 @@ from examples.short_video.world import World
 from recsys.client import Recommendations, Recommended
 from recsys.events.event_types import Engagement, parse
 from recsys.events.hashing import uniform
-from tests.support.simulated_visits import browse, run
+from tests.support.serving.simulated_visits import browse, run
 
 T = 1_650_812_400_000
 HOUR_MS = 3_600_000

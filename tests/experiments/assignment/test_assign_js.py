@@ -10,9 +10,9 @@ import pytest
 from experiments.assignment.definition import Arm, Experiment
 from experiments.assignment.policy import assign
 from recsys.events.hashing import uniform
-from tests.support.feed_stub import FeedStub
+from tests.support.pages.feed_stub import FeedStub
+from tests.support.pages.webdriver import Browser, chromium_is_there
 from tests.support.paths import ROOT
-from tests.support.webdriver import Browser, chromium_is_there
 
 SCRIPT = ROOT / "examples" / "short_video" / "page" / "assign.js"
 NODE = shutil.which("node")

@@ -13,8 +13,8 @@ from recsys.config.part_configs import CompatConfig, ControlRoomConfig, MetricsC
 from recsys.config.promotion_config import PromotionConfig
 from recsys.config.system_config import Config
 from recsys.free_ports import free_ports
-from tests.support.live_system import LiveSystem, Traffic, until
-from tests.support.otlp_receiver import Receiver
+from tests.support.observability.otlp_receiver import Receiver
+from tests.support.systems.live_system import LiveSystem, Traffic, until
 
 # Gates that let any candidate pass. A candidate equal to live has no evidence for itself: a test promotes it
 # to canary by hand, and these limits let it go on from there.

@@ -7,13 +7,17 @@ from gorse import Gorse
 
 from examples.request_timeline.report import read_timeline
 from recsys.process.part_process import read_beat
-from tests.support import telemetry
-from tests.support.control_room_checks import check_control_page
-from tests.support.gorse_checks import Waiting, check_client
-from tests.support.live_system import LiveSystem, Traffic, until
-from tests.support.one_moment import check_one_moment
-from tests.support.otlp_receiver import Receiver
-from tests.support.prometheus_checks import check_names, check_panels, prometheus_is_there
+from tests.support.observability import telemetry
+from tests.support.observability.otlp_receiver import Receiver
+from tests.support.observability.prometheus_checks import (
+    check_names,
+    check_panels,
+    prometheus_is_there,
+)
+from tests.support.pages.control_room_checks import check_control_page
+from tests.support.pages.one_moment import check_one_moment
+from tests.support.serving.gorse_checks import Waiting, check_client
+from tests.support.systems.live_system import LiveSystem, Traffic, until
 
 pytestmark = [pytest.mark.services, pytest.mark.slow, pytest.mark.timeout(600)]
 

@@ -21,8 +21,8 @@ from recsys.model.model import build_model
 from recsys.process.log_consumer import readable
 from recsys.process.open_log import open_log
 from runtime.cli.candidates import propose, rollback
-from tests.support.live_system import LiveSystem, Traffic, until
-from tests.support.promotion_checks import never_back
+from tests.support.systems.live_system import LiveSystem, Traffic, until
+from tests.support.training.promotion_checks import never_back
 from training.candidates.registry import Provenance, Registry, plain_config
 from training.candidates.rollback_impact import impact_file
 from training.candidates.shadow import Shadow

@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from tests.support.fault_checks import (
+from tests.support.systems.fault_checks import (
     RAY_PAUSE_S,
     check_archive,
     check_examples_once,
@@ -12,7 +12,7 @@ from tests.support.fault_checks import (
     kill_within_ray,
     learned_all,
 )
-from tests.support.live_system import LiveSystem, Traffic, until
+from tests.support.systems.live_system import LiveSystem, Traffic, until
 
 pytestmark = [pytest.mark.services, pytest.mark.slow, pytest.mark.timeout(900)]
 

@@ -23,7 +23,7 @@ from recsys.process.log_consumer import readable
 from recsys.process.open_log import open_log
 from replay.answer_check import EQUAL, AnswerChecker
 from runtime.jobs.user_deletion import forget_users
-from tests.support.live_system import LiveSystem, Traffic, until
+from tests.support.systems.live_system import LiveSystem, Traffic, until
 from training.deletion.log_without import LogWithout
 from training.deletion.unlearn import Replay
 from training.lines.control import ControlReader

@@ -12,7 +12,7 @@ from parameter_server.table import table as rows
 from parameter_server.table.table import Table
 from recsys.config.system_config import TableConfig
 from recsys.log.protocol import check_appends
-from tests.support.small_line import DENSE, LANES, TABLES, toy_spec, work
+from tests.support.parameter_server.small_line import DENSE, LANES, TABLES, toy_spec, work
 
 
 def ids(*keys):

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from parameter_server.publish.deltas import DeltaAssembler, Gap, checksum, is_sound, seal
 from parameter_server.rpc.parameter_client import LocalClient
 from recsys.events.records import Delta, TableRows, pack
-from tests.support.small_line import DENSE, LANES, toy_spec, work
+from tests.support.parameter_server.small_line import DENSE, LANES, toy_spec, work
 
 PARTS, STEPS = 2, 12
 

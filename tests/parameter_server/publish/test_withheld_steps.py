@@ -14,7 +14,7 @@ from parameter_server.shard.shard import Shard, digest_of_shards
 from parameter_server.table.table import table_seed
 from recsys.config.system_config import StepConfig
 from recsys.events.records import Delta, pack
-from tests.support.small_line import (
+from tests.support.parameter_server.small_line import (
     DENSE,
     LANES,
     TABLES,

@@ -26,7 +26,7 @@ from parameter_server.rpc.protocol import (  # fmt: skip
     sizes,
 )
 from parameter_server.shard.lanes import LaneGradients
-from tests.support.small_line import DENSE, TABLES, keys_of, lane_of
+from tests.support.parameter_server.small_line import DENSE, TABLES, keys_of, lane_of
 
 DIMS = {t.name: t.dim for t in TABLES}
 

@@ -18,9 +18,9 @@ from parameter_server.rpc.shard_tls import ShardTls, open_tls
 from parameter_server.rpc.transport import SocketChannel, SocketServer, receive, send
 from parameter_server.shard.shard import digest_of_shards
 from recsys.config.system_config import ParameterServerConfig
-from tests.support.shard_servers import TOKEN, Servers
-from tests.support.small_line import DENSE, LANES, toy_spec, work
-from tests.support.tls_proxy import Certificates, make_certificates
+from tests.support.parameter_server.shard_servers import TOKEN, Servers
+from tests.support.parameter_server.small_line import DENSE, LANES, toy_spec, work
+from tests.support.systems.tls_proxy import Certificates, make_certificates
 
 HOST, STEPS, ALL = "127.0.0.1", 12, list(range(LANES))
 

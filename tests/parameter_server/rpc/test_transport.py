@@ -19,8 +19,17 @@ from parameter_server.rpc.transport import SocketChannel, receive, send
 from parameter_server.shard.lanes import LaneGradients
 from parameter_server.shard.shard import StepMismatch, digest_of_shards
 from recsys.events.records import Delta, unpack
-from tests.support.shard_servers import TOKEN, Servers
-from tests.support.small_line import DENSE, LANES, cut, lane_of, time_of, toy_spec, union, work
+from tests.support.parameter_server.shard_servers import TOKEN, Servers
+from tests.support.parameter_server.small_line import (
+    DENSE,
+    LANES,
+    cut,
+    lane_of,
+    time_of,
+    toy_spec,
+    union,
+    work,
+)
 
 STEPS, ALL = 24, list(range(LANES))
 

@@ -10,7 +10,7 @@ from parameter_server.shard.lanes import LaneGradients, RowGradients, StepSum
 from parameter_server.shard.shard import Shard, StepMismatch, digest_of_shards
 from parameter_server.table.table import initial_rows
 from recsys.events.records import pack
-from tests.support.small_line import DENSE, LANES, TABLES, toy_spec, union, work
+from tests.support.parameter_server.small_line import DENSE, LANES, TABLES, toy_spec, union, work
 
 
 def learned(parts=1, until=30, publish=None):

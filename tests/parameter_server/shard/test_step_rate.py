@@ -15,9 +15,9 @@ from parameter_server.table.dense import Dense
 from parameter_server.table.table import Table
 from recsys.config.system_config import TableConfig
 from recsys.events.records import Step, pack, unpack
-from tests.support.durable_line import ALL, PARTS, SPEC, STEPS, Line
-from tests.support.learning_loops import drain, fresh_client, step_of, trained_log, worker
-from tests.support.small_line import DENSE, work
+from tests.support.parameter_server.durable_line import ALL, PARTS, SPEC, STEPS, Line
+from tests.support.parameter_server.small_line import DENSE, work
+from tests.support.training.learning_loops import drain, fresh_client, step_of, trained_log, worker
 
 RAISED = range(9, 15)
 
@@ -107,7 +107,7 @@ def test_lanes_of_several_rates_and_rates_that_make_no_sense_are_refused(rates):
 
 
 def test_a_worker_learns_by_the_rate_of_the_record(tmp_path):
-    from tests.support.small_feed import toy_config
+    from tests.support.training.small_feed import toy_config
 
     moved = {}
     for rate in (1.0, 3.0):

@@ -23,10 +23,10 @@ from parameter_server.storage.durable_shard import DurableShard, ShardStorage
 from parameter_server.table.dense import SENT
 from recsys.config.system_config import TableConfig
 from recsys.events.records import Delta
-from tests.support.bit_flips import flip_bit
-from tests.support.durable_line import ALL, PARTS, SPEC, STEPS, Line
-from tests.support.small_line import DENSE, LANES, time_of, toy_spec, work
-from tests.support.snapshot_rows import load_rows
+from tests.support.parameter_server.durable_line import ALL, PARTS, SPEC, STEPS, Line
+from tests.support.parameter_server.small_line import DENSE, LANES, time_of, toy_spec, work
+from tests.support.parameter_server.snapshot_rows import load_rows
+from tests.support.simulation.bit_flips import flip_bit
 
 
 def undisturbed():
@@ -307,7 +307,8 @@ def test_a_snapshot_does_not_build_on_a_damaged_one(tmp_path):
 def test_snapshots_are_as_far_apart_as_their_time_says(tmp_path, crashes, monkeypatch):
     """Steps are 3 s apart: of each second step one is taken after 10 s, whenever a shard crashes."""
     monkeypatch.setattr(
-        "tests.support.durable_line.SPEC", replace(SPEC, settle_every=2, settle_s=10)
+        "tests.support.parameter_server.durable_line.SPEC",
+        replace(SPEC, settle_every=2, settle_s=10),
     )
     line, taken, real = Line(tmp_path, snapshot_every=2), [], snapshots.write_part
 

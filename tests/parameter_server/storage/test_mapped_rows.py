@@ -7,8 +7,8 @@ from parameter_server.rpc.parameter_client import LocalClient
 from parameter_server.storage import snapshots
 from parameter_server.storage.changes import Changes
 from parameter_server.storage.snapshot_rows import map_rows, rows_of
-from tests.support.small_line import DENSE, LANES, TABLES, toy_spec, work
-from tests.support.snapshot_rows import load_rows
+from tests.support.parameter_server.small_line import DENSE, LANES, TABLES, toy_spec, work
+from tests.support.parameter_server.snapshot_rows import load_rows
 
 ALL = list(range(LANES))
 ABSENT = np.arange(10**9, 10**9 + 50)

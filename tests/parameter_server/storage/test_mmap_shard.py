@@ -19,7 +19,7 @@ from parameter_server.storage.mmap_shard import map_arrays, open_mmap_shard
 from parameter_server.table.dense import SENT
 from parameter_server.table.overlay_table import OverlayTable
 from recsys.events.records import pack
-from tests.support.small_line import (
+from tests.support.parameter_server.small_line import (
     DENSE,
     LANES,
     TABLES,
@@ -31,7 +31,7 @@ from tests.support.small_line import (
     union,
     work,
 )
-from tests.support.snapshot_rows import load_rows
+from tests.support.parameter_server.snapshot_rows import load_rows
 
 ALL = list(range(LANES))
 # The smallest counts of sightings that there are: they are in each snapshot and digest.

@@ -20,8 +20,8 @@ from parameter_server.storage.reshard import Resharded, ShardFiles, reshard_line
 from parameter_server.table.table import ROW_COLUMNS, digest_of_exports
 from recsys.config.system_config import laptop
 from serving.replica.row_store import RowStore
-from tests.support.durable_client import DurableClient
-from tests.support.small_line import DENSE, LANES, TABLES, keys_of, toy_spec, work
+from tests.support.parameter_server.durable_client import DurableClient
+from tests.support.parameter_server.small_line import DENSE, LANES, TABLES, keys_of, toy_spec, work
 
 ALL = list(range(LANES))
 SPEC = toy_spec(2, delta_format="fp16", delta_bytes=120, settle_every=17, digest_every=3)

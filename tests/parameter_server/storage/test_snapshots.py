@@ -14,9 +14,9 @@ from parameter_server.storage.snapshots import (  # fmt: skip
     prune,
     write_part,
 )
-from tests.support.bit_flips import flip_bit, with_flips
-from tests.support.simulator import check_snapshots
-from tests.support.snapshot_rows import load_rows
+from tests.support.parameter_server.snapshot_rows import load_rows
+from tests.support.simulation.bit_flips import flip_bit, with_flips
+from tests.support.simulation.simulator import check_snapshots
 
 
 def arrays(step, part):

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from parameter_server.storage import wal as wals
 from parameter_server.storage.wal import Wal, WalMismatch
-from tests.support.bit_flips import with_flips
+from tests.support.simulation.bit_flips import with_flips
 
 
 def filled(path, steps=5):

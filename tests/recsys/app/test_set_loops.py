@@ -13,7 +13,7 @@ from recsys.events.records import CONTROL, pack, topics
 from recsys.features.feature_set import Declared, FeatureSet, UnknownFeatureSet, set_text
 from recsys.log.protocol import Append, MemoryLog
 from recsys.model.wider_set import Narrowing, united
-from tests.support.small_feed import FEATURES
+from tests.support.training.small_feed import FEATURES
 
 WIDE = united(FEATURES, replace(FEATURES, declared=Declared(half_lives_h=(1.0, 6.0, 336.0))))
 NEW = WIDE.digest

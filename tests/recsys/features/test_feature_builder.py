@@ -15,9 +15,9 @@ from recsys.features.feature_builder import FeatureBuilder
 from recsys.features.feature_set import FeatureSet, RequestFeatures, read_block
 from recsys.features.item_counters import ItemCounters
 from recsys.features.session import Session
-from tests.support.request_batches import batch_of
-from tests.support.session_events import NOW_MS, did, shown
-from tests.support.small_feed import FEATURES, SCHEMA
+from tests.support.serving.request_batches import batch_of
+from tests.support.serving.session_events import NOW_MS, did, shown
+from tests.support.training.small_feed import FEATURES, SCHEMA
 
 KINDS = ("ids", "ids+history", "all")
 RICH = Schema(

@@ -24,7 +24,7 @@ from recsys.features.feature_set import (
 )
 from recsys.features.feature_set_file import FEED_SCHEMA
 from tests.support.field_values import WIDE, anything, names
-from tests.support.small_feed import FEATURES, SCHEMA, block
+from tests.support.training.small_feed import FEATURES, SCHEMA, block
 
 
 def same(a: RequestFeatures, b: RequestFeatures) -> bool:

@@ -16,7 +16,7 @@ from recsys.features.feature_set_file import (
     labels_of,
     write_feature_set,
 )
-from tests.support.small_feed import FEATURES
+from tests.support.training.small_feed import FEATURES
 
 
 def test_a_state_folder_has_the_feeds_features_until_others_are_decided(tmp_path: Path) -> None:

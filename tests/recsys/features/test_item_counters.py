@@ -9,8 +9,8 @@ from recsys.events.hashing import Id, cross, key_of
 from recsys.features import item_counters
 from recsys.features.feature_set import FeatureSet, Keys, read_block
 from recsys.features.item_counters import GLOBAL, ItemCounters, segment_of
-from tests.support.session_events import ALL_SHOWN, NOW_MS, did, keys_of, shown
-from tests.support.small_feed import FEATURES, block
+from tests.support.serving.session_events import ALL_SHOWN, NOW_MS, did, keys_of, shown
+from tests.support.training.small_feed import FEATURES, block
 
 FEED = FEATURES.context_keys("feed", {})[0]
 V1 = key_of("item", "v1")

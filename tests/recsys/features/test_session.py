@@ -11,8 +11,8 @@ from recsys.events.event_types import Engagement, Impression, RequestInputs, Use
 from recsys.events.hashing import key_of
 from recsys.features.feature_set import FeatureSet
 from recsys.features.session import COUNTER_ROWS, REQUESTS, USER, Session
-from tests.support.session_events import ALL_SHOWN, NOW_MS, did, keys_of, shown
-from tests.support.small_feed import FEATURES, SCHEMA
+from tests.support.serving.session_events import ALL_SHOWN, NOW_MS, did, keys_of, shown
+from tests.support.training.small_feed import FEATURES, SCHEMA
 
 DAY_MS = 86_400_000
 

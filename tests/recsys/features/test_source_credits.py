@@ -5,7 +5,7 @@ from recsys.events.event_types import Engagement, Impression, ServedItem, Verdic
 from recsys.features import source_credits
 from recsys.features.item_counters import ItemCounters
 from recsys.features.source_credits import ALL, KEYS, UNION, SourceCredits, source_key
-from tests.support.small_feed import FEATURES
+from tests.support.training.small_feed import FEATURES
 
 NOW_MS = 1_790_000_000_000
 

@@ -14,7 +14,7 @@ from recsys.log.protocol import Append, LogDamaged, LogLost, LogUnavailable, Rec
 from recsys.log.record_crc import corrected, is_intact, record_crc
 from recsys.log.sqlite_files import FORMAT
 from recsys.log.sqlite_log import SqliteLog
-from tests.support.bit_flips import flip_bit, with_flips
+from tests.support.simulation.bit_flips import flip_bit, with_flips
 
 TOPIC = "t"
 NAMED = (LogUnavailable, LogLost, ValueError, KeyError)

@@ -11,8 +11,8 @@ import pytest
 
 from recsys.config.log_config import LogConfig
 from recsys.log.kafka_connection import PASSWORD, connection_of
-from tests.support.sasl_proxy import SaslProxy
-from tests.support.tls_proxy import Certificates, TlsProxy, make_certificates
+from tests.support.systems.sasl_proxy import SaslProxy
+from tests.support.systems.tls_proxy import Certificates, TlsProxy, make_certificates
 
 SECRET = "correct horse"
 

@@ -22,7 +22,7 @@ from recsys.log.protocol import (
     Topic,
 )
 from recsys.log.sqlite_log import SqliteLog
-from tests.support.tls_proxy import TlsProxy, make_certificates
+from tests.support.systems.tls_proxy import TlsProxy, make_certificates
 
 KINDS = [
     "memory",

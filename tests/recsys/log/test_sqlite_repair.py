@@ -13,7 +13,7 @@ from recsys.log import sqlite_repair
 from recsys.log.protocol import Append, LogDamaged, Record, Topic
 from recsys.log.sqlite_log import SqliteLog
 from recsys.log.sqlite_repair import Rebuilt, check_topic, rebuild_topic
-from tests.support.bit_flips import flip_bit, with_flips
+from tests.support.simulation.bit_flips import flip_bit, with_flips
 
 TOPIC = Topic("t", 2, retention_bytes=1 << 30)
 

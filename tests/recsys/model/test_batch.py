@@ -3,8 +3,8 @@ import pytest
 
 from recsys.features.feature_set import RequestFeatures, read_block
 from recsys.model.batch import Batch
-from tests.support.request_batches import batch_of
-from tests.support.small_feed import FEATURES, block
+from tests.support.serving.request_batches import batch_of
+from tests.support.training.small_feed import FEATURES, block
 
 
 def requests(*counts: int) -> list[RequestFeatures]:

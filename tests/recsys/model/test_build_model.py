@@ -6,7 +6,7 @@ import torch
 from recsys.config.system_config import ModelConfig, digest
 from recsys.model.model import build_model
 from recsys.model.ranker import Ranker, RankerModule, RankerShape
-from tests.support.small_feed import FEATURES, toy_config
+from tests.support.training.small_feed import FEATURES, toy_config
 
 HERE = __name__
 

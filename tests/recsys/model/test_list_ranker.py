@@ -13,7 +13,7 @@ from recsys.features.feature_set_file import FEED_SCHEMA
 from recsys.model.list_ranker import Lists, list_logits, lists_of, logits_by_torch, logits_compiled
 from recsys.model.model import Model, build_model, lookup_of, with_missing_row
 from recsys.model.ranker import Ranker, RankerModule, RankerShape
-from tests.support.request_batches import batch_of
+from tests.support.serving.request_batches import batch_of
 
 DIM = 6
 CONFIG = ModelConfig(dim=DIM - 1, vector_dim=4, hidden=(24, 18))

@@ -10,8 +10,8 @@ from recsys.features.feature_set import Declared, FeatureSet, read_block
 from recsys.model.batch import Batch, assemble
 from recsys.model.model import Lookup, build_model, lookup_of, unique_keys, with_missing_row
 from recsys.model.retrieval_vectors import field_vectors
-from tests.support.request_batches import batch_of
-from tests.support.small_feed import FEATURES, SCHEMA, block, toy_config
+from tests.support.serving.request_batches import batch_of
+from tests.support.training.small_feed import FEATURES, SCHEMA, block, toy_config
 
 CONFIG = toy_config().model
 

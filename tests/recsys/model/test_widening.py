@@ -13,7 +13,7 @@ from recsys.model.widening import widened
 from recsys.model.wider_set import Narrowing, columns_from, united
 from serving.ranking.scoring import probabilities
 from serving.replica.row_store import RowStore
-from tests.support.small_feed import FEATURES
+from tests.support.training.small_feed import FEATURES
 
 CONFIG = ModelConfig(dim=4, vector_dim=4, hidden=(8, 5))
 DAY = replace(FEATURES, declared=Declared(half_lives_h=(6.0, 24.0, 336.0), near=True))

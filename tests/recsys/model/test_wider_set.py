@@ -18,7 +18,7 @@ from recsys.features.feature_set_file import FEED_SCHEMA
 from recsys.features.item_counters import ItemCounters
 from recsys.features.session import Session
 from recsys.model.wider_set import Narrowing, column_ids, covers, united
-from tests.support.session_events import NOW_MS, did, shown
+from tests.support.serving.session_events import NOW_MS, did, shown
 
 OLD = app_of("""
 events: {click: positive, like: positive}

@@ -23,7 +23,7 @@ from recsys.observability.log_lines import (
     log_in_worker,
     redact,
 )
-from tests.support.small_line import toy_spec
+from tests.support.parameter_server.small_line import toy_spec
 
 TOKEN = "s3cr3t-T0ken"
 

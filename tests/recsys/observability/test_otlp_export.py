@@ -8,7 +8,7 @@ import pytest
 from recsys.free_ports import free_ports
 from recsys.observability.spans import Span, request_span, step_span
 from recsys.observability.tracer import Tracer
-from tests.support.otlp_receiver import Receiver
+from tests.support.observability.otlp_receiver import Receiver
 
 pytest.importorskip("opentelemetry.exporter.otlp.proto.http.trace_exporter")
 

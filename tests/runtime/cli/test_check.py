@@ -26,9 +26,9 @@ from runtime.jobs.state_check import Pace, StateReport
 from runtime.supervision import launch_plan as plans
 from runtime.supervision import run_file
 from runtime.supervision.processes import identify
-from tests.support.bit_flips import flip_bit
 from tests.support.plan_config import FREE
-from tests.support.small_feed import PARTITIONS, append_events, feed, toy_config
+from tests.support.simulation.bit_flips import flip_bit
+from tests.support.training.small_feed import PARTITIONS, append_events, feed, toy_config
 
 EVENT_COUNT = 24
 

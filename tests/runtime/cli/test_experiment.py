@@ -23,8 +23,8 @@ from recsys.process.open_log import create_topics, open_log
 from runtime.cli.main import app
 from runtime.jobs import director_requests
 from runtime.supervision import launch_plan as plans
-from tests.support.experiment_log import ToyTrial
 from tests.support.plan_config import config_in
+from tests.support.training.experiment_log import ToyTrial
 from training.candidates.director import Director
 
 TEXT = """

@@ -29,8 +29,8 @@ from runtime.supervision import launch_plan as plans
 from runtime.supervision import run_file
 from runtime.supervision.processes import identify
 from tests.support.plan_config import FREE
-from tests.support.small_feed import FEATURES, PARTITIONS, append_events, feed, toy_config
-from tests.support.unlearn_line import learn
+from tests.support.training.small_feed import FEATURES, PARTITIONS, append_events, feed, toy_config
+from tests.support.training.unlearn_line import learn
 from training.lines.control import append_live_record, live_epoch
 from training.steps.drain import drain
 

@@ -25,12 +25,12 @@ from recsys.process.open_log import open_log
 from runtime.cli.main import COMMANDS, load
 from runtime.jobs.offline_job import _student, run
 from runtime.supervision import launch_plan as plans
-from tests.support.archived_examples import COUNT, MINUTE_MS, archived, at, remove_hour
-from tests.support.offline_command import CONFIG, arrays_of, asked, state_with_archive
 from tests.support.paths import ROOT
 from tests.support.plan_config import config_in
-from tests.support.small_feed import FEATURES, START_MS
 from tests.support.small_log import write_log
+from tests.support.training.archived_examples import COUNT, MINUTE_MS, archived, at, remove_hour
+from tests.support.training.offline_command import CONFIG, arrays_of, asked, state_with_archive
+from tests.support.training.small_feed import FEATURES, START_MS
 from training.candidates.registry import Registry, model_config, model_size_of
 from training.offline import job as offline_job
 from training.offline import teacher_labels as teaching

@@ -17,7 +17,7 @@ from replay.predictions import Predictions, read_predictions
 from replay.replay_report import judged_rows, with_bar
 from replay.replay_run import ReplayOptions, ReplayResult, config_for, replay_data
 from runtime.cli.main import app
-from tests.support.small_crowd import START_MS
+from tests.support.training.small_crowd import START_MS
 
 MINUTE_MS = 60_000
 DAY_MS = 24 * 60 * MINUTE_MS

@@ -32,8 +32,8 @@ from runtime.supervision.processes import identify
 from runtime.supervision.system_status import gather
 from serving.control_room.exposition import samples_of
 from serving.sessions import counter_loop
-from tests.support.experiment_log import LABELS, ToyTrial
 from tests.support.plan_config import config_in
+from tests.support.training.experiment_log import LABELS, ToyTrial
 from training.outcomes.experiment_fold import ExperimentFold
 
 TEXT = """

@@ -32,7 +32,7 @@ from recsys.process.part_process import Heartbeat, run_folder
 from runtime.cli.up import keep_definition
 from runtime.jobs.app_change import AppChange, Parts
 from runtime.jobs.director_requests import propose
-from tests.support.registry_cases import provenance, shard
+from tests.support.training.registry_cases import provenance, shard
 from training.candidates.registry import Refused, Registry, plain_config
 from training.lines.control import ControlReader, append_control
 

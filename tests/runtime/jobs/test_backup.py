@@ -51,7 +51,7 @@ from runtime.supervision import launch_plan
 from serving.sessions.counter_loop import CounterLoop
 from serving.sessions.session_loop import SessionLoop
 from serving.sessions.session_store import FoldStore, RedisFoldStore
-from tests.support.bit_flips import flip_bit
+from tests.support.simulation.bit_flips import flip_bit
 from training.archive.files import keys_of
 from training.archive.writer import Archive
 from training.deletion.erasure import EVERY_MS, PART, Eraser

@@ -13,7 +13,7 @@ from recsys.config.loader import ConfigError
 from recsys.config.system_config import Config
 from runtime.parts.haproxy_config import ERROR_PAGE, check_doors, harden, settings
 from runtime.supervision.ray_environment import haproxy
-from tests.support.haproxy_text import PORT, written_by_serve
+from tests.support.systems.haproxy_text import PORT, written_by_serve
 
 # of Ray, which uses pydantic as it was
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")

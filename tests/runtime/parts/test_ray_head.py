@@ -19,8 +19,8 @@ from runtime.parts import ray_head
 from runtime.parts.ray_loopback import loopback_of
 from runtime.supervision import ray_environment, run_file
 from runtime.supervision.launch_plan import resolve, write
-from tests.support.other_user import reachable
 from tests.support.plan_config import FREE, config_in
+from tests.support.systems.other_user import reachable
 
 
 @pytest.mark.parametrize(

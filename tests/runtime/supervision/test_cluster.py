@@ -12,7 +12,7 @@ from recsys.config.loader import ConfigError
 from recsys.config.system_config import ParameterServerConfig
 from runtime.supervision import cluster
 from runtime.supervision.cluster import Node, refusal
-from tests.support.tls_proxy import make_certificates
+from tests.support.systems.tls_proxy import make_certificates
 
 VERSIONS = {"numpy": "2.4.1", "python": "3.11.7"}
 GOOD = Node("192.0.2.11", 0.02, VERSIONS, "m", "/mnt/state")

@@ -11,8 +11,8 @@ from recsys.events.records import CONTROL, EVENTS, EXAMPLES, STEPS, Range, Step,
 from recsys.log.protocol import Append, MemoryLog, Topic, newest_first
 from recsys.process.ticker import Ticker
 from runtime.supervision.system_status import Version, last_step
-from tests.support.gappy_log import GappyLog
-from tests.support.small_feed import example
+from tests.support.simulation.gappy_log import GappyLog
+from tests.support.training.small_feed import example
 from training.candidates.director import ends_before
 from training.joining.joiner_loop import sequences_after
 from training.steps.lineage import last_steps, newest_step

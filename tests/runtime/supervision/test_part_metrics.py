@@ -24,7 +24,7 @@ from runtime.supervision.part_table import NAMES
 from runtime.supervision.system_status import PartStatus, Status, Version, with_workers
 from serving.http.serving_metrics import STAGES, STATUSES, ServingMetrics
 from tests.support.paths import ROOT
-from tests.support.service_harness import World
+from tests.support.serving.service_harness import World
 
 ROWS = re.compile(r"^\| `(\w+)` \| (\w+) \| (.*?) \| (.*) \|$", re.MULTILINE)
 NAME = re.compile(r"\b(?:recsys_\w+|up\b)")

@@ -20,7 +20,15 @@ from serving.access.audit import read_trail
 from serving.access.scopes import PUBLIC, SCOPES, compiled, needed_scope
 from serving.http_app import build_app
 from serving.sessions.counter_loop import CounterLoop
-from tests.support.service_harness import ADMIN, COMPAT, NOW_MS, World, compat_routes, run, view
+from tests.support.serving.service_harness import (
+    ADMIN,
+    COMPAT,
+    NOW_MS,
+    World,
+    compat_routes,
+    run,
+    view,
+)
 
 KEYS = AccessConfig(mode="keys", user_lists=0, user_events=0)
 PRIVATE = ed25519.Ed25519PrivateKey.generate()

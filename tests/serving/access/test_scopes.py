@@ -6,7 +6,7 @@ from recsys.config.safety_config import AccessConfig
 from serving.access.scopes import ADMIN, PUBLIC, SCOPES, compiled, is_open_to_users
 from serving.access.scopes import needed_scope as needed_of_ours
 from serving.http_app import build_app
-from tests.support.service_harness import COMPAT, World, compat_routes
+from tests.support.serving.service_harness import COMPAT, World, compat_routes
 
 PLACES = {
     "user_id": "u",

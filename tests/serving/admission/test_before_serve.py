@@ -12,7 +12,7 @@ import pytest
 from recsys.config.safety_config import AccessConfig
 from serving.admission.before_serve import CALLBACK, GATES, BeforeServe
 from serving.http_app import build_app
-from tests.support.service_harness import World
+from tests.support.serving.service_harness import World
 
 
 @pytest.fixture(autouse=True)

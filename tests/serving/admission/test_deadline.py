@@ -15,7 +15,7 @@ from serving.admission.deadline import (
 from serving.pipeline import Pipeline
 from serving.query import Query
 from serving.request import Request
-from tests.support.replica_harness import NOW_MS, config, made, policy, popular, viewer
+from tests.support.serving.replica_harness import NOW_MS, config, made, policy, popular, viewer
 
 NEEDS_MS = {POPULAR: 10.0, SHORT: 20.0, UNRANKED: 8.0}
 

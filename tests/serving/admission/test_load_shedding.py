@@ -16,7 +16,7 @@ from recsys.config.system_config import ServeConfig
 from serving.admission.admission import Limit, TokenBuckets
 from serving.admission.load_shedding import ARRIVED_S, LoadShedder
 from serving.admission.whole_body import BodyReceiver, BodyRoom
-from tests.support.service_harness import Slow, World, compat_routes, run, view
+from tests.support.serving.service_harness import Slow, World, compat_routes, run, view
 
 
 class Counts:

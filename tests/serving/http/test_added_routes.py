@@ -13,7 +13,7 @@ from recsys.config.system_config import Config, ServeConfig
 from serving.http.added_routes import AddedRoutes
 from serving.http.serving_metrics import ServingMetrics
 from serving.service import Service
-from tests.support.service_harness import ADMIN, World, run
+from tests.support.serving.service_harness import ADMIN, World, run
 
 ENDED: list[bool] = []
 

@@ -14,7 +14,7 @@ from recsys.events.hashing import partition_of
 from recsys.events.records import CONTROL, EVENTS, ITEMS, unpack
 from recsys.log.protocol import Append
 from serving.http_app import build_app
-from tests.support.service_harness import ADMIN, NOW_MS, World, run, view
+from tests.support.serving.service_harness import ADMIN, NOW_MS, World, run, view
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from recsys.log.protocol import LogUnavailable
 from recsys.process.disk_budget import Level, Space
 from recsys.process.part_process import run_folder
 from recsys.process.space_file import FILE
-from tests.support.service_harness import NOW_MS, World, run, view
+from tests.support.serving.service_harness import NOW_MS, World, run, view
 
 
 @pytest.fixture

@@ -20,7 +20,7 @@ from starlette.testclient import TestClient
 from serving.control_room.hub import Hub
 from serving.control_room.room_app import build_room
 from serving.http_app import build_app
-from tests.support.service_harness import COMPAT, KEY, World
+from tests.support.serving.service_harness import COMPAT, KEY, World
 
 pytestmark = [
     pytest.mark.slow,

@@ -13,7 +13,7 @@ from recsys.config.system_config import ServeConfig
 from recsys.log.protocol import LogUnavailable
 from serving.http_app import build_app
 from serving.replica.log_follower import LogFollower
-from tests.support.service_harness import World, run
+from tests.support.serving.service_harness import World, run
 
 
 @pytest.fixture

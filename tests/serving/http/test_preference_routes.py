@@ -7,7 +7,7 @@ import pytest
 
 from recsys.config.safety_config import AccessConfig
 from recsys.events.event_types import Preference
-from tests.support.service_harness import World, run
+from tests.support.serving.service_harness import World, run
 
 
 def wish(**changes: Any) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from recsys.config.system_config import ServeConfig
 from recsys.events.event_types import Item
 from recsys.events.hashing import key_of
 from recsys.features.session import Session
-from tests.support.service_harness import ADMIN, NOW_MS, Slow, World, run
+from tests.support.serving.service_harness import ADMIN, NOW_MS, Slow, World, run
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from benchmarks.answers.bench_doors import HOSTILE
 from serving.http import strict_json
 from serving.http.strict_json import MAX_EVENTS, read_events
 from serving.http_app import build_app
-from tests.support.service_harness import World, run
+from tests.support.serving.service_harness import World, run
 
 
 def test_docs_show_the_bodies_with_their_limits(tmp_path: Path) -> None:

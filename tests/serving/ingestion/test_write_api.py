@@ -20,7 +20,7 @@ from serving.ingestion.event_validation import ACCEPTED, DUPLICATE, RETRY, Event
 from serving.ingestion.log_writer import LogWriter
 from serving.ingestion.write_api import OverQuota, Unavailable, WriteApi
 from serving.tracing.freshness import Freshness
-from tests.support.service_harness import NOW_MS, view
+from tests.support.serving.service_harness import NOW_MS, view
 
 
 class Writer(LogWriter):

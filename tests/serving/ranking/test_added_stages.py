@@ -14,7 +14,7 @@ from serving.query import Query
 from serving.ranking.added_stages import run_added
 from serving.replica.replica import Replica
 from serving.request import Candidates, Request
-from tests.support.replica_harness import NOW_MS, made, policy, viewer
+from tests.support.serving.replica_harness import NOW_MS, made, policy, viewer
 
 
 @pytest.fixture(scope="module")

@@ -7,8 +7,8 @@ from recsys.features.counters import CounterTable
 from serving.query import Query
 from serving.ranking.explanation import explain
 from serving.request import Request
-from tests.support.replica_harness import NOW_MS, made, policy, viewer
-from tests.support.small_feed import FEATURES
+from tests.support.serving.replica_harness import NOW_MS, made, policy, viewer
+from tests.support.training.small_feed import FEATURES
 
 
 def asked(session: object) -> Query:

@@ -12,8 +12,8 @@ from recsys.model.model import lookup_of, with_missing_row
 from recsys.model.tile_kernels import LANES
 from serving.ranking.scoring import probabilities, user_vector
 from serving.replica.replica import Replica
-from tests.support.replica_harness import NOW_MS, made, viewer
-from tests.support.request_batches import batch_of
+from tests.support.serving.replica_harness import NOW_MS, made, viewer
+from tests.support.serving.request_batches import batch_of
 
 ITEMS = 320
 SMALL = made(items=ITEMS, steps=3)

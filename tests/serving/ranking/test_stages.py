@@ -11,8 +11,8 @@ from serving.query import Query
 from serving.ranking.stages import trust_of
 from serving.replica.replica import Replica
 from serving.request import Answer, Candidates, Request
-from tests.support.replica_harness import NOW_MS, made, policy, popular, viewer
-from tests.support.small_feed import FEATURES, START_MS
+from tests.support.serving.replica_harness import NOW_MS, made, policy, popular, viewer
+from tests.support.training.small_feed import FEATURES, START_MS
 
 QUIET = {"explore": 0.0, "quota": 0.0, "temperature": 1e-3, "per_author": 0}
 

@@ -15,7 +15,7 @@ from serving.reconstruction.reconstructed_replica import (
     ReconstructedReplica,
     records,
 )
-from tests.support.small_feed import FEATURES, toy_config, toy_log
+from tests.support.training.small_feed import FEATURES, toy_config, toy_log
 
 
 def told(last_ms: int, part: int = 0, parts: int = 0) -> ItemState:

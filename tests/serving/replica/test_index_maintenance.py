@@ -17,8 +17,8 @@ from serving.replica.index_maintenance import IndexMaintenance, SetProbes, SwapI
 from serving.replica.item_vectors import ModelVersion
 from serving.replica.replica import Replica
 from serving.retrieval.sharded_index import as_named
-from tests.support.replica_harness import config, item, made, step_delta
-from tests.support.replica_rows import row_of
+from tests.support.serving.replica_harness import config, item, made, step_delta
+from tests.support.serving.replica_rows import row_of
 
 DIM = config().model.vector_dim
 

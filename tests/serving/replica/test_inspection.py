@@ -12,7 +12,7 @@ from serving.query import Query
 from serving.replica import inspection
 from serving.request import Request
 from serving.variants.model_variants import CanaryRouter
-from tests.support.service_harness import ADMIN, World, run
+from tests.support.serving.service_harness import ADMIN, World, run
 
 
 @pytest.fixture

@@ -21,7 +21,7 @@ from parameter_server.storage.snapshots import write_part
 from parameter_server.table.routing import shard_of
 from recsys.config.system_config import TableConfig
 from serving.replica.row_store import RowStore
-from tests.support.replica_harness import made
+from tests.support.serving.replica_harness import made
 
 TABLE = TableConfig("features", 3, 0.1, initial=0.5)
 KEYS = np.arange(-8, 9)

@@ -4,7 +4,7 @@ from recsys.events.event_types import Item
 from recsys.events.hashing import key_of
 from recsys.features.counters import HALF_LIVES_MS, CounterTable
 from serving.replica.popularity import Popularity
-from tests.support.small_feed import FEATURES, START_MS
+from tests.support.training.small_feed import FEATURES, START_MS
 
 KINDS = FEATURES.kinds
 FAST_MS = int(HALF_LIVES_MS[0])

@@ -17,10 +17,10 @@ from recsys.features.session import Session
 from recsys.model.model import lookup_of, with_missing_row
 from serving.replica.item_vectors import ModelVersion
 from serving.replica.replica import Replica
-from tests.support.replica_harness import config, item, made, popular, step_delta
-from tests.support.replica_rows import DIM, row_of
-from tests.support.request_batches import batch_of
-from tests.support.small_feed import FEATURES
+from tests.support.serving.replica_harness import config, item, made, popular, step_delta
+from tests.support.serving.replica_rows import DIM, row_of
+from tests.support.serving.request_batches import batch_of
+from tests.support.training.small_feed import FEATURES
 
 
 def digest(replica: Replica) -> str:

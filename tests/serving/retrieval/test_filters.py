@@ -6,7 +6,7 @@ from recsys.events.hashing import key_of
 from serving.query import Query
 from serving.request import Request
 from serving.retrieval.filters import allowed_items
-from tests.support.replica_harness import NOW_MS, item, made, policy, viewer
+from tests.support.serving.replica_harness import NOW_MS, item, made, policy, viewer
 
 
 def test_each_filter_says_how_many_it_removed() -> None:

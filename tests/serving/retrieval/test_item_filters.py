@@ -22,7 +22,15 @@ from serving.replica.replica import Replica
 from serving.request import Request
 from serving.retrieval.filters import allowed_items
 from serving.retrieval.item_filters import check_filters, filter_mask
-from tests.support.replica_harness import NOW_MS, config, item, made, policy, popular, viewer
+from tests.support.serving.replica_harness import (
+    NOW_MS,
+    config,
+    item,
+    made,
+    policy,
+    popular,
+    viewer,
+)
 
 SCHEMA = Schema(
     item=(

@@ -20,7 +20,7 @@ from serving.ranking.scoring import user_vector
 from serving.replica.replica import Replica
 from serving.request import Request
 from serving.retrieval.retrieval import Retrieval, liked_groups
-from tests.support.replica_harness import (
+from tests.support.serving.replica_harness import (
     NOW_MS,
     item,
     made,
@@ -29,7 +29,7 @@ from tests.support.replica_harness import (
     session_of,
     viewer,
 )
-from tests.support.small_feed import FEATURES, block
+from tests.support.training.small_feed import FEATURES, block
 
 ALL = {
     "trial": 7,

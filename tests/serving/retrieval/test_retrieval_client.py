@@ -28,7 +28,7 @@ from serving.retrieval.retrieval_plan import RetrievalPlan, VectorQuery
 from serving.retrieval.retrieval_service import RetrievalService
 from serving.retrieval.retrieval_shard import ShardRequest, ShardResponse
 from serving.service import Service
-from tests.support.service_harness import World, item, run, view
+from tests.support.serving.service_harness import World, item, run, view
 
 VERSION = VectorVersion("main", 0, 3, 40)
 ONES = np.ones(4, np.float32)

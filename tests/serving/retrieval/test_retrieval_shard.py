@@ -35,8 +35,8 @@ from serving.retrieval.retrieval_shard import (
     ShardRequest,
     ShardResponse,
 )
-from tests.support.replica_harness import config, item
-from tests.support.small_feed import FEATURES
+from tests.support.serving.replica_harness import config, item
+from tests.support.training.small_feed import FEATURES
 
 ITEMS, DIM = 24, config().model.vector_dim
 KEYS = np.array([key_of("item", f"v{n}") for n in range(ITEMS)], np.int64)

@@ -8,7 +8,7 @@ from recsys.features.counters import amounts
 from recsys.features.source_credits import ALL, KEYS, UNION, source_key
 from serving.replica.replica import Replica
 from serving.retrieval.source_shares import engaged_shares, recall_by_source
-from tests.support.replica_harness import NOW_MS, made
+from tests.support.serving.replica_harness import NOW_MS, made
 
 POLICY = {"covisit": 100, "popular": 80, "fresh": 20, "vector": 0}
 

@@ -18,8 +18,8 @@ from serving.query import Query
 from serving.replica.replica import Replica
 from serving.request import Answer, Request
 from serving.retrieval.filters import pinned_items
-from tests.support.replica_harness import NOW_MS, config, item, made, policy, viewer
-from tests.support.small_feed import FEATURES
+from tests.support.serving.replica_harness import NOW_MS, config, item, made, policy, viewer
+from tests.support.training.small_feed import FEATURES
 
 # v3 is by a3, has the tag t3, and the label adult.
 WISHED = [("item_id", "v3"), ("author", "a3"), ("tags", "t3")]

@@ -19,8 +19,8 @@ from serving.sessions.session_store import (
     StoreUnavailable,
     session_key,
 )
-from tests.support.tls_proxy import TlsProxy, make_certificates
-from tests.support.valkey_cluster import MASTERS, ValkeyCluster, until
+from tests.support.systems.tls_proxy import TlsProxy, make_certificates
+from tests.support.systems.valkey_cluster import MASTERS, ValkeyCluster, until
 
 pytestmark = pytest.mark.services
 PARTITIONS = 12

@@ -25,8 +25,8 @@ from recsys.features.session import Session
 from recsys.log.protocol import Append
 from serving.sessions.event_reader import EventReader
 from serving.sessions.session_fold import fold_event
-from tests.support.session_events import NOW_MS, did, keys_of, shown
-from tests.support.small_feed import FEATURES, SCHEMA, feed, toy_log
+from tests.support.serving.session_events import NOW_MS, did, keys_of, shown
+from tests.support.training.small_feed import FEATURES, SCHEMA, feed, toy_log
 from training.joining.joiner import Joiner
 from training.lines.line import learning_digest
 

@@ -30,7 +30,7 @@ from serving.sessions.session_store import (
     StoreUnavailable,
     session_key,
 )
-from tests.support.valkey_cluster import MASTERS, ValkeyCluster
+from tests.support.systems.valkey_cluster import MASTERS, ValkeyCluster
 
 FIRST = FoldPosition("log-1", [3, 0, 7, 1], 2)
 SECOND = FoldPosition("log-1", [5, 0, 9, 1], 2)

@@ -1,7 +1,7 @@
 """What a person's session looks like to the page."""
 
 from serving.sessions.session_view import view_of
-from tests.support.replica_harness import made, viewer
+from tests.support.serving.replica_harness import made, viewer
 
 
 def test_recent_items_are_learned_once_a_model_has_learned_this_request_s_view_of_them() -> None:

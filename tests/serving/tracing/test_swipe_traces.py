@@ -12,7 +12,7 @@ import pytest
 from benchmarks.harness.local_system import LocalSystem, small_config
 from recsys.config.part_configs import TracingConfig
 from recsys.observability.spans import request_span
-from tests.support.traced_swipe import swipe_and_learn
+from tests.support.observability.traced_swipe import swipe_and_learn
 
 STAGES = ["session", "wait", "filter", "retrieve", "rank", "select", "answer"]
 

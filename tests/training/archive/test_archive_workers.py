@@ -16,7 +16,7 @@ from recsys.log.sqlite_log import SqliteLog
 from recsys.process.open_log import create_topics, open_log
 from recsys.process.part_process import Heartbeat, Stop
 from recsys.process.worker_share import WHOLE, Share, leased
-from tests.support.small_feed import (
+from tests.support.training.small_feed import (
     PARTITIONS,
     START_MS,
     append_events,

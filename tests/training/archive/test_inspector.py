@@ -30,7 +30,7 @@ from recsys.events.records import (
 )
 from recsys.log.protocol import Append, LogLost, LogUnavailable, MemoryLog
 from recsys.process.part_snapshot import PartState
-from tests.support.small_feed import toy_log
+from tests.support.training.small_feed import toy_log
 from training.archive.inspector import Inspector
 
 STEP = Step(line="main", epoch=0, step=1, ranges=[], examples=0, lanes=4, time_ms=0, config="")

@@ -20,7 +20,7 @@ from recsys.process.disk_budget import Level, Space
 from recsys.process.open_log import create_topics, open_log
 from recsys.process.part_process import Heartbeat, Stop, run_folder
 from recsys.process.space_file import FILE
-from tests.support.small_feed import FEATURES, START_MS, append_events, feed, toy_log
+from tests.support.training.small_feed import FEATURES, START_MS, append_events, feed, toy_log
 from training.archive.files import drop_oldest, files_of, hour_of
 from training.archive.raw_events import ArchiveSource
 from training.archive.writer import PART, Archive, archived_rows

@@ -9,7 +9,7 @@ import pytest
 from recsys.events.event_types import Item, Tick, encode
 from recsys.events.records import EVENTS, EXAMPLES, ITEMS, ErasedExample, Forget, pack
 from recsys.log.protocol import Append, LogLost, LogUnavailable, MemoryLog
-from tests.support.small_feed import (
+from tests.support.training.small_feed import (
     PARTITIONS,
     START_MS,
     append_events,

@@ -12,7 +12,7 @@ from experiments.assignment.arm_line import ALL, DIVERTED, WEIGHTED
 from recsys.events.control_records import ArmLine
 from recsys.events.event_types import Stamp
 from recsys.model.model import build_model
-from tests.support.small_feed import FEATURES, block, toy_config
+from tests.support.training.small_feed import FEATURES, block, toy_config
 from training.candidates.arm_learner import ArmLearner
 from training.continual.learner import Learned, Learner
 from training.continual.row_usage import examples_per_row, rows_in_examples

@@ -30,7 +30,7 @@ from runtime.jobs.offline_job import run as train_offline
 from runtime.jobs.offline_options import OfflineOptions
 from runtime.supervision import launch_plan
 from runtime.supervision.launch_plan import Plan, RayPorts
-from tests.support.promotion_checks import never_back, stamps, until
+from tests.support.training.promotion_checks import never_back, stamps, until
 from training.candidates.registry import Registry, iso
 from training.lines.line import MAIN
 

@@ -13,7 +13,15 @@ from benchmarks.studies.promotion.simulated_pairs import Pair, Stream
 from recsys.events.control_records import REQUEST_MS, Candidate, Control, Decision, OperatorRequest
 from recsys.events.records import SCORES, Scores, pack
 from recsys.log.protocol import Append
-from tests.support.promotion_harness import BETTER, EQUAL, RULES, WORSE, Town, said_of, told
+from tests.support.training.promotion_harness import (
+    BETTER,
+    EQUAL,
+    RULES,
+    WORSE,
+    Town,
+    said_of,
+    told,
+)
 
 
 def candidate(line: str) -> Candidate:

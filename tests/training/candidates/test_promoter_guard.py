@@ -12,7 +12,7 @@ from benchmarks.studies.promotion.simulated_pairs import Pair
 from parameter_server.storage import snapshots
 from recsys.config.promotion_config import PromotionConfig
 from recsys.events.control_records import Candidate, Control, Decision, Live, OperatorRequest
-from tests.support.promotion_harness import EQUAL, RULES, Town, told
+from tests.support.training.promotion_harness import EQUAL, RULES, Town, told
 from training.candidates.candidate_evidence import CandidateEvidence
 
 GUARD = "guard-1"

@@ -16,7 +16,7 @@ from recsys.events.event_types import Impression, decode
 from recsys.events.records import EVENTS, SCORES, STEPS, Scores, Step, TrainingExample
 from recsys.process.log_consumer import readable
 from runtime.reports.candidate_table import CandidateView
-from tests.support.promotion_checks import never_back, stamps, until
+from tests.support.training.promotion_checks import never_back, stamps, until
 from training.candidates.rollback_impact import RollbackImpact, find_impact, impact_file
 from training.lines.line import MAIN
 

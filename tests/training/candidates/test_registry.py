@@ -13,9 +13,9 @@ from parameter_server.storage.part_files import encode_manifest
 from recsys.config.system_config import ModelConfig, digest
 from recsys.events.control_records import Live
 from recsys.features.feature_set import FeatureSet
-from tests.support.registry_cases import MODEL, SPEC, provenance, shard
-from tests.support.small_feed import FEATURES, START_MS
-from tests.support.snapshot_rows import load_rows
+from tests.support.parameter_server.snapshot_rows import load_rows
+from tests.support.training.registry_cases import MODEL, SPEC, provenance, shard
+from tests.support.training.small_feed import FEATURES, START_MS
 from training.candidates.registry import (
     FILE,
     Provenance,

@@ -23,7 +23,7 @@ from recsys.features.feature_set import FeatureSet
 from recsys.features.feature_set_file import FEED_SCHEMA
 from recsys.features.session import Session
 from recsys.model.model import build_model, lookup_of
-from tests.support.request_batches import batch_of
+from tests.support.serving.request_batches import batch_of
 from training.candidates import retrieval_comparison as recall
 from training.candidates.retrieval_comparison import Search, Weights, sorted_rows
 

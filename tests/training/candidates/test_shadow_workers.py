@@ -19,7 +19,7 @@ from recsys.process.log_consumer import readable
 from recsys.process.open_log import create_topics, open_log
 from recsys.process.part_process import Stop
 from recsys.process.worker_share import WHOLE, Share, leased
-from tests.support.small_feed import (
+from tests.support.training.small_feed import (
     FEATURES,
     PARTITIONS,
     append_examples,

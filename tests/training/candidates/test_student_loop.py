@@ -19,7 +19,7 @@ from recsys.model.ranker import Ranker, RankerModule, ranker_of
 from recsys.process.log_consumer import readable
 from replay.answer_check import EQUAL, AnswerChecker
 from serving.retrieval import retrieval_client
-from tests.support.promotion_checks import never_back, stamps, until
+from tests.support.training.promotion_checks import never_back, stamps, until
 from training.lines.line import MAIN, learning_digest
 
 pytestmark = pytest.mark.slow

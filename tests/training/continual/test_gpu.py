@@ -8,8 +8,8 @@ import torch
 
 from recsys.config.system_config import TrainerConfig
 from recsys.model.model import build_model
-from tests.support.learner_cases import CONFIG, learned, learner
-from tests.support.small_feed import FEATURES, example
+from tests.support.training.learner_cases import CONFIG, learned, learner
+from tests.support.training.small_feed import FEATURES, example
 from training.continual.learner import Learner
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")

@@ -9,9 +9,15 @@ from parameter_server.shard.shard import digest_of_shards
 from parameter_server.table.table import initial_rows
 from recsys.config.system_config import ModelConfig, tables_of
 from recsys.model.model import Model, build_model
-from tests.support.learner_cases import CONFIG, learned, learner, rows_of
-from tests.support.learning_loops import Clock, drain, fresh_client, worker
-from tests.support.small_feed import FEATURES, append_examples, example, toy_config, toy_log
+from tests.support.training.learner_cases import CONFIG, learned, learner, rows_of
+from tests.support.training.learning_loops import Clock, drain, fresh_client, worker
+from tests.support.training.small_feed import (
+    FEATURES,
+    append_examples,
+    example,
+    toy_config,
+    toy_log,
+)
 from training.continual import learner as learner_module
 from training.continual.learner import Lane, Learned, Learner
 from training.steps.sequencer_loop import SequencerLoop

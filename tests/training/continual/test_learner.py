@@ -8,8 +8,8 @@ from recsys.config.system_config import tables_of
 from recsys.events.event_types import FeatureBlock
 from recsys.features.feature_set import UnknownFeatureSet
 from recsys.model.model import build_model
-from tests.support.learner_cases import CONFIG, learned, learner, rows_of
-from tests.support.small_feed import FEATURES, example
+from tests.support.training.learner_cases import CONFIG, learned, learner, rows_of
+from tests.support.training.small_feed import FEATURES, example
 from training.continual.jagged import keyed_jagged
 from training.continual.learner import Learner
 

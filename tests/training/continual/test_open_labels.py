@@ -17,7 +17,7 @@ from recsys.config.system_config import JoinConfig, tables_of
 from recsys.events.event_types import Engagement, Event, Impression, ServedItem
 from recsys.events.records import Example
 from recsys.model.model import build_model
-from tests.support.small_feed import FEATURES, block, example, toy_config
+from tests.support.training.small_feed import FEATURES, block, example, toy_config
 from training.continual.learner import Learner
 from training.continual.open_labels import label_targets
 from training.joining.joiner import Joiner

@@ -16,7 +16,7 @@ from recsys.events.records import (
 )
 from recsys.log.protocol import Append, MemoryLog
 from recsys.process.part_process import Heartbeat
-from tests.support.small_feed import START_MS, example
+from tests.support.training.small_feed import START_MS, example
 from training.continual.progress import Progress
 
 

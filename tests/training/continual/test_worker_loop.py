@@ -45,7 +45,7 @@ from recsys.model.model import build_model
 from recsys.process.open_log import create_topics, open_log
 from recsys.process.part_process import Heartbeat, Stop
 from recsys.process.part_snapshot import PartState
-from tests.support.learning_loops import (
+from tests.support.training.learning_loops import (
     Clock,
     drain,
     everything,
@@ -54,7 +54,7 @@ from tests.support.learning_loops import (
     trained_log,
     worker,
 )
-from tests.support.small_feed import (
+from tests.support.training.small_feed import (
     DENSE,
     FEATURES,
     PARTITIONS,

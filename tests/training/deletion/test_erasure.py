@@ -31,7 +31,7 @@ from recsys.log.sqlite_log import SqliteLog
 from recsys.process.log_consumer import readable
 from recsys.process.part_snapshot import PartState
 from recsys.process.worker_share import Share
-from tests.support.small_feed import (
+from tests.support.training.small_feed import (
     FEATURES,
     PARTITIONS,
     START_MS,

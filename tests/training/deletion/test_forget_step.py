@@ -19,7 +19,7 @@ from recsys.events.records import (
 )
 from recsys.log.protocol import Append, MemoryLog
 from recsys.model.model import build_model
-from tests.support.small_feed import (
+from tests.support.training.small_feed import (
     DENSE,
     FEATURES,
     append_examples,

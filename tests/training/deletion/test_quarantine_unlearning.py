@@ -10,7 +10,7 @@ from recsys.events.event_types import Event, Verdict, decode, encode
 from recsys.events.hashing import partition_of
 from recsys.events.records import EVENTS, EXAMPLES
 from recsys.log.protocol import Append, Log, MemoryLog
-from tests.support.small_feed import (
+from tests.support.training.small_feed import (
     FEATURES,
     PARTITIONS,
     START_MS,
@@ -18,7 +18,7 @@ from tests.support.small_feed import (
     feed,
     toy_config,
 )
-from tests.support.unlearn_line import history_with_late_users, learn, never_seen
+from tests.support.training.unlearn_line import history_with_late_users, learn, never_seen
 from training.deletion.unlearn import unlearn
 from training.steps.drain import drain
 

@@ -29,7 +29,7 @@ from recsys.features.feature_set import FeatureSet
 from recsys.log.protocol import Append, Log, MemoryLog
 from recsys.model.model import build_model
 from recsys.process.part_snapshot import PartState
-from tests.support.small_feed import (
+from tests.support.training.small_feed import (
     FEATURES,
     PARTITIONS,
     START_MS,
@@ -38,7 +38,7 @@ from tests.support.small_feed import (
     toy_config,
     toy_log,
 )
-from tests.support.unlearn_line import history_with_late_users, learn, never_seen
+from tests.support.training.unlearn_line import history_with_late_users, learn, never_seen
 from training.archive.files import erase_rows
 from training.archive.writer import archived_rows
 from training.deletion.erasure import PART, Eraser, erase_records

@@ -2,7 +2,7 @@
 
 from recsys.events.records import STEPS, Range, Step, pack
 from recsys.log.protocol import Append, MemoryLog
-from tests.support.small_feed import toy_log
+from tests.support.training.small_feed import toy_log
 from training.deletion.user_history import UserHistory
 from training.lines.control import ControlReader, append_live_record, live_epoch, live_epochs
 from training.steps.sequencer_loop import last_position

@@ -18,8 +18,14 @@ from recsys.events.records import CONTROL, DELTAS, STEPS, Delta, Step, pack, top
 from recsys.features.feature_set_file import feature_set
 from recsys.log.protocol import Append, LogUnavailable
 from recsys.process.part_process import Heartbeat
-from tests.support.learning_loops import Clock, FlakyLog, everything, sequence
-from tests.support.small_feed import FEATURES, append_examples, example, toy_config, toy_log
+from tests.support.training.learning_loops import Clock, FlakyLog, everything, sequence
+from tests.support.training.small_feed import (
+    FEATURES,
+    append_examples,
+    example,
+    toy_config,
+    toy_log,
+)
 from training.candidates.director import Director, report
 from training.drift import watch as drift_watch
 from training.drift.offline_command import OfflineCommand

@@ -24,7 +24,14 @@ from recsys.events.records import CONTROL, EXAMPLES, ErasedExample, pack
 from recsys.log.protocol import Append, LogUnavailable, Record
 from recsys.model.model import build_model
 from recsys.process.part_process import Heartbeat
-from tests.support.small_feed import DENSE, FEATURES, append_examples, example, toy_config, toy_log
+from tests.support.training.small_feed import (
+    DENSE,
+    FEATURES,
+    append_examples,
+    example,
+    toy_config,
+    toy_log,
+)
 from training.candidates.shadow_loop import ShadowLoop
 from training.continual.learner import Learner
 from training.continual.worker import Worker

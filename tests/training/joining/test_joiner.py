@@ -10,8 +10,8 @@ from recsys.config.system_config import JoinConfig
 from recsys.events.event_types import Engagement, Impression, Tick, User
 from recsys.events.records import CLICK_LIST, Example, Forget
 from recsys.features.feature_set import read_block
-from tests.support.memory_spill import MemorySpill
-from tests.support.small_feed import FEATURES, START_MS, engagement, feed, impression
+from tests.support.simulation.memory_spill import MemorySpill
+from tests.support.training.small_feed import FEATURES, START_MS, engagement, feed, impression
 from training.joining.joiner import Joiner
 
 LABELS = list(FEATURES.schema.labels)

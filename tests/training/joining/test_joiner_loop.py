@@ -15,8 +15,8 @@ from recsys.log.compression import plain
 from recsys.log.protocol import Append, LogLost, LogUnavailable, MemoryLog, Record
 from recsys.process.part_snapshot import PartState
 from recsys.process.ticker import Ticker
-from tests.support.learning_loops import Clock, FlakyLog, drain, everything, join
-from tests.support.small_feed import (
+from tests.support.training.learning_loops import Clock, FlakyLog, drain, everything, join
+from tests.support.training.small_feed import (
     FEATURES,
     PARTITIONS,
     START_MS,

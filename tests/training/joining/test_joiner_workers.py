@@ -12,8 +12,15 @@ from recsys.events.records import EVENTS, EXAMPLES, Example
 from recsys.log.protocol import MemoryLog
 from recsys.process.part_snapshot import PartState
 from recsys.process.worker_share import Share
-from tests.support.learning_loops import Clock, drain, everything
-from tests.support.small_feed import FEATURES, PARTITIONS, append_events, feed, toy_config, toy_log
+from tests.support.training.learning_loops import Clock, drain, everything
+from tests.support.training.small_feed import (
+    FEATURES,
+    PARTITIONS,
+    append_events,
+    feed,
+    toy_config,
+    toy_log,
+)
 from training.joining.joiner_loop import JoinerLoop
 
 

@@ -15,8 +15,8 @@ from recsys.config.system_config import ServeConfig
 from recsys.events.event_types import Engagement, Impression
 from recsys.events.records import EVENTS
 from recsys.log.protocol import Append, LogUnavailable
-from tests.support.replica_harness import step_delta
-from tests.support.service_harness import Broken, Slow, World, run, view
+from tests.support.serving.replica_harness import step_delta
+from tests.support.serving.service_harness import Broken, Slow, World, run, view
 
 REQUESTS = 30
 AT_ONCE = 6

@@ -8,7 +8,7 @@ from recsys.config.system_config import JoinConfig
 from recsys.events.event_types import Engagement, Event, Verdict
 from recsys.events.records import Example, Forget
 from recsys.features.influence import Influence
-from tests.support.small_feed import START_MS, engagement, feed, impression
+from tests.support.training.small_feed import START_MS, engagement, feed, impression
 from training.joining.joiner import Joined, Joiner
 
 LABELS = ["long_view", "like", "share", "follow", "hide"]

@@ -15,8 +15,8 @@ from recsys.events.event_types import Event, User
 from recsys.events.records import EXAMPLES
 from recsys.log.protocol import MemoryLog
 from recsys.process.part_snapshot import PartState
-from tests.support.memory_spill import MemorySpill
-from tests.support.small_feed import (
+from tests.support.simulation.memory_spill import MemorySpill
+from tests.support.training.small_feed import (
     FEATURES,
     PARTITIONS,
     START_MS,

@@ -11,8 +11,15 @@ from recsys.events.hashing import key_of
 from recsys.events.records import EVENTS, EXAMPLES, ErasedExample, Example, Forget, pack
 from recsys.features.feature_set import FeatureSet
 from recsys.log.protocol import Append
-from tests.support.archived_examples import COUNT, MINUTE_MS, archived, at, hour_file, remove_hour
-from tests.support.small_feed import (
+from tests.support.training.archived_examples import (
+    COUNT,
+    MINUTE_MS,
+    archived,
+    at,
+    hour_file,
+    remove_hour,
+)
+from tests.support.training.small_feed import (
     DENSE,
     FEATURES,
     PARTITIONS,

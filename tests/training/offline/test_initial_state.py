@@ -6,8 +6,8 @@ import pytest
 from parameter_server.storage.snapshots import write_part
 from recsys.config.system_config import tables_of
 from recsys.model.model import build_model
-from tests.support.offline_examples import FOUR, MODEL, toy_blocks, toy_trainer
-from tests.support.small_feed import FEATURES
+from tests.support.training.offline_examples import FOUR, MODEL, toy_blocks, toy_trainer
+from tests.support.training.small_feed import FEATURES
 from training.candidates.registry import SnapshotRef
 from training.continual.learner import Learner
 from training.offline.initial_state import (

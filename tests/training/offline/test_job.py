@@ -9,10 +9,10 @@ import pytest
 
 from runtime.jobs.offline_job import _WORK, _begin, run
 from runtime.jobs.offline_options import OfflineOptions
-from tests.support.archived_examples import MINUTE_MS
-from tests.support.offline_command import arrays_of, asked, state_with_archive
-from tests.support.offline_workers import together
-from tests.support.small_feed import START_MS
+from tests.support.training.archived_examples import MINUTE_MS
+from tests.support.training.offline_command import arrays_of, asked, state_with_archive
+from tests.support.training.offline_workers import together
+from tests.support.training.small_feed import START_MS
 from training.candidates.registry import Registry
 from training.offline.job import read_job, run_worker
 from training.offline.loop import LoopState

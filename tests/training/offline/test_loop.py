@@ -10,8 +10,14 @@ import pytest
 from parameter_server.shard.shard import Shard, ShardSpec
 from parameter_server.storage.snapshots import latest, write_part
 from recsys.config.system_config import tables_of
-from tests.support.offline_examples import FOUR, MODEL, MemoryCheckpoints, toy_blocks, toy_trainer
-from tests.support.offline_workers import together
+from tests.support.training.offline_examples import (
+    FOUR,
+    MODEL,
+    MemoryCheckpoints,
+    toy_blocks,
+    toy_trainer,
+)
+from tests.support.training.offline_workers import together
 from training.offline import job
 from training.offline.initial_state import export_meta
 from training.offline.job import FileCheckpoints

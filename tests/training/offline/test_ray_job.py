@@ -13,8 +13,8 @@ import torch
 
 from parameter_server.shard.lanes import LaneGradients, RowGradients
 from runtime.jobs.offline_job import run
-from tests.support.offline_command import arrays_of, asked, state_with_archive
 from tests.support.paths import ROOT
+from tests.support.training.offline_command import arrays_of, asked, state_with_archive
 from training.candidates.registry import Registry
 from training.offline.trainer import LaneResult
 
@@ -34,7 +34,7 @@ ray.init(address=cluster.address, log_to_driver=False,
          runtime_env={"env_vars": {"PYTHONPATH": sys.argv[1]}})
 assert len([node for node in ray.nodes() if node["Alive"]]) == 2
 from runtime.jobs.offline_job import run
-from tests.support.offline_command import asked
+from tests.support.training.offline_command import asked
 
 done = run(asked(Path(sys.argv[2]), Path(sys.argv[3]), workers=2))
 print("done", json.dumps(done))

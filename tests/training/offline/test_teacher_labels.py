@@ -8,7 +8,7 @@ import pytest
 
 from recsys.config.system_config import tables_of
 from recsys.model.model import build_model
-from tests.support.offline_examples import (
+from tests.support.training.offline_examples import (
     FOUR,
     MODEL,
     MemoryBlocks,
@@ -16,7 +16,7 @@ from tests.support.offline_examples import (
     toy_blocks,
     toy_trainer,
 )
-from tests.support.small_feed import FEATURES
+from tests.support.training.small_feed import FEATURES
 from training.candidates.registry import SnapshotRef
 from training.continual.learner import Learner
 from training.offline.initial_state import Ancestor, build_trainer, count_vocabularies

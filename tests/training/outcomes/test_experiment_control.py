@@ -16,7 +16,7 @@ from recsys.events.control_records import (
 )
 from recsys.events.records import CONTROL, pack, unpack
 from recsys.log.protocol import Append
-from tests.support.experiment_log import HOUR_MS, LABELS, ToyTrial
+from tests.support.training.experiment_log import HOUR_MS, LABELS, ToyTrial
 from training.outcomes.experiment_control import READOUT_EVERY_MS, ExperimentController
 from training.outcomes.experiment_fold import ExperimentFold
 

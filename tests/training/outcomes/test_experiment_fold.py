@@ -15,7 +15,7 @@ from recsys.events.event_types import Engagement, encode
 from recsys.events.records import EVENTS, EXAMPLES
 from recsys.log.protocol import Append
 from runtime.reports.experiment_summary import notes_of
-from tests.support.experiment_log import BEGAN_MS, HOUR_MS, ITEMS, LABELS, ToyTrial
+from tests.support.training.experiment_log import BEGAN_MS, HOUR_MS, ITEMS, LABELS, ToyTrial
 from training.outcomes.experiment_fold import MOST_SURFACES, OTHER_SURFACES, ExperimentFold
 
 TEXT = """

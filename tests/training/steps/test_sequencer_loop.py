@@ -9,7 +9,7 @@ from parameter_server.shard.shard import digest_of_shards
 from recsys.events.control_records import Live, ModelSize
 from recsys.events.records import CONTROL, DELTAS, EXAMPLES, STEPS, Delta, Step, pack, unpack
 from recsys.log.protocol import Append, Log, LogLost, LogUnavailable, MemoryLog
-from tests.support.learning_loops import (
+from tests.support.training.learning_loops import (
     Clock,
     FlakyLog,
     drain,
@@ -20,7 +20,7 @@ from tests.support.learning_loops import (
     trained_log,
     worker,
 )
-from tests.support.small_feed import (
+from tests.support.training.small_feed import (
     FEATURES,
     PARTITIONS,
     append_examples,

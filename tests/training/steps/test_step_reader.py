@@ -9,7 +9,7 @@ import pytest
 
 from recsys.events.records import Range, Step, pack
 from recsys.log.protocol import LogLost, Record
-from tests.support.small_feed import DENSE, FEATURES, block, example
+from tests.support.training.small_feed import DENSE, FEATURES, block, example
 from training.steps.step_reader import ExampleCheck, read_lanes
 
 CHECK = ExampleCheck(FEATURES, DENSE)

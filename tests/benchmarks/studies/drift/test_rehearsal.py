@@ -20,7 +20,13 @@ from recsys.config.system_config import StepConfig
 from recsys.events.records import EXAMPLES, STEPS, ErasedExample, Range, pack
 from recsys.log.protocol import Append
 from recsys.model.model import build_model
-from tests.support.small_feed import FEATURES, append_examples, example, toy_config, toy_log
+from tests.support.training.small_feed import (
+    FEATURES,
+    append_examples,
+    example,
+    toy_config,
+    toy_log,
+)
 from training.continual.learner import Learner
 from training.continual.worker import Worker
 from training.lines.line import learning_digest, spec_of

@@ -19,8 +19,8 @@ from recsys.config.system_config import ModelConfig, TableConfig, tables_of
 from recsys.model.model import build_model
 from serving.ranking.scoring import probabilities
 from serving.replica.row_store import RowStore
-from tests.support.offline_examples import MODEL, toy_blocks
-from tests.support.small_feed import FEATURES
+from tests.support.training.offline_examples import MODEL, toy_blocks
+from tests.support.training.small_feed import FEATURES
 from training.offline.examples import concatenated
 from training.offline.loop import Plan
 

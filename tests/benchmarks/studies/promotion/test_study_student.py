@@ -16,9 +16,9 @@ from recsys.config.system_config import tables_of
 from recsys.model.model import build_model
 from serving.ranking.scoring import probabilities
 from serving.replica.row_store import RowStore
-from tests.support.offline_examples import MODEL, toy_blocks
-from tests.support.small_feed import FEATURES
 from tests.support.small_log import write_log
+from tests.support.training.offline_examples import MODEL, toy_blocks
+from tests.support.training.small_feed import FEATURES
 from training.offline.examples import Examples, concatenated
 from training.offline.loop import Plan
 

@@ -15,7 +15,7 @@ from benchmarks.studies.quality.coldstart_ceiling import (
 from benchmarks.studies.quality.taste_posterior import learn
 from examples.short_video.world import AFTER, World
 from recsys.events.hashing import uniform
-from tests.support.taste_draws import reweighed
+from tests.support.serving.taste_draws import reweighed
 
 LONG = 10**12  # after which all has come that comes
 

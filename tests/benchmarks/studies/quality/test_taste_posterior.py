@@ -10,7 +10,7 @@ from benchmarks.studies.quality.taste_posterior import (
     isotropic,
     learn,
 )
-from tests.support.taste_draws import draw, reweighed
+from tests.support.serving.taste_draws import draw, reweighed
 
 NONE = np.zeros((0, 3)), np.zeros(0)
 
