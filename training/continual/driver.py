@@ -5,7 +5,6 @@ Nothing is checkpointed through Ray, whose ``report`` accepts one call in two se
 as done too early; it is called rarely, for Ray's dashboard alone.
 """
 
-import asyncio
 import logging
 import os
 import shutil
@@ -23,12 +22,9 @@ from typing import Any, Final
 import msgspec
 import ray
 import ray.train
-from ray.runtime_context import RuntimeContext
 from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
-from ray.train.v2._internal.execution.controller import TrainController
 from ray.train.v2._internal.execution.scaling_policy import FixedScalingPolicy
-from ray.train.v2._internal.state.state_actor import get_state_actor
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 from ray.util.metrics import Counter, Gauge
 
@@ -130,26 +126,14 @@ class FixedWorkers(FixedScalingPolicy):
 
 
 class Trainer(DataParallelTrainer):
-    """Ray Train without processes that nothing here uses, each of 120 MB or more: actors for data sets, for
-    autoscaling, and to remove a placement group, which goes with the driver's job; and its controller runs in
-    this process instead of an actor, which would end with it anyway."""
+    """Ray Train without actors that nothing here uses, each of 120 MB: for data sets, for autoscaling, and to
+    remove a placement group, which goes with the driver's job."""
 
     def _initialize_and_run_controller(self, **arguments: Any) -> Any:
         unused = (DatasetsCallback, PlacementGroupCleanerCallback)
         arguments["callbacks"] = [c for c in arguments["callbacks"] if not isinstance(c, unused)]
         arguments["scaling_policy"] = FixedWorkers(arguments["scaling_policy"].scaling_config)
-        _pose_as_actor()
-        controller = TrainController(**arguments)
-        asyncio.run(controller.run())  # type: ignore[no-untyped-call]
-        return controller.get_result()
-
-
-def _pose_as_actor() -> None:
-    """Workers would ask the controller's actor for checkpoints, of which there are none; runs on Ray's
-    dashboard need the id of one that lives, so they get that of the actor which records them."""
-    context: Any = RuntimeContext
-    state, context.current_actor = get_state_actor, None
-    context.get_actor_id = lambda _: handle._actor_id.hex() if (handle := state()) else ""
+        return super()._initialize_and_run_controller(**arguments)
 
 
 class _Fit:
