@@ -16,7 +16,6 @@ import os
 import shutil
 import stat
 import tempfile
-from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any, Final
 
@@ -33,7 +32,6 @@ from runtime.supervision.ray_environment import (
 )
 
 _LOOPBACK: Final = "127.0.0.1"
-_DASHBOARD_S: Final = 5.0  # for a dashboard that starts, so that it is ended with the others
 _OBJECT_STORE_BYTES: Final = 300_000_000  # small, since rows bypass Ray's object store
 # Paths of unix sockets may have 107 bytes at most: a state folder's path can be too long.
 _PREFIX: Final = "rs-"
@@ -82,16 +80,6 @@ def start_head(config: Config, ports: RayPorts, folder: Path) -> Any:
             ]
         return start(command, kind, *arguments, **named)
 
-    class Head(node.Node):  # type: ignore[misc]
-        """Its raylet doesn't wait for the dashboard, which imports for seconds."""
-
-        def start_api_server(self, **options: Any) -> None:
-            url = f"{_LOOPBACK}:{config.serve.dashboard_port}"  # for workers, which start earlier
-            self._webui_url = url if config.serve.dashboard else ""
-            self.dashboard = ThreadPoolExecutor(1, "dashboard").submit(
-                super().start_api_server, **options
-            )
-
     services.start_ray_process = start_process
     parameters = parameter.RayParams(
         node_ip_address=_LOOPBACK,
@@ -113,7 +101,7 @@ def start_head(config: Config, ports: RayPorts, folder: Path) -> Any:
         no_monitor=True,
         include_log_monitor=False,
     )
-    return Head(parameters, head=True, shutdown_at_exit=False, spawn_reaper=False)
+    return node.Node(parameters, head=True, shutdown_at_exit=False, spawn_reaper=False)
 
 
 def logical_cpus(config: Config) -> int:
@@ -142,15 +130,12 @@ def run(config: Config, stop: Stop) -> None:
             stop.heartbeat.address("dashboard", dashboard_url(config))
         stop.heartbeat.address("metrics", f"http://{_LOOPBACK}:{plan.ray.metrics}/metrics")
         while not stop.wait(0.5):
-            if head.dashboard.done():
-                head.dashboard.result()  # raises what kept it from starting
             for name, process in head.dead_processes():
                 raise RuntimeError(
                     f"the Ray head's {name} ended with exit status {process.returncode}; its messages are in "
                     f"{config.state}/run/ray.out and under {home / 'r'}"
                 )
     finally:
-        wait([head.dashboard], _DASHBOARD_S)
         head.kill_all_processes(check_alive=False, allow_graceful=True, wait=True)
     # After a crash the folder stays for diagnosis, until the next start.
     shutil.rmtree(home, ignore_errors=True)

@@ -4,10 +4,8 @@ import os
 import shutil
 import sysconfig
 import tempfile
-import threading
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import msgspec
 import pytest
@@ -116,12 +114,7 @@ def test_the_head_starts_only_what_the_system_uses(tmp_path, monkeypatch):
     from ray._private import node, services
 
     started = []
-
-    class Node:
-        def __init__(self, parameters, **_):
-            started.append(parameters)
-
-    monkeypatch.setattr(node, "Node", Node)
+    monkeypatch.setattr(node, "Node", lambda parameters, **_: started.append(parameters))
     config, plan = resolve(replace(config_in(tmp_path), serve=FREE))
     monkeypatch.setattr(services, "start_ray_process", lambda command, kind: command)
     ray_head.start_head(config, plan.ray, tmp_path)
@@ -149,36 +142,6 @@ def test_nodes_of_a_cluster_answer_each_other_behind_haproxy(tmp_path, monkeypat
     node = ray_environment.node_environment(config)
     assert ray_environment.client_environment(config, own)[name] == node[name] == "1"
     assert node[ray_environment.HOOK] == "runtime.parts.ray_worker.begin"
-
-
-def test_the_raylet_does_not_wait_for_the_dashboard(tmp_path, monkeypatch):
-    asked, finish = threading.Event(), threading.Event()
-
-    class Node:
-        """Starts as Ray's does: first the dashboard, then the raylet, which gets the dashboard's address."""
-
-        def __init__(self, parameters, **options):
-            self.start_api_server(include_dashboard=parameters.include_dashboard)
-            self.raylet_knows = self._webui_url
-
-        def start_api_server(self, *, include_dashboard):
-            asked.set()
-            assert finish.wait(10)
-            raise ValueError("the dashboard's port is taken")
-
-    modules = {
-        "ray._private.services": SimpleNamespace(start_ray_process=None),
-        "ray._private.node": SimpleNamespace(Node=Node),
-        "ray._private.parameter": SimpleNamespace(RayParams=SimpleNamespace),
-    }
-    monkeypatch.setattr(ray_head.importlib, "import_module", modules.__getitem__)
-    config, plan = resolve(replace(config_in(tmp_path), serve=FREE))
-    head = ray_head.start_head(config, plan.ray, tmp_path)
-    assert asked.wait(10) and not head.dashboard.done()
-    assert head.raylet_knows == f"127.0.0.1:{config.serve.dashboard_port}"
-    finish.set()
-    with pytest.raises(ValueError, match="port is taken"):
-        head.dashboard.result(10)
 
 
 def test_the_head_looks_less_often_than_ray_does_by_itself(tmp_path):
