@@ -122,12 +122,15 @@ def settle(system: Cluster) -> None:
 
 
 def test_a_host_is_slow(system: Cluster) -> None:
-    before = system.step()
+    slow, before = system.workers[0], system.step()
+    titles = ("ray::ShardActor", "ray::RayTrainWorker")
+    processes = [system.processes(slow, title) for title in titles]
+    assert all(processes)
     viewers = Viewers(system, system.head)
     try:
-        with system.workers[0].slow(delay_s=0.05, loss=0.01):
+        with slow.delayed(delay_s=0.05, loss=0.01):
             began = time.monotonic()
-            socket.create_connection((system.workers[0].address, 8000), 10).close()
+            socket.create_connection((slow.address, 8000), 10).close()
             assert time.monotonic() - began >= 0.1
             wait_for(lambda: system.step() > before + 20, _LEARNS_AGAIN_S, "20 steps")
             time.sleep(20)
@@ -137,6 +140,7 @@ def test_a_host_is_slow(system: Cluster) -> None:
     print("slow: steps", steps, "lists", viewers.answered, viewers.failed,
           "longest", round(viewers.longest_s, 2), viewers.errors[:5])  # fmt: skip
     settle(system)
+    assert [system.processes(slow, title) for title in titles] == processes  # it wasn't given up
     assert system.digests() == system.oracle()
     assert viewers.share >= _ANSWERED, viewers.errors[:5]
 

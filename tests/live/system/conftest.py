@@ -10,19 +10,10 @@ from dataclasses import replace
 import pytest
 
 from recsys.config.part_configs import CompatConfig, ControlRoomConfig, MetricsConfig, TracingConfig
-from recsys.config.promotion_config import PromotionConfig
 from recsys.config.system_config import Config
 from recsys.free_ports import free_ports
 from tests.support.observability.otlp_receiver import Receiver
-from tests.support.systems.live_system import LiveSystem, Traffic, until
-
-# Gates that let any candidate pass. A candidate equal to live has no evidence for itself: a test promotes it
-# to canary by hand, and these limits let it go on from there.
-OPEN_GATES = PromotionConfig(
-    share=1.0, canary_examples=30, settle_s=3.0, loss_margin=10, auc_margin=1, segment_margin=10,
-    recall_margin=1, canary_margin=1, engagement_margin=1, score_shift=10, score_spread=100, latency=100,
-    concentration=100, degraded=1,
-)  # fmt: skip
+from tests.support.systems.live_system import OPEN_GATES, LiveSystem, Traffic, until
 
 
 @pytest.fixture(scope="session")

@@ -197,31 +197,35 @@ class Host:
         ip(f"-n {NETWORK} link set {self.name} up")
 
     @contextlib.contextmanager
-    def slow(self, delay_s: float, loss: float) -> Iterator[None]:
+    def delayed(self, delay_s: float, loss: float) -> Iterator[None]:
         """Delays the frames to and from the host, and loses a share of them, while the context lasts."""
         wire, near, far = f"{self.name}-wire", "slow0", "slow1"
-        ip(f"netns add {wire}")
-        ip(f"-n {NETWORK} link add {far} type veth peer name {near} netns {wire}")
         # In a namespace without addresses, so that nothing but the forwarder answers there.
-        for words in (f"-n {NETWORK} link set {self.name} nomaster netns {wire}",
-                      f"-n {NETWORK} link set {far} master {BRIDGE} up",
-                      f"-n {wire} link set {near} up promisc on",
-                      f"-n {wire} link set {self.name} up promisc on"):  # fmt: skip
-            ip(words)
-        forwarder = subprocess.Popen(
-            ["ip", "netns", "exec", wire, sys.executable, "-m", "tests.support.systems.slow_link",
-             self.name, near, str(delay_s), str(loss), "0"],
-            stdout=subprocess.PIPE, text=True, cwd=ROOT, preexec_fn=_end_with_parent,
-        )  # fmt: skip
-        try:
+        with contextlib.ExitStack() as undo:
+
+            def change(words: str, back: str = "") -> None:
+                ip(words)
+                if back:
+                    undo.callback(ip, back)
+
+            change(f"netns add {wire}", f"netns del {wire}")
+            change(f"-n {NETWORK} link add {far} type veth peer name {near} netns {wire}")
+            change(f"-n {NETWORK} link set {self.name} nomaster",
+                   f"-n {NETWORK} link set {self.name} master {BRIDGE} up")  # fmt: skip
+            change(f"-n {NETWORK} link set {self.name} netns {wire}",
+                   f"-n {wire} link set {self.name} promisc off netns {NETWORK}")  # fmt: skip
+            change(f"-n {NETWORK} link set {far} master {BRIDGE} up")
+            for device in (near, self.name):
+                change(f"-n {wire} link set {device} up promisc on")
+            forwarder = subprocess.Popen(
+                ["ip", "netns", "exec", wire, sys.executable, "-m", "tests.support.systems.slow_link",
+                 self.name, near, str(delay_s), str(loss), "0"],
+                stdout=subprocess.PIPE, text=True, cwd=ROOT, preexec_fn=_end_with_parent,
+            )  # fmt: skip
+            undo.callback(forwarder.wait, 10)
+            undo.callback(forwarder.kill)
             assert forwarder.stdout is not None and forwarder.stdout.readline() == "ready\n"
             yield
-        finally:
-            forwarder.kill()
-            forwarder.wait(10)
-            ip(f"-n {wire} link set {self.name} promisc off netns {NETWORK}")
-            ip(f"-n {NETWORK} link set {self.name} master {BRIDGE} up")
-            ip(f"netns del {wire}")
 
     def close(self) -> None:
         """Ends and removes the host."""

@@ -26,9 +26,8 @@ from runtime.cli.candidates import rollback
 from runtime.cli.up import start
 from runtime.supervision import launch_plan
 from runtime.supervision.system_status import gather
-from tests.live.system.conftest import OPEN_GATES
 from tests.support.paths import ROOT
-from tests.support.systems.live_system import LiveSystem, until
+from tests.support.systems.live_system import OPEN_GATES, LiveSystem, until
 from training.lines.control import ControlReader
 from training.lines.line import MAIN
 
