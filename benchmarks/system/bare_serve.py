@@ -1,6 +1,7 @@
 """Ray and Serve without this project: an empty deployment and empty actors, until stdin is closed.
 
-``python -m benchmarks.system.bare_serve ACTORS PORT DASHBOARD_PORT`` prints a line when all of them run.
+``python -m benchmarks.system.bare_serve ACTORS PORT DASHBOARD_PORT FOLDER`` prints ``ready`` when all of them
+run. Ray's files are in FOLDER.
 """
 
 import sys
@@ -18,19 +19,19 @@ class Empty:
         return "empty"
 
 
-class Idle:
-    """Waits to be called."""
+class IdleActor:
+    """Waits to be called. Its process has this name."""
 
     def ping(self) -> None: ...
 
 
-def main(actors: int, port: int, dashboard_port: int) -> None:
+def main(actors: int, port: int, dashboard_port: int, folder: str) -> None:
     """Runs a head of its own, Serve and so many further actors."""
     ray.init(address="local", include_dashboard=True, dashboard_port=dashboard_port,
-             object_store_memory=100_000_000)  # fmt: skip
+             object_store_memory=100_000_000, _temp_dir=folder)  # fmt: skip
     serve.start(http_options={"host": "127.0.0.1", "port": port})
     serve.run(Empty.bind())  # type: ignore[attr-defined]
-    actor: Any = ray.remote(num_cpus=0)(Idle)
+    actor: Any = ray.remote(num_cpus=0)(IdleActor)
     idle = [actor.remote() for _ in range(actors)]
     ray.get([each.ping.remote() for each in idle])
     print("ready", flush=True)
@@ -40,4 +41,5 @@ def main(actors: int, port: int, dashboard_port: int) -> None:
 
 
 if __name__ == "__main__":
-    main(*(int(word) for word in sys.argv[1:]))
+    _actors, _port, _dashboard_port, _folder = sys.argv[1:]
+    main(int(_actors), int(_port), int(_dashboard_port), _folder)

@@ -3,28 +3,31 @@
 The system is started as ``recsys up`` does, without viewers: that is rest. Then a second one runs as in the
 demo, with the control room, a list a second and one candidate that learns the same stream. Beside them, Ray
 and Serve alone, with an empty deployment and as many actors: once with Ray's defaults and once with the
-intervals that the system sets. Processor time is that of all threads, so load from elsewhere changes the
-figures little, but caches and clock rates do: compare within one run.
+intervals that the system sets for Ray and Serve, but with Serve's own proxy instead of HAProxy, and with
+Ray's autoscaler and log monitor, which the system leaves out. Processor time is that of all threads, so load
+from elsewhere changes the figures little, but caches and clock rates do: compare within one run.
 """
 
 import os
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Final
 
 import psutil
 
+from benchmarks.harness import serve_doors as doors
 from benchmarks.harness.commands import Figures, Log, no_log
 from benchmarks.harness.live_system import Live, live
 from benchmarks.system.thread_usage import (
-    Reading,
     Usage,
     command_line,
-    read_threads,
+    read_processes,
     total,
     usage_by,
 )
@@ -38,8 +41,8 @@ from recsys.free_ports import free_ports
 from recsys.process.open_log import open_log
 from runtime.jobs.director_requests import propose
 from runtime.supervision import run_file
-from runtime.supervision.processes import parts_of
-from runtime.supervision.ray_environment import INTERVALS
+from runtime.supervision.processes import STATE, end_marked, parts_of
+from runtime.supervision.ray_environment import INTERVALS, serve_environment
 from training.candidates.registry import Provenance, Registry, plain_config
 from training.lines.control import lifecycle_of
 from training.lines.line import whole_spec
@@ -48,7 +51,9 @@ REST_BAR: Final = 0.08  # cores
 DEMO_BAR: Final = 0.3
 _SETTLE_S: Final = 15.0  # imports, first readings and caches
 _CANDIDATE_S: Final = 120.0
-_BARE_S: Final = 120.0
+_BARE_S: Final = 120.0  # each for the start and the end of Ray and Serve alone
+_GRACE_S: Final = 10.0
+_OUTPUT: Final = 2_000  # characters of the output in an error
 _VIEWERS: Final = "viewers"
 # Ray's processes by words of their command lines, in the order of the search.
 _RAY: Final = {
@@ -67,16 +72,19 @@ _RAY: Final = {
     "ServeReplica Feed": "replica",
     "ServeReplica:": "replica",
     "Shard": "shard",
-    "TrainController": "train: controller",
     "RayTrainWorker": "worker",
     "StateActor": "train: state",
+    # Of Ray and Serve alone: in place of shards and workers, and of the parts that call Ray.
+    "ray::IdleActor": "idle actor",
+    "benchmarks.system.bare_serve": "driver",
     "ray::IDLE": "ray: idle worker",
 }
 
 
 @dataclass(frozen=True)
 class IdleOptions:
-    """Options of the bench. ``seconds`` of each measurement; ``demo``: whether the second system runs."""
+    """Options of the bench. ``seconds`` of each measurement; ``demo``: whether the second system runs;
+    ``floor``: whether Ray and Serve alone run."""
 
     seconds: float = 60.0
     demo: bool = True
@@ -92,7 +100,8 @@ def measure_idle(options: IdleOptions, log_progress: Log = no_log) -> Figures:
         figures["rest"], actors = _measure(system, options.seconds)
     log_progress(f"rest: {figures['rest']['all']}")
     if options.floor:
-        for name, intervals in (("ray_defaults", {}), ("ray_intervals", INTERVALS)):
+        tuned = INTERVALS | serve_environment(config, tuned=False)  # without HAProxy
+        for name, intervals in (("ray_defaults", {}), ("ray_intervals", tuned)):
             figures[name] = measure_bare(actors, intervals, options.seconds)
             log_progress(f"{name}: {figures[name]['all']}")
     if options.demo:
@@ -120,9 +129,13 @@ def process_name(part: str, line: str) -> str:
 
 
 def by_state(groups: Mapping[str, Usage]) -> Figures:
-    """Figures of a system: all but the viewers, what Ray alone runs of it, and each process."""
+    """Figures of a system: all but the viewers, Ray's and Serve's own processes, and each process.
+
+    Actors of an application aren't Ray's own: replica, shards, workers and the state of Ray Train, or idle
+    ones in their place.
+    """
     own = {name: usage for name, usage in groups.items() if name != _VIEWERS}
-    foreign = [u for name, u in own.items() if name.startswith(("ray: ", "serve: ", "train: "))]
+    foreign = [usage for name, usage in own.items() if name.startswith(("ray: ", "serve: "))]
     order = sorted(groups, key=lambda name: -groups[name].cores)
     return {
         "all": total(own.values()).figures(),
@@ -133,21 +146,27 @@ def by_state(groups: Mapping[str, Usage]) -> Figures:
 
 def _measure(system: Live, seconds: float) -> tuple[Figures, int]:
     """Figures of a running system, and the number of its actors beside those of Serve."""
-    time.sleep(_SETTLE_S)
-    names = _names(system)
-    before, began_s = read_threads(names), time.monotonic()
-    time.sleep(seconds)
-    names |= _names(system)
-    after, passed_s = read_threads(names), time.monotonic() - began_s
+    figures, names = _measured(lambda: _names(system), seconds)
     actors = sum(
         name in ("shard", "worker") or name.startswith("train: ") for name in names.values()
     )
-    return _figures(names, before, after, passed_s), actors
+    return figures, actors
 
 
-def _figures(names: Mapping[int, str], before: Reading, after: Reading, passed_s: float) -> Figures:
+def _measured(
+    list_names: Callable[[], dict[int, str]], seconds: float
+) -> tuple[Figures, dict[int, str]]:
+    """Figures of the processes that run at the end, and names of all that were listed, at the beginning or
+    at the end."""
+    time.sleep(_SETTLE_S)
+    names = list_names()
+    before, began_s = read_processes(names), time.monotonic()
+    time.sleep(seconds)
+    names |= list_names()
+    after, passed_s = read_processes(names), time.monotonic() - began_s
     figures = by_state(usage_by(names.__getitem__, before, after, passed_s))
-    return figures | {"load_1m": round(os.getloadavg()[0], 2), "seconds": round(passed_s, 1)}
+    figures |= {"load_1m": round(os.getloadavg()[0], 2), "seconds": round(passed_s, 1)}
+    return figures, names
 
 
 def _names(system: Live) -> dict[int, str]:
@@ -164,39 +183,83 @@ def _names(system: Live) -> dict[int, str]:
 
 
 def measure_bare(actors: int, intervals: Mapping[str, str], seconds: float) -> Figures:
-    """Figures of Ray and Serve alone with these environment variables."""
+    """Figures of Ray and Serve alone with these environment variables. Raises RuntimeError where they don't
+    start, run or end as they should."""
     with _bare(actors, intervals) as driver:
-        time.sleep(_SETTLE_S)
-        pids = [driver.pid, *(child.pid for child in driver.children(recursive=True))]
-        names = {pid: process_name("", command_line(pid)) for pid in pids}
-        before, began_s = read_threads(pids), time.monotonic()
-        time.sleep(seconds)
-        return _figures(names, before, read_threads(pids), time.monotonic() - began_s)
+
+        def list_names() -> dict[int, str]:
+            if driver.poll() is not None:
+                raise RuntimeError(
+                    f"bare_serve ended with {driver.returncode} meanwhile, expected it to run"
+                )
+            children = psutil.Process(driver.pid).children(recursive=True)
+            pids = [driver.pid, *(child.pid for child in children)]
+            return {pid: process_name("", command_line(pid)) for pid in pids}
+
+        return _measured(list_names, seconds)[0]
 
 
 @contextmanager
-def _bare(actors: int, intervals: Mapping[str, str]) -> Iterator[psutil.Process]:
+def _bare(actors: int, intervals: Mapping[str, str]) -> Iterator["subprocess.Popen[bytes]"]:
+    """Runs Ray and Serve alone in a folder of their own, and ends them."""
     ports = free_ports()
-    words = [str(number) for number in (actors, next(ports), next(ports))]
-    environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
-    environment |= intervals
-    command = [sys.executable, "-m", "benchmarks.system.bare_serve", *words]
-    process = subprocess.Popen(
-        command, env=environment | {"RAY_USAGE_STATS_ENABLED": "0"}, text=True,
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
-    )  # fmt: skip
-    assert process.stdin is not None and process.stdout is not None
-    try:
-        if not any(line == "ready\n" for line in process.stdout):
-            raise RuntimeError("Ray and Serve alone didn't start, expected `ready` from bare_serve")
-        yield psutil.Process(process.pid)
-    finally:
-        process.stdin.close()
+    # Ray has sockets in it, whose paths must be short.
+    short = tempfile.TemporaryDirectory(prefix="rs-", dir="/tmp", ignore_cleanup_errors=True)
+    with doors.sigterm_as_exit(), short as folder:
+        output, ray = Path(folder) / "bare.out", Path(folder) / "r"
+        words = [str(word) for word in (actors, next(ports), next(ports), ray)]
+        environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
+        # All processes inherit the mark by which ``end_marked`` finds them.
+        environment |= {
+            **intervals,
+            "RAY_USAGE_STATS_ENABLED": "0",
+            STATE: str(Path(folder).resolve()),
+        }
+        command = [sys.executable, "-m", "benchmarks.system.bare_serve", *words]
+        with output.open("wb") as file:
+            process = subprocess.Popen(
+                command, env=environment, stdin=subprocess.PIPE, stdout=file,
+                stderr=subprocess.STDOUT,
+            )  # fmt: skip
+        assert process.stdin is not None
         try:
-            process.wait(_BARE_S)
-        except subprocess.TimeoutExpired:
-            for child in [*psutil.Process(process.pid).children(recursive=True), process]:
-                child.kill()
+            wait_ready(process, output, _BARE_S)
+            yield process
+            process.stdin.close()
+            _wait_end(process, output)
+        finally:
+            with suppress(OSError):
+                process.stdin.close()
+            end_marked(folder, _GRACE_S)
+            process.wait()
+
+
+def wait_ready(process: "subprocess.Popen[bytes]", output: Path, patience_s: float) -> None:
+    """Waits for the line ``ready`` in a process's output. Raises RuntimeError where it ends without one, or
+    takes too long."""
+    until_s = time.monotonic() + patience_s
+    while b"ready" not in output.read_bytes().splitlines():
+        if process.poll() is not None or time.monotonic() > until_s:
+            raise RuntimeError(
+                f"Ray and Serve alone didn't start within {patience_s:.0f} s, exit status "
+                f"{process.returncode}, expected a line `ready` from bare_serve: {_end_of(output)}"
+            )
+        time.sleep(0.2)
+
+
+def _wait_end(process: "subprocess.Popen[bytes]", output: Path) -> None:
+    """Waits until the process ends by itself. Raises RuntimeError where it doesn't, or fails."""
+    with suppress(subprocess.TimeoutExpired):
+        process.wait(_BARE_S)
+    if process.returncode != 0:
+        raise RuntimeError(
+            f"the exit status of bare_serve is {process.returncode} within {_BARE_S:.0f} s, expected 0: "
+            f"{_end_of(output)}"
+        )
+
+
+def _end_of(output: Path) -> str:
+    return output.read_text(errors="replace")[-_OUTPUT:]
 
 
 def _add_candidate(system: Live) -> None:

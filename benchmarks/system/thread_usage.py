@@ -1,40 +1,39 @@
-"""Processor time and wake-ups of processes, from ``/proc/PID/task``.
+"""Processor time of processes and wake-ups of their threads, from ``/proc/PID``.
 
-A wake-up is a voluntary context switch: a thread that waited, and goes on. Threads that end between two
-readings aren't counted.
+A wake-up is a voluntary context switch: a thread that waited, and goes on. Processor time includes threads
+that ended between two readings; their wake-ups aren't counted, nor processes that ended.
 """
 
 import contextlib
+import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import psutil
 
-_SWITCHES = "voluntary_ctxt_switches:"
+_SWITCHES: Final = "voluntary_ctxt_switches:"
+_TICKS_PER_S: Final = os.sysconf("SC_CLK_TCK")
+# Fields of ``stat`` after the name: state, and processor time in user mode and in the kernel.
+_STATE, _USER, _KERNEL = 0, 11, 12
+_ENDED: Final = (FileNotFoundError, ProcessLookupError)
 
 
-class ThreadId(NamedTuple):
-    """Process id and thread id."""
+class ProcessTimes(NamedTuple):
+    """Totals of a process since it began: processor time of all its threads, also of those that ended, and
+    wake-ups by id of each thread that runs."""
 
-    pid: int
-    tid: int
-
-
-class ThreadTimes(NamedTuple):
-    """Totals of a thread since it began."""
-
-    cpu_ns: int
-    wakeups: int
+    cpu_s: float
+    wakeups: Mapping[int, int]
 
 
-Reading = Mapping[ThreadId, ThreadTimes]
+Reading = Mapping[int, ProcessTimes]  # by process id
 
 
 @dataclass
 class Usage:
-    """Use of several threads per second."""
+    """Use of several processes per second."""
 
     cores: float = 0.0
     wakeups_per_s: float = 0.0
@@ -53,18 +52,36 @@ class Usage:
         }
 
 
-def read_threads(pids: Iterable[int], proc: Path = Path("/proc")) -> dict[ThreadId, ThreadTimes]:
-    """Reads all threads of the processes; skips those that end meanwhile."""
+def read_processes(pids: Iterable[int], proc: Path = Path("/proc")) -> dict[int, ProcessTimes]:
+    """Reads the processes; skips those that have ended. Raises RuntimeError where all have ended, or no
+    thread of one that runs could be read."""
     reading = {}
     for pid in pids:
-        with contextlib.suppress(OSError):
-            for task in (proc / str(pid) / "task").iterdir():
-                with contextlib.suppress(OSError):
-                    cpu_ns = int((task / "schedstat").read_text().split()[0])
-                    reading[ThreadId(pid, int(task.name))] = ThreadTimes(
-                        cpu_ns, voluntary_switches((task / "status").read_text())
-                    )
+        times = _read_process(proc / str(pid))
+        if times is not None:
+            reading[pid] = times
+    if not reading:
+        raise RuntimeError(f"{proc} has none of the processes, expected those of a running system")
     return reading
+
+
+def _read_process(folder: Path) -> ProcessTimes | None:
+    """Totals of one process; None where it has ended."""
+    wakeups = {}
+    with contextlib.suppress(*_ENDED):
+        for task in (folder / "task").iterdir():
+            with contextlib.suppress(*_ENDED):
+                wakeups[int(task.name)] = voluntary_switches((task / "status").read_text())
+    try:
+        stat = (folder / "stat").read_text()
+    except _ENDED:
+        return None
+    fields = stat.rpartition(")")[2].split()  # the name before it may have any characters
+    if not wakeups and fields[_STATE] not in ("Z", "X"):
+        raise RuntimeError(
+            f"no thread of a running process could be read in {folder}/task, expected Linux with /proc"
+        )
+    return ProcessTimes((int(fields[_USER]) + int(fields[_KERNEL])) / _TICKS_PER_S, wakeups)
 
 
 def voluntary_switches(status: str) -> int:
@@ -80,19 +97,18 @@ def usage_by(
 ) -> dict[str, Usage]:
     """Use of each group of processes between two readings; ``name_of`` names the group of a process.
 
-    A thread that began in between counts from its beginning.
+    A process or a thread that began in between counts from its beginning.
     """
-    none, groups, processes = ThreadTimes(0, 0), dict[str, Usage](), dict[str, set[int]]()
-    for thread, times in after.items():
-        past, name = before.get(thread, none), name_of(thread.pid)
-        group = groups.setdefault(name, Usage())
-        wakeups_per_s = (times.wakeups - past.wakeups) / seconds
-        group.cores += (times.cpu_ns - past.cpu_ns) / 1e9 / seconds
-        group.wakeups_per_s += wakeups_per_s
-        group.busiest_wakeups_per_s = max(group.busiest_wakeups_per_s, wakeups_per_s)
-        group.threads += 1
-        processes.setdefault(name, set()).add(thread.pid)
-        group.processes = len(processes[name])
+    none, groups = ProcessTimes(0.0, {}), dict[str, Usage]()
+    for pid, times in after.items():
+        past, group = before.get(pid, none), groups.setdefault(name_of(pid), Usage())
+        group.cores += (times.cpu_s - past.cpu_s) / seconds
+        group.processes += 1
+        for thread, wakeups in times.wakeups.items():
+            wakeups_per_s = (wakeups - past.wakeups.get(thread, 0)) / seconds
+            group.wakeups_per_s += wakeups_per_s
+            group.busiest_wakeups_per_s = max(group.busiest_wakeups_per_s, wakeups_per_s)
+            group.threads += 1
     return groups
 
 

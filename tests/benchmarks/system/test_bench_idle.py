@@ -1,67 +1,14 @@
-"""Arithmetic of the benches of idle systems and of their start; no system is started here."""
+"""Names and figures of the bench of idle systems; no system is started here."""
 
-import json
-import os
-import threading
+import subprocess
+import sys
 import time
+from pathlib import Path
 
 import pytest
 
-from benchmarks.system.bench_idle import by_state, met, process_name
-from benchmarks.system.thread_usage import (
-    ThreadId,
-    ThreadTimes,
-    read_threads,
-    total,
-    usage_by,
-    voluntary_switches,
-)
-from benchmarks.system.up_times import part_times
-
-
-def test_a_group_uses_what_its_threads_used_between_the_readings() -> None:
-    before = {ThreadId(1, 1): ThreadTimes(5_000_000_000, 100), ThreadId(9, 9): ThreadTimes(7, 7)}
-    after = {
-        ThreadId(1, 1): ThreadTimes(6_000_000_000, 120),
-        ThreadId(1, 2): ThreadTimes(500_000_000, 5),  # began in between
-        ThreadId(2, 2): ThreadTimes(250_000_000, 10),
-    }
-    groups = usage_by({1: "a", 2: "b", 9: "gone"}.__getitem__, before, after, 10.0)
-    assert set(groups) == {"a", "b"}
-    assert groups["a"].cores == pytest.approx(0.15) and groups["b"].cores == pytest.approx(0.025)
-    assert groups["a"].wakeups_per_s == pytest.approx(2.5)
-    assert groups["a"].busiest_wakeups_per_s == pytest.approx(2.0)
-    assert (groups["a"].threads, groups["a"].processes) == (2, 1)
-    everything = total(groups.values())
-    assert everything.cores == pytest.approx(0.175) and everything.threads == 3
-    assert everything.processes == 2 and everything.busiest_wakeups_per_s == pytest.approx(2.0)
-
-
-def test_processes_with_one_name_are_one_group() -> None:
-    after = {ThreadId(1, 1): ThreadTimes(10**9, 1), ThreadId(2, 2): ThreadTimes(10**9, 1)}
-    groups = usage_by(lambda pid: "shard", {}, after, 2.0)
-    assert groups["shard"].processes == 2 and groups["shard"].cores == pytest.approx(1.0)
-
-
-def test_a_thread_that_wakes_often_shows() -> None:
-    ended = threading.Event()
-
-    def wake() -> None:
-        while not ended.wait(0.01):
-            pass
-
-    thread = threading.Thread(target=wake)
-    thread.start()
-    before = read_threads([os.getpid()])
-    time.sleep(0.3)
-    after = read_threads([os.getpid(), 2**30])
-    ended.set()
-    thread.join()
-    woke = usage_by(lambda pid: "self", before, after, 1.0)["self"].busiest_wakeups_per_s
-    assert 10 <= woke <= 60
-    with pytest.raises(ValueError, match="expected Linux"):
-        voluntary_switches("nonvoluntary_ctxt_switches:\t3")
-    assert voluntary_switches("voluntary_ctxt_switches:\t12\nnonvoluntary_ctxt_switches:\t3") == 12
+from benchmarks.system.bench_idle import by_state, met, process_name, wait_ready
+from benchmarks.system.thread_usage import ProcessTimes, usage_by
 
 
 def test_a_process_has_the_name_of_its_part_or_of_its_place_in_ray() -> None:
@@ -73,14 +20,21 @@ def test_a_process_has_the_name_of_its_part_or_of_its_place_in_ray() -> None:
     assert process_name("ray", "ray::HAProxyManager") == "serve: HAProxy manager"
     assert process_name("ray", "haproxy -f h/haproxy.cfg") == "serve: HAProxy"
     assert process_name("ray", "python -m runtime.cli.part ray") == "ray"
-    assert process_name("", "python -m benchmarks.system.bare_serve") == "ray: other"
+    assert process_name("", "ray::IDLE") == "ray: idle worker"
+    assert process_name("", "/x/reaper") == "ray: other"
+
+
+def test_actors_and_driver_of_ray_alone_have_names_that_are_not_rays() -> None:
+    assert process_name("", "ray::IdleActor") == "idle actor"
+    assert process_name("", "ray::IdleActor.ping") == "idle actor"
+    assert process_name("", "python -m benchmarks.system.bare_serve 4 1 2 /tmp/x") == "driver"
 
 
 def test_viewers_are_no_part_of_what_a_system_uses() -> None:
     after = {
-        ThreadId(1, 1): ThreadTimes(4 * 10**9, 0),
-        ThreadId(2, 2): ThreadTimes(2 * 10**9, 0),
-        ThreadId(3, 3): ThreadTimes(10**9, 0),
+        1: ProcessTimes(4.0, {1: 0}),
+        2: ProcessTimes(2.0, {2: 0}),
+        3: ProcessTimes(1.0, {3: 0}),
     }
     names = {1: "viewers", 2: "serve: controller", 3: "replica"}
     figures = by_state(usage_by(names.__getitem__, {}, after, 100.0))
@@ -91,14 +45,37 @@ def test_viewers_are_no_part_of_what_a_system_uses() -> None:
     assert met({"rest": figures}) == {"rest": False}
 
 
-def test_a_part_starts_and_gets_ready_once() -> None:
-    lines = [
-        {"time_ms": 1_000, "message": "part changed", "of": "ray", "state": "starting"},
-        {"time_ms": 4_000, "message": "part changed", "of": "ray", "state": "ready"},
-        {"time_ms": 5_000, "message": "part changed", "of": "log", "state": "done"},
-        {"time_ms": 6_000, "message": "part changed", "of": "ray", "state": "backoff"},
-        {"time_ms": 9_000, "message": "part changed", "of": "ray", "state": "ready"},
-        {"time_ms": 9_500, "message": "something else"},
-    ]
-    times = part_times(map(json.dumps, lines), 500.0)
-    assert times == {"ray": {"starting": 0.5, "ready": 3.5}, "log": {"ready": 4.5}}
+def test_actors_of_a_system_and_of_ray_alone_count_alike() -> None:
+    system = ["ray: raylet", "shard", "worker", "train: state", "trainer"]
+    alone = ["ray: raylet", "idle actor", "idle actor", "idle actor", "driver"]
+    for names in (system, alone):
+        after = {pid: ProcessTimes(1.0, {pid: 0}) for pid in range(5)}
+        figures = by_state(usage_by(names.__getitem__, {}, after, 100.0))
+        assert figures["all"]["processes"] == 5 and figures["of_ray"]["processes"] == 1
+
+
+@pytest.mark.parametrize("after", ["raise SystemExit(3)", "import time; time.sleep(600)"])
+def test_ray_alone_that_does_not_start_is_an_error(tmp_path: Path, after: str) -> None:
+    output = tmp_path / "bare.out"
+    with output.open("wb") as file:
+        process = subprocess.Popen(
+            [sys.executable, "-c", f"print('already', flush=True)\n{after}"], stdout=file
+        )
+    try:
+        while not output.read_bytes() and process.poll() is None:
+            time.sleep(0.01)
+        with pytest.raises(RuntimeError, match="expected a line `ready` from bare_serve: already"):
+            wait_ready(process, output, 0.3)
+    finally:
+        process.kill()
+        process.wait()
+
+
+def test_ray_alone_has_started_once_it_says_so(tmp_path: Path) -> None:
+    output = tmp_path / "bare.out"
+    with output.open("wb") as file:
+        process = subprocess.Popen(
+            [sys.executable, "-c", "print('a'); print('ready')"], stdout=file
+        )
+    process.wait()
+    wait_ready(process, output, 0.0)
