@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from kafka import KafkaAdminClient, TopicPartition
 from kafka.consumer.fetcher import Fetcher
-from kafka.errors import CorruptRecordError
+from kafka.errors import CorruptRecordError, OffsetOutOfRangeError, for_code
 from kafka.protocol.consumer import FetchRequest
 from kafka.record import MemoryRecords
 from kafka.record.default_records import DefaultRecordBatch
@@ -23,6 +23,7 @@ from recsys.log.protocol import Record
 _FETCH_BYTES: Final = 64 << 10  # of single records; the first batch comes whole
 _WAIT_MS: Final = 10  # the embedded broker answers 0 with nothing
 _MOST_BYTES: Final = 64 << 20  # of a batch, decompressed: four times the largest record
+Ends = dict[tuple[str, int], dict[int, int]]  # by topic and partition: the listed end → the end
 
 
 class PartitionRecords(Fetcher.PartitionRecords):  # type: ignore[misc]
@@ -65,17 +66,23 @@ async def fetch_each(
 
 
 async def ends_after(
-    admin: KafkaAdminClient, topic: str, listed: Mapping[int, int]
+    admin: KafkaAdminClient, topic: str, listed: Mapping[int, int], known: Ends
 ) -> dict[int, int]:
     """The ends of partitions, given those that the brokers list: the embedded one lists the offset after the
-    *first* record of the last batch. A fetch of that batch has the end. Raises KafkaError."""
-    ends = dict(listed)
-    ats = {TopicPartition(topic, partition) for partition, end in listed.items() if end}
+    *first* record of the last batch. A fetch of that batch has the end; ``known`` keeps it while the same is
+    listed. Raises KafkaError."""
+    kept = {p: known.get((topic, p), {}) for p in listed}
+    ends = {p: kept[p].get(end, end) for p, end in listed.items()}
+    ats = {TopicPartition(topic, p) for p, end in listed.items() if end and end not in kept[p]}
     for leader, led in (await admin._async_get_leader_for_partitions(ats)).items() if ats else ():
         request = _request(topic, {at.partition: ends[at.partition] - 1 for at in led}, 1)
         answer = await admin._manager.send(request, leader)
         for part in (part for each in answer.responses for part in each.partitions):
-            ends[part.partition_index] = max(ends[part.partition_index], part.high_watermark)
+            p, code = part.partition_index, part.error_code
+            if code not in (0, OffsetOutOfRangeError.errno):  # that one: retention emptied it
+                raise for_code(code)(f"{topic}/{p}")
+            ends[p] = max(ends[p], part.high_watermark)
+            known[topic, p] = {listed[p]: ends[p]}
     return ends
 
 

@@ -25,7 +25,7 @@ from kafka.errors import (
 from recsys.log import protocol
 from recsys.log.kafka_client import Producer, unavailable
 from recsys.log.kafka_connection import connection_of
-from recsys.log.kafka_fetch import ends_after, fetch_each
+from recsys.log.kafka_fetch import Ends, ends_after, fetch_each
 from recsys.log.kafka_reader import KafkaReader
 from recsys.log.kafka_tail import KafkaTail
 from recsys.log.protocol import (
@@ -69,6 +69,7 @@ class KafkaLog(Log):
         self._clients: list[tuple[threading.Thread, KafkaReader | KafkaTail]] = []
         # End of this client's own appends, by topic and partition.
         self._appended: dict[tuple[str, int], int] = {}
+        self._ends: Ends = {}
         self._producer: Producer | None = None
         self._partitions: dict[str, int] = {}
         self._appends = 0
@@ -312,7 +313,7 @@ class KafkaLog(Log):
             )
             offsets = {at.partition: answer.offset for at, answer in answers.items()}
             run = self._admin._manager.run
-            return offsets if begins else run(ends_after, self._admin, topic, offsets)
+            return offsets if begins else run(ends_after, self._admin, topic, offsets, self._ends)
         except UnknownTopicOrPartitionError:
             self._check_id(now=True)
             raise protocol.no_topic(topic, self._topics()) from None

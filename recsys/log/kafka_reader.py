@@ -52,10 +52,10 @@ class KafkaReader:
             if end < offset:
                 self.forget_ends()  # records came since
                 end = self.end(partition)
+            if end < offset or (sought and end > offset):
+                check_range(self._topic, partition, offset, self.begin(partition), end)
             if end > offset:
                 self._fetch(partition, offset)
-            elif end < offset:
-                check_range(self._topic, partition, offset, self.begin(partition), end)
         return self._take(partition, limit)
 
     def begin(self, partition: int) -> int:

@@ -1,6 +1,7 @@
 """The parser of Kafka's batches, beside kafka-python's own and on damaged ones."""
 
 import asyncio
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
@@ -8,11 +9,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from kafka import TopicPartition
-from kafka.errors import CorruptRecordError
+from kafka.errors import CorruptRecordError, NotLeaderForPartitionError
 from kafka.record import MemoryRecords
 from kafka.record.default_records import DefaultRecordBatch, DefaultRecordBatchBuilder
 
-from recsys.log.kafka_fetch import PartitionRecords, ends_after, records_of
+from recsys.log.kafka_fetch import Ends, PartitionRecords, ends_after, records_of
+from recsys.log.kafka_log import KafkaLog
 from recsys.log.protocol import Record
 
 CODECS = {"none": 0, "gzip": 1, "zstd": 4}
@@ -117,10 +119,11 @@ def test_a_damaged_compressed_batch_is_refused(codec: str) -> None:
 
 
 class Leaders:
-    """An admin client of partitions led by two brokers; ``ends`` by partition, or -1 for an error."""
+    """An admin client of partitions led by two brokers; ``ends`` and error codes by partition."""
 
-    def __init__(self, ends: dict[int, int]) -> None:
-        self._ends, self.fetched = ends, dict[tuple[int, int], int]()
+    def __init__(self, ends: dict[int, int], errors: dict[int, int] | None = None) -> None:
+        self.ends, self._errors = ends, errors or {}
+        self.fetched: dict[tuple[int, int], int] = {}
         self._manager = self
 
     async def _async_get_leader_for_partitions(
@@ -133,15 +136,62 @@ class Leaders:
         self.fetched |= {(leader, part.partition): part.fetch_offset for part in parts}
         answers = [
             SimpleNamespace(
-                partition_index=part.partition, high_watermark=self._ends[part.partition]
+                partition_index=part.partition,
+                high_watermark=self.ends[part.partition],
+                error_code=self._errors.get(part.partition, 0),
             )
             for part in parts
         ]
         return SimpleNamespace(responses=[SimpleNamespace(partitions=answers)])
 
+    def list_partition_offsets(self, ats: dict[TopicPartition, Any]) -> dict[TopicPartition, Any]:
+        return {at: SimpleNamespace(offset=5) for at in ats}
+
+    def run(self, call: Callable[..., Any], *args: object) -> Any:
+        return asyncio.run(call(*args))
+
+
+def ends_of(leaders: Any, listed: dict[int, int], known: Ends) -> dict[int, int]:
+    return asyncio.run(ends_after(leaders, "t", listed, known))
+
 
 def test_ends_are_those_of_a_fetch_of_the_last_batch() -> None:
-    leaders: Any = Leaders({0: 0, 1: 9, 2: 7, 3: -1})
-    ends = asyncio.run(ends_after(leaders, "t", {0: 0, 1: 5, 2: 7, 3: 4}))
-    assert ends == {0: 0, 1: 9, 2: 7, 3: 4}
-    assert leaders.fetched == {(1, 1): 4, (0, 2): 6, (1, 3): 3}  # none of an empty partition
+    leaders: Any = Leaders({0: 0, 1: 9, 2: 7})
+    assert ends_of(leaders, {0: 0, 1: 5, 2: 7}, {}) == {0: 0, 1: 9, 2: 7}
+    assert leaders.fetched == {(1, 1): 4, (0, 2): 6}  # none of an empty partition
+
+
+def test_a_last_batch_is_fetched_once() -> None:
+    leaders: Any = Leaders({0: 9, 1: 7})
+    known: Ends = {("other", 0): {5: 8}}
+    assert ends_of(leaders, {0: 5, 1: 7}, known) == {0: 9, 1: 7}
+    leaders.fetched.clear()
+    assert ends_of(leaders, {0: 5, 1: 7}, known) == {0: 9, 1: 7}
+    assert leaders.fetched == {}
+    leaders.ends = {0: 12, 1: 7}
+    assert ends_of(leaders, {0: 10, 1: 7}, known) == {0: 12, 1: 7}
+    assert leaders.fetched == {(0, 0): 9}  # not the unchanged one
+    assert ends_of(leaders, {0: 0, 1: 3}, known) == {0: 0, 1: 7}  # made again
+    assert known["t", 1] == {3: 7}  # nothing of before is kept
+
+
+def test_a_log_keeps_the_ends_that_it_fetched() -> None:
+    log: Any = object.__new__(KafkaLog)
+    log._admin, log._ends = leaders, _ = Leaders({0: 9}), dict[Any, Any]()
+    assert log._listed("t", [0], False) == {0: 9}
+    leaders.fetched.clear()
+    assert log._listed("t", [0], False) == {0: 9} and leaders.fetched == {}
+
+
+def test_a_partition_that_retention_emptied_ends_where_it_is_listed() -> None:
+    leaders: Any = Leaders({0: -1}, {0: 1})
+    known: Ends = {}
+    assert [ends_of(leaders, {0: 5}, known), known] == [{0: 5}, {("t", 0): {5: 5}}]
+
+
+def test_a_broker_that_refuses_the_fetch_gives_no_end() -> None:
+    leaders: Any = Leaders({0: -1}, {0: 6})
+    known: Ends = {}
+    with pytest.raises(NotLeaderForPartitionError, match="t/0"):
+        ends_of(leaders, {0: 5}, known)
+    assert known == {}
