@@ -67,7 +67,8 @@ class Player:
     loop: Loop
     sync_every_ms: int = 0
     on_scored: Callable[[ScoredImpression], None] = lambda scored: None
-    with_visits: bool = True  # whether anything may retrieve items, or read co-visits
+    # Whether co-visits and popularity are kept up, for sources of candidates and features.
+    feeds_sources: bool = True
     replica: Replica = field(init=False)
     sessions: dict[str, Session] = field(init=False, default_factory=dict)
     now_ms: int = field(init=False, default=0)
@@ -77,10 +78,10 @@ class Player:
         self.pipeline = Pipeline(self.replica)
         self._click_lists = ClickLists(self.pipeline)
         self.item_counters = ItemCounters(
-            self.features, self.config.bounds, covisits=self.config.covisits
-        )
+            self.features, self.config.bounds, covisits=self.config.covisits,
+            tracks_changes=self.feeds_sources,
+        )  # fmt: skip
         self.replica.counters = self.item_counters.counters  # one process: nothing to send
-        self.item_counters.publishes = self.with_visits
         self._waiting: list[tuple[RequestFeatures, Impression]] = []
         self._held: list[StepDelta] = []
         self._users: dict[str, User] = {}  # of those who have no session yet
@@ -135,6 +136,7 @@ class Player:
 
     def sync_popularity(self) -> None:
         """Hands changed item counters to the replica's popularity, before candidates are retrieved."""
+        assert self.feeds_sources, "no popularity is kept: make the player with feeds_sources=True"
         if changed := self.item_counters.take_changed():
             self.replica.popularity.update(*self.item_counters.counters.export(changed))
 
@@ -156,7 +158,7 @@ class Player:
     def take_visits(self) -> None:
         """Adds visits one by one, or forgets them if nothing reads them."""
         visits = self.item_counters.visits.take()
-        for visit in visits[:, None] if self.with_visits else ():
+        for visit in visits[:, None] if self.feeds_sources else ():
             self.replica.covisits.add_within_limit(visit)
 
     def advance(self, now_ms: int) -> None:

@@ -216,8 +216,8 @@ def replay_data(
     config = config or config_for(dataset, options, Config())
     features = feature_set_of(dataset, config)
     loop = DirectLoop(features, config, options.frozen_after_ms)
-    visits = outputs.probe is not None or reads_visits(features)
-    player = Player(features, config, loop, options.sync_every_ms, with_visits=visits)
+    feeds = outputs.probe is not None or reads_visits(features)
+    player = Player(features, config, loop, options.sync_every_ms, feeds_sources=feeds)
     return replay_with(player, dataset, options, progress, loop.digest, outputs)
 
 

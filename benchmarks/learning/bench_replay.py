@@ -67,7 +67,7 @@ def measure_replay(data: Path, until: str) -> dict[str, Any]:
     learner = KeepingLearner(build_model(features, config.model))
     learner.steps, learner.examples = deque(maxlen=4 * _BATCH // 64), deque(maxlen=_BATCH)
     loop.worker = Worker(0, 1, loop.log, loop.client, learner, config)
-    player = Player(features, config, loop, with_visits=reads_visits(features))
+    player = Player(features, config, loop, feeds_sources=reads_visits(features))
     warm_s = list[float]()
 
     def progress(events: Iterator[Event]) -> Iterator[Event]:

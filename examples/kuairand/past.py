@@ -54,7 +54,7 @@ class Past:
         keys = {at: player.keys_of(self.items[at].item()) for at in np.sort(first).tolist()}
         keys_UI = np.array([keys[at] for at in first.tolist()], np.int64).reshape(len(items), -1)
         fold = PastFold(self, player.features, keys_UI, items, items_N)
-        fold.fold_counters(self, items_N, player.item_counters, player.with_visits)
+        fold.fold_counters(self, items_N, player.item_counters, player.feeds_sources)
         player.take_visits()
         for session in player.sessions.values():
             fold.fold_session(session)
@@ -238,11 +238,9 @@ class PastFold:
 
     def _fold_events(self, session: Session, rows: slice) -> None:
         past, items = self._columns, self._columns.groups_N[rows]
-        users, own = (
-            np.full(len(items), session.user_id),
-            (past.times_ms_N[rows], self._places[rows]),
-        )
-        events = Past(users, self._items_U[items], *own, past.codes_N[rows], self._kinds)
+        users = np.full(len(items), session.user_id)
+        own = past.times_ms_N[rows], self._places[rows], past.codes_N[rows]
+        events = Past(users, self._items_U[items], *own, self._kinds)
         keys = iter(self._keys_UI[items])
         keys_I = self._keys_UI[0]
         for event in events:

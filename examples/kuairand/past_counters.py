@@ -158,9 +158,8 @@ class PastCounters(CounterTable):
         added = tuple(keys)
         if added != self._checked and not self._is_ready:
             self.need(np.array(added, np.int64))
-        self._checked, self._is_ready = added, True
+        self._checked, self._is_ready = added, False
         super().add(added, amounts, now_ms)
-        self._is_ready = False
 
     def read(self, keys: Keys, now_ms: int) -> Values:
         is_ready = self._is_ready

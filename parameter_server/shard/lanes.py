@@ -110,9 +110,9 @@ class StepSum:
         return StepSum(*step, tables, dense, metrics, forget, record.held, record.rate)
 
 
-def _view(array: NDArray[Any]) -> bytes:
-    """An array's memory, which the encoder copies once, straight into the record."""
-    return np.ascontiguousarray(array).reshape(-1).view(np.uint8).data  # type: ignore[return-value]
+def _view(array: NDArray[Any]) -> Any:
+    """An array's memory as a memoryview, which is encoded like bytes, but copied only into the record."""
+    return np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
 
 
 def add_lanes(

@@ -101,7 +101,8 @@ class ShardCounts:
 
 @dataclass(frozen=True)
 class _Undo:
-    """Rows and dense parameters before the newest step, keys in no order."""
+    """Rows and dense parameters before the newest step, keys in no order. Never written to: the step's
+    gradients and ``TableChange`` may have the same arrays."""
 
     rows: Mapping[str, tuple[Keys, Rows]] = field(default_factory=dict)
     dense: Vector | None = None

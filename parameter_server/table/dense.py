@@ -64,7 +64,7 @@ class Dense:
     def apply(self, gradient: Vector, rate: float = 1.0) -> bool:
         """Applies a summed gradient (P,). ``rate``: factor on the learning rate. Returns False and changes
         nothing if the gradient doesn't ``fit``. Replaces ``values`` and ``averaged`` by new arrays, so
-        earlier readers keep theirs."""
+        earlier readers keep theirs; m and v change in place."""
         if gradient.shape != self.values.shape:
             raise ValueError(
                 f"dense gradient has shape {gradient.shape}, expected {self.values.shape}: "

@@ -51,7 +51,7 @@ class IdMap:
 
     @classmethod
     def of(cls, index: NDArray[np.int64], keys: Keys, count: int) -> "IdMap":
-        """The map without columns whose ``index`` and ``key_room`` these were; it changes both arrays."""
+        """Rebuilds a map without columns from its saved index and keys (``key_room``); it changes both."""
         ids = cls()
         ids.index, ids._keys, ids._count, ids._written = index, keys, count, count
         return ids

@@ -27,6 +27,7 @@ _KEYS, _INDEX, _OUT = read_only(_int, 1), _int[:, ::1], _int[::1]
 _ROWS, _ROWS_OUT = read_only(types.float32, 2), types.float32[:, ::1]
 
 
+# Saved in catalogue snapshots: raise catalogue_snapshot._FORMAT when this changes.
 @kernel(types.uint64(_int, types.uint64))
 def home_of(key: Any, cells: Any) -> Any:
     """The cell at which probing for a key starts. It uses the low half: the high half chose the shard."""

@@ -33,7 +33,7 @@ _CROSSES: Final = 20_000  # pairs whose crosses are kept: of a profile and an it
 
 class ItemCounters:
     """Folds events into counters of items, groups and their crosses with the context. ``tables``: how many
-    such folds divide the limits of memory among them."""
+    such folds divide the limits of memory among them; ``tracks_changes``: False where nobody takes them."""
 
     def __init__(
         self,
@@ -42,6 +42,7 @@ class ItemCounters:
         partitions: int = 1,
         covisits: CovisitConfig | None = None,
         tables: int = 1,
+        tracks_changes: bool = True,
     ) -> None:
         self.features, self.visits = features, Visits(covisits or CovisitConfig(), tables)
         self.credits, self._requests = SourceCredits(tables), REQUESTS // tables
@@ -51,8 +52,7 @@ class ItemCounters:
         self._context_by_request: OrderedDict[str, int] = OrderedDict()
         # Segment by request, for viewers with a profile.
         self._segment_by_request: OrderedDict[str, int] = OrderedDict()
-        self._changed: set[int] = set()
-        self.publishes = True  # whether keys that changed are remembered
+        self._changed, self._tracks_changes = set[int](), tracks_changes
         self._kinds = features.engagement_kinds
         self.operators = OperatorState(features, tables=tables)
         self._tracks = bool(features.tracked or features.distinct)
@@ -209,7 +209,7 @@ class ItemCounters:
 
     def mark_changed(self, keys: Iterable[int]) -> None:
         """Has keys published whose counters changed."""
-        if self.publishes:
+        if self._tracks_changes:
             self._changed.update(keys)
 
     def counted_keys(

@@ -50,13 +50,13 @@ _CATALOGUE: Final = """
     CREATE TABLE IF NOT EXISTS log (one INTEGER PRIMARY KEY CHECK (one = 1), id TEXT NOT NULL);
     CREATE TABLE IF NOT EXISTS topics (name TEXT PRIMARY KEY, partitions INTEGER NOT NULL)
 """
-# Rows lie beside their index: in a table WITHOUT ROWID, SQLite reads a record that overflows its page whole for
-# each comparison of keys. Files of older versions have such tables, and stay as they are.
+# Rows lie beside their index: in a table WITHOUT ROWID, SQLite reads a record that overflows its page whole
+# for each comparison of keys. Files of older versions have such tables, and stay as they are.
 _TOPIC: Final = f"""
     CREATE TABLE about (log_id TEXT, partitions INTEGER, retention_ms INTEGER, retention_bytes INTEGER,
         crc INTEGER);
-    CREATE TABLE records (partition INTEGER, offset INTEGER, time_ms INTEGER, key BLOB, value BLOB,
-        crc INTEGER, PRIMARY KEY (partition, offset));
+    CREATE TABLE records (partition INTEGER NOT NULL, offset INTEGER NOT NULL, time_ms INTEGER, key BLOB,
+        value BLOB, crc INTEGER, PRIMARY KEY (partition, offset));
     CREATE TABLE bounds (partition INTEGER PRIMARY KEY, begin INTEGER, end INTEGER, bytes INTEGER,
         crc INTEGER);
     CREATE TABLE holds (name TEXT, partition INTEGER, offset INTEGER, PRIMARY KEY (name, partition))

@@ -47,6 +47,8 @@ out, sys.stdout = sys.stdout.buffer, sys.stderr
 from recsys.model.model import build_model
 out.write(build_model(*pickle.load(sys.stdin.buffer)).read_dense().tobytes())
 """
+# Beside the connection to Ray; one model at a time, since each takes a process with torch.
+_BUILDING: Final = ThreadPoolExecutor(1, "dense")
 _LOG: Final = logging.getLogger(__name__)
 
 
@@ -120,9 +122,7 @@ class ShardGroup:
 
     def __init__(self, config: Config, spec: ShardSpec, features: FeatureSet) -> None:
         self._config, self._spec = config, spec
-        building = ThreadPoolExecutor(1, "dense")  # beside the connection to Ray
-        self._dense = building.submit(initial_dense, features, config.model)
-        building.shutdown(wait=False)
+        self._dense = _BUILDING.submit(initial_dense, features, config.model)
         self._handles: list[Any] = []
         self.statuses: list[dict[str, Any]] = []
         self.started = 0  # times that at least one actor had to be created

@@ -13,8 +13,8 @@ from runtime.supervision.processes import NODE_STATE
 _LOOPBACK: Final = "127.0.0.1"
 _ANY: Final = "0.0.0.0"
 HOOK: Final = "__RAY_WORKER_PROCESS_SETUP_HOOK_ENV_VAR"
-# At rest a process of Ray mostly wakes and looks, and counts how long that took: fewer looks at what changes
-# slowly on one machine, and no statistics of event loops (docs/decisions/parts-share-processes.md).
+# An idle process of Ray polls often and measures its event loops: here it polls less often what changes
+# slowly on one machine, and measures nothing (docs/decisions/parts-share-processes.md).
 INTERVALS: Final = {
     "RAY_event_stats": "0",
     "RAY_emit_main_service_metrics": "0",

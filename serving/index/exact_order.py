@@ -60,9 +60,9 @@ def rank_values(values: Any, places: Any) -> None:
 def rank_hits(
     rows: Any, hits: Any, query: Any, errors: Any, products: Any, places: Any, ends: Any
 ) -> Any:
-    """Ranks the finite products of a query with the rows of hits (-1: none), as ``rank_values``, by index
-    instead of position; returns their number. ``products``: room for them. ``ends`` gets the least product,
-    and a bound on the difference of two products' errors."""
+    """Ranks the finite products of a query with the rows of hits (H,; -1: none), as ``rank_values``, by index
+    instead of position; returns their number. ``products`` and ``places``: room of the same length, which
+    isn't checked. ``ends`` gets the least product, and a bound on the difference of two products' errors."""
     least, bound, count = np.float32(np.inf), np.float32(0), 0
     for v in range(query.shape[0]):
         bound += abs(query[v]) * errors[v]
@@ -79,7 +79,7 @@ def rank_hits(
 
 @kernel(types.void(types.int64[::1], types.float32[::1]))
 def products_of(places: Any, products: Any) -> None:
-    """Writes the products that ``rank_hits`` ranked."""
+    """Writes the products that ``rank_hits`` ranked, -0 as 0."""
     bits = products.view(np.int32)
     for i in range(places.shape[0]):
         ascending = ~np.int32(places[i] >> 32)
@@ -145,6 +145,7 @@ def exact_best(
     products_K, ends = np.empty(k, np.float32), np.empty(2, np.float32)
     while size <= _MOST * first:
         candidates = fetch(size) if hits is None else hits
+        assert len(candidates) == size, f"got {len(candidates)} hits, expected {size}"
         places, room = np.empty(size, np.int64), np.empty(size, np.float32)
         count = rank_hits(rows_NV, candidates, query_V, errors_V, room, places, ends)
         best = _smallest(places[:count], k)

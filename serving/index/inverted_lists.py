@@ -6,7 +6,7 @@ is a function of the centroids, the vectors and the wanted items, to the last bi
 (serving/index/exact_order.py), and can be repeated without the history of the lists.
 """
 
-from functools import cached_property, partial
+from functools import cached_property
 from hashlib import sha256
 from typing import Final
 
@@ -156,10 +156,6 @@ class InvertedLists:
             )  # fmt: skip
             return hits
 
-        def again(number: int, size: int) -> Indices:
-            hits: Indices = fetch(slice(number, number + 1), size)[0]
-            return hits
-
         def every(number: int) -> Indices:
             probed = np.zeros(self.centroids.count + 1, np.bool_)
             probed[lists[number]] = True
@@ -169,20 +165,15 @@ class InvertedLists:
         numbers = range(len(queries))
         if self._largest_V.max() > _LARGEST:  # beyond float16
             return [best_of(every(n), rows_NV, queries[n], k) for n in numbers]
-        hits, errors_V = fetch(slice(None), first_size(k, most)), self._errors_V
-        return [
-            exact_best(
-                partial(again, n),
-                partial(every, n),
-                rows_NV,
-                queries[n],
-                k,
-                most,
-                errors_V,
-                hits[n],
-            )
-            for n in numbers
-        ]
+        hits = fetch(slice(None), first_size(k, most))
+
+        def best(n: int) -> Hits:
+            return exact_best(
+                lambda size: fetch(slice(n, n + 1), size)[0], lambda: every(n), rows_NV, queries[n], k, most,
+                self._errors_V, hits[n],
+            )  # fmt: skip
+
+        return [best(n) for n in numbers]
 
     def _note_sizes(self, vectors_NV: Vectors) -> None:
         """Notes how large numbers are, and with these the errors of products."""

@@ -10,6 +10,7 @@ from examples.kuairand.past import NAME, Past
 from recsys.config.system_config import Config
 from recsys.events.event_types import Engagement, Event, Impression, Item, ServedItem, User
 from recsys.events.field_schema import Schema
+from recsys.features.counters import CounterTable
 from recsys.features.feature_set import Declared, FeatureSet
 from recsys.features.session import COUNTER_ROWS
 from replay.player import Player
@@ -41,8 +42,8 @@ def past(lists: int = 300, users: int = 4, items: int = 40) -> Past:
     return Past(user_N, draw.integers(0, items, lists), times, places, codes, KINDS)
 
 
-def player_of(features: FeatureSet = FEATURES, *, with_visits: bool = True) -> Player:
-    player = Player(features, Config(), NoLoop(), with_visits=with_visits)  # type: ignore[arg-type]
+def player_of(features: FeatureSet = FEATURES, *, feeds_sources: bool = True) -> Player:
+    player = Player(features, Config(), NoLoop(), feeds_sources=feeds_sources)  # type: ignore[arg-type]
     for n in range(30):  # fewer than the past has
         fields = {"author": f"a{n % 7}", "tags": [f"t{n % 3}", "t"], "duration_ms": 1000 * (n + 1)}
         player.play(Item(time_ms=0, item_id=n, fields=fields))
@@ -92,7 +93,7 @@ def test_later_events_find_the_same_state() -> None:
 def test_a_session_that_drops_counters_is_folded_event_by_event() -> None:
     events, columns = past(lists=2000, users=1, items=2000), player_of()
     assert events.fold_into(columns)
-    assert columns.session(0).evicted
+    assert columns.session(0).evicted and type(columns.session(0).counters) is CounterTable
     assert len(columns.session(0).counters) <= 2 * COUNTER_ROWS
     assert state_of(columns, 1) == state_of(one_by_one(events), 1)
 
@@ -111,7 +112,7 @@ def test_features_that_need_each_event_get_it(features: FeatureSet) -> None:
 
 
 def test_visits_that_nothing_reads_are_not_made() -> None:
-    player = player_of(with_visits=False)
+    player = player_of(feeds_sources=False)
     assert past().fold_into(player)
     assert not len(player.replica.covisits) and not player.item_counters.visits.users
     assert not player.item_counters.take_changed() and len(player.item_counters.counters)

@@ -120,6 +120,51 @@ def test_a_failed_write_leaves_nothing_behind(tmp_path):
     assert steps_of(Wal(tmp_path / "a.wal", "me")) == [1, 2, 3]
 
 
+def test_a_failure_between_head_and_payload_leaves_nothing_behind(tmp_path):
+    wal = filled(tmp_path / "a.wal", 2)
+
+    class Second:
+        """A file whose second write fails."""
+
+        def __init__(self, file):
+            self.file, self.writes = file, 0
+
+        def write(self, data):
+            self.writes += 1
+            if self.writes == 2:
+                raise OSError(28, "No space left on device")
+            return self.file.write(data)
+
+        def __getattr__(self, name):
+            return getattr(self.file, name)
+
+    wal._file = Second(wal._file)
+    with pytest.raises(OSError, match="No space"):
+        wal.append(3, bytes(100))
+    assert wal.path.stat().st_size == wal.nbytes and wal.steps == (1, 2)
+    wal.append(3, bytes([3]) * 30)  # the same object goes on
+    assert steps_of(wal) == [1, 2, 3]
+    wal.close()
+    assert steps_of(Wal(tmp_path / "a.wal", "me")) == [1, 2, 3]
+
+
+@pytest.mark.parametrize("steps", [0, 2])
+def test_a_crash_between_head_and_payload_loses_that_record_alone(tmp_path, steps):
+    path = tmp_path / "a.wal"
+    filled(path, steps).close()
+    whole = path.stat().st_size
+    filled_to = Wal(path, "me")
+    filled_to.append(steps + 1, bytes(100))
+    filled_to.close()
+    path.write_bytes(path.read_bytes()[:-100])
+    wal = Wal(path, "me")
+    assert steps_of(wal) == list(range(1, steps + 1))
+    assert (wal.nbytes, path.stat().st_size, wal.cut_bytes, wal.damaged) == (whole, whole, 16, "")
+    wal.append(steps + 1, bytes([steps + 1]) * (10 * (steps + 1)))
+    wal.close()
+    assert steps_of(Wal(path, "me")) == list(range(1, steps + 2))
+
+
 def test_a_hole_is_not_written(tmp_path):
     wal = filled(tmp_path / "a.wal")
     for step in (5, 7):

@@ -1,7 +1,9 @@
 import numpy as np
 import pytest
 
+from parameter_server.table import kernels
 from parameter_server.table.dense import Dense
+from parameter_server.table.kernels import BETA_1, BETA_2, EPSILON
 
 
 def test_updates_are_torch_s_adam():
@@ -16,6 +18,24 @@ def test_updates_are_torch_s_adam():
         weights.grad = torch.from_numpy(gradient)
         optimizer.step()
     np.testing.assert_allclose(dense.values, weights.detach().numpy(), atol=1e-5)
+
+
+@pytest.mark.parametrize("size", [0, 1, 3, 7, 17, 63, 129, 1001])
+def test_the_compiled_step_has_the_bits_of_the_formula(size):
+    rng, one = np.random.default_rng(size), np.float32(1)
+    beta_1, beta_2, epsilon = np.float32(BETA_1), np.float32(BETA_2), np.float32(EPSILON)
+    rate, unbiased, keep = np.float32(0.013), np.float32(1.7), np.float32(0.83)
+    w, a, m, v = (rng.standard_normal(size).astype(np.float32) for _ in range(4))
+    v *= v
+    for _ in range(3):
+        g = rng.standard_normal(size).astype(np.float32)
+        out = m.copy(), v.copy(), np.empty_like(w), np.empty_like(a)
+        kernels.adam(w, a, g, rate, unbiased, keep, *out)
+        m = beta_1 * m + (one - beta_1) * g
+        v = beta_2 * v + (one - beta_2) * (g * g)
+        w = w - rate * m / (np.sqrt(v * unbiased) + epsilon)
+        a = keep * a + (one - keep) * w
+        assert [x.tobytes() for x in out] == [x.tobytes() for x in (m, v, w, a)]
 
 
 def test_epsilon_is_added_outside_the_root():

@@ -4,8 +4,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
+from parameter_server.table import kernels
 from parameter_server.table.table import EPSILON, Table, digest_of_exports, initial_rows, table_seed
 from recsys.arrays.id_map import IdMap
+from recsys.arrays.key_index import AHEAD
 from recsys.config.system_config import TableConfig
 from recsys.events.hashing import splitmix64, uniforms
 
@@ -308,3 +310,21 @@ def test_a_thirty_second_of_a_full_table_leaves_at_once():
     assert len(table) == table._limit
     table.apply(ids(99_999), np.ones((1, 2), np.float32), ones(1), 30_001)
     assert len(table) == table._limit - table._limit // 32 + 1
+
+
+def test_empty_slots_at_the_end_are_neither_fetched_nor_learned() -> None:
+    rng, size = np.random.default_rng(3), 2 * AHEAD + 1
+    values, gradients = (rng.standard_normal((size, 5)).astype(np.float32) for _ in range(2))
+    slots = rng.permutation(size)
+    slots[-AHEAD::2] = -1
+    rows = [kernels.prefetch_row(values, slots, i) for i in range(size + AHEAD)]
+    assert rows == [*(slots >= 0).tolist(), *[False] * AHEAD]
+    learned, accumulator, used = values.copy(), np.zeros(size, np.float32), np.zeros(size, np.int64)
+    kernels.adagrad(learned, accumulator, used, slots, gradients, 0.1, EPSILON, 7)
+    for i, slot in enumerate(slots.tolist()):  # one by one: nothing is ahead
+        one, row = slots[i : i + 1], gradients[i : i + 1]
+        rest = np.zeros(size, np.float32), np.zeros(size, np.int64)
+        kernels.adagrad(values, *rest, one, row, 0.1, EPSILON, 7)
+        assert slot < 0 or (accumulator[slot], used[slot]) == (rest[0][slot], 7)
+    assert learned.tobytes() == values.tobytes()
+    assert (used > 0).sum() == (slots >= 0).sum()

@@ -173,6 +173,15 @@ def test_where_seen_items_come_again_hidden_ones_are_remembered() -> None:
         assert not one.seen
 
 
+def test_a_session_without_events_is_packed_and_seen_without_profile() -> None:
+    blob, its = session().pack(), session()
+    assert Session.unpack(blob, FEATURES).pack() == blob
+    nobody = its.without_profile()
+    assert nobody.plain and not nobody.hidden and not len(nobody.counters) and not nobody.lefts
+    fold(its, did("r1", 3, "hide"))
+    assert list(nobody.hidden) == [key_of("item", "v3")]  # one list: it was made when first read
+
+
 def test_engagements_with_a_list_without_profile_are_seen_once_and_enter_no_history() -> None:
     plain = msgspec.structs.replace(shown("r1", 3), asked=RequestInputs(n=1, plain=True))
     viewer = fold(

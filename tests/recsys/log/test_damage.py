@@ -12,7 +12,7 @@ import pytest
 from recsys.log import sqlite_mark
 from recsys.log.protocol import Append, LogDamaged, LogLost, LogUnavailable, Record, Topic
 from recsys.log.record_crc import corrected, is_intact, record_crc
-from recsys.log.sqlite_files import FORMAT
+from recsys.log.sqlite_files import FORMAT, INSERT
 from recsys.log.sqlite_log import SqliteLog
 from tests.support.simulation.bit_flips import flip_bit, with_flips
 
@@ -75,6 +75,7 @@ def killed_copy(tmp_path: Path, **how: int) -> Path:
     return tmp_path / "log"
 
 
+@pytest.mark.usefixtures("layout")
 @pytest.mark.slow
 def test_no_flip_in_a_topic_s_file_goes_unseen(tmp_path: Path) -> None:
     filled(tmp_path / "log").close()
@@ -95,6 +96,7 @@ def test_no_flip_beside_the_topic_goes_unseen(tmp_path: Path, name: str) -> None
     assert unseen(tmp_path / "log", tmp_path / "log" / name, 200, seed=3) == []
 
 
+@pytest.mark.usefixtures("layout")
 def test_a_flipped_bit_of_a_value_is_named_with_its_place(tmp_path: Path) -> None:
     log = filled(tmp_path)
     log.append(TOPIC, [Append(1, b"user", b"a value to be found")])
@@ -106,6 +108,15 @@ def test_a_flipped_bit_of_a_value_is_named_with_its_place(tmp_path: Path) -> Non
     assert len(SqliteLog(tmp_path).read(TOPIC, 1, 20, limit=10)) == 10
 
 
+@pytest.mark.usefixtures("layout")
+@pytest.mark.parametrize("place", [(None, 0), (0, None)])
+def test_a_record_without_a_place_is_refused(tmp_path: Path, place: tuple[Any, ...]) -> None:
+    log = filled(tmp_path)
+    with pytest.raises(sqlite3.IntegrityError, match="NOT NULL constraint failed: records"):
+        log.connection(TOPIC).db.execute(INSERT, (*place, 0, b"", b"", None))
+
+
+@pytest.mark.usefixtures("layout")
 def test_a_missing_record_is_damage(tmp_path: Path) -> None:
     log = filled(tmp_path)
     log.connection(TOPIC).db.execute(

@@ -15,6 +15,7 @@ from recsys.log.sqlite_log import SqliteLog
 from recsys.log.sqlite_repair import Rebuilt, check_topic, rebuild_topic
 from tests.support.simulation.bit_flips import flip_bit, with_flips
 
+pytestmark = pytest.mark.usefixtures("layout")
 TOPIC = Topic("t", 2, retention_bytes=1 << 30)
 
 

@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from parameter_server.shard.shard import ShardSpec
 from recsys.config.system_config import Config
 from recsys.features.feature_set_file import feature_set
 from recsys.model.model import build_model
@@ -93,7 +94,6 @@ def test_what_is_wrong_with_a_shard_is_logged_once(caplog):
 def test_the_heartbeat_says_what_each_table_holds_and_let_go(tmp_path):
     from parameter_server.rpc.parameter_client import part_of
     from parameter_server.shard.lanes import LaneGradients, RowGradients
-    from parameter_server.shard.shard import ShardSpec
     from parameter_server.storage.durable_shard import DurableShard, ShardStorage
     from recsys.config.system_config import TableConfig
     from recsys.process.part_process import Heartbeat
@@ -130,7 +130,9 @@ def test_initial_parameters_of_another_process_are_the_model_s() -> None:
 
 @pytest.mark.slow
 def test_a_ranker_that_cannot_be_loaded_is_named() -> None:
-    config = replace(Config().model, features="ids", dim=4)
-    features = feature_set(replace(Config(), model=config))
-    with pytest.raises(RuntimeError, match="missing_ranker"):
-        shards.initial_dense(features, replace(config, ranker="missing_ranker@2"))
+    model = replace(Config().model, features="ids", dim=4)
+    features = feature_set(replace(Config(), model=model))
+    config = replace(Config(), model=replace(model, ranker="missing_ranker@2"))
+    group = shards.ShardGroup(config, ShardSpec((), 1), features)
+    with pytest.raises(RuntimeError, match=r"can't be built \(exit status 1\): .*missing_ranker"):
+        group.prepare()  # whose error ends the part
