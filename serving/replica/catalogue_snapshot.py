@@ -8,7 +8,7 @@ import time
 import uuid
 import zlib
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import IO, Any, Final
 
@@ -27,7 +27,8 @@ from serving.replica.replica import Replica
 _FORMAT: Final = 2
 _LEAST: Final = 20_000  # records of ``items`` that are folded at every start
 _OLD: Final = 20  # a snapshot that lacks one of so many records is replaced
-_PATIENCE_S: Final = 300.0  # for the replica that folds the catalogue and writes
+# For the replica that folds the catalogue and writes: if it hangs, most of the others' CATCH_UP_S remains.
+_PATIENCE_S: Final = 60.0
 _LOOK_S: Final = 0.2
 _log = logging.getLogger(__name__)
 
@@ -39,11 +40,11 @@ class CatalogueSnapshot:
     def __init__(self, state: str | Path, log_id: str, replica: Replica) -> None:
         self._state, self._replica, self.damaged = state, replica, 0
         self._folder = Path(state) / "catalogue"
-        self._lock = self._folder / ".lock"
         self._held: IO[str] | None = None  # the lock, while this replica may write
         serve, features = replica.config.serve, replica.features.as_dict()
         index = replica.indexed, replica.index.dim, serve.index, serve.index_flat_items
         self._definition = digest_of(msgspec.json.encode((_FORMAT, log_id, features, index)))
+        self._lock = self._folder / f".lock-{self._definition}"
         self._arrays: dict[str, NDArray[Any]] = {}
 
     def lacks(self, end: int) -> bool:
@@ -81,26 +82,24 @@ class CatalogueSnapshot:
             self._replica.swap(index)
         self._arrays = {}
 
-    def acquire(self, now_ms: int, waits: Callable[[], bool]) -> bool:
-        """Takes the right to write the next snapshot, until ``release``, unless another replica of the
-        machine has it: then it ``waits`` for that one's snapshot, and returns True. Without effect while disk
+    def waited_to_acquire(self, now_ms: int, waits: Callable[[], bool]) -> bool:
+        """Takes the right to write the next snapshot, until ``release``. While another replica of the machine
+        has it, this one ``waits`` for that one's snapshot, and True is returned. Without effect while disk
         space is low."""
         if SpaceReader(self._state, lambda: now_ms).level >= Level.LOW:
             return False
-        waited, until_s = False, time.monotonic() + _PATIENCE_S
+        locked = waited = False
+        until_s = time.monotonic() + _PATIENCE_S
         try:
             self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            lock = self._lock.open("w")
-        except OSError as error:
+            self._held = lock = self._lock.open("w")
+            while not (locked := self._lock_now(lock)) and waits() and time.monotonic() < until_s:
+                waited = True
+                time.sleep(_LOOK_S)
+        except OSError as error:  # a network file system without locks, say
             _log.warning("no snapshot of the catalogue can be written: %s", error)
-            return False
-        while not (locked := self._lock_now(lock)) and waits() and time.monotonic() < until_s:
-            waited = True
-            time.sleep(_LOOK_S)
-        if locked and not waited:
-            self._held = lock
-        else:
-            lock.close()
+        if not locked:
+            self.release()
         return waited
 
     @staticmethod
@@ -118,15 +117,17 @@ class CatalogueSnapshot:
 
     def prune(self) -> None:
         """Removes snapshots of other definitions and unfinished ones, unless a replica writes one."""
-        with suppress(OSError), self._lock.open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            own = {self._lock, *self._folder.glob(f"{self._definition}-*")}
-            for other in {*self._folder.iterdir()} - own:
+        with suppress(OSError), ExitStack() as opened:
+            found = {*self._folder.iterdir()}
+            locks = {self._lock, *(path for path in found if path.name.startswith(".lock"))}
+            for lock in locks:
+                fcntl.flock(opened.enter_context(lock.open("w")), fcntl.LOCK_EX | fcntl.LOCK_NB)
+            for other in found - locks - {*self._folder.glob(f"{self._definition}-*")}:
                 shutil.rmtree(other, ignore_errors=True)
 
     def save(self, now_ms: int) -> None:
-        """Writes a snapshot in place of others, and starts from it: its memory is shared, too. Without effect
-        unless ``acquire`` gave the right to, or while disk space is low."""
+        """Writes a snapshot in place of older ones, and starts from it: its memory is shared, too. Without
+        effect unless this replica has the right to, or while disk space is low."""
         if self._held is None or SpaceReader(self._state, lambda: now_ms).level >= Level.LOW:
             return
         replica, partial = self._replica, self._folder / f".{uuid.uuid4().hex}"
@@ -141,7 +142,7 @@ class CatalogueSnapshot:
                 np.save(partial / array, arrays[array])
                 sync_file(partial / f"{array}.npy")
             sync_folder(partial)
-            for other in self._folder.glob("[!.]*"):  # other replicas may have them mapped
+            for other in self._folder.glob(f"{self._definition}-*"):  # others may have them mapped
                 shutil.rmtree(other, ignore_errors=True)
             partial.rename(self._folder / name)
             sync_folder(self._folder)

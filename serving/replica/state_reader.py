@@ -176,13 +176,14 @@ class StateReader:
         if self._pinned is None:
             saved.prune()
         self._restore(saved, end)
-        if saved.lacks(end) and self._pinned is None:
-            most = (
-                2 * self.replica.catalogue_offset < end
-            )  # else reading on takes less time than waiting
-            if saved.acquire(self._now_ms(), lambda: most and not stopped()):
-                self._restore(saved, end)
         try:
+            if saved.lacks(end) and self._pinned is None:
+                # Otherwise reading on takes less time than waiting.
+                lacks_most = 2 * self.replica.catalogue_offset < end
+                if saved.waited_to_acquire(self._now_ms(), lambda: lacks_most and not stopped()):
+                    self._restore(saved, end)
+                    if not saved.lacks(end):
+                        saved.release()
             self._read_to_end(stopped)
         finally:
             saved.release()

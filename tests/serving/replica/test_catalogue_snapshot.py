@@ -1,12 +1,19 @@
 """A replica that starts from a snapshot of the catalogue equals one that folded all records."""
 
 import asyncio
+import errno
 import fcntl
 import mmap
+import shutil
+import subprocess
+import sys
+import time
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from threading import Thread
+from threading import Thread, get_ident
+from types import SimpleNamespace
 from typing import Any
 
 import msgspec
@@ -49,10 +56,19 @@ class World:
         self.folder = state / "catalogue"
 
     def finished(self) -> list[Path]:
-        """Snapshots; nothing else but the lock is there."""
-        folders = [path for path in self.folder.glob("*") if path.name != ".lock"]
+        """Snapshots; nothing else but locks is there."""
+        folders = [path for path in self.folder.glob("*") if path not in self.locks()]
         assert not [path for path in folders if path.name.startswith(".")]
         return folders
+
+    def locks(self) -> list[Path]:
+        return [*self.folder.glob(".lock-*")]
+
+    def forget(self) -> Path:
+        """Removes the one snapshot that was written, and returns its lock."""
+        (folder,), (lock,) = self.finished(), self.locks()
+        shutil.rmtree(folder)
+        return lock
 
     def replica(self, folds_all: bool = False, shards: Any = None) -> Service:
         """One that has caught up."""
@@ -225,44 +241,179 @@ def test_damage_that_numpy_reports_otherwise_is_counted_and_replaced(
     assert damaged(world.replica()) == 0 and len(world.finished()) == 1
 
 
-@pytest.mark.parametrize("fails", [False, True])
-def test_of_replicas_that_start_together_one_writes_and_the_others_start_from_its_snapshot(
-    world: World, monkeypatch: pytest.MonkeyPatch, fails: bool
-) -> None:
-    """Where it fails, they read all records, and write none."""
-    save, others = np.save, list[Thread]()
-    services, written = list[Service](), list[Path]()
+class Waiting:
+    """Replicas that start in threads, and wait for another's snapshot."""
 
-    def start_another(path: Path, array: Any) -> None:
-        written.append(path)
-        if not others:  # the log has more items for the second
+    def __init__(self, world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+        self._world, self._threads, self._waiting = world, list[Thread](), set[int]()
+        self.services = list[Service]()
+        clock = SimpleNamespace(monotonic=time.monotonic, sleep=self._sleep)
+        monkeypatch.setattr(catalogue_snapshot, "time", clock)
+
+    def _sleep(self, seconds: float) -> None:
+        self._waiting.add(get_ident())
+        time.sleep(seconds)
+
+    def start(self, count: int) -> None:
+        """Returns once all of them wait."""
+        for _ in range(count):
+            self._threads.append(Thread(target=self._start))
+            self._threads[-1].start()
+        while len(self._waiting) < count:
+            assert all(thread.is_alive() for thread in self._threads)
+            time.sleep(0.01)
+
+    def _start(self) -> None:
+        self.services.append(self._world.replica())
+
+    def join(self) -> list[Service]:
+        for thread in self._threads:
+            thread.join()
+        assert len(self.services) == len(self._threads)
+        return self.services
+
+
+@pytest.fixture
+def waiting(world: World, monkeypatch: pytest.MonkeyPatch) -> Waiting:
+    return Waiting(world, monkeypatch)
+
+
+@pytest.fixture
+def written(monkeypatch: pytest.MonkeyPatch) -> set[Path]:
+    """Folders into which replicas began to write."""
+    folders, save = set[Path](), np.save
+
+    def spy(path: Path, array: Any) -> None:
+        folders.add(path.parent)
+        save(path, array)
+
+    monkeypatch.setattr(np, "save", spy)
+    return folders
+
+
+@contextmanager
+def holder(lock: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """A process that holds a lock, and hangs."""
+    code = "import fcntl, sys, time; lock = open(sys.argv[1]); fcntl.flock(lock, fcntl.LOCK_EX)"
+    command = [sys.executable, "-c", f"{code}; print(flush=True); time.sleep(600)", str(lock)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None and process.stdout.readline()
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def test_of_replicas_that_start_together_one_writes_and_the_others_start_from_its_snapshot(
+    world: World, monkeypatch: pytest.MonkeyPatch, waiting: Waiting, written: set[Path]
+) -> None:
+    save = np.save
+
+    def start_others(path: Path, array: Any) -> None:
+        if not written:  # the log has more items for the others
             world.publish(*(Item(time_ms=NOW_MS, item_id=f"late{n}", fields={}) for n in range(5)))
-            others.append(Thread(target=lambda: services.append(world.replica())))
-            others[0].start()
-            others[0].join(2)
-            assert others[0].is_alive()  # it waits
-            if fails:
-                raise OSError(28, "No space left on device")
+            waiting.start(2)
         save(path, array)
 
     reads = reads_of_items(world)
-    monkeypatch.setattr(np, "save", start_another)
+    monkeypatch.setattr(np, "save", start_others)
     first = world.replica()
-    others[0].join()
-    monkeypatch.undo()
-    monkeypatch.setattr(catalogue_snapshot, "_LEAST", 100)
-    assert reads.count(0) == (2 if fails else 1) and len({path.parent for path in written}) == 1
-    if fails:
-        assert not world.finished()
-        return
-    services.append(first)
-    assert len(world.finished()) == 1 and first.replica.catalogue_offset == _ITEMS
+    services = [first, *waiting.join()]
+    assert reads.count(0) == 1 and len(written) == 1 and len(world.finished()) == 1
+    assert first.replica.catalogue_offset == _ITEMS
     expected = world.replica(folds_all=True)
     for service in services:
         assert damaged(service) == 0 and is_mapped(service.replica.catalogue.keys)
         follow(service.reader)
         assert len(service.replica.catalogue) == len(service.replica.index) == _ITEMS + 5
         assert service.replica.index.name and len(answers(service)) == len(answers(expected))
+
+
+def test_where_the_first_cannot_write_one_of_the_others_does(
+    world: World, monkeypatch: pytest.MonkeyPatch, waiting: Waiting, written: set[Path]
+) -> None:
+    save = np.save
+
+    def fail_once(path: Path, array: Any) -> None:
+        if not waiting.services and not written:
+            written.add(path.parent)
+            waiting.start(2)
+            raise OSError(errno.ENOSPC, "No space left on device")
+        save(path, array)
+
+    reads = reads_of_items(world)
+    monkeypatch.setattr(np, "save", fail_once)
+    assert not is_mapped(world.replica().replica.catalogue.keys)
+    assert all(is_mapped(service.replica.catalogue.keys) for service in waiting.join())
+    assert reads.count(0) == 2 and len(written) == 2 and len(world.finished()) == 1
+
+
+@pytest.mark.parametrize("killed", [False, True])
+def test_where_the_holder_of_the_lock_dies_one_of_the_others_writes(
+    world: World, waiting: Waiting, written: set[Path], killed: bool
+) -> None:
+    """Or gives it up soon, as one that only removes old snapshots."""
+    world.replica()
+    lock = world.forget()
+    written.clear()
+    reads = reads_of_items(world)
+    if killed:
+        with holder(lock) as process:
+            waiting.start(3)
+            process.kill()
+    else:
+        with lock.open() as held:
+            fcntl.flock(held, fcntl.LOCK_EX)
+            waiting.start(3)
+    assert all(is_mapped(service.replica.catalogue.keys) for service in waiting.join())
+    assert reads.count(0) == 1 and len(written) == 1 and len(world.finished()) == 1
+
+
+def test_a_holder_that_hangs_is_waited_for_no_longer_than_patience_lasts(
+    world: World, monkeypatch: pytest.MonkeyPatch, waiting: Waiting
+) -> None:
+    world.replica()
+    monkeypatch.setattr(catalogue_snapshot, "_PATIENCE_S", 0.3)
+    with holder(world.forget()):
+        waiting.start(1)
+        (service,) = waiting.join()
+        assert len(service.replica.catalogue) == _ITEMS and not world.finished()
+
+
+def test_a_replica_does_not_wait_for_the_snapshot_of_another_definition(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.replica()
+    (before,), (lock,) = world.finished(), world.locks()
+    partial = world.folder / ".unfinished"
+    partial.mkdir()
+    monkeypatch.setattr(catalogue_snapshot, "_LOOK_S", -1.0)  # sleep raises ValueError
+    world.config = replace(world.config, serve=replace(world.config.serve, index="flat"))
+    with lock.open() as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        world.replica()
+        assert before.exists() and partial.exists()
+    assert len(world.locks()) == 2
+    world.replica()  # now nothing is written
+    assert len(world.finished()) == 1 and not before.exists() and len(world.locks()) == 2
+
+
+@pytest.mark.parametrize("code", [errno.ENOLCK, errno.EIO])
+def test_where_files_cannot_be_locked_a_replica_answers_and_warns(
+    world: World, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, code: int
+) -> None:
+    files = list[Any]()
+
+    def flock(file: Any, how: int) -> None:
+        files.append(file)
+        raise OSError(code, "no locks")
+
+    locks = SimpleNamespace(flock=flock, LOCK_EX=fcntl.LOCK_EX, LOCK_NB=fcntl.LOCK_NB)
+    monkeypatch.setattr(catalogue_snapshot, "fcntl", locks)  # the log locks files, too
+    service = world.replica()
+    assert service.reader.ready and len(answers(service)) == 40 and not world.finished()
+    assert files and all(file.closed for file in files)
+    assert [line for line in caplog.messages if "no locks" in line] == [caplog.messages[-1]]
 
 
 def test_an_index_in_retrieval_shards_is_not_restored(world: World) -> None:
@@ -290,8 +441,9 @@ def test_nothing_is_removed_while_a_replica_writes(world: World) -> None:
     world.replica()
     partial = world.folder / ".unfinished"
     partial.mkdir()
-    with (world.folder / ".lock").open() as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    (lock,) = world.locks()
+    with lock.open() as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
         world.replica()
         assert partial.exists()
 
