@@ -15,12 +15,15 @@ from typing import Any, Final
 from kafka.cluster import get_ip_port_afi
 from kafka.net.sasl import get_sasl_mechanism
 
+from recsys.log.kafka_responses import keep_response_classes
 from recsys.log.protocol import Brokers
 from recsys.tls import tls_context
 
 PASSWORD: Final = "RECSYS_LOG_PASSWORD"  # environment variable
 _ANSWER_BYTES: Final = 1 << 20
 _SASL, _VERSIONS, _AUTHENTICATE = 17, 18, 36  # requests
+
+keep_response_classes()
 
 
 def connection_of(config: Brokers, patience_s: float) -> dict[str, Any]:
