@@ -66,15 +66,19 @@ async def fetch_each(
 
 
 async def ends_after(
-    admin: KafkaAdminClient, topic: str, listed: Mapping[int, int], known: Ends
+    admin: KafkaAdminClient, topic: str, listed: Mapping[int, int], cache: Ends
 ) -> dict[int, int]:
     """The ends of partitions, given those that the brokers list: the embedded one lists the offset after the
-    *first* record of the last batch. A fetch of that batch has the end; ``known`` keeps it while the same is
+    *first* record of the last batch. A fetch of that batch has the end; ``cache`` holds it while the same is
     listed. Raises KafkaError."""
-    kept = {p: known.get((topic, p), {}) for p in listed}
-    ends = {p: kept[p].get(end, end) for p, end in listed.items()}
-    ats = {TopicPartition(topic, p) for p, end in listed.items() if end and end not in kept[p]}
-    for leader, led in (await admin._async_get_leader_for_partitions(ats)).items() if ats else ():
+    cached = {p: cache.get((topic, p), {}) for p in listed}
+    ends = {p: cached[p].get(end, end) for p, end in listed.items()}
+    changed = {
+        TopicPartition(topic, p) for p, end in listed.items() if end and end not in cached[p]
+    }
+    for leader, led in (
+        (await admin._async_get_leader_for_partitions(changed)).items() if changed else ()
+    ):
         request = _request(topic, {at.partition: ends[at.partition] - 1 for at in led}, 1)
         answer = await admin._manager.send(request, leader)
         for part in (part for each in answer.responses for part in each.partitions):
@@ -82,7 +86,7 @@ async def ends_after(
             if code not in (0, OffsetOutOfRangeError.errno):  # that one: retention emptied it
                 raise for_code(code)(f"{topic}/{p}")
             ends[p] = max(ends[p], part.high_watermark)
-            known[topic, p] = {listed[p]: ends[p]}
+            cache[topic, p] = {listed[p]: ends[p]}
     return ends
 
 

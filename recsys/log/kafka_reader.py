@@ -127,12 +127,12 @@ class KafkaReader:
         self._consumer.assign([TopicPartition(self._topic, p) for p in sorted(self._active)])
 
     def _bound(self, partition: int, begins: bool) -> int:
-        now, known = time.monotonic(), self._bounds[begins]
-        if now - self._bounds_at[begins] > FRESH_S or partition not in known:
-            partitions = sorted({*self._next, *known, partition})
-            known = self._bounds[begins] = self._listed(self._topic, partitions, begins)
+        now, bounds = time.monotonic(), self._bounds[begins]
+        if now - self._bounds_at[begins] > FRESH_S or partition not in bounds:
+            partitions = sorted({*self._next, *bounds, partition})
+            bounds = self._bounds[begins] = self._listed(self._topic, partitions, begins)
             self._bounds_at[begins] = now
-        return known[partition]
+        return bounds[partition]
 
     def _fetch(self, partition: int, offset: int) -> None:
         """Waits for records at or after the offset, which exist."""

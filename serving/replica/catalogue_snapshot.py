@@ -118,11 +118,11 @@ class CatalogueSnapshot:
     def prune(self) -> None:
         """Removes snapshots of other definitions and unfinished ones, unless a replica writes one."""
         with suppress(OSError), ExitStack() as opened:
-            found = {*self._folder.iterdir()}
-            locks = {self._lock, *(path for path in found if path.name.startswith(".lock"))}
+            paths = {*self._folder.iterdir()}
+            locks = {self._lock, *(path for path in paths if path.name.startswith(".lock"))}
             for lock in locks:
                 fcntl.flock(opened.enter_context(lock.open("w")), fcntl.LOCK_EX | fcntl.LOCK_NB)
-            for other in found - locks - {*self._folder.glob(f"{self._definition}-*")}:
+            for other in paths - locks - {*self._folder.glob(f"{self._definition}-*")}:
                 shutil.rmtree(other, ignore_errors=True)
 
     def save(self, now_ms: int) -> None:

@@ -57,8 +57,8 @@ class GroupIndex:
 
     def saved(self, name: str) -> dict[str, Indices]:
         """All groups as arrays, under names that begin with ``name``, for ``restore``."""
-        known = dict.fromkeys([*self._saved.keys.tolist(), *self._groups])
-        keys = [key for key in known if len(self.members(key))]
+        saved_or_new = dict.fromkeys([*self._saved.keys.tolist(), *self._groups])
+        keys = [key for key in saved_or_new if len(self.members(key))]
         members = [*map(self.members, keys)]
         ids = IdMap(len(keys))
         ids.insert(np.array(keys, np.int64))
