@@ -27,8 +27,8 @@ from serving.replica.replica import Replica
 _FORMAT: Final = 2
 _LEAST: Final = 20_000  # records of ``items`` that are folded at every start
 _OLD: Final = 20  # a snapshot that lacks one of so many records is replaced
-# For the replica that folds the catalogue and writes, a minute at a million items: if it hangs, most of the others'
-# CATCH_UP_S remains.
+# For the replica that folds the catalogue and writes, a minute at a million items. If it hangs, most of the
+# others' CATCH_UP_S remains.
 _PATIENCE_S: Final = 120.0
 _LOOK_S: Final = 0.2
 _log = logging.getLogger(__name__)
