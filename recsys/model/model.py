@@ -180,15 +180,12 @@ class Model(nn.Module):
                 f"dense has {len(flat)} numbers, this model {self.dense_size()}: it was trained with "
                 "another feature set or another model configuration"
             )
-        at = 0
-        for p in self.dense_parameters:
-            shape = p.shape[1:] if self.lanes else p.shape
-            values = flat[at : at + shape.numel()].reshape(shape)
-            at += values.size
-            if p.is_cuda:
-                p.data.copy_(torch.from_numpy(values.copy()))
-            else:  # by numpy in a quarter of torch's time: most parameters are small
-                p.detach().numpy()[...] = values
+        at, values = 0, torch.from_numpy(flat.copy())
+        with torch.no_grad():
+            for p in self.dense_parameters:
+                shape = p.shape[1:] if self.lanes else p.shape
+                p.copy_(values[at : at + shape.numel()].view(shape))
+                at += shape.numel()
 
     def dense_gradient(self) -> NDArray[np.float32]:
         """The gradients of all dense parameters, flat, by lane if they are; zeros for missing ones."""
