@@ -73,6 +73,7 @@ _RAY: Final = {
     "ServeReplica:": "replica",
     "Shard": "shard",
     "RayTrainWorker": "worker",
+    "TrainController": "train: controller",
     "StateActor": "train: state",
     # Of Ray and Serve alone: in place of shards and workers, and of the parts that call Ray.
     "ray::IdleActor": "idle actor",
