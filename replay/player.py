@@ -144,16 +144,14 @@ class Player:
         """Folds an event into sessions and counters without learning it: warm-up."""
         if isinstance(event, Impression):
             indices = self._indices(event)  # first: the keys may grow by it
-            self._fold_list(event, self.replica.catalogue.keys[indices])
+            keys = self.replica.catalogue.keys[indices]
+            self.session(event.user_id).fold_impression(event, keys)
+            self.item_counters.impression(event, keys)
         elif isinstance(event, Engagement):
             keys_I = self.keys_of(event.item_id)
             self.session(event.user_id).fold_engagement(event, keys_I)
             self.item_counters.engagement(event, keys_I)
             self.take_visits()
-
-    def _fold_list(self, event: Impression, keys_NI: NDArray[np.int64]) -> None:
-        self.session(event.user_id).fold_impression(event, keys_NI)
-        self.item_counters.impression(event, keys_NI)
 
     def take_visits(self) -> None:
         """Adds visits one by one, or forgets them if nothing reads them."""
@@ -191,11 +189,10 @@ class Player:
 
     def _impression(self, event: Impression) -> None:
         indices = self._indices(event)
-        session, catalogue = self.session(event.user_id), self.replica.catalogue
-        keys = catalogue.keys[indices]
+        session = self.session(event.user_id)
         if event.features is None:
-            counters = self.replica.counters
-            self.read_before(session, keys)
+            catalogue, counters = self.replica.catalogue, self.replica.counters
+            self.read_before(session, catalogue.keys[indices])
             features = self.pipeline.builder.build(
                 session, event.surface, event.context, indices, catalogue, counters, event.time_ms,
                 is_list=True, covisits=self.replica.covisits,
@@ -205,7 +202,7 @@ class Player:
             if len(self._waiting) >= _FLUSH:
                 self.flush()
         self.loop.append(event)
-        self._fold_list(event, keys)
+        self.fold(event)
 
     def _user(self, event: User) -> None:
         if event.removed:
