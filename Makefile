@@ -2,7 +2,7 @@
 # passes arguments to the command.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-collect test-pure test-steady test-services test-shared test-live test-fast mutants fuzz check format bench docs lock client client-test test-hosts
+.PHONY: help setup demo test test-collect test-pure test-steady test-services test-live test-fast mutants fuzz check format bench docs lock client client-test test-hosts
 
 FITS := import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))
 PYTHON ?= $(shell for p in python3.11 python3; do \
@@ -30,12 +30,11 @@ test: .venv/.stamp-dev ## All tests, with a Kafka broker, Valkey, Ray and a brow
 ifdef ARGS
 	$(BIN)/pytest -q -m "" $(ARGS)
 else
-	@for part in pure steady services shared live; do $(MAKE) --no-print-directory test-$$part || exit; done
+	@for part in pure steady services live; do $(MAKE) --no-print-directory test-$$part || exit; done
 endif
 
-# All tests in five parts. Steady ones only compute: no outcome depends on a clock or on what else runs. Tests of
-# services that bear each other's load run in two processes; those of live systems follow one at a time, and .ci/run
-# runs those that share one system beside the others.
+# All tests in four parts. Steady ones only compute: no outcome depends on a clock or on what else runs. Tests of
+# services that bear each other's load run in two processes; those of live systems follow one at a time.
 STEADY := $(addprefix tests/simulation/test_,disk_month.py flipped_bits.py planted_bugs.py simulator.py) \
 	tests/training/continual/test_open_labels.py tests/training/merging/test_merge_live.py \
 	$(addprefix tests/training/deletion/test_,live_unlearning.py unlearn.py) \
@@ -51,7 +50,6 @@ IN_PAIRS := tests/live/test_example_pages.py tests/live/test_feed_page.py tests/
 	tests/serving/sessions/test_cluster_store.py tests/serving/sessions/test_session_store.py \
 	tests/benchmarks/answers/test_bench_serve.py tests/benchmarks/harness/test_broker_loop.py \
 	tests/experiments/assignment/test_assign_js.py tests/runtime/jobs/test_backup.py tests/runtime/cli/test_replay.py
-SHARED := $(wildcard tests/live/system/test_*.py)
 # By their text, since importing all others takes longer than some of them; tests/conftest.py checks that none is missed.
 SERVICES = $(sort $(shell grep -rl --include='test_*.py' 'mark\.services' tests))
 
@@ -62,18 +60,15 @@ test-collect: .venv/.stamp-dev
 test-pure: .venv/.stamp-dev
 	$(BIN)/pytest -q -m "not services" $(addprefix --ignore=,$(STEADY)) -n 2 --dist worksteal
 
-# With a limit that only hanging ones reach: .ci/run gives them what computing time others leave.
+# With a limit that only a hanging test reaches: .ci/run gives them what computing time others leave.
 test-steady: .venv/.stamp-dev
-	$(BIN)/pytest -q -m "" -o timeout=3600 -n 2 --dist worksteal $(STEADY)
+	$(BIN)/pytest -q -m "" -o timeout=3600 $(STEADY)
 
 test-services: .venv/.stamp-dev
 	$(BIN)/pytest -q -m services -n 2 --dist loadfile --no-loadscope-reorder $(IN_PAIRS)
 
-test-shared: .venv/.stamp-dev
-	$(BIN)/pytest -q -m services $(sort $(SHARED))
-
 test-live: .venv/.stamp-dev
-	$(BIN)/pytest -q -m "services and not hosts" $(filter-out $(IN_PAIRS) $(SHARED),$(SERVICES))
+	$(BIN)/pytest -q -m "services and not hosts" $(filter-out $(IN_PAIRS),$(SERVICES))
 
 test-hosts: .venv/.stamp-dev ## Tests on three hosts, which are network namespaces: some minutes, as root
 	$(BIN)/pytest -q -m hosts tests/live/test_cluster.py
@@ -94,7 +89,7 @@ mutants: .venv/.stamp-dev ## Changes the core line by line; counts the changes t
 	$(BIN)/python -m tests.support.mutation $(ARGS)
 
 fuzz: .venv/.stamp-dev ## Sends generated requests to every route for two minutes
-	RECSYS_FUZZ_S=$(or $(ARGS),120) $(BIN)/pytest -q -m slow tests/serving/http/test_fuzz_routes.py
+	RECSYS_FUZZ_S=$(or $(ARGS),120) $(BIN)/pytest -q -m slow -o timeout=900 tests/serving/http/test_fuzz_routes.py
 
 check: .venv/.stamp-dev ## Checks lint, format and types
 	$(BIN)/ruff check .
