@@ -76,9 +76,9 @@ async def ends_after(
     changed = {
         TopicPartition(topic, p) for p, end in listed.items() if end and end not in cached[p]
     }
-    for leader, led in (
-        (await admin._async_get_leader_for_partitions(changed)).items() if changed else ()
-    ):
+    if not changed:
+        return ends
+    for leader, led in (await admin._async_get_leader_for_partitions(changed)).items():
         request = _request(topic, {at.partition: ends[at.partition] - 1 for at in led}, 1)
         answer = await admin._manager.send(request, leader)
         for part in (part for each in answer.responses for part in each.partitions):
