@@ -6,6 +6,7 @@ one moment count once: a stall of this event loop must not shun all shards.
 """
 
 import asyncio
+import contextlib
 import logging
 import math
 import time
@@ -14,10 +15,11 @@ from typing import Final
 
 import msgspec
 
-from serving.query import ShardResults
+from serving.query import ShardResults, VectorVersion
 from serving.retrieval.retrieval_plan import RetrievalPlan
 from serving.retrieval.retrieval_shard import ShardRequest, ShardResponse
 
+CONNECT_S: Final = 5.0  # longest wait for the first call of all shards
 LONGEST_S: Final = 0.1  # longest wait for a shard's answer; it takes some milliseconds
 FULL_S: Final = 0.05  # no answer for so long is a failure of the shard, not of the request
 LEAST_S: Final = 0.005  # with less left no shard is asked: no answer could come
@@ -25,6 +27,7 @@ WAIT_S: Final = 0.05  # longest wait of a shard for a version: it reads the log 
 FAILURES: Final = 3  # in a row, until a shard is shunned ...
 SHUN_S: Final = 0.5  # ... for so long
 APART_S: Final = 0.1  # failures closer to each other count as one: requests are many at a time
+_NO_VERSION: Final = VectorVersion("", 0, 0, 0)
 ShardCall = Callable[[bytes], Awaitable[bytes]]
 _log = logging.getLogger(__name__)
 
@@ -44,6 +47,17 @@ class RetrievalClient:
 
     def __len__(self) -> int:
         return len(self._shards)
+
+    async def connect(self) -> None:
+        """Calls each shard once, without a query: the first call of a deployment takes longer than a request
+        may wait. Called before the first request; a shard without an answer is left to the requests."""
+        calls = [
+            self._call(shard, ShardRequest(_NO_VERSION, b"", [], shard=shard, shards=len(self)))
+            for shard in range(len(self))
+        ]
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(CONNECT_S):
+                await asyncio.gather(*calls, return_exceptions=True)
 
     async def search(self, plan: RetrievalPlan, timeout_s: float) -> ShardResults:
         """Results within ``timeout_s``, ``LONGEST_S`` at most. Never raises for a shard."""

@@ -186,6 +186,21 @@ def test_a_request_that_is_given_up_gives_up_its_shards() -> None:
     asyncio.run(scenario())
 
 
+def test_shards_are_called_once_before_the_first_request_and_none_of_them_fails_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("serving.retrieval.retrieval_client.CONNECT_S", 0.05)
+
+    async def scenario() -> None:
+        calls = [Counting(answering(ShardResponse(refused="line"))), Counting(slow), Counting(gone)]
+        shards = RetrievalClient(calls)
+        await shards.connect()
+        assert [(shard.asked, shard.given_up) for shard in calls] == [(1, 0), (1, 1), (1, 0)]
+        assert shards.failures == 0
+
+    asyncio.run(scenario())
+
+
 def shards_over(log: MemoryLog, config: Config, count: int) -> list[RetrievalService]:
     return [RetrievalService(config, log, n, count) for n in range(count)]
 
