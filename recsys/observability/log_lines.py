@@ -126,7 +126,15 @@ def log_to_file(
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(logging.INFO)
+    _quiet_libraries()
     return handler
+
+
+def _quiet_libraries() -> None:
+    """Leaves out lines of each request, and of each attempt of Kafka's client to reach a broker: its failures
+    are raised, and logged as LogUnavailable, at intervals."""
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+    logging.getLogger("kafka").setLevel(logging.CRITICAL)
 
 
 def log_to_files(files: Mapping[str, Path], format: str) -> None:
@@ -166,9 +174,8 @@ def log_in_worker(
     except OSError:
         root.handlers[:], handler = [], errors
         root.setLevel(logging.INFO)
+        _quiet_libraries()
     root.addHandler(errors)
-    for quiet in ("httpx", "kafka"):
-        logging.getLogger(quiet).setLevel(logging.WARNING)
 
 
 def keep_newest(state: str | Path, pattern: str, count: int = 8) -> None:

@@ -56,6 +56,7 @@ class Runner:
         self._errors: dict[str, str] = {}
         self._children: dict[str, Child] = {}
         self._sockets: dict[str, list[Socket]] = {}
+        self._exposed = set[tuple[str, int]]()  # ports open beyond loopback that were logged
         self._parts = table(plan, config.workers)
         self._supervisor = Supervisor(self._parts, self._spawn, time.monotonic)
         self._logger = logging.getLogger("recsys.up")
@@ -134,12 +135,12 @@ class Runner:
             if (identity := self._identity(watched)) is not None:
                 leaders[name] = identity
         self._sockets = listening(leaders)
-        for name, sockets in self._sockets.items():
-            for socket in sockets:
-                if not socket.loopback:
-                    self._logger.warning(
-                        "a port is open beyond loopback", extra={"of": name, "port": socket.port}
-                    )
+        parts = self._sockets.items()
+        exposed = {(part, s.port) for part, sockets in parts for s in sockets if not s.loopback}
+        for part, port in sorted(exposed - self._exposed):
+            extra = {"of": part, "port": port}
+            self._logger.warning("a port is open beyond loopback", extra=extra)
+        self._exposed = exposed
 
     def _write(self) -> None:
         self._file.write(msgspec.json.encode(self._running()))

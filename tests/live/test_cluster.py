@@ -170,6 +170,9 @@ def test_a_host_is_lost(system: Cluster, way: str) -> None:
     lost.kill()
     lost.boot()
     system.start_worker(lost)  # as the launcher's autoscaler does
+    with system.client(lost) as client:
+        again_s = wait_for(lambda: client.recommend("u1", 8).items, 180, "a new node answers")
+    print("a new node answers after", round(again_s, 1), "s")
 
 
 def test_the_head_is_lost(system: Cluster) -> None:

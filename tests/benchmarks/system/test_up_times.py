@@ -50,6 +50,7 @@ def test_a_part_starts_and_gets_ready_once() -> None:
 
 
 def test_an_answer_is_a_whole_list_with_items() -> None:
+    assert is_answered(_Server(_answer(_ITEMS, ("model",))).client())
     assert is_answered(_Server(_answer(_ITEMS)).client())
     assert not is_answered(_Server(_answer([])).client())
     assert not is_answered(_Server(_answer(_ITEMS, ("session",))).client())

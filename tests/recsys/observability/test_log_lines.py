@@ -163,7 +163,11 @@ def test_no_field_takes_the_place_of_what_every_line_has() -> None:
 def quiet_root() -> Iterator[None]:
     root, serve = logging.getLogger(), logging.getLogger("ray.serve")
     before = list(root.handlers), root.level, list(serve.handlers)
+    libraries = [logging.getLogger(name) for name in ("httpx", "kafka")]
+    levels = [library.level for library in libraries]
     yield
+    for library, level in zip(libraries, levels, strict=True):
+        library.setLevel(level)
     for handler in {*root.handlers, *serve.handlers} - {*before[0], *before[2]}:
         handler.close()
     root.handlers[:], serve.handlers[:] = before[0], before[2]
@@ -179,6 +183,8 @@ def test_a_worker_of_ray_writes_a_file_of_its_own(
         "log is away", extra={"error": "gone"}
     )
     logging.getLogger("ray.serve").error("a health check failed")
+    logging.getLogger("kafka.cluster").error("Metadata refresh: failed")  # at each attempt
+    logging.getLogger("httpx").info("HTTP Request: GET /readyz")
     lines = [json.loads(x) for x in (tmp_path / "run" / "replica-a.log").read_text().splitlines()]
     assert [line["message"] for line in lines] == ["log is away", "a health check failed"]
     assert {line["replica"] for line in lines} == {"a"}

@@ -18,6 +18,7 @@ from runtime.supervision import run_file, supervisor_loop
 from runtime.supervision.launch_plan import resolve
 from runtime.supervision.processes import (
     STATE,
+    Socket,
     alive,
     identify,
     kill_session,
@@ -94,6 +95,15 @@ def make_runner(tmp_path, monkeypatch):
     yield make
     for number, handler in before.items():
         signal.signal(number, handler)
+
+
+def test_a_port_beyond_loopback_is_logged_once(make_runner, monkeypatch, caplog):
+    runner = make_runner([], lambda *_: None)
+    for port in (8000, 8000, 8001):
+        sockets = [Socket(port, "0.0.0.0", "serve"), Socket(9, "127.0.0.1", "serve")]
+        monkeypatch.setattr(supervisor_loop, "listening", lambda _, sockets=sockets: {"x": sockets})
+        runner._scan_ports()
+    assert [record.port for record in caplog.records] == [8000, 8001]
 
 
 @pytest.mark.slow
