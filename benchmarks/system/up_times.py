@@ -42,15 +42,8 @@ def measure_up() -> Figures:
     doors.check_platform()
     with doors.sigterm_as_exit(), tempfile.TemporaryDirectory(prefix="recsys-bench-") as folder:
         state, world = Path(folder) / "state", World(start_ms=time.time_ns() // 1_000_000)
-        command = [
-            sys.executable,
-            "-m",
-            "runtime.cli.main",
-            "up",
-            "--detach",
-            "--state",
-            str(state),
-        ]
+        recsys = Path(sys.executable).with_name("recsys")
+        command = [str(recsys), "up", "--detach", "--state", str(state)]
         began_s, began_ms = time.monotonic(), time.time() * 1000
         with started(command, state, Path(folder) / "up.out") as up:
             system = Live(up.until("plan", lambda: _plan(state)), world)

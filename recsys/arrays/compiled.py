@@ -6,6 +6,7 @@ machine's vector width.
 """
 
 import hashlib
+import importlib
 import sys
 from collections.abc import Callable, Iterator
 from functools import cache
@@ -22,6 +23,22 @@ from numba.core.typeinfer import register_dispatcher
 from numba.extending import intrinsic
 
 F = TypeVar("F", bound=Callable[..., Any])
+
+
+def _load_without_scipy() -> None:
+    """Imports numba's array functions without SciPy's linear algebra, which they look for because of
+    covariances alone: half a second and 13 MB in each process."""
+    name = "scipy.linalg"
+    if name in sys.modules:
+        return
+    sys.modules[name] = None  # type: ignore[assignment]  # an import of it raises ImportError
+    try:
+        importlib.import_module("numba.np.arraymath")
+    finally:
+        del sys.modules[name]
+
+
+_load_without_scipy()
 
 GAMMA = np.uint64(0x9E3779B97F4A7C15)
 _2_POW_53 = float(1 << 53)

@@ -151,8 +151,7 @@ def _plan(
     config: Config, viewers: float, only: list[str], control_room: bool
 ) -> tuple[Config, Plan]:
     """Resolves addresses, and checks all settings before anything starts."""
-    from recsys.model.ranker import ranker_of  # these import torch: not for --help
-    from training.lines.line import spec_of
+    from training.lines.line import spec_of  # not for --help
 
     address = os.environ.get("RAY_ADDRESS", "")
     resolved, plan = launch_plan.resolve(
@@ -169,7 +168,10 @@ def _plan(
         check_rules(policy, features.schema.names("item", CATEGORICAL))
         check_plugins(policy, resolved.serve.stages)
     check_accepted(resolved, features)
-    ranker_of(resolved.model.ranker)
+    if resolved.model.ranker:  # the import of torch takes two seconds before anything starts
+        from recsys.model.ranker import ranker_of
+
+        ranker_of(resolved.model.ranker)
     for name in resolved.route_plugins:
         plugins.load(plugins.ROUTES, name)
     try:

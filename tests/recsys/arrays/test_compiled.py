@@ -1,6 +1,7 @@
 """Compiled kernels are cached on disk, and recompiled after any change of the source that they contain."""
 
 import importlib
+import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -68,3 +69,17 @@ def test_kernels_of_a_read_only_install_are_compiled_without_a_cache(
         return x + 1
 
     assert plus_one(1) == 2
+
+
+def test_kernels_load_no_linear_algebra_of_scipy_and_leave_it_usable() -> None:
+    code = """
+import subprocess
+import sys
+import recsys.arrays.id_map
+print("scipy.linalg" in sys.modules)
+import numba, numpy as np
+print(numba.njit(lambda a: a @ a)(np.full((2, 2), 2.0)).sum())
+print("scipy.linalg" in sys.modules)
+"""
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout.split() == ["False", "32.0", "True"]
