@@ -1,7 +1,7 @@
 """Ticks: advance event time on idle partitions.
 
 Windows close when event time passes their end; so a partition of ``events`` that was idle for a second gets a
-tick. Its time is that of the newest record plus the time since it arrived: after historical events or an
+tick, with those that were idle for half of one. Its time is that of the newest record plus the time since it arrived: after historical events or an
 outage, event time continues instead of jumping. A partition without any event gets no tick. A second ticker
 would be harmless, since time only advances.
 """
@@ -35,17 +35,26 @@ class Ticker:
         if now_ms < self._look_ms:
             return 0
         self._look_ms = now_ms + EVERY_MS // 4
-        ticks = []
+        idle_ms: dict[int, int] = {}
         for partition in range(self._partitions):
             end = self._log.end(EVENTS, partition)
             seen, since_ms = self._moved.get(partition, (-1, now_ms))
             if end != seen:
                 self._moved[partition] = (end, now_ms)
-            elif now_ms - since_ms >= EVERY_MS:
-                newest_ms = self._newest_ms(partition, end)
-                if newest_ms is not None:
-                    time_ms = min(now_ms, newest_ms + now_ms - since_ms)
-                    ticks.append(Append(partition, b"", encode(Tick(time_ms=time_ms))))
+            else:
+                idle_ms[partition] = now_ms - since_ms
+        if max(idle_ms.values(), default=0) < EVERY_MS:
+            return 0
+        ticks = []
+        for partition, idle in idle_ms.items():
+            if idle < EVERY_MS // 2:  # the others come together: each append wakes all consumers
+                continue
+            end, _ = self._moved[partition]
+            self._moved[partition] = (end, now_ms)
+            newest_ms = self._newest_ms(partition, end)
+            if newest_ms is not None:
+                time_ms = min(now_ms, newest_ms + idle)
+                ticks.append(Append(partition, b"", encode(Tick(time_ms=time_ms))))
         if ticks:
             offsets = self._log.append(EVENTS, ticks)
             for tick, offset in zip(ticks, offsets, strict=True):

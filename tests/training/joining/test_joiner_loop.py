@@ -432,6 +432,19 @@ def test_a_tick_goes_on_from_the_newest_event_and_is_never_later_than_now() -> N
     assert all(time_ms <= 510_000 for time_ms in newest)
 
 
+def test_partitions_that_fell_idle_apart_are_ticked_together() -> None:
+    log, clock = toy_log(), Clock()
+    ticker, turns = Ticker(log, clock), 0
+    for now_ms in range(0, 10_001, 50):
+        clock.now_ms = now_ms
+        if now_ms in (0, 300, 600):
+            log.append(EVENTS, [Append(now_ms // 300, b"", encode(Tick(time_ms=now_ms)))])
+        turns += ticker.turn() > 0
+    assert turns <= 12
+    ends = [log.end(EVENTS, p) for p in range(PARTITIONS)]
+    assert all(9 <= end <= 12 for end in ends[:3]) and not any(ends[3:])
+
+
 def test_busy_partitions_are_not_ticked() -> None:
     log, clock = toy_log(), Clock()
     log.append(EVENTS, [Append(p, b"", encode(Tick(time_ms=0))) for p in (0, 1)])
