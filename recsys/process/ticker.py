@@ -1,9 +1,9 @@
 """Ticks: advance event time on idle partitions.
 
 Windows close when event time passes their end; so a partition of ``events`` that was idle for a second gets a
-tick, with those that were idle for half of one. Its time is that of the newest record plus the time since it arrived: after historical events or an
-outage, event time continues instead of jumping. A partition without any event gets no tick. A second ticker
-would be harmless, since time only advances.
+tick, with those that were idle for half of one. Its time is that of the newest record plus the time since it
+arrived: after historical events or an outage, event time continues instead of jumping. A partition without
+any event gets no tick. A second ticker would be harmless, since time only advances.
 """
 
 from collections.abc import Callable
