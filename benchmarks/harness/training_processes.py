@@ -17,7 +17,6 @@ from recsys.features.feature_set import FeatureSet
 from recsys.log.protocol import Append
 from recsys.model.model import build_model
 from recsys.process.open_log import open_log
-from training.continual.jagged import keyed_jagged
 from training.continual.learner import Learner
 from training.continual.worker import Worker
 from training.lines.line import spec_of
@@ -66,7 +65,7 @@ def shard_worker(
         for part, port in sorted(ports.items())
     ]
     client = ShardedClient(spec, channels, identity)
-    learner = Learner(build_model(features, config.model), keyed_jagged)
+    learner = Learner(build_model(features, config.model))
     try:
         yield Worker(rank, workers, log, client, learner, config)
     finally:
