@@ -1,4 +1,4 @@
-"""What the link of a slow host does to frames, without a network."""
+"""Delay and loss of frames on the link of a slow host, without a network."""
 
 from tests.support.systems.slow_link import Delays
 

@@ -215,7 +215,8 @@ def live(
         if system.wait_healthy(whole, SLOW_START_S) is None:
             raise RuntimeError(
                 f"after {SLOW_START_S:.0f} s the system isn't whole ({system.unhealthy_reason(whole)}), "
-                "expected all parts ready and steps learned: run it with nothing beside it"
+                f"expected all parts ready{' and steps learned' if viewers else ''}: run it with "
+                "nothing beside it"
             )
         log_progress("a whole system runs")
         yield system

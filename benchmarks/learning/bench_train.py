@@ -140,10 +140,8 @@ def work(job: Job, rank: int, ports: dict[int, int], messages: Messages) -> None
     """One worker process: learns to the last step, and reports the ends of the warm steps and of the last."""
     with reporting_errors(messages, rank):
         from benchmarks.harness.training_processes import shard_worker
-        from training.continual.jagged import load
 
         with shard_worker(job.config, FEATURES, job.token, ports, rank, WORKERS) as worker:
-            load()
             freeze_gc()
             keep_freed_memory()
             begun = warm_s = 0.0

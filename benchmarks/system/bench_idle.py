@@ -4,8 +4,9 @@ The system is started as ``recsys up`` does, without viewers: that is rest. Then
 demo, with the control room, a list a second and one candidate that learns the same stream. Beside them, Ray
 and Serve alone, with an empty deployment and as many actors: once with Ray's defaults and once with the
 intervals that the system sets for Ray and Serve, but with Serve's own proxy instead of HAProxy, and with
-Ray's autoscaler and log monitor, which the system leaves out. Processor time is that of all threads, so load
-from elsewhere changes the figures little, but caches and clock rates do: compare within one run.
+what the system leaves out: Ray's autoscaler, log monitor and nine processes for the dashboard's views.
+Processor time is that of all threads, so load from elsewhere changes the figures little, but caches and
+clock rates do: compare within one run.
 """
 
 import os
@@ -34,7 +35,7 @@ from benchmarks.system.thread_usage import (
 from experiments.promotion.lifecycle import SHADOW
 from parameter_server.shard.shard import Shard
 from recsys.clock import wall_ms
-from recsys.config.system_config import Config, digest
+from recsys.config.system_config import digest, laptop
 from recsys.events.records import SCORES
 from recsys.features.feature_set_file import feature_set
 from recsys.free_ports import free_ports
@@ -94,7 +95,7 @@ class IdleOptions:
 
 def measure_idle(options: IdleOptions, log_progress: Log = no_log) -> Figures:
     """Cores and wake-ups a second in both states, by process, and of Ray and Serve alone."""
-    base = Config()
+    base = laptop()
     config = replace(base, serve=replace(base.serve, port=0, dashboard_port=0))
     figures: Figures = {}
     with live(config, log_progress, viewers=0.0) as system:

@@ -154,7 +154,7 @@ class PastFold:
         self._features, self._keys_UI, self._items_U = features, keys_UI, items_U
         self._kinds, self._context = past.kinds, features.context_keys(NAME, {})[0]
         self._entries = [features.history_entry(keys_I) for keys_I in keys_UI]
-        self._firsts = [entry[0] for entry in self._entries]
+        self._item_keys = [entry[0] for entry in self._entries]
         own = tuple(dict.fromkeys((USER, self._context)))
         self._every = np.array(own, np.int64)
         self._own = Groups.of([(*own, *features.counted_keys(keys_I)) for keys_I in keys_UI])
@@ -220,10 +220,10 @@ class PastFold:
         )
         items, codes, times_ms = self._columns[:3]
         seen = items[start:stop].tolist()
-        session.seen.extend(map(self._firsts.__getitem__, seen))
+        session.seen.extend(map(self._item_keys.__getitem__, seen))
         if self._any_hides:
             hidden = np.flatnonzero(self._hides[start:stop]).tolist()
-            session.hidden.extend(self._firsts[seen[place]] for place in hidden)
+            session.hidden.extend(self._item_keys[seen[place]] for place in hidden)
         session.events += events
         session.last_ms = max(session.last_ms, times_ms[stop - 1].item())
         first = max(start, stop - max(REQUESTS, session.history.maxlen or 0))

@@ -68,14 +68,14 @@ def test_views_are_sent_once_all_of_a_list_count() -> None:
     assert not are_views_sent(_Server(_answer([]), Receipt(0, [])).client())
 
 
-def test_a_failed_start_is_told_at_once_with_its_output(tmp_path: Path) -> None:
+def test_a_failed_start_raises_at_once_with_its_output(tmp_path: Path) -> None:
     command = [sys.executable, "-c", "print('no free port'); raise SystemExit(3)"]
     with started(command, tmp_path / "state", tmp_path / "up.out") as up:
         with pytest.raises(RuntimeError, match=r"ended with 3(.|\n)*plan(.|\n)*no free port"):
             up.until("plan", lambda: None)
 
 
-def test_what_never_comes_is_given_up(tmp_path: Path) -> None:
+def test_waiting_ends_after_the_patience(tmp_path: Path) -> None:
     def unavailable() -> bool:
         raise ApiError("GET", "/v1/status", 503, "not yet")
 

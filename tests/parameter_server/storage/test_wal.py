@@ -104,8 +104,9 @@ def test_a_failed_write_leaves_nothing_behind(tmp_path):
         def write(self, data):
             if not self.left:
                 raise OSError(28, "No space left on device")
-            self.left = 0
-            return self.file.write(data[:20])
+            size = min(self.left, len(data))
+            self.left -= size
+            return self.file.write(data[:size])
 
         def __getattr__(self, name):
             return getattr(self.file, name)

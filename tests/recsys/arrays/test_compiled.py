@@ -71,6 +71,7 @@ def test_kernels_of_a_read_only_install_are_compiled_without_a_cache(
     assert plus_one(1) == 2
 
 
+@pytest.mark.slow
 def test_kernels_load_no_linear_algebra_of_scipy_and_leave_it_usable() -> None:
     code = """
 import subprocess

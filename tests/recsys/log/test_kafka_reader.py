@@ -30,7 +30,7 @@ class Brokers:
 
 def reader_of(brokers: Brokers, monkeypatch: pytest.MonkeyPatch) -> KafkaReader:
     monkeypatch.setattr(kafka_reader, "consumer_of", lambda *_, **__: brokers.consumer)
-    monkeypatch.setattr("recsys.log.kafka_reader.time.monotonic", lambda: 100.0)
+    monkeypatch.setattr(kafka_reader, "time", SimpleNamespace(monotonic=lambda: 100.0))
     return KafkaReader({}, "t", 1.0, brokers.listed)
 
 
