@@ -72,17 +72,17 @@ def build_app(
 ) -> FastAPI:  # fmt: skip
     """Builds the app of one replica. Its lifespan starts and stops the service.
 
-    Startup is complete once the service has caught up with the log, after ``wait_s`` at the latest.
-    ``on_ready`` is called in a thread once it has. ``admin_key`` is read at each use; an empty one grants no
-    access. ``name``: of the replica.
+    Startup is complete once the service has caught up with the log, after ``wait_s`` at the latest, and
+    has called the retrieval shards, which takes some seconds at most. ``on_ready`` is called in a thread
+    once it has. ``admin_key`` is read at each use; an empty one grants no access. ``name``: of the
+    replica.
     """
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         await service.start()
-        await service.follower.caught_up(wait_s)
-        if service.shards is not None:
-            await service.shards.connect()
+        connecting = asyncio.sleep(0) if service.shards is None else service.shards.connect()
+        await asyncio.gather(service.follower.caught_up(wait_s), connecting)
         ready = asyncio.create_task(_call_once_ready(service, on_ready))
         if service.ready:
             await ready

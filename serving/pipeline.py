@@ -438,14 +438,14 @@ class Pipeline:
         )
 
     def _items(self, query: Query, candidates: Candidates, slate: Slate) -> tuple[AnswerItem, ...]:
-        catalogue, predictions_NL = self.replica.catalogue, candidates.predictions_NL
-        named, items = query.request.explain and predictions_NL is not None, list[AnswerItem]()
+        catalogue, items = self.replica.catalogue, list[AnswerItem]()
+        predictions_NL = candidates.predictions_NL if query.request.explain else None
         columns = slate.positions, candidates.slate_scores_R, slate.propensities, slate.trial_R
         rows = zip(*(column.tolist() for column in columns), strict=True)
         for rank, (position, score, propensity, on_trial) in enumerate(rows):
             index, is_number = candidates.indices[position], math.isfinite(score)
             predictions = None
-            if named and is_number and predictions_NL is not None:
+            if predictions_NL is not None and is_number:
                 predictions = self._named(predictions_NL[position])
             item = AnswerItem(
                 item_id=catalogue.ids[index],

@@ -118,7 +118,8 @@ def adagrad(values: Any, accumulator: Any, used: Any, slots: Any, gradients: Any
                    _float[::1], _float[::1], _float[::1], _float[::1]))  # fmt: skip
 def adam(values: Any, averaged: Any, gradient: Any, rate: Any, unbiased: Any, keep: Any,
          m: Any, v: Any, out_values: Any, out_averaged: Any) -> None:  # fmt: skip
-    """One step of ``Dense``, with m and v in place. ``rate``: by 1 - β₁ᵗ; ``unbiased``: 1 / (1 - β₂ᵗ)."""
+    """One step of ``Dense``, with m and v in place. ``rate``: learning rate / (1 - β₁ᵗ); ``unbiased``:
+    1 / (1 - β₂ᵗ)."""
     one = np.float32(1)
     beta_1, beta_2, epsilon = np.float32(BETA_1), np.float32(BETA_2), np.float32(EPSILON)
     for i in range(values.shape[0]):

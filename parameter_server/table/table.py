@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from parameter_server.table import kernels
+from parameter_server.table.kernels import EPSILON
 from parameter_server.table.routing import Keys, Rows, as_keys, as_rows
 from parameter_server.table.sketch import (
     BLOCK_BYTES,
@@ -33,7 +34,6 @@ from recsys.arrays.key_index import EMPTY, LOAD
 from recsys.config.system_config import TableConfig
 from recsys.events.hashing import key_of
 
-EPSILON: Final = 1e-8
 # Limit of one component, summed over a step: far beyond the gradients of a sound loss.
 MAX_GRADIENT: Final = 1e3
 ROW_COLUMNS: Final = ("keys", "values", "accumulator", "used_ms")

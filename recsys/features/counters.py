@@ -51,8 +51,8 @@ class CounterTable:
 
     def add(self, keys: Iterable[int], amounts: NDArray[np.float32], now_ms: int) -> None:
         """Adds ``amounts`` (kinds,) to every key's counters. Keys must not repeat."""
-        own, amounts = np.array(tuple(keys), np.int64), np.asarray(amounts, np.float32)
-        self._ids.insert_by(kernels.add_keys, own, self.half_lives_ms, amounts, now_ms)
+        keys_N, amounts = np.array(tuple(keys), np.int64), np.asarray(amounts, np.float32)
+        self._ids.insert_by(kernels.add_keys, keys_N, self.half_lives_ms, amounts, now_ms)
 
     def touch(self, keys: Keys, now_ms: int, value: float = 0.0) -> Keys:
         """Makes an event the newest of some keys, with its value; returns the times of those before it, -1

@@ -211,6 +211,8 @@ class ItemCounters:
         """Has keys published whose counters changed."""
         if self._tracks_changes:
             self._changed.update(keys)
+        else:
+            self.operators.touched.clear()
 
     def counted_keys(
         self, keys_I: Keys, context: int, segment: int, lefts: dict[str, int]

@@ -50,11 +50,12 @@ class Ticker:
             if idle < EVERY_MS // 2:  # the others come together: each append wakes all consumers
                 continue
             end, _ = self._moved[partition]
-            self._moved[partition] = (end, now_ms)
             newest_ms = self._newest_ms(partition, end)
-            if newest_ms is not None:
-                time_ms = min(now_ms, newest_ms + idle)
-                ticks.append(Append(partition, b"", encode(Tick(time_ms=time_ms))))
+            if newest_ms is None:
+                self._moved[partition] = (end, now_ms)  # looked for again in a second
+                continue
+            time_ms = min(now_ms, newest_ms + idle)
+            ticks.append(Append(partition, b"", encode(Tick(time_ms=time_ms))))
         if ticks:
             offsets = self._log.append(EVENTS, ticks)
             for tick, offset in zip(ticks, offsets, strict=True):

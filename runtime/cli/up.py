@@ -168,7 +168,7 @@ def _plan(
         check_rules(policy, features.schema.names("item", CATEGORICAL))
         check_plugins(policy, resolved.serve.stages)
     check_accepted(resolved, features)
-    if resolved.model.ranker:  # the import of torch takes two seconds before anything starts
+    if resolved.model.ranker:  # imports torch, which takes two seconds
         from recsys.model.ranker import ranker_of
 
         ranker_of(resolved.model.ranker)

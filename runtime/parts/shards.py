@@ -11,8 +11,9 @@ import pickle
 import signal
 import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Final
 
@@ -59,6 +60,7 @@ def run(config: Config, stop: Stop) -> None:
     control = ControlReader(log)
     control.turn()
     group = ShardGroup.of(config, control, control.live_epoch(MAIN))
+    group.build()
     if not ray.is_initialized():
         handler = signal.getsignal(signal.SIGTERM)
         job = ray.job_config.JobConfig(metadata={"part": "shards", "line": MAIN})
@@ -121,11 +123,19 @@ class ShardGroup:
     """Actor handles of a line's shards, with their latest statuses."""
 
     def __init__(self, config: Config, spec: ShardSpec, features: FeatureSet) -> None:
-        self._config, self._spec = config, spec
-        self._dense = _BUILDING.submit(initial_dense, features, config.model)
+        self._config, self._spec, self._features = config, spec, features
         self._handles: list[Any] = []
         self.statuses: list[dict[str, Any]] = []
         self.started = 0  # times that at least one actor had to be created
+
+    @cached_property
+    def _dense(self) -> "Future[Vector]":
+        """Initial dense parameters, which take seconds to build."""
+        return _BUILDING.submit(initial_dense, self._features, self._config.model)
+
+    def build(self) -> None:
+        """Starts to build the initial parameters, beside what the caller does next."""
+        _ = self._dense
 
     @property
     def epoch(self) -> int:

@@ -47,7 +47,8 @@ def products(rows_NV: Vectors, indices: Indices, query_V: Vectors) -> Vectors:
 
 @kernel(types.void(read_only(types.float32, 1), types.int64[::1]))
 def rank_values(values: Any, places: Any) -> None:
-    """Writes integers that sort as the values descend, of equals by position, which their lower half is."""
+    """Writes a sort key for each value: ascending keys order the values from largest to smallest, equal ones
+    by position, which is the low 32 bits."""
     bits = values.view(np.int32)
     for i in range(values.shape[0]):
         own = bits[i] if values[i] != 0 else np.int32(0)  # -0 is 0

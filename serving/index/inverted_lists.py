@@ -168,6 +168,8 @@ class InvertedLists:
         hits = fetch(slice(None), first_size(k, most))
 
         def best(n: int) -> Hits:
+            if not np.isfinite(queries[n]).all():
+                return np.empty(0, np.int64), np.empty(0, np.float32)
             return exact_best(
                 lambda size: fetch(slice(n, n + 1), size)[0], lambda: every(n), rows_NV, queries[n], k, most,
                 self._errors_V, hits[n],

@@ -175,7 +175,7 @@ class IvfIndex:
     def probing(self, query_V: Vectors, k: int, wanted: Bitmap, probes: int) -> Hits:
         """Searches so many lists, or as many as it takes to find k: filters may remove everything near."""
         k = min(k, wanted.count)
-        if k <= 0:
+        if k <= 0 or not np.isfinite(query_V).all():
             return np.empty(0, np.int64), np.empty(0, np.float32)
         while True:
             indices, products = self.lists.search(self.vectors, query_V, k, wanted, probes)

@@ -41,11 +41,12 @@ class CatalogueSnapshot:
     def __init__(self, state: str | Path, log_id: str, replica: Replica) -> None:
         self._state, self._replica, self.damaged = state, replica, 0
         self._folder = Path(state) / "catalogue"
-        self._held: IO[str] | None = None  # the lock, while this replica may write
+        self._lock_file: IO[str] | None = None  # locked while this replica may write
+        self._restored = set[str]()  # names of snapshots that were read, or couldn't be
         serve, features = replica.config.serve, replica.features.as_dict()
         index = replica.indexed, replica.index.dim, serve.index, serve.index_flat_items
         self._definition = digest_of(msgspec.json.encode((_FORMAT, log_id, features, index)))
-        self._lock = self._folder / f".lock-{self._definition}"
+        self._lock_path = self._folder / f".lock-{self._definition}"
         self._arrays: dict[str, NDArray[Any]] = {}
 
     def lacks(self, end: int) -> bool:
@@ -56,9 +57,11 @@ class CatalogueSnapshot:
         """Replaces the items by those of the snapshot, unless it has fewer. Its files are mapped: what the
         replica changes, it copies."""
         for folder in self._folder.glob(f"{self._definition}-*"):
-            self._restore(folder)
+            if folder.name not in self._restored:
+                self._restore(folder)
 
     def _restore(self, folder: Path) -> None:
+        self._restored.add(folder.name)
         try:
             files = sorted(folder.glob("*.npy"))
             arrays = {f.stem: np.asarray(np.load(f, mmap_mode="c")) for f in files}
@@ -83,25 +86,24 @@ class CatalogueSnapshot:
             self._replica.swap(index)
         self._arrays = {}
 
-    def waited_to_acquire(self, now_ms: int, waits: Callable[[], bool]) -> bool:
-        """Takes the right to write the next snapshot, until ``release``. While another replica of the machine
-        has it, this one ``waits`` for that one's snapshot, and True is returned. Without effect while disk
-        space is low."""
+    def acquire(self, now_ms: int, may_wait: Callable[[], bool]) -> None:
+        """Takes the right to write the next snapshot, until ``release``, if it can: while another replica of
+        the machine has it, this one waits for it as long as it may. Does nothing while disk space is low."""
         if SpaceReader(self._state, lambda: now_ms).level >= Level.LOW:
-            return False
-        locked = waited = False
+            return
+        locked = False
         until_s = time.monotonic() + _PATIENCE_S
         try:
             self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            self._held = lock = self._lock.open("w")
-            while not (locked := self._lock_now(lock)) and waits() and time.monotonic() < until_s:
-                waited = True
+            self._lock_file = lock = self._lock_path.open("w")
+            while (
+                not (locked := self._lock_now(lock)) and may_wait() and time.monotonic() < until_s
+            ):
                 time.sleep(_LOOK_S)
         except OSError as error:  # a network file system without locks, say
             _log.warning("no snapshot of the catalogue can be written: %s", error)
         if not locked:
             self.release()
-        return waited
 
     @staticmethod
     def _lock_now(lock: IO[str]) -> bool:
@@ -112,24 +114,26 @@ class CatalogueSnapshot:
 
     def release(self) -> None:
         """Gives up the right to write."""
-        if self._held is not None:
-            self._held.close()
-            self._held = None
+        if self._lock_file is not None:
+            self._lock_file.close()
+            self._lock_file = None
 
     def prune(self) -> None:
         """Removes snapshots of other definitions and unfinished ones, unless a replica writes one."""
         with suppress(OSError), ExitStack() as opened:
             paths = {*self._folder.iterdir()}
-            locks = {self._lock, *(path for path in paths if path.name.startswith(".lock"))}
+            locks = {self._lock_path, *(path for path in paths if path.name.startswith(".lock"))}
             for lock in locks:
                 fcntl.flock(opened.enter_context(lock.open("w")), fcntl.LOCK_EX | fcntl.LOCK_NB)
             for other in paths - locks - {*self._folder.glob(f"{self._definition}-*")}:
                 shutil.rmtree(other, ignore_errors=True)
+            for lock in locks - {self._lock_path}:
+                lock.unlink()
 
     def save(self, now_ms: int) -> None:
-        """Writes a snapshot in place of older ones, and starts from it: its memory is shared, too. Without
-        effect unless this replica has the right to, or while disk space is low."""
-        if self._held is None or SpaceReader(self._state, lambda: now_ms).level >= Level.LOW:
+        """Writes a snapshot in place of older ones, and starts from it: its memory is shared, too. Does
+        nothing if this replica doesn't hold the lock, or if disk space is low."""
+        if self._lock_file is None or SpaceReader(self._state, lambda: now_ms).level >= Level.LOW:
             return
         replica, partial = self._replica, self._folder / f".{uuid.uuid4().hex}"
         arrays = replica.catalogue.saved() | {"offset": np.array(replica.catalogue_offset)}

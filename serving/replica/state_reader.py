@@ -180,18 +180,26 @@ class StateReader:
             if saved.lacks(end) and self._pinned is None:
                 # Otherwise reading on takes less time than waiting.
                 lacks_most = 2 * self.replica.catalogue_offset < end
-                if saved.waited_to_acquire(self._now_ms(), lambda: lacks_most and not stopped()):
-                    self._restore(saved, end)
-                    if not saved.lacks(end):
-                        saved.release()
+                saved.acquire(self._now_ms(), lambda: lacks_most and not stopped())
+                self._restore(saved, end)  # another replica may have written one meanwhile
+                if not saved.lacks(end):
+                    saved.release()
             self._read_to_end(stopped)
         finally:
             saved.release()
 
     def _restore(self, saved: CatalogueSnapshot, end: int) -> None:
+        before = self.replica.catalogue_offset
         if saved.lacks(end):
             saved.restore()
-            self._items = self.items_applied = max(self._items, self.replica.catalogue_offset)
+        offset = self.replica.catalogue_offset
+        if offset == before:
+            return
+        self._items = self.items_applied = max(self._items, offset)
+        # What was read before an error may be older than the snapshot, and weights are for fewer items.
+        batch, self._live = self._batch, None
+        batch.items = [item for item in batch.items if item[1] > offset]
+        batch.prepared, batch.rows, batch.steps = None, None, []
 
     def _read_to_end(self, stopped: Callable[[], bool]) -> None:
         while not stopped():

@@ -329,7 +329,9 @@ def liked_groups(session: Session) -> list[tuple[int, float]]:
                 met[key] = met.get(key, 0.0) + newness
                 if liking:
                     liked[key] = liked.get(key, 0.0) + newness * liking
-    weights = [(key, liked[key] ** 2 / (of + _MET)) for key, of in met.items() if liked.get(key)]
+    weights = [
+        (key, liked[key] ** 2 / (weight + _MET)) for key, weight in met.items() if liked.get(key)
+    ]
     return sorted(weights, key=lambda pair: -pair[1])
 
 

@@ -118,7 +118,7 @@ class ChangeMonitor:
         if not np.isfinite(sums_C).all():
             at = int(np.flatnonzero(~np.isfinite(sums_C))[0])
             raise ValueError(
-                f"step {step}: the sum of {self._columns[at].number.what} is {sums_C[at]}, expected a "
+                f"step {step}: the sum of {self._numbers[at].what} is {sums_C[at]}, expected a "
                 "finite number; check that what is learned is finite before it is monitored"
             )
         if examples <= 0:

@@ -27,8 +27,9 @@ from torchrec.optim import RowWiseAdagrad
 
 from parameter_server.shard.lanes import RowGradients
 from parameter_server.table import kernels
+from parameter_server.table.kernels import EPSILON
 from parameter_server.table.routing import Keys, Rows
-from parameter_server.table.table import EPSILON, MAX_GRADIENT, initial_rows
+from parameter_server.table.table import MAX_GRADIENT, initial_rows
 from recsys.config.system_config import TableConfig
 from training.offline.tables import Columns
 from training.offline.vocabulary import Vocabulary

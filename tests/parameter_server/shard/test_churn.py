@@ -12,7 +12,8 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from parameter_server.publish.deltas import DeltaAssembler, Gap, to_arrays
 from parameter_server.shard.lanes import LaneGradients, RowGradients
 from parameter_server.shard.shard import Shard, ShardSpec
-from parameter_server.table.table import EPSILON, Table, initial_rows, rows_within
+from parameter_server.table.kernels import EPSILON
+from parameter_server.table.table import Table, initial_rows, rows_within
 from recsys.arrays.key_index import LOAD
 from recsys.config.system_config import TableConfig
 from recsys.events.records import pack

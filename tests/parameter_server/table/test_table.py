@@ -5,7 +5,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from parameter_server.table import kernels
-from parameter_server.table.table import EPSILON, Table, digest_of_exports, initial_rows, table_seed
+from parameter_server.table.kernels import EPSILON
+from parameter_server.table.table import Table, digest_of_exports, initial_rows, table_seed
 from recsys.arrays.id_map import IdMap
 from recsys.arrays.key_index import AHEAD
 from recsys.config.system_config import TableConfig

@@ -16,7 +16,8 @@ from torch.nn import functional as F  # noqa: N812
 from parameter_server.rpc.parameter_client import LocalClient
 from parameter_server.shard.lanes import LaneGradients, RowGradients
 from parameter_server.shard.shard import ShardSpec
-from parameter_server.table.table import EPSILON, initial_rows
+from parameter_server.table.kernels import EPSILON
+from parameter_server.table.table import initial_rows
 from recsys.config.system_config import TableConfig
 
 pytestmark = pytest.mark.slow

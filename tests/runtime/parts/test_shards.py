@@ -43,6 +43,9 @@ def test_the_actors_are_stopped_with_the_part_but_where_our_own_head_is_gone(
         def of(cls, *_):
             return cls()
 
+        def build(self):
+            pass
+
         def prepare(self):
             said.append("prepared")
 

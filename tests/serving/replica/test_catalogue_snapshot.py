@@ -28,11 +28,12 @@ from recsys.events.event_types import Item, encode
 from recsys.events.hashing import key_of
 from recsys.events.records import DELTAS, ITEMS, Delta, TableRows, pack
 from recsys.features.catalogue import PackedList, _packed
-from recsys.log.protocol import Append, Log
+from recsys.log.protocol import Append, Log, LogUnavailable
 from recsys.process.disk_budget import Level, Space
 from recsys.process.open_log import open_log
 from recsys.process.space_file import FILE
 from serving.replica import catalogue_snapshot
+from serving.replica.catalogue_snapshot import CatalogueSnapshot
 from serving.replica.state_reader import StateReader
 from serving.request import Request
 from serving.service import Service
@@ -241,6 +242,47 @@ def test_damage_that_numpy_reports_otherwise_is_counted_and_replaced(
     assert damaged(world.replica()) == 0 and len(world.finished()) == 1
 
 
+def test_records_read_before_an_error_are_not_applied_over_a_newer_snapshot(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = answers(world.replica())
+    (folder,) = world.finished()
+    aside = folder.rename(world.folder.parent / "aside")
+    read = world.log.read
+
+    def fail_once(topic: str, partition: int, offset: int, limit: int = 1) -> Any:
+        if topic == DELTAS and aside.exists():
+            aside.rename(folder)  # another replica has written it meanwhile
+            raise LogUnavailable("away")
+        return read(topic, partition, offset, limit)
+
+    monkeypatch.setattr(world.log, "read", fail_once)
+    service = Service(world.config, world.log, world.sessions, lambda: NOW_MS)
+    with pytest.raises(LogUnavailable):
+        service.reader.catch_up(lambda: False)
+    service.reader.catch_up(lambda: False)
+    assert is_mapped(service.replica.catalogue.keys) and answers(service) == expected
+    assert service.replica.catalogue_offset == _ITEMS
+
+
+def test_a_snapshot_that_another_wrote_just_before_the_lock_is_used(
+    world: World, monkeypatch: pytest.MonkeyPatch, written: set[Path]
+) -> None:
+    world.replica()
+    (folder,) = world.finished()
+    aside = folder.rename(world.folder.parent / "aside")
+    lock_now = CatalogueSnapshot._lock_now
+
+    def lock(file: Any) -> bool:
+        aside.rename(folder)
+        return lock_now(file)
+
+    monkeypatch.setattr(CatalogueSnapshot, "_lock_now", staticmethod(lock))
+    written.clear()
+    assert is_mapped(world.replica().replica.catalogue.keys)
+    assert not written and world.finished() == [folder]
+
+
 class Waiting:
     """Replicas that start in threads, and wait for another's snapshot."""
 
@@ -398,7 +440,7 @@ def test_a_replica_does_not_wait_for_the_snapshot_of_another_definition(
         assert before.exists() and partial.exists()
     assert len(world.locks()) == 2
     world.replica()  # now nothing is written
-    assert len(world.finished()) == 1 and not before.exists() and len(world.locks()) == 2
+    assert len(world.finished()) == 1 and not before.exists() and len(world.locks()) == 1
 
 
 @pytest.mark.parametrize("code", [errno.ENOLCK, errno.EIO])
@@ -436,8 +478,10 @@ def test_snapshots_of_other_definitions_and_unfinished_ones_are_removed(world: W
     (own,) = world.finished()
     for name in ("0123-89abcdef", ".unfinished"):
         (world.folder / name).mkdir()
+    (lock,) = world.locks()
+    (world.folder / ".lock-0123").touch()
     world.replica()
-    assert world.finished() == [own]
+    assert world.finished() == [own] and world.locks() == [lock]
 
 
 def test_nothing_is_removed_while_a_replica_writes(world: World) -> None:

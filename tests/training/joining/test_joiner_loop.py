@@ -1,5 +1,6 @@
 """The joiner as a loop over a log: crashes and failures are inputs, results are exact."""
 
+import contextlib
 import shutil
 from collections.abc import Collection, Mapping
 from dataclasses import replace
@@ -442,6 +443,27 @@ def test_partitions_that_fell_idle_apart_are_ticked_together() -> None:
         turns += ticker.turn() > 0
     assert turns <= 12
     assert all(9 <= log.end(EVENTS, p) <= 12 for p in range(PARTITIONS))
+
+
+def test_after_refused_appends_a_tick_counts_the_whole_idle_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    log, clock = toy_log(), Clock()
+    log.append(EVENTS, [Append(0, b"", encode(Tick(time_ms=0)))])
+    ticker = Ticker(log, clock)
+    with monkeypatch.context() as away:
+
+        def refuse(topic: str, records: object) -> list[int]:
+            raise LogUnavailable("away")
+
+        away.setattr(log, "append", refuse)
+        for now_ms in range(0, 60_001, 250):
+            clock.now_ms = now_ms
+            with contextlib.suppress(LogUnavailable):
+                ticker.turn()
+    clock.now_ms = 61_000
+    assert ticker.turn() == 1
+    assert decode(log.read(EVENTS, 0, 1)[0].value).time_ms == 61_000
 
 
 def test_busy_partitions_are_not_ticked() -> None:
