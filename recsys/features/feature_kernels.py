@@ -187,11 +187,11 @@ def lay_rates(logs: Any, sums: Any, same: Any, prior: Any, watch: Any, mean: Any
     """``lay`` of everything that ``gather_rates`` wrote, with the logarithms of its ``logs``."""
     width, odds = prior.size + prior.shape[0], logs[: prior.size].reshape(prior.shape)
     alike = same[1:].reshape((1, same.shape[0] - 1, same.shape[1]))
-    own_at = prior.size + alike.shape[1] * width
-    own = logs[prior.size : own_at].reshape((1, alike.shape[1], width))
-    lay(own, alike, watch, odds, mean, weight, bound, same_at, dense)
-    own = logs[own_at:].reshape((sums.shape[0], sums.shape[1], width))
-    lay(own, sums, watch, odds, mean, weight, bound, each_at, dense)
+    each_from = prior.size + alike.shape[1] * width
+    same_logs = logs[prior.size : each_from].reshape((1, alike.shape[1], width))
+    lay(same_logs, alike, watch, odds, mean, weight, bound, same_at, dense)
+    each_logs = logs[each_from:].reshape((sums.shape[0], sums.shape[1], width))
+    lay(each_logs, sums, watch, odds, mean, weight, bound, each_at, dense)
 
 
 @kernel(_int(_TIMES, _TIMES, _int[::1]))

@@ -46,44 +46,44 @@ def products(rows_NV: Vectors, indices: Indices, query_V: Vectors) -> Vectors:
 
 
 @kernel(types.void(read_only(types.float32, 1), types.int64[::1]))
-def rank_values(values: Any, places: Any) -> None:
+def rank_values(values: Any, sort_keys: Any) -> None:
     """Writes a sort key for each value: ascending keys order the values from largest to smallest, equal ones
     by position, which is the low 32 bits."""
     bits = values.view(np.int32)
     for i in range(values.shape[0]):
         own = bits[i] if values[i] != 0 else np.int32(0)  # -0 is 0
         ascending = own ^ (own >> 31 & np.int32(0x7FFFFFFF))
-        places[i] = np.int64(~ascending) << 32 | i
+        sort_keys[i] = np.int64(~ascending) << 32 | i
 
 
 @kernel(types.int64(_VECTORS, read_only(types.int64, 1), _VECTOR, _VECTOR, types.float32[::1],
                     types.int64[::1], types.float32[::1]))  # fmt: skip
-def rank_hits(
-    rows: Any, hits: Any, query: Any, errors: Any, products: Any, places: Any, ends: Any
-) -> Any:
+def rank_hits(rows: Any, hits: Any, query: Any, errors: Any, products: Any, sort_keys: Any,
+              least_and_bound: Any) -> Any:  # fmt: skip
     """Ranks the finite products of a query with the rows of hits (H,; -1: none), as ``rank_values``, by index
-    instead of position; returns their number. ``products`` and ``places``: room of the same length, which
-    isn't checked. ``ends`` gets the least product, and a bound on the difference of two products' errors."""
+    instead of position; returns their number. ``products`` and ``sort_keys``: room of the same length, which
+    isn't checked. ``least_and_bound`` gets the least product, and a bound on the difference of two products'
+    errors."""
     least, bound, count = np.float32(np.inf), np.float32(0), 0
     for v in range(query.shape[0]):
         bound += abs(query[v]) * errors[v]
     products_at(rows, np.maximum(hits, 0), query, products)
-    rank_values(products, places)
+    rank_values(products, sort_keys)
     for i in range(hits.shape[0]):
         if hits[i] >= 0 and math.isfinite(products[i]):
             least = min(least, products[i])
-            places[count] = (places[i] >> 32) << 32 | hits[i]
+            sort_keys[count] = (sort_keys[i] >> 32) << 32 | hits[i]
             count += 1
-    ends[0], ends[1] = least, bound
+    least_and_bound[0], least_and_bound[1] = least, bound
     return count
 
 
 @kernel(types.void(types.int64[::1], types.float32[::1]))
-def products_of(places: Any, products: Any) -> None:
+def products_of(sort_keys: Any, products: Any) -> None:
     """Writes the products that ``rank_hits`` ranked, -0 as 0."""
     bits = products.view(np.int32)
-    for i in range(places.shape[0]):
-        ascending = ~np.int32(places[i] >> 32)
+    for i in range(sort_keys.shape[0]):
+        ascending = ~np.int32(sort_keys[i] >> 32)
         bits[i] = ascending ^ (ascending >> 31 & np.int32(0x7FFFFFFF))
 
 
@@ -105,18 +105,18 @@ def largest(values_N: Vectors, k: int, keys_N: Indices | None = None) -> Indices
 
 def _largest_by_position(values_N: Vectors, k: int) -> Indices:
     """``largest`` in one sort of integers."""
-    places = np.empty(len(values_N), np.int64)
-    rank_values(np.ascontiguousarray(values_N), places)
-    return _smallest(places, k) & 0xFFFFFFFF
+    sort_keys = np.empty(len(values_N), np.int64)
+    rank_values(np.ascontiguousarray(values_N), sort_keys)
+    return _smallest(sort_keys, k) & 0xFFFFFFFF
 
 
-def _smallest(places: Indices, k: int) -> Indices:
+def _smallest(sort_keys: Indices, k: int) -> Indices:
     """The k smallest, ascending; changes the array."""
-    if len(places) > k:
-        places.partition(k - 1)
-        places = places[:k]
-    places.sort()
-    return places
+    if len(sort_keys) > k:
+        sort_keys.partition(k - 1)
+        sort_keys = sort_keys[:k]
+    sort_keys.sort()
+    return sort_keys
 
 
 def largest_parts(vectors_NV: Vectors, before_V: Vectors) -> Vectors:
@@ -143,15 +143,15 @@ def exact_best(
     the number of candidates, however many are equal.
     """
     size = first = first_size(k, most)
-    products_K, ends = np.empty(k, np.float32), np.empty(2, np.float32)
+    products_K, least_and_bound = np.empty(k, np.float32), np.empty(2, np.float32)
     while size <= _MOST * first:
         candidates = fetch(size) if hits is None else hits
         assert len(candidates) == size, f"got {len(candidates)} hits, expected {size}"
-        places, room = np.empty(size, np.int64), np.empty(size, np.float32)
-        count = rank_hits(rows_NV, candidates, query_V, errors_V, room, places, ends)
-        best = _smallest(places[:count], k)
+        sort_keys, room = np.empty(size, np.int64), np.empty(size, np.float32)
+        count = rank_hits(rows_NV, candidates, query_V, errors_V, room, sort_keys, least_and_bound)
+        best = _smallest(sort_keys[:count], k)
         products_of(best, products_K)
-        sure = len(best) == k and products_K[-1] - ends[0] > ends[1]
+        sure = len(best) == k and products_K[-1] - least_and_bound[0] > least_and_bound[1]
         if sure or candidates[-1] < 0 or size >= most:
             return best & 0xFFFFFFFF, products_K[: len(best)]
         size, hits = min(most, 2 * size), None
