@@ -81,8 +81,9 @@ def build_app(
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         await service.start()
-        connecting = asyncio.sleep(0) if service.shards is None else service.shards.connect()
-        await asyncio.gather(service.follower.caught_up(wait_s), connecting)
+        await service.follower.caught_up(wait_s)
+        if service.shards is not None:
+            await service.shards.connect()
         ready = asyncio.create_task(_call_once_ready(service, on_ready))
         if service.ready:
             await ready

@@ -68,8 +68,15 @@ def test_shards_answer_follow_and_may_be_killed(system: System) -> None:
     def near(answer: dict[str, Any]) -> set[str]:
         return {its["item_id"] for its in answer["items"] if "similar" in its["sources"]}
 
-    whole = ask()
-    assert whole["degraded"] == ["model"] and whole["stamp"]["index"] == "2:flat+flat"
+    whole: dict[str, Any] = {}
+
+    def is_whole() -> bool:
+        """Whether both shards were in time: with other work on the machine one may be late."""
+        whole.update(ask())
+        return bool(whole["degraded"] == ["model"])
+
+    until(is_whole, 10.0)
+    assert whole["stamp"]["index"] == "2:flat+flat"
     assert len(near(whole)) >= 10 and not near(whole) & set(others)
     put(system, new)
     until(lambda: new in near(ask()), 10.0)
