@@ -334,7 +334,7 @@ def held_back_rows_left_out_of_the_snapshot(patch: Patch) -> None:
     patch.setattr(DurableShard, "snapshot", snapshot)
 
 
-@bug(AS_PUBLISHED)
+@bug(AS_PUBLISHED, AGAIN)
 def tombstone_not_in_the_digest(patch: Patch) -> None:
     real, moved = PublishedRows._count, PublishedRows._moved
     removing = [False]
