@@ -74,7 +74,6 @@ def test_kernels_of_a_read_only_install_are_compiled_without_a_cache(
 @pytest.mark.slow
 def test_kernels_load_no_linear_algebra_of_scipy_and_leave_it_usable() -> None:
     code = """
-import subprocess
 import sys
 import recsys.arrays.id_map
 print("scipy.linalg" in sys.modules)
