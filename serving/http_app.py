@@ -81,9 +81,7 @@ def build_app(
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         await service.start()
-        await service.follower.caught_up(wait_s)
-        if service.shards is not None:
-            await service.shards.connect()
+        await service.caught_up(wait_s)
         ready = asyncio.create_task(_call_once_ready(service, on_ready))
         if service.ready:
             await ready

@@ -130,6 +130,13 @@ class Service:
         self.variants.start(asyncio.get_running_loop())
         self.follower.start(asyncio.get_running_loop())
 
+    async def caught_up(self, wait_s: float) -> None:
+        """Waits until the service has caught up with the log, ``wait_s`` at the longest; then calls the
+        retrieval shards once, which takes some seconds at most."""
+        await self.follower.caught_up(wait_s)
+        if self.shards is not None:
+            await self.shards.connect()
+
     async def stop(self) -> None:
         """Writes pending records and ends the threads."""
         self.write_api.close()

@@ -278,6 +278,17 @@ def world(tmp_path: Path) -> Sharded:
     return Sharded(tmp_path, serve=ServeConfig(retrieval_shards=2))
 
 
+def test_a_service_calls_its_shards_before_it_takes_requests(world: Sharded) -> None:
+    async def scenario(w: World) -> None:
+        assert isinstance(w, Sharded)
+        calls = [Counting(answering(ShardResponse(refused="line"))) for _ in range(2)]
+        w.shards._shards[:] = calls
+        await w.service.caught_up(10.0)
+        assert [shard.asked for shard in calls] == [1, 1]
+
+    run(world, scenario)
+
+
 def test_a_service_finds_by_shards_what_it_would_find_itself(world: Sharded) -> None:
     async def scenario(w: World) -> None:
         assert isinstance(w, Sharded)
