@@ -59,7 +59,8 @@ def _mapped(snapshot: Snapshot, wanted: Collection[str] | None) -> ServingRows:
 
 def _tables_of(snapshot: Snapshot, wanted: Collection[str] | None) -> dict[str, MappedRows]:
     files = [[map_arrays(p, _is_column) for p in snapshot.files(n)] for n in range(snapshot.parts)]
-    names = {name.split("/")[1] for *_, newest in files for name in newest}
+    # Sorted: the files beside a snapshot are written in this order, and a run of a simulation is repeatable.
+    names = sorted({name.split("/")[1] for *_, newest in files for name in newest})
     tables = {name: MappedRows(snapshot.step) for name in names if wanted is None or name in wanted}
     for name, rows in tables.items():
         for part, maps in enumerate(files):
