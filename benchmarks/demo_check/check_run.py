@@ -110,11 +110,11 @@ def _measure_freshness(
 def _settle(accounting: LogAccounting) -> None:
     """Returns once the background nearly keeps its rate, or after ``_SETTLE_S``. While the crowd gathers,
     first lists make up a third of its events: the rate is high, and falls when all are there."""
-    deadline, before, kept = time.monotonic() + _SETTLE_S, accounting.events().total, 0
-    while kept < _WINDOWS and time.monotonic() < deadline:
+    deadline, before, windows = time.monotonic() + _SETTLE_S, accounting.events().total, 0
+    while windows < _WINDOWS and time.monotonic() < deadline:
         time.sleep(_MEASURE_S)
         now = accounting.events().total
-        kept = kept + 1 if now - before >= 0.9 * RATE * _MEASURE_S else 0
+        windows = windows + 1 if now - before >= 0.9 * RATE * _MEASURE_S else 0
         before = now
 
 

@@ -48,7 +48,7 @@ class Bar:
 def render_page(readout: Readout, notes: Sequence[str]) -> str:
     """Renders the whole page as HTML."""
     until = datetime.fromtimestamp(readout.until_ms / 1000, UTC).isoformat(" ", "minutes")
-    metrics = [Bar(f"{n.metric} · {n.arm}", n.effect, _tone(n.said)) for n in readout.lines]
+    metrics = [Bar(f"{n.metric} · {n.arm}", n.effect, _tone(n.finding)) for n in readout.lines]
     parts = [
         f"<h1>{escape(readout.experiment)}: {_verdict(readout.verdict)}</h1>",
         f"<p>{escape(readout.hypothesis)}</p>" if readout.hypothesis else "",
@@ -135,7 +135,7 @@ def _metrics(readout: Readout) -> str:
         (
             f"{line.metric} ({line.role})", line.arm, value(line.effect.control),
             value(line.effect.treatment), percent(line.effect), bounds(line.effect),
-            f"{line.p:.3g}", line.said,
+            f"{line.p:.3g}", line.finding,
         )
         for line in readout.lines
     ]  # fmt: skip

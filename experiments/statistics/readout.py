@@ -43,15 +43,15 @@ class ArmSummary:
 
 @dataclass(frozen=True)
 class MetricEffect:
-    """Effect of one arm on one metric against the control. ``p``: adjusted over its family. ``said``: better,
-    worse or open; for a guardrail harm, safe or open. ``tolerated``: relative loss."""
+    """Effect of one arm on one metric against the control. ``p``: adjusted over its family. ``finding``:
+    better, worse or open; for a guardrail harm, safe or open. ``tolerated``: relative loss."""
 
     metric: str
     role: str
     arm: str
     effect: Effect
     p: float
-    said: str
+    finding: str
     higher_is_better: bool = True
     tolerated: float = 0.0
 
@@ -203,19 +203,19 @@ def _verdict(
     verdict = _overall(lines)
     if verdict == OPEN:
         return OPEN, ("no primary metric is known to differ yet",)
-    reasons = [in_words(line) for r in _REASONS[verdict] for line in lines if line.said == r]
-    unsure = [line for line in lines if line.role == GUARDRAIL and line.said == OPEN]
+    reasons = [in_words(line) for r in _REASONS[verdict] for line in lines if line.finding == r]
+    unsure = [line for line in lines if line.role == GUARDRAIL and line.finding == OPEN]
     return verdict, (*reasons, *(f"{line.metric} of {line.arm} is open" for line in unsure))
 
 
 def _overall(lines: Sequence[MetricEffect]) -> str:
     """Harm by any arm, else the verdict of the best arm. An arm is chosen as a whole, so a better metric
     doesn't make up for a worse one."""
-    if any(line.said == HARM for line in lines):
+    if any(line.finding == HARM for line in lines):
         return HARM
     by_arm: dict[str, set[str]] = {}
     for line in lines:
-        by_arm.setdefault(line.arm, set()).add(line.said)
+        by_arm.setdefault(line.arm, set()).add(line.finding)
     better = [results for results in by_arm.values() if BETTER in results]
     if better:
         return BETTER if any(WORSE not in results for results in better) else MIXED
@@ -225,7 +225,7 @@ def _overall(lines: Sequence[MetricEffect]) -> str:
 def in_words(line: MetricEffect) -> str:
     """One metric's effect as a sentence."""
     tolerated = f", tolerated {line.tolerated:.0%}" if line.role == GUARDRAIL else ""
-    return f"{line.metric} of {line.arm}: {line.effect.interval}{tolerated}: {line.said}"
+    return f"{line.metric} of {line.arm}: {line.effect.interval}{tolerated}: {line.finding}"
 
 
 def _days(

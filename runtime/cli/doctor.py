@@ -22,4 +22,4 @@ def _line(check: Check) -> str:
     colour = {"ok": "green", "warn": "yellow", "fail": "red"}[check.state]
     remedy = f"  ->  {check.remedy}" if check.remedy else ""
     state = typer.style(f"{check.state:<4}", fg=colour)
-    return f"{state}  {check.name:<16} {check.found}{remedy}"
+    return f"{state}  {check.name:<16} {check.finding}{remedy}"

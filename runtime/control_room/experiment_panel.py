@@ -174,6 +174,6 @@ def _report(fold: ExperimentFold) -> dict[str, Any]:
 def _line(line: MetricEffect) -> dict[str, Any]:
     effect = line.effect
     return {
-        "metric": line.metric, "role": line.role, "arm": line.arm, "said": line.said,
+        "metric": line.metric, "role": line.role, "arm": line.arm, "finding": line.finding,
         "relative": effect.relative, "low": effect.low, "high": effect.high,
     }  # fmt: skip

@@ -75,7 +75,7 @@ def _metrics(readout: Readout) -> Table:
     cells = [
         (
             line.metric, _role(line), line.arm, *_numbers(line.effect), f"{line.p:.3g}",
-            f"{line.effect.saved:.0%}", Text(line.said, style=COLOURS.get(line.said, "")),
+            f"{line.effect.saved:.0%}", Text(line.finding, style=COLOURS.get(line.finding, "")),
         )
         for line in readout.lines
     ]  # fmt: skip

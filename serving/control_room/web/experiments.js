@@ -38,7 +38,7 @@ function effect(line, report) {
   const drawing = svg("svg", { viewBox: `0 0 ${WIDE} ${HIGH}`, class: "interval", role: "img", "aria-label": bounded ? `${percent(line.low)} to ${percent(line.high)}` : "unknown" },
     svg("line", { x1: WIDE / 2, x2: WIDE / 2, y1: 0, y2: HIGH, class: "zero" }));
   if (bounded) drawing.append(svg("line", { x1: x(line.low), x2: x(line.high), y1: HIGH / 2, y2: HIGH / 2, class: "span" }), svg("circle", { cx: x(line.relative), cy: HIGH / 2, r: 5, class: "at" }));
-  return el("div", { class: "effect-line", data: { said: line.said } },
+  return el("div", { class: "effect-line", data: { finding: line.finding } },
     el("span", { class: "what" }, line.metric.replaceAll("_", " "), el("small", {}, `${line.arm}, ${line.role}`)), drawing,
     el("span", { class: "how" }, bounded ? `${percent(line.relative)}` : "open", el("small", {}, bounded ? `${percent(line.low)} to ${percent(line.high)}` : "too few users")));
 }

@@ -73,7 +73,7 @@ def read(experiment: Experiment, outcomes: UserOutcomes, **more: Any) -> Readout
 
 
 def said(its: Readout) -> dict[str, str]:
-    return {line.metric: line.said for line in its.lines}
+    return {line.metric: line.finding for line in its.lines}
 
 
 def test_arms_that_are_alike_are_open_and_safe() -> None:
@@ -87,7 +87,7 @@ def test_arms_that_are_alike_are_open_and_safe() -> None:
 def test_a_better_arm_is_told_with_its_interval() -> None:
     its = read(TWO, filled(TWO, [(0.4, 0.1), (0.46, 0.1)]))
     line = its.lines[0]
-    assert its.verdict == BETTER and line.said == BETTER and line.p < 0.05
+    assert its.verdict == BETTER and line.finding == BETTER and line.p < 0.05
     assert line.effect.low < 0.15 < line.effect.high and "long_view of treatment" in its.why[0]
 
 
@@ -123,7 +123,7 @@ def test_more_hides_are_worse_and_end_it_whatever_else_is_better() -> None:
 def test_a_loss_that_is_tolerated_is_no_harm() -> None:
     lenient = replace(TWO, metrics=replace(TWO.metrics, guardrails={"hide": 0.9}))
     its = read(lenient, filled(lenient, [(0.4, 0.1), (0.4, 0.13)]))
-    assert its.lines[1].effect.low > 0 and its.lines[1].said == SAFE and its.verdict == OPEN
+    assert its.lines[1].effect.low > 0 and its.lines[1].finding == SAFE and its.verdict == OPEN
 
 
 def test_nothing_is_believed_of_arms_with_the_wrong_number_of_users() -> None:

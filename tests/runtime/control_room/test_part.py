@@ -279,7 +279,7 @@ def test_experiments_are_told_as_the_report_tells_them(
         "notes": notes,
         "lines": [
             {
-                "metric": line.metric, "role": line.role, "arm": line.arm, "said": line.said,
+                "metric": line.metric, "role": line.role, "arm": line.arm, "finding": line.finding,
                 "relative": line.effect.relative, "low": line.effect.low, "high": line.effect.high,
             }
             for line in readout.lines

@@ -123,7 +123,7 @@ def test_a_fault_is_found_by_its_check_alone(
 ) -> None:
     (wrong,) = [check for check in run_checks(machine) if check.state != "ok"]
     assert (wrong.name, wrong.state) == (name, state)
-    assert found in wrong.found and remedy in wrong.remedy
+    assert found in wrong.finding and remedy in wrong.remedy
 
 
 @pytest.mark.parametrize(
