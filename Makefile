@@ -45,6 +45,7 @@ STEADY := $(addprefix tests/simulation/test_,disk_month.py flipped_bits.py plant
 	study_freshness.py study_quality.py))
 # The longest first.
 IN_PAIRS := tests/live/test_example_pages.py tests/live/test_feed_page.py tests/runtime/cli/test_up.py \
+	tests/examples/ratings/test_ten_minutes.py \
 	$(addprefix tests/live/test_,workers.py tracker.py kafka_log.py control_page.py haproxy_live.py page_access.py) \
 	tests/recsys/log/test_kafka_connection.py tests/recsys/log/test_protocol.py \
 	tests/serving/sessions/test_cluster_store.py tests/serving/sessions/test_session_store.py \
@@ -62,7 +63,7 @@ test-pure: .venv/.stamp-dev
 
 # With a limit that only a hanging test reaches: .ci/run gives them what computing time others leave.
 test-steady: .venv/.stamp-dev
-	$(BIN)/pytest -q -m "" -o timeout=3600 $(STEADY)
+	$(BIN)/pytest -q -m "" -o timeout=3600 -n 2 --dist worksteal $(STEADY)
 
 test-services: .venv/.stamp-dev
 	$(BIN)/pytest -q -m services -n 2 --dist loadfile --no-loadscope-reorder $(IN_PAIRS)
