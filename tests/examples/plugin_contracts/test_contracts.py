@@ -218,6 +218,11 @@ def added(before: Candidates, value: Any) -> Candidates:
     return before.add_scores("s", value + np.zeros(len(before.sources)))
 
 
+def drawn(before: Candidates) -> Any:
+    """Another number for each candidate: one for all would change no order."""
+    return random.random() * np.arange(len(before.sources))
+
+
 def in_place(before: Candidates) -> Candidates:
     before.scores_N[:] += 0.5
     return before
@@ -240,7 +245,7 @@ ALL_OF_STAGES = set(CONTRACTS[plugins.STAGES]) - {"version"}
             set(),
         ),
         (
-            lambda stage, replica, before: added(before, random.random()),
+            lambda stage, replica, before: added(before, drawn(before)),
             {"same output", "hidden state", "global randomness", "explain"},
         ),
         (
