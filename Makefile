@@ -63,7 +63,7 @@ test-pure: .venv/.stamp-dev
 
 # With a limit that only a hanging test reaches: .ci/run gives them what computing time others leave.
 test-steady: .venv/.stamp-dev
-	$(BIN)/pytest -q -m "" -o timeout=3600 -n 2 --dist worksteal $(STEADY)
+	$(BIN)/pytest -q -m "" -o timeout=3600 $(STEADY)
 
 test-services: .venv/.stamp-dev
 	$(BIN)/pytest -q -m services -n 2 --dist loadfile --no-loadscope-reorder $(IN_PAIRS)
