@@ -72,9 +72,8 @@ def build_app(
 ) -> FastAPI:  # fmt: skip
     """Builds the app of one replica. Its lifespan starts and stops the service.
 
-    Startup is complete once the service has caught up with the log, after ``wait_s`` at the latest, and
-    has called the retrieval shards, which takes some seconds at most. ``on_ready`` is called in a thread
-    once it has. ``admin_key`` is read at each use; an empty one grants no access. ``name``: of the
+    Startup is complete after ``service.caught_up(wait_s)``. ``on_ready`` is called in a thread once the
+    service is ready. ``admin_key`` is read at each use; an empty one grants no access. ``name``: of the
     replica.
     """
 
