@@ -65,7 +65,7 @@ def measure_replay(data: Path, until: str) -> dict[str, Any]:
     features = feature_set_of(dataset, config)
     loop = DirectLoop(features, config)
     learner = KeepingLearner(build_model(features, config.model))
-    learner.steps, learner.examples = deque(maxlen=4 * _BATCH // 64), deque(maxlen=_BATCH)
+    learner.steps, learner.examples = deque(maxlen=_BATCH // 64), deque(maxlen=_BATCH)
     loop.worker = Worker(0, 1, loop.log, loop.client, learner, config)
     player = Player(features, config, loop, feeds_sources=reads_visits(features))
     warm_s = list[float]()

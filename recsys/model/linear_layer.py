@@ -5,6 +5,8 @@ equal; their gradients are those of the parts alone.
 
 Torch multiplies float32 matrices by MKL, which on some processors uses half of their vector width. With both,
 the rows of a whole block are bit for bit independent of the rest of the batch, but not in a batch of one.
+oneDNN compiles a kernel for each shape, in half a millisecond, and keeps half a megabyte with it: so batches
+get rows of zeros up to a whole block, which change no bit of the other rows or of the gradients.
 
 Legend: B batch, I inputs, O outputs; [N] lanes, if the parameters have them.
 """
@@ -19,6 +21,7 @@ from torch.nn import functional as F  # noqa: N812
 
 Product = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 NARROW: Final = 16  # with fewer outputs the call isn't worth it
+BLOCK: Final = 16  # rows
 
 
 def _onednn_linear() -> Any:
@@ -38,7 +41,7 @@ def linear(x_BI: Tensor, weight_NOI: Tensor, bias_NO: Tensor, by_torch: bool = F
     product: Product = F.linear if narrow or by_torch else _product
     if weight_NOI.dim() == 2:
         if product is F.linear or not torch.is_grad_enabled():
-            return product(x_BI.contiguous(), weight_NOI, bias_NO)
+            return _by_row(product, x_BI, weight_NOI, bias_NO)
         weight_NOI, bias_NO = weight_NOI[None], bias_NO[None]
     out: Tensor = _Linear.apply(x_BI, weight_NOI, bias_NO, product)  # type: ignore[no-untyped-call]
     return out
@@ -58,16 +61,34 @@ class _Linear(Function):
     ) -> Tensor:
         ctx.save_for_backward(x_BI, weight_NOI)
         ctx.product = product
-        return product(x_BI.contiguous(), weight_NOI[0], bias_NO[0])
+        return _by_row(product, x_BI, weight_NOI[0], bias_NO[0])
 
     @staticmethod
     def backward(ctx: Any, gradient_BO: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
         (x_BI, weight_NOI), product = ctx.saved_tensors, ctx.product
         gradient_BO = gradient_BO.contiguous()
-        x = product(gradient_BO, weight_NOI[0].t(), None)  # oneDNN transposes faster than torch
+        # oneDNN transposes faster than torch.
+        x = _by_row(product, gradient_BO, weight_NOI[0].t(), None)
         own_NBO, x_NBI = (apart(tensor, weight_NOI.shape[:1]) for tensor in (gradient_BO, x_BI))
-        weights = [product(own.t(), x.t(), None) for own, x in zip(own_NBO, x_NBI, strict=True)]
+        lanes = [*zip(own_NBO, x_NBI, strict=True)]
+        if product is _product:
+            lanes = [(_whole_blocks(own), _whole_blocks(x)) for own, x in lanes]
+        weights = [product(own.t(), x.t(), None) for own, x in lanes]
         return x, torch.stack(weights), own_NBO.sum(1), None
+
+
+def _by_row(product: Product, x_BK: Tensor, weight_NK: Tensor, bias_N: Tensor | None) -> Tensor:
+    """x Wᵀ + b for each row of a batch."""
+    rows_BK = x_BK.contiguous()
+    if product is not _product:
+        return product(rows_BK, weight_NK, bias_N)
+    return _product(_whole_blocks(rows_BK), weight_NK, bias_N)[: len(x_BK)]
+
+
+def _whole_blocks(rows_BK: Tensor) -> Tensor:
+    """With rows of zeros up to whole blocks; a single row, whose kernel is another one, stays alone."""
+    missing = -len(rows_BK) % BLOCK if len(rows_BK) > 1 else 0
+    return F.pad(rows_BK, (0, 0, 0, missing)) if missing else rows_BK
 
 
 def _product(a_MK: Tensor, b_NK: Tensor, bias_N: Tensor | None) -> Tensor:

@@ -8,9 +8,14 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from recsys.model import linear_layer
 from recsys.model.linear_layer import linear
 
 DRAW = torch.Generator().manual_seed(0)
+ONEDNN = pytest.mark.skipif(
+    not torch.backends.mkldnn.is_available(),  # type: ignore[no-untyped-call]
+    reason="torch was built without oneDNN",
+)
 
 
 @pytest.mark.parametrize(
@@ -31,15 +36,46 @@ def test_outputs_and_gradients_are_those_of_torch(batch: int, inputs: int, outpu
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
 
 
+@ONEDNN
+def test_few_shapes_reach_onednn_and_what_fills_them_changes_no_bit(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Outputs, and gradients of inputs, weights and biases, by batches of all sizes in two lanes."""
+    x_BI, pull_BO = torch.randn(98, 60, generator=DRAW), torch.randn(98, 32, generator=DRAW)
+    weight_NOI = torch.randn(1, 32, 60, generator=DRAW).repeat(2, 1, 1)
+
+    def all_sizes() -> list[Tensor]:
+        results = []
+        for size in range(2, 100, 2):
+            leaves = [x_BI[:size].clone(), weight_NOI.clone(), torch.ones(2, 32)]
+            leaves = [leaf.requires_grad_() for leaf in leaves]
+            out = linear(*leaves)
+            (out * pull_BO[:size]).sum().backward()  # type: ignore[no-untyped-call]
+            results += [out.detach(), *(leaf.grad for leaf in leaves if leaf.grad is not None)]
+        return results
+
+    with Called() as called:
+        filled = all_sizes()
+    few = set(called.shapes)
+    monkeypatch.setattr(linear_layer, "BLOCK", 1)
+    with Called() as called:
+        exact = all_sizes()
+    assert len(filled) == 4 * 49 and all(map(torch.equal, filled, exact))
+    assert len(few) <= 20 < 140 < len(set(called.shapes))
+
+
 class Called(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """The names of all operations, those of gradients too."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.names: list[str] = []
+        self.shapes: list[tuple[torch.Size, ...]] = []  # of the operands of products
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         self.names.append(str(func).rsplit(".", 1)[0])
+        if self.names[-1].endswith("_linear_pointwise"):
+            self.shapes.append((args[0].shape, args[1].shape))
         return func(*args, **(kwargs or {}))
 
     def products(self) -> list[str]:
@@ -49,10 +85,7 @@ class Called(TorchDispatchMode):  # type: ignore[no-untyped-call]
 PRODUCTS = ("_linear_pointwise", "mm", "addmm", "linear", "matmul")
 
 
-@pytest.mark.skipif(
-    not torch.backends.mkldnn.is_available(),  # type: ignore[no-untyped-call]
-    reason="torch was built without oneDNN",
-)
+@ONEDNN
 @pytest.mark.parametrize(("outputs", "through_onednn"), [(128, True), (16, True), (15, False)])
 def test_layers_that_are_wide_enough_go_through_onednn_and_so_do_their_gradients(
     outputs: int, through_onednn: bool
