@@ -33,6 +33,7 @@ from replay.predictions import COLUMNS, Predictions, PredictionsFile, joined
 Progress = Callable[[Iterator[Event]], Iterator[Event]]
 _OF_ALL: Final = ("request_id", "user_id", "time_ms", "line", "version")  # columns of an impression
 _BLOCK: Final = 65_536  # rows that are written together
+_END_MS: Final = 1 << 62  # after every event
 
 
 @dataclass(frozen=True)
@@ -105,20 +106,22 @@ class ScoreRecorder:
         self._context_field, self._horizon_ms = context_field, horizon_ms
         self._blocks: list[Predictions] = []
         self._write = write or self._blocks.append
-        self._open: deque[tuple[tuple[Any, ...], list[Id], NDArray[np.float32]]] = deque()
+        # What the columns have for all items, the items, and their scores as bytes.
+        self._open: deque[tuple[tuple[Any, ...], tuple[Id, ...], bytes]] = deque()
         self._happened: dict[tuple[str, str], tuple[int, int]] = {}  # a bit per label; newest time
         # Request and time of the newest list, by viewer and item.
         self._newest: dict[tuple[str, str], tuple[str, int]] = {}
+        self._texts: dict[Any, str] = {}  # equal ones are one object
         self._contexts: dict[str, int] = {}
-        self._context_of_row = array("l")
+        self._context_of_row = array("i")
         self._begin_block()
 
     def scored(self, scored: ScoredImpression) -> None:
         """Adds one impression's scores, a row for each item."""
-        impression, version = scored.impression, f"{scored.epoch}.{scored.step}"
+        impression, version = scored.impression, self._text(f"{scored.epoch}.{scored.step}")
         of_all = impression.request_id, impression.user_id, impression.time_ms, scored.line, version
-        items = [served.item_id for served in impression.items]
-        self._open.append((of_all, items, scored.probabilities_NL.copy()))
+        items = tuple(served.item_id for served in impression.items)
+        self._open.append((of_all, items, scored.probabilities_NL.tobytes()))
         context = str(impression.context.get(self._context_field or "", ""))
         code = self._contexts.setdefault(context, len(self._contexts))
         self._context_of_row.extend([code] * len(items))
@@ -127,22 +130,30 @@ class ScoreRecorder:
 
     def shown(self, impression: Impression) -> None:
         """Takes a list when it is shown, which may be before it is scored."""
-        newest, user_id = (impression.request_id, impression.time_ms), str(impression.user_id)
-        self._newest.update(((user_id, str(item.item_id)), newest) for item in impression.items)
+        newest, user_id = (
+            (impression.request_id, impression.time_ms),
+            self._text(impression.user_id),
+        )
+        ids = (self._text(item.item_id) for item in impression.items)
+        self._newest.update(((user_id, item_id), newest) for item_id in ids)
 
     def happened(self, engagement: Engagement) -> None:
         place = self._places.get(engagement.kind)
-        viewer, item_id = str(engagement.user_id), str(engagement.item_id)
+        viewer, item_id = self._text(engagement.user_id), self._text(engagement.item_id)
         request_id = engagement.request_id or self._newest.get((viewer, item_id), ("", 0))[0]
         if place is not None and request_id:
             key = (request_id, item_id)
             bits = self._happened.get(key, (0, 0))[0] | (1 << place)
             self._happened[key] = bits, engagement.time_ms
 
+    def _text(self, id_: Id) -> str:
+        return self._texts.setdefault(id_, str(id_))
+
     def finish(self) -> None:
         """Closes all rows. To be called at the end of the log."""
         self._close(None)
-        self._end_block(0)
+        self._end_block(_END_MS)
+        self._texts.clear()
 
     def predictions(self) -> Predictions:
         """All scores as columns, in the order in which they were added. Ends the recording."""
@@ -157,11 +168,12 @@ class ScoreRecorder:
     def _close(self, before_ms: int | None) -> None:
         """Ends the labels of earlier impressions."""
         while self._open and (before_ms is None or self._open[0][0][2] < before_ms):
-            (request_id, *others), items, scores_NL = self._open.popleft()
+            (request_id, *others), items, scores = self._open.popleft()
             for name, value in zip(_OF_ALL, (request_id, *others), strict=True):
                 self._columns[name] += [value] * len(items)
             self._columns["item_id"] += items
-            self._scores.append(scores_NL)
+            if items:
+                self._scores.append(np.frombuffer(scores, np.float32).reshape(len(items), -1))
             keys = ((request_id, str(item)) for item in items)
             self._bits += [self._happened.get(key, (0, 0))[0] for key in keys]
             if len(self._bits) >= _BLOCK:

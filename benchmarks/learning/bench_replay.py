@@ -8,6 +8,7 @@ import resource
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any, Final
 
@@ -28,6 +29,7 @@ from training.continual.learner import Lane, Learned, Learner
 from training.continual.worker import Worker
 
 _BATCH: Final = 1024
+_LANES: Final = 64  # the newest lanes, which the network alone learns again
 _ROUNDS: Final = 3
 Floats = NDArray[np.float32]
 Rows = Mapping[str, Floats]
@@ -35,10 +37,10 @@ Learning = tuple[Sequence[Lane], Sequence[Rows], Floats]
 
 
 class KeepingLearner(Learner):
-    """Remembers the lanes that it learned last, step by step, with their rows, and their examples."""
+    """Remembers the examples of the lanes that it learned last, and how many lanes each step had."""
 
-    steps: deque[Learning]
-    examples: deque[TrainingExample]
+    lanes: deque[Sequence[TrainingExample]]
+    counts: deque[int]
 
     def prepare(
         self,
@@ -46,13 +48,13 @@ class KeepingLearner(Learner):
         rehearsed: Sequence[TrainingExample] = (),
         weight: float = 1.0,
     ) -> Lane:
-        self.examples.extend(examples)
+        self.lanes.append(examples)
         return super().prepare(examples, rehearsed, weight)
 
     def learn_lanes(
         self, lanes: Sequence[Lane], rows: Sequence[Rows], dense: Floats
     ) -> list[Learned]:
-        self.steps.append((lanes, rows, dense))
+        self.counts.append(len(lanes))
         return super().learn_lanes(lanes, rows, dense)
 
 
@@ -65,7 +67,7 @@ def measure_replay(data: Path, until: str) -> dict[str, Any]:
     features = feature_set_of(dataset, config)
     loop = DirectLoop(features, config)
     learner = KeepingLearner(build_model(features, config.model))
-    learner.steps, learner.examples = deque(maxlen=_BATCH // 64), deque(maxlen=_BATCH)
+    learner.lanes, learner.counts = deque(maxlen=_LANES), deque(maxlen=_LANES)
     loop.worker = Worker(0, 1, loop.log, loop.client, learner, config)
     player = Player(features, config, loop, feeds_sources=reads_visits(features))
     warm_s = list[float]()
@@ -92,13 +94,27 @@ def measure_replay(data: Path, until: str) -> dict[str, Any]:
 
 def _floor(learner: KeepingLearner, loop: DirectLoop) -> dict[str, int]:
     """Examples a CPU second of the network, the best of some rounds."""
-    steps, examples = list(learner.steps), list(learner.examples)
-    whole, step = learner.prepare(examples), loop.client.applied_steps()[0]
-    batch = [whole], [loop.client.lookup(step, whole.lookup.keys)], loop.client.dense(step)
+    lanes, counts, steps = list(learner.lanes), list(learner.counts), list[Learning]()
+    for count in reversed(counts):
+        if not 0 < count <= len(lanes):
+            break
+        steps.append(_learning(learner, loop, [lanes.pop() for _ in range(count)][::-1]))
+    examples = [*chain(*learner.lanes)][-_BATCH:]
+    batch = _learning(learner, loop, [examples])
     return {
-        "in_lanes_per_cpu_s": _rate(learner, steps),
+        "in_lanes_per_cpu_s": _rate(learner, steps[::-1]),
         f"in_batches_of_{len(examples)}_per_cpu_s": _rate(learner, [batch] * 4),
     }
+
+
+def _learning(
+    learner: Learner, loop: DirectLoop, lanes: Sequence[Sequence[TrainingExample]]
+) -> Learning:
+    """Lanes of examples with the rows that the shards have for them now."""
+    step = loop.client.applied_steps()[0]
+    own = [Learner.prepare(learner, examples) for examples in lanes]
+    rows = [loop.client.lookup(step, lane.lookup.keys) for lane in own]
+    return own, rows, loop.client.dense(step)
 
 
 def _rate(learner: Learner, steps: Sequence[Learning]) -> int:

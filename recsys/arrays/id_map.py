@@ -38,6 +38,9 @@ class Moves(NamedTuple):
 class IdMap:
     """Open addressing with linear probing and backward-shift deletion, over int64 keys (any value)."""
 
+    # Sessions have many small ones.
+    __slots__ = ("_count", "_keys", "_limit", "_written", "columns", "index")
+
     def __init__(self, capacity: int = 8, limit: int = 0, columns: Arrays | None = None) -> None:
         """``limit``: rows at which memory stops growing ahead of need (0: none). It may be exceeded.
         ``columns``: zeros by name, of ``capacity`` rows."""

@@ -34,7 +34,7 @@ _USER: Final = np.array([USER], np.int64)
 _RECENCY_MS: Final = 3_600_000.0
 
 
-class Entry(msgspec.Struct):
+class Entry(msgspec.Struct, gc=False):
     """One item in the history: its keys (H,), outcomes by label, watch time, and when."""
 
     request_id: str

@@ -12,6 +12,7 @@ import msgspec
 from msgspec.structs import replace
 
 from recsys.events.event_types import Impression, decode, encode
+from recsys.log.compression import compressed
 from training.joining.impression_state import ImpressionState, OpenImpression, StateOffset, size_of
 from training.joining.spill import Row, Spill
 
@@ -161,7 +162,7 @@ class PendingImpressions:
     def _stored_state(self, opened: OpenImpression) -> ImpressionState:
         """State of an open impression from which the impression can be recovered."""
         if self._keep and opened.impression is not None:
-            return replace(opened.state, encoded=encode(opened.impression))
+            return replace(opened.state, encoded=compressed(encode(opened.impression)))
         return opened.state
 
     def _spill_oldest(self, spill: Spill) -> None:
