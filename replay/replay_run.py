@@ -106,12 +106,12 @@ class ScoreRecorder:
         self._context_field, self._horizon_ms = context_field, horizon_ms
         self._blocks: list[Predictions] = []
         self._write = write or self._blocks.append
-        # What the columns have for all items, the items, and their scores as bytes.
+        # Values that all items share, item ids, and scores (N, L) as bytes of float32.
         self._open: deque[tuple[tuple[Any, ...], tuple[Id, ...], bytes]] = deque()
         self._happened: dict[tuple[str, str], tuple[int, int]] = {}  # a bit per label; newest time
         # Request and time of the newest list, by viewer and item.
         self._newest: dict[tuple[str, str], tuple[str, int]] = {}
-        self._texts: dict[Any, str] = {}  # equal ones are one object
+        self._interned: dict[Id, str] = {}  # texts of ids: equal ones are one object
         self._contexts: dict[str, int] = {}
         self._context_of_row = array("i")
         self._begin_block()
@@ -121,7 +121,8 @@ class ScoreRecorder:
         impression, version = scored.impression, self._text(f"{scored.epoch}.{scored.step}")
         of_all = impression.request_id, impression.user_id, impression.time_ms, scored.line, version
         items = tuple(served.item_id for served in impression.items)
-        self._open.append((of_all, items, scored.probabilities_NL.tobytes()))
+        scores = np.asarray(scored.probabilities_NL, np.float32).tobytes()
+        self._open.append((of_all, items, scores))
         context = str(impression.context.get(self._context_field or "", ""))
         code = self._contexts.setdefault(context, len(self._contexts))
         self._context_of_row.extend([code] * len(items))
@@ -147,13 +148,13 @@ class ScoreRecorder:
             self._happened[key] = bits, engagement.time_ms
 
     def _text(self, id_: Id) -> str:
-        return self._texts.setdefault(id_, str(id_))
+        return self._interned.setdefault(id_, str(id_))
 
     def finish(self) -> None:
         """Closes all rows. To be called at the end of the log."""
         self._close(None)
         self._end_block(_END_MS)
-        self._texts.clear()
+        self._interned.clear()
 
     def predictions(self) -> Predictions:
         """All scores as columns, in the order in which they were added. Ends the recording."""

@@ -39,8 +39,8 @@ Learning = tuple[Sequence[Lane], Sequence[Rows], Floats]
 class KeepingLearner(Learner):
     """Remembers the examples of the lanes that it learned last, and how many lanes each step had."""
 
-    lanes: deque[Sequence[TrainingExample]]
-    counts: deque[int]
+    lane_examples: deque[Sequence[TrainingExample]]
+    lane_counts: deque[int]
 
     def prepare(
         self,
@@ -48,13 +48,13 @@ class KeepingLearner(Learner):
         rehearsed: Sequence[TrainingExample] = (),
         weight: float = 1.0,
     ) -> Lane:
-        self.lanes.append(examples)
+        self.lane_examples.append(examples)
         return super().prepare(examples, rehearsed, weight)
 
     def learn_lanes(
         self, lanes: Sequence[Lane], rows: Sequence[Rows], dense: Floats
     ) -> list[Learned]:
-        self.counts.append(len(lanes))
+        self.lane_counts.append(len(lanes))
         return super().learn_lanes(lanes, rows, dense)
 
 
@@ -67,7 +67,7 @@ def measure_replay(data: Path, until: str) -> dict[str, Any]:
     features = feature_set_of(dataset, config)
     loop = DirectLoop(features, config)
     learner = KeepingLearner(build_model(features, config.model))
-    learner.lanes, learner.counts = deque(maxlen=_LANES), deque(maxlen=_LANES)
+    learner.lane_examples, learner.lane_counts = deque(maxlen=_LANES), deque(maxlen=_LANES)
     loop.worker = Worker(0, 1, loop.log, loop.client, learner, config)
     player = Player(features, config, loop, feeds_sources=reads_visits(features))
     warm_s = list[float]()
@@ -94,12 +94,13 @@ def measure_replay(data: Path, until: str) -> dict[str, Any]:
 
 def _floor(learner: KeepingLearner, loop: DirectLoop) -> dict[str, int]:
     """Examples a CPU second of the network, the best of some rounds."""
-    lanes, counts, steps = list(learner.lanes), list(learner.counts), list[Learning]()
-    for count in reversed(counts):
-        if not 0 < count <= len(lanes):
+    lanes, steps = list(learner.lane_examples), list[Learning]()
+    for count in filter(None, reversed(learner.lane_counts)):
+        if count > len(lanes):
             break
-        steps.append(_learning(learner, loop, [lanes.pop() for _ in range(count)][::-1]))
-    examples = [*chain(*learner.lanes)][-_BATCH:]
+        steps.append(_learning(learner, loop, lanes[-count:]))
+        del lanes[-count:]
+    examples = [*chain(*learner.lane_examples)][-_BATCH:]
     batch = _learning(learner, loop, [examples])
     return {
         "in_lanes_per_cpu_s": _rate(learner, steps[::-1]),
@@ -112,9 +113,9 @@ def _learning(
 ) -> Learning:
     """Lanes of examples with the rows that the shards have for them now."""
     step = loop.client.applied_steps()[0]
-    own = [Learner.prepare(learner, examples) for examples in lanes]
-    rows = [loop.client.lookup(step, lane.lookup.keys) for lane in own]
-    return own, rows, loop.client.dense(step)
+    prepared_lanes = [Learner.prepare(learner, examples) for examples in lanes]
+    rows = [loop.client.lookup(step, lane.lookup.keys) for lane in prepared_lanes]
+    return prepared_lanes, rows, loop.client.dense(step)
 
 
 def _rate(learner: Learner, steps: Sequence[Learning]) -> int:

@@ -331,7 +331,7 @@ class Config:
 
 def laptop() -> Config:
     """One machine with two cores and no external services. A second worker or shard would share these cores:
-    it would take 0.3 or 0.1 GB more and save no time."""
+    they would take 0.3 and 0.1 GB more and save no time."""
     return replace(
         Config(),
         parameter_server=ParameterServerConfig(shards=1),

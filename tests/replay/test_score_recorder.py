@@ -49,6 +49,15 @@ def test_of_nothing_there_are_empty_columns() -> None:
     assert len(its.contexts()) == 0
 
 
+def test_a_list_without_items_adds_no_row() -> None:
+    its = ScoreRecorder(["click"], None)
+    for list_of in (scored("r1"), scored("r2", "a", "b"), scored("r3")):
+        its.scored(list_of)
+    out = its.predictions()
+    assert out.request_id == ["r2", "r2"] and out.item_id == ["a", "b"]
+    np.testing.assert_allclose(out.scores["click"], [0.0, 0.3])
+
+
 def test_blocks_are_written_once_their_labels_are_complete(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(replay_run, "_BLOCK", 2)
     blocks: list[Predictions] = []

@@ -37,21 +37,25 @@ def test_outputs_and_gradients_are_those_of_torch(batch: int, inputs: int, outpu
 
 
 @ONEDNN
+@pytest.mark.parametrize("lanes", [1, 2])
 def test_few_shapes_reach_onednn_and_what_fills_them_changes_no_bit(
-    monkeypatch: pytest.MonkeyPatch,
+    lanes: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Outputs, and gradients of inputs, weights and biases, by batches of all sizes in two lanes."""
-    x_BI, pull_BO = torch.randn(98, 60, generator=DRAW), torch.randn(98, 32, generator=DRAW)
-    weight_NOI = torch.randn(1, 32, 60, generator=DRAW).repeat(2, 1, 1)
+    """Outputs, and gradients of inputs, weights and biases, by batches of all sizes, that of one too."""
+    sizes = range(lanes, 50 * lanes, lanes)
+    x_BI, pull_BO = (torch.randn(sizes[-1], width, generator=DRAW) for width in (60, 32))
+    weight_NOI = torch.randn(1, 32, 60, generator=DRAW).repeat(lanes, 1, 1)
 
     def all_sizes() -> list[Tensor]:
         results = []
-        for size in range(2, 100, 2):
-            leaves = [x_BI[:size].clone(), weight_NOI.clone(), torch.ones(2, 32)]
+        for size in sizes:
+            leaves = [x_BI[:size].clone(), weight_NOI.clone(), torch.ones(lanes, 32)]
             leaves = [leaf.requires_grad_() for leaf in leaves]
             out = linear(*leaves)
             (out * pull_BO[:size]).sum().backward()  # type: ignore[no-untyped-call]
             results += [out.detach(), *(leaf.grad for leaf in leaves if leaf.grad is not None)]
+            with torch.no_grad():
+                results.append(linear(x_BI[:size], weight_NOI[0], leaves[2][0]))
         return results
 
     with Called() as called:
@@ -60,12 +64,12 @@ def test_few_shapes_reach_onednn_and_what_fills_them_changes_no_bit(
     monkeypatch.setattr(linear_layer, "BLOCK", 1)
     with Called() as called:
         exact = all_sizes()
-    assert len(filled) == 4 * 49 and all(map(torch.equal, filled, exact))
-    assert len(few) <= 20 < 140 < len(set(called.shapes))
+    assert len(filled) == 5 * len(sizes) and all(map(torch.equal, filled, exact))
+    assert len(few) <= 24 < 120 < len(set(called.shapes))
 
 
 class Called(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """The names of all operations, those of gradients too."""
+    """The names of all operations, those of gradients too, and the shapes of oneDNN's operands."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]

@@ -12,6 +12,7 @@ from recsys.events.records import CLICK_LIST, Example, Forget
 from recsys.features.feature_set import read_block
 from tests.support.simulation.memory_spill import MemorySpill
 from tests.support.training.small_feed import FEATURES, START_MS, engagement, feed, impression
+from training.joining import pending_impressions
 from training.joining.joiner import Joiner
 
 LABELS = list(FEATURES.schema.labels)
@@ -395,6 +396,22 @@ def test_attribution_is_the_same_after_a_restart_and_from_the_spill(cap: int) ->
     expected = joiner()
     assert out == [*fed(expected, *truth), *expected.advance(START_MS + 100_000)]
     assert again.counts["attributed"] == len(done) and not again._opened
+
+
+def test_impressions_that_an_older_version_stored_uncompressed_are_read(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    view = engagement(SHOWN, 0, "view", 1_000)
+    its = joiner()
+    its.feed(0, SHOWN)
+    new = its.pack()
+    monkeypatch.setattr(pending_impressions, "compressed", bytes)
+    old = its.pack()
+    assert len(new) < len(old)
+    for stored in (new, old):
+        again = joiner()
+        again.restore(stored)
+        assert again.feed(1, view) == fed(joiner(), SHOWN, view)
 
 
 def test_a_state_of_before_attribution_is_read() -> None:
