@@ -30,8 +30,8 @@ class PendingState(msgspec.Struct, array_like=True):
 
 
 class PendingImpressions:
-    """Impressions by request id. ``keep``: they can't be read again, so they are stored whole, compressed. ``cap`` of the
-    memory in bytes. Call ``load`` before looking an id up in ``open`` and ``closed``."""
+    """Impressions by request id. ``keep``: they can't be read again, so they are stored whole, compressed.
+    ``cap`` of the memory in bytes. Call ``load`` before looking an id up in ``open`` and ``closed``."""
 
     def __init__(self, keep: bool, spill: Spill | None, cap: int) -> None:
         self._keep, self._spill, self._cap = keep, spill, cap
