@@ -304,9 +304,9 @@ def digest_of_exports(exports: Sequence[Mapping[str, NDArray[Any]]]) -> str:
     ids = np.concatenate([e["keys"] for e in exports])
     order = np.argsort(ids, kind="stable")
     sha.update(np.int64(len(ids)).tobytes())
-    sha.update(ids[order])
+    sha.update(ids[order].data)
     for name in ROW_COLUMNS[1:]:
-        sha.update(np.concatenate([e[name] for e in exports])[order])
+        sha.update(np.concatenate([e[name] for e in exports])[order].data)
     counted = sorted((e for e in exports if "sketch_at" in e), key=lambda e: int(e["sketch_at"][0]))
     for name in SKETCH_COLUMNS[1:]:
         for export in counted:
