@@ -131,12 +131,10 @@ class ScoreRecorder:
 
     def shown(self, impression: Impression) -> None:
         """Takes a list when it is shown, which may be before it is scored."""
-        newest, user_id = (
-            (impression.request_id, impression.time_ms),
-            self._text(impression.user_id),
+        newest, user_id = (impression.request_id, impression.time_ms), impression.user_id
+        self._newest.update(
+            ((self._text(user_id), self._text(item.item_id)), newest) for item in impression.items
         )
-        ids = (self._text(item.item_id) for item in impression.items)
-        self._newest.update(((user_id, item_id), newest) for item_id in ids)
 
     def happened(self, engagement: Engagement) -> None:
         place = self._places.get(engagement.kind)
