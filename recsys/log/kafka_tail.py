@@ -23,6 +23,8 @@ BUSY_MS: Final = 20
 RECENT_S: Final = 0.25
 # Pause between polls: a fetch of one record costs as much as one of many.
 PACE_S: Final = 0.02
+# Wait for the records after those of an old fetch.
+NEWER_MS: Final = 5
 # Limits of a partition's buffer; beyond them it is no longer followed.
 BUFFERED: Final = 10_000
 BUFFERED_BYTES: Final = 32 << 20
@@ -97,7 +99,7 @@ class KafkaTail:
         if not of_topic:
             return False
         if not any(of_topic):
-            rest = min(timeout_s, max(0.0, self._pace()))
+            rest = 0.0 if self._is_sent() else min(timeout_s, max(0.0, self._pace()))
             time.sleep(rest)
             self._poll(int((timeout_s - rest) * 1000))
         return True
@@ -109,13 +111,23 @@ class KafkaTail:
         """Seconds until the next poll."""
         return self._polled_at + PACE_S - time.monotonic()
 
+    def _is_sent(self) -> bool:
+        """Whether a fetch is at the broker, or answered and not read."""
+        fetcher = self._consumer._fetcher
+        return bool(fetcher._completed_fetches) or fetcher.in_flight_fetches()
+
     def _poll(self, timeout_ms: int) -> None:
         if not self._assigned:
             return
         recent = time.monotonic() - self._received_at < RECENT_S
         self._consumer._fetcher.config["fetch_max_wait_ms"] = BUSY_MS if recent else OPEN_MS
+        # A poll that returns records of an earlier fetch has sent the next one. Left to the next poll, its
+        # answer would be a pause old, and that poll would send the next one again.
+        is_old = bool(self._consumer._fetcher._completed_fetches)
         try:
-            polled = self._consumer.poll(timeout_ms)
+            self._put(self._consumer.poll(timeout_ms))
+            if is_old:
+                self._put(self._consumer.poll(NEWER_MS))
         except OffsetOutOfRangeError:  # the reader finds out which partition, and raises
             self._followed.clear()
             return self._assign()
@@ -124,8 +136,13 @@ class KafkaTail:
             raise unavailable(topics, error) from error
         finally:
             self._polled_at = time.monotonic()
+        if any(self._followed[at].is_full(BUFFERED, BUFFERED_BYTES) for at in self._assigned):
+            self._assign()
+
+    def _put(self, polled: Mapping[TopicPartition, Sequence[Record]]) -> None:
+        """Buffers records that a poll has returned."""
         if polled:
-            self._received_at = self._polled_at
+            self._received_at = time.monotonic()
         for at, records in polled.items():
             followed = self._followed.get(at)
             if followed is None:
@@ -133,8 +150,6 @@ class KafkaTail:
             new = [record for record in records if record.offset >= followed.position]
             if new:
                 followed.put(new)
-        if any(self._followed[at].is_full(BUFFERED, BUFFERED_BYTES) for at in self._assigned):
-            self._assign()
 
     def _assign(self, seek: TopicPartition | None = None) -> None:
         """Assigns followed partitions with room. A dropped partition comes back only through ``follow``."""

@@ -1,4 +1,4 @@
-"""The consumer that follows ends: how long its fetch stays open at the broker."""
+"""The consumer that follows ends: how long its fetch stays open at the broker, and what a poll brings."""
 
 from types import SimpleNamespace
 from typing import Any
@@ -7,20 +7,27 @@ import pytest
 from kafka import TopicPartition
 
 from recsys.log import kafka_tail
-from recsys.log.kafka_tail import BUSY_MS, OPEN_MS, RECENT_S, KafkaTail
+from recsys.log.kafka_tail import BUSY_MS, NEWER_MS, OPEN_MS, PACE_S, RECENT_S, KafkaTail
 from recsys.log.protocol import Record
 
 
 class FakeConsumer:
-    """A consumer whose next polls return ``batches``, and that notes how long each may wait."""
+    """A consumer whose next polls return ``batches``, and that notes how long a poll and its fetch may wait.
+    ``is_open``: whether a fetch is at the broker."""
 
     def __init__(self) -> None:
         self.batches: list[dict[TopicPartition, list[Record]]] = []
         self.waits_ms: list[int] = []
-        self._fetcher = SimpleNamespace(config={})
+        self.polls_ms: list[int] = []
+        self.is_open = False
+        self._fetcher = SimpleNamespace(
+            config={}, _completed_fetches=[], in_flight_fetches=lambda: self.is_open
+        )
 
     def poll(self, timeout_ms: int) -> dict[TopicPartition, list[Record]]:
+        self.polls_ms.append(timeout_ms)
         self.waits_ms.append(self._fetcher.config["fetch_max_wait_ms"])
+        self._fetcher._completed_fetches.clear()
         return self.batches.pop(0) if self.batches else {}
 
     def assign(self, partitions: Any) -> None: ...
@@ -41,3 +48,35 @@ def test_a_fetch_is_short_while_records_arrive_and_long_at_rest(
         now_s += passed_s
         tail.read("t", 0, offset, 10)
     assert consumer.waits_ms == [OPEN_MS, OPEN_MS, BUSY_MS, OPEN_MS, OPEN_MS]
+
+
+def test_records_of_an_old_fetch_are_read_with_those_that_have_come_since(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    consumer, at = FakeConsumer(), TopicPartition("t", 0)
+    monkeypatch.setattr(kafka_tail, "consumer_of", lambda *_, **__: consumer)
+    tail = KafkaTail({})
+    tail.follow("t", 0, 0)
+    old, newer = Record(0, b"", b"a"), Record(1, b"", b"b")
+    consumer.batches = [{at: [old]}, {at: [newer]}]
+    consumer._fetcher._completed_fetches.append(object())
+    assert tail.read("t", 0, 0, 10) == [old, newer]
+    assert consumer.polls_ms == [0, NEWER_MS]
+
+
+def test_a_wait_pauses_only_where_no_fetch_is_sent(monkeypatch: pytest.MonkeyPatch) -> None:
+    consumer, slept_s = FakeConsumer(), list[float]()
+    monkeypatch.setattr(kafka_tail, "consumer_of", lambda *_, **__: consumer)
+    monkeypatch.setattr("recsys.log.kafka_tail.time.monotonic", lambda: 100.0)
+    monkeypatch.setattr("recsys.log.kafka_tail.time.sleep", slept_s.append)
+    tail = KafkaTail({})
+    tail.follow("t", 0, 0)
+    tail.wait("t", 0.5)
+    tail.wait("t", 0.5)
+    consumer.is_open = True
+    tail.wait("t", 0.5)
+    consumer.is_open = False
+    consumer._fetcher._completed_fetches.append(object())
+    tail.wait("t", 0.5)
+    assert slept_s == [0.0, pytest.approx(PACE_S), 0.0, 0.0]
+    assert consumer.polls_ms == [500, 480, 500, 500, NEWER_MS]
