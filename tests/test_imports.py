@@ -38,6 +38,7 @@ ADAPTERS = {
         "parameter_server/rpc/shard_actor.py",
         "training/offline/ray_job.py",
         "training/continual/driver.py",
+        "training/continual/ray_run.py",
         "training/continual/worker_process.py",
         "serving/*/ray_*.py",
         "serving/app.py",

@@ -74,8 +74,8 @@ _RAY: Final = {
     "ServeReplica:": "replica",
     "Shard": "shard",
     "RayTrainWorker": "worker",
-    "TrainController": "train: controller",
-    "StateActor": "train: state",
+    "TrainingRun": "train: controller",
+    "SynchronizationActor": "train: synchronization",
     # Of Ray and Serve alone: in place of shards and workers, and of the parts that call Ray.
     "ray::IdleActor": "idle actor",
     "benchmarks.system.bare_serve": "driver",
@@ -133,7 +133,7 @@ def process_name(part: str, line: str) -> str:
 def by_state(groups: Mapping[str, Usage]) -> Figures:
     """Figures of a system: all but the viewers, Ray's and Serve's own processes, and each process.
 
-    Actors of an application aren't Ray's own: replica, shards, workers and the state of Ray Train, or idle
+    Actors of an application aren't Ray's own: replica, shards, workers and the actors of Ray Train, or idle
     ones in their place.
     """
     own = {name: usage for name, usage in groups.items() if name != _VIEWERS}

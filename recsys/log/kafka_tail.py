@@ -57,6 +57,7 @@ class KafkaTail:
         self._followed: dict[TopicPartition, _Followed] = {}
         self._assigned: set[TopicPartition] = set()
         self._polled_at = self._received_at = 0.0
+        self._is_empty = False  # whether the last poll brought no record
 
     def follow(self, topic: str, partition: int, offset: int) -> None:
         """Follows a partition from this offset on; ``read`` then returns its records."""
@@ -99,7 +100,9 @@ class KafkaTail:
         if not of_topic:
             return False
         if not any(of_topic):
-            rest = 0.0 if self._is_sent() else min(timeout_s, max(0.0, self._pace()))
+            # With several brokers the fetch of one that has nothing is open at almost any time.
+            is_sent = self._is_empty and self._is_sent()
+            rest = 0.0 if is_sent else min(timeout_s, max(0.0, self._pace()))
             time.sleep(rest)
             self._poll(int((timeout_s - rest) * 1000))
         return True
@@ -125,8 +128,10 @@ class KafkaTail:
         # answer would be a pause old, and that poll would send the next one again.
         is_old = bool(self._consumer._fetcher._completed_fetches)
         try:
-            self._put(self._consumer.poll(timeout_ms))
-            if is_old:
+            polled = self._consumer.poll(timeout_ms)
+            self._is_empty = not polled
+            self._put(polled)
+            if is_old and polled:
                 self._put(self._consumer.poll(NEWER_MS))
         except OffsetOutOfRangeError:  # the reader finds out which partition, and raises
             self._followed.clear()

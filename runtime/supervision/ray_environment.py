@@ -39,8 +39,6 @@ def client_environment(config: Config, plan: Plan) -> dict[str, str]:
         "RAY_ADDRESS": f"{_LOOPBACK}:{plan.ray.gcs}",
         "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
         "RAY_API_SERVER_ADDRESS": dashboard_url(config),
-        # A Ray Train actor that records runs: the dashboard's Train view is empty without it.
-        "RAY_TRAIN_ENABLE_STATE_TRACKING": "1" if config.serve.dashboard else "0",
         "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # one node: it goes with all, or not at all
         **serve_environment(config, not plan.plain_serve),
         "RAY_SERVE_HAPROXY_STATS_PORT": str(plan.ray.haproxy_stats),

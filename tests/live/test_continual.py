@@ -87,6 +87,10 @@ class System:
     def shards(self) -> list[psutil.Process]:
         return [p for p in self._of("ray") if "ShardActor" in " ".join(p.cmdline()[:1])]
 
+    def controllers(self) -> list[psutil.Process]:
+        """The processes that control the trainer's run."""
+        return [p for p in self._of("ray") if "TrainingRun" in " ".join(p.cmdline()[:1])]
+
     def _of(self, part: str) -> list[psutil.Process]:
         found = []
         for pid in processes.members(processes.identify(self.parts[part].pid)):
@@ -177,7 +181,7 @@ def test_everything_listens_on_loopback_only(system: System) -> None:
     assert not open_wide
 
 
-@pytest.mark.parametrize("which", ["worker", "shard", "driver"])
+@pytest.mark.parametrize("which", ["worker", "shard", "driver", "controller"])
 def test_killed_in_the_middle_it_goes_on_exactly(system: System, which: str) -> None:
     group_starts = system.beat("trainer").gauges["group_starts"]
     before = {p.pid for p in system.workers()}
@@ -189,10 +193,14 @@ def test_killed_in_the_middle_it_goes_on_exactly(system: System, which: str) -> 
         victims[0].kill()
     elif which == "shard":
         victims[1].kill()
+    elif which == "controller":
+        [controller] = system.controllers()
+        controller.kill()
+        wait_for(lambda: system.parts["trainer"].poll() is not None, 20, "the driver ends")
     else:
         system.kill("trainer")
     assert system.step() < last, "it was over before the kill"
-    if which == "driver":
+    if which in ("driver", "controller"):
         system.start("trainer")
         wait_for(
             lambda: not before & {p.pid for p in system.workers()}, 20, "the old workers are gone"

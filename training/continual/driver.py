@@ -1,17 +1,15 @@
-"""Drives the continual trainer: its workers are a Ray Train run.
+"""Drives the continual trainer, whose workers are a Ray Train run.
 
 Ray places the workers and restarts the group when one dies; it then asks the shards for their position.
-Nothing is checkpointed through Ray, whose ``report`` accepts one call in two seconds and reports a checkpoint
-as done too early; it is called rarely, for Ray's dashboard alone.
+Nothing is reported to Ray Train or checkpointed through it: its ``report`` accepts one call in two seconds
+and reports a checkpoint as done too early.
 """
 
 import logging
 import os
-import shutil
 import threading
 import time
 import uuid
-from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
@@ -21,12 +19,8 @@ from typing import Any, Final
 
 import msgspec
 import ray
-import ray.train
-from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
-from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
-from ray.train.v2._internal.execution.scaling_policy import FixedScalingPolicy
-from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 from ray.util.metrics import Counter, Gauge
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from parameter_server.rpc.shard_actor import NAMESPACE, await_shards
 from recsys.clock import wall_ms
@@ -66,7 +60,7 @@ def run(config: Config, stop: Stop) -> None:
     run_files = run_of(config)
     run_files.begin(name)
     run_files.keep_endpoint(config.tracing.endpoint)
-    fit = _Fit(_trainer(config, name, epoch))
+    fit = _Fit({"config": msgspec.to_builtins(shown(config)), "run": name, "epoch": epoch})
     progress, beat, throttle = Progress(log, MAIN, epoch), stop.heartbeat, LogThrottle(_LOG_EVERY_S)
     reported: Failure | None = None
     metrics = _RayMetrics()
@@ -117,38 +111,38 @@ def _shards(config: Config, gauge: str) -> float:
     return inf if beat is None else beat.gauges.get(gauge, inf)
 
 
-class FixedWorkers(FixedScalingPolicy):
-    """So many workers from the beginning, without an actor that asks an autoscaler for them."""
+@ray.remote(num_cpus=0)
+class TrainingRun:
+    """Actor on the driver's node that controls the run. Its process imports Ray Train, which takes a
+    second and 100 MB; the driver doesn't."""
 
-    def after_controller_start(self, train_run_context: Any) -> None: ...
+    def run(self, settings: dict[str, Any]) -> None:
+        from training.continual.ray_run import continual_trainer
 
-    def _maybe_send_resource_request(self) -> None: ...
-
-
-class Trainer(DataParallelTrainer):
-    """Ray Train without actors that nothing here uses, each of 120 MB: for data sets, for autoscaling, and to
-    remove a placement group, which goes with the driver's job."""
-
-    def _initialize_and_run_controller(self, **arguments: Any) -> Any:
-        unused = (DatasetsCallback, PlacementGroupCleanerCallback)
-        arguments["callbacks"] = [c for c in arguments["callbacks"] if not isinstance(c, unused)]
-        arguments["scaling_policy"] = FixedWorkers(arguments["scaling_policy"].scaling_config)
-        return super()._initialize_and_run_controller(**arguments)
+        continual_trainer(settings).fit()
 
 
 class _Fit:
-    """Runs ``trainer.fit()`` in a thread."""
+    """Waits for the run in a thread."""
 
-    def __init__(self, trainer: Trainer) -> None:
-        self._trainer, self.reason = trainer, ""
+    def __init__(self, settings: dict[str, Any]) -> None:
+        self._settings, self.reason = settings, ""
         self._thread = threading.Thread(target=self._run, name="fit", daemon=True)
         self._thread.start()
 
     def _run(self) -> None:
         try:
-            self._trainer.fit()
+            node_id = ray.get_runtime_context().get_node_id()
+            here = NodeAffinitySchedulingStrategy(node_id, soft=False)
+            # A head that isn't the system's own has another environment.
+            own = {name: x for name, x in os.environ.items() if name.startswith("RAY_TRAIN_")}
+            actor = TrainingRun.options(  # type: ignore[attr-defined]
+                scheduling_strategy=here, runtime_env={"env_vars": own}
+            ).remote()
+            ray.get(actor.run.remote(self._settings))
         except Exception as error:
-            self.reason = f"{type(error).__name__}: {error}"
+            cause = getattr(error, "cause", error)
+            self.reason = f"{type(cause).__name__}: {cause}"
 
     def is_ended(self) -> bool:
         return not self._thread.is_alive()
@@ -179,46 +173,6 @@ class _RayMetrics:
             self._loss.set(value, tags | {"label": name.removeprefix("loss.")})
 
 
-def _trainer(config: Config, name: str, epoch: int) -> Trainer:
-    runs = Path(config.state) / "parts" / PART / "runs"
-    shutil.rmtree(runs, ignore_errors=True)  # of earlier drivers
-    (runs / "groups").mkdir(parents=True)
-    settings = {"config": msgspec.to_builtins(shown(config)), "run": name, "epoch": epoch}
-    trainer, is_cuda = config.trainer, config.trainer.device == "cuda"
-    resources = {"CPU": trainer.cpus_per_worker}
-    resources |= {"GPU": trainer.gpus_per_worker} if is_cuda else {}
-    scaling = ray.train.ScalingConfig(
-        num_workers=trainer.workers, use_gpu=is_cuda, resources_per_worker=resources,
-        placement_strategy="SPREAD",
-    )  # fmt: skip
-    return ray_trainer(train_loop, settings, scaling, name, runs, failures=-1, check_s=0.5)
-
-
-def ray_trainer(
-    loop: Callable[[dict[str, Any]], None],
-    settings: dict[str, Any],
-    scaling: ray.train.ScalingConfig,
-    name: str,
-    storage: Path,
-    failures: int,
-    check_s: float,
-) -> Trainer:
-    """A Ray Train run of workers with one thread each, which meet by files (``worker_process.meet``).
-    ``failures`` of workers end it, -1: none does; ``check_s``: time until a dead worker is noticed."""
-    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", str(check_s))
-    return Trainer(
-        loop,
-        train_loop_config=settings,
-        scaling_config=scaling,
-        run_config=ray.train.RunConfig(
-            name=name,
-            storage_path=str(storage.resolve()),
-            failure_config=ray.train.FailureConfig(max_failures=failures),
-            worker_runtime_env={"env_vars": {"OMP_NUM_THREADS": "1"}},  # type: ignore[call-arg]
-        ),
-    )
-
-
 def shown(config: Config) -> Config:
     """The configuration without secrets, as Ray's dashboard shows the arguments of the loop: workers read no
     sessions, and the tracing endpoint from a file."""
@@ -227,10 +181,3 @@ def shown(config: Config) -> Config:
         sessions=replace(config.sessions, url=redact(config.sessions.url)),
         tracing=replace(config.tracing, endpoint=redact(config.tracing.endpoint)),
     )
-
-
-def train_loop(settings: dict[str, Any]) -> None:
-    """Runs one worker. It alone imports what learns."""
-    from training.continual.worker_process import run_worker
-
-    run_worker(settings)

@@ -39,7 +39,6 @@ from training.lines.control import live_epoch, model_now
 from training.lines.line import MAIN, spec_of
 from training.steps.sequencer_loop import EpochEnd
 
-_REPORT_STEPS: Final = 1_000  # by step, since all workers must report together
 _MEET_S: Final = 60
 _PAUSE_S: Final = 2.0  # before a group that fails at once is restarted
 _LOG: Final = logging.getLogger(__name__)
@@ -151,7 +150,6 @@ def _learn(
     wait: Callable[[], object],
 ) -> int:
     """Learns until the line continues in another epoch, which is returned."""
-    reported = 0
     while True:
         following = None
         began_ns = time.time_ns()
@@ -171,6 +169,3 @@ def _learn(
             if following is not None:
                 return following
             wait()
-        elif worker.step // _REPORT_STEPS > reported:
-            reported = worker.step // _REPORT_STEPS
-            ray.train.report({"step": worker.step, **worker.counts})

@@ -21,7 +21,7 @@ from ray.util.metrics import Gauge
 
 from recsys.process.malloc_tuning import BESIDE_TABLES, keep_freed_memory
 from recsys.process.part_process import write_atomically
-from training.continual.driver import ray_trainer
+from training.continual.ray_run import ray_trainer
 from training.continual.worker_process import meet
 from training.offline.job import read_job, run_worker
 from training.offline.loop import LoopState

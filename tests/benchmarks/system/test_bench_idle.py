@@ -46,7 +46,7 @@ def test_viewers_are_no_part_of_what_a_system_uses() -> None:
 
 
 def test_actors_of_a_system_and_of_ray_alone_count_alike() -> None:
-    system = ["ray: raylet", "shard", "worker", "train: state", "trainer"]
+    system = ["ray: raylet", "shard", "worker", "train: controller", "trainer"]
     alone = ["ray: raylet", "idle actor", "idle actor", "idle actor", "driver"]
     for names in (system, alone):
         after = {pid: ProcessTimes(1.0, {pid: 0}) for pid in range(5)}

@@ -41,7 +41,9 @@ def system(tmp_path_factory: pytest.TempPathFactory, receiver: Receiver) -> Iter
         compat=CompatConfig(gorse=True),
     )
     try:
-        system.up()
+        with pytest.MonkeyPatch.context() as environment:  # all parts inherit it
+            environment.setenv("RAY_TRAIN_ENABLE_STATE_TRACKING", "1")
+            system.up()
         system.publish_world()
         system.wait_ready()
         yield system

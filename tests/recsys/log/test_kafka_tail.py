@@ -79,4 +79,21 @@ def test_a_wait_pauses_only_where_no_fetch_is_sent(monkeypatch: pytest.MonkeyPat
     consumer._fetcher._completed_fetches.append(object())
     tail.wait("t", 0.5)
     assert slept_s == [0.0, pytest.approx(PACE_S), 0.0, 0.0]
-    assert consumer.polls_ms == [500, 480, 500, 500, NEWER_MS]
+    assert consumer.polls_ms == [500, 480, 500, 500]
+
+
+def test_an_open_fetch_of_another_broker_lets_no_wait_pass_its_pause(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    consumer, slept_s, at = FakeConsumer(), list[float](), TopicPartition("t", 0)
+    monkeypatch.setattr(kafka_tail, "consumer_of", lambda *_, **__: consumer)
+    monkeypatch.setattr("recsys.log.kafka_tail.time.monotonic", lambda: 100.0)
+    monkeypatch.setattr("recsys.log.kafka_tail.time.sleep", slept_s.append)
+    tail = KafkaTail({})
+    tail.follow("t", 0, 0)
+    consumer.is_open = True
+    for offset in range(3):
+        consumer.batches = [{at: [Record(offset, b"", b"a")]}]
+        tail.wait("t", 0.5)
+        tail.read("t", 0, offset, 10)
+    assert slept_s == [0.0, pytest.approx(PACE_S), pytest.approx(PACE_S)]

@@ -63,6 +63,7 @@ def test_the_only_replica_starts_before_all_else(monkeypatch: pytest.MonkeyPatch
 def test_private_parts_of_ray_that_are_left_out_exist() -> None:
     from ray._private.node import Node
     from ray.serve._private.proxy_state import ProxyStateManager
+    from ray.train.v2._internal.execution.controller.controller import TrainController
     from ray.train.v2._internal.execution.scaling_policy import FixedScalingPolicy
     from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
@@ -71,6 +72,8 @@ def test_private_parts_of_ray_that_are_left_out_exist() -> None:
         (FixedScalingPolicy, "_maybe_send_resource_request"),
         (FixedScalingPolicy, "after_controller_start"),
         (DataParallelTrainer, "_initialize_and_run_controller"),
+        (TrainController, "run"),
+        (TrainController, "get_result"),
         (Node, "dead_processes"),
         (Node, "start_api_server"),
     ):

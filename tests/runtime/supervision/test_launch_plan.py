@@ -42,6 +42,7 @@ def test_what_is_not_ours_is_not_started(tmp_path, monkeypatch):
     config, plan = resolve(there)
     its = client_environment(config, plan)
     assert its["RAY_ADDRESS"] == "auto" and its["RAY_AUTH_TOKEN_PATH"].endswith("/run/ray.token")
+    assert "RAY_TRAIN_ENABLE_STATE_TRACKING" not in its  # it takes a process more
     monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
     config, plan = resolve(there, ray_address="10.0.0.1:6379")
     assert client_environment(config, plan).keys() == {"RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP"}

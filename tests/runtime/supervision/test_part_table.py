@@ -113,8 +113,8 @@ def test_viewers_are_a_plug_in_that_must_be_installed(
     table(launch_plan.resolve(config)[1])  # without viewers nothing is missing
 
 
-def test_only_processes_that_learn_or_answer_load_torch() -> None:
-    """It takes two seconds of the processor and 200 MB, of each process; parts load it with the first
+def test_only_processes_that_learn_or_answer_load_torch_and_none_ray_train() -> None:
+    """Torch takes two seconds of the processor and 200 MB, of each process; parts load it with the first
     step, and what Ray starts for them at its start."""
     asked = """
 import sys
@@ -122,12 +122,12 @@ from runtime.supervision.part_table import NAMES, body
 for name in NAMES:
     body(name)
 import serving.app
-print("torch" in sys.modules)
+print("torch" in sys.modules, "ray.train" in sys.modules)
 """
     found = subprocess.run(
         [sys.executable, "-c", asked], capture_output=True, text=True, check=True
     )
-    assert found.stdout.strip() == "False"
+    assert found.stdout.strip() == "False False"
 
 
 def test_the_sentinel_runs_where_a_rule_holds_users(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ BESIDE_PURE = (
     "serving/admission/*", "replay/*", "!replay/datasets/*", "!recsys/log/kafka_*",
     "!recsys/log/embedded_broker.py", "!serving/retrieval/ray_*", "!serving/sessions/session_store.py",
     "!training/continual/driver.py", "!training/continual/worker_process.py",
+    "!training/continual/ray_run.py",
     "!training/drift/offline_command.py",
 )  # fmt: skip
 
