@@ -196,11 +196,11 @@ def test_killed_in_the_middle_it_goes_on_exactly(system: System, which: str) -> 
     elif which == "controller":
         [controller] = system.controllers()
         controller.kill()
-        wait_for(lambda: system.parts["trainer"].poll() is not None, 20, "the driver ends")
     else:
         system.kill("trainer")
     assert system.step() < last, "it was over before the kill"
     if which in ("driver", "controller"):
+        wait_for(lambda: system.parts["trainer"].poll() is not None, 20, "the driver ends")
         system.start("trainer")
         wait_for(
             lambda: not before & {p.pid for p in system.workers()}, 20, "the old workers are gone"

@@ -35,11 +35,27 @@ class FakeConsumer:
     def seek(self, partition: Any, offset: int) -> None: ...
 
 
-def test_a_fetch_is_short_while_records_arrive_and_long_at_rest(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    consumer, now_s = FakeConsumer(), 100.0
+@pytest.fixture
+def consumer(monkeypatch: pytest.MonkeyPatch) -> FakeConsumer:
+    """The consumer of the next tail."""
+    consumer = FakeConsumer()
     monkeypatch.setattr(kafka_tail, "consumer_of", lambda *_, **__: consumer)
+    return consumer
+
+
+@pytest.fixture
+def slept_s(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The pauses of tails, whose clock stands still."""
+    slept_s: list[float] = []
+    monkeypatch.setattr("recsys.log.kafka_tail.time.monotonic", lambda: 100.0)
+    monkeypatch.setattr("recsys.log.kafka_tail.time.sleep", slept_s.append)
+    return slept_s
+
+
+def test_a_fetch_is_short_while_records_arrive_and_long_at_rest(
+    consumer: FakeConsumer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now_s = 100.0
     monkeypatch.setattr("recsys.log.kafka_tail.time.monotonic", lambda: now_s)
     tail, at = KafkaTail({}), TopicPartition("t", 0)
     tail.follow("t", 0, 0)
@@ -51,10 +67,9 @@ def test_a_fetch_is_short_while_records_arrive_and_long_at_rest(
 
 
 def test_records_of_an_old_fetch_are_read_with_those_that_have_come_since(
-    monkeypatch: pytest.MonkeyPatch,
+    consumer: FakeConsumer,
 ) -> None:
-    consumer, at = FakeConsumer(), TopicPartition("t", 0)
-    monkeypatch.setattr(kafka_tail, "consumer_of", lambda *_, **__: consumer)
+    at = TopicPartition("t", 0)
     tail = KafkaTail({})
     tail.follow("t", 0, 0)
     old, newer = Record(0, b"", b"a"), Record(1, b"", b"b")
@@ -64,11 +79,9 @@ def test_records_of_an_old_fetch_are_read_with_those_that_have_come_since(
     assert consumer.polls_ms == [0, NEWER_MS]
 
 
-def test_a_wait_pauses_only_where_no_fetch_is_sent(monkeypatch: pytest.MonkeyPatch) -> None:
-    consumer, slept_s = FakeConsumer(), list[float]()
-    monkeypatch.setattr(kafka_tail, "consumer_of", lambda *_, **__: consumer)
-    monkeypatch.setattr("recsys.log.kafka_tail.time.monotonic", lambda: 100.0)
-    monkeypatch.setattr("recsys.log.kafka_tail.time.sleep", slept_s.append)
+def test_a_wait_pauses_only_where_no_fetch_is_sent(
+    consumer: FakeConsumer, slept_s: list[float]
+) -> None:
     tail = KafkaTail({})
     tail.follow("t", 0, 0)
     tail.wait("t", 0.5)
@@ -83,12 +96,9 @@ def test_a_wait_pauses_only_where_no_fetch_is_sent(monkeypatch: pytest.MonkeyPat
 
 
 def test_an_open_fetch_of_another_broker_lets_no_wait_pass_its_pause(
-    monkeypatch: pytest.MonkeyPatch,
+    consumer: FakeConsumer, slept_s: list[float]
 ) -> None:
-    consumer, slept_s, at = FakeConsumer(), list[float](), TopicPartition("t", 0)
-    monkeypatch.setattr(kafka_tail, "consumer_of", lambda *_, **__: consumer)
-    monkeypatch.setattr("recsys.log.kafka_tail.time.monotonic", lambda: 100.0)
-    monkeypatch.setattr("recsys.log.kafka_tail.time.sleep", slept_s.append)
+    at = TopicPartition("t", 0)
     tail = KafkaTail({})
     tail.follow("t", 0, 0)
     consumer.is_open = True
