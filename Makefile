@@ -39,7 +39,7 @@ STEADY := $(addprefix tests/simulation/test_,disk_month.py flipped_bits.py plant
 	tests/training/continual/test_open_labels.py tests/training/merging/test_merge_live.py \
 	$(addprefix tests/training/deletion/test_,live_unlearning.py unlearn.py) \
 	$(addprefix tests/training/candidates/test_,arms_loop.py feature_change.py guard_loop.py promotion_loop.py \
-	student_loop.py) \
+	student_loop.py) tests/serving/http/test_fuzz_routes.py \
 	$(addprefix tests/benchmarks/studies/,drift/test_study_drift.py poisoning/test_study_poisoning.py \
 	promotion/test_study_guard.py $(addprefix quality/test_,sequence_baselines.py study_baselines.py \
 	study_freshness.py study_quality.py))
@@ -89,7 +89,7 @@ $(TYPESCRIPT)/node_modules/.package-lock.json: $(TYPESCRIPT)/package-lock.json
 mutants: .venv/.stamp-dev ## Changes the core line by line; counts the changes that no test notices
 	$(BIN)/python -m tests.support.mutation $(ARGS)
 
-fuzz: .venv/.stamp-dev ## Sends generated requests to every route for two minutes
+fuzz: .venv/.stamp-dev ## Sends generated requests to every route for two minutes of processor time
 	RECSYS_FUZZ_S=$(or $(ARGS),120) $(BIN)/pytest -q -m slow -o timeout=900 tests/serving/http/test_fuzz_routes.py
 
 check: .venv/.stamp-dev ## Checks lint, format and types
