@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 import torch
@@ -16,6 +17,7 @@ from runtime.jobs.offline_job import run
 from tests.support.paths import ROOT
 from tests.support.training.offline_command import arrays_of, asked, state_with_archive
 from training.candidates.registry import Registry
+from training.offline.loop import LoopState
 from training.offline.trainer import LaneResult
 
 __all__ = ["system"]
@@ -76,7 +78,7 @@ def test_messages_travel_bit_for_bit(monkeypatch: pytest.MonkeyPatch) -> None:
     rows = RowGradients(keys, np.array([[1.5], [np.nan]], np.float32), np.array([1, 2], np.int32))
     lane = LaneGradients(3, {"users": rows}, np.arange(4, dtype=np.float32), {"loss.like": 0.1})
     message = LaneResult(lane, np.eye(2, 3, dtype=np.float32))
-    other = pickle.dumps((True, message), protocol=5)  # of worker 0, which is due to report
+    other = pickle.dumps(message, protocol=5)  # of worker 0
 
     def all_to_all_single(out: Any, sent: Any, *sizes: Any) -> None:
         """As torch's: sizes first, then bytes."""
@@ -84,22 +86,35 @@ def test_messages_travel_bit_for_bit(monkeypatch: pytest.MonkeyPatch) -> None:
             assert sent.tolist()[1] == 0, "the own message stays"
             out.copy_(torch.tensor([len(other), 0]))
         else:
-            assert pickle.loads(sent.numpy().tobytes()) == (False, "to worker 0")
+            assert pickle.loads(sent.numpy().tobytes()) == "to worker 0"
             out.copy_(torch.frombuffer(bytearray(other), dtype=torch.uint8))
 
     monkeypatch.setattr(ray_offline.torch.distributed, "all_to_all_single", all_to_all_single)
-    reporter = ray_offline.Reporter(1, lambda: 0.0)
-    again, own = ray_offline.GlooExchange(reporter, 1)(["to worker 0", "own"])
-    assert reporter.agreed and own == "own"
+    again, own = ray_offline.exchange(["to worker 0", "own"], rank=1)
+    assert own == "own"
     assert np.array_equal(again.probabilities_BL, np.eye(2, 3, dtype=np.float32))
     assert again.gradients.lane == 3 and again.gradients.metrics == {"loss.like": 0.1}
     assert again.gradients.tables["users"].gradients.tobytes() == rows.gradients.tobytes()
 
 
-def test_reports_are_seldom_and_at_the_same_step() -> None:
+def test_progress_is_written_seldom(tmp_path: Path) -> None:
     ray_offline = pytest.importorskip("training.offline.ray_job")
-    now = 0.0
-    first, second = (ray_offline.Reporter(rank, lambda: now) for rank in (0, 1))
-    assert not first.due()
-    now = 60.0
-    assert first.due() and not second.due(), "worker 0's clock decides"
+    now, file = 0.0, tmp_path / "progress.json"
+    reporter = ray_offline.Reporter(lambda: now, file)
+
+    def report(learned: int) -> int | None:
+        state = LoopState(epoch=1, learned=learned, steps=2)
+        reporter.report(state, {"examples": 4.0, "loss.like": 2.0})
+        if not file.exists():
+            return None
+        progress = msgspec.json.decode(file.read_bytes(), type=ray_offline.OfflineProgress)
+        assert progress.log_loss == 0.5
+        return progress.learned
+
+    assert report(10) is None
+    now = 5.0
+    assert report(20) == 20
+    now = 9.9
+    assert report(30) == 20
+    now = 10.0
+    assert report(40) == 40
