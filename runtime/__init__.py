@@ -1,1 +1,1 @@
-"""The composition root: starts, watches and stops processes. Only benchmarks and tests import it."""
+"""The composition root: starts, watches and stops processes. Only benchmarks, examples, tests import it."""

@@ -1,1 +1,1 @@
-"""From a request to a list: sessions, retrieval, ranking, selection, web. Never imports training."""
+"""From a request to a list: sessions, retrieval, ranking, the HTTP API. Never imports training."""

@@ -41,7 +41,6 @@ SETTINGS: Final[dict[str, Any]] = {
     "promotion.engagement_margin": 0.5,
     "promotion.canary_share": 0.5,
     "promotion.canary_examples": 60,
-    "promotion.canary_margin": 0.9,
     "promotion.settle_s": 5.0,
     # Live is a minute old: its table and scores are small.
     "promotion.memory": 1_000.0,

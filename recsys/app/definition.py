@@ -63,7 +63,7 @@ class App:
     ``fields``: by name, under item, user and context; the first of users and of contexts is crossed with
     others. ``groups``: categorical item fields with counters of their own; none: the first two usual ones.
     ``repeats``: whether items that were seen may be shown again. ``shown``: when an item counts as shown.
-    ``window_s``: event time after which an item without engagement is a negative.
+    ``window_s``: event time after which a shown item without engagement is a negative.
     """
 
     name: str = "app"

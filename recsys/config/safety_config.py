@@ -15,7 +15,7 @@ class AccessConfig(Section):
     # keys: every call needs an API key or a user token. open: calls without one have ``open_scopes``.
     # auto: open where serve.host is a loopback address, otherwise keys.
     mode: str = choice("auto", "auto", "open", "keys")
-    # Host names that the API answers to, besides serve.host and this machine; "*.example.org"; "*": any.
+    # Host names that the API answers to, besides serve.host, localhost, addresses; "*.example.org"; "*": any.
     hosts: tuple[str, ...] = ()
     # Origins whose web pages may call the API, besides its own: https://app.example.org
     origins: tuple[str, ...] = ()
@@ -51,7 +51,7 @@ class DoorsConfig(Section):
 @dataclass(frozen=True)
 class DiskConfig(Section):
     section = "disk"
-    # GB that the state folder may have, and the shares of it; what one doesn't use, others may.
+    # GB that the state folder may have, and the shares of it; what the others don't use, the archive may.
     budget_gb: float = positive(20.0)
     archive: float = fraction(0.35)
     log: float = fraction(0.45)
@@ -76,9 +76,10 @@ class BoundsConfig(Section):
     # Items that an account may judge at once, and a day after that. Beyond it nothing counts.
     burst: int = bounded(1000, 1)
     daily: int = bounded(1000, 1)
-    # Kinds of engagement of an account with an item that count, besides views and dislikes.
+    # Kinds of engagement of an account with an item that count, besides view, long_view, skip and hide.
     kinds: int = bounded(2, 0)
-    # Judgements of an item from one network or API key: this many times its share of all judgements.
+    # Judgements of an item from one network or API key: this many times its share of those of all
+    # other items.
     source_ratio: float = bounded(3.0, 1)
     # Judgements of an item by new accounts, relative to those by established ones.
     new_ratio: float = bounded(3.0, 0)

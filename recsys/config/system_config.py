@@ -48,7 +48,7 @@ class SessionConfig(Section):
     section = "sessions"
     url: str = "embedded"  # embedded Valkey, or redis://host:port/db, or rediss://… with TLS
     cluster: bool = False  # url names a node of a Redis Cluster
-    history: int = bounded(20, 1, 200)  # newest engagements that the ranker reads
+    history: int = bounded(20, 1, 200)  # newest items of a viewer that the ranker reads
     seen: int = bounded(500, 0)  # items not shown again
     ttl_s: int = bounded(30 * 24 * 3600, 1)
 
@@ -56,7 +56,7 @@ class SessionConfig(Section):
 @dataclass(frozen=True)
 class JoinConfig(Section):
     section = "join"
-    # Event time after which an impression without an engagement is a negative.
+    # Event time after which a shown item without an engagement is a negative.
     window_s: float = positive(120.0)
     # How long after that an engagement still emits a correction.
     horizon_s: float = bounded(3600.0, 0)

@@ -1,1 +1,1 @@
-"""Work behind the commands that change or create data: downloads, offline training, deletion."""
+"""Work behind commands: import, change of the app, offline training, backup, checks, keys, deletion."""

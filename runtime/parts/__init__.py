@@ -1,1 +1,1 @@
-"""Part processes of the runtime: embedded services, Ray head, shards, Serve application, viewers."""
+"""Part processes of the runtime: embedded services, Ray head, shards, Serve application."""

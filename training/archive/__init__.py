@@ -1,1 +1,1 @@
-"""Archives the log as Parquet, reads it back, audits its features and recomputes them."""
+"""Archives the log as Parquet, reads it back, and names unreadable records."""

@@ -126,7 +126,7 @@ def config_of(state: Path, **rules: Any) -> Config:
     defaults: dict[str, Any] = {
         "share": 1.0, "block_examples": 32, "least_examples": 200, "auc_margin": 0.02,
         "loss_margin": 0.02, "recall_examples": 40, "recall_margin": 1.0, "canary_share": 0.5,
-        "canary_examples": 60, "canary_margin": 1.0, "settle_s": 2.0, "engagement_margin": 0.2,
+        "canary_examples": 60, "settle_s": 2.0, "engagement_margin": 0.2,
         "score_shift": 3.0, "score_spread": 20.0,
     }  # fmt: skip
     config = small_config(state)

@@ -28,7 +28,7 @@ ITEMS, USERS = 300, 20
 # to canary by hand, and these limits let it go on from there.
 OPEN_GATES = PromotionConfig(
     share=1.0, canary_examples=30, settle_s=3.0, loss_margin=10, auc_margin=1, segment_margin=10,
-    recall_margin=1, canary_margin=1, engagement_margin=1, score_shift=10, score_spread=100, latency=100,
+    recall_margin=1, engagement_margin=1, score_shift=10, score_spread=100, latency=100,
     concentration=100, degraded=1,
 )  # fmt: skip
 
